@@ -1,0 +1,29 @@
+"""Every test runs strictly: eight CPU devices, no silent promotion, shapes checked."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jaxtyping
+
+# Before the package is imported: every annotated shape is then checked at every call.
+jaxtyping.install_import_hook('uadjax', 'beartype.beartype')
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+SHARED = Path(__file__).resolve().parent.parent.parent / 'shared'
+
+
+@pytest.fixture(scope='session')
+def shared() -> Path:
+  """The folder of real images and weights beside the checkout."""
+  if not SHARED.is_dir():
+    pytest.skip('needs the real images and weights in ../shared, which is absent')
+  return SHARED

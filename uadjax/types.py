@@ -1,0 +1,128 @@
+"""The vocabulary that every room speaks: batches, scores, detectors, and the errors users can get.
+
+Letters used in shapes throughout: b batch, h w image or map, c channels, n images.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+import numpy as np
+
+Key = jax.Array  # A typed key of jax.random.key.
+Variables = Mapping[str, Any]  # A linen module's variable collections.
+Metrics = dict[str, jax.Array]
+Schedule = Callable[[Any], Any]  # Step -> learning rate, as optax has it.
+
+
+class Record(NamedTuple):
+  """One image of a dataset, as files.
+
+  Attributes:
+    path: the image.
+    defect: 'good', or the type of defect, which is the folder's name.
+    mask: ground truth, nonzero where defective; None where there is none.
+  """
+
+  path: Path
+  defect: str = 'good'
+  mask: Path | None = None
+
+  @property
+  def anomalous(self) -> bool:
+    """Whether the image shows a defect."""
+    return self.defect != 'good'
+
+
+class Batch(NamedTuple):
+  """Images at network size, as they enter a detector.
+
+  Attributes:
+    image: RGB pixels.
+    valid: False for rows that only fill the batch up; they must change nothing.
+    index: each row's position in its list of records, -1 where not valid.
+    features: what `Detector.prepare` made of these images, where it was kept; else None.
+  """
+
+  image: UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
+  valid: Bool[Array, ' b'] | Bool[np.ndarray, ' b']
+  index: Int[Array, ' b'] | Int[np.ndarray, ' b']
+  features: Any = None
+
+
+class Scores(NamedTuple):
+  """How anomalous images are: the larger, the more. Raw, neither normalized nor clamped."""
+
+  map: Float[Array, 'b h w']
+  image: Float[Array, ' b']
+
+
+class Spec(NamedTuple):
+  """What the maker of a detector is told about the run.
+
+  Attributes:
+    height: of the images at network size, in pixels.
+    width: likewise.
+    images: an upper bound on the number of images that will be folded in.
+    learning_rate: schedule for detectors that descend a gradient.
+  """
+
+  height: int
+  width: int
+  images: int = 0
+  learning_rate: Schedule = lambda step: 0.0
+
+
+class Detector(NamedTuple):
+  """Pure functions that together are an anomaly detector.
+
+  Attributes:
+    init: (key, backbone variables) -> State.
+    prepare: (State, Batch) -> features: the part of `update`'s work that does not depend on what
+      is being learned, so that `fit` may keep it for images that come again; None where there is
+      no such part.
+    update: (State, Batch) -> (State, metrics). Folds one batch of normal images in; jitted, State
+      donated.
+    validate: (State, Batch) -> metrics, weighted means over the valid rows of held-out normal
+      images; None for detectors that learn in one pass.
+    finish: State -> Fitted. Runs once; keeps what scoring needs and nothing more.
+    score: (Fitted, uint8 images [b h w 3]) -> Scores(map [b h w], image [b]). Pure; the only thing
+      exported.
+  """
+
+  init: Callable[[Key, Variables], Any]
+  prepare: Callable[[Any, Batch], Any] | None
+  update: Callable[[Any, Batch], tuple[Any, Metrics]]
+  validate: Callable[[Any, Batch], Metrics] | None
+  finish: Callable[[Any], Any]
+  score: Callable[[Any, UInt8[Array, 'b h w 3']], Scores]
+
+
+class UserError(Exception):
+  """Something that a user can cause and mend: shown as one message, never as a traceback."""
+
+
+class UnknownName(UserError):
+  """A name or key that is in no table."""
+
+
+class ConfigError(UserError):
+  """A configuration that cannot be carried out."""
+
+
+class DataError(UserError):
+  """Images, masks or folders that are missing or unreadable."""
+
+
+class WeightsError(UserError):
+  """Backbone weights that are missing, damaged, hostile or of the wrong shape."""
+
+
+class ModelError(UserError):
+  """A model directory or checkpoint that cannot be opened."""
+
+
+class Interrupted(UserError):
+  """The run was asked to stop; what it had reached is saved."""
