@@ -11,7 +11,7 @@ __version__ = '0.1.0'
 
 _PUBLIC: dict[str, str] = {}  # Name -> module that defines it.
 
-__all__ = ['__version__', *_PUBLIC]
+__all__ = ['__version__']  # pyright knows no others until there are any.
 
 
 def __getattr__(name: str) -> Any:

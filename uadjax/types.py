@@ -5,15 +5,16 @@ Letters used in shapes throughout: b batch, h w image or map, c channels, n imag
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
-Key = jax.Array  # A typed key of jax.random.key.
+Key: TypeAlias = jax.Array  # A typed key of jax.random.key.
 Variables = Mapping[str, Any]  # A linen module's variable collections.
 Metrics = dict[str, jax.Array]
+Config = Any  # An ml_collections.ConfigDict, whose fields no type checker can know.
 Schedule = Callable[[Any], Any]  # Step -> learning rate, as optax has it.
 
 
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
 
   image: UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
   valid: Bool[Array, ' b'] | Bool[np.ndarray, ' b']
-  index: Int[Array, ' b'] | Int[np.ndarray, ' b']
+  index: Int[Array, ' b'] | Int[np.ndarray, ' b']  # pyright: ignore[reportIncompatibleMethodOverride]
   features: Any = None
 
 

@@ -1,0 +1,58 @@
+"""STFPM with the paper's settings.
+
+Wang et al. 2021, arXiv 2103.04257, section 4.1. `python -m uadjax.main --config=configs/stfpm.py
+--config.data.root=DIR --config.data.category=NAME`. Measured results: experiments/README.md.
+
+Variants, after a colon (`--config=configs/stfpm.py:paddlex`):
+  paddlex: batches of one, 5000 steps, no ½, and the thresholding and opening of PaddleX.
+  quick: a minute on two cores, to see the machinery turn; the weights are random and the scores
+    worth nothing.
+"""
+
+import ml_collections
+
+from uadjax import config as defaults
+from uadjax.types import Config, UnknownName
+
+
+def get_config(arg: str = '') -> Config:
+  """The paper's settings, or a variant's."""
+  if arg and arg not in _VARIANTS:
+    raise UnknownName(f'Unknown variant {arg!r} of stfpm; choose from {sorted(_VARIANTS)}.')
+  config = defaults.base()
+  config.detector = ml_collections.ConfigDict(
+    {
+      'name': 'stfpm',
+      'layers': ('layer1', 'layer2', 'layer3'),
+      'momentum': 0.9,
+      'weight_decay': 1e-4,
+      'half': True,
+      'floor': 0.0,
+      'opening': 0,
+    }
+  )
+  config.fit.epochs = 100
+  config.fit.batch_size = 32
+  config.fit.learning_rate = 0.4  # Large, for the loss averages over positions of unit vectors.
+  if arg:
+    _VARIANTS[arg](config)
+  return config
+
+
+def _paddlex(config: Config) -> None:
+  config.fit.steps = 5000
+  config.fit.batch_size = 1
+  config.detector.half = False
+  config.detector.floor = 0.01
+  config.detector.opening = 4
+
+
+def _quick(config: Config) -> None:
+  config.data.ops = 'resize(96)'
+  config.backbone.weights = 'random'
+  config.fit.steps = 30
+  config.fit.batch_size = 8
+  config.fit.log_every = 5
+
+
+_VARIANTS = {'paddlex': _paddlex, 'quick': _quick}

@@ -1,0 +1,176 @@
+"""The backbones are torchvision's, and their weight gradient is the gradient."""
+
+import zlib
+
+import jax
+from jax import export, numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax import backbones
+from uadjax.backbones import conv, names, pretrained, resnet
+from uadjax.types import UnknownName
+
+STAGES = ('layer1', 'layer2', 'layer3')
+NAMES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2')
+
+
+def filled(name, shape):
+  """A tensor made from its name, as shared/weights/make_reference.py makes it."""
+  rng = np.random.default_rng(zlib.crc32(name.encode()))
+  if len(shape) == 4:
+    value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+  elif name.endswith('running_var'):
+    value = 1 + 0.2 * rng.random(shape)
+  elif name.endswith(('running_mean', 'bias')):
+    value = 0.1 * rng.standard_normal(shape)
+  else:
+    value = 1 + 0.1 * rng.standard_normal(shape)
+  return value.astype(np.float32)
+
+
+def relative(found, expected):
+  return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.fixture(scope='module')
+def reference(shared):
+  return np.load(shared / 'weights' / 'reference_activations.npz')
+
+
+def activations(module, variables):
+  x = np.random.default_rng(0).standard_normal((2, 3, 97, 75)).astype(np.float32)
+  found = jax.jit(module.apply)(variables, jnp.asarray(x.transpose(0, 2, 3, 1)))
+  return {stage: np.asarray(value).transpose(0, 3, 1, 2) for stage, value in found.items()}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize('name', NAMES)
+def test_stages_are_those_of_torchvision(name, reference, tmp_path):
+  module = backbones.build(name, STAGES)
+  tensors = {key: filled(key, shape) for key, (_, shape) in names.expected(module).items()}
+  np.savez(tmp_path / 'weights.npz', **tensors)
+  variables, _ = pretrained.load(str(tmp_path / 'weights.npz'), module)
+  found = activations(module, variables)
+  assert list(found) == list(STAGES)
+  for stage, value in found.items():
+    assert relative(value[:1], reference[f'{name}/{stage}']) < 1e-4, stage
+
+
+@pytest.mark.real
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_the_real_weights_compute_what_torchvision_computes(suffix, reference, shared):
+  module = backbones.build('resnet18', STAGES)
+  path = shared / 'weights' / f'resnet18_imagenet_bnfolded.{suffix}'
+  variables, _ = pretrained.load(str(path), module)
+  for stage, value in activations(module, variables).items():
+    assert relative(value, reference[f'imagenet18/{stage}']) < 1e-4, stage
+
+
+# Kernel, stride, channels in and out as the ResNets have them; even and odd maps.
+@pytest.mark.parametrize('size', [(8, 8), (7, 9), (1, 2)])
+@pytest.mark.parametrize(('kernel', 'stride'), [(7, 2), (3, 1), (3, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize(('inner', 'outer'), [(3, 5), (6, 4)])
+def test_the_weight_gradient_is_the_gradient(size, kernel, stride, inner, outer):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (2, *size, inner))
+  k = jax.random.normal(keys[1], (kernel, kernel, inner, outer))
+  plain, transpose = jax.vjp(lambda x, k: conv.conv(x, k, stride), x, k)
+  fast, fast_transpose = jax.jit(
+    lambda x, k: jax.vjp(lambda x, k: conv.learning_conv(x, k, stride), x, k)
+  )(x, k)
+  np.testing.assert_array_equal(fast, plain)
+  g = jax.random.normal(keys[2], plain.shape)
+  for found, expected in zip(fast_transpose(g), transpose(g), strict=True):
+    assert relative(np.asarray(found), np.asarray(expected)) < 1e-4
+
+
+@pytest.mark.parametrize('size', [(8, 8), (7, 9)])
+def test_the_gradient_of_pooling_is_the_gradient(size):
+  x = 0.1 + jax.random.uniform(jax.random.key(0), (2, *size, 3))
+  plain, transpose = jax.vjp(conv.max_pool, x)
+  fast, fast_transpose = jax.vjp(conv.learning_max_pool, x)
+  np.testing.assert_array_equal(fast, plain)
+  g = jax.random.normal(jax.random.key(1), plain.shape)
+  np.testing.assert_allclose(fast_transpose(g)[0], transpose(g)[0], atol=1e-6)
+
+
+def test_only_a_cpu_gets_the_rewritten_gradient():
+  def gradient(x, k):
+    return jax.grad(lambda k: jnp.sum(conv.learning_conv(x, k)))(k)
+
+  x, k = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+  for platform, rewritten in (('cpu', True), ('cuda', False)):
+    text = export.export(jax.jit(gradient), platforms=[platform])(x, k).mlir_module()
+    assert ('dot_general' in text) == rewritten, platform
+
+
+def test_inference_is_ordinary_convolutions_with_a_symbolic_batch():
+  module = backbones.build('resnet18', ('layer1',))
+  variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  (batch,) = export.symbolic_shape('b')
+  images = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float32)
+  assert 'custom_vjp' not in str(jax.make_jaxpr(module.apply)(variables, jnp.ones((1, 32, 32, 3))))
+  exported = export.export(jax.jit(module.apply))(variables, images)
+  assert exported.mlir_module().count('stablehlo.convolution') == 5
+  assert str(exported.out_avals[0].shape) == '(b, 8, 8, 64)'
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
+def test_nothing_after_the_last_stage_has_parameters(name):
+  shapes = {}
+  for last, stage in enumerate(resnet.STAGES, 1):
+    module = backbones.build(name, (stage,))
+    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    rooms = {key.split('_')[0] for key in variables['params']}
+    assert rooms == {'conv1', 'bn1', *resnet.STAGES[:last]}
+    images = jax.ShapeDtypeStruct((1, 65, 32, 3), jnp.float32)
+    shapes |= {k: x.shape for k, x in jax.eval_shape(module.apply, variables, images).items()}
+  channels = 64 if name == 'resnet18' else 256
+  assert shapes == {
+    'layer1': (1, 17, 8, channels),
+    'layer2': (1, 9, 4, 2 * channels),
+    'layer3': (1, 5, 2, 4 * channels),
+    'layer4': (1, 3, 1, 8 * channels),
+  }
+
+
+def test_training_moves_the_statistics_and_has_gradients_everywhere():
+  module = backbones.build('resnet18', ('layer1',))
+  images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+  variables = module.init(jax.random.key(0), images)
+
+  @jax.jit
+  def step(variables):
+    def loss(params):
+      out, moved = module.apply(
+        {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
+      )
+      return (out['layer1'] ** 2).mean(), moved['batch_stats']
+
+    return jax.grad(loss, has_aux=True)(variables['params'])
+
+  gradient, statistics = step(variables)
+  assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
+  before = jax.tree.leaves(variables['batch_stats'])
+  for a, b in zip(before, jax.tree.leaves(statistics), strict=True):
+    assert not np.allclose(a, b)
+
+
+def test_normalize_is_imagenets():
+  pixels = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
+  expected = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+  np.testing.assert_allclose(backbones.normalize(jnp.asarray(pixels)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('name', 'stages', 'choices'),
+  [
+    ('resnet19', ('layer1',), 'wide_resnet50_2'),
+    ('resnet18', ('layer1', 'layer5'), 'layer4'),
+    ('resnet18', (), 'layer1'),
+  ],
+)
+def test_unknown_names_list_the_choices(name, stages, choices):
+  with pytest.raises(UnknownName, match=choices):
+    backbones.build(name, stages)

@@ -1,0 +1,96 @@
+import json
+import pathlib
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax import bundle, calibrate, config as configs
+from uadjax.backbones import pretrained
+from uadjax.types import ModelError, Spec
+
+LIMITS = calibrate.Limits(image=0.5, pixel=0.25, budget=0.01, normals=21, expected=1 / 22)
+WEIGHTS = pretrained.Provenance('resnet18', 'random', '')
+
+
+@pytest.fixture(scope='module')
+def config():
+  file = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'stfpm.py'
+  return configs.load(str(file), [('detector.layers', 'layer1'), ('data.ops', 'resize(32)')])
+
+
+@pytest.fixture(scope='module')
+def fitted(config):
+  backbone, detector = bundle.assemble(config, Spec(32, 32))
+  variables = backbone.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+  return detector.finish(detector.init(jax.random.key(2), variables))
+
+
+@pytest.fixture
+def directory(tmp_path, config, fitted):
+  return bundle.save(tmp_path / 'model', config, fitted, LIMITS, WEIGHTS)
+
+
+def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
+  model = bundle.load(directory)
+  assert model.name == 'STFPM'
+  assert model.limits == LIMITS
+  assert model.weights == WEIGHTS
+  assert configs.plain(model.config) == configs.plain(config)
+  assert jax.tree.structure(model.fitted) == jax.tree.structure(fitted)
+  jax.tree.map(np.testing.assert_array_equal, model.fitted, fitted)
+
+
+def test_a_loaded_model_scores_as_the_fitted_one(directory, config, fitted):
+  _, detector = bundle.assemble(config, Spec(32, 32))
+  model = bundle.load(directory)
+  images = jax.random.randint(jax.random.key(3), (2, 32, 32, 3), 0, 256).astype(jnp.uint8)
+  before, after = jax.jit(detector.score)(fitted, images), model.score(model.fitted, images)
+  np.testing.assert_array_equal(before.map, after.map)
+
+
+def test_there_is_no_pickle_in_it(directory):
+  assert sorted(p.name for p in directory.iterdir()) == ['fitted.safetensors', 'manifest.json']
+
+
+def test_an_old_model_is_replaced_whole(directory, config, fitted):
+  bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), WEIGHTS)
+  assert bundle.load(directory).limits.image == 0.75
+  assert [p.name for p in directory.parent.iterdir()] == ['model']
+
+
+def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError('No space left on device')
+
+  monkeypatch.setattr(bundle.json, 'dumps', full)
+  with pytest.raises(OSError, match='No space'):
+    bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), WEIGHTS)
+  monkeypatch.undo()
+  assert bundle.load(directory).limits.image == 0.5
+  assert [p.name for p in directory.parent.iterdir()] == ['model']
+
+
+def _change_manifest(directory, **fields):
+  path = directory / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  path.write_text(json.dumps({k: v for k, v in (manifest | fields).items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+  ('harm', 'words'),
+  [
+    (lambda d: (d / 'manifest.json').unlink(), 'is no model directory'),
+    (lambda d: (d / 'manifest.json').write_text('{'), 'cannot be read'),
+    (lambda d: (d / 'manifest.json').write_text('[]'), 'cannot be read'),
+    (lambda d: _change_manifest(d, format=99), 'format 99'),
+    (lambda d: _change_manifest(d, thresholds=None), "lacks 'thresholds'"),
+    (lambda d: (d / 'fitted.safetensors').unlink(), 'cannot be read'),
+    (lambda d: (d / 'fitted.safetensors').write_bytes(b'harm'), 'is damaged'),
+  ],
+)
+def test_a_harmed_model_gets_one_clear_error(directory, harm, words):
+  harm(directory)
+  with pytest.raises(ModelError, match=words):
+    bundle.load(directory)

@@ -1,0 +1,101 @@
+import contextlib
+from pathlib import Path
+
+from hypothesis import given, strategies as st
+import pytest
+import yaml
+
+from uadjax import config as configs
+from uadjax.types import ConfigError, UnknownName
+
+STFPM = str(Path(__file__).resolve().parent.parent / 'configs' / 'stfpm.py')
+
+
+@pytest.mark.parametrize('variant', ['', ':paddlex', ':quick'])
+def test_a_saved_config_says_the_same_when_passed_back(variant, tmp_path):
+  config = configs.load(STFPM + variant, [('fit.eval_every', '7'), ('data.root', 'a:b=c')])
+  saved = tmp_path / 'config.yaml'
+  saved.write_text(configs.to_yaml(config))
+  assert configs.plain(configs.load(str(saved))) == configs.plain(config)
+
+
+@pytest.mark.parametrize(
+  ('key', 'text', 'value'),
+  [
+    ('fit.steps', '1e3', 1000),
+    ('fit.steps', 'None', None),
+    ('fit.learning_rate', '1e-2', 0.01),
+    ('evaluate.do_eval', 'False', False),
+    ('detector.layers', 'layer1,layer3', ('layer1', 'layer3')),
+    ('detector.layers', "('layer2',)", ('layer2',)),
+    ('data.category', '3', '3'),
+    ('data.category', 'None', 'None'),
+  ],
+)
+def test_text_becomes_the_type_of_the_key(key, text, value):
+  section, name = key.split('.')
+  assert configs.load(STFPM, [(key, text)])[section][name] == value
+
+
+@pytest.mark.parametrize(
+  ('key', 'text', 'words'),
+  [
+    ('fit.step', '3', ("'fit.step'", "'fit.steps'")),
+    ('dat.root', 'x', ("'dat.root'", "'data.root'")),
+    ('data.root.x', 'y', ("'data.root.x'", "'data.root'")),
+    ('fit', '3', ("'fit' is a section", 'fit.steps')),
+    ('fit.steps', '1.5', ('fit.steps', 'a whole number', "'1.5'")),
+    ('evaluate.do_eval', 'maybe', ('true or false', "'maybe'")),
+    ('fit.learning_rate', '__import__("os")', ('a number',)),
+  ],
+)
+def test_a_wrong_override_gets_one_clear_error(key, text, words):
+  with pytest.raises(ConfigError) as error:
+    configs.load(STFPM, [(key, text)])
+  assert all(word in str(error.value) for word in words), error.value
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_override_whatsoever_escapes_as_another_exception(key, text):
+  with contextlib.suppress(ConfigError):
+    configs.load(STFPM, [(key, text), ('fit.steps', text), ('detector.layers', text)])
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('fit: {epochs: 3', 'is no YAML'),
+    ('- 1\n- 2', 'holds no configuration'),
+    ('seed: 3', 'lacks'),
+  ],
+)
+def test_a_wrong_yaml_gets_one_clear_error(text, words, tmp_path):
+  file = tmp_path / 'config.yaml'
+  file.write_text(text)
+  with pytest.raises(ConfigError, match=words):
+    configs.load(str(file))
+
+
+def test_yaml_runs_no_python(tmp_path):
+  values = yaml.safe_load(configs.to_yaml(configs.load(STFPM)))
+  file = tmp_path / 'config.yaml'
+  file.write_text(yaml.safe_dump(values) + 'evil: !!python/object/apply:os.system ["false"]\n')
+  with pytest.raises(ConfigError, match='no YAML'):
+    configs.load(str(file))
+
+
+def test_an_unknown_variant_lists_the_variants():
+  with pytest.raises(UnknownName, match=r"\['paddlex', 'quick'\]"):
+    configs.load(STFPM + ':padlex')
+
+
+def test_a_missing_file_is_named():
+  with pytest.raises(ConfigError, match=r'nowhere\.py'):
+    configs.load('nowhere.py')
+
+
+def test_overrides_are_taken_out_of_the_arguments():
+  argv = ['--config=a.py', '--config.x.y=1=2', '--workdir', 'w', '--config.z', '3', '--config.flag']
+  overrides, rest = configs.split_overrides(argv)
+  assert overrides == [('x.y', '1=2'), ('z', '3'), ('flag', 'true')]
+  assert rest == ['--config=a.py', '--workdir', 'w']

@@ -1,0 +1,189 @@
+"""The loop with a detector small enough to follow by hand: the mean of all pixels."""
+
+import threading
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from uadjax import checkpoint, fit, sharding
+from uadjax.types import Batch, ConfigError, Detector, Interrupted, Scores
+
+
+class State(NamedTuple):
+  total: jax.Array
+
+
+def summing(losses=None):
+  """Adds batches up; its held-out loss, where it has one, is `losses[steps taken]`."""
+
+  def update(state, batch):
+    total = state.total + jnp.sum(batch.image.astype(jnp.float32), where=batch.valid[:, None])
+    return State(total), {'loss': total}
+
+  def validate(state, batch):
+    return {'loss': jnp.asarray(losses)[state.total.astype(jnp.int32)]}
+
+  return Detector(
+    init=lambda key, variables: State(jnp.zeros(())),
+    prepare=None,
+    update=update,
+    validate=None if losses is None else validate,
+    finish=lambda state: state,
+    score=lambda fitted, images: Scores(jnp.zeros((1, 1, 1)), jnp.zeros(1)),
+  )
+
+
+def ones(n):
+  return Batch(np.ones((n, 1), np.uint8), np.ones(n, bool), np.arange(n, dtype=np.int32))
+
+
+def looped(detector, steps, hooks, state=None, start=0):
+  state = detector.init(jax.random.key(0), {}) if state is None else state
+  batches = iter(lambda: ones(1), None)
+  return fit.run(detector.update, state, batches, range(start + 1, steps + 1), hooks)
+
+
+def test_the_loop_eats_as_many_batches_as_steps():
+  eaten = iter([ones(1)] * 5)
+  detector = summing()
+  state = fit.run(detector.update, State(jnp.zeros(())), eaten, range(3), [])
+  assert state.total == 3
+  assert len(list(eaten)) == 2
+
+
+def test_hooks_see_every_step_with_its_state():
+  seen = []
+  looped(summing(), 3, [lambda step, state, metrics: seen.append((step, float(state.total)))])
+  assert seen == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
+  detector = summing(losses=[9.0, 5.0, 2.0, 4.0, 1.0, 3.0])
+  judge, best_yet = fit.choosing(detector, [ones(2), ones(1)], every=1, total=5, best=None)
+  looped(detector, 5, [judge])
+  best = best_yet()
+  assert (best.step, best.loss, float(best.state.total)) == (4, 1.0, 4.0)
+
+
+def test_the_last_step_is_judged_whatever_the_cadence():
+  detector = summing(losses=[9.0, 5.0, 2.0])
+  judge, best_yet = fit.choosing(detector, [ones(1)], every=100, total=2, best=None)
+  looped(detector, 2, [judge])
+  assert best_yet().step == 2
+
+
+def test_a_diverged_loss_is_one_clear_error():
+  detector = summing(losses=[0.0, float('nan')])
+  judge, _ = fit.choosing(detector, [ones(1)], every=1, total=1, best=None)
+  with pytest.raises(ConfigError, match=r'nan at step 1.*fit\.learning_rate'):
+    looped(detector, 1, [judge])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'images', 'steps'),
+  [
+    ({'epochs': 100, 'batch_size': 32}, 167, 521),
+    ({'epochs': 1, 'batch_size': 32}, 5, 1),
+    ({'epochs': 9, 'batch_size': 32, 'steps': 7}, 167, 7),
+    ({'epochs': 2, 'batch_size': 8}, 12, 3),
+  ],
+)
+def test_steps_are_epochs_of_full_batches(fields, images, steps):
+  options = ml_collections.ConfigDict({'steps': None, **fields})
+  assert fit.total_steps(options, images) == steps
+
+
+def test_warm_up_is_linear_then_constant():
+  rate = fit.schedule(ml_collections.ConfigDict({'warmup_steps': 4, 'learning_rate': 0.4}))
+  np.testing.assert_allclose(
+    [rate(s) for s in (0, 1, 2, 4, 99)], [0, 0.1, 0.2, 0.4, 0.4], rtol=1e-6
+  )
+
+
+def test_batches_are_placed_one_ahead():
+  placed = []
+
+  def place(batch):
+    placed.append(batch)
+    return batch
+
+  stream = fit.ahead(iter(range(4)), place)
+  assert next(stream) == 0
+  assert placed == [0, 1]
+  assert list(stream) == [1, 2, 3]
+
+
+@pytest.fixture
+def managers(tmp_path):
+  with (
+    checkpoint.manager(tmp_path, 'rolling') as rolling,
+    checkpoint.manager(tmp_path, 'best') as keeper,
+  ):
+    yield tmp_path, rolling, keeper
+
+
+def saved(detector, managers, steps, every_s, stop=None, state=None, start=0, best=None):
+  _, rolling, keeper = managers
+  judge, best_yet = fit.choosing(detector, [ones(1)], 1, steps, best)
+  hook = fit.saving(rolling, keeper, best_yet, every_s, steps, stop or threading.Event())
+  looped(detector, steps, [judge, hook], state, start)
+  return best_yet()
+
+
+def test_the_last_five_steps_and_the_best_are_kept(managers):
+  losses = np.array([9, 8, 1, *range(2, 20)], np.float32)
+  saved(summing(losses), managers, 9, every_s=0.0)
+  assert checkpoint.steps(managers[0], 'rolling') == [5, 6, 7, 8, 9]
+  assert checkpoint.steps(managers[0], 'best') == [2]
+
+
+def test_a_short_run_writes_only_its_end(managers):
+  saved(summing([3.0, 2.0, 1.0, 0.0]), managers, 3, every_s=60.0)
+  assert checkpoint.steps(managers[0], 'rolling') == [3]
+
+
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(managers):
+  stop = threading.Event()
+  stop.set()
+  with pytest.raises(Interrupted, match=r'step 1/5.*fit\.resume=latest'):
+    saved(summing([3.0] * 9), managers, 5, every_s=60.0, stop=stop)
+  assert checkpoint.steps(managers[0], 'rolling') == [1]
+
+
+@pytest.mark.parametrize('cut', [1, 2, 3, 4, 5])
+def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
+  losses = [9.0, 5.0, 2.0, 4.0, 1.0, 3.0, 6.0]
+  detector = summing(losses)
+  straight = saved(detector, managers, 6, every_s=0.0)
+  _, rolling, keeper = managers
+  start, state, best = fit.resume(str(cut + 1), rolling, keeper, State(jnp.zeros(())))
+  assert start == cut + 1
+  assert best is None or best.step <= start
+  again = saved(detector, managers, 6, 0.0, state=state, start=start, best=best)
+  assert (again.step, again.loss) == (straight.step, straight.loss)
+  assert again.state.total == straight.state.total
+
+
+@pytest.mark.parametrize(
+  ('choice', 'words'),
+  [('last', "'latest' or a step, got 'last'"), ('latest', 'holds no checkpoint')],
+)
+def test_what_cannot_be_resumed_is_named(managers, choice, words):
+  _, rolling, keeper = managers
+  with pytest.raises(ConfigError, match=words):
+    fit.resume(choice, rolling, keeper, State(jnp.zeros(())))
+
+
+def test_the_initial_state_is_its_own_to_be_donated():
+  variables = {'params': {'w': jnp.ones(3)}}
+  detector = summing()._replace(init=lambda key, v: v)
+  mesh = sharding.make_mesh('cpu', 1, 1)
+  state = fit.initial(detector, variables, 0, mesh)
+  jax.block_until_ready(
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+  )
+  assert variables['params']['w'].sum() == 3

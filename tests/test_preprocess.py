@@ -1,0 +1,300 @@
+"""Laws of the one pixel path."""
+
+import io
+from pathlib import Path
+import threading
+import warnings
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+from PIL import Image, ImageOps
+import pytest
+
+from uadjax.data import preprocess
+from uadjax.types import ConfigError, DataError
+
+RGB = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
+GRAY = RGB[..., 0]
+
+
+def saved(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def gray3(gray: np.ndarray) -> np.ndarray:
+  return np.stack([gray] * 3, axis=-1)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'BMP', 'TIFF', 'WEBP'])
+def test_lossless_files_keep_their_pixels(kind, tmp_path):
+  options = {'lossless': True} if kind == 'WEBP' else {}
+  path = tmp_path / 'image'
+  path.write_bytes(saved(Image.fromarray(RGB), kind, **options))
+  np.testing.assert_array_equal(preprocess.decode(path), RGB)
+  np.testing.assert_array_equal(preprocess.decode(str(path)), RGB)
+  np.testing.assert_array_equal(preprocess.decode(path.read_bytes()), RGB)
+  with path.open('rb') as file:
+    np.testing.assert_array_equal(preprocess.decode(file), RGB)
+  assert preprocess.image_size(path) == (23, 31)
+
+
+def test_every_kind_of_gray_means_the_same():
+  deep = GRAY.astype(np.uint16) * 257
+  for content in (
+    saved(Image.fromarray(GRAY)),
+    saved(Image.fromarray(deep)),
+    saved(Image.fromarray(deep), 'TIFF'),
+    saved(Image.fromarray(deep.astype('>u2')), 'TIFF'),
+    saved(Image.fromarray(deep.astype(np.int32)), 'TIFF'),
+    saved(Image.fromarray(GRAY.astype(np.float32) / 255), 'TIFF'),
+  ):
+    np.testing.assert_array_equal(preprocess.decode(content), gray3(GRAY))
+
+
+def test_16_bits_are_rounded():
+  deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+  expected = np.round(deep / 257).astype(np.uint8)
+  np.testing.assert_array_equal(preprocess.decode(saved(Image.fromarray(deep)))[..., 1], expected)
+
+
+def test_one_bit_and_palettes():
+  np.testing.assert_array_equal(
+    preprocess.decode(saved(Image.fromarray(GRAY > 99))), gray3(np.uint8(255) * (GRAY > 99))
+  )
+  few = (RGB // 128) * 255
+  palette = Image.fromarray(few).quantize(8, dither=Image.Dither.NONE)
+  np.testing.assert_array_equal(preprocess.decode(saved(palette)), few)
+  np.testing.assert_array_equal(preprocess.decode(saved(palette, transparency=b'\0\x80')), few)
+  np.testing.assert_array_equal(preprocess.decode(saved(palette, transparency=3)), few)
+
+
+def test_alpha_is_dropped():
+  alpha = np.concatenate([RGB, GRAY[..., None]], axis=-1)
+  np.testing.assert_array_equal(preprocess.decode(saved(Image.fromarray(alpha))), RGB)
+  shade = Image.merge('LA', [Image.fromarray(GRAY), Image.fromarray(RGB[..., 1])])
+  np.testing.assert_array_equal(preprocess.decode(saved(shade)), gray3(GRAY))
+  np.testing.assert_array_equal(
+    preprocess.decode(saved(Image.fromarray(RGB), transparency=(1, 2, 3))), RGB
+  )
+
+
+def test_cmyk_jpeg_shows_its_colors():
+  color = np.zeros((16, 16, 3), np.uint8) + np.array([200, 40, 90], np.uint8)
+  inks = Image.fromarray(color).convert('CMYK')
+  plain = saved(inks, 'JPEG', quality=98)  # Pillow writes Adobe's marker and inverts.
+  assert b'Adobe' in plain
+  np.testing.assert_allclose(preprocess.decode(plain).astype(int), color, atol=4)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_turns_image_mask_and_size(kind, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  smooth = np.indices((24, 40)).sum(0).astype(np.uint8) * 3
+  content = saved(Image.fromarray(smooth), kind, exif=exif)
+  expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert('RGB'))
+  decoded = preprocess.decode(content)
+  np.testing.assert_array_equal(decoded, expected)
+  np.testing.assert_array_equal(preprocess.read_mask(content, 99), expected.max(-1) > 99)
+  assert preprocess.image_size(content) == decoded.shape[:2]
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP'])
+def test_damaged_files_are_named(kind, tmp_path):
+  content = saved(Image.fromarray(np.repeat(RGB, 9, axis=0)), kind)
+  for length in (0, 7, len(content) // 2):
+    path = tmp_path / f'part.{kind.lower()}'
+    path.write_bytes(content[:length])
+    with pytest.raises(DataError, match=r'Cannot read .*part\.\w+: .+\.$'):
+      preprocess.decode(path)
+
+
+def test_other_unreadable_things(tmp_path):
+  text = tmp_path / 'notes.png'
+  text.write_text('%!PS not an image')
+  for path in (text, tmp_path / 'absent.png', tmp_path):
+    for read in (preprocess.decode, preprocess.image_size, preprocess.read_mask, preprocess.check):
+      with pytest.raises(DataError, match=path.name):
+        read(path)
+  with pytest.raises(DataError, match=r'floats reach from 0 to 7'):
+    preprocess.decode(saved(Image.fromarray(np.array([[0.0, 7.0]], np.float32)), 'TIFF'))
+  with pytest.raises(DataError, match='not 8 or 16 bit'):
+    preprocess.decode(saved(Image.fromarray(np.array([[0, 70000]], np.int32)), 'TIFF'))
+  with pytest.raises(DataError, match='floats'):
+    preprocess.decode(saved(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), 'TIFF'))
+
+
+def test_bombs_are_refused_and_large_pictures_are_silent(monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+  assert preprocess.decode(saved(Image.fromarray(RGB))).shape == (23, 31, 3)
+  with pytest.raises(DataError, match='bomb'):
+    preprocess.decode(saved(Image.fromarray(np.repeat(RGB, 2, axis=0))))
+
+
+def test_silence_survives_threads(monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+  before = list(warnings.filters)
+  content, failures = saved(Image.fromarray(RGB)), []
+
+  def work():
+    try:
+      for _ in range(50):
+        preprocess.decode(content)
+    except DataError as error:
+      failures.append(error)
+
+  threads = [threading.Thread(target=work) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not failures
+  assert list(warnings.filters) == before
+
+
+def test_masks_are_raw():
+  few = GRAY // 64
+  palette = Image.fromarray(few, 'L').convert('P')
+  palette.putpalette([9, 9, 9, 0, 0, 0, 255, 0, 0, 0, 0, 255])
+  for image in (
+    Image.fromarray(few),
+    palette,
+    Image.fromarray(few.astype(np.uint16)),
+    Image.fromarray(gray3(few)),
+    Image.merge('LA', [Image.fromarray(few), Image.fromarray(GRAY)]),
+  ):
+    for threshold in (0, 1, 2):
+      np.testing.assert_array_equal(preprocess.read_mask(saved(image), threshold), few > threshold)
+  np.testing.assert_array_equal(
+    preprocess.read_mask(saved(Image.fromarray(GRAY > 99)), 128), GRAY > 99
+  )
+
+
+@pytest.mark.parametrize('text', ['resize(31)', 'resize(23, 31)', ' keep_ratio( 23 ,31 )'])
+def test_ops_parse_and_print(text):
+  ops = preprocess.parse(text)
+  assert preprocess.parse(str(ops)) == ops
+  assert preprocess.parse('resize(256)|center_crop(224, 200)').width == 200
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '', 'resize', 'resize()', 'resize(0)', 'resize(2, 0)', 'resize(-1)', 'resize(1.5)', 'blur(3)',
+    'resize(8)|', 'resize(8);1', 'resize(8, 8, 8)', "__import__('os')", 'resize(8)|center_crop(9)',
+  ],
+)  # fmt: skip
+def test_bad_ops_are_refused(text):
+  with pytest.raises(ConfigError) as error:
+    preprocess.parse(text)
+  assert repr(text) in str(error.value)
+
+
+def test_apply_is_the_identity_at_network_size():
+  for text in ('resize(23, 31)', 'keep_ratio(23, 31)', 'center_crop(23, 31)'):
+    np.testing.assert_array_equal(preprocess.parse(text).apply(RGB), RGB)
+  np.testing.assert_array_equal(preprocess.parse('center_crop(20)').apply(RGB), RGB[1:21, 5:25])
+  with pytest.raises(DataError, match='Cannot crop 24 x 24 from an image of 23 x 31'):
+    preprocess.parse('center_crop(24)').apply(RGB)
+
+
+@pytest.mark.parametrize('size', [(23, 31), (300, 201), (64, 64)])
+def test_apply_is_resize_then_crop(size):
+  image = np.asarray(Image.fromarray(RGB).resize(size[::-1]))
+  whole = np.asarray(Image.fromarray(image).resize((48, 64), Image.Resampling.BILINEAR))
+  ops = preprocess.parse('resize(64, 48)|center_crop(41, 36)')
+  np.testing.assert_allclose(ops.apply(image).astype(int), whole[11:52, 6:42], atol=1)
+
+
+def triangle(signal: np.ndarray, low: float, high: float, n: int) -> np.ndarray:
+  """Bilinear resampling of [low, high) to n samples along the first axis, in one slow loop."""
+  scale = (high - low) / n
+  support = max(scale, 1.0)
+  out = []
+  for i in range(n):
+    center = low + (i + 0.5) * scale
+    weights = np.maximum(1 - abs(np.arange(len(signal)) + 0.5 - center) / support, 0)
+    out.append(np.tensordot(weights / weights.sum(), signal, axes=1))
+  return np.stack(out)
+
+
+@pytest.mark.parametrize(
+  ('text', 'box'),
+  [
+    ('resize(16, 12)', (0, 23, 0, 31)),
+    ('resize(40, 50)', (0, 23, 0, 31)),
+    ('keep_ratio(16)', (0, 23, 4, 27)),
+    ('keep_ratio(10, 20)', (3.75, 19.25, 0, 31)),
+    ('resize(46, 62)|center_crop(40)', (1.5, 21.5, 5.5, 25.5)),
+  ],
+)
+def test_apply_is_the_triangle_filter(text, box):
+  ops = preprocess.parse(text)
+  rows = triangle(RGB.astype(float), box[0], box[1], ops.height)
+  expected = triangle(rows.swapaxes(0, 1), box[2], box[3], ops.width).swapaxes(0, 1)
+  np.testing.assert_allclose(ops.apply(RGB), expected, atol=1.01)  # Pillow rounds twice.
+
+
+CHAINS = [
+  'resize(32)',
+  'resize(32)|center_crop(24)',
+  'keep_ratio(32, 27)',
+  'keep_ratio(40)|center_crop(31)',
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CHAINS), st.integers(1, 90), st.integers(1, 90))
+def test_a_constant_map_comes_back_constant(text, h, w):
+  ops = preprocess.parse(text)
+  restored = ops.restore(np.full((ops.height, ops.width), 0.7, np.float32), h, w)
+  assert restored.map.shape == restored.seen.shape == (h, w)
+  np.testing.assert_allclose(restored.map, 0.7, rtol=1e-6)
+  if text == 'resize(32)':
+    assert restored.seen.all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CHAINS), st.integers(20, 90), st.integers(20, 90))
+def test_restore_is_bilinear_at_the_original_pixels(text, h, w):
+  ops = preprocess.parse(text)
+  values = np.random.default_rng(h * w).random((ops.height, ops.width), np.float32)
+  frame, restored = ops.frame(h, w), ops.restore(values, h, w)
+  down = (frame.bottom - frame.top) / ops.height
+  right = (frame.right - frame.left) / ops.width
+  y = (np.arange(h) + 0.5 - frame.top) / down
+  x = (np.arange(w) + 0.5 - frame.left) / right
+  rows, columns = (y > -1e-9) & (y < ops.height), (x > -1e-9) & (x < ops.width)
+  np.testing.assert_array_equal(restored.seen, np.outer(rows, columns))
+  np.testing.assert_array_equal(restored.map[~restored.seen], values.min())
+  if down < 1 or right < 1:
+    return  # Shrinking is antialiased; the other laws hold there.
+  tall = [np.interp(y[rows], np.arange(ops.height) + 0.5, column) for column in values.T]
+  wide = [np.interp(x[columns], np.arange(ops.width) + 0.5, row) for row in np.transpose(tall)]
+  np.testing.assert_allclose(restored.map[np.ix_(rows, columns)], wide, atol=1e-5)
+
+
+@pytest.mark.parametrize('text', ['resize(64)', 'resize(73)|center_crop(64)', 'keep_ratio(64)'])
+@pytest.mark.parametrize('size', [(151, 97), (64, 200), (333, 301)])
+def test_a_blob_comes_back_where_it_was(text, size):
+  ops = preprocess.parse(text)
+  y, x = size[0] * 0.45, size[1] * 0.58
+  rows, columns = np.indices(size) + 0.5
+  blob = np.exp(-(((rows - y) / 9) ** 2) - ((columns - x) / 9) ** 2)
+  seen = ops.apply(gray3(np.round(blob * 255).astype(np.uint8)))[..., 0]
+  restored = ops.restore(seen.astype(np.float32), *size).map.astype(float)
+  assert abs((restored * rows).sum() / restored.sum() - y) < 1
+  assert abs((restored * columns).sum() / restored.sum() - x) < 1
+
+
+@pytest.mark.real
+def test_real_images_decode_as_pillow_reads_them(shared: Path):
+  path = shared / 'data/mvtec_ad/screw/train/good/000.png'
+  decoded = preprocess.decode(path)
+  np.testing.assert_array_equal(decoded, np.asarray(Image.open(path).convert('RGB')))
+  mask = next((shared / 'data/mvtec_ad/bottle/ground_truth').rglob('*.png'))
+  assert 0 < preprocess.read_mask(mask).mean() < 0.5

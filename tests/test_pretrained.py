@@ -1,0 +1,556 @@
+"""Weights load from what the real tools write, and anything else is one clear error."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import io
+import pathlib
+import pickle
+import struct
+import threading
+import zipfile
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from uadjax import backbones
+from uadjax.backbones import download, names, pretrained, readers
+from uadjax.types import WeightsError
+
+MODULE = backbones.build('resnet18', ('layer1',))
+
+
+# A writer of torch.save's files, byte for byte where it matters (compared with torch 2.13 by hand).
+
+
+class Named:
+  """A global of torch, by name alone: pickled as GLOBAL, as torch's own would be."""
+
+  def __init__(self, name: str):
+    self.module, _, self.name = name.rpartition('.')
+
+
+class Call:
+  """A REDUCE, with an optional BUILD."""
+
+  def __init__(self, name: str, arguments: tuple, state: object = None):
+    self.name, self.arguments, self.state = Named(name), arguments, state
+
+
+class Stored:
+  """A persistent id of a storage."""
+
+  def __init__(self, key: str, numbers: np.ndarray, kind: str = 'FloatStorage'):
+    self.key, self.numbers, self.kind = key, numbers, kind
+
+
+class Writer:
+  """Pickles plain data, Named, Call and Stored with protocol 2."""
+
+  def __init__(self, legacy: bool = False):
+    self.legacy, self.storages = legacy, {}
+
+  def dumps(self, value) -> bytes:
+    return b'\x80\x02' + self.dump(value) + b'.'
+
+  def dump(self, value) -> bytes:
+    match value:
+      case Named():
+        return f'c{value.module}\n{value.name}\n'.encode()
+      case Call():
+        state = b'' if value.state is None else self.dump(value.state) + b'b'
+        return self.dump(value.name) + self.dump(value.arguments) + b'R' + state
+      case Stored():
+        self.storages[value.key] = value.numbers
+        tail = (None,) if self.legacy else ()
+        kind = Named(f'torch.{value.kind}')
+        return self.dump(('storage', kind, value.key, 'cpu', value.numbers.size, *tail)) + b'Q'
+      case tuple():
+        return b'(' + b''.join(map(self.dump, value)) + b't'
+      case dict():
+        items = [self.dump(k) + self.dump(v) for k, v in value.items()]
+        return b'}(' + b''.join(items) + b'u'
+      case _:
+        return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor(stored, shape, strides=None, offset=0):
+  strides = strides or tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+  ordered = Call('collections.OrderedDict', ())
+  return Call('torch._utils._rebuild_tensor_v2', (stored, offset, shape, strides, False, ordered))
+
+
+def state_dict(tensors):
+  return {name: tensor(Stored(str(i), x), x.shape) for i, (name, x) in enumerate(tensors.items())}
+
+
+def torch_zip(content, compression=zipfile.ZIP_STORED) -> bytes:
+  writer, out = Writer(), io.BytesIO()
+  pickled = writer.dumps(content)
+  with zipfile.ZipFile(out, 'w', compression) as archive:
+    archive.writestr('archive/data.pkl', pickled)
+    archive.writestr('archive/byteorder', 'little')
+    for key, numbers in writer.storages.items():
+      archive.writestr(f'archive/data/{key}', numbers.tobytes())
+    archive.writestr('archive/version', '3\n')
+  return out.getvalue()
+
+
+def torch_legacy(content) -> bytes:
+  writer = Writer(legacy=True)
+  system = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'int': 4}}
+  head = [0x1950A86A20F9469CFC6C, 1001, system, content]
+  out = b''.join(writer.dumps(x) for x in head)
+  out += pickle.dumps(sorted(writer.storages), 2)
+  for key in sorted(writer.storages):
+    numbers = writer.storages[key]
+    out += struct.pack('<q', numbers.size) + numbers.tobytes()
+  return out
+
+
+def npz(tensors) -> bytes:
+  out = io.BytesIO()
+  np.savez_compressed(out, **tensors)
+  return out.getvalue()
+
+
+def paddle(tensors, protocol=4) -> bytes:
+  """As paddle.save writes a state_dict, with Paddle's own endings."""
+  ends = {'running_mean': '_mean', 'running_var': '_variance'}
+  renamed = {}
+  for name, value in tensors.items():
+    room, _, leaf = name.rpartition('.')
+    renamed[f'{room}.{ends.get(leaf, leaf)}'] = value
+  table = {'StructuredToParameterName@@': dict.fromkeys(renamed, 'conv2d_0.w_0')}
+  return pickle.dumps(renamed | table, protocol)
+
+
+@functools.cache
+def weights(module=MODULE):
+  rng = np.random.default_rng(0)
+  return {
+    name: rng.standard_normal(shape).astype(np.float32)
+    for name, (_, shape) in names.expected(module).items()
+  }
+
+
+def few():
+  rng = np.random.default_rng(1)
+  return {'conv1.weight': rng.random((2, 1, 3, 3), np.float32), 'bn1.bias': np.ones(2, np.float32)}
+
+
+WRITERS = {
+  'zip': lambda tensors: torch_zip(state_dict(tensors)),
+  'legacy': lambda tensors: torch_legacy(state_dict(tensors)),
+  'safetensors': safetensors.save,
+  'npz': npz,
+  'paddle': paddle,
+  'paddle, protocol 2': lambda tensors: paddle(tensors, 2),
+  'pickle, protocol 5': lambda tensors: pickle.dumps(tensors, 5),
+}
+
+
+def place(folder, data: bytes) -> str:
+  path = folder / 'weights.bin'  # The suffix says nothing: the content does.
+  path.write_bytes(data)
+  return str(path)
+
+
+def refused(path, match, module=MODULE):
+  with pytest.raises(WeightsError, match=match) as caught:
+    pretrained.load(str(path), module)
+  assert str(path) in str(caught.value)
+
+
+# What the real tools write.
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_every_format_loads_by_its_content(kind, tmp_path):
+  data = WRITERS[kind](weights())
+  variables, origin = pretrained.load(place(tmp_path, data), MODULE)
+  for name, (path, _) in names.expected(MODULE).items():
+    leaf = functools.reduce(lambda tree, key: tree[key], path, variables)
+    expected = weights()[name]
+    expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
+    np.testing.assert_array_equal(leaf, expected)
+  assert origin.sha256 == hashlib.sha256(data).hexdigest()
+  images = jnp.zeros((1, 32, 32, 3))
+  assert jax.tree.structure(variables) == jax.tree.structure(MODULE.init(jax.random.key(0), images))
+
+
+@pytest.mark.parametrize('write', [torch_zip, torch_legacy])
+def test_views_of_shared_storages_are_read_as_torch_reads_them(write):
+  numbers = np.arange(24, dtype=np.float32)
+  shared = Stored('0', numbers)
+  parameter = Call(
+    'torch._utils._rebuild_parameter',
+    (tensor(shared, (2, 3)), True, Call('collections.OrderedDict', ())),
+  )
+  content = {
+    'transposed': tensor(shared, (3, 2), (1, 3)),
+    'offset': tensor(shared, (2, 2), (2, 1), offset=20),
+    'expanded': tensor(shared, (4, 2), (0, 1)),
+    'scalar': tensor(shared, (), (), offset=7),
+    'empty': tensor(shared, (0, 5)),
+    'parameter': parameter,
+  }
+  meta = Call('collections.OrderedDict', (), {'_metadata': {'': {'version': 1}}})
+  found = readers.read(write({'state_dict': content, 'epoch': 3, 'other': meta}))
+  np.testing.assert_array_equal(found['transposed'], numbers[:6].reshape(2, 3).T)
+  np.testing.assert_array_equal(found['offset'], numbers[20:].reshape(2, 2))
+  np.testing.assert_array_equal(found['expanded'], np.tile(numbers[:2], (4, 1)))
+  assert found['scalar'] == 7
+  assert found['empty'].shape == (0, 5)
+  np.testing.assert_array_equal(found['parameter'], numbers[:6].reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'kind'),
+  [(np.float16, 'HalfStorage'), (jnp.bfloat16, 'BFloat16Storage'), (np.float64, 'DoubleStorage')],
+)
+def test_other_floating_point_becomes_float32(dtype, kind, tmp_path):
+  content = {
+    f'module.{name}': tensor(Stored(str(i), x.astype(dtype), kind), x.shape)
+    for i, (name, x) in enumerate(weights().items())
+  }
+  variables, _ = pretrained.load(place(tmp_path, torch_zip({'model': content})), MODULE)
+  mean = variables['batch_stats']['bn1']['mean']
+  assert mean.dtype == jnp.float32
+  np.testing.assert_array_equal(mean, weights()['bn1.running_mean'].astype(dtype).astype('f'))
+
+
+def test_safetensors_may_be_bfloat16():
+  header = b'{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+  data = struct.pack('<Q', len(header)) + header + b'\x80\x3f\x00\x40'
+  np.testing.assert_array_equal(readers.read(data)['a'].astype(np.float32), [1, 2])
+
+
+def test_paddle_joins_what_it_cut(tmp_path):
+  whole = np.arange(6, dtype=np.float32).reshape(2, 3)
+  parts = {'a': {'OriginShape': (2, 3), 'slices': ['a@@.0', 'a@@.1']}}
+  flat = whole.ravel()
+  content = {'a@@.0': flat[:4], 'a@@.1': flat[4:], 'UnpackBigParamInfor@@': parts}
+  found = readers.read(pickle.dumps(content, 2))
+  assert list(found) == ['a']
+  np.testing.assert_array_equal(found['a'], whole)
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('stem.0.conv.weight', 'conv1.weight'),
+    ('stem.0.bn._variance', 'bn1.running_var'),
+    ('blocks.0.conv0.conv.weight', 'layer1.0.conv1.weight'),
+    ('blocks.3.short.conv.weight', 'layer2.0.downsample.0.weight'),
+    ('blocks.3.short.bn._mean', 'layer2.0.downsample.1.running_mean'),
+    ('blocks.6.conv2.bn.bias', 'layer2.3.bn3.bias'),
+    ('blocks.7.conv1.conv.weight', 'layer3.0.conv2.weight'),
+    ('blocks.16.conv0.conv.weight', 'layer5.0.conv1.weight'),
+    ('module.layer1.0.bn1.weight', 'layer1.0.bn1.weight'),
+    ('layer1.0.downsample.1._mean', 'layer1.0.downsample.1.running_mean'),
+  ],
+)
+def test_names_of_paddle_become_those_of_torchvision(name, expected):
+  assert names.torchvisions(name, (3, 4, 6, 3)) == expected
+
+
+def test_a_file_may_hold_more_stages_and_a_head(tmp_path):
+  more = weights() | {
+    'layer2.0.conv1.weight': np.ones((1, 1, 1, 1), np.float32),
+    'fc.weight': np.ones((2, 2), np.float32),
+    'bn1.num_batches_tracked': np.array(3),
+  }
+  pretrained.load(place(tmp_path, npz(more)), MODULE)
+
+
+def test_random_weights_are_the_same_each_time():
+  (a, origin), (b, _) = (pretrained.load('random', MODULE) for _ in range(2))
+  assert origin.name == 'random'
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# What is wrong is one clear error.
+
+
+def test_a_missing_stage_is_named_with_what_there_is(tmp_path):
+  module = backbones.build('resnet18', ('layer1', 'layer2'))
+  refused(place(tmp_path, npz(weights())), r"no layer2.*\['conv1', 'bn1', 'layer1'\]", module)
+
+
+@pytest.mark.parametrize(
+  ('change', 'match'),
+  [
+    ({'conv1.weight': np.ones((64, 3, 3, 3), 'f')}, r'\(64, 3, 7, 7\).*\(64, 3, 3, 3\)'),
+    ({'layer1.0.conv1.weight': None}, r'no tensor layer1\.0\.conv1\.weight'),
+    ({'layer1.2.conv1.weight': np.ones(1, 'f')}, r'also has a tensor layer1\.2'),
+    ({'bn1.bias': np.full(64, np.nan, 'f')}, r'bn1\.bias has values that are not finite'),
+    ({'bn1.bias': np.full(64, 1e300)}, r'bn1\.bias has values that are not finite'),
+    ({'bn1.bias': np.ones(64, np.int8)}, r'bn1\.bias has type int8'),
+  ],
+)
+def test_another_network_is_refused(change, match, tmp_path):
+  tensors = {k: v for k, v in (weights() | change).items() if v is not None}
+  refused(place(tmp_path, npz(tensors)), match)
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    b'',
+    b'<html>Moved</html>',
+    b'version https://git-lfs.github.com/spec/v1\n',
+    b'\x80\x02}.',
+    b'\x80\x02K\x01.',
+    pickle.dumps([1, 2]),
+    torch_zip({}),
+    npz({})[:10],
+    b'PK\x05\x06' + bytes(18),
+  ],
+)
+def test_what_holds_no_weights_is_refused(data, tmp_path):
+  refused(place(tmp_path, data), 'has no conv1|holds no weights')
+
+
+def test_a_path_that_is_no_file_is_refused(tmp_path):
+  refused(tmp_path / 'absent.pth', "No such file.*'imagenet', 'random' or a file")
+  refused(tmp_path, 'directory')
+
+
+HOSTILE = {
+  'os.system': b'\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR.',
+  'eval by stack': b'\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.',
+  'inst': b'(S"true"\nios\nsystem\n.',
+  'obj': b'\x80\x02(cos\nsystem\nX\x04\x00\x00\x00trueo.',
+  'newobj': b'\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85\x81.',
+  'extension': b'\x80\x02\x82\x01.',
+  'dotted': b'\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93.',
+  'build on a global': b'\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.',
+  'call of a result': b'\x80\x02ccollections\nOrderedDict\n)R)R.',
+  'call of a storage': b'\x80\x02ctorch\nFloatStorage\n)R.',
+  'huge memo': b'\x80\x02}r\xff\xff\xff\xff.',
+  'huge bytes': b'\x80\x04\x8e' + struct.pack('<Q', 1 << 60) + b'x.',
+  'deep key': b'\x80\x02})' + b'\x85' * 200_000 + b'K\x01s.',
+  'object array': pickle.dumps({'a': np.array([None])}),
+  'itself': b'\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.',
+}
+
+
+@pytest.mark.parametrize('kind', HOSTILE)
+@pytest.mark.parametrize('wrap', ['bare', 'zip', 'legacy'])
+def test_hostile_pickles_are_refused_and_never_run(kind, wrap, tmp_path, monkeypatch):
+  for name in ('os.system', 'builtins.eval'):
+    monkeypatch.setattr(name, lambda *_: pytest.fail('was called'))
+  data = HOSTILE[kind]
+  if wrap == 'zip':
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w') as archive:
+      archive.writestr('archive/data.pkl', data)
+    data = out.getvalue()
+  elif wrap == 'legacy':
+    data = torch_legacy({}).replace(Writer().dumps({}), data)
+  refused(place(tmp_path, data), 'holds no weights|has no conv1')
+
+
+@pytest.mark.parametrize(
+  ('shape', 'strides', 'offset'),
+  [
+    ((1 << 40,), (1,), 0),
+    ((2, 2), (1 << 62, 1), 0),
+    ((4,), (1,), 1),
+    ((4,), (1,), -1),
+    ((4,), (-1,), 3),
+    ((2, 2), (1,), 0),
+    ((-4,), (1,), 0),
+    (('4',), (1,), 0),
+  ],
+)
+@pytest.mark.parametrize('write', [torch_zip, torch_legacy])
+def test_tensors_beyond_their_storage_are_refused(shape, strides, offset, write):
+  stored = Stored('0', np.zeros(4, np.float32))
+  arguments = (stored, offset, shape, strides, False, Call('collections.OrderedDict', ()))
+  with pytest.raises(ValueError, match='tensor a '):
+    readers.read(write({'a': Call('torch._utils._rebuild_tensor_v2', arguments)}))
+
+
+def test_archives_do_not_inflate_without_bound(monkeypatch):
+  with pytest.raises(ValueError, match='compressed'):
+    readers.read(torch_zip(state_dict(few()), zipfile.ZIP_DEFLATED))
+  monkeypatch.setattr(readers, '_INFLATED', 100)
+  with pytest.raises(ValueError, match='inflates'):
+    readers.read(npz(few()))
+
+
+SMALL = {kind: write(few()) for kind, write in WRITERS.items()}
+
+
+@pytest.mark.parametrize('kind', SMALL)
+def test_a_file_cut_anywhere_is_refused_or_whole(kind):
+  data = SMALL[kind]
+  for end in range(len(data)):
+    try:
+      found = readers.read(data[:end])
+    except ValueError:
+      continue
+    for name, value in readers.read(data).items():
+      np.testing.assert_array_equal(found[name], value)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.sampled_from(sorted(SMALL)), st.data())
+def test_damage_is_at_worst_one_error(kind, draw):
+  data = bytearray(SMALL[kind])
+  for _ in range(draw.draw(st.integers(1, 4))):
+    data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+  with contextlib.suppress(ValueError):
+    readers.read(bytes(data))
+
+
+# Downloads.
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Has `content` under every name; `mode` is how badly it serves it."""
+
+  content = b''
+  mode = 'well'
+  base = ''
+  target = part = pathlib.Path()
+
+  def __init__(self):
+    super().__init__(('127.0.0.1', 0), Handler)
+    self.ranges: list[str | None] = []
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  def do_GET(self):
+    server = self.server
+    assert isinstance(server, Server)
+    server.ranges.append(self.headers.get('Range'))
+    if server.mode == 'absent':
+      self.send_error(404)
+      return
+    body, begin = server.content, 0
+    if (asked := self.headers.get('Range')) and server.mode != 'no ranges':
+      begin = int(asked.removeprefix('bytes=').rstrip('-'))
+      if begin >= len(body):
+        self.send_error(416)
+        return
+      self.send_response(206)
+      self.send_header('Content-Range', f'bytes {begin}-{len(body) - 1}/{len(body)}')
+    else:
+      self.send_response(200)
+    self.send_header('Content-Length', str(len(body) - begin))
+    self.end_headers()
+    self.wfile.write(body[begin : len(body) // 2] if server.mode == 'breaks' else body[begin:])
+
+  def log_message(self, format, *args):
+    pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+  """A server on loopback that has the weights of MODULE under the name that will be asked for."""
+  content = npz(weights())
+  name = f'resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+  monkeypatch.setitem(pretrained._FILES, 'resnet18', name)
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  with Server() as server:
+    server.content = content
+    server.target = tmp_path / 'weights' / name
+    server.part = server.target.with_name(name + '.part')
+    server.base = f'http://127.0.0.1:{server.server_port}'
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+def fetch(server):
+  return pretrained.load('imagenet', MODULE, server.base)
+
+
+def test_imagenet_is_downloaded_once(server):
+  _, origin = fetch(server)
+  fetch(server)
+  assert server.ranges == [None]
+  assert server.target.read_bytes() == server.content
+  assert not server.part.exists()
+  assert origin.source == f'{server.base}/{server.target.name}'
+  assert origin.licence == 'BSD-3-Clause'
+
+
+@pytest.mark.parametrize('mode', ['well', 'no ranges'])
+def test_a_broken_download_goes_on_from_where_it_was(server, mode):
+  server.mode = 'breaks'
+  with pytest.raises(WeightsError, match='broke off after'):
+    fetch(server)
+  half = len(server.content) // 2
+  assert server.part.read_bytes() == server.content[:half]
+  server.mode = mode
+  fetch(server)
+  assert server.ranges == [None, f'bytes={half}-']
+  assert server.target.read_bytes() == server.content
+
+
+def test_a_part_that_is_complete_is_used(server):
+  server.part.parent.mkdir()
+  server.part.write_bytes(server.content)
+  fetch(server)
+
+
+def test_a_part_of_something_else_is_removed(server):
+  server.part.parent.mkdir()
+  server.part.write_bytes(b'x' * 10)
+  with pytest.raises(WeightsError, match=r'damaged.*removed'):
+    fetch(server)
+  assert not server.part.exists()
+  fetch(server)
+
+
+def test_a_wrong_checksum_is_refused_and_removed(server):
+  server.content = b'<html>sign in</html>'
+  with pytest.raises(WeightsError, match=r'SHA-256.*removed.*--config\.backbone\.weights=FILE'):
+    fetch(server)
+  assert list(server.target.parent.iterdir()) == []
+
+
+def test_a_damaged_cache_is_removed(server):
+  server.target.parent.mkdir()
+  server.target.write_bytes(b'x')
+  with pytest.raises(WeightsError, match='damaged'):
+    fetch(server)
+  fetch(server)
+
+
+def test_without_the_file_the_ways_out_are_named(server):
+  server.mode = 'absent'
+  with pytest.raises(WeightsError, match=r'404') as caught:
+    fetch(server)
+  for way in (server.base, str(server.target), '--config.backbone.weights=FILE'):
+    assert way in str(caught.value)
+
+
+def test_without_a_network_the_ways_out_are_named(server):
+  with pytest.raises(WeightsError, match=r'refused.*--config\.backbone\.weights=FILE'):
+    pretrained.load('imagenet', MODULE, 'http://127.0.0.1:9')
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(WeightsError, match='Could not download'):
+    download.fetch('http://127.0.0.1:9/a', tmp_path / 'file' / 'a', '00')
+
+
+def test_published_names_carry_their_checksum():
+  for arch, name in pretrained._FILES.items():
+    stem, _, digest = pathlib.Path(name).stem.rpartition('-')
+    assert stem == arch
+    assert len(bytes.fromhex(digest)) == 4

@@ -1,0 +1,174 @@
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax import backbones, sharding
+from uadjax.detectors import stfpm
+from uadjax.numerics import maps
+from uadjax.types import Batch, Spec
+
+STAGES = ('layer1', 'layer2')  # Two, so that a product is one; few, for compiling takes long.
+SIZE = 32
+BACKBONE = backbones.build('resnet18', STAGES)
+
+
+def images(n, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, 256, (n, SIZE, SIZE, 3), np.uint8))
+
+
+def batch(n, seed=0, valid=None):
+  valid = np.ones(n, bool) if valid is None else valid
+  return Batch(images(n, seed), valid, np.where(valid, np.arange(n), -1).astype(np.int32))
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return jax.jit(BACKBONE.init)(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
+
+
+def make(**options):
+  return stfpm.make(BACKBONE, Spec(SIZE, SIZE, 8, lambda step: 0.1), **options)
+
+
+@pytest.fixture(scope='module')
+def detector():
+  return make()
+
+
+@pytest.fixture(scope='module')
+def state(detector, variables):
+  return detector.init(jax.random.key(0), variables)
+
+
+def features(variables, pixels):
+  return BACKBONE.apply(variables, backbones.normalize(jnp.asarray(pixels)))
+
+
+def slow_distance(t, s):
+  """Equation 1 of the paper for one pair of maps, position by position."""
+  out = np.zeros(t.shape[:2])
+  for i in range(t.shape[0]):
+    for j in range(t.shape[1]):
+      a, b = t[i, j].astype(float), s[i, j].astype(float)
+      out[i, j] = 0.5 * np.sum((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2)
+  return out
+
+
+def test_score_is_the_product_of_stage_distances(detector, state):
+  pixels = images(2)
+  teacher, student = features(state.teacher, pixels), features(state.student, pixels)
+  want = np.ones((2, SIZE, SIZE))
+  for stage in STAGES:
+    for k in range(2):
+      distance = slow_distance(np.asarray(teacher[stage][k]), np.asarray(student[stage][k]))
+      want[k] *= maps.enlarge(jnp.asarray(distance[None], jnp.float32), SIZE, SIZE)[0]
+  scores = jax.jit(detector.score)(detector.finish(state), pixels)
+  np.testing.assert_allclose(scores.map, want, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(scores.image, want.max((1, 2)), rtol=1e-4)
+
+
+def test_loss_is_the_mean_distance_summed_over_stages(detector, state):
+  held_out = batch(3)
+  teacher = features(state.teacher, held_out.image)
+  student = features(state.student, held_out.image)
+  want = np.mean([
+    sum(slow_distance(np.asarray(teacher[s][k]), np.asarray(student[s][k])).mean() for s in STAGES)
+    for k in range(3)
+  ])  # fmt: skip
+  assert jax.jit(detector.validate)(state, held_out)['loss'] == pytest.approx(want, rel=1e-5)
+
+
+def test_without_half_the_loss_doubles_and_the_map_quadruples_with_two_stages(variables, state):
+  halved, whole = make(), make(half=False)
+  assert whole.validate(state, batch(2))['loss'] == pytest.approx(
+    2 * float(halved.validate(state, batch(2))['loss']), rel=1e-6
+  )
+  fitted = halved.finish(state)
+  np.testing.assert_allclose(
+    whole.score(fitted, images(1)).map, 4 * halved.score(fitted, images(1)).map, rtol=1e-5
+  )
+
+
+def test_a_student_that_is_the_teacher_scores_nothing(detector, variables):
+  scores = detector.score(stfpm.Fitted(variables, variables), images(2))
+  np.testing.assert_allclose(scores.map, 0, atol=1e-9)
+
+
+def test_rows_that_are_not_valid_change_nothing(detector, state):
+  padded = batch(4, valid=np.array([True, True, False, False]))
+  full = Batch(*(x[:2] for x in padded[:3]))
+  assert detector.validate(state, padded)['loss'] == pytest.approx(
+    float(detector.validate(state, full)['loss']), rel=1e-6
+  )
+
+
+def test_kept_features_change_nothing(detector, state):
+  learn = batch(4)
+  kept = learn._replace(features=detector.prepare(state, learn))
+  with_, without = (jax.jit(detector.update)(state, b) for b in (kept, learn))
+  np.testing.assert_allclose(with_[1]['loss'], without[1]['loss'], rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(with_[0]), jax.tree.leaves(without[0]), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_student_learns_and_the_teacher_stays(detector, state):
+  update, learned = jax.jit(detector.update), state
+  losses = []
+  for _ in range(8):
+    learned, metrics = update(learned, batch(4))
+    losses.append(float(metrics['loss']))
+  assert losses[-1] < 0.7 * losses[0]
+  assert learned.step == 8
+  jax.tree.map(np.testing.assert_array_equal, learned.teacher, state.teacher)
+
+
+def test_weight_decay_is_added_to_the_gradient_as_in_torch(variables):
+  """SGD with L2: v ← m·v + g + λ·w, w ← w − η·v; without momentum the decayed part is −η·λ·w."""
+  plain, decayed = (make(momentum=0.0, weight_decay=w) for w in (0.0, 0.5))
+  start = plain.init(jax.random.key(0), variables)
+  moved = [
+    jax.jit(d.update)(d.init(jax.random.key(0), variables), batch(2))[0] for d in (plain, decayed)
+  ]
+  a, b, w = (jax.tree.leaves(s.student['params']) for s in (*moved, start))
+  for x, y, z in zip(a, b, w, strict=True):
+    np.testing.assert_allclose(x - y, 0.1 * 0.5 * z, rtol=1e-2, atol=1e-5)
+
+
+def test_black_images_have_finite_gradients(detector, state):
+  black = batch(2)._replace(image=np.zeros((2, SIZE, SIZE, 3), np.uint8))
+  moved, metrics = jax.jit(detector.update)(state, black)
+  assert np.isfinite(metrics['loss'])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(moved))
+
+
+def test_batched_equals_one_by_one(detector, state):
+  fitted, pixels = detector.finish(state), images(3)
+  together = detector.score(fitted, pixels)
+  for k in range(3):
+    alone = detector.score(fitted, pixels[k : k + 1])
+    np.testing.assert_allclose(alone.map[0], together.map[k], rtol=1e-4, atol=1e-7)
+
+
+def test_floor_and_opening_of_paddlex(state):
+  pixels = images(1)
+  raw = make().score(make().finish(state), pixels).map
+  middle = float(np.median(raw))
+  floored = make(floor=middle).score(make().finish(state), pixels).map
+  np.testing.assert_array_equal(floored, np.where(raw < middle, 0, raw))
+  opened = make(opening=4).score(make().finish(state), pixels)
+  assert (np.asarray(opened.map) <= np.asarray(raw)).all()
+  assert opened.image[0] == opened.map.max()
+
+
+def test_sharded_equals_single(detector, state):
+  results = []
+  for devices in (1, 8):
+    mesh = sharding.make_mesh('cpu', devices, 8)
+    assert mesh.size == devices
+    copy = sharding.replicate(mesh, jax.tree.map(jnp.copy, state))
+    results.append(jax.jit(detector.update)(copy, sharding.split(mesh, batch(8))))
+  (single, one), (sharded, eight) = results
+  assert eight['loss'] == pytest.approx(float(one['loss']), rel=1e-5)
+  for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(sharded), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)

@@ -1,0 +1,142 @@
+"""Convolution and pooling, with gradients that suit a CPU.
+
+XLA's own are sound on accelerators. On a CPU its weight gradient treats the incoming gradient as an
+enormous kernel, and that of max-pooling scatters element by element; what is here instead halves a
+training step (experiments/README.md). For inference the plain operations are used: exporters do
+not know custom derivatives.
+
+Letters: b batch, h w map, c channels in, o channels out, k kernel.
+"""
+
+import functools
+
+from flax import linen as nn
+import jax
+from jax import lax, numpy as jnp
+from jaxtyping import Array, Float
+
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+_CACHE = 8 << 20  # Bytes of shifted images per product, to stay in a CPU's cache.
+
+# torchvision's: by the fan out, and not truncated.
+_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def conv(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c o'], stride: int = 1
+) -> Float[Array, 'b _h _w o']:
+  """Convolve with a square kernel of odd size, padded by half of it on every side."""
+  half = kernel.shape[0] // 2
+  padding = ((half, half), (half, half))
+  return lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=_LAYOUT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def learning_conv(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c o'], stride: int = 1
+) -> Float[Array, 'b _h _w o']:
+  """Convolve as `conv` does, with a faster weight gradient on a CPU alone."""
+  return conv(x, kernel, stride)
+
+
+def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+  return conv(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+  x, kernel = saved
+  (dx,) = jax.linear_transpose(lambda x: conv(x, kernel, stride), x)(g)
+
+  def own(x: Array, g: Array) -> Array:
+    return jax.linear_transpose(lambda kernel: conv(x, kernel, stride), kernel)(g)[0]
+
+  cpu = functools.partial(_weight_gradient, size=kernel.shape[0], stride=stride)
+  return dx, lax.platform_dependent(x, g, cpu=cpu, default=own)
+
+
+learning_conv.defvjp(_forward, _backward)
+
+
+def _weight_gradient(x: Array, g: Array, size: int, stride: int) -> Array:
+  """All taps from one matrix product: x shifted sideways against g shifted up and down.
+
+  A few images at a time, so that the shifted copies stay in the cache.
+  """
+  x, taps = _without_stride(x, g, size, stride)
+  (b, rows, _, c), (_, _, width, o) = x.shape, g.shape
+  g = jnp.pad(g, ((0, 0), (taps - 1, taps - 1), (0, 0), (0, 0)))
+
+  def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+    x, g = chunk
+    across = jnp.concatenate([x[:, :, j : j + width] for j in range(taps)], axis=-1)
+    down = jnp.concatenate([g[:, i : i + rows] for i in reversed(range(taps))], axis=-1)
+    return total + jnp.einsum('bhwm,bhwn->mn', across, down), None
+
+  image_bytes = rows * width * taps * c * x.dtype.itemsize
+  n = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * image_bytes <= _CACHE))
+  chunks = x.reshape(b // n, n, *x.shape[1:]), g.reshape(b // n, n, *g.shape[1:])
+  total, _ = lax.scan(add, jnp.zeros((taps * c, taps * o), x.dtype), chunks)
+  kernel = total.reshape(taps, c, taps, o).transpose(2, 0, 1, 3)
+  if size == 1 or stride == 1:
+    return kernel
+  unfolded = kernel.reshape(taps, taps, stride, stride, c // stride**2, o)
+  unfolded = unfolded.transpose(0, 2, 1, 3, 4, 5)
+  return unfolded.reshape(taps * stride, taps * stride, -1, o)[:size, :size]
+
+
+def _without_stride(x: Array, g: Array, size: int, stride: int) -> tuple[Array, int]:
+  """Pad x, and fold blocks of stride x stride pixels into channels.
+
+  Returns:
+    x of a convolution without stride or padding that has the same output, and its kernel's size.
+  """
+  if size == 1:
+    return x[:, ::stride, ::stride], 1
+  (_, height, width, _), (b, h, w, _) = x.shape, g.shape
+  taps, half = -(-size // stride), size // 2
+  rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
+  # A last row or column that no stride reaches is cut off, hence the maximum with zero.
+  ends = max(rows - half - height, 0), max(columns - half - width, 0)
+  x = jnp.pad(x, ((0, 0), (half, ends[0]), (half, ends[1]), (0, 0)))[:, :rows, :columns]
+  x = x.reshape(b, h + taps - 1, stride, w + taps - 1, stride, -1)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + taps - 1, w + taps - 1, -1), taps
+
+
+def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
+  """Pool 3x3 with stride 2, after a ReLU, where a padding of zeros is as good as -inf.
+
+  Padded by hand and called by keyword: jax2onnx silently drops the padding of a pool.
+  """
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='VALID')
+
+
+@jax.custom_vjp
+def learning_max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
+  """Pool as `max_pool` does, with a gradient that is no scatter; ties share it."""
+  return max_pool(x)
+
+
+def _max_of_slices(x: Array) -> Array:
+  height, width = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+  x = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
+  x = functools.reduce(jnp.maximum, [x[:, i : i + 2 * height : 2] for i in range(3)])
+  return functools.reduce(jnp.maximum, [x[:, :, j : j + 2 * width : 2] for j in range(3)])
+
+
+learning_max_pool.defvjp(lambda x: (max_pool(x), x), lambda x, g: jax.vjp(_max_of_slices, x)[1](g))
+
+
+class Conv(nn.Module):
+  """A convolution without bias; its one parameter is `kernel` (HWIO)."""
+
+  features: int
+  size: int
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w o']:
+    """Convolve."""
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param('kernel', _INIT, shape)
+    return (learning_conv if train else conv)(x, kernel, self.stride)

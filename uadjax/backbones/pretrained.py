@@ -1,0 +1,139 @@
+"""A backbone's variables from a file of weights, from torchvision's servers, or at random."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import traverse_util
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from uadjax.backbones import download, names, readers, resnet
+from uadjax.types import Variables, WeightsError
+
+TORCHVISION = 'https://download.pytorch.org/models'
+
+# The eight hexadecimal digits begin the file's SHA-256.
+_FILES = {
+  'resnet18': 'resnet18-f37072fd.pth',
+  'resnet34': 'resnet34-b627a593.pth',
+  'resnet50': 'resnet50-0676ba61.pth',
+  'resnet101': 'resnet101-63fe2227.pth',
+  'wide_resnet50_2': 'wide_resnet50_2-95faca4d.pth',
+}
+_LICENCE = 'BSD-3-Clause'  # Of torchvision, code and weights.
+_OPTION = '--config.backbone.weights'
+
+
+class Provenance(NamedTuple):
+  """Where weights came from.
+
+  Attributes:
+    name: of the file, or 'random'.
+    source: URL or path.
+    sha256: of the whole file; empty for random weights.
+    licence: SPDX identifier, where it is known.
+  """
+
+  name: str
+  source: str
+  sha256: str
+  licence: str = ''
+
+
+def load(
+  weights: str, module: resnet.ResNet, base: str = TORCHVISION
+) -> tuple[Variables, Provenance]:
+  """Read the variables of `module` from a file, 'imagenet' (torchvision's), or 'random'.
+
+  Raises:
+    WeightsError: naming the file, the tensor or stage, what was expected, and the way out.
+  """
+  if weights == 'random':
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return variables, Provenance('random', 'random initialization with jax.random.key(0)', '')
+  if weights == 'imagenet':
+    path, source = _published(module.arch, base)
+  else:
+    path, source = Path(weights).expanduser(), weights
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise WeightsError(
+      f"Cannot read weights {path}: {error.strerror}. {_OPTION} is 'imagenet', 'random' or a file."
+    ) from None
+  variables = _variables(data, module, path)
+  licence = _LICENCE if weights == 'imagenet' else ''
+  return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), licence)
+
+
+def _published(arch: str, base: str) -> tuple[Path, str]:
+  """Find torchvision's file in the cache, which is filled first where it has to be."""
+  name = _FILES[arch]
+  digest = Path(name).stem.rpartition('-')[2]
+  root = os.environ.get('UADJAX_CACHE') or '~/.cache/uadjax'
+  path, url = Path(root).expanduser() / 'weights' / name, f'{base}/{name}'
+  try:
+    if path.exists():
+      download.verify(path, digest, str(path))
+    else:
+      download.fetch(url, path, digest)
+  except WeightsError as error:
+    raise WeightsError(
+      f'{error} Run again to download it, put the file at {path}, or name a file that you have '
+      f'with {_OPTION}=FILE.'
+    ) from error
+  return path, url
+
+
+def _variables(data: bytes, module: resnet.ResNet, path: Path) -> Variables:
+  try:
+    tensors = readers.read(data)
+  except ValueError as error:
+    raise WeightsError(
+      f'{path} is damaged or holds no weights: {error}. Give a state_dict as .pth, .safetensors, '
+      f'.npz or .pdparams, or download the file again.'
+    ) from error
+  found = {names.torchvisions(name, module.depths): value for name, value in tensors.items()}
+  wanted = names.expected(module)
+  _check(found, wanted, module, path)
+  flat = {place: _leaf(found[name], name, path) for name, (place, _) in wanted.items()}
+  return traverse_util.unflatten_dict(flat)
+
+
+def _check(
+  found: readers.Tensors, wanted: dict[str, Any], module: resnet.ResNet, path: Path
+) -> None:
+  """Refuse what is not, tensor for tensor, the network up to its last stage."""
+  needed, held = names.parts(wanted), names.parts(found)
+  for part in needed:
+    if part not in held:
+      raise WeightsError(
+        f'{path} has no {part}, which {module.arch} with stages {list(module.stages)} needs; it '
+        f'has {held}. Name a file that holds it '
+        f'({_OPTION}=FILE), or other stages (--config.detector.layers).'
+      )
+  way_out = f'Name the file of a {module.arch} ({_OPTION}), or another --config.backbone.name.'
+  for name, (_, shape) in wanted.items():
+    if name not in found:
+      raise WeightsError(f'{path} is not of {module.arch}: it has no tensor {name}. {way_out}')
+    if found[name].shape != shape:
+      raise WeightsError(
+        f'{path} is not of {module.arch}: {name} should have shape {shape} and has '
+        f'{found[name].shape}. {way_out}'
+      )
+  for name in found:
+    if name not in wanted and names.part(name) in needed and not name.endswith('_tracked'):
+      raise WeightsError(f'{path} is not of {module.arch}: it also has a tensor {name}. {way_out}')
+
+
+def _leaf(value: np.ndarray, name: str, path: Path) -> jax.Array:
+  if value.dtype.kind != 'f' and value.dtype != jnp.bfloat16:
+    raise WeightsError(f'{path}: {name} has type {value.dtype}; weights are floating point.')
+  with np.errstate(over='ignore'):
+    value = value.astype(np.float32)
+  if not np.isfinite(value).all():
+    raise WeightsError(f'{path} is damaged: {name} has values that are not finite.')
+  return jnp.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value)

@@ -1,0 +1,223 @@
+"""Configurations: defaults, files, overrides. Nothing but configs/*.py is ever run as Python.
+
+`ml_collections.config_flags` answers a misspelled key with a traceback before any work directory
+exists, cannot set a field whose value is None, and executes whatever `--config` names, YAML too.
+So the flags are read here, onto the same ConfigDict.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ml_collections.config_dict import config_dict
+import yaml
+
+from uadjax.types import Config, ConfigError
+
+_PREFIX = '--config.'
+_TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
+
+
+def base() -> Config:
+  """Everything that does not depend on the detector, which each of configs/*.py adds."""
+  return ml_collections.ConfigDict(
+    {
+      'mode': 'train',
+      'device': 'auto',
+      'seed': 3,  # Every random choice comes from it.
+      'data': {
+        'root': '',  # Empty: a few images that uadjax draws itself.
+        'category': '',
+        'layout': 'auto',
+        'ops': 'resize(256)',
+        'mask_threshold': 0,  # Ground truth above it is a defect.
+      },
+      'backbone': {'name': 'resnet18', 'weights': 'imagenet'},
+      'fit': {
+        'epochs': 1,
+        'steps': config_dict.placeholder(int),  # Wins over epochs when set.
+        'batch_size': 32,
+        'learning_rate': 0.0,
+        'warmup_steps': 0,
+        'held_out': 0.2,  # Share of the good images that is not trained on.
+        'log_every': 10,  # Steps.
+        'eval_every': config_dict.placeholder(int),  # Steps; an epoch when not set.
+        'checkpoint_every_s': 60.0,  # The first after as long: short runs write only their end.
+        'cache_bytes': 2 << 30,  # Decoded images and the frozen part of their features, each.
+        'resume': '',  # 'latest', or a step of `checkpoints/rolling`.
+      },
+      'calibrate': {'budget': 0.01},  # Share of good images that may be called defective.
+      'evaluate': {'do_eval': True, 'save_pictures': 16, 'batch_size': 16, 'model_dir': ''},
+      'predict': {
+        'input': '',
+        'batch_size': 8,
+        'model_dir': '',
+        'threshold': config_dict.placeholder(float),
+      },
+      'mesh': {'data': -1},  # -1: all devices that `device` selects.
+    }
+  )
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+  """Take `--config.key=value`, `--config.key value` and `--config.flag` out of the arguments."""
+  overrides, rest, words = [], [], list(argv)
+  while words:
+    word = words.pop(0)
+    if not word.startswith(_PREFIX):
+      rest.append(word)
+      continue
+    key, given, value = word.removeprefix(_PREFIX).partition('=')
+    if not given:
+      value = words.pop(0) if words and not words[0].startswith('--') else 'true'
+    overrides.append((key, value))
+  return overrides, rest
+
+
+def load(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+  """Read `FILE.py[:argument]` or `FILE.yaml`, then set each (dotted key, text) in turn.
+
+  Raises:
+    ConfigError: for a missing or wrong file, an unknown key (with the nearest valid one), or a
+      text that is not of the key's type.
+  """
+  path, _, argument = source.partition(':')
+  if not Path(path).is_file():
+    raise ConfigError(f'No config file {path!r}; name one, such as --config=configs/stfpm.py.')
+  if Path(path).suffix in ('.yaml', '.yml'):
+    config = _from_yaml(Path(path))
+  else:
+    config = _from_python(Path(path), argument)
+  for key, text in overrides:
+    assign(config, key, text)
+  return config.lock()
+
+
+def assign(config: Config, key: str, value: Any) -> None:
+  """Set one dotted key from text, or from a value as YAML gives it."""
+  *path, name = key.split('.')
+  parent = section = config
+  for part in [*path, name]:
+    if not isinstance(section, ml_collections.ConfigDict) or part not in section:
+      near = difflib.get_close_matches(key, list(keys(config)), 1, cutoff=0)
+      raise ConfigError(f'Unknown config key {key!r}; did you mean {near[0]!r}?')
+    parent, section = section, section[part]
+  if isinstance(section, ml_collections.ConfigDict):
+    raise ConfigError(f'{key!r} is a section; set one of {sorted(f"{key}.{k}" for k in section)}.')
+  kind = parent.get_type(name)
+  try:
+    parent[name] = _cast(kind, value)
+  except (ValueError, TypeError, yaml.YAMLError):
+    raise ConfigError(
+      f'{key} must be {_article(kind)}, got {value!r}; its value was {section!r}.'
+    ) from None
+
+
+def keys(config: Config, prefix: str = '') -> Iterator[str]:
+  """All dotted keys."""
+  for name in config:
+    if isinstance(config[name], ml_collections.ConfigDict):
+      yield from keys(config[name], f'{prefix}{name}.')
+    else:
+      yield prefix + name
+
+
+def plain(config: Config) -> dict[str, Any]:
+  """The configuration as JSON and YAML can hold it."""
+  return {
+    k: plain(v)
+    if isinstance(v, ml_collections.ConfigDict)
+    else list(v)
+    if isinstance(v, tuple)
+    else v
+    for k, v in config.items()
+  }
+
+
+def to_yaml(config: Config) -> str:
+  """The resolved configuration, to be passed back to `--config`."""
+  return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def from_plain(values: Mapping[str, Any], where: str) -> Config:
+  """The inverse of `plain`; `where` names the file in errors."""
+  config = base()
+  config.detector = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in values.get('detector', {}).items()
+  }
+  given = set(flat(values))
+  if missing := [key for key in keys(config) if key not in given]:
+    raise ConfigError(
+      f'{where} lacks {missing[0]!r}; start from a config.yaml that a run has saved, or from '
+      'configs/*.py.'
+    )
+  for key, value in flat(values).items():
+    assign(config, key, value)
+  return config
+
+
+def _from_yaml(path: Path) -> Config:
+  try:
+    values = yaml.safe_load(path.read_text())
+  except (yaml.YAMLError, UnicodeDecodeError) as error:
+    raise ConfigError(f'{path} is no YAML: {error}') from None
+  if not isinstance(values, dict):
+    raise ConfigError(f'{path} holds no configuration: expected sections such as data and fit.')
+  return from_plain(values, str(path))
+
+
+def _from_python(path: Path, argument: str) -> Config:
+  spec = importlib.util.spec_from_file_location(f'uadjax_config_{path.stem}', path)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'{path} is neither Python nor YAML; name a config such as configs/stfpm.py.')
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise ConfigError(f'{path} is no Python: {error}') from None
+  if not hasattr(module, 'get_config'):
+    raise ConfigError(f'{path} has no get_config(arg); see configs/stfpm.py.')
+  return module.get_config(argument)
+
+
+def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Values by dotted key."""
+  leaves = {}
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      leaves |= flat(value, f'{prefix}{key}.')
+    else:
+      leaves[f'{prefix}{key}'] = value
+  return leaves
+
+
+def _cast(kind: type, value: Any) -> Any:
+  if value is None or (isinstance(value, str) and value == 'None' and kind is not str):
+    return None
+  if kind is tuple:
+    if isinstance(value, str):
+      value = [part.strip(' \'"') for part in value.strip('()[] ').split(',') if part.strip()]
+    return tuple(value)
+  text = str(value)
+  if kind is bool:
+    if text.lower() not in _TRUE + _FALSE:
+      raise ValueError(text)
+    return text.lower() in _TRUE
+  if kind is int:
+    number = float(text) if 'e' in text.lower() else int(text)
+    if number != int(number):
+      raise ValueError(text)
+    return int(number)
+  return kind(text)
+
+
+def _article(kind: type) -> str:
+  return {
+    int: 'a whole number',
+    float: 'a number',
+    bool: 'true or false',
+    tuple: 'a list such as layer1,layer2',
+  }.get(kind, f'a {kind.__name__}')

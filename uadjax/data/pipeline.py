@@ -1,0 +1,178 @@
+"""Records become batches of network images, on tf.data.
+
+Which image stands where is a pure function of its position in the run: position p belongs to epoch
+p // n and takes image shuffle(p % n) of it. So a run that starts late costs nothing, and continues
+bit by bit as if it had never stopped; and of every global batch each host reads its own share.
+
+Letters: b batch, n images, h w network image.
+"""
+
+import atexit
+from collections.abc import Callable, Generator, Sequence
+import contextlib
+import os
+from typing import Any
+import weakref
+
+from jaxtyping import Int, UInt8
+import numpy as np
+
+from uadjax.data import preprocess
+from uadjax.types import Batch, ConfigError, DataError, Record
+
+_PREFETCH = 2  # Batches; more would only hold memory.
+
+_open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+
+def train_batches(
+  records: Sequence[Record],
+  ops: preprocess.Ops,
+  batch_size: int,
+  seed: int,
+  start: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+  cache_bytes: int = 2**30,
+) -> Generator[Batch, None, None]:
+  """Shuffled full batches without end; what is left of an epoch goes into the next.
+
+  Args:
+    records: the images, every one once per epoch.
+    ops: bring an image to network size.
+    batch_size: of the global batch.
+    seed: decides the order, another in each epoch.
+    start: step to begin with; the batches are those of a run that began with 0.
+    host: which share of every global batch this process reads.
+    hosts: number of shares.
+    cache_bytes: for keeping images at network size; those beyond are decoded every time.
+  """
+  tf = _tensorflow()
+  share, n = _share(records, batch_size, host, hosts), len(records)
+
+  def index_at(position: Any) -> Any:
+    epoch, place = position // n, position % n
+    seeds = tf.cast(tf.stack([seed % 2**31, epoch % 2**31]), tf.int32)
+    return tf.random.experimental.index_shuffle(place, seeds, n - 1)
+
+  indices = _map(tf, index_at, _positions(tf, start, batch_size, share, host))
+  return _batches(tf, indices, records, ops, share, cache_bytes)
+
+
+def eval_batches(
+  records: Sequence[Record],
+  ops: preprocess.Ops,
+  batch_size: int,
+  host: int = 0,
+  hosts: int = 1,
+) -> Generator[Batch, None, None]:
+  """Every image once and in order; the last batch is filled up with rows that are not valid.
+
+  All hosts get equally many batches, all of the same shape.
+  """
+  tf = _tensorflow()
+  share, n = _share(records, batch_size, host, hosts), len(records)
+  steps = -(-n // batch_size)
+  positions = _positions(tf, 0, batch_size, share, host).take(steps * share)
+  indices = _map(tf, lambda position: tf.where(position < n, position, -1), positions)
+  return _batches(tf, indices, records, ops, share, cache_bytes=0)
+
+
+def _tensorflow() -> Any:
+  """TensorFlow, kept quiet and away from the accelerators, which are JAX's."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Announces itself at any log level.
+  import tensorflow as tf
+
+  with contextlib.suppress(RuntimeError):  # Too late where someone already computed with it.
+    tf.config.set_visible_devices([], 'GPU')
+  return tf
+
+
+def _share(records: Sequence[Record], batch_size: int, host: int, hosts: int) -> int:
+  if not records:
+    raise DataError('There are no images to read.')
+  if batch_size < 1 or batch_size % hosts or not 0 <= host < hosts:
+    raise ConfigError(
+      f'A batch of {batch_size} cannot be shared by {hosts} hosts (this is number {host});'
+      f' use a positive multiple of {hosts}.'
+    )
+  return batch_size // hosts
+
+
+def _positions(tf: Any, start: int, batch_size: int, share: int, host: int) -> Any:
+  """Positions in the run of the images this host reads, from step `start` on."""
+  own = tf.data.Dataset.range(start * share, np.iinfo(np.int64).max)
+  return _map(tf, lambda i: i // share * batch_size + host * share + i % share, own)
+
+
+def _map(tf: Any, f: Callable[..., Any], dataset: Any, **options: Any) -> Any:
+  # AutoGraph would look for the source of f, and warn where there is none.
+  return dataset.map(tf.autograph.experimental.do_not_convert(f), **options)
+
+
+def _batches(
+  tf: Any,
+  indices: Any,
+  records: Sequence[Record],
+  ops: preprocess.Ops,
+  share: int,
+  cache_bytes: int,
+) -> Generator[Batch, None, None]:
+  failures: list[Exception] = []
+  shape = (ops.height, ops.width, 3)
+  read = _reader(records, ops, cache_bytes, failures)
+
+  def pixels_at(index: Any) -> tuple[Any, Any]:
+    image = tf.numpy_function(read, [index], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, shape), tf.cast(index, tf.int32)
+
+  dataset = _map(tf, pixels_at, indices, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  dataset = dataset.batch(share, drop_remainder=True).prefetch(_PREFETCH)
+
+  def stream() -> Generator[Batch, None, None]:
+    for image, index in dataset.as_numpy_iterator():
+      if failures:
+        raise failures[0]
+      yield Batch(image, index >= 0, index)
+
+  batches = stream()
+  _open.add(batches)
+  return batches
+
+
+@atexit.register
+def _close_all() -> None:
+  """Ends tf.data's threads while they can still get the interpreter, or its exit would hang."""
+  for batches in list(_open):
+    with contextlib.suppress(ValueError):  # Another thread is inside.
+      batches.close()
+
+
+def _reader(
+  records: Sequence[Record], ops: preprocess.Ops, cache_bytes: int, failures: list[Exception]
+) -> Callable[[Int[np.ndarray, '']], UInt8[np.ndarray, 'h w 3']]:
+  """From index to network image; remembers the first images, as many as fit.
+
+  tf.data would turn an exception into InvalidArgumentError and print it: failures are put aside.
+  """
+  shape = (ops.height, ops.width, 3)
+  kept = min(len(records), cache_bytes // int(np.prod(shape)))
+  memo = np.empty((kept, *shape), np.uint8)  # Takes memory only where it is written.
+  known = np.zeros(kept, bool)
+
+  def read(index: Any) -> Any:
+    if index < 0 or failures:
+      return np.zeros(shape, np.uint8)
+    if index < kept and known[index]:
+      return memo[index]
+    try:
+      image = ops.apply(preprocess.decode(records[index].path))
+    except Exception as error:
+      failures.append(error)
+      return np.zeros(shape, np.uint8)
+    if index < kept:
+      memo[index], known[index] = image, True
+    return image
+
+  return read

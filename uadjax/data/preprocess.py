@@ -1,0 +1,254 @@
+"""The one pixel path: a file becomes RGB pixels, pixels become a network image, a map goes back.
+
+Training, evaluation, `predict`, the server and the tests all decode and resize here, on Pillow, so
+that the same file gets the same score everywhere.
+
+Whatever the ops are, a network image shows one rectangle of the original (a `frames.Frame`) and is
+sampled once: `resize(256)|center_crop(224)` gives what resizing and then cropping would.
+
+Letters: h w the original, height width the network image.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import io
+import itertools
+import math
+from pathlib import Path
+import re
+import threading
+from typing import BinaryIO, NamedTuple
+import warnings
+
+from jaxtyping import Bool, Float, Num, UInt8
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from uadjax.data import frames
+from uadjax.types import ConfigError, DataError
+
+Source = str | Path | bytes | BinaryIO  # A file, its content, or an open one.
+
+# Nothing else is ever opened: Pillow would start Ghostscript for a file that claims to be EPS.
+_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
+
+# EXIF orientation -> transpose first?, then the step through rows and through columns.
+_TURNS = {
+  1: (False, 1, 1),
+  2: (False, 1, -1),
+  3: (False, -1, -1),
+  4: (False, -1, 1),
+  5: (True, 1, 1),
+  6: (True, 1, -1),
+  7: (True, -1, -1),
+  8: (True, -1, 1),
+}
+
+_lock = threading.Lock()
+_silence = contextlib.ExitStack()
+_inside = 0
+
+
+def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
+  """Reads a picture as upright RGB.
+
+  Gray becomes RGB. 16-bit gray is scaled by its full range (65535 is white), float gray by [0, 1].
+  Alpha is dropped, as `cv2.imread` and `Image.convert('RGB')` do: an inspection image is what the
+  camera saw, and nothing is seen through it. Of several frames the first is taken.
+
+  Raises:
+    DataError: with the file and the reason, for whatever cannot be read.
+  """
+  with _opened(source) as image:
+    image.load()
+    return _upright(_rgb(image), image)
+
+
+def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
+  """Reads a defect mask: True where the value in the file exceeds the threshold.
+
+  The value is raw: 0-255, 0-65535 in 16 bits, the index in a palette (which is the class in masks
+  that labeling tools write), the largest channel of a color. Alpha is ignored. The mask is turned
+  upright as its image is.
+  """
+  with _opened(source) as image:
+    image.load()
+    raw = image.mode in ('L', 'P', 'F') or image.mode.startswith('I')
+    values = np.asarray(image) if raw else np.asarray(image.convert('RGB')).max(axis=-1)
+    return _upright(values > threshold, image)
+
+
+def image_size(source: Source) -> tuple[int, int]:
+  """Height and width of the upright picture, from its header where the format allows."""
+  with _opened(source) as image:
+    transposed = _turn(image)[0]
+    return (image.width, image.height) if transposed else (image.height, image.width)
+
+
+def check(source: Source) -> None:
+  """Raises DataError where a picture's header, or a PNG's checksums, are wrong.
+
+  Much quicker than decoding; a JPEG that ends too early passes.
+  """
+  with _opened(source) as image:
+    image.verify()
+
+
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[Image.Image]:
+  file = io.BytesIO(source) if isinstance(source, bytes) else source
+  name = source if isinstance(source, str | Path) else getattr(source, 'name', 'the image')
+  try:
+    with _quiet(), Image.open(file, formats=_FORMATS) as image:
+      yield image
+  except DataError as error:
+    raise DataError(f'Cannot read {name}: {error}') from None
+  except UnidentifiedImageError:
+    raise DataError(f'Cannot read {name}: not a JPEG, PNG, BMP, TIFF or WebP image.') from None
+  except Exception as error:  # Pillow raises nearly anything on damaged files.
+    reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    raise DataError(f'Cannot read {name}: {reason.rstrip(".")}.') from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences Pillow while any thread is inside; `catch_warnings` alone does not bear threads."""
+  global _inside
+  with _lock:
+    if not _inside:
+      _silence.enter_context(warnings.catch_warnings())
+      warnings.filterwarnings('ignore', module=r'PIL\.')
+    _inside += 1
+  try:
+    yield
+  finally:
+    with _lock:
+      _inside -= 1
+      if not _inside:
+        _silence.close()
+
+
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
+  if image.mode.startswith('I') or image.mode == 'F':
+    gray = _from_floats(image) if image.mode == 'F' else _from_16_bits(image)
+    return np.repeat(gray[..., None], 3, axis=-1)
+  if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Have no direct way, or only a noisy one, to RGB.
+    image = image.convert('LA' if image.mode == 'La' else 'RGBA')
+  return np.asarray(image.convert('RGB'))
+
+
+def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
+  values = np.asarray(image).astype(np.int64)
+  if values.min() < 0 or values.max() > 65535:  # Mode 'I' holds 32-bit TIFFs as well.
+    raise DataError(f'its values {values.min()} to {values.max()} are not 8 or 16 bit.')
+  return ((values + 128) // 257).astype(np.uint8)  # Rounds, for 65535 = 255 * 257.
+
+
+def _from_floats(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
+  values = np.asarray(image)
+  if not (values.min() >= 0.0 and values.max() <= 1.0):  # So worded that NaN is refused.
+    raise DataError(f'its floats reach from {values.min():g} to {values.max():g}, not 0 to 1.')
+  return np.round(values * 255.0).astype(np.uint8)
+
+
+def _turn(image: Image.Image) -> tuple[bool, int, int]:
+  if image.format == 'TIFF':  # Pillow turns these itself, and reports the upright size.
+    return _TURNS[1]
+  return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _TURNS[1])
+
+
+def _upright(values: Num[np.ndarray, '...'] | Bool[np.ndarray, '...'], image: Image.Image):
+  transposed, down, right = _turn(image)
+  return np.ascontiguousarray((values.swapaxes(0, 1) if transposed else values)[::down, ::right])
+
+
+class Restored(NamedTuple):
+  """A map at the original size.
+
+  Attributes:
+    map: where not seen, the map's minimum.
+    seen: whether the network saw the pixel; False outside the crop.
+  """
+
+  map: Float[np.ndarray, 'h w']
+  seen: Bool[np.ndarray, 'h w']
+
+
+class Step(NamedTuple):
+  """One op with its arguments."""
+
+  name: str
+  height: int
+  width: int
+
+
+class Ops(NamedTuple):
+  """How an original becomes a network image, and how a map comes back."""
+
+  steps: tuple[Step, ...]
+
+  def __str__(self) -> str:
+    return '|'.join(f'{name}({height}, {width})' for name, height, width in self.steps)
+
+  @property
+  def height(self) -> int:
+    """Height of the network image; every op ends at the size it names."""
+    return self.steps[-1].height
+
+  @property
+  def width(self) -> int:
+    """Width of the network image."""
+    return self.steps[-1].width
+
+  def frame(self, h: int, w: int) -> frames.Frame:
+    """The rectangle of an h x w original that the network sees."""
+    frame = frames.whole(h, w)
+    for name, height, width in self.steps:
+      frame = frames.OPS[name](frame, height, width)
+    # Rounding must not carry an edge out of the picture.
+    return frame._replace(bottom=min(frame.bottom, float(h)), right=min(frame.right, float(w)))
+
+  def apply(self, image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'height width 3']:
+    """Brings an image to network size, bilinearly and with antialiasing."""
+    frame = self.frame(*image.shape[:2])
+    box = (frame.left, frame.top, frame.right, frame.bottom)
+    picture = Image.fromarray(image)
+    return np.asarray(picture.resize((self.width, self.height), Image.Resampling.BILINEAR, box))
+
+  def restore(self, map: Float[np.ndarray, 'height width'], h: int, w: int) -> Restored:
+    """Brings a map at network size back to the h x w original."""
+    frame = self.frame(h, w)
+    top, bottom, above, below = frames.seen(frame.top, frame.bottom, h, self.height)
+    left, right, before, after = frames.seen(frame.left, frame.right, w, self.width)
+    restored = Restored(np.full((h, w), map.min(), np.float32), np.zeros((h, w), bool))
+    if top < bottom and left < right:
+      # The outermost pixels may begin outside the frame; there the map goes on as it ends.
+      margin = math.ceil(max(-above, -before, below - self.height, after - self.width, 0))
+      picture = Image.fromarray(np.pad(np.asarray(map, np.float32), margin, mode='edge'))
+      box = (before + margin, above + margin, after + margin, below + margin)
+      size = (right - left, bottom - top)
+      inside = slice(top, bottom), slice(left, right)
+      restored.map[inside] = picture.resize(size, Image.Resampling.BILINEAR, box)
+      restored.seen[inside] = True
+    return restored
+
+
+def parse(text: str) -> Ops:
+  """Reads ops such as 'resize(256)|center_crop(224)'; two arguments are height and width."""
+  steps = tuple(_step(part, text) for part in text.split('|'))
+  for before, step in itertools.pairwise(steps):
+    if step.name == 'center_crop' and (step.height > before.height or step.width > before.width):
+      raise ConfigError(f'{text!r} crops {step[1:]} from the smaller {before[1:]}.')
+  return Ops(steps)
+
+
+def _step(part: str, text: str) -> Step:
+  found = re.fullmatch(r'\s*(\w+)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*', part, re.ASCII)
+  name, height, width = found.groups() if found else ('', '0', '0')
+  step = Step(name, int(height), int(width or height))
+  if name not in frames.OPS or not step.height or not step.width:
+    raise ConfigError(
+      f'Cannot read the op {part.strip()!r} in {text!r}; choose from {sorted(frames.OPS)}, with one'
+      " positive size or height and width, as in 'resize(256)|center_crop(224)'."
+    )
+  return step

@@ -1,0 +1,1 @@
+"""Builders for TensorFlow Datasets; importing one registers it."""

@@ -1,0 +1,108 @@
+"""MVTec AD, or any data set in its layout, for TensorFlow Datasets.
+
+    import uadjax.data.tfds_builders.mvtec_ad  # Registers 'mvtec_ad'.
+    config = tfds.download.DownloadConfig(manual_dir='/data/mvtec_ad')
+    tfds.load('mvtec_ad/bottle', download_and_prepare_kwargs={'download_config': config})
+
+A category of one's own: `tfds.load('mvtec_ad', builder_kwargs={'category': 'washer'}, ...)`.
+
+Bergmann, Fauser, Sattlegger, Steger: MVTec AD, CVPR 2019.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from uadjax.data import datasets, preprocess
+from uadjax.types import DataError, Record
+
+_ARCHIVE = 'mvtec_anomaly_detection.tar.xz'
+_CITATION = """\
+@inproceedings{bergmann2019mvtec,
+  title = {{MVTec AD}: A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection},
+  author = {Bergmann, Paul and Fauser, Michael and Sattlegger, David and Steger, Carsten},
+  booktitle = {CVPR},
+  year = {2019},
+}"""
+
+
+class MvtecAd(tfds.core.GeneratorBasedBuilder):
+  """Good images to learn from; good and defective ones, with masks, to test on."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012  The base class has it so.
+  BUILDER_CONFIGS = [  # noqa: RUF012
+    tfds.core.BuilderConfig(name=name, description=f'The category {name!r}.')
+    for name in sorted(datasets.TEXTURES + datasets.OBJECTS)
+  ]
+  # Only for checksums of downloads, of which there are none; to find it out, TFDS 4.9.10 needs
+  # importlib_resources, which it does not declare.
+  code_path = None
+  MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
+  Get {_ARCHIVE} from https://www.mvtec.com/company/research/datasets/mvtec-ad (CC BY-NC-SA 4.0) and
+  put it, or the folders of categories in it, into manual_dir.
+  """
+
+  def __init__(self, *, category: str | None = None, **kwargs: Any):
+    """Takes any category by name, in place of a config."""
+    if category is not None:
+      kwargs['config'] = tfds.core.BuilderConfig(name=category)
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+      description='Industrial images for unsupervised anomaly detection: training images are good.',
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+          'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+          'has_mask': np.bool_,  # False where a defect comes without its ground truth.
+          'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
+          'defect': tfds.features.Text(),
+          'path': tfds.features.Text(),
+        }
+      ),
+      supervised_keys=('image', 'label'),
+      homepage='https://www.mvtec.com/company/research/datasets/mvtec-ad',
+      citation=_CITATION,
+    )
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    manual = Path(dl_manager.manual_dir)
+    category = self.info.config_name or ''
+    if not (manual / category).is_dir() and (manual / _ARCHIVE).is_file():
+      method = tfds.download.ExtractMethod.TAR  # By its name TFDS would not know .tar.xz.
+      archive = tfds.download.Resource(path=manual / _ARCHIVE, extract_method=method)
+      manual = Path(dl_manager.extract(archive))
+    splits = datasets.load(manual, category, 'mvtec')
+    return {
+      name: self._generate_examples(manual, records)
+      for name, records in splits._asdict().items()
+      if records
+    }
+
+  def _generate_examples(
+    self, root: Path, records: tuple[Record, ...]
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    for record in records:
+      image = preprocess.decode(record.path)
+      mask = preprocess.read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool)
+      if mask.shape != image.shape[:2]:
+        raise DataError(
+          f'{record.mask} is {mask.shape}, but its image {record.path} is {image.shape[:2]}.'
+        )
+      path = record.path.relative_to(root).as_posix()
+      yield (
+        path,
+        {
+          'image': image,
+          'mask': mask[..., None].astype(np.uint8) * 255,
+          'has_mask': record.mask is not None or not record.anomalous,
+          'label': int(record.anomalous),
+          'defect': record.defect,
+          'path': path,
+        },
+      )

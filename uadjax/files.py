@@ -1,0 +1,39 @@
+"""Files that are whole or not there."""
+
+import json
+import math
+import os
+from pathlib import Path
+import tempfile
+from typing import Any
+
+
+def cache() -> Path:
+  """The folder for what can be had again: `UADJAX_CACHE`, or ~/.cache/uadjax."""
+  return Path(os.environ.get('UADJAX_CACHE') or '~/.cache/uadjax').expanduser()
+
+
+def write_text(path: Path, text: str) -> None:
+  """Write a file beside its place, then rename it there."""
+  handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+  try:
+    with os.fdopen(handle, 'w', encoding='utf-8') as file:
+      file.write(text)
+    Path(name).chmod(0o644)  # mkstemp's is for its owner alone.
+    Path(name).replace(path)
+  except BaseException:
+    Path(name).unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Write JSON that every parser reads: what is not a finite number becomes null."""
+  write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _finite(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(v) for v in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,281 @@
+"""The one loop that fits any detector.
+
+Everything but folding batches in is a hook, (step, state, metrics) -> None, called after each
+step; its cadence is its own business. A hook must be done with the state when it returns: the next
+update donates its buffers.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+import math
+from pathlib import Path
+import threading
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+
+from uadjax import checkpoint, sharding, telemetry
+from uadjax.data import pipeline, preprocess
+from uadjax.types import (
+  Batch,
+  Config,
+  ConfigError,
+  Detector,
+  Interrupted,
+  Metrics,
+  Record,
+  Variables,
+)
+
+Hook = Callable[[int, Any, Metrics], None]
+Update = Callable[[Any, Batch], tuple[Any, Metrics]]
+
+
+class Parts(NamedTuple):
+  """The good images: to learn from, to choose the best step by, to set the threshold by."""
+
+  learn: Sequence[Record]
+  choose: Sequence[Record]
+  calibrate: Sequence[Record]
+
+
+class Best(NamedTuple):
+  """The state of the lowest held-out loss; of the last step, with NaN, where none is measured."""
+
+  step: int
+  loss: float
+  state: Any
+
+
+class Run(NamedTuple):
+  """How a fit went; `seconds` from the first file opened to `fitted` ready."""
+
+  fitted: Any
+  best: Best
+  seconds: float
+  images: int
+
+
+def total_steps(options: Config, images: int) -> int:
+  """Steps of the whole run: `fit.steps`, or as many as `fit.epochs` passes take."""
+  return options.steps or max(1, options.epochs * images // min(options.batch_size, images))
+
+
+def schedule(options: Config) -> optax.Schedule:
+  """Linear warm-up, then a constant rate, as in STFPM's paper."""
+  start = 0.0 if options.warmup_steps else options.learning_rate
+  return optax.warmup_constant_schedule(start, options.learning_rate, options.warmup_steps)
+
+
+def fit(
+  detector: Detector,
+  variables: Variables,
+  config: Config,
+  parts: Parts,
+  mesh: jax.sharding.Mesh,
+  workdir: Path,
+  stop: threading.Event,
+) -> Run:
+  """Fold in the images to learn from, and keep the best step.
+
+  Raises:
+    Interrupted: `stop` was set; a checkpoint of the last step is saved.
+  """
+  began = time.perf_counter()
+  options, directory = config.fit, workdir / 'checkpoints'
+  ops = preprocess.parse(config.data.ops)
+  size = min(options.batch_size, len(parts.learn))
+  total = total_steps(options, len(parts.learn))
+  clock = telemetry.clock()
+  with contextlib.ExitStack() as stack:
+    rolling = stack.enter_context(checkpoint.manager(directory, 'rolling'))
+    keeper = stack.enter_context(checkpoint.manager(directory, 'best'))
+    state = initial(detector, variables, config.seed, mesh)
+    start, state, best = resume(options.resume, rolling, keeper, state)
+
+    def kept(records: Sequence[Record]) -> Callable[[Batch], Batch]:
+      return remember(detector, state, records, ops, size, options.cache_bytes, mesh)
+
+    learn = kept(parts.learn)
+    batches = pipeline.train_batches(
+      parts.learn, ops, size, config.seed, start, cache_bytes=options.cache_bytes
+    )
+    stack.callback(batches.close)
+    batches = clock.watch(ahead(batches, lambda batch: sharding.split(mesh, learn(batch))))
+    judge, best_yet = choosing(
+      detector,
+      [kept(parts.choose)(b) for b in pipeline.eval_batches(parts.choose, ops, size)],
+      options.eval_every or max(1, len(parts.learn) // size),
+      total,
+      best,
+    )
+    scalars = stack.enter_context(telemetry.tensorboard(workdir / 'tensorboard'))
+    hooks = [
+      judge,
+      telemetry.log_steps(total, start, size, options.log_every, clock, scalars),
+      stack.enter_context(telemetry.bar(total, start, f'Fitting {config.detector.name}')),
+      saving(rolling, keeper, best_yet, options.checkpoint_every_s, total, stop),
+    ]
+    state = run(detector.update, state, batches, range(start + 1, total + 1), hooks)
+    best = best_yet() or Best(total, math.nan, state)
+    fitted = jax.block_until_ready(detector.finish(best.state))
+  return Run(fitted, best, time.perf_counter() - began, (total - start) * size)
+
+
+def run(
+  update: Update, state: Any, batches: Iterable[Batch], steps: Iterable[int], hooks: Sequence[Hook]
+) -> Any:
+  """The loop itself."""
+  update = jax.jit(update, donate_argnums=0)
+  before: Metrics = {}
+  for step, batch in zip(steps, batches, strict=False):  # Steps first: zip must not eat a batch.
+    state, metrics = update(state, batch)
+    jax.block_until_ready(before)  # Two steps in flight keep the device busy and memory bounded.
+    before = metrics
+    for hook in hooks:
+      hook(step, state, metrics)
+  return state
+
+
+def initial(detector: Detector, variables: Variables, seed: int, mesh: jax.sharding.Mesh) -> Any:
+  """The state before the first step, on the mesh, in buffers of its own that may be donated."""
+  state = detector.init(jax.random.key(seed), variables)
+  return sharding.replicate(mesh, jax.tree.map(jnp.copy, state))
+
+
+def ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> Iterator[Batch]:
+  """Place each batch on the devices while the one before it is being computed."""
+  placed = deque()
+  for batch in batches:
+    placed.append(place(batch))
+    if len(placed) > 1:
+      yield placed.popleft()
+  yield from placed
+
+
+def remember(
+  detector: Detector,
+  state: Any,
+  records: Sequence[Record],
+  ops: preprocess.Ops,
+  size: int,
+  limit: int,
+  mesh: jax.sharding.Mesh,
+) -> Callable[[Batch], Batch]:
+  """Compute the part of the work that never changes once, if all of it fits into `limit` bytes.
+
+  Always in the order of the records and in the same batches, so that a resumed run continues with
+  the very same bits.
+
+  Returns:
+    A function that adds the kept features to a batch of these records, or returns it as it is.
+  """
+  if detector.prepare is None or not records:
+    return lambda batch: batch
+  prepare = jax.jit(detector.prepare)
+  shapes = jax.eval_shape(prepare, state, next(iter(pipeline.eval_batches(records, ops, size))))
+  needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // size * len(records)
+  if needed > limit:
+    telemetry.LOG.info(
+      'The frozen features of %d images take %d MB, over fit.cache_bytes: computed at every step.',
+      len(records), needed >> 20,
+    )  # fmt: skip
+    return lambda batch: batch
+  memory = jax.tree.map(lambda x: np.empty((len(records), *x.shape[1:]), x.dtype), shapes)
+  batches = pipeline.eval_batches(records, ops, size)
+  for batch in telemetry.track(batches, math.ceil(len(records) / size), 'Frozen features'):
+    features = prepare(state, sharding.split(mesh, batch))
+    rows = batch.index[batch.valid]
+    for kept, x in zip(jax.tree.leaves(memory), jax.tree.leaves(features), strict=True):
+      kept[rows] = np.asarray(x)[batch.valid]
+  return lambda batch: batch._replace(features=jax.tree.map(lambda x: x[batch.index], memory))
+
+
+def choosing(
+  detector: Detector, held_out: Sequence[Batch], every: int, total: int, best: Best | None
+) -> tuple[Hook, Callable[[], Best | None]]:
+  """Make the hook that keeps the state of the lowest held-out loss, and what tells it."""
+  if detector.validate is None:
+    return lambda step, state, metrics: None, lambda: None
+  validate = jax.jit(detector.validate)
+
+  def hook(step: int, state: Any, metrics: Metrics) -> None:
+    nonlocal best
+    if step % every and step != total:
+      return
+    counts = [int(batch.valid.sum()) for batch in held_out]
+    losses = [float(validate(state, batch)['loss']) for batch in held_out]
+    loss = float(np.average(losses, weights=counts))
+    if not math.isfinite(loss):
+      raise ConfigError(
+        f'The held-out loss is {loss} at step {step}: training diverged. Lower '
+        'fit.learning_rate, or warm it up with fit.warmup_steps.'
+      )
+    if best is None or loss < best.loss:
+      best = Best(step, loss, jax.tree.map(jnp.copy, state))
+
+  return hook, lambda: best
+
+
+def saving(
+  rolling: checkpoint.Manager,
+  keeper: checkpoint.Manager,
+  best_yet: Callable[[], Best | None],
+  every_s: float,
+  total: int,
+  stop: threading.Event,
+) -> Hook:
+  """Make the hook that writes checkpoints by the clock, at the end, and when asked to stop."""
+  due = time.monotonic() + every_s
+  kept = None
+
+  def hook(step: int, state: Any, metrics: Metrics) -> None:
+    nonlocal due, kept
+    if time.monotonic() < due and step != total and not stop.is_set():
+      return
+    # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
+    best = best_yet()
+    if best is not None and best.step != kept:
+      checkpoint.save(keeper, best.step, best.state, {'loss': best.loss})
+      kept = best.step
+    checkpoint.save(rolling, step, state, {})
+    due = time.monotonic() + every_s
+    if stop.is_set() and step != total:
+      raise Interrupted(
+        f'Stopped at step {step}/{total}; it is saved. Go on with --config.fit.resume=latest.'
+      )
+
+  return hook
+
+
+def resume(
+  choice: str, rolling: checkpoint.Manager, keeper: checkpoint.Manager, state: Any
+) -> tuple[int, Any, Best | None]:
+  """Read back the step to go on from, `latest` or a number, and the best one until then.
+
+  A best step beyond it, left by a run that was killed before its next rolling checkpoint, is
+  passed over: going on reaches it again, to the bit.
+  """
+  if not choice:
+    return 0, state, None
+  if choice != 'latest' and not choice.isdigit():
+    raise ConfigError(f"fit.resume must be 'latest' or a step, got {choice!r}.")
+  known = rolling.all_steps()
+  if not known:
+    raise ConfigError(
+      f'fit.resume={choice}, but {rolling.directory} holds no checkpoint; leave fit.resume out.'
+    )
+  start, state, _ = checkpoint.restore(
+    rolling, max(known) if choice == 'latest' else int(choice), state
+  )
+  telemetry.LOG.info('Going on from step %d of %s.', start, rolling.directory)
+  for step in keeper.all_steps():
+    if step <= start:
+      _, kept, notes = checkpoint.restore(keeper, step, state)
+      return start, state, Best(step, notes['loss'], kept)
+  return start, state, None

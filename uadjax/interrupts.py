@@ -1,0 +1,49 @@
+"""SIGTERM and Ctrl-C: leave cleanly, or note the wish and finish the step."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import signal
+import threading
+from typing import Any
+
+from uadjax.types import Interrupted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+  """Raise Interrupted where the program is; what is being written has its own cleaning up."""
+
+  def leave(number: int, frame: Any) -> None:
+    raise Interrupted(f'Stopped by {signal.Signals(number).name}.')
+
+  with _handled(leave):
+    yield
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[threading.Event]:
+  """Set an event that the loop looks at between steps; a second signal does what it did before."""
+  wish = threading.Event()
+  with contextlib.ExitStack() as stack:
+
+    def note(number: int, frame: Any) -> None:
+      wish.set()
+      stack.close()
+
+    stack.enter_context(_handled(note))
+    yield wish
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+  if threading.current_thread() is not threading.main_thread():
+    yield  # Only the main thread may handle signals; others are not sent any.
+    return
+  before = {number: signal.signal(number, handler) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    for number, old in before.items():
+      signal.signal(number, old)

@@ -1,0 +1,58 @@
+"""Maps of anomaly scores: linear resampling as matrices, and grey morphology.
+
+A linear map of an axis is a matrix, computed once in NumPy: exact, differentiable, and with a
+symbolic batch in every exporter.
+
+Letters: b batch, h w map before, H W map after, c channels.
+"""
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+
+def bilinear_matrix(after: int, before: int) -> Float[np.ndarray, 'after before']:
+  """Rows of weights that resample an axis linearly, pixel centers at half integers.
+
+  Ends are held (PyTorch's `align_corners=False`); no anti-aliasing, which enlarging does not need.
+  """
+  centers = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
+  # A tent of width one around each center; on a grid of step one its values sum to one.
+  return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(before))).astype(np.float32)
+
+
+def apply(
+  rows: Float[Array, 'H h'], columns: Float[Array, 'W w'], x: Float[Array, 'b h w c']
+) -> Float[Array, 'b H W c']:
+  """Map the two axes of an image by a matrix each."""
+  return jnp.einsum('Hh,bhwc,Ww->bHWc', rows, x, columns)
+
+
+def enlarge(x: Float[Array, 'b h w'], height: int, width: int) -> Float[Array, 'b H W']:
+  """Resample maps bilinearly."""
+  rows = jnp.asarray(bilinear_matrix(height, x.shape[1]))
+  columns = jnp.asarray(bilinear_matrix(width, x.shape[2]))
+  return apply(rows, columns, x[..., None])[..., 0]
+
+
+def grey_opening(x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:
+  """Erase bright spots that a disk of `radius` pixels does not fit into: erosion, then dilation.
+
+  Borders are mirrored, as in `scipy.ndimage.grey_opening`.
+  """
+  return _over_disk(jnp.maximum, _over_disk(jnp.minimum, x, radius), radius)
+
+
+def _over_disk(pick, x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:
+  _, height, width = x.shape
+  padded = jnp.pad(x, ((0, 0), (radius, radius), (radius, radius)), mode='symmetric')
+  out = x
+  # Slices rather than reduce_window: a disk is no window, and ONNX Runtime refuses 4-D MaxPool.
+  for dy in range(-radius, radius + 1):
+    reach = int((radius**2 - dy**2) ** 0.5)
+    for dx in range(-reach, reach + 1):
+      top, left = radius + dy, radius + dx
+      window = jax.lax.slice_in_dim(padded, top, top + height, axis=1)
+      out = pick(out, jax.lax.slice_in_dim(window, left, left + width, axis=2))
+  return out

@@ -1,0 +1,125 @@
+"""Images in, verdicts out. Never imports TensorFlow."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Bool, Float
+import numpy as np
+from PIL import Image
+
+from uadjax import visualize
+from uadjax.bundle import Model
+from uadjax.data import preprocess
+from uadjax.types import DataError
+
+
+class Result(NamedTuple):
+  """The verdict on one image, everything at its original size.
+
+  Attributes:
+    input_path: the file.
+    score: how anomalous the image is.
+    label: 'OK', or 'NG' where the score exceeds the threshold.
+    threshold: of the image score.
+    pred: where the map exceeds the pixel threshold.
+    anomaly_map: raw map values.
+    seen: the pixels that the network saw: all but those outside a crop.
+    error: why there is no verdict; the other fields are then empty.
+  """
+
+  input_path: str
+  score: float = float('nan')
+  label: str = ''
+  threshold: float = float('nan')
+  pred: Bool[np.ndarray, 'h w'] = np.zeros((0, 0), bool)
+  anomaly_map: Float[np.ndarray, 'h w'] = np.zeros((0, 0), np.float32)
+  seen: Bool[np.ndarray, 'h w'] = np.zeros((0, 0), bool)
+  error: str = ''
+
+  def summary(self) -> dict[str, Any]:
+    """The verdict without its pixels, as JSON can hold it."""
+    if self.error:
+      return {'input_path': self.input_path, 'error': self.error}
+    marked = int(self.pred.sum())
+    return {
+      'input_path': self.input_path,
+      'score': self.score,
+      'label': self.label,
+      'threshold': self.threshold,
+      'size': list(self.pred.shape),
+      'marked_pixels': marked,
+    }
+
+
+def judge(
+  model: Model,
+  path: str,
+  size: tuple[int, int],
+  anomaly: Float[np.ndarray, 'h w'],
+  score: float,
+  threshold: float | None = None,
+) -> Result:
+  """Bring a map back to the original's (height, width), and apply the thresholds."""
+  threshold = model.limits.image if threshold is None else threshold
+  restored = model.ops.restore(anomaly, *size)
+  pred = restored.seen & (restored.map > model.limits.pixel)
+  label = 'NG' if score > threshold else 'OK'
+  return Result(path, score, label, threshold, pred, restored.map, restored.seen)
+
+
+def predict(
+  model: Model, paths: Sequence[Path], batch_size: int = 8, threshold: float | None = None
+) -> Iterator[Result]:
+  """Yield a result per file, in order; an unreadable one has `error` set and the rest go on.
+
+  Args:
+    model: an opened model directory.
+    paths: image files.
+    batch_size: images per call of the detector; the last batch is padded to it.
+    threshold: of the image score, instead of the calibrated one.
+  """
+  for start in range(0, len(paths), batch_size):
+    yield from _batch(model, paths[start : start + batch_size], batch_size, threshold)
+
+
+def _batch(
+  model: Model, paths: Sequence[Path], rows: int, threshold: float | None
+) -> Iterator[Result]:
+  pixels = np.zeros((rows, model.ops.height, model.ops.width, 3), np.uint8)
+  sizes: list[tuple[int, int]] = []
+  errors: list[str] = []
+  for row, path in enumerate(paths):
+    try:
+      image = preprocess.decode(path)
+    except DataError as error:
+      sizes.append((0, 0))
+      errors.append(str(error))
+    else:
+      sizes.append(image.shape[:2])
+      errors.append('')
+      pixels[row] = model.ops.apply(image)
+  scores = jax.device_get(model.score(model.fitted, pixels))
+  for row, (path, size, error) in enumerate(zip(paths, sizes, errors, strict=True)):
+    if error:
+      yield Result(str(path), error=error)
+    else:
+      score = float(scores.image[row])
+      yield judge(model, str(path), size, scores.map[row], score, threshold)
+
+
+def picture(model: Model, result: Result) -> Image.Image:
+  """Show an image beside its overlay, the marked region outlined."""
+  image = preprocess.decode(Path(result.input_path))
+  over = visualize.overlay(image, result.anomaly_map, model.limits.pixel)
+  tiles = [
+    visualize.Tile('image', image),
+    visualize.Tile('heatmap and outline', visualize.outline(over, result.pred)),
+  ]
+  return visualize.side_by_side(tiles, headline(result))
+
+
+def headline(result: Result) -> str:
+  """The verdict in one line."""
+  return f'{result.label}   score {result.score:.3g}   threshold {result.threshold:.3g}'

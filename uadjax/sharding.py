@@ -1,0 +1,68 @@
+"""Placement: the only room that knows meshes and NamedSharding.
+
+One axis, `data`: rows of a batch are split over it, everything learned is replicated.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from uadjax.types import ConfigError
+
+Tree = TypeVar('Tree')
+
+_PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
+
+
+def devices(name: str) -> list[Any]:
+  """The devices that `auto`, `cpu`, `gpu`, `gpu:0,1` or `tpu` names."""
+  platform, _, numbers = name.partition(':')
+  if platform != 'auto' and platform not in _PLATFORMS:
+    raise ConfigError(f'Unknown device {name!r}; choose auto, cpu, gpu, gpu:0,1 or tpu.')
+  try:
+    found = jax.devices() if platform == 'auto' else jax.devices(_PLATFORMS[platform])
+  except RuntimeError:
+    here = sorted({d.platform for d in jax.devices()})
+    raise ConfigError(
+      f'No {platform} for device={name!r}: JAX finds {here} here. Use device=auto, or install '
+      f"JAX for it, such as pip install 'jax[cuda13]'."
+    ) from None
+  if not numbers:
+    return found
+  try:
+    return [found[int(number)] for number in numbers.split(',')]
+  except (ValueError, IndexError):
+    raise ConfigError(
+      f'device={name!r} names a device that is not there: {platform} has 0 to {len(found) - 1}.'
+    ) from None
+
+
+def make_mesh(device: str, data: int, rows: int) -> jax.sharding.Mesh:
+  """A mesh over `data` devices, -1 for all, of which a batch of `rows` divides over evenly.
+
+  A batch that STFPM's BatchNorm sees cannot be padded, so devices stay idle rather than that.
+  """
+  found = devices(device)
+  asked = len(found) if data == -1 else data
+  if not 0 < asked <= len(found):
+    raise ConfigError(
+      f'mesh.data={data}, but {device!r} has 1 to {len(found)} devices; -1 takes all.'
+    )
+  used = math.gcd(asked, rows)
+  return jax.sharding.Mesh(np.array(found[:used]), ('data',))
+
+
+def replicate(mesh: jax.sharding.Mesh, tree: Tree) -> Tree:
+  """Put a copy of every leaf on every device."""
+  return jax.device_put(tree, _on(mesh))
+
+
+def split(mesh: jax.sharding.Mesh, batch: Tree) -> Tree:
+  """Put each device's share of the rows on it."""
+  return jax.device_put(batch, _on(mesh, 'data'))
+
+
+def _on(mesh: jax.sharding.Mesh, *axes: Any) -> jax.sharding.NamedSharding:
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

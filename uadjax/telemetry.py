@@ -1,0 +1,146 @@
+"""What a run says of itself: console, log file, TensorBoard, a bar. Only here is clu known."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import logging
+from pathlib import Path
+import time
+from typing import Any, NamedTuple
+
+import rich.console
+import rich.logging
+import rich.progress
+
+from uadjax.types import Metrics
+
+LOG = logging.getLogger('uadjax')
+_CONSOLE = rich.console.Console(stderr=True)
+_LINE = logging.Formatter('%(asctime)s %(levelname)s %(message)s')
+
+
+@contextlib.contextmanager
+def logging_to(file: Path | None = None) -> Iterator[None]:
+  """Send the package's messages to the console and, where named, append them to a file."""
+  handlers: list[logging.Handler] = [_console_handler()]
+  if file is not None:
+    handlers.append(logging.FileHandler(file))
+    handlers[-1].setFormatter(_LINE)
+  before = LOG.handlers, LOG.level, LOG.propagate
+  LOG.handlers, LOG.propagate = handlers, False
+  LOG.setLevel(logging.INFO)
+  try:
+    yield
+  finally:
+    LOG.handlers, LOG.propagate = before[0], before[2]
+    LOG.setLevel(before[1])
+    for handler in handlers:
+      handler.close()
+
+
+def _console_handler() -> logging.Handler:
+  if _CONSOLE.is_terminal:
+    return rich.logging.RichHandler(
+      console=_CONSOLE, show_path=False, show_level=False, highlighter=None
+    )
+  plain = logging.StreamHandler()  # Rich would wrap what a pipe or a file takes at 80 columns.
+  plain.setFormatter(_LINE)
+  return plain
+
+
+def track(items, total: int, what: str):
+  """Iterate with a progress bar where there is a terminal, and silently where there is none."""
+  return rich.progress.track(
+    items, what, total, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal
+  )
+
+
+class Clock(NamedTuple):
+  """Seconds since it was last read, in all and of them waiting for data."""
+
+  wall: Callable[[], float]
+  waited: Callable[[], float]
+  watch: Callable[[Iterator[Any]], Iterator[Any]]
+
+
+def clock() -> Clock:
+  """Start a clock."""
+  since, waits = time.perf_counter(), 0.0
+
+  def wall() -> float:
+    nonlocal since
+    before, since = since, time.perf_counter()
+    return since - before
+
+  def waited() -> float:
+    nonlocal waits
+    total, waits = waits, 0.0
+    return total
+
+  def watch(items: Iterator[Any]) -> Iterator[Any]:
+    nonlocal waits
+    while True:
+      start = time.perf_counter()
+      try:
+        item = next(items)
+      except StopIteration:
+        return
+      waits += time.perf_counter() - start
+      yield item
+
+  return Clock(wall, waited, watch)
+
+
+def log_steps(
+  total: int, start: int, batch_size: int, every: int, clock: Clock, scalars: Callable
+) -> Callable[[int, Any, Metrics], None]:
+  """Make the hook that logs a line and TensorBoard scalars each `every` steps, and at the end."""
+  logged = start
+
+  def hook(step: int, state: Any, metrics: Metrics) -> None:
+    nonlocal logged
+    if step % every and step != total:
+      return
+    values = {k: float(v) for k, v in metrics.items()}  # Waits for the device.
+    steps, logged = step - logged, step
+    step_s, data_s = clock.wall() / steps, clock.waited() / steps
+    eta = time.strftime('%H:%M:%S', time.gmtime((total - step) * step_s))
+    LOG.info(
+      'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  ETA %s',
+      step, total, '  '.join(f'{_SHORT.get(k, k)} {v:.4g}' for k, v in values.items()),
+      step_s, data_s, batch_size / step_s, eta,
+    )  # fmt: skip
+    scalars(
+      step, {**values, 'step_s': step_s, 'data_s': data_s, 'images_per_s': batch_size / step_s}
+    )
+
+  return hook
+
+
+_SHORT = {'learning_rate': 'lr'}
+
+
+@contextlib.contextmanager
+def tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+  """Open an event file; yields (step, scalars) -> None."""
+  from clu import metric_writers  # Imports TensorFlow: seconds.
+
+  writer = metric_writers.SummaryWriter(str(directory))
+  try:
+    yield writer.write_scalars
+  finally:
+    writer.close()
+
+
+@contextlib.contextmanager
+def bar(total: int, start: int, what: str) -> Iterator[Callable[[int, Any, Metrics], None]]:
+  """Open a progress bar; yields the hook that moves it. Silent without a terminal."""
+  columns = (
+    *rich.progress.Progress.get_default_columns()[:3],
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TimeRemainingColumn(),
+  )
+  with rich.progress.Progress(
+    *columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal
+  ) as progress:
+    task = progress.add_task(what, total=total, completed=start)
+    yield lambda step, state, metrics: progress.update(task, completed=step)
