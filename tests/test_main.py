@@ -51,6 +51,10 @@ def result(workdir, mode='train'):
   return json.loads((workdir / f'{mode}_result.json').read_text())
 
 
+def table(path):
+  return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def arrays(workdir):
   return safetensors.numpy.load_file(workdir / 'model' / 'fitted.safetensors')
 
@@ -89,7 +93,7 @@ def test_metrics_are_in_the_json_and_the_csv(straight):
     'good': 3, 'defective': 6, 'without_mask': 0, 'unseen_pixels': 0, 'unseen_defect_pixels': 0,
   }  # fmt: skip
   assert set(metrics['at_threshold']['miss_rate']) == {'missing', 'scratch', 'spot'}
-  rows = list(csv.DictReader((straight / 'disc.csv').open()))
+  rows = table(straight / 'disc.csv')
   assert [row['category'] for row in rows] == ['disc']
   assert float(rows[0]['Image_AUROC']) == metrics['image_auroc']
 
@@ -97,8 +101,8 @@ def test_metrics_are_in_the_json_and_the_csv(straight):
 def test_every_kind_of_image_gets_pictures(straight):
   names = {path.stem.rpartition('_')[0] for path in (straight / 'pictures').iterdir()}
   assert names == {'good', 'missing', 'scratch', 'spot'}
-  picture = Image.open(next((straight / 'pictures').iterdir()))
-  assert picture.width > 4 * 48
+  with Image.open(next((straight / 'pictures').iterdir())) as picture:
+    assert picture.width > 4 * 48
 
 
 def test_evaluating_again_gives_the_same_numbers(straight, flags, tmp_path):
@@ -146,7 +150,7 @@ def test_a_group_gets_a_run_each_and_a_mean_row(root, flags, tmp_path):
     (group / name).symlink_to(root / 'disc')
   more = (f'--config.data.root={group}', '--config.data.category=all', '--config.fit.steps=2')
   assert run(*flags, *more, f'--workdir={tmp_path / "out"}') == 0
-  rows = list(csv.DictReader((tmp_path / 'out' / 'all.csv').open()))
+  rows = table(tmp_path / 'out' / 'all.csv')
   assert [row['category'] for row in rows] == ['one', 'two', 'mean']
   numbers = [float(row['Pixel_AUROC']) for row in rows]
   assert numbers[2] == pytest.approx((numbers[0] + numbers[1]) / 2)

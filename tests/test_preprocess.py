@@ -268,7 +268,8 @@ def test_restore_is_bilinear_at_the_original_pixels(text, h, w):
   right = (frame.right - frame.left) / ops.width
   y = (np.arange(h) + 0.5 - frame.top) / down
   x = (np.arange(w) + 0.5 - frame.left) / right
-  rows, columns = (y > -1e-9) & (y < ops.height), (x > -1e-9) & (x < ops.width)
+  low = -1e-6  # A center on an edge is inside at its start and outside at its end.
+  rows, columns = ((z > low) & (z < n + low) for z, n in ((y, ops.height), (x, ops.width)))
   np.testing.assert_array_equal(restored.seen, np.outer(rows, columns))
   np.testing.assert_array_equal(restored.map[~restored.seen], values.min())
   if down < 1 or right < 1:

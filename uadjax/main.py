@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   overrides, rest = configs.split_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(rest)
-  workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
+  workdir, mode = arguments.workdir, dict(overrides).get('mode')
+  mode = mode if mode in run.MODES else 'train'  # Of the file that tells of a failure.
   hostmemory.keep_pages()
   try:
     config = configs.load(arguments.config, overrides)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     with interrupts.raised(), telemetry.logging_to(workdir / f'{mode}.log'):
       result = run.run(config, workdir)
-    files.write_json(workdir / f'{mode}_result.json', {'done_flag': True, **result})
+    run.leave(workdir, mode, result)
   except (UserError, OSError) as error:  # A full disk, say, is nothing to show a traceback for.
     print(f'{type(error).__name__}: {error}', file=sys.stderr)
     if workdir and workdir.is_dir():

@@ -34,19 +34,27 @@ from uadjax.types import Config, ConfigError, Record, Spec, UnknownName
 Result = dict[str, Any]
 
 # Changing one of these halfway would make a run that no configuration describes.
-_FIXED = ('seed', 'data.', 'backbone.', 'detector.', 'fit.batch_size', 'fit.held_out')
+_FIXED = (
+  'seed', 'data.', 'backbone.', 'detector.',
+  'fit.batch_size', 'fit.held_out', 'fit.learning_rate', 'fit.warmup_steps', 'fit.eval_every',
+)  # fmt: skip
 
 
 def run(config: Config, workdir: Path) -> Result:
   """Carry out `config.mode`; the result is that of its result file."""
-  return _MODES[mode(config.mode)](config, workdir)
+  return MODES[mode(config.mode)](config, workdir)
 
 
 def mode(name: str) -> str:
   """The name, if it is a mode's."""
-  if name not in _MODES:
-    raise UnknownName(f'Unknown mode {name!r}; choose from {sorted(_MODES)}.')
+  if name not in MODES:
+    raise UnknownName(f'Unknown mode {name!r}; choose from {sorted(MODES)}.')
   return name
+
+
+def leave(workdir: Path, mode: str, result: Result) -> None:
+  """Write the result file of a mode that did what it should."""
+  files.write_json(workdir / f'{mode}_result.json', {'done_flag': True, **result})
 
 
 def default_workdir(config: Config) -> Path:
@@ -96,7 +104,7 @@ def _train(config: Config, workdir: Path) -> Result:
     began = time.perf_counter()
     judged = _evaluate(bundle.load(model), splits.test, config, workdir, mesh)
     timing['evaluate_s'] = time.perf_counter() - began
-    files.write_json(workdir / 'evaluate_result.json', {'done_flag': True, **judged})
+    leave(workdir, 'evaluate', judged)
     result |= judged
   return result
 
@@ -138,7 +146,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
   return {'model_dir': str(model.directory), 'results': summaries}
 
 
-_MODES: Mapping[str, Callable[[Config, Path], Result]] = {
+MODES: Mapping[str, Callable[[Config, Path], Result]] = {
   'train': train,
   'evaluate': evaluate_model,
   'predict': predict_files,
@@ -156,14 +164,14 @@ def _over_categories(
     result = one(config, workdir)
     rows = {names[0]: result['metrics']} if 'metrics' in result else {}
   else:
+    LOG.info('%s: %s', config.data.category, ', '.join(names))
     results = {}
     for name in names:
       own = config.copy_and_resolve_references()
       own.data.category = name
       (workdir / name).mkdir(parents=True, exist_ok=True)
       results[name] = one(own, workdir / name)
-      files.write_json(workdir / name / f'{config.mode}_result.json', results[name])
-    LOG.info('Did %s', ', '.join(names))
+      leave(workdir / name, config.mode, results[name])
     rows = {name: result['metrics'] for name, result in results.items() if 'metrics' in result}
     result = {'categories': results}
   if rows:

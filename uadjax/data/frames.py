@@ -75,7 +75,8 @@ def _cut(
 
 def seen(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
   """First and end of the n pixels whose centers lie in [low, high), and these edges in the map."""
-  first, end = max(math.ceil(low - 0.5), 0), min(math.ceil(high - 0.5), n)
+  # Edges are sums of quotients: a center on one must not change sides by the last bit.
+  first, end = max(math.ceil(low - 0.5 - 1e-9), 0), min(math.ceil(high - 0.5 - 1e-9), n)
   scale = size / (high - low)
   return first, end, (first - low) * scale, (end - low) * scale
 

@@ -1,0 +1,64 @@
+"""Seconds per STFPM training step beside anomalib's: both on this machine, in turn.
+
+  PEER="PEER_VENV/bin/python ../shared/peers/anomalib_bench.py stfpm ../shared/data/mvtec_ad bottle"
+  python experiments/stfpm_step.py --root=../shared/data/mvtec_ad --category=bottle --rival="$PEER" \
+    --weights=../shared/weights/resnet18_imagenet_bnfolded.pth
+
+Steps of 32 images of 256x256 pixels, decoding included. Ours: the log of a whole run, without the
+first ten steps, which compile. Theirs: the difference in fit time of a run of 6 and a run of 1
+step, so that start-up does not count; bottle's first 6 batches have 32 images each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+
+
+def ours(root: str, category: str, weights: str) -> float:
+  """Seconds per step of one run."""
+  with tempfile.TemporaryDirectory() as workdir:
+    command = (
+      f'{sys.executable} -m uadjax.main --config=configs/stfpm.py --workdir={workdir} '
+      f'--config.data.root={root} --config.data.category={category} '
+      f'--config.backbone.weights={weights} --config.fit.steps=20 --config.evaluate.do_eval=false'
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    log = (Path(workdir) / 'train.log').read_text()
+  return float(re.findall(r' step (\d+\.\d+) s', log)[-1])
+
+
+def theirs(command: str) -> float:
+  """Seconds per step of anomalib."""
+  one, six = (_fit_seconds(f'{command} --steps {n}') for n in (1, 6))
+  return (six - one) / 5
+
+
+def _fit_seconds(command: str) -> float:
+  run = subprocess.run(command.split(), check=True, capture_output=True, text=True)
+  return json.loads(run.stdout.strip().splitlines()[-1])['fit_s']
+
+
+def main() -> None:
+  """Print a line per round, and the medians."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  for flag in ('--root', '--category', '--weights', '--rival'):
+    parser.add_argument(flag, required=True)
+  parser.add_argument('--rounds', type=int, default=3)
+  flags = parser.parse_args()
+  rows = []
+  for _ in range(flags.rounds):
+    mine = ours(flags.root, flags.category, flags.weights)
+    rival = theirs(flags.rival)
+    rows.append((mine, rival, mine / rival))
+    print('uadjax {:.2f} s  anomalib {:.2f} s  ratio {:.2f}'.format(*rows[-1]), flush=True)
+  medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+  print('median: uadjax {:.2f} s  anomalib {:.2f} s  ratio {:.2f}'.format(*medians))
+
+
+if __name__ == '__main__':
+  main()
