@@ -1,7 +1,8 @@
 """Seconds per STFPM training step beside anomalib's: both on this machine, in turn.
 
-  PEER="PEER_VENV/bin/python ../shared/peers/anomalib_bench.py stfpm ../shared/data/mvtec_ad bottle"
-  python experiments/stfpm_step.py --root=../shared/data/mvtec_ad --category=bottle --rival="$PEER" \
+  DATA=../shared/data/mvtec_ad
+  PEER="PEER_VENV/bin/python ../shared/peers/anomalib_bench.py stfpm $DATA bottle"
+  python experiments/stfpm_step.py --root=$DATA --category=bottle --rival="$PEER" \
     --weights=../shared/weights/resnet18_imagenet_bnfolded.pth
 
 Steps of 32 images of 256x256 pixels, decoding included. Ours: the log of a whole run, without the

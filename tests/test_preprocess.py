@@ -5,8 +5,7 @@ from pathlib import Path
 import threading
 import warnings
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import numpy as np
 from PIL import Image, ImageOps
 import pytest
