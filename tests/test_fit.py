@@ -129,7 +129,7 @@ def managers(tmp_path):
 def saved(detector, managers, steps, every_s, stop=None, state=None, start=0, best=None):
   _, rolling, keeper = managers
   judge, best_yet = fit.choosing(detector, [ones(1)], 1, steps, best)
-  hook = fit.saving(rolling, keeper, best_yet, every_s, steps, stop or threading.Event())
+  hook, _ = fit.saving(rolling, keeper, best_yet, every_s, steps, stop or threading.Event())
   looped(detector, steps, [judge, hook], state, start)
   return best_yet()
 

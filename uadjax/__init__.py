@@ -5,13 +5,23 @@ neither jax nor TensorFlow.
 """
 
 import importlib
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 __version__ = '0.1.0'
 
-_PUBLIC: dict[str, str] = {}  # Name -> module that defines it.
+if TYPE_CHECKING:
+  from uadjax.bundle import Model as Model
+  from uadjax.predict import Result as Result
+  from uadjax.types import Detector as Detector, UserError as UserError
 
-__all__ = ['__version__']  # pyright knows no others until there are any.
+_PUBLIC = {  # Name -> module that defines it.
+  'Detector': 'uadjax.types',
+  'Model': 'uadjax.bundle',
+  'Result': 'uadjax.predict',
+  'UserError': 'uadjax.types',
+}
+
+__all__ = ['Detector', 'Model', 'Result', 'UserError', '__version__']
 
 
 def __getattr__(name: str) -> Any:

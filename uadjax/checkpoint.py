@@ -51,9 +51,14 @@ def path(directory: Path, kind: str, step: int) -> Path:
 
 
 def save(opened: Manager, step: int, state: Any, notes: Mapping[str, Any]) -> None:
-  """Write a state with notes; a step that is there already is replaced, as a resumed run must."""
-  if step in opened.all_steps():
-    opened.delete(step)
+  """Write a state with notes.
+
+  What is there of this step or later ones is of a run that was cut off or taken up again from an
+  earlier step: this one rewrites it.
+  """
+  for old in opened.all_steps():
+    if old >= step:
+      opened.delete(old)
   opened.save(
     step,
     args=ocp.args.Composite(

@@ -8,6 +8,7 @@ So the flags are read here, onto the same ConfigDict.
 from collections.abc import Iterator, Mapping, Sequence
 import difflib
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,24 @@ import yaml
 
 from uadjax.types import Config, ConfigError
 
+_POSITIVE = (
+  'fit.epochs',
+  'fit.steps',
+  'fit.batch_size',
+  'fit.log_every',
+  'fit.eval_every',
+  'evaluate.batch_size',
+  'predict.batch_size',
+)
+_NOT_NEGATIVE = (
+  'seed',
+  'data.mask_threshold',
+  'fit.learning_rate',
+  'fit.warmup_steps',
+  'fit.checkpoint_every_s',
+  'fit.cache_bytes',
+  'evaluate.save_pictures',
+)
 _PREFIX = '--config.'
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
@@ -93,6 +112,7 @@ def load(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     config = _from_python(Path(path), argument)
   for key, text in overrides:
     assign(config, key, text)
+  _check(config)
   return config.lock()
 
 
@@ -157,6 +177,17 @@ def from_plain(values: Mapping[str, Any], where: str) -> Config:
   for key, value in flat(values).items():
     assign(config, key, value)
   return config
+
+
+def _check(config: Config) -> None:
+  values = flat(plain(config))
+  for key in (*_POSITIVE, *_NOT_NEGATIVE):
+    value = values.get(key)
+    if value is None:
+      continue
+    if not 0 <= value < math.inf or (key in _POSITIVE and not value):
+      allowed = 'positive' if key in _POSITIVE else 'zero or more'
+      raise ConfigError(f'{key} must be {allowed} and finite, got {value}.')
 
 
 def _from_yaml(path: Path) -> Config:

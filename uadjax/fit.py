@@ -53,7 +53,14 @@ class Best(NamedTuple):
 
 
 class Run(NamedTuple):
-  """How a fit went; `seconds` from the first file opened to `fitted` ready."""
+  """How a fit went.
+
+  Attributes:
+    fitted: what scoring needs, of the best step.
+    best: that step.
+    seconds: from the first file opened to `fitted` ready, without writing checkpoints.
+    images: how many were folded in by this process.
+  """
 
   fitted: Any
   best: Best
@@ -86,22 +93,22 @@ def fit(
   Raises:
     Interrupted: `stop` was set; a checkpoint of the last step is saved.
   """
-  began = time.perf_counter()
   options, directory = config.fit, workdir / 'checkpoints'
   ops = preprocess.parse(config.data.ops)
   size = min(options.batch_size, len(parts.learn))
   total = total_steps(options, len(parts.learn))
-  clock = telemetry.clock()
   with contextlib.ExitStack() as stack:
     rolling = stack.enter_context(checkpoint.manager(directory, 'rolling'))
     keeper = stack.enter_context(checkpoint.manager(directory, 'best'))
     state = initial(detector, variables, config.seed, mesh)
     start, state, best = resume(options.resume, rolling, keeper, state)
+    scalars = stack.enter_context(telemetry.tensorboard(workdir / 'tensorboard'))
+    began, clock = time.perf_counter(), telemetry.clock()  # Nothing is imported after this.
 
     def kept(records: Sequence[Record]) -> Callable[[Batch], Batch]:
       return remember(detector, state, records, ops, size, options.cache_bytes, mesh)
 
-    learn = kept(parts.learn)
+    learn, choose = kept(parts.learn), kept(parts.choose)
     batches = pipeline.train_batches(
       parts.learn, ops, size, config.seed, start, cache_bytes=options.cache_bytes
     )
@@ -109,22 +116,23 @@ def fit(
     batches = clock.watch(ahead(batches, lambda batch: sharding.split(mesh, learn(batch))))
     judge, best_yet = choosing(
       detector,
-      [kept(parts.choose)(b) for b in pipeline.eval_batches(parts.choose, ops, size)],
+      [choose(b) for b in pipeline.eval_batches(parts.choose, ops, size)],
       options.eval_every or max(1, len(parts.learn) // size),
       total,
       best,
     )
-    scalars = stack.enter_context(telemetry.tensorboard(workdir / 'tensorboard'))
+    save, saved_s = saving(rolling, keeper, best_yet, options.checkpoint_every_s, total, stop)
     hooks = [
       judge,
       telemetry.log_steps(total, start, size, options.log_every, clock, scalars),
       stack.enter_context(telemetry.bar(total, start, f'Fitting {config.detector.name}')),
-      saving(rolling, keeper, best_yet, options.checkpoint_every_s, total, stop),
+      save,
     ]
     state = run(detector.update, state, batches, range(start + 1, total + 1), hooks)
     best = best_yet() or Best(total, math.nan, state)
     fitted = jax.block_until_ready(detector.finish(best.state))
-  return Run(fitted, best, time.perf_counter() - began, (total - start) * size)
+    seconds = time.perf_counter() - began - saved_s()
+  return Run(fitted, best, seconds, max(total - start, 0) * size)
 
 
 def run(
@@ -229,14 +237,19 @@ def saving(
   every_s: float,
   total: int,
   stop: threading.Event,
-) -> Hook:
-  """Make the hook that writes checkpoints by the clock, at the end, and when asked to stop."""
+) -> tuple[Hook, Callable[[], float]]:
+  """Make the hook that writes checkpoints by the clock, at the end, and when asked to stop.
+
+  Returns:
+    The hook, and a function that tells how many seconds it has spent writing.
+  """
   due = time.monotonic() + every_s
-  kept = None
+  kept, seconds = None, 0.0
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal due, kept
-    if time.monotonic() < due and step != total and not stop.is_set():
+    nonlocal due, kept, seconds
+    began = time.monotonic()
+    if began < due and step != total and not stop.is_set():
       return
     # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
     best = best_yet()
@@ -244,13 +257,14 @@ def saving(
       checkpoint.save(keeper, best.step, best.state, {'loss': best.loss})
       kept = best.step
     checkpoint.save(rolling, step, state, {})
+    seconds += time.monotonic() - began
     due = time.monotonic() + every_s
     if stop.is_set() and step != total:
       raise Interrupted(
         f'Stopped at step {step}/{total}; it is saved. Go on with --config.fit.resume=latest.'
       )
 
-  return hook
+  return hook, lambda: seconds
 
 
 def resume(

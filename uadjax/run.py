@@ -169,6 +169,8 @@ def _over_categories(
     for name in names:
       own = config.copy_and_resolve_references()
       own.data.category = name
+      if not checkpoint.steps(workdir / name / 'checkpoints', 'rolling'):
+        own.fit.resume = ''  # A sweep that was cut off goes on where it was, and begins the rest.
       (workdir / name).mkdir(parents=True, exist_ok=True)
       results[name] = one(own, workdir / name)
       leave(workdir / name, config.mode, results[name])
