@@ -28,6 +28,13 @@ class Limits(NamedTuple):
   normals: int
   expected: float
 
+  def __str__(self) -> str:
+    return (
+      f'Thresholds: image {self.image:.4g}, pixel {self.pixel:.4g}, from {self.normals} held-out '
+      f'good images; {self.expected:.1%} of unseen good images are expected to exceed them '
+      f'(budget {self.budget:.1%}).'
+    )
+
 
 def from_normals(
   scores: Float[np.ndarray, ' n'], peaks: Float[np.ndarray, ' n'], budget: float

@@ -91,10 +91,10 @@ def _train(config: Config, workdir: Path) -> Result:
   began = time.perf_counter()
   limits = _calibrate(detector.score, fitted.fitted, parts.calibrate, config, mesh)
   timing['calibrate_s'] = time.perf_counter() - began
-  model = bundle.save(workdir / 'model', config, fitted.fitted, limits, weights)
-  LOG.info('Model saved in %s: %s', model, limits)
+  model = bundle.load(bundle.save(workdir / 'model', config, fitted.fitted, limits, weights))
+  LOG.info('Model saved in %s. %s', model.directory, limits)
   result = {
-    'model_name': bundle.load(model).name,
+    'model_name': model.name,
     'train_log': 'train.log',
     'config': 'config.yaml',
     'models': _models(workdir, fitted.best),
@@ -102,7 +102,7 @@ def _train(config: Config, workdir: Path) -> Result:
   }
   if config.evaluate.do_eval:
     began = time.perf_counter()
-    judged = _evaluate(bundle.load(model), splits.test, config, workdir, mesh)
+    judged = _evaluate(model, splits.test, config, workdir, mesh)
     timing['evaluate_s'] = time.perf_counter() - began
     leave(workdir, 'evaluate', judged)
     result |= judged
@@ -161,14 +161,13 @@ def _over_categories(
     LOG.info('data.root is not set: using washers that uadjax draws itself.')
   names = data.expand(config.data)
   if names == [config.data.category] or not config.data.root:
-    result = one(config, workdir)
+    result = one(_of_category(config, names[0]), workdir)
     rows = {names[0]: result['metrics']} if 'metrics' in result else {}
   else:
     LOG.info('%s: %s', config.data.category, ', '.join(names))
     results = {}
     for name in names:
-      own = config.copy_and_resolve_references()
-      own.data.category = name
+      own = _of_category(config, name)
       if not checkpoint.steps(workdir / name / 'checkpoints', 'rolling'):
         own.fit.resume = ''  # A sweep that was cut off goes on where it was, and begins the rest.
       (workdir / name).mkdir(parents=True, exist_ok=True)
@@ -193,8 +192,9 @@ def _evaluate(model, test: Sequence[Record], config: Config, workdir: Path, mesh
     config.evaluate.save_pictures,
   )
   LOG.info(
-    '%s: image AUROC %s, pixel AUROC %s',
-    config.data.category, metrics['image_auroc'], metrics['pixel_auroc'],
+    '%s: %s',
+    config.data.category,
+    ', '.join(f'{k} {v:.4f}' for k, v in metrics.items() if isinstance(v, float)),
   )  # fmt: skip
   return {'metrics': metrics, 'weights': model.weights._asdict()}
 
@@ -207,6 +207,12 @@ def _calibrate(scorer, fitted, records, config: Config, mesh) -> calibrate.Limit
     np.array([one.map.max() for one in normals]),
     config.calibrate.budget,
   )
+
+
+def _of_category(config: Config, name: str) -> Config:
+  own = config.copy_and_resolve_references()
+  own.data.category = name
+  return own
 
 
 def _shares(held_out: float) -> list[float]:

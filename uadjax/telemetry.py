@@ -11,6 +11,7 @@ import rich.console
 import rich.logging
 import rich.progress
 
+from uadjax.data import pipeline
 from uadjax.types import Metrics
 
 LOG = logging.getLogger('uadjax')
@@ -122,7 +123,8 @@ _SHORT = {'learning_rate': 'lr'}
 @contextlib.contextmanager
 def tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
   """Open an event file; yields (step, scalars) -> None."""
-  from clu import metric_writers  # Imports TensorFlow: seconds.
+  pipeline.tensorflow()  # Quietly; clu imports it too.
+  from clu import metric_writers
 
   writer = metric_writers.SummaryWriter(str(directory))
   try:

@@ -47,7 +47,7 @@ def train_batches(
     hosts: number of shares.
     cache_bytes: for keeping images at network size; those beyond are decoded every time.
   """
-  tf = _tensorflow()
+  tf = tensorflow()
   share, n = _share(records, batch_size, host, hosts), len(records)
 
   def index_at(position: Any) -> Any:
@@ -70,7 +70,7 @@ def eval_batches(
 
   All hosts get equally many batches, all of the same shape.
   """
-  tf = _tensorflow()
+  tf = tensorflow()
   share, n = _share(records, batch_size, host, hosts), len(records)
   steps = -(-n // batch_size)
   positions = _positions(tf, 0, batch_size, share, host).take(steps * share)
@@ -78,7 +78,7 @@ def eval_batches(
   return _batches(tf, indices, records, ops, share, cache_bytes=0)
 
 
-def _tensorflow() -> Any:
+def tensorflow() -> Any:
   """TensorFlow, kept quiet and away from the accelerators, which are JAX's."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Announces itself at any log level.
