@@ -17,7 +17,7 @@ def test_expected_false_alarms_keep_the_budget_where_normals_suffice(n, budget):
   if n >= 1 / budget - 1 + 1e-9:
     assert limits.expected <= budget + 1e-9
   else:
-    assert limits.image == scores.max()
+    assert scores.max() <= limits.image <= scores.max() * (1 + 2e-6)
 
 
 def test_false_alarms_on_unseen_good_images_keep_the_budget():

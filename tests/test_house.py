@@ -24,6 +24,7 @@ FLOORS = (
   ('bundle',),
   ('predict',),
   ('evaluate',),
+  ('workdir',),
   ('run',),
   ('main',),
 )

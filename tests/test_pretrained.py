@@ -484,7 +484,7 @@ def test_imagenet_is_downloaded_once(server):
   assert server.target.read_bytes() == server.content
   assert not server.part.exists()
   assert origin.source == f'{server.base}/{server.target.name}'
-  assert origin.licence == 'BSD-3-Clause'
+  assert origin.license == 'BSD-3-Clause'
 
 
 @pytest.mark.parametrize('mode', ['well', 'no ranges'])

@@ -19,7 +19,7 @@ import uadjax
 from uadjax import backbones, calibrate, config as configs, detectors
 from uadjax.backbones import pretrained, resnet
 from uadjax.data import preprocess
-from uadjax.types import Config, Detector, ModelError, Scores, Spec
+from uadjax.types import Config, ConfigError, Detector, ModelError, Scores, Spec
 
 _VERSION = 1
 _ARRAYS, _MANIFEST = 'fitted.safetensors', 'manifest.json'
@@ -83,8 +83,13 @@ def save(
     if directory.exists():
       old = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
       directory.replace(old / 'old')
-      fresh.replace(directory)
-      shutil.rmtree(old)
+      try:
+        fresh.replace(directory)
+      except BaseException:
+        (old / 'old').replace(directory)
+        raise
+      finally:
+        shutil.rmtree(old)
     else:
       fresh.replace(directory)
   finally:
@@ -100,7 +105,12 @@ def load(directory: Path | str) -> Model:
   """
   directory = Path(directory)
   manifest = _manifest(directory)
-  config = configs.from_plain(manifest['config'], str(directory / _MANIFEST))
+  try:
+    config = configs.from_plain(manifest['config'], str(directory / _MANIFEST))
+    limits = calibrate.Limits(**manifest['thresholds'])
+    weights = pretrained.Provenance(**manifest['weights'])
+  except (ConfigError, TypeError, AttributeError) as error:
+    raise ModelError(f'{directory / _MANIFEST} is not of this version of uadjax: {error}') from None
   ops = preprocess.parse(config.data.ops)
   backbone, detector = assemble(config, Spec(ops.height, ops.width))
   if (digest := _sha256(directory / _ARRAYS)) != manifest['arrays_sha256']:
@@ -123,8 +133,8 @@ def load(directory: Path | str) -> Model:
     ops,
     fitted,
     jax.jit(detector.score),
-    calibrate.Limits(**manifest['thresholds']),
-    pretrained.Provenance(**manifest['weights']),
+    limits,
+    weights,
     directory,
   )
 

@@ -1,7 +1,7 @@
 """Checkpoints: the only room that knows Orbax.
 
-`rolling/` holds the last five steps, `best/` the step of the lowest held-out loss. Each is whole
-or not there: Orbax writes beside and renames.
+`rolling/` holds the last five steps; `best/` that of the lowest held-out loss, and the best before.
+Each is whole or not there: Orbax writes beside and renames.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from orbax import checkpoint as ocp
 
 from uadjax.types import ModelError
 
-_KEEP = {'rolling': 5, 'best': 1}
+_KEEP = {'rolling': 5, 'best': 2}  # Until the next rolling one, the best before may be wanted.
 
 
 class Saved(NamedTuple):
@@ -43,11 +43,6 @@ def manager(directory: Path, kind: str) -> Iterator[Manager]:
 def steps(directory: Path, kind: str) -> list[int]:
   """The steps at which there is a whole checkpoint, ascending."""
   return sorted(int(p.name) for p in (directory / kind).glob('*') if p.name.isdigit())
-
-
-def path(directory: Path, kind: str, step: int) -> Path:
-  """Where a step lies."""
-  return directory / kind / str(step)
 
 
 def save(opened: Manager, step: int, state: Any, notes: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ _NOT_NEGATIVE = (
   'fit.cache_bytes',
   'evaluate.save_pictures',
 )
+_OPTIONAL = ('fit.steps', 'fit.eval_every', 'predict.threshold')
 _PREFIX = '--config.'
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
@@ -66,7 +67,8 @@ def base() -> Config:
         'eval_every': config_dict.placeholder(int),  # Steps; an epoch when not set.
         'checkpoint_every_s': 60.0,  # The first after as long: short runs write only their end.
         'cache_bytes': 2 << 30,  # Decoded images and the frozen part of their features, each.
-        'resume': '',  # 'latest', or a step of `checkpoints/rolling`.
+        'resume': '',  # 'latest', 'best', or a step of `checkpoints/rolling`.
+        'overwrite': False,  # Start a run over that is there already.
       },
       'calibrate': {'budget': 0.01},  # Share of good images that may be called defective.
       'evaluate': {'do_eval': True, 'save_pictures': 16, 'batch_size': 16, 'model_dir': ''},
@@ -128,6 +130,11 @@ def assign(config: Config, key: str, value: Any) -> None:
   if isinstance(section, ml_collections.ConfigDict):
     raise ConfigError(f'{key!r} is a section; set one of {sorted(f"{key}.{k}" for k in section)}.')
   kind = parent.get_type(name)
+  if value is None or (value == 'None' and kind is not str):
+    if key in _OPTIONAL:
+      parent[name] = None
+      return
+    raise ConfigError(f'{key} must be {_article(kind)}, and cannot be None.')
   try:
     parent[name] = _cast(kind, value)
   except (ValueError, TypeError, yaml.YAMLError):
@@ -163,17 +170,18 @@ def to_yaml(config: Config) -> str:
 
 
 def from_plain(values: Mapping[str, Any], where: str) -> Config:
-  """The inverse of `plain`; `where` names the file in errors."""
+  """The inverse of `plain`; what is missing has its default, and `where` names the file in errors.
+
+  A model directory thus stays readable when a later version knows more keys.
+  """
   config = base()
-  config.detector = {
-    k: tuple(v) if isinstance(v, list) else v for k, v in values.get('detector', {}).items()
-  }
-  given = set(flat(values))
-  if missing := [key for key in keys(config) if key not in given]:
+  detector = values.get('detector')
+  if not isinstance(detector, Mapping) or not {'name', 'layers'} <= detector.keys():
     raise ConfigError(
-      f'{where} lacks {missing[0]!r}; start from a config.yaml that a run has saved, or from '
-      'configs/*.py.'
+      f'{where} lacks detector.name or detector.layers; start from a config.yaml that a run has '
+      'saved, or from configs/*.py.'
     )
+  config.detector = {k: tuple(v) if isinstance(v, list) else v for k, v in detector.items()}
   for key, value in flat(values).items():
     assign(config, key, value)
   return config
@@ -226,8 +234,6 @@ def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _cast(kind: type, value: Any) -> Any:
-  if value is None or (isinstance(value, str) and value == 'None' and kind is not str):
-    return None
   if kind is tuple:
     if isinstance(value, str):
       value = [part.strip(' \'"') for part in value.strip('()[] ').split(',') if part.strip()]

@@ -1,96 +1,117 @@
 """A model against a test set: numbers, a CSV row and pictures, all at original resolution."""
 
-from collections import defaultdict
+import collections
 from collections.abc import Mapping, Sequence
 import csv
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image
 
-from uadjax import metrics, predict, score, visualize
-from uadjax.bundle import Model
+from uadjax import bundle, files, metrics, predict, score, sharding, visualize
 from uadjax.data import preprocess
 from uadjax.types import DataError, Record
 
+Mask = Bool[np.ndarray, 'h w']
+
 
 class Judged(NamedTuple):
-  """A test image with its verdict and what is known of it."""
+  """What is kept of a test image: no maps, for a test set of them does not fit into memory.
+
+  Attributes:
+    record: the image.
+    score: of the image.
+    label: the verdict.
+    masked: whether it is known which pixels are defective.
+    normal: map values of the seen pixels that are normal.
+    anomalous: likewise of those that are defective.
+    unseen: number of pixels outside the crop.
+    unseen_defects: how many of them are defective.
+  """
 
   record: Record
-  result: predict.Result
-  truth: Bool[np.ndarray, 'h w'] | None
+  score: float
+  label: str
+  masked: bool
+  normal: Float[np.ndarray, ' n']
+  anomalous: Float[np.ndarray, ' m']
+  unseen: int = 0
+  unseen_defects: int = 0
 
 
 def evaluate(
-  model: Model,
+  model: bundle.Model,
   records: Sequence[Record],
-  mesh: jax.sharding.Mesh,
+  mesh: sharding.Mesh,
   batch_size: int,
-  pictures: Path,
-  number: int,
+  mask_threshold: int,
+  workdir: Path,
+  pictures: int,
 ) -> dict[str, Any]:
-  """Score a test set and measure; leave `number` pictures in a folder, spread over the defects.
+  """Score a test set and measure; leave `scores.csv`, and pictures spread over the defects.
 
   Returns:
     metrics as of the result file. A metric that lacks a class (no defects, no masks) is None.
   """
-  mask_threshold = model.config.data.mask_threshold
-  chosen = _spread(records, number)
-  pictures.mkdir(parents=True, exist_ok=True)
+  chosen = _spread(records, pictures)
+  folder = workdir / 'pictures'
+  folder.mkdir(parents=True, exist_ok=True)
   judged: list[Judged] = []
-  for scored in score.records(model.score, model.fitted, records, model.ops, batch_size, mesh):
-    one = _judge(model, scored, mask_threshold)
-    if one.record in chosen:
-      picture(model, one).save(pictures / f'{one.record.defect}_{one.record.path.stem}.png')
-    judged.append(one)
+  for scored in score.score(model.score, model.fitted, records, model.ops, batch_size, mesh):
+    record = scored.record
+    size = preprocess.image_size(record.path)
+    result = predict.judge(model, str(record.path), size, scored.map, scored.image)
+    truth = _truth(record, size, mask_threshold)
+    if record in chosen:
+      picture(model, record, result, truth).save(folder / f'{record.defect}_{record.path.stem}.png')
+    judged.append(_kept(record, result, truth))
+  rows = [[one.record.path, one.record.defect, one.score, one.label] for one in judged]
+  _write_rows(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
   return measure(judged)
 
 
 def measure(judged: Sequence[Judged]) -> dict[str, Any]:
   """Image metrics over all images; pixel metrics over the seen pixels of those with a mask."""
   labels = np.array([one.record.anomalous for one in judged])
-  scores = np.array([one.result.score for one in judged])
-  called = np.array([one.result.label == 'NG' for one in judged])
-  masked = [(one.truth, one.result) for one in judged if one.truth is not None]
-  pixel_auroc = None
-  if masked:
-    pixel_auroc = _auroc(
-      np.concatenate([truth[result.seen] for truth, result in masked]),
-      np.concatenate([result.anomaly_map[result.seen] for _, result in masked]),
-    )
-  defects = sorted({one.record.defect for one in judged if one.record.anomalous})
+  scores = np.array([one.score for one in judged])
+  called = np.array([one.label == 'NG' for one in judged])
   of = np.array([one.record.defect for one in judged])
+  masked = [one for one in judged if one.masked]
   return {
-    'image_auroc': _auroc(labels, scores),
-    'pixel_auroc': pixel_auroc,
+    'image_auroc': _auroc(scores[~labels], scores[labels]),
+    'pixel_auroc': _auroc(
+      np.concatenate([np.zeros(0, np.float32), *(one.normal for one in masked)]),
+      np.concatenate([np.zeros(0, np.float32), *(one.anomalous for one in masked)]),
+    ),
     'at_threshold': {
       'false_alarm_rate': float(called[~labels].mean()) if (~labels).any() else None,
-      'miss_rate': {defect: float(1 - called[of == defect].mean()) for defect in defects},
+      'miss_rate': {
+        defect: float(1 - called[of == defect].mean()) for defect in sorted(set(of[labels]))
+      },
     },
     'counts': {
       'good': int((~labels).sum()),
       'defective': int(labels.sum()),
       'without_mask': len(judged) - len(masked),
-      'unseen_pixels': int(sum((~result.seen).sum() for _, result in masked)),
-      'unseen_defect_pixels': int(sum((truth & ~result.seen).sum() for truth, result in masked)),
+      'unseen_pixels': sum(one.unseen for one in masked),
+      'unseen_defect_pixels': sum(one.unseen_defects for one in masked),
     },
   }
 
 
-def picture(model: Model, judged: Judged) -> Image.Image:
+def picture(
+  model: bundle.Model, record: Record, result: predict.Result, truth: Mask | None
+) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
-  record, result = judged.record, judged.result
   image = preprocess.decode(record.path)
-  blank = np.zeros(image.shape[:2], bool)
+  known = np.zeros(image.shape[:2], bool) if truth is None else truth
   tiles = [
     visualize.Tile('image', image),
     visualize.Tile(
-      'ground truth' if judged.truth is not None else 'no ground truth',
-      visualize.black_and_white(blank if judged.truth is None else judged.truth),
+      'no ground truth' if truth is None else 'ground truth', visualize.black_and_white(known)
     ),
     visualize.Tile('heatmap', visualize.overlay(image, result.anomaly_map, model.limits.pixel)),
     visualize.Tile('prediction', visualize.outline(image, result.pred)),
@@ -112,36 +133,54 @@ def means(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
 def write_csv(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
   """Write a row per category, and for several the mean of those that have a number."""
   rows = {**rows, 'mean': means(rows)} if len(rows) > 1 else rows
-  with path.open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(['category', *_COLUMNS])
-    writer.writerows([name, *(row[key] for key in _COLUMNS.values())] for name, row in rows.items())
+  table = [[name, *(row[key] for key in _COLUMNS.values())] for name, row in rows.items()]
+  _write_rows(path, [['category', *_COLUMNS], *table])
 
 
-def _judge(model: Model, scored: score.Scored, mask_threshold: int) -> Judged:
-  record = scored.record
-  size = preprocess.image_size(record.path)
-  result = predict.judge(model, str(record.path), size, scored.map, scored.image)
-  truth = None
+def _write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  files.write_text(path, text.getvalue())
+
+
+def _truth(record: Record, size: tuple[int, int], threshold: int) -> Mask | None:
   if not record.anomalous:
-    truth = np.zeros(size, bool)
-  elif record.mask is not None:
-    truth = preprocess.read_mask(record.mask, mask_threshold)
-    if truth.shape != size:
-      raise DataError(
-        f'{record.mask} is {truth.shape[1]}x{truth.shape[0]} pixels, but its image {record.path} '
-        f'is {size[1]}x{size[0]}; give the mask the size of the image.'
-      )
-  return Judged(record, result, truth)
+    return np.zeros(size, bool)
+  if record.mask is None:
+    return None
+  truth = preprocess.read_mask(record.mask, threshold)
+  if truth.shape != size:
+    raise DataError(
+      f'{record.mask} is {truth.shape[1]}x{truth.shape[0]} pixels, but its image {record.path} '
+      f'is {size[1]}x{size[0]}; give the mask the size of the image.'
+    )
+  return truth
 
 
-def _auroc(labels: Bool[np.ndarray, ' n'], scores: Float[np.ndarray, ' n']) -> float | None:
-  return metrics.auroc(labels, scores) if labels.any() and not labels.all() else None
+def _kept(record: Record, result: predict.Result, truth: Mask | None) -> Judged:
+  if truth is None:
+    nothing = np.zeros(0, np.float32)
+    return Judged(record, result.score, result.label, False, nothing, nothing)
+  seen, values = result.seen, result.anomaly_map
+  return Judged(
+    record,
+    result.score,
+    result.label,
+    True,
+    values[seen & ~truth],
+    values[seen & truth],
+    int((~seen).sum()),
+    int((truth & ~seen).sum()),
+  )
+
+
+def _auroc(normal: Float[np.ndarray, ' n'], anomalous: Float[np.ndarray, ' m']) -> float | None:
+  return metrics.auroc_of(normal, anomalous) if len(normal) and len(anomalous) else None
 
 
 def _spread(records: Sequence[Record], number: int) -> set[Record]:
   """Choose records in turn from every defect and the good ones."""
-  kinds: dict[str, list[Record]] = defaultdict(list)
+  kinds: dict[str, list[Record]] = collections.defaultdict(list)
   for record in records:
     kinds[record.defect].append(record)
   rank = {r: i for group in kinds.values() for i, r in enumerate(group)}

@@ -1,11 +1,11 @@
 """The one loop that fits any detector.
 
-Everything but folding batches in is a hook, (step, state, metrics) -> None, called after each
+What happens between two batches is a hook, (step, state, metrics) -> None, called after each
 step; its cadence is its own business. A hook must be done with the state when it returns: the next
 update donates its buffers.
 """
 
-from collections import deque
+import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import math
@@ -84,7 +84,7 @@ def fit(
   variables: Variables,
   config: Config,
   parts: Parts,
-  mesh: jax.sharding.Mesh,
+  mesh: sharding.Mesh,
   workdir: Path,
   stop: threading.Event,
 ) -> Run:
@@ -101,7 +101,7 @@ def fit(
     rolling = stack.enter_context(checkpoint.manager(directory, 'rolling'))
     keeper = stack.enter_context(checkpoint.manager(directory, 'best'))
     state = initial(detector, variables, config.seed, mesh)
-    start, state, best = resume(options.resume, rolling, keeper, state)
+    start, state, best = resume(options.resume, total, rolling, keeper, state)
     scalars = stack.enter_context(telemetry.tensorboard(workdir / 'tensorboard'))
     began, clock = time.perf_counter(), telemetry.clock()  # Nothing is imported after this.
 
@@ -116,7 +116,7 @@ def fit(
     batches = clock.watch(ahead(batches, lambda batch: sharding.split(mesh, learn(batch))))
     judge, best_yet = choosing(
       detector,
-      [choose(b) for b in pipeline.eval_batches(parts.choose, ops, size)],
+      [sharding.split(mesh, choose(b)) for b in pipeline.eval_batches(parts.choose, ops, size)],
       options.eval_every or max(1, len(parts.learn) // size),
       total,
       best,
@@ -150,7 +150,7 @@ def run(
   return state
 
 
-def initial(detector: Detector, variables: Variables, seed: int, mesh: jax.sharding.Mesh) -> Any:
+def initial(detector: Detector, variables: Variables, seed: int, mesh: sharding.Mesh) -> Any:
   """The state before the first step, on the mesh, in buffers of its own that may be donated."""
   state = detector.init(jax.random.key(seed), variables)
   return sharding.replicate(mesh, jax.tree.map(jnp.copy, state))
@@ -158,7 +158,7 @@ def initial(detector: Detector, variables: Variables, seed: int, mesh: jax.shard
 
 def ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> Iterator[Batch]:
   """Place each batch on the devices while the one before it is being computed."""
-  placed = deque()
+  placed = collections.deque()
   for batch in batches:
     placed.append(place(batch))
     if len(placed) > 1:
@@ -173,7 +173,7 @@ def remember(
   ops: preprocess.Ops,
   size: int,
   limit: int,
-  mesh: jax.sharding.Mesh,
+  mesh: sharding.Mesh,
 ) -> Callable[[Batch], Batch]:
   """Compute the part of the work that never changes once, if all of it fits into `limit` bytes.
 
@@ -186,7 +186,12 @@ def remember(
   if detector.prepare is None or not records:
     return lambda batch: batch
   prepare = jax.jit(detector.prepare)
-  shapes = jax.eval_shape(prepare, state, next(iter(pipeline.eval_batches(records, ops, size))))
+  blank = Batch(
+    np.zeros((size, ops.height, ops.width, 3), np.uint8),
+    np.zeros(size, bool),
+    np.zeros(size, np.int32),
+  )
+  shapes = jax.eval_shape(prepare, state, blank)
   needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // size * len(records)
   if needed > limit:
     telemetry.LOG.info(
@@ -244,7 +249,8 @@ def saving(
     The hook, and a function that tells how many seconds it has spent writing.
   """
   due = time.monotonic() + every_s
-  kept, seconds = None, 0.0
+  found = best_yet()
+  kept, seconds = found and found.step, 0.0  # What a run goes on with is on disk already.
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
     nonlocal due, kept, seconds
@@ -268,28 +274,30 @@ def saving(
 
 
 def resume(
-  choice: str, rolling: checkpoint.Manager, keeper: checkpoint.Manager, state: Any
+  choice: str, total: int, rolling: checkpoint.Manager, keeper: checkpoint.Manager, state: Any
 ) -> tuple[int, Any, Best | None]:
-  """Read back the step to go on from, `latest` or a number, and the best one until then.
+  """Read back the step to go on from (`latest`, `best` or a number), and the best until then.
 
   A best step beyond it, left by a run that was killed before its next rolling checkpoint, is
-  passed over: going on reaches it again, to the bit.
+  passed over: going on reaches it again, on a CPU to the bit.
   """
   if not choice:
     return 0, state, None
-  if choice != 'latest' and not choice.isdigit():
-    raise ConfigError(f"fit.resume must be 'latest' or a step, got {choice!r}.")
-  known = rolling.all_steps()
+  if choice not in ('latest', 'best') and not choice.isdigit():
+    raise ConfigError(f"fit.resume must be 'latest', 'best' or a step, got {choice!r}.")
+  source = keeper if choice == 'best' else rolling
+  known = source.all_steps()
   if not known:
     raise ConfigError(
-      f'fit.resume={choice}, but {rolling.directory} holds no checkpoint; leave fit.resume out.'
+      f'fit.resume={choice}, but {source.directory} holds no checkpoint; leave fit.resume out.'
     )
-  start, state, _ = checkpoint.restore(
-    rolling, max(known) if choice == 'latest' else int(choice), state
-  )
-  telemetry.LOG.info('Going on from step %d of %s.', start, rolling.directory)
-  for step in keeper.all_steps():
-    if step <= start:
-      _, kept, notes = checkpoint.restore(keeper, step, state)
-      return start, state, Best(step, notes['loss'], kept)
-  return start, state, None
+  step = int(choice) if choice.isdigit() else max(known)
+  start, state, _ = checkpoint.restore(source, step, state)
+  if start > total:
+    raise ConfigError(f'Step {start} is beyond the {total} steps of this run; raise fit.steps.')
+  telemetry.LOG.info('Going on from step %d of %s.', start, source.directory)
+  before = [step for step in keeper.all_steps() if step <= start]
+  if not before:
+    return start, state, None
+  step, kept, notes = checkpoint.restore(keeper, max(before), state)
+  return start, state, Best(step, notes['loss'], kept)

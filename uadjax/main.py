@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import config as configs, files, hostmemory, interrupts, run, telemetry
-from uadjax.types import UserError
+from uadjax import config as configs, hostmemory, interrupts, run, telemetry, workdir as workdirs
+from uadjax.types import Interrupted, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,22 +26,24 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   overrides, rest = configs.split_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(rest)
-  workdir, mode = arguments.workdir, dict(overrides).get('mode')
-  mode = mode if mode in run.MODES else 'train'  # Of the file that tells of a failure.
   hostmemory.keep_pages()
+  workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
+  mode = mode if mode in run.MODES else 'train'  # Of the file that tells of a failure.
   try:
     config = configs.load(arguments.config, overrides)
     mode = run.mode(config.mode)
-    workdir = workdir or run.default_workdir(config)
+    workdir = workdir or workdirs.default(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with interrupts.raised(), telemetry.logging_to(workdir / f'{mode}.log'):
-      result = run.run(config, workdir)
-    run.leave(workdir, mode, result)
-  except (UserError, OSError) as error:  # A full disk, say, is nothing to show a traceback for.
-    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+      workdirs.succeed(workdir, mode, run.run(config, workdir))
+  except (Exception, Interrupted) as error:
+    if isinstance(error, UserError | OSError | Interrupted):
+      print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    else:
+      telemetry.report(error, workdir and workdir / f'{mode}.log')
     if workdir and workdir.is_dir():
-      kind = {'done_flag': False, 'err_type': type(error).__name__, 'err_msg': str(error)}
-      files.write_json(workdir / f'{mode}_result.json', kind)
+      with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
+        workdirs.fail(workdir, mode, error)
     return 1
   return 0
 

@@ -1,6 +1,7 @@
 """Images in, verdicts out. Never imports TensorFlow."""
 
 from collections.abc import Iterator, Sequence
+import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image
 
-from uadjax import visualize
-from uadjax.bundle import Model
+from uadjax import bundle, files, visualize
 from uadjax.data import preprocess
 from uadjax.types import DataError
 
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
 
 def judge(
-  model: Model,
+  model: bundle.Model,
   path: str,
   size: tuple[int, int],
   anomaly: Float[np.ndarray, 'h w'],
@@ -70,7 +70,7 @@ def judge(
 
 
 def predict(
-  model: Model, paths: Sequence[Path], batch_size: int = 8, threshold: float | None = None
+  model: bundle.Model, paths: Sequence[Path], batch_size: int = 8, threshold: float | None = None
 ) -> Iterator[Result]:
   """Yield a result per file, in order; an unreadable one has `error` set and the rest go on.
 
@@ -85,7 +85,7 @@ def predict(
 
 
 def _batch(
-  model: Model, paths: Sequence[Path], rows: int, threshold: float | None
+  model: bundle.Model, paths: Sequence[Path], rows: int, threshold: float | None
 ) -> Iterator[Result]:
   pixels = np.zeros((rows, model.ops.height, model.ops.width, 3), np.uint8)
   sizes: list[tuple[int, int]] = []
@@ -109,7 +109,7 @@ def _batch(
       yield judge(model, str(path), size, scores.map[row], score, threshold)
 
 
-def picture(model: Model, result: Result) -> Image.Image:
+def picture(model: bundle.Model, result: Result) -> Image.Image:
   """Show an image beside its overlay, the marked region outlined."""
   image = preprocess.decode(Path(result.input_path))
   over = visualize.overlay(image, result.anomaly_map, model.limits.pixel)
@@ -123,3 +123,15 @@ def picture(model: Model, result: Result) -> Image.Image:
 def headline(result: Result) -> str:
   """The verdict in one line."""
   return f'{result.label}   score {result.score:.3g}   threshold {result.threshold:.3g}'
+
+
+def leave(model: bundle.Model, result: Result, folder: Path) -> None:
+  """Write `<name>_res.json`, and `<name>_res.png` unless the file was unreadable."""
+  folder.mkdir(parents=True, exist_ok=True)
+  path = Path(result.input_path)
+  # Where another image has the same stem, the suffix tells them apart.
+  twins = [p for p in path.parent.glob(f'{glob.escape(path.stem)}.*') if p != path]
+  stem = path.name if twins else path.stem
+  files.write_json(folder / f'{stem}_res.json', result.summary())
+  if not result.error:
+    picture(model, result).save(folder / f'{stem}_res.png')

@@ -1,48 +1,39 @@
 """An experiment by mode: from a configuration to the files that it leaves behind."""
 
 from collections.abc import Callable, Mapping, Sequence
-import json
 from pathlib import Path
-import shutil
 import time
 from typing import Any
 
 import jax
 import numpy as np
-import yaml
 
 from uadjax import (
   bundle,
   calibrate,
-  checkpoint,
-  config as configs,
   data,
   evaluate,
-  files,
   fit,
   hostmemory,
   interrupts,
   predict,
   score,
   sharding,
+  telemetry,
+  workdir as workdirs,
 )
 from uadjax.backbones import pretrained
 from uadjax.data import datasets, preprocess
-from uadjax.telemetry import LOG, track
-from uadjax.types import Config, ConfigError, Record, Spec, UnknownName
+from uadjax.types import Config, ConfigError, Detector, Record, Spec, UnknownName, UserError
 
 Result = dict[str, Any]
-
-# Changing one of these halfway would make a run that no configuration describes.
-_FIXED = (
-  'seed', 'data.', 'backbone.', 'detector.',
-  'fit.batch_size', 'fit.held_out', 'fit.learning_rate', 'fit.warmup_steps', 'fit.eval_every',
-)  # fmt: skip
 
 
 def run(config: Config, workdir: Path) -> Result:
   """Carry out `config.mode`; the result is that of its result file."""
-  return MODES[mode(config.mode)](config, workdir)
+  # Whatever is made outside a mesh belongs on the chosen device too.
+  with jax.default_device(sharding.devices(config.device)[0]):
+    return MODES[mode(config.mode)](config, workdir)
 
 
 def mode(name: str) -> str:
@@ -52,16 +43,6 @@ def mode(name: str) -> str:
   return name
 
 
-def leave(workdir: Path, mode: str, result: Result) -> None:
-  """Write the result file of a mode that did what it should."""
-  files.write_json(workdir / f'{mode}_result.json', {'done_flag': True, **result})
-
-
-def default_workdir(config: Config) -> Path:
-  """Where a run goes that was not told."""
-  return Path('runs') / '_'.join(filter(None, (config.detector.name, config.data.category)))
-
-
 def train(config: Config, workdir: Path) -> Result:
   """Fit, calibrate, save and evaluate a detector, or one for each category of a group."""
   return _over_categories(_train, config, workdir)
@@ -69,7 +50,6 @@ def train(config: Config, workdir: Path) -> Result:
 
 def _train(config: Config, workdir: Path) -> Result:
   calibrate.check(config.calibrate.budget)
-  _claim(workdir, config)
   splits = data.load(config.data)
   datasets.verify(splits.train)
   parts = fit.Parts(*datasets.split(splits.train, _shares(config.fit.held_out), config.seed))
@@ -77,36 +57,39 @@ def _train(config: Config, workdir: Path) -> Result:
   spec = Spec(ops.height, ops.width, len(parts.learn), fit.schedule(config.fit))
   backbone, detector = bundle.assemble(config, spec)
   variables, weights = pretrained.load(config.backbone.weights, backbone)
-  LOG.info('%s %s: %s', config.data.category, config.backbone.name, weights.source)
-  mesh = sharding.make_mesh(
-    config.device, config.mesh.data, min(config.fit.batch_size, spec.images)
-  )
+  rows = min(config.fit.batch_size, spec.images)
+  mesh = sharding.make_mesh(config.device, config.mesh.data, rows)
+  telemetry.LOG.info(
+    '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s with %s '
+    'weights, on %d of %s',
+    config.data.category, *map(len, parts), config.backbone.name, weights.source, mesh.size,
+    config.device,
+  )  # fmt: skip
+  workdirs.claim(workdir, config)
   with interrupts.noted() as stop:
     fitted = fit.fit(detector, variables, config, parts, mesh, workdir, stop)
+  peak_mb = hostmemory.peak_mb()
+  began = time.perf_counter()
+  limits = _calibrate(detector, fitted.fitted, parts.calibrate, config, mesh)
+  model = bundle.load(bundle.save(workdir / 'model', config, fitted.fitted, limits, weights))
+  calibrated = time.perf_counter()
+  telemetry.LOG.info('Model saved in %s. %s', model.directory, limits)
+  judged = _evaluate(model, splits.test, config, workdir) if config.evaluate.do_eval else {}
   timing = {
     'fit_s': fitted.seconds,
+    'calibrate_s': calibrated - began,
+    'evaluate_s': time.perf_counter() - calibrated,
     'images_per_s': fitted.images / fitted.seconds,
-    'peak_memory_mb': hostmemory.peak_mb(),
+    'peak_memory_mb': peak_mb,
   }
-  began = time.perf_counter()
-  limits = _calibrate(detector.score, fitted.fitted, parts.calibrate, config, mesh)
-  timing['calibrate_s'] = time.perf_counter() - began
-  model = bundle.load(bundle.save(workdir / 'model', config, fitted.fitted, limits, weights))
-  LOG.info('Model saved in %s. %s', model.directory, limits)
-  result = {
+  return {
     'model_name': model.name,
     'train_log': 'train.log',
     'config': 'config.yaml',
     'models': _models(workdir, fitted.best),
     'timing': timing,
+    **judged,
   }
-  if config.evaluate.do_eval:
-    began = time.perf_counter()
-    judged = _evaluate(model, splits.test, config, workdir, mesh)
-    timing['evaluate_s'] = time.perf_counter() - began
-    leave(workdir, 'evaluate', judged)
-    result |= judged
-  return result
 
 
 def evaluate_model(config: Config, workdir: Path) -> Result:
@@ -114,9 +97,15 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
 
   def one(config: Config, workdir: Path) -> Result:
     model = bundle.load(config.evaluate.model_dir or workdir / 'model')
-    rows = config.evaluate.batch_size
-    mesh = sharding.make_mesh(config.device, config.mesh.data, rows)
-    return _evaluate(model, data.load(config.data).test, config, workdir, mesh)
+    if config.data.ops != model.config.data.ops:
+      telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
+    test = data.load(config.data).test
+    if not test:
+      raise ConfigError(
+        f'{config.data.root}/{config.data.category} has no test images; there must be a folder '
+        'test/good or test/<defect>.'
+      )
+    return _evaluate(model, test, config, workdir)
 
   return _over_categories(one, config, workdir)
 
@@ -130,19 +119,15 @@ def predict_files(config: Config, workdir: Path) -> Result:
       f'predict.input={config.predict.input!r} is not there; name an image or a folder.'
     )
   paths = datasets.below(root) if root.is_dir() else [root]
-  folder = workdir / 'predictions'
   options = config.predict
   results = predict.predict(model, paths, options.batch_size, options.threshold)
   summaries = []
-  for path, result in zip(paths, track(results, len(paths), 'Predicting'), strict=True):
+  for path, result in zip(paths, telemetry.track(results, len(paths), 'Predicting'), strict=True):
     # Folders are kept: MVTec AD has a 000.png in each of them.
-    stem = folder / (path.relative_to(root).parent if root.is_dir() else '') / path.stem
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(stem.with_name(f'{stem.name}_res.json'), result.summary())
-    if not result.error:
-      predict.picture(model, result).save(stem.with_name(f'{stem.name}_res.png'))
+    inner = path.relative_to(root).parent if root.is_dir() else Path()
+    predict.leave(model, result, workdir / 'predictions' / inner)
     summaries.append(result.summary())
-    LOG.info('%s: %s', path, result.error or predict.headline(result))
+    telemetry.LOG.info('%s: %s', path, result.error or predict.headline(result))
   return {'model_dir': str(model.directory), 'results': summaries}
 
 
@@ -156,52 +141,88 @@ MODES: Mapping[str, Callable[[Config, Path], Result]] = {
 def _over_categories(
   one: Callable[[Config, Path], Result], config: Config, workdir: Path
 ) -> Result:
-  """Do it for one category in `workdir`, or for each of a group in `workdir/<category>`."""
-  if not config.data.root:
-    LOG.info('data.root is not set: using washers that uadjax draws itself.')
+  """Do it for one category in `workdir`, or for each of a group in `workdir/<category>`.
+
+  In a group a category that fails is reported, and the others go on.
+  """
   names = data.expand(config.data)
   if names == [config.data.category] or not config.data.root:
+    if not config.data.root:
+      telemetry.LOG.info('data.root is not set: using washers that uadjax draws itself.')
     result = one(_of_category(config, names[0]), workdir)
-    rows = {names[0]: result['metrics']} if 'metrics' in result else {}
-  else:
-    LOG.info('%s: %s', config.data.category, ', '.join(names))
-    results = {}
-    for name in names:
-      own = _of_category(config, name)
-      if not checkpoint.steps(workdir / name / 'checkpoints', 'rolling'):
-        own.fit.resume = ''  # A sweep that was cut off goes on where it was, and begins the rest.
-      (workdir / name).mkdir(parents=True, exist_ok=True)
-      results[name] = one(own, workdir / name)
-      leave(workdir / name, config.mode, results[name])
-    rows = {name: result['metrics'] for name, result in results.items() if 'metrics' in result}
-    result = {'categories': results}
-  if rows:
-    evaluate.write_csv(workdir / f'{config.data.category or names[0]}.csv', rows)
-    result = {**result, 'per_category': rows}
-    result.setdefault('metrics', evaluate.means(rows))
+    return _summed_up(config, workdir, result, {names[0]: result})
+  telemetry.LOG.info('%s: %s', config.data.category, ', '.join(names))
+  results, failures = {}, {}
+  for name in names:
+    own, folder = _of_category(config, name), workdir / name
+    if not workdirs.steps(folder):
+      own.fit.resume = ''  # A sweep that was cut off goes on where it was, and begins the rest.
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      results[name] = _summed_up(own, folder, done := one(own, folder), {name: done})
+      workdirs.succeed(folder, config.mode, results[name])
+    except UserError as error:
+      failures[name] = str(error)
+      workdirs.fail(folder, config.mode, error)
+      telemetry.LOG.error('%s: %s', name, error)
+  result = _summed_up(config, workdir, {'categories': results}, results)
+  if failures:
+    told = ' '.join(f'{name}: {message}' for name, message in failures.items())
+    raise UserError(f'{len(failures)} of {len(names)} categories failed. {told}')
   return result
 
 
-def _evaluate(model, test: Sequence[Record], config: Config, workdir: Path, mesh) -> Result:
+def _summed_up(
+  config: Config, workdir: Path, result: Result, results: Mapping[str, Result]
+) -> Result:
+  """Write the CSV, and add what concerns all categories to the result."""
+  rows = {name or _label(config): r['metrics'] for name, r in results.items() if 'metrics' in r}
+  if not rows:
+    return result
+  evaluate.write_csv(workdir / f'{_label(config)}.csv', rows)
+  result = {'metrics': evaluate.means(rows), **result, 'per_category': rows}
+  if config.mode == 'train':
+    told = {key: result[key] for key in ('metrics', 'weights', 'per_category') if key in result}
+    workdirs.succeed(workdir, 'evaluate', told)
+  return result
+
+
+def _label(config: Config) -> str:
+  """The category's name; of a root that is the category itself, the folder's."""
+  return Path(config.data.root or '.', config.data.category).resolve().name
+
+
+def _evaluate(model: bundle.Model, test: Sequence[Record], config: Config, workdir: Path) -> Result:
+  told: Result = {'weights': model.weights._asdict()}
+  if not test:
+    telemetry.LOG.info('There are no test images: the model is not evaluated.')
+    return told
+  options = config.evaluate
+  mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
   metrics = evaluate.evaluate(
     model,
     test,
     mesh,
-    config.evaluate.batch_size,
-    workdir / 'pictures',
-    config.evaluate.save_pictures,
+    options.batch_size,
+    config.data.mask_threshold,
+    workdir,
+    options.save_pictures,
   )
-  LOG.info(
-    '%s: %s',
-    config.data.category,
-    ', '.join(f'{k} {v:.4f}' for k, v in metrics.items() if isinstance(v, float)),
+  numbers = [f'{key} {value:.4f}' for key, value in metrics.items() if isinstance(value, float)]
+  counts = metrics['counts']
+  telemetry.LOG.info(
+    '%s: %s (%d good and %d defective test images)',
+    _label(config), ', '.join(numbers) or 'an AUROC needs both',
+    counts['good'], counts['defective'],
   )  # fmt: skip
-  return {'metrics': metrics, 'weights': model.weights._asdict()}
+  return {'metrics': metrics, **told}
 
 
-def _calibrate(scorer, fitted, records, config: Config, mesh) -> calibrate.Limits:
+def _calibrate(
+  detector: Detector, fitted: Any, records: Sequence[Record], config: Config, mesh: sharding.Mesh
+) -> calibrate.Limits:
   ops, rows = preprocess.parse(config.data.ops), config.evaluate.batch_size
-  normals = list(score.records(jax.jit(scorer), fitted, records, ops, rows, mesh))
+  normals = list(score.score(jax.jit(detector.score), fitted, records, ops, rows, mesh))
   return calibrate.from_normals(
     np.array([one.image for one in normals]),
     np.array([one.map.max() for one in normals]),
@@ -222,41 +243,9 @@ def _shares(held_out: float) -> list[float]:
 
 
 def _models(workdir: Path, best: fit.Best) -> Result:
-  steps = checkpoint.steps(workdir / 'checkpoints', 'rolling')[::-1]
   last = {
-    f'last_{n}': str(checkpoint.path(Path('checkpoints'), 'rolling', step))
-    for n, step in enumerate(steps, 1)
+    f'last_{n}': f'checkpoints/rolling/{step}'
+    for n, step in enumerate(reversed(workdirs.steps(workdir)), 1)
   }
-  kept = str(checkpoint.path(Path('checkpoints'), 'best', best.step))
+  kept = f'checkpoints/best/{best.step}'
   return {**last, 'best': {'score': best.loss, 'checkpoint': kept, 'model_dir': 'model'}}
-
-
-def _claim(workdir: Path, config: Config) -> None:
-  """Begin a run in a folder, or go on with the one there; never write over one that can go on."""
-  saved, done = workdir / 'config.yaml', workdir / 'train_result.json'
-  there = checkpoint.steps(workdir / 'checkpoints', 'rolling')
-  if config.fit.resume:
-    _same_run(saved, config)
-  elif there and not (done.is_file() and json.loads(done.read_text()).get('done_flag')):
-    raise ConfigError(
-      f'{workdir} holds an unfinished run, saved at step {there[-1]}. Go on with '
-      '--config.fit.resume=latest, name another --workdir, or delete the folder.'
-    )
-  else:
-    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
-    shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
-  files.write_text(saved, configs.to_yaml(config))
-
-
-def _same_run(saved: Path, config: Config) -> None:
-  if not saved.is_file():
-    raise ConfigError(f'fit.resume is set, but there is no run to go on with in {saved.parent}.')
-  before, now = (
-    configs.flat(c) for c in (yaml.safe_load(saved.read_text()), configs.plain(config))
-  )
-  for key in now:
-    if key.startswith(_FIXED) and before.get(key) != now[key]:
-      raise ConfigError(
-        f'{key} is {now[key]!r}, but the run to go on with has {before.get(key)!r}; leave it, or '
-        'begin a new run in another --workdir.'
-      )

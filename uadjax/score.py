@@ -21,19 +21,19 @@ class Scored(NamedTuple):
   image: float
 
 
-def records(
-  score: Callable[[Any, Any], Scores],
+def score(
+  scorer: Callable[[Any, Any], Scores],
   fitted: Any,
   records: Sequence[Record],
   ops: preprocess.Ops,
   batch_size: int,
-  mesh: jax.sharding.Mesh,
+  mesh: sharding.Mesh,
 ) -> Iterator[Scored]:
   """Score images from their files; the last batch is padded, so that there is one compilation."""
   share = mesh.size * math.ceil(batch_size / mesh.size)
   fitted = sharding.replicate(mesh, fitted)
   batches = pipeline.eval_batches(records, ops, share)
   for batch in telemetry.track(batches, math.ceil(len(records) / share), 'Scoring'):
-    scores = jax.device_get(score(fitted, sharding.split(mesh, batch.image)))
+    scores = jax.device_get(scorer(fitted, sharding.split(mesh, batch.image)))
     for row in np.flatnonzero(batch.valid).tolist():
       yield Scored(records[int(batch.index[row])], scores.map[row], float(scores.image[row]))

@@ -3,7 +3,6 @@
 One axis, `data`: rows of a batch are split over it, everything learned is replicated.
 """
 
-import math
 from typing import Any, TypeVar
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 
 from uadjax.types import ConfigError
 
+Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')
 
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
@@ -32,14 +32,17 @@ def devices(name: str) -> list[Any]:
   if not numbers:
     return found
   try:
-    return [found[int(number)] for number in numbers.split(',')]
+    chosen = [range(len(found))[int(number)] for number in numbers.split(',')]
+    if min(map(int, numbers.split(','))) < 0 or len(set(chosen)) < len(chosen):
+      raise IndexError
+    return [found[number] for number in chosen]
   except (ValueError, IndexError):
     raise ConfigError(
-      f'device={name!r} names a device that is not there: {platform} has 0 to {len(found) - 1}.'
+      f'device={name!r} must name different devices of 0 to {len(found) - 1}, such as {platform}:0.'
     ) from None
 
 
-def make_mesh(device: str, data: int, rows: int) -> jax.sharding.Mesh:
+def make_mesh(device: str, data: int, rows: int) -> Mesh:
   """A mesh over `data` devices, -1 for all, of which a batch of `rows` divides over evenly.
 
   A batch that STFPM's BatchNorm sees cannot be padded, so devices stay idle rather than that.
@@ -50,19 +53,19 @@ def make_mesh(device: str, data: int, rows: int) -> jax.sharding.Mesh:
     raise ConfigError(
       f'mesh.data={data}, but {device!r} has 1 to {len(found)} devices; -1 takes all.'
     )
-  used = math.gcd(asked, rows)
-  return jax.sharding.Mesh(np.array(found[:used]), ('data',))
+  used = max(n for n in range(1, asked + 1) if rows % n == 0)
+  return Mesh(np.array(found[:used]), ('data',))
 
 
-def replicate(mesh: jax.sharding.Mesh, tree: Tree) -> Tree:
+def replicate(mesh: Mesh, tree: Tree) -> Tree:
   """Put a copy of every leaf on every device."""
   return jax.device_put(tree, _on(mesh))
 
 
-def split(mesh: jax.sharding.Mesh, batch: Tree) -> Tree:
+def split(mesh: Mesh, batch: Tree) -> Tree:
   """Put each device's share of the rows on it."""
   return jax.device_put(batch, _on(mesh, 'data'))
 
 
-def _on(mesh: jax.sharding.Mesh, *axes: Any) -> jax.sharding.NamedSharding:
+def _on(mesh: Mesh, *axes: Any) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

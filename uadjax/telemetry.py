@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import datetime
 import logging
 from pathlib import Path
+import sys
 import time
+import traceback
 from typing import Any, NamedTuple
 
 import rich.console
@@ -36,6 +39,20 @@ def logging_to(file: Path | None = None) -> Iterator[None]:
     LOG.setLevel(before[1])
     for handler in handlers:
       handler.close()
+
+
+def report(error: Exception, file: Path | None) -> None:
+  """Say that something went wrong that no user can cause, the traceback in the log alone."""
+  told = ''.join(traceback.format_exception(error))
+  with contextlib.suppress(OSError):
+    if file is not None:
+      with file.open('a') as log:
+        log.write(told)
+  where = f'; its traceback is in {file}' if file else f':\n{told}'
+  print(
+    f'{type(error).__name__}: {error}\nThis is a fault of uadjax, or of the machine{where}.',
+    file=sys.stderr,
+  )
 
 
 def _console_handler() -> logging.Handler:
@@ -104,7 +121,7 @@ def log_steps(
     values = {k: float(v) for k, v in metrics.items()}  # Waits for the device.
     steps, logged = step - logged, step
     step_s, data_s = clock.wall() / steps, clock.waited() / steps
-    eta = time.strftime('%H:%M:%S', time.gmtime((total - step) * step_s))
+    eta = datetime.timedelta(seconds=round((total - step) * step_s))
     LOG.info(
       'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  ETA %s',
       step, total, '  '.join(f'{_SHORT.get(k, k)} {v:.4g}' for k, v in values.items()),

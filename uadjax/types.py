@@ -125,5 +125,5 @@ class ModelError(UserError):
   """A model directory or checkpoint that cannot be opened."""
 
 
-class Interrupted(UserError):
-  """The run was asked to stop; what it had reached is saved."""
+class Interrupted(BaseException):
+  """The run was asked to stop. Like KeyboardInterrupt no Exception: nobody may take it for one."""

@@ -1,7 +1,6 @@
 """A backbone's variables from a file of weights, from torchvision's servers, or at random."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from uadjax import files
 from uadjax.backbones import download, names, readers, resnet
 from uadjax.types import Variables, WeightsError
 
@@ -23,7 +23,7 @@ _FILES = {
   'resnet101': 'resnet101-63fe2227.pth',
   'wide_resnet50_2': 'wide_resnet50_2-95faca4d.pth',
 }
-_LICENCE = 'BSD-3-Clause'  # Of torchvision, code and weights.
+_LICENSE = 'BSD-3-Clause'  # Of torchvision, code and weights.
 _OPTION = '--config.backbone.weights'
 
 
@@ -34,13 +34,13 @@ class Provenance(NamedTuple):
     name: of the file, or 'random'.
     source: URL or path.
     sha256: of the whole file; empty for random weights.
-    licence: SPDX identifier, where it is known.
+    license: SPDX identifier, where it is known.
   """
 
   name: str
   source: str
   sha256: str
-  licence: str = ''
+  license: str = ''
 
 
 def load(
@@ -52,8 +52,10 @@ def load(
     WeightsError: naming the file, the tensor or stage, what was expected, and the way out.
   """
   if weights == 'random':
-    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return variables, Provenance('random', 'random initialization with jax.random.key(0)', '')
+    # A key that no configured seed gives: a student must not begin as its teacher.
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    variables = jax.jit(module.init)(key, jnp.zeros((1, 32, 32, 3)))
+    return variables, Provenance('random', 'random initialization', '')
   if weights == 'imagenet':
     path, source = _published(module.arch, base)
   else:
@@ -65,16 +67,15 @@ def load(
       f"Cannot read weights {path}: {error.strerror}. {_OPTION} is 'imagenet', 'random' or a file."
     ) from None
   variables = _variables(data, module, path)
-  licence = _LICENCE if weights == 'imagenet' else ''
-  return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), licence)
+  license = _LICENSE if weights == 'imagenet' else ''
+  return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), license)
 
 
 def _published(arch: str, base: str) -> tuple[Path, str]:
   """Find torchvision's file in the cache, which is filled first where it has to be."""
   name = _FILES[arch]
   digest = Path(name).stem.rpartition('-')[2]
-  root = os.environ.get('UADJAX_CACHE') or '~/.cache/uadjax'
-  path, url = Path(root).expanduser() / 'weights' / name, f'{base}/{name}'
+  path, url = files.cache() / 'weights' / name, f'{base}/{name}'
   try:
     if path.exists():
       download.verify(path, digest, str(path))

@@ -1,6 +1,6 @@
 """Folders become records: the layouts that are read, and what is wrong where one cannot be.
 
-Nothing is opened here but folders. Hidden files are passed over, and whatever is listed is in
+Nothing but `verify` opens a file. Hidden files are passed over, and whatever is listed is in
 natural order ('2.png' before '10.png'), so that a dataset is the same on every machine.
 """
 
@@ -44,7 +44,7 @@ class Splits(NamedTuple):
 
 
 def load(root: str | Path, category: str = '', layout: str = 'auto') -> Splits:
-  """Lists the images of one category.
+  """List the images of one category.
 
   Args:
     root: folder of categories, or, with an empty category, the category itself.
@@ -98,7 +98,7 @@ def expand(root: str | Path, category: str) -> list[str]:
 def split(
   records: Sequence[Record], fractions: Sequence[float], seed: int
 ) -> tuple[tuple[Record, ...], ...]:
-  """Partitions records at random into parts of about these fractions, none of them empty.
+  """Partition records at random into parts of about these fractions, none of them empty.
 
   The same records, fractions and seed give the same parts; each keeps the order of the records.
 
@@ -125,7 +125,7 @@ def split(
 
 
 def verify(records: Sequence[Record]) -> None:
-  """Looks into every image and mask, without decoding them; lists up to ten that are unreadable."""
+  """Look into every image and mask, without decoding them; lists up to ten that are unreadable."""
   paths = [path for record in records for path in (record.path, record.mask) if path]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     problems = [problem for problem in pool.map(_problem, paths) if problem]
@@ -175,6 +175,7 @@ _LAYOUTS: dict[str, Callable[[Path], Splits]] = {'mvtec': _mvtec, 'folder': _fol
 
 
 def _defects(folder: Path, defect: str, truth: Path | None) -> list[Record]:
+  defect = 'good' if defect.lower() in _NORMAL else defect
   masks = {path.stem: path for path in _images(truth)} if truth and truth.is_dir() else {}
   return [
     Record(path, defect, masks.get(f'{path.stem}_mask') or masks.get(path.stem))

@@ -51,7 +51,7 @@ def draw(
   test_defect: int = 6,
   size: int = 96,
 ) -> Path:
-  """Writes category 'disc' in MVTec's layout; all of it or, interrupted, nothing.
+  """Write category 'disc' in MVTec's layout; all of it or, interrupted, nothing.
 
   The same arguments write the same bytes.
 

@@ -41,7 +41,7 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
 
 
 def keep_ratio(frame: Frame, height: int, width: int) -> Frame:
-  """Scales until (height, width) is covered, and cuts the overhang."""
+  """Scale until (height, width) is covered, and cuts the overhang."""
   scale = max(height / frame.height, width / frame.width)
   h, w = min(height / scale, frame.height), min(width / scale, frame.width)
   cut = _cut(frame, (frame.height - h) / 2, (frame.width - w) / 2, h, w)
@@ -49,7 +49,7 @@ def keep_ratio(frame: Frame, height: int, width: int) -> Frame:
 
 
 def center_crop(frame: Frame, height: int, width: int) -> Frame:
-  """Keeps whole pixels: of an odd overhang, the larger half goes at the bottom and the right."""
+  """Keep whole pixels: of an odd overhang, the larger half goes at the bottom and the right."""
   if height > frame.height or width > frame.width:
     raise DataError(
       f'Cannot crop {height} x {width} from an image of {frame.height} x {frame.width};'

@@ -50,7 +50,7 @@ _inside = 0
 
 
 def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
-  """Reads a picture as upright RGB.
+  """Read a picture as upright RGB.
 
   Gray becomes RGB. 16-bit gray is scaled by its full range (65535 is white), float gray by [0, 1].
   Alpha is dropped, as `cv2.imread` and `Image.convert('RGB')` do: an inspection image is what the
@@ -65,7 +65,7 @@ def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
 
 
 def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
-  """Reads a defect mask: True where the value in the file exceeds the threshold.
+  """Read a defect mask: True where the value in the file exceeds the threshold.
 
   The value is raw: 0-255, 0-65535 in 16 bits, the index in a palette (which is the class in masks
   that labeling tools write), the largest channel of a color. Alpha is ignored. The mask is turned
@@ -86,7 +86,7 @@ def image_size(source: Source) -> tuple[int, int]:
 
 
 def check(source: Source) -> None:
-  """Raises DataError where a picture's header, or a PNG's checksums, are wrong.
+  """Raise DataError where a picture's header, or a PNG's checksums, are wrong.
 
   Much quicker than decoding; a JPEG that ends too early passes.
   """
@@ -112,7 +112,7 @@ def _opened(source: Source) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Silences Pillow while any thread is inside; `catch_warnings` alone does not bear threads."""
+  """Silence Pillow while any thread is inside; `catch_warnings` alone does not bear threads."""
   global _inside
   with _lock:
     if not _inside:
@@ -209,14 +209,14 @@ class Ops(NamedTuple):
     return frame._replace(bottom=min(frame.bottom, float(h)), right=min(frame.right, float(w)))
 
   def apply(self, image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'height width 3']:
-    """Brings an image to network size, bilinearly and with antialiasing."""
+    """Bring an image to network size, bilinearly and with antialiasing."""
     frame = self.frame(*image.shape[:2])
     box = (frame.left, frame.top, frame.right, frame.bottom)
     picture = Image.fromarray(image)
     return np.asarray(picture.resize((self.width, self.height), Image.Resampling.BILINEAR, box))
 
   def restore(self, map: Float[np.ndarray, 'height width'], h: int, w: int) -> Restored:
-    """Brings a map at network size back to the h x w original."""
+    """Bring a map at network size back to the h x w original."""
     frame = self.frame(h, w)
     top, bottom, above, below = frames.seen(frame.top, frame.bottom, h, self.height)
     left, right, before, after = frames.seen(frame.left, frame.right, w, self.width)
@@ -234,7 +234,7 @@ class Ops(NamedTuple):
 
 
 def parse(text: str) -> Ops:
-  """Reads ops such as 'resize(256)|center_crop(224)'; two arguments are height and width."""
+  """Read ops such as 'resize(256)|center_crop(224)'; two arguments are height and width."""
   steps = tuple(_step(part, text) for part in text.split('|'))
   for before, step in itertools.pairwise(steps):
     if step.name == 'center_crop' and (step.height > before.height or step.width > before.width):

@@ -1,0 +1,75 @@
+"""The folder of a run: who may write into it, and the result file that each mode leaves there."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import yaml
+
+from uadjax import checkpoint, config as configs, files
+from uadjax.types import Config, ConfigError
+
+# Changing one of these halfway would make a run that no configuration describes.
+_FIXED = (
+  'seed', 'data.', 'backbone.', 'detector.', 'mesh.',
+  'fit.batch_size', 'fit.held_out', 'fit.learning_rate', 'fit.warmup_steps', 'fit.eval_every',
+  'fit.cache_bytes',
+)  # fmt: skip
+_OF_A_RUN = ('checkpoints', 'tensorboard', 'pictures', 'predictions', 'model')
+
+
+def default(config: Config) -> Path:
+  """Where a run goes that was not told."""
+  return Path('runs') / '_'.join(filter(None, (config.detector.name, config.data.category)))
+
+
+def steps(workdir: Path, kind: str = 'rolling') -> list[int]:
+  """The steps that are saved."""
+  return checkpoint.steps(workdir / 'checkpoints', kind)
+
+
+def claim(workdir: Path, config: Config) -> None:
+  """Begin a run, or go on with the one that is there; never write over one unasked."""
+  if config.fit.resume:
+    _same_run(workdir / 'config.yaml', config)
+  elif config.fit.overwrite:
+    for name in _OF_A_RUN:
+      shutil.rmtree(workdir / name, ignore_errors=True)
+  elif there := steps(workdir):
+    raise ConfigError(
+      f'{workdir} holds a run, saved at step {there[-1]}. Go on with --config.fit.resume=latest, '
+      'start over with --config.fit.overwrite=true, or name another --workdir.'
+    )
+  for old in workdir.glob('*_result.json'):
+    old.unlink()
+  own = config.copy_and_resolve_references().unlock()
+  own.fit.update({'resume': '', 'overwrite': False})  # So that it can be passed back elsewhere.
+  files.write_text(workdir / 'config.yaml', configs.to_yaml(own))
+
+
+def succeed(workdir: Path, mode: str, result: Mapping[str, Any]) -> None:
+  """Write the result file of a mode that did what it should."""
+  files.write_json(workdir / f'{mode}_result.json', {'done_flag': True, **result})
+
+
+def fail(workdir: Path, mode: str, error: BaseException) -> None:
+  """Write why a mode did not; the result of a run that was only not written over stays."""
+  path = workdir / f'{mode}_result.json'
+  if mode == 'train' and path.is_file() and json.loads(path.read_text()).get('done_flag'):
+    return
+  told = {'done_flag': False, 'err_type': type(error).__name__, 'err_msg': str(error)}
+  files.write_json(path, told)
+
+
+def _same_run(saved: Path, config: Config) -> None:
+  if not saved.is_file():
+    raise ConfigError(f'fit.resume is set, but there is no run to go on with in {saved.parent}.')
+  before = configs.flat(yaml.safe_load(saved.read_text()))
+  for key, value in configs.flat(configs.plain(config)).items():
+    if key.startswith(_FIXED) and before.get(key) != value:
+      raise ConfigError(
+        f'{key} is {value!r}, but the run to go on with has {before.get(key)!r}; leave it, or '
+        'begin a new run in another --workdir.'
+      )
