@@ -151,7 +151,8 @@ def _manifest(directory: Path) -> dict[str, Any]:
   except FileNotFoundError:
     raise ModelError(
       f'{directory} is no model directory: it has no {_MANIFEST}. A run leaves one in '
-      '<workdir>/model.'
+      '<workdir>/model, or <workdir>/<category>/model; name it in predict.model_dir or '
+      'evaluate.model_dir.'
     ) from None
   except (OSError, ValueError) as error:
     raise ModelError(f'{path} cannot be read: {error}') from None

@@ -124,8 +124,10 @@ def assign(config: Config, key: str, value: Any) -> None:
   parent = section = config
   for part in [*path, name]:
     if not isinstance(section, ml_collections.ConfigDict) or part not in section:
-      near = difflib.get_close_matches(key, list(keys(config)), 1, cutoff=0)
-      raise ConfigError(f'Unknown config key {key!r}; did you mean {near[0]!r}?')
+      known = sorted(keys(config))
+      near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+      hint = f'did you mean {near[0]!r}?' if near else f'choose from {known}.'
+      raise ConfigError(f'Unknown config key {key!r}; {hint}')
     parent, section = section, section[part]
   if isinstance(section, ml_collections.ConfigDict):
     raise ConfigError(f'{key!r} is a section; set one of {sorted(f"{key}.{k}" for k in section)}.')
@@ -189,6 +191,9 @@ def from_plain(values: Mapping[str, Any], where: str) -> Config:
 
 def _check(config: Config) -> None:
   values = flat(plain(config))
+  threshold = values['predict.threshold']
+  if threshold is not None and not math.isfinite(threshold):
+    raise ConfigError(f'predict.threshold must be finite, got {threshold}.')
   for key in (*_POSITIVE, *_NOT_NEGATIVE):
     value = values.get(key)
     if value is None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import csv
 import io
 from pathlib import Path
+import shutil
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -58,7 +59,8 @@ def evaluate(
   """
   chosen = _spread(records, pictures)
   folder = workdir / 'pictures'
-  folder.mkdir(parents=True, exist_ok=True)
+  shutil.rmtree(folder, ignore_errors=True)  # Of an earlier evaluation, maybe of other images.
+  folder.mkdir(parents=True)
   judged: list[Judged] = []
   for scored in score.score(model.score, model.fitted, records, model.ops, batch_size, mesh):
     record = scored.record
@@ -116,7 +118,7 @@ def picture(
     visualize.Tile('heatmap', visualize.overlay(image, result.anomaly_map, model.limits.pixel)),
     visualize.Tile('prediction', visualize.outline(image, result.pred)),
   ]
-  headline = f'{record.defect}/{record.path.name}   {predict.headline(result)}'
+  headline = f'{record.defect}/{predict.headline(result)}'
   return visualize.side_by_side(tiles, headline)
 
 

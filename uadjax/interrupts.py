@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -31,6 +32,7 @@ def noted() -> Iterator[threading.Event]:
     def note(number: int, frame: Any) -> None:
       wish.set()
       stack.close()
+      print('Stopping after this step; once more to stop at once.', file=sys.stderr)
 
     stack.enter_context(_handled(note))
     yield wish

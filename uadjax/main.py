@@ -13,7 +13,11 @@ from uadjax.types import Interrupted, UserError
 def main(argv: Sequence[str] | None = None) -> int:
   """Run the experiment that the flags describe; returns the exit status."""
   parser = argparse.ArgumentParser(
-    prog='python -m uadjax.main', description='Run an experiment.', allow_abbrev=False
+    prog='python -m uadjax.main',
+    description='Run an experiment.',
+    epilog='Example: --config=configs/stfpm.py --config.data.root=DIR --config.data.category=NAME. '
+    f'Modes (--config.mode=): {", ".join(run.MODES)}. All keys: uadjax/config.py, configs/*.py.',
+    allow_abbrev=False,
   )
   parser.add_argument(
     '--config', required=True, metavar='FILE', help='FILE.py, FILE.py:variant, or a config.yaml'
@@ -33,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configs.load(arguments.config, overrides)
     mode = run.mode(config.mode)
     workdir = workdir or workdirs.default(config)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdirs.make(workdir)
     with interrupts.raised(), telemetry.logging_to(workdir / f'{mode}.log'):
       workdirs.succeed(workdir, mode, run.run(config, workdir))
   except (Exception, Interrupted) as error:
     if isinstance(error, UserError | OSError | Interrupted):
-      print(f'{type(error).__name__}: {error}', file=sys.stderr)
+      telemetry.complain(error, workdir and workdir / f'{mode}.log')
     else:
       telemetry.report(error, workdir and workdir / f'{mode}.log')
     if workdir and workdir.is_dir():

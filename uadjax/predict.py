@@ -122,7 +122,8 @@ def picture(model: bundle.Model, result: Result) -> Image.Image:
 
 def headline(result: Result) -> str:
   """The verdict in one line."""
-  return f'{result.label}   score {result.score:.3g}   threshold {result.threshold:.3g}'
+  name = Path(result.input_path).name
+  return f'{name}   {result.label}   score {result.score:.3g}   threshold {result.threshold:.3g}'
 
 
 def leave(model: bundle.Model, result: Result, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """An experiment by mode: from a configuration to the files that it leaves behind."""
 
 from collections.abc import Callable, Mapping, Sequence
+import logging
 from pathlib import Path
 import time
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 from uadjax import (
   bundle,
   calibrate,
+  config as configs,
   data,
   evaluate,
+  files,
   fit,
   hostmemory,
   interrupts,
@@ -24,7 +27,16 @@ from uadjax import (
 )
 from uadjax.backbones import pretrained
 from uadjax.data import datasets, preprocess
-from uadjax.types import Config, ConfigError, Detector, Record, Spec, UnknownName, UserError
+from uadjax.types import (
+  Config,
+  ConfigError,
+  DataError,
+  Detector,
+  Record,
+  Spec,
+  UnknownName,
+  UserError,
+)
 
 Result = dict[str, Any]
 
@@ -50,8 +62,9 @@ def train(config: Config, workdir: Path) -> Result:
 
 def _train(config: Config, workdir: Path) -> Result:
   calibrate.check(config.calibrate.budget)
+  workdirs.check(workdir, config)
   splits = data.load(config.data)
-  datasets.verify(splits.train)
+  datasets.verify([*splits.train, *splits.test])
   parts = fit.Parts(*datasets.split(splits.train, _shares(config.fit.held_out), config.seed))
   ops = preprocess.parse(config.data.ops)
   spec = Spec(ops.height, ops.width, len(parts.learn), fit.schedule(config.fit))
@@ -84,7 +97,7 @@ def _train(config: Config, workdir: Path) -> Result:
   }
   return {
     'model_name': model.name,
-    'train_log': 'train.log',
+    'train_log': telemetry.log_file(workdir),
     'config': 'config.yaml',
     'models': _models(workdir, fitted.best),
     'timing': timing,
@@ -99,11 +112,12 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
     model = bundle.load(config.evaluate.model_dir or workdir / 'model')
     if config.data.ops != model.config.data.ops:
       telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
-    test = data.load(config.data).test
+    own = config.data if config.data.root else model.config.data
+    test = data.load(own).test
     if not test:
       raise ConfigError(
-        f'{config.data.root}/{config.data.category} has no test images; there must be a folder '
-        'test/good or test/<defect>.'
+        f'{own.root}/{own.category} has no test images; there must be a folder test/good or '
+        'test/<defect>.'
       )
     return _evaluate(model, test, config, workdir)
 
@@ -113,11 +127,11 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
 def predict_files(config: Config, workdir: Path) -> Result:
   """Score a file or a folder; leave a picture and a JSON file for each image."""
   model = bundle.load(config.predict.model_dir or workdir / 'model')
+  if not config.predict.input:
+    raise ConfigError('predict.input is not set; name an image or a folder.')
   root = Path(config.predict.input)
-  if not config.predict.input or not root.exists():
-    raise ConfigError(
-      f'predict.input={config.predict.input!r} is not there; name an image or a folder.'
-    )
+  if not root.exists():
+    raise ConfigError(f'predict.input={str(root)!r} is not there; name an image or a folder.')
   paths = datasets.below(root) if root.is_dir() else [root]
   options = config.predict
   results = predict.predict(model, paths, options.batch_size, options.threshold)
@@ -127,7 +141,13 @@ def predict_files(config: Config, workdir: Path) -> Result:
     inner = path.relative_to(root).parent if root.is_dir() else Path()
     predict.leave(model, result, workdir / 'predictions' / inner)
     summaries.append(result.summary())
-    telemetry.LOG.info('%s: %s', path, result.error or predict.headline(result))
+    level = logging.WARNING if result.error else logging.INFO
+    telemetry.LOG.log(level, '%s', result.error or predict.headline(result))
+  failed = sum('error' in summary for summary in summaries)
+  if failed == len(summaries):
+    raise DataError(f'None of {failed} files could be read; the first: {summaries[0]["error"]}')
+  if failed:
+    telemetry.LOG.warning('%d of %d files could not be read.', failed, len(summaries))
   return {'model_dir': str(model.directory), 'results': summaries}
 
 
@@ -145,6 +165,8 @@ def _over_categories(
 
   In a group a category that fails is reported, and the others go on.
   """
+  if config.mode == 'evaluate' and not config.data.root:  # Then it is the model's own data.
+    return _summed_up(config, workdir, done := one(config, workdir), {'': done})
   names = data.expand(config.data)
   if names == [config.data.category] or not config.data.root:
     if not config.data.root:
@@ -152,6 +174,7 @@ def _over_categories(
     result = one(_of_category(config, names[0]), workdir)
     return _summed_up(config, workdir, result, {names[0]: result})
   telemetry.LOG.info('%s: %s', config.data.category, ', '.join(names))
+  files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.portable(config)))
   results, failures = {}, {}
   for name in names:
     own, folder = _of_category(config, name), workdir / name

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import datetime
 import logging
+import os
 from pathlib import Path
 import sys
 import time
@@ -41,18 +42,41 @@ def logging_to(file: Path | None = None) -> Iterator[None]:
       handler.close()
 
 
+def complain(error: BaseException, file: Path | None) -> None:
+  """Say why a run failed, to the console and the log."""
+  told = f'{type(error).__name__}: {error}'
+  print(told, file=sys.stderr)
+  _append(file, told)
+
+
 def report(error: Exception, file: Path | None) -> None:
   """Say that something went wrong that no user can cause, the traceback in the log alone."""
   told = ''.join(traceback.format_exception(error))
-  with contextlib.suppress(OSError):
-    if file is not None:
-      with file.open('a') as log:
-        log.write(told)
-  where = f'; its traceback is in {file}' if file else f':\n{told}'
+  where = f'; its traceback is in {file}' if _append(file, told) else f':\n{told}'
   print(
     f'{type(error).__name__}: {error}\nThis is a fault of uadjax, or of the machine{where}.',
     file=sys.stderr,
   )
+
+
+def _append(file: Path | None, text: str) -> bool:
+  """Whether it could be written."""
+  try:
+    if file is not None and file.parent.is_dir():
+      with file.open('a') as log:
+        log.write(text.rstrip() + '\n')
+        return True
+  except OSError:
+    pass
+  return False
+
+
+def log_file(workdir: Path) -> str:
+  """The log that is being written, as seen from a folder."""
+  for handler in LOG.handlers:
+    if isinstance(handler, logging.FileHandler):
+      return os.path.relpath(handler.baseFilename, workdir)
+  return ''
 
 
 def _console_handler() -> logging.Handler:

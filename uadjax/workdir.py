@@ -1,7 +1,6 @@
 """The folder of a run: who may write into it, and the result file that each mode leaves there."""
 
 from collections.abc import Mapping
-import json
 from pathlib import Path
 import shutil
 from typing import Any
@@ -25,28 +24,50 @@ def default(config: Config) -> Path:
   return Path('runs') / '_'.join(filter(None, (config.detector.name, config.data.category)))
 
 
+def make(workdir: Path) -> None:
+  """Make the folder, if it is not there."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(
+      f'--workdir={workdir} cannot be made ({error.strerror}); name another.'
+    ) from None
+
+
 def steps(workdir: Path, kind: str = 'rolling') -> list[int]:
   """The steps that are saved."""
   return checkpoint.steps(workdir / 'checkpoints', kind)
 
 
-def claim(workdir: Path, config: Config) -> None:
-  """Begin a run, or go on with the one that is there; never write over one unasked."""
-  if config.fit.resume:
+def check(workdir: Path, config: Config) -> None:
+  """Refuse to write over a run unasked, or to go on with another."""
+  choice, there = config.fit.resume, steps(workdir)
+  if choice:
     _same_run(workdir / 'config.yaml', config)
-  elif config.fit.overwrite:
-    for name in _OF_A_RUN:
-      shutil.rmtree(workdir / name, ignore_errors=True)
-  elif there := steps(workdir):
+    if choice not in ('latest', 'best', *map(str, there)):
+      raise ConfigError(f"fit.resume must be 'latest', 'best' or one of {there}, got {choice!r}.")
+  elif there and not config.fit.overwrite:
     raise ConfigError(
       f'{workdir} holds a run, saved at step {there[-1]}. Go on with --config.fit.resume=latest, '
       'start over with --config.fit.overwrite=true, or name another --workdir.'
     )
+
+
+def claim(workdir: Path, config: Config) -> None:
+  """Begin a run, or go on with the one that is there; `check` comes before."""
+  if config.fit.overwrite and not config.fit.resume:
+    for name in _OF_A_RUN:
+      shutil.rmtree(workdir / name, ignore_errors=True)
   for old in workdir.glob('*_result.json'):
     old.unlink()
+  files.write_text(workdir / 'config.yaml', configs.to_yaml(portable(config)))
+
+
+def portable(config: Config) -> Config:
+  """The configuration without what concerns one folder, to be passed back elsewhere."""
   own = config.copy_and_resolve_references().unlock()
-  own.fit.update({'resume': '', 'overwrite': False})  # So that it can be passed back elsewhere.
-  files.write_text(workdir / 'config.yaml', configs.to_yaml(own))
+  own.fit.update({'resume': '', 'overwrite': False})
+  return own
 
 
 def succeed(workdir: Path, mode: str, result: Mapping[str, Any]) -> None:
@@ -57,7 +78,7 @@ def succeed(workdir: Path, mode: str, result: Mapping[str, Any]) -> None:
 def fail(workdir: Path, mode: str, error: BaseException) -> None:
   """Write why a mode did not; the result of a run that was only not written over stays."""
   path = workdir / f'{mode}_result.json'
-  if mode == 'train' and path.is_file() and json.loads(path.read_text()).get('done_flag'):
+  if mode == 'train' and path.is_file() and '"done_flag": true' in path.read_text():
     return
   told = {'done_flag': False, 'err_type': type(error).__name__, 'err_msg': str(error)}
   files.write_json(path, told)
@@ -66,7 +87,10 @@ def fail(workdir: Path, mode: str, error: BaseException) -> None:
 def _same_run(saved: Path, config: Config) -> None:
   if not saved.is_file():
     raise ConfigError(f'fit.resume is set, but there is no run to go on with in {saved.parent}.')
-  before = configs.flat(yaml.safe_load(saved.read_text()))
+  try:
+    before = configs.flat(yaml.safe_load(saved.read_text()))
+  except (yaml.YAMLError, AttributeError):
+    raise ConfigError(f'{saved} is damaged; pass --config.fit.overwrite=true instead.') from None
   for key, value in configs.flat(configs.plain(config)).items():
     if key.startswith(_FIXED) and before.get(key) != value:
       raise ConfigError(

@@ -111,8 +111,8 @@ def split(
     raise ConfigError(f'Cannot split by the fractions {list(fractions)}; all must be positive.')
   if len(records) < len(fractions):
     raise DataError(
-      f'Cannot split {len(records)} images into {len(fractions)} parts;'
-      f' at least {len(fractions)} images are needed.'
+      f'Cannot split {len(records)} images into {len(fractions)} parts; at least {len(fractions)}'
+      f' images are needed in {records[0].path.parent if records else "the data set"}.'
     )
   ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
   sizes = np.diff(ends, prepend=0)
@@ -125,14 +125,16 @@ def split(
 
 
 def verify(records: Sequence[Record]) -> None:
-  """Look into every image and mask, without decoding them; lists up to ten that are unreadable."""
+  """Look into every image and mask, without decoding them; lists up to ten that cannot be used."""
   paths = [path for record in records for path in (record.path, record.mask) if path]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     problems = [problem for problem in pool.map(_problem, paths) if problem]
+    if not problems:
+      problems = [problem for problem in pool.map(_misfit, records) if problem]
   if problems:
     more = [f'and {len(problems) - 10} more'] if len(problems) > 10 else []
     listing = '\n  '.join(problems[:10] + more)
-    raise DataError(f'{len(problems)} of {len(paths)} files are unreadable:\n  {listing}')
+    raise DataError(f'{len(problems)} of {len(paths)} files cannot be used:\n  {listing}')
 
 
 def _problem(path: Path) -> str | None:
@@ -141,6 +143,18 @@ def _problem(path: Path) -> str | None:
   except DataError as error:
     return str(error)
   return None
+
+
+def _misfit(record: Record) -> str | None:
+  if record.mask is None:
+    return None
+  image, mask = preprocess.image_size(record.path), preprocess.image_size(record.mask)
+  if image == mask:
+    return None
+  return (
+    f'{record.mask} is {mask[1]}x{mask[0]} pixels, but its image {record.path} is '
+    f'{image[1]}x{image[0]}; give the mask the size of the image.'
+  )
 
 
 def _mvtec(directory: Path) -> Splits:
@@ -162,6 +176,8 @@ def _folder(directory: Path) -> Splits:
   folders = _folders(directory)
   normal = [folder for folder in folders if folder.name.lower() in _NORMAL]
   train = tuple(Record(path) for folder in (directory, *normal) for path in _images(folder))
+  if not train and (inner := [f.name for f in folders if (f / 'train').is_dir()]):
+    raise DataError(f'{directory} holds categories: set data.category to one of {inner}, or all.')
   if not train:
     raise DataError(
       f'No normal images in {directory}; put them there, or into a folder {_NORMAL[0]!r} or'
