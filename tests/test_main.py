@@ -113,6 +113,13 @@ def test_evaluating_again_gives_the_same_numbers(straight, flags, tmp_path):
   assert result(tmp_path, 'evaluate')['metrics'] == result(straight)['metrics']
 
 
+def test_a_model_is_evaluated_on_its_own_data_unless_told(straight, tmp_path):
+  more = ('--config.mode=evaluate', f'--config.evaluate.model_dir={straight / "model"}')
+  assert run(f'--config={STFPM}', f'--workdir={tmp_path}', *more) == 0
+  assert result(tmp_path, 'evaluate')['metrics'] == result(straight)['metrics']
+  assert (tmp_path / 'disc.csv').is_file()
+
+
 def test_a_saved_config_repeats_the_run(straight, flags, tmp_path):
   config = straight / 'config.yaml'
   assert run(f'--config={config}', f'--workdir={tmp_path}', '--config.evaluate.do_eval=False') == 0

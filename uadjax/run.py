@@ -112,15 +112,17 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
     model = bundle.load(config.evaluate.model_dir or workdir / 'model')
     if config.data.ops != model.config.data.ops:
       telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
-    own = config.data if config.data.root else model.config.data
-    test = data.load(own).test
+    test = data.load(config.data).test
     if not test:
       raise ConfigError(
-        f'{own.root}/{own.category} has no test images; there must be a folder test/good or '
-        'test/<defect>.'
+        f'{config.data.root}/{config.data.category} has no test images; there must be a folder '
+        'test/good or test/<defect>.'
       )
     return _evaluate(model, test, config, workdir)
 
+  if not config.data.root:  # Then the model's own data are meant, not what is drawn.
+    config = config.copy_and_resolve_references().unlock()
+    config.data = bundle.load(config.evaluate.model_dir or workdir / 'model').config.data
   return _over_categories(one, config, workdir)
 
 
@@ -165,14 +167,12 @@ def _over_categories(
 
   In a group a category that fails is reported, and the others go on.
   """
-  if config.mode == 'evaluate' and not config.data.root:  # Then it is the model's own data.
-    return _summed_up(config, workdir, done := one(config, workdir), {'': done})
   names = data.expand(config.data)
   if names == [config.data.category] or not config.data.root:
     if not config.data.root:
       telemetry.LOG.info('data.root is not set: using washers that uadjax draws itself.')
-    result = one(_of_category(config, names[0]), workdir)
-    return _summed_up(config, workdir, result, {names[0]: result})
+    own = _of_category(config, names[0])
+    return _summed_up(own, workdir, done := one(own, workdir), {names[0]: done})
   telemetry.LOG.info('%s: %s', config.data.category, ', '.join(names))
   files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.portable(config)))
   results, failures = {}, {}
@@ -212,7 +212,7 @@ def _summed_up(
 
 def _label(config: Config) -> str:
   """The category's name; of a root that is the category itself, the folder's."""
-  return Path(config.data.root or '.', config.data.category).resolve().name
+  return Path(config.data.root, config.data.category).resolve().name
 
 
 def _evaluate(model: bundle.Model, test: Sequence[Record], config: Config, workdir: Path) -> Result:

@@ -1,0 +1,70 @@
+"""What the CPU's own gradients and kept pages are worth: one STFPM update, four ways, in turn.
+
+  python experiments/cpu_step.py
+
+An update of ResNet-18's layer1-3 on 32 images of 256x256 pixels, the teacher's features kept, in a
+fresh process each: XLA's gradients or those of `backbones/conv.py`, glibc as it is or told to keep
+its pages (`hostmemory`). Random weights and images: neither changes the time.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from uadjax import backbones, hostmemory
+from uadjax.backbones import conv
+from uadjax.detectors import stfpm
+from uadjax.types import Batch, Spec
+
+
+def seconds(gradients: str, pages: str, steps: int = 5) -> float:
+  """Median seconds per update in this process."""
+  if pages == 'kept':
+    hostmemory.keep_pages()
+  if gradients == 'xla':
+    conv.learning_conv, conv.learning_max_pool = conv.conv, conv.max_pool
+  backbone = backbones.build('resnet18', ('layer1', 'layer2', 'layer3'))
+  detector = stfpm.make(backbone, Spec(256, 256, 32, lambda step: 0.4))
+  variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
+  state = detector.init(jax.random.key(1), variables)
+  images = np.random.default_rng(0).integers(0, 256, (32, 256, 256, 3), np.uint8)
+  batch = Batch(images, np.ones(32, bool), np.arange(32, dtype=np.int32))
+  assert detector.prepare is not None
+  batch = batch._replace(features=jax.block_until_ready(jax.jit(detector.prepare)(state, batch)))
+  update = jax.jit(detector.update)
+  times = []
+  for _ in range(steps + 1):  # The first compiles.
+    began = time.perf_counter()
+    state, _ = jax.block_until_ready(update(state, batch))
+    times.append(time.perf_counter() - began)
+  return statistics.median(times[1:])
+
+
+def main() -> None:
+  """Print a table, or with two arguments the seconds of one way."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('way', nargs='*', help='xla|ours as_is|kept: measure this one here')
+  parser.add_argument('--rounds', type=int, default=2)
+  flags = parser.parse_args()
+  if flags.way:
+    print(seconds(*flags.way))
+    return
+  ways = [(gradients, pages) for gradients in ('xla', 'ours') for pages in ('as_is', 'kept')]
+  found: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+  for _ in range(flags.rounds):
+    for way in ways:
+      command = [sys.executable, __file__, *way]
+      run = subprocess.run(command, check=True, capture_output=True, text=True)
+      found[way].append(float(run.stdout))
+  for (gradients, pages), times in found.items():
+    print(f'{gradients:>5} gradients, pages {pages:>5}: ' + '  '.join(f'{t:.2f} s' for t in times))
+
+
+if __name__ == '__main__':
+  main()
