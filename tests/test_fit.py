@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import checkpoint, fit, sharding
+from uadjax import checkpoint, fit, frozen, sharding
 from uadjax.data import datasets, demo, pipeline, preprocess
 from uadjax.types import Batch, ConfigError, Detector, Interrupted, Scores
 
@@ -205,7 +205,7 @@ def reading():
 
 def test_kept_features_are_those_of_their_own_images(drawn):
   ops, mesh = preprocess.parse('resize(16)'), sharding.make_mesh('cpu', 2, 4)
-  kept = fit.remember(reading(), None, drawn, ops, 4, 1 << 20, mesh)
+  kept = frozen.remember(reading(), None, drawn, ops, 4, 1 << 20, mesh)
   batches = pipeline.train_batches(drawn, ops, 4, seed=5)
   seen = set()
   for batch, _ in zip(batches, range(6), strict=False):
@@ -220,6 +220,6 @@ def test_features_over_the_limit_are_not_kept(drawn):
   ops, mesh = preprocess.parse('resize(16)'), sharding.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):
-    kept = fit.remember(reading(), None, drawn, ops, 4, limit, mesh)
+    kept = frozen.remember(reading(), None, drawn, ops, 4, limit, mesh)
     batch = next(pipeline.eval_batches(drawn, ops, 4))
     assert (kept(batch).features is not None) == there

@@ -18,7 +18,7 @@ FLOORS = (
   ('backbones', 'data'),
   ('detectors',),
   ('sharding', 'checkpoint', 'telemetry'),
-  ('score',),
+  ('score', 'frozen'),
   ('fit',),
   ('calibrate', 'metrics', 'visualize'),
   ('bundle',),

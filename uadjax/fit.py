@@ -19,7 +19,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-from uadjax import checkpoint, sharding, telemetry
+from uadjax import checkpoint, frozen, sharding, telemetry
 from uadjax.data import pipeline, preprocess
 from uadjax.types import (
   Batch,
@@ -106,7 +106,7 @@ def fit(
     began, clock = time.perf_counter(), telemetry.clock()  # Nothing is imported after this.
 
     def kept(records: Sequence[Record]) -> Callable[[Batch], Batch]:
-      return remember(detector, state, records, ops, size, options.cache_bytes, mesh)
+      return frozen.remember(detector, state, records, ops, size, options.cache_bytes, mesh)
 
     learn, choose = kept(parts.learn), kept(parts.choose)
     batches = pipeline.train_batches(
@@ -164,49 +164,6 @@ def ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> Iterator
     if len(placed) > 1:
       yield placed.popleft()
   yield from placed
-
-
-def remember(
-  detector: Detector,
-  state: Any,
-  records: Sequence[Record],
-  ops: preprocess.Ops,
-  size: int,
-  limit: int,
-  mesh: sharding.Mesh,
-) -> Callable[[Batch], Batch]:
-  """Compute the part of the work that never changes once, if all of it fits into `limit` bytes.
-
-  Always in the order of the records and in the same batches, so that a resumed run continues with
-  the very same bits.
-
-  Returns:
-    A function that adds the kept features to a batch of these records, or returns it as it is.
-  """
-  if detector.prepare is None or not records:
-    return lambda batch: batch
-  prepare = jax.jit(detector.prepare)
-  blank = Batch(
-    np.zeros((size, ops.height, ops.width, 3), np.uint8),
-    np.zeros(size, bool),
-    np.zeros(size, np.int32),
-  )
-  shapes = jax.eval_shape(prepare, state, blank)
-  needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // size * len(records)
-  if needed > limit:
-    telemetry.LOG.info(
-      'The frozen features of %d images take %d MB, over fit.cache_bytes: computed at every step.',
-      len(records), needed >> 20,
-    )  # fmt: skip
-    return lambda batch: batch
-  memory = jax.tree.map(lambda x: np.empty((len(records), *x.shape[1:]), x.dtype), shapes)
-  batches = pipeline.eval_batches(records, ops, size)
-  for batch in telemetry.track(batches, math.ceil(len(records) / size), 'Frozen features'):
-    features = prepare(state, sharding.split(mesh, batch))
-    rows = batch.index[batch.valid]
-    for kept, x in zip(jax.tree.leaves(memory), jax.tree.leaves(features), strict=True):
-      kept[rows] = np.asarray(x)[batch.valid]
-  return lambda batch: batch._replace(features=jax.tree.map(lambda x: x[batch.index], memory))
 
 
 def choosing(
