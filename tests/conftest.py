@@ -11,12 +11,17 @@ import jaxtyping
 # Before the package is imported: every annotated shape is then checked at every call.
 jaxtyping.install_import_hook('uadjax', 'beartype.beartype')
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Examples are not timed: a shared machine would make them fail now and then.
+hypothesis.settings.register_profile('unhurried', deadline=None)
+hypothesis.settings.load_profile('unhurried')
 
 SHARED = Path(__file__).resolve().parent.parent.parent / 'shared'
 
