@@ -86,7 +86,8 @@ def _train(config: Config, workdir: Path) -> Result:
   limits = _calibrate(detector, fitted.fitted, parts.calibrate, config, mesh)
   model = bundle.load(bundle.save(workdir / 'model', config, fitted.fitted, limits, weights))
   calibrated = time.perf_counter()
-  telemetry.LOG.info('Model saved in %s. %s', model.directory, limits)
+  level = logging.WARNING if limits.expected > limits.budget else logging.INFO
+  telemetry.LOG.log(level, 'Model saved in %s. %s', model.directory, limits)
   judged = _evaluate(model, splits.test, config, workdir) if config.evaluate.do_eval else {}
   timing = {
     'fit_s': fitted.seconds,
