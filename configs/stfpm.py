@@ -1,8 +1,8 @@
 """STFPM with the paper's settings.
 
 Wang et al. 2021, arXiv 2103.04257, section 4.1. `python -m uadjax.main --config=configs/stfpm.py
---config.data.root=DIR --config.data.category=NAME`. Measured on MVTec AD bottle, seed 3: image AUROC
-1.000, pixel AUROC 0.988; more, with commands and a rival, in experiments/README.md.
+--config.data.root=DIR --config.data.category=NAME`. Measured on MVTec AD bottle, seed 3: image
+AUROC 1.000, pixel AUROC 0.988; more, with commands and a rival, in experiments/README.md.
 
 Variants, after a colon (`--config=configs/stfpm.py:paddlex`):
   paddlex: batches of one, 5000 steps, no ½, and the thresholding and opening of PaddleX.
