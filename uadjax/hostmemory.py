@@ -11,8 +11,9 @@ def keep_pages() -> None:
   """Let glibc keep the memory that it was given, instead of returning it after every step.
 
   XLA on a CPU allocates its working memory anew for each call. By default glibc maps and unmaps
-  every large block, so that each training step pays for a page fault per 4 KiB. What that costs varies
-  with the machine, from nothing upward (experiments/README.md). Does nothing where the C library is not glibc.
+  every large block, so that each training step pays for a page fault per 4 KiB. What that costs
+  varies with the machine, from nothing upward (experiments/README.md). Does nothing where the C
+  library is not glibc.
   """
   if not sys.platform.startswith('linux'):
     return

@@ -2,8 +2,8 @@
 
 XLA's own are sound on accelerators. On a CPU its weight gradient treats the incoming gradient as an
 enormous kernel, and that of max-pooling scatters element by element; what is here instead takes a
-third off a training step (experiments/README.md). For inference the plain operations are used: exporters do
-not know custom derivatives.
+third off a training step (experiments/README.md). For inference the plain operations are used:
+exporters do not know custom derivatives.
 
 Letters: b batch, h w map, c channels in, o channels out, k kernel.
 """
