@@ -12,7 +12,6 @@ import tempfile
 from typing import Any, NamedTuple
 
 import jax
-import safetensors
 import safetensors.numpy
 
 import uadjax

@@ -21,20 +21,19 @@ class Tile(NamedTuple):
   image: UInt8[np.ndarray, 'h w 3']
 
 
-def heat(anomaly: Float[np.ndarray, 'h w'], threshold: float) -> UInt8[np.ndarray, 'h w 3']:
-  """Color a map, the threshold at the middle of the scale: brighter than half is a defect."""
-  return _colored(np.clip(anomaly / max(2 * threshold, np.finfo(np.float32).tiny), 0, 1))
-
-
 def overlay(
   image: UInt8[np.ndarray, 'h w 3'],
   anomaly: Float[np.ndarray, 'h w'],
   threshold: float,
   opacity: float = 0.6,
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Lay the heat over the image, the more opaque the hotter, so that the normal stays visible."""
-  share = np.clip(anomaly / max(2 * threshold, np.finfo(np.float32).tiny), 0, 1)[..., None]
-  mixed = image * (1 - opacity * share) + heat(anomaly, threshold) * (opacity * share)
+  """Lay a map over the image in color, the more opaque the hotter: the normal stays visible.
+
+  The threshold is at the middle of the scale: brighter than half is a defect.
+  """
+  share = np.clip(anomaly / max(2 * threshold, np.finfo(np.float32).tiny), 0, 1)
+  heat, opaque = _COLORS(share, bytes=True)[..., :3], opacity * share[..., None]
+  mixed = image * (1 - opaque) + heat * opaque
   return mixed.astype(np.uint8)
 
 
@@ -69,7 +68,3 @@ def side_by_side(tiles: Sequence[Tile], headline: str) -> Image.Image:
     draw.text((left + 4, _TITLE + 4), tile.title, (80, 80, 80), ImageFont.load_default(13))
     sheet.paste(Image.fromarray(tile.image), (left, 2 * _TITLE))
   return sheet
-
-
-def _colored(share: Float[np.ndarray, 'h w']) -> UInt8[np.ndarray, 'h w 3']:
-  return _COLORS(share, bytes=True)[..., :3]

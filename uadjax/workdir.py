@@ -34,9 +34,9 @@ def make(workdir: Path) -> None:
     ) from None
 
 
-def steps(workdir: Path, kind: str = 'rolling') -> list[int]:
+def steps(workdir: Path) -> list[int]:
   """The steps that are saved."""
-  return checkpoint.steps(workdir / 'checkpoints', kind)
+  return checkpoint.steps(workdir / 'checkpoints', 'rolling')
 
 
 def check(workdir: Path, config: Config) -> None:
