@@ -30,7 +30,7 @@ def seconds(gradients: str, pages: str, steps: int = 5) -> float:
   if gradients == 'xla':
     conv.learning_conv, conv.learning_max_pool = conv.conv, conv.max_pool
   backbone = backbones.build('resnet18', ('layer1', 'layer2', 'layer3'))
-  detector = stfpm.make(backbone, Spec(256, 256, 32, lambda step: 0.4))
+  detector = stfpm.make(backbone, Spec(256, 256, 32, learning_rate=lambda step: 0.4))
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
   state = detector.init(jax.random.key(1), variables)
   images = np.random.default_rng(0).integers(0, 256, (32, 256, 256, 3), np.uint8)

@@ -28,7 +28,7 @@ def variables():
 
 
 def make(**options):
-  return stfpm.make(BACKBONE, Spec(SIZE, SIZE, 8, lambda step: 0.1), **options)
+  return stfpm.make(BACKBONE, Spec(SIZE, SIZE, 8, learning_rate=lambda step: 0.1), **options)
 
 
 @pytest.fixture(scope='module')

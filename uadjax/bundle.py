@@ -3,19 +3,17 @@
 Everything downstream of fitting opens one of these and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import hashlib
 import json
 from pathlib import Path
-import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 import jax
 import safetensors.numpy
 
 import uadjax
-from uadjax import backbones, calibrate, config as configs, detectors
+from uadjax import backbones, calibrate, config as configs, detectors, files
 from uadjax.backbones import pretrained, resnet
 from uadjax.data import preprocess
 from uadjax.types import Config, ConfigError, Detector, ModelError, Scores, Spec
@@ -48,6 +46,16 @@ class Model(NamedTuple):
   directory: Path
 
 
+class About(NamedTuple):
+  """What a model directory says of itself; see `Model`."""
+
+  name: str
+  config: Config
+  limits: calibrate.Limits
+  weights: pretrained.Provenance
+  arrays_sha256: str
+
+
 def assemble(config: Config, spec: Spec) -> tuple[resnet.ResNet, Detector]:
   """Make the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
@@ -60,44 +68,43 @@ def save(
   fitted: Any,
   limits: calibrate.Limits,
   weights: pretrained.Provenance,
-) -> Path:
+) -> None:
   """Write a model directory, whole or not at all; one that is there is replaced."""
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  fresh = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
-  try:
-    arrays = {k: jax.device_get(v) for k, v in _named(fitted).items()}
-    safetensors.numpy.save_file(arrays, fresh / _ARRAYS)
-    manifest = {
-      'format': _VERSION,
-      'model_name': detectors.title(config.detector.name),
-      'uadjax': uadjax.__version__,
-      'jax': jax.__version__,
-      'thresholds': limits._asdict(),
-      'weights': weights._asdict(),
-      'arrays_sha256': _sha256(fresh / _ARRAYS),
-      'config': configs.plain(config),
-    }
-    (fresh / _MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
-    fresh.chmod(0o755)  # mkdtemp's is for its owner alone.
-    if directory.exists():
-      old = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
-      directory.replace(old / 'old')
-      try:
-        fresh.replace(directory)
-      except BaseException:
-        (old / 'old').replace(directory)
-        raise
-      finally:
-        shutil.rmtree(old)
-    else:
-      fresh.replace(directory)
-  finally:
-    shutil.rmtree(fresh, ignore_errors=True)
-  return directory
+  with files.replacing(directory) as fresh:
+    save_arrays(fresh, fitted)
+    save_manifest(fresh, config, limits, weights, {})
 
 
-def load(directory: Path | str) -> Model:
-  """Open a model directory.
+def save_arrays(folder: Path, fitted: Any) -> None:
+  """Write the fitted arrays into the folder of a model; the manifest comes after them."""
+  arrays = {k: jax.device_get(v) for k, v in _named(fitted).items()}
+  safetensors.numpy.save_file(arrays, folder / _ARRAYS)
+
+
+def save_manifest(
+  folder: Path,
+  config: Config,
+  limits: calibrate.Limits,
+  weights: pretrained.Provenance,
+  facts: Mapping[str, float],
+) -> None:
+  """Write what the arrays are: configuration, thresholds, origin and hash."""
+  manifest = {
+    'format': _VERSION,
+    'model_name': detectors.title(config.detector.name),
+    'uadjax': uadjax.__version__,
+    'jax': jax.__version__,
+    'thresholds': limits._asdict(),
+    'weights': weights._asdict(),
+    'facts': dict(facts),
+    'arrays_sha256': _sha256(folder / _ARRAYS),
+    'config': configs.plain(config),
+  }
+  files.write_json(folder / _MANIFEST, manifest)
+
+
+def about(directory: Path | str) -> About:
+  """Read what a model directory is, without its arrays.
 
   Raises:
     ModelError: it is not there, not whole, or of another format.
@@ -110,32 +117,34 @@ def load(directory: Path | str) -> Model:
     weights = pretrained.Provenance(**manifest['weights'])
   except (ConfigError, TypeError, AttributeError) as error:
     raise ModelError(f'{directory / _MANIFEST} is not of this version of uadjax: {error}') from None
+  return About(manifest['model_name'], config, limits, weights, manifest['arrays_sha256'])
+
+
+def load(directory: Path | str) -> Model:
+  """Open a model directory.
+
+  Raises:
+    ModelError: it is not there, not whole, or of another format.
+  """
+  directory = Path(directory)
+  name, config, limits, weights, sha256 = about(directory)
   ops = preprocess.parse(config.data.ops)
   backbone, detector = assemble(config, Spec(ops.height, ops.width))
-  if (digest := _sha256(directory / _ARRAYS)) != manifest['arrays_sha256']:
+  if (digest := _sha256(directory / _ARRAYS)) != sha256:
     raise ModelError(
       f'{directory / _ARRAYS} is damaged: its SHA-256 is {digest[:12]}…, the manifest says '
-      f'{manifest["arrays_sha256"][:12]}…. Fit the model again, or restore the file.'
+      f'{sha256[:12]}…. Fit the model again, or restore the file.'
     )
-  # Shapes alone: no array is made before the file's own are read.
+  # Structure alone: no array is made before the file's own are read.
   template = jax.eval_shape(lambda: detector.finish(_initial(backbone, detector, ops)))
   stored = safetensors.numpy.load_file(directory / _ARRAYS)
   named = _named(template)
   if named.keys() != stored.keys():
     odd = sorted(named.keys() ^ stored.keys())
     raise ModelError(f'{directory / _ARRAYS} does not fit its manifest: see {odd[:3]}.')
-  leaves = [jax.numpy.asarray(stored[name]) for name in named]
+  leaves = [jax.numpy.asarray(stored.pop(name)) for name in named]
   fitted = jax.tree.unflatten(jax.tree.structure(template), leaves)
-  return Model(
-    manifest['model_name'],
-    config,
-    ops,
-    fitted,
-    jax.jit(detector.score),
-    limits,
-    weights,
-    directory,
-  )
+  return Model(name, config, ops, fitted, jax.jit(detector.score), limits, weights, directory)
 
 
 def _initial(backbone: Any, detector: Detector, ops: preprocess.Ops) -> Any:

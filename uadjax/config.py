@@ -26,6 +26,7 @@ _POSITIVE = (
   'fit.eval_every',
   'evaluate.batch_size',
   'predict.batch_size',
+  'calibrate.retain',
 )
 _NOT_NEGATIVE = (
   'seed',
@@ -69,8 +70,12 @@ def base() -> Config:
         'cache_bytes': 2 << 30,  # Decoded images and the frozen part of their features, each.
         'resume': '',  # 'latest', 'best', or a step of `checkpoints/rolling`.
         'overwrite': False,  # Start a run over that is there already.
+        'extend': '',  # A model directory of PaDiM or PatchCore to go on from, with further images.
       },
-      'calibrate': {'budget': 0.01},  # Share of good images that may be called defective.
+      'calibrate': {
+        'budget': 0.01,  # Share of good images that may be called defective.
+        'retain': 32,  # Images whose embeddings are kept for a run that extends this one.
+      },
       'evaluate': {'do_eval': True, 'save_pictures': 16, 'batch_size': 16, 'model_dir': ''},
       'predict': {
         'input': '',

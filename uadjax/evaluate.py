@@ -14,7 +14,7 @@ from PIL import Image
 
 from uadjax import bundle, files, metrics, predict, score, sharding, visualize
 from uadjax.data import preprocess
-from uadjax.types import DataError, Record
+from uadjax.types import Batch, DataError, Record, Scores
 
 Mask = Bool[np.ndarray, 'h w']
 
@@ -62,7 +62,11 @@ def evaluate(
   shutil.rmtree(folder, ignore_errors=True)  # Of an earlier evaluation, maybe of other images.
   folder.mkdir(parents=True)
   judged: list[Judged] = []
-  for scored in score.score(model.score, model.fitted, records, model.ops, batch_size, mesh):
+
+  def scorer(fitted: Any, batch: Batch) -> Scores:
+    return model.score(fitted, batch.image)
+
+  for scored in score.score(scorer, model.fitted, records, model.ops, batch_size, mesh):
     record = scored.record
     size = preprocess.image_size(record.path)
     result = predict.judge(model, str(record.path), size, scored.map, scored.image)

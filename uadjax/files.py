@@ -1,9 +1,12 @@
 """Files that are whole or not there."""
 
+from collections.abc import Iterator
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
+import shutil
 import tempfile
 from typing import Any
 
@@ -29,6 +32,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
   """Write JSON that every parser reads: what is not a finite number becomes null."""
   write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+  """Yield an empty folder that takes the place of `directory` if all goes well, else vanishes."""
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  beside = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+  fresh, old = beside / 'new', beside / 'old'
+  try:
+    fresh.mkdir()
+    yield fresh
+    if directory.exists():
+      directory.replace(old)
+    try:
+      fresh.replace(directory)
+    except BaseException:
+      if old.exists():
+        old.replace(directory)
+      raise
+  finally:
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def _finite(value: Any) -> Any:

@@ -5,8 +5,7 @@ step; its cadence is its own business. A hook must be done with the state when i
 update donates its buffers.
 """
 
-import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import math
 from pathlib import Path
@@ -19,7 +18,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-from uadjax import checkpoint, frozen, sharding, telemetry
+from uadjax import checkpoint, frozen, score, sharding, telemetry
 from uadjax.data import pipeline, preprocess
 from uadjax.types import (
   Batch,
@@ -113,7 +112,7 @@ def fit(
       parts.learn, ops, size, config.seed, start, cache_bytes=options.cache_bytes
     )
     stack.callback(batches.close)
-    batches = clock.watch(ahead(batches, lambda batch: sharding.split(mesh, learn(batch))))
+    batches = clock.watch(score.ahead(batches, lambda batch: sharding.split(mesh, learn(batch))))
     judge, best_yet = choosing(
       detector,
       [sharding.split(mesh, choose(b)) for b in pipeline.eval_batches(parts.choose, ops, size)],
@@ -136,12 +135,19 @@ def fit(
 
 
 def run(
-  update: Update, state: Any, batches: Iterable[Batch], steps: Iterable[int], hooks: Sequence[Hook]
+  update: Update,
+  state: Any,
+  batches: Iterable[Batch],
+  steps: Iterable[int],
+  hooks: Sequence[Hook],
+  make_room: Callable[[Any, int], Any] | None = None,
 ) -> Any:
   """The loop itself."""
   update = jax.jit(update, donate_argnums=0)
   before: Metrics = {}
   for step, batch in zip(steps, batches, strict=False):  # Steps first: zip must not eat a batch.
+    if make_room is not None:
+      state = make_room(state, len(batch.valid))
     state, metrics = update(state, batch)
     jax.block_until_ready(before)  # Two steps in flight keep the device busy and memory bounded.
     before = metrics
@@ -153,17 +159,7 @@ def run(
 def initial(detector: Detector, variables: Variables, seed: int, mesh: sharding.Mesh) -> Any:
   """The state before the first step, on the mesh, in buffers of its own that may be donated."""
   state = detector.init(jax.random.key(seed), variables)
-  return sharding.replicate(mesh, jax.tree.map(jnp.copy, state))
-
-
-def ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> Iterator[Batch]:
-  """Place each batch on the devices while the one before it is being computed."""
-  placed = collections.deque()
-  for batch in batches:
-    placed.append(place(batch))
-    if len(placed) > 1:
-      yield placed.popleft()
-  yield from placed
+  return sharding.replicate(mesh, state, own=True)
 
 
 def choosing(

@@ -6,7 +6,15 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import config as configs, hostmemory, interrupts, run, telemetry, workdir as workdirs
+from uadjax import (
+  config as configs,
+  hostmemory,
+  interrupts,
+  run,
+  sharding,
+  telemetry,
+  workdir as workdirs,
+)
 from uadjax.types import Interrupted, UserError
 
 
@@ -31,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   overrides, rest = configs.split_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(rest)
   hostmemory.keep_pages()
+  sharding.cpu_devices_of_cores()
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
   mode = mode if mode in run.MODES else 'train'  # Of the file that tells of a failure.
   try:

@@ -7,33 +7,25 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from uadjax import (
   bundle,
-  calibrate,
   config as configs,
   data,
   evaluate,
   files,
-  fit,
-  hostmemory,
-  interrupts,
   predict,
-  score,
   sharding,
   telemetry,
+  train as training,
   workdir as workdirs,
 )
-from uadjax.backbones import pretrained
-from uadjax.data import datasets, preprocess
+from uadjax.data import datasets
 from uadjax.types import (
   Config,
   ConfigError,
   DataError,
-  Detector,
   Record,
-  Spec,
   UnknownName,
   UserError,
 )
@@ -61,49 +53,13 @@ def train(config: Config, workdir: Path) -> Result:
 
 
 def _train(config: Config, workdir: Path) -> Result:
-  calibrate.check(config.calibrate.budget)
-  workdirs.check(workdir, config)
   splits = data.load(config.data)
-  datasets.verify([*splits.train, *splits.test])
-  parts = fit.Parts(*datasets.split(splits.train, _shares(config.fit.held_out), config.seed))
-  ops = preprocess.parse(config.data.ops)
-  spec = Spec(ops.height, ops.width, len(parts.learn), fit.schedule(config.fit))
-  backbone, detector = bundle.assemble(config, spec)
-  variables, weights = pretrained.load(config.backbone.weights, backbone)
-  rows = min(config.fit.batch_size, spec.images)
-  mesh = sharding.make_mesh(config.device, config.mesh.data, rows)
-  telemetry.LOG.info(
-    '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s with %s '
-    'weights, on %d of %s',
-    config.data.category, *map(len, parts), config.backbone.name, weights.source, mesh.size,
-    config.device,
-  )  # fmt: skip
-  workdirs.claim(workdir, config)
-  with interrupts.noted() as stop:
-    fitted = fit.fit(detector, variables, config, parts, mesh, workdir, stop)
-  peak_mb = hostmemory.peak_mb()
+  trained = training.train(config, splits, workdir)
   began = time.perf_counter()
-  limits = _calibrate(detector, fitted.fitted, parts.calibrate, config, mesh)
-  model = bundle.load(bundle.save(workdir / 'model', config, fitted.fitted, limits, weights))
-  calibrated = time.perf_counter()
-  level = logging.WARNING if limits.expected > limits.budget else logging.INFO
-  telemetry.LOG.log(level, 'Model saved in %s. %s', model.directory, limits)
+  model = bundle.load(workdir / 'model')
   judged = _evaluate(model, splits.test, config, workdir) if config.evaluate.do_eval else {}
-  timing = {
-    'fit_s': fitted.seconds,
-    'calibrate_s': calibrated - began,
-    'evaluate_s': time.perf_counter() - calibrated,
-    'images_per_s': fitted.images / fitted.seconds,
-    'peak_memory_mb': peak_mb,
-  }
-  return {
-    'model_name': model.name,
-    'train_log': telemetry.log_file(workdir),
-    'config': 'config.yaml',
-    'models': _models(workdir, fitted.best),
-    'timing': timing,
-    **judged,
-  }
+  timing = {**trained.pop('timing'), 'evaluate_s': time.perf_counter() - began}
+  return {'model_name': model.name, **trained, 'timing': timing, **judged}
 
 
 def evaluate_model(config: Config, workdir: Path) -> Result:
@@ -242,34 +198,7 @@ def _evaluate(model: bundle.Model, test: Sequence[Record], config: Config, workd
   return {'metrics': metrics, **told}
 
 
-def _calibrate(
-  detector: Detector, fitted: Any, records: Sequence[Record], config: Config, mesh: sharding.Mesh
-) -> calibrate.Limits:
-  ops, rows = preprocess.parse(config.data.ops), config.evaluate.batch_size
-  normals = list(score.score(jax.jit(detector.score), fitted, records, ops, rows, mesh))
-  return calibrate.from_normals(
-    np.array([one.image for one in normals]),
-    np.array([one.map.max() for one in normals]),
-    config.calibrate.budget,
-  )
-
-
 def _of_category(config: Config, name: str) -> Config:
   own = config.copy_and_resolve_references()
   own.data.category = name
   return own
-
-
-def _shares(held_out: float) -> list[float]:
-  if not 0 < held_out < 1:
-    raise ConfigError(f'fit.held_out must lie between 0 and 1, got {held_out}.')
-  return [1 - held_out, held_out / 2, held_out / 2]
-
-
-def _models(workdir: Path, best: fit.Best) -> Result:
-  last = {
-    f'last_{n}': f'checkpoints/rolling/{step}'
-    for n, step in enumerate(reversed(workdirs.steps(workdir)), 1)
-  }
-  kept = f'checkpoints/best/{best.step}'
-  return {**last, 'best': {'score': best.loss, 'checkpoint': kept, 'model_dir': 'model'}}

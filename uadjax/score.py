@@ -1,8 +1,9 @@
 """Records in, scores out: in order, on any mesh, one compilation."""
 
-from collections.abc import Callable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jaxtyping import Float
@@ -10,7 +11,9 @@ import numpy as np
 
 from uadjax import sharding, telemetry
 from uadjax.data import pipeline, preprocess
-from uadjax.types import Record, Scores
+from uadjax.types import Batch, Record, Scores
+
+Placed = TypeVar('Placed')
 
 
 class Scored(NamedTuple):
@@ -22,18 +25,33 @@ class Scored(NamedTuple):
 
 
 def score(
-  scorer: Callable[[Any, Any], Scores],
+  scorer: Callable[[Any, Batch], Scores],
   fitted: Any,
   records: Sequence[Record],
   ops: preprocess.Ops,
   batch_size: int,
   mesh: sharding.Mesh,
 ) -> Iterator[Scored]:
-  """Score images from their files; the last batch is padded, so that there is one compilation."""
+  """Score images from their files; the last batch is padded, so that there is one compilation.
+
+  While a batch is being used, the next one is being computed.
+  """
+  mesh = sharding.sparing(mesh, fitted)
   share = mesh.size * math.ceil(batch_size / mesh.size)
   fitted = sharding.replicate(mesh, fitted)
   batches = pipeline.eval_batches(records, ops, share)
-  for batch in telemetry.track(batches, math.ceil(len(records) / share), 'Scoring'):
-    scores = jax.device_get(scorer(fitted, sharding.split(mesh, batch.image)))
+  waiting = ahead(batches, lambda batch: (batch, scorer(fitted, sharding.split(mesh, batch))))
+  for batch, scores in telemetry.track(waiting, math.ceil(len(records) / share), 'Scoring'):
+    scores = jax.device_get(scores)
     for row in np.flatnonzero(batch.valid).tolist():
       yield Scored(records[int(batch.index[row])], scores.map[row], float(scores.image[row]))
+
+
+def ahead(batches: Iterable[Batch], place: Callable[[Batch], Placed]) -> Iterator[Placed]:
+  """Place each batch on the devices while the one before it is being computed."""
+  placed = collections.deque()
+  for batch in batches:
+    placed.append(place(batch))
+    if len(placed) > 1:
+      yield placed.popleft()
+  yield from placed

@@ -3,9 +3,11 @@
 One axis, `data`: rows of a batch are split over it, everything learned is replicated.
 """
 
+import os
 from typing import Any, TypeVar
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 from uadjax.types import ConfigError
@@ -13,6 +15,8 @@ from uadjax.types import ConfigError
 Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')
 
+_COUNT = 'xla_force_host_platform_device_count'
+_COPIES = 2 << 30  # Bytes.
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
 
 
@@ -57,9 +61,38 @@ def make_mesh(device: str, data: int, rows: int) -> Mesh:
   return Mesh(np.array(found[:used]), ('data',))
 
 
-def replicate(mesh: Mesh, tree: Tree) -> Tree:
-  """Put a copy of every leaf on every device."""
-  return jax.device_put(tree, _on(mesh))
+def cpu_devices_of_cores() -> None:
+  """Let JAX see every core of the CPU as a device, unless told how many; before it computes.
+
+  XLA leaves most of a core idle when it runs a convolution on two; with a device for each, two
+  cores take two thirds of the time (experiments/README.md).
+  """
+  told = 'JAX_NUM_CPU_DEVICES' in os.environ or _COUNT in os.environ.get('XLA_FLAGS', '')
+  count: Any = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+  if not told and count == -1:
+    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+
+
+def first(mesh: Mesh) -> Mesh:
+  """A mesh of its first device alone."""
+  return Mesh(mesh.devices.ravel()[:1], mesh.axis_names)
+
+
+def sparing(mesh: Mesh, tree: Any) -> Mesh:
+  """The mesh; of CPU devices, which share their memory, only one where copies would fill it."""
+  needed = mesh.size * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  shared = mesh.devices.ravel()[0].platform == 'cpu'
+  return first(mesh) if shared and needed > _COPIES else mesh
+
+
+def replicate(mesh: Mesh, tree: Tree, own: bool = False) -> Tree:
+  """Put every leaf on every device; `own` copies also what is there, so that it may be donated."""
+  return jax.device_put(_copied(tree) if own else tree, _on(mesh))
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+  return jax.tree.map(jnp.copy, tree)  # One compilation, where single copies would be many.
 
 
 def split(mesh: Mesh, batch: Tree) -> Tree:

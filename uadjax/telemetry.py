@@ -1,6 +1,6 @@
 """What a run says of itself: console, log file, TensorBoard, a bar. Only here is clu known."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import datetime
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 import sys
 import time
 import traceback
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import rich.console
 import rich.logging
@@ -20,7 +20,10 @@ from uadjax.types import Metrics
 
 LOG = logging.getLogger('uadjax')
 _CONSOLE = rich.console.Console(stderr=True)
+_SILENCE_S = 10.0  # Without a sign of life, at most.
 _LINE = logging.Formatter('%(asctime)s %(levelname)s %(message)s')
+
+Item = TypeVar('Item')
 
 
 @contextlib.contextmanager
@@ -89,11 +92,19 @@ def _console_handler() -> logging.Handler:
   return plain
 
 
-def track(items, total: int, what: str):
-  """Iterate with a progress bar where there is a terminal, and silently where there is none."""
-  return rich.progress.track(
-    items, what, total, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal
-  )
+def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+  """Iterate with a progress bar where there is a terminal, with a line now and then elsewhere."""
+  if _CONSOLE.is_terminal:
+    yield from rich.progress.track(items, what, total, console=_CONSOLE, transient=True)
+    return
+  told = began = time.monotonic()
+  for number, item in enumerate(items, 1):
+    yield item
+    now = time.monotonic()
+    if now - told > _SILENCE_S and number < total:
+      left = datetime.timedelta(seconds=round((now - began) / number * (total - number)))
+      LOG.info('%s: %d of %d, ETA %s', what, number, total, left)
+      told = now
 
 
 class Clock(NamedTuple):
@@ -133,7 +144,12 @@ def clock() -> Clock:
 
 
 def log_steps(
-  total: int, start: int, batch_size: int, every: int, clock: Clock, scalars: Callable
+  total: int,
+  start: int,
+  batch_size: int,
+  every: int,
+  clock: Clock,
+  scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
 ) -> Callable[[int, Any, Metrics], None]:
   """Make the hook that logs a line and TensorBoard scalars each `every` steps, and at the end."""
   logged = start

@@ -3,7 +3,7 @@
 Letters used in shapes throughout: b batch, h w image or map, c channels, n images.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,6 +14,7 @@ import numpy as np
 Key: TypeAlias = jax.Array  # A typed key of jax.random.key.
 Variables = Mapping[str, Any]  # A linen module's variable collections.
 Metrics = dict[str, jax.Array]
+Arrays = Mapping[str, Any]  # Arrays by name, as files hold them.
 Config = Any  # An ml_collections.ConfigDict, whose fields no type checker can know.
 Schedule = Callable[[Any], Any]  # Step -> learning rate, as optax has it.
 
@@ -60,6 +61,10 @@ class Scores(NamedTuple):
   image: Float[Array, ' b']
 
 
+def _silently(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+  return items
+
+
 class Spec(NamedTuple):
   """What the maker of a detector is told about the run.
 
@@ -67,13 +72,49 @@ class Spec(NamedTuple):
     height: of the images at network size, in pixels.
     width: likewise.
     images: an upper bound on the number of images that will be folded in.
+    seen: number of images that were folded in before, by a run that this one extends.
     learning_rate: schedule for detectors that descend a gradient.
+    track: (items, their number, what is done) -> the items, while progress is shown.
   """
 
   height: int
   width: int
   images: int = 0
+  seen: int = 0
   learning_rate: Schedule = lambda step: 0.0
+  track: Callable[[Iterable[Any], int, str], Iterable[Any]] = _silently
+
+
+class OnePass(NamedTuple):
+  """What detectors can do that see every image once: leave one out, and go on learning.
+
+  Attributes:
+    embedder: State -> what `embed` needs: all that images meet before what is being learned.
+    embed: (embedder, Batch) -> embeddings, which may stand in a batch for its images. So they can
+      be computed on all devices, and be folded in on one.
+    settle: State -> State, after the last image: ends the fold.
+    make_room: (State, number of images) -> State that has room for so many more; None where there
+      always is.
+    kept: settled State -> arrays by name: what learning more needs, without the backbone.
+    extend: (initial State, kept arrays) -> State that goes on from there.
+    reference: (backbone variables, kept arrays) -> Reference: what scoring needs of images that
+      were folded in. May consume the arrays.
+    score_left_out: (Reference, Batch) -> Scores, as if the image had not been folded in. Images go
+      by `Batch.index`, which counts from the very first image learned from.
+    facts: (kept arrays, embeddings of some images) -> numbers that tell how the fold went.
+    moved: (kept before, kept after) -> numbers that tell by how much further images changed it.
+  """
+
+  embedder: Callable[[Any], Any]
+  embed: Callable[[Any, Batch], Any]
+  settle: Callable[[Any], Any]
+  make_room: Callable[[Any, int], Any] | None
+  kept: Callable[[Any], Arrays]
+  extend: Callable[[Any, Arrays], Any]
+  reference: Callable[[Variables, Arrays], Any]
+  score_left_out: Callable[[Any, Batch], Scores]
+  facts: Callable[[Arrays, Any], dict[str, float]]
+  moved: Callable[[Arrays, Arrays], dict[str, float]]
 
 
 class Detector(NamedTuple):
@@ -83,14 +124,16 @@ class Detector(NamedTuple):
     init: (key, backbone variables) -> State.
     prepare: (State, Batch) -> features: the part of `update`'s work that does not depend on what
       is being learned, so that `fit` may keep it for images that come again; None where there is
-      no such part.
+      no such part, or images do not come again.
     update: (State, Batch) -> (State, metrics). Folds one batch of normal images in; jitted, State
       donated.
     validate: (State, Batch) -> metrics, weighted means over the valid rows of held-out normal
       images; None for detectors that learn in one pass.
-    finish: State -> Fitted. Runs once; keeps what scoring needs and nothing more.
+    finish: State -> Fitted. Runs once, on a settled state where there is such; keeps what scoring
+      needs and nothing more, and may consume the state.
     score: (Fitted, uint8 images [b h w 3]) -> Scores(map [b h w], image [b]). Pure; the only thing
       exported.
+    one_pass: what there is besides where every image is seen once; None where images come again.
   """
 
   init: Callable[[Key, Variables], Any]
@@ -99,6 +142,7 @@ class Detector(NamedTuple):
   validate: Callable[[Any, Batch], Metrics] | None
   finish: Callable[[Any], Any]
   score: Callable[[Any, UInt8[Array, 'b h w 3']], Scores]
+  one_pass: OnePass | None = None
 
 
 class UserError(Exception):

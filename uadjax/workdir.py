@@ -16,7 +16,7 @@ _FIXED = (
   'fit.batch_size', 'fit.held_out', 'fit.learning_rate', 'fit.warmup_steps', 'fit.eval_every',
   'fit.cache_bytes',
 )  # fmt: skip
-_OF_A_RUN = ('checkpoints', 'tensorboard', 'pictures', 'predictions', 'model')
+_OF_A_RUN = ('checkpoints', 'tensorboard', 'pictures', 'predictions', 'model', 'state')
 
 
 def default(config: Config) -> Path:
@@ -51,6 +51,11 @@ def check(workdir: Path, config: Config) -> None:
       f'{workdir} holds a run, saved at step {there[-1]}. Go on with --config.fit.resume=latest, '
       'start over with --config.fit.overwrite=true, or name another --workdir.'
     )
+  elif (workdir / 'model').exists() and not config.fit.overwrite:
+    raise ConfigError(
+      f'{workdir} holds a finished run. Start over with --config.fit.overwrite=true, or name '
+      'another --workdir.'
+    )
 
 
 def claim(workdir: Path, config: Config) -> None:
@@ -66,7 +71,7 @@ def claim(workdir: Path, config: Config) -> None:
 def portable(config: Config) -> Config:
   """The configuration without what concerns one folder, to be passed back elsewhere."""
   own = config.copy_and_resolve_references().unlock()
-  own.fit.update({'resume': '', 'overwrite': False})
+  own.fit.update({'resume': '', 'overwrite': False, 'extend': ''})
   return own
 
 

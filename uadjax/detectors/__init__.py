@@ -1,15 +1,26 @@
 """Detectors by name. The table below is the only place where a name becomes code."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import difflib
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from uadjax.backbones import resnet
-from uadjax.detectors import stfpm
+from uadjax.detectors import padim, patchcore, stfpm
 from uadjax.types import ConfigError, Detector, Spec, UnknownName
 
-_MAKERS = {'stfpm': ('STFPM', stfpm.make)}  # Name -> title, maker.
+
+class _Entry(NamedTuple):
+  title: str
+  make: Callable[..., Detector]
+  once: bool  # Whether every image is seen once; the detector has a `one_pass` then.
+
+
+_MAKERS = {
+  'padim': _Entry('PaDiM', padim.make, once=True),
+  'patchcore': _Entry('PatchCore', patchcore.make, once=True),
+  'stfpm': _Entry('STFPM', stfpm.make, once=False),
+}
 
 
 def build(options: Mapping[str, Any], backbone: resnet.ResNet, spec: Spec) -> Detector:
@@ -21,7 +32,7 @@ def build(options: Mapping[str, Any], backbone: resnet.ResNet, spec: Spec) -> De
     UnknownName: for a name or option that there is not.
     ConfigError: for a value of another type than the option's default.
   """
-  _, maker = _known(options['name'])
+  maker = _known(options['name']).make
   arguments = {k: v for k, v in options.items() if k not in ('name', 'layers')}
   parameters = inspect.signature(maker).parameters.values()
   allowed = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
@@ -37,10 +48,15 @@ def build(options: Mapping[str, Any], backbone: resnet.ResNet, spec: Spec) -> De
 
 def title(name: str) -> str:
   """The name as papers and people write it."""
-  return _known(name)[0]
+  return _known(name).title
 
 
-def _known(name: str) -> tuple[str, Any]:
+def learns_once(name: str) -> bool:
+  """Whether the detector sees every image once, and needs none held out."""
+  return _known(name).once
+
+
+def _known(name: str) -> _Entry:
   if name not in _MAKERS:
     raise UnknownName(f'Unknown detector {name!r}; choose from {sorted(_MAKERS)}.')
   return _MAKERS[name]

@@ -22,6 +22,35 @@ def bilinear_matrix(after: int, before: int) -> Float[np.ndarray, 'after before'
   return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(before))).astype(np.float32)
 
 
+def blur_matrix(size: int, sigma: float) -> Float[np.ndarray, 'size size']:
+  """Rows of weights that blur an axis with a Gaussian of `sigma` pixels, cut off at four sigma.
+
+  Borders are mirrored, the edge itself included, as in `scipy.ndimage.gaussian_filter`.
+  """
+  radius = int(4 * sigma + 0.5)
+  weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+  mirrored = np.pad(np.eye(size), ((radius, radius), (0, 0)), mode='symmetric')
+  shifted = np.stack([mirrored[k : k + size] for k in range(2 * radius + 1)])
+  return np.tensordot(weights / weights.sum(), shifted, 1).astype(np.float32)
+
+
+def pool_matrix(size: int) -> Float[np.ndarray, 'size size']:
+  """Rows of weights that average three neighbors of an axis, zeros beyond its ends counted."""
+  return sum((np.eye(size, k=k) for k in (-1, 0, 1)), np.zeros((size, size))).astype(np.float32) / 3
+
+
+def averaging_matrix(after: int, before: int) -> Float[np.ndarray, 'after before']:
+  """Rows of weights that average runs of an axis, so many that `after` are left.
+
+  Runs overlap where sizes do not divide (PyTorch's `adaptive_avg_pool1d`).
+  """
+  starts = np.arange(after) * before // after
+  ends = -(-(np.arange(after) + 1) * before // after)
+  places = np.arange(before)
+  inside = (places >= starts[:, None]) & (places < ends[:, None])
+  return (inside / (ends - starts)[:, None]).astype(np.float32)
+
+
 def apply(
   rows: Float[Array, 'H h'], columns: Float[Array, 'W w'], x: Float[Array, 'b h w c']
 ) -> Float[Array, 'b H W c']:
@@ -30,11 +59,14 @@ def apply(
   return jnp.einsum('Hh,bhwc,Ww->bHWc', rows, x, columns, precision=jax.lax.Precision.HIGHEST)
 
 
-def enlarge(x: Float[Array, 'b h w'], height: int, width: int) -> Float[Array, 'b H W']:
-  """Resample maps bilinearly."""
-  rows = jnp.asarray(bilinear_matrix(height, x.shape[1]))
-  columns = jnp.asarray(bilinear_matrix(width, x.shape[2]))
-  return apply(rows, columns, x[..., None])[..., 0]
+def enlarge(
+  x: Float[Array, 'b h w'], height: int, width: int, sigma: float = 0.0
+) -> Float[Array, 'b H W']:
+  """Resample maps bilinearly; with a sigma, blur them then by so many pixels of the result."""
+  rows, columns = bilinear_matrix(height, x.shape[1]), bilinear_matrix(width, x.shape[2])
+  if sigma:
+    rows, columns = blur_matrix(height, sigma) @ rows, blur_matrix(width, sigma) @ columns
+  return apply(jnp.asarray(rows), jnp.asarray(columns), x[..., None])[..., 0]
 
 
 def grey_opening(x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:

@@ -1,0 +1,39 @@
+r"""PaDiM with the paper's settings for ResNet-18.
+
+Defard et al. 2020, arXiv 2011.08785, section IV. Measured figures, with commands and a rival,
+are in experiments/README.md.
+
+  python -m uadjax.main --config=configs/padim.py --config.data.root=DIR \
+    --config.data.category=NAME
+
+Variants, after a colon (`--config=configs/padim.py:wide`):
+  wide: Wide-ResNet-50-2 and 550 channels, the paper's best; 5 GB of covariances.
+"""
+
+import ml_collections
+
+from uadjax import config as defaults
+from uadjax.types import Config, UnknownName
+
+
+def get_config(arg: str = '') -> Config:
+  """The paper's settings, or a variant's."""
+  if arg not in ('', 'wide'):
+    raise UnknownName(f"Unknown variant {arg!r} of padim; choose from ['wide'].")
+  config = defaults.base()
+  config.detector = ml_collections.ConfigDict(
+    {
+      'name': 'padim',
+      'layers': ('layer1', 'layer2', 'layer3'),
+      'channels': 100,
+      'projection': 'sample',
+      'enlarge': 'bilinear',
+      'ridge': 0.01,
+    }
+  )
+  config.fit.held_out = 0.0  # Learns from every image; thresholds come from leaving each out.
+  config.fit.batch_size = 32
+  if arg == 'wide':
+    config.backbone.name = 'wide_resnet50_2'
+    config.detector.channels = 550
+  return config

@@ -1,0 +1,225 @@
+import re
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax import sharding
+from uadjax.numerics import gaussian
+from uadjax.types import ConfigError
+
+H, W, D = 2, 3, 4
+
+add = jax.jit(gaussian.add)
+merge = jax.jit(gaussian.merge)
+of_batch = jax.jit(gaussian.of_batch)
+whiten = jax.jit(gaussian.whiten, static_argnums=(1, 2))
+
+
+def vectors(n, seed=0, h=H, w=W, d=D, mean=0.0):
+  """Correlated, and with another mean at each position."""
+  rng = np.random.default_rng(seed)
+  mix = rng.standard_normal((h, w, d, d)) + np.eye(d)
+  x = np.einsum('hwij,nhwj->nhwi', mix, rng.standard_normal((n, h, w, d)))
+  return (x + rng.standard_normal((h, w, d)) + mean).astype(np.float32)
+
+
+def every(x):
+  return jnp.ones(len(x), bool)
+
+
+def fit(x):
+  return of_batch(jnp.asarray(x), every(x))
+
+
+def slow_covariance(x, at):
+  """In float64, at one position."""
+  return np.cov(x[:, *at].astype(np.float64), rowvar=False)
+
+
+def slow_distance(x, mean, covariance):
+  """In float64, of one vector to one Gaussian."""
+  delta = x.astype(np.float64) - mean
+  return np.sqrt(delta @ np.linalg.inv(covariance) @ delta)
+
+
+def assert_close(a, b, rtol=1e-4):
+  """Equal to rounding, which is relative to an array's largest value."""
+  for x, y in zip(a, b, strict=True):
+    np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * (1e-6 + float(np.abs(y).max())))
+
+
+def test_moments_are_numpys():
+  x = vectors(9)
+  moments = fit(x)
+  assert moments.n == 9
+  np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-5, atol=1e-6)
+  for at in np.ndindex(H, W):
+    np.testing.assert_allclose(moments.m2[at] / 8, slow_covariance(x, at), rtol=1e-4, atol=1e-5)
+
+
+@hypothesis.given(
+  sizes=st.lists(st.integers(0, 5), min_size=1, max_size=5),
+  filling=st.sampled_from([0.0, 7.0, np.nan]),  # What fills a batch up may be anything.
+  mean=st.sampled_from([0.0, 30.0]),
+  seed=st.integers(0, 2**16),
+)
+@hypothesis.settings(max_examples=25)
+def test_any_splitting_order_and_padding_give_the_same_moments(sizes, filling, mean, seed):
+  rng = np.random.default_rng(seed)
+  x = vectors(sum(sizes), seed, mean=mean)
+  moments = gaussian.empty(H, W, D)
+  for part in np.split(rng.permutation(x), np.cumsum(sizes)[:-1]):
+    rows = np.full((8, H, W, D), filling, np.float32)
+    place = rng.permutation(8)[: len(part)]
+    rows[place] = part
+    moments = add(moments, jnp.asarray(rows), jnp.isin(jnp.arange(8), place))
+  assert moments.n == len(x)
+  if len(x):
+    delta = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+    m2 = np.einsum('nhwi,nhwj->hwij', delta, delta)
+    np.testing.assert_allclose(moments.mean, x.mean(0, dtype=np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(moments.m2, m2, atol=1e-4 * (1 + m2.max()))
+  else:
+    assert_close(moments, gaussian.empty(H, W, D))
+
+
+@hypothesis.given(sizes=st.tuples(*[st.integers(0, 3)] * 3), seed=st.integers(0, 2**16))
+@hypothesis.settings(max_examples=20)
+def test_merge_is_associative_and_empty_is_neutral(sizes, seed):
+  a, b, c = (
+    of_batch(jnp.asarray(vectors(3, seed + k)), jnp.arange(3) < n) for k, n in enumerate(sizes)
+  )
+  assert_close(merge(merge(a, b), c), merge(a, merge(b, c)))
+  nothing = gaussian.empty(H, W, D)
+  for pair in ((a, nothing), (nothing, a)):
+    assert_close(merge(*pair), a, rtol=1e-7)
+
+
+@pytest.mark.parametrize('valid', [[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
+@pytest.mark.parametrize('before', [0, 1, 5])
+def test_add_is_merging_the_batch(before, valid):
+  valid = jnp.asarray(valid, bool)
+  moments = fit(vectors(before)) if before else gaussian.empty(H, W, D)
+  x = jnp.asarray(vectors(4, seed=1, mean=5.0))
+  assert_close(add(moments, x, valid), merge(moments, of_batch(x, valid)))
+
+
+@pytest.mark.parametrize('size', [1, 8, 64])
+def test_covariances_far_from_the_origin_keep_three_digits(size):
+  x = np.random.default_rng(0).normal(1000, 1, (192, H, W, D)).astype(np.float32)
+  moments = gaussian.empty(H, W, D)
+  for part in np.split(x, len(x) // size):
+    moments = add(moments, jnp.asarray(part), every(part))
+  for at in np.ndindex(H, W):
+    want = slow_covariance(x, at)
+    scale = np.sqrt(np.outer(np.diag(want), np.diag(want)))
+    assert (np.abs(moments.m2[at] / (len(x) - 1) - want) <= 1e-3 * scale).all()
+
+
+@pytest.mark.parametrize('left_out', [0, 1])
+@pytest.mark.parametrize(
+  ('n', 'd', 'ridge'), [(12, 4, 0.0), (12, 4, 0.01), (3, 4, 0.01), (60, 37, 0.01), (30, 37, 1.0)]
+)
+def test_whiten_is_a_triangular_root_of_the_inverse(n, d, ridge, left_out):
+  x = vectors(n, d=d)
+  root = whiten(fit(x), ridge, left_out)
+  np.testing.assert_array_equal(root, np.tril(root))
+  for at in np.ndindex(H, W):
+    covariance = slow_covariance(x, at) * (n - 1) / (n - 1 - left_out) + ridge * np.eye(d)
+    want = np.linalg.inv(covariance)
+    got = np.asarray(root[at], np.float64)
+    np.testing.assert_allclose(got.T @ got, want, rtol=2e-3, atol=2e-4 * np.abs(want).max())
+
+
+def test_mahalanobis_is_the_definition():
+  x, new = vectors(12), vectors(5, seed=1)
+  moments = fit(x)
+  got = gaussian.mahalanobis(jnp.asarray(new), moments.mean, whiten(moments, 0.01))
+  for k, i, j in np.ndindex(5, H, W):
+    covariance = slow_covariance(x, (i, j)) + 0.01 * np.eye(D)
+    want = slow_distance(new[k, i, j], x[:, i, j].astype(np.float64).mean(0), covariance)
+    np.testing.assert_allclose(got[k, i, j], want, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ('n', 'd', 'ridge'), [(3, 4, 0.01), (12, 4, 0.0), (12, 4, 0.01), (12, 20, 0.01), (40, 20, 0.01)]
+)
+def test_left_out_distance_is_that_of_refitting(n, d, ridge):
+  x = vectors(n, d=d)
+  moments = fit(x)
+  got = gaussian.left_out_distance(
+    jnp.asarray(x), moments.n, moments.mean, whiten(moments, ridge, 1)
+  )
+  for k, i, j in np.ndindex(n, H, W):
+    rest = np.delete(x, k, axis=0)
+    covariance = slow_covariance(rest, (i, j)) + ridge * np.eye(d)
+    want = slow_distance(x[k, i, j], rest[:, i, j].astype(np.float64).mean(0), covariance)
+    np.testing.assert_allclose(got[k, i, j], want, rtol=1e-2)
+
+
+def test_left_out_distance_stays_finite_where_nothing_else_spans_the_vector():
+  x = vectors(5)  # Without one of them four deviations of rank three are left, in four dimensions.
+  moments = fit(x)
+  got = gaussian.left_out_distance(jnp.asarray(x), moments.n, moments.mean, whiten(moments, 0.0, 1))
+  assert np.isfinite(got).all()
+
+
+def root(m2, n):
+  return gaussian.whiten(gaussian.Moments(n, m2[..., 0], m2), 0.01)
+
+
+def test_no_second_array_of_covariances_is_made():
+  moments = gaussian.empty(8, 32, 64)
+  for function, arguments in (
+    (gaussian.add, (moments, jnp.zeros((4, 8, 32, 64)), jnp.ones(4, bool))),
+    (gaussian.merge, (moments, moments)),
+    (root, (moments.m2, moments.n)),
+  ):
+    program = jax.jit(function, donate_argnums=0).lower(*arguments).compile()
+    memory = program.memory_analysis()
+    assert memory.temp_size_in_bytes < moments.m2.nbytes / 4
+    assert memory.alias_size_in_bytes >= moments.m2.nbytes
+
+
+def test_rows_of_the_map_split_over_devices_without_exchange():
+  x = vectors(6, h=8)
+  whole = fit(x)
+  mesh = sharding.make_mesh('cpu', 8, 8)
+  assert mesh.size == 8
+  n, mean, m2 = gaussian.empty(8, W, D)
+  split = gaussian.Moments(n, *sharding.split(mesh, (mean, m2)))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'data'))
+  arguments = split, jax.device_put(x, rows), every(x)
+  folded = add(*arguments)
+  assert_close(folded, whole)
+  assert_close([whiten(folded, 0.01)], [whiten(whole, 0.01)])
+  for lowered in (add.lower(*arguments), whiten.lower(folded, 0.01)):
+    program = lowered.compile().as_text() or ''
+    assert 'fusion' in program
+    assert not re.search('all-gather|all-reduce|all-to-all|collective', program)
+
+
+@pytest.mark.parametrize(
+  ('images', 'channels', 'ridge', 'match'),
+  [
+    (100, 10, -0.1, 'detector.ridge .* got -0.1'),
+    (100, 10, float('nan'), 'got nan'),
+    (1, 10, 0.01, '2 good images or more, got 1'),
+    (60, 100, 0.0, '60 good images .* 100 channels .* detector.channels=59 .* detector.ridge=0.01'),
+    (100, 100, 0.0, 'more than 100 images'),
+  ],
+)
+def test_gaussians_that_cannot_be_fitted_are_refused(images, channels, ridge, match):
+  with pytest.raises(ConfigError, match=match):
+    gaussian.check(images, channels, ridge)
+
+
+@pytest.mark.parametrize(
+  ('images', 'channels', 'ridge'), [(2, 100, 0.01), (101, 100, 0.0), (101, 100, 1)]
+)
+def test_gaussians_that_can_be_fitted_pass(images, channels, ridge):
+  gaussian.check(images, channels, float(ridge))

@@ -1,0 +1,168 @@
+"""PaDiM: a Gaussian at every position, and the distance to it in standard deviations.
+
+Defard et al. 2020, 'PaDiM: a Patch Distribution Modeling Framework', arXiv 2011.08785, section III.
+
+Letters: b batch, h w map of the first stage, c channels of all stages, d embedding, H W image at
+network size.
+"""
+
+import functools
+from typing import cast, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float, UInt8
+import numpy as np
+
+from uadjax import backbones
+from uadjax.backbones import resnet
+from uadjax.numerics import gaussian, maps, projections
+from uadjax.types import (
+  Arrays,
+  Batch,
+  Detector,
+  Key,
+  Metrics,
+  OnePass,
+  Scores,
+  Spec,
+  Variables,
+)
+
+_SIGMA = 4.0  # Of the blur, in pixels at network size (section IV-D).
+Stages = dict[str, Float[Array, 'b _h _w _c']]
+
+
+class Embedder(NamedTuple):
+  """The backbone, and the projection of its channels."""
+
+  backbone: Variables
+  projection: Float[Array, 'c d']
+
+
+class State(NamedTuple):
+  """What is carried."""
+
+  embedder: Embedder
+  moments: gaussian.Moments
+
+
+class Fitted(NamedTuple):
+  """What scoring needs."""
+
+  embedder: Embedder
+  mean: Float[Array, 'h w d']
+  whiten: Float[Array, 'h w d d']
+
+
+class Reference(NamedTuple):
+  """What scoring an image that was folded in needs: how many there were."""
+
+  fitted: Fitted
+  n: Float[Array, '']
+
+
+def make(
+  backbone: resnet.ResNet,
+  spec: Spec,
+  *,
+  channels: int = 100,
+  projection: str = 'sample',
+  enlarge: str = 'bilinear',
+  ridge: float = 0.01,
+) -> Detector:
+  """Describe PaDiM.
+
+  Args:
+    backbone: its stages are brought to the grid of the first.
+    spec: image size and number of images.
+    channels: of the embedding.
+    projection: how they are drawn from those of all stages: one of `projections.METHODS`.
+    enlarge: how deeper stages are brought to the grid: bilinear, or nearest as authors do.
+    ridge: added to the variances (equation 1's ε).
+  """
+  if spec.images:
+    gaussian.check(spec.seen + spec.images, channels, ridge)
+  blank = jax.ShapeDtypeStruct((1, spec.height, spec.width, 3), jnp.float32)
+  shapes = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x)[0], blank)
+  stages = cast(Stages, shapes)
+  _, h, w, _ = stages[backbone.stages[0]].shape
+  counts = tuple(stages[name].shape[-1] for name in backbone.stages)
+
+  def init(key: Key, variables: Variables) -> State:
+    drawn = projections.draw(key, projection, counts, channels)
+    return State(Embedder(variables, drawn), gaussian.empty(h, w, channels))
+
+  def embed(embedder: Embedder, batch: Batch) -> Float[Array, 'b h w d']:
+    if batch.features is not None:
+      return batch.features
+    images = backbones.normalize(jnp.asarray(batch.image))
+    seen = cast(Stages, backbone.apply(embedder.backbone, images))
+    in_order = [seen[name] for name in backbone.stages]
+    return projections.project(embedder.projection, in_order, h, w, enlarge)
+
+  def update(state: State, batch: Batch) -> tuple[State, Metrics]:
+    x = embed(state.embedder, batch)
+    moments = gaussian.add(state.moments, x, jnp.asarray(batch.valid))
+    return state._replace(moments=moments), {'images': moments.n}
+
+  def finish(state: State) -> Fitted:
+    n, mean, m2 = state.moments
+    return Fitted(state.embedder, mean, _whiten(m2, n, ridge, 0))
+
+  def reference(variables: Variables, kept: Arrays) -> Reference:
+    n, whiten = jnp.asarray(kept['n']), _whiten(jnp.array(kept['m2']), kept['n'], ridge, 1)
+    mean, projection = jnp.asarray(kept['mean']), jnp.asarray(kept['projection'])
+    return Reference(Fitted(Embedder(variables, projection), mean, whiten), n)
+
+  def judge(distance: Float[Array, 'b h w']) -> Scores:
+    anomaly = maps.enlarge(distance, spec.height, spec.width, _SIGMA)
+    return Scores(anomaly, anomaly.max(axis=(1, 2)))
+
+  def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
+    batch = Batch(images, jnp.ones(len(images), bool), jnp.arange(len(images)))
+    x = embed(fitted.embedder, batch)
+    return judge(gaussian.mahalanobis(x, fitted.mean, fitted.whiten))
+
+  def score_left_out(reference: Reference, batch: Batch) -> Scores:
+    (embedder, mean, whiten), n = reference
+    return judge(gaussian.left_out_distance(embed(embedder, batch), n, mean, whiten))
+
+  one_pass = OnePass(
+    embedder=lambda state: state.embedder,
+    embed=embed,
+    settle=lambda state: state,
+    make_room=None,
+    kept=lambda state: {'projection': state.embedder.projection, **state.moments._asdict()},
+    extend=_extend,
+    reference=reference,
+    score_left_out=score_left_out,
+    facts=lambda kept, embeddings: {'images': int(kept['n'])},
+    moved=_moved,
+  )
+  return Detector(init, None, update, None, finish, score, one_pass)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3))
+def _whiten(
+  m2: Float[Array, 'h w d d'], n: Float[Array, ''], ridge: float, left_out: int
+) -> Float[Array, 'h w d d']:
+  """Turn the products into whitening matrices where they lie: there may be gigabytes of them."""
+  return gaussian.whiten(gaussian.Moments(n, jnp.zeros(m2.shape[:3]), m2), ridge, left_out)
+
+
+def _extend(state: State, kept: Arrays) -> State:
+  n, mean, m2, projection = (jnp.array(kept[k]) for k in ('n', 'mean', 'm2', 'projection'))
+  embedder = state.embedder._replace(projection=projection)
+  return State(embedder, gaussian.Moments(n, mean, m2))
+
+
+def _moved(before: Arrays, after: Arrays) -> dict[str, float]:
+  """How far the means moved, in standard deviations of single channels (root mean square)."""
+  variance = np.diagonal(before['m2'], axis1=-2, axis2=-1) / max(before['n'] - 1, 1)
+  shift = (np.asarray(after['mean']) - before['mean']) ** 2 / np.maximum(variance, 1e-12)
+  return {
+    'images_before': int(before['n']),
+    'images_after': int(after['n']),
+    'mean_shift': float(np.sqrt(shift.mean())),
+  }

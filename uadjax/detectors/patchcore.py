@@ -1,0 +1,222 @@
+"""PatchCore: a patch is as anomalous as it is far from the nearest of all normal patches.
+
+Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 2106.08265, sections
+3.1 (patches), 3.2 (coreset) and 3.3 (scoring).
+
+Letters: b batch, h w patch grid, d embedding, n bank rows, k neighbors, H W image at network size.
+"""
+
+from typing import cast, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jax.scipy import special
+from jaxtyping import Array, Float, Int, UInt8
+
+from uadjax import backbones
+from uadjax.backbones import resnet
+from uadjax.detectors import bank as banks
+from uadjax.numerics import maps, neighbors as knn
+from uadjax.types import (
+  Arrays,
+  Batch,
+  ConfigError,
+  Detector,
+  Key,
+  Metrics,
+  OnePass,
+  Scores,
+  Spec,
+  Variables,
+)
+
+_SIGMA = 4.0  # Of the blur, in pixels at network size (section 3.3).
+_RECALL = 4096  # Queries that the recall of the approximate search is measured on.
+
+Stages = dict[str, Float[Array, 'b _h _w _c']]
+
+
+class State(NamedTuple):
+  """What is carried: the backbone, a key for selections, and the bank."""
+
+  backbone: Variables
+  key: Key
+  bank: banks.Bank
+
+
+class Fitted(NamedTuple):
+  """What scoring needs."""
+
+  backbone: Variables
+  bank: knn.Index
+
+
+class Reference(NamedTuple):
+  """What scoring an image that was folded in needs: whose the rows are."""
+
+  fitted: Fitted
+  image: Int[Array, ' n']
+
+
+def make(
+  backbone: resnet.ResNet,
+  spec: Spec,
+  *,
+  ratio: float = 0.01,
+  coreset_dim: int = 0,
+  neighbors: int = 9,
+  reweight: bool = True,
+  channels: int = 0,
+  max_bytes: int = 2 << 30,
+  approx: bool = False,
+) -> Detector:
+  """Describe PatchCore.
+
+  Args:
+    backbone: its stages describe the patches, on the first one's grid.
+    spec: image size and number of images.
+    ratio: share of all patches that the bank keeps.
+    coreset_dim: dimensions of the random projection in which the bank is selected (the paper's); 0
+      selects in all of them, which here is affordable and better (experiments/README.md).
+    neighbors: b of equation 7; the matched row is its own first neighbor.
+    reweight: whether the image score is weighted as there; else it is the largest patch distance.
+    channels: to average the embedding down to (the paper: 1024); 0 leaves it as it is.
+    max_bytes: for the bank while it fills, see `detectors.bank`; what remains is at most half.
+    approx: let accelerators miss a few nearest neighbors (`jax.lax.approx_min_k`).
+  """
+  if not 0 < ratio <= 1:
+    raise ConfigError(
+      f'detector.ratio must lie in (0, 1], got {ratio}; the paper has 0.01 to 0.25.'
+    )
+  if reweight and neighbors < 2:
+    raise ConfigError(
+      f'detector.neighbors must be 2 or more, got {neighbors}: the matched row itself is one. Or '
+      'set detector.reweight=false.'
+    )
+
+  def see(variables: Variables, images: UInt8[Array, 'b H W 3']) -> Float[Array, 'b h w d']:
+    stages = cast(Stages, backbone.apply(variables, backbones.normalize(images)))
+    return _embed([stages[name] for name in backbone.stages], channels)
+
+  blank = jax.ShapeDtypeStruct((1, spec.height, spec.width, 3), jnp.float32)
+  shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), blank)
+  pixels = jax.ShapeDtypeStruct(blank.shape, jnp.uint8)
+  _, h, w, d = jax.eval_shape(see, shapes, pixels).shape
+  plan = banks.plan(d, h * w, spec.images, spec.seen, ratio, max_bytes, coreset_dim, spec.track)
+
+  def init(key: Key, variables: Variables) -> State:
+    return State(variables, key, banks.empty(plan, d))
+
+  def embed(variables: Variables, batch: Batch) -> Float[Array, 'b h w d']:
+    return see(variables, jnp.asarray(batch.image)) if batch.features is None else batch.features
+
+  def update(state: State, batch: Batch) -> tuple[State, Metrics]:
+    x = embed(state.backbone, batch)
+    bank = banks.put(state.bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index))
+    return state._replace(bank=bank), {'images': bank.seen}
+
+  def make_room(state: State, images: int) -> State:
+    return state._replace(bank=banks.make_room(state.key, state.bank, plan, images))
+
+  def finish(state: State) -> Fitted:
+    return Fitted(state.backbone, knn.index(state.bank.rows))
+
+  def judge(
+    fitted: Fitted,
+    x: Float[Array, 'b h w d'],
+    rows_of: Int[Array, ' n'] | None = None,
+    image: Int[Array, ' b'] | None = None,
+  ) -> Scores:
+    queries = x.reshape(-1, d)
+    whose = None if image is None else jnp.repeat(image, h * w)
+    found = knn.nearest(queries, fitted.bank, groups=rows_of, group=whose, approx=approx)
+    distance = found.distance.reshape(-1, h * w)
+    anomaly = maps.enlarge(distance.reshape(-1, h, w), spec.height, spec.width, _SIGMA)
+    worst = jnp.argmax(distance, axis=1)[:, None]
+    score = jnp.take_along_axis(distance, worst, axis=1)[:, 0]
+    if reweight:
+      patch = jnp.take_along_axis(x.reshape(-1, h * w, d), worst[..., None], axis=1)[:, 0]
+      matched = jnp.take_along_axis(found.row.reshape(-1, h * w), worst, axis=1)[:, 0]
+      score *= _weight(fitted.bank, patch, matched, score, neighbors, rows_of, image)
+    return Scores(anomaly, score)
+
+  def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
+    return judge(fitted, see(fitted.backbone, images))
+
+  def score_left_out(reference: Reference, batch: Batch) -> Scores:
+    x = embed(reference.fitted.backbone, batch)
+    return judge(reference.fitted, x, reference.image, jnp.asarray(batch.index))
+
+  def reference(variables: Variables, kept: Arrays) -> Reference:
+    rows, image = jnp.asarray(kept['rows']), jnp.asarray(kept['image'])
+    return Reference(Fitted(variables, knn.index(rows)), image)
+
+  def facts(kept: Arrays, embeddings: Float[Array, 'b h w d']) -> dict[str, float]:
+    told = {
+      'images': int(kept['seen']),
+      'bank_rows': len(kept['rows']),
+      'covering_radius': float(kept['radius']),
+    }
+    if approx:
+      queries = jnp.asarray(embeddings).reshape(-1, d)[:_RECALL]
+      told['approx_recall'] = knn.recall(queries, knn.index(jnp.asarray(kept['rows'])))
+    return told
+
+  one_pass = OnePass(
+    embedder=lambda state: state.backbone,
+    embed=embed,
+    settle=lambda state: state._replace(bank=banks.settle(state.key, state.bank, plan)),
+    make_room=make_room if plan.bounded else None,
+    kept=lambda state: state.bank._asdict(),
+    extend=lambda state, kept: state._replace(bank=banks.restore(state.bank, kept)),
+    reference=reference,
+    score_left_out=score_left_out,
+    facts=facts,
+    moved=_moved,
+  )
+  return Detector(init, None, update, None, finish, score, one_pass)
+
+
+def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Array, 'b h w d']:
+  """Average 3x3 neighborhoods, bring all stages to the grid of the first, and concatenate."""
+  _, h, w, _ = stages[0].shape
+  on_grid = []
+  for x in stages:
+    rows, columns = (
+      maps.bilinear_matrix(after, before) @ maps.pool_matrix(before)
+      for after, before in zip((h, w), x.shape[1:3], strict=True)
+    )
+    on_grid.append(maps.apply(jnp.asarray(rows), jnp.asarray(columns), x))
+  x = jnp.concatenate(on_grid, axis=-1)
+  if not 0 < channels < x.shape[-1]:
+    return x
+  averages = jnp.asarray(maps.averaging_matrix(channels, x.shape[-1]))
+  return jnp.einsum('bhwc,dc->bhwd', x, averages, precision=jax.lax.Precision.HIGHEST)
+
+
+def _weight(
+  bank: knn.Index,
+  patch: Float[Array, 'b d'],
+  matched: Int[Array, ' b'],
+  distance: Float[Array, ' b'],
+  k: int,
+  rows_of: Int[Array, ' n'] | None,
+  image: Int[Array, ' b'] | None,
+) -> Float[Array, ' b']:
+  """1 − the share of the matched row in a softmax over the distances to its neighbors (eq. 7)."""
+  row = bank.rows[matched] + bank.center[None]
+  around = knn.nearest(row, bank, k, groups=rows_of, group=image).row
+  if around.shape[1] < 2:
+    return jnp.ones_like(distance)  # A row without neighbors tells nothing.
+  away = jnp.linalg.norm(
+    (patch - bank.center[None])[:, None] - bank.rows[jnp.maximum(around, 0)], axis=-1
+  )
+  away = jnp.where(around < 0, -jnp.inf, away)
+  return 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
+
+
+def _moved(before: Arrays, after: Arrays) -> dict[str, float]:
+  """How many rows there were and are, and the share of the old ones that stayed."""
+  stayed = int((after['image'] < before['seen']).sum())
+  old, new = len(before['rows']), len(after['rows'])
+  return {'bank_rows_before': old, 'bank_rows_after': new, 'share_kept': stayed / old}

@@ -1,0 +1,222 @@
+"""Greedy k-center: few points that no other point is far from.
+
+Gonzalez 1985; for coresets Sener and Savarese 2018, arXiv 1708.00489, algorithm 1.
+
+Plain greedy selection takes the farthest point, measures all points against it, and so on: one
+pass over memory for every center. The same centers are found here with far less work:
+
+- A pass measures all points against many centers at once, as a matrix product. The points farthest
+  away are set aside as candidates; whatever is not among them is at most `bound` away from the
+  centers, and further centers only bring it nearer. So as long as the farthest candidate, kept up
+  to date with each new center, stays beyond `bound`, it is the farthest of all points.
+- Most points are far from any new center. Their distances are bounded from below in few
+  dimensions: those in which the points vary most, and the length of what is left as one more, since
+  lengths differ by no more than vectors do. Only where the bound leaves room is the distance taken.
+
+Letters: n points, d dimensions, s dimensions of the sketch, k fresh centers, b points of a block.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from uadjax.types import Key
+
+_CANDIDATES = 4096
+_GROUP = 16  # Neighboring points become candidates together: fewer have to be sorted.
+_FRESH = 1024  # Centers of one pass, at most.
+_CHUNK = 64  # Centers that a block of points is measured against while it is in the cache.
+_BLOCK = 4096
+_SHARES = (8, 2)  # Parts of a block, such as 1/4, that are taken out if they suffice.
+_SKETCH = 64
+_SAMPLE = 8192  # Points that the directions of largest variance are found from.
+_ROUNDING = 1e-5  # Of the squared norms, on the bounds: to err only towards more work.
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+_Carry = tuple[Int[Array, ' k'], Int[Array, ''], Float[Array, ' c']]
+
+
+class Cloud(NamedTuple):
+  """The points to choose from.
+
+  Attributes:
+    points: as they are.
+    center: their mean; norms are taken from there, so that a common offset costs no digits.
+    sketch: the points in few dimensions, in which distances are no larger.
+  """
+
+  points: Float[Array, 'n d']
+  center: Float[Array, ' d']
+  sketch: Float[Array, 'n s']
+
+
+class Selection(NamedTuple):
+  """A selection under way.
+
+  Attributes:
+    centers: positions of the centers in the order they were taken; -1 where none is yet.
+    taken: how many there are.
+    distance: squared, of every point to its nearest center; -1 of centers, and -inf of points that
+      do not take part.
+  """
+
+  centers: Int[Array, ' m']
+  taken: Int[Array, '']
+  distance: Float[Array, ' n']
+
+
+def radius(selection: Selection) -> Float[Array, '']:
+  """The covering radius: how far the farthest point is from its nearest center."""
+  return jnp.sqrt(jnp.maximum(selection.distance.max(), 0.0))
+
+
+def bytes_per_point(d: int) -> int:
+  """Bytes that a selection needs for each point of d dimensions, the point included."""
+  return 4 * (d + min(_SKETCH, d + 1) + 1)
+
+
+@jax.jit
+def cloud(points: Float[Array, 'n d'], valid: Bool[Array, ' n']) -> Cloud:
+  """Sketch the points; only those that are valid decide how."""
+  every = max(1, len(points) // _SAMPLE)
+  sample, weight = points[::every], valid[::every].astype(jnp.float32)[:, None]
+  center = jnp.sum(sample * weight, axis=0) / jnp.maximum(weight.sum(), 1.0)
+  deviations = (sample - center[None]) * weight
+  # Whatever the basis, bounds hold; variance only decides how tight they are.
+  _, basis = jnp.linalg.eigh(jnp.einsum('nd,ne->de', deviations, deviations, precision=_EXACT))
+  basis = basis[:, -(_SKETCH - 1) :]
+
+  def in_few(start: Int[Array, ''], sketch: Float[Array, 'n s']) -> Float[Array, 'n s']:
+    x = jax.lax.dynamic_slice_in_dim(points, start, min(_BLOCK, len(points))) - center[None]
+    leading = jnp.einsum('bd,ds->bs', x, basis, precision=_EXACT)
+    rest = jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=1) - jnp.sum(leading**2, axis=1), 0.0))
+    x = jnp.concatenate([leading, rest[:, None]], axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(sketch, x, start, 0)
+
+  sketch = jnp.zeros((len(points), basis.shape[1] + 1))
+  return Cloud(points, center, _over_blocks(in_few, sketch))
+
+
+@functools.partial(jax.jit, static_argnames='centers')
+def begin(key: Key, valid: Bool[Array, ' n'], centers: int) -> Selection:
+  """Draw the first center from the points that take part; make room for so many."""
+  chances = jnp.where(valid, jax.random.uniform(key, valid.shape), -1.0)
+  far = jnp.where(valid, jnp.finfo(jnp.float32).max, -jnp.inf)
+  return Selection(
+    jnp.full(centers, -1, jnp.int32),
+    jnp.zeros((), jnp.int32),
+    far.at[jnp.argmax(chances)].set(jnp.inf),  # The farthest is the first.
+  )
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def advance(cloud: Cloud, selection: Selection, target: Int[Array, '']) -> Selection:
+  """Take centers until there are `target`, or no point is left."""
+
+  def unfinished(selection: Selection) -> Bool[Array, '']:
+    return (selection.taken < target) & (selection.distance.max() >= 0)
+
+  def one_pass(selection: Selection) -> Selection:
+    fresh, count = _pick(cloud, selection.distance, target - selection.taken)
+    places = jnp.where(fresh >= 0, selection.taken + jnp.arange(_FRESH), len(selection.centers))
+    return Selection(
+      selection.centers.at[places].set(fresh, mode='drop'),
+      selection.taken + count,
+      _measure(cloud, selection.distance, fresh, count),
+    )
+
+  return jax.lax.while_loop(unfinished, one_pass, selection)
+
+
+def _pick(
+  cloud: Cloud, distance: Float[Array, ' n'], wanted: Int[Array, '']
+) -> tuple[Int[Array, ' k'], Int[Array, '']]:
+  """Take the next centers that are sure to be those of plain selection: one, or many."""
+  groups = -(-len(distance) // _GROUP)
+  grouped = jnp.pad(distance, (0, groups * _GROUP - len(distance)), constant_values=-jnp.inf)
+  grouped = grouped.reshape(groups, _GROUP)
+  size = min(_CANDIDATES // _GROUP, groups)
+  peaks, chosen = jax.lax.top_k(jnp.append(grouped.max(axis=1), -jnp.inf), size + 1)
+  bound, chosen = peaks[-1], chosen[:-1]
+  rows = (chosen[:, None] * _GROUP + jnp.arange(_GROUP)[None]).reshape(-1)
+  candidates = cloud.points[jnp.minimum(rows, len(distance) - 1)] - cloud.center[None]
+  squares = jnp.sum(candidates**2, axis=1)
+
+  def sure(carry: _Carry) -> Bool[Array, '']:
+    _, count, left = carry
+    return (count < jnp.minimum(wanted, _FRESH)) & (left.max() > jnp.maximum(bound, 0.0))
+
+  def take(carry: _Carry) -> _Carry:
+    fresh, count, left = carry
+    # Of equals the first in the order of the points, as in plain selection.
+    row = jnp.min(rows, where=left == left.max(), initial=groups * _GROUP).astype(jnp.int32)
+    at = jnp.argmax(rows == row)
+    product = jnp.einsum('cd,d->c', candidates, candidates[at], precision=_EXACT)
+    away = jnp.maximum(squares + squares[at] - 2 * product, 0.0)
+    return fresh.at[count].set(row), count + 1, jnp.minimum(left, away).at[at].set(-1.0)
+
+  none = jnp.full(_FRESH, -1, jnp.int32), jnp.zeros((), jnp.int32)
+  fresh, count, _ = jax.lax.while_loop(sure, take, take((*none, grouped[chosen].reshape(-1))))
+  return fresh, count
+
+
+def _measure(
+  cloud: Cloud, distance: Float[Array, ' n'], fresh: Int[Array, ' k'], count: Int[Array, '']
+) -> Float[Array, ' n']:
+  """Bring the distances up to date with `count` fresh centers."""
+  rows = jnp.maximum(fresh, 0)
+  centers, sketches = cloud.points[rows] - cloud.center[None], cloud.sketch[rows]
+  size, end = min(_BLOCK, len(distance)), len(distance)
+  parts = [size // share for share in _SHARES if size // share]
+
+  def block(start: Int[Array, ''], distance: Float[Array, ' n']) -> Float[Array, ' n']:
+    sketch = jax.lax.dynamic_slice_in_dim(cloud.sketch, start, size)
+
+    def chunk(i: Int[Array, ''], distance: Float[Array, ' b']) -> Float[Array, ' b']:
+      few = i * _CHUNK + jnp.arange(_CHUNK)
+      near = _nearest(sketch, sketches[few], few < count, _ROUNDING) < distance
+
+      def some(part: int) -> Float[Array, ' b']:
+        within = jnp.nonzero(near, size=part, fill_value=end)[0]
+        x = cloud.points[jnp.minimum(start + within, end - 1)] - cloud.center[None]
+        away = _nearest(x, centers[few], few < count)
+        return distance.at[within].min(away, mode='drop')
+
+      def every() -> Float[Array, ' b']:
+        x = jax.lax.dynamic_slice_in_dim(cloud.points, start, size) - cloud.center[None]
+        return jnp.minimum(distance, _nearest(x, centers[few], few < count))
+
+      ways = [functools.partial(some, part) for part in parts]
+      fits = jnp.sum(near.sum() > jnp.asarray(parts, jnp.int32))
+      return jax.lax.switch(fits, [*ways, every])
+
+    chunks = (count + _CHUNK - 1) // _CHUNK
+    before = jax.lax.dynamic_slice_in_dim(distance, start, size)
+    after = jax.lax.fori_loop(0, chunks, chunk, before)
+    return jax.lax.dynamic_update_slice_in_dim(distance, after, start, 0)
+
+  distance = _over_blocks(block, distance)
+  return distance.at[jnp.where(fresh >= 0, fresh, end)].set(-1.0, mode='drop')
+
+
+def _nearest(
+  x: Float[Array, 'b s'], centers: Float[Array, 'k s'], known: Bool[Array, ' k'], slack: float = 0.0
+) -> Float[Array, ' b']:
+  """Squared distance to the nearest known center, less `slack` times the squared norms."""
+  squares = jnp.where(known, (1 - slack) * jnp.sum(centers**2, axis=1), jnp.inf)
+  product = jnp.einsum('ks,bs->kb', centers, x, precision=_EXACT)
+  nearest = jnp.min(squares[:, None] - 2 * product, axis=0)
+  return jnp.maximum(nearest + (1 - slack) * jnp.sum(x**2, axis=1), 0.0)
+
+
+def _over_blocks(block: Callable[[Array, Array], Array], rows: Array) -> Array:
+  """Call (start, rows) -> rows for each block; the last overlaps, which must do no harm."""
+  n, size = len(rows), min(_BLOCK, len(rows))
+  return jax.lax.fori_loop(
+    0, -(-n // size), lambda i, rows: block(jnp.minimum(i * size, n - size), rows), rows
+  )

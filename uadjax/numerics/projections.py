@@ -1,0 +1,149 @@
+"""Fewer channels: linear maps from the channels of all stages to an embedding.
+
+Every method is a matrix, choosing channels too (its columns are then one-hot, and the product is
+exact): one code path, one leaf in the model, nothing static but its shape.
+
+Letters: b batch, h w map of a stage, H W map of the embedding, c channels of all stages, d
+embedding.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from uadjax.numerics import maps
+from uadjax.types import ConfigError, Key, UnknownName
+
+
+def draw(key: Key, method: str, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
+  """Draw a projection at random.
+
+  Args:
+    key: the same key draws the same projection.
+    method: one of METHODS. 'sample' chooses channels, as the PaDiM paper does; 'h_sample' equally
+      many of each stage; 'ortho' has orthonormal columns (Kim et al. 2021, 'Semi-orthogonal
+      Embedding for Efficient Unsupervised Anomaly Segmentation', arXiv 2105.14737); 'svd_ortho'
+      likewise, the orthogonal factor UVᵀ of a Gaussian matrix; 'gaussian' has independent entries
+      of variance 1/d, and so keeps squared lengths in the mean.
+    channels: of each stage.
+    d: channels to keep.
+
+  Raises:
+    UnknownName: there is no such method.
+    ConfigError: there are not as many channels as `d`, or `d` is not positive.
+  """
+  if method not in _METHODS:
+    raise UnknownName(f'Unknown projection {method!r}; choose from {list(METHODS)}.')
+  if not 1 <= d <= sum(channels):
+    raise ConfigError(
+      f'detector.channels={d}, but the stages have {sum(channels)} channels: choose 1 to '
+      f'{sum(channels)}, or name more stages.'
+    )
+  return _METHODS[method](key, channels, d)
+
+
+def project(
+  projection: Float[Array, 'c d'],
+  stages: Sequence[Float[Array, 'b _h _w _c']],
+  height: int,
+  width: int,
+  enlarge: str = 'bilinear',
+) -> Float[Array, 'b {height} {width} d']:
+  """Bring the stages to one grid, concatenate their channels, project.
+
+  Projecting a pixel and blending pixels commute, so each stage is projected at its own size, and
+  the maps of all c channels are never made.
+
+  Args:
+    projection: from `draw`.
+    stages: feature maps, in the order of the channels `draw` was given.
+    height: of the grid, in its own pixels.
+    width: likewise.
+    enlarge: 'bilinear', or 'nearest' as in the published PaDiM, which repeats pixels.
+
+  Raises:
+    UnknownName: there is no such way to enlarge.
+  """
+  if enlarge not in _ENLARGE:
+    raise UnknownName(f'Unknown enlarge {enlarge!r}; choose from {list(_ENLARGE)}.')
+  matrix = _ENLARGE[enlarge]
+  ends = np.cumsum([x.shape[-1] for x in stages])
+  out = jnp.zeros((stages[0].shape[0], height, width, projection.shape[1]))
+  for x, rows in zip(stages, jnp.split(projection, ends[:-1]), strict=True):
+    x = jnp.einsum('bhwc,cd->bhwd', x, rows, precision=jax.lax.Precision.HIGHEST)
+    if x.shape[1:3] != (height, width):
+      rows_, columns = (
+        jnp.asarray(matrix(*n)) for n in ((height, x.shape[1]), (width, x.shape[2]))
+      )
+      x = maps.apply(rows_, columns, x)
+    out += x
+  return out
+
+
+def _sample(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
+  chosen = jax.random.choice(key, sum(channels), (d,), replace=False)
+  return _one_hot(jnp.sort(chosen), sum(channels))
+
+
+def _sample_each(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
+  keys = jax.random.split(key, len(channels))
+  starts = np.cumsum((0, *channels))
+  chosen = [
+    start + jnp.sort(jax.random.choice(k, c, (share,), replace=False))
+    for k, start, c, share in zip(keys, starts, channels, _shares(channels, d), strict=False)
+  ]
+  return _one_hot(jnp.concatenate(chosen), sum(channels))
+
+
+def _shares(channels: tuple[int, ...], d: int) -> tuple[int, ...]:
+  """How many channels each stage gives: equally many, but no more than it has."""
+  shares, left = dict[int, int](), d
+  # The smallest first: what one cannot give, those after it share.
+  for stages_left, stage in zip(
+    range(len(channels), 0, -1),
+    sorted(range(len(channels)), key=lambda s: channels[s]),
+    strict=True,
+  ):
+    shares[stage] = min(channels[stage], left // stages_left)
+    left -= shares[stage]
+  return tuple(shares[stage] for stage in range(len(channels)))
+
+
+def _one_hot(chosen, c: int) -> Float[Array, 'c d']:
+  return jax.nn.one_hot(chosen, c, axis=0)
+
+
+def _orthonormal(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
+  q, r = jnp.linalg.qr(jax.random.normal(key, (sum(channels), d)))
+  # QR leaves the signs to the implementation; positive diagonals make it unique and q uniform.
+  return q * jnp.sign(jnp.diagonal(r))[None]
+
+
+def _polar(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
+  u, _, v = jnp.linalg.svd(jax.random.normal(key, (sum(channels), d)), full_matrices=False)
+  return jnp.matmul(u, v, precision=jax.lax.Precision.HIGHEST)
+
+
+def _gaussian(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
+  return jax.random.normal(key, (sum(channels), d)) / d**0.5
+
+
+def _nearest_matrix(after: int, before: int) -> Float[np.ndarray, 'after before']:
+  # Integers: the pixel below the center (i + ½)·before/after, with no rounding to go wrong.
+  nearest = (2 * np.arange(after) + 1) * before // (2 * after)
+  return np.eye(before, dtype=np.float32)[nearest]
+
+
+_METHODS = {
+  'sample': _sample,
+  'h_sample': _sample_each,
+  'ortho': _orthonormal,
+  'svd_ortho': _polar,
+  'gaussian': _gaussian,
+}
+METHODS = tuple(_METHODS)
+
+_ENLARGE = {'bilinear': maps.bilinear_matrix, 'nearest': _nearest_matrix}

@@ -1,0 +1,149 @@
+"""Learning in one pass: every good image is folded in once, and none is held out.
+
+What is learned is calibrated by leaving each image out of it in closed form, and can be taken up
+again later with further images.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import math
+from pathlib import Path
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from uadjax import fit, learned, score, sharding, telemetry
+from uadjax.data import pipeline, preprocess
+from uadjax.types import Batch, Config, Detector, OnePass, Record, Scores, Variables
+
+
+class Folded(NamedTuple):
+  """How a fold went.
+
+  Attributes:
+    fitted: what scoring needs.
+    embedder: what embedding needs, on the mesh.
+    seconds: from the first file opened to `fitted` ready, without writing the kept arrays.
+  """
+
+  fitted: Any
+  embedder: Any
+  seconds: float
+
+
+def fold(
+  detector: Detector,
+  once: OnePass,
+  variables: Variables,
+  config: Config,
+  records: Sequence[Record],
+  before: learned.Learned | None,
+  mesh: sharding.Mesh,
+  folder: Path,
+) -> Folded:
+  """Fold the images in, after those that `before` stands for; leave the kept arrays in `folder`."""
+  ops = preprocess.parse(config.data.ops)
+  total = math.ceil(len(records) / config.fit.batch_size)
+  size = mesh.size * math.ceil(len(records) / total / mesh.size)  # As even as can be.
+  first, home = before.images if before else 0, sharding.first(mesh)
+  state = fit.initial(detector, variables, config.seed, home)
+  if before:
+    state = once.extend(state, before.kept)
+  # Its own: the updates will donate the state.
+  embedder = sharding.replicate(mesh, once.embedder(state), own=True)
+  embed = jax.jit(once.embed)
+
+  def embedded(batch: Batch) -> Batch:
+    features = embed(embedder, sharding.split(mesh, batch))
+    # The images have done their duty.
+    batch = numbered(batch, first)._replace(image=batch.image[:, :0, :0], features=features)
+    return sharding.replicate(home, batch)
+
+  pipeline.tensorflow()  # Nothing is imported after this.
+  began, clock = time.perf_counter(), telemetry.clock()
+  with contextlib.ExitStack() as stack:
+    batches = pipeline.eval_batches(records, ops, size)
+    stack.callback(batches.close)
+    hooks = [
+      telemetry.log_steps(total, 0, size, config.fit.log_every, clock),
+      stack.enter_context(telemetry.bar(total, 0, f'Fitting {config.detector.name}')),
+    ]
+    batches = score.ahead(clock.watch(batches), embedded)
+    steps = range(1, total + 1)
+    state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
+    state = jax.block_until_ready(once.settle(state))
+  saving = time.perf_counter()
+  learned.save_kept(folder, once.kept(state))
+  saved_s = time.perf_counter() - saving
+  fitted = jax.block_until_ready(detector.finish(state))
+  return Folded(fitted, embedder, time.perf_counter() - began - saved_s)
+
+
+def score_left_out(
+  once: OnePass,
+  reference: Any,
+  records: Sequence[Record],
+  first: int,
+  ops: preprocess.Ops,
+  batch_size: int,
+  mesh: sharding.Mesh,
+) -> Iterator[score.Scored]:
+  """Score images that were folded in, the first as number `first`, each as if it had not been."""
+  scorer = jax.jit(once.score_left_out)
+
+  def numbered_scorer(reference: Any, batch: Batch) -> Scores:
+    return scorer(reference, numbered(batch, first))
+
+  return score.score(numbered_scorer, reference, records, ops, batch_size, mesh)
+
+
+def score_retained(
+  once: OnePass, reference: Any, retained: learned.Retained, ops: preprocess.Ops
+) -> list[Scores]:
+  """Score the embeddings of images that were folded in earlier, in the same way, one by one."""
+  scorer = jax.jit(once.score_left_out)
+  blank = np.zeros((1, ops.height, ops.width, 3), np.uint8)
+  return [
+    jax.device_get(scorer(reference, Batch(blank, np.ones(1, bool), index[None], embedding[None])))
+    for embedding, index in zip(*retained, strict=True)
+  ]
+
+
+def retain(
+  once: OnePass,
+  embedder: Any,
+  records: Sequence[Record],
+  before: learned.Learned | None,
+  count: int,
+  ops: preprocess.Ops,
+  seed: int,
+  mesh: sharding.Mesh,
+) -> learned.Retained:
+  """Choose `count` of all images ever folded in at random, and keep their embeddings.
+
+  Old ones are chosen from those retained, in the proportion that all old images have.
+  """
+  random = np.random.default_rng(seed)
+  first = before.images if before else 0
+  from_old = round(count * first / (first + len(records)))
+  from_old = min(from_old, len(before.retained.image)) if before else 0
+  from_new = min(max(count - from_old, 1), len(records))
+  rows = np.sort(random.choice(len(records), from_new, replace=False))
+  embed = jax.jit(once.embed)
+  batches = pipeline.eval_batches([records[row] for row in rows], ops, mesh.size)
+  new = [np.asarray(embed(embedder, sharding.split(mesh, batch)))[batch.valid] for batch in batches]
+  if not before:
+    return learned.Retained(np.concatenate(new), rows.astype(np.int32))
+  old = np.sort(random.choice(len(before.retained.image), from_old, replace=False))
+  return learned.Retained(
+    np.concatenate([before.retained.embedding[old], *new]),
+    np.concatenate([before.retained.image[old], rows.astype(np.int32) + first]),
+  )
+
+
+def numbered(batch: Batch, first: int) -> Batch:
+  """Count the images of a batch from the very first image learned from."""
+  index = np.where(np.asarray(batch.valid), np.asarray(batch.index) + first, -1)
+  return batch._replace(index=index.astype(np.int32))

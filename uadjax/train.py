@@ -1,0 +1,242 @@
+"""One detector from good images to a model directory: fitted, calibrated, saved."""
+
+from collections.abc import Sequence
+import logging
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from uadjax import (
+  bundle,
+  calibrate,
+  config as configs,
+  detectors,
+  files,
+  fit,
+  hostmemory,
+  interrupts,
+  learned as learning,
+  onepass,
+  score,
+  sharding,
+  telemetry,
+  workdir as workdirs,
+)
+from uadjax.backbones import pretrained
+from uadjax.data import datasets, preprocess
+from uadjax.types import Batch, Config, ConfigError, Record, Scores, Spec
+
+Result = dict[str, Any]
+
+# What a run that extends another must share with it.
+_SHARED = ('detector.', 'backbone.name', 'data.ops')
+
+
+def train(config: Config, splits: datasets.Splits, workdir: Path) -> Result:
+  """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
+  calibrate.check(config.calibrate.budget)
+  workdirs.check(workdir, config)
+  datasets.verify([*splits.train, *splits.test])
+  once = detectors.learns_once(config.detector.name)
+  _check(config.fit, once)
+  return (_in_one_pass if once else _by_descent)(config, splits.train, workdir)
+
+
+def _by_descent(config: Config, records: Sequence[Record], workdir: Path) -> Result:
+  """Learn from most images; choose the best step and set thresholds by the others."""
+  held_out = config.fit.held_out
+  shares = [1 - held_out, held_out / 2, held_out / 2]
+  parts = fit.Parts(*datasets.split(records, shares, config.seed))
+  ops = preprocess.parse(config.data.ops)
+  spec = Spec(ops.height, ops.width, len(parts.learn), learning_rate=fit.schedule(config.fit))
+  backbone, detector = bundle.assemble(config, spec)
+  variables, weights = pretrained.load(config.backbone.weights, backbone)
+  mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
+  telemetry.LOG.info(
+    '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s with %s '
+    'weights, on %d of %s',
+    config.data.category, *map(len, parts), config.backbone.name, weights.source, mesh.size,
+    config.device,
+  )  # fmt: skip
+  workdirs.claim(workdir, config)
+  with interrupts.noted() as stop:
+    fitted = fit.fit(detector, variables, config, parts, mesh, workdir, stop)
+  peak_mb, began = hostmemory.peak_mb(), time.perf_counter()
+  scorer = jax.jit(detector.score)
+
+  def of_pixels(fitted: Any, batch: Batch) -> Scores:
+    return scorer(fitted, batch.image)
+
+  rows = config.evaluate.batch_size
+  scored = score.score(of_pixels, fitted.fitted, parts.calibrate, ops, rows, mesh)
+  limits = calibrate.from_normals(*_peaks(scored), config.calibrate.budget)
+  bundle.save(workdir / 'model', config, fitted.fitted, limits, weights)
+  _tell(workdir, limits)
+  return {
+    **_outputs(workdir),
+    'models': _models(workdir, fitted.best),
+    'timing': _timing(fitted.seconds, fitted.images, time.perf_counter() - began, peak_mb),
+  }
+
+
+def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Result:
+  """Learn from every image; set thresholds by leaving each out."""
+  ops, options = preprocess.parse(config.data.ops), config.fit
+  before = _earlier(config) if options.extend else None
+  first = before.images if before else 0
+  spec = Spec(ops.height, ops.width, len(records), first, track=telemetry.track)
+  backbone, detector = bundle.assemble(config, spec)
+  once = detector.one_pass
+  assert once is not None  # The table says so.
+  if first + len(records) < _FEWEST:
+    raise ConfigError(
+      f'{len(records)} good images are too few to leave one out; at least {_FEWEST} are needed.'
+    )
+  variables, weights = pretrained.load(config.backbone.weights, backbone)
+  if options.extend:
+    _same_weights(weights, bundle.about(options.extend).weights)
+  mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
+  telemetry.LOG.info(
+    '%s: %d good images to learn from%s; %s with %s weights, on %d of %s',
+    config.data.category, len(records), f', after {first} before' if first else '',
+    config.backbone.name, weights.source, mesh.size, config.device,
+  )  # fmt: skip
+  workdirs.claim(workdir, config)
+  with files.replacing(workdir / 'state') as state, files.replacing(workdir / 'model') as model:
+    fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
+    peak_mb = hostmemory.peak_mb()
+    bundle.save_arrays(model, fold.fitted)
+    embedder, seconds = fold.embedder, fold.seconds
+    del fold  # Its Gaussians may take gigabytes, and so may those that follow.
+    began = time.perf_counter()
+    reference = once.reference(variables, learning.load_kept(state, mapped=True))
+    rows = config.evaluate.batch_size
+    scored = onepass.score_left_out(once, reference, records, first, ops, rows, mesh)
+    images, peaks = _peaks(scored)
+    if before:
+      old = onepass.score_retained(once, reference, before.retained, ops)
+      images = np.append(images, [one.image[0] for one in old])
+      peaks = np.append(peaks, [one.map.max() for one in old])
+    count = config.calibrate.retain
+    retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
+    limits = calibrate.from_normals(images, peaks, config.calibrate.budget)
+    learning.save_retained(state, retained, first + len(records))
+    kept = learning.load_kept(state, mapped=True)
+    facts = once.facts(kept, retained.embedding)
+    bundle.save_manifest(model, config, limits, weights, facts)
+    moved = _moved(config, once.moved(before.kept, kept), limits) if before else {}
+  telemetry.LOG.info('Learned: %s', _listed(facts))
+  _tell(workdir, limits)
+  return {
+    **_outputs(workdir),
+    'models': {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}},
+    'learned': facts,
+    **moved,
+    'timing': _timing(seconds, len(records), time.perf_counter() - began, peak_mb),
+  }
+
+
+_FEWEST = 3  # Leaving one of them out must leave two, for a variance.
+
+
+def _check(options: Config, once: bool) -> None:
+  """Refuse settings that would be silently passed over."""
+  if not once:
+    if not 0 < options.held_out < 1:
+      raise ConfigError(f'fit.held_out must lie between 0 and 1, got {options.held_out}.')
+    if options.extend:
+      raise ConfigError('fit.extend is for PaDiM and PatchCore; STFPM goes on with fit.resume.')
+    return
+  meaningless = {
+    'fit.steps': options.steps is not None,
+    'fit.epochs': options.epochs != 1,
+    'fit.held_out': options.held_out != 0,
+    'fit.resume': bool(options.resume),
+  }
+  for key, given in meaningless.items():
+    if given:
+      raise ConfigError(
+        f'{key} means nothing to a detector that sees every image once; leave it out. To learn '
+        'from further images, name a model directory in fit.extend.'
+      )
+
+
+def _earlier(config: Config) -> learning.Learned:
+  """What the run that is extended has learned, if this one is of its kind."""
+  directory = Path(config.fit.extend)
+  old = bundle.about(directory)
+  theirs = configs.flat(configs.plain(old.config))
+  for key, value in configs.flat(configs.plain(config)).items():
+    if key.startswith(_SHARED) and theirs.get(key) != value:
+      raise ConfigError(
+        f'{key} is {value!r}, but the model to extend, {directory}, has {theirs.get(key)!r}; pass '
+        f'--config.{key}={theirs.get(key)}.'
+      )
+  return learning.load(directory.resolve().parent / 'state')
+
+
+def _same_weights(weights: pretrained.Provenance, before: pretrained.Provenance) -> None:
+  if weights.sha256 != before.sha256:
+    raise ConfigError(
+      f'backbone.weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend '
+      f'has {before.source} ({before.sha256[:12]}…); its features are others. Pass those.'
+    )
+
+
+def _moved(config: Config, numbers: dict[str, float], limits: calibrate.Limits) -> Result:
+  """Tell by how much further images moved what was learned, and the thresholds."""
+  old = bundle.about(config.fit.extend).limits
+  told = {
+    **numbers,
+    'image_threshold_before': old.image,
+    'image_threshold_after': limits.image,
+    'pixel_threshold_before': old.pixel,
+    'pixel_threshold_after': limits.pixel,
+  }
+  telemetry.LOG.info('Moved: %s', _listed(told))
+  return {'moved': told}
+
+
+def _listed(numbers: dict[str, float]) -> str:
+  return ', '.join(f'{key} {value:.6g}' for key, value in numbers.items())
+
+
+def _mesh(config: Config, rows: int) -> sharding.Mesh:
+  return sharding.make_mesh(config.device, config.mesh.data, rows)
+
+
+def _peaks(scored: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Image scores and the largest map values."""
+  pairs = [(one.image, one.map.max()) for one in scored]
+  images, peaks = np.array(pairs, np.float64).T
+  return images, peaks
+
+
+def _tell(workdir: Path, limits: calibrate.Limits) -> None:
+  level = logging.WARNING if limits.expected > limits.budget else logging.INFO
+  telemetry.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', limits)
+
+
+def _outputs(workdir: Path) -> Result:
+  return {'train_log': telemetry.log_file(workdir), 'config': 'config.yaml'}
+
+
+def _timing(fit_s: float, images: int, calibrate_s: float, peak_mb: int) -> Result:
+  return {
+    'fit_s': fit_s,
+    'calibrate_s': calibrate_s,
+    'images_per_s': images / fit_s,
+    'peak_memory_mb': peak_mb,
+  }
+
+
+def _models(workdir: Path, best: fit.Best) -> Result:
+  last = {
+    f'last_{n}': f'checkpoints/rolling/{step}'
+    for n, step in enumerate(reversed(workdirs.steps(workdir)), 1)
+  }
+  kept = f'checkpoints/best/{best.step}'
+  return {**last, 'best': {'score': best.loss, 'checkpoint': kept, 'model_dir': 'model'}}
