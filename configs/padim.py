@@ -1,4 +1,4 @@
-r"""PaDiM with the paper's settings for ResNet-18.
+r"""PaDiM with the paper's settings for ResNet-18, but for the projection.
 
 Defard et al. 2020, arXiv 2011.08785, section IV. Measured figures, with commands and a rival,
 are in experiments/README.md.
@@ -26,7 +26,9 @@ def get_config(arg: str = '') -> Config:
       'name': 'padim',
       'layers': ('layer1', 'layer2', 'layer3'),
       'channels': 100,
-      'projection': 'sample',
+      # Orthonormal mixtures of all channels. The paper draws single ones ('sample'), and which it draws
+      # decides: over seeds image AUROC on screw is 0.69 to 0.79, against 0.76 to 0.78.
+      'projection': 'ortho',
       'enlarge': 'bilinear',
       'ridge': 0.01,
     }

@@ -6,7 +6,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import bundle, calibrate, config as configs
+from uadjax import bundle, calibrate, config as configs, files
 from uadjax.backbones import pretrained
 from uadjax.types import ModelError, Spec
 
@@ -29,7 +29,8 @@ def fitted(config):
 
 @pytest.fixture
 def directory(tmp_path, config, fitted):
-  return bundle.save(tmp_path / 'model', config, fitted, LIMITS, WEIGHTS)
+  bundle.save(tmp_path / 'model', config, fitted, LIMITS, WEIGHTS)
+  return tmp_path / 'model'
 
 
 def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
@@ -70,6 +71,24 @@ def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monk
   monkeypatch.undo()
   assert bundle.load(directory).limits.image == 0.5
   assert [p.name for p in directory.parent.iterdir()] == ['model']
+
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, error):
+  place, rename = tmp_path / 'deep' / 'place', pathlib.Path.replace
+  with files.replacing(place) as fresh:
+    (fresh / 'old').touch()
+
+  def refuse(path, target):
+    if path == fresh:
+      raise error
+    return rename(path, target)
+
+  monkeypatch.setattr(pathlib.Path, 'replace', refuse)
+  with pytest.raises(error), files.replacing(place) as fresh:
+    (fresh / 'new').touch()
+  assert [path.name for path in place.iterdir()] == ['old']
+  assert [path.name for path in place.parent.iterdir()] == ['place']
 
 
 def _change_manifest(directory, **fields):

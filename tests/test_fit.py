@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import checkpoint, fit, frozen, sharding
+from uadjax import checkpoint, fit, frozen, score, sharding
 from uadjax.data import datasets, demo, pipeline, preprocess
 from uadjax.types import Batch, ConfigError, Detector, Interrupted, Scores
 
@@ -112,7 +112,7 @@ def test_batches_are_placed_one_ahead():
     placed.append(batch)
     return batch
 
-  stream = fit.ahead(iter(range(4)), place)
+  stream = score.ahead(iter(range(4)), place)
   assert next(stream) == 0
   assert placed == [0, 1]
   assert list(stream) == [1, 2, 3]

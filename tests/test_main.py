@@ -283,7 +283,7 @@ def test_a_resumed_run_must_be_the_same_run(straight, flags, tmp_path):
     (['--config.data.ops=rezise(32)'], 'rezise'),
     (['--config.backbone.name=resnet19'], 'resnet101'),
     (['--config.backbone.weights=/no/file.pth'], '/no/file.pth'),
-    (['--config.detector.name=stfmp'], "['stfpm']"),
+    (['--config.detector.name=stfmp'], "['padim', 'patchcore', 'stfpm']"),
     (['--config.detector.layers=layer9'], 'layer9'),
     (['--config.calibrate.budget=3'], 'calibrate.budget'),
     (['--config.fit.held_out=1.5'], 'fit.held_out'),

@@ -1,3 +1,5 @@
+import math
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -45,3 +47,41 @@ def test_grey_opening_is_scipys(radius):
   disk = y**2 + z**2 <= radius**2
   want = np.stack([ndimage.grey_opening(one, footprint=disk, mode='reflect') for one in x])
   np.testing.assert_array_equal(jax.jit(maps.grey_opening, static_argnums=1)(x, radius), want)
+
+
+@pytest.mark.parametrize(('size', 'sigma'), [(64, 4.0), (23, 1.3), (5, 4.0), (1, 2.0)])
+def test_blur_is_scipys(size, sigma):
+  """Also where the kernel is wider than the axis, which is then mirrored again and again."""
+  x = np.random.default_rng(2).random(size)
+  want = ndimage.gaussian_filter(x, sigma, mode='reflect', truncate=4)
+  np.testing.assert_allclose(maps.blur_matrix(size, sigma) @ x, want, rtol=1e-5)
+
+
+def test_enlarge_blurs_what_it_has_enlarged():
+  x = np.random.default_rng(3).random((2, 4, 5), np.float32)
+  got = maps.enlarge(jnp.asarray(x), 32, 20, 4.0)
+  for one, enlarged in zip(got, x, strict=True):
+    want = ndimage.gaussian_filter(slow_bilinear(enlarged, 32, 20), 4, mode='reflect', truncate=4)
+    np.testing.assert_allclose(one, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(4, 7), (1, 2)])
+def test_pooling_is_the_mean_of_nine_and_zeros_around_count(height, width):
+  x = np.random.default_rng(4).random((height, width), np.float32)
+  want = np.zeros((height, width))
+  for i in range(height):
+    for j in range(width):
+      want[i, j] = x[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].sum() / 9
+  got = maps.pool_matrix(height) @ x @ maps.pool_matrix(width).T
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('after', 'before'), [(4, 12), (5, 12), (7, 8), (1, 9), (6, 6), (9, 4)])
+def test_averaging_is_adaptive_pooling(after, before):
+  """PyTorch's definition: from the floor of i·before/after to the ceiling of the next."""
+  x = np.random.default_rng(5).random(before)
+  want = []
+  for i in range(after):
+    start, end = math.floor(i * before / after), math.ceil((i + 1) * before / after)
+    want.append(sum(x[start:end]) / (end - start))
+  np.testing.assert_allclose(maps.averaging_matrix(after, before) @ x, want, rtol=1e-6)

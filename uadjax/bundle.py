@@ -86,7 +86,7 @@ def save_manifest(
   config: Config,
   limits: calibrate.Limits,
   weights: pretrained.Provenance,
-  facts: Mapping[str, float],
+  facts: Mapping[str, int | float],
 ) -> None:
   """Write what the arrays are: configuration, thresholds, origin and hash."""
   manifest = {

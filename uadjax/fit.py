@@ -158,8 +158,9 @@ def run(
 
 def initial(detector: Detector, variables: Variables, seed: int, mesh: sharding.Mesh) -> Any:
   """The state before the first step, on the mesh, in buffers of its own that may be donated."""
-  state = detector.init(jax.random.key(seed), variables)
-  return sharding.replicate(mesh, state, own=True)
+  # The variables alone are others' too; a copy of the state may be gigabytes.
+  state = detector.init(jax.random.key(seed), sharding.replicate(mesh, variables, own=True))
+  return sharding.replicate(mesh, state)
 
 
 def choosing(

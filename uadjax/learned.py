@@ -48,14 +48,14 @@ def save_retained(folder: Path, retained: Retained, images: int) -> None:
   """Write the embeddings, and the notes that make the folder whole."""
   np.save(folder / 'retained_embedding.npy', retained.embedding, allow_pickle=False)
   np.save(folder / 'retained_image.npy', retained.image, allow_pickle=False)
-  files.write_json(folder / _NOTES, {'images': images})
+  arrays = sorted(path.stem for path in folder.glob('*.npy'))
+  files.write_json(folder / _NOTES, {'images': images, 'arrays': arrays})
 
 
 def load_kept(folder: Path, mapped: bool = False) -> dict[str, Any]:
   """Read the arrays, or map them into memory."""
-  mode = 'r' if mapped else None
   return {
-    path.stem: np.load(path, mmap_mode=mode, allow_pickle=False)
+    path.stem: _read(path, mapped)
     for path in sorted(folder.glob('*.npy'))
     if not path.stem.startswith('retained_')
   }
@@ -68,13 +68,20 @@ def load(folder: Path) -> Learned:
     ModelError: it is not there or not whole.
   """
   try:
-    images = json.loads((folder / _NOTES).read_text())['images']
-    retained = Retained(
-      *(np.load(folder / f'retained_{name}.npy', allow_pickle=False) for name in Retained._fields)
-    )
-    return Learned(load_kept(folder), retained, images)
-  except (OSError, ValueError, KeyError) as error:
+    notes = json.loads((folder / _NOTES).read_text())
+    arrays = {name: _read(folder / f'{name}.npy') for name in notes['arrays']}
+    retained = Retained(*(arrays.pop(f'retained_{name}') for name in Retained._fields))
+    return Learned(arrays, retained, notes['images'])
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise ModelError(
       f'{folder} does not hold what learning more needs ({error}); a run of PaDiM or PatchCore '
       'leaves it beside its model. Name its model directory in fit.extend, or leave that out.'
     ) from None
+
+
+def _read(path: Path, mapped: bool = False) -> Any:
+  """Read one array; np.load would also open zip files, and fail in more ways."""
+  if mapped:
+    return np.lib.format.open_memmap(path, mode='r')
+  with path.open('rb') as file:
+    return np.lib.format.read_array(file, allow_pickle=False)

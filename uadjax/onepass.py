@@ -127,9 +127,10 @@ def retain(
   """
   random = np.random.default_rng(seed)
   first = before.images if before else 0
-  from_old = round(count * first / (first + len(records)))
-  from_old = min(from_old, len(before.retained.image)) if before else 0
-  from_new = min(max(count - from_old, 1), len(records))
+  share = round(count * first / (first + len(records)))
+  # At least one is new: there are no batches of none.
+  from_old = min(share, count - 1, len(before.retained.image)) if before else 0
+  from_new = min(count - from_old, len(records))
   rows = np.sort(random.choice(len(records), from_new, replace=False))
   embed = jax.jit(once.embed)
   batches = pipeline.eval_batches([records[row] for row in rows], ops, mesh.size)

@@ -135,10 +135,17 @@ def _over_categories(
   results, failures = {}, {}
   for name in names:
     own, folder = _of_category(config, name), workdir / name
-    if not workdirs.steps(folder):
-      own.fit.resume = ''  # A sweep that was cut off goes on where it was, and begins the rest.
+    # A sweep that was cut off goes on where it was, keeps what has no steps to go on with but is
+    # done, and begins the rest.
+    going_on, begun = config.mode == 'train' and config.fit.resume, workdirs.steps(folder)
+    if not begun:
+      own.fit.resume = ''
     folder.mkdir(parents=True, exist_ok=True)
     try:
+      if going_on and not begun and (done := workdirs.finished(folder, own)):
+        results[name] = done
+        telemetry.LOG.info('%s: done before.', name)
+        continue
       results[name] = _summed_up(own, folder, done := one(own, folder), {name: done})
       workdirs.succeed(folder, config.mode, results[name])
     except UserError as error:

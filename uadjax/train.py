@@ -38,10 +38,10 @@ _SHARED = ('detector.', 'backbone.name', 'data.ops')
 def train(config: Config, splits: datasets.Splits, workdir: Path) -> Result:
   """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
   calibrate.check(config.calibrate.budget)
-  workdirs.check(workdir, config)
-  datasets.verify([*splits.train, *splits.test])
   once = detectors.learns_once(config.detector.name)
   _check(config.fit, once)
+  workdirs.check(workdir, config)
+  datasets.verify([*splits.train, *splits.test])
   return (_in_one_pass if once else _by_descent)(config, splits.train, workdir)
 
 
@@ -85,7 +85,9 @@ def _by_descent(config: Config, records: Sequence[Record], workdir: Path) -> Res
 def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Result:
   """Learn from every image; set thresholds by leaving each out."""
   ops, options = preprocess.parse(config.data.ops), config.fit
-  before = _earlier(config) if options.extend else None
+  # Read now: a run that extends its own model is about to replace it.
+  old = bundle.about(options.extend) if options.extend else None
+  before = _earlier(config, old) if old else None
   first = before.images if before else 0
   spec = Spec(ops.height, ops.width, len(records), first, track=telemetry.track)
   backbone, detector = bundle.assemble(config, spec)
@@ -96,8 +98,8 @@ def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Re
       f'{len(records)} good images are too few to leave one out; at least {_FEWEST} are needed.'
     )
   variables, weights = pretrained.load(config.backbone.weights, backbone)
-  if options.extend:
-    _same_weights(weights, bundle.about(options.extend).weights)
+  if old:
+    _same_weights(weights, old.weights)
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
   telemetry.LOG.info(
     '%s: %d good images to learn from%s; %s with %s weights, on %d of %s',
@@ -117,9 +119,9 @@ def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Re
     scored = onepass.score_left_out(once, reference, records, first, ops, rows, mesh)
     images, peaks = _peaks(scored)
     if before:
-      old = onepass.score_retained(once, reference, before.retained, ops)
-      images = np.append(images, [one.image[0] for one in old])
-      peaks = np.append(peaks, [one.map.max() for one in old])
+      again = onepass.score_retained(once, reference, before.retained, ops)
+      images = np.append(images, [one.image[0] for one in again])
+      peaks = np.append(peaks, [one.map.max() for one in again])
     count = config.calibrate.retain
     retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
     limits = calibrate.from_normals(images, peaks, config.calibrate.budget)
@@ -127,7 +129,7 @@ def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Re
     kept = learning.load_kept(state, mapped=True)
     facts = once.facts(kept, retained.embedding)
     bundle.save_manifest(model, config, limits, weights, facts)
-    moved = _moved(config, once.moved(before.kept, kept), limits) if before else {}
+    moved = _moved(once.moved(before.kept, kept), old.limits, limits) if old and before else {}
   telemetry.LOG.info('Learned: %s', _listed(facts))
   _tell(workdir, limits)
   return {
@@ -164,16 +166,16 @@ def _check(options: Config, once: bool) -> None:
       )
 
 
-def _earlier(config: Config) -> learning.Learned:
+def _earlier(config: Config, old: bundle.About) -> learning.Learned:
   """What the run that is extended has learned, if this one is of its kind."""
   directory = Path(config.fit.extend)
-  old = bundle.about(directory)
-  theirs = configs.flat(configs.plain(old.config))
-  for key, value in configs.flat(configs.plain(config)).items():
-    if key.startswith(_SHARED) and theirs.get(key) != value:
+  ours, theirs = (configs.flat(configs.plain(c)) for c in (config, old.config))
+  # The name first: options of another detector would only confuse.
+  for key in ('detector.name', *ours):
+    if key.startswith(_SHARED) and theirs.get(key) != ours[key]:
       raise ConfigError(
-        f'{key} is {value!r}, but the model to extend, {directory}, has {theirs.get(key)!r}; pass '
-        f'--config.{key}={theirs.get(key)}.'
+        f'{key} is {ours[key]!r}, but the model to extend, {directory}, has {theirs.get(key)!r}; '
+        f'pass --config.{key}={theirs.get(key)}.'
       )
   return learning.load(directory.resolve().parent / 'state')
 
@@ -186,21 +188,20 @@ def _same_weights(weights: pretrained.Provenance, before: pretrained.Provenance)
     )
 
 
-def _moved(config: Config, numbers: dict[str, float], limits: calibrate.Limits) -> Result:
+def _moved(numbers: dict[str, int | float], old: calibrate.Limits, new: calibrate.Limits) -> Result:
   """Tell by how much further images moved what was learned, and the thresholds."""
-  old = bundle.about(config.fit.extend).limits
   told = {
     **numbers,
     'image_threshold_before': old.image,
-    'image_threshold_after': limits.image,
+    'image_threshold_after': new.image,
     'pixel_threshold_before': old.pixel,
-    'pixel_threshold_after': limits.pixel,
+    'pixel_threshold_after': new.pixel,
   }
   telemetry.LOG.info('Moved: %s', _listed(told))
   return {'moved': told}
 
 
-def _listed(numbers: dict[str, float]) -> str:
+def _listed(numbers: dict[str, int | float]) -> str:
   return ', '.join(f'{key} {value:.6g}' for key, value in numbers.items())
 
 

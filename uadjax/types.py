@@ -113,8 +113,8 @@ class OnePass(NamedTuple):
   extend: Callable[[Any, Arrays], Any]
   reference: Callable[[Variables, Arrays], Any]
   score_left_out: Callable[[Any, Batch], Scores]
-  facts: Callable[[Arrays, Any], dict[str, float]]
-  moved: Callable[[Arrays, Arrays], dict[str, float]]
+  facts: Callable[[Arrays, Any], dict[str, int | float]]
+  moved: Callable[[Arrays, Arrays], dict[str, int | float]]
 
 
 class Detector(NamedTuple):

@@ -1,6 +1,7 @@
 """The folder of a run: who may write into it, and the result file that each mode leaves there."""
 
 from collections.abc import Mapping
+import json
 from pathlib import Path
 import shutil
 from typing import Any
@@ -56,6 +57,18 @@ def check(workdir: Path, config: Config) -> None:
       f'{workdir} holds a finished run. Start over with --config.fit.overwrite=true, or name '
       'another --workdir.'
     )
+
+
+def finished(workdir: Path, config: Config) -> dict[str, Any] | None:
+  """The result of a run of this configuration that is there and went well."""
+  path = workdir / 'train_result.json'
+  if not path.is_file():
+    return None
+  result = json.loads(path.read_text())
+  if not result.pop('done_flag'):
+    return None
+  _same_run(workdir / 'config.yaml', config)
+  return result
 
 
 def claim(workdir: Path, config: Config) -> None:

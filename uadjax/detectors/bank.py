@@ -34,7 +34,8 @@ class Bank(NamedTuple):
     chosen: how many rows at the beginning are left of a selection.
     cursor: how many rows are in use.
     seen: images folded in, those of earlier runs included.
-    radius: every patch ever folded in is at most as far from some row in use.
+    radius: every patch ever folded in is at most as far from some row in use; of selections in a
+      projection, as far there.
   """
 
   rows: Float[Array, 'n d']
@@ -96,8 +97,11 @@ def plan(
 
 def empty(plan: Plan, d: int) -> Bank:
   """A bank of nothing."""
-  size, none = plan.capacity + plan.patches, jnp.zeros((), jnp.int32)
-  return Bank(jnp.zeros((size, d)), jnp.full(size, -1, jnp.int32), none, none, none, jnp.zeros(()))
+  size = plan.capacity + plan.patches
+  # Buffers of their own each, for all of them are donated.
+  chosen, cursor, seen = (jnp.zeros((), jnp.int32) for _ in range(3))
+  rows, image = jnp.zeros((size, d)), jnp.full(size, -1, jnp.int32)
+  return Bank(rows, image, chosen, cursor, seen, jnp.zeros(()))
 
 
 def put(
@@ -150,7 +154,7 @@ def settle(key: Key, bank: Bank, plan: Plan) -> Bank:
   stay = selection.centers[: min(plan.final, stop)]
   count = jnp.asarray(len(stay), jnp.int32)
   radius = bank.radius + coreset.radius(selection)
-  return Bank(bank.rows[stay], bank.image[stay], count, count, bank.seen, radius)
+  return Bank(bank.rows[stay], bank.image[stay], count, jnp.copy(count), bank.seen, radius)
 
 
 def restore(bank: Bank, kept: Arrays) -> Bank:

@@ -67,7 +67,7 @@ def make(
   spec: Spec,
   *,
   channels: int = 100,
-  projection: str = 'sample',
+  projection: str = 'ortho',
   enlarge: str = 'bilinear',
   ridge: float = 0.01,
 ) -> Detector:
@@ -77,7 +77,8 @@ def make(
     backbone: its stages are brought to the grid of the first.
     spec: image size and number of images.
     channels: of the embedding.
-    projection: how they are drawn from those of all stages: one of `projections.METHODS`.
+    projection: how they are made from those of all stages: one of `projections.METHODS`; the paper
+      draws single channels ('sample').
     enlarge: how deeper stages are brought to the grid: bilinear, or nearest as authors do.
     ridge: added to the variances (equation 1's ε).
   """
@@ -157,7 +158,7 @@ def _extend(state: State, kept: Arrays) -> State:
   return State(embedder, gaussian.Moments(n, mean, m2))
 
 
-def _moved(before: Arrays, after: Arrays) -> dict[str, float]:
+def _moved(before: Arrays, after: Arrays) -> dict[str, int | float]:
   """How far the means moved, in standard deviations of single channels (root mean square)."""
   variance = np.diagonal(before['m2'], axis1=-2, axis2=-1) / max(before['n'] - 1, 1)
   shift = (np.asarray(after['mean']) - before['mean']) ** 2 / np.maximum(variance, 1e-12)

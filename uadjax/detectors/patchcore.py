@@ -12,6 +12,7 @@ import jax
 from jax import numpy as jnp
 from jax.scipy import special
 from jaxtyping import Array, Float, Int, UInt8
+import numpy as np
 
 from uadjax import backbones
 from uadjax.backbones import resnet
@@ -148,10 +149,15 @@ def make(
     return judge(reference.fitted, x, reference.image, jnp.asarray(batch.index))
 
   def reference(variables: Variables, kept: Arrays) -> Reference:
+    if len(np.unique(kept['image'])) < 2:
+      raise ConfigError(
+        f'All {len(kept["rows"])} rows of the bank are of one image, which so cannot be left out; '
+        f'raise detector.ratio, which is {ratio}.'
+      )
     rows, image = jnp.asarray(kept['rows']), jnp.asarray(kept['image'])
     return Reference(Fitted(variables, knn.index(rows)), image)
 
-  def facts(kept: Arrays, embeddings: Float[Array, 'b h w d']) -> dict[str, float]:
+  def facts(kept: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
     told = {
       'images': int(kept['seen']),
       'bank_rows': len(kept['rows']),
@@ -206,16 +212,16 @@ def _weight(
   """1 − the share of the matched row in a softmax over the distances to its neighbors (eq. 7)."""
   row = bank.rows[matched] + bank.center[None]
   around = knn.nearest(row, bank, k, groups=rows_of, group=image).row
-  if around.shape[1] < 2:
-    return jnp.ones_like(distance)  # A row without neighbors tells nothing.
   away = jnp.linalg.norm(
     (patch - bank.center[None])[:, None] - bank.rows[jnp.maximum(around, 0)], axis=-1
   )
   away = jnp.where(around < 0, -jnp.inf, away)
-  return 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
+  weight = 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
+  # A row without neighbors, or none but left out ones, tells nothing.
+  return jnp.where(jnp.sum(around >= 0, axis=1) > 1, weight, 1.0)
 
 
-def _moved(before: Arrays, after: Arrays) -> dict[str, float]:
+def _moved(before: Arrays, after: Arrays) -> dict[str, int | float]:
   """How many rows there were and are, and the share of the old ones that stayed."""
   stayed = int((after['image'] < before['seen']).sum())
   old, new = len(before['rows']), len(after['rows'])

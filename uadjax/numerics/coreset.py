@@ -94,8 +94,9 @@ def cloud(points: Float[Array, 'n d'], valid: Bool[Array, ' n']) -> Cloud:
   def in_few(start: Int[Array, ''], sketch: Float[Array, 'n s']) -> Float[Array, 'n s']:
     x = jax.lax.dynamic_slice_in_dim(points, start, min(_BLOCK, len(points))) - center[None]
     leading = jnp.einsum('bd,ds->bs', x, basis, precision=_EXACT)
-    rest = jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=1) - jnp.sum(leading**2, axis=1), 0.0))
-    x = jnp.concatenate([leading, rest[:, None]], axis=1)
+    # Not from the difference of squares: of a short rest it keeps no digit, and bounds would fail.
+    rest = x - jnp.einsum('bs,ds->bd', leading, basis, precision=_EXACT)
+    x = jnp.concatenate([leading, jnp.linalg.norm(rest, axis=1, keepdims=True)], axis=1)
     return jax.lax.dynamic_update_slice_in_dim(sketch, x, start, 0)
 
   sketch = jnp.zeros((len(points), basis.shape[1] + 1))
@@ -105,12 +106,12 @@ def cloud(points: Float[Array, 'n d'], valid: Bool[Array, ' n']) -> Cloud:
 @functools.partial(jax.jit, static_argnames='centers')
 def begin(key: Key, valid: Bool[Array, ' n'], centers: int) -> Selection:
   """Draw the first center from the points that take part; make room for so many."""
-  chances = jnp.where(valid, jax.random.uniform(key, valid.shape), -1.0)
+  first = jnp.argmax(jnp.where(valid, jax.random.uniform(key, valid.shape), -1.0))
   far = jnp.where(valid, jnp.finfo(jnp.float32).max, -jnp.inf)
   return Selection(
     jnp.full(centers, -1, jnp.int32),
     jnp.zeros((), jnp.int32),
-    far.at[jnp.argmax(chances)].set(jnp.inf),  # The farthest is the first.
+    far.at[first].mul(jnp.inf),  # The farthest is the first; where none takes part, none is.
   )
 
 

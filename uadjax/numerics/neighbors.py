@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Int32
 # Candidates beyond k, so that rows whose order the product's rounding swapped are still among them.
 SPARE = 3
 CHUNK = 32  # Rows whose minimum is taken first: see _smallest.
+_AT_ONCE = 2**20  # Numbers of the table of candidates, queries x candidates x dimensions.
 RECALL_TARGET = 0.95  # Of the approximate search, on TPU.
 
 
@@ -230,12 +231,16 @@ def _ordered(
   k: int,
 ) -> Neighbors:
   """The k nearest candidates by distances taken directly."""
-  # One candidate at a time: all at once would be a table of q x c x d.
-  squares = [
-    jnp.sum((queries - rows.at[found[:, i]].get(mode='clip')) ** 2, axis=1)
-    for i in range(found.shape[1])
-  ]
+  q, c = found.shape
+
+  def squares(of: Int32[Array, 'q m']) -> Float[Array, 'q m']:
+    return jnp.sum((queries[:, None] - rows.at[of].get(mode='clip')) ** 2, axis=2)
+
+  if isinstance(q, int) and q * c * rows.shape[1] <= _AT_ONCE:
+    square = squares(found)
+  else:  # One candidate at a time.
+    square = jnp.concatenate([squares(found[:, i : i + 1]) for i in range(c)], axis=1)
   none = jnp.isposinf(values)
-  distance = jnp.where(none, jnp.inf, jnp.sqrt(jnp.stack(squares, axis=1)))
+  distance = jnp.where(none, jnp.inf, jnp.sqrt(square))
   distance, row = jax.lax.sort((distance, jnp.where(none, -1, found)), num_keys=2)
   return Neighbors(distance[:, :k], row[:, :k])

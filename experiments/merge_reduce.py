@@ -1,0 +1,100 @@
+"""What `detector.max_bytes` costs PatchCore: one selection of all patches, or selections of them.
+
+  python experiments/merge_reduce.py --root=../shared/data/mvtec_ad --category=bottle --seeds=3 \
+    --weights=../shared/weights/resnet18_imagenet_bnfolded.pth
+
+PatchCore 1 % with room for all patches, and with a --share of that room, so that room must be made
+every time it is full (a quarter: four times or more). Both in turn and with the same batches, each
+in a fresh process; finished runs in --workdir are not repeated. The radius is the one reported,
+which no patch exceeds: exact for one selection, for several the sum of their radii. Differences are
+capped - one-shot.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+import statistics
+
+import mvtec_table as table
+
+from uadjax.data import datasets
+from uadjax.numerics import coreset
+
+_CONFIG = 'configs/patchcore.py'
+_PATCHES, _DIMENSIONS = 32 * 32, 128 + 256  # Of ResNet-18's layer2 and layer3 at 256x256 pixels.
+_COLUMNS = {
+  'bank_rows': ('bank rows', 0),
+  'covering_radius': ('covering radius', 3),
+  'image_auroc': ('image AUROC', 3),
+  'pixel_auroc': ('pixel AUROC', 3),
+  'fit_s': ('fit s', 1),
+  'fit_peak_mb': ('peak MB', 0),
+}
+
+
+def caps(images: int, share: float) -> tuple[dict[str, int], int]:
+  """max_bytes of both ways, and a batch size that the smaller has room for."""
+  needed = images * _PATCHES * coreset.bytes_per_point(_DIMENSIONS)
+  batch = max(1, min(16, int(share * images) // 2))  # Room for more than half is never made.
+  return {'one-shot': needed, f'capped to {share:g}': int(share * needed)}, batch
+
+
+def measure(
+  flags: argparse.Namespace, seed: int, limits: dict[str, int], batch: int
+) -> list[table.Told]:
+  """Both ways with one seed."""
+  told = []
+  for way, limit in limits.items():
+    workdir = flags.workdir / flags.category / f'{limit}_bytes' / f'seed_{seed}'
+    own = [f'--config.detector.max_bytes={limit}', f'--config.fit.batch_size={batch}']
+    common = table.flags_of(flags.root, flags.category, flags.weights, seed)
+    told.append(table.done(workdir) or table.train(_CONFIG, workdir, [*common, *own]))
+    print(f'seed {seed}, {way}: {"  ".join(cells(told[-1]))}', flush=True)
+  return told
+
+
+def cells(told: table.Told) -> list[str]:
+  """The columns of one run."""
+  return [table.cell(table.spread([told[key]]), digits) for key, (_, digits) in _COLUMNS.items()]
+
+
+def differences(pairs: Sequence[Sequence[table.Told]]) -> list[str]:
+  """Median and range over seeds, by column."""
+  found = []
+  for key, (_, digits) in _COLUMNS.items():
+    values = [capped[key] - one_shot[key] for one_shot, capped in pairs]
+    numbers = (statistics.median(values), min(values), max(values))
+    median, low, high = (f'{value:+.{digits}f}' for value in numbers)
+    found.append(f'{median} ({low} to {high})')
+  return found
+
+
+def main() -> None:
+  """Carry out what is missing, then print the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  for flag in ('--root', '--category', '--weights'):
+    parser.add_argument(flag, required=True)
+  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {table.FIRST_SEED} on')
+  parser.add_argument('--share', type=float, default=0.25)
+  parser.add_argument('--workdir', type=Path, default=Path('runs/merge_reduce'))
+  flags = parser.parse_args()
+  images = len(datasets.load(flags.root, flags.category).train)
+  limits, batch = caps(images, flags.share)
+  seeds = range(table.FIRST_SEED, table.FIRST_SEED + flags.seeds)
+  pairs = [measure(flags, seed, limits, batch) for seed in seeds]
+  rows = [
+    [seed, way, *cells(told)]
+    for seed, pair in zip(seeds, pairs, strict=True)
+    for way, told in zip(limits, pair, strict=True)
+  ]
+  rows.append(['median (range)', 'difference', *differences(pairs)])
+  titles = [title for title, _ in _COLUMNS.values()]
+  sizes = ', '.join(f'{way}: max_bytes={limit}' for way, limit in limits.items())
+  print(f'\n{table.markdown(["seed", "way", *titles], rows)}\n')
+  print(f'{flags.category}, {images} images, batches of {batch}; {sizes}. {table.machine()}.')
+
+
+if __name__ == '__main__':
+  main()

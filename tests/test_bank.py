@@ -1,0 +1,248 @@
+"""Small banks: images of 2x2 patches in three dimensions."""
+
+import math
+import re
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax.detectors import bank as banks
+from uadjax.numerics import coreset
+from uadjax.types import ConfigError
+
+H, W, D = 2, 2, 3
+PATCHES = H * W
+KEY = jax.random.key(5)
+EACH = coreset.bytes_per_point(D)
+
+put = jax.jit(banks.put)
+
+
+def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, track=lambda items, number, what: items):
+  return banks.plan(D, PATCHES, images, seen, ratio, rows * (EACH + 4 * dim), dim, track)
+
+
+def embeddings(n, seed=0):
+  """Around a few centers, for that is what patches are like."""
+  random = np.random.default_rng(seed)
+  centers = 5 * random.normal(size=(6, D))[random.integers(0, 6, (n, H, W))]
+  return (centers + random.normal(size=(n, H, W, D))).astype(np.float32)
+
+
+def fold(bank, plan, x, first=0, size=4):
+  """As `fit` does: room is made, then a batch is put in. Tell how many rows were chosen."""
+  chosen = []
+  for start in range(0, len(x), size):
+    part = x[start : start + size]
+    valid = np.arange(size) < len(part)
+    padded = np.concatenate([part, np.full((size - len(part), H, W, D), 77, np.float32)])
+    index = np.where(valid, first + start + np.arange(size), -1).astype(np.int32)
+    bank = banks.make_room(KEY, bank, plan, size) if plan.bounded else bank
+    chosen.append(int(bank.chosen))
+    bank = put(bank, jnp.asarray(padded), jnp.asarray(valid), jnp.asarray(index))
+  return bank, chosen
+
+
+def settled(plan, x):
+  return banks.settle(KEY, fold(banks.empty(plan, D), plan, x)[0], plan)
+
+
+def farthest(patches, rows):
+  """Of all patches, from the nearest row, by brute force."""
+  away = np.asarray(patches, np.float64).reshape(-1, 1, D) - np.asarray(rows, np.float64)[None]
+  return np.linalg.norm(away, axis=-1).min(axis=1).max()
+
+
+def assert_rows_are_patches(bank, x):
+  """Every row is a patch of the image it names, and none is there twice."""
+  rows, image = np.asarray(bank.rows), np.asarray(bank.image)
+  assert len(np.unique(rows, axis=0)) == len(rows)
+  for row, number in zip(rows, image, strict=True):
+    assert (x[number].reshape(PATCHES, D) == row).all(axis=1).any()
+
+
+@hypothesis.given(
+  st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=4), st.integers(0, 2**16)
+)
+@hypothesis.settings(max_examples=30)
+def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
+  """And nothing else: what fills a batch up may be anything."""
+  random, x = np.random.default_rng(seed), embeddings(12, seed)
+  bank = banks.empty(plan(12), D)
+  want = []
+  for start, valid in enumerate(patterns):
+    index = np.where(valid, random.integers(0, 1000, 3), -1).astype(np.int32)
+    batch = np.where(np.reshape(valid, (3, 1, 1, 1)), x[3 * start : 3 * start + 3], np.nan)
+    bank = put(bank, jnp.asarray(batch, jnp.float32), jnp.asarray(valid), jnp.asarray(index))
+    want += [(batch[i], index[i]) for i in range(3) if valid[i]]
+  count = PATCHES * len(want)
+  assert (bank.cursor, bank.seen) == (count, len(want))
+  assert (bank.chosen, bank.radius) == (0, 0)
+  np.testing.assert_array_equal(
+    bank.rows[:count], np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
+  )
+  np.testing.assert_array_equal(bank.image[:count], np.repeat([i for _, i in want], PATCHES))
+
+
+def test_everything_is_kept_while_there_is_room():
+  sized, x = plan(9), embeddings(9)
+  assert not sized.bounded
+  bank, _ = fold(banks.empty(sized, D), sized, x, size=3)
+  assert bank.cursor == sized.capacity == 9 * PATCHES
+  np.testing.assert_array_equal(bank.rows[: 9 * PATCHES], x.reshape(-1, D))
+  np.testing.assert_array_equal(bank.image[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES))
+  assert bank.radius == 0
+
+
+def test_with_all_patches_kept_settling_only_orders_them():
+  x = embeddings(16)
+  bank = settled(plan(16, ratio=1.0), x)
+  assert len(bank.rows) == bank.chosen == bank.cursor == 16 * PATCHES
+  assert_rows_are_patches(bank, x)
+  assert (bank.radius, bank.seen) == (0, 16)
+
+
+def slow_select(x, first, count):
+  """Greedy, in float64: rows, beginning with the first."""
+  x, rows = x.reshape(-1, D).astype(np.float64), [np.asarray(first, np.float64)]
+  while len(rows) < count:
+    away = np.linalg.norm(x[:, None] - np.stack(rows)[None], axis=-1).min(axis=1)
+    rows.append(x[np.argmax(away)])
+  return np.stack(rows)
+
+
+def test_settling_is_selecting_from_everything_where_no_room_had_to_be_made():
+  x = embeddings(16)
+  bank = settled(plan(16, ratio=0.2), x)
+  np.testing.assert_array_equal(bank.rows, slow_select(x, bank.rows[0], 13))
+  assert bank.radius == pytest.approx(farthest(x, bank.rows), rel=1e-5)
+
+
+CASES = [(0.02, 64), (0.05, 64), (0.5, 64), (0.1, 45)]  # Of patches; rows until room is made.
+
+
+@pytest.mark.parametrize(('ratio', 'rows'), CASES)
+def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
+  done = []
+  sized = plan(62, ratio=ratio, rows=rows, track=lambda items, _, what: done.append(what) or items)
+  assert sized.bounded
+  x = embeddings(62)
+  bank = settled(sized, x)
+  assert set(done) == {'Making room', 'Selecting the coreset'}
+  assert len(bank.rows) == min(round(ratio * 62 * PATCHES), rows // 2)
+  assert bank.chosen == bank.cursor == len(bank.rows) == len(bank.image)
+  assert bank.seen == 62
+  assert_rows_are_patches(bank, x)
+
+
+@pytest.mark.parametrize(('ratio', 'rows'), CASES)
+def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
+  """Whenever one looks, and in the end, though most patches are long gone."""
+  sized, x = plan(62, ratio=ratio, rows=rows), embeddings(62, 1)
+  bank, reduced = banks.empty(sized, D), []
+  for start in range(0, 62, 4):
+    bank, chosen = fold(bank, sized, x[start : start + 4], start)
+    reduced += chosen
+    seen = x[: start + 4]
+    assert farthest(seen, bank.rows[: int(bank.cursor)]) <= bank.radius * (1 + 1e-5) + 1e-5
+  bank = banks.settle(KEY, bank, sized)
+  assert farthest(x, bank.rows) <= bank.radius * (1 + 1e-5)
+  assert rows // 2 in reduced or ratio == 0.02  # What was chosen has been chosen from again.
+
+
+def test_fresh_patches_alone_are_selected_from_while_the_chosen_are_few():
+  sized, x = plan(62, ratio=0.02, rows=64), embeddings(62)
+  bank, chosen = fold(banks.empty(sized, D), sized, x[:36])
+  first, second = np.unique(chosen)[1:3]
+  assert first == math.ceil(4 * 0.02 * 64)
+  assert second == first + math.ceil(4 * 0.02 * 48)
+  # The first choice has stayed as it was.
+  early, _ = fold(banks.empty(sized, D), sized, x[:20])
+  np.testing.assert_array_equal(bank.rows[:first], early.rows[:first])
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_making_room_covers_at_most_twice_as_far_as_selecting_at_once(seed):
+  x = embeddings(62, seed)
+  bank = settled(plan(62, ratio=0.05, rows=64), x)
+  assert len(bank.rows) == 12
+  assert farthest(x, bank.rows) <= 2 * farthest(x, slow_select(x, x[0, 0, 0], 12))
+
+
+def test_there_is_room_for_a_batch_whenever_one_was_made():
+  sized = plan(200, ratio=0.3, rows=64)
+  bank = banks.empty(sized, D)
+  for start in range(0, 200, 8):
+    bank = banks.make_room(KEY, bank, sized, 8)
+    assert int(bank.cursor) + 8 * PATCHES <= sized.capacity
+    bank, _ = fold(bank, sized, embeddings(8, start), size=8)
+
+
+def test_a_bank_that_has_room_is_left_alone():
+  sized = plan(62, rows=64)
+  bank, _ = fold(banks.empty(sized, D), sized, embeddings(12))
+  assert banks.make_room(KEY, bank, sized, 4) is bank
+
+
+def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
+  with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ hold .* 3.8 images') as refused:
+    plan(10, rows=15)
+  (needed,) = re.findall(r'at least (\d+) are needed', str(refused.value))
+  banks.plan(D, PATCHES, 10, 0, 0.1, int(needed), 0, lambda items, number, what: items)
+
+
+def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
+  sized = plan(62, rows=64)
+  bank, _ = fold(banks.empty(sized, D), sized, embeddings(12))
+  with pytest.raises(ConfigError, match=r'of 16 images, .* batches of 9; lower fit.batch_size or'):
+    banks.make_room(KEY, bank, sized, 9)
+  assert banks.make_room(KEY, bank, sized, 8).cursor <= 32
+
+
+@pytest.mark.parametrize(('images', 'more', 'rows'), [(16, 12, 10**6), (40, 40, 64)])
+def test_a_bank_can_be_taken_up_again(images, more, rows):
+  """Old rows compete with new patches; numbers, counts and the radius go on."""
+  x = embeddings(images + more, 2)
+  old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
+  kept = jax.tree.map(np.asarray, old._asdict())
+  further = plan(more, seen=images, ratio=0.25, rows=rows)
+  bank = banks.restore(banks.empty(further, D), kept)
+  np.testing.assert_array_equal(bank.rows[: len(old.rows)], kept['rows'])
+  bank, _ = fold(bank, further, x[images:], first=images)
+  bank = banks.settle(KEY, bank, further)
+  assert len(bank.rows) == min(images + more, rows // 2)  # A quarter of four patches each.
+  assert bank.seen == images + more
+  assert_rows_are_patches(bank, x)
+  is_old = np.asarray(bank.image) < images
+  assert 0 < is_old.sum() < len(is_old)
+  of_old = {row.tobytes() for row in np.asarray(bank.rows)[is_old]}
+  assert of_old <= {row.tobytes() for row in kept['rows']}
+  assert old.radius <= bank.radius
+  assert farthest(x, bank.rows) <= bank.radius * (1 + 1e-5)
+
+
+def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
+  old = settled(plan(16, ratio=0.25), embeddings(16))
+  kept, further = jax.tree.map(np.asarray, old._asdict()), plan(12, seen=16, ratio=0.25)
+  again = banks.settle(KEY, banks.restore(banks.empty(further, D), kept), further)
+  assert {x.tobytes() for x in np.asarray(again.rows)} == {x.tobytes() for x in kept['rows']}
+  assert len(again.rows) == len(kept['rows'])
+  assert (again.radius, again.seen) == (kept['radius'], 16)
+
+
+def test_a_projection_decides_what_stays_but_not_how_it_looks():
+  x = embeddings(16)
+  whole, projected = (settled(plan(16, ratio=0.2, dim=dim), x) for dim in (0, 2))
+  assert len(projected.rows) == 13
+  assert_rows_are_patches(projected, x)
+  assert sorted(projected.rows.tolist()) != sorted(whole.rows.tolist())
+
+
+def test_a_projection_to_as_many_dimensions_is_none():
+  x = embeddings(16)
+  whole, same = (settled(plan(16, ratio=0.2, dim=dim), x) for dim in (0, D))
+  np.testing.assert_array_equal(same.rows, whole.rows)

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from uadjax import learned
+from uadjax.types import ModelError
+
+KEPT = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
+RETAINED = learned.Retained(
+  np.random.default_rng(0).random((2, 1, 2, 3), np.float32), np.array([1, 4], np.int32)
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  learned.save_kept(tmp_path, KEPT)
+  learned.save_retained(tmp_path, RETAINED, 5)
+  return tmp_path
+
+
+def assert_same(kept):
+  assert kept.keys() == KEPT.keys()
+  for name, value in KEPT.items():
+    assert kept[name].dtype == value.dtype
+    np.testing.assert_array_equal(kept[name], value)
+
+
+def test_what_is_loaded_is_what_was_saved(folder):
+  before = learned.load(folder)
+  assert_same(before.kept)
+  assert before.images == 5
+  for got, want in zip(before.retained, RETAINED, strict=True):
+    assert got.dtype == want.dtype
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize('mapped', [False, True])
+def test_kept_arrays_are_there_before_the_rest(tmp_path, mapped):
+  learned.save_kept(tmp_path, KEPT)
+  kept = learned.load_kept(tmp_path, mapped)
+  assert_same(kept)
+  assert isinstance(kept['mean'], np.memmap) == mapped
+
+
+def test_what_is_loaded_does_not_need_its_files_any_more(folder):
+  before = learned.load(folder)
+  for path in folder.iterdir():
+    path.unlink()
+  assert_same(before.kept)
+  assert not isinstance(before.kept['mean'], np.memmap)  # Which would break with the file.
+
+
+def test_there_is_no_pickle_in_it(tmp_path):
+  with pytest.raises(ValueError, match='pickle'):
+    learned.save_kept(tmp_path, {'any': np.array([object()])})
+
+
+def test_the_notes_come_last(tmp_path):
+  """So a folder that was left halfway is not taken for a whole one."""
+  learned.save_kept(tmp_path, KEPT)
+  with pytest.raises(ModelError, match='does not hold'):
+    learned.load(tmp_path)
+
+
+def pickled(path):
+  np.save(path, np.array([{}]), allow_pickle=True)
+
+
+def halved(path):
+  path.write_bytes(path.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize(
+  'harm',
+  [
+    lambda d: (d / 'state.json').unlink(),
+    lambda d: (d / 'state.json').write_text('{'),
+    lambda d: (d / 'state.json').write_text('{}'),
+    lambda d: (d / 'state.json').write_text('[]'),
+    lambda d: (d / 'state.json').write_bytes(b'\xff'),
+    lambda d: (d / 'mean.npy').unlink(),
+    lambda d: (d / 'mean.npy').write_bytes(b''),
+    lambda d: (d / 'mean.npy').write_bytes(b'harm'),
+    lambda d: (d / 'mean.npy').write_bytes(b'PK\x03\x04harm'),
+    lambda d: halved(d / 'mean.npy'),
+    lambda d: pickled(d / 'mean.npy'),
+    lambda d: (d / 'retained_image.npy').unlink(),
+    lambda d: halved(d / 'retained_embedding.npy'),
+    lambda d: [path.unlink() for path in d.iterdir()],
+  ],
+)
+def test_a_harmed_folder_gets_one_clear_error(folder, harm):
+  harm(folder)
+  with pytest.raises(ModelError) as caught:
+    learned.load(folder)
+  assert str(folder) in str(caught.value)
+  assert 'fit.extend' in str(caught.value)
+
+
+def test_a_missing_folder_gets_the_same(tmp_path):
+  with pytest.raises(ModelError, match=r'fit\.extend'):
+    learned.load(tmp_path / 'nothing')

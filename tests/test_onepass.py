@@ -1,0 +1,239 @@
+"""One pass with a detector small enough to follow by hand: the mean of all images, thumbnail-sized.
+
+Letters: b batch, n images.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from uadjax import learned, onepass, sharding
+from uadjax.data import datasets, demo, preprocess
+from uadjax.types import Batch, Detector, OnePass, Scores
+
+SIZE, OFFSET, MOST = 32, 0.5, 64
+OPS = preprocess.parse(f'resize({SIZE})')
+SHAPE = (2, 2, 3)  # Of an embedding.
+
+
+class State(NamedTuple):
+  offset: jax.Array
+  total: jax.Array
+  n: jax.Array
+  folded: jax.Array  # How often each number was folded in.
+
+
+def thumbnails(pixels):
+  return pixels[:, 8::16, 8::16] / np.float32(255)
+
+
+def averaging(told=None):
+  """The mean of thumbnails; what happens on the host is noted in `told`."""
+  told = [] if told is None else told
+
+  def embed(offset, batch):
+    if batch.features is not None:
+      return batch.features
+    return thumbnails(jnp.asarray(batch.image).astype(jnp.float32)) + offset
+
+  def update(state, batch):
+    x, valid = embed(state.offset, batch), jnp.asarray(batch.valid)
+    told.append(('traced', x.shape, batch.image.shape))
+    total = state.total + jnp.sum(jnp.where(valid[:, None, None, None], x, 0.0), axis=0)
+    folded = state.folded.at[jnp.where(valid, batch.index, MOST)].add(1, mode='drop')
+    n = state.n + jnp.sum(valid, dtype=jnp.float32)
+    return State(state.offset, total, n, folded), {'images': n}
+
+  def make_room(state, images):
+    told.append(('room', images))
+    return state
+
+  def settle(state):
+    told.append(('settle', float(state.n)))
+    return state
+
+  def score_left_out(reference, batch):
+    offset, total, n, _ = reference
+    x = embed(offset, batch)
+    rest = (total[None] - x) / (n - 1)
+    # The number is in the score, so that a wrong one shows.
+    distance = jnp.abs(x - rest).sum(axis=-1) + batch.index[:, None, None].astype(jnp.float32)
+    return Scores(distance, distance.max(axis=(1, 2)))
+
+  once = OnePass(
+    embedder=lambda state: state.offset,
+    embed=embed,
+    settle=settle,
+    make_room=make_room,
+    kept=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
+    extend=lambda state, kept: State(state.offset, **kept),
+    reference=lambda variables, kept: State(variables['offset'], kept['total'], kept['n'], None),
+    score_left_out=score_left_out,
+    facts=lambda kept, embeddings: {},
+    moved=lambda before, after: {},
+  )  # fmt: skip
+  return Detector(
+    init=lambda key, variables: State(
+      variables['offset'], jnp.zeros(SHAPE), jnp.zeros(()), jnp.zeros(MOST, jnp.int32)
+    ),
+    prepare=None,
+    update=update,
+    validate=None,
+    finish=lambda state: state.total / state.n,
+    score=lambda fitted, images: Scores(jnp.zeros((1, 1, 1)), jnp.zeros(1)),
+    one_pass=once,
+  )
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+  root = demo.draw(tmp_path_factory.mktemp('drawn'), size=40, train=10, test_good=1, test_defect=1)
+  return datasets.load(root, 'disc').train
+
+
+@pytest.fixture(scope='module')
+def embeddings(records):
+  """By hand, from the files."""
+  pixels = np.stack([OPS.apply(preprocess.decode(record.path)) for record in records])
+  return thumbnails(pixels) + np.float32(OFFSET)
+
+
+def fold(detector, records, folder, before=None, batch_size=4, devices=1):
+  config = ml_collections.ConfigDict({
+    'seed': 0,
+    'data': {'ops': f'resize({SIZE})'},
+    'detector': {'name': 'averaging'},
+    'fit': {'batch_size': batch_size, 'log_every': 10},
+  })  # fmt: skip
+  variables = {'offset': jnp.float32(OFFSET)}
+  mesh = sharding.make_mesh('cpu', devices, 0)
+  once = detector.one_pass
+  folded = onepass.fold(detector, once, variables, config, records, before, mesh, folder)
+  # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
+  kept = learned.load_kept(folder)
+  np.testing.assert_allclose(folded.fitted, kept['total'] / kept['n'], rtol=1e-6)
+  return folded, kept
+
+
+def earlier(kept, images, retained):
+  """What a run over so many images left, with this many of them retained."""
+  numbers = np.linspace(0, images - 1, retained).astype(np.int32)
+  embedding = np.stack([np.full(SHAPE, number, np.float32) for number in numbers])
+  return learned.Learned(kept, learned.Retained(embedding, numbers), images)
+
+
+@pytest.mark.parametrize(('batch_size', 'devices'), [(4, 1), (1, 1), (32, 1), (4, 8), (32, 8)])
+def test_every_image_is_folded_in_once(records, embeddings, tmp_path, batch_size, devices):
+  _, kept = fold(averaging(), records, tmp_path, batch_size=batch_size, devices=devices)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['folded.npy', 'n.npy', 'total.npy']
+  assert kept['n'] == 10
+  np.testing.assert_array_equal(kept['folded'], np.arange(MOST) < 10)
+  np.testing.assert_allclose(kept['total'], embeddings.sum(0), rtol=1e-5)
+
+
+def test_a_fold_goes_on_from_an_earlier_one(records, embeddings, tmp_path):
+  _, kept = fold(averaging(), records[:7], tmp_path)
+  _, kept = fold(averaging(), records[7:], tmp_path, earlier(kept, 7, 2))
+  assert kept['n'] == 10
+  np.testing.assert_array_equal(kept['folded'], np.arange(MOST) < 10)
+  np.testing.assert_allclose(kept['total'], embeddings.sum(0), rtol=1e-5)
+
+
+def test_batches_are_even_and_bring_no_pixels(records, tmp_path):
+  told = []
+  fold(averaging(told), records, tmp_path, batch_size=8)  # Rather 5 and 5 than 8 and 2.
+  traced = [note for note in told if note[0] == 'traced']
+  assert traced == [('traced', (5, *SHAPE), (5, 0, 0, 3))]
+
+
+def test_room_is_made_before_every_batch_and_the_end_is_settled(records, tmp_path):
+  told = []
+  fold(averaging(told), records, tmp_path, batch_size=4)
+  told = [note for note in told if note[0] != 'traced']
+  assert told == [('room', 4)] * 3 + [('settle', 10)]
+
+
+def test_numbers_count_from_the_first_image_and_what_is_no_image_has_none():
+  batch = Batch(
+    np.zeros((3, 1, 1, 3), np.uint8), np.array([True, True, False]), np.array([0, 1, -1], np.int32)
+  )
+  counted = onepass.numbered(batch, 7)
+  np.testing.assert_array_equal(counted.index, [7, 8, -1])
+  assert counted.index.dtype == np.int32
+  np.testing.assert_array_equal(onepass.numbered(batch, 0).index, batch.index)
+
+
+def retain(records, before, count, seed=0, devices=1):
+  mesh = sharding.make_mesh('cpu', devices, 0)
+  once, offset = averaging().one_pass, jnp.float32(OFFSET)
+  embedder = sharding.replicate(mesh, offset)
+  return onepass.retain(once, embedder, records, before, count, OPS, seed, mesh)
+
+
+@pytest.mark.parametrize(('count', 'want'), [(1, 1), (6, 6), (10, 10), (32, 10)])
+@pytest.mark.parametrize('devices', [1, 8])
+def test_as_many_embeddings_are_retained_as_asked(records, embeddings, count, want, devices):
+  retained = retain(records, None, count, devices=devices)
+  assert len(set(retained.image.tolist())) == len(retained.image) == want
+  np.testing.assert_allclose(retained.embedding, embeddings[retained.image], rtol=1e-6)
+
+
+def test_which_are_retained_is_decided_by_the_seed(records):
+  a, b, c = (retain(records, None, 5, seed).image.tolist() for seed in (1, 1, 2))
+  assert a == b != c
+
+
+@pytest.mark.parametrize(
+  ('images', 'retained', 'new', 'count', 'from_old', 'from_new'),
+  [
+    (30, 8, 10, 8, 6, 2),  # Three quarters are old.
+    (10, 8, 10, 8, 4, 4),
+    (30, 3, 10, 8, 3, 5),  # There are no more old ones.
+    (10, 8, 2, 32, 8, 2),  # All there are.
+    (5000, 8, 1, 8, 7, 1),  # One at least is new.
+    (30, 8, 10, 1, 0, 1),
+  ],
+)
+def test_old_and_new_are_retained_in_proportion(
+  records, embeddings, images, retained, new, count, from_old, from_new
+):
+  before = earlier({}, images, retained)
+  after = retain(records[:new], before, count)
+  old, fresh = after.image < images, after.image >= images
+  assert (old.sum(), fresh.sum()) == (from_old, from_new)
+  assert len(set(after.image.tolist())) == len(after.image)
+  assert set(after.image[old].tolist()) <= set(before.retained.image.tolist())
+  assert (after.embedding[old] == after.image[old, None, None, None]).all()
+  np.testing.assert_allclose(
+    after.embedding[fresh], embeddings[after.image[fresh] - images], rtol=1e-6
+  )
+
+
+def test_retained_embeddings_score_as_their_files_do(records, tmp_path):
+  detector = averaging()
+  once, mesh = detector.one_pass, sharding.make_mesh('cpu', 1, 0)
+  folded, kept = fold(detector, records, tmp_path)
+  reference = once.reference({'offset': folded.embedder}, kept)
+  files = list(onepass.score_left_out(once, reference, records, 0, OPS, 4, mesh))
+  assert [one.record for one in files] == list(records)
+  retained = onepass.retain(once, folded.embedder, records, None, 4, OPS, 0, mesh)
+  scores = onepass.score_retained(once, reference, retained, OPS)
+  assert len(scores) == 4
+  for number, one in zip(retained.image, scores, strict=True):
+    np.testing.assert_allclose(one.map[0], files[number].map, rtol=1e-6)
+    np.testing.assert_allclose(one.image[0], files[number].image, rtol=1e-6)
+
+
+def test_left_out_images_go_by_their_numbers_among_all(records, tmp_path):
+  once, mesh = averaging().one_pass, sharding.make_mesh('cpu', 1, 0)
+  folded, kept = fold(averaging(), records, tmp_path)
+  reference = once.reference({'offset': folded.embedder}, kept)
+  early, late = (
+    list(onepass.score_left_out(once, reference, records, first, OPS, 4, mesh)) for first in (0, 30)
+  )
+  for a, b in zip(early, late, strict=True):
+    np.testing.assert_allclose(b.map, a.map + 30, rtol=1e-5)

@@ -1,0 +1,256 @@
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from uadjax import backbones, sharding
+from uadjax.detectors import padim
+from uadjax.numerics import projections
+from uadjax.types import Batch, ConfigError, Spec, UnknownName
+
+STAGES = ('layer1', 'layer2')  # Two, so that one is enlarged; few, for compiling takes long.
+SIZE, CHANNELS, RIDGE = 32, 8, 0.01
+BACKBONE = backbones.build('resnet18', STAGES)
+
+
+def images(n, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (n, SIZE, SIZE, 3), np.uint8)
+
+
+def batch(pixels, first=0):
+  n = len(pixels)
+  return Batch(pixels, np.ones(n, bool), np.arange(first, first + n, dtype=np.int32))
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return jax.jit(BACKBONE.init)(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
+
+
+def make(spec=None, **options):
+  spec = Spec(SIZE, SIZE, 12) if spec is None else spec
+  return padim.make(BACKBONE, spec, **{'channels': CHANNELS, 'ridge': RIDGE, **options})
+
+
+@pytest.fixture(scope='module')
+def detector():
+  return make()
+
+
+@pytest.fixture(scope='module')
+def update(detector):
+  return jax.jit(detector.update)
+
+
+@pytest.fixture(scope='module')
+def score(detector):
+  return jax.jit(detector.score)
+
+
+@pytest.fixture(scope='module')
+def start(detector, variables):
+  return detector.init(jax.random.key(0), variables)
+
+
+@pytest.fixture(scope='module')
+def whole(update, start):
+  """All twelve images, in one batch."""
+  return update(start, batch(images(12)))[0]
+
+
+@pytest.fixture(scope='module')
+def fitted(detector, whole):
+  return jax.jit(detector.finish)(whole)  # Within a jit it consumes nothing.
+
+
+def slow_bilinear(x, size):
+  """The definition, pixel by pixel: centers at half integers, ends held."""
+  before = len(x)
+  out = np.zeros((size, size, *x.shape[2:]))
+  for i, j in np.ndindex(size, size):
+    y, z = (min(max((k + 0.5) * before / size - 0.5, 0), before - 1) for k in (i, j))
+    a, b = int(y), int(z)
+    c, d = min(a + 1, before - 1), min(b + 1, before - 1)
+    top = x[a, b] * (1 - (z - b)) + x[a, d] * (z - b)
+    bottom = x[c, b] * (1 - (z - b)) + x[c, d] * (z - b)
+    out[i, j] = top * (1 - (y - a)) + bottom * (y - a)
+  return out
+
+
+def slow_nearest(x, size):
+  return x.repeat(size // len(x), axis=0).repeat(size // len(x), axis=1)
+
+
+def slow_embed(variables, pixels, projection, enlarge=slow_bilinear):
+  """All stages on the first one's grid, all channels side by side, then the projection."""
+  stages = jax.jit(BACKBONE.apply)(variables, backbones.normalize(jnp.asarray(pixels)))
+  first, second = (np.asarray(stages[name], np.float64) for name in STAGES)
+  second = np.stack([enlarge(x, first.shape[1]) for x in second])
+  return np.concatenate([first, second], axis=-1) @ np.asarray(projection, np.float64)
+
+
+def slow_map(train, x):
+  """Sections III-A to III-C of the paper, position by position."""
+  _, h, w, d = train.shape
+  distance = np.zeros((h, w))
+  for i, j in np.ndindex(h, w):
+    covariance = np.cov(train[:, i, j], rowvar=False) + RIDGE * np.eye(d)
+    delta = x[i, j] - train[:, i, j].mean(0)
+    distance[i, j] = np.sqrt(delta @ np.linalg.inv(covariance) @ delta)
+  return ndimage.gaussian_filter(slow_bilinear(distance, SIZE), 4, mode='reflect', truncate=4)
+
+
+def assert_same(a, b, rtol=1e-4):
+  """Equal to rounding, which is relative to an array's largest value."""
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * float(np.abs(y).max()))
+
+
+@pytest.mark.parametrize(
+  ('projection', 'enlarge', 'slow'),
+  [
+    ('sample', 'bilinear', slow_bilinear),
+    ('ortho', 'bilinear', slow_bilinear),
+    ('sample', 'nearest', slow_nearest),
+  ],
+)
+def test_score_is_the_definition(variables, projection, enlarge, slow):
+  detector = make(projection=projection, enlarge=enlarge)
+  state = detector.init(jax.random.key(0), variables)
+  drawn = state.embedder.projection
+  state, _ = jax.jit(detector.update)(state, batch(images(12)))
+  scores = jax.jit(detector.score)(detector.finish(state), jnp.asarray(images(2, seed=1)))
+  train = slow_embed(variables, images(12), drawn, slow)
+  want = [slow_map(train, x) for x in slow_embed(variables, images(2, seed=1), drawn, slow)]
+  np.testing.assert_allclose(scores.map, want, rtol=1e-3)
+  np.testing.assert_allclose(scores.image, np.max(want, axis=(1, 2)), rtol=1e-3)
+
+
+@pytest.mark.parametrize(('rows', 'padding'), [(1, 0), (4, 0), (5, 3), (12, 4)])
+def test_any_batch_size_and_padding_give_the_same_model(update, start, whole, rows, padding):
+  state = start
+  for first in range(0, 12, rows):
+    part = batch(images(12)[first : first + rows], first)
+    filling = images(padding, seed=9)
+    state, _ = update(
+      state,
+      Batch(
+        np.concatenate([filling, part.image]),
+        np.concatenate([np.zeros(padding, bool), part.valid]),
+        np.concatenate([np.full(padding, -1, np.int32), part.index]),
+      ),
+    )
+  assert state.moments.n == 12
+  assert_same(state.moments, whole.moments)
+
+
+def test_embeddings_may_stand_for_their_images(detector, update, start, whole):
+  once, part = detector.one_pass, batch(images(12))
+  features = jax.jit(once.embed)(once.embedder(start), part)
+  state, _ = update(start, part._replace(image=part.image[:, :0, :0], features=features))
+  assert_same(state.moments, whole.moments, rtol=1e-5)
+
+
+@pytest.mark.parametrize('left_out', [0, 7])
+def test_leaving_an_image_out_equals_refitting_without_it(
+  detector, update, score, start, whole, variables, left_out
+):
+  pixels, once = images(12), detector.one_pass
+  kept = jax.tree.map(np.asarray, once.kept(whole))
+  reference = once.reference(variables, kept)
+  its_own = batch(pixels[left_out : left_out + 1], left_out)
+  got = jax.jit(once.score_left_out)(reference, its_own)
+  refitted, _ = update(start, batch(np.delete(pixels, left_out, axis=0)))
+  want = score(jax.jit(detector.finish)(refitted), its_own.image)
+  np.testing.assert_allclose(got.map, want.map, rtol=2e-3)
+  np.testing.assert_allclose(got.image, want.image, rtol=2e-3)
+  included = score(jax.jit(detector.finish)(whole), its_own.image)
+  assert got.image[0] > 1.05 * included.image[0]  # An image is nearer to what it was part of.
+
+
+def test_making_a_reference_leaves_the_kept_arrays(detector, whole, variables):
+  kept = jax.tree.map(np.array, detector.one_pass.kept(whole))
+  before = jax.tree.map(np.copy, kept)
+  detector.one_pass.reference(variables, kept)
+  jax.tree.map(np.testing.assert_array_equal, kept, before)
+
+
+def test_extended_by_the_other_half_equals_fitted_at_once(detector, update, start, whole):
+  pixels, once = images(12), detector.one_pass
+  half, _ = update(start, batch(pixels[:5]))
+  kept = jax.tree.map(np.asarray, once.kept(half))
+  extended, _ = update(once.extend(start, kept), batch(pixels[5:], 5))
+  assert_same(extended.moments, whole.moments)
+  assert_same(detector.finish(extended), jax.jit(detector.finish)(whole), rtol=1e-3)
+
+
+def test_an_extended_run_keeps_the_projection_whatever_its_seed(detector, start, whole, variables):
+  other = detector.init(jax.random.key(1), variables)
+  assert (other.embedder.projection != start.embedder.projection).any()
+  kept = jax.tree.map(np.asarray, detector.one_pass.kept(whole))
+  extended = detector.one_pass.extend(other, kept)
+  np.testing.assert_array_equal(extended.embedder.projection, start.embedder.projection)
+  fitted = detector.finish(extended)  # And it is part of the model.
+  np.testing.assert_array_equal(fitted.embedder.projection, start.embedder.projection)
+  reference = detector.one_pass.reference(variables, kept)
+  np.testing.assert_array_equal(reference.fitted.embedder.projection, start.embedder.projection)
+
+
+def test_means_move_by_standard_deviations():
+  """One position and two channels of variance 4 and 16; the means move by 3 and 4."""
+  m2 = 4 * np.diag([4.0, 16.0])[None, None]
+  before = {'n': 5.0, 'mean': np.array([[[1.0, 2.0]]]), 'm2': m2}
+  after = {'n': 9.0, 'mean': np.array([[[4.0, 6.0]]]), 'm2': 2 * m2}
+  told = make().one_pass.moved(before, after)
+  assert told['images_before'] == 5
+  assert told['images_after'] == 9
+  assert told['mean_shift'] == pytest.approx(np.sqrt(((3 / 2) ** 2 + (4 / 4) ** 2) / 2))
+
+
+def test_batched_equals_one_by_one(score, fitted):
+  pixels = images(3, seed=1)
+  together = score(fitted, pixels)
+  for k in range(3):
+    alone = score(fitted, pixels[k : k + 1])
+    np.testing.assert_allclose(alone.map[0], together.map[k], rtol=1e-4)
+
+
+def test_sharded_equals_single(score, fitted):
+  results = []
+  for devices in (1, 8):
+    mesh = sharding.make_mesh('cpu', devices, 8)
+    assert mesh.size == devices
+    copy = sharding.replicate(mesh, fitted)
+    results.append(score(copy, sharding.split(mesh, images(8, seed=1))))
+    assert len(results[-1].map.sharding.device_set) == devices
+  assert_same(results[1], results[0])
+
+
+def test_too_few_images_for_no_ridge_are_refused():
+  with pytest.raises(ConfigError, match=r'8 good images cannot fill .* 8 channels'):
+    make(Spec(SIZE, SIZE, 8), ridge=0.0)
+  make(Spec(SIZE, SIZE, 9), ridge=0.0)
+  make(Spec(SIZE, SIZE, 4, seen=5), ridge=0.0)  # Those of the run that is extended count too.
+  make(Spec(SIZE, SIZE), ridge=0.0)  # A model that is only opened fits nothing.
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ({'projection': 'sampel'}, projections.METHODS),
+    ({'enlarge': 'cubic'}, ('bilinear', 'nearest')),
+  ],
+)
+def test_what_is_unknown_is_told_the_choices(variables, options, words):
+  def learn(detector):
+    return detector.update(detector.init(jax.random.key(0), variables), batch(images(1)))
+
+  with pytest.raises(UnknownName) as caught:
+    learn(make(**options))
+  assert all(repr(word) in str(caught.value) for word in (*options.values(), *words))
+
+
+def test_more_channels_than_there_are_is_refused(variables):
+  with pytest.raises(ConfigError, match=r'detector\.channels=193, .* have 192'):
+    make(channels=193).init(jax.random.key(0), variables)

@@ -1,0 +1,366 @@
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from uadjax import backbones, sharding
+from uadjax.detectors import patchcore
+from uadjax.numerics import neighbors as knn
+from uadjax.types import Batch, ConfigError, Spec
+
+STAGES = ('layer1', 'layer2')
+SIZE = 32
+GRID = 8  # Patches along a side: those of layer1.
+BACKBONE = backbones.build('resnet18', STAGES)
+
+
+def images(n, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (n, SIZE, SIZE, 3), np.uint8)
+
+
+def batch(n, seed=0, first=0):
+  numbers = np.arange(first, first + n, dtype=np.int32)
+  return Batch(images(n, seed), np.ones(n, bool), numbers)
+
+
+def make(count=6, seen=0, **options):
+  return patchcore.make(BACKBONE, Spec(SIZE, SIZE, count, seen), **{'ratio': 0.1, **options})
+
+
+def embedded(x, first=0):
+  """A batch of embeddings, which stand for images."""
+  return batch(len(x), 0, first)._replace(features=jnp.asarray(x))
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return jax.jit(BACKBONE.init)(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
+
+
+@pytest.fixture(scope='module')
+def detector():
+  return make()
+
+
+@pytest.fixture(scope='module')
+def embeddings(detector, variables):
+  """Of six images."""
+  return np.asarray(jax.jit(detector.one_pass.embed)(variables, batch(6)))
+
+
+def learn(detector, variables, batches, kept=None):
+  """Fold batches in and settle, as `onepass` does."""
+  once, update = detector.one_pass, jax.jit(detector.update)
+  state = detector.init(jax.random.key(1), variables)
+  if kept is not None:
+    state = once.extend(state, kept)
+  for one in batches:
+    if once.make_room:
+      state = once.make_room(state, len(one.valid))
+    state, _ = update(state, one)
+  return once.settle(state)
+
+
+@pytest.fixture(scope='module')
+def state(detector, variables, embeddings):
+  return learn(detector, variables, [embedded(embeddings)])
+
+
+@pytest.fixture(scope='module')
+def fitted(detector, state):
+  return detector.finish(state)
+
+
+@pytest.fixture(scope='module')
+def kept(detector, state):
+  return jax.tree.map(np.asarray, detector.one_pass.kept(state))
+
+
+@pytest.fixture(scope='module')
+def score(detector):
+  return jax.jit(detector.score)
+
+
+@pytest.fixture(scope='module')
+def left_out(detector):
+  return jax.jit(detector.one_pass.score_left_out)
+
+
+# The paper, slowly and in float64.
+
+
+def slow_resize(x, height, width):
+  """Bilinear, pixel centers at half integers, ends held."""
+  h, w, _ = x.shape
+  out = np.zeros((height, width, x.shape[2]))
+  for i, j in np.ndindex(height, width):
+    y = min(max((i + 0.5) * h / height - 0.5, 0), h - 1)
+    z = min(max((j + 0.5) * w / width - 0.5, 0), w - 1)
+    for a, b in np.ndindex(2, 2):
+      row, column = min(int(y) + a, h - 1), min(int(z) + b, w - 1)
+      weight = (y - int(y) if a else 1 - y + int(y)) * (z - int(z) if b else 1 - z + int(z))
+      out[i, j] += weight * x[row, column]
+  return out
+
+
+def slow_embed(variables, pixels):
+  """Section 3.1 of the paper, of one image: neighborhoods averaged, on the grid of the first."""
+  stages = BACKBONE.apply(variables, backbones.normalize(jnp.asarray(pixels[None])))
+  on_grid = []
+  for name in STAGES:
+    x = np.asarray(stages[name][0], np.float64)
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    mean = np.zeros_like(x)
+    for i, j in np.ndindex(x.shape[:2]):
+      mean[i, j] = padded[i : i + 3, j : j + 3].sum((0, 1)) / 9
+    on_grid.append(slow_resize(mean, GRID, GRID))
+  return np.concatenate(on_grid, axis=-1)
+
+
+def slow_score(x, rows, neighbors=9, reweight=True):
+  """Section 3.3, of the embedding of one image: the map, and equations 6 and 7."""
+  x, rows = x.astype(np.float64), rows.astype(np.float64)
+  patches = x.reshape(-1, x.shape[-1])
+  away = np.linalg.norm(patches[:, None] - rows[None], axis=-1)
+  distance = away.min(axis=1)
+  anomaly = slow_resize(distance.reshape(*x.shape[:2], 1), SIZE, SIZE)[..., 0]
+  anomaly = ndimage.gaussian_filter(anomaly, 4, mode='reflect', truncate=4)
+  worst = int(np.argmax(distance))
+  best = distance[worst]
+  if not reweight or len(rows) < 2:
+    return anomaly, best
+  matched = rows[np.argmin(away[worst])]
+  around = rows[np.argsort(np.linalg.norm(rows - matched, axis=1))[:neighbors]]
+  to_them = np.linalg.norm(around - patches[worst], axis=1)
+  return anomaly, best * (1 - np.exp(best) / np.sum(np.exp(to_them)))
+
+
+def assert_scores(got, xs, rows, **options):
+  for k, x in enumerate(xs):
+    anomaly, image = slow_score(x, rows, **options)
+    np.testing.assert_allclose(got.map[k], anomaly, rtol=1e-4)
+    assert got.image[k] == pytest.approx(image, rel=1e-3)
+
+
+def test_embedding_is_that_of_the_paper(embeddings, variables):
+  assert embeddings.shape == (6, GRID, GRID, 64 + 128)
+  for k in (0, 5):
+    np.testing.assert_allclose(
+      embeddings[k], slow_embed(variables, images(6)[k]), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_channels_are_averaged_down(embeddings, variables):
+  """So many are left, each the mean of its run (192 do not divide by 10: runs overlap)."""
+  got = jax.jit(make(channels=10).one_pass.embed)(variables, batch(6))
+  assert got.shape == (6, GRID, GRID, 10)
+  for i in range(10):
+    run = embeddings[..., i * 192 // 10 : -(-(i + 1) * 192 // 10)]
+    np.testing.assert_allclose(got[..., i], run.mean(axis=-1), rtol=1e-3, atol=1e-4)
+
+
+def test_more_channels_than_there_are_change_nothing(embeddings, variables):
+  embed = make(channels=1000).one_pass.embed
+  assert jax.eval_shape(embed, variables, batch(1)).shape == (1, GRID, GRID, 192)
+
+
+def test_score_is_that_of_the_paper(score, fitted, kept, variables):
+  pixels = images(3, seed=9)
+  assert len(kept['rows']) == round(0.1 * 6 * GRID**2)
+  xs = [slow_embed(variables, one) for one in pixels]
+  got = score(fitted, pixels)
+  assert_scores(got, xs, kept['rows'])
+  plain = [slow_score(x, kept['rows'], reweight=False)[1] for x in xs]
+  assert (got.image < 0.99 * np.array(plain)).all()  # The weight weighs.
+
+
+@pytest.mark.parametrize(
+  ('options', 'rows'),
+  [({'neighbors': 2}, 38), ({'reweight': False, 'neighbors': 0}, 38), ({'neighbors': 9}, 1)],
+)
+def test_score_is_that_of_the_paper_with_other_settings(options, rows, kept, variables, embeddings):
+  """Also of a bank that has fewer rows than neighbors are asked for."""
+  index = knn.index(jnp.asarray(kept['rows'][:rows]))
+  nobody = patchcore.Reference(patchcore.Fitted(variables, index), jnp.full(rows, 99, jnp.int32))
+  xs = embeddings[:2] + np.float32(0.1) * embeddings[2:4, ::-1]
+  got = jax.jit(make(**options).one_pass.score_left_out)(nobody, embedded(xs))
+  assert_scores(got, xs, kept['rows'][:rows], **options)
+
+
+def test_embeddings_far_from_the_origin_are_scored_alike(
+  detector, left_out, kept, variables, embeddings
+):
+  rows, xs = kept['rows'] + np.float32(100), embeddings[:2, ::-1] + np.float32(100)
+  reference = detector.one_pass.reference(variables, {**kept, 'rows': rows})
+  assert (reference.fitted.bank.center > 50).any()  # Which is what could be forgotten.
+  assert_scores(left_out(reference, embedded(xs, first=99)), xs, rows)
+
+
+def test_huge_distances_do_not_overflow(detector, left_out, kept, variables, embeddings):
+  reference = detector.one_pass.reference(variables, {**kept, 'rows': 1e3 * kept['rows']})
+  got = left_out(reference, embedded(1e4 * embeddings[:2], first=99))
+  assert np.isfinite(got.map).all()
+  assert (got.image > 0).all()
+  assert np.isfinite(got.image).all()
+
+
+def test_patches_of_the_bank_have_no_distance(detector, left_out, kept, variables):
+  reference = detector.one_pass.reference(variables, kept)
+  got = left_out(reference, embedded(np.resize(kept['rows'], (2, GRID, GRID, 192)), first=99))
+  np.testing.assert_array_equal(got.map, 0)
+  np.testing.assert_array_equal(got.image, 0)
+
+
+def test_batched_equals_one_by_one(score, fitted):
+  pixels = images(3, seed=4)
+  together = score(fitted, pixels)
+  for k in range(3):
+    alone = score(fitted, pixels[k : k + 1])
+    np.testing.assert_allclose(alone.map[0], together.map[k], rtol=1e-4)
+    assert alone.image[0] == pytest.approx(float(together.image[k]), rel=1e-3)
+
+
+def test_sharded_equals_single(detector, fitted):
+  results = []
+  for devices in (1, 8):
+    mesh = sharding.make_mesh('cpu', devices, 8)
+    assert mesh.size == devices
+    copy = sharding.replicate(mesh, fitted)
+    results.append(jax.jit(detector.score)(copy, sharding.split(mesh, images(8, seed=3))))
+  single, sharded = results
+  assert len(sharded.map.sharding.device_set) == 8
+  np.testing.assert_allclose(sharded.map, single.map, rtol=1e-5)
+  np.testing.assert_allclose(sharded.image, single.image, rtol=1e-5)
+
+
+@pytest.mark.parametrize('size', [1, 4])
+def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
+  size, detector, variables, state, kept
+):
+  """The last batch of four is filled up with images that must not matter."""
+  update, own = jax.jit(detector.update), detector.init(jax.random.key(1), variables)
+  metrics = {}
+  for start in range(0, 6, size):
+    part = [x[start : start + size] for x in batch(6)[:3]]
+    fill = size - len(part[0])
+    if fill:
+      extra = images(fill, 5), np.zeros(fill, bool), np.full(fill, -1, np.int32)
+      part = [np.concatenate(pair) for pair in zip(part, extra, strict=True)]
+    own, metrics = update(own, Batch(*part))
+  assert metrics['images'] == 6
+  got = detector.one_pass.settle(own)
+  np.testing.assert_allclose(got.bank.rows, kept['rows'], rtol=1e-3, atol=1e-4)
+  np.testing.assert_array_equal(got.bank.image, kept['image'])
+  assert (got.bank.seen, got.bank.cursor) == (6, 38)
+  assert got.bank.radius == pytest.approx(float(state.bank.radius), rel=1e-4)
+
+
+def test_embeddings_stand_for_images(detector, variables, embeddings):
+  state = detector.init(jax.random.key(1), variables)
+  update = jax.jit(detector.update)
+  from_images, _ = update(state, batch(6))
+  from_embeddings, _ = update(state, embedded(embeddings)._replace(image=images(6, 5)))
+  np.testing.assert_allclose(from_embeddings.bank.rows, from_images.bank.rows, rtol=1e-3, atol=1e-4)
+
+
+def without(kept, image):
+  """The bank, from which the rows of an image were removed by hand."""
+  return kept['rows'][kept['image'] != image]
+
+
+@pytest.mark.parametrize('order', [(0, 1), (5, 2), (4, 77)])
+def test_left_out_is_scored_by_a_bank_without_the_rows_of_the_image(
+  order, detector, left_out, kept, variables, embeddings
+):
+  """Which goes by its number, not by its place; one never folded in has no rows there."""
+  numbers = np.array(order, np.int32)
+  xs = embeddings[numbers % 6]
+  reference = detector.one_pass.reference(variables, kept)
+  got = left_out(reference, embedded(xs)._replace(index=numbers))
+  for k, number in enumerate(order):
+    one = jax.tree.map(lambda x, k=k: x[k : k + 1], got)
+    assert_scores(one, xs[k : k + 1], without(kept, number))
+    if number < 6:  # Rows of one's own are near.
+      seen, _ = slow_score(xs[k], kept['rows'])
+      assert np.mean(one.map) > 1.01 * np.mean(seen)
+
+
+@pytest.mark.parametrize('left', [1, 2])
+def test_left_out_with_few_rows_left_is_scored_as_by_a_bank_of_those(
+  left, detector, left_out, kept, variables, embeddings
+):
+  """One row has no neighbors to weigh it by."""
+  whose = np.where(np.arange(38) < left, 1, 0).astype(np.int32)
+  reference = detector.one_pass.reference(variables, {**kept, 'image': whose})
+  got = left_out(reference, embedded(embeddings[:2])._replace(index=np.zeros(2, np.int32)))
+  assert_scores(got, embeddings[:2], kept['rows'][:left])
+
+
+def test_an_image_that_all_rows_are_of_cannot_be_left_out(detector, kept, variables):
+  whose = np.full(38, 3, np.int32)
+  with pytest.raises(ConfigError, match=r'All 38 rows .* one image.* raise detector.ratio'):
+    detector.one_pass.reference(variables, {**kept, 'image': whose})
+
+
+def test_what_was_learned_can_be_extended(variables, embeddings, kept):
+  """Old rows stay candidates, new images compete, and numbers go on."""
+  further = make(count=6, seen=6)
+  new = np.flip(embeddings, axis=2) + np.float32(0.5)
+  extended = learn(further, variables, [embedded(new, first=6)], kept).bank
+  assert extended.seen == 12
+  assert len(extended.rows) == round(0.1 * 12 * GRID**2)
+  old = np.asarray(extended.image) < 6
+  assert 0 < old.sum() < len(old)
+  whole = np.concatenate([kept['rows'], new.reshape(-1, 192)])
+  assert {row.tobytes() for row in np.asarray(extended.rows)} <= {row.tobytes() for row in whole}
+  assert {r.tobytes() for r in np.asarray(extended.rows)[old]} <= {
+    r.tobytes() for r in kept['rows']
+  }
+  moved = further.one_pass.moved(kept, jax.tree.map(np.asarray, extended._asdict()))
+  assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_kept': old.sum() / 38}
+
+
+def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
+  """Eight images pass through a bank of six; what remains is half of what fits."""
+  each = 4 * (192 + 64 + 1)
+  small = make(count=8, ratio=0.9, max_bytes=6 * GRID**2 * each)
+  assert detector.one_pass.make_room is None
+  x = np.concatenate([embeddings, embeddings[:2, ::-1]])
+  bank = learn(small, variables, [embedded(x[i : i + 1], i) for i in range(8)]).bank
+  assert len(bank.rows) == 6 * GRID**2 // 2
+  away = np.linalg.norm(x.reshape(-1, 1, 192) - np.asarray(bank.rows)[None], axis=-1)
+  assert 0 < away.min(axis=1).max() <= bank.radius * (1 + 1e-5)
+
+
+def test_facts_tell_how_the_fold_went(detector, kept, embeddings):
+  facts = detector.one_pass.facts(kept, embeddings)
+  away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['rows'][None], axis=-1)
+  radius = pytest.approx(away.min(axis=1).max(), rel=1e-4)
+  assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius}
+
+
+def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
+  left_out, kept, variables, embeddings
+):
+  once, two = make(approx=True).one_pass, embedded(embeddings[:2])
+  assert once.facts(kept, embeddings)['approx_recall'] == 1.0
+  reference = once.reference(variables, kept)
+  got, want = jax.jit(once.score_left_out)(reference, two), left_out(reference, two)
+  np.testing.assert_allclose(got.map, want.map, rtol=1e-5)
+  np.testing.assert_allclose(got.image, want.image, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'ratio': 0.0}, r'detector.ratio must lie in \(0, 1\], got 0.0'),
+    ({'ratio': 1.5}, 'got 1.5'),
+    ({'ratio': float('nan')}, 'got nan'),
+    ({'neighbors': 1}, 'detector.neighbors must be 2 or more, got 1.* detector.reweight=false'),
+    ({'max_bytes': 1000}, 'detector.max_bytes=1000 .* at least'),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(options, message):
+  with pytest.raises(ConfigError, match=message):
+    make(**options)
