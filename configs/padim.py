@@ -26,7 +26,7 @@ def get_config(arg: str = '') -> Config:
       'name': 'padim',
       'layers': ('layer1', 'layer2', 'layer3'),
       'channels': 100,
-      # Orthonormal mixtures of all channels. The paper draws single ones ('sample'), and which it draws
+      # Orthonormal mixtures of all channels. The paper draws single ones ('sample'), and which ones
       # decides: over seeds image AUROC on screw is 0.69 to 0.79, against 0.76 to 0.78.
       'projection': 'ortho',
       'enlarge': 'bilinear',

@@ -169,13 +169,6 @@ def test_leaving_an_image_out_equals_refitting_without_it(
   assert got.image[0] > 1.05 * included.image[0]  # An image is nearer to what it was part of.
 
 
-def test_making_a_reference_leaves_the_kept_arrays(detector, whole, variables):
-  kept = jax.tree.map(np.array, detector.one_pass.kept(whole))
-  before = jax.tree.map(np.copy, kept)
-  detector.one_pass.reference(variables, kept)
-  jax.tree.map(np.testing.assert_array_equal, kept, before)
-
-
 def test_extended_by_the_other_half_equals_fitted_at_once(detector, update, start, whole):
   pixels, once = images(12), detector.one_pass
   half, _ = update(start, batch(pixels[:5]))
