@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-import numpy as np
 
 from uadjax.numerics import coreset
 from uadjax.types import Arrays, ConfigError, Key
 
 _SPARE = 4  # So many times the ratio is kept when room is made.
-_STEPS = 50  # Of the progress bar.
+_STEP = 1024  # Centers between two signs of life, at least.
 
 
 class Bank(NamedTuple):
@@ -178,7 +177,8 @@ def _select(
   cloud = coreset.cloud(rows, valid)
   # Always room for as many, so that all selections of a run are one compilation.
   selection = coreset.begin(key, valid, max(plan.final, plan.capacity // 2))
-  targets = np.unique(np.linspace(1, count, _STEPS).astype(int)).tolist()
+  # Not too often: a pass that ends early for being told of measures fewer centers at once.
+  targets = [*range(step := max(_STEP, count // 50), count, step), count]
   for target in plan.track(targets, len(targets), what):
     selection = jax.block_until_ready(coreset.advance(cloud, selection, jnp.int32(target)))
   return selection

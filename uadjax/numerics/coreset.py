@@ -80,9 +80,15 @@ def bytes_per_point(d: int) -> int:
   return 4 * (d + min(_SKETCH, d + 1) + 1)
 
 
-@jax.jit
 def cloud(points: Float[Array, 'n d'], valid: Bool[Array, ' n']) -> Cloud:
   """Sketch the points; only those that are valid decide how."""
+  return Cloud(points, *_sketch(points, valid))
+
+
+@jax.jit
+def _sketch(
+  points: Float[Array, 'n d'], valid: Bool[Array, ' n']
+) -> tuple[Float[Array, ' d'], Float[Array, 'n s']]:
   every = max(1, len(points) // _SAMPLE)
   sample, weight = points[::every], valid[::every].astype(jnp.float32)[:, None]
   center = jnp.sum(sample * weight, axis=0) / jnp.maximum(weight.sum(), 1.0)
@@ -100,7 +106,7 @@ def cloud(points: Float[Array, 'n d'], valid: Bool[Array, ' n']) -> Cloud:
     return jax.lax.dynamic_update_slice_in_dim(sketch, x, start, 0)
 
   sketch = jnp.zeros((len(points), basis.shape[1] + 1))
-  return Cloud(points, center, _over_blocks(in_few, sketch))
+  return center, _over_blocks(in_few, sketch)
 
 
 @functools.partial(jax.jit, static_argnames='centers')
