@@ -379,7 +379,13 @@ def test_a_run_that_fails_leaves_nothing_half_written(root, tmp_path, monkeypatc
   there = {path.name for path in tmp_path.iterdir()}
   assert there == {'config.yaml', 'train.log', 'train_result.json'}
   monkeypatch.undo()
-  assert run(*flags('padim', root), f'--workdir={tmp_path}', '--config.evaluate.do_eval=false') == 0
+  again = (*flags('padim', root), f'--workdir={tmp_path}', '--config.evaluate.do_eval=false')
+  assert run(*again) == 0
+  whole = (tmp_path / 'model' / 'manifest.json').read_bytes()
+  monkeypatch.setattr(bundle, where, full)
+  assert run(*again, '--config.fit.overwrite=true') == 1
+  assert (tmp_path / 'model' / 'manifest.json').read_bytes() == whole
+  assert (tmp_path / 'state' / 'state.json').is_file()
 
 
 def test_a_group_gets_a_run_each_and_a_mean_row(root, tmp_path):

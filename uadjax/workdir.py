@@ -1,6 +1,6 @@
 """The folder of a run: who may write into it, and the result file that each mode leaves there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 import shutil
@@ -71,10 +71,13 @@ def finished(workdir: Path, config: Config) -> dict[str, Any] | None:
   return result
 
 
-def claim(workdir: Path, config: Config) -> None:
-  """Begin a run, or go on with the one that is there; `check` comes before."""
+def claim(workdir: Path, config: Config, spare: Sequence[str] = ()) -> None:
+  """Begin a run, or go on with the one that is there; `check` comes before.
+
+  Of a run that is started over, the folders to `spare` stay until new ones take their place.
+  """
   if config.fit.overwrite and not config.fit.resume:
-    for name in _OF_A_RUN:
+    for name in set(_OF_A_RUN) - set(spare):
       shutil.rmtree(workdir / name, ignore_errors=True)
   for old in workdir.glob('*_result.json'):
     old.unlink()
