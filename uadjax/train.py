@@ -106,7 +106,8 @@ def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Re
     config.data.category, len(records), f', after {first} before' if first else '',
     config.backbone.name, weights.source, mesh.size, config.device,
   )  # fmt: skip
-  workdirs.claim(workdir, config, spare=('model', 'state'))  # It may be they that are extended.
+  # Spared, for it may be they that are extended.
+  workdirs.claim(workdir, config, spare=('model', 'state'))
   with files.replacing(workdir / 'state') as state, files.replacing(workdir / 'model') as model:
     fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
     peak_mb = hostmemory.peak_mb()
