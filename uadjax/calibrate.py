@@ -30,8 +30,8 @@ class Limits(NamedTuple):
 
   def __str__(self) -> str:
     return (
-      f'Thresholds: image {self.image:.4g}, pixel {self.pixel:.4g}, from {self.normals} good images '
-      f'held or left out; {self.expected:.1%} of unseen good images are expected to exceed them '
+      f'Thresholds: image {self.image:.4g}, pixel {self.pixel:.4g}, from {self.normals} good '
+      f'images held or left out; {self.expected:.1%} of unseen good images are expected to exceed them '
       f'(budget {self.budget:.1%}).'
     )
 
