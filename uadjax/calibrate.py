@@ -31,8 +31,8 @@ class Limits(NamedTuple):
   def __str__(self) -> str:
     return (
       f'Thresholds: image {self.image:.4g}, pixel {self.pixel:.4g}, from {self.normals} good '
-      f'images held or left out; {self.expected:.1%} of unseen good images are expected to exceed them '
-      f'(budget {self.budget:.1%}).'
+      f'images held or left out; {self.expected:.1%} of unseen good images are expected to exceed '
+      f'them (budget {self.budget:.1%}).'
     )
 
 
