@@ -1,0 +1,68 @@
+"""Milliseconds per image in the backbone, with one CPU device and with one for every core.
+
+  python experiments/features.py
+
+ResNet-18 up to layer3 at 256x256 with random weights, batches of 16, inference. Each setting is a
+fresh process, in turn; beside it the rate of a plain matrix product in the same process, which says
+what the machine could do at that moment.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from uadjax import backbones, sharding
+
+_BATCH = 16
+
+
+def best(call, repeats: int = 5) -> float:
+  """Seconds of the quickest of some calls; the first one, which compiles, does not count."""
+  jax.block_until_ready(call())
+  seconds = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    seconds.append(time.perf_counter() - start)
+  return min(seconds)
+
+
+def measure() -> None:
+  """Print a line for the devices that this process has."""
+  mesh = sharding.make_mesh('cpu', -1, _BATCH)
+  backbone = backbones.build('resnet18', ('layer2', 'layer3'))
+  variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
+  variables = sharding.replicate(mesh, variables)
+  images = np.random.default_rng(0).integers(0, 256, (_BATCH, 256, 256, 3), np.uint8)
+  images = sharding.split(mesh, images)
+  see = jax.jit(lambda v, x: backbone.apply(v, backbones.normalize(x)))
+  a, b = jnp.ones((256, 384)), jnp.ones((4096, 384))
+  product = jax.jit(lambda a, b: [a @ (b + i).T for i in range(20)])
+  rate = 20 * 2 * 256 * 4096 * 384 / best(lambda: product(a, b))
+  each = best(lambda: see(variables, images)) / _BATCH
+  print(f'{mesh.size} devices: {1e3 * each:.1f} ms per image; product {rate / 1e9:.0f} GFLOP/s')
+
+
+def main() -> None:
+  """Measure in turn."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--here', action='store_true', help='measure in this process')
+  flags = parser.parse_args()
+  if flags.here:
+    measure()
+    return
+  for _ in range(flags.rounds):
+    for count in (1, os.cpu_count() or 1):
+      environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(count)}
+      subprocess.run([sys.executable, __file__, '--here'], env=environment, check=True)
+
+
+if __name__ == '__main__':
+  main()
