@@ -26,8 +26,8 @@ def get_config(arg: str = '') -> Config:
       'name': 'padim',
       'layers': ('layer1', 'layer2', 'layer3'),
       'channels': 100,
-      # Orthonormal mixtures of all channels (Kim et al. 2021). The paper draws single ones ('sample'),
-      # and which it draws decides much of the score.
+      # Orthonormal mixtures of all channels (Kim et al. 2021). The paper draws single channels
+      # ('sample'), and which it draws decides much of the score.
       'projection': 'ortho',
       'enlarge': 'bilinear',
       'ridge': 0.01,
