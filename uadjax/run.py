@@ -79,7 +79,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()
-    config.data = bundle.load(config.evaluate.model_dir or workdir / 'model').config.data
+    config.data = bundle.about(config.evaluate.model_dir or workdir / 'model').config.data
   return _over_categories(one, config, workdir)
 
 

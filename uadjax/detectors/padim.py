@@ -94,13 +94,13 @@ def make(
     drawn = projections.draw(key, projection, counts, channels)
     return State(Embedder(variables, drawn), gaussian.empty(h, w, channels))
 
-  def embed(embedder: Embedder, batch: Batch) -> Float[Array, 'b h w d']:
-    if batch.features is not None:
-      return batch.features
-    images = backbones.normalize(jnp.asarray(batch.image))
-    seen = cast(Stages, backbone.apply(embedder.backbone, images))
-    in_order = [seen[name] for name in backbone.stages]
+  def see(embedder: Embedder, images: UInt8[Array, 'b H W 3']) -> Float[Array, 'b h w d']:
+    stages = cast(Stages, backbone.apply(embedder.backbone, backbones.normalize(images)))
+    in_order = [stages[name] for name in backbone.stages]
     return projections.project(embedder.projection, in_order, h, w, enlarge)
+
+  def embed(embedder: Embedder, batch: Batch) -> Float[Array, 'b h w d']:
+    return see(embedder, jnp.asarray(batch.image)) if batch.features is None else batch.features
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
     x = embed(state.embedder, batch)
@@ -121,9 +121,8 @@ def make(
     return Scores(anomaly, anomaly.max(axis=(1, 2)))
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
-    batch = Batch(images, jnp.ones(len(images), bool), jnp.arange(len(images)))
-    x = embed(fitted.embedder, batch)
-    return judge(gaussian.mahalanobis(x, fitted.mean, fitted.whiten))
+    embedder, mean, whiten = fitted
+    return judge(gaussian.mahalanobis(see(embedder, images), mean, whiten))
 
   def score_left_out(reference: Reference, batch: Batch) -> Scores:
     (embedder, mean, whiten), n = reference

@@ -31,12 +31,11 @@ _GROUP = 16  # Neighboring points become candidates together: fewer have to be s
 _FRESH = 1024  # Centers of one pass, at most.
 _CHUNK = 64  # Centers that a block of points is measured against while it is in the cache.
 _BLOCK = 4096
-_SHARES = (8, 2)  # Parts of a block, such as 1/4, that are taken out if they suffice.
+_SHARES = (8, 2)  # 1/8 or 1/2 of a block is taken out where no more is in question.
 _SKETCH = 64
 _SAMPLE = 8192  # Points that the directions of largest variance are found from.
 _ROUNDING = 1e-5  # Of the squared norms, on the bounds: to err only towards more work.
 _EXACT = jax.lax.Precision.HIGHEST
-
 
 _Carry = tuple[Int[Array, ' k'], Int[Array, ''], Float[Array, ' c']]
 
