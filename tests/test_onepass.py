@@ -67,6 +67,7 @@ def averaging(told=None):
   once = OnePass(
     embedder=lambda state: state.offset,
     embed=embed,
+    compile=lambda state: None,
     settle=settle,
     make_room=make_room,
     kept=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
@@ -145,9 +146,10 @@ def test_a_fold_goes_on_from_an_earlier_one(records, embeddings, tmp_path):
 
 def test_batches_are_even_and_bring_no_pixels(records, tmp_path):
   told = []
-  fold(averaging(told), records, tmp_path, batch_size=8)  # Rather 5 and 5 than 8 and 2.
+  fold(averaging(told), records, tmp_path, batch_size=8)  # Rather 6 and 4 than 8 and 2.
   traced = [note for note in told if note[0] == 'traced']
-  assert traced == [('traced', (5, *SHAPE), (5, 0, 0, 3))]
+  # In pieces of two; traced once, though it is compiled ahead.
+  assert traced == [('traced', (6, *SHAPE), (6, 0, 0, 3))]
 
 
 def test_room_is_made_before_every_batch_and_the_end_is_settled(records, tmp_path):

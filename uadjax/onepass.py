@@ -4,14 +4,17 @@ What is learned is calibrated by leaving each image out of it in closed form, an
 again later with further images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import concurrent.futures
 import contextlib
+import itertools
 import math
 from pathlib import Path
 import time
 from typing import Any, NamedTuple
 
 import jax
+from jax import numpy as jnp
 import numpy as np
 
 from uadjax import fit, learned, score, sharding, telemetry
@@ -46,39 +49,95 @@ def fold(
   """Fold the images in, after those that `before` stands for; leave the kept arrays in `folder`."""
   ops = preprocess.parse(config.data.ops)
   total = math.ceil(len(records) / config.fit.batch_size)
-  size = mesh.size * math.ceil(len(records) / total / mesh.size)  # As even as can be.
+  rows = sharding.rows_at_once(mesh, config.fit.batch_size)
+  pieces = math.ceil(len(records) / total / rows)  # As even as can be.
   first, home = before.images if before else 0, sharding.first(mesh)
   state = fit.initial(detector, variables, config.seed, home)
   if before:
-    state = once.extend(state, before.kept)
+    state = sharding.replicate(home, once.extend(state, before.kept))
   # Its own: the updates will donate the state.
   embedder = sharding.replicate(mesh, once.embedder(state), own=True)
   embed = jax.jit(once.embed)
 
-  def embedded(batch: Batch) -> Batch:
-    features = embed(embedder, sharding.split(mesh, batch))
+  def embedded(piece: Batch) -> Batch:
+    features = embed(embedder, sharding.split(mesh, piece))
     # The images have done their duty.
-    batch = numbered(batch, first)._replace(image=batch.image[:, :0, :0], features=features)
-    return sharding.replicate(home, batch)
+    piece = numbered(piece, first)._replace(image=piece.image[:, :0, :0], features=features)
+    return sharding.replicate(home, piece)
 
   pipeline.tensorflow()  # Nothing is imported after this.
   began, clock = time.perf_counter(), telemetry.clock()
   with contextlib.ExitStack() as stack:
-    batches = pipeline.eval_batches(records, ops, size)
-    stack.callback(batches.close)
+    images = pipeline.eval_batches(records, ops, rows)
+    stack.callback(images.close)
+    compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    shapes = map(_like, (state, embedder))
+    compiled = compiler.submit(_compile, detector, once, *shapes, rows * pieces, ops, device)
     hooks = [
-      telemetry.log_steps(total, 0, size, config.fit.log_every, clock),
+      telemetry.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
       stack.enter_context(telemetry.bar(total, 0, f'Fitting {config.detector.name}')),
     ]
-    batches = score.ahead(clock.watch(batches), embedded)
+    batches = _joined(score.ahead(clock.watch(images), embedded), pieces)
     steps = range(1, total + 1)
     state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
+    compiled.result()  # Raises what it raised.
     state = jax.block_until_ready(once.settle(state))
   saving = time.perf_counter()
   learned.save_kept(folder, once.kept(state))
   saved_s = time.perf_counter() - saving
   fitted = jax.block_until_ready(detector.finish(state))
   return Folded(fitted, embedder, time.perf_counter() - began - saved_s)
+
+
+def _joined(pieces: Iterable[Batch], number: int) -> Iterator[Batch]:
+  """Join so many batches into one; the last is filled up with rows that are not valid."""
+  pieces, join = iter(pieces), jax.jit(lambda *some: jax.tree.map(_concatenated, *some))
+  while some := list(itertools.islice(pieces, number)):
+    missing = number - len(some)
+    yield join(*some, *([_blank(some[0])] * missing if missing else []))
+
+
+def _blank(batch: Batch) -> Batch:
+  blank = jax.tree.map(jnp.zeros_like, batch)
+  return blank._replace(index=blank.index - 1)
+
+
+def _concatenated(*arrays: jax.Array) -> jax.Array:
+  return jnp.concatenate(arrays)
+
+
+def _compile(
+  detector: Detector,
+  once: OnePass,
+  state: Any,
+  embedder: Any,
+  rows: int,
+  ops: preprocess.Ops,
+  device: Any,
+) -> None:
+  """Compile what comes after the embedding, while that is compiled and the first files are read.
+
+  Takes shapes; what XLA makes of them is found again when the same is called with arrays, on the
+  same default device, which every thread has its own of.
+  """
+  where = jax.tree.leaves(state)[0].sharding
+
+  def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+  images = of(jnp.uint8, rows, ops.height, ops.width, 3)
+  batch = Batch(images, of(jnp.bool, rows), of(jnp.int32, rows))
+  features = jax.eval_shape(once.embed, embedder, batch)
+  features = jax.tree.map(lambda x: of(x.dtype, *x.shape), features)
+  batch = batch._replace(image=of(jnp.uint8, rows, 0, 0, 3), features=features)
+  with jax.default_device(device):
+    jax.jit(detector.update, donate_argnums=0).lower(state, batch).compile()
+    once.compile(state)
+
+
+def _like(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def score_left_out(

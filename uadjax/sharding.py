@@ -3,6 +3,7 @@
 One axis, `data`: rows of a batch are split over it, everything learned is replicated.
 """
 
+import math
 import os
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ Tree = TypeVar('Tree')
 
 _COUNT = 'xla_force_host_platform_device_count'
 _COPIES = 2 << 30  # Bytes.
+_ROWS_OF_A_CORE = 2
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
 
 
@@ -71,6 +73,16 @@ def cpu_devices_of_cores() -> None:
   count: Any = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
   if not told and count == -1:
     jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+
+
+def rows_at_once(mesh: Mesh, batch_size: int) -> int:
+  """How many images of a batch to compute features of at once: a multiple of the devices.
+
+  On a CPU few, whose activations stay in its caches (experiments/README.md); else all of them.
+  """
+  share = math.ceil(batch_size / mesh.size)
+  cpu = mesh.devices.ravel()[0].platform == 'cpu'
+  return mesh.size * (min(share, _ROWS_OF_A_CORE) if cpu else share)
 
 
 def first(mesh: Mesh) -> Mesh:

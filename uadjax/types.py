@@ -92,6 +92,7 @@ class OnePass(NamedTuple):
     embedder: State -> what `embed` needs: all that images meet before what is being learned.
     embed: (embedder, Batch) -> embeddings, which may stand in a batch for its images. So they can
       be computed on all devices, and be folded in on one.
+    compile: the shapes of a State -> None: compiles ahead what `settle` and `finish` will run.
     settle: State -> State, after the last image: ends the fold.
     make_room: (State, number of images) -> State that has room for so many more; None where there
       always is.
@@ -107,6 +108,7 @@ class OnePass(NamedTuple):
 
   embedder: Callable[[Any], Any]
   embed: Callable[[Any, Batch], Any]
+  compile: Callable[[Any], None]
   settle: Callable[[Any], Any]
   make_room: Callable[[Any, int], Any] | None
   kept: Callable[[Any], Arrays]

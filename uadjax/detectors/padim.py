@@ -107,6 +107,9 @@ def make(
     moments = gaussian.add(state.moments, x, jnp.asarray(batch.valid))
     return state._replace(moments=moments), {'images': moments.n}
 
+  def compile(state: State) -> None:
+    _whiten.lower(state.moments.m2, state.moments.n, ridge, 0).compile()
+
   def finish(state: State) -> Fitted:
     n, mean, m2 = state.moments
     return Fitted(state.embedder, mean, _whiten(m2, n, ridge, 0))
@@ -131,6 +134,7 @@ def make(
   one_pass = OnePass(
     embedder=lambda state: state.embedder,
     embed=embed,
+    compile=compile,
     settle=lambda state: state,
     make_room=None,
     kept=lambda state: {'projection': state.embedder.projection, **state.moments._asdict()},

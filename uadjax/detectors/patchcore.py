@@ -171,6 +171,7 @@ def make(
   one_pass = OnePass(
     embedder=lambda state: state.backbone,
     embed=embed,
+    compile=lambda state: None,  # The selection depends on how many images there were.
     settle=lambda state: state._replace(bank=banks.settle(state.key, state.bank, plan)),
     make_room=make_room if plan.bounded else None,
     kept=lambda state: state.bank._asdict(),
