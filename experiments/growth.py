@@ -21,9 +21,9 @@ from pathlib import Path
 import tempfile
 from typing import Any, NamedTuple
 
+import fresh
 from jaxtyping import UInt8
 from matplotlib import figure, ticker
-import mvtec_table as table
 import numpy as np
 from PIL import Image
 
@@ -76,11 +76,11 @@ def grow(
   return sum(path.stat().st_size for path in folder.iterdir()) >> 20
 
 
-def fit(way: Way, root: Path, weights: str) -> table.Told:
+def fit(way: Way, root: Path, weights: str) -> fresh.Told:
   """Fit in a fresh process."""
-  flags = [*table.flags_of(str(root), 'noisy', weights), '--config.evaluate.do_eval=false']
+  flags = [*fresh.flags_of(str(root), 'noisy', weights), '--config.evaluate.do_eval=false']
   with tempfile.TemporaryDirectory() as workdir:
-    return table.train(way.config, Path(workdir), [*flags, *way.flags])
+    return fresh.train(way.config, Path(workdir), [*flags, *way.flags])
 
 
 def ways(n: int, flags: argparse.Namespace) -> list[Way]:
@@ -109,7 +109,7 @@ def measure(flags: argparse.Namespace) -> list[Fit]:
         print(f'{n} images: {grow(folder, images, n, flags.noise)} MB of files', flush=True)
         told = fit(way, Path(root), flags.weights)
         known[key] = {
-          'category': flags.category, 'way': way.title, 'images': n, 'machine': table.machine(),
+          'category': flags.category, 'way': way.title, 'images': n, 'machine': fresh.machine(),
           **told,
         }  # fmt: skip
         with flags.log.open('a') as file:
@@ -177,12 +177,12 @@ def main() -> None:
     [one['way'], one['images'], f'{one["fit_s"]:.1f}', one['fit_peak_mb']]
     for one in sorted(fits, key=lambda one: (one['way'], one['images']))
   ]
-  print('\n' + table.markdown(['detector', 'images', 'fit s', 'peak MB'], rows) + '\n')
+  print('\n' + fresh.markdown(['detector', 'images', 'fit s', 'peak MB'], rows) + '\n')
   slopes = [
     [way.title, exponent([one for one in fits if one['way'] == way.title], flags.slope_from)]
     for way in (_PADIM, _UNBOUNDED, _BOUNDED)
   ]
-  print(table.markdown(['detector', 'seconds grow as images to the power of (range)'], slopes))
+  print(fresh.markdown(['detector', 'seconds grow as images to the power of (range)'], slopes))
   print(f'\nMachine: {"; ".join(sorted({one["machine"] for one in fits}))}.')
   draw(fits, flags.plot)
   print(f'Plot: {flags.plot}, {flags.plot.stat().st_size >> 10} kB.')

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import statistics
 
-import mvtec_table as table
+import fresh
 
 from uadjax.data import datasets
 from uadjax.numerics import coreset
@@ -41,24 +41,24 @@ def caps(images: int, share: float) -> tuple[dict[str, int], int]:
 
 def measure(
   flags: argparse.Namespace, seed: int, limits: dict[str, int], batch: int
-) -> list[table.Told]:
+) -> list[fresh.Told]:
   """Both ways with one seed."""
   told = []
   for way, limit in limits.items():
     workdir = flags.workdir / flags.category / f'{limit}_bytes' / f'seed_{seed}'
     own = [f'--config.detector.max_bytes={limit}', f'--config.fit.batch_size={batch}']
-    common = table.flags_of(flags.root, flags.category, flags.weights, seed)
-    told.append(table.done(workdir) or table.train(_CONFIG, workdir, [*common, *own]))
+    common = fresh.flags_of(flags.root, flags.category, flags.weights, seed)
+    told.append(fresh.done(workdir) or fresh.train(_CONFIG, workdir, [*common, *own]))
     print(f'seed {seed}, {way}: {"  ".join(cells(told[-1]))}', flush=True)
   return told
 
 
-def cells(told: table.Told) -> list[str]:
+def cells(told: fresh.Told) -> list[str]:
   """The columns of one run."""
-  return [table.cell(table.spread([told[key]]), digits) for key, (_, digits) in _COLUMNS.items()]
+  return [fresh.cell(fresh.spread([told[key]]), digits) for key, (_, digits) in _COLUMNS.items()]
 
 
-def differences(pairs: Sequence[Sequence[table.Told]]) -> list[str]:
+def differences(pairs: Sequence[Sequence[fresh.Told]]) -> list[str]:
   """Median and range over seeds, by column."""
   found = []
   for key, (_, digits) in _COLUMNS.items():
@@ -76,13 +76,13 @@ def main() -> None:
   )
   for flag in ('--root', '--category', '--weights'):
     parser.add_argument(flag, required=True)
-  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {table.FIRST_SEED} on')
+  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {fresh.FIRST_SEED} on')
   parser.add_argument('--share', type=float, default=0.25)
   parser.add_argument('--workdir', type=Path, default=Path('runs/merge_reduce'))
   flags = parser.parse_args()
   images = len(datasets.load(flags.root, flags.category).train)
   limits, batch = caps(images, flags.share)
-  seeds = range(table.FIRST_SEED, table.FIRST_SEED + flags.seeds)
+  seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
   pairs = [measure(flags, seed, limits, batch) for seed in seeds]
   rows = [
     [seed, way, *cells(told)]
@@ -92,8 +92,8 @@ def main() -> None:
   rows.append(['median (range)', 'difference', *differences(pairs)])
   titles = [title for title, _ in _COLUMNS.values()]
   sizes = ', '.join(f'{way}: max_bytes={limit}' for way, limit in limits.items())
-  print(f'\n{table.markdown(["seed", "way", *titles], rows)}\n')
-  print(f'{flags.category}, {images} images, batches of {batch}; {sizes}. {table.machine()}.')
+  print(f'\n{fresh.markdown(["seed", "way", *titles], rows)}\n')
+  print(f'{flags.category}, {images} images, batches of {batch}; {sizes}. {fresh.machine()}.')
 
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
-import mvtec_table as table
+import fresh
 
 Round = dict[str, Any]  # A line of the log.
 _FURTHER = 101  # Seeds from here on are of runs of ours alone, whatever the number of rounds.
@@ -81,16 +81,16 @@ def cases(text: str) -> list[Case]:
   return found
 
 
-def ours(case: Case, root: str, weights: str, seed: int) -> table.Told:
+def ours(case: Case, root: str, weights: str, seed: int) -> fresh.Told:
   """One run of ours."""
-  flags = table.flags_of(root, case.category, weights, seed)
+  flags = fresh.flags_of(root, case.category, weights, seed)
   if case.ratio:
     flags.append(f'--config.detector.ratio={case.ratio}')
   with tempfile.TemporaryDirectory() as workdir:
-    return table.train(f'configs/{case.model}.py', Path(workdir), flags)
+    return fresh.train(f'configs/{case.model}.py', Path(workdir), flags)
 
 
-def theirs(case: Case, root: str, template: str) -> table.Told:
+def theirs(case: Case, root: str, template: str) -> fresh.Told:
   """One run of the rival's, in a folder that takes what it leaves behind."""
   text = template.format(
     model=case.model,
@@ -104,7 +104,7 @@ def theirs(case: Case, root: str, template: str) -> table.Told:
     for word in shlex.split(text)
   ]
   with tempfile.TemporaryDirectory() as folder:
-    lines = table.finish(command, Path(folder)).stdout.strip().splitlines()
+    lines = fresh.finish(command, Path(folder)).stdout.strip().splitlines()
   try:
     told = json.loads(lines[-1])
     return {name: told[name] for _, name, *_ in _ALL}
@@ -120,7 +120,7 @@ def measure(case: Case, seed: int, flags: argparse.Namespace) -> Round:
   }
   order = list(sides) if seed % 2 else list(reversed(sides))
   found = {side: sides[side]() for side in order}
-  return {'case': str(case), 'seed': seed, 'machine': table.machine(), **found}
+  return {'case': str(case), 'seed': seed, 'machine': fresh.machine(), **found}
 
 
 def told(one: Round) -> str:
@@ -139,13 +139,13 @@ def rows_of(rounds: Sequence[Round]) -> list[list[str]]:
   pairs = [(one['ours'], one['theirs']) for one in rounds if one['theirs']]
   left, right, ratios = [], [], []
   for mine, rivals, _, digits in _COSTS:
-    left.append(table.cell(table.spread(us[mine] for us, _ in pairs), digits))
-    right.append(table.cell(table.spread(them[rivals] for _, them in pairs), digits))
-    ratios.append(table.cell(table.spread(us[mine] / them[rivals] for us, them in pairs), 2))
+    left.append(fresh.cell(fresh.spread(us[mine] for us, _ in pairs), digits))
+    right.append(fresh.cell(fresh.spread(them[rivals] for _, them in pairs), digits))
+    ratios.append(fresh.cell(fresh.spread(us[mine] / them[rivals] for us, them in pairs), 2))
   for mine, rivals, _, digits in _SCORES:
-    left.append(table.cell(table.spread(us[mine] for us in own), digits))
-    right.append(table.cell(table.spread(them[rivals] for _, them in pairs), digits))
-  thresholds = table.cell(table.spread(us['calibrate_s'] for us, _ in pairs), 1)
+    left.append(fresh.cell(fresh.spread(us[mine] for us in own), digits))
+    right.append(fresh.cell(fresh.spread(them[rivals] for _, them in pairs), digits))
+  thresholds = fresh.cell(fresh.spread(us['calibrate_s'] for us, _ in pairs), 1)
   name, runs = rounds[0]['case'], f'{len(pairs)} + {len(own) - len(pairs)}'
   return [
     [name, 'ours', runs, *left, thresholds],
@@ -169,7 +169,7 @@ def main() -> None:
   log = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
   rows, machines = [], set()
   for case in flags.cases:
-    seeds = [*range(table.FIRST_SEED, table.FIRST_SEED + case.rounds)]
+    seeds = [*range(fresh.FIRST_SEED, fresh.FIRST_SEED + case.rounds)]
     seeds += range(_FURTHER, _FURTHER + flags.ours_only)
     known = {one['seed']: one for one in log if one['case'] == str(case)}
     for seed in seeds:
@@ -181,7 +181,7 @@ def main() -> None:
     rows += rows_of([known[seed] for seed in seeds])
     machines.update(known[seed]['machine'] for seed in seeds)
   titles = [title for *_, title, _ in _ALL]
-  print(f'\n{table.markdown(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
+  print(f'\n{fresh.markdown(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
   print(
     'Medians (range). Runs of ours: in turn with the rival + alone, for the AUROCs. '
     f'Machine: {"; ".join(sorted(machines))}.'

@@ -72,8 +72,8 @@ def fold(
     stack.callback(images.close)
     compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    shapes = map(_like, (state, embedder))
-    compiled = compiler.submit(_compile, detector, once, *shapes, rows * pieces, ops, device)
+    like = _like(state), _like(embedder)
+    compiled = compiler.submit(_compile, detector, once, *like, rows * pieces, ops, device)
     hooks = [
       telemetry.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
       stack.enter_context(telemetry.bar(total, 0, f'Fitting {config.detector.name}')),
@@ -123,7 +123,7 @@ def _compile(
   """
   where = jax.tree.leaves(state)[0].sharding
 
-  def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+  def of(dtype: Any, *shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
   images = of(jnp.uint8, rows, ops.height, ops.width, 3)
