@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pathlib
 
@@ -5,6 +6,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from uadjax import bundle, calibrate, config as configs, files
 from uadjax.backbones import pretrained
@@ -51,6 +53,57 @@ def test_a_loaded_model_scores_as_the_fitted_one(directory, config, fitted):
   np.testing.assert_array_equal(before.map, after.map)
 
 
+def _read(directory):
+  return safetensors.numpy.load_file(directory / 'fitted.safetensors')
+
+
+def test_the_file_is_one_of_safetensors(tmp_path):
+  tree = {
+    'floats': {'map': jnp.arange(600.0).reshape(2, 3, 100), 'number': jnp.float32(7)},
+    'bytes': jnp.arange(5, dtype=jnp.uint8),
+    'bits': jnp.array([True, False, True]),
+    'none': jnp.zeros((0, 4)),
+    'integers': np.arange(12, dtype=np.int32).reshape(3, 4).T,  # Not in the order of memory.
+  }
+  digest = bundle.save_arrays(tmp_path, tree)
+  assert digest == hashlib.sha256((tmp_path / 'fitted.safetensors').read_bytes()).hexdigest()
+  floats = tree.pop('floats')
+  want = {**tree, 'floats/map': floats['map'], 'floats/number': floats['number']}
+  got = _read(tmp_path)
+  assert got.keys() == want.keys()
+  for name, array in want.items():
+    assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(got[name], array)
+
+
+def test_a_file_that_safetensors_wrote_is_read(directory, fitted):
+  path = directory / 'fitted.safetensors'
+  safetensors.numpy.save_file(_read(directory), path, metadata={'by': 'the library'})
+  _change_manifest(directory, arrays_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+  jax.tree.map(np.testing.assert_array_equal, bundle.load(directory).fitted, fitted)
+
+
+@pytest.mark.parametrize('piece', [100, 1 << 20])
+def test_arrays_stay_in_the_memory_that_they_were_read_into(directory, fitted, monkeypatch, piece):
+  """Those of the sizes that big ones have; a copy of gigabytes would double the peak."""
+  monkeypatch.setattr(bundle, '_PIECE', piece)
+  loaded = jax.tree.leaves(bundle.load(directory).fitted)
+  content = (directory / 'fitted.safetensors').read_bytes()
+  starts = {
+    leaf.unsafe_buffer_pointer() - content.index(np.asarray(leaf).tobytes())
+    for leaf in loaded
+    if leaf.nbytes > 16384  # No two of them are equal.
+  }
+  assert len(starts) == 1
+  jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.leaves(fitted))
+
+
+def test_an_opened_model_does_not_need_its_files_any_more(directory, fitted):
+  model, path = bundle.load(directory), directory / 'fitted.safetensors'
+  path.write_bytes(bytes(path.stat().st_size))
+  jax.tree.map(np.testing.assert_array_equal, model.fitted, fitted)
+
+
 def test_there_is_no_pickle_in_it(directory):
   assert sorted(p.name for p in directory.iterdir()) == ['fitted.safetensors', 'manifest.json']
 
@@ -65,7 +118,7 @@ def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monk
   def full(*args, **kwargs):
     raise OSError('No space left on device')
 
-  monkeypatch.setattr(bundle.json, 'dumps', full)
+  monkeypatch.setattr(bundle.files, 'write_json', full)
   with pytest.raises(OSError, match='No space'):
     bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), WEIGHTS)
   monkeypatch.undo()

@@ -1,41 +1,377 @@
+import itertools
+import json
+import math
+
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from uadjax import calibrate
-from uadjax.types import ConfigError, DataError
+from uadjax import calibrate, files
+from uadjax.types import ConfigError, DataError, UnknownName, UserError
+
+budgets = st.floats(0.001, 0.999)
+# Few distinct values, so that ties are common; halves and negative ones, so that none is special.
+values = st.integers(-3, 6).map(lambda i: i / 2)
+some = st.lists(values, min_size=1, max_size=12).map(np.array)
 
 
-@given(st.integers(1, 400), st.floats(0.001, 0.999))
-def test_expected_false_alarms_keep_the_budget_where_normals_suffice(n, budget):
-  scores = np.random.default_rng(n).permutation(n).astype(float)
-  limits = calibrate.from_normals(scores, scores, budget)
+def from_scores(scores, budget=0.01, **options):
+  return calibrate.from_normals(scores, scores, budget, max(budget, 0.05), **options)
+
+
+def at_most(above, n, share):
+  """Chance that at most `above` of n draws exceed what the share of all exceeds."""
+  return sum(math.comb(n, i) * share**i * (1 - share) ** (n - i) for i in range(above + 1))
+
+
+# What good images promise.
+
+
+@given(st.integers(1, 400), budgets)
+def test_on_average_the_budget_is_kept_where_good_images_suffice(n, budget):
+  scores = np.random.default_rng(n).permutation(n) + 1.0
+  limits = from_scores(scores, budget)
   assert limits.normals == n
   # The definition: n + 1 places are equally likely for an unseen score among the n known ones.
-  above = sum(place > limits.image for place in np.arange(n + 1) - 0.5)
+  above = sum(place > limits.image for place in np.arange(n + 1) + 0.5)
   assert limits.expected == pytest.approx(above / (n + 1))
+  assert limits.over_budget == (limits.expected > budget + 1e-9)
   if n >= 1 / budget - 1 + 1e-9:
-    assert limits.expected <= budget + 1e-9
+    assert not limits.over_budget
   else:
     assert scores.max() <= limits.image <= scores.max() * (1 + 2e-6)
 
 
-def test_false_alarms_on_unseen_good_images_keep_the_budget():
+@given(st.integers(1, 400), budgets)
+def test_no_lower_score_keeps_the_budget_with_confidence(n, budget):
+  limits = from_scores(np.arange(1.0, n + 1), budget, confident=True)
+  above = n - int(limits.image)
+  # A share larger than the bound leaves so few above in less than one of twenty draws.
+  assert at_most(above, n, limits.bound) == pytest.approx(0.05, rel=1e-6)
+  assert above == 0 or at_most(above, n, budget) <= 0.05 + 1e-9
+  assert above == n - 1 or at_most(above + 1, n, budget) > 0.05 - 1e-9
+  assert limits.over_budget == (n < limits.needed)
+
+
+@pytest.mark.parametrize('budget', [0.001, 0.01, 0.05, 0.3, 0.95, 0.99])
+def test_needed_is_the_smallest_number_whose_maximum_keeps_the_budget(budget):
+  needed = from_scores(np.ones(1), budget).needed
+  first = next(n for n in itertools.count(1) if (1 - budget) ** n <= 0.05 + 1e-12)
+  assert needed == first
+
+
+def test_42_good_images_cannot_promise_one_percent():
+  limits = from_scores(np.arange(42.0))
+  assert limits.expected == pytest.approx(1 / 43)
+  assert limits.over_budget
+  assert '42 good images' in str(limits)
+  assert 'nothing below 2.3 % false alarms' in str(limits)
+  assert 'needs 99 on average, 299 with 95 % confidence' in str(limits)
+
+
+@pytest.mark.parametrize(('n', 'kept'), [(298, False), (299, True)])
+def test_one_percent_with_confidence_needs_299_good_images(n, kept):
+  limits = from_scores(np.arange(float(n)), confident=True)
+  assert limits.needed == 299
+  assert (limits.bound <= 0.01) == kept
+  assert limits.over_budget == (not kept)
+  assert limits.image == pytest.approx(n - 1)
+
+
+@pytest.mark.parametrize(('n', 'kept'), [(98, False), (99, True)])
+def test_one_percent_on_average_needs_99_good_images(n, kept):
+  assert from_scores(np.arange(float(n))).over_budget == (not kept)
+
+
+@pytest.mark.parametrize('percent', range(1, 100))
+def test_of_99_scores_every_percent_has_its_own(percent):
+  scores = np.arange(1.0, 100)
+  limits = from_scores(scores, percent / 100)
+  assert int(limits.image) == 100 - percent
+  assert not limits.over_budget
+
+
+def test_the_largest_budget_takes_the_smallest_score():
+  assert from_scores(np.arange(1.0, 10), 1 - 1e-12).image < 2
+
+
+@pytest.mark.parametrize('confident', [False, True])
+@pytest.mark.parametrize(('n', 'budget'), [(20, 0.01), (60, 0.1), (150, 0.05)])
+def test_promises_hold_over_many_calibrations(n, budget, confident):
+  rng, draws = np.random.default_rng(n), 3000
+  limits = [from_scores(rng.exponential(size=n), budget, confident=confident) for _ in range(draws)]
+  shares = np.exp([-limit.image for limit in limits])  # Known exactly: of an exponential law.
+  expected, bound = limits[0].expected, limits[0].bound
+  assert abs(shares.mean() - expected) < 4 * shares.std() / draws**0.5 + 1e-5
+  held = (shares <= bound).mean()
+  assert abs(held - 0.95) < 4 * (0.95 * 0.05 / draws) ** 0.5
+
+
+@given(some)
+def test_ties_only_make_false_alarms_rarer(scores):
+  # Each of n + 1 equally likely scores in turn is the unseen one.
+  odd_one_out = [
+    scores[i] > from_scores(np.delete(scores, i), 0.3).image for i in range(1, len(scores))
+  ]
+  if len(scores) > 1:
+    first = scores[0] > from_scores(scores[1:], 0.3).image
+    expected = from_scores(scores[1:], 0.3).expected
+    assert (sum(odd_one_out) + first) / len(scores) <= expected + 1e-9
+
+
+# Thresholds.
+
+
+@given(some, budgets, budgets, st.booleans())
+def test_a_larger_budget_never_raises_a_threshold(scores, one, other, confident):
+  small, large = sorted([one, other])
+  strict, lax = (
+    calibrate.from_normals(scores, scores[::-1], b, large, confident) for b in (small, large)
+  )
+  assert lax.image <= strict.image
+  assert lax.pixel <= strict.pixel
+  assert strict.review <= strict.image
+  assert lax.review == lax.image  # No share is left to be reviewed.
+  narrow = calibrate.from_normals(scores, scores, small, small, confident)
+  assert strict.review <= narrow.review
+
+
+@given(some, budgets)
+def test_confidence_never_lowers_a_threshold(scores, budget):
+  assert from_scores(scores, budget).image <= from_scores(scores, budget, confident=True).image
+
+
+@given(some, st.floats(1e-3, 1e3))
+def test_thresholds_lie_a_hair_above_a_score_and_scale_with_it(scores, scale):
+  limits = calibrate.from_normals(scores, scores * scale, 0.2, 0.4)
+  nearest = scores[np.abs(scores - limits.image).argmin()]
+  assert nearest < limits.image <= nearest + 2e-6 * abs(nearest) + 1e-29
+  # Computed in float32 the score is not above, though it may be an ulp off.
+  assert np.nextafter(np.float32(nearest), np.float32(np.inf)) <= limits.image + 1e-29
+  assert limits.pixel == pytest.approx(limits.image * scale, rel=1e-5)
+
+
+def test_marked_pixels_have_the_rank_of_images():
+  scores, peaks = np.arange(1.0, 41), np.arange(1.0, 41)[::-1] ** 2
+  limits = calibrate.from_normals(scores, peaks, 0.1, 0.2)
+  assert (scores > limits.image).sum() == (peaks > limits.pixel).sum() == 3
+  assert (scores > limits.review).sum() == 7
+
+
+# Labelled images.
+
+
+def thresholds_between(scores):
+  """Every way to part the scores: below all, at each."""
+  return [min(scores) - 1, *sorted(set(scores))]
+
+
+def f1(normal, anomalous, threshold):
+  hits, alarms = (anomalous > threshold).sum(), (normal > threshold).sum()
+  return 2 * hits / (hits + alarms + len(anomalous))
+
+
+@given(some, some)
+def test_f1_is_the_largest_of_all_thresholds_with_the_fewest_misses(normal, anomalous):
+  limits = calibrate.from_labelled(normal, normal, anomalous, 'f1', 0.01)
+  every = thresholds_between([*normal, *anomalous])
+  best = max(f1(normal, anomalous, t) for t in every)
+  fewest = min((anomalous <= t).sum() for t in every if f1(normal, anomalous, t) == best)
+  assert f1(normal, anomalous, limits.image) == best
+  assert limits.missed == (anomalous <= limits.image).sum() == fewest
+
+
+@given(some, some, st.sampled_from([0.1, 0.3, 1.0, 7.0]))
+def test_cost_is_the_least_of_all_thresholds_with_the_fewest_misses(normal, anomalous, miss_cost):
+  def cost(threshold):
+    return (normal > threshold).sum() + miss_cost * (anomalous <= threshold).sum()
+
+  limits = calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=miss_cost)
+  every = thresholds_between([*normal, *anomalous])
+  best = min(map(cost, every)) + 1e-9
+  assert cost(limits.image) <= best
+  assert limits.missed == min((anomalous <= t).sum() for t in every if cost(t) <= best)
+
+
+@given(some, some, st.sampled_from(['f1', 'cost']))
+def test_a_labelled_threshold_lies_midway_between_neighbors(normal, anomalous, method):
+  limits = calibrate.from_labelled(normal, normal, anomalous, method, 0.01)
+  scores = np.concatenate([normal, anomalous])
+  below, above = scores[scores <= limits.image], scores[scores > limits.image]
+  if len(below) and len(above):
+    assert limits.image == (below.max() + above.min()) / 2
+  assert limits.review <= limits.image
+  assert limits.expected == (normal > limits.image).mean()
+  called = int((normal > limits.image).sum())
+  if called < len(normal):
+    assert at_most(called, len(normal), limits.bound) == pytest.approx(0.05, rel=1e-6)
+  else:
+    assert limits.bound == 1
+
+
+@pytest.mark.parametrize('ulps', range(4))
+def test_neighbors_with_no_number_between_them_are_told_apart(ulps):
+  low = 0.1 + ulps * math.ulp(0.1)  # A mean of neighbors is rounded down and up in turn.
+  high = math.nextafter(low, 1)
+  normal = np.full(5, low)
+  limits = calibrate.from_labelled(normal, normal, np.array([low, high]), 'f1', 0.01)
+  assert limits.image == low
+  assert (limits.missed, limits.expected) == (1, 0)
+
+
+def test_costs_that_only_rounding_tells_apart_are_equal():
+  normal, anomalous = np.repeat([0.0, 1.0], [9, 3]), np.repeat([0.0, 1.0], [2, 10])
+  limits = calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=0.3)
+  assert 0.3 * 12 < 3 + 0.3 * 2  # In floating point.
+  assert (limits.image, limits.missed) == (0.5, 2)
+
+
+def test_the_dearer_a_miss_the_lower_the_threshold():
   rng = np.random.default_rng(0)
-  rates = []
-  for _ in range(400):
-    limits = calibrate.from_normals(rng.normal(size=99), rng.normal(size=99), 0.05)
-    rates.append((rng.normal(size=200) > limits.image).mean())
-  assert np.mean(rates) == pytest.approx(0.05, abs=0.005)
+  normal, anomalous = rng.normal(size=80), rng.normal(1.5, size=60)
+  found = [
+    calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=cost)
+    for cost in (0.01, 0.5, 1.0, 5.0, 100.0)
+  ]
+  assert all(a.image >= b.image for a, b in itertools.pairwise(found))
+  assert found[0].missed > found[-1].missed
 
 
-def test_42_normals_cannot_promise_one_percent():
-  scores = np.arange(42.0)
-  assert calibrate.from_normals(scores, scores, 0.01).expected == pytest.approx(1 / 43)
+def test_without_masks_pixels_and_review_are_those_of_good_images():
+  normal, peaks, anomalous = np.arange(40.0), np.arange(40.0) * 3, np.array([100.0, 101.0])
+  by_normals = calibrate.from_normals(normal, peaks, 0.1, 0.2)
+  limits = calibrate.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2)
+  assert limits.image == (39 + 100) / 2
+  assert (limits.pixel, limits.review) == (by_normals.pixel, by_normals.review)
+  assert calibrate.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2, pixel=7.0).pixel == 7
 
 
-def test_nothing_to_calibrate_on_is_refused():
-  with pytest.raises(DataError, match='at least one'):
-    calibrate.from_normals(np.array([]), np.array([]), 0.01)
-  with pytest.raises(ConfigError, match=r'got 1\.5'):
-    calibrate.from_normals(np.ones(3), np.ones(3), 1.5)
+def test_a_threshold_below_all_that_good_images_need_pulls_review_down():
+  normal, anomalous = np.arange(10.0), np.array([2.5])
+  limits = calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=100.0)
+  assert limits.review == limits.image == 2.25
+
+
+@given(some, some)
+def test_pixels_are_marked_with_the_largest_f1_and_the_fewest_misses(normal, anomalous):
+  score = np.unique(anomalous)[::-1].astype(np.float32)
+  counts = [np.array([(x >= s).sum() for s in score]) for x in (anomalous, normal)]
+  threshold = calibrate.pixel_by_f1(score, *counts)
+  every = thresholds_between([*normal, *anomalous])
+  best = max(f1(normal, anomalous, t) for t in every)
+  # As maps are: float32, compared with a number of Python's.
+  assert f1(normal.astype(np.float32), anomalous.astype(np.float32), threshold) == best
+  misses = [(anomalous <= t).sum() for t in every if f1(normal, anomalous, t) == best]
+  assert (anomalous <= threshold).sum() == min(misses)
+
+
+# What is kept and told.
+
+
+def calibrated():
+  normal = np.linspace(1, 2, 50)
+  yield calibrate.from_normals(normal, normal, 0.01)
+  yield calibrate.from_normals(normal.astype(np.float32), normal.astype(np.float32), 0.1, 0.2, True)
+  for method in ('f1', 'cost'):
+    anomalous = np.linspace(1.9, 3, 20)
+    yield calibrate.from_labelled(normal, normal, anomalous, method, 0.01, pixel=1.5)
+
+
+@pytest.mark.parametrize('limits', [*calibrated()], ids=lambda limits: limits.method)
+def test_a_manifest_keeps_everything(limits, tmp_path):
+  files.write_json(tmp_path / 'manifest.json', limits._asdict())
+  stored = json.loads((tmp_path / 'manifest.json').read_text())
+  assert calibrate.Limits(**stored) == limits
+  assert None not in stored.values()
+
+
+@pytest.mark.parametrize('limits', [*calibrated()], ids=lambda limits: limits.method)
+def test_it_is_told_in_one_sentence(limits):
+  told = str(limits)
+  assert told.startswith(f'NG above {limits.image:.4g}, review above {limits.review:.4g}')
+  assert told.endswith('.')
+  assert '. ' not in told
+  assert '50 good images' in told
+
+
+def test_a_labelled_threshold_is_said_to_be_optimistic():
+  normal, anomalous = np.arange(20.0), np.array([17.5, 30, 31])
+  told = str(calibrate.from_labelled(normal, normal, anomalous, 'f1', 0.01))
+  assert 'on 3 defective and 20 good images' in told
+  assert 'misses 1 and calls 0 NG' in told
+  assert 'optimistic' in told
+
+
+LIMITS = calibrate.from_normals(np.arange(100.0), np.arange(100.0), 0.01)._replace(
+  image=4.0, review=2.0
+)
+
+
+@pytest.mark.parametrize(
+  ('score', 'overrides', 'expected'),
+  [
+    (2.0, {}, 'OK'),
+    (np.nextafter(2.0, 3), {}, 'review'),
+    (4.0, {}, 'review'),
+    (np.nextafter(4.0, 5), {}, 'NG'),
+    (math.inf, {}, 'NG'),
+    (-math.inf, {}, 'OK'),
+    (math.nan, {}, 'NG'),
+    (4.5, {'threshold': 5.0}, 'review'),
+    (1.0, {'threshold': 1.0}, 'OK'),
+    (1.5, {'threshold': 1.0}, 'NG'),
+    (1.5, {'review': 1.0}, 'review'),
+    (3.0, {'review': 3.0}, 'OK'),
+    (4.5, {'review': 9.0}, 'NG'),
+    (4.0, {'review': 9.0}, 'OK'),
+    (0.5, {'threshold': 0.0, 'review': -1.0}, 'NG'),
+    (0.0, {'threshold': 0.0, 'review': -1.0}, 'review'),
+  ],
+)
+def test_a_verdict_at_its_edges(score, overrides, expected):
+  assert calibrate.label(score, LIMITS, **overrides) == expected
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+  ('options', 'kind', 'said'),
+  [
+    ({'budget': 1.5}, ConfigError, r'calibrate\.budget .* got 1\.5'),
+    ({'budget': 0.0}, ConfigError, r'got 0\.0'),
+    ({'budget': math.nan}, ConfigError, 'got nan'),
+    ({'budget': 0.1}, ConfigError, r'got 0\.05.*calibrate\.review_budget=0\.1'),
+    ({'review_budget': 1.0}, ConfigError, r'calibrate\.review_budget .* got 1\.0'),
+    ({'method': 'F1'}, UnknownName, "'F1'; choose from .*'f1'"),
+    ({'method': 'f1'}, ConfigError, r'calibrate\.labelled'),
+    ({'method': 'cost'}, ConfigError, r'calibrate\.labelled'),
+    ({'method': 'confident', 'labelled': 'data'}, ConfigError, 'means nothing'),
+    ({'method': 'cost', 'labelled': 'data', 'miss_cost': 0.0}, ConfigError, r'got 0\.0'),
+    ({'method': 'cost', 'labelled': 'data', 'miss_cost': math.inf}, ConfigError, 'got inf'),
+  ],
+)
+def test_a_setting_that_cannot_be_carried_out_is_refused(options, kind, said):
+  with pytest.raises(kind, match=said):
+    calibrate.check(**{'budget': 0.01, **options})
+
+
+@pytest.mark.parametrize('method', calibrate.METHODS)
+def test_every_method_can_be_chosen(method):
+  calibrate.check(0.01, 0.05, method, 10.0, 'data' if method in ('f1', 'cost') else '')
+
+
+def test_what_says_nothing_sets_no_threshold():
+  one, none = np.ones(1), np.zeros(0)
+  with pytest.raises(DataError, match='one good image'):
+    from_scores(none)
+  with pytest.raises(DataError, match='one defective image'):
+    calibrate.from_labelled(one, one, none, 'f1', 0.01)
+  with pytest.raises(DataError, match='1 of 2 scores of good'):
+    from_scores(np.array([1.0, math.nan]))
+  with pytest.raises(DataError, match='1 of 1 scores of defective'):
+    calibrate.from_labelled(one, one, np.array([math.inf]), 'cost', 0.01)
+  with pytest.raises(DataError, match='none does'):
+    calibrate.pixel_by_f1(none, none.astype(int), none.astype(int))
+  with pytest.raises(UserError, match='choose from'):
+    calibrate.from_labelled(one, one, one, 'normals', 0.01)

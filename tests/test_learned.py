@@ -41,6 +41,12 @@ def test_kept_arrays_are_there_before_the_rest(tmp_path, mapped):
   assert isinstance(kept['mean'], np.memmap) == mapped
 
 
+def test_what_is_written_into_a_mapped_array_stays_in_memory(folder):
+  """As a detector does that consumes what it is given."""
+  learned.load_kept(folder, mapped=True)['mean'][:] = 0.0
+  assert_same(learned.load_kept(folder, mapped=True))
+
+
 def test_what_is_loaded_does_not_need_its_files_any_more(folder):
   before = learned.load(folder)
   for path in folder.iterdir():

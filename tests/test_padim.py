@@ -169,6 +169,19 @@ def test_leaving_an_image_out_equals_refitting_without_it(
   assert got.image[0] > 1.05 * included.image[0]  # An image is nearer to what it was part of.
 
 
+def test_a_reference_consumes_only_what_may_be_written_to(detector, whole, variables):
+  """Gigabytes are whitened where they lie; what JAX holds is not, and both are the same."""
+  kept = jax.tree.map(np.asarray, detector.one_pass.kept(whole))
+  before, own = kept['m2'].copy(), kept['m2'].copy()
+  with pytest.raises(ValueError, match='read-only'):
+    kept['m2'][:] = 0.0
+  apart = detector.one_pass.reference(variables, kept)
+  np.testing.assert_array_equal(kept['m2'], before)
+  in_place = detector.one_pass.reference(variables, {**kept, 'm2': own})
+  np.testing.assert_array_equal(own, apart.fitted.whiten)
+  np.testing.assert_array_equal(in_place.fitted.whiten, apart.fitted.whiten)
+
+
 def test_extended_by_the_other_half_equals_fitted_at_once(detector, update, start, whole):
   pixels, once = images(12), detector.one_pass
   half, _ = update(start, batch(pixels[:5]))

@@ -1,25 +1,36 @@
 """The model directory: what scoring needs, as `manifest.json` and `fitted.safetensors`.
 
-Everything downstream of fitting opens one of these and nothing else.
+Everything downstream of fitting opens one of these and nothing else. The arrays may take gigabytes:
+they are written from where they lie, and read into the memory that they then stay in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import csv
 import hashlib
+import itertools
 import json
+import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import safetensors.numpy
+from jaxtyping import Float
+import numpy as np
 
 import uadjax
-from uadjax import backbones, calibrate, config as configs, detectors, files
+from uadjax import backbones, calibrate, config as configs, detectors, files, score
 from uadjax.backbones import pretrained, resnet
 from uadjax.data import preprocess
 from uadjax.types import Config, ConfigError, Detector, ModelError, Scores, Spec
 
-_VERSION = 1
+_VERSION = 2
 _ARRAYS, _MANIFEST = 'fitted.safetensors', 'manifest.json'
+_CALIBRATION = 'calibration.csv'
+
+# The types of arrays in fitted models, by safetensors' names.
+_TYPES = {'F32': np.dtype('f4'), 'I32': np.dtype('i4'), 'U8': np.dtype('u1'), 'BOOL': np.dtype('?')}
+_ALIGNED = 64  # Bytes: JAX takes memory of the host as its own, uncopied, where it is aligned so.
+_PIECE = 1 << 20  # Bytes hashed while they are in the processor's cache, being copied.
 
 
 class Model(NamedTuple):
@@ -67,28 +78,57 @@ def save(
   config: Config,
   fitted: Any,
   limits: calibrate.Limits,
+  normals: score.Peaks,
   weights: pretrained.Provenance,
 ) -> None:
   """Write a model directory, whole or not at all; one that is there is replaced."""
   with files.replacing(directory) as fresh:
     save_arrays(fresh, fitted)
-    save_manifest(fresh, config, limits, weights, {})
+    save_manifest(fresh, config, limits, normals, weights, {})
 
 
-def save_arrays(folder: Path, fitted: Any) -> None:
-  """Write the fitted arrays into the folder of a model; the manifest comes after them."""
-  arrays = {k: jax.device_get(v) for k, v in _named(fitted).items()}
-  safetensors.numpy.save_file(arrays, folder / _ARRAYS)
+def save_arrays(folder: Path, fitted: Any) -> str:
+  """Write the fitted arrays into the folder of a model; the manifest comes after them.
+
+  The file is as safetensors has it: 8 bytes that tell the length of a JSON header, the header, the
+  raw little-endian arrays. It is written and hashed piece by piece, from where the arrays lie.
+
+  Returns:
+    The SHA-256 of the file.
+  """
+  leaves, type_names = _named(fitted), {dtype: name for name, dtype in _TYPES.items()}
+  # All that fill whole units of alignment first, so that each of them begins with one.
+  names = sorted(leaves, key=lambda name: (leaves[name].nbytes % _ALIGNED != 0, name))
+  header, end = {}, 0
+  for name in names:
+    begin, end = end, end + leaves[name].nbytes
+    about = {'dtype': type_names[leaves[name].dtype], 'shape': leaves[name].shape}
+    header[name] = {**about, 'data_offsets': [begin, end]}
+  text = json.dumps(header).encode()
+  text += b' ' * (-(8 + len(text)) % _ALIGNED)
+  digest = hashlib.sha256()
+  with (folder / _ARRAYS).open('wb') as file:
+    pieces = itertools.chain.from_iterable(_pieces(leaves[name]) for name in names)
+    for piece in itertools.chain([len(text).to_bytes(8, 'little'), text], pieces):
+      digest.update(piece)
+      file.write(piece)
+  return digest.hexdigest()
 
 
 def save_manifest(
   folder: Path,
   config: Config,
   limits: calibrate.Limits,
+  normals: score.Peaks,
   weights: pretrained.Provenance,
   facts: Mapping[str, int | float],
 ) -> None:
-  """Write what the arrays are: configuration, thresholds, origin and hash."""
+  """Write what the arrays are: configuration, thresholds, origin and hash.
+
+  The scores of good images that the thresholds stand on go into a table beside it.
+  """
+  rows = zip(normals.path, normals.image.tolist(), normals.map.tolist(), strict=True)
+  files.write_csv(folder / _CALIBRATION, [('path', 'score', 'peak'), *rows])
   manifest = {
     'format': _VERSION,
     'model_name': detectors.title(config.detector.name),
@@ -101,6 +141,15 @@ def save_manifest(
     'config': configs.plain(config),
   }
   files.write_json(folder / _MANIFEST, manifest)
+
+
+def calibration(directory: Path) -> Float[np.ndarray, ' n'] | None:
+  """Scores of the good images that a model's thresholds stand on; None where they are not there."""
+  try:
+    with (directory / _CALIBRATION).open(newline='', encoding='utf-8') as file:
+      return np.array([float(row['score']) for row in csv.DictReader(file)])
+  except (OSError, KeyError, ValueError):
+    return None  # A model can do without.
 
 
 def about(directory: Path | str) -> About:
@@ -130,19 +179,21 @@ def load(directory: Path | str) -> Model:
   name, config, limits, weights, sha256 = about(directory)
   ops = preprocess.parse(config.data.ops)
   backbone, detector = assemble(config, Spec(ops.height, ops.width))
-  if (digest := _sha256(directory / _ARRAYS)) != sha256:
+  memory, digest = _read(directory / _ARRAYS)
+  if digest != sha256:
     raise ModelError(
       f'{directory / _ARRAYS} is damaged: its SHA-256 is {digest[:12]}…, the manifest says '
       f'{sha256[:12]}…. Fit the model again, or restore the file.'
     )
-  # Structure alone: no array is made before the file's own are read.
+  # Structure alone: no array is made but the file's own.
   template = jax.eval_shape(lambda: detector.finish(_initial(backbone, detector, ops)))
-  stored = safetensors.numpy.load_file(directory / _ARRAYS)
+  stored = _arrays(memory)
   named = _named(template)
   if named.keys() != stored.keys():
     odd = sorted(named.keys() ^ stored.keys())
     raise ModelError(f'{directory / _ARRAYS} does not fit its manifest: see {odd[:3]}.')
-  leaves = [jax.numpy.asarray(stored.pop(name)) for name in named]
+  # Not jax.numpy.asarray, which copies always.
+  leaves = [jax.device_put(stored[name]) for name in named]
   fitted = jax.tree.unflatten(jax.tree.structure(template), leaves)
   return Model(name, config, ops, fitted, jax.jit(detector.score), limits, weights, directory)
 
@@ -181,9 +232,45 @@ def _named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def _sha256(path: Path) -> str:
+def _pieces(leaf: Any) -> Iterator[memoryview]:
+  """The bytes of an array, from where they lie."""
+  data = np.asarray(leaf).reshape(-1).view(np.uint8).data
+  return (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+
+
+def _read(path: Path) -> tuple[mmap.mmap, str]:
+  """Read a file for arrays to lie in, and take its SHA-256.
+
+  Read and not mapped: what is opened stays as it was hashed, whatever becomes of the file. Pages of
+  its own rather than malloc's: they are aligned, and return to the system with the last array.
+  """
+  digest = hashlib.sha256()
   try:
     with path.open('rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
+      size = path.stat().st_size
+      memory = mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY)
+      for at in range(0, size, _PIECE):
+        piece = memoryview(memory)[at : min(at + _PIECE, size)]
+        file.readinto(piece)
+        digest.update(piece)
   except OSError as error:
     raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
+  return memory, digest.hexdigest()
+
+
+def _arrays(memory: mmap.mmap) -> dict[str, np.ndarray]:
+  """The arrays of a safetensors file, where they lie."""
+  first = 8 + int.from_bytes(memory[:8], 'little')
+  header = json.loads(memory[8:first])
+  header.pop('__metadata__', None)
+  return {
+    name: np.ndarray(
+      about['shape'], _TYPES[about['dtype']], memory, first + about['data_offsets'][0]
+    )
+    for name, about in header.items()
+  }
+
+
+def _sha256(path: Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

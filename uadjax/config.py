@@ -72,8 +72,25 @@ def base() -> Config:
         'overwrite': False,  # Start a run over that is there already.
         'extend': '',  # A model directory of PaDiM or PatchCore to go on from, with further images.
       },
+      'check': {
+        'enforce': True,  # Train only on data that pass the check.
+        'convert': {  # Before the check: labels of another tool become a `seglist`.
+          'enable': False,
+          'src_dataset_type': '',  # LabelMe, VOC, COCO or MVTec_AD.
+          'output': '',  # A folder that is empty or not there.
+        },
+        'split': {  # Before the check, after conversion: the lists of a `seglist` drawn anew.
+          'enable': False,
+          'train_percent': 80,
+          'val_percent': 20,
+        },
+      },
       'calibrate': {
-        'budget': 0.01,  # Share of good images that may be called defective.
+        'method': 'normals',  # Or 'confident'; or, with labelled images, 'f1' or 'cost'.
+        'budget': 0.01,  # Share of good images that may be called NG.
+        'review_budget': 0.05,  # Share of good images that may be called NG or to be reviewed.
+        'labelled': '',  # A data set directory with good and defective images, for f1 and cost.
+        'miss_cost': 10.0,  # Of a missed defect, in false alarms.
         'retain': 32,  # Images whose embeddings are kept for a run that extends this one.
       },
       'evaluate': {'do_eval': True, 'save_pictures': 16, 'batch_size': 16, 'model_dir': ''},

@@ -2,33 +2,41 @@
 
 import collections
 from collections.abc import Mapping, Sequence
-import csv
-import io
+import functools
+import os
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int64
 import numpy as np
 from PIL import Image
 
-from uadjax import bundle, files, metrics, predict, score, sharding, visualize
+from uadjax import (
+  bundle,
+  curves,
+  files,
+  groundtruth,
+  metrics,
+  predict,
+  score,
+  sharding,
+  visualize,
+)
 from uadjax.data import preprocess
-from uadjax.types import Batch, DataError, Record, Scores
-
-Mask = Bool[np.ndarray, 'h w']
+from uadjax.types import Batch, Record, Scores
 
 
 class Judged(NamedTuple):
-  """What is kept of a test image: no maps, for a test set of them does not fit into memory.
+  """What is kept of a test image beside its pixels.
 
   Attributes:
     record: the image.
     score: of the image.
-    label: the verdict.
-    masked: whether it is known which pixels are defective.
-    normal: map values of the seen pixels that are normal.
-    anomalous: likewise of those that are defective.
+    label: the verdict: OK, review or NG.
+    confusion: of its seen pixels; None where it is not known which are defective.
+    sizes: of the defective regions the network saw, in pixels.
+    found: whether any pixel of each is marked.
     unseen: number of pixels outside the crop.
     unseen_defects: how many of them are defective.
   """
@@ -36,11 +44,18 @@ class Judged(NamedTuple):
   record: Record
   score: float
   label: str
-  masked: bool
-  normal: Float[np.ndarray, ' n']
-  anomalous: Float[np.ndarray, ' m']
+  confusion: metrics.Confusion | None = None
+  sizes: Int64[np.ndarray, ' r'] = np.zeros(0, np.int64)
+  found: Bool[np.ndarray, ' r'] = np.zeros(0, bool)
   unseen: int = 0
   unseen_defects: int = 0
+
+
+class Evaluation(NamedTuple):
+  """Numbers, and what is drawn of them."""
+
+  metrics: dict[str, Any]
+  curves: curves.Curves
 
 
 def evaluate(
@@ -51,7 +66,7 @@ def evaluate(
   mask_threshold: int,
   workdir: Path,
   pictures: int,
-) -> dict[str, Any]:
+) -> Evaluation:
   """Score a test set and measure; leave `scores.csv`, and pictures spread over the defects.
 
   Returns:
@@ -62,6 +77,7 @@ def evaluate(
   shutil.rmtree(folder, ignore_errors=True)  # Of an earlier evaluation, maybe of other images.
   folder.mkdir(parents=True)
   judged: list[Judged] = []
+  pixels = groundtruth.nothing(model.ops, len(records))
 
   def scorer(fitted: Any, batch: Batch) -> Scores:
     return model.score(fitted, batch.image)
@@ -70,48 +86,136 @@ def evaluate(
     record = scored.record
     size = preprocess.image_size(record.path)
     result = predict.judge(model, str(record.path), size, scored.map, scored.image)
-    truth = _truth(record, size, mask_threshold)
+    truth = groundtruth.read(record, size, mask_threshold)
     if record in chosen:
-      path = folder / f'{record.defect}_{record.path.stem}.png'
+      # By number: images in other folders, or of another suffix, may have the same name.
+      path = folder / f'{record.defect}_{len(judged):04d}_{record.path.stem}.png'
       # Four times as fast as the default, and a fifth larger.
       picture(model, record, result, truth).save(path, compress_level=1)
-    judged.append(_kept(record, result, truth))
+    if truth is not None:
+      groundtruth.add(pixels, scored.map, result.anomaly_map, result.seen, truth)
+    judged.append(judge(record, result, truth))
   rows = [[one.record.path, one.record.defect, one.score, one.label] for one in judged]
-  _write_rows(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
-  return measure(judged)
+  files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
+  images, ranked = rank(judged), groundtruth.ranking(pixels)
+  found = measure(judged, images, ranked)
+  drawn = curves.Curves(
+    f'{model.name} on {len(judged)} images of {_place(records)}',
+    model.limits,
+    np.array([one.score for one in judged]),
+    [one.record.defect for one in judged],
+    images,
+    ranked,
+    _merged(judged).fp,
+    bundle.calibration(model.directory),
+  )
+  return Evaluation(found, drawn)
 
 
-def measure(judged: Sequence[Judged]) -> dict[str, Any]:
-  """Image metrics over all images; pixel metrics over the seen pixels of those with a mask."""
-  labels = np.array([one.record.anomalous for one in judged])
+def judge(record: Record, result: predict.Result, truth: groundtruth.Mask | None) -> Judged:
+  """Compare one result with the truth, as far as that is known."""
+  if truth is None:
+    return Judged(record, result.score, result.label)
+  seen = result.seen
+  return Judged(
+    record,
+    result.score,
+    result.label,
+    metrics.Confusion.of(result.pred[seen], truth[seen]),
+    *metrics.region_hits(result.pred, truth & seen),
+    int((~seen).sum()),
+    int((truth & ~seen).sum()),
+  )
+
+
+def rank(judged: Sequence[Judged]) -> metrics.Ranking | None:
+  """Rank the images; None where there are only good or only defective ones."""
+  labels = np.array([one.record.anomalous for one in judged], bool)
   scores = np.array([one.score for one in judged])
-  called = np.array([one.label == 'NG' for one in judged])
-  of = np.array([one.record.defect for one in judged])
-  masked = [one for one in judged if one.masked]
+  return metrics.rank(scores[labels], [scores[~labels]]) if 0 < labels.sum() < len(labels) else None
+
+
+def measure(
+  judged: Sequence[Judged], images: metrics.Ranking | None, pixels: metrics.Ranking | None
+) -> dict[str, Any]:
+  """Image metrics over all images; pixel metrics over the seen pixels of those with a mask."""
   return {
-    'image_auroc': _auroc(scores[~labels], scores[labels]),
-    'pixel_auroc': _auroc(
-      np.concatenate([np.zeros(0, np.float32), *(one.normal for one in masked)]),
-      np.concatenate([np.zeros(0, np.float32), *(one.anomalous for one in masked)]),
-    ),
-    'at_threshold': {
-      'false_alarm_rate': float(called[~labels].mean()) if (~labels).any() else None,
-      'miss_rate': {
-        defect: float(1 - called[of == defect].mean()) for defect in sorted(set(of[labels]))
-      },
-    },
+    **_of_ranking(images, 'image'),
+    **_of_ranking(pixels, 'pixel'),
+    'au_pro': metrics.au_pro(pixels) if pixels else None,
+    'oracles': ['image_f1_max', 'pixel_f1_max'],  # At thresholds that nobody knows beforehand.
+    'at_threshold': _at_threshold(judged),
     'counts': {
-      'good': int((~labels).sum()),
-      'defective': int(labels.sum()),
-      'without_mask': len(judged) - len(masked),
-      'unseen_pixels': sum(one.unseen for one in masked),
-      'unseen_defect_pixels': sum(one.unseen_defects for one in masked),
+      'good': sum(not one.record.anomalous for one in judged),
+      'defective': sum(one.record.anomalous for one in judged),
+      'without_mask': sum(one.confusion is None for one in judged),
+      'unseen_pixels': sum(one.unseen for one in judged),
+      'unseen_defect_pixels': sum(one.unseen_defects for one in judged),
     },
   }
 
 
+def _of_ranking(ranking: metrics.Ranking | None, kind: str) -> dict[str, float | None]:
+  return {
+    f'{kind}_{name}': metric(ranking) if ranking else None
+    for name, metric in {
+      'auroc': metrics.auroc, 'ap': metrics.average_precision, 'f1_max': metrics.f1_max,
+    }.items()
+  }  # fmt: skip
+
+
+def _at_threshold(judged: Sequence[Judged]) -> dict[str, Any]:
+  """What the calibrated thresholds do: images are called where NG, pixels where marked."""
+  labels = np.array([one.record.anomalous for one in judged], bool)
+  verdicts = np.array([one.label for one in judged])
+  of = np.array([one.record.defect for one in judged])
+  called = verdicts == 'NG'
+  images, pixels = metrics.Confusion.of(called, labels), _merged(judged)
+  known = any(one.confusion for one in judged)
+  sizes, found = (
+    np.concatenate([getattr(one, name) for one in judged]) for name in ('sizes', 'found')
+  )
+  return {
+    'image_precision': images.precision,
+    'image_recall': images.recall,
+    'image_f1': images.f1,
+    'false_alarm_rate': _mean(called[~labels]),
+    'review_rate': {'good': _mean((verdicts == 'review')[~labels]),
+                    'defective': _mean((verdicts == 'review')[labels])},
+    'miss_rate': {d: _mean(~called[of == d]) for d in sorted(set(of[labels].tolist()))},
+    'miss_rate_by_region_size': metrics.miss_rate_by_size(sizes, found),
+    **{name: getattr(pixels, key) if known else None for name, key in _PIXEL_METRICS.items()},
+  }  # fmt: skip
+
+
+_PIXEL_METRICS = {
+  'pixel_precision': 'precision',
+  'pixel_recall': 'recall',
+  'pixel_f1': 'f1',
+  'iou': 'iou',
+  'dice': 'dice',
+  'accuracy': 'accuracy',
+  'kappa': 'kappa',
+}
+
+
+def _merged(judged: Sequence[Judged]) -> metrics.Confusion:
+  known = [one.confusion for one in judged if one.confusion]
+  return functools.reduce(metrics.Confusion.merge, known, metrics.Confusion())
+
+
+def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
+  return float(values.mean()) if len(values) else None
+
+
+def _place(records: Sequence[Record]) -> str:
+  """The folder that holds all of the images."""
+  common = os.path.commonpath([record.path.parent for record in records])
+  return '/'.join(Path(common).parts[-2:])
+
+
 def picture(
-  model: bundle.Model, record: Record, result: predict.Result, truth: Mask | None
+  model: bundle.Model, record: Record, result: predict.Result, truth: groundtruth.Mask | None
 ) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
   image = preprocess.decode(record.path)
@@ -128,7 +232,15 @@ def picture(
   return visualize.side_by_side(tiles, headline)
 
 
-_COLUMNS = {'Image_AUROC': 'image_auroc', 'Pixel_AUROC': 'pixel_auroc'}
+_COLUMNS = {
+  'Image_AUROC': 'image_auroc',
+  'Pixel_AUROC': 'pixel_auroc',
+  'PRO_score': 'au_pro',
+  'Image_AP': 'image_ap',
+  'Pixel_AP': 'pixel_ap',
+  'Image_F1_max_oracle': 'image_f1_max',
+  'Pixel_F1_max_oracle': 'pixel_f1_max',
+}
 
 
 def means(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -142,48 +254,7 @@ def write_csv(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
   """Write a row per category, and for several the mean of those that have a number."""
   rows = {**rows, 'mean': means(rows)} if len(rows) > 1 else rows
   table = [[name, *(row[key] for key in _COLUMNS.values())] for name, row in rows.items()]
-  _write_rows(path, [['category', *_COLUMNS], *table])
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows(rows)
-  files.write_text(path, text.getvalue())
-
-
-def _truth(record: Record, size: tuple[int, int], threshold: int) -> Mask | None:
-  if not record.anomalous:
-    return np.zeros(size, bool)
-  if record.mask is None:
-    return None
-  truth = preprocess.read_mask(record.mask, threshold)
-  if truth.shape != size:
-    raise DataError(
-      f'{record.mask} is {truth.shape[1]}x{truth.shape[0]} pixels, but its image {record.path} '
-      f'is {size[1]}x{size[0]}; give the mask the size of the image.'
-    )
-  return truth
-
-
-def _kept(record: Record, result: predict.Result, truth: Mask | None) -> Judged:
-  if truth is None:
-    nothing = np.zeros(0, np.float32)
-    return Judged(record, result.score, result.label, False, nothing, nothing)
-  seen, values = result.seen, result.anomaly_map
-  return Judged(
-    record,
-    result.score,
-    result.label,
-    True,
-    values[seen & ~truth],
-    values[seen & truth],
-    int((~seen).sum()),
-    int((truth & ~seen).sum()),
-  )
-
-
-def _auroc(normal: Float[np.ndarray, ' n'], anomalous: Float[np.ndarray, ' m']) -> float | None:
-  return metrics.auroc_of(normal, anomalous) if len(normal) and len(anomalous) else None
+  files.write_csv(path, [['category', *_COLUMNS], *table])
 
 
 def _spread(records: Sequence[Record], number: int) -> set[Record]:

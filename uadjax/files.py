@@ -1,7 +1,9 @@
 """Files that are whole or not there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
+import csv
+import io
 import json
 import math
 import os
@@ -32,6 +34,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
   """Write JSON that every parser reads: what is not a finite number becomes null."""
   write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+  """Write a table, its first row the titles."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  write_text(path, text.getvalue())
 
 
 @contextlib.contextmanager

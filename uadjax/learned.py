@@ -53,7 +53,10 @@ def save_retained(folder: Path, retained: Retained, images: int) -> None:
 
 
 def load_kept(folder: Path, mapped: bool = False) -> dict[str, Any]:
-  """Read the arrays, or map them into memory."""
+  """Read the arrays, or map them into memory.
+
+  What is written into a mapped array takes the place of the file's pages in memory; the file stays.
+  """
   return {
     path.stem: _read(path, mapped)
     for path in sorted(folder.glob('*.npy'))
@@ -82,6 +85,6 @@ def load(folder: Path) -> Learned:
 def _read(path: Path, mapped: bool = False) -> Any:
   """Read one array; np.load would also open zip files, and fail in more ways."""
   if mapped:
-    return np.lib.format.open_memmap(path, mode='r')
+    return np.lib.format.open_memmap(path, mode='c')
   with path.open('rb') as file:
     return np.lib.format.read_array(file, allow_pickle=False)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image
 
-from uadjax import bundle, files, visualize
+from uadjax import bundle, calibrate, files, visualize
 from uadjax.data import preprocess
 from uadjax.types import DataError
 
@@ -21,7 +21,7 @@ class Result(NamedTuple):
   Attributes:
     input_path: the file.
     score: how anomalous the image is.
-    label: 'OK', or 'NG' where the score exceeds the threshold.
+    label: 'OK', 'review', or 'NG' where the score exceeds the threshold.
     threshold: of the image score.
     pred: where the map exceeds the pixel threshold.
     anomaly_map: raw map values.
@@ -65,7 +65,7 @@ def judge(
   threshold = model.limits.image if threshold is None else threshold
   restored = model.ops.restore(anomaly, *size)
   pred = restored.seen & (restored.map > model.limits.pixel)
-  label = 'NG' if score > threshold else 'OK'
+  label = calibrate.label(score, model.limits, threshold)
   return Result(path, score, label, threshold, pred, restored.map, restored.seen)
 
 

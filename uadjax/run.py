@@ -11,16 +11,18 @@ import jax
 from uadjax import (
   bundle,
   config as configs,
+  curves,
   data,
   evaluate,
   files,
+  inspection,
   predict,
   sharding,
   telemetry,
   train as training,
   workdir as workdirs,
 )
-from uadjax.data import datasets
+from uadjax.data import check, convert, datasets, resplit
 from uadjax.types import (
   Config,
   ConfigError,
@@ -53,13 +55,75 @@ def train(config: Config, workdir: Path) -> Result:
 
 
 def _train(config: Config, workdir: Path) -> Result:
-  splits = data.load(config.data)
+  splits = _checked(config)
   trained = training.train(config, splits, workdir)
   began = time.perf_counter()
   model = bundle.load(workdir / 'model')
+  loaded_s = time.perf_counter() - began
   judged = _evaluate(model, splits.test, config, workdir) if config.evaluate.do_eval else {}
-  timing = {**trained.pop('timing'), 'evaluate_s': time.perf_counter() - began}
+  evaluate_s = loaded_s + judged.pop('timing', {}).get('evaluate_s', 0.0)
+  timing = {**trained.pop('timing'), 'evaluate_s': evaluate_s}
   return {'model_name': model.name, **trained, 'timing': timing, **judged}
+
+
+def _checked(config: Config) -> datasets.Splits:
+  """The images, if they pass the check or that is not asked for."""
+  # A model that is extended may learn from a single image more.
+  report = data.examine(config.data, 1 if config.fit.extend else check.FEWEST, telemetry.track)
+  if not config.check.enforce:
+    splits = check.salvage(report)
+    level = logging.INFO if report.passed else logging.WARNING
+    telemetry.LOG.log(level, '%s', report)
+    return splits
+  splits = check.demand(report)
+  if report.problems:
+    telemetry.LOG.warning('%s', report)
+  return splits
+
+
+def check_dataset(config: Config, workdir: Path) -> Result:
+  """Convert and split the data set if asked to, then tell all that is wrong with it."""
+  config = _split(_converted(config))
+
+  def one(config: Config, workdir: Path) -> Result:
+    report = data.examine(config.data, track=telemetry.track)
+    telemetry.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
+    return inspection.leave(report, workdir)
+
+  return _over_categories(one, config, workdir)
+
+
+def _converted(config: Config) -> Config:
+  """The configuration, its data those that another tool's labels became."""
+  options = config.check.convert
+  if not options.enable:
+    return config
+  if not options.output:
+    raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
+  source, target = Path(config.data.root, config.data.category), Path(options.output)
+  made = convert.convert(source, options.src_dataset_type, target, telemetry.track)
+  telemetry.LOG.info('Converted %s to %s: %s', source, target, made)
+  own = config.copy_and_resolve_references().unlock()
+  own.data.update({'root': str(target), 'category': '', 'layout': 'seglist'})
+  return own
+
+
+def _split(config: Config) -> Config:
+  """The configuration, the lists of its data drawn anew."""
+  options = config.check.split
+  if not options.enable:
+    return config
+  if config.data.layout not in ('auto', 'seglist'):
+    raise ConfigError(
+      f'check.split draws the lists of a seglist anew, but data.layout is {config.data.layout!r}; '
+      'convert the data with check.convert first, or leave check.split out.'
+    )
+  directory = Path(config.data.root, config.data.category)
+  drawn = resplit.resplit(
+    directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
+  )
+  telemetry.LOG.info('Lists of %s drawn anew: %s', directory, drawn)
+  return config
 
 
 def evaluate_model(config: Config, workdir: Path) -> Result:
@@ -114,6 +178,7 @@ MODES: Mapping[str, Callable[[Config, Path], Result]] = {
   'train': train,
   'evaluate': evaluate_model,
   'predict': predict_files,
+  'check_dataset': check_dataset,
 }
 
 
@@ -186,7 +251,8 @@ def _evaluate(model: bundle.Model, test: Sequence[Record], config: Config, workd
     return told
   options = config.evaluate
   mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
-  metrics = evaluate.evaluate(
+  began = time.perf_counter()
+  found, drawn = evaluate.evaluate(
     model,
     test,
     mesh,
@@ -195,14 +261,23 @@ def _evaluate(model: bundle.Model, test: Sequence[Record], config: Config, workd
     workdir,
     options.save_pictures,
   )
-  numbers = [f'{key} {value:.4f}' for key, value in metrics.items() if isinstance(value, float)]
-  counts = metrics['counts']
+  seconds = time.perf_counter() - began
+  curves.draw(workdir / 'curves', drawn)
+  counts = found['counts']
   telemetry.LOG.info(
     '%s: %s (%d good and %d defective test images)',
-    _label(config), ', '.join(numbers) or 'an AUROC needs both',
-    counts['good'], counts['defective'],
+    _label(config), _told(found), counts['good'], counts['defective'],
   )  # fmt: skip
-  return {'metrics': metrics, **told}
+  return {'metrics': found, 'timing': {'evaluate_s': seconds}, **told}
+
+
+def _told(found: Mapping[str, Any]) -> str:
+  numbers = [
+    f'{key} {value:.4f}{" (oracle)" if key in found["oracles"] else ""}'
+    for key, value in found.items()
+    if isinstance(value, float)
+  ]
+  return ', '.join(numbers) or 'an AUROC needs both'
 
 
 def _of_category(config: Config, name: str) -> Config:

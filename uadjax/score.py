@@ -11,7 +11,7 @@ import numpy as np
 
 from uadjax import sharding, telemetry
 from uadjax.data import pipeline, preprocess
-from uadjax.types import Batch, Record, Scores
+from uadjax.types import Batch, Detector, Record, Scores
 
 Placed = TypeVar('Placed')
 
@@ -22,6 +22,42 @@ class Scored(NamedTuple):
   record: Record
   map: Float[np.ndarray, 'h w']
   image: float
+
+
+class Peaks(NamedTuple):
+  """What is left of scored images without their maps.
+
+  Attributes:
+    path: the files, '' where only embeddings were kept.
+    image: image scores.
+    map: largest map values.
+  """
+
+  path: tuple[str, ...]
+  image: Float[np.ndarray, ' n']
+  map: Float[np.ndarray, ' n']
+
+
+def peaks(scored: Iterable[Scored]) -> Peaks:
+  """Score images to the end, and keep what thresholds are set by."""
+  kept = [(str(one.record.path), one.image, float(one.map.max())) for one in scored]
+  paths, images, maps = zip(*kept, strict=True) if kept else ((), (), ())
+  return Peaks(paths, np.array(images, np.float64), np.array(maps, np.float64))
+
+
+def with_embedded(kept: Peaks, scores: Sequence[Scores]) -> Peaks:
+  """Add images, scored one by one, of which there is no file any more."""
+  return Peaks(
+    kept.path + ('',) * len(scores),
+    np.append(kept.image, [one.image[0] for one in scores]),
+    np.append(kept.map, [one.map.max() for one in scores]),
+  )
+
+
+def of_images(detector: Detector) -> Callable[[Any, Batch], Scores]:
+  """The detector's score of a batch from files, jitted."""
+  scorer = jax.jit(detector.score)
+  return lambda fitted, batch: scorer(fitted, batch.image)
 
 
 def score(

@@ -6,9 +6,6 @@ from pathlib import Path
 import time
 from typing import Any
 
-import jax
-import numpy as np
-
 from uadjax import (
   bundle,
   calibrate,
@@ -18,6 +15,7 @@ from uadjax import (
   fit,
   hostmemory,
   interrupts,
+  labelled,
   learned as learning,
   onepass,
   score,
@@ -27,7 +25,7 @@ from uadjax import (
 )
 from uadjax.backbones import pretrained
 from uadjax.data import datasets, preprocess
-from uadjax.types import Batch, Config, ConfigError, Record, Scores, Spec
+from uadjax.types import Config, ConfigError, Record, Spec
 
 Result = dict[str, Any]
 
@@ -37,15 +35,20 @@ _SHARED = ('detector.', 'backbone.name', 'data.ops')
 
 def train(config: Config, splits: datasets.Splits, workdir: Path) -> Result:
   """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
-  calibrate.check(config.calibrate.budget)
+  options = config.calibrate
+  calibrate.check(
+    options.budget, options.review_budget, options.method, options.miss_cost, options.labelled
+  )
   once = detectors.learns_once(config.detector.name)
   _check(config.fit, once)
   workdirs.check(workdir, config)
-  datasets.verify([*splits.train, *splits.test])
-  return (_in_one_pass if once else _by_descent)(config, splits.train, workdir)
+  shown = labelled.load(config, splits.train) if options.labelled else ()
+  return (_in_one_pass if once else _by_descent)(config, splits.train, shown, workdir)
 
 
-def _by_descent(config: Config, records: Sequence[Record], workdir: Path) -> Result:
+def _by_descent(
+  config: Config, records: Sequence[Record], shown: Sequence[Record], workdir: Path
+) -> Result:
   """Learn from most images; choose the best step and set thresholds by the others."""
   held_out = config.fit.held_out
   shares = [1 - held_out, held_out / 2, held_out / 2]
@@ -65,15 +68,11 @@ def _by_descent(config: Config, records: Sequence[Record], workdir: Path) -> Res
   with interrupts.noted() as stop:
     fitted = fit.fit(detector, variables, config, parts, mesh, workdir, stop)
   peak_mb, began = hostmemory.peak_mb(), time.perf_counter()
-  scorer = jax.jit(detector.score)
-
-  def of_pixels(fitted: Any, batch: Batch) -> Scores:
-    return scorer(fitted, batch.image)
-
-  rows = config.evaluate.batch_size
-  scored = score.score(of_pixels, fitted.fitted, parts.calibrate, ops, rows, mesh)
-  limits = calibrate.from_normals(*_peaks(scored), config.calibrate.budget)
-  bundle.save(workdir / 'model', config, fitted.fitted, limits, weights)
+  scorer, rows = score.of_images(detector), config.evaluate.batch_size
+  normals = score.peaks(score.score(scorer, fitted.fitted, parts.calibrate, ops, rows, mesh))
+  examples = labelled.score(scorer, fitted.fitted, shown, config, mesh)
+  limits = _limits(config, normals, examples)
+  bundle.save(workdir / 'model', config, fitted.fitted, limits, normals, weights)
   _tell(workdir, limits)
   return {
     **_outputs(workdir),
@@ -82,7 +81,9 @@ def _by_descent(config: Config, records: Sequence[Record], workdir: Path) -> Res
   }
 
 
-def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Result:
+def _in_one_pass(
+  config: Config, records: Sequence[Record], shown: Sequence[Record], workdir: Path
+) -> Result:
   """Learn from every image; set thresholds by leaving each out."""
   ops, options = preprocess.parse(config.data.ops), config.fit
   # Read now: a run that extends its own model is about to replace it.
@@ -112,24 +113,23 @@ def _in_one_pass(config: Config, records: Sequence[Record], workdir: Path) -> Re
     fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
     peak_mb = hostmemory.peak_mb()
     bundle.save_arrays(model, fold.fitted)
-    embedder, seconds = fold.embedder, fold.seconds
+    embedder, seconds, began = fold.embedder, fold.seconds, time.perf_counter()
+    examples = labelled.score(score.of_images(detector), fold.fitted, shown, config, mesh)
     del fold  # Its Gaussians may take gigabytes, and so may those that follow.
-    began = time.perf_counter()
     reference = once.reference(variables, learning.load_kept(state, mapped=True))
     rows = config.evaluate.batch_size
     scored = onepass.score_left_out(once, reference, records, first, ops, rows, mesh)
-    images, peaks = _peaks(scored)
+    normals = score.peaks(scored)
     if before:
       again = onepass.score_retained(once, reference, before.retained, ops)
-      images = np.append(images, [one.image[0] for one in again])
-      peaks = np.append(peaks, [one.map.max() for one in again])
+      normals = score.with_embedded(normals, again)
     count = config.calibrate.retain
     retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
-    limits = calibrate.from_normals(images, peaks, config.calibrate.budget)
+    limits = _limits(config, normals, examples)
     learning.save_retained(state, retained, first + len(records))
     kept = learning.load_kept(state, mapped=True)
     facts = once.facts(kept, retained.embedding)
-    bundle.save_manifest(model, config, limits, weights, facts)
+    bundle.save_manifest(model, config, limits, normals, weights, facts)
     moved = _moved(once.moved(before.kept, kept), old.limits, limits) if old and before else {}
   telemetry.LOG.info('Learned: %s', _listed(facts))
   _tell(workdir, limits)
@@ -210,15 +210,23 @@ def _mesh(config: Config, rows: int) -> sharding.Mesh:
   return sharding.make_mesh(config.device, config.mesh.data, rows)
 
 
-def _peaks(scored: Any) -> tuple[np.ndarray, np.ndarray]:
-  """Image scores and the largest map values."""
-  pairs = [(one.image, one.map.max()) for one in scored]
-  images, peaks = np.array(pairs, np.float64).T
-  return images, peaks
+def _limits(
+  config: Config, normals: score.Peaks, examples: labelled.Examples | None
+) -> calibrate.Limits:
+  """Thresholds by the method that the configuration names."""
+  options = config.calibrate
+  budgets = options.budget, options.review_budget
+  if examples is None:
+    return calibrate.from_normals(
+      normals.image, normals.map, *budgets, options.method == 'confident'
+    )
+  return calibrate.from_labelled(
+    *examples[:3], options.method, *budgets, options.miss_cost, examples.pixel
+  )
 
 
 def _tell(workdir: Path, limits: calibrate.Limits) -> None:
-  level = logging.WARNING if limits.expected > limits.budget else logging.INFO
+  level = logging.WARNING if limits.over_budget else logging.INFO
   telemetry.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', limits)
 
 

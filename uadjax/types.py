@@ -61,7 +61,12 @@ class Scores(NamedTuple):
   image: Float[Array, ' b']
 
 
-def _silently(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+# (items, their number, what is done) -> the items, while progress is shown.
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def silently(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+  """Show no progress."""
   return items
 
 
@@ -74,7 +79,7 @@ class Spec(NamedTuple):
     images: an upper bound on the number of images that will be folded in.
     seen: number of images that were folded in before, by a run that this one extends.
     learning_rate: schedule for detectors that descend a gradient.
-    track: (items, their number, what is done) -> the items, while progress is shown.
+    track: shows progress.
   """
 
   height: int
@@ -82,7 +87,7 @@ class Spec(NamedTuple):
   images: int = 0
   seen: int = 0
   learning_rate: Schedule = lambda step: 0.0
-  track: Callable[[Iterable[Any], int, str], Iterable[Any]] = _silently
+  track: Track = silently
 
 
 class OnePass(NamedTuple):

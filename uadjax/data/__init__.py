@@ -1,14 +1,21 @@
 """Folders become records, records become batches of network images."""
 
-from uadjax.data import datasets, demo
-from uadjax.types import Config
+from pathlib import Path
+
+from uadjax.data import check, datasets, demo
+from uadjax.types import Config, silently, Track
 
 
 def load(config: Config) -> datasets.Splits:
   """List the images that a `data` config names; with an empty root, those of the demo."""
-  if not config.root:
-    return datasets.load(demo.cached(), config.category or demo.CATEGORY)
-  return datasets.load(config.root, config.category, config.layout)
+  root, category = _where(config)
+  return datasets.load(root, category, _layout(config), config.mask_threshold)
+
+
+def examine(config: Config, fewest: int = check.FEWEST, track: Track = silently) -> check.Report:
+  """Check the images that a `data` config names."""
+  root, category = _where(config)
+  return check.check(root, category, _layout(config), config.mask_threshold, fewest, track)
 
 
 def expand(config: Config) -> list[str]:
@@ -16,3 +23,13 @@ def expand(config: Config) -> list[str]:
   if not config.root:
     return [config.category or demo.CATEGORY]
   return datasets.expand(config.root, config.category)
+
+
+def _where(config: Config) -> tuple[Path, str]:
+  if not config.root:
+    return demo.cached(), config.category or demo.CATEGORY
+  return Path(config.root), config.category
+
+
+def _layout(config: Config) -> str:
+  return config.layout if config.root else 'auto'

@@ -1,10 +1,12 @@
 """Folders become records: the layouts that are read, and what is wrong where one cannot be.
 
-Nothing but `verify` opens a file. Hidden files are passed over, and whatever is listed is in
-natural order ('2.png' before '10.png'), so that a dataset is the same on every machine.
+No file is opened, but for the masks of a `seglist`, which alone tell what is good. Hidden files are
+passed over, and whatever is listed is in natural order ('2.png' before '10.png') or in that of its
+list, so that a dataset is the same on every machine.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import difflib
 import math
@@ -14,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uadjax.data import preprocess
+from uadjax.data import preprocess, problems, seglist
+from uadjax.data.problems import Problem
 from uadjax.types import ConfigError, DataError, Record
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # In any case.
@@ -34,6 +37,7 @@ OBJECTS = (
 )
 _GROUPS = {'textures': TEXTURES, 'objects': OBJECTS}  # As MVTec AD sorts its categories.
 _NORMAL = ('good', 'normal', 'ok')  # Names of a folder of normal images, in any case.
+_SPLITS = ('train', 'val', 'test')  # Names of a folder that say nothing of defects, likewise.
 
 
 class Splits(NamedTuple):
@@ -43,16 +47,63 @@ class Splits(NamedTuple):
   test: tuple[Record, ...]
 
 
-def load(root: str | Path, category: str = '', layout: str = 'auto') -> Splits:
+class Listing(NamedTuple):
+  """What a folder holds, before a file is opened.
+
+  Attributes:
+    directory: the folder.
+    layout: how it is laid out; never 'auto'.
+    splits: the images.
+    problems: what is wrong so far; with an error among them nothing can be loaded.
+  """
+
+  directory: Path
+  layout: str
+  splits: Splits
+  problems: tuple[Problem, ...]
+
+  @property
+  def by_mask(self) -> bool:
+    """Whether a record's defect is only what its mask shows, if it shows any; see `judged`."""
+    return self.layout == 'seglist'
+
+
+def load(
+  root: str | Path, category: str = '', layout: str = 'auto', mask_threshold: int = 0
+) -> Splits:
   """List the images of one category.
 
   Args:
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
-    layout: 'mvtec', 'folder', or 'auto', which is 'mvtec' where there is a folder 'train'.
+    layout: 'mvtec', 'seglist', 'folder', or 'auto', which is 'mvtec' where there is a folder
+      'train', else 'seglist' where there is a file 'train.txt'.
+    mask_threshold: in a seglist, an image is defective where its mask has a value above it, and
+      good where there is none, or no mask.
 
   Raises:
-    DataError: a folder is missing or holds no image.
+    DataError: a folder or listed file is missing, there is nothing to learn from, or a seglist
+      has defects in its training set.
+    ConfigError: the layout has no such name.
+  """
+  listing = survey(root, category, layout)
+  problems.refuse(listing.problems)
+  if not listing.by_mask:
+    return listing.splits
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    splits = Splits(*(
+      tuple(pool.map(lambda record: judged(record, _shows(record, mask_threshold)), records))
+      for records in listing.splits
+    ))  # fmt: skip
+  problems.refuse(defects_in_training(splits.train))
+  return splits
+
+
+def survey(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
+  """List the images as `load` does, and what is wrong instead of raising it.
+
+  Raises:
+    DataError: there is no such folder at all.
     ConfigError: the layout has no such name.
   """
   if layout not in ('auto', *_LAYOUTS):
@@ -62,8 +113,30 @@ def load(root: str | Path, category: str = '', layout: str = 'auto') -> Splits:
   if not directory.is_dir():
     raise DataError(_no_category(root, category))
   if layout == 'auto':
-    layout = 'mvtec' if (directory / 'train').is_dir() else 'folder'
-  return _LAYOUTS[layout](directory)
+    by_list = (directory / 'train.txt').is_file()
+    by_folder = (directory / 'train').is_dir()
+    layout = 'mvtec' if by_folder else 'seglist' if by_list else 'folder'
+  splits, wrong = _LAYOUTS[layout](directory)
+  return Listing(directory, layout, splits, tuple(wrong))
+
+
+def judged(record: Record, shows_defect: bool) -> Record:
+  """The record of a listing by mask, now that the mask was read."""
+  return record if shows_defect else record._replace(defect='good')
+
+
+def defects_in_training(train: Sequence[Record]) -> list[Problem]:
+  """A problem for every image that must not be learned from."""
+  return [
+    problems.error(
+      'defects in training',
+      record.path,
+      f'{record.path} is to be learned from, but its mask {record.mask} shows a defect; move its '
+      'line to val.txt.',
+    )
+    for record in train
+    if record.anomalous
+  ]
 
 
 def categories(root: str | Path) -> list[str]:
@@ -124,88 +197,128 @@ def split(
   return tuple(tuple(records[i] for i in sorted(part)) for part in parts)
 
 
-def verify(records: Sequence[Record]) -> None:
-  """Look into every image and mask, without decoding them; lists up to ten that cannot be used."""
-  paths = [path for record in records for path in (record.path, record.mask) if path]
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    problems = [problem for problem in pool.map(_problem, paths) if problem]
-    if not problems:
-      problems = [problem for problem in pool.map(_misfit, records) if problem]
-  if problems:
-    more = [f'and {len(problems) - 10} more'] if len(problems) > 10 else []
-    listing = '\n  '.join(problems[:10] + more)
-    raise DataError(f'{len(problems)} of {len(paths)} files cannot be used:\n  {listing}')
-
-
-def _problem(path: Path) -> str | None:
-  try:
-    preprocess.check(path)
-  except DataError as error:
-    return str(error)
-  return None
-
-
-def _misfit(record: Record) -> str | None:
-  if record.mask is None:
-    return None
-  image, mask = preprocess.image_size(record.path), preprocess.image_size(record.mask)
+def misfit(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> str:
+  """Say that a mask has not the height and width of its image; nothing where it has."""
   if image == mask:
-    return None
+    return ''
   return (
     f'{record.mask} is {mask[1]}x{mask[0]} pixels, but its image {record.path} is '
     f'{image[1]}x{image[0]}; give the mask the size of the image.'
   )
 
 
-def _mvtec(directory: Path) -> Splits:
+def _shows(record: Record, threshold: int) -> bool:
+  return record.mask is not None and bool(preprocess.read_mask(record.mask, threshold).any())
+
+
+_Found = tuple[Splits, list[Problem]]
+
+
+def _mvtec(directory: Path) -> _Found:
   """<category>/{train/good, test/<defect>, ground_truth/<defect>/<stem>_mask.png}."""
-  train = tuple(Record(path) for path in _some_images(directory / 'train' / 'good'))
-  test = directory / 'test'
+  train, test, truth = (directory / name for name in ('train', 'test', 'ground_truth'))
+  learn, wrong = _to_learn(train / 'good')
   records = tuple(
     record
     for folder in (_folders(test) if test.is_dir() else ())  # Fitting needs no test set.
-    for record in _defects(folder, folder.name, directory / 'ground_truth' / folder.name)
+    for record in _defects(folder, folder.name, truth / folder.name)
   )
   if test.is_dir() and not records:
-    raise DataError(f'No images in the folders of {test}.')
-  return Splits(train, records)
+    wrong.append(problems.error('empty split', test, f'No images in the folders of {test}.'))
+  wrong += [
+    problems.warning(
+      'defects in training',
+      folder,
+      f'Nothing is learned from {folder} ({len(_images(folder))} images), only from '
+      f'{train / "good"}; defects belong in {test / folder.name}.',
+    )
+    for folder in (_folders(train) if train.is_dir() else ())
+    if folder.name != 'good' and _images(folder)
+  ]
+  used = {record.mask for record in records}
+  wrong += [
+    problems.warning(
+      'mask without image', mask, f'{mask} belongs to no image in {test / folder.name}.'
+    )
+    for folder in (_folders(truth) if truth.is_dir() else ())
+    for mask in _images(folder)
+    if mask not in used
+  ]
+  return Splits(learn, records), wrong
 
 
-def _folder(directory: Path) -> Splits:
+def _folder(directory: Path) -> _Found:
   """Normal images, here or in 'good' or 'normal'; any other folder is a type of defect."""
   folders = _folders(directory)
   normal = [folder for folder in folders if folder.name.lower() in _NORMAL]
   train = tuple(Record(path) for folder in (directory, *normal) for path in _images(folder))
-  if not train and (inner := [f.name for f in folders if (f / 'train').is_dir()]):
-    raise DataError(f'{directory} holds categories: set data.category to one of {inner}, or all.')
-  if not train:
-    raise DataError(
-      f'No normal images in {directory}; put them there, or into a folder {_NORMAL[0]!r} or'
-      f' {_NORMAL[1]!r} in it, as {", ".join(SUFFIXES)}.'
-    )
   defects = [folder for folder in folders if folder not in normal]
-  return Splits(train, tuple(r for folder in defects for r in _defects(folder, folder.name, None)))
+  test = tuple(record for folder in defects for record in _defects(folder, folder.name, None))
+  if train:
+    return Splits(train, test), []
+  told = (
+    f'No normal images in {directory}; put them there, or into a folder {_NORMAL[0]!r} or'
+    f' {_NORMAL[1]!r} in it, as {", ".join(SUFFIXES)}.'
+  )
+  if inner := [f.name for f in folders if (f / 'train').is_dir() or (f / 'train.txt').is_file()]:
+    told = f'{directory} holds categories: set data.category to one of {inner}, or all.'
+  return Splits(train, test), [problems.error('empty split', directory, told)]
 
 
-_LAYOUTS: dict[str, Callable[[Path], Splits]] = {'mvtec': _mvtec, 'folder': _folder}
+def _seglist(directory: Path) -> _Found:
+  """<category>/{train.txt, val.txt}, which name images and masks: PaddleX's layout."""
+  learn, wrong = seglist.read(directory / 'train.txt')
+  test, wrong_test = [], []
+  if (directory / 'val.txt').exists():  # Fitting needs no test set.
+    test, wrong_test = seglist.read(directory / 'val.txt')
+  if not learn and not wrong:
+    told = f"{directory / 'train.txt'} lists no image; a line must be 'image mask', or 'image'."
+    wrong.append(problems.error('empty split', directory / 'train.txt', told))
+  records = [
+    tuple(Record(line.image, _defect_of(line.image, directory), line.mask) for line in lines)
+    for lines in (learn, test)
+  ]
+  return Splits(*records), wrong + wrong_test
+
+
+def _defect_of(image: Path, directory: Path) -> str:
+  """What a defect of this image is called: the first telling folder in 'images', if there is."""
+  first, *folders = image.relative_to(directory).parts[:-1] or ('',)
+  telling = [name for name in folders if name.lower() not in (*_NORMAL, *_SPLITS)]
+  return telling[0] if first == 'images' and telling else 'defect'
+
+
+_LAYOUTS: dict[str, Callable[[Path], _Found]] = {
+  'mvtec': _mvtec,
+  'seglist': _seglist,
+  'folder': _folder,
+}
+
+
+def _to_learn(folder: Path) -> tuple[tuple[Record, ...], list[Problem]]:
+  images = _images(folder) if folder.is_dir() else []
+  if images:
+    return tuple(Record(path) for path in images), []
+  told = f'No images in {folder}; they must be {", ".join(SUFFIXES)}.'
+  if not folder.is_dir():
+    told = f'No folder {folder}; it must hold the normal images to learn from.'
+  return (), [problems.error('empty split', folder, told)]
 
 
 def _defects(folder: Path, defect: str, truth: Path | None) -> list[Record]:
   defect = 'good' if defect.lower() in _NORMAL else defect
-  masks = {path.stem: path for path in _images(truth)} if truth and truth.is_dir() else {}
-  return [
-    Record(path, defect, masks.get(f'{path.stem}_mask') or masks.get(path.stem))
-    for path in _images(folder)
-  ]
+  masks = collections.defaultdict(list)
+  for path in _images(truth) if truth and truth.is_dir() else ():
+    masks[path.stem].append(path)
+  return [Record(path, defect, _mask_of(path, masks)) for path in _images(folder)]
 
 
-def _some_images(folder: Path) -> list[Path]:
-  if not folder.is_dir():
-    raise DataError(f'No folder {folder}; it must hold the normal images to learn from.')
-  images = _images(folder)
-  if not images:
-    raise DataError(f'No images in {folder}; they must be {", ".join(SUFFIXES)}.')
-  return images
+def _mask_of(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
+  """Find a mask by name. Where images share a stem, a suffix tells whose it is, if one does."""
+  for name in (f'{image.name}_mask', f'{image.stem}_mask', image.name, image.stem):
+    if name in masks:
+      return min(masks[name], key=lambda mask: mask.suffix.lower() != image.suffix.lower())
+  return None
 
 
 def _images(folder: Path) -> list[Path]:
@@ -232,7 +345,8 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
 
 def _is_category(directory: Path) -> bool:
   normal = [folder for folder in _folders(directory) if folder.name.lower() in _NORMAL]
-  return (directory / 'train').is_dir() or any(_images(d) for d in (directory, *normal))
+  listed = (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
+  return listed or any(_images(d) for d in (directory, *normal))
 
 
 def _existing(root: str | Path) -> Path:

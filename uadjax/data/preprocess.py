@@ -64,18 +64,32 @@ def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
     return _upright(_rgb(image), image)
 
 
-def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
-  """Read a defect mask: True where the value in the file exceeds the threshold.
+class Raw(NamedTuple):
+  """The values of a mask as they are in its file.
 
-  The value is raw: 0-255, 0-65535 in 16 bits, the index in a palette (which is the class in masks
-  that labeling tools write), the largest channel of a color. Alpha is ignored. The mask is turned
-  upright as its image is.
+  Attributes:
+    values: 0-255, 0-65535 in 16 bits, the index in a palette (which is the class in masks that
+      labeling tools write), the largest channel of a color. Alpha is ignored.
+    colored: whether the file has several channels.
   """
+
+  values: Num[np.ndarray, 'h w']
+  colored: bool
+
+
+def read_raw(source: Source) -> Raw:
+  """Read a mask, turned upright as its image is; raises as `decode` does."""
   with _opened(source) as image:
     image.load()
-    raw = image.mode in ('L', 'P', 'F') or image.mode.startswith('I')
-    values = np.asarray(image) if raw else np.asarray(image.convert('RGB')).max(axis=-1)
-    return _upright(values > threshold, image)
+    single = image.mode in ('L', 'P', 'F') or image.mode.startswith('I')
+    values = np.asarray(image) if single else np.asarray(image.convert('RGB')).max(axis=-1)
+    colored = len(set(image.getbands()) - {'A', 'a'}) > 1
+    return Raw(_upright(values, image), colored)
+
+
+def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
+  """Read a defect mask: True where the raw value exceeds the threshold."""
+  return read_raw(source).values > threshold
 
 
 def image_size(source: Source) -> tuple[int, int]:

@@ -30,6 +30,8 @@ from uadjax.types import (
 )
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section IV-D).
+# Of the map, whitened at a time. A loop over one alone XLA would unroll, and round differently.
+_COLUMNS = 4
 Stages = dict[str, Float[Array, 'b _h _w _c']]
 
 
@@ -115,8 +117,8 @@ def make(
     return Fitted(state.embedder, mean, _whiten(m2, n, ridge, 0))
 
   def reference(variables: Variables, kept: Arrays) -> Reference:
-    n, whiten = jnp.asarray(kept['n']), _whiten(jnp.array(kept['m2']), kept['n'], ridge, 1)
-    mean, projection = jnp.asarray(kept['mean']), jnp.asarray(kept['projection'])
+    n, mean, projection = (jnp.asarray(kept[k]) for k in ('n', 'mean', 'projection'))
+    whiten = jax.device_put(_whiten_on_host(kept['m2'], n, ridge, 1))
     return Reference(Fitted(Embedder(variables, projection), mean, whiten), n)
 
   def judge(distance: Float[Array, 'b h w']) -> Scores:
@@ -153,6 +155,17 @@ def _whiten(
 ) -> Float[Array, 'h w d d']:
   """Turn the products into whitening matrices where they lie: there may be gigabytes of them."""
   return gaussian.whiten(gaussian.Moments(n, jnp.zeros(m2.shape[:3]), m2), ridge, left_out)
+
+
+def _whiten_on_host(
+  m2: Float[np.ndarray, 'h w d d'], n: Float[Array, ''], ridge: float, left_out: int
+) -> Float[np.ndarray, 'h w d d']:
+  """Do the same to what lies in the host's memory: in place, if it may be written to."""
+  out = m2 if m2.flags.writeable else m2.copy()
+  for j in range(0, out.shape[1], _COLUMNS):
+    columns = np.s_[:, j : j + _COLUMNS]
+    out[columns] = _whiten(jnp.array(out[columns]), n, ridge, left_out)
+  return out
 
 
 def _extend(state: State, kept: Arrays) -> State:

@@ -1,0 +1,220 @@
+"""False alarms on unseen good images beside the budget that the thresholds were set for.
+
+  DATA=../shared/data/mvtec_ad
+  WEIGHTS=../shared/weights/resnet18_imagenet_bnfolded.pth
+  python experiments/false_alarms.py --root=$DATA --weights=$WEIGHTS --categories=all --seeds=3 \
+    --config=configs/padim.py --config=configs/patchcore.py
+
+Each run is a fresh process with a folder of its own; finished runs are not repeated, and those of
+mvtec_table.py with the same --workdir count. A run scores good images that were held or left out
+(`calibration.csv`: path, score, peak) and the test images (`scores.csv`: path, defect, score,
+label). From the first, thresholds are set for every budget; on the second they are counted. What
+follows `--` is passed on to every run. The table is printed, and left in --workdir as
+false_alarms.md and false_alarms.csv.
+
+false alarms: share of the good test images that are NG. In brackets what their number allows: the
+95 % interval of Clopper and Pearson (1934). Seeds share the test images, so they are averaged and
+not added up; categories are added up.
+at most: what the share of all unseen good images exceeds in one of 20 calibrations.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+import csv
+from pathlib import Path
+import statistics
+import sys
+from typing import NamedTuple
+
+import fresh
+import mvtec_table as table
+import numpy as np
+from scipy import special
+
+from uadjax import calibrate
+from uadjax.data import datasets
+
+_TITLES = (
+  'detector', 'category', 'seeds', 'set on', 'budget', 'expected', 'at most', 'good',
+  'false alarms', 'to review', 'defective', 'missed', 'passed as OK',
+)  # fmt: skip
+
+
+class Counted(NamedTuple):
+  """Verdicts on test images at one budget; numbers of images, means where there are several seeds.
+
+  Attributes:
+    normals: left out or held out to set the threshold.
+    expected: share of unseen good images above it.
+    bound: of that share.
+    good: test images without a defect.
+    false_alarms: how many of them are NG.
+    reviewed: how many of them are to be reviewed.
+    defective: test images with a defect.
+    missed: how many of them are not NG.
+    passed: how many of them are OK.
+  """
+
+  normals: float
+  expected: float
+  bound: float
+  good: float
+  false_alarms: float
+  reviewed: float
+  defective: float
+  missed: float
+  passed: float
+
+
+def count(folder: Path, budget: float, review_budget: float, confident: bool) -> Counted:
+  """Set the threshold of a finished run for a budget, and hold the test images against it."""
+  left_out = _read(folder / 'calibration.csv')
+  scores = np.array([float(row['score']) for row in left_out])
+  peaks = np.array([float(row['peak']) for row in left_out])
+  limits = calibrate.from_normals(scores, peaks, budget, max(budget, review_budget), confident)
+  verdicts: dict[bool, list[str]] = {True: [], False: []}
+  for row in _read(folder / 'scores.csv'):
+    verdicts[row['defect'] == 'good'].append(calibrate.label(float(row['score']), limits))
+  good, defective = verdicts[True], verdicts[False]
+  return Counted(
+    limits.normals,
+    limits.expected,
+    limits.bound,
+    len(good),
+    good.count('NG'),
+    good.count('review'),
+    len(defective),
+    len(defective) - defective.count('NG'),
+    defective.count('OK'),
+  )
+
+
+def mean(counts: Iterable[Counted]) -> Counted:
+  """Over seeds."""
+  return Counted(*map(statistics.fmean, zip(*counts, strict=True)))
+
+
+def together(counts: Sequence[Counted]) -> Counted:
+  """Over categories: test images are added up; what is promised is weighted by the good ones."""
+  good = sum(c.good for c in counts)
+  expected, bound = (
+    sum(getattr(c, key) * c.good for c in counts) / max(good, 1) for key in ('expected', 'bound')
+  )
+  normals, _, _, *sums = map(sum, zip(*counts, strict=True))
+  return Counted(normals, expected, bound, *sums)
+
+
+def interval(hits: float, n: float) -> tuple[float, float]:
+  """What a share of which `hits` of n were seen lies between, in 19 of 20 cases."""
+  low = special.betaincinv(hits, n - hits + 1, 0.025) if hits else 0.0
+  high = special.betaincinv(hits + 1, n - hits, 0.975) if hits < n else 1.0
+  return float(low), float(high)
+
+
+def leave(rows: Sequence[tuple[str, str, int, float, Counted]], workdir: Path, about: str) -> None:
+  """Print the table, and write it as Markdown and CSV."""
+  shown = [
+    [
+      detector, category, seeds, f'{c.normals:.0f}', _percent(budget), _percent(c.expected),
+      _percent(c.bound), f'{c.good:.0f}', _measured(c.false_alarms, c.good),
+      _share(c.reviewed, c.good), f'{c.defective:.0f}', _share(c.missed, c.defective),
+      _share(c.passed, c.defective),
+    ]
+    for detector, category, seeds, budget, c in rows
+  ]  # fmt: skip
+  text = f'{fresh.markdown(_TITLES, shown)}\n\n{about}\n'
+  (workdir / 'false_alarms.md').write_text(text)
+  with (workdir / 'false_alarms.csv').open('w', newline='') as file:
+    names = ['detector', 'category', 'seeds', 'budget', *Counted._fields]
+    written = [[*row[:-1], *row[-1]] for row in rows]
+    csv.writer(file, lineterminator='\n').writerows([names, *written])
+  print(text)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+  if not path.is_file():
+    sys.exit(f'{path} is absent: that run was of an older uadjax. Name another --workdir.')
+  with path.open(newline='', encoding='utf-8') as file:
+    return list(csv.DictReader(file))
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.1f} %'
+
+
+def _share(hits: float, n: float) -> str:
+  return _percent(hits / n) if n else '—'
+
+
+def _measured(hits: float, n: float) -> str:
+  if not n:
+    return '—'
+  low, high = interval(hits, n)
+  return f'{_percent(hits / n)} ({100 * low:.1f}-{100 * high:.1f})'
+
+
+def _rows(
+  runs: Sequence[table.Run], flags: argparse.Namespace
+) -> list[tuple[str, str, int, float, Counted]]:
+  rows = []
+  for config in flags.config:
+    for budget in flags.budgets:
+      of_detector = []
+      for category in dict.fromkeys(run.category for run in runs):
+        counts = [
+          count(folder, budget, flags.review_budget, flags.confident)
+          for run in runs
+          if run.config == config and run.category == category
+          if fresh.done(folder := run.folder(flags.workdir)) is not None
+        ]
+        if counts:
+          of_detector.append(mean(counts))
+          rows.append((table.label(config), category, len(counts), budget, of_detector[-1]))
+      if len(of_detector) > 1:
+        all_of_them = f'all {len(of_detector)}'
+        rows.append((table.label(config), all_of_them, flags.seeds, budget, together(of_detector)))
+  return rows
+
+
+def main() -> None:
+  """Run what is missing, then count and tabulate."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--root', required=True)
+  parser.add_argument('--weights', required=True)
+  parser.add_argument('--config', action='append', help='may be given again; PaDiM if it is not')
+  parser.add_argument('--categories', default='all', help='names; or all, textures, objects')
+  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {fresh.FIRST_SEED} on')
+  parser.add_argument('--workdir', type=Path, default=Path('runs/false_alarms'))
+  parser.add_argument('--budgets', default='0.01,0.05,0.1,0.2', help='shares of good images')
+  parser.add_argument('--review_budget', type=float, default=0.05, help='at least the budget')
+  parser.add_argument('--confident', action='store_true', help='keep budgets with 95 %% confidence')
+  parser.add_argument('--table-only', action='store_true', help='run nothing; count what is there')
+  parser.add_argument('overrides', nargs='*', help='after --, for every run')
+  flags = parser.parse_args()
+  flags.config = flags.config or ['configs/padim.py']
+  flags.budgets = [float(budget) for budget in flags.budgets.split(',')]
+  categories = [
+    name for group in flags.categories.split(',') for name in datasets.expand(flags.root, group)
+  ]
+  runs = [
+    table.Run(config, category, seed)
+    for seed in range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
+    for category in categories
+    for config in flags.config
+  ]
+  known = table.machines(flags.workdir, flags.overrides, begin=not flags.table_only)
+  if not flags.table_only:
+    table.sweep(runs, flags.workdir, flags.root, flags.weights, flags.overrides)
+  if not (rows := _rows(runs, flags)):
+    sys.exit(f'There is no finished run of these in {flags.workdir}.')
+  kept = 'with 95 % confidence' if flags.confident else 'on average'
+  about = [f'Budgets are to be kept {kept}.', f'Machine: {"; ".join(known) or "unknown"}.']
+  if flags.overrides:
+    about.append(f'Overrides: {" ".join(flags.overrides)}.')
+  leave(rows, flags.workdir, ' '.join(about))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,315 @@
+"""Laws of the check: whatever is wrong is told, by itself and together with all the rest."""
+
+from collections.abc import Callable
+from pathlib import Path
+import re
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax.data import check, datasets, problems
+from uadjax.types import ConfigError, DataError
+
+SIZE = 24
+
+
+def picture(path: Path, seed: int) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+  Image.fromarray(pixels).save(path)
+
+
+def mask(path: Path, *values: int, size: tuple[int, int] = (SIZE, SIZE)) -> None:
+  """A mask with one pixel of each value, zero elsewhere."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.zeros(size, np.uint8)
+  pixels[0, : len(values)] = values
+  Image.fromarray(pixels).save(path)
+
+
+def bomb(path: Path) -> None:
+  """A PNG whose header claims 30,000 x 30,000 pixels."""
+
+  def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = struct.pack('>I', zlib.crc32(kind + content))
+    return struct.pack('>I', len(content)) + kind + content + checksum
+
+  header = struct.pack('>IIBBBBB', 30_000, 30_000, 8, 0, 0, 0, 0)
+  content = chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(9))) + chunk(b'IEND', b'')
+  path.write_bytes(b'\x89PNG\r\n\x1a\n' + content)
+
+
+def cut_short(path: Path) -> None:
+  picture(path, 900)
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2])
+
+
+def mvtec(root: Path) -> None:
+  for i in range(4):
+    picture(root / f'train/good/{i}.png', i)
+  for i in range(2):
+    picture(root / f'test/good/{i}.png', 10 + i)
+    picture(root / f'test/cut/{i}.png', 20 + i)
+    mask(root / f'ground_truth/cut/{i}_mask.png', 255)
+  picture(root / 'test/hole/0.png', 30)
+  mask(root / 'ground_truth/hole/0_mask.png', 255, 255)
+
+
+def folder(root: Path) -> None:
+  for i in range(4):
+    picture(root / f'good/{i}.png', i)
+    picture(root / f'broken/{i}.png', 10 + i)
+
+
+def seglist(root: Path) -> None:
+  mask(root / 'annotations/none.png')
+  train, val = [], []
+  for i in range(4):
+    picture(root / f'images/{i}.png', i)
+    train.append(f'images/{i}.png annotations/none.png')
+  for i in range(2):
+    picture(root / f'images/good/{i}.png', 10 + i)
+    picture(root / f'images/cut/{i}.png', 20 + i)
+    mask(root / f'annotations/cut_{i}.png', 255)
+    val += [f'images/good/{i}.png', f'images/cut/{i}.png annotations/cut_{i}.png']
+  (root / 'train.txt').write_text('\n'.join(train) + '\n')
+  (root / 'val.txt').write_text('\n'.join(val) + '\n')
+
+
+LAYOUTS: dict[str, Callable[[Path], None]] = {
+  'mvtec': mvtec,
+  'folder': folder,
+  'seglist': seglist,
+}
+
+
+def line(root: Path, name: str, text: str) -> None:
+  with (root / name).open('a') as file:
+    file.write(text + '\n')
+
+
+def copy(root: Path, source: str, target: str) -> None:
+  """The same pixels in a file of other bytes."""
+  Image.open(root / source).save(root / target, compress_level=1, optimize=False)
+
+
+def to_color(path: Path) -> None:
+  Image.open(path).convert('RGB').save(path)
+
+
+def remove(root: Path, pattern: str) -> None:
+  for path in root.glob(pattern):
+    path.unlink()
+
+
+# Layout and what is done to it; what is told: severity, kind, path, words of the sentence.
+BAD = [
+  ('mvtec', lambda d: (d / 'train/good/a.png').touch(),
+   'error', 'unreadable file', 'train/good/a.png', 'not a JPEG'),
+  ('mvtec', lambda d: cut_short(d / 'test/good/b.jpg'),
+   'error', 'unreadable file', 'test/good/b.jpg', '(?i)truncated'),
+  ('mvtec', lambda d: bomb(d / 'test/good/c.png'),
+   'error', 'unreadable file', 'test/good/c.png', 'decompression bomb'),
+  ('mvtec', lambda d: mask(d / 'ground_truth/cut/0_mask.png', 255, size=(9, 8)),
+   'error', 'size mismatch', 'ground_truth/cut/0_mask.png', r'is 8x9 pixels.*is 24x24'),
+  ('mvtec', lambda d: copy(d, 'train/good/1.png', 'test/hole/x.png'),
+   'error', 'duplicate in train and test', 'test/hole/x.png',
+   r'same picture as .*train/good/1\.png'),
+  ('mvtec', lambda d: mask(d / 'ground_truth/good/1_mask.png', 255),
+   'error', 'good image with defects', 'test/good/1.png', '1_mask.png marks'),
+  ('mvtec', lambda d: mask(d / 'ground_truth/cut/1_mask.png', 1, 2, 3, 9, 200),
+   'warning', 'mask not binary', 'ground_truth/cut/1_mask.png',
+   r'6 values, 0, 1, 2, 3, … 200\. .*mask_threshold=0'),
+  ('mvtec', lambda d: to_color(d / 'ground_truth/cut/0_mask.png'),
+   'warning', 'mask in color', 'ground_truth/cut/0_mask.png', 'largest of its channels'),
+  ('mvtec', lambda d: mask(d / 'ground_truth/cut/9_mask.png', 255),
+   'warning', 'mask without image', 'ground_truth/cut/9_mask.png', 'no image in .*test/cut'),
+  ('mvtec', lambda d: (d / 'ground_truth/hole/0_mask.png').unlink(),
+   'warning', 'no mask', 'test/hole/0.png', r'defective \(hole\)'),
+  ('mvtec', lambda d: mask(d / 'ground_truth/hole/0_mask.png'),
+   'warning', 'empty mask', 'ground_truth/hole/0_mask.png', 'marks nothing.*hole'),
+  ('mvtec', lambda d: picture(d / 'test/cut/1.bmp', 800),
+   'warning', 'shared mask', 'ground_truth/cut/1_mask.png', r'1\.bmp and of .*1\.png'),
+  ('mvtec', lambda d: copy(d, 'train/good/1.png', 'train/good/x.png'),
+   'warning', 'duplicate', 'train/good/x.png', 'same picture as .*training set'),
+  ('mvtec', lambda d: copy(d, 'test/good/1.png', 'test/good/x.png'),
+   'warning', 'duplicate', 'test/good/x.png', 'same picture as .*test set'),
+  ('mvtec', lambda d: picture(d / 'train/scratch/0.png', 700),
+   'warning', 'defects in training', 'train/scratch', r'Nothing is learned from .*\(1 images\)'),
+  ('mvtec', lambda d: remove(d, 'train/good/*'),
+   'error', 'empty split', 'train/good', 'No images in'),
+  ('mvtec', lambda d: remove(d, 'train/good/[1-3].png'),
+   'error', 'too few images', '.', 'has 1 good images to learn from; at least 3'),
+  ('mvtec', lambda d: remove(d, 'test/*/*'),
+   'error', 'empty split', 'test', 'No images in the folders'),
+  ('mvtec', lambda d: remove(d, 'test/good/*'),
+   'warning', 'no good test images', '.', 'no good test images'),
+  ('mvtec', lambda d: [remove(d, f'{p}/{k}/*')
+    for p in ('test', 'ground_truth') for k in ('cut', 'hole')],
+   'warning', 'no defective test images', '.', 'no defective test images'),
+  ('mvtec', lambda d: remove(d, 'ground_truth/*/*'),
+   'warning', 'no mask', '.', 'None of the 3 defective images'),
+  ('folder', lambda d: (d / 'good/a.png').touch(),
+   'error', 'unreadable file', 'good/a.png', 'not a JPEG'),
+  ('folder', lambda d: copy(d, 'good/1.png', 'broken/x.png'),
+   'error', 'duplicate in train and test', 'broken/x.png', 'same picture'),
+  ('folder', lambda d: remove(d, 'good/*'),
+   'error', 'empty split', '.', 'No normal images'),
+  ('folder', lambda d: remove(d, 'good/[1-3].png'),
+   'error', 'too few images', '.', '1 good'),
+  ('seglist', lambda d: line(d, 'val.txt', 'images/../../x.png'),
+   'error', 'path leaves the root', 'val.txt', r'val\.txt line 5: .* leaves'),
+  ('seglist', lambda d: line(d, 'train.txt', 'my image.png and mask.png'),
+   'error', 'list syntax', 'train.txt', r'train\.txt line 5: .*4 parts'),
+  ('seglist', lambda d: line(d, 'train.txt', 'images/9.png annotations/none.png'),
+   'error', 'missing file', 'images/9.png', r'train\.txt line 5: there is no file'),
+  ('seglist', lambda d: line(d, 'train.txt', 'images/cut/a.png annotations/cut_0.png')
+    or picture(d / 'images/cut/a.png', 600),
+   'error', 'defects in training', 'images/cut/a.png', 'shows a defect'),
+  ('seglist', lambda d: line(d, 'val.txt', 'images/1.png'),
+   'error', 'duplicate in train and test', 'images/1.png',
+   r'in the training set and in the test set'),
+  ('seglist', lambda d: line(d, 'train.txt', 'images/2.png'),
+   'warning', 'duplicate', 'images/2.png', 'listed more than once'),
+  ('seglist', lambda d: line(d, 'val.txt', 'images/cut/c.png')
+    or picture(d / 'images/cut/c.png', 500),
+   'warning', 'no mask', 'images/cut/c.png', 'taken as good'),
+  ('seglist', lambda d: (d / 'annotations/cut_1.png').write_bytes(b''),
+   'error', 'unreadable file', 'annotations/cut_1.png', 'not a JPEG'),
+  ('seglist', lambda d: (d / 'train.txt').write_text(''),
+   'error', 'empty split', 'train.txt', 'lists no image'),
+  ('seglist', lambda d: (d / 'val.txt').write_text(''),
+   'warning', 'empty split', '.', 'no test images'),
+  ('seglist', lambda d: (d / 'val.txt').write_text('images/good/1.png'),
+   'warning', 'no defective test images', '.', 'no defective'),
+]  # fmt: skip
+IDS = [f'{layout}, {kind}, {path}' for layout, _, _, kind, path, _ in BAD]
+
+
+def found(report: check.Report) -> list[tuple[str, str, str]]:
+  return [
+    (p.severity, p.kind, p.path.relative_to(report.directory).as_posix()) for p in report.problems
+  ]
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_what_is_right_passes(tmp_path, layout):
+  LAYOUTS[layout](tmp_path / 'my parts')
+  report = check.check(tmp_path, 'my parts')
+  lacking = [('warning', 'no good test images', '.')] if layout == 'folder' else []
+  assert found(report) == lacking
+  assert report.passed
+  assert str(report).startswith('Check dataset passed !')
+  assert report.splits == datasets.load(tmp_path, 'my parts', layout)
+  check.demand(report)
+
+
+@pytest.mark.parametrize(('layout', 'spoil', 'severity', 'kind', 'path', 'told'), BAD, ids=IDS)
+def test_each_problem_is_told(tmp_path, layout, spoil, severity, kind, path, told):
+  LAYOUTS[layout](tmp_path)
+  before = set(found(check.check(tmp_path, layout=layout)))
+  spoil(tmp_path)
+  report = check.check(tmp_path, layout=layout)
+  assert (severity, kind, path) in set(found(report)) - before
+  problem = report.problems[found(report).index((severity, kind, path))]
+  assert re.search(told, problem.message)
+  assert str(problem.path) in problem.message
+  assert report.passed == (severity == 'warning')
+  assert problem.message in str(report)
+  if severity == 'error':
+    with pytest.raises(DataError, match=r'(?s)failed.*check\.enforce=false'):
+      check.demand(report)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_all_problems_are_told_at_once_errors_first_and_always_alike(tmp_path, layout):
+  LAYOUTS[layout](tmp_path)
+  expected = set()
+  for where, spoil, severity, kind, path, _ in BAD:
+    # What empties a split, or spoils a file a second time, would hide another problem.
+    if where == layout and path != '.' and kind != 'empty split' and (kind, path) not in HIDDEN:
+      spoil(tmp_path)
+      expected.add((severity, kind, path))
+  report = check.check(tmp_path, layout=layout)
+  assert expected <= set(found(report))
+  assert len(expected) >= {'mvtec': 12, 'folder': 2, 'seglist': 7}[layout]
+  severities = [problem.severity for problem in report.problems]
+  assert severities == sorted(severities)
+  assert check.check(tmp_path, layout=layout) == report
+
+
+HIDDEN = {('empty mask', 'ground_truth/hole/0_mask.png')}  # For another bad input removes it.
+
+
+def test_the_threshold_decides_what_a_defect_is(tmp_path):
+  seglist(tmp_path)
+  mask(tmp_path / 'annotations/cut_0.png', 9)
+  assert [r.defect for r in check.check(tmp_path).splits.test] == ['good', 'cut', 'good', 'cut']
+  report = check.check(tmp_path, mask_threshold=9)
+  assert [r.defect for r in report.splits.test] == ['good', 'good', 'good', 'cut']
+  assert report.shares[tmp_path / 'annotations/cut_1.png'] == 1 / SIZE**2
+
+
+def test_a_model_that_is_extended_may_learn_from_one_image(tmp_path):
+  mvtec(tmp_path)
+  remove(tmp_path, 'train/good/[1-3].png')
+  assert not check.check(tmp_path).passed
+  assert check.check(tmp_path, fewest=1).passed
+
+
+def test_gray_and_palette_masks_of_two_values_are_binary(tmp_path):
+  mvtec(tmp_path)
+  truth = tmp_path / 'ground_truth/cut'
+  pixels = np.zeros((SIZE, SIZE), np.uint8)
+  pixels[3, 4] = 1
+  palette = Image.fromarray(pixels).convert('P')
+  palette.putpalette([0, 0, 0, 128, 0, 0])
+  palette.save(truth / '0_mask.png')
+  Image.fromarray(pixels > 0).save(truth / '1_mask.png')
+  report = check.check(tmp_path)
+  assert report.problems == ()
+  assert report.shares[truth / '0_mask.png'] == report.shares[truth / '1_mask.png'] > 0
+
+
+def test_progress_is_shown_over_every_file(tmp_path):
+  mvtec(tmp_path)
+  told = []
+
+  def track(items, total, what):
+    for item in items:
+      told.append((total, what))
+      yield item
+
+  check.check(tmp_path, track=track)
+  assert told == [(9 + 3, 'Checking')] * 12
+
+
+def test_what_is_not_there_at_all_is_refused(tmp_path):
+  with pytest.raises(DataError, match='No folder'):
+    check.check(tmp_path / 'absent')
+  with pytest.raises(ConfigError, match='coco'):
+    check.check(tmp_path, layout='coco')
+
+
+def test_long_lists_of_problems_are_cut_in_messages_only(tmp_path):
+  mvtec(tmp_path)
+  for i in range(30):
+    (tmp_path / f'train/good/bad{i}.png').touch()
+  report = check.check(tmp_path)
+  assert len(report.errors) == 30
+  assert str(report).count('Cannot read') == 10
+  assert 'and 20 more' in str(report)
+  assert all(problem.severity == problems.ERROR for problem in report.errors)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize('category', ['bottle', 'toothbrush'])
+def test_real_data_pass(shared: Path, category):
+  report = check.check(shared / 'data/mvtec_ad', category)
+  assert report.problems == ()
+  shares = [report.shares[r.mask] for r in report.splits.test if r.mask]
+  assert 0 < min(shares) < max(shares) < 0.5

@@ -1,0 +1,247 @@
+from xml.etree import ElementTree
+
+from hypothesis import given, strategies as st
+import matplotlib
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax import calibrate, curves, metrics
+
+NAMES = {f'{name}.{suffix}' for name in ('curves', 'histogram', 'roc', 'pr', 'pro')
+         for suffix in ('png', 'svg')}  # fmt: skip
+
+
+def limits(image, pixel=3.0, review=None):
+  return calibrate.Limits(
+    image=image,
+    pixel=pixel,
+    review=image if review is None else review,
+    method='normals',
+    budget=0.01,
+    review_budget=0.05,
+    normals=100,
+    expected=0.01,
+    bound=0.03,
+    needed=299,
+  )
+
+
+def curves_of(scores, defects, image=2.0, review=None, pixels=None, pixel=3.0):
+  """Pixels: normal ones, anomalous ones, and the weights of these."""
+  scores, good = np.array(scores, np.float32), np.array([d == 'good' for d in defects], bool)
+  both = good.any() and (~good).any()
+  of_pixels, alarms = None, 0
+  if pixels is not None:
+    normal, anomalous, weight = pixels
+    of_pixels = metrics.rank(anomalous.copy(), [normal.copy()], weight.copy())
+    alarms = int((normal > pixel).sum())
+  return curves.Curves(
+    'PatchCore on screw',
+    limits(image, pixel, review),
+    scores,
+    defects,
+    metrics.rank(scores[~good], [scores[good]]) if both else None,
+    of_pixels,
+    alarms,
+  )
+
+
+def realistic(seed=0, pixels=100_000):
+  rng = np.random.default_rng(seed)
+  scores = np.concatenate([rng.normal(1.5, 0.2, 40), rng.normal(2.2, 0.5, 90)])
+  defects = ['good'] * 40 + [f'type {i}' for i in range(9) for _ in range(10)]
+  region = rng.integers(0, 20, pixels // 10)
+  normal = rng.gamma(2, 1, pixels).astype(np.float32)
+  anomalous = (rng.gamma(2, 1, pixels // 10) + region / 4).astype(np.float32)
+  weight = 1 / np.bincount(region)[region]
+  return curves_of(scores, defects, 2.0, 1.8, (normal, anomalous, weight), 6.0)
+
+
+def distance_to(line, point):
+  """From a point to the nearest of all segments, one after the other."""
+  nearest = np.inf
+  for a, b in zip(
+    np.stack([line.x, line.y], 1)[:-1], np.stack([line.x, line.y], 1)[1:], strict=True
+  ):
+    along = b - a
+    share = np.clip((point - a) @ along / max(along @ along, 1e-300), 0, 1)
+    nearest = min(nearest, float(np.hypot(*(a + share * along - point))))
+  return nearest
+
+
+few = st.lists(st.integers(0, 6), min_size=1, max_size=12)
+
+
+@given(
+  normal=few, anomalous=few, threshold=st.sampled_from([-1.0, 0.0, 0.5, 2.0, 3.5, 6.0, np.inf])
+)
+def test_operating_points_count_what_exceeds_the_threshold_and_lie_on_the_curves(
+  normal, anomalous, threshold
+):
+  normal, anomalous = np.array(normal, np.float32), np.array(anomalous, np.float32)
+  region = np.arange(len(anomalous)) % 3
+  weight = 1 / np.bincount(region)[region]
+  data = curves_of(
+    np.concatenate([normal, anomalous]),
+    ['good'] * len(normal) + ['crack'] * len(anomalous),
+    threshold,
+    pixels=(normal, anomalous, weight),
+    pixel=threshold,
+  )
+  false, found = (normal > threshold).mean(), (anomalous > threshold).mean()
+  hits, calls = (
+    (anomalous > threshold).sum(),
+    sum((x > threshold).sum() for x in (normal, anomalous)),
+  )
+  overlap = np.mean([(anomalous[region == r] > threshold).mean() for r in set(region)])
+  for line in curves.roc(data):
+    np.testing.assert_allclose(line.point, (false, found))
+  for line in curves.pr(data):
+    assert (line.point is None) == (calls == 0)
+    if calls:
+      np.testing.assert_allclose(line.point, (found, hits / calls))
+  for line in curves.pro(data):
+    np.testing.assert_allclose(line.point, (false, overlap))
+  lines = [*curves.roc(data), *curves.pr(data), *curves.pro(data)]
+  assert len(lines) == 5
+  for line in lines:
+    assert line.point is None or distance_to(line, np.array(line.point)) < 1e-9
+
+
+@given(normal=few, anomalous=few)
+def test_the_area_under_precision_is_average_precision(normal, anomalous):
+  data = curves_of(normal + anomalous, ['good'] * len(normal) + ['crack'] * len(anomalous))
+  (line,) = curves.pr(data)
+  assert np.trapezoid(line.y, line.x) == pytest.approx(metrics.average_precision(data.image))
+
+
+def staircase(rng, n):
+  """Right angles of all sizes, the worst there is for chords."""
+  x, y = np.cumsum(rng.pareto(1.2, n)), np.cumsum(rng.pareto(1.2, n))
+  return np.repeat(x / x[-1], 2)[:-1], np.repeat(y / y[-1], 2)[1:]
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_thinning_keeps_area_ends_and_neighborhood(seed):
+  x, y = staircase(np.random.default_rng(seed), 200_000)
+  thin_x, thin_y = curves.thin(x, y)
+  assert len(thin_x) <= 1002
+  assert (thin_x[0], thin_y[0], thin_x[-1], thin_y[-1]) == (x[0], y[0], x[-1], y[-1])
+  assert set(zip(thin_x, thin_y, strict=True)) <= set(zip(x, y, strict=True))
+  assert np.trapezoid(thin_y, thin_x) == pytest.approx(np.trapezoid(y, x), abs=1e-3)
+  steps = np.flatnonzero(np.diff(x) > 0.05)
+  assert set(x[steps]) <= set(thin_x)  # A leap is drawn as it is.
+
+
+def test_thinning_keeps_the_areas_of_real_curves():
+  data = realistic(pixels=300_000)
+  for look, ranking in ((curves.IMAGES, data.image), (curves.PIXELS, data.pixel)):
+    (line,) = [line for line in curves.roc(data) if line.look is look]
+    assert np.trapezoid(line.y, line.x) == pytest.approx(metrics.auroc(ranking), abs=1e-3)
+    (line,) = [line for line in curves.pr(data) if line.look is look]
+    want = metrics.average_precision(ranking)
+    assert np.trapezoid(line.y, line.x) == pytest.approx(want, abs=1e-3)
+    assert len(line.x) <= 1010
+
+
+def test_few_vertices_are_left_as_they_are():
+  x, y = staircase(np.random.default_rng(0), 400)
+  assert curves.thin(x, y)[0] is x
+
+
+def test_files_are_whole_small_and_replace_older_ones(tmp_path):
+  folder = tmp_path / 'curves'
+  folder.mkdir()
+  (folder / 'stale.png').write_bytes(b'')
+  curves.draw(folder, realistic())
+  assert {path.name for path in folder.iterdir()} == NAMES
+  assert [path.name for path in tmp_path.iterdir()] == ['curves']
+  for path in folder.iterdir():
+    assert path.stat().st_size < 300_000
+    if path.suffix == '.png':
+      with Image.open(path) as picture:
+        # Something is drawn: paper, ink, grid and at least a color.
+        assert len(picture.convert('RGB').getcolors(1 << 20)) > 10
+        assert picture.width == (1280 if path.stem == 'curves' else 960)
+    else:
+      assert ElementTree.parse(path).getroot().tag.endswith('svg')
+
+
+def test_same_data_same_bytes_whatever_the_users_style(tmp_path):
+  data = realistic(pixels=1000)
+  curves.draw(tmp_path / 'a', data)
+  own = {'font.size': 30, 'axes.facecolor': 'black', 'svg.fonttype': 'none', 'savefig.dpi': 50}
+  with matplotlib.rc_context(own):
+    curves.draw(tmp_path / 'b', data)
+    assert {key: matplotlib.rcParams[key] for key in own} == own
+    assert matplotlib.rcParams['svg.hashsalt'] is None
+  for name in NAMES:
+    assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+
+
+def words(folder, name):
+  """Matplotlib notes each text beside the shapes of its letters."""
+  return (folder / f'{name}.svg').read_text()
+
+
+def test_numbers_stand_beside_the_curves(tmp_path):
+  scores = [1.0] * 19 + [2.5] + [2.2] * 9 + [1.9]
+  data = curves_of(scores, ['good'] * 20 + ['bent $lead$', 'b--c'] * 5, 2.0, 1.5)
+  curves.draw(tmp_path, data)
+  for text in ('at the threshold 90 % found,', '5 % false alarms', 'AUROC 0.950'):
+    assert text in words(tmp_path, 'roc')
+    assert text in words(tmp_path, 'curves')
+  assert 'at the threshold 90 % of alarms right,' in words(tmp_path, 'pr')
+  for text in ('NG above 2.00', 'review above 1.50', 'bent $lead$'):
+    assert text in words(tmp_path, 'histogram')
+  assert 'without masks of defects' in words(tmp_path, 'roc')
+  assert 'no curve' in words(tmp_path, 'pro')
+
+
+@pytest.mark.parametrize(
+  ('scores', 'defects', 'said'),
+  [
+    ([], [], 'There are no test images.'),
+    ([1.0, 2.5], ['good', 'good'], '1 of 2 good images are called defective.'),
+    ([1.0, 2.5], ['裂纹', 'crack'], '1 of 2 defective images are found.'),
+    ([np.inf, -np.inf, np.inf, 1.0], ['good', 'good', 'a', 'a'],
+     '1 of 2 defective images are found, 1 of 2 good images are called defective.'),
+    ([3e-30, 3e-30], ['good', 'a'],
+     '0 of 1 defective images are found, 0 of 1 good images are called defective.'),
+  ],
+)  # fmt: skip
+def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, scores, defects, said):
+  data = curves_of(scores, defects)
+  curves.draw(tmp_path / 'curves', data)
+  assert {path.name for path in (tmp_path / 'curves').iterdir()} == NAMES
+  assert said in words(tmp_path / 'curves', 'curves')
+  both = {'good'} < set(defects)
+  assert ('Images: no curve' in words(tmp_path / 'curves', 'roc')) is not both
+
+
+def test_a_threshold_that_nothing_exceeds_is_drawn_too(tmp_path):
+  data = curves_of([1.0, 2.0], ['good', 'a'], np.inf)
+  curves.draw(tmp_path, data)
+  assert 'nothing exceeds it' in words(tmp_path, 'pr')
+
+
+def test_the_hardest_types_come_first_and_the_easiest_of_many_as_one(tmp_path):
+  defects = [f'type {i:02}' for i in range(14)]
+  curves.draw(tmp_path, curves_of(np.arange(14.0), defects, image=5.0))
+  text = words(tmp_path, 'histogram')
+  shown = [name for name in defects if f'<!-- {name} -->' in text]
+  assert shown == defects[:9]
+  assert '<!-- 5 other types -->' in text
+  assert text.index('type 00') < text.index('type 08') < text.index('5 other types')
+
+
+@pytest.mark.parametrize(
+  ('share', 'said'),
+  [
+    (0.0, '0 %'), (1.0, '100 %'), (0.914, '91 %'), (0.034, '3 %'), (0.01, '1 %'),
+    (0.0004, '0.04 %'), (0.9997, '99.97 %'), (0.996, '99.6 %'), (0.001, '0.1 %'),
+  ],
+)  # fmt: skip
+def test_shares_are_told_from_none_and_all(share, said):
+  assert curves.percent(share) == said

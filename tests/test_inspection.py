@@ -1,0 +1,135 @@
+"""Laws of the files that a check leaves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax import inspection
+from uadjax.data import check, preprocess
+
+
+def picture(path: Path, seed: int, height: int = 24, width: int = 32) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+  Image.fromarray(pixels).save(path)
+
+
+def mask(path: Path, height: int = 24, width: int = 32) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.zeros((height, width), np.uint8)
+  pixels[2:9, 3:9] = 1
+  Image.fromarray(pixels).save(path)
+
+
+def bottles(root: Path, defects: tuple[str, ...] = ('cut', 'hole')) -> Path:
+  """Named alike everywhere, as MVTec's are: their samples must not be."""
+  for i in range(12):
+    picture(root / f'train/good/{i:03d}.png', i)
+    picture(root / f'test/good/{i:03d}.png', 100 + i)
+    for number, defect in enumerate(defects):
+      picture(root / f'test/{defect}/{i:03d}.png', 1000 * (number + 1) + i)
+      mask(root / f'ground_truth/{defect}/{i:03d}_mask.png')
+  return root
+
+
+def test_a_passed_check_leaves_ten_samples_of_each_split_and_a_histogram(tmp_path):
+  report = check.check(bottles(tmp_path / 'bottles'))
+  result = inspection.leave(report, tmp_path / 'run')
+  attributes = result['attributes']
+  assert result['check_pass'] is True
+  assert result['problems'] == []
+  assert {k: result[k] for k in ('show_type', 'dataset_type', 'dataset_path')} == {
+    'show_type': 'image',
+    'dataset_type': 'SegDataset',
+    'dataset_path': str(tmp_path / 'bottles'),
+  }
+  assert attributes['train_samples'] == 12
+  assert attributes['val_samples'] == 36
+  assert attributes['num_classes'] == 1
+  assert attributes['defects'] == {'cut': 12, 'hole': 12}
+  assert result['analysis'] == {'histogram': 'check_dataset/histogram.png'}
+  samples = attributes['train_sample_paths'] + attributes['val_sample_paths']
+  assert len(set(samples)) == 20
+  told = {*samples, 'check_dataset/histogram.png'}
+  left = {p.relative_to(tmp_path / 'run').as_posix() for p in (tmp_path / 'run').rglob('*.png')}
+  assert left == told
+  for name in told:
+    assert min(preprocess.image_size(tmp_path / 'run' / name)) > 100
+  json.dumps(result, allow_nan=False)
+
+
+def test_samples_are_of_every_type_and_from_everywhere(tmp_path):
+  records = check.check(bottles(tmp_path)).splits.test
+  chosen = inspection._spread(records, 10)
+  assert [r.defect for r in chosen] == ['good'] * 3 + ['cut'] * 4 + ['hole'] * 3
+  assert [r.path.stem for r in chosen if r.defect == 'hole'] == ['000', '004', '008']
+  assert inspection._spread(records[:3], 10) == list(records[:3])
+  assert inspection._spread([], 10) == []
+
+
+def test_the_mask_is_outlined_on_the_right_and_only_there(tmp_path):
+  result = inspection.leave(check.check(bottles(tmp_path / 'bottles')), tmp_path)
+  outlined = []
+  for name in result['attributes']['val_sample_paths']:
+    cyan = (preprocess.decode(tmp_path / name) == (0, 229, 255)).all(-1)
+    half = cyan.shape[1] // 2
+    assert not cyan[:, :half].any()
+    outlined.append(bool(cyan[:, half:].any()))
+  assert outlined == [False] * 3 + [True] * 7  # The good ones come first.
+
+
+def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
+  root = bottles(tmp_path / 'bottles')
+  (root / 'train/good/0000.png').touch()
+  mask(root / 'ground_truth/cut/003_mask.png', 9, 9)
+  Image.open(root / 'ground_truth/cut/004_mask.png').convert('RGB').save(
+    root / 'ground_truth/cut/004_mask.png'
+  )
+  result = inspection.leave(check.check(root), tmp_path)
+  assert result['check_pass'] is False
+  assert result['analysis']['problems'] == 'check_dataset/problems.png'
+  assert preprocess.image_size(tmp_path / 'check_dataset/problems.png')[1] == 2 * 260
+  assert len(result['attributes']['train_sample_paths']) == 10
+  told = [(p['severity'], p['path']) for p in result['problems']]
+  assert told == [
+    ('error', 'train/good/0000.png'),
+    ('error', 'ground_truth/cut/003_mask.png'),
+    ('warning', 'ground_truth/cut/004_mask.png'),
+  ]
+
+
+def test_what_cannot_be_shown_leaves_no_sheet(tmp_path):
+  root = bottles(tmp_path / 'bottles')
+  (root / 'train/good/0000.png').touch()
+  result = inspection.leave(check.check(root), tmp_path)
+  assert 'problems' not in result['analysis']
+  assert not (tmp_path / 'check_dataset/problems.png').exists()
+
+
+def test_a_second_check_replaces_the_first(tmp_path):
+  root = bottles(tmp_path / 'bottles')
+  mask(root / 'ground_truth/cut/003_mask.png', 9, 9)
+  inspection.leave(check.check(root), tmp_path)
+  mask(root / 'ground_truth/cut/003_mask.png')
+  inspection.leave(check.check(root), tmp_path)
+  assert not (tmp_path / 'check_dataset/problems.png').exists()
+
+
+@pytest.mark.parametrize('names', [('$x_$', '瑕疵'), ()], ids=['strange names', 'no defects'])
+def test_names_are_no_formulas_and_there_may_be_none(tmp_path, names):
+  report = check.check(bottles(tmp_path / 'bottles', names))
+  inspection.leave(report, tmp_path)
+  assert (tmp_path / 'check_dataset/histogram.png').stat().st_size > 1000
+
+
+def test_images_of_any_shape_are_brought_to_one_size(tmp_path):
+  for number, (height, width) in enumerate([(5, 900), (900, 5), (1, 1), (700, 600)]):
+    picture(tmp_path / f'parts/{number}.png', number, height, width)
+  result = inspection.leave(check.check(tmp_path / 'parts'), tmp_path)
+  assert result['check_pass']
+  assert result['attributes']['val_sample_paths'] == []
+  for name in result['attributes']['train_sample_paths']:
+    assert max(preprocess.image_size(tmp_path / name)) <= 2 * 400 + 50

@@ -1,0 +1,91 @@
+from concurrent import futures
+import re
+
+import numpy as np
+import pytest
+
+from uadjax import page
+
+
+def axes_on(width=5.0, height=4.5):
+  figure = page.blank(width, height)
+  return page.titled(figure, page.Box(0, 0, width, height), 'title', 0.8, 0.3)
+
+
+def extents(axes):
+  return [text.get_window_extent() for text in axes.texts]
+
+
+@pytest.mark.parametrize('near', [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.5), (3.0, -2.0)])
+@pytest.mark.parametrize('power', [0.02, 1.0, 5.0])
+def test_words_stay_inside_and_cover_nothing(near, power):
+  with page.style():
+    axes = axes_on()
+    x = np.linspace(0, 1, 500)
+    drawn = page.trail(axes, x, x**power)
+    first = page.label(axes, [page.Words('Images  AUROC 0.953'), page.Words('line')], near, drawn)
+    page.label(axes, [page.Words('Pixels')], near, np.concatenate([drawn, first]), 'red')
+    boxes = extents(axes)
+  for box in boxes:
+    assert not box.count_contains(drawn)
+    assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
+    assert axes.bbox.y0 <= box.y0 < box.y1 <= axes.bbox.y1
+  assert not boxes[2].overlaps(boxes[0])
+  assert not boxes[2].overlaps(boxes[1])
+
+
+def test_words_are_close_to_what_they_tell_of():
+  with page.style():
+    axes = axes_on()
+    drawn = page.trail(axes, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    page.label(axes, [page.Words('word')], (0.5, 0.5), drawn)
+    (box,) = extents(axes)
+  middle = axes.transData.transform((0.5, 0.5))
+  nearest = np.clip(middle, box.min, box.max)
+  assert np.hypot(*(nearest - middle)) < 30  # Of 500 pixels.
+
+
+def test_words_that_have_no_room_are_written_all_the_same():
+  with page.style():
+    axes = axes_on(1.6, 1.5)
+    page.label(axes, [page.Words('far too long for so narrow axes')], (0.0, 0.0), np.zeros((0, 2)))
+    assert len(axes.texts) == 1
+
+
+def test_trails_leave_no_gap():
+  axes = axes_on()
+  trail = page.trail(axes, np.array([0.0, 0, 1]), np.array([0.0, 1, 1]))
+  assert np.hypot(*np.diff(trail, axis=0).T).max() < 2.01
+
+
+def test_a_page_drawn_by_several_threads_is_the_same(tmp_path):
+  def draw(number):
+    with page.style():
+      figure = page.blank(3.0, 2.0)
+      axes = page.titled(figure, page.Box(0, 0, 3, 2), 'title', 0.5, 0.2)
+      axes.plot([0, 1], [0, 1], marker='o')
+      page.write(tmp_path / f'{number}', figure)
+
+  with futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(draw, range(6)))
+  for suffix in ('png', 'svg'):
+    assert len({path.read_bytes() for path in tmp_path.glob(f'*.{suffix}')}) == 1
+    assert len(list(tmp_path.glob(f'*.{suffix}'))) == 6
+
+
+def test_files_name_neither_day_nor_version(tmp_path):
+  with page.style():
+    page.write(tmp_path / 'blank', page.blank(1.0, 1.0))
+  assert not re.search(rb'<dc:date>|Matplotlib v', (tmp_path / 'blank.svg').read_bytes())
+  assert b'Software' not in (tmp_path / 'blank.png').read_bytes()
+
+
+def test_what_no_font_has_becomes_a_box():
+  assert page.printable('crack 7 µm') == 'crack 7 µm'
+  assert page.printable('a\nb\ud800') == 'a□b□'
+
+
+def test_long_names_keep_their_ends():
+  assert page.shortened('scratch', 7) == 'scratch'
+  short = page.shortened('manipulated_front_of_head', 11)
+  assert short == 'manip…_head'

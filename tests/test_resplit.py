@@ -1,0 +1,133 @@
+"""Laws of drawing the lists of a data set anew."""
+
+from pathlib import Path
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax.data import datasets, resplit as resplitting, seglist
+from uadjax.types import ConfigError, DataError
+
+resplit = resplitting.resplit
+
+
+def png(path: Path, value: int) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.zeros((4, 4), np.uint8)
+  pixels[0, 0] = value
+  Image.fromarray(pixels).save(path)
+
+
+def make(root: Path, good=20, bad=5) -> Path:
+  """All of it in train.txt, defects too; names hold spaces."""
+  lines = []
+  for number in range(good + bad):
+    name = f'{"bad" if number >= good else "good"} {number}.png'
+    png(root / 'images' / name, 9)
+    png(root / 'annotations' / name, 200 if number >= good else 0)
+    lines.append(f'images/{name}\tannotations/{name}\n')
+  (root / 'train.txt').write_text(''.join(lines))
+  return root
+
+
+def listed(root: Path) -> tuple[list[str], list[str]]:
+  read = (seglist.read(root / name) for name in ('train.txt', 'val.txt'))
+  train, val = ([line.image.name for line in lines] for lines, wrong in read if not wrong)
+  return train, val
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  return make(tmp_path_factory.mktemp('whole'))
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 99), st.integers(0, 2**32 - 1))
+def test_no_image_is_lost_or_doubled_and_defects_are_never_learned_from(whole, percent, seed):
+  for backup in whole.glob('*.bak*'):
+    backup.unlink()
+  summary = resplit(whole, percent, 100 - percent, seed)
+  train, val = listed(whole)
+  assert sorted(train + val) == sorted(path.name for path in (whole / 'images').iterdir())
+  assert all(name.startswith('good') for name in train)
+  assert len(train) == min(max(round(20 * percent / 100), 1), 19)
+  assert summary[:3] == (len(train), len(val), 5)
+  # Whatever the lists were before, the same seed gives the same.
+  before = (whole / 'train.txt').read_bytes(), (whole / 'val.txt').read_bytes()
+  resplit(whole, 50, 50, seed + 1)
+  resplit(whole, percent, 100 - percent, seed)
+  assert ((whole / 'train.txt').read_bytes(), (whole / 'val.txt').read_bytes()) == before
+
+
+def test_the_seed_decides(tmp_path):
+  make(tmp_path)
+  resplit(tmp_path, 50, 50, 0)
+  first = listed(tmp_path)
+  resplit(tmp_path, 50, 50, 1)
+  assert listed(tmp_path) != first
+  splits = datasets.load(tmp_path)
+  assert len(splits.train) == 10
+  assert sum(record.anomalous for record in splits.test) == 5
+
+
+def test_old_lists_are_kept_to_the_byte(tmp_path):
+  make(tmp_path)
+  (tmp_path / 'val.txt').write_bytes(b'')
+  originals = [(tmp_path / 'train.txt').read_bytes(), b'']
+  assert resplit(tmp_path, 80, 20, 0).backups == ('train.txt.bak', 'val.txt.bak')
+  second = (tmp_path / 'train.txt').read_bytes()
+  assert resplit(tmp_path, 80, 20, 1).backups == ('train.txt.bak.1', 'val.txt.bak.1')
+  assert resplit(tmp_path, 80, 20, 2).backups == ('train.txt.bak.2', 'val.txt.bak.2')
+  assert [(tmp_path / f'{n}.txt.bak').read_bytes() for n in ('train', 'val')] == originals
+  assert (tmp_path / 'train.txt.bak.1').read_bytes() == second
+
+
+def test_lists_of_windows_and_images_without_masks(tmp_path):
+  for name in 'abcd':
+    png(tmp_path / f'images/{name}.png', 9)
+  png(tmp_path / 'images/two words.png', 9)
+  png(tmp_path / 'annotations/d.png', 255)
+  (tmp_path / 'train.txt').write_bytes(
+    b'\xef\xbb\xbfimages\\a.png\r\n\r\n'
+    b'images\\b.png images\\b.png\r\n'  # How PaddleX lists a good image of MVTec AD.
+    b'images\\two words.png\t\r\n'
+  )
+  (tmp_path / 'val.txt').write_text('images/c.png\nimages/d.png\tannotations/d.png\nimages/c.png')
+  assert resplit(tmp_path, 50, 50, 3)[:3] == (2, 3, 1)
+  train, val = listed(tmp_path)
+  assert sorted(train + val) == ['a.png', 'b.png', 'c.png', 'd.png', 'two words.png']
+  assert 'd.png' in val
+
+
+def test_the_threshold_says_what_a_defect_is(tmp_path):
+  make(tmp_path, good=4, bad=2)
+  assert resplit(tmp_path, 50, 50, 0, mask_threshold=200).defective == 0
+  assert resplit(tmp_path, 50, 50, 0, mask_threshold=199).defective == 2
+
+
+@pytest.mark.parametrize('percents', [(0, 100), (100, 0), (80, 30), (-20, 120), (True, 99)])
+def test_percentages_that_are_refused(tmp_path, percents):
+  before = (make(tmp_path) / 'train.txt').read_bytes()
+  with pytest.raises(
+    ConfigError, match=f'train_percent={percents[0]} .*val_percent={percents[1]} '
+  ):
+    resplit(tmp_path, *percents, 0)
+  assert (tmp_path / 'train.txt').read_bytes() == before
+  assert not [*tmp_path.glob('*.bak')]
+
+
+def test_what_cannot_be_split_stays_as_it_is(tmp_path):
+  with pytest.raises(DataError, match=r'only the layout seglist is split; convert'):
+    resplit(tmp_path, 80, 20, 0)
+  make(tmp_path, good=1, bad=2)
+  with pytest.raises(DataError, match='at least 2 images'):
+    resplit(tmp_path, 80, 20, 0)
+  png(tmp_path / 'other.png', 0)
+  (tmp_path / 'val.txt').write_text('images/good 0.png\tother.png\nlost.png\n')
+  before = (tmp_path / 'train.txt').read_bytes()
+  with pytest.raises(DataError, match=r'(?s)2 things .*no file .*lost\.png.*listed with two masks'):
+    resplit(tmp_path, 80, 20, 0)
+  assert (tmp_path / 'train.txt').read_bytes() == before
+  assert not [*tmp_path.glob('*.bak')]

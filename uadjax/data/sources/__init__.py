@@ -1,0 +1,1 @@
+"""What labeling tools write: each module reads one format into `samples.Found`."""

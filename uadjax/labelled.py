@@ -1,0 +1,88 @@
+"""Images that somebody has labelled good or defective, for thresholds that are set by them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+import numpy as np
+
+from uadjax import calibrate, groundtruth, score as scoring, sharding, telemetry
+from uadjax.data import datasets, preprocess
+from uadjax.types import Batch, Config, DataError, Record, Scores
+
+
+class Examples(NamedTuple):
+  """What `calibrate.from_labelled` takes.
+
+  Attributes:
+    normal: scores of the good images.
+    peaks: the largest map value of each of them.
+    anomalous: scores of the defective images.
+    pixel: the map's threshold of the largest pixel F1; None where there are no masks.
+  """
+
+  normal: Float[np.ndarray, ' n']
+  peaks: Float[np.ndarray, ' n']
+  anomalous: Float[np.ndarray, ' m']
+  pixel: float | None
+
+
+def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
+  """List the images of `calibrate.labelled`: those to test on, or all where these lack good ones.
+
+  Raises:
+    DataError: a kind is missing, or an image is one to be learned from.
+  """
+  directory = config.calibrate.labelled
+  splits = datasets.load(directory, mask_threshold=config.data.mask_threshold)
+  records = splits.test
+  if all(record.anomalous for record in records):
+    records = splits.train + splits.test
+  defective = sum(record.anomalous for record in records)
+  if not 0 < defective < len(records):
+    raise DataError(
+      f'calibrate.labelled={directory} has {len(records) - defective} good and {defective} '
+      'defective images; a threshold between them needs both.'
+    )
+  learned = {record.path.resolve() for record in training}
+  if both := [record.path for record in records if record.path.resolve() in learned]:
+    raise DataError(
+      f'{len(both)} images of calibrate.labelled={directory} are to be learned from, such as '
+      f'{both[0]}; their scores tell nothing. Name other images.'
+    )
+  telemetry.LOG.info(
+    'Thresholds by %d good and %d defective images of %s: what is measured on the same images '
+    'afterwards is optimistic.',
+    len(records) - defective, defective, directory,
+  )  # fmt: skip
+  return records
+
+
+def score(
+  scorer: Callable[[Any, Batch], Scores],
+  fitted: Any,
+  records: Sequence[Record],
+  config: Config,
+  mesh: sharding.Mesh,
+) -> Examples | None:
+  """Score labelled images; None where there are none."""
+  if not records:
+    return None
+  ops = preprocess.parse(config.data.ops)
+  pixels = groundtruth.nothing(ops, len(records))
+  images: dict[bool, list[float]] = {False: [], True: []}
+  peaks: list[float] = []
+  for one in scoring.score(scorer, fitted, records, ops, config.evaluate.batch_size, mesh):
+    images[one.record.anomalous].append(one.image)
+    if not one.record.anomalous:
+      peaks.append(float(one.map.max()))
+    size = preprocess.image_size(one.record.path)
+    truth = groundtruth.read(one.record, size, config.data.mask_threshold)
+    if truth is not None:
+      restored = ops.restore(one.map, *size)
+      groundtruth.add(pixels, one.map, restored.map, restored.seen, truth)
+  ranking = groundtruth.ranking(pixels)
+  pixel = None
+  if ranking is not None:
+    pixel = calibrate.pixel_by_f1(ranking.score, ranking.anomalous, ranking.normal)
+  return Examples(np.array(images[False]), np.array(peaks), np.array(images[True]), pixel)
