@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from uadjax import bundle, calibrate, config as configs, files
+from uadjax import bundle, calibrate, config as configs, files, score
 from uadjax.backbones import pretrained
 from uadjax.types import ModelError, Spec
 
-LIMITS = calibrate.Limits(image=0.5, pixel=0.25, budget=0.01, normals=21, expected=1 / 22)
+NORMALS = score.Peaks(('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25]))
+LIMITS = calibrate.from_normals(NORMALS.image, NORMALS.map, 0.01)
 WEIGHTS = pretrained.Provenance('resnet18', 'random', '')
 
 
@@ -31,7 +32,7 @@ def fitted(config):
 
 @pytest.fixture
 def directory(tmp_path, config, fitted):
-  bundle.save(tmp_path / 'model', config, fitted, LIMITS, WEIGHTS)
+  bundle.save(tmp_path / 'model', config, fitted, LIMITS, NORMALS, WEIGHTS)
   return tmp_path / 'model'
 
 
@@ -105,11 +106,17 @@ def test_an_opened_model_does_not_need_its_files_any_more(directory, fitted):
 
 
 def test_there_is_no_pickle_in_it(directory):
-  assert sorted(p.name for p in directory.iterdir()) == ['fitted.safetensors', 'manifest.json']
+  names = sorted(path.name for path in directory.iterdir())
+  assert names == ['calibration.csv', 'fitted.safetensors', 'manifest.json']
+
+
+def test_the_scores_that_thresholds_stand_on_are_kept(directory, tmp_path):
+  np.testing.assert_array_equal(bundle.calibration(directory), NORMALS.image)
+  assert bundle.calibration(tmp_path) is None
 
 
 def test_an_old_model_is_replaced_whole(directory, config, fitted):
-  bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), WEIGHTS)
+  bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
   assert bundle.load(directory).limits.image == 0.75
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
@@ -120,9 +127,9 @@ def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monk
 
   monkeypatch.setattr(bundle.files, 'write_json', full)
   with pytest.raises(OSError, match='No space'):
-    bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), WEIGHTS)
+    bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
   monkeypatch.undo()
-  assert bundle.load(directory).limits.image == 0.5
+  assert bundle.load(directory).limits == LIMITS
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
 

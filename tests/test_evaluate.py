@@ -32,62 +32,86 @@ def cases():
     truth = rng.random(shape) < 0.3 if defect != 'good' else np.zeros(shape, bool)
     record = Record(Path(f'{number}.png'), defect)
     score = float(values.max() + number)
-    label = 'NG' if score > 7.5 else 'OK'
-    result = predict.Result(str(record.path), score, label, 7.5, values > 3, values, seen)
+    label = 'NG' if score > 7.5 else 'review' if score > 6.5 else 'OK'
+    pred = seen & (values > 3)
+    result = predict.Result(str(record.path), score, label, 7.5, pred, values, seen)
     made.append((record, result, None if number == 3 else truth))
   return made
 
 
 def measured(cases):
-  return evaluate.measure([evaluate._kept(*case) for case in cases])
+  judged = [evaluate.judge(*case) for case in cases]
+  return evaluate.measure(judged, evaluate.rank(judged), None)
 
 
-def test_pixels_are_counted_one_by_one(cases):
-  pairs, unseen, lost = [], 0, 0
+def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
+  tp = fp = fn = tn = unseen = lost = 0
   for _, result, truth in cases:
     if truth is None:
       continue
     for at in np.ndindex(truth.shape):
-      if result.seen[at]:
-        pairs.append((truth[at], result.anomaly_map[at]))
-      else:
+      if not result.seen[at]:
         unseen += 1
         lost += bool(truth[at])
+        continue
+      marked, bad = bool(result.pred[at]), bool(truth[at])
+      tp, fp = tp + (marked and bad), fp + (marked and not bad)
+      fn, tn = fn + (bad and not marked), tn + (not marked and not bad)
   found = measured(cases)
-  assert found['pixel_auroc'] == pytest.approx(slow_auroc(pairs), abs=1e-12)
+  at = found['at_threshold']
+  assert at['pixel_precision'] == tp / (tp + fp)
+  assert at['pixel_recall'] == tp / (tp + fn)
+  assert at['iou'] == tp / (tp + fp + fn)
+  assert at['dice'] == at['pixel_f1'] == 2 * tp / (2 * tp + fp + fn)
+  assert at['accuracy'] == (tp + tn) / (tp + fp + fn + tn)
+  chance = ((tp + fp) * (tp + fn) + (tn + fn) * (tn + fp)) / (tp + fp + fn + tn) ** 2
+  assert at['kappa'] == pytest.approx((at['accuracy'] - chance) / (1 - chance), abs=1e-12)
   assert found['counts']['unseen_pixels'] == unseen > 0
   assert found['counts']['unseen_defect_pixels'] == lost
   assert found['counts']['without_mask'] == 1
+  regions = at['miss_rate_by_region_size']['<100']
+  assert regions['regions'] > 2
+  assert 0 <= regions['missed'] <= 1
 
 
 def test_images_are_counted_one_by_one(cases):
   found = measured(cases)
   want = slow_auroc([(record.anomalous, result.score) for record, result, _ in cases])
   assert found['image_auroc'] == pytest.approx(want, abs=1e-12)
-  alarms = [result.label == 'NG' for record, result, _ in cases if not record.anomalous]
-  assert found['at_threshold']['false_alarm_rate'] == sum(alarms) / len(alarms)
+  good = [result.label for record, result, _ in cases if not record.anomalous]
+  bad = [result.label for record, result, _ in cases if record.anomalous]
+  at = found['at_threshold']
+  assert at['false_alarm_rate'] == good.count('NG') / len(good)
+  assert at['review_rate'] == {
+    'good': good.count('review') / len(good), 'defective': bad.count('review') / len(bad),
+  }  # fmt: skip
+  assert at['image_recall'] == bad.count('NG') / len(bad)
+  assert at['image_precision'] == bad.count('NG') / (bad + good).count('NG')
   for defect in ('spot', 'scratch'):
-    missed = [result.label == 'OK' for record, result, _ in cases if record.defect == defect]
-    assert found['at_threshold']['miss_rate'][defect] == sum(missed) / len(missed)
+    missed = [result.label != 'NG' for record, result, _ in cases if record.defect == defect]
+    assert at['miss_rate'][defect] == sum(missed) / len(missed)
 
 
 def test_what_lacks_a_class_has_no_number(cases):
   good = measured([case for case in cases if not case[0].anomalous])
-  assert good['image_auroc'] is None
-  assert good['pixel_auroc'] is None
+  assert good['image_auroc'] is good['pixel_auroc'] is good['au_pro'] is None
+  assert good['at_threshold']['image_recall'] is None
   bad = measured([case for case in cases if case[0].anomalous])
   assert bad['image_auroc'] is None
   assert bad['at_threshold']['false_alarm_rate'] is None
+  unmasked = measured([case for case in cases if case[2] is None])
+  assert unmasked['at_threshold']['iou'] is None
 
 
 def test_the_mean_row_leaves_out_what_has_no_number(tmp_path):
   rows = {
-    'a': {'image_auroc': 0.5, 'pixel_auroc': None},
-    'b': {'image_auroc': 1.0, 'pixel_auroc': 0.25},
+    'a': dict.fromkeys(evaluate._COLUMNS.values(), 0.5) | {'pixel_auroc': None},
+    'b': dict.fromkeys(evaluate._COLUMNS.values(), 1.0) | {'pixel_auroc': 0.25},
   }
   evaluate.write_csv(tmp_path / 'x.csv', rows)
-  assert (tmp_path / 'x.csv').read_text().splitlines() == [
-    'category,Image_AUROC,Pixel_AUROC', 'a,0.5,', 'b,1.0,0.25', 'mean,0.75,0.25',
+  assert [line.split(',')[:4] for line in (tmp_path / 'x.csv').read_text().splitlines()] == [
+    ['category', 'Image_AUROC', 'Pixel_AUROC', 'PRO_score'],
+    ['a', '0.5', '', '0.5'], ['b', '1.0', '0.25', '1.0'], ['mean', '0.75', '0.25', '0.75'],
   ]  # fmt: skip
 
 

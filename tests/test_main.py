@@ -100,7 +100,7 @@ def test_metrics_are_in_the_json_and_the_csv(straight):
 
 
 def test_every_kind_of_image_gets_pictures(straight):
-  names = {path.stem.rpartition('_')[0] for path in (straight / 'pictures').iterdir()}
+  names = {path.stem.split('_')[0] for path in (straight / 'pictures').iterdir()}
   assert names == {'good', 'missing', 'scratch', 'spot'}
   with Image.open(next((straight / 'pictures').iterdir())) as picture:
     assert picture.width > 4 * 48
@@ -276,7 +276,7 @@ def test_a_resumed_run_must_be_the_same_run(straight, flags, tmp_path):
   ('words', 'message'),
   [
     (['--config.fit.step=3'], "did you mean 'fit.steps'"),
-    (['--config.mode=trian'], "choose from ['evaluate', 'predict', 'train']"),
+    (['--config.mode=trian'], "choose from ['check_dataset', 'evaluate', 'predict', 'train']"),
     (['--config.device=gpuu'], 'choose auto, cpu, gpu'),
     (['--config.data.root=/nowhere/at/all'], '/nowhere/at/all'),
     (['--config.data.category=dics'], "'disc'"),

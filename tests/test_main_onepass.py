@@ -203,8 +203,7 @@ def test_padim_extended_is_padim_fitted_on_all(runs):
       got[key], array, rtol=1e-3, atol=1e-3 * float(np.abs(array).max()), err_msg=key
     )
   # All old images are still known by their embeddings: thresholds are those of all, too.
-  for key, value in manifest(whole)['thresholds'].items():
-    assert manifest(later)['thresholds'][key] == pytest.approx(value, rel=1e-3), key
+  assert manifest(later)['thresholds'] == pytest.approx(manifest(whole)['thresholds'], rel=1e-3)
   assert manifest(later)['facts'] == {'images': TRAIN}
   moved = result(later)['moved']
   assert (moved['images_before'], moved['images_after']) == (TRAIN // 2, TRAIN)

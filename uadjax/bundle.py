@@ -83,8 +83,8 @@ def save(
 ) -> None:
   """Write a model directory, whole or not at all; one that is there is replaced."""
   with files.replacing(directory) as fresh:
-    save_arrays(fresh, fitted)
-    save_manifest(fresh, config, limits, normals, weights, {})
+    sha256 = save_arrays(fresh, fitted)
+    save_manifest(fresh, config, limits, normals, weights, {}, sha256)
 
 
 def save_arrays(folder: Path, fitted: Any) -> str:
@@ -122,6 +122,7 @@ def save_manifest(
   normals: score.Peaks,
   weights: pretrained.Provenance,
   facts: Mapping[str, int | float],
+  arrays_sha256: str,
 ) -> None:
   """Write what the arrays are: configuration, thresholds, origin and hash.
 
@@ -137,7 +138,7 @@ def save_manifest(
     'thresholds': limits._asdict(),
     'weights': weights._asdict(),
     'facts': dict(facts),
-    'arrays_sha256': _sha256(folder / _ARRAYS),
+    'arrays_sha256': arrays_sha256,
     'config': configs.plain(config),
   }
   files.write_json(folder / _MANIFEST, manifest)
@@ -269,8 +270,3 @@ def _arrays(memory: mmap.mmap) -> dict[str, np.ndarray]:
     )
     for name, about in header.items()
   }
-
-
-def _sha256(path: Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

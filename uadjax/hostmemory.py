@@ -23,6 +23,19 @@ def keep_pages() -> None:
     mallopt(_TRIM_THRESHOLD, -1)
 
 
+def give_back() -> None:
+  """Return free memory to the system, between phases that take gigabytes each.
+
+  After `keep_pages` the C library may keep what is freed, and hardly ever fits another large array
+  into it. Does nothing where it is not glibc.
+  """
+  if not sys.platform.startswith('linux'):
+    return
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if trim is not None:
+    trim(0)
+
+
 def peak_mb() -> int:
   """The largest resident size that the process has had, in MB."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -112,10 +112,11 @@ def _in_one_pass(
   with files.replacing(workdir / 'state') as state, files.replacing(workdir / 'model') as model:
     fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
     peak_mb = hostmemory.peak_mb()
-    bundle.save_arrays(model, fold.fitted)
+    sha256 = bundle.save_arrays(model, fold.fitted)
     embedder, seconds, began = fold.embedder, fold.seconds, time.perf_counter()
     examples = labelled.score(score.of_images(detector), fold.fitted, shown, config, mesh)
     del fold  # Its Gaussians may take gigabytes, and so may those that follow.
+    hostmemory.give_back()
     reference = once.reference(variables, learning.load_kept(state, mapped=True))
     rows = config.evaluate.batch_size
     scored = onepass.score_left_out(once, reference, records, first, ops, rows, mesh)
@@ -129,7 +130,7 @@ def _in_one_pass(
     learning.save_retained(state, retained, first + len(records))
     kept = learning.load_kept(state, mapped=True)
     facts = once.facts(kept, retained.embedding)
-    bundle.save_manifest(model, config, limits, normals, weights, facts)
+    bundle.save_manifest(model, config, limits, normals, weights, facts, sha256)
     moved = _moved(once.moved(before.kept, kept), old.limits, limits) if old and before else {}
   telemetry.LOG.info('Learned: %s', _listed(facts))
   _tell(workdir, limits)
