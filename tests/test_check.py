@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import check, datasets, problems
+from uadjax.data import check, datasets, preprocess, problems
 from uadjax.types import ConfigError, DataError
 
 SIZE = 24
@@ -240,6 +240,66 @@ def test_all_problems_are_told_at_once_errors_first_and_always_alike(tmp_path, l
   severities = [problem.severity for problem in report.problems]
   assert severities == sorted(severities)
   assert check.check(tmp_path, layout=layout) == report
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_of_what_is_right_all_is_used(tmp_path, layout):
+  LAYOUTS[layout](tmp_path)
+  report = check.check(tmp_path)
+  assert check.salvage(report) == check.demand(report) == report.splits
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_of_what_is_wrong_all_is_used_that_can_be(tmp_path, layout):
+  LAYOUTS[layout](tmp_path)
+  for where, spoil, *_, kind, path, _ in BAD:
+    if where == layout and kind not in ('empty split', 'too few images') and path != '.':
+      spoil(tmp_path)
+  report = check.check(tmp_path, layout=layout)
+  before = {record.path: record for record in (*report.splits.train, *report.splits.test)}
+  train, test = check.salvage(report)
+  assert train
+  assert not any(record.anomalous for record in train)
+  for record in (*train, *test):
+    height, width = preprocess.decode(record.path).shape[:2]
+    if record.mask:
+      assert preprocess.read_raw(record.mask).values.shape == (height, width)
+    assert record.defect == before[record.path].defect
+  # Neither is anything left out that can be used.
+  wrong = {problem.path for problem in report.errors}
+  usable = {path for path, r in before.items() if path not in wrong and r.mask not in wrong}
+  assert usable <= {record.path for record in (*train, *test)}
+
+
+def test_what_fits_no_mask_is_still_known_to_be_defective(tmp_path):
+  mvtec(tmp_path)
+  (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
+  mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
+  test = check.salvage(check.check(tmp_path)).test
+  masks = {record.path.parent.name + record.path.stem: record.mask for record in test}
+  assert masks['cut0'] is masks['cut1'] is None
+  assert masks['hole0'] == tmp_path / 'ground_truth/hole/0_mask.png'
+  assert sum(record.anomalous for record in test) == 3
+
+
+def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
+  seglist(tmp_path)
+  (tmp_path / 'annotations/cut_1.png').write_bytes(b'')
+  line(tmp_path, 'train.txt', 'images/new.png annotations/new.png')
+  picture(tmp_path / 'images/new.png', 400)
+  (tmp_path / 'annotations/new.png').write_bytes(b'')
+  train, test = check.salvage(check.check(tmp_path))
+  assert [record.path.stem for record in train] == ['0', '1', '2', '3']
+  assert [record.path.name for record in test if record.anomalous] == ['0.png']
+  assert tmp_path / 'images/cut/1.png' not in {record.path for record in test}
+
+
+def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
+  mvtec(tmp_path)
+  for path in (tmp_path / 'train/good').iterdir():
+    path.write_bytes(b'')
+  with pytest.raises(DataError, match=r'(?s)not a JPEG.*Nothing is left to learn from'):
+    check.salvage(check.check(tmp_path))
 
 
 HIDDEN = {('empty mask', 'ground_truth/hole/0_mask.png')}  # For another bad input removes it.

@@ -144,6 +144,15 @@ def test_lists_as_they_are_written(tmp_path, content):
   )
 
 
+@pytest.mark.parametrize(
+  'content', [b'a.png a.png', b'a.png\ta.png\r\n', b'a.png .\\a.png', b'c d/../a.png\ta.png']
+)
+def test_an_image_that_is_its_own_mask_has_none(tmp_path, content):
+  touch(tmp_path / 'a.png')
+  (tmp_path / 'list.txt').write_bytes(content)
+  assert seglist.read(tmp_path / 'list.txt') == ([seglist.Line(tmp_path / 'a.png', None)], [])
+
+
 def test_names_with_spaces_and_of_any_alphabet(tmp_path):
   names = ['my image.png', '瑕疵 1.png', 'Köln\u3000x.png']
   touch(*(tmp_path / name for name in names), tmp_path / '良品.png')

@@ -28,7 +28,7 @@ FLOORS = (
   ('predict', 'curves'),
   ('evaluate',),
   ('workdir',),
-  ('train',),
+  ('train', 'trial'),
   ('run',),
   ('main',),
 )

@@ -1,6 +1,8 @@
 """Images that somebody has labelled good or defective, for thresholds that are set by them."""
 
 from collections.abc import Callable, Sequence
+import concurrent.futures
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -31,9 +33,11 @@ def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
   """List the images of `calibrate.labelled`: those to test on, or all where these lack good ones.
 
   Raises:
-    DataError: a kind is missing, or an image is one to be learned from.
+    DataError: a kind is missing, an image is one to be learned from, or a file is unreadable.
   """
   directory = config.calibrate.labelled
+  if not Path(directory).is_dir():
+    raise DataError(f'calibrate.labelled={directory} is not there; name a data set directory.')
   splits = datasets.load(directory, mask_threshold=config.data.mask_threshold)
   records = splits.test
   if all(record.anomalous for record in records):
@@ -50,6 +54,9 @@ def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
       f'{len(both)} images of calibrate.labelled={directory} are to be learned from, such as '
       f'{both[0]}; their scores tell nothing. Name other images.'
     )
+  with concurrent.futures.ThreadPoolExecutor() as pool:  # Before hours of fitting, not after.
+    for _ in pool.map(lambda record: _readable(record, config.data.mask_threshold), records):
+      pass
   telemetry.LOG.info(
     'Thresholds by %d good and %d defective images of %s: what is measured on the same images '
     'afterwards is optimistic.',
@@ -86,3 +93,7 @@ def score(
   if ranking is not None:
     pixel = calibrate.pixel_by_f1(ranking.score, ranking.anomalous, ranking.normal)
   return Examples(np.array(images[False]), np.array(peaks), np.array(images[True]), pixel)
+
+
+def _readable(record: Record, threshold: int) -> None:
+  groundtruth.read(record, preprocess.decode(record.path).shape[:2], threshold)

@@ -15,14 +15,14 @@ from uadjax import (
   data,
   evaluate,
   files,
-  inspection,
   predict,
   sharding,
   telemetry,
   train as training,
+  trial,
   workdir as workdirs,
 )
-from uadjax.data import check, convert, datasets, resplit
+from uadjax.data import datasets
 from uadjax.types import (
   Config,
   ConfigError,
@@ -55,7 +55,7 @@ def train(config: Config, workdir: Path) -> Result:
 
 
 def _train(config: Config, workdir: Path) -> Result:
-  splits = _checked(config)
+  splits = trial.passed(config)
   trained = training.train(config, splits, workdir)
   began = time.perf_counter()
   model = bundle.load(workdir / 'model')
@@ -66,64 +66,12 @@ def _train(config: Config, workdir: Path) -> Result:
   return {'model_name': model.name, **trained, 'timing': timing, **judged}
 
 
-def _checked(config: Config) -> datasets.Splits:
-  """The images, if they pass the check or that is not asked for."""
-  # A model that is extended may learn from a single image more.
-  report = data.examine(config.data, 1 if config.fit.extend else check.FEWEST, telemetry.track)
-  if not config.check.enforce:
-    splits = check.salvage(report)
-    level = logging.INFO if report.passed else logging.WARNING
-    telemetry.LOG.log(level, '%s', report)
-    return splits
-  splits = check.demand(report)
-  if report.problems:
-    telemetry.LOG.warning('%s', report)
-  return splits
-
-
 def check_dataset(config: Config, workdir: Path) -> Result:
   """Convert and split the data set if asked to, then tell all that is wrong with it."""
-  config = _split(_converted(config))
-
-  def one(config: Config, workdir: Path) -> Result:
-    report = data.examine(config.data, track=telemetry.track)
-    telemetry.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
-    return inspection.leave(report, workdir)
-
-  return _over_categories(one, config, workdir)
-
-
-def _converted(config: Config) -> Config:
-  """The configuration, its data those that another tool's labels became."""
-  options = config.check.convert
-  if not options.enable:
-    return config
-  if not options.output:
-    raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
-  source, target = Path(config.data.root, config.data.category), Path(options.output)
-  made = convert.convert(source, options.src_dataset_type, target, telemetry.track)
-  telemetry.LOG.info('Converted %s to %s: %s', source, target, made)
-  own = config.copy_and_resolve_references().unlock()
-  own.data.update({'root': str(target), 'category': '', 'layout': 'seglist'})
-  return own
-
-
-def _split(config: Config) -> Config:
-  """The configuration, the lists of its data drawn anew."""
-  options = config.check.split
-  if not options.enable:
-    return config
-  if config.data.layout not in ('auto', 'seglist'):
-    raise ConfigError(
-      f'check.split draws the lists of a seglist anew, but data.layout is {config.data.layout!r}; '
-      'convert the data with check.convert first, or leave check.split out.'
-    )
-  directory = Path(config.data.root, config.data.category)
-  drawn = resplit.resplit(
-    directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
-  )
-  telemetry.LOG.info('Lists of %s drawn anew: %s', directory, drawn)
-  return config
+  result = _over_categories(trial.tell, trial.prepared(config), workdir)
+  if 'categories' in result:
+    result['check_pass'] = all(one['check_pass'] for one in result['categories'].values())
+  return result
 
 
 def evaluate_model(config: Config, workdir: Path) -> Result:

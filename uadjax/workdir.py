@@ -17,7 +17,9 @@ _FIXED = (
   'fit.batch_size', 'fit.held_out', 'fit.learning_rate', 'fit.warmup_steps', 'fit.eval_every',
   'fit.cache_bytes',
 )  # fmt: skip
-_OF_A_RUN = ('checkpoints', 'tensorboard', 'pictures', 'predictions', 'model', 'state')
+_OF_A_RUN = (
+  'checkpoints', 'tensorboard', 'pictures', 'curves', 'predictions', 'model', 'state',
+)  # fmt: skip
 
 
 def default(config: Config) -> Path:

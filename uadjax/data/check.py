@@ -120,15 +120,22 @@ def demand(report: Report) -> datasets.Splits:
 def salvage(report: Report) -> datasets.Splits:
   """The images that can be used, whatever the check found.
 
-  Left out are unreadable images, and defects that were to be learned from; masks that cannot be
+  Left out are unreadable images, and defects that were to be learned from; of those whose mask
+  cannot be read, all but what is known to be defective without it. Masks of defects that cannot be
   read or do not fit count as absent.
 
   Raises:
     DataError: nothing is left to learn from.
   """
-  bad = {p.path for p in report.errors if p.kind in ('unreadable file', 'size mismatch')}
+  unreadable = {p.path for p in report.errors if p.kind == 'unreadable file'}
+  bad = unreadable | {p.path for p in report.errors if p.kind == 'size mismatch'}
   train, test = (
-    tuple(r._replace(mask=None) if r.mask in bad else r for r in records if r.path not in bad)
+    tuple(
+      r._replace(mask=None) if r.mask in bad else r
+      for r in records
+      # In a list nothing else tells whether an image is good.
+      if r.path not in unreadable and (r.anomalous or r.mask not in unreadable)
+    )
     for records in report.splits
   )
   train = tuple(record for record in train if not record.anomalous)

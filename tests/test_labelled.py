@@ -1,0 +1,158 @@
+"""Laws of labelled images: which are taken, and what is measured on them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax import config as configs, labelled, sharding
+from uadjax.data import datasets, preprocess
+from uadjax.types import DataError, Scores
+
+SIDE = 8
+
+
+def picture(path: Path, seed: int, side: int = SIDE) -> np.ndarray:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+  Image.fromarray(pixels).save(path)
+  return pixels
+
+
+def mvtec(root: Path) -> Path:
+  for number in range(3):
+    picture(root / f'train/good/{number}.png', number)
+    picture(root / f'test/good/{number}.png', 10 + number)
+    picture(root / f'test/cut/{number}.png', 20 + number)
+    mask = np.random.default_rng(30 + number).random((SIDE, SIDE)) < 0.4
+    (root / 'ground_truth/cut').mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(root / f'ground_truth/cut/{number}_mask.png')
+  return root
+
+
+def folder(root: Path) -> Path:
+  for number in range(3):
+    picture(root / f'good/{number}.png', number)
+    picture(root / f'cut/{number}.png', 20 + number)
+  return root
+
+
+def config_of(directory: Path):
+  config = configs.base()
+  config.data.ops = f'resize({SIDE})'  # Not resized at all.
+  config.evaluate.batch_size = 4
+  config.calibrate.labelled = str(directory)
+  return config
+
+
+def taken(directory: Path, training=()) -> list[str]:
+  records = labelled.load(config_of(directory), training)
+  return [record.path.relative_to(directory).as_posix() for record in records]
+
+
+def test_images_to_test_on_are_taken_where_some_are_good(tmp_path):
+  want = [f'test/{kind}/{number}.png' for kind in ('cut', 'good') for number in range(3)]
+  assert taken(mvtec(tmp_path)) == want
+
+
+def test_all_are_taken_where_none_to_test_on_is_good(tmp_path):
+  want = [f'{kind}/{number}.png' for kind in ('good', 'cut') for number in range(3)]
+  assert taken(folder(tmp_path)) == want
+
+
+@pytest.mark.parametrize(
+  ('kept', 'said'), [('good', '3 good and 0 defective'), ('cut', 'No normal images')]
+)
+def test_a_kind_that_is_missing_is_told(tmp_path, kept, said):
+  for path in folder(tmp_path).glob('*/*'):
+    if path.parent.name != kept:
+      path.unlink()
+  with pytest.raises(DataError, match=said):
+    taken(tmp_path)
+
+
+def test_what_is_not_there_is_told_by_its_own_key(tmp_path):
+  with pytest.raises(DataError, match=r'calibrate\.labelled=.*nowhere'):
+    taken(tmp_path / 'nowhere')
+
+
+def test_what_is_learned_from_tells_nothing(tmp_path):
+  inside = folder(tmp_path / 'inside')
+  (tmp_path / 'link').symlink_to(inside)
+  training = datasets.load(tmp_path / 'link').train[1:]
+  with pytest.raises(DataError, match=r'2 images of calibrate\.labelled=.*good/1\.png'):
+    taken(inside, training)
+
+
+def test_what_cannot_be_read_is_told_before_anything_is_fitted(tmp_path):
+  mvtec(tmp_path)
+  (tmp_path / 'test/cut/1.png').write_bytes(b'no image')
+  with pytest.raises(DataError, match=r'Cannot read .*cut/1\.png'):
+    taken(tmp_path)
+
+
+def test_a_mask_of_another_size_is_told_before_anything_is_fitted(tmp_path):
+  mvtec(tmp_path)
+  picture(tmp_path / 'ground_truth/cut/1_mask.png', 0, side=5)
+  with pytest.raises(DataError, match=r'1_mask\.png is 5x5 pixels.* is 8x8'):
+    taken(tmp_path)
+
+
+@jax.jit
+def dark(fitted, batch):
+  """Scores the darkness: a map that the test can compute from the files."""
+  map = fitted - jnp.mean(batch.image.astype(jnp.float32), axis=-1)
+  return Scores(map, jnp.mean(map, axis=(1, 2)))
+
+
+def maps_of(records):
+  return [255 - preprocess.decode(record.path).astype(np.float32).mean(-1) for record in records]
+
+
+def scored(records, config):
+  mesh = sharding.make_mesh('cpu', 1, 0)
+  return labelled.score(dark, jnp.float32(255), records, config, mesh)
+
+
+def f1_above(threshold, values, truths):
+  marked = [value > threshold for value in values]
+  both = sum(int((m & t).sum()) for m, t in zip(marked, truths, strict=True))
+  return 2 * both / sum(int(m.sum() + t.sum()) for m, t in zip(marked, truths, strict=True))
+
+
+def test_scores_are_those_of_each_image_by_itself(tmp_path):
+  config = config_of(mvtec(tmp_path))
+  records = labelled.load(config, ())
+  found = scored(records, config)
+  maps = maps_of(records)
+  good = [map for map, record in zip(maps, records, strict=True) if not record.anomalous]
+  bad = [map for map, record in zip(maps, records, strict=True) if record.anomalous]
+  np.testing.assert_allclose(found.normal, [map.mean() for map in good], rtol=1e-5)
+  np.testing.assert_allclose(found.peaks, [map.max() for map in good], rtol=1e-5)
+  np.testing.assert_allclose(found.anomalous, [map.mean() for map in bad], rtol=1e-5)
+
+
+def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
+  config = config_of(mvtec(tmp_path))
+  records = labelled.load(config, ())
+  maps = maps_of(records)
+  truths = [
+    preprocess.read_mask(record.mask) if record.mask else np.zeros((SIDE, SIDE), bool)
+    for record in records
+  ]
+  best = max(f1_above(value - 1e-3, maps, truths) for value in np.unique(maps))
+  assert f1_above(scored(records, config).pixel, maps, truths) == pytest.approx(best, abs=1e-9)
+
+
+def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
+  config = config_of(folder(tmp_path))
+  found = scored(labelled.load(config, ()), config)
+  assert found.pixel is None
+  assert len(found.normal) == len(found.anomalous) == 3
+
+
+def test_nothing_labelled_is_nothing_scored():
+  assert scored((), config_of(Path())) is None

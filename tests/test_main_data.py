@@ -1,0 +1,495 @@
+"""Data sets of every layout through the front door: checked, converted, split, learned, judged.
+
+One stage at 32 pixels with random weights: what is tested is the machinery, not the detection.
+"""
+
+import csv
+import json
+from pathlib import Path
+import shutil
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax import main
+from uadjax.data import demo, preprocess
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+TRAIN, GOOD, DEFECTS = 12, 3, ('missing', 'scratch', 'spot')  # Two pictures of each defect.
+SMALL = (
+  '--config.data.ops=resize(32)',
+  '--config.detector.layers=layer1',
+  '--config.backbone.weights=random',
+  '--config.fit.batch_size=4',
+  '--config.mesh.data=1',
+  '--config.evaluate.batch_size=5',
+  '--config.evaluate.save_pictures=2',
+)
+OPTIONS = {
+  'padim': ('--config.detector.channels=8',),
+  'patchcore': ('--config.detector.ratio=0.125',),
+  'stfpm': ('--config.fit.steps=2',),
+}
+NAMES = sorted(OPTIONS)
+METRICS = (
+  'image_auroc', 'image_ap', 'image_f1_max', 'pixel_auroc', 'pixel_ap', 'pixel_f1_max', 'au_pro',
+)  # fmt: skip
+AT_THRESHOLD = {
+  'image_precision', 'image_recall', 'image_f1', 'false_alarm_rate', 'miss_rate',
+  'pixel_precision', 'pixel_recall', 'pixel_f1', 'iou', 'dice', 'accuracy', 'kappa',
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory):
+  """Most runs here need the same programs, and compiling is nearly all that they would do."""
+  settings = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for values in (settings, before):
+    compilation_cache.reset_cache()
+    for name, value in values.items():
+      jax.config.update(name, value)
+    if values is settings:
+      yield
+
+
+def run(*argv):
+  return main.main([str(word) for word in argv])
+
+
+def result(workdir, mode='train'):
+  return json.loads((workdir / f'{mode}_result.json').read_text())
+
+
+def manifest(workdir):
+  return json.loads((workdir / 'model' / 'manifest.json').read_text())
+
+
+def table(path):
+  return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def contents(folder):
+  return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def flags(name, directory, layout='auto'):
+  where = (f'--config.data.root={directory}', f'--config.data.layout={layout}')
+  return (f'--config={CONFIGS / name}.py', *SMALL, *OPTIONS[name], *where)
+
+
+def check(directory, workdir, *more, layout='auto'):
+  """The result of checking; the check itself goes well whatever it finds."""
+  words = (f'--config={CONFIGS / "stfpm.py"}', f'--config.data.root={directory}')
+  mode = ('--config.mode=check_dataset', f'--config.data.layout={layout}')
+  assert run(*words, *mode, *more, f'--workdir={workdir}') == 0
+  return result(workdir, 'check_dataset')
+
+
+def refused(name, directory, workdir, *more):
+  """What is said where a training run is refused; nothing was fitted then."""
+  assert run(*flags(name, directory), *more, f'--workdir={workdir}') == 1
+  told = result(workdir)
+  assert told['done_flag'] is False
+  assert not (workdir / 'model').exists()
+  return told['err_msg']
+
+
+def converting(target, source='MVTec_AD'):
+  return (
+    '--config.check.convert.enable=true',
+    f'--config.check.convert.src_dataset_type={source}',
+    f'--config.check.convert.output={target}',
+  )
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """One drawing in every layout: the folders 'disc', 'bins', 'plain' and 'listed'."""
+  root = tmp_path_factory.mktemp('drawn')
+  demo.draw(root, size=48, train=TRAIN, test_good=GOOD, test_defect=2)
+  shutil.copytree(root / 'disc/train/good', root / 'plain')
+  shutil.copytree(root / 'disc/train/good', root / 'bins/good')
+  for defect in DEFECTS:
+    shutil.copytree(root / 'disc/test' / defect, root / 'bins' / defect)
+  before = contents(root / 'disc')
+  splitting = ('--config.check.split.enable=true',)
+  found = check(root / 'disc', root / 'checked', *converting(root / 'listed'), *splitting)
+  assert found['check_pass']
+  assert contents(root / 'disc') == before
+  return root
+
+
+LAYOUTS = {'disc': 'mvtec', 'bins': 'folder', 'plain': 'folder', 'listed': 'seglist'}
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, root):
+  """(detector, data set) -> its folder; fitted when a test first asks."""
+  folder, made = tmp_path_factory.mktemp('runs'), {}
+
+  def fitted(name, data):
+    workdir = folder / f'{name}_{data}'
+    if workdir not in made:
+      made[workdir] = run(*flags(name, root / data, LAYOUTS[data]), f'--workdir={workdir}')
+    assert made[workdir] == 0
+    return workdir
+
+  return fitted
+
+
+def evaluated(model, directory, workdir):
+  words = (f'--config={CONFIGS / "stfpm.py"}', '--config.mode=evaluate', *SMALL)
+  more = (f'--config.evaluate.model_dir={model / "model"}', f'--config.data.root={directory}')
+  assert run(*words, *more, f'--workdir={workdir}') == 0
+  return result(workdir, 'evaluate')
+
+
+def picture(path, seed):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), np.uint8)
+  Image.fromarray(pixels).save(path)
+
+
+# The check.
+
+
+@pytest.mark.parametrize('data', LAYOUTS)
+def test_a_check_leaves_what_the_contract_promises(root, tmp_path, data):
+  found = check(root / data, tmp_path, layout=LAYOUTS[data])
+  assert found['done_flag'] is True
+  assert found['check_pass'] is True
+  assert found['show_type'] == 'image'
+  assert found['dataset_type'] == 'SegDataset'
+  assert found['dataset_path'] == str(root / data)
+  attributes = found['attributes']
+  # Of the listed good images, a fifth of all fifteen is tested on.
+  good = {'disc': GOOD, 'listed': (TRAIN + GOOD) // 5}.get(data, 0)
+  defects = {} if data == 'plain' else dict.fromkeys(DEFECTS, 2)
+  assert attributes['defects'] == defects
+  assert attributes['train_samples'] == TRAIN
+  assert attributes['val_samples'] == good + sum(defects.values())
+  assert attributes['num_classes'] == 1
+  samples = attributes['train_sample_paths'] + attributes['val_sample_paths']
+  assert len(set(samples)) == len(samples) == min(TRAIN, 10) + min(attributes['val_samples'], 10)
+  for name in (*samples, found['analysis']['histogram']):
+    assert min(preprocess.image_size(tmp_path / name)) > 100
+  assert 'Check dataset passed !' in (tmp_path / 'check_dataset.log').read_text()
+
+
+@pytest.fixture(scope='module')
+def bad(root, tmp_path_factory):
+  """A data set with something wrong in every folder."""
+  data = tmp_path_factory.mktemp('bad') / 'disc'
+  shutil.copytree(root / 'disc', data)
+  (data / 'train/good/empty.png').touch()
+  with Image.open(data / 'test/good/000.png') as image:
+    image.save(data / 'test/good/cut.jpg')
+  whole = (data / 'test/good/cut.jpg').read_bytes()
+  (data / 'test/good/cut.jpg').write_bytes(whole[: len(whole) // 2])
+  Image.fromarray(np.full((9, 8), 255, np.uint8)).save(data / 'ground_truth/spot/000_mask.png')
+  shutil.copy(data / 'train/good/003.png', data / 'test/good/again.png')
+  return data
+
+
+ERRORS = {
+  ('unreadable file', 'train/good/empty.png'),
+  ('unreadable file', 'test/good/cut.jpg'),
+  ('size mismatch', 'ground_truth/spot/000_mask.png'),
+  ('duplicate in train and test', 'test/good/again.png'),
+}
+
+
+def test_a_check_tells_all_that_is_wrong(bad, tmp_path):
+  found = check(bad, tmp_path)
+  assert found['done_flag'] is True
+  assert found['check_pass'] is False
+  told = {(p['kind'], p['path']) for p in found['problems'] if p['severity'] == 'error'}
+  assert told == ERRORS
+  assert (tmp_path / found['analysis']['problems']).is_file()
+  assert 'Check dataset failed.' in (tmp_path / 'check_dataset.log').read_text()
+
+
+def test_what_fails_the_check_is_not_learned_from(bad, tmp_path, capfd):
+  message = refused('patchcore', bad, tmp_path)
+  assert '--config.check.enforce=false' in message
+  for _, path in ERRORS:
+    assert str(bad / path) in message
+  said = capfd.readouterr().err
+  assert 'check.enforce' in said
+  assert 'Traceback' not in said
+
+
+def test_what_can_be_used_is_learned_from_when_asked(bad, tmp_path):
+  more = ('--config.check.enforce=false', f'--workdir={tmp_path}')
+  assert run(*flags('patchcore', bad), *more) == 0
+  told = result(tmp_path)
+  assert told['learned']['images'] == TRAIN
+  counts = told['metrics']['counts']
+  assert (counts['good'], counts['defective']) == (GOOD + 1, 6)
+  assert counts['without_mask'] == 1  # For it does not fit.
+  assert 'Check dataset failed.' in (tmp_path / 'train.log').read_text()
+
+
+def test_a_bad_test_set_is_one_message_to_a_finished_model(runs, bad, tmp_path, capfd):
+  more = (
+    '--config.mode=evaluate',
+    f'--config.evaluate.model_dir={runs("patchcore", "plain")}/model',
+  )
+  assert run(*flags('patchcore', bad), *more, f'--workdir={tmp_path}') == 1
+  said = capfd.readouterr().err
+  assert 'Traceback' not in said
+  assert 'cut.jpg' in result(tmp_path, 'evaluate')['err_msg']
+
+
+def test_listed_defects_are_never_learned_from(root, tmp_path):
+  data = tmp_path / 'data'
+  shutil.copytree(root / 'listed', data)
+  defective = next(line for line in (data / 'val.txt').read_text().splitlines() if 'spot' in line)
+  lines = (data / 'train.txt').read_text() + defective
+  (data / 'train.txt').write_text(lines.replace('\n', '\r\n'), encoding='utf-8-sig')
+  message = refused('patchcore', data, tmp_path / 'refused')
+  assert 'shows a defect; move its line to val.txt' in message
+  more = ('--config.check.enforce=false', '--config.evaluate.do_eval=false')
+  assert run(*flags('patchcore', data), *more, f'--workdir={tmp_path / "run"}') == 0
+  assert result(tmp_path / 'run')['learned']['images'] == TRAIN
+
+
+def test_what_nothing_is_left_of_is_refused_all_the_same(tmp_path):
+  for number in range(3):
+    (tmp_path / 'data').mkdir(exist_ok=True)
+    (tmp_path / f'data/{number}.png').touch()
+  message = refused('padim', tmp_path / 'data', tmp_path, '--config.check.enforce=false')
+  assert 'Nothing is left to learn from' in message
+
+
+def test_a_train_split_of_one_image_is_refused(root, tmp_path):
+  (tmp_path / 'data').mkdir()
+  shutil.copy(root / 'plain/000.png', tmp_path / 'data')
+  message = refused('stfpm', tmp_path / 'data', tmp_path)
+  assert '1 good images to learn from; at least 3 are needed' in message
+
+
+# Conversion and split.
+
+
+def test_converted_good_images_are_shared_out_and_defects_tested_on(root):
+  train, val = ((root / 'listed' / f'{split}.txt').read_text() for split in ('train', 'val'))
+  assert len(train.splitlines()) == TRAIN
+  assert len(val.splitlines()) == GOOD + 6
+  assert all(line.startswith('images/good/') for line in train.splitlines())
+  # As converted, before the split: MVTec AD's own test images were held out.
+  backup = (root / 'listed/train.txt.bak').read_text()
+  assert len(backup.splitlines()) == TRAIN
+  assert 'images/good/test/' not in backup
+  assert 'images/good/test/' in train  # But for a chance in thousands.
+
+
+@pytest.mark.parametrize(
+  ('words', 'said'),
+  [
+    (converting(''), 'check.convert.output is not set'),
+    (converting('converted', 'MVTecAD'), "src_dataset_type 'MVTecAD'; choose from ['COCO', "),
+    (converting('converted', ''), "src_dataset_type ''; choose from ['COCO', "),
+    (('--config.check.split.enable=true',), 'neither train.txt nor val.txt'),
+    (('--config.check.split.enable=true', '--config.data.layout=mvtec'), "layout is 'mvtec'"),
+    ((*converting('converted'), '--config.data.root='), 'data.root is not set'),
+    (('--config.check.split.enable=true', '--config.data.root='), 'data.root is not set'),
+  ],
+)
+def test_what_cannot_be_converted_or_split_is_one_message(
+  root, tmp_path, monkeypatch, capfd, words, said
+):
+  monkeypatch.chdir(tmp_path)
+  words = ('--config.mode=check_dataset', *words, f'--workdir={tmp_path / "run"}')
+  assert run(*flags('padim', root / 'disc'), *words) == 1
+  told = result(tmp_path / 'run', 'check_dataset')
+  assert told['done_flag'] is False
+  assert said in told['err_msg']
+  assert 'Traceback' not in capfd.readouterr().err
+  assert {path.name for path in tmp_path.iterdir()} == {'run'}
+
+
+# Learning and judging.
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_lists_are_learned_from_and_judged(runs, name):
+  metrics = result(runs(name, 'listed'))['metrics']
+  assert all(0 <= metrics[key] <= 1 for key in METRICS)
+  assert metrics['counts']['good'] == GOOD
+  assert metrics['counts']['defective'] == 6
+  assert metrics['counts']['without_mask'] == 0
+  assert set(metrics['at_threshold']['miss_rate']) == set(DEFECTS)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_folders_are_learned_from_and_judged_as_far_as_they_tell(runs, name):
+  workdir = runs(name, 'bins')
+  metrics = result(workdir)['metrics']
+  assert all(metrics[key] is None for key in METRICS)  # No good test images, no masks.
+  assert metrics['counts']['without_mask'] == metrics['counts']['defective'] == 6
+  assert set(metrics['at_threshold']['miss_rate']) == set(DEFECTS)
+  assert metrics['at_threshold']['iou'] is None
+  assert len(table(workdir / 'scores.csv')) == 6
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_good_images_alone_are_learned_from_and_judge_others(runs, root, name, tmp_path):
+  workdir = runs(name, 'plain')
+  told = result(workdir)
+  assert told['done_flag'] is True
+  assert 'metrics' not in told
+  assert not (workdir / 'curves').exists()
+  limits = manifest(workdir)['thresholds']
+  # STFPM learns from four fifths, and chooses its step by half of the rest.
+  assert limits['normals'] == {'stfpm': 1}.get(name, TRAIN)
+  more = (
+    f'--config.predict.model_dir={workdir / "model"}',
+    f'--config.predict.input={root / "disc/test"}',
+  )
+  config = f'--config={CONFIGS / "stfpm.py"}'
+  assert run(config, '--config.mode=predict', *more, f'--workdir={tmp_path}') == 0
+  found = result(tmp_path, 'predict')['results']
+  assert len(found) == GOOD + 6
+  assert len({one['score'] for one in found}) == GOOD + 6
+  for one in found:
+    assert (one['label'] == 'NG') == (one['score'] > limits['image'])
+
+
+def test_a_data_set_is_judged_alike_in_every_layout(runs, root, tmp_path):
+  """Nothing but the order of the images differs; the mask alone tells in a list."""
+  model = runs('padim', 'plain')
+  check(root / 'disc', tmp_path, *converting(tmp_path / 'list'))
+  ours = evaluated(model, root / 'disc', tmp_path)['metrics']
+  theirs = evaluated(model, tmp_path / 'list', tmp_path)['metrics']
+  for key in METRICS:
+    assert theirs[key] == pytest.approx(ours[key], abs=1e-6), key
+  assert theirs['counts'] == ours['counts']
+
+
+def test_evaluating_leaves_what_the_contract_promises(runs, root, tmp_path):
+  told = evaluated(runs('patchcore', 'plain'), root / 'disc', tmp_path)
+  assert told['done_flag'] is True
+  metrics = told['metrics']
+  assert {*METRICS, 'at_threshold'} <= metrics.keys()
+  assert metrics['at_threshold'].keys() >= AT_THRESHOLD
+  assert set(metrics['oracles']) == {'image_f1_max', 'pixel_f1_max'}
+  assert told['weights'].keys() >= {'name', 'source', 'sha256'}
+  assert told['per_category'] == {'disc': metrics}
+  (row,) = table(tmp_path / 'disc.csv')
+  assert row['category'] == 'disc'
+  for title, key in (
+    ('Image_AUROC', 'image_auroc'), ('Pixel_AUROC', 'pixel_auroc'), ('PRO_score', 'au_pro'),
+  ):  # fmt: skip
+    assert float(row[title]) == metrics[key]
+  scores = table(tmp_path / 'scores.csv')
+  assert {row['path'] for row in scores} == {
+    str(path) for path in (root / 'disc/test').rglob('*.png')
+  }
+  curves = {path.stem for path in (tmp_path / 'curves').glob('*.png')}
+  assert len(curves) >= 4  # ROC, PR, PRO, scores.
+  assert curves == {path.stem for path in (tmp_path / 'curves').glob('*.svg')}
+  assert len([*(tmp_path / 'pictures').iterdir()]) == 2
+
+
+@pytest.mark.parametrize('missing', ['good', 'defective'])
+def test_a_test_set_of_one_kind_has_curves_but_no_such_numbers(runs, root, tmp_path, missing):
+  data = tmp_path / 'disc'
+  shutil.copytree(root / 'disc', data)
+  for kind in ('good',) if missing == 'good' else DEFECTS:
+    shutil.rmtree(data / 'test' / kind)
+  told = evaluated(runs('patchcore', 'plain'), data, tmp_path)
+  metrics = told['metrics']
+  assert all(metrics[key] is None for key in METRICS if key.startswith('image'))
+  # Defective images have good pixels, too.
+  known = [metrics[key] is not None for key in METRICS if not key.startswith('image')]
+  assert known == [missing == 'good'] * 4
+  assert metrics['counts'][missing] == 0
+  assert (metrics['at_threshold']['false_alarm_rate'] is None) == (missing == 'good')
+  (row,) = table(tmp_path / 'disc.csv')
+  assert row['Image_AUROC'] == ''
+  drawn = [path for path in (tmp_path / 'curves').iterdir() if path.stat().st_size]
+  assert {path.suffix for path in drawn} == {'.png', '.svg'}
+
+
+def test_images_that_share_a_stem_are_all_shown_and_all_told(runs, root, tmp_path):
+  data = tmp_path / 'disc'
+  shutil.copytree(root / 'disc', data)
+  spots = data / 'test/spot'
+  shutil.rmtree(data / 'test/scratch')
+  shutil.rmtree(data / 'test/missing')
+  with Image.open(spots / '001.png') as image:
+    image.save(spots / '000.bmp')
+  shutil.copy(data / 'ground_truth/spot/001_mask.png', data / 'ground_truth/spot/000.bmp_mask.png')
+  model = runs('patchcore', 'plain')
+  words = (*flags('patchcore', data), f'--workdir={tmp_path}')
+  more = (f'--config.evaluate.model_dir={model / "model"}', '--config.evaluate.save_pictures=9')
+  assert run(*words, '--config.mode=evaluate', *more) == 0
+  assert len([*(tmp_path / 'pictures').glob('spot_*.png')]) == 3
+  scores = {Path(row['path']).name: row['score'] for row in table(tmp_path / 'scores.csv')
+            if row['defect'] == 'spot'}  # fmt: skip
+  assert scores['000.bmp'] == scores['001.png'] != scores['000.png']
+  more = (f'--config.predict.model_dir={model / "model"}', f'--config.predict.input={spots}')
+  assert run(*words, '--config.mode=predict', *more) == 0
+  assert {path.name for path in (tmp_path / 'predictions').iterdir()} == {
+    f'{name}_res.{kind}' for name in ('000.png', '000.bmp', '001') for kind in ('json', 'png')
+  }
+
+
+# Thresholds from labelled images.
+
+
+def labelled(directory, method='f1'):
+  return (f'--config.calibrate.labelled={directory}', f'--config.calibrate.method={method}')
+
+
+@pytest.mark.parametrize('name', ['patchcore', 'stfpm'])  # Each way of learning once.
+def test_f1_on_labelled_images_reaches_the_oracle_on_the_same_images(root, name, tmp_path):
+  words = (*flags(name, root / 'disc'), *labelled(root / 'disc'))
+  assert run(*words, f'--workdir={tmp_path}') == 0
+  limits = manifest(tmp_path)['thresholds']
+  assert (limits['method'], limits['normals'], limits['labelled']) == ('f1', GOOD, 6)
+  metrics = result(tmp_path)['metrics']
+  assert metrics['at_threshold']['image_f1'] == pytest.approx(metrics['image_f1_max'], abs=1e-6)
+  assert metrics['at_threshold']['pixel_f1'] == pytest.approx(metrics['pixel_f1_max'], abs=1e-6)
+  assert 'optimistic' in (tmp_path / 'train.log').read_text()
+
+
+def test_where_misses_are_dear_none_is_left(root, tmp_path):
+  """Labelled images in folders: good ones stand where others are learned from, masks nowhere."""
+  shown = tmp_path / 'shown'
+  for kind in ('good', 'spot'):
+    shutil.copytree(root / 'disc/test' / kind, shown / kind)
+  words = (*flags('patchcore', root / 'disc'), '--config.calibrate.miss_cost=1000')
+  assert run(*words, *labelled(shown, 'cost'), f'--workdir={tmp_path / "run"}') == 0
+  limits = manifest(tmp_path / 'run')['thresholds']
+  assert (limits['method'], limits['normals'], limits['labelled']) == ('cost', GOOD, 2)
+  assert limits['missed'] == 0
+  assert result(tmp_path / 'run')['metrics']['at_threshold']['miss_rate']['spot'] == 0
+
+
+@pytest.mark.parametrize(
+  ('data', 'shown', 'method', 'said'),
+  [
+    ('disc', 'disc', 'normals', "means nothing to calibrate.method 'normals'"),
+    ('disc', '', 'cost', "calibrate.method 'cost' needs labelled images"),
+    ('disc', 'disc', 'f2', "Unknown calibrate.method 'f2'"),
+    ('bins', 'bins', 'f1', f'{TRAIN} images of calibrate.labelled='),
+    ('disc', 'plain', 'f1', f'has {TRAIN} good and 0 defective images'),
+    ('disc', 'nowhere', 'f1', 'calibrate.labelled'),
+  ],
+)
+def test_labelled_images_that_set_no_threshold_are_refused(
+  root, tmp_path, data, shown, method, said
+):
+  words = labelled(root / shown if shown else '', method)
+  message = refused('padim', root / data, tmp_path, *words)
+  assert said in message

@@ -1,0 +1,92 @@
+"""Data sets on trial: prepared, checked, and let through to training or not."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from uadjax import data, inspection, telemetry
+from uadjax.data import check, convert, datasets, resplit
+from uadjax.types import Config, ConfigError
+
+
+def passed(config: Config) -> datasets.Splits:
+  """The images, if they pass the check; where that is not asked for, those that can be used.
+
+  Raises:
+    DataError: with all that is wrong.
+    ConfigError: there is something to prepare, which is another mode's business.
+  """
+  for name in ('convert', 'split'):
+    if config.check[name].enable:
+      raise ConfigError(
+        f'check.{name} changes files, and is for --config.mode=check_dataset alone; run that first.'
+      )
+  # A model that is extended may learn from a single image more.
+  report = data.examine(config.data, 1 if config.fit.extend else check.FEWEST, telemetry.track)
+  splits = check.demand(report) if config.check.enforce else check.salvage(report)
+  if report.problems:
+    telemetry.LOG.warning('%s', report)
+  return splits
+
+
+def tell(config: Config, workdir: Path) -> dict[str, Any]:
+  """Check a data set, and leave pictures and the result."""
+  report = data.examine(config.data, track=telemetry.track)
+  telemetry.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
+  return inspection.leave(report, workdir)
+
+
+def prepared(config: Config) -> Config:
+  """Convert and split the data set if asked to; the configuration of what comes of it."""
+  return _split(_converted(config))
+
+
+def _converted(config: Config) -> Config:
+  """The configuration, its data those that another tool's labels became."""
+  options = config.check.convert
+  if not options.enable:
+    return config
+  _demand_root(config, 'check.convert')
+  if not options.output:
+    raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
+  source, target = Path(config.data.root, config.data.category), Path(options.output)
+  made = convert.convert(source, options.src_dataset_type, target, telemetry.track)
+  types = ', '.join(f'{name} {count}' for name, count in made.types.items())
+  telemetry.LOG.info(
+    'Converted %s to %s: %d images to learn from, %d to test on (%s).',
+    source, target, made.train, made.val, types,
+  )  # fmt: skip
+  for note in made.notes:
+    telemetry.LOG.warning('%s', note)
+  own = config.copy_and_resolve_references().unlock()
+  own.data.update({'root': str(target), 'category': '', 'layout': 'seglist'})
+  return own
+
+
+def _split(config: Config) -> Config:
+  """The configuration, the lists of its data drawn anew."""
+  options = config.check.split
+  if not options.enable:
+    return config
+  _demand_root(config, 'check.split')
+  if config.data.layout not in ('auto', 'seglist'):
+    raise ConfigError(
+      f'check.split draws the lists of a seglist anew, but data.layout is {config.data.layout!r}; '
+      'convert the data with check.convert first, or leave check.split out.'
+    )
+  directory = Path(config.data.root, config.data.category)
+  drawn = resplit.resplit(
+    directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
+  )
+  telemetry.LOG.info(
+    'Lists of %s drawn anew: %d images to learn from, %d to test on (%d defective); the old ones '
+    'are %s.',
+    directory, drawn.train, drawn.val, drawn.defective, ' and '.join(drawn.backups),
+  )  # fmt: skip
+  return config
+
+
+def _demand_root(config: Config, what: str) -> None:
+  """Keep an empty root from meaning the folder that the user happens to be in."""
+  if not config.data.root:
+    raise ConfigError(f'data.root is not set; name the data set that {what} is for.')
