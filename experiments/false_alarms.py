@@ -7,7 +7,7 @@
 
 Each run is a fresh process with a folder of its own; finished runs are not repeated, and those of
 mvtec_table.py with the same --workdir count. A run scores good images that were held or left out
-(`calibration.csv`: path, score, peak) and the test images (`scores.csv`: path, defect, score,
+(`model/calibration.csv`: path, score, peak) and the test images (`scores.csv`: path, defect, score,
 label). From the first, thresholds are set for every budget; on the second they are counted. What
 follows `--` is passed on to every run. The table is printed, and left in --workdir as
 false_alarms.md and false_alarms.csv.
@@ -68,7 +68,7 @@ class Counted(NamedTuple):
 
 def count(folder: Path, budget: float, review_budget: float, confident: bool) -> Counted:
   """Set the threshold of a finished run for a budget, and hold the test images against it."""
-  left_out = _read(folder / 'calibration.csv')
+  left_out = _read(folder / 'model' / 'calibration.csv')
   scores = np.array([float(row['score']) for row in left_out])
   peaks = np.array([float(row['peak']) for row in left_out])
   limits = calibrate.from_normals(scores, peaks, budget, max(budget, review_budget), confident)

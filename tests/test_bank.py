@@ -246,3 +246,52 @@ def test_a_projection_to_as_many_dimensions_is_none():
   x = embeddings(16)
   whole, same = (settled(plan(16, ratio=0.2, dim=dim), x) for dim in (0, D))
   np.testing.assert_array_equal(same.rows, whole.rows)
+
+
+def stood(plan, x, before=None):
+  bank, _ = fold(banks.empty(plan, D), plan, x)
+  return banks.stand_ins(KEY, bank, plan, before)
+
+
+@pytest.mark.parametrize(
+  ('images', 'ratio', 'dim'), [(3, 0.5, 0), (3, 1.0, 0), (23, 0.1, 0), (23, 0.1, 2)]
+)
+def test_of_every_fold_a_share_stands_in(images, ratio, dim):
+  """Which images are of which fold goes by their numbers; where there are few, each is alone."""
+  sized, x = plan(images, ratio=ratio, dim=dim), embeddings(images)
+  assert sized.folds == min(10, images)
+  got = stood(sized, x)
+  assert_rows_are_patches(got, x)
+  whose = np.bincount(np.asarray(got.image) % sized.folds)
+  there = np.bincount(np.arange(images) % sized.folds) * PATCHES
+  np.testing.assert_array_equal(whose, np.minimum(there, math.ceil(4 * sized.final / sized.folds)))
+
+
+@pytest.mark.parametrize('dim', [0, 2])
+@pytest.mark.parametrize('out', [0, 3, 9])
+def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(out, dim):
+  sized, x = plan(62, ratio=0.1, dim=dim), embeddings(62, 3)
+  rows = banks.without(stood(sized, x), sized, out, sized.final)
+  assert len(rows) == sized.final
+  others = x[np.arange(62) % 10 != out]
+  patches = {patch.tobytes() for patch in others.reshape(-1, D)}
+  assert all(row.tobytes() in patches for row in np.asarray(rows))
+  if not dim:
+    assert farthest(others, rows) <= 2 * farthest(others, slow_select(others, rows[0], len(rows)))
+
+
+def test_where_fewer_stand_in_than_asked_for_all_are_taken():
+  sized, x = plan(3, ratio=1.0), embeddings(3)
+  rows = banks.without(stood(sized, x), sized, 1, 3 * PATCHES)
+  assert sorted(np.asarray(rows).tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
+
+
+def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
+  sized, x = plan(62, ratio=0.05, rows=64), embeddings(62)
+  bank, _ = fold(banks.empty(sized, D), sized, x)
+  got = banks.stand_ins(KEY, bank, sized, None)
+  assert_rows_are_patches(got, x)
+  assert len(got.rows) <= 10 * math.ceil(4 * sized.final / 10)
+  in_use = set(np.asarray(bank.image[: int(bank.cursor)]).tolist())
+  assert set(np.asarray(got.image).tolist()) <= in_use
+  assert len(np.unique(np.asarray(got.image) % 10)) > 1

@@ -19,17 +19,13 @@ def search(queries, bank, k=1, **options):
   return neighbors.nearest(queries, neighbors.index(bank), k, **options)
 
 
-def slow_nearest(queries, bank, k, groups=None, group=None):
+def slow_nearest(queries, bank, k):
   """The definition: every distance in float64, ordered by (distance, row)."""
   queries, bank = queries.astype(np.float64), bank.astype(np.float64)
-  distance = np.full((len(queries), min(k, len(bank))), np.inf)
-  row = np.full(distance.shape, -1)
+  shape = len(queries), min(k, len(bank))
+  distance, row = np.zeros(shape), np.zeros(shape, int)
   for i, query in enumerate(queries):
-    found = [
-      (np.sqrt(np.sum((query - bank[j]) ** 2)), j)
-      for j in range(len(bank))
-      if groups is None or group is None or groups[j] != group[i]
-    ]
+    found = [(np.sqrt(np.sum((query - other) ** 2)), j) for j, other in enumerate(bank)]
     for column, (value, j) in enumerate(sorted(found)[:k]):
       distance[i, column], row[i, column] = value, j
   return distance, row
@@ -44,20 +40,16 @@ def normal(n, d, seed=0, offset=0.0):
 
 
 @hypothesis.settings(max_examples=30)
-@hypothesis.given(SHAPES, st.sampled_from([1, 9]), BUDGETS, st.integers(0, 2**32), st.booleans())
-def test_whole_numbers_are_searched_without_error(shape, k, budget, seed, grouped):
+@hypothesis.given(SHAPES, st.sampled_from([1, 9]), BUDGETS, st.integers(0, 2**32))
+def test_whole_numbers_are_searched_without_error(shape, k, budget, seed):
   """Few values, so that most neighbors are tied: the smaller row wins, however it is blocked."""
   q, n, d = shape
   random = np.random.default_rng(seed)
   offset = random.choice([0, 1000, -4000])
   queries, bank = (random.integers(-3, 4, (x, d)).astype(np.float32) + offset for x in (q, n))
   queries, bank = queries.astype(np.float32), bank.astype(np.float32)
-  names = {}
-  if grouped:
-    groups, group = (random.integers(0, 2, x).astype(np.int32) for x in (n, q))
-    names = {'groups': groups, 'group': group}
-  got = search(queries, bank, k, max_elements=budget, **names)
-  distance, row = slow_nearest(queries, bank, k, **names)
+  got = search(queries, bank, k, max_elements=budget)
+  distance, row = slow_nearest(queries, bank, k)
   np.testing.assert_array_equal(got.row, row)
   np.testing.assert_allclose(got.distance, distance, rtol=1e-6)
 
@@ -110,7 +102,7 @@ def test_of_more_equal_rows_than_candidates_the_first_is_found():
 def test_equal_distances_are_ordered_by_row_however_they_were_nominated():
   bank = jnp.array([[1.0], [-1.0], [3.0]])
   found = jnp.array([[2, 1, 0]], jnp.int32)
-  got = neighbors._ordered(jnp.zeros((1, 1)), bank, jnp.zeros((1, 3)), found, 3)
+  got = neighbors._ordered(jnp.zeros((1, 1)), bank, found, 3)
   np.testing.assert_array_equal(got.row, [[0, 1, 2]])
 
 
@@ -132,18 +124,6 @@ def test_fewer_rows_than_neighbors_give_fewer_columns():
   got = search(queries, bank, 9)
   assert got.row.shape == got.distance.shape == (3, 2)
   np.testing.assert_array_equal(got.row, slow_nearest(queries, bank, 9)[1])
-
-
-@pytest.mark.parametrize('budget', [30, 2**22])
-def test_where_no_row_is_left_the_distance_is_infinite(budget):
-  queries, bank = normal(2, 4), normal(50, 4, 1)
-  groups = np.zeros(50, np.int32)
-  groups[20] = 1
-  group = np.array([0, 1], np.int32)
-  got = search(queries, bank, 2, groups=groups, group=group, max_elements=budget)
-  np.testing.assert_array_equal(got.row[0], [20, -1])
-  assert got.distance[0, 1] == np.inf
-  assert (np.asarray(got.row[1]) >= 0).all()
 
 
 def test_a_query_that_is_no_number_has_no_distance():
@@ -255,7 +235,6 @@ def test_share_found_counts_neighbors_in_any_order():
   [
     ({'k': 0}, 'k = 0'),
     ({'max_elements': 0}, 'max_elements = 0'),
-    ({'groups': jnp.zeros(5, jnp.int32)}, 'come together'),
   ],
 )
 def test_impossible_arguments_are_named(options, message):

@@ -15,7 +15,7 @@ from uadjax import learned, onepass, sharding
 from uadjax.data import datasets, demo, preprocess
 from uadjax.types import Batch, Detector, OnePass, Scores
 
-SIZE, OFFSET, MOST = 32, 0.5, 64
+SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
 OPS = preprocess.parse(f'resize({SIZE})')
 SHAPE = (2, 2, 3)  # Of an embedding.
 
@@ -56,27 +56,38 @@ def averaging(told=None):
     told.append(('settle', float(state.n)))
     return state
 
+  def stand_ins(state, before):
+    told.append(('stand_ins', float(state.n), sorted(before)))
+    return {'stood': state.n}
+
+  def reference(variables, kept, fold):
+    told.append(('reference', fold))
+    assert kept['stood'] == kept['n']
+    return variables['offset'], kept['total'], kept['n'], np.float32(fold)
+
   def score_left_out(reference, batch):
-    offset, total, n, _ = reference
+    offset, total, n, fold = reference
     x = embed(offset, batch)
     rest = (total[None] - x) / (n - 1)
-    # The number is in the score, so that a wrong one shows.
-    distance = jnp.abs(x - rest).sum(axis=-1) + batch.index[:, None, None].astype(jnp.float32)
-    return Scores(distance, distance.max(axis=(1, 2)))
+    # The fold is in the score, so that a wrong one shows.
+    distance = jnp.abs(x - rest).sum(axis=-1) + 100 * fold
+    return Scores(distance, 2 * distance.max(axis=(1, 2)))
 
   once = OnePass(
+    folds=FOLDS,
     embedder=lambda state: state.offset,
     embed=embed,
     compile=lambda state: None,
+    stand_ins=stand_ins,
     settle=settle,
     make_room=make_room,
     kept=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
-    extend=lambda state, kept: State(state.offset, **kept),
-    reference=lambda variables, kept: State(variables['offset'], kept['total'], kept['n'], None),
+    extend=lambda state, kept: State(state.offset, kept['total'], kept['n'], kept['folded']),
+    reference=reference,
     score_left_out=score_left_out,
     facts=lambda kept, embeddings: {},
     moved=lambda before, after: {},
-  )  # fmt: skip
+  )
   return Detector(
     init=lambda key, variables: State(
       variables['offset'], jnp.zeros(SHAPE), jnp.zeros(()), jnp.zeros(MOST, jnp.int32)
@@ -130,7 +141,12 @@ def earlier(kept, images, retained):
 @pytest.mark.parametrize(('batch_size', 'devices'), [(4, 1), (1, 1), (32, 1), (4, 8), (32, 8)])
 def test_every_image_is_folded_in_once(records, embeddings, tmp_path, batch_size, devices):
   _, kept = fold(averaging(), records, tmp_path, batch_size=batch_size, devices=devices)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['folded.npy', 'n.npy', 'total.npy']
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    'folded.npy',
+    'n.npy',
+    'stood.npy',
+    'total.npy',
+  ]
   assert kept['n'] == 10
   np.testing.assert_array_equal(kept['folded'], np.arange(MOST) < 10)
   np.testing.assert_allclose(kept['total'], embeddings.sum(0), rtol=1e-5)
@@ -152,11 +168,11 @@ def test_batches_are_even_and_bring_no_pixels(records, tmp_path):
   assert traced == [('traced', (6, *SHAPE), (6, 0, 0, 3))]
 
 
-def test_room_is_made_before_every_batch_and_the_end_is_settled(records, tmp_path):
+def test_room_is_made_before_every_batch_and_stand_ins_before_the_end_is_settled(records, tmp_path):
   told = []
   fold(averaging(told), records, tmp_path, batch_size=4)
   told = [note for note in told if note[0] != 'traced']
-  assert told == [('room', 4)] * 3 + [('settle', 10)]
+  assert told == [('room', 4)] * 3 + [('stand_ins', 10, []), ('settle', 10)]
 
 
 def test_numbers_count_from_the_first_image_and_what_is_no_image_has_none():
@@ -215,27 +231,59 @@ def test_old_and_new_are_retained_in_proportion(
   )
 
 
-def test_retained_embeddings_score_as_their_files_do(records, tmp_path):
-  detector = averaging()
-  once, mesh = detector.one_pass, sharding.make_mesh('cpu', 1, 0)
-  folded, kept = fold(detector, records, tmp_path)
-  reference = once.reference({'offset': folded.embedder}, kept)
-  files = list(onepass.score_left_out(once, reference, records, 0, OPS, 4, mesh))
-  assert [one.record for one in files] == list(records)
-  retained = onepass.retain(once, folded.embedder, records, None, 4, OPS, 0, mesh)
-  scores = onepass.score_retained(once, reference, retained, OPS)
-  assert len(scores) == 4
-  for number, one in zip(retained.image, scores, strict=True):
-    np.testing.assert_allclose(one.map[0], files[number].map, rtol=1e-6)
-    np.testing.assert_allclose(one.image[0], files[number].image, rtol=1e-6)
+def left_out(records, folder, before=None, told=None, batch_size=4, devices=1):
+  mesh, variables = sharding.make_mesh('cpu', devices, 0), {'offset': jnp.float32(OFFSET)}
+  once = averaging(told).one_pass
+  return onepass.score_left_out(once, variables, folder, records, before, OPS, batch_size, mesh)
 
 
-def test_left_out_images_go_by_their_numbers_among_all(records, tmp_path):
-  once, mesh = averaging().one_pass, sharding.make_mesh('cpu', 1, 0)
-  folded, kept = fold(averaging(), records, tmp_path)
-  reference = once.reference({'offset': folded.embedder}, kept)
-  early, late = (
-    list(onepass.score_left_out(once, reference, records, first, OPS, 4, mesh)) for first in (0, 30)
-  )
-  for a, b in zip(early, late, strict=True):
-    np.testing.assert_allclose(b.map, a.map + 30, rtol=1e-5)
+def slow_left_out(embeddings, numbers):
+  """Of each image: the largest distance to the mean of all others, and what tells its fold."""
+  highest = []
+  for k, number in enumerate(numbers):
+    rest = np.delete(embeddings, k, axis=0).mean(axis=0)
+    highest.append(np.abs(embeddings[k] - rest).sum(axis=-1).max() + 100 * (number % FOLDS))
+  return np.array(highest)
+
+
+@pytest.mark.parametrize(('batch_size', 'devices'), [(4, 1), (1, 1), (32, 8)])
+def test_every_image_is_scored_by_the_reference_of_its_fold(
+  records, embeddings, tmp_path, batch_size, devices
+):
+  """In the order of the records, though they are scored fold by fold."""
+  fold(averaging(), records, tmp_path)
+  peaks = left_out(records, tmp_path, None, None, batch_size, devices)
+  assert peaks.path == tuple(str(record.path) for record in records)
+  want = slow_left_out(embeddings, range(10))
+  np.testing.assert_allclose(peaks.map, want, rtol=1e-5)
+  np.testing.assert_allclose(peaks.image, 2 * want, rtol=1e-5)
+
+
+def test_retained_embeddings_are_scored_after_the_files_as_those_would_be(
+  records, embeddings, tmp_path
+):
+  """Numbers go on where the earlier run ended; what it left is handed to the next."""
+  early, late = tmp_path / 'early', tmp_path / 'late'
+  early.mkdir()
+  late.mkdir()
+  _, kept = fold(averaging(), records[:7], early)
+  before = learned.Learned(kept, retain(records[:7], None, 4), 7)
+  told = []
+  fold(averaging(told), records[7:], late, before)
+  assert ('stand_ins', 10, ['folded', 'n', 'stood', 'total']) in told
+  peaks = left_out(records[7:], late, before)
+  want = slow_left_out(embeddings, range(10))[[7, 8, 9, *before.retained.image]]
+  np.testing.assert_allclose(peaks.map, want, rtol=1e-5)
+  np.testing.assert_allclose(peaks.image, 2 * want, rtol=1e-5)
+  assert peaks.path == (*(str(record.path) for record in records[7:]), '', '', '', '')
+
+
+def test_folds_of_no_image_need_no_reference(records, tmp_path):
+  """Of a run over one image after nine, and one of those."""
+  told = []
+  fold(averaging(), records, tmp_path)
+  before = learned.Learned({}, retain(records[:9], None, 1), 9)
+  peaks = left_out(records[9:], tmp_path, before, told)
+  assert len(peaks.image) == 2
+  folds = {0, int(before.retained.image[0]) % FOLDS}
+  assert {note for note in told if note[0] == 'reference'} == {('reference', f) for f in folds}

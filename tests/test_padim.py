@@ -158,7 +158,7 @@ def test_leaving_an_image_out_equals_refitting_without_it(
 ):
   pixels, once = images(12), detector.one_pass
   kept = jax.tree.map(np.asarray, once.kept(whole))
-  reference = once.reference(variables, kept)
+  reference = once.reference(variables, kept, 0)
   its_own = batch(pixels[left_out : left_out + 1], left_out)
   got = jax.jit(once.score_left_out)(reference, its_own)
   refitted, _ = update(start, batch(np.delete(pixels, left_out, axis=0)))
@@ -175,9 +175,9 @@ def test_a_reference_consumes_only_what_may_be_written_to(detector, whole, varia
   before, own = kept['m2'].copy(), kept['m2'].copy()
   with pytest.raises(ValueError, match='read-only'):
     kept['m2'][:] = 0.0
-  apart = detector.one_pass.reference(variables, kept)
+  apart = detector.one_pass.reference(variables, kept, 0)
   np.testing.assert_array_equal(kept['m2'], before)
-  in_place = detector.one_pass.reference(variables, {**kept, 'm2': own})
+  in_place = detector.one_pass.reference(variables, {**kept, 'm2': own}, 0)
   np.testing.assert_array_equal(own, apart.fitted.whiten)
   np.testing.assert_array_equal(in_place.fitted.whiten, apart.fitted.whiten)
 
@@ -199,7 +199,7 @@ def test_an_extended_run_keeps_the_projection_whatever_its_seed(detector, start,
   np.testing.assert_array_equal(extended.embedder.projection, start.embedder.projection)
   fitted = detector.finish(extended)  # And it is part of the model.
   np.testing.assert_array_equal(fitted.embedder.projection, start.embedder.projection)
-  reference = detector.one_pass.reference(variables, kept)
+  reference = detector.one_pass.reference(variables, kept, 0)
   np.testing.assert_array_equal(reference.fitted.embedder.projection, start.embedder.projection)
 
 

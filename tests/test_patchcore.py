@@ -49,6 +49,15 @@ def embeddings(detector, variables):
   return np.asarray(jax.jit(detector.one_pass.embed)(variables, batch(6)))
 
 
+def stood(detector, variables, one, before=None):
+  """What stands in for the images of a batch, as `onepass` has it."""
+  state = detector.init(jax.random.key(1), variables)
+  if before is not None:
+    state = detector.one_pass.extend(state, before)
+  state, _ = jax.jit(detector.update)(state, one)
+  return jax.tree.map(np.asarray, detector.one_pass.stand_ins(state, before or {}))
+
+
 def learn(detector, variables, batches, kept=None):
   """Fold batches in and settle, as `onepass` does."""
   once, update = detector.one_pass, jax.jit(detector.update)
@@ -75,6 +84,11 @@ def fitted(detector, state):
 @pytest.fixture(scope='module')
 def kept(detector, state):
   return jax.tree.map(np.asarray, detector.one_pass.kept(state))
+
+
+@pytest.fixture(scope='module')
+def stand_ins(detector, variables, embeddings):
+  return stood(detector, variables, embedded(embeddings))
 
 
 @pytest.fixture(scope='module')
@@ -181,33 +195,34 @@ def test_score_is_that_of_the_paper(score, fitted, kept, variables):
 )
 def test_score_is_that_of_the_paper_with_other_settings(options, rows, kept, variables, embeddings):
   """Also of a bank that has fewer rows than neighbors are asked for."""
-  index = knn.index(jnp.asarray(kept['rows'][:rows]))
-  nobody = patchcore.Reference(patchcore.Fitted(variables, index), jnp.full(rows, 99, jnp.int32))
   xs = embeddings[:2] + np.float32(0.1) * embeddings[2:4, ::-1]
-  got = jax.jit(make(**options).one_pass.score_left_out)(nobody, embedded(xs))
+  got = jax.jit(make(**options).one_pass.score_left_out)(
+    fitted_to(variables, kept['rows'][:rows]), embedded(xs)
+  )
   assert_scores(got, xs, kept['rows'][:rows], **options)
 
 
-def test_embeddings_far_from_the_origin_are_scored_alike(
-  detector, left_out, kept, variables, embeddings
-):
+def fitted_to(variables, rows):
+  return patchcore.Fitted(variables, knn.index(jnp.asarray(rows)))
+
+
+def test_embeddings_far_from_the_origin_are_scored_alike(left_out, kept, variables, embeddings):
   rows, xs = kept['rows'] + np.float32(100), embeddings[:2, ::-1] + np.float32(100)
-  reference = detector.one_pass.reference(variables, {**kept, 'rows': rows})
-  assert (reference.fitted.bank.center > 50).any()  # Which is what could be forgotten.
-  assert_scores(left_out(reference, embedded(xs, first=99)), xs, rows)
+  far = fitted_to(variables, rows)
+  assert (far.bank.center > 50).any()  # Which is what could be forgotten.
+  assert_scores(left_out(far, embedded(xs)), xs, rows)
 
 
-def test_huge_distances_do_not_overflow(detector, left_out, kept, variables, embeddings):
-  reference = detector.one_pass.reference(variables, {**kept, 'rows': 1e3 * kept['rows']})
-  got = left_out(reference, embedded(1e4 * embeddings[:2], first=99))
+def test_huge_distances_do_not_overflow(left_out, kept, variables, embeddings):
+  got = left_out(fitted_to(variables, 1e3 * kept['rows']), embedded(1e4 * embeddings[:2]))
   assert np.isfinite(got.map).all()
   assert (got.image > 0).all()
   assert np.isfinite(got.image).all()
 
 
-def test_patches_of_the_bank_have_no_distance(detector, left_out, kept, variables):
-  reference = detector.one_pass.reference(variables, kept)
-  got = left_out(reference, embedded(np.resize(kept['rows'], (2, GRID, GRID, 192)), first=99))
+def test_patches_of_the_bank_have_no_distance(left_out, kept, variables):
+  x = np.resize(kept['rows'], (2, GRID, GRID, 192))
+  got = left_out(fitted_to(variables, kept['rows']), embedded(x))
   np.testing.assert_array_equal(got.map, 0)
   np.testing.assert_array_equal(got.image, 0)
 
@@ -264,43 +279,90 @@ def test_embeddings_stand_for_images(detector, variables, embeddings):
   np.testing.assert_allclose(from_embeddings.bank.rows, from_images.bank.rows, rtol=1e-3, atol=1e-4)
 
 
-def without(kept, image):
-  """The bank, from which the rows of an image were removed by hand."""
-  return kept['rows'][kept['image'] != image]
+def rows_of(fitted):
+  return np.asarray(fitted.bank.rows + fitted.bank.center[None])
 
 
-@pytest.mark.parametrize('order', [(0, 1), (5, 2), (4, 77)])
-def test_left_out_is_scored_by_a_bank_without_the_rows_of_the_image(
-  order, detector, left_out, kept, variables, embeddings
+def known(rows, x):
+  """Which of the rows are among these patches."""
+  patches = {patch.tobytes() for patch in x.reshape(-1, 192)}
+  return np.array([row.tobytes() in patches for row in rows])
+
+
+@pytest.mark.parametrize('fold', [0, 5])
+def test_an_image_is_left_out_by_a_bank_of_the_others(
+  fold, detector, left_out, kept, stand_ins, variables, embeddings
 ):
-  """Which goes by its number, not by its place; one never folded in has no rows there."""
-  numbers = np.array(order, np.int32)
-  xs = embeddings[numbers % 6]
-  reference = detector.one_pass.reference(variables, kept)
-  got = left_out(reference, embedded(xs)._replace(index=numbers))
-  for k, number in enumerate(order):
-    one = jax.tree.map(lambda x, k=k: x[k : k + 1], got)
-    assert_scores(one, xs[k : k + 1], without(kept, number))
-    if number < 6:  # Rows of one's own are near.
-      seen, _ = slow_score(xs[k], kept['rows'])
-      assert np.mean(one.map) > 1.01 * np.mean(seen)
+  """As large as the bank, which has rows of it."""
+  reference = detector.one_pass.reference(variables, kept | stand_ins, fold)
+  rows = rows_of(reference)
+  assert rows.shape == kept['rows'].shape
+  assert known(rows, np.delete(embeddings, fold, axis=0)).all()
+  assert not known(rows, embeddings[fold]).any()
+  assert (kept['image'] == fold).any()
+  got = left_out(reference, embedded(embeddings[fold][None]))
+  assert_scores(got, embeddings[fold][None], rows)
 
 
-@pytest.mark.parametrize('left', [1, 2])
-def test_left_out_with_few_rows_left_is_scored_as_by_a_bank_of_those(
-  left, detector, left_out, kept, variables, embeddings
+def test_what_an_image_shows_does_not_touch_the_bank_it_is_scored_by(
+  detector, kept, stand_ins, variables, embeddings
 ):
-  """One row has no neighbors to weigh it by."""
-  whose = np.where(np.arange(38) < left, 1, 0).astype(np.int32)
-  reference = detector.one_pass.reference(variables, {**kept, 'image': whose})
-  got = left_out(reference, embedded(embeddings[:2])._replace(index=np.zeros(2, np.int32)))
-  assert_scores(got, embeddings[:2], kept['rows'][:left])
+  changed = embeddings.copy()
+  changed[2] += 3
+  other = stood(detector, variables, embedded(changed))
+
+  def rows(some, fold):
+    return rows_of(detector.one_pass.reference(variables, kept | some, fold))
+
+  np.testing.assert_array_equal(rows(other, 2), rows(stand_ins, 2))
+  assert not np.array_equal(rows(other, 3), rows(stand_ins, 3))
 
 
-def test_an_image_that_all_rows_are_of_cannot_be_left_out(detector, kept, variables):
-  whose = np.full(38, 3, np.int32)
-  with pytest.raises(ConfigError, match=r'All 38 rows .* one image.* raise detector.ratio'):
-    detector.one_pass.reference(variables, {**kept, 'image': whose})
+def test_seen_and_unseen_images_are_scored_alike(variables):
+  """Which they are not where the rows of a fold are merely passed over."""
+  random = np.random.default_rng(0)
+  centers = 4 * random.normal(size=(300, 192)) / 192**0.5
+  x = centers[random.integers(0, 300, (80, GRID, GRID))]
+  x = (x + random.normal(size=x.shape) * 2 / 192**0.5).astype(np.float32)
+  detector = make(count=40, ratio=0.05, reweight=False)
+  once, seen, unseen = detector.one_pass, embedded(x[:40]), embedded(x[40:])
+  settled = learn(detector, variables, [seen])
+  arrays = jax.tree.map(np.asarray, once.kept(settled)) | stood(detector, variables, seen)
+  score = jax.jit(once.score_left_out)
+  new = np.asarray(score(detector.finish(settled), unseen).image)
+
+  def chance(references):
+    """That an image, left out with its fold, is scored higher than an unseen one."""
+    scores = [np.asarray(score(reference, seen).image) for reference in references]
+    old = np.array([scores[i % 10][i] for i in range(40)])
+    return np.mean(old[:, None] > new[None])
+
+  anew = [once.reference(variables, arrays, fold) for fold in range(10)]
+  rows, image = arrays['rows'], arrays['image']
+  # Rows again and again, so that all are one compilation: the nearest is as near.
+  masked = [np.resize(rows[image % 10 != fold], rows.shape) for fold in range(10)]
+  assert abs(chance(anew) - 0.5) < 0.13  # Two standard errors.
+  assert chance([fitted_to(variables, some) for some in masked]) > 0.63
+
+
+def test_a_fold_that_all_patches_are_of_cannot_be_left_out(detector, kept, stand_ins, variables):
+  alone = stand_ins | {'stand_in_image': np.full_like(stand_ins['stand_in_image'], 3)}
+  with pytest.raises(ConfigError, match=r'All 38 rows .* together; raise detector.ratio'):
+    detector.one_pass.reference(variables, kept | alone, 3)
+  assert len(rows_of(detector.one_pass.reference(variables, kept | alone, 2))) == 38
+
+
+def test_what_stood_in_before_does_so_again(variables, embeddings, kept, stand_ins):
+  """Old images are left out of the old patches as well as of the new; numbers go on."""
+  further = make(count=6, seen=6)
+  new = np.flip(embeddings, axis=2) + np.float32(0.5)
+  got = stood(further, variables, embedded(new, first=6), kept | stand_ins)
+  assert set(got['stand_in_image'].tolist()) == set(range(12))
+  old = got['stand_in_image'] < 6
+  assert known(got['stand_in_rows'][~old], new).all()
+  left = np.concatenate([stand_ins['stand_in_rows'], kept['rows']])
+  assert known(got['stand_in_rows'][old], left).all()
+  assert not known(got['stand_in_rows'][old], kept['rows']).all()
 
 
 def test_what_was_learned_can_be_extended(variables, embeddings, kept):
@@ -337,7 +399,7 @@ def test_facts_tell_how_the_fold_went(detector, kept, embeddings):
   facts = detector.one_pass.facts(kept, embeddings)
   away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['rows'][None], axis=-1)
   radius = pytest.approx(away.min(axis=1).max(), rel=1e-4)
-  assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius}
+  assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius, 'folds': 6}
 
 
 def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
@@ -345,8 +407,8 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
 ):
   once, two = make(approx=True).one_pass, embedded(embeddings[:2])
   assert once.facts(kept, embeddings)['approx_recall'] == 1.0
-  reference = once.reference(variables, kept)
-  got, want = jax.jit(once.score_left_out)(reference, two), left_out(reference, two)
+  fitted = fitted_to(variables, kept['rows'])
+  got, want = jax.jit(once.score_left_out)(fitted, two), left_out(fitted, two)
   np.testing.assert_allclose(got.map, want.map, rtol=1e-5)
   np.testing.assert_allclose(got.image, want.image, rtol=1e-5)
 

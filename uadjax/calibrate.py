@@ -68,10 +68,12 @@ class Limits(NamedTuple):
     return kept > self.budget + 1e-9
 
   def __str__(self) -> str:
-    thresholds = (
-      f'NG above {self.image:.4g}, review above {self.review:.4g}, pixels marked above '
-      f'{self.pixel:.4g}'
-    )
+    band = f'review above {self.review:.4g}'
+    if self.review >= self.image:
+      band = 'nothing to review'
+      if self.method not in _LABELLED:
+        band += f' (a band takes more than {self.normals} good images)'
+    thresholds = f'NG above {self.image:.4g}, {band}, pixels marked above {self.pixel:.4g}'
     if self.method in _LABELLED:
       return f'{thresholds}: {_told_of_labels(self)}.'
     return f'{thresholds}: {(_told_of_few if self.over_budget else _told_of_normals)(self)}.'

@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Mapping, Sequence
 import functools
-import os
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
@@ -100,7 +99,7 @@ def evaluate(
   images, ranked = rank(judged), groundtruth.ranking(pixels)
   found = measure(judged, images, ranked)
   drawn = curves.Curves(
-    f'{model.name} on {len(judged)} images of {_place(records)}',
+    model.name,
     model.limits,
     np.array([one.score for one in judged]),
     [one.record.defect for one in judged],
@@ -208,23 +207,17 @@ def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
   return float(values.mean()) if len(values) else None
 
 
-def _place(records: Sequence[Record]) -> str:
-  """The folder that holds all of the images."""
-  common = os.path.commonpath([record.path.parent for record in records])
-  return '/'.join(Path(common).parts[-2:])
-
-
 def picture(
   model: bundle.Model, record: Record, result: predict.Result, truth: groundtruth.Mask | None
 ) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
   image = preprocess.decode(record.path)
-  known = np.zeros(image.shape[:2], bool) if truth is None else truth
+  known = (
+    [] if truth is None else [visualize.Tile('ground truth', visualize.black_and_white(truth))]
+  )
   tiles = [
     visualize.Tile('image', image),
-    visualize.Tile(
-      'no ground truth' if truth is None else 'ground truth', visualize.black_and_white(known)
-    ),
+    *known,
     visualize.Tile('heatmap', visualize.overlay(image, result.anomaly_map, model.limits.pixel)),
     visualize.Tile('prediction', visualize.outline(image, result.pred)),
   ]
@@ -238,6 +231,8 @@ _COLUMNS = {
   'PRO_score': 'au_pro',
   'Image_AP': 'image_ap',
   'Pixel_AP': 'pixel_ap',
+  'Image_recall': 'image_recall',  # This one and the next at the calibrated threshold.
+  'False_alarm_rate': 'false_alarm_rate',
   'Image_F1_max_oracle': 'image_f1_max',
   'Pixel_F1_max_oracle': 'pixel_f1_max',
 }
@@ -245,15 +240,20 @@ _COLUMNS = {
 
 def means(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
   """The mean of each metric over the categories that have it."""
-  found = {key: [row[key] for row in rows.values()] for key in _COLUMNS.values()}
+  flat = [_flat(row) for row in rows.values()]
+  found = {key: [row[key] for row in flat] for key in _COLUMNS.values()}
   numbers = {key: [v for v in values if v is not None] for key, values in found.items()}
   return {key: float(np.mean(values)) if values else None for key, values in numbers.items()}
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+  return {**row, **row.get('at_threshold', {})}
 
 
 def write_csv(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
   """Write a row per category, and for several the mean of those that have a number."""
   rows = {**rows, 'mean': means(rows)} if len(rows) > 1 else rows
-  table = [[name, *(row[key] for key in _COLUMNS.values())] for name, row in rows.items()]
+  table = [[name, *(_flat(row)[key] for key in _COLUMNS.values())] for name, row in rows.items()]
   files.write_csv(path, [['category', *_COLUMNS], *table])
 
 

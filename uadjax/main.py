@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = workdir or workdirs.default(config)
     workdirs.make(workdir)
     with interrupts.raised(), telemetry.logging_to(workdir / f'{mode}.log'):
-      workdirs.succeed(workdir, mode, run.run(config, workdir))
+      result = run.run(config, workdir)
+      workdirs.succeed(workdir, mode, result)
   except (Exception, Interrupted) as error:
     if isinstance(error, UserError | OSError | Interrupted):
       telemetry.complain(error, workdir and workdir / f'{mode}.log')
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
         workdirs.fail(workdir, mode, error)
     return 1
-  return 0
+  return 0 if result.get('check_pass', True) else 1  # The mode did its work, and found errors.
 
 
 if __name__ == '__main__':

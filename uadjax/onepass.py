@@ -1,10 +1,10 @@
 """Learning in one pass: every good image is folded in once, and none is held out.
 
-What is learned is calibrated by leaving each image out of it in closed form, and can be taken up
-again later with further images.
+What is learned is calibrated by leaving each image out of it, in closed form or with those of its
+fold, and can be taken up again later with further images.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import itertools
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jaxtyping import Float
 import numpy as np
 
 from uadjax import fit, learned, score, sharding, telemetry
@@ -29,11 +30,13 @@ class Folded(NamedTuple):
     fitted: what scoring needs.
     embedder: what embedding needs, on the mesh.
     seconds: from the first file opened to `fitted` ready, without writing the kept arrays.
+    apart: seconds more, for what only calibration needs: the stand-ins.
   """
 
   fitted: Any
   embedder: Any
   seconds: float
+  apart: float
 
 
 def fold(
@@ -82,12 +85,16 @@ def fold(
     steps = range(1, total + 1)
     state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
     compiled.result()  # Raises what it raised.
+    parting = time.perf_counter()
+    stand_ins = once.stand_ins(state, before.kept if before else {})
+    learned.save_kept(folder, stand_ins)
+    apart_s = time.perf_counter() - parting
     state = jax.block_until_ready(once.settle(state))
   saving = time.perf_counter()
   learned.save_kept(folder, once.kept(state))
   saved_s = time.perf_counter() - saving
   fitted = jax.block_until_ready(detector.finish(state))
-  return Folded(fitted, embedder, time.perf_counter() - began - saved_s)
+  return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
 
 
 def _joined(pieces: Iterable[Batch], number: int) -> Iterator[Batch]:
@@ -142,32 +149,59 @@ def _like(tree: Any) -> Any:
 
 def score_left_out(
   once: OnePass,
-  reference: Any,
+  variables: Variables,
+  folder: Path,
   records: Sequence[Record],
-  first: int,
+  before: learned.Learned | None,
   ops: preprocess.Ops,
   batch_size: int,
   mesh: sharding.Mesh,
-) -> Iterator[score.Scored]:
-  """Score images that were folded in, the first as number `first`, each as if it had not been."""
-  scorer = jax.jit(once.score_left_out)
+) -> score.Peaks:
+  """Score images that were folded in, each as if it had not been; after them, those retained.
 
-  def numbered_scorer(reference: Any, batch: Batch) -> Scores:
-    return scorer(reference, numbered(batch, first))
+  Args:
+    once: of the detector.
+    variables: of the backbone.
+    folder: holds what was kept.
+    records: folded in after those that `before` stands for.
+    before: its retained embeddings are scored as well.
+    ops: from files to images.
+    batch_size: images at once.
+    mesh: to score the records on.
+  """
+  scorer, n = jax.jit(once.score_left_out), len(records)
+  number = np.arange(n)
+  if before:
+    number = np.append(number + before.images, before.retained.image)
+  rows = min(batch_size, math.ceil(n / once.folds))
+  image, largest = np.zeros((2, len(number)))
+  for fold in range(once.folds):
+    mine = np.flatnonzero(number % once.folds == fold)
+    if not len(mine):
+      continue
+    reference = once.reference(variables, learned.load_kept(folder, mapped=True), fold)
+    new, old = mine[mine < n], mine[mine >= n]
+    if len(new):  # There are no batches of none.
+      files = [records[i] for i in new]
+      scored = score.peaks(score.score(scorer, reference, files, ops, rows, mesh))
+      image[new], largest[new] = scored.image, scored.map
+    for i in old:
+      assert before is not None  # Whose images they are.
+      one = _score_retained(scorer, reference, before.retained.embedding[i - n], ops)
+      image[i], largest[i] = one.image[0], one.map.max()
+  paths = tuple(str(record.path) for record in records)
+  return score.Peaks(paths + ('',) * (len(number) - n), image, largest)
 
-  return score.score(numbered_scorer, reference, records, ops, batch_size, mesh)
 
-
-def score_retained(
-  once: OnePass, reference: Any, retained: learned.Retained, ops: preprocess.Ops
-) -> list[Scores]:
-  """Score the embeddings of images that were folded in earlier, in the same way, one by one."""
-  scorer = jax.jit(once.score_left_out)
+def _score_retained(
+  scorer: Callable[[Any, Batch], Scores],
+  reference: Any,
+  embedding: Float[np.ndarray, 'h w d'],
+  ops: preprocess.Ops,
+) -> Scores:
   blank = np.zeros((1, ops.height, ops.width, 3), np.uint8)
-  return [
-    jax.device_get(scorer(reference, Batch(blank, np.ones(1, bool), index[None], embedding[None])))
-    for embedding, index in zip(*retained, strict=True)
-  ]
+  batch = Batch(blank, np.ones(1, bool), np.zeros(1, np.int32), embedding[None])
+  return jax.device_get(scorer(reference, batch))
 
 
 def retain(

@@ -81,7 +81,9 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
     model = bundle.load(config.evaluate.model_dir or workdir / 'model')
     if config.data.ops != model.config.data.ops:
       telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
-    test = data.load(config.data).test
+    if config.detector.name.lower() != model.name.lower():
+      telemetry.LOG.info('The model is a %s, whatever the configuration says.', model.name)
+    test = trial.tested(config)
     if not test:
       raise ConfigError(
         f'{config.data.root}/{config.data.category} has no test images; there must be a folder '
@@ -210,12 +212,10 @@ def _evaluate(model: bundle.Model, test: Sequence[Record], config: Config, workd
     options.save_pictures,
   )
   seconds = time.perf_counter() - began
+  drawn = drawn._replace(title=f'{model.name} on {len(test)} test images of {_label(config)}')
   curves.draw(workdir / 'curves', drawn)
-  counts = found['counts']
-  telemetry.LOG.info(
-    '%s: %s (%d good and %d defective test images)',
-    _label(config), _told(found), counts['good'], counts['defective'],
-  )  # fmt: skip
+  telemetry.LOG.info('%s: %s', _label(config), _told(found))
+  telemetry.LOG.info('%s', curves.summary(drawn))
   return {'metrics': found, 'timing': {'evaluate_s': seconds}, **told}
 
 
@@ -225,7 +225,9 @@ def _told(found: Mapping[str, Any]) -> str:
     for key, value in found.items()
     if isinstance(value, float)
   ]
-  return ', '.join(numbers) or 'an AUROC needs both'
+  counts = found['counts']
+  both = f'{counts["good"]} good and {counts["defective"]} defective test images'
+  return f'{", ".join(numbers) or "an AUROC needs both"} ({both})'
 
 
 def _of_category(config: Config, name: str) -> Config:

@@ -45,15 +45,6 @@ def peaks(scored: Iterable[Scored]) -> Peaks:
   return Peaks(paths, np.array(images, np.float64), np.array(maps, np.float64))
 
 
-def with_embedded(kept: Peaks, scores: Sequence[Scores]) -> Peaks:
-  """Add images, scored one by one, of which there is no file any more."""
-  return Peaks(
-    kept.path + ('',) * len(scores),
-    np.append(kept.image, [one.image[0] for one in scores]),
-    np.append(kept.map, [one.map.max() for one in scores]),
-  )
-
-
 def of_images(detector: Detector) -> Callable[[Any, Batch], Scores]:
   """The detector's score of a batch from files, jitted."""
   scorer = jax.jit(detector.score)

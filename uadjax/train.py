@@ -113,17 +113,13 @@ def _in_one_pass(
     fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
     peak_mb = hostmemory.peak_mb()
     sha256 = bundle.save_arrays(model, fold.fitted)
-    embedder, seconds, began = fold.embedder, fold.seconds, time.perf_counter()
+    embedder, seconds = fold.embedder, fold.seconds
+    began = time.perf_counter() - fold.apart
     examples = labelled.score(score.of_images(detector), fold.fitted, shown, config, mesh)
     del fold  # Its Gaussians may take gigabytes, and so may those that follow.
     hostmemory.give_back()
-    reference = once.reference(variables, learning.load_kept(state, mapped=True))
     rows = config.evaluate.batch_size
-    scored = onepass.score_left_out(once, reference, records, first, ops, rows, mesh)
-    normals = score.peaks(scored)
-    if before:
-      again = onepass.score_retained(once, reference, before.retained, ops)
-      normals = score.with_embedded(normals, again)
+    normals = onepass.score_left_out(once, variables, state, records, before, ops, rows, mesh)
     count = config.calibrate.retain
     retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
     limits = _limits(config, normals, examples)

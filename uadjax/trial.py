@@ -6,7 +6,7 @@ from typing import Any
 
 from uadjax import data, inspection, telemetry
 from uadjax.data import check, convert, datasets, resplit
-from uadjax.types import Config, ConfigError
+from uadjax.types import Config, ConfigError, Record
 
 
 def passed(config: Config) -> datasets.Splits:
@@ -27,6 +27,18 @@ def passed(config: Config) -> datasets.Splits:
   if report.problems:
     telemetry.LOG.warning('%s', report)
   return splits
+
+
+def tested(config: Config) -> tuple[Record, ...]:
+  """The test images, if nothing is wrong with them; what is learned from does not matter."""
+  report = data.examine(config.data, track=telemetry.track)
+  test = report.splits.test
+  files = {path for record in test for path in (record.path, record.mask)}
+  report = report._replace(problems=tuple(p for p in report.problems if p.path in files))
+  if not report.passed and not config.check.enforce:
+    telemetry.LOG.warning('%s', report)
+    return check.salvage(report).test
+  return check.demand(report).test
 
 
 def tell(config: Config, workdir: Path) -> dict[str, Any]:
@@ -53,7 +65,7 @@ def _converted(config: Config) -> Config:
   made = convert.convert(source, options.src_dataset_type, target, telemetry.track)
   types = ', '.join(f'{name} {count}' for name, count in made.types.items())
   telemetry.LOG.info(
-    'Converted %s to %s: %d images to learn from, %d to test on (%s).',
+    'Converted %s to %s: %d images to learn from, %d to test on; of all of them: %s.',
     source, target, made.train, made.val, types,
   )  # fmt: skip
   for note in made.notes:

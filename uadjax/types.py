@@ -94,31 +94,37 @@ class OnePass(NamedTuple):
   """What detectors can do that see every image once: leave one out, and go on learning.
 
   Attributes:
+    folds: number of references: image i, counted from the very first one learned from, is of fold
+      i % folds.
     embedder: State -> what `embed` needs: all that images meet before what is being learned.
     embed: (embedder, Batch) -> embeddings, which may stand in a batch for its images. So they can
       be computed on all devices, and be folded in on one.
     compile: the shapes of a State -> None: compiles ahead what `settle` and `finish` will run.
-    settle: State -> State, after the last image: ends the fold.
+    stand_ins: (State after the last image, what this gave and `kept` in an earlier run or {}) ->
+      arrays by name: what references need besides `kept`. Must come before `settle`.
+    settle: State -> State, after the last image: ends the learning.
     make_room: (State, number of images) -> State that has room for so many more; None where there
       always is.
     kept: settled State -> arrays by name: what learning more needs, without the backbone.
     extend: (initial State, kept arrays) -> State that goes on from there.
-    reference: (backbone variables, kept arrays) -> Reference: what scoring needs of images that
-      were folded in. May consume the arrays.
-    score_left_out: (Reference, Batch) -> Scores, as if the image had not been folded in. Images go
-      by `Batch.index`, which counts from the very first image learned from.
+    reference: (backbone variables, kept arrays and stand-ins, fold) -> Reference: what scoring
+      images of that fold needs. May consume the arrays.
+    score_left_out: (Reference of its fold, Batch) -> Scores, as if the image had not been folded
+      in.
     facts: (kept arrays, embeddings of some images) -> numbers that tell how the fold went.
     moved: (kept before, kept after) -> numbers that tell by how much further images changed it.
   """
 
+  folds: int
   embedder: Callable[[Any], Any]
   embed: Callable[[Any, Batch], Any]
   compile: Callable[[Any], None]
+  stand_ins: Callable[[Any, Arrays], Arrays]
   settle: Callable[[Any], Any]
   make_room: Callable[[Any, int], Any] | None
   kept: Callable[[Any], Arrays]
   extend: Callable[[Any, Arrays], Any]
-  reference: Callable[[Variables, Arrays], Any]
+  reference: Callable[[Variables, Arrays, int], Any]
   score_left_out: Callable[[Any, Batch], Scores]
   facts: Callable[[Arrays, Any], dict[str, int | float]]
   moved: Callable[[Arrays, Arrays], dict[str, int | float]]

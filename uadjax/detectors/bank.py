@@ -5,6 +5,11 @@ selected alone fill half of the bank, one of them all. Each keeps more than is n
 last selection still has a choice. The radii of selections of selections add up: what is reported is
 their sum, which no patch that was ever folded in exceeds (Charikar et al. 2004, section 3).
 
+Leaving an image out of the bank is more than passing over its rows: they kept the selection from
+rows of other images nearby, and their absence leaves holes that an unseen image does not meet. So
+the images are dealt to folds, of each fold's patches a selection stands in for them, and the bank
+without a fold is selected anew, from the stand-ins of the others (experiments/README.md).
+
 Letters: n rows, d embedding, b batch, h w patch grid.
 """
 
@@ -16,11 +21,15 @@ from typing import Any, NamedTuple
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from uadjax.numerics import coreset
-from uadjax.types import Arrays, ConfigError, Key
+from uadjax.types import Arrays, ConfigError, Key, silently
 
-_SPARE = 4  # So many times the ratio is kept when room is made.
+_SPARE = 4  # So many times the ratio is kept where there will be a selection from what is kept.
+_FOLDS = 10
+# Of the projection that stand-ins are selected in: five times faster, and as good for what they do.
+_DIM = 64
 _STEP = 1024  # Centers between two signs of life, at least.
 
 
@@ -45,6 +54,13 @@ class Bank(NamedTuple):
   radius: Float[Array, '']
 
 
+class StandIns(NamedTuple):
+  """Of the patches of every fold, a selection: patches, and the image that each is from."""
+
+  rows: Float[Array, 'n d']
+  image: Int[Array, ' n']
+
+
 class Plan(NamedTuple):
   """Sizes and settings of a bank.
 
@@ -54,6 +70,7 @@ class Plan(NamedTuple):
     capacity: rows until room must be made.
     bounded: whether that can happen.
     final: rows in the end.
+    folds: that images are dealt to, to leave them out.
     dim: of the random projection that selections are made in; 0 for none.
     track: (items, number, what is done) -> items, while progress is shown.
   """
@@ -63,6 +80,7 @@ class Plan(NamedTuple):
   capacity: int
   bounded: bool
   final: int
+  folds: int
   dim: int
   track: Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -91,7 +109,8 @@ def plan(
     )
   before, final = (min(round(ratio * n * patches), most // 2) for n in (seen, seen + images))
   wanted = before + max(images, 1) * patches
-  return Plan(patches, ratio, min(wanted, most), wanted > most, max(1, final), dim, track)
+  folds = min(_FOLDS, max(1, seen + images))
+  return Plan(patches, ratio, min(wanted, most), wanted > most, max(1, final), folds, dim, track)
 
 
 def empty(plan: Plan, d: int) -> Bank:
@@ -137,7 +156,7 @@ def make_room(key: Key, bank: Bank, plan: Plan, images: int) -> Bank:
   everything = start + count > half
   if everything:
     start, count = 0, half
-  selection = _select(key, bank.rows, plan, start, stop, count, 'Making room')
+  selection = _select(key, bank.rows, plan, _between(bank, start, stop), count, 'Making room')
   # What was kept before stands for patches as far away as it did.
   fresh, older = coreset.radius(selection), bank.radius
   radius = older + fresh if everything else jnp.maximum(older, fresh)
@@ -149,11 +168,39 @@ def make_room(key: Key, bank: Bank, plan: Plan, images: int) -> Bank:
 def settle(key: Key, bank: Bank, plan: Plan) -> Bank:
   """Select the rows that stay, and drop the others with the scratch."""
   stop = int(bank.cursor)
-  selection = _select(key, bank.rows, plan, 0, stop, plan.final, 'Selecting the coreset')
+  within = _between(bank, 0, stop)
+  selection = _select(key, bank.rows, plan, within, plan.final, 'Selecting the coreset')
   stay = selection.centers[: min(plan.final, stop)]
   count = jnp.asarray(len(stay), jnp.int32)
   radius = bank.radius + coreset.radius(selection)
   return Bank(bank.rows[stay], bank.image[stay], count, jnp.copy(count), bank.seen, radius)
+
+
+def stand_ins(key: Key, bank: Bank, plan: Plan, before: StandIns | None) -> StandIns:
+  """Select from the patches of every fold: those in the bank, and those that stood in `before`."""
+  sources = [StandIns(bank.rows, bank.image[: int(bank.cursor)]), *([before] if before else [])]
+  places, valid = zip(*(_dealt(source.image, plan.folds) for source in sources), strict=True)
+  share = math.ceil(_SPARE * plan.final / plan.folds)
+  quick = plan._replace(dim=min(plan.dim or _DIM, _DIM), track=silently)
+  chosen = []
+  for fold in plan.track(range(plan.folds), plan.folds, 'Selecting for calibration'):
+    pairs = list(zip(sources, (at[fold] for at in places), strict=True))
+    # One fold's patches at a time: there may be gigabytes of all.
+    rows, image = (jnp.concatenate([source[i][at] for source, at in pairs]) for i in range(2))
+    mine = np.concatenate([some[fold] for some in valid])
+    centers = _centers(
+      _select(key, rows, quick, jnp.asarray(mine), min(share, int(mine.sum())), '')
+    )
+    chosen.append(StandIns(rows[centers], image[centers]))
+  return jax.tree.map(lambda *some: jnp.concatenate(some), *chosen)
+
+
+def without(stand_ins: StandIns, plan: Plan, fold: int, count: int) -> Float[Array, 'm d']:
+  """Select a bank of so many rows, or all there are, from what stands in for the other folds."""
+  others = stand_ins.image % plan.folds != fold
+  quiet = plan._replace(track=silently)
+  selection = _select(jax.random.key(fold), stand_ins.rows, quiet, others, count, '')
+  return stand_ins.rows[_centers(selection)]
 
 
 def restore(bank: Bank, kept: Arrays) -> Bank:
@@ -166,22 +213,38 @@ def restore(bank: Bank, kept: Arrays) -> Bank:
 
 
 def _select(
-  key: Key, rows: Float[Array, 'n d'], plan: Plan, start: int, stop: int, count: int, what: str
+  key: Key, rows: Float[Array, 'n d'], plan: Plan, valid: Bool[Array, ' n'], count: int, what: str
 ) -> coreset.Selection:
-  """k-center of the rows from `start` to `stop`."""
-  places = jnp.arange(len(rows))
-  valid = (places >= start) & (places < stop)
+  """k-center of the rows that are valid."""
   if 0 < plan.dim < rows.shape[1]:
     projection = jax.random.normal(jax.random.fold_in(key, 1), (rows.shape[1], plan.dim))
     rows = jnp.matmul(rows, projection / plan.dim**0.5, precision=jax.lax.Precision.HIGHEST)
   cloud = coreset.cloud(rows, valid)
   # Always room for as many, so that all selections of a run are one compilation.
-  selection = coreset.begin(key, valid, max(plan.final, plan.capacity // 2))
+  selection = coreset.begin(key, valid, max(count, plan.final, plan.capacity // 2))
   # Not too often: a pass that ends early for being told of measures fewer centers at once.
   targets = [*range(step := max(_STEP, count // 50), count, step), count]
   for target in plan.track(targets, len(targets), what):
     selection = jax.block_until_ready(coreset.advance(cloud, selection, jnp.int32(target)))
   return selection
+
+
+def _between(bank: Bank, start: int, stop: int) -> Bool[Array, ' n']:
+  places = jnp.arange(len(bank.rows))
+  return (places >= start) & (places < stop)
+
+
+def _dealt(image: Int[Array, ' n'], folds: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """For every fold the places of its rows, filled up to as many for each, and which are valid."""
+  whose = np.asarray(image) % folds
+  members = [np.flatnonzero(whose == fold) for fold in range(folds)]
+  size = max(map(len, members))
+  places = [np.pad(mine, (0, size - len(mine))) for mine in members]
+  return places, [np.arange(size) < len(mine) for mine in members]
+
+
+def _centers(selection: coreset.Selection) -> Int[np.ndarray, ' m']:
+  return np.asarray(selection.centers)[: int(selection.taken)]
 
 
 @functools.partial(jax.jit, donate_argnums=0)

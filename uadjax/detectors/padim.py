@@ -116,7 +116,8 @@ def make(
     n, mean, m2 = state.moments
     return Fitted(state.embedder, mean, _whiten(m2, n, ridge, 0))
 
-  def reference(variables: Variables, kept: Arrays) -> Reference:
+  def reference(variables: Variables, kept: Arrays, fold: int) -> Reference:
+    del fold  # One serves all images: each is left out in closed form.
     n, mean, projection = (jnp.asarray(kept[k]) for k in ('n', 'mean', 'projection'))
     whiten = jax.device_put(_whiten_on_host(kept['m2'], n, ridge, 1))
     return Reference(Fitted(Embedder(variables, projection), mean, whiten), n)
@@ -134,9 +135,11 @@ def make(
     return judge(gaussian.left_out_distance(embed(embedder, batch), n, mean, whiten))
 
   one_pass = OnePass(
+    folds=1,
     embedder=lambda state: state.embedder,
     embed=embed,
     compile=compile,
+    stand_ins=lambda state, before: {},
     settle=lambda state: state,
     make_room=None,
     kept=lambda state: {'projection': state.embedder.projection, **state.moments._asdict()},

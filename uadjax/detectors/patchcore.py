@@ -6,6 +6,7 @@ Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 
 Letters: b batch, h w patch grid, d embedding, n bank rows, k neighbors, H W image at network size.
 """
 
+from collections.abc import Callable
 from typing import cast, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from uadjax.types import (
 )
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section 3.3).
+_STAND_IN = 'stand_in_'  # Before the names of the arrays that references are made from.
 _RECALL = 4096  # Queries that the recall of the approximate search is measured on.
 
 Stages = dict[str, Float[Array, 'b _h _w _c']]
@@ -50,13 +52,6 @@ class Fitted(NamedTuple):
 
   backbone: Variables
   bank: knn.Index
-
-
-class Reference(NamedTuple):
-  """What scoring an image that was folded in needs: whose the rows are."""
-
-  fitted: Fitted
-  image: Int[Array, ' n']
 
 
 def make(
@@ -85,15 +80,7 @@ def make(
     max_bytes: for the bank while it fills, see `detectors.bank`; what remains is at most half.
     approx: let accelerators miss a few nearest neighbors (`jax.lax.approx_min_k`).
   """
-  if not 0 < ratio <= 1:
-    raise ConfigError(
-      f'detector.ratio must lie in (0, 1], got {ratio}; the paper has 0.01 to 0.25.'
-    )
-  if reweight and neighbors < 2:
-    raise ConfigError(
-      f'detector.neighbors must be 2 or more, got {neighbors}: the matched row itself is one. Or '
-      'set detector.reweight=false.'
-    )
+  _check(ratio, neighbors, reweight)
 
   def see(variables: Variables, images: UInt8[Array, 'b H W 3']) -> Float[Array, 'b h w d']:
     stages = cast(Stages, backbone.apply(variables, backbones.normalize(images)))
@@ -116,62 +103,79 @@ def make(
     bank = banks.put(state.bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index))
     return state._replace(bank=bank), {'images': bank.seen}
 
-  def make_room(state: State, images: int) -> State:
-    return state._replace(bank=banks.make_room(state.key, state.bank, plan, images))
-
   def finish(state: State) -> Fitted:
     return Fitted(state.backbone, knn.index(state.bank.rows))
 
-  def judge(
-    fitted: Fitted,
-    x: Float[Array, 'b h w d'],
-    rows_of: Int[Array, ' n'] | None = None,
-    image: Int[Array, ' b'] | None = None,
-  ) -> Scores:
-    queries = x.reshape(-1, d)
-    whose = None if image is None else jnp.repeat(image, h * w)
-    found = knn.nearest(queries, fitted.bank, groups=rows_of, group=whose, approx=approx)
-    distance = found.distance.reshape(-1, h * w)
-    anomaly = maps.enlarge(distance.reshape(-1, h, w), spec.height, spec.width, _SIGMA)
-    worst = jnp.argmax(distance, axis=1)[:, None]
-    score = jnp.take_along_axis(distance, worst, axis=1)[:, 0]
-    if reweight:
-      patch = jnp.take_along_axis(x.reshape(-1, h * w, d), worst[..., None], axis=1)[:, 0]
-      matched = jnp.take_along_axis(found.row.reshape(-1, h * w), worst, axis=1)[:, 0]
-      score *= _weight(fitted.bank, patch, matched, score, neighbors, rows_of, image)
-    return Scores(anomaly, score)
+  def judge(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
+    distance, image = _judge(fitted.bank, x, neighbors if reweight else 0, approx)
+    return Scores(maps.enlarge(distance, spec.height, spec.width, _SIGMA), image)
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
     return judge(fitted, see(fitted.backbone, images))
 
-  def score_left_out(reference: Reference, batch: Batch) -> Scores:
-    x = embed(reference.fitted.backbone, batch)
-    return judge(reference.fitted, x, reference.image, jnp.asarray(batch.index))
+  def score_left_out(reference: Fitted, batch: Batch) -> Scores:
+    return judge(reference, embed(reference.backbone, batch))
 
-  def reference(variables: Variables, kept: Arrays) -> Reference:
-    if len(np.unique(kept['image'])) < 2:
+  one_pass = _one_pass(plan, embed, score_left_out, approx)
+  return Detector(init, None, update, None, finish, score, one_pass)
+
+
+def _check(ratio: float, neighbors: int, reweight: bool) -> None:
+  """Refuse what cannot be."""
+  if not 0 < ratio <= 1:
+    raise ConfigError(
+      f'detector.ratio must lie in (0, 1], got {ratio}; the paper has 0.01 to 0.25.'
+    )
+  if reweight and neighbors < 2:
+    raise ConfigError(
+      f'detector.neighbors must be 2 or more, got {neighbors}: the matched row itself is one. Or '
+      'set detector.reweight=false.'
+    )
+
+
+def _one_pass(
+  plan: banks.Plan,
+  embed: Callable[[Variables, Batch], Float[Array, 'b h w d']],
+  score_left_out: Callable[[Fitted, Batch], Scores],
+  approx: bool,
+) -> OnePass:
+  """What there is besides; references are banks without a fold, see `detectors.bank`."""
+
+  def make_room(state: State, images: int) -> State:
+    return state._replace(bank=banks.make_room(state.key, state.bank, plan, images))
+
+  def stand_ins(state: State, before: Arrays) -> Arrays:
+    old = _stand_ins(before) if before else None
+    made = banks.stand_ins(state.key, state.bank, plan, old)
+    return {_STAND_IN + name: value for name, value in made._asdict().items()}
+
+  def reference(variables: Variables, kept: Arrays, fold: int) -> Fitted:
+    rows = banks.without(_stand_ins(kept), plan, fold, len(kept['rows']))
+    if not len(rows):
       raise ConfigError(
-        f'All {len(kept["rows"])} rows of the bank are of one image, which so cannot be left out; '
-        f'raise detector.ratio, which is {ratio}.'
+        f'All {len(kept["rows"])} rows of the bank are of images that are left out together; '
+        f'raise detector.ratio, which is {plan.ratio}, or detector.max_bytes.'
       )
-    rows, image = jnp.asarray(kept['rows']), jnp.asarray(kept['image'])
-    return Reference(Fitted(variables, knn.index(rows)), image)
+    return Fitted(variables, knn.index(rows))
 
   def facts(kept: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
     told = {
       'images': int(kept['seen']),
       'bank_rows': len(kept['rows']),
       'covering_radius': float(kept['radius']),
+      'folds': plan.folds,
     }
     if approx:
-      queries = jnp.asarray(embeddings).reshape(-1, d)[:_RECALL]
+      queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_RECALL]
       told['approx_recall'] = knn.recall(queries, knn.index(jnp.asarray(kept['rows'])))
     return told
 
-  one_pass = OnePass(
+  return OnePass(
+    folds=plan.folds,
     embedder=lambda state: state.backbone,
     embed=embed,
     compile=lambda state: None,  # The selection depends on how many images there were.
+    stand_ins=stand_ins,
     settle=lambda state: state._replace(bank=banks.settle(state.key, state.bank, plan)),
     make_room=make_room if plan.bounded else None,
     kept=lambda state: state.bank._asdict(),
@@ -181,7 +185,11 @@ def make(
     facts=facts,
     moved=_moved,
   )
-  return Detector(init, None, update, None, finish, score, one_pass)
+
+
+def _stand_ins(kept: Arrays) -> banks.StandIns:
+  names = banks.StandIns._fields
+  return banks.StandIns(*(jnp.asarray(kept[_STAND_IN + name]) for name in names))
 
 
 def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Array, 'b h w d']:
@@ -201,25 +209,36 @@ def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Arr
   return jnp.einsum('bhwc,dc->bhwd', x, averages, precision=jax.lax.Precision.HIGHEST)
 
 
+def _judge(
+  bank: knn.Index, x: Float[Array, 'b h w d'], neighbors: int, approx: bool
+) -> tuple[Float[Array, 'b h w'], Float[Array, ' b']]:
+  """Distance of each patch, and the score of the image: the largest, weighted by neighbors if any.
+
+  Section 3.3, equations 6 and 7.
+  """
+  _, h, w, d = x.shape
+  found = knn.nearest(x.reshape(-1, d), bank, approx=approx)
+  distance = found.distance.reshape(-1, h * w)
+  worst = jnp.argmax(distance, axis=1)[:, None]
+  score = jnp.take_along_axis(distance, worst, axis=1)[:, 0]
+  if neighbors and len(bank.rows) > 1:  # A row without neighbors tells nothing.
+    patch = jnp.take_along_axis(x.reshape(-1, h * w, d), worst[..., None], axis=1)[:, 0]
+    matched = jnp.take_along_axis(found.row.reshape(-1, h * w), worst, axis=1)[:, 0]
+    score *= _weight(bank, patch, matched, score, neighbors)
+  return distance.reshape(-1, h, w), score
+
+
 def _weight(
   bank: knn.Index,
   patch: Float[Array, 'b d'],
   matched: Int[Array, ' b'],
   distance: Float[Array, ' b'],
   k: int,
-  rows_of: Int[Array, ' n'] | None,
-  image: Int[Array, ' b'] | None,
 ) -> Float[Array, ' b']:
   """1 − the share of the matched row in a softmax over the distances to its neighbors (eq. 7)."""
-  row = bank.rows[matched] + bank.center[None]
-  around = knn.nearest(row, bank, k, groups=rows_of, group=image).row
-  away = jnp.linalg.norm(
-    (patch - bank.center[None])[:, None] - bank.rows[jnp.maximum(around, 0)], axis=-1
-  )
-  away = jnp.where(around < 0, -jnp.inf, away)
-  weight = 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
-  # A row without neighbors, or none but left out ones, tells nothing.
-  return jnp.where(jnp.sum(around >= 0, axis=1) > 1, weight, 1.0)
+  around = knn.nearest(bank.rows[matched] + bank.center[None], bank, k).row
+  away = jnp.linalg.norm((patch - bank.center[None])[:, None] - bank.rows[around], axis=-1)
+  return 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
 
 
 def _moved(before: Arrays, after: Arrays) -> dict[str, int | float]:

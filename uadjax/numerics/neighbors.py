@@ -39,8 +39,8 @@ class Neighbors(NamedTuple):
   """The nearest rows, ascending by distance; equal distances by row.
 
   Attributes:
-    distance: Euclidean; inf where no row was left.
-    row: position in the bank; -1 where no row was left.
+    distance: Euclidean.
+    row: position in the bank.
   """
 
   distance: Float[Array, 'q k']
@@ -71,8 +71,6 @@ def nearest(
   index: Index,
   k: int = 1,
   *,
-  groups: Int[Array, ' n'] | None = None,
-  group: Int[Array, ' q'] | None = None,
   approx: bool = False,
   max_elements: int = 2**22,
 ) -> Neighbors:
@@ -82,8 +80,6 @@ def nearest(
     queries: vectors as the bank's were before `index`.
     index: of the bank.
     k: neighbors per query.
-    groups: of bank rows; with `group`.
-    group: of queries: rows of the same group are passed over.
     approx: let accelerators miss a few neighbors (`jax.lax.approx_min_k`); exact on CPU.
     max_elements: of the queries x rows table that may exist at once. One that fits is not looped
       over; nor is one with a symbolic number of queries, whatever its size.
@@ -96,32 +92,27 @@ def nearest(
     error while their squared norms stay below 2^22.
 
   Raises:
-    ValueError: for an empty bank, k or max_elements below 1, or groups without group.
+    ValueError: for an empty bank, or k or max_elements below 1.
   """
   q, (n, _) = queries.shape[0], index.rows.shape
   if n < 1 or k < 1 or max_elements < 1:
     raise ValueError(f'{n} rows, k = {k} and max_elements = {max_elements} must be at least 1.')
-  if (groups is None) != (group is None):
-    raise ValueError('groups of rows and group of queries come together or not at all.')
 
-  def search(part: Float[Array, 'p d'], group: Int[Array, ' p'] | None, height: int) -> Neighbors:
-    found = _candidates(part, index, min(k + SPARE, n), groups, group, approx, height)
-    return _ordered(part, index.rows, *found, min(k, n))
+  def search(part: Float[Array, 'p d'], height: int) -> Neighbors:
+    found = _candidates(part, index, min(k + SPARE, n), approx, height)
+    return _ordered(part, index.rows, found, min(k, n))
 
   queries -= index.center[None]
   if not isinstance(q, int):
-    return search(queries, group, n)
+    return search(queries, n)
   # As square as can be: a product of such blocks reads the least.
   width = _even(q, max(math.isqrt(max_elements), max_elements // n))
   height = _even(n, max_elements // max(1, width))
   if width == q:
-    return search(queries, group, height)
+    return search(queries, height)
 
   def block(start: Int[Array, '']) -> Neighbors:
-    part, of = jax.tree.map(
-      lambda x: jax.lax.dynamic_slice_in_dim(x, start, width), (queries, group)
-    )
-    return search(part, of, height)
+    return search(jax.lax.dynamic_slice_in_dim(queries, start, width), height)
 
   starts = jnp.minimum(jnp.arange(0, q, width), q - width)
   out = jax.lax.map(block, starts)
@@ -153,21 +144,17 @@ def _candidates(
   queries: Float[Array, 'q d'],
   index: Index,
   count: int,
-  groups: Int[Array, ' n'] | None,
-  group: Int[Array, ' q'] | None,
   approx: bool,
   height: int,
-) -> tuple[Float[Array, 'q c'], Int32[Array, 'q c']]:
-  """The rows of least |b|² - 2ab, from blocks of `height` rows: that value (inf: none), and row."""
+) -> Int32[Array, 'q c']:
+  """The rows of least |b|² - 2ab, from blocks of `height` rows."""
   n = index.rows.shape[0]
   probes = -2 * queries
 
-  def best(rows, squares, groups, keep: int) -> tuple[Array, Array]:
+  def best(rows, squares, keep: int) -> tuple[Array, Array]:
     # Rows first: a minimum over them is then one of whole vectors of queries, which CPUs like.
     table = jnp.einsum('nd,qd->nq', rows, probes, precision=jax.lax.Precision.HIGHEST)
     table += squares[:, None]
-    if groups is not None and group is not None:
-      table = jnp.where(groups[:, None] == group[None], jnp.inf, table)
     if approx:
       values, found = jax.lax.approx_min_k(
         table, keep, 0, RECALL_TARGET, reduction_input_size_override=n
@@ -176,17 +163,17 @@ def _candidates(
     return _smallest(table, keep)
 
   if height == n:
-    return best(index.rows, index.squares, groups, count)
+    return best(index.rows, index.squares, count)[1]
   keep = min(count, height)
 
   def fold(i, kept: tuple[Array, Array]) -> tuple[Array, Array]:
     start = jnp.minimum(i * height, n - height)
-    rows, squares, of = jax.tree.map(
-      lambda x: jax.lax.dynamic_slice_in_dim(x, start, height), (index.rows, index.squares, groups)
+    rows, squares = (
+      jax.lax.dynamic_slice_in_dim(x, start, height) for x in (index.rows, index.squares)
     )
     # The last block overlaps the one before: what was seen must not be found twice.
     squares = jnp.where(start + jnp.arange(height) < i * height, jnp.inf, squares)
-    values, found = best(rows, squares, of, keep)
+    values, found = best(rows, squares, keep)
     values = jnp.concatenate([kept[0], values], axis=1)
     found = jnp.concatenate([kept[1], found + start], axis=1)
     # Of equal values top_k takes the first, which are those of smaller rows.
@@ -195,7 +182,7 @@ def _candidates(
 
   shape = (queries.shape[0], count)
   empty = jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32)
-  return jax.lax.fori_loop(0, -(-n // height), fold, empty)
+  return jax.lax.fori_loop(0, -(-n // height), fold, empty)[1]
 
 
 def _smallest(
@@ -226,7 +213,6 @@ def _smallest(
 def _ordered(
   queries: Float[Array, 'q d'],
   rows: Float[Array, 'n d'],
-  values: Float[Array, 'q c'],
   found: Int32[Array, 'q c'],
   k: int,
 ) -> Neighbors:
@@ -240,7 +226,5 @@ def _ordered(
     square = squares(found)
   else:  # One candidate at a time.
     square = jnp.concatenate([squares(found[:, i : i + 1]) for i in range(c)], axis=1)
-  none = jnp.isposinf(values)
-  distance = jnp.where(none, jnp.inf, jnp.sqrt(square))
-  distance, row = jax.lax.sort((distance, jnp.where(none, -1, found)), num_keys=2)
+  distance, row = jax.lax.sort((jnp.sqrt(square), found), num_keys=2)
   return Neighbors(distance[:, :k], row[:, :k])
