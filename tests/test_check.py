@@ -109,7 +109,7 @@ def remove(root: Path, pattern: str) -> None:
 # Layout and what is done to it; what is told: severity, kind, path, words of the sentence.
 BAD = [
   ('mvtec', lambda d: (d / 'train/good/a.png').touch(),
-   'error', 'unreadable file', 'train/good/a.png', 'not a JPEG'),
+   'error', 'unreadable file', 'train/good/a.png', r'is empty \(0 bytes\)'),
   ('mvtec', lambda d: cut_short(d / 'test/good/b.jpg'),
    'error', 'unreadable file', 'test/good/b.jpg', '(?i)truncated'),
   ('mvtec', lambda d: bomb(d / 'test/good/c.png'),
@@ -117,8 +117,13 @@ BAD = [
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/0_mask.png', 255, size=(9, 8)),
    'error', 'size mismatch', 'ground_truth/cut/0_mask.png', r'is 8x9 pixels.*is 24x24'),
   ('mvtec', lambda d: copy(d, 'train/good/1.png', 'test/hole/x.png'),
-   'error', 'duplicate in train and test', 'test/hole/x.png',
-   r'same picture as .*train/good/1\.png'),
+   'error', 'defects in training', 'train/good/1.png',
+   r'same picture as .*test/hole/x\.png.*defective \(hole\); remove .*train/good/1\.png'),
+  ('mvtec', lambda d: copy(d, 'train/good/2.png', 'test/good/y.png'),
+   'error', 'duplicate in train and test', 'test/good/y.png',
+   r'same picture as .*train/good/2\.png.*flatter'),
+  ('mvtec', lambda d: (d / 'train/good/a.json').write_text('{"version": "5", "shapes": []}'),
+   'warning', 'labels of another tool', 'train/good', r'1 \*\.json .*a\.json.*type=LabelMe'),
   ('mvtec', lambda d: mask(d / 'ground_truth/good/1_mask.png', 255),
    'error', 'good image with defects', 'test/good/1.png', '1_mask.png marks'),
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/1_mask.png', 1, 2, 3, 9, 200),
@@ -154,9 +159,11 @@ BAD = [
   ('mvtec', lambda d: remove(d, 'ground_truth/*/*'),
    'warning', 'no mask', '.', 'None of the 3 defective images'),
   ('folder', lambda d: (d / 'good/a.png').touch(),
-   'error', 'unreadable file', 'good/a.png', 'not a JPEG'),
+   'error', 'unreadable file', 'good/a.png', r'is empty \(0 bytes\)'),
   ('folder', lambda d: copy(d, 'good/1.png', 'broken/x.png'),
-   'error', 'duplicate in train and test', 'broken/x.png', 'same picture'),
+   'error', 'defects in training', 'good/1.png', 'same picture as .*broken/x'),
+  ('folder', lambda d: (d / 'good/1.xml').write_text('<annotation>\n</annotation>'),
+   'warning', 'labels of another tool', 'good', 'dataset_type=VOC'),
   ('folder', lambda d: remove(d, 'good/*'),
    'error', 'empty split', '.', 'No normal images'),
   ('folder', lambda d: remove(d, 'good/[1-3].png'),
@@ -172,14 +179,16 @@ BAD = [
    'error', 'defects in training', 'images/cut/a.png', 'shows a defect'),
   ('seglist', lambda d: line(d, 'val.txt', 'images/1.png'),
    'error', 'duplicate in train and test', 'images/1.png',
-   r'in the training set and in the test set'),
+   r'in the test set and in the training set'),
+  ('seglist', lambda d: line(d, 'train.txt', 'images/cut/0.png'),
+   'error', 'defects in training', 'images/cut/0.png', r'in the test set as defective \(cut\)'),
   ('seglist', lambda d: line(d, 'train.txt', 'images/2.png'),
    'warning', 'duplicate', 'images/2.png', 'listed more than once'),
   ('seglist', lambda d: line(d, 'val.txt', 'images/cut/c.png')
     or picture(d / 'images/cut/c.png', 500),
    'warning', 'no mask', 'images/cut/c.png', 'taken as good'),
   ('seglist', lambda d: (d / 'annotations/cut_1.png').write_bytes(b''),
-   'error', 'unreadable file', 'annotations/cut_1.png', 'not a JPEG'),
+   'error', 'unreadable file', 'annotations/cut_1.png', 'is empty'),
   ('seglist', lambda d: (d / 'train.txt').write_text(''),
    'error', 'empty split', 'train.txt', 'lists no image'),
   ('seglist', lambda d: (d / 'val.txt').write_text(''),
@@ -294,11 +303,71 @@ def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
   assert tmp_path / 'images/cut/1.png' not in {record.path for record in test}
 
 
+def test_a_folder_tells_that_an_image_is_good_whatever_its_mask(tmp_path):
+  mvtec(tmp_path)
+  mask(tmp_path / 'ground_truth/good/0_mask.png')
+  (tmp_path / 'ground_truth/good/0_mask.png').write_bytes(b'?')
+  report = check.check(tmp_path)
+  kept = {r.path: r.mask for r in check.salvage(report).test}
+  assert kept[tmp_path / 'test/good/0.png'] is None
+  assert len(kept) == len(report.splits.test)
+
+
+def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
+  mvtec(tmp_path)
+  copy(tmp_path, 'train/good/0.png', 'train/good/again.png')
+  copy(tmp_path, 'train/good/0.png', 'test/cut/same.png')  # Defective: no copy may be learned.
+  copy(tmp_path, 'train/good/1.png', 'test/good/same.png')
+  report = check.check(tmp_path)
+  train, test = check.salvage(report)
+  assert [record.path.name for record in train] == ['1.png', '2.png', '3.png']
+  assert tmp_path / 'test/cut/same.png' in {record.path for record in test}
+  assert tmp_path / 'test/good/same.png' not in {record.path for record in test}
+  told = check.left_out(report, check.salvage(report))
+  assert '2 of 5 images to learn from, 1 of 7 images to test on.' in told
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_where_nothing_is_left_out_nothing_is_said(tmp_path, layout):
+  LAYOUTS[layout](tmp_path)
+  report = check.check(tmp_path)
+  assert check.left_out(report, check.salvage(report)) == ''
+
+
+def test_masks_that_are_left_out_are_counted(tmp_path):
+  mvtec(tmp_path)
+  (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
+  mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
+  report = check.check(tmp_path)
+  told = check.left_out(report, check.salvage(report))
+  assert told == 'Left out for what the check found: the masks of 2 other images.'
+  assert 'unreadable files among them and their masks: 1. Errors: 2' in str(report)
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'tool'),
+  [
+    ('a.json', '{"imageData": "' + 'A' * 300_000 + '", "shapes": []}', 'LabelMe'),
+    ('a.json', '{"images": [' + ' ' * 300_000 + '], "annotations" : []}', 'COCO'),
+    ('a.XML', '<?xml version="1.0"?><annotation verified="yes"/>', 'VOC'),
+    ('a.json', '{"exposure": 3, "gain": "shapes"}', ''),
+    ('a.xml', '<camera/>', ''),
+    ('.a.json', '{"shapes": []}', ''),
+  ],
+)
+def test_labels_of_other_tools_are_known_by_their_ends(tmp_path, name, content, tool):
+  folder(tmp_path)
+  (tmp_path / 'good' / name).write_text(content)
+  told = [p.message for p in check.check(tmp_path).problems if p.kind == 'labels of another tool']
+  assert len(told) == bool(tool)
+  assert all(f'src_dataset_type={tool}.' in message for message in told)
+
+
 def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
   mvtec(tmp_path)
   for path in (tmp_path / 'train/good').iterdir():
     path.write_bytes(b'')
-  with pytest.raises(DataError, match=r'(?s)not a JPEG.*Nothing is left to learn from'):
+  with pytest.raises(DataError, match=r'(?s)is empty.*Nothing is left to learn from'):
     check.salvage(check.check(tmp_path))
 
 

@@ -301,6 +301,7 @@ def test_an_image_outside_of_the_source_is_refused(tmp_path):
 
 def test_names_that_would_break_a_list_are_refused(tmp_path):
   picture(tmp_path / 'in/a\tb.png')
+  write(tmp_path / 'in/a.json', labelme('a\tb.png', []))
   with pytest.raises(DataError, match='tab or line break'):
     convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
 
@@ -428,6 +429,19 @@ def test_voc_problems(tmp_path):
     '8 problems',
   ):
     assert line in str(error.value), line
+
+
+def test_images_between_those_labeled_are_told_and_labels_without_image_refused(tmp_path):
+  source = tmp_path / 'in'
+  for name in 'ab':
+    picture(source / f'{name}.png')
+  palette_mask(source / 'SegmentationClass/a.png', block(2, 5, 2, 5))
+  summary = convert(source, 'VOC', tmp_path / 'out')
+  assert summary.types == {'class_1': 1, 'good': 1}  # Nor is the mask an image.
+  assert summary.notes == ('1 images without an XML file or a mask were taken for good.',)
+  (source / 'a.png').rename(source / 'other.png')
+  with pytest.raises(DataError, match='a: no such image'):
+    convert(source, 'VOC', tmp_path / 'again')
 
 
 # COCO
@@ -565,7 +579,25 @@ def test_a_ring_holds_the_pixels_whose_centers_it_holds(points):
   np.testing.assert_array_equal(outlines.ring(outline, 12, 15), want)
 
 
+def test_of_files_that_are_not_coco_five_are_named(tmp_path):
+  for number in range(30):
+    write(tmp_path / f'in/{number:02d}.json', labelme('a.png', []))
+  with pytest.raises(DataError, match='25 more JSON files like these') as error:
+    convert(tmp_path / 'in', 'COCO', tmp_path / 'out')
+  assert str(error.value).count('no COCO file') == 5
+
+
 # MVTec AD
+
+
+def test_folders_that_are_no_category_are_refused(tmp_path):
+  picture(tmp_path / 'in/a.png')
+  with pytest.raises(DataError, match='is no category of MVTec AD'):
+    convert(tmp_path / 'in', 'MVTec_AD', tmp_path / 'out')
+  for name in ('bottle', 'screw'):
+    picture(tmp_path / f'in/{name}/train/good/0.png')
+  with pytest.raises(DataError, match='name one of them: bottle, screw'):
+    convert(tmp_path / 'in', 'MVTec_AD', tmp_path / 'out')
 
 
 def test_mvtec(tmp_path):
@@ -628,16 +660,40 @@ def test_targets_and_kinds_that_are_refused(tmp_path):
     convert(source, 'LabelMe', tmp_path / 'full')
   assert keep.read_text() == 'mine'
   (tmp_path / 'empty').mkdir()
-  assert convert(source, 'LabelMe', tmp_path / 'empty').train == 1
+  write(source / 'a.json', labelme('a.png', []))
+  made = convert(source, 'LabelMe', tmp_path / 'empty')
+  assert made.train == 1
+  assert made.notes == ('No label marks a defect: all images were taken for good.',)
   (tmp_path / 'nothing').mkdir()
   for kind in ('LabelMe', 'VOC', 'COCO', 'MVTec_AD'):
     with pytest.raises(DataError):
       convert(tmp_path / 'nothing', kind, tmp_path / 'out')
 
 
+@pytest.mark.parametrize(
+  ('kind', 'told'),
+  [
+    (
+      'VOC',
+      r'No VOC annotations in .*: neither Annotations/\*\.xml nor SegmentationClass/\*\.png;',
+    ),
+    ('LabelMe', r'No LabelMe annotations in .*: not a single \*\.json;'),
+    ('COCO', 'No JSON file below'),
+  ],
+)
+def test_what_has_no_labels_is_not_taken_for_good(tmp_path, kind, told):
+  for name in ('JPEGImages/a.png', 'JPEGImages/b.png'):
+    picture(tmp_path / 'in' / name)
+  write(tmp_path / 'in/ImageSets/Main/train.txt', 'a\nb\n')
+  with pytest.raises(DataError, match=told):
+    convert(tmp_path / 'in', kind, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
 def test_a_conversion_that_is_interrupted_leaves_nothing(tmp_path):
   for name in 'abc':
     picture(tmp_path / f'in/{name}.png')
+    write(tmp_path / f'in/{name}.json', labelme(f'{name}.png', []))
 
   def stop_while_writing(items, total, what):
     for number, item in enumerate(items):

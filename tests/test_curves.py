@@ -12,7 +12,7 @@ NAMES = {f'{name}.{suffix}' for name in ('curves', 'histogram', 'roc', 'pr', 'pr
          for suffix in ('png', 'svg')}  # fmt: skip
 
 
-def limits(image, pixel=3.0, review=None):
+def limits(image, pixel=3.0, review=None, labelled=0):
   return calibrate.Limits(
     image=image,
     pixel=pixel,
@@ -24,6 +24,7 @@ def limits(image, pixel=3.0, review=None):
     expected=0.01,
     bound=0.03,
     needed=299,
+    labelled=labelled,
   )
 
 
@@ -203,12 +204,12 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   ('scores', 'defects', 'said'),
   [
     ([], [], 'There are no test images.'),
-    ([1.0, 2.5], ['good', 'good'], '1 of 2 good images are called defective.'),
-    ([1.0, 2.5], ['裂纹', 'crack'], '1 of 2 defective images are found.'),
+    ([1.0, 2.5], ['good', 'good'], '1 of 2 good images is called defective at the threshold.'),
+    ([1.0, 2.5], ['裂纹', 'crack'], '1 of 2 defective images is found at the threshold.'),
     ([np.inf, -np.inf, np.inf, 1.0], ['good', 'good', 'a', 'a'],
-     '1 of 2 defective images are found, 1 of 2 good images are called defective.'),
+     '1 of 2 defective images is found at the threshold, 1 of 2 good images is called defective.'),
     ([3e-30, 3e-30], ['good', 'a'],
-     '0 of 1 defective images are found, 0 of 1 good images are called defective.'),
+     '0 of 1 defective image is found at the threshold, 0 of 1 good image is called defective.'),
   ],
 )  # fmt: skip
 def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, scores, defects, said):
@@ -218,6 +219,45 @@ def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, score
   assert said in words(tmp_path / 'curves', 'curves')
   both = {'good'} < set(defects)
   assert ('Images: no curve' in words(tmp_path / 'curves', 'roc')) is not both
+
+
+@pytest.mark.parametrize(
+  ('scores', 'defects', 'said'),
+  [
+    ([1.0, 1.7, 1.8, 2.5, 2.6], ['good', 'good', 'a', 'a', 'b'],
+     '2 of 3 defective images are found at the threshold, '
+     '0 of 2 good images are called defective; 2 more are to be reviewed.'),
+    ([1.0, 1.7], ['good', 'good'],
+     '0 of 2 good images are called defective at the threshold; 1 more is to be reviewed.'),
+  ],
+)  # fmt: skip
+def test_the_summary_starts_with_what_is_found(scores, defects, said):
+  data = curves_of(scores, defects, 2.0, 1.5)
+  assert curves.summary(data) == said
+  of_labels = data._replace(limits=limits(2.0, review=1.5, labelled=10))
+  assert curves.summary(of_labels) == said + (
+    ' The threshold was set by labelled images: if these are among them, that is optimistic.'
+  )
+
+
+def test_good_images_held_out_say_what_they_are_for(tmp_path):
+  data = curves_of([1.0, 2.5], ['good', 'a'])._replace(calibration=np.linspace(0, 1, 9))
+  curves.draw(tmp_path / 'normals', data)
+  assert '<!-- (thresholds) -->' in words(tmp_path / 'normals', 'histogram')
+  curves.draw(tmp_path / 'labels', data._replace(limits=limits(2.0, labelled=10)))
+  assert '<!-- good, held out -->' in words(tmp_path / 'labels', 'histogram')
+  assert '<!-- (thresholds) -->' not in words(tmp_path / 'labels', 'histogram')
+
+
+@pytest.mark.parametrize(('defect', 'missing'), [('good', 'defective'), ('crack', 'good')])
+def test_without_curves_the_histogram_has_the_page(tmp_path, defect, missing):
+  curves.draw(tmp_path, curves_of([1.0, 2.5], [defect] * 2))
+  text = words(tmp_path, 'curves')
+  assert f'There are no curves without {missing} images.' in text
+  assert 'Scores: where images lie' in text
+  assert 'ROC' not in text
+  with Image.open(tmp_path / 'curves.png') as picture:
+    assert picture.height < 0.65 * picture.width
 
 
 def test_a_threshold_that_nothing_exceeds_is_drawn_too(tmp_path):

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from hypothesis import given, strategies as st
+from matplotlib import figure
 import numpy as np
 from PIL import Image
 import pytest
@@ -91,7 +93,7 @@ def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
   result = inspection.leave(check.check(root), tmp_path)
   assert result['check_pass'] is False
   assert result['analysis']['problems'] == 'check_dataset/problems.png'
-  assert preprocess.image_size(tmp_path / 'check_dataset/problems.png')[1] == 2 * 260
+  assert preprocess.image_size(tmp_path / 'check_dataset/problems.png')[1] == 3 * 260
   assert len(result['attributes']['train_sample_paths']) == 10
   told = [(p['severity'], p['path']) for p in result['problems']]
   assert told == [
@@ -101,10 +103,36 @@ def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
   ]
 
 
-def test_what_cannot_be_shown_leaves_no_sheet(tmp_path):
+def test_what_cannot_be_read_is_a_gray_tile_above_its_sentence(tmp_path):
   root = bottles(tmp_path / 'bottles')
   (root / 'train/good/0000.png').touch()
+  inspection.leave(check.check(root), tmp_path)
+  sheet = preprocess.decode(tmp_path / 'check_dataset/problems.png')
+  gray = (sheet == 200).all(-1)
+  rows = np.flatnonzero(gray.sum(1) > 200)
+  assert len(rows) > 100
+  assert (sheet[rows.max() + 1 :, :, 0] > sheet[rows.max() + 1 :, :, 1] + 50).any()  # In red.
+
+
+@given(st.floats(1e-6, 100), st.floats(1, 1e5))
+def test_ticks_are_plain_numbers_and_more_than_one(least, span):
+  axes = figure.Figure().subplots()
+  axes.set_xscale('log')
+  axes.xaxis.set_major_locator(inspection._ticks(span))
+  low, high = least / 1.1, least * span * 1.1
+  axes.set_xlim(low, high)
+  inside = [tick for tick in axes.get_xticks() if low <= tick <= high]
+  assert inside
+  for tick in inside:
+    assert 'e' not in inspection._plain(tick)
+    np.testing.assert_allclose(float(inspection._plain(tick)), tick, rtol=1e-5)
+
+
+def test_what_cannot_be_shown_leaves_no_sheet(tmp_path):
+  root = bottles(tmp_path / 'bottles')
+  picture(root / 'train/scratch/0.png', 500)  # A folder is what is wrong.
   result = inspection.leave(check.check(root), tmp_path)
+  assert result['problems']
   assert 'problems' not in result['analysis']
   assert not (tmp_path / 'check_dataset/problems.png').exists()
 

@@ -23,8 +23,9 @@ def test_words_stay_inside_and_cover_nothing(near, power):
     axes = axes_on()
     x = np.linspace(0, 1, 500)
     drawn = page.trail(axes, x, x**power)
-    first = page.label(axes, [page.Words('Images  AUROC 0.953'), page.Words('line')], near, drawn)
-    page.label(axes, [page.Words('Pixels')], near, np.concatenate([drawn, first]), 'red')
+    words = [page.Words('Images  AUROC 0.953'), page.Words('line')]
+    covered = page.label(axes, [page.Label(words, near)], drawn)
+    page.label(axes, [page.Label([page.Words('Pixels')], near, 'red')], covered)
     boxes = extents(axes)
   for box in boxes:
     assert not box.count_contains(drawn)
@@ -38,18 +39,46 @@ def test_words_are_close_to_what_they_tell_of():
   with page.style():
     axes = axes_on()
     drawn = page.trail(axes, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    page.label(axes, [page.Words('word')], (0.5, 0.5), drawn)
+    page.label(axes, [page.Label([page.Words('word')], (0.5, 0.5))], drawn)
     (box,) = extents(axes)
   middle = axes.transData.transform((0.5, 0.5))
   nearest = np.clip(middle, box.min, box.max)
   assert np.hypot(*(nearest - middle)) < 30  # Of 500 pixels.
 
 
+@pytest.mark.parametrize('points', [
+  [(0.0, 0.0), (0.0, 0.05)], [(0.0, 0.05), (0.0, 0.0)], [(0.5, 0.5), (0.5, 0.5)],
+  [(0.0, 0.78), (0.05, 1.0)], [(0.05, 1.0), (0.0, 0.78)],
+])  # fmt: skip
+@pytest.mark.parametrize('kind', ['rising', 'falling'])
+def test_leaders_run_through_no_words(points, kind):
+  x = np.linspace(0, 1, 500)
+  curves = {'rising': (x**0.4, x), 'falling': (1 - 0.3 * x, 1 / (1 + 16 * x))}[kind]
+  with page.style():
+    axes = axes_on(7.5, 5.6)
+    drawn = np.concatenate([page.trail(axes, x, y) for y in curves])
+    lines = [page.Words(f'at the threshold {number} %') for number in range(3)]
+    page.label(axes, [page.Label(lines, point, 'red') for point in points], drawn)
+    boxes = extents(axes)
+  for leader in axes.lines:
+    along = page.trail(axes, *leader.get_data())
+    assert not any(box.count_contains(along) for box in boxes)
+
+
 def test_words_that_have_no_room_are_written_all_the_same():
   with page.style():
     axes = axes_on(1.6, 1.5)
-    page.label(axes, [page.Words('far too long for so narrow axes')], (0.0, 0.0), np.zeros((0, 2)))
+    words = [page.Words('far too long for so narrow axes')]
+    page.label(axes, [page.Label(words, (0.0, 0.0))], np.zeros((0, 2)))
     assert len(axes.texts) == 1
+
+
+def test_the_widest_line_is_measured_and_leaves_nothing():
+  figure = page.blank(3.0, 2.0)
+  width = page.widest(figure, ['i', 'mmmm', 'iii'], 10.0)
+  assert width == page.widest(figure, ['mmmm'], 10.0)
+  assert 4 * 0.08 < width < 4 * 10 / 72 * 1.1
+  assert not figure.texts
 
 
 def test_trails_leave_no_gap():

@@ -112,6 +112,18 @@ def test_damaged_files_are_named(kind, tmp_path):
       preprocess.decode(path)
 
 
+def test_empty_files_are_called_empty(tmp_path):
+  path = tmp_path / 'a.png'
+  path.touch()
+  with path.open('rb') as file:
+    for source in (path, str(path), b'', file):
+      for read in (preprocess.decode, preprocess.image_size, preprocess.read_raw):
+        with pytest.raises(DataError, match=r'it is empty \(0 bytes\)\.$'):
+          read(source)
+  with pytest.raises(DataError, match='not a JPEG'):
+    preprocess.decode(b'?')
+
+
 def test_other_unreadable_things(tmp_path):
   text = tmp_path / 'notes.png'
   text.write_text('%!PS not an image')

@@ -5,6 +5,7 @@ Letters: n images, m good images of calibration, k vertices of a curve.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+import textwrap
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -14,6 +15,10 @@ import numpy as np
 from uadjax import calibrate, files, histogram, metrics, page
 
 PRO_LIMIT = 0.3  # False alarms up to which the area under PRO counts.
+
+_OPTIMISTIC = (
+  ' The threshold was set by labelled images: if these are among them, that is optimistic.'
+)
 
 Vertices = tuple[Float[np.ndarray, ' _k'], Float[np.ndarray, ' _k']]
 
@@ -95,17 +100,19 @@ def draw(folder: Path, data: Curves) -> None:
 
 
 def summary(data: Curves) -> str:
-  """Tell in a sentence what the thresholds do to the test images."""
+  """Tell in a sentence or two what the thresholds do to the test images."""
   good, called = _good(data), data.scores > data.limits.image
   review = int(((data.scores > data.limits.review) & ~called).sum())
   parts = []
   if (~good).any():
-    parts.append(f'{(called & ~good).sum()} of {(~good).sum()} defective images are found')
+    parts.append(f'{_some(called[~good], "defective")} found')
   if good.any():
-    parts.append(f'{(called & good).sum()} of {good.sum()} good images are called defective')
+    parts.append(f'{_some(called[good], "good")} called defective')
   if not parts:
     return 'There are no test images.'
-  return ', '.join(parts) + f'; {review} more are to be looked at' * bool(review) + '.'
+  parts[0] += ' at the threshold'
+  more = f'; {review} more {"is" if review == 1 else "are"} to be reviewed' * bool(review)
+  return f'{", ".join(parts)}{more}.{_OPTIMISTIC * bool(data.limits.labelled)}'
 
 
 def roc(data: Curves) -> list[Line]:
@@ -175,6 +182,13 @@ def percent(share: float) -> str:
   return f'{100 * share:.{digits}f} %'
 
 
+def _some(which: Bool[np.ndarray, ' _'], kind: str) -> str:
+  """Begin a sentence on some of all images of a kind."""
+  some, every = int(which.sum()), len(which)
+  verb = 'is' if 1 in (some, every) else 'are'
+  return f'{some} of {every} {kind} image{"s" * (every > 1)} {verb}'
+
+
 def _good(data: Curves) -> Bool[np.ndarray, ' n']:
   return np.array([defect == 'good' for defect in data.defects], bool)
 
@@ -201,7 +215,7 @@ def _why_not(data: Curves, look: Look) -> list[page.Words]:
   """Say why there is no curve."""
   missing = 'defective' if 'good' in data.defects else 'good'
   lines = {
-    IMAGES: ('Images: no curve', f'without {missing} ones'),
+    IMAGES: ('Images: no curve', f'without {missing} images'),
     PIXELS: ('Pixels: no curve', 'without masks of defects'),
   }
   return [page.Words(line, page.FAINT) for line in lines[look]]
@@ -248,9 +262,19 @@ _PANELS: Mapping[str, Callable[[page.Figure, page.Box, Curves], None]] = {
 
 def _overview(data: Curves) -> page.Figure:
   """Put everything on one page under a sentence that says it."""
-  figure = page.blank(10.0, 9.9)
-  figure.text(0.02, 9.48 / 9.9, page.printable(data.title), weight='bold', size=15)
-  figure.text(0.02, 9.17 / 9.9, summary(data), size=11)
+  known = any(True for _ in _known(data))
+  lines = textwrap.wrap(summary(data), 125)
+  if data.defects and not known:
+    lines.append(f'There are no curves {_why_not(data, IMAGES)[1].text}.')
+  below = 9.0 if known else 5.0
+  height = below + 0.68 + 0.22 * len(lines)
+  figure = page.blank(10.0, height)
+  figure.text(0.02, 1 - 0.42 / height, page.printable(data.title), weight='bold', size=15)
+  for number, line in enumerate(lines):
+    figure.text(0.02, 1 - (0.73 + 0.22 * number) / height, line, size=10.5)
+  if not known:  # No room is given to what cannot be drawn.
+    _histogram_panel(figure, page.Box(0, 0, 10, below), data)
+    return figure
   for number, panel in enumerate(_PANELS.values()):
     panel(figure, page.Box(5 * (number % 2), 4.5 * (1 - number // 2), 5, 4.5), data)
   return figure
@@ -262,7 +286,9 @@ def _rows(data: Curves, most: int = 10) -> list[histogram.Row]:
   kinds = {name: data.scores[of == name] for name in set(data.defects)}
   rows = []
   if data.calibration is not None and len(data.calibration):
-    rows.append(histogram.Row('good, calibration', data.calibration, True))
+    # Labels, where they are given, set the thresholds instead.
+    name = 'good, held out' + ' (thresholds)' * (not data.limits.labelled)
+    rows.append(histogram.Row(name, data.calibration, True))
   if 'good' in kinds:
     rows.append(histogram.Row('good', kinds.pop('good'), True))
 
@@ -319,16 +345,17 @@ def _draw_lines(
     if point:
       mark = {'color': look.color, 'markersize': look.size, 'markeredgecolor': 'white'}
       axes.plot(*point, look.marker, zorder=3, **mark)
-  # From below, so that no leader crosses another's words.
-  for line in sorted(lines, key=lambda line: line.point[1] if line.point else 0):
+  labels = []
+  for line in lines:
     told = (f'at the threshold {line.told[0]}', line.told[1])
     words = [page.Words(f'{line.look.name}  {line.area}', line.look.color, 'bold')]
     words += [page.Words(text) for text in told if text]
     middle = len(line.x) // 2
     near = line.point or (float(line.x[middle]), float(line.y[middle]))
-    drawn.append(page.label(axes, words, near, np.concatenate(drawn), line.look.color))
+    labels.append(page.Label(words, near, line.look.color))
+  covered = page.label(axes, labels, np.concatenate(drawn))
   for look in set(looks) - {line.look for line in lines}:
-    drawn.append(page.label(axes, _why_not(data, look), (1.0, 0.0), np.concatenate(drawn)))
+    covered = page.label(axes, [page.Label(_why_not(data, look), (1.0, 0.0))], covered)
   if diagonal:
     place = (0.62 * diagonal, 0.62 * diagonal)
-    page.label(axes, [page.Words('chance', page.FAINT)], place, np.concatenate(drawn))
+    page.label(axes, [page.Label([page.Words('chance', page.FAINT)], place)], covered)

@@ -4,10 +4,11 @@ Letters: n images, k edges of bins.
 """
 
 from collections.abc import Sequence
+import textwrap
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
-from matplotlib import ticker
+from matplotlib import collections as shapes, ticker
 import numpy as np
 
 from uadjax import page
@@ -16,6 +17,9 @@ from uadjax import page
 _RIGHT = {True: '#56B4E9', False: '#E69F00'}  # Good and defective, as they should be called,
 _WRONG = {True: '#004C7A', False: '#A33B00'}  # and otherwise: far darker, on grey paper too.
 _REVIEW = '#F7F2C4'
+
+_SMALL = 8.5  # Names and counts: the strips need the room.
+_COLUMNS = {'OK': 0.4, 'review': 0.56, 'NG': 0.4}  # Inches from one right edge to the next.
 
 
 class Row(NamedTuple):
@@ -42,25 +46,28 @@ def panel(
   if not rows:
     page.sentence(page.titled(figure, box, title, 0.5, 0.5), 'There are no images.')
     return
-  # Names take a third of the width at most.
-  names = [page.printable(page.shortened(row.name, int(3.6 * box.width))) for row in rows]
-  left = 0.35 + 0.078 * max(len(name) for name in names)
-  axes = page.titled(figure, box, title, left, right=1.85, top=1.08)
+  names = [_folded(row.name, int(3.2 * box.width)) for row in rows]
+  left = 0.28 + page.widest(figure, '\n'.join(names).split('\n'), _SMALL)
+  columns = [name for name in _COLUMNS if name != 'review' or review < ng]
+  right = 0.12 + sum(_COLUMNS[name] for name in columns)
+  axes = page.titled(figure, box, title, left, right, top=1.03, bottom=0.82)
   every = np.concatenate([row.scores for row in rows]).astype(np.float64)
-  edges, log = bins(every, review, ng)
+  # A bin is as wide as can be seen and hovered over: an eighth of an inch.
+  edges, log = bins(every, review, ng, int(8 * _inches(axes)[0]))
   axes.set(xscale='log' if log else 'linear', xlim=(edges[0], edges[-1]))
   axes.set(ylim=(0.88 - len(rows), 0.95))
-  axes.set_yticks(0.3 - np.arange(len(rows)), names)
+  axes.set_yticks(0.3 - np.arange(len(rows)), names, size=_SMALL, linespacing=1.0)
   axes.tick_params(axis='y', length=0)
   axes.spines['left'].set_visible(False)
   for number, row in enumerate(rows):
     _strip(axes, -float(number), row, edges, review, ng)
   _mark_thresholds(axes, left, review, ng)
-  _table(axes, rows, review, ng)
+  _table(axes, rows, columns, review, ng)
   infinite = int(np.isinf(every).sum())
-  axes.set_xlabel('score (dark: wrongly called' + f'; {infinite} infinite' * bool(infinite) + ')')
+  odd = f'; {infinite} infinite' * bool(infinite)
+  axes.set_xlabel(f'score (dark: defective but OK, good but NG{odd})\nrows: each to its own scale')
   decades = np.log10(edges[-1] / edges[0]) if log else 0
-  most = max(2, int(_inches(axes)[0] / 0.6))  # Ticks that have room for their numbers.
+  most = max(2, int(_inches(axes)[0] / 0.5))  # Ticks that have room for their numbers.
   even = ticker.LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=most)
   axes.xaxis.set_major_locator(even if log else ticker.MaxNLocator(most + 1))
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f'{value:.4g}'))
@@ -68,9 +75,9 @@ def panel(
 
 
 def bins(
-  scores: Float[np.ndarray, ' n'], review: float, ng: float
+  scores: Float[np.ndarray, ' n'], review: float, ng: float, about: int = 40
 ) -> tuple[Float[np.ndarray, ' k'], bool]:
-  """Edges of about 40 bins, thresholds that are finite among them: a bin is called one thing.
+  """Edges of so many bins, thresholds that are finite among them: a bin is called one thing.
 
   Returns:
     edges, and whether they are even in the logarithm, as where scores span more than a decade.
@@ -81,7 +88,7 @@ def bins(
   forward, back = (np.log, np.exp) if log else (np.positive, np.positive)
   low, high = forward(values.min()), forward(values.max())
   smallest = max(1e-6 * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
-  step = max((high - low) / 40, smallest)
+  step = max((high - low) / about, smallest)
   both = np.isfinite([review, ng]).all()
   between = round((forward(ng) - forward(review)) / step) if both else 0
   step = (forward(ng) - forward(review)) / between if between else step
@@ -121,9 +128,10 @@ def _strip(
   heights = np.maximum(0.8 * counts / counts.max(), 0.09)[some]
   wrong = edges[:-1] >= ng if row.good else edges[1:] <= review
   colors = np.where(wrong, _WRONG[row.good], _RIGHT[row.good])[some].tolist()
-  starts, widths = edges[:-1][some], np.diff(edges)[some]
-  rim = {'edgecolor': 'white', 'linewidth': 0.3}
-  axes.bar(starts, heights, widths, base, align='edge', color=colors, **rim)
+  x = np.stack([edges[:-1], edges[:-1], edges[1:], edges[1:]], axis=1)[some]
+  y = base + heights[:, None] * np.array([[0.0, 1.0, 1.0, 0.0]])
+  rim = {'edgecolors': 'white', 'linewidths': 0.3}
+  bars = shapes.PolyCollection(list(np.stack([x, y], axis=-1)), facecolors=colors, **rim)
   axes.axhline(base, color='#D0D0D0', linewidth=0.7, zorder=0)
 
 
@@ -149,13 +157,16 @@ def _mark_thresholds(axes: page.Axes, left: float, review: float, ng: float) -> 
       axes.text(*place, words, ha=side, transform=axes.transAxes, bbox=paper)
 
 
-def _table(axes: page.Axes, rows: Sequence[Row], review: float, ng: float) -> None:
+def _table(
+  axes: page.Axes, rows: Sequence[Row], columns: Sequence[str], review: float, ng: float
+) -> None:
   """Write beside each row how many of its images are called what; what is wrong, dark."""
-  columns = ('OK', 'review', 'NG') if review < ng else ('OK', 'NG')
   width, height = _inches(axes)
-  places = {name: 1 + (0.42 + 0.62 * i) / width for i, name in enumerate(columns)}
+  edges = 1 + np.cumsum([_COLUMNS[name] for name in columns]) / width
+  places = dict(zip(columns, edges, strict=True))
+  bold = {'ha': 'right', 'size': _SMALL, 'weight': 'bold', 'transform': axes.transAxes}
   for name, x in places.items():
-    axes.text(x, 1 + 0.16 / height, name, ha='right', weight='bold', transform=axes.transAxes)
+    axes.text(x, 1 + 0.16 / height, name, **bold)
   for number, row in enumerate(rows):
     ok, called = int((row.scores <= review).sum()), int((row.scores > ng).sum())
     counts = {'OK': ok, 'review': len(row.scores) - ok - called, 'NG': called}
@@ -167,10 +178,21 @@ def _table(axes: page.Axes, rows: Sequence[Row], review: float, ng: float) -> No
         f'{counts[name]}',
         ha='right',
         va='center_baseline',
+        size=_SMALL,
         weight='bold' if wrong else 'normal',
         color=_WRONG[row.good] if wrong else page.INK,
         transform=axes.get_yaxis_transform(),
       )
+
+
+def _folded(name: str, letters: int) -> str:
+  """Write a name in one or two lines of at most so many letters."""
+  lines = textwrap.wrap(
+    page.printable(name), letters, break_long_words=False, break_on_hyphens=False
+  )
+  if len(lines) > 2:
+    lines = [page.shortened(page.printable(name), letters)]
+  return '\n'.join(page.shortened(line, letters) for line in lines)
 
 
 def _inches(axes: page.Axes) -> tuple[float, float]:

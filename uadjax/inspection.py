@@ -22,6 +22,7 @@ from uadjax.types import DataError, Record
 _SIDE = 400  # Pixels of a sample.
 _CELL, _COLUMNS, _CELLS = 260, 4, 40  # Pixels of a thumbnail; how many of them on the sheet.
 _LINE = 15  # Pixels.
+_EMPTY = 200  # Gray of a file that cannot be shown.
 _GOOD, _DEFECT = '#4878a8', '#d1605e'  # Told apart by every color-blind reader.
 _INK = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
@@ -155,6 +156,7 @@ def _histogram(report: check.Report) -> figure.Figure:
 def _draw_shares(axes: Any, report: check.Report, defects: Sequence[str], first: int) -> None:
   """Draw a dot per defective image, at the share of its pixels that is defective."""
   generator = np.random.default_rng(0)  # Moves dots apart, always alike.
+  every: list[float] = []
   for row, kind in enumerate(defects, first):
     masks = [r.mask for r in report.splits.test if r.defect == kind and r.mask in report.shares]
     shares = [100 * share for mask in masks if mask and (share := report.shares[mask])]
@@ -162,19 +164,31 @@ def _draw_shares(axes: Any, report: check.Report, defects: Sequence[str], first:
     axes.scatter(shares, heights, s=14, color=_DEFECT, alpha=0.6, linewidths=0)
     if shares:
       axes.plot([np.median(shares)] * 2, [row - 0.36, row + 0.36], color='black', linewidth=1.5)
-  axes.set(title='Size of defects (line: median)', xlabel='defective pixels of an image, %')
-  if axes.collections and any(len(dots.get_offsets()) for dots in axes.collections):
+    every += shares
+  axes.set(title='Defective area of an image', xlabel='defective pixels, % (line: median)')
+  if every:
     axes.set_xscale('log')
-    axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
-    axes.xaxis.set_minor_formatter(ticker.LogFormatter())  # Speaks up where decades are few.
+    axes.xaxis.set_major_locator(_ticks(max(every) / min(every)))
+    axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(axis='x', alpha=0.3)
   else:
     axes.text(0.5, 0.5, 'no masks', transform=axes.transAxes, ha='center', color='gray')
     axes.set_xticks([])
 
 
+def _ticks(span: float) -> ticker.Locator:
+  """As many per decade as find room where the largest value is so many times the smallest."""
+  return ticker.LogLocator(subs=range(1, 10) if span < 4 else (1, 2, 5) if span < 100 else (1,))
+
+
+def _plain(value: float) -> str:
+  """A number without an exponent, however small."""
+  return np.format_float_positional(float(f'{value:.6g}'), trim='-')
+
+
 def _sheet(report: check.Report) -> Image.Image | None:
-  """Show offending images with what is wrong, errors first; None where none can be shown."""
+  """Show offending images with what is wrong, errors first; None where there are none."""
   grouped: dict[Path, list[Problem]] = {}
   for problem in report.problems:
     grouped.setdefault(problem.path, []).append(problem)
@@ -185,8 +199,7 @@ def _sheet(report: check.Report) -> Image.Image | None:
     if len(cells) == _CELLS:
       left_out += 1
       continue
-    if (thumbnail := _thumbnail(path, report)) is not None:
-      cells.append(_cell(thumbnail, found, report))
+    cells.append(_cell(_thumbnail(path, report), found, report))
   if not cells:
     return None
   rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
@@ -202,15 +215,15 @@ def _sheet(report: check.Report) -> Image.Image | None:
   return sheet
 
 
-def _thumbnail(path: Path, report: check.Report) -> UInt8[np.ndarray, 'h w 3'] | None:
-  """The image, or the mask in black and white; None where it cannot be read."""
+def _thumbnail(path: Path, report: check.Report) -> UInt8[np.ndarray, 'h w 3']:
+  """The image, or the mask in black and white; plain gray where it cannot be read."""
   try:
     if path in report.shares:
       mask: Bool[np.ndarray, 'h w'] = preprocess.read_mask(path, report.mask_threshold)
       return _fitted(visualize.black_and_white(mask), _CELL - 12)
     return _fitted(preprocess.decode(path), _CELL - 12)
   except DataError:
-    return None
+    return np.full((_CELL // 2, _CELL - 12, 3), _EMPTY, np.uint8)
 
 
 def _cell(

@@ -2,13 +2,14 @@
 
 No pyplot: figures are plain objects, so that threads do not share them.
 
-Letters: p points of a drawing, in pixels of the page.
+Letters: p points of a drawing, in pixels of the page; c places for words.
 """
 
 from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import io
+import itertools
 from pathlib import Path
 import textwrap
 import threading
@@ -42,7 +43,10 @@ _STYLE: dict[Any, Any] = {
   'xtick.color': INK,
   'ytick.color': INK,
 }
-_ANONYMOUS = {'png': {'Software': None}, 'svg': {'Date': None, 'Creator': None}}
+_KINDS: dict[str, dict[str, Any]] = {
+  'png': {'metadata': {'Software': None}, 'pil_kwargs': {'compress_level': 3}},
+  'svg': {'metadata': {'Date': None, 'Creator': None}},
+}
 _LOCK = threading.Lock()  # matplotlib's settings belong to the process.
 
 # Chinese, Japanese and Korean, as systems bring them along.
@@ -76,6 +80,20 @@ class Words(NamedTuple):
   weight: str = 'normal'
 
 
+class Label(NamedTuple):
+  """What is written beside a point.
+
+  Attributes:
+    words: lines, from the top.
+    near: the point, in the units of the data.
+    leader: color of a thin line from the text to the point; none where empty.
+  """
+
+  words: Sequence[Words]
+  near: tuple[float, float]
+  leader: str = ''
+
+
 @contextlib.contextmanager
 def style() -> Iterator[None]:
   """Draw and write in one style, whatever the user's own; one thread at a time."""
@@ -91,14 +109,20 @@ def blank(width: float, height: float) -> Figure:
 
 def write(path: Path, figure: Figure) -> None:
   """Write a page as PNG and SVG without date, version or random name: same page, same bytes."""
-  for suffix, metadata in _ANONYMOUS.items():
+  for suffix, options in _KINDS.items():
     picture = io.BytesIO()
-    figure.savefig(picture, format=suffix, metadata=metadata)
+    figure.savefig(picture, format=suffix, **options)
     path.with_suffix(f'.{suffix}').write_bytes(picture.getvalue())
 
 
 def titled(
-  figure: Figure, box: Box, title: str, left: float, right: float, top: float = 0.55
+  figure: Figure,
+  box: Box,
+  title: str,
+  left: float,
+  right: float,
+  top: float = 0.55,
+  bottom: float = 0.65,
 ) -> Axes:
   """Make room for axes in a box, margins in inches, under a title."""
   width, height = figure.get_size_inches()
@@ -106,11 +130,21 @@ def titled(
   figure.text((box.left + 0.2) / width, up, title, weight='bold', size=11)
   inside = Box(
     (box.left + left) / width,
-    (box.bottom + 0.65) / height,
+    (box.bottom + bottom) / height,
     (box.width - left - right) / width,
-    (box.height - top - 0.65) / height,
+    (box.height - top - bottom) / height,
   )
   return figure.add_axes(inside)
+
+
+def widest(figure: Figure, lines: Sequence[str], size: float) -> float:
+  """Width in inches of the widest of lines of text."""
+  renderer = backend_agg.FigureCanvasAgg(figure).get_renderer()
+  texts = [figure.text(0, 0, line, size=size) for line in lines]
+  pixels = max(text.get_window_extent(renderer).width for text in texts)
+  for text in texts:
+    text.remove()
+  return float(pixels / DPI)
 
 
 def sentence(axes: Axes, text: str) -> None:
@@ -132,43 +166,87 @@ def trail(
 
 
 def label(
-  axes: Axes,
-  words: Sequence[Words],
-  near: tuple[float, float],
-  drawn: Float[np.ndarray, 'p 2'],
-  leader: str = '',
+  axes: Axes, wanted: Sequence[Label], drawn: Float[np.ndarray, 'p 2']
 ) -> Float[np.ndarray, '_ 2']:
-  """Write lines of text where they cover nothing drawn, close to a point of the data.
+  """Write labels where they cover nothing drawn, close to what they tell of.
 
   Args:
     axes: they stay inside.
-    words: lines, from the top.
-    near: what they tell of.
+    wanted: a few: all orders are tried, since the first may take the only good place of the next.
     drawn: points that they must not cover, as `trail` and this function return them.
-    leader: color of a thin line from the text to the point; none where empty.
 
   Returns:
-    the points that are covered now.
+    the points that are covered now, those of `drawn` among them.
   """
+  texts = [_lines(axes, one) for one in wanted]
   renderer = backend_agg.FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
-  texts = [axes.text(0, 0, w.text, color=w.color, weight=w.weight, size=9) for w in words]
-  sizes = np.array([text.get_window_extent(renderer).size for text in texts])
-  line = 1.15 * sizes[:, 1].max()
-  size = np.array([sizes[:, 0].max(), line * len(texts)])
-  start = axes.transData.transform(near)
-  corner = _free_place(axes, size, start, drawn)
+  extents = [np.array([text.get_window_extent(renderer).size for text in of]) for of in texts]
+  heights = [1.15 * extent[:, 1].max() for extent in extents]
+  side = np.linspace(-0.4 * DPI, 0.4 * DPI, 9)
+  around = np.stack([np.repeat(side, 9), np.tile(side, 9)], axis=1)
+  trials = []
+  for order in itertools.permutations(range(len(wanted))):
+    total, covered, corners = 0.0, drawn, {}
+    for i in order:
+      size = np.array([extents[i][:, 0].max(), heights[i] * len(texts[i])])
+      start = axes.transData.transform(wanted[i].near)
+      # Room around the other points, so that their leaders have a way out.
+      others = [axes.transData.transform(one.near) + around for one in wanted if one != wanted[i]]
+      taken = np.concatenate([covered, *others])
+      corners[i], cost = _free_place(axes, size, start, taken, bool(wanted[i].leader))
+      across, up = np.meshgrid(np.arange(0, size[0], 3), np.arange(0, size[1], 3))
+      words = corners[i] + np.stack([across.ravel(), up.ravel()], axis=1)
+      leader = _leader(start, np.clip(start, corners[i], corners[i] + size))
+      covered = np.concatenate([covered, words, *([leader] if wanted[i].leader else [])])
+      total += cost
+    trials.append((total, covered, corners))
+  _, covered, corners = min(trials, key=lambda trial: trial[0])
+  for i, corner in corners.items():
+    _put(axes, texts[i], corner, heights[i], extents[i][:, 0].max(), wanted[i])
+  return covered
+
+
+def _lines(axes: Axes, wanted: Label) -> list[Any]:
+  """Make the lines of a label, to be put somewhere."""
+  paper: Any = None
+  if wanted.leader:  # Over other leaders, and whatever else there was no way around.
+    paper = {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8, 'pad': 1}
+  return [
+    axes.text(0, 0, line.text, color=line.color, weight=line.weight, size=9, bbox=paper)
+    for line in wanted.words
+  ]
+
+
+def _put(
+  axes: Axes,
+  texts: Sequence[Any],
+  corner: Float[np.ndarray, ' 2'],
+  height: float,
+  width: float,
+  wanted: Label,
+) -> None:
+  """Put lines of a height above a corner, and draw their leader."""
   inward = axes.transAxes.inverted()
+  size = np.array([width, height * len(texts)])
   for number, text in enumerate(texts):
-    baseline = corner + np.array([0, size[1] - line * (number + 0.78)])
+    baseline = corner + np.array([0, size[1] - height * (number + 0.78)])
     text.set(transform=axes.transAxes, position=inward.transform(baseline))
-  across, up = np.meshgrid(np.arange(0, size[0], 3), np.arange(0, size[1], 3))
-  covered = corner + np.stack([across.ravel(), up.ravel()], axis=1)
-  end = np.clip(start, corner, corner + size)
-  if not leader or np.hypot(*(end - start)) < 0.15 * DPI:
-    return covered
-  x, y = axes.transData.inverted().transform([start, end]).T
-  axes.plot(x, y, color=leader, linewidth=0.7, zorder=1.5)
-  return np.concatenate([covered, trail(axes, x, y)])
+  start = axes.transData.transform(wanted.near)
+  points = _leader(start, np.clip(start, corner, corner + size))
+  if wanted.leader and len(points):
+    x, y = axes.transData.inverted().transform(points[[0, -1]]).T
+    axes.plot(x, y, color=wanted.leader, linewidth=0.7, zorder=1.5)
+
+
+def _leader(
+  start: Float[np.ndarray, ' 2'], end: Float[np.ndarray, ' 2']
+) -> Float[np.ndarray, '_ 2']:
+  """Points of a line that ends before the first letter; none if it is too short to be drawn."""
+  away = float(np.hypot(*(end - start)))
+  if away < 0.15 * DPI:
+    return np.zeros((0, 2))
+  shares = np.linspace(0, 1 - 4 / away, int(away / 2) + 2)
+  return start + shares[:, None] * (end - start)
 
 
 def _free_place(
@@ -176,22 +254,56 @@ def _free_place(
   size: Float[np.ndarray, ' 2'],
   start: Float[np.ndarray, ' 2'],
   drawn: Float[np.ndarray, 'p 2'],
-) -> Float[np.ndarray, ' 2']:
-  """Find the lower left corner of a box of a size that covers least, and is nearest to a point."""
-  cell, gap = 4, 0.07 * DPI
+  led: bool,
+) -> tuple[Float[np.ndarray, ' 2'], float]:
+  """Find the lower left corner of a box of a size: it covers least, is near, its leader is free.
+
+  Returns:
+    the corner, and what is bad about it.
+  """
+  cell, gap = 4, 0.1 * DPI
   least, most = np.array(axes.bbox.min), np.array(axes.bbox.max)
   cells = ((most - least) // cell).astype(int)
   needed = np.clip(np.ceil((size + 2 * gap) / cell).astype(int), 1, cells)
   ruler = [at + cell * np.arange(n + 1) for at, n in zip(least, cells, strict=True)]
   occupied, _, _ = np.histogram2d(*drawn.T, bins=ruler)
-  # Sums over all boxes of one size at once (Crow 1984).
-  sums = np.pad(occupied.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-  w, h = needed
-  covered = sums[w:, h:] - sums[:-w, h:] - sums[w:, :-h] + sums[:-w, :-h]
+  covered = _sums(occupied, *needed.tolist())
   corners = least + gap + cell * np.moveaxis(np.indices(covered.shape), 0, -1)
-  away = np.clip(start, corners, corners + size) - start
-  costs = 1e6 * covered + np.hypot(away[..., 0], away[..., 1])
-  return corners[np.unravel_index(np.argmin(costs), costs.shape)]
+  free = covered == covered.min()
+  corners = corners[free]
+  costs = np.hypot(*(np.clip(start, corners, corners + size) - start).T)
+  if led:
+    near = np.argsort(costs, kind='stable')[::4]  # Every fourth will do, and is faster.
+    corners = corners[near]
+    ends = np.clip(start, corners, corners + size)
+    # Cells around a cell that are taken: words take whole blocks, a line but a row.
+    taken = _sums(np.pad((occupied > 0).astype(np.float64), 1), 3, 3)
+    weights = 5.0 * (taken > 0) + 200.0 * (taken >= 6)
+    costs = costs[near] + _crossed(start, ends, weights, least, cell)
+  best = int(np.argmin(costs))
+  return corners[best], float(1e6 * covered.min() + costs[best])
+
+
+def _sums(occupied: Float[np.ndarray, '_ _'], w: int, h: int) -> Float[np.ndarray, '_ _']:
+  """Sums over all boxes of one size at once (Crow 1984)."""
+  sums = np.pad(occupied.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+  return sums[w:, h:] - sums[:-w, h:] - sums[w:, :-h] + sums[:-w, :-h]
+
+
+def _crossed(
+  start: Float[np.ndarray, ' 2'],
+  ends: Float[np.ndarray, 'c 2'],
+  weights: Float[np.ndarray, '_ _'],
+  least: Float[np.ndarray, ' 2'],
+  cell: int,
+) -> Float[np.ndarray, ' c']:
+  """Weight of the pixels that each line from one start crosses; none where it starts."""
+  shares = np.linspace(0, 1, 48)
+  points = start + shares[:, None] * (ends - start)[:, None]
+  i, j = np.moveaxis(((points - least) // cell).astype(int), -1, 0)
+  hit = weights[np.clip(i, 0, weights.shape[0] - 1), np.clip(j, 0, weights.shape[1] - 1)]
+  lengths = np.hypot(*(ends - start).T)
+  return lengths * (hit * (lengths[:, None] * shares > 0.15 * DPI)).mean(axis=1)
 
 
 def shortened(name: str, letters: int) -> str:

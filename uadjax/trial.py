@@ -26,6 +26,8 @@ def passed(config: Config) -> datasets.Splits:
   splits = check.demand(report) if config.check.enforce else check.salvage(report)
   if report.problems:
     telemetry.LOG.warning('%s', report)
+  if told := check.left_out(report, splits):
+    telemetry.LOG.warning('%s', told)
   return splits
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 from pathlib import Path
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,19 @@ from uadjax.types import DataError, Record, silently, Track
 
 FEWEST = 3  # One to be left out, and two others for a variance; or three parts, for STFPM.
 _VALUES = 4  # Of a mask that are spelled out.
+_UNREADABLE, _LEARNED_DEFECT = 'unreadable file', 'defects in training'
+_TWICE = 'duplicate in train and test'
+
+# What files of labeling tools are called and what is in them; who writes such. Where a tool embeds
+# the image itself, only the two ends of a file are sure to hold more than pixels.
+_LABELS = {
+  '.json': (
+    (rb'"shapes"\s*:', 'LabelMe'),
+    (rb'"(annotations|image_id|category_id)"\s*:', 'COCO'),
+  ),
+  '.xml': ((rb'<annotation[\s>]', 'VOC'),),
+}
+_OPENED, _END = 3, 1 << 16  # Files of a folder that are looked into; bytes of either end.
 
 
 class Report(NamedTuple):
@@ -30,6 +44,7 @@ class Report(NamedTuple):
     problems: what is wrong, errors first.
     shares: of the pixels of a mask, those that are defective; by readable mask.
     mask_threshold: mask values above it are defects.
+    by_mask: whether nothing but its mask tells if an image is good.
   """
 
   directory: Path
@@ -37,6 +52,7 @@ class Report(NamedTuple):
   problems: tuple[Problem, ...]
   shares: Mapping[Path, float]
   mask_threshold: int
+  by_mask: bool = False
 
   @property
   def errors(self) -> list[Problem]:
@@ -53,9 +69,12 @@ class Report(NamedTuple):
     errors, warnings = len(self.errors), len(self.problems) - len(self.errors)
     verdict = 'Check dataset passed !' if self.passed else 'Check dataset failed.'
     defects = sum(record.anomalous for record in test)
+    unreadable = len(_paths(self, _UNREADABLE))
     lines = [
       f'{verdict} {self.directory}: {len(train)} images to learn from, {len(test)} to test on '
-      f'({len(test) - defects} good, {defects} defective). Errors: {errors}, warnings: {warnings}.'
+      f'({len(test) - defects} good, {defects} defective)'
+      + (f'; unreadable files among them and their masks: {unreadable}' if unreadable else '')
+      + f'. Errors: {errors}, warnings: {warnings}.'
     ]
     for (severity, kind), group in itertools.groupby(
       sorted(self.problems, key=lambda p: (p.severity, p.kind)), key=lambda p: p[:2]
@@ -103,11 +122,12 @@ def check(
     *_without_mask(listing, splits.test),
     *_shared_masks(splits.test),
     *_duplicates(splits, images),
+    *(() if listing.by_mask else _foreign_labels(splits.train)),
     *_lacking(listing, splits, fewest),
   ]
   shares = {path: seen.share for path, seen in masks.items() if seen.size}
   ordered = tuple(sorted(found, key=lambda problem: problem.severity != ERROR))
-  return Report(listing.directory, splits, ordered, shares, mask_threshold)
+  return Report(listing.directory, splits, ordered, shares, mask_threshold, listing.by_mask)
 
 
 def demand(report: Report) -> datasets.Splits:
@@ -120,28 +140,47 @@ def demand(report: Report) -> datasets.Splits:
 def salvage(report: Report) -> datasets.Splits:
   """The images that can be used, whatever the check found.
 
-  Left out are unreadable images, and defects that were to be learned from; of those whose mask
-  cannot be read, all but what is known to be defective without it. Masks of defects that cannot be
-  read or do not fit count as absent.
+  Left out are unreadable images, defects that were to be learned from, and good test images that
+  are learned from as well, for they flatter; in a list, where nothing else tells whether an image
+  is good, those whose mask cannot be read. Masks that cannot be read or do not fit count as absent.
 
   Raises:
     DataError: nothing is left to learn from.
   """
-  unreadable = {p.path for p in report.errors if p.kind == 'unreadable file'}
-  bad = unreadable | {p.path for p in report.errors if p.kind == 'size mismatch'}
+  unreadable = _paths(report, _UNREADABLE)
+  bad = unreadable | _paths(report, 'size mismatch')
+  defects, twice = _paths(report, _LEARNED_DEFECT), _paths(report, _TWICE)
   train, test = (
-    tuple(
+    [
       r._replace(mask=None) if r.mask in bad else r
       for r in records
-      # In a list nothing else tells whether an image is good.
-      if r.path not in unreadable and (r.anomalous or r.mask not in unreadable)
-    )
+      if r.path not in unreadable
+      and (r.anomalous or not report.by_mask or r.mask not in unreadable)
+    ]
     for records in report.splits
   )
-  train = tuple(record for record in train if not record.anomalous)
+  train = tuple(r for r in train if not r.anomalous and r.path not in defects)
   if not train:
     raise DataError(f'{report}\nNothing is left to learn from.')
-  return datasets.Splits(train, test)
+  return datasets.Splits(train, tuple(r for r in test if r.anomalous or r.path not in twice))
+
+
+def left_out(report: Report, splits: datasets.Splits) -> str:
+  """Say how much of what was checked is not in these splits; nothing where all is."""
+  told, bare = [], 0
+  purposes = ('learn from', 'test on')
+  for purpose, before, after in zip(purposes, report.splits, splits, strict=True):
+    if len(after) < len(before):
+      told.append(f'{len(before) - len(after)} of {len(before)} images to {purpose}')
+    masked = {record.path for record in before if record.mask}
+    bare += sum(record.mask is None and record.path in masked for record in after)
+  if bare:
+    told.append(f'the masks of {bare} other images')
+  return f'Left out for what the check found: {", ".join(told)}.' if told else ''
+
+
+def _paths(report: Report, kind: str) -> set[Path]:
+  return {problem.path for problem in report.errors if problem.kind == kind}
 
 
 class _Seen(NamedTuple):
@@ -182,7 +221,7 @@ def _see(path: Path) -> _Seen:
   try:
     image = preprocess.decode(path)
   except DataError as error:
-    return _Seen(problems=(problems.error('unreadable file', path, str(error)),))
+    return _Seen(problems=(problems.error(_UNREADABLE, path, str(error)),))
   height, width = image.shape[:2]
   # Its shape too: pictures of one color may differ in nothing else.
   content = f'{height} {width} '.encode() + image.tobytes()
@@ -193,7 +232,7 @@ def _see_mask(path: Path, threshold: int) -> _Seen:
   try:
     values, colored = preprocess.read_raw(path)
   except DataError as error:
-    return _Seen(problems=(problems.error('unreadable file', path, str(error)),))
+    return _Seen(problems=(problems.error(_UNREADABLE, path, str(error)),))
   wrong = []
   if colored:
     told = f'{path} is in color; the largest of its channels counts. Store masks as 8-bit gray.'
@@ -287,26 +326,83 @@ def _shared_masks(test: Sequence[Record]) -> Iterator[Problem]:
 
 def _duplicates(splits: datasets.Splits, images: Mapping[Path, _Seen]) -> Iterator[Problem]:
   """Pictures that come twice, by their pixels."""
-  first: dict[bytes, tuple[Path, str]] = {}
-  for split, records in zip(('training', 'test'), splits, strict=True):
+  alike: dict[bytes, tuple[list[Record], list[Record]]] = {}  # Those of training, of test.
+  for number, records in enumerate(splits):
     for record in records:
-      digest = images[record.path].digest
-      if not digest:
-        continue
-      if digest not in first:
-        first[digest] = record.path, split
-        continue
-      path, where = first[digest]
-      if where == split:
-        told = f'{record.path} shows the same picture as {path}; both are in the {split} set.'
-        if path == record.path:
-          told = f'{path} is listed more than once in the {split} set.'
-        yield problems.warning('duplicate', record.path, told)
-      else:
-        told = f'{record.path} of the test set shows the same picture as {path} of the training set'
-        if path == record.path:
-          told = f'{path} is in the training set and in the test set'
-        yield problems.error('duplicate in train and test', record.path, f'{told}; remove one.')
+      if digest := images[record.path].digest:
+        alike.setdefault(digest, ([], []))[number].append(record)
+  for train, test in alike.values():
+    yield from _repeated(train, 'training')
+    if not train:
+      yield from _repeated(test, 'test')
+    for shown in test if train else ():
+      yield from _learned(shown, train)
+
+
+def _repeated(records: Sequence[Record], split: str) -> Iterator[Problem]:
+  for record in records[1:]:
+    first = records[0].path
+    told = f'{record.path} shows the same picture as {first}; both are in the {split} set.'
+    if first == record.path:
+      told = f'{first} is listed more than once in the {split} set.'
+    yield problems.warning('duplicate', record.path, told)
+
+
+def _learned(shown: Record, train: Sequence[Record]) -> Iterator[Problem]:
+  """A test image that is learned from too: if it is defective, that must not be learned."""
+  if not shown.anomalous:
+    told = f'{shown.path} of the test set shows the same picture as {train[0].path} of the'
+    if any(record.path == shown.path for record in train):
+      told = f'{shown.path} is in the test set and in the'
+    told += ' training set; metrics on it flatter: remove one.'
+    yield problems.error(_TWICE, shown.path, told)
+    return
+  for record in train:
+    if record.anomalous:
+      continue  # Its own mask says so already.
+    told = (
+      f'{record.path} is learned from, and shows the same picture as {shown.path} of the test set, '
+      f'which is defective ({shown.defect}); remove {record.path}.'
+    )
+    if shown.path == record.path:
+      told = (
+        f'{record.path} is learned from, and is in the test set as defective ({shown.defect}); '
+        'take it out of the training set.'
+      )
+    yield problems.error(_LEARNED_DEFECT, record.path, told)
+
+
+def _foreign_labels(train: Sequence[Record]) -> Iterator[Problem]:
+  """Files of labeling tools beside pictures that are all taken for good."""
+  for folder in dict.fromkeys(record.path.parent for record in train):
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
+    for suffix in _LABELS:
+      same = [path for path in files if path.suffix.lower() == suffix and path.is_file()]
+      for path in same[:_OPENED]:
+        if tool := _labeling_tool(path):
+          told = (
+            f'{folder} holds {len(same)} *{suffix} files such as {path}, which looks like labels of'
+            f' {tool}. They are not read: every picture there is learned from as good. If some are '
+            'not, pass --config.check.convert.enable=true '
+            f'--config.check.convert.src_dataset_type={tool}.'
+          )
+          yield problems.warning('labels of another tool', folder, told)
+          break
+
+
+def _labeling_tool(path: Path) -> str:
+  """Who wrote such a file; nothing where it is none of labels, or cannot be told."""
+  try:
+    with path.open('rb') as file:
+      content = file.read(_END)
+      size = path.stat().st_size
+      if size > _END:
+        file.seek(max(_END, size - _END))
+        content += file.read(_END)
+  except OSError:
+    return ''
+  tools = (tool for mark, tool in _LABELS[path.suffix.lower()] if re.search(mark, content))
+  return next(tools, '')
 
 
 def _lacking(listing: datasets.Listing, splits: datasets.Splits, fewest: int) -> Iterator[Problem]:

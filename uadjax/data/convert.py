@@ -70,7 +70,8 @@ def convert(source: Path, kind: str, target: Path, track: Track) -> Summary:
   if problems:
     listing = '\n  '.join(problems[:_SHOWN])
     more = f'\n  and {len(problems) - _SHOWN} more' if len(problems) > _SHOWN else ''
-    raise DataError(f'{source} cannot be converted; {len(problems)} problems:\n  {listing}{more}')
+    many = f'{len(problems)} problems' if len(problems) > 1 else 'one problem'
+    raise DataError(f'{source} cannot be converted; {many}:\n  {listing}{more}')
   lists: dict[str, list[str]] = {'train': [], 'val': []}
   with files.replacing(target) as fresh:
     for entry in track(entries, len(entries), 'Writing'):
@@ -155,6 +156,8 @@ def _summary(found: samples.Found, lists: dict[str, list[str]]) -> Summary:
       f'{boxes} defects are bounding boxes, which were filled: trust image metrics, for pixel'
       ' metrics count the good pixels in a box as defective.'
     )
+  if set(defects) == {samples.GOOD}:
+    notes.append('No label marks a defect: all images were taken for good.')
   if not lists['train']:
     notes.append('No good images to learn from: train.txt is empty.')
   counts = {defect: defects.count(defect) for defect in dict.fromkeys(defects)}

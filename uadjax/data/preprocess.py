@@ -118,10 +118,24 @@ def _opened(source: Source) -> Iterator[Image.Image]:
   except DataError as error:
     raise DataError(f'Cannot read {name}: {error}') from None
   except UnidentifiedImageError:
-    raise DataError(f'Cannot read {name}: not a JPEG, PNG, BMP, TIFF or WebP image.') from None
+    reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
+    if _holds_nothing(source):  # As where a disk was full, or a copy was interrupted.
+      reason = 'it is empty (0 bytes)'
+    raise DataError(f'Cannot read {name}: {reason}.') from None
   except Exception as error:  # Pillow raises nearly anything on damaged files.
     reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
     raise DataError(f'Cannot read {name}: {reason.rstrip(".")}.') from error
+
+
+def _holds_nothing(source: Source) -> bool:
+  if isinstance(source, bytes):
+    return not source
+  try:
+    if isinstance(source, str | Path):
+      return Path(source).stat().st_size == 0
+    return source.seek(0, io.SEEK_END) == 0
+  except OSError:  # It cannot be told of a pipe, or of what is gone by now.
+    return False
 
 
 @contextlib.contextmanager

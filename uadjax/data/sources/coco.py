@@ -16,6 +16,7 @@ import numpy as np
 from uadjax.data.sources import labelme, outlines, samples
 from uadjax.types import DataError, Track
 
+_SHOWN = 5  # Files that cannot be used; a folder of LabelMe's has one per image.
 _HELD_OUT = ('val', 'valid', 'validation', 'test')  # In the path of a JSON file.
 
 
@@ -53,6 +54,8 @@ def read(source: Path, track: Track) -> samples.Found:
       files.append(_file(path, images.relative(path)))
     except DataError as error:
       problems.extend(str(error).splitlines())
+  if len(problems) > _SHOWN:
+    problems[_SHOWN:] = [f'{len(problems) - _SHOWN} more JSON files like these.']
   jobs = [
     functools.partial(_sample, entry, file, images) for file in files for entry in file.images
   ]

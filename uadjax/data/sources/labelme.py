@@ -1,9 +1,9 @@
 """LabelMe: a JSON file per labeled image, as the labelme tool writes it.
 
-An image without such a file is good. Shapes are painted in their order, as labelme's own export
-does, so that a later shape called '__ignore__' or '_background_' cuts a hole. Points and lines are
-refused: they have no area, and a width made up here would become the truth that pixels are
-measured against.
+An image without such a file is good, where there are such files at all. Shapes are painted in their
+order, as labelme's own export does, so that a later shape called '__ignore__' or '_background_'
+cuts a hole. Points and lines are refused: they have no area, and a width made up here would become
+the truth that pixels are measured against.
 """
 
 import base64
@@ -38,6 +38,10 @@ def read(source: Path, track: Track) -> samples.Found:
   """Read all images below a folder and the JSON files that label some of them."""
   images = samples.gallery(source)
   files = samples.below(source, '.json')
+  if not files:
+    # Else whatever is defective would be learned from.
+    told = f'No LabelMe annotations in {source}: not a single *.json; name the tool that made its'
+    return samples.Found([], [f'{told} labels, or the folder that holds them beside the images.'])
   held_out = _held_out(source)
   jobs = [functools.partial(_labeled, path, images, held_out) for path in files]
   labeled, problems = samples.collect(jobs, track, 'Reading labels')

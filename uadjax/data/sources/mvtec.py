@@ -12,8 +12,13 @@ def read(source: Path, track: Track) -> samples.Found:
   """Read a category, or the only one in a folder; all of test/ is held out, good images too."""
   if not (source / 'train').is_dir():
     names = [path.parent.name for path in sorted(source.glob('*/train'))]
-    if len(names) != 1:
-      raise DataError(f"{source} holds no folder 'train'; name one category: {names}.")
+    if not names:
+      raise DataError(
+        f"{source} is no category of MVTec AD: there is no folder 'train' in it, nor in a folder of"
+        " it; a category holds 'train/good', 'test' and 'ground_truth'."
+      )
+    if len(names) > 1:
+      raise DataError(f'{source} holds several categories; name one of them: {", ".join(names)}.')
     source = source / names[0]
   splits = datasets.load(source, layout='mvtec')
   jobs = [

@@ -2,7 +2,7 @@
 
 Folders are JPEGImages, SegmentationClass (labelme's older export: SegmentationClassPNG),
 Annotations and ImageSets. A mask wins over a bounding box; boxes are filled. Images that lists of
-ImageSets leave out are passed over.
+ImageSets leave out are passed over; where there are no lists, an image without labels is good.
 """
 
 from collections.abc import Mapping
@@ -49,10 +49,10 @@ class _Files(NamedTuple):
 def read(source: Path, track: Track) -> samples.Found:
   """Read the images of a VOC folder, or of the only one in a folder such as VOCdevkit."""
   root = _root(source)
-  pictures = root / 'JPEGImages' if (root / 'JPEGImages').is_dir() else root
+  folder = root / 'JPEGImages' if (root / 'JPEGImages').is_dir() else root
   train, held_out = _lists(root)
-  images = samples.gallery(pictures)
-  annotations = root / 'Annotations' if (root / 'Annotations').is_dir() else pictures
+  images = samples.gallery(folder)
+  annotations = root / 'Annotations' if (root / 'Annotations').is_dir() else folder
   masks = [root / name for name in ('SegmentationClassPNG', 'SegmentationClass')]
   files = _Files(
     images,
@@ -63,12 +63,22 @@ def read(source: Path, track: Track) -> samples.Found:
     held_out,
     bool(train or held_out),
   )
-  every = {samples.without_suffix(images.relative(path)) for path in images}
-  wanted = sorted(train | held_out if files.listed else every)
+  if not files.masks and not files.boxes:
+    # Else whatever is defective would be learned from.
+    told = f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png'
+    return samples.Found([], [f'{told}; name the tool that made its labels, or their folder.'])
+  labeled = files.masks.keys() | files.boxes.keys()
+  drawn = set(files.masks.values())
+  pictures = [path for path in images if path not in drawn]
+  every = {samples.without_suffix(images.relative(path)) for path in pictures}
+  # A label whose image is missing may be that of a defect under another name.
+  wanted = sorted(train | held_out if files.listed else every | labeled)
   jobs = [functools.partial(_sample, stem, files) for stem in wanted]
   found, problems = samples.collect(jobs, track, 'Reading labels')
   left = len(every - train - held_out) if files.listed else 0
   notes = [f'{left} images that no list of ImageSets names were passed over.'] if left else []
+  if bare := len(set(wanted) - labeled):
+    notes.append(f'{bare} images without an XML file or a mask were taken for good.')
   return samples.Found(found, problems, notes)
 
 
