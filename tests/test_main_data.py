@@ -89,7 +89,10 @@ def check(directory, workdir, *more, layout='auto'):
   """The result of checking; the check itself goes well whatever it finds, its exit status tells."""
   words = (f'--config={CONFIGS / "stfpm.py"}', f'--config.data.root={directory}')
   mode = ('--config.mode=check_dataset', f'--config.data.layout={layout}')
-  status, found = run(*words, *mode, *more, f'--workdir={workdir}'), result(workdir, 'check_dataset')
+  status, found = (
+    run(*words, *mode, *more, f'--workdir={workdir}'),
+    result(workdir, 'check_dataset'),
+  )
   assert status == (0 if found['check_pass'] else 1)
   return found
 

@@ -132,6 +132,7 @@ def _strip(
   y = base + heights[:, None] * np.array([[0.0, 1.0, 1.0, 0.0]])
   rim = {'edgecolors': 'white', 'linewidths': 0.3}
   bars = shapes.PolyCollection(list(np.stack([x, y], axis=-1)), facecolors=colors, **rim)
+  axes.add_collection(bars, autolim=False)
   axes.axhline(base, color='#D0D0D0', linewidth=0.7, zorder=0)
 
 
