@@ -317,19 +317,26 @@ LIMITS = calibrate.from_normals(np.arange(100.0), np.arange(100.0), 0.01)._repla
     (math.inf, {}, 'NG'),
     (-math.inf, {}, 'OK'),
     (math.nan, {}, 'NG'),
-    (4.5, {'threshold': 5.0}, 'review'),
-    (1.0, {'threshold': 1.0}, 'OK'),
-    (1.5, {'threshold': 1.0}, 'NG'),
+    (4.5, {'image': 5.0}, 'review'),
+    (1.0, {'image': 1.0}, 'OK'),
+    (1.5, {'image': 1.0}, 'NG'),
     (1.5, {'review': 1.0}, 'review'),
     (3.0, {'review': 3.0}, 'OK'),
     (4.5, {'review': 9.0}, 'NG'),
     (4.0, {'review': 9.0}, 'OK'),
-    (0.5, {'threshold': 0.0, 'review': -1.0}, 'NG'),
-    (0.0, {'threshold': 0.0, 'review': -1.0}, 'review'),
+    (0.5, {'image': 0.0, 'review': -1.0}, 'NG'),
+    (0.0, {'image': 0.0, 'review': -1.0}, 'review'),
   ],
 )
 def test_a_verdict_at_its_edges(score, overrides, expected):
-  assert calibrate.label(score, LIMITS, **overrides) == expected
+  limits = calibrate.override(LIMITS, **overrides)
+  assert calibrate.label(score, limits) == expected
+  assert limits.review <= limits.image
+
+
+def test_what_is_not_overridden_stays():
+  assert calibrate.override(LIMITS) == LIMITS
+  assert calibrate.override(LIMITS, pixel=0.0) == LIMITS._replace(pixel=0.0)
 
 
 # What is refused.

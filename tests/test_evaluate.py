@@ -34,7 +34,7 @@ def cases():
     score = float(values.max() + number)
     label = 'NG' if score > 7.5 else 'review' if score > 6.5 else 'OK'
     pred = seen & (values > 3)
-    result = predict.Result(str(record.path), score, label, 7.5, pred, values, seen)
+    result = predict.Result(str(record.path), score, label, 7.5, 6.5, 3.0, pred, values, seen)
     made.append((record, result, None if number == 3 else truth))
   return made
 

@@ -141,10 +141,10 @@ def test_predicting_agrees_with_evaluating(straight, flags, root, tmp_path):
   results = result(tmp_path, 'predict')['results']
   assert len(results) == 10
   assert ['error' in r for r in results].count(True) == 1
-  threshold = json.loads((straight / 'model' / 'manifest.json').read_text())['thresholds']['image']
+  limits = json.loads((straight / 'model' / 'manifest.json').read_text())['thresholds']
   scores = table(straight / 'scores.csv')
   judged = [r for r in results if 'error' not in r]
-  assert all(r['label'] == ('NG' if r['score'] > threshold else 'OK') for r in judged)
+  assert all(r['label'] == verdict(r['score'], limits['review'], limits['image']) for r in judged)
   evaluated = {Path(row['path']).parent.name + Path(row['path']).name: row for row in scores}
   for one in judged:
     path = Path(one['input_path'])
@@ -153,6 +153,31 @@ def test_predicting_agrees_with_evaluating(straight, flags, root, tmp_path):
     assert one['label'] == row['label']
   assert (tmp_path / 'predictions' / 'spot' / '000_res.png').is_file()
   assert (tmp_path / 'predictions' / 'good' / '000_res.json').is_file()
+
+
+def verdict(score, review, threshold):
+  return 'NG' if score > threshold else 'review' if score > review else 'OK'
+
+
+@pytest.mark.parametrize('mode', ['predict', 'evaluate'])
+def test_thresholds_may_be_overridden(straight, flags, root, tmp_path, mode):
+  scores = sorted(float(row['score']) for row in table(straight / 'scores.csv'))
+  image, review = (scores[3] + scores[4]) / 2, (scores[1] + scores[2]) / 2
+  given = {'threshold': image, 'review_threshold': review, 'pixel_threshold': -1.0}
+  more = [f'--config.{mode}.{name}={value}' for name, value in given.items()]
+  more += [f'--config.mode={mode}', f'--config.{mode}.model_dir={straight / "model"}']
+  if mode == 'predict':
+    more.append(f'--config.predict.input={root / "disc" / "test"}')
+  assert run(*flags, f'--workdir={tmp_path}', *more) == 0
+  if mode == 'evaluate':
+    judged = table(tmp_path / 'scores.csv')
+    assert result(tmp_path, 'evaluate')['metrics']['at_threshold']['pixel_recall'] == 1.0
+  else:
+    judged = result(tmp_path, 'predict')['results']
+    assert all(one['marked_pixels'] == np.prod(one['size']) for one in judged)
+  labels = [one['label'] for one in judged]
+  assert labels == [verdict(float(one['score']), review, image) for one in judged]
+  assert (labels.count('OK'), labels.count('review')) == (2, 2)
 
 
 def test_a_group_gets_a_run_each_and_a_mean_row(root, flags, tmp_path):

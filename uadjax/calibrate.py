@@ -188,22 +188,23 @@ def pixel_by_f1(
   return _just_below(float(score[np.flatnonzero(f1 == f1.max())[-1]]))
 
 
-def label(
-  score: float, limits: Limits, threshold: float | None = None, review: float | None = None
-) -> str:
-  """Tell 'OK', 'review' or 'NG'; a score that is NaN is NG, for it was never seen to be good.
+def override(
+  limits: Limits,
+  image: float | None = None,
+  review: float | None = None,
+  pixel: float | None = None,
+) -> Limits:
+  """Replace thresholds; an image threshold below the review threshold pulls that down to itself."""
+  given = {'image': image, 'review': review, 'pixel': pixel}
+  limits = limits._replace(**{name: value for name, value in given.items() if value is not None})
+  return limits._replace(review=min(limits.review, limits.image))
 
-  Args:
-    score: of an image.
-    limits: the calibrated thresholds.
-    threshold: instead of `limits.image`. Below the review threshold it pulls that down to itself.
-    review: instead of `limits.review`; as large as the threshold, or larger: nothing is reviewed.
-  """
-  threshold = limits.image if threshold is None else threshold
-  review = limits.review if review is None else review
-  if score <= min(review, threshold):
+
+def label(score: float, limits: Limits) -> str:
+  """Tell 'OK', 'review' or 'NG'; a score that is NaN is NG, for it was never seen to be good."""
+  if score <= limits.review:
     return 'OK'
-  return 'review' if score <= threshold else 'NG'
+  return 'review' if score <= limits.image else 'NG'
 
 
 def check(

@@ -37,7 +37,9 @@ _NOT_NEGATIVE = (
   'fit.cache_bytes',
   'evaluate.save_pictures',
 )
-_OPTIONAL = ('fit.steps', 'fit.eval_every', 'predict.threshold')
+_THRESHOLDS = ('threshold', 'review_threshold', 'pixel_threshold')
+_OVERRIDES = tuple(f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLDS)
+_OPTIONAL = ('fit.steps', 'fit.eval_every', *_OVERRIDES)
 _PREFIX = '--config.'
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
@@ -93,16 +95,27 @@ def base() -> Config:
         'miss_cost': 10.0,  # Of a missed defect, in false alarms.
         'retain': 32,  # Images whose embeddings are kept for a run that extends this one.
       },
-      'evaluate': {'do_eval': True, 'save_pictures': 16, 'batch_size': 16, 'model_dir': ''},
+      'evaluate': {
+        'do_eval': True,
+        'save_pictures': 16,
+        'batch_size': 16,
+        'model_dir': '',
+        **_thresholds(),
+      },
       'predict': {
         'input': '',
         'batch_size': 8,
         'model_dir': '',
-        'threshold': config_dict.placeholder(float),
+        **_thresholds(),
       },
       'mesh': {'data': -1},  # -1: all devices that `device` selects.
     }
   )
+
+
+def _thresholds() -> dict[str, Any]:
+  """Of images, of review, of pixels: instead of those that the model was calibrated to."""
+  return {name: config_dict.placeholder(float) for name in _THRESHOLDS}
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -213,9 +226,9 @@ def from_plain(values: Mapping[str, Any], where: str) -> Config:
 
 def _check(config: Config) -> None:
   values = flat(plain(config))
-  threshold = values['predict.threshold']
-  if threshold is not None and not math.isfinite(threshold):
-    raise ConfigError(f'predict.threshold must be finite, got {threshold}.')
+  for key in _OVERRIDES:
+    if (threshold := values[key]) is not None and not math.isfinite(threshold):
+      raise ConfigError(f'{key} must be finite, got {threshold}.')
   for key in (*_POSITIVE, *_NOT_NEGATIVE):
     value = values.get(key)
     if value is None:

@@ -23,6 +23,8 @@ class Result(NamedTuple):
     score: how anomalous the image is.
     label: 'OK', 'review', or 'NG' where the score exceeds the threshold.
     threshold: of the image score.
+    review: the score from which an image that is not NG is to be reviewed.
+    pixel: of the map.
     pred: where the map exceeds the pixel threshold.
     anomaly_map: raw map values.
     seen: the pixels that the network saw: all but those outside a crop.
@@ -33,6 +35,8 @@ class Result(NamedTuple):
   score: float = float('nan')
   label: str = ''
   threshold: float = float('nan')
+  review: float = float('nan')
+  pixel: float = float('nan')
   pred: Bool[np.ndarray, 'h w'] = np.zeros((0, 0), bool)
   anomaly_map: Float[np.ndarray, 'h w'] = np.zeros((0, 0), np.float32)
   seen: Bool[np.ndarray, 'h w'] = np.zeros((0, 0), bool)
@@ -48,6 +52,8 @@ class Result(NamedTuple):
       'score': self.score,
       'label': self.label,
       'threshold': self.threshold,
+      'review_threshold': self.review,
+      'pixel_threshold': self.pixel,
       'size': list(self.pred.shape),
       'marked_pixels': marked,
     }
@@ -59,34 +65,28 @@ def judge(
   size: tuple[int, int],
   anomaly: Float[np.ndarray, 'h w'],
   score: float,
-  threshold: float | None = None,
 ) -> Result:
   """Bring a map back to the original's (height, width), and apply the thresholds."""
-  threshold = model.limits.image if threshold is None else threshold
+  limits = model.limits
   restored = model.ops.restore(anomaly, *size)
-  pred = restored.seen & (restored.map > model.limits.pixel)
-  label = calibrate.label(score, model.limits, threshold)
-  return Result(path, score, label, threshold, pred, restored.map, restored.seen)
+  pred = restored.seen & (restored.map > limits.pixel)
+  label, thresholds = calibrate.label(score, limits), (limits.image, limits.review, limits.pixel)
+  return Result(path, score, label, *thresholds, pred, restored.map, restored.seen)
 
 
-def predict(
-  model: bundle.Model, paths: Sequence[Path], batch_size: int = 8, threshold: float | None = None
-) -> Iterator[Result]:
+def predict(model: bundle.Model, paths: Sequence[Path], batch_size: int = 8) -> Iterator[Result]:
   """Yield a result per file, in order; an unreadable one has `error` set and the rest go on.
 
   Args:
     model: an opened model directory.
     paths: image files.
     batch_size: images per call of the detector; the last batch is padded to it.
-    threshold: of the image score, instead of the calibrated one.
   """
   for start in range(0, len(paths), batch_size):
-    yield from _batch(model, paths[start : start + batch_size], batch_size, threshold)
+    yield from _batch(model, paths[start : start + batch_size], batch_size)
 
 
-def _batch(
-  model: bundle.Model, paths: Sequence[Path], rows: int, threshold: float | None
-) -> Iterator[Result]:
+def _batch(model: bundle.Model, paths: Sequence[Path], rows: int) -> Iterator[Result]:
   pixels = np.zeros((rows, model.ops.height, model.ops.width, 3), np.uint8)
   sizes: list[tuple[int, int]] = []
   errors: list[str] = []
@@ -106,7 +106,7 @@ def _batch(
       yield Result(str(path), error=error)
     else:
       score = float(scores.image[row])
-      yield judge(model, str(path), size, scores.map[row], score, threshold)
+      yield judge(model, str(path), size, scores.map[row], score)
 
 
 def picture(model: bundle.Model, result: Result) -> Image.Image:
@@ -123,7 +123,10 @@ def picture(model: bundle.Model, result: Result) -> Image.Image:
 def headline(result: Result) -> str:
   """The verdict in one line."""
   name = Path(result.input_path).name
-  return f'{name}   {result.label}   score {result.score:.3g}   threshold {result.threshold:.3g}'
+  limits = f'NG above {result.threshold:.3g}'
+  if result.review < result.threshold:
+    limits += f', review above {result.review:.3g}'
+  return f'{name}   {result.label}   score {result.score:.3g}   ({limits})'
 
 
 def leave(model: bundle.Model, result: Result, folder: Path) -> None:

@@ -10,6 +10,7 @@ import jax
 
 from uadjax import (
   bundle,
+  calibrate,
   config as configs,
   curves,
   data,
@@ -78,7 +79,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
   """Evaluate a model directory on the test set that the configuration names."""
 
   def one(config: Config, workdir: Path) -> Result:
-    model = bundle.load(config.evaluate.model_dir or workdir / 'model')
+    model = _opened(config.evaluate, workdir)
     if config.data.ops != model.config.data.ops:
       telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
     if config.detector.name.lower() != model.name.lower():
@@ -99,7 +100,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
 
 def predict_files(config: Config, workdir: Path) -> Result:
   """Score a file or a folder; leave a picture and a JSON file for each image."""
-  model = bundle.load(config.predict.model_dir or workdir / 'model')
+  model = _opened(config.predict, workdir)
   if not config.predict.input:
     raise ConfigError('predict.input is not set; name an image or a folder.')
   root = Path(config.predict.input)
@@ -107,7 +108,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
     raise ConfigError(f'predict.input={str(root)!r} is not there; name an image or a folder.')
   paths = datasets.below(root) if root.is_dir() else [root]
   options = config.predict
-  results = predict.predict(model, paths, options.batch_size, options.threshold)
+  results = predict.predict(model, paths, options.batch_size)
   summaries = []
   for path, result in zip(paths, telemetry.track(results, len(paths), 'Predicting'), strict=True):
     # Folders are kept: MVTec AD has a 000.png in each of them.
@@ -122,6 +123,13 @@ def predict_files(config: Config, workdir: Path) -> Result:
   if failed:
     telemetry.LOG.warning('%d of %d files could not be read.', failed, len(summaries))
   return {'model_dir': str(model.directory), 'results': summaries}
+
+
+def _opened(options: Config, workdir: Path) -> bundle.Model:
+  """The model of a mode, with the thresholds that the mode overrides."""
+  model = bundle.load(options.model_dir or workdir / 'model')
+  thresholds = options.threshold, options.review_threshold, options.pixel_threshold
+  return model._replace(limits=calibrate.override(model.limits, *thresholds))
 
 
 MODES: Mapping[str, Callable[[Config, Path], Result]] = {

@@ -60,7 +60,7 @@ def _by_descent(
   mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
   telemetry.LOG.info(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s with %s '
-    'weights, on %d of %s',
+    'weights, on %d device(s) of %s',
     config.data.category, *map(len, parts), config.backbone.name, weights.source, mesh.size,
     config.device,
   )  # fmt: skip
@@ -103,7 +103,7 @@ def _in_one_pass(
     _same_weights(weights, old.weights)
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
   telemetry.LOG.info(
-    '%s: %d good images to learn from%s; %s with %s weights, on %d of %s',
+    '%s: %d good images to learn from%s; %s with %s weights, on %d device(s) of %s',
     config.data.category, len(records), f', after {first} before' if first else '',
     config.backbone.name, weights.source, mesh.size, config.device,
   )  # fmt: skip
