@@ -288,7 +288,10 @@ def test_a_manifest_keeps_everything(limits, tmp_path):
 @pytest.mark.parametrize('limits', [*calibrated()], ids=lambda limits: limits.method)
 def test_it_is_told_in_one_sentence(limits):
   told = str(limits)
-  assert told.startswith(f'NG above {limits.image:.4g}, review above {limits.review:.4g}')
+  band = (
+    f'review above {limits.review:.4g}' if limits.review < limits.image else 'nothing to review'
+  )
+  assert told.startswith(f'NG above {limits.image:.4g}, {band}')
   assert told.endswith('.')
   assert '. ' not in told
   assert '50 good images' in told
