@@ -51,7 +51,9 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
 
 def test_load_falls_back_on_the_demo(tmp_path, monkeypatch):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  config = ml_collections.ConfigDict({'root': '', 'category': '', 'layout': 'auto'})
+  config = ml_collections.ConfigDict(
+    {'root': '', 'category': '', 'layout': 'auto', 'mask_threshold': 0}
+  )
   splits = data.load(config)
   assert len(splits.train) == 24
   assert data.load(config) == splits
