@@ -13,6 +13,7 @@ jaxtyping.install_import_hook('uadjax', 'beartype.beartype')
 
 import hypothesis
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -32,3 +33,20 @@ def shared() -> Path:
   if not SHARED.is_dir():
     pytest.skip('needs the real images and weights in ../shared, which is absent')
   return SHARED
+
+
+@pytest.fixture(scope='module')
+def compiled_once(tmp_path_factory):
+  """Compile once per module: where most runs need the same programs, and do little else."""
+  settings = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for values in (settings, before):
+    compilation_cache.reset_cache()
+    for name, value in values.items():
+      jax.config.update(name, value)
+    if values is settings:
+      yield

@@ -8,14 +8,14 @@ import json
 from pathlib import Path
 import shutil
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from uadjax import bundle, main
 from uadjax.data import demo
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 TRAIN = 12
@@ -35,23 +35,6 @@ OPTIONS = {
   'patchcore': (f'--config.detector.ratio={RATIO}',),
 }
 NAMES = sorted(OPTIONS)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """Most runs here need the same programs, and compiling is nearly all that they would do."""
-  settings = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for values in (settings, before):
-    compilation_cache.reset_cache()
-    for name, value in values.items():
-      jax.config.update(name, value)
-    if values is settings:
-      yield
 
 
 @pytest.fixture(scope='module')

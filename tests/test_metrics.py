@@ -283,7 +283,7 @@ def test_rank_refuses_what_has_no_answer(anomalous, normal, words):
 
 
 def test_auroc_of_scores():
-  assert metrics.auroc_of(np.array([0.1, 0.2]), np.array([0.2, 0.3])) == 0.875
+  assert metrics.auroc(metrics.rank(np.array([0.2, 0.3]), [np.array([0.1, 0.2])])) == 0.875
 
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=8))

@@ -126,11 +126,6 @@ def au_pro(r: Ranking, limit: float = 0.3) -> float:
   return float(area / limit)
 
 
-def auroc_of(normal: Float[np.ndarray, ' n'], anomalous: Float[np.ndarray, ' m']) -> float:
-  """The AUROC of scores, see `rank` and `auroc`."""
-  return auroc(rank(anomalous, [normal]))
-
-
 def regions(
   mask: Bool[np.ndarray, 'h w'],
 ) -> tuple[Int32[np.ndarray, 'h w'], Int64[np.ndarray, ' r']]:

@@ -36,7 +36,7 @@ OBJECTS = (
   'zipper',
 )
 _GROUPS = {'textures': TEXTURES, 'objects': OBJECTS}  # As MVTec AD sorts its categories.
-_NORMAL = ('good', 'normal', 'ok')  # Names of a folder of normal images, in any case.
+NORMAL = ('good', 'normal', 'ok')  # Names of a folder of normal images, in any case.
 _SPLITS = ('train', 'val', 'test')  # Names of a folder that say nothing of defects, likewise.
 
 
@@ -90,11 +90,12 @@ def load(
   problems.refuse(listing.problems)
   if not listing.by_mask:
     return listing.splits
+
+  def by_mask(record: Record) -> Record:
+    return judged(record, preprocess.shows_defect(record.mask, mask_threshold))
+
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    splits = Splits(*(
-      tuple(pool.map(lambda record: judged(record, _shows(record, mask_threshold)), records))
-      for records in listing.splits
-    ))  # fmt: skip
+    splits = Splits(*(tuple(pool.map(by_mask, records)) for records in listing.splits))
   problems.refuse(defects_in_training(splits.train))
   return splits
 
@@ -207,10 +208,6 @@ def misfit(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> str
   )
 
 
-def _shows(record: Record, threshold: int) -> bool:
-  return record.mask is not None and bool(preprocess.read_mask(record.mask, threshold).any())
-
-
 _Found = tuple[Splits, list[Problem]]
 
 
@@ -250,15 +247,15 @@ def _mvtec(directory: Path) -> _Found:
 def _folder(directory: Path) -> _Found:
   """Normal images, here or in 'good' or 'normal'; any other folder is a type of defect."""
   folders = _folders(directory)
-  normal = [folder for folder in folders if folder.name.lower() in _NORMAL]
+  normal = [folder for folder in folders if folder.name.lower() in NORMAL]
   train = tuple(Record(path) for folder in (directory, *normal) for path in _images(folder))
   defects = [folder for folder in folders if folder not in normal]
   test = tuple(record for folder in defects for record in _defects(folder, folder.name, None))
   if train:
     return Splits(train, test), []
   told = (
-    f'No normal images in {directory}; put them there, or into a folder {_NORMAL[0]!r} or'
-    f' {_NORMAL[1]!r} in it, as {", ".join(SUFFIXES)}.'
+    f'No normal images in {directory}; put them there, or into a folder {NORMAL[0]!r} or'
+    f' {NORMAL[1]!r} in it, as {", ".join(SUFFIXES)}.'
   )
   if inner := [f.name for f in folders if (f / 'train').is_dir() or (f / 'train.txt').is_file()]:
     told = f'{directory} holds categories: set data.category to one of {inner}, or all.'
@@ -284,7 +281,7 @@ def _seglist(directory: Path) -> _Found:
 def _defect_of(image: Path, directory: Path) -> str:
   """What a defect of this image is called: the first telling folder in 'images', if there is."""
   first, *folders = image.relative_to(directory).parts[:-1] or ('',)
-  telling = [name for name in folders if name.lower() not in (*_NORMAL, *_SPLITS)]
+  telling = [name for name in folders if name.lower() not in (*NORMAL, *_SPLITS)]
   return telling[0] if first == 'images' and telling else 'defect'
 
 
@@ -306,7 +303,7 @@ def _to_learn(folder: Path) -> tuple[tuple[Record, ...], list[Problem]]:
 
 
 def _defects(folder: Path, defect: str, truth: Path | None) -> list[Record]:
-  defect = 'good' if defect.lower() in _NORMAL else defect
+  defect = 'good' if defect.lower() in NORMAL else defect
   masks = collections.defaultdict(list)
   for path in _images(truth) if truth and truth.is_dir() else ():
     masks[path.stem].append(path)
@@ -344,7 +341,7 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
 
 
 def _is_category(directory: Path) -> bool:
-  normal = [folder for folder in _folders(directory) if folder.name.lower() in _NORMAL]
+  normal = [folder for folder in _folders(directory) if folder.name.lower() in NORMAL]
   listed = (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
   return listed or any(_images(d) for d in (directory, *normal))
 

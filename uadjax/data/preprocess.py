@@ -92,6 +92,11 @@ def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
   return read_raw(source).values > threshold
 
 
+def shows_defect(mask: Source | None, threshold: int = 0) -> bool:
+  """Whether a mask marks any pixel; none that is not there does."""
+  return mask is not None and bool(read_mask(mask, threshold).any())
+
+
 def image_size(source: Source) -> tuple[int, int]:
   """Height and width of the upright picture, from its header where the format allows."""
   with _opened(source) as image:

@@ -6,7 +6,6 @@ kept beside the new ones as *.bak.
 
 from collections.abc import Sequence
 import concurrent.futures
-import functools
 from pathlib import Path
 import shutil
 from typing import NamedTuple
@@ -55,7 +54,7 @@ def resplit(
   _check(train_percent, val_percent)
   lines = _read(directory)
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    shows = [*pool.map(functools.partial(_shows, threshold=mask_threshold), lines)]
+    shows = [*pool.map(lambda line: preprocess.shows_defect(line.mask, mask_threshold), lines)]
   defective = [line for line, shown in zip(lines, shows, strict=True) if shown]
   good = [
     Record(line.image, mask=line.mask)
@@ -103,10 +102,6 @@ def _read(directory: Path) -> list[seglist.Line]:
         wrong.append(problems.error('listed twice', line.image, told))
   problems.refuse(wrong)
   return [lines[image] for image in sorted(lines)]
-
-
-def _shows(line: seglist.Line, threshold: int) -> bool:
-  return line.mask is not None and bool(preprocess.read_mask(line.mask, threshold).any())
 
 
 def _keep(file: Path) -> str:

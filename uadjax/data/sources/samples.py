@@ -16,7 +16,6 @@ from uadjax.data import datasets, preprocess
 from uadjax.types import DataError, Track
 
 GOOD = 'good'
-_NORMAL = ('good', 'normal', 'ok')  # As `datasets` takes the names of folders.
 EXCLUDED = ('__ignore__', '_background_')  # Labels that mark no defect, as labelme names them.
 
 
@@ -197,7 +196,7 @@ def _empty(height: int, width: int) -> bytes:
 def _problem(name: str, shape: Shape) -> str | None:
   if not shape.mask.any():
     return f'{name}: a shape {shape.label!r} lies outside of the image or covers no pixel.'
-  if shape.label.strip().lower() in _NORMAL:
+  if shape.label.strip().lower() in datasets.NORMAL:
     return f"{name}: a shape is called {shape.label!r}; call it '_background_' if it is no defect."
   return None
 
