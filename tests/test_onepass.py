@@ -231,10 +231,12 @@ def test_old_and_new_are_retained_in_proportion(
   )
 
 
-def left_out(records, folder, before=None, told=None, batch_size=4, devices=1):
+def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99):
   mesh, variables = sharding.make_mesh('cpu', devices, 0), {'offset': jnp.float32(OFFSET)}
   once = averaging(told).one_pass
-  return onepass.score_left_out(once, variables, folder, records, before, OPS, batch_size, mesh)
+  return onepass.score_left_out(
+    once, variables, folder, records, before, OPS, batch_size, mesh, most
+  )
 
 
 def slow_left_out(embeddings, numbers):
@@ -287,3 +289,24 @@ def test_folds_of_no_image_need_no_reference(records, tmp_path):
   assert len(peaks.image) == 2
   folds = {0, int(before.retained.image[0]) % FOLDS}
   assert {note for note in told if note[0] == 'reference'} == {('reference', f) for f in folds}
+
+
+@pytest.mark.parametrize('most', [1, 4, 6, 9])
+def test_of_many_images_some_whole_folds_are_scored(records, embeddings, tmp_path, most):
+  told = []
+  fold(averaging(), records, tmp_path)
+  before = learned.Learned({}, retain(records, None, 5), 10)
+  peaks = left_out([*records, *records], tmp_path, before, told, most=most)
+  fewest = max(most, FOLDS)
+  folds = set(range(-(-FOLDS * fewest // 20)))
+  assert {note[1] for note in told if note[0] == 'reference'} == folds
+  files = [path for path in peaks.path if path]
+  assert len(files) == min(fewest, sum(n % FOLDS in folds for n in range(10, 30)))
+  assert len(peaks.path) - len(files) == sum(n % FOLDS in folds for n in before.retained.image)
+  # The images are known by their scores.
+  alone = slow_left_out(embeddings, range(10))
+  at = {str(record.path): n for n, record in enumerate(records)}
+  for path, score in zip(files, peaks.map, strict=False):
+    base = np.abs(alone[at[path]] % 100 - score % 100)
+    assert base < 1e-3
+    assert int(score // 100) in folds

@@ -26,6 +26,7 @@ _POSITIVE = (
   'fit.eval_every',
   'evaluate.batch_size',
   'predict.batch_size',
+  'calibrate.images',
   'calibrate.retain',
 )
 _NOT_NEGATIVE = (
@@ -93,6 +94,7 @@ def base() -> Config:
         'review_budget': 0.05,  # Share of good images that may be called NG or to be reviewed.
         'labelled': '',  # A data set directory with good and defective images, for f1 and cost.
         'miss_cost': 10.0,  # Of a missed defect, in false alarms.
+        'images': 500,  # At most so many are left out one by one; more cost more than they tell.
         'retain': 32,  # Images whose embeddings are kept for a run that extends this one.
       },
       'evaluate': {

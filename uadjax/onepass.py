@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 
 from uadjax import fit, learned, score, sharding, telemetry
@@ -156,6 +156,7 @@ def score_left_out(
   ops: preprocess.Ops,
   batch_size: int,
   mesh: sharding.Mesh,
+  most: int,
 ) -> score.Peaks:
   """Score images that were folded in, each as if it had not been; after them, those retained.
 
@@ -168,28 +169,41 @@ def score_left_out(
     ops: from files to images.
     batch_size: images at once.
     mesh: to score the records on.
+    most: of the records. Where there are more, whole folds are passed over, for each takes
+      PatchCore a selection; a few hundred scores are enough to set thresholds.
   """
-  scorer, n = jax.jit(once.score_left_out), len(records)
-  number = np.arange(n)
+  scorer = jax.jit(once.score_left_out)
+  first = before.images if before else 0
+  most = max(most, once.folds)  # One of each fold at least.
+  folds = math.ceil(once.folds * min(1.0, most / len(records)))
+
+  def heard(number: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' _']:
+    return np.flatnonzero(number % once.folds < folds)
+
+  files = heard(np.arange(first, first + len(records)))
+  # Evenly: neighbors in a folder may be alike.
+  files = files[np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int)]
+  kept = heard(before.retained.image) if before else np.zeros(0, int)
+  n, number = len(files), files + first
   if before:
-    number = np.append(number + before.images, before.retained.image)
-  rows = min(batch_size, math.ceil(n / once.folds))
+    number = np.append(number, before.retained.image[kept])
+  rows = min(batch_size, math.ceil(n / folds))
   image, largest = np.zeros((2, len(number)))
-  for fold in range(once.folds):
+  for fold in range(folds):
     mine = np.flatnonzero(number % once.folds == fold)
     if not len(mine):
       continue
     reference = once.reference(variables, learned.load_kept(folder, mapped=True), fold)
     new, old = mine[mine < n], mine[mine >= n]
     if len(new):  # There are no batches of none.
-      files = [records[i] for i in new]
-      scored = score.peaks(score.score(scorer, reference, files, ops, rows, mesh))
+      some = [records[files[i]] for i in new]
+      scored = score.peaks(score.score(scorer, reference, some, ops, rows, mesh))
       image[new], largest[new] = scored.image, scored.map
     for i in old:
       assert before is not None  # Whose images they are.
-      one = _score_retained(scorer, reference, before.retained.embedding[i - n], ops)
+      one = _score_retained(scorer, reference, before.retained.embedding[kept[i - n]], ops)
       image[i], largest[i] = one.image[0], one.map.max()
-  paths = tuple(str(record.path) for record in records)
+  paths = tuple(str(records[i].path) for i in files)
   return score.Peaks(paths + ('',) * (len(number) - n), image, largest)
 
 

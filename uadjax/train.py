@@ -119,7 +119,8 @@ def _in_one_pass(
     del fold  # Its Gaussians may take gigabytes, and so may those that follow.
     hostmemory.give_back()
     rows = config.evaluate.batch_size
-    normals = onepass.score_left_out(once, variables, state, records, before, ops, rows, mesh)
+    most = config.calibrate.images
+    normals = onepass.score_left_out(once, variables, state, records, before, ops, rows, mesh, most)
     count = config.calibrate.retain
     retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
     limits = _limits(config, normals, examples)
