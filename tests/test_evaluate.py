@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uadjax import evaluate, predict
+from uadjax import calibrate, evaluate, inputs
+from uadjax.data import preprocess
+from uadjax.result import Result
 from uadjax.types import Record
 
+OPS = preprocess.parse('resize(4)')
+LIMITS = calibrate.Limits(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
 SHAPES = ((5, 7), (6, 4), (8, 8), (3, 9), (7, 7))
 
 
@@ -33,8 +37,10 @@ def cases():
     record = Record(Path(f'{number}.png'), defect)
     score = float(values.max() + number)
     label = 'NG' if score > 7.5 else 'review' if score > 6.5 else 'OK'
-    pred = seen & (values > 3)
-    result = predict.Result(str(record.path), score, label, 7.5, 6.5, 3.0, pred, values, seen)
+    source = inputs.Source(str(record.path), record.path)
+    result = Result(source, '', OPS, LIMITS, shape, score, np.zeros((4, 4), np.float32))
+    assert result.label == label
+    result.restored = preprocess.Restored(values, seen)
     made.append((record, result, None if number == 3 else truth))
   return made
 
@@ -54,7 +60,7 @@ def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
         unseen += 1
         lost += bool(truth[at])
         continue
-      marked, bad = bool(result.pred[at]), bool(truth[at])
+      marked, bad = bool(result.marked[at]), bool(truth[at])
       tp, fp = tp + (marked and bad), fp + (marked and not bad)
       fn, tn = fn + (bad and not marked), tn + (not marked and not bad)
   found = measured(cases)

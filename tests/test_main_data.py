@@ -427,7 +427,12 @@ def test_images_that_share_a_stem_are_all_shown_and_all_told(runs, root, tmp_pat
   more = (f'--config.predict.model_dir={model / "model"}', f'--config.predict.input={spots}')
   assert run(*words, '--config.mode=predict', *more) == 0
   assert {path.name for path in (tmp_path / 'predictions').iterdir()} == {
-    f'{name}_res.{kind}' for name in ('000.png', '000.bmp', '001') for kind in ('json', 'png')
+    '000_res.json',
+    '000_res.bmp',
+    '000.png_res.json',
+    '000.png_res.png',
+    '001_res.json',
+    '001_res.png',
   }
 
 

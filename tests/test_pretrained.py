@@ -459,7 +459,7 @@ def server(tmp_path, monkeypatch):
   """A server on loopback that has the weights of MODULE under the name that will be asked for."""
   content = npz(weights())
   name = f'resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth'
-  monkeypatch.setitem(pretrained._FILES, 'resnet18', name)
+  monkeypatch.setitem(pretrained.FILES, 'resnet18', name)
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   with Server() as server:
     server.content = content
@@ -550,7 +550,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_published_names_carry_their_checksum():
-  for arch, name in pretrained._FILES.items():
+  for arch, name in pretrained.FILES.items():
     stem, _, digest = pathlib.Path(name).stem.rpartition('-')
     assert stem == arch
     assert len(bytes.fromhex(digest)) == 4

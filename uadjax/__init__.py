@@ -11,17 +11,28 @@ __version__ = '0.1.0'
 
 if TYPE_CHECKING:
   from uadjax.bundle import Model as Model
-  from uadjax.predict import Result as Result
+  from uadjax.pipelines import create_model as create_model, create_pipeline as create_pipeline
+  from uadjax.result import Result as Result
   from uadjax.types import Detector as Detector, UserError as UserError
 
 _PUBLIC = {  # Name -> module that defines it.
   'Detector': 'uadjax.types',
   'Model': 'uadjax.bundle',
-  'Result': 'uadjax.predict',
+  'Result': 'uadjax.result',
   'UserError': 'uadjax.types',
+  'create_model': 'uadjax.pipelines',
+  'create_pipeline': 'uadjax.pipelines',
 }
 
-__all__ = ['Detector', 'Model', 'Result', 'UserError', '__version__']
+__all__ = [
+  'Detector',
+  'Model',
+  'Result',
+  'UserError',
+  '__version__',
+  'create_model',
+  'create_pipeline',
+]
 
 
 def __getattr__(name: str) -> Any:

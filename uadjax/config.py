@@ -37,6 +37,7 @@ _NOT_NEGATIVE = (
   'fit.checkpoint_every_s',
   'fit.cache_bytes',
   'evaluate.save_pictures',
+  'evaluate.report_pictures',
 )
 _THRESHOLDS = ('threshold', 'review_threshold', 'pixel_threshold')
 _OVERRIDES = tuple(f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLDS)
@@ -100,6 +101,7 @@ def base() -> Config:
       'evaluate': {
         'do_eval': True,
         'save_pictures': 16,
+        'report_pictures': 200,  # In report.html; 0 for no report.
         'batch_size': 16,
         'model_dir': '',
         **_thresholds(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 import numpy as np
 from PIL import Image
 
@@ -16,13 +16,14 @@ from uadjax import (
   curves,
   files,
   groundtruth,
+  inputs,
   metrics,
-  predict,
   score,
   sharding,
   visualize,
 )
 from uadjax.data import preprocess
+from uadjax.result import Result
 from uadjax.types import Batch, Record, Scores
 
 
@@ -51,10 +52,17 @@ class Judged(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """Numbers, and what is drawn of them."""
+  """Numbers, and what is drawn of them.
+
+  Attributes:
+    metrics: as of the result file.
+    curves: scores and rankings.
+    maps: at network size, of each image; in a file without a name.
+  """
 
   metrics: dict[str, Any]
   curves: curves.Curves
+  maps: Float[np.ndarray, 'n height width']
 
 
 def evaluate(
@@ -84,15 +92,17 @@ def evaluate(
   for scored in score.score(scorer, model.fitted, records, model.ops, batch_size, mesh):
     record = scored.record
     size = preprocess.image_size(record.path)
-    result = predict.judge(model, str(record.path), size, scored.map, scored.image)
+    source = inputs.Source(str(record.path), record.path)
+    result = Result(
+      source, record.path.stem, model.ops, model.limits, size, scored.image, scored.map
+    )
     truth = groundtruth.read(record, size, mask_threshold)
     if record in chosen:
       # By number: images in other folders, or of another suffix, may have the same name.
       path = folder / f'{record.defect}_{len(judged):04d}_{record.path.stem}.png'
       # Four times as fast as the default, and a fifth larger.
       picture(model, record, result, truth).save(path, compress_level=1)
-    if truth is not None:
-      groundtruth.add(pixels, scored.map, result.anomaly_map, result.seen, truth)
+    groundtruth.add(pixels, scored.map, result.anomaly_map, result.seen, truth)
     judged.append(judge(record, result, truth))
   rows = [[one.record.path, one.record.defect, one.score, one.label] for one in judged]
   files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
@@ -108,10 +118,10 @@ def evaluate(
     _merged(judged).fp,
     bundle.calibration(model.directory),
   )
-  return Evaluation(found, drawn)
+  return Evaluation(found, drawn, pixels.maps)
 
 
-def judge(record: Record, result: predict.Result, truth: groundtruth.Mask | None) -> Judged:
+def judge(record: Record, result: Result, truth: groundtruth.Mask | None) -> Judged:
   """Compare one result with the truth, as far as that is known."""
   if truth is None:
     return Judged(record, result.score, result.label)
@@ -120,8 +130,8 @@ def judge(record: Record, result: predict.Result, truth: groundtruth.Mask | None
     record,
     result.score,
     result.label,
-    metrics.Confusion.of(result.pred[seen], truth[seen]),
-    *metrics.region_hits(result.pred, truth & seen),
+    metrics.Confusion.of(result.marked[seen], truth[seen]),
+    *metrics.region_hits(result.marked, truth & seen),
     int((~seen).sum()),
     int((truth & ~seen).sum()),
   )
@@ -208,7 +218,7 @@ def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
 
 
 def picture(
-  model: bundle.Model, record: Record, result: predict.Result, truth: groundtruth.Mask | None
+  model: bundle.Model, record: Record, result: Result, truth: groundtruth.Mask | None
 ) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
   image = preprocess.decode(record.path)
@@ -219,9 +229,9 @@ def picture(
     visualize.Tile('image', image),
     *known,
     visualize.Tile('heatmap', visualize.overlay(image, result.anomaly_map, model.limits.pixel)),
-    visualize.Tile('prediction', visualize.outline(image, result.pred)),
+    visualize.Tile('prediction', visualize.outline(image, result.marked)),
   ]
-  headline = f'{record.defect}/{predict.headline(result)}'
+  headline = f'{record.defect}/{result.headline}'
   return visualize.side_by_side(tiles, headline)
 
 

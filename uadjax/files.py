@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def cache() -> Path:
@@ -18,12 +18,13 @@ def cache() -> Path:
   return Path(os.environ.get('UADJAX_CACHE') or '~/.cache/uadjax').expanduser()
 
 
-def write_text(path: Path, text: str) -> None:
-  """Write a file beside its place, then rename it there."""
-  handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+  """Yield a file that takes the place of `path` if all goes well, else vanishes."""
+  handle, name = tempfile.mkstemp(prefix='.', dir=path.parent)
   try:
-    with os.fdopen(handle, 'w', encoding='utf-8') as file:
-      file.write(text)
+    with os.fdopen(handle, 'wb') as file:
+      yield file
     Path(name).chmod(0o644)  # mkstemp's is for its owner alone.
     Path(name).replace(path)
   except BaseException:
@@ -31,9 +32,20 @@ def write_text(path: Path, text: str) -> None:
     raise
 
 
+def write_text(path: Path, text: str) -> None:
+  """Write a file, whole or not at all."""
+  with written(path) as file:
+    file.write(text.encode('utf-8', 'backslashreplace'))  # Of names that are no UTF-8: \udcff.
+
+
+def to_json(value: Any, indent: int = 2, ensure_ascii: bool = False) -> str:
+  """Turn into JSON that every parser reads: what is not a finite number becomes null."""
+  return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-  """Write JSON that every parser reads: what is not a finite number becomes null."""
-  write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+  """Write a value as JSON."""
+  write_text(path, to_json(value) + '\n')
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:

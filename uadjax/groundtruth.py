@@ -42,7 +42,8 @@ class Pixels(NamedTuple):
   Attributes:
     ops: bring maps back to the original size.
     maps: at network size, as many as there are images at most.
-    normal: of each image so far its size, and its normal pixels as bits.
+    normal: of each image so far its size, and its normal pixels as bits; of one without truth no
+      bits.
     anomalous: map values of the defective pixels of each.
     weight: of these, see `metrics.region_weights`.
   """
@@ -67,13 +68,17 @@ def add(
   map: Float[np.ndarray, 'height width'],
   restored: Float[np.ndarray, 'h w'],
   seen: Mask,
-  truth: Mask,
+  truth: Mask | None,
 ) -> None:
   """Add an image: its map, that at original size, the pixels the network saw, the defective ones.
 
-  What was not seen is left out.
+  What was not seen is left out, and so is an image of which nobody knows what is defective; its map
+  is kept.
   """
   pixels.maps[len(pixels.normal)] = map
+  if truth is None:
+    pixels.normal.append((seen.shape, np.zeros(0, np.uint8)))
+    return
   pixels.normal.append((truth.shape, np.packbits(seen & ~truth)))
   bad = truth & seen
   pixels.anomalous.append(restored[bad])
@@ -90,5 +95,7 @@ def ranking(pixels: Pixels) -> metrics.Ranking | None:
 
 def _normal(pixels: Pixels) -> Iterator[Float[np.ndarray, ' _n']]:
   for map, (size, bits) in zip(pixels.maps, pixels.normal, strict=False):
+    if not len(bits):
+      continue
     normal = np.unpackbits(bits, count=size[0] * size[1]).astype(bool).reshape(size)
     yield pixels.ops.restore(map, size[0], size[1]).map[normal]

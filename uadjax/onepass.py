@@ -182,7 +182,8 @@ def score_left_out(
 
   files = heard(np.arange(first, first + len(records)))
   # Evenly: neighbors in a folder may be alike.
-  files = files[np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int)]
+  even = np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(np.int64)
+  files = files[even]
   kept = heard(before.retained.image) if before else np.zeros(0, int)
   n, number = len(files), files + first
   if before:
@@ -196,14 +197,14 @@ def score_left_out(
     reference = once.reference(variables, learned.load_kept(folder, mapped=True), fold)
     new, old = mine[mine < n], mine[mine >= n]
     if len(new):  # There are no batches of none.
-      some = [records[files[i]] for i in new]
+      some = [records[i] for i in files[new].tolist()]
       scored = score.peaks(score.score(scorer, reference, some, ops, rows, mesh))
       image[new], largest[new] = scored.image, scored.map
     for i in old:
       assert before is not None  # Whose images they are.
       one = _score_retained(scorer, reference, before.retained.embedding[kept[i - n]], ops)
       image[i], largest[i] = one.image[0], one.map.max()
-  paths = tuple(str(records[i].path) for i in files)
+  paths = tuple(str(records[i].path) for i in files.tolist())
   return score.Peaks(paths + ('',) * (len(number) - n), image, largest)
 
 

@@ -21,6 +21,8 @@ from matplotlib import axes as mpl_axes, figure as mpl_figure, font_manager
 from matplotlib.backends import backend_agg
 import numpy as np
 
+from uadjax import pen
+
 Axes = mpl_axes.Axes
 Figure = mpl_figure.Figure
 
@@ -48,19 +50,6 @@ _KINDS: dict[str, dict[str, Any]] = {
   'svg': {'metadata': {'Date': None, 'Creator': None}},
 }
 _LOCK = threading.Lock()  # matplotlib's settings belong to the process.
-
-# Chinese, Japanese and Korean, as systems bring them along.
-_EASTERN = (
-  'Noto Sans CJK SC',
-  'Noto Sans CJK JP',
-  'Noto Sans SC',
-  'Source Han Sans SC',
-  'WenQuanYi Zen Hei',
-  'Microsoft YaHei',
-  'SimHei',
-  'PingFang SC',
-  'Arial Unicode MS',
-)
 
 
 class Box(NamedTuple):
@@ -322,6 +311,6 @@ def printable(text: str) -> str:
 def _fonts() -> tuple[list[str], frozenset[int]]:
   """Families to write with, and the characters that they have."""
   installed = set(font_manager.get_font_names())
-  families = ['DejaVu Sans', *(name for name in _EASTERN if name in installed)]
+  families = ['DejaVu Sans', *(name for name in pen.EASTERN if name in installed)]
   fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families]
   return families, frozenset().union(*(font.get_charmap() for font in fonts))

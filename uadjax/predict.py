@@ -1,141 +1,247 @@
-"""Images in, verdicts out. Never imports TensorFlow."""
+"""Images in, verdicts out, in order: files are read by threads while the devices compute.
 
+A batch is computed by one device as it is, padded to its full size. So a score depends neither on
+what else is in the batch nor on the number of devices, and there is one compilation per batch size.
+
+Never imports TensorFlow.
+
+Letters: b batch, h w the original, height width the network image.
+"""
+
+import collections
 from collections.abc import Iterator, Sequence
-import glob
-from pathlib import Path
-from typing import Any, NamedTuple
+from concurrent import futures
+import contextlib
+import itertools
+import os
+from pathlib import Path, PurePath
+import queue
+import threading
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-from jaxtyping import Bool, Float
+from jaxtyping import UInt8
 import numpy as np
-from PIL import Image
 
-from uadjax import bundle, calibrate, files, visualize
-from uadjax.data import preprocess
-from uadjax.types import DataError
+from uadjax import bundle, fetch, inputs, sharding
+from uadjax.result import Result
+from uadjax.types import ConfigError, DataError
+
+Future = futures.Future
+Item = TypeVar('Item')
 
 
-class Result(NamedTuple):
-  """The verdict on one image, everything at its original size.
+class Predictor(NamedTuple):
+  """A model that is ready to judge images.
 
   Attributes:
-    input_path: the file.
-    score: how anomalous the image is.
-    label: 'OK', 'review', or 'NG' where the score exceeds the threshold.
-    threshold: of the image score.
-    review: the score from which an image that is not NG is to be reviewed.
-    pixel: of the map.
-    pred: where the map exceeds the pixel threshold.
-    anomaly_map: raw map values.
-    seen: the pixels that the network saw: all but those outside a crop.
-    error: why there is no verdict; the other fields are then empty.
+    model: the opened model directory.
+    devices: they share the batches.
+    fitted: the model's arrays on each of them.
+    access: which URLs may be read.
   """
 
-  input_path: str
-  score: float = float('nan')
-  label: str = ''
-  threshold: float = float('nan')
-  review: float = float('nan')
-  pixel: float = float('nan')
-  pred: Bool[np.ndarray, 'h w'] = np.zeros((0, 0), bool)
-  anomaly_map: Float[np.ndarray, 'h w'] = np.zeros((0, 0), np.float32)
-  seen: Bool[np.ndarray, 'h w'] = np.zeros((0, 0), bool)
+  model: bundle.Model
+  devices: Sequence[Any]
+  fitted: Sequence[Any]
+  access: fetch.Access = fetch.PUBLIC
+
+  def predict(self, input: Any, batch_size: int = 1, strict: bool = False) -> Iterator[Result]:
+    """Yield a result for each image, in order.
+
+    Args:
+      input: path, URL, directory, RGB or gray uint8 array [h w 3] or [h w], {'img': any of
+        these}, or a list or other iterable of any of these, which is read as results are taken.
+      batch_size: images per call of the detector. Scores of the same image differ by rounding
+        between batch sizes, and not at all within one.
+      strict: raise for the first image that cannot be read, instead of a result with `error` set.
+    """
+    if batch_size < 1:
+      raise ConfigError(f'batch_size must be at least 1, got {batch_size}.')
+    found = inputs.expand(input)
+    return _verdicts(self, found, batch_size, strict)
+
+
+def open_on(
+  model: bundle.Model, devices: Sequence[Any], access: fetch.Access = fetch.PUBLIC
+) -> Predictor:
+  """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
+  devices = sharding.enough(devices, model.fitted)
+  return Predictor(model, devices, [jax.device_put(model.fitted, one) for one in devices], access)
+
+
+def saved(results: Iterator[Result], folder: Path, pictures: bool = True) -> Iterator[Result]:
+  """Save each result in threads, a few ahead; yield those that are saved, in order."""
+  with futures.ThreadPoolExecutor(_cores(), 'uadjax-save') as savers:
+    saving: collections.deque[tuple[Future[Any], Result]] = collections.deque()
+    for result in results:
+      save = result.save_all if pictures else result.save_to_json
+      saving.append((savers.submit(save, folder), result))
+      if len(saving) > 2 * _cores():
+        yield _done(*saving.popleft())
+    while saving:
+      yield _done(*saving.popleft())
+
+
+def _done(saving: 'Future[Any]', result: Result) -> Result:
+  saving.result()
+  return result
+
+
+class _Prepared(NamedTuple):
+  """An image on its way: read, or not.
+
+  Attributes:
+    source: where it came from; what was fetched is held.
+    stem: see `Result`.
+    size: height and width of the original.
+    pixels: at network size; None where it could not be read.
+    error: why.
+  """
+
+  source: inputs.Source
+  stem: str
+  size: tuple[int, int] = (0, 0)
+  pixels: UInt8[np.ndarray, 'height width 3'] | None = None
   error: str = ''
 
-  def summary(self) -> dict[str, Any]:
-    """The verdict without its pixels, as JSON can hold it."""
-    if self.error:
-      return {'input_path': self.input_path, 'error': self.error}
-    marked = int(self.pred.sum())
-    return {
-      'input_path': self.input_path,
-      'score': self.score,
-      'label': self.label,
-      'threshold': self.threshold,
-      'review_threshold': self.review,
-      'pixel_threshold': self.pixel,
-      'size': list(self.pred.shape),
-      'marked_pixels': marked,
-    }
+
+def _prepare(one: Predictor, source: inputs.Source, stem: str) -> _Prepared:
+  try:
+    source = inputs.held(source, one.access)
+    image = inputs.read(source)
+  except DataError as error:
+    return _Prepared(source, stem, error=str(error))
+  return _Prepared(source, stem, image.shape[:2], one.model.ops.apply(image))
 
 
-def judge(
-  model: bundle.Model,
-  path: str,
-  size: tuple[int, int],
-  anomaly: Float[np.ndarray, 'h w'],
-  score: float,
-) -> Result:
-  """Bring a map back to the original's (height, width), and apply the thresholds."""
-  limits = model.limits
-  restored = model.ops.restore(anomaly, *size)
-  pred = restored.seen & (restored.map > limits.pixel)
-  label, thresholds = calibrate.label(score, limits), (limits.image, limits.review, limits.pixel)
-  return Result(path, score, label, *thresholds, pred, restored.map, restored.seen)
-
-
-def predict(model: bundle.Model, paths: Sequence[Path], batch_size: int = 8) -> Iterator[Result]:
-  """Yield a result per file, in order; an unreadable one has `error` set and the rest go on.
-
-  Args:
-    model: an opened model directory.
-    paths: image files.
-    batch_size: images per call of the detector; the last batch is padded to it.
-  """
-  for start in range(0, len(paths), batch_size):
-    yield from _batch(model, paths[start : start + batch_size], batch_size)
-
-
-def _batch(model: bundle.Model, paths: Sequence[Path], rows: int) -> Iterator[Result]:
-  pixels = np.zeros((rows, model.ops.height, model.ops.width, 3), np.uint8)
-  sizes: list[tuple[int, int]] = []
-  errors: list[str] = []
-  for row, path in enumerate(paths):
-    try:
-      image = preprocess.decode(path)
-    except DataError as error:
-      sizes.append((0, 0))
-      errors.append(str(error))
-    else:
-      sizes.append(image.shape[:2])
-      errors.append('')
-      pixels[row] = model.ops.apply(image)
-  scores = jax.device_get(model.score(model.fitted, pixels))
-  for row, (path, size, error) in enumerate(zip(paths, sizes, errors, strict=True)):
-    if error:
-      yield Result(str(path), error=error)
-    else:
-      score = float(scores.image[row])
-      yield judge(model, str(path), size, scores.map[row], score)
-
-
-def picture(model: bundle.Model, result: Result) -> Image.Image:
-  """Show an image beside its overlay, the marked region outlined."""
-  image = preprocess.decode(Path(result.input_path))
-  over = visualize.overlay(image, result.anomaly_map, model.limits.pixel)
-  tiles = [
-    visualize.Tile('image', image),
-    visualize.Tile('heatmap and outline', visualize.outline(over, result.pred)),
+def _judge(
+  one: Predictor, number: int, reading: Sequence['Future[_Prepared]'], rows: int
+) -> list[Result]:
+  """Score a batch on a device, when it has been read."""
+  ops, limits = one.model.ops, one.model.limits
+  pixels = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
+  read = [future.result() for future in reading]
+  for row, image in enumerate(read):
+    if image.pixels is not None:
+      pixels[row] = image.pixels
+  at = number % len(one.devices)
+  scores = one.model.score(one.fitted[at], jax.device_put(pixels, one.devices[at]))
+  maps, images = jax.device_get((scores.map, scores.image))
+  return [
+    Result.unread(image.source, image.stem, image.error)
+    if image.pixels is None
+    # A copy, or one result that is kept would keep the maps of its batch.
+    else Result(
+      image.source, image.stem, ops, limits, image.size, float(images[row]), maps[row].copy()
+    )
+    for row, image in enumerate(read)
   ]
-  return visualize.side_by_side(tiles, headline(result))
 
 
-def headline(result: Result) -> str:
-  """The verdict in one line."""
-  name = Path(result.input_path).name
-  limits = f'NG above {result.threshold:.3g}'
-  if result.review < result.threshold:
-    limits += f', review above {result.review:.3g}'
-  return f'{name}   {result.label}   score {result.score:.3g}   ({limits})'
+def _verdicts(
+  one: Predictor, found: Iterator[inputs.Source], rows: int, strict: bool
+) -> Iterator[Result]:
+  with (
+    _pool(_cores(), 'uadjax-read') as readers,
+    _pool(len(one.devices), 'uadjax-score') as scorers,
+    _fed(_batches(one, found, rows, readers, scorers), 2 * len(one.devices)) as batches,
+  ):
+    for batch in batches:
+      for result in batch.result():
+        if strict and result.error:
+          raise DataError(result.error)
+        yield result
 
 
-def leave(model: bundle.Model, result: Result, folder: Path) -> None:
-  """Write `<name>_res.json`, and `<name>_res.png` unless the file was unreadable."""
-  folder.mkdir(parents=True, exist_ok=True)
-  path = Path(result.input_path)
-  # Where another image has the same stem, the suffix tells them apart.
-  twins = [p for p in path.parent.glob(f'{glob.escape(path.stem)}.*') if p != path]
-  stem = path.name if twins else path.stem
-  files.write_json(folder / f'{stem}_res.json', result.summary())
-  if not result.error:
-    picture(model, result).save(folder / f'{stem}_res.png')
+@contextlib.contextmanager
+def _pool(threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
+  """Threads that, when nobody wants more, begin with nothing else."""
+  pool = futures.ThreadPoolExecutor(threads, name)
+  try:
+    yield pool
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _batches(
+  one: Predictor,
+  found: Iterator[inputs.Source],
+  rows: int,
+  readers: futures.Executor,
+  scorers: futures.Executor,
+) -> Iterator['Future[list[Result]]']:
+  """Begin with a batch each time that one is asked for."""
+  stems: dict[str, int] = {}
+  for number in itertools.count():
+    reading = [
+      readers.submit(_prepare, one, source, _stem(source, stems))
+      for source in itertools.islice(found, rows)
+    ]
+    if not reading:
+      return
+    yield scorers.submit(_judge, one, number, reading, rows)
+
+
+def _stem(source: inputs.Source, taken: dict[str, int]) -> str:
+  """A name for the results of an image that no other has in their folder: x, x.jpg, x_2."""
+  path = PurePath(source.name)
+  stem, name = (_shortened(text) for text in (path.stem, path.name))
+  twins = (f'{stem}_{n}' for n in itertools.count(taken.get(f'{source.inner}/{stem}', 1) + 1))
+  for number, free in enumerate(itertools.chain((stem, name), twins)):
+    key = f'{source.inner}/{free}'.casefold()  # Some file systems know no case.
+    if key not in taken:
+      taken[key] = 1
+      taken[f'{source.inner}/{stem}'] = max(number, 1)
+      return free
+  raise AssertionError  # There is always another number.
+
+
+def _shortened(name: str) -> str:
+  """Leave room for what follows: names of files have 255 bytes at most."""
+  return os.fsdecode(os.fsencode(name)[:200])
+
+
+@contextlib.contextmanager
+def _fed(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
+  """Take items in a thread of its own, so many ahead of their use.
+
+  It may wait long for the next item, as for a camera's: what came before is yielded meanwhile.
+  """
+  waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
+  enough = threading.Event()
+
+  def put(item: Item | None, error: BaseException | None = None) -> bool:
+    while not enough.is_set():
+      with contextlib.suppress(queue.Full):
+        waiting.put((item, error), timeout=0.1)
+        return True
+    return False
+
+  def feed() -> None:
+    try:
+      for item in items:
+        if not put(item):
+          return
+      put(None)
+    except BaseException as error:  # Raised where the items are used.
+      put(None, error)
+
+  def taken() -> Iterator[Item]:
+    while True:
+      item, error = waiting.get()
+      if error:
+        raise error
+      if item is None:
+        return
+      yield item
+
+  threading.Thread(target=feed, name='uadjax-feed', daemon=True).start()
+  try:
+    yield taken()
+  finally:
+    enough.set()
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0))

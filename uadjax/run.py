@@ -1,18 +1,19 @@
 """An experiment by mode: from a configuration to the files that it leaves behind."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import logging
 from pathlib import Path
+import shutil
 import time
 from typing import Any
 
 import jax
 
 from uadjax import (
+  assess,
   bundle,
   calibrate,
   config as configs,
-  curves,
   data,
   evaluate,
   files,
@@ -23,12 +24,10 @@ from uadjax import (
   trial,
   workdir as workdirs,
 )
-from uadjax.data import datasets
 from uadjax.types import (
   Config,
   ConfigError,
   DataError,
-  Record,
   UnknownName,
   UserError,
 )
@@ -58,12 +57,13 @@ def train(config: Config, workdir: Path) -> Result:
 def _train(config: Config, workdir: Path) -> Result:
   splits = trial.passed(config)
   trained = training.train(config, splits, workdir)
-  began = time.perf_counter()
+  timing, began = trained.pop('timing'), time.perf_counter()
   model = bundle.load(workdir / 'model')
   loaded_s = time.perf_counter() - began
-  judged = _evaluate(model, splits.test, config, workdir) if config.evaluate.do_eval else {}
-  evaluate_s = loaded_s + judged.pop('timing', {}).get('evaluate_s', 0.0)
-  timing = {**trained.pop('timing'), 'evaluate_s': evaluate_s}
+  judged = {}
+  if config.evaluate.do_eval:
+    judged = assess.assess(model, splits.test, config, workdir, timing)
+  timing['evaluate_s'] = loaded_s + judged.pop('timing', {}).get('evaluate_s', 0.0)
   return {'model_name': model.name, **trained, 'timing': timing, **judged}
 
 
@@ -90,7 +90,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
         f'{config.data.root}/{config.data.category} has no test images; there must be a folder '
         'test/good or test/<defect>.'
       )
-    return _evaluate(model, test, config, workdir)
+    return assess.assess(model, test, config, workdir)
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()
@@ -103,20 +103,16 @@ def predict_files(config: Config, workdir: Path) -> Result:
   model = _opened(config.predict, workdir)
   if not config.predict.input:
     raise ConfigError('predict.input is not set; name an image or a folder.')
-  root = Path(config.predict.input)
-  if not root.exists():
-    raise ConfigError(f'predict.input={str(root)!r} is not there; name an image or a folder.')
-  paths = datasets.below(root) if root.is_dir() else [root]
-  options = config.predict
-  results = predict.predict(model, paths, options.batch_size)
+  folder = workdir / 'predictions'
+  shutil.rmtree(folder, ignore_errors=True)  # Of an earlier run, maybe of other images.
+  folder.mkdir()
+  predictor = predict.open_on(model, sharding.devices(config.device))
+  results = predictor.predict(config.predict.input, config.predict.batch_size)
   summaries = []
-  for path, result in zip(paths, telemetry.track(results, len(paths), 'Predicting'), strict=True):
-    # Folders are kept: MVTec AD has a 000.png in each of them.
-    inner = path.relative_to(root).parent if root.is_dir() else Path()
-    predict.leave(model, result, workdir / 'predictions' / inner)
+  for result in telemetry.track(predict.saved(results, folder), None, 'Predicting'):
     summaries.append(result.summary())
     level = logging.WARNING if result.error else logging.INFO
-    telemetry.LOG.log(level, '%s', result.error or predict.headline(result))
+    telemetry.LOG.log(level, '%s', result.error or result.headline)
   failed = sum('error' in summary for summary in summaries)
   if failed == len(summaries):
     raise DataError(f'None of {failed} files could be read; the first: {summaries[0]["error"]}')
@@ -186,56 +182,16 @@ def _summed_up(
   config: Config, workdir: Path, result: Result, results: Mapping[str, Result]
 ) -> Result:
   """Write the CSV, and add what concerns all categories to the result."""
-  rows = {name or _label(config): r['metrics'] for name, r in results.items() if 'metrics' in r}
+  label = assess.label(config)
+  rows = {name or label: r['metrics'] for name, r in results.items() if 'metrics' in r}
   if not rows:
     return result
-  evaluate.write_csv(workdir / f'{_label(config)}.csv', rows)
+  evaluate.write_csv(workdir / f'{label}.csv', rows)
   result = {'metrics': evaluate.means(rows), **result, 'per_category': rows}
   if config.mode == 'train':
     told = {key: result[key] for key in ('metrics', 'weights', 'per_category') if key in result}
     workdirs.succeed(workdir, 'evaluate', told)
   return result
-
-
-def _label(config: Config) -> str:
-  """The category's name; of a root that is the category itself, the folder's."""
-  return Path(config.data.root, config.data.category).resolve().name
-
-
-def _evaluate(model: bundle.Model, test: Sequence[Record], config: Config, workdir: Path) -> Result:
-  told: Result = {'weights': model.weights._asdict()}
-  if not test:
-    telemetry.LOG.info('There are no test images: the model is not evaluated.')
-    return told
-  options = config.evaluate
-  mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
-  began = time.perf_counter()
-  found, drawn = evaluate.evaluate(
-    model,
-    test,
-    mesh,
-    options.batch_size,
-    config.data.mask_threshold,
-    workdir,
-    options.save_pictures,
-  )
-  seconds = time.perf_counter() - began
-  drawn = drawn._replace(title=f'{model.name} on {len(test)} test images of {_label(config)}')
-  curves.draw(workdir / 'curves', drawn)
-  telemetry.LOG.info('%s: %s', _label(config), _told(found))
-  telemetry.LOG.info('%s', curves.summary(drawn))
-  return {'metrics': found, 'timing': {'evaluate_s': seconds}, **told}
-
-
-def _told(found: Mapping[str, Any]) -> str:
-  numbers = [
-    f'{key} {value:.4f}{" (oracle)" if key in found["oracles"] else ""}'
-    for key, value in found.items()
-    if isinstance(value, float)
-  ]
-  counts = found['counts']
-  both = f'{counts["good"]} good and {counts["defective"]} defective test images'
-  return f'{", ".join(numbers) or "an AUROC needs both"} ({both})'
 
 
 def _of_category(config: Config, name: str) -> Config:

@@ -3,6 +3,7 @@
 One axis, `data`: rows of a batch are split over it, everything learned is replicated.
 """
 
+from collections.abc import Sequence
 import math
 import os
 from typing import Any, TypeVar
@@ -92,9 +93,13 @@ def first(mesh: Mesh) -> Mesh:
 
 def sparing(mesh: Mesh, tree: Any) -> Mesh:
   """The mesh; of CPU devices, which share their memory, only one where copies would fill it."""
-  needed = mesh.size * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-  shared = mesh.devices.ravel()[0].platform == 'cpu'
-  return first(mesh) if shared and needed > _COPIES else mesh
+  return mesh if len(enough(mesh.devices.ravel().tolist(), tree)) > 1 else first(mesh)
+
+
+def enough(devices: Sequence[Any], tree: Any) -> Sequence[Any]:
+  """The devices; of those of a CPU only the first where copies of the tree would fill memory."""
+  needed = len(devices) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return devices[:1] if devices[0].platform == 'cpu' and needed > _COPIES else devices
 
 
 def replicate(mesh: Mesh, tree: Tree, own: bool = False) -> Tree:

@@ -19,7 +19,7 @@ from uadjax.data import pipeline
 from uadjax.types import Metrics
 
 LOG = logging.getLogger('uadjax')
-_CONSOLE = rich.console.Console(stderr=True)
+CONSOLE = rich.console.Console(stderr=True)
 _SILENCE_S = 10.0  # Without a sign of life, at most.
 _LINE = logging.Formatter('%(asctime)s %(levelname)s %(message)s')
 
@@ -83,28 +83,47 @@ def log_file(workdir: Path) -> str:
 
 
 def _console_handler() -> logging.Handler:
-  if _CONSOLE.is_terminal:
+  if CONSOLE.is_terminal:
     return rich.logging.RichHandler(
-      console=_CONSOLE, show_path=False, show_level=False, highlighter=None
+      console=CONSOLE, show_path=False, show_level=False, highlighter=None
     )
   plain = logging.StreamHandler()  # Rich would wrap what a pipe or a file takes at 80 columns.
   plain.setFormatter(_LINE)
   return plain
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+def draws() -> bool:
+  """Whether bars are shown: where there is a terminal that can move its cursor."""
+  # Not `is_terminal`, which FORCE_COLOR makes true of a pipe.
+  return CONSOLE.file.isatty() and not CONSOLE.is_dumb_terminal
+
+
+def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
   """Iterate with a progress bar where there is a terminal, with a line now and then elsewhere."""
-  if _CONSOLE.is_terminal:
-    yield from rich.progress.track(items, what, total, console=_CONSOLE, transient=True)
+  if draws():
+    with _progress() as progress:
+      yield from progress.track(items, total, description=what)
     return
   told = began = time.monotonic()
   for number, item in enumerate(items, 1):
     yield item
     now = time.monotonic()
-    if now - told > _SILENCE_S and number < total:
-      left = datetime.timedelta(seconds=round((now - began) / number * (total - number)))
-      LOG.info('%s: %d of %d, ETA %s', what, number, total, left)
+    if now - told > _SILENCE_S and number != total:
+      left = total and datetime.timedelta(seconds=round((now - began) / number * (total - number)))
+      LOG.info('%s: %d%s', what, number, f' of {total}, ETA {left}' if total else '')
       told = now
+
+
+def _progress() -> rich.progress.Progress:
+  """A bar that leaves stdout alone, which may well be a pipe."""
+  columns = (
+    *rich.progress.Progress.get_default_columns()[:3],
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TimeRemainingColumn(),
+  )
+  return rich.progress.Progress(
+    *columns, console=CONSOLE, transient=True, disable=not draws(), redirect_stdout=False
+  )
 
 
 class Clock(NamedTuple):
@@ -193,13 +212,6 @@ def tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]]
 @contextlib.contextmanager
 def bar(total: int, start: int, what: str) -> Iterator[Callable[[int, Any, Metrics], None]]:
   """Open a progress bar; yields the hook that moves it. Silent without a terminal."""
-  columns = (
-    *rich.progress.Progress.get_default_columns()[:3],
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.TimeRemainingColumn(),
-  )
-  with rich.progress.Progress(
-    *columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal
-  ) as progress:
+  with _progress() as progress:
     task = progress.add_task(what, total=total, completed=start)
     yield lambda step, state, metrics: progress.update(task, completed=step)

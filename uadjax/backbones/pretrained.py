@@ -16,7 +16,7 @@ from uadjax.types import Variables, WeightsError
 TORCHVISION = 'https://download.pytorch.org/models'
 
 # The eight hexadecimal digits begin the file's SHA-256.
-_FILES = {
+FILES = {
   'resnet18': 'resnet18-f37072fd.pth',
   'resnet34': 'resnet34-b627a593.pth',
   'resnet50': 'resnet50-0676ba61.pth',
@@ -57,7 +57,7 @@ def load(
     variables = jax.jit(module.init)(key, jnp.zeros((1, 32, 32, 3)))
     return variables, Provenance('random', 'random initialization', '')
   if weights == 'imagenet':
-    path, source = _published(module.arch, base)
+    path, source = published(module.arch, base)
   else:
     path, source = Path(weights).expanduser(), weights
   try:
@@ -71,9 +71,9 @@ def load(
   return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), license)
 
 
-def _published(arch: str, base: str) -> tuple[Path, str]:
+def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
   """Find torchvision's file in the cache, which is filled first where it has to be."""
-  name = _FILES[arch]
+  name = FILES[arch]
   digest = Path(name).stem.rpartition('-')[2]
   path, url = files.cache() / 'weights' / name, f'{base}/{name}'
   try:

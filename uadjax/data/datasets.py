@@ -332,10 +332,11 @@ def _folders(directory: Path) -> list[Path]:
 
 def _listing(directory: Path) -> list[Path]:
   visible = (path for path in directory.iterdir() if not path.name.startswith('.'))
-  return sorted(visible, key=_natural)
+  return sorted(visible, key=natural)
 
 
-def _natural(path: Path) -> tuple[list[str | int], str]:
+def natural(path: Path) -> tuple[list[str | int], str]:
+  """What to sort by, so that '2.png' comes before '10.png'."""
   parts = re.split(r'(\d+)', path.name)  # Text and digits take turns: only like meets like.
   return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 

@@ -32,6 +32,8 @@ Source = str | Path | bytes | BinaryIO  # A file, its content, or an open one.
 # Nothing else is ever opened: Pillow would start Ghostscript for a file that claims to be EPS.
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
 
+MAX_PIXELS = 178_956_970  # Pillow's limit too, which others in the process may have lifted.
+
 # EXIF orientation -> transpose first?, then the step through rows and through columns.
 _TURNS = {
   1: (False, 1, 1),
@@ -119,6 +121,8 @@ def _opened(source: Source) -> Iterator[Image.Image]:
   name = source if isinstance(source, str | Path) else getattr(source, 'name', 'the image')
   try:
     with _quiet(), Image.open(file, formats=_FORMATS) as image:
+      if image.width * image.height > MAX_PIXELS:
+        raise DataError(f'its {image.width} x {image.height} pixels are more than {MAX_PIXELS}.')
       yield image
   except DataError as error:
     raise DataError(f'Cannot read {name}: {error}') from None

@@ -22,6 +22,8 @@ _MAKERS = {
   'stfpm': _Entry('STFPM', stfpm.make, once=False),
 }
 
+TITLES = tuple(entry.title for entry in _MAKERS.values())
+
 
 def build(options: Mapping[str, Any], backbone: resnet.ResNet, spec: Spec) -> Detector:
   """Make the detector that `options['name']` names.

@@ -1,0 +1,460 @@
+"""The `uadjax` command: what it prints, what it leaves, and how it ends.
+
+A tiny PaDiM with random weights: what is tested is the machinery, not the detection.
+"""
+
+import collections
+import hashlib
+import json
+import os
+from pathlib import Path
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+import yaml
+
+from uadjax import cli, detectors, files, main, pipelines
+from uadjax.backbones import download, pretrained
+from uadjax.cli import options, screen
+from uadjax.data import demo
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+PADIM = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
+COMMANDS = ('predict', 'check', 'report', 'demo', 'weights')
+# The command in a process of its own, which must not have imported TensorFlow at its end.
+CODE = """
+import sys
+from uadjax import cli
+status = cli.main(sys.argv[1:])
+assert 'tensorflow' not in sys.modules
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  return demo.draw(tmp_path_factory.mktemp('drawn'), size=48, train=12, test_good=2, test_defect=1)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory, root):
+  workdir = tmp_path_factory.mktemp('run')
+  words = {
+    'data.root': root, 'data.category': 'disc', 'data.ops': 'resize(32)',
+    'detector.layers': 'layer1,layer2', 'detector.channels': 8, 'backbone.weights': 'random',
+    'fit.batch_size': 4, 'mesh.data': 1, 'evaluate.do_eval': 'false',
+  }  # fmt: skip
+  flags = [f'--config.{key}={value}' for key, value in words.items()]
+  assert main.main([f'--config={PADIM}', f'--workdir={workdir}', *flags]) == 0
+  return workdir / 'model'
+
+
+@pytest.fixture(scope='module')
+def images(root):
+  return root / 'disc' / 'test'
+
+
+@pytest.fixture
+def uadjax(capfd):
+  """Carry out a command; gives its status, stdout and stderr."""
+
+  def command(*words):
+    status = cli.main([str(word) for word in words])
+    said = capfd.readouterr()
+    assert 'Traceback' not in said.err, said.err
+    return status, said.out, said.err
+
+  return command
+
+
+def objects(out):
+  return [json.loads(line) for line in out.splitlines()]
+
+
+def test_each_result_is_one_line_of_json(model, images, uadjax):
+  status, out, _ = uadjax('predict', model, images, '--json', '--no-save')
+  opened = pipelines.create_pipeline(overrides={'model_dir': str(model)})
+  want = [result.to_json('none') for result in opened.predict(images)]
+  assert status == 0
+  assert len(want) == 5
+  assert objects(out) == json.loads(json.dumps(want))
+
+
+@pytest.mark.parametrize('name', ['--model_dir', '--model-dir'])
+@pytest.mark.parametrize('pipeline', [(), ('--pipeline', 'anomaly_detection')])
+def test_the_spelling_of_paddlex_does_the_same(model, images, uadjax, name, pipeline):
+  same = ('--json', '--no-save', '--batch_size', 2)
+  status, out, _ = uadjax(*pipeline, '--input', images, name, model, '--model', 'padim', *same)
+  assert (status, out) == uadjax('predict', model, images, *same)[:2]
+  assert status == 0
+
+
+def test_people_see_a_line_for_each_image_and_a_sum(model, images, uadjax, tmp_path):
+  shutil.copytree(images, tmp_path / 'in')
+  broken = tmp_path / 'in' / 'good' / 'broken.png'
+  broken.write_bytes(b'no image')
+  status, out, err = uadjax('predict', model, tmp_path / 'in', '--save-path', tmp_path / 'out')
+  told = objects(uadjax('predict', model, tmp_path / 'in', '--json', '--no-save')[1])
+  assert status == 1
+  assert '1 of 6 images could not be read' in err
+  lines = out.splitlines()
+  for line, one in zip(lines, told, strict=False):
+    assert line.endswith(one.get('error') or f'{one["score"]:.4g}  {one["input_path"]}')
+    assert line.split()[1] == one.get('label', 'unreadable')
+  counts = collections.Counter(one.get('label', 'unreadable') for one in told)
+  summed = '\n'.join(lines[6:])
+  for label, count in counts.items():
+    assert re.search(rf'{label} +{count} +{count / 6:.1%}', summed)
+  assert re.search(r'images +6\b', summed)
+  assert lines[-1] == f'Results: {tmp_path / "out"}'
+  saved = {str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*')}
+  assert {'good/000_res.png', 'good/000_res.json', 'good/broken_res.json'} <= saved
+  assert len(saved) == 11
+
+
+def test_what_is_saved(model, images, uadjax, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  one = images / 'good' / '000.png'
+  assert uadjax('predict', model, one, '--no-save')[0] == 0
+  assert list(tmp_path.iterdir()) == []
+  assert uadjax('predict', model, one, '--no-pictures')[0] == 0
+  assert [path.name for path in (tmp_path / 'output').iterdir()] == ['000_res.json']
+
+
+@pytest.mark.parametrize(
+  ('limits', 'fail_on', 'want'),
+  [
+    (('--threshold', 0), (), 0),
+    (('--threshold', 0), ('--fail-on', 'ng'), 3),
+    (('--threshold', 0), ('--fail-on', 'review'), 3),
+    (('--threshold', 1e9), ('--fail-on', 'NG'), 0),
+    (('--threshold', 1e9, '--review-threshold', 0), ('--fail-on', 'ng'), 0),
+    (('--threshold', 1e9, '--review-threshold', 0), ('--fail-on', 'review'), 3),
+  ],
+)
+def test_a_defect_is_a_failure_only_where_asked(model, images, uadjax, limits, fail_on, want):
+  words = ('predict', model, images / 'good', '--no-save', *limits, *fail_on)
+  assert uadjax(*words)[0] == want
+
+
+def test_thresholds_and_masks(model, images, uadjax):
+  one = images / 'good' / '000.png'
+  words = ('predict', model, one, '--no-save', '--json', '--pixel-threshold', 0)
+  (bare,), (nested,), (rle,) = (
+    objects(uadjax(*words, *more)[1]) for more in ((), ('--masks', 'nested'), ('--masks', 'rle'))
+  )
+  assert 'pred' not in bare
+  assert bare['pixel_threshold'] == 0
+  assert nested['pred'] == [[255] * 48] * 48
+  assert rle['pred'] == {'size': [48, 48], 'counts': [0, 48 * 48]}
+
+
+def test_strict_stops_at_what_cannot_be_read(model, images, uadjax, tmp_path):
+  (tmp_path / 'broken.png').write_bytes(b'no image')
+  words = ('predict', model, tmp_path / 'broken.png', images, '--no-save', '--json')
+  status, out, _ = uadjax(*words)
+  assert (status, len(objects(out))) == (1, 6)
+  status, out, _ = uadjax(*words, '--strict')
+  assert status == 1
+  assert objects(out)[-1]['type'] == 'DataError'
+  assert not any('score' in one for one in objects(out))
+
+
+def test_settings_are_written_read_and_overridden(model, images, uadjax, tmp_path):
+  status, out, _ = uadjax('--get_pipeline_config', 'anomaly_detection', '--save_path', tmp_path)
+  path = tmp_path / 'anomaly_detection.yaml'
+  assert status == 0
+  assert str(path) in out
+  settings = yaml.safe_load(path.read_text())
+  settings['SubModules']['AnomalyDetection'] |= {'model_dir': str(model), 'threshold': 5.0}
+  path.write_text(yaml.safe_dump(settings))
+  words = ('--pipeline', path, '--input', images / 'good', '--no-save', '--json')
+  assert {one['threshold'] for one in objects(uadjax(*words)[1])} == {5.0}
+  told = objects(uadjax(*words, '--override', 'threshold=6')[1])
+  assert {one['threshold'] for one in told} == {6.0}
+  told = objects(uadjax(*words, '--override', 'threshold=6', '--threshold', 7)[1])
+  assert {one['threshold'] for one in told} == {7.0}
+
+
+@pytest.mark.parametrize(
+  ('words', 'said'),
+  [
+    (('predict', 'M', 'I', '--devise=cpu'), '--device'),
+    (('predict', 'M'), 'INPUT'),
+    (('predict', 'M', 'I', '--device=gpx'), 'gpu:0,1'),
+    (('predict', 'M', 'I', '--threshold=high'), '--threshold'),
+    (('predict', 'M', 'I', '--masks=png', '--json'), 'nested'),
+    (('predict', 'M', 'I', '--masks=rle'), '--json'),
+    (('predict', 'M', 'I', '--override=batchsize=3'), "'batch_size'"),
+    (('predict', 'M', 'I', '--override=batch_size'), 'KEY=VALUE'),
+    (('predict', 'M', 'I', '--batch-size=0'), 'batch_size'),
+    (('--pipeline', 'anomaly_detection'), '--input'),
+    (('--pipeline', 'anomaly', '--input', 'I', '--model_dir', 'M'), 'anomaly_detection'),
+    (('--device', 'cpu', 'predict', 'M', 'I'), "after 'predict'"),
+    (('--get_pipeline_config', 'ocr'), 'anomaly_detection'),
+    (('predcit',), "'predict'"),
+    (('weights', 'resnet19'), 'resnet18'),
+  ],
+)
+def test_what_is_misspelled_has_status_2(model, images, uadjax, words, said):
+  own = {'M': model, 'I': images}
+  words = [own.get(word, word) for word in words]
+  status, out, err = uadjax(*words)
+  assert status == 2
+  assert said in out + err
+  status, out, err = uadjax(*words, '--json')
+  if '--masks=rle' not in words:  # Which is then right.
+    assert status == 2
+    assert set(objects(out)[0]) == {'error', 'type'}
+    assert err == ''
+
+
+@pytest.mark.parametrize('missing', ['model', 'image'])
+def test_what_is_not_there_has_status_1_and_a_path_to_copy(
+  model, images, uadjax, tmp_path, missing, monkeypatch
+):
+  monkeypatch.setenv('COLUMNS', '40')
+  path = tmp_path / ('long' * 30)
+  words = (path, images) if missing == 'model' else (model, path)
+  status, out, err = uadjax('predict', *words)
+  assert (status, out) == (1, '')
+  assert err.startswith('Error: ')
+  assert err.count('\n') == 1
+  assert str(path) in err
+  status, out, err = uadjax('predict', *words, '--json')
+  assert (status, err) == (1, '')
+  (told,) = objects(out)
+  assert str(path) in told['error']
+  assert told['type'] in ('ModelError', 'DataError')
+
+
+def test_without_a_model_it_is_told_how_to_get_one(images, uadjax):
+  status, _, err = uadjax('--input', images)
+  assert status == 1
+  assert 'uadjax.main' in err
+
+
+def test_names_cannot_play_tricks(model, images, uadjax, tmp_path):
+  names = ['line\nbreak.png', '[red]x[\\red].png', '\x1b[2Jgone.png', 'caf\udce9.png']
+  for name in names:
+    shutil.copy(images / 'good' / '000.png', tmp_path / name)
+  status, out, _ = uadjax('predict', model, tmp_path, '--no-save', '--json')
+  assert status == 0
+  assert len(objects(out)) == len(names)
+  assert out.isascii()
+  status, out, _ = uadjax('predict', model, tmp_path, '--no-save')
+  assert status == 0
+  assert '\x1b' not in out
+  assert '[red]x' in out
+  assert len([line for line in out.splitlines() if '.png' in line]) == len(names)
+
+
+def test_a_fault_of_ours_is_told_as_such(model, images, capfd, monkeypatch):
+  def fail(*args, **options):
+    raise RuntimeError('out of memory')
+
+  monkeypatch.setattr(pipelines, 'create_pipeline', fail)
+  assert cli.main(['predict', str(model), str(images), '--json']) == 1
+  said = capfd.readouterr()
+  assert objects(said.out) == [{'error': 'out of memory', 'type': 'RuntimeError'}]
+  assert 'fault of uadjax' in said.err
+
+
+def test_a_data_set_is_checked(root, uadjax, tmp_path):
+  status, out, _ = uadjax('check', root / 'disc', '--output', tmp_path / 'out')
+  assert status == 0
+  assert 'Check dataset passed !' in out
+  assert re.search(r'to learn from +12', out)
+  left = json.loads((tmp_path / 'out' / 'check_dataset_result.json').read_text())
+  assert left['check_pass'] is True
+  assert (tmp_path / 'out' / left['analysis']['histogram']).is_file()
+
+  for name in ('one', 'two'):
+    shutil.copytree(root / 'disc', tmp_path / 'data' / name)
+  broken = tmp_path / 'data' / 'two' / 'train' / 'good' / '000.png'
+  broken.write_bytes(b'no image')
+  words = ('check', tmp_path / 'data', '--category', 'all')
+  status, out, _ = uadjax(*words)
+  assert status == 1
+  assert (out.count('Check dataset passed !'), out.count('Check dataset failed.')) == (1, 1)
+  assert any(str(broken) in line for line in out.splitlines())
+  status, out, _ = uadjax(*words, '--json')
+  assert status == 1
+  one, two = objects(out)
+  assert (one['check_pass'], two['check_pass']) == (True, False)
+  assert [problem['path'] for problem in two['problems']] == [str(broken)]
+  assert uadjax('check', tmp_path / 'nothing')[0] == 1
+
+
+def test_the_demo_set_takes_no_other_folders_place(uadjax, tmp_path):
+  assert uadjax('demo', tmp_path, '--size', 32)[0] == 0
+  assert uadjax('check', tmp_path / 'disc')[0] == 0
+  before = (tmp_path / 'disc' / 'train' / 'good' / '000.png').read_bytes()
+  status, _, err = uadjax('demo', tmp_path, '--size', 32, '--seed', 1)
+  assert status == 2
+  assert '--overwrite' in err
+  assert (tmp_path / 'disc' / 'train' / 'good' / '000.png').read_bytes() == before
+  assert uadjax('demo', tmp_path, '--size', 32, '--seed', 1, '--overwrite')[0] == 0
+  assert (tmp_path / 'disc' / 'train' / 'good' / '000.png').read_bytes() != before
+
+
+def test_weights_are_told_of_and_fetched(uadjax, tmp_path, monkeypatch):
+  content = b'weights'
+  digest = hashlib.sha256(content).hexdigest()
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  monkeypatch.setitem(pretrained.FILES, 'resnet18', f'resnet18-{digest[:8]}.pth')
+  fetched = []
+
+  def fetch(url, target, digest):
+    fetched.append(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+
+  monkeypatch.setattr(download, 'fetch', fetch)
+  status, out, _ = uadjax('weights', '--json')
+  assert status == 0
+  assert {one['name']: one['cached'] for one in objects(out)} == dict.fromkeys(
+    pretrained.FILES, False
+  )
+  assert fetched == []
+  for _ in range(2):
+    status, out, _ = uadjax('weights', 'resnet18')
+    assert status == 0
+    assert digest in out
+  assert fetched == [f'{pretrained.TORCHVISION}/resnet18-{digest[:8]}.pth']
+  path = files.cache() / 'weights' / f'resnet18-{digest[:8]}.pth'
+  path.write_bytes(b'damaged')
+  (told,) = (one for one in objects(uadjax('weights', '--json')[1]) if one['cached'])
+  assert (told['path'], told['whole']) == (str(path), False)
+
+
+def test_a_report_is_written(model, root, uadjax, tmp_path):
+  page = tmp_path / 'new' / 'r.html'
+  words = ('report', model, root, '--category', 'disc', '--output', page)
+  status, out, _ = uadjax(*words)
+  assert (status, out) == (0, f'Report: {page}\n')
+  assert '<html' in page.read_text()
+  told = json.loads(page.with_suffix('.json').read_text())
+  (found,) = objects(uadjax(*words, '--json', '--device=cpu')[1])
+  assert found['image_auroc'] == told['metrics']['image_auroc']
+
+
+@pytest.mark.parametrize('columns', [60, 80])
+@pytest.mark.parametrize('command', ['', *COMMANDS])
+def test_help_fits_and_shows_an_example(uadjax, monkeypatch, command, columns):
+  monkeypatch.setenv('COLUMNS', str(columns))
+  status, out, _ = uadjax(*command.split(), '--help')
+  assert status == 0
+  assert max(map(len, out.splitlines())) <= columns
+  assert 'Examples' in out
+  if columns == 80:
+    assert '…' not in out
+
+
+def test_what_is_completed_is_what_there_is():
+  assert set(options.MODELS) == set(detectors.TITLES)
+  assert set(options.BACKBONES) == set(pretrained.FILES)
+
+
+def test_signs_tell_labels_apart_without_colors():
+  assert len({sign for sign, _ in screen.SIGNS.values()}) == len(screen.SIGNS)
+
+
+def process(*words, **more):
+  """The command in a process of its own."""
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(jax.config.jax_compilation_cache_dir),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    **more.pop('env', {}),
+  }
+  streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **more}
+  code = [sys.executable, '-c', CODE, *map(str, words)]
+  return subprocess.Popen(code, text=True, env=environment, **streams)
+
+
+def test_help_and_version_and_completion_wait_for_neither_jax_nor_tensorflow():
+  code = """
+import os, sys
+from uadjax import cli
+print(cli.main(['--version']), cli.main(['--help']))
+os.environ |= {'_UADJAX_COMPLETE': 'complete_bash', 'COMP_CWORD': '4'}
+os.environ['COMP_WORDS'] = 'uadjax predict MODEL --device g'
+try:
+  cli.main([])
+except SystemExit:
+  pass
+print(sorted({'jax', 'numpy', 'tensorflow'} & sys.modules.keys()))
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  lines = done.stdout.splitlines()
+  assert lines[0].startswith('uadjax ')
+  assert '0 0' in lines
+  assert [line for line in lines if line.startswith('gpu')] == ['gpu', 'gpu:0', 'gpu:0,1']
+  assert lines[-1] == '[]'
+
+
+def test_a_reader_that_leaves_is_no_failure(model, images):
+  with process('predict', model, *[images] * 20, '--json', '--no-save') as reading:
+    assert json.loads(reading.stdout.readline())['label']
+    reading.stdout.close()
+    said = reading.stderr.read()
+  assert reading.returncode == 128 + signal.SIGPIPE
+  assert said == ''
+
+
+@pytest.fixture(scope='module')
+def many(images, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('many')
+  for number in range(300):
+    os.link(images / 'good' / '000.png', folder / f'{number:03d}.png')
+  return folder
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_what_is_stopped_leaves_whole_files(model, many, tmp_path, number):
+  with process('predict', model, many, '--save-path', tmp_path) as stopped:
+    first = stopped.stdout.readline()
+    stopped.send_signal(number)
+    out, err = stopped.stdout.read(), stopped.stderr.read()
+  assert stopped.returncode == 128 + number
+  assert 'Traceback' not in err
+  (told,) = map(int, re.findall(rf'{number.name}\. The first (\d+) of 300 images', err))
+  lines = [line for line in (first + out).splitlines() if line.endswith('.png')]
+  assert told - 1 <= len(lines) <= told < 300  # The last may have been counted, not yet told.
+  saved = sorted(path.name for path in tmp_path.iterdir())
+  assert not [name for name in saved if name.startswith('.')]
+  for image in range(told):
+    assert f'{image:03d}_res.png' in saved
+  for path in tmp_path.glob('*.json'):
+    assert json.loads(path.read_text())['label']
+
+
+@pytest.mark.parametrize('terminal', ['xterm-256color', 'dumb'])
+def test_bars_are_for_terminals_and_never_get_into_a_pipe(model, images, terminal):
+  ours, theirs = pty.openpty()
+  words = ('predict', model, *[images] * 4, '--json', '--no-save')
+  environment = {'TERM': terminal, 'NO_COLOR': '1'}
+  with process(*words, stderr=theirs, env=environment) as shown:
+    os.close(theirs)
+    out = shown.stdout.read()
+    said = b''
+    try:
+      while piece := os.read(ours, 4096):
+        said += piece
+    except OSError:  # How Linux says that the other end was closed.
+      pass
+  os.close(ours)
+  assert shown.returncode == 0
+  assert len(objects(out)) == 20
+  assert ('20/20' in said.decode()) == (terminal != 'dumb')
+  assert b'\x1b[3' not in said  # No color.
+  assert terminal != 'dumb' or b'\x1b' not in said

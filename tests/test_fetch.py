@@ -1,0 +1,395 @@
+"""Laws of fetching: from servers of our own on this machine."""
+
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from typing import NamedTuple
+
+from hypothesis import given, strategies as st
+import pytest
+
+from uadjax import fetch
+from uadjax.types import DataError
+
+CONTENT = bytes(range(256)) * 40
+HERE = fetch.Access(private=True, timeout_s=20.0)
+Answer = Callable[[str], Iterable[bytes]]  # Path -> what is sent, piece by piece.
+
+
+def whole(content: bytes = CONTENT, status: str = '200 OK', *headers: str) -> list[bytes]:
+  lines = [f'HTTP/1.1 {status}', f'Content-Length: {len(content)}', *headers]
+  return ['\r\n'.join([*lines, '', '']).encode() + content]
+
+
+def to(location: str) -> list[bytes]:
+  return whole(b'', '302 Found', f'Location: {location}')
+
+
+class Servers(NamedTuple):
+  """Starts servers.
+
+  Attributes:
+    asked: all requests so far.
+    stack: ends them.
+  """
+
+  asked: list[str]
+  stack: contextlib.ExitStack
+
+  def __call__(self, answer: Answer, context: ssl.SSLContext | None = None) -> str:
+    """Start one, and return its URL without a path."""
+    listener = self.stack.enter_context(socket.create_server(('127.0.0.1', 0)))
+
+    def talk(sock: socket.socket) -> None:
+      asked = b''
+      while b'\r\n\r\n' not in asked and (got := sock.recv(4096)):
+        asked += got
+      self.asked.append(asked.decode())
+      for piece in answer(asked.decode().split(' ')[1]):
+        sock.sendall(piece)
+
+    def accept() -> None:
+      with contextlib.suppress(OSError):  # The listener was shut.
+        while True:
+          sock, _ = listener.accept()
+          with contextlib.suppress(OSError), sock:  # The client went away, or did not trust.
+            if not context:
+              talk(sock)
+              continue
+            with context.wrap_socket(sock, server_side=True) as safe:
+              talk(safe)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    self.stack.callback(thread.join)
+    self.stack.callback(listener.shutdown, socket.SHUT_RDWR)
+    port = listener.getsockname()[1]
+    return f'{"https" if context else "http"}://127.0.0.1:{port}'
+
+
+@pytest.fixture
+def serve() -> Iterator[Servers]:
+  with contextlib.ExitStack() as stack:
+    yield Servers([], stack)
+
+
+@pytest.fixture
+def resolved(monkeypatch) -> dict[str, str]:
+  """Names and their addresses, for all that is looked up; the rest is as it is."""
+  table: dict[str, str] = {}
+  look_up = socket.getaddrinfo
+  monkeypatch.setattr(
+    socket,
+    'getaddrinfo',
+    lambda host, *args, **options: look_up(table.get(host, host), *args, **options),
+  )
+  return table
+
+
+def test_what_is_sent_comes_back(serve):
+  assert fetch.get(serve(lambda path: whole()) + '/a.png', HERE) == CONTENT
+  assert fetch.get(serve(lambda path: whole(b'')), HERE) == b''
+  until_closed = [b'HTTP/1.0 200 OK\r\n\r\n', CONTENT]
+  assert fetch.get(serve(lambda path: until_closed), HERE) == CONTENT
+  chunked = [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n']
+  chunked += [b'%x\r\n%b\r\n' % (len(part), part) for part in (CONTENT[:7], CONTENT[7:], b'')]
+  assert fetch.get(serve(lambda path: chunked), HERE) == CONTENT
+
+
+def test_an_answer_ends_where_it_says_and_not_when_the_server_closes(serve):
+  fetched = threading.Event()
+
+  def stays(path):
+    yield from whole()
+    fetched.wait(60)
+
+  assert fetch.get(serve(stays), HERE) == CONTENT
+  fetched.set()
+
+
+def test_the_request_says_no_more_than_it_must(serve, monkeypatch):
+  monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+  url = serve(lambda path: whole())
+  fetch.get(url + '/größe 1.png?q=a b&r=%20#part', HERE)
+  first, *lines = serve.asked[0].split('\r\n')
+  assert first == 'GET /gr%C3%B6%C3%9Fe%201.png?q=a%20b&r=%20 HTTP/1.1'
+  assert set(filter(None, lines)) == {
+    'Host: ' + url.removeprefix('http://'),
+    'User-Agent: uadjax',
+    'Accept: image/*',
+    'Accept-Encoding: identity',
+    'Connection: close',
+  }
+
+
+@pytest.mark.parametrize('announced', [True, False])
+def test_no_more_bytes_than_allowed(serve, announced):
+  plain = [b'HTTP/1.0 200 OK\r\n\r\n', CONTENT]
+  url = serve(lambda path: whole() if announced else plain)
+  assert fetch.get(url, HERE._replace(max_bytes=len(CONTENT))) == CONTENT
+  with pytest.raises(DataError, match=r'more than 10239 bytes; .*max_bytes'):
+    fetch.get(url, HERE._replace(max_bytes=len(CONTENT) - 1))
+
+
+def test_an_endless_answer_ends(serve):
+  def endless(path):
+    yield b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'
+    while True:
+      yield b'400\r\n' + bytes(1024) + b'\r\n'
+
+  with pytest.raises(DataError, match='more than 100000 bytes'):
+    fetch.get(serve(endless), HERE._replace(max_bytes=100_000))
+
+
+@pytest.mark.parametrize(
+  'start',
+  [b'HTTP', b'HTTP/1.1 200 OK\r\nA: ', b'HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n'],
+)
+def test_a_drip_is_cut(serve, start):
+  def drip(path):
+    yield start
+    while True:
+      time.sleep(0.02)
+      yield b'x'
+
+  with pytest.raises(DataError, match=r'takes longer than 0\.3 s; .*timeout_s'):
+    fetch.get(serve(drip), HERE._replace(timeout_s=0.3))
+
+
+def test_redirects_share_one_deadline(serve):
+  def slow(path):
+    time.sleep(0.2)
+    yield from to(f'/{path}')
+
+  with pytest.raises(DataError, match=r'takes longer than 0\.5 s'):
+    fetch.get(serve(slow), HERE._replace(timeout_s=0.5))
+
+
+@pytest.mark.parametrize(
+  ('answer', 'reason'),
+  [
+    ([b''], 'not whole, or no HTTP'),
+    ([b'\x89PNG\r\n\x1a\n'], 'not whole, or no HTTP'),
+    ([whole()[0][:-1]], 'not whole, or no HTTP'),
+    ([b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc'], 'not whole'),
+    (whole(b'', '404 No'), 'answers 404'),
+    (whole(b'', '206 Partial Content'), 'answers 206'),
+  ],
+)
+def test_broken_answers_are_refused(serve, answer, reason):
+  with pytest.raises(DataError, match=rf'^Cannot fetch http://127\.0\.0\.1:\d+/x: .*{reason}'):
+    fetch.get(serve(lambda path: answer) + '/x', HERE)
+
+
+def test_three_redirects_are_followed_and_a_fourth_is_not(serve):
+  url = serve(lambda path: whole() if path == '/0' else to(f'{int(path[1:]) - 1}'))
+  assert fetch.get(url + '/3', HERE) == CONTENT
+  with pytest.raises(DataError, match='more than 3 times'):
+    fetch.get(url + '/4', HERE)
+
+
+@pytest.mark.parametrize(
+  ('location', 'reason'),
+  [
+    ('http://inside.example/', r'leads to http://inside\.example/: .* not on the public internet'),
+    ('http://[::1]/', 'not on the public internet'),
+    ('file:///etc/passwd', "not 'file'"),
+    ('http://user:secret@outside.example/', 'a user or a password'),
+  ],
+)
+def test_every_redirect_is_checked(serve, resolved, monkeypatch, location, reason):
+  url = serve(lambda path: to(location)).replace('127.0.0.1', 'outside.example')
+  resolved.update({'outside.example': '127.0.0.1', 'inside.example': '127.0.0.2'})
+  public = fetch._public  # This machine has no public address: one of its own stands for it.
+  monkeypatch.setattr(fetch, '_public', lambda ip: ip == '127.0.0.1' or public(ip))
+  with pytest.raises(DataError, match=reason) as error:
+    fetch.get(url)
+  assert 'secret' not in str(error.value)
+  assert len(serve.asked) == 1
+
+
+@pytest.mark.parametrize(
+  'host',
+  [
+    'localhost', '127.0.0.1', '127.1', '2130706433', '0x7f000001', '0177.0.0.1', '0', '0.0.0.0',
+    '169.254.169.254', '10.1.2.3', '172.16.0.1', '192.168.0.1', '100.100.100.200', '224.0.0.1',
+    '240.0.0.1', '255.255.255.255', '[::]', '[::1]', '[::ffff:127.0.0.1]', '[::ffff:8.8.8.8]',
+    '[::127.0.0.1]', '[fe80::1]', '[fc00::1]', '[fec0::1]', '[ff02::1]', '[64:ff9b::7f00:1]',
+    '[64:ff9b:1::1]', '[2002:7f00:1::]', '[2001:0:7f00:1::]', '[2001:db8::1]', '１２７.0.0.1',
+  ],
+)  # fmt: skip
+def test_private_hosts_are_refused(monkeypatch, host):
+  monkeypatch.setattr(socket.socket, 'connect', None)  # Nothing may get as far.
+  with pytest.raises(DataError, match='not on the public internet; allow private'):
+    fetch.get(f'http://{host}/a.png')
+
+
+@pytest.mark.parametrize('address', ['127.0.0.1', '::1', '::ffff:10.0.0.1', '169.254.169.254'])
+def test_a_name_is_what_it_resolves_to(resolved, monkeypatch, address):
+  resolved['images.example.com'] = address
+  monkeypatch.setattr(socket.socket, 'connect', None)
+  with pytest.raises(DataError, match=r'images\.example\.com is not on the public internet') as e:
+    fetch.get('https://images.example.com/a.png')
+  assert address not in str(e.value)
+
+
+@given(st.ip_addresses())
+def test_public_addresses_are_a_few_blocks(address):
+  """No address is public that the registry calls private."""
+  assert not (fetch._public(str(address)) and address.is_private)
+
+
+@pytest.mark.parametrize('address', ['8.8.8.8', '93.184.216.34', '2606:4700:4700::1111'])
+def test_known_servers_are_public(address):
+  assert fetch._public(address)
+
+
+def test_a_host_is_looked_up_once_and_its_checked_address_used(serve, monkeypatch):
+  url = serve(lambda path: whole())
+  host, port = 'rebinding.example', int(url.rpartition(':')[2])
+  asked, dialed = [], []
+  connect = socket.socket.connect
+
+  def look_up(name, number, **options):
+    asked.append(name)
+    address = '93.184.216.34' if len(asked) == 1 else '127.0.0.1'  # First public, then not.
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (address, number))]
+
+  def dial(sock, place):
+    dialed.append(place)
+    connect(sock, ('127.0.0.1', port))
+
+  monkeypatch.setattr(socket, 'getaddrinfo', look_up)
+  monkeypatch.setattr(socket.socket, 'connect', dial)
+  assert fetch.get(f'http://{host}:{port}/') == CONTENT
+  assert asked == [host]
+  assert dialed == [('93.184.216.34', port)]
+  assert f'Host: {host}:{port}' in serve.asked[0]
+
+
+def test_private_addresses_of_a_public_name_are_left_out(serve, monkeypatch):
+  dialed = []
+
+  def dial(sock, place):
+    dialed.append(place[0])
+    raise ConnectionRefusedError(111, 'Connection refused')
+
+  places = ['127.0.0.1', '93.184.216.34', '10.0.0.1', '93.184.216.35']
+  found = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (place, 80)) for place in places]
+  monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **options: found)
+  monkeypatch.setattr(socket.socket, 'connect', dial)
+  with pytest.raises(DataError, match=r'Connection refused\.$'):
+    fetch.get('http://mixed.example/')
+  assert dialed == ['93.184.216.34', '93.184.216.35']
+
+
+@pytest.mark.parametrize(
+  ('url', 'reason'),
+  [
+    ('file:///etc/passwd', "not 'file'"),
+    ('ftp://example.com/a.png', "not 'ftp'"),
+    ('data:image/png;base64,AAAA', "not 'data'"),
+    ('gopher://127.0.0.1:6379/_', "not 'gopher'"),
+    ('http:///a.png', 'no host'),
+    ('http://user:secret@example.com/', 'a user or a password'),
+    ('http://user:sec/ret@example.com/', 'valid'),
+    ('http://user:secret@[::1/', 'valid'),
+    ('http://user:secret@exa\u2100mple.com/', 'valid'),
+    ('http://example.com:99999/', 'valid'),
+    ('http://' + 'a' * 64 + '.com/', 'valid'),
+    ('http://example.com/\udcff', 'valid'),
+  ],
+)
+def test_odd_urls_are_refused_and_tell_no_secret(monkeypatch, url, reason):
+  monkeypatch.setattr(socket, 'getaddrinfo', None)  # Nothing may get as far.
+  with pytest.raises(DataError, match=reason) as error:
+    fetch.get(url)
+  told = str(error.value).encode().decode()  # Can be written.
+  assert 'sec' not in told
+  assert 'AAAA' not in told
+
+
+def test_urls_can_be_forbidden():
+  with pytest.raises(DataError, match='not allowed here') as error:
+    fetch.get('https://me:secret@example.com/a.png?token=secret', fetch.Access(urls=False))
+  assert 'https://example.com/a.png?...' in str(error.value)
+  assert 'secret' not in str(error.value)
+
+
+@given(st.text() | st.text('ht:/@?#[]%.a1\n\\', max_size=30).map('http://'.__add__))
+def test_no_url_breaks_the_message(url):
+  assert fetch.shown(url).encode()
+
+
+@pytest.fixture(scope='module')
+def certificate(tmp_path_factory):
+  """A certificate for camera.example, signed by itself, and its key."""
+  folder = tmp_path_factory.mktemp('tls')
+  command = 'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9'
+  command += ' -subj /CN=camera.example -addext subjectAltName=DNS:camera.example'
+  try:
+    subprocess.run(
+      [*command.split(), '-keyout', folder / 'key', '-out', folder / 'crt'],
+      check=True,
+      capture_output=True,
+    )
+  except (OSError, subprocess.CalledProcessError) as error:
+    pytest.skip(f'needs openssl to make a certificate: {error}')
+  return folder / 'crt', folder / 'key'
+
+
+def test_tls_verifies_the_name_though_an_address_is_dialed(
+  serve, resolved, certificate, monkeypatch
+):
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+  context.load_cert_chain(*certificate)
+  url = serve(lambda path: whole(), context)
+  resolved.update({'camera.example': '127.0.0.1', 'other.example': '127.0.0.1'})
+  named = url.replace('127.0.0.1', 'camera.example')
+  with pytest.raises(DataError, match=r'certificate is not accepted: self.signed'):
+    fetch.get(named, HERE)
+  monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
+  assert fetch.get(named, HERE) == CONTENT
+  for wrong in (url, url.replace('127.0.0.1', 'other.example')):
+    with pytest.raises(DataError, match=r'certificate is not accepted: .*mismatch'):
+      fetch.get(wrong, HERE)
+
+  connect, port = socket.socket.connect, int(url.rpartition(':')[2])
+  dialed = []
+
+  def dial(sock, place):
+    dialed.append(place)
+    connect(sock, ('127.0.0.1', port))
+
+  monkeypatch.setattr(socket.socket, 'connect', dial)
+  assert fetch.get('https://camera.example/', HERE) == CONTENT
+  assert dialed == [('127.0.0.1', 443)]
+  assert '\r\nHost: camera.example\r\n' in serve.asked[-1]
+
+
+def test_a_drip_through_tls_is_cut(serve, resolved, certificate, monkeypatch):
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+  context.load_cert_chain(*certificate)
+
+  def drip(path):
+    yield b'HTTP/1.0 200 OK\r\n\r\n'
+    while True:
+      time.sleep(0.02)
+      yield b'x'
+
+  url = serve(drip, context).replace('127.0.0.1', 'camera.example')
+  resolved['camera.example'] = '127.0.0.1'
+  monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
+  with pytest.raises(DataError, match=r'takes longer than 0\.5 s'):
+    fetch.get(url, HERE._replace(timeout_s=0.5))
+
+
+def test_a_handshake_that_never_comes_is_cut():
+  with socket.create_server(('127.0.0.1', 0)) as listener:  # Accepts, and is silent.
+    url = f'https://127.0.0.1:{listener.getsockname()[1]}/'
+    with pytest.raises(DataError, match=r'takes longer than 0\.3 s'):
+      fetch.get(url, HERE._replace(timeout_s=0.3))

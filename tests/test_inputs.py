@@ -1,0 +1,428 @@
+"""Laws of what users give: everything becomes images, and nothing hostile does harm."""
+
+import collections
+import contextlib
+import io
+import itertools
+import os
+from pathlib import Path
+import socket
+import struct
+import threading
+import zipfile
+import zlib
+
+from hypothesis import given, strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax import fetch, inputs
+from uadjax.data import datasets, preprocess
+from uadjax.types import DataError
+
+RGB = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
+
+
+def encoded(kind: str = 'PNG') -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(RGB).save(file, kind)
+  return file.getvalue()
+
+
+PNG = encoded()
+
+
+def image(path: Path) -> Path:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(PNG)
+  return path
+
+
+def names(what) -> list[str]:
+  return [source.name for source in inputs.expand(what)]
+
+
+def only(what) -> inputs.Source:
+  (source,) = inputs.expand(what)
+  return source
+
+
+def refused(path: Path | np.ndarray, reason: str) -> None:
+  """Alone, a bad file is refused at once; among others, when it is read."""
+  with pytest.raises(DataError, match=reason):
+    inputs.read(only(path))
+  source, after = inputs.expand([path, RGB])
+  with pytest.raises(DataError, match=reason):
+    inputs.read(source)
+  assert inputs.read(after) is not None
+
+
+def test_the_same_image_is_the_same_pixels_however_it_is_given(tmp_path):
+  path = image(tmp_path / 'deep' / 'a.png')
+  opened = PNG, bytearray(PNG), memoryview(PNG)
+  for each in (path, str(path), os.fsencode(path).decode(), tmp_path, RGB, *opened):
+    for what in (
+      each,
+      [each],
+      ({'img': [each]},),
+      {'img': {'img': each}},
+      iter([each]),
+    ):
+      np.testing.assert_array_equal(inputs.read(only(what)), RGB)
+
+
+def test_a_folder_is_listed_as_a_data_set_is(tmp_path):
+  for name in ('10.png', '2.PNG', 'b/1.jpeg', 'b/c/x.TIF', 'a10/1.bmp', 'a9/1.webp', 'a9/2.tiff'):
+    image(tmp_path / name)
+  for name in ('notes.txt', '.hidden.png', '.git/x.png', 'png', 'x.png.gz', 'a9/Thumbs.db'):
+    image(tmp_path / name)
+  image(tmp_path / 'z.png' / 'inside.jpg')  # A folder may be called so.
+  (tmp_path / 'empty').mkdir()
+  found = list(inputs.expand(tmp_path))
+  assert [source.origin for source in found] == datasets.below(tmp_path)
+  assert [source.name for source in found] == [str(path) for path in datasets.below(tmp_path)]
+  assert len(found) == 8
+  for source in found:
+    assert tmp_path / source.inner / Path(source.name).name == source.origin
+
+
+def test_a_file_is_tried_whatever_its_name(tmp_path):
+  for name in ('scan', 'a.dat', '.hidden', 'a.png.bak'):
+    np.testing.assert_array_equal(inputs.read(only(image(tmp_path / name))), RGB)
+
+
+def test_lists_keep_their_order_and_what_has_no_name_is_numbered(tmp_path):
+  path, url = image(tmp_path / 'a.png'), 'http://example.com/a.png?x=1'
+  nested = [RGB, [url, PNG, ({'img': path}, RGB)], (RGB for _ in range(2)), {'img': [PNG, RGB]}]
+  expected = 'array_0000', url, 'bytes_0000', str(path), 'array_0001', 'array_0002', 'array_0003'
+  assert names(nested) == [*expected, 'bytes_0001', 'array_0004']
+  assert names([]) == names({'img': []}) == names([[], {'img': ()}]) == []
+  assert only(RGB).origin is RGB
+
+
+def test_inputs_are_taken_as_they_are_asked_for():
+  endless = (RGB for _ in itertools.count())
+  assert [source.name for source in itertools.islice(inputs.expand([endless]), 3)] == [
+    'array_0000', 'array_0001', 'array_0002',
+  ]  # fmt: skip
+
+
+def test_folders_are_listed_in_their_turn(tmp_path, monkeypatch):
+  for name in ('a/1.png', 'a/2.png', 'b/1.png', 'c/1.png'):
+    image(tmp_path / name)
+  listed = []
+  scan = os.scandir
+  monkeypatch.setattr(os, 'scandir', lambda path: listed.append(path) or scan(path))
+  found = inputs.expand(tmp_path)
+  assert next(found).origin == tmp_path / 'a/1.png'
+  assert listed == [tmp_path, tmp_path / 'a']
+
+
+def test_lists_may_be_deep_but_not_endless():
+  deep = [RGB]
+  for _ in range(20_000):
+    deep = [deep]
+  assert names(deep) == ['array_0000']
+  endless = [RGB]
+  endless.append([endless])
+  loop = {}
+  loop['img'] = loop
+  for what in (endless, loop):
+    with pytest.raises(DataError, match='contains itself'):
+      list(inputs.expand(what))
+  twice = [RGB]
+  assert len(names([twice, twice, [twice]])) == 3  # That is no loop.
+
+
+@given(st.recursive(st.just(RGB), lambda inner: st.lists(inner) | st.tuples(inner, inner)))
+def test_nesting_changes_nothing(what):
+  def count(item) -> int:
+    return 1 if isinstance(item, np.ndarray) else sum(map(count, item))
+
+  assert names(what) == [f'array_{number:04d}' for number in range(count(what))]
+
+
+@pytest.mark.parametrize(
+  ('what', 'reason'),
+  [
+    (None, 'type NoneType'),
+    (3.5, 'type float'),
+    ({1, 2}, 'type set'),
+    (object(), r"An image can be a path or URL .*, \{'img': any of these\}, or a list"),
+    ('', 'an empty path'),
+    ({'image': RGB}, r"key 'img'; this one has \['image'\]"),
+    (Image.fromarray(RGB), r'type Image as an image\. Pass numpy\.asarray\(\) of it\.'),
+    (io.BytesIO(PNG), r'type BytesIO as an image\. Pass what its read\(\) returns\.'),
+  ],
+)
+def test_wrong_types_are_named(what, reason):
+  for wrong in (what, [what], [RGB, (what,)]):
+    with pytest.raises(DataError, match=reason):
+      list(inputs.expand(wrong))
+
+
+def test_gray_arrays_are_repeated_and_strides_do_not_matter():
+  gray = RGB[..., 1]
+  for array in (gray, gray[..., None], np.asfortranarray(gray)):
+    np.testing.assert_array_equal(inputs.read(only(array)), np.stack([gray] * 3, -1))
+  turned = RGB[::-1, ::2]
+  np.testing.assert_array_equal(inputs.read(only(turned)), turned)
+
+
+@pytest.mark.parametrize(
+  ('array', 'way'),
+  [
+    (RGB / 255, r'type float64; .* Scale its values'),
+    (RGB.astype(np.uint16), r'uint16; .* Scale its values'),
+    (RGB > 99, r'bool; .* Scale its values'),
+    (np.array([['x']], object), r'object; .* Scale its values'),
+    (RGB[None], r'\(1, 23, 31, 3\) .* list\(array\)'),
+    (np.zeros((9, 9, 4), np.uint8), r'array\[\.\.\., :3\]'),
+    (np.zeros((3, 9, 9), np.uint8), r'transpose\(1, 2, 0\)'),
+    (np.zeros((9, 9, 2), np.uint8), 'Pass one of these shapes'),
+    (np.zeros((9, 0, 3), np.uint8), 'Pass one of these shapes'),
+    (np.zeros((0, 9), np.uint8), 'Pass one of these shapes'),
+    (np.zeros((1, 1, 9, 9, 3), np.uint8), 'Pass one of these shapes'),
+    (np.zeros(9, np.uint8), 'Pass one of these shapes'),
+    (np.zeros((), np.uint8), 'Pass one of these shapes'),
+  ],
+)
+def test_other_arrays_are_refused_with_the_way_out(array, way):
+  refused(array, rf'^Cannot read array_0000: its shape is .*{way}')
+
+
+def test_what_is_missing_is_refused_at_once_where_it_is_all(tmp_path):
+  for path in (tmp_path / 'no.png', str(tmp_path / 'no.png'), {'img': tmp_path / 'no'}):
+    with pytest.raises(DataError, match=r'Cannot read .*no.*: No such file or directory\.'):
+      inputs.expand(path)
+  refused(tmp_path / 'no.png', r'no\.png: No such file')
+  assert names({'img': [tmp_path / 'no.png']}) == [str(tmp_path / 'no.png')]
+  refused(tmp_path / 'a\0b.png', 'null')
+  refused(tmp_path / '\ud800.png', r'ud800\.png: ')
+  refused(tmp_path / ('x' * 300), 'name too long')
+  (tmp_path / 'sub').mkdir()
+  refused(tmp_path, r'no images in or below it; they must be \.jpg, ')
+
+
+def test_a_bad_file_in_a_folder_loses_no_other(tmp_path):
+  for name in ('1.png', '3.png', '9/1.png'):
+    image(tmp_path / name)
+  (tmp_path / '2.png').write_bytes(PNG[:-30])
+  (tmp_path / '4.png').touch()
+  (tmp_path / '5.png').symlink_to('nowhere')
+  (tmp_path / '6.png').symlink_to('6.png')
+  os.mkfifo(tmp_path / '7.png')
+  good, bad = [], {}
+  for source in inputs.expand(tmp_path):
+    try:
+      np.testing.assert_array_equal(inputs.read(source), RGB)
+      good.append(source.name.removeprefix(f'{tmp_path}/'))
+    except DataError as error:
+      bad[source.origin.name] = str(error)
+  assert good == ['1.png', '3.png', '9/1.png']
+  assert list(bad) == ['2.png', '4.png', '5.png', '6.png', '7.png']
+  reasons = 'truncated', 'empty', 'No such file', 'symbolic links', 'no file, but a pipe'
+  for (name, told), reason in zip(bad.items(), reasons, strict=True):
+    assert f'{tmp_path / name}: ' in told
+    assert reason in told
+
+
+def test_a_file_that_becomes_a_pipe_does_not_hang(tmp_path, monkeypatch):
+  path = tmp_path / 'a.png'
+  os.mkfifo(path)
+  monkeypatch.setattr(inputs.stat, 'S_ISREG', lambda mode: True)
+  with pytest.raises(DataError, match=r'a\.png: '):
+    inputs.read(inputs.Source(str(path), path))
+
+
+def test_a_folder_that_cannot_be_listed_is_told_of(tmp_path, monkeypatch):
+  for name in ('a/1.png', 'b/1.png', 'c/1.png'):
+    image(tmp_path / name)
+  scan = os.scandir
+
+  def guarded(path):
+    if Path(path).name == 'b':
+      raise PermissionError(13, 'Permission denied')
+    return scan(path)
+
+  monkeypatch.setattr(os, 'scandir', guarded)
+  found = list(inputs.expand(tmp_path))
+  assert [source.origin for source in found] == [
+    tmp_path / 'a/1.png', tmp_path / 'b', tmp_path / 'c/1.png',
+  ]  # fmt: skip
+  with pytest.raises(DataError, match='b'):
+    inputs.read(found[1])
+
+
+def test_loops_of_links_are_walked_once(tmp_path):
+  folders = [tmp_path / name for name in 'abcdefgh']
+  for folder in folders:
+    image(folder / f'{folder.name}.png')
+  for here, there in itertools.permutations(folders, 2):  # 8! ways to go around.
+    (here / f'to_{there.name}').symlink_to(there)
+  (tmp_path / 'up').symlink_to(tmp_path)
+  (tmp_path / 'itself').symlink_to('itself')
+  found = [source.origin.name for source in inputs.expand(tmp_path)]
+  assert sorted(found) == [f'{folder.name}.png' for folder in folders]
+
+
+HOSTILE = (
+  b'line\nbreak.png', b'-rf.png', '📷 ü.png'.encode(), b'\xff\xfe latin.png', b'x' * 246 + b'.png',
+  b'%s {0} $HOME `id`.png', b'..png', b' .png', b"'quote\".png", b'back\\slash.png', b'[a-z]*?.png',
+  b'\x1b[31mred.png', b'http:.png', '\u202egnp.exe.png'.encode(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_hostile_names_are_names(tmp_path, name):
+  path = Path(os.fsdecode(os.fsencode(tmp_path) + b'/' + name))
+  path.write_bytes(PNG)
+  source = only(path)
+  assert source.name.encode('utf-8')  # Can be written and printed.
+  np.testing.assert_array_equal(inputs.read(source), RGB)
+  path.write_bytes(b'damaged')
+  with pytest.raises(DataError) as error:
+    inputs.read(source)
+  assert source.name in str(error.value)
+  assert str(error.value).encode('utf-8')
+  if not name.startswith(b'.'):
+    assert only(tmp_path) == source
+
+
+def test_names_that_can_be_written_are_as_they_are(tmp_path):
+  assert only(image(tmp_path / '📷 ü\n\\.png')).name == str(tmp_path / '📷 ü\n\\.png')
+
+
+@pytest.mark.parametrize('path', ['/dev/zero', '/dev/null', '/dev/tty', '/proc/self/mem'])
+def test_devices_are_not_read(path):
+  if not Path(path).exists():
+    pytest.skip(f'has no {path}')
+  refused(Path(path), f'Cannot read {path}: ')
+
+
+def test_a_pipe_is_not_even_opened(tmp_path, monkeypatch):
+  os.mkfifo(tmp_path / 'pipe.png')
+  monkeypatch.setattr(os, 'open', None)
+  refused(tmp_path / 'pipe.png', 'no file, but a pipe')
+
+
+def test_pipes_and_sockets_do_not_hang(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.png')
+  refused(tmp_path / 'pipe.png', 'no file, but a pipe')
+  with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(tmp_path):
+    sock.bind('socket.png')  # A whole path may be too long for one.
+    refused(tmp_path / 'socket.png', r'socket\.png: it is no file')
+
+
+def archive() -> bytes:
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w') as packed:
+    packed.writestr('a.png', PNG)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    archive(),
+    zlib.compress(PNG, wbits=31),
+    b'%!PS-Adobe-3.0 EPSF-3.0\n',
+    b'GIF89a',
+    b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    b'%PDF-1.7',
+    bytes(999),
+  ],
+)
+def test_what_poses_as_an_image_is_refused(tmp_path, content):
+  path = tmp_path / 'a.png'
+  path.write_bytes(content)
+  reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
+  for what, told in (
+    (path, f'Cannot read {path}: {reason}.'),
+    (content, f'bytes_0000: Cannot read the image: {reason}.'),
+  ):
+    with pytest.raises(DataError) as error:
+      inputs.read(only(what))
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP'])
+def test_truncated_images_are_refused(tmp_path, kind):
+  content = encoded(kind)
+  for length in (0, 1, 20, len(content) // 2):
+    (tmp_path / 'a.png').write_bytes(content[:length])
+    for what, name in ((tmp_path / 'a.png', r'a\.png'), (content[:length], 'bytes_0000')):
+      with pytest.raises(DataError, match=f'{name}: '):
+        inputs.read(only(what))
+
+
+def claiming(width: int, height: int) -> bytes:
+  """A PNG of a few bytes that says it is large."""
+
+  def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+
+  header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  parts = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(bytes(99))), chunk(b'IEND', b'')
+  return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+@pytest.mark.parametrize('size', [(60_000, 60_000), (178_956_971, 1), (2**31 - 1, 2**31 - 1)])
+def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch, size):
+  path = tmp_path / 'a.png'
+  path.write_bytes(claiming(*size))
+  monkeypatch.setattr('PIL.ImageFile.ImageFile.load', None)
+  for what in (path, path.read_bytes()):
+    with pytest.raises(DataError, match=r'(a\.png|bytes_0000): .*178956970'):
+      inputs.read(only(what))
+
+
+def test_urls_are_fetched_as_access_allows(monkeypatch):
+  asked = []
+  monkeypatch.setattr(fetch, 'get', lambda url, access: asked.append((url, access)) or PNG)
+  access = fetch.Access(private=True)
+  source = only('HTTPS://Example.com/a.png')
+  np.testing.assert_array_equal(inputs.read(source, access), RGB)
+  np.testing.assert_array_equal(inputs.read(source), RGB)
+  assert asked == [(source.name, access), (source.name, fetch.PUBLIC)]
+
+
+@pytest.mark.parametrize('read', [inputs.read, lambda one: inputs.read(inputs.held(one))])
+def test_a_url_that_is_no_image_is_named_without_its_secrets(monkeypatch, read):
+  monkeypatch.setattr(fetch, 'get', lambda url, access: b'<html>')
+  with pytest.raises(
+    DataError, match=r'^http://example\.com/a\.png\?\.\.\.: .*not a JPEG'
+  ) as error:
+    read(only('http://example.com/a.png?token=secret'))
+  assert 'secret' not in str(error.value)
+
+
+@pytest.mark.parametrize('url', ['file:///etc/passwd', 'ftp://a/b.png', 's3://a/b', 'data:,x'])
+def test_other_schemes_are_no_paths(url):
+  with pytest.raises(DataError, match='only http and https'):
+    inputs.read(only(url))
+
+
+def test_many_threads_read_the_same(tmp_path):
+  found = list(inputs.expand([image(tmp_path / 'a.png'), PNG, RGB] * 20))
+  seen = collections.deque()
+  threads = [
+    threading.Thread(target=lambda part=part: seen.extend(map(inputs.read, part)))
+    for part in (found[::2], found[1::2])
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(seen) == 60
+  assert all(np.array_equal(pixels, RGB) for pixels in seen)
+
+
+@pytest.mark.real
+def test_real_images_are_the_same_from_path_folder_array_and_bytes(shared: Path):
+  folder = shared / 'data/mvtec_ad/screw/test/good'
+  first = next(inputs.expand(folder))
+  expected = preprocess.decode(first.origin)
+  for what in (first.origin, first.origin.read_bytes(), expected):
+    np.testing.assert_array_equal(inputs.read(only(what)), expected)

@@ -1,0 +1,155 @@
+"""From a name, a directory or a YAML file to a model; errors name the way out."""
+
+import pathlib
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import uadjax
+from uadjax import bundle, calibrate, config as configs, pipelines, score
+from uadjax.backbones import pretrained
+from uadjax.types import ConfigError, ModelError, Spec, UnknownName
+
+CONFIG = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'stfpm.py'
+NEW = """
+pipeline_name: anomaly_detection
+SubModules:
+  AnomalyDetection:
+    module_name: anomaly_detection
+    model_name: STFPM
+    model_dir: {directory}
+    batch_size: 3
+Serving:
+  visualize: False
+"""
+OLD = """
+Global:
+  pipeline_name: anomaly_detection
+  input: https://example.com/uad_grid.png
+Pipeline:
+  model: {directory}
+  batch_size: 3
+  device: "cpu:1"
+"""
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory):
+  config = configs.load(str(CONFIG), [('detector.layers', 'layer1'), ('data.ops', 'resize(32)')])
+  backbone, detector = bundle.assemble(config, Spec(32, 32))
+  variables = backbone.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+  fitted = detector.finish(detector.init(jax.random.key(2), variables))
+  normals = score.Peaks(('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25]))
+  limits = calibrate.from_normals(normals.image, normals.map, 0.01)
+  where = tmp_path_factory.mktemp('run') / 'model'
+  weights = pretrained.Provenance('resnet18', 'random', '')
+  bundle.save(where, config, fitted, limits, normals, weights)
+  return where
+
+
+@pytest.fixture
+def image():
+  return np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize('name', ['STFPM', 'stfpm', 'StFpM', ''])
+def test_names_are_known_in_any_case(directory, name, image):
+  model = uadjax.create_model(name, model_dir=directory, device='cpu')
+  assert next(model.predict(image)).label in ('OK', 'review', 'NG')
+
+
+def test_a_directory_is_a_name(directory):
+  assert uadjax.create_model(str(directory)).model.name == 'STFPM'
+
+
+def test_a_name_that_contradicts_the_directory_is_refused(directory):
+  with pytest.raises(ModelError, match='holds a STFPM, not a PatchCore'):
+    uadjax.create_model('patchcore', model_dir=directory)
+
+
+def test_an_unknown_name_lists_those_there_are():
+  with pytest.raises(UnknownName, match=r"'EfficientAD'.*PaDiM.*PatchCore.*STFPM.*directory"):
+    uadjax.create_model('EfficientAD')
+
+
+@pytest.mark.parametrize('name', ['', 'STFPM'])
+def test_without_a_model_the_command_that_fits_one_is_told(name):
+  with pytest.raises(ModelError, match=r'uadjax\.main --config=configs/'):
+    uadjax.create_model(name)
+
+
+def test_the_run_of_a_model_is_not_the_model(directory):
+  with pytest.raises(ModelError, match=r'is no model directory.*/model'):
+    uadjax.create_model(str(directory.parent))
+
+
+@pytest.mark.parametrize('text', [NEW, OLD])
+def test_both_forms_of_paddlex_are_read(directory, text, tmp_path, image):
+  path = tmp_path / 'mine.yaml'
+  path.write_text(text.format(directory=directory))
+  pipeline = uadjax.create_pipeline(pipeline=path)
+  assert pipeline.config.SubModules.AnomalyDetection.batch_size == 3
+  one = next(pipeline.predict(input=image))
+  same = next(uadjax.create_model(model_dir=directory).predict(image, batch_size=3))
+  assert one.score == same.score
+
+
+def test_the_device_of_the_file_holds_unless_another_is_named(directory, tmp_path):
+  path = tmp_path / 'mine.yaml'
+  path.write_text(OLD.format(directory=directory))
+  assert [one.id for one in uadjax.create_pipeline(path).model.devices] == [1]
+  assert [one.id for one in uadjax.create_pipeline(path, device='cpu:2').model.devices] == [2]
+
+
+def test_what_is_written_can_be_read_and_is_not_written_over(tmp_path):
+  path = pipelines.write(tmp_path / 'new')
+  assert path.name == 'anomaly_detection.yaml'
+  assert configs.plain(pipelines.read(path)) == configs.plain(pipelines.default())
+  with pytest.raises(ConfigError, match='is there already'):
+    pipelines.write(tmp_path / 'new')
+
+
+def test_the_content_of_a_file_may_be_given(directory):
+  settings = yaml.safe_load(NEW.format(directory=directory))
+  pipeline = uadjax.create_pipeline(config=settings, overrides={'batch_size': '5'})
+  assert pipeline.config.SubModules.AnomalyDetection.batch_size == 5
+
+
+@pytest.mark.parametrize(
+  ('key', 'near'),
+  [
+    ('SubModules.AnomalyDetection.batchsize', 'SubModules.AnomalyDetection.batch_size'),
+    ('pipeline_nam', 'pipeline_name'),
+    ('modeldir', 'model_dir'),
+  ],
+)
+def test_a_wrong_key_names_the_nearest(key, near):
+  with pytest.raises(ConfigError, match=f'{key}.*{near}'):
+    uadjax.create_pipeline(overrides={key: '1'})
+
+
+def test_a_value_of_another_type_is_refused():
+  with pytest.raises(ConfigError, match=r"batch_size must be a whole number, got 'many'"):
+    uadjax.create_pipeline(overrides={'batch_size': 'many'})
+
+
+def test_unknown_pipelines_are_refused(tmp_path):
+  with pytest.raises(UnknownName, match=r"'ocr'.*anomaly_detection"):
+    uadjax.create_pipeline('ocr')
+  (tmp_path / 'ocr.yaml').write_text('pipeline_name: ocr')
+  with pytest.raises(UnknownName, match=r"'ocr'.*anomaly_detection"):
+    uadjax.create_pipeline(tmp_path / 'ocr.yaml')
+  for text in ('[1, 2]', '{', ''):
+    (tmp_path / 'ocr.yaml').write_text(text)
+    with pytest.raises(ConfigError, match=r'ocr\.yaml'):
+      uadjax.create_pipeline(tmp_path / 'ocr.yaml')
+
+
+@pytest.mark.parametrize('name', ['use_hpip', 'enable_hpi'])
+def test_there_is_no_other_runtime_yet(directory, name):
+  settings = yaml.safe_load(NEW.format(directory=directory))
+  with pytest.raises(ConfigError, match='use_hpip'):
+    uadjax.create_pipeline(config=settings, **{name: True})

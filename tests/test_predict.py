@@ -1,0 +1,261 @@
+"""The same file has the same score whatever way it comes; a bad one loses no other."""
+
+import itertools
+import json
+from pathlib import Path
+import shutil
+import threading
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax import bundle, calibrate, create_model, main, predict, sharding
+from uadjax.data import demo, preprocess
+from uadjax.types import ConfigError, DataError, Scores
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+SMALL = (
+  '--config.data.ops=resize(32)',
+  '--config.detector.layers=layer1,layer2',
+  '--config.backbone.weights=random',
+  '--config.fit.batch_size=4',
+  '--config.evaluate.do_eval=false',
+)
+OPTIONS = {
+  'padim': ('--config.detector.channels=8',),
+  'patchcore': ('--config.detector.ratio=0.1',),
+  'stfpm': ('--config.fit.steps=3',),
+}
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+  return demo.draw(tmp_path_factory.mktemp('drawn'), size=48, train=12, test_good=2, test_defect=1)
+
+
+@pytest.fixture(scope='module', params=sorted(OPTIONS))
+def directory(request, drawn, tmp_path_factory):
+  """A model of each detector."""
+  workdir = tmp_path_factory.mktemp(request.param)
+  where = (f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}')
+  config = f'--config={CONFIGS / request.param}.py'
+  assert main.main([config, *SMALL, *OPTIONS[request.param], *where]) == 0
+  return workdir / 'model'
+
+
+@pytest.fixture(scope='module')
+def model(directory):
+  return create_model(model_dir=directory, device='cpu:0')
+
+
+@pytest.fixture(scope='module', params=['drawn', pytest.param('real', marks=pytest.mark.real)])
+def folder(request, drawn, tmp_path_factory):
+  """Images of several sizes, neither square nor of the network's size, in two folders."""
+  folder = tmp_path_factory.mktemp('images')
+  if request.param == 'drawn':
+    found = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:5]
+  else:
+    shared = request.getfixturevalue('shared') / 'data'
+    found = sorted((shared / 'originals').rglob('test/*/*.png'))[:2]
+    found += sorted((shared / 'mvtec_ad' / 'screw' / 'test').rglob('*.png'))[::40]
+  for number, path in enumerate(found):
+    inner = folder / ('b' if number % 2 else 'a')
+    inner.mkdir(exist_ok=True)
+    image = Image.fromarray(preprocess.decode(path))
+    image.crop((3 * number, 0, image.width, image.height - 5)).save(inner / f'{number}.png')
+  return folder
+
+
+@pytest.fixture
+def paths(folder):
+  return sorted(folder.rglob('*.png'))
+
+
+def told(results):
+  return [(one.input_path, one.score, one.label, one.anomaly_map.tobytes()) for one in results]
+
+
+def said(results):
+  """Without the names."""
+  return [one[1:] for one in told(results)]
+
+
+@pytest.mark.parametrize('rows', [1, 3])
+def test_a_file_has_one_score_whatever_way_it_comes(model, folder, paths, rows):
+  one_by_one = [said(model.predict(str(path), rows))[0] for path in paths]
+  assert said(model.predict(folder, rows)) == one_by_one
+  assert said(model.predict([*paths], rows)) == one_by_one
+  assert said(model.predict([[paths[0]], {'img': str(paths[1])}, paths[2:]], rows)) == one_by_one
+  arrays = [preprocess.decode(path) for path in paths]
+  assert said(model.predict(arrays, rows)) == one_by_one
+  assert said(model.predict((path.read_bytes() for path in paths), rows)) == one_by_one
+  # Other mates in the batch, and other places in it.
+  assert said(model.predict(paths[::-1], rows)) == one_by_one[::-1]
+
+
+def test_results_come_in_order_under_their_names(model, folder, paths):
+  results = list(model.predict(folder, 2))
+  assert [one.input_path for one in results] == [str(path) for path in paths]
+
+
+def test_batch_sizes_differ_by_rounding_alone(model, folder, paths):
+  alone = list(model.predict(folder, 1))
+  for rows in (2, 8):
+    for one, other in zip(alone, model.predict(folder, rows), strict=True):
+      assert other.score == pytest.approx(one.score, rel=1e-5)
+      assert other.label == one.label
+      scale = np.abs(one.anomaly_map).max()
+      np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, atol=1e-5 * scale, rtol=0)
+
+
+def test_a_model_that_is_opened_again_says_the_same(model, directory, folder, tmp_path):
+  moved = shutil.copytree(directory, tmp_path / 'elsewhere')
+  again = create_model(moved, device='cpu:0')
+  assert told(again.predict(folder, 2)) == told(model.predict(folder, 2))
+
+
+def test_several_devices_say_the_same_in_the_same_order(model, directory, folder):
+  several = create_model(model_dir=directory, device='cpu:0,3,5')
+  assert len(several.devices) == 3
+  assert told(several.predict([folder] * 4, 2)) == told(model.predict([folder] * 4, 2))
+
+
+def test_the_peak_at_original_size_is_that_at_network_size(model, folder):
+  for one in model.predict(folder):
+    h, w = one.size
+    y, x = np.unravel_index(one._map.argmax(), one._map.shape)
+    at_x, at_y = one.peak_at
+    assert at_y + 0.5 == pytest.approx((y + 0.5) * h / 32, abs=1.5 * h / 32)
+    assert at_x + 0.5 == pytest.approx((x + 0.5) * w / 32, abs=1.5 * w / 32)
+
+
+@pytest.mark.parametrize('rows', [1, 2, 3])
+def test_a_bad_file_loses_no_other_result(model, folder, paths, rows, tmp_path):
+  bad = tmp_path / 'bad.png'
+  bad.write_bytes(paths[0].read_bytes()[:200])
+  results = list(model.predict([paths[0], bad, tmp_path / 'absent.png', *paths[1:]], rows))
+  assert [bool(one.error) for one in results] == [False, True, True, *[False] * len(paths[1:])]
+  assert str(bad) in results[1].error
+  assert told([results[0], *results[3:]]) == told(model.predict(paths, rows))
+
+
+def test_strict_raises_for_a_bad_file(model, paths, tmp_path):
+  (tmp_path / 'bad.png').write_text('no image')
+  results = model.predict([paths[0], tmp_path / 'bad.png', paths[1]], strict=True)
+  assert next(results).input_path == str(paths[0])
+  with pytest.raises(DataError, match=r'bad\.png'):
+    next(results)
+
+
+def test_thresholds_may_be_overridden(directory, paths):
+  score = next(create_model(model_dir=directory).predict(paths[0])).score
+  for image, review, label in (
+    (score / 2, 0.0, 'NG'),
+    (2 * score, 0.0, 'review'),
+    (1e9, 1e9, 'OK'),
+  ):
+    own = create_model(model_dir=directory, threshold=image, review_threshold=review)
+    one = next(own.predict(paths[0]))
+    assert (one.label, one.threshold) == (label, image)
+
+
+def test_batch_size_must_be_positive(model, paths):
+  with pytest.raises(ConfigError, match='batch_size must be at least 1, got 0'):
+    model.predict(paths, 0)
+
+
+def means(fitted, images):
+  values = images.astype('float32')
+  return Scores(values.mean(3), values.mean((1, 2, 3)))
+
+
+class Stub:
+  """A predictor that says what the mean of an image is, and counts how many are on their way."""
+
+  def __init__(self):
+    self.most = self.read = self.yielded = 0
+    limits = calibrate.Limits(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
+    model = bundle.Model(
+      'Stub', None, preprocess.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
+    )
+    self.predictor = predict.open_on(model, sharding.devices('cpu')[:2])
+
+  def images(self, number):
+    for n in range(number):
+      self.read += 1
+      self.most = max(self.most, self.read - self.yielded)
+      yield np.full((5, 5, 3), n % 251, np.uint8)
+
+
+@pytest.mark.parametrize('rows', [1, 7])
+def test_what_is_on_its_way_is_bounded_and_in_order(rows):
+  stub = Stub()
+  for number, one in enumerate(stub.predictor.predict(stub.images(2000), rows)):
+    stub.yielded += 1
+    assert one.score == number % 251
+  assert stub.yielded == 2000
+  assert stub.most <= 10 * rows  # Five batches for either of two devices.
+
+
+def test_a_result_comes_before_the_next_image_does():
+  """As from a camera that waits."""
+  stub, gone = Stub(), threading.Event()
+
+  def camera():
+    yield np.full((5, 5, 3), 7, np.uint8)
+    assert gone.wait(60)
+
+  results = stub.predictor.predict(camera())
+  assert next(results).score == 7
+  gone.set()
+  assert list(results) == []
+
+
+def test_what_the_input_raises_is_raised():
+  def broken():
+    yield np.zeros((5, 5, 3), np.uint8)
+    raise ZeroDivisionError('of the camera')
+
+  results = Stub().predictor.predict(broken())
+  assert next(results).score == 0
+  with pytest.raises(ZeroDivisionError, match='of the camera'):
+    next(results)
+
+
+def test_leaving_early_leaves_no_thread_behind():
+  stub = Stub()
+  results = stub.predictor.predict(stub.images(10**9))
+  list(itertools.islice(results, 3))
+  results.close()
+  for _ in range(100):
+    if not [one for one in threading.enumerate() if one.name.startswith('uadjax')]:
+      break
+    time.sleep(0.1)
+  else:
+    pytest.fail(f'{threading.enumerate()}')
+
+
+def test_what_is_saved_is_what_was_yielded(model, folder, paths, tmp_path):
+  results = list(predict.saved(model.predict(folder, 2), tmp_path))
+  assert [one.input_path for one in results] == [str(path) for path in paths]
+  for path, one in zip(paths, results, strict=True):
+    place = tmp_path / path.relative_to(folder).parent
+    assert json.loads((place / f'{path.stem}_res.json').read_text())['score'] == one.score
+    with Image.open(place / f'{path.stem}_res.png') as picture:
+      assert picture.height >= one.size[0]
+
+
+def test_images_of_one_name_are_saved_under_several(tmp_path):
+  image = Image.new('RGB', (6, 6))
+  for name in ('one/x.png', 'two/x.jpg', 'two/x.png', 'three/X.bmp', 'three/x_2.png'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    image.save(tmp_path / name)
+  found = sorted(tmp_path.rglob('*.*'))
+  output = tmp_path / 'out'
+  assert len(list(predict.saved(Stub().predictor.predict(found), output))) == len(found)
+  assert len({path.name.casefold() for path in output.glob('*.json')}) == len(found)

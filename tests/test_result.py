@@ -1,0 +1,189 @@
+"""A verdict as a mapping, as JSON, as a picture, as files."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+
+import hypothesis
+from hypothesis import strategies
+from hypothesis.extra import numpy as arrays
+import numpy as np
+from PIL import Image
+import pytest
+
+from uadjax import calibrate, inputs
+from uadjax.data import preprocess
+from uadjax.result import regions, Result, run_lengths
+from uadjax.types import ConfigError
+
+LIMITS = calibrate.Limits(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
+OPS = preprocess.parse('resize(16)')
+
+
+def verdict(name='a/part.png', score=3.0, pixels=None, inner=''):
+  pixels = np.full((20, 30, 3), 90, np.uint8) if pixels is None else pixels
+  map = np.zeros((16, 16), np.float32)
+  map[4:8, 9:12] = 2.0
+  source = inputs.Source(name, pixels, Path(inner))
+  return Result(source, 'part', OPS, LIMITS, pixels.shape[:2], score, map)
+
+
+@pytest.fixture
+def unread():
+  return Result.unread(inputs.Source('b.png', b''), 'b', 'Cannot read b.png: it is empty.')
+
+
+def test_it_is_a_mapping_of_its_attributes():
+  one = verdict()
+  assert isinstance(one, Mapping)
+  assert list(one) == [
+    'input_path', 'score', 'label', 'threshold', 'pred', 'anomaly_map', 'regions',
+  ]  # fmt: skip
+  assert all(one[key] is getattr(one, key) for key in one if key not in ('pred',))
+  assert dict(one)['label'] == 'NG'
+  with pytest.raises(KeyError):
+    one['no_such_key']
+
+
+@pytest.mark.parametrize(('score', 'label'), [(1.0, 'OK'), (1.5, 'review'), (2.5, 'NG')])
+def test_the_label_follows_the_thresholds(score, label):
+  assert verdict(score=score).label == label
+
+
+def test_mask_and_map_have_the_original_size():
+  one = verdict()
+  assert one.pred.shape == one.anomaly_map.shape == (20, 30)
+  assert one.pred.dtype == np.uint8
+  assert one.anomaly_map.dtype == np.float32
+  np.testing.assert_array_equal(one.pred == 255, one.anomaly_map > LIMITS.pixel)
+  assert set(np.unique(one.pred)) == {0, 255}
+
+
+def test_nothing_outside_a_crop_is_marked():
+  source = inputs.Source('x', np.zeros((32, 64, 3), np.uint8))
+  ops = preprocess.parse('center_crop(16)')
+  one = Result(source, 'x', ops, LIMITS, (32, 64), 3.0, np.full((16, 16), 2.0, np.float32))
+  assert one.marked.any()
+  assert not one.marked[~one.seen].any()
+
+
+@hypothesis.given(arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=7)))
+def test_run_lengths_are_those_of_coco(mask):
+  told = run_lengths(mask)
+  flat = [bit for n, bit in zip(told['counts'], [0, 1] * 99, strict=False) for _ in range(n)]
+  assert told['size'] == list(mask.shape)
+  np.testing.assert_array_equal(np.array(flat, bool).reshape(mask.shape[::-1]).T, mask)
+
+
+@hypothesis.given(arrays.arrays(bool, (6, 7)), strategies.randoms(use_true_random=False))
+def test_regions_are_those_that_a_flood_finds(mask, random):
+  map = np.array([[random.random() for _ in range(7)] for _ in range(6)], np.float32)
+  left, expected = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}, []
+  while left:
+    seen, edge = set(), [left.pop()]
+    while edge:
+      y, x = edge.pop()
+      seen.add((y, x))
+      near = {(y + a, x + b) for a in (-1, 0, 1) for b in (-1, 0, 1)} & left
+      left -= near
+      edge += near
+    ys, xs = zip(*seen, strict=True)
+    at = max(seen, key=lambda p: (map[p], (-p[0], -p[1])))
+    box = (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+    expected.append((box, len(seen), float(map[at]), at[::-1]))
+  assert sorted(map_ for map_ in regions(mask, map)) == sorted(expected)
+
+
+def test_regions_come_with_the_largest_peak_first():
+  one = verdict()
+  map = np.zeros((16, 16), np.float32)
+  map[1:3, 1:3], map[12:15, 12:15] = 3.0, 5.0
+  one = Result(one._source, 'x', OPS, LIMITS, (16, 16), 3.0, map)
+  assert [region.peak for region in one.regions] == [5.0, 3.0]
+  assert one.regions[0].box == (12, 12, 15, 15)
+  assert one.regions[0].area == 9
+  assert one.peak_at == (12, 12)
+
+
+@pytest.mark.parametrize('masks', ['rle', 'nested', 'none'])
+def test_json_is_what_every_parser_reads(masks, tmp_path):
+  one = verdict()
+  path = one.save_to_json(tmp_path / 'x.json', masks=masks)
+  told = json.loads(path.read_text())
+  assert told == json.loads(json.dumps(one.to_json(masks)))
+  assert told['score'] == 3.0
+  assert told['regions'][0]['area'] == one.regions[0].area
+  if masks == 'nested':
+    np.testing.assert_array_equal(told['pred'], one.pred)
+  else:
+    assert ('pred' in told) == (masks == 'rle')
+
+
+def test_an_unknown_way_to_write_masks_is_refused():
+  with pytest.raises(ConfigError, match=r"'bits'.*choose from"):
+    verdict().to_json('bits')
+
+
+def test_the_attribute_is_what_is_saved(tmp_path):
+  one = verdict()
+  assert json.loads(one.save_to_json(tmp_path / 'x.json').read_text()) == json.loads(
+    json.dumps(one.json)
+  )
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+  one = verdict(score=float('nan'))
+  assert one.label == 'NG'  # It was never seen to be good.
+  assert json.loads(one.save_to_json(tmp_path / 'x.json').read_text())['score'] is None
+
+
+def test_printing_leaves_the_mask_out(capsys):
+  one = verdict(name='größe.png')
+  one.print(json_format=True, indent=2, ensure_ascii=False)
+  told = capsys.readouterr().out
+  assert json.loads(told)['pred'] == '...'
+  assert 'größe' in told
+  one.print(format_json=True, ensure_ascii=True)
+  assert 'gr\\u00f6' in capsys.readouterr().out
+  one.print(json_format=False)
+  assert capsys.readouterr().out == one.str + '\n'
+  assert one.str.count('\n') == 0
+  assert "'pred': '...'" in one.str
+
+
+def test_a_directory_takes_both_files_under_the_images_name(tmp_path):
+  one = verdict(inner='kinds/cut')
+  picture, told = one.save_all(tmp_path / 'new.d')
+  assert picture == tmp_path / 'new.d' / 'kinds' / 'cut' / 'part_res.png'
+  assert told == picture.with_suffix('.json')
+  assert sorted(picture.parent.iterdir()) == [told, picture]
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.tif', '.webp'])
+def test_the_picture_has_the_suffix_of_the_image(suffix, tmp_path):
+  one = verdict(name=f'a/part{suffix.upper()}')
+  path = one.save_to_img(tmp_path)
+  assert path == tmp_path / f'part_res{suffix}'
+  with Image.open(path) as picture:
+    assert picture.size == one.img['res'].size
+
+
+def test_a_picture_goes_into_the_file_that_is_named(tmp_path):
+  assert verdict().save_to_img(tmp_path / 'mine.png') == tmp_path / 'mine.png'
+  with pytest.raises(ConfigError, match=r'mine\.pdf.*\.png'):
+    verdict().save_to_img(tmp_path / 'mine.pdf')
+  assert [path.name for path in tmp_path.iterdir()] == ['mine.png']
+
+
+def test_what_could_not_be_read_says_why(unread, tmp_path, capsys):
+  assert dict(unread) == {'input_path': 'b.png', 'error': 'Cannot read b.png: it is empty.'}
+  assert unread.img == {}
+  assert [path.name for path in unread.save_all(tmp_path)] == ['b_res.json']
+  assert json.loads((tmp_path / 'b_res.json').read_text()) == dict(unread)
+  unread.print()
+  assert 'it is empty' in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_text_can_be_saved(tmp_path):
+  one = verdict(name='bad\udcff.png')
+  assert json.loads(one.save_to_json(tmp_path).read_text())['input_path'] == 'bad\udcff.png'

@@ -1,0 +1,102 @@
+"""A model against a test set, and all that is left of it for people: log, curves, report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+import shutil
+import tempfile
+import time
+from typing import Any
+
+from uadjax import bundle, curves, evaluate, report as reports, sharding, telemetry, trial
+from uadjax.report import gallery, provenance
+from uadjax.types import Config, ConfigError, Record
+
+_PICTURES = 200  # In a report that somebody asks for.
+
+
+def assess(
+  model: bundle.Model,
+  test: Sequence[Record],
+  config: Config,
+  workdir: Path,
+  timing: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+  """Evaluate; leave scores, pictures, curves and the report; what the result file tells.
+
+  Args:
+    model: what is evaluated.
+    test: what on; nothing is done without any.
+    config: of the run.
+    workdir: where things are left.
+    timing: seconds that it took to make the model, for the report.
+  """
+  told: dict[str, Any] = {'weights': model.weights._asdict()}
+  if not test:
+    telemetry.LOG.info('There are no test images: the model is not evaluated.')
+    return told
+  options, name = config.evaluate, label(config)
+  mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
+  threshold = config.data.mask_threshold
+  began = time.perf_counter()
+  found = evaluate.evaluate(
+    model, test, mesh, options.batch_size, threshold, workdir, options.save_pictures
+  )
+  seconds = time.perf_counter() - began
+  drawn = found.curves._replace(title=f'{model.name} on {len(test)} test images of {name}')
+  curves.draw(workdir / 'curves', drawn)
+  telemetry.LOG.info('%s: %s', name, _told(found.metrics))
+  telemetry.LOG.info('%s', curves.summary(drawn))
+  if options.report_pictures:
+    chosen = gallery.choose(test, drawn.scores, model.limits, options.report_pictures)
+    shots = gallery.shots(test, found.maps, chosen, model.ops, model.limits.pixel, threshold)
+    about = provenance.of(model, test, {**(timing or {}), 'evaluate_s': seconds})
+    reports.write(workdir / 'report.html', drawn, found.metrics, test, shots, about)
+    telemetry.LOG.info('Look at %s', workdir / 'report.html')
+  return {'metrics': found.metrics, 'timing': {'evaluate_s': seconds}, **told}
+
+
+def report(
+  model_dir: Path, dataset: Path, category: str, output: Path, device: str
+) -> dict[str, Any]:
+  """Evaluate a model on a data set, and leave nothing but the report; the metrics.
+
+  Args:
+    model_dir: of the model.
+    dataset: the root of a data set in any layout.
+    category: below it; '' where the root is one itself.
+    output: the page; beside it comes a JSON file of the same stem.
+    device: as `device` of a configuration.
+  """
+  model = bundle.load(model_dir)
+  config = model.config.copy_and_resolve_references().unlock()
+  config.device = device
+  config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})
+  config.evaluate.update({'save_pictures': 0, 'report_pictures': _PICTURES})
+  test = trial.tested(config)
+  if not test:
+    raise ConfigError(
+      f'{Path(dataset, category)} has no test images; there must be a folder test/good or '
+      'test/<defect>.'
+    )
+  with tempfile.TemporaryDirectory() as folder:
+    told = assess(model, test, config, Path(folder))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ('.json', '.html'):
+      shutil.copyfile(Path(folder) / f'report{suffix}', output.with_suffix(suffix))
+  return told['metrics']
+
+
+def label(config: Config) -> str:
+  """The category's name; of a root that is the category itself, the folder's."""
+  return Path(config.data.root, config.data.category).resolve().name
+
+
+def _told(found: Mapping[str, Any]) -> str:
+  numbers = [
+    f'{key} {value:.4f}{" (oracle)" if key in found["oracles"] else ""}'
+    for key, value in found.items()
+    if isinstance(value, float)
+  ]
+  counts = found['counts']
+  both = f'{counts["good"]} good and {counts["defective"]} defective test images'
+  return f'{", ".join(numbers) or "an AUROC needs both"} ({both})'

@@ -1,0 +1,255 @@
+"""The `uadjax` command: as users of PaddleX know it, without a command, and with commands.
+
+Help, version and completion are quick: whatever imports jax is imported inside the commands.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+import sys
+from typing import Annotated
+
+import typer
+
+import uadjax
+from uadjax.cli import options, running
+
+
+def _examples(*lines: str) -> str:
+  """The end of a help text."""
+  return '\n'.join(['Examples', *(f'  [cyan]{line}[/]' for line in lines)])
+
+
+app = typer.Typer(
+  context_settings={
+    'help_option_names': ['-h', '--help'],
+    'token_normalize_func': options.dashed,
+    'max_content_width': 100,
+  },
+  pretty_exceptions_enable=False,
+  rich_markup_mode='rich',
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Carry out a command; returns the exit status.
+
+  It is 0 where all went well, whatever the images look like; 1 where something failed, such as a
+  file that could not be read; 2 for a wrong option, value or key; 3 where --fail-on found what it
+  asks for; 130 and 143 where Ctrl-C and SIGTERM ended it.
+  """
+  words = sys.argv[1:] if argv is None else list(argv)
+  for stream in (sys.stdout, sys.stderr):
+    if stream is not None:  # Nor may a sign fail that the locale has not.
+      stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
+  try:
+    return app(words, prog_name='uadjax', standalone_mode=False) or 0
+  except typer.TyperException as error:
+    context = getattr(error, 'ctx', None)
+    as_json = '--json' in words  # Nothing else is sure to have been understood.
+    if context and not as_json:
+      print(context.get_usage(), file=sys.stderr)
+    running.complain(error, error.format_message(), as_json)
+    if context and not as_json:
+      print(f"Try '{context.command_path} --help'.", file=sys.stderr)
+    return error.exit_code
+
+
+def _show_version(wanted: bool) -> bool:
+  if wanted:
+    print(f'uadjax {uadjax.__version__}')
+    raise typer.Exit
+  return wanted
+
+
+@app.callback(
+  invoke_without_command=True,
+  epilog=_examples(
+    'uadjax --input photos/ --model_dir runs/bolts/model',
+    'uadjax predict runs/bolts/model photos/ --json | jq .score',
+    'uadjax predict --help',
+  ),
+)
+@running.told
+def root(
+  context: options.Context,
+  pipeline: options.Pipeline = 'anomaly_detection',
+  inputs: options.Inputs = None,
+  model: options.Model = None,
+  model_dir: options.ModelDirOption = None,
+  use_hpip: options.Hpi = False,
+  get_pipeline_config: options.GetConfig = None,
+  config_save_path: options.ConfigPath = None,
+  device: options.Device = None,
+  batch_size: options.BatchSize = None,
+  override: options.Overrides = None,
+  allow_private_urls: options.Private = False,
+  threshold: options.Threshold = None,
+  review_threshold: options.ReviewThreshold = None,
+  pixel_threshold: options.PixelThreshold = None,
+  save_path: options.SavePath = None,
+  no_pictures: options.NoPictures = False,
+  no_save: options.NoSave = False,
+  as_json: options.AsJson = False,
+  masks: options.Masks = None,
+  strict: options.Strict = False,
+  fail_on: options.FailOn = None,
+  version: Annotated[
+    bool,
+    typer.Option(
+      '--version', metavar='', is_eager=True, callback=_show_version, help='Show the version.'
+    ),
+  ] = False,
+):
+  """Find defects in images without ever having seen one.
+
+  Without a command it is spelled as in PaddleX.
+  A dash and an underscore in options are the same.
+  """
+  given = [name for name in context.params if _is_given(context, name)]
+  if context.invoked_subcommand:
+    if given:
+      name = next(p.opts[0] for p in context.command.params if p.name == given[0])
+      raise typer.BadParameter(f'write it after {context.invoked_subcommand!r}.', param_hint=name)
+  elif get_pipeline_config is not None:
+    _write_settings(get_pipeline_config, config_save_path or save_path or Path())
+  elif inputs:
+    from uadjax.cli import judging
+
+    named = {'model_name': model, 'model_dir': model_dir}
+    named = {key: str(value) for key, value in named.items() if value is not None}
+    judging.judge(inputs, pipeline, use_hpip, named, judging.wishes(context.params))
+  elif given:
+    raise typer.BadParameter('name an image, a URL or a folder.', param_hint='--input')
+  else:
+    print(context.get_help())
+
+
+def _is_given(context: options.Context, name: str) -> bool:
+  source = context.get_parameter_source(name)
+  return source is not None and source.name == 'COMMANDLINE'
+
+
+def _write_settings(name: str, folder: Path) -> None:
+  from uadjax import pipelines
+  from uadjax.types import UnknownName
+
+  if name not in pipelines.NAMES:
+    raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
+  print(f'Settings: {pipelines.write(folder)}')
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax predict runs/bolts/model photos/',
+    'uadjax predict runs/bolts/model a.png b.png --json --no-save',
+    'uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects',
+    'uadjax predict runs/bolts/model photos/ --threshold 0.8 --device gpu:0,1',
+  )
+)
+@running.told
+def predict(
+  context: options.Context,
+  model_dir: options.ModelDir,
+  inputs: options.Input,
+  device: options.Device = None,
+  batch_size: options.BatchSize = None,
+  override: options.Overrides = None,
+  allow_private_urls: options.Private = False,
+  threshold: options.Threshold = None,
+  review_threshold: options.ReviewThreshold = None,
+  pixel_threshold: options.PixelThreshold = None,
+  save_path: options.SavePath = None,
+  no_pictures: options.NoPictures = False,
+  no_save: options.NoSave = False,
+  as_json: options.AsJson = False,
+  masks: options.Masks = None,
+  strict: options.Strict = False,
+  fail_on: options.FailOn = None,
+):
+  """Judge images: OK, to be reviewed, or NG.
+
+  Exit status:
+    0  all well, whatever the images look like
+    1  an image or the model could not be read
+    2  a wrong option, value or setting
+    3  --fail-on found what it asks for
+  """
+  from uadjax.cli import judging
+
+  named = {'model_dir': str(model_dir)}
+  judging.judge(inputs, 'anomaly_detection', False, named, judging.wishes(context.params))
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax check bolts/',
+    'uadjax check mvtec_ad/ --category all --output checked/',
+  )
+)
+@running.told
+def check(
+  dataset: options.Dataset,
+  category: options.Category = '',
+  layout: options.Layout = 'auto',
+  output: options.CheckOutput = None,
+  as_json: options.AsJson = False,
+):
+  """Tell all that is wrong with a data set.
+
+  Exit status 1 where training would be refused.
+  """
+  from uadjax.cli import checking
+
+  checking.check(dataset, category, layout, output, as_json)
+
+
+@app.command(epilog=_examples('uadjax report runs/bolts/model bolts/ --output bolts.html'))
+@running.told
+def report(
+  model_dir: options.ModelDir,
+  dataset: options.Dataset,
+  category: options.Category = '',
+  output: options.ReportOutput = Path('report.html'),
+  device: options.Device = None,
+  as_json: options.AsJson = False,
+):
+  """Write one HTML page that shows how well a model does on a data set."""
+  with running.ready():
+    from uadjax import assess
+    from uadjax.cli import screen
+
+    found = assess.report(model_dir, dataset, category, output, device or 'auto')
+    if as_json:
+      screen.tell_json(found)
+    else:
+      screen.tell(f'Report: {running.printable(str(output))}')
+
+
+@app.command(epilog=_examples('uadjax demo washers/', 'uadjax check washers/disc'))
+@running.told
+def demo(
+  directory: Annotated[Path, typer.Argument(metavar='DIR', help='Where disc/ is written.')],
+  seed: options.Seed = 0,
+  size: options.Size = 256,
+  overwrite: options.Overwrite = False,
+):
+  """Draw a small data set, metal washers with and without defects, to try things on."""
+  with running.ready():
+    from uadjax.cli import preparing
+
+    preparing.draw(directory, seed, size, overwrite)
+
+
+@app.command(epilog=_examples('uadjax weights', 'uadjax weights resnet18'))
+@running.told
+def weights(name: options.Backbone = None, as_json: options.AsJson = False):
+  """Tell which backbone weights are in the cache, or download some into it.
+
+  The cache is ~/.cache/uadjax, or UADJAX_CACHE.
+  Copied to a machine without a network, it is
+  all that fitting needs there.
+  """
+  with running.ready():
+    from uadjax.cli import preparing
+
+    preparing.weights(name, as_json)

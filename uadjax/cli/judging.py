@@ -1,0 +1,134 @@
+"""Images judged, told and saved: what `uadjax predict` and the spelling without a command do."""
+
+import collections
+from collections.abc import Generator, Iterator, Mapping, Sequence
+import contextlib
+from pathlib import Path
+import sys
+import time
+from typing import Any, NamedTuple
+
+import typer
+
+from uadjax import fetch, inputs as sources, pipelines, predict, telemetry
+from uadjax.cli import running, screen
+from uadjax.result import Result
+from uadjax.types import Interrupted
+
+_FOUND = 3  # Exit status of --fail-on.
+
+
+class Wishes(NamedTuple):
+  """The options that both spellings have; see `options`."""
+
+  device: str | None
+  batch_size: int | None
+  override: Sequence[str] | None
+  allow_private_urls: bool
+  threshold: float | None
+  review_threshold: float | None
+  pixel_threshold: float | None
+  save_path: Path | None
+  no_pictures: bool
+  no_save: bool
+  as_json: bool
+  masks: str | None
+  strict: bool
+  fail_on: str | None
+
+
+def wishes(options: Mapping[str, Any]) -> Wishes:
+  """Pick them from all options of a command."""
+  return Wishes(**{name: options[name] for name in Wishes._fields})
+
+
+def judge(
+  inputs: Sequence[str], pipeline: str, use_hpip: bool, named: Mapping[str, str], own: Wishes
+) -> None:
+  """Judge images with a pipeline.
+
+  Args:
+    inputs: paths, URLs and folders.
+    pipeline: its name, or a YAML file.
+    use_hpip: run the exported graph.
+    named: settings that have options of their own.
+    own: all else.
+  """
+  if own.masks and not own.as_json:
+    raise typer.BadParameter('it is for the lines of --json.', param_hint='--masks')
+  folder = None if own.no_save else own.save_path or Path('output')
+  thresholds = ('threshold', 'review_threshold', 'pixel_threshold')
+  own_settings = {key: getattr(own, key) for key in thresholds if getattr(own, key) is not None}
+  with running.ready():
+    opened = pipelines.create_pipeline(
+      pipeline,
+      own.device,
+      use_hpip or None,
+      overrides={**_overrides(own.override or ()), **named, **own_settings},
+      access=fetch.Access(private=own.allow_private_urls),
+    )
+    given = inputs[0] if len(inputs) == 1 else list(inputs)
+    began = time.perf_counter()
+    results = opened.predict(given, own.batch_size, own.strict)
+    total = sum(1 for _ in sources.expand(given))
+    # Closed, so that what is being saved is whole before anything is said of it.
+    with contextlib.closing(_saved(results, folder, not own.no_pictures)) as saved:
+      counts = _told(saved, total, folder, own)
+  if not own.as_json:
+    _sum_up(counts, time.perf_counter() - began, opened.model.model.limits, folder)
+  _leave(counts, own.fail_on)
+
+
+def _overrides(words: Sequence[str]) -> dict[str, str]:
+  pairs = [word.partition('=') for word in words]
+  for key, given, _ in pairs:
+    if not given:
+      raise typer.BadParameter(f'{key!r} has no value; write KEY=VALUE.', param_hint='--override')
+  return {key: value for key, _, value in pairs}
+
+
+def _saved(
+  results: Iterator[Result], folder: Path | None, pictures: bool
+) -> Generator[Result, None, None]:
+  yield from results if folder is None else predict.saved(results, folder, pictures)
+
+
+def _told(
+  results: Iterator[Result], total: int, folder: Path | None, own: Wishes
+) -> collections.Counter[str]:
+  """Print each result; how many there are with each label."""
+  counts = collections.Counter[str]()
+  try:
+    for result in telemetry.track(results, total, 'Judging'):
+      counts[screen.UNREAD if result.error else result.label] += 1
+      if own.as_json:
+        screen.tell_json(result.to_json(own.masks or 'none'))
+      else:
+        screen.tell(screen.verdict(result))
+  except Interrupted as stopped:
+    judged = counts.total()
+    done = f' The first {judged} of {total} images were judged' if judged else ''
+    where = f'; their results are in {folder}' if judged and folder else ''
+    raise Interrupted(f'{stopped}{done}{where}{"." if done else ""}') from None
+  return counts
+
+
+def _sum_up(
+  counts: collections.Counter[str], seconds: float, limits: Any, folder: Path | None
+) -> None:
+  screen.tell(screen.summary(counts))
+  band = f', review above {limits.review:.4g}' if limits.review < limits.image else ''
+  rate = f'{counts.total() / seconds:.1f} images/s'
+  screen.tell(f'{rate}; NG above {limits.image:.4g}{band}.')
+  if folder:
+    screen.tell(f'Results: {running.printable(str(folder))}')
+
+
+def _leave(counts: collections.Counter[str], fail_on: str | None) -> None:
+  if unread := counts[screen.UNREAD]:
+    told = f'{unread} of {counts.total()} images could not be read.'
+    with contextlib.suppress(BrokenPipeError):
+      print(f'Error: {told}', file=sys.stderr)
+    raise typer.Exit(running.FAILED)
+  if fail_on and (counts['NG'] or (fail_on == 'review' and counts['review'])):
+    raise typer.Exit(_FOUND)

@@ -1,0 +1,207 @@
+"""The options of the `uadjax` command, each spelled and explained once.
+
+An underscore in an option is the same as a dash.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+  Context = typer.Context
+else:
+  Context = typer.Context.__base__  # What Typer really passes, whatever its annotation says.
+
+# Told here once more, for completion must not wait for jax; a test holds them to the originals.
+MODELS = ('PaDiM', 'PatchCore', 'STFPM')
+BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2')
+DEVICES = ('auto', 'cpu', 'gpu', 'gpu:0', 'gpu:0,1', 'tpu')
+
+_MODEL, _THRESHOLDS, _SAVING = 'Model', 'Thresholds', 'Results'
+_ONCE = 'Without a command'
+
+
+def dashed(word: str) -> str:
+  """The one spelling that options and commands are looked up by."""
+  return word.replace('_', '-')
+
+
+def _of_device(incomplete: str) -> list[str]:
+  return [device for device in DEVICES if device.startswith(incomplete)]
+
+
+def _of_model(incomplete: str) -> list[str]:
+  return [name for name in MODELS if name.lower().startswith(incomplete.lower())]
+
+
+def _of_backbone(incomplete: str) -> list[str]:
+  return [name for name in BACKBONES if name.startswith(incomplete)]
+
+
+Input = Annotated[
+  list[str],
+  typer.Argument(metavar='INPUT', help='Images, URLs or folders.'),
+]
+ModelDir = Annotated[
+  Path, typer.Argument(metavar='MODEL_DIR', help='RUN/model of the run that fitted it.')
+]
+Dataset = Annotated[
+  Path,
+  typer.Argument(metavar='DATASET', help='A category, or a folder of them (then --category).'),
+]
+
+# As users of PaddleX know them.
+Pipeline = Annotated[
+  str,
+  typer.Option(
+    metavar='NAME',
+    rich_help_panel=_ONCE,
+    show_default=False,
+    help='anomaly_detection, which is the default, or a YAML file.',
+  ),
+]
+Inputs = Annotated[
+  list[str] | None,
+  typer.Option(
+    '--input', metavar='WHAT', help='Image, URL or folder; may come again.',
+    rich_help_panel=_ONCE, show_default=False,
+  ),
+]  # fmt: skip
+Model = Annotated[
+  str | None,
+  typer.Option(
+    '--model', metavar='NAME', autocompletion=_of_model, rich_help_panel=_ONCE,
+    help=f'{", ".join(MODELS)}: what --model-dir must hold.',
+  ),
+]  # fmt: skip
+ModelDirOption = Annotated[
+  Path | None,
+  typer.Option(
+    '--model-dir', metavar='DIR', rich_help_panel=_ONCE,
+    help='RUN/model of the run that fitted it.',
+  ),
+]  # fmt: skip
+Hpi = Annotated[
+  bool,
+  typer.Option(
+    '--use-hpip', metavar='', help='Run the exported graph instead.', rich_help_panel=_ONCE
+  ),
+]
+GetConfig = Annotated[
+  str | None,
+  typer.Option(
+    '--get-pipeline-config', metavar='NAME', rich_help_panel=_ONCE,
+    help='Write a YAML file of settings into --save-path.',
+  ),
+]  # fmt: skip
+ConfigPath = Annotated[
+  Path | None,
+  typer.Option('--config-save-path', metavar='DIR', hidden=True),  # Of PaddleX, for the above.
+]
+
+Device = Annotated[
+  str | None,
+  typer.Option(
+    metavar='DEVICE', autocompletion=_of_device, rich_help_panel=_MODEL, show_default=False,
+    help='auto (default), cpu, gpu, gpu:0,1 or tpu.',
+  ),
+]  # fmt: skip
+BatchSize = Annotated[
+  int | None,
+  typer.Option(metavar='N', rich_help_panel=_MODEL, help='Images computed at once; default 1.'),
+]
+Overrides = Annotated[
+  list[str] | None,
+  typer.Option(
+    '--override', metavar='KEY=X', rich_help_panel=_MODEL, show_default=False,
+    help='Any setting of the pipeline; may come again.',
+  ),
+]  # fmt: skip
+Private = Annotated[
+  bool,
+  typer.Option(
+    '--allow-private-urls', metavar='', rich_help_panel=_MODEL,
+    help='Fetch from this machine and the local network, too.',
+  ),
+]  # fmt: skip
+
+Threshold = Annotated[
+  float | None,
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS, help='An image above it is NG.'),
+]
+ReviewThreshold = Annotated[
+  float | None,
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS, help='Above it, to be reviewed.'),
+]
+PixelThreshold = Annotated[
+  float | None,
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS, help='A pixel above it is marked.'),
+]
+
+SavePath = Annotated[
+  Path | None,
+  typer.Option(
+    metavar='DIR', rich_help_panel=_SAVING, show_default=False,
+    help='For pictures and JSON files; default output.',
+  ),
+]  # fmt: skip
+NoPictures = Annotated[
+  bool,
+  typer.Option('--no-pictures', help='Save JSON alone.', metavar='', rich_help_panel=_SAVING),
+]
+NoSave = Annotated[
+  bool,
+  typer.Option('--no-save', metavar='', rich_help_panel=_SAVING, help='Save nothing, only tell.'),
+]
+AsJson = Annotated[
+  bool,
+  typer.Option(
+    '--json', metavar='', rich_help_panel=_SAVING, help='Tell in JSON, an object per line.'
+  ),
+]
+Masks = Annotated[
+  Literal['rle', 'nested', 'none'] | None,
+  typer.Option(
+    rich_help_panel=_SAVING, show_default=False, metavar='HOW',
+    help='How --json holds masks: rle, nested or none (default).',
+  ),
+]  # fmt: skip
+Strict = Annotated[
+  bool,
+  typer.Option(
+    '--strict',
+    metavar='',
+    rich_help_panel=_SAVING,
+    help='Stop at the first image that cannot be read.',
+  ),
+]
+FailOn = Annotated[
+  Literal['ng', 'review'] | None,
+  typer.Option(
+    rich_help_panel=_SAVING, show_default=False, metavar='LABEL', case_sensitive=False,
+    help='ng: exit with status 3 if an image is NG; review: or is to be reviewed.',
+  ),
+]  # fmt: skip
+
+Category = Annotated[
+  str, typer.Option(metavar='NAME', show_default=False, help='A folder in DATASET, or all.')
+]
+Layout = Annotated[str, typer.Option(metavar='NAME', help='auto, mvtec, folder or seglist.')]
+CheckOutput = Annotated[
+  Path | None,
+  typer.Option(metavar='DIR', help='Leave sample pictures, a histogram and the result here.'),
+]
+ReportOutput = Annotated[Path, typer.Option(metavar='FILE', help='The page to write.')]
+Backbone = Annotated[
+  str | None,
+  typer.Argument(
+    metavar='NAME', autocompletion=_of_backbone, show_default=False,
+    help=f'To download: {", ".join(BACKBONES)}.',
+  ),
+]  # fmt: skip
+Seed = Annotated[int, typer.Option(metavar='N', help='Decides every picture.')]
+Size = Annotated[int, typer.Option(metavar='N', help='Side of the pictures in pixels.')]
+Overwrite = Annotated[
+  bool, typer.Option('--overwrite', metavar='', help='Replace DIR/disc if it is there.')
+]

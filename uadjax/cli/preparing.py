@@ -1,0 +1,65 @@
+"""What is needed before images are judged: something to try on, and weights to start from."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rich import text
+
+from uadjax import files
+from uadjax.backbones import pretrained
+from uadjax.cli import running, screen
+from uadjax.data import demo
+from uadjax.types import ConfigError, UnknownName
+
+
+def draw(directory: Path, seed: int, size: int, overwrite: bool) -> None:
+  """Draw the demo set, unless it would take the place of something."""
+  place = directory / demo.CATEGORY
+  if place.exists() and not overwrite:
+    raise ConfigError(f'{place} is there already; name another folder, or pass --overwrite.')
+  demo.draw(directory, seed, size=size)
+  screen.tell(f'Drawn: {running.printable(str(place))}')
+
+
+def weights(name: str | None, as_json: bool) -> None:
+  """Tell of one backbone's weights, which are downloaded where they are not there; or of all."""
+  if name is not None and name not in pretrained.FILES:
+    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(pretrained.FILES)}.')
+  if name is not None:
+    pretrained.published(name)
+  for arch in [name] if name else pretrained.FILES:
+    told = _about(arch)
+    if as_json:
+      screen.tell_json(told)
+      continue
+    for line in _lines(told):
+      screen.tell(line)
+
+
+def _about(arch: str) -> dict[str, Any]:
+  """What is known of the weights of a backbone, without downloading any."""
+  path = files.cache() / 'weights' / pretrained.FILES[arch]
+  told = {'name': arch, 'cached': path.is_file(), 'path': str(path)}
+  told['source'] = f'{pretrained.TORCHVISION}/{path.name}'
+  if not told['cached']:
+    return told
+  with path.open('rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+  whole = found.startswith(path.stem.rpartition('-')[2])
+  return {**told, 'bytes': path.stat().st_size, 'sha256': found, 'whole': whole}
+
+
+def _lines(told: dict[str, Any]) -> list[text.Text]:
+  """The same for people; paths and hashes at the end of lines, where they can be copied."""
+  if not told['cached']:
+    way = f'not in the cache; get it: uadjax weights {told["name"]}'
+    return [text.Text.assemble((f'· {told["name"]:<16}', 'dim'), way)]
+  sign, style = screen.SIGNS['OK' if told['whole'] else 'NG']
+  size = f'{told["bytes"] / 1e6:.0f} MB'
+  state = size if told['whole'] else f'{size}, damaged: get it anew: uadjax weights {told["name"]}'
+  return [
+    text.Text.assemble((f'{sign} {told["name"]:<16}', style), state),
+    text.Text(f'  {running.printable(told["path"])}'),
+    text.Text(f'  sha256 {told["sha256"]}', 'dim'),
+  ]

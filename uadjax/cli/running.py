@@ -1,0 +1,82 @@
+"""Around every command: what JAX needs before it computes, signals, and how failures are told."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import typer
+
+FAILED, MISUSED = 1, 2
+_SIGNALED = 128  # As shells have it: plus the number of the signal.
+
+
+def told(command: Callable[..., None]) -> Callable[..., None]:
+  """Make a command tell of its failures in one message, and exit with their status."""
+
+  @functools.wraps(command)
+  def careful(*args: Any, **options: Any) -> None:
+    try:
+      command(*args, **options)
+    except (typer.TyperException, typer.Exit, SystemExit):
+      raise
+    except BrokenPipeError:
+      leave_stdout()
+      raise typer.Exit(_SIGNALED + signal.SIGPIPE) from None
+    except BaseException as error:  # Interrupted is no Exception.
+      raise typer.Exit(_tell(error, options.get('as_json', False))) from None
+
+  return careful
+
+
+@contextlib.contextmanager
+def ready() -> Iterator[None]:
+  """Be ready to compute, to be interrupted, and to log to stderr."""
+  from uadjax import hostmemory, interrupts, sharding, telemetry
+
+  hostmemory.keep_pages()
+  sharding.cpu_devices_of_cores()
+  with interrupts.raised(), telemetry.logging_to():
+    yield
+
+
+def complain(error: BaseException, message: str, as_json: bool) -> None:
+  """Say what is wrong: to people on stderr, in one piece; to machines as an object on stdout."""
+  if as_json:
+    print(json.dumps({'error': message, 'type': type(error).__name__}), flush=True)
+  else:
+    print('Error:', printable(message, but='\n'), file=sys.stderr)
+
+
+def printable(string: str, but: str = '') -> str:
+  """Escape what would move the cursor or color the terminal, and what is no UTF-8."""
+  return ''.join(
+    c if c.isprintable() or c in but else c.encode('unicode_escape').decode('ascii') for c in string
+  )
+
+
+def leave_stdout() -> None:
+  """Let what is yet to be flushed go nowhere: nobody reads it."""
+  with contextlib.suppress(OSError, ValueError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(error: BaseException, as_json: bool) -> int:
+  """The exit status of a failure, which is told."""
+  from uadjax import telemetry, types
+
+  if isinstance(error, KeyboardInterrupt):  # Before signals were taken care of.
+    error = types.Interrupted(f'Stopped by {signal.SIGINT.name}.')
+  known = types.UserError, types.Interrupted, OSError
+  if as_json or isinstance(error, known):
+    complain(error, str(error), as_json)
+  if not isinstance(error, known):
+    telemetry.report(error, None)  # pyright: ignore[reportArgumentType]
+  if isinstance(error, types.Interrupted):
+    stopped = (number for number in (signal.SIGINT, signal.SIGTERM) if number.name in str(error))
+    return _SIGNALED + next(stopped, signal.SIGINT)
+  return MISUSED if isinstance(error, types.ConfigError | types.UnknownName) else FAILED

@@ -1,0 +1,61 @@
+"""What commands print: for people in color where there is a terminal, for machines as lines."""
+
+from collections.abc import Mapping
+import sys
+from typing import Any
+
+from rich import box, console, table, text
+
+from uadjax import files, telemetry
+from uadjax.cli import running
+from uadjax.result import Result
+
+UNREAD = 'unreadable'
+
+# A sign besides the color, which not everyone sees, nor every terminal shows.
+SIGNS = {'OK': ('✓', 'green'), 'review': ('?', 'yellow'), 'NG': ('✗', 'bold red')}
+SIGNS |= {UNREAD: ('!', 'magenta')}
+_WIDTH = max(map(len, SIGNS))
+_OUT = console.Console(highlight=False)
+
+
+def tell(what: str | text.Text | table.Table) -> None:
+  """Print for people. Lines are not broken, so that paths can be copied."""
+  if sys.stdout and sys.stdout.isatty() and telemetry.draws():
+    telemetry.CONSOLE.print(what, soft_wrap=True, highlight=False, markup=False)  # Above a bar.
+    return
+  with _OUT.capture() as caught:  # It answers a reader who left with an exit of its own.
+    _OUT.print(what, soft_wrap=True, markup=False)
+  print(caught.get(), end='', flush=True)
+
+
+def tell_json(value: Any) -> None:
+  """Print for machines: one line, in ASCII, whatever the locale and the names of files are."""
+  # Newlines stand between items alone: those in strings are escaped.
+  print(files.to_json(value, 0, ensure_ascii=True).replace('\n', ''), flush=True)
+
+
+def verdict(result: Result) -> text.Text:
+  """One line of an image, its path at the end, where it may be long."""
+  if result.error:
+    return _labeled(UNREAD, result.error)
+  return _labeled(result.label, f'{result.score:>10.4g}  {result.input_path}')
+
+
+def _labeled(label: str, rest: str) -> text.Text:
+  sign, style = SIGNS[label]
+  return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', running.printable(rest))
+
+
+def summary(counts: Mapping[str, int]) -> table.Table:
+  """How many images have which label."""
+  rows = table.Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1))
+  total = sum(counts.values())
+  rows.add_column('label', 'images')
+  rows.add_column('number', str(total), justify='right')
+  rows.add_column('share', justify='right')
+  for label, (sign, style) in SIGNS.items():
+    if (count := counts[label]) or label in ('OK', 'NG'):
+      share = f'{count / total:.1%}' if total else ''
+      rows.add_row(text.Text(f'{sign} {label}', style), str(count), share)
+  return rows

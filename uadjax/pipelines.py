@@ -1,0 +1,218 @@
+"""From a name to a model that is ready: `create_model` and `create_pipeline`."""
+
+from collections.abc import Mapping
+import difflib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from ml_collections.config_dict import config_dict
+import yaml
+
+from uadjax import bundle, calibrate, config as configs, detectors, fetch, files, predict, sharding
+from uadjax.types import Config, ConfigError, ModelError, UnknownName
+
+NAMES = ('anomaly_detection',)
+_OWN = 'python -m uadjax.main --config=configs/patchcore.py --config.data.root=DIR'
+
+
+def create_model(
+  model_name: str | Path = '',
+  model_dir: str | Path | None = None,
+  device: str | None = 'auto',
+  *,
+  threshold: float | None = None,
+  review_threshold: float | None = None,
+  pixel_threshold: float | None = None,
+  access: fetch.Access = fetch.PUBLIC,
+) -> predict.Predictor:
+  """Open a model directory for `predict`.
+
+  Args:
+    model_name: 'STFPM', 'PaDiM' or 'PatchCore' in any case; or a model directory.
+    model_dir: where the model lies, `<workdir>/model` of the run that fitted it.
+    device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'; several share the work.
+    threshold: instead of the one that the model was calibrated to; so the next two.
+    review_threshold: images above it, and not NG, are to be reviewed.
+    pixel_threshold: pixels above it are marked.
+    access: which URLs may be read.
+
+  Raises:
+    UnknownName: no detector has this name, and no directory either.
+    ModelError: the directory is not there, not whole, or of another detector.
+    ConfigError: there is no such device, or a threshold is no number.
+  """
+  name, directory = _which(str(model_name), model_dir)
+  devices = sharding.devices(device or 'auto')
+  if name and (there := bundle.about(directory).name) != name:
+    raise ModelError(
+      f'{directory} holds a {there}, not a {name}; leave the name out, or name another directory.'
+    )
+  with jax.default_device(devices[0]):
+    model = bundle.load(directory)
+  limits = calibrate.override(model.limits, threshold, review_threshold, pixel_threshold)
+  return predict.open_on(model._replace(limits=limits), devices, access)
+
+
+class Pipeline(NamedTuple):
+  """A model with its settings.
+
+  Attributes:
+    config: the settings, as the YAML file has them.
+    model: what carries them out.
+  """
+
+  config: Config
+  model: predict.Predictor
+
+  def predict(self, input: Any, batch_size: int | None = None, strict: bool = False):
+    """Yield a result for each image, in order; see `Predictor.predict`."""
+    own = self.config.SubModules.AnomalyDetection.batch_size
+    return self.model.predict(input, own if batch_size is None else batch_size, strict)
+
+
+def create_pipeline(
+  pipeline: str | Path = NAMES[0],
+  device: str | None = None,
+  use_hpip: bool | None = None,
+  *,
+  config: Mapping[str, Any] | None = None,
+  enable_hpi: bool | None = None,
+  overrides: Mapping[str, Any] | None = None,
+  access: fetch.Access = fetch.PUBLIC,
+) -> Pipeline:
+  """Make a pipeline from its name, a YAML file, or the content of one.
+
+  Args:
+    pipeline: 'anomaly_detection', or a YAML file in either form of PaddleX.
+    device: as for `create_model`; None for that of the file.
+    use_hpip: run an exported graph on an inference runtime.
+    config: the content of a YAML file, instead of one.
+    enable_hpi: another name of `use_hpip`.
+    overrides: value by dotted key, such as 'SubModules.AnomalyDetection.model_dir', or by the last
+      part of one.
+    access: which URLs may be read.
+
+  Raises:
+    ConfigError: an unknown key (with the nearest valid one), or a value that is not of its type.
+    UnknownName, ModelError: as `create_model`.
+  """
+  settings = read(pipeline) if config is None else _filled(config, 'config')
+  for key, value in (overrides or {}).items():
+    configs.assign(settings, _full(settings, key), value)
+  for fast in (use_hpip, enable_hpi):
+    settings.use_hpip = settings.use_hpip if fast is None else fast
+  if settings.use_hpip:
+    raise ConfigError('use_hpip is not there yet; leave it out.')
+  settings.device = device or settings.device
+  own = settings.SubModules.AnomalyDetection
+  thresholds = own.threshold, own.review_threshold, own.pixel_threshold
+  kinds = ('threshold', 'review_threshold', 'pixel_threshold')
+  model = create_model(
+    own.model_name, own.model_dir, settings.device, access=access,
+    **dict(zip(kinds, thresholds, strict=True)),
+  )  # fmt: skip
+  return Pipeline(settings.lock(), model)
+
+
+def default() -> Config:
+  """The settings that a YAML file may have."""
+  return ml_collections.ConfigDict(
+    {
+      'pipeline_name': NAMES[0],
+      'device': 'auto',
+      'use_hpip': False,
+      'SubModules': {
+        'AnomalyDetection': {
+          'module_name': 'anomaly_detection',
+          'model_name': '',
+          'model_dir': '',
+          'batch_size': 1,
+          'threshold': config_dict.placeholder(float),
+          'review_threshold': config_dict.placeholder(float),
+          'pixel_threshold': config_dict.placeholder(float),
+        }
+      },
+      'Serving': {'visualize': True},
+    }
+  )
+
+
+def read(pipeline: str | Path) -> Config:
+  """The settings of a name or a YAML file, with defaults for what it leaves out."""
+  if str(pipeline) in NAMES:
+    return default()
+  path = Path(pipeline)
+  if path.suffix not in ('.yaml', '.yml'):
+    raise UnknownName(
+      f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or name a YAML file, which '
+      '`uadjax --get_pipeline_config anomaly_detection` writes.'
+    )
+  try:
+    values = yaml.safe_load(path.read_text(encoding='utf-8'))
+  except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    raise ConfigError(f'{path} cannot be read as a pipeline: {error}') from None
+  return _filled(values, str(path))
+
+
+def write(folder: str | Path) -> Path:
+  """Leave the settings as a YAML file to start from."""
+  path = Path(folder) / f'{NAMES[0]}.yaml'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.exists():
+    raise ConfigError(f'{path} is there already; move it away, or name another folder.')
+  files.write_text(path, configs.to_yaml(default()))
+  return path
+
+
+# Of PaddleX 3.0-beta, whose files are about.
+_OLD = {
+  'Global.pipeline_name': 'pipeline_name',
+  'Pipeline.model': 'SubModules.AnomalyDetection.model_name',
+  'Pipeline.batch_size': 'SubModules.AnomalyDetection.batch_size',
+  'Pipeline.device': 'device',
+  'Pipeline.use_hpip': 'use_hpip',
+}
+_MEANINGLESS = ('Global.input', 'Pipeline.pp_option', 'Pipeline.hpi_params')
+_RENAMED = {'enable_hpi': 'use_hpip', 'Pipeline.enable_hpi': 'use_hpip'}
+
+
+def _filled(values: Any, where: str) -> Config:
+  if not isinstance(values, Mapping):
+    raise ConfigError(f'{where} holds no pipeline: expected sections such as SubModules.')
+  settings = default()
+  for key, value in configs.flat(values).items():
+    if value is not None and key not in _MEANINGLESS:
+      configs.assign(settings, _OLD.get(key) or _RENAMED.get(key) or key, value)
+  if settings.pipeline_name not in NAMES:
+    raise UnknownName(f'{where}: unknown pipeline {settings.pipeline_name!r}; choose from {NAMES}.')
+  return settings
+
+
+def _full(settings: Config, key: str) -> str:
+  """The dotted key of its last part; also of one that is nearly that."""
+  if '.' in key or key in settings:
+    return key
+  parts = {full.split('.')[-1]: full for full in configs.keys(settings)}
+  near = difflib.get_close_matches(key, parts, 1)
+  if near and key not in parts:
+    raise ConfigError(f'Unknown config key {key!r}; did you mean {near[0]!r}?')
+  return parts.get(key, key)
+
+
+def _which(name: str, directory: str | Path | None) -> tuple[str, Path]:
+  """The detector's title, '' for any, and the model directory."""
+  known = {title.lower(): title for title in detectors.TITLES}
+  if not directory and Path(name).is_dir() and name:
+    return '', Path(name)
+  if name and name.lower() not in known:
+    raise UnknownName(
+      f'Unknown model {name!r}; choose from {sorted(known.values())}, or name a model directory.'
+    )
+  if not directory:
+    raise ModelError(
+      f'No model was named. Fit one on a folder of good images with `{_OWN}`, and name its '
+      'directory: model_dir=RUN/model.'
+    )
+  return known.get(name.lower(), ''), Path(directory)

@@ -1,0 +1,311 @@
+"""The verdict on one image: a mapping that prints, draws and saves itself.
+
+What is large, the map and the mask at original size, is made when it is asked for: a list of a
+hundred thousand results holds their maps at network size only.
+
+Letters: h w the original, height width the network image.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import functools
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+from jaxtyping import Bool, Float, UInt8
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from uadjax import calibrate, files, inputs, metrics, verdict
+from uadjax.data import preprocess
+from uadjax.types import ConfigError
+
+MASKS = ('rle', 'nested', 'none')  # How JSON holds a mask.
+_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+
+
+class Region(NamedTuple):
+  """Marked pixels that touch each other, at a corner at least.
+
+  Attributes:
+    box: left, top, right, bottom in pixels of the original; the last two are just outside.
+    area: number of pixels.
+    peak: the largest map value.
+    at: where that is, x and y.
+  """
+
+  box: tuple[int, int, int, int]
+  area: int
+  peak: float
+  at: tuple[int, int]
+
+
+class Result(Mapping[str, Any]):
+  """The verdict on one image.
+
+  As a mapping it has `input_path`, `score`, `label` ('OK', 'review' or 'NG'), `threshold`, `pred`,
+  `anomaly_map` and `regions`, which are attributes too; of an image that could not be read
+  `input_path` and `error`.
+  """
+
+  def __init__(
+    self,
+    source: inputs.Source,
+    stem: str,
+    ops: preprocess.Ops,
+    limits: calibrate.Limits,
+    size: tuple[int, int],
+    score: float,
+    map: Float[np.ndarray, 'height width'],
+  ):
+    """Hold what the network said.
+
+    Args:
+      source: where the image came from.
+      stem: what names begin with that the result is saved under in a directory.
+      ops: bring the map back to the original size.
+      limits: thresholds.
+      size: height and width of the original.
+      score: of the image.
+      map: at network size.
+    """
+    self.input_path = source.name
+    self.score = score
+    self.label = calibrate.label(score, limits)
+    self.limits = limits
+    self.size = size
+    self.error = ''
+    self._source, self._stem, self._ops, self._map = source, stem, ops, map
+
+  @classmethod
+  def unread(cls, source: inputs.Source, stem: str, error: str) -> 'Result':
+    """The result of an image that could not be read, and why."""
+    self = cls.__new__(cls)
+    self.input_path, self.error, self._stem, self._source = source.name, error, stem, source
+    return self
+
+  @property
+  def threshold(self) -> float:
+    """An image whose score exceeds it is NG."""
+    return self.limits.image
+
+  @functools.cached_property
+  def restored(self) -> preprocess.Restored:
+    """The map at original size, and which pixels the network saw."""
+    return self._ops.restore(self._map, *self.size)
+
+  @property
+  def anomaly_map(self) -> Float[np.ndarray, 'h w']:
+    """Raw map values at original size; the map's minimum where the network saw nothing."""
+    return self.restored.map
+
+  @property
+  def seen(self) -> Bool[np.ndarray, 'h w']:
+    """The pixels that the network saw: all but those outside a crop."""
+    return self.restored.seen
+
+  @functools.cached_property
+  def marked(self) -> Bool[np.ndarray, 'h w']:
+    """The pixels that exceed the pixel threshold."""
+    return self.seen & (self.anomaly_map > self.limits.pixel)
+
+  @property
+  def pred(self) -> UInt8[np.ndarray, 'h w']:
+    """The mask: 255 where marked, else 0."""
+    return self.marked * np.uint8(255)
+
+  @functools.cached_property
+  def regions(self) -> list[Region]:
+    """What is marked, by its peak from the largest on."""
+    found = regions(self.marked, self.anomaly_map)
+    return sorted(found, key=lambda region: (-region.peak, region.box))
+
+  @property
+  def peak_at(self) -> tuple[int, int]:
+    """Where the map is largest, x and y."""
+    y, x = divmod(int(self.anomaly_map.argmax()), self.size[1])
+    return x, y
+
+  def __getitem__(self, key: str) -> Any:
+    if key not in self._keys():
+      raise KeyError(key)
+    return getattr(self, key)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._keys())
+
+  def __len__(self) -> int:
+    return len(self._keys())
+
+  def __repr__(self) -> str:
+    return f'Result({self.str})'
+
+  def _keys(self) -> tuple[str, ...]:
+    if self.error:
+      return 'input_path', 'error'
+    return 'input_path', 'score', 'label', 'threshold', 'pred', 'anomaly_map', 'regions'
+
+  def summary(self) -> dict[str, Any]:
+    """The verdict without its pixels, as JSON can hold it."""
+    if self.error:
+      return {'input_path': self.input_path, 'error': self.error}
+    return {
+      'input_path': self.input_path,
+      'score': self.score,
+      'label': self.label,
+      'threshold': self.threshold,
+      'review_threshold': self.limits.review,
+      'pixel_threshold': self.limits.pixel,
+      'size': list(self.size),
+      'marked_pixels': int(self.marked.sum()),
+      'regions': [region._asdict() for region in self.regions],
+    }
+
+  def to_json(self, masks: str = 'rle') -> dict[str, Any]:
+    """The verdict as JSON can hold it.
+
+    Args:
+      masks: `pred` as 'rle', run lengths as COCO has them (down the columns, beginning with zeros);
+        'nested', rows of 0 and 255; or 'none'.
+    """
+    if masks not in MASKS:
+      raise ConfigError(f'masks={masks!r} is no way to write a mask; choose from {MASKS}.')
+    told = self.summary()
+    if masks != 'none' and not self.error:
+      told['pred'] = run_lengths(self.marked) if masks == 'rle' else self.pred.tolist()
+    return told
+
+  @property
+  def json(self) -> dict[str, Any]:
+    """The verdict as JSON can hold it, the mask as run lengths; what `save_to_json` writes."""
+    return self.to_json()
+
+  @property
+  def img(self) -> dict[str, Image.Image]:
+    """The picture, under 'res'; none of an image that could not be read."""
+    return {} if self.error else {'res': self.picture()}
+
+  def print(
+    self,
+    json_format: bool = True,
+    indent: int = 4,
+    ensure_ascii: bool = False,
+    format_json: bool | None = None,
+  ) -> None:
+    """Print the verdict, its mask as '...'.
+
+    Args:
+      json_format: as indented JSON rather than in one line.
+      indent: spaces.
+      ensure_ascii: escape all other letters.
+      format_json: another name of `json_format`; the original systems use both.
+    """
+    if json_format if format_json is None else format_json:
+      told = {**self.summary(), **({} if self.error else {'pred': '...'})}
+      print(files.to_json(told, indent, ensure_ascii))
+    else:
+      print(self.str)
+
+  @property
+  def headline(self) -> str:
+    """The verdict in one line, for people."""
+    limits = f'NG above {self.threshold:.3g}'
+    if self.limits.review < self.threshold:
+      limits += f', review above {self.limits.review:.3g}'
+    name = PurePath(self.input_path).name
+    return f'{name}   {self.label}   score {self.score:.3g}   ({limits})'
+
+  def picture(self) -> Image.Image:
+    """Draw the original beside its overlay, at original resolution."""
+    told = verdict.Verdict(
+      PurePath(self.input_path).name,
+      self.label,
+      self.score,
+      self.limits.image,
+      self.limits.review,
+      self.limits.pixel,
+    )
+    anomaly = np.where(self.seen, self.anomaly_map, np.float32('nan'))  # Dimmed where not seen.
+    return verdict.picture(inputs.read(self._source), anomaly, self.marked, self.peak_at, told)
+
+  def save_to_img(self, save_path: str | Path) -> Path | None:
+    """Save the picture; an image that could not be read has none.
+
+    Args:
+      save_path: an image file, or a directory for `<stem>_res<suffix>` to be saved in, in the same
+        folder below it as the image has below the directory that it was found in.
+    """
+    if self.error:
+      return None
+    suffix = PurePath(self.input_path).suffix.lower()
+    path = self._place(save_path, suffix if suffix in _SUFFIXES else '.png')
+    if path.suffix.lower() not in _SUFFIXES:
+      raise ConfigError(
+        f'A picture cannot be saved as {str(path)!r}; choose a suffix from {_SUFFIXES}, or a '
+        'directory (with a / at its end if it is not there yet).'
+      )
+    with files.written(path) as file:
+      self.picture().save(file, Image.registered_extensions()[path.suffix.lower()], **_FINE)
+    return path
+
+  def save_to_json(
+    self,
+    save_path: str | Path,
+    indent: int = 4,
+    ensure_ascii: bool = False,
+    masks: str = 'rle',
+  ) -> Path:
+    """Save the verdict as JSON; the arguments are those of `save_to_img`, `print` and `to_json`."""
+    path, told = self._place(save_path, '.json'), self.to_json(masks)
+    files.write_text(path, files.to_json(told, indent, ensure_ascii) + '\n')
+    return path
+
+  def save_all(self, save_path: str | Path) -> list[Path]:
+    """Save the picture and the JSON file in a directory."""
+    folder = f'{save_path}/'  # Also where it is not there yet and has a suffix.
+    saved = self.save_to_img(folder), self.save_to_json(folder)
+    return [path for path in saved if path]
+
+  def _place(self, save_path: str | Path, suffix: str) -> Path:
+    path = Path(save_path)
+    folder = path.is_dir() or not path.suffix or f'{save_path}'.endswith('/')
+    path = path / self._source.inner / f'{self._stem}_res{suffix}' if folder else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+  # The last of the class: annotations below it would take it for the type.
+  @property
+  def str(self) -> str:
+    """The verdict in one line, as `print` has it."""
+    return repr({**self.summary(), **({} if self.error else {'pred': '...'})})
+
+
+# Of PNG four times as fast as the default, and a fifth larger; of JPEG and WebP.
+_FINE = {'compress_level': 1, 'quality': 95}
+
+
+def regions(marked: Bool[np.ndarray, 'h w'], map: Float[np.ndarray, 'h w']) -> list[Region]:
+  """Find what is marked, from the top down."""
+  labels, sizes = metrics.regions(marked)
+  found = []
+  for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+    inside = labels[rows, columns] == number
+    values = np.where(inside, map[rows, columns], -np.inf)
+    y, x = divmod(int(values.argmax()), values.shape[1])
+    found.append(
+      Region(
+        box=(columns.start, rows.start, columns.stop, rows.stop),
+        area=int(sizes[number - 1]),
+        peak=float(values[y, x]),
+        at=(columns.start + x, rows.start + y),
+      )
+    )
+  return found
+
+
+def run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:
+  """Write a mask as COCO's uncompressed run lengths: down the columns, beginning with zeros."""
+  flat = mask.ravel(order='F')
+  ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+  counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+  return {'size': list(mask.shape), 'counts': [0, *counts] if flat.size and flat[0] else counts}
