@@ -429,8 +429,8 @@ def test_images_that_share_a_stem_are_all_shown_and_all_told(runs, root, tmp_pat
   assert {path.name for path in (tmp_path / 'predictions').iterdir()} == {
     '000_res.json',
     '000_res.bmp',
-    '000.png_res.json',
-    '000.png_res.png',
+    '000_2_res.json',
+    '000_2_res.png',
     '001_res.json',
     '001_res.png',
   }

@@ -119,6 +119,14 @@ def test_a_model_that_is_opened_again_says_the_same(model, directory, folder, tm
   assert told(again.predict(folder, 2)) == told(model.predict(folder, 2))
 
 
+def test_image_sizes_and_short_batches_compile_nothing_anew(directory, folder):
+  fresh = create_model(model_dir=directory, device='cpu:0')
+  results = [*fresh.predict(folder, 3), *fresh.predict([folder] * 2, 3)]
+  assert len({one.size for one in results}) > 2
+  assert {len(results) // 3 % 3, 2 * len(results) // 3 % 3} != {0}
+  assert fresh.model.score._cache_size() == 1
+
+
 def test_several_devices_say_the_same_in_the_same_order(model, directory, folder):
   several = create_model(model_dir=directory, device='cpu:0,3,5')
   assert len(several.devices) == 3

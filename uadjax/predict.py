@@ -184,16 +184,16 @@ def _batches(
 
 
 def _stem(source: inputs.Source, taken: dict[str, int]) -> str:
-  """A name for the results of an image that no other has in their folder: x, x.jpg, x_2."""
-  path = PurePath(source.name)
-  stem, name = (_shortened(text) for text in (path.stem, path.name))
-  twins = (f'{stem}_{n}' for n in itertools.count(taken.get(f'{source.inner}/{stem}', 1) + 1))
-  for number, free in enumerate(itertools.chain((stem, name), twins)):
-    key = f'{source.inner}/{free}'.casefold()  # Some file systems know no case.
-    if key not in taken:
-      taken[key] = 1
-      taken[f'{source.inner}/{stem}'] = max(number, 1)
-      return free
+  """A name for the results of an image that no other has in their folder: x, x_2, x_3."""
+  stem = _shortened(PurePath(source.name).stem)
+  first = f'{source.inner}/{stem}'.casefold()  # Some file systems know no case.
+  for number in itertools.count(taken.get(first, 0) + 1):
+    taken[first] = number
+    name = stem if number == 1 else f'{stem}_{number}'
+    key = f'{source.inner}/{name}'.casefold()
+    if number == 1 or key not in taken:
+      taken.setdefault(key, 1)
+      return name
   raise AssertionError  # There is always another number.
 
 

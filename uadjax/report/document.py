@@ -35,7 +35,7 @@ def page(told: Mapping[str, Any], shots: Sequence[gallery.Shot]) -> Page:
   folder = resources.files('uadjax.report')
   style = (folder / 'page.css').read_text('utf-8')
   script = '\n'.join((folder / name).read_text('utf-8') for name in _SCRIPTS)
-  colors = matplotlib.colormaps['inferno'](np.arange(256), bytes=True)[:, :3]
+  colors = matplotlib.colormaps['plasma'](np.arange(256), bytes=True)[:, :3]
   parts = {
     'policy': _policy(style, script),
     'title': html.escape(told['title']),
