@@ -4,8 +4,9 @@
     --images=../shared/data/mvtec_ad/screw/test
 
 Reading: files to pixels at network size, in as many threads as predicting has. Scoring: batches
-that are there already, on the same devices at once. Predicting: `predict` of the directory. Where
-both parts need the same cores, as on a CPU, nothing is faster than the sum of their times: `bound`.
+that are there already, as many at once as predicting computes. Predicting: `predict` of the
+directory. Where both parts need the same cores, as on a CPU, nothing is faster than the sum of
+their times: `bound`.
 Rounds in turn; images per second.
 """
 
@@ -19,7 +20,7 @@ import fresh
 import jax
 import numpy as np
 
-from uadjax import create_model, hostmemory, inputs, predict, sharding
+from uadjax import create_model, hostmemory, inputs, predict
 from uadjax.data import datasets
 
 
@@ -43,7 +44,7 @@ def scoring(predictor: predict.Predictor, pixels: list[np.ndarray], rows: int) -
     batch = jax.device_put(batches[number], predictor.devices[at])
     jax.device_get(predictor.model.score(predictor.fitted[at], batch))
 
-  with futures.ThreadPoolExecutor(len(predictor.devices)) as pool:
+  with futures.ThreadPoolExecutor(predict.workers(predictor.devices)) as pool:
     list(pool.map(one, range(len(batches))))
 
 
@@ -84,7 +85,6 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5)
   flags = parser.parse_args()
   hostmemory.keep_pages()
-  sharding.cpu_devices_of_cores()
   predictor = create_model(model_dir=flags.model)
   rows = [measure(predictor, flags.images, rows, flags.rounds) for rows in (1, 8)]
   titles = ['batch', 'reading', 'scoring', 'predicting', 'share of the slower', 'bound']

@@ -142,10 +142,11 @@ def _judge(
 def _verdicts(
   one: Predictor, found: Iterator[inputs.Source], rows: int, strict: bool
 ) -> Iterator[Result]:
+  batches_at_once = workers(one.devices)
   with (
     _pool(_cores(), 'uadjax-read') as readers,
-    _pool(len(one.devices), 'uadjax-score') as scorers,
-    _fed(_batches(one, found, rows, readers, scorers), 2 * len(one.devices)) as batches,
+    _pool(batches_at_once, 'uadjax-score') as scorers,
+    _fed(_batches(one, found, rows, readers, scorers), 2 * batches_at_once) as batches,
   ):
     for batch in batches:
       for result in batch.result():
@@ -241,6 +242,15 @@ def _fed(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
     yield taken()
   finally:
     enough.set()
+
+
+def workers(devices: Sequence[Any]) -> int:
+  """How many batches are computed at once.
+
+  On a CPU one for each core, for XLA leaves most of a second one idle (experiments/README.md); else
+  two for each device, so that one is brought there while the other is computed.
+  """
+  return max(len(devices), _cores()) if devices[0].platform == 'cpu' else 2 * len(devices)
 
 
 def _cores() -> int:

@@ -215,9 +215,10 @@ def report(
 ):
   """Write one HTML page that shows how well a model does on a data set."""
   with running.ready():
-    from uadjax import assess
+    from uadjax import assess, sharding
     from uadjax.cli import screen
 
+    sharding.cpu_devices_of_cores()
     found = assess.report(model_dir, dataset, category, output, device or 'auto')
     if as_json:
       screen.tell_json(found)

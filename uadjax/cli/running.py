@@ -36,10 +36,9 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
 @contextlib.contextmanager
 def ready() -> Iterator[None]:
   """Be ready to compute, to be interrupted, and to log to stderr."""
-  from uadjax import hostmemory, interrupts, sharding, telemetry
+  from uadjax import hostmemory, interrupts, telemetry
 
   hostmemory.keep_pages()
-  sharding.cpu_devices_of_cores()
   with interrupts.raised(), telemetry.logging_to():
     yield
 
