@@ -12,7 +12,6 @@ Rounds in turn; images per second.
 
 import argparse
 from concurrent import futures
-import os
 from pathlib import Path
 import time
 
@@ -20,7 +19,7 @@ import fresh
 import jax
 import numpy as np
 
-from uadjax import create_model, hostmemory, inputs, predict
+from uadjax import create_model, hostmemory, inputs, predict, threads
 from uadjax.data import datasets
 
 
@@ -30,7 +29,7 @@ def reading(predictor: predict.Predictor, paths: list[Path]) -> list[np.ndarray]
   def one(path: Path) -> np.ndarray:
     return predictor.model.ops.apply(inputs.read(inputs.Source(str(path), path)))
 
-  with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+  with futures.ThreadPoolExecutor(threads.cores()) as pool:
     return list(pool.map(one, paths))
 
 

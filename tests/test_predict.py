@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from pathlib import Path
 import shutil
 import threading
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import bundle, calibrate, create_model, main, predict, sharding
+from uadjax import bundle, calibrate, create_model, main, predict, sharding, threads
 from uadjax.data import demo, preprocess
 from uadjax.types import ConfigError, DataError, Scores
 
@@ -208,7 +207,7 @@ def test_what_is_on_its_way_is_bounded_and_in_order(rows):
     assert one.score == number % 251
   assert stub.yielded == 2000
   # Waiting to be taken, being computed, being put together, being yielded.
-  assert stub.most <= (3 * max(2, len(os.sched_getaffinity(0))) + 2) * rows
+  assert stub.most <= (3 * max(2, threads.cores()) + 2) * rows
 
 
 def test_a_result_comes_before_the_next_image_does():

@@ -11,24 +11,20 @@ Letters: b batch, h w the original, height width the network image.
 import collections
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-import contextlib
 import itertools
 import os
 from pathlib import Path, PurePath
-import queue
-import threading
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import bundle, fetch, inputs, sharding
+from uadjax import bundle, fetch, inputs, sharding, threads
 from uadjax.result import Result
 from uadjax.types import ConfigError, DataError
 
 Future = futures.Future
-Item = TypeVar('Item')
 
 
 class Predictor(NamedTuple):
@@ -72,12 +68,12 @@ def open_on(
 
 def saved(results: Iterator[Result], folder: Path, pictures: bool = True) -> Iterator[Result]:
   """Save each result in threads, a few ahead; yield those that are saved, in order."""
-  with futures.ThreadPoolExecutor(_cores(), 'uadjax-save') as savers:
+  with futures.ThreadPoolExecutor(threads.cores(), 'uadjax-save') as savers:
     saving: collections.deque[tuple[Future[Any], Result]] = collections.deque()
     for result in results:
       save = result.save_all if pictures else result.save_to_json
       saving.append((savers.submit(save, folder), result))
-      if len(saving) > 2 * _cores():
+      if len(saving) > 2 * threads.cores():
         yield _done(*saving.popleft())
     while saving:
       yield _done(*saving.popleft())
@@ -144,25 +140,15 @@ def _verdicts(
 ) -> Iterator[Result]:
   batches_at_once = workers(one.devices)
   with (
-    _pool(_cores(), 'uadjax-read') as readers,
-    _pool(batches_at_once, 'uadjax-score') as scorers,
-    _fed(_batches(one, found, rows, readers, scorers), 2 * batches_at_once) as batches,
+    threads.pool(threads.cores(), 'uadjax-read') as readers,
+    threads.pool(batches_at_once, 'uadjax-score') as scorers,
+    threads.fed(_batches(one, found, rows, readers, scorers), 2 * batches_at_once) as batches,
   ):
     for batch in batches:
       for result in batch.result():
         if strict and result.error:
           raise DataError(result.error)
         yield result
-
-
-@contextlib.contextmanager
-def _pool(threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
-  """Threads that, when nobody wants more, begin with nothing else."""
-  pool = futures.ThreadPoolExecutor(threads, name)
-  try:
-    yield pool
-  finally:
-    pool.shutdown(cancel_futures=True)
 
 
 def _batches(
@@ -203,55 +189,10 @@ def _shortened(name: str) -> str:
   return os.fsdecode(os.fsencode(name)[:200])
 
 
-@contextlib.contextmanager
-def _fed(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
-  """Take items in a thread of its own, so many ahead of their use.
-
-  It may wait long for the next item, as for a camera's: what came before is yielded meanwhile.
-  """
-  waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
-  enough = threading.Event()
-
-  def put(item: Item | None, error: BaseException | None = None) -> bool:
-    while not enough.is_set():
-      with contextlib.suppress(queue.Full):
-        waiting.put((item, error), timeout=0.1)
-        return True
-    return False
-
-  def feed() -> None:
-    try:
-      for item in items:
-        if not put(item):
-          return
-      put(None)
-    except BaseException as error:  # Raised where the items are used.
-      put(None, error)
-
-  def taken() -> Iterator[Item]:
-    while True:
-      item, error = waiting.get()
-      if error:
-        raise error
-      if item is None:
-        return
-      yield item
-
-  threading.Thread(target=feed, name='uadjax-feed', daemon=True).start()
-  try:
-    yield taken()
-  finally:
-    enough.set()
-
-
 def workers(devices: Sequence[Any]) -> int:
   """How many batches are computed at once.
 
   On a CPU one for each core, for XLA leaves most of a second one idle (experiments/README.md); else
   two for each device, so that one is brought there while the other is computed.
   """
-  return max(len(devices), _cores()) if devices[0].platform == 'cpu' else 2 * len(devices)
-
-
-def _cores() -> int:
-  return len(os.sched_getaffinity(0))
+  return max(len(devices), threads.cores()) if devices[0].platform == 'cpu' else 2 * len(devices)

@@ -12,6 +12,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from uadjax import threads
 from uadjax.types import ConfigError
 
 Mesh = jax.sharding.Mesh
@@ -73,7 +74,7 @@ def cpu_devices_of_cores() -> None:
   told = 'JAX_NUM_CPU_DEVICES' in os.environ or _COUNT in os.environ.get('XLA_FLAGS', '')
   count: Any = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
   if not told and count == -1:
-    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+    jax.config.update('jax_num_cpu_devices', threads.cores())
 
 
 def rows_at_once(mesh: Mesh, batch_size: int) -> int:
