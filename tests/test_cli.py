@@ -38,6 +38,12 @@ sys.exit(status)
 """
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+  """Results go into a folder below, where none is named."""
+  monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
   return demo.draw(tmp_path_factory.mktemp('drawn'), size=48, train=12, test_good=2, test_defect=1)
