@@ -226,9 +226,9 @@ def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, score
   [
     ([1.0, 1.7, 1.8, 2.5, 2.6], ['good', 'good', 'a', 'a', 'b'],
      '2 of 3 defective images are found at the threshold, '
-     '0 of 2 good images are called defective; 2 more are to be reviewed.'),
+     '0 of 2 good images are called defective; 1 defective and 1 good more are to be reviewed.'),
     ([1.0, 1.7], ['good', 'good'],
-     '0 of 2 good images are called defective at the threshold; 1 more is to be reviewed.'),
+     '0 of 2 good images are called defective at the threshold; 1 good more is to be reviewed.'),
   ],
 )  # fmt: skip
 def test_the_summary_starts_with_what_is_found(scores, defects, said):

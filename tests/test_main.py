@@ -137,7 +137,9 @@ def test_predicting_agrees_with_evaluating(straight, flags, root, tmp_path):
     target.write_bytes(path.read_bytes())
   (folder / 'broken.png').write_bytes(b'no image')
   more = (f'--config.predict.model_dir={straight / "model"}', f'--config.predict.input={folder}')
-  assert run(*flags, f'--workdir={tmp_path}', '--config.mode=predict', *more) == 0
+  # The mode did its work, but one file could not be read.
+  assert run(*flags, f'--workdir={tmp_path}', '--config.mode=predict', *more) == 1
+  assert result(tmp_path, 'predict')['failed'] == 1
   results = result(tmp_path, 'predict')['results']
   assert len(results) == 10
   assert ['error' in r for r in results].count(True) == 1

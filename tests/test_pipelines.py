@@ -66,7 +66,7 @@ def test_a_directory_is_a_name(directory):
 
 
 def test_a_name_that_contradicts_the_directory_is_refused(directory):
-  with pytest.raises(ModelError, match='holds a STFPM, not a PatchCore'):
+  with pytest.raises(ModelError, match='is STFPM, not PatchCore'):
     uadjax.create_model('patchcore', model_dir=directory)
 
 

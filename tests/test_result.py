@@ -14,7 +14,7 @@ import pytest
 from uadjax import calibrate, inputs
 from uadjax.data import preprocess
 from uadjax.result import regions, Result, run_lengths
-from uadjax.types import ConfigError
+from uadjax.types import ConfigError, DataError
 
 LIMITS = calibrate.Limits(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
 OPS = preprocess.parse('resize(16)')
@@ -30,7 +30,7 @@ def verdict(name='a/part.png', score=3.0, pixels=None, inner=''):
 
 @pytest.fixture
 def unread():
-  return Result.unread(inputs.Source('b.png', b''), 'b', 'Cannot read b.png: it is empty.')
+  return Result.unread(inputs.Source('b.png', b''), 'b', LIMITS, 'Cannot read b.png: it is empty.')
 
 
 def test_it_is_a_mapping_of_its_attributes():
@@ -43,6 +43,12 @@ def test_it_is_a_mapping_of_its_attributes():
   assert dict(one)['label'] == 'NG'
   with pytest.raises(KeyError):
     one['no_such_key']
+
+
+def test_results_can_be_looked_for_in_a_list():
+  one, other = verdict(), verdict()
+  assert [other, one].index(one) == 1
+  assert len({one, other}) == 2
 
 
 @pytest.mark.parametrize(('score', 'label'), [(1.0, 'OK'), (1.5, 'review'), (2.5, 'NG')])
@@ -178,6 +184,11 @@ def test_a_picture_goes_into_the_file_that_is_named(tmp_path):
 def test_what_could_not_be_read_says_why(unread, tmp_path, capsys):
   assert dict(unread) == {'input_path': 'b.png', 'error': 'Cannot read b.png: it is empty.'}
   assert unread.img == {}
+  assert np.isnan(unread.score)
+  assert (unread.label, unread.threshold, unread.regions) == ('', LIMITS.image, [])
+  assert unread.pred.shape == unread.anomaly_map.shape == (0, 0)
+  with pytest.raises(DataError, match='it is empty'):
+    unread.picture()
   assert [path.name for path in unread.save_all(tmp_path)] == ['b_res.json']
   assert json.loads((tmp_path / 'b_res.json').read_text()) == dict(unread)
   unread.print()

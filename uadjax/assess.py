@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-import shutil
 import tempfile
 import time
 from typing import Any
@@ -20,6 +19,7 @@ def assess(
   config: Config,
   workdir: Path,
   timing: Mapping[str, float] | None = None,
+  page: Path | None = None,
 ) -> dict[str, Any]:
   """Evaluate; leave scores, pictures, curves and the report; what the result file tells.
 
@@ -29,6 +29,7 @@ def assess(
     config: of the run.
     workdir: where things are left.
     timing: seconds that it took to make the model, for the report.
+    page: the report; None for report.html in `workdir`.
   """
   told: dict[str, Any] = {'weights': model.weights._asdict()}
   if not test:
@@ -50,8 +51,9 @@ def assess(
     chosen = gallery.choose(test, drawn.scores, model.limits, options.report_pictures)
     shots = gallery.shots(test, found.maps, chosen, model.ops, model.limits.pixel, threshold)
     about = provenance.of(model, test, {**(timing or {}), 'evaluate_s': seconds})
-    reports.write(workdir / 'report.html', drawn, found.metrics, test, shots, about)
-    telemetry.LOG.info('Look at %s', workdir / 'report.html')
+    page = page or workdir / 'report.html'
+    reports.write(page, drawn, found.metrics, test, shots, about)
+    telemetry.LOG.info('Look at %s', page)
   return {'metrics': found.metrics, 'timing': {'evaluate_s': seconds}, **told}
 
 
@@ -60,30 +62,37 @@ def report(
 ) -> dict[str, Any]:
   """Evaluate a model on a data set, and leave nothing but the report; the metrics.
 
+  What the check finds wrong is told and left out.
+
   Args:
     model_dir: of the model.
     dataset: the root of a data set in any layout.
     category: below it; '' where the root is one itself.
-    output: the page; beside it comes a JSON file of the same stem.
+    output: the page, which is replaced; beside it comes a JSON file of the same stem.
     device: as `device` of a configuration.
   """
+  if output.suffix not in ('.html', '.htm') or output.is_dir():
+    raise ConfigError(
+      f'{output} is no name of a page; name a file such as {output / "report.html"}.'
+    )
+  twin = output.with_suffix('.json')
+  if twin.exists() and not output.exists():
+    raise ConfigError(f'{twin} is there already, and no report; name another page than {output}.')
   model = bundle.load(model_dir)
   config = model.config.copy_and_resolve_references().unlock()
   config.device = device
   config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})
   config.evaluate.update({'save_pictures': 0, 'report_pictures': _PICTURES})
+  config.check.enforce = False
   test = trial.tested(config)
   if not test:
     raise ConfigError(
       f'{Path(dataset, category)} has no test images; there must be a folder test/good or '
       'test/<defect>.'
     )
+  output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
-    told = assess(model, test, config, Path(folder))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ('.json', '.html'):
-      shutil.copyfile(Path(folder) / f'report{suffix}', output.with_suffix(suffix))
-  return told['metrics']
+    return assess(model, test, config, Path(folder), page=output)['metrics']
 
 
 def label(config: Config) -> str:

@@ -209,11 +209,12 @@ def _manifest(directory: Path) -> dict[str, Any]:
   try:
     manifest = json.loads(path.read_text())
   except FileNotFoundError:
-    raise ModelError(
-      f'{directory} is no model directory: it has no {_MANIFEST}. A run leaves one in '
-      '<workdir>/model, or <workdir>/<category>/model; name it in predict.model_dir or '
-      'evaluate.model_dir.'
-    ) from None
+    if (directory / 'model' / _MANIFEST).is_file():
+      way = f'The model of this run is {directory / "model"}.'
+    else:
+      way = 'A run leaves one in <workdir>/model, or <workdir>/<category>/model; name that.'
+    what = f'it has no {_MANIFEST}' if directory.is_dir() else 'there is no such folder'
+    raise ModelError(f'{directory} is no model directory: {what}. {way}') from None
   except (OSError, ValueError) as error:
     raise ModelError(f'{path} cannot be read: {error}') from None
   if not isinstance(manifest, dict):

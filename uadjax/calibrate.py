@@ -196,6 +196,9 @@ def override(
 ) -> Limits:
   """Replace thresholds; an image threshold below the review threshold pulls that down to itself."""
   given = {'image': image, 'review': review, 'pixel': pixel}
+  for name, value in given.items():
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+      raise ConfigError(f'The {name} threshold must be a finite number, got {value!r}.')
   limits = limits._replace(**{name: value for name, value in given.items() if value is not None})
   return limits._replace(review=min(limits.review, limits.image))
 

@@ -102,7 +102,7 @@ def draw(folder: Path, data: Curves) -> None:
 def summary(data: Curves) -> str:
   """Tell in a sentence or two what the thresholds do to the test images."""
   good, called = _good(data), data.scores > data.limits.image
-  review = int(((data.scores > data.limits.review) & ~called).sum())
+  review = (data.scores > data.limits.review) & ~called
   parts = []
   if (~good).any():
     parts.append(f'{_some(called[~good], "defective")} found')
@@ -111,7 +111,10 @@ def summary(data: Curves) -> str:
   if not parts:
     return 'There are no test images.'
   parts[0] += ' at the threshold'
-  more = f'; {review} more {"is" if review == 1 else "are"} to be reviewed' * bool(review)
+  both = int((review & ~good).sum()), int((review & good).sum())
+  kinds = [f'{n} {kind}' for n, kind in zip(both, ('defective', 'good'), strict=True) if n]
+  more = f'; {" and ".join(kinds)} more {"is" if sum(both) == 1 else "are"} to be reviewed'
+  more *= bool(kinds)
   return f'{", ".join(parts)}{more}.{_OPTIMISTIC * bool(data.limits.labelled)}'
 
 

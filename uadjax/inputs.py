@@ -45,7 +45,7 @@ class Source(NamedTuple):
   inner: Path = Path()
 
 
-def expand(inputs: Any) -> Iterator[Source]:
+def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
   """List the images in what a user gives, in order; folders in natural order, each in its turn.
 
   A folder is walked once, however many links lead to it. What cannot be read is a source like any
@@ -55,6 +55,7 @@ def expand(inputs: Any) -> Iterator[Source]:
   Args:
     inputs: path, URL, folder, array, bytes of an image file, {'img': any of these}, or a list,
       tuple or iterator of any of these, however deep.
+    skip: a folder that is passed over, as that of the results is.
 
   Raises:
     DataError: the only input cannot be opened, or has no image in it; or, when its turn comes, an
@@ -62,7 +63,7 @@ def expand(inputs: Any) -> Iterator[Source]:
   """
   held = inputs.get('img') if isinstance(inputs, Mapping) else inputs
   alone = not isinstance(held, _SEVERAL | Mapping)
-  sources = _sources(inputs, alone)
+  sources = _sources(inputs, alone, skip)
   return itertools.chain([next(sources)], sources) if alone else sources
 
 
@@ -100,10 +101,10 @@ def _shown(source: Source) -> str:
   return fetch.shown(source.name) if _URL.match(source.name) else source.name
 
 
-def _sources(inputs: Any, alone: bool) -> Iterator[Source]:
+def _sources(inputs: Any, alone: bool, skip: Path | None) -> Iterator[Source]:
   numbers = collections.defaultdict(itertools.count)
   for origin in _origins(inputs):
-    for source in _found(origin, numbers):
+    for source in _found(origin, numbers, skip):
       if alone and source.origin is origin:  # And not one of the images in a folder.
         _check(source)
       yield source
@@ -155,28 +156,35 @@ def _origin(item: Any) -> Origin:
   raise DataError(f'Cannot read {what} as an image.{way} An image can be {_ALLOWED}.')
 
 
-def _found(origin: Origin, numbers: Mapping[str, Iterator[int]]) -> Iterator[Source]:
+def _found(
+  origin: Origin, numbers: Mapping[str, Iterator[int]], skip: Path | None
+) -> Iterator[Source]:
   if isinstance(origin, Path) and _is_folder(origin):
-    yield from _below(origin)
-  elif isinstance(origin, Path | str):
+    yield from _below(origin, skip)
+  elif isinstance(origin, str):
+    # One with a password is refused when it is read, and not told.
+    secret = '@' in origin.split('?')[0]
+    yield Source(fetch.shown(origin) if secret else _text(origin), origin)
+  elif isinstance(origin, Path):
     yield Source(_text(origin), origin)
   else:
     kind = 'bytes' if isinstance(origin, bytes) else 'array'
     yield Source(f'{kind}_{next(numbers[kind]):04d}', origin)
 
 
-def _below(top: Path) -> Iterator[Source]:
+def _below(top: Path, skip: Path | None) -> Iterator[Source]:
   """Find what `datasets.below` does, but list a folder only when all before it was yielded.
 
   A folder that cannot be listed is a source itself, and so is one without any image.
   """
   waiting, walked, empty = [top], set(), True
+  if skip and skip.exists():
+    walked.add(_mark(skip))
   while waiting:
     folder = waiting.pop()
     inner = folder.relative_to(top)
     try:
-      status = folder.stat()
-      mark = (status.st_dev, status.st_ino)
+      mark = _mark(folder)
       if mark in walked:
         continue
       walked.add(mark)
@@ -191,6 +199,12 @@ def _below(top: Path) -> Iterator[Source]:
       yield Source(_text(folder / name), folder / name, inner)
   if empty:
     yield Source(_text(top), top)
+
+
+def _mark(folder: Path) -> tuple[int, int]:
+  """What a folder is known by, whatever links lead to it."""
+  status = folder.stat()
+  return status.st_dev, status.st_ino
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:

@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
         workdirs.fail(workdir, mode, error)
     return 1
-  return 0 if result.get('check_pass', True) else 1  # The mode did its work, and found errors.
+  # The mode did its work, and found errors.
+  return 0 if result.get('check_pass', True) and not result.get('failed') else 1
 
 
 if __name__ == '__main__':

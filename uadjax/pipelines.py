@@ -1,6 +1,6 @@
 """From a name to a model that is ready: `create_model` and `create_pipeline`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from ml_collections.config_dict import config_dict
 import yaml
 
 from uadjax import bundle, calibrate, config as configs, detectors, fetch, files, predict, sharding
+from uadjax.result import Result
 from uadjax.types import Config, ConfigError, ModelError, UnknownName
 
 NAMES = ('anomaly_detection',)
@@ -47,7 +48,7 @@ def create_model(
   devices = sharding.devices(device or 'auto')
   if name and (there := bundle.about(directory).name) != name:
     raise ModelError(
-      f'{directory} holds a {there}, not a {name}; leave the name out, or name another directory.'
+      f'The model in {directory} is {there}, not {name}; leave the name out, or name another one.'
     )
   with jax.default_device(devices[0]):
     model = bundle.load(directory)
@@ -66,10 +67,19 @@ class Pipeline(NamedTuple):
   config: Config
   model: predict.Predictor
 
-  def predict(self, input: Any, batch_size: int | None = None, strict: bool = False):
+  def __repr__(self) -> str:
+    return f'{self.config.pipeline_name}: {self.model}'
+
+  def predict(
+    self,
+    input: Any,
+    batch_size: int | None = None,
+    strict: bool = False,
+    skip: Path | None = None,
+  ) -> Iterator[Result]:
     """Yield a result for each image, in order; see `Predictor.predict`."""
     own = self.config.SubModules.AnomalyDetection.batch_size
-    return self.model.predict(input, own if batch_size is None else batch_size, strict)
+    return self.model.predict(input, own if batch_size is None else batch_size, strict, skip)
 
 
 def create_pipeline(

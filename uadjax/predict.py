@@ -35,14 +35,23 @@ class Predictor(NamedTuple):
     devices: they share the batches.
     fitted: the model's arrays on each of them.
     access: which URLs may be read.
+    nameless: under which names results of images without a file were to be saved; a camera gives
+      one after the other, each in a call of its own.
   """
 
   model: bundle.Model
   devices: Sequence[Any]
   fitted: Sequence[Any]
-  access: fetch.Access = fetch.PUBLIC
+  access: fetch.Access
+  nameless: dict[str, int]
 
-  def predict(self, input: Any, batch_size: int = 1, strict: bool = False) -> Iterator[Result]:
+  def __repr__(self) -> str:
+    devices = ', '.join(map(str, self.devices))
+    return f'{self.model.name} of {self.model.directory} on {devices}: {self.model.limits}'
+
+  def predict(
+    self, input: Any, batch_size: int = 1, strict: bool = False, skip: Path | None = None
+  ) -> Iterator[Result]:
     """Yield a result for each image, in order.
 
     Args:
@@ -51,10 +60,15 @@ class Predictor(NamedTuple):
       batch_size: images per call of the detector. Scores of the same image differ by rounding
         between batch sizes, and not at all within one.
       strict: raise for the first image that cannot be read, instead of a result with `error` set.
+      skip: a folder that is passed over, as that of the results is.
+
+    Raises:
+      DataError: all that is given is one file, folder or array, and it cannot be read; or, when its
+        turn comes, what is given is nothing that could be an image.
     """
-    if batch_size < 1:
-      raise ConfigError(f'batch_size must be at least 1, got {batch_size}.')
-    found = inputs.expand(input)
+    if not isinstance(batch_size, int) or batch_size < 1:
+      raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
+    found = inputs.expand(input, skip)
     return _verdicts(self, found, batch_size, strict)
 
 
@@ -63,7 +77,8 @@ def open_on(
 ) -> Predictor:
   """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
   devices = sharding.enough(devices, model.fitted)
-  return Predictor(model, devices, [jax.device_put(model.fitted, one) for one in devices], access)
+  fitted = [jax.device_put(model.fitted, one) for one in devices]
+  return Predictor(model, devices, fitted, access, {})
 
 
 def saved(results: Iterator[Result], folder: Path, pictures: bool = True) -> Iterator[Result]:
@@ -125,7 +140,7 @@ def _judge(
   scores = one.model.score(one.fitted[at], jax.device_put(pixels, one.devices[at]))
   maps, images = jax.device_get((scores.map, scores.image))
   return [
-    Result.unread(image.source, image.stem, image.error)
+    Result.unread(image.source, image.stem, limits, image.error)
     if image.pixels is None
     # A copy, or one result that is kept would keep the maps of its batch.
     else Result(
@@ -162,7 +177,7 @@ def _batches(
   stems: dict[str, int] = {}
   for number in itertools.count():
     reading = [
-      readers.submit(_prepare, one, source, _stem(source, stems))
+      readers.submit(_prepare, one, source, _stem(source, stems, one.nameless))
       for source in itertools.islice(found, rows)
     ]
     if not reading:
@@ -170,8 +185,9 @@ def _batches(
     yield scorers.submit(_judge, one, number, reading, rows)
 
 
-def _stem(source: inputs.Source, taken: dict[str, int]) -> str:
+def _stem(source: inputs.Source, taken: dict[str, int], nameless: dict[str, int]) -> str:
   """A name for the results of an image that no other has in their folder: x, x_2, x_3."""
+  taken = taken if isinstance(source.origin, Path | str) else nameless
   stem = _shortened(PurePath(source.name).stem)
   first = f'{source.inner}/{stem}'.casefold()  # Some file systems know no case.
   for number in itertools.count(taken.get(first, 0) + 1):

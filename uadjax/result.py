@@ -8,6 +8,7 @@ Letters: h w the original, height width the network image.
 
 from collections.abc import Iterator, Mapping, Sequence
 import functools
+import math
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from scipy import ndimage
 
 from uadjax import calibrate, files, inputs, metrics, verdict
 from uadjax.data import preprocess
-from uadjax.types import ConfigError
+from uadjax.types import ConfigError, DataError
 
 MASKS = ('rle', 'nested', 'none')  # How JSON holds a mask.
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
@@ -78,10 +79,17 @@ class Result(Mapping[str, Any]):
     self._source, self._stem, self._ops, self._map = source, stem, ops, map
 
   @classmethod
-  def unread(cls, source: inputs.Source, stem: str, error: str) -> 'Result':
-    """The result of an image that could not be read, and why."""
-    self = cls.__new__(cls)
-    self.input_path, self.error, self._stem, self._source = source.name, error, stem, source
+  def unread(
+    cls, source: inputs.Source, stem: str, limits: calibrate.Limits, error: str
+  ) -> 'Result':
+    """The result of an image that could not be read, and why.
+
+    Its score is NaN, its label empty, its map and mask have no pixels.
+    """
+    nothing = np.zeros((0, 0), np.float32)
+    self = cls(source, stem, preprocess.Ops(()), limits, (0, 0), math.nan, nothing)
+    self.error, self.label = error, ''
+    self.restored = preprocess.Restored(nothing, np.zeros((0, 0), bool))
     return self
 
   @property
@@ -122,7 +130,7 @@ class Result(Mapping[str, Any]):
 
   @property
   def peak_at(self) -> tuple[int, int]:
-    """Where the map is largest, x and y."""
+    """Where the map is largest, x and y, counted from 0."""
     y, x = divmod(int(self.anomaly_map.argmax()), self.size[1])
     return x, y
 
@@ -136,6 +144,10 @@ class Result(Mapping[str, Any]):
 
   def __len__(self) -> int:
     return len(self._keys())
+
+  # Of a mapping they would compare all pixels.
+  __eq__ = object.__eq__
+  __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
   def __repr__(self) -> str:
     return f'Result({self.str})'
@@ -216,7 +228,13 @@ class Result(Mapping[str, Any]):
     return f'{name}   {self.label}   score {self.score:.3g}   ({limits})'
 
   def picture(self) -> Image.Image:
-    """Draw the original beside its overlay, at original resolution."""
+    """Draw the original beside its overlay, at original resolution.
+
+    Raises:
+      DataError: the image could not be read, or cannot any more.
+    """
+    if self.error:
+      raise DataError(self.error)
     told = verdict.Verdict(
       PurePath(self.input_path).name,
       self.label,
@@ -286,6 +304,8 @@ _FINE = {'compress_level': 1, 'quality': 95}
 
 def regions(marked: Bool[np.ndarray, 'h w'], map: Float[np.ndarray, 'h w']) -> list[Region]:
   """Find what is marked, from the top down."""
+  if not marked.any():
+    return []  # There may be no pixel at all.
   labels, sizes = metrics.regions(marked)
   found = []
   for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):

@@ -107,7 +107,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
   shutil.rmtree(folder, ignore_errors=True)  # Of an earlier run, maybe of other images.
   folder.mkdir()
   predictor = predict.open_on(model, sharding.devices(config.device))
-  results = predictor.predict(config.predict.input, config.predict.batch_size)
+  results = predictor.predict(config.predict.input, config.predict.batch_size, skip=folder)
   summaries = []
   for result in telemetry.track(predict.saved(results, folder), None, 'Predicting'):
     summaries.append(result.summary())
@@ -118,7 +118,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
     raise DataError(f'None of {failed} files could be read; the first: {summaries[0]["error"]}')
   if failed:
     telemetry.LOG.warning('%d of %d files could not be read.', failed, len(summaries))
-  return {'model_dir': str(model.directory), 'results': summaries}
+  return {'model_dir': str(model.directory), 'failed': failed, 'results': summaries}
 
 
 def _opened(options: Config, workdir: Path) -> bundle.Model:

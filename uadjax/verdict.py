@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image, ImageDraw
 
-from uadjax import pen, visualize
+from uadjax import metrics, pen, visualize
 
 _PAPER, _INK, _FAINT, _BLACK = (255, 255, 255), (34, 34, 34), (90, 90, 90), (0, 0, 0)
 _LARGEST = 256  # Letters, in pixels, of pictures beyond any screen.
@@ -95,8 +95,9 @@ def picture(
     image: the photograph.
     anomaly: raw map values; NaN where the network did not look, which is dimmed.
     pred: the marked pixels, which are outlined.
-    peak_at: x and y of the largest map value, which gets a ring unless the label is 'OK': there
-      are two thresholds, and an image can be NG without a marked pixel.
+    peak_at: x and y of the largest map value, where it or the marked region
+      around it gets a ring unless the label is 'OK': there are two thresholds, and an image can be
+      NG without a marked pixel.
     told: the verdict.
   """
   height, width = pred.shape
@@ -115,7 +116,7 @@ def picture(
   over = visualize.outline(visualize.overlay(image, anomaly, told.pixel), pred)
   canvas.paste(Image.fromarray(over), seat)
   if told.label != 'OK':
-    _ring(canvas, (seat[0] + peak_at[0] + 0.5, seat[1] + peak_at[1] + 0.5), height, width, em)
+    _ring(canvas, seat, pred, peak_at, em)
   # After the ring, which may reach out of its panel.
   canvas.paste(Image.fromarray(image), (em, top))
   for text, (x, y) in zip(captions, [(em, top), seat], strict=True):
@@ -142,10 +143,23 @@ def _mean_color(image: UInt8[np.ndarray, 'h w 3']) -> list[float]:
   return image[:: 1 + height // 64, :: 1 + width // 64].mean((0, 1)).tolist()
 
 
-def _ring(canvas: Image.Image, center: pen.Point, height: int, width: int, em: int) -> None:
+def _ring(
+  canvas: Image.Image,
+  seat: tuple[int, int],
+  pred: Bool[np.ndarray, 'h w'],
+  peak_at: tuple[int, int],
+  em: int,
+) -> None:
+  """Ring the peak, or the marked region that it is in: nothing small may hide below the ring."""
+  height, width = pred.shape
   thick = max(visualize.stroke(height, width), em / 10)
-  radius = max(0.03 * math.sqrt(height * width), 0.45 * em)
-  ring = [_arc(center, radius, 0, 360)]
+  radius, (x, y) = max(0.03 * math.sqrt(height * width), 0.45 * em), peak_at
+  if pred[y, x]:
+    labels, _ = metrics.regions(pred)
+    rows, columns = np.nonzero(labels == labels[y, x])
+    x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+    radius = max(radius, math.hypot(np.ptp(rows), np.ptp(columns)) / 2 + 3 * thick)
+  ring = [_arc((seat[0] + x + 0.5, seat[1] + y + 0.5), radius, 0, 360)]
   pen.lines(canvas, ring, 2 * thick + 2, visualize.CASING)
   pen.lines(canvas, ring, thick, _PAPER)
 

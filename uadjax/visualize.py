@@ -90,8 +90,9 @@ def _inks(opacity: float) -> tuple[UInt8[np.ndarray, '256 3'], Float[np.ndarray,
   """Colors and opacities: of what is not known, then of a scale in 255 steps."""
   share = np.linspace(0, 1, 255)
   heat = np.concatenate([np.zeros((1, 3), np.uint8), _COLORS(share, bytes=True)[:, :3]])
-  # Rising early, for most of what good images show lies low.
-  return heat, np.concatenate([[0.6], opacity * share**0.6])
+  # Faint far below the threshold, where all of a good image lies; early strong above it.
+  rise = np.where(share < 0.5, 0.66 * (2 * share), share**0.6)
+  return heat, np.concatenate([[0.6], opacity * rise])
 
 
 def _index(anomaly: Float[np.ndarray, 'h w'], scale: Scale) -> UInt8[np.ndarray, 'h w']:

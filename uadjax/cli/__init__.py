@@ -226,15 +226,15 @@ def report(
       screen.tell(f'Report: {running.printable(str(output))}')
 
 
-@app.command(epilog=_examples('uadjax demo washers/', 'uadjax check washers/disc'))
+@app.command(epilog=_examples('uadjax demo drawn/', 'uadjax check drawn/ --category all'))
 @running.told
 def demo(
-  directory: Annotated[Path, typer.Argument(metavar='DIR', help='Where disc/ is written.')],
+  directory: Annotated[Path, typer.Argument(metavar='DIR', help='Where its folders are written.')],
   seed: options.Seed = 0,
   size: options.Size = 256,
   overwrite: options.Overwrite = False,
 ):
-  """Draw a small data set, metal washers with and without defects, to try things on."""
+  """Draw a data set of five products, with and without defects, to try things on."""
   with running.ready():
     from uadjax.cli import preparing
 

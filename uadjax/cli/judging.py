@@ -13,7 +13,7 @@ import typer
 from uadjax import fetch, inputs as sources, pipelines, predict, telemetry
 from uadjax.cli import running, screen
 from uadjax.result import Result
-from uadjax.types import Interrupted
+from uadjax.types import ConfigError, Interrupted
 
 _FOUND = 3  # Exit status of --fail-on.
 
@@ -68,15 +68,23 @@ def judge(
       access=fetch.Access(private=own.allow_private_urls),
     )
     given = inputs[0] if len(inputs) == 1 else list(inputs)
+    _keep_apart(inputs, folder)
     began = time.perf_counter()
-    results = opened.predict(given, own.batch_size, own.strict)
-    total = sum(1 for _ in sources.expand(given))
+    results = opened.predict(given, own.batch_size, own.strict, folder)
+    total = sum(1 for _ in sources.expand(given, folder))
     # Closed, so that what is being saved is whole before anything is said of it.
     with contextlib.closing(_saved(results, folder, not own.no_pictures)) as saved:
       counts = _told(saved, total, folder, own)
   if not own.as_json:
     _sum_up(counts, time.perf_counter() - began, opened.model.model.limits, folder)
   _leave(counts, own.fail_on)
+
+
+def _keep_apart(inputs: Sequence[str], folder: Path | None) -> None:
+  """Refuse to save among the images: a_res.png may be one of them."""
+  for path in map(Path, inputs):
+    if folder and path.is_dir() and folder.is_dir() and path.samefile(folder):
+      raise ConfigError(f'{folder} holds the images; name another folder with --save-path.')
 
 
 def _overrides(words: Sequence[str]) -> dict[str, str]:

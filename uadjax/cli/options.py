@@ -185,14 +185,17 @@ FailOn = Annotated[
 ]  # fmt: skip
 
 Category = Annotated[
-  str, typer.Option(metavar='NAME', show_default=False, help='A folder in DATASET, or all.')
+  str,
+  typer.Option(metavar='NAME', show_default=False, help='A folder in DATASET; for check also all.'),
 ]
 Layout = Annotated[str, typer.Option(metavar='NAME', help='auto, mvtec, folder or seglist.')]
 CheckOutput = Annotated[
   Path | None,
   typer.Option(metavar='DIR', help='Leave sample pictures, a histogram and the result here.'),
 ]
-ReportOutput = Annotated[Path, typer.Option(metavar='FILE', help='The page to write.')]
+ReportOutput = Annotated[
+  Path, typer.Option(metavar='FILE', help='The page (.html); its data go into a .json beside it.')
+]
 Backbone = Annotated[
   str | None,
   typer.Argument(
@@ -203,5 +206,5 @@ Backbone = Annotated[
 Seed = Annotated[int, typer.Option(metavar='N', help='Decides every picture.')]
 Size = Annotated[int, typer.Option(metavar='N', help='Side of the pictures in pixels.')]
 Overwrite = Annotated[
-  bool, typer.Option('--overwrite', metavar='', help='Replace DIR/disc if it is there.')
+  bool, typer.Option('--overwrite', metavar='', help='Replace categories that are there.')
 ]

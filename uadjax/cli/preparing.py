@@ -6,7 +6,7 @@ from typing import Any
 
 from rich import text
 
-from uadjax import files
+from uadjax import files, telemetry
 from uadjax.backbones import pretrained
 from uadjax.cli import running, screen
 from uadjax.data import demo
@@ -15,11 +15,13 @@ from uadjax.types import ConfigError, UnknownName
 
 def draw(directory: Path, seed: int, size: int, overwrite: bool) -> None:
   """Draw the demo set, unless it would take the place of something."""
-  place = directory / demo.CATEGORY
-  if place.exists() and not overwrite:
-    raise ConfigError(f'{place} is there already; name another folder, or pass --overwrite.')
-  demo.draw(directory, seed, size=size)
-  screen.tell(f'Drawn: {running.printable(str(place))}')
+  places = [directory / category for category in demo.CATEGORIES]
+  taken = [place for place in places if place.exists()]
+  if taken and not overwrite:
+    raise ConfigError(f'{taken[0]} is there already; name another folder, or pass --overwrite.')
+  demo.write(directory, seed, size, track=telemetry.track)
+  for place in places:
+    screen.tell(f'Drawn: {running.printable(str(place))}')
 
 
 def weights(name: str | None, as_json: bool) -> None:

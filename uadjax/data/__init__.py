@@ -14,20 +14,21 @@ def load(config: Config) -> datasets.Splits:
 
 def examine(config: Config, fewest: int = check.FEWEST, track: Track = silently) -> check.Report:
   """Check the images that a `data` config names."""
-  root, category = _where(config)
+  root, category = _where(config, track)
   return check.check(root, category, _layout(config), config.mask_threshold, fewest, track)
 
 
 def expand(config: Config) -> list[str]:
   """The categories that a `data` config names; with an empty root, the demo's."""
   if not config.root:
-    return [config.category or demo.CATEGORY]
+    return demo.expand(config.category)
   return datasets.expand(config.root, config.category)
 
 
-def _where(config: Config) -> tuple[Path, str]:
+def _where(config: Config, track: Track = silently) -> tuple[Path, str]:
   if not config.root:
-    return demo.cached(), config.category or demo.CATEGORY
+    category = config.category or demo.CATEGORY
+    return demo.cached(category, track), category
   return Path(config.root), config.category
 
 

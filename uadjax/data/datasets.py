@@ -77,7 +77,8 @@ def load(
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
     layout: 'mvtec', 'seglist', 'folder', or 'auto', which is 'mvtec' where there is a folder
-      'train', else 'seglist' where there is a file 'train.txt'.
+      'train', else 'seglist' where there is a file 'train.txt', else 'mvtec' where there is a
+      folder 'test'.
     mask_threshold: in a seglist, an image is defective where its mask has a value above it, and
       good where there is none, or no mask.
 
@@ -116,7 +117,8 @@ def survey(root: str | Path, category: str = '', layout: str = 'auto') -> Listin
   if layout == 'auto':
     by_list = (directory / 'train.txt').is_file()
     by_folder = (directory / 'train').is_dir()
-    layout = 'mvtec' if by_folder else 'seglist' if by_list else 'folder'
+    by_test = (directory / 'test').is_dir()  # To be judged alone.
+    layout = 'mvtec' if by_folder else 'seglist' if by_list else 'mvtec' if by_test else 'folder'
   splits, wrong = _LAYOUTS[layout](directory)
   return Listing(directory, layout, splits, tuple(wrong))
 

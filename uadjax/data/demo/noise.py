@@ -1,0 +1,93 @@
+"""What nature draws with: noise, soft edges, strokes, blots.
+
+Letters: h w a picture, or a window of it; n values.
+"""
+
+from collections.abc import Sequence
+import functools
+import itertools
+
+from jaxtyping import Float
+import numpy as np
+from scipy import ndimage
+
+Plane = Float[np.ndarray, 'h w']
+
+
+def octaves(
+  rng: np.random.Generator,
+  size: int,
+  low: float | int,
+  high: float | int,
+  fade: float | int = 1,
+  stretch: float | int = 1,
+) -> Plane:
+  """Draw noise of mean 0 and variance 1; opposite borders match.
+
+  Args:
+    rng: decides all.
+    size: side in pixels.
+    low: coarsest detail, in waves per picture.
+    high: finest detail, likewise.
+    fade: amplitudes fall with the frequency to this power; at 1 all octaves are alike.
+    stretch: how much longer the detail is along x than along y.
+  """
+  gain = _gain(size, low, high, fade, stretch)
+  plane = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size))) * gain, (size, size))
+  return (plane - plane.mean()) / plane.std()
+
+
+@functools.lru_cache(64)  # A category asks for the same few again and again.
+def _gain(
+  size: int, low: float | int, high: float | int, fade: float | int, stretch: float | int
+) -> np.ndarray:
+  y = np.fft.fftfreq(size, 1 / size)[:, None]
+  x = np.fft.rfftfreq(size, 1 / size)[None] * stretch
+  frequency = np.maximum(np.hypot(y, x), 1e-9)
+  band = (1 - np.exp(-((frequency / low) ** 2))) * np.exp(-((frequency / high) ** 2))
+  return band * frequency**-fade
+
+
+def line(rng: np.random.Generator, at: Plane, n: int, fade: float = 0.5) -> Plane:
+  """Look up noise of one dimension: n values for `at` from 0 to 1, with unit variance; periodic."""
+  spectrum = np.fft.rfft(rng.standard_normal(n))
+  spectrum[1:] *= np.arange(1, len(spectrum)) ** -fade
+  spectrum[0] = 0
+  values = np.fft.irfft(spectrum, n)
+  return np.interp(at * n, np.arange(n), values / values.std(), period=n)
+
+
+def inside(distance: Plane, softness: float) -> Plane:
+  """1 where the signed distance to an edge is positive, 0 beyond it, with a ramp between."""
+  return np.clip(distance / softness + 0.5, 0, 1)
+
+
+def smooth(plane: Plane) -> Plane:
+  """Turn a ramp from 0 to 1 into an S."""
+  ramp = np.clip(plane, 0, 1)
+  return ramp * ramp * (3 - 2 * ramp)
+
+
+def blur(plane: Plane, sigma: float) -> Plane:
+  """Gaussian blur; the picture goes on as it ends."""
+  return ndimage.gaussian_filter(plane, sigma, mode='nearest', truncate=3)
+
+
+def blot(rng: np.random.Generator, y: Plane, x: Plane, radius: float, rough: float = 0.08) -> Plane:
+  """Signed distance, about, to the rim of an irregular blot about the origin; positive inside."""
+  around = np.arctan2(y, x)
+  waves = sum(
+    rng.normal(0, rough * 2 / k**0.7) * np.cos(k * around + rng.uniform(0, 2 * np.pi))
+    for k in (2, 3, 4, 6, 9)
+  )
+  return radius * np.maximum(1 + waves, 0.3) - np.hypot(y, x)
+
+
+def strand(y: Plane, x: Plane, points: Sequence[tuple[float, float]]) -> Plane:
+  """Distance to a polyline through points (y, x)."""
+  nearest = np.full(y.shape, np.inf)
+  for (y0, x0), (y1, x1) in itertools.pairwise(points):
+    dy, dx = y1 - y0, x1 - x0
+    share = np.clip(((y - y0) * dy + (x - x0) * dx) / (dy * dy + dx * dx), 0, 1)
+    nearest = np.minimum(nearest, (y - y0 - share * dy) ** 2 + (x - x0 - share * dx) ** 2)
+  return np.sqrt(nearest)
