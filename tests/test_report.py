@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import padim
 from uadjax import bundle, calibrate, config as configs, curves, report, score
 from uadjax.backbones import pretrained
 from uadjax.data import preprocess
 from uadjax.report import content, document, gallery, provenance
 from uadjax.types import Record, Scores
 
+CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
 LIMITS = calibrate.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
 
 kinds = st.sampled_from(['good', 'cut', 'hole'])
@@ -211,8 +211,7 @@ def test_data_are_known_by_content_and_names_wherever_they_lie(tmp_path):
 
 
 def test_a_report_tells_what_it_stands_on(tmp_path):
-  config = configs.plain(padim.get_config())
-  config = configs.from_plain(config, 'a test')
+  config = configs.load(str(CONFIG))
   weights = pretrained.Provenance('r18.pth', 'https://example.org/r18.pth', 'abc', 'BSD-3-Clause')
   normals = score.Peaks(('a',), np.array([1.0]), np.array([2.0]))
   bundle.save(tmp_path / 'model', config, {'x': jnp.zeros(3)}, LIMITS, normals, weights)

@@ -1,0 +1,78 @@
+"""The compact network has the stages of ResNet-18, at less than two thirds of its cost."""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax import backbones
+from uadjax.backbones import compact
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return jax.jit(compact.Compact().init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+
+def shapes(module, size):
+  images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+  stages, _ = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), images)
+  return {name: x.shape for name, x in stages.items()}
+
+
+@pytest.mark.parametrize('size', [(256, 256), (224, 224), (97, 250)])
+def test_its_maps_are_as_those_of_resnet18(size):
+  assert shapes(compact.Compact(), size) == shapes(
+    backbones.build('resnet18', compact.STAGES), size
+  )
+
+
+def test_nothing_beyond_the_last_stage_has_parameters(variables):
+  images = jnp.ones((1, 64, 64, 3))
+  short = compact.Compact(stages=('layer2',))
+  less = jax.jit(short.init)(jax.random.key(0), images)
+  assert set(less['params']) == {'layer1', 'layer2'}
+  # What it computes is the same, also with variables that hold more.
+  whole, part = compact.Compact().apply(variables, images), short.apply(variables, images)
+  assert list(part) == ['layer2']
+  np.testing.assert_array_equal(part['layer2'], whole['layer2'])
+
+
+def test_it_fits_the_package(variables):
+  assert sum(x.size for x in jax.tree.leaves(variables['params'])) < 3_000_000
+
+
+def flops(module):
+  images = jnp.zeros((1, 256, 256, 3))
+  made = jax.eval_shape(module.init, jax.random.key(0), images)
+  cost = jax.jit(module.apply).lower(made, images).cost_analysis()
+  return cost['flops']  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_it_multiplies_less_than_two_thirds_of_what_resnet18_does():
+  resnet = backbones.build('resnet18', compact.STAGES)
+  assert 1.5 * flops(compact.Compact()) < flops(resnet)
+
+
+def test_stages_one_by_one_are_the_whole(variables):
+  x = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
+  whole = compact.Compact().apply(variables, x)
+  for name, plan in compact.PLANS.items():
+    own = {collection: tree[name] for collection, tree in variables.items()}
+    x = compact.Stage(plan).apply(own, x)
+    np.testing.assert_allclose(x, whole[name], rtol=1e-5, atol=1e-5)
+
+
+def test_training_moves_the_statistics_unless_they_are_steady(variables):
+  x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3)) + 1
+  plan = compact.PLANS['layer1']
+  own = {collection: tree['layer1'] for collection, tree in variables.items()}
+  stage = compact.Stage(plan)
+  _, moved = stage.apply(own, x, True, mutable=['batch_stats'])
+  steady, kept = stage.apply(own, x, True, True, mutable=['batch_stats'])
+  assert any(
+    bool((a != b).any())
+    for a, b in zip(*map(jax.tree.leaves, (moved['batch_stats'], own['batch_stats'])), strict=True)
+  )
+  jax.tree.map(np.testing.assert_array_equal, kept['batch_stats'], own['batch_stats'])
+  np.testing.assert_allclose(steady, stage.apply(own, x), rtol=1e-4, atol=1e-4)

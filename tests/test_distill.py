@@ -1,0 +1,159 @@
+"""The recipe of the embedded backbone, at a size where it takes seconds."""
+
+from distill import losses, pictures, shapes, store, student, views
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax.backbones import compact
+
+
+@pytest.fixture(scope='module')
+def painted():
+  return pictures.paint(jax.random.key(0), 6, 64)
+
+
+def test_pictures_depend_on_the_key_alone(painted):
+  # Side by side or one by one; they are never the same twice.
+  beside = pictures.paint(jax.random.key(0), 6, 64, 3)
+  np.testing.assert_allclose(painted, beside, rtol=1e-3, atol=1e-3)
+  assert np.isfinite(painted).all()
+  assert min(np.abs(painted[i] - painted[j]).mean() for i in range(6) for j in range(i)) > 0.01
+
+
+def test_noise_has_unit_variance_and_more_power_in_low_frequencies():
+  noise = np.asarray(pictures.fields(jax.random.key(1), 64))
+  power = np.abs(np.fft.fft2(noise - noise.mean(axis=(1, 2), keepdims=True))) ** 2
+  assert (power[:, :4, :4].mean(axis=(1, 2)) > power[:, 24:32, 24:32].mean(axis=(1, 2))).all()
+
+
+def test_views_are_drawn_anew_from_every_key(painted):
+  one = views.views(jax.random.key(0), painted, 8, 32)
+  assert one.dtype == jnp.uint8
+  assert one.shape == (8, 32, 32, 3)
+  np.testing.assert_array_equal(one, views.views(jax.random.key(0), painted, 8, 32))
+  assert (one != views.views(jax.random.key(1), painted, 8, 32)).any()
+  intact, damaged = views.twins(8)
+  assert list(intact) == [2, 6]
+  assert list(damaged) == [3, 7]
+
+
+def test_twins_differ_in_one_place(painted):
+  found = views.views(jax.random.key(2), painted, 64, 64).astype(jnp.float32)
+  intact, damaged = views.twins(64)
+  differ = np.abs(found[damaged] - found[intact]).max(axis=-1) > 0
+  shares = differ.mean(axis=(1, 2))
+  assert (shares < 0.75).all()  # Blocks of JPEG spread a little of it.
+  assert (shares > 0).mean() > 0.5  # Elsewhere may look the same.
+
+
+def test_the_cosines_of_blocks_are_orthonormal():
+  np.testing.assert_allclose(views.DCT @ views.DCT.T, np.eye(8), atol=1e-6)
+
+
+def test_a_layer_without_shapes_changes_nothing():
+  layers = jax.jit(pictures._layers)(jax.random.key(0))
+  layer = jax.tree.map(lambda x: x[5], layers)._replace(
+    density=jnp.float32(0), shadow=jnp.float32(0.5)
+  )
+  canvas = shapes.Canvas(jnp.full((32, 32, 3), 0.3), jnp.ones((32, 32)), jnp.ones((32, 32)))
+  drawn = jax.jit(shapes.draw)(canvas, layer._replace(holds=jnp.float32(0)), jnp.zeros((5, 32, 32)))
+  for one, other in zip(drawn, canvas, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+compare = jax.jit(losses.compare)
+
+
+def some_stages(key, batch=4):
+  sizes = {'layer1': (16, 8), 'layer2': (8, 16), 'layer3': (4, 32)}
+  return {
+    name: jax.random.uniform(jax.random.fold_in(key, c), (batch, s, s, c))
+    for name, (s, c) in sizes.items()
+  }
+
+
+def test_a_perfect_student_has_no_loss_and_the_mean_has_one():
+  taught = some_stages(jax.random.key(0))
+  scales = {name: losses.scale(x) for name, x in taught.items()}
+  total, parts = compare(taught, taught, scales, jax.random.key(1))
+  assert abs(float(total)) < 1e-4
+  means = {name: jnp.broadcast_to(scales[name].mean, x.shape) for name, x in taught.items()}
+  _, parts = compare(taught, means, scales, jax.random.key(1))
+  for name, value in parts.items():
+    if name.startswith(('match', 'turn', 'change')):
+      assert 0.9 < float(value) < 1.1, name
+    else:
+      assert float(value) > 0.1
+
+
+def test_distances_are_those_of_the_definition():
+  x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+  found = losses._distances(jnp.asarray(x))
+  slow = np.array([[((a - b) ** 2).sum() for b in x] for a in x]) + 1e6 * np.eye(7)
+  np.testing.assert_allclose(found, slow, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def scales():
+  return {
+    name: losses.Scale(jnp.full(plan.channels, 0.5), jnp.ones(plan.channels))
+    for name, plan in compact.PLANS.items()
+  }
+
+
+@pytest.fixture(scope='module')
+def fresh(scales):
+  return student.initial(student.Recipe(), scales)
+
+
+@pytest.fixture(scope='module')
+def state(fresh):
+  """As after some steps: what begins as zeros and ones has moved."""
+  leaves, tree = jax.tree.flatten(fresh)
+  rng = np.random.default_rng(0)
+  moved = [
+    x + jnp.asarray(rng.uniform(0.1, 0.5, x.shape), x.dtype) if x.ndim == 1 else x for x in leaves
+  ]
+  return jax.tree.unflatten(tree, moved)._replace(step=jnp.int32(7))
+
+
+def test_what_a_run_goes_on_with_is_what_was_saved(tmp_path, state, scales):
+  recipe = student.Recipe(seed=5, rate=0.1)
+  for _ in range(2):  # The second takes the place of the first.
+    store.save(tmp_path, state, scales, {'recipe': recipe._asdict()})
+  found = store.load(tmp_path)
+  assert jax.tree.structure(found) == jax.tree.structure((recipe, state, scales))
+  for one, other in zip(*map(jax.tree.leaves, (found, (recipe, state, scales))), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_without_a_checkpoint_there_is_no_going_on(tmp_path):
+  with pytest.raises(SystemExit, match='no checkpoint'):
+    store.load(tmp_path)
+
+
+def test_statistics_become_steady_before_views_become_large():
+  recipe = student.Recipe(steps=100, steady=0.7, late=0.9)
+  phases = [student.phase(recipe, step) for step in (0, 69, 70, 89, 90, 99)]
+  assert phases == [(False, False)] * 2 + [(True, False)] * 2 + [(True, True)] * 2
+
+
+def test_what_is_shipped_computes_what_was_learned(tmp_path, state):
+  told = store.export(tmp_path / 'compact.safetensors', state, {'seed': 0})
+  assert told['bytes'] == (tmp_path / 'compact.safetensors').stat().st_size
+  assert told['parameters'] < 3_000_000
+  x = jax.random.normal(jax.random.key(3), (2, 64, 64, 3))
+  apply = jax.jit(compact.Compact().apply)
+  shipped = store.variables(store.tensors(state.average))
+  before, after = apply(state.average, x), apply(shipped, x)
+  for stage, y in before.items():
+    np.testing.assert_allclose(after[stage], y, rtol=0.01, atol=0.01 * float(y.std()))
+
+
+def test_the_student_begins_with_the_scales_of_the_teacher_alone(fresh, scales):
+  for stage, (mean, std) in scales.items():
+    norm = fresh.params[stage]['leave']['bn']
+    np.testing.assert_array_equal(norm['bias'], mean)
+    np.testing.assert_array_equal(norm['scale'], std)

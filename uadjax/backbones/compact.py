@@ -1,0 +1,120 @@
+"""A compact network with the stages of ResNet-18, distilled from it on generated images alone.
+
+Its stages have ResNet-18's names, channels and strides, so that whatever works on those works on
+these; experiments/distill_backbone.py is the recipe of its weights. Time on a CPU goes with the
+multiplications, of which this network has 60 % of ResNet-18's: it is thin inside, and begins with
+blocks of 2x2 pixels instead of a large kernel and a pool. From stage to stage passes the output
+alone: each can then be taught on its own, with the teacher's output for input.
+
+Letters: b batch, h w map, c channels.
+"""
+
+from typing import NamedTuple
+
+from flax import linen as nn
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from uadjax.backbones import conv
+
+
+class Plan(NamedTuple):
+  """What a stage is made of.
+
+  Attributes:
+    enter: channels, size and stride of the convolutions that it begins with.
+    depth: residual blocks of two 3x3 convolutions, as wide as the last of those.
+    channels: of its output, brought there by a 1x1 convolution.
+    fold: side of the blocks of pixels that become one with more channels first.
+  """
+
+  enter: tuple[tuple[int, int, int], ...]
+  depth: int
+  channels: int
+  fold: int = 1
+
+
+PLANS = {
+  'layer1': Plan(((24, 3, 1), (48, 3, 2)), 2, 64, fold=2),
+  'layer2': Plan(((80, 3, 2),), 2, 128),
+  'layer3': Plan(((160, 3, 2),), 3, 256),
+}
+STAGES = tuple(PLANS)
+
+
+class Compact(nn.Module):
+  """The network up to the last stage asked for.
+
+  Attributes:
+    stages: the stages returned; nothing after the last of them is computed or has parameters.
+    arch: its name.
+  """
+
+  stages: tuple[str, ...] = STAGES
+  arch: str = 'compact'
+
+  @property
+  def depths(self) -> tuple[int, ...]:
+    """Blocks in each stage."""
+    return tuple(plan.depth for plan in PLANS.values())
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w 3'], train: bool = False
+  ) -> dict[str, Float[Array, 'b _h _w _c']]:
+    """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
+    outputs = {}
+    for name, plan in PLANS.items():
+      x = Stage(plan, name=name)(x, train)
+      if name in self.stages:
+        outputs[name] = x
+      if len(outputs) == len(set(self.stages)):
+        break
+    return outputs
+
+
+class Stage(nn.Module):
+  """A stage as planned; of images or of the output of the stage before."""
+
+  plan: Plan
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], train: bool = False, steady: bool = False
+  ) -> Float[Array, 'b _h _w _c']:
+    """Compute; with `steady`, training leaves BatchNorm's statistics as they are, and uses them."""
+    x = _folded(x, self.plan.fold)
+    for i, (channels, size, stride) in enumerate(self.plan.enter):
+      x = _Unit(channels, size, stride, name=f'enter_{i}')(x, train, steady)
+    for i in range(self.plan.depth):
+      y = _Unit(x.shape[-1], 3, name=f'{i}_conv1')(x, train, steady)
+      x = nn.relu(x + _Unit(x.shape[-1], 3, linear=True, name=f'{i}_conv2')(y, train, steady))
+    return _Unit(self.plan.channels, 1, name='leave')(x, train, steady)
+
+
+def _folded(x: Float[Array, 'b h w c'], side: int) -> Float[Array, 'b _h _w _c']:
+  """Make blocks of side x side pixels one with as many times the channels, zeros beyond the end."""
+  _, h, w, c = x.shape
+  rows, columns = -(-h // side), -(-w // side)
+  x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
+  x = x.reshape(-1, rows, side, columns, side, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(-1, rows, columns, side * side * c)
+
+
+class _Unit(nn.Module):
+  """A convolution, its BatchNorm, and a ReLU unless `linear`."""
+
+  features: int
+  size: int
+  stride: int = 1
+  linear: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], train: bool, steady: bool
+  ) -> Float[Array, 'b _h _w _c']:
+    """Compute."""
+    x = conv.Conv(self.features, self.size, self.stride, name='conv')(x, train)
+    learned = not train or steady
+    x = nn.BatchNorm(use_running_average=learned, momentum=0.9, epsilon=1e-5, name='bn')(x)
+    return x if self.linear else nn.relu(x)
