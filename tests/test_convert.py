@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 import unicodedata
 
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 import numpy as np
 from PIL import Image
 import pytest
@@ -567,12 +567,24 @@ def slow_ring(points: np.ndarray, h: int, w: int) -> np.ndarray:
   return out
 
 
-coordinates = st.floats(-5, 20).map(lambda x: round(x, 1) + 0.03)  # No edge through a center.
+def through_a_center(points: np.ndarray, h: int, w: int) -> bool:
+  """Whether an edge meets the center of a pixel, but for rounding: that may count as inside."""
+  for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+    for y in np.arange(h) + 0.5:
+      if (y0 < y) != (y1 < y):
+        crossing = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+        if np.abs(crossing - (np.arange(w) + 0.5)).min() < 1e-9:
+          return True
+  return False
+
+
+coordinates = st.floats(-5, 20).map(lambda x: round(x, 1) + 0.03)
 
 
 @given(st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=8))
 def test_a_ring_holds_the_pixels_whose_centers_it_holds(points):
   outline = np.array(points)
+  assume(not through_a_center(outline, 12, 15))
   want = slow_ring(outline, 12, 15)
   if not want.any():
     want = outlines.polygon(outline, 12, 15)
