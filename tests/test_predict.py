@@ -172,7 +172,7 @@ def test_thresholds_may_be_overridden(directory, paths):
 
 
 def test_batch_size_must_be_positive(model, paths):
-  with pytest.raises(ConfigError, match='batch_size must be at least 1, got 0'):
+  with pytest.raises(ConfigError, match='batch_size must be a whole number, at least 1, got 0'):
     model.predict(paths, 0)
 
 
