@@ -85,11 +85,6 @@ def report(
   config.evaluate.update({'save_pictures': 0, 'report_pictures': _PICTURES})
   config.check.enforce = False
   test = trial.tested(config)
-  if not test:
-    raise ConfigError(
-      f'{Path(dataset, category)} has no test images; there must be a folder test/good or '
-      'test/<defect>.'
-    )
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
     return assess(model, test, config, Path(folder), page=output)['metrics']

@@ -117,12 +117,15 @@ def create_pipeline(
     raise ConfigError('use_hpip is not there yet; leave it out.')
   settings.device = device or settings.device
   own = settings.SubModules.AnomalyDetection
-  thresholds = own.threshold, own.review_threshold, own.pixel_threshold
-  kinds = ('threshold', 'review_threshold', 'pixel_threshold')
   model = create_model(
-    own.model_name, own.model_dir, settings.device, access=access,
-    **dict(zip(kinds, thresholds, strict=True)),
-  )  # fmt: skip
+    own.model_name,
+    own.model_dir,
+    settings.device,
+    threshold=own.threshold,
+    review_threshold=own.review_threshold,
+    pixel_threshold=own.pixel_threshold,
+    access=access,
+  )
   return Pipeline(settings.lock(), model)
 
 

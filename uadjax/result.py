@@ -173,6 +173,9 @@ class Result(Mapping[str, Any]):
       'regions': [region._asdict() for region in self.regions],
     }
 
+  def _in_short(self) -> dict[str, Any]:
+    return self.summary() if self.error else {**self.summary(), 'pred': '...'}
+
   def to_json(self, masks: str = 'rle') -> dict[str, Any]:
     """The verdict as JSON can hold it.
 
@@ -213,8 +216,7 @@ class Result(Mapping[str, Any]):
       format_json: another name of `json_format`; the original systems use both.
     """
     if json_format if format_json is None else format_json:
-      told = {**self.summary(), **({} if self.error else {'pred': '...'})}
-      print(files.to_json(told, indent, ensure_ascii))
+      print(files.to_json(self._in_short(), indent, ensure_ascii))
     else:
       print(self.str)
 
@@ -295,7 +297,7 @@ class Result(Mapping[str, Any]):
   @property
   def str(self) -> str:
     """The verdict in one line, as `print` has it."""
-    return repr({**self.summary(), **({} if self.error else {'pred': '...'})})
+    return repr(self._in_short())
 
 
 # Of PNG four times as fast as the default, and a fifth larger; of JPEG and WebP.

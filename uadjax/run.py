@@ -84,13 +84,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
       telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
     if config.detector.name.lower() != model.name.lower():
       telemetry.LOG.info('The model is a %s, whatever the configuration says.', model.name)
-    test = trial.tested(config)
-    if not test:
-      raise ConfigError(
-        f'{config.data.root}/{config.data.category} has no test images; there must be a folder '
-        'test/good or test/<defect>.'
-      )
-    return assess.assess(model, test, config, workdir)
+    return assess.assess(model, trial.tested(config), config, workdir)
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()

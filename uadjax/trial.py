@@ -32,15 +32,27 @@ def passed(config: Config) -> datasets.Splits:
 
 
 def tested(config: Config) -> tuple[Record, ...]:
-  """The test images, if nothing is wrong with them; what is learned from does not matter."""
+  """The test images, if nothing is wrong with them; what is learned from does not matter.
+
+  Raises:
+    DataError: with all that is wrong.
+    ConfigError: there are none.
+  """
   report = data.examine(config.data, track=telemetry.track)
   test = report.splits.test
   files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in files))
   if not report.passed and not config.check.enforce:
     telemetry.LOG.warning('%s', report)
-    return check.salvage(report).test
-  return check.demand(report).test
+    test = check.salvage(report).test
+  else:
+    test = check.demand(report).test
+  if not test:
+    raise ConfigError(
+      f'{Path(config.data.root, config.data.category)} has no test images; there must be a folder '
+      'test/good or test/<defect>.'
+    )
+  return test
 
 
 def tell(config: Config, workdir: Path) -> dict[str, Any]:
