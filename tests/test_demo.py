@@ -62,7 +62,7 @@ def test_a_picture_depends_on_no_other(tmp_path):
 
 
 def test_the_drawing_is_that_of_its_version():
-  """Who changes a picture must change demo._VERSION, or old caches are taken for new."""
+  """Who changes a picture must change demo.VERSION, or old caches are taken for new."""
   for category in demo.CATEGORIES:
     found = [
       int(picture.take(category, part, defect, 0, 0, 32).pixels.sum(dtype=np.int64))

@@ -28,7 +28,7 @@ FLOORS = (
   ('groundtruth', 'histogram', 'verdict'),
   ('labelled',),
   ('bundle', 'inspection', 'result'),
-  ('predict', 'curves'),
+  ('predict', 'curves', 'demo_model'),
   ('pipelines', 'report'),
   ('evaluate',),
   ('workdir',),

@@ -75,12 +75,6 @@ def test_an_unknown_name_lists_those_there_are():
     uadjax.create_model('EfficientAD')
 
 
-@pytest.mark.parametrize('name', ['', 'STFPM'])
-def test_without_a_model_the_command_that_fits_one_is_told(name):
-  with pytest.raises(ModelError, match=r'uadjax\.main --config=configs/'):
-    uadjax.create_model(name)
-
-
 def test_the_run_of_a_model_is_not_the_model(directory):
   with pytest.raises(ModelError, match=r'is no model directory.*/model'):
     uadjax.create_model(str(directory.parent))

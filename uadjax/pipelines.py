@@ -10,7 +10,17 @@ import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax import bundle, calibrate, config as configs, detectors, fetch, files, predict, sharding
+from uadjax import (
+  bundle,
+  calibrate,
+  config as configs,
+  demo_model,
+  detectors,
+  fetch,
+  files,
+  predict,
+  sharding,
+)
 from uadjax.result import Result
 from uadjax.types import Config, ConfigError, ModelError, UnknownName
 
@@ -32,7 +42,8 @@ def create_model(
 
   Args:
     model_name: 'STFPM', 'PaDiM' or 'PatchCore' in any case; or a model directory.
-    model_dir: where the model lies, `<workdir>/model` of the run that fitted it.
+    model_dir: where the model lies, `<workdir>/model` of the run that fitted it. Without one a demo
+      answers, fitted on drawn pictures when it is first needed, and a warning says so.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'; several share the work.
     threshold: instead of the one that the model was calibrated to; so the next two.
     review_threshold: images above it, and not NG, are to be reviewed.
@@ -224,8 +235,6 @@ def _which(name: str, directory: str | Path | None) -> tuple[str, Path]:
       f'Unknown model {name!r}; choose from {sorted(known.values())}, or name a model directory.'
     )
   if not directory:
-    raise ModelError(
-      f'No model was named. Fit one on a folder of good images with `{_OWN}`, and name its '
-      'directory: model_dir=RUN/model.'
-    )
+    title = known.get(name.lower(), demo_model.TITLE)
+    return title, demo_model.directory(title, _OWN)
   return known.get(name.lower(), ''), Path(directory)

@@ -114,6 +114,13 @@ def track(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]
       told = now
 
 
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+  """Show what is being waited for, where there is a terminal that can."""
+  with CONSOLE.status(f'{what} …') if draws() else contextlib.nullcontext():
+    yield
+
+
 def _progress() -> rich.progress.Progress:
   """A bar that leaves stdout alone, which may well be a pipe."""
   columns = (

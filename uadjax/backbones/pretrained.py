@@ -71,11 +71,15 @@ def load(
   return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), license)
 
 
+def cached(arch: str) -> Path:
+  """Where torchvision's file lies once it has been downloaded."""
+  return files.cache() / 'weights' / FILES[arch]
+
+
 def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
   """Find torchvision's file in the cache, which is filled first where it has to be."""
-  name = FILES[arch]
-  digest = Path(name).stem.rpartition('-')[2]
-  path, url = files.cache() / 'weights' / name, f'{base}/{name}'
+  path = cached(arch)
+  digest, url = path.stem.rpartition('-')[2], f'{base}/{path.name}'
   try:
     if path.exists():
       download.verify(path, digest, str(path))

@@ -85,7 +85,11 @@ ModelDirOption = Annotated[
 Hpi = Annotated[
   bool,
   typer.Option(
-    '--use-hpip', metavar='', help='Run the exported graph instead.', rich_help_panel=_ONCE
+    '--use-hpip',
+    metavar='',
+    help='Run the exported graph instead.',
+    rich_help_panel=_ONCE,
+    hidden=True,  # Until there is one: it is known, and refused.
   ),
 ]
 GetConfig = Annotated[

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich import text
 
-from uadjax import files, telemetry
+from uadjax import telemetry
 from uadjax.backbones import pretrained
 from uadjax.cli import running, screen
 from uadjax.data import demo
@@ -41,7 +41,7 @@ def weights(name: str | None, as_json: bool) -> None:
 
 def _about(arch: str) -> dict[str, Any]:
   """What is known of the weights of a backbone, without downloading any."""
-  path = files.cache() / 'weights' / pretrained.FILES[arch]
+  path = pretrained.cached(arch)
   told = {'name': arch, 'cached': path.is_file(), 'path': str(path)}
   told['source'] = f'{pretrained.TORCHVISION}/{path.name}'
   if not told['cached']:

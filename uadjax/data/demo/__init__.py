@@ -24,10 +24,10 @@ from uadjax.types import ConfigError, silently, Track, UnknownName
 CATEGORY = 'disc'  # Where none is named.
 TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')
 CATEGORIES = tuple(sorted(picture.PRODUCTS))
+VERSION = 2  # Of the drawing.
 
 _GROUPS = {'all': CATEGORIES, 'textures': TEXTURES, 'objects': OBJECTS}
 _SMALLEST = 16  # Pixels; a washer's ring has four then.
-_VERSION = 2  # Of the drawing: part of the cache's name.
 _RUNS = 3  # Of zlib: noise holds no longer repeats; as small as others, at a fraction of the time.
 _WHOLE = {'train': 60, 'test_good': 15, 'test_defect': 4, 'size': 256}
 
@@ -111,7 +111,7 @@ def write(
 
 def cached(category: str = CATEGORY, track: Track = silently) -> Path:
   """The demo set in the user's cache; a category is drawn when first asked for."""
-  directory = files.cache() / f'demo-{_VERSION}'
+  directory = files.cache() / f'demo-{VERSION}'
   if not (directory / category).is_dir():
     _known('category', [category], CATEGORIES)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,73 @@
+"""Who names no model gets the demo's, fitted once, and is told what it is."""
+
+import pytest
+
+import uadjax
+from uadjax import bundle, config as configs, demo_model, detectors
+from uadjax.data import demo
+from uadjax.types import ModelError, Spec
+
+COMMAND = 'python -m uadjax.main --config=configs/'
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+  """A cache with a demo set of few and small pictures."""
+  cache = tmp_path_factory.mktemp('cache')
+  return demo.draw(cache / f'demo-{demo.VERSION}', train=12, size=96).parent
+
+
+@pytest.fixture
+def cache(few, monkeypatch):
+  monkeypatch.setenv('UADJAX_CACHE', str(few))
+  return few
+
+
+def answer(name, picture):
+  (result,) = uadjax.create_model(name, device='cpu').predict(str(picture))
+  return result
+
+
+def test_it_answers_and_is_fitted_once(cache, caplog):
+  disc = cache / f'demo-{demo.VERSION}' / demo.CATEGORY / 'test'
+  good = answer('', disc / 'good' / '000.png')
+  (place,) = (cache / 'demo-models').iterdir()
+  before = (place / 'manifest.json').stat().st_mtime_ns
+  assert COMMAND in caplog.text
+  assert 'is being fitted' in caplog.text
+  caplog.clear()
+  assert answer(demo_model.TITLE.upper(), disc / 'good' / '000.png').score == good.score
+  assert answer('', disc / 'missing' / '000.png').score > good.score
+  assert (place / 'manifest.json').stat().st_mtime_ns == before
+  assert [one.name for one in (cache / 'demo-models').iterdir()] == [place.name]
+  assert COMMAND in caplog.text
+  assert 'is being fitted' not in caplog.text
+
+
+def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  empty = tmp_path / f'demo-{demo.VERSION}' / demo.CATEGORY / 'train' / 'good'
+  empty.mkdir(parents=True)
+  with pytest.raises(ModelError, match=r'demo model could not be fitted: .*image'):
+    uadjax.create_model('PaDiM')
+  assert not any((tmp_path / 'demo-models').iterdir())
+
+
+@pytest.mark.parametrize('title', detectors.TITLES)
+def test_every_detector_has_settings(title, monkeypatch, tmp_path):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  config = demo_model.configure(title.lower())
+  assert config.backbone.weights == 'random'  # For nothing is in this cache.
+  _, detector = bundle.assemble(config, Spec(64, 64, 60, learning_rate=0.1))
+  assert (detector.one_pass is None) == bool(config.fit.steps)
+  path = tmp_path / 'config.yaml'
+  path.write_text(configs.to_yaml(config))
+  assert configs.plain(configs.load(str(path))) == configs.plain(config)
+
+
+def test_downloaded_weights_are_used(monkeypatch, tmp_path):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  place = demo_model.pretrained.cached('resnet18')
+  place.parent.mkdir()
+  place.touch()
+  assert demo_model.configure('padim').backbone.weights == 'imagenet'

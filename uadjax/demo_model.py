@@ -1,0 +1,99 @@
+"""The model that answers until there is one of the user's own: fitted on the demo set when needed.
+
+It is fitted by a process of its own, on the CPU: the devices may be the caller's already, and what
+only predicts need not import TensorFlow.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import tempfile
+
+import ml_collections
+
+import uadjax
+from uadjax import config as configs, files, telemetry
+from uadjax.backbones import pretrained
+from uadjax.data import demo
+from uadjax.types import Config, ModelError
+
+TITLE = 'PatchCore'  # Where no detector is named.
+
+_LAYERS = {
+  'padim': ('layer1', 'layer2', 'layer3'),
+  'patchcore': ('layer2', 'layer3'),
+  'stfpm': ('layer1', 'layer2', 'layer3'),
+}
+
+
+def directory(title: str, own: str) -> Path:
+  """The demo model's directory in the user's cache; it is fitted where there is none yet.
+
+  Args:
+    title: of the detector.
+    own: the command that fits a model to images of one's own, to be told.
+
+  Raises:
+    ModelError: it could not be fitted.
+  """
+  config = configure(title.lower())
+  text = configs.to_yaml(config)
+  digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {text}'.encode()).hexdigest()
+  place = files.cache() / 'demo-models' / f'{config.detector.name}-{digest[:12]}'
+  telemetry.LOG.warning(
+    'No model was named, so this is a demo: %s fitted on drawn pictures (%s), with %s weights; '
+    'what it says of yours means nothing. Fit one on your good images with `%s`, and name its '
+    'directory: model_dir=RUN/model.%s',
+    title, config.data.category, config.backbone.weights, own,
+    '' if place.is_dir() else ' Now it is being fitted, once, which takes a minute or two.',
+  )  # fmt: skip
+  if not place.is_dir():
+    _fit(text, place)
+  return place
+
+
+def configure(name: str) -> Config:
+  """The settings: the detector's defaults, on few images and in few steps."""
+  config = configs.base()
+  config.detector = ml_collections.ConfigDict({'name': name, 'layers': _LAYERS[name]})
+  config.data.category = demo.CATEGORY
+  config.evaluate.do_eval = False
+  if not pretrained.cached(config.backbone.name).is_file():
+    config.backbone.weights = 'random'
+  if name == 'stfpm':
+    config.fit.update({'steps': 60, 'batch_size': 8, 'learning_rate': 0.4})
+  else:
+    config.fit.held_out = 0.0
+  return config
+
+
+def _fit(config: str, place: Path) -> None:
+  """Run the experiment, and keep the model of it."""
+  place.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix='.', dir=place.parent) as draft:
+    settings, run = Path(draft) / 'demo.yaml', Path(draft) / 'run'
+    files.write_text(settings, config)
+    command = [sys.executable, '-m', 'uadjax.main', f'--config={settings}', f'--workdir={run}']
+    source = str(Path(uadjax.__file__).parent.parent)  # Wherever this process has it from.
+    paths = [source, *filter(None, [os.environ.get('PYTHONPATH')])]
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(paths)}
+    with telemetry.busy('Fitting the demo model'):
+      done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+      raise ModelError(f'The demo model could not be fitted: {_reason(run, done.stderr)}')
+    try:
+      (run / 'model').rename(place)
+    except OSError:
+      if not place.is_dir():  # Else another process was quicker.
+        raise
+
+
+def _reason(run: Path, told: str) -> str:
+  """Why a run failed: as its result says, or else the last that it told."""
+  result = run / 'train_result.json'
+  if result.is_file():
+    return json.loads(result.read_text())['err_msg']
+  return told.strip().rpartition('\n')[2]
