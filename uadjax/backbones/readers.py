@@ -43,6 +43,10 @@ def read(data: bytes) -> Tensors:
 def _format(data: bytes) -> Callable[[bytes], Tensors]:
   if data[:4] == b'PK\x03\x04':
     return _zip
+  # Before pickles: the length of the header may well begin with their first byte. Of a pickle, read
+  # as a length, it would be enormous.
+  if data[8:9] == b'{' and int.from_bytes(data[:8], 'little') < len(data):
+    return _safetensors
   if data.startswith(_LEGACY):
     return _torch_legacy
   if data[:1] == b'\x80':
