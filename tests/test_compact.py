@@ -1,12 +1,15 @@
 """The compact network has the stages of ResNet-18, at less than two thirds of its cost."""
 
+import json
+
 import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
 
 from uadjax import backbones
-from uadjax.backbones import compact
+from uadjax.backbones import compact, pretrained
+from uadjax.data import preprocess
 
 
 @pytest.fixture(scope='module')
@@ -76,3 +79,32 @@ def test_training_moves_the_statistics_unless_they_are_steady(variables):
   )
   jax.tree.map(np.testing.assert_array_equal, kept['batch_stats'], own['batch_stats'])
   np.testing.assert_allclose(steady, stage.apply(own, x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_embedded_weights_are_those_of_the_card():
+  variables, origin = pretrained.load('embedded', backbones.build('compact', compact.STAGES))
+  card = json.loads(pretrained.EMBEDDED.with_suffix('.json').read_text())
+  assert origin.sha256 == card['sha256']
+  assert pretrained.EMBEDDED.stat().st_size == card['bytes'] < 6e6
+  assert card['parameters'] < 3_000_000
+  assert origin.license == 'Apache-2.0'
+  stages = compact.Compact().apply(variables, jnp.zeros((1, 64, 64, 3)))
+  assert all(bool(jnp.isfinite(x).all()) for x in stages.values())
+
+
+@pytest.mark.real
+def test_the_embedded_weights_see_what_the_teacher_sees(shared):
+  file = shared / 'weights' / 'resnet18_imagenet_bnfolded.safetensors'
+  paths = sorted((shared / 'data' / 'mvtec_ad' / 'screw' / 'train' / 'good').iterdir())[:4]
+  ops = preprocess.parse('resize(256)')
+  pixels = jnp.asarray(np.stack([ops.apply(preprocess.decode(path)) for path in paths]))
+  seen = []
+  for name, weights in (('compact', 'embedded'), ('resnet18', str(file))):
+    module = backbones.build(name, compact.STAGES)
+    variables, _ = pretrained.load(weights, module)
+    seen.append(jax.jit(module.apply)(variables, backbones.normalize(pixels)))
+  for stage in compact.STAGES:
+    ours, theirs = (x[stage].reshape(-1, x[stage].shape[-1]) for x in seen)
+    ours, theirs = ours - theirs.mean(axis=0, keepdims=True), theirs - theirs.mean(axis=0)[None]
+    explained = 1 - jnp.sum((ours - theirs) ** 2) / jnp.sum(theirs**2)
+    assert explained > 0.2, stage  # Of the teacher's variance; random weights explain none.

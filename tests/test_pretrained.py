@@ -24,6 +24,7 @@ from uadjax.backbones import download, names, pretrained, readers
 from uadjax.types import WeightsError
 
 MODULE = backbones.build('resnet18', ('layer1',))
+NOWHERE = 'http://127.0.0.1:9'  # Nobody answers there.
 
 
 # A writer of torch.save's files, byte for byte where it matters (compared with torch 2.13 by hand).
@@ -226,6 +227,16 @@ def test_other_floating_point_becomes_float32(dtype, kind, tmp_path):
   np.testing.assert_array_equal(mean, weights()['bn1.running_mean'].astype(dtype).astype('f'))
 
 
+def test_safetensors_whose_header_is_as_long_as_a_pickle_begins():
+  for spaces in range(0, 256, 8):
+    data = safetensors.save({'a': np.arange(3.0)}, {'padding': ' ' * spaces})
+    if data[0] == 0x80:
+      break
+  else:
+    pytest.fail('no header is so long')
+  np.testing.assert_array_equal(readers.read(data)['a'], np.arange(3.0))
+
+
 def test_safetensors_may_be_bfloat16():
   header = b'{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
   data = struct.pack('<Q', len(header)) + header + b'\x80\x3f\x00\x40'
@@ -319,7 +330,7 @@ def test_what_holds_no_weights_is_refused(data, tmp_path):
 
 
 def test_a_path_that_is_no_file_is_refused(tmp_path):
-  refused(tmp_path / 'absent.pth', "No such file.*'imagenet', 'random' or a file")
+  refused(tmp_path / 'absent.pth', "No such file.*'imagenet', 'embedded', 'random' or a file")
   refused(tmp_path, 'directory')
 
 
@@ -487,6 +498,43 @@ def test_imagenet_is_downloaded_once(server):
   assert origin.license == 'BSD-3-Clause'
 
 
+def test_auto_is_imagenet_where_it_can_be_had(server):
+  choice = pretrained.choose('resnet18', 'auto', ('layer2',), server.base)
+  assert choice == ('resnet18', 'imagenet', '')
+  # Now it is cached: no network is needed.
+  assert pretrained.choose('resnet18', 'auto', ('layer2',), NOWHERE) == choice
+
+
+def test_auto_is_embedded_elsewhere_and_says_why(monkeypatch, tmp_path):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  choice = pretrained.choose('resnet18', 'auto', ('layer2', 'layer3'), NOWHERE)
+  assert choice[:2] == ('compact', 'embedded')
+  assert 'Could not download' in choice.why
+  assert '--config.backbone.weights=FILE' in choice.why
+
+
+@pytest.mark.parametrize(
+  ('name', 'stages'), [('resnet50', ('layer2',)), ('resnet18', ('layer3', 'layer4'))]
+)
+def test_nothing_imitates_other_networks(monkeypatch, tmp_path, name, stages):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  with pytest.raises(WeightsError, match='Could not download'):
+    pretrained.choose(name, 'auto', stages, NOWHERE)
+  with pytest.raises(WeightsError, match=r"imitate \['layer1', 'layer2', 'layer3'\] of resnet18"):
+    pretrained.choose(name, 'embedded', stages)
+
+
+@pytest.mark.parametrize('weights', ['random', 'imagenet', 'some/file.pth'])
+def test_what_is_named_is_chosen(weights):
+  assert pretrained.choose('resnet50', weights, ('layer1',)) == ('resnet50', weights, '')
+
+
+def test_the_compact_network_has_no_weights_of_imagenet():
+  assert pretrained.choose('compact', 'auto', ('layer1',)) == ('compact', 'embedded', '')
+  with pytest.raises(WeightsError, match='Nobody published ImageNet weights of compact'):
+    pretrained.load('imagenet', backbones.build('compact', ('layer1',)))
+
+
 @pytest.mark.parametrize('mode', ['well', 'no ranges'])
 def test_a_broken_download_goes_on_from_where_it_was(server, mode):
   server.mode = 'breaks'
@@ -540,7 +588,7 @@ def test_without_the_file_the_ways_out_are_named(server):
 
 def test_without_a_network_the_ways_out_are_named(server):
   with pytest.raises(WeightsError, match=r'refused.*--config\.backbone\.weights=FILE'):
-    pretrained.load('imagenet', MODULE, 'http://127.0.0.1:9')
+    pretrained.load('imagenet', MODULE, NOWHERE)
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 
 import uadjax
 from uadjax import backbones, calibrate, config as configs, detectors, files, score
-from uadjax.backbones import pretrained, resnet
+from uadjax.backbones import pretrained
 from uadjax.data import preprocess
 from uadjax.types import Config, ConfigError, Detector, ModelError, Scores, Spec
 
@@ -67,7 +67,7 @@ class About(NamedTuple):
   arrays_sha256: str
 
 
-def assemble(config: Config, spec: Spec) -> tuple[resnet.ResNet, Detector]:
+def assemble(config: Config, spec: Spec) -> tuple[backbones.Backbone, Detector]:
   """Make the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
   return backbone, detectors.build(config.detector.to_dict(), backbone, spec)

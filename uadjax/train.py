@@ -59,9 +59,9 @@ def _by_descent(
   variables, weights = pretrained.load(config.backbone.weights, backbone)
   mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
   telemetry.LOG.info(
-    '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s with %s '
-    'weights, on %d device(s) of %s',
-    config.data.category, *map(len, parts), config.backbone.name, weights.source, mesh.size,
+    '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
+    '%s), on %d device(s) of %s',
+    _label(config), *map(len, parts), config.backbone.name, weights.source, mesh.size,
     config.device,
   )  # fmt: skip
   workdirs.claim(workdir, config)
@@ -103,8 +103,8 @@ def _in_one_pass(
     _same_weights(weights, old.weights)
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
   telemetry.LOG.info(
-    '%s: %d good images to learn from%s; %s with %s weights, on %d device(s) of %s',
-    config.data.category, len(records), f', after {first} before' if first else '',
+    '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s',
+    _label(config), len(records), f', after {first} before' if first else '',
     config.backbone.name, weights.source, mesh.size, config.device,
   )  # fmt: skip
   # Spared, for it may be they that are extended.
@@ -198,6 +198,10 @@ def _moved(numbers: dict[str, int | float], old: calibrate.Limits, new: calibrat
   }
   telemetry.LOG.info('Moved: %s', _listed(told))
   return {'moved': told}
+
+
+def _label(config: Config) -> str:
+  return config.data.category or Path(config.data.root).resolve().name
 
 
 def _listed(numbers: dict[str, int | float]) -> str:

@@ -12,7 +12,7 @@ import optax
 
 from distill import losses, pictures, views
 from uadjax import backbones
-from uadjax.backbones import compact, resnet
+from uadjax.backbones import compact
 from uadjax.types import Variables
 
 Key = jax.Array
@@ -59,7 +59,7 @@ class State(NamedTuple):
   step: Array
 
 
-def teacher() -> resnet.ResNet:
+def teacher() -> backbones.Backbone:
   """Describe the teacher."""
   return backbones.build('resnet18', compact.STAGES)
 

@@ -1,18 +1,25 @@
 """Backbones by name. The table below is the only place where a name becomes code."""
 
+import functools
+
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
 import numpy as np
 
-from uadjax.backbones import resnet
+from uadjax.backbones import compact, resnet
 from uadjax.types import UnknownName
 
-_ARCHITECTURES = {
-  'resnet18': {'depths': (2, 2, 2, 2)},
-  'resnet34': {'depths': (3, 4, 6, 3)},
-  'resnet50': {'depths': (3, 4, 6, 3), 'bottleneck': True},
-  'resnet101': {'depths': (3, 4, 23, 3), 'bottleneck': True},
-  'wide_resnet50_2': {'depths': (3, 4, 6, 3), 'bottleneck': True, 'width': 128},
+Backbone = resnet.ResNet | compact.Compact
+
+_resnet = functools.partial(functools.partial, resnet.ResNet)
+
+_MAKERS = {
+  'compact': compact.Compact,
+  'resnet18': _resnet(depths=(2, 2, 2, 2)),
+  'resnet34': _resnet(depths=(3, 4, 6, 3)),
+  'resnet50': _resnet(depths=(3, 4, 6, 3), bottleneck=True),
+  'resnet101': _resnet(depths=(3, 4, 23, 3), bottleneck=True),
+  'wide_resnet50_2': _resnet(depths=(3, 4, 6, 3), bottleneck=True, width=128),
 }
 
 # ImageNet's, of RGB on [0, 1]: what every published weight was trained on.
@@ -20,16 +27,15 @@ _MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
-def build(name: str, stages: tuple[str, ...]) -> resnet.ResNet:
+def build(name: str, stages: tuple[str, ...]) -> Backbone:
   """Describe the backbone that `name` names, up to the last of `stages`."""
-  if name not in _ARCHITECTURES:
-    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(_ARCHITECTURES)}.')
-  unknown = [stage for stage in stages if stage not in resnet.STAGES]
+  if name not in _MAKERS:
+    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(_MAKERS)}.')
+  known = compact.STAGES if name == compact.NAME else resnet.STAGES
+  unknown = [stage for stage in stages if stage not in known]
   if unknown or not stages:
-    raise UnknownName(
-      f'Unknown stages {unknown} of {name}; choose one or more from {list(resnet.STAGES)}.'
-    )
-  return resnet.ResNet(arch=name, stages=tuple(stages), **_ARCHITECTURES[name])
+    raise UnknownName(f'Unknown stages {unknown} of {name}; choose one or more from {list(known)}.')
+  return _MAKERS[name](arch=name, stages=tuple(stages))
 
 
 def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:

@@ -34,6 +34,8 @@ class Plan(NamedTuple):
   fold: int = 1
 
 
+NAME = 'compact'
+
 PLANS = {
   'layer1': Plan(((24, 3, 1), (48, 3, 2)), 2, 64, fold=2),
   'layer2': Plan(((80, 3, 2),), 2, 128),
@@ -51,7 +53,7 @@ class Compact(nn.Module):
   """
 
   stages: tuple[str, ...] = STAGES
-  arch: str = 'compact'
+  arch: str = NAME
 
   @property
   def depths(self) -> tuple[int, ...]:

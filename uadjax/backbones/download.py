@@ -12,7 +12,7 @@ from rich import console, progress
 from uadjax.types import WeightsError
 
 _CHUNK = 1 << 20
-_TIMEOUT_S = 30.0  # Of silence, not of the whole file.
+_TIMEOUT_S = 10.0  # Of silence, not of the whole file.
 
 
 def fetch(url: str, target: Path, digest: str) -> None:

@@ -7,7 +7,7 @@ import re
 import jax
 from jax import numpy as jnp
 
-from uadjax.backbones import resnet
+from uadjax.backbones import Backbone, resnet
 
 PARTS = ('conv1', 'bn1', *resnet.STAGES)
 
@@ -23,7 +23,7 @@ _LEAVES = {
 _PADDLE_LEAVES = {'_mean': 'running_mean', '_variance': 'running_var'}
 
 
-def expected(module: resnet.ResNet) -> dict[str, tuple[Path, tuple[int, ...]]]:
+def expected(module: Backbone) -> dict[str, tuple[Path, tuple[int, ...]]]:
   """What `module` needs: by torchvision's name, the path in its variables and the file's shape."""
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), images)

@@ -1,5 +1,6 @@
-"""A backbone's variables from a file of weights, from torchvision's servers, or at random."""
+"""A backbone's variables: from a file, torchvision's servers or this package, or at random."""
 
+from collections.abc import Sequence
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax import files
-from uadjax.backbones import download, names, readers, resnet
+from uadjax.backbones import Backbone, compact, download, names, readers
 from uadjax.types import Variables, WeightsError
 
 TORCHVISION = 'https://download.pytorch.org/models'
@@ -23,7 +24,10 @@ FILES = {
   'resnet101': 'resnet101-63fe2227.pth',
   'wide_resnet50_2': 'wide_resnet50_2-95faca4d.pth',
 }
-_LICENSE = 'BSD-3-Clause'  # Of torchvision, code and weights.
+# Of torchvision, code and weights; of ours, which were distilled from those.
+_LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
+EMBEDDED = Path(__file__).with_name('compact.safetensors')  # With its card and origin beside it.
+_IMITATED = 'resnet18'  # By the compact network.
 _OPTION = '--config.backbone.weights'
 
 
@@ -43,10 +47,56 @@ class Provenance(NamedTuple):
   license: str = ''
 
 
-def load(
-  weights: str, module: resnet.ResNet, base: str = TORCHVISION
-) -> tuple[Variables, Provenance]:
-  """Read the variables of `module` from a file, 'imagenet' (torchvision's), or 'random'.
+class Choice(NamedTuple):
+  """Which network, which weights, and why not those that `auto` means first, if so."""
+
+  name: str
+  weights: str
+  why: str = ''
+
+
+def choose(name: str, weights: str, stages: Sequence[str], base: str = TORCHVISION) -> Choice:
+  """Decide what 'auto' and 'embedded' stand for.
+
+  'auto' is ImageNet's weights where they are cached or can be downloaded. The embedded weights are
+  those of the compact network, which has the stages of ResNet-18 but the last.
+
+  Raises:
+    WeightsError: 'auto' has neither, or 'embedded' is not of such a network.
+  """
+  if name not in (*FILES, compact.NAME):  # Which is told where it is built.
+    return Choice(name, weights)
+  imitated = name == _IMITATED and set(stages) <= set(compact.STAGES)
+  if weights == 'auto' and name != compact.NAME:
+    why = ''
+    # One that is damaged is removed, and then fetched anew.
+    for _ in range(2 if cached(name).is_file() else 1):
+      try:
+        published(name, base)
+        return Choice(name, 'imagenet')
+      except WeightsError as error:
+        why = str(error)
+    if not imitated:
+      raise WeightsError(why)
+    return Choice(compact.NAME, 'embedded', why)
+  if weights in ('auto', 'embedded'):
+    if name != compact.NAME and not imitated:
+      raise WeightsError(
+        f'The embedded weights imitate {list(compact.STAGES)} of {_IMITATED}, not {list(stages)} '
+        f"of {name}; choose others ({_OPTION}: 'imagenet', 'random' or a file), or that network."
+      )
+    return Choice(compact.NAME, 'embedded')
+  return Choice(name, weights)
+
+
+def load(weights: str, module: Backbone, base: str = TORCHVISION) -> tuple[Variables, Provenance]:
+  """Read the variables of `module`.
+
+  Args:
+    weights: a file, 'imagenet' (torchvision's), 'embedded' (of this package) or 'random'; `choose`
+      comes first where it may be 'auto'.
+    module: up to its last stage.
+    base: where torchvision's files are.
 
   Raises:
     WeightsError: naming the file, the tensor or stage, what was expected, and the way out.
@@ -58,16 +108,19 @@ def load(
     return variables, Provenance('random', 'random initialization', '')
   if weights == 'imagenet':
     path, source = published(module.arch, base)
+  elif weights == 'embedded':
+    path, source = EMBEDDED, 'embedded in uadjax (see NOTICE)'
   else:
     path, source = Path(weights).expanduser(), weights
   try:
     data = path.read_bytes()
   except OSError as error:
     raise WeightsError(
-      f"Cannot read weights {path}: {error.strerror}. {_OPTION} is 'imagenet', 'random' or a file."
+      f"Cannot read weights {path}: {error.strerror}. {_OPTION} is 'auto', 'imagenet', 'embedded', "
+      "'random' or a file."
     ) from None
   variables = _variables(data, module, path)
-  license = _LICENSE if weights == 'imagenet' else ''
+  license = _LICENSES.get(weights, '')
   return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), license)
 
 
@@ -78,6 +131,11 @@ def cached(arch: str) -> Path:
 
 def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
   """Find torchvision's file in the cache, which is filled first where it has to be."""
+  if arch not in FILES:
+    raise WeightsError(
+      f'Nobody published ImageNet weights of {arch}; choose another {_OPTION}, or one of '
+      f'{sorted(FILES)} (--config.backbone.name).'
+    )
   path = cached(arch)
   digest, url = path.stem.rpartition('-')[2], f'{base}/{path.name}'
   try:
@@ -93,7 +151,7 @@ def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
   return path, url
 
 
-def _variables(data: bytes, module: resnet.ResNet, path: Path) -> Variables:
+def _variables(data: bytes, module: Backbone, path: Path) -> Variables:
   try:
     tensors = readers.read(data)
   except ValueError as error:
@@ -108,9 +166,7 @@ def _variables(data: bytes, module: resnet.ResNet, path: Path) -> Variables:
   return traverse_util.unflatten_dict(flat)
 
 
-def _check(
-  found: readers.Tensors, wanted: dict[str, Any], module: resnet.ResNet, path: Path
-) -> None:
+def _check(found: readers.Tensors, wanted: dict[str, Any], module: Backbone, path: Path) -> None:
   """Refuse what is not, tensor for tensor, the network up to its last stage."""
   needed, held = names.parts(wanted), names.parts(found)
   for part in needed:

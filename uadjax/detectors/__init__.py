@@ -5,7 +5,7 @@ import difflib
 import inspect
 from typing import Any, NamedTuple
 
-from uadjax.backbones import resnet
+from uadjax import backbones
 from uadjax.detectors import padim, patchcore, stfpm
 from uadjax.types import ConfigError, Detector, Spec, UnknownName
 
@@ -25,7 +25,7 @@ _MAKERS = {
 TITLES = tuple(entry.title for entry in _MAKERS.values())
 
 
-def build(options: Mapping[str, Any], backbone: resnet.ResNet, spec: Spec) -> Detector:
+def build(options: Mapping[str, Any], backbone: backbones.Backbone, spec: Spec) -> Detector:
   """Make the detector that `options['name']` names.
 
   `layers` is the backbone's business; every other option is an argument of the maker.

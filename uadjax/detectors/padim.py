@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.backbones import resnet
 from uadjax.numerics import gaussian, maps, projections
 from uadjax.types import (
   Arrays,
@@ -65,7 +64,7 @@ class Reference(NamedTuple):
 
 
 def make(
-  backbone: resnet.ResNet,
+  backbone: backbones.Backbone,
   spec: Spec,
   *,
   channels: int = 100,

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.backbones import resnet
 from uadjax.detectors import bank as banks
 from uadjax.numerics import maps, neighbors as knn
 from uadjax.types import (
@@ -55,7 +54,7 @@ class Fitted(NamedTuple):
 
 
 def make(
-  backbone: resnet.ResNet,
+  backbone: backbones.Backbone,
   spec: Spec,
   *,
   ratio: float = 0.01,

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, UInt8
 import optax
 
 from uadjax import backbones
-from uadjax.backbones import resnet
 from uadjax.numerics import maps
 from uadjax.types import Batch, Detector, Key, Metrics, Scores, Spec, Variables
 
@@ -39,7 +38,7 @@ class Fitted(NamedTuple):
 
 
 def make(
-  backbone: resnet.ResNet,
+  backbone: backbones.Backbone,
   spec: Spec,
   *,
   momentum: float = 0.9,
