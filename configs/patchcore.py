@@ -26,7 +26,7 @@ def get_config(arg: str = '') -> Config:
       'name': 'patchcore',
       'layers': ('layer2', 'layer3'),
       'ratio': 0.1 if arg == 'ten' else 0.01,
-      'coreset_dim': 0,  # Select in all dimensions: a projection costs accuracy and saves little.
+      'coreset_dim': 0,  # Select in all dimensions: a projection costs accuracy.
       'neighbors': 9,  # The paper leaves it open; as in anomalib.
       'reweight': True,
       'channels': 0,  # Do not average channels; the paper, with wider backbones, has 1024.

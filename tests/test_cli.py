@@ -19,7 +19,7 @@ import jax
 import pytest
 import yaml
 
-from uadjax import cli, detectors, files, main, pipelines
+from uadjax import cli, demo_model, detectors, files, main, pipelines
 from uadjax.backbones import download, pretrained
 from uadjax.cli import options, screen
 from uadjax.data import demo
@@ -27,7 +27,7 @@ from uadjax.data import demo
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 PADIM = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
-COMMANDS = ('predict', 'check', 'report', 'demo', 'weights')
+COMMANDS = ('predict', 'fit', 'check', 'report', 'demo', 'weights')
 # The command in a process of its own, which must not have imported TensorFlow at its end.
 CODE = """
 import sys
@@ -241,10 +241,10 @@ def test_what_is_not_there_has_status_1_and_a_path_to_copy(
   assert told['type'] in ('ModelError', 'DataError')
 
 
-def test_without_a_model_it_is_told_how_to_get_one(images, uadjax):
-  status, _, err = uadjax('--input', images)
-  assert status == 1
-  assert 'uadjax.main' in err
+def test_without_a_model_the_demos_answers(model, images, uadjax, monkeypatch):
+  monkeypatch.setattr(demo_model, 'directory', lambda title, own: model)
+  status, out, _ = uadjax('--input', images, '--model', 'padim', '--json', '--no-save')
+  assert (status, len(objects(out))) == (0, 5)
 
 
 def test_names_cannot_play_tricks(model, images, uadjax, tmp_path):

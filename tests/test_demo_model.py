@@ -7,7 +7,7 @@ from uadjax import bundle, config as configs, demo_model, detectors
 from uadjax.data import demo
 from uadjax.types import ModelError, Spec
 
-COMMAND = 'python -m uadjax.main --config=configs/'
+COMMAND = '`uadjax fit DIR`'
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +48,7 @@ def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   empty = tmp_path / f'demo-{demo.VERSION}' / demo.CATEGORY / 'train' / 'good'
   empty.mkdir(parents=True)
-  with pytest.raises(ModelError, match=r'demo model could not be fitted: .*image'):
+  with pytest.raises(ModelError, match=r'(?s)demo model could not be fitted: .*image'):
     uadjax.create_model('PaDiM')
   assert not any((tmp_path / 'demo-models').iterdir())
 
@@ -57,7 +57,8 @@ def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
 def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   config = demo_model.configure(title.lower())
-  assert config.backbone.weights == 'random'  # For nothing is in this cache.
+  assert config.backbone.weights == 'embedded'  # For nothing is in this cache.
+  config.backbone.name = 'compact'
   _, detector = bundle.assemble(config, Spec(64, 64, 60, learning_rate=0.1))
   assert (detector.one_pass is None) == bool(config.fit.steps)
   path = tmp_path / 'config.yaml'

@@ -32,9 +32,10 @@ FLOORS = (
   ('pipelines', 'report'),
   ('evaluate',),
   ('workdir',),
-  ('train', 'trial'),
+  ('train', 'trial', 'weights'),
   ('assess',),
   ('run',),
+  ('fitting',),
   ('main', 'cli'),
   ('__main__',),
 )

@@ -11,6 +11,7 @@ __version__ = '0.1.0'
 
 if TYPE_CHECKING:
   from uadjax.bundle import Model as Model
+  from uadjax.fitting import fit_model as fit_model
   from uadjax.pipelines import create_model as create_model, create_pipeline as create_pipeline
   from uadjax.result import Result as Result
   from uadjax.types import Detector as Detector, UserError as UserError
@@ -22,6 +23,7 @@ _PUBLIC = {  # Name -> module that defines it.
   'UserError': 'uadjax.types',
   'create_model': 'uadjax.pipelines',
   'create_pipeline': 'uadjax.pipelines',
+  'fit_model': 'uadjax.fitting',
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
   '__version__',
   'create_model',
   'create_pipeline',
+  'fit_model',
 ]
 
 

@@ -60,7 +60,7 @@ def base() -> Config:
         'ops': 'resize(256)',
         'mask_threshold': 0,  # Ground truth above it is a defect.
       },
-      'backbone': {'name': 'resnet18', 'weights': 'imagenet'},
+      'backbone': {'name': 'resnet18', 'weights': 'auto'},  # auto: ImageNet's, or embedded ones.
       'fit': {
         'epochs': 1,
         'steps': config_dict.placeholder(int),  # Wins over epochs when set.
@@ -137,24 +137,39 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
   return overrides, rest
 
 
-def load(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
-  """Read `FILE.py[:argument]` or `FILE.yaml`, then set each (dotted key, text) in turn.
+# Where configs/ lies: in an installed package, and in a checkout.
+_FOLDERS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent / 'configs')
+
+
+def load(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
+  """Read a configuration, then set each dotted key to its value, which may be text, in turn.
+
+  Args:
+    source: `FILE.py[:argument]`, `FILE.yaml`, or `NAME[:argument]` of one of configs/.
+    overrides: keys and values.
 
   Raises:
     ConfigError: for a missing or wrong file, an unknown key (with the nearest valid one), or a
       text that is not of the key's type.
   """
-  path, _, argument = source.partition(':')
-  if not Path(path).is_file():
-    raise ConfigError(f'No config file {path!r}; name one, such as --config=configs/stfpm.py.')
-  if Path(path).suffix in ('.yaml', '.yml'):
-    config = _from_yaml(Path(path))
-  else:
-    config = _from_python(Path(path), argument)
+  name, _, argument = source.partition(':')
+  path = _shipped().get(name, Path(name))
+  if not path.is_file():
+    raise ConfigError(
+      f'No config file {name!r}; name one, such as --config=configs/stfpm.py, or one of '
+      f'{sorted(_shipped())}.'
+    )
+  of_yaml = path.suffix in ('.yaml', '.yml')
+  config = _from_yaml(path) if of_yaml else _from_python(path, argument)
   for key, text in overrides:
     assign(config, key, text)
   _check(config)
   return config.lock()
+
+
+def _shipped() -> dict[str, Path]:
+  folder = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+  return {path.stem: path for path in folder.glob('*.py')}
 
 
 def assign(config: Config, key: str, value: Any) -> None:

@@ -12,21 +12,13 @@ import subprocess
 import sys
 import tempfile
 
-import ml_collections
-
 import uadjax
-from uadjax import config as configs, files, telemetry
+from uadjax import config as configs, detectors, files, telemetry
 from uadjax.backbones import pretrained
 from uadjax.data import demo
 from uadjax.types import Config, ModelError
 
 TITLE = 'PatchCore'  # Where no detector is named.
-
-_LAYERS = {
-  'padim': ('layer1', 'layer2', 'layer3'),
-  'patchcore': ('layer2', 'layer3'),
-  'stfpm': ('layer1', 'layer2', 'layer3'),
-}
 
 
 def directory(title: str, own: str) -> Path:
@@ -41,12 +33,13 @@ def directory(title: str, own: str) -> Path:
   """
   config = configure(title.lower())
   text = configs.to_yaml(config)
-  digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {text}'.encode()).hexdigest()
-  place = files.cache() / 'demo-models' / f'{config.detector.name}-{digest[:12]}'
+  digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {text}'.encode())
+  digest.update(pretrained.EMBEDDED.read_bytes())
+  place = files.cache() / 'demo-models' / f'{config.detector.name}-{digest.hexdigest()[:12]}'
   telemetry.LOG.warning(
-    'No model was named, so this is a demo: %s fitted on drawn pictures (%s), with %s weights; '
-    'what it says of yours means nothing. Fit one on your good images with `%s`, and name its '
-    'directory: model_dir=RUN/model.%s',
+    'No model directory was named, so this is a demo: %s fitted on drawn pictures (%s), with %s '
+    'weights; what it says of yours means nothing. Fit one on your good images with `%s`, and name '
+    'its directory: model_dir=RUN/model.%s',
     title, config.data.category, config.backbone.weights, own,
     '' if place.is_dir() else ' Now it is being fitted, once, which takes a minute or two.',
   )  # fmt: skip
@@ -56,17 +49,13 @@ def directory(title: str, own: str) -> Path:
 
 
 def configure(name: str) -> Config:
-  """The settings: the detector's defaults, on few images and in few steps."""
-  config = configs.base()
-  config.detector = ml_collections.ConfigDict({'name': name, 'layers': _LAYERS[name]})
-  config.data.category = demo.CATEGORY
-  config.evaluate.do_eval = False
-  if not pretrained.cached(config.backbone.name).is_file():
-    config.backbone.weights = 'random'
-  if name == 'stfpm':
-    config.fit.update({'steps': 60, 'batch_size': 8, 'learning_rate': 0.4})
-  else:
-    config.fit.held_out = 0.0
+  """The settings: those of the detector, and few steps."""
+  config = configs.load(name, [('data.category', demo.CATEGORY), ('evaluate.do_eval', False)])
+  # Nothing is downloaded for a demo.
+  there = pretrained.cached(config.backbone.name).is_file()
+  config.backbone.weights = 'imagenet' if there else 'embedded'
+  if not detectors.learns_once(config.detector.name):
+    config.fit.update({'steps': 60, 'batch_size': 8})
   return config
 
 
@@ -76,12 +65,16 @@ def _fit(config: str, place: Path) -> None:
   with tempfile.TemporaryDirectory(prefix='.', dir=place.parent) as draft:
     settings, run = Path(draft) / 'demo.yaml', Path(draft) / 'run'
     files.write_text(settings, config)
-    command = [sys.executable, '-m', 'uadjax.main', f'--config={settings}', f'--workdir={run}']
+    # -P: modules are not looked for in the folder where the user happens to be.
+    command = [sys.executable, '-P', '-m', 'uadjax.main']
+    command += [f'--config={settings}', f'--workdir={run}']
     source = str(Path(uadjax.__file__).parent.parent)  # Wherever this process has it from.
     paths = [source, *filter(None, [os.environ.get('PYTHONPATH')])]
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(paths)}
     with telemetry.busy('Fitting the demo model'):
-      done = subprocess.run(command, env=environment, capture_output=True, text=True)
+      done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+      )
     if done.returncode:
       raise ModelError(f'The demo model could not be fitted: {_reason(run, done.stderr)}')
     try:

@@ -6,15 +6,7 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import (
-  config as configs,
-  hostmemory,
-  interrupts,
-  run,
-  sharding,
-  telemetry,
-  workdir as workdirs,
-)
+from uadjax import config as configs, hostmemory, run, sharding, telemetry, workdir as workdirs
 from uadjax.types import Interrupted, UserError
 
 
@@ -28,13 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_abbrev=False,
   )
   parser.add_argument(
-    '--config', required=True, metavar='FILE', help='FILE.py, FILE.py:variant, or a config.yaml'
+    '--config',
+    required=True,
+    metavar='FILE',
+    help='FILE.py, FILE.py:variant, a config.yaml, or one of configs/ by name: patchcore',
   )
   parser.add_argument(
     '--config.KEY', metavar='VALUE', help='override a key, such as --config.fit.steps=100'
   )
   parser.add_argument(
-    '--workdir', type=Path, metavar='DIR', help='default: runs/<detector>_<category>'
+    '--workdir', type=Path, metavar='DIR', help='default: runs/<detector>_<category or folder>'
   )
   overrides, rest = configs.split_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(rest)
@@ -45,11 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     config = configs.load(arguments.config, overrides)
     mode = run.mode(config.mode)
-    workdir = workdir or workdirs.default(config)
-    workdirs.make(workdir)
-    with interrupts.raised(), telemetry.logging_to(workdir / f'{mode}.log'):
-      result = run.run(config, workdir)
-      workdirs.succeed(workdir, mode, result)
+    workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
+    result = run.recorded(config, workdir)
   except (Exception, Interrupted) as error:
     if isinstance(error, UserError | OSError | Interrupted):
       telemetry.complain(error, workdir and workdir / f'{mode}.log')

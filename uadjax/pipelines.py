@@ -25,7 +25,7 @@ from uadjax.result import Result
 from uadjax.types import Config, ConfigError, ModelError, UnknownName
 
 NAMES = ('anomaly_detection',)
-_OWN = 'python -m uadjax.main --config=configs/patchcore.py --config.data.root=DIR'
+_OWN = 'uadjax fit DIR'
 
 
 def create_model(
@@ -55,8 +55,8 @@ def create_model(
     ModelError: the directory is not there, not whole, or of another detector.
     ConfigError: there is no such device, or a threshold is no number.
   """
-  name, directory = _which(str(model_name), model_dir)
   devices = sharding.devices(device or 'auto')
+  name, directory = _which(str(model_name), model_dir)
   if name and (there := bundle.about(directory).name) != name:
     raise ModelError(
       f'The model in {directory} is {there}, not {name}; leave the name out, or name another one.'

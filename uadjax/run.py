@@ -1,6 +1,7 @@
 """An experiment by mode: from a configuration to the files that it leaves behind."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import logging
 from pathlib import Path
 import shutil
@@ -17,17 +18,20 @@ from uadjax import (
   data,
   evaluate,
   files,
+  interrupts,
   predict,
   sharding,
   telemetry,
   train as training,
   trial,
+  weights,
   workdir as workdirs,
 )
 from uadjax.types import (
   Config,
   ConfigError,
   DataError,
+  Interrupted,
   UnknownName,
   UserError,
 )
@@ -42,6 +46,21 @@ def run(config: Config, workdir: Path) -> Result:
     return MODES[mode(config.mode)](config, workdir)
 
 
+def recorded(config: Config, workdir: Path) -> Result:
+  """The same, with its log and result file in `workdir`."""
+  name = mode(config.mode)
+  workdirs.make(workdir)
+  with interrupts.raised(), telemetry.logging_to(workdir / f'{name}.log'):
+    try:
+      result = run(config, workdir)
+      workdirs.succeed(workdir, name, result)
+    except (Exception, Interrupted) as error:
+      with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
+        workdirs.fail(workdir, name, error)
+      raise
+  return result
+
+
 def mode(name: str) -> str:
   """The name, if it is a mode's."""
   if name not in MODES:
@@ -51,7 +70,7 @@ def mode(name: str) -> str:
 
 def train(config: Config, workdir: Path) -> Result:
   """Fit, calibrate, save and evaluate a detector, or one for each category of a group."""
-  return _over_categories(_train, config, workdir)
+  return _over_categories(_train, weights.settle(config, workdir), workdir)
 
 
 def _train(config: Config, workdir: Path) -> Result:
@@ -138,9 +157,10 @@ def _over_categories(
   In a group a category that fails is reported, and the others go on.
   """
   names = data.expand(config.data)
-  if names == [config.data.category] or not config.data.root:
-    if not config.data.root:
-      telemetry.LOG.info('data.root is not set: using washers that uadjax draws itself.')
+  drawn = not config.data.root
+  if drawn:
+    telemetry.LOG.info('data.root is not set: using pictures that uadjax draws itself.')
+  if names == [config.data.category] or (drawn and not config.data.category):
     own = _of_category(config, names[0])
     return _summed_up(own, workdir, done := one(own, workdir), {names[0]: done})
   telemetry.LOG.info('%s: %s', config.data.category, ', '.join(names))

@@ -4,6 +4,7 @@ One axis, `data`: rows of a batch are split over it, everything learned is repli
 """
 
 from collections.abc import Sequence
+import contextlib
 import math
 import os
 from typing import Any, TypeVar
@@ -74,7 +75,8 @@ def cpu_devices_of_cores() -> None:
   told = 'JAX_NUM_CPU_DEVICES' in os.environ or _COUNT in os.environ.get('XLA_FLAGS', '')
   count: Any = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
   if not told and count == -1:
-    jax.config.update('jax_num_cpu_devices', threads.cores())
+    with contextlib.suppress(RuntimeError):  # It has computed before, and keeps what it has.
+      jax.config.update('jax_num_cpu_devices', threads.cores())
 
 
 def rows_at_once(mesh: Mesh, batch_size: int) -> int:

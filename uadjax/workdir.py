@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from uadjax import checkpoint, config as configs, files
+from uadjax.data import datasets
 from uadjax.types import Config, ConfigError
 
 # Changing one of these halfway would make a run that no configuration describes.
@@ -22,9 +23,13 @@ _OF_A_RUN = (
 )  # fmt: skip
 
 
-def default(config: Config) -> Path:
-  """Where a run goes that was not told."""
-  return Path('runs') / '_'.join(filter(None, (config.detector.name, config.data.category)))
+def default(config: Config, variant: str = '') -> Path:
+  """Where a run goes that was not told: named after the detector, its variant and the data."""
+  data = config.data
+  places = reversed(Path(data.root).resolve().parts if data.root else ())
+  telling = (place for place in places if place.lower() not in (*datasets.NORMAL, 'train'))
+  name = data.category or next(telling, '')
+  return Path('runs') / '_'.join(filter(None, (config.detector.name, variant, name)))
 
 
 def make(workdir: Path) -> None:

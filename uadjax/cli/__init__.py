@@ -182,6 +182,36 @@ def predict(
 
 @app.command(
   epilog=_examples(
+    'uadjax fit bolts/',
+    'uadjax fit mvtec_ad/ --category screw --model padim',
+    'uadjax fit bolts/ --override fit.batch_size=8',
+  )
+)
+@running.told
+def fit(
+  dataset: options.Dataset,
+  model: options.Detector = 'PatchCore',
+  category: options.Category = '',
+  workdir: options.Workdir = None,
+  device: options.Device = None,
+  override: options.Settings = None,
+  as_json: options.AsJson = False,
+):
+  """Fit a detector to good images, set its thresholds, and evaluate it.
+
+  DATASET is a folder of good images;
+  if it has test images, the model is evaluated on them.
+  """
+  from uadjax.cli import fitted, judging
+
+  own = judging.overrides(override or ())
+  if category:
+    own['data.category'] = category
+  fitted.fit(dataset, model, workdir, device, own, as_json)
+
+
+@app.command(
+  epilog=_examples(
     'uadjax check bolts/',
     'uadjax check mvtec_ad/ --category all --output checked/',
   )

@@ -64,7 +64,7 @@ def judge(
       pipeline,
       own.device,
       use_hpip or None,
-      overrides={**_overrides(own.override or ()), **named, **own_settings},
+      overrides={**overrides(own.override or ()), **named, **own_settings},
       access=fetch.Access(private=own.allow_private_urls),
     )
     given = inputs[0] if len(inputs) == 1 else list(inputs)
@@ -87,7 +87,8 @@ def _keep_apart(inputs: Sequence[str], folder: Path | None) -> None:
       raise ConfigError(f'{folder} holds the images; name another folder with --save-path.')
 
 
-def _overrides(words: Sequence[str]) -> dict[str, str]:
+def overrides(words: Sequence[str]) -> dict[str, str]:
+  """Values by key, of KEY=VALUE."""
   pairs = [word.partition('=') for word in words]
   for key, given, _ in pairs:
     if not given:

@@ -72,7 +72,7 @@ Model = Annotated[
   str | None,
   typer.Option(
     '--model', metavar='NAME', autocompletion=_of_model, rich_help_panel=_ONCE,
-    help=f'{", ".join(MODELS)}: what --model-dir must hold.',
+    help=f'{", ".join(MODELS)}: what --model-dir must hold; else a demo of it.',
   ),
 ]  # fmt: skip
 ModelDirOption = Annotated[
@@ -185,6 +185,28 @@ FailOn = Annotated[
   typer.Option(
     rich_help_panel=_SAVING, show_default=False, metavar='LABEL', case_sensitive=False,
     help='ng: exit with status 3 if an image is NG; review: or is to be reviewed.',
+  ),
+]  # fmt: skip
+
+Detector = Annotated[
+  str,
+  typer.Option(
+    '--model', metavar='NAME', autocompletion=_of_model,
+    help=f'{", ".join(MODELS)}; a variant after a colon: PatchCore:ten.',
+  ),
+]  # fmt: skip
+Workdir = Annotated[
+  Path | None,
+  typer.Option(
+    metavar='DIR', show_default=False,
+    help='For the model, the report and all else; default runs/NAME_DATASET.',
+  ),
+]  # fmt: skip
+Settings = Annotated[
+  list[str] | None,
+  typer.Option(
+    '--override', metavar='KEY=X', show_default=False,
+    help='Any setting of the experiment; may come again.',
   ),
 ]  # fmt: skip
 

@@ -1,0 +1,94 @@
+"""A folder in, a model out: `fit_model` and `uadjax fit`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import uadjax
+from uadjax import cli, config as configs
+from uadjax.data import demo
+from uadjax.types import ConfigError, UnknownName
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+SMALL = {
+  'data.ops': 'resize(32)', 'detector.layers': 'layer1,layer2', 'detector.channels': 8,
+  'backbone.weights': 'random', 'fit.batch_size': 4, 'mesh.data': 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  return demo.draw(tmp_path_factory.mktemp('drawn'), size=48, train=12, test_good=3, test_defect=1)
+
+
+def test_a_plain_folder_becomes_a_model(root, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  plain = root / 'disc' / 'train' / 'good'
+  model = uadjax.fit_model(plain, 'PADIM', overrides=SMALL)
+  saved = tmp_path / 'runs' / 'padim_disc' / 'model'
+  image = root / 'disc' / 'test' / 'missing' / '000.png'
+  (now,), (later,) = (m.predict(image) for m in (model, uadjax.create_model(model_dir=saved)))
+  assert now.score == later.score
+  assert model.model.config.backbone.weights == 'random'
+  with pytest.raises(ConfigError, match='holds a finished run'):
+    uadjax.fit_model(plain, 'PaDiM', overrides=SMALL)
+
+
+@pytest.mark.parametrize('categories', [1, 2])
+def test_a_group_is_refused(root, tmp_path, categories):
+  (tmp_path / 'all').mkdir()
+  for name in ('one', 'two')[:categories]:
+    (tmp_path / 'all' / name).symlink_to(root / 'disc')
+  with pytest.raises(ConfigError, match="'all' is a group"):
+    uadjax.fit_model(tmp_path / 'all', overrides={'data.category': 'all'})
+
+
+@pytest.mark.parametrize(
+  ('name', 'error', 'told'),
+  [
+    ('EfficientAD', UnknownName, r"'EfficientAD'.*PaDiM.*PatchCore.*STFPM"),
+    ('PatchCore:eleven', UnknownName, "'eleven' of patchcore.*ten"),
+  ],
+)
+def test_an_unknown_name_lists_those_there_are(root, name, error, told):
+  with pytest.raises(error, match=told):
+    uadjax.fit_model(root, name)
+
+
+def test_a_wrong_setting_names_the_nearest(root):
+  with pytest.raises(ConfigError, match=r"'fit\.batchsize'.*'fit\.batch_size'"):
+    uadjax.fit_model(root, overrides={'fit.batchsize': 4})
+
+
+def test_the_command_does_the_same(root, tmp_path, capsys):
+  words = ['fit', str(root), '--category', 'disc', '--model', 'PaDiM', '--device', 'cpu']
+  words += [f'--override={key}={value}' for key, value in SMALL.items()]
+  assert cli.main([*words, '--workdir', str(tmp_path / 'a')]) == 0
+  told = capsys.readouterr().out
+  assert 'image AUROC' in told
+  assert f'Model: {tmp_path}/a/model\n' in told
+  assert f'Report: {tmp_path}/a/report.html\n' in told
+  assert cli.main([*words, '--workdir', str(tmp_path / 'b'), '--json']) == 0
+  result = json.loads(capsys.readouterr().out)
+  assert result['workdir'] == str(tmp_path / 'b')
+  assert result['metrics'] == json.loads((tmp_path / 'a/train_result.json').read_text())['metrics']
+
+
+@pytest.mark.parametrize('name', ['padim', 'patchcore:ten', 'stfpm:paddlex'])
+def test_configs_have_names(name):
+  file, _, variant = name.partition(':')
+  path = f'{Path(__file__).parent.parent}/configs/{file}.py:{variant}'
+  assert configs.plain(configs.load(name)) == configs.plain(configs.load(path))
+
+
+def test_what_fails_is_told_in_the_commands_own_words(root, tmp_path, capsys):
+  words = ['fit', str(root / 'disc'), '--model', 'padim', '--workdir', str(tmp_path / 'a')]
+  words += [f'--override={key}={value}' for key, value in SMALL.items()]
+  assert cli.main(words) == 0
+  assert cli.main(words) == 2
+  assert '--override fit.overwrite=true' in capsys.readouterr().err
+  assert json.loads((tmp_path / 'a' / 'train_result.json').read_text())['done_flag']
+  assert cli.main([*words[:-1], '--workdir', str(tmp_path / 'b'), '--override=fit.steps=3']) == 2
+  assert not json.loads((tmp_path / 'b' / 'train_result.json').read_text())['done_flag']

@@ -1,0 +1,73 @@
+"""From a folder of good images to a model that is ready: `fit_model`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uadjax import (
+  config as configs,
+  data,
+  detectors,
+  hostmemory,
+  pipelines,
+  predict,
+  run,
+  sharding,
+  workdir as workdirs,
+)
+from uadjax.types import ConfigError, UnknownName
+
+
+def fit_model(
+  dataset: str | Path,
+  model_name: str = 'PatchCore',
+  workdir: str | Path = '',
+  device: str | None = 'auto',
+  *,
+  overrides: Mapping[str, Any] | None = None,
+) -> predict.Predictor:
+  """Fit a detector to a data set, set its thresholds, evaluate and save it; open it.
+
+  Args:
+    dataset: a folder of good images, or any that `python -m uadjax.main` takes: with images to test
+      on it is evaluated, too.
+    model_name: 'STFPM', 'PaDiM' or 'PatchCore' in any case; a variant of its configuration after a
+      colon, such as 'PatchCore:ten'.
+    workdir: for all that it leaves, such as model/ and report.html; runs/<model>_<folder> where
+      none is named.
+    device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
+    overrides: value by dotted key of the configuration: {'fit.overwrite': True} is the
+      --config.fit.overwrite=true of messages.
+
+  Raises:
+    UserError: whatever is wrong with the data, the settings or the machine, and the way out.
+  """
+  _, where = carried_out(dataset, model_name, workdir, device, overrides or {})
+  return pipelines.create_model(model_dir=where / 'model', device=device)
+
+
+def carried_out(
+  dataset: str | Path,
+  model_name: str,
+  workdir: str | Path | None,
+  device: str | None,
+  overrides: Mapping[str, Any],
+) -> tuple[run.Result, Path]:
+  """The result of that experiment, and where it lies."""
+  if not str(dataset):
+    raise ConfigError('No data set was named; name a folder of good images.')
+  name, colon, variant = model_name.partition(':')
+  known = {title.lower(): title for title in detectors.TITLES}
+  if name.lower() not in known:
+    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(known.values())}.')
+  own = {'data.root': str(dataset), 'device': device or 'auto', **overrides, 'mode': 'train'}
+  config = configs.load(name.lower() + colon + variant, [*own.items()])
+  if data.expand(config.data) != [config.data.category]:
+    raise ConfigError(
+      f'{config.data.category!r} is a group, each of its categories with a model of its own; name '
+      'one of them, or use `python -m uadjax.main`.'
+    )
+  hostmemory.keep_pages()
+  sharding.cpu_devices_of_cores()
+  where = Path(workdir or workdirs.default(config, variant))
+  return run.recorded(config, where), where
