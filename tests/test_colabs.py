@@ -1,0 +1,87 @@
+"""Notebooks run from top to bottom, with settings small enough for tests; what is committed did."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from uadjax.data import demo
+
+FOLDER = Path(__file__).resolve().parent.parent / 'colabs'
+NAMES = sorted(path.stem for path in FOLDER.glob('*.ipynb'))
+CHANGED = ('install', 'parameters', 'slow')  # Tags of cells that are not run as they are.
+
+TINY = {'data.ops': 'resize(64)', 'backbone.weights': 'random'}
+SMALL = {
+  'quickstart': {'CATEGORY': 'disc', 'DETECTOR': 'PatchCore', 'SETTINGS': TINY},
+  'your_own_data': {'FOLDER': '', 'DETECTOR': 'PaDiM', 'SETTINGS': TINY},
+  'mvtec_ad_table': {
+    'ROOT': '', 'CATEGORIES': 'textures', 'DETECTORS': ['padim'], 'SEEDS': [3, 4],
+    'SETTINGS': [f'--config.{key}={value}' for key, value in TINY.items()],
+  },
+  'accelerators': {'CATEGORY': 'steel', 'STEPS': 3, 'BATCH': 4, 'SETTINGS': TINY},
+}  # fmt: skip
+
+
+def read(name):
+  return json.loads((FOLDER / f'{name}.ipynb').read_text())
+
+
+def code(notebook):
+  return [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
+
+
+def tags(cell):
+  return cell['metadata'].get('tags', ())
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  """The demo set, fewer and smaller."""
+  cache, few = tmp_path_factory.mktemp('cache'), {'train': 12, 'test_good': 2, 'test_defect': 2}
+  folder = cache / f'demo-{demo.VERSION}'
+  demo.draw(folder, size=64, categories=demo.CATEGORIES, defects=demo.kinds(), **few)
+  return cache
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_it_runs(name, cache, tmp_path):
+  notebook = read(name)
+  settings = '\n'.join(f'{key} = {value!r}' for key, value in SMALL[name].items())
+  for cell in code(notebook):
+    if set(CHANGED) & set(tags(cell)):
+      cell['source'] = {'install': 'import uadjax', 'parameters': settings}.get(tags(cell)[0], '')
+  path = tmp_path / 'run.ipynb'
+  path.write_text(json.dumps(notebook))
+  # In a process of its own, whose warnings are those of others.
+  command = [sys.executable, '-c', 'from nbclient import cli; cli.main()', '--inplace', path.name]
+  environment = {**os.environ, 'UADJAX_CACHE': str(cache), 'XLA_FLAGS': ''}
+  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  pictures = [out for cell in code(json.loads(path.read_text())) for out in cell['outputs']]
+  assert any('image/png' in out.get('data', {}) for out in pictures)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_what_is_committed_ran_as_it_is_and_shows_pictures(name):
+  cells = code(read(name))
+  assert [cell['execution_count'] for cell in cells] == [*range(1, len(cells) + 1)]
+  outputs = [out for cell in cells for out in cell['outputs']]
+  assert not [out for out in outputs if out['output_type'] == 'error']
+  assert any('image/png' in out.get('data', {}) for out in outputs)
+  assert set(SMALL[name]) <= {
+    line.partition(' =')[0]
+    for cell in cells
+    if 'parameters' in tags(cell)
+    for line in cell['source']
+  }
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_it_opens_in_colab(name):
+  notebook = read(name)
+  assert notebook['nbformat'] == 4
+  assert '%pip install -q uadjax' in ''.join(code(notebook)[0]['source'])
