@@ -8,7 +8,7 @@ import pytest
 import uadjax
 from uadjax import cli, config as configs
 from uadjax.data import demo
-from uadjax.types import ConfigError, UnknownName
+from uadjax.types import ConfigError, DataError, UnknownName
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -55,6 +55,14 @@ def test_a_group_is_refused(root, tmp_path, categories):
 def test_an_unknown_name_lists_those_there_are(root, name, error, told):
   with pytest.raises(error, match=told):
     uadjax.fit_model(root, name)
+
+
+@pytest.mark.parametrize('dataset', ['', 'nowhere'])
+def test_what_is_no_folder_is_refused_and_leaves_none(dataset, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(DataError, match=f"'{dataset}' is no folder"):
+    uadjax.fit_model(dataset)
+  assert not any(tmp_path.iterdir())
 
 
 def test_a_wrong_setting_names_the_nearest(root):

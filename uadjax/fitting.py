@@ -15,7 +15,7 @@ from uadjax import (
   sharding,
   workdir as workdirs,
 )
-from uadjax.types import ConfigError, UnknownName
+from uadjax.types import ConfigError, DataError, UnknownName
 
 
 def fit_model(
@@ -54,8 +54,8 @@ def carried_out(
   overrides: Mapping[str, Any],
 ) -> tuple[run.Result, Path]:
   """The result of that experiment, and where it lies."""
-  if not str(dataset):
-    raise ConfigError('No data set was named; name a folder of good images.')
+  if not str(dataset) or not Path(dataset).is_dir():  # Before weights are fetched for it.
+    raise DataError(f'{str(dataset)!r} is no folder; name one that holds good images.')
   name, colon, variant = model_name.partition(':')
   known = {title.lower(): title for title in detectors.TITLES}
   if name.lower() not in known:
