@@ -46,9 +46,10 @@ def main() -> None:
   log = Log(flags.run / 'log.jsonl')
   log.write({**about, 'step': int(state.step)})
   state = _learn(flags, recipe, state, scales, taught, about, log)
-  told = store.export(flags.run / 'compact.safetensors', state, about)
+  path = flags.run / 'compact.safetensors'
+  told = store.export(path, state, about)
   print(f'{told["parameters"]} parameters, {told["bytes"]} bytes, SHA-256 {told["sha256"]}')
-  shipped = store.variables(store.tensors(state.average))
+  shipped, _ = pretrained.load(str(path), compact.Compact())
   for folder in flags.judge:
     for name, value in _worth(folder, shipped, taught, flags.teacher_too).items():
       log.write({'step': told['step'], 'judged': str(folder.name), 'by': name, 'auroc': value})

@@ -6,7 +6,16 @@ import tempfile
 import time
 from typing import Any
 
-from uadjax import bundle, curves, evaluate, report as reports, sharding, telemetry, trial
+from uadjax import (
+  bundle,
+  curves,
+  evaluate,
+  report as reports,
+  sharding,
+  telemetry,
+  trial,
+  workdir as workdirs,
+)
 from uadjax.report import gallery, provenance
 from uadjax.types import Config, ConfigError, Record
 
@@ -35,7 +44,7 @@ def assess(
   if not test:
     telemetry.LOG.info('There are no test images: the model is not evaluated.')
     return told
-  options, name = config.evaluate, label(config)
+  options, name = config.evaluate, workdirs.label(config)
   mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
   threshold = config.data.mask_threshold
   began = time.perf_counter()
@@ -88,11 +97,6 @@ def report(
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
     return assess(model, test, config, Path(folder), page=output)['metrics']
-
-
-def label(config: Config) -> str:
-  """The category's name; of a root that is the category itself, the folder's."""
-  return Path(config.data.root, config.data.category).resolve().name
 
 
 def _told(found: Mapping[str, Any]) -> str:

@@ -196,7 +196,7 @@ def _summed_up(
   config: Config, workdir: Path, result: Result, results: Mapping[str, Result]
 ) -> Result:
   """Write the CSV, and add what concerns all categories to the result."""
-  label = assess.label(config)
+  label = workdirs.label(config)
   rows = {name or label: r['metrics'] for name, r in results.items() if 'metrics' in r}
   if not rows:
     return result

@@ -61,7 +61,7 @@ def _by_descent(
   telemetry.LOG.info(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
     '%s), on %d device(s) of %s',
-    _label(config), *map(len, parts), config.backbone.name, weights.source, mesh.size,
+    workdirs.label(config), *map(len, parts), config.backbone.name, weights.source, mesh.size,
     config.device,
   )  # fmt: skip
   workdirs.claim(workdir, config)
@@ -104,7 +104,7 @@ def _in_one_pass(
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
   telemetry.LOG.info(
     '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s',
-    _label(config), len(records), f', after {first} before' if first else '',
+    workdirs.label(config), len(records), f', after {first} before' if first else '',
     config.backbone.name, weights.source, mesh.size, config.device,
   )  # fmt: skip
   # Spared, for it may be they that are extended.
@@ -198,10 +198,6 @@ def _moved(numbers: dict[str, int | float], old: calibrate.Limits, new: calibrat
   }
   telemetry.LOG.info('Moved: %s', _listed(told))
   return {'moved': told}
-
-
-def _label(config: Config) -> str:
-  return config.data.category or Path(config.data.root).resolve().name
 
 
 def _listed(numbers: dict[str, int | float]) -> str:

@@ -32,6 +32,11 @@ def default(config: Config, variant: str = '') -> Path:
   return Path('runs') / '_'.join(filter(None, (config.detector.name, variant, name)))
 
 
+def label(config: Config) -> str:
+  """The category's name; of a root that is the category itself, the folder's."""
+  return Path(config.data.root, config.data.category).resolve().name
+
+
 def make(workdir: Path) -> None:
   """Make the folder, if it is not there."""
   try:

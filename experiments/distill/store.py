@@ -19,7 +19,6 @@ from uadjax.backbones import compact
 
 _FOLDER, _NOTES = 'checkpoint', 'notes.json'
 _EPSILON = 1e-5  # BatchNorm's.
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 
 
 def save(directory: Path, state: student.State, scales: losses.Scales, notes: Mapping) -> None:
@@ -81,19 +80,6 @@ def tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     norm |= {'running_mean': jnp.zeros_like(bias), 'running_var': jnp.ones_like(bias) - _EPSILON}
     found |= {f'{place}.bn.{leaf}': value for leaf, value in norm.items()}
   return {name: np.ascontiguousarray(value, np.float16) for name, value in found.items()}
-
-
-def variables(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The network from `tensors`, in single precision."""
-  shapes = jax.eval_shape(
-    compact.Compact().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  )
-  flat = {}
-  for path in traverse_util.flatten_dict(shapes):
-    place = '.'.join(path[1:-1]).replace('_', '.')
-    value = found[f'{place}.{_LEAVES.get(path[-1], path[-1])}'].astype(np.float32)
-    flat[path] = jnp.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value)
-  return traverse_util.unflatten_dict(flat)
 
 
 def export(path: Path, state: student.State, card: Mapping[str, Any]) -> dict[str, Any]:
