@@ -16,7 +16,6 @@ from pathlib import Path
 import time
 
 import fresh
-import jax
 import numpy as np
 
 from uadjax import create_model, hostmemory, inputs, predict, threads
@@ -39,11 +38,9 @@ def scoring(predictor: predict.Predictor, pixels: list[np.ndarray], rows: int) -
   batches = [np.stack(pixels[at : at + rows]) for at in range(0, whole, rows)]
 
   def one(number: int) -> None:
-    at = number % len(predictor.devices)
-    batch = jax.device_put(batches[number], predictor.devices[at])
-    jax.device_get(predictor.model.score(predictor.fitted[at], batch))
+    predictor.scorers[number % len(predictor.scorers)](batches[number])
 
-  with futures.ThreadPoolExecutor(predict.workers(predictor.devices)) as pool:
+  with futures.ThreadPoolExecutor(predictor.at_once) as pool:
     list(pool.map(one, range(len(batches))))
 
 
@@ -82,9 +79,10 @@ def main() -> None:
   parser.add_argument('--model', type=Path, required=True)
   parser.add_argument('--images', type=Path, required=True)
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--backend', default='jax')
   flags = parser.parse_args()
   hostmemory.keep_pages()
-  predictor = create_model(model_dir=flags.model)
+  predictor = create_model(model_dir=flags.model, backend=flags.backend)
   rows = [measure(predictor, flags.images, rows, flags.rounds) for rows in (1, 8)]
   titles = ['batch', 'reading', 'scoring', 'predicting', 'share of the slower', 'bound']
   print(fresh.markdown(titles, rows))

@@ -111,7 +111,10 @@ def test_there_is_no_pickle_in_it(directory):
 
 
 def test_the_scores_that_thresholds_stand_on_are_kept(directory, tmp_path):
-  np.testing.assert_array_equal(bundle.calibration(directory), NORMALS.image)
+  found = bundle.calibration(directory)
+  assert found.path == NORMALS.path
+  np.testing.assert_array_equal(found.image, NORMALS.image)
+  np.testing.assert_array_equal(found.map, NORMALS.map)
   assert bundle.calibration(tmp_path) is None
 
 

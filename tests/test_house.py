@@ -27,7 +27,8 @@ FLOORS = (
   ('calibrate', 'metrics', 'visualize', 'page'),
   ('groundtruth', 'histogram', 'verdict'),
   ('labelled',),
-  ('bundle', 'inspection', 'result'),
+  ('bundle', 'inspection', 'result', 'runtimes'),
+  ('export',),
   ('predict', 'curves', 'demo_model'),
   ('pipelines', 'report'),
   ('evaluate',),
@@ -47,6 +48,10 @@ ROOMS = {
   'clu': {'telemetry'},
   'tensorflow': {'data', 'telemetry', 'export'},
   'tensorflow_datasets': {'data'},
+  'jax2onnx': {'export'},
+  'onnx': {'export'},
+  'onnxruntime': {'runtimes', 'export'},
+  'openvino': {'runtimes'},
 }
 
 

@@ -143,7 +143,13 @@ def test_unknown_pipelines_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['use_hpip', 'enable_hpi'])
-def test_there_is_no_other_runtime_yet(directory, name):
+def test_the_exported_graph_judges_as_the_model_does(directory, image, name, tmp_path, monkeypatch):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   settings = yaml.safe_load(NEW.format(directory=directory))
-  with pytest.raises(ConfigError, match='use_hpip'):
-    uadjax.create_pipeline(config=settings, **{name: True})
+  fast = uadjax.create_pipeline(config=settings, **{name: True})
+  assert fast.model.devices[0].startswith('ONNX Runtime')
+  (want,), (got,) = (
+    pipeline.predict(image) for pipeline in (uadjax.create_pipeline(config=settings), fast)
+  )
+  assert got.score == pytest.approx(want.score, rel=1e-4)
+  assert (got.label, got.limits) == (want.label, want.limits)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float
 import numpy as np
 
 import uadjax
@@ -144,13 +143,17 @@ def save_manifest(
   files.write_json(folder / _MANIFEST, manifest)
 
 
-def calibration(directory: Path) -> Float[np.ndarray, ' n'] | None:
-  """Scores of the good images that a model's thresholds stand on; None where they are not there."""
+def calibration(directory: Path) -> score.Peaks | None:
+  """The good images that a model's thresholds stand on; None where that is not there."""
   try:
     with (directory / _CALIBRATION).open(newline='', encoding='utf-8') as file:
-      return np.array([float(row['score']) for row in csv.DictReader(file)])
+      rows = [
+        (row['path'], float(row['score']), float(row['peak'])) for row in csv.DictReader(file)
+      ]
   except (OSError, KeyError, ValueError):
     return None  # A model can do without.
+  paths, images, maps = zip(*rows, strict=True) if rows else ((), (), ())
+  return score.Peaks(paths, np.array(images), np.array(maps))
 
 
 def about(directory: Path | str) -> About:
@@ -168,6 +171,13 @@ def about(directory: Path | str) -> About:
   except (ConfigError, TypeError, AttributeError) as error:
     raise ModelError(f'{directory / _MANIFEST} is not of this version of uadjax: {error}') from None
   return About(manifest['model_name'], config, limits, weights, manifest['arrays_sha256'])
+
+
+def described(directory: Path, score: Callable[[Any, Any], Scores]) -> Model:
+  """A model directory without its arrays, for what scores by other means."""
+  name, config, limits, weights, _ = about(directory)
+  ops = preprocess.parse(config.data.ops)
+  return Model(name, config, ops, None, score, limits, weights, directory)
 
 
 def load(directory: Path | str) -> Model:

@@ -28,6 +28,7 @@ _POSITIVE = (
   'predict.batch_size',
   'calibrate.images',
   'calibrate.retain',
+  'export.batch',
 )
 _NOT_NEGATIVE = (
   'seed',
@@ -41,7 +42,7 @@ _NOT_NEGATIVE = (
 )
 _THRESHOLDS = ('threshold', 'review_threshold', 'pixel_threshold')
 _OVERRIDES = tuple(f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLDS)
-_OPTIONAL = ('fit.steps', 'fit.eval_every', *_OVERRIDES)
+_OPTIONAL = ('fit.steps', 'fit.eval_every', 'export.batch', *_OVERRIDES)
 _PREFIX = '--config.'
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
@@ -110,7 +111,16 @@ def base() -> Config:
         'input': '',
         'batch_size': 8,
         'model_dir': '',
+        'backend': 'jax',  # Or auto, onnxruntime, openvino: the exported graph, quicker on a CPU.
         **_thresholds(),
+      },
+      'export': {
+        'format': 'onnx',  # Or stablehlo, savedmodel, tflite.
+        'output': '',  # A file; model.<format> in the model directory when empty.
+        'model_dir': '',
+        'batch': config_dict.placeholder(int),  # Images at once; any number when not set.
+        'include_resize': '',  # HEIGHTxWIDTH of a camera, whose images are then taken as they are.
+        'images': '',  # A folder to compare on; the images of the thresholds when empty.
       },
       'mesh': {'data': -1},  # -1: all devices that `device` selects.
     }

@@ -108,6 +108,7 @@ def evaluate(
   files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
   images, ranked = rank(judged), groundtruth.ranking(pixels)
   found = measure(judged, images, ranked)
+  normals = bundle.calibration(model.directory)
   drawn = curves.Curves(
     model.name,
     model.limits,
@@ -116,7 +117,7 @@ def evaluate(
     images,
     ranked,
     _merged(judged).fp,
-    bundle.calibration(model.directory),
+    None if normals is None else normals.image,
   )
   return Evaluation(found, drawn, pixels.maps)
 

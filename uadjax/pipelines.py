@@ -19,12 +19,15 @@ from uadjax import (
   fetch,
   files,
   predict,
+  runtimes,
   sharding,
 )
 from uadjax.result import Result
 from uadjax.types import Config, ConfigError, ModelError, UnknownName
 
 NAMES = ('anomaly_detection',)
+_JAX = 'jax'
+BACKENDS = (_JAX, *runtimes.BACKENDS)
 _OWN = 'uadjax fit DIR'
 
 
@@ -36,6 +39,7 @@ def create_model(
   threshold: float | None = None,
   review_threshold: float | None = None,
   pixel_threshold: float | None = None,
+  backend: str = 'jax',
   access: fetch.Access = fetch.PUBLIC,
 ) -> predict.Predictor:
   """Open a model directory for `predict`.
@@ -48,6 +52,8 @@ def create_model(
     threshold: instead of the one that the model was calibrated to; so the next two.
     review_threshold: images above it, and not NG, are to be reviewed.
     pixel_threshold: pixels above it are marked.
+    backend: 'jax'; or an inference runtime, which is quicker on a CPU: 'onnxruntime', 'openvino',
+      or 'auto' for the one that is there. It runs the model's ONNX graph, written once, in float32.
     access: which URLs may be read.
 
   Raises:
@@ -55,16 +61,24 @@ def create_model(
     ModelError: the directory is not there, not whole, or of another detector.
     ConfigError: there is no such device, or a threshold is no number.
   """
+  if backend not in BACKENDS:
+    raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
+  if backend != _JAX and (device or 'auto') not in ('auto', 'cpu'):
+    raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
   devices = sharding.devices(device or 'auto')
   name, directory = _which(str(model_name), model_dir)
   if name and (there := bundle.about(directory).name) != name:
     raise ModelError(
       f'The model in {directory} is {there}, not {name}; leave the name out, or name another one.'
     )
-  with jax.default_device(devices[0]):
-    model = bundle.load(directory)
-  limits = calibrate.override(model.limits, threshold, review_threshold, pixel_threshold)
-  return predict.open_on(model._replace(limits=limits), devices, access)
+  if backend == _JAX:
+    with jax.default_device(devices[0]):
+      opened = predict.open_on(bundle.load(directory), devices, access)
+  else:
+    opened = predict.open_graph(directory, backend, access)
+  own = opened.model.limits
+  limits = calibrate.override(own, threshold, review_threshold, pixel_threshold)
+  return opened._replace(model=opened.model._replace(limits=limits))
 
 
 class Pipeline(NamedTuple):
@@ -108,7 +122,7 @@ def create_pipeline(
   Args:
     pipeline: 'anomaly_detection', or a YAML file in either form of PaddleX.
     device: as for `create_model`; None for that of the file.
-    use_hpip: run an exported graph on an inference runtime.
+    use_hpip: run the exported graph on an inference runtime, as `create_model(backend='auto')`.
     config: the content of a YAML file, instead of one.
     enable_hpi: another name of `use_hpip`.
     overrides: value by dotted key, such as 'SubModules.AnomalyDetection.model_dir', or by the last
@@ -124,8 +138,6 @@ def create_pipeline(
     configs.assign(settings, _full(settings, key), value)
   for fast in (use_hpip, enable_hpi):
     settings.use_hpip = settings.use_hpip if fast is None else fast
-  if settings.use_hpip:
-    raise ConfigError('use_hpip is not there yet; leave it out.')
   settings.device = device or settings.device
   own = settings.SubModules.AnomalyDetection
   model = create_model(
@@ -135,9 +147,14 @@ def create_pipeline(
     threshold=own.threshold,
     review_threshold=own.review_threshold,
     pixel_threshold=own.pixel_threshold,
+    backend=_other(settings.backend) if settings.use_hpip else settings.backend,
     access=access,
   )
   return Pipeline(settings.lock(), model)
+
+
+def _other(backend: str) -> str:
+  return runtimes.BACKENDS[0] if backend == _JAX else backend
 
 
 def default() -> Config:
@@ -147,6 +164,7 @@ def default() -> Config:
       'pipeline_name': NAMES[0],
       'device': 'auto',
       'use_hpip': False,
+      'backend': _JAX,  # Or auto, onnxruntime, openvino: use_hpip is backend=auto.
       'SubModules': {
         'AnomalyDetection': {
           'module_name': 'anomaly_detection',

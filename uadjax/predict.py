@@ -1,4 +1,4 @@
-"""Images in, verdicts out, in order: files are read by threads while the devices compute.
+"""Images in, verdicts out, in order: files are read by threads while devices or runtimes compute.
 
 A batch is computed by one device as it is, padded to its full size. So a score depends neither on
 what else is in the batch nor on the number of devices, and there is one compilation per batch size.
@@ -9,7 +9,7 @@ Letters: b batch, h w the original, height width the network image.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import itertools
 import os
@@ -20,9 +20,9 @@ import jax
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import bundle, fetch, inputs, sharding, threads
+from uadjax import bundle, export, fetch, inputs, runtimes, sharding, threads
 from uadjax.result import Result
-from uadjax.types import ConfigError, DataError
+from uadjax.types import ConfigError, DataError, Scores
 
 Future = futures.Future
 
@@ -32,8 +32,9 @@ class Predictor(NamedTuple):
 
   Attributes:
     model: the opened model directory.
-    devices: they share the batches.
-    fitted: the model's arrays on each of them.
+    devices: they share the batches; or the name of an inference runtime, which has its own threads.
+    scorers: what each of them does with images at network size.
+    at_once: how many batches are computed at once.
     access: which URLs may be read.
     nameless: under which names results of images without a file were to be saved; a camera gives
       one after the other, each in a call of its own.
@@ -41,7 +42,8 @@ class Predictor(NamedTuple):
 
   model: bundle.Model
   devices: Sequence[Any]
-  fitted: Sequence[Any]
+  scorers: Sequence[runtimes.Run]
+  at_once: int
   access: fetch.Access
   nameless: dict[str, int]
 
@@ -77,8 +79,26 @@ def open_on(
 ) -> Predictor:
   """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
   devices = sharding.enough(devices, model.fitted)
-  fitted = [jax.device_put(model.fitted, one) for one in devices]
-  return Predictor(model, devices, fitted, access, {})
+  scorers = [_on(device, model.score, jax.device_put(model.fitted, device)) for device in devices]
+  return Predictor(model, devices, scorers, workers(devices), access, {})
+
+
+def open_graph(directory: Path, backend: str, access: fetch.Access = fetch.PUBLIC) -> Predictor:
+  """Open the exported graph of a model directory; it is exported first where there is none.
+
+  Args:
+    directory: of the model, whose own arrays are not read.
+    backend: see `runtimes.open`.
+    access: which URLs may be read.
+  """
+  runtime = runtimes.open(export.ready(directory), backend)
+  model = bundle.described(directory, lambda nothing, images: runtime.run(images))
+  # One is computed by all cores, the next one's images are brought meanwhile.
+  return Predictor(model, [runtime.name], [runtime.run], 2, access, {})
+
+
+def _on(device: Any, score: Callable[[Any, Any], Scores], fitted: Any) -> runtimes.Run:
+  return lambda images: jax.device_get(score(fitted, jax.device_put(images, device)))
 
 
 def saved(results: Iterator[Result], folder: Path, pictures: bool = True) -> Iterator[Result]:
@@ -136,9 +156,8 @@ def _judge(
   for row, image in enumerate(read):
     if image.pixels is not None:
       pixels[row] = image.pixels
-  at = number % len(one.devices)
-  scores = one.model.score(one.fitted[at], jax.device_put(pixels, one.devices[at]))
-  maps, images = jax.device_get((scores.map, scores.image))
+  scores = one.scorers[number % len(one.scorers)](pixels)
+  maps, images = np.asarray(scores.map), np.asarray(scores.image)
   return [
     Result.unread(image.source, image.stem, limits, image.error)
     if image.pixels is None
@@ -153,11 +172,10 @@ def _judge(
 def _verdicts(
   one: Predictor, found: Iterator[inputs.Source], rows: int, strict: bool
 ) -> Iterator[Result]:
-  batches_at_once = workers(one.devices)
   with (
     threads.pool(threads.cores(), 'uadjax-read') as readers,
-    threads.pool(batches_at_once, 'uadjax-score') as scorers,
-    threads.fed(_batches(one, found, rows, readers, scorers), 2 * batches_at_once) as batches,
+    threads.pool(one.at_once, 'uadjax-score') as scorers,
+    threads.fed(_batches(one, found, rows, readers, scorers), 2 * one.at_once) as batches,
   ):
     for batch in batches:
       for result in batch.result():

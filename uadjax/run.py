@@ -17,8 +17,10 @@ from uadjax import (
   config as configs,
   data,
   evaluate,
+  export,
   files,
   interrupts,
+  pipelines,
   predict,
   sharding,
   telemetry,
@@ -113,13 +115,20 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
 
 def predict_files(config: Config, workdir: Path) -> Result:
   """Score a file or a folder; leave a picture and a JSON file for each image."""
-  model = _opened(config.predict, workdir)
-  if not config.predict.input:
+  own = config.predict
+  if not own.input:
     raise ConfigError('predict.input is not set; name an image or a folder.')
   folder = workdir / 'predictions'
   shutil.rmtree(folder, ignore_errors=True)  # Of an earlier run, maybe of other images.
   folder.mkdir()
-  predictor = predict.open_on(model, sharding.devices(config.device))
+  predictor = pipelines.create_model(
+    model_dir=own.model_dir or workdir / 'model',
+    device=config.device,
+    threshold=own.threshold,
+    review_threshold=own.review_threshold,
+    pixel_threshold=own.pixel_threshold,
+    backend=own.backend,
+  )
   results = predictor.predict(config.predict.input, config.predict.batch_size, skip=folder)
   summaries = []
   for result in telemetry.track(predict.saved(results, folder), None, 'Predicting'):
@@ -131,7 +140,23 @@ def predict_files(config: Config, workdir: Path) -> Result:
     raise DataError(f'None of {failed} files could be read; the first: {summaries[0]["error"]}')
   if failed:
     telemetry.LOG.warning('%d of %d files could not be read.', failed, len(summaries))
-  return {'model_dir': str(model.directory), 'failed': failed, 'results': summaries}
+  return {'model_dir': str(predictor.model.directory), 'failed': failed, 'results': summaries}
+
+
+def export_model(config: Config, workdir: Path) -> Result:
+  """Write a model for another runtime, and compare it with the original there."""
+  own = config.export
+  model = bundle.load(own.model_dir or workdir / 'model')
+  done = export.export(
+    model,
+    own.format,
+    Path(own.output) if own.output else None,
+    own.batch,
+    export.size(own.include_resize),
+    Path(own.images) if own.images else None,
+  )
+  telemetry.LOG.info('%s', done)
+  return {'model_dir': str(model.directory), **done.told()}
 
 
 def _opened(options: Config, workdir: Path) -> bundle.Model:
@@ -146,6 +171,7 @@ MODES: Mapping[str, Callable[[Config, Path], Result]] = {
   'evaluate': evaluate_model,
   'predict': predict_files,
   'check_dataset': check_dataset,
+  'export': export_model,
 }
 
 

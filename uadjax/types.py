@@ -57,8 +57,8 @@ class Batch(NamedTuple):
 class Scores(NamedTuple):
   """How anomalous images are: the larger, the more. Raw, neither normalized nor clamped."""
 
-  map: Float[Array, 'b h w']
-  image: Float[Array, ' b']
+  map: Float[Array, 'b h w'] | Float[np.ndarray, 'b h w']
+  image: Float[Array, ' b'] | Float[np.ndarray, ' b']
 
 
 # (items, their number, what is done) -> the items, while progress is shown.
@@ -145,8 +145,11 @@ class Detector(NamedTuple):
     finish: State -> Fitted. Runs once, on a settled state where there is such; keeps what scoring
       needs and nothing more, and may consume the state.
     score: (Fitted, uint8 images [b h w 3]) -> Scores(map [b h w], image [b]). Pure; the only thing
-      exported.
+      exported, in this form or the next.
     one_pass: what there is besides where every image is seen once; None where images come again.
+    portable: Fitted -> (images -> Scores): the same scores from operations that every runtime has
+      and is quick at, with whatever does not depend on images computed ahead; None where `score`
+      is that already.
   """
 
   init: Callable[[Key, Variables], Any]
@@ -156,6 +159,7 @@ class Detector(NamedTuple):
   finish: Callable[[Any], Any]
   score: Callable[[Any, UInt8[Array, 'b h w 3']], Scores]
   one_pass: OnePass | None = None
+  portable: Callable[[Any], Callable[[UInt8[Array, 'b H W 3']], Scores]] | None = None
 
 
 class UserError(Exception):
@@ -180,6 +184,10 @@ class WeightsError(UserError):
 
 class ModelError(UserError):
   """A model directory or checkpoint that cannot be opened."""
+
+
+class ExportError(UserError):
+  """A graph that cannot be written, or does not say what its model says."""
 
 
 class Interrupted(BaseException):

@@ -29,7 +29,8 @@ def image_auroc(module: Any, variables: Variables, folder: Path, seed: int = 3) 
   splits = datasets.load(folder)
   detector = patchcore.make(module, Spec(256, 256, len(splits.train)), ratio=0.01)
   assert detector.one_pass is not None
-  state = detector.init(jax.random.key(seed), variables)
+  # A copy of the variables: updates consume what they are given.
+  state = detector.init(jax.random.key(seed), jax.tree.map(jnp.array, variables))
   update, score = jax.jit(detector.update, donate_argnums=0), jax.jit(detector.score)
   for batch in _batches(splits.train):
     state, _ = update(state, batch)

@@ -152,6 +152,7 @@ def predict(
   model_dir: options.ModelDir,
   inputs: options.Input,
   device: options.Device = None,
+  backend: options.Backend = None,
   batch_size: options.BatchSize = None,
   override: options.Overrides = None,
   allow_private_urls: options.Private = False,
@@ -176,7 +177,7 @@ def predict(
   """
   from uadjax.cli import judging
 
-  named = {'model_dir': str(model_dir)}
+  named = {'model_dir': str(model_dir)} | ({'backend': backend} if backend else {})
   judging.judge(inputs, 'anomaly_detection', False, named, judging.wishes(context.params))
 
 
@@ -231,6 +232,40 @@ def check(
   from uadjax.cli import checking
 
   checking.check(dataset, category, layout, output, as_json)
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax export runs/bolts/model',
+    'uadjax export runs/bolts/model --include-resize 1024x1280 --output bolts.onnx',
+    'uadjax export runs/bolts/model --format tflite',
+  )
+)
+@running.told
+def export(
+  model_dir: options.ModelDir,
+  format: options.Format = 'onnx',
+  output: options.GraphFile = None,
+  batch: options.Batch = None,
+  include_resize: options.IncludeResize = '',
+  images: options.Images = None,
+  as_json: options.AsJson = False,
+):
+  """Write a model for another runtime: pixels in, map and score out.
+
+  What is written is run and compared with the model;
+  where a score or a label differs, nothing is left of it.
+  """
+  with running.ready():
+    from uadjax import bundle, export as exports
+    from uadjax.cli import screen
+
+    camera = exports.size(include_resize)
+    done = exports.export(bundle.load(model_dir), format, output, batch, camera, images)
+    if as_json:
+      screen.tell_json(done.told())
+    else:
+      screen.tell(running.printable(str(done)))
 
 
 @app.command(epilog=_examples('uadjax report runs/bolts/model bolts/ --output bolts.html'))

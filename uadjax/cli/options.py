@@ -87,11 +87,17 @@ Hpi = Annotated[
   typer.Option(
     '--use-hpip',
     metavar='',
-    help='Run the exported graph instead.',
+    help='Run the exported graph on an inference runtime, which is quicker on a CPU.',
     rich_help_panel=_ONCE,
-    hidden=True,  # Until there is one: it is known, and refused.
   ),
 ]
+Backend = Annotated[
+  str | None,
+  typer.Option(
+    metavar='NAME', rich_help_panel=_MODEL, show_default=False,
+    help='jax (default), auto, onnxruntime or openvino: runs the exported graph.',
+  ),
+]  # fmt: skip
 GetConfig = Annotated[
   str | None,
   typer.Option(
@@ -207,6 +213,36 @@ Settings = Annotated[
   typer.Option(
     '--override', metavar='KEY=X', show_default=False,
     help='Any setting of the experiment; may come again.',
+  ),
+]  # fmt: skip
+
+Format = Annotated[
+  Literal['onnx', 'stablehlo', 'savedmodel', 'tflite'],
+  typer.Option(metavar='NAME', help='onnx, stablehlo, savedmodel or tflite.'),
+]
+GraphFile = Annotated[
+  Path | None,
+  typer.Option(
+    '--output', metavar='FILE', show_default=False,
+    help='Default: model.onnx and so on, in MODEL_DIR.',
+  ),
+]  # fmt: skip
+Batch = Annotated[
+  int | None,
+  typer.Option(metavar='N', show_default=False, help='Images at once; default any number.'),
+]
+IncludeResize = Annotated[
+  str,
+  typer.Option(
+    metavar='HxW', show_default=False,
+    help="Take a camera's images of this height and width, and give maps of that size.",
+  ),
+]  # fmt: skip
+Images = Annotated[
+  Path | None,
+  typer.Option(
+    metavar='DIR', show_default=False,
+    help='Images to compare on; default those that the thresholds stand on.',
   ),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ Letters: b batch, h w map of the first stage, c channels of all stages, d embedd
 network size.
 """
 
+from collections.abc import Callable
 import functools
 from typing import cast, NamedTuple
 
@@ -129,6 +130,15 @@ def make(
     embedder, mean, whiten = fitted
     return judge(gaussian.mahalanobis(see(embedder, images), mean, whiten))
 
+  def portable(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
+    embedder, mean, whiten = fitted
+    bands = gaussian.bands(whiten)
+
+    def score(images: UInt8[Array, 'b H W 3']) -> Scores:
+      return judge(gaussian.mahalanobis_of_bands(see(embedder, images), mean, bands))
+
+    return score
+
   def score_left_out(reference: Reference, batch: Batch) -> Scores:
     (embedder, mean, whiten), n = reference
     return judge(gaussian.left_out_distance(embed(embedder, batch), n, mean, whiten))
@@ -148,7 +158,7 @@ def make(
     facts=lambda kept, embeddings: {'images': int(kept['n'])},
     moved=_moved,
   )
-  return Detector(init, None, update, None, finish, score, one_pass)
+  return Detector(init, None, update, None, finish, score, one_pass, portable)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3))

@@ -106,17 +106,45 @@ def make(
     return Fitted(state.backbone, knn.index(state.bank.rows))
 
   def judge(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
-    distance, image = _judge(fitted.bank, x, neighbors if reweight else 0, approx)
-    return Scores(maps.enlarge(distance, spec.height, spec.width, _SIGMA), image)
+    bank = fitted.bank
+
+    def around(row: Int[Array, ' b']) -> Int[Array, 'b k']:
+      return knn.nearest(bank.rows[row] + bank.center[None], bank, neighbors).row
+
+    found = knn.nearest(x.reshape(-1, x.shape[-1]), bank, approx=approx)
+    return weighed(bank, x, found, around)
+
+  def weighed(
+    bank: knn.Index,
+    x: Float[Array, 'b h w d'],
+    found: knn.Neighbors,
+    around: Callable[[Int[Array, ' b']], Int[Array, 'b k']],
+  ) -> Scores:
+    # A row without neighbors tells nothing.
+    told = _judge(bank, x, found, around if reweight and len(bank.rows) > 1 else None)
+    return Scores(maps.enlarge(told[0], spec.height, spec.width, _SIGMA), told[1])
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
     return judge(fitted, see(fitted.backbone, images))
+
+  def portable(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
+    bank = fitted.bank
+    near = jax.jit(knn.nearest, static_argnums=2)(bank.rows + bank.center[None], bank, neighbors)
+
+    def around(row: Int[Array, ' b']) -> Int[Array, 'b k']:
+      return jnp.take(near.row, row, axis=0, mode='clip')
+
+    def score(images: UInt8[Array, 'b H W 3']) -> Scores:
+      x = see(fitted.backbone, images)
+      return weighed(bank, x, knn.nearest_row(x.reshape(-1, x.shape[-1]), bank), around)
+
+    return score
 
   def score_left_out(reference: Fitted, batch: Batch) -> Scores:
     return judge(reference, embed(reference.backbone, batch))
 
   one_pass = _one_pass(plan, embed, score_left_out, approx)
-  return Detector(init, None, update, None, finish, score, one_pass)
+  return Detector(init, None, update, None, finish, score, one_pass, portable)
 
 
 def _check(ratio: float, neighbors: int, reweight: bool) -> None:
@@ -209,34 +237,41 @@ def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Arr
 
 
 def _judge(
-  bank: knn.Index, x: Float[Array, 'b h w d'], neighbors: int, approx: bool
+  bank: knn.Index,
+  x: Float[Array, 'b h w d'],
+  found: knn.Neighbors,
+  around: Callable[[Int[Array, ' b']], Int[Array, 'b k']] | None,
 ) -> tuple[Float[Array, 'b h w'], Float[Array, ' b']]:
   """Distance of each patch, and the score of the image: the largest, weighted by neighbors if any.
 
   Section 3.3, equations 6 and 7.
+
+  Args:
+    bank: rows.
+    x: patches.
+    found: the nearest row of each.
+    around: rows -> those nearest to each, itself first; None not to weight.
   """
   _, h, w, d = x.shape
-  found = knn.nearest(x.reshape(-1, d), bank, approx=approx)
   distance = found.distance.reshape(-1, h * w)
-  worst = jnp.argmax(distance, axis=1)[:, None]
-  score = jnp.take_along_axis(distance, worst, axis=1)[:, 0]
-  if neighbors and len(bank.rows) > 1:  # A row without neighbors tells nothing.
-    patch = jnp.take_along_axis(x.reshape(-1, h * w, d), worst[..., None], axis=1)[:, 0]
-    matched = jnp.take_along_axis(found.row.reshape(-1, h * w), worst, axis=1)[:, 0]
-    score *= _weight(bank, patch, matched, score, neighbors)
+  worst = jnp.argmax(distance, axis=1)
+  score = distance.max(axis=1)
+  if around is not None:
+    patch = jnp.take_along_axis(x.reshape(-1, h * w, d), worst[:, None, None], axis=1)[:, 0]
+    matched = jnp.take_along_axis(found.row.reshape(-1, h * w), worst[:, None], axis=1)[:, 0]
+    score *= _weight(bank, patch, around(matched), score)
   return distance.reshape(-1, h, w), score
 
 
 def _weight(
   bank: knn.Index,
   patch: Float[Array, 'b d'],
-  matched: Int[Array, ' b'],
+  around: Int[Array, 'b k'],
   distance: Float[Array, ' b'],
-  k: int,
 ) -> Float[Array, ' b']:
   """1 − the share of the matched row in a softmax over the distances to its neighbors (eq. 7)."""
-  around = knn.nearest(bank.rows[matched] + bank.center[None], bank, k).row
-  away = jnp.linalg.norm((patch - bank.center[None])[:, None] - bank.rows[around], axis=-1)
+  rows = jnp.take(bank.rows, around, axis=0, mode='clip')
+  away = jnp.sqrt(jnp.sum(((patch - bank.center[None])[:, None] - rows) ** 2, axis=-1))
   return 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
 
 

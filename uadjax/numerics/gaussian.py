@@ -8,10 +8,14 @@ made. Columns rather than rows, so that a mesh may split the rows and the loop n
 Letters: b batch, h w map, d embedding (i and j are two copies of d).
 """
 
+from collections.abc import Sequence
+import functools
+import itertools
 from typing import NamedTuple
 
 from jax import lax, numpy as jnp
 from jaxtyping import Array, Bool, Float
+import numpy as np
 
 from uadjax.types import ConfigError
 
@@ -23,6 +27,8 @@ _EXACT = lax.Precision.HIGHEST
 # positions of 100 channels took 3.2 s with LAPACK alone and takes 0.4 s; one position of 550
 # channels, 130 ms and 3 ms.
 _LEAF = 16
+
+_BANDS = 4  # More save little of what is read, and cost a product each.
 
 
 class Moments(NamedTuple):
@@ -108,6 +114,37 @@ def mahalanobis(
 ) -> Float[Array, 'b h w']:
   """Distance of each vector to the Gaussian of its position, in standard deviations."""
   return jnp.sqrt(_squared(x, mean, whiten))
+
+
+def bands(whiten: Float[Array, 'h w d d']) -> list[Float[np.ndarray, 'n _c _r']]:
+  """Cut whitening matrices into bands of rows, each as wide as it is not zero, and transpose them.
+
+  A triangle has half of the numbers of a square, and reading them takes most of the time of
+  scoring a single image.
+  """
+  d = whiten.shape[-1]
+  ends = [d * i // _BANDS for i in range(_BANDS + 1)]
+  square = np.asarray(whiten).reshape(-1, d, d)
+  return [
+    np.ascontiguousarray(square[:, low:high, :high].mT)
+    for low, high in itertools.pairwise(ends)
+    if low < high
+  ]
+
+
+def mahalanobis_of_bands(
+  x: Float[Array, 'b h w d'],
+  mean: Float[Array, 'h w d'],
+  bands: Sequence[Float[np.ndarray, 'n _c _r']],
+) -> Float[Array, 'b h w']:
+  """The same as `mahalanobis`, by rows times matrices: what inference runtimes are quick at."""
+  _, h, w, d = x.shape
+  y = jnp.transpose((x - mean[None]).reshape(-1, h * w, d), (1, 0, 2))
+  squares = [
+    jnp.sum(jnp.matmul(y[:, :, : band.shape[1]], band, precision=_EXACT) ** 2, axis=2)
+    for band in bands
+  ]
+  return jnp.sqrt(functools.reduce(jnp.add, squares).T).reshape(-1, h, w)
 
 
 def left_out_distance(

@@ -1,0 +1,72 @@
+"""What a graph does to a camera's pixels is what Pillow does, to the bit."""
+
+import hypothesis
+from hypothesis import strategies
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax.data import preprocess
+from uadjax.export import camera
+
+OPS = (
+  'resize(32)',
+  'resize(24, 40)',
+  'resize(40)|center_crop(33, 31)',
+  'keep_ratio(32)',
+  'keep_ratio(48, 20)|center_crop(16)',
+)
+SIZES = ((32, 32), (57, 91), (200, 133), (20, 75), (13, 9), (32, 64))
+
+
+def _noise(shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def _shrunk(ops, image):
+  frame = ops.frame(*image.shape[:2])
+  shrink = jax.jit(lambda x: camera.shrink(x, frame, ops.height, ops.width))
+  return np.asarray(shrink(image[None]))[0]
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('text', OPS)
+def test_bytes_come_out_as_pillow_has_them(text, size):
+  ops, image = preprocess.parse(text), _noise(size)
+  try:
+    want = ops.apply(image)
+  except preprocess.DataError:
+    pytest.skip('too small for the crop')
+  np.testing.assert_array_equal(_shrunk(ops, image), want)
+
+
+@hypothesis.given(
+  strategies.tuples(strategies.integers(1, 90), strategies.integers(1, 90)),
+  strategies.tuples(strategies.integers(1, 40), strategies.integers(1, 40)),
+  strategies.integers(0, 9),
+)
+@hypothesis.settings(max_examples=25)
+def test_at_any_two_sizes(before, after, seed):
+  ops, image = preprocess.parse(f'resize({after[0]}, {after[1]})'), _noise(before, seed)
+  np.testing.assert_array_equal(_shrunk(ops, image), ops.apply(image))
+
+
+def test_white_stays_white_and_black_black():
+  ops = preprocess.parse('resize(7, 11)')
+  for value in (0, 255):
+    image = np.full((50, 60, 3), value, np.uint8)
+    np.testing.assert_array_equal(_shrunk(ops, image), image[:7, :11])
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('text', OPS)
+def test_maps_go_back_as_they_do_elsewhere(text, size):
+  ops = preprocess.parse(text)
+  maps = np.random.default_rng(1).normal(size=(2, ops.height, ops.width)).astype(np.float32)
+  try:
+    want = np.stack([ops.restore(map, *size).map for map in maps])
+  except preprocess.DataError:
+    pytest.skip('too small for the crop')
+  got = jax.jit(lambda maps: camera.enlarge(maps, ops, *size))(jnp.asarray(maps))
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)

@@ -1,0 +1,291 @@
+"""What is exported says what the model says, in every runtime, or is not there at all."""
+
+import json
+from pathlib import Path
+
+from flax import linen as nn
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from uadjax import bundle, cli, create_model, export, main, runtimes, types
+from uadjax.backbones import conv
+from uadjax.data import demo, preprocess
+from uadjax.export import onnxfile, verify
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+SMALL = (
+  '--config.data.ops=resize(32, 48)',
+  '--config.detector.layers=layer1,layer2',
+  '--config.backbone.weights=random',
+  '--config.fit.batch_size=4',
+  '--config.evaluate.do_eval=false',
+)
+OPTIONS = {
+  'padim': ('--config.detector.channels=9',),
+  'patchcore': ('--config.detector.ratio=0.1',),
+  'stfpm': ('--config.fit.steps=3',),
+}
+CAMERA = 57, 75
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+def fitted(workdir, drawn, name, *more):
+  where = (f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}')
+  config = f'--config={CONFIGS / name}.py'
+  assert main.main([config, *SMALL, *OPTIONS[name], *where, *more]) == 0
+  return bundle.load(workdir / 'model')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+  return demo.draw(tmp_path_factory.mktemp('drawn'), size=60, train=10, test_good=2, test_defect=1)
+
+
+@pytest.fixture(scope='module')
+def models(drawn, tmp_path_factory):
+  return {name: fitted(tmp_path_factory.mktemp(name), drawn, name) for name in OPTIONS}
+
+
+@pytest.fixture(scope='module')
+def photos(drawn):
+  """Neither square nor of the network's size."""
+  paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:5]
+  camera = preprocess.parse(f'resize({CAMERA[0]}, {CAMERA[1]})')
+  return np.stack([camera.apply(preprocess.decode(path)) for path in paths])
+
+
+@pytest.fixture(scope='module')
+def patchcore(models, tmp_path_factory):
+  """An ONNX file, and what export said of it."""
+  path = tmp_path_factory.mktemp('onnx') / 'graph.onnx'
+  return path, export.export(models['patchcore'], output=path)
+
+
+@pytest.mark.parametrize('format', export.FORMATS)
+@pytest.mark.parametrize('name', sorted(OPTIONS))
+def test_every_detector_in_every_format_says_the_same(models, name, format, photos, tmp_path):
+  model = models[name]
+  path = tmp_path / f'it.{format}'
+  done = export.export(model, format, path)
+  assert done.path == path
+  assert done.agreement.holds
+  assert done.agreement.source == 'good images'
+  taken = np.stack([model.ops.apply(photo) for photo in photos])
+  want = jax.device_get(model.score(model.fitted, taken))
+  run, batch = export._FORMATS[format].load(path), done.about['input']['shape'][0]
+  got = [run(part) for part in np.split(taken, range(1, len(taken)))] if batch else [run(taken)]
+  np.testing.assert_allclose(np.concatenate([one.map for one in got]), want.map, rtol=1e-4)
+  np.testing.assert_allclose(np.concatenate([one.image for one in got]), want.image, rtol=1e-4)
+  beside = json.loads(path.with_name(f'it.{format}.json').read_text())
+  assert beside['thresholds'] == model.limits._asdict()
+  assert beside['agreement']['images'] == done.agreement.images
+  assert {one.name.partition('.')[0] for one in tmp_path.iterdir()} == {'it'}
+
+
+def test_onnx_runtime_alone_runs_the_file_at_any_batch(models, patchcore, photos):
+  model, (path, _) = models['patchcore'], patchcore
+  session = onnxruntime.InferenceSession(path)
+  assert [one.name for one in session.get_inputs()] == ['image']
+  assert [one.name for one in session.get_outputs()] == ['map', 'score']
+  taken = np.stack([model.ops.apply(photo) for photo in photos])
+  want = jax.device_get(model.score(model.fitted, taken))
+  for count in range(1, len(taken) + 1):
+    map, score = session.run(None, {'image': taken[:count]})
+    assert map.shape == (count, 32, 48)
+    np.testing.assert_allclose(map, want.map[:count], rtol=1e-4)
+    np.testing.assert_allclose(score, want.image[:count], rtol=1e-4)
+
+
+def test_the_file_is_sound_and_tells_what_it_is(models, patchcore):
+  path, done = patchcore
+  graph = onnx.load(path)
+  onnx.checker.check_model(graph, full_check=True)
+  assert [(one.domain, one.version) for one in graph.opset_import] == [('', onnxfile.OPSET)]
+  about = json.loads({one.key: one.value for one in graph.metadata_props}[runtimes.ABOUT])
+  assert about['thresholds'] == models['patchcore'].limits._asdict()
+  assert about['preprocessing']['ops'] == 'resize(32, 48)'
+  assert about['arrays_sha256'] == bundle.about(models['patchcore'].directory).arrays_sha256
+  assert done.about['opset'] == onnxfile.OPSET
+
+
+def test_a_fixed_batch_is_fixed(models, photos, tmp_path):
+  path = tmp_path / 'three.onnx'
+  export.export(models['patchcore'], output=path, batch=3)
+  runtime = runtimes.open(path, 'onnxruntime')
+  assert runtime.batch == 3
+  taken = np.stack([models['patchcore'].ops.apply(photo) for photo in photos])
+  assert runtime.run(taken[:3]).map.shape == (3, 32, 48)
+  with pytest.raises(Exception, match='invalid dimensions'):
+    runtime.run(taken[:2])
+
+
+@pytest.mark.parametrize('format', ['onnx', 'tflite'])
+def test_a_cameras_pixels_get_the_score_and_the_map_of_predict(models, format, photos, tmp_path):
+  model = models['patchcore']
+  path = tmp_path / f'camera.{format}'
+  done = export.export(model, format, path, camera=CAMERA)
+  assert done.about['input']['shape'][1:] == [*CAMERA, 3]
+  run = export._FORMATS[format].load(path)
+  for photo, want in zip(
+    photos, create_model(model_dir=model.directory).predict([*photos]), strict=True
+  ):
+    got = run(photo[None])
+    np.testing.assert_allclose(got.image[0], want.score, rtol=1e-4)
+    np.testing.assert_allclose(got.map[0], want.anomaly_map, rtol=1e-4)
+
+
+def test_a_crop_is_undone_in_the_graph(drawn, photos, tmp_path):
+  ops = '--config.data.ops=keep_ratio(40)|center_crop(32)'
+  model = fitted(tmp_path, drawn, 'padim', ops)
+  done = export.export(model, camera=CAMERA)
+  run = runtimes.open(done.path).run
+  (want,) = create_model(model_dir=model.directory).predict(photos[0])
+  assert not want.seen.all()
+  np.testing.assert_allclose(run(photos[:1]).map[0], want.anomaly_map, rtol=1e-4)
+
+
+@pytest.mark.parametrize('backbone', ['compact', 'resnet50'])
+def test_other_backbones(backbone, drawn, tmp_path):
+  weights = 'embedded' if backbone == 'compact' else 'random'
+  flags = f'--config.backbone.name={backbone}', f'--config.backbone.weights={weights}'
+  if backbone == 'compact':
+    flags = flags[1:]  # Which stands in for ResNet-18.
+  model = fitted(tmp_path, drawn, 'patchcore', *flags)
+  assert export.export(model).agreement.holds
+
+
+def test_arrays_too_large_for_one_file_lie_in_another(models, photos, tmp_path, monkeypatch):
+  monkeypatch.setattr(onnxfile, '_LIMIT', 1000)
+  path = tmp_path / 'large.onnx'
+  done = export.export(models['stfpm'], output=path)
+  assert done.about['external_data'] == 'large.onnx.data'
+  assert path.stat().st_size < 1e6 < (tmp_path / 'large.onnx.data').stat().st_size
+  assert runtimes.open(path).run(np.zeros((1, 32, 48, 3), np.uint8)).map.shape == (1, 32, 48)
+
+
+def test_what_a_format_cannot_hold_is_refused_with_its_size(models, tmp_path, monkeypatch):
+  small = export._FORMATS['tflite']._replace(limit=1000)
+  monkeypatch.setitem(export._FORMATS, 'tflite', small)
+  with pytest.raises(types.ExportError, match='GB, and tflite holds'):
+    export.export(models['padim'], 'tflite', tmp_path / 'x.tflite')
+  assert not [*tmp_path.iterdir()]
+
+
+def test_an_operation_that_comes_out_otherwise_is_named_and_nothing_is_left(
+  models, tmp_path, monkeypatch
+):
+  """The exporter drops the padding of such a pool, silently."""
+
+  def pool(x):
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+  monkeypatch.setattr(conv, 'max_pool', pool)
+  with pytest.raises(types.ExportError, match='first operation that differs is reduce_window_max'):
+    export.export(models['patchcore'], output=tmp_path / 'wrong.onnx')
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_label_that_flips_fails_though_scores_agree(models, tmp_path):
+  model = models['padim']
+  on = verify.pictures(model, None, None)
+  scores = jax.device_get(model.score(model.fitted, on.seen)).image
+  model = model._replace(limits=model.limits._replace(image=float(scores[0]), review=0.0))
+
+  def slightly_more(images):
+    map, image = jax.device_get(model.score(model.fitted, images))
+    return types.Scores(map, np.nextafter(image, np.float32(np.inf)))
+
+  agreement = verify.compare(model, slightly_more, None, on)
+  assert agreement.score < 1e-6
+  assert agreement.flips >= 1
+  assert not agreement.holds
+
+
+def test_nothing_that_is_not_a_number_agrees(models):
+  model = models['padim']
+  on = verify.pictures(model, None, None)
+
+  def nan(images):
+    found = jax.device_get(model.score(model.fitted, images))
+    return types.Scores(found.map * np.float32(np.nan), found.image)
+
+  assert not verify.compare(model, nan, None, on).holds
+
+
+def test_images_of_ones_own_are_compared_on(models, drawn, tmp_path):
+  folder = drawn / 'disc' / 'test' / 'good'
+  done = export.export(models['stfpm'], output=tmp_path / 'x.onnx', images=folder)
+  assert done.agreement.source == f'images of {folder}'
+  assert done.agreement.images == 2
+
+
+def test_images_that_are_gone_are_drawn(models, tmp_path, monkeypatch):
+  moved = tmp_path / 'model'
+  moved.mkdir()
+  for path in models['stfpm'].directory.iterdir():
+    if path.suffix in ('.json', '.safetensors'):
+      (moved / path.name).write_bytes(path.read_bytes())
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
+  assert 'drawn pictures' in export.export(bundle.load(moved)).agreement.source
+
+
+@pytest.mark.parametrize(
+  ('options', 'error', 'told'),
+  [
+    ({'format': 'pdf'}, types.UnknownName, 'choose from .*onnx'),
+    ({'batch': 0}, types.ConfigError, 'must be 1 or more'),
+    ({'output': Path('nowhere/x.onnx')}, types.ConfigError, 'no folder nowhere'),
+    ({'images': Path('nowhere')}, types.DataError, 'nowhere'),
+  ],
+)
+def test_what_cannot_be_is_refused(models, options, error, told):
+  with pytest.raises(error, match=told):
+    export.export(models['stfpm'], **options)
+
+
+def test_sizes_are_read():
+  assert export.size('1024x1280') == (1024, 1280)
+  assert export.size('') is None
+  for wrong in ('0x5', '5', 'ax5', '-3x4'):
+    with pytest.raises(types.ConfigError, match='1024x1280'):
+      export.size(wrong)
+
+
+def test_the_command_tells_what_it_wrote(models, tmp_path, capsys):
+  directory = models['padim'].directory
+  assert cli.main(['export', str(directory), '--output', str(tmp_path / 'a.onnx')]) == 0
+  assert 'a.onnx: ' in capsys.readouterr().out
+  assert cli.main(['export', str(directory), '--output', str(tmp_path / 'b.onnx'), '--json']) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told['agreement']['flips'] == 0
+  assert told['output'] == str(tmp_path / 'b.onnx')
+  assert cli.main(['export', str(directory), '--include-resize', 'big']) == 2
+  assert 'is no size' in capsys.readouterr().err
+
+
+def test_the_mode_leaves_its_result(models, tmp_path):
+  flags = [f'--config={CONFIGS / "padim"}.py', f'--workdir={tmp_path}', '--config.mode=export']
+  flags += [f'--config.export.model_dir={models["padim"].directory}']
+  assert main.main([*flags, f'--config.export.output={tmp_path / "x.stablehlo"}']) == 0
+  assert main.main([*flags, '--config.export.format=pdf']) == 1
+  told = json.loads((tmp_path / 'export_result.json').read_text())
+  assert not told['done_flag']
+  assert 'choose from' in told['err_msg']
+
+
+def test_a_picture_of_another_size_is_refused_by_the_graph(patchcore):
+  with pytest.raises(Exception, match='invalid dimensions'):
+    runtimes.open(patchcore[0], 'onnxruntime').run(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_pictures_are_those_nearest_to_the_thresholds(drawn, tmp_path):
+  model = fitted(tmp_path, drawn, 'padim')
+  normals = bundle.calibration(model.directory)
+  limits = model.limits._replace(image=float(normals.image[3]), review=-1e9)
+  chosen = verify._near_thresholds(model._replace(limits=limits))
+  assert chosen[0] == normals.path[3]
+  assert set(chosen) <= set(normals.path)

@@ -1,0 +1,201 @@
+"""Models for other runtimes: written, run, and compared with the original before they are done."""
+
+from collections.abc import Callable
+import importlib.util
+import json
+from pathlib import Path
+import re
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import uadjax
+from uadjax import bundle, files, runtimes, telemetry
+from uadjax.export import blame, graph as graphs, onnxfile, stablehlo, tensorflows, verify
+from uadjax.types import ConfigError, ExportError, UnknownName
+
+_LIMIT = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
+
+
+class _Format(NamedTuple):
+  """A way to write a graph.
+
+  Attributes:
+    suffix: of the file.
+    write: (Graph, path) -> facts of the file, as JSON can hold them.
+    load: opens the file as its users do.
+    any_batch: whether the number of images may be left open.
+    needs: packages that are not always there.
+    limit: bytes of arrays that fit.
+  """
+
+  suffix: str
+  write: Callable[[graphs.Graph, Path], dict[str, Any]]
+  load: Callable[[Path], runtimes.Run]
+  any_batch: bool = True
+  needs: tuple[str, ...] = ()
+  limit: int | None = _LIMIT
+
+
+_FORMATS = {
+  'onnx': _Format('.onnx', onnxfile.write, onnxfile.load, needs=onnxfile.NEEDS, limit=None),
+  'stablehlo': _Format('.stablehlo', stablehlo.write, stablehlo.load),
+  'savedmodel': _Format('.savedmodel', tensorflows.write_savedmodel, tensorflows.load_savedmodel),
+  'tflite': _Format('.tflite', tensorflows.write_tflite, tensorflows.load_tflite, any_batch=False),
+}
+FORMATS = tuple(_FORMATS)
+
+
+class Exported(NamedTuple):
+  """What was written.
+
+  Attributes:
+    path: the graph.
+    bytes: of it and what lies beside it.
+    about: what the .json beside it says.
+    agreement: how far it is from the model.
+  """
+
+  path: Path
+  bytes: int
+  about: dict[str, Any]
+  agreement: verify.Agreement
+
+  def told(self) -> dict[str, Any]:
+    """The same, as JSON can hold it."""
+    return {'output': str(self.path), 'bytes': self.bytes, **self.about}
+
+  def __str__(self) -> str:
+    return f'{self.path}: {self.bytes / 1e6:.1f} MB; {self.agreement}.'
+
+
+def export(
+  model: bundle.Model,
+  format: str = 'onnx',
+  output: Path | None = None,
+  batch: int | None = None,
+  camera: tuple[int, int] | None = None,
+  images: Path | None = None,
+) -> Exported:
+  """Write a model for another runtime, unless it would say something else there.
+
+  Args:
+    model: opened.
+    format: one of FORMATS.
+    output: the file; `model.<format>` in the model's directory where none is named.
+    batch: how many images the graph takes at once; None for any number, or one in TFLite.
+    camera: height and width of a camera's images; resizing is part of the graph then.
+    images: a folder of images to compare on, instead of those that the thresholds stand on.
+
+  Raises:
+    UnknownName: there is no such format.
+    ConfigError: a batch below 1, or a folder that is not there.
+    ExportError: the model is too large for the format, cannot be written in it, or does not say
+      there what it should; nothing is left of it then.
+  """
+  if format not in _FORMATS:
+    raise UnknownName(f'Unknown export.format {format!r}; choose from {list(FORMATS)}.')
+  kind = _FORMATS[format]
+  if missing := [name for name in kind.needs if importlib.util.find_spec(name) is None]:
+    raise ConfigError(f"Exporting to {format} needs {missing[0]}: pip install 'uadjax[export]'.")
+  if batch is not None and batch < 1:
+    raise ConfigError(f'export.batch must be 1 or more, or left out for any number; got {batch}.')
+  needed = graphs.size(model)
+  if kind.limit is not None and needed > kind.limit:
+    raise ExportError(
+      f'The arrays of {model.directory} have {needed / 1e9:.1f} GB, and {format} holds 2 GB at '
+      'most; export to onnx, or fit with fewer detector.channels.'
+    )
+  output = output or model.directory / f'model{kind.suffix}'
+  if not output.parent.is_dir():
+    raise ConfigError(f'There is no folder {output.parent} to export to.')
+  graph = graphs.of(model, batch if kind.any_batch else batch or 1, camera)
+  on = verify.pictures(model, camera, images)
+  with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as folder:
+    path = Path(folder) / output.name
+    facts, agreement = _tried(kind, graph, path, model, on)
+    about = {
+      'format': format,
+      **facts,
+      'input': {'name': runtimes.INPUT, 'type': 'uint8', 'shape': list(graph.shape)},
+      'outputs': list(runtimes.OUTPUTS),
+      **graph.about,
+      'agreement': {**agreement._asdict(), 'tolerance': verify.TOLERANCE},
+    }
+    files.write_json(path.with_name(f'{output.name}.json'), about)
+    total = sum(file.stat().st_size for file in Path(folder).rglob('*') if file.is_file())
+    _move(Path(folder), output)
+  return Exported(output, total, about, agreement)
+
+
+def ready(directory: Path) -> Path:
+  """The ONNX file of a model directory that takes any number of images at network size.
+
+  It is `model.onnx` there, where that is such a file and of these arrays; else it is written into
+  the user's cache, once.
+  """
+  about = bundle.about(directory)
+  own = directory / f'model{_FORMATS["onnx"].suffix}'
+  if own.is_file() and _serves(own, about.arrays_sha256):
+    return own
+  kept = files.cache() / 'exports' / f'{about.arrays_sha256[:16]}-{uadjax.__version__}.onnx'
+  if not kept.is_file():
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    telemetry.LOG.info('Exporting %s to ONNX, once.', directory)
+    export(bundle.load(directory), output=kept)
+  return kept
+
+
+def _serves(path: Path, arrays_sha256: str) -> bool:
+  beside = path.with_name(f'{path.name}.json')
+  try:
+    about = json.loads(beside.read_text())
+    own, taken = about['arrays_sha256'], about['input']['shape'][0]
+    return own == arrays_sha256 and taken is None and not about['preprocessing']['ops_in_graph']
+  except (OSError, ValueError, KeyError):
+    return False
+
+
+def _tried(
+  kind: _Format, graph: graphs.Graph, path: Path, model: bundle.Model, on: verify.Pictures
+) -> tuple[dict[str, Any], verify.Agreement]:
+  """Write a graph and compare it with its model; of one that differs, look for where."""
+  try:
+    with telemetry.busy(f'Writing {path.name}'):
+      facts = kind.write(graph, path)
+    with telemetry.busy(f'Comparing {path.name} with the model'):
+      agreement = verify.compare(model, kind.load(path), graph.batch, on)
+    if agreement.holds:
+      return facts, agreement
+    wrong = (
+      f'{path.name} does not say what the model says: {agreement}, where {verify.TOLERANCE:g} is '
+      'allowed and no label may be another'
+    )
+  except Exception as error:  # Of converters and runtimes, of any class.
+    if isinstance(error, ConfigError):
+      raise
+    told = str(error).strip().partition('\n')[0]
+    wrong = f'{path.name} cannot be made: {told or type(error).__name__}'
+  found = blame.culprit(graph, kind.write, kind.load, on.taken, verify.TOLERANCE)
+  raise ExportError(f'{wrong}; {found}. Nothing was written.')
+
+
+def size(text: str) -> tuple[int, int] | None:
+  """Read a size such as '1024x1280', height and width; nothing is None."""
+  if not text:
+    return None
+  found = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
+  if not found:
+    raise ConfigError(
+      f"export.include_resize={text!r} is no size; write the camera's height and width, such as "
+      '1024x1280.'
+    )
+  return int(found[1]), int(found[2])
+
+
+def _move(folder: Path, output: Path) -> None:
+  """Put all files where they belong, the graph itself last."""
+  if output.is_dir():
+    shutil.rmtree(output)
+  for path in sorted(folder.iterdir(), key=lambda path: path.name == output.name):
+    path.replace(output.parent / path.name)

@@ -1,0 +1,97 @@
+"""Which operation of a graph comes out otherwise: found by halving.
+
+The function is cut off after one of its operations, exported and run; where that differs, the
+operation is the first such one or comes after it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+import tempfile
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jax.extend import core
+import numpy as np
+
+from uadjax import telemetry
+from uadjax.export import graph as graphs
+
+
+def culprit(
+  graph: graphs.Graph,
+  write: Callable[[graphs.Graph, Path], Any],
+  load: Callable[[Path], Any],
+  images: Any,
+  tolerance: float,
+) -> str:
+  """Tell of the first operation that differs.
+
+  Args:
+    graph: that differs as a whole.
+    write: exports one.
+    load: opens what was written.
+    images: [n h w 3] to run on, of which as many are taken as the graph takes.
+    tolerance: relative to the largest value of an operation's result.
+  """
+  images = images[: graph.batch or 1]
+  graph = graph._replace(batch=len(images))
+  closed = jax.make_jaxpr(graph.call)(images)
+  unnamed = closed.jaxpr.debug_info.with_unknown_names()
+  operations = _of_images(closed.jaxpr)
+
+  def differs(at: int) -> bool:
+    last = closed.jaxpr.eqns.index(operations[at])
+    until = closed.jaxpr.replace(
+      eqns=closed.jaxpr.eqns[: last + 1], outvars=operations[at].outvars[:1], debug_info=unnamed
+    )
+    carry_out = core.jaxpr_as_fun(closed.replace(jaxpr=until))
+
+    def cut(images: Any) -> tuple[Any, Any]:
+      value = carry_out(images)[0].astype(jnp.float32)
+      return value, value.sum()[None]  # As a map; and something for a score.
+
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder) / 'cut'
+      try:
+        write(graph._replace(call=cut), path)
+        got = np.asarray(load(path)(images).map)
+      except Exception:  # What cannot be made comes out otherwise, too.
+        return True
+    want = np.asarray(jax.jit(cut)(images)[0])
+    if got.shape != want.shape:
+      return True
+    scale = max(float(np.abs(want).max(initial=0)), np.finfo(np.float32).tiny)
+    return not float(np.abs(got - want).max(initial=0)) <= tolerance * scale
+
+  good, bad = -1, len(operations) - 1
+  with telemetry.busy('Looking for the operation that differs'):
+    if not differs(bad):
+      return (
+        'no operation differs where each is exported as what it is made of: the exporter takes a '
+        'whole function for something else'
+      )
+    while bad - good > 1:
+      middle = (good + bad) // 2
+      good, bad = (good, middle) if differs(middle) else (middle, bad)
+  which = f'number {bad + 1} of {len(operations)}'
+  return f'the first operation that differs is {_told(operations[bad])}, {which}'
+
+
+def _of_images(jaxpr: Any) -> list[Any]:
+  """The operations whose result depends on the images: one that differs makes later ones differ."""
+  reached, found = set(jaxpr.invars), []
+  for equation in jaxpr.eqns:
+    if any(atom in reached for atom in equation.invars if isinstance(atom, core.Var)):
+      reached.update(equation.outvars)
+      found.append(equation)
+  return found
+
+
+def _told(equation: Any) -> str:
+  name = equation.params.get('name') or equation.primitive.name
+  taken, made = (
+    ', '.join(atom.aval.str_short() for atom in atoms)
+    for atoms in (equation.invars, equation.outvars)
+  )
+  return f'{name}({taken}) -> {made}'

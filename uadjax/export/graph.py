@@ -1,0 +1,107 @@
+"""What is exported: a function from uint8 images to a map and a score, its arrays inside."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, UInt8
+import numpy as np
+
+import uadjax
+from uadjax import bundle
+from uadjax.data import preprocess
+from uadjax.export import camera as cameras
+from uadjax.types import Scores, Spec
+
+Outputs = tuple[Any, Any]  # Map [b H W] and score [b].
+
+
+class Graph(NamedTuple):
+  """A function to be written in some format.
+
+  Attributes:
+    call: images [b height width 3] -> map [b height width] and score [b].
+    height: of its images, in pixels.
+    width: likewise.
+    batch: how many images it takes at once; None for any number.
+    about: what readers of the file should know, as JSON can hold it.
+  """
+
+  call: Callable[[UInt8[Array, 'b H W 3']], Outputs]
+  height: int
+  width: int
+  batch: int | None
+  about: dict[str, Any]
+
+  @property
+  def shape(self) -> tuple[int | None, int, int, int]:
+    """Of its images."""
+    return self.batch, self.height, self.width, 3
+
+  def example(self, batch: int = 1) -> jax.ShapeDtypeStruct:
+    """What it takes, for tracing; so many images where it takes any number."""
+    return jax.ShapeDtypeStruct((self.batch or batch, *self.shape[1:]), np.uint8)
+
+
+def of(model: bundle.Model, batch: int | None, camera: tuple[int, int] | None) -> Graph:
+  """The function of a model.
+
+  Args:
+    model: opened.
+    batch: number of images, None for any.
+    camera: height and width of the camera's images, which are then resized in the graph, and the
+      map back; None to take images at network size.
+  """
+  ops, fitted = model.ops, model.fitted
+  # Made anew: of what was jitted, a trace of some other purpose may be kept.
+  _, detector = bundle.assemble(model.config, Spec(ops.height, ops.width))
+  if detector.portable is None:
+    score: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
+  else:
+    score = detector.portable(fitted)
+  height, width = camera or (ops.height, ops.width)
+
+  def call(images: UInt8[Array, 'b H W 3']) -> Outputs:
+    if camera:
+      images = cameras.shrink(images, ops.frame(height, width), ops.height, ops.width)
+    map, image = score(images)
+    return (cameras.enlarge(jnp.asarray(map), ops, height, width) if camera else map), image
+
+  return Graph(call, height, width, batch, about(model, height, width))
+
+
+def about(model: bundle.Model, height: int, width: int) -> dict[str, Any]:
+  """What goes beside every graph: thresholds, the pixel path, origins."""
+  resized = (height, width) != (model.ops.height, model.ops.width)
+  return {
+    'model_name': model.name,
+    'uadjax': uadjax.__version__,
+    'thresholds': model.limits._asdict(),
+    'preprocessing': {
+      'channels': 'RGB',
+      'height': height,
+      'width': width,
+      'ops': str(model.ops),
+      'ops_in_graph': resized,
+      'how': 'none: give it the pixels of the camera'
+      if resized
+      else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.preprocess',
+    },
+    'weights': model.weights._asdict(),
+    'arrays_sha256': bundle.about(model.directory).arrays_sha256,
+  }
+
+
+def size(model: bundle.Model) -> int:
+  """Bytes of a model's arrays, which a graph holds all."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.fitted))
+
+
+def pixels(ops: preprocess.Ops, image: UInt8[np.ndarray, 'h w 3'], camera: tuple[int, int] | None):
+  """An image as a graph takes it, and as the network does."""
+  if not camera:
+    taken = ops.apply(image)
+    return taken, taken
+  taken = preprocess.parse(f'resize({camera[0]}, {camera[1]})').apply(image)
+  return taken, ops.apply(taken)

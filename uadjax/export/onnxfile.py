@@ -1,0 +1,101 @@
+"""ONNX: one file that ONNX Runtime, OpenVINO and many others run."""
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+import tempfile
+from typing import Any
+import warnings
+
+import jax
+import numpy as np
+
+from uadjax import runtimes
+from uadjax.export import graph as graphs
+from uadjax.types import ExportError
+
+NEEDS = 'jax2onnx', 'onnx', 'onnxruntime'
+OPSET = 23
+_LIMIT = 2**31 - 2**24  # Bytes that a protocol buffer may have, and what is not arrays.
+
+
+def write(graph: graphs.Graph, path: Path) -> Any:
+  """Write a graph; arrays of two gigabytes or more go into a file beside it.
+
+  Returns:
+    Facts of the file.
+  """
+  import jax2onnx
+  import onnx
+  import onnx_ir
+
+  shape = ('B' if graph.batch is None else graph.batch, *graph.shape[1:])
+  with _quietly():
+    made = jax2onnx.to_onnx(
+      graph.call,
+      [jax.ShapeDtypeStruct(shape, np.uint8)],  # pyright: ignore[reportArgumentType]
+      model_name='uadjax',
+      opset=OPSET,
+      input_names=[runtimes.INPUT],
+      output_names=runtimes.OUTPUTS,
+      return_mode='ir',
+    )
+    made.producer_name, made.producer_version = 'uadjax', graph.about.get('uadjax', '')
+    made.metadata_props[runtimes.ABOUT] = json.dumps(graph.about)
+    for node in made.graph:
+      for value in node.outputs:  # Some of jax2onnx's shapes are wrong, and none is needed.
+        if value not in made.graph.outputs:
+          value.shape = None
+    arrays = [value.const_value for value in made.graph.initializers.values()]
+    size = sum(array.nbytes for array in arrays if array is not None)
+    beside = f'{path.name}.data' if size > _LIMIT else None
+    onnx_ir.save(made, path, external_data=beside)
+  if not beside:
+    _tidy(path)
+  try:
+    onnx.checker.check_model(path, full_check=True)
+  except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    raise ExportError(f'The ONNX graph does not pass the checker: {error}') from None
+  return {'opset': OPSET, 'external_data': beside}
+
+
+def load(path: Path) -> runtimes.Run:
+  """Run it on ONNX Runtime."""
+  return runtimes.open(path, 'onnxruntime').run
+
+
+def _tidy(path: Path) -> None:
+  """Cancel transposes and fold constants, as ONNX Runtime would whenever it opens the file.
+
+  Others, which do not, are a quarter slower without (experiments/README.md).
+  """
+  import onnx
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # Errors alone.
+  options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.') as folder:
+    tidied = Path(folder) / path.name
+    options.optimized_model_filepath = str(tidied)
+    onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    model = onnx.load(tidied)
+  used = {node.domain for node in model.graph.node}
+  opsets = [opset for opset in model.opset_import if opset.domain in used]
+  del model.opset_import[:]
+  model.opset_import.extend(opsets)
+  onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _quietly():
+  """Without what converters say of shapes that are not known yet."""
+  log = logging.getLogger('onnx_ir')
+  before, log.level = log.level, logging.ERROR
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    log.level = before

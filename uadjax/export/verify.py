@@ -1,0 +1,151 @@
+"""Whether an exported graph says what the model says."""
+
+from collections.abc import Sequence
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import UInt8
+import numpy as np
+
+from uadjax import bundle, calibrate, inputs, runtimes
+from uadjax.data import demo, preprocess
+from uadjax.types import DataError, Scores
+
+TOLERANCE = 1e-4  # Of an image's score, and of its map's largest value.
+_IMAGES = 24
+_AT_ONCE = 4
+
+
+class Pictures(NamedTuple):
+  """What is compared on.
+
+  Attributes:
+    taken: as the graph takes them.
+    seen: the same at network size.
+    source: what they are.
+  """
+
+  taken: UInt8[np.ndarray, 'n H W 3']
+  seen: UInt8[np.ndarray, 'n h w 3']
+  source: str
+
+
+class Agreement(NamedTuple):
+  """How far a graph's results are from the model's.
+
+  Attributes:
+    images: compared.
+    source: what they are.
+    score: the largest difference of an image's score, relative to it.
+    map: the largest difference of a map's value, relative to the largest of its map.
+    flips: images that are labelled otherwise.
+  """
+
+  images: int
+  source: str
+  score: float
+  map: float
+  flips: int
+
+  @property
+  def holds(self) -> bool:
+    """Whether they are the same, within the tolerance; no NaN is."""
+    return self.score <= TOLERANCE and self.map <= TOLERANCE and not self.flips
+
+  def __str__(self) -> str:
+    labels = f'{self.flips} labels are others' if self.flips else 'no label is another'
+    return (
+      f'on {self.images} {self.source} scores differ by {self.score:.1g} at most, maps by '
+      f'{self.map:.1g}, and {labels}'
+    )
+
+
+def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path | None) -> Pictures:
+  """Choose what to compare on: images of a folder; else those that the thresholds stand on.
+
+  Where these are gone, as on another machine, pictures are drawn.
+
+  Args:
+    model: of which.
+    camera: height and width of the camera's images; None for network size.
+    folder: with images.
+
+  Raises:
+    DataError: there is no image in the folder.
+  """
+  if folder:
+    sources = itertools.islice(inputs.expand(folder), _IMAGES)
+    originals, source = [inputs.read(one) for one in sources], f'images of {folder}'
+  elif paths := _near_thresholds(model):
+    originals, source = [preprocess.decode(path) for path in paths], 'good images'
+  else:
+    drawn = sorted((demo.cached() / demo.CATEGORY / 'train' / 'good').iterdir())
+    originals = [preprocess.decode(path) for path in drawn[:_IMAGES]]
+    source = 'drawn pictures (calibration.csv names no image that is here)'
+  if not originals:
+    raise DataError(f'There is no image in {folder} to compare on.')
+  if camera:
+    to_camera = preprocess.parse(f'resize({camera[0]}, {camera[1]})')
+    originals = [to_camera.apply(image) for image in originals]
+  seen = [model.ops.apply(image) for image in originals]
+  return Pictures(np.stack(originals if camera else seen), np.stack(seen), source)
+
+
+def compare(model: bundle.Model, run: runtimes.Run, batch: int | None, on: Pictures) -> Agreement:
+  """Run the graph and the model on the same pictures.
+
+  Args:
+    model: what is right.
+    run: the graph.
+    batch: images it takes at once; None for any number, of which several are then tried.
+    on: the pictures.
+  """
+  want = _in_batches(lambda x: jax.device_get(model.score(model.fitted, x)), on.seen, _AT_ONCE)
+  if on.taken.shape != on.seen.shape:
+    height, width = on.taken.shape[1:3]
+    maps = [model.ops.restore(map, height, width).map for map in want.map]
+    want = want._replace(map=np.stack(maps))
+  got = _in_batches(run, on.taken, batch)
+  labels = ([calibrate.label(float(x), model.limits) for x in one.image] for one in (want, got))
+  return Agreement(
+    len(on.taken),
+    on.source,
+    _furthest(got.image, want.image),
+    _furthest(got.map, want.map),
+    sum(a != b for a, b in zip(*labels, strict=True)),
+  )
+
+
+def _near_thresholds(model: bundle.Model) -> Sequence[str]:
+  """Half of them those whose labels flip first, the others spread over all."""
+  normals = bundle.calibration(model.directory)
+  if normals is None:
+    return []
+  there = [i for i, path in enumerate(normals.path) if path and Path(path).is_file()]
+  limits = np.array([model.limits.image, model.limits.review])
+  distance = np.abs(normals.image[:, None] - limits).min(axis=1)
+  nearest = sorted(there, key=lambda i: distance[i])
+  spread = [there[i] for i in np.linspace(0, len(there) - 1, _IMAGES).astype(int)] if there else []
+  chosen = dict.fromkeys([*nearest[: _IMAGES // 2], *spread])
+  return [normals.path[i] for i in [*chosen][:_IMAGES]]
+
+
+def _in_batches(run: runtimes.Run, images: np.ndarray, batch: int | None) -> Scores:
+  """Score all; where any number will do, one alone first, then several at once."""
+  starts = [0, *range(1, len(images), _AT_ONCE)] if batch is None else range(0, len(images), batch)
+  found = []
+  for start, end in zip(starts, [*starts[1:], len(images)], strict=True):
+    part = images[start:end]
+    rows = batch or len(part)
+    padded = np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), np.uint8)])
+    found.append(Scores(*(np.asarray(x)[: len(part)] for x in run(padded))))
+  return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _furthest(got: Any, want: Any) -> float:
+  """The largest difference, relative to the largest value of the same image: [n ...] each."""
+  got, want = (np.asarray(x).reshape(len(x), -1) for x in (got, want))
+  scale = np.maximum(np.abs(want).max(axis=1), np.finfo(np.float32).tiny)
+  return float((np.abs(got - want).max(axis=1) / scale).max())

@@ -1,0 +1,133 @@
+"""Exported ONNX graphs on an inference runtime: ONNX Runtime, or OpenVINO where it is installed.
+
+Both compute in float32. OpenVINO by itself takes bfloat16 on CPUs that have it, silently, which
+moves scores by up to a percent.
+
+Never imports JAX or TensorFlow.
+"""
+
+from collections.abc import Callable, Mapping
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
+import sys
+from typing import Any, NamedTuple
+
+from jaxtyping import UInt8
+import numpy as np
+
+from uadjax import threads
+from uadjax.types import ConfigError, ModelError, Scores, UnknownName
+
+INPUT, OUTPUTS = 'image', ('map', 'score')  # Names in every graph.
+ABOUT = 'uadjax'  # The key of the metadata, which is JSON.
+
+Run = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]
+
+
+class Runtime(NamedTuple):
+  """A graph that is ready to run.
+
+  Attributes:
+    name: the runtime's, with its version.
+    run: uint8 images -> Scores, as NumPy arrays; may be called by several threads.
+    about: what the graph says of itself; see `export.graph.about`.
+    batch: images it takes at once; None for any number.
+  """
+
+  name: str
+  run: Run
+  about: Mapping[str, Any]
+  batch: int | None
+
+
+def open(path: Path, backend: str = 'auto') -> Runtime:
+  """Open an ONNX file that `export` wrote.
+
+  Args:
+    path: of the file.
+    backend: one of BACKENDS; 'auto' is ONNX Runtime, or OpenVINO where that alone is installed.
+
+  Raises:
+    UnknownName: there is no such backend.
+    ConfigError: it is not installed.
+    ModelError: the file is not there, damaged, or none of ours.
+  """
+  if backend not in BACKENDS:
+    raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
+  if backend == 'auto':
+    backend = next(filter(_installed, _OPEN), 'onnxruntime')
+  if not _installed(backend):
+    raise ConfigError(f"{backend} is not installed: pip install '{_PACKAGES[backend]}'.")
+  if not path.is_file():
+    raise ModelError(f'{path} is not there; `uadjax export MODEL_DIR` writes one.')
+  try:
+    return _OPEN[backend](path)
+  except (RuntimeError, ValueError, KeyError) as error:  # What both raise on damaged files.
+    raise ModelError(f'{path} cannot be opened by {backend}: {error}') from None
+
+
+def _openvino(path: Path) -> Runtime:
+  # It reports its use to its makers, by a process it forks, where it finds the package for that.
+  sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
+  import openvino
+
+  core = openvino.Core()
+  model = core.read_model(path)
+  about = json.loads(model.get_rt_info(['framework', ABOUT]).astype(str))
+  config = {
+    'INFERENCE_PRECISION_HINT': 'f32',
+    'PERFORMANCE_HINT': 'LATENCY',
+    'INFERENCE_NUM_THREADS': threads.cores(),
+  }
+  compiled = core.compile_model(model, 'CPU', config)
+  batch = model.input(INPUT).get_partial_shape()[0]
+
+  def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
+    found = compiled.create_infer_request().infer({INPUT: images})
+    map, image = (found[name].copy() for name in OUTPUTS)
+    return Scores(map, image)
+
+  name = f'OpenVINO {importlib.metadata.version("openvino")}'
+  return Runtime(name, run, about, batch.get_length() if batch.is_static else None)
+
+
+def _onnxruntime(path: Path) -> Runtime:
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # Errors alone.
+  options.intra_op_num_threads = threads.cores()
+  # Fails in an exception of its own, which is no RuntimeError.
+  failures = tuple(
+    error
+    for error in vars(
+      importlib.import_module('onnxruntime.capi.onnxruntime_pybind11_state')
+    ).values()
+    if isinstance(error, type) and issubclass(error, Exception)
+  )
+  try:
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+  except failures as error:
+    raise ValueError(str(error)) from None
+  about = json.loads(session.get_modelmeta().custom_metadata_map[ABOUT])
+  batch = session.get_inputs()[0].shape[0]
+
+  def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
+    map, image = session.run(OUTPUTS, {INPUT: images})
+    return Scores(np.asarray(map), np.asarray(image))
+
+  name = f'ONNX Runtime {onnxruntime.__version__}'
+  return Runtime(name, run, about, batch if isinstance(batch, int) else None)
+
+
+def _installed(backend: str) -> bool:
+  return importlib.util.find_spec(backend) is not None
+
+
+# The faster one first (experiments/README.md).
+_OPEN: dict[str, Callable[[Path], Runtime]] = {'onnxruntime': _onnxruntime, 'openvino': _openvino}
+_PACKAGES = {'openvino': 'uadjax[openvino]', 'onnxruntime': 'uadjax[export]'}
+BACKENDS = ('auto', *_OPEN)
