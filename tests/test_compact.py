@@ -107,4 +107,4 @@ def test_the_embedded_weights_see_what_the_teacher_sees(shared):
     ours, theirs = (x[stage].reshape(-1, x[stage].shape[-1]) for x in seen)
     ours, theirs = ours - theirs.mean(axis=0, keepdims=True), theirs - theirs.mean(axis=0)[None]
     explained = 1 - jnp.sum((ours - theirs) ** 2) / jnp.sum(theirs**2)
-    assert explained > 0.2, stage  # Of the teacher's variance; random weights explain none.
+    assert explained > 0.5, stage  # Of the teacher's variance; random weights explain none.

@@ -145,6 +145,20 @@ def test_mahalanobis_is_the_definition():
     np.testing.assert_allclose(got[k, i, j], want, rtol=1e-3)
 
 
+@pytest.mark.parametrize('d', [1, 3, 4, 9])
+def test_bands_say_what_the_squares_say(d):
+  random = np.random.default_rng(d)
+  x, mean = (random.normal(size=(*n, 3, 2, d)).astype(np.float32) for n in ((5,), ()))
+  whiten = np.tril(random.normal(size=(3, 2, d, d))).astype(np.float32)
+  bands = gaussian.bands(jnp.asarray(whiten))
+  assert sum(band.size for band in bands) <= whiten.size
+  np.testing.assert_allclose(
+    jax.jit(lambda x, mean: gaussian.mahalanobis_of_bands(x, mean, bands))(x, mean),
+    jax.jit(gaussian.mahalanobis)(x, mean, whiten),
+    rtol=1e-5,
+  )
+
+
 @pytest.mark.parametrize(
   ('n', 'd', 'ridge'), [(3, 4, 0.01), (12, 4, 0.0), (12, 4, 0.01), (12, 20, 0.01), (40, 20, 0.01)]
 )

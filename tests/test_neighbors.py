@@ -131,6 +131,22 @@ def test_a_query_that_is_no_number_has_no_distance():
   assert np.isnan(got.distance[0, 0])
 
 
+@pytest.mark.parametrize('offset', [0.0, 500.0])
+def test_the_row_for_other_runtimes_is_as_near(offset):
+  """Also where many rows are equal; and by what only a few operations are needed for."""
+  queries, bank = normal(40, 6, 1, offset), normal(300, 6, 2, offset)
+  bank[100:200] = bank[:100]
+  queries[:20] = bank[:20]
+  index = neighbors.index(jnp.asarray(bank))
+  got = jax.jit(neighbors.nearest_row)(queries, index)
+  assert got.row.shape == (40, 1)
+  np.testing.assert_array_equal(got.distance[:20], 0)
+  np.testing.assert_allclose(got.distance, slow_nearest(queries, bank, 1)[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(got.distance, true_distances(queries, bank, got.row), rtol=2e-6)
+  used = primitives(jax.make_jaxpr(neighbors.nearest_row)(queries, index).jaxpr)
+  assert not {'sort', 'top_k', 'while', 'scan'} & set(used)
+
+
 @pytest.mark.parametrize('offset', [0.0, 3.0, 100.0, 1e4])
 def test_centering_is_exact_and_removes_the_offset(offset):
   bank = normal(500, 7, offset=offset)

@@ -81,11 +81,39 @@ def _tidy(path: Path) -> None:
     options.optimized_model_filepath = str(tidied)
     onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     model = onnx.load(tidied)
+  _pad_in_pools(model.graph)
   used = {node.domain for node in model.graph.node}
   opsets = [opset for opset in model.opset_import if opset.domain in used]
   del model.opset_import[:]
   model.opset_import.extend(opsets)
   onnx.save(model, path)
+
+
+def _pad_in_pools(graph: Any) -> None:
+  """Let max-pools pad by themselves: a pass over the largest map of the network less.
+
+  They pad with -inf where zeros were, which is the same after a ReLU, and pools come after one.
+  """
+  import onnx
+
+  arrays = {array.name: onnx.numpy_helper.to_array(array) for array in graph.initializer}
+  pads = {node.output[0]: node for node in graph.node if node.op_type == 'Pad'}
+  for pool in [node for node in graph.node if node.op_type == 'MaxPool']:
+    pad = pads.get(pool.input[0])
+    if pad is None or pad.input[1] not in arrays:
+      continue
+    before, after = arrays[pad.input[1]].reshape(2, 4)
+    own = [one for one in pool.attribute if one.name in ('pads', 'auto_pad')]
+    padded = any(any(one.ints) or one.s not in (b'', b'VALID', b'NOTSET') for one in own)
+    if padded or any([*before[:2], *after[:2]]):
+      continue  # Padded already, or not in height and width.
+    for one in own:
+      pool.attribute.remove(one)
+    edges = [*before[2:].tolist(), *after[2:].tolist()]
+    pool.attribute.append(onnx.helper.make_attribute('pads', edges))
+    pool.input[0] = pad.input[0]
+    if not any(pad.output[0] in node.input for node in graph.node):
+      graph.node.remove(pad)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,174 @@
+"""Milliseconds per call of exported graphs, beside anomalib's PyTorch modules and OpenVINO exports.
+
+python experiments/inference_speed.py --peer PEER/bin/python padim=RUN/model patchcore=RUN/model \
+  stfpm=RUN/model
+
+Every system runs in a process of its own, in turn, several times over; all in float32, on as many
+threads as there are cores, from images that are decoded and of network size: uadjax from bytes, to
+map and score; anomalib from floats that are normalized, without its pre- and post-processing. Its
+PatchCore has as many bank rows as ours. Its arrays are drawn at random: what they hold does not
+change the time. Needs anomalib and openvino in the peer's environment.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import time
+from typing import Any
+
+_BATCHES = 1, 8
+_CALLS = 20
+_OURS = 'jax', 'onnxruntime', 'openvino'
+_THEIRS = 'torch', 'openvino'
+
+
+def timed(call: Any) -> float:
+  """Median milliseconds of some calls, after a few that warm up."""
+  seconds = []
+  for _ in range(5 + _CALLS):
+    began = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - began)
+  return 1e3 * sorted(seconds[5:])[_CALLS // 2]
+
+
+def ours(system: str, directory: Path) -> dict[int, float]:
+  """Time a model of uadjax."""
+  import jax
+  import numpy as np
+
+  from uadjax import bundle, export, runtimes
+
+  if system == 'jax':
+    model = bundle.load(directory)
+    ops = model.ops
+    run: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
+  else:
+    runtime = runtimes.open(export.ready(directory), system)
+    run, ops = runtime.run, bundle.described(directory, runtime.run).ops
+  rng = np.random.default_rng(0)
+  shape = ops.height, ops.width, 3
+  images = {n: rng.integers(0, 256, (n, *shape), np.uint8) for n in _BATCHES}
+  return {n: timed(lambda n=n: run(images[n])) for n in _BATCHES}
+
+
+def theirs(system: str, detector: str, rows: int) -> dict[int, float]:
+  """Time a model of anomalib; runs in its own environment."""
+  import logging
+  import warnings
+
+  warnings.filterwarnings('ignore')
+  logging.disable(logging.INFO)
+  import timm
+  import torch
+
+  create = timm.create_model  # No downloads.
+  timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, 'pretrained': False})
+  from anomalib import models  # pyright: ignore[reportMissingImports]
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  three = ['layer1', 'layer2', 'layer3']
+  if detector == 'patchcore':
+    whole = models.Patchcore('resnet18', three[1:], pre_trained=False)
+    whole.model.memory_bank = torch.rand(rows, 384)
+  elif detector == 'padim':
+    whole = models.Padim('resnet18', three, pre_trained=False, n_features=100)
+    whole.model.gaussian.mean = torch.rand(100, 64 * 64)
+    whole.model.gaussian.inv_covariance = torch.rand(64 * 64, 100, 100)
+  else:
+    whole = models.Stfpm('resnet18', three)
+  module, found = whole.model.eval(), {}
+  for n in _BATCHES:
+    images = torch.rand(n, 3, 256, 256)
+    if system == 'torch':
+      with torch.inference_mode():
+        found[n] = timed(lambda images=images: module(images))
+      continue
+    import tempfile
+
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder) / 'module.onnx'
+      torch.onnx.export(module, (images,), path, input_names=['x'], opset_version=17, dynamo=False)
+      config = {
+        'INFERENCE_PRECISION_HINT': 'f32',
+        'INFERENCE_NUM_THREADS': len(os.sched_getaffinity(0)),
+      }
+      request = openvino.compile_model(path, 'CPU', config).create_infer_request()
+    found[n] = timed(lambda images=images: request.infer({'x': images.numpy()}))  # noqa: B023
+  return found
+
+
+def peak() -> float:
+  """Billions of operations per second of a large float32 product, in the same manner."""
+  import numpy as np
+
+  a = np.random.default_rng(0).random((1536, 1536), np.float32)
+  return 2 * 1536**3 / timed(lambda: a @ a) / 1e6
+
+
+def main() -> None:
+  """Print the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('models', nargs='*', metavar='DETECTOR=DIR')
+  parser.add_argument('--peer', metavar='PYTHON', help='of the environment with anomalib')
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--one', nargs=4, help=argparse.SUPPRESS)  # What a process of its own does.
+  flags = parser.parse_args()
+  if flags.one:
+    whose, system, detector, what = flags.one
+    if whose == 'peak':
+      print(json.dumps({0: peak()}))
+    elif whose == 'uadjax':
+      print(json.dumps(ours(system, Path(what))))
+    else:
+      print(json.dumps(theirs(system, detector, int(what))))
+    return
+
+  import fresh
+
+  from uadjax import bundle
+
+  models = {name: Path(path) for name, _, path in (one.partition('=') for one in flags.models)}
+  jobs = []
+  for name, directory in models.items():
+    rows = 0
+    if name == 'patchcore':
+      rows = len(bundle.load(directory).fitted.bank.rows)
+      print(f'PatchCore has {rows} rows.', file=sys.stderr)
+    jobs += [(sys.executable, 'uadjax', system, name, str(directory)) for system in _OURS]
+    if flags.peer:
+      jobs += [(flags.peer, 'anomalib', system, name, str(rows)) for system in _THEIRS]
+  jobs.append((sys.executable, 'peak', 'numpy', '', ''))
+  times: dict[tuple[str, ...], list[dict[str, float]]] = {job[1:4]: [] for job in jobs}
+  for turn in range(flags.rounds):
+    for python, *job in jobs:
+      command = [python, __file__, '--one', *job]
+      done = subprocess.run(command, capture_output=True, text=True)
+      told = done.stdout.strip().rpartition('\n')[2]
+      if done.returncode:
+        print(job, done.stderr.strip().rpartition('\n')[2], file=sys.stderr)
+        continue
+      times[tuple(job[:3])].append(json.loads(told))
+      print(turn + 1, job[:3], told, file=sys.stderr, flush=True)
+  speeds = [one['0'] for one in times.pop(('peak', 'numpy', ''))]
+  table = []
+  for (whose, system, name), found in times.items():
+    cells = [fresh.cell(fresh.spread([one[str(n)] for one in found]), 1) for n in _BATCHES if found]
+    table.append([name, f'{whose}, {system}', *cells])
+  print(fresh.markdown(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
+  print(
+    f'\nMilliseconds per call: median of {flags.rounds} processes (range), of each the median of '
+    f'{_CALLS} calls. A product of matrices runs at {fresh.cell(fresh.spread(speeds), 0)} GFLOP/s. '
+    f'{fresh.machine()}.'
+  )
+
+
+if __name__ == '__main__':
+  main()
