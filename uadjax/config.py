@@ -121,6 +121,7 @@ def base() -> Config:
         'batch': config_dict.placeholder(int),  # Images at once; any number when not set.
         'include_resize': '',  # HEIGHTxWIDTH of a camera, whose images are then taken as they are.
         'images': '',  # A folder to compare on; the images of the thresholds when empty.
+        'quantize': '',  # Or int8, fp16: a smaller ONNX file, judged by its labels and its AUROC.
       },
       'mesh': {'data': -1},  # -1: all devices that `device` selects.
     }

@@ -154,6 +154,7 @@ def export_model(config: Config, workdir: Path) -> Result:
     own.batch,
     export.size(own.include_resize),
     Path(own.images) if own.images else None,
+    own.quantize,
   )
   telemetry.LOG.info('%s', done)
   return {'model_dir': str(model.directory), **done.told()}

@@ -239,6 +239,7 @@ def check(
     'uadjax export runs/bolts/model',
     'uadjax export runs/bolts/model --include-resize 1024x1280 --output bolts.onnx',
     'uadjax export runs/bolts/model --format tflite',
+    'uadjax export runs/bolts/model --quantize int8',
   )
 )
 @running.told
@@ -249,19 +250,22 @@ def export(
   batch: options.Batch = None,
   include_resize: options.IncludeResize = '',
   images: options.Images = None,
+  quantize: options.Quantize = None,
   as_json: options.AsJson = False,
 ):
   """Write a model for another runtime: pixels in, map and score out.
 
   What is written is run and compared with the model;
   where a score or a label differs, nothing is left of it.
+  A quantized graph may differ a little, and is judged by its labels and its AUROC.
   """
   with running.ready():
     from uadjax import bundle, export as exports
     from uadjax.cli import screen
 
     camera = exports.size(include_resize)
-    done = exports.export(bundle.load(model_dir), format, output, batch, camera, images)
+    model = bundle.load(model_dir)
+    done = exports.export(model, format, output, batch, camera, images, quantize or '')
     if as_json:
       screen.tell_json(done.told())
     else:

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 import uadjax
 from uadjax import bundle, files, runtimes, telemetry
-from uadjax.export import blame, graph as graphs, onnxfile, stablehlo, tensorflows, verify
+from uadjax.export import (
+  blame,
+  graph as graphs,
+  onnxfile,
+  quantize as quantizing,
+  stablehlo,
+  tensorflows,
+  verify,
+)
 from uadjax.types import ConfigError, ExportError, UnknownName
 
 _LIMIT = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
@@ -44,6 +52,7 @@ _FORMATS = {
   'tflite': _Format('.tflite', tensorflows.write_tflite, tensorflows.load_tflite, any_batch=False),
 }
 FORMATS = tuple(_FORMATS)
+KINDS = tuple(quantizing.KINDS)
 
 
 class Exported(NamedTuple):
@@ -53,20 +62,22 @@ class Exported(NamedTuple):
     path: the graph.
     bytes: of it and what lies beside it.
     about: what the .json beside it says.
-    agreement: how far it is from the model.
+    agreement: how far it is from the model; of a quantized graph, how far the float one was.
+    quantized: what a quantized graph kept; None where it is none.
   """
 
   path: Path
   bytes: int
   about: dict[str, Any]
   agreement: verify.Agreement
+  quantized: quantizing.Quantized | None = None
 
   def told(self) -> dict[str, Any]:
     """The same, as JSON can hold it."""
     return {'output': str(self.path), 'bytes': self.bytes, **self.about}
 
   def __str__(self) -> str:
-    return f'{self.path}: {self.bytes / 1e6:.1f} MB; {self.agreement}.'
+    return f'{self.path}: {self.bytes / 1e6:.1f} MB; {self.quantized or self.agreement}.'
 
 
 def export(
@@ -76,26 +87,32 @@ def export(
   batch: int | None = None,
   camera: tuple[int, int] | None = None,
   images: Path | None = None,
+  quantize: str = '',
 ) -> Exported:
   """Write a model for another runtime, unless it would say something else there.
 
   Args:
     model: opened.
     format: one of FORMATS.
-    output: the file; `model.<format>` in the model's directory where none is named.
+    output: the file; `model.<format>`, or `model.<quantize>.<format>`, in the model's directory
+      where none is named.
     batch: how many images the graph takes at once; None for any number, or one in TFLite.
     camera: height and width of a camera's images; resizing is part of the graph then.
-    images: a folder of images to compare on, instead of those that the thresholds stand on.
+    images: a folder of images to compare on, instead of those that the thresholds stand on; a data
+      set, too, where the graph is quantized.
+    quantize: one of KINDS, to make the graph smaller; '' to leave it exact.
 
   Raises:
-    UnknownName: there is no such format.
-    ConfigError: a batch below 1, or a folder that is not there.
+    UnknownName: there is no such format, or no such kind.
+    ConfigError: a batch below 1, a folder that is not there, or no image to quantize by.
     ExportError: the model is too large for the format, cannot be written in it, or does not say
       there what it should; nothing is left of it then.
   """
   if format not in _FORMATS:
     raise UnknownName(f'Unknown export.format {format!r}; choose from {list(FORMATS)}.')
   kind = _FORMATS[format]
+  if quantize:
+    quantizing.check(quantize, format)
   if missing := [name for name in kind.needs if importlib.util.find_spec(name) is None]:
     raise ConfigError(f"Exporting to {format} needs {missing[0]}: pip install 'uadjax[export]'.")
   if batch is not None and batch < 1:
@@ -106,30 +123,37 @@ def export(
       f'The arrays of {model.directory} have {needed / 1e9:.1f} GB, and {format} holds 2 GB at '
       'most; export to onnx, or fit with fewer detector.channels.'
     )
-  output = output or model.directory / f'model{kind.suffix}'
+  output = output or model.directory / f'model{"." * bool(quantize)}{quantize}{kind.suffix}'
   if not output.parent.is_dir():
     raise ConfigError(f'There is no folder {output.parent} to export to.')
+  judged_on = quantizing.pictures(model, camera, images) if quantize else None
   graph = graphs.of(model, batch if kind.any_batch else batch or 1, camera)
+  graph = graph._replace(about={**graph.about, 'quantize': quantize})
   on = verify.pictures(model, camera, images)
   with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as folder:
     path = Path(folder) / output.name
     facts, agreement = _tried(kind, graph, path, model, on)
+    told: dict[str, Any] = {'agreement': {**agreement._asdict(), 'tolerance': verify.TOLERANCE}}
+    quantized = None
+    if judged_on:
+      quantized = quantizing.quantize(quantize, path, model.limits, graph.batch, judged_on)
+      told = {'quantized': quantized.told()}
     about = {
       'format': format,
       **facts,
       'input': {'name': runtimes.INPUT, 'type': 'uint8', 'shape': list(graph.shape)},
       'outputs': list(runtimes.OUTPUTS),
       **graph.about,
-      'agreement': {**agreement._asdict(), 'tolerance': verify.TOLERANCE},
+      **told,
     }
     files.write_json(path.with_name(f'{output.name}.json'), about)
     total = sum(file.stat().st_size for file in Path(folder).rglob('*') if file.is_file())
     _move(Path(folder), output)
-  return Exported(output, total, about, agreement)
+  return Exported(output, total, about, agreement, quantized)
 
 
 def ready(directory: Path) -> Path:
-  """The ONNX file of a model directory that takes any number of images at network size.
+  """The exact ONNX file of a model directory that takes any number of images at network size.
 
   It is `model.onnx` there, where that is such a file and of these arrays; else it is written into
   the user's cache, once.
@@ -151,7 +175,9 @@ def _serves(path: Path, arrays_sha256: str) -> bool:
   try:
     about = json.loads(beside.read_text())
     own, taken = about['arrays_sha256'], about['input']['shape'][0]
-    return own == arrays_sha256 and taken is None and not about['preprocessing']['ops_in_graph']
+    exact = not about.get('quantize')
+    in_graph = about['preprocessing']['ops_in_graph']
+    return own == arrays_sha256 and taken is None and exact and not in_graph
   except (OSError, ValueError, KeyError):
     return False
 

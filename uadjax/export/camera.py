@@ -68,8 +68,11 @@ def shrink(
   x = images.astype(jnp.int32)
   for one in _passes(frame, images.shape[1], images.shape[2], height, width):
     total = _sums(x, one, jnp)
-    # Of non-negative numbers a division, which every runtime has, is the shift.
-    x = jnp.minimum(jax.lax.div(total, jnp.int32(1 << _BITS)), 255)
+    # Of non-negative numbers a division, which every runtime has, is the shift. OpenVINO divides
+    # integers as floats, and compares them so, too: it may come out at the next one.
+    x = jax.lax.div(total, jnp.int32(1 << _BITS))
+    over = total - x * jnp.int32(1 << _BITS) < 0
+    x = jnp.minimum(x - over.astype(jnp.int32), 255)
   return x.astype(jnp.uint8)
 
 

@@ -68,12 +68,11 @@ def of(model: bundle.Model, batch: int | None, camera: tuple[int, int] | None) -
     map, image = score(images)
     return (cameras.enlarge(jnp.asarray(map), ops, height, width) if camera else map), image
 
-  return Graph(call, height, width, batch, about(model, height, width))
+  return Graph(call, height, width, batch, about(model, height, width, camera is not None))
 
 
-def about(model: bundle.Model, height: int, width: int) -> dict[str, Any]:
+def about(model: bundle.Model, height: int, width: int, resized: bool) -> dict[str, Any]:
   """What goes beside every graph: thresholds, the pixel path, origins."""
-  resized = (height, width) != (model.ops.height, model.ops.width)
   return {
     'model_name': model.name,
     'uadjax': uadjax.__version__,

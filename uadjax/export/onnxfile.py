@@ -16,7 +16,7 @@ from uadjax.export import graph as graphs
 from uadjax.types import ExportError
 
 NEEDS = 'jax2onnx', 'onnx', 'onnxruntime'
-OPSET = 23
+OPSET = 18  # Runtimes know it since the beginning of 2023, and nothing later is needed.
 _LIMIT = 2**31 - 2**24  # Bytes that a protocol buffer may have, and what is not arrays.
 
 
@@ -82,6 +82,9 @@ def _tidy(path: Path) -> None:
     onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     model = onnx.load(tidied)
   _pad_in_pools(model.graph)
+  taken = {name for node in model.graph.node for name in node.input}
+  for array in [array for array in model.graph.initializer if array.name not in taken]:
+    model.graph.initializer.remove(array)
   used = {node.domain for node in model.graph.node}
   opsets = [opset for opset in model.opset_import if opset.domain in used]
   del model.opset_import[:]
