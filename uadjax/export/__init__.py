@@ -1,6 +1,6 @@
 """Models for other runtimes: written, run, and compared with the original before they are done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import importlib.util
 import json
 from pathlib import Path
@@ -23,6 +23,7 @@ from uadjax.export import (
 from uadjax.types import ConfigError, ExportError, UnknownName
 
 _LIMIT = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
+_TAIL = 1 << 16  # Bytes at the end of an ONNX file: its metadata, which come after its arrays.
 
 
 class _Format(NamedTuple):
@@ -32,6 +33,7 @@ class _Format(NamedTuple):
     suffix: of the file.
     write: (Graph, path) -> facts of the file, as JSON can hold them.
     load: opens the file as its users do.
+    others: opens it by what else of its runtimes is installed.
     any_batch: whether the number of images may be left open.
     needs: packages that are not always there.
     limit: bytes of arrays that fit.
@@ -40,13 +42,16 @@ class _Format(NamedTuple):
   suffix: str
   write: Callable[[graphs.Graph, Path], dict[str, Any]]
   load: Callable[[Path], runtimes.Run]
+  others: Callable[[Path], Sequence[runtimes.Run]] = lambda path: ()
   any_batch: bool = True
   needs: tuple[str, ...] = ()
   limit: int | None = _LIMIT
 
 
 _FORMATS = {
-  'onnx': _Format('.onnx', onnxfile.write, onnxfile.load, needs=onnxfile.NEEDS, limit=None),
+  'onnx': _Format(
+    '.onnx', onnxfile.write, onnxfile.load, onnxfile.others, needs=onnxfile.NEEDS, limit=None
+  ),
   'stablehlo': _Format('.stablehlo', stablehlo.write, stablehlo.load),
   'savedmodel': _Format('.savedmodel', tensorflows.write_savedmodel, tensorflows.load_savedmodel),
   'tflite': _Format('.tflite', tensorflows.write_tflite, tensorflows.load_tflite, any_batch=False),
@@ -175,11 +180,18 @@ def _serves(path: Path, arrays_sha256: str) -> bool:
   try:
     about = json.loads(beside.read_text())
     own, taken = about['arrays_sha256'], about['input']['shape'][0]
-    exact = not about.get('quantize')
     in_graph = about['preprocessing']['ops_in_graph']
-    return own == arrays_sha256 and taken is None and exact and not in_graph
+    return own == arrays_sha256 and taken is None and not in_graph and not _quantized(path)
   except (OSError, ValueError, KeyError):
     return False
+
+
+def _quantized(path: Path) -> bool:
+  """Whether an ONNX file says so itself, for what lies beside it may be another's."""
+  with path.open('rb') as file:
+    file.seek(max(0, path.stat().st_size - _TAIL))
+    tail = file.read()
+  return any(f'"quantize": "{kind}"'.encode() in tail for kind in KINDS)
 
 
 def _tried(
@@ -190,7 +202,9 @@ def _tried(
     with telemetry.busy(f'Writing {path.name}'):
       facts = kind.write(graph, path)
     with telemetry.busy(f'Comparing {path.name} with the model'):
-      agreement = verify.compare(model, kind.load(path), graph.batch, on)
+      runs = [kind.load(path), *kind.others(path)]
+      found = [verify.compare(model, run, graph.batch, on) for run in runs]
+    agreement = next((one for one in found if not one.holds), max(found))
     if agreement.holds:
       return facts, agreement
     wrong = (

@@ -65,6 +65,11 @@ def load(path: Path) -> runtimes.Run:
   return runtimes.open(path, 'onnxruntime').run
 
 
+def others(path: Path) -> list[runtimes.Run]:
+  """Run it on what else is installed: OpenVINO rounds, and divides, in ways of its own."""
+  return [runtimes.open(path, name).run for name in runtimes.installed() if name != 'onnxruntime']
+
+
 def _tidy(path: Path) -> None:
   """Cancel transposes and fold constants, as ONNX Runtime would whenever it opens the file.
 

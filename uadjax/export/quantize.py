@@ -10,6 +10,7 @@ Letters: r graphs, n images, h w image.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import logging
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Kept(NamedTuple):
     """Whether it is as good, within the tolerance; no NaN is."""
     allowed = max(1, int(LABEL_SHARE * self.images))
     fall = (self.auroc or 0.0) - (self.auroc_quantized or 0.0)
-    return self.label_changes <= allowed and fall <= AUROC_FALL and np.isfinite(self.score_change)
+    return self.label_changes <= allowed and fall <= AUROC_FALL and math.isfinite(self.score_change)
 
   def __str__(self) -> str:
     told = (
@@ -252,8 +253,30 @@ def _to_int8(path: Path, smaller: Path, batch: int | None, on: Pictures) -> Any:
     # scores of good images twice as far (PatchCore, bottle).
     activation_type=quantization.QuantType.QUInt8,
     weight_type=quantization.QuantType.QInt8,
+    extra_options={'QDQKeepRemovableActivations': True},  # For `_unround` to find them.
   )
-  return onnx.load(smaller)
+  return _unround(onnx.load(smaller))
+
+
+def _unround(model: Any) -> Any:
+  """Give what convolutions take in eight bits to all others as it was: features among them.
+
+  The quantizer gives every reader of a tensor the rounded one.
+  """
+  made = {name: node for node in model.graph.node for name in node.output}
+
+  def exact(name: str) -> str:
+    dequantize = made.get(name)
+    if dequantize is None or dequantize.op_type != 'DequantizeLinear':
+      return name
+    source = made[dequantize.input[0]].input[0] if dequantize.input[0] in made else name
+    # Convolutions give eight bits as well, or ONNX Runtime would not compute them so.
+    return name if source in made and made[source].op_type == 'Conv' else source
+
+  for node in model.graph.node:
+    if node.op_type != 'Conv':
+      node.input[:] = [exact(name) for name in node.input]
+  return model
 
 
 def _of_pixels(model: Any) -> list[str]:

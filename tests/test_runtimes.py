@@ -1,0 +1,88 @@
+"""Every installed runtime runs the same file, and says what is wrong with another."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from uadjax import bundle, create_model, export, main, runtimes
+from uadjax.data import demo
+from uadjax.types import ConfigError, ModelError, UnknownName
+
+CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory):
+  root = demo.draw(tmp_path_factory.mktemp('drawn'), size=48, train=8, test_good=1, test_defect=1)
+  workdir = tmp_path_factory.mktemp('run')
+  flags = [f'--config={CONFIG}', f'--workdir={workdir}', f'--config.data.root={root}']
+  flags += ['--config.data.category=disc', '--config.data.ops=resize(32)']
+  flags += ['--config.detector.layers=layer1', '--config.detector.channels=8']
+  flags += ['--config.backbone.weights=random', '--config.evaluate.do_eval=false']
+  assert main.main(flags) == 0
+  return workdir / 'model'
+
+
+@pytest.fixture(scope='module')
+def graph(directory):
+  return export.export(bundle.load(directory)).path
+
+
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+def test_a_runtime_judges_as_the_model_does(directory, graph, backend):
+  pytest.importorskip(backend)
+  images = list(np.random.default_rng(0).integers(0, 256, (5, 60, 70, 3), np.uint8))
+  fast = create_model(model_dir=directory, backend=backend)
+  for want, got in zip(
+    create_model(model_dir=directory).predict(images), fast.predict(images, 2), strict=True
+  ):
+    assert got.score == pytest.approx(want.score, rel=1e-4)
+    assert got.label == want.label
+    np.testing.assert_allclose(got.anomaly_map, want.anomaly_map, rtol=1e-4)
+
+
+def test_a_model_that_has_a_graph_needs_no_second_one(directory, graph, tmp_path, monkeypatch):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  assert export.ready(directory) == graph
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkeypatch):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  beside = graph.with_name(f'{graph.name}.json')
+  told = beside.read_text()
+  try:
+    beside.write_text(told.replace('"arrays_sha256": "', '"arrays_sha256": "0'))
+    kept = export.ready(directory)
+  finally:
+    beside.write_text(told)
+  assert kept.parent == tmp_path / 'exports'
+  assert export.ready(directory) == graph
+
+
+def test_thresholds_of_ones_own_are_kept(directory, graph):
+  fast = create_model(model_dir=directory, backend='auto', threshold=0.5)
+  assert fast.model.limits.image == 0.5
+  assert fast.model.fitted is None  # No array is read twice.
+
+
+def test_what_cannot_be_is_refused(directory, graph, tmp_path, monkeypatch):
+  with pytest.raises(UnknownName, match='choose from'):
+    runtimes.open(graph, 'torch')
+  with pytest.raises(UnknownName, match='choose from'):
+    create_model(model_dir=directory, backend='torch')
+  with pytest.raises(ConfigError, match='computes on the CPU'):
+    create_model(model_dir=directory, backend='auto', device='gpu:0')
+  with pytest.raises(ModelError, match='uadjax export MODEL_DIR'):
+    runtimes.open(tmp_path / 'none.onnx')
+  damaged = tmp_path / 'damaged.onnx'
+  damaged.write_bytes(graph.read_bytes()[:1000])
+  for backend in runtimes.installed():
+    with pytest.raises(ModelError, match='cannot be opened'):
+      runtimes.open(damaged, backend)
+  monkeypatch.setattr(runtimes, '_installed', lambda name: False)
+  with pytest.raises(ConfigError, match=r'pip install .uadjax\[openvino\]'):
+    runtimes.open(graph, 'openvino')
+  with pytest.raises(ConfigError, match=r'pip install .uadjax\[export\]'):
+    runtimes.open(graph)
