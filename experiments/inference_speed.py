@@ -48,7 +48,7 @@ def ours(system: str, directory: Path) -> dict[int, float]:
     run: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
   else:
     runtime = runtimes.open(export.ready(directory), system)
-    run, ops = runtime.run, bundle.described(directory, runtime.run).ops
+    run, ops = runtime.run, bundle.described(directory, lambda _, images: run(images)).ops
   rng = np.random.default_rng(0)
   shape = ops.height, ops.width, 3
   images = {n: rng.integers(0, 256, (n, *shape), np.uint8) for n in _BATCHES}
@@ -62,8 +62,8 @@ def theirs(system: str, detector: str, rows: int) -> dict[int, float]:
 
   warnings.filterwarnings('ignore')
   logging.disable(logging.INFO)
-  import timm
-  import torch
+  import timm  # pyright: ignore[reportMissingImports]
+  import torch  # pyright: ignore[reportMissingImports]
 
   create = timm.create_model  # No downloads.
   timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, 'pretrained': False})

@@ -1,0 +1,312 @@
+"""Quantized graphs are smaller, say so, and keep labels and rankings, or are not there at all."""
+
+import json
+from pathlib import Path
+import shutil
+from typing import get_args
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from uadjax import bundle, calibrate, cli, config as configs, export, main, runtimes, types
+from uadjax.cli import options
+from uadjax.data import demo, preprocess
+from uadjax.export import quantize
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+SMALL = (
+  '--config.data.ops=resize(32, 48)',
+  '--config.detector.layers=layer1,layer2',
+  '--config.backbone.weights=random',
+  '--config.fit.batch_size=4',
+  '--config.evaluate.do_eval=false',
+)
+OPTIONS = {
+  'padim': ('--config.detector.channels=9',),
+  'patchcore': ('--config.detector.ratio=0.1',),
+  'stfpm': ('--config.fit.steps=3',),
+}
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+  return demo.draw(tmp_path_factory.mktemp('drawn'), size=60, train=10, test_good=4, test_defect=2)
+
+
+@pytest.fixture(scope='module')
+def models(drawn, tmp_path_factory):
+  found = {}
+  for name, own in OPTIONS.items():
+    workdir = tmp_path_factory.mktemp(name)
+    where = f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}'
+    assert main.main([f'--config={CONFIGS / name}.py', *SMALL, *own, *where]) == 0
+    # Far above all scores: no label hangs on the last digit.
+    model = bundle.load(workdir / 'model')
+    high = model.limits._replace(image=1e6, review=1e6)
+    found[name] = model._replace(limits=high)
+  return found
+
+
+@pytest.fixture(scope='module')
+def tested(models, drawn):
+  """Test images at network size."""
+  paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))
+  ops = models['padim'].ops
+  return np.stack([ops.apply(preprocess.decode(path)) for path in paths])
+
+
+@pytest.fixture
+def lenient(monkeypatch):
+  """Rankings of random weights on few images say nothing."""
+  monkeypatch.setattr(quantize, 'AUROC_FALL', 1.0)
+
+
+@pytest.fixture(scope='module')
+def exact(models, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('exact')
+  return {
+    name: export.export(model, output=folder / f'{name}.onnx') for name, model in models.items()
+  }
+
+
+@pytest.mark.parametrize('name', sorted(OPTIONS))
+def test_int8_is_smaller_and_runs_at_any_batch(models, exact, tested, lenient, name, tmp_path):
+  path = tmp_path / 'it.onnx'
+  done = export.export(models[name], output=path, quantize='int8')
+  assert done.bytes < 0.6 * exact[name].bytes
+  session = onnxruntime.InferenceSession(path)
+  want = runtimes.open(exact[name].path).run(tested)
+  for count in (1, 2, 5):
+    map, score = session.run(None, {'image': tested[:count]})
+    assert map.shape == (count, 32, 48)
+    assert np.abs(np.asarray(score) - want.image[:count]).max() < 0.3 * want.image.max()
+    assert not np.array_equal(score, want.image[:count])
+
+
+@pytest.mark.parametrize('name', sorted(OPTIONS))
+def test_fp16_is_half_as_large_and_scores_hardly_differ(models, exact, tested, name, tmp_path):
+  path = tmp_path / 'it.onnx'
+  done = export.export(models[name], output=path, quantize='fp16')
+  assert done.bytes < 0.65 * exact[name].bytes
+  want, got = (runtimes.open(one).run(tested) for one in (exact[name].path, path))
+  np.testing.assert_allclose(got.image, want.image, rtol=1e-2)
+  np.testing.assert_allclose(got.map, want.map, rtol=1e-2, atol=1e-2 * want.map.max())
+
+
+@pytest.mark.parametrize('name', sorted(OPTIONS))
+def test_only_convolutions_of_features_take_eight_bits(models, lenient, name, tmp_path):
+  done = export.export(models[name], output=tmp_path / 'it.onnx', quantize='int8')
+  graph = onnx.load(done.path).graph
+  made = {name: node for node in graph.node for name in node.output}
+
+  def given(node, place):
+    return made[node.input[place]].op_type if node.input[place] in made else ''
+
+  convolutions = [node for node in graph.node if node.op_type == 'Conv']
+  of_pixels = [node for node in convolutions if given(node, 0) == 'Transpose']
+  assert len(of_pixels) == (2 if name == 'stfpm' else 1)
+  for node in graph.node:
+    if node in of_pixels:
+      assert not given(node, 1)
+    elif node.op_type == 'Conv':
+      assert {given(node, 0), given(node, 1)} == {'DequantizeLinear'}
+    elif node.op_type != 'DequantizeLinear':
+      for place in range(len(node.input)):
+        if given(node, place) == 'DequantizeLinear':  # What a convolution gave.
+          rounded = made[made[node.input[place]].input[0]]
+          assert made[rounded.input[0]].op_type == 'Conv', node.name
+
+
+def test_a_quantized_graph_says_so(models, exact, lenient, tmp_path):
+  model, path = models['patchcore'], tmp_path / 'it.onnx'
+  done = export.export(model, output=path, quantize='int8')
+  onnx.checker.check_model(path, full_check=True)
+  runtime = runtimes.open(path)
+  assert runtime.about['quantize'] == 'int8'
+  assert runtime.about['thresholds'] == model.limits._asdict()
+  assert runtimes.open(exact['patchcore'].path).about['quantize'] == ''
+  assert onnx.load(path).producer_name == 'uadjax'
+  told = json.loads((tmp_path / 'it.onnx.json').read_text())
+  assert told['quantize'] == 'int8'
+  assert 'agreement' not in told  # For it does not agree.
+  assert told['quantized'] == done.quantized.told()
+  assert told['quantized']['bytes_after'] == path.stat().st_size
+  assert told['quantized']['images'] == {'good': 10, 'test': done.quantized.test.images}
+  assert 0 <= told['quantized']['auroc'] <= 1
+  assert 'int8' in str(done)
+  assert {one.name for one in tmp_path.iterdir()} == {'it.onnx', 'it.onnx.json'}
+
+
+def test_it_is_never_taken_for_the_exact_one(models, lenient, tmp_path, monkeypatch):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
+  directory = tmp_path / 'model'
+  shutil.copytree(models['patchcore'].directory, directory)
+  model = models['patchcore']._replace(directory=directory)
+  small = export.export(model, quantize='int8').path
+  assert small == directory / 'model.int8.onnx'
+  export.export(model, output=directory / 'model.onnx', quantize='fp16')
+  assert not export.ready(directory).is_relative_to(directory)
+  export.export(model)
+  assert export.ready(directory) == directory / 'model.onnx'
+  shutil.copy(small, directory / 'model.onnx')  # And what lies beside it is the exact one's.
+  assert not export.ready(directory).is_relative_to(directory)
+
+
+@pytest.mark.parametrize('kind', export.KINDS)
+def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_path, monkeypatch):
+  model = models['stfpm']
+  on = quantize.pictures(model, None, None)
+  seen = np.stack([on.taken(path) for path in on.good])
+  scores = np.sort(np.asarray(model.score(model.fitted, seen).image))
+
+  def shifted(*arguments):
+    made = quantize_of_kind(*arguments)
+    node = next(node for node in made.graph.node if 'score' in node.output)
+    node.output[list(node.output).index('score')] = 'unshifted'
+    half = onnx.helper.make_tensor('half', onnx.TensorProto.FLOAT, [], [0.5])
+    made.graph.initializer.append(half)
+    made.graph.node.append(onnx.helper.make_node('Mul', ['unshifted', 'half'], ['score']))
+    return made
+
+  quantize_of_kind = quantize.KINDS[kind]
+  monkeypatch.setitem(quantize.KINDS, kind, shifted)
+  low = model.limits._replace(image=0.9 * float(scores[0]), review=0.9 * float(scores[0]))
+  with pytest.raises(
+    types.ExportError, match=r'1 of 1 labels change.*10 of 10 labels change.*Nothing was written'
+  ):
+    export.export(model._replace(limits=low), output=tmp_path / 'it.onnx', quantize=kind)
+  assert not [*tmp_path.iterdir()]
+
+
+def test_the_tolerance_is_what_it_says():
+  def kept(*numbers):
+    return quantize.Kept(*numbers).holds
+
+  assert kept(3, 1, 0.1)  # One always may.
+  assert not kept(3, 2, 0.1)
+  assert kept(200, 4, 0.1)
+  assert not kept(200, 5, 0.1)
+  assert kept(10, 0, 0.1, 0.95, 0.9401)
+  assert not kept(10, 0, 0.1, 0.95, 0.9399)
+  assert kept(10, 0, 0.1, 0.95, 1.0)
+  assert not kept(10, 0, float('nan'))
+
+
+def test_nothing_that_is_not_a_number_is_kept(models):
+  on = quantize.pictures(models['padim'], None, None)
+
+  def scores(value):
+    return lambda images: types.Scores(None, np.full(len(images), value, np.float32))
+
+  records = [types.Record(path) for path in on.good]
+  limits = models['padim'].limits
+  found = quantize._kept([scores(1), scores(np.nan)], records, on, limits, None)
+  assert not found.holds
+
+
+def test_what_is_thrown_inside_is_told_and_nothing_is_left(models, tmp_path, monkeypatch):
+  def broken(*_):
+    raise RuntimeError('no such operation\nTraceback')
+
+  monkeypatch.setitem(quantize.KINDS, 'int8', broken)
+  with pytest.raises(types.ExportError, match=r'cannot be quantized: no such operation\. Nothing'):
+    export.export(models['padim'], output=tmp_path / 'it.onnx', quantize='int8')
+  assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('format', sorted(set(export.FORMATS) - {'onnx'}))
+def test_other_formats_are_refused(models, format):
+  with pytest.raises(types.ConfigError, match=f'export to onnx, or to {format} without'):
+    export.export(models['padim'], format, quantize='int8')
+
+
+def test_what_there_is_not_is_refused(models):
+  with pytest.raises(types.UnknownName, match=r'choose from .*int8.*fp16'):
+    export.export(models['padim'], quantize='int4')
+
+
+def test_arrays_beside_the_file_are_refused(models, tmp_path, monkeypatch):
+  monkeypatch.setattr(export.onnxfile, '_LIMIT', 1000)
+  with pytest.raises(types.ExportError, match='two gigabytes'):
+    export.export(models['padim'], output=tmp_path / 'it.onnx', quantize='fp16')
+  assert not [*tmp_path.iterdir()]
+
+
+def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn, lenient, tmp_path):
+  directory = tmp_path / 'model'
+  shutil.copytree(models['patchcore'].directory, directory)
+  (directory / 'calibration.csv').unlink()
+  model = models['patchcore']
+  config = configs.from_plain(configs.plain(model.config), '')
+  config.data.root = str(tmp_path / 'gone')
+  model = model._replace(directory=directory, config=config)
+  for kind in export.KINDS:
+    with pytest.raises(types.ConfigError, match='pass --images'):
+      export.export(model, quantize=kind)
+  of_set = export.export(model, quantize='fp16', images=drawn / 'disc').quantized
+  assert of_set.good.images == 10
+  assert of_set.test.auroc is not None
+  folder = export.export(model, quantize='fp16', images=drawn / 'disc' / 'test' / 'good').quantized
+  assert folder.good.images == 4
+  assert folder.test is None
+  assert folder.told()['auroc'] is None
+
+
+def test_a_fixed_batch_and_a_cameras_pixels(models, lenient, tmp_path):
+  path = tmp_path / 'it.onnx'
+  export.export(models['padim'], output=path, batch=3, camera=(57, 75), quantize='int8')
+  runtime = runtimes.open(path)
+  assert runtime.batch == 3
+  assert runtime.run(np.zeros((3, 57, 75, 3), np.uint8)).map.shape == (3, 57, 75)
+
+
+def test_the_last_batch_is_filled_with_images(drawn):
+  def taken(path):
+    return np.full((2, 2, 3), int(path.name), np.uint8)
+
+  chunks = [*quantize._chunks([Path(name) for name in '12345'], taken, 3, 3)]
+  assert [count for _, count in chunks] == [3, 2]
+  assert chunks[1][0][:, 0, 0, 0].tolist() == [4, 5, 4]
+  loose = [len(images) for images, _ in quantize._chunks([Path('1')] * 5, taken, 3, None)]
+  assert loose == [3, 2]
+
+
+def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
+  kinds = get_args(get_args(get_args(options.Quantize)[0])[0])
+  assert kinds == export.KINDS
+  directory, path = str(models['padim'].directory), tmp_path / 'a.onnx'
+  assert cli.main(['export', directory, '--output', str(path), '--quantize', 'fp16', '--json']) == 0
+  assert json.loads(capsys.readouterr().out)['quantized']['kind'] == 'fp16'
+  assert cli.main(['export', directory, '--format', 'tflite', '--quantize', 'fp16']) == 2
+  assert 'for onnx alone' in capsys.readouterr().err
+  flags = [f'--config={CONFIGS / "padim"}.py', f'--workdir={tmp_path}', '--config.mode=export']
+  flags += [f'--config.export.model_dir={directory}', '--config.export.quantize=fp16']
+  assert main.main([*flags, f'--config.export.output={tmp_path / "b.onnx"}']) == 0
+  told = json.loads((tmp_path / 'export_result.json').read_text())
+  assert told['quantize'] == 'fp16'
+
+
+@pytest.mark.real
+def test_eight_bits_tell_real_defects_as_well(shared, tmp_path):
+  flags = [
+    f'--config={CONFIGS / "patchcore"}.py',
+    f'--workdir={tmp_path}',
+    f'--config.data.root={shared / "data" / "mvtec_ad"}',
+    '--config.data.category=toothbrush',
+    '--config.detector.ratio=0.01',
+    f'--config.backbone.weights={shared / "weights" / "resnet18_imagenet_bnfolded.pth"}',
+    '--config.evaluate.do_eval=false',
+  ]
+  assert main.main(flags) == 0
+  model = bundle.load(tmp_path / 'model')
+  kept = export.export(model, quantize='int8').quantized
+  assert kept.bytes_after < 0.6 * kept.bytes_before
+  assert kept.test.images == 42
+  assert kept.test.auroc is not None
+  assert (kept.test.auroc_quantized or 0.0) >= kept.test.auroc - 0.01
+  assert kept.test.label_changes <= 1
+  assert calibrate.label(model.limits.image + 1, model.limits) == 'NG'
