@@ -247,6 +247,39 @@ def test_what_cannot_be_is_refused(models, options, error, told):
     export.export(models['stfpm'], **options)
 
 
+def test_a_folder_is_not_taken_for_the_file(models, tmp_path):
+  precious = tmp_path / 'precious.txt'
+  precious.write_text('mine')
+  for format in export.FORMATS:
+    with pytest.raises(types.ConfigError, match='is a folder; name the file'):
+      export.export(models['padim'], format, tmp_path)
+  assert precious.read_text() == 'mine'
+
+
+def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
+  drawn, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
+  directories = [
+    fitted(tmp_path / str(weighed), drawn, 'patchcore', f'--config.detector.reweight={weighed}')
+    for weighed in (True, False)
+  ]
+  arrays = {bundle.about(one.directory).arrays_sha256 for one in directories}
+  assert len(arrays) == 1
+  assert len({export.ready(one.directory) for one in directories}) == 2
+
+
+def test_a_difference_of_another_runtime_is_found_there(models, tmp_path, monkeypatch):
+  def wrong(path):
+    right = onnxfile.load(path)
+    return lambda images: types.Scores(right(images).map * 1.01, right(images).image)
+
+  bad = export._FORMATS['onnx']._replace(others=lambda: [wrong])
+  monkeypatch.setitem(export._FORMATS, 'onnx', bad)
+  with pytest.raises(types.ExportError, match='first operation that differs is'):
+    export.export(models['padim'], output=tmp_path / 'x.onnx')
+
+
 def test_sizes_are_read():
   assert export.size('1024x1280') == (1024, 1280)
   assert export.size('') is None
@@ -270,7 +303,11 @@ def test_the_command_tells_what_it_wrote(models, tmp_path, capsys):
 def test_the_mode_leaves_its_result(models, tmp_path):
   flags = [f'--config={CONFIGS / "padim"}.py', f'--workdir={tmp_path}', '--config.mode=export']
   flags += [f'--config.export.model_dir={models["padim"].directory}']
-  assert main.main([*flags, f'--config.export.output={tmp_path / "x.stablehlo"}']) == 0
+  own = f'--config.export.output={tmp_path / "x.stablehlo"}', '--config.export.format=stablehlo'
+  assert main.main([*flags, *own]) == 0
+  told = json.loads((tmp_path / 'export_result.json').read_text())
+  assert told['done_flag']
+  assert (told['format'], told['output']) == ('stablehlo', str(tmp_path / 'x.stablehlo'))
   assert main.main([*flags, '--config.export.format=pdf']) == 1
   told = json.loads((tmp_path / 'export_result.json').read_text())
   assert not told['done_flag']

@@ -63,7 +63,7 @@ def create_model(
   """
   if backend not in BACKENDS:
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
-  if backend != _JAX and (device or 'auto') not in ('auto', 'cpu'):
+  if backend != _JAX and (device or 'auto').partition(':')[0] not in ('auto', 'cpu'):
     raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
   devices = sharding.devices(device or 'auto')
   name, directory = _which(str(model_name), model_dir)

@@ -3,7 +3,7 @@
 Both compute in float32. OpenVINO by itself takes bfloat16 on CPUs that have it, silently, which
 moves scores by up to a percent.
 
-Never imports JAX or TensorFlow.
+Never imports TensorFlow.
 """
 
 from collections.abc import Callable, Mapping

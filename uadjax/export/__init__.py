@@ -1,8 +1,10 @@
 """Models for other runtimes: written, run, and compared with the original before they are done."""
 
 from collections.abc import Callable, Sequence
+import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 import re
 import shutil
@@ -10,7 +12,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 import uadjax
-from uadjax import bundle, files, runtimes, telemetry
+from uadjax import bundle, config as configs, files, runtimes, telemetry
 from uadjax.export import (
   blame,
   graph as graphs,
@@ -33,7 +35,7 @@ class _Format(NamedTuple):
     suffix: of the file.
     write: (Graph, path) -> facts of the file, as JSON can hold them.
     load: opens the file as its users do.
-    others: opens it by what else of its runtimes is installed.
+    others: what opens it by the other runtimes that are installed.
     any_batch: whether the number of images may be left open.
     needs: packages that are not always there.
     limit: bytes of arrays that fit.
@@ -42,7 +44,7 @@ class _Format(NamedTuple):
   suffix: str
   write: Callable[[graphs.Graph, Path], dict[str, Any]]
   load: Callable[[Path], runtimes.Run]
-  others: Callable[[Path], Sequence[runtimes.Run]] = lambda path: ()
+  others: Callable[[], Sequence[Callable[[Path], runtimes.Run]]] = lambda: ()
   any_batch: bool = True
   needs: tuple[str, ...] = ()
   limit: int | None = _LIMIT
@@ -131,6 +133,10 @@ def export(
   output = output or model.directory / f'model{"." * bool(quantize)}{quantize}{kind.suffix}'
   if not output.parent.is_dir():
     raise ConfigError(f'There is no folder {output.parent} to export to.')
+  if not os.access(output.parent, os.W_OK):
+    raise ConfigError(f'{output.parent} cannot be written to; name another --output.')
+  if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
+    raise ConfigError(f'{output} is a folder; name the file to write, as model{kind.suffix} in it.')
   judged_on = quantizing.pictures(model, camera, images) if quantize else None
   graph = graphs.of(model, batch if kind.any_batch else batch or 1, camera)
   graph = graph._replace(about={**graph.about, 'quantize': quantize})
@@ -167,7 +173,11 @@ def ready(directory: Path) -> Path:
   own = directory / f'model{_FORMATS["onnx"].suffix}'
   if own.is_file() and _serves(own, about.arrays_sha256):
     return own
-  kept = files.cache() / 'exports' / f'{about.arrays_sha256[:16]}-{uadjax.__version__}.onnx'
+  # Some options change the score, but no array.
+  plain = configs.plain(about.config)
+  made_of = [uadjax.__version__, about.arrays_sha256, plain['data']['ops'], plain['detector']]
+  digest = hashlib.sha256(json.dumps([*made_of, plain['backbone']]).encode()).hexdigest()
+  kept = files.cache() / 'exports' / f'{digest[:16]}.onnx'
   if not kept.is_file():
     kept.parent.mkdir(parents=True, exist_ok=True)
     telemetry.LOG.info('Exporting %s to ONNX, once.', directory)
@@ -181,43 +191,50 @@ def _serves(path: Path, arrays_sha256: str) -> bool:
     about = json.loads(beside.read_text())
     own, taken = about['arrays_sha256'], about['input']['shape'][0]
     in_graph = about['preprocessing']['ops_in_graph']
-    return own == arrays_sha256 and taken is None and not in_graph and not _quantized(path)
-  except (OSError, ValueError, KeyError):
+    return own == arrays_sha256 and taken is None and not in_graph and _exact(path, own)
+  except (OSError, ValueError, KeyError, TypeError, IndexError):
     return False
 
 
-def _quantized(path: Path) -> bool:
+def _exact(path: Path, arrays_sha256: str) -> bool:
   """Whether an ONNX file says so itself, for what lies beside it may be another's."""
   with path.open('rb') as file:
     file.seek(max(0, path.stat().st_size - _TAIL))
     tail = file.read()
-  return any(f'"quantize": "{kind}"'.encode() in tail for kind in KINDS)
+  quantized = any(f'"quantize": "{kind}"'.encode() in tail for kind in KINDS)
+  return not quantized and f'"arrays_sha256": "{arrays_sha256}"'.encode() in tail
 
 
 def _tried(
   kind: _Format, graph: graphs.Graph, path: Path, model: bundle.Model, on: verify.Pictures
 ) -> tuple[dict[str, Any], verify.Agreement]:
   """Write a graph and compare it with its model; of one that differs, look for where."""
+  load, found = kind.load, []
   try:
     with telemetry.busy(f'Writing {path.name}'):
       facts = kind.write(graph, path)
     with telemetry.busy(f'Comparing {path.name} with the model'):
-      runs = [kind.load(path), *kind.others(path)]
-      found = [verify.compare(model, run, graph.batch, on) for run in runs]
-    agreement = next((one for one in found if not one.holds), max(found))
+      for load in (kind.load, *kind.others()):
+        found.append(verify.compare(model, load(path), graph.batch, on))
+        if not found[-1].holds:
+          break
+    agreement = found[-1]
     if agreement.holds:
-      return facts, agreement
+      return facts, max(found, key=lambda one: (one.score, one.map))
     wrong = (
       f'{path.name} does not say what the model says: {agreement}, where {verify.TOLERANCE:g} is '
       'allowed and no label may be another'
     )
   except Exception as error:  # Of converters and runtimes, of any class.
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | OSError):  # Of a disk that is full, say.
       raise
     told = str(error).strip().partition('\n')[0]
-    wrong = f'{path.name} cannot be made: {told or type(error).__name__}'
-  found = blame.culprit(graph, kind.write, kind.load, on.taken, verify.TOLERANCE)
-  raise ExportError(f'{wrong}; {found}. Nothing was written.')
+    wrong, agreement = f'{path.name} cannot be made: {told or type(error).__name__}', None
+  if agreement and max(agreement.score, agreement.map) <= verify.TOLERANCE:
+    why = 'a good image lies as near to a threshold as rounding moves it'
+  else:
+    why = blame.culprit(graph, kind.write, load, on.taken, verify.TOLERANCE)
+  raise ExportError(f'{wrong}; {why}. Nothing was written.')
 
 
 def size(text: str) -> tuple[int, int] | None:
@@ -234,8 +251,11 @@ def size(text: str) -> tuple[int, int] | None:
 
 
 def _move(folder: Path, output: Path) -> None:
-  """Put all files where they belong, the graph itself last."""
+  """Put all files where they belong, the graph itself last; arrays of an earlier one go."""
   if output.is_dir():
     shutil.rmtree(output)
+  arrays = f'{output.name}.data'
+  if not (folder / arrays).exists():
+    output.with_name(arrays).unlink(missing_ok=True)
   for path in sorted(folder.iterdir(), key=lambda path: path.name == output.name):
     path.replace(output.parent / path.name)

@@ -40,10 +40,10 @@ def culprit(
   unnamed = closed.jaxpr.debug_info.with_unknown_names()
   operations = _of_images(closed.jaxpr)
 
-  def differs(at: int) -> bool:
-    last = closed.jaxpr.eqns.index(operations[at])
+  def differs(operation: Any) -> bool:
+    last = closed.jaxpr.eqns.index(operation)
     until = closed.jaxpr.replace(
-      eqns=closed.jaxpr.eqns[: last + 1], outvars=operations[at].outvars[:1], debug_info=unnamed
+      eqns=closed.jaxpr.eqns[: last + 1], outvars=operation.outvars[:1], debug_info=unnamed
     )
     carry_out = core.jaxpr_as_fun(closed.replace(jaxpr=until))
 
@@ -64,22 +64,35 @@ def culprit(
     scale = max(float(np.abs(want).max(initial=0)), np.finfo(np.float32).tiny)
     return not float(np.abs(got - want).max(initial=0)) <= tolerance * scale
 
-  good, bad = -1, len(operations) - 1
   with telemetry.busy('Looking for the operation that differs'):
-    if not differs(bad):
+    results = [one for one in operations if set(one.outvars) & set(closed.jaxpr.outvars)]
+    wrong = next(filter(differs, results), None)
+    if wrong is None:
       return (
         'no operation differs where each is exported as what it is made of: the exporter takes a '
         'whole function for something else'
       )
+    chain = _leading_to(wrong, operations)
+    good, bad = -1, len(chain) - 1
     while bad - good > 1:
       middle = (good + bad) // 2
-      good, bad = (good, middle) if differs(middle) else (middle, bad)
-  which = f'number {bad + 1} of {len(operations)}'
-  return f'the first operation that differs is {_told(operations[bad])}, {which}'
+      good, bad = (good, middle) if differs(chain[middle]) else (middle, bad)
+  which = f'number {operations.index(chain[bad]) + 1} of {len(operations)}'
+  return f'the first operation that differs is {_told(chain[bad])}, {which}'
+
+
+def _leading_to(last: Any, operations: list[Any]) -> list[Any]:
+  """The operations that one depends on, and itself: where one differs, those after it do."""
+  needed, found = set(last.outvars), []
+  for equation in reversed(operations):
+    if needed & set(equation.outvars):
+      needed.update(atom for atom in equation.invars if isinstance(atom, core.Var))
+      found.append(equation)
+  return found[::-1]
 
 
 def _of_images(jaxpr: Any) -> list[Any]:
-  """The operations whose result depends on the images: one that differs makes later ones differ."""
+  """The operations whose result depends on the images."""
   reached, found = set(jaxpr.invars), []
   for equation in jaxpr.eqns:
     if any(atom in reached for atom in equation.invars if isinstance(atom, core.Var)):

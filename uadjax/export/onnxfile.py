@@ -1,5 +1,6 @@
 """ONNX: one file that ONNX Runtime, OpenVINO and many others run."""
 
+from collections.abc import Callable
 import contextlib
 import json
 import logging
@@ -49,7 +50,8 @@ def write(graph: graphs.Graph, path: Path) -> Any:
           value.shape = None
     arrays = [value.const_value for value in made.graph.initializers.values()]
     size = sum(array.nbytes for array in arrays if array is not None)
-    beside = f'{path.name}.data' if size > _LIMIT else None
+    # Folding constants may make a second copy of some.
+    beside = f'{path.name}.data' if 2 * size > _LIMIT else None
     onnx_ir.save(made, path, external_data=beside)
   if not beside:
     _tidy(path)
@@ -65,9 +67,10 @@ def load(path: Path) -> runtimes.Run:
   return runtimes.open(path, 'onnxruntime').run
 
 
-def others(path: Path) -> list[runtimes.Run]:
+def others() -> list[Callable[[Path], runtimes.Run]]:
   """Run it on what else is installed: OpenVINO rounds, and divides, in ways of its own."""
-  return [runtimes.open(path, name).run for name in runtimes.installed() if name != 'onnxruntime']
+  names = [name for name in runtimes.installed() if name != 'onnxruntime']
+  return [lambda path, name=name: runtimes.open(path, name).run for name in names]
 
 
 def _tidy(path: Path) -> None:

@@ -49,9 +49,6 @@ class Agreement(NamedTuple):
   map: float
   flips: int
 
-  def __lt__(self, other: 'Agreement') -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-    return (self.score, self.map) < (other.score, other.map)
-
   @property
   def holds(self) -> bool:
     """Whether they are the same, within the tolerance; no NaN is."""
