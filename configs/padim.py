@@ -1,13 +1,14 @@
 r"""PaDiM with the paper's settings for ResNet-18, but for the projection.
 
 Defard et al. 2020, arXiv 2011.08785, section IV. Measured figures, with commands and a rival,
-are in experiments/README.md.
+are in experiments/README.md::
 
   python -m uadjax.main --config=configs/padim.py --config.data.root=DIR \
     --config.data.category=NAME
 
 Variants, after a colon (`--config=configs/padim.py:wide`):
-  wide: Wide-ResNet-50-2 and 550 channels, the paper's best; 5 GB of covariances.
+
+- `wide`: Wide-ResNet-50-2 and 550 channels, the paper's best; 5 GB of covariances.
 """
 
 import ml_collections

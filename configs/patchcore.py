@@ -1,13 +1,14 @@
 r"""PatchCore with the paper's settings and 1 % of the patches.
 
 Roth et al. 2021, arXiv 2106.08265, section 4.2. Measured figures, with commands and a rival,
-are in experiments/README.md.
+are in experiments/README.md::
 
   python -m uadjax.main --config=configs/patchcore.py --config.data.root=DIR \
     --config.data.category=NAME
 
 Variants, after a colon (`--config=configs/patchcore.py:ten`):
-  ten: 10 % of the patches, the paper's middle setting; ten times the memory and time of scoring.
+
+- `ten`: 10 % of the patches, the paper's middle setting; ten times the memory and time of scoring.
 """
 
 import ml_collections

@@ -5,9 +5,10 @@ Wang et al. 2021, arXiv 2103.04257, section 4.1. `python -m uadjax.main --config
 AUROC 1.000, pixel AUROC 0.988; more, with commands and a rival, in experiments/README.md.
 
 Variants, after a colon (`--config=configs/stfpm.py:paddlex`):
-  paddlex: batches of one, 5000 steps, no ½, and the thresholding and opening of PaddleX.
-  quick: a minute on two cores, to see the machinery turn; the weights are random and the scores
-    worth nothing.
+
+- `paddlex`: batches of one, 5000 steps, no ½, and the thresholding and opening of PaddleX.
+- `quick`: a minute on two cores, to see the machinery turn; the weights are random and the scores
+  worth nothing.
 """
 
 import ml_collections

@@ -2,9 +2,15 @@
 
 import os
 from pathlib import Path
+import tempfile
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# What takes long to compile is compiled once for each worker and the processes that it starts.
+COMPILED = tempfile.TemporaryDirectory(prefix='uadjax-compiled-')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import jaxtyping
 
@@ -13,7 +19,6 @@ jaxtyping.install_import_hook('uadjax', 'beartype.beartype')
 
 import hypothesis
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -33,20 +38,3 @@ def shared() -> Path:
   if not SHARED.is_dir():
     pytest.skip('needs the real images and weights in ../shared, which is absent')
   return SHARED
-
-
-@pytest.fixture(scope='module')
-def compiled_once(tmp_path_factory):
-  """Compile once per module: where most runs need the same programs, and do little else."""
-  settings = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for values in (settings, before):
-    compilation_cache.reset_cache()
-    for name, value in values.items():
-      jax.config.update(name, value)
-    if values is settings:
-      yield

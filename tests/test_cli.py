@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 
-import jax
 import pytest
 import yaml
 
@@ -23,8 +22,6 @@ from uadjax import cli, demo_model, detectors, files, main, pipelines
 from uadjax.backbones import download, pretrained
 from uadjax.cli import options, screen
 from uadjax.data import demo
-
-pytestmark = pytest.mark.usefixtures('compiled_once')
 
 PADIM = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
 COMMANDS = ('predict', 'fit', 'check', 'report', 'demo', 'weights')
@@ -378,8 +375,6 @@ def process(*words, **more):
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': str(jax.config.jax_compilation_cache_dir),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     **more.pop('env', {}),
   }
   streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **more}

@@ -19,7 +19,7 @@ SMALL = {
   'quickstart': {'CATEGORY': 'disc', 'DETECTOR': 'PatchCore', 'SETTINGS': TINY},
   'your_own_data': {'FOLDER': '', 'DETECTOR': 'PaDiM', 'SETTINGS': TINY},
   'mvtec_ad_table': {
-    'ROOT': '', 'CATEGORIES': 'textures', 'DETECTORS': ['padim'], 'SEEDS': [3, 4],
+    'ROOT': '', 'CATEGORIES': 'objects', 'DETECTORS': ['padim'], 'SEEDS': [3],
     'SETTINGS': [f'--config.{key}={value}' for key, value in TINY.items()],
   },
   'accelerators': {'CATEGORY': 'steel', 'STEPS': 3, 'BATCH': 4, 'SETTINGS': TINY},

@@ -45,8 +45,6 @@ AWAY = re.compile(
   r'ENOTFOUND|EAI_AGAIN|ECONN\w+|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ENOTCACHED|TIMEOUT|E403|E5\d\d'
 )
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 class Quiet(server.SimpleHTTPRequestHandler):
   """Serves files, and tells nobody."""

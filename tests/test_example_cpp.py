@@ -31,8 +31,6 @@ OPTIONS = {
 }
 CAMERA = 57, 75
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 class Exported(NamedTuple):
   model: bundle.Model

@@ -30,8 +30,6 @@ OPTIONS = {
 }
 CAMERA = 57, 75
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 def fitted(workdir, drawn, name, *more):
   where = (f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}')

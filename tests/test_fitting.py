@@ -10,8 +10,6 @@ from uadjax import cli, config as configs
 from uadjax.data import demo
 from uadjax.types import ConfigError, DataError, UnknownName
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 SMALL = {
   'data.ops': 'resize(32)', 'detector.layers': 'layer1,layer2', 'detector.channels': 8,
   'backbone.weights': 'random', 'fit.batch_size': 4, 'mesh.data': 1,

@@ -303,7 +303,10 @@ def test_a_resumed_run_must_be_the_same_run(straight, flags, tmp_path):
   ('words', 'message'),
   [
     (['--config.fit.step=3'], "did you mean 'fit.steps'"),
-    (['--config.mode=trian'], "choose from ['check_dataset', 'evaluate', 'predict', 'train']"),
+    (
+      ['--config.mode=trian'],
+      "choose from ['check_dataset', 'evaluate', 'export', 'predict', 'train']",
+    ),
     (['--config.device=gpuu'], 'choose auto, cpu, gpu'),
     (['--config.data.root=/nowhere/at/all'], '/nowhere/at/all'),
     (['--config.data.category=dics'], "'disc'"),

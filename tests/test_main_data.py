@@ -15,8 +15,6 @@ import pytest
 from uadjax import main
 from uadjax.data import demo, preprocess
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 TRAIN, GOOD, DEFECTS = 12, 3, ('missing', 'scratch', 'spot')  # Two pictures of each defect.
 SMALL = (

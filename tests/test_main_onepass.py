@@ -15,8 +15,6 @@ import safetensors.numpy
 from uadjax import bundle, main
 from uadjax.data import demo
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 TRAIN = 12
 PATCHES = 8 * 8  # Of an image, on the grid of the first stage.

@@ -30,8 +30,6 @@ OPTIONS = {
   'stfpm': ('--config.fit.steps=3',),
 }
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):

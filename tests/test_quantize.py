@@ -13,7 +13,7 @@ import pytest
 from uadjax import bundle, cli, config as configs, export, main, runtimes, types
 from uadjax.cli import options
 from uadjax.data import demo, preprocess
-from uadjax.export import quantize
+from uadjax.export import judge, quantize
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 SMALL = (
@@ -28,8 +28,6 @@ OPTIONS = {
   'patchcore': ('--config.detector.ratio=0.1',),
   'stfpm': ('--config.fit.steps=3',),
 }
-
-pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +60,7 @@ def tested(models, drawn):
 @pytest.fixture
 def lenient(monkeypatch):
   """Rankings of random weights on few images say nothing."""
-  monkeypatch.setattr(quantize, 'AUROC_FALL', 1.0)
+  monkeypatch.setattr(judge, 'AUROC_FALL', 1.0)
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +157,7 @@ def test_it_is_never_taken_for_the_exact_one(models, lenient, tmp_path, monkeypa
 @pytest.mark.parametrize('kind', export.KINDS)
 def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_path, monkeypatch):
   model = models['stfpm']
-  on = quantize.pictures(model, None, None)
+  on = judge.pictures(model, None, None)
   seen = np.stack([on.taken(path) for path in on.good])
   scores = np.sort(np.asarray(model.score(model.fitted, seen).image))
 
@@ -184,7 +182,7 @@ def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_pa
 
 def test_the_tolerance_is_what_it_says():
   def kept(*numbers):
-    return quantize.Kept(*numbers).holds
+    return judge.Kept(*numbers).holds
 
   assert kept(3, 1, 0.1)  # One always may.
   assert not kept(3, 2, 0.1)
@@ -197,14 +195,14 @@ def test_the_tolerance_is_what_it_says():
 
 
 def test_nothing_that_is_not_a_number_is_kept(models):
-  on = quantize.pictures(models['padim'], None, None)
+  on = judge.pictures(models['padim'], None, None)
 
   def scores(value):
     return lambda images: types.Scores(None, np.full(len(images), value, np.float32))
 
   records = [types.Record(path) for path in on.good]
   limits = models['padim'].limits
-  found = quantize._kept([scores(1), scores(np.nan)], records, on, limits, None)
+  found = judge.compare([scores(1), scores(np.nan)], records, on, limits, None)
   assert not found.holds
 
 
@@ -268,10 +266,10 @@ def test_the_last_batch_is_filled_with_images(drawn):
   def taken(path):
     return np.full((2, 2, 3), int(path.name), np.uint8)
 
-  chunks = [*quantize._chunks([Path(name) for name in '12345'], taken, 3, 3)]
+  chunks = [*judge.chunks([Path(name) for name in '12345'], taken, 3, 3)]
   assert [count for _, count in chunks] == [3, 2]
   assert chunks[1][0][:, 0, 0, 0].tolist() == [4, 5, 4]
-  loose = [len(images) for images, _ in quantize._chunks([Path('1')] * 5, taken, 3, None)]
+  loose = [len(images) for images, _ in judge.chunks([Path('1')] * 5, taken, 3, None)]
   assert loose == [3, 2]
 
 

@@ -109,9 +109,9 @@ def from_normals(
   rank, review_rank = rank_of(n, budget), rank_of(n, review_budget)
   images, maps = np.sort(scores).tolist(), np.sort(peaks).tolist()
   return Limits(
-    image=_just_above(images[rank - 1]),
-    pixel=_just_above(maps[rank - 1]),
-    review=_just_above(images[review_rank - 1]),
+    image=_just_above(images[rank - 1], _ROOM),
+    pixel=_just_above(maps[rank - 1], _ROOM),
+    review=_just_above(images[review_rank - 1], _ROOM),
     method='confident' if confident else 'normals',
     budget=budget,
     review_budget=review_budget,
@@ -284,12 +284,13 @@ def _needed(budget: float) -> int:
   return max(1, math.ceil(math.log1p(-CONFIDENCE) / math.log1p(-budget) - 1e-9))
 
 
-# In another batch size or runtime a score may come out an ulp of float32 larger or smaller.
-_HAIR, _TINY = 1e-6, 1e-30
+# In another batch size a score may come out an ulp of float32 larger or smaller; in another runtime
+# by what exports are allowed to differ, and the image that a threshold stands on must stay below.
+_HAIR, _ROOM, _TINY = 1e-6, 1e-4, 1e-30
 
 
-def _just_above(score: float) -> float:
-  return score + _HAIR * max(abs(score), _TINY)
+def _just_above(score: float, hair: float = _HAIR) -> float:
+  return score + hair * max(abs(score), _TINY)
 
 
 def _just_below(score: float) -> float:

@@ -1,4 +1,4 @@
-"""Configurations: defaults, files, overrides. Nothing but configs/*.py is ever run as Python.
+"""Configurations: defaults, files, overrides. Only files of `configs/` are ever run as Python.
 
 `ml_collections.config_flags` answers a misspelled key with a traceback before any work directory
 exists, cannot set a field whose value is None, and executes whatever `--config` names, YAML too.
@@ -48,7 +48,7 @@ _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
 
 def base() -> Config:
-  """Everything that does not depend on the detector, which each of configs/*.py adds."""
+  """Everything that does not depend on the detector, which each file of `configs/` adds."""
   return ml_collections.ConfigDict(
     {
       'mode': 'train',

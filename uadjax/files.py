@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
     file.write(text.encode('utf-8', 'backslashreplace'))  # Of names that are no UTF-8: \udcff.
 
 
-def to_json(value: Any, indent: int = 2, ensure_ascii: bool = False) -> str:
+def to_json(value: Any, indent: int | None = 2, ensure_ascii: bool = False) -> str:
   """Turn into JSON that every parser reads: what is not a finite number becomes null."""
   return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 

@@ -91,6 +91,7 @@ def open_graph(directory: Path, backend: str, access: fetch.Access = fetch.PUBLI
     backend: see `runtimes.open`.
     access: which URLs may be read.
   """
+  backend = runtimes.chosen(backend)  # Before a graph is exported for it.
   runtime = runtimes.open(export.ready(directory), backend)
   model = bundle.described(directory, lambda nothing, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.

@@ -55,18 +55,29 @@ def open(path: Path, backend: str = 'auto') -> Runtime:
     ConfigError: it is not installed.
     ModelError: the file is not there, damaged, or none of ours.
   """
-  if backend not in BACKENDS:
-    raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
-  if backend == 'auto':
-    backend = next(iter(installed()), 'onnxruntime')
-  if not _installed(backend):
-    raise ConfigError(f"{backend} is not installed: pip install '{_PACKAGES[backend]}'.")
+  backend = chosen(backend)
   if not path.is_file():
     raise ModelError(f'{path} is not there; `uadjax export MODEL_DIR` writes one.')
   try:
     return _OPEN[backend](path)
   except (RuntimeError, ValueError, KeyError) as error:  # What both raise on damaged files.
     raise ModelError(f'{path} cannot be opened by {backend}: {error}') from None
+
+
+def chosen(backend: str) -> str:
+  """The runtime that a backend stands for.
+
+  Raises:
+    UnknownName: there is no such backend.
+    ConfigError: it is not installed.
+  """
+  if backend not in BACKENDS:
+    raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
+  if backend == 'auto':
+    backend = next(iter(installed()), 'onnxruntime')
+  if not _installed(backend):
+    raise ConfigError(f"{backend} is not installed: pip install '{_PACKAGES[backend]}'.")
+  return backend
 
 
 def installed() -> list[str]:

@@ -1,7 +1,7 @@
 """The lists of a `seglist` data set, drawn anew.
 
 Good images are shared out at random; those with a defect go to val.txt, always. The old lists are
-kept beside the new ones as *.bak.
+kept beside the new ones as `*.bak`.
 """
 
 from collections.abc import Sequence

@@ -16,6 +16,7 @@ from uadjax import bundle, config as configs, files, runtimes, telemetry
 from uadjax.export import (
   blame,
   graph as graphs,
+  judge,
   onnxfile,
   quantize as quantizing,
   stablehlo,
@@ -137,7 +138,7 @@ def export(
     raise ConfigError(f'{output.parent} cannot be written to; name another --output.')
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
     raise ConfigError(f'{output} is a folder; name the file to write, as model{kind.suffix} in it.')
-  judged_on = quantizing.pictures(model, camera, images) if quantize else None
+  judged_on = judge.pictures(model, camera, images) if quantize else None
   graph = graphs.of(model, batch if kind.any_batch else batch or 1, camera)
   graph = graph._replace(about={**graph.about, 'quantize': quantize})
   on = verify.pictures(model, camera, images)
@@ -179,9 +180,16 @@ def ready(directory: Path) -> Path:
   digest = hashlib.sha256(json.dumps([*made_of, plain['backbone']]).encode()).hexdigest()
   kept = files.cache() / 'exports' / f'{digest[:16]}.onnx'
   if not kept.is_file():
-    kept.parent.mkdir(parents=True, exist_ok=True)
     telemetry.LOG.info('Exporting %s to ONNX, once.', directory)
-    export(bundle.load(directory), output=kept)
+    try:
+      kept.parent.mkdir(parents=True, exist_ok=True)
+      export(bundle.load(directory), output=kept)
+    except OSError as error:
+      raise ConfigError(
+        f'The exported graph cannot be kept in {kept.parent} ({error.strerror or error}); name a '
+        f'folder for it in UADJAX_CACHE, or export it into the model directory: uadjax export '
+        f'{directory}.'
+      ) from None
   return kept
 
 

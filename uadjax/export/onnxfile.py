@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import contextlib
-import json
 import logging
 from pathlib import Path
 import tempfile
@@ -12,7 +11,7 @@ import warnings
 import jax
 import numpy as np
 
-from uadjax import runtimes
+from uadjax import files, runtimes
 from uadjax.export import graph as graphs
 from uadjax.types import ExportError
 
@@ -43,7 +42,7 @@ def write(graph: graphs.Graph, path: Path) -> Any:
       return_mode='ir',
     )
     made.producer_name, made.producer_version = 'uadjax', graph.about.get('uadjax', '')
-    made.metadata_props[runtimes.ABOUT] = json.dumps(graph.about)
+    made.metadata_props[runtimes.ABOUT] = files.to_json(graph.about, indent=None)
     for node in made.graph:
       for value in node.outputs:  # Some of jax2onnx's shapes are wrong, and none is needed.
         if value not in made.graph.outputs:

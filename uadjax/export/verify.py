@@ -11,6 +11,7 @@ import numpy as np
 
 from uadjax import bundle, calibrate, inputs, runtimes
 from uadjax.data import demo, preprocess
+from uadjax.export import graph as graphs, judge
 from uadjax.types import DataError, Scores
 
 TOLERANCE = 1e-4  # Of an image's score, and of its map's largest value.
@@ -78,19 +79,17 @@ def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path |
   if folder:
     sources = itertools.islice(inputs.expand(folder), _IMAGES)
     originals, source = [inputs.read(one) for one in sources], f'images of {folder}'
+    if not originals:
+      raise DataError(f'There is no image in {folder} to compare on.')
   elif paths := _near_thresholds(model):
     originals, source = [preprocess.decode(path) for path in paths], 'good images'
   else:
     drawn = sorted((demo.cached() / demo.CATEGORY / 'train' / 'good').iterdir())
     originals = [preprocess.decode(path) for path in drawn[:_IMAGES]]
     source = 'drawn pictures (calibration.csv names no image that is here)'
-  if not originals:
-    raise DataError(f'There is no image in {folder} to compare on.')
-  if camera:
-    to_camera = preprocess.parse(f'resize({camera[0]}, {camera[1]})')
-    originals = [to_camera.apply(image) for image in originals]
-  seen = [model.ops.apply(image) for image in originals]
-  return Pictures(np.stack(originals if camera else seen), np.stack(seen), source)
+  pairs = [graphs.pixels(model.ops, image, camera) for image in originals]
+  taken, seen = (np.stack(images) for images in zip(*pairs, strict=True))
+  return Pictures(taken, seen, source)
 
 
 def compare(model: bundle.Model, run: runtimes.Run, batch: int | None, on: Pictures) -> Agreement:
@@ -127,8 +126,7 @@ def _near_thresholds(model: bundle.Model) -> Sequence[str]:
   limits = np.array([model.limits.image, model.limits.review])
   distance = np.abs(normals.image[:, None] - limits).min(axis=1)
   nearest = sorted(there, key=lambda i: distance[i])
-  spread = [there[i] for i in np.linspace(0, len(there) - 1, _IMAGES).astype(int)] if there else []
-  chosen = dict.fromkeys([*nearest[: _IMAGES // 2], *spread])
+  chosen = dict.fromkeys([*nearest[: _IMAGES // 2], *judge.spread(there, _IMAGES)])
   return [normals.path[i] for i in [*chosen][:_IMAGES]]
 
 

@@ -1,7 +1,7 @@
 """The nearest rows of a bank, exactly.
 
-|a - b|² is |b|² - 2ab + |a|², where |a|² is the same for all rows b: one matrix product ranks them.
-But its rounding grows with the norms and not with the distance, so it only nominates a few
+`|a - b|²` is `|b|² - 2ab + |a|²`, where `|a|²` is the same for all rows b: one matrix product ranks
+them. But its rounding grows with the norms and not with the distance, so it only nominates a few
 candidates; their distances are then taken directly, and order them.
 
 Letters: q queries, n bank rows, d dimensions, k neighbors, c candidates.

@@ -1,0 +1,169 @@
+"""STFPM's learning rate and number of steps: a table of accuracy, over seeds, and its picture.
+
+  DATA=../shared/data/mvtec_ad
+  WEIGHTS=../shared/weights/resnet18_imagenet_bnfolded.pth
+  python experiments/stfpm_study.py --root=$DATA --category=toothbrush --weights=$WEIGHTS
+
+PaddleX's tutorial has such a table: one run per cell, a rate that decays whatever the table says,
+and a measure that no good image enters. Here a rate is constant after `--warmups` steps of linear
+warm-up, every cell has several seeds, and good test images count: an image AUROC needs them, and
+false alarms are theirs alone. `--steps` are stages of one run, each taken up where the one before
+stopped, which to the bit is what a run of that length has (tests/test_main.py says so); of each
+the step of the lowest held-out loss is judged. Finished stages are not repeated, so that a study
+that was cut off goes on. What follows `--` is passed on to every run.
+
+It prints the table, and leaves it in --workdir as table.md, with table.csv (a row for each stage of
+each run) and study.png.
+"""
+
+import argparse
+from collections.abc import Sequence
+import csv
+import itertools
+import json
+from pathlib import Path
+import statistics
+import sys
+from typing import NamedTuple
+
+import fresh
+from matplotlib import figure
+
+_METRICS = {  # Key in evaluate_result.json -> title; the last three at the calibrated thresholds.
+  'image_auroc': 'image AUROC',
+  'pixel_auroc': 'pixel AUROC',
+  'image_recall': 'recall',
+  'false_alarm_rate': 'false alarms',
+  'iou': 'IoU',
+}
+
+
+class Run(NamedTuple):
+  """One student; its stages are numbers of steps."""
+
+  rate: float
+  warmup: int
+  seed: int
+
+  def folder(self, workdir: Path) -> Path:
+    """Where it goes."""
+    return workdir / f'rate_{self.rate:g}_warmup_{self.warmup}' / f'seed_{self.seed}'
+
+
+def stage(run: Run, steps: int, first: bool, workdir: Path, flags: Sequence[str]) -> fresh.Told:
+  """Train a student until `steps`; what was measured then, or that it diverged."""
+  folder = run.folder(workdir)
+  path = folder / f'steps_{steps}.json'
+  if path.is_file():
+    return json.loads(path.read_text())
+  command = [sys.executable, '-m', 'uadjax.main', '--config=configs/stfpm.py']
+  command += [f'--workdir={folder}', *flags]
+  command += [f'--config.fit.learning_rate={run.rate}', f'--config.fit.warmup_steps={run.warmup}']
+  command += [f'--config.fit.steps={steps}', '--config.evaluate.save_pictures=0']
+  command.append(f'--config.fit.{"overwrite=true" if first else "resume=latest"}')
+  try:
+    fresh.finish(command)
+  except SystemExit as failure:
+    if 'training diverged' not in str(failure):
+      raise
+    told: fresh.Told = {'diverged': True}
+  else:
+    metrics = json.loads((folder / 'evaluate_result.json').read_text())['metrics']
+    told = {key: {**metrics, **metrics['at_threshold']}[key] for key in _METRICS}
+  folder.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(told) + '\n')
+  return told
+
+
+def cell(told: Sequence[fresh.Told], key: str) -> str:
+  """Mean and range over the seeds that did not diverge, and how many did."""
+  lost = sum('diverged' in one for one in told)
+  shown = fresh.cell(fresh.spread([one.get(key) for one in told], statistics.mean), 3)
+  return f'{shown}; {lost} of {len(told)} diverged' if lost else shown
+
+
+Rows = dict[tuple[float, int, int], list[fresh.Told]]  # Rate, warm-up, steps: what each seed told.
+
+
+def table(rows: Rows) -> str:
+  """The rows in Markdown."""
+  titles = ['learning rate', 'warm-up', 'steps', 'seeds', *_METRICS.values()]
+  return fresh.markdown(
+    titles,
+    (
+      [f'{rate:g}', warmup, steps, len(told), *(cell(told, key) for key in _METRICS)]
+      for (rate, warmup, steps), told in rows.items()
+    ),
+  )
+
+
+def draw(rows: Rows, path: Path, title: str) -> None:
+  """Image AUROC over steps: a line per rate and warm-up, a band from the lowest to the highest."""
+  page = figure.Figure(figsize=(8, 4.5), layout='constrained')
+  axes = page.subplots()
+  for rate, warmup in dict.fromkeys(key[:2] for key in rows):
+    points = [
+      (steps, fresh.spread([one.get('image_auroc') for one in told], statistics.mean))
+      for (other, warm, steps), told in rows.items()
+      if (other, warm) == (rate, warmup)
+    ]
+    known = [(steps, *found) for steps, found in points if found]
+    if not known:
+      continue
+    steps, mean, low, high = zip(*known, strict=True)
+    label = f'rate {rate:g}' + (f', warm-up {warmup}' if warmup else '')
+    (line,) = axes.plot(steps, mean, marker='o', label=label, linestyle='--' if warmup else '-')
+    axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+  axes.set(xlabel='steps', ylabel='image AUROC, mean and range over seeds', title=title)
+  axes.grid(alpha=0.3)
+  axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
+  page.savefig(path, dpi=120)
+
+
+def main() -> None:
+  """Train, tabulate, draw."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  for flag in ('--root', '--category', '--weights'):
+    parser.add_argument(flag, required=True)
+  parser.add_argument('--rates', default='0.04,0.4,4')
+  parser.add_argument('--warmups', default='0,50')
+  parser.add_argument('--steps', default='50,100,200')
+  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {fresh.FIRST_SEED} on')
+  parser.add_argument('--workdir', type=Path, default=Path('runs/stfpm_study'))
+  parser.add_argument('overrides', nargs='*', help='after --, for every run')
+  flags = parser.parse_args()
+  rates = [float(rate) for rate in flags.rates.split(',')]
+  warmups = [int(steps) for steps in flags.warmups.split(',')]
+  stages = sorted(int(steps) for steps in flags.steps.split(','))
+  seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
+  told: dict[tuple[float, int, int], dict[int, fresh.Told]] = {}
+  for seed, rate, warmup in itertools.product(seeds, rates, warmups):
+    run = Run(rate, warmup, seed)
+    common = [*fresh.flags_of(flags.root, flags.category, flags.weights, seed), *flags.overrides]
+    found: fresh.Told = {}
+    for steps in stages:
+      # One that diverged does not come back.
+      if 'diverged' not in found:
+        found = stage(run, steps, steps == stages[0], flags.workdir, common)
+      told.setdefault((rate, warmup, steps), {})[seed] = found
+      print(f'seed {seed} rate {rate:g} warm-up {warmup} steps {steps}: {found}', flush=True)
+  rows = {key: list(told[key].values()) for key in sorted(told)}
+  about = f'{flags.category}. {fresh.machine()}.'
+  if flags.overrides:
+    about += f' Overrides: {" ".join(flags.overrides)}.'
+  text = f'{table(rows)}\n\nOver seeds: mean (range). {about}\n'
+  (flags.workdir / 'table.md').write_text(text)
+  with (flags.workdir / 'table.csv').open('w', newline='') as file:
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(['rate', 'warmup', 'steps', 'seed', *_METRICS])
+    for key in sorted(told):
+      for seed, one in told[key].items():
+        writer.writerow([*key, seed, *(one.get(metric, 'diverged') for metric in _METRICS)])
+  draw(rows, flags.workdir / 'study.png', f'STFPM, {flags.category}')
+  print(text)
+
+
+if __name__ == '__main__':
+  main()
