@@ -13,7 +13,7 @@ import pytest
 from uadjax import bundle, cli, create_model, export, main, runtimes, types
 from uadjax.backbones import conv
 from uadjax.data import demo, preprocess
-from uadjax.export import onnxfile, verify
+from uadjax.export import blame, graph as graphs, onnxfile, verify
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 SMALL = (
@@ -146,14 +146,15 @@ def test_a_crop_is_undone_in_the_graph(drawn, photos, tmp_path):
   np.testing.assert_allclose(run(photos[:1]).map[0], want.anomaly_map, rtol=1e-4)
 
 
-@pytest.mark.parametrize('backbone', ['compact', 'resnet50'])
-def test_other_backbones(backbone, drawn, tmp_path):
-  weights = 'embedded' if backbone == 'compact' else 'random'
-  flags = f'--config.backbone.name={backbone}', f'--config.backbone.weights={weights}'
-  if backbone == 'compact':
-    flags = flags[1:]  # Which stands in for ResNet-18.
-  model = fitted(tmp_path, drawn, 'patchcore', *flags)
+@pytest.mark.parametrize('name', sorted(OPTIONS))
+def test_with_the_embedded_weights(name, drawn, tmp_path):
+  model = fitted(tmp_path, drawn, name, '--config.backbone.weights=embedded')
   assert export.export(model).agreement.holds
+
+
+def test_with_bottlenecks(drawn, tmp_path):
+  flags = '--config.backbone.name=wide_resnet50_2', '--config.detector.layers=layer1'
+  assert export.export(fitted(tmp_path, drawn, 'patchcore', *flags)).agreement.holds
 
 
 def test_arrays_too_large_for_one_file_lie_in_another(models, photos, tmp_path, monkeypatch):
@@ -185,6 +186,40 @@ def test_an_operation_that_comes_out_otherwise_is_named_and_nothing_is_left(
   with pytest.raises(types.ExportError, match='first operation that differs is reduce_window_max'):
     export.export(models['patchcore'], output=tmp_path / 'wrong.onnx')
   assert not [*tmp_path.iterdir()]
+
+
+def test_what_comes_after_a_pool_that_is_right_is_named(tmp_path):
+  def call(images):
+    x = nn.relu(images.astype(np.float32))
+    x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='VALID')
+    x = nn.max_pool(x, window_shape=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+    return x[..., 0], x.max(axis=(1, 2, 3))
+
+  graph = graphs.Graph(call, 33, 47, None, {})
+  images = np.random.default_rng(0).integers(0, 256, (2, 33, 47, 3), np.uint8)
+  named = blame.culprit(graph, onnxfile.write, onnxfile.load, images, 1e-4)
+  assert 'reduce_window_max(float32[1,16,23,3])' in named
+
+
+@pytest.mark.parametrize(('shift', 'holds'), [(5e-5, True), (-5e-5, True), (0.02, False)])
+def test_rounding_may_move_a_value_over_the_floor_and_no_more(models, shift, holds):
+  plain = models['stfpm']
+  on = verify.pictures(plain, None, None)
+  maps = np.sort(jax.device_get(plain.score(plain.fitted, on.seen)).map.ravel())
+  # Where values are dense; an opening spreads each that passes.
+  floor = float(maps[len(maps) // 2]) * (1 - shift / 2)
+  model, other = (with_floor(plain, value) for value in (floor, floor * (1 + shift)))
+  agreement = verify.compare(model, lambda x: other.score(other.fitted, x), None, on)
+  assert agreement.holds == holds
+  ours, theirs = (one.score(one.fitted, on.seen).map for one in (model, other))
+  assert np.abs(ours - theirs).max() > 1e-4 * ours.max()
+
+
+def with_floor(model, floor):
+  config = model.config.copy_and_resolve_references()
+  config.detector.update(floor=floor, opening=1)
+  _, detector = bundle.assemble(config, types.Spec(model.ops.height, model.ops.width))
+  return model._replace(config=config, score=jax.jit(detector.score))
 
 
 def test_a_label_that_flips_fails_though_scores_agree(models, tmp_path):

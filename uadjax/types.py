@@ -150,6 +150,9 @@ class Detector(NamedTuple):
     portable: Fitted -> (images -> Scores): the same scores from operations that every runtime has
       and is quick at, with whatever does not depend on images computed ahead; None where `score`
       is that already.
+    around: (Fitted, images, tolerance) -> (low, high) Scores, between which the score of a runtime
+      lies that rounds by no more than that, where a threshold within makes it jump; None where
+      nothing jumps.
   """
 
   init: Callable[[Key, Variables], Any]
@@ -160,6 +163,7 @@ class Detector(NamedTuple):
   score: Callable[[Any, UInt8[Array, 'b h w 3']], Scores]
   one_pass: OnePass | None = None
   portable: Callable[[Any], Callable[[UInt8[Array, 'b H W 3']], Scores]] | None = None
+  around: Callable[[Any, UInt8[Array, 'b H W 3'], float], tuple[Scores, Scores]] | None = None
 
 
 class UserError(Exception):

@@ -106,7 +106,7 @@ def make(
   def finish(state: State) -> Fitted:
     return Fitted(state.teacher, state.student)
 
-  def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
+  def judged(fitted: Fitted, images: UInt8[Array, 'b H W 3'], floor: float) -> Scores:
     teacher, student = see(fitted.teacher, images), see(fitted.student, images)
     anomaly = jnp.ones(images.shape[:3])
     for stage in backbone.stages:
@@ -118,7 +118,17 @@ def make(
       anomaly = maps.grey_opening(anomaly, opening)
     return Scores(anomaly, anomaly.max(axis=(1, 2)))
 
-  return Detector(init, prepare, update, validate, finish, score)
+  def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
+    return judged(fitted, images, floor)
+
+  def around(
+    fitted: Fitted, images: UInt8[Array, 'b H W 3'], tolerance: float
+  ) -> tuple[Scores, Scores]:
+    # A higher floor makes no value larger, nor does opening what is smaller.
+    low, high = (judged(fitted, images, floor * (1 + sign * tolerance)) for sign in (1, -1))
+    return low, high
+
+  return Detector(init, prepare, update, validate, finish, score, around=around if floor else None)
 
 
 def _directions(features: Features) -> Features:

@@ -145,7 +145,7 @@ def export(
   with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as folder:
     path = Path(folder) / output.name
     facts, agreement = _tried(kind, graph, path, model, on)
-    told: dict[str, Any] = {'agreement': {**agreement._asdict(), 'tolerance': verify.TOLERANCE}}
+    told: dict[str, Any] = {'agreement': agreement.told()}
     quantized = None
     if judged_on:
       quantized = quantizing.quantize(quantize, path, model.limits, graph.batch, judged_on)
@@ -241,7 +241,8 @@ def _tried(
   if agreement and max(agreement.score, agreement.map) <= verify.TOLERANCE:
     why = 'a good image lies as near to a threshold as rounding moves it'
   else:
-    why = blame.culprit(graph, kind.write, load, on.taken, verify.TOLERANCE)
+    images = on.taken[agreement.worst :] if agreement else on.taken
+    why = blame.culprit(graph, kind.write, load, images, verify.TOLERANCE)
   raise ExportError(f'{wrong}; {why}. Nothing was written.')
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import tempfile
 from typing import Any
 
+from flax import linen as nn
 import jax
 from jax import numpy as jnp
 from jax.extend import core
@@ -45,10 +46,9 @@ def culprit(
     until = closed.jaxpr.replace(
       eqns=closed.jaxpr.eqns[: last + 1], outvars=operation.outvars[:1], debug_info=unnamed
     )
-    carry_out = core.jaxpr_as_fun(closed.replace(jaxpr=until))
 
     def cut(images: Any) -> tuple[Any, Any]:
-      value = carry_out(images)[0].astype(jnp.float32)
+      value = _carried_out(closed.replace(jaxpr=until), images).astype(jnp.float32)
       return value, value.sum()[None]  # As a map; and something for a score.
 
     with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +79,25 @@ def culprit(
       good, bad = (good, middle) if differs(chain[middle]) else (middle, bad)
   which = f'number {operations.index(chain[bad]) + 1} of {len(operations)}'
   return f'the first operation that differs is {_told(chain[bad])}, {which}'
+
+
+def _carried_out(closed: Any, images: Any) -> Any:
+  """The first result of operations, one by one; pools as the function that exporters know."""
+  jaxpr = closed.jaxpr
+  known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, images], strict=True))
+  for equation in jaxpr.eqns:
+    how, names = equation.params, [one for one in equation.invars if isinstance(one, core.Var)]
+    taken = [known[name] for name in names]
+    if equation.primitive.name == 'reduce_window_max' and len(how['window_dimensions']) == 4:
+      keys = 'window_dimensions', 'window_strides', 'padding'
+      window, strides, padding = (how[key][1:3] for key in keys)
+      pooled = nn.max_pool(*taken, window_shape=window, strides=strides, padding=padding)
+      known[equation.outvars[0]] = pooled
+      continue
+    alone = jaxpr.replace(constvars=[], invars=names, eqns=[equation], outvars=equation.outvars)
+    carry_out = core.jaxpr_as_fun(closed.replace(jaxpr=alone, consts=[]))
+    known.update(zip(equation.outvars, carry_out(*taken), strict=True))
+  return known[jaxpr.outvars[0]]
 
 
 def _leading_to(last: Any, operations: list[Any]) -> list[Any]:

@@ -1,18 +1,19 @@
 """Whether an exported graph says what the model says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from uadjax import bundle, calibrate, inputs, runtimes
 from uadjax.data import demo, preprocess
 from uadjax.export import graph as graphs, judge
-from uadjax.types import DataError, Scores
+from uadjax.types import DataError, Scores, Spec
 
 TOLERANCE = 1e-4  # Of an image's score, and of its map's largest value.
 _IMAGES = 24
@@ -42,6 +43,7 @@ class Agreement(NamedTuple):
     score: the largest difference of an image's score, relative to it.
     map: the largest difference of a map's value, relative to the largest of its map.
     flips: images that are labelled otherwise.
+    worst: number of the image that differs most.
   """
 
   images: int
@@ -49,11 +51,18 @@ class Agreement(NamedTuple):
   score: float
   map: float
   flips: int
+  worst: int = 0
 
   @property
   def holds(self) -> bool:
     """Whether they are the same, within the tolerance; no NaN is."""
     return self.score <= TOLERANCE and self.map <= TOLERANCE and not self.flips
+
+  def told(self) -> dict[str, Any]:
+    """The same, as JSON can hold it."""
+    told = {**self._asdict(), 'tolerance': TOLERANCE}
+    del told['worst']
+    return told
 
   def __str__(self) -> str:
     labels = f'{self.flips} labels are others' if self.flips else 'no label is another'
@@ -101,19 +110,31 @@ def compare(model: bundle.Model, run: runtimes.Run, batch: int | None, on: Pictu
     batch: images it takes at once; None for any number, of which several are then tried.
     on: the pictures.
   """
-  want = _in_batches(lambda x: jax.device_get(model.score(model.fitted, x)), on.seen, _AT_ONCE)
-  if on.taken.shape != on.seen.shape:
-    height, width = on.taken.shape[1:3]
-    maps = [model.ops.restore(map, height, width).map for map in want.map]
-    want = want._replace(map=np.stack(maps))
+
+  def known(score: Callable[[Any], Scores]) -> Scores:
+    scores = _in_batches(lambda x: jax.device_get(score(x)), on.seen, _AT_ONCE)
+    if on.taken.shape == on.seen.shape:
+      return scores
+    maps = [model.ops.restore(map, *on.taken.shape[1:3]).map for map in scores.map]
+    return scores._replace(map=np.stack(maps))
+
+  want = known(lambda x: model.score(model.fitted, x))
+  _, detector = bundle.assemble(model.config, Spec(model.ops.height, model.ops.width))
+  low = high = want
+  if detector.around is not None:
+    both = jax.jit(functools.partial(detector.around, tolerance=TOLERANCE))
+    low, high = (known(lambda x, side=side: both(model.fitted, x)[side]) for side in (0, 1))
   got = _in_batches(run, on.taken, batch)
   labels = ([calibrate.label(float(x), model.limits) for x in one.image] for one in (want, got))
+  scores = _outside(got.image, low.image, high.image)
+  maps = _outside(got.map, low.map, high.map)
   return Agreement(
     len(on.taken),
     on.source,
-    _furthest(got.image, want.image),
-    _furthest(got.map, want.map),
+    float(scores.max()),
+    float(maps.max()),
     sum(a != b for a, b in zip(*labels, strict=True)),
+    int(np.maximum(scores, maps).argmax()),
   )
 
 
@@ -142,8 +163,8 @@ def _in_batches(run: runtimes.Run, images: np.ndarray, batch: int | None) -> Sco
   return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def _furthest(got: Any, want: Any) -> float:
-  """The largest difference, relative to the largest value of the same image: [n ...] each."""
-  got, want = (np.asarray(x).reshape(len(x), -1) for x in (got, want))
-  scale = np.maximum(np.abs(want).max(axis=1), np.finfo(np.float32).tiny)
-  return float((np.abs(got - want).max(axis=1) / scale).max())
+def _outside(got: Any, low: Any, high: Any) -> Float[np.ndarray, ' n']:
+  """How far each image's [n ...] values are outside, relative to its largest; NaN if one is."""
+  got, low, high = (np.asarray(x).reshape(len(x), -1) for x in (got, low, high))
+  scale = np.maximum(np.abs(high).max(axis=1), np.finfo(np.float32).tiny)
+  return np.maximum(np.maximum(low - got, got - high), 0).max(axis=1) / scale
