@@ -36,7 +36,7 @@ FLOORS = (
   ('train', 'trial', 'weights'),
   ('assess',),
   ('run',),
-  ('fitting',),
+  ('fitting', 'serve'),
   ('main', 'cli'),
   ('__main__',),
 )
@@ -52,6 +52,12 @@ ROOMS = {
   'onnx': {'export'},
   'onnxruntime': {'runtimes', 'export'},
   'openvino': {'runtimes'},
+  'fastapi': {'serve'},
+  'orjson': {'serve'},
+  'prometheus_client': {'serve'},
+  'pydantic': {'serve'},
+  'starlette': {'serve'},
+  'uvicorn': {'serve'},
 }
 
 

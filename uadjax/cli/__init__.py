@@ -323,3 +323,51 @@ def weights(name: options.Backbone = None, as_json: options.AsJson = False):
     from uadjax.cli import preparing
 
     preparing.weights(name, as_json)
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax serve runs/bolts/model',
+    'uadjax serve bolts=runs/bolts/model nuts=runs/nuts/model --port 80 --host 0.0.0.0',
+    'curl -F image=@photo.png localhost:8000/image-anomaly-detection',
+  )
+)
+@running.told
+def serve(
+  models: options.ModelDirs = None,
+  host: options.Host = '127.0.0.1',
+  port: options.Port = 8000,
+  device: options.Device = None,
+  backend: options.ServiceBackend = 'auto',
+  batch: options.Together = 0,
+  queue: options.Queue = 64,
+  deadline: options.Deadline = 30.0,
+  max_bytes: options.MaxBytes = 32 << 20,
+  max_pixels: options.MaxPixels = 50_000_000,
+  allow_urls: options.AllowUrls = False,
+  token: options.Token = '',
+  drain: options.Drain = 30.0,
+):
+  """Judge images over HTTP, and on a page in the browser.
+
+  Requests are computed together as they come.
+  SIGTERM lets those that were accepted finish.
+  """
+  with running.ready():
+    from uadjax import fetch, serve as services
+    from uadjax.cli import serving
+
+    settings = services.Settings(
+      serving.named(models or ()),
+      device or 'auto',
+      backend,
+      batch,
+      queue,
+      deadline,
+      max_bytes,
+      max_pixels,
+      fetch.Access(urls=allow_urls, max_bytes=max_bytes),
+      token,
+      drain,
+    )
+    services.serve(settings, host, port)

@@ -277,3 +277,69 @@ Size = Annotated[int, typer.Option(metavar='N', help='Side of the pictures in pi
 Overwrite = Annotated[
   bool, typer.Option('--overwrite', metavar='', help='Replace categories that are there.')
 ]
+
+# A service.
+_LIMITS = 'Limits'
+ModelDirs = Annotated[
+  list[str] | None,
+  typer.Argument(
+    metavar='[NAME=]MODEL_DIR', show_default=False,
+    help='Model directories, the first answers where no name is given; a demo without any.',
+  ),
+]  # fmt: skip
+Host = Annotated[
+  str, typer.Option(metavar='ADDRESS', help='Where to listen; 0.0.0.0 for all addresses.')
+]
+Port = Annotated[int, typer.Option(metavar='N', min=0, max=65535, help='0 for any that is free.')]
+ServiceBackend = Annotated[
+  str,
+  typer.Option(
+    metavar='NAME', rich_help_panel=_MODEL,
+    help='auto: an inference runtime on a CPU where one is installed, else jax; or jax, '
+    'onnxruntime, openvino.',
+  ),
+]  # fmt: skip
+Together = Annotated[
+  int,
+  typer.Option(
+    '--batch', metavar='N', min=0, rich_help_panel=_LIMITS, show_default=False,
+    help='Images computed together, at most; 1 for none. By default what suits the device.',
+  ),
+]  # fmt: skip
+Queue = Annotated[
+  int,
+  typer.Option(
+    metavar='N', min=1, rich_help_panel=_LIMITS,
+    help='Images being answered, at most; beyond, requests are refused (503).',
+  ),
+]  # fmt: skip
+Deadline = Annotated[
+  float,
+  typer.Option(
+    metavar='SECONDS', rich_help_panel=_LIMITS, help='For a request; then it is given up (504).'
+  ),
+]
+MaxBytes = Annotated[
+  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS, help='Of a body, and of a URL.')
+]
+MaxPixels = Annotated[
+  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS, help='Of an image.')
+]
+AllowUrls = Annotated[
+  bool,
+  typer.Option('--allow-urls', rich_help_panel=_LIMITS, help='Fetch images from public addresses.'),
+]
+Token = Annotated[
+  str,
+  typer.Option(
+    metavar='TOKEN', envvar='UADJAX_TOKEN', rich_help_panel=_LIMITS, show_default=False,
+    help='Requests must bear it: Authorization: Bearer TOKEN.',
+  ),
+]  # fmt: skip
+Drain = Annotated[
+  float,
+  typer.Option(
+    metavar='SECONDS', rich_help_panel=_LIMITS,
+    help='After SIGTERM, for requests that were accepted.',
+  ),
+]  # fmt: skip

@@ -1,0 +1,97 @@
+"""Images of many requests are computed together, and each gets its own answer."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from uadjax.serve import batching
+from uadjax.types import Scores
+
+
+def image(value):
+  return np.full((2, 3, 3), value, np.uint8)
+
+
+def mean(images):
+  """A score that tells images apart."""
+  return Scores(images.mean(axis=3, dtype=np.float32), images.mean(axis=(1, 2, 3)))
+
+
+def scored(values, run=mean, sizes=(1, 2, 4), at_once=2):
+  """The answers, and how many images each batch had."""
+  seen = []
+
+  async def ask():
+    batcher = batching.Batcher([run], sizes, at_once, seen.append)
+    try:
+      return await asyncio.gather(
+        *(batcher.score(image(value)) for value in values), return_exceptions=True
+      )
+    finally:
+      await batcher.close()
+
+  return asyncio.run(ask()), seen
+
+
+@pytest.mark.parametrize('sizes', [(1,), (4,), (1, 2, 4), (3, 7)])
+@pytest.mark.parametrize('at_once', [1, 3])
+def test_each_gets_its_own_answer(sizes, at_once):
+  answers, seen = scored(range(23), sizes=sizes, at_once=at_once)
+  assert [answer.score for answer in answers] == list(range(23))
+  assert all((answer.map == answer.score).all() for answer in answers)
+  assert sum(seen) == 23
+  assert max(seen) <= sizes[-1]
+
+
+def test_what_waits_is_computed_together():
+  begun, go = threading.Event(), threading.Event()
+
+  def slow(images):
+    begun.set()
+    assert go.wait(10)
+    return mean(images)
+
+  seen = []
+
+  async def ask():
+    batcher = batching.Batcher([slow], (1, 2, 4, 8), 1, seen.append)
+    first = asyncio.create_task(batcher.score(image(0)))
+    await asyncio.to_thread(begun.wait, 10)
+    others = [asyncio.create_task(batcher.score(image(value))) for value in range(1, 6)]
+    gone = asyncio.create_task(batcher.score(image(9)))
+    await asyncio.sleep(0)
+    assert batcher.waiting == 6
+    gone.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    answers = await asyncio.gather(first, *others)
+    await batcher.close()
+    return [answer.score for answer in answers]
+
+  assert asyncio.run(ask()) == [0, 1, 2, 3, 4, 5]
+  assert seen == [1, 5]  # Whoever was given up was not computed.
+
+
+def test_who_fails_fails_those_of_its_batch_alone():
+  def fails_at_7(images):
+    if (images == 7).any():
+      raise RuntimeError('seven')
+    return mean(images)
+
+  answers, _ = scored([1, 7, 3], fails_at_7, sizes=(1,))
+  assert [answers[0].score, answers[2].score] == [1, 3]
+  assert str(answers[1]) == 'seven'
+
+
+def test_only_batch_sizes_that_change_no_answer_are_used():
+  assert batching.faithful(mean, 2, 3, 8) == (1, 2, 4, 8)
+  assert batching.faithful(mean, 2, 3, 1) == (1,)
+
+  def rounds(images):
+    """As a runtime may that adds up in another order for two."""
+    scores = mean(images)
+    return scores._replace(image=scores.image * (1 + 1e-12 * (len(images) == 2)))
+
+  assert batching.faithful(rounds, 2, 3, 8) == (1, 4, 8)

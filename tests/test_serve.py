@@ -1,0 +1,402 @@
+"""The service says over HTTP what `predict` says, and whatever is wrong with a request."""
+
+import base64
+import concurrent.futures
+import io
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+import numpy as np
+from PIL import Image
+import pytest
+from starlette import testclient
+
+from uadjax import create_model, fetch, main
+from uadjax.data import demo
+from uadjax.serve import app as apps, settings as options
+from uadjax.types import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+SMALL = (
+  '--config.data.ops=resize(32, 48)',
+  '--config.detector.layers=layer1',
+  '--config.detector.ratio=0.1',
+  '--config.backbone.weights=random',
+  '--config.fit.batch_size=4',
+  '--config.evaluate.do_eval=false',
+)
+ROUTE = '/image-anomaly-detection'
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+  return demo.draw(tmp_path_factory.mktemp('drawn'), size=60, train=6, test_good=2, test_defect=1)
+
+
+@pytest.fixture(scope='module')
+def directory(drawn, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('disc')
+  where = f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}'
+  assert main.main([f'--config={CONFIGS / "patchcore.py"}', *SMALL, *where]) == 0
+  return workdir / 'model'
+
+
+@pytest.fixture(scope='module')
+def photos(drawn):
+  return sorted((drawn / 'disc' / 'test').rglob('*.png'))
+
+
+@pytest.fixture(scope='module')
+def known(directory, photos):
+  """What `predict` says."""
+  results = create_model(model_dir=directory, backend='auto').predict(photos)
+  return {result.input_path: result for result in results}
+
+
+@pytest.fixture(scope='module')
+def ask(directory):
+  with asked(directory) as client:
+    yield client
+
+
+def asked(directory, **limits):
+  """A service in this process."""
+  settings = options.Settings({'disc': directory, 'again': directory}, backend='auto', **limits)
+  options.check(settings)
+  return Warm(apps.build(settings), raise_server_exceptions=False)
+
+
+class Warm(testclient.TestClient):
+  """Waits for the models."""
+
+  def __enter__(self):
+    super().__enter__()
+    until(lambda: self.get('/v2/health/ready').status_code == 200)
+    return self
+
+
+def until(true, seconds=60):
+  end = time.monotonic() + seconds
+  while not true():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def coded(path):
+  return base64.b64encode(path.read_bytes()).decode()
+
+
+def said(result):
+  return result['score'], result['label'], result['regions'], result['labelMap']
+
+
+def expected(result):
+  regions = json.loads(json.dumps([region._asdict() for region in result.regions]))
+  return result.score, result.label, regions, result.pred.ravel().tolist()
+
+
+def test_it_says_what_predict_says_whatever_form_the_request_has(ask, photos, known):
+  for path in photos:
+    content = path.read_bytes()
+    ways = [
+      ask.post(ROUTE, json={'image': coded(path)}),
+      ask.post(ROUTE, json={'image': f'data:image/png;base64,{coded(path)}', 'visualize': None}),
+      ask.post(ROUTE, files={'image': ('x.png', content)}),
+      ask.post(ROUTE, content=content, headers={'Content-Type': 'application/octet-stream'}),
+      ask.post(f'{ROUTE}?model=again', content=content, headers={'Content-Type': 'image/png'}),
+    ]
+    for answer in ways:
+      assert answer.status_code == 200, answer.text
+      told = answer.json()
+      assert (told['errorCode'], told['errorMsg']) == (0, 'Success')
+      assert told['logId'] == answer.headers['X-Log-Id']
+      result = told['result']
+      assert said(result) == expected(known[str(path)])
+      assert result['size'] == list(known[str(path)].size)
+      assert result['threshold'] == known[str(path)].threshold
+      assert 'image' not in result
+      assert 'heatmap' not in result
+
+
+def test_pictures_where_they_are_asked_for(ask, photos, known):
+  one = known[str(photos[0])]
+  result = ask.post(
+    ROUTE, json={'image': coded(photos[0]), 'visualize': True, 'heatmap': True}
+  ).json()['result']
+  picture = Image.open(io.BytesIO(base64.b64decode(result['image'])))
+  assert picture.format == 'JPEG'
+  assert picture.size == one.picture().size
+  gray = np.asarray(Image.open(io.BytesIO(base64.b64decode(result['heatmap']['image']))))
+  low, high = result['heatmap']['low'], result['heatmap']['high']
+  np.testing.assert_allclose(
+    low + gray / 255 * (high - low), one.anomaly_map, atol=(high - low) / 500
+  )
+
+
+def test_whatever_else_is_computed_a_score_stays_what_it_is(ask, photos, known):
+  paths = [photos[number % len(photos)] for number in range(60)]
+  with concurrent.futures.ThreadPoolExecutor(12) as threads:
+    answers = list(threads.map(lambda path: ask.post(ROUTE, json={'image': coded(path)}), paths))
+  for path, answer in zip(paths, answers, strict=True):
+    assert said(answer.json()['result']) == expected(known[str(path)])
+  batches = ask.get('/metrics').text
+  assert 'uadjax_batch_images_bucket{le="1.0",model="disc"}' in batches
+
+
+def bomb():
+  """A small file that claims to be a large picture."""
+  chunk = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
+  head = b'IHDR' + chunk
+  return (
+    b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + head + struct.pack('>I', zlib.crc32(head))
+    + struct.pack('>I', 0) + b'IDAT' + struct.pack('>I', zlib.crc32(b'IDAT'))
+  )  # fmt: skip
+
+
+JSON, RAW = {'Content-Type': 'application/json'}, {'Content-Type': 'application/octet-stream'}
+
+
+@pytest.mark.parametrize(
+  ('content', 'headers', 'status', 'message'),
+  [
+    (b'{', JSON, 422, 'Invalid JSON'),
+    (b'{}', JSON, 422, 'image: Field required'),
+    (b'{"image": 3}', JSON, 422, 'image: Input should be a valid string'),
+    (b'{"image": "x", "visualise": true}', JSON, 422, 'visualise: Extra inputs'),
+    (b'{"image": "?"}', JSON, 422, 'neither base64 nor a URL'),
+    (b'{"image": "aGVsbG8="}', JSON, 422, 'not a JPEG, PNG'),
+    (b'{"image": "http://127.0.0.1/x.png"}', JSON, 422, 'URLs are not allowed'),
+    (b'{"image": "aGVsbG8=", "model": "bolt"}', JSON, 404, "no model 'bolt'; choose from ['disc'"),
+    (b'', RAW, 422, 'body is empty'),
+    (bomb(), RAW, 422, 'pixels are more than'),
+    (b'x' * 200_001, RAW, 413, 'more than 200000 bytes'),
+    (b'<image/>', {'Content-Type': 'text/xml'}, 415, 'send application/json'),
+    (b'', {}, 415, 'send application/json'),
+    (b'x', {**RAW, 'Content-Encoding': 'gzip'}, 415, 'Content-Encoding'),
+    (b'x', {'Content-Type': 'multipart/form-data'}, 422, 'form cannot be read'),
+  ],
+)
+def test_what_is_wrong_is_told(strict, content, headers, status, message):
+  answer = strict.post(ROUTE, content=content, headers=headers)
+  assert answer.status_code == status, answer.text
+  told = answer.json()
+  assert told['errorCode'] == status
+  assert message in told['errorMsg']
+  assert told['logId']
+
+
+@pytest.fixture(scope='module')
+def strict(directory):
+  with asked(directory, max_bytes=200_000, max_pixels=4000) as client:
+    yield client
+
+
+def test_more_pixels_than_allowed_are_not_decoded(strict, photos):
+  answer = strict.post(ROUTE, content=photos[0].read_bytes() * 1, headers=RAW)
+  assert answer.status_code == 200  # 60 x 60.
+  file = io.BytesIO()
+  Image.new('L', (100, 41)).save(file, 'PNG')
+  answer = strict.post(ROUTE, content=file.getvalue(), headers=RAW)
+  assert (answer.status_code, answer.json()['errorCode']) == (413, 413)
+
+
+def test_urls_where_they_are_allowed_and_never_private_ones(directory):
+  with asked(directory, access=fetch.Access(urls=True)) as client:
+    for url in ('http://127.0.0.1:9/x.png', 'http://169.254.169.254/latest', 'http://[::1]/x.png'):
+      answer = client.post(ROUTE, json={'image': url})
+      assert answer.status_code == 422
+      assert 'public' in answer.json()['errorMsg']
+
+
+def test_other_routes_and_methods(ask):
+  assert ask.get('/health').json()['errorMsg'] == 'Healthy'
+  for answer, status in ((ask.get(ROUTE), 405), (ask.get('/nowhere'), 404)):
+    assert answer.status_code == answer.json()['errorCode'] == status
+  models = ask.get('/models').json()['result']['models']
+  assert [model['name'] for model in models] == ['disc', 'again']
+  page = ask.get('/')
+  assert page.headers['Content-Type'].startswith('text/html')
+  assert "default-src 'self'" in page.headers['Content-Security-Policy']
+  assert ask.get('/page/../app.py').status_code == 404
+
+
+def test_a_token_where_one_is_needed(directory, photos):
+  with asked(directory, token='s3cret') as client:
+    body = {'image': coded(photos[0])}
+    for headers in ({}, {'Authorization': 'Bearer wrong'}, {'Authorization': 'Basic s3cret'}):
+      answer = client.post(ROUTE, json=body, headers=headers)
+      assert answer.status_code == answer.json()['errorCode'] == 401
+      assert answer.headers['WWW-Authenticate'] == 'Bearer'
+      assert client.get('/metrics', headers=headers).status_code == 401
+    right = {'Authorization': 'Bearer s3cret'}
+    assert client.post(ROUTE, json=body, headers=right).status_code == 200
+    assert client.get('/health').status_code == 200
+
+
+def slowed(client, go):
+  """Hold whatever is computed until it may go on."""
+  for batcher in client.app.state.service.batchers.values():
+    batcher._threads.submit(go.wait)
+    batcher._threads.submit(go.wait)
+
+
+def test_a_full_queue_refuses_and_recovers(directory, photos):
+  with asked(directory, queue=4) as client:
+    go = threading.Event()
+    slowed(client, go)
+    with concurrent.futures.ThreadPoolExecutor(20) as threads:
+      post = lambda _: client.post(ROUTE, json={'image': coded(photos[0])})  # noqa: E731
+      waiting = [threads.submit(post, number) for number in range(20)]
+      until(lambda: sum(one.done() for one in waiting) == 16)
+      go.set()
+      answers = [one.result() for one in waiting]
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * 4 + [503] * 16
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.headers['Retry-After'] == '1'
+    assert client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200
+    assert client.app.state.service._under_way == 0
+
+
+def test_what_takes_too_long_is_given_up(directory, photos):
+  with asked(directory, deadline_s=0.3) as client:
+    go = threading.Event()
+    slowed(client, go)
+    answer = client.post(ROUTE, json={'image': coded(photos[0])})
+    assert answer.status_code == answer.json()['errorCode'] == 504
+    go.set()
+    until(lambda: client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200)
+
+
+def test_the_open_inference_protocol(ask, photos, known):
+  assert ask.get('/v2/health/live').json() == {'live': True}
+  assert ask.get('/v2').json()['name'] == 'uadjax'
+  model = ask.get('/v2/models/disc').json()
+  assert {one['name'] for one in model['outputs']} == {'score', 'label', 'map'}
+  assert ask.get('/v2/models/disc/ready').json() == {'name': 'disc', 'ready': True}
+  assert 'error' in ask.get('/v2/models/none').json()
+  pixels = np.stack([np.asarray(Image.open(path).convert('RGB')) for path in photos])
+  results = [known[str(path)] for path in photos]
+  files = [coded(path) for path in photos]
+  for tensor in (
+    {'datatype': 'UINT8', 'shape': pixels.shape, 'data': pixels.ravel().tolist()},
+    {'datatype': 'UINT8', 'shape': pixels.shape, 'data': pixels.tolist()},
+    {'datatype': 'BYTES', 'shape': [len(files)], 'data': files},
+  ):
+    body = {'id': 'seven', 'inputs': [{'name': 'image', **tensor}]}
+    told = ask.post('/v2/models/disc/infer', json=body).json()
+    assert (told['model_name'], told['id']) == ('disc', 'seven')
+    found = {one['name']: one for one in told['outputs']}
+    assert found['label']['data'] == [result.label for result in results]
+    assert np.float32(found['score']['data']).tolist() == [result.score for result in results]
+    maps = np.float32(found['map']['data']).reshape(found['map']['shape'])
+    np.testing.assert_array_equal(maps, [result.anomaly_map for result in results])
+    only = ask.post('/v2/models/disc/infer', json={**body, 'outputs': [{'name': 'score'}]}).json()
+    assert [one['name'] for one in only['outputs']] == ['score']
+
+
+@pytest.mark.parametrize(
+  ('tensor', 'message'),
+  [
+    ({'datatype': 'FP32', 'shape': [1], 'data': []}, 'UINT8 of'),
+    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2]}, 'whole numbers'),
+    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2, 256]}, 'whole numbers'),
+    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [1, 2, 'x']}, 'whole numbers'),
+    ({'datatype': 'UINT8', 'shape': [1, 1, 1, 3], 'data': [[1], [2, 3]]}, 'whole numbers'),
+    ({'datatype': 'UINT8', 'shape': [99, 1, 1, 3], 'data': []}, 'between 1 and 64'),
+    ({'datatype': 'BYTES', 'shape': [2], 'data': ['x']}, '2 strings'),
+    ({'datatype': 'BYTES', 'shape': [1], 'data': ['?']}, 'base64'),
+    ({'name': 'picture', 'datatype': 'BYTES', 'shape': [1], 'data': ['?']}, "no input 'picture'"),
+  ],
+)
+def test_tensors_that_are_none(ask, tensor, message):
+  body = {'inputs': [{'name': 'image', **tensor}]}
+  answer = ask.post('/v2/models/disc/infer', json=body)
+  assert answer.status_code == 400
+  assert message in answer.json()['error']
+
+
+def test_the_settings_are_checked(directory):
+  with pytest.raises(ConfigError, match='queue must be'):
+    options.check(options.Settings({'disc': directory}, queue=0))
+
+
+# A process of its own.
+
+
+def started(directory, *words, **environment):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  command = [sys.executable, '-m', 'uadjax', 'serve', f'disc={directory}', '--port', str(port)]
+  process = subprocess.Popen(
+    [*command, *words], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+  )
+  return process, f'http://127.0.0.1:{port}'
+
+
+def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
+  import httpx2 as httpx
+
+  process, url = started(directory)
+  try:
+
+    def ready():
+      assert process.poll() is None
+      try:
+        return httpx.get(f'{url}/v2/health/ready').status_code == 200
+      except httpx.TransportError:
+        return False
+
+    until(ready)
+    body, answers, lost = {'image': coded(photos[0])}, [], []
+
+    def client():
+      with httpx.Client(timeout=30) as own:
+        while True:
+          try:
+            answers.append(own.post(f'{url}{ROUTE}', json=body).status_code)
+          except httpx.ConnectError:
+            return  # Nobody listens any more.
+          except httpx.TransportError as error:
+            lost.append(error)
+            return
+
+    threads = [threading.Thread(target=client) for _ in range(6)]
+    for thread in threads:
+      thread.start()
+    until(lambda: len(answers) > 30)
+    process.send_signal(signal.SIGTERM)
+    for thread in threads:
+      thread.join()
+    _, stderr = process.communicate(timeout=30)
+  finally:
+    process.kill()
+  assert process.returncode == 0, stderr
+  lines = [json.loads(line) for line in stderr.splitlines()]
+  logged = [line for line in lines if line['message'] == 'request' and line['path'] == ROUTE]
+  assert set(answers) == {200}
+  # An idle connection may be closed just when a request is on its way: nobody has accepted that.
+  assert len(logged) == len(answers)
+  assert all(line['label'] and line['logId'] for line in logged)
+
+
+def test_a_model_that_cannot_be_opened_ends_it(directory, tmp_path):
+  broken = tmp_path / 'model'
+  broken.mkdir()
+  for file in directory.iterdir():
+    (broken / file.name).write_bytes(file.read_bytes())
+  (broken / 'fitted.safetensors').write_bytes(b'nothing')
+  process, _ = started(broken, '--backend', 'jax')
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert 'fitted.safetensors' in stderr.splitlines()[-1]

@@ -1,0 +1,38 @@
+"""Models behind a port: what `uadjax serve` is told, understood."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from uadjax import bundle, demo_model
+from uadjax.types import ConfigError
+
+
+def named(words: Sequence[str]) -> dict[str, Path]:
+  """Model directories by name, from NAME=DIR or DIR, which is named after its run.
+
+  Without any the demo model is served.
+
+  Raises:
+    ConfigError: two have one name, or a name could not be part of a URL.
+    ModelError: a directory holds no model.
+  """
+  if not words:
+    title = demo_model.TITLE
+    return {'demo': demo_model.directory(title, 'uadjax fit DIR')}
+  found: dict[str, Path] = {}
+  for word in words:
+    name, equals, path = word.partition('=')
+    directory = Path(path if equals else word)
+    if not equals:
+      place = directory.resolve()
+      name = place.parent.name if place.name == 'model' else place.name
+    if not name or not name.replace('-', '').replace('_', '').replace('.', '').isalnum():
+      raise ConfigError(
+        f'{name!r} is no name for a model: letters, digits, dots, dashes and underscores; pass '
+        f'NAME={directory}.'
+      )
+    if name in found:
+      raise ConfigError(f'Two models would be called {name!r}; pass NAME={directory} for one.')
+    bundle.about(directory)  # Raises for what is no model directory.
+    found[name] = directory
+  return found

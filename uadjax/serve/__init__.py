@@ -1,0 +1,64 @@
+"""The service: `uadjax serve`. FastAPI and uvicorn, batches across requests, a page at /."""
+
+import logging
+import signal
+from types import FrameType
+
+import uvicorn
+
+from uadjax.serve import app as apps, settings as options, watch
+from uadjax.serve.settings import Settings
+
+
+def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None:
+  """Answer requests until SIGTERM or Ctrl-C; what was accepted by then is answered still.
+
+  Args:
+    settings: of the service.
+    host: address to listen at; 0.0.0.0 for all of the machine's.
+    port: 0 for any that is free.
+
+  Raises:
+    UserError: the settings are wrong, or a model cannot be opened.
+    OSError: the port is taken.
+  """
+  options.check(settings)
+  application = apps.build(settings, lambda: setattr(server, 'should_exit', True))
+  config = uvicorn.Config(
+    application,
+    host,
+    port,
+    log_config=None,
+    access_log=False,
+    timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    server_header=False,
+  )
+  server = uvicorn.Server(config)
+  _log()
+  before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    server.run()  # Hears the signals itself, and raises them again when it is done.
+  except SystemExit as end:
+    raise OSError(f'Cannot listen at {host}:{port}; another program may.') from end
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  if failure := application.state.service.failure:
+    raise failure
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+  """A service that was told to stop, and did, has not failed."""
+
+
+def _log() -> None:
+  """Lines of JSON on stderr, uvicorn's own among them."""
+  handler = logging.StreamHandler()
+  handler.setFormatter(watch.AsJson())
+  for name in ('uadjax', 'uvicorn.error'):
+    logger = logging.getLogger(name)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+__all__ = ['Settings', 'serve']

@@ -1,0 +1,71 @@
+"""What the service answers: the envelope, and the verdict on an image as JSON."""
+
+import base64
+import io
+from typing import Any
+import uuid
+
+import numpy as np
+import orjson
+from PIL import Image
+from starlette.responses import Response
+
+from uadjax.result import Result
+
+_JPEG_QUALITY = 90
+OK = 'Success'
+
+
+def new_log_id() -> str:
+  """By which an answer is found in the log."""
+  return uuid.uuid4().hex
+
+
+def envelope(log_id: str, code: int, message: str, **more: Any) -> dict[str, Any]:
+  """What every answer has."""
+  return {'logId': log_id, 'errorCode': code, 'errorMsg': message, **more}
+
+
+def reply(told: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+  """JSON; what is not a finite number becomes null."""
+  content = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+  return Response(content, status, headers, 'application/json')
+
+
+def verdict(result: Result, visualize: bool, heatmap: bool) -> dict[str, Any]:
+  """What a result says; takes its time, in a thread.
+
+  Args:
+    result: of one image.
+    visualize: with a picture: the original beside its overlay.
+    heatmap: with the map, in 256 steps.
+  """
+  told = {
+    'labelMap': result.pred.ravel(),
+    'size': list(result.size),
+    'score': result.score,
+    'label': result.label,
+    'threshold': result.threshold,
+    'reviewThreshold': result.limits.review,
+    'pixelThreshold': result.limits.pixel,
+    'regions': [region._asdict() for region in result.regions],
+  }
+  if visualize:
+    told['image'] = _encoded(result.picture(), 'JPEG', quality=_JPEG_QUALITY)
+  if heatmap:
+    told['heatmap'] = _heatmap(result)
+  return told
+
+
+def _heatmap(result: Result) -> dict[str, Any]:
+  """The map as a gray picture: `low + value / 255 * (high - low)` is what a pixel stands for."""
+  low, high = float(result.anomaly_map.min()), float(result.anomaly_map.max())
+  steps = (result.anomaly_map - low) * np.float32(255 / (high - low) if high > low else 0)
+  gray = Image.fromarray(np.nan_to_num(steps).round().astype(np.uint8))
+  return {'image': _encoded(gray, 'PNG', compress_level=1), 'low': low, 'high': high}
+
+
+def _encoded(picture: Image.Image, format: str, **how: Any) -> str:
+  file = io.BytesIO()
+  picture.convert('RGB' if format == 'JPEG' else 'L').save(file, format, **how)
+  return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,290 @@
+"""The service as an ASGI application: PaddleX's route, the Open Inference Protocol, the page."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent import futures
+import contextlib
+import importlib.resources
+import secrets
+import time
+from typing import Any
+
+import fastapi
+from fastapi import exceptions, responses
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+import uadjax
+from uadjax import threads
+from uadjax.result import Result
+from uadjax.serve import answers, batching, models, protocol, reading, schema, watch
+from uadjax.serve.settings import Settings
+
+_OPEN_TO_ALL = ('/', '/health', '/v2/health/live', '/v2/health/ready')
+_PAGES = '/page/'
+_RETRY = {'Retry-After': '1'}
+
+
+class Service:
+  """What requests share: models, how many requests are under way, and the numbers of it all."""
+
+  def __init__(self, settings: Settings):
+    self.settings = settings
+    self.numbers = watch.Numbers()
+    self.models: dict[str, models.Opened] = {}
+    self.batchers: dict[str, batching.Batcher] = {}
+    self.failure: BaseException | None = None
+    self.threads = futures.ThreadPoolExecutor(threads.cores(), 'uadjax-serve')
+    self._under_way = 0
+
+  @property
+  def ready(self) -> bool:
+    """Whether every model is warm."""
+    return len(self.batchers) == len(self.settings.models)
+
+  async def open(self) -> None:
+    """Open and warm up the models, one after the other."""
+    for name, directory in self.settings.models.items():
+      self.models[name] = await self.thread(models.opened, name, directory, self.settings)
+    for name, model in self.models.items():
+      self.batchers[name] = model.batcher(self.numbers.batches.labels(name).observe)
+      watch.LOG.info('ready', extra={'told': model.about()})
+
+  async def close(self) -> None:
+    """Stop computing."""
+    for batcher in self.batchers.values():
+      await batcher.close()
+    self.threads.shutdown(wait=False, cancel_futures=True)
+
+  async def thread(self, work: Callable[..., Any], *args: Any) -> Any:
+    """Wait for what takes its time, done in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+
+  def model(self, name: str) -> models.Opened:
+    """By name; the first where none is named.
+
+    Raises:
+      reading.Refused: there is none of that name, or it is not warm yet.
+    """
+    known = list(self.settings.models)
+    if name and name not in known:
+      raise reading.Refused(404, f'There is no model {name!r}; choose from {known}.')
+    if not self.ready:
+      raise reading.Refused(503, 'The models are being warmed up; try again.', _RETRY)
+    return self.models[name or known[0]]
+
+  @contextlib.asynccontextmanager
+  async def admitted(self, images: int = 1) -> AsyncIterator[None]:
+    """Room for so many images, until their deadline.
+
+    Raises:
+      reading.Refused: there is no room, or the time is over.
+    """
+    most = self.settings.queue
+    if self._under_way + images > most:
+      raise reading.Refused(
+        503, f'{self._under_way} images are under way, and {most} are the most; try again.', _RETRY
+      )
+    self._under_way += images
+    self.numbers.under_way.set(self._under_way)
+    try:
+      async with asyncio.timeout(self.settings.deadline_s):
+        yield
+    except TimeoutError:
+      raise reading.Refused(
+        504, f'There was no answer within {self.settings.deadline_s:g} s; try again later.'
+      ) from None
+    finally:
+      self._under_way -= images
+      self.numbers.under_way.set(self._under_way)
+
+  async def judge(self, model: models.Opened, picture: reading.Picture) -> Result:
+    """The verdict on an image that was read."""
+    answer = await self.batchers[model.name].score(picture.pixels)
+    own = model.predictor.model
+    result = Result(
+      picture.source, 'image', own.ops, own.limits, picture.size, answer.score, answer.map
+    )
+    self.numbers.images.labels(model.name, result.label).inc()
+    return result
+
+
+def build(settings: Settings, stop: Callable[[], Any] = lambda: None) -> fastapi.FastAPI:
+  """Make the application.
+
+  Args:
+    settings: checked.
+    stop: called where a model cannot be opened; `app.state.service.failure` is why.
+  """
+  service = Service(settings)
+
+  @contextlib.asynccontextmanager
+  async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
+    opening = asyncio.create_task(service.open())
+
+    def opened(task: asyncio.Task[None]) -> None:
+      if not task.cancelled() and task.exception():
+        service.failure = task.exception()
+        stop()
+
+    opening.add_done_callback(opened)
+    yield
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    await service.close()
+
+  app = fastapi.FastAPI(
+    title='uadjax',
+    version=uadjax.__version__,
+    description='Judges images: how anomalous, where, and whether that is too much.',
+    lifespan=lifespan,
+    redoc_url=None,
+  )
+  app.state.service = service
+  _watch(app, service)
+  _refusals(app)
+  _routes(app, service)
+  _pages(app)
+  app.include_router(protocol.router(service))
+  return app
+
+
+def _watch(app: fastapi.FastAPI, service: Service) -> None:
+  """Around every request: who may ask, what it is called, how long it took."""
+  token = service.settings.token
+
+  def known(request: Request) -> bool:
+    path = request.url.path
+    if not token or path in _OPEN_TO_ALL or path.startswith(_PAGES):
+      return True
+    kind, _, given = request.headers.get('authorization', '').partition(' ')
+    right = secrets.compare_digest(given.strip().encode(), token.encode())
+    return kind.lower() == 'bearer' and right
+
+  @app.middleware('http')
+  async def watched(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    began, log_id = time.perf_counter(), answers.new_log_id()
+    request.state.log_id, request.state.told = log_id, {}
+    if known(request):
+      try:
+        response = await answer(request)
+      except Exception:  # A fault of ours.
+        watch.LOG.exception('fault', extra={'told': {'logId': log_id}})
+        response = _refused(request, 500, 'The service failed; its log has why.')
+    else:
+      response = _refused(
+        request, 401, 'A token is needed: send Authorization: Bearer TOKEN.',
+        {'WWW-Authenticate': 'Bearer'},
+      )  # fmt: skip
+    seconds = time.perf_counter() - began
+    route = request.scope.get('route')
+    path = getattr(route, 'path', 'other')
+    service.numbers.requests.labels(path, response.status_code).inc()
+    service.numbers.seconds.labels(path).observe(seconds)
+    response.headers['X-Log-Id'] = log_id
+    told = {
+      'logId': log_id,
+      'client': request.client.host if request.client else '',
+      'method': request.method,
+      'path': request.url.path,
+      'status': response.status_code,
+      'ms': round(1000 * seconds, 1),
+      **request.state.told,
+    }
+    watch.LOG.info('request', extra={'told': told})
+    return response
+
+
+def _refused(
+  request: Request, status: int, problem: str, headers: dict[str, str] | None = None
+) -> Response:
+  request.state.told['problem'] = problem
+  if request.url.path.startswith(protocol.PREFIX):
+    return answers.reply({'error': problem}, status, headers)
+  return answers.reply(answers.envelope(request.state.log_id, status, problem), status, headers)
+
+
+def _refusals(app: fastapi.FastAPI) -> None:
+  """Every refusal has the envelope, or what the protocol has instead."""
+
+  @app.exception_handler(reading.Refused)
+  async def refused(request: Request, error: reading.Refused) -> Response:
+    return _refused(request, error.status, error.problem, error.headers)
+
+  @app.exception_handler(HTTPException)
+  async def unknown(request: Request, error: HTTPException) -> Response:
+    headers = dict(error.headers or {})
+    return _refused(request, error.status_code, f'{error.detail}: {request.url.path}', headers)
+
+  @app.exception_handler(exceptions.RequestValidationError)
+  async def invalid(request: Request, error: exceptions.RequestValidationError) -> Response:
+    told = '; '.join(f'{".".join(map(str, one["loc"]))}: {one["msg"]}' for one in error.errors())
+    return _refused(request, 422, told)
+
+
+def _routes(app: fastapi.FastAPI, service: Service) -> None:
+  @app.get('/health', responses=schema.HEALTH)
+  async def health(request: Request) -> Response:
+    """Whether the service runs; /v2/health/ready tells whether it is warm."""
+    return answers.reply(answers.envelope(request.state.log_id, 0, 'Healthy'))
+
+  @app.get('/models', responses=schema.MODELS)
+  async def list_models(request: Request) -> Response:
+    """Names, thresholds and preprocessing of the models, the first one first."""
+    service.model('')
+    about = [model.about() for model in service.models.values()]
+    return answers.reply(
+      answers.envelope(request.state.log_id, 0, answers.OK, result={'models': about})
+    )
+
+  @app.get('/metrics', response_class=responses.PlainTextResponse)
+  async def metrics() -> Response:
+    """Numbers for Prometheus."""
+    return Response(service.numbers.page(), media_type=watch.CONTENT_TYPE)
+
+  @app.post('/image-anomaly-detection', responses=schema.VERDICT, openapi_extra=schema.ASKED)
+  async def judge(request: Request) -> Response:
+    """Judge an image: JSON as PaddleX has it, a form with a file, or the bytes of a file."""
+    async with service.admitted():
+      content = await reading.body(request, service.settings.max_bytes)
+      asked = await reading.wanted(request, content)
+      model = service.model(asked.model)
+      picture = await service.thread(
+        reading.picture, asked.image, model.predictor.model.ops, service.settings
+      )
+      result = await service.judge(model, picture)
+      request.state.told = {
+        'model': model.name, 'score': result.score, 'label': result.label,
+        'bytes': len(content), 'size': list(result.size),
+      }  # fmt: skip
+      told = await service.thread(answers.verdict, result, asked.visualize, asked.heatmap)
+      whole = answers.envelope(request.state.log_id, 0, answers.OK, result=told)
+      return await service.thread(answers.reply, whole)
+
+
+_TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css', '.js': 'text/javascript'}
+_HEADERS = {
+  'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:; object-src 'none'",
+  'X-Content-Type-Options': 'nosniff',
+  'Cache-Control': 'no-cache',
+}
+
+
+def _pages(app: fastapi.FastAPI) -> None:
+  folder = importlib.resources.files('uadjax.serve') / 'page'
+  files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name[0] not in '._'}
+
+  def shown(name: str) -> Response:
+    suffix = name[name.rindex('.') :]
+    return Response(files[name], headers=_HEADERS, media_type=_TYPES[suffix])
+
+  @app.get('/', include_in_schema=False)
+  async def page() -> Response:
+    return shown('index.html')
+
+  @app.get(_PAGES + '{name}', include_in_schema=False)
+  async def part(name: str) -> Response:
+    if name not in files:
+      raise HTTPException(404, 'Not Found')
+    return shown(name)

@@ -1,0 +1,73 @@
+"""The models of a service: opened, warmed up, and each with a batcher of its own."""
+
+from collections.abc import Callable
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from uadjax import calibrate, pipelines, predict, runtimes, sharding, telemetry
+from uadjax.serve import batching
+from uadjax.serve.settings import Settings
+
+_MOST = 8  # Images at once, where that pays.
+
+
+class Opened(NamedTuple):
+  """A model that was warmed up.
+
+  Attributes:
+    name: by which requests call it.
+    predictor: opened.
+    sizes: of batches, which leave every score what it is.
+  """
+
+  name: str
+  predictor: predict.Predictor
+  sizes: tuple[int, ...]
+
+  def about(self) -> dict[str, Any]:
+    """What users may want to know, as JSON can hold it."""
+    model = self.predictor.model
+    limits: calibrate.Limits = model.limits
+    return {
+      'name': self.name,
+      'detector': model.name,
+      'computed_by': ', '.join(map(str, self.predictor.devices)),
+      'batch_sizes': list(self.sizes),
+      'thresholds': {'image': limits.image, 'review': limits.review, 'pixel': limits.pixel},
+      'preprocessing': str(model.ops),
+    }
+
+  def batcher(self, seen: Callable[[int], Any]) -> batching.Batcher:
+    """What computes for it; to be called where an event loop runs."""
+    one = self.predictor
+    return batching.Batcher(one.scorers, self.sizes, one.at_once, seen)
+
+
+def backend(settings: Settings) -> str:
+  """What computes: on a CPU an inference runtime where one is installed, else JAX."""
+  if settings.backend != 'auto':
+    return settings.backend
+  on_cpu = sharding.devices(settings.device)[0].platform == 'cpu'
+  can_export = importlib.util.find_spec('jax2onnx') is not None
+  return 'auto' if on_cpu and can_export and runtimes.installed() else 'jax'
+
+
+def opened(name: str, directory: Path, settings: Settings) -> Opened:
+  """Open a model and compute once at each batch size; takes seconds.
+
+  Raises:
+    UserError: as `create_model` does.
+  """
+  chosen = backend(settings)
+  one = pipelines.create_model(
+    model_dir=directory, device=settings.device, backend=chosen, access=settings.access
+  )
+  # JAX on a CPU has the more to compute the more rows it pads to, and one compilation for each.
+  on_cpu_by_jax = chosen == 'jax' and one.devices[0].platform == 'cpu'
+  most = settings.batch or (1 if on_cpu_by_jax else _MOST)
+  ops = one.model.ops
+  with telemetry.busy(f'Warming up {name}'):
+    sizes = [batching.faithful(run, ops.height, ops.width, most) for run in one.scorers]
+  common = tuple(size for size in sizes[0] if all(size in others for others in sizes))
+  return Opened(name, one, common)
