@@ -49,9 +49,11 @@ docs/detectors
 docs/use
 docs/thresholds
 docs/deploy
+docs/serve
 docs/devices
 docs/examples/browser/README
 docs/examples/cpp/README
+docs/examples/service/README
 ```
 
 ```{toctree}

@@ -177,13 +177,14 @@ JSON, RAW = {'Content-Type': 'application/json'}, {'Content-Type': 'application/
     (b'{"image": "http://127.0.0.1/x.png"}', JSON, 422, 'URLs are not allowed'),
     (b'{"image": "aGVsbG8=", "model": "bolt"}', JSON, 404, "no model 'bolt'; choose from ['disc'"),
     (b'', RAW, 422, 'body is empty'),
-    (bomb(), RAW, 422, 'pixels are more than'),
+    (bomb(), RAW, 422, 'decompression bomb'),
     (b'x' * 200_001, RAW, 413, 'more than 200000 bytes'),
     (b'<image/>', {'Content-Type': 'text/xml'}, 415, 'send application/json'),
     (b'', {}, 415, 'send application/json'),
     (b'x', {**RAW, 'Content-Encoding': 'gzip'}, 415, 'Content-Encoding'),
     (b'x', {'Content-Type': 'multipart/form-data'}, 422, 'form cannot be read'),
   ],
+  ids=lambda part: part if isinstance(part, str) else '',
 )
 def test_what_is_wrong_is_told(strict, content, headers, status, message):
   answer = strict.post(ROUTE, content=content, headers=headers)
