@@ -6,6 +6,10 @@ GitHub is added when it is read (the table of contents, the command line's help)
 """
 
 import os
+from pathlib import Path
+import re
+import shutil
+import sys
 from typing import Any
 
 from sphinx import application
@@ -14,12 +18,14 @@ import typer.cli
 import uadjax
 from uadjax import cli
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # For configs/.
+
 project = 'uadjax'
 author = 'the uadjax team'
 version = release = uadjax.__version__
 
 root_doc = 'README'
-include_patterns = ['README.md', 'CHANGELOG.md', 'docs/*.md', 'docs/**/*.md']
+include_patterns = ['README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'docs/*.md', 'docs/**/*.md']
 include_patterns += ['experiments/README.md', 'colabs/*.ipynb']
 exclude_patterns = ['**/node_modules']
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
@@ -28,6 +34,7 @@ myst_heading_anchors = 3
 nb_execution_mode = 'off'  # The tests execute the notebooks; here they are as committed.
 suppress_warnings = ['mystnb.unknown_mime_type']
 
+smartquotes = False  # Two dashes are an option.
 default_role = 'code'  # Docstrings have `names` as Markdown does.
 autodoc_member_order = 'bysource'
 autodoc_default_options = {'members': True}
@@ -37,6 +44,7 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = 'furo'
+html_show_copyright = False
 html_title = f'uadjax {version}'
 
 _CONTENTS = """
@@ -88,6 +96,7 @@ docs/reference/export
 experiments/README
 docs/comparison
 CHANGELOG
+CONTRIBUTING
 ```
 """
 
@@ -98,7 +107,11 @@ def _help() -> str:
   command = typer.main.get_command(cli.app)
   context = typer.Context(command, info_name='uadjax')
   told = typer.cli.get_docs_for_click(obj=command, ctx=context, name='uadjax')
-  return told.partition('\n')[2]  # The page has a title.
+  told = told.partition('\n')[2]  # The page has a title.
+  # The examples at the end of each: a block of code.
+  return re.sub(r'^\s*\[cyan\](.*?)\[/\]$', r'    \1', told, flags=re.MULTILINE).replace(
+    'Examples\n', 'Examples:\n\n'
+  )
 
 
 _ADDED = {root_doc: lambda: _CONTENTS, 'docs/reference/command_line': _help}
@@ -116,7 +129,15 @@ def _passed_over(
   return True if type(member).__name__ == '_tuplegetter' else None
 
 
+def _first(app: application.Sphinx, failure: Exception | None) -> None:
+  """What a web server shows where no page is named."""
+  page = Path(app.outdir) / f'{root_doc}.html'
+  if page.is_file():
+    shutil.copy(page, page.with_name('index.html'))
+
+
 def setup(app: application.Sphinx) -> None:
   """Connect the hooks."""
   app.connect('source-read', _complete)
   app.connect('autodoc-skip-member', _passed_over)
+  app.connect('build-finished', _first)

@@ -22,6 +22,7 @@ from uadjax.types import ConfigError, DataError, UnknownName
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
 _LABELLED = ('f1', 'cost')
+_GIVEN = 'given'  # Of thresholds that nothing stands on.
 
 
 class Limits(NamedTuple):
@@ -62,6 +63,11 @@ class Limits(NamedTuple):
   confidence: float = CONFIDENCE
 
   @property
+  def given(self) -> bool:
+    """Whether the image thresholds were set by hand."""
+    return self.method == _GIVEN
+
+  @property
   def over_budget(self) -> bool:
     """Whether good images were too few for what the method is to keep."""
     kept = {'normals': self.expected, 'confident': self.bound}.get(self.method, 0.0)
@@ -71,11 +77,13 @@ class Limits(NamedTuple):
     band = f'review above {self.review:.4g}'
     if self.review >= self.image:
       band = 'nothing to review'
-      if self.method not in _LABELLED:
+      if self.method not in (*_LABELLED, _GIVEN):
         band += f' (a band takes more than {self.normals} good images)'
     thresholds = f'NG above {self.image:.4g}, {band}, pixels marked above {self.pixel:.4g}'
     if self.method in _LABELLED:
       return f'{thresholds}: {_told_of_labels(self)}.'
+    if self.given:
+      return f'{thresholds}: set by hand, so that nothing is promised of unseen good images.'
     return f'{thresholds}: {(_told_of_few if self.over_budget else _told_of_normals)(self)}.'
 
 
@@ -194,12 +202,17 @@ def override(
   review: float | None = None,
   pixel: float | None = None,
 ) -> Limits:
-  """Replace thresholds; an image threshold below the review threshold pulls that down to itself."""
+  """Replace thresholds; an image threshold below the review threshold pulls that down to itself.
+
+  Where those of images are, what was promised of the calibrated ones is dropped.
+  """
   given = {'image': image, 'review': review, 'pixel': pixel}
   for name, value in given.items():
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
       raise ConfigError(f'The {name} threshold must be a finite number, got {value!r}.')
   limits = limits._replace(**{name: value for name, value in given.items() if value is not None})
+  if image is not None or review is not None:
+    limits = limits._replace(method=_GIVEN, expected=math.nan, bound=math.nan)
   return limits._replace(review=min(limits.review, limits.image))
 
 

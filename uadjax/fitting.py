@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+import re
 from typing import Any
 
 from uadjax import (
@@ -15,7 +16,7 @@ from uadjax import (
   sharding,
   workdir as workdirs,
 )
-from uadjax.types import ConfigError, DataError, UnknownName
+from uadjax.types import ConfigError, DataError, UnknownName, UserError
 
 
 def fit_model(
@@ -42,7 +43,11 @@ def fit_model(
   Raises:
     UserError: whatever is wrong with the data, the settings or the machine, and the way out.
   """
-  _, where = carried_out(dataset, model_name, workdir, device, overrides or {})
+  try:
+    _, where = carried_out(dataset, model_name, workdir, device, overrides or {})
+  except UserError as error:  # Here options are spelled otherwise.
+    told = re.sub(r'--config\.([\w.]+)=(\w+)', r"overrides={'\1': '\2'}", str(error))
+    raise type(error)(told.replace('--workdir', 'workdir')) from None
   return pipelines.create_model(model_dir=where / 'model', device=device)
 
 

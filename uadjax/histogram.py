@@ -126,7 +126,9 @@ def _strip(
   some = counts > 0
   # One image among thousands is still seen.
   heights = np.maximum(0.8 * counts / counts.max(), 0.09)[some]
-  wrong = edges[:-1] >= ng if row.good else edges[1:] <= review
+  # A review band narrower than a bin has no edge of its own: dark is what holds a wrong one.
+  missed = row.scores > ng if row.good else row.scores <= review
+  wrong = counted(row.scores[missed], edges) > 0
   colors = np.where(wrong, _WRONG[row.good], _RIGHT[row.good])[some].tolist()
   x = np.stack([edges[:-1], edges[:-1], edges[1:], edges[1:]], axis=1)[some]
   y = base + heights[:, None] * np.array([[0.0, 1.0, 1.0, 0.0]])

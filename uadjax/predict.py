@@ -20,7 +20,7 @@ import jax
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import bundle, export, fetch, inputs, runtimes, sharding, threads
+from uadjax import bundle, export, fetch, inputs, runtimes, sharding, telemetry, threads
 from uadjax.result import Result
 from uadjax.types import ConfigError, DataError, Scores
 
@@ -93,6 +93,7 @@ def open_graph(directory: Path, backend: str, access: fetch.Access = fetch.PUBLI
   """
   backend = runtimes.chosen(backend)  # Before a graph is exported for it.
   runtime = runtimes.open(export.ready(directory), backend)
+  telemetry.LOG.info('Computed by %s.', runtime.name)
   model = bundle.described(directory, lambda nothing, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.
   return Predictor(model, [runtime.name], [runtime.run], 2, access, {})

@@ -25,8 +25,8 @@ def settle(config: Config, workdir: Path) -> Config:
   chosen = pretrained.choose(backbone.name, backbone.weights, layers)
   if chosen.why:
     telemetry.LOG.warning(
-      'Embedded weights are used, for those of ImageNet could not be had: PatchCore loses up to '
-      '0.013 of image AUROC on four products (experiments/README.md). %s', chosen.why,
+      'Embedded weights are used, for those of ImageNet could not be had: PatchCore loses '
+      'about 0.01 of image AUROC (experiments/README.md). %s', chosen.why,
     )  # fmt: skip
   backbone.update({'name': chosen.name, 'weights': chosen.weights})
   return own

@@ -354,8 +354,10 @@ def serve(
   SIGTERM lets those that were accepted finish.
   """
   with running.ready():
-    from uadjax import fetch, serve as services
     from uadjax.cli import serving
+
+    serving.check()
+    from uadjax import fetch, serve as services
 
     settings = services.Settings(
       serving.named(models or ()),

@@ -1,10 +1,18 @@
 """Models behind a port: what `uadjax serve` is told, understood."""
 
 from collections.abc import Sequence
+import importlib.util
 from pathlib import Path
 
 from uadjax import bundle, demo_model
 from uadjax.types import ConfigError
+
+
+def check() -> None:
+  """Refuse where the packages of the service are missing."""
+  for package in ('fastapi', 'orjson', 'prometheus_client', 'python_multipart', 'uvicorn'):
+    if importlib.util.find_spec(package) is None:
+      raise ConfigError(f"The service needs {package}: pip install 'uadjax[serve]'.")
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:

@@ -36,6 +36,7 @@ def of(
       'review': min(limits.review, limits.image),
       'ng': limits.image,
       'pixel': limits.pixel,
+      'how': 'As given' if limits.given else 'As calibrated',
       'stand_on': str(limits),
     },
     'kinds': _kinds(drawn),

@@ -2,8 +2,8 @@
 
 function writeHeader() {
   find('title').textContent = report.title;
-  find('summary').textContent = (images.length ? 'As calibrated: ' : '') + report.summary;
-  find('stand-on').textContent = `The thresholds as calibrated: ${report.thresholds.stand_on}`;
+  find('summary').textContent = (images.length ? `${report.thresholds.how}: ` : '') + report.summary;
+  find('stand-on').textContent = `Thresholds: ${report.thresholds.stand_on}`;
   const { metrics } = report;
   const fixed = [['Image AUROC', metrics.image_auroc], ['Pixel AUROC', metrics.pixel_auroc],
     ['AU-PRO', metrics.au_pro]];
@@ -95,7 +95,8 @@ function writeKinds() {
   });
 }
 
-const words = (name) => name.replace(/_s$/, '').replaceAll('_', ' ');
+const inSeconds = (name) => /(?<!per)_s$/.test(name);
+const words = (name) => name.replace(/(?<!per)_s$/, '').replaceAll('_', ' ');
 const isGroup = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
 
 function said(value) {
@@ -107,7 +108,7 @@ function said(value) {
 function table(group) {
   return make('dl', { class: 'facts' }, ...Object.entries(group).map(([name, value]) =>
     make('div', {}, make('dt', {}, words(name)), make('dd', {},
-      isGroup(value) ? table(value) : said(value) + (name.endsWith('_s') ? ' s' : '')))));
+      isGroup(value) ? table(value) : said(value) + (inSeconds(name) ? ' s' : '')))));
 }
 
 function writeAbout() {
