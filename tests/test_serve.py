@@ -142,6 +142,16 @@ def test_pictures_where_they_are_asked_for(ask, photos, known):
   )
 
 
+def test_without_a_label_map_where_nobody_wants_one(ask, photos):
+  content = photos[0].read_bytes()
+  for answer in (
+    ask.post(ROUTE, json={'image': coded(photos[0]), 'labelMap': False}),
+    ask.post(f'{ROUTE}?labelMap=false', content=content, headers=RAW),
+  ):
+    assert answer.status_code == 200
+    assert 'labelMap' not in answer.json()['result']
+
+
 def test_whatever_else_is_computed_a_score_stays_what_it_is(ask, photos, known):
   paths = [photos[number % len(photos)] for number in range(60)]
   with concurrent.futures.ThreadPoolExecutor(12) as threads:

@@ -1,7 +1,6 @@
 """Whether an exported graph says what the model says."""
 
 from collections.abc import Callable, Sequence
-import functools
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,8 +120,9 @@ def compare(model: bundle.Model, run: runtimes.Run, batch: int | None, on: Pictu
   want = known(lambda x: model.score(model.fitted, x))
   _, detector = bundle.assemble(model.config, Spec(model.ops.height, model.ops.width))
   low = high = want
-  if detector.around is not None:
-    both = jax.jit(functools.partial(detector.around, tolerance=TOLERANCE))
+  around = detector.around
+  if around is not None:
+    both = jax.jit(lambda fitted, x: around(fitted, x, TOLERANCE))
     low, high = (known(lambda x, side=side: both(model.fitted, x)[side]) for side in (0, 1))
   got = _in_batches(run, on.taken, batch)
   labels = ([calibrate.label(float(x), model.limits) for x in one.image] for one in (want, got))

@@ -32,16 +32,16 @@ def reply(told: Any, status: int = 200, headers: dict[str, str] | None = None) -
   return Response(content, status, headers, 'application/json')
 
 
-def verdict(result: Result, visualize: bool, heatmap: bool) -> dict[str, Any]:
+def verdict(result: Result, visualize: bool, heatmap: bool, label_map: bool) -> dict[str, Any]:
   """What a result says; takes its time, in a thread.
 
   Args:
     result: of one image.
     visualize: with a picture: the original beside its overlay.
     heatmap: with the map, in 256 steps.
+    label_map: with the mask, a number for each pixel.
   """
   told = {
-    'labelMap': result.pred.ravel(),
     'size': list(result.size),
     'score': result.score,
     'label': result.label,
@@ -50,6 +50,8 @@ def verdict(result: Result, visualize: bool, heatmap: bool) -> dict[str, Any]:
     'pixelThreshold': result.limits.pixel,
     'regions': [region._asdict() for region in result.regions],
   }
+  if label_map:
+    told['labelMap'] = result.pred.ravel()
   if visualize:
     told['image'] = _encoded(result.picture(), 'JPEG', quality=_JPEG_QUALITY)
   if heatmap:

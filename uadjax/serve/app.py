@@ -258,7 +258,9 @@ def _routes(app: fastapi.FastAPI, service: Service) -> None:
         'model': model.name, 'score': result.score, 'label': result.label,
         'bytes': len(content), 'size': list(result.size),
       }  # fmt: skip
-      told = await service.thread(answers.verdict, result, asked.visualize, asked.heatmap)
+      told = await service.thread(
+        answers.verdict, result, asked.visualize, asked.heatmap, asked.label_map
+      )
       whole = answers.envelope(request.state.log_id, 0, answers.OK, result=told)
       return await service.thread(answers.reply, whole)
 

@@ -53,6 +53,7 @@ class Asked(pydantic.BaseModel):
   )
   visualize: bool | None = pydantic.Field(None, description='Whether the answer has a picture.')
   heatmap: bool | None = pydantic.Field(None, description='Whether the answer has the map.')
+  labelMap: bool | None = pydantic.Field(None, description='False: an answer without labelMap.')
   model: str | None = pydantic.Field(None, description='Which model; the first if none.')
 
 
@@ -63,12 +64,14 @@ class Wanted(NamedTuple):
     image: an encoded image, or a URL.
     visualize: whether the answer has a picture.
     heatmap: whether it has the map.
+    label_map: whether it has the mask, a number for each pixel.
     model: by name; '' for the first.
   """
 
   image: bytes | str
   visualize: bool
   heatmap: bool
+  label_map: bool
   model: str
 
 
@@ -133,7 +136,8 @@ async def wanted(request: Request, content: bytes) -> Wanted:
     )
   if not image:
     raise Refused(422, 'There is no image: the body is empty.')
-  return Wanted(image, _flag(query, 'visualize'), _flag(query, 'heatmap'), query.get('model', ''))
+  flags = _flag(query, 'visualize'), _flag(query, 'heatmap'), _flag(query, 'labelMap', 'true')
+  return Wanted(image, *flags, query.get('model', ''))
 
 
 def picture(image: bytes | str, ops: preprocess.Ops, settings: Settings) -> Picture:
@@ -170,7 +174,8 @@ def _from_json(content: bytes) -> Wanted:
       raise Refused(
         422, 'image: neither base64 nor a URL (http:// or https://); lines must not be broken.'
       ) from None
-  return Wanted(image, bool(asked.visualize), bool(asked.heatmap), asked.model or '')
+  label_map = asked.labelMap is not False
+  return Wanted(image, bool(asked.visualize), bool(asked.heatmap), label_map, asked.model or '')
 
 
 def problems(error: pydantic.ValidationError) -> str:
@@ -196,8 +201,8 @@ async def _form(request: Request, content: bytes) -> datastructures.FormData:
     raise Refused(422, f'The form cannot be read: {told}.') from None
 
 
-def _flag(query: dict[str, Any], name: str) -> bool:
-  value = query.get(name, '').lower()
+def _flag(query: dict[str, Any], name: str, default: str = '') -> bool:
+  value = query.get(name, default).lower()
   if value not in (*_TRUE, *_FALSE):
     raise Refused(422, f'{name}: {value!r} is neither true nor false.')
   return value in _TRUE

@@ -27,7 +27,9 @@ class _Heatmap(pydantic.BaseModel):
 
 
 class _Verdict(pydantic.BaseModel):
-  labelMap: list[int] = pydantic.Field(description='Row by row, 255 where anomalous, else 0.')
+  labelMap: list[int] | None = pydantic.Field(
+    None, description='Row by row, 255 where anomalous, else 0.'
+  )
   size: list[int] = pydantic.Field(description='Height and width.')
   score: float | None
   label: str = pydantic.Field(description='OK, review or NG.')
@@ -79,6 +81,7 @@ _FLAGS = [
   for name, told in {
     'visualize': 'Whether the answer has a picture.',
     'heatmap': 'Whether the answer has the map.',
+    'labelMap': 'False: an answer without labelMap.',
     'model': 'Which model; the first one where none is named.',
   }.items()
 ]
