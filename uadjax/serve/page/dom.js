@@ -15,6 +15,11 @@ export const draw = (tag, attributes = {}, ...children) =>
 export const number = (value, digits = 4) =>
   (Number.isFinite(value) ? String(Number(value.toPrecision(digits))) : '–').replace('-', '−');
 
+// With all of its digits, so that many can be compared.
+export const even = (value) =>
+  (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toPrecision(4).replace('-', '−')
+    : number(value));
+
 // As many decimals as tell values of a scale apart.
 export function decimals(value, span) {
   if (!Number.isFinite(value)) return '–';

@@ -1,6 +1,6 @@
 // The cards: photograph, map and verdicts of each image, in an order of one's choice.
 
-import { badge, find, make, number, plural, soon } from './dom.js';
+import { badge, even, find, make, plural, soon } from './dom.js';
 import { contour, levels, opened, paint, tinted } from './heat.js';
 import { chosen, disagree, isJudged, items, labelOf, labels, models, on, over } from './state.js';
 
@@ -77,7 +77,7 @@ function line(item, name) {
   else row.append(badge(said));
   const score = item.results.get(name)?.score;
   if (said === 'failed') row.append(make('span', { class: 'problem' }, item.errors.get(name)));
-  else if (said) row.append(make('span', { class: 'score' }, number(score ?? NaN)));
+  else if (said) row.append(make('span', { class: 'score' }, even(score ?? NaN)));
   return row;
 }
 

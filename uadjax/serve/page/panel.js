@@ -100,7 +100,8 @@ function panel(name) {
       line: draw('line', { class: `limit ${key}`, y1: key === 'image' ? 16 : 34, y2: base }),
       text: draw('text', { y: key === 'image' ? 12 : 30, class: 'end-text' }),
     }]));
-    svg.append(...Object.values(lines).flatMap(({ line, text }) => [line, text]));
+    const marks = Object.values(lines);
+    svg.append(...marks.map(({ line }) => line), ...marks.map(({ text }) => text));
     lines.zone = zone;
     const unit = high - low;
     svg.append(draw('text', { x: 0, y: base + 15, class: 'tick' }, decimals(low, unit)),
