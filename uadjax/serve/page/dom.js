@@ -16,9 +16,9 @@ export const number = (value, digits = 4) =>
   (Number.isFinite(value) ? String(Number(value.toPrecision(digits))) : '–').replace('-', '−');
 
 // With all of its digits, so that many can be compared.
-export const even = (value) =>
-  (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toPrecision(4).replace('-', '−')
-    : number(value));
+export const even = (value, digits = 4) =>
+  (Math.abs(value) >= 1e-3 && Math.abs(value) < 10 ** digits
+    ? value.toPrecision(digits).replace('-', '−') : number(value, digits));
 
 // As many decimals as tell values of a scale apart.
 export function decimals(value, span) {

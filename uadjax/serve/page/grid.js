@@ -7,6 +7,7 @@ import { chosen, disagree, isJudged, items, labelOf, labels, models, on, over } 
 const PHOTO = 480;  // Pixels of a card's photograph at most.
 const MAP = 224;
 let show = () => {};
+let outlined = '';  // Pixel thresholds.
 export const shown = [];  // In their order.
 
 export function startGrid(enlarge) {
@@ -30,7 +31,9 @@ export function startGrid(enlarge) {
   on('limits', (settled) => {
     items.forEach(label);
     if (settled) arrange();  // Cards must not dance while a threshold is dragged.
-    repaint();
+    const now = chosen.map((name) => models.get(name).limits.pixel).join();
+    if (now !== outlined) repaint();
+    outlined = now;
   });
   on('over', repaint);
   new ResizeObserver(repaint).observe(find('tiles'));
@@ -105,12 +108,13 @@ export function forget(item) {
 async function paintTile(item) {
   if (!item.near) return;
   item.photo ??= opened(item.file, PHOTO).catch(() => null);
-  const photo = await item.photo;
+  const held = item.photo;
+  const photo = await held;
   const names = [...chosen];
   const results = names.map((name) => item.results.get(name));
   const maps = await Promise.all(results.map((result) => result && (result.small ??=
     levels(result, MAP))));
-  if (!item.near || names.join('\n') !== chosen.join('\n')) return;
+  if (held !== item.photo || names.some((name, i) => name !== chosen[i])) return;
   item.tile.classList.toggle('blank', !photo && !results.some(Boolean));
   names.forEach((name, i) => {
     const [result, heat, canvas] = [results[i], maps[i], item.canvases[i]];

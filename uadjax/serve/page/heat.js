@@ -195,13 +195,17 @@ function drawBoxes(context, boxes, ratio) {
   const air = 4 * ratio;
   const taken = [];
   context.font = `600 ${12 * ratio}px system-ui, sans-serif`;
-  for (const { box: [left, top, right, bottom], name } of boxes) {
-    const [x, y] = [left * width - air, top * height - air];
-    const [w, h] = [(right - left) * width + 2 * air, (bottom - top) * height + 2 * air];
+  const placed = boxes.map(({ box: [left, top, right, bottom], name }) => ({
+    name, x: left * width - air, y: top * height - air,
+    w: (right - left) * width + 2 * air, h: (bottom - top) * height + 2 * air,
+  }));
+  for (const { x, y, w, h } of placed) {
     for (const [stroke, wide] of [[CASING, 3], ['#ffffff', 1.5]]) {
       [context.strokeStyle, context.lineWidth] = [stroke, wide * ratio];
       context.strokeRect(x, y, w, h);
     }
+  }
+  for (const { name, x, y, h } of placed) {
     const [long, tall] = [context.measureText(name).width + 8 * ratio, 17 * ratio];
     const tx = Math.max(0, Math.min(x, width - long));
     const ty = y > tall ? y - tall : Math.min(y + h, height - tall);

@@ -48,8 +48,9 @@ function add({ images, others }) {
   for (const { name, file } of images) {
     items.push({ name, file, results: new Map(), errors: new Map(), asked: new Set() });
   }
-  find('left-out').hidden = !others;
-  find('left-out').textContent = `Left out: ${plural(others, 'file')} of the folder, no image.`;
+  find('left-out').hidden = images.length > 0 && !others;
+  find('left-out').textContent = others ? `Left out: ${plural(others, 'file')} of the folder, no `
+    + 'image.' : 'There is no image in it.';
   items.forEach(ask);
   tell('items');
   pump();

@@ -49,10 +49,8 @@ async function ask(path, { waiting, signal, ...options } = {}) {
       throw new Error('The service cannot be reached.', { cause: error });
     }
     const told = await response.json().catch(() => ({}));
-    if (response.ok) {
-      waiting?.('');
-      return told.result;
-    }
+    if (response.status !== 503) waiting?.('');
+    if (response.ok) return told.result;
     const problem = told.errorMsg || `The service answered ${response.status}.`;
     if (response.status === 503) {
       const seconds = Number(response.headers.get('Retry-After')) || 1;

@@ -1,6 +1,6 @@
 // One image, large: its maps, what is marked, and values under the cursor.
 
-import { badge, find, fill, make, number } from './dom.js';
+import { badge, even, find, fill, make, number } from './dom.js';
 import { contour, levels, opened, paint, regions, tinted, valueOf } from './heat.js';
 import { shown } from './grid.js';
 import { control } from './panel.js';
@@ -58,8 +58,8 @@ export async function enlarge(which) {
     find('views').classList.toggle('several', views.length > 1);
     for (const { holder } of views) watch.observe(holder);
     dialog.showModal();
-    hint();
   }
+  hint();
   head();
   const mine = views;
   const loaded = await Promise.all([
@@ -77,6 +77,7 @@ export async function enlarge(which) {
     view.tint = view.heat && tinted(view.heat, models.get(view.name).calibrated.pixel);
     view.limit = null;
   });
+  if (!photo) find('cursor').textContent = 'This browser cannot show photographs of that format.';
   refresh();
 }
 
@@ -132,7 +133,7 @@ function paintNow() {
     const boxes = find('boxes').checked && result ? found.slice(0, LISTED) : [];
     paint(canvas, ratio, { photo, tint, outline: result && outline,
       boxes: boxes.map(({ box: [left, top, right, bottom], peak }) => ({
-        box: [left / wide, top / high, right / wide, bottom / high], name: number(peak, 3),
+        box: [left / wide, top / high, right / wide, bottom / high], name: even(peak, 3),
       })) });
   }
 }
