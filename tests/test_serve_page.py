@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 SMALL = (
   '--config.data.ops=resize(32, 48)',
   '--config.detector.layers=layer1',
-  '--config.detector.ratio=0.1',
+  '--config.detector.channels=16',
   '--config.backbone.weights=random',
   '--config.fit.batch_size=4',
   '--config.evaluate.do_eval=false',
@@ -74,7 +74,7 @@ def photos(drawn, tmp_path_factory):
 def directory(drawn, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('disc')
   where = f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}'
-  assert main.main([f'--config={CONFIGS / "patchcore.py"}', *SMALL, *where]) == 0
+  assert main.main([f'--config={CONFIGS / "padim.py"}', *SMALL, *where]) == 0
   return workdir / 'model'
 
 

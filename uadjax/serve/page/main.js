@@ -34,7 +34,7 @@ async function one(item, name) {
   const { signal } = stop;
   running++;
   try {
-    item.results.set(name, await judge(item.file, name, signal, notice));
+    item.results.set(name, await judge(item.file, name, signal, wait));
   } catch (error) {
     if (!signal.aborted) item.errors.set(name, error.message);
   }
@@ -58,7 +58,7 @@ function add({ images, others }) {
 
 function clear() {
   stop.abort();
-  [stop, queue, running] = [new AbortController(), [], 0];
+  [stop, queue, running, waiting] = [new AbortController(), [], 0, 0];
   items.forEach(forget);
   items.length = 0;
   notice('');
@@ -75,6 +75,13 @@ function again() {
   }
   tell('items');
   pump();
+}
+
+// As long as any request waits, it is told why.
+let waiting = 0;
+function wait(text) {
+  waiting += text ? 1 : -1;
+  if (text || !waiting) notice(text);
 }
 
 function notice(text) {
@@ -162,6 +169,7 @@ async function open() {
   for (;;) {
     try {
       know(await listModels(notice));
+      notice('');
       break;
     } catch (error) {
       notice(error.message);

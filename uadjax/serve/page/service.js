@@ -36,7 +36,9 @@ const pause = (seconds, signal) => new Promise((resolve) => {
 });
 
 // The answer's result; asks again as long as it is told to. Throws what the service says is wrong.
+// `waiting` is told why once it has to wait, and '' when it does no longer.
 async function ask(path, { waiting, signal, ...options } = {}) {
+  let held = false;
   for (;;) {
     signal?.throwIfAborted();
     const used = token.get();
@@ -49,12 +51,14 @@ async function ask(path, { waiting, signal, ...options } = {}) {
       throw new Error('The service cannot be reached.', { cause: error });
     }
     const told = await response.json().catch(() => ({}));
-    if (response.status !== 503) waiting?.('');
+    if (held && response.status !== 503) waiting?.('');
+    held &&= response.status === 503;
     if (response.ok) return told.result;
     const problem = told.errorMsg || `The service answered ${response.status}.`;
     if (response.status === 503) {
       const seconds = Number(response.headers.get('Retry-After')) || 1;
-      waiting?.(problem);
+      if (!held) waiting?.(problem);
+      held = true;
       await pause(Math.min(seconds, LONGEST), signal);
     } else if (response.status === 401) {
       if (used !== token.get()) continue;  // Another one was given meanwhile.
