@@ -164,6 +164,11 @@ def fed(show, photos, expect):
   return fed
 
 
+def read(pattern, text):
+  """A number in a text."""
+  return float(re.findall(pattern, text)[0])
+
+
 def cards(page):
   """Of each card in their order: name, then label and score by each model."""
   return page.evaluate("""() => [...document.querySelectorAll('#tiles li')].map((card) => [
@@ -193,11 +198,12 @@ def picture(page, selector):
 
 
 def changed(page, selector, before):
-  """Wait until a canvas shows something else; a policy forbids to wait inside the page."""
-  end = time.monotonic() + 20
-  while (now := picture(page, selector)) in ('data:,', before):
+  """Wait until a canvas shows something else, and stays so; a policy forbids to wait inside."""
+  end, last = time.monotonic() + 20, before
+  while (now := picture(page, selector)) in ('data:,', before) or now != last:
     assert time.monotonic() < end
-    page.wait_for_timeout(20)
+    last = now
+    page.wait_for_timeout(100)
   return now
 
 
@@ -298,7 +304,7 @@ def test_a_card_is_enlarged_by_keyboard_and_left_again(fed, results, expect):
   )
   box = page.locator('#views canvas').bounding_box()
   page.mouse.move(box['x'] + 0.5 * box['width'], box['y'] + 0.5 * box['height'])
-  value = float(re.search(r'x 3[12], y 3[12]: ([\d.]+)', page.inner_text('#cursor'))[1])
+  value = read(r'x 3[12], y 3[12]: ([\d.]+)', page.inner_text('#cursor'))
   map = results[first].anomaly_map
   assert map[30:34, 30:34].min() * 0.99 < value < map[30:34, 30:34].max() * 1.01
   page.focus('#close')
@@ -358,11 +364,8 @@ def test_the_pixel_threshold_outlines_anew_at_once(fed, results, expect):
   page.keyboard.press('Enter')
   area = page.locator('.regions li').first
   expect(area).to_contain_text('peak')
-  peak = float(re.search(r'peak ([\d.]+)', area.inner_text())[1])
-  assert peak == pytest.approx(one.anomaly_map.max(), rel=1e-3)
-  inside = sum(
-    int(re.search(r'; (\d+) of', li)[1]) for li in page.locator('.regions li').all_inner_texts()
-  )
+  assert read(r'peak ([\d.]+)', area.inner_text()) == pytest.approx(one.anomaly_map.max(), rel=1e-3)
+  inside = sum(read(r'; (\d+) of', li) for li in page.locator('.regions li').all_inner_texts())
   assert inside == pytest.approx((one.anomaly_map > middle).sum(), rel=0.05)
 
 

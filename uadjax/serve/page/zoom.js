@@ -20,7 +20,7 @@ function makeView(name) {
   const holder = make('div', { class: 'holder' }, canvas);
   const told = make('span', { class: 'verdict' });
   const list = make('ol', { class: 'regions' });
-  const about = make('details', {}, make('summary', {}), list);
+  const about = make('details', {}, make('summary', {}, 'Regions'), list);
   const element = make('figure', {}, holder, make('figcaption', {}, told, control(name, 'pixel'),
     about));
   const view = { name, canvas, holder, told, about, list, element };
@@ -101,7 +101,7 @@ function refresh() {
   for (const view of views) {
     const { name, heat, result } = view;
     const { limits: { pixel }, calibrated } = models.get(name);
-    view.about.hidden = !heat;
+    view.about.hidden = !result;  // Else there is room from the first: nothing jumps.
     if (heat && view.limit !== pixel) {
       view.limit = pixel;
       view.outline = contour(heat, pixel);
