@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 import zlib
 
 import numpy as np
@@ -72,11 +73,16 @@ def asked(directory, **limits):
   """A service in this process."""
   settings = options.Settings({'disc': directory, 'again': directory}, backend='auto', **limits)
   options.check(settings)
-  return Warm(apps.build(settings), raise_server_exceptions=False)
+  application = apps.build(settings)
+  client = Warm(application, raise_server_exceptions=False)
+  client.service = application.state.service
+  return client
 
 
 class Warm(testclient.TestClient):
   """Waits for the models."""
+
+  service: Any
 
   def __enter__(self):
     super().__enter__()
@@ -255,7 +261,7 @@ def test_a_token_where_one_is_needed(directory, photos):
 
 def slowed(client, go):
   """Hold whatever is computed until it may go on."""
-  for batcher in client.app.state.service.batchers.values():
+  for batcher in client.service.batchers.values():
     batcher._threads.submit(go.wait)
     batcher._threads.submit(go.wait)
 
@@ -275,7 +281,7 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.headers['Retry-After'] == '1'
     assert client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200
-    assert client.app.state.service._under_way == 0
+    assert client.service._under_way == 0
 
 
 def test_what_takes_too_long_is_given_up(directory, photos):

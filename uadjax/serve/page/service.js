@@ -73,12 +73,12 @@ async function ask(path, { waiting, signal, ...options } = {}) {
 export const listModels = (waiting) => ask('/models', { waiting }).then(({ models }) => models);
 
 export async function judge(file, model, signal, waiting) {
-  const query = new URLSearchParams({ heatmap: true, model });
+  const query = new URLSearchParams({ heatmap: true, labelMap: false, model });
   const result = await ask(`/image-anomaly-detection?${query}`, {
     method: 'POST', body: file, signal, waiting,
     headers: { 'Content-Type': 'application/octet-stream' },
   });
-  const { labelMap, heatmap: { image, low, high }, ...told } = result;  // The heatmap has it all.
+  const { heatmap: { image, low, high }, ...told } = result;
   const bytes = Uint8Array.from(atob(image), (letter) => letter.charCodeAt(0));
   return { ...told, low, high, map: new Blob([bytes], { type: 'image/png' }) };
 }
