@@ -25,8 +25,9 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-# Examples are not timed: a shared machine would make them fail now and then.
-hypothesis.settings.register_profile('unhurried', deadline=None)
+# Examples are not timed: a shared machine would make them fail now and then. Half as many as usual
+# in each run, and others in the next.
+hypothesis.settings.register_profile('unhurried', deadline=None, max_examples=50)
 hypothesis.settings.load_profile('unhurried')
 
 SHARED = Path(__file__).resolve().parent.parent.parent / 'shared'
