@@ -71,6 +71,7 @@ def ask(directory):
 
 def asked(directory, **limits):
   """A service in this process."""
+  limits = {'batch': 8, **limits}
   settings = options.Settings({'disc': directory, 'again': directory}, backend='auto', **limits)
   options.check(settings)
   application = apps.build(settings)

@@ -9,7 +9,7 @@ from uadjax import calibrate, pipelines, predict, runtimes, sharding, telemetry
 from uadjax.serve import batching
 from uadjax.serve.settings import Settings
 
-_MOST = 8  # Images at once, where that pays.
+_MOST = 8  # Images at once on an accelerator.
 
 
 class Opened(NamedTuple):
@@ -63,9 +63,10 @@ def opened(name: str, directory: Path, settings: Settings) -> Opened:
   one = pipelines.create_model(
     model_dir=directory, device=settings.device, backend=chosen, access=settings.access
   )
-  # JAX on a CPU has the more to compute the more rows it pads to, and one compilation for each.
-  on_cpu_by_jax = chosen == 'jax' and one.devices[0].platform == 'cpu'
-  most = settings.batch or (1 if on_cpu_by_jax else _MOST)
+  # A CPU is busy with one: several together take as long, and who came first waits for the last
+  # (experiments/README.md).
+  on_cpu = chosen != 'jax' or one.devices[0].platform == 'cpu'
+  most = settings.batch or (1 if on_cpu else _MOST)
   ops = one.model.ops
   with telemetry.busy(f'Warming up {name}'):
     sizes = [batching.faithful(run, ops.height, ops.width, most) for run in one.scorers]
