@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import shutil
 import tempfile
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -39,3 +40,26 @@ def shared() -> Path:
   if not SHARED.is_dir():
     pytest.skip('needs the real images and weights in ../shared, which is absent')
   return SHARED
+
+
+@pytest.fixture(scope='module')  # Not longer: while it is open no other event loop may run.
+def browser():
+  """Chromium, without what it tells its makers."""
+  playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+  chromium = shutil.which('chromium') or shutil.which('chromium-browser')
+  if chromium is None:
+    pytest.skip('needs Chromium, as the package chromium of Debian')
+  options = [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+  ]
+  with playwright.sync_playwright() as started:
+    opened = started.chromium.launch(executable_path=chromium, args=options)
+    yield opened
+    opened.close()

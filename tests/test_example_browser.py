@@ -19,17 +19,6 @@ from uadjax.data import demo, preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / 'docs' / 'examples' / 'browser'
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-OPTIONS = [
-  '--headless',
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-]
 SMALL = (
   '--config.data.ops=resize(32, 48)',
   '--config.detector.layers=layer1,layer2',
@@ -51,17 +40,6 @@ class Quiet(server.SimpleHTTPRequestHandler):
 
   def log_message(self, format, *args):
     pass
-
-
-@pytest.fixture(scope='module')
-def browser():
-  playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
-  if CHROMIUM is None:
-    pytest.skip('needs Chromium, as the package chromium of Debian')
-  with playwright.sync_playwright() as started:
-    opened = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope='module')

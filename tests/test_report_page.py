@@ -1,6 +1,5 @@
 """The page of a report in a browser: what moves, what is counted, what never runs."""
 
-import shutil
 from typing import NamedTuple
 
 import numpy as np
@@ -12,31 +11,9 @@ from uadjax.data import preprocess
 from uadjax.report import gallery
 from uadjax.types import Record
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-OPTIONS = [
-  '--headless',
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-]
 HOSTILE = '<img src=x onerror=run()>\u2028"\'&amp;'
 CLOSING = '</script><script>run()</script>'
 LIMITS = calibrate.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
-
-
-@pytest.fixture(scope='module')
-def browser():
-  playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
-  if CHROMIUM is None:
-    pytest.skip('needs Chromium, as the package chromium of Debian')
-  with playwright.sync_playwright() as started:
-    opened = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-    yield opened
-    opened.close()
 
 
 class Case(NamedTuple):

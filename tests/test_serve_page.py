@@ -27,9 +27,6 @@ SMALL = (
   '--config.fit.batch_size=4',
   '--config.evaluate.do_eval=false',
 )
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-OPTIONS = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-quic',
-  '--disable-background-networking', '--disable-component-update', '--disable-sync']  # fmt: skip
 HOSTILE = '<img src=x onerror=run()>"\'&amp;.png'
 TOKEN = 's3cret'
 ROUTE = '/image-anomaly-detection'
@@ -42,17 +39,6 @@ WATCH = """
     window.most = Math.max(window.most, ++window.underWay);
     return real(...all).finally(() => { window.underWay--; });
   };"""
-
-
-@pytest.fixture(scope='module')
-def browser():
-  playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
-  if CHROMIUM is None:
-    pytest.skip('needs Chromium, as the package chromium of Debian')
-  with playwright.sync_playwright() as started:
-    opened = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope='module')
