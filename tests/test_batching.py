@@ -62,7 +62,6 @@ def test_what_waits_is_computed_together():
     others = [asyncio.create_task(batcher.score(image(value))) for value in range(1, 6)]
     gone = asyncio.create_task(batcher.score(image(9)))
     await asyncio.sleep(0)
-    assert batcher.waiting == 6
     gone.cancel()
     await asyncio.sleep(0)
     go.set()

@@ -14,19 +14,11 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 import pytest
 
-from uadjax import bundle, calibrate, create_model, export, main
-from uadjax.data import demo, preprocess
+from uadjax import bundle, calibrate, create_model, export
+from uadjax.data import preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / 'docs' / 'examples' / 'browser'
-SMALL = (
-  '--config.data.ops=resize(32, 48)',
-  '--config.detector.layers=layer1,layer2',
-  '--config.detector.ratio=0.1',
-  '--config.backbone.weights=random',
-  '--config.fit.batch_size=4',
-  '--config.evaluate.do_eval=false',
-)
 CAMERA = 57, 75  # Neither square nor of the network's size.
 PARTS = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'
 # What npm says where there is no network, or a registry that does not serve.
@@ -101,17 +93,9 @@ def show(browser, address):
 
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-  return demo.draw(tmp_path_factory.mktemp('drawn'), size=60, train=10, test_good=1, test_defect=1)
-
-
-@pytest.fixture(scope='module')
-def model(browser, site, drawn, tmp_path_factory):  # Those first: without them nothing is fitted.
+def model(browser, site, fitted):  # Those first: without them nothing is fitted.
   """A model whose graph is in the folder that is served."""
-  workdir = tmp_path_factory.mktemp('patchcore')
-  where = (f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}')
-  assert main.main([f'--config={ROOT / "configs" / "patchcore.py"}', *SMALL, *where]) == 0
-  directory = workdir / 'model'
+  directory = fitted('patchcore')
   export.export(bundle.load(directory), output=site / 'model.onnx', camera=CAMERA)
   return create_model(model_dir=directory, device='cpu:0')
 

@@ -13,22 +13,11 @@ from onnx import helper
 from PIL import Image
 import pytest
 
-from uadjax import bundle, calibrate, create_model, export, main, runtimes
-from uadjax.data import demo, preprocess
+from uadjax import bundle, calibrate, create_model, export, runtimes
+from uadjax.data import preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / 'docs' / 'examples' / 'cpp'
-SMALL = (
-  '--config.data.ops=resize(32, 48)',
-  '--config.detector.layers=layer1,layer2',
-  '--config.backbone.weights=random',
-  '--config.fit.batch_size=4',
-  '--config.evaluate.do_eval=false',
-)
-OPTIONS = {
-  'patchcore': ('--config.detector.ratio=0.1',),
-  'stfpm': ('--config.fit.steps=3',),
-}
 CAMERA = 57, 75
 
 
@@ -81,11 +70,6 @@ def score(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-  return demo.draw(tmp_path_factory.mktemp('drawn'), size=60, train=10, test_good=2, test_defect=1)
-
-
-@pytest.fixture(scope='module')
 def photos(drawn):
   """Neither square nor of the network's size."""
   paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:3]
@@ -93,15 +77,11 @@ def photos(drawn):
   return np.stack([camera.apply(preprocess.decode(path)) for path in paths])
 
 
-@pytest.fixture(scope='module', params=sorted(OPTIONS))
-def exported(request, score, drawn, tmp_path_factory):
+@pytest.fixture(scope='module', params=['patchcore', 'stfpm'])
+def exported(request, score, fitted):
   """A model, and its graph for the camera; not made where the program cannot be."""
-  workdir = tmp_path_factory.mktemp(request.param)
-  where = (f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}')
-  config = f'--config={ROOT / "configs" / request.param}.py'
-  assert main.main([config, *SMALL, *OPTIONS[request.param], *where]) == 0
-  model = bundle.load(workdir / 'model')
-  return Exported(model, export.export(model, output=workdir / 'graph.onnx', camera=CAMERA).path)
+  model = bundle.load(fitted(request.param))
+  return Exported(model, export.export(model, camera=CAMERA).path)
 
 
 @pytest.fixture

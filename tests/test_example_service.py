@@ -14,29 +14,14 @@ import urllib.request
 
 import pytest
 
-from uadjax import create_model, main
-from uadjax.data import demo
+from uadjax import create_model
 
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'examples' / 'service'
-CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
-SMALL = (
-  '--config.data.ops=resize(32)',
-  '--config.detector.layers=layer1',
-  '--config.detector.channels=4',
-  '--config.backbone.weights=random',
-  '--config.fit.batch_size=4',
-  '--config.evaluate.do_eval=false',
-  '--config.data.category=disc',
-)
 
 
 @pytest.fixture(scope='module')
-def photo_and_model(tmp_path_factory):
-  drawn = demo.draw(tmp_path_factory.mktemp('drawn'), size=40, train=6, test_good=1, test_defect=1)
-  workdir = tmp_path_factory.mktemp('disc')
-  where = f'--config.data.root={drawn}', f'--workdir={workdir}'
-  assert main.main([f'--config={CONFIG}', *SMALL, *where]) == 0
-  return next((drawn / 'disc' / 'test' / 'missing').glob('*.png')), workdir / 'model'
+def photo_and_model(drawn, fitted):
+  return next((drawn / 'disc' / 'test' / 'missing').glob('*.png')), fitted('padim')
 
 
 @pytest.fixture(scope='module')

@@ -1,27 +1,15 @@
 """Every installed runtime runs the same file, and says what is wrong with another."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from uadjax import bundle, create_model, export, main, runtimes
-from uadjax.data import demo
+from uadjax import bundle, create_model, export, runtimes
 from uadjax.types import ConfigError, ModelError, UnknownName
-
-CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
 
 
 @pytest.fixture(scope='module')
-def directory(tmp_path_factory):
-  root = demo.draw(tmp_path_factory.mktemp('drawn'), size=48, train=8, test_good=1, test_defect=1)
-  workdir = tmp_path_factory.mktemp('run')
-  flags = [f'--config={CONFIG}', f'--workdir={workdir}', f'--config.data.root={root}']
-  flags += ['--config.data.category=disc', '--config.data.ops=resize(32)']
-  flags += ['--config.detector.layers=layer1', '--config.detector.channels=8']
-  flags += ['--config.backbone.weights=random', '--config.evaluate.do_eval=false']
-  assert main.main(flags) == 0
-  return workdir / 'model'
+def directory(fitted):
+  return fitted('padim')
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,6 @@ import concurrent.futures
 import io
 import json
 import os
-from pathlib import Path
 import signal
 import socket
 import struct
@@ -21,34 +20,16 @@ from PIL import Image
 import pytest
 from starlette import testclient
 
-from uadjax import create_model, fetch, main
-from uadjax.data import demo
+from uadjax import create_model, fetch
 from uadjax.serve import app as apps, settings as options
 from uadjax.types import ConfigError
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
-SMALL = (
-  '--config.data.ops=resize(32, 48)',
-  '--config.detector.layers=layer1',
-  '--config.detector.ratio=0.1',
-  '--config.backbone.weights=random',
-  '--config.fit.batch_size=4',
-  '--config.evaluate.do_eval=false',
-)
 ROUTE = '/image-anomaly-detection'
 
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-  return demo.draw(tmp_path_factory.mktemp('drawn'), size=60, train=6, test_good=2, test_defect=1)
-
-
-@pytest.fixture(scope='module')
-def directory(drawn, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('disc')
-  where = f'--config.data.root={drawn}', '--config.data.category=disc', f'--workdir={workdir}'
-  assert main.main([f'--config={CONFIGS / "patchcore.py"}', *SMALL, *where]) == 0
-  return workdir / 'model'
+def directory(fitted):
+  return fitted('patchcore')
 
 
 @pytest.fixture(scope='module')
@@ -239,8 +220,9 @@ def test_other_routes_and_methods(ask):
   assert ask.get('/health').json()['errorMsg'] == 'Healthy'
   for answer, status in ((ask.get(ROUTE), 405), (ask.get('/nowhere'), 404)):
     assert answer.status_code == answer.json()['errorCode'] == status
-  models = ask.get('/models').json()['result']['models']
-  assert [model['name'] for model in models] == ['disc', 'again']
+  told = ask.get('/models').json()['result']
+  assert [model['name'] for model in told['models']] == ['disc', 'again']
+  assert told['limits']['max_bytes'] == ask.service.settings.max_bytes
   page = ask.get('/')
   assert page.headers['Content-Type'].startswith('text/html')
   assert "default-src 'self'" in page.headers['Content-Security-Policy']
@@ -282,6 +264,26 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.headers['Retry-After'] == '1'
     assert client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200
+    assert client.service._under_way == 0
+
+
+def test_several_images_of_one_request_need_room_for_each(directory, photos):
+  def post(count):
+    tensor = {'name': 'image', 'datatype': 'BYTES', 'shape': [count]}
+    body = {'inputs': [{**tensor, 'data': [coded(photos[0])] * count}]}
+    return client.post('/v2/models/disc/infer', json=body)
+
+  with asked(directory, queue=4) as client:
+    assert post(4).status_code == 200
+    assert post(5).status_code == 400
+    client.service._under_way = 1
+    assert post(3).status_code == 200
+    assert post(4).status_code == 503
+    client.service._under_way = 4
+    # Nothing of it was read.
+    assert client.post('/v2/models/disc/infer', content=b'no JSON').status_code == 503
+    client.service._under_way = 0
+    assert client.post('/v2/models/disc/infer', content=b'no JSON').status_code == 400
     assert client.service._under_way == 0
 
 

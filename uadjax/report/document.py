@@ -20,7 +20,7 @@ from uadjax.report import gallery
 
 MOST_BYTES = 20_000_000  # So that it can be sent by mail.
 
-_SCRIPTS = ('state.js', 'charts.js', 'pictures.js', 'gallery.js', 'page.js')
+_SCRIPTS = ('state.js', 'charts.js', 'contour.js', 'pictures.js', 'gallery.js', 'page.js')
 
 
 class Page(NamedTuple):

@@ -139,6 +139,7 @@ def build(settings: Settings, stop: Callable[[], Any] = lambda: None) -> fastapi
     version=uadjax.__version__,
     description='Judges images: how anomalous, where, and whether that is too much.',
     lifespan=lifespan,
+    docs_url=None,  # Both load their scripts from elsewhere, where a plant has no way to.
     redoc_url=None,
   )
   app.state.service = service
@@ -234,9 +235,8 @@ def _routes(app: fastapi.FastAPI, service: Service) -> None:
     """Names, thresholds and preprocessing of the models, the first one first."""
     service.model('')
     about = [model.about() for model in service.models.values()]
-    return answers.reply(
-      answers.envelope(request.state.log_id, 0, answers.OK, result={'models': about})
-    )
+    told = {'models': about, 'limits': service.settings.limits()}
+    return answers.reply(answers.envelope(request.state.log_id, 0, answers.OK, result=told))
 
   @app.get('/metrics', response_class=responses.PlainTextResponse)
   async def metrics() -> Response:
@@ -276,6 +276,8 @@ _HEADERS = {
 def _pages(app: fastapi.FastAPI) -> None:
   folder = importlib.resources.files('uadjax.serve') / 'page'
   files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name[0] not in '._'}
+  shared = importlib.resources.files('uadjax.report') / 'contour.js'
+  files[shared.name] = shared.read_bytes()
 
   def shown(name: str) -> Response:
     suffix = name[name.rindex('.') :]

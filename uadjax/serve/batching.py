@@ -53,11 +53,6 @@ class Batcher:
       asyncio.create_task(self._work(scorers[number % len(scorers)])) for number in range(at_once)
     ]
 
-  @property
-  def waiting(self) -> int:
-    """How many images nobody computes yet."""
-    return len(self._waiting)
-
   async def score(self, image: Image) -> Answer:
     """Wait for what the detector says; one that is cancelled is not computed."""
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

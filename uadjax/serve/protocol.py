@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import math
 from typing import Any, TYPE_CHECKING
 
@@ -113,20 +114,14 @@ def router(service: 'Service') -> fastapi.APIRouter:
   @routes.post('/models/{name}/infer', responses=_ERRORS, openapi_extra=_BODY)
   async def infer(name: str, request: Request) -> Response:
     found = service.model(name)
-    content = await reading.body(request, service.settings.max_bytes)
-    try:
-      asked = Infer.model_validate_json(content)
-    except pydantic.ValidationError as error:
-      raise reading.Refused(400, reading.problems(error)) from None
-    wanted = [one.name for one in asked.outputs or ()] or list(_OUTPUTS)
-    if unknown := [one for one in wanted if one not in _OUTPUTS]:
-      raise reading.Refused(400, f'There is no output {unknown[0]!r}; choose from {_OUTPUTS}.')
-    count = asked.inputs[0].shape[0] if asked.inputs[0].shape else 0
-    if not 0 < count <= service.settings.queue:
-      raise reading.Refused(
-        400, f'inputs.0.shape: {count} images; between 1 and {service.settings.queue} are answered.'
-      )
-    async with service.admitted(count):
+    async with contextlib.AsyncExitStack() as admitted:
+      await admitted.enter_async_context(service.admitted())
+      asked = _asked(await reading.body(request, service.settings.max_bytes))
+      wanted = [one.name for one in asked.outputs or ()] or list(_OUTPUTS)
+      if unknown := [one for one in wanted if one not in _OUTPUTS]:
+        raise reading.Refused(400, f'There is no output {unknown[0]!r}; choose from {_OUTPUTS}.')
+      others = _count(asked, service.settings.queue) - 1
+      await admitted.enter_async_context(service.admitted(others))
       ops = found.predictor.model.ops
       pictures = await service.thread(_pictures, asked.inputs[0], ops, service.settings)
       if 'map' in wanted and len({picture.size for picture in pictures}) > 1:
@@ -138,6 +133,23 @@ def router(service: 'Service') -> fastapi.APIRouter:
     return answers.reply({'model_name': name, 'id': asked.id or '', 'outputs': told})
 
   return routes
+
+
+def _asked(content: bytes) -> Infer:
+  try:
+    return Infer.model_validate_json(content)
+  except pydantic.ValidationError as error:
+    raise reading.Refused(400, reading.problems(error)) from None
+
+
+def _count(asked: Infer, most: int) -> int:
+  """How many images a request has."""
+  shape = asked.inputs[0].shape
+  if not shape or not 0 < shape[0] <= most:
+    raise reading.Refused(
+      400, f'inputs.0.shape: {shape[:1]} images; between 1 and {most} are answered.'
+    )
+  return shape[0]
 
 
 def _pictures(tensor: Tensor, ops: Any, settings: Any) -> list[reading.Picture]:

@@ -33,9 +33,9 @@ class _Verdict(pydantic.BaseModel):
   size: list[int] = pydantic.Field(description='Height and width.')
   score: float | None
   label: str = pydantic.Field(description='OK, review or NG.')
-  threshold: float
-  reviewThreshold: float
-  pixelThreshold: float
+  threshold: float | None = pydantic.Field(description='null: no score exceeds it.')
+  reviewThreshold: float | None
+  pixelThreshold: float | None
   regions: list[_Region]
   image: str | None = pydantic.Field(None, description='If asked for: a JPEG in base64.')
   heatmap: _Heatmap | None = None
@@ -45,8 +45,16 @@ class _Judged(_Envelope):
   result: _Verdict
 
 
+class _Limits(pydantic.BaseModel):
+  max_bytes: int = pydantic.Field(description='Of a request.')
+  max_pixels: int = pydantic.Field(description='Of an image.')
+  queue: int = pydantic.Field(description='Images under way at a time.')
+  deadline_s: float
+
+
 class _Models(pydantic.BaseModel):
   models: list[dict[str, Any]]
+  limits: _Limits
 
 
 class _Listed(_Envelope):

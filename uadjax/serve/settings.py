@@ -37,6 +37,12 @@ class Settings(NamedTuple):
   token: str = ''
   drain_s: float = 30.0
 
+  def limits(self) -> dict[str, int | float]:
+    """What clients had better know."""
+    return {
+      name: getattr(self, name) for name in ('max_bytes', 'max_pixels', 'queue', 'deadline_s')
+    }
+
 
 def check(settings: Settings) -> None:
   """Refuse what no service can be run with.

@@ -1,7 +1,7 @@
 // The cards: photograph, map and verdicts of each image, in an order of one's choice.
 
 import { badge, even, find, make, plural, soon } from './dom.js';
-import { contour, levels, opened, paint, tinted } from './heat.js';
+import { outlines, levels, opened, paint, tinted } from './heat.js';
 import { chosen, disagree, isJudged, items, labelOf, labels, models, on, over } from './state.js';
 
 const PHOTO = 480;  // Pixels of a card's photograph at most.
@@ -132,7 +132,7 @@ async function paintTile(item) {
 function follow(result, heat, { limits, calibrated }) {
   result.tint ??= tinted(heat, calibrated.pixel);
   if (result.outline && result.outlined === limits.pixel) return;
-  result.outline = contour(heat, limits.pixel);
+  result.outline = outlines(heat, limits.pixel);
   result.outlined = limits.pixel;
 }
 

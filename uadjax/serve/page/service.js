@@ -70,9 +70,15 @@ async function ask(path, { waiting, signal, ...options } = {}) {
   }
 }
 
-export const listModels = (waiting) => ask('/models', { waiting }).then(({ models }) => models);
+let most = Infinity;  // Bytes of a file.
+export const listModels = (waiting) => ask('/models', { waiting }).then(({ models, limits }) => {
+  most = limits.max_bytes;
+  return models;
+});
 
 export async function judge(file, model, signal, waiting) {
+  // Not sent: a refusal in the midst of it looks like a service that is gone.
+  if (file.size > most) throw new Error(`It has ${file.size} bytes; ${most} are the most here.`);
   const query = new URLSearchParams({ heatmap: true, labelMap: false, model });
   const result = await ask(`/image-anomaly-detection?${query}`, {
     method: 'POST', body: file, signal, waiting,

@@ -1,7 +1,7 @@
 // One image, large: its maps, what is marked, and values under the cursor.
 
 import { badge, even, find, fill, make, number } from './dom.js';
-import { contour, levels, opened, paint, regions, tinted, valueOf } from './heat.js';
+import { outlines, levels, opened, paint, regions, tinted, valueOf } from './heat.js';
 import { shown } from './grid.js';
 import { control } from './panel.js';
 import { chosen, isJudged, labelOf, models, on, over, tell } from './state.js';
@@ -104,7 +104,7 @@ function refresh() {
     view.about.hidden = !result;  // Else there is room from the first: nothing jumps.
     if (heat && view.limit !== pixel) {
       view.limit = pixel;
-      view.outline = contour(heat, pixel);
+      view.outline = outlines(heat, pixel);
       view.regions = pixel === calibrated.pixel ? result.regions
         : regions(heat, pixel, result.size);
       list(view);
