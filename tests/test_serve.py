@@ -5,6 +5,7 @@ import concurrent.futures
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -15,14 +16,16 @@ import time
 from typing import Any
 import zlib
 
+import httpx2 as httpx
 import numpy as np
 from PIL import Image
 import pytest
 from starlette import testclient
 
 from uadjax import create_model, fetch
+from uadjax.cli import serving
 from uadjax.serve import app as apps, settings as options
-from uadjax.types import ConfigError
+from uadjax.types import ConfigError, ModelError
 
 ROUTE = '/image-anomaly-detection'
 
@@ -110,6 +113,7 @@ def test_it_says_what_predict_says_whatever_form_the_request_has(ask, photos, kn
       result = told['result']
       assert said(result) == expected(known[str(path)])
       assert result['size'] == list(known[str(path)].size)
+      assert result['model'] == ('again' if 'model=again' in str(answer.url) else 'disc')
       assert result['threshold'] == known[str(path)].threshold
       assert 'image' not in result
       assert 'heatmap' not in result
@@ -175,7 +179,7 @@ JSON, RAW = {'Content-Type': 'application/json'}, {'Content-Type': 'application/
     (b'{"image": "http://127.0.0.1/x.png"}', JSON, 422, 'URLs are not allowed'),
     (b'{"image": "aGVsbG8=", "model": "bolt"}', JSON, 404, "no model 'bolt'; choose from ['disc'"),
     (b'', RAW, 422, 'body is empty'),
-    (bomb(), RAW, 422, 'decompression bomb'),
+    (bomb(), RAW, 413, 'More than 4000 pixels'),
     (b'x' * 200_001, RAW, 413, 'more than 200000 bytes'),
     (b'<image/>', {'Content-Type': 'text/xml'}, 415, 'send application/json'),
     (b'', {}, 415, 'send application/json'),
@@ -265,6 +269,37 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
     assert refused.headers['Retry-After'] == '1'
     assert client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200
     assert client.service._under_way == 0
+
+
+def test_what_is_misspelled_is_not_passed_over(ask, photos):
+  """Another model would answer for the one that was meant."""
+  content, file = photos[0].read_bytes(), {'image': ('x.png', photos[0].read_bytes())}
+  for answer, told in (
+    (ask.post(f'{ROUTE}?modell=again', content=content, headers=RAW), "'modell' in the query"),
+    (ask.post(f'{ROUTE}?model=again', json={'image': coded(photos[0])}), 'beside JSON'),
+    (ask.post(ROUTE, files=file, data={'Model': 'again'}), "'Model' in the form"),
+    (ask.post(f'{ROUTE}?model=again', files=file, data={'model': 'disc'}), 'once is enough'),
+  ):
+    assert answer.status_code == 422
+    assert told in answer.json()['errorMsg']
+
+
+def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
+  with pytest.raises(ConfigError, match='is empty'):
+    serving.token('')
+  monkeypatch.setenv('UADJAX_TOKEN', '')
+  with pytest.raises(ConfigError, match='is empty'):
+    serving.token(None)
+  monkeypatch.delenv('UADJAX_TOKEN')
+  assert serving.token(None) == ''
+
+
+def test_damaged_arrays_are_not_hidden_by_a_graph_of_them(directory, tmp_path):
+  broken = shutil.copytree(directory, tmp_path / 'model')
+  path = broken / 'fitted.safetensors'
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(ModelError, match='damaged'):
+    create_model(model_dir=broken, backend='auto')
 
 
 def test_several_images_of_one_request_need_room_for_each(directory, photos):
@@ -364,20 +399,45 @@ def started(directory, *words, **environment):
   return process, f'http://127.0.0.1:{port}'
 
 
-def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
-  import httpx2 as httpx
+def warm(process, url):
+  """Wait for it."""
 
+  def ready():
+    assert process.poll() is None
+    try:
+      return httpx.get(f'{url}/v2/health/ready').status_code == 200
+    except httpx.TransportError:
+      return False
+
+  until(ready)
+
+
+def test_when_the_time_to_drain_is_over_the_rest_is_told_so(directory):
+  process, url = started(directory, '--drain', '1')
+  try:
+    warm(process, url)
+    host, port = url.removeprefix('http://').split(':')
+    with socket.create_connection((host, int(port))) as slow:
+      head = (
+        f'POST {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nContent-Type: image/png\r\n\r\n'
+      )
+      slow.sendall(head.encode())
+      time.sleep(0.5)
+      process.send_signal(signal.SIGTERM)
+      answer = b''.join(iter(lambda: slow.recv(4096), b''))
+    _, stderr = process.communicate(timeout=30)
+  finally:
+    process.kill()
+  assert answer.startswith(b'HTTP/1.1 503')
+  assert json.loads(answer.partition(b'\r\n\r\n')[2])['errorCode'] == 503
+  assert process.returncode == 0
+  assert 'Traceback' not in stderr
+
+
+def test_sigterm_loses_no_accepted_request_and_logs_are_json(directory, photos):
   process, url = started(directory)
   try:
-
-    def ready():
-      assert process.poll() is None
-      try:
-        return httpx.get(f'{url}/v2/health/ready').status_code == 200
-      except httpx.TransportError:
-        return False
-
-    until(ready)
+    warm(process, url)
     body, answers, lost = {'image': coded(photos[0])}, [], []
 
     def client():

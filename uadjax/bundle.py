@@ -180,6 +180,25 @@ def described(directory: Path, score: Callable[[Any, Any], Scores]) -> Model:
   return Model(name, config, ops, None, score, limits, weights, directory)
 
 
+def check(directory: Path) -> None:
+  """Raise ModelError where the arrays are not those that were saved."""
+  path = directory / _ARRAYS
+  try:
+    with path.open('rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  except OSError as error:
+    raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
+  _same(directory, digest, about(directory).arrays_sha256)
+
+
+def _same(directory: Path, digest: str, wanted: str) -> None:
+  if digest != wanted:
+    raise ModelError(
+      f'{directory / _ARRAYS} is damaged: its SHA-256 is {digest[:12]}…, the manifest says '
+      f'{wanted[:12]}…. Fit the model again, or restore the file.'
+    )
+
+
 def load(directory: Path | str) -> Model:
   """Open a model directory.
 
@@ -191,11 +210,7 @@ def load(directory: Path | str) -> Model:
   ops = preprocess.parse(config.data.ops)
   backbone, detector = assemble(config, Spec(ops.height, ops.width))
   memory, digest = _read(directory / _ARRAYS)
-  if digest != sha256:
-    raise ModelError(
-      f'{directory / _ARRAYS} is damaged: its SHA-256 is {digest[:12]}…, the manifest says '
-      f'{sha256[:12]}…. Fit the model again, or restore the file.'
-    )
+  _same(directory, digest, sha256)
   # Structure alone: no array is made but the file's own.
   template = jax.eval_shape(lambda: detector.finish(_initial(backbone, detector, ops)))
   stored = _arrays(memory)

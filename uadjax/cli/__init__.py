@@ -345,7 +345,7 @@ def serve(
   max_bytes: options.MaxBytes = 32 << 20,
   max_pixels: options.MaxPixels = 50_000_000,
   allow_urls: options.AllowUrls = False,
-  token: options.Token = '',
+  token: options.Token = None,
   drain: options.Drain = 30.0,
 ):
   """Judge images over HTTP, and on a page in the browser.
@@ -369,7 +369,7 @@ def serve(
       max_bytes,
       max_pixels,
       fetch.Access(urls=allow_urls, max_bytes=max_bytes),
-      token,
+      serving.token(token),
       drain,
     )
     services.serve(settings, host, port)

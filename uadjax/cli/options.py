@@ -330,7 +330,7 @@ AllowUrls = Annotated[
   typer.Option('--allow-urls', rich_help_panel=_LIMITS, help='Fetch images from public addresses.'),
 ]
 Token = Annotated[
-  str,
+  str | None,
   typer.Option(
     metavar='TOKEN', envvar='UADJAX_TOKEN', rich_help_panel=_LIMITS, show_default=False,
     help='Requests must bear it: Authorization: Bearer TOKEN.',

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import importlib.util
+import os
 from pathlib import Path
 
 from uadjax import bundle, demo_model
@@ -13,6 +14,19 @@ def check() -> None:
   for package in ('fastapi', 'orjson', 'prometheus_client', 'python_multipart', 'uvicorn'):
     if importlib.util.find_spec(package) is None:
       raise ConfigError(f"The service needs {package}: pip install 'uadjax[serve]'.")
+
+
+def token(given: str | None) -> str:
+  """The token; '' where none was given.
+
+  Raises:
+    ConfigError: an empty one was given: a secret that was forgotten must not open the service.
+  """
+  if given == '' or (given is None and os.environ.get('UADJAX_TOKEN') == ''):
+    raise ConfigError(
+      '--token or UADJAX_TOKEN is empty: give a secret, or neither for a service open to all.'
+    )
+  return given or ''
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:

@@ -99,6 +99,10 @@ def shows_defect(mask: Source | None, threshold: int = 0) -> bool:
   return mask is not None and bool(read_mask(mask, threshold).any())
 
 
+class TooLarge(DataError):
+  """An image of more pixels than are decoded."""
+
+
 def image_size(source: Source) -> tuple[int, int]:
   """Height and width of the upright picture, from its header where the format allows."""
   with _opened(source) as image:
@@ -122,10 +126,12 @@ def _opened(source: Source) -> Iterator[Image.Image]:
   try:
     with _quiet(), Image.open(file, formats=_FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
-        raise DataError(f'its {image.width} x {image.height} pixels are more than {MAX_PIXELS}.')
+        raise TooLarge(f'its {image.width} x {image.height} pixels are more than {MAX_PIXELS}.')
       yield image
   except DataError as error:
-    raise DataError(f'Cannot read {name}: {error}') from None
+    raise type(error)(f'Cannot read {name}: {error}') from None
+  except Image.DecompressionBombError:
+    raise TooLarge(f'Cannot read {name}: it has more than {MAX_PIXELS} pixels.') from None
   except UnidentifiedImageError:
     reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
     if _holds_nothing(source):  # As where a disk was full, or a copy was interrupted.

@@ -171,6 +171,7 @@ def ready(directory: Path) -> Path:
   the user's cache, once.
   """
   about = bundle.about(directory)
+  bundle.check(directory)  # Damaged arrays must not go unnoticed for years behind a graph of them.
   own = directory / f'model{_FORMATS["onnx"].suffix}'
   if own.is_file() and _serves(own, about.arrays_sha256):
     return own

@@ -1,9 +1,11 @@
 """The service: `uadjax serve`. FastAPI and uvicorn, batches across requests, a page at /."""
 
+import asyncio
 import logging
 import signal
 from types import FrameType
 
+from starlette.requests import ClientDisconnect
 import uvicorn
 
 from uadjax.serve import app as apps, settings as options, watch
@@ -51,10 +53,17 @@ def _heard(number: int, frame: FrameType | None) -> None:
   """A service that was told to stop, and did, has not failed."""
 
 
+def _tells(record: logging.LogRecord) -> bool:
+  """All but where a request ended that was given up, by its client or when the time was over."""
+  kind = record.exc_info[0] if record.exc_info else None
+  return kind is None or not issubclass(kind, (asyncio.CancelledError, ClientDisconnect))
+
+
 def _log() -> None:
   """Lines of JSON on stderr, uvicorn's own among them."""
   handler = logging.StreamHandler()
   handler.setFormatter(watch.AsJson())
+  handler.addFilter(_tells)
   for name in ('uadjax', 'uvicorn.error'):
     logger = logging.getLogger(name)
     logger.handlers, logger.propagate = [handler], False

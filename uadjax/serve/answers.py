@@ -32,16 +32,20 @@ def reply(told: Any, status: int = 200, headers: dict[str, str] | None = None) -
   return Response(content, status, headers, 'application/json')
 
 
-def verdict(result: Result, visualize: bool, heatmap: bool, label_map: bool) -> dict[str, Any]:
+def verdict(
+  model: str, result: Result, visualize: bool, heatmap: bool, label_map: bool
+) -> dict[str, Any]:
   """What a result says; takes its time, in a thread.
 
   Args:
+    model: by name.
     result: of one image.
     visualize: with a picture: the original beside its overlay.
     heatmap: with the map, in 256 steps.
     label_map: with the mask, a number for each pixel.
   """
   told = {
+    'model': model,
     'size': list(result.size),
     'score': result.score,
     'label': result.label,

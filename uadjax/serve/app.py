@@ -12,7 +12,7 @@ from typing import Any
 import fastapi
 from fastapi import exceptions, responses
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 import uadjax
@@ -93,7 +93,10 @@ class Service:
         yield
     except TimeoutError:
       raise reading.Refused(
-        504, f'There was no answer within {self.settings.deadline_s:g} s; try again later.'
+        504,
+        f'There was no answer within {self.settings.deadline_s:g} s; send fewer or smaller images '
+        'at a time, or raise --deadline.',
+        _RETRY,
       ) from None
     finally:
       self._under_way -= images
@@ -170,12 +173,18 @@ def _watch(app: fastapi.FastAPI, service: Service) -> None:
     if known(request):
       try:
         response = await answer(request)
+      except asyncio.CancelledError:  # Time to drain is over.
+        response = _refused(request, 503, 'The service stops; ask another.')
+      except ClientDisconnect:
+        response = _refused(request, 400, 'The client went before its request was whole.')
       except Exception:  # A fault of ours.
         watch.LOG.exception('fault', extra={'told': {'logId': log_id}})
         response = _refused(request, 500, 'The service failed; its log has why.')
     else:
       response = _refused(
-        request, 401, 'A token is needed: send Authorization: Bearer TOKEN.',
+        request, 401,
+        'The token is wrong.' if 'authorization' in request.headers
+        else 'A token is needed: send Authorization: Bearer TOKEN.',
         {'WWW-Authenticate': 'Bearer'},
       )  # fmt: skip
     seconds = time.perf_counter() - began
@@ -184,6 +193,8 @@ def _watch(app: fastapi.FastAPI, service: Service) -> None:
     service.numbers.requests.labels(path, response.status_code).inc()
     service.numbers.seconds.labels(path).observe(seconds)
     response.headers['X-Log-Id'] = log_id
+    if path in _OPEN_TO_ALL[1:]:  # Asked every few seconds.
+      return response
     told = {
       'logId': log_id,
       'client': request.client.host if request.client else '',
@@ -259,7 +270,7 @@ def _routes(app: fastapi.FastAPI, service: Service) -> None:
         'bytes': len(content), 'size': list(result.size),
       }  # fmt: skip
       told = await service.thread(
-        answers.verdict, result, asked.visualize, asked.heatmap, asked.label_map
+        answers.verdict, model.name, result, asked.visualize, asked.heatmap, asked.label_map
       )
       whole = answers.envelope(request.state.log_id, 0, answers.OK, result=told)
       return await service.thread(answers.reply, whole)
@@ -283,7 +294,7 @@ def _pages(app: fastapi.FastAPI) -> None:
     suffix = name[name.rindex('.') :]
     return Response(files[name], headers=_HEADERS, media_type=_TYPES[suffix])
 
-  @app.get('/', include_in_schema=False)
+  @app.api_route('/', methods=['GET', 'HEAD'], include_in_schema=False)
   async def page() -> Response:
     return shown('index.html')
 

@@ -95,7 +95,6 @@ def router(service: 'Service') -> fastapi.APIRouter:
     return answers.reply(
       {
         'name': name,
-        'versions': ['1'],
         'platform': f'uadjax_{found.predictor.model.name.lower()}',
         'inputs': [{'name': _IMAGE, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
         'outputs': [
@@ -130,7 +129,11 @@ def router(service: 'Service') -> fastapi.APIRouter:
         )
       results = await asyncio.gather(*(service.judge(found, picture) for picture in pictures))
       told = await service.thread(_told, results, wanted)
-    return answers.reply({'model_name': name, 'id': asked.id or '', 'outputs': told})
+      request.state.told = {
+        'model': name, 'images': len(results), 'labels': [result.label for result in results]
+      }  # fmt: skip
+    own = {'id': asked.id} if asked.id else {}
+    return answers.reply({'model_name': name, **own, 'outputs': told})
 
   return routes
 
@@ -174,7 +177,13 @@ def _pictures(tensor: Tensor, ops: Any, settings: Any) -> list[reading.Picture]:
     files = [base64.b64decode(text, validate=True) for text in tensor.data]
   except (binascii.Error, ValueError):
     raise reading.Refused(400, 'BYTES must be image files in base64.') from None
-  return [reading.picture(file, ops, settings) for file in files]
+  found = []
+  for number, file in enumerate(files):
+    try:
+      found.append(reading.picture(file, ops, settings))
+    except reading.Refused as refused:
+      raise reading.Refused(refused.status, f'image {number}: {refused.problem}') from None
+  return found
 
 
 def _pixels(tensor: Tensor) -> UInt8[np.ndarray, 'b h w 3']:

@@ -5,7 +5,7 @@ Letters: h w the original, height width the network image.
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
@@ -25,6 +25,7 @@ _RAW = (
   *(f'image/{kind}' for kind in ('jpeg', 'png', 'bmp', 'tiff', 'webp')),
 )
 _FIELDS = ('image', 'file')
+_OPTIONS = 'visualize', 'heatmap', 'labelMap', 'model'
 _TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no', '')
 
 
@@ -117,17 +118,26 @@ async def wanted(request: Request, content: bytes) -> Wanted:
     Refused: it is none of these.
   """
   kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
-  if kind == _JSON:
-    return _from_json(content)
   query = dict(request.query_params)
+  if kind == _JSON:
+    _known(query, 'the query beside JSON, which says it all', ())
+    return _from_json(content)
+  _known(query, 'the query', _OPTIONS)
   if kind == _FORM:
     form = await _form(request, content)
     files = [part for name in _FIELDS for part in form.getlist(name)]
     if len(files) != 1 or not isinstance(files[0], datastructures.UploadFile):
-      raise Refused(422, f"The form needs one file, in a field called 'image'; it has {[*form]}.")
+      raise Refused(
+        422, f"The form needs one file, in a field called 'image' (curl: -F image=@FILE); it has "
+        f'{", ".join(form) or "nothing"}, and {sum(map(_is_file, form.values()))} files.'
+      )  # fmt: skip
     image = await files[0].read()
-    query |= {name: value for name, value in form.items() if isinstance(value, str)}
+    fields = {name: value for name, value in form.items() if isinstance(value, str)}
     await form.close()
+    _known(fields, 'the form', _OPTIONS)
+    if twice := sorted(fields.keys() & query.keys()):
+      raise Refused(422, f'{twice[0]!r} is in the query and in the form; once is enough.')
+    query |= fields
   elif kind in _RAW:
     image = content
   else:
@@ -155,6 +165,8 @@ def picture(image: bytes | str, ops: preprocess.Ops, settings: Settings) -> Pict
         f'The image has {width} x {height} pixels, and {settings.max_pixels} are the most here.',
       )
     decoded = preprocess.decode(content)
+  except preprocess.TooLarge:
+    raise Refused(413, f'More than {settings.max_pixels} pixels are not taken.') from None
   except DataError as error:
     raise Refused(422, str(error)) from None
   return Picture(inputs.Source('image', content), decoded.shape[:2], ops.apply(decoded))
@@ -199,6 +211,17 @@ async def _form(request: Request, content: bytes) -> datastructures.FormData:
   except (formparsers.MultiPartException, KeyError, ValueError, AssertionError) as error:
     told = getattr(error, 'message', '') or 'its parts cannot be told apart'
     raise Refused(422, f'The form cannot be read: {told}.') from None
+
+
+def _is_file(part: Any) -> bool:
+  return isinstance(part, datastructures.UploadFile)
+
+
+def _known(given: Iterable[str], where: str, names: Sequence[str]) -> None:
+  """Refuse what would be passed over: of a model that is misspelled another would judge."""
+  if unknown := sorted(set(given) - set(names)):
+    way = f'choose from {", ".join(names)}' if names else 'leave it out'
+    raise Refused(422, f'There is no {unknown[0]!r} in {where}; {way}.')
 
 
 def _flag(query: dict[str, Any], name: str, default: str = '') -> bool:

@@ -27,6 +27,7 @@ class _Heatmap(pydantic.BaseModel):
 
 
 class _Verdict(pydantic.BaseModel):
+  model: str = pydantic.Field(description='Which one judged, by name.')
   labelMap: list[int] | None = pydantic.Field(
     None, description='Row by row, 255 where anomalous, else 0.'
   )

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax import fetch
+from uadjax import fetch, runtimes, sharding
 from uadjax.types import ConfigError
+
+_BACKENDS = 'jax', *runtimes.BACKENDS
 
 
 class Settings(NamedTuple):
@@ -58,5 +60,8 @@ def check(settings: Settings) -> None:
     value = getattr(settings, name)
     if not value > 0:
       raise ConfigError(f'{name} must be positive, got {value}.')
+  sharding.devices(settings.device)  # Raises where there is none.
+  if settings.backend not in _BACKENDS:
+    raise ConfigError(f'backend must be one of {_BACKENDS}, got {settings.backend!r}.')
   if settings.token and (not settings.token.isascii() or ' ' in settings.token):
     raise ConfigError('A token is of ASCII letters without spaces.')
