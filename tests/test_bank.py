@@ -10,20 +10,22 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from uadjax import sharding
 from uadjax.detectors import bank as banks
 from uadjax.numerics import coreset
-from uadjax.types import ConfigError
+from uadjax.types import ALONE, ConfigError, Spec
 
 H, W, D = 2, 2, 3
 PATCHES = H * W
 KEY = jax.random.key(5)
 EACH = coreset.bytes_per_point(D)
 
-put = jax.jit(banks.put)
+put = jax.jit(banks.put, static_argnames='over', donate_argnums=0)
 
 
-def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, track=lambda items, number, what: items):
-  return banks.plan(D, PATCHES, images, seen, ratio, rows * (EACH + 4 * dim), dim, track)
+def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
+  spec = Spec(8, 8, images, seen, **more)
+  return banks.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
 
 
 def embeddings(n, seed=0):
@@ -42,8 +44,8 @@ def fold(bank, plan, x, first=0, size=4):
     padded = np.concatenate([part, np.full((size - len(part), H, W, D), 77, np.float32)])
     index = np.where(valid, first + start + np.arange(size), -1).astype(np.int32)
     bank = banks.make_room(KEY, bank, plan, size) if plan.bounded else bank
-    chosen.append(int(bank.chosen))
-    bank = put(bank, jnp.asarray(padded), jnp.asarray(valid), jnp.asarray(index))
+    chosen.append(int(bank.chosen[0]))
+    bank = put(bank, jnp.asarray(padded), jnp.asarray(valid), jnp.asarray(index), plan.shards)
   return bank, chosen
 
 
@@ -77,7 +79,8 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
   for start, valid in enumerate(patterns):
     index = np.where(valid, random.integers(0, 1000, 3), -1).astype(np.int32)
     batch = np.where(np.reshape(valid, (3, 1, 1, 1)), x[3 * start : 3 * start + 3], np.nan)
-    bank = put(bank, jnp.asarray(batch, jnp.float32), jnp.asarray(valid), jnp.asarray(index))
+    batch, valid, index = jnp.asarray(batch, jnp.float32), jnp.asarray(valid), jnp.asarray(index)
+    bank = put(bank, batch, valid, index, ALONE)
     want += [(batch[i], index[i]) for i in range(3) if valid[i]]
   count = PATCHES * len(want)
   assert (bank.cursor, bank.seen) == (count, len(want))
@@ -101,7 +104,7 @@ def test_everything_is_kept_while_there_is_room():
 def test_with_all_patches_kept_settling_only_orders_them():
   x = embeddings(16)
   bank = settled(plan(16, ratio=1.0), x)
-  assert len(bank.rows) == bank.chosen == bank.cursor == 16 * PATCHES
+  assert len(bank.rows) == 16 * PATCHES
   assert_rows_are_patches(bank, x)
   assert (bank.radius, bank.seen) == (0, 16)
 
@@ -134,7 +137,7 @@ def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
   bank = settled(sized, x)
   assert set(done) == {'Making room', 'Selecting the coreset'}
   assert len(bank.rows) == min(round(ratio * 62 * PATCHES), rows // 2)
-  assert bank.chosen == bank.cursor == len(bank.rows) == len(bank.image)
+  assert len(bank.rows) == len(bank.image) == len(bank.number)
   assert bank.seen == 62
   assert_rows_are_patches(bank, x)
 
@@ -148,7 +151,7 @@ def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
     bank, chosen = fold(bank, sized, x[start : start + 4], start)
     reduced += chosen
     seen = x[: start + 4]
-    assert farthest(seen, bank.rows[: int(bank.cursor)]) <= bank.radius * (1 + 1e-5) + 1e-5
+    assert farthest(seen, bank.rows[: int(bank.cursor[0])]) <= bank.radius * (1 + 1e-5) + 1e-5
   bank = banks.settle(KEY, bank, sized)
   assert farthest(x, bank.rows) <= bank.radius * (1 + 1e-5)
   assert rows // 2 in reduced or ratio == 0.02  # What was chosen has been chosen from again.
@@ -178,7 +181,7 @@ def test_there_is_room_for_a_batch_whenever_one_was_made():
   bank = banks.empty(sized, D)
   for start in range(0, 200, 8):
     bank = banks.make_room(KEY, bank, sized, 8)
-    assert int(bank.cursor) + 8 * PATCHES <= sized.capacity
+    assert int(bank.cursor[0]) + 8 * PATCHES <= sized.capacity
     bank, _ = fold(bank, sized, embeddings(8, start), size=8)
 
 
@@ -192,7 +195,7 @@ def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
   with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ hold .* 3.8 images') as refused:
     plan(10, rows=15)
   (needed,) = re.findall(r'at least (\d+) are needed', str(refused.value))
-  banks.plan(D, PATCHES, 10, 0, 0.1, int(needed), 0, lambda items, number, what: items)
+  banks.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
 
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
@@ -210,7 +213,7 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
   kept = jax.tree.map(np.asarray, old._asdict())
   further = plan(more, seen=images, ratio=0.25, rows=rows)
-  bank = banks.restore(banks.empty(further, D), kept)
+  bank = banks.restore(banks.empty(further, D), kept, further)
   np.testing.assert_array_equal(bank.rows[: len(old.rows)], kept['rows'])
   bank, _ = fold(bank, further, x[images:], first=images)
   bank = banks.settle(KEY, bank, further)
@@ -228,7 +231,7 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
   old = settled(plan(16, ratio=0.25), embeddings(16))
   kept, further = jax.tree.map(np.asarray, old._asdict()), plan(12, seen=16, ratio=0.25)
-  again = banks.settle(KEY, banks.restore(banks.empty(further, D), kept), further)
+  again = banks.settle(KEY, banks.restore(banks.empty(further, D), kept, further), further)
   assert {x.tobytes() for x in np.asarray(again.rows)} == {x.tobytes() for x in kept['rows']}
   assert len(again.rows) == len(kept['rows'])
   assert (again.radius, again.seen) == (kept['radius'], 16)
@@ -292,6 +295,48 @@ def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   got = banks.stand_ins(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
   assert len(got.rows) <= 10 * math.ceil(4 * sized.final / 10)
-  in_use = set(np.asarray(bank.image[: int(bank.cursor)]).tolist())
+  in_use = set(np.asarray(bank.image[: int(bank.cursor[0])]).tolist())
   assert set(np.asarray(got.image).tolist()) <= in_use
   assert len(np.unique(np.asarray(got.image) % 10)) > 1
+
+
+def on(devices):
+  return sharding.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
+
+
+@pytest.mark.parametrize(('images', 'before'), [(3, False), (37, True)])
+def test_what_is_kept_does_not_depend_on_the_devices(images, before):
+  """Fewer images than devices, and a number that none divides; after an earlier bank, too."""
+  x, first = embeddings(images + 11), 11 if before else 0
+  earlier = plan(11, ratio=0.25)
+  old = fold(banks.empty(earlier, D), earlier, x[images:])[0]
+  stood = banks.stand_ins(KEY, old, earlier, None)
+  kept = jax.tree.map(np.asarray, banks.settle(KEY, old, earlier)._asdict())
+  found = []
+  for devices in (1, 2, 4, 8):
+    sized = plan(images, seen=first, ratio=0.25, shards=on(devices), spare=1)
+    bank = banks.empty(sized, D)
+    if before:
+      bank = banks.restore(bank, kept, sized)
+    bank, _ = fold(bank, sized, x[:images], first, size=8)
+    assert bank.cursor.shape == (devices,)
+    assert bank.rows.addressable_shards[0].data.shape[0] == len(bank.rows) // devices
+    stand_ins = banks.stand_ins(KEY, bank, sized, stood if before else None)
+    without = banks.without(stand_ins, sized, 2, sized.final)
+    found.append(jax.device_get((banks.settle(KEY, bank, sized), stand_ins, without)))
+  for got in found[1:]:
+    np.testing.assert_allclose(got[0].radius, found[0][0].radius, rtol=1e-5)
+    got, want = ((bank._replace(radius=0), *rest) for bank, *rest in (got, found[0]))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize('devices', [2, 4])
+def test_every_device_makes_room_for_itself(devices):
+  x = embeddings(150, 1)
+  sized = plan(150, ratio=0.02, rows=64, shards=on(devices), spare=1)
+  bank, _ = fold(banks.empty(sized, D), sized, x, size=8)
+  assert (np.asarray(bank.cursor) <= 64).all()
+  settled = banks.settle(KEY, bank, sized)
+  assert len(settled.rows) == sized.final == 12
+  assert_rows_are_patches(settled, x)
+  assert farthest(x, settled.rows) <= settled.radius * (1 + 1e-5)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import functools
 
 import hypothesis
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from uadjax import sharding
 from uadjax.numerics import coreset
 
 SMALL = {
@@ -48,12 +50,17 @@ def every(points):
   return np.ones(len(points), bool)
 
 
+def cloud(points, valid=None):
+  valid = jnp.asarray(every(points) if valid is None else valid)
+  return coreset.cloud(jnp.asarray(points), valid, jnp.arange(len(points)))
+
+
 def select(points, count, valid=None, key=0, steps=None, room=120):
   valid = jnp.asarray(every(points) if valid is None else valid)
-  cloud = coreset.cloud(jnp.asarray(points), valid)
-  selection = coreset.begin(jax.random.key(key), valid, room)
+  of = cloud(points, valid)
+  selection = coreset.begin(jax.random.key(key), valid, of.number, room)
   for target in steps or [count]:
-    selection = coreset.advance(cloud, selection, jnp.int32(target))
+    selection = coreset.advance(of, selection, jnp.int32(target))
   return selection
 
 
@@ -208,7 +215,7 @@ def lonely(n, d):
   'points', [normal(200, 20), clusters(200, 20), 1e-3 * normal(200, 3), lonely(200, 8)]
 )
 def test_sketches_are_no_farther_apart_than_points(points):
-  made = coreset.cloud(jnp.asarray(points), jnp.asarray(every(points)))
+  made = cloud(points)
   assert made.sketch.shape == (200, min(points.shape[1] + 1, SMALL['_SKETCH']))
   norms, true = pairs(np.asarray(made.points, np.float64) - np.asarray(made.center, np.float64))
   _, bound = pairs(made.sketch)
@@ -218,15 +225,17 @@ def test_sketches_are_no_farther_apart_than_points(points):
 def test_sketches_lose_nothing_where_few_dimensions_hold_all_variance():
   """Whatever they are: the bound is as tight as it can be."""
   points = normal(200, 6) @ normal(6, 20, 1)
-  made = coreset.cloud(jnp.asarray(points), jnp.asarray(every(points)))
+  made = cloud(points)
   np.testing.assert_allclose(pairs(made.sketch)[1], pairs(points)[1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('d', [3, 20])
 def test_bytes_per_point_are_those_of_what_is_held(d):
   points = normal(200, d)
-  made = coreset.cloud(jnp.asarray(points), jnp.asarray(every(points)))
-  held = made.points.nbytes + made.sketch.nbytes + select(points, 1).distance.nbytes
+  made = cloud(points)
+  held = (
+    made.points.nbytes + made.number.nbytes + made.sketch.nbytes + select(points, 1).distance.nbytes
+  )
   assert held == 200 * coreset.bytes_per_point(d)
 
 
@@ -237,3 +246,44 @@ def test_picks_are_those_of_plain_selection_with_the_constants_as_they_are():
   half = (centers + random.integers(-3, 4, (2250, 70))).astype(np.float32)
   with constants(AS_THEY_ARE):
     check(np.concatenate([half, -half]), 1320, room=1320)
+
+
+def sharded_select(points, number, valid, count, devices):
+  """The numbers of what is picked where points are split, in the order of the picks."""
+  shards = sharding.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
+
+  @jax.jit
+  def select(points, number, valid):
+    made = shards.over(coreset.cloud, (True, True, True), coreset.CLOUD)(points, valid, number)
+    begin = functools.partial(coreset.begin, jax.random.key(5), centers=count)
+    begun = shards.over(begin, (True, True), coreset.SELECTION)(valid, number)
+    advance = shards.over(
+      coreset.advance,
+      (coreset.CLOUD, coreset.SELECTION, False),
+      begun._replace(centers=False, taken=False, distance=True),
+    )
+    return advance(made, begun, jnp.int32(count))
+
+  selection = select(points, number, valid)
+  return (
+    number[np.asarray(selection.centers)],
+    int(selection.taken),
+    float(coreset.radius(selection)),
+  )
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('whole', [True, False])
+def test_picks_do_not_depend_on_how_points_are_split(seed, whole):
+  """Nor on their order: whole numbers, with ties throughout, and others; some take no part."""
+  random = np.random.default_rng(seed)
+  n, d, count = 640, (5, 20)[seed % 2], 90
+  points = random.integers(-3, 4, (n, d)).astype(np.float32) if whole else clusters(n, d, seed)
+  number, valid = np.arange(n, dtype=np.int32), random.random(n) < 0.8
+  want = sharded_select(points, number, valid, count, 1)
+  assert want[1] == count
+  for devices in (2, 4, 8):
+    order = random.permutation(n)
+    got = sharded_select(points[order], number[order], valid[order], count, devices)
+    np.testing.assert_array_equal(got[0], want[0])
+    assert got[1:] == (want[1], pytest.approx(want[2], rel=1e-5))

@@ -123,7 +123,10 @@ def base() -> Config:
         'images': '',  # A folder to compare on; the images of the thresholds when empty.
         'quantize': '',  # Or int8, fp16: a smaller ONNX file, judged by its labels and its AUROC.
       },
-      'mesh': {'data': -1},  # -1: all devices that `device` selects.
+      'mesh': {
+        'data': -1,  # -1: all devices that `device` selects.
+        'split': 'auto',  # What is learned, over devices with memories of their own; always, never.
+      },
     }
   )
 

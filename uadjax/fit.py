@@ -160,7 +160,7 @@ def initial(detector: Detector, variables: Variables, seed: int, mesh: sharding.
   """The state before the first step, on the mesh, in buffers of its own that may be donated."""
   # The variables alone are others' too; a copy of the state may be gigabytes.
   state = detector.init(jax.random.key(seed), sharding.replicate(mesh, variables, own=True))
-  return sharding.replicate(mesh, state)
+  return sharding.place(mesh, state, detector.split.state if detector.split else False)
 
 
 def choosing(

@@ -71,6 +71,7 @@ def score(
   records: Sequence[Record],
   config: Config,
   mesh: sharding.Mesh,
+  split: Any = None,
 ) -> Examples | None:
   """Score labelled images; None where there are none."""
   if not records:
@@ -79,7 +80,8 @@ def score(
   pixels = groundtruth.nothing(ops, len(records))
   images: dict[bool, list[float]] = {False: [], True: []}
   peaks: list[float] = []
-  for one in scoring.score(scorer, fitted, records, ops, config.evaluate.batch_size, mesh):
+  rows = config.evaluate.batch_size
+  for one in scoring.score(scorer, fitted, records, ops, rows, mesh, split):
     images[one.record.anomalous].append(one.image)
     if not one.record.anomalous:
       peaks.append(float(one.map.max()))

@@ -20,7 +20,7 @@ import numpy as np
 
 from uadjax import fit, learned, score, sharding, telemetry
 from uadjax.data import pipeline, preprocess
-from uadjax.types import Batch, Config, Detector, OnePass, Record, Scores, Variables
+from uadjax.types import Batch, Config, Detector, OnePass, Record, Scores, Split, Variables
 
 
 class Folded(NamedTuple):
@@ -54,10 +54,12 @@ def fold(
   total = math.ceil(len(records) / config.fit.batch_size)
   rows = sharding.rows_at_once(mesh, config.fit.batch_size)
   pieces = math.ceil(len(records) / total / rows)  # As even as can be.
-  first, home = before.images if before else 0, sharding.first(mesh)
+  first, split = before.images if before else 0, detector.split
+  home = mesh if split else sharding.first(mesh)
   state = fit.initial(detector, variables, config.seed, home)
   if before:
-    state = sharding.replicate(home, once.extend(state, before.kept))
+    extended = once.extend(state, before.kept)
+    state = sharding.place(home, extended, split.state if split else False)
   # Its own: the updates will donate the state.
   embedder = sharding.replicate(mesh, once.embedder(state), own=True)
   embed = jax.jit(once.embed)
@@ -66,7 +68,7 @@ def fold(
     features = embed(embedder, sharding.split(mesh, piece))
     # The images have done their duty.
     piece = numbered(piece, first)._replace(image=piece.image[:, :0, :0], features=features)
-    return sharding.replicate(home, piece)
+    return sharding.split(home, piece)
 
   pipeline.tensorflow()  # Nothing is imported after this.
   began, clock = time.perf_counter(), telemetry.clock()
@@ -76,12 +78,14 @@ def fold(
     compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     like = _like(state), _like(embedder)
-    compiled = compiler.submit(_compile, detector, once, *like, rows * pieces, ops, device)
+    where = sharding.of_rows(home)
+    compiled = compiler.submit(_compile, detector, once, *like, rows * pieces, ops, device, where)
     hooks = [
       telemetry.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
       stack.enter_context(telemetry.bar(total, 0, f'Fitting {config.detector.name}')),
     ]
-    batches = _joined(score.ahead(clock.watch(images), embedded), pieces)
+    join = jax.jit(sharding.shards(home).over(_concatenated, (True,), True))
+    batches = _joined(score.ahead(clock.watch(images), embedded), pieces, join)
     steps = range(1, total + 1)
     state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
     compiled.result()  # Raises what it raised.
@@ -97,12 +101,14 @@ def fold(
   return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
 
 
-def _joined(pieces: Iterable[Batch], number: int) -> Iterator[Batch]:
+def _joined(
+  pieces: Iterable[Batch], number: int, join: Callable[[list[Batch]], Batch]
+) -> Iterator[Batch]:
   """Join so many batches into one; the last is filled up with rows that are not valid."""
-  pieces, join = iter(pieces), jax.jit(lambda *some: jax.tree.map(_concatenated, *some))
+  pieces = iter(pieces)
   while some := list(itertools.islice(pieces, number)):
     missing = number - len(some)
-    yield join(*some, *([_blank(some[0])] * missing if missing else []))
+    yield join([*some, *([_blank(some[0])] * missing if missing else [])])
 
 
 def _blank(batch: Batch) -> Batch:
@@ -110,8 +116,10 @@ def _blank(batch: Batch) -> Batch:
   return blank._replace(index=blank.index - 1)
 
 
-def _concatenated(*arrays: jax.Array) -> jax.Array:
-  return jnp.concatenate(arrays)
+def _concatenated(pieces: list[Batch], axis: str | None) -> Batch:
+  """On every device its own rows: whose they are the batch itself tells."""
+  del axis
+  return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *pieces)
 
 
 def _compile(
@@ -122,13 +130,13 @@ def _compile(
   rows: int,
   ops: preprocess.Ops,
   device: Any,
+  where: Any,
 ) -> None:
   """Compile what comes after the embedding, while that is compiled and the first files are read.
 
   Takes shapes; what XLA makes of them is found again when the same is called with arrays, on the
-  same default device, which every thread has its own of.
+  same default device, which every thread has its own of. The rows of batches are `where`.
   """
-  where = jax.tree.leaves(state)[0].sharding
 
   def of(dtype: Any, *shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
@@ -157,6 +165,7 @@ def score_left_out(
   batch_size: int,
   mesh: sharding.Mesh,
   most: int,
+  split: Split | None = None,
 ) -> score.Peaks:
   """Score images that were folded in, each as if it had not been; after them, those retained.
 
@@ -171,6 +180,7 @@ def score_left_out(
     mesh: to score the records on.
     most: of the records. Where there are more, whole folds are passed over, for each takes
       PatchCore a selection; a few hundred scores are enough to set thresholds.
+    split: of the detector.
   """
   scorer = jax.jit(once.score_left_out)
   first = before.images if before else 0
@@ -195,14 +205,18 @@ def score_left_out(
     if not len(mine):
       continue
     reference = once.reference(variables, learned.load_kept(folder, mapped=True), fold)
+    if split:
+      reference = sharding.place(mesh, split.fill(reference), split.reference)
     new, old = mine[mine < n], mine[mine >= n]
     if len(new):  # There are no batches of none.
       some = [records[i] for i in files[new].tolist()]
-      scored = score.peaks(score.score(scorer, reference, some, ops, rows, mesh))
+      parts = split.reference if split else None
+      scored = score.peaks(score.score(scorer, reference, some, ops, rows, mesh, parts))
       image[new], largest[new] = scored.image, scored.map
     for i in old:
       assert before is not None  # Whose images they are.
-      one = _score_retained(scorer, reference, before.retained.embedding[kept[i - n]], ops)
+      embedding = before.retained.embedding[kept[i - n]]
+      one = _score_retained(scorer, reference, embedding, ops, mesh if split else None)
       image[i], largest[i] = one.image[0], one.map.max()
   paths = tuple(str(records[i].path) for i in files.tolist())
   return score.Peaks(paths + ('',) * (len(number) - n), image, largest)
@@ -213,10 +227,13 @@ def _score_retained(
   reference: Any,
   embedding: Float[np.ndarray, 'h w d'],
   ops: preprocess.Ops,
+  mesh: sharding.Mesh | None,
 ) -> Scores:
-  blank = np.zeros((1, ops.height, ops.width, 3), np.uint8)
-  batch = Batch(blank, np.ones(1, bool), np.zeros(1, np.int32), embedding[None])
-  return jax.device_get(scorer(reference, batch))
+  rows = mesh.size if mesh else 1  # As many of the same.
+  blank = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
+  same = np.broadcast_to(embedding, (rows, *embedding.shape))
+  batch = Batch(blank, np.ones(rows, bool), np.zeros(rows, np.int32), same)
+  return jax.device_get(scorer(reference, sharding.split(mesh, batch) if mesh else batch))
 
 
 def retain(

@@ -58,14 +58,25 @@ def score(
   ops: preprocess.Ops,
   batch_size: int,
   mesh: sharding.Mesh,
+  split: Any = None,
 ) -> Iterator[Scored]:
   """Score images from their files; the last batch is padded, so that there is one compilation.
 
   While a batch is being used, the next one is being computed.
+
+  Args:
+    scorer: (fitted, batch) -> scores.
+    fitted: what it needs; filled up, where it is split.
+    records: the images.
+    ops: from files to images.
+    batch_size: images at once.
+    mesh: the devices.
+    split: what of `fitted` is split over them, see `sharding.place`; None where each has all of it.
   """
-  mesh = sharding.sparing(mesh, fitted)
+  if split is None:
+    mesh, split = sharding.sparing(mesh, fitted), False
   share = mesh.size * math.ceil(batch_size / mesh.size)
-  fitted = sharding.replicate(mesh, fitted)
+  fitted = sharding.place(mesh, fitted, split)
   batches = pipeline.eval_batches(records, ops, share)
   waiting = ahead(batches, lambda batch: (batch, scorer(fitted, sharding.split(mesh, batch))))
   for batch, scores in telemetry.track(waiting, math.ceil(len(records) / share), 'Scoring'):

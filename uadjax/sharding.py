@@ -3,8 +3,9 @@
 One axis, `data`: rows of a batch are split over it, everything learned is replicated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
+import functools
 import math
 import os
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax import threads
-from uadjax.types import ConfigError
+from uadjax.types import ConfigError, Shards
 
 Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')
@@ -22,6 +23,7 @@ Tree = TypeVar('Tree')
 _COUNT = 'xla_force_host_platform_device_count'
 _COPIES = 2 << 30  # Bytes.
 _ROWS_OF_A_CORE = 2
+_SPLIT = 'auto', 'always', 'never'
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
 
 
@@ -79,6 +81,29 @@ def cpu_devices_of_cores() -> None:
       jax.config.update('jax_num_cpu_devices', threads.cores())
 
 
+@functools.cache  # What is compiled for it is found again by it.
+def shards(mesh: Mesh) -> Shards:
+  """As many parts as the mesh has devices."""
+
+  def over(function: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:
+    if mesh.size == 1:
+      return functools.partial(function, axis=None)
+
+    def where(split: bool) -> jax.sharding.PartitionSpec:
+      return jax.sharding.PartitionSpec(*mesh.axis_names if split else ())
+
+    (name,) = mesh.axis_names
+    return jax.shard_map(
+      functools.partial(function, axis=name),
+      mesh=mesh,
+      in_specs=jax.tree.map(where, given),
+      out_specs=jax.tree.map(where, gives),
+      check_vma=False,  # It cannot tell that what all have gathered is the same on all.
+    )
+
+  return Shards(mesh.size, over)
+
+
 def rows_at_once(mesh: Mesh, batch_size: int) -> int:
   """How many images of a batch to compute features of at once: a multiple of the devices.
 
@@ -87,6 +112,21 @@ def rows_at_once(mesh: Mesh, batch_size: int) -> int:
   share = math.ceil(batch_size / mesh.size)
   cpu = mesh.devices.ravel()[0].platform == 'cpu'
   return mesh.size * (min(share, _ROWS_OF_A_CORE) if cpu else share)
+
+
+def apart(mesh: Mesh, split: str) -> Mesh:
+  """The devices over which what is learned is split: 'auto', 'always' or 'never'.
+
+  The devices of one CPU share their memory: there it stays in one piece, unless told otherwise.
+
+  Raises:
+    ConfigError: `split` is none of these.
+  """
+  if split not in _SPLIT:
+    raise ConfigError(f'mesh.split must be one of {_SPLIT}, got {split!r}.')
+  one_memory = mesh.devices.ravel()[0].platform == 'cpu' and jax.process_count() == 1
+  whole = split == 'never' or (split == 'auto' and one_memory)
+  return first(mesh) if whole else mesh
 
 
 def first(mesh: Mesh) -> Mesh:
@@ -113,6 +153,26 @@ def replicate(mesh: Mesh, tree: Tree, own: bool = False) -> Tree:
 @jax.jit
 def _copied(tree: Any) -> Any:
   return jax.tree.map(jnp.copy, tree)  # One compilation, where single copies would be many.
+
+
+def place(mesh: Mesh, tree: Tree, split: Any) -> Tree:
+  """Split what is to be, along the first axis, and put the rest on every device.
+
+  Args:
+    mesh: whose devices there are parts for.
+    tree: of arrays.
+    split: True or False, for the leaves of the tree or for whole subtrees.
+  """
+
+  def where(split: bool, part: Any) -> Any:
+    return jax.tree.map(lambda _: _on(mesh, *mesh.axis_names if split else ()), part)
+
+  return jax.device_put(tree, jax.tree.map(where, split, tree))
+
+
+def of_rows(mesh: Mesh) -> jax.sharding.NamedSharding:
+  """Where the rows of a batch are."""
+  return _on(mesh, *mesh.axis_names if mesh.size > 1 else ())
 
 
 def split(mesh: Mesh, batch: Tree) -> Tree:

@@ -90,7 +90,13 @@ def _in_one_pass(
   old = bundle.about(options.extend) if options.extend else None
   before = _earlier(config, old) if old else None
   first = before.images if before else 0
-  spec = Spec(ops.height, ops.width, len(records), first, track=telemetry.track)
+  mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
+  apart = sharding.apart(mesh, config.mesh.split)
+  spec = Spec(
+    ops.height, ops.width, len(records), first, track=telemetry.track,
+    shards=sharding.shards(apart),
+    spare=sharding.rows_at_once(mesh, options.batch_size) // mesh.size,
+  )  # fmt: skip
   backbone, detector = bundle.assemble(config, spec)
   once = detector.one_pass
   assert once is not None  # The table says so.
@@ -101,7 +107,6 @@ def _in_one_pass(
   variables, weights = pretrained.load(config.backbone.weights, backbone)
   if old:
     _same_weights(weights, old.weights)
-  mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
   telemetry.LOG.info(
     '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s',
     workdirs.label(config), len(records), f', after {first} before' if first else '',
@@ -115,12 +120,17 @@ def _in_one_pass(
     sha256 = bundle.save_arrays(model, fold.fitted)
     embedder, seconds = fold.embedder, fold.seconds
     began = time.perf_counter() - fold.apart
-    examples = labelled.score(score.of_images(detector), fold.fitted, shown, config, mesh)
-    del fold  # Its Gaussians may take gigabytes, and so may those that follow.
+    split = detector.split
+    whole = split.fill(fold.fitted) if split and shown else fold.fitted
+    parts = split.fitted if split else None
+    examples = labelled.score(score.of_images(detector), whole, shown, config, mesh, parts)
+    del fold, whole  # Its Gaussians may take gigabytes, and so may those that follow.
     hostmemory.give_back()
     rows = config.evaluate.batch_size
     most = config.calibrate.images
-    normals = onepass.score_left_out(once, variables, state, records, before, ops, rows, mesh, most)
+    normals = onepass.score_left_out(
+      once, variables, state, records, before, ops, rows, mesh, most, split
+    )
     count = config.calibrate.retain
     retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
     limits = _limits(config, normals, examples)

@@ -4,6 +4,7 @@ Letters used in shapes throughout: b batch, h w image or map, c channels, n imag
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -70,6 +71,27 @@ def silently(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
   return items
 
 
+class Shards(NamedTuple):
+  """Over how many devices what is learned is split.
+
+  Attributes:
+    number: of parts, all of the same size.
+    over: (function, given, gives) -> the function of whole arrays that runs `function(..., axis)`
+      on each part. `given`, a tuple, tells of the arguments and `gives` of the result whether they
+      are split along the first axis (True) or the same on all (False), for leaves or whole trees.
+  """
+
+  number: int
+  over: Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
+
+
+def _on_one(function: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:
+  return functools.partial(function, axis=None)
+
+
+ALONE = Shards(1, _on_one)
+
+
 class Spec(NamedTuple):
   """What the maker of a detector is told about the run.
 
@@ -80,6 +102,8 @@ class Spec(NamedTuple):
     seen: number of images that were folded in before, by a run that this one extends.
     learning_rate: schedule for detectors that descend a gradient.
     track: shows progress.
+    shards: over which devices what is learned is split.
+    spare: images more than its even share that one of them may be given.
   """
 
   height: int
@@ -88,6 +112,24 @@ class Spec(NamedTuple):
   seen: int = 0
   learning_rate: Schedule = lambda step: 0.0
   track: Track = silently
+  shards: Shards = ALONE
+  spare: int = 0
+
+
+class Split(NamedTuple):
+  """What of a detector is split over devices: True, or the same on all: False, for whole subtrees.
+
+  Attributes:
+    state: of the State, until it is settled.
+    fitted: of Fitted.
+    reference: of what images that are left out are scored by.
+    fill: Fitted, or such a reference -> the same with its parts equal.
+  """
+
+  state: Any
+  fitted: Any
+  reference: Any
+  fill: Callable[[Any], Any]
 
 
 class OnePass(NamedTuple):
@@ -153,6 +195,7 @@ class Detector(NamedTuple):
     around: (Fitted, images, tolerance) -> (low, high) Scores, between which the score of a runtime
       lies that rounds by no more than that, where a threshold within makes it jump; None where
       nothing jumps.
+    split: what of it `Spec.shards` split; None where all devices have all of it.
   """
 
   init: Callable[[Key, Variables], Any]
@@ -164,6 +207,7 @@ class Detector(NamedTuple):
   one_pass: OnePass | None = None
   portable: Callable[[Any], Callable[[UInt8[Array, 'b H W 3']], Scores]] | None = None
   around: Callable[[Any, UInt8[Array, 'b H W 3'], float], tuple[Scores, Scores]] | None = None
+  split: Split | None = None
 
 
 class UserError(Exception):

@@ -2,6 +2,8 @@
 
 Defard et al. 2020, 'PaDiM: a Patch Distribution Modeling Framework', arXiv 2011.08785, section III.
 
+The Gaussians may be split over devices by rows of the map: each sees all images at its own rows.
+
 Letters: b batch, h w map of the first stage, c channels of all stages, d embedding, H W image at
 network size.
 """
@@ -16,8 +18,9 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.numerics import gaussian, maps, projections
+from uadjax.numerics import gaussian, maps, projections, shards
 from uadjax.types import (
+  ALONE,
   Arrays,
   Batch,
   Detector,
@@ -25,13 +28,17 @@ from uadjax.types import (
   Metrics,
   OnePass,
   Scores,
+  Shards,
   Spec,
+  Split,
   Variables,
 )
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section IV-D).
 # Of the map, whitened at a time. A loop over one alone XLA would unroll, and round differently.
 _COLUMNS = 4
+# How the parts are held by shards: split (True), or the same on all (False).
+_SPLIT = gaussian.Moments(False, True, True)  # pyright: ignore[reportArgumentType]
 Stages = dict[str, Float[Array, 'b _h _w _c']]
 
 
@@ -92,9 +99,27 @@ def make(
   _, h, w, _ = stages[backbone.stages[0]].shape
   counts = tuple(stages[name].shape[-1] for name in backbone.stages)
 
+  over, full = spec.shards, h + -h % spec.shards.number
+
+  def on_rows(
+    function: Callable[..., Float[Array, 'b h w']], x: Float[Array, 'b h w d'], *learned: Array
+  ) -> Float[Array, 'b h w']:
+    """Where each device has the Gaussians of its rows; back by image."""
+
+    def one(x: Array, *learned: Array, axis: str | None) -> Array:
+      return shards.by_image(function(shards.by_row(x, axis), *learned), axis)
+
+    return over.over(one, (True, *(True for _ in learned)), True)(_filled(x, 1, full), *learned)[
+      :, :h
+    ]
+
   def init(key: Key, variables: Variables) -> State:
     drawn = projections.draw(key, projection, counts, channels)
-    return State(Embedder(variables, drawn), gaussian.empty(h, w, channels))
+
+    def nothing(axis: str | None) -> gaussian.Moments:
+      return gaussian.empty(full // shards.count(axis), w, channels)
+
+    return State(Embedder(variables, drawn), jax.jit(over.over(nothing, (), _SPLIT))())
 
   def see(embedder: Embedder, images: UInt8[Array, 'b H W 3']) -> Float[Array, 'b h w d']:
     stages = cast(Stages, backbone.apply(embedder.backbone, backbones.normalize(images)))
@@ -105,16 +130,26 @@ def make(
     return see(embedder, jnp.asarray(batch.image)) if batch.features is None else batch.features
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-    x = embed(state.embedder, batch)
-    moments = gaussian.add(state.moments, x, jnp.asarray(batch.valid))
+    x = _filled(embed(state.embedder, batch), 1, full)
+
+    def one(moments: gaussian.Moments, x: Array, valid: Array, axis: str | None):
+      return gaussian.add(moments, shards.by_row(x, axis), shards.joined(valid, axis))
+
+    added = over.over(one, (_SPLIT, True, True), _SPLIT)
+    moments = added(state.moments, x, jnp.asarray(batch.valid))
     return state._replace(moments=moments), {'images': moments.n}
 
   def compile(state: State) -> None:
-    _whiten.lower(state.moments.m2, state.moments.n, ridge, 0).compile()
+    _whiten.lower(state.moments.m2, state.moments.n, ridge, 0, over).compile()
 
   def finish(state: State) -> Fitted:
     n, mean, m2 = state.moments
-    return Fitted(state.embedder, mean, _whiten(m2, n, ridge, 0))
+    return Fitted(state.embedder, mean[:h], _whiten(m2, n, ridge, 0, over)[:h])
+
+  def fill(fitted: Fitted | Reference) -> Fitted | Reference:
+    if isinstance(fitted, Reference):
+      return fitted._replace(fitted=fill(fitted.fitted))
+    return Fitted(fitted.embedder, *(_filled(x, 0, full) for x in fitted[1:]))
 
   def reference(variables: Variables, kept: Arrays, fold: int) -> Reference:
     del fold  # One serves all images: each is left out in closed form.
@@ -128,7 +163,7 @@ def make(
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
     embedder, mean, whiten = fitted
-    return judge(gaussian.mahalanobis(see(embedder, images), mean, whiten))
+    return judge(on_rows(gaussian.mahalanobis, see(embedder, images), mean, whiten))
 
   def portable(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
     embedder, mean, whiten = fitted
@@ -141,7 +176,11 @@ def make(
 
   def score_left_out(reference: Reference, batch: Batch) -> Scores:
     (embedder, mean, whiten), n = reference
-    return judge(gaussian.left_out_distance(embed(embedder, batch), n, mean, whiten))
+
+    def distance(x: Array, mean: Array, whiten: Array) -> Array:
+      return gaussian.left_out_distance(x, n, mean, whiten)
+
+    return judge(on_rows(distance, embed(embedder, batch), mean, whiten))
 
   one_pass = OnePass(
     folds=1,
@@ -151,22 +190,35 @@ def make(
     stand_ins=lambda state, before: {},
     settle=lambda state: state,
     make_room=None,
-    kept=lambda state: {'projection': state.embedder.projection, **state.moments._asdict()},
-    extend=_extend,
+    kept=lambda state: {
+      'projection': state.embedder.projection,
+      'n': state.moments.n,
+      'mean': state.moments.mean[:h],
+      'm2': state.moments.m2[:h],
+    },
+    extend=functools.partial(_extend, full=full),
     reference=reference,
     score_left_out=score_left_out,
     facts=lambda kept, embeddings: {'images': int(kept['n'])},
     moved=_moved,
   )
-  return Detector(init, None, update, None, finish, score, one_pass, portable)
+  fitted = Fitted(False, True, True)  # pyright: ignore[reportArgumentType]
+  state = State(False, _SPLIT)  # pyright: ignore[reportArgumentType]
+  parts = Split(state, fitted, Reference(fitted, False), fill)  # pyright: ignore[reportArgumentType]
+  split = parts if over.number > 1 else None
+  return Detector(init, None, update, None, finish, score, one_pass, portable, split=split)
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3))
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4))
 def _whiten(
-  m2: Float[Array, 'h w d d'], n: Float[Array, ''], ridge: float, left_out: int
+  m2: Float[Array, 'h w d d'], n: Float[Array, ''], ridge: float, left_out: int, over: Shards
 ) -> Float[Array, 'h w d d']:
   """Turn the products into whitening matrices where they lie: there may be gigabytes of them."""
-  return gaussian.whiten(gaussian.Moments(n, jnp.zeros(m2.shape[:3]), m2), ridge, left_out)
+
+  def one(m2: Array, n: Array, axis: str | None) -> Array:
+    return gaussian.whiten(gaussian.Moments(n, jnp.zeros(m2.shape[:3]), m2), ridge, left_out)
+
+  return over.over(one, (True, False), True)(m2, n)
 
 
 def _whiten_on_host(
@@ -176,14 +228,20 @@ def _whiten_on_host(
   out = m2 if m2.flags.writeable else m2.copy()
   for j in range(0, out.shape[1], _COLUMNS):
     columns = np.s_[:, j : j + _COLUMNS]
-    out[columns] = _whiten(jnp.array(out[columns]), n, ridge, left_out)
+    out[columns] = _whiten(jnp.array(out[columns]), n, ridge, left_out, ALONE)
   return out
 
 
-def _extend(state: State, kept: Arrays) -> State:
+def _extend(state: State, kept: Arrays, full: int) -> State:
   n, mean, m2, projection = (jnp.array(kept[k]) for k in ('n', 'mean', 'm2', 'projection'))
   embedder = state.embedder._replace(projection=projection)
-  return State(embedder, gaussian.Moments(n, mean, m2))
+  return State(embedder, gaussian.Moments(n, _filled(mean, 0, full), _filled(m2, 0, full)))
+
+
+def _filled(x: Array | np.ndarray, axis: int, rows: int) -> Array:
+  """With rows of zeros up to so many."""
+  missing = [(0, rows - x.shape[i] if i == axis else 0) for i in range(x.ndim)]
+  return jnp.pad(x, missing) if x.shape[axis] < rows else jnp.asarray(x)
 
 
 def _moved(before: Arrays, after: Arrays) -> dict[str, int | float]:

@@ -28,6 +28,7 @@ from uadjax.types import (
   OnePass,
   Scores,
   Spec,
+  Split,
   Variables,
 )
 
@@ -44,6 +45,13 @@ class State(NamedTuple):
   backbone: Variables
   key: Key
   bank: banks.Bank
+
+
+class Done(NamedTuple):
+  """What is left of it in the end."""
+
+  backbone: Variables
+  bank: banks.Settled
 
 
 class Fitted(NamedTuple):
@@ -89,7 +97,7 @@ def make(
   shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), blank)
   pixels = jax.ShapeDtypeStruct(blank.shape, jnp.uint8)
   _, h, w, d = jax.eval_shape(see, shapes, pixels).shape
-  plan = banks.plan(d, h * w, spec.images, spec.seen, ratio, max_bytes, coreset_dim, spec.track)
+  plan, over = banks.plan(d, h * w, spec, ratio, max_bytes, coreset_dim), spec.shards
 
   def init(key: Key, variables: Variables) -> State:
     return State(variables, key, banks.empty(plan, d))
@@ -99,29 +107,34 @@ def make(
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
     x = embed(state.backbone, batch)
-    bank = banks.put(state.bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index))
+    bank = banks.put(state.bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index), over)
     return state._replace(bank=bank), {'images': bank.seen}
 
-  def finish(state: State) -> Fitted:
+  def finish(state: State | Done) -> Fitted:
     return Fitted(state.backbone, knn.index(state.bank.rows))
 
   def judge(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
-    bank = fitted.bank
+    def one(bank: knn.Index, x: Float[Array, 'b h w d'], axis: str | None) -> Scores:
+      def around(row: Int[Array, ' b']) -> Float[Array, 'b k d']:
+        matched = knn.rows_of(bank, row[:, None], axis)[:, 0] + bank.center[None]
+        return knn.rows_of(
+          bank, knn.nearest_of_all(matched, bank, neighbors, False, axis).row, axis
+        )
 
-    def around(row: Int[Array, ' b']) -> Int[Array, 'b k']:
-      return knn.nearest(bank.rows[row] + bank.center[None], bank, neighbors).row
+      found = knn.nearest_of_all(x.reshape(-1, x.shape[-1]), bank, 1, approx, axis)
+      return weighed(bank, x, found, around)
 
-    found = knn.nearest(x.reshape(-1, x.shape[-1]), bank, approx=approx)
-    return weighed(bank, x, found, around)
+    return over.over(one, (knn.SPLIT, True), True)(fitted.bank, x)
 
   def weighed(
     bank: knn.Index,
     x: Float[Array, 'b h w d'],
     found: knn.Neighbors,
-    around: Callable[[Int[Array, ' b']], Int[Array, 'b k']],
+    around: Callable[[Int[Array, ' b']], Float[Array, 'b k d']],
   ) -> Scores:
     # A row without neighbors tells nothing.
-    told = _judge(bank, x, found, around if reweight and len(bank.rows) > 1 else None)
+    alone = len(bank.rows) * over.number < 2
+    told = _judge(bank, x, found, None if alone or not reweight else around)
     return Scores(maps.enlarge(told[0], spec.height, spec.width, _SIGMA), told[1])
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
@@ -131,8 +144,8 @@ def make(
     bank = fitted.bank
     near = jax.jit(knn.nearest, static_argnums=2)(bank.rows + bank.center[None], bank, neighbors)
 
-    def around(row: Int[Array, ' b']) -> Int[Array, 'b k']:
-      return jnp.take(near.row, row, axis=0, mode='clip')
+    def around(row: Int[Array, ' b']) -> Float[Array, 'b k d']:
+      return knn.rows_of(bank, jnp.take(near.row, row, axis=0, mode='clip'), None)
 
     def score(images: UInt8[Array, 'b H W 3']) -> Scores:
       x = see(fitted.backbone, images)
@@ -140,11 +153,17 @@ def make(
 
     return score
 
+  def fill(fitted: Fitted) -> Fitted:
+    return fitted._replace(bank=knn.filled(fitted.bank, over.number))
+
   def score_left_out(reference: Fitted, batch: Batch) -> Scores:
     return judge(reference, embed(reference.backbone, batch))
 
   one_pass = _one_pass(plan, embed, score_left_out, approx)
-  return Detector(init, None, update, None, finish, score, one_pass, portable)
+  fitted = Fitted(False, knn.SPLIT)  # pyright: ignore[reportArgumentType]
+  state = State(False, False, banks.SPLIT)  # pyright: ignore[reportArgumentType]
+  split = Split(state, fitted, fitted, fill) if over.number > 1 else None
+  return Detector(init, None, update, None, finish, score, one_pass, portable, split=split)
 
 
 def _check(ratio: float, neighbors: int, reweight: bool) -> None:
@@ -203,10 +222,10 @@ def _one_pass(
     embed=embed,
     compile=lambda state: None,  # The selection depends on how many images there were.
     stand_ins=stand_ins,
-    settle=lambda state: state._replace(bank=banks.settle(state.key, state.bank, plan)),
+    settle=lambda state: Done(state.backbone, banks.settle(state.key, state.bank, plan)),
     make_room=make_room if plan.bounded else None,
     kept=lambda state: state.bank._asdict(),
-    extend=lambda state, kept: state._replace(bank=banks.restore(state.bank, kept)),
+    extend=lambda state, kept: state._replace(bank=banks.restore(state.bank, kept, plan)),
     reference=reference,
     score_left_out=score_left_out,
     facts=facts,
@@ -214,9 +233,9 @@ def _one_pass(
   )
 
 
-def _stand_ins(kept: Arrays) -> banks.StandIns:
-  names = banks.StandIns._fields
-  return banks.StandIns(*(jnp.asarray(kept[_STAND_IN + name]) for name in names))
+def _stand_ins(kept: Arrays) -> banks.Patches:
+  names = banks.Patches._fields
+  return banks.Patches(*(jnp.asarray(kept[_STAND_IN + name]) for name in names))
 
 
 def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Array, 'b h w d']:
@@ -240,7 +259,7 @@ def _judge(
   bank: knn.Index,
   x: Float[Array, 'b h w d'],
   found: knn.Neighbors,
-  around: Callable[[Int[Array, ' b']], Int[Array, 'b k']] | None,
+  around: Callable[[Int[Array, ' b']], Float[Array, 'b k d']] | None,
 ) -> tuple[Float[Array, 'b h w'], Float[Array, ' b']]:
   """Distance of each patch, and the score of the image: the largest, weighted by neighbors if any.
 
@@ -250,7 +269,7 @@ def _judge(
     bank: rows.
     x: patches.
     found: the nearest row of each.
-    around: rows -> those nearest to each, itself first; None not to weight.
+    around: positions of rows -> the rows nearest to each, itself first; None not to weight.
   """
   _, h, w, d = x.shape
   distance = found.distance.reshape(-1, h * w)
@@ -259,19 +278,15 @@ def _judge(
   if around is not None:
     patch = jnp.take_along_axis(x.reshape(-1, h * w, d), worst[:, None, None], axis=1)[:, 0]
     matched = jnp.take_along_axis(found.row.reshape(-1, h * w), worst[:, None], axis=1)[:, 0]
-    score *= _weight(bank, patch, around(matched), score)
+    score *= _weight(patch - bank.center[None], around(matched), score)
   return distance.reshape(-1, h, w), score
 
 
 def _weight(
-  bank: knn.Index,
-  patch: Float[Array, 'b d'],
-  around: Int[Array, 'b k'],
-  distance: Float[Array, ' b'],
+  patch: Float[Array, 'b d'], around: Float[Array, 'b k d'], distance: Float[Array, ' b']
 ) -> Float[Array, ' b']:
   """1 − the share of the matched row in a softmax over the distances to its neighbors (eq. 7)."""
-  rows = jnp.take(bank.rows, around, axis=0, mode='clip')
-  away = jnp.sqrt(jnp.sum(((patch - bank.center[None])[:, None] - rows) ** 2, axis=-1))
+  away = jnp.sqrt(jnp.sum((patch[:, None] - around) ** 2, axis=-1))
   return 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
 
 

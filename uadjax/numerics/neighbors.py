@@ -4,6 +4,9 @@
 them. But its rounding grows with the norms and not with the distance, so it only nominates a few
 candidates; their distances are then taken directly, and order them.
 
+The rows may be split over devices: each finds the nearest of its own, and the nearest of all are
+among them.
+
 Letters: q queries, n bank rows, d dimensions, k neighbors, c candidates.
 """
 
@@ -13,6 +16,8 @@ from typing import NamedTuple
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
+
+from uadjax.numerics import shards
 
 # Candidates beyond k, so that rows whose order the product's rounding swapped are still among them.
 SPARE = 3
@@ -121,6 +126,45 @@ def nearest(
   return jax.tree.map(
     lambda x: jnp.concatenate([x[:-1].reshape(-1, x.shape[-1]), x[-1, width - new :]]), out
   )
+
+
+SPLIT = Index(True, False, True)  # pyright: ignore[reportArgumentType]
+_FAR = 1e18  # Of rows that only fill up; their squares are infinite.
+
+
+def filled(index: Index, parts: int) -> Index:
+  """The index with rows that are never found, so that so many parts of it are equal."""
+  missing = -len(index.rows) % parts
+  rows = jnp.pad(index.rows, ((0, missing), (0, 0)), constant_values=_FAR)
+  return Index(rows, index.center, jnp.pad(index.squares, (0, missing), constant_values=jnp.inf))
+
+
+def nearest_of_all(
+  queries: Float[Array, 'q d'], index: Index, k: int, approx: bool, axis: str | None
+) -> Neighbors:
+  """The same as `nearest`, where each shard has rows and queries of its own.
+
+  Rows are those of the whole. Where it has fewer than k, distances of what fills up are infinite.
+  """
+  if axis is None:
+    return nearest(queries, index, k, approx=approx)
+  found = nearest(shards.joined(queries, axis), index, k, approx=approx)
+  found = found._replace(row=found.row + shards.place(axis) * len(index.rows))
+
+  def back(x: Array) -> Array:
+    # To whom asked: of every shard what it found.
+    x = jax.lax.all_to_all(x, axis, 0, 0, tiled=True).reshape(-1, len(queries), x.shape[1])
+    return jnp.moveaxis(x, 0, 1).reshape(len(queries), -1)
+
+  distance, row = jax.lax.sort((back(found.distance), back(found.row)), num_keys=2)
+  return Neighbors(distance[:, :k], row[:, :k])
+
+
+def rows_of(index: Index, at: Int[Array, 'b k'], axis: str | None) -> Float[Array, 'b k d']:
+  """Rows that `nearest_of_all` told of, without the center."""
+  if axis is None:
+    return jnp.take(index.rows, at, axis=0, mode='clip')
+  return shards.dealt(shards.fetched(index.rows, shards.joined(at, axis), axis), axis)
 
 
 def nearest_row(queries: Float[Array, 'q d'], index: Index) -> Neighbors:

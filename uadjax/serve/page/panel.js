@@ -112,7 +112,8 @@ function panel(name) {
   function place() {
     lay();
     if (!drawn) return;
-    const { limits } = models.get(name);
+    const { limits, calibrated } = models.get(name);
+    reset.disabled = Object.keys(limits).every((key) => limits[key] === calibrated[key]);
     const wide = chart.clientWidth;
     for (const [key, told] of [['review', 'review above'], ['image', 'NG above']]) {
       const { line, text } = lines[key];
@@ -120,7 +121,9 @@ function panel(name) {
       fill(line, { x1: at, x2: at });
       text.textContent = `${told} ${number(limits[key])}`;
       const half = 4.1 * text.textContent.length;
-      fill(text, { x: Math.min(wide - half, Math.max(half, at)) });
+      // Beside its own line, away from the other one.
+      const beside = at + (key === 'image' ? half + 3 : -half - 3);
+      fill(text, { x: Math.min(wide - half, Math.max(half, beside)) });
     }
     fill(lines.zone, { x: x(limits.review),
       width: Math.max(0, x(limits.image) - x(limits.review)) });

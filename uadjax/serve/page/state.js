@@ -64,7 +64,7 @@ export function counts(name) {
 
 // What values reach from and to, thresholds included, with some air.
 export function span(name, key) {
-  const { calibrated } = models.get(name);
+  const { calibrated, limits } = models.get(name);
   const results = items.map((item) => item.results.get(name)).filter(Boolean);
   const values = key === 'pixel' ? results.flatMap(({ low, high }) => [low, high])
     : results.map(({ score }) => score);
@@ -73,8 +73,11 @@ export function span(name, key) {
   if (!all.length) return [0, 1];
   const [low, high] = [all.reduce((a, b) => Math.min(a, b)), all.reduce((a, b) => Math.max(a, b))];
   const air = values.length ? 0.06 * (high - low) : 0;
-  return high - low > 1e-9 * Math.abs(high) ? [low - air, high + air]
+  const [from, to] = high - low > 1e-9 * Math.abs(high) ? [low - air, high + air]
     : [low - (Math.abs(low) || 1), high + (Math.abs(high) || 1)];
+  const moved = (key === 'pixel' ? [limits.pixel] : [limits.image, limits.review])
+    .filter(Number.isFinite);
+  return [Math.min(from, ...moved), Math.max(to, ...moved)];
 }
 
 export function summary() {

@@ -1,0 +1,134 @@
+"""What is learned, and what it says, is the same on any number of devices.
+
+Maps have 8x8 positions, which three devices do not divide.
+"""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from uadjax import backbones, bundle, fit, sharding
+from uadjax.detectors import padim, patchcore
+from uadjax.types import Batch, ConfigError, Spec
+
+SIZE = 32
+BACKBONE = backbones.build('resnet18', ('layer1',))
+ROWS = 24  # Of a batch; each number of devices divides it.
+
+
+def images(n, seed=0):
+  random = np.random.default_rng(seed)
+  tones = random.integers(0, 128, (n, 1, 1, 3)) + random.integers(0, 128, (n, SIZE, SIZE, 3))
+  return tones.astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return jax.jit(BACKBONE.init)(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
+
+
+@pytest.fixture(scope='module')
+def embed(variables):
+  """The embeddings of n images, computed once: they are given to any number of devices."""
+  embedders = {
+    name: jax.jit(make(Spec(SIZE, SIZE, 3)).one_pass.embed) for name, make in MAKERS.items()
+  }
+
+  def embed(name, n):
+    pixels = images(n)
+    one = Batch(pixels, np.ones(n, bool), np.arange(n, dtype=np.int32))
+    state = MAKERS[name](Spec(SIZE, SIZE, 3)).init(jax.random.key(0), variables)
+    embedder = MAKERS[name](Spec(SIZE, SIZE, 3)).one_pass.embedder(state)
+    return np.asarray(embedders[name](embedder, one))
+
+  return embed
+
+
+def batches(features):
+  """Full ones; rows that are not valid may hold anything."""
+  for start in range(0, len(features), ROWS):
+    part = features[start : start + ROWS]
+    valid = np.arange(ROWS) < len(part)
+    index = np.where(valid, np.arange(start, start + ROWS), -1).astype(np.int32)
+    part = np.concatenate([part, np.full_like(part[:1], 99).repeat(ROWS - len(part), 0)])
+    yield Batch(np.zeros((ROWS, 0, 0, 3), np.uint8), valid, index, part)
+
+
+MAKERS = {
+  'padim': lambda spec: padim.make(BACKBONE, spec, channels=8),
+  'patchcore': lambda spec: patchcore.make(BACKBONE, spec, ratio=0.05),
+}
+
+
+def learned(name, variables, features, devices):
+  """All that a run makes of images: what is kept, what is fitted, and scores."""
+  n = len(features)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
+  spec = Spec(SIZE, SIZE, n, shards=sharding.shards(mesh), spare=ROWS // devices)
+  detector = MAKERS[name](spec)
+  once, split = detector.one_pass, detector.split
+  assert (split is None) == (devices == 1)
+  state = fit.initial(detector, variables, 0, mesh)
+  update = jax.jit(detector.update, donate_argnums=0)
+  for batch in batches(features):
+    state, _ = update(state, sharding.split(mesh, batch))
+  largest = state.moments.m2 if name == 'padim' else state.bank.rows
+  assert largest.addressable_shards[-1].data.shape[0] == len(largest) // devices
+  kept = {k: np.asarray(v) for k, v in once.stand_ins(state, {}).items()}
+  state = once.settle(state)
+  kept |= {k: np.array(v) for k, v in once.kept(state).items()}
+  fitted = jax.device_get(detector.finish(state))
+  reference = once.reference(variables, {k: np.array(v) for k, v in kept.items()}, 1)
+  test = sharding.split(mesh, images(ROWS, 1))
+  first = sharding.split(mesh, next(batches(features)))
+  placed = fitted
+  if split:
+    placed = sharding.place(mesh, split.fill(fitted), split.fitted)
+    reference = sharding.place(mesh, split.fill(reference), split.reference)
+  scores = jax.device_get(jax.jit(detector.score)(placed, test))
+  left_out = jax.device_get(jax.jit(once.score_left_out)(reference, first))
+  return kept, fitted, scores, jax.tree.map(lambda x: x[: min(n, ROWS)], left_out)
+
+
+@pytest.mark.parametrize(
+  ('name', 'n', 'numbers'),
+  [
+    ('padim', 5, (2, 8)),
+    ('padim', 29, (2, 3, 4, 8)),
+    ('patchcore', 5, (8,)),
+    ('patchcore', 29, (2, 4, 8)),
+  ],
+)
+def test_any_number_of_devices_learns_and_says_the_same(name, n, numbers, variables, embed):
+  """Images that no number of devices divides, and fewer of them than devices."""
+  features = embed(name, n)
+  (kept, *want), *others = (
+    learned(name, variables, features, devices) for devices in (1, *numbers)
+  )
+  for also, *got in others:
+    for key, value in kept.items():
+      if name == 'patchcore' and key != 'radius':  # Picks, in their order.
+        np.testing.assert_array_equal(also[key], value, err_msg=key)
+      else:
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(also[key], value, 1e-5, 1e-5 * scale, err_msg=key)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_on_one_cpu_what_is_learned_stays_in_one_piece_unless_told():
+  mesh = sharding.make_mesh('cpu', 4, 0)
+  assert sharding.apart(mesh, 'auto').size == sharding.apart(mesh, 'never').size == 1
+  assert sharding.apart(mesh, 'always').size == 4
+  with pytest.raises(ConfigError, match=r"one of .*'always'.*, got 'sometimes'"):
+    sharding.apart(mesh, 'sometimes')
+
+
+@pytest.mark.parametrize('name', ['padim', 'patchcore'])
+def test_a_run_that_is_split_leaves_the_same_model(name, fitted):
+  split = '--config.mesh.split=always'
+  one, many = (bundle.calibration(fitted(name, *flags)) for flags in ((), (split,)))
+  assert many.path == one.path
+  np.testing.assert_allclose(many.image, one.image, rtol=1e-5)
+  np.testing.assert_allclose(many.map, one.map, rtol=1e-5)
