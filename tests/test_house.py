@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / 'uadjax'
 FLOORS = (
   ('__init__',),
   ('types',),
-  ('files', 'hostmemory', 'interrupts', 'threads', 'config', 'numerics'),
+  ('files', 'hostmemory', 'hosts', 'interrupts', 'threads', 'config', 'numerics'),
   ('backbones', 'data'),
   ('fetch',),
   ('inputs',),

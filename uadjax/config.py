@@ -123,6 +123,13 @@ def base() -> Config:
         'images': '',  # A folder to compare on; the images of the thresholds when empty.
         'quantize': '',  # Or int8, fp16: a smaller ONNX file, judged by its labels and its AUROC.
       },
+      'hosts': {
+        'coordinator': 'auto',  # HOST:PORT of the first process; jax; none: see uadjax/hosts.py.
+        'count': 0,  # Processes, where a coordinator is named,
+        'index': -1,  # of which this is one, from 0.
+        'wait_s': 300,  # For the others to come.
+        'heartbeat_s': 100,  # Until one that is silent is taken for lost.
+      },
       'mesh': {
         'data': -1,  # -1: all devices that `device` selects.
         'split': 'auto',  # What is learned, over devices with memories of their own; always, never.

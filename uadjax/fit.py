@@ -18,7 +18,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-from uadjax import checkpoint, frozen, score, sharding, telemetry
+from uadjax import checkpoint, frozen, hosts, score, sharding, telemetry
 from uadjax.data import pipeline, preprocess
 from uadjax.types import (
   Batch,
@@ -94,7 +94,7 @@ def fit(
   """
   options, directory = config.fit, workdir / 'checkpoints'
   ops = preprocess.parse(config.data.ops)
-  size = min(options.batch_size, len(parts.learn))
+  size, share = min(options.batch_size, len(parts.learn)), sharding.part(mesh)
   total = total_steps(options, len(parts.learn))
   with contextlib.ExitStack() as stack:
     rolling = stack.enter_context(checkpoint.manager(directory, 'rolling'))
@@ -109,13 +109,16 @@ def fit(
 
     learn, choose = kept(parts.learn), kept(parts.choose)
     batches = pipeline.train_batches(
-      parts.learn, ops, size, config.seed, start, cache_bytes=options.cache_bytes
+      parts.learn, ops, size, config.seed, start, *share, cache_bytes=options.cache_bytes
     )
     stack.callback(batches.close)
     batches = clock.watch(score.ahead(batches, lambda batch: sharding.split(mesh, learn(batch))))
     judge, best_yet = choosing(
       detector,
-      [sharding.split(mesh, choose(b)) for b in pipeline.eval_batches(parts.choose, ops, size)],
+      [
+        sharding.split(mesh, choose(b))
+        for b in pipeline.eval_batches(parts.choose, ops, size, *share)
+      ],
       options.eval_every or max(1, len(parts.learn) // size),
       total,
       best,
@@ -208,8 +211,8 @@ def saving(
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
     nonlocal due, kept, seconds
-    began = time.monotonic()
-    if began < due and step != total and not stop.is_set():
+    began, asked = time.monotonic(), hosts.any_of(stop.is_set())
+    if not asked and not hosts.any_of(began >= due) and step != total:
       return
     # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
     best = best_yet()
@@ -219,7 +222,7 @@ def saving(
     checkpoint.save(rolling, step, state, {})
     seconds += time.monotonic() - began
     due = time.monotonic() + every_s
-    if stop.is_set() and step != total:
+    if asked and step != total:
       raise Interrupted(
         f'Stopped at step {step}/{total}; it is saved. Go on with --config.fit.resume=latest.'
       )

@@ -35,6 +35,8 @@ def remember(
   """
   if detector.prepare is None or not records:
     return lambda batch: batch
+  if sharding.part(mesh)[1] > 1:  # In every epoch an image may be another process's.
+    return lambda batch: batch
   prepare = jax.jit(detector.prepare)
   blank = Batch(
     np.zeros((size, ops.height, ops.width, 3), np.uint8),

@@ -6,7 +6,15 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import config as configs, hostmemory, run, sharding, telemetry, workdir as workdirs
+from uadjax import (
+  config as configs,
+  hostmemory,
+  hosts,
+  run,
+  sharding,
+  telemetry,
+  workdir as workdirs,
+)
 from uadjax.types import Interrupted, UserError
 
 
@@ -41,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configs.load(arguments.config, overrides)
     mode = run.mode(config.mode)
     workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
-    result = run.recorded(config, workdir)
-  except (Exception, Interrupted) as error:
+    hosts.join(config.hosts)
+    with hosts.folder(workdir) as workdir:
+      result = run.recorded(config, workdir)
+  except (Exception, Interrupted) as failure:
+    error = hosts.told(failure)
     if isinstance(error, UserError | OSError | Interrupted):
       telemetry.complain(error, workdir and workdir / f'{mode}.log')
     else:
@@ -50,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if workdir and workdir.is_dir():
       with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
         workdirs.fail(workdir, mode, error)
+    if hosts.several():
+      hosts.leave(1)
     return 1
   # The mode did its work, and found errors.
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1

@@ -73,7 +73,7 @@ def fold(
   pipeline.tensorflow()  # Nothing is imported after this.
   began, clock = time.perf_counter(), telemetry.clock()
   with contextlib.ExitStack() as stack:
-    images = pipeline.eval_batches(records, ops, rows)
+    images = pipeline.eval_batches(records, ops, rows, *sharding.part(mesh))
     stack.callback(images.close)
     compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
@@ -95,9 +95,11 @@ def fold(
     apart_s = time.perf_counter() - parting
     state = jax.block_until_ready(once.settle(state))
   saving = time.perf_counter()
-  learned.save_kept(folder, once.kept(state))
+  learned.save_kept(folder, sharding.everywhere(home, once.kept(state)))
   saved_s = time.perf_counter() - saving
   fitted = jax.block_until_ready(detector.finish(state))
+  if sharding.part(home)[1] > 1:
+    fitted = sharding.everywhere(home, fitted)
   return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
 
 
@@ -229,11 +231,13 @@ def _score_retained(
   ops: preprocess.Ops,
   mesh: sharding.Mesh | None,
 ) -> Scores:
-  rows = mesh.size if mesh else 1  # As many of the same.
+  rows = mesh.size // sharding.part(mesh)[1] if mesh else 1  # As many of the same.
   blank = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
   same = np.broadcast_to(embedding, (rows, *embedding.shape))
   batch = Batch(blank, np.ones(rows, bool), np.zeros(rows, np.int32), same)
-  return jax.device_get(scorer(reference, sharding.split(mesh, batch) if mesh else batch))
+  if mesh is None:
+    return jax.device_get(scorer(reference, batch))
+  return sharding.everywhere(mesh, scorer(reference, sharding.split(mesh, batch)))
 
 
 def retain(
@@ -258,8 +262,12 @@ def retain(
   from_new = min(count - from_old, len(records))
   rows = np.sort(random.choice(len(records), from_new, replace=False))
   embed = jax.jit(once.embed)
-  batches = pipeline.eval_batches([records[row] for row in rows], ops, mesh.size)
-  new = [np.asarray(embed(embedder, sharding.split(mesh, batch)))[batch.valid] for batch in batches]
+  chosen = [records[row] for row in rows]
+  batches = pipeline.eval_batches(chosen, ops, mesh.size, *sharding.part(mesh))
+  found = [
+    sharding.everywhere(mesh, embed(embedder, sharding.split(mesh, batch))) for batch in batches
+  ]
+  new = [np.concatenate(found)[: len(chosen)]]
   if not before:
     return learned.Retained(np.concatenate(new), rows.astype(np.int32))
   old = np.sort(random.choice(len(before.retained.image), from_old, replace=False))

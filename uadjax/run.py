@@ -44,7 +44,8 @@ Result = dict[str, Any]
 def run(config: Config, workdir: Path) -> Result:
   """Carry out `config.mode`; the result is that of its result file."""
   # Whatever is made outside a mesh belongs on the chosen device too.
-  with jax.default_device(sharding.devices(config.device)[0]):
+  own = [d for d in sharding.devices(config.device) if d.process_index == jax.process_index()]
+  with jax.default_device(own[0]):
     return MODES[mode(config.mode)](config, workdir)
 
 

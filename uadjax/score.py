@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
 import math
 from typing import Any, NamedTuple, TypeVar
 
@@ -77,12 +78,13 @@ def score(
     mesh, split = sharding.sparing(mesh, fitted), False
   share = mesh.size * math.ceil(batch_size / mesh.size)
   fitted = sharding.place(mesh, fitted, split)
-  batches = pipeline.eval_batches(records, ops, share)
-  waiting = ahead(batches, lambda batch: (batch, scorer(fitted, sharding.split(mesh, batch))))
-  for batch, scores in telemetry.track(waiting, math.ceil(len(records) / share), 'Scoring'):
-    scores = jax.device_get(scores)
-    for row in np.flatnonzero(batch.valid).tolist():
-      yield Scored(records[int(batch.index[row])], scores.map[row], float(scores.image[row]))
+  batches = pipeline.eval_batches(records, ops, share, *sharding.part(mesh))
+  waiting = ahead(batches, lambda batch: scorer(fitted, sharding.split(mesh, batch)))
+  rest = iter(records)
+  for scores in telemetry.track(waiting, math.ceil(len(records) / share), 'Scoring'):
+    scores = sharding.everywhere(mesh, scores)
+    for row, record in enumerate(itertools.islice(rest, share)):
+      yield Scored(record, scores.map[row], float(scores.image[row]))
 
 
 def ahead(batches: Iterable[Batch], place: Callable[[Batch], Placed]) -> Iterator[Placed]:

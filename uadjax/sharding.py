@@ -64,8 +64,15 @@ def make_mesh(device: str, data: int, rows: int) -> Mesh:
     raise ConfigError(
       f'mesh.data={data}, but {device!r} has 1 to {len(found)} devices; -1 takes all.'
     )
-  used = max(n for n in range(1, asked + 1) if rows % n == 0)
-  return Mesh(np.array(found[:used]), ('data',))
+  hosts = jax.process_count()
+  if rows % hosts or asked < hosts:
+    raise ConfigError(
+      f'Batches of {rows} images on {asked} devices cannot be shared evenly by {hosts} processes; '
+      f'use a fit.batch_size that is a multiple of {hosts}, and mesh.data=-1.'
+    )
+  of_each = max(n for n in range(1, asked // hosts + 1) if rows % (n * hosts) == 0)
+  of_host = [[d for d in found if d.process_index == host] for host in range(hosts)]
+  return Mesh(np.array([d for own in of_host for d in own[:of_each]]), ('data',))
 
 
 def cpu_devices_of_cores() -> None:
@@ -147,7 +154,7 @@ def enough(devices: Sequence[Any], tree: Any) -> Sequence[Any]:
 
 def replicate(mesh: Mesh, tree: Tree, own: bool = False) -> Tree:
   """Put every leaf on every device; `own` copies also what is there, so that it may be donated."""
-  return jax.device_put(_copied(tree) if own else tree, _on(mesh))
+  return place(mesh, _copied(tree) if own else tree, False)
 
 
 @jax.jit
@@ -167,7 +174,33 @@ def place(mesh: Mesh, tree: Tree, split: Any) -> Tree:
   def where(split: bool, part: Any) -> Any:
     return jax.tree.map(lambda _: _on(mesh, *mesh.axis_names if split else ()), part)
 
-  return jax.device_put(tree, jax.tree.map(where, split, tree))
+  places = jax.tree.map(where, split, tree)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, places)
+  return jax.tree.map(_put, tree, places)
+
+
+def _put(x: Any, where: jax.sharding.NamedSharding) -> jax.Array:
+  """Of what every process has whole, its own part."""
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return jax.device_put(x, where)
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(_put(jax.random.key_data(x), where))
+  whole = np.asarray(x)
+  return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
+
+
+def everywhere(mesh: Mesh, tree: Any) -> Any:
+  """On the host, as NumPy arrays, wherever it was computed."""
+  if jax.process_count() > 1:
+    tree = jax.jit(lambda tree: tree, out_shardings=_on(mesh))(tree)
+  return jax.device_get(tree)
+
+
+def part(mesh: Mesh) -> tuple[int, int]:
+  """Which share of every batch this process reads, and of how many."""
+  del mesh  # Every process has as many of its devices.
+  return jax.process_index(), jax.process_count()
 
 
 def of_rows(mesh: Mesh) -> jax.sharding.NamedSharding:
@@ -176,8 +209,17 @@ def of_rows(mesh: Mesh) -> jax.sharding.NamedSharding:
 
 
 def split(mesh: Mesh, batch: Tree) -> Tree:
-  """Put each device's share of the rows on it."""
-  return jax.device_put(batch, _on(mesh, 'data'))
+  """Put each device's share of the rows on it; a process gives those of its own devices."""
+  where = _on(mesh, 'data')
+  if jax.process_count() == 1:
+    return jax.device_put(batch, where)
+
+  def own(x: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, where)
+    return jax.make_array_from_process_local_data(where, np.asarray(x))
+
+  return jax.tree.map(own, batch)
 
 
 def _on(mesh: Mesh, *axes: Any) -> jax.sharding.NamedSharding:

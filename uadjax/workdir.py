@@ -14,7 +14,7 @@ from uadjax.types import Config, ConfigError
 
 # Changing one of these halfway would make a run that no configuration describes.
 _FIXED = (
-  'seed', 'data.', 'backbone.', 'detector.', 'mesh.',
+  'seed', 'data.', 'backbone.', 'detector.',
   'fit.batch_size', 'fit.held_out', 'fit.learning_rate', 'fit.warmup_steps', 'fit.eval_every',
   'fit.cache_bytes',
 )  # fmt: skip
@@ -100,6 +100,7 @@ def portable(config: Config) -> Config:
   """The configuration without what concerns one folder, to be passed back elsewhere."""
   own = config.copy_and_resolve_references().unlock()
   own.fit.update({'resume': '', 'overwrite': False, 'extend': ''})
+  own.hosts.update({'coordinator': 'auto', 'count': 0, 'index': -1})
   return own
 
 
