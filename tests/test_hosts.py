@@ -32,7 +32,6 @@ SMALL = [
   '--config.hosts.wait_s=60',
   '--config.hosts.heartbeat_s=10',
 ]
-FOUR = pytest.param(4, marks=pytest.mark.pods)
 UNJUDGED = '--config.evaluate.do_eval=false'
 OWN = {
   'padim': ['--config.detector.channels=9'],
@@ -110,7 +109,8 @@ def runs(drawn, tmp_path_factory):
   return run
 
 
-@pytest.mark.parametrize('count', [2, FOUR])
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 @pytest.mark.parametrize('name', ['padim', 'patchcore'])
 def test_any_number_of_processes_leaves_the_same_model(runs, name, count):
   one, many = runs(name, 1), runs(name, count)
@@ -126,7 +126,8 @@ def test_any_number_of_processes_leaves_the_same_model(runs, name, count):
   close(*(rows(at / 'model' / 'calibration.csv') for at in (many, one)), ('score', 'peak'))
 
 
-@pytest.mark.parametrize('count', [2, FOUR])
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 def test_verdicts_and_metrics_are_the_same(runs, count):
   one, many = runs('padim', 1), runs('padim', count)
   found, expected = (rows(at / 'scores.csv') for at in (many, one))
@@ -142,7 +143,8 @@ def test_verdicts_and_metrics_are_the_same(runs, count):
     assert metrics[key] == (pytest.approx(value, rel=1e-4) if number else value), key
 
 
-@pytest.mark.parametrize('count', [2, FOUR])
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 def test_two_steps_of_stfpm_by_several_processes_are_those_of_one(runs, count):
   arrays, wanted = (
     safetensors.load_file(runs('stfpm', n) / 'model' / 'fitted.safetensors') for n in (count, 1)
@@ -151,13 +153,14 @@ def test_two_steps_of_stfpm_by_several_processes_are_those_of_one(runs, count):
     np.testing.assert_allclose(arrays[key], value, rtol=1e-3, atol=2e-5, err_msg=key)
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes(runs):
   for name in OWN:
     left = {path.name for path in runs(name, 2).iterdir()}
     assert left == {path.name for path in runs(name, 1).iterdir()}
 
 
-@pytest.mark.pods
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [3, 4])
 def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, drawn, tmp_path):
   flags = [f'--workdir={tmp_path / "run"}', f'--config.data.root={drawn}', '--config=stfpm']

@@ -96,7 +96,7 @@ def learned(name, variables, features, devices):
   [
     ('padim', 5, (2, 8)),
     ('padim', 29, (2, 3, 4, 8)),
-    ('patchcore', 5, (8,)),
+    pytest.param('patchcore', 5, (8,), marks=pytest.mark.slow),
     ('patchcore', 29, (2, 8)),  # Picks on 4, too: tests/test_bank.py.
   ],
 )

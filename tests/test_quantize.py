@@ -270,6 +270,7 @@ def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_eight_bits_tell_real_defects_as_well(shared, tmp_path):
   flags = [
     f'--config={CONFIGS / "patchcore"}.py',

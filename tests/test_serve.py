@@ -24,7 +24,7 @@ from starlette import testclient
 
 from uadjax import create_model, fetch
 from uadjax.cli import serving
-from uadjax.serve import app as apps, settings as options
+from uadjax.serve import app as apps, reading, settings as options
 from uadjax.types import ConfigError, ModelError
 
 ROUTE = '/image-anomaly-detection'
@@ -330,6 +330,24 @@ def test_what_takes_too_long_is_given_up(directory, photos):
     assert answer.status_code == answer.json()['errorCode'] == 504
     go.set()
     until(lambda: client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200)
+
+
+def test_of_more_than_can_be_answered_in_time_the_first_are(directory, photos, monkeypatch):
+  """Rather than all being begun, and none ended."""
+  picture = reading.picture
+
+  def slowly(*arguments):
+    time.sleep(0.2)
+    return picture(*arguments)
+
+  monkeypatch.setattr(reading, 'picture', slowly)
+  with asked(directory, deadline_s=2.0, batch=1) as client:
+    monkeypatch.setattr(client.service, 'threads', concurrent.futures.ThreadPoolExecutor(2))
+    post = lambda _: client.post(ROUTE, json={'image': coded(photos[0])})  # noqa: E731
+    with concurrent.futures.ThreadPoolExecutor(40) as threads:
+      statuses = [answer.status_code for answer in threads.map(post, range(40))]
+  assert set(statuses) == {200, 504}
+  assert statuses.count(200) >= 5
 
 
 def test_the_open_inference_protocol(ask, photos, known):

@@ -94,7 +94,7 @@ def fit(
   """
   options, directory = config.fit, workdir / 'checkpoints'
   ops = preprocess.parse(config.data.ops)
-  size, share = min(options.batch_size, len(parts.learn)), sharding.part(mesh)
+  size, share = min(options.batch_size, len(parts.learn)), hosts.share()
   total = total_steps(options, len(parts.learn))
   with contextlib.ExitStack() as stack:
     rolling = stack.enter_context(checkpoint.manager(directory, 'rolling'))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from uadjax import sharding, telemetry
+from uadjax import hosts, sharding, telemetry
 from uadjax.data import pipeline, preprocess
 from uadjax.types import Batch, Detector, Record
 
@@ -35,7 +35,7 @@ def remember(
   """
   if detector.prepare is None or not records:
     return lambda batch: batch
-  if sharding.part(mesh)[1] > 1:  # In every epoch an image may be another process's.
+  if hosts.several():  # In every epoch an image may be another process's.
     return lambda batch: batch
   prepare = jax.jit(detector.prepare)
   blank = Batch(

@@ -84,6 +84,11 @@ def several() -> bool:
   return jax.process_count() > 1
 
 
+def share() -> tuple[int, int]:
+  """Which share of every batch this process reads, and of how many; meshes have as many of each."""
+  return jax.process_index(), jax.process_count()
+
+
 def any_of(flag: bool) -> bool:
   """Whether it is so for any process; all must ask. Clocks and signals are each one's own."""
   return bool(multihost_utils.process_allgather(np.asarray(flag)).any()) if several() else flag

@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from uadjax import fit, learned, score, sharding, telemetry
+from uadjax import fit, hosts, learned, score, sharding, telemetry
 from uadjax.data import pipeline, preprocess
 from uadjax.types import Batch, Config, Detector, OnePass, Record, Scores, Split, Variables
 
@@ -73,7 +73,7 @@ def fold(
   pipeline.tensorflow()  # Nothing is imported after this.
   began, clock = time.perf_counter(), telemetry.clock()
   with contextlib.ExitStack() as stack:
-    images = pipeline.eval_batches(records, ops, rows, *sharding.part(mesh))
+    images = pipeline.eval_batches(records, ops, rows, *hosts.share())
     stack.callback(images.close)
     compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
@@ -98,7 +98,7 @@ def fold(
   learned.save_kept(folder, sharding.everywhere(home, once.kept(state)))
   saved_s = time.perf_counter() - saving
   fitted = jax.block_until_ready(detector.finish(state))
-  if sharding.part(home)[1] > 1:
+  if hosts.several():
     fitted = sharding.everywhere(home, fitted)
   return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
 
@@ -231,7 +231,7 @@ def _score_retained(
   ops: preprocess.Ops,
   mesh: sharding.Mesh | None,
 ) -> Scores:
-  rows = mesh.size // sharding.part(mesh)[1] if mesh else 1  # As many of the same.
+  rows = mesh.size // hosts.share()[1] if mesh else 1  # As many of the same.
   blank = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
   same = np.broadcast_to(embedding, (rows, *embedding.shape))
   batch = Batch(blank, np.ones(rows, bool), np.zeros(rows, np.int32), same)
@@ -263,7 +263,7 @@ def retain(
   rows = np.sort(random.choice(len(records), from_new, replace=False))
   embed = jax.jit(once.embed)
   chosen = [records[row] for row in rows]
-  batches = pipeline.eval_batches(chosen, ops, mesh.size, *sharding.part(mesh))
+  batches = pipeline.eval_batches(chosen, ops, mesh.size, *hosts.share())
   found = [
     sharding.everywhere(mesh, embed(embedder, sharding.split(mesh, batch))) for batch in batches
   ]

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from uadjax import sharding, telemetry
+from uadjax import hosts, sharding, telemetry
 from uadjax.data import pipeline, preprocess
 from uadjax.types import Batch, Detector, Record, Scores
 
@@ -78,7 +78,7 @@ def score(
     mesh, split = sharding.sparing(mesh, fitted), False
   share = mesh.size * math.ceil(batch_size / mesh.size)
   fitted = sharding.place(mesh, fitted, split)
-  batches = pipeline.eval_batches(records, ops, share, *sharding.part(mesh))
+  batches = pipeline.eval_batches(records, ops, share, *hosts.share())
   waiting = ahead(batches, lambda batch: scorer(fitted, sharding.split(mesh, batch)))
   rest = iter(records)
   for scores in telemetry.track(waiting, math.ceil(len(records) / share), 'Scoring'):

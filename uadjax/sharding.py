@@ -197,12 +197,6 @@ def everywhere(mesh: Mesh, tree: Any) -> Any:
   return jax.device_get(tree)
 
 
-def part(mesh: Mesh) -> tuple[int, int]:
-  """Which share of every batch this process reads, and of how many."""
-  del mesh  # Every process has as many of its devices.
-  return jax.process_index(), jax.process_count()
-
-
 def of_rows(mesh: Mesh) -> jax.sharding.NamedSharding:
   """Where the rows of a batch are."""
   return _on(mesh, *mesh.axis_names if mesh.size > 1 else ())

@@ -131,7 +131,9 @@ def _opened(source: Source) -> Iterator[Image.Image]:
   except DataError as error:
     raise type(error)(f'Cannot read {name}: {error}') from None
   except Image.DecompressionBombError:
-    raise TooLarge(f'Cannot read {name}: it has more than {MAX_PIXELS} pixels.') from None
+    raise TooLarge(
+      f'Cannot read {name}: it has too many pixels; {MAX_PIXELS} are the most.'
+    ) from None
   except UnidentifiedImageError:
     reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
     if _holds_nothing(source):  # As where a disk was full, or a copy was interrupted.

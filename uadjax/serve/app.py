@@ -36,6 +36,8 @@ class Service:
     self.batchers: dict[str, batching.Batcher] = {}
     self.failure: BaseException | None = None
     self.threads = futures.ThreadPoolExecutor(threads.cores(), 'uadjax-serve')
+    # Who came first is answered first: what all of them began none would end in time.
+    self.turns = asyncio.Semaphore(0)
     self._under_way = 0
 
   @property
@@ -47,6 +49,9 @@ class Service:
     """Open and warm up the models, one after the other."""
     for name, directory in self.settings.models.items():
       self.models[name] = await self.thread(models.opened, name, directory, self.settings)
+    largest = max(model.sizes[-1] for model in self.models.values())
+    for _ in range(2 * max(threads.cores(), largest)):  # One half is read while one is computed.
+      self.turns.release()
     for name, model in self.models.items():
       self.batchers[name] = model.batcher(self.numbers.batches.labels(name).observe)
       watch.LOG.info('ready', extra={'told': model.about()})
@@ -261,19 +266,21 @@ def _routes(app: fastapi.FastAPI, service: Service) -> None:
       content = await reading.body(request, service.settings.max_bytes)
       asked = await reading.wanted(request, content)
       model = service.model(asked.model)
-      picture = await service.thread(
-        reading.picture, asked.image, model.predictor.model.ops, service.settings
-      )
-      result = await service.judge(model, picture)
+      async with service.turns:
+        picture = await service.thread(
+          reading.picture, asked.image, model.predictor.model.ops, service.settings
+        )
+        result = await service.judge(model, picture)
+        told = await service.thread(
+          answers.verdict, model.name, result, asked.visualize, asked.heatmap, asked.label_map
+        )
+        whole = answers.envelope(request.state.log_id, 0, answers.OK, result=told)
+        reply = await service.thread(answers.reply, whole)
       request.state.told = {
         'model': model.name, 'score': result.score, 'label': result.label,
         'bytes': len(content), 'size': list(result.size),
       }  # fmt: skip
-      told = await service.thread(
-        answers.verdict, model.name, result, asked.visualize, asked.heatmap, asked.label_map
-      )
-      whole = answers.envelope(request.state.log_id, 0, answers.OK, result=told)
-      return await service.thread(answers.reply, whole)
+      return reply
 
 
 _TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css', '.js': 'text/javascript'}

@@ -122,6 +122,7 @@ def router(service: 'Service') -> fastapi.APIRouter:
       others = _count(asked, service.settings.queue) - 1
       await admitted.enter_async_context(service.admitted(others))
       ops = found.predictor.model.ops
+      await admitted.enter_async_context(service.turns)
       pictures = await service.thread(_pictures, asked.inputs[0], ops, service.settings)
       if 'map' in wanted and len({picture.size for picture in pictures}) > 1:
         raise reading.Refused(
