@@ -283,7 +283,9 @@ def _select(
   """k-center of the rows that are valid."""
   # Always room for as many, so that all selections of a run are one compilation.
   room = max(count, plan.final)
-  cloud, selection = _begun(key, known, valid, plan.dim, room, plan.shards)
+  rows = _projected(key, known.rows, plan.dim)
+  center, sketch, selection = _begun(key, rows, known.number, valid, room, plan.shards)
+  cloud = coreset.Cloud(rows, known.number, center, sketch)
   # Not too often: a pass that ends early for being told of measures fewer centers at once.
   targets = [*range(step := max(_STEP, count // 50), count, step), count]
   for target in plan.track(targets, len(targets), what):
@@ -292,15 +294,21 @@ def _select(
   return selection
 
 
-@functools.partial(jax.jit, static_argnames=('dim', 'room', 'over'))
+@functools.partial(jax.jit, static_argnames=('room', 'over'))
 def _begun(
-  key: Key, known: Patches, valid: Bool[Array, ' n'], dim: int, room: int, over: Shards
-) -> tuple[coreset.Cloud, coreset.Selection]:
-  rows = _projected(key, known.rows, dim)
-  cloud = over.over(coreset.cloud, (True, True, True), coreset.CLOUD)(rows, valid, known.number)
-  begin = functools.partial(coreset.begin, centers=room)
-  over_all = over.over(begin, (False, True, True), coreset.SELECTION)
-  return cloud, over_all(key, valid, known.number)
+  key: Key,
+  rows: Float[Array, 'n d'],
+  number: Int[Array, ' n'],
+  valid: Bool[Array, ' n'],
+  room: int,
+  over: Shards,
+) -> tuple[Float[Array, ' d'], Float[Array, 'n s'], coreset.Selection]:
+  """Center and sketch, without the rows, of which there would be a copy; the first center."""
+  cloud = over.over(coreset.cloud, (True, True, True), coreset.CLOUD)(rows, valid, number)
+  begin = over.over(
+    functools.partial(coreset.begin, centers=room), (False, True, True), coreset.SELECTION
+  )
+  return cloud.center, cloud.sketch, begin(key, valid, number)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnames='over')
