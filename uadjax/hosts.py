@@ -74,14 +74,10 @@ def join(options: Config) -> None:
     ) from None
 
 
-def first() -> bool:
-  """Whether this is the process whose files count."""
-  return jax.process_index() == 0
-
-
 def several() -> bool:
   """Whether there are others."""
-  return jax.process_count() > 1
+  # Asking JAX alone would start its devices, even to say that a flag is misspelled.
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def share() -> tuple[int, int]:
@@ -97,7 +93,7 @@ def any_of(flag: bool) -> bool:
 @contextlib.contextmanager
 def folder(workdir: Path) -> Iterator[Path]:
   """The run's folder; for all processes but the first one of their own, that vanishes."""
-  if not several() or first():
+  if not several() or jax.process_index() == 0:
     yield workdir
     return
   with tempfile.TemporaryDirectory(prefix='uadjax-process-') as name:

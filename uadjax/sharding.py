@@ -1,6 +1,6 @@
 """Placement: the only room that knows meshes and NamedSharding.
 
-One axis, `data`: rows of a batch are split over it, everything learned is replicated.
+One axis, `data`: rows of a batch are split over it, and of what is learned what `Split` names.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax import threads
-from uadjax.types import ConfigError, Shards
+from uadjax.types import ALONE, ConfigError, Shards
 
 Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')
@@ -91,11 +91,10 @@ def cpu_devices_of_cores() -> None:
 @functools.cache  # What is compiled for it is found again by it.
 def shards(mesh: Mesh) -> Shards:
   """As many parts as the mesh has devices."""
+  if mesh.size == 1:
+    return ALONE
 
   def over(function: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:
-    if mesh.size == 1:
-      return functools.partial(function, axis=None)
-
     def where(split: bool) -> jax.sharding.PartitionSpec:
       return jax.sharding.PartitionSpec(*mesh.axis_names if split else ())
 
