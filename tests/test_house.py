@@ -30,7 +30,7 @@ FLOORS = (
   ('bundle', 'inspection', 'result', 'runtimes'),
   ('export',),
   ('predict', 'curves', 'demo_model'),
-  ('pipelines', 'report'),
+  ('bulk', 'pipelines', 'report'),
   ('evaluate',),
   ('workdir',),
   ('train', 'trial', 'weights'),

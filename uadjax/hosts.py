@@ -23,6 +23,10 @@ import numpy as np
 
 from uadjax.types import Config, ConfigError, Interrupted, UserError
 
+_RANKS = (  # Variables that tell which of how many processes this is.
+  ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS'),
+  ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+)
 _SHARED = ('checkpoints', 'config.yaml')  # Of a run's folder: what going on with it needs.
 # What JAX, gloo and its coordination service say of a process that is gone.
 _GONE = re.compile(
@@ -85,6 +89,28 @@ def share() -> tuple[int, int]:
   return jax.process_index(), jax.process_count()
 
 
+def part(told: str) -> tuple[int, int]:
+  """Which part of work that can be cut is this process's, and of how many: I/N, from 0, or auto.
+
+  auto is what SLURM, Open MPI or a TPU pod says, whether or not the processes are one run.
+
+  Raises:
+    ConfigError: it is neither.
+  """
+  if told == 'auto':
+    for index, count in _RANKS:
+      if os.environ.get(index, '').isdigit() and os.environ.get(count, '').isdigit():
+        return int(os.environ[index]), int(os.environ[count])
+    return share()
+  found = re.fullmatch(r'(\d+)/(\d+)', told)
+  index, count = map(int, found.groups()) if found else (0, 0)
+  if not index < count:
+    raise ConfigError(
+      f'A share must be auto, or I/N with I from 0 to N - 1, such as 0/4; got {told!r}.'
+    )
+  return index, count
+
+
 def any_of(flag: bool) -> bool:
   """Whether it is so for any process; all must ask. Clocks and signals are each one's own."""
   return bool(multihost_utils.process_allgather(np.asarray(flag)).any()) if several() else flag
@@ -124,7 +150,7 @@ def leave(status: int) -> NoReturn:
 
 def _started_together() -> bool:
   """Whether something has started several processes as one run."""
-  counts = (os.environ.get(name, '') for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'))
+  counts = (os.environ.get(name, '') for _, name in _RANKS)
   if any(count.isdigit() and int(count) > 1 for count in counts):
     return True
   on_tpu = any(Path(place).exists() for place in ('/dev/accel0', '/dev/vfio/0'))

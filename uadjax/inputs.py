@@ -24,6 +24,7 @@ Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # 'C:\\' is none.
 _SEVERAL = list | tuple | Iterator
+_LIST = '.txt'  # Of a file that lists images.
 
 _ALLOWED = (
   'a path or URL of an image, a folder, an array (uint8; [h w 3] in RGB, or [h w]), the bytes of an'
@@ -161,6 +162,8 @@ def _found(
 ) -> Iterator[Source]:
   if isinstance(origin, Path) and _is_folder(origin):
     yield from _below(origin, skip)
+  elif isinstance(origin, Path) and origin.suffix.lower() == _LIST and origin.is_file():
+    yield from _lines(origin)
   elif isinstance(origin, str):
     # One with a password is refused when it is read, and not told.
     secret = '@' in origin.split('?')[0]
@@ -170,6 +173,18 @@ def _found(
   else:
     kind = 'bytes' if isinstance(origin, bytes) else 'array'
     yield Source(f'{kind}_{next(numbers[kind]):04d}', origin)
+
+
+def _lines(path: Path) -> Iterator[Source]:
+  """The images that a text file lists, relative to its folder."""
+  empty = True
+  with path.open(encoding='utf-8', errors='surrogateescape') as file:
+    for line in filter(None, (line.rstrip('\r\n') for line in file)):
+      empty = False
+      origin = line if _URL.match(line) else path.parent / line
+      yield Source(_text(origin), origin)
+  if empty:
+    raise DataError(f'{_text(path)} lists no image; it must have a path or URL in each line.')
 
 
 def _below(top: Path, skip: Path | None) -> Iterator[Source]:

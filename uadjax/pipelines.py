@@ -65,7 +65,7 @@ def create_model(
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
   if backend != _JAX and (device or 'auto').partition(':')[0] not in ('auto', 'cpu'):
     raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
-  devices = sharding.devices(device or 'auto')
+  devices = sharding.own(sharding.devices(device or 'auto'))
   name, directory = _which(str(model_name), model_dir)
   if name and (there := bundle.about(directory).name) != name:
     raise ModelError(

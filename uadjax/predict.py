@@ -9,7 +9,7 @@ Letters: b batch, h w the original, height width the network image.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
 import itertools
 import os
@@ -68,10 +68,20 @@ class Predictor(NamedTuple):
       DataError: all that is given is one file, folder or array, and it cannot be read; or, when its
         turn comes, what is given is nothing that could be an image.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-      raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
-    found = inputs.expand(input, skip)
+    _check(batch_size)  # Before anything is opened.
+    return self.judge(inputs.expand(input, skip), batch_size, strict)
+
+  def judge(
+    self, found: Iterator[inputs.Source], batch_size: int, strict: bool
+  ) -> Generator[Result, None, None]:
+    """Do so with images that `inputs.expand` has found."""
+    _check(batch_size)
     return _verdicts(self, found, batch_size, strict)
+
+
+def _check(batch_size: Any) -> None:
+  if not isinstance(batch_size, int) or batch_size < 1:
+    raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
 
 
 def open_on(
@@ -173,7 +183,7 @@ def _judge(
 
 def _verdicts(
   one: Predictor, found: Iterator[inputs.Source], rows: int, strict: bool
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
   with (
     threads.pool(threads.cores(), 'uadjax-read') as readers,
     threads.pool(one.at_once, 'uadjax-score') as scorers,

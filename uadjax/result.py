@@ -22,6 +22,7 @@ from uadjax.data import preprocess
 from uadjax.types import ConfigError, DataError
 
 MASKS = ('rle', 'nested', 'none')  # How JSON holds a mask.
+UNREAD = 'unreadable'  # Where images are counted by label, those that have none.
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 

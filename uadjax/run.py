@@ -12,6 +12,7 @@ import jax
 
 from uadjax import (
   assess,
+  bulk,
   bundle,
   calibrate,
   config as configs,
@@ -19,6 +20,7 @@ from uadjax import (
   evaluate,
   export,
   files,
+  hosts,
   interrupts,
   pipelines,
   predict,
@@ -29,6 +31,7 @@ from uadjax import (
   weights,
   workdir as workdirs,
 )
+from uadjax.result import UNREAD
 from uadjax.types import (
   Config,
   ConfigError,
@@ -44,8 +47,7 @@ Result = dict[str, Any]
 def run(config: Config, workdir: Path) -> Result:
   """Carry out `config.mode`; the result is that of its result file."""
   # Whatever is made outside a mesh belongs on the chosen device too.
-  own = [d for d in sharding.devices(config.device) if d.process_index == jax.process_index()]
-  with jax.default_device(own[0]):
+  with jax.default_device(sharding.own(sharding.devices(config.device))[0]):
     return MODES[mode(config.mode)](config, workdir)
 
 
@@ -119,9 +121,10 @@ def predict_files(config: Config, workdir: Path) -> Result:
   own = config.predict
   if not own.input:
     raise ConfigError('predict.input is not set; name an image or a folder.')
-  folder = workdir / 'predictions'
-  shutil.rmtree(folder, ignore_errors=True)  # Of an earlier run, maybe of other images.
-  folder.mkdir()
+  if hosts.several() and not own.table:
+    raise ConfigError(
+      'Several processes judge images into one table; name a folder that all see in predict.table.'
+    )
   predictor = pipelines.create_model(
     model_dir=own.model_dir or workdir / 'model',
     device=config.device,
@@ -130,7 +133,12 @@ def predict_files(config: Config, workdir: Path) -> Result:
     pixel_threshold=own.pixel_threshold,
     backend=own.backend,
   )
-  results = predictor.predict(config.predict.input, config.predict.batch_size, skip=folder)
+  if own.table:
+    return _into_table(predictor, own)
+  folder = workdir / 'predictions'
+  shutil.rmtree(folder, ignore_errors=True)  # Of an earlier run, maybe of other images.
+  folder.mkdir()
+  results = predictor.predict(own.input, own.batch_size, skip=folder)
   summaries = []
   for result in telemetry.track(predict.saved(results, folder), None, 'Predicting'):
     summaries.append(result.summary())
@@ -142,6 +150,20 @@ def predict_files(config: Config, workdir: Path) -> Result:
   if failed:
     telemetry.LOG.warning('%d of %d files could not be read.', failed, len(summaries))
   return {'model_dir': str(predictor.model.directory), 'failed': failed, 'results': summaries}
+
+
+def _into_table(predictor: predict.Predictor, own: Config) -> Result:
+  table = bulk.Table(Path(own.table), own.format, hosts.part(own.shard))
+  told = bulk.judge(predictor, own.input, table, own.batch_size, telemetry.track)
+  telemetry.LOG.info('%s: %s', table.folder, told)
+  return {
+    'model_dir': str(predictor.model.directory),
+    'failed': told.counts[UNREAD],
+    'table': own.table,
+    'part': list(table.part),
+    'judged': dict(told.counts),
+    'judged_before': told.before,
+  }
 
 
 def export_model(config: Config, workdir: Path) -> Result:

@@ -53,6 +53,11 @@ def devices(name: str) -> list[Any]:
     ) from None
 
 
+def own(devices: Sequence[Any]) -> list[Any]:
+  """Those of this process."""
+  return [device for device in devices if device.process_index == jax.process_index()]
+
+
 def make_mesh(device: str, data: int, rows: int) -> Mesh:
   """A mesh over `data` devices, -1 for all, of which a batch of `rows` divides over evenly.
 

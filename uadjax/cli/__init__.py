@@ -144,6 +144,7 @@ def _write_settings(name: str, folder: Path) -> None:
     'uadjax predict runs/bolts/model a.png b.png --json --no-save',
     'uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects',
     'uadjax predict runs/bolts/model photos/ --threshold 0.8 --device gpu:0,1',
+    'uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4',
   )
 )
 @running.told
@@ -166,6 +167,9 @@ def predict(
   masks: options.Masks = None,
   strict: options.Strict = False,
   fail_on: options.FailOn = None,
+  table: options.Table = None,
+  format: options.TableFormat = 'parquet',
+  shard: options.Shard = 'auto',
 ):
   """Judge images: OK, to be reviewed, or NG.
 
@@ -178,7 +182,14 @@ def predict(
   from uadjax.cli import judging
 
   named = {'model_dir': str(model_dir)} | ({'backend': backend} if backend else {})
-  judging.judge(inputs, 'anomaly_detection', False, named, judging.wishes(context.params))
+  own = judging.wishes(context.params)
+  if table:
+    judging.tabulate(inputs, named, own, table, format, shard)
+    return
+  for name in ('format', 'shard'):
+    if _is_given(context, name):
+      raise typer.BadParameter('it is for --table.', param_hint=f'--{name}')
+  judging.judge(inputs, 'anomaly_detection', False, named, own)
 
 
 @app.command(

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import typer
 
-from uadjax import fetch, inputs as sources, pipelines, predict, telemetry
+from uadjax import bulk, fetch, hosts, inputs as sources, pipelines, predict, telemetry
 from uadjax.cli import running, screen
-from uadjax.result import Result
+from uadjax.result import Result, UNREAD
 from uadjax.types import ConfigError, Interrupted
 
 _FOUND = 3  # Exit status of --fail-on.
@@ -57,17 +57,9 @@ def judge(
   if own.masks and not own.as_json:
     raise typer.BadParameter('it is for the lines of --json.', param_hint='--masks')
   folder = None if own.no_save else own.save_path or Path('output')
-  thresholds = ('threshold', 'review_threshold', 'pixel_threshold')
-  own_settings = {key: getattr(own, key) for key in thresholds if getattr(own, key) is not None}
   with running.ready():
-    opened = pipelines.create_pipeline(
-      pipeline,
-      own.device,
-      use_hpip or None,
-      overrides={**overrides(own.override or ()), **named, **own_settings},
-      access=fetch.Access(private=own.allow_private_urls),
-    )
-    given = inputs[0] if len(inputs) == 1 else list(inputs)
+    opened = _opened(pipeline, use_hpip, named, own)
+    given = _given(inputs)
     _keep_apart(inputs, folder)
     began = time.perf_counter()
     results = opened.predict(given, own.batch_size, own.strict, folder)
@@ -78,6 +70,60 @@ def judge(
   if not own.as_json:
     _sum_up(counts, time.perf_counter() - began, opened.model.model.limits, folder)
   _leave(counts, own.fail_on)
+
+
+def tabulate(
+  inputs: Sequence[str], named: Mapping[str, str], own: Wishes, folder: Path, form: str, shard: str
+) -> None:
+  """Judge a share of many images into a table.
+
+  Args:
+    inputs: as for `judge`; so the next two.
+    named: settings.
+    own: all else; of results nothing is asked for.
+    folder: of the table.
+    form: its format.
+    shard: of the images.
+  """
+  for name in ('save_path', 'no_pictures', 'no_save', 'masks'):
+    if getattr(own, name):
+      option = f'--{name.replace("_", "-")}'
+      raise typer.BadParameter('it means nothing beside --table.', param_hint=option)
+  with running.ready():
+    table = bulk.Table(folder, form, hosts.part(shard))
+    opened = _opened(pipelines.NAMES[0], False, named, own)
+    rows = own.batch_size or opened.config.SubModules.AnomalyDetection.batch_size
+    try:
+      told = bulk.judge(opened.model, _given(inputs), table, rows, telemetry.track, own.strict)
+    except Interrupted as stopped:
+      raise Interrupted(f'{stopped} The same command goes on with {folder}.') from None
+  counts, (index, count) = told.counts, table.part
+  if own.as_json:
+    part = {'part': [index, count], 'judged_before': told.before, 'judged': dict(counts)}
+    screen.tell_json({'table': str(folder), **part})
+  else:
+    screen.tell(screen.summary(counts))
+    screen.tell(f'Table: {running.printable(str(folder))}, part {index} of {count}: {told}')
+  _leave(counts, own.fail_on)
+
+
+def _opened(
+  pipeline: str, use_hpip: bool, named: Mapping[str, str], own: Wishes
+) -> pipelines.Pipeline:
+  thresholds = ('threshold', 'review_threshold', 'pixel_threshold')
+  own_settings = {key: getattr(own, key) for key in thresholds if getattr(own, key) is not None}
+  return pipelines.create_pipeline(
+    pipeline,
+    own.device,
+    use_hpip or None,
+    overrides={**overrides(own.override or ()), **named, **own_settings},
+    access=fetch.Access(private=own.allow_private_urls),
+  )
+
+
+def _given(inputs: Sequence[str]) -> str | list[str]:
+  """What is alone is refused at once where it cannot be read."""
+  return inputs[0] if len(inputs) == 1 else list(inputs)
 
 
 def _keep_apart(inputs: Sequence[str], folder: Path | None) -> None:
@@ -109,7 +155,7 @@ def _told(
   counts = collections.Counter[str]()
   try:
     for result in telemetry.track(results, total, 'Judging'):
-      counts[screen.UNREAD if result.error else result.label] += 1
+      counts[result.label or UNREAD] += 1
       if own.as_json:
         screen.tell_json(result.to_json(own.masks or 'none'))
       else:
@@ -134,7 +180,7 @@ def _sum_up(
 
 
 def _leave(counts: collections.Counter[str], fail_on: str | None) -> None:
-  if unread := counts[screen.UNREAD]:
+  if unread := counts[UNREAD]:
     told = f'{unread} of {counts.total()} images could not be read.'
     with contextlib.suppress(BrokenPipeError):
       print(f'Error: {told}', file=sys.stderr)

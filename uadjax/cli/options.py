@@ -41,7 +41,7 @@ def _of_backbone(incomplete: str) -> list[str]:
 
 Input = Annotated[
   list[str],
-  typer.Argument(metavar='INPUT', help='Images, URLs or folders.'),
+  typer.Argument(metavar='INPUT', help='Images, URLs, folders, or .txt files that list some.'),
 ]
 ModelDir = Annotated[
   Path, typer.Argument(metavar='MODEL_DIR', help='RUN/model of the run that fitted it.')
@@ -191,6 +191,26 @@ FailOn = Annotated[
   typer.Option(
     rich_help_panel=_SAVING, show_default=False, metavar='LABEL', case_sensitive=False,
     help='ng: exit with status 3 if an image is NG; review: or is to be reviewed.',
+  ),
+]  # fmt: skip
+
+_TABLE = 'Many images'
+Table = Annotated[
+  Path | None,
+  typer.Option(
+    metavar='DIR', rich_help_panel=_TABLE, show_default=False,
+    help='Leave a row per image there, and nothing else. Goes on where it was cut off.',
+  ),
+]  # fmt: skip
+TableFormat = Annotated[
+  Literal['parquet', 'jsonl'],
+  typer.Option(metavar='NAME', rich_help_panel=_TABLE, help='parquet or jsonl.'),
+]
+Shard = Annotated[
+  str,
+  typer.Option(
+    metavar='I/N', rich_help_panel=_TABLE,
+    help='Of N processes, this is number I (from 0); auto: as SLURM, Open MPI or a TPU pod says.',
   ),
 ]  # fmt: skip
 

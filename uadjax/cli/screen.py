@@ -8,9 +8,7 @@ from rich import box, console, table, text
 
 from uadjax import files, telemetry
 from uadjax.cli import running
-from uadjax.result import Result
-
-UNREAD = 'unreadable'
+from uadjax.result import Result, UNREAD
 
 # A sign besides the color, which not everyone sees, nor every terminal shows.
 SIGNS = {'OK': ('✓', 'green'), 'review': ('?', 'yellow'), 'NG': ('✗', 'bold red')}

@@ -1,0 +1,260 @@
+"""Every image is judged once, by any number of processes, however often they are cut off."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import hypothesis
+from hypothesis import strategies as st
+from PIL import Image
+from pyarrow import dataset
+import pytest
+
+from uadjax import bulk, cli, create_model, hosts, main
+from uadjax.types import ConfigError, DataError, silently, UnknownName
+
+
+@pytest.fixture(scope='module')
+def directory(fitted):
+  return fitted('padim')
+
+
+@pytest.fixture(scope='module')
+def model(directory):
+  return create_model(model_dir=directory, device='cpu:0')
+
+
+@pytest.fixture(scope='module')
+def listed(drawn, tmp_path_factory):
+  """A list of eleven images, one of them unreadable, another listed twice."""
+  folder = tmp_path_factory.mktemp('listed')
+  found = sorted((drawn / 'disc').rglob('*good/*.png'))[:10]
+  for number, path in enumerate(found):
+    Image.open(path).save(folder / f'{number}.png')
+  (folder / 'broken.png').write_bytes(b'no image')
+  names = [f'{number}.png' for number in range(10)]
+  (folder / 'list.txt').write_text('\n'.join([*names, '', 'broken.png', names[3]]) + '\n')
+  return folder / 'list.txt'
+
+
+@pytest.fixture(scope='module')
+def wanted(model, listed):
+  """What a list has to say of them."""
+  told = {}
+  for result in model.predict(listed, 2):
+    told[result.input_path] = result.error or (result.score, result.label)
+  assert len(told) == 11
+  return told
+
+
+def rows(folder):
+  lines = [line for path in folder.glob('part-*.jsonl') for line in path.read_text().splitlines()]
+  if lines or not any(folder.glob('part-*')):
+    return [json.loads(line) for line in lines]
+  return dataset.dataset(folder).to_table().to_pylist()  # As readers of whole folders see it.
+
+
+def told(folder):
+  found = rows(folder)
+  by_path = {row['path']: row['error'] or (row['score'], row['label']) for row in found}
+  assert len(by_path) == len(found)  # Each once.
+  return by_path
+
+
+def cut_off(after):
+  """Shows no progress, and stops the run after so many images."""
+
+  def track(items, total, what):
+    for number, item in enumerate(items):
+      if number == after:
+        raise KeyboardInterrupt
+      yield item
+
+  return track
+
+
+@pytest.mark.parametrize('form', bulk.FORMATS)
+@pytest.mark.parametrize('count', [1, 3, 13])
+def test_parts_together_tell_of_every_image_once(form, count, model, listed, wanted, tmp_path):
+  for index in reversed(range(count)):
+    bulk.judge(model, listed, bulk.Table(tmp_path, form, (index, count)), 2, silently)
+  assert told(tmp_path) == wanted
+  assert all(path.stat().st_size for path in tmp_path.glob('part-*'))
+  assert len(list(tmp_path.glob(f'part-*.{form}'))) in range(1, count + 1)
+
+
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(
+  st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), max_size=4), st.sampled_from('pj')
+)
+def test_cut_off_runs_go_on_with_any_number_of_processes(
+  tmp_path_factory, model, listed, wanted, attempts, kind
+):
+  folder, form = tmp_path_factory.mktemp('table'), {'p': 'parquet', 'j': 'jsonl'}[kind]
+  judged = 0
+  for count, after in attempts:
+    for index in range(count):
+      table = bulk.Table(folder, form, (index, count))
+      try:
+        judged += bulk.judge(model, listed, table, 2, cut_off(after)).counts.total()
+      except KeyboardInterrupt:
+        judged += after
+        part = folder / f'_part-{index:05d}-of-{count:05d}.jsonl'
+        with part.open('a') as file:  # Killed within a line.
+          file.write('{"path": "torn')
+  last = bulk.judge(model, listed, bulk.Table(folder, form, (0, 1)), 2, silently)
+  assert judged + last.counts.total() == 11
+  assert told(folder) == wanted
+  assert not list(folder.glob('_part-*'))
+
+
+def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
+  few = sorted(listed.parent.glob('*.png'))[:4]
+  table = bulk.Table(tmp_path, 'parquet', (0, 1))
+  bulk.judge(model, few[:2], table, 2, silently)
+  more = bulk.judge(model, few, table, 2, silently)
+  assert (more.counts.total(), more.before) == (2, 2)
+  names = sorted(path.name for path in tmp_path.glob('part-*'))
+  assert names == ['part-00000-of-00001.2.parquet', 'part-00000-of-00001.parquet']
+  assert len(told(tmp_path)) == 4
+
+
+def test_rows_tell_what_results_do(model, listed, tmp_path):
+  one = listed.parent / '3.png'
+  bulk.judge(model, one, bulk.Table(tmp_path, 'parquet', (0, 1)), 1, silently)
+  (row,), (result,) = rows(tmp_path), model.predict(one)
+  summary = result.summary()
+  assert [row['height'], row['width']] == summary['size']
+  assert row['marked_pixels'] == summary['marked_pixels']
+  assert row['regions'] == json.loads(json.dumps(summary['regions']))
+  assert row['error'] is None
+
+
+def test_tables_are_not_mixed(model, listed, tmp_path):
+  table = bulk.Table(tmp_path, 'jsonl', (0, 2))
+  bulk.judge(model, listed, table, 2, silently)
+  with pytest.raises(ConfigError, match="format is 'jsonl', not 'parquet'"):
+    bulk.judge(model, listed, table._replace(format='parquet'), 2, silently)
+  moved = model.model._replace(limits=model.model.limits._replace(image=1e9))
+  with pytest.raises(ConfigError, match=r'threshold is .*, not 1000000000\.0'):
+    bulk.judge(model._replace(model=moved), listed, table, 2, silently)
+  with pytest.raises(UnknownName, match=r"'csv'.*parquet.*jsonl"):
+    bulk.judge(model, listed, table._replace(format='csv'), 2, silently)
+  (tmp_path / '_table.json').unlink()
+  with pytest.raises(ConfigError, match='not what they are of'):
+    bulk.judge(model, listed, table, 2, silently)
+
+
+def test_a_part_has_one_process(model, listed, tmp_path):
+  table = bulk.Table(tmp_path, 'jsonl', (0, 1))
+
+  def meddle(items, total, what):
+    for item in items:
+      with pytest.raises(ConfigError, match='Another process is at part 0/1'):
+        bulk.judge(model, listed, table, 2, silently)
+      yield item
+
+  assert bulk.judge(model, listed, table, 2, meddle).counts.total() == 11
+  assert len(told(tmp_path)) == 11
+
+
+def test_damaged_parts_are_named(model, listed, tmp_path):
+  table = bulk.Table(tmp_path, 'jsonl', (0, 1))
+  bulk.judge(model, listed, table, 2, silently)
+  (tmp_path / 'part-00000-of-00001.jsonl').write_text('{}\n')
+  with pytest.raises(DataError, match=r'00001\.jsonl is no part'):
+    bulk.judge(model, listed, table, 2, silently)
+
+
+def test_a_list_of_nothing_is_refused(model, tmp_path):
+  (tmp_path / 'list.txt').write_text('\n\n')
+  with pytest.raises(DataError, match=r'list\.txt lists no image'):
+    list(model.predict(tmp_path / 'list.txt'))
+
+
+@pytest.mark.parametrize(
+  ('told', 'wanted'), [('0/1', (0, 1)), ('3/4', (3, 4)), ('auto', (0, 1)), ('10/200', (10, 200))]
+)
+def test_shares_are_read(told, wanted):
+  assert hosts.part(told) == wanted
+
+
+@pytest.mark.parametrize('told', ['', '1', '4/4', '-1/4', '1/4/2', 'a/b', '0/0'])
+def test_wrong_shares_are_refused(told):
+  with pytest.raises(ConfigError, match='got ' + repr(told)):
+    hosts.part(told)
+
+
+@pytest.mark.parametrize(
+  ('rank', 'size'),
+  [
+    ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS'),
+    ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+  ],
+)
+def test_launchers_tell_shares(rank, size, monkeypatch):
+  monkeypatch.setenv(rank, '2')
+  monkeypatch.setenv(size, '5')
+  assert hosts.part('auto') == (2, 5)
+
+
+def test_the_command_and_the_mode_leave_the_same_table(directory, listed, wanted, tmp_path, capsys):
+  table = tmp_path / 'command'
+  words = ['predict', directory, listed, '--table', table, '--batch-size', '2', '--json']
+  assert cli.main([*map(str, words)]) == 1  # One image is broken.
+  said = json.loads(capsys.readouterr().out)
+  assert (said['part'], said['judged_before'], said['judged']['unreadable']) == ([0, 1], 0, 1)
+  assert told(table) == wanted
+  flags = {
+    'mode': 'predict', 'predict.model_dir': directory, 'predict.input': listed,
+    'predict.table': tmp_path / 'mode', 'predict.batch_size': 2, 'predict.shard': '0/1',
+  }  # fmt: skip
+  words = [f'--config.{key}={value}' for key, value in flags.items()]
+  assert main.main(['--config=padim', f'--workdir={tmp_path / "run"}', *words]) == 1
+  assert told(tmp_path / 'mode') == wanted
+
+
+@pytest.mark.parametrize('words', [['--shard=0/2'], ['--format=jsonl'], ['--table=t', '--no-save']])
+def test_options_that_mean_nothing_are_refused(words, directory, listed, capsys):
+  assert cli.main(['predict', str(directory), str(listed), *words]) == 2
+  assert '--table' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_processes_lose_nothing_that_they_wrote(directory, listed, wanted, tmp_path):
+  """Four are killed within their work, three go on; the images are many links to few."""
+  many = tmp_path / 'many'
+  many.mkdir()
+  for number in range(2000):
+    (many / f'{number:04d}.png').symlink_to(listed.parent / f'{number % 10}.png')
+  table = tmp_path / 'table'
+
+  def start(count):
+    words = [sys.executable, '-m', 'uadjax', 'predict', str(directory), str(many)]
+    words += ['--table', str(table), '--batch-size', '2']
+    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
+    return [
+      subprocess.Popen([*words, '--shard', f'{index}/{count}'], env=environment)
+      for index in range(count)
+    ]
+
+  processes = start(4)
+  end = time.monotonic() + 120
+  while sum(path.stat().st_size > 5000 for path in table.glob('_part-*')) < 4:
+    assert time.monotonic() < end
+    time.sleep(0.05)
+  for process in processes:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  written = sum(path.read_bytes().count(b'\n') for path in table.glob('_part-*'))
+  assert 0 < written < 2000
+  for process in start(3):
+    assert process.wait() == 0
+  found = told(table)
+  assert len(found) == 2000
+  for path, verdict in found.items():
+    number = int(path[-8:-4]) % 10
+    assert verdict == wanted[str(listed.parent / f'{number}.png')]
