@@ -6,10 +6,10 @@
     --config=configs/padim.py --config=configs/patchcore.py
 
 Each run is a fresh process with a folder of its own; finished runs are not repeated, and those of
-mvtec_table.py with the same --workdir count. A run scores good images that were held or left out
-(`model/calibration.csv`: path, score, peak) and the test images (`scores.csv`: path, defect, score,
-label). From the first, thresholds are set for every budget; on the second they are counted. What
-follows `--` is passed on to every run. The table is printed, and left in --workdir as
+`uadjax sweep` with the same settings and --workdir count. A run scores good images that were held
+or left out (`model/calibration.csv`: path, score, peak) and the test images (`scores.csv`: path,
+defect, score, label). From the first, thresholds are set for every budget; on the second they are
+counted. What follows `--` is passed on to every run. The table is printed, and left in --workdir as
 false_alarms.md and false_alarms.csv.
 
 false alarms: share of the good test images that are NG. In brackets what their number allows: the
@@ -27,12 +27,12 @@ import sys
 from typing import NamedTuple
 
 import fresh
-import mvtec_table as table
 import numpy as np
 from scipy import special
 
-from uadjax import calibrate
+from uadjax import calibrate, sweep, tables
 from uadjax.data import datasets
+from uadjax.sweep import results, slots
 
 _TITLES = (
   'detector', 'category', 'seeds', 'set on', 'budget', 'expected', 'at most', 'good',
@@ -122,7 +122,7 @@ def leave(rows: Sequence[tuple[str, str, int, float, Counted]], workdir: Path, a
     ]
     for detector, category, seeds, budget, c in rows
   ]  # fmt: skip
-  text = f'{fresh.markdown(_TITLES, shown)}\n\n{about}\n'
+  text = f'{tables.markdown(_TITLES, shown)}\n\n{about}\n'
   (workdir / 'false_alarms.md').write_text(text)
   with (workdir / 'false_alarms.csv').open('w', newline='') as file:
     names = ['detector', 'category', 'seeds', 'budget', *Counted._fields]
@@ -154,7 +154,7 @@ def _measured(hits: float, n: float) -> str:
 
 
 def _rows(
-  runs: Sequence[table.Run], flags: argparse.Namespace
+  runs: Sequence[sweep.Run], flags: argparse.Namespace
 ) -> list[tuple[str, str, int, float, Counted]]:
   rows = []
   for config in flags.config:
@@ -165,14 +165,14 @@ def _rows(
           count(folder, budget, flags.review_budget, flags.confident)
           for run in runs
           if run.config == config and run.category == category
-          if fresh.done(folder := run.folder(flags.workdir)) is not None
+          if results.done(folder := run.folder(flags.workdir)) is not None
         ]
         if counts:
           of_detector.append(mean(counts))
-          rows.append((table.label(config), category, len(counts), budget, of_detector[-1]))
+          rows.append((sweep.label(config), category, len(counts), budget, of_detector[-1]))
       if len(of_detector) > 1:
         all_of_them = f'all {len(of_detector)}'
-        rows.append((table.label(config), all_of_them, flags.seeds, budget, together(of_detector)))
+        rows.append((sweep.label(config), all_of_them, flags.seeds, budget, together(of_detector)))
   return rows
 
 
@@ -199,14 +199,17 @@ def main() -> None:
     name for group in flags.categories.split(',') for name in datasets.expand(flags.root, group)
   ]
   runs = [
-    table.Run(config, category, seed)
+    sweep.Run(config, category, seed)
     for seed in range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
     for category in categories
     for config in flags.config
   ]
-  known = table.machines(flags.workdir, flags.overrides, begin=not flags.table_only)
+  data = [f'--config.data.root={flags.root}', f'--config.backbone.weights={flags.weights}']
+  overrides = [*data, *flags.overrides]
   if not flags.table_only:
-    table.sweep(runs, flags.workdir, flags.root, flags.weights, flags.overrides)
+    for run, told, error in sweep.sweep(runs, flags.workdir, overrides, slots.slots('auto')):
+      print(run, *(results.cells([told]) if told else [error]), flush=True)
+  known = sweep.begin(flags.workdir, overrides, here=False)
   if not (rows := _rows(runs, flags)):
     sys.exit(f'There is no finished run of these in {flags.workdir}.')
   kept = 'with 95 % confidence' if flags.confident else 'on average'

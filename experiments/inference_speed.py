@@ -19,6 +19,8 @@ import sys
 import time
 from typing import Any
 
+from uadjax import tables
+
 _BATCHES = 1, 8
 _CALLS = 20
 _OURS = 'jax', 'onnxruntime', 'openvino'
@@ -160,13 +162,15 @@ def main() -> None:
   speeds = [one['0'] for one in times.pop(('peak', 'numpy', ''))]
   table = []
   for (whose, system, name), found in times.items():
-    cells = [fresh.cell(fresh.spread([one[str(n)] for one in found]), 1) for n in _BATCHES if found]
+    cells = [
+      tables.cell(tables.spread([one[str(n)] for one in found]), 1) for n in _BATCHES if found
+    ]
     table.append([name, f'{whose}, {system}', *cells])
-  print(fresh.markdown(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
+  print(tables.markdown(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
   print(
     f'\nMilliseconds per call: median of {flags.rounds} processes (range), of each the median of '
-    f'{_CALLS} calls. A product of matrices runs at {fresh.cell(fresh.spread(speeds), 0)} GFLOP/s. '
-    f'{fresh.machine()}.'
+    f'{_CALLS} calls. A product of matrices runs at '
+    f'{tables.cell(tables.spread(speeds), 0)} GFLOP/s. {fresh.machine()}.'
   )
 
 

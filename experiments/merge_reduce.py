@@ -17,8 +17,10 @@ import statistics
 
 import fresh
 
+from uadjax import tables
 from uadjax.data import datasets
 from uadjax.numerics import coreset
+from uadjax.sweep import results
 
 _CONFIG = 'configs/patchcore.py'
 _PATCHES, _DIMENSIONS = 32 * 32, 128 + 256  # Of ResNet-18's layer2 and layer3 at 256x256 pixels.
@@ -41,24 +43,24 @@ def caps(images: int, share: float) -> tuple[dict[str, int], int]:
 
 def measure(
   flags: argparse.Namespace, seed: int, limits: dict[str, int], batch: int
-) -> list[fresh.Told]:
+) -> list[results.Told]:
   """Both ways with one seed."""
   told = []
   for way, limit in limits.items():
     workdir = flags.workdir / flags.category / f'{limit}_bytes' / f'seed_{seed}'
     own = [f'--config.detector.max_bytes={limit}', f'--config.fit.batch_size={batch}']
     common = fresh.flags_of(flags.root, flags.category, flags.weights, seed)
-    told.append(fresh.done(workdir) or fresh.train(_CONFIG, workdir, [*common, *own]))
+    told.append(results.done(workdir) or fresh.train(_CONFIG, workdir, [*common, *own]))
     print(f'seed {seed}, {way}: {"  ".join(cells(told[-1]))}', flush=True)
   return told
 
 
-def cells(told: fresh.Told) -> list[str]:
+def cells(told: results.Told) -> list[str]:
   """The columns of one run."""
-  return [fresh.cell(fresh.spread([told[key]]), digits) for key, (_, digits) in _COLUMNS.items()]
+  return [tables.cell(tables.spread([told[key]]), digits) for key, (_, digits) in _COLUMNS.items()]
 
 
-def differences(pairs: Sequence[Sequence[fresh.Told]]) -> list[str]:
+def differences(pairs: Sequence[Sequence[results.Told]]) -> list[str]:
   """Median and range over seeds, by column."""
   found = []
   for key, (_, digits) in _COLUMNS.items():
@@ -92,7 +94,7 @@ def main() -> None:
   rows.append(['median (range)', 'difference', *differences(pairs)])
   titles = [title for title, _ in _COLUMNS.values()]
   sizes = ', '.join(f'{way}: max_bytes={limit}' for way, limit in limits.items())
-  print(f'\n{fresh.markdown(["seed", "way", *titles], rows)}\n')
+  print(f'\n{tables.markdown(["seed", "way", *titles], rows)}\n')
   print(f'{flags.category}, {images} images, batches of {batch}; {sizes}. {fresh.machine()}.')
 
 

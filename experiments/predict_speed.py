@@ -18,7 +18,7 @@ import time
 import fresh
 import numpy as np
 
-from uadjax import create_model, hostmemory, inputs, predict, threads
+from uadjax import create_model, hostmemory, inputs, predict, tables, threads
 from uadjax.data import datasets
 
 
@@ -59,15 +59,15 @@ def measure(predictor: predict.Predictor, folder: Path, rows: int, rounds: int) 
       began = time.perf_counter()
       work()
       seconds[name].append(time.perf_counter() - began)
-  rates = {name: fresh.spread([len(paths) / s for s in each]) for name, each in seconds.items()}
+  rates = {name: tables.spread([len(paths) / s for s in each]) for name, each in seconds.items()}
   triples = list(zip(*seconds.values(), strict=True))
-  share = fresh.spread([max(r, s) / p for r, s, p in triples])
-  bound = fresh.spread([max(r, s) / (r + s) for r, s, _ in triples])
+  share = tables.spread([max(r, s) / p for r, s, p in triples])
+  bound = tables.spread([max(r, s) / (r + s) for r, s, _ in triples])
   return [
     str(rows),
-    *(fresh.cell(rate, 1) for rate in rates.values()),
-    fresh.cell(share, 2),
-    fresh.cell(bound, 2),
+    *(tables.cell(rate, 1) for rate in rates.values()),
+    tables.cell(share, 2),
+    tables.cell(bound, 2),
   ]
 
 
@@ -85,7 +85,7 @@ def main() -> None:
   predictor = create_model(model_dir=flags.model, backend=flags.backend)
   rows = [measure(predictor, flags.images, rows, flags.rounds) for rows in (1, 8)]
   titles = ['batch', 'reading', 'scoring', 'predicting', 'share of the slower', 'bound']
-  print(fresh.markdown(titles, rows))
+  print(tables.markdown(titles, rows))
   print(
     f'\n{predictor.model.name}, {len(predictor.devices)} devices, '
     f'{len(datasets.below(flags.images))} images. {fresh.machine()}.'

@@ -33,6 +33,9 @@ from typing import Any, NamedTuple
 
 import fresh
 
+from uadjax import tables
+from uadjax.sweep import results
+
 Round = dict[str, Any]  # A line of the log.
 _FURTHER = 101  # Seeds from here on are of runs of ours alone, whatever the number of rounds.
 _RATIO = '0.01'  # That of configs/patchcore.py.
@@ -81,7 +84,7 @@ def cases(text: str) -> list[Case]:
   return found
 
 
-def ours(case: Case, root: str, weights: str, seed: int) -> fresh.Told:
+def ours(case: Case, root: str, weights: str, seed: int) -> results.Told:
   """One run of ours."""
   flags = fresh.flags_of(root, case.category, weights, seed)
   if case.ratio:
@@ -90,7 +93,7 @@ def ours(case: Case, root: str, weights: str, seed: int) -> fresh.Told:
     return fresh.train(f'configs/{case.model}.py', Path(workdir), flags)
 
 
-def theirs(case: Case, root: str, template: str) -> fresh.Told:
+def theirs(case: Case, root: str, template: str) -> results.Told:
   """One run of the rival's, in a folder that takes what it leaves behind."""
   text = template.format(
     model=case.model,
@@ -139,13 +142,13 @@ def rows_of(rounds: Sequence[Round]) -> list[list[str]]:
   pairs = [(one['ours'], one['theirs']) for one in rounds if one['theirs']]
   left, right, ratios = [], [], []
   for mine, rivals, _, digits in _COSTS:
-    left.append(fresh.cell(fresh.spread(us[mine] for us, _ in pairs), digits))
-    right.append(fresh.cell(fresh.spread(them[rivals] for _, them in pairs), digits))
-    ratios.append(fresh.cell(fresh.spread(us[mine] / them[rivals] for us, them in pairs), 2))
+    left.append(tables.cell(tables.spread(us[mine] for us, _ in pairs), digits))
+    right.append(tables.cell(tables.spread(them[rivals] for _, them in pairs), digits))
+    ratios.append(tables.cell(tables.spread(us[mine] / them[rivals] for us, them in pairs), 2))
   for mine, rivals, _, digits in _SCORES:
-    left.append(fresh.cell(fresh.spread(us[mine] for us in own), digits))
-    right.append(fresh.cell(fresh.spread(them[rivals] for _, them in pairs), digits))
-  thresholds = fresh.cell(fresh.spread(us['calibrate_s'] for us, _ in pairs), 1)
+    left.append(tables.cell(tables.spread(us[mine] for us in own), digits))
+    right.append(tables.cell(tables.spread(them[rivals] for _, them in pairs), digits))
+  thresholds = tables.cell(tables.spread(us['calibrate_s'] for us, _ in pairs), 1)
   name, runs = rounds[0]['case'], f'{len(pairs)} + {len(own) - len(pairs)}'
   return [
     [name, 'ours', runs, *left, thresholds],
@@ -181,7 +184,7 @@ def main() -> None:
     rows += rows_of([known[seed] for seed in seeds])
     machines.update(known[seed]['machine'] for seed in seeds)
   titles = [title for *_, title, _ in _ALL]
-  print(f'\n{fresh.markdown(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
+  print(f'\n{tables.markdown(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
   print(
     'Medians (range). Runs of ours: in turn with the rival + alone, for the AUROCs. '
     f'Machine: {"; ".join(sorted(machines))}.'

@@ -28,6 +28,8 @@ from typing import NamedTuple
 import fresh
 import httpx2 as httpx
 
+from uadjax import tables
+
 _CLIENTS = 1, 8, 64
 _BATCHES = 8, 1
 _HEADERS = {'Content-Type': 'application/octet-stream'}
@@ -134,7 +136,7 @@ def main() -> None:
   image = flags.image.read_bytes()
   print(f'{flags.image.stat().st_size >> 10} KB; {fresh.machine()}\n', flush=True)
   titles = ['round', 'clients', 'batch', 'requests/s', 'median ms', '99 % ms']
-  print(fresh.markdown(titles, []), flush=True)
+  print(tables.markdown(titles, []), flush=True)
   for number in range(1, flags.rounds + 1):
     for batch in _BATCHES:
       with served(flags.model, '--batch', str(batch)) as (_, url):

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / 'uadjax'
 FLOORS = (
   ('__init__',),
   ('types',),
-  ('files', 'hostmemory', 'hosts', 'interrupts', 'threads', 'config', 'numerics'),
+  ('files', 'hostmemory', 'hosts', 'interrupts', 'tables', 'threads', 'config', 'numerics'),
   ('backbones', 'data'),
   ('fetch',),
   ('inputs',),
@@ -36,7 +36,7 @@ FLOORS = (
   ('train', 'trial', 'weights'),
   ('assess',),
   ('run',),
-  ('fitting', 'serve'),
+  ('fitting', 'serve', 'sweep'),
   ('main', 'cli'),
   ('__main__',),
 )

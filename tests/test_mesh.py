@@ -8,9 +8,9 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import backbones, bundle, fit, sharding
+from uadjax import backbones, bundle, create_model, fit, score, sharding
 from uadjax.detectors import padim, patchcore
-from uadjax.types import Batch, ConfigError, Spec
+from uadjax.types import Batch, ConfigError, Record, Spec
 
 SIZE = 32
 BACKBONE = backbones.build('resnet18', ('layer1',))
@@ -132,3 +132,29 @@ def test_a_run_that_is_split_leaves_the_same_model(name, fitted):
   assert many.path == one.path
   np.testing.assert_allclose(many.image, one.image, rtol=1e-5)
   np.testing.assert_allclose(many.map, one.map, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['padim', 'patchcore'])
+def test_a_model_that_is_split_judges_the_same(name, fitted, drawn):
+  """Where it is predicted with and where it is evaluated; images that no device count divides."""
+  directory, files = fitted(name), sorted((drawn / 'disc').rglob('*.png'))[:5]
+  one, many = (
+    list(create_model(model_dir=directory, device=device, split=split).predict(files, 3))
+    for device, split in (('cpu:0', False), ('cpu', True))
+  )
+  for a, b in zip(many, one, strict=True):
+    assert a.score == pytest.approx(b.score, rel=1e-5)
+    assert a.label == b.label
+    np.testing.assert_allclose(a.anomaly_map, b.anomaly_map, 1e-5, 1e-5 * b.score)
+  mesh = sharding.make_mesh('cpu', 8, 0)
+  model = bundle.load(directory, mesh)
+  learned = model.fitted.whiten if name == 'padim' else model.fitted.bank.rows
+  assert learned.addressable_shards[0].data.shape[0] == len(learned) // 8
+  records = [Record(path) for path in files]
+
+  def scorer(fitted, batch):
+    return model.score(fitted, batch.image)
+
+  found = score.score(scorer, model.fitted, records, model.ops, 3, mesh, model.split)
+  for a, b in zip(found, one, strict=True):
+    assert a.image == pytest.approx(b.score, rel=1e-5)

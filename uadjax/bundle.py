@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import uadjax
-from uadjax import backbones, calibrate, config as configs, detectors, files, score
+from uadjax import backbones, calibrate, config as configs, detectors, files, score, sharding
 from uadjax.backbones import pretrained
 from uadjax.data import preprocess
 from uadjax.types import Config, ConfigError, Detector, ModelError, Scores, Spec
@@ -44,6 +44,7 @@ class Model(NamedTuple):
     limits: the calibrated thresholds.
     weights: where the backbone's weights came from.
     directory: where it lies.
+    split: what of `fitted` lies split over devices, see `sharding.place`; None where it is whole.
   """
 
   name: str
@@ -54,6 +55,7 @@ class Model(NamedTuple):
   limits: calibrate.Limits
   weights: pretrained.Provenance
   directory: Path
+  split: Any = None
 
 
 class About(NamedTuple):
@@ -199,8 +201,13 @@ def _same(directory: Path, digest: str, wanted: str) -> None:
     )
 
 
-def load(directory: Path | str) -> Model:
+def load(directory: Path | str, apart: sharding.Mesh | None = None) -> Model:
   """Open a model directory.
+
+  Args:
+    directory: where it lies.
+    apart: devices to split what is learned over, which may be too large for one; then batches are
+      split over them as well. None, or one device: not split.
 
   Raises:
     ModelError: it is not there, not whole, or of another format.
@@ -218,10 +225,16 @@ def load(directory: Path | str) -> Model:
   if named.keys() != stored.keys():
     odd = sorted(named.keys() ^ stored.keys())
     raise ModelError(f'{directory / _ARRAYS} does not fit its manifest: see {odd[:3]}.')
-  # Not jax.numpy.asarray, which copies always.
-  leaves = [jax.device_put(stored[name]) for name in named]
-  fitted = jax.tree.unflatten(jax.tree.structure(template), leaves)
-  return Model(name, config, ops, fitted, jax.jit(detector.score), limits, weights, directory)
+  fitted = jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in named])
+  if apart is not None and apart.size > 1:
+    _, detector = assemble(config, Spec(ops.height, ops.width, shards=sharding.shards(apart)))
+  split = detector.split
+  if split and apart is not None:
+    fitted, split = sharding.place(apart, split.fill(fitted), split.fitted), split.fitted
+  else:
+    fitted = jax.device_put(fitted)  # Not jax.numpy.asarray, which copies always.
+  score = jax.jit(detector.score)
+  return Model(name, config, ops, fitted, score, limits, weights, directory, split)
 
 
 def _initial(backbone: Any, detector: Detector, ops: preprocess.Ops) -> Any:

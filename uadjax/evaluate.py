@@ -89,7 +89,8 @@ def evaluate(
   def scorer(fitted: Any, batch: Batch) -> Scores:
     return model.score(fitted, batch.image)
 
-  for scored in score.score(scorer, model.fitted, records, model.ops, batch_size, mesh):
+  given = model.fitted, records, model.ops, batch_size, mesh, model.split
+  for scored in score.score(scorer, *given):
     record = scored.record
     size = preprocess.image_size(record.path)
     source = inputs.Source(str(record.path), record.path)

@@ -40,6 +40,7 @@ def create_model(
   review_threshold: float | None = None,
   pixel_threshold: float | None = None,
   backend: str = 'jax',
+  split: bool = False,
   access: fetch.Access = fetch.PUBLIC,
 ) -> predict.Predictor:
   """Open a model directory for `predict`.
@@ -54,6 +55,8 @@ def create_model(
     pixel_threshold: pixels above it are marked.
     backend: 'jax'; or an inference runtime, which is quicker on a CPU: 'onnxruntime', 'openvino',
       or 'auto' for the one that is there. It runs the model's ONNX graph, written once, in float32.
+    split: what is learned over the devices, where it is too large for one: a bank by its rows, say.
+      All compute every batch together; else each has batches of its own.
     access: which URLs may be read.
 
   Raises:
@@ -65,6 +68,8 @@ def create_model(
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
   if backend != _JAX and (device or 'auto').partition(':')[0] not in ('auto', 'cpu'):
     raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
+  if backend != _JAX and split:
+    raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with split.")
   devices = sharding.own(sharding.devices(device or 'auto'))
   name, directory = _which(str(model_name), model_dir)
   if name and (there := bundle.about(directory).name) != name:
@@ -73,7 +78,11 @@ def create_model(
     )
   if backend == _JAX:
     with jax.default_device(devices[0]):
-      opened = predict.open_on(bundle.load(directory), devices, access)
+      if split and len(devices) > 1:
+        mesh = sharding.of(devices)
+        opened = predict.open_split(bundle.load(directory, mesh), mesh, access)
+      else:
+        opened = predict.open_on(bundle.load(directory), devices, access)
   else:
     opened = predict.open_graph(directory, backend, access)
   own = opened.model.limits
@@ -148,6 +157,7 @@ def create_pipeline(
     review_threshold=own.review_threshold,
     pixel_threshold=own.pixel_threshold,
     backend=_other(settings.backend) if settings.use_hpip else settings.backend,
+    split=settings.split,
     access=access,
   )
   return Pipeline(settings.lock(), model)
@@ -165,6 +175,7 @@ def default() -> Config:
       'device': 'auto',
       'use_hpip': False,
       'backend': _JAX,  # Or auto, onnxruntime, openvino: use_hpip is backend=auto.
+      'split': False,  # What is learned, over several devices, where it is too large for one.
       'SubModules': {
         'AnomalyDetection': {
           'module_name': 'anomaly_detection',

@@ -93,6 +93,20 @@ def open_on(
   return Predictor(model, devices, scorers, workers(devices), access, {})
 
 
+def open_split(
+  model: bundle.Model, mesh: sharding.Mesh, access: fetch.Access = fetch.PUBLIC
+) -> Predictor:
+  """Judge by a model that lies split over devices: all of them compute every batch together."""
+
+  def run(images: UInt8[np.ndarray, 'b height width 3']) -> Scores:
+    rows, missing = len(images), -len(images) % mesh.size
+    filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    scores = jax.device_get(model.score(model.fitted, sharding.split(mesh, filled)))
+    return Scores(scores.map[:rows], scores.image[:rows])
+
+  return Predictor(model, list(mesh.devices.ravel()), [run], 1, access, {})
+
+
 def open_graph(directory: Path, backend: str, access: fetch.Access = fetch.PUBLIC) -> Predictor:
   """Open the exported graph of a model directory; it is exported first where there is none.
 

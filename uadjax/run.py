@@ -82,7 +82,7 @@ def _train(config: Config, workdir: Path) -> Result:
   splits = trial.passed(config)
   trained = training.train(config, splits, workdir)
   timing, began = trained.pop('timing'), time.perf_counter()
-  model = bundle.load(workdir / 'model')
+  model = _placed(config, workdir / 'model')
   loaded_s = time.perf_counter() - began
   judged = {}
   if config.evaluate.do_eval:
@@ -103,7 +103,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
   """Evaluate a model directory on the test set that the configuration names."""
 
   def one(config: Config, workdir: Path) -> Result:
-    model = _opened(config.evaluate, workdir)
+    model = _opened(config, workdir)
     if config.data.ops != model.config.data.ops:
       telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
     if config.detector.name.lower() != model.name.lower():
@@ -183,11 +183,18 @@ def export_model(config: Config, workdir: Path) -> Result:
   return {'model_dir': str(model.directory), **done.told()}
 
 
-def _opened(options: Config, workdir: Path) -> bundle.Model:
-  """The model of a mode, with the thresholds that the mode overrides."""
-  model = bundle.load(options.model_dir or workdir / 'model')
+def _opened(config: Config, workdir: Path) -> bundle.Model:
+  """The model to evaluate, with the thresholds that are overridden."""
+  options = config.evaluate
+  model = _placed(config, options.model_dir or workdir / 'model')
   thresholds = options.threshold, options.review_threshold, options.pixel_threshold
   return model._replace(limits=calibrate.override(model.limits, *thresholds))
+
+
+def _placed(config: Config, directory: Path | str) -> bundle.Model:
+  """A model on the devices of the configuration, split over them where fitting splits it."""
+  mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
+  return bundle.load(directory, sharding.apart(mesh, config.mesh.split))
 
 
 MODES: Mapping[str, Callable[[Config, Path], Result]] = {

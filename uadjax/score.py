@@ -77,7 +77,7 @@ def score(
   if split is None:
     mesh, split = sharding.sparing(mesh, fitted), False
   share = mesh.size * math.ceil(batch_size / mesh.size)
-  fitted = sharding.place(mesh, fitted, split)
+  fitted = sharding.place(mesh, fitted, split)  # Where it is not there yet.
   batches = pipeline.eval_batches(records, ops, share, *hosts.share())
   waiting = ahead(batches, lambda batch: scorer(fitted, sharding.split(mesh, batch)))
   rest = iter(records)

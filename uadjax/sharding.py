@@ -77,7 +77,12 @@ def make_mesh(device: str, data: int, rows: int) -> Mesh:
     )
   of_each = max(n for n in range(1, asked // hosts + 1) if rows % (n * hosts) == 0)
   of_host = [[d for d in found if d.process_index == host] for host in range(hosts)]
-  return Mesh(np.array([d for own in of_host for d in own[:of_each]]), ('data',))
+  return of([d for own in of_host for d in own[:of_each]])
+
+
+def of(devices: Sequence[Any]) -> Mesh:
+  """A mesh of these devices."""
+  return Mesh(np.array(devices), ('data',))
 
 
 def cpu_devices_of_cores() -> None:

@@ -224,6 +224,38 @@ def fit(
 
 @app.command(
   epilog=_examples(
+    'uadjax sweep mvtec_ad/ --models padim,patchcore --seeds 3-7',
+    'uadjax sweep mvtec_ad/ --models patchcore --categories screw,bottle --device gpu:0,1',
+    'srun uadjax sweep mvtec_ad/ --models stfpm,patchcore:ten',
+  )
+)
+@running.told
+def sweep(
+  dataset: options.Root,
+  models: options.SweptModels = 'padim,patchcore',
+  categories: options.Categories = 'all',
+  seeds: options.Seeds = '3',
+  workdir: options.SweepDir = Path('runs/sweep'),
+  device: options.SweepDevice = 'auto',
+  jobs: options.Jobs = 0,
+  shard: options.RunShard = 'auto',
+  override: options.Settings = None,
+  table_only: options.TableOnly = False,
+  as_json: options.AsJson = False,
+):
+  """Fit and evaluate every model on every category with every seed.
+
+  Each run has a process and a device of its own.
+  What is finished is not repeated: a sweep that was cut off goes on.
+  """
+  from uadjax.cli import sweeping
+
+  own = sweeping.Wishes(dataset, models, categories, seeds, workdir, override)
+  sweeping.sweep(own, device, jobs, shard, table_only, as_json)
+
+
+@app.command(
+  epilog=_examples(
     'uadjax check bolts/',
     'uadjax check mvtec_ad/ --category all --output checked/',
   )

@@ -50,6 +50,9 @@ Dataset = Annotated[
   Path,
   typer.Argument(metavar='DATASET', help='A category, or a folder of them (then --category).'),
 ]
+Root = Annotated[
+  Path, typer.Argument(metavar='DATASET', help='The folder that holds the categories.')
+]
 
 # As users of PaddleX know them.
 Pipeline = Annotated[
@@ -195,6 +198,39 @@ FailOn = Annotated[
 ]  # fmt: skip
 
 _TABLE = 'Many images'
+SweptModels = Annotated[
+  str,
+  typer.Option(metavar='A,B', help='Names of configs, variants after a colon: patchcore:ten.'),
+]
+Categories = Annotated[str, typer.Option(metavar='A,B', help='Names; or all, textures, objects.')]
+Seeds = Annotated[str, typer.Option(metavar='A,B', help='Seeds, or ranges of them: 3-7.')]
+SweepDir = Annotated[
+  Path, typer.Option(metavar='DIR', help='A folder for each run, and the table.')
+]
+SweepDevice = Annotated[
+  str,
+  typer.Option(
+    metavar='DEVICE', autocompletion=_of_device,
+    help='auto, cpu, gpu, gpu:0,1 or tpu; each device has one run at a time.',
+  ),
+]  # fmt: skip
+Jobs = Annotated[
+  int,
+  typer.Option(
+    metavar='N', min=0, show_default=False,
+    help='On a CPU: so many runs at a time, which share its cores; default one.',
+  ),
+]  # fmt: skip
+RunShard = Annotated[
+  str,
+  typer.Option(
+    metavar='I/N',
+    help='Of N hosts, this is number I (from 0); auto: as SLURM, Open MPI or a TPU pod says.',
+  ),
+]  # fmt: skip
+TableOnly = Annotated[
+  bool, typer.Option('--table-only', metavar='', help='Run nothing: tabulate what is finished.')
+]
 Table = Annotated[
   Path | None,
   typer.Option(

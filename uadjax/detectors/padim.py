@@ -10,7 +10,7 @@ network size.
 
 from collections.abc import Callable
 import functools
-from typing import cast, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -238,10 +238,11 @@ def _extend(state: State, kept: Arrays, full: int) -> State:
   return State(embedder, gaussian.Moments(n, _filled(mean, 0, full), _filled(m2, 0, full)))
 
 
-def _filled(x: Array | np.ndarray, axis: int, rows: int) -> Array:
-  """With rows of zeros up to so many."""
+def _filled(x: Array | np.ndarray, axis: int, rows: int) -> Any:
+  """With rows of zeros up to so many, where it lies."""
   missing = [(0, rows - x.shape[i] if i == axis else 0) for i in range(x.ndim)]
-  return jnp.pad(x, missing) if x.shape[axis] < rows else jnp.asarray(x)
+  pad = np.pad if isinstance(x, np.ndarray) else jnp.pad
+  return pad(x, missing) if x.shape[axis] < rows else x
 
 
 def _moved(before: Arrays, after: Arrays) -> dict[str, int | float]:

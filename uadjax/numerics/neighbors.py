@@ -11,11 +11,12 @@ Letters: q queries, n bank rows, d dimensions, k neighbors, c candidates.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
+import numpy as np
 
 from uadjax.numerics import shards
 
@@ -135,8 +136,10 @@ _FAR = 1e18  # Of rows that only fill up; their squares are infinite.
 def filled(index: Index, parts: int) -> Index:
   """The index with rows that are never found, so that so many parts of it are equal."""
   missing = -len(index.rows) % parts
-  rows = jnp.pad(index.rows, ((0, missing), (0, 0)), constant_values=_FAR)
-  return Index(rows, index.center, jnp.pad(index.squares, (0, missing), constant_values=jnp.inf))
+  # What a host has stays there.
+  pad: Any = np.pad if isinstance(index.rows, np.ndarray) else jnp.pad
+  rows = pad(index.rows, ((0, missing), (0, 0)), constant_values=_FAR)
+  return Index(rows, index.center, pad(index.squares, (0, missing), constant_values=np.inf))
 
 
 def nearest_of_all(

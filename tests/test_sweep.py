@@ -1,0 +1,205 @@
+"""Every run of a sweep is carried out once, on one device, whoever shares the work."""
+
+import csv
+import itertools
+import json
+import os
+from pathlib import Path
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from uadjax import cli, sweep
+from uadjax.sweep import results, slots
+from uadjax.types import ConfigError
+
+# Stands in for Python and uadjax.main: leaves what a run leaves, and says when it ran and where.
+STAND_IN = """#!{python}
+import json, os, pathlib, sys, time
+flags = dict(word[2:].split('=', 1) for word in sys.argv[3:])
+folder = pathlib.Path(flags['workdir'])
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / 'ran').open('a') as file:
+  file.write(' '.join(sys.argv[3:]) + '\\n')
+if flags['config.data.category'] == 'broken':
+  sys.exit('DataError: no such images')
+began = time.time()
+time.sleep(float(os.environ.get('TAKES', 0)))
+seed, images = int(flags['config.seed']), 10
+told = {{
+  'done_flag': True, 'metrics': {{'image_auroc': 0.9 + seed / 100, 'pixel_auroc': None}},
+  'timing': {{'fit_s': seed, 'calibrate_s': 1, 'evaluate_s': 2, 'peak_memory_mb': 100}},
+  'learned': {{'images': images}}, 'from_to': [began, time.time()],
+  'cores': sorted(os.sched_getaffinity(0)), 'cuda': os.environ.get('CUDA_VISIBLE_DEVICES'),
+}}
+(folder / 'train_result.json').write_text(json.dumps(told))
+"""
+PLACES = [slots.Slot('one', ('--config.device=cpu',), {}), slots.Slot('two', (), {})]
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+  path = tmp_path / 'python'
+  path.write_text(STAND_IN.format(python=sys.executable))
+  path.chmod(0o755)
+  monkeypatch.setattr(sys, 'executable', str(path))
+
+
+def carried_out(workdir, runs, places=PLACES, part=(0, 1), overrides=('--config.fit.log_every=5',)):
+  return list(sweep.sweep(runs, workdir, overrides, places, part))
+
+
+def ran(workdir):
+  """Of each run's folder, what it was called with."""
+  return {
+    str(path.parent.relative_to(workdir)): path.read_text().splitlines()
+    for path in workdir.rglob('ran')
+  }
+
+
+def test_every_run_is_carried_out_once(stand_in, tmp_path):
+  runs = sweep.plan(['padim', 'patchcore:ten'], ['nut', 'bolt'], [3, 4])
+  assert len(set(runs)) == 8
+  outcomes = carried_out(tmp_path / 'w', runs)
+  assert sorted(one.run for one in outcomes) == sorted(runs)
+  assert not any(one.error for one in outcomes)
+  assert carried_out(tmp_path / 'w', runs) == []  # Nothing is repeated.
+  calls = ran(tmp_path / 'w')
+  assert len(calls) == 8
+  (call,) = calls['patchcore_ten/bolt/seed_4']
+  assert '--config=patchcore:ten' in call
+  for flag in ('data.category=bolt', 'seed=4', 'fit.log_every=5', 'hosts.coordinator=none'):
+    assert f'--config.{flag}' in call
+
+
+@pytest.mark.parametrize('count', [2, 3, 9])
+def test_hosts_share_the_runs(stand_in, tmp_path, count):
+  runs = sweep.plan(['padim'], ['nut', 'bolt'], [3, 4])
+  found = [carried_out(tmp_path / 'w', runs, part=(index, count)) for index in range(count)]
+  each = [[one.run for one in of_host] for of_host in found]
+  assert sorted(itertools.chain(*each)) == sorted(runs)
+  assert max(map(len, each)) - min(map(len, each)) <= 1
+
+
+def test_a_run_that_fails_keeps_no_other_from_going_on(stand_in, tmp_path):
+  runs = sweep.plan(['padim'], ['broken', 'bolt'], [3])
+  outcomes = {one.run.category: one for one in carried_out(tmp_path / 'w', runs)}
+  assert outcomes['broken'].error == 'DataError: no such images'
+  assert outcomes['bolt'].told['images'] == 10
+  again = carried_out(tmp_path / 'w', runs)  # It is tried again.
+  assert [one.run.category for one in again] == ['broken']
+
+
+def test_each_place_has_one_run_at_a_time(stand_in, tmp_path, monkeypatch):
+  monkeypatch.setenv('TAKES', '0.2')
+  runs = sweep.plan(['padim'], ['bolt'], range(5))
+  carried_out(tmp_path / 'w', runs)
+  times = [json.loads(path.read_text())['from_to'] for path in tmp_path.rglob('train_result.json')]
+  for began, _ in times:
+    assert sum(a <= began < b for a, b in times) <= len(PLACES)
+
+
+def test_runs_under_way_are_stopped(stand_in, tmp_path, monkeypatch):
+  monkeypatch.setenv('TAKES', '60')
+  outcomes = sweep.sweep(sweep.plan(['padim'], ['bolt', 'broken'], [3]), tmp_path / 'w', (), PLACES)
+  assert next(outcomes).run.category == 'broken'
+  end = time.monotonic() + 30
+  while len(ran(tmp_path / 'w')) < 2:
+    assert time.monotonic() < end
+    time.sleep(0.05)
+  began = time.monotonic()
+  outcomes.close()
+  assert time.monotonic() - began < 20
+  assert not list(tmp_path.rglob('train_result.json'))
+
+
+def test_what_saved_checkpoints_goes_on(stand_in, tmp_path):
+  (run,) = runs = sweep.plan(['stfpm'], ['bolt'], [3])
+  (run.folder(tmp_path) / 'checkpoints' / 'rolling' / '7').mkdir(parents=True)
+  carried_out(tmp_path, runs)
+  (call,) = ran(tmp_path)['stfpm/bolt/seed_3']
+  assert '--config.fit.resume=latest' in call
+
+
+def test_sweeps_are_not_mixed(stand_in, tmp_path):
+  runs = sweep.plan(['padim'], ['bolt'], [3])
+  carried_out(tmp_path / 'w', runs)
+  with pytest.raises(ConfigError, match=r'log_every=5.*not \[\]'):
+    carried_out(tmp_path / 'w', runs, overrides=())
+
+
+def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
+  monkeypatch.undo()
+  cores = sorted(os.sched_getaffinity(0))
+  for jobs in (1, len(cores)):
+    dealt = [place.cores for place in slots.slots('cpu', jobs)]
+    assert sorted(itertools.chain(*dealt)) == cores
+  with pytest.raises(ConfigError, match=f'jobs={len(cores) + 1}'):
+    slots.slots('cpu', len(cores) + 1)
+  with pytest.raises(ConfigError, match="Unknown device 'cup'"):
+    slots.slots('cup')
+
+
+def test_a_process_keeps_to_its_cores(stand_in, tmp_path):
+  core = min(os.sched_getaffinity(0))
+  place = slots.Slot('one', (), {}, (core,))
+  carried_out(tmp_path / 'w', sweep.plan(['padim'], ['bolt'], [3]), [place])
+  (path,) = tmp_path.rglob('train_result.json')
+  assert json.loads(path.read_text())['cores'] == [core]
+  assert len(os.sched_getaffinity(0)) >= 1  # Ours are as they were.
+
+
+@pytest.mark.parametrize(('visible', 'wanted'), [('', ['0', '2']), ('GPU-a,GPU-b,GPU-c', None)])
+def test_a_process_sees_its_gpu_alone(visible, wanted, monkeypatch):
+  asked = subprocess.CompletedProcess([], 0, 'gpu 0 2\n', '')
+  monkeypatch.setattr(subprocess, 'run', lambda *words, **options: asked)
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+  found = [place.environment['CUDA_VISIBLE_DEVICES'] for place in slots.slots('gpu:0,2')]
+  assert found == (wanted or ['GPU-a', 'GPU-c'])
+  with pytest.raises(ConfigError, match='jobs=3'):
+    slots.slots('gpu:0,2', 3)
+
+
+def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
+  values = {('a', 1): 0.5, ('a', 2): 0.7, ('b', 1): 0.8, ('b', 2): 1.0, ('b', 3): 0.1}
+  told = {key: dict.fromkeys(results.COLUMNS) | {'image_auroc': x} for key, x in values.items()}
+  rows = results.summed_up(('padim', *key, one) for key, one in told.items())
+  results.leave(rows, tmp_path, '')
+  with (tmp_path / 'table.csv').open(newline='') as file:
+    found = {row['category']: row for row in csv.DictReader(file)}
+  for category in 'ab':
+    own = [x for (name, _), x in values.items() if name == category]
+    assert float(found[category]['image_auroc']) == pytest.approx(statistics.mean(own))
+    assert float(found[category]['image_auroc_low']) == min(own)
+  mean = found['mean of 2']  # Of the seeds that both have: 0.65 and 0.85.
+  assert (mean['seeds'], float(mean['image_auroc_high'])) == ('2', pytest.approx(0.85))
+  assert float(mean['image_auroc']) == pytest.approx(0.75)
+  assert found['a']['pixel_auroc'] == ''
+
+
+def test_the_command_leaves_a_table(drawn, tmp_path, capsys):
+  words = ['sweep', drawn, '--models', 'padim', '--categories', 'disc', '--seeds', '3-4']
+  small = ['data.ops=resize(32)', 'detector.layers=layer1', 'detector.channels=8']
+  small += ['backbone.weights=random', 'evaluate.save_pictures=0', 'evaluate.report_pictures=0']
+  words += ['--workdir', tmp_path, '--device', 'cpu', '--json']
+  words += [word for pair in small for word in ('--override', pair)]
+  assert cli.main([*map(str, words), '--jobs', str(min(2, len(os.sched_getaffinity(0))))]) == 0
+  said = json.loads(capsys.readouterr().out)
+  assert (said['runs'], said['finished'], said['failed']) == (2, 2, [])
+  with Path(said['table']).open(newline='') as file:
+    (row,) = csv.DictReader(file)
+  assert (row['detector'], row['category'], row['seeds']) == ('padim', 'disc', '2')
+  both = [results.done(path.parent)['image_auroc'] for path in tmp_path.rglob('train_result.json')]
+  assert float(row['image_auroc']) == pytest.approx(statistics.mean(both))
+  assert cli.main([*map(str, words), '--table-only']) == 0
+
+
+@pytest.mark.parametrize(
+  'words', [['--seeds', 'x'], ['--seeds', ''], ['--models', 'nope'], ['--shard', '2/2']]
+)
+def test_wrong_sweeps_are_refused(words, drawn, tmp_path, capsys):
+  assert cli.main(['sweep', str(drawn), '--workdir', str(tmp_path), *words]) == 2
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,117 @@
+"""Many runs and their table: what `uadjax sweep` does."""
+
+from collections.abc import Sequence
+import contextlib
+from pathlib import Path
+import re
+import sys
+from typing import NamedTuple
+
+import typer
+
+from uadjax import hosts, sweep as sweeps, telemetry
+from uadjax.cli import judging, running, screen
+from uadjax.data import datasets
+from uadjax.sweep import results, slots
+from uadjax.types import ConfigError, Interrupted, UserError
+
+
+class Wishes(NamedTuple):
+  """What a sweep is of; see `options`."""
+
+  dataset: Path
+  models: str
+  categories: str
+  seeds: str
+  workdir: Path
+  override: Sequence[str] | None
+
+
+def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_json: bool) -> None:
+  """Carry out this host's part, and leave the table of all that is finished."""
+  with running.ready():
+    runs = _plan(own)
+    settings = {'data.root': str(own.dataset), **judging.overrides(own.override or ())}
+    overrides = [f'--config.{key}={value}' for key, value in settings.items()]
+    part = hosts.part(shard)
+    failed: list[str] = []
+    try:
+      if not table_only:
+        failed = _carried_out(runs, own.workdir, overrides, slots.slots(device, jobs), part)
+    except Interrupted as stopped:
+      raise Interrupted(f'{stopped} The same command goes on with {own.workdir}.') from None
+    finished = {run: results.done(run.folder(own.workdir)) for run in runs}
+    rows = results.summed_up(
+      (run.model, run.category, run.seed, told) for run, told in finished.items() if told
+    )
+    if not rows:
+      why = failed[0] if failed else 'Leave --table-only out.'
+      raise UserError(f'There is no finished run of these in {own.workdir}. {why}')
+    known = sweeps.begin(own.workdir, overrides, here=False)
+    about = f'Machine: {"; ".join(known) or "unknown"}. Overrides: {" ".join(overrides)}.'
+    text = results.leave(rows, own.workdir, about)
+  counts = {'runs': len(runs), 'finished': sum(told is not None for told in finished.values())}
+  if as_json:
+    screen.tell_json({**counts, 'failed': failed, 'table': str(own.workdir / 'table.csv')})
+  else:
+    screen.tell(running.printable(text, but='\n'))
+    where = running.printable(str(own.workdir / 'table.md'))
+    screen.tell(f'{counts["finished"]} of {counts["runs"]} runs are finished. Table: {where}')
+  if failed:
+    print(f'Error: {len(failed)} runs failed.', *failed, sep='\n  ', file=sys.stderr)
+    raise typer.Exit(running.FAILED)
+
+
+def _plan(own: Wishes) -> list[sweeps.Run]:
+  if not own.dataset.is_dir():
+    raise ConfigError(f'{str(own.dataset)!r} is no folder; name the root of a data set.')
+  categories = [
+    name
+    for group in _listed(own.categories, '--categories')
+    for name in datasets.expand(own.dataset, group)
+  ]
+  seeds = [seed for some in _listed(own.seeds, '--seeds') for seed in _seeds(some)]
+  return sweeps.plan(_listed(own.models, '--models'), categories, seeds)
+
+
+def _listed(words: str, option: str) -> list[str]:
+  found = [word.strip() for word in words.split(',') if word.strip()]
+  if not found:
+    raise typer.BadParameter('name at least one.', param_hint=option)
+  return found
+
+
+def _seeds(words: str) -> range:
+  """Of 3 that, of 3-7 all five."""
+  found = re.fullmatch(r'(\d+)(?:-(\d+))?', words)
+  if not found:
+    raise typer.BadParameter(f'{words!r} is neither a seed nor a range.', param_hint='--seeds')
+  return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+def _carried_out(
+  runs: Sequence[sweeps.Run],
+  workdir: Path,
+  overrides: Sequence[str],
+  places: Sequence[slots.Slot],
+  part: tuple[int, int],
+) -> list[str]:
+  """The runs that failed, and why."""
+  index, count = part
+  own = runs[index::count]
+  left = sum(results.done(run.folder(workdir)) is None for run in own)
+  telemetry.LOG.info(
+    '%d runs, %d of them here (part %d of %d), %d to be done, on %s.',
+    len(runs), len(own), index, count, left, ', '.join(place.name for place in places),
+  )  # fmt: skip
+  failed = []
+  titles = [column.title for column in results.COLUMNS.values()]
+  # Closed before anything is said, so that no run goes on unseen.
+  with contextlib.closing(sweeps.sweep(runs, workdir, overrides, places, part)) as outcomes:
+    for number, (run, told, error) in enumerate(telemetry.track(outcomes, left, 'Sweeping'), 1):
+      numbers = zip(titles, results.cells([told]), strict=True) if told else ()
+      shown = error or '  '.join(f'{title} {cell}' for title, cell in numbers)
+      telemetry.LOG.info('[%d/%d] %s: %s', number, left, run, shown)
+      if error:
+        failed.append(f'{run}: {error}')
+  return failed
