@@ -54,10 +54,13 @@ def _by_descent(
   shares = [1 - held_out, held_out / 2, held_out / 2]
   parts = fit.Parts(*datasets.split(records, shares, config.seed))
   ops = preprocess.parse(config.data.ops)
-  spec = Spec(ops.height, ops.width, len(parts.learn), learning_rate=fit.schedule(config.fit))
+  mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
+  spec = Spec(
+    ops.height, ops.width, len(parts.learn), learning_rate=fit.schedule(config.fit),
+    shards=sharding.shards(mesh),
+  )  # fmt: skip
   backbone, detector = bundle.assemble(config, spec)
   variables, weights = pretrained.load(config.backbone.weights, backbone)
-  mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
   telemetry.LOG.info(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
     '%s), on %d device(s) of %s',

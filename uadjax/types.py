@@ -72,7 +72,7 @@ def silently(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
 
 
 class Shards(NamedTuple):
-  """Over how many devices what is learned is split.
+  """Over how many devices batches are split, and what is learned where it can be.
 
   Attributes:
     number: of parts, all of the same size.
@@ -102,7 +102,7 @@ class Spec(NamedTuple):
     seen: number of images that were folded in before, by a run that this one extends.
     learning_rate: schedule for detectors that descend a gradient.
     track: shows progress.
-    shards: over which devices what is learned is split.
+    shards: over which devices batches are split, and what is learned where it can be.
     spare: images more than its even share that one of them may be given.
   """
 

@@ -9,6 +9,7 @@ alone: each can then be taught on its own, with the teacher's output for input.
 Letters: b batch, h w map, c channels.
 """
 
+import functools
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -50,10 +51,12 @@ class Compact(nn.Module):
   Attributes:
     stages: the stages returned; nothing after the last of them is computed or has parameters.
     arch: its name.
+    axis: that a batch to train on is split over, for BatchNorm to see all of it.
   """
 
   stages: tuple[str, ...] = STAGES
   arch: str = NAME
+  axis: str | None = None
 
   @property
   def depths(self) -> tuple[int, ...]:
@@ -67,7 +70,7 @@ class Compact(nn.Module):
     """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
     outputs = {}
     for name, plan in PLANS.items():
-      x = Stage(plan, name=name)(x, train)
+      x = Stage(plan, self.axis, name=name)(x, train)
       if name in self.stages:
         outputs[name] = x
       if len(outputs) == len(set(self.stages)):
@@ -79,19 +82,21 @@ class Stage(nn.Module):
   """A stage as planned; of images or of the output of the stage before."""
 
   plan: Plan
+  axis: str | None = None
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b h w c'], train: bool = False, steady: bool = False
   ) -> Float[Array, 'b _h _w _c']:
     """Compute; with `steady`, training leaves BatchNorm's statistics as they are, and uses them."""
+    unit = functools.partial(_Unit, axis=self.axis)
     x = _folded(x, self.plan.fold)
     for i, (channels, size, stride) in enumerate(self.plan.enter):
-      x = _Unit(channels, size, stride, name=f'enter_{i}')(x, train, steady)
+      x = unit(channels, size, stride, name=f'enter_{i}')(x, train, steady)
     for i in range(self.plan.depth):
-      y = _Unit(x.shape[-1], 3, name=f'{i}_conv1')(x, train, steady)
-      x = nn.relu(x + _Unit(x.shape[-1], 3, linear=True, name=f'{i}_conv2')(y, train, steady))
-    return _Unit(self.plan.channels, 1, name='leave')(x, train, steady)
+      y = unit(x.shape[-1], 3, name=f'{i}_conv1')(x, train, steady)
+      x = nn.relu(x + unit(x.shape[-1], 3, linear=True, name=f'{i}_conv2')(y, train, steady))
+    return unit(self.plan.channels, 1, name='leave')(x, train, steady)
 
 
 def _folded(x: Float[Array, 'b h w c'], side: int) -> Float[Array, 'b _h _w _c']:
@@ -110,6 +115,7 @@ class _Unit(nn.Module):
   size: int
   stride: int = 1
   linear: bool = False
+  axis: str | None = None
 
   @nn.compact
   def __call__(
@@ -118,5 +124,5 @@ class _Unit(nn.Module):
     """Compute."""
     x = conv.Conv(self.features, self.size, self.stride, name='conv')(x, train)
     learned = not train or steady
-    x = nn.BatchNorm(use_running_average=learned, momentum=0.9, epsilon=1e-5, name='bn')(x)
+    x = nn.BatchNorm(learned, axis_name=self.axis, momentum=0.9, epsilon=1e-5, name='bn')(x)
     return x if self.linear else nn.relu(x)

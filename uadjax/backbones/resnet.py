@@ -23,6 +23,7 @@ class ResNet(nn.Module):
     depths: blocks in each stage.
     bottleneck: whether a block is 1x1, 3x3, 1x1 instead of two 3x3.
     width: channels of the 3x3 convolution of a first-stage bottleneck.
+    axis: that a batch to train on is split over, for BatchNorm to see all of it.
   """
 
   arch: str
@@ -30,6 +31,7 @@ class ResNet(nn.Module):
   depths: tuple[int, ...]
   bottleneck: bool = False
   width: int = 64
+  axis: str | None = None
 
   @nn.compact
   def __call__(
@@ -37,7 +39,7 @@ class ResNet(nn.Module):
   ) -> dict[str, Float[Array, 'b _h _w _c']]:
     """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
     x = conv.Conv(64, 7, 2, name='conv1')(x, train)
-    x = nn.relu(_norm('bn1', train)(x))
+    x = nn.relu(_norm('bn1', train, self.axis)(x))
     x = (conv.learning_max_pool if train else conv.max_pool)(x)
     outputs = {}
     for number, (stage, depth) in enumerate(zip(STAGES, self.depths, strict=True)):
@@ -46,6 +48,7 @@ class ResNet(nn.Module):
           channels=64 << number,
           stride=2 if number and not i else 1,
           inner=self.width << number if self.bottleneck else None,
+          axis=self.axis,
           name=f'{stage}_{i}',
         )(x, train)
       if stage in self.stages:
@@ -61,6 +64,7 @@ class Block(nn.Module):
   channels: int
   stride: int
   inner: int | None
+  axis: str | None
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w _c']:
@@ -74,13 +78,15 @@ class Block(nn.Module):
 
     y = x
     for i, layer in enumerate(zip(features, sizes, strides, strict=True), 1):
-      y = _norm(f'bn{i}', train)(conv.Conv(*layer, name=f'conv{i}')(y, train))
+      y = conv.Conv(*layer, name=f'conv{i}')(y, train)
+      y = _norm(f'bn{i}', train, self.axis)(y)
       y = nn.relu(y) if i < len(features) else y
     if x.shape != y.shape:
       x = conv.Conv(features[-1], 1, self.stride, name='downsample_0')(x, train)
-      x = _norm('downsample_1', train)(x)
+      x = _norm('downsample_1', train, self.axis)(x)
     return nn.relu(x + y)
 
 
-def _norm(name: str, train: bool) -> nn.BatchNorm:
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+def _norm(name: str, train: bool, axis: str | None) -> nn.BatchNorm:
+  seen = not train
+  return nn.BatchNorm(seen, axis_name=axis, momentum=0.9, epsilon=1e-5, name=name)

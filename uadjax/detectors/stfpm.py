@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 import optax
 
 from uadjax import backbones
-from uadjax.numerics import maps
+from uadjax.numerics import maps, shards
 from uadjax.types import Batch, Detector, Key, Metrics, Scores, Spec, Variables
 
 Features = Mapping[str, Float[Array, 'b _h _w _c']]  # By stage; unit vectors over channels.
@@ -61,7 +61,7 @@ def make(
   optimizer = optax.chain(
     optax.add_decayed_weights(weight_decay), optax.sgd(spec.learning_rate, momentum)
   )
-  weight = 0.5 if half else 1.0
+  weight, over = 0.5 if half else 1.0, spec.shards
 
   def init(key: Key, variables: Variables) -> State:
     images = jnp.zeros((1, spec.height, spec.width, 3))
@@ -79,16 +79,21 @@ def make(
     return prepare(state, batch) if batch.features is None else batch.features
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-    teacher = known(state, batch)
+    return over.over(update_on, (False, True), False)(state, batch)
+
+  def update_on(state: State, batch: Batch, axis: str | None) -> tuple[State, Metrics]:
+    """One step, by this device's rows of the batch; BatchNorm and the gradient are of all."""
+    teacher, network = known(state, batch), backbone.clone(axis=axis)
     images = backbones.normalize(jnp.asarray(batch.image))
 
     def loss(params: Any) -> tuple[Array, Variables]:
       variables = {**state.student, 'params': params}
-      features, moved = backbone.apply(variables, images, train=True, mutable=['batch_stats'])
+      features, moved = network.apply(variables, images, train=True, mutable=['batch_stats'])
       return _loss(teacher, _directions(cast(Features, features)), weight).mean(), moved
 
     params = state.student['params']
     (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    value, gradient = shards.mean((value, gradient), axis)
     change, memory = optimizer.update(gradient, state.optimizer, params)
     student = {'params': optax.apply_updates(params, change), **moved}
     rate = jnp.asarray(spec.learning_rate(state.step), jnp.float32)

@@ -42,6 +42,11 @@ def total(tree: Tree, axis: str | None) -> Tree:
   return tree if axis is None else jax.lax.psum(tree, axis)
 
 
+def mean(tree: Tree, axis: str | None) -> Tree:
+  """The mean over all shards."""
+  return tree if axis is None else jax.lax.pmean(tree, axis)
+
+
 def dealt(tree: Tree, axis: str | None) -> Tree:
   """This shard's rows of what all of them have; they must be a multiple of the shards."""
   if axis is None:
