@@ -59,9 +59,9 @@ def farthest(patches, rows):
   return np.linalg.norm(away, axis=-1).min(axis=1).max()
 
 
-def assert_rows_are_patches(bank, x):
+def assert_rows_are_patches(patches, x):
   """Every row is a patch of the image it names, and none is there twice."""
-  rows, image = np.asarray(bank.rows), np.asarray(bank.image)
+  rows, image = np.asarray(patches.rows), np.asarray(patches.image)
   assert len(np.unique(rows, axis=0)) == len(rows)
   for row, number in zip(rows, image, strict=True):
     assert (x[number].reshape(PATCHES, D) == row).all(axis=1).any()
@@ -85,10 +85,11 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
   count = PATCHES * len(want)
   assert (bank.cursor, bank.seen) == (count, len(want))
   assert (bank.chosen, bank.radius) == (0, 0)
+  got = jax.tree.map(lambda x: x[:count], bank.patches)
   np.testing.assert_array_equal(
-    bank.rows[:count], np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
+    got.rows, np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
   )
-  np.testing.assert_array_equal(bank.image[:count], np.repeat([i for _, i in want], PATCHES))
+  np.testing.assert_array_equal(got.image, np.repeat([i for _, i in want], PATCHES))
 
 
 def test_everything_is_kept_while_there_is_room():
@@ -96,16 +97,16 @@ def test_everything_is_kept_while_there_is_room():
   assert not sized.bounded
   bank, _ = fold(banks.empty(sized, D), sized, x, size=3)
   assert bank.cursor == sized.capacity == 9 * PATCHES
-  np.testing.assert_array_equal(bank.rows[: 9 * PATCHES], x.reshape(-1, D))
-  np.testing.assert_array_equal(bank.image[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES))
+  np.testing.assert_array_equal(bank.patches.rows[: 9 * PATCHES], x.reshape(-1, D))
+  np.testing.assert_array_equal(bank.patches.image[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES))
   assert bank.radius == 0
 
 
 def test_with_all_patches_kept_settling_only_orders_them():
   x = embeddings(16)
   bank = settled(plan(16, ratio=1.0), x)
-  assert len(bank.rows) == 16 * PATCHES
-  assert_rows_are_patches(bank, x)
+  assert len(bank.patches.rows) == 16 * PATCHES
+  assert_rows_are_patches(bank.patches, x)
   assert (bank.radius, bank.seen) == (0, 16)
 
 
@@ -121,8 +122,8 @@ def slow_select(x, first, count):
 def test_settling_is_selecting_from_everything_where_no_room_had_to_be_made():
   x = embeddings(16)
   bank = settled(plan(16, ratio=0.2), x)
-  np.testing.assert_array_equal(bank.rows, slow_select(x, bank.rows[0], 13))
-  assert bank.radius == pytest.approx(farthest(x, bank.rows), rel=1e-5)
+  np.testing.assert_array_equal(bank.patches.rows, slow_select(x, bank.patches.rows[0], 13))
+  assert bank.radius == pytest.approx(farthest(x, bank.patches.rows), rel=1e-5)
 
 
 CASES = [(0.02, 64), (0.05, 64), (0.5, 64), (0.1, 45)]  # Of patches; rows until room is made.
@@ -136,10 +137,10 @@ def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
   x = embeddings(62)
   bank = settled(sized, x)
   assert set(done) == {'Making room', 'Selecting the coreset'}
-  assert len(bank.rows) == min(round(ratio * 62 * PATCHES), rows // 2)
-  assert len(bank.rows) == len(bank.image) == len(bank.number)
+  assert len(bank.patches.rows) == min(round(ratio * 62 * PATCHES), rows // 2)
+  assert len(bank.patches.rows) == len(bank.patches.image) == len(bank.patches.number)
   assert bank.seen == 62
-  assert_rows_are_patches(bank, x)
+  assert_rows_are_patches(bank.patches, x)
 
 
 @pytest.mark.parametrize(('ratio', 'rows'), CASES)
@@ -150,10 +151,10 @@ def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
   for start in range(0, 62, 4):
     bank, chosen = fold(bank, sized, x[start : start + 4], start)
     reduced += chosen
-    seen = x[: start + 4]
-    assert farthest(seen, bank.rows[: int(bank.cursor[0])]) <= bank.radius * (1 + 1e-5) + 1e-5
+    seen, in_use = x[: start + 4], bank.patches.rows[: int(bank.cursor[0])]
+    assert farthest(seen, in_use) <= bank.radius * (1 + 1e-5) + 1e-5
   bank = banks.settle(KEY, bank, sized)
-  assert farthest(x, bank.rows) <= bank.radius * (1 + 1e-5)
+  assert farthest(x, bank.patches.rows) <= bank.radius * (1 + 1e-5)
   assert rows // 2 in reduced or ratio == 0.02  # What was chosen has been chosen from again.
 
 
@@ -165,15 +166,15 @@ def test_fresh_patches_alone_are_selected_from_while_the_chosen_are_few():
   assert second == first + math.ceil(4 * 0.02 * 48)
   # The first choice has stayed as it was.
   early, _ = fold(banks.empty(sized, D), sized, x[:20])
-  np.testing.assert_array_equal(bank.rows[:first], early.rows[:first])
+  np.testing.assert_array_equal(bank.patches.rows[:first], early.patches.rows[:first])
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_making_room_covers_at_most_twice_as_far_as_selecting_at_once(seed):
   x = embeddings(62, seed)
   bank = settled(plan(62, ratio=0.05, rows=64), x)
-  assert len(bank.rows) == 12
-  assert farthest(x, bank.rows) <= 2 * farthest(x, slow_select(x, x[0, 0, 0], 12))
+  assert len(bank.patches.rows) == 12
+  assert farthest(x, bank.patches.rows) <= 2 * farthest(x, slow_select(x, x[0, 0, 0], 12))
 
 
 def test_there_is_room_for_a_batch_whenever_one_was_made():
@@ -211,44 +212,45 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
   old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
-  kept = jax.tree.map(np.asarray, old._asdict())
+  kept = jax.tree.map(np.asarray, banks.kept(old))
   further = plan(more, seen=images, ratio=0.25, rows=rows)
   bank = banks.restore(banks.empty(further, D), kept, further)
-  np.testing.assert_array_equal(bank.rows[: len(old.rows)], kept['rows'])
+  np.testing.assert_array_equal(bank.patches.rows[: len(old.patches.rows)], kept['rows'])
   bank, _ = fold(bank, further, x[images:], first=images)
   bank = banks.settle(KEY, bank, further)
-  assert len(bank.rows) == min(images + more, rows // 2)  # A quarter of four patches each.
+  assert len(bank.patches.rows) == min(images + more, rows // 2)  # A quarter of four patches each.
   assert bank.seen == images + more
-  assert_rows_are_patches(bank, x)
-  is_old = np.asarray(bank.image) < images
+  assert_rows_are_patches(bank.patches, x)
+  is_old = np.asarray(bank.patches.image) < images
   assert 0 < is_old.sum() < len(is_old)
-  of_old = {row.tobytes() for row in np.asarray(bank.rows)[is_old]}
+  of_old = {row.tobytes() for row in np.asarray(bank.patches.rows)[is_old]}
   assert of_old <= {row.tobytes() for row in kept['rows']}
   assert old.radius <= bank.radius
-  assert farthest(x, bank.rows) <= bank.radius * (1 + 1e-5)
+  assert farthest(x, bank.patches.rows) <= bank.radius * (1 + 1e-5)
 
 
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
   old = settled(plan(16, ratio=0.25), embeddings(16))
-  kept, further = jax.tree.map(np.asarray, old._asdict()), plan(12, seen=16, ratio=0.25)
+  kept, further = jax.tree.map(np.asarray, banks.kept(old)), plan(12, seen=16, ratio=0.25)
   again = banks.settle(KEY, banks.restore(banks.empty(further, D), kept, further), further)
-  assert {x.tobytes() for x in np.asarray(again.rows)} == {x.tobytes() for x in kept['rows']}
-  assert len(again.rows) == len(kept['rows'])
+  rows = np.asarray(again.patches.rows)
+  assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['rows']}
+  assert len(rows) == len(kept['rows'])
   assert (again.radius, again.seen) == (kept['radius'], 16)
 
 
 def test_a_projection_decides_what_stays_but_not_how_it_looks():
   x = embeddings(16)
   whole, projected = (settled(plan(16, ratio=0.2, dim=dim), x) for dim in (0, 2))
-  assert len(projected.rows) == 13
-  assert_rows_are_patches(projected, x)
-  assert sorted(projected.rows.tolist()) != sorted(whole.rows.tolist())
+  assert len(projected.patches.rows) == 13
+  assert_rows_are_patches(projected.patches, x)
+  assert sorted(projected.patches.rows.tolist()) != sorted(whole.patches.rows.tolist())
 
 
 def test_a_projection_to_as_many_dimensions_is_none():
   x = embeddings(16)
   whole, same = (settled(plan(16, ratio=0.2, dim=dim), x) for dim in (0, D))
-  np.testing.assert_array_equal(same.rows, whole.rows)
+  np.testing.assert_array_equal(same.patches.rows, whole.patches.rows)
 
 
 def stood(plan, x, before=None):
@@ -295,7 +297,7 @@ def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   got = banks.stand_ins(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
   assert len(got.rows) <= 10 * math.ceil(4 * sized.final / 10)
-  in_use = set(np.asarray(bank.image[: int(bank.cursor[0])]).tolist())
+  in_use = set(np.asarray(bank.patches.image[: int(bank.cursor[0])]).tolist())
   assert set(np.asarray(got.image).tolist()) <= in_use
   assert len(np.unique(np.asarray(got.image) % 10)) > 1
 
@@ -311,7 +313,7 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
   earlier = plan(11, ratio=0.25)
   old = fold(banks.empty(earlier, D), earlier, x[images:])[0]
   stood = banks.stand_ins(KEY, old, earlier, None)
-  kept = jax.tree.map(np.asarray, banks.settle(KEY, old, earlier)._asdict())
+  kept = jax.tree.map(np.asarray, banks.kept(banks.settle(KEY, old, earlier)))
   found = []
   for devices in (1, 2, 4, 8):
     sized = plan(images, seen=first, ratio=0.25, shards=on(devices), spare=1)
@@ -320,7 +322,8 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
       bank = banks.restore(bank, kept, sized)
     bank, _ = fold(bank, sized, x[:images], first, size=8)
     assert bank.cursor.shape == (devices,)
-    assert bank.rows.addressable_shards[0].data.shape[0] == len(bank.rows) // devices
+    rows = bank.patches.rows
+    assert rows.addressable_shards[0].data.shape[0] == len(rows) // devices
     stand_ins = banks.stand_ins(KEY, bank, sized, stood if before else None)
     without = banks.without(stand_ins, sized, 2, sized.final)
     found.append(jax.device_get((banks.settle(KEY, bank, sized), stand_ins, without)))
@@ -337,6 +340,6 @@ def test_every_device_makes_room_for_itself(devices):
   bank, _ = fold(banks.empty(sized, D), sized, x, size=8)
   assert (np.asarray(bank.cursor) <= 64).all()
   settled = banks.settle(KEY, bank, sized)
-  assert len(settled.rows) == sized.final == 12
-  assert_rows_are_patches(settled, x)
-  assert farthest(x, settled.rows) <= settled.radius * (1 + 1e-5)
+  assert len(settled.patches.rows) == sized.final == 12
+  assert_rows_are_patches(settled.patches, x)
+  assert farthest(x, settled.patches.rows) <= settled.radius * (1 + 1e-5)

@@ -37,13 +37,19 @@ _DIM = 64
 _STEP = 1024  # Centers between two signs of life, at least.
 
 
+class Patches(NamedTuple):
+  """Patches, the image that each is from, and their numbers."""
+
+  rows: Float[Array, 'n d']
+  image: Int[Array, ' n']
+  number: Int[Array, ' n']
+
+
 class Bank(NamedTuple):
-  """Patches and where they are from.
+  """Patches, and what is known of them.
 
   Attributes:
-    rows: patches; those of one image at the end of every shard are scratch.
-    image: number of the image that each row is from.
-    number: of each row, that of its patch.
+    patches: those of one image at the end of every shard are scratch.
     chosen: how many rows at the beginning of each shard are left of a selection.
     cursor: how many rows of each shard are in use.
     seen: images folded in, those of earlier runs included.
@@ -51,9 +57,7 @@ class Bank(NamedTuple):
       projection, as far there.
   """
 
-  rows: Float[Array, 'n d']
-  image: Int[Array, ' n']
-  number: Int[Array, ' n']
+  patches: Patches
   chosen: Int[Array, ' s']
   cursor: Int[Array, ' s']
   seen: Int[Array, '']
@@ -63,23 +67,13 @@ class Bank(NamedTuple):
 class Settled(NamedTuple):
   """What remains of a bank in the end: rows as they were selected, whole on all devices."""
 
-  rows: Float[Array, 'm d']
-  image: Int[Array, ' m']
-  number: Int[Array, ' m']
+  patches: Patches
   seen: Int[Array, '']
   radius: Float[Array, '']
 
 
-class Patches(NamedTuple):
-  """Patches, the image that each is from, and their numbers."""
-
-  rows: Float[Array, 'n d']
-  image: Int[Array, ' n']
-  number: Int[Array, ' n']
-
-
 # How the parts are held by shards: split (True), or the same on all (False).
-SPLIT = Bank(True, True, True, True, True, False, False)  # pyright: ignore[reportArgumentType]
+SPLIT = Bank(True, True, True, False, False)  # pyright: ignore[reportArgumentType]
 
 
 class Plan(NamedTuple):
@@ -139,9 +133,8 @@ def empty(plan: Plan, d: int) -> Bank:
     image, number = (jnp.full(size, -1, jnp.int32) for _ in range(2))
     chosen, cursor = (jnp.zeros(1, jnp.int32) for _ in range(2))
     # Buffers of their own each, for all of them are donated.
-    return Bank(
-      jnp.zeros((size, d)), image, number, chosen, cursor, jnp.zeros((), jnp.int32), jnp.zeros(())
-    )
+    patches = Patches(jnp.zeros((size, d)), image, number)
+    return Bank(patches, chosen, cursor, jnp.zeros((), jnp.int32), jnp.zeros(()))
 
   return jax.jit(plan.shards.over(one, (), SPLIT))()
 
@@ -165,7 +158,7 @@ def _put(
   axis: str | None,
 ) -> Bank:
   patches, d = x.shape[1] * x.shape[2], x.shape[3]
-  scratch = len(bank.rows) - patches
+  scratch = len(bank.patches.rows) - patches
   among = jnp.arange(patches, dtype=jnp.int32)
 
   def one(i: Array, carry: tuple[Patches, Array]) -> tuple[Patches, Array]:
@@ -179,10 +172,9 @@ def _put(
     )
     return known, cursor + jnp.where(valid[i], patches, 0)
 
-  before = Patches(bank.rows, bank.image, bank.number), bank.cursor[0]
-  known, cursor = jax.lax.fori_loop(0, len(x), one, before)
+  known, cursor = jax.lax.fori_loop(0, len(x), one, (bank.patches, bank.cursor[0]))
   seen = bank.seen + shards.total(jnp.sum(valid, dtype=jnp.int32), axis)
-  return bank._replace(**known._asdict(), cursor=cursor[None], seen=seen)
+  return bank._replace(patches=known, cursor=cursor[None], seen=seen)
 
 
 def make_room(key: Key, bank: Bank, plan: Plan, images: int) -> Bank:
@@ -213,10 +205,10 @@ def make_room(key: Key, bank: Bank, plan: Plan, images: int) -> Bank:
 def _reduced(key: Key, bank: Bank, dim: int, count: int, everything: bool, over: Shards) -> Bank:
   def reduced(bank: Bank, axis: str | None) -> Bank:
     start = jnp.zeros((), jnp.int32) if everything else bank.chosen[0]
-    rows = _projected(key, bank.rows, dim)
+    rows, number = _projected(key, bank.patches.rows, dim), bank.patches.number
     valid = _between(len(rows), start, bank.cursor[0])
-    cloud = coreset.cloud(rows, valid, bank.number)
-    selection = coreset.begin(key, valid, bank.number, count)
+    cloud = coreset.cloud(rows, valid, number)
+    selection = coreset.begin(key, valid, number, count)
     selection = coreset.advance(cloud, selection, jnp.int32(count))
     # What was kept before stands for patches as far away as it did.
     fresh = shards.gathered(coreset.radius(selection), axis).max()
@@ -228,16 +220,20 @@ def _reduced(key: Key, bank: Bank, dim: int, count: int, everything: bool, over:
 
 def settle(key: Key, bank: Bank, plan: Plan) -> Settled:
   """Select the rows that stay, and drop the others with the scratch."""
-  known = Patches(bank.rows, bank.image, bank.number)
-  valid = _in_use(bank.rows, bank.cursor, plan.shards)
-  selection = _select(key, known, valid, plan, plan.final, 'Selecting the coreset')
-  stay = _fetched(known, selection, plan)
-  return Settled(*stay, bank.seen, bank.radius + coreset.radius(selection))
+  valid = _in_use(bank.patches.rows, bank.cursor, plan.shards)
+  selection = _select(key, bank.patches, valid, plan, plan.final, 'Selecting the coreset')
+  stay = _fetched(bank.patches, selection, plan)
+  return Settled(stay, bank.seen, bank.radius + coreset.radius(selection))
+
+
+def kept(settled: Settled) -> dict[str, Array]:
+  """By name, as files hold it."""
+  return settled.patches._asdict() | {'seen': settled.seen, 'radius': settled.radius}
 
 
 def stand_ins(key: Key, bank: Bank, plan: Plan, before: Patches | None) -> Patches:
   """Select from the patches of every fold: those in the bank, and those that stood in `before`."""
-  sources = [(Patches(bank.rows, bank.image, bank.number), _whole(bank.cursor, plan))]
+  sources = [(bank.patches, _whole(bank.cursor, plan))]
   if before is not None:
     sources.append(_dealt(before, plan))
   dealt = [_folds(source.image, cursor, plan) for source, cursor in sources]
@@ -265,16 +261,22 @@ def without(stand_ins: Patches, plan: Plan, fold: int, count: int) -> Float[Arra
 
 def restore(bank: Bank, kept: Arrays, plan: Plan) -> Bank:
   """Begin an empty bank with what was kept of a settled one."""
-  dealt, cursor = _dealt(Patches(*(jnp.asarray(kept[name]) for name in Patches._fields)), plan)
+  dealt, cursor = _dealt(named(kept), plan)
 
   def begun(bank: Bank, dealt: Patches, cursor: Int[Array, ' s'], axis: str | None) -> Bank:
-    known = Patches(bank.rows, bank.image, bank.number)
-    known = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, 0, 0), known, dealt)
-    return bank._replace(**known._asdict(), chosen=cursor, cursor=jnp.copy(cursor))
+    known = jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, 0, 0), bank.patches, dealt
+    )
+    return bank._replace(patches=known, chosen=cursor, cursor=jnp.copy(cursor))
 
   over = plan.shards.over(begun, (SPLIT, True, True), SPLIT)
   seen, radius = jnp.asarray(kept['seen']), jnp.asarray(kept['radius'])
   return jax.jit(over)(bank, dealt, jnp.asarray(cursor))._replace(seen=seen, radius=radius)
+
+
+def named(arrays: Arrays, prefix: str = '') -> Patches:
+  """The patches among arrays by name."""
+  return Patches(*(jnp.asarray(arrays[prefix + name]) for name in Patches._fields))
 
 
 def _select(
@@ -412,7 +414,7 @@ def _compacted(
   bank: Bank, centers: Int[Array, ' m'], start: Int[Array, ''], count: Int[Array, '']
 ) -> Bank:
   """Move the first `count` centers to `start`, in place: ascending, none is overwritten unread."""
-  order = jnp.sort(jnp.where(centers < 0, len(bank.rows), centers))
+  order = jnp.sort(jnp.where(centers < 0, len(bank.patches.rows), centers))
 
   def one(i: Array, known: Patches) -> Patches:
     def moved(x: Array) -> Array:
@@ -421,6 +423,6 @@ def _compacted(
 
     return jax.tree.map(moved, known)
 
-  known = jax.lax.fori_loop(0, count, one, Patches(bank.rows, bank.image, bank.number))
+  known = jax.lax.fori_loop(0, count, one, bank.patches)
   stop = (start + count)[None]
-  return bank._replace(**known._asdict(), chosen=stop, cursor=jnp.copy(stop))
+  return bank._replace(patches=known, chosen=stop, cursor=jnp.copy(stop))

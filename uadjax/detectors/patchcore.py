@@ -111,7 +111,7 @@ def make(
     return state._replace(bank=bank), {'images': bank.seen}
 
   def finish(state: State | Done) -> Fitted:
-    return Fitted(state.backbone, knn.index(state.bank.rows))
+    return Fitted(state.backbone, knn.index(state.bank.patches.rows))
 
   def judge(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
     def one(bank: knn.Index, x: Float[Array, 'b h w d'], axis: str | None) -> Scores:
@@ -191,12 +191,12 @@ def _one_pass(
     return state._replace(bank=banks.make_room(state.key, state.bank, plan, images))
 
   def stand_ins(state: State, before: Arrays) -> Arrays:
-    old = _stand_ins(before) if before else None
+    old = banks.named(before, _STAND_IN) if before else None
     made = banks.stand_ins(state.key, state.bank, plan, old)
     return {_STAND_IN + name: value for name, value in made._asdict().items()}
 
   def reference(variables: Variables, kept: Arrays, fold: int) -> Fitted:
-    rows = banks.without(_stand_ins(kept), plan, fold, len(kept['rows']))
+    rows = banks.without(banks.named(kept, _STAND_IN), plan, fold, len(kept['rows']))
     if not len(rows):
       raise ConfigError(
         f'All {len(kept["rows"])} rows of the bank are of images that are left out together; '
@@ -224,18 +224,13 @@ def _one_pass(
     stand_ins=stand_ins,
     settle=lambda state: Done(state.backbone, banks.settle(state.key, state.bank, plan)),
     make_room=make_room if plan.bounded else None,
-    kept=lambda state: state.bank._asdict(),
+    kept=lambda state: banks.kept(state.bank),
     extend=lambda state, kept: state._replace(bank=banks.restore(state.bank, kept, plan)),
     reference=reference,
     score_left_out=score_left_out,
     facts=facts,
     moved=_moved,
   )
-
-
-def _stand_ins(kept: Arrays) -> banks.Patches:
-  names = banks.Patches._fields
-  return banks.Patches(*(jnp.asarray(kept[_STAND_IN + name]) for name in names))
 
 
 def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Array, 'b h w d']:
