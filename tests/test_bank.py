@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from uadjax import sharding
-from uadjax.detectors import bank as banks
+from uadjax.detectors import bank as banks, folds, sizing
 from uadjax.numerics import coreset
 from uadjax.types import ALONE, ConfigError, Spec
 
@@ -25,7 +25,7 @@ put = jax.jit(banks.put, static_argnames='over', donate_argnums=0)
 
 def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
   spec = Spec(8, 8, images, seen, **more)
-  return banks.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
+  return sizing.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
 
 
 def embeddings(n, seed=0):
@@ -196,7 +196,7 @@ def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
   with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ hold .* 3.8 images') as refused:
     plan(10, rows=15)
   (needed,) = re.findall(r'at least (\d+) are needed', str(refused.value))
-  banks.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
+  sizing.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
 
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
@@ -255,7 +255,7 @@ def test_a_projection_to_as_many_dimensions_is_none():
 
 def stood(plan, x, before=None):
   bank, _ = fold(banks.empty(plan, D), plan, x)
-  return banks.stand_ins(KEY, bank, plan, before)
+  return folds.stand_ins(KEY, bank, plan, before)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_of_every_fold_a_share_stands_in(images, ratio, dim):
 @pytest.mark.parametrize('out', [0, 3, 9])
 def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(out, dim):
   sized, x = plan(62, ratio=0.1, dim=dim), embeddings(62, 3)
-  rows = banks.without(stood(sized, x), sized, out, sized.final)
+  rows = folds.without(stood(sized, x), sized, out, sized.final)
   assert len(rows) == sized.final
   others = x[np.arange(62) % 10 != out]
   patches = {patch.tobytes() for patch in others.reshape(-1, D)}
@@ -287,14 +287,14 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(out, dim):
 
 def test_where_fewer_stand_in_than_asked_for_all_are_taken():
   sized, x = plan(3, ratio=1.0), embeddings(3)
-  rows = banks.without(stood(sized, x), sized, 1, 3 * PATCHES)
+  rows = folds.without(stood(sized, x), sized, 1, 3 * PATCHES)
   assert sorted(np.asarray(rows).tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
 
 
 def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   sized, x = plan(62, ratio=0.05, rows=64), embeddings(62)
   bank, _ = fold(banks.empty(sized, D), sized, x)
-  got = banks.stand_ins(KEY, bank, sized, None)
+  got = folds.stand_ins(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
   assert len(got.rows) <= 10 * math.ceil(4 * sized.final / 10)
   in_use = set(np.asarray(bank.patches.image[: int(bank.cursor[0])]).tolist())
@@ -312,7 +312,7 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
   x, first = embeddings(images + 11), 11 if before else 0
   earlier = plan(11, ratio=0.25)
   old = fold(banks.empty(earlier, D), earlier, x[images:])[0]
-  stood = banks.stand_ins(KEY, old, earlier, None)
+  stood = folds.stand_ins(KEY, old, earlier, None)
   kept = jax.tree.map(np.asarray, banks.kept(banks.settle(KEY, old, earlier)))
   found = []
   for devices in (1, 2, 4, 8):
@@ -324,8 +324,8 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
     assert bank.cursor.shape == (devices,)
     rows = bank.patches.rows
     assert rows.addressable_shards[0].data.shape[0] == len(rows) // devices
-    stand_ins = banks.stand_ins(KEY, bank, sized, stood if before else None)
-    without = banks.without(stand_ins, sized, 2, sized.final)
+    stand_ins = folds.stand_ins(KEY, bank, sized, stood if before else None)
+    without = folds.without(stand_ins, sized, 2, sized.final)
     found.append(jax.device_get((banks.settle(KEY, bank, sized), stand_ins, without)))
   for got in found[1:]:
     np.testing.assert_allclose(got[0].radius, found[0][0].radius, rtol=1e-5)
