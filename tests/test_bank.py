@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from uadjax import sharding
-from uadjax.detectors import bank as banks
+from uadjax.detectors import bank as banks, folds, sizing
 from uadjax.numerics import coreset
 from uadjax.types import ALONE, ConfigError, Spec
 
@@ -25,7 +25,7 @@ put = jax.jit(banks.put, static_argnames='over', donate_argnums=0)
 
 def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
   spec = Spec(8, 8, images, seen, **more)
-  return banks.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
+  return sizing.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
 
 
 def embeddings(n, seed=0):
@@ -59,9 +59,9 @@ def farthest(patches, rows):
   return np.linalg.norm(away, axis=-1).min(axis=1).max()
 
 
-def assert_rows_are_patches(bank, x):
+def assert_rows_are_patches(patches, x):
   """Every row is a patch of the image it names, and none is there twice."""
-  rows, image = np.asarray(bank.rows), np.asarray(bank.image)
+  rows, image = np.asarray(patches.rows), np.asarray(patches.image)
   assert len(np.unique(rows, axis=0)) == len(rows)
   for row, number in zip(rows, image, strict=True):
     assert (x[number].reshape(PATCHES, D) == row).all(axis=1).any()
@@ -85,10 +85,11 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
   count = PATCHES * len(want)
   assert (bank.cursor, bank.seen) == (count, len(want))
   assert (bank.chosen, bank.radius) == (0, 0)
+  got = jax.tree.map(lambda x: x[:count], bank.patches)
   np.testing.assert_array_equal(
-    bank.rows[:count], np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
+    got.rows, np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
   )
-  np.testing.assert_array_equal(bank.image[:count], np.repeat([i for _, i in want], PATCHES))
+  np.testing.assert_array_equal(got.image, np.repeat([i for _, i in want], PATCHES))
 
 
 def test_everything_is_kept_while_there_is_room():
@@ -96,16 +97,16 @@ def test_everything_is_kept_while_there_is_room():
   assert not sized.bounded
   bank, _ = fold(banks.empty(sized, D), sized, x, size=3)
   assert bank.cursor == sized.capacity == 9 * PATCHES
-  np.testing.assert_array_equal(bank.rows[: 9 * PATCHES], x.reshape(-1, D))
-  np.testing.assert_array_equal(bank.image[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES))
+  np.testing.assert_array_equal(bank.patches.rows[: 9 * PATCHES], x.reshape(-1, D))
+  np.testing.assert_array_equal(bank.patches.image[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES))
   assert bank.radius == 0
 
 
 def test_with_all_patches_kept_settling_only_orders_them():
   x = embeddings(16)
   bank = settled(plan(16, ratio=1.0), x)
-  assert len(bank.rows) == 16 * PATCHES
-  assert_rows_are_patches(bank, x)
+  assert len(bank.patches.rows) == 16 * PATCHES
+  assert_rows_are_patches(bank.patches, x)
   assert (bank.radius, bank.seen) == (0, 16)
 
 
@@ -121,8 +122,8 @@ def slow_select(x, first, count):
 def test_settling_is_selecting_from_everything_where_no_room_had_to_be_made():
   x = embeddings(16)
   bank = settled(plan(16, ratio=0.2), x)
-  np.testing.assert_array_equal(bank.rows, slow_select(x, bank.rows[0], 13))
-  assert bank.radius == pytest.approx(farthest(x, bank.rows), rel=1e-5)
+  np.testing.assert_array_equal(bank.patches.rows, slow_select(x, bank.patches.rows[0], 13))
+  assert bank.radius == pytest.approx(farthest(x, bank.patches.rows), rel=1e-5)
 
 
 CASES = [(0.02, 64), (0.05, 64), (0.5, 64), (0.1, 45)]  # Of patches; rows until room is made.
@@ -136,10 +137,10 @@ def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
   x = embeddings(62)
   bank = settled(sized, x)
   assert set(done) == {'Making room', 'Selecting the coreset'}
-  assert len(bank.rows) == min(round(ratio * 62 * PATCHES), rows // 2)
-  assert len(bank.rows) == len(bank.image) == len(bank.number)
+  assert len(bank.patches.rows) == min(round(ratio * 62 * PATCHES), rows // 2)
+  assert len(bank.patches.rows) == len(bank.patches.image) == len(bank.patches.number)
   assert bank.seen == 62
-  assert_rows_are_patches(bank, x)
+  assert_rows_are_patches(bank.patches, x)
 
 
 @pytest.mark.parametrize(('ratio', 'rows'), CASES)
@@ -150,10 +151,10 @@ def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
   for start in range(0, 62, 4):
     bank, chosen = fold(bank, sized, x[start : start + 4], start)
     reduced += chosen
-    seen = x[: start + 4]
-    assert farthest(seen, bank.rows[: int(bank.cursor[0])]) <= bank.radius * (1 + 1e-5) + 1e-5
+    seen, in_use = x[: start + 4], bank.patches.rows[: int(bank.cursor[0])]
+    assert farthest(seen, in_use) <= bank.radius * (1 + 1e-5) + 1e-5
   bank = banks.settle(KEY, bank, sized)
-  assert farthest(x, bank.rows) <= bank.radius * (1 + 1e-5)
+  assert farthest(x, bank.patches.rows) <= bank.radius * (1 + 1e-5)
   assert rows // 2 in reduced or ratio == 0.02  # What was chosen has been chosen from again.
 
 
@@ -165,15 +166,15 @@ def test_fresh_patches_alone_are_selected_from_while_the_chosen_are_few():
   assert second == first + math.ceil(4 * 0.02 * 48)
   # The first choice has stayed as it was.
   early, _ = fold(banks.empty(sized, D), sized, x[:20])
-  np.testing.assert_array_equal(bank.rows[:first], early.rows[:first])
+  np.testing.assert_array_equal(bank.patches.rows[:first], early.patches.rows[:first])
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_making_room_covers_at_most_twice_as_far_as_selecting_at_once(seed):
   x = embeddings(62, seed)
   bank = settled(plan(62, ratio=0.05, rows=64), x)
-  assert len(bank.rows) == 12
-  assert farthest(x, bank.rows) <= 2 * farthest(x, slow_select(x, x[0, 0, 0], 12))
+  assert len(bank.patches.rows) == 12
+  assert farthest(x, bank.patches.rows) <= 2 * farthest(x, slow_select(x, x[0, 0, 0], 12))
 
 
 def test_there_is_room_for_a_batch_whenever_one_was_made():
@@ -195,7 +196,7 @@ def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
   with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ hold .* 3.8 images') as refused:
     plan(10, rows=15)
   (needed,) = re.findall(r'at least (\d+) are needed', str(refused.value))
-  banks.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
+  sizing.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
 
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
@@ -211,49 +212,50 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
   old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
-  kept = jax.tree.map(np.asarray, old._asdict())
+  kept = jax.tree.map(np.asarray, banks.kept(old))
   further = plan(more, seen=images, ratio=0.25, rows=rows)
   bank = banks.restore(banks.empty(further, D), kept, further)
-  np.testing.assert_array_equal(bank.rows[: len(old.rows)], kept['rows'])
+  np.testing.assert_array_equal(bank.patches.rows[: len(old.patches.rows)], kept['rows'])
   bank, _ = fold(bank, further, x[images:], first=images)
   bank = banks.settle(KEY, bank, further)
-  assert len(bank.rows) == min(images + more, rows // 2)  # A quarter of four patches each.
+  assert len(bank.patches.rows) == min(images + more, rows // 2)  # A quarter of four patches each.
   assert bank.seen == images + more
-  assert_rows_are_patches(bank, x)
-  is_old = np.asarray(bank.image) < images
+  assert_rows_are_patches(bank.patches, x)
+  is_old = np.asarray(bank.patches.image) < images
   assert 0 < is_old.sum() < len(is_old)
-  of_old = {row.tobytes() for row in np.asarray(bank.rows)[is_old]}
+  of_old = {row.tobytes() for row in np.asarray(bank.patches.rows)[is_old]}
   assert of_old <= {row.tobytes() for row in kept['rows']}
   assert old.radius <= bank.radius
-  assert farthest(x, bank.rows) <= bank.radius * (1 + 1e-5)
+  assert farthest(x, bank.patches.rows) <= bank.radius * (1 + 1e-5)
 
 
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
   old = settled(plan(16, ratio=0.25), embeddings(16))
-  kept, further = jax.tree.map(np.asarray, old._asdict()), plan(12, seen=16, ratio=0.25)
+  kept, further = jax.tree.map(np.asarray, banks.kept(old)), plan(12, seen=16, ratio=0.25)
   again = banks.settle(KEY, banks.restore(banks.empty(further, D), kept, further), further)
-  assert {x.tobytes() for x in np.asarray(again.rows)} == {x.tobytes() for x in kept['rows']}
-  assert len(again.rows) == len(kept['rows'])
+  rows = np.asarray(again.patches.rows)
+  assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['rows']}
+  assert len(rows) == len(kept['rows'])
   assert (again.radius, again.seen) == (kept['radius'], 16)
 
 
 def test_a_projection_decides_what_stays_but_not_how_it_looks():
   x = embeddings(16)
   whole, projected = (settled(plan(16, ratio=0.2, dim=dim), x) for dim in (0, 2))
-  assert len(projected.rows) == 13
-  assert_rows_are_patches(projected, x)
-  assert sorted(projected.rows.tolist()) != sorted(whole.rows.tolist())
+  assert len(projected.patches.rows) == 13
+  assert_rows_are_patches(projected.patches, x)
+  assert sorted(projected.patches.rows.tolist()) != sorted(whole.patches.rows.tolist())
 
 
 def test_a_projection_to_as_many_dimensions_is_none():
   x = embeddings(16)
   whole, same = (settled(plan(16, ratio=0.2, dim=dim), x) for dim in (0, D))
-  np.testing.assert_array_equal(same.rows, whole.rows)
+  np.testing.assert_array_equal(same.patches.rows, whole.patches.rows)
 
 
 def stood(plan, x, before=None):
   bank, _ = fold(banks.empty(plan, D), plan, x)
-  return banks.stand_ins(KEY, bank, plan, before)
+  return folds.stand_ins(KEY, bank, plan, before)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_of_every_fold_a_share_stands_in(images, ratio, dim):
 @pytest.mark.parametrize('out', [0, 3, 9])
 def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(out, dim):
   sized, x = plan(62, ratio=0.1, dim=dim), embeddings(62, 3)
-  rows = banks.without(stood(sized, x), sized, out, sized.final)
+  rows = folds.without(stood(sized, x), sized, out, sized.final)
   assert len(rows) == sized.final
   others = x[np.arange(62) % 10 != out]
   patches = {patch.tobytes() for patch in others.reshape(-1, D)}
@@ -285,17 +287,17 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(out, dim):
 
 def test_where_fewer_stand_in_than_asked_for_all_are_taken():
   sized, x = plan(3, ratio=1.0), embeddings(3)
-  rows = banks.without(stood(sized, x), sized, 1, 3 * PATCHES)
+  rows = folds.without(stood(sized, x), sized, 1, 3 * PATCHES)
   assert sorted(np.asarray(rows).tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
 
 
 def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   sized, x = plan(62, ratio=0.05, rows=64), embeddings(62)
   bank, _ = fold(banks.empty(sized, D), sized, x)
-  got = banks.stand_ins(KEY, bank, sized, None)
+  got = folds.stand_ins(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
   assert len(got.rows) <= 10 * math.ceil(4 * sized.final / 10)
-  in_use = set(np.asarray(bank.image[: int(bank.cursor[0])]).tolist())
+  in_use = set(np.asarray(bank.patches.image[: int(bank.cursor[0])]).tolist())
   assert set(np.asarray(got.image).tolist()) <= in_use
   assert len(np.unique(np.asarray(got.image) % 10)) > 1
 
@@ -310,8 +312,8 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
   x, first = embeddings(images + 11), 11 if before else 0
   earlier = plan(11, ratio=0.25)
   old = fold(banks.empty(earlier, D), earlier, x[images:])[0]
-  stood = banks.stand_ins(KEY, old, earlier, None)
-  kept = jax.tree.map(np.asarray, banks.settle(KEY, old, earlier)._asdict())
+  stood = folds.stand_ins(KEY, old, earlier, None)
+  kept = jax.tree.map(np.asarray, banks.kept(banks.settle(KEY, old, earlier)))
   found = []
   for devices in (1, 2, 4, 8):
     sized = plan(images, seen=first, ratio=0.25, shards=on(devices), spare=1)
@@ -320,9 +322,10 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
       bank = banks.restore(bank, kept, sized)
     bank, _ = fold(bank, sized, x[:images], first, size=8)
     assert bank.cursor.shape == (devices,)
-    assert bank.rows.addressable_shards[0].data.shape[0] == len(bank.rows) // devices
-    stand_ins = banks.stand_ins(KEY, bank, sized, stood if before else None)
-    without = banks.without(stand_ins, sized, 2, sized.final)
+    rows = bank.patches.rows
+    assert rows.addressable_shards[0].data.shape[0] == len(rows) // devices
+    stand_ins = folds.stand_ins(KEY, bank, sized, stood if before else None)
+    without = folds.without(stand_ins, sized, 2, sized.final)
     found.append(jax.device_get((banks.settle(KEY, bank, sized), stand_ins, without)))
   for got in found[1:]:
     np.testing.assert_allclose(got[0].radius, found[0][0].radius, rtol=1e-5)
@@ -337,6 +340,6 @@ def test_every_device_makes_room_for_itself(devices):
   bank, _ = fold(banks.empty(sized, D), sized, x, size=8)
   assert (np.asarray(bank.cursor) <= 64).all()
   settled = banks.settle(KEY, bank, sized)
-  assert len(settled.rows) == sized.final == 12
-  assert_rows_are_patches(settled, x)
-  assert farthest(x, settled.rows) <= settled.radius * (1 + 1e-5)
+  assert len(settled.patches.rows) == sized.final == 12
+  assert_rows_are_patches(settled.patches, x)
+  assert farthest(x, settled.patches.rows) <= settled.radius * (1 + 1e-5)

@@ -73,7 +73,7 @@ def learned(name, variables, features, devices):
   update = jax.jit(detector.update, donate_argnums=0)
   for batch in batches(features):
     state, _ = update(state, sharding.split(mesh, batch))
-  largest = state.moments.m2 if name == 'padim' else state.bank.rows
+  largest = state.moments.m2 if name == 'padim' else state.bank.patches.rows
   assert largest.addressable_shards[-1].data.shape[0] == len(largest) // devices
   kept = {k: np.asarray(v) for k, v in once.stand_ins(state, {}).items()}
   state = once.settle(state)

@@ -265,9 +265,9 @@ def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
     own, metrics = update(own, Batch(*part))
   assert metrics['images'] == 6
   got = detector.one_pass.settle(own)
-  np.testing.assert_allclose(got.bank.rows, kept['rows'], rtol=1e-3, atol=1e-4)
-  np.testing.assert_array_equal(got.bank.image, kept['image'])
-  assert (got.bank.seen, len(got.bank.rows)) == (6, 38)
+  np.testing.assert_allclose(got.bank.patches.rows, kept['rows'], rtol=1e-3, atol=1e-4)
+  np.testing.assert_array_equal(got.bank.patches.image, kept['image'])
+  assert (got.bank.seen, len(got.bank.patches.rows)) == (6, 38)
   assert got.bank.radius == pytest.approx(float(state.bank.radius), rel=1e-4)
 
 
@@ -276,7 +276,8 @@ def test_embeddings_stand_for_images(detector, variables, embeddings):
   update = jax.jit(detector.update)
   from_images, _ = update(state, batch(6))
   from_embeddings, _ = update(state, embedded(embeddings)._replace(image=images(6, 5)))
-  np.testing.assert_allclose(from_embeddings.bank.rows, from_images.bank.rows, rtol=1e-3, atol=1e-4)
+  got, want = (state.bank.patches.rows for state in (from_embeddings, from_images))
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 def rows_of(fitted):
@@ -369,8 +370,9 @@ def test_what_was_learned_can_be_extended(variables, embeddings, kept):
   """Old rows stay candidates, new images compete, and numbers go on."""
   further = make(count=6, seen=6)
   new = np.flip(embeddings, axis=2) + np.float32(0.5)
-  extended = learn(further, variables, [embedded(new, first=6)], kept).bank
-  assert extended.seen == 12
+  settled = learn(further, variables, [embedded(new, first=6)], kept)
+  extended = settled.bank.patches
+  assert settled.bank.seen == 12
   assert len(extended.rows) == round(0.1 * 12 * GRID**2)
   old = np.asarray(extended.image) < 6
   assert 0 < old.sum() < len(old)
@@ -379,7 +381,7 @@ def test_what_was_learned_can_be_extended(variables, embeddings, kept):
   assert {r.tobytes() for r in np.asarray(extended.rows)[old]} <= {
     r.tobytes() for r in kept['rows']
   }
-  moved = further.one_pass.moved(kept, jax.tree.map(np.asarray, extended._asdict()))
+  moved = further.one_pass.moved(kept, jax.tree.map(np.asarray, further.one_pass.kept(settled)))
   assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_kept': old.sum() / 38}
 
 
@@ -390,8 +392,8 @@ def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
   assert detector.one_pass.make_room is None
   x = np.concatenate([embeddings, embeddings[:2, ::-1]])
   bank = learn(small, variables, [embedded(x[i : i + 1], i) for i in range(8)]).bank
-  assert len(bank.rows) == 6 * GRID**2 // 2
-  away = np.linalg.norm(x.reshape(-1, 1, 192) - np.asarray(bank.rows)[None], axis=-1)
+  assert len(bank.patches.rows) == 6 * GRID**2 // 2
+  away = np.linalg.norm(x.reshape(-1, 1, 192) - np.asarray(bank.patches.rows)[None], axis=-1)
   assert 0 < away.min(axis=1).max() <= bank.radius * (1 + 1e-5)
 
 

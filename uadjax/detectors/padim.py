@@ -14,7 +14,7 @@ from typing import Any, cast, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 import numpy as np
 
 from uadjax import backbones
@@ -98,20 +98,7 @@ def make(
   stages = cast(Stages, shapes)
   _, h, w, _ = stages[backbone.stages[0]].shape
   counts = tuple(stages[name].shape[-1] for name in backbone.stages)
-
   over, full = spec.shards, h + -h % spec.shards.number
-
-  def on_rows(
-    function: Callable[..., Float[Array, 'b h w']], x: Float[Array, 'b h w d'], *learned: Array
-  ) -> Float[Array, 'b h w']:
-    """Where each device has the Gaussians of its rows; back by image."""
-
-    def one(x: Array, *learned: Array, axis: str | None) -> Array:
-      return shards.by_image(function(shards.by_row(x, axis), *learned), axis)
-
-    return over.over(one, (True, *(True for _ in learned)), True)(_filled(x, 1, full), *learned)[
-      :, :h
-    ]
 
   def init(key: Key, variables: Variables) -> State:
     drawn = projections.draw(key, projection, counts, channels)
@@ -130,17 +117,9 @@ def make(
     return see(embedder, jnp.asarray(batch.image)) if batch.features is None else batch.features
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-    x = _filled(embed(state.embedder, batch), 1, full)
-
-    def one(moments: gaussian.Moments, x: Array, valid: Array, axis: str | None):
-      return gaussian.add(moments, shards.by_row(x, axis), shards.joined(valid, axis))
-
-    added = over.over(one, (_SPLIT, True, True), _SPLIT)
-    moments = added(state.moments, x, jnp.asarray(batch.valid))
+    x = embed(state.embedder, batch)
+    moments = _add(state.moments, x, jnp.asarray(batch.valid), over)
     return state._replace(moments=moments), {'images': moments.n}
-
-  def compile(state: State) -> None:
-    _whiten.lower(state.moments.m2, state.moments.n, ridge, 0, over).compile()
 
   def finish(state: State) -> Fitted:
     n, mean, m2 = state.moments
@@ -151,19 +130,13 @@ def make(
       return fitted._replace(fitted=fill(fitted.fitted))
     return Fitted(fitted.embedder, *(_filled(x, 0, full) for x in fitted[1:]))
 
-  def reference(variables: Variables, kept: Arrays, fold: int) -> Reference:
-    del fold  # One serves all images: each is left out in closed form.
-    n, mean, projection = (jnp.asarray(kept[k]) for k in ('n', 'mean', 'projection'))
-    whiten = jax.device_put(_whiten_on_host(kept['m2'], n, ridge, 1))
-    return Reference(Fitted(Embedder(variables, projection), mean, whiten), n)
-
   def judge(distance: Float[Array, 'b h w']) -> Scores:
     anomaly = maps.enlarge(distance, spec.height, spec.width, _SIGMA)
     return Scores(anomaly, anomaly.max(axis=(1, 2)))
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
     embedder, mean, whiten = fitted
-    return judge(on_rows(gaussian.mahalanobis, see(embedder, images), mean, whiten))
+    return judge(_on_rows(gaussian.mahalanobis, see(embedder, images), (mean, whiten), over))
 
   def portable(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
     embedder, mean, whiten = fitted
@@ -180,9 +153,39 @@ def make(
     def distance(x: Array, mean: Array, whiten: Array) -> Array:
       return gaussian.left_out_distance(x, n, mean, whiten)
 
-    return judge(on_rows(distance, embed(embedder, batch), mean, whiten))
+    return judge(_on_rows(distance, embed(embedder, batch), (mean, whiten), over))
 
-  one_pass = OnePass(
+  one_pass = _one_pass(h, ridge, over, embed, score_left_out)
+  fitted = Fitted(False, True, True)  # pyright: ignore[reportArgumentType]
+  state = State(False, _SPLIT)  # pyright: ignore[reportArgumentType]
+  parts = Split(state, fitted, Reference(fitted, False), fill)  # pyright: ignore[reportArgumentType]
+  split = parts if over.number > 1 else None
+  return Detector(init, None, update, None, finish, score, one_pass, portable, split=split)
+
+
+def _one_pass(
+  h: int,
+  ridge: float,
+  over: Shards,
+  embed: Callable[[Embedder, Batch], Float[Array, 'b h w d']],
+  score_left_out: Callable[[Reference, Batch], Scores],
+) -> OnePass:
+  """What there is besides; one reference serves all images: each is left out in closed form."""
+
+  def compile(state: State) -> None:
+    _whiten.lower(state.moments.m2, state.moments.n, ridge, 0, over).compile()
+
+  def kept(state: State) -> Arrays:
+    n, mean, m2 = state.moments
+    return {'projection': state.embedder.projection, 'n': n, 'mean': mean[:h], 'm2': m2[:h]}
+
+  def reference(variables: Variables, kept: Arrays, fold: int) -> Reference:
+    del fold
+    n, mean, projection = (jnp.asarray(kept[k]) for k in ('n', 'mean', 'projection'))
+    whiten = jax.device_put(_whiten_on_host(kept['m2'], n, ridge, 1))
+    return Reference(Fitted(Embedder(variables, projection), mean, whiten), n)
+
+  return OnePass(
     folds=1,
     embedder=lambda state: state.embedder,
     embed=embed,
@@ -190,23 +193,40 @@ def make(
     stand_ins=lambda state, before: {},
     settle=lambda state: state,
     make_room=None,
-    kept=lambda state: {
-      'projection': state.embedder.projection,
-      'n': state.moments.n,
-      'mean': state.moments.mean[:h],
-      'm2': state.moments.m2[:h],
-    },
-    extend=functools.partial(_extend, full=full),
+    kept=kept,
+    extend=_extend,
     reference=reference,
     score_left_out=score_left_out,
     facts=lambda kept, embeddings: {'images': int(kept['n'])},
     moved=_moved,
   )
-  fitted = Fitted(False, True, True)  # pyright: ignore[reportArgumentType]
-  state = State(False, _SPLIT)  # pyright: ignore[reportArgumentType]
-  parts = Split(state, fitted, Reference(fitted, False), fill)  # pyright: ignore[reportArgumentType]
-  split = parts if over.number > 1 else None
-  return Detector(init, None, update, None, finish, score, one_pass, portable, split=split)
+
+
+def _add(
+  moments: gaussian.Moments, x: Float[Array, 'b h w d'], valid: Bool[Array, ' b'], over: Shards
+) -> gaussian.Moments:
+  """Fold images in: every device its rows of all of them."""
+
+  def one(moments: gaussian.Moments, x: Array, valid: Array, axis: str | None) -> gaussian.Moments:
+    return gaussian.add(moments, shards.by_row(x, axis), shards.joined(valid, axis))
+
+  added = over.over(one, (_SPLIT, True, True), _SPLIT)
+  return added(moments, _filled(x, 1, len(moments.mean)), valid)
+
+
+def _on_rows(
+  distance: Callable[..., Float[Array, 'b h w']],
+  x: Float[Array, 'b h w d'],
+  learned: tuple[Float[Array, '_h w d'], Float[Array, '_h w d d']],
+  over: Shards,
+) -> Float[Array, 'b h w']:
+  """Measure where each device has the Gaussians of its rows; back by image."""
+
+  def one(x: Array, learned: tuple[Array, Array], axis: str | None) -> Array:
+    return shards.by_image(distance(shards.by_row(x, axis), *learned), axis)
+
+  measured = over.over(one, (True, True), True)(_filled(x, 1, len(learned[0])), learned)
+  return measured[:, : x.shape[1]]
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4))
@@ -232,9 +252,9 @@ def _whiten_on_host(
   return out
 
 
-def _extend(state: State, kept: Arrays, full: int) -> State:
+def _extend(state: State, kept: Arrays) -> State:
   n, mean, m2, projection = (jnp.array(kept[k]) for k in ('n', 'mean', 'm2', 'projection'))
-  embedder = state.embedder._replace(projection=projection)
+  embedder, full = state.embedder._replace(projection=projection), len(state.moments.mean)
   return State(embedder, gaussian.Moments(n, _filled(mean, 0, full), _filled(m2, 0, full)))
 
 

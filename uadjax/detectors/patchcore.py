@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors import bank as banks
+from uadjax.detectors import bank as banks, folds, selecting, sizing
 from uadjax.numerics import maps, neighbors as knn
 from uadjax.types import (
   Arrays,
@@ -97,7 +97,7 @@ def make(
   shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), blank)
   pixels = jax.ShapeDtypeStruct(blank.shape, jnp.uint8)
   _, h, w, d = jax.eval_shape(see, shapes, pixels).shape
-  plan, over = banks.plan(d, h * w, spec, ratio, max_bytes, coreset_dim), spec.shards
+  plan, over = sizing.plan(d, h * w, spec, ratio, max_bytes, coreset_dim), spec.shards
 
   def init(key: Key, variables: Variables) -> State:
     return State(variables, key, banks.empty(plan, d))
@@ -111,7 +111,7 @@ def make(
     return state._replace(bank=bank), {'images': bank.seen}
 
   def finish(state: State | Done) -> Fitted:
-    return Fitted(state.backbone, knn.index(state.bank.rows))
+    return Fitted(state.backbone, knn.index(state.bank.patches.rows))
 
   def judge(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
     def one(bank: knn.Index, x: Float[Array, 'b h w d'], axis: str | None) -> Scores:
@@ -180,23 +180,23 @@ def _check(ratio: float, neighbors: int, reweight: bool) -> None:
 
 
 def _one_pass(
-  plan: banks.Plan,
+  plan: sizing.Plan,
   embed: Callable[[Variables, Batch], Float[Array, 'b h w d']],
   score_left_out: Callable[[Fitted, Batch], Scores],
   approx: bool,
 ) -> OnePass:
-  """What there is besides; references are banks without a fold, see `detectors.bank`."""
+  """What there is besides; references are banks without a fold, see `detectors.folds`."""
 
   def make_room(state: State, images: int) -> State:
     return state._replace(bank=banks.make_room(state.key, state.bank, plan, images))
 
   def stand_ins(state: State, before: Arrays) -> Arrays:
-    old = _stand_ins(before) if before else None
-    made = banks.stand_ins(state.key, state.bank, plan, old)
+    old = selecting.named(before, _STAND_IN) if before else None
+    made = folds.stand_ins(state.key, state.bank, plan, old)
     return {_STAND_IN + name: value for name, value in made._asdict().items()}
 
   def reference(variables: Variables, kept: Arrays, fold: int) -> Fitted:
-    rows = banks.without(_stand_ins(kept), plan, fold, len(kept['rows']))
+    rows = folds.without(selecting.named(kept, _STAND_IN), plan, fold, len(kept['rows']))
     if not len(rows):
       raise ConfigError(
         f'All {len(kept["rows"])} rows of the bank are of images that are left out together; '
@@ -224,18 +224,13 @@ def _one_pass(
     stand_ins=stand_ins,
     settle=lambda state: Done(state.backbone, banks.settle(state.key, state.bank, plan)),
     make_room=make_room if plan.bounded else None,
-    kept=lambda state: state.bank._asdict(),
+    kept=lambda state: banks.kept(state.bank),
     extend=lambda state, kept: state._replace(bank=banks.restore(state.bank, kept, plan)),
     reference=reference,
     score_left_out=score_left_out,
     facts=facts,
     moved=_moved,
   )
-
-
-def _stand_ins(kept: Arrays) -> banks.Patches:
-  names = banks.Patches._fields
-  return banks.Patches(*(jnp.asarray(kept[_STAND_IN + name]) for name in names))
 
 
 def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Array, 'b h w d']:
