@@ -143,6 +143,7 @@ def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
   canvas = figure.Figure(figsize=(9, 7), layout='constrained')
   panels = canvas.subplots(2, 2)
   numbers = sorted({devices for _, _, devices in costs})
+  rows = sorted({n for _, n, _ in costs})
   for line, work in zip(panels, WORK, strict=True):
     for devices in numbers:
       own = sorted(
@@ -150,8 +151,8 @@ def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
       )
       rows = [n for n, _ in own]
       name = f'{devices} device{"s" if devices > 1 else ""}'
-      line[0].plot(rows, [cost.megabytes for _, cost in own], 'o-', label=name)
-      line[1].plot(rows, [np.median(cost.seconds) for _, cost in own], 'o-', label=name)
+      line[0].plot(rows, [cost.megabytes for cost in own], 'o-', label=name)
+      line[1].plot(rows, [np.median(cost.seconds) for cost in own], 'o-', label=name)
     line[0].set(title=f'{work}: MB of each device')
     line[1].set(title=f'{work}: seconds')
     for panel in line:

@@ -32,7 +32,8 @@ def described(title: str, function: Any, given: tuple[Any, ...], each: int) -> l
   """A row of the table: per device."""
   compiled = jax.jit(function).lower(*given).compile()
   found = compiled.cost_analysis()
-  flops = (found[0] if isinstance(found, list) else found)['flops']
+  assert found is not None
+  flops = found['flops']
   between = ', '.join(f'{k} {v / 1e6:.3g} MB' for k, v in sorted(moved(compiled).items()))
   row = [title, f'{flops / each / 1e9:.1f}', f'{planned_mb(compiled):.0f}', between or '—']
   print(*row, flush=True)

@@ -189,15 +189,15 @@ def test_wrong_shares_are_refused(told):
 
 
 @pytest.mark.parametrize(
-  ('rank', 'size'),
+  'names',
   [
-    ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS'),
-    ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+    ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID'),
+    ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
   ],
 )
-def test_launchers_tell_shares(rank, size, monkeypatch):
-  monkeypatch.setenv(rank, '2')
-  monkeypatch.setenv(size, '5')
+def test_launchers_tell_shares(names, monkeypatch):
+  for name, value in zip(names, '250', strict=True):
+    monkeypatch.setenv(name, value)
   assert hosts.part('auto') == (2, 5)
 
 

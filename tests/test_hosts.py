@@ -191,12 +191,147 @@ def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, drawn, tmp_
     assert f'Going on from step {step}' in said
 
 
-@pytest.mark.parametrize(('count', 'index'), [(0, -1), (2, 2), (2, -1)])
-def test_a_coordinator_without_the_rest_is_refused(count, index):
+@pytest.mark.parametrize(
+  ('at', 'count', 'index'), [(':1', 0, -1), (':1', 2, 2), (':1', 2, -1), ('', 2, 0), (':x', 2, 0)]
+)
+def test_a_coordinator_without_the_rest_is_refused(at, count, index):
   options = config.base().hosts
-  options.update({'coordinator': '127.0.0.1:1', 'count': count, 'index': index})
+  options.update({'coordinator': f'127.0.0.1{at}', 'count': count, 'index': index})
   with pytest.raises(ConfigError, match=f'got {count}.*got {index}'):
     hosts.join(options)
+
+
+# As srun of SLURM 22.05 and mpirun of Open MPI 4.1 and 5.0 set them: the last of several processes.
+SRUN = {
+  'SLURM_JOB_ID': '70',
+  'SLURM_STEP_ID': '0',
+  'SLURM_STEP_NODELIST': 'node[1-2]',
+  'SLURM_NTASKS': '2',
+  'SLURM_STEP_NUM_TASKS': '2',
+  'SLURM_STEP_TASKS_PER_NODE': '1(x2)',
+  'SLURM_PROCID': '1',
+  'SLURM_LOCALID': '0',
+}
+ONE_HOST = {'SLURM_STEP_TASKS_PER_NODE': '2', 'SLURM_LOCALID': '1'}
+UNEVEN = {
+  'SLURM_STEP_NUM_TASKS': '5',
+  'SLURM_STEP_TASKS_PER_NODE': '1,2(x2)',
+  'SLURM_LOCALID': '1',
+}
+BATCH = {'SLURM_JOB_ID': '70', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}
+ONE = {'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}
+OF_MPI = 'OMPI_COMM_WORLD_'
+MPIRUN_5 = {
+  f'{OF_MPI}SIZE': '2',
+  f'{OF_MPI}RANK': '1',
+  f'{OF_MPI}LOCAL_SIZE': '2',
+  f'{OF_MPI}LOCAL_RANK': '1',
+}
+MPIRUN = {**MPIRUN_5, 'OMPI_MCA_orte_hnp_uri': '1970208768.0;tcp://192.0.2.2:44263'}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """Gives what a process of an environment tells JAX; None of one that is alone."""
+
+  def join(environment, **given):
+    options, told, environment = config.base().hosts, [], dict(environment)
+    options.update(given)
+    with monkeypatch.context() as patch:
+      patch.setattr(os, 'environ', environment)
+      patch.setattr('jax.distributed.initialize', lambda **given: told.append(given))
+      hosts.join(options)
+    return {**told[0], 'port': environment.get('JAX_COORDINATOR_PORT')} if told else None
+
+  return join
+
+
+@pytest.mark.parametrize(
+  ('environment', 'seen', 'own'),
+  [
+    (SRUN, '0,1,2,3', []),  # One process of a host: all that it sees.
+    (SRUN, None, []),
+    (SRUN | ONE_HOST, '1', []),  # As --gpus-per-task=1 has it: the only one that it sees.
+    (SRUN | ONE_HOST, '0,1,2,3', [1]),  # Both see all, and each takes one.
+    (SRUN | ONE_HOST, None, [1]),
+    (SRUN | UNEVEN, '0,1', [1]),
+    (MPIRUN, None, [1]),
+    (MPIRUN, '1', []),
+  ],
+)
+def test_a_process_has_the_gpus_that_are_its_own(joined, environment, seen, own):
+  gpus = {'CUDA_VISIBLE_DEVICES': seen} if seen else {}
+  assert joined(environment | gpus)['local_device_ids'] == own
+  assert joined(environment | gpus | {'JAX_LOCAL_DEVICE_IDS': '0'})['local_device_ids'] is None
+
+
+@pytest.mark.parametrize('environment', [SRUN, MPIRUN, MPIRUN_5])
+def test_who_started_several_tells_how_many_and_which_this_is(joined, environment):
+  told = joined(environment, coordinator='first:1234')
+  names = 'coordinator_address', 'num_processes', 'process_id'
+  assert [told[name] for name in names] == ['first:1234', 2, 1]
+  told = joined(environment, coordinator='first:1234', count=3, index=0)
+  assert [told[name] for name in names] == ['first:1234', 3, 0]
+
+
+@pytest.mark.parametrize('environment', [{}, BATCH, SRUN | ONE, MPIRUN | {f'{OF_MPI}SIZE': '1'}])
+def test_one_process_is_alone(joined, environment):
+  assert joined(environment) is None
+
+
+def test_steps_of_a_job_do_not_share_a_port(joined):
+  at = [joined(SRUN | {'SLURM_STEP_ID': str(step)})['port'] for step in range(100)]
+  assert len(set(at)) == 100
+  assert all(61440 <= int(port) <= 65535 for port in at)
+  assert joined(SRUN | {'JAX_COORDINATOR_PORT': '1234'})['port'] == '1234'
+  # Open MPI has one of its own; only some of its processes know of a step.
+  assert joined(SRUN | MPIRUN)['port'] is None
+
+
+def test_where_jax_finds_nothing_the_error_says_what_to_pass(joined):
+  with pytest.raises(ConfigError, match=r'--config\.hosts\.coordinator=HOST:PORT'):
+    joined(SRUN | MPIRUN_5)
+
+
+def test_who_waits_for_others_in_vain_is_told_so():
+  options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'index': 0, 'wait_s': 1}
+  code = (
+    'from uadjax import config, hosts; options = config.base().hosts; '
+    f'options.update({options}); hosts.join(options)'
+  )
+  run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert run.returncode == 1
+  assert run.stderr.startswith('Lost: The processes of this run did not meet within hosts.wait_s=1')
+
+
+def test_one_that_hangs_is_not_waited_for_for_ever():
+  """It is alive, so that its heart beats, and comes too late."""
+  options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'wait_s': 60}
+  code = (
+    'import sys, time\n'
+    'from uadjax import config, hosts\n'
+    'options = config.base().hosts\n'
+    f'options.update({options} | {{"index": int(sys.argv[1])}})\n'
+    'hosts.join(options)\n'
+    'hosts.meet("the start", 60)\n'
+    'if options.index: time.sleep(60)\n'
+    'try: hosts.meet("the work", 2)\n'
+    'except hosts.Lost as error: print(error)\n'
+    'hosts.leave(1)'
+  )
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
+  first, late = (
+    subprocess.Popen(
+      [sys.executable, '-c', code, str(index)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    for index in range(2)
+  )
+  try:
+    said = first.communicate(timeout=120)[0]
+  finally:
+    late.kill()
+    late.communicate()
+  assert 'Not all processes of this run have come to the work within hosts.wait_s=2 s' in said
 
 
 def test_other_errors_are_left_as_they_are():

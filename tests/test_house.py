@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / 'uadjax'
 FLOORS = (
   ('__init__',),
   ('types',),
-  ('files', 'hostmemory', 'hosts', 'interrupts', 'tables', 'threads', 'config', 'numerics'),
+  ('files', 'hostmemory', 'interrupts', 'launchers', 'tables', 'threads', 'config', 'numerics'),
+  ('hosts',),
   ('backbones', 'data'),
   ('fetch',),
   ('inputs',),
@@ -44,7 +45,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Where a foreign library may be named.
 ROOMS = {
-  'orbax': {'checkpoint'},
+  'orbax': {'checkpoint', 'hosts'},  # There for its barrier.
   'clu': {'telemetry'},
   'tensorflow': {'data', 'telemetry', 'export'},
   'tensorflow_datasets': {'data'},

@@ -88,7 +88,7 @@ def test_a_run_that_fails_keeps_no_other_from_going_on(stand_in, tmp_path):
   runs = sweep.plan(['padim'], ['broken', 'bolt'], [3])
   outcomes = {one.run.category: one for one in carried_out(tmp_path / 'w', runs)}
   assert outcomes['broken'].error == 'DataError: no such images'
-  assert outcomes['bolt'].told['images'] == 10
+  assert outcomes['bolt'].told and outcomes['bolt'].told['images'] == 10
   again = carried_out(tmp_path / 'w', runs)  # It is tried again.
   assert [one.run.category for one in again] == ['broken']
 
@@ -192,7 +192,8 @@ def test_the_command_leaves_a_table(drawn, tmp_path, capsys):
   with Path(said['table']).open(newline='') as file:
     (row,) = csv.DictReader(file)
   assert (row['detector'], row['category'], row['seeds']) == ('padim', 'disc', '2')
-  both = [results.done(path.parent)['image_auroc'] for path in tmp_path.rglob('train_result.json')]
+  found = map(results.done, (path.parent for path in tmp_path.rglob('train_result.json')))
+  both = [told['image_auroc'] for told in found if told]
   assert float(row['image_auroc']) == pytest.approx(statistics.mean(both))
   assert cli.main([*map(str, words), '--table-only']) == 0
 

@@ -8,30 +8,37 @@ and see the run's checkpoints, which Orbax writes together, through a link.
 
 from collections.abc import Iterator
 import contextlib
-import importlib.util
+import itertools
 import os
 from pathlib import Path
 import re
 import shutil
 import sys
 import tempfile
+import threading
+import time
 from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from uadjax import launchers
 from uadjax.types import Config, ConfigError, Interrupted, UserError
 
-_RANKS = (  # Variables that tell which of how many processes this is.
-  ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS'),
-  ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
-)
 _SHARED = ('checkpoints', 'config.yaml')  # Of a run's folder: what going on with it needs.
 # What JAX, gloo and its coordination service say of a process that is gone.
 _GONE = re.compile(
   r'closed by peer|Connection reset|Broken pipe|[Cc]oordination|heartbeat|DEADLINE_EXCEEDED'
   r'|UNAVAILABLE|[Tt]imed out|Gloo'
+)
+_MEETINGS = itertools.count()  # All processes meet equally often, each time under another name.
+_LONGER_S = 60  # That JAX waits for others than is said.
+_LAST_S = 5  # That the first process leaves after others, who may still close files.
+_UNKNOWN = (
+  'JAX cannot find the first process of this run (of Open MPI it knows version 4 alone). Name it '
+  'with --config.hosts.coordinator=HOST:PORT, and where neither srun nor mpirun started the '
+  'processes with hosts.count and hosts.index; hosts.coordinator=none makes each a run of its own.'
 )
 
 
@@ -43,39 +50,57 @@ def join(options: Config) -> None:
   """Become one of several processes, if there are several; before JAX computes anything.
 
   Args:
-    options: `coordinator`: HOST:PORT of the first process, with `count` and `index`; 'jax' lets JAX
-      find out, 'auto' does where SLURM, Open MPI or a TPU pod has started several; 'none' never.
+    options: `coordinator`: HOST:PORT of the first process, with `count` and `index` where neither
+      SLURM nor Open MPI tells them; 'jax' lets JAX find out, 'auto' does where one of these or a
+      TPU pod has started several; 'none' never.
 
   Raises:
-    ConfigError: only some of these are given.
+    ConfigError: only some of these are given, or JAX cannot find out.
     Lost: the others do not come within `wait_s`.
   """
   how = options.coordinator
   if jax.distributed.is_initialized():
     return
-  if how == 'none' or (how == 'auto' and not _started_together()):
+  launched = launchers.launched()
+  if how == 'none' or (how == 'auto' and not (launched or launchers.on_tpu())):
     return
   known = {}
   if how not in ('auto', 'jax'):
     count, index = options.count, options.index
-    if ':' not in how or not 0 <= index < count:
+    if launched and (count, index) == (0, -1):
+      count, index = launched.size, launched.rank
+    if not re.fullmatch(r'.+:\d+', how) or not 0 <= index < count:
       raise ConfigError(
         f'hosts.coordinator={how!r} must be HOST:PORT of the first process, auto, jax or none, '
         f'with hosts.count (got {count}) processes, of which this is hosts.index (got {index}), '
         'from 0.'
       )
     known = {'coordinator_address': how, 'num_processes': count, 'process_id': index}
+  elif launched and not launchers.known_to_jax(launched):  # It would ask SLURM, where that is.
+    raise ConfigError(_UNKNOWN)
+  elif launched and launched.by_slurm:
+    launchers.port_of_step()
+  late = Lost(
+    f'The processes of this run did not meet within hosts.wait_s={options.wait_s} s '
+    f'(hosts.coordinator={how}). Start all of them, with the same coordinator.'
+  )
+  # JAX would abort with a dump of its stack, which cannot be caught; so it is given longer.
+  alarm = threading.Timer(options.wait_s, _give_up, [late])
+  alarm.daemon = True
+  alarm.start()
   try:
     jax.distributed.initialize(
       **known,
-      initialization_timeout=options.wait_s,
+      local_device_ids=launchers.gpus(launched),
+      initialization_timeout=options.wait_s + _LONGER_S,
       heartbeat_timeout_seconds=options.heartbeat_s,
     )
   except RuntimeError as error:
-    raise Lost(
-      f'The processes of this run did not meet within hosts.wait_s={options.wait_s} s at {how}: '
-      f'{str(error).splitlines()[0]}. Start all of them, with the same coordinator.'
-    ) from None
+    raise Lost(f'{late} ({str(error).splitlines()[0]})') from None
+  except ValueError as error:
+    raise ConfigError(f'{_UNKNOWN} ({error})') from None
+  finally:
+    alarm.cancel()
 
 
 def several() -> bool:
@@ -98,10 +123,8 @@ def part(told: str) -> tuple[int, int]:
     ConfigError: it is neither.
   """
   if told == 'auto':
-    for index, count in _RANKS:
-      if os.environ.get(index, '').isdigit() and os.environ.get(count, '').isdigit():
-        return int(os.environ[index]), int(os.environ[count])
-    return share()
+    launched = launchers.launched()
+    return (launched.rank, launched.size) if launched else share()
   found = re.fullmatch(r'(\d+)/(\d+)', told)
   index, count = map(int, found.groups()) if found else (0, 0)
   if not index < count:
@@ -109,6 +132,36 @@ def part(told: str) -> tuple[int, int]:
       f'A share must be auto, or I/N with I from 0 to N - 1, such as 0/4; got {told!r}.'
     )
   return index, count
+
+
+def meet(where: str, wait_s: int) -> None:
+  """Wait until all processes have come here, which takes some longer than others, but not for ever.
+
+  What computes together waits for all as it is, and without a limit: of a process that only hangs,
+  as with a file system that does not answer, the others would never know.
+
+  Raises:
+    Lost: some have not come within `wait_s`.
+  """
+  if not several():
+    return
+  from orbax.checkpoint import multihost  # JAX's own barrier knows no limit.
+
+  key = f'uadjax {next(_MEETINGS)} {where}'
+  try:
+    multihost.sync_global_processes(key, timeout=wait_s, processes={*range(jax.process_count())})
+  except jax.errors.JaxRuntimeError as error:
+    raise Lost(
+      f'Not all processes of this run have come to {where} within hosts.wait_s={wait_s} s of each '
+      f'other; see their logs, and start all again. ({str(error).splitlines()[0][:120]})'
+    ) from None
+
+
+def among() -> str:
+  """Of several processes, which this is, for the log."""
+  if not several():
+    return ''
+  return f'; this is process {jax.process_index()}, and there are {jax.process_count()}'
 
 
 def any_of(flag: bool) -> bool:
@@ -142,16 +195,18 @@ def told(error: Exception | Interrupted) -> Exception | Interrupted:
 
 
 def leave(status: int) -> NoReturn:
-  """End at once: who waits for others to end properly may wait for those that wait for it."""
+  """End at once: who waits for others to end properly may wait for those that wait for it.
+
+  The first a little later, for once it is gone JAX aborts the others, which then cannot say why.
+  """
+  if jax.process_index() == 0:
+    time.sleep(_LAST_S)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
 
 
-def _started_together() -> bool:
-  """Whether something has started several processes as one run."""
-  counts = (os.environ.get(name, '') for _, name in _RANKS)
-  if any(count.isdigit() and int(count) > 1 for count in counts):
-    return True
-  on_tpu = any(Path(place).exists() for place in ('/dev/accel0', '/dev/vfio/0'))
-  return on_tpu and importlib.util.find_spec('libtpu') is not None
+def _give_up(error: Exception) -> NoReturn:
+  """Say so and end; of JAX nothing may be asked while it waits."""
+  print(f'{type(error).__name__}: {error}', file=sys.stderr, flush=True)
+  os._exit(1)

@@ -80,7 +80,9 @@ def train(config: Config, workdir: Path) -> Result:
 
 def _train(config: Config, workdir: Path) -> Result:
   splits = trial.passed(config)
+  hosts.meet('fitting', config.hosts.wait_s)
   trained = training.train(config, splits, workdir)
+  hosts.meet('judging', config.hosts.wait_s)
   timing, began = trained.pop('timing'), time.perf_counter()
   model = _placed(config, workdir / 'model')
   loaded_s = time.perf_counter() - began

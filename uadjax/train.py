@@ -14,6 +14,7 @@ from uadjax import (
   files,
   fit,
   hostmemory,
+  hosts,
   interrupts,
   labelled,
   learned as learning,
@@ -63,9 +64,9 @@ def _by_descent(
   variables, weights = pretrained.load(config.backbone.weights, backbone)
   telemetry.LOG.info(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
-    '%s), on %d device(s) of %s',
+    '%s), on %d device(s) of %s%s',
     workdirs.label(config), *map(len, parts), config.backbone.name, weights.source, mesh.size,
-    config.device,
+    config.device, hosts.among(),
   )  # fmt: skip
   workdirs.claim(workdir, config)
   with interrupts.noted() as stop:
@@ -111,9 +112,9 @@ def _in_one_pass(
   if old:
     _same_weights(weights, old.weights)
   telemetry.LOG.info(
-    '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s',
+    '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s%s',
     workdirs.label(config), len(records), f', after {first} before' if first else '',
-    config.backbone.name, weights.source, mesh.size, config.device,
+    config.backbone.name, weights.source, mesh.size, config.device, hosts.among(),
   )  # fmt: skip
   # Spared, for it may be they that are extended.
   workdirs.claim(workdir, config, spare=('model', 'state'))
