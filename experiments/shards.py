@@ -146,10 +146,7 @@ def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
   rows = sorted({n for _, n, _ in costs})
   for line, work in zip(panels, WORK, strict=True):
     for devices in numbers:
-      own = sorted(
-        (n, cost) for (name, n, d), cost in costs.items() if (name, d) == (work, devices)
-      )
-      rows = [n for n, _ in own]
+      own = [costs[work, n, devices] for n in rows]
       name = f'{devices} device{"s" if devices > 1 else ""}'
       line[0].plot(rows, [cost.megabytes for cost in own], 'o-', label=name)
       line[1].plot(rows, [np.median(cost.seconds) for cost in own], 'o-', label=name)

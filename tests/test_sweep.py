@@ -88,7 +88,8 @@ def test_a_run_that_fails_keeps_no_other_from_going_on(stand_in, tmp_path):
   runs = sweep.plan(['padim'], ['broken', 'bolt'], [3])
   outcomes = {one.run.category: one for one in carried_out(tmp_path / 'w', runs)}
   assert outcomes['broken'].error == 'DataError: no such images'
-  assert outcomes['bolt'].told and outcomes['bolt'].told['images'] == 10
+  assert outcomes['bolt'].told
+  assert outcomes['bolt'].told['images'] == 10
   again = carried_out(tmp_path / 'w', runs)  # It is tried again.
   assert [one.run.category for one in again] == ['broken']
 
