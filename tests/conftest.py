@@ -10,6 +10,8 @@ import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Workers keep all cores busy: a compilation that is cut up for threads only takes longer.
+os.environ.setdefault('XLA_FLAGS', '--xla_cpu_parallel_codegen_split_count=1')
 # What takes long to compile is compiled once for all workers and the processes that they start.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   COMPILED = tempfile.TemporaryDirectory(prefix='uadjax-compiled-')

@@ -306,8 +306,11 @@ def on(devices):
   return sharding.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
 
 
+@pytest.mark.parametrize(
+  'numbers', [(1, 8), pytest.param((1, 2, 3, 4, 8), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(('images', 'before'), [(3, False), (37, True)])
-def test_what_is_kept_does_not_depend_on_the_devices(images, before):
+def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   """Fewer images than devices, and a number that none divides; after an earlier bank, too."""
   x, first = embeddings(images + 11), 11 if before else 0
   earlier = plan(11, ratio=0.25)
@@ -315,7 +318,7 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
   stood = folds.stand_ins(KEY, old, earlier, None)
   kept = jax.tree.map(np.asarray, banks.kept(banks.settle(KEY, old, earlier)))
   found = []
-  for devices in (1, 2, 4, 8):
+  for devices in numbers:
     sized = plan(images, seen=first, ratio=0.25, shards=on(devices), spare=1)
     bank = banks.empty(sized, D)
     if before:
@@ -333,7 +336,7 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize('devices', [2, 4])
+@pytest.mark.parametrize('devices', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_device_makes_room_for_itself(devices):
   x = embeddings(150, 1)
   sized = plan(150, ratio=0.02, rows=64, shards=on(devices), spare=1)

@@ -129,6 +129,7 @@ def test_with_the_embedded_weights(name, fitted):
   assert export.export(bundle.load(model)).agreement.holds
 
 
+@pytest.mark.slow
 def test_with_bottlenecks(fitted):
   flags = '--config.backbone.name=wide_resnet50_2', '--config.detector.layers=layer1'
   assert export.export(bundle.load(fitted('patchcore', *flags))).agreement.holds
