@@ -169,6 +169,14 @@ def test_damaged_parts_are_named(model, listed, tmp_path):
     bulk.judge(model, listed, table, 2, silently)
 
 
+def test_what_cannot_be_read_at_all_leaves_nothing(model, tmp_path):
+  with pytest.raises(DataError, match='nowhere'):
+    bulk.judge(
+      model, tmp_path / 'nowhere', bulk.Table(tmp_path / 't', 'jsonl', (0, 1)), 2, silently
+    )
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_list_of_nothing_is_refused(model, tmp_path):
   (tmp_path / 'list.txt').write_text('\n\n')
   with pytest.raises(DataError, match=r'list\.txt lists no image'):

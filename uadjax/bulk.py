@@ -8,7 +8,7 @@ or more processes, too.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 import contextlib
 import fcntl
 import hashlib
@@ -87,18 +87,19 @@ def judge(
   """
   if table.format not in FORMATS:
     raise UnknownName(f'Unknown format of a table {table.format!r}; choose from {FORMATS}.')
+  found = inputs.expand(given, table.folder)  # Raises where there is nothing to read at all.
+  own = {mark for image in found if _falls(mark := _mark(image.name), table.part)}
   table.folder.mkdir(parents=True, exist_ok=True)
   _same_table(table, one)
   counts = collections.Counter[str]()
   with _growing(table) as growing:
     _adopt(table)
-    known = {mark for path in _paths(table.folder) if _falls(mark := _mark(path), table.part)}
-    before = sum(1 for _ in _share(given, table, known, True))
-    left = sum(1 for _ in _share(given, table, known, False))
-    fresh = _share(given, table, known, False)
+    left = own.difference(map(_mark, _paths(table.folder)))
+    before, total = len(own) - len(left), len(left)
+    fresh = _these(inputs.expand(given, table.folder), left)
     # Closed, so that nothing is being read any more when a part is finished, or left.
     with contextlib.closing(one.judge(fresh, batch_size, strict)) as results:
-      for result in track(results, left, 'Judging'):
+      for result in track(results, total, 'Judging'):
         counts[result.label or UNREAD] += 1
         growing.write(files.to_json(_row(result), None, ensure_ascii=True).encode() + b'\n')
         growing.flush()
@@ -106,13 +107,11 @@ def judge(
   return Told(counts, before)
 
 
-def _share(given: Any, table: Table, known: Set[bytes], these: bool) -> Iterator[inputs.Source]:
-  """The images that fall to this process, each once: those that are known, or the others."""
-  met: set[bytes] = set()
-  for image in inputs.expand(given, table.folder):
-    mark = _mark(image.name)
-    if _falls(mark, table.part) and (mark in known) == these and mark not in met:
-      met.add(mark)
+def _these(images: Iterator[inputs.Source], left: set[bytes]) -> Iterator[inputs.Source]:
+  """The images that are left, each once."""
+  for image in images:
+    if (mark := _mark(image.name)) in left:
+      left.remove(mark)
       yield image
 
 
@@ -178,7 +177,12 @@ def _growing(table: Table) -> Iterator[BinaryIO]:
         f'Another process is at part {index}/{count} of {table.folder}; give each its own --shard.'
       )
     _mend(file)
-    yield file
+    try:
+      yield file
+    finally:
+      with contextlib.suppress(FileNotFoundError):
+        if not path.stat().st_size:
+          path.unlink()
 
 
 def _mine(file: BinaryIO) -> bool:
