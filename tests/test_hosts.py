@@ -15,14 +15,6 @@ from safetensors import numpy as safetensors
 from uadjax import config, hosts
 from uadjax.types import ConfigError
 
-# Runs of several detectors by the same processes, which start but once.
-PROGRAM = """
-import json, sys
-from uadjax import main
-for flags in json.loads(sys.argv[1]):
-  if main.main(flags):
-    sys.exit(1)
-"""
 SMALL = [
   '--config.data.ops=resize(32, 48)',
   '--config.data.category=disc',
@@ -46,7 +38,7 @@ def free_port():
     return free.getsockname()[1]
 
 
-def started(count, runs):
+def started(count, flags):
   """So many processes, each with one device."""
   port, processes = free_port(), []
   for index in range(count):
@@ -57,9 +49,8 @@ def started(count, runs):
         f'--config.hosts.count={count}',
         f'--config.hosts.index={index}',
       ]
-    told = json.dumps([[*flags, *SMALL, *several] for flags in runs])
     environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
-    command = [sys.executable, '-c', PROGRAM, told]
+    command = [sys.executable, '-m', 'uadjax.main', *flags, *SMALL, *several]
     processes.append(
       subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -91,27 +82,26 @@ def close(found, wanted, keys):
 
 @pytest.fixture(scope='module')
 def runs(drawn, tmp_path_factory):
-  """Gives the folder of a detector's run by so many processes; all detectors run together."""
+  """Gives the folder of a detector's run by so many processes."""
   folder, done = tmp_path_factory.mktemp('runs'), set()
 
   def run(name, count):
-    if count not in done:
-      flags = [
-        [f'--config={one}', f'--workdir={folder / f"{one}_{count}"}', *own]
-        for one, own in OWN.items()
-      ]
-      root = f'--config.data.root={drawn}'
-      for code, said in ended(started(count, [[*some, root] for some in flags])):
+    workdir = folder / f'{name}_{count}'
+    if workdir not in done:
+      where = f'--config={name}', f'--workdir={workdir}', f'--config.data.root={drawn}'
+      for code, said in ended(started(count, [*where, *OWN[name]])):
         assert code == 0, said
-      done.add(count)
-    return folder / f'{name}_{count}'
+      done.add(workdir)
+    return workdir
 
   return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('count', [2, 4])
-@pytest.mark.parametrize('name', ['padim', 'patchcore'])
+SLOW = pytest.param(4, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('count', [2, SLOW])
+@pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
 def test_any_number_of_processes_leaves_the_same_model(runs, name, count):
   one, many = runs(name, 1), runs(name, count)
   arrays, wanted = (
@@ -126,8 +116,7 @@ def test_any_number_of_processes_leaves_the_same_model(runs, name, count):
   close(*(rows(at / 'model' / 'calibration.csv') for at in (many, one)), ('score', 'peak'))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('count', [2, 4])
+@pytest.mark.parametrize('count', [2, SLOW])
 def test_verdicts_and_metrics_are_the_same(runs, count):
   one, many = runs('padim', 1), runs('padim', count)
   found, expected = (rows(at / 'scores.csv') for at in (many, one))
@@ -153,11 +142,13 @@ def test_two_steps_of_stfpm_by_several_processes_are_those_of_one(runs, count):
     np.testing.assert_allclose(arrays[key], value, rtol=1e-3, atol=2e-5, err_msg=key)
 
 
-@pytest.mark.slow
-def test_only_the_first_process_writes(runs):
-  for name in OWN:
-    left = {path.name for path in runs(name, 2).iterdir()}
-    assert left == {path.name for path in runs(name, 1).iterdir()}
+@pytest.mark.parametrize(
+  'name',
+  ['padim', *(pytest.param(name, marks=pytest.mark.slow) for name in ('patchcore', 'stfpm'))],
+)
+def test_only_the_first_process_writes(runs, name):
+  left = {path.name for path in runs(name, 2).iterdir()}
+  assert left == {path.name for path in runs(name, 1).iterdir()}
 
 
 @pytest.mark.slow
@@ -169,7 +160,7 @@ def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, drawn, tmp_
     '--config.fit.checkpoint_every_s=1',
     UNJUDGED,
   ]
-  processes = started(count, [[*flags, '--config.fit.steps=100000']])
+  processes = started(count, [*flags, '--config.fit.steps=100000'])
   saved = tmp_path / 'run' / 'checkpoints' / 'rolling'
   end = time.monotonic() + 120
   while not (saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())):
@@ -186,7 +177,7 @@ def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, drawn, tmp_
   assert result['err_type'] == 'Lost'
   step = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
   more = ['--config.fit.resume=latest', f'--config.fit.steps={step + 2}']
-  for code, said in ended(started(count - 1, [[*flags, *more]])):
+  for code, said in ended(started(count - 1, [*flags, *more])):
     assert code == 0, said
     assert f'Going on from step {step}' in said
 
