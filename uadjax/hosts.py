@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -38,7 +39,8 @@ _OPEN_MPI = tuple(
 _SLURM = 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_STEP_TASKS_PER_NODE'
 _URI = 'OMPI_MCA_orte_hnp_uri'  # By which alone JAX knows Open MPI; version 5 has it no longer.
 _PORTS = 61440, 4096  # From which JAX takes one by the number of a job: the first, and how many.
-_LONGER_S = 60
+_LONGER_S = 60  # That JAX waits for others than is said.
+_LAST_S = 5  # That the first process leaves after others, who may still close files.
 _UNKNOWN = (
   'JAX cannot find the first process of this run (of Open MPI it knows version 4 alone). Name it '
   'with --config.hosts.coordinator=HOST:PORT, and where neither srun nor mpirun started the '
@@ -173,16 +175,23 @@ def told(error: Exception | Interrupted) -> Exception | Interrupted:
   )
 
 
-def leave(status: int) -> NoReturn:
-  """End at once: who waits for others to end properly may wait for those that wait for it."""
+def leave(error: BaseException) -> NoReturn:
+  """End at once: who waits for others to end properly may wait for those that wait for it.
+
+  The first a little later, for once it is gone JAX aborts the others, which then cannot say why;
+  but not where they still wait for it, to find that another is lost.
+  """
+  if jax.process_index() == 0 and not isinstance(error, Lost):
+    time.sleep(_LAST_S)
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(status)
+  os._exit(1)
 
 
 def _give_up(error: Exception) -> NoReturn:
-  print(f'{type(error).__name__}: {error}', file=sys.stderr)
-  leave(1)
+  """Say so and end; of JAX nothing may be asked while it waits."""
+  print(f'{type(error).__name__}: {error}', file=sys.stderr, flush=True)
+  os._exit(1)
 
 
 def _launched() -> Launched | None:

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
         workdirs.fail(workdir, mode, error)
     if hosts.several():
-      hosts.leave(1)
+      hosts.leave(error)
     return 1
   # The mode did its work, and found errors.
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1
