@@ -59,6 +59,7 @@ docs/thresholds
 docs/deploy
 docs/serve
 docs/devices
+docs/examples/cluster/README
 docs/examples/browser/README
 docs/examples/cpp/README
 docs/examples/service/README
