@@ -306,7 +306,7 @@ def on(devices):
   return sharding.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
 
 
-@pytest.mark.parametrize('numbers', [(1, 8), pytest.param((1, 2, 3, 4, 8), marks=pytest.mark.slow)])
+@pytest.mark.parametrize('numbers', [(1, 8), pytest.param((1, 2, 4, 8), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(('images', 'before'), [(3, False), (37, True)])
 def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   """Fewer images than devices, and a number that none divides; after an earlier bank, too."""

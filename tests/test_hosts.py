@@ -307,8 +307,7 @@ def test_one_that_hangs_is_not_waited_for_for_ever():
     'hosts.meet("the start", 60)\n'
     'if options.index: time.sleep(60)\n'
     'try: hosts.meet("the work", 2)\n'
-    'except hosts.Lost as error: print(error)\n'
-    'hosts.leave(1)'
+    'except hosts.Lost as error: print(error); hosts.leave(error)'
   )
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
   first, late = (

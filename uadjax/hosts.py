@@ -6,7 +6,8 @@ result, and one does: the first. The others write into scratch folders of their 
 and see the run's checkpoints, which Orbax writes together, through a link.
 """
 
-from collections.abc import Iterator
+import atexit
+from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -32,9 +33,11 @@ _GONE = re.compile(
   r'closed by peer|Connection reset|Broken pipe|[Cc]oordination|heartbeat|DEADLINE_EXCEEDED'
   r'|UNAVAILABLE|[Tt]imed out|Gloo'
 )
+_LOST = 'uadjax/lost'  # What processes tell each other under.
+_LEAVING = threading.Event()
 _MEETINGS = itertools.count()  # All processes meet equally often, each time under another name.
 _LONGER_S = 60  # That JAX waits for others than is said.
-_LAST_S = 5  # That the first process leaves after others, who may still close files.
+_LAST_S = 5.0  # That the first process leaves after others, who may still close files.
 _UNKNOWN = (
   'JAX cannot find the first process of this run (of Open MPI it knows version 4 alone). Name it '
   'with --config.hosts.coordinator=HOST:PORT, and where neither srun nor mpirun started the '
@@ -46,13 +49,18 @@ class Lost(UserError):
   """Another process of this run ended, or cannot be reached."""
 
 
-def join(options: Config) -> None:
+Failed = Callable[[Lost, bool], None]
+
+
+def join(options: Config, failed: Failed | None = None) -> None:
   """Become one of several processes, if there are several; before JAX computes anything.
 
   Args:
     options: `coordinator`: HOST:PORT of the first process, with `count` and `index` where neither
       SLURM nor Open MPI tells them; 'jax' lets JAX find out, 'auto' does where one of these or a
       TPU pod has started several; 'none' never.
+    failed: (error, whether the run's folder is this process's to write) -> None: tells of an error
+      that ends the process without being raised.
 
   Raises:
     ConfigError: only some of these are given, or JAX cannot find out.
@@ -85,7 +93,7 @@ def join(options: Config) -> None:
     f'(hosts.coordinator={how}). Start all of them, with the same coordinator.'
   )
   # JAX would abort with a dump of its stack, which cannot be caught; so it is given longer.
-  alarm = threading.Timer(options.wait_s, _give_up, [late])
+  alarm = threading.Timer(options.wait_s, _give_up, [failed, late, True])
   alarm.daemon = True
   alarm.start()
   try:
@@ -101,6 +109,8 @@ def join(options: Config) -> None:
     raise ConfigError(f'{_UNKNOWN} ({error})') from None
   finally:
     alarm.cancel()
+  if jax.distributed.is_initialized():
+    _listen(failed)
 
 
 def several() -> bool:
@@ -194,19 +204,58 @@ def told(error: Exception | Interrupted) -> Exception | Interrupted:
   )
 
 
-def leave(status: int) -> NoReturn:
+def leave(error: BaseException) -> NoReturn:
   """End at once: who waits for others to end properly may wait for those that wait for it.
 
-  The first a little later, for once it is gone JAX aborts the others, which then cannot say why.
+  Of a process that is lost all are told by who first sees it: the others may wait for one that is
+  still there, and would wait on. The first process leaves last, for once it is gone JAX aborts the
+  others, who could not say why.
   """
+  _LEAVING.set()
+  if isinstance(error, Lost):
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      _client().key_value_set(_LOST, str(error), allow_overwrite=True)
   if jax.process_index() == 0:
     time.sleep(_LAST_S)
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(status)
+  os._exit(1)
 
 
-def _give_up(error: Exception) -> NoReturn:
+def _listen(failed: Failed | None) -> None:
+  """End when another process tells that one is lost, in a thread: what computes cannot hear it."""
+  client = _client()
+
+  def wait() -> None:
+    while not _LEAVING.is_set():
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # Nothing yet.
+        told, first = client.blocking_key_value_get(_LOST, 1000), jax.process_index() == 0
+        # Who sees it, too, says so himself; and the first is the last here as well.
+        if not _LEAVING.wait(_LAST_S if first else _LAST_S / 2):
+          _give_up(failed, Lost(told), first)
+        return
+
+  def end() -> None:
+    _LEAVING.set()
+    thread.join()  # JAX takes its client away after this.
+
+  thread = threading.Thread(target=wait, name='uadjax-listen', daemon=True)
+  thread.start()
+  atexit.register(end)
+
+
+def _client() -> Any:
+  """What processes tell each other by, beside what they compute."""
+  from orbax.checkpoint import multihost
+
+  return multihost.get_jax_distributed_client()
+
+
+def _give_up(failed: Failed | None, error: Lost, ours: bool) -> NoReturn:
   """Say so and end; of JAX nothing may be asked while it waits."""
-  print(f'{type(error).__name__}: {error}', file=sys.stderr, flush=True)
+  if failed:
+    failed(error, ours)
+  else:
+    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+  sys.stderr.flush()
   os._exit(1)

@@ -49,23 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configs.load(arguments.config, overrides)
     mode = run.mode(config.mode)
     workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
-    hosts.join(config.hosts)
+    hosts.join(
+      config.hosts, lambda error, ours, at=workdir: _tell(error, at if ours else None, mode)
+    )
     with hosts.folder(workdir) as workdir:
       result = run.recorded(config, workdir)
   except (Exception, Interrupted) as failure:
     error = hosts.told(failure)
-    if isinstance(error, UserError | OSError | Interrupted):
-      telemetry.complain(error, workdir and workdir / f'{mode}.log')
-    else:
-      telemetry.report(error, workdir and workdir / f'{mode}.log')
-    if workdir and workdir.is_dir():
-      with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
-        workdirs.fail(workdir, mode, error)
+    _tell(error, workdir, mode)
     if hosts.several():
-      hosts.leave(1)
+      hosts.leave(error)
     return 1
   # The mode did its work, and found errors.
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1
+
+
+def _tell(error: Exception | Interrupted, workdir: Path | None, mode: str) -> None:
+  """Say why a run failed: on the console, in its log and in its result file."""
+  known = isinstance(error, UserError | OSError | Interrupted)
+  (telemetry.complain if known else telemetry.report)(error, workdir and workdir / f'{mode}.log')
+  if workdir and workdir.is_dir():
+    with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
+      workdirs.fail(workdir, mode, error)
 
 
 if __name__ == '__main__':
