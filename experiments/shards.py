@@ -28,7 +28,7 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 import fresh
 import jax
 from jax import numpy as jnp
-from matplotlib import figure
+from matplotlib import figure, ticker
 import numpy as np
 
 from uadjax import sharding, tables
@@ -155,6 +155,9 @@ def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
     for panel in line:
       panel.set(xscale='log', yscale='log', xlabel='rows')
       panel.set_xticks(rows, [f'{n:,}' for n in rows])
+      # Plain numbers, also where there is no power of ten in sight.
+      panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+      panel.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
       panel.minorticks_off()
       panel.grid(alpha=0.3)
   panels[0][0].legend()

@@ -116,7 +116,7 @@ def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
   table = bulk.Table(tmp_path, 'parquet', (0, 1))
   bulk.judge(model, few[:2], table, 2, silently)
   more = bulk.judge(model, few, table, 2, silently)
-  assert (more.counts.total(), more.before) == (2, 2)
+  assert (more.counts.total(), more.before.total()) == (2, 2)
   names = sorted(path.name for path in tmp_path.glob('part-*'))
   assert names == ['part-00000-of-00001.2.parquet', 'part-00000-of-00001.parquet']
   assert len(told(tmp_path)) == 4
@@ -146,6 +146,21 @@ def test_tables_are_not_mixed(model, listed, tmp_path):
   (tmp_path / '_table.json').unlink()
   with pytest.raises(ConfigError, match='not what they are of'):
     bulk.judge(model, listed, table, 2, silently)
+
+
+def test_other_spellings_of_the_same_images_are_pointed_out(model, listed, tmp_path, caplog):
+  table = bulk.Table(tmp_path / 'table', 'jsonl', (0, 1))
+  bulk.judge(model, listed.parent / '1.png', table, 2, silently)
+  assert not caplog.records
+  other = tmp_path / 'other'
+  other.symlink_to(listed.parent)
+  bulk.judge(model, other / '1.png', table, 2, silently)
+  assert 'tells of 1 images, and of none of these' in caplog.text
+
+
+def test_a_file_is_no_table(model, listed):
+  with pytest.raises(ConfigError, match=r'list\.txt cannot be a folder'):
+    bulk.judge(model, listed, bulk.Table(listed, 'jsonl', (0, 1)), 2, silently)
 
 
 def test_a_part_has_one_process(model, listed, tmp_path):
@@ -214,8 +229,11 @@ def test_the_command_and_the_mode_leave_the_same_table(directory, listed, wanted
   words = ['predict', directory, listed, '--table', table, '--batch-size', '2', '--json']
   assert cli.main([*map(str, words)]) == 1  # One image is broken.
   said = json.loads(capsys.readouterr().out)
-  assert (said['part'], said['judged_before'], said['judged']['unreadable']) == ([0, 1], 0, 1)
+  assert (said['part'], said['judged_before'], said['judged']['unreadable']) == ([0, 1], {}, 1)
   assert told(table) == wanted
+  assert cli.main([*map(str, words)]) == 1  # It is still broken.
+  said = json.loads(capsys.readouterr().out)
+  assert (said['judged'], said['judged_before']['unreadable']) == ({}, 1)
   flags = {
     'mode': 'predict', 'predict.model_dir': directory, 'predict.input': listed,
     'predict.table': tmp_path / 'mode', 'predict.batch_size': 2, 'predict.shard': '0/1',

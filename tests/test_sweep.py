@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from uadjax import cli, sweep
+from uadjax import cli, files, sweep
 from uadjax.sweep import results, slots
 from uadjax.types import ConfigError
 
@@ -125,6 +125,29 @@ def test_what_saved_checkpoints_goes_on(stand_in, tmp_path):
   assert '--config.fit.resume=latest' in call
 
 
+def test_a_run_that_was_left_behind_is_not_begun_twice(stand_in, tmp_path):
+  (run,) = runs = sweep.plan(['padim'], ['bolt'], [3])
+  folder = run.folder(tmp_path / 'w')
+  folder.mkdir(parents=True)
+  with (folder / '.lock').open('wb') as lock:
+    assert files.locked(lock)
+    (outcome,) = carried_out(tmp_path / 'w', runs)
+    assert 'another sweep is at it' in outcome.error
+  assert not ran(tmp_path / 'w')
+  assert carried_out(tmp_path / 'w', runs)[0].told
+
+
+def test_what_came_to_nothing_binds_nobody(stand_in, tmp_path):
+  runs = sweep.plan(['padim'], ['broken'], [3])
+  carried_out(tmp_path / 'w', runs)
+  carried_out(tmp_path / 'w', runs, overrides=())
+
+
+def test_wrong_settings_are_refused_before_anything_runs():
+  with pytest.raises(ConfigError, match="'nonsense'"):
+    sweep.plan(['padim'], ['bolt'], [3], {'nonsense': '3'})
+
+
 def test_sweeps_are_not_mixed(stand_in, tmp_path):
   runs = sweep.plan(['padim'], ['bolt'], [3])
   carried_out(tmp_path / 'w', runs)
@@ -200,7 +223,15 @@ def test_the_command_leaves_a_table(drawn, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  'words', [['--seeds', 'x'], ['--seeds', ''], ['--models', 'nope'], ['--shard', '2/2']]
+  'words',
+  [
+    ['--seeds', 'x'],
+    ['--seeds', ''],
+    ['--seeds', '5-3'],
+    ['--override', 'nonsense=3'],
+    ['--models', 'nope'],
+    ['--shard', '2/2'],
+  ],
 )
 def test_wrong_sweeps_are_refused(words, drawn, tmp_path, capsys):
   assert cli.main(['sweep', str(drawn), '--workdir', str(tmp_path), *words]) == 2

@@ -10,7 +10,6 @@ or more processes, too.
 import collections
 from collections.abc import Iterable, Iterator
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 import re
 from typing import Any, BinaryIO, NamedTuple
 
-from uadjax import bundle, files, inputs, predict
+from uadjax import bundle, files, inputs, predict, telemetry
 from uadjax.result import Result, UNREAD
 from uadjax.types import ConfigError, DataError, Track, UnknownName
 
@@ -51,15 +50,25 @@ class Told(NamedTuple):
 
   Attributes:
     counts: images by label, those that could not be read among them, of this time.
-    before: how many images of this part were in the table before.
+    before: the same of those given that were in the table before.
   """
 
   counts: collections.Counter[str]
-  before: int
+  before: collections.Counter[str]
+
+  @property
+  def unread(self) -> int:
+    """How many images could not be read, now or before."""
+    return self.counts[UNREAD] + self.before[UNREAD]
 
   def __str__(self) -> str:
-    judged = ', '.join(f'{label} {count}' for label, count in sorted(self.counts.items()))
-    return f'{self.counts.total()} images ({judged or "none"}), {self.before} before'
+    now, before = (
+      f'{some.total()} ({", ".join(f"{label} {some[label]}" for label in sorted(some))})'
+      if some
+      else 'none'
+      for some in self
+    )
+    return f'judged {now}, before {before}'
 
 
 def judge(
@@ -89,19 +98,29 @@ def judge(
     raise UnknownName(f'Unknown format of a table {table.format!r}; choose from {FORMATS}.')
   found = inputs.expand(given, table.folder)  # Raises where there is nothing to read at all.
   own = {mark for image in found if _falls(mark := _mark(image.name), table.part)}
-  table.folder.mkdir(parents=True, exist_ok=True)
-  _same_table(table, one)
-  counts = collections.Counter[str]()
+  _begin(table, one)
+  counts, before = collections.Counter[str](), collections.Counter[str]()
   with _growing(table) as growing:
     _adopt(table)
-    left = own.difference(map(_mark, _paths(table.folder)))
-    before, total = len(own) - len(left), len(left)
+    left, others = set(own), 0
+    for path, label in _told(table.folder):
+      if (mark := _mark(path)) in left:
+        left.remove(mark)
+        before[label or UNREAD] += 1
+      else:
+        others += 1
+    if others and own and not before:
+      telemetry.LOG.warning(
+        '%s tells of %d images, and of none of these: the same ones must be spelled as before.',
+        table.folder, others,
+      )  # fmt: skip
+    total = len(left)
     fresh = _these(inputs.expand(given, table.folder), left)
     # Closed, so that nothing is being read any more when a part is finished, or left.
     with contextlib.closing(one.judge(fresh, batch_size, strict)) as results:
       for result in track(results, total, 'Judging'):
         counts[result.label or UNREAD] += 1
-        growing.write(files.to_json(_row(result), None, ensure_ascii=True).encode() + b'\n')
+        growing.write(files.to_json(_row(result), None).encode() + b'\n')
         growing.flush()
     _finish(Path(growing.name), table.format)
   return Told(counts, before)
@@ -136,8 +155,14 @@ def _row(result: Result) -> dict[str, Any]:
   return {name: told[name] for name in _COLUMNS}
 
 
-def _same_table(table: Table, one: predict.Predictor) -> None:
+def _begin(table: Table, one: predict.Predictor) -> None:
   """Tell what the table is of, or refuse to mix it with another's."""
+  try:
+    table.folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(
+      f'{table.folder} cannot be a folder for a table ({error.strerror}); name another.'
+    ) from None
   model, path = one.model, table.folder / _ABOUT
   about = {
     'model_name': model.name,
@@ -188,11 +213,11 @@ def _growing(table: Table) -> Iterator[BinaryIO]:
 def _mine(file: BinaryIO) -> bool:
   """Whether no other process has it open; it is ours then, until it is closed."""
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     # Not one that was finished while we opened it, and has another name now, or none.
-    return os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
-  except (BlockingIOError, FileNotFoundError):
+    there = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
+  except FileNotFoundError:
     return False
+  return files.locked(file) and there
 
 
 def _mend(file: BinaryIO) -> None:
@@ -259,25 +284,25 @@ def _schema(pyarrow: Any) -> Any:
   return pyarrow.schema(list(zip(_COLUMNS, types, strict=True)))
 
 
-def _paths(folder: Path) -> Iterator[str]:
-  """The images that any part tells of."""
+def _told(folder: Path) -> Iterator[tuple[str, str | None]]:
+  """The images that any part tells of, and their labels; None where they could not be read."""
   read: set[Path] = set()
   # A part that becomes whole meanwhile vanishes, and is found under its other name.
   while fresh := sorted(set(folder.glob('*part-*')) - read):
     for path in fresh:
       read.add(path)
       with contextlib.suppress(FileNotFoundError):
-        yield from _paths_of(path)
+        yield from _told_in(path)
 
 
-def _paths_of(part: Path) -> Iterator[str]:
+def _told_in(part: Path) -> Iterator[tuple[str, str | None]]:
   from pyarrow import parquet
 
   try:
     if part.suffix == '.parquet':
-      for some in parquet.ParquetFile(part).iter_batches(_AT_ONCE, columns=['path']):
-        yield from some.column('path').to_pylist()
+      for some in parquet.ParquetFile(part).iter_batches(_AT_ONCE, columns=['path', 'label']):
+        yield from zip(*(some.column(name).to_pylist() for name in ('path', 'label')), strict=True)
     elif part.suffix == '.jsonl':
-      yield from (row['path'] for row in _lines(part))
+      yield from ((row['path'], row['label']) for row in _lines(part))
   except (ValueError, KeyError, TypeError) as error:
     raise DataError(f'{part} is no part of a table: {error}. Remove it, or mend it.') from None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import math
@@ -30,6 +31,15 @@ def written(path: Path) -> Iterator[BinaryIO]:
   except BaseException:
     Path(name).unlink(missing_ok=True)
     raise
+
+
+def locked(file: Any) -> bool:
+  """Whether no other process has locked an open file; it is ours then, until it is closed."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
 
 
 def write_text(path: Path, text: str) -> None:

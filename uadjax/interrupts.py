@@ -10,17 +10,35 @@ from typing import Any
 from uadjax.types import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_AGAIN_S = 0.05
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-  """Raise Interrupted where the program is; what is being written has its own cleaning up."""
+  """Raise Interrupted where the program is; what is being written has its own cleaning up.
+
+  It may be in a place from which Python lets nothing out, such as an object's end; then it is
+  raised again, a little later.
+  """
 
   def leave(number: int, frame: Any) -> None:
     raise Interrupted(f'Stopped by {signal.Signals(number).name}.')
 
+  before = sys.unraisablehook
+
+  def swallowed(what: Any) -> None:
+    if not isinstance(what.exc_value, Interrupted):
+      before(what)
+      return
+    stopped = (number for number in _SIGNALS if number.name in str(what.exc_value))
+    threading.Timer(_AGAIN_S, signal.raise_signal, stopped).start()
+
   with _handled(leave):
-    yield
+    sys.unraisablehook = swallowed
+    try:
+      yield
+    finally:
+      sys.unraisablehook = before
 
 
 @contextlib.contextmanager

@@ -66,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell(error: Exception | Interrupted, workdir: Path | None, mode: str) -> None:
   """Say why a run failed: on the console, in its log and in its result file."""
-  known = isinstance(error, UserError | OSError | Interrupted)
-  (telemetry.complain if known else telemetry.report)(error, workdir and workdir / f'{mode}.log')
+  log = workdir and workdir / f'{mode}.log'
+  if isinstance(error, UserError | OSError | Interrupted):
+    telemetry.complain(error, log)
+  else:
+    telemetry.report(error, log)
   if workdir and workdir.is_dir():
     with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
       workdirs.fail(workdir, mode, error)

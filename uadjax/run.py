@@ -31,7 +31,6 @@ from uadjax import (
   weights,
   workdir as workdirs,
 )
-from uadjax.result import UNREAD
 from uadjax.types import (
   Config,
   ConfigError,
@@ -127,6 +126,10 @@ def predict_files(config: Config, workdir: Path) -> Result:
     raise ConfigError(
       'Several processes judge images into one table; name a folder that all see in predict.table.'
     )
+  if own.shard != 'auto' and not own.table:
+    raise ConfigError(
+      f'predict.shard={own.shard} is of a table; name its folder in predict.table, or leave it out.'
+    )
   predictor = pipelines.create_model(
     model_dir=own.model_dir or workdir / 'model',
     device=config.device,
@@ -157,14 +160,16 @@ def predict_files(config: Config, workdir: Path) -> Result:
 def _into_table(predictor: predict.Predictor, own: Config) -> Result:
   table = bulk.Table(Path(own.table), own.format, hosts.part(own.shard))
   told = bulk.judge(predictor, own.input, table, own.batch_size, telemetry.track)
-  telemetry.LOG.info('%s: %s', table.folder, told)
+  telemetry.LOG.info('%s: %s.', table.folder, told)
+  if told.unread:
+    telemetry.LOG.warning('%d images could not be read; their rows say why.', told.unread)
   return {
     'model_dir': str(predictor.model.directory),
-    'failed': told.counts[UNREAD],
+    'failed': told.unread,
     'table': own.table,
     'part': list(table.part),
     'judged': dict(told.counts),
-    'judged_before': told.before,
+    'judged_before': dict(told.before),
   }
 
 

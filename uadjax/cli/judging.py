@@ -99,12 +99,12 @@ def tabulate(
       raise Interrupted(f'{stopped} The same command goes on with {folder}.') from None
   counts, (index, count) = told.counts, table.part
   if own.as_json:
-    part = {'part': [index, count], 'judged_before': told.before, 'judged': dict(counts)}
+    part = {'part': [index, count], 'judged': dict(counts), 'judged_before': dict(told.before)}
     screen.tell_json({'table': str(folder), **part})
   else:
-    screen.tell(screen.summary(counts))
-    screen.tell(f'Table: {running.printable(str(folder))}, part {index} of {count}: {told}')
-  _leave(counts, own.fail_on)
+    screen.tell(screen.summary(counts + told.before))
+    screen.tell(f'Table: {running.printable(str(folder))}, part {index} of {count}: {told}.')
+  _leave(counts + told.before, own.fail_on)
 
 
 def _opened(

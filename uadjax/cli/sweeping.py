@@ -1,6 +1,6 @@
 """Many runs and their table: what `uadjax sweep` does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 from pathlib import Path
 import re
@@ -30,8 +30,10 @@ class Wishes(NamedTuple):
 def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_json: bool) -> None:
   """Carry out this host's part, and leave the table of all that is finished."""
   with running.ready():
-    runs = _plan(own)
-    settings = {'data.root': str(own.dataset), **judging.overrides(own.override or ())}
+    # Whatever folder it is called from.
+    root = str(own.dataset.resolve())
+    settings = {'data.root': root, **judging.overrides(own.override or ())}
+    runs = _plan(own, settings)
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
     part = hosts.part(shard)
     failed: list[str] = []
@@ -45,7 +47,7 @@ def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_
       (run.model, run.category, run.seed, told) for run, told in finished.items() if told
     )
     if not rows:
-      why = failed[0] if failed else 'Leave --table-only out.'
+      why = 'Leave --table-only out.' if table_only else ' '.join(failed[:1])
       raise UserError(f'There is no finished run of these in {own.workdir}. {why}')
     known = sweeps.begin(own.workdir, overrides, here=False)
     about = f'Machine: {"; ".join(known) or "unknown"}. Overrides: {" ".join(overrides)}.'
@@ -62,7 +64,7 @@ def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_
     raise typer.Exit(running.FAILED)
 
 
-def _plan(own: Wishes) -> list[sweeps.Run]:
+def _plan(own: Wishes, settings: Mapping[str, str]) -> list[sweeps.Run]:
   if not own.dataset.is_dir():
     raise ConfigError(f'{str(own.dataset)!r} is no folder; name the root of a data set.')
   categories = [
@@ -71,7 +73,7 @@ def _plan(own: Wishes) -> list[sweeps.Run]:
     for name in datasets.expand(own.dataset, group)
   ]
   seeds = [seed for some in _listed(own.seeds, '--seeds') for seed in _seeds(some)]
-  return sweeps.plan(_listed(own.models, '--models'), categories, seeds)
+  return sweeps.plan(_listed(own.models, '--models'), categories, seeds, settings)
 
 
 def _listed(words: str, option: str) -> list[str]:
@@ -86,7 +88,10 @@ def _seeds(words: str) -> range:
   found = re.fullmatch(r'(\d+)(?:-(\d+))?', words)
   if not found:
     raise typer.BadParameter(f'{words!r} is neither a seed nor a range.', param_hint='--seeds')
-  return range(int(found[1]), int(found[2] or found[1]) + 1)
+  seeds = range(int(found[1]), int(found[2] or found[1]) + 1)
+  if not seeds:
+    raise typer.BadParameter(f'{words!r} has none; write the smaller first.', param_hint='--seeds')
+  return seeds
 
 
 def _carried_out(

@@ -5,7 +5,7 @@ that a sweep which was cut off goes on, on fewer or more devices and hosts, too;
 checkpoints goes on at the last.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent import futures
 import json
 import os
@@ -15,14 +15,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from uadjax import config as configs, files, telemetry, workdir as workdirs
 from uadjax.sweep import results, slots
 from uadjax.types import ConfigError
 
-_ABOUT = 'sweep.json'
+_ABOUT, _LOCK = 'sweep.json', '.lock'
 _LAST_LINES = 3  # Of what a process says that leaves no result.
+_SILENCE_S = 20.0  # Without a sign of life, at most.
 _GRACE_S = 30.0  # For runs that are asked to stop, to save where they are.
 
 
@@ -66,14 +68,19 @@ class Outcome(NamedTuple):
   error: str
 
 
-def plan(models: Sequence[str], categories: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+def plan(
+  models: Sequence[str],
+  categories: Sequence[str],
+  seeds: Sequence[int],
+  settings: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Run]:
   """All of them; every seed of all categories before the next: cut off, there is a table, too.
 
   Raises:
-    UserError: a model is no config.
+    UserError: a model is no config, or one of the settings by dotted key is none of its.
   """
   for model in models:
-    configs.load(model)
+    configs.load(model, [*settings.items()])
   return [
     Run(model, category, seed) for seed in seeds for category in categories for model in models
   ]
@@ -117,13 +124,19 @@ def sweep(
       free.put(place)
 
   pool = futures.ThreadPoolExecutor(len(places))
+  left = {pool.submit(one, run) for run in missing}
   try:
-    for ended in futures.as_completed([pool.submit(one, run) for run in missing]):
-      yield ended.result()
+    while left:
+      ended, left = futures.wait(left, _SILENCE_S, futures.FIRST_COMPLETED)
+      yield from (one.result() for one in ended)
+      if not ended:
+        telemetry.LOG.info('%d runs under way, %d to come.', len(under_way), len(left))
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
       stopping = list(under_way)
+    if stopping:
+      telemetry.LOG.info('Stopping %d runs.', len(stopping))
     for process in stopping:
       process.terminate()
     for process in stopping:
@@ -152,10 +165,17 @@ def _carried_out(
   ]
   if place.cores:
     os.sched_setaffinity(0, place.cores)  # Of this thread; its processes inherit it.
-  telemetry.LOG.info('%s: begins on %s.', run, place.name)
-  with tempfile.TemporaryFile() as said:
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile() as said, (folder / _LOCK).open('wb') as lock_file:
+    if not files.locked(lock_file):
+      return Outcome(run, None, 'another sweep is at it, or what that one left; see its log.')
+    telemetry.LOG.info('%s: begins on %s; log: %s', run, place.name, folder / 'train.log')
     with subprocess.Popen(
-      command, env={**os.environ, **place.environment}, stdout=said, stderr=subprocess.STDOUT
+      command,
+      env={**os.environ, **place.environment},
+      stdout=said,
+      stderr=subprocess.STDOUT,
+      pass_fds=(lock_file.fileno(),),  # Locked as long as it runs, whatever becomes of us.
     ) as process:
       with lock:
         under_way.add(process)
@@ -177,14 +197,15 @@ def begin(workdir: Path, overrides: Sequence[str], here: bool) -> list[str]:
   """
   path = workdir / _ABOUT
   before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-  if before and before['overrides'] != list(overrides):
+  finished = (results.done(path.parent) for path in workdir.glob('*/*/*/train_result.json'))
+  if before and before['overrides'] != list(overrides) and any(finished):
     raise ConfigError(
       f'{workdir} holds a sweep with the overrides {before["overrides"]}, not {list(overrides)}; '
       'name another --workdir.'
     )
   known: list[str] = before.get('machines', [])
-  if here and slots.machine() not in known:
-    known = [*known, slots.machine()]
+  if here:
+    known = list(dict.fromkeys([*known, slots.machine()]))
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {'overrides': list(overrides), 'machines': known})
   return known

@@ -1,0 +1,54 @@
+"""Whoever asks a program to stop is heard, wherever it is."""
+
+import gc
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from uadjax import interrupts
+from uadjax.types import Interrupted
+
+
+class Ends:
+  """Is asked to stop while it ends, from where Python lets no exception out."""
+
+  def __init__(self, number):
+    self.number = number
+    self.itself = self  # So that it ends with a collection.
+
+  def __del__(self):
+    os.kill(os.getpid(), self.number)
+    for _ in range(1000):  # Here the handler is run.
+      pass
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_an_object_ends_is_heard(number):
+  hook = sys.unraisablehook
+
+  def stopped():
+    with interrupts.raised():
+      Ends(number)
+      gc.collect()
+      time.sleep(10)
+
+  with pytest.raises(Interrupted, match=number.name):
+    stopped()
+  assert sys.unraisablehook is hook
+
+
+def test_what_else_is_swallowed_is_told_as_ever(monkeypatch):
+  told = []
+  monkeypatch.setattr(sys, 'unraisablehook', told.append)
+
+  class Fails:
+    def __del__(self):
+      raise ValueError('as ever')
+
+  with interrupts.raised():
+    Fails()
+    gc.collect()
+  assert [str(one.exc_value) for one in told] == ['as ever']
