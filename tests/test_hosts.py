@@ -13,6 +13,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from uadjax import config, hosts
+from uadjax.data import demo
 from uadjax.types import ConfigError
 
 SMALL = [
@@ -22,7 +23,7 @@ SMALL = [
   '--config.backbone.weights=random',
   '--config.evaluate.save_pictures=0',
   '--config.hosts.wait_s=60',
-  '--config.hosts.heartbeat_s=10',
+  '--config.hosts.heartbeat_s=30',
 ]
 UNJUDGED = '--config.evaluate.do_eval=false'
 OWN = {
@@ -153,8 +154,10 @@ def test_only_the_first_process_writes(runs, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('count', [3, 4])
-def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, drawn, tmp_path):
-  flags = [f'--workdir={tmp_path / "run"}', f'--config.data.root={drawn}', '--config=stfpm']
+def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
+  # Twelve images to learn from, which three processes share as evenly as four do.
+  root = demo.draw(tmp_path / 'drawn', size=60, train=15, test_good=2, test_defect=1)
+  flags = [f'--workdir={tmp_path / "run"}', f'--config.data.root={root}', '--config=stfpm']
   flags += [
     f'--config.fit.batch_size={count * (count - 1)}',
     '--config.fit.checkpoint_every_s=1',
@@ -322,6 +325,15 @@ def test_one_that_hangs_is_not_waited_for_for_ever():
     late.kill()
     late.communicate()
   assert 'Not all processes of this run have come to the work within hosts.wait_s=2 s' in said
+
+
+def test_whose_heart_does_not_beat_is_found():
+  heard = {}
+  for now in range(10):
+    beats = {'alive/0': str(now), 'alive/1': '3', 'alive/2': str(now // 3)}
+    if now == 9:
+      del beats['alive/1']  # It has ended as it should.
+    assert hosts._silent(beats, heard, float(now), 4.0) == ('1' if 5 <= now < 9 else '')
 
 
 def test_other_errors_are_left_as_they_are():

@@ -7,7 +7,7 @@ and see the run's checkpoints, which Orbax writes together, through a link.
 """
 
 import atexit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import itertools
 import os
@@ -29,15 +29,21 @@ from uadjax.types import Config, ConfigError, Interrupted, UserError
 
 _SHARED = ('checkpoints', 'config.yaml')  # Of a run's folder: what going on with it needs.
 # What JAX, gloo and its coordination service say of a process that is gone.
-_GONE = re.compile(
+_SIGNS = re.compile(
   r'closed by peer|Connection reset|Broken pipe|[Cc]oordination|heartbeat|DEADLINE_EXCEEDED'
   r'|UNAVAILABLE|[Tt]imed out|Gloo'
 )
-_LOST = 'uadjax/lost'  # What processes tell each other under.
+_LOST, _ALIVE = 'uadjax/lost', 'uadjax/alive'  # What processes tell each other under.
+_PATIENCE = 0.6  # Of JAX's.
+_GONE = (
+  'A process of this run is gone, or cannot be reached; its own log has why. Start all again, on '
+  'as many hosts as there are; --config.fit.resume=latest goes on with STFPM where it was saved.{}'
+)
 _LEAVING = threading.Event()
 _MEETINGS = itertools.count()  # All processes meet equally often, each time under another name.
 _LONGER_S = 60  # That JAX waits for others than is said.
-_LAST_S = 5.0  # That the first process leaves after others, who may still close files.
+_LAST_S = 5.0  # That the first process leaves after others, who may still close files,
+_HEARD_S, _LATER_S = 1.0, 3.0  # and of a lost one: before JAX hears of it, and aborts all.
 _UNKNOWN = (
   'JAX cannot find the first process of this run (of Open MPI it knows version 4 alone). Name it '
   'with --config.hosts.coordinator=HOST:PORT, and where neither srun nor mpirun started the '
@@ -110,7 +116,7 @@ def join(options: Config, failed: Failed | None = None) -> None:
   finally:
     alarm.cancel()
   if jax.distributed.is_initialized():
-    _listen(failed)
+    _listen(failed, options.heartbeat_s)
 
 
 def several() -> bool:
@@ -195,13 +201,9 @@ def folder(workdir: Path) -> Iterator[Path]:
 
 def told(error: Exception | Interrupted) -> Exception | Interrupted:
   """The error; of one that only says that another process is gone, what to do about it."""
-  if not several() or isinstance(error, UserError) or not _GONE.search(str(error)):
+  if not several() or isinstance(error, UserError) or not _SIGNS.search(str(error)):
     return error
-  return Lost(
-    'A process of this run is gone, or cannot be reached; its own log has why. Start all again, on '
-    'as many hosts as there are; --config.fit.resume=latest goes on with STFPM where it was saved. '
-    f'({str(error).splitlines()[0][:120]})'
-  )
+  return Lost(f'{_GONE.format("")} ({str(error).splitlines()[0][:120]})')
 
 
 def leave(error: BaseException) -> NoReturn:
@@ -212,36 +214,64 @@ def leave(error: BaseException) -> NoReturn:
   others, who could not say why.
   """
   _LEAVING.set()
-  if isinstance(error, Lost):
+  lost = isinstance(error, Lost)
+  if lost:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       _client().key_value_set(_LOST, str(error), allow_overwrite=True)
   if jax.process_index() == 0:
-    time.sleep(_LAST_S)
+    time.sleep(_LATER_S if lost else _LAST_S)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(1)
 
 
-def _listen(failed: Failed | None) -> None:
-  """End when another process tells that one is lost, in a thread: what computes cannot hear it."""
-  client = _client()
+def _listen(failed: Failed | None, heartbeat_s: float) -> None:
+  """End when a process is lost, in a thread: what computes may not hear of it.
+
+  Who sees that another is lost tells all. And all hear each other's hearts beat, a little less
+  patiently than JAX, which then aborts everyone with a dump of its stack.
+  """
+  client, index = _client(), jax.process_index()
+  heard: dict[str, tuple[str, float]] = {}
 
   def wait() -> None:
     while not _LEAVING.is_set():
       with contextlib.suppress(jax.errors.JaxRuntimeError):  # Nothing yet.
-        told, first = client.blocking_key_value_get(_LOST, 1000), jax.process_index() == 0
+        told = client.blocking_key_value_get(_LOST, 1000)
         # Who sees it, too, says so himself; and the first is the last here as well.
-        if not _LEAVING.wait(_LAST_S if first else _LAST_S / 2):
-          _give_up(failed, Lost(told), first)
+        if not _LEAVING.wait(_HEARD_S if index else _LATER_S):
+          _give_up(failed, Lost(told), index == 0)
         return
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(f'{_ALIVE}/{index}', str(time.monotonic()), allow_overwrite=True)
+        beats = client.key_value_dir_get(_ALIVE)
+        if silent := _silent(dict(beats), heard, time.monotonic(), _PATIENCE * heartbeat_s):
+          client.key_value_set(
+            _LOST, _GONE.format(f' (Of process {silent} nothing is heard.)'), allow_overwrite=True
+          )
 
   def end() -> None:
     _LEAVING.set()
-    thread.join()  # JAX takes its client away after this.
+    thread.join()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      client.key_value_delete(f'{_ALIVE}/{index}')  # Its silence means nothing now.
 
   thread = threading.Thread(target=wait, name='uadjax-listen', daemon=True)
   thread.start()
-  atexit.register(end)
+  atexit.register(end)  # Before JAX takes its client away.
+
+
+def _silent(
+  beats: Mapping[str, str], heard: dict[str, tuple[str, float]], now: float, limit: float
+) -> str:
+  """Whose heart has not beaten for so many seconds, '' for nobody's; notes in `heard` whose has."""
+  silent = ''
+  for who, beat in beats.items():
+    if who not in heard or heard[who][0] != beat:
+      heard[who] = beat, now
+    elif now - heard[who][1] > limit:
+      silent = who.rpartition('/')[2]
+  return silent
 
 
 def _client() -> Any:
