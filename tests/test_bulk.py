@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import dataset
 import pytest
 
-from uadjax import bulk, cli, create_model, hosts, main
+from uadjax import bulk, cli, create_model, hosts, main, parts
 from uadjax.types import ConfigError, DataError, silently, UnknownName
 
 
@@ -76,7 +76,7 @@ def cut_off(after):
   return track
 
 
-@pytest.mark.parametrize('form', bulk.FORMATS)
+@pytest.mark.parametrize('form', parts.FORMATS)
 @pytest.mark.parametrize('count', [1, 3, 13])
 def test_parts_together_tell_of_every_image_once(form, count, model, listed, wanted, tmp_path):
   for index in reversed(range(count)):

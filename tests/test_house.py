@@ -15,7 +15,7 @@ FLOORS = (
   ('__init__',),
   ('types',),
   ('files', 'hostmemory', 'interrupts', 'launchers', 'tables', 'threads', 'config', 'numerics'),
-  ('hosts',),
+  ('hosts', 'parts'),
   ('backbones', 'data'),
   ('fetch',),
   ('inputs',),

@@ -114,12 +114,12 @@ def sweep(
   free: queue.SimpleQueue[slots.Slot] = queue.SimpleQueue()
   for place in places:
     free.put(place)
-  under_way, lock = set[subprocess.Popen[bytes]](), threading.Lock()
+  under_way, lock, over = set[subprocess.Popen[bytes]](), threading.Lock(), threading.Event()
 
   def one(run: Run) -> Outcome:
     place = free.get()
     try:
-      return _carried_out(run, workdir, overrides, place, under_way, lock)
+      return _carried_out(run, workdir, overrides, place, under_way, lock, over)
     finally:
       free.put(place)
 
@@ -130,10 +130,12 @@ def sweep(
       ended, left = futures.wait(left, _SILENCE_S, futures.FIRST_COMPLETED)
       yield from (one.result() for one in ended)
       if not ended:
-        telemetry.LOG.info('%d runs under way, %d to come.', len(under_way), len(left))
+        under, more = len(under_way), len(left) - len(under_way)
+        telemetry.LOG.info('%d runs under way, %d to come.', under, more)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
+      over.set()
       stopping = list(under_way)
     if stopping:
       telemetry.LOG.info('Stopping %d runs.', len(stopping))
@@ -154,6 +156,7 @@ def _carried_out(
   place: slots.Slot,
   under_way: set['subprocess.Popen[bytes]'],
   lock: threading.Lock,
+  over: threading.Event,
 ) -> Outcome:
   folder = run.folder(workdir)
   again = 'fit.resume=latest' if workdirs.steps(folder) else 'fit.overwrite=true'
@@ -169,16 +172,19 @@ def _carried_out(
   with tempfile.TemporaryFile() as said, (folder / _LOCK).open('wb') as lock_file:
     if not files.locked(lock_file):
       return Outcome(run, None, 'another sweep is at it, or what that one left; see its log.')
+    with lock:
+      if over.is_set():
+        return Outcome(run, None, 'not begun.')
+      process = subprocess.Popen(
+        command,
+        env={**os.environ, **place.environment},
+        stdout=said,
+        stderr=subprocess.STDOUT,
+        pass_fds=(lock_file.fileno(),),  # Locked as long as it runs, whatever becomes of us.
+      )
+      under_way.add(process)
     telemetry.LOG.info('%s: begins on %s; log: %s', run, place.name, folder / 'train.log')
-    with subprocess.Popen(
-      command,
-      env={**os.environ, **place.environment},
-      stdout=said,
-      stderr=subprocess.STDOUT,
-      pass_fds=(lock_file.fileno(),),  # Locked as long as it runs, whatever becomes of us.
-    ) as process:
-      with lock:
-        under_way.add(process)
+    with process:
       process.wait()
       with lock:
         under_way.remove(process)
