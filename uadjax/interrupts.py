@@ -30,8 +30,9 @@ def raised() -> Iterator[None]:
     if not isinstance(what.exc_value, Interrupted):
       before(what)
       return
-    stopped = (number for number in _SIGNALS if number.name in str(what.exc_value))
-    threading.Timer(_AGAIN_S, signal.raise_signal, stopped).start()
+    number = next(number for number in _SIGNALS if number.name in str(what.exc_value))
+    main = threading.main_thread().ident  # No other is woken by what is to be woken.
+    threading.Timer(_AGAIN_S, signal.pthread_kill, (main, number)).start()
 
   with _handled(leave):
     sys.unraisablehook = swallowed

@@ -78,11 +78,12 @@ def create_model(
     )
   if backend == _JAX:
     with jax.default_device(devices[0]):
-      if split and len(devices) > 1:
-        mesh = sharding.of(devices)
-        opened = predict.open_split(bundle.load(directory, mesh), mesh, access)
+      mesh = sharding.of(devices if split else devices[:1])
+      model = bundle.load(directory, mesh)
+      if model.split is None:  # There may be nothing to split.
+        opened = predict.open_on(model, devices, access)
       else:
-        opened = predict.open_on(bundle.load(directory), devices, access)
+        opened = predict.open_split(model, mesh, access)
   else:
     opened = predict.open_graph(directory, backend, access)
   own = opened.model.limits
