@@ -198,16 +198,13 @@ def main() -> None:
   categories = [
     name for group in flags.categories.split(',') for name in datasets.expand(flags.root, group)
   ]
-  runs = [
-    sweep.Run(config, category, seed)
-    for seed in range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
-    for category in categories
-    for config in flags.config
-  ]
+  seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
+  runs = sweep.plan(flags.config, categories, seeds)
   data = [f'--config.data.root={flags.root}', f'--config.backbone.weights={flags.weights}']
   overrides = [*data, *flags.overrides]
   if not flags.table_only:
-    for run, told, error in sweep.sweep(runs, flags.workdir, overrides, slots.slots('auto')):
+    missing = sweep.missing(runs, flags.workdir)
+    for run, told, error in sweep.sweep(missing, flags.workdir, overrides, slots.slots('auto')):
       print(run, *(results.cells([told]) if told else [error]), flush=True)
   known = sweep.begin(flags.workdir, overrides, here=False)
   if not (rows := _rows(runs, flags)):

@@ -67,7 +67,7 @@ def _fitted(detector: Detector, state: Any, mesh: sharding.Mesh) -> Any:
   """What scoring needs; a bank of so many rows is not selected but made up."""
   if not hasattr(state, 'bank'):
     return detector.finish(state)
-  rows = jax.random.normal(jax.random.key(0), (_ROWS, state.bank[0][0].shape[-1]))
+  rows = jax.random.normal(jax.random.key(0), (_ROWS, state.bank.patches.rows.shape[-1]))
   index = neighbors.filled(neighbors.index(rows), mesh.size)
   split = detector.split
   assert split is not None

@@ -205,6 +205,15 @@ def test_shares_are_read(told, wanted):
   assert hosts.part(told) == wanted
 
 
+def test_asking_for_a_share_takes_no_device():
+  code = (
+    'from uadjax import hosts; from jax._src import xla_bridge; '
+    "print(hosts.part('auto'), xla_bridge.backends_are_initialized())"
+  )
+  run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert run.stdout.strip() == '(0, 1) False'
+
+
 @pytest.mark.parametrize('told', ['', '1', '4/4', '-1/4', '1/4/2', 'a/b', '0/0'])
 def test_wrong_shares_are_refused(told):
   with pytest.raises(ConfigError, match='got ' + repr(told)):

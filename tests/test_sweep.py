@@ -49,7 +49,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def carried_out(workdir, runs, places=PLACES, part=(0, 1), overrides=('--config.fit.log_every=5',)):
-  return list(sweep.sweep(runs, workdir, overrides, places, part))
+  return list(sweep.sweep(sweep.missing(runs, workdir, part), workdir, overrides, places))
 
 
 def ran(workdir):

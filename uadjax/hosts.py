@@ -130,17 +130,23 @@ def share() -> tuple[int, int]:
   return jax.process_index(), jax.process_count()
 
 
-def part(told: str) -> tuple[int, int]:
+def part(told: str, asking: bool = True) -> tuple[int, int]:
   """Which part of work that can be cut is this process's, and of how many: I/N, from 0, or auto.
 
-  auto is what SLURM, Open MPI or a TPU pod says, whether or not the processes are one run.
+  Args:
+    told: auto is what SLURM, Open MPI or a TPU pod says, whether or not the processes are one run.
+    asking: whether JAX may be asked on a host of TPUs; it then has them, and no other process.
 
   Raises:
     ConfigError: it is neither.
   """
   if told == 'auto':
     launched = launchers.launched()
-    return (launched.rank, launched.size) if launched else share()
+    if launched:
+      return launched.rank, launched.size
+    # Else there is nobody to ask, and asking would take the memory of all GPUs.
+    ask = jax.distributed.is_initialized() or (asking and launchers.on_tpu())
+    return share() if ask else (0, 1)
   found = re.fullmatch(r'(\d+)/(\d+)', told)
   index, count = map(int, found.groups()) if found else (0, 0)
   if not index < count:

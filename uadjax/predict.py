@@ -68,20 +68,15 @@ class Predictor(NamedTuple):
       DataError: all that is given is one file, folder or array, and it cannot be read; or, when its
         turn comes, what is given is nothing that could be an image.
     """
-    _check(batch_size)  # Before anything is opened.
     return self.judge(inputs.expand(input, skip), batch_size, strict)
 
   def judge(
     self, found: Iterator[inputs.Source], batch_size: int, strict: bool
   ) -> Generator[Result, None, None]:
     """Do so with images that `inputs.expand` has found."""
-    _check(batch_size)
+    if not isinstance(batch_size, int) or batch_size < 1:
+      raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
     return _verdicts(self, found, batch_size, strict)
-
-
-def _check(batch_size: Any) -> None:
-  if not isinstance(batch_size, int) or batch_size < 1:
-    raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
 
 
 def open_on(

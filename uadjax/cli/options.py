@@ -225,7 +225,7 @@ RunShard = Annotated[
   str,
   typer.Option(
     metavar='I/N',
-    help='Of N hosts, this is number I (from 0); auto: as SLURM, Open MPI or a TPU pod says.',
+    help='Of N hosts, this is number I (from 0); auto: as SLURM or Open MPI says.',
   ),
 ]  # fmt: skip
 TableOnly = Annotated[

@@ -35,7 +35,7 @@ def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_
     settings = {'data.root': root, **judging.overrides(own.override or ())}
     runs = _plan(own, settings)
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-    part = hosts.part(shard)
+    part = hosts.part(shard, asking=False)  # The devices are for the runs.
     failed: list[str] = []
     try:
       if not table_only:
@@ -103,16 +103,16 @@ def _carried_out(
 ) -> list[str]:
   """The runs that failed, and why."""
   index, count = part
-  own = runs[index::count]
-  left = sum(results.done(run.folder(workdir)) is None for run in own)
+  missing = sweeps.missing(runs, workdir, part)
+  left = len(missing)
   telemetry.LOG.info(
-    '%d runs, %d of them here (part %d of %d), %d to be done, on %s.',
-    len(runs), len(own), index, count, left, ', '.join(place.name for place in places),
+    '%d runs; of part %d of %d there are %d to be done, on %s.',
+    len(runs), index, count, left, ', '.join(place.name for place in places),
   )  # fmt: skip
   failed = []
   titles = [column.title for column in results.COLUMNS.values()]
   # Closed before anything is said, so that no run goes on unseen.
-  with contextlib.closing(sweeps.sweep(runs, workdir, overrides, places, part)) as outcomes:
+  with contextlib.closing(sweeps.sweep(missing, workdir, overrides, places)) as outcomes:
     for number, (run, told, error) in enumerate(telemetry.track(outcomes, left, 'Sweeping'), 1):
       numbers = zip(titles, results.cells([told]), strict=True) if told else ()
       shown = error or '  '.join(f'{title} {cell}' for title, cell in numbers)

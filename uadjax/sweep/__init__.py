@@ -86,31 +86,30 @@ def plan(
   ]
 
 
+def missing(runs: Sequence[Run], workdir: Path, part: tuple[int, int] = (0, 1)) -> list[Run]:
+  """Those of this host's part, which is one of so many, that are not finished."""
+  index, count = part
+  return [run for run in runs[index::count] if results.done(run.folder(workdir)) is None]
+
+
 def sweep(
-  runs: Sequence[Run],
-  workdir: Path,
-  overrides: Sequence[str],
-  places: Sequence[slots.Slot],
-  part: tuple[int, int] = (0, 1),
+  runs: Sequence[Run], workdir: Path, overrides: Sequence[str], places: Sequence[slots.Slot]
 ) -> Generator[Outcome, None, None]:
-  """Carry out this host's part of the runs that are not finished; yield them as they end.
+  """Carry out runs; yield them as they end.
 
   One that fails keeps no other from going on. When the iterator is closed, those that are under way
   are asked to stop.
 
   Args:
-    runs: of the whole sweep.
-    workdir: for all of them, a folder each.
+    runs: that are `missing`.
+    workdir: for all runs of the sweep, a folder each.
     overrides: `--config.KEY=VALUE` for every run.
     places: where they go.
-    part: which of how many parts of the runs is this host's.
 
   Raises:
     ConfigError: the folder holds a sweep with other overrides, which a table could not tell apart.
   """
-  index, count = part
-  missing = [run for run in runs[index::count] if results.done(run.folder(workdir)) is None]
-  begin(workdir, overrides, bool(missing))
+  begin(workdir, overrides, bool(runs))
   free: queue.SimpleQueue[slots.Slot] = queue.SimpleQueue()
   for place in places:
     free.put(place)
@@ -124,7 +123,7 @@ def sweep(
       free.put(place)
 
   pool = futures.ThreadPoolExecutor(len(places))
-  left = {pool.submit(one, run) for run in missing}
+  left = {pool.submit(one, run) for run in runs}
   try:
     while left:
       ended, left = futures.wait(left, _SILENCE_S, futures.FIRST_COMPLETED)
