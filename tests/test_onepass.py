@@ -165,7 +165,7 @@ def test_batches_are_even_and_bring_no_pixels(records, tmp_path):
   fold(averaging(told), records, tmp_path, batch_size=8)  # Rather 6 and 4 than 8 and 2.
   traced = [note for note in told if note[0] == 'traced']
   # In pieces of two; traced once, though it is compiled ahead.
-  assert traced == [('traced', (6, *SHAPE), (6, 0, 0, 3))]
+  assert traced == [('traced', (6, *SHAPE), (6, 1, 1, 3))]
 
 
 def test_room_is_made_before_every_batch_and_stand_ins_before_the_end_is_settled(records, tmp_path):

@@ -66,8 +66,9 @@ def fold(
 
   def embedded(piece: Batch) -> Batch:
     features = embed(embedder, sharding.split(mesh, piece))
-    # The images have done their duty.
-    piece = numbered(piece, first)._replace(image=piece.image[:, :0, :0], features=features)
+    # Pixels are no longer needed, but an image keeps one of them: XLA crashes (JAX 0.11) where a
+    # sharded program takes an empty array and returns it beside others.
+    piece = numbered(piece, first)._replace(image=piece.image[:, :1, :1], features=features)
     return sharding.split(home, piece)
 
   pipeline.tensorflow()  # Nothing is imported after this.
@@ -75,11 +76,15 @@ def fold(
   with contextlib.ExitStack() as stack:
     images = pipeline.eval_batches(records, ops, rows, *hosts.share())
     stack.callback(images.close)
-    compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    like = _like(state), _like(embedder)
-    where = sharding.of_rows(home)
-    compiled = compiler.submit(_compile, detector, once, *like, rows * pieces, ops, device, where)
+    # Programs of several devices are compiled one after the other, when they are first called.
+    compiled = None
+    if home.size == 1:
+      compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+      device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+      like, rows_sharding = (_like(state), _like(embedder)), sharding.of_rows(home)
+      compiled = compiler.submit(
+        _compile, detector, once, *like, rows * pieces, ops, device, rows_sharding
+      )
     hooks = [
       telemetry.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
       stack.enter_context(telemetry.bar(total, 0, f'Fitting {config.detector.name}')),
@@ -88,7 +93,8 @@ def fold(
     batches = _joined(score.ahead(clock.watch(images), embedded), pieces, join)
     steps = range(1, total + 1)
     state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
-    compiled.result()  # Raises what it raised.
+    if compiled:
+      compiled.result()  # Raises what it raised.
     parting = time.perf_counter()
     stand_ins = once.stand_ins(state, before.kept if before else {})
     learned.save_kept(folder, stand_ins)
@@ -132,22 +138,32 @@ def _compile(
   rows: int,
   ops: preprocess.Ops,
   device: Any,
-  where: Any,
+  rows_sharding: Any,
 ) -> None:
-  """Compile what comes after the embedding, while that is compiled and the first files are read.
+  """Compile what follows the embedding, while that is compiled and the first files are read.
 
-  Takes shapes; what XLA makes of them is found again when the same is called with arrays, on the
-  same default device, which every thread has its own of. The rows of batches are `where`.
+  For states on one device only. Takes shapes: JAX finds the executables again when the same
+  functions are called with arrays on the same default device, which is a setting of each thread.
+
+  Args:
+    detector: whose `update` is compiled.
+    once: whose functions for the end of the fit are compiled.
+    state: shapes and sharding of the detector's state.
+    embedder: shapes and sharding of what `once.embed` takes.
+    rows: images of a batch.
+    ops: give height and width of the images.
+    device: JAX's default device in the calling thread.
+    rows_sharding: of a batch's rows.
   """
 
   def of(dtype: Any, *shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding)
 
   images = of(jnp.uint8, rows, ops.height, ops.width, 3)
   batch = Batch(images, of(jnp.bool, rows), of(jnp.int32, rows))
   features = jax.eval_shape(once.embed, embedder, batch)
   features = jax.tree.map(lambda x: of(x.dtype, *x.shape), features)
-  batch = batch._replace(image=of(jnp.uint8, rows, 0, 0, 3), features=features)
+  batch = batch._replace(image=of(jnp.uint8, rows, 1, 1, 3), features=features)
   with jax.default_device(device):
     jax.jit(detector.update, donate_argnums=0).lower(state, batch).compile()
     once.compile(state)

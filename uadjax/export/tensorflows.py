@@ -1,15 +1,21 @@
-"""SavedModel and TFLite, by jax2tf."""
+"""SavedModel and TFLite: StableHLO inside a TensorFlow function."""
 
 import contextlib
 from pathlib import Path
 from typing import Any
 import warnings
 
+import jax
+import jax.export
 import numpy as np
 
 from uadjax import runtimes
-from uadjax.export import graph as graphs
+from uadjax.export import graph as graphs, stablehlo
 from uadjax.types import ExportError, Scores
+
+# Of November 2024: old enough for every TensorFlow that the project allows (2.20 and newer, which
+# do not say what they read), and new enough for all operations of the detectors.
+STABLEHLO_VERSION = '1.8.0'
 
 
 def write_savedmodel(graph: graphs.Graph, path: Path) -> Any:
@@ -66,18 +72,55 @@ def load_tflite(path: Path) -> runtimes.Run:
 
 
 def _function(tf: Any, graph: graphs.Graph) -> Any:
-  from jax.experimental import jax2tf
+  """Wrap a graph as a TensorFlow function with named inputs and outputs.
 
-  size = f'{graph.height}, {graph.width}, 3'
-  shape = f'({"b" if graph.batch is None else graph.batch}, {size})'
-  call = jax2tf.convert(graph.call, polymorphic_shapes=[shape], with_gradient=False)
-  spec = tf.TensorSpec(graph.shape, np.uint8, name=runtimes.INPUT)
+  JAX's own converter (`jax2tf`) writes the StableHLO of four weeks ago, which the TensorFlow that
+  is released may be too old to read. So the artifact is written here, in `STABLEHLO_VERSION`.
+
+  Raises:
+    ExportError: the graph uses operations that this version of StableHLO lacks.
+  """
+  from tensorflow.compiler.tf2xla.python import xla
+
+  batch = jax.export.symbolic_shape('b')[0] if graph.batch is None else graph.batch
+  images = jax.ShapeDtypeStruct((batch, *graph.shape[1:]), np.uint8)
+  exported = jax.export.export(jax.jit(graph.call), platforms=stablehlo.PLATFORMS)(images)
+  shapes = [
+    [size if isinstance(size, int) else None for size in output.shape]
+    for output in exported.out_avals
+  ]
+  module = _serialized(exported, tf.__version__)
+
+  def call(image: Any) -> dict[str, Any]:
+    outputs = xla.call_module(
+      [image],
+      version=exported.calling_convention_version,
+      module=module,
+      Tout=[tf.float32] * len(shapes),
+      Sout=shapes,
+      platforms=[platform.upper() for platform in exported.platforms],
+    )
+    return dict(zip(runtimes.OUTPUTS, outputs, strict=True))
+
   # Named as Keras and its tools name them.
-  return tf.function(
-    lambda image: dict(zip(runtimes.OUTPUTS, call(image), strict=True)),
-    input_signature=[spec],
-    autograph=False,
-  )
+  spec = tf.TensorSpec(graph.shape, np.uint8, name=runtimes.INPUT)
+  return tf.function(call, input_signature=[spec], autograph=False)
+
+
+def _serialized(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
+  """Serialize an exported function in the StableHLO version that TensorFlow reads."""
+  from jax.extend.mlir.dialects import stablehlo as dialect
+
+  try:
+    module = dialect.deserialize_portable_artifact_str(exported.mlir_module_serialized)
+    return dialect.serialize_portable_artifact_str(module, STABLEHLO_VERSION)
+  except Exception as error:  # JAX documents no class for it.
+    reason = str(error).strip().partition('\n')[0]
+    raise ExportError(
+      f'JAX {jax.__version__} cannot write this model as StableHLO {STABLEHLO_VERSION}, which '
+      f'TensorFlow {tensorflow_version} reads: {reason}. Install an older JAX, or export to '
+      'onnx or stablehlo.'
+    ) from None
 
 
 @contextlib.contextmanager
