@@ -1,6 +1,6 @@
 """From a name to a model that is ready: `create_model` and `create_pipeline`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,10 @@ from uadjax import (
   predict,
   runtimes,
   sharding,
+  telemetry,
 )
 from uadjax.result import Result
-from uadjax.types import Config, ConfigError, ModelError, UnknownName
+from uadjax.types import Config, ConfigError, ExportError, ModelError, UnknownName
 
 NAMES = ('anomaly_detection',)
 _JAX = 'jax'
@@ -54,7 +55,8 @@ def create_model(
     review_threshold: images above it, and not NG, are to be reviewed.
     pixel_threshold: pixels above it are marked.
     backend: 'jax'; or an inference runtime, which is quicker on a CPU: 'onnxruntime', 'openvino',
-      or 'auto' for the one that is there. It runs the model's ONNX graph, written once, in float32.
+      or 'auto' for the one that is there, and for JAX, with a warning, where there is none or the
+      model cannot be exported. It runs the model's ONNX graph, written once, in float32.
     split: what is learned over the devices, where it is too large for one: a bank by its rows, say.
       All compute every batch together; else each has batches of its own.
     access: which URLs may be read.
@@ -77,18 +79,43 @@ def create_model(
       f'The model in {directory} is {there}, not {name}; leave the name out, or name another one.'
     )
   if backend == _JAX:
-    with jax.default_device(devices[0]):
-      mesh = sharding.of(devices if split else devices[:1])
-      model = bundle.load(directory, mesh)
-      if model.split is None:  # There may be nothing to split.
-        opened = predict.open_on(model, devices, access)
-      else:
-        opened = predict.open_split(model, mesh, access)
+    opened = _open_in_jax(directory, devices, split, access)
   else:
-    opened = predict.open_graph(directory, backend, access)
+    opened = _open_graph(directory, backend, devices, access)
   own = opened.model.limits
   limits = calibrate.override(own, threshold, review_threshold, pixel_threshold)
   return opened._replace(model=opened.model._replace(limits=limits))
+
+
+def _open_in_jax(
+  directory: Path, devices: Sequence[Any], split: bool, access: fetch.Access
+) -> predict.Predictor:
+  """Open a model directory for JAX, on all of the devices."""
+  with jax.default_device(devices[0]):
+    mesh = sharding.of(devices if split else devices[:1])
+    model = bundle.load(directory, mesh)
+    if model.split is None:  # There may be nothing to split.
+      return predict.open_on(model, devices, access)
+    return predict.open_split(model, mesh, access)
+
+
+def _open_graph(
+  directory: Path, backend: str, devices: Sequence[Any], access: fetch.Access
+) -> predict.Predictor:
+  """Open the exported graph of a model directory; 'auto' falls back to JAX where that fails.
+
+  Raises:
+    ConfigError, ExportError: the named runtime is not installed, or the model cannot be exported.
+  """
+  try:
+    return predict.open_graph(directory, backend, access)
+  except (ConfigError, ExportError) as error:
+    if backend != runtimes.BACKENDS[0]:
+      raise
+    telemetry.LOG.warning(
+      'JAX computes for %s, more slowly than an inference runtime would: %s', directory, error
+    )
+    return _open_in_jax(directory, devices, False, access)
 
 
 class Pipeline(NamedTuple):

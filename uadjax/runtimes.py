@@ -52,7 +52,7 @@ def open(path: Path, backend: str = 'auto') -> Runtime:
 
   Raises:
     UnknownName: there is no such backend.
-    ConfigError: it is not installed.
+    ConfigError: it is not installed, or cannot be imported.
     ModelError: the file is not there, damaged, or none of ours.
   """
   backend = chosen(backend)
@@ -60,6 +60,8 @@ def open(path: Path, backend: str = 'auto') -> Runtime:
     raise ModelError(f'{path} is not there; `uadjax export MODEL_DIR` writes one.')
   try:
     return _OPEN[backend](path)
+  except ImportError as error:  # A shared library of it may be missing.
+    raise ConfigError(f'{backend} is installed but cannot be imported: {error}') from None
   except (RuntimeError, ValueError, KeyError) as error:  # What both raise on damaged files.
     raise ModelError(f'{path} cannot be opened by {backend}: {error}') from None
 

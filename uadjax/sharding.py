@@ -15,7 +15,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax import threads
-from uadjax.types import ALONE, ConfigError, Shards
+from uadjax.types import ALONE, ConfigError, MissingDevice, Shards
 
 Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')
@@ -36,7 +36,7 @@ def devices(name: str) -> list[Any]:
     found = jax.devices() if platform == 'auto' else jax.devices(_PLATFORMS[platform])
   except RuntimeError:
     here = sorted({d.platform for d in jax.devices()})
-    raise ConfigError(
+    raise MissingDevice(
       f'No {platform} for device={name!r}: JAX finds {here} here. Use device=auto, or install '
       f"JAX for it, such as pip install 'jax[cuda13]'."
     ) from None

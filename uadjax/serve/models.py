@@ -1,11 +1,10 @@
 """The models of a service: opened, warmed up, and each with a batcher of its own."""
 
 from collections.abc import Callable
-import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import calibrate, pipelines, predict, runtimes, sharding, telemetry
+from uadjax import calibrate, pipelines, predict, sharding, telemetry
 from uadjax.serve import batching
 from uadjax.serve.settings import Settings
 
@@ -44,28 +43,20 @@ class Opened(NamedTuple):
     return batching.Batcher(one.scorers, self.sizes, one.at_once, seen)
 
 
-def backend(settings: Settings) -> str:
-  """What computes: on a CPU an inference runtime where one is installed, else JAX."""
-  if settings.backend != 'auto':
-    return settings.backend
-  on_cpu = sharding.devices(settings.device)[0].platform == 'cpu'
-  can_export = importlib.util.find_spec('jax2onnx') is not None
-  return 'auto' if on_cpu and can_export and runtimes.installed() else 'jax'
-
-
 def opened(name: str, directory: Path, settings: Settings) -> Opened:
   """Open a model and compute once at each batch size; takes seconds.
 
   Raises:
     UserError: as `create_model` does.
   """
-  chosen = backend(settings)
+  on_cpu = sharding.devices(settings.device)[0].platform == 'cpu'
+  # An accelerator is JAX's; on a CPU an inference runtime is faster.
+  chosen = settings.backend if settings.backend != 'auto' or on_cpu else 'jax'
   one = pipelines.create_model(
     model_dir=directory, device=settings.device, backend=chosen, access=settings.access
   )
   # A CPU is busy with one: several together take as long, and who came first waits for the last
   # (experiments/README.md).
-  on_cpu = chosen != 'jax' or one.devices[0].platform == 'cpu'
   most = settings.batch or (1 if on_cpu else _MOST)
   ops = one.model.ops
   with telemetry.busy(f'Warming up {name}'):

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax import fetch, runtimes, sharding
-from uadjax.types import ConfigError
+from uadjax import fetch, runtimes, sharding, telemetry
+from uadjax.types import ConfigError, MissingDevice
 
 _BACKENDS = 'jax', *runtimes.BACKENDS
 
@@ -44,6 +44,28 @@ class Settings(NamedTuple):
     return {
       name: getattr(self, name) for name in ('max_bytes', 'max_pixels', 'queue', 'deadline_s')
     }
+
+
+def with_what_is_there(settings: Settings) -> Settings:
+  """Replace a device or a runtime that this machine lacks, with a warning.
+
+  A service that computes slowly is better than one that exits.
+
+  Raises:
+    ConfigError, UnknownName: no device or runtime is called so.
+  """
+  try:
+    sharding.devices(settings.device)
+  except MissingDevice as error:
+    telemetry.LOG.warning('Serving with device=auto: %s', error)
+    settings = settings._replace(device='auto')
+  if settings.backend in runtimes.BACKENDS[1:]:
+    try:
+      runtimes.chosen(settings.backend)
+    except ConfigError as error:
+      telemetry.LOG.warning('Serving with backend=auto: %s', error)
+      settings = settings._replace(backend=runtimes.BACKENDS[0])
+  return settings
 
 
 def check(settings: Settings) -> None:

@@ -1,0 +1,158 @@
+"""Dependencies fit together, and what is optional may be missing or broken."""
+
+import json
+import logging
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from uadjax import create_model, main, runtimes
+from uadjax.types import ConfigError, ExportError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='module')
+def model_dir(fitted):
+  return fitted('padim')
+
+
+@pytest.fixture
+def warnings(caplog):
+  """Makes the list of the warnings that were logged so far."""
+  return lambda: [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+
+
+def break_converter(monkeypatch, tmp_path):
+  """The fault of jax2onnx 0.17.1 with JAX 0.12."""
+  import jax2onnx
+
+  def to_onnx(*args, **options):
+    raise AttributeError("module 'jax._src.core' has no attribute 'ClosedJaxpr'")
+
+  monkeypatch.setattr(jax2onnx, 'to_onnx', to_onnx)
+
+
+def hide_runtimes(monkeypatch, tmp_path):
+  monkeypatch.setattr(runtimes, '_installed', lambda backend: False)
+
+
+def hide_converter(monkeypatch, tmp_path):
+  from importlib import util
+
+  find_spec = util.find_spec
+  monkeypatch.setattr(
+    util, 'find_spec', lambda name: None if name == 'jax2onnx' else find_spec(name)
+  )
+
+
+def break_runtime(monkeypatch, tmp_path):
+  def fail(path):
+    raise ImportError('libfast.so: cannot open shared object file')
+
+  monkeypatch.setattr(runtimes, '_OPEN', {'onnxruntime': fail})
+
+
+def block_cache(monkeypatch, tmp_path):
+  (tmp_path / 'cache').write_text('a file where the folder should be')
+
+
+BROKEN = break_converter, hide_runtimes, hide_converter, break_runtime, block_cache
+
+
+@pytest.mark.parametrize('broken', BROKEN, ids=lambda broken: broken.__name__)
+def test_auto_falls_back_to_jax_with_one_warning(
+  model_dir, broken, monkeypatch, tmp_path, warnings
+):
+  images = [*np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)]
+  expected = [result['score'] for result in create_model(model_dir=model_dir).predict(images)]
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
+  broken(monkeypatch, tmp_path)
+  model = create_model(model_dir=model_dir, backend='auto')
+  assert [result['score'] for result in model.predict(images)] == expected
+  (warning,) = warnings()
+  assert str(model_dir) in warning
+  with pytest.raises((ConfigError, ExportError)):
+    create_model(model_dir=model_dir, backend='onnxruntime')  # A runtime that was named must be it.
+
+
+@pytest.mark.parametrize('broken', BROKEN, ids=lambda broken: broken.__name__)
+def test_a_service_starts_without_its_accelerators(
+  model_dir, broken, monkeypatch, tmp_path, warnings
+):
+  pytest.importorskip('fastapi', reason='needs the extra serve')
+  from uadjax.serve import models, settings as options
+
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
+  broken(monkeypatch, tmp_path)
+  asked = options.Settings({'it': model_dir}, device='tpu', backend='auto')
+  settings = options.with_what_is_there(asked)
+  options.check(settings)
+  assert settings.device == 'auto'
+  assert models.opened('it', model_dir, settings).predictor.devices[0].platform == 'cpu'
+  assert len(warnings()) == 2  # The device and the runtime: each said once.
+  asked = options.Settings({'it': model_dir}, backend='onnxruntime')
+  if broken is hide_runtimes:
+    assert options.with_what_is_there(asked).backend == 'auto'
+  with pytest.raises(ConfigError, match='cup'):
+    options.with_what_is_there(asked._replace(device='cup'))
+
+
+def test_the_declared_ranges_fit_what_is_installed():
+  check = subprocess.run([sys.executable, '-m', 'pip', 'check'], capture_output=True, text=True)
+  ours = [line for line in check.stdout.splitlines() if line.startswith('uadjax ')]
+  assert not ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('python', ['3.11', '3.13'])
+def test_the_declared_ranges_can_be_installed_together(python, tmp_path):
+  """Resolve the newest versions of all extras, and hold JAX below what jax2onnx breaks with."""
+  if not shutil.which('git'):
+    pytest.skip('needs the package index')
+  command = [sys.executable, '-m', 'pip', 'install', '--dry-run', '--quiet', '--ignore-installed']
+  command += ['--only-binary=:all:', '--python-version', python, '--target', str(tmp_path)]
+  command += ['--report', str(tmp_path / 'report.json'), f'{ROOT}[all]']
+  subprocess.run(command, check=True)
+  report = json.loads((tmp_path / 'report.json').read_text())
+  versions = {
+    one['metadata']['name'].lower(): one['metadata']['version'] for one in report['install']
+  }
+  major, minor = map(int, versions['jax'].split('.')[:2])
+  assert (0, 10) <= (major, minor) < (0, 12)
+  assert {'jax2onnx', 'onnxruntime', 'openvino', 'fastapi', 'pyright'} <= versions.keys()
+
+
+def test_sharded_programs_are_compiled_in_one_thread(drawn, tmp_path):
+  """A split run compiles nothing ahead, and passes no empty arrays: XLA of JAX 0.11 crashed."""
+  threads = set()
+
+  def compiled(event, seconds, **about):
+    if event == '/jax/core/compile/backend_compile_duration':
+      threads.add(threading.current_thread())
+
+  jax.clear_caches()  # Else what other tests compiled is not compiled again.
+  jax.monitoring.register_event_duration_secs_listener(compiled)
+  try:
+    flags = {
+      'data.root': drawn,
+      'data.category': 'disc',
+      'data.ops': 'resize(32, 48)',
+      'detector.layers': 'layer1,layer2',
+      'detector.channels': 9,
+      'backbone.weights': 'random',
+      'evaluate.do_eval': 'false',
+      'mesh.split': 'always',
+    }
+    flags = [f'--config.{key}={value}' for key, value in flags.items()]
+    config = f'--config={ROOT / "configs" / "padim.py"}'
+    assert main.main([config, f'--workdir={tmp_path / "run"}', *flags]) == 0
+  finally:
+    jax.monitoring.clear_event_listeners()
+  assert threads == {threading.main_thread()}
