@@ -3,7 +3,6 @@
 import json
 import logging
 from pathlib import Path
-import shutil
 import subprocess
 import sys
 import threading
@@ -111,15 +110,10 @@ def test_the_declared_ranges_fit_what_is_installed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('python', ['3.11', '3.13'])
-def test_the_declared_ranges_can_be_installed_together(python, tmp_path):
+def test_the_declared_ranges_can_be_installed_together(tmp_path):
   """Resolve the newest versions of all extras, and hold JAX below what jax2onnx breaks with."""
-  if not shutil.which('git'):
-    pytest.skip('needs the package index')
   command = [sys.executable, '-m', 'pip', 'install', '--dry-run', '--quiet', '--ignore-installed']
-  command += ['--only-binary=:all:', '--python-version', python, '--target', str(tmp_path)]
-  command += ['--report', str(tmp_path / 'report.json'), f'{ROOT}[all]']
-  subprocess.run(command, check=True)
+  subprocess.run([*command, '--report', tmp_path / 'report.json', f'{ROOT}[all]'], check=True)
   report = json.loads((tmp_path / 'report.json').read_text())
   versions = {
     one['metadata']['name'].lower(): one['metadata']['version'] for one in report['install']
