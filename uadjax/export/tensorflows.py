@@ -92,7 +92,7 @@ def _function(tf: Any, graph: graphs.Graph) -> Any:
   module = _serialized(exported, tf.__version__)
 
   def call(image: Any) -> dict[str, Any]:
-    outputs = xla.call_module(
+    outputs: Any = xla.call_module(
       [image],
       version=exported.calling_convention_version,
       module=module,
