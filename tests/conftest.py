@@ -1,6 +1,8 @@
 """Every test runs strictly: eight CPU devices, no silent promotion, shapes checked."""
 
+from collections.abc import Callable
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 import shutil
@@ -25,11 +27,13 @@ import jaxtyping
 # Before the package is imported: every annotated shape is then checked at every call.
 jaxtyping.install_import_hook('uadjax', 'beartype.beartype')
 
+import filelock
 import hypothesis
 import jax
 import pytest
+import runs
 
-from uadjax import main
+from uadjax import bundle, export
 from uadjax.data import demo
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -43,19 +47,6 @@ hypothesis.settings.load_profile('unhurried')
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
-SMALL = (
-  '--config.data.ops=resize(32, 48)',
-  '--config.data.category=disc',
-  '--config.detector.layers=layer1,layer2',
-  '--config.backbone.weights=random',
-  '--config.fit.batch_size=4',
-  '--config.evaluate.do_eval=false',
-)
-SMALLER = {
-  'padim': '--config.detector.channels=9',
-  'patchcore': '--config.detector.ratio=0.1',
-  'stfpm': '--config.fit.steps=3',
-}
 
 
 @pytest.fixture(scope='session')
@@ -67,25 +58,69 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope='session')
-def drawn(tmp_path_factory) -> Path:
-  """A small demo set, to be read only."""
-  folder = tmp_path_factory.mktemp('drawn')
-  return demo.draw(folder, size=60, train=10, test_good=2, test_defect=1)
+def once(tmp_path_factory):
+  """Makes a folder that all workers of this test run share, where none has made it yet."""
+  common = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    common = common.parent  # Each worker has a base of its own below the one of the run.
+
+  def folder(name: str, make: Callable[[Path], object]) -> Path:
+    place, done = common / f'once-{name}', common / f'once-{name}.done'
+    with filelock.FileLock(common / f'once-{name}.lock'):
+      if not done.exists():
+        shutil.rmtree(place, ignore_errors=True)  # Of a worker that failed at it.
+        place.mkdir()
+        make(place)
+        done.touch()
+    return place
+
+  return folder
 
 
 @pytest.fixture(scope='session')
-def fitted(drawn, tmp_path_factory):
-  """Makes directories of small models of discs; what is fitted once is copied from then on."""
-  kept = {}
+def drawn(once) -> Path:
+  """A small demo set, to be read only."""
+  counts = {'train': runs.TRAIN, 'test_good': runs.GOOD, 'test_defect': 2}
+  return once('drawn', lambda place: demo.draw(place, size=runs.SIDE, **counts))
+
+
+@pytest.fixture(scope='session')
+def trained(drawn, once):
+  """The work directory of a small run on discs, by detector and flags; to be read only."""
+
+  def workdir(name: str, *flags: str) -> Path:
+    def fit(place: Path) -> None:
+      assert runs.run(*runs.flags(name, drawn), f'--workdir={place}', *flags) == 0
+
+    digest = hashlib.sha256(repr(flags).encode()).hexdigest()[:12]
+    return once(f'{name}-{digest}' if flags else name, fit)
+
+  return workdir
+
+
+@pytest.fixture(scope='session')
+def fitted(trained, tmp_path_factory):
+  """A model directory of one's own, copied from such a run; only that without flags is judged."""
 
   def directory(name: str, *flags: str) -> Path:
-    if (name, *flags) not in kept:
-      workdir = tmp_path_factory.mktemp(name)
-      where = f'--config.data.root={drawn}', f'--workdir={workdir}'
-      config = f'--config={ROOT / "configs" / name}.py'
-      assert main.main([config, *SMALL, SMALLER[name], *where, *flags]) == 0
-      kept[name, *flags] = workdir / 'model'
-    return shutil.copytree(kept[name, *flags], tmp_path_factory.mktemp('copy') / 'model')
+    own = (runs.UNJUDGED, *flags) if flags else ()
+    model = trained(name, *own) / 'model'
+    return shutil.copytree(model, tmp_path_factory.mktemp('copy') / 'model')
+
+  return directory
+
+
+@pytest.fixture(scope='session')
+def exported(trained, once, tmp_path_factory):
+  """The same, with its ONNX graph in it."""
+
+  def directory(name: str) -> Path:
+    def write(place: Path) -> None:
+      model = shutil.copytree(trained(name) / 'model', place / 'model')
+      export.export(bundle.load(model))
+
+    model = once(f'{name}-onnx', write) / 'model'
+    return shutil.copytree(model, tmp_path_factory.mktemp('copy') / 'model')
 
   return directory
 

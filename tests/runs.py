@@ -1,0 +1,70 @@
+"""Runs of `uadjax.main` as tests start them, and the files that a run leaves.
+
+Two stages at 32x48 pixels, so that a run takes seconds; what is tested is the machinery.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from uadjax import main
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+SMALL = (
+  '--config.data.ops=resize(32, 48)',
+  '--config.detector.layers=layer1,layer2',
+  '--config.backbone.weights=embedded',
+  '--config.fit.batch_size=4',
+  '--config.mesh.data=1',
+  '--config.evaluate.batch_size=5',
+  '--config.evaluate.save_pictures=4',
+)
+STEPS = 40
+OWN = {
+  'padim': ('--config.detector.channels=9',),
+  'patchcore': ('--config.detector.ratio=0.125',),
+  'stfpm': (f'--config.fit.steps={STEPS}',),
+}
+NAMES = tuple(OWN)
+TITLES = {'padim': 'PaDiM', 'patchcore': 'PatchCore', 'stfpm': 'STFPM'}
+UNJUDGED = '--config.evaluate.do_eval=false'
+
+# The pictures of the fixture `drawn`, which are square.
+SIDE = 60
+TRAIN, GOOD, DEFECTS = 12, 3, ('missing', 'scratch', 'spot')  # Two pictures of each defect.
+
+
+def run(*argv: object) -> int:
+  """The exit status."""
+  return main.main([str(word) for word in argv])
+
+
+def flags(name: str, root: Path, category: str = 'disc') -> tuple[str, ...]:
+  """What makes a small run of a detector."""
+  where = (f'--config.data.root={root}', f'--config.data.category={category}')
+  return (f'--config={CONFIGS / name}.py', *SMALL, *OWN[name], *where)
+
+
+def result(workdir: Path, mode: str = 'train') -> dict[str, Any]:
+  return json.loads((workdir / f'{mode}_result.json').read_text())
+
+
+def manifest(workdir: Path) -> dict[str, Any]:
+  return json.loads((workdir / 'model' / 'manifest.json').read_text())
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+  return safetensors.numpy.load_file(workdir / 'model' / 'fitted.safetensors')
+
+
+def table(path: Path) -> list[dict[str, str]]:
+  return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+  """Of each file below a folder."""
+  return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
