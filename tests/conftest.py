@@ -12,8 +12,11 @@ import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Workers keep all cores busy: a compilation that is cut up for threads only takes longer.
-os.environ.setdefault('XLA_FLAGS', '--xla_cpu_parallel_codegen_split_count=1')
+# Workers keep all cores busy: a compilation that is cut up for threads only takes longer. Of what
+# is compiled most is run a few times on small arrays: LLVM would optimize longer than it saves.
+os.environ.setdefault(
+  'XLA_FLAGS', '--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0'
+)
 # What takes long to compile is compiled once for all workers and the processes that they start.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   COMPILED = tempfile.TemporaryDirectory(prefix='uadjax-compiled-')
