@@ -144,6 +144,7 @@ def test_the_browser_gives_the_score_the_map_and_the_label_of_predict(show, mode
     assert got['label'] == want.label
 
 
+@pytest.mark.slow
 def test_files_are_chosen_and_dropped(show, site, model, photos):
   first, second = model.predict(photos[:2])
   page = show()
@@ -163,6 +164,7 @@ def test_files_are_chosen_and_dropped(show, site, model, photos):
   assert page.text_content('#label').endswith(second.label)
 
 
+@pytest.mark.slow
 def test_labels_are_by_the_thresholds_beside_the_graph(show, site, model, photos):
   page = show()
   page.set_input_files('#graph-file', site / 'model.onnx')
@@ -181,6 +183,7 @@ def test_labels_are_by_the_thresholds_beside_the_graph(show, site, model, photos
     assert result(page, photos[0])['label'] == calibrate.label(score, moved)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_scored_is_told(show, site, model, photos, tmp_path):
   page = show('?model=model.onnx')
   Image.new('RGB', (60, 40)).save(tmp_path / 'small.png')
@@ -202,6 +205,7 @@ def test_what_cannot_be_scored_is_told(show, site, model, photos, tmp_path):
     assert page.evaluate('window.result') is None
 
 
+@pytest.mark.slow
 def test_it_fits_a_phone_and_a_keyboard(show, model, photos):
   page = show(f'?model=model.onnx&image={photos[0].name}')
   page.set_viewport_size({'width': 390, 'height': 844})

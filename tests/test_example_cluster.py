@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow  # They are recipes; what a run of several does is in test_hosts.py.
+
 FOLDER = Path(__file__).resolve().parent.parent / 'docs' / 'examples' / 'cluster'
 SCRIPTS = sorted(FOLDER.glob('*.sh'))
 SHOWN = 'echo "$JAX_PLATFORMS $JAX_NUM_CPU_DEVICES $*"'
@@ -149,7 +151,6 @@ def test_a_tpu_pod_can_be_tried_here(programs):
   assert 'a folder that all hosts share' in stfpm.stderr
 
 
-@pytest.mark.slow
 def test_two_processes_leave_one_run(drawn, tmp_path):
   small = [
     '--config.data.ops=resize(32, 48)',

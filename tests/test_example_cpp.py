@@ -16,6 +16,8 @@ import pytest
 from uadjax import bundle, calibrate, create_model, export, runtimes
 from uadjax.data import preprocess
 
+pytestmark = pytest.mark.slow  # It is a recipe, and takes a compiler.
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / 'docs' / 'examples' / 'cpp'
 CAMERA = 57, 75

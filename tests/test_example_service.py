@@ -16,6 +16,8 @@ import pytest
 
 from uadjax import create_model
 
+pytestmark = pytest.mark.slow  # They are recipes; what the service says is in test_serve.py.
+
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'examples' / 'service'
 
 
