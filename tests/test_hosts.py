@@ -20,7 +20,7 @@ SMALL = [
   '--config.data.ops=resize(32, 48)',
   '--config.data.category=disc',
   '--config.detector.layers=layer1',
-  '--config.backbone.weights=random',
+  '--config.backbone.weights=embedded',
   '--config.evaluate.save_pictures=0',
   '--config.hosts.wait_s=60',
   '--config.hosts.heartbeat_s=30',
@@ -298,6 +298,7 @@ def test_who_waits_for_others_in_vain_is_told_so():
   assert run.stderr.startswith('Lost: The processes of this run did not meet within hosts.wait_s=1')
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_not_waited_for_for_ever():
   """It is alive, so that its heart beats, and comes too late."""
   options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'wait_s': 60}
