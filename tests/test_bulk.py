@@ -18,8 +18,8 @@ from uadjax.types import ConfigError, DataError, silently, UnknownName
 
 
 @pytest.fixture(scope='module')
-def directory(fitted):
-  return fitted('padim')
+def directory(trained):
+  return trained('padim') / 'model'
 
 
 @pytest.fixture(scope='module')

@@ -1,19 +1,13 @@
 """From a name, a directory or a YAML file to a model; errors name the way out."""
 
-import pathlib
-
-import jax
-from jax import numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
 import uadjax
-from uadjax import bundle, calibrate, config as configs, pipelines, score
-from uadjax.backbones import pretrained
-from uadjax.types import ConfigError, ModelError, Spec, UnknownName
+from uadjax import config as configs, pipelines
+from uadjax.types import ConfigError, ModelError, UnknownName
 
-CONFIG = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'stfpm.py'
 NEW = """
 pipeline_name: anomaly_detection
 SubModules:
@@ -37,17 +31,8 @@ Pipeline:
 
 
 @pytest.fixture(scope='module')
-def directory(tmp_path_factory):
-  config = configs.load(str(CONFIG), [('detector.layers', 'layer1'), ('data.ops', 'resize(32)')])
-  backbone, detector = bundle.assemble(config, Spec(32, 32))
-  variables = backbone.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
-  fitted = detector.finish(detector.init(jax.random.key(2), variables))
-  normals = score.Peaks(('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25]))
-  limits = calibrate.from_normals(normals.image, normals.map, 0.01)
-  where = tmp_path_factory.mktemp('run') / 'model'
-  weights = pretrained.Provenance('resnet18', 'random', '')
-  bundle.save(where, config, fitted, limits, normals, weights)
-  return where
+def directory(trained):
+  return trained('stfpm') / 'model'
 
 
 @pytest.fixture
@@ -142,14 +127,12 @@ def test_unknown_pipelines_are_refused(tmp_path):
       uadjax.create_pipeline(tmp_path / 'ocr.yaml')
 
 
-@pytest.mark.parametrize('name', ['use_hpip', 'enable_hpi'])
-def test_the_exported_graph_judges_as_the_model_does(directory, image, name, tmp_path, monkeypatch):
-  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  settings = yaml.safe_load(NEW.format(directory=directory))
-  fast = uadjax.create_pipeline(config=settings, **{name: True})
-  assert fast.model.devices[0].startswith('ONNX Runtime')
-  (want,), (got,) = (
-    pipeline.predict(image) for pipeline in (uadjax.create_pipeline(config=settings), fast)
-  )
-  assert got.score == pytest.approx(want.score, rel=1e-4)
-  assert (got.label, got.limits) == (want.label, want.limits)
+def test_the_exported_graph_judges_as_the_model_does(exported, image):
+  settings = yaml.safe_load(NEW.format(directory=exported('stfpm')))
+  (want,) = uadjax.create_pipeline(config=settings).predict(image)
+  for name in ('use_hpip', 'enable_hpi'):
+    fast = uadjax.create_pipeline(config=settings, **{name: True})
+    assert fast.model.devices[0].startswith('ONNX Runtime'), name
+    (got,) = fast.predict(image)
+    assert got.score == pytest.approx(want.score, rel=1e-4), name
+    assert (got.label, got.limits) == (want.label, want.limits), name

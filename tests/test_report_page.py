@@ -198,6 +198,7 @@ def test_thresholds_move_by_keyboard_and_by_number_and_never_cross(show, file, c
   assert_counted(page, case)
 
 
+@pytest.mark.slow
 def test_thresholds_move_by_touch(browser, file, case):
   context = browser.new_context(viewport={'width': 390, 'height': 844}, has_touch=True)
   page = context.new_page()
@@ -233,6 +234,7 @@ def wrongs(case):
   return [s for _, s in sorted(wrong, reverse=True)]
 
 
+@pytest.mark.slow
 def test_the_gallery_shows_the_worst_first_and_sorts_and_filters(show, file, case):
   page = show(file)
   page.click('#more')
@@ -268,6 +270,7 @@ def changed(page, selector, before):
   return page.evaluate(PIXELS, selector)
 
 
+@pytest.mark.slow
 def test_settings_change_the_pixels_of_the_pictures(show, file):
   page = show(file)
   page.select_option('#by-kind', label=CLOSING)
@@ -287,6 +290,7 @@ def test_settings_change_the_pixels_of_the_pictures(show, file):
   changed(page, canvas, now)
 
 
+@pytest.mark.slow
 def test_a_picture_is_enlarged_and_put_back(show, file):
   page = show(file)
   assert not page.is_visible('#zoom')
@@ -341,6 +345,7 @@ def test_what_is_slipped_into_the_file_neither_runs_nor_reaches_out(browser, fil
   page.close()
 
 
+@pytest.mark.slow
 def test_hovering_over_a_curve_tells_its_values(show, file):
   page = show(file)
   page.locator('#roc svg').scroll_into_view_if_needed()
@@ -376,6 +381,7 @@ COLLISIONS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('width', [390, 1280])
 def test_nothing_overlaps_or_is_cut_off(show, file, width):
   page = show(file, width)
@@ -395,6 +401,7 @@ LINES = """() => [...document.querySelectorAll('#kinds td, #kinds thead th')].ma
 })"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('width', [390, 1280])
 def test_numbers_stand_under_their_titles_each_in_one_line(show, file, width):
   page = show(file, width)
@@ -403,6 +410,7 @@ def test_numbers_stand_under_their_titles_each_in_one_line(show, file, width):
   assert set(page.evaluate(LINES)) == {1}
 
 
+@pytest.mark.slow
 def test_it_is_dark_where_the_reader_wants_it(show, file):
   def lightness(scheme):
     page = show(file, scheme=scheme)
@@ -417,6 +425,7 @@ def test_it_is_dark_where_the_reader_wants_it(show, file):
   assert dark[1] - dark[0] > 500
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name(show, file):
   page = show(file)
   unnamed = page.evaluate("""() => [...document.querySelectorAll('button, input, select, [role]')]
@@ -425,6 +434,7 @@ def test_every_control_has_a_name(show, file):
   assert unnamed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('defects', 'masks', 'pictures', 'sentences'), [
   (['good'] * 3, True, 200, ['no defective images', 'No defective images']),
   (['cut'] * 3, True, 200, ['no good images', 'No good images']),
@@ -450,6 +460,7 @@ def test_a_sentence_takes_the_place_of_what_cannot_be_shown(
     assert table(page) == counts(small, *thresholds(page))
 
 
+@pytest.mark.slow
 def test_no_more_pictures_than_asked_for_yet_every_image_is_counted(show, case, tmp_path):
   page = show(write(case, tmp_path / 'report.html', 9))
   assert page.locator('#tiles li').count() == 9
@@ -457,6 +468,7 @@ def test_no_more_pictures_than_asked_for_yet_every_image_is_counted(show, case, 
   assert_counted(page, case)
 
 
+@pytest.mark.slow
 def test_scores_that_are_infinite_or_span_decades_are_shown(show, tmp_path):
   wide = make(tmp_path, ['good'] * 4 + ['cut'] * 4)
   scores = np.array([0.001, 0.01, 0.1, 0.2, 1.8, 40, 900, np.inf])

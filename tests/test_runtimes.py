@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from uadjax import bundle, create_model, export, runtimes
+from uadjax import create_model, export, runtimes
 from uadjax.types import ConfigError, ModelError, UnknownName
 
 
 @pytest.fixture(scope='module')
-def directory(fitted):
-  return fitted('padim')
+def directory(exported):
+  return exported('padim')
 
 
 @pytest.fixture(scope='module')
 def graph(directory):
-  return export.export(bundle.load(directory)).path
+  return directory / 'model.onnx'
 
 
 @pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])

@@ -31,8 +31,8 @@ ROUTE = '/image-anomaly-detection'
 
 
 @pytest.fixture(scope='module')
-def directory(fitted):
-  return fitted('patchcore')
+def directory(exported):
+  return exported('patchcore')
 
 
 @pytest.fixture(scope='module')

@@ -38,8 +38,8 @@ def photos(drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def directory(fitted):
-  return fitted('padim')
+def directory(trained):
+  return trained('padim') / 'model'
 
 
 @pytest.fixture(scope='module')
@@ -58,8 +58,8 @@ def limits(results):
 
 
 @pytest.fixture(scope='module')
-def directories(directory, limits):
-  other = shutil.copytree(directory, directory.parent / 'other')
+def directories(directory, limits, tmp_path_factory):
+  other = shutil.copytree(directory, tmp_path_factory.mktemp('other') / 'model')
   manifest = json.loads((other / 'manifest.json').read_text())
   manifest['thresholds'] |= {key: getattr(limits['other'], key) for key in ('review', 'image')}
   (other / 'manifest.json').write_text(json.dumps(manifest))
@@ -225,6 +225,7 @@ def drop_folder(page, folder):
     session.send('Input.dispatchDragEvent', where)
 
 
+@pytest.mark.slow
 def test_a_folder_is_judged_in_natural_order_without_what_is_no_image(
   show, photos, tmp_path, expect
 ):
@@ -246,6 +247,7 @@ def test_a_folder_is_judged_in_natural_order_without_what_is_no_image(
     page.click('#clear')
 
 
+@pytest.mark.slow
 def test_a_card_is_enlarged_by_keyboard_and_left_again(fed, results, expect):
   page = fed()
   page.locator('#tiles button').first.focus()
@@ -301,6 +303,7 @@ def test_a_threshold_moved_by_keyboard_relabels_every_card(fed, results, expect)
   assert labels(page) == before
 
 
+@pytest.mark.slow
 def test_the_pixel_threshold_outlines_anew_at_once(fed, results, expect):
   page = fed()
   now = changed(page, '#tiles canvas', '')
@@ -327,6 +330,7 @@ def test_the_pixel_threshold_outlines_anew_at_once(fed, results, expect):
   assert inside == pytest.approx((one.anomaly_map > middle).sum(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_two_models_are_compared(fed, photos, results, limits, expect):
   page = fed()
   page.select_option('#second', 'other')
@@ -349,6 +353,7 @@ def test_two_models_are_compared(fed, photos, results, limits, expect):
   assert labels(page) == {name: [first] for name, (first, _) in want.items()}
 
 
+@pytest.mark.slow
 def test_the_download_says_what_predict_says_at_the_thresholds_as_set(
   fed, photos, results, limits, expect
 ):
@@ -404,6 +409,7 @@ def test_a_broken_file_says_so_and_the_others_are_judged(show, photos, tmp_path,
   expect(page.locator('#done')).to_have_text('1 of 2 judged, 1 failed')
 
 
+@pytest.mark.slow
 def test_a_file_that_is_too_large_is_not_sent(show, tmp_path, expect):
   page = show()
   with (tmp_path / 'large.png').open('wb') as file:
@@ -415,6 +421,7 @@ def test_a_file_that_is_too_large_is_not_sent(show, tmp_path, expect):
   assert not [url for url in sent if ROUTE in url]
 
 
+@pytest.mark.slow
 def test_a_token_is_asked_for_and_kept_in_the_tab(show, photos, expect):
   page = show(token='')
   for word in ('wrong', TOKEN):
@@ -448,6 +455,7 @@ def busy(times, path):
   return lambda page: page.route(re.compile(path), answer)
 
 
+@pytest.mark.slow
 def test_it_waits_until_the_models_are_warm(show, expect):
   page = show(before=busy(1, '/models$'))
   expect(page.locator('#notice')).to_be_hidden()
@@ -455,6 +463,7 @@ def test_it_waits_until_the_models_are_warm(show, expect):
   expect(page.locator('#notice')).to_have_text('Later <b>please</b>.')
 
 
+@pytest.mark.slow
 def test_four_at_a_time_and_again_where_there_is_no_time(show, photos, expect):
   page = show(before=busy(3, ROUTE))
   page.set_input_files('#files-input', photos * 3)
@@ -493,6 +502,7 @@ NAMELESS = """() => [...document.querySelectorAll('button, input, select, summar
     && !one.matches('[role=status]')).map((one) => one.outerHTML)"""
 
 
+@pytest.mark.slow
 def test_nothing_overflows_all_is_readable_and_has_a_name(show, photos, tmp_path, expect):
   (tmp_path / 'broken.png').write_bytes(b'no image')
 

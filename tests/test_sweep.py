@@ -206,8 +206,8 @@ def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
 
 def test_the_command_leaves_a_table(drawn, tmp_path, capsys):
   words = ['sweep', drawn, '--models', 'padim', '--categories', 'disc', '--seeds', '3-4']
-  small = ['data.ops=resize(32)', 'detector.layers=layer1', 'detector.channels=8']
-  small += ['backbone.weights=random', 'evaluate.save_pictures=0', 'evaluate.report_pictures=0']
+  small = ['data.ops=resize(32, 48)', 'detector.layers=layer1', 'detector.channels=9']
+  small += ['backbone.weights=embedded', 'evaluate.save_pictures=0', 'evaluate.report_pictures=0']
   words += ['--workdir', tmp_path, '--device', 'cpu', '--json']
   words += [word for pair in small for word in ('--override', pair)]
   assert cli.main([*map(str, words), '--jobs', str(min(2, len(os.sched_getaffinity(0))))]) == 0
