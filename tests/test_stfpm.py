@@ -162,11 +162,19 @@ def test_floor_and_opening_of_paddlex(state):
   assert opened.image[0] == opened.map.max()
 
 
-@pytest.mark.parametrize('kept', [False, True])
-def test_one_update_is_the_same_on_any_number_of_devices(state, kept):
+@pytest.mark.parametrize(
+  ('kept', 'numbers'),
+  [
+    (True, (2,)),
+    pytest.param(False, (2,), marks=pytest.mark.slow),
+    pytest.param(True, (8,), marks=pytest.mark.slow),
+    pytest.param(False, (8,), marks=pytest.mark.slow),
+  ],
+)
+def test_one_update_is_the_same_on_any_number_of_devices(state, kept, numbers):
   """Batch norm sees all of a batch, and so does the gradient."""
   results = []
-  for devices in (1, 2, 8):
+  for devices in (1, *numbers):
     mesh = sharding.make_mesh('cpu', devices, 8)
     assert mesh.size == devices
     detector = make(shards=sharding.shards(mesh))

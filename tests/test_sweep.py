@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import runs as small_runs
 
 from uadjax import cli, files, sweep
 from uadjax.sweep import results, slots
@@ -204,10 +205,12 @@ def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
   assert found['a']['pixel_auroc'] == ''
 
 
-def test_the_command_leaves_a_table(drawn, tmp_path, capsys):
+def test_the_command_leaves_a_table(drawn, tmp_path, capsys, monkeypatch):
+  # As here, so that its processes need not compile what other runs have compiled.
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
   words = ['sweep', drawn, '--models', 'padim', '--categories', 'disc', '--seeds', '3-4']
-  small = ['data.ops=resize(32, 48)', 'detector.layers=layer1', 'detector.channels=9']
-  small += ['backbone.weights=embedded', 'evaluate.save_pictures=0', 'evaluate.report_pictures=0']
+  small = [word.removeprefix('--config.') for word in (*small_runs.SMALL, *small_runs.OWN['padim'])]
+  small += ['evaluate.save_pictures=0', 'evaluate.report_pictures=0']
   words += ['--workdir', tmp_path, '--device', 'cpu', '--json']
   words += [word for pair in small for word in ('--override', pair)]
   assert cli.main([*map(str, words), '--jobs', str(min(2, len(os.sched_getaffinity(0))))]) == 0
