@@ -25,6 +25,15 @@ class Ends:
       pass
 
 
+@pytest.fixture(autouse=True)
+def little_to_collect():
+  """What other tests left is set aside: to look through all of it takes seconds."""
+  gc.collect()
+  gc.freeze()
+  yield
+  gc.unfreeze()
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_while_an_object_ends_is_heard(number):
   hook = sys.unraisablehook
