@@ -11,14 +11,23 @@ from uadjax import backbones
 from uadjax.backbones import compact, pretrained
 from uadjax.data import preprocess
 
-
 apply = jax.jit(compact.Compact().apply)
 IMAGE = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))  # One shape, for it is compiled.
 
 
 @pytest.fixture(scope='module')
 def variables():
-  return jax.jit(compact.Compact().init)(jax.random.key(0), IMAGE)
+  """Of random numbers: to compile how a network begins takes longer than all that is tested."""
+  random = np.random.default_rng(0)
+
+  def drawn(path, leaf):
+    name = path[-1].key
+    if name == 'kernel':
+      return jnp.asarray(random.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), 'f')
+    return jnp.asarray((name in ('scale', 'var')) + 0.1 * random.random(leaf.shape), 'f')
+
+  shapes = jax.eval_shape(compact.Compact().init, jax.random.key(0), IMAGE)
+  return jax.tree_util.tree_map_with_path(drawn, shapes)
 
 
 def shapes(module, size):

@@ -1,6 +1,7 @@
 """Laws of the drawn data set."""
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import ml_collections
@@ -82,51 +83,49 @@ def test_what_there_is():
     assert {'contamination', 'deformation', 'spot'} <= set(demo.kinds(category))
 
 
-@pytest.mark.parametrize(('category', 'kind'), KINDS)
-def test_the_mask_is_where_a_defect_shows_and_nowhere_else(category, kind):
-  for number in range(3):
-    seen = picture.take(category, 'test', kind, number, 7, 128)
+def test_the_mask_is_where_a_defect_shows_and_nowhere_else():
+  for (category, kind), number in itertools.product(KINDS, range(3)):
+    seen, case = picture.take(category, 'test', kind, number, 7, 128), (category, kind, number)
     apart = abs(seen.pixels.astype(int) - seen.twin).max(axis=-1)
-    assert not apart[~seen.mask].any()
+    assert not apart[~seen.mask].any(), case
     near = ndimage.maximum_filter(apart, 5)  # A bright and a dark flank meet at no difference.
-    assert near[seen.mask].min() >= 3
-    assert 4 < seen.mask.sum() < 128 * 128 / 5
+    assert near[seen.mask].min() >= 3, case
+    assert 4 < seen.mask.sum() < 128 * 128 / 5, case
 
 
-@pytest.mark.parametrize('category', demo.CATEGORIES)
-def test_a_twin_is_good(category):
-  good = picture.take(category, 'test', 'good', 0, 0, 32)
-  assert not good.mask.any()
-  np.testing.assert_array_equal(good.pixels, good.twin)
+def test_a_twin_is_good():
+  for category in demo.CATEGORIES:
+    good = picture.take(category, 'test', 'good', 0, 0, 32)
+    assert not good.mask.any(), category
+    np.testing.assert_array_equal(good.pixels, good.twin, category)
 
 
-@pytest.mark.parametrize(('category', 'kind'), KINDS)
-@pytest.mark.parametrize('size', [16, 24, 51])
-def test_no_size_is_too_small_for_a_defect(category, kind, size):
-  seen = picture.take(category, 'test', kind, 0, 0, size)
-  assert seen.pixels.shape[:2] == seen.mask.shape == (size, size)
-  assert seen.mask.any()
+def test_no_size_is_too_small_for_a_defect():
+  for (category, kind), size in itertools.product(KINDS, (16, 24, 51)):
+    seen = picture.take(category, 'test', kind, 0, 0, size)
+    assert seen.pixels.shape[:2] == seen.mask.shape == (size, size), (category, kind, size)
+    assert seen.mask.any(), (category, kind, size)
 
 
-@pytest.mark.parametrize('category', demo.CATEGORIES)
-def test_a_check_finds_nothing_wrong(whole, category):
-  found = check.check(whole, category)
-  assert found.problems == ()
-  train, test = found.splits
-  assert (len(train), len(test)) == (4, 2 + len(demo.kinds(category)))
-  assert {record.defect for record in test} == {'good', *demo.kinds(category)}
-  for record in (*train, *test):
-    assert preprocess.image_size(record.path) == (64, 64)
-    assert (record.mask is not None) == record.anomalous
+def test_a_check_finds_nothing_wrong(whole):
+  for category in demo.CATEGORIES:
+    found = check.check(whole, category)
+    assert found.problems == (), category
+    train, test = found.splits
+    assert (len(train), len(test)) == (4, 2 + len(demo.kinds(category))), category
+    assert {record.defect for record in test} == {'good', *demo.kinds(category)}, category
+    for record in (*train, *test):
+      assert preprocess.image_size(record.path) == (64, 64), record
+      assert (record.mask is not None) == record.anomalous, record
 
 
-@pytest.mark.parametrize('category', demo.CATEGORIES)
-def test_a_picture_uses_the_range_and_clips_little(whole, category):
-  for record in datasets.load(whole, category).train:
-    values = preprocess.decode(record.path)
-    low, high = np.percentile(values, [1, 99])
-    assert high - low > 30
-    assert np.isin(values, (0, 255)).mean() < 0.02
+def test_a_picture_uses_the_range_and_clips_little(whole):
+  for category in demo.CATEGORIES:
+    for record in datasets.load(whole, category).train:
+      values = preprocess.decode(record.path)
+      low, high = np.percentile(values, [1, 99])
+      assert high - low > 30, record
+      assert np.isin(values, (0, 255)).mean() < 0.02, record
 
 
 def test_some_cameras_see_color(whole):
@@ -137,14 +136,14 @@ def test_some_cameras_see_color(whole):
   assert {mode(category) for category in demo.CATEGORIES} == {'L', 'RGB'}
 
 
-@pytest.mark.parametrize('category', demo.CATEGORIES)
-def test_good_pictures_vary_and_defects_stand_out(whole, category):
-  train, test = datasets.load(whole, category)
-  good = np.stack([preprocess.decode(record.path) for record in train]).astype(float)
-  assert 1.5 < good.std(axis=0).mean() < 60
-  seen = [picture.take(category, 'test', r.defect, 0, 0, 64) for r in test if r.anomalous]
-  apart = [abs(one.pixels.astype(float) - one.twin)[one.mask].mean() for one in seen]
-  assert np.mean(apart) > 8  # Levels: of five times the noise.
+def test_good_pictures_vary_and_defects_stand_out(whole):
+  for category in demo.CATEGORIES:
+    train, test = datasets.load(whole, category)
+    good = np.stack([preprocess.decode(record.path) for record in train]).astype(float)
+    assert 1.5 < good.std(axis=0).mean() < 60, category
+    seen = [picture.take(category, 'test', r.defect, 0, 0, 64) for r in test if r.anomalous]
+    apart = [abs(one.pixels.astype(float) - one.twin)[one.mask].mean() for one in seen]
+    assert np.mean(apart) > 8, category  # Levels: of five times the noise.
 
 
 def test_interrupted_leaves_nothing(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The recipe of the embedded backbone, at a size where it takes seconds."""
+"""The recipe of the embedded backbone, small. It guards a recipe: what draws or learns is slow."""
 
 from distill import losses, pictures, shapes, store, student, views
 import jax
@@ -14,6 +14,7 @@ def painted():
   return pictures.paint(jax.random.key(0), 6, 64)
 
 
+@pytest.mark.slow
 def test_pictures_depend_on_the_key_alone(painted):
   # Side by side or one by one; they are never the same twice.
   beside = pictures.paint(jax.random.key(0), 6, 64, 3)
@@ -22,12 +23,14 @@ def test_pictures_depend_on_the_key_alone(painted):
   assert min(np.abs(painted[i] - painted[j]).mean() for i in range(6) for j in range(i)) > 0.01
 
 
+@pytest.mark.slow
 def test_noise_has_unit_variance_and_more_power_in_low_frequencies():
   noise = np.asarray(pictures.fields(jax.random.key(1), 64))
   power = np.abs(np.fft.fft2(noise - noise.mean(axis=(1, 2), keepdims=True))) ** 2
   assert (power[:, :4, :4].mean(axis=(1, 2)) > power[:, 24:32, 24:32].mean(axis=(1, 2))).all()
 
 
+@pytest.mark.slow
 def test_views_are_drawn_anew_from_every_key(painted):
   one = views.views(jax.random.key(0), painted, 8, 32)
   assert one.dtype == jnp.uint8
@@ -39,6 +42,7 @@ def test_views_are_drawn_anew_from_every_key(painted):
   assert list(damaged) == [3, 7]
 
 
+@pytest.mark.slow
 def test_twins_differ_in_one_place(painted):
   found = views.views(jax.random.key(2), painted, 64, 64).astype(jnp.float32)
   intact, damaged = views.twins(64)
@@ -52,6 +56,7 @@ def test_the_cosines_of_blocks_are_orthonormal():
   np.testing.assert_allclose(views.DCT @ views.DCT.T, np.eye(8), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_layer_without_shapes_changes_nothing():
   layers = jax.jit(pictures._layers)(jax.random.key(0))
   layer = jax.tree.map(lambda x: x[5], layers)._replace(
@@ -74,6 +79,7 @@ def some_stages(key, batch=4):
   }
 
 
+@pytest.mark.slow
 def test_a_perfect_student_has_no_loss_and_the_mean_has_one():
   taught = some_stages(jax.random.key(0))
   scales = {name: losses.scale(x) for name, x in taught.items()}
@@ -119,6 +125,7 @@ def state(fresh):
   return jax.tree.unflatten(tree, moved)._replace(step=jnp.int32(7))
 
 
+@pytest.mark.slow
 def test_what_a_run_goes_on_with_is_what_was_saved(tmp_path, state, scales):
   recipe = student.Recipe(seed=5, rate=0.1)
   for _ in range(2):  # The second takes the place of the first.
@@ -140,6 +147,7 @@ def test_statistics_become_steady_before_views_become_large():
   assert phases == [(False, False)] * 2 + [(True, False)] * 2 + [(True, True)] * 2
 
 
+@pytest.mark.slow
 def test_what_is_shipped_computes_what_was_learned(tmp_path, state):
   told = store.export(tmp_path / 'compact.safetensors', state, {'seed': 0})
   assert told['bytes'] == (tmp_path / 'compact.safetensors').stat().st_size
@@ -152,6 +160,7 @@ def test_what_is_shipped_computes_what_was_learned(tmp_path, state):
     np.testing.assert_allclose(after[stage], y, rtol=0.01, atol=0.01 * float(y.std()))
 
 
+@pytest.mark.slow
 def test_the_student_begins_with_the_scales_of_the_teacher_alone(fresh, scales):
   for stage, (mean, std) in scales.items():
     norm = fresh.params[stage]['leave']['bn']

@@ -14,10 +14,8 @@ SURPRISE = 1e-3  # How improbable what is seen may be.
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(
-  ('name', 'category'),
-  [pytest.param('padim', 'bottle', marks=pytest.mark.slow), ('patchcore', 'toothbrush')],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'category'), [('padim', 'bottle'), ('patchcore', 'toothbrush')])
 def test_unseen_good_images_score_as_those_left_out(shared, tmp_path, name, category):
   flags = [
     f'--config={CONFIGS / name}.py',

@@ -12,6 +12,7 @@ import typer.main
 import uadjax
 from uadjax import cli
 
+pytestmark = pytest.mark.slow
 _ROOT = Path(__file__).parent.parent
 
 
