@@ -19,9 +19,8 @@ def test_a_saved_config_says_the_same_when_passed_back(variant, tmp_path):
   assert configs.plain(configs.load(str(saved))) == configs.plain(config)
 
 
-@pytest.mark.parametrize(
-  ('key', 'text', 'value'),
-  [
+def test_text_becomes_the_type_of_the_key():
+  for key, text, value in (
     ('fit.steps', '1e3', 1000),
     ('fit.steps', 'None', None),
     ('fit.learning_rate', '1e-2', 0.01),
@@ -30,16 +29,13 @@ def test_a_saved_config_says_the_same_when_passed_back(variant, tmp_path):
     ('detector.layers', "('layer2',)", ('layer2',)),
     ('data.category', '3', '3'),
     ('data.category', 'None', 'None'),
-  ],
-)
-def test_text_becomes_the_type_of_the_key(key, text, value):
-  section, name = key.split('.')
-  assert configs.load(STFPM, [(key, text)])[section][name] == value
+  ):
+    section, name = key.split('.')
+    assert configs.load(STFPM, [(key, text)])[section][name] == value, (key, text)
 
 
-@pytest.mark.parametrize(
-  ('key', 'text', 'words'),
-  [
+def test_a_wrong_override_gets_one_clear_error():
+  for key, text, words in (
     ('fit.step', '3', ("'fit.step'", "'fit.steps'")),
     ('dat.root', 'x', ("'dat.root'", "'data.root'")),
     ('data.root.x', 'y', ("'data.root.x'", "'data.root'")),
@@ -47,12 +43,10 @@ def test_text_becomes_the_type_of_the_key(key, text, value):
     ('fit.steps', '1.5', ('fit.steps', 'a whole number', "'1.5'")),
     ('evaluate.do_eval', 'maybe', ('true or false', "'maybe'")),
     ('fit.learning_rate', '__import__("os")', ('a number',)),
-  ],
-)
-def test_a_wrong_override_gets_one_clear_error(key, text, words):
-  with pytest.raises(ConfigError) as error:
-    configs.load(STFPM, [(key, text)])
-  assert all(word in str(error.value) for word in words), error.value
+  ):
+    with pytest.raises(ConfigError) as error:
+      configs.load(STFPM, [(key, text)])
+    assert all(word in str(error.value) for word in words), error.value
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
@@ -61,19 +55,16 @@ def test_no_override_whatsoever_escapes_as_another_exception(key, text):
     configs.load(STFPM, [(key, text), ('fit.steps', text), ('detector.layers', text)])
 
 
-@pytest.mark.parametrize(
-  ('text', 'words'),
-  [
+def test_a_wrong_yaml_gets_one_clear_error(tmp_path):
+  file = tmp_path / 'config.yaml'
+  for text, words in (
     ('fit: {epochs: 3', 'is no YAML'),
     ('- 1\n- 2', 'holds no configuration'),
     ('seed: 3', 'lacks'),
-  ],
-)
-def test_a_wrong_yaml_gets_one_clear_error(text, words, tmp_path):
-  file = tmp_path / 'config.yaml'
-  file.write_text(text)
-  with pytest.raises(ConfigError, match=words):
-    configs.load(str(file))
+  ):
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+      configs.load(str(file))
 
 
 def test_yaml_runs_no_python(tmp_path):

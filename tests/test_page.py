@@ -1,8 +1,8 @@
 from concurrent import futures
+import itertools
 import re
 
 import numpy as np
-import pytest
 
 from uadjax import page
 
@@ -16,23 +16,23 @@ def extents(axes):
   return [text.get_window_extent() for text in axes.texts]
 
 
-@pytest.mark.parametrize('near', [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.5), (3.0, -2.0)])
-@pytest.mark.parametrize('power', [0.02, 1.0, 5.0])
-def test_words_stay_inside_and_cover_nothing(near, power):
-  with page.style():
-    axes = axes_on()
-    x = np.linspace(0, 1, 500)
-    drawn = page.trail(axes, x, x**power)
-    words = [page.Words('Images  AUROC 0.953'), page.Words('line')]
-    covered = page.label(axes, [page.Label(words, near)], drawn)
-    page.label(axes, [page.Label([page.Words('Pixels')], near, 'red')], covered)
-    boxes = extents(axes)
-  for box in boxes:
-    assert not box.count_contains(drawn)
-    assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
-    assert axes.bbox.y0 <= box.y0 < box.y1 <= axes.bbox.y1
-  assert not boxes[2].overlaps(boxes[0])
-  assert not boxes[2].overlaps(boxes[1])
+def test_words_stay_inside_and_cover_nothing():
+  corners = (0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.5), (3.0, -2.0)
+  for near, power in itertools.product(corners, (0.02, 1.0, 5.0)):
+    with page.style():
+      axes = axes_on()
+      x = np.linspace(0, 1, 500)
+      drawn = page.trail(axes, x, x**power)
+      words = [page.Words('Images  AUROC 0.953'), page.Words('line')]
+      covered = page.label(axes, [page.Label(words, near)], drawn)
+      page.label(axes, [page.Label([page.Words('Pixels')], near, 'red')], covered)
+      boxes = extents(axes)
+    for box in boxes:
+      assert not box.count_contains(drawn), (near, power)
+      assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1, (near, power)
+      assert axes.bbox.y0 <= box.y0 < box.y1 <= axes.bbox.y1, (near, power)
+    assert not boxes[2].overlaps(boxes[0]), (near, power)
+    assert not boxes[2].overlaps(boxes[1]), (near, power)
 
 
 def test_words_are_close_to_what_they_tell_of():
@@ -46,23 +46,23 @@ def test_words_are_close_to_what_they_tell_of():
   assert np.hypot(*(nearest - middle)) < 30  # Of 500 pixels.
 
 
-@pytest.mark.parametrize('points', [
-  [(0.0, 0.0), (0.0, 0.05)], [(0.0, 0.05), (0.0, 0.0)], [(0.5, 0.5), (0.5, 0.5)],
-  [(0.0, 0.78), (0.05, 1.0)], [(0.05, 1.0), (0.0, 0.78)],
-])  # fmt: skip
-@pytest.mark.parametrize('kind', ['rising', 'falling'])
-def test_leaders_run_through_no_words(points, kind):
+def test_leaders_run_through_no_words():
   x = np.linspace(0, 1, 500)
-  curves = {'rising': (x**0.4, x), 'falling': (1 - 0.3 * x, 1 / (1 + 16 * x))}[kind]
-  with page.style():
-    axes = axes_on(7.5, 5.6)
-    drawn = np.concatenate([page.trail(axes, x, y) for y in curves])
-    lines = [page.Words(f'at the threshold {number} %') for number in range(3)]
-    page.label(axes, [page.Label(lines, point, 'red') for point in points], drawn)
-    boxes = extents(axes)
-  for leader in axes.lines:
-    along = page.trail(axes, *leader.get_data())
-    assert not any(box.count_contains(along) for box in boxes)
+  rising, falling = (x**0.4, x), (1 - 0.3 * x, 1 / (1 + 16 * x))
+  pairs = (
+    [(0.0, 0.0), (0.0, 0.05)], [(0.0, 0.05), (0.0, 0.0)], [(0.5, 0.5), (0.5, 0.5)],
+    [(0.0, 0.78), (0.05, 1.0)], [(0.05, 1.0), (0.0, 0.78)],
+  )  # fmt: skip
+  for points, curves in itertools.product(pairs, (rising, falling)):
+    with page.style():
+      axes = axes_on(7.5, 5.6)
+      drawn = np.concatenate([page.trail(axes, x, y) for y in curves])
+      lines = [page.Words(f'at the threshold {number} %') for number in range(3)]
+      page.label(axes, [page.Label(lines, point, 'red') for point in points], drawn)
+      boxes = extents(axes)
+    for leader in axes.lines:
+      along = page.trail(axes, *leader.get_data())
+      assert not any(box.count_contains(along) for box in boxes), (points, curves is rising)
 
 
 def test_words_that_have_no_room_are_written_all_the_same():

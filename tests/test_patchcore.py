@@ -260,7 +260,7 @@ def test_sharded_equals_single(detector, fitted):
   np.testing.assert_allclose(sharded.image, single.image, rtol=1e-5)
 
 
-@pytest.mark.parametrize('size', [4])
+@pytest.mark.parametrize('size', [1, 4])
 def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
   size, detector, variables, state, kept
 ):

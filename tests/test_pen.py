@@ -2,7 +2,6 @@ import hypothesis
 from hypothesis import strategies
 import numpy as np
 from PIL import Image
-import pytest
 
 from uadjax import pen
 
@@ -30,10 +29,9 @@ def test_what_fits_is_not_shortened():
   assert pen.shortened(name, 20, 0) == ''
 
 
-@pytest.mark.parametrize('odd', ['\n', '\x00', '\udc80', '\U0010ffff'])
-def test_a_box_stands_for_what_no_font_has(odd):
-  _, shown = pen.font_for(f'a{odd}b')
-  assert shown == 'a□b'
+def test_a_box_stands_for_what_no_font_has():
+  for odd in ('\n', '\x00', '\udc80', '\U0010ffff'):
+    assert pen.font_for(f'a{odd}b')[1] == 'a□b', ascii(odd)
 
 
 def test_letters_of_many_scripts_are_at_hand():
@@ -41,12 +39,12 @@ def test_letters_of_many_scripts_are_at_hand():
   assert pen.font_for(name) == (pen.own_font(), name)
 
 
-@pytest.mark.parametrize('at', [(20.0, 20.0), (0.0, 0.0), (-3.0, 39.5), (100.0, -50.0)])
-def test_lines_are_where_they_should_be(at):
-  canvas = Image.new('RGB', (40, 40), 'white')
-  pen.lines(canvas, [[at, (at[0] + 8, at[1])]], 6, (0, 0, 0))
-  y, x = np.mgrid[:40, :40] + 0.5
-  away = np.hypot(x - np.clip(x, at[0], at[0] + 8), y - at[1])
-  drawn = np.asarray(canvas)[..., 0]
-  assert (drawn[away < 2] == 0).all()
-  assert (drawn[away > 4.2] == 255).all()
+def test_lines_are_where_they_should_be():
+  for at in ((20.0, 20.0), (0.0, 0.0), (-3.0, 39.5), (100.0, -50.0)):
+    canvas = Image.new('RGB', (40, 40), 'white')
+    pen.lines(canvas, [[at, (at[0] + 8, at[1])]], 6, (0, 0, 0))
+    y, x = np.mgrid[:40, :40] + 0.5
+    away = np.hypot(x - np.clip(x, at[0], at[0] + 8), y - at[1])
+    drawn = np.asarray(canvas)[..., 0]
+    assert (drawn[away < 2] == 0).all(), at
+    assert (drawn[away > 4.2] == 255).all(), at

@@ -255,20 +255,18 @@ def test_paddle_joins_what_it_cut(tmp_path):
 
 
 def test_names_of_paddle_become_those_of_torchvision():
-  expected = dict(
-    [
-      ('stem.0.conv.weight', 'conv1.weight'),
-      ('stem.0.bn._variance', 'bn1.running_var'),
-      ('blocks.0.conv0.conv.weight', 'layer1.0.conv1.weight'),
-      ('blocks.3.short.conv.weight', 'layer2.0.downsample.0.weight'),
-      ('blocks.3.short.bn._mean', 'layer2.0.downsample.1.running_mean'),
-      ('blocks.6.conv2.bn.bias', 'layer2.3.bn3.bias'),
-      ('blocks.7.conv1.conv.weight', 'layer3.0.conv2.weight'),
-      ('blocks.16.conv0.conv.weight', 'layer5.0.conv1.weight'),
-      ('module.layer1.0.bn1.weight', 'layer1.0.bn1.weight'),
-      ('layer1.0.downsample.1._mean', 'layer1.0.downsample.1.running_mean'),
-    ]
-  )
+  expected = {
+    'stem.0.conv.weight': 'conv1.weight',
+    'stem.0.bn._variance': 'bn1.running_var',
+    'blocks.0.conv0.conv.weight': 'layer1.0.conv1.weight',
+    'blocks.3.short.conv.weight': 'layer2.0.downsample.0.weight',
+    'blocks.3.short.bn._mean': 'layer2.0.downsample.1.running_mean',
+    'blocks.6.conv2.bn.bias': 'layer2.3.bn3.bias',
+    'blocks.7.conv1.conv.weight': 'layer3.0.conv2.weight',
+    'blocks.16.conv0.conv.weight': 'layer5.0.conv1.weight',
+    'module.layer1.0.bn1.weight': 'layer1.0.bn1.weight',
+    'layer1.0.downsample.1._mean': 'layer1.0.downsample.1.running_mean',
+  }
   assert {name: names.torchvisions(name, (3, 4, 6, 3)) for name in expected} == expected
 
 

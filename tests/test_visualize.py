@@ -2,7 +2,6 @@ import hypothesis
 from hypothesis import strategies
 from hypothesis.extra import numpy as some
 import numpy as np
-import pytest
 
 from uadjax import visualize
 
@@ -46,12 +45,11 @@ def test_an_outline_is_the_outermost_pixels_of_a_mask(mask):
   np.testing.assert_array_equal(drawn[rest], image[rest])
 
 
-@pytest.mark.parametrize('value', [0, 255])
-def test_an_outline_is_seen_on_black_and_on_white(value):
-  drawn = visualize.outline(photo(500, 500, value), disc()).astype(int).sum(-1)
-  y = 250
-  steps = np.abs(np.diff(drawn[y]))
-  assert steps.max() > 300  # From the line to the photograph or to the line's dark side.
+def test_an_outline_is_seen_on_black_and_on_white():
+  for value in (0, 255):
+    drawn = visualize.outline(photo(500, 500, value), disc()).astype(int).sum(-1)
+    # From the line to the photograph or to the line's dark side.
+    assert np.abs(np.diff(drawn[250])).max() > 300, value
 
 
 def test_outlines_are_wider_on_larger_pictures():
@@ -109,10 +107,10 @@ def test_no_map_and_no_threshold_is_too_odd(anomaly, threshold):
   assert visualize.overlay(image, anomaly, threshold).shape == image.shape
 
 
-@pytest.mark.parametrize('height', [1, 84, 3000])
-def test_a_color_bar_goes_from_hot_to_what_it_lies_on(height):
-  bar = visualize.color_bar(height, (10.0, 20.0, 30.0))
-  assert bar.shape == (height, 3)
-  if height > 1:
-    assert bar[0].astype(int).sum() > 250
-    np.testing.assert_allclose(bar[-1], (10, 20, 30), atol=1)
+def test_a_color_bar_goes_from_hot_to_what_it_lies_on():
+  for height in (1, 84, 3000):
+    bar = visualize.color_bar(height, (10.0, 20.0, 30.0))
+    assert bar.shape == (height, 3)
+    if height > 1:
+      assert bar[0].astype(int).sum() > 250, height
+      np.testing.assert_allclose(bar[-1], (10, 20, 30), atol=1, err_msg=f'{height}')
