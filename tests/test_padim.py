@@ -250,7 +250,8 @@ def test_too_few_images_for_no_ridge_are_refused():
 )
 def test_what_is_unknown_is_told_the_choices(variables, options, words):
   def learn(detector):
-    return detector.update(detector.init(jax.random.key(0), variables), batch(images(1)))
+    state = detector.init(jax.random.key(0), variables)
+    return jax.eval_shape(detector.update, state, batch(images(1)))
 
   with pytest.raises(UnknownName) as caught:
     learn(make(**options))

@@ -366,9 +366,9 @@ def test_hostile_pickles_are_refused_and_never_run(wrap, tmp_path, monkeypatch):
     monkeypatch.setattr(name, lambda *_, name=name: called.append(name))
   wrong = {}
   for kind, pickled in HOSTILE.items():
-    told = 'nothing'
+    told, path = 'nothing', place(tmp_path, WRAPPED[wrap](pickled))
     try:
-      pretrained.load(path := place(tmp_path, WRAPPED[wrap](pickled)), MODULE)
+      pretrained.load(path, MODULE)
     except WeightsError as error:
       told = str(error)
     if called or path not in told or not re.search('holds no weights|has no conv1', told):
