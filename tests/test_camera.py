@@ -29,7 +29,7 @@ def _shrunk(ops, image):
   return np.asarray(shrink(image[None]))[0]
 
 
-# Every chain meets shrinking and enlarging, and both at once; all are compiled.
+# Of every chain three sizes, of which some are shrunk and some enlarged: each is compiled.
 CASES = [
   (text, size)
   for number, text in enumerate(OPS)
