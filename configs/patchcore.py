@@ -14,7 +14,8 @@ Variants, after a colon (`--config=configs/patchcore.py:ten`):
 import ml_collections
 
 from uadjax import config as defaults
-from uadjax.types import Config, UnknownName
+from uadjax.errors import UnknownName
+from uadjax.types import Config
 
 
 def get_config(arg: str = '') -> Config:

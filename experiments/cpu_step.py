@@ -17,16 +17,18 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax import backbones, hostmemory
+from uadjax import backbones
 from uadjax.backbones import conv
 from uadjax.detectors import stfpm
-from uadjax.types import Batch, Spec
+from uadjax.detectors.base import Spec
+from uadjax.system import memory
+from uadjax.types import Batch
 
 
 def seconds(gradients: str, pages: str, steps: int = 5) -> float:
   """Median seconds per update in this process."""
   if pages == 'kept':
-    hostmemory.keep_pages()
+    memory.keep_pages()
   if gradients == 'xla':
     conv.learning_conv, conv.learning_max_pool = conv.conv, conv.max_pool
   backbone = backbones.build('resnet18', ('layer1', 'layer2', 'layer3'))

@@ -24,15 +24,15 @@ import fresh
 import jax
 import numpy as np
 
-from uadjax import hostmemory
 from uadjax.backbones import compact, pretrained
+from uadjax.system import memory
 from uadjax.types import Variables
 
 
 def main() -> None:
   """Learn until the minutes or the steps are over; then export, and judge what is to be judged."""
   flags = _flags()
-  hostmemory.keep_pages()
+  memory.keep_pages()
   flags.run.mkdir(parents=True, exist_ok=True)
   taught, source = pretrained.load(str(flags.teacher), student.teacher())
   if flags.resume:

@@ -17,7 +17,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax import backbones, sharding
+from uadjax import backbones
+from uadjax.distributed import mesh as meshes
 
 _BATCH = 16
 
@@ -35,12 +36,12 @@ def best(call, repeats: int = 5) -> float:
 
 def measure() -> None:
   """Print a line for the devices that this process has."""
-  mesh = sharding.make_mesh('cpu', -1, _BATCH)
+  mesh = meshes.make_mesh('cpu', -1, _BATCH)
   backbone = backbones.build('resnet18', ('layer2', 'layer3'))
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
-  variables = sharding.replicate(mesh, variables)
+  variables = meshes.replicate(mesh, variables)
   images = np.random.default_rng(0).integers(0, 256, (_BATCH, 256, 256, 3), np.uint8)
-  images = sharding.split(mesh, images)
+  images = meshes.split(mesh, images)
   see = jax.jit(lambda v, x: backbone.apply(v, backbones.normalize(x)))
   a, b = jnp.ones((256, 384)), jnp.ones((4096, 384))
   product = jax.jit(lambda a, b: [a @ (b + i).T for i in range(20)])

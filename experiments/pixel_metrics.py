@@ -1,4 +1,4 @@
-"""Pixel metrics of a test set: `uadjax.metrics` beside the straightforward sort of all pixels.
+"""Pixel metrics of a test set: `numerics.metrics` beside the straightforward sort of all pixels.
 
   python experiments/pixel_metrics.py --images=160 --size=1024 --rounds=3
 
@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float32
 import numpy as np
 from scipy import ndimage
 
-from uadjax import metrics
+from uadjax.numerics import metrics
 
 Map = Float32[np.ndarray, 'h w']
 Mask = Bool[np.ndarray, 'h w']

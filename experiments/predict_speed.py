@@ -18,8 +18,9 @@ import time
 import fresh
 import numpy as np
 
-from uadjax import create_model, hostmemory, inputs, predict, tables, threads
+from uadjax import create_model, inputs, predict, tables
 from uadjax.data import datasets
+from uadjax.system import memory, threads
 
 
 def reading(predictor: predict.Predictor, paths: list[Path]) -> list[np.ndarray]:
@@ -81,7 +82,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--backend', default='jax')
   flags = parser.parse_args()
-  hostmemory.keep_pages()
+  memory.keep_pages()
   predictor = create_model(model_dir=flags.model, backend=flags.backend)
   rows = [measure(predictor, flags.images, rows, flags.rounds) for rows in (1, 8)]
   titles = ['batch', 'reading', 'scoring', 'predicting', 'share of the slower', 'bound']

@@ -31,7 +31,8 @@ from jax import numpy as jnp
 from matplotlib import figure, ticker
 import numpy as np
 
-from uadjax import sharding, tables
+from uadjax import tables
+from uadjax.distributed import mesh as meshes
 from uadjax.numerics import coreset, neighbors
 
 _DIM, _QUERIES = 384, 8 * 1024
@@ -86,9 +87,9 @@ def measured(compiled: Any, given: Callable[[], Sequence[Any]], rounds: int) -> 
   return Cost(seconds, planned_mb(compiled), moved(compiled))
 
 
-def points(mesh: sharding.Mesh, n: int) -> jax.Array:
+def points(mesh: meshes.Mesh, n: int) -> jax.Array:
   """Random patches in a few thousand clusters, on their devices."""
-  where = sharding.of_rows(mesh)
+  where = meshes.of_rows(mesh)
 
   @functools.partial(jax.jit, out_shardings=where)
   def made() -> jax.Array:
@@ -100,10 +101,10 @@ def points(mesh: sharding.Mesh, n: int) -> jax.Array:
   return made()
 
 
-def selection(mesh: sharding.Mesh, n: int, share: float, rounds: int) -> Cost:
+def selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   """Select a share of n patches."""
-  over, count = sharding.shards(mesh), round(share * n)
-  x, where = points(mesh, n), sharding.of_rows(mesh)
+  over, count = meshes.shards(mesh), round(share * n)
+  x, where = points(mesh, n), meshes.of_rows(mesh)
   number = jax.device_put(np.arange(n, dtype=np.int32), where)
   valid = jax.device_put(np.ones(n, bool), where)
   cloud = jax.jit(over.over(coreset.cloud, (True, True, True), coreset.CLOUD))(x, valid, number)
@@ -120,12 +121,12 @@ def selection(mesh: sharding.Mesh, n: int, share: float, rounds: int) -> Cost:
   return measured(advance.lower(*given()).compile(), given, rounds)
 
 
-def search(mesh: sharding.Mesh, n: int, share: float, rounds: int) -> Cost:
+def search(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   """Find the nearest of n rows for the patches of eight images."""
   del share
-  over = sharding.shards(mesh)
-  index = neighbors.filled(neighbors.index(points(sharding.first(mesh), n)), mesh.size)
-  index = sharding.place(mesh, index, neighbors.SPLIT)
+  over = meshes.shards(mesh)
+  index = neighbors.filled(neighbors.index(points(meshes.first(mesh), n)), mesh.size)
+  index = meshes.place(mesh, index, neighbors.SPLIT)
   queries = points(mesh, _QUERIES)
 
   def nearest(index: neighbors.Index, x: jax.Array, axis: str | None) -> neighbors.Neighbors:
@@ -180,7 +181,7 @@ def main() -> None:
   for work, cost in WORK.items():
     for n in sizes:
       for devices in numbers:
-        mesh = sharding.of(jax.devices()[:devices])
+        mesh = meshes.of(jax.devices()[:devices])
         found = costs[work, n, devices] = cost(mesh, n, flags.share, flags.rounds)
         between = ', '.join(f'{k} {v / 1e6:.3g} MB' for k, v in sorted(found.moved.items()))
         seconds = tables.cell(tables.spread(found.seconds), 2)

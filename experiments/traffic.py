@@ -21,9 +21,11 @@ from jax import numpy as jnp
 import numpy as np
 from shards import moved, planned_mb
 
-from uadjax import bundle, config as configs, fit, sharding, tables
+from uadjax import bundle, config as configs, fit, tables
+from uadjax.detectors.base import Detector, Spec
+from uadjax.distributed import mesh as meshes
 from uadjax.numerics import neighbors
-from uadjax.types import Batch, Detector, Spec
+from uadjax.types import Batch
 
 _SIDE, _IMAGES, _ROWS = 256, 64, 10_240
 
@@ -40,21 +42,21 @@ def described(title: str, function: Any, given: tuple[Any, ...], each: int) -> l
   return row
 
 
-def rows(name: str, mesh: sharding.Mesh, batch: int) -> list[list[Any]]:
+def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   """Of one detector."""
   config = configs.load(name)
-  spec = Spec(_SIDE, _SIDE, _IMAGES, shards=sharding.shards(mesh), spare=batch // mesh.size)
+  spec = Spec(_SIDE, _SIDE, _IMAGES, shards=meshes.shards(mesh), spare=batch // mesh.size)
   backbone, detector = bundle.assemble(config, spec)
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, _SIDE, _SIDE, 3)))
   state = fit.initial(detector, variables, 0, mesh)
   images = np.zeros((batch, _SIDE, _SIDE, 3), np.uint8)
   index = np.arange(batch, dtype=np.int32)
-  whole = sharding.split(mesh, Batch(images, np.ones(batch, bool), index))
+  whole = meshes.split(mesh, Batch(images, np.ones(batch, bool), index))
   each, found = batch // mesh.size, []
   if once := detector.one_pass:
-    embedder = sharding.replicate(mesh, once.embedder(state), own=True)
+    embedder = meshes.replicate(mesh, once.embedder(state), own=True)
     found.append(described(f'{name}: features', once.embed, (embedder, whole), each))
-    features = sharding.split(mesh, jax.jit(once.embed)(embedder, whole))
+    features = meshes.split(mesh, jax.jit(once.embed)(embedder, whole))
     folded = whole._replace(image=whole.image[:, :0, :0], features=features)
     found.append(described(f'{name}: fold in', detector.update, (state, folded), each))
   else:
@@ -63,7 +65,7 @@ def rows(name: str, mesh: sharding.Mesh, batch: int) -> list[list[Any]]:
   return [*found, described(f'{name}: score', detector.score, (fitted, images), each)]
 
 
-def _fitted(detector: Detector, state: Any, mesh: sharding.Mesh) -> Any:
+def _fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
   """What scoring needs; a bank of so many rows is not selected but made up."""
   if not hasattr(state, 'bank'):
     return detector.finish(state)
@@ -71,7 +73,7 @@ def _fitted(detector: Detector, state: Any, mesh: sharding.Mesh) -> Any:
   index = neighbors.filled(neighbors.index(rows), mesh.size)
   split = detector.split
   assert split is not None
-  return sharding.place(
+  return meshes.place(
     mesh, split.fitted._replace(backbone=state.backbone, bank=index), split.fitted
   )
 
@@ -84,7 +86,7 @@ def main() -> None:
   parser.add_argument('--devices', type=int, default=8)
   parser.add_argument('--batch', type=int, default=32)
   flags = parser.parse_args()
-  mesh = sharding.of(jax.devices()[: flags.devices])
+  mesh = meshes.of(jax.devices()[: flags.devices])
   found = [row for name in ('padim', 'patchcore', 'stfpm') for row in rows(name, mesh, flags.batch)]
   titles = ['', 'GFLOP per image', 'MB planned for each', 'moved to each']
   print('\n' + tables.markdown(titles, found))

@@ -11,7 +11,7 @@ import pytest
 
 from uadjax import backbones
 from uadjax.backbones import conv, names, pretrained, resnet
-from uadjax.types import UnknownName
+from uadjax.errors import UnknownName
 
 STAGES = ('layer1', 'layer2', 'layer3')
 # Of those that differ in their depth alone the deeper ones are slow.

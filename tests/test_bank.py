@@ -10,10 +10,12 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import sharding
 from uadjax.detectors import bank as banks, folds, sizing
+from uadjax.detectors.base import Spec
+from uadjax.distributed import mesh
+from uadjax.errors import ConfigError
 from uadjax.numerics import coreset
-from uadjax.types import ALONE, ConfigError, Spec
+from uadjax.numerics.collectives import ALONE
 
 H, W, D = 2, 2, 3
 PATCHES = H * W
@@ -317,7 +319,7 @@ def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
 
 
 def on(devices):
-  return sharding.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
+  return mesh.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
 
 
 @pytest.mark.parametrize(

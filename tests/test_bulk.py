@@ -13,8 +13,10 @@ from PIL import Image
 from pyarrow import dataset
 import pytest
 
-from uadjax import bulk, cli, create_model, hosts, main, parts
-from uadjax.types import ConfigError, DataError, silently, UnknownName
+from uadjax import bulk, cli, create_model, main, parts
+from uadjax.distributed import processes
+from uadjax.errors import ConfigError, DataError, UnknownName
+from uadjax.system.progress import silently
 
 
 @pytest.fixture(scope='module')
@@ -202,13 +204,13 @@ def test_a_list_of_nothing_is_refused(model, tmp_path):
   ('told', 'wanted'), [('0/1', (0, 1)), ('3/4', (3, 4)), ('auto', (0, 1)), ('10/200', (10, 200))]
 )
 def test_shares_are_read(told, wanted):
-  assert hosts.part(told) == wanted
+  assert processes.part(told) == wanted
 
 
 def test_asking_for_a_share_takes_no_device():
   code = (
-    'from uadjax import hosts; from jax._src import xla_bridge; '
-    "print(hosts.part('auto'), xla_bridge.backends_are_initialized())"
+    'from uadjax.distributed import processes; from jax._src import xla_bridge; '
+    "print(processes.part('auto'), xla_bridge.backends_are_initialized())"
   )
   run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert run.stdout.strip() == '(0, 1) False'
@@ -217,7 +219,7 @@ def test_asking_for_a_share_takes_no_device():
 @pytest.mark.parametrize('told', ['', '1', '4/4', '-1/4', '1/4/2', 'a/b', '0/0'])
 def test_wrong_shares_are_refused(told):
   with pytest.raises(ConfigError, match='got ' + repr(told)):
-    hosts.part(told)
+    processes.part(told)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_wrong_shares_are_refused(told):
 def test_launchers_tell_shares(names, monkeypatch):
   for name, value in zip(names, '250', strict=True):
     monkeypatch.setenv(name, value)
-  assert hosts.part('auto') == (2, 5)
+  assert processes.part('auto') == (2, 5)
 
 
 def test_the_command_and_the_mode_leave_the_same_table(directory, listed, wanted, tmp_path, capsys):

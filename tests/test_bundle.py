@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from uadjax import bundle, calibrate, config as configs, files, score
+from uadjax import bundle, calibrate, config as configs, score
 from uadjax.backbones import pretrained
-from uadjax.types import ModelError, Spec
+from uadjax.detectors.base import Spec
+from uadjax.errors import ModelError
+from uadjax.system import files
 
 NORMALS = score.Peaks(('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25]))
 LIMITS = calibrate.from_normals(NORMALS.image, NORMALS.map, 0.01)
@@ -128,7 +130,7 @@ def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monk
   def full(*args, **kwargs):
     raise OSError('No space left on device')
 
-  monkeypatch.setattr(bundle.files, 'write_json', full)
+  monkeypatch.setattr(files, 'write_json', full)
   with pytest.raises(OSError, match='No space'):
     bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
   monkeypatch.undo()

@@ -6,8 +6,9 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from uadjax import calibrate, files
-from uadjax.types import ConfigError, DataError, UnknownName, UserError
+from uadjax import calibrate
+from uadjax.errors import ConfigError, DataError, UnknownName, UserError
+from uadjax.system import files
 
 budgets = st.floats(0.001, 0.999)
 # Few distinct values, so that ties are common; halves and negative ones, so that none is special.

@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from uadjax.data import check, datasets, preprocess, problems
-from uadjax.types import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError
 
 SIZE = 24
 

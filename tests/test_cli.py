@@ -18,9 +18,10 @@ import pytest
 import runs
 import yaml
 
-from uadjax import cli, demo_model, detectors, files, pipelines
+from uadjax import cli, demo_model, detectors, pipelines
 from uadjax.backbones import download, pretrained
 from uadjax.cli import options, screen
+from uadjax.system import files
 
 COMMANDS = ('predict', 'fit', 'check', 'report', 'demo', 'weights')
 # The command in a process of its own, which must not have imported TensorFlow at its end.

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from uadjax import config as configs
-from uadjax.types import ConfigError, UnknownName
+from uadjax.errors import ConfigError, UnknownName
 
 STFPM = str(Path(__file__).resolve().parent.parent / 'configs' / 'stfpm.py')
 

@@ -13,7 +13,8 @@ import pytest
 
 from uadjax.data import convert as converting, datasets, preprocess
 from uadjax.data.sources import outlines
-from uadjax.types import ConfigError, DataError, UnknownName
+from uadjax.errors import ConfigError, DataError, UnknownName
+from uadjax.numerics import regions
 
 H, W = 24, 32
 
@@ -552,7 +553,7 @@ def test_coco_problems(tmp_path):
 )
 def test_compressed_run_lengths_are_those_of_pycocotools(text, want):
   """As pycocotools 2.0.11 encoded these masks."""
-  np.testing.assert_array_equal(outlines.runs(text, 9, 11), want)
+  np.testing.assert_array_equal(regions.runs(text, 9, 11), want)
 
 
 def slow_ring(points: np.ndarray, h: int, w: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import sharding
+from uadjax.distributed import mesh
 from uadjax.numerics import coreset
 
 SMALL = {
@@ -253,7 +253,7 @@ def test_picks_are_those_of_plain_selection_with_the_constants_as_they_are():
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def select_split(points, number, valid, count, devices):
-  shards = sharding.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
+  shards = mesh.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
   made = shards.over(coreset.cloud, (True, True, True), coreset.CLOUD)(points, valid, number)
   begin = functools.partial(coreset.begin, jax.random.key(5), centers=count)
   begun = shards.over(begin, (True, True), coreset.SELECTION)(valid, number)

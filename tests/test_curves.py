@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import calibrate, curves, metrics
+from uadjax import calibrate, curves
+from uadjax.numerics import metrics
 
 NAMES = {f'{name}.{suffix}' for name in ('curves', 'histogram', 'roc', 'pr', 'pro')
          for suffix in ('png', 'svg')}  # fmt: skip

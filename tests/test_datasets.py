@@ -8,7 +8,8 @@ from PIL import Image
 import pytest
 
 from uadjax.data import datasets, seglist
-from uadjax.types import ConfigError, DataError, Record
+from uadjax.errors import ConfigError, DataError
+from uadjax.types import Record
 
 
 def touch(*paths: Path) -> None:

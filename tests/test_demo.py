@@ -13,7 +13,7 @@ from scipy import ndimage
 from uadjax import data
 from uadjax.data import check, datasets, demo, preprocess
 from uadjax.data.demo import picture
-from uadjax.types import ConfigError, UnknownName
+from uadjax.errors import ConfigError, UnknownName
 
 FEW = {'train': 2, 'test_good': 1, 'test_defect': 1}
 KINDS = [(category, kind) for category in demo.CATEGORIES for kind in demo.kinds(category)]

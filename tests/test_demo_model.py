@@ -4,8 +4,10 @@ import pytest
 
 import uadjax
 from uadjax import bundle, config as configs, demo_model, detectors
+from uadjax.backbones import pretrained
 from uadjax.data import demo
-from uadjax.types import ModelError, Spec
+from uadjax.detectors.base import Spec
+from uadjax.errors import ModelError
 
 COMMAND = '`uadjax fit DIR`'
 
@@ -68,7 +70,7 @@ def test_every_detector_has_settings(title, monkeypatch, tmp_path):
 
 def test_downloaded_weights_are_used(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  place = demo_model.pretrained.cached('resnet18')
+  place = pretrained.cached('resnet18')
   place.parent.mkdir()
   place.touch()
   assert demo_model.configure('padim').backbone.weights == 'imagenet'

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from uadjax import create_model, main, runtimes
-from uadjax.types import ConfigError, ExportError
+from uadjax.errors import ConfigError, ExportError
 
 ROOT = Path(__file__).resolve().parent.parent
 

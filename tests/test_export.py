@@ -12,9 +12,10 @@ import onnxruntime
 import pytest
 import runs
 
-from uadjax import bundle, cli, create_model, export, main, runtimes, types
+from uadjax import bundle, cli, create_model, errors, export, main, runtimes, types
 from uadjax.backbones import conv
 from uadjax.data import preprocess
+from uadjax.detectors import base
 from uadjax.export import blame, graph as graphs, onnxfile, verify
 
 CAMERA = 57, 75
@@ -162,7 +163,7 @@ def test_arrays_too_large_for_one_file_lie_in_another(models, photos, tmp_path, 
 def test_what_a_format_cannot_hold_is_refused_with_its_size(models, tmp_path, monkeypatch):
   small = export._FORMATS['tflite']._replace(limit=1000)
   monkeypatch.setitem(export._FORMATS, 'tflite', small)
-  with pytest.raises(types.ExportError, match='GB, and tflite holds'):
+  with pytest.raises(errors.ExportError, match='GB, and tflite holds'):
     export.export(models['padim'], 'tflite', tmp_path / 'x.tflite')
   assert not [*tmp_path.iterdir()]
 
@@ -176,7 +177,7 @@ def test_an_operation_that_comes_out_otherwise_is_named_and_nothing_is_left(
     return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
   monkeypatch.setattr(conv, 'max_pool', pool)
-  with pytest.raises(types.ExportError, match='first operation that differs is reduce_window_max'):
+  with pytest.raises(errors.ExportError, match='first operation that differs is reduce_window_max'):
     export.export(resnet, output=tmp_path / 'wrong.onnx')
   assert not [*tmp_path.iterdir()]
 
@@ -211,7 +212,7 @@ def test_rounding_may_move_a_value_over_the_floor_and_no_more(models):
 def with_floor(model, floor):
   config = model.config.copy_and_resolve_references()
   config.detector.update(floor=floor, opening=1)
-  _, detector = bundle.assemble(config, types.Spec(model.ops.height, model.ops.width))
+  _, detector = bundle.assemble(config, base.Spec(model.ops.height, model.ops.width))
   return model._replace(config=config, score=jax.jit(detector.score))
 
 
@@ -261,10 +262,10 @@ def test_images_that_are_gone_are_drawn(models, tmp_path, monkeypatch):
 
 def test_what_cannot_be_is_refused(models):
   for options, error, told in (
-    ({'format': 'pdf'}, types.UnknownName, 'choose from .*onnx'),
-    ({'batch': 0}, types.ConfigError, 'must be 1 or more'),
-    ({'output': Path('nowhere/x.onnx')}, types.ConfigError, 'no folder nowhere'),
-    ({'images': Path('nowhere')}, types.DataError, 'nowhere'),
+    ({'format': 'pdf'}, errors.UnknownName, 'choose from .*onnx'),
+    ({'batch': 0}, errors.ConfigError, 'must be 1 or more'),
+    ({'output': Path('nowhere/x.onnx')}, errors.ConfigError, 'no folder nowhere'),
+    ({'images': Path('nowhere')}, errors.DataError, 'nowhere'),
   ):
     with pytest.raises(error, match=told):
       export.export(models['stfpm'], **options)
@@ -274,7 +275,7 @@ def test_a_folder_is_not_taken_for_the_file(models, tmp_path):
   precious = tmp_path / 'precious.txt'
   precious.write_text('mine')
   for format in export.FORMATS:
-    with pytest.raises(types.ConfigError, match='is a folder; name the file'):
+    with pytest.raises(errors.ConfigError, match='is a folder; name the file'):
       export.export(models['padim'], format, tmp_path)
   assert precious.read_text() == 'mine'
 
@@ -298,7 +299,7 @@ def test_a_difference_of_another_runtime_is_found_there(models, tmp_path, monkey
 
   bad = export._FORMATS['onnx']._replace(others=lambda: [wrong])
   monkeypatch.setitem(export._FORMATS, 'onnx', bad)
-  with pytest.raises(types.ExportError, match='first operation that differs is'):
+  with pytest.raises(errors.ExportError, match='first operation that differs is'):
     export.export(models['padim'], output=tmp_path / 'x.onnx')
 
 
@@ -306,7 +307,7 @@ def test_sizes_are_read():
   assert export.size('1024x1280') == (1024, 1280)
   assert export.size('') is None
   for wrong in ('0x5', '5', 'ax5', '-3x4'):
-    with pytest.raises(types.ConfigError, match='1024x1280'):
+    with pytest.raises(errors.ConfigError, match='1024x1280'):
       export.size(wrong)
 
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from hypothesis import given, strategies as st
 import pytest
 
-from uadjax import fetch
-from uadjax.types import DataError
+from uadjax.errors import DataError
+from uadjax.system import http
 
 CONTENT = bytes(range(256)) * 40
-HERE = fetch.Access(private=True, timeout_s=20.0)
+HERE = http.Access(private=True, timeout_s=20.0)
 Answer = Callable[[str], Iterable[bytes]]  # Path -> what is sent, piece by piece.
 
 
@@ -26,10 +26,10 @@ def whole(content: bytes = CONTENT, status: str = '200 OK', *headers: str) -> li
   return ['\r\n'.join([*lines, '', '']).encode() + content]
 
 
-def refusal(url: str, *access: fetch.Access) -> str:
+def refusal(url: str, *access: http.Access) -> str:
   """Why a URL is not fetched, or '' where it is."""
   try:
-    fetch.get(url, *access)
+    http.get(url, *access)
   except DataError as error:
     return str(error)
   return ''
@@ -101,13 +101,13 @@ def resolved(monkeypatch) -> dict[str, str]:
 
 
 def test_what_is_sent_comes_back(serve):
-  assert fetch.get(serve(lambda path: whole()) + '/a.png', HERE) == CONTENT
-  assert fetch.get(serve(lambda path: whole(b'')), HERE) == b''
+  assert http.get(serve(lambda path: whole()) + '/a.png', HERE) == CONTENT
+  assert http.get(serve(lambda path: whole(b'')), HERE) == b''
   until_closed = [b'HTTP/1.0 200 OK\r\n\r\n', CONTENT]
-  assert fetch.get(serve(lambda path: until_closed), HERE) == CONTENT
+  assert http.get(serve(lambda path: until_closed), HERE) == CONTENT
   chunked = [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n']
   chunked += [b'%x\r\n%b\r\n' % (len(part), part) for part in (CONTENT[:7], CONTENT[7:], b'')]
-  assert fetch.get(serve(lambda path: chunked), HERE) == CONTENT
+  assert http.get(serve(lambda path: chunked), HERE) == CONTENT
 
 
 def test_an_answer_ends_where_it_says_and_not_when_the_server_closes(serve):
@@ -117,14 +117,14 @@ def test_an_answer_ends_where_it_says_and_not_when_the_server_closes(serve):
     yield from whole()
     fetched.wait(60)
 
-  assert fetch.get(serve(stays), HERE) == CONTENT
+  assert http.get(serve(stays), HERE) == CONTENT
   fetched.set()
 
 
 def test_the_request_says_no_more_than_it_must(serve, monkeypatch):
   monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
   url = serve(lambda path: whole())
-  fetch.get(url + '/größe 1.png?q=a b&r=%20#part', HERE)
+  http.get(url + '/größe 1.png?q=a b&r=%20#part', HERE)
   first, *lines = serve.asked[0].split('\r\n')
   assert first == 'GET /gr%C3%B6%C3%9Fe%201.png?q=a%20b&r=%20 HTTP/1.1'
   assert set(filter(None, lines)) == {
@@ -141,9 +141,9 @@ def test_no_more_bytes_than_allowed(serve):
   plain = [b'HTTP/1.0 200 OK\r\n\r\n', CONTENT]
   url = serve(lambda path: whole() if path == '/announced' else plain)
   for path in ('/announced', '/not'):
-    assert fetch.get(url + path, HERE._replace(max_bytes=len(CONTENT))) == CONTENT, path
+    assert http.get(url + path, HERE._replace(max_bytes=len(CONTENT))) == CONTENT, path
     with pytest.raises(DataError, match=rf'{path}: .*more than 10239 bytes; .*max_bytes'):
-      fetch.get(url + path, HERE._replace(max_bytes=len(CONTENT) - 1))
+      http.get(url + path, HERE._replace(max_bytes=len(CONTENT) - 1))
 
 
 def test_an_endless_answer_ends(serve):
@@ -153,7 +153,7 @@ def test_an_endless_answer_ends(serve):
       yield b'400\r\n' + bytes(1024) + b'\r\n'
 
   with pytest.raises(DataError, match='more than 100000 bytes'):
-    fetch.get(serve(endless), HERE._replace(max_bytes=100_000))
+    http.get(serve(endless), HERE._replace(max_bytes=100_000))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_drip_is_cut(serve, start):
       yield b'x'
 
   with pytest.raises(DataError, match=r'takes longer than 0\.3 s; .*timeout_s'):
-    fetch.get(serve(drip), HERE._replace(timeout_s=0.3))
+    http.get(serve(drip), HERE._replace(timeout_s=0.3))
 
 
 def test_redirects_share_one_deadline(serve):
@@ -177,7 +177,7 @@ def test_redirects_share_one_deadline(serve):
     yield from to(f'/{path}')
 
   with pytest.raises(DataError, match=r'takes longer than 0\.5 s'):
-    fetch.get(serve(slow), HERE._replace(timeout_s=0.5))
+    http.get(serve(slow), HERE._replace(timeout_s=0.5))
 
 
 def test_broken_answers_are_refused(serve):
@@ -199,9 +199,9 @@ def test_broken_answers_are_refused(serve):
 
 def test_three_redirects_are_followed_and_a_fourth_is_not(serve):
   url = serve(lambda path: whole() if path == '/0' else to(f'{int(path[1:]) - 1}'))
-  assert fetch.get(url + '/3', HERE) == CONTENT
+  assert http.get(url + '/3', HERE) == CONTENT
   with pytest.raises(DataError, match='more than 3 times'):
-    fetch.get(url + '/4', HERE)
+    http.get(url + '/4', HERE)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_three_redirects_are_followed_and_a_fourth_is_not(serve):
 def test_every_redirect_is_checked(serve, resolved, monkeypatch, location, reason):
   url = serve(lambda path: to(location)).replace('127.0.0.1', 'outside.example')
   resolved.update({'outside.example': '127.0.0.1', 'inside.example': '127.0.0.2'})
-  public = fetch._public  # This machine has no public address: one of its own stands for it.
-  monkeypatch.setattr(fetch, '_public', lambda ip: ip == '127.0.0.1' or public(ip))
+  public = http._public  # This machine has no public address: one of its own stands for it.
+  monkeypatch.setattr(http, '_public', lambda ip: ip == '127.0.0.1' or public(ip))
   with pytest.raises(DataError, match=reason) as error:
-    fetch.get(url)
+    http.get(url)
   assert 'secret' not in str(error.value)
   assert len(serve.asked) == 1
 
@@ -254,12 +254,12 @@ def test_a_name_is_what_it_resolves_to(resolved, monkeypatch):
 @given(st.ip_addresses())
 def test_public_addresses_are_a_few_blocks(address):
   """No address is public that the registry calls private."""
-  assert not (fetch._public(str(address)) and address.is_private)
+  assert not (http._public(str(address)) and address.is_private)
 
 
 def test_known_servers_are_public():
   for address in ('8.8.8.8', '93.184.216.34', '2606:4700:4700::1111'):
-    assert fetch._public(address), address
+    assert http._public(address), address
 
 
 def test_a_host_is_looked_up_once_and_its_checked_address_used(serve, monkeypatch):
@@ -279,7 +279,7 @@ def test_a_host_is_looked_up_once_and_its_checked_address_used(serve, monkeypatc
 
   monkeypatch.setattr(socket, 'getaddrinfo', look_up)
   monkeypatch.setattr(socket.socket, 'connect', dial)
-  assert fetch.get(f'http://{host}:{port}/') == CONTENT
+  assert http.get(f'http://{host}:{port}/') == CONTENT
   assert asked == [host]
   assert dialed == [('93.184.216.34', port)]
   assert f'Host: {host}:{port}' in serve.asked[0]
@@ -297,7 +297,7 @@ def test_private_addresses_of_a_public_name_are_left_out(serve, monkeypatch):
   monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **options: found)
   monkeypatch.setattr(socket.socket, 'connect', dial)
   with pytest.raises(DataError, match=r'Connection refused\.$'):
-    fetch.get('http://mixed.example/')
+    http.get('http://mixed.example/')
   assert dialed == ['93.184.216.34', '93.184.216.35']
 
 
@@ -326,14 +326,14 @@ def test_odd_urls_are_refused_and_tell_no_secret(monkeypatch):
 
 def test_urls_can_be_forbidden():
   with pytest.raises(DataError, match='not allowed here') as error:
-    fetch.get('https://me:secret@example.com/a.png?token=secret', fetch.Access(urls=False))
+    http.get('https://me:secret@example.com/a.png?token=secret', http.Access(urls=False))
   assert 'https://example.com/a.png?...' in str(error.value)
   assert 'secret' not in str(error.value)
 
 
 @given(st.text() | st.text('ht:/@?#[]%.a1\n\\', max_size=30).map('http://'.__add__))
 def test_no_url_breaks_the_message(url):
-  assert fetch.shown(url).encode()
+  assert http.shown(url).encode()
 
 
 @pytest.fixture(scope='module')
@@ -362,12 +362,12 @@ def test_tls_verifies_the_name_though_an_address_is_dialed(
   resolved.update({'camera.example': '127.0.0.1', 'other.example': '127.0.0.1'})
   named = url.replace('127.0.0.1', 'camera.example')
   with pytest.raises(DataError, match=r'certificate is not accepted: self.signed'):
-    fetch.get(named, HERE)
+    http.get(named, HERE)
   monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
-  assert fetch.get(named, HERE) == CONTENT
+  assert http.get(named, HERE) == CONTENT
   for wrong in (url, url.replace('127.0.0.1', 'other.example')):
     with pytest.raises(DataError, match=r'certificate is not accepted: .*mismatch'):
-      fetch.get(wrong, HERE)
+      http.get(wrong, HERE)
 
   connect, port = socket.socket.connect, int(url.rpartition(':')[2])
   dialed = []
@@ -377,7 +377,7 @@ def test_tls_verifies_the_name_though_an_address_is_dialed(
     connect(sock, ('127.0.0.1', port))
 
   monkeypatch.setattr(socket.socket, 'connect', dial)
-  assert fetch.get('https://camera.example/', HERE) == CONTENT
+  assert http.get('https://camera.example/', HERE) == CONTENT
   assert dialed == [('127.0.0.1', 443)]
   assert '\r\nHost: camera.example\r\n' in serve.asked[-1]
 
@@ -396,11 +396,11 @@ def test_a_drip_through_tls_is_cut(serve, resolved, certificate, monkeypatch):
   resolved['camera.example'] = '127.0.0.1'
   monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
   with pytest.raises(DataError, match=r'takes longer than 0\.5 s'):
-    fetch.get(url, HERE._replace(timeout_s=0.5))
+    http.get(url, HERE._replace(timeout_s=0.5))
 
 
 def test_a_handshake_that_never_comes_is_cut():
   with socket.create_server(('127.0.0.1', 0)) as listener:  # Accepts, and is silent.
     url = f'https://127.0.0.1:{listener.getsockname()[1]}/'
     with pytest.raises(DataError, match=r'takes longer than 0\.3 s'):
-      fetch.get(url, HERE._replace(timeout_s=0.3))
+      http.get(url, HERE._replace(timeout_s=0.3))

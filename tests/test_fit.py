@@ -9,9 +9,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import checkpoint, fit, frozen, score, sharding
+from uadjax import checkpoint, fit, frozen, score
 from uadjax.data import datasets, demo, pipeline, preprocess
-from uadjax.types import Batch, ConfigError, Detector, Interrupted, Scores
+from uadjax.detectors.base import Detector
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError, Interrupted
+from uadjax.types import Batch, Scores
 
 
 class State(NamedTuple):
@@ -182,7 +185,7 @@ def test_what_cannot_be_resumed_is_named(managers, choice, words):
 def test_the_initial_state_is_its_own_to_be_donated():
   variables = {'params': {'w': jnp.ones(3)}}
   detector = summing()._replace(init=lambda key, v: v)
-  mesh = sharding.make_mesh('cpu', 1, 1)
+  mesh = meshes.make_mesh('cpu', 1, 1)
   state = fit.initial(detector, variables, 0, mesh)
   jax.block_until_ready(
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
@@ -204,7 +207,7 @@ def reading():
 
 
 def test_kept_features_are_those_of_their_own_images(drawn):
-  ops, mesh = preprocess.parse('resize(16)'), sharding.make_mesh('cpu', 2, 4)
+  ops, mesh = preprocess.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
   kept = frozen.remember(reading(), None, drawn, ops, 4, 1 << 20, mesh)
   batches = pipeline.train_batches(drawn, ops, 4, seed=5)
   seen = set()
@@ -217,7 +220,7 @@ def test_kept_features_are_those_of_their_own_images(drawn):
 
 
 def test_features_over_the_limit_are_not_kept(drawn):
-  ops, mesh = preprocess.parse('resize(16)'), sharding.make_mesh('cpu', 1, 4)
+  ops, mesh = preprocess.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):
     kept = frozen.remember(reading(), None, drawn, ops, 4, limit, mesh)

@@ -8,7 +8,7 @@ import pytest
 
 import uadjax
 from uadjax import cli, config as configs
-from uadjax.types import ConfigError, DataError, UnknownName
+from uadjax.errors import ConfigError, DataError, UnknownName
 
 SMALL = {
   'data.ops': 'resize(32, 48)', 'detector.layers': 'layer1,layer2', 'detector.channels': 9,

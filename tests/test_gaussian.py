@@ -8,9 +8,9 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import sharding
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError
 from uadjax.numerics import gaussian
-from uadjax.types import ConfigError
 
 H, W, D = 2, 3, 4
 
@@ -206,10 +206,10 @@ def test_no_second_array_of_covariances_is_made():
 def test_rows_of_the_map_split_over_devices_without_exchange():
   x = vectors(6, h=8)
   whole = fit(x)
-  mesh = sharding.make_mesh('cpu', 8, 8)
+  mesh = meshes.make_mesh('cpu', 8, 8)
   assert mesh.size == 8
   n, mean, m2 = gaussian.empty(8, W, D)
-  split = gaussian.Moments(n, *sharding.split(mesh, (mean, m2)))
+  split = gaussian.Moments(n, *meshes.split(mesh, (mean, m2)))
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'data'))
   arguments = split, jax.device_put(x, rows), every(x)
   adding = add.lower(*arguments).compile()

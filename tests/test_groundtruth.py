@@ -8,7 +8,8 @@ import pytest
 
 from uadjax import groundtruth
 from uadjax.data import preprocess
-from uadjax.types import DataError, Record
+from uadjax.errors import DataError
+from uadjax.types import Record
 
 SIZES = ((9, 14), (14, 9), (6, 6), (11, 11))
 DEFECTS = ('good', 'spot', 'good', 'cut')

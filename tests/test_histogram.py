@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given, strategies as st
 import numpy as np
 
-from uadjax import histogram, page
+from uadjax.visualization import figures, score_histogram
 
 scales = st.sampled_from([1e-30, 1e-3, 1.0, 20.0, 1e30])
 values = st.lists(st.floats(-9, 9, width=32) | st.sampled_from([np.inf, -np.inf]), max_size=30)
@@ -25,11 +25,11 @@ def test_every_score_is_counted_once_and_every_bin_called_one_thing(
   review, ng = sorted([a * scale, b * scale])
   if positive:
     scores, review, ng = np.exp(scores / scale), np.exp(review / scale), np.exp(ng / scale)
-  edges, _ = histogram.bins(scores, review, ng, about)
+  edges, _ = score_histogram.bins(scores, review, ng, about)
   assert len(edges) < 2 * about + 6
   assert (np.diff(edges) > 0).all()
   assert not np.isfinite(ng) or ng in edges
-  counts = histogram.counted(scores, edges)
+  counts = score_histogram.counted(scores, edges)
   assert counts.sum() == len(scores)
   for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
     inside = [low < score <= high for score in scores if np.isfinite(score)]
@@ -38,26 +38,27 @@ def test_every_score_is_counted_once_and_every_bin_called_one_thing(
     assert count == sum(inside) + ends
   if np.isfinite(ng):
     finite = scores[np.isfinite(scores)]
-    above = histogram.counted(finite, edges)[edges[:-1] >= ng].sum()
+    above = score_histogram.counted(finite, edges)[edges[:-1] >= ng].sum()
     assert above == (finite > ng).sum()
 
 
 def test_a_wide_review_band_begins_at_an_edge():
-  edges, log = histogram.bins(np.linspace(0, 10, 50), 3.3, 5.0)
+  edges, log = score_histogram.bins(np.linspace(0, 10, 50), 3.3, 5.0)
   assert not log
   assert {3.3, 5.0} <= set(edges)
 
 
 def test_scores_over_decades_are_shown_by_decades():
   for most, log in ((1.9, False), (21.0, True)):
-    assert histogram.bins(np.array([0.1, most]), 1.0, 1.5)[1] is log, most
-    assert not histogram.bins(np.array([0.0, most]), 1.0, 1.5)[1], most  # Zero has no logarithm.
+    assert score_histogram.bins(np.array([0.1, most]), 1.0, 1.5)[1] is log, most
+    # Zero has no logarithm.
+    assert not score_histogram.bins(np.array([0.0, most]), 1.0, 1.5)[1], most
 
 
 def drawn(rows, width, review=1.8, ng=2.0):
-  figure = page.blank(width, 4.5)
-  with page.style():
-    histogram.panel(figure, page.Box(0, 0, width, 4.5), rows, review, ng)
+  figure = figures.blank(width, 4.5)
+  with figures.style():
+    score_histogram.panel(figure, figures.Box(0, 0, width, 4.5), rows, review, ng)
   (axes,) = figure.axes
   return axes
 
@@ -65,29 +66,31 @@ def drawn(rows, width, review=1.8, ng=2.0):
 def test_strips_have_bars_and_ticks_that_are_seen_and_names_that_stay_inside():
   scores = np.random.default_rng(0).normal(1.7, 0.3, 300)
   rows = [
-    histogram.Row('good, held out (thresholds)', scores, True),
-    histogram.Row('manipulated_front_of_head_and_more', scores, False),
-    histogram.Row('裂纹裂纹裂纹裂纹', scores, False),
+    score_histogram.Row('good, held out (thresholds)', scores, True),
+    score_histogram.Row('manipulated_front_of_head_and_more', scores, False),
+    score_histogram.Row('裂纹裂纹裂纹裂纹', scores, False),
   ]
   for width in (5.0, 7.5, 10.0):
     axes = drawn(rows, width)
-    assert axes.bbox.width > 0.4 * width * page.DPI
+    assert axes.bbox.width > 0.4 * width * figures.DPI
     bars = [
       path.get_extents(axes.transData).width for c in axes.collections for path in c.get_paths()
     ]
-    assert min(bars) > 0.08 * page.DPI
+    assert min(bars) > 0.08 * figures.DPI
     low, high = axes.get_xlim()
     assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3
     labels = [label.get_window_extent() for label in axes.get_yticklabels()]
-    assert min(box.x0 for box in labels) > 0.1 * page.DPI
+    assert min(box.x0 for box in labels) > 0.1 * figures.DPI
     for upper, lower in itertools.pairwise(labels):
       assert not upper.overlaps(lower)
-    assert max(text.get_window_extent().x1 for text in axes.texts) < width * page.DPI
+    assert max(text.get_window_extent().x1 for text in axes.texts) < width * figures.DPI
 
 
 def test_bars_are_dark_where_images_are_called_wrongly_and_say_so():
   scores = np.array([1.0, 1.9, 3.0])  # OK, review, NG.
-  axes = drawn([histogram.Row('good', scores, True), histogram.Row('hole', scores, False)], 5.0)
+  axes = drawn(
+    [score_histogram.Row('good', scores, True), score_histogram.Row('hole', scores, False)], 5.0
+  )
   good, hole = axes.collections[:2]
   dark = [
     (np.asarray(bars.get_facecolor())[:, :3].sum(axis=1) < 1).tolist() for bars in (good, hole)
@@ -98,6 +101,8 @@ def test_bars_are_dark_where_images_are_called_wrongly_and_say_so():
 
 
 def test_names_take_two_lines_at_most():
-  assert histogram._folded('good, held out (thresholds)', 16) == 'good, held out\n(thresholds)'
-  assert histogram._folded('a b c d e f g h', 3).count('\n') == 0
-  assert max(map(len, histogram._folded('a_very_long_name indeed', 9).split('\n'))) <= 9
+  assert (
+    score_histogram._folded('good, held out (thresholds)', 16) == 'good, held out\n(thresholds)'
+  )
+  assert score_histogram._folded('a b c d e f g h', 3).count('\n') == 0
+  assert max(map(len, score_histogram._folded('a_very_long_name indeed', 9).split('\n'))) <= 9

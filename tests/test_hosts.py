@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from uadjax import config, hosts
+from uadjax import config
 from uadjax.data import demo
-from uadjax.types import ConfigError
+from uadjax.distributed import processes
+from uadjax.errors import ConfigError
 
 SMALL = [
   '--config.data.ops=resize(32, 48)',
@@ -192,7 +193,7 @@ def test_a_coordinator_without_the_rest_is_refused(at, count, index):
   options = config.base().hosts
   options.update({'coordinator': f'127.0.0.1{at}', 'count': count, 'index': index})
   with pytest.raises(ConfigError, match=f'got {count}.*got {index}'):
-    hosts.join(options)
+    processes.join(options)
 
 
 # As srun of SLURM 22.05 and mpirun of Open MPI 4.1 and 5.0 set them: the last of several processes.
@@ -234,7 +235,7 @@ def joined(monkeypatch):
     with monkeypatch.context() as patch:
       patch.setattr(os, 'environ', environment)
       patch.setattr('jax.distributed.initialize', lambda **given: told.append(given))
-      hosts.join(options)
+      processes.join(options)
     return {**told[0], 'port': environment.get('JAX_COORDINATOR_PORT')} if told else None
 
   return join
@@ -290,8 +291,9 @@ def test_where_jax_finds_nothing_the_error_says_what_to_pass(joined):
 def test_who_waits_for_others_in_vain_is_told_so():
   options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'index': 0, 'wait_s': 1}
   code = (
-    'from uadjax import config, hosts; options = config.base().hosts; '
-    f'options.update({options}); hosts.join(options)'
+    'from uadjax import config; from uadjax.distributed import processes; options = '
+    'config.base().hosts; '
+    f'options.update({options}); processes.join(options)'
   )
   run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert run.returncode == 1
@@ -304,14 +306,14 @@ def test_one_that_hangs_is_not_waited_for_for_ever():
   options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'wait_s': 60}
   code = (
     'import sys, time\n'
-    'from uadjax import config, hosts\n'
+    'from uadjax import config; from uadjax.distributed import processes\n'
     'options = config.base().hosts\n'
     f'options.update({options} | {{"index": int(sys.argv[1])}})\n'
-    'hosts.join(options)\n'
-    'hosts.meet("the start", 60)\n'
+    'processes.join(options)\n'
+    'processes.meet("the start", 60)\n'
     'if options.index: time.sleep(60)\n'
-    'try: hosts.meet("the work", 2)\n'
-    'except hosts.Lost as error: print(error); hosts.leave(error)'
+    'try: processes.meet("the work", 2)\n'
+    'except processes.Lost as error: print(error); processes.leave(error)'
   )
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
   first, late = (
@@ -334,9 +336,9 @@ def test_whose_heart_does_not_beat_is_found():
     beats = {'alive/0': str(now), 'alive/1': '3', 'alive/2': str(now // 3)}
     if now == 9:
       del beats['alive/1']  # It has ended as it should.
-    assert hosts._silent(beats, heard, float(now), 4.0) == ('1' if 5 <= now < 9 else '')
+    assert processes._silent(beats, heard, float(now), 4.0) == ('1' if 5 <= now < 9 else '')
 
 
 def test_other_errors_are_left_as_they_are():
   error = ValueError('closed by peer')
-  assert hosts.told(error) is error  # Of one process alone.
+  assert processes.told(error) is error  # Of one process alone.

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import fetch, inputs
+from uadjax import inputs
 from uadjax.data import datasets, preprocess
-from uadjax.types import DataError
+from uadjax.errors import DataError
+from uadjax.system import http
 
 RGB = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
 
@@ -390,17 +391,17 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
 
 def test_urls_are_fetched_as_access_allows(monkeypatch):
   asked = []
-  monkeypatch.setattr(fetch, 'get', lambda url, access: asked.append((url, access)) or PNG)
-  access = fetch.Access(private=True)
+  monkeypatch.setattr(http, 'get', lambda url, access: asked.append((url, access)) or PNG)
+  access = http.Access(private=True)
   source = only('HTTPS://Example.com/a.png')
   np.testing.assert_array_equal(inputs.read(source, access), RGB)
   np.testing.assert_array_equal(inputs.read(source), RGB)
-  assert asked == [(source.name, access), (source.name, fetch.PUBLIC)]
+  assert asked == [(source.name, access), (source.name, http.PUBLIC)]
 
 
 @pytest.mark.parametrize('read', [inputs.read, lambda one: inputs.read(inputs.held(one))])
 def test_a_url_that_is_no_image_is_named_without_its_secrets(monkeypatch, read):
-  monkeypatch.setattr(fetch, 'get', lambda url, access: b'<html>')
+  monkeypatch.setattr(http, 'get', lambda url, access: b'<html>')
   with pytest.raises(
     DataError, match=r'^http://example\.com/a\.png\?\.\.\.: .*not a JPEG'
   ) as error:

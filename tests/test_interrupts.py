@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from uadjax import interrupts
-from uadjax.types import Interrupted
+from uadjax.errors import Interrupted
+from uadjax.system import signals
 
 
 class Ends:
@@ -39,7 +39,7 @@ def test_a_signal_that_comes_while_an_object_ends_is_heard(number):
   hook = sys.unraisablehook
 
   def stopped():
-    with interrupts.raised():
+    with signals.raised():
       Ends(number)
       gc.collect()
       time.sleep(10)
@@ -59,7 +59,7 @@ def test_what_else_is_swallowed_is_told_as_ever(monkeypatch):
     def __del__(self):
       raise ValueError('as ever')
 
-  with interrupts.raised():
+  with signals.raised():
     Fails()
     gc.collect()
   assert [str(one.exc_value) for one in told] == ['as ever']

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import config as configs, labelled, sharding
+from uadjax import config as configs, labelled
 from uadjax.data import datasets, preprocess
-from uadjax.types import DataError, Scores
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import DataError
+from uadjax.types import Scores
 
 SIDE = 8
 
@@ -113,7 +115,7 @@ def maps_of(records):
 
 
 def scored(records, config):
-  mesh = sharding.make_mesh('cpu', 1, 0)
+  mesh = meshes.make_mesh('cpu', 1, 0)
   return labelled.score(dark, jnp.float32(255), records, config, mesh)
 
 

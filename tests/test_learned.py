@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from uadjax import learned
-from uadjax.types import ModelError
+from uadjax.errors import ModelError
 
 KEPT = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
 RETAINED = learned.Retained(

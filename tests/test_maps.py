@@ -5,9 +5,9 @@ from jax import numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from uadjax.numerics import maps
+from uadjax.numerics import resampling
 
-enlarge = jax.jit(maps.enlarge, static_argnums=(1, 2, 3))
+enlarge = jax.jit(resampling.enlarge, static_argnums=(1, 2, 3))
 
 
 def slow_bilinear(x, height, width):
@@ -36,7 +36,7 @@ def test_enlarge_is_bilinear():
 
 def test_weights_of_each_pixel_sum_to_one():
   for after, before in ((256, 64), (97, 13), (5, 5), (4, 1)):
-    np.testing.assert_allclose(maps.bilinear_matrix(after, before).sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(resampling.bilinear_matrix(after, before).sum(1), 1, rtol=1e-6)
 
 
 def test_grey_opening_is_scipys():
@@ -45,7 +45,7 @@ def test_grey_opening_is_scipys():
     y, z = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     disk = y**2 + z**2 <= radius**2
     want = np.stack([ndimage.grey_opening(one, footprint=disk, mode='reflect') for one in x])
-    got = jax.jit(maps.grey_opening, static_argnums=1)(x, radius)
+    got = jax.jit(resampling.grey_opening, static_argnums=1)(x, radius)
     np.testing.assert_array_equal(got, want, f'{radius}')
 
 
@@ -54,7 +54,7 @@ def test_blur_is_scipys():
   for size, sigma in ((64, 4.0), (23, 1.3), (5, 4.0), (1, 2.0)):
     x = np.random.default_rng(2).random(size)
     want = ndimage.gaussian_filter(x, sigma, mode='reflect', truncate=4)
-    got = maps.blur_matrix(size, sigma) @ x
+    got = resampling.blur_matrix(size, sigma) @ x
     np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=f'{size} {sigma}')
 
 
@@ -72,7 +72,7 @@ def test_pooling_is_the_mean_of_nine_and_zeros_around_count():
     want = np.zeros((height, width))
     for i, j in np.ndindex(height, width):
       want[i, j] = x[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].sum() / 9
-    got = maps.pool_matrix(height) @ x @ maps.pool_matrix(width).T
+    got = resampling.pool_matrix(height) @ x @ resampling.pool_matrix(width).T
     np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=f'{height} {width}')
 
 
@@ -84,5 +84,5 @@ def test_averaging_is_adaptive_pooling():
     for i in range(after):
       start, end = math.floor(i * before / after), math.ceil((i + 1) * before / after)
       want.append(sum(x[start:end]) / (end - start))
-    got = maps.averaging_matrix(after, before) @ x
+    got = resampling.averaging_matrix(after, before) @ x
     np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=f'{after} {before}')

@@ -8,9 +8,12 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import backbones, bundle, create_model, fit, score, sharding
+from uadjax import backbones, bundle, create_model, fit, score
 from uadjax.detectors import padim, patchcore
-from uadjax.types import Batch, ConfigError, Record, Spec
+from uadjax.detectors.base import Spec
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError
+from uadjax.types import Batch, Record
 
 SIZE = 32
 BACKBONE = backbones.build('resnet18', ('layer1',))
@@ -65,14 +68,14 @@ def learned(name, variables, features, devices):
   """All that a run makes of images: what is kept, what is fitted, and scores."""
   n = len(features)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
-  spec = Spec(SIZE, SIZE, n, shards=sharding.shards(mesh), spare=ROWS // devices)
+  spec = Spec(SIZE, SIZE, n, shards=meshes.shards(mesh), spare=ROWS // devices)
   detector = MAKERS[name](spec)
   once, split = detector.one_pass, detector.split
   assert (split is None) == (devices == 1)
   state = fit.initial(detector, variables, 0, mesh)
   update = jax.jit(detector.update, donate_argnums=0)
   for batch in batches(features):
-    state, _ = update(state, sharding.split(mesh, batch))
+    state, _ = update(state, meshes.split(mesh, batch))
   largest = state.moments.m2 if name == 'padim' else state.bank.patches.rows
   assert largest.addressable_shards[-1].data.shape[0] == len(largest) // devices
   kept = {k: np.asarray(v) for k, v in once.stand_ins(state, {}).items()}
@@ -80,12 +83,12 @@ def learned(name, variables, features, devices):
   kept |= {k: np.array(v) for k, v in once.kept(state).items()}
   fitted = jax.device_get(detector.finish(state))
   reference = once.reference(variables, {k: np.array(v) for k, v in kept.items()}, 1)
-  test = sharding.split(mesh, images(ROWS, 1))
-  first = sharding.split(mesh, next(batches(features)))
+  test = meshes.split(mesh, images(ROWS, 1))
+  first = meshes.split(mesh, next(batches(features)))
   placed = fitted
   if split:
-    placed = sharding.place(mesh, split.fill(fitted), split.fitted)
-    reference = sharding.place(mesh, split.fill(reference), split.reference)
+    placed = meshes.place(mesh, split.fill(fitted), split.fitted)
+    reference = meshes.place(mesh, split.fill(reference), split.reference)
   scores = jax.device_get(jax.jit(detector.score)(placed, test))
   left_out = jax.device_get(jax.jit(once.score_left_out)(reference, first))
   return kept, fitted, scores, jax.tree.map(lambda x: x[: min(n, ROWS)], left_out)
@@ -120,11 +123,11 @@ def test_any_number_of_devices_learns_and_says_the_same(name, n, numbers, variab
 
 
 def test_on_one_cpu_what_is_learned_stays_in_one_piece_unless_told():
-  mesh = sharding.make_mesh('cpu', 4, 0)
-  assert sharding.apart(mesh, 'auto').size == sharding.apart(mesh, 'never').size == 1
-  assert sharding.apart(mesh, 'always').size == 4
+  mesh = meshes.make_mesh('cpu', 4, 0)
+  assert meshes.apart(mesh, 'auto').size == meshes.apart(mesh, 'never').size == 1
+  assert meshes.apart(mesh, 'always').size == 4
   with pytest.raises(ConfigError, match=r"one of .*'always'.*, got 'sometimes'"):
-    sharding.apart(mesh, 'sometimes')
+    meshes.apart(mesh, 'sometimes')
 
 
 @pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
@@ -148,7 +151,7 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
     assert a.score == pytest.approx(b.score, rel=1e-5)
     assert a.label == b.label
     np.testing.assert_allclose(a.anomaly_map, b.anomaly_map, 1e-5, 1e-5 * b.score)
-  mesh = sharding.make_mesh('cpu', 8, 0)
+  mesh = meshes.make_mesh('cpu', 8, 0)
   model = bundle.load(directory, mesh)
   if name != 'stfpm':  # Of which nothing is split.
     learned = model.fitted.whiten if name == 'padim' else model.fitted.bank.rows

@@ -11,9 +11,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import learned, onepass, sharding
+from uadjax import learned, onepass
 from uadjax.data import datasets, demo, preprocess
-from uadjax.types import Batch, Detector, OnePass, Scores
+from uadjax.detectors.base import Detector, OnePass
+from uadjax.distributed import mesh as meshes
+from uadjax.types import Batch, Scores
 
 SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
 OPS = preprocess.parse(f'resize({SIZE})')
@@ -122,7 +124,7 @@ def fold(detector, records, folder, before=None, batch_size=4, devices=1):
     'fit': {'batch_size': batch_size, 'log_every': 10},
   })  # fmt: skip
   variables = {'offset': jnp.float32(OFFSET)}
-  mesh = sharding.make_mesh('cpu', devices, 0)
+  mesh = meshes.make_mesh('cpu', devices, 0)
   once = detector.one_pass
   folded = onepass.fold(detector, once, variables, config, records, before, mesh, folder)
   # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
@@ -186,9 +188,9 @@ def test_numbers_count_from_the_first_image_and_what_is_no_image_has_none():
 
 
 def retain(records, before, count, seed=0, devices=1):
-  mesh = sharding.make_mesh('cpu', devices, 0)
+  mesh = meshes.make_mesh('cpu', devices, 0)
   once, offset = averaging().one_pass, jnp.float32(OFFSET)
-  embedder = sharding.replicate(mesh, offset)
+  embedder = meshes.replicate(mesh, offset)
   return onepass.retain(once, embedder, records, before, count, OPS, seed, mesh)
 
 
@@ -232,7 +234,7 @@ def test_old_and_new_are_retained_in_proportion(
 
 
 def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99):
-  mesh, variables = sharding.make_mesh('cpu', devices, 0), {'offset': jnp.float32(OFFSET)}
+  mesh, variables = meshes.make_mesh('cpu', devices, 0), {'offset': jnp.float32(OFFSET)}
   once = averaging(told).one_pass
   return onepass.score_left_out(
     once, variables, folder, records, before, OPS, batch_size, mesh, most

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from uadjax import backbones, sharding
+from uadjax import backbones
 from uadjax.detectors import padim
+from uadjax.detectors.base import Spec
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError, UnknownName
 from uadjax.numerics import projections
-from uadjax.types import Batch, ConfigError, Spec, UnknownName
+from uadjax.types import Batch
 
 STAGES = ('layer1', 'layer2')  # Two, so that one is enlarged; few, for compiling takes long.
 SIZE, CHANNELS, RIDGE = 32, 8, 0.01
@@ -225,10 +228,10 @@ def test_batched_equals_one_by_one(score, fitted):
 def test_sharded_equals_single(score, fitted):
   results = []
   for devices in (1, 8):
-    mesh = sharding.make_mesh('cpu', devices, 8)
+    mesh = meshes.make_mesh('cpu', devices, 8)
     assert mesh.size == devices
-    copy = sharding.replicate(mesh, fitted)
-    results.append(score(copy, sharding.split(mesh, images(8, seed=1))))
+    copy = meshes.replicate(mesh, fitted)
+    results.append(score(copy, meshes.split(mesh, images(8, seed=1))))
     assert len(results[-1].map.sharding.device_set) == devices
   assert_same(results[1], results[0])
 

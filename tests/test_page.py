@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 
-from uadjax import page
+from uadjax.visualization import figures
 
 
 def axes_on(width=5.0, height=4.5):
-  figure = page.blank(width, height)
-  return page.titled(figure, page.Box(0, 0, width, height), 'title', 0.8, 0.3)
+  figure = figures.blank(width, height)
+  return figures.titled(figure, figures.Box(0, 0, width, height), 'title', 0.8, 0.3)
 
 
 def extents(axes):
@@ -19,13 +19,13 @@ def extents(axes):
 def test_words_stay_inside_and_cover_nothing():
   corners = (0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.5, 0.5), (3.0, -2.0)
   for near, power in itertools.product(corners, (0.02, 1.0, 5.0)):
-    with page.style():
+    with figures.style():
       axes = axes_on()
       x = np.linspace(0, 1, 500)
-      drawn = page.trail(axes, x, x**power)
-      words = [page.Words('Images  AUROC 0.953'), page.Words('line')]
-      covered = page.label(axes, [page.Label(words, near)], drawn)
-      page.label(axes, [page.Label([page.Words('Pixels')], near, 'red')], covered)
+      drawn = figures.trail(axes, x, x**power)
+      words = [figures.Words('Images  AUROC 0.953'), figures.Words('line')]
+      covered = figures.label(axes, [figures.Label(words, near)], drawn)
+      figures.label(axes, [figures.Label([figures.Words('Pixels')], near, 'red')], covered)
       boxes = extents(axes)
     for box in boxes:
       assert not box.count_contains(drawn), (near, power)
@@ -36,10 +36,10 @@ def test_words_stay_inside_and_cover_nothing():
 
 
 def test_words_are_close_to_what_they_tell_of():
-  with page.style():
+  with figures.style():
     axes = axes_on()
-    drawn = page.trail(axes, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    page.label(axes, [page.Label([page.Words('word')], (0.5, 0.5))], drawn)
+    drawn = figures.trail(axes, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    figures.label(axes, [figures.Label([figures.Words('word')], (0.5, 0.5))], drawn)
     (box,) = extents(axes)
   middle = axes.transData.transform((0.5, 0.5))
   nearest = np.clip(middle, box.min, box.max)
@@ -54,46 +54,46 @@ def test_leaders_run_through_no_words():
     [(0.0, 0.78), (0.05, 1.0)], [(0.05, 1.0), (0.0, 0.78)],
   )  # fmt: skip
   for points, curves in itertools.product(pairs, (rising, falling)):
-    with page.style():
+    with figures.style():
       axes = axes_on(7.5, 5.6)
-      drawn = np.concatenate([page.trail(axes, x, y) for y in curves])
-      lines = [page.Words(f'at the threshold {number} %') for number in range(3)]
-      page.label(axes, [page.Label(lines, point, 'red') for point in points], drawn)
+      drawn = np.concatenate([figures.trail(axes, x, y) for y in curves])
+      lines = [figures.Words(f'at the threshold {number} %') for number in range(3)]
+      figures.label(axes, [figures.Label(lines, point, 'red') for point in points], drawn)
       boxes = extents(axes)
     for leader in axes.lines:
-      along = page.trail(axes, *leader.get_data())
+      along = figures.trail(axes, *leader.get_data())
       assert not any(box.count_contains(along) for box in boxes), (points, curves is rising)
 
 
 def test_words_that_have_no_room_are_written_all_the_same():
-  with page.style():
+  with figures.style():
     axes = axes_on(1.6, 1.5)
-    words = [page.Words('far too long for so narrow axes')]
-    page.label(axes, [page.Label(words, (0.0, 0.0))], np.zeros((0, 2)))
+    words = [figures.Words('far too long for so narrow axes')]
+    figures.label(axes, [figures.Label(words, (0.0, 0.0))], np.zeros((0, 2)))
     assert len(axes.texts) == 1
 
 
 def test_the_widest_line_is_measured_and_leaves_nothing():
-  figure = page.blank(3.0, 2.0)
-  width = page.widest(figure, ['i', 'mmmm', 'iii'], 10.0)
-  assert width == page.widest(figure, ['mmmm'], 10.0)
+  figure = figures.blank(3.0, 2.0)
+  width = figures.widest(figure, ['i', 'mmmm', 'iii'], 10.0)
+  assert width == figures.widest(figure, ['mmmm'], 10.0)
   assert 4 * 0.08 < width < 4 * 10 / 72 * 1.1
   assert not figure.texts
 
 
 def test_trails_leave_no_gap():
   axes = axes_on()
-  trail = page.trail(axes, np.array([0.0, 0, 1]), np.array([0.0, 1, 1]))
+  trail = figures.trail(axes, np.array([0.0, 0, 1]), np.array([0.0, 1, 1]))
   assert np.hypot(*np.diff(trail, axis=0).T).max() < 2.01
 
 
 def test_a_page_drawn_by_several_threads_is_the_same(tmp_path):
   def draw(number):
-    with page.style():
-      figure = page.blank(3.0, 2.0)
-      axes = page.titled(figure, page.Box(0, 0, 3, 2), 'title', 0.5, 0.2)
+    with figures.style():
+      figure = figures.blank(3.0, 2.0)
+      axes = figures.titled(figure, figures.Box(0, 0, 3, 2), 'title', 0.5, 0.2)
       axes.plot([0, 1], [0, 1], marker='o')
-      page.write(tmp_path / f'{number}', figure)
+      figures.write(tmp_path / f'{number}', figure)
 
   with futures.ThreadPoolExecutor(4) as pool:
     list(pool.map(draw, range(6)))
@@ -103,18 +103,18 @@ def test_a_page_drawn_by_several_threads_is_the_same(tmp_path):
 
 
 def test_files_name_neither_day_nor_version(tmp_path):
-  with page.style():
-    page.write(tmp_path / 'blank', page.blank(1.0, 1.0))
+  with figures.style():
+    figures.write(tmp_path / 'blank', figures.blank(1.0, 1.0))
   assert not re.search(rb'<dc:date>|Matplotlib v', (tmp_path / 'blank.svg').read_bytes())
   assert b'Software' not in (tmp_path / 'blank.png').read_bytes()
 
 
 def test_what_no_font_has_becomes_a_box():
-  assert page.printable('crack 7 µm') == 'crack 7 µm'
-  assert page.printable('a\nb\ud800') == 'a□b□'
+  assert figures.printable('crack 7 µm') == 'crack 7 µm'
+  assert figures.printable('a\nb\ud800') == 'a□b□'
 
 
 def test_long_names_keep_their_ends():
-  assert page.shortened('scratch', 7) == 'scratch'
-  short = page.shortened('manipulated_front_of_head', 11)
+  assert figures.shortened('scratch', 7) == 'scratch'
+  short = figures.shortened('manipulated_front_of_head', 11)
   assert short == 'manip…_head'

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from uadjax import backbones, sharding
+from uadjax import backbones
 from uadjax.detectors import patchcore
+from uadjax.detectors.base import Spec
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError
 from uadjax.numerics import coreset, neighbors as knn
-from uadjax.types import Batch, ConfigError, Spec
+from uadjax.types import Batch
 
 STAGES = ('layer1', 'layer2')
 SIZE = 32
@@ -250,10 +253,10 @@ def test_batched_equals_one_by_one(score, fitted):
 def test_sharded_equals_single(detector, fitted):
   results = []
   for devices in (1, 8):
-    mesh = sharding.make_mesh('cpu', devices, 8)
+    mesh = meshes.make_mesh('cpu', devices, 8)
     assert mesh.size == devices
-    copy = sharding.replicate(mesh, fitted)
-    results.append(jax.jit(detector.score)(copy, sharding.split(mesh, images(8, seed=3))))
+    copy = meshes.replicate(mesh, fitted)
+    results.append(jax.jit(detector.score)(copy, meshes.split(mesh, images(8, seed=3))))
   single, sharded = results
   assert len(sharded.map.sharding.device_set) == 8
   np.testing.assert_allclose(sharded.map, single.map, rtol=1e-5)

@@ -10,7 +10,8 @@ from PIL import Image
 import pytest
 
 from uadjax.data import pipeline, preprocess
-from uadjax.types import Batch, ConfigError, DataError, Record
+from uadjax.errors import ConfigError, DataError
+from uadjax.types import Batch, Record
 
 OPS = preprocess.parse('resize(8, 6)')
 
@@ -132,7 +133,8 @@ def test_errors_come_at_once(records):
 ABANDONED = """
 import sys
 from pathlib import Path
-from uadjax.data import pipeline, preprocess
+from uadjax.data import pipeline
+from uadjax.data import preprocess
 from uadjax.types import Record
 records = [Record(Path(sys.argv[1]))]
 batches = pipeline.train_batches(records, preprocess.parse('resize(256)'), 32, 0, cache_bytes=0)

@@ -6,7 +6,7 @@ import yaml
 
 import uadjax
 from uadjax import config as configs, pipelines
-from uadjax.types import ConfigError, ModelError, UnknownName
+from uadjax.errors import ConfigError, ModelError, UnknownName
 
 NEW = """
 pipeline_name: anomaly_detection

@@ -13,9 +13,12 @@ from PIL import Image
 import pytest
 import runs
 
-from uadjax import bundle, calibrate, create_model, predict, sharding, threads
+from uadjax import bundle, calibrate, create_model, predict
 from uadjax.data import preprocess
-from uadjax.types import ConfigError, DataError, Scores
+from uadjax.distributed import mesh
+from uadjax.errors import ConfigError, DataError
+from uadjax.system import threads
+from uadjax.types import Scores
 
 
 @pytest.fixture(scope='module', params=runs.NAMES)
@@ -181,7 +184,7 @@ class Stub:
     model = bundle.Model(
       'Stub', None, preprocess.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
     )
-    self.predictor = predict.open_on(model, sharding.devices('cpu')[:2])
+    self.predictor = predict.open_on(model, mesh.devices('cpu')[:2])
 
   def images(self, number):
     for n in range(number):

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 import pytest
 
 from uadjax.data import preprocess
-from uadjax.types import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
 GRAY = RGB[..., 0]

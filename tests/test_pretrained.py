@@ -22,7 +22,7 @@ from safetensors import numpy as safetensors
 
 from uadjax import backbones
 from uadjax.backbones import download, names, pretrained, readers
-from uadjax.types import WeightsError
+from uadjax.errors import WeightsError
 
 MODULE = backbones.build('resnet18', ('layer1',))
 NOWHERE = 'http://127.0.0.1:9'  # Nobody answers there.

@@ -5,8 +5,8 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax.numerics import maps, projections
-from uadjax.types import ConfigError, UnknownName
+from uadjax.errors import ConfigError, UnknownName
+from uadjax.numerics import projections, resampling
 
 CHANNELS = (5, 9, 14)
 KEY = jax.random.key(3)
@@ -38,7 +38,7 @@ def slow_nearest(x, height, width):
 
 
 def slow_bilinear(x, height, width):
-  channels = [maps.enlarge(jnp.asarray(one), height, width) for one in np.moveaxis(x, 3, 0)]
+  channels = [resampling.enlarge(jnp.asarray(one), height, width) for one in np.moveaxis(x, 3, 0)]
   return np.stack(channels, axis=-1)
 
 

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 import runs
 
-from uadjax import bundle, cli, config as configs, export, main, runtimes, types
+from uadjax import bundle, cli, config as configs, errors, export, main, runtimes, types
 from uadjax.cli import options
 from uadjax.data import preprocess
-from uadjax.export import judge, quantize
+from uadjax.export import judge, onnxfile, quantize
 
 
 @pytest.fixture(scope='module')
@@ -162,7 +162,7 @@ def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_pa
   monkeypatch.setitem(quantize.KINDS, kind, shifted)
   low = model.limits._replace(image=0.9 * float(scores[0]), review=0.9 * float(scores[0]))
   with pytest.raises(
-    types.ExportError, match=r'1 of 1 labels change.*9 of 9 labels change.*Nothing was written'
+    errors.ExportError, match=r'1 of 1 labels change.*9 of 9 labels change.*Nothing was written'
   ):
     export.export(model._replace(limits=low), output=tmp_path / 'it.onnx', quantize=kind)
   assert not [*tmp_path.iterdir()]
@@ -199,25 +199,25 @@ def test_what_is_thrown_inside_is_told_and_nothing_is_left(models, tmp_path, mon
     raise RuntimeError('no such operation\nTraceback')
 
   monkeypatch.setitem(quantize.KINDS, 'int8', broken)
-  with pytest.raises(types.ExportError, match=r'cannot be quantized: no such operation\. Nothing'):
+  with pytest.raises(errors.ExportError, match=r'cannot be quantized: no such operation\. Nothing'):
     export.export(models['padim'], output=tmp_path / 'it.onnx', quantize='int8')
   assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize('format', sorted(set(export.FORMATS) - {'onnx'}))
 def test_other_formats_are_refused(models, format):
-  with pytest.raises(types.ConfigError, match=f'export to onnx, or to {format} without'):
+  with pytest.raises(errors.ConfigError, match=f'export to onnx, or to {format} without'):
     export.export(models['padim'], format, quantize='int8')
 
 
 def test_what_there_is_not_is_refused(models):
-  with pytest.raises(types.UnknownName, match=r'choose from .*int8.*fp16'):
+  with pytest.raises(errors.UnknownName, match=r'choose from .*int8.*fp16'):
     export.export(models['padim'], quantize='int4')
 
 
 def test_arrays_beside_the_file_are_refused(models, tmp_path, monkeypatch):
-  monkeypatch.setattr(export.onnxfile, '_LIMIT', 1000)
-  with pytest.raises(types.ExportError, match='two gigabytes'):
+  monkeypatch.setattr(onnxfile, '_LIMIT', 1000)
+  with pytest.raises(errors.ExportError, match='two gigabytes'):
     export.export(models['padim'], output=tmp_path / 'it.onnx', quantize='fp16')
   assert not [*tmp_path.iterdir()]
 
@@ -231,7 +231,7 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
   config.data.root = str(tmp_path / 'gone')
   model = model._replace(directory=directory, config=config)
   for kind in export.KINDS:
-    with pytest.raises(types.ConfigError, match='pass --images'):
+    with pytest.raises(errors.ConfigError, match='pass --images'):
       export.export(model, quantize=kind)
   of_set = export.export(model, quantize='fp16', images=drawn / 'disc').quantized
   assert of_set.good.images == runs.TRAIN

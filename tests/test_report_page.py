@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import calibrate, curves, metrics, report
+from uadjax import calibrate, curves, report
 from uadjax.data import preprocess
+from uadjax.numerics import metrics
 from uadjax.report import gallery
 from uadjax.types import Record
 

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 
 from uadjax.data import datasets, resplit as resplitting, seglist
-from uadjax.types import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError
 
 resplit = resplitting.resplit
 

@@ -13,8 +13,9 @@ import pytest
 
 from uadjax import calibrate, inputs
 from uadjax.data import preprocess
-from uadjax.result import regions, Result, run_lengths
-from uadjax.types import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError
+from uadjax.numerics.regions import regions, run_lengths
+from uadjax.result import Result
 
 LIMITS = calibrate.Limits(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
 OPS = preprocess.parse('resize(16)')

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uadjax import create_model, export, runtimes
-from uadjax.types import ConfigError, ModelError, UnknownName
+from uadjax.errors import ConfigError, ModelError, UnknownName
 
 
 @pytest.fixture(scope='module')

@@ -22,10 +22,11 @@ from PIL import Image
 import pytest
 from starlette import testclient
 
-from uadjax import create_model, fetch
+from uadjax import create_model
 from uadjax.cli import serving
+from uadjax.errors import ConfigError, ModelError
 from uadjax.serve import app as apps, reading, settings as options
-from uadjax.types import ConfigError, ModelError
+from uadjax.system import http
 
 ROUTE = '/image-anomaly-detection'
 
@@ -213,7 +214,7 @@ def test_more_pixels_than_allowed_are_not_decoded(strict, photos):
 
 
 def test_urls_where_they_are_allowed_and_never_private_ones(directory):
-  with asked(directory, access=fetch.Access(urls=True)) as client:
+  with asked(directory, access=http.Access(urls=True)) as client:
     for url in ('http://127.0.0.1:9/x.png', 'http://169.254.169.254/latest', 'http://[::1]/x.png'):
       answer = client.post(ROUTE, json={'image': url})
       assert answer.status_code == 422

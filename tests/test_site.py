@@ -32,8 +32,8 @@ def test_every_public_name_is_documented(site):
   names = {name for kind, of_kind in known.items() if kind.startswith('py:') for name in of_kind}
   public = {f'uadjax.{name}' for name in uadjax.__all__ if not name.startswith('_')}
   elsewhere = {
-    'uadjax.Detector': 'uadjax.types.Detector',
-    'uadjax.UserError': 'uadjax.types.UserError',
+    'uadjax.Detector': 'uadjax.detectors.base.Detector',
+    'uadjax.UserError': 'uadjax.errors.UserError',
   }
   assert {elsewhere.get(name, name) for name in public} <= names
   assert {f'configs.{path.stem}' for path in (_ROOT / 'configs').glob('[!_]*.py')} <= names

@@ -3,10 +3,13 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import backbones, sharding
+from uadjax import backbones
 from uadjax.detectors import stfpm
-from uadjax.numerics import maps
-from uadjax.types import ALONE, Batch, Spec
+from uadjax.detectors.base import Spec
+from uadjax.distributed import mesh as meshes
+from uadjax.numerics import resampling
+from uadjax.numerics.collectives import ALONE
+from uadjax.types import Batch
 
 STAGES = ('layer1', 'layer2')  # Two, so that a product is one; few, for compiling takes long.
 SIZE = 32
@@ -63,7 +66,7 @@ def test_score_is_the_product_of_stage_distances(detector, state):
   for stage in STAGES:
     for k in range(2):
       distance = slow_distance(np.asarray(teacher[stage][k]), np.asarray(student[stage][k]))
-      want[k] *= maps.enlarge(jnp.asarray(distance[None], jnp.float32), SIZE, SIZE)[0]
+      want[k] *= resampling.enlarge(jnp.asarray(distance[None], jnp.float32), SIZE, SIZE)[0]
   scores = jax.jit(detector.score)(detector.finish(state), pixels)
   np.testing.assert_allclose(scores.map, want, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(scores.image, want.max((1, 2)), rtol=1e-4)
@@ -175,11 +178,11 @@ def test_one_update_is_the_same_on_any_number_of_devices(state, kept, numbers):
   """Batch norm sees all of a batch, and so does the gradient."""
   results = []
   for devices in (1, *numbers):
-    mesh = sharding.make_mesh('cpu', devices, 8)
+    mesh = meshes.make_mesh('cpu', devices, 8)
     assert mesh.size == devices
-    detector = make(shards=sharding.shards(mesh))
-    copy = sharding.replicate(mesh, jax.tree.map(jnp.copy, state))
-    rows = sharding.split(mesh, batch(8))
+    detector = make(shards=meshes.shards(mesh))
+    copy = meshes.replicate(mesh, jax.tree.map(jnp.copy, state))
+    rows = meshes.split(mesh, batch(8))
     if kept:
       rows = rows._replace(features=jax.jit(detector.prepare)(copy, rows))
     results.append(jax.jit(detector.update)(copy, rows))

@@ -13,9 +13,10 @@ import time
 import pytest
 import runs as small_runs
 
-from uadjax import cli, files, sweep
+from uadjax import cli, sweep
+from uadjax.errors import ConfigError
 from uadjax.sweep import results, slots
-from uadjax.types import ConfigError
+from uadjax.system import files
 
 # Stands in for Python and uadjax.main: leaves what a run leaves, and says when it ran and where.
 STAND_IN = """#!{python}

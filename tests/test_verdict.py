@@ -4,13 +4,13 @@ import itertools
 import numpy as np
 import pytest
 
-from uadjax import verdict, visualize
+from uadjax.visualization import heatmap, result_image
 
 LABELS = ('OK', 'review', 'NG')
 
 
 def told(label='NG', score=26.0, name='000.png', image=16.0, review=14.0, pixel=16.0):
-  return verdict.Verdict(name, label, score, image, review, pixel)
+  return result_image.Verdict(name, label, score, image, review, pixel)
 
 
 def photo(height, width):
@@ -36,7 +36,7 @@ def place(sheet, panel):
 
 
 def drawn(image, anomaly, peak_at, what, threshold=16.0):
-  return np.asarray(verdict.picture(image, anomaly, anomaly > threshold, peak_at, what))
+  return np.asarray(result_image.picture(image, anomaly, anomaly > threshold, peak_at, what))
 
 
 def test_the_original_is_untouched_beside_the_map():
@@ -47,7 +47,7 @@ def test_the_original_is_untouched_beside_the_map():
     for label, corner in zip(LABELS, (peak_at, (0, 0), (width - 1, height - 1)), strict=True):
       left, top = place(drawn(image, anomaly, corner, told(label)), image)
     sheet = drawn(image, anomaly, peak_at, told('OK'))
-    (left, top), (x, y) = place(sheet, image), place(sheet, visualize.overlay(image, anomaly, 16.0))
+    (left, top), (x, y) = place(sheet, image), place(sheet, heatmap.overlay(image, anomaly, 16.0))
     if width > 2 * height:
       assert (x, y >= top + height) == (left, True), size
     else:
@@ -56,7 +56,7 @@ def test_the_original_is_untouched_beside_the_map():
 
 def test_a_ring_shows_where_unless_all_is_well():
   image, (anomaly, peak_at) = photo(200, 300), faint(200, 300)
-  over = visualize.overlay(image, anomaly, 16.0)
+  over = heatmap.overlay(image, anomaly, 16.0)
   x, y = place(drawn(image, anomaly, peak_at, told('OK')), over)
   for label in LABELS:
     panel = drawn(image, anomaly, peak_at, told(label))[y : y + 200, x : x + 300]
@@ -73,13 +73,15 @@ def test_a_ring_shows_where_unless_all_is_well():
 def test_marked_regions_are_outlined():
   image, (anomaly, peak_at) = photo(200, 300), faint(200, 300)
   anomaly[80:120, 60:140] = 20
-  over = visualize.overlay(image, anomaly, 16.0)
-  place(drawn(image, anomaly, peak_at, told('OK')), visualize.outline(over, anomaly > 16))
+  over = heatmap.overlay(image, anomaly, 16.0)
+  place(drawn(image, anomaly, peak_at, told('OK')), heatmap.outline(over, anomaly > 16))
 
 
 def test_labels_are_told_apart_without_color():
   image, (anomaly, peak_at) = photo(64, 64), faint(64, 64)
-  pictures = [verdict.picture(image, anomaly, anomaly > 16, peak_at, told(la)) for la in LABELS]
+  pictures = [
+    result_image.picture(image, anomaly, anomaly > 16, peak_at, told(la)) for la in LABELS
+  ]
   badges = [np.asarray(picture.convert('L'))[10:46, 14:130].astype(int) for picture in pictures]
   for one, other in itertools.combinations(badges, 2):
     assert (np.abs(one - other) > 60).mean() > 0.15
@@ -89,10 +91,10 @@ def test_labels_are_told_apart_without_color():
 
 def test_the_pointer_is_where_the_score_is_and_stays_on_the_gauge():
   for score in (0.0, 5.0, 14.5, 16.5, 31.0):
-    place_of = verdict._places(told(score=score))
+    place_of = result_image._places(told(score=score))
     assert place_of(16.0) == 0.5
     assert place_of(score) == pytest.approx(score / 32)
-  place_of = verdict._places(told())
+  place_of = result_image._places(told())
   assert [place_of(v) for v in (-np.inf, -1e9, 1e9, np.inf, np.nan)] == [0, 0, 1, 1, 1]
 
 

@@ -3,7 +3,7 @@ from hypothesis import strategies
 from hypothesis.extra import numpy as some
 import numpy as np
 
-from uadjax import visualize
+from uadjax.visualization import heatmap
 
 masks = some.arrays(bool, some.array_shapes(min_dims=2, max_dims=2, max_side=12))
 
@@ -31,30 +31,30 @@ def photo(height, width, value=128):
 
 @hypothesis.given(masks, strategies.integers(0, 15))
 def test_masks_grow_to_all_sides(mask, by):
-  np.testing.assert_array_equal(visualize._grown(mask, by), near(mask, by))
+  np.testing.assert_array_equal(heatmap._grown(mask, by), near(mask, by))
 
 
 @hypothesis.given(masks)
 def test_an_outline_is_the_outermost_pixels_of_a_mask(mask):
   image = photo(*mask.shape)
-  drawn = visualize.outline(image, mask)
+  drawn = heatmap.outline(image, mask)
   border = mask & near(np.pad(~mask, 1, constant_values=True), 1)[1:-1, 1:-1]
-  np.testing.assert_array_equal(is_of(drawn, visualize.CONTOUR), border)
-  np.testing.assert_array_equal(is_of(drawn, visualize.CASING), near(border, 1) & ~border)
+  np.testing.assert_array_equal(is_of(drawn, heatmap.CONTOUR), border)
+  np.testing.assert_array_equal(is_of(drawn, heatmap.CASING), near(border, 1) & ~border)
   rest = ~near(border, 1)
   np.testing.assert_array_equal(drawn[rest], image[rest])
 
 
 def test_an_outline_is_seen_on_black_and_on_white():
   for value in (0, 255):
-    drawn = visualize.outline(photo(500, 500, value), disc()).astype(int).sum(-1)
+    drawn = heatmap.outline(photo(500, 500, value), disc()).astype(int).sum(-1)
     # From the line to the photograph or to the line's dark side.
     assert np.abs(np.diff(drawn[250])).max() > 300, value
 
 
 def test_outlines_are_wider_on_larger_pictures():
-  small = is_of(visualize.outline(photo(60, 60), disc(60, 15)), visualize.CONTOUR)
-  large = is_of(visualize.outline(photo(1000, 1000), disc(1000, 250)), visualize.CONTOUR)
+  small = is_of(heatmap.outline(photo(60, 60), disc(60, 15)), heatmap.CONTOUR)
+  large = is_of(heatmap.outline(photo(1000, 1000), disc(1000, 250)), heatmap.CONTOUR)
   assert small[30, :20].sum() == 1
   assert large[500, :300].sum() == 4
 
@@ -64,29 +64,29 @@ def test_the_threshold_has_one_color_in_all_pictures_of_a_model():
   for peak in (10.0, 17.0, 40.0, 4000.0):
     anomaly = np.linspace(3, peak, 900, dtype=np.float32).reshape(30, 30)
     anomaly[5, 5] = 16
-    colors.add(tuple(visualize.overlay(photo(30, 30), anomaly, 16.0)[5, 5].tolist()))
+    colors.add(tuple(heatmap.overlay(photo(30, 30), anomaly, 16.0)[5, 5].tolist()))
   assert len(colors) == 1
 
 
 def test_good_images_show_their_structure_and_look_like_no_defect():
   good = np.linspace(4, 12, 10_000, dtype=np.float32).reshape(100, 100)
-  shown = visualize.overlay(photo(100, 100), good, 16.0).astype(int)
+  shown = heatmap.overlay(photo(100, 100), good, 16.0).astype(int)
   assert np.abs(shown[99, 99] - shown[0, 0]).max() > 30
   assert np.abs(shown[50, 50] - shown[0, 0]).max() > 10
-  defect = visualize.overlay(photo(100, 100), good + 16, 16.0).astype(int)
+  defect = heatmap.overlay(photo(100, 100), good + 16, 16.0).astype(int)
   assert defect[99, 99, 0] > shown[..., 0].max() + 30
 
 
 def test_what_is_flat_is_not_blown_up():
   anomaly = np.full((50, 50), 0.2, np.float32)
   anomaly[20, 20] = 0.201
-  np.testing.assert_allclose(visualize.overlay(photo(50, 50), anomaly, 16.0), 128, atol=1)
+  np.testing.assert_allclose(heatmap.overlay(photo(50, 50), anomaly, 16.0), 128, atol=1)
 
 
 def test_the_unknown_is_dim_and_infinity_the_hottest():
   anomaly = np.linspace(3, 30, 400, dtype=np.float32).reshape(20, 20)
   anomaly[0, :3] = np.nan, np.inf, -np.inf
-  shown = visualize.overlay(photo(20, 20, 200), anomaly, 16.0)
+  shown = heatmap.overlay(photo(20, 20, 200), anomaly, 16.0)
   assert shown[0, 0].max() < 100
   np.testing.assert_array_equal(shown[0, 1], shown[19, 19])
   np.testing.assert_allclose(shown[0, 2].astype(int), 200, atol=4)
@@ -102,14 +102,14 @@ def test_the_unknown_is_dim_and_infinity_the_hottest():
 )
 def test_no_map_and_no_threshold_is_too_odd(anomaly, threshold):
   image = photo(*anomaly.shape)
-  scale = visualize.scale(anomaly, threshold)
+  scale = heatmap.scale(anomaly, threshold)
   assert scale.low < scale.middle < scale.top
-  assert visualize.overlay(image, anomaly, threshold).shape == image.shape
+  assert heatmap.overlay(image, anomaly, threshold).shape == image.shape
 
 
 def test_a_color_bar_goes_from_hot_to_what_it_lies_on():
   for height in (1, 84, 3000):
-    bar = visualize.color_bar(height, (10.0, 20.0, 30.0))
+    bar = heatmap.color_bar(height, (10.0, 20.0, 30.0))
     assert bar.shape == (height, 3)
     if height > 1:
       assert bar[0].astype(int).sum() > 250, height

@@ -11,16 +11,17 @@ __version__ = '0.1.0'
 
 if TYPE_CHECKING:
   from uadjax.bundle import Model as Model
+  from uadjax.detectors.base import Detector as Detector
+  from uadjax.errors import UserError as UserError
   from uadjax.fitting import fit_model as fit_model
   from uadjax.pipelines import create_model as create_model, create_pipeline as create_pipeline
   from uadjax.result import Result as Result
-  from uadjax.types import Detector as Detector, UserError as UserError
 
 _PUBLIC = {  # Name -> module that defines it.
-  'Detector': 'uadjax.types',
+  'Detector': 'uadjax.detectors.base',
   'Model': 'uadjax.bundle',
   'Result': 'uadjax.result',
-  'UserError': 'uadjax.types',
+  'UserError': 'uadjax.errors',
   'create_model': 'uadjax.pipelines',
   'create_pipeline': 'uadjax.pipelines',
   'fit_model': 'uadjax.fitting',

@@ -6,18 +6,12 @@ import tempfile
 import time
 from typing import Any
 
-from uadjax import (
-  bundle,
-  curves,
-  evaluate,
-  report as reports,
-  sharding,
-  telemetry,
-  trial,
-  workdir as workdirs,
-)
+from uadjax import bundle, curves, evaluate, report as reports, trial, workdir as workdirs
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError
 from uadjax.report import gallery, provenance
-from uadjax.types import Config, ConfigError, Record
+from uadjax.system import logging
+from uadjax.types import Config, Record
 
 _PICTURES = 200  # In a report that somebody asks for.
 
@@ -42,10 +36,10 @@ def assess(
   """
   told: dict[str, Any] = {'weights': model.weights._asdict()}
   if not test:
-    telemetry.LOG.info('There are no test images: the model is not evaluated.')
+    logging.LOG.info('There are no test images: the model is not evaluated.')
     return told
   options, name = config.evaluate, workdirs.label(config)
-  mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
+  mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
   threshold = config.data.mask_threshold
   began = time.perf_counter()
   found = evaluate.evaluate(
@@ -54,15 +48,15 @@ def assess(
   seconds = time.perf_counter() - began
   drawn = found.curves._replace(title=f'{model.name} on {len(test)} test images of {name}')
   curves.draw(workdir / 'curves', drawn)
-  telemetry.LOG.info('%s: %s', name, _told(found.metrics))
-  telemetry.LOG.info('%s', curves.summary(drawn))
+  logging.LOG.info('%s: %s', name, _told(found.metrics))
+  logging.LOG.info('%s', curves.summary(drawn))
   if options.report_pictures:
     chosen = gallery.choose(test, drawn.scores, model.limits, options.report_pictures)
     shots = gallery.shots(test, found.maps, chosen, model.ops, model.limits.pixel, threshold)
     about = provenance.of(model, test, {**(timing or {}), 'evaluate_s': seconds})
     page = page or workdir / 'report.html'
     reports.write(page, drawn, found.metrics, test, shots, about)
-    telemetry.LOG.info('Look at %s', page)
+    logging.LOG.info('Look at %s', page)
   return {'metrics': found.metrics, 'timing': {'evaluate_s': seconds}, **told}
 
 

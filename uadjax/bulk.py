@@ -14,9 +14,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import bundle, files, inputs, parts, predict, telemetry
+from uadjax import bundle, inputs, parts, predict
+from uadjax.errors import ConfigError, UnknownName
 from uadjax.result import Result, UNREAD
-from uadjax.types import ConfigError, Track, UnknownName
+from uadjax.system import files, logging
+from uadjax.system.progress import Track
 
 _ABOUT = '_table.json'
 
@@ -100,7 +102,7 @@ def judge(
       else:
         others += 1
     if others and own and not before:
-      telemetry.LOG.warning(
+      logging.LOG.warning(
         '%s tells of %d images, and of none of these: the same ones must be spelled as before.',
         table.folder, others,
       )  # fmt: skip

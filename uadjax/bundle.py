@@ -17,10 +17,14 @@ import jax
 import numpy as np
 
 import uadjax
-from uadjax import backbones, calibrate, config as configs, detectors, files, score, sharding
+from uadjax import backbones, calibrate, config as configs, detectors, score
 from uadjax.backbones import pretrained
 from uadjax.data import preprocess
-from uadjax.types import Config, ConfigError, Detector, ModelError, Scores, Spec
+from uadjax.detectors.base import Detector, Spec
+from uadjax.distributed import mesh
+from uadjax.errors import ConfigError, ModelError
+from uadjax.system import files
+from uadjax.types import Config, Scores
 
 _VERSION = 2
 _ARRAYS, _MANIFEST = 'fitted.safetensors', 'manifest.json'
@@ -44,7 +48,7 @@ class Model(NamedTuple):
     limits: the calibrated thresholds.
     weights: where the backbone's weights came from.
     directory: where it lies.
-    split: what of `fitted` lies split over devices, see `sharding.place`; None where it is whole.
+    split: what of `fitted` lies split over devices, see `mesh.place`; None where it is whole.
   """
 
   name: str
@@ -201,7 +205,7 @@ def _same(directory: Path, digest: str, wanted: str) -> None:
     )
 
 
-def load(directory: Path | str, apart: sharding.Mesh | None = None) -> Model:
+def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
   """Open a model directory.
 
   Args:
@@ -227,10 +231,10 @@ def load(directory: Path | str, apart: sharding.Mesh | None = None) -> Model:
     raise ModelError(f'{directory / _ARRAYS} does not fit its manifest: see {odd[:3]}.')
   fitted = jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in named])
   if apart is not None and apart.size > 1:
-    _, detector = assemble(config, Spec(ops.height, ops.width, shards=sharding.shards(apart)))
+    _, detector = assemble(config, Spec(ops.height, ops.width, shards=mesh.shards(apart)))
   split = detector.split
   if split and apart is not None:
-    fitted, split = sharding.place(apart, split.fill(fitted), split.fitted), split.fitted
+    fitted, split = mesh.place(apart, split.fill(fitted), split.fitted), split.fitted
   else:
     fitted = jax.device_put(fitted)  # Not jax.numpy.asarray, which copies always.
   score = jax.jit(detector.score)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 import numpy as np
 from scipy import special
 
-from uadjax.types import ConfigError, DataError, UnknownName
+from uadjax.errors import ConfigError, DataError, UnknownName
 
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95

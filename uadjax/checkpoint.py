@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax import checkpoint as ocp
 
-from uadjax.types import ModelError
+from uadjax.errors import ModelError
 
 _KEEP = {'rolling': 5, 'best': 2}  # Until the next rolling one, the best before may be wanted.
 

@@ -16,7 +16,8 @@ import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax.types import Config, ConfigError
+from uadjax.errors import ConfigError
+from uadjax.types import Config
 
 _POSITIVE = (
   'fit.epochs',
@@ -127,7 +128,8 @@ def base() -> Config:
         'quantize': '',  # Or int8, fp16: a smaller ONNX file, judged by its labels and its AUROC.
       },
       'hosts': {
-        'coordinator': 'auto',  # HOST:PORT of the first process; jax; none: see uadjax/hosts.py.
+        # HOST:PORT of the first process; jax; none: see uadjax/distributed/processes.py.
+        'coordinator': 'auto',
         'count': 0,  # Processes, where a coordinator is named,
         'index': -1,  # of which this is one, from 0.
         'wait_s': 300,  # For the others to come.

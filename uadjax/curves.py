@@ -12,7 +12,10 @@ from jaxtyping import Bool, Float
 from matplotlib import ticker
 import numpy as np
 
-from uadjax import calibrate, files, histogram, metrics, page
+from uadjax import calibrate
+from uadjax.numerics import metrics
+from uadjax.system import files
+from uadjax.visualization import figures, score_histogram
 
 PRO_LIMIT = 0.3  # False alarms up to which the area under PRO counts.
 
@@ -89,14 +92,14 @@ def draw(folder: Path, data: Curves) -> None:
   `curves` is all on a page; `histogram`, `roc`, `pr` and `pro` are its parts. A sentence takes the
   place of what cannot be drawn.
   """
-  with page.style(), files.replacing(folder) as fresh:
-    page.write(fresh / 'curves', _overview(data))
+  with figures.style(), files.replacing(folder) as fresh:
+    figures.write(fresh / 'curves', _overview(data))
     for name, panel in _PANELS.items():
-      figure = page.blank(7.5, 5.6)
-      panel(figure, page.Box(0, 0, 7.5, 5.6), data)
-      title = page.printable(page.shortened(data.title, 90))
-      figure.text(0.98, 0.015, title, ha='right', size=8, color=page.FAINT)
-      page.write(fresh / name, figure)
+      figure = figures.blank(7.5, 5.6)
+      panel(figure, figures.Box(0, 0, 7.5, 5.6), data)
+      title = figures.printable(figures.shortened(data.title, 90))
+      figure.text(0.98, 0.015, title, ha='right', size=8, color=figures.FAINT)
+      figures.write(fresh / name, figure)
 
 
 def summary(data: Curves) -> str:
@@ -214,29 +217,29 @@ def _reached(ranking: metrics.Ranking, counted: np.ndarray, threshold: float) ->
   return float(counted[above - 1] / counted[-1]) if above else 0.0
 
 
-def _why_not(data: Curves, look: Look) -> list[page.Words]:
+def _why_not(data: Curves, look: Look) -> list[figures.Words]:
   """Say why there is no curve."""
   missing = 'defective' if 'good' in data.defects else 'good'
   lines = {
     IMAGES: ('Images: no curve', f'without {missing} images'),
     PIXELS: ('Pixels: no curve', 'without masks of defects'),
   }
-  return [page.Words(line, page.FAINT) for line in lines[look]]
+  return [figures.Words(line, figures.FAINT) for line in lines[look]]
 
 
-def _roc_panel(figure: page.Figure, box: page.Box, data: Curves) -> None:
+def _roc_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
   axes = _curve_axes(figure, box, 'ROC: what is found, for how many false alarms')
   axes.set(xlabel='false alarms, of all good', ylabel='found, of all defective')
   _draw_lines(axes, roc(data), data, (IMAGES, PIXELS), diagonal=1.0)
 
 
-def _pr_panel(figure: page.Figure, box: page.Box, data: Curves) -> None:
+def _pr_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
   axes = _curve_axes(figure, box, 'Precision and recall: is an alarm right?')
   axes.set(xlabel='found, of all defective (recall)', ylabel='right, of all alarms (precision)')
   _draw_lines(axes, pr(data), data, (IMAGES, PIXELS))
 
 
-def _pro_panel(figure: page.Figure, box: page.Box, data: Curves) -> None:
+def _pro_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
   axes = _curve_axes(figure, box, 'PRO: how much of each region is found')
   axes.set(xlabel='false alarms, of all good pixels', ylabel='found, mean over regions')
   lines = pro(data)
@@ -250,12 +253,12 @@ def _pro_panel(figure: page.Figure, box: page.Box, data: Curves) -> None:
   _draw_lines(axes, lines, data, (PIXELS,), diagonal=axes.get_xlim()[1])
 
 
-def _histogram_panel(figure: page.Figure, box: page.Box, data: Curves) -> None:
+def _histogram_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
   limits = data.limits
-  histogram.panel(figure, box, _rows(data), min(limits.review, limits.image), limits.image)
+  score_histogram.panel(figure, box, _rows(data), min(limits.review, limits.image), limits.image)
 
 
-_PANELS: Mapping[str, Callable[[page.Figure, page.Box, Curves], None]] = {
+_PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, Curves], None]] = {
   'histogram': _histogram_panel,  # First: it needs no explanation.
   'roc': _roc_panel,
   'pr': _pr_panel,
@@ -263,7 +266,7 @@ _PANELS: Mapping[str, Callable[[page.Figure, page.Box, Curves], None]] = {
 }
 
 
-def _overview(data: Curves) -> page.Figure:
+def _overview(data: Curves) -> figures.Figure:
   """Put everything on one page under a sentence that says it."""
   known = any(True for _ in _known(data))
   lines = textwrap.wrap(summary(data), 125)
@@ -271,19 +274,19 @@ def _overview(data: Curves) -> page.Figure:
     lines.append(f'There are no curves {_why_not(data, IMAGES)[1].text}.')
   below = 9.0 if known else 5.0
   height = below + 0.68 + 0.22 * len(lines)
-  figure = page.blank(10.0, height)
-  figure.text(0.02, 1 - 0.42 / height, page.printable(data.title), weight='bold', size=15)
+  figure = figures.blank(10.0, height)
+  figure.text(0.02, 1 - 0.42 / height, figures.printable(data.title), weight='bold', size=15)
   for number, line in enumerate(lines):
     figure.text(0.02, 1 - (0.73 + 0.22 * number) / height, line, size=10.5)
   if not known:  # No room is given to what cannot be drawn.
-    _histogram_panel(figure, page.Box(0, 0, 10, below), data)
+    _histogram_panel(figure, figures.Box(0, 0, 10, below), data)
     return figure
   for number, panel in enumerate(_PANELS.values()):
-    panel(figure, page.Box(5 * (number % 2), 4.5 * (1 - number // 2), 5, 4.5), data)
+    panel(figure, figures.Box(5 * (number % 2), 4.5 * (1 - number // 2), 5, 4.5), data)
   return figure
 
 
-def _rows(data: Curves, most: int = 10) -> list[histogram.Row]:
+def _rows(data: Curves, most: int = 10) -> list[score_histogram.Row]:
   """Good images, then the types of defects, the hardest first; the easiest beyond `most` as one."""
   of = np.array(data.defects, str)
   kinds = {name: data.scores[of == name] for name in set(data.defects)}
@@ -291,9 +294,9 @@ def _rows(data: Curves, most: int = 10) -> list[histogram.Row]:
   if data.calibration is not None and len(data.calibration):
     # Labels, where they are given, set the thresholds instead.
     name = 'good, held out' + ' (thresholds)' * (not data.limits.labelled)
-    rows.append(histogram.Row(name, data.calibration, True))
+    rows.append(score_histogram.Row(name, data.calibration, True))
   if 'good' in kinds:
-    rows.append(histogram.Row('good', kinds.pop('good'), True))
+    rows.append(score_histogram.Row('good', kinds.pop('good'), True))
 
   def ease(name: str) -> tuple[float, float, str]:
     scores = np.sort(kinds[name])
@@ -301,15 +304,15 @@ def _rows(data: Curves, most: int = 10) -> list[histogram.Row]:
 
   ordered = sorted(kinds, key=ease)
   shown = ordered if len(ordered) <= most else ordered[: most - 1]
-  rows += [histogram.Row(name, kinds[name], False) for name in shown]
+  rows += [score_histogram.Row(name, kinds[name], False) for name in shown]
   rest = [kinds[name] for name in ordered[len(shown) :]]
   if rest:
-    rows.append(histogram.Row(f'{len(rest)} other types', np.concatenate(rest), False))
+    rows.append(score_histogram.Row(f'{len(rest)} other types', np.concatenate(rest), False))
   return rows
 
 
-def _curve_axes(figure: page.Figure, box: page.Box, title: str) -> page.Axes:
-  axes = page.titled(figure, box, title, left=0.85, right=0.3)
+def _curve_axes(figure: figures.Figure, box: figures.Box, title: str) -> figures.Axes:
+  axes = figures.titled(figure, box, title, left=0.85, right=0.3)
   axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03))
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f'{100 * share:.4g} %'))
@@ -318,7 +321,7 @@ def _curve_axes(figure: page.Figure, box: page.Box, title: str) -> page.Axes:
 
 
 def _draw_lines(
-  axes: page.Axes,
+  axes: figures.Axes,
   lines: Sequence[Line],
   data: Curves,
   looks: Sequence[Look],
@@ -335,30 +338,30 @@ def _draw_lines(
   """
   if not lines:
     sentences = [' '.join(words.text for words in _why_not(data, look)) for look in looks]
-    page.sentence(axes, '. '.join(sentences) + '.')
+    figures.sentence(axes, '. '.join(sentences) + '.')
     return
   drawn = []
   if diagonal:
     ends = np.array([0, diagonal])
-    axes.plot(ends, ends, color=page.FAINT, linewidth=1, linestyle=(0, (1, 2)))
-    drawn.append(page.trail(axes, ends, ends))
+    axes.plot(ends, ends, color=figures.FAINT, linewidth=1, linestyle=(0, (1, 2)))
+    drawn.append(figures.trail(axes, ends, ends))
   for look, x, y, point, *_ in lines:
     axes.plot(x, y, color=look.color, linewidth=1.8, linestyle=look.dashes)
-    drawn.append(page.trail(axes, x, y))
+    drawn.append(figures.trail(axes, x, y))
     if point:
       mark = {'color': look.color, 'markersize': look.size, 'markeredgecolor': 'white'}
       axes.plot(*point, look.marker, zorder=3, **mark)
   labels = []
   for line in lines:
     told = (f'at the threshold {line.told[0]}', line.told[1])
-    words = [page.Words(f'{line.look.name}  {line.area}', line.look.color, 'bold')]
-    words += [page.Words(text) for text in told if text]
+    words = [figures.Words(f'{line.look.name}  {line.area}', line.look.color, 'bold')]
+    words += [figures.Words(text) for text in told if text]
     middle = len(line.x) // 2
     near = line.point or (float(line.x[middle]), float(line.y[middle]))
-    labels.append(page.Label(words, near, line.look.color))
-  covered = page.label(axes, labels, np.concatenate(drawn))
+    labels.append(figures.Label(words, near, line.look.color))
+  covered = figures.label(axes, labels, np.concatenate(drawn))
   for look in set(looks) - {line.look for line in lines}:
-    covered = page.label(axes, [page.Label(_why_not(data, look), (1.0, 0.0))], covered)
+    covered = figures.label(axes, [figures.Label(_why_not(data, look), (1.0, 0.0))], covered)
   if diagonal:
     place = (0.62 * diagonal, 0.62 * diagonal)
-    page.label(axes, [page.Label([page.Words('chance', page.FAINT)], place)], covered)
+    figures.label(axes, [figures.Label([figures.Words('chance', figures.FAINT)], place)], covered)

@@ -13,10 +13,12 @@ import sys
 import tempfile
 
 import uadjax
-from uadjax import config as configs, detectors, files, telemetry
+from uadjax import config as configs, detectors
 from uadjax.backbones import pretrained
 from uadjax.data import demo
-from uadjax.types import Config, ModelError
+from uadjax.errors import ModelError
+from uadjax.system import files, logging, progress
+from uadjax.types import Config
 
 TITLE = 'PatchCore'  # Where no detector is named.
 
@@ -36,7 +38,7 @@ def directory(title: str, own: str) -> Path:
   digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {text}'.encode())
   digest.update(pretrained.EMBEDDED.read_bytes())
   place = files.cache() / 'demo-models' / f'{config.detector.name}-{digest.hexdigest()[:12]}'
-  telemetry.LOG.warning(
+  logging.LOG.warning(
     'No model directory was named, so this is a demo: %s fitted on drawn pictures (%s), with %s '
     'weights; what it says of yours means nothing. Fit one on your good images with `%s`, and name '
     'its directory: model_dir=RUN/model.%s',
@@ -71,7 +73,7 @@ def _fit(config: str, place: Path) -> None:
     source = str(Path(uadjax.__file__).parent.parent)  # Wherever this process has it from.
     paths = [source, *filter(None, [os.environ.get('PYTHONPATH')])]
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(paths)}
-    with telemetry.busy('Fitting the demo model'):
+    with progress.busy('Fitting the demo model'):
       done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
       )

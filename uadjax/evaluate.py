@@ -11,20 +11,14 @@ from jaxtyping import Bool, Float, Int64
 import numpy as np
 from PIL import Image
 
-from uadjax import (
-  bundle,
-  curves,
-  files,
-  groundtruth,
-  inputs,
-  metrics,
-  score,
-  sharding,
-  visualize,
-)
+from uadjax import bundle, curves, groundtruth, inputs, score
 from uadjax.data import preprocess
+from uadjax.distributed import mesh
+from uadjax.numerics import metrics
 from uadjax.result import Result
+from uadjax.system import files
 from uadjax.types import Batch, Record, Scores
+from uadjax.visualization import heatmap
 
 
 class Judged(NamedTuple):
@@ -68,7 +62,7 @@ class Evaluation(NamedTuple):
 def evaluate(
   model: bundle.Model,
   records: Sequence[Record],
-  mesh: sharding.Mesh,
+  mesh: mesh.Mesh,
   batch_size: int,
   mask_threshold: int,
   workdir: Path,
@@ -224,17 +218,15 @@ def picture(
 ) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
   image = preprocess.decode(record.path)
-  known = (
-    [] if truth is None else [visualize.Tile('ground truth', visualize.black_and_white(truth))]
-  )
+  known = [] if truth is None else [heatmap.Tile('ground truth', heatmap.black_and_white(truth))]
   tiles = [
-    visualize.Tile('image', image),
+    heatmap.Tile('image', image),
     *known,
-    visualize.Tile('heatmap', visualize.overlay(image, result.anomaly_map, model.limits.pixel)),
-    visualize.Tile('prediction', visualize.outline(image, result.marked)),
+    heatmap.Tile('heatmap', heatmap.overlay(image, result.anomaly_map, model.limits.pixel)),
+    heatmap.Tile('prediction', heatmap.outline(image, result.marked)),
   ]
   headline = f'{record.defect}/{result.headline}'
-  return visualize.side_by_side(tiles, headline)
+  return heatmap.side_by_side(tiles, headline)
 
 
 _COLUMNS = {

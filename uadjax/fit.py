@@ -18,18 +18,14 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-from uadjax import checkpoint, frozen, hosts, score, sharding, telemetry
+from uadjax import checkpoint, frozen, score
 from uadjax.data import pipeline, preprocess
-from uadjax.types import (
-  Batch,
-  Config,
-  ConfigError,
-  Detector,
-  Interrupted,
-  Metrics,
-  Record,
-  Variables,
-)
+from uadjax.detectors.base import Detector
+from uadjax.distributed import mesh as meshes, processes
+from uadjax.errors import ConfigError, Interrupted
+from uadjax.system import logging, progress
+from uadjax.training import hooks as fit_hooks
+from uadjax.types import Batch, Config, Metrics, Record, Variables
 
 Hook = Callable[[int, Any, Metrics], None]
 Update = Callable[[Any, Batch], tuple[Any, Metrics]]
@@ -83,7 +79,7 @@ def fit(
   variables: Variables,
   config: Config,
   parts: Parts,
-  mesh: sharding.Mesh,
+  mesh: meshes.Mesh,
   workdir: Path,
   stop: threading.Event,
 ) -> Run:
@@ -94,15 +90,15 @@ def fit(
   """
   options, directory = config.fit, workdir / 'checkpoints'
   ops = preprocess.parse(config.data.ops)
-  size, share = min(options.batch_size, len(parts.learn)), hosts.share()
+  size, share = min(options.batch_size, len(parts.learn)), processes.share()
   total = total_steps(options, len(parts.learn))
   with contextlib.ExitStack() as stack:
     rolling = stack.enter_context(checkpoint.manager(directory, 'rolling'))
     keeper = stack.enter_context(checkpoint.manager(directory, 'best'))
     state = initial(detector, variables, config.seed, mesh)
     start, state, best = resume(options.resume, total, rolling, keeper, state)
-    scalars = stack.enter_context(telemetry.tensorboard(workdir / 'tensorboard'))
-    began, clock = time.perf_counter(), telemetry.clock()  # Nothing is imported after this.
+    scalars = stack.enter_context(fit_hooks.tensorboard(workdir / 'tensorboard'))
+    began, clock = time.perf_counter(), fit_hooks.clock()  # Nothing is imported after this.
 
     def kept(records: Sequence[Record]) -> Callable[[Batch], Batch]:
       return frozen.remember(detector, state, records, ops, size, options.cache_bytes, mesh)
@@ -112,11 +108,11 @@ def fit(
       parts.learn, ops, size, config.seed, start, *share, cache_bytes=options.cache_bytes
     )
     stack.callback(batches.close)
-    batches = clock.watch(score.ahead(batches, lambda batch: sharding.split(mesh, learn(batch))))
+    batches = clock.watch(score.ahead(batches, lambda batch: meshes.split(mesh, learn(batch))))
     judge, best_yet = choosing(
       detector,
       [
-        sharding.split(mesh, choose(b))
+        meshes.split(mesh, choose(b))
         for b in pipeline.eval_batches(parts.choose, ops, size, *share)
       ],
       options.eval_every or max(1, len(parts.learn) // size),
@@ -126,8 +122,8 @@ def fit(
     save, saved_s = saving(rolling, keeper, best_yet, options.checkpoint_every_s, total, stop)
     hooks = [
       judge,
-      telemetry.log_steps(total, start, size, options.log_every, clock, scalars),
-      stack.enter_context(telemetry.bar(total, start, f'Fitting {config.detector.name}')),
+      fit_hooks.log_steps(total, start, size, options.log_every, clock, scalars),
+      stack.enter_context(progress.bar(total, start, f'Fitting {config.detector.name}')),
       save,
     ]
     state = run(detector.update, state, batches, range(start + 1, total + 1), hooks)
@@ -159,11 +155,11 @@ def run(
   return state
 
 
-def initial(detector: Detector, variables: Variables, seed: int, mesh: sharding.Mesh) -> Any:
+def initial(detector: Detector, variables: Variables, seed: int, mesh: meshes.Mesh) -> Any:
   """The state before the first step, on the mesh, in buffers of its own that may be donated."""
   # The variables alone are others' too; a copy of the state may be gigabytes.
-  state = detector.init(jax.random.key(seed), sharding.replicate(mesh, variables, own=True))
-  return sharding.place(mesh, state, detector.split.state if detector.split else False)
+  state = detector.init(jax.random.key(seed), meshes.replicate(mesh, variables, own=True))
+  return meshes.place(mesh, state, detector.split.state if detector.split else False)
 
 
 def choosing(
@@ -211,8 +207,8 @@ def saving(
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
     nonlocal due, kept, seconds
-    began, asked = time.monotonic(), hosts.any_of(stop.is_set())
-    if not asked and not hosts.any_of(began >= due) and step != total:
+    began, asked = time.monotonic(), processes.any_of(stop.is_set())
+    if not asked and not processes.any_of(began >= due) and step != total:
       return
     # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
     best = best_yet()
@@ -252,7 +248,7 @@ def resume(
   start, state, _ = checkpoint.restore(source, step, state)
   if start > total:
     raise ConfigError(f'Step {start} is beyond the {total} steps of this run; raise fit.steps.')
-  telemetry.LOG.info('Going on from step %d of %s.', start, source.directory)
+  logging.LOG.info('Going on from step %d of %s.', start, source.directory)
   before = [step for step in keeper.all_steps() if step <= start]
   if not before:
     return start, state, None

@@ -5,18 +5,10 @@ from pathlib import Path
 import re
 from typing import Any
 
-from uadjax import (
-  config as configs,
-  data,
-  detectors,
-  hostmemory,
-  pipelines,
-  predict,
-  run,
-  sharding,
-  workdir as workdirs,
-)
-from uadjax.types import ConfigError, DataError, UnknownName, UserError
+from uadjax import config as configs, data, detectors, pipelines, predict, run, workdir as workdirs
+from uadjax.distributed import mesh
+from uadjax.errors import ConfigError, DataError, UnknownName, UserError
+from uadjax.system import memory
 
 
 def fit_model(
@@ -72,7 +64,7 @@ def carried_out(
       f'{config.data.category!r} is a group, each of its categories with a model of its own; name '
       'one of them, or use `python -m uadjax.main`.'
     )
-  hostmemory.keep_pages()
-  sharding.cpu_devices_of_cores()
+  memory.keep_pages()
+  mesh.cpu_devices_of_cores()
   where = Path(workdir or workdirs.default(config, variant))
   return run.recorded(config, where), where

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from uadjax import hosts, sharding, telemetry
 from uadjax.data import pipeline, preprocess
-from uadjax.types import Batch, Detector, Record
+from uadjax.detectors.base import Detector
+from uadjax.distributed import mesh as meshes, processes
+from uadjax.system import logging, progress
+from uadjax.types import Batch, Record
 
 
 def remember(
@@ -23,7 +25,7 @@ def remember(
   ops: preprocess.Ops,
   size: int,
   limit: int,
-  mesh: sharding.Mesh,
+  mesh: meshes.Mesh,
 ) -> Callable[[Batch], Batch]:
   """Compute the part of the work that never changes once, if all of it fits into `limit` bytes.
 
@@ -35,7 +37,7 @@ def remember(
   """
   if detector.prepare is None or not records:
     return lambda batch: batch
-  if hosts.several():  # In every epoch an image may be another process's.
+  if processes.several():  # In every epoch an image may be another process's.
     return lambda batch: batch
   prepare = jax.jit(detector.prepare)
   blank = Batch(
@@ -46,15 +48,15 @@ def remember(
   shapes = jax.eval_shape(prepare, state, blank)
   needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // size * len(records)
   if needed > limit:
-    telemetry.LOG.info(
+    logging.LOG.info(
       'The frozen features of %d images take %d MB, over fit.cache_bytes: computed at every step.',
       len(records), needed >> 20,
     )  # fmt: skip
     return lambda batch: batch
   memory = jax.tree.map(lambda x: np.empty((len(records), *x.shape[1:]), x.dtype), shapes)
   batches = pipeline.eval_batches(records, ops, size)
-  for batch in telemetry.track(batches, math.ceil(len(records) / size), 'Frozen features'):
-    features = prepare(state, sharding.split(mesh, batch))
+  for batch in progress.track(batches, math.ceil(len(records) / size), 'Frozen features'):
+    features = prepare(state, meshes.split(mesh, batch))
     rows = batch.index[batch.valid]
     for kept, x in zip(jax.tree.leaves(memory), jax.tree.leaves(features), strict=True):
       kept[rows] = np.asarray(x)[batch.valid]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from uadjax import metrics
 from uadjax.data import datasets, preprocess
-from uadjax.types import DataError, Record
+from uadjax.errors import DataError
+from uadjax.numerics import metrics
+from uadjax.types import Record
 
 Mask = Bool[np.ndarray, 'h w']
 

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import fetch
 from uadjax.data import datasets, preprocess
-from uadjax.types import DataError
+from uadjax.errors import DataError
+from uadjax.system import http
 
 Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded image, pixels.
 
@@ -68,7 +68,7 @@ def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
   return itertools.chain([next(sources)], sources) if alone else sources
 
 
-def read(source: Source, access: fetch.Access = fetch.PUBLIC) -> UInt8[np.ndarray, 'h w 3']:
+def read(source: Source, access: http.Access = http.PUBLIC) -> UInt8[np.ndarray, 'h w 3']:
   """Read an image as `preprocess.decode` does; an array is taken as it is, gray becoming RGB.
 
   Raises:
@@ -87,19 +87,19 @@ def read(source: Source, access: fetch.Access = fetch.PUBLIC) -> UInt8[np.ndarra
     raise DataError(f'{_shown(source)}: {error}') from None
 
 
-def held(source: Source, access: fetch.Access = fetch.PUBLIC) -> Source:
+def held(source: Source, access: http.Access = http.PUBLIC) -> Source:
   """Fetch what lies behind a URL, so that it is fetched once; anything else is at hand.
 
   Raises:
-    DataError: as `fetch.get`.
+    DataError: as `http.get`.
   """
   if not isinstance(source.origin, str):
     return source
-  return source._replace(origin=fetch.get(source.origin, access))
+  return source._replace(origin=http.get(source.origin, access))
 
 
 def _shown(source: Source) -> str:
-  return fetch.shown(source.name) if _URL.match(source.name) else source.name
+  return http.shown(source.name) if _URL.match(source.name) else source.name
 
 
 def _sources(inputs: Any, alone: bool, skip: Path | None) -> Iterator[Source]:
@@ -167,7 +167,7 @@ def _found(
   elif isinstance(origin, str):
     # One with a password is refused when it is read, and not told.
     secret = '@' in origin.split('?')[0]
-    yield Source(fetch.shown(origin) if secret else _text(origin), origin)
+    yield Source(http.shown(origin) if secret else _text(origin), origin)
   elif isinstance(origin, Path):
     yield Source(_text(origin), origin)
   else:

@@ -14,10 +14,12 @@ from matplotlib.backends import backend_agg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from uadjax import files, visualize
 from uadjax.data import check, datasets, preprocess
 from uadjax.data.problems import ERROR, Problem
-from uadjax.types import DataError, Record
+from uadjax.errors import DataError
+from uadjax.system import files
+from uadjax.types import Record
+from uadjax.visualization import heatmap
 
 _SIDE = 400  # Pixels of a sample.
 _CELL, _COLUMNS, _CELLS = 260, 4, 40  # Pixels of a thumbnail; how many of them on the sheet.
@@ -99,16 +101,16 @@ def _spread(records: Sequence[Record], number: int) -> list[Record]:
 def _sample(record: Record, mask: Path | None, report: check.Report) -> Image.Image:
   """Show an image beside itself with its mask outlined."""
   image = preprocess.decode(record.path)
-  tiles = [visualize.Tile(record.defect, _fitted(image, _SIDE))]
+  tiles = [heatmap.Tile(record.defect, _fitted(image, _SIDE))]
   if mask is not None:
     truth = preprocess.read_mask(mask, report.mask_threshold)
-    outlined = visualize.outline(image, truth)
+    outlined = heatmap.outline(image, truth)
     told = f'mask: {_percent(report.shares[mask])} defective'
-    tiles.append(visualize.Tile(told, _fitted(outlined, _SIDE)))
+    tiles.append(heatmap.Tile(told, _fitted(outlined, _SIDE)))
   else:
     nothing = 'no mask: nothing to outline' if record.anomalous else 'good: nothing to outline'
-    tiles.append(visualize.Tile(nothing, tiles[0].image))
-  return visualize.side_by_side(tiles, _short(str(record.path), report))
+    tiles.append(heatmap.Tile(nothing, tiles[0].image))
+  return heatmap.side_by_side(tiles, _short(str(record.path), report))
 
 
 def _percent(share: float) -> str:
@@ -220,7 +222,7 @@ def _thumbnail(path: Path, report: check.Report) -> UInt8[np.ndarray, 'h w 3']:
   try:
     if path in report.shares:
       mask: Bool[np.ndarray, 'h w'] = preprocess.read_mask(path, report.mask_threshold)
-      return _fitted(visualize.black_and_white(mask), _CELL - 12)
+      return _fitted(heatmap.black_and_white(mask), _CELL - 12)
     return _fitted(preprocess.decode(path), _CELL - 12)
   except DataError:
     return np.full((_CELL // 2, _CELL - 12, 3), _EMPTY, np.uint8)

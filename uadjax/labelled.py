@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from uadjax import calibrate, groundtruth, score as scoring, sharding, telemetry
+from uadjax import calibrate, groundtruth, score as scoring
 from uadjax.data import datasets, preprocess
-from uadjax.types import Batch, Config, DataError, Record, Scores
+from uadjax.distributed import mesh
+from uadjax.errors import DataError
+from uadjax.system import logging
+from uadjax.types import Batch, Config, Record, Scores
 
 
 class Examples(NamedTuple):
@@ -57,7 +60,7 @@ def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
   with concurrent.futures.ThreadPoolExecutor() as pool:  # Before hours of fitting, not after.
     for _ in pool.map(lambda record: _readable(record, config.data.mask_threshold), records):
       pass
-  telemetry.LOG.info(
+  logging.LOG.info(
     'Thresholds by %d good and %d defective images of %s: what is measured on the same images '
     'afterwards is optimistic.',
     len(records) - defective, defective, directory,
@@ -70,7 +73,7 @@ def score(
   fitted: Any,
   records: Sequence[Record],
   config: Config,
-  mesh: sharding.Mesh,
+  mesh: mesh.Mesh,
   split: Any = None,
 ) -> Examples | None:
   """Score labelled images; None where there are none."""

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from uadjax import files
-from uadjax.types import Arrays, ModelError
+from uadjax.errors import ModelError
+from uadjax.system import files
+from uadjax.types import Arrays
 
 _NOTES = 'state.json'
 

@@ -6,16 +6,10 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import (
-  config as configs,
-  hostmemory,
-  hosts,
-  run,
-  sharding,
-  telemetry,
-  workdir as workdirs,
-)
-from uadjax.types import Interrupted, UserError
+from uadjax import config as configs, run, workdir as workdirs
+from uadjax.distributed import mesh, processes
+from uadjax.errors import Interrupted, UserError
+from uadjax.system import logging, memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,24 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   overrides, rest = configs.split_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(rest)
-  hostmemory.keep_pages()
-  sharding.cpu_devices_of_cores()
+  memory.keep_pages()
+  mesh.cpu_devices_of_cores()
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
   mode = mode if mode in run.MODES else 'train'  # Of the file that tells of a failure.
   try:
     config = configs.load(arguments.config, overrides)
     mode = run.mode(config.mode)
     workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
-    hosts.join(
+    processes.join(
       config.hosts, lambda error, ours, at=workdir: _tell(error, at if ours else None, mode)
     )
-    with hosts.folder(workdir) as workdir:
+    with processes.folder(workdir) as workdir:
       result = run.recorded(config, workdir)
   except (Exception, Interrupted) as failure:
-    error = hosts.told(failure)
+    error = processes.told(failure)
     _tell(error, workdir, mode)
-    if hosts.several():
-      hosts.leave(error)
+    if processes.several():
+      processes.leave(error)
     return 1
   # The mode did its work, and found errors.
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1
@@ -68,9 +62,9 @@ def _tell(error: Exception | Interrupted, workdir: Path | None, mode: str) -> No
   """Say why a run failed: on the console, in its log and in its result file."""
   log = workdir and workdir / f'{mode}.log'
   if isinstance(error, UserError | OSError | Interrupted):
-    telemetry.complain(error, log)
+    logging.complain(error, log)
   else:
-    telemetry.report(error, log)
+    logging.report(error, log)
   if workdir and workdir.is_dir():
     with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
       workdirs.fail(workdir, mode, error)

@@ -18,9 +18,13 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from uadjax import fit, hosts, learned, score, sharding, telemetry
+from uadjax import fit, learned, score
 from uadjax.data import pipeline, preprocess
-from uadjax.types import Batch, Config, Detector, OnePass, Record, Scores, Split, Variables
+from uadjax.detectors.base import Detector, OnePass, Split
+from uadjax.distributed import mesh as meshes, processes
+from uadjax.system import progress, tensorflow
+from uadjax.training import hooks as fit_hooks
+from uadjax.types import Batch, Config, Record, Scores, Variables
 
 
 class Folded(NamedTuple):
@@ -46,50 +50,50 @@ def fold(
   config: Config,
   records: Sequence[Record],
   before: learned.Learned | None,
-  mesh: sharding.Mesh,
+  mesh: meshes.Mesh,
   folder: Path,
 ) -> Folded:
   """Fold the images in, after those that `before` stands for; leave the kept arrays in `folder`."""
   ops = preprocess.parse(config.data.ops)
   total = math.ceil(len(records) / config.fit.batch_size)
-  rows = sharding.rows_at_once(mesh, config.fit.batch_size)
+  rows = meshes.rows_at_once(mesh, config.fit.batch_size)
   pieces = math.ceil(len(records) / total / rows)  # As even as can be.
   first, split = before.images if before else 0, detector.split
-  home = mesh if split else sharding.first(mesh)
+  home = mesh if split else meshes.first(mesh)
   state = fit.initial(detector, variables, config.seed, home)
   if before:
     extended = once.extend(state, before.kept)
-    state = sharding.place(home, extended, split.state if split else False)
+    state = meshes.place(home, extended, split.state if split else False)
   # Its own: the updates will donate the state.
-  embedder = sharding.replicate(mesh, once.embedder(state), own=True)
+  embedder = meshes.replicate(mesh, once.embedder(state), own=True)
   embed = jax.jit(once.embed)
 
   def embedded(piece: Batch) -> Batch:
-    features = embed(embedder, sharding.split(mesh, piece))
+    features = embed(embedder, meshes.split(mesh, piece))
     # Pixels are no longer needed, but an image keeps one of them: XLA crashes (JAX 0.11) where a
     # sharded program takes an empty array and returns it beside others.
     piece = numbered(piece, first)._replace(image=piece.image[:, :1, :1], features=features)
-    return sharding.split(home, piece)
+    return meshes.split(home, piece)
 
-  pipeline.tensorflow()  # Nothing is imported after this.
-  began, clock = time.perf_counter(), telemetry.clock()
+  tensorflow.tensorflow()  # Nothing is imported after this.
+  began, clock = time.perf_counter(), fit_hooks.clock()
   with contextlib.ExitStack() as stack:
-    images = pipeline.eval_batches(records, ops, rows, *hosts.share())
+    images = pipeline.eval_batches(records, ops, rows, *processes.share())
     stack.callback(images.close)
     # Programs of several devices are compiled one after the other, when they are first called.
     compiled = None
     if home.size == 1:
       compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
       device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-      like, rows_sharding = (_like(state), _like(embedder)), sharding.of_rows(home)
+      like, rows_sharding = (_like(state), _like(embedder)), meshes.of_rows(home)
       compiled = compiler.submit(
         _compile, detector, once, *like, rows * pieces, ops, device, rows_sharding
       )
     hooks = [
-      telemetry.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
-      stack.enter_context(telemetry.bar(total, 0, f'Fitting {config.detector.name}')),
+      fit_hooks.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
+      stack.enter_context(progress.bar(total, 0, f'Fitting {config.detector.name}')),
     ]
-    join = jax.jit(sharding.shards(home).over(_concatenated, (True,), True))
+    join = jax.jit(meshes.shards(home).over(_concatenated, (True,), True))
     batches = _joined(score.ahead(clock.watch(images), embedded), pieces, join)
     steps = range(1, total + 1)
     state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
@@ -101,11 +105,11 @@ def fold(
     apart_s = time.perf_counter() - parting
     state = jax.block_until_ready(once.settle(state))
   saving = time.perf_counter()
-  learned.save_kept(folder, sharding.everywhere(home, once.kept(state)))
+  learned.save_kept(folder, meshes.everywhere(home, once.kept(state)))
   saved_s = time.perf_counter() - saving
   fitted = jax.block_until_ready(detector.finish(state))
-  if hosts.several():
-    fitted = sharding.everywhere(home, fitted)
+  if processes.several():
+    fitted = meshes.everywhere(home, fitted)
   return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
 
 
@@ -181,7 +185,7 @@ def score_left_out(
   before: learned.Learned | None,
   ops: preprocess.Ops,
   batch_size: int,
-  mesh: sharding.Mesh,
+  mesh: meshes.Mesh,
   most: int,
   split: Split | None = None,
 ) -> score.Peaks:
@@ -224,7 +228,7 @@ def score_left_out(
       continue
     reference = once.reference(variables, learned.load_kept(folder, mapped=True), fold)
     if split:
-      reference = sharding.place(mesh, split.fill(reference), split.reference)
+      reference = meshes.place(mesh, split.fill(reference), split.reference)
     new, old = mine[mine < n], mine[mine >= n]
     if len(new):  # There are no batches of none.
       some = [records[i] for i in files[new].tolist()]
@@ -245,15 +249,15 @@ def _score_retained(
   reference: Any,
   embedding: Float[np.ndarray, 'h w d'],
   ops: preprocess.Ops,
-  mesh: sharding.Mesh | None,
+  mesh: meshes.Mesh | None,
 ) -> Scores:
-  rows = mesh.size // hosts.share()[1] if mesh else 1  # As many of the same.
+  rows = mesh.size // processes.share()[1] if mesh else 1  # As many of the same.
   blank = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
   same = np.broadcast_to(embedding, (rows, *embedding.shape))
   batch = Batch(blank, np.ones(rows, bool), np.zeros(rows, np.int32), same)
   if mesh is None:
     return jax.device_get(scorer(reference, batch))
-  return sharding.everywhere(mesh, scorer(reference, sharding.split(mesh, batch)))
+  return meshes.everywhere(mesh, scorer(reference, meshes.split(mesh, batch)))
 
 
 def retain(
@@ -264,7 +268,7 @@ def retain(
   count: int,
   ops: preprocess.Ops,
   seed: int,
-  mesh: sharding.Mesh,
+  mesh: meshes.Mesh,
 ) -> learned.Retained:
   """Choose `count` of all images ever folded in at random, and keep their embeddings.
 
@@ -279,10 +283,8 @@ def retain(
   rows = np.sort(random.choice(len(records), from_new, replace=False))
   embed = jax.jit(once.embed)
   chosen = [records[row] for row in rows]
-  batches = pipeline.eval_batches(chosen, ops, mesh.size, *hosts.share())
-  found = [
-    sharding.everywhere(mesh, embed(embedder, sharding.split(mesh, batch))) for batch in batches
-  ]
+  batches = pipeline.eval_batches(chosen, ops, mesh.size, *processes.share())
+  found = [meshes.everywhere(mesh, embed(embedder, meshes.split(mesh, batch))) for batch in batches]
   new = [np.concatenate(found)[: len(chosen)]]
   if not before:
     return learned.Retained(np.concatenate(new), rows.astype(np.int32))

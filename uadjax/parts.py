@@ -13,8 +13,8 @@ from pathlib import Path
 import re
 from typing import Any, BinaryIO
 
-from uadjax import files
-from uadjax.types import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError
+from uadjax.system import files
 
 FORMATS = ('parquet', 'jsonl')
 # Of an image that could not be read all are null but the path and why.

@@ -16,15 +16,14 @@ from uadjax import (
   config as configs,
   demo_model,
   detectors,
-  fetch,
-  files,
-  predict,
+  predict as predicts,
   runtimes,
-  sharding,
-  telemetry,
 )
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError, ExportError, ModelError, UnknownName
 from uadjax.result import Result
-from uadjax.types import Config, ConfigError, ExportError, ModelError, UnknownName
+from uadjax.system import files, http, logging
+from uadjax.types import Config
 
 NAMES = ('anomaly_detection',)
 _JAX = 'jax'
@@ -42,8 +41,8 @@ def create_model(
   pixel_threshold: float | None = None,
   backend: str = 'jax',
   split: bool = False,
-  access: fetch.Access = fetch.PUBLIC,
-) -> predict.Predictor:
+  access: http.Access = http.PUBLIC,
+) -> predicts.Predictor:
   """Open a model directory for `predict`.
 
   Args:
@@ -72,7 +71,7 @@ def create_model(
     raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
   if backend != _JAX and split:
     raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with split.")
-  devices = sharding.own(sharding.devices(device or 'auto'))
+  devices = meshes.own(meshes.devices(device or 'auto'))
   name, directory = _which(str(model_name), model_dir)
   if name and (there := bundle.about(directory).name) != name:
     raise ModelError(
@@ -88,31 +87,31 @@ def create_model(
 
 
 def _open_in_jax(
-  directory: Path, devices: Sequence[Any], split: bool, access: fetch.Access
-) -> predict.Predictor:
+  directory: Path, devices: Sequence[Any], split: bool, access: http.Access
+) -> predicts.Predictor:
   """Open a model directory for JAX, on all of the devices."""
   with jax.default_device(devices[0]):
-    mesh = sharding.of(devices if split else devices[:1])
+    mesh = meshes.of(devices if split else devices[:1])
     model = bundle.load(directory, mesh)
     if model.split is None:  # There may be nothing to split.
-      return predict.open_on(model, devices, access)
-    return predict.open_split(model, mesh, access)
+      return predicts.open_on(model, devices, access)
+    return predicts.open_split(model, mesh, access)
 
 
 def _open_graph(
-  directory: Path, backend: str, devices: Sequence[Any], access: fetch.Access
-) -> predict.Predictor:
+  directory: Path, backend: str, devices: Sequence[Any], access: http.Access
+) -> predicts.Predictor:
   """Open the exported graph of a model directory; 'auto' falls back to JAX where that fails.
 
   Raises:
     ConfigError, ExportError: the named runtime is not installed, or the model cannot be exported.
   """
   try:
-    return predict.open_graph(directory, backend, access)
+    return predicts.open_graph(directory, backend, access)
   except (ConfigError, ExportError) as error:
     if backend != runtimes.BACKENDS[0]:
       raise
-    telemetry.LOG.warning(
+    logging.LOG.warning(
       'JAX computes for %s, more slowly than an inference runtime would: %s', directory, error
     )
     return _open_in_jax(directory, devices, False, access)
@@ -127,7 +126,7 @@ class Pipeline(NamedTuple):
   """
 
   config: Config
-  model: predict.Predictor
+  model: predicts.Predictor
 
   def __repr__(self) -> str:
     return f'{self.config.pipeline_name}: {self.model}'
@@ -152,7 +151,7 @@ def create_pipeline(
   config: Mapping[str, Any] | None = None,
   enable_hpi: bool | None = None,
   overrides: Mapping[str, Any] | None = None,
-  access: fetch.Access = fetch.PUBLIC,
+  access: http.Access = http.PUBLIC,
 ) -> Pipeline:
   """Make a pipeline from its name, a YAML file, or the content of one.
 

@@ -20,9 +20,12 @@ import jax
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import bundle, export, fetch, inputs, runtimes, sharding, telemetry, threads
+from uadjax import bundle, export, inputs, runtimes
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError, DataError
 from uadjax.result import Result
-from uadjax.types import ConfigError, DataError, Scores
+from uadjax.system import http, logging, threads
+from uadjax.types import Scores
 
 Future = futures.Future
 
@@ -44,7 +47,7 @@ class Predictor(NamedTuple):
   devices: Sequence[Any]
   scorers: Sequence[runtimes.Run]
   at_once: int
-  access: fetch.Access
+  access: http.Access
   nameless: dict[str, int]
 
   def __repr__(self) -> str:
@@ -80,29 +83,29 @@ class Predictor(NamedTuple):
 
 
 def open_on(
-  model: bundle.Model, devices: Sequence[Any], access: fetch.Access = fetch.PUBLIC
+  model: bundle.Model, devices: Sequence[Any], access: http.Access = http.PUBLIC
 ) -> Predictor:
   """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
-  devices = sharding.enough(devices, model.fitted)
+  devices = meshes.enough(devices, model.fitted)
   scorers = [_on(device, model.score, jax.device_put(model.fitted, device)) for device in devices]
   return Predictor(model, devices, scorers, workers(devices), access, {})
 
 
 def open_split(
-  model: bundle.Model, mesh: sharding.Mesh, access: fetch.Access = fetch.PUBLIC
+  model: bundle.Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC
 ) -> Predictor:
   """Judge by a model that lies split over devices: all of them compute every batch together."""
 
   def run(images: UInt8[np.ndarray, 'b height width 3']) -> Scores:
     rows, missing = len(images), -len(images) % mesh.size
     filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    scores = jax.device_get(model.score(model.fitted, sharding.split(mesh, filled)))
+    scores = jax.device_get(model.score(model.fitted, meshes.split(mesh, filled)))
     return Scores(scores.map[:rows], scores.image[:rows])
 
   return Predictor(model, list(mesh.devices.ravel()), [run], 1, access, {})
 
 
-def open_graph(directory: Path, backend: str, access: fetch.Access = fetch.PUBLIC) -> Predictor:
+def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC) -> Predictor:
   """Open the exported graph of a model directory; it is exported first where there is none.
 
   Args:
@@ -112,7 +115,7 @@ def open_graph(directory: Path, backend: str, access: fetch.Access = fetch.PUBLI
   """
   backend = runtimes.chosen(backend)  # Before a graph is exported for it.
   runtime = runtimes.open(export.ready(directory), backend)
-  telemetry.LOG.info('Computed by %s.', runtime.name)
+  logging.LOG.info('Computed by %s.', runtime.name)
   model = bundle.described(directory, lambda nothing, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.
   return Predictor(model, [runtime.name], [runtime.run], 2, access, {})

@@ -6,40 +6,26 @@ hundred thousand results holds their maps at network size only.
 Letters: h w the original, height width the network image.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import functools
 import math
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from uadjax import calibrate, files, inputs, metrics, verdict
+from uadjax import calibrate, inputs
 from uadjax.data import preprocess
-from uadjax.types import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError
+from uadjax.numerics import regions as region_ops
+from uadjax.system import files
+from uadjax.visualization import result_image
 
 MASKS = ('rle', 'nested', 'none')  # How JSON holds a mask.
 UNREAD = 'unreadable'  # Where images are counted by label, those that have none.
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-
-
-class Region(NamedTuple):
-  """Marked pixels that touch each other, at a corner at least.
-
-  Attributes:
-    box: left, top, right, bottom in pixels of the original; the last two are just outside.
-    area: number of pixels.
-    peak: the largest map value.
-    at: where that is, x and y.
-  """
-
-  box: tuple[int, int, int, int]
-  area: int
-  peak: float
-  at: tuple[int, int]
 
 
 class Result(Mapping[str, Any]):
@@ -124,9 +110,9 @@ class Result(Mapping[str, Any]):
     return self.marked * np.uint8(255)
 
   @functools.cached_property
-  def regions(self) -> list[Region]:
+  def regions(self) -> list[region_ops.Region]:
     """What is marked, by its peak from the largest on."""
-    found = regions(self.marked, self.anomaly_map)
+    found = region_ops.regions(self.marked, self.anomaly_map)
     return sorted(found, key=lambda region: (-region.peak, region.box))
 
   @property
@@ -188,7 +174,7 @@ class Result(Mapping[str, Any]):
       raise ConfigError(f'masks={masks!r} is no way to write a mask; choose from {MASKS}.')
     told = self.summary()
     if masks != 'none' and not self.error:
-      told['pred'] = run_lengths(self.marked) if masks == 'rle' else self.pred.tolist()
+      told['pred'] = region_ops.run_lengths(self.marked) if masks == 'rle' else self.pred.tolist()
     return told
 
   @property
@@ -238,7 +224,7 @@ class Result(Mapping[str, Any]):
     """
     if self.error:
       raise DataError(self.error)
-    told = verdict.Verdict(
+    told = result_image.Verdict(
       PurePath(self.input_path).name,
       self.label,
       self.score,
@@ -247,7 +233,7 @@ class Result(Mapping[str, Any]):
       self.limits.pixel,
     )
     anomaly = np.where(self.seen, self.anomaly_map, np.float32('nan'))  # Dimmed where not seen.
-    return verdict.picture(inputs.read(self._source), anomaly, self.marked, self.peak_at, told)
+    return result_image.picture(inputs.read(self._source), anomaly, self.marked, self.peak_at, told)
 
   def save_to_img(self, save_path: str | Path) -> Path | None:
     """Save the picture; an image that could not be read has none.
@@ -303,32 +289,3 @@ class Result(Mapping[str, Any]):
 
 # Of PNG four times as fast as the default, and a fifth larger; of JPEG and WebP.
 _FINE = {'compress_level': 1, 'quality': 95}
-
-
-def regions(marked: Bool[np.ndarray, 'h w'], map: Float[np.ndarray, 'h w']) -> list[Region]:
-  """Find what is marked, from the top down."""
-  if not marked.any():
-    return []  # There may be no pixel at all.
-  labels, sizes = metrics.regions(marked)
-  found = []
-  for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-    inside = labels[rows, columns] == number
-    values = np.where(inside, map[rows, columns], -np.inf)
-    y, x = divmod(int(values.argmax()), values.shape[1])
-    found.append(
-      Region(
-        box=(columns.start, rows.start, columns.stop, rows.stop),
-        area=int(sizes[number - 1]),
-        peak=float(values[y, x]),
-        at=(columns.start + x, rows.start + y),
-      )
-    )
-  return found
-
-
-def run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:
-  """Write a mask as COCO's uncompressed run lengths: down the columns, beginning with zeros."""
-  flat = mask.ravel(order='F')
-  ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-  counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
-  return {'size': list(mask.shape), 'counts': [0, *counts] if flat.size and flat[0] else counts}

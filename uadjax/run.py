@@ -19,26 +19,17 @@ from uadjax import (
   data,
   evaluate,
   export,
-  files,
-  hosts,
-  interrupts,
   pipelines,
   predict,
-  sharding,
-  telemetry,
   train as training,
   trial,
   weights,
   workdir as workdirs,
 )
-from uadjax.types import (
-  Config,
-  ConfigError,
-  DataError,
-  Interrupted,
-  UnknownName,
-  UserError,
-)
+from uadjax.distributed import mesh as meshes, processes
+from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
+from uadjax.system import files, logging as log, progress, signals
+from uadjax.types import Config
 
 Result = dict[str, Any]
 
@@ -46,7 +37,7 @@ Result = dict[str, Any]
 def run(config: Config, workdir: Path) -> Result:
   """Carry out `config.mode`; the result is that of its result file."""
   # Whatever is made outside a mesh belongs on the chosen device too.
-  with jax.default_device(sharding.own(sharding.devices(config.device))[0]):
+  with jax.default_device(meshes.own(meshes.devices(config.device))[0]):
     return MODES[mode(config.mode)](config, workdir)
 
 
@@ -54,7 +45,7 @@ def recorded(config: Config, workdir: Path) -> Result:
   """The same, with its log and result file in `workdir`."""
   name = mode(config.mode)
   workdirs.make(workdir)
-  with interrupts.raised(), telemetry.logging_to(workdir / f'{name}.log'):
+  with signals.raised(), log.logging_to(workdir / f'{name}.log'):
     try:
       result = run(config, workdir)
       workdirs.succeed(workdir, name, result)
@@ -79,9 +70,9 @@ def train(config: Config, workdir: Path) -> Result:
 
 def _train(config: Config, workdir: Path) -> Result:
   splits = trial.passed(config)
-  hosts.meet('fitting', config.hosts.wait_s)
+  processes.meet('fitting', config.hosts.wait_s)
   trained = training.train(config, splits, workdir)
-  hosts.meet('judging', config.hosts.wait_s)
+  processes.meet('judging', config.hosts.wait_s)
   timing, began = trained.pop('timing'), time.perf_counter()
   model = _placed(config, workdir / 'model')
   loaded_s = time.perf_counter() - began
@@ -106,9 +97,9 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
   def one(config: Config, workdir: Path) -> Result:
     model = _opened(config, workdir)
     if config.data.ops != model.config.data.ops:
-      telemetry.LOG.info('data.ops is that of the model, %s.', model.ops)
+      log.LOG.info('data.ops is that of the model, %s.', model.ops)
     if config.detector.name.lower() != model.name.lower():
-      telemetry.LOG.info('The model is a %s, whatever the configuration says.', model.name)
+      log.LOG.info('The model is a %s, whatever the configuration says.', model.name)
     return assess.assess(model, trial.tested(config), config, workdir)
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
@@ -122,7 +113,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
   own = config.predict
   if not own.input:
     raise ConfigError('predict.input is not set; name an image or a folder.')
-  if hosts.several() and not own.table:
+  if processes.several() and not own.table:
     raise ConfigError(
       'Several processes judge images into one table; name a folder that all see in predict.table.'
     )
@@ -145,24 +136,24 @@ def predict_files(config: Config, workdir: Path) -> Result:
   folder.mkdir()
   results = predictor.predict(own.input, own.batch_size, skip=folder)
   summaries = []
-  for result in telemetry.track(predict.saved(results, folder), None, 'Predicting'):
+  for result in progress.track(predict.saved(results, folder), None, 'Predicting'):
     summaries.append(result.summary())
     level = logging.WARNING if result.error else logging.INFO
-    telemetry.LOG.log(level, '%s', result.error or result.headline)
+    log.LOG.log(level, '%s', result.error or result.headline)
   failed = sum('error' in summary for summary in summaries)
   if failed == len(summaries):
     raise DataError(f'None of {failed} files could be read; the first: {summaries[0]["error"]}')
   if failed:
-    telemetry.LOG.warning('%d of %d files could not be read.', failed, len(summaries))
+    log.LOG.warning('%d of %d files could not be read.', failed, len(summaries))
   return {'model_dir': str(predictor.model.directory), 'failed': failed, 'results': summaries}
 
 
 def _into_table(predictor: predict.Predictor, own: Config) -> Result:
-  table = bulk.Table(Path(own.table), own.format, hosts.part(own.shard))
-  told = bulk.judge(predictor, own.input, table, own.batch_size, telemetry.track)
-  telemetry.LOG.info('%s: %s.', table.folder, told)
+  table = bulk.Table(Path(own.table), own.format, processes.part(own.shard))
+  told = bulk.judge(predictor, own.input, table, own.batch_size, progress.track)
+  log.LOG.info('%s: %s.', table.folder, told)
   if told.unread:
-    telemetry.LOG.warning('%d images could not be read; their rows say why.', told.unread)
+    log.LOG.warning('%d images could not be read; their rows say why.', told.unread)
   return {
     'model_dir': str(predictor.model.directory),
     'failed': told.unread,
@@ -186,7 +177,7 @@ def export_model(config: Config, workdir: Path) -> Result:
     Path(own.images) if own.images else None,
     own.quantize,
   )
-  telemetry.LOG.info('%s', done)
+  log.LOG.info('%s', done)
   return {'model_dir': str(model.directory), **done.told()}
 
 
@@ -200,8 +191,8 @@ def _opened(config: Config, workdir: Path) -> bundle.Model:
 
 def _placed(config: Config, directory: Path | str) -> bundle.Model:
   """A model on the devices of the configuration, split over them where fitting splits it."""
-  mesh = sharding.make_mesh(config.device, config.mesh.data, 0)
-  return bundle.load(directory, sharding.apart(mesh, config.mesh.split))
+  mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
+  return bundle.load(directory, meshes.apart(mesh, config.mesh.split))
 
 
 MODES: Mapping[str, Callable[[Config, Path], Result]] = {
@@ -223,11 +214,11 @@ def _over_categories(
   names = data.expand(config.data)
   drawn = not config.data.root
   if drawn:
-    telemetry.LOG.info('data.root is not set: using pictures that uadjax draws itself.')
+    log.LOG.info('data.root is not set: using pictures that uadjax draws itself.')
   if names == [config.data.category] or (drawn and not config.data.category):
     own = _of_category(config, names[0])
     return _summed_up(own, workdir, done := one(own, workdir), {names[0]: done})
-  telemetry.LOG.info('%s: %s', config.data.category, ', '.join(names))
+  log.LOG.info('%s: %s', config.data.category, ', '.join(names))
   files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.portable(config)))
   results, failures = {}, {}
   for name in names:
@@ -241,14 +232,14 @@ def _over_categories(
     try:
       if going_on and not begun and (done := workdirs.finished(folder, own)):
         results[name] = done
-        telemetry.LOG.info('%s: done before.', name)
+        log.LOG.info('%s: done before.', name)
         continue
       results[name] = _summed_up(own, folder, done := one(own, folder), {name: done})
       workdirs.succeed(folder, config.mode, results[name])
     except UserError as error:
       failures[name] = str(error)
       workdirs.fail(folder, config.mode, error)
-      telemetry.LOG.error('%s: %s', name, error)
+      log.LOG.error('%s: %s', name, error)
   result = _summed_up(config, workdir, {'categories': results}, results)
   if failures:
     told = ' '.join(f'{name}: {message}' for name, message in failures.items())

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import threads
-from uadjax.types import ConfigError, ModelError, Scores, UnknownName
+from uadjax.errors import ConfigError, ModelError, UnknownName
+from uadjax.system import threads
+from uadjax.types import Scores
 
 INPUT, OUTPUTS = 'image', ('map', 'score')  # Names in every graph.
 ABOUT = 'uadjax'  # The key of the metadata, which is JSON.

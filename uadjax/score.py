@@ -10,9 +10,11 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from uadjax import hosts, sharding, telemetry
 from uadjax.data import pipeline, preprocess
-from uadjax.types import Batch, Detector, Record, Scores
+from uadjax.detectors.base import Detector
+from uadjax.distributed import mesh as meshes, processes
+from uadjax.system import progress
+from uadjax.types import Batch, Record, Scores
 
 Placed = TypeVar('Placed')
 
@@ -58,7 +60,7 @@ def score(
   records: Sequence[Record],
   ops: preprocess.Ops,
   batch_size: int,
-  mesh: sharding.Mesh,
+  mesh: meshes.Mesh,
   split: Any = None,
 ) -> Iterator[Scored]:
   """Score images from their files; the last batch is padded, so that there is one compilation.
@@ -72,17 +74,17 @@ def score(
     ops: from files to images.
     batch_size: images at once.
     mesh: the devices.
-    split: what of `fitted` is split over them, see `sharding.place`; None where each has all of it.
+    split: what of `fitted` is split over them, see `mesh.place`; None where each has all of it.
   """
   if split is None:
-    mesh, split = sharding.sparing(mesh, fitted), False
+    mesh, split = meshes.sparing(mesh, fitted), False
   share = mesh.size * math.ceil(batch_size / mesh.size)
-  fitted = sharding.place(mesh, fitted, split)  # Where it is not there yet.
-  batches = pipeline.eval_batches(records, ops, share, *hosts.share())
-  waiting = ahead(batches, lambda batch: scorer(fitted, sharding.split(mesh, batch)))
+  fitted = meshes.place(mesh, fitted, split)  # Where it is not there yet.
+  batches = pipeline.eval_batches(records, ops, share, *processes.share())
+  waiting = ahead(batches, lambda batch: scorer(fitted, meshes.split(mesh, batch)))
   rest = iter(records)
-  for scores in telemetry.track(waiting, math.ceil(len(records) / share), 'Scoring'):
-    scores = sharding.everywhere(mesh, scores)
+  for scores in progress.track(waiting, math.ceil(len(records) / share), 'Scoring'):
+    scores = meshes.everywhere(mesh, scores)
     for row, record in enumerate(itertools.islice(rest, share)):
       yield Scored(record, scores.map[row], float(scores.image[row]))
 

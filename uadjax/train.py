@@ -11,22 +11,20 @@ from uadjax import (
   calibrate,
   config as configs,
   detectors,
-  files,
   fit,
-  hostmemory,
-  hosts,
-  interrupts,
   labelled,
   learned as learning,
   onepass,
   score,
-  sharding,
-  telemetry,
   workdir as workdirs,
 )
 from uadjax.backbones import pretrained
 from uadjax.data import datasets, preprocess
-from uadjax.types import Config, ConfigError, Record, Spec
+from uadjax.detectors.base import Spec
+from uadjax.distributed import mesh as meshes, processes
+from uadjax.errors import ConfigError
+from uadjax.system import files, logging as log, memory, progress, signals
+from uadjax.types import Config, Record
 
 Result = dict[str, Any]
 
@@ -58,20 +56,20 @@ def _by_descent(
   mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
   spec = Spec(
     ops.height, ops.width, len(parts.learn), learning_rate=fit.schedule(config.fit),
-    shards=sharding.shards(mesh),
+    shards=meshes.shards(mesh),
   )  # fmt: skip
   backbone, detector = bundle.assemble(config, spec)
   variables, weights = pretrained.load(config.backbone.weights, backbone)
-  telemetry.LOG.info(
+  log.LOG.info(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
     '%s), on %d device(s) of %s%s',
     workdirs.label(config), *map(len, parts), config.backbone.name, weights.source, mesh.size,
-    config.device, hosts.among(),
+    config.device, processes.among(),
   )  # fmt: skip
   workdirs.claim(workdir, config)
-  with interrupts.noted() as stop:
+  with signals.noted() as stop:
     fitted = fit.fit(detector, variables, config, parts, mesh, workdir, stop)
-  peak_mb, began = hostmemory.peak_mb(), time.perf_counter()
+  peak_mb, began = memory.peak_mb(), time.perf_counter()
   scorer, rows = score.of_images(detector), config.evaluate.batch_size
   normals = score.peaks(score.score(scorer, fitted.fitted, parts.calibrate, ops, rows, mesh))
   examples = labelled.score(scorer, fitted.fitted, shown, config, mesh)
@@ -95,11 +93,11 @@ def _in_one_pass(
   before = _earlier(config, old) if old else None
   first = before.images if before else 0
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
-  apart = sharding.apart(mesh, config.mesh.split)
+  apart = meshes.apart(mesh, config.mesh.split)
   spec = Spec(
-    ops.height, ops.width, len(records), first, track=telemetry.track,
-    shards=sharding.shards(apart),
-    spare=sharding.rows_at_once(mesh, options.batch_size) // mesh.size,
+    ops.height, ops.width, len(records), first, track=progress.track,
+    shards=meshes.shards(apart),
+    spare=meshes.rows_at_once(mesh, options.batch_size) // mesh.size,
   )  # fmt: skip
   backbone, detector = bundle.assemble(config, spec)
   once = detector.one_pass
@@ -111,16 +109,16 @@ def _in_one_pass(
   variables, weights = pretrained.load(config.backbone.weights, backbone)
   if old:
     _same_weights(weights, old.weights)
-  telemetry.LOG.info(
+  log.LOG.info(
     '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s%s',
     workdirs.label(config), len(records), f', after {first} before' if first else '',
-    config.backbone.name, weights.source, mesh.size, config.device, hosts.among(),
+    config.backbone.name, weights.source, mesh.size, config.device, processes.among(),
   )  # fmt: skip
   # Spared, for it may be they that are extended.
   workdirs.claim(workdir, config, spare=('model', 'state'))
   with files.replacing(workdir / 'state') as state, files.replacing(workdir / 'model') as model:
     fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
-    peak_mb = hostmemory.peak_mb()
+    peak_mb = memory.peak_mb()
     sha256 = bundle.save_arrays(model, fold.fitted)
     embedder, seconds = fold.embedder, fold.seconds
     began = time.perf_counter() - fold.apart
@@ -129,7 +127,7 @@ def _in_one_pass(
     parts = split.fitted if split else None
     examples = labelled.score(score.of_images(detector), whole, shown, config, mesh, parts)
     del fold, whole  # Its Gaussians may take gigabytes, and so may those that follow.
-    hostmemory.give_back()
+    memory.give_back()
     rows = config.evaluate.batch_size
     most = config.calibrate.images
     normals = onepass.score_left_out(
@@ -143,7 +141,7 @@ def _in_one_pass(
     facts = once.facts(kept, retained.embedding)
     bundle.save_manifest(model, config, limits, normals, weights, facts, sha256)
     moved = _moved(once.moved(before.kept, kept), old.limits, limits) if old and before else {}
-  telemetry.LOG.info('Learned: %s', _listed(facts))
+  log.LOG.info('Learned: %s', _listed(facts))
   _tell(workdir, limits)
   return {
     **_outputs(workdir),
@@ -210,7 +208,7 @@ def _moved(numbers: dict[str, int | float], old: calibrate.Limits, new: calibrat
     'pixel_threshold_before': old.pixel,
     'pixel_threshold_after': new.pixel,
   }
-  telemetry.LOG.info('Moved: %s', _listed(told))
+  log.LOG.info('Moved: %s', _listed(told))
   return {'moved': told}
 
 
@@ -218,8 +216,8 @@ def _listed(numbers: dict[str, int | float]) -> str:
   return ', '.join(f'{key} {value:.6g}' for key, value in numbers.items())
 
 
-def _mesh(config: Config, rows: int) -> sharding.Mesh:
-  return sharding.make_mesh(config.device, config.mesh.data, rows)
+def _mesh(config: Config, rows: int) -> meshes.Mesh:
+  return meshes.make_mesh(config.device, config.mesh.data, rows)
 
 
 def _limits(
@@ -239,11 +237,11 @@ def _limits(
 
 def _tell(workdir: Path, limits: calibrate.Limits) -> None:
   level = logging.WARNING if limits.over_budget else logging.INFO
-  telemetry.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', limits)
+  log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', limits)
 
 
 def _outputs(workdir: Path) -> Result:
-  return {'train_log': telemetry.log_file(workdir), 'config': 'config.yaml'}
+  return {'train_log': log.log_file(workdir), 'config': 'config.yaml'}
 
 
 def _timing(fit_s: float, images: int, calibrate_s: float, peak_mb: int) -> Result:

@@ -4,9 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from uadjax import data, inspection, telemetry
+from uadjax import data, inspection
 from uadjax.data import check, convert, datasets, resplit
-from uadjax.types import Config, ConfigError, Record
+from uadjax.errors import ConfigError
+from uadjax.system import logging as log, progress
+from uadjax.types import Config, Record
 
 
 def passed(config: Config) -> datasets.Splits:
@@ -22,12 +24,12 @@ def passed(config: Config) -> datasets.Splits:
         f'check.{name} changes files, and is for --config.mode=check_dataset alone; run that first.'
       )
   # A model that is extended may learn from a single image more.
-  report = data.examine(config.data, 1 if config.fit.extend else check.FEWEST, telemetry.track)
+  report = data.examine(config.data, 1 if config.fit.extend else check.FEWEST, progress.track)
   splits = check.demand(report) if config.check.enforce else check.salvage(report)
   if report.problems:
-    telemetry.LOG.warning('%s', report)
+    log.LOG.warning('%s', report)
   if told := check.left_out(report, splits):
-    telemetry.LOG.warning('%s', told)
+    log.LOG.warning('%s', told)
   return splits
 
 
@@ -38,12 +40,12 @@ def tested(config: Config) -> tuple[Record, ...]:
     DataError: with all that is wrong.
     ConfigError: there are none.
   """
-  report = data.examine(config.data, track=telemetry.track)
+  report = data.examine(config.data, track=progress.track)
   test = report.splits.test
   files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in files))
   if not report.passed and not config.check.enforce:
-    telemetry.LOG.warning('%s', report)
+    log.LOG.warning('%s', report)
     test = check.salvage(report).test
   else:
     test = check.demand(report).test
@@ -57,8 +59,8 @@ def tested(config: Config) -> tuple[Record, ...]:
 
 def tell(config: Config, workdir: Path) -> dict[str, Any]:
   """Check a data set, and leave pictures and the result."""
-  report = data.examine(config.data, track=telemetry.track)
-  telemetry.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
+  report = data.examine(config.data, track=progress.track)
+  log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
   return inspection.leave(report, workdir)
 
 
@@ -76,14 +78,14 @@ def _converted(config: Config) -> Config:
   if not options.output:
     raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
   source, target = Path(config.data.root, config.data.category), Path(options.output)
-  made = convert.convert(source, options.src_dataset_type, target, telemetry.track)
+  made = convert.convert(source, options.src_dataset_type, target, progress.track)
   types = ', '.join(f'{name} {count}' for name, count in made.types.items())
-  telemetry.LOG.info(
+  log.LOG.info(
     'Converted %s to %s: %d images to learn from, %d to test on; of all of them: %s.',
     source, target, made.train, made.val, types,
   )  # fmt: skip
   for note in made.notes:
-    telemetry.LOG.warning('%s', note)
+    log.LOG.warning('%s', note)
   own = config.copy_and_resolve_references().unlock()
   own.data.update({'root': str(target), 'category': '', 'layout': 'seglist'})
   return own
@@ -104,7 +106,7 @@ def _split(config: Config) -> Config:
   drawn = resplit.resplit(
     directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
   )
-  telemetry.LOG.info(
+  log.LOG.info(
     'Lists of %s drawn anew: %d images to learn from, %d to test on (%d defective); the old ones '
     'are %s.',
     directory, drawn.train, drawn.val, drawn.defective, ' and '.join(drawn.backups),

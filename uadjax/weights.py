@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
-from uadjax import backbones, bundle, telemetry
+from uadjax import backbones, bundle
 from uadjax.backbones import pretrained
+from uadjax.system import logging
 from uadjax.types import Config
 
 
@@ -24,7 +25,7 @@ def settle(config: Config, workdir: Path) -> Config:
   backbones.build(backbone.name, layers)  # Unknown names are told before anything is fetched.
   chosen = pretrained.choose(backbone.name, backbone.weights, layers)
   if chosen.why:
-    telemetry.LOG.warning(
+    logging.LOG.warning(
       'Embedded weights are used, for those of ImageNet could not be had: PatchCore loses '
       'about 0.01 of image AUROC (experiments/README.md). %s', chosen.why,
     )  # fmt: skip

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
-from uadjax import checkpoint, config as configs, files
+from uadjax import checkpoint, config as configs
 from uadjax.data import datasets
-from uadjax.types import Config, ConfigError
+from uadjax.errors import ConfigError
+from uadjax.system import files
+from uadjax.types import Config
 
 # Changing one of these halfway would make a run that no configuration describes.
 _FIXED = (

@@ -9,10 +9,12 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax import backbones, metrics
+from uadjax import backbones
 from uadjax.data import datasets, preprocess
 from uadjax.detectors import patchcore
-from uadjax.types import Batch, Record, Spec, Variables
+from uadjax.detectors.base import Spec
+from uadjax.numerics import metrics
+from uadjax.types import Batch, Record, Variables
 
 _ROWS = 8
 

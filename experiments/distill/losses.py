@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from distill import views
-from uadjax.numerics import maps
+from uadjax.numerics import resampling
 
 Maps = Float[Array, 'b h w c']
 Stages = Mapping[str, Maps]
@@ -102,9 +102,11 @@ def _patches(stages: Stages) -> Float[Array, 'b p d']:
   """What PatchCore makes of the second and third stage."""
   fine, coarse = stages['layer2'], stages['layer3']
   size, half = fine.shape[1], coarse.shape[1]
-  pool = jnp.asarray(maps.pool_matrix(size))
-  up = jnp.asarray(maps.bilinear_matrix(size, half) @ maps.pool_matrix(half))
-  x = jnp.concatenate([maps.apply(pool, pool, fine), maps.apply(up, up, coarse)], axis=-1)
+  pool = jnp.asarray(resampling.pool_matrix(size))
+  up = jnp.asarray(resampling.bilinear_matrix(size, half) @ resampling.pool_matrix(half))
+  x = jnp.concatenate(
+    [resampling.apply(pool, pool, fine), resampling.apply(up, up, coarse)], axis=-1
+  )
   return x.reshape(len(x), size * size, -1)
 
 

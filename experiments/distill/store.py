@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from distill import losses, student
-from uadjax import files
 from uadjax.backbones import compact
+from uadjax.system import files
 
 _FOLDER, _NOTES = 'checkpoint', 'notes.json'
 _EPSILON = 1e-5  # BatchNorm's.

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from uadjax.backbones import compact, resnet
-from uadjax.types import UnknownName
+from uadjax.errors import UnknownName
 
 Backbone = resnet.ResNet | compact.Compact
 

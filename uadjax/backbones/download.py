@@ -9,7 +9,7 @@ import urllib.request
 
 from rich import console, progress
 
-from uadjax.types import WeightsError
+from uadjax.errors import WeightsError
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 10.0  # Of silence, not of the whole file.

@@ -10,9 +10,10 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax import files
 from uadjax.backbones import Backbone, compact, download, names, readers
-from uadjax.types import Variables, WeightsError
+from uadjax.errors import WeightsError
+from uadjax.system import files
+from uadjax.types import Variables
 
 TORCHVISION = 'https://download.pytorch.org/models'
 

@@ -131,7 +131,7 @@ def _is_given(context: options.Context, name: str) -> bool:
 
 def _write_settings(name: str, folder: Path) -> None:
   from uadjax import pipelines
-  from uadjax.types import UnknownName
+  from uadjax.errors import UnknownName
 
   if name not in pipelines.NAMES:
     raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
@@ -327,10 +327,11 @@ def report(
 ):
   """Write one HTML page that shows how well a model does on a data set."""
   with running.ready():
-    from uadjax import assess, sharding
+    from uadjax import assess
     from uadjax.cli import screen
+    from uadjax.distributed import mesh
 
-    sharding.cpu_devices_of_cores()
+    mesh.cpu_devices_of_cores()
     found = assess.report(model_dir, dataset, category, output, device or 'auto')
     if as_json:
       screen.tell_json(found)
@@ -400,7 +401,8 @@ def serve(
     from uadjax.cli import serving
 
     serving.check()
-    from uadjax import fetch, serve as services
+    from uadjax import serve as services
+    from uadjax.system import http
 
     settings = services.Settings(
       serving.named(models or ()),
@@ -411,7 +413,7 @@ def serve(
       deadline,
       max_bytes,
       max_pixels,
-      fetch.Access(urls=allow_urls, max_bytes=max_bytes),
+      http.Access(urls=allow_urls, max_bytes=max_bytes),
       serving.token(token),
       drain,
     )

@@ -7,11 +7,13 @@ from pathlib import Path
 from rich import box, table, text
 import typer
 
-from uadjax import config as configs, data, files, inspection, telemetry
+from uadjax import config as configs, data, inspection
 from uadjax.cli import running, screen
 from uadjax.data import problems
 from uadjax.data.problems import Problem
-from uadjax.types import Config, DataError
+from uadjax.errors import DataError
+from uadjax.system import files, progress
+from uadjax.types import Config
 
 _SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 
@@ -35,7 +37,7 @@ def check(dataset: Path, category: str, layout: str, output: Path | None, as_jso
 
 def _check(config: Config, folder: Path | None, as_json: bool) -> bool:
   """Whether nothing speaks against training on one category, which is told."""
-  report = data.examine(config.data, track=telemetry.track)
+  report = data.examine(config.data, track=progress.track)
   train, test = report.splits
   defects = collections.Counter(record.defect for record in test if record.anomalous)
   if folder:

@@ -7,7 +7,7 @@ from rich import box, table
 
 from uadjax import fitting
 from uadjax.cli import running, screen
-from uadjax.types import Interrupted, UserError
+from uadjax.errors import Interrupted, UserError
 
 _SHOWN = {
   'image_auroc': 'image AUROC',

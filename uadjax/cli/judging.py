@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import typer
 
-from uadjax import bulk, fetch, hosts, inputs as sources, pipelines, predict, telemetry
+from uadjax import bulk, inputs as sources, pipelines, predict
 from uadjax.cli import running, screen
+from uadjax.distributed import processes
+from uadjax.errors import ConfigError, Interrupted
 from uadjax.result import Result, UNREAD
-from uadjax.types import ConfigError, Interrupted
+from uadjax.system import http, progress
 
 _FOUND = 3  # Exit status of --fail-on.
 
@@ -90,11 +92,11 @@ def tabulate(
       option = f'--{name.replace("_", "-")}'
       raise typer.BadParameter('it means nothing beside --table.', param_hint=option)
   with running.ready():
-    table = bulk.Table(folder, form, hosts.part(shard))
+    table = bulk.Table(folder, form, processes.part(shard))
     opened = _opened(pipelines.NAMES[0], False, named, own)
     rows = own.batch_size or opened.config.SubModules.AnomalyDetection.batch_size
     try:
-      told = bulk.judge(opened.model, _given(inputs), table, rows, telemetry.track, own.strict)
+      told = bulk.judge(opened.model, _given(inputs), table, rows, progress.track, own.strict)
     except Interrupted as stopped:
       raise Interrupted(f'{stopped} The same command goes on with {folder}.') from None
   counts, (index, count) = told.counts, table.part
@@ -117,7 +119,7 @@ def _opened(
     own.device,
     use_hpip or None,
     overrides={**overrides(own.override or ()), **named, **own_settings},
-    access=fetch.Access(private=own.allow_private_urls),
+    access=http.Access(private=own.allow_private_urls),
   )
 
 
@@ -154,7 +156,7 @@ def _told(
   """Print each result; how many there are with each label."""
   counts = collections.Counter[str]()
   try:
-    for result in telemetry.track(results, total, 'Judging'):
+    for result in progress.track(results, total, 'Judging'):
       counts[result.label or UNREAD] += 1
       if own.as_json:
         screen.tell_json(result.to_json(own.masks or 'none'))

@@ -6,11 +6,11 @@ from typing import Any
 
 from rich import text
 
-from uadjax import telemetry
 from uadjax.backbones import pretrained
 from uadjax.cli import running, screen
 from uadjax.data import demo
-from uadjax.types import ConfigError, UnknownName
+from uadjax.errors import ConfigError, UnknownName
+from uadjax.system import progress
 
 
 def draw(directory: Path, seed: int, size: int, overwrite: bool) -> None:
@@ -19,7 +19,7 @@ def draw(directory: Path, seed: int, size: int, overwrite: bool) -> None:
   taken = [place for place in places if place.exists()]
   if taken and not overwrite:
     raise ConfigError(f'{taken[0]} is there already; name another folder, or pass --overwrite.')
-  demo.write(directory, seed, size, track=telemetry.track)
+  demo.write(directory, seed, size, track=progress.track)
   for place in places:
     screen.tell(f'Drawn: {running.printable(str(place))}')
 

@@ -36,10 +36,10 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
 @contextlib.contextmanager
 def ready() -> Iterator[None]:
   """Be ready to compute, to be interrupted, and to log to stderr."""
-  from uadjax import hostmemory, interrupts, telemetry
+  from uadjax.system import logging, memory, signals
 
-  hostmemory.keep_pages()
-  with interrupts.raised(), telemetry.logging_to():
+  memory.keep_pages()
+  with signals.raised(), logging.logging_to():
     yield
 
 
@@ -66,16 +66,17 @@ def leave_stdout() -> None:
 
 def _tell(error: BaseException, as_json: bool) -> int:
   """The exit status of a failure, which is told."""
-  from uadjax import telemetry, types
+  from uadjax import errors
+  from uadjax.system import logging
 
   if isinstance(error, KeyboardInterrupt):  # Before signals were taken care of.
-    error = types.Interrupted(f'Stopped by {signal.SIGINT.name}.')
-  known = types.UserError, types.Interrupted, OSError
+    error = errors.Interrupted(f'Stopped by {signal.SIGINT.name}.')
+  known = errors.UserError, errors.Interrupted, OSError
   if as_json or isinstance(error, known):
     complain(error, str(error), as_json)
   if not isinstance(error, known):
-    telemetry.report(error, None)  # pyright: ignore[reportArgumentType]
-  if isinstance(error, types.Interrupted):
+    logging.report(error, None)  # pyright: ignore[reportArgumentType]
+  if isinstance(error, errors.Interrupted):
     stopped = (number for number in (signal.SIGINT, signal.SIGTERM) if number.name in str(error))
     return _SIGNALED + next(stopped, signal.SIGINT)
-  return MISUSED if isinstance(error, types.ConfigError | types.UnknownName) else FAILED
+  return MISUSED if isinstance(error, errors.ConfigError | errors.UnknownName) else FAILED

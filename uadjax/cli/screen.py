@@ -6,9 +6,9 @@ from typing import Any
 
 from rich import box, console, table, text
 
-from uadjax import files, telemetry
 from uadjax.cli import running
 from uadjax.result import Result, UNREAD
+from uadjax.system import files, logging, progress
 
 # A sign besides the color, which not everyone sees, nor every terminal shows.
 SIGNS = {'OK': ('✓', 'green'), 'review': ('?', 'yellow'), 'NG': ('✗', 'bold red')}
@@ -19,8 +19,8 @@ _OUT = console.Console(highlight=False)
 
 def tell(what: str | text.Text | table.Table) -> None:
   """Print for people. Lines are not broken, so that paths can be copied."""
-  if sys.stdout and sys.stdout.isatty() and telemetry.draws():
-    telemetry.CONSOLE.print(what, soft_wrap=True, highlight=False, markup=False)  # Above a bar.
+  if sys.stdout and sys.stdout.isatty() and progress.draws():
+    logging.CONSOLE.print(what, soft_wrap=True, highlight=False, markup=False)  # Above a bar.
     return
   with _OUT.capture() as caught:  # It answers a reader who left with an exit of its own.
     _OUT.print(what, soft_wrap=True, markup=False)

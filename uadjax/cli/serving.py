@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from uadjax import bundle, demo_model
-from uadjax.types import ConfigError
+from uadjax.errors import ConfigError
 
 
 def check() -> None:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import typer
 
-from uadjax import hosts, sweep as sweeps, telemetry
+from uadjax import sweep as sweeps
 from uadjax.cli import judging, running, screen
 from uadjax.data import datasets
+from uadjax.distributed import processes
+from uadjax.errors import ConfigError, Interrupted, UserError
 from uadjax.sweep import results, slots
-from uadjax.types import ConfigError, Interrupted, UserError
+from uadjax.system import logging, progress
 
 
 class Wishes(NamedTuple):
@@ -35,7 +37,7 @@ def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_
     settings = {'data.root': root, **judging.overrides(own.override or ())}
     runs = _plan(own, settings)
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-    part = hosts.part(shard, asking=False)  # The devices are for the runs.
+    part = processes.part(shard, asking=False)  # The devices are for the runs.
     failed: list[str] = []
     try:
       if not table_only:
@@ -105,7 +107,7 @@ def _carried_out(
   index, count = part
   missing = sweeps.missing(runs, workdir, part)
   left = len(missing)
-  telemetry.LOG.info(
+  logging.LOG.info(
     '%d runs; of part %d of %d there are %d to be done, on %s.',
     len(runs), index, count, left, ', '.join(place.name for place in places),
   )  # fmt: skip
@@ -113,10 +115,10 @@ def _carried_out(
   titles = [column.title for column in results.COLUMNS.values()]
   # Closed before anything is said, so that no run goes on unseen.
   with contextlib.closing(sweeps.sweep(missing, workdir, overrides, places)) as outcomes:
-    for number, (run, told, error) in enumerate(telemetry.track(outcomes, left, 'Sweeping'), 1):
+    for number, (run, told, error) in enumerate(progress.track(outcomes, left, 'Sweeping'), 1):
       numbers = zip(titles, results.cells([told]), strict=True) if told else ()
       shown = error or '  '.join(f'{title} {cell}' for title, cell in numbers)
-      telemetry.LOG.info('[%d/%d] %s: %s', number, left, run, shown)
+      logging.LOG.info('[%d/%d] %s: %s', number, left, run, shown)
       if error:
         failed.append(f'{run}: {error}')
   return failed

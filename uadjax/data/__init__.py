@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from uadjax.data import check, datasets, demo
-from uadjax.types import Config, silently, Track
+from uadjax.system.progress import silently, Track
+from uadjax.types import Config
 
 
 def load(config: Config) -> datasets.Splits:

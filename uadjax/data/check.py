@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uadjax.data import datasets, preprocess, problems
+from uadjax.data import datasets, preprocess, problems as dataset_problems
 from uadjax.data.problems import ERROR, Problem
-from uadjax.types import DataError, Record, silently, Track
+from uadjax.errors import DataError
+from uadjax.system.progress import silently, Track
+from uadjax.types import Record
 
 FEWEST = 3  # One to be left out, and two others for a variance; or three parts, for STFPM.
 _VALUES = 4  # Of a mask that are spelled out.
@@ -79,7 +81,7 @@ class Report(NamedTuple):
     for (severity, kind), group in itertools.groupby(
       sorted(self.problems, key=lambda p: (p.severity, p.kind)), key=lambda p: p[:2]
     ):
-      lines.append(f'{severity}, {kind}:\n  {problems.listed([p.message for p in group])}')
+      lines.append(f'{severity}, {kind}:\n  {dataset_problems.listed([p.message for p in group])}')
     return '\n'.join(lines)
 
 
@@ -221,7 +223,7 @@ def _see(path: Path) -> _Seen:
   try:
     image = preprocess.decode(path)
   except DataError as error:
-    return _Seen(problems=(problems.error(_UNREADABLE, path, str(error)),))
+    return _Seen(problems=(dataset_problems.error(_UNREADABLE, path, str(error)),))
   height, width = image.shape[:2]
   # Its shape too: pictures of one color may differ in nothing else.
   content = f'{height} {width} '.encode() + image.tobytes()
@@ -232,11 +234,11 @@ def _see_mask(path: Path, threshold: int) -> _Seen:
   try:
     values, colored = preprocess.read_raw(path)
   except DataError as error:
-    return _Seen(problems=(problems.error(_UNREADABLE, path, str(error)),))
+    return _Seen(problems=(dataset_problems.error(_UNREADABLE, path, str(error)),))
   wrong = []
   if colored:
     told = f'{path} is in color; the largest of its channels counts. Store masks as 8-bit gray.'
-    wrong.append(problems.warning('mask in color', path, told))
+    wrong.append(dataset_problems.warning('mask in color', path, told))
   different = np.unique(values)
   if len(different) > 2:
     some = ', '.join(f'{value:g}' for value in different[:_VALUES])
@@ -245,7 +247,7 @@ def _see_mask(path: Path, threshold: int) -> _Seen:
       f'{path} is not binary: it has {len(different)} values, {some}{more}. Those above '
       f'data.mask_threshold={threshold} count as defective.'
     )
-    wrong.append(problems.warning('mask not binary', path, told))
+    wrong.append(dataset_problems.warning('mask not binary', path, told))
   height, width = values.shape
   share = float((values > threshold).mean())
   return _Seen((height, width), share=share, problems=tuple(wrong))
@@ -257,7 +259,7 @@ def _misfits(
   for record in itertools.chain(*splits):
     image, mask = images[record.path].size, record.mask and masks[record.mask].size
     if record.mask and image and mask and (told := datasets.misfit(record, image, mask)):
-      yield problems.error('size mismatch', record.mask, told)
+      yield dataset_problems.error('size mismatch', record.mask, told)
 
 
 def _contradictions(
@@ -272,13 +274,13 @@ def _contradictions(
       told = (
         f'{record.path} is in a folder of good images, but its mask {record.mask} marks defects.'
       )
-      yield problems.error('good image with defects', record.path, told)
+      yield dataset_problems.error('good image with defects', record.path, told)
     if record.anomalous and not shows:
       told = (
         f'{record.mask} marks nothing: no value in it is above data.mask_threshold={threshold}, '
         f'but {record.path} is said to be defective ({record.defect}).'
       )
-      yield problems.warning('empty mask', record.mask, told)
+      yield dataset_problems.warning('empty mask', record.mask, told)
 
 
 def _without_mask(listing: datasets.Listing, test: Sequence[Record]) -> Iterator[Problem]:
@@ -292,7 +294,7 @@ def _without_mask(listing: datasets.Listing, test: Sequence[Record]) -> Iterator
           f'{record.path} has no mask, and so is taken as good, though others of '
           f'{record.path.parent} are defective.'
         )
-        yield problems.warning('no mask', record.path, told)
+        yield dataset_problems.warning('no mask', record.path, told)
     return
   # A folder without masks is what the layout of that name is.
   absent = [r for r in defective if r.mask is None and listing.layout != 'folder']
@@ -301,13 +303,13 @@ def _without_mask(listing: datasets.Listing, test: Sequence[Record]) -> Iterator
       f'None of the {len(absent)} defective images in {listing.directory} has a mask; there will '
       'be no pixel metrics.'
     )
-    yield problems.warning('no mask', listing.directory, told)
+    yield dataset_problems.warning('no mask', listing.directory, told)
     return
   for record in absent:
     told = (
       f'{record.path} is defective ({record.defect}) and has no mask: left out of pixel metrics.'
     )
-    yield problems.warning('no mask', record.path, told)
+    yield dataset_problems.warning('no mask', record.path, told)
 
 
 def _shared_masks(test: Sequence[Record]) -> Iterator[Problem]:
@@ -321,7 +323,7 @@ def _shared_masks(test: Sequence[Record]) -> Iterator[Problem]:
         f'{record.mask} is the mask of {first.path} and of {record.path}; if they are not the same '
         f'picture, give each its own, such as {record.path.name}_mask.png in the mvtec layout.'
       )
-      yield problems.warning('shared mask', record.mask, told)
+      yield dataset_problems.warning('shared mask', record.mask, told)
 
 
 def _duplicates(splits: datasets.Splits, images: Mapping[Path, _Seen]) -> Iterator[Problem]:
@@ -345,7 +347,7 @@ def _repeated(records: Sequence[Record], split: str) -> Iterator[Problem]:
     told = f'{record.path} shows the same picture as {first}; both are in the {split} set.'
     if first == record.path:
       told = f'{first} is listed more than once in the {split} set.'
-    yield problems.warning('duplicate', record.path, told)
+    yield dataset_problems.warning('duplicate', record.path, told)
 
 
 def _learned(shown: Record, train: Sequence[Record]) -> Iterator[Problem]:
@@ -355,7 +357,7 @@ def _learned(shown: Record, train: Sequence[Record]) -> Iterator[Problem]:
     if any(record.path == shown.path for record in train):
       told = f'{shown.path} is in the test set and in the'
     told += ' training set; metrics on it flatter: remove one.'
-    yield problems.error(_TWICE, shown.path, told)
+    yield dataset_problems.error(_TWICE, shown.path, told)
     return
   for record in train:
     if record.anomalous:
@@ -369,7 +371,7 @@ def _learned(shown: Record, train: Sequence[Record]) -> Iterator[Problem]:
         f'{record.path} is learned from, and is in the test set as defective ({shown.defect}); '
         'take it out of the training set.'
       )
-    yield problems.error(_LEARNED_DEFECT, record.path, told)
+    yield dataset_problems.error(_LEARNED_DEFECT, record.path, told)
 
 
 def _foreign_labels(train: Sequence[Record]) -> Iterator[Problem]:
@@ -386,7 +388,7 @@ def _foreign_labels(train: Sequence[Record]) -> Iterator[Problem]:
             'not, pass --config.check.convert.enable=true '
             f'--config.check.convert.src_dataset_type={tool}.'
           )
-          yield problems.warning('labels of another tool', folder, told)
+          yield dataset_problems.warning('labels of another tool', folder, told)
           break
 
 
@@ -411,17 +413,19 @@ def _lacking(listing: datasets.Listing, splits: datasets.Splits, fewest: int) ->
   empty = [problem.path for problem in listing.problems if problem.kind == 'empty split']
   good = sum(not record.anomalous for record in splits.train)
   if not splits.train and not any(path != directory / 'test' for path in empty):
-    yield problems.error('empty split', directory, f'{directory} has no images to learn from.')
+    yield dataset_problems.error(
+      'empty split', directory, f'{directory} has no images to learn from.'
+    )
   elif splits.train and good < fewest:
     told = f'{directory} has {good} good images to learn from; at least {fewest} are needed.'
-    yield problems.error('too few images', directory, told)
+    yield dataset_problems.error('too few images', directory, told)
   if not splits.test:
     if directory / 'test' not in empty:
       told = f'{directory} has no test images: a model can be trained, but not evaluated.'
-      yield problems.warning('empty split', directory, told)
+      yield dataset_problems.warning('empty split', directory, told)
     return
   defects = sum(record.anomalous for record in splits.test)
   for number, what in ((len(splits.test) - defects, 'good'), (defects, 'defective')):
     if not number:
       told = f'{directory} has no {what} test images; metrics that need both kinds are left out.'
-      yield problems.warning(f'no {what} test images', directory, told)
+      yield dataset_problems.warning(f'no {what} test images', directory, told)

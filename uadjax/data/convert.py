@@ -12,9 +12,10 @@ import re
 import shutil
 from typing import NamedTuple
 
-from uadjax import files
 from uadjax.data.sources import coco, labelme, mvtec, samples, voc
-from uadjax.types import ConfigError, DataError, Track, UnknownName
+from uadjax.errors import ConfigError, DataError, UnknownName
+from uadjax.system import files
+from uadjax.system.progress import Track
 
 _READERS: dict[str, Callable[[Path, Track], samples.Found]] = {
   'COCO': coco.read,

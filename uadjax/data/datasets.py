@@ -18,7 +18,8 @@ import numpy as np
 
 from uadjax.data import preprocess, problems, seglist
 from uadjax.data.problems import Problem
-from uadjax.types import ConfigError, DataError, Record
+from uadjax.errors import ConfigError, DataError
+from uadjax.types import Record
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # In any case.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import math
 from typing import NamedTuple
 
-from uadjax.types import DataError
+from uadjax.errors import DataError
 
 
 class Frame(NamedTuple):

@@ -10,7 +10,6 @@ Letters: b batch, n images, h w network image.
 import atexit
 from collections.abc import Callable, Generator, Sequence
 import contextlib
-import os
 from typing import Any
 import weakref
 
@@ -18,7 +17,9 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from uadjax.data import preprocess
-from uadjax.types import Batch, ConfigError, DataError, Record
+from uadjax.errors import ConfigError, DataError
+from uadjax.system import tensorflow
+from uadjax.types import Batch, Record
 
 _PREFETCH = 2  # Batches; more would only hold memory.
 
@@ -47,7 +48,7 @@ def train_batches(
     hosts: number of shares.
     cache_bytes: for keeping images at network size; those beyond are decoded every time.
   """
-  tf = tensorflow()
+  tf = tensorflow.tensorflow()
   share, n = _share(records, batch_size, host, hosts), len(records)
 
   def index_at(position: Any) -> Any:
@@ -70,23 +71,12 @@ def eval_batches(
 
   All hosts get equally many batches, all of the same shape.
   """
-  tf = tensorflow()
+  tf = tensorflow.tensorflow()
   share, n = _share(records, batch_size, host, hosts), len(records)
   steps = -(-n // batch_size)
   positions = _positions(tf, 0, batch_size, share, host).take(steps * share)
   indices = _map(tf, lambda position: tf.where(position < n, position, -1), positions)
   return _batches(tf, indices, records, ops, share, cache_bytes=0)
-
-
-def tensorflow() -> Any:
-  """TensorFlow, kept quiet and away from the accelerators, which are JAX's."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Announces itself at any log level.
-  import tensorflow as tf
-
-  with contextlib.suppress(RuntimeError):  # Too late where someone already computed with it.
-    tf.config.set_visible_devices([], 'GPU')
-  return tf
 
 
 def _share(records: Sequence[Record], batch_size: int, host: int, hosts: int) -> int:

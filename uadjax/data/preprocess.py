@@ -25,7 +25,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from uadjax.data import frames
-from uadjax.types import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError
 
 Source = str | Path | bytes | BinaryIO  # A file, its content, or an open one.
 

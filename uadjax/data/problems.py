@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax.types import DataError
+from uadjax.errors import DataError
 
 ERROR, WARNING = 'error', 'warning'
 _SHOWN = 10  # Sentences; the rest is counted.

@@ -10,9 +10,10 @@ from pathlib import Path
 import shutil
 from typing import NamedTuple
 
-from uadjax import files
 from uadjax.data import datasets, preprocess, problems, seglist
-from uadjax.types import ConfigError, DataError, Record
+from uadjax.errors import ConfigError, DataError
+from uadjax.system import files
+from uadjax.types import Record
 
 _LISTS = ('train.txt', 'val.txt')
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from uadjax import backbones
 from uadjax.detectors import padim, patchcore, stfpm
-from uadjax.types import ConfigError, Detector, Spec, UnknownName
+from uadjax.detectors.base import Detector, Spec
+from uadjax.errors import ConfigError, UnknownName
 
 
 class _Entry(NamedTuple):

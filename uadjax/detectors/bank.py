@@ -22,8 +22,10 @@ from jaxtyping import Array, Bool, Float, Int
 from uadjax.detectors import selecting
 from uadjax.detectors.selecting import Patches
 from uadjax.detectors.sizing import Plan, SPARE
-from uadjax.numerics import coreset, shards
-from uadjax.types import Arrays, ConfigError, Key, Shards
+from uadjax.errors import ConfigError
+from uadjax.numerics import collectives, coreset
+from uadjax.numerics.collectives import Shards
+from uadjax.types import Arrays, Key
 
 
 class Bank(NamedTuple):
@@ -105,7 +107,7 @@ def _put(
     return known, cursor + jnp.where(valid[i], patches, 0)
 
   known, cursor = jax.lax.fori_loop(0, len(x), one, (bank.patches, bank.cursor[0]))
-  seen = bank.seen + shards.total(jnp.sum(valid, dtype=jnp.int32), axis)
+  seen = bank.seen + collectives.total(jnp.sum(valid, dtype=jnp.int32), axis)
   return bank._replace(patches=known, cursor=cursor[None], seen=seen)
 
 
@@ -143,7 +145,7 @@ def _reduced(key: Key, bank: Bank, dim: int, count: int, everything: bool, over:
     selection = coreset.begin(key, valid, number, count)
     selection = coreset.advance(cloud, selection, jnp.int32(count))
     # What was kept before stands for patches as far away as it did.
-    fresh = shards.gathered(coreset.radius(selection), axis).max()
+    fresh = collectives.gathered(coreset.radius(selection), axis).max()
     radius = bank.radius + fresh if everything else jnp.maximum(bank.radius, fresh)
     return _compacted(bank, selection.centers, start, selection.taken)._replace(radius=radius)
 

@@ -18,21 +18,10 @@ from jaxtyping import Array, Bool, Float, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.numerics import gaussian, maps, projections, shards
-from uadjax.types import (
-  ALONE,
-  Arrays,
-  Batch,
-  Detector,
-  Key,
-  Metrics,
-  OnePass,
-  Scores,
-  Shards,
-  Spec,
-  Split,
-  Variables,
-)
+from uadjax.detectors.base import Detector, OnePass, Spec, Split
+from uadjax.numerics import collectives, gaussian, projections, resampling
+from uadjax.numerics.collectives import ALONE, Shards
+from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section IV-D).
 # Of the map, whitened at a time. A loop over one alone XLA would unroll, and round differently.
@@ -104,7 +93,7 @@ def make(
     drawn = projections.draw(key, projection, counts, channels)
 
     def nothing(axis: str | None) -> gaussian.Moments:
-      return gaussian.empty(full // shards.count(axis), w, channels)
+      return gaussian.empty(full // collectives.count(axis), w, channels)
 
     return State(Embedder(variables, drawn), jax.jit(over.over(nothing, (), _SPLIT))())
 
@@ -131,7 +120,7 @@ def make(
     return Fitted(fitted.embedder, *(_filled(x, 0, full) for x in fitted[1:]))
 
   def judge(distance: Float[Array, 'b h w']) -> Scores:
-    anomaly = maps.enlarge(distance, spec.height, spec.width, _SIGMA)
+    anomaly = resampling.enlarge(distance, spec.height, spec.width, _SIGMA)
     return Scores(anomaly, anomaly.max(axis=(1, 2)))
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
@@ -208,7 +197,7 @@ def _add(
   """Fold images in: every device its rows of all of them."""
 
   def one(moments: gaussian.Moments, x: Array, valid: Array, axis: str | None) -> gaussian.Moments:
-    return gaussian.add(moments, shards.by_row(x, axis), shards.joined(valid, axis))
+    return gaussian.add(moments, collectives.by_row(x, axis), collectives.joined(valid, axis))
 
   added = over.over(one, (_SPLIT, True, True), _SPLIT)
   return added(moments, _filled(x, 1, len(moments.mean)), valid)
@@ -223,7 +212,7 @@ def _on_rows(
   """Measure where each device has the Gaussians of its rows; back by image."""
 
   def one(x: Array, learned: tuple[Array, Array], axis: str | None) -> Array:
-    return shards.by_image(distance(shards.by_row(x, axis), *learned), axis)
+    return collectives.by_image(distance(collectives.by_row(x, axis), *learned), axis)
 
   measured = over.over(one, (True, True), True)(_filled(x, 1, len(learned[0])), learned)
   return measured[:, : x.shape[1]]

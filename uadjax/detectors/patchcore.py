@@ -17,20 +17,10 @@ import numpy as np
 
 from uadjax import backbones
 from uadjax.detectors import bank as banks, folds, selecting, sizing
-from uadjax.numerics import maps, neighbors as knn
-from uadjax.types import (
-  Arrays,
-  Batch,
-  ConfigError,
-  Detector,
-  Key,
-  Metrics,
-  OnePass,
-  Scores,
-  Spec,
-  Split,
-  Variables,
-)
+from uadjax.detectors.base import Detector, OnePass, Spec, Split
+from uadjax.errors import ConfigError
+from uadjax.numerics import neighbors as knn, resampling
+from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section 3.3).
 _STAND_IN = 'stand_in_'  # Before the names of the arrays that references are made from.
@@ -135,7 +125,7 @@ def make(
     # A row without neighbors tells nothing.
     alone = len(bank.rows) * over.number < 2
     told = _judge(bank, x, found, None if alone or not reweight else around)
-    return Scores(maps.enlarge(told[0], spec.height, spec.width, _SIGMA), told[1])
+    return Scores(resampling.enlarge(told[0], spec.height, spec.width, _SIGMA), told[1])
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
     return judge(fitted, see(fitted.backbone, images))
@@ -239,14 +229,14 @@ def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Arr
   on_grid = []
   for x in stages:
     rows, columns = (
-      maps.bilinear_matrix(after, before) @ maps.pool_matrix(before)
+      resampling.bilinear_matrix(after, before) @ resampling.pool_matrix(before)
       for after, before in zip((h, w), x.shape[1:3], strict=True)
     )
-    on_grid.append(maps.apply(jnp.asarray(rows), jnp.asarray(columns), x))
+    on_grid.append(resampling.apply(jnp.asarray(rows), jnp.asarray(columns), x))
   x = jnp.concatenate(on_grid, axis=-1)
   if not 0 < channels < x.shape[-1]:
     return x
-  averages = jnp.asarray(maps.averaging_matrix(channels, x.shape[-1]))
+  averages = jnp.asarray(resampling.averaging_matrix(channels, x.shape[-1]))
   return jnp.einsum('bhwc,dc->bhwd', x, averages, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -16,8 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from uadjax.detectors.sizing import Plan
-from uadjax.numerics import coreset, shards
-from uadjax.types import Arrays, Key, Shards, silently
+from uadjax.numerics import collectives, coreset
+from uadjax.numerics.collectives import Shards
+from uadjax.system.progress import silently
+from uadjax.types import Arrays, Key
 
 _STEP = 1024  # Centers between two signs of life, at least.
 
@@ -65,7 +67,7 @@ def dealt(known: Patches, over: Shards) -> tuple[Patches, Int[np.ndarray, ' s']]
   cursor = np.clip(n - share * np.arange(parts), 0, share).astype(np.int32)
 
   def one(known: Patches, axis: str | None) -> Patches:
-    return shards.dealt(known, axis)
+    return collectives.dealt(known, axis)
 
   filled = jax.tree.map(
     lambda x: jnp.pad(x, [(0, share * parts - n), *[(0, 0)] * (x.ndim - 1)]), known
@@ -75,7 +77,7 @@ def dealt(known: Patches, over: Shards) -> tuple[Patches, Int[np.ndarray, ' s']]
 
 def whole(x: Array, over: Shards) -> np.ndarray:
   """What is split over devices, on the host."""
-  return np.asarray(jax.jit(over.over(shards.joined, (True,), False))(x))
+  return np.asarray(jax.jit(over.over(collectives.joined, (True,), False))(x))
 
 
 @functools.partial(jax.jit, static_argnames='over')
@@ -130,6 +132,6 @@ def _advanced(
 @functools.partial(jax.jit, static_argnames='over')
 def _rows_at(known: Patches, at: Int[Array, ' m'], over: Shards) -> Patches:
   def one(known: Patches, at: Int[Array, ' m'], axis: str | None) -> Patches:
-    return jax.tree.map(lambda x: shards.fetched(x, at, axis), known)
+    return jax.tree.map(lambda x: collectives.fetched(x, at, axis), known)
 
   return over.over(one, (True, False), False)(known, at)

@@ -8,8 +8,11 @@ of what fits.
 import math
 from typing import NamedTuple
 
+from uadjax.detectors.base import Spec
+from uadjax.errors import ConfigError
 from uadjax.numerics import coreset
-from uadjax.types import ConfigError, Shards, Spec, Track
+from uadjax.numerics.collectives import Shards
+from uadjax.system.progress import Track
 
 SPARE = 4  # So many times the ratio is kept where there will be a selection from what is kept.
 _FOLDS = 10

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, UInt8
 import optax
 
 from uadjax import backbones
-from uadjax.numerics import maps, shards
-from uadjax.types import Batch, Detector, Key, Metrics, Scores, Spec, Variables
+from uadjax.detectors.base import Detector, Spec
+from uadjax.numerics import collectives, resampling
+from uadjax.types import Batch, Key, Metrics, Scores, Variables
 
 Features = Mapping[str, Float[Array, 'b _h _w _c']]  # By stage; unit vectors over channels.
 
@@ -93,7 +94,7 @@ def make(
 
     params = state.student['params']
     (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    value, gradient = shards.mean((value, gradient), axis)
+    value, gradient = collectives.mean((value, gradient), axis)
     change, memory = optimizer.update(gradient, state.optimizer, params)
     student = {'params': optax.apply_updates(params, change), **moved}
     rate = jnp.asarray(spec.learning_rate(state.step), jnp.float32)
@@ -116,11 +117,11 @@ def make(
     anomaly = jnp.ones(images.shape[:3])
     for stage in backbone.stages:
       distance = weight * _squared_distance(teacher[stage], student[stage])
-      anomaly *= maps.enlarge(distance, *images.shape[1:3])
+      anomaly *= resampling.enlarge(distance, *images.shape[1:3])
     if floor:
       anomaly = jnp.where(anomaly < floor, 0.0, anomaly)
     if opening:
-      anomaly = maps.grey_opening(anomaly, opening)
+      anomaly = resampling.grey_opening(anomaly, opening)
     return Scores(anomaly, anomaly.max(axis=(1, 2)))
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:

@@ -12,7 +12,8 @@ import tempfile
 from typing import Any, NamedTuple
 
 import uadjax
-from uadjax import bundle, config as configs, files, runtimes, telemetry
+from uadjax import bundle, config as configs, runtimes
+from uadjax.errors import ConfigError, ExportError, UnknownName
 from uadjax.export import (
   blame,
   graph as graphs,
@@ -23,7 +24,7 @@ from uadjax.export import (
   tensorflows,
   verify,
 )
-from uadjax.types import ConfigError, ExportError, UnknownName
+from uadjax.system import files, logging, progress
 
 _LIMIT = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
 _TAIL = 1 << 16  # Bytes at the end of an ONNX file: its metadata, which come after its arrays.
@@ -181,7 +182,7 @@ def ready(directory: Path) -> Path:
   digest = hashlib.sha256(json.dumps([*made_of, plain['backbone']]).encode()).hexdigest()
   kept = files.cache() / 'exports' / f'{digest[:16]}.onnx'
   if not kept.is_file():
-    telemetry.LOG.info('Exporting %s to ONNX, once.', directory)
+    logging.LOG.info('Exporting %s to ONNX, once.', directory)
     try:
       kept.parent.mkdir(parents=True, exist_ok=True)
       export(bundle.load(directory), output=kept)
@@ -220,9 +221,9 @@ def _tried(
   """Write a graph and compare it with its model; of one that differs, look for where."""
   load, found = kind.load, []
   try:
-    with telemetry.busy(f'Writing {path.name}'):
+    with progress.busy(f'Writing {path.name}'):
       facts = kind.write(graph, path)
-    with telemetry.busy(f'Comparing {path.name} with the model'):
+    with progress.busy(f'Comparing {path.name} with the model'):
       for load in (kind.load, *kind.others()):
         found.append(verify.compare(model, load(path), graph.batch, on))
         if not found[-1].holds:

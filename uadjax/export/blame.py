@@ -15,8 +15,8 @@ from jax import numpy as jnp
 from jax.extend import core
 import numpy as np
 
-from uadjax import telemetry
 from uadjax.export import graph as graphs
+from uadjax.system import progress
 
 
 def culprit(
@@ -64,7 +64,7 @@ def culprit(
     scale = max(float(np.abs(want).max(initial=0)), np.finfo(np.float32).tiny)
     return not float(np.abs(got - want).max(initial=0)) <= tolerance * scale
 
-  with telemetry.busy('Looking for the operation that differs'):
+  with progress.busy('Looking for the operation that differs'):
     results = [one for one in operations if set(one.outvars) & set(closed.jaxpr.outvars)]
     wrong = next(filter(differs, results), None)
     if wrong is None:

@@ -19,8 +19,8 @@ import PIL
 from PIL import Image
 
 from uadjax.data import frames, preprocess
-from uadjax.numerics import maps
-from uadjax.types import ExportError
+from uadjax.errors import ExportError
+from uadjax.numerics import resampling
 
 _BITS = 22  # Of a weight, as Pillow has it.
 
@@ -119,7 +119,7 @@ def enlarge(map: Float[Array, 'b h w'], ops: preprocess.Ops, height: int, width:
   beyond = (-down[2], -across[2], down[3] - ops.height, across[3] - ops.width)
   margin = math.ceil(max(*beyond, 0))
   rows, columns = _back(*down, ops.height, margin), _back(*across, ops.width, margin)
-  inside = maps.apply(jnp.asarray(rows), jnp.asarray(columns), map[..., None])[..., 0]
+  inside = resampling.apply(jnp.asarray(rows), jnp.asarray(columns), map[..., None])[..., 0]
   around = ((down[0], height - down[1]), (across[0], width - across[1]))
   if not np.any(around):
     return inside

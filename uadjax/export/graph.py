@@ -11,8 +11,9 @@ import numpy as np
 import uadjax
 from uadjax import bundle
 from uadjax.data import preprocess
+from uadjax.detectors.base import Spec
 from uadjax.export import camera as cameras
-from uadjax.types import Scores, Spec
+from uadjax.types import Scores
 
 Outputs = tuple[Any, Any]  # Map [b H W] and score [b].
 

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from uadjax import bundle, calibrate, data, metrics, runtimes
+from uadjax import bundle, calibrate, data, runtimes
 from uadjax.data import datasets, preprocess
+from uadjax.errors import ConfigError, DataError
 from uadjax.export import graph as graphs
-from uadjax.types import ConfigError, DataError, Record
+from uadjax.numerics import metrics
+from uadjax.types import Record
 
 # An image AUROC that falls by a point has lost more than methods differ by on easy products.
 AUROC_FALL = 0.01

@@ -11,9 +11,10 @@ import warnings
 import jax
 import numpy as np
 
-from uadjax import files, runtimes
+from uadjax import runtimes
+from uadjax.errors import ExportError
 from uadjax.export import graph as graphs
-from uadjax.types import ExportError
+from uadjax.system import files
 
 NEEDS = 'jax2onnx', 'onnx', 'onnxruntime'
 OPSET = 18  # Runtimes know it since the beginning of 2023, and nothing later is needed.

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uadjax import calibrate, runtimes, telemetry
+from uadjax import calibrate, runtimes
+from uadjax.errors import ConfigError, DataError, ExportError, UnknownName
 from uadjax.export import judge, onnxfile
-from uadjax.types import ConfigError, DataError, ExportError, Record, UnknownName
+from uadjax.system import progress
+from uadjax.types import Record
 
 _RANGES = 48  # Images that activations are measured on: more widen few ranges, and take longer.
 _LARGE = 1 << 16  # Numbers in an array: smaller ones do not pay.
@@ -106,13 +108,13 @@ def quantize(
     )
   before, smaller = path.stat().st_size, path.with_name(f'smaller-{path.name}')
   try:
-    with telemetry.busy(f'Quantizing {path.name}'), _quietly():
+    with progress.busy(f'Quantizing {path.name}'), _quietly():
       model = KINDS[kind](path, smaller, batch, on)
       _like(model, onnx.load(path))
       onnx.save(model, smaller)
       onnx.checker.check_model(smaller, full_check=True)
     runs = [onnxfile.load(one) for one in (path, smaller)]
-    with telemetry.busy(f'Judging {path.name}'):
+    with progress.busy(f'Judging {path.name}'):
       good = judge.compare(runs, [Record(one) for one in on.good], on, limits, batch)
       test = judge.compare(runs, on.test, on, limits, batch) if on.test else None
   except DataError:

@@ -10,8 +10,9 @@ import jax.export
 import numpy as np
 
 from uadjax import runtimes
+from uadjax.errors import ExportError
 from uadjax.export import graph as graphs, stablehlo
-from uadjax.types import ExportError, Scores
+from uadjax.types import Scores
 
 # Of November 2024: old enough for every TensorFlow that the project allows (2.20 and newer, which
 # do not say what they read), and new enough for all operations of the detectors.

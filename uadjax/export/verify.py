@@ -11,8 +11,10 @@ import numpy as np
 
 from uadjax import bundle, calibrate, inputs, runtimes
 from uadjax.data import demo, preprocess
+from uadjax.detectors.base import Spec
+from uadjax.errors import DataError
 from uadjax.export import graph as graphs, judge
-from uadjax.types import DataError, Scores, Spec
+from uadjax.types import Scores
 
 TOLERANCE = 1e-4  # Of an image's score, and of its map's largest value.
 _IMAGES = 24

@@ -29,7 +29,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from uadjax.numerics import shards
+from uadjax.numerics import collectives
 from uadjax.types import Key
 
 _CANDIDATES = 4096
@@ -124,19 +124,19 @@ def _sketch(
   points: Float[Array, 'n d'], valid: Bool[Array, ' n'], number: Int[Array, ' n'], axis: str | None
 ) -> tuple[Float[Array, ' d'], Float[Array, 'n s']]:
   """Center and sketch, from a sample that does not depend on how points are split."""
-  size = min(len(points), 2 * _SAMPLE // shards.count(axis) + _GROUP)
-  share = _SAMPLE / jnp.maximum(shards.total(valid.sum(), axis), 1).astype(jnp.float32)
+  size = min(len(points), 2 * _SAMPLE // collectives.count(axis) + _GROUP)
+  share = _SAMPLE / jnp.maximum(collectives.total(valid.sum(), axis), 1).astype(jnp.float32)
   # Knuth's multiplicative hash, of which the upper bits are the good ones.
   scattered = (number.astype(jnp.uint32) * jnp.uint32(2654435761)) >> 8
   wanted = valid & (scattered.astype(jnp.float32) < share * 2.0**24)
   at = jnp.nonzero(wanted, size=size, fill_value=len(points))[0]
   known = (at < len(points)).astype(jnp.float32)[:, None]
   sample = points[jnp.minimum(at, len(points) - 1)]
-  among = jnp.maximum(shards.total(known.sum(), axis), 1.0)
-  mean = shards.total(jnp.sum(sample * known, axis=0), axis) / among
+  among = jnp.maximum(collectives.total(known.sum(), axis), 1.0)
+  mean = collectives.total(jnp.sum(sample * known, axis=0), axis) / among
   deviations = (sample - mean[None]) * known
   spread = jnp.einsum('nd,ne->de', deviations, deviations, precision=_EXACT)
-  spread = shards.total(spread, axis)
+  spread = collectives.total(spread, axis)
   center = _rounded(mean, jnp.sqrt(jnp.diagonal(spread) / among))
   # Whatever the basis, bounds hold; variance only decides how tight they are.
   basis = jnp.linalg.eigh(spread)[1][:, -(_SKETCH - 1) :]
@@ -163,9 +163,9 @@ def begin(
 ) -> Selection:
   """Draw the first center from the points that take part; make room for so many."""
   drawn = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)) >> 1)(number)
-  least = shards.gathered(jnp.min(drawn, where=valid, initial=_LAST), axis).min()
+  least = collectives.gathered(jnp.min(drawn, where=valid, initial=_LAST), axis).min()
   of_least = valid & (drawn == least)
-  chosen = shards.gathered(jnp.min(number, where=of_least, initial=_LAST), axis).min()
+  chosen = collectives.gathered(jnp.min(number, where=of_least, initial=_LAST), axis).min()
   first = of_least & (number == chosen)
   far = jnp.where(valid, jnp.finfo(jnp.float32).max, -jnp.inf)
   return Selection(
@@ -182,7 +182,7 @@ def advance(
   """Take centers until there are `target`, or no point is left."""
 
   def farthest(distance: Float[Array, ' n']) -> Float[Array, '']:
-    return shards.gathered(distance.max(), axis).max()
+    return collectives.gathered(distance.max(), axis).max()
 
   def unfinished(carry: tuple[Selection, Float[Array, '']]) -> Bool[Array, '']:
     return (carry[0].taken < target) & (carry[1] >= 0)
@@ -215,9 +215,9 @@ def _pick(
   groups = -(-len(distance) // _GROUP)
   grouped = jnp.pad(distance, (0, groups * _GROUP - len(distance)), constant_values=-jnp.inf)
   grouped = grouped.reshape(groups, _GROUP)
-  size = min(-(-_CANDIDATES // _GROUP // shards.count(axis)), groups)
+  size = min(-(-_CANDIDATES // _GROUP // collectives.count(axis)), groups)
   peaks, chosen = jax.lax.top_k(jnp.append(grouped.max(axis=1), -jnp.inf), size + 1)
-  bound, chosen = shards.gathered(peaks[-1], axis).max(), chosen[:-1]
+  bound, chosen = collectives.gathered(peaks[-1], axis).max(), chosen[:-1]
   rows = (chosen[:, None] * _GROUP + jnp.arange(_GROUP)[None]).reshape(-1)
   rows = jnp.minimum(rows, len(distance) - 1)  # Those beyond the end are infinitely near.
   # The farthest of smallest number comes first: of equals, it may not be among the candidates.
@@ -227,12 +227,12 @@ def _pick(
   again = equal[first] & (rows == first)
   left = jnp.where(again, -1.0, grouped[chosen].reshape(-1))
   left = jnp.append(jnp.where(equal[first], most, -jnp.inf), left)
-  candidates, sketches, numbers, places, left = shards.joined(
+  candidates, sketches, numbers, places, left = collectives.joined(
     (
       cloud.points[mine] - cloud.center[None],
       cloud.sketch[mine],
       cloud.number[mine],
-      shards.place(axis) * len(distance) + mine,
+      collectives.place(axis) * len(distance) + mine,
       left,
     ),
     axis,
@@ -299,7 +299,7 @@ def _measure(
     return jax.lax.dynamic_update_slice_in_dim(distance, after, start, 0)
 
   distance = _over_blocks(block, distance)
-  here = fresh.place - shards.place(axis) * end
+  here = fresh.place - collectives.place(axis) * end
   return distance.at[jnp.where((here >= 0) & (here < end), here, end)].set(-1.0, mode='drop')
 
 

@@ -17,7 +17,7 @@ from jax import lax, numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from uadjax.types import ConfigError
+from uadjax.errors import ConfigError
 
 # Thresholds stand on these products: accelerators would round to 8 or 11 bits of mantissa.
 _EXACT = lax.Precision.HIGHEST

@@ -18,7 +18,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 import numpy as np
 
-from uadjax.numerics import shards
+from uadjax.numerics import collectives
 
 # Candidates beyond k, so that rows whose order the product's rounding swapped are still among them.
 SPARE = 3
@@ -151,8 +151,8 @@ def nearest_of_all(
   """
   if axis is None:
     return nearest(queries, index, k, approx=approx)
-  found = nearest(shards.joined(queries, axis), index, k, approx=approx)
-  found = found._replace(row=found.row + shards.place(axis) * len(index.rows))
+  found = nearest(collectives.joined(queries, axis), index, k, approx=approx)
+  found = found._replace(row=found.row + collectives.place(axis) * len(index.rows))
 
   def back(x: Array) -> Array:
     # To whom asked: of every shard what it found.
@@ -167,7 +167,9 @@ def rows_of(index: Index, at: Int[Array, 'b k'], axis: str | None) -> Float[Arra
   """Rows that `nearest_of_all` told of, without the center."""
   if axis is None:
     return jnp.take(index.rows, at, axis=0, mode='clip')
-  return shards.dealt(shards.fetched(index.rows, shards.joined(at, axis), axis), axis)
+  return collectives.dealt(
+    collectives.fetched(index.rows, collectives.joined(at, axis), axis), axis
+  )
 
 
 def nearest_row(queries: Float[Array, 'q d'], index: Index) -> Neighbors:

@@ -14,8 +14,9 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from uadjax.numerics import maps
-from uadjax.types import ConfigError, Key, UnknownName
+from uadjax.errors import ConfigError, UnknownName
+from uadjax.numerics import resampling
+from uadjax.types import Key
 
 
 def draw(key: Key, method: str, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
@@ -78,7 +79,7 @@ def project(
       rows_, columns = (
         jnp.asarray(matrix(*n)) for n in ((height, x.shape[1]), (width, x.shape[2]))
       )
-      x = maps.apply(rows_, columns, x)
+      x = resampling.apply(rows_, columns, x)
     out += x
   return out
 
@@ -146,4 +147,4 @@ _METHODS = {
 }
 METHODS = tuple(_METHODS)
 
-_ENLARGE = {'bilinear': maps.bilinear_matrix, 'nearest': _nearest_matrix}
+_ENLARGE = {'bilinear': resampling.bilinear_matrix, 'nearest': _nearest_matrix}

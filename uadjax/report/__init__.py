@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uadjax import curves, files, telemetry
+from uadjax import curves
 from uadjax.report import content, document, gallery
+from uadjax.system import files, logging
 from uadjax.types import Record
 
 
@@ -36,7 +37,7 @@ def write(
   told = content.of(drawn, metrics, records, shots, about)
   page = document.page(told, shots)
   if page.shown < len(shots):
-    telemetry.LOG.warning(
+    logging.LOG.warning(
       '%s shows the first %d of %d pictures: more would not fit into %.0f MB.',
       path.name, page.shown, len(shots), document.MOST_BYTES / 1e6,
     )  # fmt: skip

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from uadjax import calibrate, curves, histogram
+from uadjax import calibrate, curves
 from uadjax.report import gallery, provenance
 from uadjax.types import Record
+from uadjax.visualization import score_histogram
 
 _BINS = 72
 _ODD = {'inf': 'Infinity', '-inf': '-Infinity', 'nan': 'NaN'}  # As JavaScript reads them.
@@ -74,7 +75,7 @@ def _axis(drawn: curves.Curves) -> dict[str, Any]:
   limits, held_out = drawn.limits, drawn.calibration
   every = drawn.scores if held_out is None else np.concatenate([drawn.scores, held_out])
   review = min(limits.review, limits.image)
-  edges, log = histogram.bins(every.astype(np.float64), review, limits.image, _BINS)
+  edges, log = score_histogram.bins(every.astype(np.float64), review, limits.image, _BINS)
   return {'edges': edges.tolist(), 'log': log}
 
 

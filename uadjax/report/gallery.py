@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
-from uadjax import calibrate, groundtruth, telemetry
+from uadjax import calibrate, groundtruth
 from uadjax.data import preprocess
+from uadjax.system import progress
 from uadjax.types import Record
 
 MOST_BYTES = 13_000_000  # Of all pictures; in base64 they are a third larger.
@@ -124,7 +125,7 @@ def shots(
     return shot(i, records[i], maps[i], ops, scale, mask_threshold, budget)
 
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(telemetry.track(pool.map(one, chosen), len(chosen), 'Pictures'))
+    return list(progress.track(pool.map(one, chosen), len(chosen), 'Pictures'))
 
 
 def shot(

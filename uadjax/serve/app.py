@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 import uadjax
-from uadjax import threads
 from uadjax.result import Result
 from uadjax.serve import answers, batching, models, protocol, reading, schema, watch
 from uadjax.serve.settings import Settings
+from uadjax.system import threads
 
 _OPEN_TO_ALL = ('/', '/health', '/v2/health/live', '/v2/health/ready')
 _PAGES = '/page/'

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import calibrate, pipelines, predict, sharding, telemetry
+from uadjax import calibrate, pipelines, predict
+from uadjax.distributed import mesh
 from uadjax.serve import batching
 from uadjax.serve.settings import Settings
+from uadjax.system import progress
 
 _MOST = 8  # Images at once on an accelerator.
 
@@ -49,7 +51,7 @@ def opened(name: str, directory: Path, settings: Settings) -> Opened:
   Raises:
     UserError: as `create_model` does.
   """
-  on_cpu = sharding.devices(settings.device)[0].platform == 'cpu'
+  on_cpu = mesh.devices(settings.device)[0].platform == 'cpu'
   # An accelerator is JAX's; on a CPU an inference runtime is faster.
   chosen = settings.backend if settings.backend != 'auto' or on_cpu else 'jax'
   one = pipelines.create_model(
@@ -59,7 +61,7 @@ def opened(name: str, directory: Path, settings: Settings) -> Opened:
   # (experiments/README.md).
   most = settings.batch or (1 if on_cpu else _MOST)
   ops = one.model.ops
-  with telemetry.busy(f'Warming up {name}'):
+  with progress.busy(f'Warming up {name}'):
     sizes = [batching.faithful(run, ops.height, ops.width, most) for run in one.scorers]
   common = tuple(size for size in sizes[0] if all(size in others for others in sizes))
   return Opened(name, one, common)

@@ -14,10 +14,11 @@ import pydantic
 from starlette import datastructures, formparsers
 from starlette.requests import Request
 
-from uadjax import fetch, inputs
+from uadjax import inputs
 from uadjax.data import preprocess
+from uadjax.errors import DataError
 from uadjax.serve.settings import Settings
-from uadjax.types import DataError
+from uadjax.system import http
 
 _JSON, _FORM = 'application/json', 'multipart/form-data'
 _RAW = (
@@ -157,7 +158,7 @@ def picture(image: bytes | str, ops: preprocess.Ops, settings: Settings) -> Pict
     Refused: it cannot be read, may not be, or has too many pixels.
   """
   try:
-    content = fetch.get(image, settings.access) if isinstance(image, str) else image
+    content = http.get(image, settings.access) if isinstance(image, str) else image
     height, width = preprocess.image_size(content)
     if height * width > settings.max_pixels:
       raise Refused(

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax import fetch, runtimes, sharding, telemetry
-from uadjax.types import ConfigError, MissingDevice
+from uadjax import runtimes
+from uadjax.distributed import mesh
+from uadjax.errors import ConfigError
+from uadjax.system import http, logging
+from uadjax.types import MissingDevice
 
 _BACKENDS = 'jax', *runtimes.BACKENDS
 
@@ -35,7 +38,7 @@ class Settings(NamedTuple):
   deadline_s: float = 30.0
   max_bytes: int = 32 << 20
   max_pixels: int = 50_000_000
-  access: fetch.Access = fetch.Access(urls=False)
+  access: http.Access = http.Access(urls=False)
   token: str = ''
   drain_s: float = 30.0
 
@@ -55,15 +58,15 @@ def with_what_is_there(settings: Settings) -> Settings:
     ConfigError, UnknownName: no device or runtime is called so.
   """
   try:
-    sharding.devices(settings.device)
+    mesh.devices(settings.device)
   except MissingDevice as error:
-    telemetry.LOG.warning('Serving with device=auto: %s', error)
+    logging.LOG.warning('Serving with device=auto: %s', error)
     settings = settings._replace(device='auto')
   if settings.backend in runtimes.BACKENDS[1:]:
     try:
       runtimes.chosen(settings.backend)
     except ConfigError as error:
-      telemetry.LOG.warning('Serving with backend=auto: %s', error)
+      logging.LOG.warning('Serving with backend=auto: %s', error)
       settings = settings._replace(backend=runtimes.BACKENDS[0])
   return settings
 
@@ -82,7 +85,7 @@ def check(settings: Settings) -> None:
     value = getattr(settings, name)
     if not value > 0:
       raise ConfigError(f'{name} must be positive, got {value}.')
-  sharding.devices(settings.device)  # Raises where there is none.
+  mesh.devices(settings.device)  # Raises where there is none.
   if settings.backend not in _BACKENDS:
     raise ConfigError(f'backend must be one of {_BACKENDS}, got {settings.backend!r}.')
   if settings.token and (not settings.token.isascii() or ' ' in settings.token):

@@ -18,9 +18,10 @@ import threading
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from uadjax import config as configs, files, telemetry, workdir as workdirs
+from uadjax import config as configs, workdir as workdirs
+from uadjax.errors import ConfigError
 from uadjax.sweep import results, slots
-from uadjax.types import ConfigError
+from uadjax.system import files, logging
 
 _ABOUT, _LOCK = 'sweep.json', '.lock'
 _LAST_LINES = 3  # Of what a process says that leaves no result.
@@ -130,14 +131,14 @@ def sweep(
       yield from (one.result() for one in ended)
       if not ended:
         under, more = len(under_way), len(left) - len(under_way)
-        telemetry.LOG.info('%d runs under way, %d to come.', under, more)
+        logging.LOG.info('%d runs under way, %d to come.', under, more)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
       over.set()
       stopping = list(under_way)
     if stopping:
-      telemetry.LOG.info('Stopping %d runs.', len(stopping))
+      logging.LOG.info('Stopping %d runs.', len(stopping))
     for process in stopping:
       process.terminate()
     for process in stopping:
@@ -182,7 +183,7 @@ def _carried_out(
         pass_fds=(lock_file.fileno(),),  # Locked as long as it runs, whatever becomes of us.
       )
       under_way.add(process)
-    telemetry.LOG.info('%s: begins on %s; log: %s', run, place.name, folder / 'train.log')
+    logging.LOG.info('%s: begins on %s; log: %s', run, place.name, folder / 'train.log')
     with process:
       process.wait()
       with lock:

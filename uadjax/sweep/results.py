@@ -6,7 +6,8 @@ from pathlib import Path
 import statistics
 from typing import Any, NamedTuple
 
-from uadjax import files, tables
+from uadjax import tables
+from uadjax.system import files
 
 Told = dict[str, Any]  # What a run tells of itself, without nesting.
 # Detector, category, what each seed told.

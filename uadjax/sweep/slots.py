@@ -15,16 +15,17 @@ import sys
 from typing import NamedTuple
 
 import uadjax
-from uadjax import threads
-from uadjax.types import ConfigError
+from uadjax.errors import ConfigError
+from uadjax.system import threads
 
 # In a process of its own: what asks JAX for its devices keeps them until it ends.
 _ASKED = """
 import sys
-from uadjax import sharding, types
+from uadjax.distributed import mesh
+from uadjax import errors
 try:
-  found = sharding.devices(sys.argv[1])
-except types.UserError as error:
+  found = mesh.devices(sys.argv[1])
+except errors.UserError as error:
   sys.exit(str(error))
 print(found[0].platform, *(device.local_hardware_id for device in found))
 """

@@ -115,7 +115,7 @@ function label(value) {
   return value <= (image ?? Infinity) ? 'review' : 'NG';
 }
 
-// As `uadjax.visualize.scale` has it: the threshold is in the middle, so that half of the colors
+// As `uadjax.visualization.heatmap.scale` has it: the threshold is in the middle, so that half of the colors
 // are defects, and the map of a good image is not blown up.
 function scale(map) {
   const sorted = map.slice().sort();

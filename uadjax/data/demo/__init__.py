@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from uadjax import files
 from uadjax.data.demo import picture
-from uadjax.types import ConfigError, silently, Track, UnknownName
+from uadjax.errors import ConfigError, UnknownName
+from uadjax.system import files
+from uadjax.system.progress import silently, Track
 
 CATEGORY = 'disc'  # Where none is named.
 TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')

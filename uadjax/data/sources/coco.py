@@ -14,7 +14,9 @@ from jaxtyping import Bool
 import numpy as np
 
 from uadjax.data.sources import labelme, outlines, samples
-from uadjax.types import DataError, Track
+from uadjax.errors import DataError
+from uadjax.numerics import regions
+from uadjax.system.progress import Track
 
 _SHOWN = 5  # Files that cannot be used; a folder of LabelMe's has one per image.
 _HELD_OUT = ('val', 'valid', 'validation', 'test')  # In the path of a JSON file.
@@ -172,4 +174,4 @@ def _runs(segmentation: dict[str, Any], height: int, width: int) -> Bool[np.ndar
     isinstance(counts, list) and all(isinstance(count, int) for count in counts)
   ):
     raise DataError('its run lengths are neither a list of integers nor a string')
-  return outlines.runs(counts, height, width)
+  return regions.runs(counts, height, width)

@@ -20,7 +20,8 @@ import numpy as np
 
 from uadjax.data import preprocess
 from uadjax.data.sources import outlines, samples
-from uadjax.types import DataError, Track
+from uadjax.errors import DataError
+from uadjax.system.progress import Track
 
 Draw = Callable[[Float[np.ndarray, 'n 2'], int, int], Bool[np.ndarray, 'h w']]
 

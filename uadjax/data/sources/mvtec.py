@@ -5,7 +5,9 @@ from pathlib import Path
 
 from uadjax.data import datasets, preprocess
 from uadjax.data.sources import samples
-from uadjax.types import DataError, Record, Track
+from uadjax.errors import DataError
+from uadjax.system.progress import Track
+from uadjax.types import Record
 
 
 def read(source: Path, track: Track) -> samples.Found:

@@ -3,7 +3,6 @@
 Letters: h w image, n points.
 """
 
-from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image, ImageDraw
 
-from uadjax.types import DataError
+from uadjax.errors import DataError
 
 _FAR = 1e6  # Pixels; Pillow counts them in 32 bits, and no image is that large.
 
@@ -76,32 +75,3 @@ def ring(outline: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np.ndarray, 
   np.add.at(swaps, (row, column), 1)
   inside = np.cumsum(swaps[:, :w], axis=1) % 2 == 1
   return inside if inside.any() else polygon(outline, h, w)
-
-
-def runs(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.ndarray, 'h w']:
-  """Decode COCO's run lengths, column by column and background first, compressed or not."""
-  lengths = decompress(counts) if isinstance(counts, str) else counts
-  if sum(lengths) != h * w or min(lengths, default=-1) < 0:
-    raise DataError(f'its run lengths sum to {sum(lengths)}, not to {w}x{h} pixels')
-  values = np.arange(len(lengths)) % 2 == 1
-  return np.repeat(values, lengths).reshape(w, h).T
-
-
-def decompress(text: str) -> list[int]:
-  """Read COCO's compressed run lengths: six bits a character, differences from the last but one.
-
-  As `rleFrString` of cocoapi's maskApi.c.
-  """
-  counts: list[int] = []
-  value = shift = 0
-  for character in text:
-    bits = ord(character) - 48
-    if not 0 <= bits < 64:
-      raise DataError(f'the character {character!r} is none of compressed run lengths')
-    value |= (bits & 31) << shift
-    shift += 5
-    if not bits & 32:  # The last of this number; its sign is in bit 16.
-      value -= (1 << shift) if bits & 16 else 0
-      counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-      value = shift = 0
-  return counts

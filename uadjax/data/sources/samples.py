@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from uadjax.data import datasets, preprocess
-from uadjax.types import DataError, Track
+from uadjax.errors import DataError
+from uadjax.system.progress import Track
 
 GOOD = 'good'
 EXCLUDED = ('__ignore__', '_background_')  # Labels that mark no defect, as labelme names them.

@@ -17,7 +17,8 @@ from PIL import Image
 
 from uadjax.data import preprocess
 from uadjax.data.sources import outlines, samples
-from uadjax.types import DataError, Track
+from uadjax.errors import DataError
+from uadjax.system.progress import Track
 
 _VOID = 255  # Neither defect nor background, in a mask of class numbers...
 _VOID_COLOR = (224, 224, 192)  # ... and in one of colors.

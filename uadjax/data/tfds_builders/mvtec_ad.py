@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from uadjax.data import datasets, preprocess
-from uadjax.types import DataError, Record
+from uadjax.errors import DataError
+from uadjax.types import Record
 
 _ARCHIVE = 'mvtec_anomaly_detection.tar.xz'
 _CITATION = """\

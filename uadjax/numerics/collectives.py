@@ -6,7 +6,9 @@ split over; None where it is not split, and the one shard is all there is. It ne
 Letters: s shards, n rows of a shard, m rows that are asked for.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import numpy as jnp
@@ -79,3 +81,24 @@ def fetched(rows: Array, at: Int[Array, '...'], axis: str | None) -> Array:
   own = jnp.where(here, local, 0)
   mask = here.reshape(*at.shape, *(1,) * (rows.ndim - 1))
   return jax.lax.psum(jnp.where(mask, rows[own], jnp.zeros((), rows.dtype)), axis)
+
+
+class Shards(NamedTuple):
+  """Over how many devices batches are split, and what is learned where it can be.
+
+  Attributes:
+    number: of parts, all of the same size.
+    over: (function, given, gives) -> the function of whole arrays that runs `function(..., axis)`
+      on each part. `given`, a tuple, tells of the arguments and `gives` of the result whether they
+      are split along the first axis (True) or the same on all (False), for leaves or whole trees.
+  """
+
+  number: int
+  over: Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
+
+
+def _on_one(function: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:
+  return functools.partial(function, axis=None)
+
+
+ALONE = Shards(1, _on_one)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib import collections as shapes, ticker
 import numpy as np
 
-from uadjax import page
+from uadjax.visualization import figures
 
 # Okabe and Ito 2008: told apart by every color-blind reader.
 _RIGHT = {True: '#56B4E9', False: '#E69F00'}  # Good and defective, as they should be called,
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def panel(
-  figure: page.Figure, box: page.Box, rows: Sequence[Row], review: float, ng: float
+  figure: figures.Figure, box: figures.Box, rows: Sequence[Row], review: float, ng: float
 ) -> None:
   """Draw a strip for each row; beside it how many of its images are called what.
 
@@ -44,13 +44,13 @@ def panel(
   """
   title = 'Scores: where images lie'
   if not rows:
-    page.sentence(page.titled(figure, box, title, 0.5, 0.5), 'There are no images.')
+    figures.sentence(figures.titled(figure, box, title, 0.5, 0.5), 'There are no images.')
     return
   names = [_folded(row.name, int(3.2 * box.width)) for row in rows]
-  left = 0.28 + page.widest(figure, '\n'.join(names).split('\n'), _SMALL)
+  left = 0.28 + figures.widest(figure, '\n'.join(names).split('\n'), _SMALL)
   columns = [name for name in _COLUMNS if name != 'review' or review < ng]
   right = 0.12 + sum(_COLUMNS[name] for name in columns)
-  axes = page.titled(figure, box, title, left, right, top=1.03, bottom=0.82)
+  axes = figures.titled(figure, box, title, left, right, top=1.03, bottom=0.82)
   every = np.concatenate([row.scores for row in rows]).astype(np.float64)
   # A bin is as wide as can be seen and hovered over: an eighth of an inch.
   edges, log = bins(every, review, ng, int(8 * _inches(axes)[0]))
@@ -115,7 +115,7 @@ def counted(
 
 
 def _strip(
-  axes: page.Axes,
+  axes: figures.Axes,
   base: float,
   row: Row,
   edges: Float[np.ndarray, ' k'],
@@ -138,7 +138,7 @@ def _strip(
   axes.axhline(base, color='#D0D0D0', linewidth=0.7, zorder=0)
 
 
-def _mark_thresholds(axes: page.Axes, left: float, review: float, ng: float) -> None:
+def _mark_thresholds(axes: figures.Axes, left: float, review: float, ng: float) -> None:
   """Draw the thresholds; name them above the rows, each at a height of its own."""
   marks: list[tuple[str, float, float, Any]] = [('NG', ng, 0.42, '-')]
   if review < ng:
@@ -150,7 +150,7 @@ def _mark_thresholds(axes: page.Axes, left: float, review: float, ng: float) -> 
     if np.isfinite(threshold):
       top = 1 + (up + 0.14) / height
       ends = {'transform': axes.get_xaxis_transform(), 'clip_on': False, 'linestyle': dashes}
-      axes.plot([threshold, threshold], [0, top], color=page.INK, linewidth=1.1, **ends)
+      axes.plot([threshold, threshold], [0, top], color=figures.INK, linewidth=1.1, **ends)
       across = axes.transAxes.inverted().transform(axes.transData.transform((threshold, 0)))[0]
       # The words stand to the left, over the names, where there is room for them.
       side, shift = ('right', -0.05) if left + across * width > 1.75 else ('left', 0.05)
@@ -161,7 +161,7 @@ def _mark_thresholds(axes: page.Axes, left: float, review: float, ng: float) -> 
 
 
 def _table(
-  axes: page.Axes, rows: Sequence[Row], columns: Sequence[str], review: float, ng: float
+  axes: figures.Axes, rows: Sequence[Row], columns: Sequence[str], review: float, ng: float
 ) -> None:
   """Write beside each row how many of its images are called what; what is wrong, dark."""
   width, height = _inches(axes)
@@ -183,7 +183,7 @@ def _table(
         va='center_baseline',
         size=_SMALL,
         weight='bold' if wrong else 'normal',
-        color=_WRONG[row.good] if wrong else page.INK,
+        color=_WRONG[row.good] if wrong else figures.INK,
         transform=axes.get_yaxis_transform(),
       )
 
@@ -191,13 +191,13 @@ def _table(
 def _folded(name: str, letters: int) -> str:
   """Write a name in one or two lines of at most so many letters."""
   lines = textwrap.wrap(
-    page.printable(name), letters, break_long_words=False, break_on_hyphens=False
+    figures.printable(name), letters, break_long_words=False, break_on_hyphens=False
   )
   if len(lines) > 2:
-    lines = [page.shortened(page.printable(name), letters)]
-  return '\n'.join(page.shortened(line, letters) for line in lines)
+    lines = [figures.shortened(figures.printable(name), letters)]
+  return '\n'.join(figures.shortened(line, letters) for line in lines)
 
 
-def _inches(axes: page.Axes) -> tuple[float, float]:
+def _inches(axes: figures.Axes) -> tuple[float, float]:
   """Width and height of axes."""
-  return axes.bbox.width / page.DPI, axes.bbox.height / page.DPI
+  return axes.bbox.width / figures.DPI, axes.bbox.height / figures.DPI

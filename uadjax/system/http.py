@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple
 import urllib.parse
 
-from uadjax.types import DataError
+from uadjax.errors import DataError
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _FOLLOWED = 3

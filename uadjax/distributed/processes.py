@@ -24,8 +24,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from uadjax import launchers
-from uadjax.types import Config, ConfigError, Interrupted, UserError
+from uadjax.distributed import cluster_env
+from uadjax.errors import ConfigError, Interrupted, UserError
+from uadjax.types import Config
 
 _SHARED = ('checkpoints', 'config.yaml')  # Of a run's folder: what going on with it needs.
 # What JAX, gloo and its coordination service say of a process that is gone.
@@ -75,8 +76,8 @@ def join(options: Config, failed: Failed | None = None) -> None:
   how = options.coordinator
   if jax.distributed.is_initialized():
     return
-  launched = launchers.launched()
-  if how == 'none' or (how == 'auto' and not (launched or launchers.on_tpu())):
+  launched = cluster_env.launched()
+  if how == 'none' or (how == 'auto' and not (launched or cluster_env.on_tpu())):
     return
   known = {}
   if how not in ('auto', 'jax'):
@@ -90,10 +91,10 @@ def join(options: Config, failed: Failed | None = None) -> None:
         'from 0.'
       )
     known = {'coordinator_address': how, 'num_processes': count, 'process_id': index}
-  elif launched and not launchers.known_to_jax(launched):  # It would ask SLURM, where that is.
+  elif launched and not cluster_env.known_to_jax(launched):  # It would ask SLURM, where that is.
     raise ConfigError(_UNKNOWN)
   elif launched and launched.by_slurm:
-    launchers.port_of_step()
+    cluster_env.port_of_step()
   late = Lost(
     f'The processes of this run did not meet within hosts.wait_s={options.wait_s} s '
     f'(hosts.coordinator={how}). Start all of them, with the same coordinator.'
@@ -105,7 +106,7 @@ def join(options: Config, failed: Failed | None = None) -> None:
   try:
     jax.distributed.initialize(
       **known,
-      local_device_ids=launchers.gpus(launched),
+      local_device_ids=cluster_env.gpus(launched),
       initialization_timeout=options.wait_s + _LONGER_S,
       heartbeat_timeout_seconds=options.heartbeat_s,
     )
@@ -141,11 +142,11 @@ def part(told: str, asking: bool = True) -> tuple[int, int]:
     ConfigError: it is neither.
   """
   if told == 'auto':
-    launched = launchers.launched()
+    launched = cluster_env.launched()
     if launched:
       return launched.rank, launched.size
     # Else there is nobody to ask, and asking would take the memory of all GPUs.
-    ask = jax.distributed.is_initialized() or (asking and launchers.on_tpu())
+    ask = jax.distributed.is_initialized() or (asking and cluster_env.on_tpu())
     return share() if ask else (0, 1)
   found = re.fullmatch(r'(\d+)/(\d+)', told)
   index, count = map(int, found.groups()) if found else (0, 0)

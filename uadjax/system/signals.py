@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any
 
-from uadjax.types import Interrupted
+from uadjax.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AGAIN_S = 0.05

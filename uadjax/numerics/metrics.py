@@ -9,11 +9,12 @@ h w image, r regions of its ground truth.
 
 from collections.abc import Iterable, Iterator
 from concurrent import futures
-from typing import cast, NamedTuple
+from typing import NamedTuple
 
-from jaxtyping import Bool, Float, Int, Int32, Int64
+from jaxtyping import Bool, Float, Int, Int64
 import numpy as np
-from scipy import ndimage
+
+from uadjax.numerics import regions
 
 # Normal scores sorted at once: 128 MiB. More would hardly be faster, less searches more often.
 _BATCH = 1 << 25
@@ -126,17 +127,9 @@ def au_pro(r: Ranking, limit: float = 0.3) -> float:
   return float(area / limit)
 
 
-def regions(
-  mask: Bool[np.ndarray, 'h w'],
-) -> tuple[Int32[np.ndarray, 'h w'], Int64[np.ndarray, ' r']]:
-  """Number the 8-connected regions of a mask from 1 on; with their sizes in pixels."""
-  labels, count = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
-  return labels, np.bincount(labels[mask], minlength=count + 1)[1:]
-
-
 def region_weights(mask: Bool[np.ndarray, 'h w']) -> Float[np.ndarray, ' m']:
   """One over the size of its region for each pixel of `x[mask]`: every region weighs one."""
-  labels, sizes = regions(mask)
+  labels, sizes = regions.label_regions(mask)
   return (1 / sizes)[labels[mask] - 1]
 
 
@@ -144,7 +137,7 @@ def region_hits(
   pred: Bool[np.ndarray, 'h w'], truth: Bool[np.ndarray, 'h w']
 ) -> tuple[Int64[np.ndarray, ' r'], Bool[np.ndarray, ' r']]:
   """Sizes of the true regions in pixels, and whether any pixel of theirs is marked."""
-  labels, sizes = regions(truth)
+  labels, sizes = regions.label_regions(truth)
   return sizes, np.bincount(labels[pred], minlength=len(sizes) + 1)[1:] > 0
 
 

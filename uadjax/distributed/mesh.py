@@ -14,8 +14,10 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax import threads
-from uadjax.types import ALONE, ConfigError, MissingDevice, Shards
+from uadjax.errors import ConfigError
+from uadjax.numerics.collectives import ALONE, Shards
+from uadjax.system import threads
+from uadjax.types import MissingDevice
 
 Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')

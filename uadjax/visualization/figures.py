@@ -21,7 +21,7 @@ from matplotlib import axes as mpl_axes, figure as mpl_figure, font_manager
 from matplotlib.backends import backend_agg
 import numpy as np
 
-from uadjax import pen
+from uadjax.visualization import pil_drawing
 
 Axes = mpl_axes.Axes
 Figure = mpl_figure.Figure
@@ -311,6 +311,6 @@ def printable(text: str) -> str:
 def _fonts() -> tuple[list[str], frozenset[int]]:
   """Families to write with, and the characters that they have."""
   installed = set(font_manager.get_font_names())
-  families = ['DejaVu Sans', *(name for name in pen.EASTERN if name in installed)]
+  families = ['DejaVu Sans', *(name for name in pil_drawing.EASTERN if name in installed)]
   fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families]
   return families, frozenset().union(*(font.get_charmap() for font in fonts))

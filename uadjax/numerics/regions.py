@@ -1,0 +1,95 @@
+"""Connected regions of masks, and masks as run lengths.
+
+Letters: h w image, r regions.
+"""
+
+from collections.abc import Sequence
+from typing import cast, NamedTuple
+
+from jaxtyping import Bool, Float, Int32, Int64
+import numpy as np
+from scipy import ndimage
+
+from uadjax.errors import DataError
+
+
+def label_regions(
+  mask: Bool[np.ndarray, 'h w'],
+) -> tuple[Int32[np.ndarray, 'h w'], Int64[np.ndarray, ' r']]:
+  """Number the 8-connected regions of a mask from 1 on; with their sizes in pixels."""
+  labels, count = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
+  return labels, np.bincount(labels[mask], minlength=count + 1)[1:]
+
+
+class Region(NamedTuple):
+  """Marked pixels that touch each other, at a corner at least.
+
+  Attributes:
+    box: left, top, right, bottom in pixels of the original; the last two are just outside.
+    area: number of pixels.
+    peak: the largest map value.
+    at: where that is, x and y.
+  """
+
+  box: tuple[int, int, int, int]
+  area: int
+  peak: float
+  at: tuple[int, int]
+
+
+def regions(marked: Bool[np.ndarray, 'h w'], map: Float[np.ndarray, 'h w']) -> list[Region]:
+  """Find what is marked, from the top down."""
+  if not marked.any():
+    return []  # There may be no pixel at all.
+  labels, sizes = label_regions(marked)
+  found = []
+  for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+    inside = labels[rows, columns] == number
+    values = np.where(inside, map[rows, columns], -np.inf)
+    y, x = divmod(int(values.argmax()), values.shape[1])
+    found.append(
+      Region(
+        box=(columns.start, rows.start, columns.stop, rows.stop),
+        area=int(sizes[number - 1]),
+        peak=float(values[y, x]),
+        at=(columns.start + x, rows.start + y),
+      )
+    )
+  return found
+
+
+def run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:
+  """Write a mask as COCO's uncompressed run lengths: down the columns, beginning with zeros."""
+  flat = mask.ravel(order='F')
+  ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+  counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+  return {'size': list(mask.shape), 'counts': [0, *counts] if flat.size and flat[0] else counts}
+
+
+def runs(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.ndarray, 'h w']:
+  """Decode COCO's run lengths, column by column and background first, compressed or not."""
+  lengths = decompress(counts) if isinstance(counts, str) else counts
+  if sum(lengths) != h * w or min(lengths, default=-1) < 0:
+    raise DataError(f'its run lengths sum to {sum(lengths)}, not to {w}x{h} pixels')
+  values = np.arange(len(lengths)) % 2 == 1
+  return np.repeat(values, lengths).reshape(w, h).T
+
+
+def decompress(text: str) -> list[int]:
+  """Read COCO's compressed run lengths: six bits a character, differences from the last but one.
+
+  As `rleFrString` of cocoapi's maskApi.c.
+  """
+  counts: list[int] = []
+  value = shift = 0
+  for character in text:
+    bits = ord(character) - 48
+    if not 0 <= bits < 64:
+      raise DataError(f'the character {character!r} is none of compressed run lengths')
+    value |= (bits & 31) << shift
+    shift += 5
+    if not bits & 32:  # The last of this number; its sign is in bit 16.
+      value -= (1 << shift) if bits & 16 else 0
+      counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+      value = shift = 0
+  return counts
