@@ -31,7 +31,7 @@ import numpy as np
 from scipy import special
 
 from uadjax import calibrate, sweep, tables
-from uadjax.data import datasets
+from uadjax.data import layouts
 from uadjax.sweep import results, slots
 
 _TITLES = (
@@ -196,7 +196,7 @@ def main() -> None:
   flags.config = flags.config or ['configs/padim.py']
   flags.budgets = [float(budget) for budget in flags.budgets.split(',')]
   categories = [
-    name for group in flags.categories.split(',') for name in datasets.expand(flags.root, group)
+    name for group in flags.categories.split(',') for name in layouts.expand(flags.root, group)
   ]
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
   runs = sweep.plan(flags.config, categories, seeds)

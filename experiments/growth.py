@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from uadjax import tables
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, layouts, transforms
 from uadjax.sweep import results
 
 Fit = dict[str, Any]  # A line of the log.
@@ -61,8 +61,8 @@ _BOUNDED = Way(
 
 def sources(root: str, category: str) -> list[UInt8[np.ndarray, '256 256 3']]:
   """The good images at network size."""
-  ops = preprocess.parse('resize(256)')
-  return [ops.apply(preprocess.decode(one.path)) for one in datasets.load(root, category).train]
+  ops = transforms.parse('resize(256)')
+  return [ops.apply(image_io.decode(one.path)) for one in layouts.load(root, category).train]
 
 
 def grow(

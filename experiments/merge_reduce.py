@@ -18,7 +18,7 @@ import statistics
 import fresh
 
 from uadjax import tables
-from uadjax.data import datasets
+from uadjax.data import layouts
 from uadjax.numerics import coreset
 from uadjax.sweep import results
 
@@ -82,7 +82,7 @@ def main() -> None:
   parser.add_argument('--share', type=float, default=0.25)
   parser.add_argument('--workdir', type=Path, default=Path('runs/merge_reduce'))
   flags = parser.parse_args()
-  images = len(datasets.load(flags.root, flags.category).train)
+  images = len(layouts.load(flags.root, flags.category).train)
   limits, batch = caps(images, flags.share)
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
   pairs = [measure(flags, seed, limits, batch) for seed in seeds]

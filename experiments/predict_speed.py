@@ -18,8 +18,9 @@ import time
 import fresh
 import numpy as np
 
-from uadjax import create_model, inputs, predict, tables
-from uadjax.data import datasets
+from uadjax import create_model, predict, tables
+from uadjax.data import inputs
+from uadjax.data.layouts import scanning
 from uadjax.system import memory, threads
 
 
@@ -47,7 +48,7 @@ def scoring(predictor: predict.Predictor, pixels: list[np.ndarray], rows: int) -
 
 def measure(predictor: predict.Predictor, folder: Path, rows: int, rounds: int) -> list[str]:
   """One line of the table."""
-  paths = datasets.below(folder)
+  paths = scanning.below(folder)
   pixels = reading(predictor, paths)
   list(predictor.predict(paths[: rows * len(predictor.devices)], rows))  # Compiles.
   seconds: dict[str, list[float]] = {'reading': [], 'scoring': [], 'predicting': []}
@@ -89,7 +90,7 @@ def main() -> None:
   print(tables.markdown(titles, rows))
   print(
     f'\n{predictor.model.name}, {len(predictor.devices)} devices, '
-    f'{len(datasets.below(flags.images))} images. {fresh.machine()}.'
+    f'{len(scanning.below(flags.images))} images. {fresh.machine()}.'
   )
 
 

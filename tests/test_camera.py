@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax.data import preprocess
+from uadjax.data import transforms
 from uadjax.export import camera
 
 OPS = (
@@ -39,7 +39,7 @@ CASES = [
 
 def test_bytes_come_out_as_pillow_has_them():
   for text, size in CASES:
-    ops, image = preprocess.parse(text), _noise(size)
+    ops, image = transforms.parse(text), _noise(size)
     np.testing.assert_array_equal(_shrunk(ops, image), ops.apply(image), f'{text}, {size}')
 
 
@@ -50,12 +50,12 @@ def test_bytes_come_out_as_pillow_has_them():
 )
 @hypothesis.settings(max_examples=10)  # Each is compiled.
 def test_at_any_two_sizes(before, after, seed):
-  ops, image = preprocess.parse(f'resize({after[0]}, {after[1]})'), _noise(before, seed)
+  ops, image = transforms.parse(f'resize({after[0]}, {after[1]})'), _noise(before, seed)
   np.testing.assert_array_equal(_shrunk(ops, image), ops.apply(image))
 
 
 def test_white_stays_white_and_black_black():
-  ops = preprocess.parse('resize(7, 11)')
+  ops = transforms.parse('resize(7, 11)')
   for value in (0, 255):
     image = np.full((50, 60, 3), value, np.uint8)
     np.testing.assert_array_equal(_shrunk(ops, image), image[:7, :11])
@@ -63,7 +63,7 @@ def test_white_stays_white_and_black_black():
 
 def test_maps_go_back_as_they_do_elsewhere():
   for text, size in CASES:
-    ops = preprocess.parse(text)
+    ops = transforms.parse(text)
     maps = np.random.default_rng(1).normal(size=(2, ops.height, ops.width)).astype(np.float32)
     want = np.stack([ops.restore(map, *size).map for map in maps])
     got = jax.jit(lambda maps, ops=ops, size=size: camera.enlarge(maps, ops, *size))(

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import check, datasets, preprocess, problems
+from uadjax.data import checks, image_io, layouts, problems
 from uadjax.errors import ConfigError, DataError
 
 SIZE = 24
@@ -198,7 +198,7 @@ BAD = [
 ]  # fmt: skip
 
 
-def found(report: check.Report) -> list[tuple[str, str, str]]:
+def found(report: checks.Report) -> list[tuple[str, str, str]]:
   return [
     (p.severity, p.kind, p.path.relative_to(report.directory).as_posix()) for p in report.problems
   ]
@@ -207,13 +207,13 @@ def found(report: check.Report) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_what_is_right_passes(tmp_path, layout):
   LAYOUTS[layout](tmp_path / 'my parts')
-  report = check.check(tmp_path, 'my parts')
+  report = checks.check(tmp_path, 'my parts')
   lacking = [('warning', 'no good test images', '.')] if layout == 'folder' else []
   assert found(report) == lacking
   assert report.passed
   assert str(report).startswith('Check dataset passed !')
-  assert report.splits == datasets.load(tmp_path, 'my parts', layout)
-  check.demand(report)
+  assert report.splits == layouts.load(tmp_path, 'my parts', layout)
+  checks.demand(report)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -223,9 +223,9 @@ def test_each_problem_is_told(tmp_path, layout):
       continue
     root, case = tmp_path / f'{number}', (layout, kind, path)
     LAYOUTS[layout](root)
-    before = set(found(check.check(root, layout=layout)))
+    before = set(found(checks.check(root, layout=layout)))
     spoil(root)
-    report = check.check(root, layout=layout)
+    report = checks.check(root, layout=layout)
     assert (severity, kind, path) in set(found(report)) - before, case
     problem = report.problems[found(report).index((severity, kind, path))]
     assert re.search(told, problem.message), case
@@ -234,7 +234,7 @@ def test_each_problem_is_told(tmp_path, layout):
     assert problem.message in str(report), case
     if severity == 'error':
       with pytest.raises(DataError, match=r'(?s)failed.*check\.enforce=false'):
-        check.demand(report)
+        checks.demand(report)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -246,20 +246,20 @@ def test_all_problems_are_told_at_once_errors_first_and_always_alike(tmp_path, l
     if where == layout and path != '.' and kind != 'empty split' and (kind, path) not in HIDDEN:
       spoil(tmp_path)
       expected.add((severity, kind, path))
-  report = check.check(tmp_path, layout=layout)
+  report = checks.check(tmp_path, layout=layout)
   assert expected <= set(found(report))
   assert len(expected) >= {'mvtec': 12, 'folder': 2, 'seglist': 7}[layout]
   severities = [problem.severity for problem in report.problems]
   assert severities == sorted(severities)
-  assert check.check(tmp_path, layout=layout) == report
+  assert checks.check(tmp_path, layout=layout) == report
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_of_what_is_right_all_is_used_and_nothing_is_said(tmp_path, layout):
   LAYOUTS[layout](tmp_path)
-  report = check.check(tmp_path)
-  assert check.salvage(report) == check.demand(report) == report.splits
-  assert check.left_out(report, check.salvage(report)) == ''
+  report = checks.check(tmp_path)
+  assert checks.salvage(report) == checks.demand(report) == report.splits
+  assert checks.left_out(report, checks.salvage(report)) == ''
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -268,15 +268,15 @@ def test_of_what_is_wrong_all_is_used_that_can_be(tmp_path, layout):
   for where, spoil, *_, kind, path, _ in BAD:
     if where == layout and kind not in ('empty split', 'too few images') and path != '.':
       spoil(tmp_path)
-  report = check.check(tmp_path, layout=layout)
+  report = checks.check(tmp_path, layout=layout)
   before = {record.path: record for record in (*report.splits.train, *report.splits.test)}
-  train, test = check.salvage(report)
+  train, test = checks.salvage(report)
   assert train
   assert not any(record.anomalous for record in train)
   for record in (*train, *test):
-    height, width = preprocess.decode(record.path).shape[:2]
+    height, width = image_io.decode(record.path).shape[:2]
     if record.mask:
-      assert preprocess.read_raw(record.mask).values.shape == (height, width)
+      assert image_io.read_raw(record.mask).values.shape == (height, width)
     assert record.defect == before[record.path].defect
   # Neither is anything left out that can be used.
   wrong = {problem.path for problem in report.errors}
@@ -288,7 +288,7 @@ def test_what_fits_no_mask_is_still_known_to_be_defective(tmp_path):
   mvtec(tmp_path)
   (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
-  test = check.salvage(check.check(tmp_path)).test
+  test = checks.salvage(checks.check(tmp_path)).test
   masks = {record.path.parent.name + record.path.stem: record.mask for record in test}
   assert masks['cut0'] is masks['cut1'] is None
   assert masks['hole0'] == tmp_path / 'ground_truth/hole/0_mask.png'
@@ -301,7 +301,7 @@ def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
   line(tmp_path, 'train.txt', 'images/new.png annotations/new.png')
   picture(tmp_path / 'images/new.png', 400)
   (tmp_path / 'annotations/new.png').write_bytes(b'')
-  train, test = check.salvage(check.check(tmp_path))
+  train, test = checks.salvage(checks.check(tmp_path))
   assert [record.path.stem for record in train] == ['0', '1', '2', '3']
   assert [record.path.name for record in test if record.anomalous] == ['0.png']
   assert tmp_path / 'images/cut/1.png' not in {record.path for record in test}
@@ -311,8 +311,8 @@ def test_a_folder_tells_that_an_image_is_good_whatever_its_mask(tmp_path):
   mvtec(tmp_path)
   mask(tmp_path / 'ground_truth/good/0_mask.png')
   (tmp_path / 'ground_truth/good/0_mask.png').write_bytes(b'?')
-  report = check.check(tmp_path)
-  kept = {r.path: r.mask for r in check.salvage(report).test}
+  report = checks.check(tmp_path)
+  kept = {r.path: r.mask for r in checks.salvage(report).test}
   assert kept[tmp_path / 'test/good/0.png'] is None
   assert len(kept) == len(report.splits.test)
 
@@ -322,12 +322,12 @@ def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
   copy(tmp_path, 'train/good/0.png', 'train/good/again.png')
   copy(tmp_path, 'train/good/0.png', 'test/cut/same.png')  # Defective: no copy may be learned.
   copy(tmp_path, 'train/good/1.png', 'test/good/same.png')
-  report = check.check(tmp_path)
-  train, test = check.salvage(report)
+  report = checks.check(tmp_path)
+  train, test = checks.salvage(report)
   assert [record.path.name for record in train] == ['1.png', '2.png', '3.png']
   assert tmp_path / 'test/cut/same.png' in {record.path for record in test}
   assert tmp_path / 'test/good/same.png' not in {record.path for record in test}
-  told = check.left_out(report, check.salvage(report))
+  told = checks.left_out(report, checks.salvage(report))
   assert '2 of 5 images to learn from, 1 of 7 images to test on.' in told
 
 
@@ -335,8 +335,8 @@ def test_masks_that_are_left_out_are_counted(tmp_path):
   mvtec(tmp_path)
   (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
-  report = check.check(tmp_path)
-  told = check.left_out(report, check.salvage(report))
+  report = checks.check(tmp_path)
+  told = checks.left_out(report, checks.salvage(report))
   assert told == 'Left out for what the check found: the masks of 2 other images.'
   assert 'unreadable files among them and their masks: 1. Errors: 2' in str(report)
 
@@ -355,7 +355,7 @@ def test_labels_of_other_tools_are_known_by_their_ends(tmp_path):
     root = tmp_path / f'{number}'
     folder(root)
     (root / 'good' / name).write_text(content)
-    told = [p.message for p in check.check(root).problems if p.kind == 'labels of another tool']
+    told = [p.message for p in checks.check(root).problems if p.kind == 'labels of another tool']
     assert len(told) == bool(tool), content[:40]
     assert all(f'src_dataset_type={tool}.' in message for message in told), told
 
@@ -365,7 +365,7 @@ def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
   for path in (tmp_path / 'train/good').iterdir():
     path.write_bytes(b'')
   with pytest.raises(DataError, match=r'(?s)is empty.*Nothing is left to learn from'):
-    check.salvage(check.check(tmp_path))
+    checks.salvage(checks.check(tmp_path))
 
 
 HIDDEN = {('empty mask', 'ground_truth/hole/0_mask.png')}  # For another bad input removes it.
@@ -374,8 +374,8 @@ HIDDEN = {('empty mask', 'ground_truth/hole/0_mask.png')}  # For another bad inp
 def test_the_threshold_decides_what_a_defect_is(tmp_path):
   seglist(tmp_path)
   mask(tmp_path / 'annotations/cut_0.png', 9)
-  assert [r.defect for r in check.check(tmp_path).splits.test] == ['good', 'cut', 'good', 'cut']
-  report = check.check(tmp_path, mask_threshold=9)
+  assert [r.defect for r in checks.check(tmp_path).splits.test] == ['good', 'cut', 'good', 'cut']
+  report = checks.check(tmp_path, mask_threshold=9)
   assert [r.defect for r in report.splits.test] == ['good', 'good', 'good', 'cut']
   assert report.shares[tmp_path / 'annotations/cut_1.png'] == 1 / SIZE**2
 
@@ -383,8 +383,8 @@ def test_the_threshold_decides_what_a_defect_is(tmp_path):
 def test_a_model_that_is_extended_may_learn_from_one_image(tmp_path):
   mvtec(tmp_path)
   remove(tmp_path, 'train/good/[1-3].png')
-  assert not check.check(tmp_path).passed
-  assert check.check(tmp_path, fewest=1).passed
+  assert not checks.check(tmp_path).passed
+  assert checks.check(tmp_path, fewest=1).passed
 
 
 def test_gray_and_palette_masks_of_two_values_are_binary(tmp_path):
@@ -396,7 +396,7 @@ def test_gray_and_palette_masks_of_two_values_are_binary(tmp_path):
   palette.putpalette([0, 0, 0, 128, 0, 0])
   palette.save(truth / '0_mask.png')
   Image.fromarray(pixels > 0).save(truth / '1_mask.png')
-  report = check.check(tmp_path)
+  report = checks.check(tmp_path)
   assert report.problems == ()
   assert report.shares[truth / '0_mask.png'] == report.shares[truth / '1_mask.png'] > 0
 
@@ -410,22 +410,22 @@ def test_progress_is_shown_over_every_file(tmp_path):
       told.append((total, what))
       yield item
 
-  check.check(tmp_path, track=track)
+  checks.check(tmp_path, track=track)
   assert told == [(9 + 3, 'Checking')] * 12
 
 
 def test_what_is_not_there_at_all_is_refused(tmp_path):
   with pytest.raises(DataError, match='No folder'):
-    check.check(tmp_path / 'absent')
+    checks.check(tmp_path / 'absent')
   with pytest.raises(ConfigError, match='coco'):
-    check.check(tmp_path, layout='coco')
+    checks.check(tmp_path, layout='coco')
 
 
 def test_long_lists_of_problems_are_cut_in_messages_only(tmp_path):
   mvtec(tmp_path)
   for i in range(30):
     (tmp_path / f'train/good/bad{i}.png').touch()
-  report = check.check(tmp_path)
+  report = checks.check(tmp_path)
   assert len(report.errors) == 30
   assert str(report).count('Cannot read') == 10
   assert 'and 20 more' in str(report)
@@ -435,7 +435,7 @@ def test_long_lists_of_problems_are_cut_in_messages_only(tmp_path):
 @pytest.mark.real
 @pytest.mark.parametrize('category', ['bottle', 'toothbrush'])
 def test_real_data_pass(shared: Path, category):
-  report = check.check(shared / 'data/mvtec_ad', category)
+  report = checks.check(shared / 'data/mvtec_ad', category)
   assert report.problems == ()
   shares = [report.shares[r.mask] for r in report.splits.test if r.mask]
   assert 0 < min(shares) < max(shares) < 0.5

@@ -9,7 +9,7 @@ import pytest
 
 from uadjax import backbones
 from uadjax.backbones import compact, pretrained
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
 
 apply = jax.jit(compact.Compact().apply)
 IMAGE = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))  # One shape, for it is compiled.
@@ -113,8 +113,8 @@ def test_the_embedded_weights_are_those_of_the_card():
 def test_the_embedded_weights_see_what_the_teacher_sees(shared):
   file = shared / 'weights' / 'resnet18_imagenet_bnfolded.safetensors'
   paths = sorted((shared / 'data' / 'mvtec_ad' / 'screw' / 'train' / 'good').iterdir())[:4]
-  ops = preprocess.parse('resize(256)')
-  pixels = jnp.asarray(np.stack([ops.apply(preprocess.decode(path)) for path in paths]))
+  ops = transforms.parse('resize(256)')
+  pixels = jnp.asarray(np.stack([ops.apply(image_io.decode(path)) for path in paths]))
   seen = []
   for name, weights in (('compact', 'embedded'), ('resnet18', str(file))):
     module = backbones.build(name, compact.STAGES)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import convert as converting, datasets, preprocess
-from uadjax.data.sources import outlines
+from uadjax.data import convert as converting, image_io, layouts
+from uadjax.data.convert import outlines
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.numerics import regions
 
@@ -129,7 +129,7 @@ def test_labelme(tmp_path):
   assert not mask(target, 'good/sub/d.png').any()
   copied = (target / 'images/scratch/a.jpg').read_bytes()
   assert copied == (source / 'images/a.jpg').read_bytes()
-  splits = datasets.load(target)
+  splits = layouts.load(target)
   assert [record.defect for record in splits.train] == ['good'] * 3
   assert [record.defect for record in splits.test] == ['scratch', '划_痕']
 
@@ -632,7 +632,7 @@ def test_mvtec(tmp_path):
     ],
   )
   np.testing.assert_array_equal(mask(target, 'cut/test/000.png'), block(2, 5, 3, 7))
-  assert [r.defect for r in datasets.load(target).test] == ['cut', 'good', 'hole']
+  assert [r.defect for r in layouts.load(target).test] == ['cut', 'good', 'hole']
   (source / 'ground_truth/cut/000_mask.png').unlink()
   with pytest.raises(DataError, match='no mask in ground_truth/cut'):
     convert(source, 'MVTec_AD', tmp_path / 'again')
@@ -642,12 +642,12 @@ def test_mvtec(tmp_path):
 def test_real_data_survive_conversion(shared, tmp_path):
   source = shared / 'data/mvtec_ad/toothbrush'
   convert(source, 'mvtec_ad', tmp_path / 'out')
-  before, after = datasets.load(source), datasets.load(tmp_path / 'out')
+  before, after = layouts.load(source), layouts.load(tmp_path / 'out')
   assert len(after.train) == len(before.train)
 
   def known(records):
     return {
-      r.path.read_bytes(): (r.defect, preprocess.read_mask(r.mask).sum() if r.anomalous else 0)
+      r.path.read_bytes(): (r.defect, image_io.read_mask(r.mask).sum() if r.anomalous else 0)
       for r in records
     }
 

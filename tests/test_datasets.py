@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import datasets, seglist
+from uadjax.data import layouts, records as record_types
+from uadjax.data.layouts import mvtec as mvtecs, seglist
+from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
-from uadjax.types import Record
 
 
 def touch(*paths: Path) -> None:
@@ -31,7 +32,7 @@ def mvtec(root: Path, category: str) -> Path:
 @pytest.mark.parametrize('layout', ['auto', 'mvtec'])
 def test_mvtec(tmp_path, layout):
   directory = mvtec(tmp_path, 'any name')
-  train, test = datasets.load(tmp_path, 'any name', layout)
+  train, test = layouts.load(tmp_path, 'any name', layout)
   assert train == tuple(Record(directory / 'train/good' / name) for name in ('2.PNG', '10.png'))
   truth = directory / 'ground_truth/cut'
   assert test == (
@@ -42,15 +43,15 @@ def test_mvtec(tmp_path, layout):
     Record(directory / 'test/hole/6.png', 'hole', None),
   )
   assert [record.anomalous for record in test] == [True, True, False, True, True]
-  assert datasets.load(str(directory)) == (train, test)
+  assert layouts.load(str(directory)) == (train, test)
 
 
 def test_folder(tmp_path):
   touch(*(tmp_path / 'parts' / f'{i}.bmp' for i in (1, 2, 11)))
-  assert [r.path.stem for r in datasets.load(tmp_path, 'parts').train] == ['1', '2', '11']
-  assert datasets.load(tmp_path, 'parts').test == ()
+  assert [r.path.stem for r in layouts.load(tmp_path, 'parts').train] == ['1', '2', '11']
+  assert layouts.load(tmp_path, 'parts').test == ()
   touch(tmp_path / 'line/Normal/1.webp', tmp_path / 'line/anomalous/7.jpeg')
-  splits = datasets.load(tmp_path, 'line', 'folder')
+  splits = layouts.load(tmp_path, 'line', 'folder')
   assert splits.train == (Record(tmp_path / 'line/Normal/1.webp'),)
   assert splits.test == (Record(tmp_path / 'line/anomalous/7.jpeg', 'anomalous'),)
 
@@ -83,7 +84,7 @@ def paddlex(root: Path) -> Path:
 def test_in_a_seglist_the_mask_tells_what_is_good(tmp_path, layout):
   directory = paddlex(tmp_path)
   images, truth = directory / 'images', directory / 'annotations'
-  train, test = datasets.load(tmp_path, 'line 1', layout)
+  train, test = layouts.load(tmp_path, 'line 1', layout)
   assert train == (Record(images / '2.png', 'good', truth / 'none.png'), Record(images / '1.png'))
   assert test == (
     Record(images / 'scratch/1.png', 'scratch', truth / 'strong.png'),
@@ -93,29 +94,29 @@ def test_in_a_seglist_the_mask_tells_what_is_good(tmp_path, layout):
     Record(directory / 'elsewhere/deep/3.png', 'defect', truth / 'strong.png'),
     Record(images / 'scratch/1.png'),
   )
-  assert [r.defect for r in datasets.load(directory, mask_threshold=1).test[:2]] == [
+  assert [r.defect for r in layouts.load(directory, mask_threshold=1).test[:2]] == [
     'scratch',
     'good',
   ]
-  assert datasets.categories(tmp_path) == ['line 1']
+  assert layouts.categories(tmp_path) == ['line 1']
 
 
 def test_a_folder_train_comes_before_a_list(tmp_path):
   directory = paddlex(tmp_path)
   touch(directory / 'train/good/1.png')
-  assert datasets.load(directory).train == (Record(directory / 'train/good/1.png'),)
+  assert layouts.load(directory).train == (Record(directory / 'train/good/1.png'),)
 
 
 def test_a_seglist_needs_no_test_set_but_something_to_learn_from(tmp_path):
   directory = paddlex(tmp_path)
   (directory / 'val.txt').unlink()
-  assert datasets.load(directory).test == ()
+  assert layouts.load(directory).test == ()
   (directory / 'train.txt').write_text('\n\r\n  \n')
   with pytest.raises(DataError, match=r"train\.txt lists no image.*'image mask'"):
-    datasets.load(directory)
+    layouts.load(directory)
   (directory / 'train.txt').unlink()
   with pytest.raises(DataError, match=r'Cannot read .*train\.txt: No such file'):
-    datasets.load(directory, layout='seglist')
+    layouts.load(directory, layout='seglist')
 
 
 def test_defects_are_never_learned_from(tmp_path):
@@ -123,9 +124,9 @@ def test_defects_are_never_learned_from(tmp_path):
   with (directory / 'train.txt').open('a') as file:
     file.write('images/scratch/1.png annotations/weak.png\n')
   with pytest.raises(DataError, match=r'scratch/1\.png.*weak\.png shows a defect.*val\.txt'):
-    datasets.load(directory)
-  assert len(datasets.load(directory, mask_threshold=1).train) == 3
-  assert datasets.survey(directory).problems == ()
+    layouts.load(directory)
+  assert len(layouts.load(directory, mask_threshold=1).train) == 3
+  assert layouts.survey(directory).problems == ()
 
 
 WRITTEN = (
@@ -195,13 +196,13 @@ def test_what_is_wrong_with_a_line_is_told_with_its_number(tmp_path):
     assert wrong, line
     assert all(p.kind == kind and 'train.txt line 3: ' in p.message for p in wrong), wrong
     with pytest.raises(DataError, match=told):
-      datasets.load(tmp_path, 'root')
+      layouts.load(tmp_path, 'root')
 
 
 def test_an_absolute_path_may_lead_inside(tmp_path):
   touch(tmp_path / 'a.png')
   (tmp_path / 'train.txt').write_text(f'{tmp_path}/a.png')
-  assert datasets.load(tmp_path).train == (Record(tmp_path / 'a.png'),)
+  assert layouts.load(tmp_path).train == (Record(tmp_path / 'a.png'),)
 
 
 @given(
@@ -221,7 +222,7 @@ def test_images_that_share_a_stem_have_masks_of_their_own(tmp_path):
   touch(*(tmp_path / 'test/cut' / name for name in ('0.jpg', '0.png', '1.bmp', '1.png', '2.png')))
   masks = ('0_mask.jpg', '0_mask.png', '1_mask.png', '1.bmp_mask.png', '2.tif')
   touch(*(tmp_path / 'ground_truth/cut' / name for name in masks))
-  found = {r.path.name: r.mask.name for r in datasets.load(tmp_path, layout='mvtec').test}
+  found = {r.path.name: r.mask.name for r in layouts.load(tmp_path, layout='mvtec').test}
   assert found == {
     '0.jpg': '0_mask.jpg',
     '0.png': '0_mask.png',
@@ -235,38 +236,38 @@ def test_groups(tmp_path):
   for category in ('wood', 'screw', 'bottle', 'mine'):
     mvtec(tmp_path, category)
   touch(tmp_path / 'notes/readme.txt')
-  assert datasets.categories(tmp_path) == ['bottle', 'mine', 'screw', 'wood']
-  assert datasets.expand(tmp_path, 'all') == ['bottle', 'mine', 'screw', 'wood']
-  assert datasets.expand(tmp_path, 'objects') == ['bottle', 'screw']
-  assert datasets.expand(tmp_path, 'textures') == ['wood']
-  assert datasets.expand(tmp_path, 'mine') == ['mine']
-  assert len(datasets.TEXTURES + datasets.OBJECTS) == 15
+  assert layouts.categories(tmp_path) == ['bottle', 'mine', 'screw', 'wood']
+  assert layouts.expand(tmp_path, 'all') == ['bottle', 'mine', 'screw', 'wood']
+  assert layouts.expand(tmp_path, 'objects') == ['bottle', 'screw']
+  assert layouts.expand(tmp_path, 'textures') == ['wood']
+  assert layouts.expand(tmp_path, 'mine') == ['mine']
+  assert len(mvtecs.TEXTURES + mvtecs.OBJECTS) == 15
   with pytest.raises(DataError, match=r'textures.*carpet'):
-    datasets.expand(tmp_path / 'mine', 'textures')
+    layouts.expand(tmp_path / 'mine', 'textures')
 
 
 def test_errors_name_what_is_missing(tmp_path):
   with pytest.raises(DataError, match=r'No folder .*absent'):
-    datasets.load(tmp_path / 'absent', 'bottle')
+    layouts.load(tmp_path / 'absent', 'bottle')
   directory = mvtec(tmp_path, 'bottle')
   with pytest.raises(DataError, match=r"'botle' in .* mean 'bottle'\? There are: bottle\."):
-    datasets.load(tmp_path, 'botle')
+    layouts.load(tmp_path, 'botle')
   with pytest.raises(ConfigError, match=r"'coco'.*'auto', 'folder', 'mvtec', 'seglist'"):
-    datasets.load(tmp_path, 'bottle', 'coco')
+    layouts.load(tmp_path, 'bottle', 'coco')
   for path in directory.glob('test/*/*'):
     path.unlink()
   with pytest.raises(DataError, match=r'No images in the folders of .*test'):
-    datasets.load(tmp_path, 'bottle')
+    layouts.load(tmp_path, 'bottle')
   for path in directory.glob('train/good/*.[pP]*'):
     path.unlink()
   with pytest.raises(DataError, match=r'No images in .*good'):
-    datasets.load(tmp_path, 'bottle')
+    layouts.load(tmp_path, 'bottle')
   touch(tmp_path / 'screw/train/fine/1.png')
   with pytest.raises(DataError, match=r'No folder .*screw/train/good'):
-    datasets.load(tmp_path, 'screw')
+    layouts.load(tmp_path, 'screw')
   touch(tmp_path / 'empty/anomalous/1.png')
   with pytest.raises(DataError, match=r'No normal images in .*empty'):
-    datasets.load(tmp_path, 'empty')
+    layouts.load(tmp_path, 'empty')
 
 
 @given(
@@ -276,10 +277,10 @@ def test_split_is_a_partition(n, fractions, seed):
   records = [Record(Path(f'{i}.png')) for i in range(n)]
   if n < len(fractions):
     with pytest.raises(DataError, match=f'at least {len(fractions)} images'):
-      datasets.split(records, fractions, seed)
+      record_types.split(records, fractions, seed)
     return
-  parts = datasets.split(records, fractions, seed)
-  assert parts == datasets.split(records, fractions, seed)
+  parts = record_types.split(records, fractions, seed)
+  assert parts == record_types.split(records, fractions, seed)
   assert sorted(record for part in parts for record in part) == sorted(records)
   assert all(parts)
   for part, fraction in zip(parts, fractions, strict=True):
@@ -289,17 +290,17 @@ def test_split_is_a_partition(n, fractions, seed):
 
 def test_split_depends_on_the_seed():
   records = [Record(Path(f'{i}.png')) for i in range(50)]
-  assert [len(part) for part in datasets.split(records, (0.8, 0.1, 0.1), 0)] == [40, 5, 5]
-  assert datasets.split(records, (0.8, 0.2), 0) != datasets.split(records, (0.8, 0.2), 1)
+  assert [len(part) for part in record_types.split(records, (0.8, 0.1, 0.1), 0)] == [40, 5, 5]
+  assert record_types.split(records, (0.8, 0.2), 0) != record_types.split(records, (0.8, 0.2), 1)
   with pytest.raises(ConfigError, match='positive'):
-    datasets.split(records, (1.0, 0.0), 0)
+    record_types.split(records, (1.0, 0.0), 0)
 
 
 @pytest.mark.real
 def test_bottle(shared: Path):
-  train, test = datasets.load(shared / 'data/mvtec_ad', 'bottle')
+  train, test = layouts.load(shared / 'data/mvtec_ad', 'bottle')
   assert len(train) == 209
   assert len(test) == 83
   assert sum(record.anomalous for record in test) == 63
   assert all((record.mask is not None) == record.anomalous for record in test)
-  assert datasets.expand(shared / 'data/mvtec_ad', 'objects') == ['bottle', 'screw', 'toothbrush']
+  assert layouts.expand(shared / 'data/mvtec_ad', 'objects') == ['bottle', 'screw', 'toothbrush']

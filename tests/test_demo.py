@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 
 from uadjax import data
-from uadjax.data import check, datasets, demo, preprocess
+from uadjax.data import checks, demo, image_io, layouts
 from uadjax.data.demo import picture
 from uadjax.errors import ConfigError, UnknownName
 
@@ -109,20 +109,20 @@ def test_no_size_is_too_small_for_a_defect():
 
 def test_a_check_finds_nothing_wrong(whole):
   for category in demo.CATEGORIES:
-    found = check.check(whole, category)
+    found = checks.check(whole, category)
     assert found.problems == (), category
     train, test = found.splits
     assert (len(train), len(test)) == (4, 2 + len(demo.kinds(category))), category
     assert {record.defect for record in test} == {'good', *demo.kinds(category)}, category
     for record in (*train, *test):
-      assert preprocess.image_size(record.path) == (64, 64), record
+      assert image_io.image_size(record.path) == (64, 64), record
       assert (record.mask is not None) == record.anomalous, record
 
 
 def test_a_picture_uses_the_range_and_clips_little(whole):
   for category in demo.CATEGORIES:
-    for record in datasets.load(whole, category).train:
-      values = preprocess.decode(record.path)
+    for record in layouts.load(whole, category).train:
+      values = image_io.decode(record.path)
       low, high = np.percentile(values, [1, 99])
       assert high - low > 30, record
       assert np.isin(values, (0, 255)).mean() < 0.02, record
@@ -138,8 +138,8 @@ def test_some_cameras_see_color(whole):
 
 def test_good_pictures_vary_and_defects_stand_out(whole):
   for category in demo.CATEGORIES:
-    train, test = datasets.load(whole, category)
-    good = np.stack([preprocess.decode(record.path) for record in train]).astype(float)
+    train, test = layouts.load(whole, category)
+    good = np.stack([image_io.decode(record.path) for record in train]).astype(float)
     assert 1.5 < good.std(axis=0).mean() < 60, category
     seen = [picture.take(category, 'test', r.defect, 0, 0, 64) for r in test if r.anomalous]
     apart = [abs(one.pixels.astype(float) - one.twin)[one.mask].mean() for one in seen]

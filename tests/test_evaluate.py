@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uadjax import calibrate, evaluate, inputs
-from uadjax.data import preprocess
+from uadjax import calibrate, evaluate
+from uadjax.data import inputs, transforms
+from uadjax.data.records import Record
 from uadjax.result import Result
-from uadjax.types import Record
 
-OPS = preprocess.parse('resize(4)')
+OPS = transforms.parse('resize(4)')
 LIMITS = calibrate.Limits(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
 SHAPES = ((5, 7), (6, 4), (8, 8), (3, 9), (7, 7))
 
@@ -40,7 +40,7 @@ def cases():
     source = inputs.Source(str(record.path), record.path)
     result = Result(source, '', OPS, LIMITS, shape, score, np.zeros((4, 4), np.float32))
     assert result.label == label
-    result.restored = preprocess.Restored(values, seen)
+    result.restored = transforms.Restored(values, seen)
     made.append((record, result, None if number == 3 else truth))
   return made
 

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 import pytest
 
 from uadjax import bundle, calibrate, create_model, export
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / 'docs' / 'examples' / 'browser'
@@ -103,10 +103,10 @@ def model(browser, site, fitted):  # Those first: without them nothing is fitted
 @pytest.fixture(scope='module')
 def photos(drawn, site):
   """Pictures of the camera in the folder that is served: plain, gray, and of another gamma."""
-  camera = preprocess.parse(f'resize({CAMERA[0]}, {CAMERA[1]})')
+  camera = transforms.parse(f'resize({CAMERA[0]}, {CAMERA[1]})')
   paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))
   for i, path in enumerate(paths):
-    Image.fromarray(camera.apply(preprocess.decode(path))).save(site / f'{i}.png')
+    Image.fromarray(camera.apply(image_io.decode(path))).save(site / f'{i}.png')
   first = Image.open(site / '0.png')
   first.convert('L').save(site / 'gray.png')
   linear = PngImagePlugin.PngInfo()  # Where browsers follow it, all becomes lighter.

@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 from uadjax import bundle, calibrate, create_model, export, runtimes
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
 
 pytestmark = pytest.mark.slow  # It is a recipe, and takes a compiler.
 
@@ -75,8 +75,8 @@ def score(tmp_path_factory):
 def photos(drawn):
   """Neither square nor of the network's size."""
   paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:3]
-  camera = preprocess.parse(f'resize({CAMERA[0]}, {CAMERA[1]})')
-  return np.stack([camera.apply(preprocess.decode(path)) for path in paths])
+  camera = transforms.parse(f'resize({CAMERA[0]}, {CAMERA[1]})')
+  return np.stack([camera.apply(image_io.decode(path)) for path in paths])
 
 
 @pytest.fixture(scope='module', params=['patchcore', 'stfpm'])

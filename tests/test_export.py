@@ -14,7 +14,7 @@ import runs
 
 from uadjax import bundle, cli, create_model, errors, export, main, runtimes, types
 from uadjax.backbones import conv
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
 from uadjax.detectors import base
 from uadjax.export import blame, graph as graphs, onnxfile, verify
 
@@ -31,8 +31,8 @@ def models(exported):
 def photos(drawn):
   """Neither square nor of the network's size."""
   paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))[:5]
-  camera = preprocess.parse(f'resize({CAMERA[0]}, {CAMERA[1]})')
-  return np.stack([camera.apply(preprocess.decode(path)) for path in paths])
+  camera = transforms.parse(f'resize({CAMERA[0]}, {CAMERA[1]})')
+  return np.stack([camera.apply(image_io.decode(path)) for path in paths])
 
 
 @pytest.fixture(scope='module')

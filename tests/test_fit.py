@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from uadjax import checkpoint, fit, frozen, score
-from uadjax.data import datasets, demo, pipeline, preprocess
+from uadjax.data import batches as batch_streams, demo, layouts, transforms
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Interrupted
@@ -196,7 +196,7 @@ def test_the_initial_state_is_its_own_to_be_donated():
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
   root = demo.draw(tmp_path_factory.mktemp('drawn'), size=24, train=7, test_good=1, test_defect=1)
-  return datasets.load(root, 'disc').train
+  return layouts.load(root, 'disc').train
 
 
 def reading():
@@ -207,9 +207,9 @@ def reading():
 
 
 def test_kept_features_are_those_of_their_own_images(drawn):
-  ops, mesh = preprocess.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
+  ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
   kept = frozen.remember(reading(), None, drawn, ops, 4, 1 << 20, mesh)
-  batches = pipeline.train_batches(drawn, ops, 4, seed=5)
+  batches = batch_streams.train_batches(drawn, ops, 4, seed=5)
   seen = set()
   for batch, _ in zip(batches, range(6), strict=False):
     want = batch.image.astype(np.float32).sum((1, 2))
@@ -220,9 +220,9 @@ def test_kept_features_are_those_of_their_own_images(drawn):
 
 
 def test_features_over_the_limit_are_not_kept(drawn):
-  ops, mesh = preprocess.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
+  ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):
     kept = frozen.remember(reading(), None, drawn, ops, 4, limit, mesh)
-    batch = next(pipeline.eval_batches(drawn, ops, 4))
+    batch = next(batch_streams.eval_batches(drawn, ops, 4))
     assert (kept(batch).features is not None) == there

@@ -7,9 +7,9 @@ from PIL import Image
 import pytest
 
 from uadjax import groundtruth
-from uadjax.data import preprocess
+from uadjax.data import transforms
+from uadjax.data.records import Record
 from uadjax.errors import DataError
-from uadjax.types import Record
 
 SIZES = ((9, 14), (14, 9), (6, 6), (11, 11))
 DEFECTS = ('good', 'spot', 'good', 'cut')
@@ -68,7 +68,7 @@ def slow_ranking(added):
 
 @pytest.mark.parametrize('text', ['resize(5)', 'resize(8)|center_crop(5)', 'keep_ratio(6)'])
 def test_a_ranking_counts_every_seen_pixel_at_its_original_size(text):
-  ops = preprocess.parse(text)
+  ops = transforms.parse(text)
   added = [*images(ops, 0)]
   assert all(seen.all() for _, _, seen, _ in added) == (text == 'resize(5)')
   found = groundtruth.ranking(collected(ops, added))
@@ -81,7 +81,7 @@ def test_a_ranking_counts_every_seen_pixel_at_its_original_size(text):
 
 
 def test_pixels_outside_the_crop_do_not_count():
-  ops = preprocess.parse('resize(8)|center_crop(5)')
+  ops = transforms.parse('resize(8)|center_crop(5)')
   added = [*images(ops, 1)]
   painted = [
     (map, values, seen, truth if not truth.any() else truth | ~seen)
@@ -93,7 +93,7 @@ def test_pixels_outside_the_crop_do_not_count():
 
 
 def test_there_is_no_ranking_of_one_kind():
-  ops = preprocess.parse('resize(5)')
+  ops = transforms.parse('resize(5)')
   assert groundtruth.ranking(groundtruth.nothing(ops, 0)) is None
   good = [*images(ops, 2, ('good',) * 4)]
   assert groundtruth.ranking(collected(ops, good)) is None

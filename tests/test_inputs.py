@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import inputs
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, inputs
+from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system import http
 
@@ -81,8 +81,8 @@ def test_a_folder_is_listed_as_a_data_set_is(tmp_path):
   image(tmp_path / 'z.png' / 'inside.jpg')  # A folder may be called so.
   (tmp_path / 'empty').mkdir()
   found = list(inputs.expand(tmp_path))
-  assert [source.origin for source in found] == datasets.below(tmp_path)
-  assert [source.name for source in found] == [str(path) for path in datasets.below(tmp_path)]
+  assert [source.origin for source in found] == scanning.below(tmp_path)
+  assert [source.name for source in found] == [str(path) for path in scanning.below(tmp_path)]
   assert len(found) == 8
   for source in found:
     assert tmp_path / source.inner / Path(source.name).name == source.origin
@@ -434,6 +434,6 @@ def test_many_threads_read_the_same(tmp_path):
 def test_real_images_are_the_same_from_path_folder_array_and_bytes(shared: Path):
   folder = shared / 'data/mvtec_ad/screw/test/good'
   first = next(inputs.expand(folder))
-  expected = preprocess.decode(first.origin)
+  expected = image_io.decode(first.origin)
   for what in (first.origin, first.origin.read_bytes(), expected):
     np.testing.assert_array_equal(inputs.read(only(what)), expected)

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from uadjax import config as configs, labelled
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, layouts
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import DataError
 from uadjax.types import Scores
@@ -84,7 +84,7 @@ def test_what_is_not_there_is_told_by_its_own_key(tmp_path):
 def test_what_is_learned_from_tells_nothing(tmp_path):
   inside = folder(tmp_path / 'inside')
   (tmp_path / 'link').symlink_to(inside)
-  training = datasets.load(tmp_path / 'link').train[1:]
+  training = layouts.load(tmp_path / 'link').train[1:]
   with pytest.raises(DataError, match=r'2 images of calibrate\.labelled=.*good/1\.png'):
     taken(inside, training)
 
@@ -111,7 +111,7 @@ def dark(fitted, batch):
 
 
 def maps_of(records):
-  return [255 - preprocess.decode(record.path).astype(np.float32).mean(-1) for record in records]
+  return [255 - image_io.decode(record.path).astype(np.float32).mean(-1) for record in records]
 
 
 def scored(records, config):
@@ -142,7 +142,7 @@ def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
   records = labelled.load(config, ())
   maps = maps_of(records)
   truths = [
-    preprocess.read_mask(record.mask) if record.mask else np.zeros((SIDE, SIDE), bool)
+    image_io.read_mask(record.mask) if record.mask else np.zeros((SIDE, SIDE), bool)
     for record in records
   ]
   best = max(f1_above(value - 1e-3, maps, truths) for value in np.unique(maps))

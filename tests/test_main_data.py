@@ -9,7 +9,7 @@ import pytest
 import runs
 from runs import DEFECTS, GOOD, manifest, result, run, table, TRAIN
 
-from uadjax.data import preprocess
+from uadjax.data import image_io
 
 METRICS = (
   'image_auroc', 'image_ap', 'image_f1_max', 'pixel_auroc', 'pixel_ap', 'pixel_f1_max', 'au_pro',
@@ -122,7 +122,7 @@ def test_a_check_leaves_what_the_contract_promises(root, tmp_path, data):
   samples = attributes['train_sample_paths'] + attributes['val_sample_paths']
   assert len(set(samples)) == len(samples) == min(TRAIN, 10) + min(attributes['val_samples'], 10)
   for name in (*samples, found['analysis']['histogram']):
-    assert min(preprocess.image_size(tmp_path / name)) > 100
+    assert min(image_io.image_size(tmp_path / name)) > 100
   assert 'Check dataset passed !' in (tmp_path / 'check_dataset.log').read_text()
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from uadjax import backbones, bundle, create_model, fit, score
+from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import Spec
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
-from uadjax.types import Batch, Record
+from uadjax.types import Batch
 
 SIZE = 32
 BACKBONE = backbones.build('resnet18', ('layer1',))

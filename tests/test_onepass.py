@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from uadjax import learned, onepass
-from uadjax.data import datasets, demo, preprocess
+from uadjax.data import demo, image_io, layouts, transforms
 from uadjax.detectors.base import Detector, OnePass
 from uadjax.distributed import mesh as meshes
 from uadjax.types import Batch, Scores
 
 SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
-OPS = preprocess.parse(f'resize({SIZE})')
+OPS = transforms.parse(f'resize({SIZE})')
 SHAPE = (2, 2, 3)  # Of an embedding.
 
 
@@ -106,13 +106,13 @@ def averaging(told=None):
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
   root = demo.draw(tmp_path_factory.mktemp('drawn'), size=40, train=10, test_good=1, test_defect=1)
-  return datasets.load(root, 'disc').train
+  return layouts.load(root, 'disc').train
 
 
 @pytest.fixture(scope='module')
 def embeddings(records):
   """By hand, from the files."""
-  pixels = np.stack([OPS.apply(preprocess.decode(record.path)) for record in records])
+  pixels = np.stack([OPS.apply(image_io.decode(record.path)) for record in records])
   return thumbnails(pixels) + np.float32(OFFSET)
 
 

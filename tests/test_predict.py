@@ -14,7 +14,7 @@ import pytest
 import runs
 
 from uadjax import bundle, calibrate, create_model, predict
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError
 from uadjax.system import threads
@@ -43,7 +43,7 @@ def cropped(found, folder):
   for number, path in enumerate(found):
     inner = folder / ('b' if number % 2 else 'a')
     inner.mkdir(exist_ok=True)
-    image = Image.fromarray(preprocess.decode(path))
+    image = Image.fromarray(image_io.decode(path))
     image.crop((3 * number, 0, image.width, image.height - 5)).save(inner / f'{number}.png')
   return folder
 
@@ -66,7 +66,7 @@ def assert_one_score_each(model, folder, rows):
   """Of a file, whatever way it comes."""
   paths = sorted(folder.rglob('*.png'))
   one_by_one = [said(model.predict(str(path), rows))[0] for path in paths]
-  arrays = [preprocess.decode(path) for path in paths]
+  arrays = [image_io.decode(path) for path in paths]
   for given in (
     folder,
     [*paths],
@@ -182,7 +182,7 @@ class Stub:
     self.most = self.read = self.yielded = 0
     limits = calibrate.Limits(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
     model = bundle.Model(
-      'Stub', None, preprocess.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
+      'Stub', None, transforms.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
     )
     self.predictor = predict.open_on(model, mesh.devices('cpu')[:2])
 

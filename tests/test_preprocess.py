@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 import pytest
 
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
 from uadjax.errors import ConfigError, DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
@@ -34,12 +34,12 @@ def test_lossless_files_keep_their_pixels(tmp_path):
     options = {'lossless': True} if kind == 'WEBP' else {}
     path = tmp_path / kind
     path.write_bytes(saved(Image.fromarray(RGB), kind, **options))
-    np.testing.assert_array_equal(preprocess.decode(path), RGB, kind)
-    np.testing.assert_array_equal(preprocess.decode(str(path)), RGB, kind)
-    np.testing.assert_array_equal(preprocess.decode(path.read_bytes()), RGB, kind)
+    np.testing.assert_array_equal(image_io.decode(path), RGB, kind)
+    np.testing.assert_array_equal(image_io.decode(str(path)), RGB, kind)
+    np.testing.assert_array_equal(image_io.decode(path.read_bytes()), RGB, kind)
     with path.open('rb') as file:
-      np.testing.assert_array_equal(preprocess.decode(file), RGB, kind)
-    assert preprocess.image_size(path) == (23, 31), kind
+      np.testing.assert_array_equal(image_io.decode(file), RGB, kind)
+    assert image_io.image_size(path) == (23, 31), kind
 
 
 def test_every_kind_of_gray_means_the_same():
@@ -52,33 +52,33 @@ def test_every_kind_of_gray_means_the_same():
     saved(Image.fromarray(deep.astype(np.int32)), 'TIFF'),
     saved(Image.fromarray(GRAY.astype(np.float32) / 255), 'TIFF'),
   ):
-    np.testing.assert_array_equal(preprocess.decode(content), gray3(GRAY))
+    np.testing.assert_array_equal(image_io.decode(content), gray3(GRAY))
 
 
 def test_16_bits_are_rounded():
   deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
   expected = np.round(deep / 257).astype(np.uint8)
-  np.testing.assert_array_equal(preprocess.decode(saved(Image.fromarray(deep)))[..., 1], expected)
+  np.testing.assert_array_equal(image_io.decode(saved(Image.fromarray(deep)))[..., 1], expected)
 
 
 def test_one_bit_and_palettes():
   np.testing.assert_array_equal(
-    preprocess.decode(saved(Image.fromarray(GRAY > 99))), gray3(np.uint8(255) * (GRAY > 99))
+    image_io.decode(saved(Image.fromarray(GRAY > 99))), gray3(np.uint8(255) * (GRAY > 99))
   )
   few = (RGB // 128) * 255
   palette = Image.fromarray(few).quantize(8, dither=Image.Dither.NONE)
-  np.testing.assert_array_equal(preprocess.decode(saved(palette)), few)
-  np.testing.assert_array_equal(preprocess.decode(saved(palette, transparency=b'\0\x80')), few)
-  np.testing.assert_array_equal(preprocess.decode(saved(palette, transparency=3)), few)
+  np.testing.assert_array_equal(image_io.decode(saved(palette)), few)
+  np.testing.assert_array_equal(image_io.decode(saved(palette, transparency=b'\0\x80')), few)
+  np.testing.assert_array_equal(image_io.decode(saved(palette, transparency=3)), few)
 
 
 def test_alpha_is_dropped():
   alpha = np.concatenate([RGB, GRAY[..., None]], axis=-1)
-  np.testing.assert_array_equal(preprocess.decode(saved(Image.fromarray(alpha))), RGB)
+  np.testing.assert_array_equal(image_io.decode(saved(Image.fromarray(alpha))), RGB)
   shade = Image.merge('LA', [Image.fromarray(GRAY), Image.fromarray(RGB[..., 1])])
-  np.testing.assert_array_equal(preprocess.decode(saved(shade)), gray3(GRAY))
+  np.testing.assert_array_equal(image_io.decode(saved(shade)), gray3(GRAY))
   np.testing.assert_array_equal(
-    preprocess.decode(saved(Image.fromarray(RGB), transparency=(1, 2, 3))), RGB
+    image_io.decode(saved(Image.fromarray(RGB), transparency=(1, 2, 3))), RGB
   )
 
 
@@ -87,7 +87,7 @@ def test_cmyk_jpeg_shows_its_colors():
   inks = Image.fromarray(color).convert('CMYK')
   plain = saved(inks, 'JPEG', quality=98)  # Pillow writes Adobe's marker and inverts.
   assert b'Adobe' in plain
-  np.testing.assert_allclose(preprocess.decode(plain).astype(int), color, atol=4)
+  np.testing.assert_allclose(image_io.decode(plain).astype(int), color, atol=4)
 
 
 def test_exif_turns_image_mask_and_size():
@@ -97,10 +97,10 @@ def test_exif_turns_image_mask_and_size():
     exif[0x0112] = orientation
     content = saved(Image.fromarray(smooth), kind, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert('RGB'))
-    decoded = preprocess.decode(content)
+    decoded = image_io.decode(content)
     np.testing.assert_array_equal(decoded, expected, case)
-    np.testing.assert_array_equal(preprocess.read_mask(content, 99), expected.max(-1) > 99, case)
-    assert preprocess.image_size(content) == decoded.shape[:2], case
+    np.testing.assert_array_equal(image_io.read_mask(content, 99), expected.max(-1) > 99, case)
+    assert image_io.image_size(content) == decoded.shape[:2], case
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -112,7 +112,7 @@ def test_damaged_files_are_named(tmp_path):
       path.write_bytes(content[:length])
       told[kind, length] = ''
       try:
-        preprocess.decode(path)
+        image_io.decode(path)
       except DataError as error:
         told[kind, length] = str(error)
   expected = re.compile(r'Cannot read .*part\.\w+: .+\.$')
@@ -124,33 +124,33 @@ def test_empty_files_are_called_empty(tmp_path):
   path.touch()
   with path.open('rb') as file:
     for source in (path, str(path), b'', file):
-      for read in (preprocess.decode, preprocess.image_size, preprocess.read_raw):
+      for read in (image_io.decode, image_io.image_size, image_io.read_raw):
         with pytest.raises(DataError, match=r'it is empty \(0 bytes\)\.$'):
           read(source)
   with pytest.raises(DataError, match='not a JPEG'):
-    preprocess.decode(b'?')
+    image_io.decode(b'?')
 
 
 def test_other_unreadable_things(tmp_path):
   text = tmp_path / 'notes.png'
   text.write_text('%!PS not an image')
   for path in (text, tmp_path / 'absent.png', tmp_path):
-    for read in (preprocess.decode, preprocess.image_size, preprocess.read_mask, preprocess.check):
+    for read in (image_io.decode, image_io.image_size, image_io.read_mask, image_io.check):
       with pytest.raises(DataError, match=path.name):
         read(path)
   with pytest.raises(DataError, match=r'floats reach from 0 to 7'):
-    preprocess.decode(saved(Image.fromarray(np.array([[0.0, 7.0]], np.float32)), 'TIFF'))
+    image_io.decode(saved(Image.fromarray(np.array([[0.0, 7.0]], np.float32)), 'TIFF'))
   with pytest.raises(DataError, match='not 8 or 16 bit'):
-    preprocess.decode(saved(Image.fromarray(np.array([[0, 70000]], np.int32)), 'TIFF'))
+    image_io.decode(saved(Image.fromarray(np.array([[0, 70000]], np.int32)), 'TIFF'))
   with pytest.raises(DataError, match='floats'):
-    preprocess.decode(saved(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), 'TIFF'))
+    image_io.decode(saved(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), 'TIFF'))
 
 
 def test_bombs_are_refused_and_large_pictures_are_silent(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
-  assert preprocess.decode(saved(Image.fromarray(RGB))).shape == (23, 31, 3)
+  assert image_io.decode(saved(Image.fromarray(RGB))).shape == (23, 31, 3)
   with pytest.raises(DataError, match='too many pixels'):
-    preprocess.decode(saved(Image.fromarray(np.repeat(RGB, 2, axis=0))))
+    image_io.decode(saved(Image.fromarray(np.repeat(RGB, 2, axis=0))))
 
 
 def test_silence_survives_threads(monkeypatch):
@@ -161,7 +161,7 @@ def test_silence_survives_threads(monkeypatch):
   def work():
     try:
       for _ in range(50):
-        preprocess.decode(content)
+        image_io.decode(content)
     except DataError as error:
       failures.append(error)
 
@@ -186,17 +186,17 @@ def test_masks_are_raw():
     Image.merge('LA', [Image.fromarray(few), Image.fromarray(GRAY)]),
   ):
     for threshold in (0, 1, 2):
-      np.testing.assert_array_equal(preprocess.read_mask(saved(image), threshold), few > threshold)
+      np.testing.assert_array_equal(image_io.read_mask(saved(image), threshold), few > threshold)
   np.testing.assert_array_equal(
-    preprocess.read_mask(saved(Image.fromarray(GRAY > 99)), 128), GRAY > 99
+    image_io.read_mask(saved(Image.fromarray(GRAY > 99)), 128), GRAY > 99
   )
 
 
 def test_ops_parse_and_print():
   for text in ('resize(31)', 'resize(23, 31)', ' keep_ratio( 23 ,31 )'):
-    ops = preprocess.parse(text)
-    assert preprocess.parse(str(ops)) == ops, text
-  assert preprocess.parse('resize(256)|center_crop(224, 200)').width == 200
+    ops = transforms.parse(text)
+    assert transforms.parse(str(ops)) == ops, text
+  assert transforms.parse('resize(256)|center_crop(224, 200)').width == 200
 
 
 def test_bad_ops_are_refused():
@@ -207,7 +207,7 @@ def test_bad_ops_are_refused():
   ):  # fmt: skip
     told[text] = ''
     try:
-      preprocess.parse(text)
+      transforms.parse(text)
     except ConfigError as error:
       told[text] = str(error)
   assert not {text: message for text, message in told.items() if repr(text) not in message}
@@ -215,14 +215,14 @@ def test_bad_ops_are_refused():
 
 def test_apply_is_the_identity_at_network_size():
   for text in ('resize(23, 31)', 'keep_ratio(23, 31)', 'center_crop(23, 31)'):
-    np.testing.assert_array_equal(preprocess.parse(text).apply(RGB), RGB)
-  np.testing.assert_array_equal(preprocess.parse('center_crop(20)').apply(RGB), RGB[1:21, 5:25])
+    np.testing.assert_array_equal(transforms.parse(text).apply(RGB), RGB)
+  np.testing.assert_array_equal(transforms.parse('center_crop(20)').apply(RGB), RGB[1:21, 5:25])
   with pytest.raises(DataError, match='Cannot crop 24 x 24 from an image of 23 x 31'):
-    preprocess.parse('center_crop(24)').apply(RGB)
+    transforms.parse('center_crop(24)').apply(RGB)
 
 
 def test_apply_is_resize_then_crop():
-  ops = preprocess.parse('resize(64, 48)|center_crop(41, 36)')
+  ops = transforms.parse('resize(64, 48)|center_crop(41, 36)')
   for size in ((23, 31), (300, 201), (64, 64)):
     image = np.asarray(Image.fromarray(RGB).resize(size[::-1]))
     whole = np.asarray(Image.fromarray(image).resize((48, 64), Image.Resampling.BILINEAR))
@@ -254,7 +254,7 @@ def triangle(signal: np.ndarray, low: float, high: float, n: int) -> np.ndarray:
   ],
 )
 def test_apply_is_the_triangle_filter(text, box):
-  ops = preprocess.parse(text)
+  ops = transforms.parse(text)
   rows = triangle(RGB.astype(float), box[0], box[1], ops.height)
   expected = triangle(rows.swapaxes(0, 1), box[2], box[3], ops.width).swapaxes(0, 1)
   np.testing.assert_allclose(ops.apply(RGB), expected, atol=1.01)  # Pillow rounds twice.
@@ -271,7 +271,7 @@ CHAINS = [
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(CHAINS), st.integers(1, 90), st.integers(1, 90))
 def test_a_constant_map_comes_back_constant(text, h, w):
-  ops = preprocess.parse(text)
+  ops = transforms.parse(text)
   restored = ops.restore(np.full((ops.height, ops.width), 0.7, np.float32), h, w)
   assert restored.map.shape == restored.seen.shape == (h, w)
   np.testing.assert_allclose(restored.map, 0.7, rtol=1e-6)
@@ -282,7 +282,7 @@ def test_a_constant_map_comes_back_constant(text, h, w):
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(CHAINS), st.integers(20, 90), st.integers(20, 90))
 def test_restore_is_bilinear_at_the_original_pixels(text, h, w):
-  ops = preprocess.parse(text)
+  ops = transforms.parse(text)
   values = np.random.default_rng(h * w).random((ops.height, ops.width), np.float32)
   frame, restored = ops.frame(h, w), ops.restore(values, h, w)
   down = (frame.bottom - frame.top) / ops.height
@@ -303,7 +303,7 @@ def test_restore_is_bilinear_at_the_original_pixels(text, h, w):
 def test_a_blob_comes_back_where_it_was():
   chains = 'resize(64)', 'resize(73)|center_crop(64)', 'keep_ratio(64)'
   for text, size in itertools.product(chains, ((151, 97), (64, 200), (333, 301))):
-    ops = preprocess.parse(text)
+    ops = transforms.parse(text)
     y, x = size[0] * 0.45, size[1] * 0.58
     rows, columns = np.indices(size) + 0.5
     blob = np.exp(-(((rows - y) / 9) ** 2) - ((columns - x) / 9) ** 2)
@@ -316,7 +316,7 @@ def test_a_blob_comes_back_where_it_was():
 @pytest.mark.real
 def test_real_images_decode_as_pillow_reads_them(shared: Path):
   path = shared / 'data/mvtec_ad/screw/train/good/000.png'
-  decoded = preprocess.decode(path)
+  decoded = image_io.decode(path)
   np.testing.assert_array_equal(decoded, np.asarray(Image.open(path).convert('RGB')))
   mask = next((shared / 'data/mvtec_ad/bottle/ground_truth').rglob('*.png'))
-  assert 0 < preprocess.read_mask(mask).mean() < 0.5
+  assert 0 < image_io.read_mask(mask).mean() < 0.5

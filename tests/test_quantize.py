@@ -13,7 +13,7 @@ import runs
 
 from uadjax import bundle, cli, config as configs, errors, export, main, runtimes, types
 from uadjax.cli import options
-from uadjax.data import preprocess
+from uadjax.data import image_io, records as record_types
 from uadjax.export import judge, onnxfile, quantize
 
 
@@ -33,7 +33,7 @@ def tested(models, drawn):
   """Test images at network size."""
   paths = sorted((drawn / 'disc' / 'test').rglob('*.png'))
   ops = models['padim'].ops
-  return np.stack([ops.apply(preprocess.decode(path)) for path in paths])
+  return np.stack([ops.apply(image_io.decode(path)) for path in paths])
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_nothing_that_is_not_a_number_is_kept(models):
   def scores(value):
     return lambda images: types.Scores(None, np.full(len(images), value, np.float32))
 
-  records = [types.Record(path) for path in on.good]
+  records = [record_types.Record(path) for path in on.good]
   limits = models['padim'].limits
   found = judge.compare([scores(1), scores(np.nan)], records, on, limits, None)
   assert not found.holds

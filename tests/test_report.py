@@ -14,9 +14,10 @@ import pytest
 
 from uadjax import bundle, calibrate, config as configs, curves, report, score
 from uadjax.backbones import pretrained
-from uadjax.data import preprocess
+from uadjax.data import transforms
+from uadjax.data.records import Record
 from uadjax.report import content, document, gallery, provenance
-from uadjax.types import Record, Scores
+from uadjax.types import Scores
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
 LIMITS = calibrate.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
@@ -101,7 +102,7 @@ def opened(data):
 
 def test_a_picture_keeps_its_shape_its_seen_part_and_its_smallest_defect(scene):
   record, map = scene
-  ops = preprocess.parse('keep_ratio(32)|center_crop(24)')
+  ops = transforms.parse('keep_ratio(32)|center_crop(24)')
   [shot] = gallery.shots([record], map[None, :24, :24], [0], ops, 3.0)  # As a file would hold it.
   assert (shot.width, shot.height) == (512, 256)
   assert opened(shot.photo).shape == (256, 512, 3)
@@ -121,7 +122,7 @@ def test_a_picture_keeps_its_shape_its_seen_part_and_its_smallest_defect(scene):
 def test_a_picture_that_does_not_fit_is_made_coarser_until_it_does(scene):
   record, map = scene
   scale = gallery.scale_of([map], 3.0)
-  ops = preprocess.parse('resize(32)')
+  ops = transforms.parse('resize(32)')
   sizes = []
   for budget in (10**6, 60_000, 12_000):
     shot = gallery.shot(0, record, map, ops, scale, 0, budget)
@@ -215,7 +216,7 @@ def test_a_report_tells_what_it_stands_on(tmp_path):
   weights = pretrained.Provenance('r18.pth', 'https://example.org/r18.pth', 'abc', 'BSD-3-Clause')
   normals = score.Peaks(('a',), np.array([1.0]), np.array([2.0]))
   bundle.save(tmp_path / 'model', config, {'x': jnp.zeros(3)}, LIMITS, normals, weights)
-  ops = preprocess.parse('resize(32)')
+  ops = transforms.parse('resize(32)')
   model = bundle.Model(
     'PaDiM', config, ops, {}, lambda f, x: Scores(x, x), LIMITS, weights, tmp_path / 'model'
   )

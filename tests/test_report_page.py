@@ -7,10 +7,10 @@ from PIL import Image
 import pytest
 
 from uadjax import calibrate, curves, report
-from uadjax.data import preprocess
+from uadjax.data import transforms
+from uadjax.data.records import Record
 from uadjax.numerics import metrics
 from uadjax.report import gallery
-from uadjax.types import Record
 
 HOSTILE = '<img src=x onerror=run()>\u2028"\'&amp;'
 CLOSING = '</script><script>run()</script>'
@@ -70,7 +70,7 @@ def make_record(folder, i, defect, rng, masks):
 
 def write(case, path, number=200):
   chosen = gallery.choose(case.records, case.drawn.scores, LIMITS, number)
-  ops = preprocess.parse('resize(20)|center_crop(16)')
+  ops = transforms.parse('resize(20)|center_crop(16)')
   shots = gallery.shots(case.records, case.maps, chosen, ops, LIMITS.pixel)
   about = {
     'model': {'name': HOSTILE, 'arrays_sha256': 'ab' * 32},

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import datasets, resplit as resplitting, seglist
+from uadjax.data import layouts, resplit as resplitting
+from uadjax.data.layouts import seglist
 from uadjax.errors import ConfigError, DataError
 
 resplit = resplitting.resplit
@@ -67,7 +68,7 @@ def test_the_seed_decides(tmp_path):
   first = listed(tmp_path)
   resplit(tmp_path, 50, 50, 1)
   assert listed(tmp_path) != first
-  splits = datasets.load(tmp_path)
+  splits = layouts.load(tmp_path)
   assert len(splits.train) == 10
   assert sum(record.anomalous for record in splits.test) == 5
 

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import calibrate, inputs
-from uadjax.data import preprocess
+from uadjax import calibrate
+from uadjax.data import inputs, transforms
 from uadjax.errors import ConfigError, DataError
 from uadjax.numerics.regions import regions, run_lengths
 from uadjax.result import Result
 
 LIMITS = calibrate.Limits(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
-OPS = preprocess.parse('resize(16)')
+OPS = transforms.parse('resize(16)')
 
 
 def verdict(name='a/part.png', score=3.0, pixels=None, inner=''):
@@ -68,7 +68,7 @@ def test_mask_and_map_have_the_original_size():
 
 def test_nothing_outside_a_crop_is_marked():
   source = inputs.Source('x', np.zeros((32, 64, 3), np.uint8))
-  ops = preprocess.parse('center_crop(16)')
+  ops = transforms.parse('center_crop(16)')
   one = Result(source, 'x', ops, LIMITS, (32, 64), 3.0, np.full((16, 16), 2.0, np.float32))
   assert one.marked.any()
   assert not one.marked[~one.seen].any()

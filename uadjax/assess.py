@@ -6,12 +6,14 @@ import tempfile
 import time
 from typing import Any
 
-from uadjax import bundle, curves, evaluate, report as reports, trial, workdir as workdirs
+from uadjax import bundle, curves, evaluate, report as reports, workdir as workdirs
+from uadjax.data import prepare
+from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.report import gallery, provenance
 from uadjax.system import logging
-from uadjax.types import Config, Record
+from uadjax.types import Config
 
 _PICTURES = 200  # In a report that somebody asks for.
 
@@ -87,7 +89,7 @@ def report(
   config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})
   config.evaluate.update({'save_pictures': 0, 'report_pictures': _PICTURES})
   config.check.enforce = False
-  test = trial.tested(config)
+  test = prepare.tested(config)
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
     return assess(model, test, config, Path(folder), page=output)['metrics']

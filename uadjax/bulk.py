@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import bundle, inputs, parts, predict
+from uadjax import bundle, parts, predict
+from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.result import Result, UNREAD
 from uadjax.system import files, logging

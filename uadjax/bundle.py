@@ -19,7 +19,7 @@ import numpy as np
 import uadjax
 from uadjax import backbones, calibrate, config as configs, detectors, score
 from uadjax.backbones import pretrained
-from uadjax.data import preprocess
+from uadjax.data import transforms
 from uadjax.detectors.base import Detector, Spec
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, ModelError
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
   name: str
   config: Config
-  ops: preprocess.Ops
+  ops: transforms.Ops
   fitted: Any
   score: Callable[[Any, Any], Scores]
   limits: calibrate.Limits
@@ -182,7 +182,7 @@ def about(directory: Path | str) -> About:
 def described(directory: Path, score: Callable[[Any, Any], Scores]) -> Model:
   """A model directory without its arrays, for what scores by other means."""
   name, config, limits, weights, _ = about(directory)
-  ops = preprocess.parse(config.data.ops)
+  ops = transforms.parse(config.data.ops)
   return Model(name, config, ops, None, score, limits, weights, directory)
 
 
@@ -218,7 +218,7 @@ def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
   """
   directory = Path(directory)
   name, config, limits, weights, sha256 = about(directory)
-  ops = preprocess.parse(config.data.ops)
+  ops = transforms.parse(config.data.ops)
   backbone, detector = assemble(config, Spec(ops.height, ops.width))
   memory, digest = _read(directory / _ARRAYS)
   _same(directory, digest, sha256)
@@ -241,7 +241,7 @@ def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
   return Model(name, config, ops, fitted, score, limits, weights, directory, split)
 
 
-def _initial(backbone: Any, detector: Detector, ops: preprocess.Ops) -> Any:
+def _initial(backbone: Any, detector: Detector, ops: transforms.Ops) -> Any:
   images = jax.numpy.zeros((1, ops.height, ops.width, 3))
   return detector.init(jax.random.key(0), backbone.init(jax.random.key(0), images))
 

@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float, Int64
 import numpy as np
 from PIL import Image
 
-from uadjax import bundle, curves, groundtruth, inputs, score
-from uadjax.data import preprocess
+from uadjax import bundle, curves, groundtruth, score
+from uadjax.data import image_io, inputs
+from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.numerics import metrics
 from uadjax.result import Result
 from uadjax.system import files
-from uadjax.types import Batch, Record, Scores
+from uadjax.types import Batch, Scores
 from uadjax.visualization import heatmap
 
 
@@ -86,7 +87,7 @@ def evaluate(
   given = model.fitted, records, model.ops, batch_size, mesh, model.split
   for scored in score.score(scorer, *given):
     record = scored.record
-    size = preprocess.image_size(record.path)
+    size = image_io.image_size(record.path)
     source = inputs.Source(str(record.path), record.path)
     result = Result(
       source, record.path.stem, model.ops, model.limits, size, scored.image, scored.map
@@ -217,7 +218,7 @@ def picture(
   model: bundle.Model, record: Record, result: Result, truth: groundtruth.Mask | None
 ) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
-  image = preprocess.decode(record.path)
+  image = image_io.decode(record.path)
   known = [] if truth is None else [heatmap.Tile('ground truth', heatmap.black_and_white(truth))]
   tiles = [
     heatmap.Tile('image', image),

@@ -19,13 +19,14 @@ import numpy as np
 import optax
 
 from uadjax import checkpoint, frozen, score
-from uadjax.data import pipeline, preprocess
+from uadjax.data import batches as batch_streams, transforms
+from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.system import logging, progress
 from uadjax.training import hooks as fit_hooks
-from uadjax.types import Batch, Config, Metrics, Record, Variables
+from uadjax.types import Batch, Config, Metrics, Variables
 
 Hook = Callable[[int, Any, Metrics], None]
 Update = Callable[[Any, Batch], tuple[Any, Metrics]]
@@ -89,7 +90,7 @@ def fit(
     Interrupted: `stop` was set; a checkpoint of the last step is saved.
   """
   options, directory = config.fit, workdir / 'checkpoints'
-  ops = preprocess.parse(config.data.ops)
+  ops = transforms.parse(config.data.ops)
   size, share = min(options.batch_size, len(parts.learn)), processes.share()
   total = total_steps(options, len(parts.learn))
   with contextlib.ExitStack() as stack:
@@ -104,7 +105,7 @@ def fit(
       return frozen.remember(detector, state, records, ops, size, options.cache_bytes, mesh)
 
     learn, choose = kept(parts.learn), kept(parts.choose)
-    batches = pipeline.train_batches(
+    batches = batch_streams.train_batches(
       parts.learn, ops, size, config.seed, start, *share, cache_bytes=options.cache_bytes
     )
     stack.callback(batches.close)
@@ -113,7 +114,7 @@ def fit(
       detector,
       [
         meshes.split(mesh, choose(b))
-        for b in pipeline.eval_batches(parts.choose, ops, size, *share)
+        for b in batch_streams.eval_batches(parts.choose, ops, size, *share)
       ],
       options.eval_every or max(1, len(parts.learn) // size),
       total,

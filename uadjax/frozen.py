@@ -11,18 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from uadjax.data import pipeline, preprocess
+from uadjax.data import batches as batch_streams, transforms
+from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.system import logging, progress
-from uadjax.types import Batch, Record
+from uadjax.types import Batch
 
 
 def remember(
   detector: Detector,
   state: Any,
   records: Sequence[Record],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   size: int,
   limit: int,
   mesh: meshes.Mesh,
@@ -54,7 +55,7 @@ def remember(
     )  # fmt: skip
     return lambda batch: batch
   memory = jax.tree.map(lambda x: np.empty((len(records), *x.shape[1:]), x.dtype), shapes)
-  batches = pipeline.eval_batches(records, ops, size)
+  batches = batch_streams.eval_batches(records, ops, size)
   for batch in progress.track(batches, math.ceil(len(records) / size), 'Frozen features'):
     features = prepare(state, meshes.split(mesh, batch))
     rows = batch.index[batch.valid]

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, layouts, transforms
+from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.numerics import metrics
-from uadjax.types import Record
 
 Mask = Bool[np.ndarray, 'h w']
 
@@ -28,8 +28,8 @@ def read(record: Record, size: tuple[int, int], threshold: int) -> Mask | None:
     return np.zeros(size, bool)
   if record.mask is None:
     return None
-  truth = preprocess.read_mask(record.mask, threshold)
-  if told := datasets.misfit(record, size, truth.shape):
+  truth = image_io.read_mask(record.mask, threshold)
+  if told := layouts.misfit(record, size, truth.shape):
     raise DataError(told)
   return truth
 
@@ -49,14 +49,14 @@ class Pixels(NamedTuple):
     weight: of these, see `metrics.region_weights`.
   """
 
-  ops: preprocess.Ops
+  ops: transforms.Ops
   maps: Float[np.ndarray, 'n height width']
   normal: list[tuple[tuple[int, ...], UInt8[np.ndarray, ' bytes']]]
   anomalous: list[Float[np.ndarray, ' m']]
   weight: list[Float[np.ndarray, ' m']]
 
 
-def nothing(ops: preprocess.Ops, images: int) -> Pixels:
+def nothing(ops: transforms.Ops, images: int) -> Pixels:
   """Begin with no pixels, and room for so many images."""
   shape = (max(images, 1), ops.height, ops.width)
   with tempfile.TemporaryFile() as file:  # The map outlives it.

@@ -9,11 +9,12 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax import calibrate, groundtruth, score as scoring
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, layouts, transforms
+from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.errors import DataError
 from uadjax.system import logging
-from uadjax.types import Batch, Config, Record, Scores
+from uadjax.types import Batch, Config, Scores
 
 
 class Examples(NamedTuple):
@@ -41,7 +42,7 @@ def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
   directory = config.calibrate.labelled
   if not Path(directory).is_dir():
     raise DataError(f'calibrate.labelled={directory} is not there; name a data set directory.')
-  splits = datasets.load(directory, mask_threshold=config.data.mask_threshold)
+  splits = layouts.load(directory, mask_threshold=config.data.mask_threshold)
   records = splits.test
   if all(record.anomalous for record in records):
     records = splits.train + splits.test
@@ -79,7 +80,7 @@ def score(
   """Score labelled images; None where there are none."""
   if not records:
     return None
-  ops = preprocess.parse(config.data.ops)
+  ops = transforms.parse(config.data.ops)
   pixels = groundtruth.nothing(ops, len(records))
   images: dict[bool, list[float]] = {False: [], True: []}
   peaks: list[float] = []
@@ -88,7 +89,7 @@ def score(
     images[one.record.anomalous].append(one.image)
     if not one.record.anomalous:
       peaks.append(float(one.map.max()))
-    size = preprocess.image_size(one.record.path)
+    size = image_io.image_size(one.record.path)
     truth = groundtruth.read(one.record, size, config.data.mask_threshold)
     if truth is not None:
       restored = ops.restore(one.map, *size)
@@ -101,4 +102,4 @@ def score(
 
 
 def _readable(record: Record, threshold: int) -> None:
-  groundtruth.read(record, preprocess.decode(record.path).shape[:2], threshold)
+  groundtruth.read(record, image_io.decode(record.path).shape[:2], threshold)

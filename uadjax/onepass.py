@@ -19,12 +19,13 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from uadjax import fit, learned, score
-from uadjax.data import pipeline, preprocess
+from uadjax.data import batches as batch_streams, transforms
+from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, OnePass, Split
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.system import progress, tensorflow
 from uadjax.training import hooks as fit_hooks
-from uadjax.types import Batch, Config, Record, Scores, Variables
+from uadjax.types import Batch, Config, Scores, Variables
 
 
 class Folded(NamedTuple):
@@ -54,7 +55,7 @@ def fold(
   folder: Path,
 ) -> Folded:
   """Fold the images in, after those that `before` stands for; leave the kept arrays in `folder`."""
-  ops = preprocess.parse(config.data.ops)
+  ops = transforms.parse(config.data.ops)
   total = math.ceil(len(records) / config.fit.batch_size)
   rows = meshes.rows_at_once(mesh, config.fit.batch_size)
   pieces = math.ceil(len(records) / total / rows)  # As even as can be.
@@ -78,7 +79,7 @@ def fold(
   tensorflow.tensorflow()  # Nothing is imported after this.
   began, clock = time.perf_counter(), fit_hooks.clock()
   with contextlib.ExitStack() as stack:
-    images = pipeline.eval_batches(records, ops, rows, *processes.share())
+    images = batch_streams.eval_batches(records, ops, rows, *processes.share())
     stack.callback(images.close)
     # Programs of several devices are compiled one after the other, when they are first called.
     compiled = None
@@ -140,7 +141,7 @@ def _compile(
   state: Any,
   embedder: Any,
   rows: int,
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   device: Any,
   rows_sharding: Any,
 ) -> None:
@@ -183,7 +184,7 @@ def score_left_out(
   folder: Path,
   records: Sequence[Record],
   before: learned.Learned | None,
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   batch_size: int,
   mesh: meshes.Mesh,
   most: int,
@@ -248,7 +249,7 @@ def _score_retained(
   scorer: Callable[[Any, Batch], Scores],
   reference: Any,
   embedding: Float[np.ndarray, 'h w d'],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   mesh: meshes.Mesh | None,
 ) -> Scores:
   rows = mesh.size // processes.share()[1] if mesh else 1  # As many of the same.
@@ -266,7 +267,7 @@ def retain(
   records: Sequence[Record],
   before: learned.Learned | None,
   count: int,
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   seed: int,
   mesh: meshes.Mesh,
 ) -> learned.Retained:
@@ -283,7 +284,7 @@ def retain(
   rows = np.sort(random.choice(len(records), from_new, replace=False))
   embed = jax.jit(once.embed)
   chosen = [records[row] for row in rows]
-  batches = pipeline.eval_batches(chosen, ops, mesh.size, *processes.share())
+  batches = batch_streams.eval_batches(chosen, ops, mesh.size, *processes.share())
   found = [meshes.everywhere(mesh, embed(embedder, meshes.split(mesh, batch))) for batch in batches]
   new = [np.concatenate(found)[: len(chosen)]]
   if not before:

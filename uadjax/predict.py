@@ -20,7 +20,8 @@ import jax
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import bundle, export, inputs, runtimes
+from uadjax import bundle, export, runtimes
+from uadjax.data import inputs
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, DataError
 from uadjax.result import Result

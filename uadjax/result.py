@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
-from uadjax import calibrate, inputs
-from uadjax.data import preprocess
+from uadjax import calibrate
+from uadjax.data import inputs, transforms
 from uadjax.errors import ConfigError, DataError
 from uadjax.numerics import regions as region_ops
 from uadjax.system import files
@@ -40,7 +40,7 @@ class Result(Mapping[str, Any]):
     self,
     source: inputs.Source,
     stem: str,
-    ops: preprocess.Ops,
+    ops: transforms.Ops,
     limits: calibrate.Limits,
     size: tuple[int, int],
     score: float,
@@ -74,9 +74,9 @@ class Result(Mapping[str, Any]):
     Its score is NaN, its label empty, its map and mask have no pixels.
     """
     nothing = np.zeros((0, 0), np.float32)
-    self = cls(source, stem, preprocess.Ops(()), limits, (0, 0), math.nan, nothing)
+    self = cls(source, stem, transforms.Ops(()), limits, (0, 0), math.nan, nothing)
     self.error, self.label = error, ''
-    self.restored = preprocess.Restored(nothing, np.zeros((0, 0), bool))
+    self.restored = transforms.Restored(nothing, np.zeros((0, 0), bool))
     return self
 
   @property
@@ -85,7 +85,7 @@ class Result(Mapping[str, Any]):
     return self.limits.image
 
   @functools.cached_property
-  def restored(self) -> preprocess.Restored:
+  def restored(self) -> transforms.Restored:
     """The map at original size, and which pixels the network saw."""
     return self._ops.restore(self._map, *self.size)
 

@@ -22,10 +22,10 @@ from uadjax import (
   pipelines,
   predict,
   train as training,
-  trial,
   weights,
   workdir as workdirs,
 )
+from uadjax.data import prepare
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
 from uadjax.system import files, logging as log, progress, signals
@@ -69,7 +69,7 @@ def train(config: Config, workdir: Path) -> Result:
 
 
 def _train(config: Config, workdir: Path) -> Result:
-  splits = trial.passed(config)
+  splits = prepare.passed(config)
   processes.meet('fitting', config.hosts.wait_s)
   trained = training.train(config, splits, workdir)
   processes.meet('judging', config.hosts.wait_s)
@@ -85,7 +85,7 @@ def _train(config: Config, workdir: Path) -> Result:
 
 def check_dataset(config: Config, workdir: Path) -> Result:
   """Convert and split the data set if asked to, then tell all that is wrong with it."""
-  result = _over_categories(trial.tell, trial.prepared(config), workdir)
+  result = _over_categories(prepare.tell, prepare.prepared(config), workdir)
   if 'categories' in result:
     result['check_pass'] = all(one['check_pass'] for one in result['categories'].values())
   return result
@@ -100,7 +100,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
       log.LOG.info('data.ops is that of the model, %s.', model.ops)
     if config.detector.name.lower() != model.name.lower():
       log.LOG.info('The model is a %s, whatever the configuration says.', model.name)
-    return assess.assess(model, trial.tested(config), config, workdir)
+    return assess.assess(model, prepare.tested(config), config, workdir)
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()

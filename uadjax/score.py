@@ -10,11 +10,12 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from uadjax.data import pipeline, preprocess
+from uadjax.data import batches as batch_streams, transforms
+from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.system import progress
-from uadjax.types import Batch, Record, Scores
+from uadjax.types import Batch, Scores
 
 Placed = TypeVar('Placed')
 
@@ -58,7 +59,7 @@ def score(
   scorer: Callable[[Any, Batch], Scores],
   fitted: Any,
   records: Sequence[Record],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   batch_size: int,
   mesh: meshes.Mesh,
   split: Any = None,
@@ -80,7 +81,7 @@ def score(
     mesh, split = meshes.sparing(mesh, fitted), False
   share = mesh.size * math.ceil(batch_size / mesh.size)
   fitted = meshes.place(mesh, fitted, split)  # Where it is not there yet.
-  batches = pipeline.eval_batches(records, ops, share, *processes.share())
+  batches = batch_streams.eval_batches(records, ops, share, *processes.share())
   waiting = ahead(batches, lambda batch: scorer(fitted, meshes.split(mesh, batch)))
   rest = iter(records)
   for scores in progress.track(waiting, math.ceil(len(records) / share), 'Scoring'):

@@ -19,12 +19,13 @@ from uadjax import (
   workdir as workdirs,
 )
 from uadjax.backbones import pretrained
-from uadjax.data import datasets, preprocess
+from uadjax.data import records as record_types, transforms
+from uadjax.data.records import Record
 from uadjax.detectors.base import Spec
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError
 from uadjax.system import files, logging as log, memory, progress, signals
-from uadjax.types import Config, Record
+from uadjax.types import Config
 
 Result = dict[str, Any]
 
@@ -32,7 +33,7 @@ Result = dict[str, Any]
 _SHARED = ('detector.', 'backbone.name', 'data.ops')
 
 
-def train(config: Config, splits: datasets.Splits, workdir: Path) -> Result:
+def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
   """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
   options = config.calibrate
   calibrate.check(
@@ -51,8 +52,8 @@ def _by_descent(
   """Learn from most images; choose the best step and set thresholds by the others."""
   held_out = config.fit.held_out
   shares = [1 - held_out, held_out / 2, held_out / 2]
-  parts = fit.Parts(*datasets.split(records, shares, config.seed))
-  ops = preprocess.parse(config.data.ops)
+  parts = fit.Parts(*record_types.split(records, shares, config.seed))
+  ops = transforms.parse(config.data.ops)
   mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
   spec = Spec(
     ops.height, ops.width, len(parts.learn), learning_rate=fit.schedule(config.fit),
@@ -87,7 +88,7 @@ def _in_one_pass(
   config: Config, records: Sequence[Record], shown: Sequence[Record], workdir: Path
 ) -> Result:
   """Learn from every image; set thresholds by leaving each out."""
-  ops, options = preprocess.parse(config.data.ops), config.fit
+  ops, options = transforms.parse(config.data.ops), config.fit
   # Read now: a run that extends its own model is about to replace it.
   old = bundle.about(options.extend) if options.extend else None
   before = _earlier(config, old) if old else None

@@ -4,7 +4,6 @@ Letters used in shapes throughout: b batch, h w image or map, c channels, n imag
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -18,25 +17,6 @@ Variables = Mapping[str, Any]  # A linen module's variable collections.
 Metrics = dict[str, jax.Array]
 Arrays = Mapping[str, Any]  # Arrays by name, as files hold them.
 Config = Any  # An ml_collections.ConfigDict, whose fields no type checker can know.
-
-
-class Record(NamedTuple):
-  """One image of a dataset, as files.
-
-  Attributes:
-    path: the image.
-    defect: 'good', or the type of defect, which is the folder's name.
-    mask: ground truth, nonzero where defective; None where there is none.
-  """
-
-  path: Path
-  defect: str = 'good'
-  mask: Path | None = None
-
-  @property
-  def anomalous(self) -> bool:
-    """Whether the image shows a defect."""
-    return self.defect != 'good'
 
 
 class Batch(NamedTuple):

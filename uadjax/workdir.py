@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from uadjax import checkpoint, config as configs
-from uadjax.data import datasets
+from uadjax.data.layouts import scanning
 from uadjax.errors import ConfigError
 from uadjax.system import files
 from uadjax.types import Config
@@ -29,7 +29,7 @@ def default(config: Config, variant: str = '') -> Path:
   """Where a run goes that was not told: named after the detector, its variant and the data."""
   data = config.data
   places = reversed(Path(data.root).resolve().parts if data.root else ())
-  telling = (place for place in places if place.lower() not in (*datasets.NORMAL, 'train'))
+  telling = (place for place in places if place.lower() not in (*scanning.NORMAL, 'train'))
   name = data.category or next(telling, '')
   return Path('runs') / '_'.join(filter(None, (config.detector.name, variant, name)))
 

@@ -10,11 +10,12 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax import backbones
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, layouts, transforms
+from uadjax.data.records import Record
 from uadjax.detectors import patchcore
 from uadjax.detectors.base import Spec
 from uadjax.numerics import metrics
-from uadjax.types import Batch, Record, Variables
+from uadjax.types import Batch, Variables
 
 _ROWS = 8
 
@@ -28,7 +29,7 @@ def image_auroc(module: Any, variables: Variables, folder: Path, seed: int = 3) 
     folder: of a category, as MVTec has it.
     seed: of the selection.
   """
-  splits = datasets.load(folder)
+  splits = layouts.load(folder)
   detector = patchcore.make(module, Spec(256, 256, len(splits.train)), ratio=0.01)
   assert detector.one_pass is not None
   # A copy of the variables: updates consume what they are given.
@@ -43,11 +44,11 @@ def image_auroc(module: Any, variables: Variables, folder: Path, seed: int = 3) 
 
 
 def _batches(records: Sequence[Record]) -> Iterator[Batch]:
-  ops = preprocess.parse('resize(256)')
+  ops = transforms.parse('resize(256)')
   for start in range(0, len(records), _ROWS):
     part = records[start : start + _ROWS]
     images = np.zeros((_ROWS, 256, 256, 3), np.uint8)
-    images[: len(part)] = [ops.apply(preprocess.decode(r.path)) for r in part]
+    images[: len(part)] = [ops.apply(image_io.decode(r.path)) for r in part]
     index = np.full(_ROWS, -1, np.int32)
     index[: len(part)] = np.arange(start, start + len(part))
     yield Batch(images, index >= 0, index)

@@ -7,9 +7,10 @@ from pathlib import Path
 from rich import box, table, text
 import typer
 
-from uadjax import config as configs, data, inspection
+from uadjax import config as configs, data
 from uadjax.cli import running, screen
 from uadjax.data import problems
+from uadjax.data.checks import report as reports
 from uadjax.data.problems import Problem
 from uadjax.errors import DataError
 from uadjax.system import files, progress
@@ -42,7 +43,7 @@ def _check(config: Config, folder: Path | None, as_json: bool) -> bool:
   defects = collections.Counter(record.defect for record in test if record.anomalous)
   if folder:
     folder.mkdir(parents=True, exist_ok=True)
-    left = inspection.leave(report, folder)
+    left = reports.leave(report, folder)
     files.write_json(folder / 'check_dataset_result.json', {'done_flag': True, **left})
   if as_json:
     screen.tell_json(

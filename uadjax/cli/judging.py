@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import typer
 
-from uadjax import bulk, inputs as sources, pipelines, predict
+from uadjax import bulk, pipelines, predict
 from uadjax.cli import running, screen
+from uadjax.data import inputs as sources
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.result import Result, UNREAD

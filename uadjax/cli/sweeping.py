@@ -11,7 +11,7 @@ import typer
 
 from uadjax import sweep as sweeps
 from uadjax.cli import judging, running, screen
-from uadjax.data import datasets
+from uadjax.data import layouts
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted, UserError
 from uadjax.sweep import results, slots
@@ -72,7 +72,7 @@ def _plan(own: Wishes, settings: Mapping[str, str]) -> list[sweeps.Run]:
   categories = [
     name
     for group in _listed(own.categories, '--categories')
-    for name in datasets.expand(own.dataset, group)
+    for name in layouts.expand(own.dataset, group)
   ]
   seeds = [seed for some in _listed(own.seeds, '--seeds') for seed in _seeds(some)]
   return sweeps.plan(_listed(own.models, '--models'), categories, seeds, settings)

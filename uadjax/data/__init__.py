@@ -2,28 +2,28 @@
 
 from pathlib import Path
 
-from uadjax.data import check, datasets, demo
+from uadjax.data import checks, demo, layouts, records
 from uadjax.system.progress import silently, Track
 from uadjax.types import Config
 
 
-def load(config: Config) -> datasets.Splits:
+def load(config: Config) -> records.Splits:
   """List the images that a `data` config names; with an empty root, those of the demo."""
   root, category = _where(config)
-  return datasets.load(root, category, _layout(config), config.mask_threshold)
+  return layouts.load(root, category, _layout(config), config.mask_threshold)
 
 
-def examine(config: Config, fewest: int = check.FEWEST, track: Track = silently) -> check.Report:
+def examine(config: Config, fewest: int = checks.FEWEST, track: Track = silently) -> checks.Report:
   """Check the images that a `data` config names."""
   root, category = _where(config, track)
-  return check.check(root, category, _layout(config), config.mask_threshold, fewest, track)
+  return checks.check(root, category, _layout(config), config.mask_threshold, fewest, track)
 
 
 def expand(config: Config) -> list[str]:
   """The categories that a `data` config names; with an empty root, the demo's."""
   if not config.root:
     return demo.expand(config.category)
-  return datasets.expand(config.root, config.category)
+  return layouts.expand(config.root, config.category)
 
 
 def _where(config: Config, track: Track = silently) -> tuple[Path, str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import shutil
 from typing import NamedTuple
 
-from uadjax.data import datasets, preprocess, problems, seglist
+from uadjax.data import image_io, problems, records
+from uadjax.data.layouts import seglist
+from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
 from uadjax.system import files
-from uadjax.types import Record
 
 _LISTS = ('train.txt', 'val.txt')
 
@@ -55,7 +56,7 @@ def resplit(
   _check(train_percent, val_percent)
   lines = _read(directory)
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    shows = [*pool.map(lambda line: preprocess.shows_defect(line.mask, mask_threshold), lines)]
+    shows = [*pool.map(lambda line: image_io.shows_defect(line.mask, mask_threshold), lines)]
   defective = [line for line, shown in zip(lines, shows, strict=True) if shown]
   good = [
     Record(line.image, mask=line.mask)
@@ -64,7 +65,7 @@ def resplit(
   ]
   learned, tested = (
     [seglist.Line(record.path, record.mask) for record in part]
-    for part in datasets.split(good, (train_percent / 100, val_percent / 100), seed)
+    for part in records.split(good, (train_percent / 100, val_percent / 100), seed)
   )
   tested += defective
   # Both old lists are safe before the first is replaced, and there is a list at every moment.

@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from uadjax.data import frames, preprocess
+from uadjax.data import geometry, transforms
 from uadjax.errors import ExportError
 from uadjax.numerics import resampling
 
@@ -62,9 +62,9 @@ class _Pass(NamedTuple):
 
 
 def shrink(
-  images: UInt8[Array, 'b H W 3'], frame: frames.Frame, height: int, width: int
+  images: UInt8[Array, 'b H W 3'], frame: geometry.Frame, height: int, width: int
 ) -> UInt8[Array, 'b {height} {width} 3']:
-  """What `preprocess.Ops.apply` makes of images, to the bit."""
+  """What `transforms.Ops.apply` makes of images, to the bit."""
   x = images.astype(jnp.int32)
   for one in _passes(frame, images.shape[1], images.shape[2], height, width):
     total = _sums(x, one, jnp)
@@ -77,7 +77,7 @@ def shrink(
 
 
 def _passes(
-  frame: frames.Frame, before_h: int, before_w: int, height: int, width: int
+  frame: geometry.Frame, before_h: int, before_w: int, height: int, width: int
 ) -> Sequence[_Pass]:
   """The axes to resample, in Pillow's order, which rounds in between: it depends on its version."""
   across = _Pass(2, taps(before_w, width, frame.left, frame.right))
@@ -111,11 +111,11 @@ def _sums(x: Any, one: _Pass, numpy: Any) -> Any:
   return total
 
 
-def enlarge(map: Float[Array, 'b h w'], ops: preprocess.Ops, height: int, width: int) -> Array:
-  """What `preprocess.Ops.restore` makes of maps: [b height width], their minimum where unseen."""
+def enlarge(map: Float[Array, 'b h w'], ops: transforms.Ops, height: int, width: int) -> Array:
+  """What `transforms.Ops.restore` makes of maps: [b height width], their minimum where unseen."""
   frame = ops.frame(height, width)
-  down = frames.seen(frame.top, frame.bottom, height, ops.height)
-  across = frames.seen(frame.left, frame.right, width, ops.width)
+  down = geometry.seen(frame.top, frame.bottom, height, ops.height)
+  across = geometry.seen(frame.left, frame.right, width, ops.width)
   beyond = (-down[2], -across[2], down[3] - ops.height, across[3] - ops.width)
   margin = math.ceil(max(*beyond, 0))
   rows, columns = _back(*down, ops.height, margin), _back(*across, ops.width, margin)

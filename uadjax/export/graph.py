@@ -10,7 +10,7 @@ import numpy as np
 
 import uadjax
 from uadjax import bundle
-from uadjax.data import preprocess
+from uadjax.data import transforms
 from uadjax.detectors.base import Spec
 from uadjax.export import camera as cameras
 from uadjax.types import Scores
@@ -86,7 +86,7 @@ def about(model: bundle.Model, height: int, width: int, resized: bool) -> dict[s
       'ops_in_graph': resized,
       'how': 'none: give it the pixels of the camera'
       if resized
-      else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.preprocess',
+      else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io',
     },
     'weights': model.weights._asdict(),
     'arrays_sha256': bundle.about(model.directory).arrays_sha256,
@@ -98,10 +98,10 @@ def size(model: bundle.Model) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.fitted))
 
 
-def pixels(ops: preprocess.Ops, image: UInt8[np.ndarray, 'h w 3'], camera: tuple[int, int] | None):
+def pixels(ops: transforms.Ops, image: UInt8[np.ndarray, 'h w 3'], camera: tuple[int, int] | None):
   """An image as a graph takes it, and as the network does."""
   if not camera:
     taken = ops.apply(image)
     return taken, taken
-  taken = preprocess.parse(f'resize({camera[0]}, {camera[1]})').apply(image)
+  taken = transforms.parse(f'resize({camera[0]}, {camera[1]})').apply(image)
   return taken, ops.apply(taken)

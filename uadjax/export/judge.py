@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from uadjax import bundle, calibrate, data, runtimes
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, layouts, records
+from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
 from uadjax.export import graph as graphs
 from uadjax.numerics import metrics
-from uadjax.types import Record
 
 # An image AUROC that falls by a point has lost more than methods differ by on easy products.
 AUROC_FALL = 0.01
@@ -108,7 +108,7 @@ def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path |
     )
 
   def taken(path: Path) -> UInt8[np.ndarray, 'h w 3']:
-    return graphs.pixels(model.ops, preprocess.decode(path), camera)[0]
+    return graphs.pixels(model.ops, image_io.decode(path), camera)[0]
 
   return Pictures(spread(good, _JUDGED), spread(splits.test, _JUDGED), taken)
 
@@ -157,7 +157,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
   return [items[place] for place in places.astype(int)]
 
 
-def _splits(model: bundle.Model, folder: Path | None) -> datasets.Splits:
+def _splits(model: bundle.Model, folder: Path | None) -> records.Splits:
   """The data set of a folder; else that of the model, empty where it is not there any more."""
   own = model.config.data
   if folder:
@@ -167,13 +167,13 @@ def _splits(model: bundle.Model, folder: Path | None) -> datasets.Splits:
       return data.load(own)
     return _listed(own.root, own.category, own.layout, own.mask_threshold)
   except DataError:
-    return datasets.Splits((), ())
+    return records.Splits((), ())
 
 
-def _listed(root: str | Path, category: str, layout: str, threshold: int) -> datasets.Splits:
+def _listed(root: str | Path, category: str, layout: str, threshold: int) -> records.Splits:
   """The images of a data set; that there is nothing to learn from does not matter."""
-  listing = datasets.survey(root, category, layout)
-  return datasets.load(root, category, layout, threshold) if listing.by_mask else listing.splits
+  listing = layouts.survey(root, category, layout)
+  return layouts.load(root, category, layout, threshold) if listing.by_mask else listing.splits
 
 
 def _auroc(scores: Float[np.ndarray, ' n'], anomalous: Bool[np.ndarray, ' n']) -> float | None:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uadjax import calibrate, runtimes
+from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError, ExportError, UnknownName
 from uadjax.export import judge, onnxfile
 from uadjax.system import progress
-from uadjax.types import Record
 
 _RANGES = 48  # Images that activations are measured on: more widen few ranges, and take longer.
 _LARGE = 1 << 16  # Numbers in an array: smaller ones do not pay.

@@ -9,8 +9,8 @@ import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax import bundle, calibrate, inputs, runtimes
-from uadjax.data import demo, preprocess
+from uadjax import bundle, calibrate, runtimes
+from uadjax.data import demo, image_io, inputs
 from uadjax.detectors.base import Spec
 from uadjax.errors import DataError
 from uadjax.export import graph as graphs, judge
@@ -92,10 +92,10 @@ def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path |
     if not originals:
       raise DataError(f'There is no image in {folder} to compare on.')
   elif paths := _near_thresholds(model):
-    originals, source = [preprocess.decode(path) for path in paths], 'good images'
+    originals, source = [image_io.decode(path) for path in paths], 'good images'
   else:
     drawn = sorted((demo.cached() / demo.CATEGORY / 'train' / 'good').iterdir())
-    originals = [preprocess.decode(path) for path in drawn[:_IMAGES]]
+    originals = [image_io.decode(path) for path in drawn[:_IMAGES]]
     source = 'drawn pictures (calibration.csv names no image that is here)'
   pairs = [graphs.pixels(model.ops, image, camera) for image in originals]
   taken, seen = (np.stack(images) for images in zip(*pairs, strict=True))

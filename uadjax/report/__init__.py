@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from uadjax import curves
+from uadjax.data.records import Record
 from uadjax.report import content, document, gallery
 from uadjax.system import files, logging
-from uadjax.types import Record
 
 
 def write(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from uadjax import calibrate, curves
+from uadjax.data.records import Record
 from uadjax.report import gallery, provenance
-from uadjax.types import Record
 from uadjax.visualization import score_histogram
 
 _BINS = 72

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from uadjax import calibrate, groundtruth
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
+from uadjax.data.records import Record
 from uadjax.system import progress
-from uadjax.types import Record
 
 MOST_BYTES = 13_000_000  # Of all pictures; in base64 they are a third larger.
 
@@ -104,7 +104,7 @@ def shots(
   records: Sequence[Record],
   maps: Sequence[Float[np.ndarray, 'h w']] | Float[np.ndarray, 'n h w'],
   chosen: Sequence[int],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   threshold: float,
   mask_threshold: int = 0,
 ) -> list[Shot]:
@@ -132,13 +132,13 @@ def shot(
   place: int,
   record: Record,
   map: Float[np.ndarray, 'h w'],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   scale: Scale,
   mask_threshold: int,
   budget: int,
 ) -> Shot:
   """Make a picture of about so many bytes at most."""
-  image = preprocess.decode(record.path)
+  image = image_io.decode(record.path)
   size = image.shape[0], image.shape[1]
   heat, seen = ops.restore(map, *_within(size, _HEAT))
   truth = groundtruth.read(record, size, mask_threshold)

@@ -14,7 +14,7 @@ import PIL
 
 import uadjax
 from uadjax import bundle, config as configs
-from uadjax.types import Record
+from uadjax.data.records import Record
 
 _THREADS = 2  # Hashing lets go of the GIL.
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import uadjax
-from uadjax import inputs
+from uadjax.data import inputs
 from uadjax.serve import answers, reading
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ import pydantic
 from starlette import datastructures, formparsers
 from starlette.requests import Request
 
-from uadjax import inputs
-from uadjax.data import preprocess
+from uadjax.data import image_io, inputs, transforms
 from uadjax.errors import DataError
 from uadjax.serve.settings import Settings
 from uadjax.system import http
@@ -151,7 +150,7 @@ async def wanted(request: Request, content: bytes) -> Wanted:
   return Wanted(image, *flags, query.get('model', ''))
 
 
-def picture(image: bytes | str, ops: preprocess.Ops, settings: Settings) -> Picture:
+def picture(image: bytes | str, ops: transforms.Ops, settings: Settings) -> Picture:
   """Read an image; takes its time, in a thread.
 
   Raises:
@@ -159,14 +158,14 @@ def picture(image: bytes | str, ops: preprocess.Ops, settings: Settings) -> Pict
   """
   try:
     content = http.get(image, settings.access) if isinstance(image, str) else image
-    height, width = preprocess.image_size(content)
+    height, width = image_io.image_size(content)
     if height * width > settings.max_pixels:
       raise Refused(
         413,
         f'The image has {width} x {height} pixels, and {settings.max_pixels} are the most here.',
       )
-    decoded = preprocess.decode(content)
-  except preprocess.TooLarge:
+    decoded = image_io.decode(content)
+  except image_io.TooLarge:
     raise Refused(413, f'More than {settings.max_pixels} pixels are not taken.') from None
   except DataError as error:
     raise Refused(422, str(error)) from None

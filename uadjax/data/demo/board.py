@@ -8,14 +8,14 @@ import functools
 from jaxtyping import Float
 import numpy as np
 
-from uadjax.data.demo import artwork, defects, noise, parts, scene
+from uadjax.data.demo import artwork, components, defects, noise, scene
 from uadjax.data.demo.scene import Maker, Stage, Surface
 
 _LACQUER, _OVER_COPPER = np.array([0.010, 0.075, 0.030]), np.array([0.022, 0.155, 0.058])
 _COPPER = np.array([0.52, 0.30, 0.14])
 # Parts by number: a circuit's marks would be left in the air, were it gone.
-_LOOSE = [i for i, part in enumerate(parts.PARTS) if part.kind != 'circuit']
-_SMALL = [i for i, part in enumerate(parts.PARTS) if part.kind in ('resistor', 'ceramic')]
+_LOOSE = [i for i, part in enumerate(components.PARTS) if part.kind != 'circuit']
+_SMALL = [i for i, part in enumerate(components.PARTS) if part.kind in ('resistor', 'ceramic')]
 _ALONG_ROW, _PINS = 0.13, 6  # Half the length of the longest row of pins; how many these are.
 
 
@@ -42,18 +42,20 @@ def make(
     noise.octaves(rng, stage.size, 12, 90, fade=0.5),
     noise.octaves(rng, stage.size, 20, 300, fade=0.3),
   )
-  straight = np.zeros((len(parts.ROWS), _PINS))
-  for row, aside in zip(parts.ROWS, straight if lean is None else lean, strict=True):
-    parts.pins(parts.cut(board, stage, rough, (row.y, row.x, 0.0), _ALONG_ROW), row, aside)
-  for number, part in enumerate(parts.PARTS):
+  straight = np.zeros((len(components.ROWS), _PINS))
+  for row, aside in zip(components.ROWS, straight if lean is None else lean, strict=True):
+    components.pins(
+      components.cut(board, stage, rough, (row.y, row.x, 0.0), _ALONG_ROW), row, aside
+    )
+  for number, part in enumerate(components.PARTS):
     reach = max(part.high, part.wide)
     slip, skew = rng.normal(0, 0.0012, 2), rng.normal(0, 0.0006 / reach)  # As machines place parts.
     if part.kind != 'circuit':
-      parts.pads(parts.cut(board, stage, rough, (part.y, part.x, 0.0), 1.2 * reach), part)
+      components.pads(components.cut(board, stage, rough, (part.y, part.x, 0.0), 1.2 * reach), part)
     if number != absent:
       turn = askew[1] if askew and number == askew[0] else skew
       at = (part.y + slip[0], part.x + slip[1], turn)
-      parts.body(parts.cut(board, stage, rough, at, reach), part)
+      components.body(components.cut(board, stage, rough, at, reach), part)
   mark = 0.11 * noise.inside(art.laser, stage.pixel) * (1 + 0.2 * rough[0]).clip(0)
   return board._replace(color=board.color + mark[..., None])
 
@@ -79,7 +81,7 @@ def _laminate(rng: np.random.Generator, stage: Stage, art: artwork.Artwork) -> S
   height = 0.0015 * raised + 0.00006 * weave + 0.00002 * grain
   whole = np.ones_like(height)
   board = Surface(height, (lacquer * uneven[..., None]).clip(0), 0.05 * whole, 40, whole)
-  patch = parts.cut(board, stage, (grain, grain), (0.5, 0.5, 0.0), 1.0)
+  patch = components.cut(board, stage, (grain, grain), (0.5, 0.5, 0.0), 1.0)
   patch.lay(art.silk, 0.56 + 0.05 * (grain - cloud)[..., None], 0.02, height + 0.0006)
   patch.lay(art.ring, _COPPER * (1 + 0.08 * grain[..., None]), 0.25, 0.0022)
   patch.lay(art.drill, np.full(3, 0.004), 0.0, -0.004)
@@ -100,9 +102,9 @@ def _deformation(
   if rng.random() < 0.4:
     turn = rng.choice([-1, 1]) * rng.uniform(0.15, 0.6)
     return make(scene_rng, stage, askew=(int(rng.choice(_SMALL)), float(turn)))
-  lean = np.zeros((len(parts.ROWS), _PINS))
-  row, many = int(rng.integers(len(parts.ROWS))), int(rng.integers(1, 4))
-  first = int(rng.integers(parts.ROWS[row].n - many + 1))
+  lean = np.zeros((len(components.ROWS), _PINS))
+  row, many = int(rng.integers(len(components.ROWS))), int(rng.integers(1, 4))
+  first = int(rng.integers(components.ROWS[row].n - many + 1))
   lean[row, first : first + many] = rng.choice([-1, 1]) * rng.uniform(0.22, 0.42, many)
   return make(scene_rng, stage, lean=lean)
 

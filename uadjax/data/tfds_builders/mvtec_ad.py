@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io, layouts
+from uadjax.data.layouts import mvtec
+from uadjax.data.records import Record
 from uadjax.errors import DataError
-from uadjax.types import Record
 
 _ARCHIVE = 'mvtec_anomaly_detection.tar.xz'
 _CITATION = """\
@@ -37,7 +38,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012  The base class has it so.
   BUILDER_CONFIGS = [  # noqa: RUF012
     tfds.core.BuilderConfig(name=name, description=f'The category {name!r}.')
-    for name in sorted(datasets.TEXTURES + datasets.OBJECTS)
+    for name in sorted(mvtec.TEXTURES + mvtec.OBJECTS)
   ]
   # Only for checksums of downloads, of which there are none; to find it out, TFDS 4.9.10 needs
   # importlib_resources, which it does not declare.
@@ -78,7 +79,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
       method = tfds.download.ExtractMethod.TAR  # By its name TFDS would not know .tar.xz.
       archive = tfds.download.Resource(path=manual / _ARCHIVE, extract_method=method)
       manual = Path(dl_manager.extract(archive))
-    splits = datasets.load(manual, category, 'mvtec')
+    splits = layouts.load(manual, category, 'mvtec')
     return {
       name: self._generate_examples(manual, records)
       for name, records in splits._asdict().items()
@@ -89,8 +90,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     self, root: Path, records: tuple[Record, ...]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     for record in records:
-      image = preprocess.decode(record.path)
-      mask = preprocess.read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool)
+      image = image_io.decode(record.path)
+      mask = image_io.read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool)
       if mask.shape != image.shape[:2]:
         raise DataError(
           f'{record.mask} is {mask.shape}, but its image {record.path} is {image.shape[:2]}.'

@@ -12,7 +12,8 @@ from jaxtyping import Bool
 import numpy as np
 from PIL import Image
 
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io
+from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Track
 
@@ -100,7 +101,7 @@ class Gallery(NamedTuple):
 def gallery(root: Path) -> Gallery:
   """List the images below a folder."""
   found = Gallery(root, {}, {})
-  for path in below(root, *datasets.SUFFIXES):
+  for path in below(root, *scanning.SUFFIXES):
     found.by_name.setdefault(_key(path.name), []).append(path)
     found.by_stem.setdefault(_key(path.stem), []).append(path)
   return found
@@ -143,7 +144,7 @@ def collect(
 
 def good(name: str, image: Path | bytes, held_out: bool = False) -> Sample:
   """An image without defects."""
-  return Sample(name, image, GOOD, _empty(*preprocess.image_size(image)), held_out)
+  return Sample(name, image, GOOD, _empty(*image_io.image_size(image)), held_out)
 
 
 def drawn(
@@ -157,7 +158,7 @@ def drawn(
   Raises:
     DataError: shapes that cover no pixel or are called good, a line for each.
   """
-  height, width = preprocess.image_size(image)
+  height, width = image_io.image_size(image)
   problems = [problem for shape in shapes if (problem := _problem(name, shape))]
   if problems:
     raise DataError('\n'.join(problems))
@@ -174,7 +175,7 @@ def drawn(
 
 def fits(image: Path | bytes, name: str, height: Any, width: Any) -> tuple[int, int]:
   """The size of an image; DataError where its labels were made for another one."""
-  size = preprocess.image_size(image)
+  size = image_io.image_size(image)
   if height and width and (height, width) != size:
     raise DataError(
       f'{name}: labeled as {width}x{height} pixels, but the image is {size[1]}x{size[0]}.'
@@ -197,7 +198,7 @@ def _empty(height: int, width: int) -> bytes:
 def _problem(name: str, shape: Shape) -> str | None:
   if not shape.mask.any():
     return f'{name}: a shape {shape.label!r} lies outside of the image or covers no pixel.'
-  if shape.label.strip().lower() in datasets.NORMAL:
+  if shape.label.strip().lower() in scanning.NORMAL:
     return f"{name}: a shape is called {shape.label!r}; call it '_background_' if it is no defect."
   return None
 

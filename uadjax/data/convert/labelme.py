@@ -18,8 +18,8 @@ from typing import Any
 from jaxtyping import Bool, Float
 import numpy as np
 
-from uadjax.data import preprocess
-from uadjax.data.sources import outlines, samples
+from uadjax.data import image_io
+from uadjax.data.convert import outlines, samples
 from uadjax.errors import DataError
 from uadjax.system.progress import Track
 
@@ -137,7 +137,7 @@ def _shape(shape: Any, height: int, width: int) -> samples.Shape:
 
 def _pasted(shape: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, 'h w']:
   """A mask that covers the rectangle whose upper left corner is the first point."""
-  patch = preprocess.read_mask(_decoded(shape.get('mask'), 'its mask'))
+  patch = image_io.read_mask(_decoded(shape.get('mask'), 'its mask'))
   corner = outlines.at_least(1, outlines.points(shape.get('points')), 'mask')[0]
   left, top = np.round(corner).astype(int)
   mask = np.zeros((height, width), bool)

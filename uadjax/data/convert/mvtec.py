@@ -3,11 +3,11 @@
 import functools
 from pathlib import Path
 
-from uadjax.data import datasets, preprocess
-from uadjax.data.sources import samples
+from uadjax.data import image_io, layouts
+from uadjax.data.convert import samples
+from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.system.progress import Track
-from uadjax.types import Record
 
 
 def read(source: Path, track: Track) -> samples.Found:
@@ -22,7 +22,7 @@ def read(source: Path, track: Track) -> samples.Found:
     if len(names) > 1:
       raise DataError(f'{source} holds several categories; name one of them: {", ".join(names)}.')
     source = source / names[0]
-  splits = datasets.load(source, layout='mvtec')
+  splits = layouts.load(source, layout='mvtec')
   jobs = [
     functools.partial(_sample, record, f'{split}/{record.path.name}', split == 'test')
     for split, records in splits._asdict().items()
@@ -36,6 +36,6 @@ def _sample(record: Record, name: str, held_out: bool) -> samples.Sample:
     return samples.good(name, record.path, held_out)
   if record.mask is None:
     raise DataError(f'{record.path}: no mask in ground_truth/{record.defect}; draw one.')
-  mask = preprocess.read_mask(record.mask)
+  mask = image_io.read_mask(record.mask)
   samples.fits(record.path, f'{record.mask}: its image', *mask.shape)
   return samples.drawn(name, record.path, [samples.Shape(record.defect, mask)], held_out)

@@ -15,8 +15,8 @@ from jaxtyping import Int
 import numpy as np
 from PIL import Image
 
-from uadjax.data import preprocess
-from uadjax.data.sources import outlines, samples
+from uadjax.data import image_io
+from uadjax.data.convert import outlines, samples
 from uadjax.errors import DataError
 from uadjax.system.progress import Track
 
@@ -172,7 +172,7 @@ def _classes(name: str, image: Path, path: Path, files: _Files) -> list[samples.
 
 def _values(path: Path, colored: bool) -> Int[np.ndarray, 'h w'] | Int[np.ndarray, 'h w 3']:
   """The raw mask: numbers of classes, or colors."""
-  preprocess.check(path)
+  image_io.check(path)
   with Image.open(path, formats=['PNG']) as mask:
     numbered = mask.mode in ('P', 'L') and not colored
     values = np.asarray(mask if numbered else mask.convert('RGB')).astype(np.int32)

@@ -14,11 +14,12 @@ from matplotlib.backends import backend_agg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from uadjax.data import check, datasets, preprocess
+from uadjax.data import checks, image_io
+from uadjax.data.layouts import scanning
 from uadjax.data.problems import ERROR, Problem
+from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.system import files
-from uadjax.types import Record
 from uadjax.visualization import heatmap
 
 _SIDE = 400  # Pixels of a sample.
@@ -29,7 +30,7 @@ _GOOD, _DEFECT = '#4878a8', '#d1605e'  # Told apart by every color-blind reader.
 _INK = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
 
-def leave(report: check.Report, workdir: Path, samples: int = 10) -> dict[str, Any]:
+def leave(report: checks.Report, workdir: Path, samples: int = 10) -> dict[str, Any]:
   """Write pictures into `workdir/check_dataset`; what is there already is replaced.
 
   Returns:
@@ -71,7 +72,7 @@ def leave(report: check.Report, workdir: Path, samples: int = 10) -> dict[str, A
 
 
 def _samples(
-  report: check.Report, records: Sequence[Record], folder: Path, split: str, number: int
+  report: checks.Report, records: Sequence[Record], folder: Path, split: str, number: int
 ) -> list[str]:
   """Write pictures of readable images, in turn of every type, and spread over each."""
   bad = {problem.path for problem in report.errors}
@@ -98,12 +99,12 @@ def _spread(records: Sequence[Record], number: int) -> list[Record]:
   ]
 
 
-def _sample(record: Record, mask: Path | None, report: check.Report) -> Image.Image:
+def _sample(record: Record, mask: Path | None, report: checks.Report) -> Image.Image:
   """Show an image beside itself with its mask outlined."""
-  image = preprocess.decode(record.path)
+  image = image_io.decode(record.path)
   tiles = [heatmap.Tile(record.defect, _fitted(image, _SIDE))]
   if mask is not None:
-    truth = preprocess.read_mask(mask, report.mask_threshold)
+    truth = image_io.read_mask(mask, report.mask_threshold)
     outlined = heatmap.outline(image, truth)
     told = f'mask: {_percent(report.shares[mask])} defective'
     tiles.append(heatmap.Tile(told, _fitted(outlined, _SIDE)))
@@ -127,7 +128,7 @@ def _fitted(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.ndarray, '
   return np.asarray(Image.fromarray(image).resize(size, how))
 
 
-def _histogram(report: check.Report) -> figure.Figure:
+def _histogram(report: checks.Report) -> figure.Figure:
   """Draw images per split and type, and how much of the defective ones is defective."""
   train, test = report.splits
   learned = sum(not record.anomalous for record in train)
@@ -155,7 +156,7 @@ def _histogram(report: check.Report) -> figure.Figure:
   return drawn
 
 
-def _draw_shares(axes: Any, report: check.Report, defects: Sequence[str], first: int) -> None:
+def _draw_shares(axes: Any, report: checks.Report, defects: Sequence[str], first: int) -> None:
   """Draw a dot per defective image, at the share of its pixels that is defective."""
   generator = np.random.default_rng(0)  # Moves dots apart, always alike.
   every: list[float] = []
@@ -189,14 +190,14 @@ def _plain(value: float) -> str:
   return np.format_float_positional(float(f'{value:.6g}'), trim='-')
 
 
-def _sheet(report: check.Report) -> Image.Image | None:
+def _sheet(report: checks.Report) -> Image.Image | None:
   """Show offending images with what is wrong, errors first; None where there are none."""
   grouped: dict[Path, list[Problem]] = {}
   for problem in report.problems:
     grouped.setdefault(problem.path, []).append(problem)
   cells, left_out = [], 0
   for path, found in grouped.items():
-    if path.suffix.lower() not in datasets.SUFFIXES:
+    if path.suffix.lower() not in scanning.SUFFIXES:
       continue
     if len(cells) == _CELLS:
       left_out += 1
@@ -217,19 +218,19 @@ def _sheet(report: check.Report) -> Image.Image | None:
   return sheet
 
 
-def _thumbnail(path: Path, report: check.Report) -> UInt8[np.ndarray, 'h w 3']:
+def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
   """The image, or the mask in black and white; plain gray where it cannot be read."""
   try:
     if path in report.shares:
-      mask: Bool[np.ndarray, 'h w'] = preprocess.read_mask(path, report.mask_threshold)
+      mask: Bool[np.ndarray, 'h w'] = image_io.read_mask(path, report.mask_threshold)
       return _fitted(heatmap.black_and_white(mask), _CELL - 12)
-    return _fitted(preprocess.decode(path), _CELL - 12)
+    return _fitted(image_io.decode(path), _CELL - 12)
   except DataError:
     return np.full((_CELL // 2, _CELL - 12, 3), _EMPTY, np.uint8)
 
 
 def _cell(
-  thumbnail: UInt8[np.ndarray, 'h w 3'], found: Sequence[Problem], report: check.Report
+  thumbnail: UInt8[np.ndarray, 'h w 3'], found: Sequence[Problem], report: checks.Report
 ) -> Image.Image:
   """A thumbnail above the sentences of its file."""
   lines = [
@@ -246,6 +247,6 @@ def _cell(
   return cell
 
 
-def _short(text: str, report: check.Report) -> str:
+def _short(text: str, report: checks.Report) -> str:
   """A path or sentence without the data set's folder, which is the same in all of them."""
   return text.replace(f'{report.directory}/', '')

@@ -4,14 +4,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from uadjax import data, inspection
-from uadjax.data import check, convert, datasets, resplit
+from uadjax import data
+from uadjax.data import checks, convert, records, resplit
+from uadjax.data.checks import report as reports
+from uadjax.data.records import Record
 from uadjax.errors import ConfigError
 from uadjax.system import logging as log, progress
-from uadjax.types import Config, Record
+from uadjax.types import Config
 
 
-def passed(config: Config) -> datasets.Splits:
+def passed(config: Config) -> records.Splits:
   """The images, if they pass the check; where that is not asked for, those that can be used.
 
   Raises:
@@ -24,11 +26,11 @@ def passed(config: Config) -> datasets.Splits:
         f'check.{name} changes files, and is for --config.mode=check_dataset alone; run that first.'
       )
   # A model that is extended may learn from a single image more.
-  report = data.examine(config.data, 1 if config.fit.extend else check.FEWEST, progress.track)
-  splits = check.demand(report) if config.check.enforce else check.salvage(report)
+  report = data.examine(config.data, 1 if config.fit.extend else checks.FEWEST, progress.track)
+  splits = checks.demand(report) if config.check.enforce else checks.salvage(report)
   if report.problems:
     log.LOG.warning('%s', report)
-  if told := check.left_out(report, splits):
+  if told := checks.left_out(report, splits):
     log.LOG.warning('%s', told)
   return splits
 
@@ -46,9 +48,9 @@ def tested(config: Config) -> tuple[Record, ...]:
   report = report._replace(problems=tuple(p for p in report.problems if p.path in files))
   if not report.passed and not config.check.enforce:
     log.LOG.warning('%s', report)
-    test = check.salvage(report).test
+    test = checks.salvage(report).test
   else:
-    test = check.demand(report).test
+    test = checks.demand(report).test
   if not test:
     raise ConfigError(
       f'{Path(config.data.root, config.data.category)} has no test images; there must be a folder '
@@ -61,7 +63,7 @@ def tell(config: Config, workdir: Path) -> dict[str, Any]:
   """Check a data set, and leave pictures and the result."""
   report = data.examine(config.data, track=progress.track)
   log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
-  return inspection.leave(report, workdir)
+  return reports.leave(report, workdir)
 
 
 def prepared(config: Config) -> Config:

@@ -16,10 +16,11 @@ import weakref
 from jaxtyping import Int, UInt8
 import numpy as np
 
-from uadjax.data import preprocess
+from uadjax.data import image_io, transforms
+from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
 from uadjax.system import tensorflow
-from uadjax.types import Batch, Record
+from uadjax.types import Batch
 
 _PREFETCH = 2  # Batches; more would only hold memory.
 
@@ -28,7 +29,7 @@ _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 def train_batches(
   records: Sequence[Record],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   batch_size: int,
   seed: int,
   start: int = 0,
@@ -62,7 +63,7 @@ def train_batches(
 
 def eval_batches(
   records: Sequence[Record],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   batch_size: int,
   host: int = 0,
   hosts: int = 1,
@@ -105,7 +106,7 @@ def _batches(
   tf: Any,
   indices: Any,
   records: Sequence[Record],
-  ops: preprocess.Ops,
+  ops: transforms.Ops,
   share: int,
   cache_bytes: int,
 ) -> Generator[Batch, None, None]:
@@ -140,7 +141,7 @@ def _close_all() -> None:
 
 
 def _reader(
-  records: Sequence[Record], ops: preprocess.Ops, cache_bytes: int, failures: list[Exception]
+  records: Sequence[Record], ops: transforms.Ops, cache_bytes: int, failures: list[Exception]
 ) -> Callable[[Int[np.ndarray, '']], UInt8[np.ndarray, 'h w 3']]:
   """From index to network image; remembers the first images, as many as fit.
 
@@ -157,7 +158,7 @@ def _reader(
     if index < kept and known[index]:
       return memo[index]
     try:
-      image = ops.apply(preprocess.decode(records[index].path))
+      image = ops.apply(image_io.decode(records[index].path))
     except Exception as error:
       failures.append(error)
       return np.zeros(shape, np.uint8)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool
 import numpy as np
 
-from uadjax.data.sources import labelme, outlines, samples
+from uadjax.data.convert import labelme, outlines, samples
 from uadjax.errors import DataError
 from uadjax.numerics import regions
 from uadjax.system.progress import Track

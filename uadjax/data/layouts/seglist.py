@@ -12,8 +12,10 @@ import os
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from uadjax.data import problems
+from uadjax.data import problems, records as record_types
+from uadjax.data.layouts import scanning
 from uadjax.data.problems import Problem
+from uadjax.data.records import Record
 
 
 class Line(NamedTuple):
@@ -94,3 +96,29 @@ def _is_file(path: Path) -> bool:
     return path.is_file()
   except OSError:  # Such as a name that is too long for any file.
     return False
+
+
+_SPLITS = ('train', 'val', 'test')  # Names of a folder that say nothing of defects, likewise.
+
+
+def splits(directory: Path) -> scanning.Found:
+  """<category>/{train.txt, val.txt}, which name images and masks: PaddleX's layout."""
+  learn, wrong = read(directory / 'train.txt')
+  test, wrong_test = [], []
+  if (directory / 'val.txt').exists():  # Fitting needs no test set.
+    test, wrong_test = read(directory / 'val.txt')
+  if not learn and not wrong:
+    told = f"{directory / 'train.txt'} lists no image; a line must be 'image mask', or 'image'."
+    wrong.append(problems.error('empty split', directory / 'train.txt', told))
+  records = [
+    tuple(Record(line.image, _defect_of(line.image, directory), line.mask) for line in lines)
+    for lines in (learn, test)
+  ]
+  return record_types.Splits(*records), wrong + wrong_test
+
+
+def _defect_of(image: Path, directory: Path) -> str:
+  """What a defect of this image is called: the first telling folder in 'images', if there is."""
+  first, *folders = image.relative_to(directory).parts[:-1] or ('',)
+  telling = [name for name in folders if name.lower() not in (*scanning.NORMAL, *_SPLITS)]
+  return telling[0] if first == 'images' and telling else 'defect'

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax.data import datasets, preprocess
+from uadjax.data import image_io
+from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system import http
 
@@ -69,7 +70,7 @@ def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
 
 
 def read(source: Source, access: http.Access = http.PUBLIC) -> UInt8[np.ndarray, 'h w 3']:
-  """Read an image as `preprocess.decode` does; an array is taken as it is, gray becoming RGB.
+  """Read an image as `image_io.decode` does; an array is taken as it is, gray becoming RGB.
 
   Raises:
     DataError: with the name and the reason.
@@ -78,11 +79,11 @@ def read(source: Source, access: http.Access = http.PUBLIC) -> UInt8[np.ndarray,
     return _pixels(source.origin, source.name)
   if isinstance(source.origin, Path):
     with _opened(source.origin, source.name) as file:
-      return preprocess.decode(file)
+      return image_io.decode(file)
   content = held(source, access).origin
   assert isinstance(content, bytes)  # All else is dealt with above.
   try:
-    return preprocess.decode(content)
+    return image_io.decode(content)
   except DataError as error:  # Bytes have no name of their own to be called by.
     raise DataError(f'{_shown(source)}: {error}') from None
 
@@ -188,7 +189,7 @@ def _lines(path: Path) -> Iterator[Source]:
 
 
 def _below(top: Path, skip: Path | None) -> Iterator[Source]:
-  """Find what `datasets.below` does, but list a folder only when all before it was yielded.
+  """Find what `scanning.below` does, but list a folder only when all before it was yielded.
 
   A folder that cannot be listed is a source itself, and so is one without any image.
   """
@@ -231,11 +232,11 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
         continue
       if _is_folder(entry):
         folders.append(entry.name)
-      elif entry.name.lower().endswith(datasets.SUFFIXES):
+      elif entry.name.lower().endswith(scanning.SUFFIXES):
         images.append(entry.name)
 
   def natural(name: str) -> Any:
-    return datasets.natural(Path(name))
+    return scanning.natural(Path(name))
 
   return sorted(images, key=natural), sorted(folders, key=natural)
 
@@ -271,7 +272,7 @@ def _opened(path: Path, name: str) -> BinaryIO:
       raise DataError(f'Cannot read {name}: it is no file, but a pipe, a socket or a device.')
     return open(name, 'rb', opener=opener)  # Messages name a file as it was opened.
   except IsADirectoryError:
-    reason = f'no images in or below it; they must be {", ".join(datasets.SUFFIXES)}'
+    reason = f'no images in or below it; they must be {", ".join(scanning.SUFFIXES)}'
     raise DataError(f'Cannot read the folder {name}: {reason}.') from None
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uadjax.data import datasets, preprocess, problems as dataset_problems
+from uadjax.data import image_io, layouts, problems as dataset_problems, records as record_types
 from uadjax.data.problems import ERROR, Problem
+from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.system.progress import silently, Track
-from uadjax.types import Record
 
 FEWEST = 3  # One to be left out, and two others for a variance; or three parts, for STFPM.
 _VALUES = 4  # Of a mask that are spelled out.
@@ -50,7 +50,7 @@ class Report(NamedTuple):
   """
 
   directory: Path
-  splits: datasets.Splits
+  splits: record_types.Splits
   problems: tuple[Problem, ...]
   shares: Mapping[Path, float]
   mask_threshold: int
@@ -98,7 +98,7 @@ def check(
   Args:
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
-    layout: as `datasets.load` has it.
+    layout: as `layouts.load` has it.
     mask_threshold: mask values above it are defects.
     fewest: good images that can be learned from; 1 for a model that is extended.
     track: shows progress.
@@ -107,19 +107,19 @@ def check(
     DataError: there is no such folder at all.
     ConfigError: the layout has no such name.
   """
-  listing = datasets.survey(root, category, layout)
+  listing = layouts.survey(root, category, layout)
   images, masks = _look_into(listing.splits, mask_threshold, track)
   splits = listing.splits
   if listing.by_mask:
-    splits = datasets.Splits(*(
-      tuple(datasets.judged(r, r.mask is not None and masks[r.mask].share > 0) for r in records)
+    splits = record_types.Splits(*(
+      tuple(layouts.judged(r, r.mask is not None and masks[r.mask].share > 0) for r in records)
       for records in splits
     ))  # fmt: skip
   found = [
     *listing.problems,
     *(problem for seen in (*images.values(), *masks.values()) for problem in seen.problems),
     *_misfits(splits, images, masks),
-    *datasets.defects_in_training(splits.train),
+    *layouts.defects_in_training(splits.train),
     *_contradictions(splits.test, masks, mask_threshold),
     *_without_mask(listing, splits.test),
     *_shared_masks(splits.test),
@@ -132,14 +132,14 @@ def check(
   return Report(listing.directory, splits, ordered, shares, mask_threshold, listing.by_mask)
 
 
-def demand(report: Report) -> datasets.Splits:
+def demand(report: Report) -> record_types.Splits:
   """The images, where the check passed; else raise DataError."""
   if report.passed:
     return report.splits
   raise DataError(f'{report}\nMend the data, or pass --config.check.enforce=false.')
 
 
-def salvage(report: Report) -> datasets.Splits:
+def salvage(report: Report) -> record_types.Splits:
   """The images that can be used, whatever the check found.
 
   Left out are unreadable images, defects that were to be learned from, and good test images that
@@ -164,10 +164,10 @@ def salvage(report: Report) -> datasets.Splits:
   train = tuple(r for r in train if not r.anomalous and r.path not in defects)
   if not train:
     raise DataError(f'{report}\nNothing is left to learn from.')
-  return datasets.Splits(train, tuple(r for r in test if r.anomalous or r.path not in twice))
+  return record_types.Splits(train, tuple(r for r in test if r.anomalous or r.path not in twice))
 
 
-def left_out(report: Report, splits: datasets.Splits) -> str:
+def left_out(report: Report, splits: record_types.Splits) -> str:
   """Say how much of what was checked is not in these splits; nothing where all is."""
   told, bare = [], 0
   purposes = ('learn from', 'test on')
@@ -202,7 +202,7 @@ class _Seen(NamedTuple):
 
 
 def _look_into(
-  splits: datasets.Splits, threshold: int, track: Track
+  splits: record_types.Splits, threshold: int, track: Track
 ) -> tuple[dict[Path, _Seen], dict[Path, _Seen]]:
   """Decode every image and every mask once."""
   records = [*splits.train, *splits.test]
@@ -221,7 +221,7 @@ def _look_into(
 
 def _see(path: Path) -> _Seen:
   try:
-    image = preprocess.decode(path)
+    image = image_io.decode(path)
   except DataError as error:
     return _Seen(problems=(dataset_problems.error(_UNREADABLE, path, str(error)),))
   height, width = image.shape[:2]
@@ -232,7 +232,7 @@ def _see(path: Path) -> _Seen:
 
 def _see_mask(path: Path, threshold: int) -> _Seen:
   try:
-    values, colored = preprocess.read_raw(path)
+    values, colored = image_io.read_raw(path)
   except DataError as error:
     return _Seen(problems=(dataset_problems.error(_UNREADABLE, path, str(error)),))
   wrong = []
@@ -254,11 +254,11 @@ def _see_mask(path: Path, threshold: int) -> _Seen:
 
 
 def _misfits(
-  splits: datasets.Splits, images: Mapping[Path, _Seen], masks: Mapping[Path, _Seen]
+  splits: record_types.Splits, images: Mapping[Path, _Seen], masks: Mapping[Path, _Seen]
 ) -> Iterator[Problem]:
   for record in itertools.chain(*splits):
     image, mask = images[record.path].size, record.mask and masks[record.mask].size
-    if record.mask and image and mask and (told := datasets.misfit(record, image, mask)):
+    if record.mask and image and mask and (told := layouts.misfit(record, image, mask)):
       yield dataset_problems.error('size mismatch', record.mask, told)
 
 
@@ -283,7 +283,7 @@ def _contradictions(
       yield dataset_problems.warning('empty mask', record.mask, told)
 
 
-def _without_mask(listing: datasets.Listing, test: Sequence[Record]) -> Iterator[Problem]:
+def _without_mask(listing: layouts.Listing, test: Sequence[Record]) -> Iterator[Problem]:
   """Defective images without ground truth: legal, and left out of pixel metrics."""
   defective = [record for record in test if record.anomalous]
   if listing.by_mask:
@@ -326,7 +326,7 @@ def _shared_masks(test: Sequence[Record]) -> Iterator[Problem]:
       yield dataset_problems.warning('shared mask', record.mask, told)
 
 
-def _duplicates(splits: datasets.Splits, images: Mapping[Path, _Seen]) -> Iterator[Problem]:
+def _duplicates(splits: record_types.Splits, images: Mapping[Path, _Seen]) -> Iterator[Problem]:
   """Pictures that come twice, by their pixels."""
   alike: dict[bytes, tuple[list[Record], list[Record]]] = {}  # Those of training, of test.
   for number, records in enumerate(splits):
@@ -407,7 +407,9 @@ def _labeling_tool(path: Path) -> str:
   return next(tools, '')
 
 
-def _lacking(listing: datasets.Listing, splits: datasets.Splits, fewest: int) -> Iterator[Problem]:
+def _lacking(
+  listing: layouts.Listing, splits: record_types.Splits, fewest: int
+) -> Iterator[Problem]:
   """Splits that are too small, or of one kind only."""
   directory = listing.directory
   empty = [problem.path for problem in listing.problems if problem.kind == 'empty split']

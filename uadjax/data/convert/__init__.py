@@ -12,7 +12,7 @@ import re
 import shutil
 from typing import NamedTuple
 
-from uadjax.data.sources import coco, labelme, mvtec, samples, voc
+from uadjax.data.convert import coco, labelme, mvtec, samples, voc
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.system import files
 from uadjax.system.progress import Track

@@ -1,1 +1,0 @@
-"""What labeling tools write: each module reads one format into `samples.Found`."""
