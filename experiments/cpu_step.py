@@ -18,7 +18,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax import backbones
-from uadjax.backbones import conv
+from uadjax.backbones import convolution
 from uadjax.detectors import stfpm
 from uadjax.detectors.base import Spec
 from uadjax.system import memory
@@ -30,7 +30,10 @@ def seconds(gradients: str, pages: str, steps: int = 5) -> float:
   if pages == 'kept':
     memory.keep_pages()
   if gradients == 'xla':
-    conv.learning_conv, conv.learning_max_pool = conv.conv, conv.max_pool
+    convolution.learning_conv, convolution.learning_max_pool = (
+      convolution.conv,
+      convolution.max_pool,
+    )
   backbone = backbones.build('resnet18', ('layer1', 'layer2', 'layer3'))
   detector = stfpm.make(backbone, Spec(256, 256, 32, learning_rate=lambda step: 0.4))
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))

@@ -24,7 +24,7 @@ import fresh
 import jax
 import numpy as np
 
-from uadjax.backbones import compact, pretrained
+from uadjax.backbones import compact, weights
 from uadjax.system import memory
 from uadjax.types import Variables
 
@@ -34,7 +34,7 @@ def main() -> None:
   flags = _flags()
   memory.keep_pages()
   flags.run.mkdir(parents=True, exist_ok=True)
-  taught, source = pretrained.load(str(flags.teacher), student.teacher())
+  taught, source = weights.load(str(flags.teacher), student.teacher())
   if flags.resume:
     recipe, state, scales = store.load(flags.run)
   else:
@@ -49,7 +49,7 @@ def main() -> None:
   path = flags.run / 'compact.safetensors'
   told = store.export(path, state, about)
   print(f'{told["parameters"]} parameters, {told["bytes"]} bytes, SHA-256 {told["sha256"]}')
-  shipped, _ = pretrained.load(str(path), compact.Compact())
+  shipped, _ = weights.load(str(path), compact.Compact())
   for folder in flags.judge:
     for name, value in _worth(folder, shipped, taught, flags.teacher_too).items():
       log.write({'step': told['step'], 'judged': str(folder.name), 'by': name, 'auroc': value})

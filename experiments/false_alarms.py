@@ -30,8 +30,9 @@ import fresh
 import numpy as np
 from scipy import special
 
-from uadjax import calibrate, sweep, tables
+from uadjax import sweep, tables
 from uadjax.data import layouts
+from uadjax.model import calibration
 from uadjax.sweep import results, slots
 
 _TITLES = (
@@ -71,10 +72,10 @@ def count(folder: Path, budget: float, review_budget: float, confident: bool) ->
   left_out = _read(folder / 'model' / 'calibration.csv')
   scores = np.array([float(row['score']) for row in left_out])
   peaks = np.array([float(row['peak']) for row in left_out])
-  limits = calibrate.from_normals(scores, peaks, budget, max(budget, review_budget), confident)
+  limits = calibration.from_normals(scores, peaks, budget, max(budget, review_budget), confident)
   verdicts: dict[bool, list[str]] = {True: [], False: []}
   for row in _read(folder / 'scores.csv'):
-    verdicts[row['defect'] == 'good'].append(calibrate.label(float(row['score']), limits))
+    verdicts[row['defect'] == 'good'].append(calibration.label(float(row['score']), limits))
   good, defective = verdicts[True], verdicts[False]
   return Counted(
     limits.normals,

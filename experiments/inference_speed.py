@@ -42,15 +42,16 @@ def ours(system: str, directory: Path) -> dict[int, float]:
   import jax
   import numpy as np
 
-  from uadjax import bundle, export, runtimes
+  from uadjax import export, runtimes
+  from uadjax.model import model_dir
 
   if system == 'jax':
-    model = bundle.load(directory)
+    model = model_dir.load(directory)
     ops = model.ops
     run: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
   else:
     runtime = runtimes.open(export.ready(directory), system)
-    run, ops = runtime.run, bundle.described(directory, lambda _, images: run(images)).ops
+    run, ops = runtime.run, model_dir.described(directory, lambda _, images: run(images)).ops
   rng = np.random.default_rng(0)
   shape = ops.height, ops.width, 3
   images = {n: rng.integers(0, 256, (n, *shape), np.uint8) for n in _BATCHES}
@@ -135,14 +136,14 @@ def main() -> None:
 
   import fresh
 
-  from uadjax import bundle
+  from uadjax.model import model_dir
 
   models = {name: Path(path) for name, _, path in (one.partition('=') for one in flags.models)}
   jobs = []
   for name, directory in models.items():
     rows = 0
     if name == 'patchcore':
-      rows = len(bundle.load(directory).fitted.bank.rows)
+      rows = len(model_dir.load(directory).fitted.bank.rows)
       print(f'PatchCore has {rows} rows.', file=sys.stderr)
     jobs += [(sys.executable, 'uadjax', system, name, str(directory)) for system in _OURS]
     if flags.peer:

@@ -21,9 +21,10 @@ from jax import numpy as jnp
 import numpy as np
 from shards import moved, planned_mb
 
-from uadjax import bundle, config as configs, fit, tables
+from uadjax import config as configs, fit, tables
 from uadjax.detectors.base import Detector, Spec
 from uadjax.distributed import mesh as meshes
+from uadjax.model import model_dir
 from uadjax.numerics import neighbors
 from uadjax.types import Batch
 
@@ -46,7 +47,7 @@ def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   """Of one detector."""
   config = configs.load(name)
   spec = Spec(_SIDE, _SIDE, _IMAGES, shards=meshes.shards(mesh), spare=batch // mesh.size)
-  backbone, detector = bundle.assemble(config, spec)
+  backbone, detector = model_dir.assemble(config, spec)
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, _SIDE, _SIDE, 3)))
   state = fit.initial(detector, variables, 0, mesh)
   images = np.zeros((batch, _SIDE, _SIDE, 3), np.uint8)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from uadjax import backbones
-from uadjax.backbones import conv, names, pretrained, resnet
+from uadjax.backbones import convolution, resnet, weights
+from uadjax.backbones.weights import key_mapping
 from uadjax.errors import UnknownName
 
 STAGES = ('layer1', 'layer2', 'layer3')
@@ -57,9 +58,9 @@ def activations(module, variables):
 @pytest.mark.parametrize('name', NAMES)
 def test_stages_are_those_of_torchvision(name, reference, tmp_path):
   module = backbones.build(name, STAGES)
-  tensors = {key: filled(key, shape) for key, (_, shape) in names.expected(module).items()}
+  tensors = {key: filled(key, shape) for key, (_, shape) in key_mapping.expected(module).items()}
   np.savez(tmp_path / 'weights.npz', **tensors)
-  variables, _ = pretrained.load(str(tmp_path / 'weights.npz'), module)
+  variables, _ = weights.load(str(tmp_path / 'weights.npz'), module)
   found = activations(module, variables)
   assert list(found) == list(STAGES)
   for stage, value in found.items():
@@ -71,7 +72,7 @@ def test_stages_are_those_of_torchvision(name, reference, tmp_path):
 def test_the_real_weights_compute_what_torchvision_computes(suffix, reference, shared):
   module = backbones.build('resnet18', STAGES)
   path = shared / 'weights' / f'resnet18_imagenet_bnfolded.{suffix}'
-  variables, _ = pretrained.load(str(path), module)
+  variables, _ = weights.load(str(path), module)
   for stage, value in activations(module, variables).items():
     assert relative(value, reference[f'imagenet18/{stage}']) < 1e-4, stage
 
@@ -100,8 +101,8 @@ def test_the_weight_gradient_is_the_gradient():
     x = random.normal(size=(2, *size, inner)).astype(np.float32)
     k = random.normal(size=(kernel, kernel, inner, outer)).astype(np.float32)
     plain, fast = both_ways(
-      functools.partial(conv.conv, stride=stride),
-      lambda x, k, stride=stride: conv.learning_conv(x, k, stride),
+      functools.partial(convolution.conv, stride=stride),
+      lambda x, k, stride=stride: convolution.learning_conv(x, k, stride),
       x,
       k,
     )
@@ -114,14 +115,14 @@ def test_the_weight_gradient_is_the_gradient():
 def test_the_gradient_of_pooling_is_the_gradient():
   for size in ((8, 8), (7, 9)):
     x = 0.1 + np.random.default_rng(0).random((2, *size, 3), np.float32)
-    plain, fast = both_ways(conv.max_pool, conv.learning_max_pool, x)
+    plain, fast = both_ways(convolution.max_pool, convolution.learning_max_pool, x)
     np.testing.assert_array_equal(fast[0], plain[0], f'{size}')
     np.testing.assert_allclose(fast[1][0], plain[1][0], atol=1e-6, err_msg=f'{size}')
 
 
 def test_only_a_cpu_gets_the_rewritten_gradient():
   def gradient(x, k):
-    return jax.grad(lambda k: jnp.sum(conv.learning_conv(x, k)))(k)
+    return jax.grad(lambda k: jnp.sum(convolution.learning_conv(x, k)))(k)
 
   x, k = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
   for platform, rewritten in (('cpu', True), ('cuda', False)):

@@ -10,8 +10,8 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax.detectors import bank as banks, folds, sizing
 from uadjax.detectors.base import Spec
+from uadjax.detectors.patchcore import capacity, leave_out, memory_bank
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError
 from uadjax.numerics import coreset
@@ -22,7 +22,7 @@ PATCHES = H * W
 KEY = jax.random.key(5)
 EACH = coreset.bytes_per_point(D)
 
-put = jax.jit(banks.put, static_argnames='over', donate_argnums=0)
+put = jax.jit(memory_bank.put, static_argnames='over', donate_argnums=0)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -38,7 +38,7 @@ def one_way_to_measure():
 
 def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
   spec = Spec(8, 8, images, seen, **more)
-  return sizing.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
+  return capacity.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
 
 
 def embeddings(n, seed=0):
@@ -56,14 +56,14 @@ def fold(bank, plan, x, first=0, size=4):
     valid = np.arange(size) < len(part)
     padded = np.concatenate([part, np.full((size - len(part), H, W, D), 77, np.float32)])
     index = np.where(valid, first + start + np.arange(size), -1).astype(np.int32)
-    bank = banks.make_room(KEY, bank, plan, size) if plan.bounded else bank
+    bank = memory_bank.make_room(KEY, bank, plan, size) if plan.bounded else bank
     chosen.append(int(bank.chosen[0]))
     bank = put(bank, jnp.asarray(padded), jnp.asarray(valid), jnp.asarray(index), plan.shards)
   return bank, chosen
 
 
 def settled(plan, x):
-  return banks.settle(KEY, fold(banks.empty(plan, D), plan, x)[0], plan)
+  return memory_bank.settle(KEY, fold(memory_bank.empty(plan, D), plan, x)[0], plan)
 
 
 def farthest(patches, rows):
@@ -87,7 +87,7 @@ def assert_rows_are_patches(patches, x):
 def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
   """And nothing else: what fills a batch up may be anything."""
   random, x = np.random.default_rng(seed), embeddings(12, seed)
-  bank = banks.empty(plan(12), D)
+  bank = memory_bank.empty(plan(12), D)
   want = []
   for start, valid in enumerate(patterns):
     index = np.where(valid, random.integers(0, 1000, 3), -1).astype(np.int32)
@@ -108,7 +108,7 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
 def test_everything_is_kept_while_there_is_room():
   sized, x = plan(9), embeddings(9)
   assert not sized.bounded
-  bank, _ = fold(banks.empty(sized, D), sized, x, size=3)
+  bank, _ = fold(memory_bank.empty(sized, D), sized, x, size=3)
   assert bank.cursor == sized.capacity == 9 * PATCHES
   np.testing.assert_array_equal(bank.patches.rows[: 9 * PATCHES], x.reshape(-1, D))
   np.testing.assert_array_equal(bank.patches.image[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES))
@@ -162,25 +162,25 @@ def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
 def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
   """Whenever one looks, and in the end, though most patches are long gone."""
   sized, x = plan(62, ratio=ratio, rows=rows), embeddings(62, 1)
-  bank, reduced = banks.empty(sized, D), []
+  bank, reduced = memory_bank.empty(sized, D), []
   for start in range(0, 62, 4):
     bank, chosen = fold(bank, sized, x[start : start + 4], start)
     reduced += chosen
     seen, in_use = x[: start + 4], bank.patches.rows[: int(bank.cursor[0])]
     assert farthest(seen, in_use) <= bank.radius * (1 + 1e-5) + 1e-5
-  bank = banks.settle(KEY, bank, sized)
+  bank = memory_bank.settle(KEY, bank, sized)
   assert farthest(x, bank.patches.rows) <= bank.radius * (1 + 1e-5)
   assert rows // 2 in reduced or ratio == 0.02  # What was chosen has been chosen from again.
 
 
 def test_fresh_patches_alone_are_selected_from_while_the_chosen_are_few():
   sized, x = plan(62, ratio=0.02, rows=64), embeddings(62)
-  bank, chosen = fold(banks.empty(sized, D), sized, x[:36])
+  bank, chosen = fold(memory_bank.empty(sized, D), sized, x[:36])
   first, second = np.unique(chosen)[1:3]
   assert first == math.ceil(4 * 0.02 * 64)
   assert second == first + math.ceil(4 * 0.02 * 48)
   # The first choice has stayed as it was.
-  early, _ = fold(banks.empty(sized, D), sized, x[:20])
+  early, _ = fold(memory_bank.empty(sized, D), sized, x[:20])
   np.testing.assert_array_equal(bank.patches.rows[:first], early.patches.rows[:first])
 
 
@@ -195,32 +195,32 @@ def test_making_room_covers_at_most_twice_as_far_as_selecting_at_once():
 
 def test_there_is_room_for_a_batch_whenever_one_was_made():
   sized = plan(100, ratio=0.1, rows=45)
-  bank = banks.empty(sized, D)
+  bank = memory_bank.empty(sized, D)
   for start in range(0, 100, 4):
-    bank = banks.make_room(KEY, bank, sized, 4)
+    bank = memory_bank.make_room(KEY, bank, sized, 4)
     assert int(bank.cursor[0]) + 4 * PATCHES <= sized.capacity
     bank, _ = fold(bank, sized, embeddings(4, start), size=4)
 
 
 def test_a_bank_that_has_room_is_left_alone():
   sized = plan(62, rows=64)
-  bank, _ = fold(banks.empty(sized, D), sized, embeddings(12))
-  assert banks.make_room(KEY, bank, sized, 4) is bank
+  bank, _ = fold(memory_bank.empty(sized, D), sized, embeddings(12))
+  assert memory_bank.make_room(KEY, bank, sized, 4) is bank
 
 
 def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
   with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ hold .* 3.8 images') as refused:
     plan(10, rows=15)
   (needed,) = re.findall(r'at least (\d+) are needed', str(refused.value))
-  sizing.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
+  capacity.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
 
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
   sized = plan(62, rows=45)
-  bank, _ = fold(banks.empty(sized, D), sized, embeddings(8))
+  bank, _ = fold(memory_bank.empty(sized, D), sized, embeddings(8))
   with pytest.raises(ConfigError, match=r'of 11 images, .* batches of 6; lower fit.batch_size or'):
-    banks.make_room(KEY, bank, sized, 6)
-  assert banks.make_room(KEY, bank, sized, 5).cursor <= 22
+    memory_bank.make_room(KEY, bank, sized, 6)
+  assert memory_bank.make_room(KEY, bank, sized, 5).cursor <= 22
 
 
 @pytest.mark.parametrize(('images', 'more', 'rows'), [(16, 12, 10**6), (40, 40, 45)])
@@ -228,12 +228,12 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
   old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
-  kept = jax.tree.map(np.asarray, banks.kept(old))
+  kept = jax.tree.map(np.asarray, memory_bank.kept(old))
   further = plan(more, seen=images, ratio=0.25, rows=rows)
-  bank = banks.restore(banks.empty(further, D), kept, further)
+  bank = memory_bank.restore(memory_bank.empty(further, D), kept, further)
   np.testing.assert_array_equal(bank.patches.rows[: len(old.patches.rows)], kept['rows'])
   bank, _ = fold(bank, further, x[images:], first=images)
-  bank = banks.settle(KEY, bank, further)
+  bank = memory_bank.settle(KEY, bank, further)
   assert len(bank.patches.rows) == min(images + more, rows // 2)  # A quarter of four patches each.
   assert bank.seen == images + more
   assert_rows_are_patches(bank.patches, x)
@@ -247,8 +247,10 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
 
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
   old = settled(plan(16, ratio=0.25), embeddings(16))
-  kept, further = jax.tree.map(np.asarray, banks.kept(old)), plan(12, seen=16, ratio=0.25)
-  again = banks.settle(KEY, banks.restore(banks.empty(further, D), kept, further), further)
+  kept, further = jax.tree.map(np.asarray, memory_bank.kept(old)), plan(12, seen=16, ratio=0.25)
+  again = memory_bank.settle(
+    KEY, memory_bank.restore(memory_bank.empty(further, D), kept, further), further
+  )
   rows = np.asarray(again.patches.rows)
   assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['rows']}
   assert len(rows) == len(kept['rows'])
@@ -270,8 +272,8 @@ def test_a_projection_to_as_many_dimensions_is_none():
 
 
 def stood(plan, x, before=None):
-  bank, _ = fold(banks.empty(plan, D), plan, x)
-  return folds.stand_ins(KEY, bank, plan, before)
+  bank, _ = fold(memory_bank.empty(plan, D), plan, x)
+  return leave_out.stand_ins(KEY, bank, plan, before)
 
 
 @pytest.mark.parametrize(('images', 'ratio', 'dim'), [(3, 1.0, 0), (23, 0.1, 0), (23, 0.1, 2)])
@@ -291,7 +293,7 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
   sized, x = plan(23, ratio=0.1, dim=dim), embeddings(23, 3)
   stand_ins = stood(sized, x)
   for out in (0, 3, 9):
-    rows = folds.without(stand_ins, sized, out, sized.final)
+    rows = leave_out.without(stand_ins, sized, out, sized.final)
     assert len(rows) == sized.final
     others = x[np.arange(23) % 10 != out]
     patches = {patch.tobytes() for patch in others.reshape(-1, D)}
@@ -303,14 +305,14 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
 
 def test_where_fewer_stand_in_than_asked_for_all_are_taken():
   sized, x = plan(3, ratio=1.0), embeddings(3)
-  rows = folds.without(stood(sized, x), sized, 1, 3 * PATCHES)
+  rows = leave_out.without(stood(sized, x), sized, 1, 3 * PATCHES)
   assert sorted(np.asarray(rows).tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
 
 
 def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   sized, x = plan(62, ratio=0.1, rows=45), embeddings(62)
-  bank, _ = fold(banks.empty(sized, D), sized, x)
-  got = folds.stand_ins(KEY, bank, sized, None)
+  bank, _ = fold(memory_bank.empty(sized, D), sized, x)
+  got = leave_out.stand_ins(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
   assert len(got.rows) <= 10 * math.ceil(4 * sized.final / 10)
   in_use = set(np.asarray(bank.patches.image[: int(bank.cursor[0])]).tolist())
@@ -337,22 +339,22 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   """
   x, first = embeddings(images + 11), 11 if before else 0
   earlier = plan(11, ratio=0.25)
-  old = fold(banks.empty(earlier, D), earlier, x[images:])[0]
-  stood = folds.stand_ins(KEY, old, earlier, None)
-  kept = jax.tree.map(np.asarray, banks.kept(banks.settle(KEY, old, earlier)))
+  old = fold(memory_bank.empty(earlier, D), earlier, x[images:])[0]
+  stood = leave_out.stand_ins(KEY, old, earlier, None)
+  kept = jax.tree.map(np.asarray, memory_bank.kept(memory_bank.settle(KEY, old, earlier)))
   found = []
   for devices in numbers:
     sized = plan(images, seen=first, ratio=0.25, shards=on(devices), spare=1)
-    bank = banks.empty(sized, D)
+    bank = memory_bank.empty(sized, D)
     if before:
-      bank = banks.restore(bank, kept, sized)
+      bank = memory_bank.restore(bank, kept, sized)
     bank, _ = fold(bank, sized, x[:images], first, size=8)
     assert bank.cursor.shape == (devices,)
     rows = bank.patches.rows
     assert rows.addressable_shards[0].data.shape[0] == len(rows) // devices
-    stand_ins = folds.stand_ins(KEY, bank, sized, stood if before else None)
-    without = folds.without(stand_ins, sized, 2, sized.final)
-    found.append(jax.device_get((banks.settle(KEY, bank, sized), stand_ins, without)))
+    stand_ins = leave_out.stand_ins(KEY, bank, sized, stood if before else None)
+    without = leave_out.without(stand_ins, sized, 2, sized.final)
+    found.append(jax.device_get((memory_bank.settle(KEY, bank, sized), stand_ins, without)))
   for got in found[1:]:
     np.testing.assert_allclose(got[0].radius, found[0][0].radius, rtol=1e-5)
     got, want = ((bank._replace(radius=0), *rest) for bank, *rest in (got, found[0]))
@@ -363,9 +365,9 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
 def test_every_device_makes_room_for_itself(devices):
   x = embeddings(31 * devices, 1)
   sized = plan(len(x), ratio=0.1, rows=45, shards=on(devices), spare=1)
-  bank, _ = fold(banks.empty(sized, D), sized, x, size=4 * devices)
+  bank, _ = fold(memory_bank.empty(sized, D), sized, x, size=4 * devices)
   assert (np.asarray(bank.cursor) <= 45).all()
-  settled = banks.settle(KEY, bank, sized)
+  settled = memory_bank.settle(KEY, bank, sized)
   assert len(settled.patches.rows) == sized.final == round(0.1 * len(x) * PATCHES)
   assert_rows_are_patches(settled.patches, x)
   assert farthest(x, settled.patches.rows) <= settled.radius * (1 + 1e-5)

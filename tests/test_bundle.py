@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from uadjax import bundle, calibrate, config as configs, score
-from uadjax.backbones import pretrained
+from uadjax import config as configs
+from uadjax.backbones import weights
 from uadjax.detectors.base import Spec
 from uadjax.errors import ModelError
+from uadjax.model import array_file, calibration, model_dir
 from uadjax.system import files
 
-NORMALS = score.Peaks(('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25]))
-LIMITS = calibrate.from_normals(NORMALS.image, NORMALS.map, 0.01)
-WEIGHTS = pretrained.Provenance('resnet18', 'random', '')
+NORMALS = calibration.Peaks(('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25]))
+LIMITS = calibration.from_normals(NORMALS.image, NORMALS.map, 0.01)
+WEIGHTS = weights.Provenance('resnet18', 'random', '')
 
 
 @pytest.fixture(scope='module')
@@ -27,19 +28,19 @@ def config():
 
 @pytest.fixture(scope='module')
 def fitted(config):
-  backbone, detector = bundle.assemble(config, Spec(32, 32))
+  backbone, detector = model_dir.assemble(config, Spec(32, 32))
   variables = backbone.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
   return detector.finish(detector.init(jax.random.key(2), variables))
 
 
 @pytest.fixture
 def directory(tmp_path, config, fitted):
-  bundle.save(tmp_path / 'model', config, fitted, LIMITS, NORMALS, WEIGHTS)
+  model_dir.save(tmp_path / 'model', config, fitted, LIMITS, NORMALS, WEIGHTS)
   return tmp_path / 'model'
 
 
 def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
-  model = bundle.load(directory)
+  model = model_dir.load(directory)
   assert model.name == 'STFPM'
   assert model.limits == LIMITS
   assert model.weights == WEIGHTS
@@ -49,8 +50,8 @@ def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
 
 
 def test_a_loaded_model_scores_as_the_fitted_one(directory, config, fitted):
-  _, detector = bundle.assemble(config, Spec(32, 32))
-  model = bundle.load(directory)
+  _, detector = model_dir.assemble(config, Spec(32, 32))
+  model = model_dir.load(directory)
   images = jax.random.randint(jax.random.key(3), (2, 32, 32, 3), 0, 256).astype(jnp.uint8)
   before, after = jax.jit(detector.score)(fitted, images), model.score(model.fitted, images)
   np.testing.assert_array_equal(before.map, after.map)
@@ -68,7 +69,7 @@ def test_the_file_is_one_of_safetensors(tmp_path):
     'none': jnp.zeros((0, 4)),
     'integers': np.arange(12, dtype=np.int32).reshape(3, 4).T,  # Not in the order of memory.
   }
-  digest = bundle.save_arrays(tmp_path, tree)
+  digest = array_file.save_arrays(tmp_path, tree)
   assert digest == hashlib.sha256((tmp_path / 'fitted.safetensors').read_bytes()).hexdigest()
   floats = tree.pop('floats')
   want = {**tree, 'floats/map': floats['map'], 'floats/number': floats['number']}
@@ -83,14 +84,14 @@ def test_a_file_that_safetensors_wrote_is_read(directory, fitted):
   path = directory / 'fitted.safetensors'
   safetensors.numpy.save_file(_read(directory), path, metadata={'by': 'the library'})
   _change_manifest(directory, arrays_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-  jax.tree.map(np.testing.assert_array_equal, bundle.load(directory).fitted, fitted)
+  jax.tree.map(np.testing.assert_array_equal, model_dir.load(directory).fitted, fitted)
 
 
 @pytest.mark.parametrize('piece', [100, 1 << 20])
 def test_arrays_stay_in_the_memory_that_they_were_read_into(directory, fitted, monkeypatch, piece):
   """Those of the sizes that big ones have; a copy of gigabytes would double the peak."""
-  monkeypatch.setattr(bundle, '_PIECE', piece)
-  loaded = jax.tree.leaves(bundle.load(directory).fitted)
+  monkeypatch.setattr(array_file, '_PIECE', piece)
+  loaded = jax.tree.leaves(model_dir.load(directory).fitted)
   content = (directory / 'fitted.safetensors').read_bytes()
   starts = {
     leaf.unsafe_buffer_pointer() - content.index(np.asarray(leaf).tobytes())
@@ -102,7 +103,7 @@ def test_arrays_stay_in_the_memory_that_they_were_read_into(directory, fitted, m
 
 
 def test_an_opened_model_does_not_need_its_files_any_more(directory, fitted):
-  model, path = bundle.load(directory), directory / 'fitted.safetensors'
+  model, path = model_dir.load(directory), directory / 'fitted.safetensors'
   path.write_bytes(bytes(path.stat().st_size))
   jax.tree.map(np.testing.assert_array_equal, model.fitted, fitted)
 
@@ -113,16 +114,16 @@ def test_there_is_no_pickle_in_it(directory):
 
 
 def test_the_scores_that_thresholds_stand_on_are_kept(directory, tmp_path):
-  found = bundle.calibration(directory)
+  found = model_dir.calibration(directory)
   assert found.path == NORMALS.path
   np.testing.assert_array_equal(found.image, NORMALS.image)
   np.testing.assert_array_equal(found.map, NORMALS.map)
-  assert bundle.calibration(tmp_path) is None
+  assert model_dir.calibration(tmp_path) is None
 
 
 def test_an_old_model_is_replaced_whole(directory, config, fitted):
-  bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
-  assert bundle.load(directory).limits.image == 0.75
+  model_dir.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
+  assert model_dir.load(directory).limits.image == 0.75
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
 
@@ -132,9 +133,9 @@ def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monk
 
   monkeypatch.setattr(files, 'write_json', full)
   with pytest.raises(OSError, match='No space'):
-    bundle.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
+    model_dir.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
   monkeypatch.undo()
-  assert bundle.load(directory).limits == LIMITS
+  assert model_dir.load(directory).limits == LIMITS
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
 
@@ -177,4 +178,4 @@ def _change_manifest(directory, **fields):
 def test_a_harmed_model_gets_one_clear_error(directory, harm, words):
   harm(directory)
   with pytest.raises(ModelError, match=words):
-    bundle.load(directory)
+    model_dir.load(directory)

@@ -6,8 +6,8 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from uadjax import calibrate
 from uadjax.errors import ConfigError, DataError, UnknownName, UserError
+from uadjax.model import calibration
 from uadjax.system import files
 
 budgets = st.floats(0.001, 0.999)
@@ -17,7 +17,7 @@ some = st.lists(values, min_size=1, max_size=12).map(np.array)
 
 
 def from_scores(scores, budget=0.01, **options):
-  return calibrate.from_normals(scores, scores, budget, max(budget, 0.05), **options)
+  return calibration.from_normals(scores, scores, budget, max(budget, 0.05), **options)
 
 
 def at_most(above, n, share):
@@ -47,8 +47,8 @@ def test_on_average_the_budget_is_kept_where_good_images_suffice(n, budget):
 def test_labels_of_the_images_it_stands_on_survive_what_exports_may_differ_by(n, budget, change):
   scores = np.arange(1.0, n + 1)
   limits = from_scores(scores, budget)
-  assert [calibrate.label(s * (1 + change), limits) for s in scores] == [
-    calibrate.label(s, limits) for s in scores
+  assert [calibration.label(s * (1 + change), limits) for s in scores] == [
+    calibration.label(s, limits) for s in scores
   ]
 
 
@@ -134,13 +134,13 @@ def test_ties_only_make_false_alarms_rarer(scores):
 def test_a_larger_budget_never_raises_a_threshold(scores, one, other, confident):
   small, large = sorted([one, other])
   strict, lax = (
-    calibrate.from_normals(scores, scores[::-1], b, large, confident) for b in (small, large)
+    calibration.from_normals(scores, scores[::-1], b, large, confident) for b in (small, large)
   )
   assert lax.image <= strict.image
   assert lax.pixel <= strict.pixel
   assert strict.review <= strict.image
   assert lax.review == lax.image  # No share is left to be reviewed.
-  narrow = calibrate.from_normals(scores, scores, small, small, confident)
+  narrow = calibration.from_normals(scores, scores, small, small, confident)
   assert strict.review <= narrow.review
 
 
@@ -151,7 +151,7 @@ def test_confidence_never_lowers_a_threshold(scores, budget):
 
 @given(some, st.floats(1e-3, 1e3))
 def test_thresholds_lie_a_hair_above_a_score_and_scale_with_it(scores, scale):
-  limits = calibrate.from_normals(scores, scores * scale, 0.2, 0.4)
+  limits = calibration.from_normals(scores, scores * scale, 0.2, 0.4)
   below = scores[scores < limits.image]
   # Computed in float32, or in another runtime, that score is not above.
   assert np.any(limits.image <= below + 2e-4 * np.abs(below) + 1e-29)
@@ -160,7 +160,7 @@ def test_thresholds_lie_a_hair_above_a_score_and_scale_with_it(scores, scale):
 
 def test_marked_pixels_have_the_rank_of_images():
   scores, peaks = np.arange(1.0, 41), np.arange(1.0, 41)[::-1] ** 2
-  limits = calibrate.from_normals(scores, peaks, 0.1, 0.2)
+  limits = calibration.from_normals(scores, peaks, 0.1, 0.2)
   assert (scores > limits.image).sum() == (peaks > limits.pixel).sum() == 3
   assert (scores > limits.review).sum() == 7
 
@@ -180,7 +180,7 @@ def f1(normal, anomalous, threshold):
 
 @given(some, some)
 def test_f1_is_the_largest_of_all_thresholds_with_the_fewest_misses(normal, anomalous):
-  limits = calibrate.from_labelled(normal, normal, anomalous, 'f1', 0.01)
+  limits = calibration.from_labelled(normal, normal, anomalous, 'f1', 0.01)
   every = thresholds_between([*normal, *anomalous])
   best = max(f1(normal, anomalous, t) for t in every)
   fewest = min((anomalous <= t).sum() for t in every if f1(normal, anomalous, t) == best)
@@ -193,7 +193,7 @@ def test_cost_is_the_least_of_all_thresholds_with_the_fewest_misses(normal, anom
   def cost(threshold):
     return (normal > threshold).sum() + miss_cost * (anomalous <= threshold).sum()
 
-  limits = calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=miss_cost)
+  limits = calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=miss_cost)
   every = thresholds_between([*normal, *anomalous])
   best = min(map(cost, every)) + 1e-9
   assert cost(limits.image) <= best
@@ -202,7 +202,7 @@ def test_cost_is_the_least_of_all_thresholds_with_the_fewest_misses(normal, anom
 
 @given(some, some, st.sampled_from(['f1', 'cost']))
 def test_a_labelled_threshold_lies_midway_between_neighbors(normal, anomalous, method):
-  limits = calibrate.from_labelled(normal, normal, anomalous, method, 0.01)
+  limits = calibration.from_labelled(normal, normal, anomalous, method, 0.01)
   scores = np.concatenate([normal, anomalous])
   below, above = scores[scores <= limits.image], scores[scores > limits.image]
   if len(below) and len(above):
@@ -221,14 +221,14 @@ def test_neighbors_with_no_number_between_them_are_told_apart():
     low = 0.1 + ulps * math.ulp(0.1)  # A mean of neighbors is rounded down and up in turn.
     high = math.nextafter(low, 1)
     normal = np.full(5, low)
-    limits = calibrate.from_labelled(normal, normal, np.array([low, high]), 'f1', 0.01)
+    limits = calibration.from_labelled(normal, normal, np.array([low, high]), 'f1', 0.01)
     assert limits.image == low, ulps
     assert (limits.missed, limits.expected) == (1, 0), ulps
 
 
 def test_costs_that_only_rounding_tells_apart_are_equal():
   normal, anomalous = np.repeat([0.0, 1.0], [9, 3]), np.repeat([0.0, 1.0], [2, 10])
-  limits = calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=0.3)
+  limits = calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=0.3)
   assert 0.3 * 12 < 3 + 0.3 * 2  # In floating point.
   assert (limits.image, limits.missed) == (0.5, 2)
 
@@ -237,7 +237,7 @@ def test_the_dearer_a_miss_the_lower_the_threshold():
   rng = np.random.default_rng(0)
   normal, anomalous = rng.normal(size=80), rng.normal(1.5, size=60)
   found = [
-    calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=cost)
+    calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=cost)
     for cost in (0.01, 0.5, 1.0, 5.0, 100.0)
   ]
   assert all(a.image >= b.image for a, b in itertools.pairwise(found))
@@ -246,16 +246,16 @@ def test_the_dearer_a_miss_the_lower_the_threshold():
 
 def test_without_masks_pixels_and_review_are_those_of_good_images():
   normal, peaks, anomalous = np.arange(40.0), np.arange(40.0) * 3, np.array([100.0, 101.0])
-  by_normals = calibrate.from_normals(normal, peaks, 0.1, 0.2)
-  limits = calibrate.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2)
+  by_normals = calibration.from_normals(normal, peaks, 0.1, 0.2)
+  limits = calibration.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2)
   assert limits.image == (39 + 100) / 2
   assert (limits.pixel, limits.review) == (by_normals.pixel, by_normals.review)
-  assert calibrate.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2, pixel=7.0).pixel == 7
+  assert calibration.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2, pixel=7.0).pixel == 7
 
 
 def test_a_threshold_below_all_that_good_images_need_pulls_review_down():
   normal, anomalous = np.arange(10.0), np.array([2.5])
-  limits = calibrate.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=100.0)
+  limits = calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=100.0)
   assert limits.review == limits.image == 2.25
 
 
@@ -263,7 +263,7 @@ def test_a_threshold_below_all_that_good_images_need_pulls_review_down():
 def test_pixels_are_marked_with_the_largest_f1_and_the_fewest_misses(normal, anomalous):
   score = np.unique(anomalous)[::-1].astype(np.float32)
   counts = [np.array([(x >= s).sum() for s in score]) for x in (anomalous, normal)]
-  threshold = calibrate.pixel_by_f1(score, *counts)
+  threshold = calibration.pixel_by_f1(score, *counts)
   every = thresholds_between([*normal, *anomalous])
   best = max(f1(normal, anomalous, t) for t in every)
   # As maps are: float32, compared with a number of Python's.
@@ -277,18 +277,20 @@ def test_pixels_are_marked_with_the_largest_f1_and_the_fewest_misses(normal, ano
 
 def calibrated():
   normal = np.linspace(1, 2, 50)
-  yield calibrate.from_normals(normal, normal, 0.01)
-  yield calibrate.from_normals(normal.astype(np.float32), normal.astype(np.float32), 0.1, 0.2, True)
+  yield calibration.from_normals(normal, normal, 0.01)
+  yield calibration.from_normals(
+    normal.astype(np.float32), normal.astype(np.float32), 0.1, 0.2, True
+  )
   for method in ('f1', 'cost'):
     anomalous = np.linspace(1.9, 3, 20)
-    yield calibrate.from_labelled(normal, normal, anomalous, method, 0.01, pixel=1.5)
+    yield calibration.from_labelled(normal, normal, anomalous, method, 0.01, pixel=1.5)
 
 
 def test_a_manifest_keeps_everything(tmp_path):
   for limits in calibrated():
     files.write_json(tmp_path / 'manifest.json', limits._asdict())
     stored = json.loads((tmp_path / 'manifest.json').read_text())
-    assert calibrate.Limits(**stored) == limits
+    assert calibration.Limits(**stored) == limits
     assert None not in stored.values(), stored
 
 
@@ -305,13 +307,13 @@ def test_it_is_told_in_one_sentence():
 
 def test_a_labelled_threshold_is_said_to_be_optimistic():
   normal, anomalous = np.arange(20.0), np.array([17.5, 30, 31])
-  told = str(calibrate.from_labelled(normal, normal, anomalous, 'f1', 0.01))
+  told = str(calibration.from_labelled(normal, normal, anomalous, 'f1', 0.01))
   assert 'on 3 defective and 20 good images' in told
   assert 'misses 1 and calls 0 NG' in told
   assert 'optimistic' in told
 
 
-LIMITS = calibrate.from_normals(np.arange(100.0), np.arange(100.0), 0.01)._replace(
+LIMITS = calibration.from_normals(np.arange(100.0), np.arange(100.0), 0.01)._replace(
   image=4.0, review=2.0
 )
 
@@ -337,15 +339,15 @@ def test_a_verdict_at_its_edges():
   ]
   wrong = []
   for score, overrides, expected in cases:
-    limits = calibrate.override(LIMITS, **overrides)
-    if calibrate.label(score, limits) != expected or limits.review > limits.image:
+    limits = calibration.override(LIMITS, **overrides)
+    if calibration.label(score, limits) != expected or limits.review > limits.image:
       wrong.append((score, overrides, expected, limits))
   assert not wrong
 
 
 def test_what_is_not_overridden_stays():
-  assert calibrate.override(LIMITS) == LIMITS
-  assert calibrate.override(LIMITS, pixel=0.0) == LIMITS._replace(pixel=0.0)
+  assert calibration.override(LIMITS) == LIMITS
+  assert calibration.override(LIMITS, pixel=0.0) == LIMITS._replace(pixel=0.0)
 
 
 # What is refused.
@@ -369,15 +371,15 @@ def test_what_is_not_overridden_stays():
 )
 def test_a_setting_that_cannot_be_carried_out_is_refused(options, kind, said):
   with pytest.raises(kind, match=said):
-    calibrate.check(**{'budget': 0.01, **options})
+    calibration.check(**{'budget': 0.01, **options})
 
 
 def test_a_method_is_one_that_can_be_carried_out():
-  assert {limits.method for limits in calibrated()} == set(calibrate.METHODS)
+  assert {limits.method for limits in calibrated()} == set(calibration.METHODS)
   refused = {}
-  for method in calibrate.METHODS:
+  for method in calibration.METHODS:
     try:
-      calibrate.check(0.01, 0.05, method, 10.0, 'data' if method in ('f1', 'cost') else '')
+      calibration.check(0.01, 0.05, method, 10.0, 'data' if method in ('f1', 'cost') else '')
     except UserError as error:
       refused[method] = error
   assert not refused
@@ -388,12 +390,12 @@ def test_what_says_nothing_sets_no_threshold():
   with pytest.raises(DataError, match='one good image'):
     from_scores(none)
   with pytest.raises(DataError, match='one defective image'):
-    calibrate.from_labelled(one, one, none, 'f1', 0.01)
+    calibration.from_labelled(one, one, none, 'f1', 0.01)
   with pytest.raises(DataError, match='1 of 2 scores of good'):
     from_scores(np.array([1.0, math.nan]))
   with pytest.raises(DataError, match='1 of 1 scores of defective'):
-    calibrate.from_labelled(one, one, np.array([math.inf]), 'cost', 0.01)
+    calibration.from_labelled(one, one, np.array([math.inf]), 'cost', 0.01)
   with pytest.raises(DataError, match='none does'):
-    calibrate.pixel_by_f1(none, none.astype(int), none.astype(int))
+    calibration.pixel_by_f1(none, none.astype(int), none.astype(int))
   with pytest.raises(UserError, match='choose from'):
-    calibrate.from_labelled(one, one, one, 'normals', 0.01)
+    calibration.from_labelled(one, one, one, 'normals', 0.01)

@@ -19,7 +19,8 @@ import runs
 import yaml
 
 from uadjax import cli, demo_model, detectors, pipelines
-from uadjax.backbones import download, pretrained
+from uadjax.backbones import weights
+from uadjax.backbones.weights import download
 from uadjax.cli import options, screen
 from uadjax.system import files
 
@@ -301,7 +302,7 @@ def test_weights_are_told_of_and_fetched(uadjax, tmp_path, monkeypatch):
   content = b'weights'
   digest = hashlib.sha256(content).hexdigest()
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  monkeypatch.setitem(pretrained.FILES, 'resnet18', f'resnet18-{digest[:8]}.pth')
+  monkeypatch.setitem(weights.FILES, 'resnet18', f'resnet18-{digest[:8]}.pth')
   fetched = []
 
   def fetch(url, target, digest):
@@ -312,15 +313,13 @@ def test_weights_are_told_of_and_fetched(uadjax, tmp_path, monkeypatch):
   monkeypatch.setattr(download, 'fetch', fetch)
   status, out, _ = uadjax('weights', '--json')
   assert status == 0
-  assert {one['name']: one['cached'] for one in objects(out)} == dict.fromkeys(
-    pretrained.FILES, False
-  )
+  assert {one['name']: one['cached'] for one in objects(out)} == dict.fromkeys(weights.FILES, False)
   assert fetched == []
   for _ in range(2):
     status, out, _ = uadjax('weights', 'resnet18')
     assert status == 0
     assert digest in out
-  assert fetched == [f'{pretrained.TORCHVISION}/resnet18-{digest[:8]}.pth']
+  assert fetched == [f'{weights.TORCHVISION}/resnet18-{digest[:8]}.pth']
   path = files.cache() / 'weights' / f'resnet18-{digest[:8]}.pth'
   path.write_bytes(b'damaged')
   (told,) = (one for one in objects(uadjax('weights', '--json')[1]) if one['cached'])
@@ -351,7 +350,7 @@ def test_help_fits_and_shows_an_example(uadjax, monkeypatch, columns):
 
 def test_what_is_completed_is_what_there_is():
   assert set(options.MODELS) == set(detectors.TITLES)
-  assert set(options.BACKBONES) == set(pretrained.FILES)
+  assert set(options.BACKBONES) == set(weights.FILES)
 
 
 def test_signs_tell_labels_apart_without_colors():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from uadjax import backbones
-from uadjax.backbones import compact, pretrained
+from uadjax.backbones import compact, weights as pretrained_weights
 from uadjax.data import image_io, transforms
 
 apply = jax.jit(compact.Compact().apply)
@@ -99,10 +99,12 @@ def test_training_moves_the_statistics_unless_they_are_steady(variables):
 
 
 def test_the_embedded_weights_are_those_of_the_card():
-  variables, origin = pretrained.load('embedded', backbones.build('compact', compact.STAGES))
-  card = json.loads(pretrained.EMBEDDED.with_suffix('.json').read_text())
+  variables, origin = pretrained_weights.load(
+    'embedded', backbones.build('compact', compact.STAGES)
+  )
+  card = json.loads(pretrained_weights.EMBEDDED.with_suffix('.json').read_text())
   assert origin.sha256 == card['sha256']
-  assert pretrained.EMBEDDED.stat().st_size == card['bytes'] < 6e6
+  assert pretrained_weights.EMBEDDED.stat().st_size == card['bytes'] < 6e6
   assert card['parameters'] < 3_000_000
   assert origin.license == 'Apache-2.0'
   stages = apply(variables, jnp.zeros_like(IMAGE))
@@ -118,7 +120,7 @@ def test_the_embedded_weights_see_what_the_teacher_sees(shared):
   seen = []
   for name, weights in (('compact', 'embedded'), ('resnet18', str(file))):
     module = backbones.build(name, compact.STAGES)
-    variables, _ = pretrained.load(weights, module)
+    variables, _ = pretrained_weights.load(weights, module)
     seen.append(jax.jit(module.apply)(variables, backbones.normalize(pixels)))
   for stage in compact.STAGES:
     ours, theirs = (x[stage].reshape(-1, x[stage].shape[-1]) for x in seen)

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import calibrate, curves
+from uadjax import curves
+from uadjax.model import calibration
 from uadjax.numerics import metrics
 
 NAMES = {f'{name}.{suffix}' for name in ('curves', 'histogram', 'roc', 'pr', 'pro')
@@ -14,7 +15,7 @@ NAMES = {f'{name}.{suffix}' for name in ('curves', 'histogram', 'roc', 'pr', 'pr
 
 
 def limits(image, pixel=3.0, review=None, labelled=0):
-  return calibrate.Limits(
+  return calibration.Limits(
     image=image,
     pixel=pixel,
     review=image if review is None else review,

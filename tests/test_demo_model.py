@@ -3,11 +3,12 @@
 import pytest
 
 import uadjax
-from uadjax import bundle, config as configs, demo_model, detectors
-from uadjax.backbones import pretrained
+from uadjax import config as configs, demo_model, detectors
+from uadjax.backbones import weights
 from uadjax.data import demo
 from uadjax.detectors.base import Spec
 from uadjax.errors import ModelError
+from uadjax.model import model_dir
 
 COMMAND = '`uadjax fit DIR`'
 
@@ -61,7 +62,7 @@ def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   config = demo_model.configure(title.lower())
   assert config.backbone.weights == 'embedded'  # For nothing is in this cache.
   config.backbone.name = 'compact'
-  _, detector = bundle.assemble(config, Spec(64, 64, 60, learning_rate=0.1))
+  _, detector = model_dir.assemble(config, Spec(64, 64, 60, learning_rate=0.1))
   assert (detector.one_pass is None) == bool(config.fit.steps)
   path = tmp_path / 'config.yaml'
   path.write_text(configs.to_yaml(config))
@@ -70,7 +71,7 @@ def test_every_detector_has_settings(title, monkeypatch, tmp_path):
 
 def test_downloaded_weights_are_used(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  place = pretrained.cached('resnet18')
+  place = weights.cached('resnet18')
   place.parent.mkdir()
   place.touch()
   assert demo_model.configure('padim').backbone.weights == 'imagenet'

@@ -6,7 +6,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax.backbones import compact, pretrained
+from uadjax.backbones import compact, weights
 
 
 @pytest.fixture(scope='module')
@@ -154,7 +154,7 @@ def test_what_is_shipped_computes_what_was_learned(tmp_path, state):
   assert told['parameters'] < 3_000_000
   x = jax.random.normal(jax.random.key(3), (2, 64, 64, 3))
   apply = jax.jit(compact.Compact().apply)
-  shipped, _ = pretrained.load(str(tmp_path / 'compact.safetensors'), compact.Compact())
+  shipped, _ = weights.load(str(tmp_path / 'compact.safetensors'), compact.Compact())
   before, after = apply(state.average, x), apply(shipped, x)
   for stage, y in before.items():
     np.testing.assert_allclose(after[stage], y, rtol=0.01, atol=0.01 * float(y.std()))

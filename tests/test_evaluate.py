@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uadjax import calibrate, evaluate
+from uadjax import evaluate
 from uadjax.data import inputs, transforms
 from uadjax.data.records import Record
+from uadjax.model import calibration
 from uadjax.result import Result
 
 OPS = transforms.parse('resize(4)')
-LIMITS = calibrate.Limits(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
+LIMITS = calibration.Limits(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
 SHAPES = ((5, 7), (6, 4), (8, 8), (3, 9), (7, 7))
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 import pytest
 
-from uadjax import bundle, calibrate, create_model, export
+from uadjax import create_model, export
 from uadjax.data import image_io, transforms
+from uadjax.model import calibration, model_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / 'docs' / 'examples' / 'browser'
@@ -96,7 +97,7 @@ def show(browser, address):
 def model(browser, site, fitted):  # Those first: without them nothing is fitted.
   """A model whose graph is in the folder that is served."""
   directory = fitted('patchcore')
-  export.export(bundle.load(directory), output=site / 'model.onnx', camera=CAMERA)
+  export.export(model_dir.load(directory), output=site / 'model.onnx', camera=CAMERA)
   return create_model(model_dir=directory, device='cpu:0')
 
 
@@ -173,14 +174,14 @@ def test_labels_are_by_the_thresholds_beside_the_graph(show, site, model, photos
   assert result(page, photos[0])['label'] == ''
   assert 'choose the .json' in page.text_content('#told')
   about = json.loads((site / 'model.onnx.json').read_text())
-  limits = calibrate.Limits(**about['thresholds'])
+  limits = calibration.Limits(**about['thresholds'])
   for review, image in ((score, 2 * score), (score / 2, score), (score / 3, score / 2)):
     moved = limits._replace(review=review, image=image)
     text = json.dumps({**about, 'thresholds': moved._asdict()}).encode()
     file = {'name': 'moved.json', 'mimeType': 'application/json', 'buffer': text}
     page.evaluate('window.result = undefined')
     page.set_input_files('#graph-file', file)
-    assert result(page, photos[0])['label'] == calibrate.label(score, moved)
+    assert result(page, photos[0])['label'] == calibration.label(score, moved)
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from onnx import helper
 from PIL import Image
 import pytest
 
-from uadjax import bundle, calibrate, create_model, export, runtimes
+from uadjax import create_model, export, runtimes
 from uadjax.data import image_io, transforms
+from uadjax.model import calibration, model_dir
 
 pytestmark = pytest.mark.slow  # It is a recipe, and takes a compiler.
 
@@ -24,7 +25,7 @@ CAMERA = 57, 75
 
 
 class Exported(NamedTuple):
-  model: bundle.Model
+  model: model_dir.Model
   path: Path
 
 
@@ -82,7 +83,7 @@ def photos(drawn):
 @pytest.fixture(scope='module', params=['patchcore', 'stfpm'])
 def exported(request, score, fitted):
   """A model, and its graph for the camera; not made where the program cannot be."""
-  model = bundle.load(fitted(request.param))
+  model = model_dir.load(fitted(request.param))
   return Exported(model, export.export(model, camera=CAMERA).path)
 
 
@@ -144,7 +145,7 @@ def test_an_image_of_another_size_is_refused_with_both_sizes(score, exported, ph
 
 @pytest.mark.parametrize('value', [1.5, 2.5, 3.5, 2.0, 3.0, np.nan, np.inf])
 def test_labels_by_the_thresholds_of_the_file(score, constant, small, value, tmp_path):
-  limits = calibrate.Limits(3.0, 9.0, 2.0, 'normals', 0.01, 0.05, 10, 0.1, 0.2, 300)
+  limits = calibration.Limits(3.0, 9.0, 2.0, 'normals', 0.01, 0.05, 10, 0.1, 0.2, 300)
   about = {
     'model_name': 'a "thresholds": {"image": 7} \\',
     'list': [{'review': 8.0}, {'thresholds': {'review': 8.0, 'image': 8.0}}],
@@ -155,7 +156,7 @@ def test_labels_by_the_thresholds_of_the_file(score, constant, small, value, tmp
   map = tmp_path / 'map.bin'
   got = told(score, constant(value, {runtimes.ABOUT: json.dumps(about)}), small, map)
   finite = value if np.isfinite(value) else None
-  assert got == {'score': finite, 'label': calibrate.label(value, limits), 'threshold': 3.0}
+  assert got == {'score': finite, 'label': calibration.label(value, limits), 'threshold': 3.0}
   assert np.fromfile(map, np.float32).tolist() == [0, 3, 6, 9, 12, 15]
 
 

@@ -12,11 +12,12 @@ import onnxruntime
 import pytest
 import runs
 
-from uadjax import bundle, cli, create_model, errors, export, main, runtimes, types
-from uadjax.backbones import conv
+from uadjax import cli, create_model, errors, export, main, runtimes, types
+from uadjax.backbones import convolution
 from uadjax.data import image_io, transforms
 from uadjax.detectors import base
 from uadjax.export import blame, graph as graphs, onnxfile, verify
+from uadjax.model import model_dir
 
 CAMERA = 57, 75
 DETECTORS = runs.NAMES
@@ -24,7 +25,7 @@ DETECTORS = runs.NAMES
 
 @pytest.fixture(scope='module')
 def models(exported):
-  return {name: bundle.load(exported(name)) for name in DETECTORS}
+  return {name: model_dir.load(exported(name)) for name in DETECTORS}
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +94,7 @@ def test_the_file_is_sound_and_tells_what_it_is(models, patchcore):
   about = json.loads({one.key: one.value for one in graph.metadata_props}[runtimes.ABOUT])
   assert about['thresholds'] == models['patchcore'].limits._asdict()
   assert about['preprocessing']['ops'] == 'resize(32, 48)'
-  assert about['arrays_sha256'] == bundle.about(models['patchcore'].directory).arrays_sha256
+  assert about['arrays_sha256'] == model_dir.about(models['patchcore'].directory).arrays_sha256
   beside = patchcore.with_name('model.onnx.json')
   assert json.loads(beside.read_text())['opset'] == onnxfile.OPSET
 
@@ -126,7 +127,7 @@ def test_a_cameras_pixels_get_the_score_and_the_map_of_predict(models, format, p
 
 def test_a_crop_is_undone_in_the_graph(fitted, photos):
   ops = '--config.data.ops=keep_ratio(40)|center_crop(32)'
-  model = bundle.load(fitted('padim', ops))
+  model = model_dir.load(fitted('padim', ops))
   done = export.export(model, camera=CAMERA)
   run = runtimes.open(done.path).run
   (want,) = create_model(model_dir=model.directory).predict(photos[0])
@@ -137,7 +138,7 @@ def test_a_crop_is_undone_in_the_graph(fitted, photos):
 @pytest.fixture(scope='module')
 def resnet(fitted):
   """A model whose network has a pool, as none of the embedded weights has."""
-  return bundle.load(fitted('padim', '--config.backbone.weights=random'))
+  return model_dir.load(fitted('padim', '--config.backbone.weights=random'))
 
 
 def test_with_the_layers_of_a_resnet(resnet, tmp_path):
@@ -148,7 +149,7 @@ def test_with_the_layers_of_a_resnet(resnet, tmp_path):
 def test_with_bottlenecks(fitted):
   flags = ('--config.backbone.name=wide_resnet50_2', '--config.detector.layers=layer1',
            '--config.backbone.weights=random')  # fmt: skip
-  assert export.export(bundle.load(fitted('patchcore', *flags))).agreement.holds
+  assert export.export(model_dir.load(fitted('patchcore', *flags))).agreement.holds
 
 
 def test_arrays_too_large_for_one_file_lie_in_another(models, photos, tmp_path, monkeypatch):
@@ -176,7 +177,7 @@ def test_an_operation_that_comes_out_otherwise_is_named_and_nothing_is_left(
   def pool(x):
     return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
-  monkeypatch.setattr(conv, 'max_pool', pool)
+  monkeypatch.setattr(convolution, 'max_pool', pool)
   with pytest.raises(errors.ExportError, match='first operation that differs is reduce_window_max'):
     export.export(resnet, output=tmp_path / 'wrong.onnx')
   assert not [*tmp_path.iterdir()]
@@ -212,7 +213,7 @@ def test_rounding_may_move_a_value_over_the_floor_and_no_more(models):
 def with_floor(model, floor):
   config = model.config.copy_and_resolve_references()
   config.detector.update(floor=floor, opening=1)
-  _, detector = bundle.assemble(config, base.Spec(model.ops.height, model.ops.width))
+  _, detector = model_dir.assemble(config, base.Spec(model.ops.height, model.ops.width))
   return model._replace(config=config, score=jax.jit(detector.score))
 
 
@@ -257,7 +258,7 @@ def test_images_that_are_gone_are_drawn(models, tmp_path, monkeypatch):
     if path.suffix in ('.json', '.safetensors'):
       (moved / path.name).write_bytes(path.read_bytes())
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
-  assert 'drawn pictures' in export.export(bundle.load(moved)).agreement.source
+  assert 'drawn pictures' in export.export(model_dir.load(moved)).agreement.source
 
 
 def test_what_cannot_be_is_refused(models):
@@ -288,7 +289,7 @@ def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
     exported('patchcore'),  # Which reweights.
     fitted('patchcore', '--config.detector.reweight=false'),
   ]
-  assert len({bundle.about(one).arrays_sha256 for one in directories}) == 1
+  assert len({model_dir.about(one).arrays_sha256 for one in directories}) == 1
   assert len({export.ready(one) for one in directories}) == 2
 
 
@@ -344,7 +345,7 @@ def test_a_picture_of_another_size_is_refused_by_the_graph(patchcore):
 
 def test_pictures_are_those_nearest_to_the_thresholds(models):
   model = models['padim']
-  normals = bundle.calibration(model.directory)
+  normals = model_dir.calibration(model.directory)
   limits = model.limits._replace(image=float(normals.image[3]), review=-1e9)
   chosen = verify._near_thresholds(model._replace(limits=limits))
   assert chosen[0] == normals.path[3]

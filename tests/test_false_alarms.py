@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uadjax import bundle, calibrate, main
+from uadjax import main
+from uadjax.model import calibration, model_dir
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 SURPRISE = 1e-3  # How improbable what is seen may be.
@@ -26,13 +27,13 @@ def test_unseen_good_images_score_as_those_left_out(shared, tmp_path, name, cate
     '--config.evaluate.save_pictures=0',
   ]
   assert main.main(flags) == 0
-  left_out = bundle.calibration(tmp_path / 'model').image
+  left_out = model_dir.calibration(tmp_path / 'model').image
   with (tmp_path / 'scores.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   unseen = np.array([float(row['score']) for row in rows if row['defect'] == 'good'])
   assert stats.mannwhitneyu(left_out, unseen).pvalue > SURPRISE
   for budget in (0.01, 0.05, 0.1, 0.2, 0.3):
-    limits = calibrate.from_normals(left_out, left_out, budget, review_budget=0.5)
+    limits = calibration.from_normals(left_out, left_out, budget, review_budget=0.5)
     alarms = int((unseen > limits.image).sum())
     # The share is itself uncertain, as the left out images are a sample, too.
     above = len(left_out) - round((1 - limits.expected) * (len(left_out) + 1))

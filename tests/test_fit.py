@@ -9,11 +9,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import checkpoint, fit, frozen, score
+from uadjax import checkpoint, fit, frozen
 from uadjax.data import batches as batch_streams, demo, layouts, transforms
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Interrupted
+from uadjax.model import scoring
 from uadjax.types import Batch, Scores
 
 
@@ -115,7 +116,7 @@ def test_batches_are_placed_one_ahead():
     placed.append(batch)
     return batch
 
-  stream = score.ahead(iter(range(4)), place)
+  stream = scoring.ahead(iter(range(4)), place)
   assert next(stream) == 0
   assert placed == [0, 1]
   assert list(stream) == [1, 2, 3]

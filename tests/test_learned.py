@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from uadjax import learned
 from uadjax.errors import ModelError
+from uadjax.model import incremental_state
 
 KEPT = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
-RETAINED = learned.Retained(
+RETAINED = incremental_state.Retained(
   np.random.default_rng(0).random((2, 1, 2, 3), np.float32), np.array([1, 4], np.int32)
 )
 
 
 @pytest.fixture
 def folder(tmp_path):
-  learned.save_kept(tmp_path, KEPT)
-  learned.save_retained(tmp_path, RETAINED, 5)
+  incremental_state.save_kept(tmp_path, KEPT)
+  incremental_state.save_retained(tmp_path, RETAINED, 5)
   return tmp_path
 
 
@@ -25,7 +25,7 @@ def assert_same(kept):
 
 
 def test_what_is_loaded_is_what_was_saved(folder):
-  before = learned.load(folder)
+  before = incremental_state.load(folder)
   assert_same(before.kept)
   assert before.images == 5
   for got, want in zip(before.retained, RETAINED, strict=True):
@@ -35,20 +35,20 @@ def test_what_is_loaded_is_what_was_saved(folder):
 
 @pytest.mark.parametrize('mapped', [False, True])
 def test_kept_arrays_are_there_before_the_rest(tmp_path, mapped):
-  learned.save_kept(tmp_path, KEPT)
-  kept = learned.load_kept(tmp_path, mapped)
+  incremental_state.save_kept(tmp_path, KEPT)
+  kept = incremental_state.load_kept(tmp_path, mapped)
   assert_same(kept)
   assert isinstance(kept['mean'], np.memmap) == mapped
 
 
 def test_what_is_written_into_a_mapped_array_stays_in_memory(folder):
   """As a detector does that consumes what it is given."""
-  learned.load_kept(folder, mapped=True)['mean'][:] = 0.0
-  assert_same(learned.load_kept(folder, mapped=True))
+  incremental_state.load_kept(folder, mapped=True)['mean'][:] = 0.0
+  assert_same(incremental_state.load_kept(folder, mapped=True))
 
 
 def test_what_is_loaded_does_not_need_its_files_any_more(folder):
-  before = learned.load(folder)
+  before = incremental_state.load(folder)
   for path in folder.iterdir():
     path.unlink()
   assert_same(before.kept)
@@ -57,14 +57,14 @@ def test_what_is_loaded_does_not_need_its_files_any_more(folder):
 
 def test_there_is_no_pickle_in_it(tmp_path):
   with pytest.raises(ValueError, match='pickle'):
-    learned.save_kept(tmp_path, {'any': np.array([object()])})
+    incremental_state.save_kept(tmp_path, {'any': np.array([object()])})
 
 
 def test_the_notes_come_last(tmp_path):
   """So a folder that was left halfway is not taken for a whole one."""
-  learned.save_kept(tmp_path, KEPT)
+  incremental_state.save_kept(tmp_path, KEPT)
   with pytest.raises(ModelError, match='does not hold'):
-    learned.load(tmp_path)
+    incremental_state.load(tmp_path)
 
 
 def pickled(path):
@@ -97,11 +97,11 @@ def halved(path):
 def test_a_harmed_folder_gets_one_clear_error(folder, harm):
   harm(folder)
   with pytest.raises(ModelError) as caught:
-    learned.load(folder)
+    incremental_state.load(folder)
   assert str(folder) in str(caught.value)
   assert 'fit.extend' in str(caught.value)
 
 
 def test_a_missing_folder_gets_the_same(tmp_path):
   with pytest.raises(ModelError, match=r'fit\.extend'):
-    learned.load(tmp_path / 'nothing')
+    incremental_state.load(tmp_path / 'nothing')

@@ -8,12 +8,13 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import backbones, bundle, create_model, fit, score
+from uadjax import backbones, create_model, fit
 from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import Spec
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
+from uadjax.model import model_dir, scoring
 from uadjax.types import Batch
 
 SIZE = 32
@@ -134,7 +135,7 @@ def test_on_one_cpu_what_is_learned_stays_in_one_piece_unless_told():
 @pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
 def test_a_run_that_is_split_leaves_the_same_model(name, fitted):
   split = '--config.mesh.data=3', '--config.mesh.split=always'
-  one, many = (bundle.calibration(fitted(name, *flags)) for flags in ((), split))
+  one, many = (model_dir.calibration(fitted(name, *flags)) for flags in ((), split))
   assert many.path == one.path
   np.testing.assert_allclose(many.image, one.image, rtol=1e-5)
   np.testing.assert_allclose(many.map, one.map, rtol=1e-5)
@@ -153,7 +154,7 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
     assert a.label == b.label
     np.testing.assert_allclose(a.anomaly_map, b.anomaly_map, 1e-5, 1e-5 * b.score)
   mesh = meshes.make_mesh('cpu', 8, 0)
-  model = bundle.load(directory, mesh)
+  model = model_dir.load(directory, mesh)
   if name != 'stfpm':  # Of which nothing is split.
     learned = model.fitted.whiten if name == 'padim' else model.fitted.bank.rows
     assert learned.addressable_shards[0].data.shape[0] == len(learned) // 8
@@ -162,6 +163,6 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   def scorer(fitted, batch):
     return model.score(fitted, batch.image)
 
-  found = score.score(scorer, model.fitted, records, model.ops, 3, mesh, model.split)
+  found = scoring.score(scorer, model.fitted, records, model.ops, 3, mesh, model.split)
   for a, b in zip(found, one, strict=True):
     assert a.image == pytest.approx(b.score, rel=1e-5)

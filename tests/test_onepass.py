@@ -11,10 +11,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import learned, onepass
+from uadjax import onepass
 from uadjax.data import demo, image_io, layouts, transforms
 from uadjax.detectors.base import Detector, OnePass
 from uadjax.distributed import mesh as meshes
+from uadjax.model import incremental_state
 from uadjax.types import Batch, Scores
 
 SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
@@ -128,7 +129,7 @@ def fold(detector, records, folder, before=None, batch_size=4, devices=1):
   once = detector.one_pass
   folded = onepass.fold(detector, once, variables, config, records, before, mesh, folder)
   # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
-  kept = learned.load_kept(folder)
+  kept = incremental_state.load_kept(folder)
   np.testing.assert_allclose(folded.fitted, kept['total'] / kept['n'], rtol=1e-6)
   return folded, kept
 
@@ -137,7 +138,7 @@ def earlier(kept, images, retained):
   """What a run over so many images left, with this many of them retained."""
   numbers = np.linspace(0, images - 1, retained).astype(np.int32)
   embedding = np.stack([np.full(SHAPE, number, np.float32) for number in numbers])
-  return learned.Learned(kept, learned.Retained(embedding, numbers), images)
+  return incremental_state.Learned(kept, incremental_state.Retained(embedding, numbers), images)
 
 
 @pytest.mark.parametrize(('batch_size', 'devices'), [(4, 1), (1, 1), (32, 1), (4, 8), (32, 8)])
@@ -271,7 +272,7 @@ def test_retained_embeddings_are_scored_after_the_files_as_those_would_be(
   early.mkdir()
   late.mkdir()
   _, kept = fold(averaging(), records[:7], early)
-  before = learned.Learned(kept, retain(records[:7], None, 4), 7)
+  before = incremental_state.Learned(kept, retain(records[:7], None, 4), 7)
   told = []
   fold(averaging(told), records[7:], late, before)
   assert ('stand_ins', 10, ['folded', 'n', 'stood', 'total']) in told
@@ -286,7 +287,7 @@ def test_folds_of_no_image_need_no_reference(records, tmp_path):
   """Of a run over one image after nine, and one of those."""
   told = []
   fold(averaging(), records, tmp_path)
-  before = learned.Learned({}, retain(records[:9], None, 1), 9)
+  before = incremental_state.Learned({}, retain(records[:9], None, 1), 9)
   peaks = left_out(records[9:], tmp_path, before, told)
   assert len(peaks.image) == 2
   folds = {0, int(before.retained.image[0]) % FOLDS}
@@ -297,7 +298,7 @@ def test_folds_of_no_image_need_no_reference(records, tmp_path):
 def test_of_many_images_some_whole_folds_are_scored(records, embeddings, tmp_path, most):
   told = []
   fold(averaging(), records, tmp_path)
-  before = learned.Learned({}, retain(records, None, 5), 10)
+  before = incremental_state.Learned({}, retain(records, None, 5), 10)
   peaks = left_out([*records, *records], tmp_path, before, told, most=most)
   fewest = max(most, FOLDS)
   folds = set(range(-(-FOLDS * fewest // 20)))

@@ -13,10 +13,11 @@ from PIL import Image
 import pytest
 import runs
 
-from uadjax import bundle, calibrate, create_model, predict
+from uadjax import create_model, predict
 from uadjax.data import image_io, transforms
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError
+from uadjax.model import calibration, model_dir
 from uadjax.system import threads
 from uadjax.types import Scores
 
@@ -180,8 +181,8 @@ class Stub:
 
   def __init__(self):
     self.most = self.read = self.yielded = 0
-    limits = calibrate.Limits(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
-    model = bundle.Model(
+    limits = calibration.Limits(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
+    model = model_dir.Model(
       'Stub', None, transforms.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
     )
     self.predictor = predict.open_on(model, mesh.devices('cpu')[:2])

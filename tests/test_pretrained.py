@@ -21,7 +21,8 @@ import pytest
 from safetensors import numpy as safetensors
 
 from uadjax import backbones
-from uadjax.backbones import download, names, pretrained, readers
+from uadjax.backbones import weights as pretrained_weights
+from uadjax.backbones.weights import download, formats, key_mapping
 from uadjax.errors import WeightsError
 
 MODULE = backbones.build('resnet18', ('layer1',))
@@ -138,7 +139,7 @@ def weights(module=MODULE):
   rng = np.random.default_rng(0)
   return {
     name: rng.standard_normal(shape).astype(np.float32)
-    for name, (_, shape) in names.expected(module).items()
+    for name, (_, shape) in key_mapping.expected(module).items()
   }
 
 
@@ -166,7 +167,7 @@ def place(folder, data: bytes) -> str:
 
 def refused(path, match, module=MODULE):
   with pytest.raises(WeightsError, match=match) as caught:
-    pretrained.load(str(path), module)
+    pretrained_weights.load(str(path), module)
   assert str(path) in str(caught.value)
 
 
@@ -176,8 +177,8 @@ def refused(path, match, module=MODULE):
 @pytest.mark.parametrize('kind', WRITERS)
 def test_every_format_loads_by_its_content(kind, tmp_path):
   data = WRITERS[kind](weights())
-  variables, origin = pretrained.load(place(tmp_path, data), MODULE)
-  for name, (path, _) in names.expected(MODULE).items():
+  variables, origin = pretrained_weights.load(place(tmp_path, data), MODULE)
+  for name, (path, _) in key_mapping.expected(MODULE).items():
     leaf = functools.reduce(lambda tree, key: tree[key], path, variables)
     expected = weights()[name]
     expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
@@ -204,7 +205,7 @@ def test_views_of_shared_storages_are_read_as_torch_reads_them(write):
     'parameter': parameter,
   }
   meta = Call('collections.OrderedDict', (), {'_metadata': {'': {'version': 1}}})
-  found = readers.read(write({'state_dict': content, 'epoch': 3, 'other': meta}))
+  found = formats.read(write({'state_dict': content, 'epoch': 3, 'other': meta}))
   np.testing.assert_array_equal(found['transposed'], numbers[:6].reshape(2, 3).T)
   np.testing.assert_array_equal(found['offset'], numbers[20:].reshape(2, 2))
   np.testing.assert_array_equal(found['expanded'], np.tile(numbers[:2], (4, 1)))
@@ -222,7 +223,7 @@ def test_other_floating_point_becomes_float32(dtype, kind, tmp_path):
     f'module.{name}': tensor(Stored(str(i), x.astype(dtype), kind), x.shape)
     for i, (name, x) in enumerate(weights().items())
   }
-  variables, _ = pretrained.load(place(tmp_path, torch_zip({'model': content})), MODULE)
+  variables, _ = pretrained_weights.load(place(tmp_path, torch_zip({'model': content})), MODULE)
   mean = variables['batch_stats']['bn1']['mean']
   assert mean.dtype == jnp.float32
   np.testing.assert_array_equal(mean, weights()['bn1.running_mean'].astype(dtype).astype('f'))
@@ -235,13 +236,13 @@ def test_safetensors_whose_header_is_as_long_as_a_pickle_begins():
       break
   else:
     pytest.fail('no header is so long')
-  np.testing.assert_array_equal(readers.read(data)['a'], np.arange(3.0))
+  np.testing.assert_array_equal(formats.read(data)['a'], np.arange(3.0))
 
 
 def test_safetensors_may_be_bfloat16():
   header = b'{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
   data = struct.pack('<Q', len(header)) + header + b'\x80\x3f\x00\x40'
-  np.testing.assert_array_equal(readers.read(data)['a'].astype(np.float32), [1, 2])
+  np.testing.assert_array_equal(formats.read(data)['a'].astype(np.float32), [1, 2])
 
 
 def test_paddle_joins_what_it_cut(tmp_path):
@@ -249,7 +250,7 @@ def test_paddle_joins_what_it_cut(tmp_path):
   parts = {'a': {'OriginShape': (2, 3), 'slices': ['a@@.0', 'a@@.1']}}
   flat = whole.ravel()
   content = {'a@@.0': flat[:4], 'a@@.1': flat[4:], 'UnpackBigParamInfor@@': parts}
-  found = readers.read(pickle.dumps(content, 2))
+  found = formats.read(pickle.dumps(content, 2))
   assert list(found) == ['a']
   np.testing.assert_array_equal(found['a'], whole)
 
@@ -267,7 +268,7 @@ def test_names_of_paddle_become_those_of_torchvision():
     'module.layer1.0.bn1.weight': 'layer1.0.bn1.weight',
     'layer1.0.downsample.1._mean': 'layer1.0.downsample.1.running_mean',
   }
-  assert {name: names.torchvisions(name, (3, 4, 6, 3)) for name in expected} == expected
+  assert {name: key_mapping.torchvisions(name, (3, 4, 6, 3)) for name in expected} == expected
 
 
 def test_a_file_may_hold_more_stages_and_a_head(tmp_path):
@@ -276,11 +277,11 @@ def test_a_file_may_hold_more_stages_and_a_head(tmp_path):
     'fc.weight': np.ones((2, 2), np.float32),
     'bn1.num_batches_tracked': np.array(3),
   }
-  pretrained.load(place(tmp_path, npz(more)), MODULE)
+  pretrained_weights.load(place(tmp_path, npz(more)), MODULE)
 
 
 def test_random_weights_are_the_same_each_time():
-  (a, origin), (b, _) = (pretrained.load('random', MODULE) for _ in range(2))
+  (a, origin), (b, _) = (pretrained_weights.load('random', MODULE) for _ in range(2))
   assert origin.name == 'random'
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -368,7 +369,7 @@ def test_hostile_pickles_are_refused_and_never_run(wrap, tmp_path, monkeypatch):
   for kind, pickled in HOSTILE.items():
     told, path = 'nothing', place(tmp_path, WRAPPED[wrap](pickled))
     try:
-      pretrained.load(path, MODULE)
+      pretrained_weights.load(path, MODULE)
     except WeightsError as error:
       told = str(error)
     if called or path not in told or not re.search('holds no weights|has no conv1', told):
@@ -393,7 +394,7 @@ def test_tensors_beyond_their_storage_are_refused(write):
     arguments = (stored, offset, shape, strides, False, Call('collections.OrderedDict', ()))
     data, told = write({'a': Call('torch._utils._rebuild_tensor_v2', arguments)}), ''
     try:
-      readers.read(data)
+      formats.read(data)
     except ValueError as error:
       told = str(error)
     if 'tensor a ' not in told:
@@ -403,10 +404,10 @@ def test_tensors_beyond_their_storage_are_refused(write):
 
 def test_archives_do_not_inflate_without_bound(monkeypatch):
   with pytest.raises(ValueError, match='compressed'):
-    readers.read(torch_zip(state_dict(few()), zipfile.ZIP_DEFLATED))
-  monkeypatch.setattr(readers, '_INFLATED', 100)
+    formats.read(torch_zip(state_dict(few()), zipfile.ZIP_DEFLATED))
+  monkeypatch.setattr(formats, '_INFLATED', 100)
   with pytest.raises(ValueError, match='inflates'):
-    readers.read(npz(few()))
+    formats.read(npz(few()))
 
 
 SMALL = {kind: write(few()) for kind, write in WRITERS.items()}
@@ -417,10 +418,10 @@ def test_a_file_cut_anywhere_is_refused_or_whole(kind):
   data = SMALL[kind]
   for end in range(len(data)):
     try:
-      found = readers.read(data[:end])
+      found = formats.read(data[:end])
     except ValueError:
       continue
-    for name, value in readers.read(data).items():
+    for name, value in formats.read(data).items():
       np.testing.assert_array_equal(found[name], value)
 
 
@@ -431,7 +432,7 @@ def test_damage_is_at_worst_one_error(kind, draw):
   for _ in range(draw.draw(st.integers(1, 4))):
     data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
   with contextlib.suppress(ValueError):
-    readers.read(bytes(data))
+    formats.read(bytes(data))
 
 
 # Downloads.
@@ -481,7 +482,7 @@ def server(tmp_path, monkeypatch):
   """A server on loopback that has the weights of MODULE under the name that will be asked for."""
   content = npz(weights())
   name = f'resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth'
-  monkeypatch.setitem(pretrained.FILES, 'resnet18', name)
+  monkeypatch.setitem(pretrained_weights.FILES, 'resnet18', name)
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   with Server() as server:
     server.content = content
@@ -496,7 +497,7 @@ def server(tmp_path, monkeypatch):
 
 
 def fetch(server):
-  return pretrained.load('imagenet', MODULE, server.base)
+  return pretrained_weights.load('imagenet', MODULE, server.base)
 
 
 def test_imagenet_is_downloaded_once(server):
@@ -510,15 +511,15 @@ def test_imagenet_is_downloaded_once(server):
 
 
 def test_auto_is_imagenet_where_it_can_be_had(server):
-  choice = pretrained.choose('resnet18', 'auto', ('layer2',), server.base)
+  choice = pretrained_weights.choose('resnet18', 'auto', ('layer2',), server.base)
   assert choice == ('resnet18', 'imagenet', '')
   # Now it is cached: no network is needed.
-  assert pretrained.choose('resnet18', 'auto', ('layer2',), NOWHERE) == choice
+  assert pretrained_weights.choose('resnet18', 'auto', ('layer2',), NOWHERE) == choice
 
 
 def test_auto_is_embedded_elsewhere_and_says_why(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  choice = pretrained.choose('resnet18', 'auto', ('layer2', 'layer3'), NOWHERE)
+  choice = pretrained_weights.choose('resnet18', 'auto', ('layer2', 'layer3'), NOWHERE)
   assert choice[:2] == ('compact', 'embedded')
   assert 'Could not download' in choice.why
   assert '--config.backbone.weights=FILE' in choice.why
@@ -530,20 +531,20 @@ def test_auto_is_embedded_elsewhere_and_says_why(monkeypatch, tmp_path):
 def test_nothing_imitates_other_networks(monkeypatch, tmp_path, name, stages):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   with pytest.raises(WeightsError, match='Could not download'):
-    pretrained.choose(name, 'auto', stages, NOWHERE)
+    pretrained_weights.choose(name, 'auto', stages, NOWHERE)
   with pytest.raises(WeightsError, match=r"imitate \['layer1', 'layer2', 'layer3'\] of resnet18"):
-    pretrained.choose(name, 'embedded', stages)
+    pretrained_weights.choose(name, 'embedded', stages)
 
 
 def test_what_is_named_is_chosen():
   for weights in ('random', 'imagenet', 'some/file.pth'):
-    assert pretrained.choose('resnet50', weights, ('layer1',)) == ('resnet50', weights, '')
+    assert pretrained_weights.choose('resnet50', weights, ('layer1',)) == ('resnet50', weights, '')
 
 
 def test_the_compact_network_has_no_weights_of_imagenet():
-  assert pretrained.choose('compact', 'auto', ('layer1',)) == ('compact', 'embedded', '')
+  assert pretrained_weights.choose('compact', 'auto', ('layer1',)) == ('compact', 'embedded', '')
   with pytest.raises(WeightsError, match='Nobody published ImageNet weights of compact'):
-    pretrained.load('imagenet', backbones.build('compact', ('layer1',)))
+    pretrained_weights.load('imagenet', backbones.build('compact', ('layer1',)))
 
 
 @pytest.mark.parametrize('mode', ['well', 'no ranges'])
@@ -599,7 +600,7 @@ def test_without_the_file_the_ways_out_are_named(server):
 
 def test_without_a_network_the_ways_out_are_named(server):
   with pytest.raises(WeightsError, match=r'refused.*--config\.backbone\.weights=FILE'):
-    pretrained.load('imagenet', MODULE, NOWHERE)
+    pretrained_weights.load('imagenet', MODULE, NOWHERE)
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
@@ -609,7 +610,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_published_names_carry_their_checksum():
-  for arch, name in pretrained.FILES.items():
+  for arch, name in pretrained_weights.FILES.items():
     stem, _, digest = pathlib.Path(name).stem.rpartition('-')
     assert stem == arch
     assert len(bytes.fromhex(digest)) == 4

@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 import runs
 
-from uadjax import bundle, cli, config as configs, errors, export, main, runtimes, types
+from uadjax import cli, config as configs, errors, export, main, runtimes, types
 from uadjax.cli import options
 from uadjax.data import image_io, records as record_types
 from uadjax.export import judge, onnxfile, quantize
+from uadjax.model import model_dir
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +23,7 @@ def models(exported):
   found = {}
   for name in runs.NAMES:
     # Far above all scores: no label hangs on the last digit.
-    model = bundle.load(exported(name))
+    model = model_dir.load(exported(name))
     high = model.limits._replace(image=1e6, review=1e6)
     found[name] = model._replace(limits=high)
   return found
@@ -47,7 +48,7 @@ def resnets(fitted):
   """Models of ResNet-18, whose arrays are large enough for half precision to pay."""
   found = {}
   for name, more in (('padim', ()), ('stfpm', ('--config.fit.steps=1',))):
-    model = bundle.load(fitted(name, '--config.backbone.weights=random', *more))
+    model = model_dir.load(fitted(name, '--config.backbone.weights=random', *more))
     high = model.limits._replace(image=1e6, review=1e6)
     found[name] = model._replace(limits=high)
   return found
@@ -290,7 +291,7 @@ def test_eight_bits_tell_real_defects_as_well(shared, tmp_path):
     '--config.evaluate.do_eval=false',
   ]
   assert main.main(flags) == 0
-  model = bundle.load(tmp_path / 'model')
+  model = model_dir.load(tmp_path / 'model')
   kept = export.export(model, quantize='int8').quantized
   assert kept.bytes_after < 0.6 * kept.bytes_before
   assert kept.test.images == 42

@@ -12,15 +12,16 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import bundle, calibrate, config as configs, curves, report, score
-from uadjax.backbones import pretrained
+from uadjax import config as configs, curves, report
+from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import transforms
 from uadjax.data.records import Record
+from uadjax.model import calibration, model_dir
 from uadjax.report import content, document, gallery, provenance
 from uadjax.types import Scores
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
-LIMITS = calibrate.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
+LIMITS = calibration.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
 
 kinds = st.sampled_from(['good', 'cut', 'hole'])
 cases = st.lists(st.tuples(kinds, st.integers(0, 8).map(lambda v: v / 2)), min_size=1, max_size=30)
@@ -213,16 +214,18 @@ def test_data_are_known_by_content_and_names_wherever_they_lie(tmp_path):
 
 def test_a_report_tells_what_it_stands_on(tmp_path):
   config = configs.load(str(CONFIG))
-  weights = pretrained.Provenance('r18.pth', 'https://example.org/r18.pth', 'abc', 'BSD-3-Clause')
-  normals = score.Peaks(('a',), np.array([1.0]), np.array([2.0]))
-  bundle.save(tmp_path / 'model', config, {'x': jnp.zeros(3)}, LIMITS, normals, weights)
+  weights = pretrained_weights.Provenance(
+    'r18.pth', 'https://example.org/r18.pth', 'abc', 'BSD-3-Clause'
+  )
+  normals = calibration.Peaks(('a',), np.array([1.0]), np.array([2.0]))
+  model_dir.save(tmp_path / 'model', config, {'x': jnp.zeros(3)}, LIMITS, normals, weights)
   ops = transforms.parse('resize(32)')
-  model = bundle.Model(
+  model = model_dir.Model(
     'PaDiM', config, ops, {}, lambda f, x: Scores(x, x), LIMITS, weights, tmp_path / 'model'
   )
   [image, mask] = written(tmp_path, {'a.png': b'a', 'mask.png': b'b'})
   told = provenance.of(model, [Record(image, 'cut', mask)], {'fit_s': 1.5})
-  assert told['model']['arrays_sha256'] == bundle.about(tmp_path / 'model').arrays_sha256
+  assert told['model']['arrays_sha256'] == model_dir.about(tmp_path / 'model').arrays_sha256
   assert told['weights'] == weights._asdict()
   assert told['thresholds']['stand on'] == str(LIMITS)
   assert told['data']['sha256'] == provenance.fingerprint([image, mask])

@@ -6,15 +6,16 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import calibrate, curves, report
+from uadjax import curves, report
 from uadjax.data import transforms
 from uadjax.data.records import Record
+from uadjax.model import calibration
 from uadjax.numerics import metrics
 from uadjax.report import gallery
 
 HOSTILE = '<img src=x onerror=run()>\u2028"\'&amp;'
 CLOSING = '</script><script>run()</script>'
-LIMITS = calibrate.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
+LIMITS = calibration.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
 
 
 class Case(NamedTuple):

@@ -10,16 +10,16 @@ from typing import Any, TYPE_CHECKING
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
-  from uadjax.bundle import Model as Model
   from uadjax.detectors.base import Detector as Detector
   from uadjax.errors import UserError as UserError
   from uadjax.fitting import fit_model as fit_model
+  from uadjax.model.model_dir import Model as Model
   from uadjax.pipelines import create_model as create_model, create_pipeline as create_pipeline
   from uadjax.result import Result as Result
 
 _PUBLIC = {  # Name -> module that defines it.
   'Detector': 'uadjax.detectors.base',
-  'Model': 'uadjax.bundle',
+  'Model': 'uadjax.model.model_dir',
   'Result': 'uadjax.result',
   'UserError': 'uadjax.errors',
   'create_model': 'uadjax.pipelines',

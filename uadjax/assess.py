@@ -6,11 +6,12 @@ import tempfile
 import time
 from typing import Any
 
-from uadjax import bundle, curves, evaluate, report as reports, workdir as workdirs
+from uadjax import curves, evaluate, report as reports, workdir as workdirs
 from uadjax.data import prepare
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
+from uadjax.model import model_dir as model_dirs
 from uadjax.report import gallery, provenance
 from uadjax.system import logging
 from uadjax.types import Config
@@ -19,7 +20,7 @@ _PICTURES = 200  # In a report that somebody asks for.
 
 
 def assess(
-  model: bundle.Model,
+  model: model_dirs.Model,
   test: Sequence[Record],
   config: Config,
   workdir: Path,
@@ -83,7 +84,7 @@ def report(
   twin = output.with_suffix('.json')
   if twin.exists() and not output.exists():
     raise ConfigError(f'{twin} is there already, and no report; name another page than {output}.')
-  model = bundle.load(model_dir)
+  model = model_dirs.load(model_dir)
   config = model.config.copy_and_resolve_references().unlock()
   config.device = device
   config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})

@@ -14,9 +14,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import bundle, parts, predict
+from uadjax import parts, predict
 from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
+from uadjax.model import model_dir
 from uadjax.result import Result, UNREAD
 from uadjax.system import files, logging
 from uadjax.system.progress import Track
@@ -159,7 +160,7 @@ def _begin(table: Table, one: predict.Predictor) -> None:
   model, path = one.model, table.folder / _ABOUT
   about = {
     'model_name': model.name,
-    'arrays_sha256': bundle.about(model.directory).arrays_sha256,
+    'arrays_sha256': model_dir.about(model.directory).arrays_sha256,
     'threshold': model.limits.image,
     'review_threshold': model.limits.review,
     'pixel_threshold': model.limits.pixel,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from matplotlib import ticker
 import numpy as np
 
-from uadjax import calibrate
+from uadjax.model import calibration as calibrating
 from uadjax.numerics import metrics
 from uadjax.system import files
 from uadjax.visualization import figures, score_histogram
@@ -42,7 +42,7 @@ class Curves(NamedTuple):
   """
 
   title: str
-  limits: calibrate.Limits
+  limits: calibrating.Limits
   scores: Float[np.ndarray, ' n']
   defects: Sequence[str]
   image: metrics.Ranking | None = None

@@ -14,7 +14,7 @@ import tempfile
 
 import uadjax
 from uadjax import config as configs, detectors
-from uadjax.backbones import pretrained
+from uadjax.backbones import weights
 from uadjax.data import demo
 from uadjax.errors import ModelError
 from uadjax.system import files, logging, progress
@@ -36,7 +36,7 @@ def directory(title: str, own: str) -> Path:
   config = configure(title.lower())
   text = configs.to_yaml(config)
   digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {text}'.encode())
-  digest.update(pretrained.EMBEDDED.read_bytes())
+  digest.update(weights.EMBEDDED.read_bytes())
   place = files.cache() / 'demo-models' / f'{config.detector.name}-{digest.hexdigest()[:12]}'
   logging.LOG.warning(
     'No model directory was named, so this is a demo: %s fitted on drawn pictures (%s), with %s '
@@ -54,7 +54,7 @@ def configure(name: str) -> Config:
   """The settings: those of the detector, and few steps."""
   config = configs.load(name, [('data.category', demo.CATEGORY), ('evaluate.do_eval', False)])
   # Nothing is downloaded for a demo.
-  there = pretrained.cached(config.backbone.name).is_file()
+  there = weights.cached(config.backbone.name).is_file()
   config.backbone.weights = 'imagenet' if there else 'embedded'
   if not detectors.learns_once(config.detector.name):
     config.fit.update({'steps': 60, 'batch_size': 8})

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int64
 import numpy as np
 from PIL import Image
 
-from uadjax import bundle, curves, groundtruth, score
+from uadjax import curves, groundtruth
 from uadjax.data import image_io, inputs
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
+from uadjax.model import model_dir, scoring
 from uadjax.numerics import metrics
 from uadjax.result import Result
 from uadjax.system import files
@@ -61,7 +62,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-  model: bundle.Model,
+  model: model_dir.Model,
   records: Sequence[Record],
   mesh: mesh.Mesh,
   batch_size: int,
@@ -85,7 +86,7 @@ def evaluate(
     return model.score(fitted, batch.image)
 
   given = model.fitted, records, model.ops, batch_size, mesh, model.split
-  for scored in score.score(scorer, *given):
+  for scored in scoring.score(scorer, *given):
     record = scored.record
     size = image_io.image_size(record.path)
     source = inputs.Source(str(record.path), record.path)
@@ -104,7 +105,7 @@ def evaluate(
   files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
   images, ranked = rank(judged), groundtruth.ranking(pixels)
   found = measure(judged, images, ranked)
-  normals = bundle.calibration(model.directory)
+  normals = model_dir.calibration(model.directory)
   drawn = curves.Curves(
     model.name,
     model.limits,
@@ -215,7 +216,7 @@ def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
 
 
 def picture(
-  model: bundle.Model, record: Record, result: Result, truth: groundtruth.Mask | None
+  model: model_dir.Model, record: Record, result: Result, truth: groundtruth.Mask | None
 ) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
   image = image_io.decode(record.path)

@@ -18,12 +18,13 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
-from uadjax import checkpoint, frozen, score
+from uadjax import checkpoint, frozen
 from uadjax.data import batches as batch_streams, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, Interrupted
+from uadjax.model import scoring
 from uadjax.system import logging, progress
 from uadjax.training import hooks as fit_hooks
 from uadjax.types import Batch, Config, Metrics, Variables
@@ -109,7 +110,7 @@ def fit(
       parts.learn, ops, size, config.seed, start, *share, cache_bytes=options.cache_bytes
     )
     stack.callback(batches.close)
-    batches = clock.watch(score.ahead(batches, lambda batch: meshes.split(mesh, learn(batch))))
+    batches = clock.watch(scoring.ahead(batches, lambda batch: meshes.split(mesh, learn(batch))))
     judge, best_yet = choosing(
       detector,
       [

@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from uadjax import calibrate, groundtruth, score as scoring
+from uadjax import groundtruth
 from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.errors import DataError
+from uadjax.model import calibration, scoring
 from uadjax.system import logging
 from uadjax.types import Batch, Config, Scores
 
 
 class Examples(NamedTuple):
-  """What `calibrate.from_labelled` takes.
+  """What `calibration.from_labelled` takes.
 
   Attributes:
     normal: scores of the good images.
@@ -97,7 +98,7 @@ def score(
   ranking = groundtruth.ranking(pixels)
   pixel = None
   if ranking is not None:
-    pixel = calibrate.pixel_by_f1(ranking.score, ranking.anomalous, ranking.normal)
+    pixel = calibration.pixel_by_f1(ranking.score, ranking.anomalous, ranking.normal)
   return Examples(np.array(images[False]), np.array(peaks), np.array(images[True]), pixel)
 
 

@@ -18,11 +18,12 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from uadjax import fit, learned, score
+from uadjax import fit
 from uadjax.data import batches as batch_streams, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, OnePass, Split
 from uadjax.distributed import mesh as meshes, processes
+from uadjax.model import calibration, incremental_state, scoring
 from uadjax.system import progress, tensorflow
 from uadjax.training import hooks as fit_hooks
 from uadjax.types import Batch, Config, Scores, Variables
@@ -50,7 +51,7 @@ def fold(
   variables: Variables,
   config: Config,
   records: Sequence[Record],
-  before: learned.Learned | None,
+  before: incremental_state.Learned | None,
   mesh: meshes.Mesh,
   folder: Path,
 ) -> Folded:
@@ -95,18 +96,18 @@ def fold(
       stack.enter_context(progress.bar(total, 0, f'Fitting {config.detector.name}')),
     ]
     join = jax.jit(meshes.shards(home).over(_concatenated, (True,), True))
-    batches = _joined(score.ahead(clock.watch(images), embedded), pieces, join)
+    batches = _joined(scoring.ahead(clock.watch(images), embedded), pieces, join)
     steps = range(1, total + 1)
     state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
     if compiled:
       compiled.result()  # Raises what it raised.
     parting = time.perf_counter()
     stand_ins = once.stand_ins(state, before.kept if before else {})
-    learned.save_kept(folder, stand_ins)
+    incremental_state.save_kept(folder, stand_ins)
     apart_s = time.perf_counter() - parting
     state = jax.block_until_ready(once.settle(state))
   saving = time.perf_counter()
-  learned.save_kept(folder, meshes.everywhere(home, once.kept(state)))
+  incremental_state.save_kept(folder, meshes.everywhere(home, once.kept(state)))
   saved_s = time.perf_counter() - saving
   fitted = jax.block_until_ready(detector.finish(state))
   if processes.several():
@@ -183,13 +184,13 @@ def score_left_out(
   variables: Variables,
   folder: Path,
   records: Sequence[Record],
-  before: learned.Learned | None,
+  before: incremental_state.Learned | None,
   ops: transforms.Ops,
   batch_size: int,
   mesh: meshes.Mesh,
   most: int,
   split: Split | None = None,
-) -> score.Peaks:
+) -> calibration.Peaks:
   """Score images that were folded in, each as if it had not been; after them, those retained.
 
   Args:
@@ -227,14 +228,14 @@ def score_left_out(
     mine = np.flatnonzero(number % once.folds == fold)
     if not len(mine):
       continue
-    reference = once.reference(variables, learned.load_kept(folder, mapped=True), fold)
+    reference = once.reference(variables, incremental_state.load_kept(folder, mapped=True), fold)
     if split:
       reference = meshes.place(mesh, split.fill(reference), split.reference)
     new, old = mine[mine < n], mine[mine >= n]
     if len(new):  # There are no batches of none.
       some = [records[i] for i in files[new].tolist()]
       parts = split.reference if split else None
-      scored = score.peaks(score.score(scorer, reference, some, ops, rows, mesh, parts))
+      scored = scoring.peaks(scoring.score(scorer, reference, some, ops, rows, mesh, parts))
       image[new], largest[new] = scored.image, scored.map
     for i in old:
       assert before is not None  # Whose images they are.
@@ -242,7 +243,7 @@ def score_left_out(
       one = _score_retained(scorer, reference, embedding, ops, mesh if split else None)
       image[i], largest[i] = one.image[0], one.map.max()
   paths = tuple(str(records[i].path) for i in files.tolist())
-  return score.Peaks(paths + ('',) * (len(number) - n), image, largest)
+  return calibration.Peaks(paths + ('',) * (len(number) - n), image, largest)
 
 
 def _score_retained(
@@ -265,12 +266,12 @@ def retain(
   once: OnePass,
   embedder: Any,
   records: Sequence[Record],
-  before: learned.Learned | None,
+  before: incremental_state.Learned | None,
   count: int,
   ops: transforms.Ops,
   seed: int,
   mesh: meshes.Mesh,
-) -> learned.Retained:
+) -> incremental_state.Retained:
   """Choose `count` of all images ever folded in at random, and keep their embeddings.
 
   Old ones are chosen from those retained, in the proportion that all old images have.
@@ -288,9 +289,9 @@ def retain(
   found = [meshes.everywhere(mesh, embed(embedder, meshes.split(mesh, batch))) for batch in batches]
   new = [np.concatenate(found)[: len(chosen)]]
   if not before:
-    return learned.Retained(np.concatenate(new), rows.astype(np.int32))
+    return incremental_state.Retained(np.concatenate(new), rows.astype(np.int32))
   old = np.sort(random.choice(len(before.retained.image), from_old, replace=False))
-  return learned.Retained(
+  return incremental_state.Retained(
     np.concatenate([before.retained.embedding[old], *new]),
     np.concatenate([before.retained.image[old], rows.astype(np.int32) + first]),
   )

@@ -10,17 +10,10 @@ import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax import (
-  bundle,
-  calibrate,
-  config as configs,
-  demo_model,
-  detectors,
-  predict as predicts,
-  runtimes,
-)
+from uadjax import config as configs, demo_model, detectors, predict as predicts, runtimes
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, ExportError, ModelError, UnknownName
+from uadjax.model import calibration, model_dir as model_dirs
 from uadjax.result import Result
 from uadjax.system import files, http, logging
 from uadjax.types import Config
@@ -73,7 +66,7 @@ def create_model(
     raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with split.")
   devices = meshes.own(meshes.devices(device or 'auto'))
   name, directory = _which(str(model_name), model_dir)
-  if name and (there := bundle.about(directory).name) != name:
+  if name and (there := model_dirs.about(directory).name) != name:
     raise ModelError(
       f'The model in {directory} is {there}, not {name}; leave the name out, or name another one.'
     )
@@ -82,7 +75,7 @@ def create_model(
   else:
     opened = _open_graph(directory, backend, devices, access)
   own = opened.model.limits
-  limits = calibrate.override(own, threshold, review_threshold, pixel_threshold)
+  limits = calibration.override(own, threshold, review_threshold, pixel_threshold)
   return opened._replace(model=opened.model._replace(limits=limits))
 
 
@@ -92,7 +85,7 @@ def _open_in_jax(
   """Open a model directory for JAX, on all of the devices."""
   with jax.default_device(devices[0]):
     mesh = meshes.of(devices if split else devices[:1])
-    model = bundle.load(directory, mesh)
+    model = model_dirs.load(directory, mesh)
     if model.split is None:  # There may be nothing to split.
       return predicts.open_on(model, devices, access)
     return predicts.open_split(model, mesh, access)

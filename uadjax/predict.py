@@ -20,10 +20,11 @@ import jax
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import bundle, export, runtimes
+from uadjax import export, runtimes
 from uadjax.data import inputs
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, DataError
+from uadjax.model import model_dir
 from uadjax.result import Result
 from uadjax.system import http, logging, threads
 from uadjax.types import Scores
@@ -44,7 +45,7 @@ class Predictor(NamedTuple):
       one after the other, each in a call of its own.
   """
 
-  model: bundle.Model
+  model: model_dir.Model
   devices: Sequence[Any]
   scorers: Sequence[runtimes.Run]
   at_once: int
@@ -84,7 +85,7 @@ class Predictor(NamedTuple):
 
 
 def open_on(
-  model: bundle.Model, devices: Sequence[Any], access: http.Access = http.PUBLIC
+  model: model_dir.Model, devices: Sequence[Any], access: http.Access = http.PUBLIC
 ) -> Predictor:
   """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
   devices = meshes.enough(devices, model.fitted)
@@ -93,7 +94,7 @@ def open_on(
 
 
 def open_split(
-  model: bundle.Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC
+  model: model_dir.Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC
 ) -> Predictor:
   """Judge by a model that lies split over devices: all of them compute every batch together."""
 
@@ -117,7 +118,7 @@ def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC)
   backend = runtimes.chosen(backend)  # Before a graph is exported for it.
   runtime = runtimes.open(export.ready(directory), backend)
   logging.LOG.info('Computed by %s.', runtime.name)
-  model = bundle.described(directory, lambda nothing, images: runtime.run(images))
+  model = model_dir.described(directory, lambda nothing, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.
   return Predictor(model, [runtime.name], [runtime.run], 2, access, {})
 

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
-from uadjax import calibrate
 from uadjax.data import inputs, transforms
 from uadjax.errors import ConfigError, DataError
+from uadjax.model import calibration
 from uadjax.numerics import regions as region_ops
 from uadjax.system import files
 from uadjax.visualization import result_image
@@ -41,7 +41,7 @@ class Result(Mapping[str, Any]):
     source: inputs.Source,
     stem: str,
     ops: transforms.Ops,
-    limits: calibrate.Limits,
+    limits: calibration.Limits,
     size: tuple[int, int],
     score: float,
     map: Float[np.ndarray, 'height width'],
@@ -59,7 +59,7 @@ class Result(Mapping[str, Any]):
     """
     self.input_path = source.name
     self.score = score
-    self.label = calibrate.label(score, limits)
+    self.label = calibration.label(score, limits)
     self.limits = limits
     self.size = size
     self.error = ''
@@ -67,7 +67,7 @@ class Result(Mapping[str, Any]):
 
   @classmethod
   def unread(
-    cls, source: inputs.Source, stem: str, limits: calibrate.Limits, error: str
+    cls, source: inputs.Source, stem: str, limits: calibration.Limits, error: str
   ) -> 'Result':
     """The result of an image that could not be read, and why.
 

@@ -13,8 +13,6 @@ import jax
 from uadjax import (
   assess,
   bulk,
-  bundle,
-  calibrate,
   config as configs,
   data,
   evaluate,
@@ -28,6 +26,7 @@ from uadjax import (
 from uadjax.data import prepare
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
+from uadjax.model import calibration, model_dir
 from uadjax.system import files, logging as log, progress, signals
 from uadjax.types import Config
 
@@ -104,7 +103,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()
-    config.data = bundle.about(config.evaluate.model_dir or workdir / 'model').config.data
+    config.data = model_dir.about(config.evaluate.model_dir or workdir / 'model').config.data
   return _over_categories(one, config, workdir)
 
 
@@ -167,7 +166,7 @@ def _into_table(predictor: predict.Predictor, own: Config) -> Result:
 def export_model(config: Config, workdir: Path) -> Result:
   """Write a model for another runtime, and compare it with the original there."""
   own = config.export
-  model = bundle.load(own.model_dir or workdir / 'model')
+  model = model_dir.load(own.model_dir or workdir / 'model')
   done = export.export(
     model,
     own.format,
@@ -181,18 +180,18 @@ def export_model(config: Config, workdir: Path) -> Result:
   return {'model_dir': str(model.directory), **done.told()}
 
 
-def _opened(config: Config, workdir: Path) -> bundle.Model:
+def _opened(config: Config, workdir: Path) -> model_dir.Model:
   """The model to evaluate, with the thresholds that are overridden."""
   options = config.evaluate
   model = _placed(config, options.model_dir or workdir / 'model')
   thresholds = options.threshold, options.review_threshold, options.pixel_threshold
-  return model._replace(limits=calibrate.override(model.limits, *thresholds))
+  return model._replace(limits=calibration.override(model.limits, *thresholds))
 
 
-def _placed(config: Config, directory: Path | str) -> bundle.Model:
+def _placed(config: Config, directory: Path | str) -> model_dir.Model:
   """A model on the devices of the configuration, split over them where fitting splits it."""
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
-  return bundle.load(directory, meshes.apart(mesh, config.mesh.split))
+  return model_dir.load(directory, meshes.apart(mesh, config.mesh.split))
 
 
 MODES: Mapping[str, Callable[[Config, Path], Result]] = {

@@ -6,24 +6,14 @@ from pathlib import Path
 import time
 from typing import Any
 
-from uadjax import (
-  bundle,
-  calibrate,
-  config as configs,
-  detectors,
-  fit,
-  labelled,
-  learned as learning,
-  onepass,
-  score,
-  workdir as workdirs,
-)
-from uadjax.backbones import pretrained
+from uadjax import config as configs, detectors, fit, labelled, onepass, workdir as workdirs
+from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Spec
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError
+from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
 from uadjax.types import Config
 
@@ -36,7 +26,7 @@ _SHARED = ('detector.', 'backbone.name', 'data.ops')
 def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
   """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
   options = config.calibrate
-  calibrate.check(
+  calibration.check(
     options.budget, options.review_budget, options.method, options.miss_cost, options.labelled
   )
   once = detectors.learns_once(config.detector.name)
@@ -59,8 +49,8 @@ def _by_descent(
     ops.height, ops.width, len(parts.learn), learning_rate=fit.schedule(config.fit),
     shards=meshes.shards(mesh),
   )  # fmt: skip
-  backbone, detector = bundle.assemble(config, spec)
-  variables, weights = pretrained.load(config.backbone.weights, backbone)
+  backbone, detector = model_dir.assemble(config, spec)
+  variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   log.LOG.info(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
     '%s), on %d device(s) of %s%s',
@@ -71,11 +61,11 @@ def _by_descent(
   with signals.noted() as stop:
     fitted = fit.fit(detector, variables, config, parts, mesh, workdir, stop)
   peak_mb, began = memory.peak_mb(), time.perf_counter()
-  scorer, rows = score.of_images(detector), config.evaluate.batch_size
-  normals = score.peaks(score.score(scorer, fitted.fitted, parts.calibrate, ops, rows, mesh))
+  scorer, rows = scoring.of_images(detector), config.evaluate.batch_size
+  normals = scoring.peaks(scoring.score(scorer, fitted.fitted, parts.calibrate, ops, rows, mesh))
   examples = labelled.score(scorer, fitted.fitted, shown, config, mesh)
   limits = _limits(config, normals, examples)
-  bundle.save(workdir / 'model', config, fitted.fitted, limits, normals, weights)
+  model_dir.save(workdir / 'model', config, fitted.fitted, limits, normals, weights)
   _tell(workdir, limits)
   return {
     **_outputs(workdir),
@@ -90,7 +80,7 @@ def _in_one_pass(
   """Learn from every image; set thresholds by leaving each out."""
   ops, options = transforms.parse(config.data.ops), config.fit
   # Read now: a run that extends its own model is about to replace it.
-  old = bundle.about(options.extend) if options.extend else None
+  old = model_dir.about(options.extend) if options.extend else None
   before = _earlier(config, old) if old else None
   first = before.images if before else 0
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
@@ -100,14 +90,14 @@ def _in_one_pass(
     shards=meshes.shards(apart),
     spare=meshes.rows_at_once(mesh, options.batch_size) // mesh.size,
   )  # fmt: skip
-  backbone, detector = bundle.assemble(config, spec)
+  backbone, detector = model_dir.assemble(config, spec)
   once = detector.one_pass
   assert once is not None  # The table says so.
   if first + len(records) < _FEWEST:
     raise ConfigError(
       f'{len(records)} good images are too few to leave one out; at least {_FEWEST} are needed.'
     )
-  variables, weights = pretrained.load(config.backbone.weights, backbone)
+  variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   if old:
     _same_weights(weights, old.weights)
   log.LOG.info(
@@ -120,13 +110,13 @@ def _in_one_pass(
   with files.replacing(workdir / 'state') as state, files.replacing(workdir / 'model') as model:
     fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
     peak_mb = memory.peak_mb()
-    sha256 = bundle.save_arrays(model, fold.fitted)
+    sha256 = array_file.save_arrays(model, fold.fitted)
     embedder, seconds = fold.embedder, fold.seconds
     began = time.perf_counter() - fold.apart
     split = detector.split
     whole = split.fill(fold.fitted) if split and shown else fold.fitted
     parts = split.fitted if split else None
-    examples = labelled.score(score.of_images(detector), whole, shown, config, mesh, parts)
+    examples = labelled.score(scoring.of_images(detector), whole, shown, config, mesh, parts)
     del fold, whole  # Its Gaussians may take gigabytes, and so may those that follow.
     memory.give_back()
     rows = config.evaluate.batch_size
@@ -137,10 +127,10 @@ def _in_one_pass(
     count = config.calibrate.retain
     retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
     limits = _limits(config, normals, examples)
-    learning.save_retained(state, retained, first + len(records))
-    kept = learning.load_kept(state, mapped=True)
+    incremental_state.save_retained(state, retained, first + len(records))
+    kept = incremental_state.load_kept(state, mapped=True)
     facts = once.facts(kept, retained.embedding)
-    bundle.save_manifest(model, config, limits, normals, weights, facts, sha256)
+    model_dir.save_manifest(model, config, limits, normals, weights, facts, sha256)
     moved = _moved(once.moved(before.kept, kept), old.limits, limits) if old and before else {}
   log.LOG.info('Learned: %s', _listed(facts))
   _tell(workdir, limits)
@@ -178,7 +168,7 @@ def _check(options: Config, once: bool) -> None:
       )
 
 
-def _earlier(config: Config, old: bundle.About) -> learning.Learned:
+def _earlier(config: Config, old: model_dir.About) -> incremental_state.Learned:
   """What the run that is extended has learned, if this one is of its kind."""
   directory = Path(config.fit.extend)
   ours, theirs = (configs.flat(configs.plain(c)) for c in (config, old.config))
@@ -189,10 +179,12 @@ def _earlier(config: Config, old: bundle.About) -> learning.Learned:
         f'{key} is {ours[key]!r}, but the model to extend, {directory}, has {theirs.get(key)!r}; '
         f'pass --config.{key}={theirs.get(key)}.'
       )
-  return learning.load(directory.resolve().parent / 'state')
+  return incremental_state.load(directory.resolve().parent / 'state')
 
 
-def _same_weights(weights: pretrained.Provenance, before: pretrained.Provenance) -> None:
+def _same_weights(
+  weights: pretrained_weights.Provenance, before: pretrained_weights.Provenance
+) -> None:
   if weights.sha256 != before.sha256:
     raise ConfigError(
       f'backbone.weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend '
@@ -200,7 +192,9 @@ def _same_weights(weights: pretrained.Provenance, before: pretrained.Provenance)
     )
 
 
-def _moved(numbers: dict[str, int | float], old: calibrate.Limits, new: calibrate.Limits) -> Result:
+def _moved(
+  numbers: dict[str, int | float], old: calibration.Limits, new: calibration.Limits
+) -> Result:
   """Tell by how much further images moved what was learned, and the thresholds."""
   told = {
     **numbers,
@@ -222,21 +216,21 @@ def _mesh(config: Config, rows: int) -> meshes.Mesh:
 
 
 def _limits(
-  config: Config, normals: score.Peaks, examples: labelled.Examples | None
-) -> calibrate.Limits:
+  config: Config, normals: calibration.Peaks, examples: labelled.Examples | None
+) -> calibration.Limits:
   """Thresholds by the method that the configuration names."""
   options = config.calibrate
   budgets = options.budget, options.review_budget
   if examples is None:
-    return calibrate.from_normals(
+    return calibration.from_normals(
       normals.image, normals.map, *budgets, options.method == 'confident'
     )
-  return calibrate.from_labelled(
+  return calibration.from_labelled(
     *examples[:3], options.method, *budgets, options.miss_cost, examples.pixel
   )
 
 
-def _tell(workdir: Path, limits: calibrate.Limits) -> None:
+def _tell(workdir: Path, limits: calibration.Limits) -> None:
   level = logging.WARNING if limits.over_budget else logging.INFO
   log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', limits)
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
-from uadjax import backbones, bundle
-from uadjax.backbones import pretrained
+from uadjax import backbones
+from uadjax.backbones import weights
+from uadjax.model import model_dir
 from uadjax.system import logging
 from uadjax.types import Config
 
@@ -23,7 +24,7 @@ def settle(config: Config, workdir: Path) -> Config:
     backbone.update(before)
     return own
   backbones.build(backbone.name, layers)  # Unknown names are told before anything is fetched.
-  chosen = pretrained.choose(backbone.name, backbone.weights, layers)
+  chosen = weights.choose(backbone.name, backbone.weights, layers)
   if chosen.why:
     logging.LOG.warning(
       'Embedded weights are used, for those of ImageNet could not be had: PatchCore loses '
@@ -36,7 +37,7 @@ def settle(config: Config, workdir: Path) -> Config:
 def _before(config: Config, workdir: Path) -> dict[str, Any]:
   """Name and weights of the run that is extended or gone on with; what is wrong is told later."""
   if config.fit.extend:
-    old = bundle.about(config.fit.extend).config.backbone
+    old = model_dir.about(config.fit.extend).config.backbone
     return {'name': old.name, 'weights': old.weights}
   saved = workdir / 'config.yaml'
   if config.fit.resume and saved.is_file():

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from uadjax.backbones import conv
+from uadjax.backbones import convolution
 
 
 class Plan(NamedTuple):
@@ -122,7 +122,7 @@ class _Unit(nn.Module):
     self, x: Float[Array, 'b h w c'], train: bool, steady: bool
   ) -> Float[Array, 'b _h _w _c']:
     """Compute."""
-    x = conv.Conv(self.features, self.size, self.stride, name='conv')(x, train)
+    x = convolution.Conv(self.features, self.size, self.stride, name='conv')(x, train)
     learned = not train or steady
     x = nn.BatchNorm(learned, axis_name=self.axis, momentum=0.9, epsilon=1e-5, name='bn')(x)
     return x if self.linear else nn.relu(x)

@@ -9,7 +9,7 @@ Letters: b batch, h w map, c channels.
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from uadjax.backbones import conv
+from uadjax.backbones import convolution
 
 STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 
@@ -38,9 +38,9 @@ class ResNet(nn.Module):
     self, x: Float[Array, 'b h w 3'], train: bool = False
   ) -> dict[str, Float[Array, 'b _h _w _c']]:
     """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
-    x = conv.Conv(64, 7, 2, name='conv1')(x, train)
+    x = convolution.Conv(64, 7, 2, name='conv1')(x, train)
     x = nn.relu(_norm('bn1', train, self.axis)(x))
-    x = (conv.learning_max_pool if train else conv.max_pool)(x)
+    x = (convolution.learning_max_pool if train else convolution.max_pool)(x)
     outputs = {}
     for number, (stage, depth) in enumerate(zip(STAGES, self.depths, strict=True)):
       for i in range(depth):
@@ -78,11 +78,11 @@ class Block(nn.Module):
 
     y = x
     for i, layer in enumerate(zip(features, sizes, strides, strict=True), 1):
-      y = conv.Conv(*layer, name=f'conv{i}')(y, train)
+      y = convolution.Conv(*layer, name=f'conv{i}')(y, train)
       y = _norm(f'bn{i}', train, self.axis)(y)
       y = nn.relu(y) if i < len(features) else y
     if x.shape != y.shape:
-      x = conv.Conv(features[-1], 1, self.stride, name='downsample_0')(x, train)
+      x = convolution.Conv(features[-1], 1, self.stride, name='downsample_0')(x, train)
       x = _norm('downsample_1', train, self.axis)(x)
     return nn.relu(x + y)
 

@@ -303,11 +303,12 @@ def export(
   A quantized graph may differ a little, and is judged by its labels and its AUROC.
   """
   with running.ready():
-    from uadjax import bundle, export as exports
+    from uadjax import export as exports
     from uadjax.cli import screen
+    from uadjax.model import model_dir as model_dirs
 
     camera = exports.size(include_resize)
-    model = bundle.load(model_dir)
+    model = model_dirs.load(model_dir)
     done = exports.export(model, format, output, batch, camera, images, quantize or '')
     if as_json:
       screen.tell_json(done.told())

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich import text
 
-from uadjax.backbones import pretrained
+from uadjax.backbones import weights as pretrained_weights
 from uadjax.cli import running, screen
 from uadjax.data import demo
 from uadjax.errors import ConfigError, UnknownName
@@ -26,11 +26,11 @@ def draw(directory: Path, seed: int, size: int, overwrite: bool) -> None:
 
 def weights(name: str | None, as_json: bool) -> None:
   """Tell of one backbone's weights, which are downloaded where they are not there; or of all."""
-  if name is not None and name not in pretrained.FILES:
-    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(pretrained.FILES)}.')
+  if name is not None and name not in pretrained_weights.FILES:
+    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(pretrained_weights.FILES)}.')
   if name is not None:
-    pretrained.published(name)
-  for arch in [name] if name else pretrained.FILES:
+    pretrained_weights.published(name)
+  for arch in [name] if name else pretrained_weights.FILES:
     told = _about(arch)
     if as_json:
       screen.tell_json(told)
@@ -41,9 +41,9 @@ def weights(name: str | None, as_json: bool) -> None:
 
 def _about(arch: str) -> dict[str, Any]:
   """What is known of the weights of a backbone, without downloading any."""
-  path = pretrained.cached(arch)
+  path = pretrained_weights.cached(arch)
   told = {'name': arch, 'cached': path.is_file(), 'path': str(path)}
-  told['source'] = f'{pretrained.TORCHVISION}/{path.name}'
+  told['source'] = f'{pretrained_weights.TORCHVISION}/{path.name}'
   if not told['cached']:
     return told
   with path.open('rb') as file:

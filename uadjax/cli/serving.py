@@ -5,8 +5,9 @@ import importlib.util
 import os
 from pathlib import Path
 
-from uadjax import bundle, demo_model
+from uadjax import demo_model
 from uadjax.errors import ConfigError
+from uadjax.model import model_dir
 
 
 def check() -> None:
@@ -55,6 +56,6 @@ def named(words: Sequence[str]) -> dict[str, Path]:
       )
     if name in found:
       raise ConfigError(f'Two models would be called {name!r}; pass NAME={directory} for one.')
-    bundle.about(directory)  # Raises for what is no model directory.
+    model_dir.about(directory)  # Raises for what is no model directory.
     found[name] = directory
   return found

@@ -12,7 +12,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 import uadjax
-from uadjax import bundle, config as configs, runtimes
+from uadjax import config as configs, runtimes
 from uadjax.errors import ConfigError, ExportError, UnknownName
 from uadjax.export import (
   blame,
@@ -24,6 +24,7 @@ from uadjax.export import (
   tensorflows,
   verify,
 )
+from uadjax.model import model_dir
 from uadjax.system import files, logging, progress
 
 _LIMIT = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
@@ -90,7 +91,7 @@ class Exported(NamedTuple):
 
 
 def export(
-  model: bundle.Model,
+  model: model_dir.Model,
   format: str = 'onnx',
   output: Path | None = None,
   batch: int | None = None,
@@ -171,8 +172,9 @@ def ready(directory: Path) -> Path:
   It is `model.onnx` there, where that is such a file and of these arrays; else it is written into
   the user's cache, once.
   """
-  about = bundle.about(directory)
-  bundle.check(directory)  # Damaged arrays must not go unnoticed for years behind a graph of them.
+  about = model_dir.about(directory)
+  # Damaged arrays must not go unnoticed for years behind a graph of them.
+  model_dir.check(directory)
   own = directory / f'model{_FORMATS["onnx"].suffix}'
   if own.is_file() and _serves(own, about.arrays_sha256):
     return own
@@ -185,7 +187,7 @@ def ready(directory: Path) -> Path:
     logging.LOG.info('Exporting %s to ONNX, once.', directory)
     try:
       kept.parent.mkdir(parents=True, exist_ok=True)
-      export(bundle.load(directory), output=kept)
+      export(model_dir.load(directory), output=kept)
     except OSError as error:
       raise ConfigError(
         f'The exported graph cannot be kept in {kept.parent} ({error.strerror or error}); name a '
@@ -216,7 +218,7 @@ def _exact(path: Path, arrays_sha256: str) -> bool:
 
 
 def _tried(
-  kind: _Format, graph: graphs.Graph, path: Path, model: bundle.Model, on: verify.Pictures
+  kind: _Format, graph: graphs.Graph, path: Path, model: model_dir.Model, on: verify.Pictures
 ) -> tuple[dict[str, Any], verify.Agreement]:
   """Write a graph and compare it with its model; of one that differs, look for where."""
   load, found = kind.load, []

@@ -9,10 +9,10 @@ from jaxtyping import Array, UInt8
 import numpy as np
 
 import uadjax
-from uadjax import bundle
 from uadjax.data import transforms
 from uadjax.detectors.base import Spec
 from uadjax.export import camera as cameras
+from uadjax.model import model_dir
 from uadjax.types import Scores
 
 Outputs = tuple[Any, Any]  # Map [b H W] and score [b].
@@ -45,7 +45,7 @@ class Graph(NamedTuple):
     return jax.ShapeDtypeStruct((self.batch or batch, *self.shape[1:]), np.uint8)
 
 
-def of(model: bundle.Model, batch: int | None, camera: tuple[int, int] | None) -> Graph:
+def of(model: model_dir.Model, batch: int | None, camera: tuple[int, int] | None) -> Graph:
   """The function of a model.
 
   Args:
@@ -56,7 +56,7 @@ def of(model: bundle.Model, batch: int | None, camera: tuple[int, int] | None) -
   """
   ops, fitted = model.ops, model.fitted
   # Made anew: of what was jitted, a trace of some other purpose may be kept.
-  _, detector = bundle.assemble(model.config, Spec(ops.height, ops.width))
+  _, detector = model_dir.assemble(model.config, Spec(ops.height, ops.width))
   if detector.portable is None:
     score: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
   else:
@@ -72,7 +72,7 @@ def of(model: bundle.Model, batch: int | None, camera: tuple[int, int] | None) -
   return Graph(call, height, width, batch, about(model, height, width, camera is not None))
 
 
-def about(model: bundle.Model, height: int, width: int, resized: bool) -> dict[str, Any]:
+def about(model: model_dir.Model, height: int, width: int, resized: bool) -> dict[str, Any]:
   """What goes beside every graph: thresholds, the pixel path, origins."""
   return {
     'model_name': model.name,
@@ -89,11 +89,11 @@ def about(model: bundle.Model, height: int, width: int, resized: bool) -> dict[s
       else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io',
     },
     'weights': model.weights._asdict(),
-    'arrays_sha256': bundle.about(model.directory).arrays_sha256,
+    'arrays_sha256': model_dir.about(model.directory).arrays_sha256,
   }
 
 
-def size(model: bundle.Model) -> int:
+def size(model: model_dir.Model) -> int:
   """Bytes of a model's arrays, which a graph holds all."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.fitted))
 

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from uadjax import bundle, calibrate, data, runtimes
+from uadjax import data, runtimes
 from uadjax.data import image_io, layouts, records
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
 from uadjax.export import graph as graphs
+from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
 
 # An image AUROC that falls by a point has lost more than methods differ by on easy products.
@@ -79,7 +80,9 @@ class Pictures(NamedTuple):
   taken: Callable[[Path], UInt8[np.ndarray, 'h w 3']]
 
 
-def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path | None) -> Pictures:
+def pictures(
+  model: model_dir.Model, camera: tuple[int, int] | None, folder: Path | None
+) -> Pictures:
   """Choose what to judge on.
 
   Good images are those that the thresholds stand on. Test images are those of the data set that the
@@ -95,7 +98,7 @@ def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path |
     ConfigError: no image is here.
   """
   splits = _splits(model, folder)
-  normals = bundle.calibration(model.directory)
+  normals = model_dir.calibration(model.directory)
   named = [Path(path) for path in normals.path if path] if normals else []
   good = [path for path in named if path.is_file()]
   if folder and (not good or not splits.test):
@@ -117,7 +120,7 @@ def compare(
   runs: Sequence[runtimes.Run],
   records: Sequence[Record],
   on: Pictures,
-  limits: calibrate.Limits,
+  limits: calibration.Limits,
   batch: int | None,
 ) -> Kept:
   """Compare the labels and the ranking of two graphs."""
@@ -126,7 +129,7 @@ def compare(
   for images, count in chunks(paths, on.taken, batch or _AT_ONCE, batch):
     found.append([np.asarray(run(images).image)[:count] for run in runs])
   before, after = np.concatenate(found, axis=1).astype(np.float64)
-  labels = ([calibrate.label(float(x), limits) for x in scores] for scores in (before, after))
+  labels = ([calibration.label(float(x), limits) for x in scores] for scores in (before, after))
   scale = np.maximum(np.abs(before), np.finfo(np.float32).tiny)
   anomalous = np.array([record.anomalous for record in records])
   return Kept(
@@ -157,7 +160,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
   return [items[place] for place in places.astype(int)]
 
 
-def _splits(model: bundle.Model, folder: Path | None) -> records.Splits:
+def _splits(model: model_dir.Model, folder: Path | None) -> records.Splits:
   """The data set of a folder; else that of the model, empty where it is not there any more."""
   own = model.config.data
   if folder:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uadjax import calibrate, runtimes
+from uadjax import runtimes
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError, ExportError, UnknownName
 from uadjax.export import judge, onnxfile
+from uadjax.model import calibration
 from uadjax.system import progress
 
 _RANGES = 48  # Images that activations are measured on: more widen few ranges, and take longer.
@@ -85,7 +86,7 @@ def check(kind: str, format: str) -> None:
 
 
 def quantize(
-  kind: str, path: Path, limits: calibrate.Limits, batch: int | None, on: judge.Pictures
+  kind: str, path: Path, limits: calibration.Limits, batch: int | None, on: judge.Pictures
 ) -> Quantized:
   """Replace an ONNX file by its quantized form, and judge that.
 

@@ -9,11 +9,12 @@ import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax import bundle, calibrate, runtimes
+from uadjax import runtimes
 from uadjax.data import demo, image_io, inputs
 from uadjax.detectors.base import Spec
 from uadjax.errors import DataError
 from uadjax.export import graph as graphs, judge
+from uadjax.model import calibration, model_dir
 from uadjax.types import Scores
 
 TOLERANCE = 1e-4  # Of an image's score, and of its map's largest value.
@@ -73,7 +74,9 @@ class Agreement(NamedTuple):
     )
 
 
-def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path | None) -> Pictures:
+def pictures(
+  model: model_dir.Model, camera: tuple[int, int] | None, folder: Path | None
+) -> Pictures:
   """Choose what to compare on: images of a folder; else those that the thresholds stand on.
 
   Where these are gone, as on another machine, pictures are drawn.
@@ -102,7 +105,9 @@ def pictures(model: bundle.Model, camera: tuple[int, int] | None, folder: Path |
   return Pictures(taken, seen, source)
 
 
-def compare(model: bundle.Model, run: runtimes.Run, batch: int | None, on: Pictures) -> Agreement:
+def compare(
+  model: model_dir.Model, run: runtimes.Run, batch: int | None, on: Pictures
+) -> Agreement:
   """Run the graph and the model on the same pictures.
 
   Args:
@@ -120,14 +125,14 @@ def compare(model: bundle.Model, run: runtimes.Run, batch: int | None, on: Pictu
     return scores._replace(map=np.stack(maps))
 
   want = known(lambda x: model.score(model.fitted, x))
-  _, detector = bundle.assemble(model.config, Spec(model.ops.height, model.ops.width))
+  _, detector = model_dir.assemble(model.config, Spec(model.ops.height, model.ops.width))
   low = high = want
   around = detector.around
   if around is not None:
     both = jax.jit(lambda fitted, x: around(fitted, x, TOLERANCE))
     low, high = (known(lambda x, side=side: both(model.fitted, x)[side]) for side in (0, 1))
   got = _in_batches(run, on.taken, batch)
-  labels = ([calibrate.label(float(x), model.limits) for x in one.image] for one in (want, got))
+  labels = ([calibration.label(float(x), model.limits) for x in one.image] for one in (want, got))
   scores = _outside(got.image, low.image, high.image)
   maps = _outside(got.map, low.map, high.map)
   return Agreement(
@@ -140,9 +145,9 @@ def compare(model: bundle.Model, run: runtimes.Run, batch: int | None, on: Pictu
   )
 
 
-def _near_thresholds(model: bundle.Model) -> Sequence[str]:
+def _near_thresholds(model: model_dir.Model) -> Sequence[str]:
   """Half of them those whose labels flip first, the others spread over all."""
-  normals = bundle.calibration(model.directory)
+  normals = model_dir.calibration(model.directory)
   if normals is None:
     return []
   there = [i for i, path in enumerate(normals.path) if path and Path(path).is_file()]

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from uadjax import calibrate, curves
+from uadjax import curves
 from uadjax.data.records import Record
+from uadjax.model import calibration
 from uadjax.report import gallery, provenance
 from uadjax.visualization import score_histogram
 
@@ -42,7 +43,7 @@ def of(
     },
     'kinds': _kinds(drawn),
     'images': [
-      {'path': name, 'defect': defect, 'score': score, 'label': calibrate.label(score, limits)}
+      {'path': name, 'defect': defect, 'score': score, 'label': calibration.label(score, limits)}
       for name, defect, score in rows
     ],
     'held_out': held_out,

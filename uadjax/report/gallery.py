@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
-from uadjax import calibrate, groundtruth
+from uadjax import groundtruth
 from uadjax.data import image_io, transforms
 from uadjax.data.records import Record
+from uadjax.model import calibration
 from uadjax.system import progress
 
 MOST_BYTES = 13_000_000  # Of all pictures; in base64 they are a third larger.
@@ -65,7 +66,7 @@ class Shot(NamedTuple):
 def choose(
   records: Sequence[Record],
   scores: Float[np.ndarray, ' n'],
-  limits: calibrate.Limits,
+  limits: calibration.Limits,
   number: int,
 ) -> list[int]:
   """Choose so many images, the most telling first.

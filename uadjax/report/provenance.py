@@ -13,14 +13,15 @@ import numpy as np
 import PIL
 
 import uadjax
-from uadjax import bundle, config as configs
+from uadjax import config as configs
 from uadjax.data.records import Record
+from uadjax.model import model_dir
 
 _THREADS = 2  # Hashing lets go of the GIL.
 
 
 def of(
-  model: bundle.Model, records: Sequence[Record], timing: Mapping[str, float]
+  model: model_dir.Model, records: Sequence[Record], timing: Mapping[str, float]
 ) -> dict[str, Any]:
   """Tell what a report stands on.
 
@@ -34,7 +35,7 @@ def of(
     'model': {
       'name': model.name,
       'directory': str(model.directory),
-      'arrays_sha256': bundle.about(model.directory).arrays_sha256,
+      'arrays_sha256': model_dir.about(model.directory).arrays_sha256,
       'pixels': str(model.ops),
     },
     'weights': model.weights._asdict(),

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import calibrate, pipelines, predict
+from uadjax import pipelines, predict
 from uadjax.distributed import mesh
+from uadjax.model import calibration
 from uadjax.serve import batching
 from uadjax.serve.settings import Settings
 from uadjax.system import progress
@@ -29,7 +30,7 @@ class Opened(NamedTuple):
   def about(self) -> dict[str, Any]:
     """What users may want to know, as JSON can hold it."""
     model = self.predictor.model
-    limits: calibrate.Limits = model.limits
+    limits: calibration.Limits = model.limits
     return {
       'name': self.name,
       'detector': model.name,

@@ -107,7 +107,7 @@ async function score() {
   return { score: value, label: label(value), map, width, height, ms };
 }
 
-// As `uadjax.calibrate.label` has it: what is not a number is NG. JSON has null for infinity.
+// As `uadjax.model.calibration.label` has it: what is not a number is NG. JSON has null for infinity.
 function label(value) {
   if (!about) return '';
   const { review, image } = about.thresholds;

@@ -14,6 +14,7 @@ from uadjax.data import batches as batch_streams, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
+from uadjax.model import calibration
 from uadjax.system import progress
 from uadjax.types import Batch, Scores
 
@@ -28,25 +29,11 @@ class Scored(NamedTuple):
   image: float
 
 
-class Peaks(NamedTuple):
-  """What is left of scored images without their maps.
-
-  Attributes:
-    path: the files, '' where only embeddings were kept.
-    image: image scores.
-    map: largest map values.
-  """
-
-  path: tuple[str, ...]
-  image: Float[np.ndarray, ' n']
-  map: Float[np.ndarray, ' n']
-
-
-def peaks(scored: Iterable[Scored]) -> Peaks:
+def peaks(scored: Iterable[Scored]) -> calibration.Peaks:
   """Score images to the end, and keep what thresholds are set by."""
   kept = [(str(one.record.path), one.image, float(one.map.max())) for one in scored]
   paths, images, maps = zip(*kept, strict=True) if kept else ((), (), ())
-  return Peaks(paths, np.array(images, np.float64), np.array(maps, np.float64))
+  return calibration.Peaks(paths, np.array(images, np.float64), np.array(maps, np.float64))
 
 
 def of_images(detector: Detector) -> Callable[[Any, Batch], Scores]:

@@ -19,9 +19,9 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from uadjax.detectors import selecting
-from uadjax.detectors.selecting import Patches
-from uadjax.detectors.sizing import Plan, SPARE
+from uadjax.detectors.patchcore import selection as selections
+from uadjax.detectors.patchcore.capacity import Plan, SPARE
+from uadjax.detectors.patchcore.selection import Patches
 from uadjax.errors import ConfigError
 from uadjax.numerics import collectives, coreset
 from uadjax.numerics.collectives import Shards
@@ -114,7 +114,7 @@ def _put(
 def make_room(key: Key, bank: Bank, plan: Plan, images: int) -> Bank:
   """Reduce every shard by itself if so many images would not fit in any more."""
   more = math.ceil(images / plan.shards.number) * plan.patches
-  starts, stops = (selecting.whole(x, plan.shards) for x in (bank.chosen, bank.cursor))
+  starts, stops = (selections.whole(x, plan.shards) for x in (bank.chosen, bank.cursor))
   if stops.max() + more <= plan.capacity:
     return bank
   half = plan.capacity // 2
@@ -139,8 +139,8 @@ def make_room(key: Key, bank: Bank, plan: Plan, images: int) -> Bank:
 def _reduced(key: Key, bank: Bank, dim: int, count: int, everything: bool, over: Shards) -> Bank:
   def reduced(bank: Bank, axis: str | None) -> Bank:
     start = jnp.zeros((), jnp.int32) if everything else bank.chosen[0]
-    rows, number = selecting.projected(key, bank.patches.rows, dim), bank.patches.number
-    valid = selecting.between(len(rows), start, bank.cursor[0])
+    rows, number = selections.projected(key, bank.patches.rows, dim), bank.patches.number
+    valid = selections.between(len(rows), start, bank.cursor[0])
     cloud = coreset.cloud(rows, valid, number)
     selection = coreset.begin(key, valid, number, count)
     selection = coreset.advance(cloud, selection, jnp.int32(count))
@@ -155,9 +155,9 @@ def _reduced(key: Key, bank: Bank, dim: int, count: int, everything: bool, over:
 def settle(key: Key, bank: Bank, plan: Plan) -> Settled:
   """Select the rows that stay, and drop the others with the scratch."""
   known = bank.patches
-  valid = selecting.in_use(known, bank.cursor, plan.shards)
-  selection = selecting.k_center(key, known, valid, plan, plan.final, 'Selecting the coreset')
-  stay = selecting.fetched(known, selection, plan.shards)
+  valid = selections.in_use(known, bank.cursor, plan.shards)
+  selection = selections.k_center(key, known, valid, plan, plan.final, 'Selecting the coreset')
+  stay = selections.fetched(known, selection, plan.shards)
   return Settled(stay, bank.seen, bank.radius + coreset.radius(selection))
 
 
@@ -168,7 +168,7 @@ def kept(settled: Settled) -> dict[str, Array]:
 
 def restore(bank: Bank, kept: Arrays, plan: Plan) -> Bank:
   """Begin an empty bank with what was kept of a settled one."""
-  dealt, cursor = selecting.dealt(selecting.named(kept), plan.shards)
+  dealt, cursor = selections.dealt(selections.named(kept), plan.shards)
 
   def begun(bank: Bank, dealt: Patches, cursor: Int[Array, ' s'], axis: str | None) -> Bank:
     known = jax.tree.map(

@@ -17,10 +17,10 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from uadjax.detectors import selecting
-from uadjax.detectors.bank import Bank
-from uadjax.detectors.selecting import Patches
-from uadjax.detectors.sizing import Plan, SPARE
+from uadjax.detectors.patchcore import selection as selections
+from uadjax.detectors.patchcore.capacity import Plan, SPARE
+from uadjax.detectors.patchcore.memory_bank import Bank
+from uadjax.detectors.patchcore.selection import Patches
 from uadjax.types import Key
 
 # Of the projection that stand-ins are selected in: five times faster, and as good for what they do.
@@ -29,9 +29,9 @@ _DIM = 64
 
 def stand_ins(key: Key, bank: Bank, plan: Plan, before: Patches | None) -> Patches:
   """Select from the patches of every fold: those in the bank, and those that stood in `before`."""
-  sources = [(bank.patches, selecting.whole(bank.cursor, plan.shards))]
+  sources = [(bank.patches, selections.whole(bank.cursor, plan.shards))]
   if before is not None:
-    sources.append(selecting.dealt(before, plan.shards))
+    sources.append(selections.dealt(before, plan.shards))
   dealt = [_folds(source.image, cursor, plan) for source, cursor in sources]
   share = math.ceil(SPARE * plan.final / plan.folds)
   quick = plan._replace(dim=min(plan.dim or _DIM, _DIM))
@@ -43,25 +43,25 @@ def stand_ins(key: Key, bank: Bank, plan: Plan, before: Patches | None) -> Patch
       [source for source, _ in sources], places, [v[fold] for _, v in dealt], plan
     )
     count = min(share, sum(int(v[fold].sum()) for _, v in dealt))
-    selection = selecting.k_center(key, some, valid, quick, count)
-    chosen.append(selecting.fetched(some, selection, plan.shards))
+    selection = selections.k_center(key, some, valid, quick, count)
+    chosen.append(selections.fetched(some, selection, plan.shards))
   return jax.tree.map(lambda *some: jnp.concatenate(some), *chosen)
 
 
 def without(stand_ins: Patches, plan: Plan, fold: int, count: int) -> Float[Array, 'm d']:
   """Select a bank of so many rows, or all there are, from what stands in for the other folds."""
-  dealt, cursor = selecting.dealt(stand_ins, plan.shards)
-  valid = selecting.in_use(dealt, jnp.asarray(cursor), plan.shards)
+  dealt, cursor = selections.dealt(stand_ins, plan.shards)
+  valid = selections.in_use(dealt, jnp.asarray(cursor), plan.shards)
   valid &= dealt.image % plan.folds != fold
-  selection = selecting.k_center(jax.random.key(fold), dealt, valid, plan, count)
-  return selecting.fetched(dealt, selection, plan.shards).rows
+  selection = selections.k_center(jax.random.key(fold), dealt, valid, plan, count)
+  return selections.fetched(dealt, selection, plan.shards).rows
 
 
 def _folds(
   image: Int[Array, ' n'], cursor: Int[np.ndarray, ' s'], plan: Plan
 ) -> tuple[Int[np.ndarray, 'f s m'], Bool[np.ndarray, 'f s m']]:
   """For every fold and shard the places of its rows, as many for each, and which are valid."""
-  whose = selecting.whole(image, plan.shards).reshape(len(cursor), -1) % plan.folds
+  whose = selections.whole(image, plan.shards).reshape(len(cursor), -1) % plan.folds
   members = [
     [np.flatnonzero(mine[:used] == fold) for mine, used in zip(whose, cursor, strict=True)]
     for fold in range(plan.folds)

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from uadjax.detectors.sizing import Plan
+from uadjax.detectors.patchcore.capacity import Plan
 from uadjax.numerics import collectives, coreset
 from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import silently

@@ -363,3 +363,17 @@ def _told_of_labels(limits: Limits) -> str:
 
 def _percent(share: float) -> str:
   return f'{100 * share:.2g} %' if share < 0.1 else f'{100 * share:.0f} %'
+
+
+class Peaks(NamedTuple):
+  """What is left of scored images without their maps.
+
+  Attributes:
+    path: the files, '' where only embeddings were kept.
+    image: image scores.
+    map: largest map values.
+  """
+
+  path: tuple[str, ...]
+  image: Float[np.ndarray, ' n']
+  map: Float[np.ndarray, ' n']

@@ -14,7 +14,7 @@ from jax import numpy as jnp
 import numpy as np
 import safetensors
 
-from uadjax.backbones import pickles
+from uadjax.backbones.weights import unpickler
 
 Tensors = dict[str, np.ndarray]
 
@@ -97,7 +97,7 @@ def _torch(archive: zipfile.ZipFile, root: str) -> Tensors:
     raise ValueError('its storages are compressed, which PyTorch never does')
   order = f'{root}byteorder'
   big = order in archive.namelist() and archive.read(order) == b'big'
-  content, storages = pickles.load(io.BytesIO(archive.read(f'{root}data.pkl')))
+  content, storages = unpickler.load(io.BytesIO(archive.read(f'{root}data.pkl')))
   raw = {key: archive.read(f'{root}data/{key}') for key in storages}
   return _named(content, raw, big)
 
@@ -105,7 +105,7 @@ def _torch(archive: zipfile.ZipFile, root: str) -> Tensors:
 def _torch_legacy(data: bytes) -> Tensors:
   """Five pickles (magic, version, machine, content, keys), then each storage behind its length."""
   stream = io.BytesIO(data)
-  (_, _, (machine, _), (content, storages), (keys, _)) = (pickles.load(stream) for _ in range(5))
+  (_, _, (machine, _), (content, storages), (keys, _)) = (unpickler.load(stream) for _ in range(5))
   big = not machine['little_endian']
   raw = {}
   for key in keys:
@@ -115,7 +115,7 @@ def _torch_legacy(data: bytes) -> Tensors:
 
 
 def _pickle(data: bytes) -> Tensors:
-  content, _ = pickles.load(io.BytesIO(data))
+  content, _ = unpickler.load(io.BytesIO(data))
   return _named(content, {}, False)
 
 
@@ -128,16 +128,16 @@ def _named(content: Any, raw: Mapping[str, bytes], big: bool) -> Tensors:
     raise ValueError(f'it holds a {type(content).__name__}, not tensors by name')
   found = {}
   for name, value in content.items():
-    if isinstance(value, pickles.Tensor):
+    if isinstance(value, unpickler.Tensor):
       found[name] = _view(name, value, raw, big)
-    elif isinstance(value, pickles.Holder) and isinstance(value.value, np.ndarray):
+    elif isinstance(value, unpickler.Holder) and isinstance(value.value, np.ndarray):
       found[name] = value.value
     elif isinstance(value, np.ndarray):
       found[name] = value
   return _joined(found, content.get(_PARTS))
 
 
-def _view(name: Any, tensor: pickles.Tensor, raw: Mapping[str, bytes], big: bool) -> np.ndarray:
+def _view(name: Any, tensor: unpickler.Tensor, raw: Mapping[str, bytes], big: bool) -> np.ndarray:
   storage, offset, shape, strides = tensor
   numbers = (offset, storage.length, *shape, *strides)
   if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):

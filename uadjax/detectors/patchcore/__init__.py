@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors import bank as banks, folds, selecting, sizing
 from uadjax.detectors.base import Detector, OnePass, Spec, Split
+from uadjax.detectors.patchcore import capacity, leave_out, memory_bank, selection
 from uadjax.errors import ConfigError
 from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
@@ -34,14 +34,14 @@ class State(NamedTuple):
 
   backbone: Variables
   key: Key
-  bank: banks.Bank
+  bank: memory_bank.Bank
 
 
 class Done(NamedTuple):
   """What is left of it in the end."""
 
   backbone: Variables
-  bank: banks.Settled
+  bank: memory_bank.Settled
 
 
 class Fitted(NamedTuple):
@@ -87,17 +87,17 @@ def make(
   shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), blank)
   pixels = jax.ShapeDtypeStruct(blank.shape, jnp.uint8)
   _, h, w, d = jax.eval_shape(see, shapes, pixels).shape
-  plan, over = sizing.plan(d, h * w, spec, ratio, max_bytes, coreset_dim), spec.shards
+  plan, over = capacity.plan(d, h * w, spec, ratio, max_bytes, coreset_dim), spec.shards
 
   def init(key: Key, variables: Variables) -> State:
-    return State(variables, key, banks.empty(plan, d))
+    return State(variables, key, memory_bank.empty(plan, d))
 
   def embed(variables: Variables, batch: Batch) -> Float[Array, 'b h w d']:
     return see(variables, jnp.asarray(batch.image)) if batch.features is None else batch.features
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
     x = embed(state.backbone, batch)
-    bank = banks.put(state.bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index), over)
+    bank = memory_bank.put(state.bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index), over)
     return state._replace(bank=bank), {'images': bank.seen}
 
   def finish(state: State | Done) -> Fitted:
@@ -151,7 +151,7 @@ def make(
 
   one_pass = _one_pass(plan, embed, score_left_out, approx)
   fitted = Fitted(False, knn.SPLIT)  # pyright: ignore[reportArgumentType]
-  state = State(False, False, banks.SPLIT)  # pyright: ignore[reportArgumentType]
+  state = State(False, False, memory_bank.SPLIT)  # pyright: ignore[reportArgumentType]
   split = Split(state, fitted, fitted, fill) if over.number > 1 else None
   return Detector(init, None, update, None, finish, score, one_pass, portable, split=split)
 
@@ -170,7 +170,7 @@ def _check(ratio: float, neighbors: int, reweight: bool) -> None:
 
 
 def _one_pass(
-  plan: sizing.Plan,
+  plan: capacity.Plan,
   embed: Callable[[Variables, Batch], Float[Array, 'b h w d']],
   score_left_out: Callable[[Fitted, Batch], Scores],
   approx: bool,
@@ -178,15 +178,15 @@ def _one_pass(
   """What there is besides; references are banks without a fold, see `detectors.folds`."""
 
   def make_room(state: State, images: int) -> State:
-    return state._replace(bank=banks.make_room(state.key, state.bank, plan, images))
+    return state._replace(bank=memory_bank.make_room(state.key, state.bank, plan, images))
 
   def stand_ins(state: State, before: Arrays) -> Arrays:
-    old = selecting.named(before, _STAND_IN) if before else None
-    made = folds.stand_ins(state.key, state.bank, plan, old)
+    old = selection.named(before, _STAND_IN) if before else None
+    made = leave_out.stand_ins(state.key, state.bank, plan, old)
     return {_STAND_IN + name: value for name, value in made._asdict().items()}
 
   def reference(variables: Variables, kept: Arrays, fold: int) -> Fitted:
-    rows = folds.without(selecting.named(kept, _STAND_IN), plan, fold, len(kept['rows']))
+    rows = leave_out.without(selection.named(kept, _STAND_IN), plan, fold, len(kept['rows']))
     if not len(rows):
       raise ConfigError(
         f'All {len(kept["rows"])} rows of the bank are of images that are left out together; '
@@ -212,10 +212,10 @@ def _one_pass(
     embed=embed,
     compile=lambda state: None,  # The selection depends on how many images there were.
     stand_ins=stand_ins,
-    settle=lambda state: Done(state.backbone, banks.settle(state.key, state.bank, plan)),
+    settle=lambda state: Done(state.backbone, memory_bank.settle(state.key, state.bank, plan)),
     make_room=make_room if plan.bounded else None,
-    kept=lambda state: banks.kept(state.bank),
-    extend=lambda state, kept: state._replace(bank=banks.restore(state.bank, kept, plan)),
+    kept=lambda state: memory_bank.kept(state.bank),
+    extend=lambda state, kept: state._replace(bank=memory_bank.restore(state.bank, kept, plan)),
     reference=reference,
     score_left_out=score_left_out,
     facts=facts,

@@ -10,7 +10,8 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax.backbones import Backbone, compact, download, names, readers
+from uadjax.backbones import Backbone, compact
+from uadjax.backbones.weights import download, formats, key_mapping
 from uadjax.errors import WeightsError
 from uadjax.system import files
 from uadjax.types import Variables
@@ -27,7 +28,8 @@ FILES = {
 }
 # Of torchvision, code and weights; of ours, which were distilled from those.
 _LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
-EMBEDDED = Path(__file__).with_name('compact.safetensors')  # With its card and origin beside it.
+# With its card and origin beside it.
+EMBEDDED = Path(compact.__file__).with_name('compact.safetensors')
 _IMITATED = 'resnet18'  # By the compact network.
 _OPTION = '--config.backbone.weights'
 
@@ -154,22 +156,22 @@ def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
 
 def _variables(data: bytes, module: Backbone, path: Path) -> Variables:
   try:
-    tensors = readers.read(data)
+    tensors = formats.read(data)
   except ValueError as error:
     raise WeightsError(
       f'{path} is damaged or holds no weights: {error}. Give a state_dict as .pth, .safetensors, '
       f'.npz or .pdparams, or download the file again.'
     ) from error
-  found = {names.torchvisions(name, module.depths): value for name, value in tensors.items()}
-  wanted = names.expected(module)
+  found = {key_mapping.torchvisions(name, module.depths): value for name, value in tensors.items()}
+  wanted = key_mapping.expected(module)
   _check(found, wanted, module, path)
   flat = {place: _leaf(found[name], name, path) for name, (place, _) in wanted.items()}
   return traverse_util.unflatten_dict(flat)
 
 
-def _check(found: readers.Tensors, wanted: dict[str, Any], module: Backbone, path: Path) -> None:
+def _check(found: formats.Tensors, wanted: dict[str, Any], module: Backbone, path: Path) -> None:
   """Refuse what is not, tensor for tensor, the network up to its last stage."""
-  needed, held = names.parts(wanted), names.parts(found)
+  needed, held = key_mapping.parts(wanted), key_mapping.parts(found)
   for part in needed:
     if part not in held:
       raise WeightsError(
@@ -187,7 +189,7 @@ def _check(found: readers.Tensors, wanted: dict[str, Any], module: Backbone, pat
         f'{found[name].shape}. {way_out}'
       )
   for name in found:
-    if name not in wanted and names.part(name) in needed and not name.endswith('_tracked'):
+    if name not in wanted and key_mapping.part(name) in needed and not name.endswith('_tracked'):
       raise WeightsError(f'{path} is not of {module.arch}: it also has a tensor {name}. {way_out}')
 
 
