@@ -42,7 +42,7 @@ def ours(system: str, directory: Path) -> dict[int, float]:
   import jax
   import numpy as np
 
-  from uadjax import export, runtimes
+  from uadjax.export import cached_graph, runtimes
   from uadjax.model import model_dir
 
   if system == 'jax':
@@ -50,7 +50,7 @@ def ours(system: str, directory: Path) -> dict[int, float]:
     ops = model.ops
     run: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
   else:
-    runtime = runtimes.open(export.ready(directory), system)
+    runtime = runtimes.open(cached_graph.ready(directory), system)
     run, ops = runtime.run, model_dir.described(directory, lambda _, images: run(images)).ops
   rng = np.random.default_rng(0)
   shape = ops.height, ops.width, 3

@@ -18,13 +18,14 @@ import time
 import fresh
 import numpy as np
 
-from uadjax import create_model, predict, tables
+from uadjax import create_model, tables
 from uadjax.data import inputs
 from uadjax.data.layouts import scanning
+from uadjax.inference import predictor
 from uadjax.system import memory, threads
 
 
-def reading(predictor: predict.Predictor, paths: list[Path]) -> list[np.ndarray]:
+def reading(predictor: predictor.Predictor, paths: list[Path]) -> list[np.ndarray]:
   """Bring all images to network size."""
 
   def one(path: Path) -> np.ndarray:
@@ -34,7 +35,7 @@ def reading(predictor: predict.Predictor, paths: list[Path]) -> list[np.ndarray]
     return list(pool.map(one, paths))
 
 
-def scoring(predictor: predict.Predictor, pixels: list[np.ndarray], rows: int) -> None:
+def scoring(predictor: predictor.Predictor, pixels: list[np.ndarray], rows: int) -> None:
   """Score batches, each on the next device."""
   whole = len(pixels) - len(pixels) % rows
   batches = [np.stack(pixels[at : at + rows]) for at in range(0, whole, rows)]
@@ -46,7 +47,7 @@ def scoring(predictor: predict.Predictor, pixels: list[np.ndarray], rows: int) -
     list(pool.map(one, range(len(batches))))
 
 
-def measure(predictor: predict.Predictor, folder: Path, rows: int, rounds: int) -> list[str]:
+def measure(predictor: predictor.Predictor, folder: Path, rows: int, rounds: int) -> list[str]:
   """One line of the table."""
   paths = scanning.below(folder)
   pixels = reading(predictor, paths)

@@ -36,8 +36,8 @@ import jax
 import pytest
 import runs
 
-from uadjax import export
 from uadjax.data import demo
+from uadjax.export import exporter
 from uadjax.model import model_dir
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -121,7 +121,7 @@ def exported(trained, once, tmp_path_factory):
   def directory(name: str) -> Path:
     def write(place: Path) -> None:
       model = shutil.copytree(trained(name) / 'model', place / 'model')
-      export.export(model_dir.load(model))
+      exporter.export(model_dir.load(model))
 
     model = once(f'{name}-onnx', write) / 'model'
     return shutil.copytree(model, tmp_path_factory.mktemp('copy') / 'model')

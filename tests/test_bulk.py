@@ -13,9 +13,10 @@ from PIL import Image
 from pyarrow import dataset
 import pytest
 
-from uadjax import bulk, cli, create_model, main, parts
+from uadjax import cli, create_model, main
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, DataError, UnknownName
+from uadjax.inference import score_table, table_shards
 from uadjax.system.progress import silently
 
 
@@ -78,11 +79,11 @@ def cut_off(after):
   return track
 
 
-@pytest.mark.parametrize('form', parts.FORMATS)
+@pytest.mark.parametrize('form', table_shards.FORMATS)
 @pytest.mark.parametrize('count', [1, 3, 13])
 def test_parts_together_tell_of_every_image_once(form, count, model, listed, wanted, tmp_path):
   for index in reversed(range(count)):
-    bulk.judge(model, listed, bulk.Table(tmp_path, form, (index, count)), 2, silently)
+    score_table.judge(model, listed, score_table.Table(tmp_path, form, (index, count)), 2, silently)
   assert told(tmp_path) == wanted
   assert all(path.stat().st_size for path in tmp_path.glob('part-*'))
   assert len(list(tmp_path.glob(f'part-*.{form}'))) in range(1, count + 1)
@@ -99,15 +100,15 @@ def test_cut_off_runs_go_on_with_any_number_of_processes(
   judged = 0
   for count, after in attempts:
     for index in range(count):
-      table = bulk.Table(folder, form, (index, count))
+      table = score_table.Table(folder, form, (index, count))
       try:
-        judged += bulk.judge(model, listed, table, 2, cut_off(after)).counts.total()
+        judged += score_table.judge(model, listed, table, 2, cut_off(after)).counts.total()
       except KeyboardInterrupt:
         judged += after
         part = folder / f'_part-{index:05d}-of-{count:05d}.jsonl'
         with part.open('a') as file:  # Killed within a line.
           file.write('{"path": "torn')
-  last = bulk.judge(model, listed, bulk.Table(folder, form, (0, 1)), 2, silently)
+  last = score_table.judge(model, listed, score_table.Table(folder, form, (0, 1)), 2, silently)
   assert judged + last.counts.total() == 11
   assert told(folder) == wanted
   assert not list(folder.glob('_part-*'))
@@ -115,9 +116,9 @@ def test_cut_off_runs_go_on_with_any_number_of_processes(
 
 def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
   few = sorted(listed.parent.glob('*.png'))[:4]
-  table = bulk.Table(tmp_path, 'parquet', (0, 1))
-  bulk.judge(model, few[:2], table, 2, silently)
-  more = bulk.judge(model, few, table, 2, silently)
+  table = score_table.Table(tmp_path, 'parquet', (0, 1))
+  score_table.judge(model, few[:2], table, 2, silently)
+  more = score_table.judge(model, few, table, 2, silently)
   assert (more.counts.total(), more.before.total()) == (2, 2)
   names = sorted(path.name for path in tmp_path.glob('part-*'))
   assert names == ['part-00000-of-00001.2.parquet', 'part-00000-of-00001.parquet']
@@ -126,7 +127,7 @@ def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
 
 def test_rows_tell_what_results_do(model, listed, tmp_path):
   one = listed.parent / '3.png'
-  bulk.judge(model, one, bulk.Table(tmp_path, 'parquet', (0, 1)), 1, silently)
+  score_table.judge(model, one, score_table.Table(tmp_path, 'parquet', (0, 1)), 1, silently)
   (row,), (result,) = rows(tmp_path), model.predict(one)
   summary = result.summary()
   assert [row['height'], row['width']] == summary['size']
@@ -136,60 +137,60 @@ def test_rows_tell_what_results_do(model, listed, tmp_path):
 
 
 def test_tables_are_not_mixed(model, listed, tmp_path):
-  table = bulk.Table(tmp_path, 'jsonl', (0, 2))
-  bulk.judge(model, listed, table, 2, silently)
+  table = score_table.Table(tmp_path, 'jsonl', (0, 2))
+  score_table.judge(model, listed, table, 2, silently)
   with pytest.raises(ConfigError, match="format is 'jsonl', not 'parquet'"):
-    bulk.judge(model, listed, table._replace(format='parquet'), 2, silently)
+    score_table.judge(model, listed, table._replace(format='parquet'), 2, silently)
   moved = model.model._replace(limits=model.model.limits._replace(image=1e9))
   with pytest.raises(ConfigError, match=r'threshold is .*, not 1000000000\.0'):
-    bulk.judge(model._replace(model=moved), listed, table, 2, silently)
+    score_table.judge(model._replace(model=moved), listed, table, 2, silently)
   with pytest.raises(UnknownName, match=r"'csv'.*parquet.*jsonl"):
-    bulk.judge(model, listed, table._replace(format='csv'), 2, silently)
+    score_table.judge(model, listed, table._replace(format='csv'), 2, silently)
   (tmp_path / '_table.json').unlink()
   with pytest.raises(ConfigError, match='not what they are of'):
-    bulk.judge(model, listed, table, 2, silently)
+    score_table.judge(model, listed, table, 2, silently)
 
 
 def test_other_spellings_of_the_same_images_are_pointed_out(model, listed, tmp_path, caplog):
-  table = bulk.Table(tmp_path / 'table', 'jsonl', (0, 1))
-  bulk.judge(model, listed.parent / '1.png', table, 2, silently)
+  table = score_table.Table(tmp_path / 'table', 'jsonl', (0, 1))
+  score_table.judge(model, listed.parent / '1.png', table, 2, silently)
   assert not caplog.records
   other = tmp_path / 'other'
   other.symlink_to(listed.parent)
-  bulk.judge(model, other / '1.png', table, 2, silently)
+  score_table.judge(model, other / '1.png', table, 2, silently)
   assert 'tells of 1 images, and of none of these' in caplog.text
 
 
 def test_a_file_is_no_table(model, listed):
   with pytest.raises(ConfigError, match=r'list\.txt cannot be a folder'):
-    bulk.judge(model, listed, bulk.Table(listed, 'jsonl', (0, 1)), 2, silently)
+    score_table.judge(model, listed, score_table.Table(listed, 'jsonl', (0, 1)), 2, silently)
 
 
 def test_a_part_has_one_process(model, listed, tmp_path):
-  table = bulk.Table(tmp_path, 'jsonl', (0, 1))
+  table = score_table.Table(tmp_path, 'jsonl', (0, 1))
 
   def meddle(items, total, what):
     for item in items:
       with pytest.raises(ConfigError, match='Another process is at part 0/1'):
-        bulk.judge(model, listed, table, 2, silently)
+        score_table.judge(model, listed, table, 2, silently)
       yield item
 
-  assert bulk.judge(model, listed, table, 2, meddle).counts.total() == 11
+  assert score_table.judge(model, listed, table, 2, meddle).counts.total() == 11
   assert len(told(tmp_path)) == 11
 
 
 def test_damaged_parts_are_named(model, listed, tmp_path):
-  table = bulk.Table(tmp_path, 'jsonl', (0, 1))
-  bulk.judge(model, listed, table, 2, silently)
+  table = score_table.Table(tmp_path, 'jsonl', (0, 1))
+  score_table.judge(model, listed, table, 2, silently)
   (tmp_path / 'part-00000-of-00001.jsonl').write_text('{}\n')
   with pytest.raises(DataError, match=r'00001\.jsonl is no part'):
-    bulk.judge(model, listed, table, 2, silently)
+    score_table.judge(model, listed, table, 2, silently)
 
 
 def test_what_cannot_be_read_at_all_leaves_nothing(model, tmp_path):
   with pytest.raises(DataError, match='nowhere'):
-    bulk.judge(
-      model, tmp_path / 'nowhere', bulk.Table(tmp_path / 't', 'jsonl', (0, 1)), 2, silently
+    score_table.judge(
+      model, tmp_path / 'nowhere', score_table.Table(tmp_path / 't', 'jsonl', (0, 1)), 2, silently
     )
   assert not list(tmp_path.iterdir())
 

@@ -18,10 +18,11 @@ import pytest
 import runs
 import yaml
 
-from uadjax import cli, demo_model, detectors, pipelines
+from uadjax import cli, detectors
 from uadjax.backbones import weights
 from uadjax.backbones.weights import download
 from uadjax.cli import options, screen
+from uadjax.inference import demo_model, pipelines
 from uadjax.system import files
 
 COMMANDS = ('predict', 'fit', 'check', 'report', 'demo', 'weights')

@@ -3,11 +3,12 @@
 import pytest
 
 import uadjax
-from uadjax import config as configs, demo_model, detectors
+from uadjax import config as configs, detectors
 from uadjax.backbones import weights
 from uadjax.data import demo
 from uadjax.detectors.base import Spec
 from uadjax.errors import ModelError
+from uadjax.inference import demo_model
 from uadjax.model import model_dir
 
 COMMAND = '`uadjax fit DIR`'

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from uadjax import create_model, main, runtimes
+from uadjax import create_model, main
 from uadjax.errors import ConfigError, ExportError
+from uadjax.export import runtimes
 
 ROOT = Path(__file__).resolve().parent.parent
 

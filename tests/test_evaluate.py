@@ -8,8 +8,8 @@ import pytest
 from uadjax import evaluate
 from uadjax.data import inputs, transforms
 from uadjax.data.records import Record
+from uadjax.inference.result import Result
 from uadjax.model import calibration
-from uadjax.result import Result
 
 OPS = transforms.parse('resize(4)')
 LIMITS = calibration.Limits(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 import pytest
 
-from uadjax import create_model, export
+from uadjax import create_model
 from uadjax.data import image_io, transforms
+from uadjax.export import exporter
 from uadjax.model import calibration, model_dir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +98,7 @@ def show(browser, address):
 def model(browser, site, fitted):  # Those first: without them nothing is fitted.
   """A model whose graph is in the folder that is served."""
   directory = fitted('patchcore')
-  export.export(model_dir.load(directory), output=site / 'model.onnx', camera=CAMERA)
+  exporter.export(model_dir.load(directory), output=site / 'model.onnx', camera=CAMERA)
   return create_model(model_dir=directory, device='cpu:0')
 
 

@@ -13,8 +13,9 @@ from onnx import helper
 from PIL import Image
 import pytest
 
-from uadjax import create_model, export, runtimes
+from uadjax import create_model
 from uadjax.data import image_io, transforms
+from uadjax.export import exporter, runtimes
 from uadjax.model import calibration, model_dir
 
 pytestmark = pytest.mark.slow  # It is a recipe, and takes a compiler.
@@ -84,7 +85,7 @@ def photos(drawn):
 def exported(request, score, fitted):
   """A model, and its graph for the camera; not made where the program cannot be."""
   model = model_dir.load(fitted(request.param))
-  return Exported(model, export.export(model, camera=CAMERA).path)
+  return Exported(model, exporter.export(model, camera=CAMERA).path)
 
 
 @pytest.fixture

@@ -12,11 +12,19 @@ import onnxruntime
 import pytest
 import runs
 
-from uadjax import cli, create_model, errors, export, main, runtimes, types
+from uadjax import cli, create_model, errors, main, types
 from uadjax.backbones import convolution
 from uadjax.data import image_io, transforms
 from uadjax.detectors import base
-from uadjax.export import blame, graph as graphs, onnxfile, verify
+from uadjax.export import (
+  bisect,
+  cached_graph,
+  exporter,
+  graph as graphs,
+  onnx as onnx_files,
+  runtimes,
+  verify,
+)
 from uadjax.model import model_dir
 
 CAMERA = 57, 75
@@ -59,11 +67,11 @@ def test_a_graph_says_the_same(models, name, format, photos, tmp_path):
     for suffix in ('', '.json'):
       shutil.copy(model.directory / f'model.onnx{suffix}', f'{path}{suffix}')
   else:
-    assert export.export(model, format, path).path == path
+    assert exporter.export(model, format, path).path == path
   beside = json.loads(path.with_name(f'it.{format}.json').read_text())
   taken = np.stack([model.ops.apply(photo) for photo in photos])
   want = jax.device_get(model.score(model.fitted, taken))
-  run, batch = export._FORMATS[format].load(path), beside['input']['shape'][0]
+  run, batch = exporter._FORMATS[format].load(path), beside['input']['shape'][0]
   got = [run(part) for part in np.split(taken, range(1, len(taken)))] if batch else [run(taken)]
   np.testing.assert_allclose(np.concatenate([one.map for one in got]), want.map, rtol=1e-4)
   np.testing.assert_allclose(np.concatenate([one.image for one in got]), want.image, rtol=1e-4)
@@ -90,18 +98,18 @@ def test_onnx_runtime_alone_runs_the_file_at_any_batch(models, patchcore, photos
 def test_the_file_is_sound_and_tells_what_it_is(models, patchcore):
   graph = onnx.load(patchcore)
   onnx.checker.check_model(graph, full_check=True)
-  assert [(one.domain, one.version) for one in graph.opset_import] == [('', onnxfile.OPSET)]
+  assert [(one.domain, one.version) for one in graph.opset_import] == [('', onnx_files.OPSET)]
   about = json.loads({one.key: one.value for one in graph.metadata_props}[runtimes.ABOUT])
   assert about['thresholds'] == models['patchcore'].limits._asdict()
   assert about['preprocessing']['ops'] == 'resize(32, 48)'
   assert about['arrays_sha256'] == model_dir.about(models['patchcore'].directory).arrays_sha256
   beside = patchcore.with_name('model.onnx.json')
-  assert json.loads(beside.read_text())['opset'] == onnxfile.OPSET
+  assert json.loads(beside.read_text())['opset'] == onnx_files.OPSET
 
 
 def test_a_fixed_batch_is_fixed(models, photos, tmp_path):
   path = tmp_path / 'three.onnx'
-  export.export(models['patchcore'], output=path, batch=3)
+  exporter.export(models['patchcore'], output=path, batch=3)
   runtime = runtimes.open(path, 'onnxruntime')
   assert runtime.batch == 3
   taken = np.stack([models['patchcore'].ops.apply(photo) for photo in photos])
@@ -114,9 +122,9 @@ def test_a_fixed_batch_is_fixed(models, photos, tmp_path):
 def test_a_cameras_pixels_get_the_score_and_the_map_of_predict(models, format, photos, tmp_path):
   model = models['patchcore']
   path = tmp_path / f'camera.{format}'
-  done = export.export(model, format, path, camera=CAMERA)
+  done = exporter.export(model, format, path, camera=CAMERA)
   assert done.about['input']['shape'][1:] == [*CAMERA, 3]
-  run = export._FORMATS[format].load(path)
+  run = exporter._FORMATS[format].load(path)
   for photo, want in zip(
     photos, create_model(model_dir=model.directory).predict([*photos]), strict=True
   ):
@@ -128,7 +136,7 @@ def test_a_cameras_pixels_get_the_score_and_the_map_of_predict(models, format, p
 def test_a_crop_is_undone_in_the_graph(fitted, photos):
   ops = '--config.data.ops=keep_ratio(40)|center_crop(32)'
   model = model_dir.load(fitted('padim', ops))
-  done = export.export(model, camera=CAMERA)
+  done = exporter.export(model, camera=CAMERA)
   run = runtimes.open(done.path).run
   (want,) = create_model(model_dir=model.directory).predict(photos[0])
   assert not want.seen.all()
@@ -142,30 +150,30 @@ def resnet(fitted):
 
 
 def test_with_the_layers_of_a_resnet(resnet, tmp_path):
-  assert export.export(resnet, output=tmp_path / 'x.onnx').agreement.holds
+  assert exporter.export(resnet, output=tmp_path / 'x.onnx').agreement.holds
 
 
 @pytest.mark.slow
 def test_with_bottlenecks(fitted):
   flags = ('--config.backbone.name=wide_resnet50_2', '--config.detector.layers=layer1',
            '--config.backbone.weights=random')  # fmt: skip
-  assert export.export(model_dir.load(fitted('patchcore', *flags))).agreement.holds
+  assert exporter.export(model_dir.load(fitted('patchcore', *flags))).agreement.holds
 
 
 def test_arrays_too_large_for_one_file_lie_in_another(models, photos, tmp_path, monkeypatch):
-  monkeypatch.setattr(onnxfile, '_LIMIT', 1000)
+  monkeypatch.setattr(onnx_files, '_LIMIT', 1000)
   path = tmp_path / 'large.onnx'
-  done = export.export(models['stfpm'], output=path)
+  done = exporter.export(models['stfpm'], output=path)
   assert done.about['external_data'] == 'large.onnx.data'
   assert path.stat().st_size < 1e6 < (tmp_path / 'large.onnx.data').stat().st_size
   assert runtimes.open(path).run(np.zeros((1, 32, 48, 3), np.uint8)).map.shape == (1, 32, 48)
 
 
 def test_what_a_format_cannot_hold_is_refused_with_its_size(models, tmp_path, monkeypatch):
-  small = export._FORMATS['tflite']._replace(limit=1000)
-  monkeypatch.setitem(export._FORMATS, 'tflite', small)
+  small = exporter._FORMATS['tflite']._replace(limit=1000)
+  monkeypatch.setitem(exporter._FORMATS, 'tflite', small)
   with pytest.raises(errors.ExportError, match='GB, and tflite holds'):
-    export.export(models['padim'], 'tflite', tmp_path / 'x.tflite')
+    exporter.export(models['padim'], 'tflite', tmp_path / 'x.tflite')
   assert not [*tmp_path.iterdir()]
 
 
@@ -179,7 +187,7 @@ def test_an_operation_that_comes_out_otherwise_is_named_and_nothing_is_left(
 
   monkeypatch.setattr(convolution, 'max_pool', pool)
   with pytest.raises(errors.ExportError, match='first operation that differs is reduce_window_max'):
-    export.export(resnet, output=tmp_path / 'wrong.onnx')
+    exporter.export(resnet, output=tmp_path / 'wrong.onnx')
   assert not [*tmp_path.iterdir()]
 
 
@@ -192,7 +200,7 @@ def test_what_comes_after_a_pool_that_is_right_is_named(tmp_path):
 
   graph = graphs.Graph(call, 33, 47, None, {})
   images = np.random.default_rng(0).integers(0, 256, (2, 33, 47, 3), np.uint8)
-  named = blame.culprit(graph, onnxfile.write, onnxfile.load, images, 1e-4)
+  named = bisect.culprit(graph, onnx_files.write, onnx_files.load, images, 1e-4)
   assert 'reduce_window_max(float32[1,16,23,3])' in named
 
 
@@ -246,7 +254,7 @@ def test_nothing_that_is_not_a_number_agrees(models):
 
 def test_images_of_ones_own_are_compared_on(models, drawn, tmp_path):
   folder = drawn / 'disc' / 'test' / 'good'
-  done = export.export(models['stfpm'], output=tmp_path / 'x.onnx', images=folder)
+  done = exporter.export(models['stfpm'], output=tmp_path / 'x.onnx', images=folder)
   assert done.agreement.source == f'images of {folder}'
   assert done.agreement.images == runs.GOOD
 
@@ -258,7 +266,7 @@ def test_images_that_are_gone_are_drawn(models, tmp_path, monkeypatch):
     if path.suffix in ('.json', '.safetensors'):
       (moved / path.name).write_bytes(path.read_bytes())
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
-  assert 'drawn pictures' in export.export(model_dir.load(moved)).agreement.source
+  assert 'drawn pictures' in exporter.export(model_dir.load(moved)).agreement.source
 
 
 def test_what_cannot_be_is_refused(models):
@@ -269,15 +277,15 @@ def test_what_cannot_be_is_refused(models):
     ({'images': Path('nowhere')}, errors.DataError, 'nowhere'),
   ):
     with pytest.raises(error, match=told):
-      export.export(models['stfpm'], **options)
+      exporter.export(models['stfpm'], **options)
 
 
 def test_a_folder_is_not_taken_for_the_file(models, tmp_path):
   precious = tmp_path / 'precious.txt'
   precious.write_text('mine')
-  for format in export.FORMATS:
+  for format in exporter.FORMATS:
     with pytest.raises(errors.ConfigError, match='is a folder; name the file'):
-      export.export(models['padim'], format, tmp_path)
+      exporter.export(models['padim'], format, tmp_path)
   assert precious.read_text() == 'mine'
 
 
@@ -290,26 +298,26 @@ def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
     fitted('patchcore', '--config.detector.reweight=false'),
   ]
   assert len({model_dir.about(one).arrays_sha256 for one in directories}) == 1
-  assert len({export.ready(one) for one in directories}) == 2
+  assert len({cached_graph.ready(one) for one in directories}) == 2
 
 
 def test_a_difference_of_another_runtime_is_found_there(models, tmp_path, monkeypatch):
   def wrong(path):
-    right = onnxfile.load(path)
+    right = onnx_files.load(path)
     return lambda images: types.Scores(right(images).map * 1.01, right(images).image)
 
-  bad = export._FORMATS['onnx']._replace(others=lambda: [wrong])
-  monkeypatch.setitem(export._FORMATS, 'onnx', bad)
+  bad = exporter._FORMATS['onnx']._replace(others=lambda: [wrong])
+  monkeypatch.setitem(exporter._FORMATS, 'onnx', bad)
   with pytest.raises(errors.ExportError, match='first operation that differs is'):
-    export.export(models['padim'], output=tmp_path / 'x.onnx')
+    exporter.export(models['padim'], output=tmp_path / 'x.onnx')
 
 
 def test_sizes_are_read():
-  assert export.size('1024x1280') == (1024, 1280)
-  assert export.size('') is None
+  assert exporter.size('1024x1280') == (1024, 1280)
+  assert exporter.size('') is None
   for wrong in ('0x5', '5', 'ax5', '-3x4'):
     with pytest.raises(errors.ConfigError, match='1024x1280'):
-      export.size(wrong)
+      exporter.size(wrong)
 
 
 def test_the_command_tells_what_it_wrote(models, tmp_path, capsys):

@@ -115,6 +115,6 @@ def test_public_names_resolve_at_first_use():
 
 
 def test_predicting_imports_no_tensorflow():
-  code = 'import uadjax.pipelines, sys; print("tensorflow" in sys.modules)'
+  code = 'import uadjax.inference.pipelines, sys; print("tensorflow" in sys.modules)'
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert out.stdout.strip() == 'False'

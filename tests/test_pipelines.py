@@ -5,8 +5,9 @@ import pytest
 import yaml
 
 import uadjax
-from uadjax import config as configs, pipelines
+from uadjax import config as configs
 from uadjax.errors import ConfigError, ModelError, UnknownName
+from uadjax.inference import pipelines
 
 NEW = """
 pipeline_name: anomaly_detection

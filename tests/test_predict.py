@@ -13,10 +13,11 @@ from PIL import Image
 import pytest
 import runs
 
-from uadjax import create_model, predict
+from uadjax import create_model
 from uadjax.data import image_io, transforms
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError
+from uadjax.inference import predictor
 from uadjax.model import calibration, model_dir
 from uadjax.system import threads
 from uadjax.types import Scores
@@ -185,7 +186,7 @@ class Stub:
     model = model_dir.Model(
       'Stub', None, transforms.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
     )
-    self.predictor = predict.open_on(model, mesh.devices('cpu')[:2])
+    self.predictor = predictor.open_on(model, mesh.devices('cpu')[:2])
 
   def images(self, number):
     for n in range(number):
@@ -244,7 +245,7 @@ def test_leaving_early_leaves_no_thread_behind():
 
 
 def test_what_is_saved_is_what_was_yielded(model, folder, paths, tmp_path):
-  results = list(predict.saved(model.predict(folder, 2), tmp_path))
+  results = list(predictor.saved(model.predict(folder, 2), tmp_path))
   assert [one.input_path for one in results] == [str(path) for path in paths]
   for path, one in zip(paths, results, strict=True):
     place = tmp_path / path.relative_to(folder).parent
@@ -260,5 +261,5 @@ def test_images_of_one_name_are_saved_under_several(tmp_path):
     image.save(tmp_path / name)
   found = sorted(tmp_path.rglob('*.*'))
   output = tmp_path / 'out'
-  assert len(list(predict.saved(Stub().predictor.predict(found), output))) == len(found)
+  assert len(list(predictor.saved(Stub().predictor.predict(found), output))) == len(found)
   assert len({path.name.casefold() for path in output.glob('*.json')}) == len(found)

@@ -11,10 +11,17 @@ import onnxruntime
 import pytest
 import runs
 
-from uadjax import cli, config as configs, errors, export, main, runtimes, types
+from uadjax import cli, config as configs, errors, main, types
 from uadjax.cli import options
 from uadjax.data import image_io, records as record_types
-from uadjax.export import judge, onnxfile, quantize
+from uadjax.export import (
+  cached_graph,
+  exporter,
+  onnx as onnx_files,
+  quantization_check,
+  quantize,
+  runtimes,
+)
 from uadjax.model import model_dir
 
 
@@ -40,7 +47,7 @@ def tested(models, drawn):
 @pytest.fixture
 def lenient(monkeypatch):
   """Rankings of random weights on few images say nothing."""
-  monkeypatch.setattr(judge, 'AUROC_FALL', 1.0)
+  monkeypatch.setattr(quantization_check, 'AUROC_FALL', 1.0)
 
 
 @pytest.fixture(scope='module')
@@ -58,12 +65,12 @@ def resnets(fitted):
 def exact(resnets, tmp_path_factory):
   """The graph of a ResNet-18 that is not quantized."""
   path = tmp_path_factory.mktemp('exact') / 'exact.onnx'
-  return export.export(resnets['padim'], output=path)
+  return exporter.export(resnets['padim'], output=path)
 
 
 def test_int8_is_smaller_and_runs_at_any_batch(resnets, exact, tested, lenient, tmp_path):
   path = tmp_path / 'it.onnx'
-  done = export.export(resnets['padim'], output=path, quantize='int8')
+  done = exporter.export(resnets['padim'], output=path, quantize='int8')
   assert done.bytes < 0.6 * exact.bytes
   session = onnxruntime.InferenceSession(path)
   want = runtimes.open(exact.path).run(tested)
@@ -76,7 +83,7 @@ def test_int8_is_smaller_and_runs_at_any_batch(resnets, exact, tested, lenient, 
 
 def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, tmp_path):
   path = tmp_path / 'it.onnx'
-  done = export.export(resnets['padim'], output=path, quantize='fp16')
+  done = exporter.export(resnets['padim'], output=path, quantize='fp16')
   assert done.bytes < 0.65 * exact.bytes
   want, got = (runtimes.open(one).run(tested) for one in (exact.path, path))
   np.testing.assert_allclose(got.image, want.image, rtol=1e-2)
@@ -85,7 +92,7 @@ def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, 
 
 @pytest.mark.parametrize(('name', 'networks'), [('padim', 1), ('stfpm', 2)])
 def test_only_convolutions_of_features_take_eight_bits(resnets, lenient, name, networks, tmp_path):
-  done = export.export(resnets[name], output=tmp_path / 'it.onnx', quantize='int8')
+  done = exporter.export(resnets[name], output=tmp_path / 'it.onnx', quantize='int8')
   graph = onnx.load(done.path).graph
   made = {name: node for node in graph.node for name in node.output}
 
@@ -109,7 +116,7 @@ def test_only_convolutions_of_features_take_eight_bits(resnets, lenient, name, n
 
 def test_a_quantized_graph_says_so(models, lenient, tmp_path):
   model, path = models['patchcore'], tmp_path / 'it.onnx'
-  done = export.export(model, output=path, quantize='int8')
+  done = exporter.export(model, output=path, quantize='int8')
   onnx.checker.check_model(path, full_check=True)
   runtime = runtimes.open(path)
   assert runtime.about['quantize'] == 'int8'
@@ -133,20 +140,20 @@ def test_it_is_never_taken_for_the_exact_one(models, lenient, tmp_path, monkeypa
   directory = tmp_path / 'model'
   shutil.copytree(models['patchcore'].directory, directory)
   model = models['patchcore']._replace(directory=directory)
-  small = export.export(model, quantize='int8').path
+  small = exporter.export(model, quantize='int8').path
   assert small == directory / 'model.int8.onnx'
-  export.export(model, output=directory / 'model.onnx', quantize='fp16')
-  assert not export.ready(directory).is_relative_to(directory)
-  export.export(model)
-  assert export.ready(directory) == directory / 'model.onnx'
+  exporter.export(model, output=directory / 'model.onnx', quantize='fp16')
+  assert not cached_graph.ready(directory).is_relative_to(directory)
+  exporter.export(model)
+  assert cached_graph.ready(directory) == directory / 'model.onnx'
   shutil.copy(small, directory / 'model.onnx')  # And what lies beside it is the exact one's.
-  assert not export.ready(directory).is_relative_to(directory)
+  assert not cached_graph.ready(directory).is_relative_to(directory)
 
 
-@pytest.mark.parametrize('kind', export.KINDS)
+@pytest.mark.parametrize('kind', exporter.KINDS)
 def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_path, monkeypatch):
   model = models['stfpm']
-  on = judge.pictures(model, None, None)
+  on = quantization_check.pictures(model, None, None)
   seen = np.stack([on.taken(path) for path in on.good])
   scores = np.sort(np.asarray(model.score(model.fitted, seen).image))
 
@@ -165,13 +172,13 @@ def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_pa
   with pytest.raises(
     errors.ExportError, match=r'1 of 1 labels change.*9 of 9 labels change.*Nothing was written'
   ):
-    export.export(model._replace(limits=low), output=tmp_path / 'it.onnx', quantize=kind)
+    exporter.export(model._replace(limits=low), output=tmp_path / 'it.onnx', quantize=kind)
   assert not [*tmp_path.iterdir()]
 
 
 def test_the_tolerance_is_what_it_says():
   def kept(*numbers):
-    return judge.Kept(*numbers).holds
+    return quantization_check.Kept(*numbers).holds
 
   assert kept(3, 1, 0.1)  # One always may.
   assert not kept(3, 2, 0.1)
@@ -184,14 +191,14 @@ def test_the_tolerance_is_what_it_says():
 
 
 def test_nothing_that_is_not_a_number_is_kept(models):
-  on = judge.pictures(models['padim'], None, None)
+  on = quantization_check.pictures(models['padim'], None, None)
 
   def scores(value):
     return lambda images: types.Scores(None, np.full(len(images), value, np.float32))
 
   records = [record_types.Record(path) for path in on.good]
   limits = models['padim'].limits
-  found = judge.compare([scores(1), scores(np.nan)], records, on, limits, None)
+  found = quantization_check.compare([scores(1), scores(np.nan)], records, on, limits, None)
   assert not found.holds
 
 
@@ -201,25 +208,25 @@ def test_what_is_thrown_inside_is_told_and_nothing_is_left(models, tmp_path, mon
 
   monkeypatch.setitem(quantize.KINDS, 'int8', broken)
   with pytest.raises(errors.ExportError, match=r'cannot be quantized: no such operation\. Nothing'):
-    export.export(models['padim'], output=tmp_path / 'it.onnx', quantize='int8')
+    exporter.export(models['padim'], output=tmp_path / 'it.onnx', quantize='int8')
   assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize('format', sorted(set(export.FORMATS) - {'onnx'}))
+@pytest.mark.parametrize('format', sorted(set(exporter.FORMATS) - {'onnx'}))
 def test_other_formats_are_refused(models, format):
   with pytest.raises(errors.ConfigError, match=f'export to onnx, or to {format} without'):
-    export.export(models['padim'], format, quantize='int8')
+    exporter.export(models['padim'], format, quantize='int8')
 
 
 def test_what_there_is_not_is_refused(models):
   with pytest.raises(errors.UnknownName, match=r'choose from .*int8.*fp16'):
-    export.export(models['padim'], quantize='int4')
+    exporter.export(models['padim'], quantize='int4')
 
 
 def test_arrays_beside_the_file_are_refused(models, tmp_path, monkeypatch):
-  monkeypatch.setattr(onnxfile, '_LIMIT', 1000)
+  monkeypatch.setattr(onnx_files, '_LIMIT', 1000)
   with pytest.raises(errors.ExportError, match='two gigabytes'):
-    export.export(models['padim'], output=tmp_path / 'it.onnx', quantize='fp16')
+    exporter.export(models['padim'], output=tmp_path / 'it.onnx', quantize='fp16')
   assert not [*tmp_path.iterdir()]
 
 
@@ -231,13 +238,15 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
   config = configs.from_plain(configs.plain(model.config), '')
   config.data.root = str(tmp_path / 'gone')
   model = model._replace(directory=directory, config=config)
-  for kind in export.KINDS:
+  for kind in exporter.KINDS:
     with pytest.raises(errors.ConfigError, match='pass --images'):
-      export.export(model, quantize=kind)
-  of_set = export.export(model, quantize='fp16', images=drawn / 'disc').quantized
+      exporter.export(model, quantize=kind)
+  of_set = exporter.export(model, quantize='fp16', images=drawn / 'disc').quantized
   assert of_set.good.images == runs.TRAIN
   assert of_set.test.auroc is not None
-  folder = export.export(model, quantize='fp16', images=drawn / 'disc' / 'test' / 'good').quantized
+  folder = exporter.export(
+    model, quantize='fp16', images=drawn / 'disc' / 'test' / 'good'
+  ).quantized
   assert folder.good.images == runs.GOOD
   assert folder.test is None
   assert folder.told()['auroc'] is None
@@ -245,7 +254,7 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
 
 def test_a_fixed_batch_and_a_cameras_pixels(models, lenient, tmp_path):
   path = tmp_path / 'it.onnx'
-  export.export(models['padim'], output=path, batch=3, camera=(57, 75), quantize='int8')
+  exporter.export(models['padim'], output=path, batch=3, camera=(57, 75), quantize='int8')
   runtime = runtimes.open(path)
   assert runtime.batch == 3
   assert runtime.run(np.zeros((3, 57, 75, 3), np.uint8)).map.shape == (3, 57, 75)
@@ -255,16 +264,16 @@ def test_the_last_batch_is_filled_with_images(drawn):
   def taken(path):
     return np.full((2, 2, 3), int(path.name), np.uint8)
 
-  chunks = [*judge.chunks([Path(name) for name in '12345'], taken, 3, 3)]
+  chunks = [*quantization_check.chunks([Path(name) for name in '12345'], taken, 3, 3)]
   assert [count for _, count in chunks] == [3, 2]
   assert chunks[1][0][:, 0, 0, 0].tolist() == [4, 5, 4]
-  loose = [len(images) for images, _ in judge.chunks([Path('1')] * 5, taken, 3, None)]
+  loose = [len(images) for images, _ in quantization_check.chunks([Path('1')] * 5, taken, 3, None)]
   assert loose == [3, 2]
 
 
 def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
   kinds = get_args(get_args(get_args(options.Quantize)[0])[0])
-  assert kinds == export.KINDS
+  assert kinds == exporter.KINDS
   directory, path = str(models['padim'].directory), tmp_path / 'a.onnx'
   assert cli.main(['export', directory, '--output', str(path), '--quantize', 'fp16', '--json']) == 0
   assert json.loads(capsys.readouterr().out)['quantized']['kind'] == 'fp16'
@@ -292,7 +301,7 @@ def test_eight_bits_tell_real_defects_as_well(shared, tmp_path):
   ]
   assert main.main(flags) == 0
   model = model_dir.load(tmp_path / 'model')
-  kept = export.export(model, quantize='int8').quantized
+  kept = exporter.export(model, quantize='int8').quantized
   assert kept.bytes_after < 0.6 * kept.bytes_before
   assert kept.test.images == 42
   assert kept.test.auroc is not None

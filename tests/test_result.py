@@ -13,9 +13,9 @@ import pytest
 
 from uadjax.data import inputs, transforms
 from uadjax.errors import ConfigError, DataError
+from uadjax.inference.result import Result
 from uadjax.model import calibration
 from uadjax.numerics.regions import regions, run_lengths
-from uadjax.result import Result
 
 LIMITS = calibration.Limits(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
 OPS = transforms.parse('resize(16)')

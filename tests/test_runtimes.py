@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from uadjax import create_model, export, runtimes
+from uadjax import create_model
 from uadjax.errors import ConfigError, ModelError, UnknownName
+from uadjax.export import cached_graph, runtimes
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +33,7 @@ def test_a_runtime_judges_as_the_model_does(directory, graph, backend):
 
 def test_a_model_that_has_a_graph_needs_no_second_one(directory, graph, tmp_path, monkeypatch):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  assert export.ready(directory) == graph
+  assert cached_graph.ready(directory) == graph
   assert not [*tmp_path.iterdir()]
 
 
@@ -42,11 +43,11 @@ def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkey
   told = beside.read_text()
   try:
     beside.write_text(told.replace('"arrays_sha256": "', '"arrays_sha256": "0'))
-    kept = export.ready(directory)
+    kept = cached_graph.ready(directory)
   finally:
     beside.write_text(told)
   assert kept.parent == tmp_path / 'exports'
-  assert export.ready(directory) == graph
+  assert cached_graph.ready(directory) == graph
 
 
 def test_thresholds_of_ones_own_are_kept(directory, graph):

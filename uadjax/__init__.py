@@ -13,17 +13,20 @@ if TYPE_CHECKING:
   from uadjax.detectors.base import Detector as Detector
   from uadjax.errors import UserError as UserError
   from uadjax.fitting import fit_model as fit_model
+  from uadjax.inference.pipelines import (
+    create_model as create_model,
+    create_pipeline as create_pipeline,
+  )
+  from uadjax.inference.result import Result as Result
   from uadjax.model.model_dir import Model as Model
-  from uadjax.pipelines import create_model as create_model, create_pipeline as create_pipeline
-  from uadjax.result import Result as Result
 
 _PUBLIC = {  # Name -> module that defines it.
   'Detector': 'uadjax.detectors.base',
   'Model': 'uadjax.model.model_dir',
-  'Result': 'uadjax.result',
+  'Result': 'uadjax.inference.result',
   'UserError': 'uadjax.errors',
-  'create_model': 'uadjax.pipelines',
-  'create_pipeline': 'uadjax.pipelines',
+  'create_model': 'uadjax.inference.pipelines',
+  'create_pipeline': 'uadjax.inference.pipelines',
   'fit_model': 'uadjax.fitting',
 }
 

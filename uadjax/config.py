@@ -113,7 +113,8 @@ def base() -> Config:
         'batch_size': 8,
         'model_dir': '',
         'backend': 'jax',  # Or auto, onnxruntime, openvino: the exported graph, quicker on a CPU.
-        'table': '',  # A folder for a row per image instead of pictures, see uadjax/bulk.py;
+        # A folder for a row per image instead of pictures, see uadjax/inference/score_table.py;
+        'table': '',
         'format': 'parquet',  # or jsonl;
         'shard': 'auto',  # I/N: of N processes, this is number I and judges its share.
         **_thresholds(),

@@ -15,9 +15,9 @@ from uadjax import curves, groundtruth
 from uadjax.data import image_io, inputs
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
+from uadjax.inference.result import Result
 from uadjax.model import model_dir, scoring
 from uadjax.numerics import metrics
-from uadjax.result import Result
 from uadjax.system import files
 from uadjax.types import Batch, Scores
 from uadjax.visualization import heatmap

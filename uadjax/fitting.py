@@ -5,9 +5,10 @@ from pathlib import Path
 import re
 from typing import Any
 
-from uadjax import config as configs, data, detectors, pipelines, predict, run, workdir as workdirs
+from uadjax import config as configs, data, detectors, run, workdir as workdirs
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError, UnknownName, UserError
+from uadjax.inference import pipelines, predictor
 from uadjax.system import memory
 
 
@@ -18,7 +19,7 @@ def fit_model(
   device: str | None = 'auto',
   *,
   overrides: Mapping[str, Any] | None = None,
-) -> predict.Predictor:
+) -> predictor.Predictor:
   """Fit a detector to a data set, set its thresholds, evaluate and save it; open it.
 
   Args:

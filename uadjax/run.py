@@ -12,13 +12,9 @@ import jax
 
 from uadjax import (
   assess,
-  bulk,
   config as configs,
   data,
   evaluate,
-  export,
-  pipelines,
-  predict,
   train as training,
   weights,
   workdir as workdirs,
@@ -26,6 +22,8 @@ from uadjax import (
 from uadjax.data import prepare
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
+from uadjax.export import exporter
+from uadjax.inference import pipelines, predictor as predictors, score_table
 from uadjax.model import calibration, model_dir
 from uadjax.system import files, logging as log, progress, signals
 from uadjax.types import Config
@@ -135,7 +133,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
   folder.mkdir()
   results = predictor.predict(own.input, own.batch_size, skip=folder)
   summaries = []
-  for result in progress.track(predict.saved(results, folder), None, 'Predicting'):
+  for result in progress.track(predictors.saved(results, folder), None, 'Predicting'):
     summaries.append(result.summary())
     level = logging.WARNING if result.error else logging.INFO
     log.LOG.log(level, '%s', result.error or result.headline)
@@ -147,9 +145,9 @@ def predict_files(config: Config, workdir: Path) -> Result:
   return {'model_dir': str(predictor.model.directory), 'failed': failed, 'results': summaries}
 
 
-def _into_table(predictor: predict.Predictor, own: Config) -> Result:
-  table = bulk.Table(Path(own.table), own.format, processes.part(own.shard))
-  told = bulk.judge(predictor, own.input, table, own.batch_size, progress.track)
+def _into_table(predictor: predictors.Predictor, own: Config) -> Result:
+  table = score_table.Table(Path(own.table), own.format, processes.part(own.shard))
+  told = score_table.judge(predictor, own.input, table, own.batch_size, progress.track)
   log.LOG.info('%s: %s.', table.folder, told)
   if told.unread:
     log.LOG.warning('%d images could not be read; their rows say why.', told.unread)
@@ -167,12 +165,12 @@ def export_model(config: Config, workdir: Path) -> Result:
   """Write a model for another runtime, and compare it with the original there."""
   own = config.export
   model = model_dir.load(own.model_dir or workdir / 'model')
-  done = export.export(
+  done = exporter.export(
     model,
     own.format,
     Path(own.output) if own.output else None,
     own.batch,
-    export.size(own.include_resize),
+    exporter.size(own.include_resize),
     Path(own.images) if own.images else None,
     own.quantize,
   )

@@ -130,8 +130,8 @@ def _is_given(context: options.Context, name: str) -> bool:
 
 
 def _write_settings(name: str, folder: Path) -> None:
-  from uadjax import pipelines
   from uadjax.errors import UnknownName
+  from uadjax.inference import pipelines
 
   if name not in pipelines.NAMES:
     raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
@@ -303,13 +303,13 @@ def export(
   A quantized graph may differ a little, and is judged by its labels and its AUROC.
   """
   with running.ready():
-    from uadjax import export as exports
     from uadjax.cli import screen
+    from uadjax.export import exporter
     from uadjax.model import model_dir as model_dirs
 
-    camera = exports.size(include_resize)
+    camera = exporter.size(include_resize)
     model = model_dirs.load(model_dir)
-    done = exports.export(model, format, output, batch, camera, images, quantize or '')
+    done = exporter.export(model, format, output, batch, camera, images, quantize or '')
     if as_json:
       screen.tell_json(done.told())
     else:

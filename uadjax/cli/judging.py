@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import typer
 
-from uadjax import bulk, pipelines, predict
 from uadjax.cli import running, screen
 from uadjax.data import inputs as sources
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted
-from uadjax.result import Result, UNREAD
+from uadjax.inference import pipelines, predictor, score_table
+from uadjax.inference.result import Result, UNREAD
 from uadjax.system import http, progress
 
 _FOUND = 3  # Exit status of --fail-on.
@@ -93,11 +93,13 @@ def tabulate(
       option = f'--{name.replace("_", "-")}'
       raise typer.BadParameter('it means nothing beside --table.', param_hint=option)
   with running.ready():
-    table = bulk.Table(folder, form, processes.part(shard))
+    table = score_table.Table(folder, form, processes.part(shard))
     opened = _opened(pipelines.NAMES[0], False, named, own)
     rows = own.batch_size or opened.config.SubModules.AnomalyDetection.batch_size
     try:
-      told = bulk.judge(opened.model, _given(inputs), table, rows, progress.track, own.strict)
+      told = score_table.judge(
+        opened.model, _given(inputs), table, rows, progress.track, own.strict
+      )
     except Interrupted as stopped:
       raise Interrupted(f'{stopped} The same command goes on with {folder}.') from None
   counts, (index, count) = told.counts, table.part
@@ -148,7 +150,7 @@ def overrides(words: Sequence[str]) -> dict[str, str]:
 def _saved(
   results: Iterator[Result], folder: Path | None, pictures: bool
 ) -> Generator[Result, None, None]:
-  yield from results if folder is None else predict.saved(results, folder, pictures)
+  yield from results if folder is None else predictor.saved(results, folder, pictures)
 
 
 def _told(

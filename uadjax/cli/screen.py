@@ -7,7 +7,7 @@ from typing import Any
 from rich import box, console, table, text
 
 from uadjax.cli import running
-from uadjax.result import Result, UNREAD
+from uadjax.inference.result import Result, UNREAD
 from uadjax.system import files, logging, progress
 
 # A sign besides the color, which not everyone sees, nor every terminal shows.

@@ -5,8 +5,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from uadjax import demo_model
 from uadjax.errors import ConfigError
+from uadjax.inference import demo_model
 from uadjax.model import model_dir
 
 

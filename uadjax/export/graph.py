@@ -11,7 +11,7 @@ import numpy as np
 import uadjax
 from uadjax.data import transforms
 from uadjax.detectors.base import Spec
-from uadjax.export import camera as cameras
+from uadjax.export import resize_in_graph
 from uadjax.model import model_dir
 from uadjax.types import Scores
 
@@ -65,9 +65,9 @@ def of(model: model_dir.Model, batch: int | None, camera: tuple[int, int] | None
 
   def call(images: UInt8[Array, 'b H W 3']) -> Outputs:
     if camera:
-      images = cameras.shrink(images, ops.frame(height, width), ops.height, ops.width)
+      images = resize_in_graph.shrink(images, ops.frame(height, width), ops.height, ops.width)
     map, image = score(images)
-    return (cameras.enlarge(jnp.asarray(map), ops, height, width) if camera else map), image
+    return (resize_in_graph.enlarge(jnp.asarray(map), ops, height, width) if camera else map), image
 
   return Graph(call, height, width, batch, about(model, height, width, camera is not None))
 

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uadjax import runtimes
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError, ExportError, UnknownName
-from uadjax.export import judge, onnxfile
+from uadjax.export import onnx as onnx_files, quantization_check, runtimes
 from uadjax.model import calibration
 from uadjax.system import progress
 
@@ -38,8 +37,8 @@ class Quantized(NamedTuple):
   kind: str
   bytes_before: int
   bytes_after: int
-  good: judge.Kept | None
-  test: judge.Kept | None
+  good: quantization_check.Kept | None
+  test: quantization_check.Kept | None
 
   @property
   def holds(self) -> bool:
@@ -58,7 +57,10 @@ class Quantized(NamedTuple):
       **{key: {name: getattr(one, key) for name, one in kept.items()} for key in of_sets},
       'auroc': self.test.auroc if self.test else None,
       'auroc_quantized': self.test.auroc_quantized if self.test else None,
-      'tolerance': {'auroc_fall': judge.AUROC_FALL, 'label_share': judge.LABEL_SHARE},
+      'tolerance': {
+        'auroc_fall': quantization_check.AUROC_FALL,
+        'label_share': quantization_check.LABEL_SHARE,
+      },
     }
 
   def __str__(self) -> str:
@@ -86,7 +88,11 @@ def check(kind: str, format: str) -> None:
 
 
 def quantize(
-  kind: str, path: Path, limits: calibration.Limits, batch: int | None, on: judge.Pictures
+  kind: str,
+  path: Path,
+  limits: calibration.Limits,
+  batch: int | None,
+  on: quantization_check.Pictures,
 ) -> Quantized:
   """Replace an ONNX file by its quantized form, and judge that.
 
@@ -114,10 +120,10 @@ def quantize(
       _like(model, onnx.load(path))
       onnx.save(model, smaller)
       onnx.checker.check_model(smaller, full_check=True)
-    runs = [onnxfile.load(one) for one in (path, smaller)]
+    runs = [onnx_files.load(one) for one in (path, smaller)]
     with progress.busy(f'Judging {path.name}'):
-      good = judge.compare(runs, [Record(one) for one in on.good], on, limits, batch)
-      test = judge.compare(runs, on.test, on, limits, batch) if on.test else None
+      good = quantization_check.compare(runs, [Record(one) for one in on.good], on, limits, batch)
+      test = quantization_check.compare(runs, on.test, on, limits, batch) if on.test else None
   except DataError:
     raise
   except Exception as error:  # Of converters and runtimes, of any class.
@@ -130,21 +136,24 @@ def quantize(
     others = ' or '.join(other for other in KINDS if other != kind)
     raise ExportError(
       f'{path.name} is not as good quantized: {done}, where image AUROC may fall by '
-      f'{judge.AUROC_FALL:g} and {100 * judge.LABEL_SHARE:g} % of the labels, or one, may change; '
+      f'{quantization_check.AUROC_FALL:g} and {100 * quantization_check.LABEL_SHARE:g} % of the '
+      f'labels, or one, may change; '
       f'leave export.quantize out, or try {others}. Nothing was written.'
     )
   smaller.replace(path)
   return done
 
 
-def _to_int8(path: Path, smaller: Path, batch: int | None, on: judge.Pictures) -> Any:
+def _to_int8(path: Path, smaller: Path, batch: int | None, on: quantization_check.Pictures) -> Any:
   """Convolutions in eight bits: weights by channel, activations by what good images excite."""
   import onnx
   from onnxruntime import quantization
 
   class Images(quantization.CalibrationDataReader):
     def __init__(self) -> None:
-      chunks = judge.chunks(judge.spread(on.good, _RANGES), on.taken, batch or 1, batch)
+      chunks = quantization_check.chunks(
+        quantization_check.spread(on.good, _RANGES), on.taken, batch or 1, batch
+      )
       self._images = ({runtimes.INPUT: images} for images, _ in chunks)
 
     def get_next(self) -> Any:
@@ -200,7 +209,7 @@ def _of_pixels(model: Any) -> list[str]:
   return [node.name for node in convolutions if weights.get(node.input[1], (0, 3))[1] == 3]
 
 
-def _to_fp16(path: Path, smaller: Path, batch: int | None, on: judge.Pictures) -> Any:
+def _to_fp16(path: Path, smaller: Path, batch: int | None, on: quantization_check.Pictures) -> Any:
   """Large factors stored in sixteen bits, and cast to float32 when the file is opened.
 
   Activations stay float32: ONNX Runtime's CPU provider has no convolution in half precision on x86,
@@ -239,7 +248,7 @@ def _half(array: np.ndarray) -> np.ndarray | None:
   return half if furthest <= 2.0**-11 * np.abs(array).max() else None
 
 
-KINDS: dict[str, Callable[[Path, Path, int | None, judge.Pictures], Any]] = {
+KINDS: dict[str, Callable[[Path, Path, int | None, quantization_check.Pictures], Any]] = {
   'int8': _to_int8,
   'fp16': _to_fp16,
 }

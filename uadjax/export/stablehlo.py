@@ -7,8 +7,7 @@ import jax
 from jax import export
 import numpy as np
 
-from uadjax import runtimes
-from uadjax.export import graph as graphs
+from uadjax.export import graph as graphs, runtimes
 from uadjax.types import Scores
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')

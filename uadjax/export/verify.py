@@ -9,11 +9,10 @@ import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax import runtimes
 from uadjax.data import demo, image_io, inputs
 from uadjax.detectors.base import Spec
 from uadjax.errors import DataError
-from uadjax.export import graph as graphs, judge
+from uadjax.export import graph as graphs, quantization_check, runtimes
 from uadjax.model import calibration, model_dir
 from uadjax.types import Scores
 
@@ -154,7 +153,7 @@ def _near_thresholds(model: model_dir.Model) -> Sequence[str]:
   limits = np.array([model.limits.image, model.limits.review])
   distance = np.abs(normals.image[:, None] - limits).min(axis=1)
   nearest = sorted(there, key=lambda i: distance[i])
-  chosen = dict.fromkeys([*nearest[: _IMAGES // 2], *judge.spread(there, _IMAGES)])
+  chosen = dict.fromkeys([*nearest[: _IMAGES // 2], *quantization_check.spread(there, _IMAGES)])
   return [normals.path[i] for i in [*chosen][:_IMAGES]]
 
 

@@ -10,7 +10,7 @@ import orjson
 from PIL import Image
 from starlette.responses import Response
 
-from uadjax.result import Result
+from uadjax.inference.result import Result
 
 _JPEG_QUALITY = 90
 OK = 'Success'

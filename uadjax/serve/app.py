@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 import uadjax
-from uadjax.result import Result
+from uadjax.inference.result import Result
 from uadjax.serve import answers, batching, models, protocol, reading, schema, watch
 from uadjax.serve.settings import Settings
 from uadjax.system import threads

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax import runtimes
+from uadjax.export import runtimes
 
 Image = UInt8[np.ndarray, 'h w 3']
 

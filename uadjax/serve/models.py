@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import pipelines, predict
 from uadjax.distributed import mesh
+from uadjax.inference import pipelines, predictor as predictors
 from uadjax.model import calibration
 from uadjax.serve import batching
 from uadjax.serve.settings import Settings
@@ -24,7 +24,7 @@ class Opened(NamedTuple):
   """
 
   name: str
-  predictor: predict.Predictor
+  predictor: predictors.Predictor
   sizes: tuple[int, ...]
 
   def about(self) -> dict[str, Any]:

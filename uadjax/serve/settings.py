@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax import runtimes
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError
+from uadjax.export import runtimes
 from uadjax.system import http, logging
 from uadjax.types import MissingDevice
 

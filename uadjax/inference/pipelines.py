@@ -10,11 +10,13 @@ import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax import config as configs, demo_model, detectors, predict as predicts, runtimes
+from uadjax import config as configs, detectors
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, ExportError, ModelError, UnknownName
+from uadjax.export import runtimes
+from uadjax.inference import demo_model, predictor
+from uadjax.inference.result import Result
 from uadjax.model import calibration, model_dir as model_dirs
-from uadjax.result import Result
 from uadjax.system import files, http, logging
 from uadjax.types import Config
 
@@ -35,7 +37,7 @@ def create_model(
   backend: str = 'jax',
   split: bool = False,
   access: http.Access = http.PUBLIC,
-) -> predicts.Predictor:
+) -> predictor.Predictor:
   """Open a model directory for `predict`.
 
   Args:
@@ -81,26 +83,26 @@ def create_model(
 
 def _open_in_jax(
   directory: Path, devices: Sequence[Any], split: bool, access: http.Access
-) -> predicts.Predictor:
+) -> predictor.Predictor:
   """Open a model directory for JAX, on all of the devices."""
   with jax.default_device(devices[0]):
     mesh = meshes.of(devices if split else devices[:1])
     model = model_dirs.load(directory, mesh)
     if model.split is None:  # There may be nothing to split.
-      return predicts.open_on(model, devices, access)
-    return predicts.open_split(model, mesh, access)
+      return predictor.open_on(model, devices, access)
+    return predictor.open_split(model, mesh, access)
 
 
 def _open_graph(
   directory: Path, backend: str, devices: Sequence[Any], access: http.Access
-) -> predicts.Predictor:
+) -> predictor.Predictor:
   """Open the exported graph of a model directory; 'auto' falls back to JAX where that fails.
 
   Raises:
     ConfigError, ExportError: the named runtime is not installed, or the model cannot be exported.
   """
   try:
-    return predicts.open_graph(directory, backend, access)
+    return predictor.open_graph(directory, backend, access)
   except (ConfigError, ExportError) as error:
     if backend != runtimes.BACKENDS[0]:
       raise
@@ -119,7 +121,7 @@ class Pipeline(NamedTuple):
   """
 
   config: Config
-  model: predicts.Predictor
+  model: predictor.Predictor
 
   def __repr__(self) -> str:
     return f'{self.config.pipeline_name}: {self.model}'

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from uadjax import data, runtimes
+from uadjax import data
 from uadjax.data import image_io, layouts, records
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
-from uadjax.export import graph as graphs
+from uadjax.export import graph as graphs, runtimes
 from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
 

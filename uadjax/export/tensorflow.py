@@ -9,9 +9,8 @@ import jax
 import jax.export
 import numpy as np
 
-from uadjax import runtimes
 from uadjax.errors import ExportError
-from uadjax.export import graph as graphs, stablehlo
+from uadjax.export import graph as graphs, runtimes, stablehlo
 from uadjax.types import Scores
 
 # Of November 2024: old enough for every TensorFlow that the project allows (2.20 and newer, which

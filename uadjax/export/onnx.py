@@ -11,9 +11,8 @@ import warnings
 import jax
 import numpy as np
 
-from uadjax import runtimes
 from uadjax.errors import ExportError
-from uadjax.export import graph as graphs
+from uadjax.export import graph as graphs, runtimes
 from uadjax.system import files
 
 NEEDS = 'jax2onnx', 'onnx', 'onnxruntime'

@@ -14,11 +14,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uadjax import parts, predict
 from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
+from uadjax.inference import predictor, table_shards
+from uadjax.inference.result import Result, UNREAD
 from uadjax.model import model_dir
-from uadjax.result import Result, UNREAD
 from uadjax.system import files, logging
 from uadjax.system.progress import Track
 
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
   Attributes:
     folder: of its parts.
-    format: one of `parts.FORMATS`.
+    format: one of `table_shards.FORMATS`.
     part: which of them is this process's, and of how many.
   """
 
@@ -66,7 +66,7 @@ class Told(NamedTuple):
 
 
 def judge(
-  one: predict.Predictor,
+  one: predictor.Predictor,
   given: Any,
   table: Table,
   batch_size: int,
@@ -88,16 +88,18 @@ def judge(
     UnknownName: no such format.
     DataError: as `Predictor.predict`.
   """
-  if table.format not in parts.FORMATS:
-    raise UnknownName(f'Unknown format of a table {table.format!r}; choose from {parts.FORMATS}.')
+  if table.format not in table_shards.FORMATS:
+    raise UnknownName(
+      f'Unknown format of a table {table.format!r}; choose from {table_shards.FORMATS}.'
+    )
   found = inputs.expand(given, table.folder)  # Raises where there is nothing to read at all.
   own = {mark for image in found if _falls(mark := _mark(image.name), table.part)}
   _begin(table, one)
   counts, before = collections.Counter[str](), collections.Counter[str]()
-  with parts.growing(table.folder, table.part) as growing:
-    parts.adopt(table.folder, table.format, table.part)
+  with table_shards.growing(table.folder, table.part) as growing:
+    table_shards.adopt(table.folder, table.format, table.part)
     left, others = set(own), 0
-    for path, label in parts.told(table.folder):
+    for path, label in table_shards.told(table.folder):
       if (mark := _mark(path)) in left:
         left.remove(mark)
         before[label or UNREAD] += 1
@@ -116,7 +118,7 @@ def judge(
         counts[result.label or UNREAD] += 1
         growing.write(files.to_json(_row(result), None).encode() + b'\n')
         growing.flush()
-    parts.finish(Path(growing.name), table.format)
+    table_shards.finish(Path(growing.name), table.format)
   return Told(counts, before)
 
 
@@ -142,14 +144,14 @@ def _falls(mark: bytes, part: tuple[int, int]) -> bool:
 def _row(result: Result) -> dict[str, Any]:
   """A verdict as a row; thresholds are those of the whole table."""
   if result.error:
-    return {**dict.fromkeys(parts.COLUMNS), 'path': result.input_path, 'error': result.error}
+    return {**dict.fromkeys(table_shards.COLUMNS), 'path': result.input_path, 'error': result.error}
   told = result.summary()
   height, width = told['size']
   told |= {'path': result.input_path, 'height': height, 'width': width, 'error': None}
-  return {name: told[name] for name in parts.COLUMNS}
+  return {name: told[name] for name in table_shards.COLUMNS}
 
 
-def _begin(table: Table, one: predict.Predictor) -> None:
+def _begin(table: Table, one: predictor.Predictor) -> None:
   """Tell what the table is of, or refuse to mix it with another's."""
   try:
     table.folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +171,7 @@ def _begin(table: Table, one: predict.Predictor) -> None:
   try:
     before = json.loads(path.read_text())
   except FileNotFoundError:
-    if parts.any_in(table.folder):
+    if table_shards.any_in(table.folder):
       raise ConfigError(
         f'{table.folder} holds parts of a table, but not what they are of ({_ABOUT}); name another.'
       ) from None

@@ -20,12 +20,12 @@ import jax
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax import export, runtimes
 from uadjax.data import inputs
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, DataError
+from uadjax.export import cached_graph, runtimes
+from uadjax.inference.result import Result
 from uadjax.model import model_dir
-from uadjax.result import Result
 from uadjax.system import http, logging, threads
 from uadjax.types import Scores
 
@@ -116,7 +116,7 @@ def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC)
     access: which URLs may be read.
   """
   backend = runtimes.chosen(backend)  # Before a graph is exported for it.
-  runtime = runtimes.open(export.ready(directory), backend)
+  runtime = runtimes.open(cached_graph.ready(directory), backend)
   logging.LOG.info('Computed by %s.', runtime.name)
   model = model_dir.described(directory, lambda nothing, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.
