@@ -21,11 +21,12 @@ from jax import numpy as jnp
 import numpy as np
 from shards import moved, planned_mb
 
-from uadjax import config as configs, fit, tables
+from uadjax import config as configs, tables
 from uadjax.detectors.base import Detector, Spec
 from uadjax.distributed import mesh as meshes
 from uadjax.model import model_dir
 from uadjax.numerics import neighbors
+from uadjax.training import loop
 from uadjax.types import Batch
 
 _SIDE, _IMAGES, _ROWS = 256, 64, 10_240
@@ -49,7 +50,7 @@ def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   spec = Spec(_SIDE, _SIDE, _IMAGES, shards=meshes.shards(mesh), spare=batch // mesh.size)
   backbone, detector = model_dir.assemble(config, spec)
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, _SIDE, _SIDE, 3)))
-  state = fit.initial(detector, variables, 0, mesh)
+  state = loop.initial(detector, variables, 0, mesh)
   images = np.zeros((batch, _SIDE, _SIDE, 3), np.uint8)
   index = np.arange(batch, dtype=np.int32)
   whole = meshes.split(mesh, Batch(images, np.ones(batch, bool), index))

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import curves
+from uadjax.evaluation import curves
 from uadjax.model import calibration
 from uadjax.numerics import metrics
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uadjax import evaluate
 from uadjax.data import inputs, transforms
 from uadjax.data.records import Record
+from uadjax.evaluation import evaluate
 from uadjax.inference.result import Result
 from uadjax.model import calibration
 

@@ -9,12 +9,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import checkpoint, fit, frozen
 from uadjax.data import batches as batch_streams, demo, layouts, transforms
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.model import scoring
+from uadjax.training import checkpoint, feature_cache, hooks, loop
 from uadjax.types import Batch, Scores
 
 
@@ -49,13 +49,13 @@ def ones(n):
 def looped(detector, steps, hooks, state=None, start=0):
   state = detector.init(jax.random.key(0), {}) if state is None else state
   batches = iter(lambda: ones(1), None)
-  return fit.run(detector.update, state, batches, range(start + 1, steps + 1), hooks)
+  return loop.run(detector.update, state, batches, range(start + 1, steps + 1), hooks)
 
 
 def test_the_loop_eats_as_many_batches_as_steps():
   eaten = iter([ones(1)] * 5)
   detector = summing()
-  state = fit.run(detector.update, State(jnp.zeros(())), eaten, range(3), [])
+  state = loop.run(detector.update, State(jnp.zeros(())), eaten, range(3), [])
   assert state.total == 3
   assert len(list(eaten)) == 2
 
@@ -68,7 +68,7 @@ def test_hooks_see_every_step_with_its_state():
 
 def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
   detector = summing(losses=[9.0, 5.0, 2.0, 4.0, 1.0, 3.0])
-  judge, best_yet = fit.choosing(detector, [ones(2), ones(1)], every=1, total=5, best=None)
+  judge, best_yet = hooks.choosing(detector, [ones(2), ones(1)], every=1, total=5, best=None)
   looped(detector, 5, [judge])
   best = best_yet()
   assert (best.step, best.loss, float(best.state.total)) == (4, 1.0, 4.0)
@@ -76,14 +76,14 @@ def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
 
 def test_the_last_step_is_judged_whatever_the_cadence():
   detector = summing(losses=[9.0, 5.0, 2.0])
-  judge, best_yet = fit.choosing(detector, [ones(1)], every=100, total=2, best=None)
+  judge, best_yet = hooks.choosing(detector, [ones(1)], every=100, total=2, best=None)
   looped(detector, 2, [judge])
   assert best_yet().step == 2
 
 
 def test_a_diverged_loss_is_one_clear_error():
   detector = summing(losses=[0.0, float('nan')])
-  judge, _ = fit.choosing(detector, [ones(1)], every=1, total=1, best=None)
+  judge, _ = hooks.choosing(detector, [ones(1)], every=1, total=1, best=None)
   with pytest.raises(ConfigError, match=r'nan at step 1.*fit\.learning_rate'):
     looped(detector, 1, [judge])
 
@@ -99,11 +99,11 @@ def test_a_diverged_loss_is_one_clear_error():
 )
 def test_steps_are_epochs_of_full_batches(fields, images, steps):
   options = ml_collections.ConfigDict({'steps': None, **fields})
-  assert fit.total_steps(options, images) == steps
+  assert loop.total_steps(options, images) == steps
 
 
 def test_warm_up_is_linear_then_constant():
-  rate = fit.schedule(ml_collections.ConfigDict({'warmup_steps': 4, 'learning_rate': 0.4}))
+  rate = loop.schedule(ml_collections.ConfigDict({'warmup_steps': 4, 'learning_rate': 0.4}))
   np.testing.assert_allclose(
     [rate(s) for s in (0, 1, 2, 4, 99)], [0, 0.1, 0.2, 0.4, 0.4], rtol=1e-6
   )
@@ -133,8 +133,8 @@ def managers(tmp_path):
 
 def saved(detector, managers, steps, every_s, stop=None, state=None, start=0, best=None):
   _, rolling, keeper = managers
-  judge, best_yet = fit.choosing(detector, [ones(1)], 1, steps, best)
-  hook, _ = fit.saving(rolling, keeper, best_yet, every_s, steps, stop or threading.Event())
+  judge, best_yet = hooks.choosing(detector, [ones(1)], 1, steps, best)
+  hook, _ = hooks.saving(rolling, keeper, best_yet, every_s, steps, stop or threading.Event())
   looped(detector, steps, [judge, hook], state, start)
   return best_yet()
 
@@ -165,7 +165,7 @@ def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
   detector = summing(losses)
   straight = saved(detector, managers, 6, every_s=0.0)
   _, rolling, keeper = managers
-  start, state, best = fit.resume(str(cut + 1), 6, rolling, keeper, State(jnp.zeros(())))
+  start, state, best = loop.resume(str(cut + 1), 6, rolling, keeper, State(jnp.zeros(())))
   assert start == cut + 1
   assert best is None or best.step <= start
   again = saved(detector, managers, 6, 0.0, state=state, start=start, best=best)
@@ -180,14 +180,14 @@ def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
 def test_what_cannot_be_resumed_is_named(managers, choice, words):
   _, rolling, keeper = managers
   with pytest.raises(ConfigError, match=words):
-    fit.resume(choice, 9, rolling, keeper, State(jnp.zeros(())))
+    loop.resume(choice, 9, rolling, keeper, State(jnp.zeros(())))
 
 
 def test_the_initial_state_is_its_own_to_be_donated():
   variables = {'params': {'w': jnp.ones(3)}}
   detector = summing()._replace(init=lambda key, v: v)
   mesh = meshes.make_mesh('cpu', 1, 1)
-  state = fit.initial(detector, variables, 0, mesh)
+  state = loop.initial(detector, variables, 0, mesh)
   jax.block_until_ready(
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
   )
@@ -209,7 +209,7 @@ def reading():
 
 def test_kept_features_are_those_of_their_own_images(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
-  kept = frozen.remember(reading(), None, drawn, ops, 4, 1 << 20, mesh)
+  kept = feature_cache.remember(reading(), None, drawn, ops, 4, 1 << 20, mesh)
   batches = batch_streams.train_batches(drawn, ops, 4, seed=5)
   seen = set()
   for batch, _ in zip(batches, range(6), strict=False):
@@ -224,6 +224,6 @@ def test_features_over_the_limit_are_not_kept(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):
-    kept = frozen.remember(reading(), None, drawn, ops, 4, limit, mesh)
+    kept = feature_cache.remember(reading(), None, drawn, ops, 4, limit, mesh)
     batch = next(batch_streams.eval_batches(drawn, ops, 4))
     assert (kept(batch).features is not None) == there

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import groundtruth
 from uadjax.data import transforms
 from uadjax.data.records import Record
 from uadjax.errors import DataError
+from uadjax.evaluation import pixel_scores
 
 SIZES = ((9, 14), (14, 9), (6, 6), (11, 11))
 DEFECTS = ('good', 'spot', 'good', 'cut')
@@ -26,9 +26,9 @@ def images(ops, seed, defects=DEFECTS):
 
 
 def collected(ops, added):
-  pixels = groundtruth.nothing(ops, len(SIZES))
+  pixels = pixel_scores.nothing(ops, len(SIZES))
   for one in added:
-    groundtruth.add(pixels, *one)
+    pixel_scores.add(pixels, *one)
   return pixels
 
 
@@ -71,7 +71,7 @@ def test_a_ranking_counts_every_seen_pixel_at_its_original_size(text):
   ops = transforms.parse(text)
   added = [*images(ops, 0)]
   assert all(seen.all() for _, _, seen, _ in added) == (text == 'resize(5)')
-  found = groundtruth.ranking(collected(ops, added))
+  found = pixel_scores.ranking(collected(ops, added))
   columns, normals = slow_ranking(added)
   for name, want in zip(
     ('score', 'anomalous', 'normal_above', 'normal', 'overlap'), columns, strict=True
@@ -87,19 +87,19 @@ def test_pixels_outside_the_crop_do_not_count():
     (map, values, seen, truth if not truth.any() else truth | ~seen)
     for map, values, seen, truth in added
   ]
-  one, other = (groundtruth.ranking(collected(ops, each)) for each in (added, painted))
+  one, other = (pixel_scores.ranking(collected(ops, each)) for each in (added, painted))
   for a, b in zip(one, other, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_there_is_no_ranking_of_one_kind():
   ops = transforms.parse('resize(5)')
-  assert groundtruth.ranking(groundtruth.nothing(ops, 0)) is None
+  assert pixel_scores.ranking(pixel_scores.nothing(ops, 0)) is None
   good = [*images(ops, 2, ('good',) * 4)]
-  assert groundtruth.ranking(collected(ops, good)) is None
+  assert pixel_scores.ranking(collected(ops, good)) is None
   bad = [(map, values, seen, np.ones_like(truth)) for map, values, seen, truth in good]
-  assert groundtruth.ranking(collected(ops, bad)) is None
-  assert groundtruth.ranking(collected(ops, [good[0], bad[1]])) is not None
+  assert pixel_scores.ranking(collected(ops, bad)) is None
+  assert pixel_scores.ranking(collected(ops, [good[0], bad[1]])) is not None
 
 
 def saved(path, height, width):
@@ -112,12 +112,12 @@ def saved(path, height, width):
 def test_the_truth_of_an_image_is_its_mask(tmp_path):
   mask = saved(tmp_path / 'mask.png', 5, 4)
   bad = Record(tmp_path / 'x.png', 'cut', mask)
-  assert np.argwhere(groundtruth.read(bad, (5, 4), 0)).tolist() == [[1, 2], [3, 0]]
-  assert np.argwhere(groundtruth.read(bad, (5, 4), 9)).tolist() == [[3, 0]]
-  assert groundtruth.read(bad._replace(mask=None), (5, 4), 0) is None
+  assert np.argwhere(pixel_scores.read(bad, (5, 4), 0)).tolist() == [[1, 2], [3, 0]]
+  assert np.argwhere(pixel_scores.read(bad, (5, 4), 9)).tolist() == [[3, 0]]
+  assert pixel_scores.read(bad._replace(mask=None), (5, 4), 0) is None
   # Whoever calls an image good means all of it.
   for good in (Record(bad.path), Record(bad.path, mask=mask)):
-    truth = groundtruth.read(good, (5, 4), 0)
+    truth = pixel_scores.read(good, (5, 4), 0)
     assert truth.shape == (5, 4)
     assert not truth.any()
 
@@ -127,12 +127,12 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
   for size in ((4, 5), (5, 5), (50, 40)):
     said = rf'mask\.png is 4x5 pixels, but its image .*x\.png is {size[1]}x{size[0]}'
     with pytest.raises(DataError, match=said):
-      groundtruth.read(record, size, 0)
+      pixel_scores.read(record, size, 0)
   (tmp_path / 'mask.png').write_bytes(b'')
   with pytest.raises(DataError, match=r'Cannot read .*mask\.png'):
-    groundtruth.read(record, (5, 4), 0)
+    pixel_scores.read(record, (5, 4), 0)
 
 
 def test_a_record_is_read_as_a_path_or_not_at_all():
   with pytest.raises(DataError, match='gone'):
-    groundtruth.read(Record(Path('x.png'), 'cut', Path('gone.png')), (5, 4), 0)
+    pixel_scores.read(Record(Path('x.png'), 'cut', Path('gone.png')), (5, 4), 0)

@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import config as configs, labelled
+from uadjax import config as configs
 from uadjax.data import image_io, layouts
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import DataError
+from uadjax.evaluation import labeled
 from uadjax.types import Scores
 
 SIDE = 8
@@ -51,7 +52,7 @@ def config_of(directory: Path):
 
 
 def taken(directory: Path, training=()) -> list[str]:
-  records = labelled.load(config_of(directory), training)
+  records = labeled.load(config_of(directory), training)
   return [record.path.relative_to(directory).as_posix() for record in records]
 
 
@@ -116,7 +117,7 @@ def maps_of(records):
 
 def scored(records, config):
   mesh = meshes.make_mesh('cpu', 1, 0)
-  return labelled.score(dark, jnp.float32(255), records, config, mesh)
+  return labeled.score(dark, jnp.float32(255), records, config, mesh)
 
 
 def f1_above(threshold, values, truths):
@@ -127,7 +128,7 @@ def f1_above(threshold, values, truths):
 
 def test_scores_are_those_of_each_image_by_itself(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labelled.load(config, ())
+  records = labeled.load(config, ())
   found = scored(records, config)
   maps = maps_of(records)
   good = [map for map, record in zip(maps, records, strict=True) if not record.anomalous]
@@ -139,7 +140,7 @@ def test_scores_are_those_of_each_image_by_itself(tmp_path):
 
 def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labelled.load(config, ())
+  records = labeled.load(config, ())
   maps = maps_of(records)
   truths = [
     image_io.read_mask(record.mask) if record.mask else np.zeros((SIDE, SIDE), bool)
@@ -151,7 +152,7 @@ def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
 
 def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
   config = config_of(folder(tmp_path))
-  found = scored(labelled.load(config, ()), config)
+  found = scored(labeled.load(config, ()), config)
   assert found.pixel is None
   assert len(found.normal) == len(found.anomalous) == 3
 

@@ -8,13 +8,14 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import backbones, create_model, fit
+from uadjax import backbones, create_model
 from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import Spec
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.model import model_dir, scoring
+from uadjax.training import loop
 from uadjax.types import Batch
 
 SIZE = 32
@@ -74,7 +75,7 @@ def learned(name, variables, features, devices):
   detector = MAKERS[name](spec)
   once, split = detector.one_pass, detector.split
   assert (split is None) == (devices == 1)
-  state = fit.initial(detector, variables, 0, mesh)
+  state = loop.initial(detector, variables, 0, mesh)
   update = jax.jit(detector.update, donate_argnums=0)
   for batch in batches(features):
     state, _ = update(state, meshes.split(mesh, batch))

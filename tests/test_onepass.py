@@ -11,11 +11,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from uadjax import onepass
 from uadjax.data import demo, image_io, layouts, transforms
 from uadjax.detectors.base import Detector, OnePass
 from uadjax.distributed import mesh as meshes
 from uadjax.model import incremental_state
+from uadjax.training import one_pass
 from uadjax.types import Batch, Scores
 
 SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
@@ -127,7 +127,7 @@ def fold(detector, records, folder, before=None, batch_size=4, devices=1):
   variables = {'offset': jnp.float32(OFFSET)}
   mesh = meshes.make_mesh('cpu', devices, 0)
   once = detector.one_pass
-  folded = onepass.fold(detector, once, variables, config, records, before, mesh, folder)
+  folded = one_pass.fold(detector, once, variables, config, records, before, mesh, folder)
   # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
   kept = incremental_state.load_kept(folder)
   np.testing.assert_allclose(folded.fitted, kept['total'] / kept['n'], rtol=1e-6)
@@ -182,17 +182,17 @@ def test_numbers_count_from_the_first_image_and_what_is_no_image_has_none():
   batch = Batch(
     np.zeros((3, 1, 1, 3), np.uint8), np.array([True, True, False]), np.array([0, 1, -1], np.int32)
   )
-  counted = onepass.numbered(batch, 7)
+  counted = one_pass.numbered(batch, 7)
   np.testing.assert_array_equal(counted.index, [7, 8, -1])
   assert counted.index.dtype == np.int32
-  np.testing.assert_array_equal(onepass.numbered(batch, 0).index, batch.index)
+  np.testing.assert_array_equal(one_pass.numbered(batch, 0).index, batch.index)
 
 
 def retain(records, before, count, seed=0, devices=1):
   mesh = meshes.make_mesh('cpu', devices, 0)
   once, offset = averaging().one_pass, jnp.float32(OFFSET)
   embedder = meshes.replicate(mesh, offset)
-  return onepass.retain(once, embedder, records, before, count, OPS, seed, mesh)
+  return one_pass.retain(once, embedder, records, before, count, OPS, seed, mesh)
 
 
 @pytest.mark.parametrize(('count', 'want'), [(1, 1), (6, 6), (10, 10), (32, 10)])
@@ -237,7 +237,7 @@ def test_old_and_new_are_retained_in_proportion(
 def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99):
   mesh, variables = meshes.make_mesh('cpu', devices, 0), {'offset': jnp.float32(OFFSET)}
   once = averaging(told).one_pass
-  return onepass.score_left_out(
+  return one_pass.score_left_out(
     once, variables, folder, records, before, OPS, batch_size, mesh, most
   )
 

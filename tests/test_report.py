@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import config as configs, curves, report
+from uadjax import config as configs
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import transforms
 from uadjax.data.records import Record
+from uadjax.evaluation import curves, report
+from uadjax.evaluation.report import content, document, gallery, provenance
 from uadjax.model import calibration, model_dir
-from uadjax.report import content, document, gallery, provenance
 from uadjax.types import Scores
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'

@@ -6,12 +6,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import curves, report
 from uadjax.data import transforms
 from uadjax.data.records import Record
+from uadjax.evaluation import curves, report
+from uadjax.evaluation.report import gallery
 from uadjax.model import calibration
 from uadjax.numerics import metrics
-from uadjax.report import gallery
 
 HOSTILE = '<img src=x onerror=run()>\u2028"\'&amp;'
 CLOSING = '</script><script>run()</script>'

@@ -6,14 +6,15 @@ import tempfile
 import time
 from typing import Any
 
-from uadjax import curves, evaluate, report as reports, workdir as workdirs
 from uadjax.data import prepare
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
+from uadjax.evaluation import curves, evaluate, report as reports
+from uadjax.evaluation.report import gallery, provenance
 from uadjax.model import model_dir as model_dirs
-from uadjax.report import gallery, provenance
 from uadjax.system import logging
+from uadjax.training import workdir as workdirs
 from uadjax.types import Config
 
 _PICTURES = 200  # In a report that somebody asks for.

@@ -5,11 +5,12 @@ from pathlib import Path
 import re
 from typing import Any
 
-from uadjax import config as configs, data, detectors, run, workdir as workdirs
+from uadjax import config as configs, data, detectors, run
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError, UnknownName, UserError
 from uadjax.inference import pipelines, predictor
 from uadjax.system import memory
+from uadjax.training import workdir as workdirs
 
 
 def fit_model(

@@ -6,10 +6,11 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import config as configs, run, workdir as workdirs
+from uadjax import config as configs, run
 from uadjax.distributed import mesh, processes
 from uadjax.errors import Interrupted, UserError
 from uadjax.system import logging, memory
+from uadjax.training import workdir as workdirs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,22 +10,16 @@ from typing import Any
 
 import jax
 
-from uadjax import (
-  assess,
-  config as configs,
-  data,
-  evaluate,
-  train as training,
-  weights,
-  workdir as workdirs,
-)
+from uadjax import assess, config as configs, data
 from uadjax.data import prepare
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
+from uadjax.evaluation import evaluate
 from uadjax.export import exporter
 from uadjax.inference import pipelines, predictor as predictors, score_table
 from uadjax.model import calibration, model_dir
 from uadjax.system import files, logging as log, progress, signals
+from uadjax.training import resolve_backbone, train as training, workdir as workdirs
 from uadjax.types import Config
 
 Result = dict[str, Any]
@@ -62,7 +56,7 @@ def mode(name: str) -> str:
 
 def train(config: Config, workdir: Path) -> Result:
   """Fit, calibrate, save and evaluate a detector, or one for each category of a group."""
-  return _over_categories(_train, weights.settle(config, workdir), workdir)
+  return _over_categories(_train, resolve_backbone.settle(config, workdir), workdir)
 
 
 def _train(config: Config, workdir: Path) -> Result:

@@ -294,7 +294,7 @@ _HEADERS = {
 def _pages(app: fastapi.FastAPI) -> None:
   folder = importlib.resources.files('uadjax.serve') / 'page'
   files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name[0] not in '._'}
-  shared = importlib.resources.files('uadjax.report') / 'contour.js'
+  shared = importlib.resources.files('uadjax') / 'web' / 'contour.js'
   files[shared.name] = shared.read_bytes()
 
   def shown(name: str) -> Response:

@@ -18,10 +18,11 @@ import threading
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from uadjax import config as configs, workdir as workdirs
+from uadjax import config as configs
 from uadjax.errors import ConfigError
 from uadjax.sweep import results, slots
 from uadjax.system import files, logging
+from uadjax.training import workdir as workdirs
 
 _ABOUT, _LOCK = 'sweep.json', '.lock'
 _LAST_LINES = 3  # Of what a process says that leaves no result.

@@ -4,15 +4,25 @@ A hook is (step, state, metrics) -> None, called after each step. It must be don
 when it returns: the next update donates its buffers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import datetime
+import math
 from pathlib import Path
+import threading
 import time
 from typing import Any, NamedTuple
 
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from uadjax.detectors.base import Detector
+from uadjax.distributed import processes
+from uadjax.errors import ConfigError, Interrupted
 from uadjax.system import logging, tensorflow
-from uadjax.types import Metrics
+from uadjax.training import checkpoint
+from uadjax.types import Batch, Metrics
 
 
 class Clock(NamedTuple):
@@ -96,3 +106,78 @@ def tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]]
     yield writer.write_scalars
   finally:
     writer.close()
+
+
+Hook = Callable[[int, Any, Metrics], None]
+
+
+class Best(NamedTuple):
+  """The state of the lowest held-out loss; of the last step, with NaN, where none is measured."""
+
+  step: int
+  loss: float
+  state: Any
+
+
+def choosing(
+  detector: Detector, held_out: Sequence[Batch], every: int, total: int, best: Best | None
+) -> tuple[Hook, Callable[[], Best | None]]:
+  """Make the hook that keeps the state of the lowest held-out loss, and what tells it."""
+  if detector.validate is None:
+    return lambda step, state, metrics: None, lambda: None
+  validate = jax.jit(detector.validate)
+
+  def hook(step: int, state: Any, metrics: Metrics) -> None:
+    nonlocal best
+    if step % every and step != total:
+      return
+    counts = [int(batch.valid.sum()) for batch in held_out]
+    losses = [float(validate(state, batch)['loss']) for batch in held_out]
+    loss = float(np.average(losses, weights=counts))
+    if not math.isfinite(loss):
+      raise ConfigError(
+        f'The held-out loss is {loss} at step {step}: training diverged. Lower '
+        'fit.learning_rate, or warm it up with fit.warmup_steps.'
+      )
+    if best is None or loss < best.loss:
+      best = Best(step, loss, jax.tree.map(jnp.copy, state))
+
+  return hook, lambda: best
+
+
+def saving(
+  rolling: checkpoint.Manager,
+  keeper: checkpoint.Manager,
+  best_yet: Callable[[], Best | None],
+  every_s: float,
+  total: int,
+  stop: threading.Event,
+) -> tuple[Hook, Callable[[], float]]:
+  """Make the hook that writes checkpoints by the clock, at the end, and when asked to stop.
+
+  Returns:
+    The hook, and a function that tells how many seconds it has spent writing.
+  """
+  due = time.monotonic() + every_s
+  found = best_yet()
+  kept, seconds = found and found.step, 0.0  # What a run goes on with is on disk already.
+
+  def hook(step: int, state: Any, metrics: Metrics) -> None:
+    nonlocal due, kept, seconds
+    began, asked = time.monotonic(), processes.any_of(stop.is_set())
+    if not asked and not processes.any_of(began >= due) and step != total:
+      return
+    # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
+    best = best_yet()
+    if best is not None and best.step != kept:
+      checkpoint.save(keeper, best.step, best.state, {'loss': best.loss})
+      kept = best.step
+    checkpoint.save(rolling, step, state, {})
+    seconds += time.monotonic() - began
+    due = time.monotonic() + every_s
+    if asked and step != total:
+      raise Interrupted(
+        f'Stopped at step {step}/{total}; it is saved. Go on with --config.fit.resume=latest.'
+      )
+
+  return hook, lambda: seconds

@@ -16,11 +16,19 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 
-from uadjax.report import gallery
+from uadjax.evaluation.report import gallery
 
 MOST_BYTES = 20_000_000  # So that it can be sent by mail.
 
-_SCRIPTS = ('state.js', 'charts.js', 'contour.js', 'pictures.js', 'gallery.js', 'page.js')
+# The one in `web` is the service's page's, too.
+_SCRIPTS = (
+  'evaluation/report/state.js',
+  'evaluation/report/charts.js',
+  'web/contour.js',
+  'evaluation/report/pictures.js',
+  'evaluation/report/gallery.js',
+  'evaluation/report/page.js',
+)
 
 
 class Page(NamedTuple):
@@ -32,9 +40,11 @@ class Page(NamedTuple):
 
 def page(told: Mapping[str, Any], shots: Sequence[gallery.Shot]) -> Page:
   """Write the page around what it is to say; see `content.of`."""
-  folder = resources.files('uadjax.report')
+  folder = resources.files('uadjax.evaluation.report')
   style = (folder / 'page.css').read_text('utf-8')
-  script = '\n'.join((folder / name).read_text('utf-8') for name in _SCRIPTS)
+  script = '\n'.join(
+    resources.files('uadjax').joinpath(name).read_text('utf-8') for name in _SCRIPTS
+  )
   colors = matplotlib.colormaps['plasma'](np.arange(256), bytes=True)[:, :3]
   parts = {
     'policy': _policy(style, script),

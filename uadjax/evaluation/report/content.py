@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from uadjax import curves
 from uadjax.data.records import Record
+from uadjax.evaluation import curves
+from uadjax.evaluation.report import gallery, provenance
 from uadjax.model import calibration
-from uadjax.report import gallery, provenance
 from uadjax.visualization import score_histogram
 
 _BINS = 72

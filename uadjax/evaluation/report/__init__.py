@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uadjax import curves
 from uadjax.data.records import Record
-from uadjax.report import content, document, gallery
+from uadjax.evaluation import curves
+from uadjax.evaluation.report import content, document, gallery
 from uadjax.system import files, logging
 
 

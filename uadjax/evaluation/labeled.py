@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from uadjax import groundtruth
 from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.errors import DataError
+from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration, scoring
 from uadjax.system import logging
 from uadjax.types import Batch, Config, Scores
@@ -82,7 +82,7 @@ def score(
   if not records:
     return None
   ops = transforms.parse(config.data.ops)
-  pixels = groundtruth.nothing(ops, len(records))
+  pixels = pixel_scores.nothing(ops, len(records))
   images: dict[bool, list[float]] = {False: [], True: []}
   peaks: list[float] = []
   rows = config.evaluate.batch_size
@@ -91,11 +91,11 @@ def score(
     if not one.record.anomalous:
       peaks.append(float(one.map.max()))
     size = image_io.image_size(one.record.path)
-    truth = groundtruth.read(one.record, size, config.data.mask_threshold)
+    truth = pixel_scores.read(one.record, size, config.data.mask_threshold)
     if truth is not None:
       restored = ops.restore(one.map, *size)
-      groundtruth.add(pixels, one.map, restored.map, restored.seen, truth)
-  ranking = groundtruth.ranking(pixels)
+      pixel_scores.add(pixels, one.map, restored.map, restored.seen, truth)
+  ranking = pixel_scores.ranking(pixels)
   pixel = None
   if ranking is not None:
     pixel = calibration.pixel_by_f1(ranking.score, ranking.anomalous, ranking.normal)
@@ -103,4 +103,4 @@ def score(
 
 
 def _readable(record: Record, threshold: int) -> None:
-  groundtruth.read(record, image_io.decode(record.path).shape[:2], threshold)
+  pixel_scores.read(record, image_io.decode(record.path).shape[:2], threshold)

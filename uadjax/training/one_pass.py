@@ -18,14 +18,13 @@ from jax import numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
-from uadjax import fit
 from uadjax.data import batches as batch_streams, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, OnePass, Split
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
 from uadjax.system import progress, tensorflow
-from uadjax.training import hooks as fit_hooks
+from uadjax.training import hooks as fit_hooks, loop
 from uadjax.types import Batch, Config, Scores, Variables
 
 
@@ -62,7 +61,7 @@ def fold(
   pieces = math.ceil(len(records) / total / rows)  # As even as can be.
   first, split = before.images if before else 0, detector.split
   home = mesh if split else meshes.first(mesh)
-  state = fit.initial(detector, variables, config.seed, home)
+  state = loop.initial(detector, variables, config.seed, home)
   if before:
     extended = once.extend(state, before.kept)
     state = meshes.place(home, extended, split.state if split else False)
@@ -98,7 +97,7 @@ def fold(
     join = jax.jit(meshes.shards(home).over(_concatenated, (True,), True))
     batches = _joined(scoring.ahead(clock.watch(images), embedded), pieces, join)
     steps = range(1, total + 1)
-    state = fit.run(detector.update, state, batches, steps, hooks, once.make_room)
+    state = loop.run(detector.update, state, batches, steps, hooks, once.make_room)
     if compiled:
       compiled.result()  # Raises what it raised.
     parting = time.perf_counter()

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int64
 import numpy as np
 from PIL import Image
 
-from uadjax import curves, groundtruth
 from uadjax.data import image_io, inputs
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
+from uadjax.evaluation import curves, pixel_scores
 from uadjax.inference.result import Result
 from uadjax.model import model_dir, scoring
 from uadjax.numerics import metrics
@@ -80,7 +80,7 @@ def evaluate(
   shutil.rmtree(folder, ignore_errors=True)  # Of an earlier evaluation, maybe of other images.
   folder.mkdir(parents=True)
   judged: list[Judged] = []
-  pixels = groundtruth.nothing(model.ops, len(records))
+  pixels = pixel_scores.nothing(model.ops, len(records))
 
   def scorer(fitted: Any, batch: Batch) -> Scores:
     return model.score(fitted, batch.image)
@@ -93,17 +93,17 @@ def evaluate(
     result = Result(
       source, record.path.stem, model.ops, model.limits, size, scored.image, scored.map
     )
-    truth = groundtruth.read(record, size, mask_threshold)
+    truth = pixel_scores.read(record, size, mask_threshold)
     if record in chosen:
       # By number: images in other folders, or of another suffix, may have the same name.
       path = folder / f'{record.defect}_{len(judged):04d}_{record.path.stem}.png'
       # Four times as fast as the default, and a fifth larger.
       picture(model, record, result, truth).save(path, compress_level=1)
-    groundtruth.add(pixels, scored.map, result.anomaly_map, result.seen, truth)
+    pixel_scores.add(pixels, scored.map, result.anomaly_map, result.seen, truth)
     judged.append(judge(record, result, truth))
   rows = [[one.record.path, one.record.defect, one.score, one.label] for one in judged]
   files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
-  images, ranked = rank(judged), groundtruth.ranking(pixels)
+  images, ranked = rank(judged), pixel_scores.ranking(pixels)
   found = measure(judged, images, ranked)
   normals = model_dir.calibration(model.directory)
   drawn = curves.Curves(
@@ -119,7 +119,7 @@ def evaluate(
   return Evaluation(found, drawn, pixels.maps)
 
 
-def judge(record: Record, result: Result, truth: groundtruth.Mask | None) -> Judged:
+def judge(record: Record, result: Result, truth: pixel_scores.Mask | None) -> Judged:
   """Compare one result with the truth, as far as that is known."""
   if truth is None:
     return Judged(record, result.score, result.label)
@@ -216,7 +216,7 @@ def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
 
 
 def picture(
-  model: model_dir.Model, record: Record, result: Result, truth: groundtruth.Mask | None
+  model: model_dir.Model, record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> Image.Image:
   """Show image, ground truth, heatmap and prediction side by side."""
   image = image_io.decode(record.path)

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
-from uadjax import groundtruth
 from uadjax.data import image_io, transforms
 from uadjax.data.records import Record
+from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration
 from uadjax.system import progress
 
@@ -142,7 +142,7 @@ def shot(
   image = image_io.decode(record.path)
   size = image.shape[0], image.shape[1]
   heat, seen = ops.restore(map, *_within(size, _HEAT))
-  truth = groundtruth.read(record, size, mask_threshold)
+  truth = pixel_scores.read(record, size, mask_threshold)
   levels = _encoded(Image.fromarray(levels_of(heat, scale)), 'PNG', optimize=True)
   mask = None if truth is None or not truth.any() else _mask(truth)
   left = budget - len(levels) - len(mask or b'')

@@ -6,15 +6,17 @@ from pathlib import Path
 import time
 from typing import Any
 
-from uadjax import config as configs, detectors, fit, labelled, onepass, workdir as workdirs
+from uadjax import config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Spec
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError
+from uadjax.evaluation import labeled
 from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
+from uadjax.training import hooks, loop, one_pass, workdir as workdirs
 from uadjax.types import Config
 
 Result = dict[str, Any]
@@ -32,7 +34,7 @@ def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
   once = detectors.learns_once(config.detector.name)
   _check(config.fit, once)
   workdirs.check(workdir, config)
-  shown = labelled.load(config, splits.train) if options.labelled else ()
+  shown = labeled.load(config, splits.train) if options.labelled else ()
   return (_in_one_pass if once else _by_descent)(config, splits.train, shown, workdir)
 
 
@@ -42,11 +44,11 @@ def _by_descent(
   """Learn from most images; choose the best step and set thresholds by the others."""
   held_out = config.fit.held_out
   shares = [1 - held_out, held_out / 2, held_out / 2]
-  parts = fit.Parts(*record_types.split(records, shares, config.seed))
+  parts = loop.Parts(*record_types.split(records, shares, config.seed))
   ops = transforms.parse(config.data.ops)
   mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
   spec = Spec(
-    ops.height, ops.width, len(parts.learn), learning_rate=fit.schedule(config.fit),
+    ops.height, ops.width, len(parts.learn), learning_rate=loop.schedule(config.fit),
     shards=meshes.shards(mesh),
   )  # fmt: skip
   backbone, detector = model_dir.assemble(config, spec)
@@ -59,11 +61,11 @@ def _by_descent(
   )  # fmt: skip
   workdirs.claim(workdir, config)
   with signals.noted() as stop:
-    fitted = fit.fit(detector, variables, config, parts, mesh, workdir, stop)
+    fitted = loop.fit(detector, variables, config, parts, mesh, workdir, stop)
   peak_mb, began = memory.peak_mb(), time.perf_counter()
   scorer, rows = scoring.of_images(detector), config.evaluate.batch_size
   normals = scoring.peaks(scoring.score(scorer, fitted.fitted, parts.calibrate, ops, rows, mesh))
-  examples = labelled.score(scorer, fitted.fitted, shown, config, mesh)
+  examples = labeled.score(scorer, fitted.fitted, shown, config, mesh)
   limits = _limits(config, normals, examples)
   model_dir.save(workdir / 'model', config, fitted.fitted, limits, normals, weights)
   _tell(workdir, limits)
@@ -108,7 +110,7 @@ def _in_one_pass(
   # Spared, for it may be they that are extended.
   workdirs.claim(workdir, config, spare=('model', 'state'))
   with files.replacing(workdir / 'state') as state, files.replacing(workdir / 'model') as model:
-    fold = onepass.fold(detector, once, variables, config, records, before, mesh, state)
+    fold = one_pass.fold(detector, once, variables, config, records, before, mesh, state)
     peak_mb = memory.peak_mb()
     sha256 = array_file.save_arrays(model, fold.fitted)
     embedder, seconds = fold.embedder, fold.seconds
@@ -116,16 +118,16 @@ def _in_one_pass(
     split = detector.split
     whole = split.fill(fold.fitted) if split and shown else fold.fitted
     parts = split.fitted if split else None
-    examples = labelled.score(scoring.of_images(detector), whole, shown, config, mesh, parts)
+    examples = labeled.score(scoring.of_images(detector), whole, shown, config, mesh, parts)
     del fold, whole  # Its Gaussians may take gigabytes, and so may those that follow.
     memory.give_back()
     rows = config.evaluate.batch_size
     most = config.calibrate.images
-    normals = onepass.score_left_out(
+    normals = one_pass.score_left_out(
       once, variables, state, records, before, ops, rows, mesh, most, split
     )
     count = config.calibrate.retain
-    retained = onepass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
+    retained = one_pass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
     limits = _limits(config, normals, examples)
     incremental_state.save_retained(state, retained, first + len(records))
     kept = incremental_state.load_kept(state, mapped=True)
@@ -216,7 +218,7 @@ def _mesh(config: Config, rows: int) -> meshes.Mesh:
 
 
 def _limits(
-  config: Config, normals: calibration.Peaks, examples: labelled.Examples | None
+  config: Config, normals: calibration.Peaks, examples: labeled.Examples | None
 ) -> calibration.Limits:
   """Thresholds by the method that the configuration names."""
   options = config.calibrate
@@ -248,7 +250,7 @@ def _timing(fit_s: float, images: int, calibrate_s: float, peak_mb: int) -> Resu
   }
 
 
-def _models(workdir: Path, best: fit.Best) -> Result:
+def _models(workdir: Path, best: hooks.Best) -> Result:
   last = {
     f'last_{n}': f'checkpoints/rolling/{step}'
     for n, step in enumerate(reversed(workdirs.steps(workdir)), 1)

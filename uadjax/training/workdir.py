@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from uadjax import checkpoint, config as configs
+from uadjax import config as configs
 from uadjax.data.layouts import scanning
 from uadjax.errors import ConfigError
 from uadjax.system import files
+from uadjax.training import checkpoint
 from uadjax.types import Config
 
 # Changing one of these halfway would make a run that no configuration describes.

@@ -14,22 +14,18 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-from jax import numpy as jnp
-import numpy as np
 import optax
 
-from uadjax import checkpoint, frozen
 from uadjax.data import batches as batch_streams, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError, Interrupted
+from uadjax.errors import ConfigError
 from uadjax.model import scoring
 from uadjax.system import logging, progress
-from uadjax.training import hooks as fit_hooks
+from uadjax.training import checkpoint, feature_cache, hooks as fit_hooks
 from uadjax.types import Batch, Config, Metrics, Variables
 
-Hook = Callable[[int, Any, Metrics], None]
 Update = Callable[[Any, Batch], tuple[Any, Metrics]]
 
 
@@ -39,14 +35,6 @@ class Parts(NamedTuple):
   learn: Sequence[Record]
   choose: Sequence[Record]
   calibrate: Sequence[Record]
-
-
-class Best(NamedTuple):
-  """The state of the lowest held-out loss; of the last step, with NaN, where none is measured."""
-
-  step: int
-  loss: float
-  state: Any
 
 
 class Run(NamedTuple):
@@ -60,7 +48,7 @@ class Run(NamedTuple):
   """
 
   fitted: Any
-  best: Best
+  best: fit_hooks.Best
   seconds: float
   images: int
 
@@ -103,7 +91,7 @@ def fit(
     began, clock = time.perf_counter(), fit_hooks.clock()  # Nothing is imported after this.
 
     def kept(records: Sequence[Record]) -> Callable[[Batch], Batch]:
-      return frozen.remember(detector, state, records, ops, size, options.cache_bytes, mesh)
+      return feature_cache.remember(detector, state, records, ops, size, options.cache_bytes, mesh)
 
     learn, choose = kept(parts.learn), kept(parts.choose)
     batches = batch_streams.train_batches(
@@ -111,7 +99,7 @@ def fit(
     )
     stack.callback(batches.close)
     batches = clock.watch(scoring.ahead(batches, lambda batch: meshes.split(mesh, learn(batch))))
-    judge, best_yet = choosing(
+    judge, best_yet = fit_hooks.choosing(
       detector,
       [
         meshes.split(mesh, choose(b))
@@ -121,7 +109,9 @@ def fit(
       total,
       best,
     )
-    save, saved_s = saving(rolling, keeper, best_yet, options.checkpoint_every_s, total, stop)
+    save, saved_s = fit_hooks.saving(
+      rolling, keeper, best_yet, options.checkpoint_every_s, total, stop
+    )
     hooks = [
       judge,
       fit_hooks.log_steps(total, start, size, options.log_every, clock, scalars),
@@ -129,7 +119,7 @@ def fit(
       save,
     ]
     state = run(detector.update, state, batches, range(start + 1, total + 1), hooks)
-    best = best_yet() or Best(total, math.nan, state)
+    best = best_yet() or fit_hooks.Best(total, math.nan, state)
     fitted = jax.block_until_ready(detector.finish(best.state))
     seconds = time.perf_counter() - began - saved_s()
   return Run(fitted, best, seconds, max(total - start, 0) * size)
@@ -140,7 +130,7 @@ def run(
   state: Any,
   batches: Iterable[Batch],
   steps: Iterable[int],
-  hooks: Sequence[Hook],
+  hooks: Sequence[fit_hooks.Hook],
   make_room: Callable[[Any, int], Any] | None = None,
 ) -> Any:
   """The loop itself."""
@@ -164,73 +154,9 @@ def initial(detector: Detector, variables: Variables, seed: int, mesh: meshes.Me
   return meshes.place(mesh, state, detector.split.state if detector.split else False)
 
 
-def choosing(
-  detector: Detector, held_out: Sequence[Batch], every: int, total: int, best: Best | None
-) -> tuple[Hook, Callable[[], Best | None]]:
-  """Make the hook that keeps the state of the lowest held-out loss, and what tells it."""
-  if detector.validate is None:
-    return lambda step, state, metrics: None, lambda: None
-  validate = jax.jit(detector.validate)
-
-  def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal best
-    if step % every and step != total:
-      return
-    counts = [int(batch.valid.sum()) for batch in held_out]
-    losses = [float(validate(state, batch)['loss']) for batch in held_out]
-    loss = float(np.average(losses, weights=counts))
-    if not math.isfinite(loss):
-      raise ConfigError(
-        f'The held-out loss is {loss} at step {step}: training diverged. Lower '
-        'fit.learning_rate, or warm it up with fit.warmup_steps.'
-      )
-    if best is None or loss < best.loss:
-      best = Best(step, loss, jax.tree.map(jnp.copy, state))
-
-  return hook, lambda: best
-
-
-def saving(
-  rolling: checkpoint.Manager,
-  keeper: checkpoint.Manager,
-  best_yet: Callable[[], Best | None],
-  every_s: float,
-  total: int,
-  stop: threading.Event,
-) -> tuple[Hook, Callable[[], float]]:
-  """Make the hook that writes checkpoints by the clock, at the end, and when asked to stop.
-
-  Returns:
-    The hook, and a function that tells how many seconds it has spent writing.
-  """
-  due = time.monotonic() + every_s
-  found = best_yet()
-  kept, seconds = found and found.step, 0.0  # What a run goes on with is on disk already.
-
-  def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal due, kept, seconds
-    began, asked = time.monotonic(), processes.any_of(stop.is_set())
-    if not asked and not processes.any_of(began >= due) and step != total:
-      return
-    # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
-    best = best_yet()
-    if best is not None and best.step != kept:
-      checkpoint.save(keeper, best.step, best.state, {'loss': best.loss})
-      kept = best.step
-    checkpoint.save(rolling, step, state, {})
-    seconds += time.monotonic() - began
-    due = time.monotonic() + every_s
-    if asked and step != total:
-      raise Interrupted(
-        f'Stopped at step {step}/{total}; it is saved. Go on with --config.fit.resume=latest.'
-      )
-
-  return hook, lambda: seconds
-
-
 def resume(
   choice: str, total: int, rolling: checkpoint.Manager, keeper: checkpoint.Manager, state: Any
-) -> tuple[int, Any, Best | None]:
+) -> tuple[int, Any, fit_hooks.Best | None]:
   """Read back the step to go on from (`latest`, `best` or a number), and the best until then.
 
   A best step beyond it, left by a run that was killed before its next rolling checkpoint, is
@@ -255,4 +181,4 @@ def resume(
   if not before:
     return start, state, None
   step, kept, notes = checkpoint.restore(keeper, max(before), state)
-  return start, state, Best(step, notes['loss'], kept)
+  return start, state, fit_hooks.Best(step, notes['loss'], kept)
