@@ -16,7 +16,7 @@ from sphinx import application
 import typer.cli
 
 import uadjax
-from uadjax import cli
+from uadjax.cli import commands
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # For configs/.
 
@@ -106,7 +106,7 @@ CONTRIBUTING
 def _help() -> str:
   """The help of every command, in Markdown."""
   os.environ.setdefault('COLUMNS', '100')
-  command = typer.main.get_command(cli.app)
+  command = typer.main.get_command(commands.app)
   context = typer.Context(command, info_name='uadjax')
   told = typer.cli.get_docs_for_click(obj=command, ctx=context, name='uadjax')
   told = told.partition('\n')[2]  # The page has a title.

@@ -26,8 +26,8 @@ import statistics
 import fresh
 import numpy as np
 
-from uadjax import sweep, tables
-from uadjax.sweep import results
+from uadjax import sweep
+from uadjax.sweep import results, tables
 
 _SHOWN = {
   'fit_s': ('fit s', statistics.median, 1),

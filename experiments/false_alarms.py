@@ -30,10 +30,10 @@ import fresh
 import numpy as np
 from scipy import special
 
-from uadjax import sweep, tables
+from uadjax import sweep
 from uadjax.data import layouts
 from uadjax.model import calibration
-from uadjax.sweep import results, slots
+from uadjax.sweep import results, slots, tables
 
 _TITLES = (
   'detector', 'category', 'seeds', 'set on', 'budget', 'expected', 'at most', 'good',

@@ -27,9 +27,8 @@ from matplotlib import figure, ticker
 import numpy as np
 from PIL import Image
 
-from uadjax import tables
 from uadjax.data import image_io, layouts, transforms
-from uadjax.sweep import results
+from uadjax.sweep import results, tables
 
 Fit = dict[str, Any]  # A line of the log.
 _BOUND = 512 << 20

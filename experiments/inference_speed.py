@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any
 
-from uadjax import tables
+from uadjax.sweep import tables
 
 _BATCHES = 1, 8
 _CALLS = 20

@@ -17,10 +17,9 @@ import statistics
 
 import fresh
 
-from uadjax import tables
 from uadjax.data import layouts
 from uadjax.numerics import coreset
-from uadjax.sweep import results
+from uadjax.sweep import results, tables
 
 _CONFIG = 'configs/patchcore.py'
 _PATCHES, _DIMENSIONS = 32 * 32, 128 + 256  # Of ResNet-18's layer2 and layer3 at 256x256 pixels.

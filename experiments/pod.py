@@ -18,7 +18,7 @@ from typing import Any
 
 import fresh
 
-from uadjax import tables
+from uadjax.sweep import tables
 
 # Of ResNet-18 at 256x256 pixels: traffic.py.
 _FEATURES, _STEP = 3.6e9, 13.7e9  # Operations of an image: to layer3; of a training step of STFPM.

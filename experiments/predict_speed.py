@@ -18,10 +18,11 @@ import time
 import fresh
 import numpy as np
 
-from uadjax import create_model, tables
+from uadjax import create_model
 from uadjax.data import inputs
 from uadjax.data.layouts import scanning
 from uadjax.inference import predictor
+from uadjax.sweep import tables
 from uadjax.system import memory, threads
 
 

@@ -33,8 +33,7 @@ from typing import Any, NamedTuple
 
 import fresh
 
-from uadjax import tables
-from uadjax.sweep import results
+from uadjax.sweep import results, tables
 
 Round = dict[str, Any]  # A line of the log.
 _FURTHER = 101  # Seeds from here on are of runs of ours alone, whatever the number of rounds.

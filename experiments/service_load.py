@@ -28,7 +28,7 @@ from typing import NamedTuple
 import fresh
 import httpx2 as httpx
 
-from uadjax import tables
+from uadjax.sweep import tables
 
 _CLIENTS = 1, 8, 64
 _BATCHES = 8, 1

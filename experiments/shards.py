@@ -31,9 +31,9 @@ from jax import numpy as jnp
 from matplotlib import figure, ticker
 import numpy as np
 
-from uadjax import tables
 from uadjax.distributed import mesh as meshes
 from uadjax.numerics import coreset, neighbors
+from uadjax.sweep import tables
 
 _DIM, _QUERIES = 384, 8 * 1024
 _TYPES = {'f32': 4, 's32': 4, 'u32': 4, 'pred': 1, 'u8': 1, 'bf16': 2}

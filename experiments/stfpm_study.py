@@ -29,8 +29,7 @@ from typing import NamedTuple
 import fresh
 from matplotlib import figure
 
-from uadjax import tables
-from uadjax.sweep import results
+from uadjax.sweep import results, tables
 
 _METRICS = {  # Key in evaluate_result.json -> title; the last three at the calibrated thresholds.
   'image_auroc': 'image AUROC',

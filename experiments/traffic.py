@@ -21,11 +21,12 @@ from jax import numpy as jnp
 import numpy as np
 from shards import moved, planned_mb
 
-from uadjax import config as configs, tables
+from uadjax import config as configs
 from uadjax.detectors.base import Detector, Spec
 from uadjax.distributed import mesh as meshes
 from uadjax.model import model_dir
 from uadjax.numerics import neighbors
+from uadjax.sweep import tables
 from uadjax.training import loop
 from uadjax.types import Batch
 

@@ -21,7 +21,7 @@ import yaml
 from uadjax import cli, detectors
 from uadjax.backbones import weights
 from uadjax.backbones.weights import download
-from uadjax.cli import options, screen
+from uadjax.cli import console, options
 from uadjax.inference import demo_model, pipelines
 from uadjax.system import files
 
@@ -355,7 +355,7 @@ def test_what_is_completed_is_what_there_is():
 
 
 def test_signs_tell_labels_apart_without_colors():
-  assert len({sign for sign, _ in screen.SIGNS.values()}) == len(screen.SIGNS)
+  assert len({sign for sign, _ in console.SIGNS.values()}) == len(console.SIGNS)
 
 
 def process(*words, **more):

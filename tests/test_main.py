@@ -20,7 +20,7 @@ from runs import result, run, table
 from sklearn import metrics as reference
 import yaml
 
-from uadjax import run as run_module
+from uadjax import experiment
 
 EVERY = pytest.mark.parametrize('name', runs.NAMES)
 
@@ -224,7 +224,7 @@ def test_a_fault_of_ours_is_told_without_a_traceback(flags, tmp_path, capfd, mon
   def fail(*args):
     raise RuntimeError('out of memory')
 
-  monkeypatch.setattr(run_module, 'run', fail)
+  monkeypatch.setattr(experiment, 'run', fail)
   assert run(*flags, f'--workdir={tmp_path}') == 1
   said = capfd.readouterr().err
   assert 'RuntimeError: out of memory' in said

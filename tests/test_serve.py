@@ -23,9 +23,9 @@ import pytest
 from starlette import testclient
 
 from uadjax import create_model
-from uadjax.cli import serving
+from uadjax.cli import serve
 from uadjax.errors import ConfigError, ModelError
-from uadjax.serve import app as apps, reading, settings as options
+from uadjax.serve import app as apps, requests, settings as options
 from uadjax.system import http
 
 ROUTE = '/image-anomaly-detection'
@@ -287,12 +287,12 @@ def test_what_is_misspelled_is_not_passed_over(ask, photos):
 
 def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
   with pytest.raises(ConfigError, match='is empty'):
-    serving.token('')
+    serve.token('')
   monkeypatch.setenv('UADJAX_TOKEN', '')
   with pytest.raises(ConfigError, match='is empty'):
-    serving.token(None)
+    serve.token(None)
   monkeypatch.delenv('UADJAX_TOKEN')
-  assert serving.token(None) == ''
+  assert serve.token(None) == ''
 
 
 def test_damaged_arrays_are_not_hidden_by_a_graph_of_them(directory, tmp_path):
@@ -335,13 +335,13 @@ def test_what_takes_too_long_is_given_up(directory, photos):
 
 def test_of_more_than_can_be_answered_in_time_the_first_are(directory, photos, monkeypatch):
   """Rather than all being begun, and none ended."""
-  picture = reading.picture
+  picture = requests.picture
 
   def slowly(*arguments):
     time.sleep(0.2)
     return picture(*arguments)
 
-  monkeypatch.setattr(reading, 'picture', slowly)
+  monkeypatch.setattr(requests, 'picture', slowly)
   with asked(directory, deadline_s=2.0, batch=1) as client:
     monkeypatch.setattr(client.service, 'threads', concurrent.futures.ThreadPoolExecutor(2))
     post = lambda _: client.post(ROUTE, json={'image': coded(photos[0])})  # noqa: E731

@@ -10,7 +10,7 @@ from sphinx.util import inventory
 import typer.main
 
 import uadjax
-from uadjax import cli
+from uadjax.cli import commands
 
 pytestmark = pytest.mark.slow
 _ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def test_every_command_is_documented(site):
   page = (site / 'docs/reference/command_line.html').read_text()
   titles = [re.sub('<[^>]+>', '', title) for title in re.findall('<h2>(.*?)</h2>', page)]
   told = {title.removeprefix('uadjax ').rstrip('¶') for title in titles}
-  assert told == set(typer.main.get_command(cli.app).commands)
+  assert told == set(typer.main.get_command(commands.app).commands)
 
 
 def test_the_guides_and_notebooks_are_on_it(site):

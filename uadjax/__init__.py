@@ -12,7 +12,7 @@ __version__ = '0.1.0'
 if TYPE_CHECKING:
   from uadjax.detectors.base import Detector as Detector
   from uadjax.errors import UserError as UserError
-  from uadjax.fitting import fit_model as fit_model
+  from uadjax.experiment.fit_model import fit_model as fit_model
   from uadjax.inference.pipelines import (
     create_model as create_model,
     create_pipeline as create_pipeline,
@@ -27,7 +27,7 @@ _PUBLIC = {  # Name -> module that defines it.
   'UserError': 'uadjax.errors',
   'create_model': 'uadjax.inference.pipelines',
   'create_pipeline': 'uadjax.inference.pipelines',
-  'fit_model': 'uadjax.fitting',
+  'fit_model': 'uadjax.experiment.fit_model',
 }
 
 __all__ = [

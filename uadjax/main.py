@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import config as configs, run
+from uadjax import config as configs, experiment
 from uadjax.distributed import mesh, processes
 from uadjax.errors import Interrupted, UserError
 from uadjax.system import logging, memory
@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog='python -m uadjax.main',
     description='Run an experiment.',
     epilog='Example: --config=configs/stfpm.py --config.data.root=DIR --config.data.category=NAME. '
-    f'Modes (--config.mode=): {", ".join(run.MODES)}. All keys: uadjax/config.py, configs/*.py.',
+    f'Modes (--config.mode=): {", ".join(experiment.MODES)}. All keys: uadjax/config.py, '
+    f'configs/*.py.',
     allow_abbrev=False,
   )
   parser.add_argument(
@@ -39,16 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   memory.keep_pages()
   mesh.cpu_devices_of_cores()
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
-  mode = mode if mode in run.MODES else 'train'  # Of the file that tells of a failure.
+  mode = mode if mode in experiment.MODES else 'train'  # Of the file that tells of a failure.
   try:
     config = configs.load(arguments.config, overrides)
-    mode = run.mode(config.mode)
+    mode = experiment.mode(config.mode)
     workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
     processes.join(
       config.hosts, lambda error, ours, at=workdir: _tell(error, at if ours else None, mode)
     )
     with processes.folder(workdir) as workdir:
-      result = run.recorded(config, workdir)
+      result = experiment.recorded(config, workdir)
   except (Exception, Interrupted) as failure:
     error = processes.told(failure)
     _tell(error, workdir, mode)

@@ -8,7 +8,7 @@ from types import FrameType
 from starlette.requests import ClientDisconnect
 import uvicorn
 
-from uadjax.serve import app as apps, settings as options, watch
+from uadjax.serve import app as apps, observability, settings as options
 from uadjax.serve.settings import Settings
 
 
@@ -63,7 +63,7 @@ def _tells(record: logging.LogRecord) -> bool:
 def _log() -> None:
   """Lines of JSON on stderr, uvicorn's own among them."""
   handler = logging.StreamHandler()
-  handler.setFormatter(watch.AsJson())
+  handler.setFormatter(observability.AsJson())
   handler.addFilter(_tells)
   for name in ('uadjax', 'uvicorn.error'):
     logger = logging.getLogger(name)

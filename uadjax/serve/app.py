@@ -17,7 +17,15 @@ from starlette.responses import Response
 
 import uadjax
 from uadjax.inference.result import Result
-from uadjax.serve import answers, batching, models, protocol, reading, schema, watch
+from uadjax.serve import (
+  batching,
+  models,
+  observability,
+  protocol,
+  requests,
+  responses as response_writing,
+  schema,
+)
 from uadjax.serve.settings import Settings
 from uadjax.system import threads
 
@@ -31,7 +39,7 @@ class Service:
 
   def __init__(self, settings: Settings):
     self.settings = settings
-    self.numbers = watch.Numbers()
+    self.numbers = observability.Numbers()
     self.models: dict[str, models.Opened] = {}
     self.batchers: dict[str, batching.Batcher] = {}
     self.failure: BaseException | None = None
@@ -54,7 +62,7 @@ class Service:
       self.turns.release()
     for name, model in self.models.items():
       self.batchers[name] = model.batcher(self.numbers.batches.labels(name).observe)
-      watch.LOG.info('ready', extra={'told': model.about()})
+      observability.LOG.info('ready', extra={'told': model.about()})
 
   async def close(self) -> None:
     """Stop computing."""
@@ -70,13 +78,13 @@ class Service:
     """By name; the first where none is named.
 
     Raises:
-      reading.Refused: there is none of that name, or it is not warm yet.
+      requests.Refused: there is none of that name, or it is not warm yet.
     """
     known = list(self.settings.models)
     if name and name not in known:
-      raise reading.Refused(404, f'There is no model {name!r}; choose from {known}.')
+      raise requests.Refused(404, f'There is no model {name!r}; choose from {known}.')
     if not self.ready:
-      raise reading.Refused(503, 'The models are being warmed up; try again.', _RETRY)
+      raise requests.Refused(503, 'The models are being warmed up; try again.', _RETRY)
     return self.models[name or known[0]]
 
   @contextlib.asynccontextmanager
@@ -84,11 +92,11 @@ class Service:
     """Room for so many images, until their deadline.
 
     Raises:
-      reading.Refused: there is no room, or the time is over.
+      requests.Refused: there is no room, or the time is over.
     """
     most = self.settings.queue
     if self._under_way + images > most:
-      raise reading.Refused(
+      raise requests.Refused(
         503, f'{self._under_way} images are under way, and {most} are the most; try again.', _RETRY
       )
     self._under_way += images
@@ -97,7 +105,7 @@ class Service:
       async with asyncio.timeout(self.settings.deadline_s):
         yield
     except TimeoutError:
-      raise reading.Refused(
+      raise requests.Refused(
         504,
         f'There was no answer within {self.settings.deadline_s:g} s; send fewer or smaller images '
         'at a time, or raise --deadline.',
@@ -107,7 +115,7 @@ class Service:
       self._under_way -= images
       self.numbers.under_way.set(self._under_way)
 
-  async def judge(self, model: models.Opened, picture: reading.Picture) -> Result:
+  async def judge(self, model: models.Opened, picture: requests.Picture) -> Result:
     """The verdict on an image that was read."""
     answer = await self.batchers[model.name].score(picture.pixels)
     own = model.predictor.model
@@ -173,7 +181,7 @@ def _watch(app: fastapi.FastAPI, service: Service) -> None:
 
   @app.middleware('http')
   async def watched(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    began, log_id = time.perf_counter(), answers.new_log_id()
+    began, log_id = time.perf_counter(), response_writing.new_log_id()
     request.state.log_id, request.state.told = log_id, {}
     if known(request):
       try:
@@ -183,7 +191,7 @@ def _watch(app: fastapi.FastAPI, service: Service) -> None:
       except ClientDisconnect:
         response = _refused(request, 400, 'The client went before its request was whole.')
       except Exception:  # A fault of ours.
-        watch.LOG.exception('fault', extra={'told': {'logId': log_id}})
+        observability.LOG.exception('fault', extra={'told': {'logId': log_id}})
         response = _refused(request, 500, 'The service failed; its log has why.')
     else:
       response = _refused(
@@ -209,7 +217,7 @@ def _watch(app: fastapi.FastAPI, service: Service) -> None:
       'ms': round(1000 * seconds, 1),
       **request.state.told,
     }
-    watch.LOG.info('request', extra={'told': told})
+    observability.LOG.info('request', extra={'told': told})
     return response
 
 
@@ -218,15 +226,17 @@ def _refused(
 ) -> Response:
   request.state.told['problem'] = problem
   if request.url.path.startswith(protocol.PREFIX):
-    return answers.reply({'error': problem}, status, headers)
-  return answers.reply(answers.envelope(request.state.log_id, status, problem), status, headers)
+    return response_writing.reply({'error': problem}, status, headers)
+  return response_writing.reply(
+    response_writing.envelope(request.state.log_id, status, problem), status, headers
+  )
 
 
 def _refusals(app: fastapi.FastAPI) -> None:
   """Every refusal has the envelope, or what the protocol has instead."""
 
-  @app.exception_handler(reading.Refused)
-  async def refused(request: Request, error: reading.Refused) -> Response:
+  @app.exception_handler(requests.Refused)
+  async def refused(request: Request, error: requests.Refused) -> Response:
     return _refused(request, error.status, error.problem, error.headers)
 
   @app.exception_handler(HTTPException)
@@ -244,7 +254,7 @@ def _routes(app: fastapi.FastAPI, service: Service) -> None:
   @app.get('/health', responses=schema.HEALTH)
   async def health(request: Request) -> Response:
     """Whether the service runs; /v2/health/ready tells whether it is warm."""
-    return answers.reply(answers.envelope(request.state.log_id, 0, 'Healthy'))
+    return response_writing.reply(response_writing.envelope(request.state.log_id, 0, 'Healthy'))
 
   @app.get('/models', responses=schema.MODELS)
   async def list_models(request: Request) -> Response:
@@ -252,30 +262,37 @@ def _routes(app: fastapi.FastAPI, service: Service) -> None:
     service.model('')
     about = [model.about() for model in service.models.values()]
     told = {'models': about, 'limits': service.settings.limits()}
-    return answers.reply(answers.envelope(request.state.log_id, 0, answers.OK, result=told))
+    return response_writing.reply(
+      response_writing.envelope(request.state.log_id, 0, response_writing.OK, result=told)
+    )
 
   @app.get('/metrics', response_class=responses.PlainTextResponse)
   async def metrics() -> Response:
     """Numbers for Prometheus."""
-    return Response(service.numbers.page(), media_type=watch.CONTENT_TYPE)
+    return Response(service.numbers.page(), media_type=observability.CONTENT_TYPE)
 
   @app.post('/image-anomaly-detection', responses=schema.VERDICT, openapi_extra=schema.ASKED)
   async def judge(request: Request) -> Response:
     """Judge an image: JSON as PaddleX has it, a form with a file, or the bytes of a file."""
     async with service.admitted():
-      content = await reading.body(request, service.settings.max_bytes)
-      asked = await reading.wanted(request, content)
+      content = await requests.body(request, service.settings.max_bytes)
+      asked = await requests.wanted(request, content)
       model = service.model(asked.model)
       async with service.turns:
         picture = await service.thread(
-          reading.picture, asked.image, model.predictor.model.ops, service.settings
+          requests.picture, asked.image, model.predictor.model.ops, service.settings
         )
         result = await service.judge(model, picture)
         told = await service.thread(
-          answers.verdict, model.name, result, asked.visualize, asked.heatmap, asked.label_map
+          response_writing.verdict,
+          model.name,
+          result,
+          asked.visualize,
+          asked.heatmap,
+          asked.label_map,
         )
-        whole = answers.envelope(request.state.log_id, 0, answers.OK, result=told)
-        reply = await service.thread(answers.reply, whole)
+        whole = response_writing.envelope(request.state.log_id, 0, response_writing.OK, result=told)
+        reply = await service.thread(response_writing.reply, whole)
       request.state.told = {
         'model': model.name, 'score': result.score, 'label': result.label,
         'bytes': len(content), 'size': list(result.size),

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 import uadjax
 from uadjax.data import inputs
-from uadjax.serve import answers, reading
+from uadjax.serve import requests, responses
 
 if TYPE_CHECKING:
   from uadjax.serve.app import Service
@@ -79,20 +79,20 @@ def router(service: 'Service') -> fastapi.APIRouter:
 
   @routes.get('/health/live')
   async def live() -> Response:
-    return answers.reply({'live': True})
+    return responses.reply({'live': True})
 
   @routes.get('/health/ready', responses={503: {}})
   async def ready() -> Response:
-    return answers.reply({'ready': service.ready}, 200 if service.ready else 503)
+    return responses.reply({'ready': service.ready}, 200 if service.ready else 503)
 
   @routes.get('', responses={401: _ERRORS[401]})
   async def server() -> Response:
-    return answers.reply({'name': 'uadjax', 'version': uadjax.__version__, 'extensions': []})
+    return responses.reply({'name': 'uadjax', 'version': uadjax.__version__, 'extensions': []})
 
   @routes.get('/models/{name}', responses=_ERRORS)
   async def model(name: str) -> Response:
     found = service.model(name)
-    return answers.reply(
+    return responses.reply(
       {
         'name': name,
         'platform': f'uadjax_{found.predictor.model.name.lower()}',
@@ -108,24 +108,24 @@ def router(service: 'Service') -> fastapi.APIRouter:
   @routes.get('/models/{name}/ready', responses=_ERRORS)
   async def model_ready(name: str) -> Response:
     service.model(name)
-    return answers.reply({'name': name, 'ready': True})
+    return responses.reply({'name': name, 'ready': True})
 
   @routes.post('/models/{name}/infer', responses=_ERRORS, openapi_extra=_BODY)
   async def infer(name: str, request: Request) -> Response:
     found = service.model(name)
     async with contextlib.AsyncExitStack() as admitted:
       await admitted.enter_async_context(service.admitted())
-      asked = _asked(await reading.body(request, service.settings.max_bytes))
+      asked = _asked(await requests.body(request, service.settings.max_bytes))
       wanted = [one.name for one in asked.outputs or ()] or list(_OUTPUTS)
       if unknown := [one for one in wanted if one not in _OUTPUTS]:
-        raise reading.Refused(400, f'There is no output {unknown[0]!r}; choose from {_OUTPUTS}.')
+        raise requests.Refused(400, f'There is no output {unknown[0]!r}; choose from {_OUTPUTS}.')
       others = _count(asked, service.settings.queue) - 1
       await admitted.enter_async_context(service.admitted(others))
       ops = found.predictor.model.ops
       await admitted.enter_async_context(service.turns)
       pictures = await service.thread(_pictures, asked.inputs[0], ops, service.settings)
       if 'map' in wanted and len({picture.size for picture in pictures}) > 1:
-        raise reading.Refused(
+        raise requests.Refused(
           400, "Maps of images of several sizes are no tensor; name outputs without 'map'."
         )
       results = await asyncio.gather(*(service.judge(found, picture) for picture in pictures))
@@ -134,7 +134,7 @@ def router(service: 'Service') -> fastapi.APIRouter:
         'model': name, 'images': len(results), 'labels': [result.label for result in results]
       }  # fmt: skip
     own = {'id': asked.id} if asked.id else {}
-    return answers.reply({'model_name': name, **own, 'outputs': told})
+    return responses.reply({'model_name': name, **own, 'outputs': told})
 
   return routes
 
@@ -143,53 +143,53 @@ def _asked(content: bytes) -> Infer:
   try:
     return Infer.model_validate_json(content)
   except pydantic.ValidationError as error:
-    raise reading.Refused(400, reading.problems(error)) from None
+    raise requests.Refused(400, requests.problems(error)) from None
 
 
 def _count(asked: Infer, most: int) -> int:
   """How many images a request has."""
   shape = asked.inputs[0].shape
   if not shape or not 0 < shape[0] <= most:
-    raise reading.Refused(
+    raise requests.Refused(
       400, f'inputs.0.shape: {shape[:1]} images; between 1 and {most} are answered.'
     )
   return shape[0]
 
 
-def _pictures(tensor: Tensor, ops: Any, settings: Any) -> list[reading.Picture]:
+def _pictures(tensor: Tensor, ops: Any, settings: Any) -> list[requests.Picture]:
   if tensor.name != _IMAGE:
-    raise reading.Refused(400, f'There is no input {tensor.name!r}; it is {_IMAGE!r}.')
+    raise requests.Refused(400, f'There is no input {tensor.name!r}; it is {_IMAGE!r}.')
   if tensor.datatype == 'UINT8':
     images = _pixels(tensor)
     if images.shape[1] * images.shape[2] > settings.max_pixels:
-      raise reading.Refused(413, f'More than {settings.max_pixels} pixels are not taken.')
+      raise requests.Refused(413, f'More than {settings.max_pixels} pixels are not taken.')
     return [
-      reading.Picture(inputs.Source('image', image), image.shape[:2], ops.apply(image))
+      requests.Picture(inputs.Source('image', image), image.shape[:2], ops.apply(image))
       for image in images
     ]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
-    raise reading.Refused(
+    raise requests.Refused(
       400, f'{_IMAGE} is UINT8 of [b, h, w, 3], or BYTES of [b]; got {tensor.datatype} of '
       f'{tensor.shape}.'
     )  # fmt: skip
   if len(tensor.data) != tensor.shape[0] or not all(isinstance(x, str) for x in tensor.data):
-    raise reading.Refused(400, f'BYTES of {tensor.shape} are {tensor.shape[0]} strings in base64.')
+    raise requests.Refused(400, f'BYTES of {tensor.shape} are {tensor.shape[0]} strings in base64.')
   try:
     files = [base64.b64decode(text, validate=True) for text in tensor.data]
   except (binascii.Error, ValueError):
-    raise reading.Refused(400, 'BYTES must be image files in base64.') from None
+    raise requests.Refused(400, 'BYTES must be image files in base64.') from None
   found = []
   for number, file in enumerate(files):
     try:
-      found.append(reading.picture(file, ops, settings))
-    except reading.Refused as refused:
-      raise reading.Refused(refused.status, f'image {number}: {refused.problem}') from None
+      found.append(requests.picture(file, ops, settings))
+    except requests.Refused as refused:
+      raise requests.Refused(refused.status, f'image {number}: {refused.problem}') from None
   return found
 
 
 def _pixels(tensor: Tensor) -> UInt8[np.ndarray, 'b h w 3']:
   """Numbers in a list, nested or not, as an array."""
-  problem = reading.Refused(
+  problem = requests.Refused(
     400, f'UINT8 of [b, h, w, 3] are that many whole numbers from 0 to 255, got {tensor.shape}.'
   )
   if len(tensor.shape) != 4 or tensor.shape[3] != 3 or not all(tensor.shape):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pydantic
 
-from uadjax.serve import reading
+from uadjax.serve import requests
 
 
 class _Envelope(pydantic.BaseModel):
@@ -100,7 +100,7 @@ ASKED: dict[str, Any] = {
   'requestBody': {
     'required': True,
     'content': {
-      'application/json': {'schema': reading.Asked.model_json_schema()},
+      'application/json': {'schema': requests.Asked.model_json_schema()},
       'multipart/form-data': {
         'schema': {'type': 'object', 'properties': {'image': _FILE}, 'required': ['image']}
       },

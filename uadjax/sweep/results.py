@@ -6,7 +6,7 @@ from pathlib import Path
 import statistics
 from typing import Any, NamedTuple
 
-from uadjax import tables
+from uadjax.sweep import tables
 from uadjax.system import files
 
 Told = dict[str, Any]  # What a run tells of itself, without nesting.

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
-from uadjax import assess, config as configs, data
+from uadjax import config as configs, data
 from uadjax.data import prepare
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
 from uadjax.evaluation import evaluate
+from uadjax.experiment import evaluate_run
 from uadjax.export import exporter
 from uadjax.inference import pipelines, predictor as predictors, score_table
 from uadjax.model import calibration, model_dir
@@ -69,7 +70,7 @@ def _train(config: Config, workdir: Path) -> Result:
   loaded_s = time.perf_counter() - began
   judged = {}
   if config.evaluate.do_eval:
-    judged = assess.assess(model, splits.test, config, workdir, timing)
+    judged = evaluate_run.assess(model, splits.test, config, workdir, timing)
   timing['evaluate_s'] = loaded_s + judged.pop('timing', {}).get('evaluate_s', 0.0)
   return {'model_name': model.name, **trained, 'timing': timing, **judged}
 
@@ -91,7 +92,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
       log.LOG.info('data.ops is that of the model, %s.', model.ops)
     if config.detector.name.lower() != model.name.lower():
       log.LOG.info('The model is a %s, whatever the configuration says.', model.name)
-    return assess.assess(model, prepare.tested(config), config, workdir)
+    return evaluate_run.assess(model, prepare.tested(config), config, workdir)
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()

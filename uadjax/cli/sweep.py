@@ -10,7 +10,7 @@ from typing import NamedTuple
 import typer
 
 from uadjax import sweep as sweeps
-from uadjax.cli import judging, running, screen
+from uadjax.cli import console, predict, runtime
 from uadjax.data import layouts
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted, UserError
@@ -31,10 +31,10 @@ class Wishes(NamedTuple):
 
 def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_json: bool) -> None:
   """Carry out this host's part, and leave the table of all that is finished."""
-  with running.ready():
+  with runtime.ready():
     # Whatever folder it is called from.
     root = str(own.dataset.resolve())
-    settings = {'data.root': root, **judging.overrides(own.override or ())}
+    settings = {'data.root': root, **predict.overrides(own.override or ())}
     runs = _plan(own, settings)
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
     part = processes.part(shard, asking=False)  # The devices are for the runs.
@@ -56,14 +56,14 @@ def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_
     text = results.leave(rows, own.workdir, about)
   counts = {'runs': len(runs), 'finished': sum(told is not None for told in finished.values())}
   if as_json:
-    screen.tell_json({**counts, 'failed': failed, 'table': str(own.workdir / 'table.csv')})
+    console.tell_json({**counts, 'failed': failed, 'table': str(own.workdir / 'table.csv')})
   else:
-    screen.tell(running.printable(text, but='\n'))
-    where = running.printable(str(own.workdir / 'table.md'))
-    screen.tell(f'{counts["finished"]} of {counts["runs"]} runs are finished. Table: {where}')
+    console.tell(runtime.printable(text, but='\n'))
+    where = runtime.printable(str(own.workdir / 'table.md'))
+    console.tell(f'{counts["finished"]} of {counts["runs"]} runs are finished. Table: {where}')
   if failed:
     print(f'Error: {len(failed)} runs failed.', *failed, sep='\n  ', file=sys.stderr)
-    raise typer.Exit(running.FAILED)
+    raise typer.Exit(runtime.FAILED)
 
 
 def _plan(own: Wishes, settings: Mapping[str, str]) -> list[sweeps.Run]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from uadjax import config as configs, data, detectors, run
+from uadjax import config as configs, data, detectors, experiment
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError, UnknownName, UserError
 from uadjax.inference import pipelines, predictor
@@ -51,7 +51,7 @@ def carried_out(
   workdir: str | Path | None,
   device: str | None,
   overrides: Mapping[str, Any],
-) -> tuple[run.Result, Path]:
+) -> tuple[experiment.Result, Path]:
   """The result of that experiment, and where it lies."""
   if not str(dataset) or not Path(dataset).is_dir():  # Before weights are fetched for it.
     raise DataError(f'{str(dataset)!r} is no folder; name one that holds good images.')
@@ -69,4 +69,4 @@ def carried_out(
   memory.keep_pages()
   mesh.cpu_devices_of_cores()
   where = Path(workdir or workdirs.default(config, variant))
-  return run.recorded(config, where), where
+  return experiment.recorded(config, where), where

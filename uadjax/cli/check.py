@@ -8,7 +8,7 @@ from rich import box, table, text
 import typer
 
 from uadjax import config as configs, data
-from uadjax.cli import running, screen
+from uadjax.cli import console, runtime
 from uadjax.data import problems
 from uadjax.data.checks import report as reports
 from uadjax.data.problems import Problem
@@ -26,14 +26,14 @@ def check(dataset: Path, category: str, layout: str, output: Path | None, as_jso
   config = configs.base()
   config.data.update({'root': str(dataset), 'category': category, 'layout': layout})
   passed = True
-  with running.ready():
+  with runtime.ready():
     names = data.expand(config.data)
     for name in names:
       config.data.category = name
       folder = output / name if output and len(names) > 1 else output
       passed &= _check(config, folder, as_json)
   if not passed:
-    raise typer.Exit(running.FAILED)
+    raise typer.Exit(runtime.FAILED)
 
 
 def _check(config: Config, folder: Path | None, as_json: bool) -> bool:
@@ -46,7 +46,7 @@ def _check(config: Config, folder: Path | None, as_json: bool) -> bool:
     left = reports.leave(report, folder)
     files.write_json(folder / 'check_dataset_result.json', {'done_flag': True, **left})
   if as_json:
-    screen.tell_json(
+    console.tell_json(
       {
         'dataset_path': str(report.directory),
         'check_pass': report.passed,
@@ -57,15 +57,15 @@ def _check(config: Config, folder: Path | None, as_json: bool) -> bool:
       }
     )
     return report.passed
-  sign, style = screen.SIGNS['OK' if report.passed else 'NG']
+  sign, style = console.SIGNS['OK' if report.passed else 'NG']
   verdict = 'Check dataset passed !' if report.passed else 'Check dataset failed.'
-  screen.tell(
-    text.Text.assemble((f'{sign} {verdict}', style), f' {running.printable(str(report.directory))}')
+  console.tell(
+    text.Text.assemble((f'{sign} {verdict}', style), f' {runtime.printable(str(report.directory))}')
   )
-  screen.tell(_counts(len(train), len(test), defects))
+  console.tell(_counts(len(train), len(test), defects))
   _tell(report.problems)
   if folder:
-    screen.tell(f'Pictures and all problems: {running.printable(str(folder))}')
+    console.tell(f'Pictures and all problems: {runtime.printable(str(folder))}')
   return report.passed
 
 
@@ -77,7 +77,7 @@ def _counts(train: int, test: int, defects: Mapping[str, int]) -> table.Table:
   rows.add_row('to learn from', str(train))
   rows.add_row('to test on: good', str(test - sum(defects.values())))
   for kind, count in sorted(defects.items()):
-    rows.add_row(text.Text(f'to test on: {running.printable(kind)}'), str(count))
+    rows.add_row(text.Text(f'to test on: {runtime.printable(kind)}'), str(count))
   return rows
 
 
@@ -93,10 +93,10 @@ def _tell(found: Sequence[Problem]) -> None:
   rows.add_column('number', justify='right')
   for (severity, kind), messages in kinds.items():
     rows.add_row(_titled(severity, kind), str(len(messages)))
-  screen.tell(rows)
+  console.tell(rows)
   for (severity, kind), messages in kinds.items():
-    screen.tell(_titled(severity, kind))
-    screen.tell(f'  {problems.listed([running.printable(message) for message in messages])}\n')
+    console.tell(_titled(severity, kind))
+    console.tell(f'  {problems.listed([runtime.printable(message) for message in messages])}\n')
 
 
 def _titled(severity: str, kind: str) -> text.Text:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rich import box, table
 
-from uadjax import fitting
-from uadjax.cli import running, screen
+from uadjax.cli import console, runtime
 from uadjax.errors import Interrupted, UserError
+from uadjax.experiment import fit_model
 
 _SHOWN = {
   'image_auroc': 'image AUROC',
@@ -27,12 +27,12 @@ def fit(
 ) -> None:
   """Fit, and tell what came out."""
   try:
-    with running.ready():
-      result, where = fitting.carried_out(dataset, model, workdir, device, overrides)
+    with runtime.ready():
+      result, where = fit_model.carried_out(dataset, model, workdir, device, overrides)
   except (UserError, Interrupted) as error:  # Here options are spelled otherwise.
     raise type(error)(str(error).replace('--config.', '--override ')) from None
   if as_json:
-    screen.tell_json({'workdir': str(where), **result})
+    console.tell_json({'workdir': str(where), **result})
     return
   metrics = result.get('metrics')
   if metrics:
@@ -42,7 +42,7 @@ def fit(
     for key, title in _SHOWN.items():
       if (value := metrics[key]) is not None:
         rows.add_row(title, f'{value:.3f}')
-    screen.tell(rows)
+    console.tell(rows)
   if metrics and (page := where / 'report.html').is_file():
-    screen.tell(f'Report: {running.printable(str(page))}')
-  screen.tell(f'Model: {running.printable(str(where / "model"))}')
+    console.tell(f'Report: {runtime.printable(str(page))}')
+  console.tell(f'Model: {runtime.printable(str(where / "model"))}')

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from uadjax.cli import running, screen
+from uadjax.cli import console, runtime
 from uadjax.data import inputs as sources
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted
@@ -60,7 +60,7 @@ def judge(
   if own.masks and not own.as_json:
     raise typer.BadParameter('it is for the lines of --json.', param_hint='--masks')
   folder = None if own.no_save else own.save_path or Path('output')
-  with running.ready():
+  with runtime.ready():
     opened = _opened(pipeline, use_hpip, named, own)
     given = _given(inputs)
     _keep_apart(inputs, folder)
@@ -92,7 +92,7 @@ def tabulate(
     if getattr(own, name):
       option = f'--{name.replace("_", "-")}'
       raise typer.BadParameter('it means nothing beside --table.', param_hint=option)
-  with running.ready():
+  with runtime.ready():
     table = score_table.Table(folder, form, processes.part(shard))
     opened = _opened(pipelines.NAMES[0], False, named, own)
     rows = own.batch_size or opened.config.SubModules.AnomalyDetection.batch_size
@@ -105,10 +105,10 @@ def tabulate(
   counts, (index, count) = told.counts, table.part
   if own.as_json:
     part = {'part': [index, count], 'judged': dict(counts), 'judged_before': dict(told.before)}
-    screen.tell_json({'table': str(folder), **part})
+    console.tell_json({'table': str(folder), **part})
   else:
-    screen.tell(screen.summary(counts + told.before))
-    screen.tell(f'Table: {running.printable(str(folder))}, part {index} of {count}: {told}.')
+    console.tell(console.summary(counts + told.before))
+    console.tell(f'Table: {runtime.printable(str(folder))}, part {index} of {count}: {told}.')
   _leave(counts + told.before, own.fail_on)
 
 
@@ -162,9 +162,9 @@ def _told(
     for result in progress.track(results, total, 'Judging'):
       counts[result.label or UNREAD] += 1
       if own.as_json:
-        screen.tell_json(result.to_json(own.masks or 'none'))
+        console.tell_json(result.to_json(own.masks or 'none'))
       else:
-        screen.tell(screen.verdict(result))
+        console.tell(console.verdict(result))
   except Interrupted as stopped:
     judged = counts.total()
     done = f' The first {judged} of {total} images were judged' if judged else ''
@@ -176,12 +176,12 @@ def _told(
 def _sum_up(
   counts: collections.Counter[str], seconds: float, limits: Any, folder: Path | None
 ) -> None:
-  screen.tell(screen.summary(counts))
+  console.tell(console.summary(counts))
   band = f', review above {limits.review:.4g}' if limits.review < limits.image else ''
   rate = f'{counts.total() / seconds:.1f} images/s'
-  screen.tell(f'{rate}; NG above {limits.image:.4g}{band}.')
+  console.tell(f'{rate}; NG above {limits.image:.4g}{band}.')
   if folder:
-    screen.tell(f'Results: {running.printable(str(folder))}')
+    console.tell(f'Results: {runtime.printable(str(folder))}')
 
 
 def _leave(counts: collections.Counter[str], fail_on: str | None) -> None:
@@ -189,6 +189,6 @@ def _leave(counts: collections.Counter[str], fail_on: str | None) -> None:
     told = f'{unread} of {counts.total()} images could not be read.'
     with contextlib.suppress(BrokenPipeError):
       print(f'Error: {told}', file=sys.stderr)
-    raise typer.Exit(running.FAILED)
+    raise typer.Exit(runtime.FAILED)
   if fail_on and (counts['NG'] or (fail_on == 'review' and counts['review'])):
     raise typer.Exit(_FOUND)

@@ -7,7 +7,7 @@ from typing import Any
 from rich import text
 
 from uadjax.backbones import weights as pretrained_weights
-from uadjax.cli import running, screen
+from uadjax.cli import console, runtime
 from uadjax.data import demo
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import progress
@@ -21,7 +21,7 @@ def draw(directory: Path, seed: int, size: int, overwrite: bool) -> None:
     raise ConfigError(f'{taken[0]} is there already; name another folder, or pass --overwrite.')
   demo.write(directory, seed, size, track=progress.track)
   for place in places:
-    screen.tell(f'Drawn: {running.printable(str(place))}')
+    console.tell(f'Drawn: {runtime.printable(str(place))}')
 
 
 def weights(name: str | None, as_json: bool) -> None:
@@ -33,10 +33,10 @@ def weights(name: str | None, as_json: bool) -> None:
   for arch in [name] if name else pretrained_weights.FILES:
     told = _about(arch)
     if as_json:
-      screen.tell_json(told)
+      console.tell_json(told)
       continue
     for line in _lines(told):
-      screen.tell(line)
+      console.tell(line)
 
 
 def _about(arch: str) -> dict[str, Any]:
@@ -57,11 +57,11 @@ def _lines(told: dict[str, Any]) -> list[text.Text]:
   if not told['cached']:
     way = f'not in the cache; get it: uadjax weights {told["name"]}'
     return [text.Text.assemble((f'· {told["name"]:<16}', 'dim'), way)]
-  sign, style = screen.SIGNS['OK' if told['whole'] else 'NG']
+  sign, style = console.SIGNS['OK' if told['whole'] else 'NG']
   size = f'{told["bytes"] / 1e6:.0f} MB'
   state = size if told['whole'] else f'{size}, damaged: get it anew: uadjax weights {told["name"]}'
   return [
     text.Text.assemble((f'{sign} {told["name"]:<16}', style), state),
-    text.Text(f'  {running.printable(told["path"])}'),
+    text.Text(f'  {runtime.printable(told["path"])}'),
     text.Text(f'  sha256 {told["sha256"]}', 'dim'),
   ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich import box, console, table, text
 
-from uadjax.cli import running
+from uadjax.cli import runtime
 from uadjax.inference.result import Result, UNREAD
 from uadjax.system import files, logging, progress
 
@@ -42,7 +42,7 @@ def verdict(result: Result) -> text.Text:
 
 def _labeled(label: str, rest: str) -> text.Text:
   sign, style = SIGNS[label]
-  return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', running.printable(rest))
+  return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', runtime.printable(rest))
 
 
 def summary(counts: Mapping[str, int]) -> table.Table:

@@ -1,0 +1,421 @@
+"""The `uadjax` command: as users of PaddleX know it, without a command, and with commands.
+
+Help, version and completion are quick: whatever imports jax is imported inside the commands.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+import sys
+from typing import Annotated
+
+import typer
+
+import uadjax
+from uadjax.cli import options, runtime
+
+
+def _examples(*lines: str) -> str:
+  """The end of a help text."""
+  return '\n'.join(['Examples', *(f'  [cyan]{line}[/]' for line in lines)])
+
+
+app = typer.Typer(
+  context_settings={
+    'help_option_names': ['-h', '--help'],
+    'token_normalize_func': options.dashed,
+    'max_content_width': 100,
+  },
+  pretty_exceptions_enable=False,
+  rich_markup_mode='rich',
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Carry out a command; returns the exit status.
+
+  It is 0 where all went well, whatever the images look like; 1 where something failed, such as a
+  file that could not be read; 2 for a wrong option, value or key; 3 where --fail-on found what it
+  asks for; 130 and 143 where Ctrl-C and SIGTERM ended it.
+  """
+  words = sys.argv[1:] if argv is None else list(argv)
+  for stream in (sys.stdout, sys.stderr):
+    if stream is not None:  # Nor may a sign fail that the locale has not.
+      stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
+  try:
+    return app(words, prog_name='uadjax', standalone_mode=False) or 0
+  except typer.TyperException as error:
+    context = getattr(error, 'ctx', None)
+    as_json = '--json' in words  # Nothing else is sure to have been understood.
+    if context and not as_json:
+      print(context.get_usage(), file=sys.stderr)
+    runtime.complain(error, error.format_message(), as_json)
+    if context and not as_json:
+      print(f"Try '{context.command_path} --help'.", file=sys.stderr)
+    return error.exit_code
+
+
+def _show_version(wanted: bool) -> bool:
+  if wanted:
+    print(f'uadjax {uadjax.__version__}')
+    raise typer.Exit
+  return wanted
+
+
+@app.callback(
+  invoke_without_command=True,
+  epilog=_examples(
+    'uadjax --input photos/ --model_dir runs/bolts/model',
+    'uadjax predict runs/bolts/model photos/ --json | jq .score',
+    'uadjax predict --help',
+  ),
+)
+@runtime.told
+def root(
+  context: options.Context,
+  pipeline: options.Pipeline = 'anomaly_detection',
+  inputs: options.Inputs = None,
+  model: options.Model = None,
+  model_dir: options.ModelDirOption = None,
+  use_hpip: options.Hpi = False,
+  get_pipeline_config: options.GetConfig = None,
+  config_save_path: options.ConfigPath = None,
+  device: options.Device = None,
+  batch_size: options.BatchSize = None,
+  override: options.Overrides = None,
+  allow_private_urls: options.Private = False,
+  threshold: options.Threshold = None,
+  review_threshold: options.ReviewThreshold = None,
+  pixel_threshold: options.PixelThreshold = None,
+  save_path: options.SavePath = None,
+  no_pictures: options.NoPictures = False,
+  no_save: options.NoSave = False,
+  as_json: options.AsJson = False,
+  masks: options.Masks = None,
+  strict: options.Strict = False,
+  fail_on: options.FailOn = None,
+  version: Annotated[
+    bool,
+    typer.Option(
+      '--version', metavar='', is_eager=True, callback=_show_version, help='Show the version.'
+    ),
+  ] = False,
+):
+  """Find defects in images without ever having seen one.
+
+  Without a command it is spelled as in PaddleX.
+  A dash and an underscore in options are the same.
+  """
+  given = [name for name in context.params if _is_given(context, name)]
+  if context.invoked_subcommand:
+    if given:
+      name = next(p.opts[0] for p in context.command.params if p.name == given[0])
+      raise typer.BadParameter(f'write it after {context.invoked_subcommand!r}.', param_hint=name)
+  elif get_pipeline_config is not None:
+    _write_settings(get_pipeline_config, config_save_path or save_path or Path())
+  elif inputs:
+    from uadjax.cli import predict as predicting
+
+    named = {'model_name': model, 'model_dir': model_dir}
+    named = {key: str(value) for key, value in named.items() if value is not None}
+    predicting.judge(inputs, pipeline, use_hpip, named, predicting.wishes(context.params))
+  elif given:
+    raise typer.BadParameter('name an image, a URL or a folder.', param_hint='--input')
+  else:
+    print(context.get_help())
+
+
+def _is_given(context: options.Context, name: str) -> bool:
+  source = context.get_parameter_source(name)
+  return source is not None and source.name == 'COMMANDLINE'
+
+
+def _write_settings(name: str, folder: Path) -> None:
+  from uadjax.errors import UnknownName
+  from uadjax.inference import pipelines
+
+  if name not in pipelines.NAMES:
+    raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
+  print(f'Settings: {pipelines.write(folder)}')
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax predict runs/bolts/model photos/',
+    'uadjax predict runs/bolts/model a.png b.png --json --no-save',
+    'uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects',
+    'uadjax predict runs/bolts/model photos/ --threshold 0.8 --device gpu:0,1',
+    'uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4',
+  )
+)
+@runtime.told
+def predict(
+  context: options.Context,
+  model_dir: options.ModelDir,
+  inputs: options.Input,
+  device: options.Device = None,
+  backend: options.Backend = None,
+  batch_size: options.BatchSize = None,
+  override: options.Overrides = None,
+  allow_private_urls: options.Private = False,
+  threshold: options.Threshold = None,
+  review_threshold: options.ReviewThreshold = None,
+  pixel_threshold: options.PixelThreshold = None,
+  save_path: options.SavePath = None,
+  no_pictures: options.NoPictures = False,
+  no_save: options.NoSave = False,
+  as_json: options.AsJson = False,
+  masks: options.Masks = None,
+  strict: options.Strict = False,
+  fail_on: options.FailOn = None,
+  table: options.Table = None,
+  format: options.TableFormat = 'parquet',
+  shard: options.Shard = 'auto',
+):
+  """Judge images: OK, to be reviewed, or NG.
+
+  Exit status:
+    0  all well, whatever the images look like
+    1  an image or the model could not be read
+    2  a wrong option, value or setting
+    3  --fail-on found what it asks for
+  """
+  from uadjax.cli import predict as predicting
+
+  named = {'model_dir': str(model_dir)} | ({'backend': backend} if backend else {})
+  own = predicting.wishes(context.params)
+  if table:
+    predicting.tabulate(inputs, named, own, table, format, shard)
+    return
+  for name in ('format', 'shard'):
+    if _is_given(context, name):
+      raise typer.BadParameter('it is for --table.', param_hint=f'--{name}')
+  predicting.judge(inputs, 'anomaly_detection', False, named, own)
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax fit bolts/',
+    'uadjax fit mvtec_ad/ --category screw --model padim',
+    'uadjax fit bolts/ --override fit.batch_size=8',
+  )
+)
+@runtime.told
+def fit(
+  dataset: options.Dataset,
+  model: options.Detector = 'PatchCore',
+  category: options.Category = '',
+  workdir: options.Workdir = None,
+  device: options.Device = None,
+  override: options.Settings = None,
+  as_json: options.AsJson = False,
+):
+  """Fit a detector to good images, set its thresholds, and evaluate it.
+
+  DATASET is a folder of good images;
+  if it has test images, the model is evaluated on them.
+  """
+  from uadjax.cli import fit as fitting, predict as predicting
+
+  own = predicting.overrides(override or ())
+  if category:
+    own['data.category'] = category
+  fitting.fit(dataset, model, workdir, device, own, as_json)
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax sweep mvtec_ad/ --models padim,patchcore --seeds 3-7',
+    'uadjax sweep mvtec_ad/ --models patchcore --categories screw,bottle --device gpu:0,1',
+    'srun uadjax sweep mvtec_ad/ --models stfpm,patchcore:ten',
+  )
+)
+@runtime.told
+def sweep(
+  dataset: options.Root,
+  models: options.SweptModels = 'padim,patchcore',
+  categories: options.Categories = 'all',
+  seeds: options.Seeds = '3',
+  workdir: options.SweepDir = Path('runs/sweep'),
+  device: options.SweepDevice = 'auto',
+  jobs: options.Jobs = 0,
+  shard: options.RunShard = 'auto',
+  override: options.Settings = None,
+  table_only: options.TableOnly = False,
+  as_json: options.AsJson = False,
+):
+  """Fit and evaluate every model on every category with every seed.
+
+  Each run has a process and a device of its own.
+  What is finished is not repeated: a sweep that was cut off goes on.
+  """
+  from uadjax.cli import sweep as sweeping
+
+  own = sweeping.Wishes(dataset, models, categories, seeds, workdir, override)
+  sweeping.sweep(own, device, jobs, shard, table_only, as_json)
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax check bolts/',
+    'uadjax check mvtec_ad/ --category all --output checked/',
+  )
+)
+@runtime.told
+def check(
+  dataset: options.Dataset,
+  category: options.Category = '',
+  layout: options.Layout = 'auto',
+  output: options.CheckOutput = None,
+  as_json: options.AsJson = False,
+):
+  """Tell all that is wrong with a data set.
+
+  Exit status 1 where training would be refused.
+  """
+  from uadjax.cli import check as checking
+
+  checking.check(dataset, category, layout, output, as_json)
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax export runs/bolts/model',
+    'uadjax export runs/bolts/model --include-resize 1024x1280 --output bolts.onnx',
+    'uadjax export runs/bolts/model --format tflite',
+    'uadjax export runs/bolts/model --quantize int8',
+  )
+)
+@runtime.told
+def export(
+  model_dir: options.ModelDir,
+  format: options.Format = 'onnx',
+  output: options.GraphFile = None,
+  batch: options.Batch = None,
+  include_resize: options.IncludeResize = '',
+  images: options.Images = None,
+  quantize: options.Quantize = None,
+  as_json: options.AsJson = False,
+):
+  """Write a model for another runtime: pixels in, map and score out.
+
+  What is written is run and compared with the model;
+  where a score or a label differs, nothing is left of it.
+  A quantized graph may differ a little, and is judged by its labels and its AUROC.
+  """
+  with runtime.ready():
+    from uadjax.cli import console
+    from uadjax.export import exporter
+    from uadjax.model import model_dir as model_dirs
+
+    camera = exporter.size(include_resize)
+    model = model_dirs.load(model_dir)
+    done = exporter.export(model, format, output, batch, camera, images, quantize or '')
+    if as_json:
+      console.tell_json(done.told())
+    else:
+      console.tell(runtime.printable(str(done)))
+
+
+@app.command(epilog=_examples('uadjax report runs/bolts/model bolts/ --output bolts.html'))
+@runtime.told
+def report(
+  model_dir: options.ModelDir,
+  dataset: options.Dataset,
+  category: options.Category = '',
+  output: options.ReportOutput = Path('report.html'),
+  device: options.Device = None,
+  as_json: options.AsJson = False,
+):
+  """Write one HTML page that shows how well a model does on a data set."""
+  with runtime.ready():
+    from uadjax.cli import console
+    from uadjax.distributed import mesh
+    from uadjax.experiment import evaluate_run
+
+    mesh.cpu_devices_of_cores()
+    found = evaluate_run.report(model_dir, dataset, category, output, device or 'auto')
+    if as_json:
+      console.tell_json(found)
+    else:
+      console.tell(f'Report: {runtime.printable(str(output))}')
+
+
+@app.command(epilog=_examples('uadjax demo drawn/', 'uadjax check drawn/ --category all'))
+@runtime.told
+def demo(
+  directory: Annotated[Path, typer.Argument(metavar='DIR', help='Where its folders are written.')],
+  seed: options.Seed = 0,
+  size: options.Size = 256,
+  overwrite: options.Overwrite = False,
+):
+  """Draw a data set of five products, with and without defects, to try things on."""
+  with runtime.ready():
+    from uadjax.cli import assets
+
+    assets.draw(directory, seed, size, overwrite)
+
+
+@app.command(epilog=_examples('uadjax weights', 'uadjax weights resnet18'))
+@runtime.told
+def weights(name: options.Backbone = None, as_json: options.AsJson = False):
+  """Tell which backbone weights are in the cache, or download some into it.
+
+  The cache is ~/.cache/uadjax, or UADJAX_CACHE.
+  Copied to a machine without a network, it is
+  all that fitting needs there.
+  """
+  with runtime.ready():
+    from uadjax.cli import assets
+
+    assets.weights(name, as_json)
+
+
+@app.command(
+  epilog=_examples(
+    'uadjax serve runs/bolts/model',
+    'uadjax serve bolts=runs/bolts/model nuts=runs/nuts/model --port 80 --host 0.0.0.0',
+    'curl -F image=@photo.png localhost:8000/image-anomaly-detection',
+  )
+)
+@runtime.told
+def serve(
+  models: options.ModelDirs = None,
+  host: options.Host = '127.0.0.1',
+  port: options.Port = 8000,
+  device: options.Device = None,
+  backend: options.ServiceBackend = 'auto',
+  batch: options.Together = 0,
+  queue: options.Queue = 64,
+  deadline: options.Deadline = 30.0,
+  max_bytes: options.MaxBytes = 32 << 20,
+  max_pixels: options.MaxPixels = 50_000_000,
+  allow_urls: options.AllowUrls = False,
+  token: options.Token = None,
+  drain: options.Drain = 30.0,
+):
+  """Judge images over HTTP, and on a page in the browser.
+
+  Requests are computed together as they come.
+  SIGTERM lets those that were accepted finish.
+  """
+  with runtime.ready():
+    from uadjax.cli import serve as serving
+
+    serving.check()
+    from uadjax import serve as services
+    from uadjax.system import http
+
+    settings = services.Settings(
+      serving.named(models or ()),
+      device or 'auto',
+      backend,
+      batch,
+      queue,
+      deadline,
+      max_bytes,
+      max_pixels,
+      http.Access(urls=allow_urls, max_bytes=max_bytes),
+      serving.token(token),
+      drain,
+    )
+    services.serve(settings, host, port)
