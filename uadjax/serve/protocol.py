@@ -5,7 +5,7 @@ import base64
 import binascii
 import contextlib
 import math
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 import fastapi
 from jaxtyping import UInt8
@@ -17,9 +17,7 @@ from starlette.responses import Response
 import uadjax
 from uadjax.data import inputs
 from uadjax.serve import requests, responses
-
-if TYPE_CHECKING:
-  from uadjax.serve.app import Service
+from uadjax.serve.service import Service
 
 PREFIX = '/v2'
 _IMAGE = 'image'
@@ -73,7 +71,7 @@ _BODY = {
 }
 
 
-def router(service: 'Service') -> fastapi.APIRouter:
+def router(service: Service) -> fastapi.APIRouter:
   """The routes."""
   routes = fastapi.APIRouter(prefix=PREFIX)
 
