@@ -1,8 +1,12 @@
-"""Folders become records, records become batches of network images."""
+"""Everything from bytes to a batch: layouts, decoding, resizing, checks, label formats, batches.
+
+The functions here take the `data` section of a configuration. Reading a file is `image_io`,
+resizing it `transforms`, a dataset `layouts`, an input of `predict` `inputs`, batches `batches`.
+"""
 
 from pathlib import Path
 
-from uadjax.data import checks, demo, layouts, records
+from uadjax.data import checks, layouts, records
 from uadjax.system.progress import silently, Track
 from uadjax.types import Config
 
@@ -22,12 +26,16 @@ def examine(config: Config, fewest: int = checks.FEWEST, track: Track = silently
 def expand(config: Config) -> list[str]:
   """The categories that a `data` config names; with an empty root, the demo's."""
   if not config.root:
+    from uadjax.data import demo  # Whoever has images of his own need not load what draws some.
+
     return demo.expand(config.category)
   return layouts.expand(config.root, config.category)
 
 
 def _where(config: Config, track: Track = silently) -> tuple[Path, str]:
   if not config.root:
+    from uadjax.data import demo
+
     category = config.category or demo.CATEGORY
     return demo.cached(category, track), category
   return Path(config.root), config.category

@@ -7,7 +7,7 @@ from pathlib import Path
 import uadjax
 from uadjax import config as configs
 from uadjax.errors import ConfigError
-from uadjax.export import exporter
+from uadjax.export import runtimes
 from uadjax.model import model_dir
 from uadjax.system import files, logging
 
@@ -23,15 +23,17 @@ def ready(directory: Path) -> Path:
   about = model_dir.about(directory)
   # Damaged arrays must not go unnoticed for years behind a graph of them.
   model_dir.check(directory)
-  own = directory / f'model{exporter._FORMATS["onnx"].suffix}'
+  own = directory / f'model{runtimes.SUFFIX}'
   if own.is_file() and _serves(own, about.arrays_sha256):
     return own
   # Some options change the score, but no array.
   plain = configs.plain(about.config)
   made_of = [uadjax.__version__, about.arrays_sha256, plain['data']['ops'], plain['detector']]
   digest = hashlib.sha256(json.dumps([*made_of, plain['backbone']]).encode()).hexdigest()
-  kept = files.cache() / 'exports' / f'{digest[:16]}.onnx'
+  kept = files.cache() / 'exports' / f'{digest[:16]}{runtimes.SUFFIX}'
   if not kept.is_file():
+    from uadjax.export import exporter  # Opening a graph that is there needs none of the exporters.
+
     logging.LOG.info('Exporting %s to ONNX, once.', directory)
     try:
       kept.parent.mkdir(parents=True, exist_ok=True)
@@ -61,5 +63,5 @@ def _exact(path: Path, arrays_sha256: str) -> bool:
   with path.open('rb') as file:
     file.seek(max(0, path.stat().st_size - _TAIL))
     tail = file.read()
-  quantized = any(f'"quantize": "{kind}"'.encode() in tail for kind in exporter.KINDS)
+  quantized = b'"quantize": "' in tail and b'"quantize": ""' not in tail
   return not quantized and f'"arrays_sha256": "{arrays_sha256}"'.encode() in tail

@@ -50,7 +50,9 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-  'onnx': _Format('.onnx', onnx.write, onnx.load, onnx.others, needs=onnx.NEEDS, limit=None),
+  'onnx': _Format(
+    runtimes.SUFFIX, onnx.write, onnx.load, onnx.others, needs=onnx.NEEDS, limit=None
+  ),
   'stablehlo': _Format('.stablehlo', stablehlo.write, stablehlo.load),
   'savedmodel': _Format('.savedmodel', tensorflow.write_savedmodel, tensorflow.load_savedmodel),
   'tflite': _Format('.tflite', tensorflow.write_tflite, tensorflow.load_tflite, any_batch=False),

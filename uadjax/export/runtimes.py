@@ -23,6 +23,7 @@ from uadjax.system import threads
 from uadjax.types import Scores
 
 INPUT, OUTPUTS = 'image', ('map', 'score')  # Names in every graph.
+SUFFIX = '.onnx'  # Of the file.
 ABOUT = 'uadjax'  # The key of the metadata, which is JSON.
 
 Run = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]

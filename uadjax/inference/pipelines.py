@@ -14,7 +14,7 @@ from uadjax import config as configs, detectors
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, ExportError, ModelError, UnknownName
 from uadjax.export import runtimes
-from uadjax.inference import demo_model, predictor
+from uadjax.inference import predictor
 from uadjax.inference.result import Result
 from uadjax.model import calibration, model_dir as model_dirs
 from uadjax.system import files, http, logging
@@ -286,6 +286,10 @@ def _which(name: str, directory: str | Path | None) -> tuple[str, Path]:
       f'Unknown model {name!r}; choose from {sorted(known.values())}, or name a model directory.'
     )
   if not directory:
+    from uadjax.inference import (
+      demo_model,
+    )  # It draws images and fits, which models of files do not.
+
     title = known.get(name.lower(), demo_model.TITLE)
     return title, demo_model.directory(title, _OWN)
   return known.get(name.lower(), ''), Path(directory)
