@@ -1,4 +1,8 @@
-"""Backbones by name. The table below is the only place where a name becomes code."""
+"""Pretrained networks by name, as feature extractors: their stages are what detectors compare.
+
+Networks are modules here; the files that hold their weights are the business of `weights`. The
+table below is the only place where a name becomes code.
+"""
 
 import functools
 

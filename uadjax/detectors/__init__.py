@@ -1,4 +1,8 @@
-"""Detectors by name. The table below is the only place where a name becomes code."""
+"""Anomaly detectors by name: each a NamedTuple of pure functions over arrays, see `base.Detector`.
+
+A detector is one module or package here, named after its paper. The table below is the only place
+where a name becomes code.
+"""
 
 from collections.abc import Callable, Mapping
 import difflib

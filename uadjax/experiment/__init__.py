@@ -1,4 +1,8 @@
-"""An experiment by mode: from a configuration to the files that it leaves behind."""
+"""An experiment by mode: from a configuration to the files in its work directory.
+
+Modes are functions (configuration, work directory) -> result in the table `MODES`: train, evaluate,
+predict, check_dataset, export. `fit_model` is training from Python.
+"""
 
 from collections.abc import Callable, Mapping
 import contextlib

@@ -1,4 +1,8 @@
-"""The service: `uadjax serve`. FastAPI and uvicorn, batches across requests, a page at /."""
+"""The HTTP service `uadjax serve`: FastAPI and uvicorn, batches across requests, a page at /.
+
+`app` has PaddleX's routes, `protocol` the Open Inference Protocol's, both over `service`. Files in
+`page` are what a browser gets; whatever the report needs as well lies in `uadjax/web`.
+"""
 
 import asyncio
 import logging

@@ -1,4 +1,8 @@
-"""A backbone's variables: from a file, torchvision's servers or this package, or at random."""
+"""A backbone's variables: from a file, torchvision's servers or this package, or at random.
+
+Formats of files are read in `formats` and `unpickler` (no pickle is executed), names of tensors are
+translated in `key_mapping`, and published files are fetched and verified in `download`.
+"""
 
 from collections.abc import Sequence
 import hashlib
