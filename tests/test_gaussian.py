@@ -8,6 +8,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from uadjax.detectors import padim
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.numerics import gaussian
@@ -236,7 +237,7 @@ def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
   ):
     told = ''
     try:
-      gaussian.check(images, channels, ridge)
+      padim.check(images, channels, ridge)
     except ConfigError as error:
       told = str(error)
     if not re.search(expected, told):

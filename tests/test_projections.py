@@ -5,7 +5,6 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax.errors import ConfigError, UnknownName
 from uadjax.numerics import projections, resampling
 
 CHANNELS = (5, 9, 14)
@@ -124,14 +123,13 @@ def test_nearest_by_a_whole_factor_repeats_pixels():
 
 
 def test_unknown_names_list_the_choices():
-  with pytest.raises(UnknownName, match=r"'coreset'; choose from .*'sample', 'h_sample', 'ortho'"):
+  with pytest.raises(ValueError, match=r"'coreset'; choose from .*'sample', 'h_sample', 'ortho'"):
     projections.draw(KEY, 'coreset', CHANNELS, 3)
-  with pytest.raises(UnknownName, match=r"'cubic'; choose from .*'bilinear', 'nearest'"):
+  with pytest.raises(ValueError, match=r"'cubic'; choose from .*'bilinear', 'nearest'"):
     projections.project(jnp.eye(5), [jnp.asarray(stages()[0])], 12, 13, 'cubic')
 
 
 def test_as_many_channels_as_there_are():
   for d in (-1, 0, 29):
-    told = rf'detector.channels={d}, .* 28 channels: choose 1 to 28'
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ValueError, match=rf'keep {d} channels of 28'):
       projections.draw(KEY, 'sample', CHANNELS, d)

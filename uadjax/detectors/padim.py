@@ -19,6 +19,7 @@ import numpy as np
 
 from uadjax import backbones
 from uadjax.detectors.base import Detector, OnePass, Spec, Split
+from uadjax.errors import ConfigError, Setting, UnknownName
 from uadjax.numerics import collectives, gaussian, projections, resampling
 from uadjax.numerics.collectives import ALONE, Shards
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
@@ -81,12 +82,34 @@ def make(
     ridge: added to the variances (equation 1's ε).
   """
   if spec.images:
-    gaussian.check(spec.seen + spec.images, channels, ridge)
+    check(spec.seen + spec.images, channels, ridge)
   blank = jax.ShapeDtypeStruct((1, spec.height, spec.width, 3), jnp.float32)
   shapes = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x)[0], blank)
   stages = cast(Stages, shapes)
   _, h, w, _ = stages[backbone.stages[0]].shape
   counts = tuple(stages[name].shape[-1] for name in backbone.stages)
+  if enlarge not in projections.ENLARGE:
+    raise UnknownName(
+      f'Unknown detector.enlarge {enlarge!r}; choose from {list(projections.ENLARGE)}.',
+      key='detector.enlarge',
+      value=enlarge,
+      allowed=projections.ENLARGE,
+    )
+  if projection not in projections.METHODS:
+    raise UnknownName(
+      f'Unknown detector.projection {projection!r}; choose from {list(projections.METHODS)}.',
+      key='detector.projection',
+      value=projection,
+      allowed=projections.METHODS,
+    )
+  if not 1 <= channels <= sum(counts):
+    raise ConfigError(
+      f'detector.channels={channels}, but the stages have {sum(counts)} channels: choose 1 to '
+      f'{sum(counts)}, or name more stages.',
+      key='detector.channels',
+      value=channels,
+      allowed=(1, sum(counts)),
+    )
   over, full = spec.shards, h + -h % spec.shards.number
 
   def init(key: Key, variables: Variables) -> State:
@@ -150,6 +173,36 @@ def make(
   parts = Split(state, fitted, Reference(fitted, False), fill)  # pyright: ignore[reportArgumentType]
   split = parts if over.number > 1 else None
   return Detector(init, None, update, None, finish, score, one_pass, portable, split=split)
+
+
+def check(images: int, channels: int, ridge: float) -> None:
+  """Refuse Gaussians that cannot be fitted.
+
+  Raises:
+    ConfigError: `ridge` is negative, or covariances of so few images would be singular.
+  """
+  if not ridge >= 0:
+    raise ConfigError(
+      f'detector.ridge must be 0 or more, got {ridge}; the paper has 0.01.',
+      key='detector.ridge',
+      value=ridge,
+      allowed=(0, None),
+    )
+  if images < 2:
+    raise ConfigError(f'A covariance needs 2 good images or more, got {images}; add images.')
+  if ridge == 0 and images <= channels:
+    raise ConfigError(
+      f'{images} good images cannot fill a covariance of {channels} channels with '
+      f'detector.ridge=0: use more than {channels} images,',
+      key='detector.ridge',
+      value=ridge,
+      hint=(
+        Setting('detector.channels', images - 1),
+        ' or fewer, or ',
+        Setting('detector.ridge', 0.01),
+        '.',
+      ),
+    )
 
 
 def _one_pass(

@@ -17,8 +17,6 @@ from jax import lax, numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from uadjax.errors import ConfigError
-
 # Thresholds stand on these products: accelerators would round to 8 or 11 bits of mantissa.
 _EXACT = lax.Precision.HIGHEST
 
@@ -167,24 +165,6 @@ def left_out_distance(
   c = n / ((n - 1.0) * (n - 2.0))
   rest = jnp.maximum(1.0 - c * q, jnp.finfo(q.dtype).eps)  # Positive, but for rounding.
   return n / (n - 1.0) * jnp.sqrt(q / rest)
-
-
-def check(images: int, channels: int, ridge: float) -> None:
-  """Refuse Gaussians that cannot be fitted.
-
-  Raises:
-    ConfigError: `ridge` is negative, or covariances of so few images would be singular.
-  """
-  if not ridge >= 0:
-    raise ConfigError(f'detector.ridge must be 0 or more, got {ridge}; the paper has 0.01.')
-  if images < 2:
-    raise ConfigError(f'A covariance needs 2 good images or more, got {images}; add images.')
-  if ridge == 0 and images <= channels:
-    raise ConfigError(
-      f'{images} good images cannot fill a covariance of {channels} channels with detector.ridge=0:'
-      f' use more than {channels} images, detector.channels={images - 1} or fewer, or '
-      'detector.ridge=0.01.'
-    )
 
 
 def _squared(

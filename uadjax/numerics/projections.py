@@ -14,7 +14,6 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from uadjax.errors import ConfigError, UnknownName
 from uadjax.numerics import resampling
 from uadjax.types import Key
 
@@ -33,16 +32,13 @@ def draw(key: Key, method: str, channels: tuple[int, ...], d: int) -> Float[Arra
     d: channels to keep.
 
   Raises:
-    UnknownName: there is no such method.
-    ConfigError: there are not as many channels as `d`, or `d` is not positive.
+    ValueError: there is no such method, there are not as many channels as `d`, or `d` is not
+      positive.
   """
   if method not in _METHODS:
-    raise UnknownName(f'Unknown projection {method!r}; choose from {list(METHODS)}.')
+    raise ValueError(f'Unknown projection {method!r}; choose from {list(METHODS)}.')
   if not 1 <= d <= sum(channels):
-    raise ConfigError(
-      f'detector.channels={d}, but the stages have {sum(channels)} channels: choose 1 to '
-      f'{sum(channels)}, or name more stages.'
-    )
+    raise ValueError(f'Cannot keep {d} channels of {sum(channels)}.')
   return _METHODS[method](key, channels, d)
 
 
@@ -66,10 +62,10 @@ def project(
     enlarge: 'bilinear', or 'nearest' as in the published PaDiM, which repeats pixels.
 
   Raises:
-    UnknownName: there is no such way to enlarge.
+    ValueError: there is no such way to enlarge.
   """
   if enlarge not in _ENLARGE:
-    raise UnknownName(f'Unknown enlarge {enlarge!r}; choose from {list(_ENLARGE)}.')
+    raise ValueError(f'Unknown enlarge {enlarge!r}; choose from {list(ENLARGE)}.')
   matrix = _ENLARGE[enlarge]
   ends = np.cumsum([x.shape[-1] for x in stages])
   out = jnp.zeros((stages[0].shape[0], height, width, projection.shape[1]))
@@ -148,3 +144,4 @@ _METHODS = {
 METHODS = tuple(_METHODS)
 
 _ENLARGE = {'bilinear': resampling.bilinear_matrix, 'nearest': _nearest_matrix}
+ENLARGE = tuple(_ENLARGE)

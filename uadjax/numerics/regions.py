@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float, Int32, Int64
 import numpy as np
 from scipy import ndimage
 
-from uadjax.errors import DataError
-
 
 def label_regions(
   mask: Bool[np.ndarray, 'h w'],
@@ -70,7 +68,7 @@ def runs(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.ndarray, 'h w']
   """Decode COCO's run lengths, column by column and background first, compressed or not."""
   lengths = decompress(counts) if isinstance(counts, str) else counts
   if sum(lengths) != h * w or min(lengths, default=-1) < 0:
-    raise DataError(f'its run lengths sum to {sum(lengths)}, not to {w}x{h} pixels')
+    raise ValueError(f'its run lengths sum to {sum(lengths)}, not to {w}x{h} pixels')
   values = np.arange(len(lengths)) % 2 == 1
   return np.repeat(values, lengths).reshape(w, h).T
 
@@ -85,7 +83,7 @@ def decompress(text: str) -> list[int]:
   for character in text:
     bits = ord(character) - 48
     if not 0 <= bits < 64:
-      raise DataError(f'the character {character!r} is none of compressed run lengths')
+      raise ValueError(f'the character {character!r} is none of compressed run lengths')
     value |= (bits & 31) << shift
     shift += 5
     if not bits & 32:  # The last of this number; its sign is in bit 16.

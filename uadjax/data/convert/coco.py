@@ -174,4 +174,7 @@ def _runs(segmentation: dict[str, Any], height: int, width: int) -> Bool[np.ndar
     isinstance(counts, list) and all(isinstance(count, int) for count in counts)
   ):
     raise DataError('its run lengths are neither a list of integers nor a string')
-  return regions.runs(counts, height, width)
+  try:
+    return regions.runs(counts, height, width)
+  except ValueError as error:
+    raise DataError(str(error)) from None
