@@ -3,10 +3,13 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+import re
 import subprocess
 import sys
 
 import pytest
+
+from uadjax import config as configs
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'uadjax'
 
@@ -144,6 +147,40 @@ def test_every_package_has_a_level_and_says_what_belongs_in_it():
 
 def test_the_top_level_fits_on_one_screen():
   assert len([path for path in PACKAGE.iterdir() if path.name != '__pycache__']) <= 24
+
+
+def literals(path: Path) -> Iterator[tuple[int, str]]:
+  """Line and text of the strings of a file, and of the parts of f-strings; no docstrings."""
+  tree = ast.parse(path.read_text())
+  documents = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documents:
+      yield node.lineno, node.value
+
+
+def test_front_ends_alone_spell_command_line_options():
+  """Others name a setting by its key, see `errors.Setting`."""
+  front_ends = {'cli', 'main', 'experiment'}
+  starts_processes = {'sweep/__init__.py', 'sweep/slots.py', 'inference/demo_model.py'}
+  wrong = [
+    f'{path.relative_to(PACKAGE)}:{line} {text!r}'
+    for module, path in MODULES.items()
+    if package(module) not in front_ends and str(path.relative_to(PACKAGE)) not in starts_processes
+    for line, text in literals(path)
+    if re.search(r'(?<![\w-])--[a-zA-Z]', text)
+  ]
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_numerics_know_neither_settings_nor_progress_nor_errors_of_users():
+  keys = '|'.join(sorted({key.partition('.')[0] for key in configs.keys(configs.load('padim'))}))
+  wrong = []
+  for module, path in MODULES.items():
+    if package(module) == 'numerics':
+      wrong += [f'{module} imports {n}' for _, n in dependencies(path) if 'numerics' not in n]
+      texts = (text for _, text in literals(path))
+      wrong += [f'{module}: {text!r}' for text in texts if re.search(rf'\b({keys})\.[a-z]', text)]
+  assert {name for name in wrong if not name.endswith(' imports uadjax.types')} == set()
 
 
 def in_new_process(code: str) -> str:

@@ -7,6 +7,7 @@ import yaml
 
 from uadjax import config as configs
 from uadjax.errors import ConfigError, UnknownName
+from uadjax.experiment import flags
 
 STFPM = str(Path(__file__).resolve().parent.parent / 'configs' / 'stfpm.py')
 
@@ -87,6 +88,6 @@ def test_a_missing_file_is_named():
 
 def test_overrides_are_taken_out_of_the_arguments():
   argv = ['--config=a.py', '--config.x.y=1=2', '--workdir', 'w', '--config.z', '3', '--config.flag']
-  overrides, rest = configs.split_overrides(argv)
+  overrides, rest = flags.split_overrides(argv)
   assert overrides == [('x.y', '1=2'), ('z', '3'), ('flag', 'true')]
   assert rest == ['--config=a.py', '--workdir', 'w']

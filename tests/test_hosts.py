@@ -284,7 +284,7 @@ def test_steps_of_a_job_do_not_share_a_port(joined):
 
 
 def test_where_jax_finds_nothing_the_error_says_what_to_pass(joined):
-  with pytest.raises(ConfigError, match=r'--config\.hosts\.coordinator=HOST:PORT'):
+  with pytest.raises(ConfigError, match=r'hosts\.coordinator=HOST:PORT'):
     joined(SRUN | MPIRUN_5)
 
 

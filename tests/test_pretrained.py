@@ -522,7 +522,7 @@ def test_auto_is_embedded_elsewhere_and_says_why(monkeypatch, tmp_path):
   choice = pretrained_weights.choose('resnet18', 'auto', ('layer2', 'layer3'), NOWHERE)
   assert choice[:2] == ('compact', 'embedded')
   assert 'Could not download' in choice.why
-  assert '--config.backbone.weights=FILE' in choice.why
+  assert 'backbone.weights=FILE' in choice.why
 
 
 @pytest.mark.parametrize(
@@ -577,7 +577,7 @@ def test_a_part_of_something_else_is_removed(server):
 
 def test_a_wrong_checksum_is_refused_and_removed(server):
   server.content = b'<html>sign in</html>'
-  with pytest.raises(WeightsError, match=r'SHA-256.*removed.*--config\.backbone\.weights=FILE'):
+  with pytest.raises(WeightsError, match=r'SHA-256.*removed.*backbone\.weights=FILE'):
     fetch(server)
   assert list(server.target.parent.iterdir()) == []
 
@@ -594,12 +594,12 @@ def test_without_the_file_the_ways_out_are_named(server):
   server.mode = 'absent'
   with pytest.raises(WeightsError, match=r'404') as caught:
     fetch(server)
-  for way in (server.base, str(server.target), '--config.backbone.weights=FILE'):
+  for way in (server.base, str(server.target), 'backbone.weights=FILE'):
     assert way in str(caught.value)
 
 
 def test_without_a_network_the_ways_out_are_named(server):
-  with pytest.raises(WeightsError, match=r'refused.*--config\.backbone\.weights=FILE'):
+  with pytest.raises(WeightsError, match=r'refused.*backbone\.weights=FILE'):
     pretrained_weights.load('imagenet', MODULE, NOWHERE)
 
 

@@ -239,7 +239,7 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
   config.data.root = str(tmp_path / 'gone')
   model = model._replace(directory=directory, config=config)
   for kind in exporter.KINDS:
-    with pytest.raises(errors.ConfigError, match='pass --images'):
+    with pytest.raises(errors.ConfigError, match=r'export\.images=DIR'):
       exporter.export(model, quantize=kind)
   of_set = exporter.export(model, quantize='fp16', images=drawn / 'disc').quantized
   assert of_set.good.images == runs.TRAIN

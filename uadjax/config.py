@@ -1,8 +1,8 @@
 """Configurations: defaults, files, overrides. Only files of `configs/` are ever run as Python.
 
 `ml_collections.config_flags` answers a misspelled key with a traceback before any work directory
-exists, cannot set a field whose value is None, and executes whatever `--config` names, YAML too.
-So the flags are read here, onto the same ConfigDict.
+exists, cannot set a field whose value is None, and executes whatever file it is given, YAML too.
+So keys are set here by text, onto the same ConfigDict; `experiment.flags` reads flags.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.types import Config
 
 _POSITIVE = (
@@ -44,7 +44,6 @@ _NOT_NEGATIVE = (
 _THRESHOLDS = ('threshold', 'review_threshold', 'pixel_threshold')
 _OVERRIDES = tuple(f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLDS)
 _OPTIONAL = ('fit.steps', 'fit.eval_every', 'export.batch', *_OVERRIDES)
-_PREFIX = '--config.'
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
 
@@ -149,21 +148,6 @@ def _thresholds() -> dict[str, Any]:
   return {name: config_dict.placeholder(float) for name in _THRESHOLDS}
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-  """Take `--config.key=value`, `--config.key value` and `--config.flag` out of the arguments."""
-  overrides, rest, words = [], [], list(argv)
-  while words:
-    word = words.pop(0)
-    if not word.startswith(_PREFIX):
-      rest.append(word)
-      continue
-    key, given, value = word.removeprefix(_PREFIX).partition('=')
-    if not given:
-      value = words.pop(0) if words and not words[0].startswith('--') else 'true'
-    overrides.append((key, value))
-  return overrides, rest
-
-
 # Where configs/ lies: in an installed package, and in a checkout.
 _FOLDERS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent / 'configs')
 
@@ -183,8 +167,15 @@ def load(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
   path = _shipped().get(name, Path(name))
   if not path.is_file():
     raise ConfigError(
-      f'No config file {name!r}; name one, such as --config=configs/stfpm.py, or one of '
-      f'{sorted(_shipped())}.'
+      f'No config file {name!r}.',
+      key='config',
+      value=name,
+      allowed=sorted(_shipped()),
+      hint=(
+        'Name one, such as ',
+        Setting('config', 'configs/stfpm.py'),
+        f', or one of {sorted(_shipped())}.',
+      ),
     )
   of_yaml = path.suffix in ('.yaml', '.yml')
   config = _from_yaml(path) if of_yaml else _from_python(path, argument)
@@ -248,7 +239,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-  """The resolved configuration, to be passed back to `--config`."""
+  """The resolved configuration, to be read back by `load`."""
   return yaml.safe_dump(plain(config), sort_keys=False)
 
 

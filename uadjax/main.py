@@ -6,9 +6,10 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import config as configs, experiment
+from uadjax import config as configs, errors, experiment
 from uadjax.distributed import mesh, processes
 from uadjax.errors import Interrupted, UserError
+from uadjax.experiment import flags
 from uadjax.system import logging, memory
 from uadjax.training import workdir as workdirs
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description='Run an experiment.',
     epilog='Example: --config=configs/stfpm.py --config.data.root=DIR --config.data.category=NAME. '
     f'Modes (--config.mode=): {", ".join(experiment.MODES)}. All keys: uadjax/config.py, '
-    f'configs/*.py.',
+    'configs/*.py.',
     allow_abbrev=False,
   )
   parser.add_argument(
@@ -35,21 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--workdir', type=Path, metavar='DIR', help='default: runs/<detector>_<category or folder>'
   )
-  overrides, rest = configs.split_overrides(sys.argv[1:] if argv is None else argv)
+  overrides, rest = flags.split_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(rest)
   memory.keep_pages()
   mesh.cpu_devices_of_cores()
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
   mode = mode if mode in experiment.MODES else 'train'  # Of the file that tells of a failure.
   try:
-    config = configs.load(arguments.config, overrides)
-    mode = experiment.mode(config.mode)
-    workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
-    processes.join(
-      config.hosts, lambda error, ours, at=workdir: _tell(error, at if ours else None, mode)
-    )
-    with processes.folder(workdir) as workdir:
-      result = experiment.recorded(config, workdir)
+    with errors.spelled(flags.spelled):
+      config = configs.load(arguments.config, overrides)
+      mode = experiment.mode(config.mode)
+      workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
+      processes.join(
+        config.hosts, lambda error, ours, at=workdir: _tell(error, at if ours else None, mode)
+      )
+      with processes.folder(workdir) as workdir:
+        result = experiment.recorded(config, workdir)
   except (Exception, Interrupted) as failure:
     error = processes.told(failure)
     _tell(error, workdir, mode)
@@ -63,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tell(error: Exception | Interrupted, workdir: Path | None, mode: str) -> None:
   """Say why a run failed: on the console, in its log and in its result file."""
   log = workdir and workdir / f'{mode}.log'
+  if isinstance(error, UserError | Interrupted):
+    error.spelling = flags.spelled  # One of another thread is not spelled yet.
   if isinstance(error, UserError | OSError | Interrupted):
     logging.complain(error, log)
   else:

@@ -6,7 +6,6 @@ from pathlib import Path
 from rich import box, table
 
 from uadjax.cli import console, runtime
-from uadjax.errors import Interrupted, UserError
 from uadjax.experiment import fit_model
 
 _SHOWN = {
@@ -26,11 +25,8 @@ def fit(
   as_json: bool,
 ) -> None:
   """Fit, and tell what came out."""
-  try:
-    with runtime.ready():
-      result, where = fit_model.carried_out(dataset, model, workdir, device, overrides)
-  except (UserError, Interrupted) as error:  # Here options are spelled otherwise.
-    raise type(error)(str(error).replace('--config.', '--override ')) from None
+  with runtime.ready():
+    result, where = fit_model.carried_out(dataset, model, workdir, device, overrides)
   if as_json:
     console.tell_json({'workdir': str(where), **result})
     return

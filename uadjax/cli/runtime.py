@@ -5,14 +5,31 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
 from typing import Any
 
 import typer
 
+from uadjax import errors
+from uadjax.errors import Setting
+
 FAILED, MISUSED = 1, 2
 _SIGNALED = 128  # As shells have it: plus the number of the signal.
+_OPTIONS = {  # Of settings that have one of their own; --override takes all others.
+  'access.private': '--allow-private-urls',
+  'config': '--models',
+  'export.batch': '--batch',
+  'export.format': '--format',
+  'export.images': '--images',
+  'export.include_resize': '--include-resize',
+  'export.output': '--output',
+  'export.quantize': '--quantize',
+  'predict.shard': '--shard',
+  'serve.deadline_s': '--deadline',
+  'workdir': '--workdir',
+}
 
 
 def told(command: Callable[..., None]) -> Callable[..., None]:
@@ -21,7 +38,8 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
   @functools.wraps(command)
   def careful(*args: Any, **options: Any) -> None:
     try:
-      command(*args, **options)
+      with errors.spelled(spelled):
+        command(*args, **options)
     except (typer.TyperException, typer.Exit, SystemExit):
       raise
     except BrokenPipeError:
@@ -31,6 +49,16 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
       raise typer.Exit(_tell(error, options.get('as_json', False))) from None
 
   return careful
+
+
+def spelled(setting: Setting) -> str:
+  """A setting as an option, to be pasted into a shell."""
+  option = _OPTIONS.get(setting.key)
+  if option is None:
+    return f'--override {shlex.quote(errors.plain(setting))}'
+  if setting.value is None or isinstance(setting.value, bool):
+    return option
+  return shlex.quote(f'{option}={errors.text(setting.value)}')
 
 
 @contextlib.contextmanager
@@ -66,7 +94,6 @@ def leave_stdout() -> None:
 
 def _tell(error: BaseException, as_json: bool) -> int:
   """The exit status of a failure, which is told."""
-  from uadjax import errors
   from uadjax.system import logging
 
   if isinstance(error, KeyboardInterrupt):  # Before signals were taken care of.

@@ -8,7 +8,7 @@ from uadjax import data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.records import Record
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.system import logging as log, progress
 from uadjax.types import Config
 
@@ -23,7 +23,9 @@ def passed(config: Config) -> records.Splits:
   for name in ('convert', 'split'):
     if config.check[name].enable:
       raise ConfigError(
-        f'check.{name} changes files, and is for --config.mode=check_dataset alone; run that first.'
+        f'check.{name} changes files, which only the check of a data set may.',
+        key=f'check.{name}.enable',
+        hint=('Run that first: ', Setting('mode', 'check_dataset'), '.'),
       )
   # A model that is extended may learn from a single image more.
   report = data.examine(config.data, 1 if config.fit.extend else checks.FEWEST, progress.track)

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from uadjax.distributed import cluster_env
-from uadjax.errors import ConfigError, Interrupted, UserError
+from uadjax.errors import ConfigError, Interrupted, Setting, UserError
 from uadjax.types import Config
 
 _SHARED = ('checkpoints', 'config.yaml')  # Of a run's folder: what going on with it needs.
@@ -36,19 +36,28 @@ _SIGNS = re.compile(
 )
 _LOST, _ALIVE = 'uadjax/lost', 'uadjax/alive'  # What processes tell each other under.
 _PATIENCE = 0.6  # Of JAX's.
-_GONE = (
-  'A process of this run is gone, or cannot be reached; its own log has why. Start all again, on '
-  'as many hosts as there are; --config.fit.resume=latest goes on with STFPM where it was saved.{}'
+_GONE = 'A process of this run is gone, or cannot be reached; its own log has why.{}'
+_START_AGAIN = (
+  'Start all again, on as many hosts as there are; ',
+  Setting('fit.resume', 'latest'),
+  ' goes on with STFPM where it was saved.',
 )
 _LEAVING = threading.Event()
 _MEETINGS = itertools.count()  # All processes meet equally often, each time under another name.
 _LONGER_S = 60  # That JAX waits for others than is said.
 _LAST_S = 5.0  # That the first process leaves after others, who may still close files,
 _HEARD_S, _LATER_S = 1.0, 3.0  # and of a lost one: before JAX hears of it, and aborts all.
-_UNKNOWN = (
-  'JAX cannot find the first process of this run (of Open MPI it knows version 4 alone). Name it '
-  'with --config.hosts.coordinator=HOST:PORT, and where neither srun nor mpirun started the '
-  'processes with hosts.count and hosts.index; hosts.coordinator=none makes each a run of its own.'
+_UNKNOWN = 'JAX cannot find the first process of this run (of Open MPI it knows version 4 alone{}).'
+_NAME_IT = (
+  'Name it with ',
+  Setting('hosts.coordinator', 'HOST:PORT'),
+  ', and where neither srun nor mpirun started the processes with ',
+  Setting('hosts.count'),
+  ' and ',
+  Setting('hosts.index'),
+  '; ',
+  Setting('hosts.coordinator', 'none'),
+  ' makes each a run of its own.',
 )
 
 
@@ -92,7 +101,7 @@ def join(options: Config, failed: Failed | None = None) -> None:
       )
     known = {'coordinator_address': how, 'num_processes': count, 'process_id': index}
   elif launched and not cluster_env.known_to_jax(launched):  # It would ask SLURM, where that is.
-    raise ConfigError(_UNKNOWN)
+    raise ConfigError(_UNKNOWN.format(''), key='hosts.coordinator', hint=_NAME_IT)
   elif launched and launched.by_slurm:
     cluster_env.port_of_step()
   late = Lost(
@@ -113,7 +122,8 @@ def join(options: Config, failed: Failed | None = None) -> None:
   except RuntimeError as error:
     raise Lost(f'{late} ({str(error).splitlines()[0]})') from None
   except ValueError as error:
-    raise ConfigError(f'{_UNKNOWN} ({error})') from None
+    problem = _UNKNOWN.format(f'; it says: {error}')
+    raise ConfigError(problem, key='hosts.coordinator', hint=_NAME_IT) from None
   finally:
     alarm.cancel()
   if jax.distributed.is_initialized():
@@ -210,7 +220,7 @@ def told(error: Exception | Interrupted) -> Exception | Interrupted:
   """The error; of one that only says that another process is gone, what to do about it."""
   if not several() or isinstance(error, UserError) or not _SIGNS.search(str(error)):
     return error
-  return Lost(f'{_GONE.format("")} ({str(error).splitlines()[0][:120]})')
+  return Lost(_GONE.format(f' ({str(error).splitlines()[0][:120]})'), hint=_START_AGAIN)
 
 
 def leave(error: BaseException) -> NoReturn:
@@ -222,9 +232,9 @@ def leave(error: BaseException) -> NoReturn:
   """
   _LEAVING.set()
   lost = isinstance(error, Lost)
-  if lost:
+  if isinstance(error, Lost):
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      _client().key_value_set(_LOST, str(error), allow_overwrite=True)
+      _client().key_value_set(_LOST, error.message, allow_overwrite=True)
   if jax.process_index() == 0:
     time.sleep(_LATER_S if lost else _LAST_S)
   sys.stdout.flush()
@@ -247,7 +257,7 @@ def _listen(failed: Failed | None, heartbeat_s: float) -> None:
         told = client.blocking_key_value_get(_LOST, 1000)
         # Who sees it, too, says so himself; and the first is the last here as well.
         if not _LEAVING.wait(_HEARD_S if index else _LATER_S):
-          _give_up(failed, Lost(told), index == 0)
+          _give_up(failed, Lost(told, hint=_START_AGAIN), index == 0)
         return
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         client.key_value_set(f'{_ALIVE}/{index}', str(time.monotonic()), allow_overwrite=True)

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-import re
 from typing import Any
 
-from uadjax import config as configs, data, detectors, experiment
+from uadjax import config as configs, data, detectors, errors, experiment
 from uadjax.distributed import mesh
-from uadjax.errors import ConfigError, DataError, UnknownName, UserError
+from uadjax.errors import ConfigError, DataError, Setting, UnknownName
 from uadjax.inference import pipelines, predictor
 from uadjax.system import memory
 from uadjax.training import workdir as workdirs
@@ -31,18 +30,21 @@ def fit_model(
     workdir: for all that it leaves, such as model/ and report.html; runs/<model>_<folder> where
       none is named.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
-    overrides: value by dotted key of the configuration: {'fit.overwrite': True} is the
-      --config.fit.overwrite=true of messages.
+    overrides: value by dotted key of the configuration, such as {'fit.overwrite': True}.
 
   Raises:
     UserError: whatever is wrong with the data, the settings or the machine, and the way out.
   """
-  try:
+  with errors.spelled(spelled):
     _, where = carried_out(dataset, model_name, workdir, device, overrides or {})
-  except UserError as error:  # Here options are spelled otherwise.
-    told = re.sub(r'--config\.([\w.]+)=(\w+)', r"overrides={'\1': '\2'}", str(error))
-    raise type(error)(told.replace('--workdir', 'workdir')) from None
   return pipelines.create_model(model_dir=where / 'model', device=device)
+
+
+def spelled(setting: Setting) -> str:
+  """A setting as an argument of `fit_model`."""
+  if setting.key == 'workdir':
+    return setting.key if setting.value is None else f'workdir={setting.value!r}'
+  return f'overrides={{{setting.key!r}: {"..." if setting.value is None else repr(setting.value)}}}'
 
 
 def carried_out(

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from typing import Any, NamedTuple
 
-from uadjax.errors import ConfigError, ExportError, UnknownName
+from uadjax.errors import ConfigError, ExportError, Setting, UnknownName
 from uadjax.export import (
   bisect,
   graph as graphs,
@@ -133,7 +133,12 @@ def export(
   if not output.parent.is_dir():
     raise ConfigError(f'There is no folder {output.parent} to export to.')
   if not os.access(output.parent, os.W_OK):
-    raise ConfigError(f'{output.parent} cannot be written to; name another --output.')
+    raise ConfigError(
+      f'{output.parent} cannot be written to.',
+      key='export.output',
+      value=output,
+      hint=('Name another ', Setting('export.output'), '.'),
+    )
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
     raise ConfigError(f'{output} is a folder; name the file to write, as model{kind.suffix} in it.')
   judged_on = quantization_check.pictures(model, camera, images) if quantize else None

@@ -17,7 +17,7 @@ import numpy as np
 from uadjax import data
 from uadjax.data import image_io, layouts, records
 from uadjax.data.records import Record
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError, Setting
 from uadjax.export import graph as graphs, runtimes
 from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
@@ -106,8 +106,9 @@ def pictures(
   if not good:
     raise ConfigError(
       'export.quantize needs good images to measure and judge on, and none that calibration.csv of '
-      f'{model.directory} names is here; pass --images (export.images) with some, or with the data '
-      'set.'
+      f'{model.directory} names is here.',
+      key='export.images',
+      hint=('Name a folder of some, or the data set, with ', Setting('export.images', 'DIR'), '.'),
     )
 
   def taken(path: Path) -> UInt8[np.ndarray, 'h w 3']:

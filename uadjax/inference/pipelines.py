@@ -221,8 +221,11 @@ def read(pipeline: str | Path) -> Config:
   path = Path(pipeline)
   if path.suffix not in ('.yaml', '.yml'):
     raise UnknownName(
-      f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or name a YAML file, which '
-      '`uadjax --get_pipeline_config anomaly_detection` writes.'
+      f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or name a YAML file, such as '
+      '`pipelines.write` leaves.',
+      key='pipeline',
+      value=str(pipeline),
+      allowed=NAMES,
     )
   try:
     values = yaml.safe_load(path.read_text(encoding='utf-8'))

@@ -13,7 +13,7 @@ from pathlib import Path
 import re
 from typing import Any, BinaryIO
 
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError, Setting
 from uadjax.system import files
 
 FORMATS = ('parquet', 'jsonl')
@@ -41,7 +41,10 @@ def growing(folder: Path, part: tuple[int, int]) -> Iterator[BinaryIO]:
   with path.open('a+b') as file:
     if not _mine(file):
       raise ConfigError(
-        f'Another process is at part {index}/{count} of {folder}; give each its own --shard.'
+        f'Another process is at part {index}/{count} of {folder}.',
+        key='predict.shard',
+        value=f'{index}/{count}',
+        hint=('Give each its own ', Setting('predict.shard'), '.'),
       )
     _mend(file)
     try:

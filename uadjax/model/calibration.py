@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 import numpy as np
 from scipy import special
 
-from uadjax.errors import ConfigError, DataError, UnknownName
+from uadjax.errors import ConfigError, DataError, Setting, UnknownName
 
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
@@ -237,9 +237,13 @@ def check(
   _check_cost(miss_cost)
   if method in _LABELLED and not labelled:
     raise ConfigError(
-      f'calibrate.method {method!r} needs labelled images: name a dataset directory with good and '
-      'defective ones in calibrate.labelled, or pass --config.calibrate.method=normals.'
-    )
+      f'calibrate.method {method!r} needs labelled images.',
+      key='calibrate.labelled',
+      hint=(
+        'Name a dataset directory with good and defective ones in ',
+        Setting('calibrate.labelled'), ', or pass ', Setting('calibrate.method', 'normals'), '.',
+      ),
+    )  # fmt: skip
   if labelled and method not in _LABELLED:
     raise ConfigError(
       f'calibrate.labelled means nothing to calibrate.method {method!r}; leave it out, or choose '
@@ -253,8 +257,11 @@ def _check_budgets(budget: float, review_budget: float) -> None:
   if not budget <= review_budget < 1:
     raise ConfigError(
       f'calibrate.review_budget must lie between calibrate.budget ({budget}) and 1, got '
-      f'{review_budget}: images called NG have exceeded the review threshold, too. Pass '
-      f'--config.calibrate.review_budget={budget} for no review.'
+      f'{review_budget}: images called NG have exceeded the review threshold, too.',
+      key='calibrate.review_budget',
+      value=review_budget,
+      allowed=(budget, 1),
+      hint=('Pass ', Setting('calibrate.review_budget', budget), ' for no review.'),
     )
 
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from uadjax import config as configs
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.sweep import results, slots
 from uadjax.system import files, logging
 from uadjax.training import workdir as workdirs
@@ -207,8 +207,10 @@ def begin(workdir: Path, overrides: Sequence[str], here: bool) -> list[str]:
   finished = (results.done(path.parent) for path in workdir.glob('*/*/*/train_result.json'))
   if before and before['overrides'] != list(overrides) and any(finished):
     raise ConfigError(
-      f'{workdir} holds a sweep with the overrides {before["overrides"]}, not {list(overrides)}; '
-      'name another --workdir.'
+      f'{workdir} holds a sweep with the overrides {before["overrides"]}, not {list(overrides)}.',
+      key='workdir',
+      value=workdir,
+      hint=('Name another ', Setting('workdir'), '.'),
     )
   known: list[str] = before.get('machines', [])
   if here:

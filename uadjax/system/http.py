@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple
 import urllib.parse
 
-from uadjax.errors import DataError
+from uadjax.errors import DataError, Setting
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _FOLLOWED = 3
@@ -157,8 +157,8 @@ def _looked_up(target: _Target, access: Access) -> Sequence[Any]:
   allowed = [place for place in found if access.private or _public(place[4][0])]
   if not allowed:  # The address is not told: whoever asks a server may not know it.
     raise DataError(
-      f'{target.host} is not on the public internet; allow private addresses (--allow-private-urls,'
-      ' or Access(private=True)) if all who can give URLs may see what is there'
+      f'{target.host} is not on the public internet; allow private addresses '
+      f'({Setting("access.private", True)}) if all who can give URLs may see what is there'
     )
   return allowed
 

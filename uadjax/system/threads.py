@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
+import contextvars
 import os
 import queue
 import threading
@@ -20,8 +21,14 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def pool(threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
-  """Threads that, when nobody wants more, begin with nothing else."""
-  pool = futures.ThreadPoolExecutor(threads, name)
+  """Threads that, when nobody wants more, begin with nothing else; in the caller's context."""
+  context = contextvars.copy_context()
+
+  def inherit() -> None:
+    for variable, value in context.items():
+      variable.set(value)
+
+  pool = futures.ThreadPoolExecutor(threads, name, inherit)
   try:
     yield pool
   finally:

@@ -19,7 +19,7 @@ import numpy as np
 
 from uadjax.detectors.base import Detector
 from uadjax.distributed import processes
-from uadjax.errors import ConfigError, Interrupted
+from uadjax.errors import ConfigError, Interrupted, Setting
 from uadjax.system import logging, tensorflow
 from uadjax.training import checkpoint
 from uadjax.types import Batch, Metrics
@@ -177,7 +177,8 @@ def saving(
     due = time.monotonic() + every_s
     if asked and step != total:
       raise Interrupted(
-        f'Stopped at step {step}/{total}; it is saved. Go on with --config.fit.resume=latest.'
+        f'Stopped at step {step}/{total}; it is saved.',
+        hint=('Go on with ', Setting('fit.resume', 'latest'), '.'),
       )
 
   return hook, lambda: seconds

@@ -12,7 +12,7 @@ from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Spec
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.evaluation import labeled
 from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
@@ -178,8 +178,11 @@ def _earlier(config: Config, old: model_dir.About) -> incremental_state.Learned:
   for key in ('detector.name', *ours):
     if key.startswith(_SHARED) and theirs.get(key) != ours[key]:
       raise ConfigError(
-        f'{key} is {ours[key]!r}, but the model to extend, {directory}, has {theirs.get(key)!r}; '
-        f'pass --config.{key}={theirs.get(key)}.'
+        f'{key} is {ours[key]!r}, but the model to extend, {directory}, has {theirs.get(key)!r}.',
+        key=key,
+        value=ours[key],
+        allowed=theirs.get(key),
+        hint=('Pass ', Setting(key, theirs.get(key)), '.'),
       )
   return incremental_state.load(directory.resolve().parent / 'state')
 

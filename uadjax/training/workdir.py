@@ -10,7 +10,7 @@ import yaml
 
 from uadjax import config as configs
 from uadjax.data.layouts import scanning
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.system import files
 from uadjax.training import checkpoint
 from uadjax.types import Config
@@ -24,6 +24,7 @@ _FIXED = (
 _OF_A_RUN = (
   'checkpoints', 'tensorboard', 'pictures', 'curves', 'predictions', 'model', 'state',
 )  # fmt: skip
+_BEGIN_ANEW = (Setting('fit.overwrite', True), ', or name another ', Setting('workdir'), '.')
 
 
 def default(config: Config, variant: str = '') -> Path:
@@ -46,7 +47,10 @@ def make(workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(
-      f'--workdir={workdir} cannot be made ({error.strerror}); name another.'
+      f'The work directory {workdir} cannot be made ({error.strerror}).',
+      key='workdir',
+      value=workdir,
+      hint=('Name another ', Setting('workdir'), '.'),
     ) from None
 
 
@@ -64,13 +68,17 @@ def check(workdir: Path, config: Config) -> None:
       raise ConfigError(f"fit.resume must be 'latest', 'best' or one of {there}, got {choice!r}.")
   elif there and not config.fit.overwrite:
     raise ConfigError(
-      f'{workdir} holds a run, saved at step {there[-1]}. Go on with --config.fit.resume=latest, '
-      'start over with --config.fit.overwrite=true, or name another --workdir.'
+      f'{workdir} holds a run, saved at step {there[-1]}.',
+      key='workdir',
+      value=workdir,
+      hint=('Go on with ', Setting('fit.resume', 'latest'), ', start over with ', *_BEGIN_ANEW),
     )
   elif (workdir / 'model').exists() and not config.fit.overwrite:
     raise ConfigError(
-      f'{workdir} holds a finished run. Start over with --config.fit.overwrite=true, or name '
-      'another --workdir.'
+      f'{workdir} holds a finished run.',
+      key='workdir',
+      value=workdir,
+      hint=('Start over with ', *_BEGIN_ANEW),
     )
 
 
@@ -127,10 +135,15 @@ def _same_run(saved: Path, config: Config) -> None:
   try:
     before = configs.flat(yaml.safe_load(saved.read_text()))
   except (yaml.YAMLError, AttributeError):
-    raise ConfigError(f'{saved} is damaged; pass --config.fit.overwrite=true instead.') from None
+    raise ConfigError(
+      f'{saved} is damaged.', hint=('Pass ', Setting('fit.overwrite', True), ' instead.')
+    ) from None
   for key, value in configs.flat(configs.plain(config)).items():
     if key.startswith(_FIXED) and before.get(key) != value:
       raise ConfigError(
-        f'{key} is {value!r}, but the run to go on with has {before.get(key)!r}; leave it, or '
-        'begin a new run in another --workdir.'
+        f'{key} is {value!r}, but the run to go on with has {before.get(key)!r}.',
+        key=key,
+        value=value,
+        allowed=before.get(key),
+        hint=('Leave it, or begin a new run in another ', Setting('workdir'), '.'),
       )

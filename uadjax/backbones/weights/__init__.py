@@ -16,7 +16,7 @@ import numpy as np
 
 from uadjax.backbones import Backbone, compact
 from uadjax.backbones.weights import download, formats, key_mapping
-from uadjax.errors import WeightsError
+from uadjax.errors import Setting, WeightsError
 from uadjax.system import files
 from uadjax.types import Variables
 
@@ -35,7 +35,7 @@ _LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
 # With its card and origin beside it.
 EMBEDDED = Path(compact.__file__).with_name('compact.safetensors')
 _IMITATED = 'resnet18'  # By the compact network.
-_OPTION = '--config.backbone.weights'
+_KEY = 'backbone.weights'
 
 
 class Provenance(NamedTuple):
@@ -90,7 +90,14 @@ def choose(name: str, weights: str, stages: Sequence[str], base: str = TORCHVISI
     if name != compact.NAME and not imitated:
       raise WeightsError(
         f'The embedded weights imitate {list(compact.STAGES)} of {_IMITATED}, not {list(stages)} '
-        f"of {name}; choose others ({_OPTION}: 'imagenet', 'random' or a file), or that network."
+        f'of {name}.',
+        key=_KEY,
+        value=weights,
+        hint=(
+          'Choose others (',
+          Setting(_KEY),
+          ": 'imagenet', 'random' or a file), or that network.",
+        ),
       )
     return Choice(compact.NAME, 'embedded')
   return Choice(name, weights)
@@ -123,8 +130,10 @@ def load(weights: str, module: Backbone, base: str = TORCHVISION) -> tuple[Varia
     data = path.read_bytes()
   except OSError as error:
     raise WeightsError(
-      f"Cannot read weights {path}: {error.strerror}. {_OPTION} is 'auto', 'imagenet', 'embedded', "
-      "'random' or a file."
+      f'Cannot read weights {path}: {error.strerror}.',
+      key=_KEY,
+      value=weights,
+      hint=(Setting(_KEY), " is 'auto', 'imagenet', 'embedded', 'random' or a file."),
     ) from None
   variables = _variables(data, module, path)
   license = _LICENSES.get(weights, '')
@@ -140,8 +149,17 @@ def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
   """Find torchvision's file in the cache, which is filled first where it has to be."""
   if arch not in FILES:
     raise WeightsError(
-      f'Nobody published ImageNet weights of {arch}; choose another {_OPTION}, or one of '
-      f'{sorted(FILES)} (--config.backbone.name).'
+      f'Nobody published ImageNet weights of {arch}.',
+      key='backbone.name',
+      value=arch,
+      allowed=sorted(FILES),
+      hint=(
+        'Choose another ',
+        Setting(_KEY),
+        f', or one of {sorted(FILES)} (',
+        Setting('backbone.name'),
+        ').',
+      ),
     )
   path = cached(arch)
   digest, url = path.stem.rpartition('-')[2], f'{base}/{path.name}'
@@ -152,8 +170,13 @@ def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
       download.fetch(url, path, digest)
   except WeightsError as error:
     raise WeightsError(
-      f'{error} Run again to download it, put the file at {path}, or name a file that you have '
-      f'with {_OPTION}=FILE.'
+      str(error),
+      key=_KEY,
+      hint=(
+        f'Run again to download it, put the file at {path}, or name a file that you have with ',
+        Setting(_KEY, 'FILE'),
+        '.',
+      ),
     ) from error
   return path, url
 
@@ -180,21 +203,36 @@ def _check(found: formats.Tensors, wanted: dict[str, Any], module: Backbone, pat
     if part not in held:
       raise WeightsError(
         f'{path} has no {part}, which {module.arch} with stages {list(module.stages)} needs; it '
-        f'has {held}. Name a file that holds it '
-        f'({_OPTION}=FILE), or other stages (--config.detector.layers).'
+        f'has {held}.',
+        key='detector.layers',
+        value=module.stages,
+        hint=(
+          'Name a file that holds it (',
+          Setting(_KEY, 'FILE'),
+          '), or other stages (',
+          Setting('detector.layers'),
+          ').',
+        ),
       )
-  way_out = f'Name the file of a {module.arch} ({_OPTION}), or another --config.backbone.name.'
+  hint = (
+    f'Name the file of a {module.arch} (',
+    Setting(_KEY),
+    '), or another ',
+    Setting('backbone.name'),
+    '.',
+  )
   for name, (_, shape) in wanted.items():
     if name not in found:
-      raise WeightsError(f'{path} is not of {module.arch}: it has no tensor {name}. {way_out}')
+      raise WeightsError(f'{path} is not of {module.arch}: it has no tensor {name}.', hint=hint)
     if found[name].shape != shape:
       raise WeightsError(
         f'{path} is not of {module.arch}: {name} should have shape {shape} and has '
-        f'{found[name].shape}. {way_out}'
+        f'{found[name].shape}.',
+        hint=hint,
       )
   for name in found:
     if name not in wanted and key_mapping.part(name) in needed and not name.endswith('_tracked'):
-      raise WeightsError(f'{path} is not of {module.arch}: it also has a tensor {name}. {way_out}')
+      raise WeightsError(f'{path} is not of {module.arch}: it also has a tensor {name}.', hint=hint)
 
 
 def _leaf(value: np.ndarray, name: str, path: Path) -> jax.Array:

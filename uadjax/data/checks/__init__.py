@@ -17,7 +17,7 @@ import numpy as np
 from uadjax.data import image_io, layouts, problems as dataset_problems, records as record_types
 from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record
-from uadjax.errors import DataError
+from uadjax.errors import DataError, Setting
 from uadjax.system.progress import silently, Track
 
 FEWEST = 3  # One to be left out, and two others for a variance; or three parts, for STFPM.
@@ -136,7 +136,9 @@ def demand(report: Report) -> record_types.Splits:
   """The images, where the check passed; else raise DataError."""
   if report.passed:
     return report.splits
-  raise DataError(f'{report}\nMend the data, or pass --config.check.enforce=false.')
+  raise DataError(
+    f'{report}\n', hint=('Mend the data, or pass ', Setting('check.enforce', False), '.')
+  )
 
 
 def salvage(report: Report) -> record_types.Splits:
@@ -385,8 +387,8 @@ def _foreign_labels(train: Sequence[Record]) -> Iterator[Problem]:
           told = (
             f'{folder} holds {len(same)} *{suffix} files such as {path}, which looks like labels of'
             f' {tool}. They are not read: every picture there is learned from as good. If some are '
-            'not, pass --config.check.convert.enable=true '
-            f'--config.check.convert.src_dataset_type={tool}.'
+            f'not, pass {Setting("check.convert.enable", True)} '
+            f'{Setting("check.convert.src_dataset_type", tool)}.'
           )
           yield dataset_problems.warning('labels of another tool', folder, told)
           break

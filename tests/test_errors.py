@@ -1,0 +1,113 @@
+"""Errors carry data: the settings they name are written as the front end takes them."""
+
+import concurrent.futures
+import pickle
+import shlex
+
+import pytest
+
+from uadjax import config as configs, errors
+from uadjax.cli import predict, runtime
+from uadjax.distributed.processes import Lost
+from uadjax.errors import ConfigError, Interrupted, Setting, UserError
+from uadjax.experiment import fit_model, flags
+from uadjax.system import threads
+
+# Key and value; what is between them and the end of the word must survive a shell and a parser.
+SETTINGS = [
+  Setting('calibrate.review_budget', 0.1),
+  Setting('calibrate.budget', 1e-05),
+  Setting('data.ops', 'resize(32, 48)'),
+  Setting('data.ops', 'keep_ratio(256, 320)|center_crop(224)'),
+  Setting('data.root', "/data/Bob's parts [new], 2.5 mm"),
+  Setting('data.category', 'a "b" $HOME `c` *;&'),
+  Setting('backbone.weights', '~/weights/r18.v2.pth'),
+  Setting('detector.layers', ('layer1', 'layer2')),
+  Setting('detector.layers', ['layer1']),
+  Setting('hosts.coordinator', '10.0.0.1:9876'),
+  Setting('fit.overwrite', True),
+  Setting('check.enforce', False),
+  Setting('fit.resume', 'latest'),
+  Setting('fit.steps', 60),
+]
+
+
+def by_flags(words: str) -> list[tuple[str, str]]:
+  overrides, rest = flags.split_overrides(shlex.split(words))
+  assert not rest
+  return overrides
+
+
+def by_options(words: str) -> list[tuple[str, str]]:
+  option, word = shlex.split(words)
+  assert option == '--override'
+  return [*predict.overrides([word]).items()]
+
+
+def by_arguments(code: str) -> list[tuple[str, object]]:
+  return [*eval(f'dict({code})')['overrides'].items()]
+
+
+FRONT_ENDS = [
+  (flags.spelled, by_flags),
+  (runtime.spelled, by_options),
+  (fit_model.spelled, by_arguments),
+]
+
+
+@pytest.mark.parametrize(('spelling', 'read'), FRONT_ENDS)
+def test_settings_in_messages_can_be_pasted_back(spelling, read):
+  for setting in SETTINGS:
+    error = ConfigError('It is wrong.', hint=('Pass ', setting, '; or nothing.'))
+    with pytest.raises(ConfigError) as caught, errors.spelled(spelling):
+      raise error
+    told = str(caught.value)
+    assert told.startswith('It is wrong. Pass ')
+    words = told.removeprefix('It is wrong. Pass ').removesuffix('; or nothing.')
+    overrides = read(words)
+    assert [key for key, _ in overrides] == [setting.key]
+    config = configs.load('padim', overrides)
+    wanted = tuple(setting.value) if isinstance(setting.value, list) else setting.value
+    assert configs.flat(config.to_dict())[setting.key] == wanted, words
+
+
+def test_each_front_end_has_its_own_words():
+  settings = Setting('fit.overwrite', True), Setting('workdir'), Setting('backbone.weights', 'FILE')
+  spelled = [[spelling(setting) for setting in settings] for spelling, _ in FRONT_ENDS]
+  assert spelled == [
+    ['--config.fit.overwrite=true', '--workdir', '--config.backbone.weights=FILE'],
+    ['--override fit.overwrite=true', '--workdir', '--override backbone.weights=FILE'],
+    ["overrides={'fit.overwrite': True}", 'workdir', "overrides={'backbone.weights': 'FILE'}"],
+  ]
+  assert runtime.spelled(Setting('access.private', True)) == '--allow-private-urls'
+  assert runtime.spelled(Setting('export.images', 'my images')) == "'--images=my images'"
+  assert [str(setting) for setting in settings] == [
+    'fit.overwrite=true', 'workdir', 'backbone.weights=FILE'
+  ]  # fmt: skip
+
+
+def test_text_is_spelled_by_the_front_end_at_work_in_its_threads_too():
+  setting = Setting('mode', 'train')
+  with errors.spelled(flags.spelled):
+    assert f'{setting}' == '--config.mode=train'
+    with errors.spelled(runtime.spelled):
+      assert f'{setting}' == '--override mode=train'
+    with threads.pool(1, 'test') as pool:
+      assert pool.submit(str, setting).result() == '--config.mode=train'
+  assert f'{setting}' == 'mode=train'
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    assert pool.submit(str, setting).result() == 'mode=train'
+
+
+@pytest.mark.parametrize('kind', [UserError, ConfigError, Lost, Interrupted])
+def test_errors_keep_their_data(kind):
+  hint = 'Use less than ', Setting('fit.steps', 3), '.'
+  error = kind('Too many.', key='fit.steps', value=9, allowed=(1, 3), hint=hint)
+  again = pickle.loads(pickle.dumps(error))
+  for one in (error, again):
+    assert (one.key, one.value, one.allowed, one.hint) == ('fit.steps', 9, (1, 3), hint)
+    assert one.message == 'Too many.'
+    assert str(one) == 'Too many. Use less than fit.steps=3.'
+  assert str(kind('Only this.')) == 'Only this.'
+  assert str(kind('Lines:\na\n', hint='Mend them.')) == 'Lines:\na\nMend them.'
+  assert isinstance(kind(), Exception) == (kind is not Interrupted)
