@@ -9,7 +9,7 @@ import pytest
 import runs
 from runs import arrays, manifest, result, run
 
-from uadjax.model import array_file, model_dir
+from uadjax.model import model_dir
 
 PATCHES = 8 * 12  # Of an image, on the grid of the first stage.
 RATIO = 0.125

@@ -4,7 +4,9 @@ Networks are modules here; the files that hold their weights are the business of
 table below is the only place where a name becomes code.
 """
 
+from collections.abc import Callable
 import functools
+from typing import Any, NamedTuple
 
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -15,10 +17,18 @@ from uadjax.errors import UnknownName
 
 Backbone = resnet.ResNet | compact.Compact
 
-_resnet = functools.partial(functools.partial, resnet.ResNet)
 
-_MAKERS = {
-  'compact': compact.Compact,
+class _Entry(NamedTuple):
+  make: Callable[..., Backbone]
+  stages: tuple[str, ...]  # That there are.
+
+
+def _resnet(**options: Any) -> _Entry:
+  return _Entry(functools.partial(resnet.ResNet, **options), resnet.STAGES)
+
+
+_BACKBONES = {
+  'compact': _Entry(compact.Compact, compact.STAGES),
   'resnet18': _resnet(depths=(2, 2, 2, 2)),
   'resnet34': _resnet(depths=(3, 4, 6, 3)),
   'resnet50': _resnet(depths=(3, 4, 6, 3), bottleneck=True),
@@ -33,13 +43,18 @@ _STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 def build(name: str, stages: tuple[str, ...]) -> Backbone:
   """Describe the backbone that `name` names, up to the last of `stages`."""
-  if name not in _MAKERS:
-    raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(_MAKERS)}.')
-  known = compact.STAGES if name == compact.NAME else resnet.STAGES
+  if name not in _BACKBONES:
+    raise UnknownName(
+      f'Unknown backbone {name!r}; choose from {sorted(_BACKBONES)}.',
+      key='backbone.name',
+      value=name,
+      allowed=sorted(_BACKBONES),
+    )
+  make, known = _BACKBONES[name]
   unknown = [stage for stage in stages if stage not in known]
   if unknown or not stages:
     raise UnknownName(f'Unknown stages {unknown} of {name}; choose one or more from {list(known)}.')
-  return _MAKERS[name](arch=name, stages=tuple(stages))
+  return make(arch=name, stages=tuple(stages))
 
 
 def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:

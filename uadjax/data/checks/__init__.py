@@ -298,8 +298,7 @@ def _without_mask(listing: layouts.Listing, test: Sequence[Record]) -> Iterator[
         )
         yield dataset_problems.warning('no mask', record.path, told)
     return
-  # A folder without masks is what the layout of that name is.
-  absent = [r for r in defective if r.mask is None and listing.layout != 'folder']
+  absent = [r for r in defective if r.mask is None and listing.has_masks]
   if absent and absent == defective:
     told = (
       f'None of the {len(absent)} defective images in {listing.directory} has a mask; there will '

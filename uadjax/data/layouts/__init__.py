@@ -37,7 +37,12 @@ class Listing(NamedTuple):
   @property
   def by_mask(self) -> bool:
     """Whether a record's defect is only what its mask shows, if it shows any; see `judged`."""
-    return self.layout == 'seglist'
+    return _LAYOUTS[self.layout].by_mask
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether defective images are expected to have ground truth."""
+    return _LAYOUTS[self.layout].has_masks
 
 
 def load(
@@ -80,18 +85,20 @@ def survey(root: str | Path, category: str = '', layout: str = 'auto') -> Listin
     DataError: there is no such folder at all.
     ConfigError: the layout has no such name.
   """
-  if layout not in ('auto', *_LAYOUTS):
-    raise ConfigError(f'Unknown layout {layout!r}; choose from {["auto", *sorted(_LAYOUTS)]}.')
+  if layout not in NAMES:
+    raise ConfigError(
+      f'Unknown layout {layout!r}; choose from {["auto", *sorted(_LAYOUTS)]}.',
+      key='data.layout',
+      value=layout,
+      allowed=NAMES,
+    )
   root = _existing(root)
   directory = root / category
   if not directory.is_dir():
     raise DataError(_no_category(root, category))
   if layout == 'auto':
-    by_list = (directory / 'train.txt').is_file()
-    by_folder = (directory / 'train').is_dir()
-    by_test = (directory / 'test').is_dir()  # To be judged alone.
-    layout = 'mvtec' if by_folder else 'seglist' if by_list else 'mvtec' if by_test else 'folder'
-  splits, wrong = _LAYOUTS[layout](directory)
+    layout = next(name for name, entry in _LAYOUTS.items() if entry.fits(directory))
+  splits, wrong = _LAYOUTS[layout].splits(directory)
   return Listing(directory, layout, splits, tuple(wrong))
 
 
@@ -145,11 +152,29 @@ def misfit(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> str
   )
 
 
-_LAYOUTS: dict[str, Callable[[Path], scanning.Found]] = {
-  'mvtec': mvtec.splits,
-  'seglist': seglist.splits,
-  'folder': folder.splits,
+class _Layout(NamedTuple):
+  """One way to lay out a data set.
+
+  Attributes:
+    splits: folder -> its records, and what is wrong.
+    fits: whether a folder is laid out so.
+    by_mask: whether a record's defect is only what its mask shows, if it shows any.
+    has_masks: whether defective images are expected to have ground truth.
+  """
+
+  splits: Callable[[Path], scanning.Found]
+  fits: Callable[[Path], bool]
+  by_mask: bool = False
+  has_masks: bool = True
+
+
+# 'auto' is the first that fits.
+_LAYOUTS = {
+  'mvtec': _Layout(mvtec.splits, mvtec.fits),
+  'seglist': _Layout(seglist.splits, seglist.fits, by_mask=True),
+  'folder': _Layout(folder.splits, folder.fits, has_masks=False),
 }
+NAMES = ('auto', *_LAYOUTS)
 
 
 def _is_category(directory: Path) -> bool:

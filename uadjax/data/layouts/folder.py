@@ -7,6 +7,11 @@ from uadjax.data.layouts import scanning
 from uadjax.data.records import Record
 
 
+def fits(directory: Path) -> bool:
+  """Any folder may be one."""
+  return True
+
+
 def splits(directory: Path) -> scanning.Found:
   """Normal images, here or in 'good' or 'normal'; any other folder is a type of defect."""
   folders = scanning.folders_in(directory)

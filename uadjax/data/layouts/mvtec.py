@@ -21,6 +21,12 @@ OBJECTS = (
 GROUPS = {'textures': TEXTURES, 'objects': OBJECTS}  # As MVTec AD sorts its categories.
 
 
+def fits(directory: Path) -> bool:
+  """Whether there is a folder train; or a folder test alone, to be judged, and no list."""
+  by_test = (directory / 'test').is_dir() and not (directory / 'train.txt').is_file()
+  return (directory / 'train').is_dir() or by_test
+
+
 def splits(directory: Path) -> scanning.Found:
   """<category>/{train/good, test/<defect>, ground_truth/<defect>/<stem>_mask.png}."""
   train, test, truth = (directory / name for name in ('train', 'test', 'ground_truth'))

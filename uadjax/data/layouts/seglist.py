@@ -101,6 +101,11 @@ def _is_file(path: Path) -> bool:
 _SPLITS = ('train', 'val', 'test')  # Names of a folder that say nothing of defects, likewise.
 
 
+def fits(directory: Path) -> bool:
+  """Whether there is a list to learn from."""
+  return (directory / 'train.txt').is_file()
+
+
 def splits(directory: Path) -> scanning.Found:
   """<category>/{train.txt, val.txt}, which name images and masks: PaddleX's layout."""
   learn, wrong = read(directory / 'train.txt')
