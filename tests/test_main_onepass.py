@@ -9,7 +9,7 @@ import pytest
 import runs
 from runs import arrays, manifest, result, run
 
-from uadjax.model import model_dir
+from uadjax.model import array_file, model_dir
 
 PATCHES = 8 * 12  # Of an image, on the grid of the first stage.
 RATIO = 0.125
@@ -247,11 +247,11 @@ def test_a_run_that_fails_leaves_nothing_half_written(trained, drawn, tmp_path, 
     raise OSError('No space left on device')
 
   finished = trained('padim')
-  for where in ('save_manifest', 'save_arrays'):
+  for module, where in ((model_dir, 'save_manifest'), (array_file, 'save_arrays')):
     fresh, over = tmp_path / where, tmp_path / f'over_{where}'
     shutil.copytree(finished, over)
     with monkeypatch.context() as patch:
-      patch.setattr(model_dir, where, full)
+      patch.setattr(module, where, full)
       for workdir in (fresh, over):
         again = f'--workdir={workdir}', '--config.fit.overwrite=true'
         assert run(*flags('padim', drawn), *again) == 1, where

@@ -96,6 +96,10 @@ class ConfigError(UserError):
   """A configuration that cannot be carried out."""
 
 
+class MissingDevice(ConfigError):
+  """A kind of device that JAX does not find on this machine."""
+
+
 class DataError(UserError):
   """Images, masks or folders that are missing or unreadable."""
 

@@ -10,8 +10,6 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
-from uadjax import errors
-
 Key: TypeAlias = jax.Array  # A typed key of jax.random.key.
 Variables = Mapping[str, Any]  # A linen module's variable collections.
 Metrics = dict[str, jax.Array]
@@ -40,7 +38,3 @@ class Scores(NamedTuple):
 
   map: Float[Array, 'b h w'] | Float[np.ndarray, 'b h w']
   image: Float[Array, ' b'] | Float[np.ndarray, ' b']
-
-
-class MissingDevice(errors.ConfigError):
-  """A kind of device that JAX does not find on this machine."""

@@ -14,10 +14,9 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, MissingDevice
 from uadjax.numerics.collectives import ALONE, Shards
 from uadjax.system import threads
-from uadjax.types import MissingDevice
 
 Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from uadjax.distributed import mesh
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, MissingDevice
 from uadjax.export import runtimes
 from uadjax.system import http, logging
-from uadjax.types import MissingDevice
 
 _BACKENDS = 'jax', *runtimes.BACKENDS
 
