@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.slow  # They are recipes; what a run of several does is in test_hosts.py.
+pytestmark = pytest.mark.slow  # They are recipes; what a run of several does is in test_processes.py.
 
 FOLDER = Path(__file__).resolve().parent.parent / 'docs' / 'examples' / 'cluster'
 SCRIPTS = sorted(FOLDER.glob('*.sh'))

@@ -1,6 +1,6 @@
 """The whole job on drawn images, through the front door, with every detector.
 
-What holds of one way of learning alone is in test_main_onepass.py, what concerns data sets in
+What holds of one way of learning alone is in test_main_one_pass.py, what concerns data sets in
 test_main_data.py.
 """
 
