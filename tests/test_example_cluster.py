@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.slow  # They are recipes; what a run of several does is in test_processes.py.
+# Recipes; what a run of several processes does is in test_processes.py.
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).resolve().parent.parent / 'docs' / 'examples' / 'cluster'
 SCRIPTS = sorted(FOLDER.glob('*.sh'))
