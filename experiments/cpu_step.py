@@ -3,8 +3,8 @@
   python experiments/cpu_step.py
 
 An update of ResNet-18's layer1-3 on 32 images of 256x256 pixels, the teacher's features kept, in a
-fresh process each: XLA's gradients or those of `backbones/conv.py`, glibc as it is or told to keep
-its pages (`hostmemory`). Random weights and images: neither changes the time.
+fresh process each: XLA's gradients or those of `backbones/convolution.py`, glibc as it is or told
+to keep its pages (`system.memory`). Random weights and images: neither changes the time.
 """
 
 import argparse

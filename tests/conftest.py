@@ -12,16 +12,17 @@ import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Workers keep all cores busy: a compilation that is cut up for threads only takes longer. Of what
-# is compiled most is run a few times on small arrays: LLVM would optimize longer than it saves.
+# All cores are busy with test workers, so splitting a compilation over threads does not help. Most
+# programs run a few times on small arrays: optimizing them takes longer than it saves. The nightly
+# job sets XLA_FLAGS itself, so that all laws are also tested on optimized programs.
 os.environ.setdefault(
   'XLA_FLAGS', '--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0'
 )
-# What takes long to compile is compiled once for all workers and the processes that they start.
+# All workers, and the processes that they start, share compiled programs.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   COMPILED = tempfile.TemporaryDirectory(prefix='uadjax-compiled-')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name
-  os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(20 << 30)  # With a limit there is a lock.
+  os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(20 << 30)  # A limit turns on file locking.
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
@@ -63,10 +64,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope='session')
 def once(tmp_path_factory):
-  """Makes a folder that all workers of this test run share, where none has made it yet."""
+  """Returns a function that makes a folder once per test run and shares it between workers."""
   common = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
-    common = common.parent  # Each worker has a base of its own below the one of the run.
+    common = common.parent  # Each worker has its own base folder below that of the run.
 
   def folder(name: str, make: Callable[[Path], object]) -> Path:
     place, done = common / f'once-{name}', common / f'once-{name}.done'
@@ -104,10 +105,13 @@ def trained(drawn, once):
 
 @pytest.fixture(scope='session')
 def fitted(trained, tmp_path_factory):
-  """A model directory of one's own, copied from such a run; only that without flags is judged."""
+  """Returns a function that copies the model directory of a small run.
+
+  Runs with extra flags are not evaluated.
+  """
 
   def directory(name: str, *flags: str) -> Path:
-    own = (runs.UNJUDGED, *flags) if flags else ()
+    own = (runs.NO_EVALUATION, *flags) if flags else ()
     model = trained(name, *own) / 'model'
     return shutil.copytree(model, tmp_path_factory.mktemp('copy') / 'model')
 
@@ -116,7 +120,7 @@ def fitted(trained, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def exported(trained, once, tmp_path_factory):
-  """The same, with its ONNX graph in it."""
+  """Returns a function that copies the model directory of a small run, with its ONNX graph."""
 
   def directory(name: str) -> Path:
     def write(place: Path) -> None:

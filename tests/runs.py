@@ -24,14 +24,14 @@ SMALL = (
   '--config.evaluate.save_pictures=4',
 )
 STEPS = 40
-OWN = {
+DETECTOR_FLAGS = {
   'padim': ('--config.detector.channels=9',),
   'patchcore': ('--config.detector.ratio=0.125',),
   'stfpm': (f'--config.fit.steps={STEPS}',),
 }
-NAMES = tuple(OWN)
+NAMES = tuple(DETECTOR_FLAGS)
 TITLES = {'padim': 'PaDiM', 'patchcore': 'PatchCore', 'stfpm': 'STFPM'}
-UNJUDGED = '--config.evaluate.do_eval=false'
+NO_EVALUATION = '--config.evaluate.do_eval=false'
 
 # The pictures of the fixture `drawn`, which are square.
 SIDE = 60
@@ -39,14 +39,14 @@ TRAIN, GOOD, DEFECTS = 12, 3, ('missing', 'scratch', 'spot')  # Two pictures of 
 
 
 def run(*argv: object) -> int:
-  """The exit status."""
+  """Run an experiment; return its exit status."""
   return main.main([str(word) for word in argv])
 
 
 def flags(name: str, root: Path, category: str = 'disc') -> tuple[str, ...]:
-  """What makes a small run of a detector."""
+  """Flags of a small run of a detector."""
   where = (f'--config.data.root={root}', f'--config.data.category={category}')
-  return (f'--config={CONFIGS / name}.py', *SMALL, *OWN[name], *where)
+  return (f'--config={CONFIGS / name}.py', *SMALL, *DETECTOR_FLAGS[name], *where)
 
 
 def result(workdir: Path, mode: str = 'train') -> dict[str, Any]:

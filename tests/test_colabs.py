@@ -1,4 +1,4 @@
-"""Notebooks are whole, and what is committed ran; that they run from top to bottom is slow."""
+"""Notebooks are valid and were committed with their outputs; a slow test runs them."""
 
 import ast
 import json

@@ -1,5 +1,6 @@
-"""Dependencies fit together, and what is optional may be missing or broken."""
+"""Declared dependencies are consistent; missing or broken optional ones fall back."""
 
+from importlib import metadata
 import json
 import logging
 from pathlib import Path
@@ -25,7 +26,7 @@ def model_dir(fitted):
 
 @pytest.fixture
 def warnings(caplog):
-  """Makes the list of the warnings that were logged so far."""
+  """Returns a function that lists the warnings logged so far."""
   return lambda: [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
 
 
@@ -79,7 +80,7 @@ def test_auto_falls_back_to_jax_with_one_warning(
   (warning,) = warnings()
   assert str(model_dir) in warning
   with pytest.raises((ConfigError, ExportError)):
-    create_model(model_dir=model_dir, backend='onnxruntime')  # A runtime that was named must be it.
+    create_model(model_dir=model_dir, backend='onnxruntime')  # A named runtime never falls back.
 
 
 @pytest.mark.parametrize('broken', BROKEN, ids=lambda broken: broken.__name__)
@@ -92,20 +93,23 @@ def test_a_service_starts_without_its_accelerators(
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
   broken(monkeypatch, tmp_path)
   asked = options.Settings({'it': model_dir}, device='tpu', backend='auto')
-  settings = options.with_what_is_there(asked)
+  settings = options.with_fallbacks(asked)
   options.check(settings)
   assert settings.device == 'auto'
   assert models.opened('it', model_dir, settings).predictor.devices[0].platform == 'cpu'
-  assert len(warnings()) == 2  # The device and the runtime: each said once.
+  assert len(warnings()) == 2  # One for the device, one for the runtime.
   asked = options.Settings({'it': model_dir}, backend='onnxruntime')
   if broken is hide_runtimes:
-    assert options.with_what_is_there(asked).backend == 'auto'
+    assert options.with_fallbacks(asked).backend == 'auto'
   with pytest.raises(ConfigError, match='cup'):
-    options.with_what_is_there(asked._replace(device='cup'))
+    options.with_fallbacks(asked._replace(device='cup'))
 
 
 def test_the_declared_ranges_fit_what_is_installed():
   check = subprocess.run([sys.executable, '-m', 'pip', 'check'], capture_output=True, text=True)
+  assert check.returncode in (0, 1)
+  assert metadata.version('uadjax')
+  assert check.stdout.strip(), check.stderr
   ours = [line for line in check.stdout.splitlines() if line.startswith('uadjax ')]
   assert not ours
 
@@ -125,7 +129,7 @@ def test_the_declared_ranges_can_be_installed_together(tmp_path):
 
 
 def test_sharded_programs_are_compiled_in_one_thread(drawn, tmp_path):
-  """A split run compiles nothing ahead, and passes no empty arrays: XLA of JAX 0.11 crashed."""
+  """Programs of a split run compile in the main thread only."""
   threads = set()
 
   def compiled(event, seconds, **about):

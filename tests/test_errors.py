@@ -1,13 +1,18 @@
 """Errors carry data: the settings they name are written as the front end takes them."""
 
+import ast
 import concurrent.futures
+import functools
+import inspect
+from pathlib import Path
 import pickle
 import shlex
 
 import pytest
 
+import uadjax
 from uadjax import config as configs, errors
-from uadjax.cli import predict, runtime
+from uadjax.cli import commands, predict, runtime
 from uadjax.distributed.processes import Lost
 from uadjax.errors import ConfigError, Interrupted, Setting, UserError
 from uadjax.experiment import fit_model, flags
@@ -48,10 +53,11 @@ def by_arguments(code: str) -> list[tuple[str, object]]:
   return [*eval(f'dict({code})')['overrides'].items()]
 
 
+fit_option = functools.partial(runtime.format_setting, 'fit')
 FRONT_ENDS = [
-  (flags.spelled, by_flags),
-  (runtime.spelled, by_options),
-  (fit_model.spelled, by_arguments),
+  (flags.format_setting, by_flags),
+  (fit_option, by_options),
+  (fit_model.format_setting, by_arguments),
 ]
 
 
@@ -59,7 +65,7 @@ FRONT_ENDS = [
 def test_settings_in_messages_can_be_pasted_back(spelling, read):
   for setting in SETTINGS:
     error = ConfigError('It is wrong.', hint=('Pass ', setting, '; or nothing.'))
-    with pytest.raises(ConfigError) as caught, errors.spelled(spelling):
+    with pytest.raises(ConfigError) as caught, errors.setting_format(spelling):
       raise error
     told = str(caught.value)
     assert told.startswith('It is wrong. Pass ')
@@ -79,8 +85,8 @@ def test_each_front_end_has_its_own_words():
     ['--override fit.overwrite=true', '--workdir', '--override backbone.weights=FILE'],
     ["overrides={'fit.overwrite': True}", 'workdir', "overrides={'backbone.weights': 'FILE'}"],
   ]
-  assert runtime.spelled(Setting('access.private', True)) == '--allow-private-urls'
-  assert runtime.spelled(Setting('export.images', 'my images')) == "'--images=my images'"
+  assert fit_option(Setting('access.private', True)) == '--allow-private-urls'
+  assert fit_option(Setting('export.images', 'my images')) == "'--images=my images'"
   assert [str(setting) for setting in settings] == [
     'fit.overwrite=true', 'workdir', 'backbone.weights=FILE'
   ]  # fmt: skip
@@ -88,9 +94,9 @@ def test_each_front_end_has_its_own_words():
 
 def test_text_is_spelled_by_the_front_end_at_work_in_its_threads_too():
   setting = Setting('mode', 'train')
-  with errors.spelled(flags.spelled):
+  with errors.setting_format(flags.format_setting):
     assert f'{setting}' == '--config.mode=train'
-    with errors.spelled(runtime.spelled):
+    with errors.setting_format(fit_option):
       assert f'{setting}' == '--override mode=train'
     with threads.pool(1, 'test') as pool:
       assert pool.submit(str, setting).result() == '--config.mode=train'
@@ -111,3 +117,45 @@ def test_errors_keep_their_data(kind):
   assert str(kind('Only this.')) == 'Only this.'
   assert str(kind('Lines:\na\n', hint='Mend them.')) == 'Lines:\na\nMend them.'
   assert isinstance(kind(), Exception) == (kind is not Interrupted)
+
+
+def test_every_setting_that_a_message_names_exists():
+  """The keys of all `Setting(...)` in the package, constants resolved."""
+  keys = set(configs.keys(configs.load('padim'))) | set(errors.OTHER_KEYS)
+  wrong, count = [], 0
+  for path in Path(uadjax.__file__).parent.rglob('*.py'):
+    tree = ast.parse(path.read_text())
+    constants = {
+      target.id: node.value.value
+      for node in tree.body
+      if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+      for target in node.targets
+      if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+      if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        continue
+      if node.func.id != 'Setting':
+        continue
+      key = node.args[0]
+      name = key.value if isinstance(key, ast.Constant) else constants.get(getattr(key, 'id', ''))
+      count += 1
+      if name is not None and name not in keys:  # Else it is a loop over keys of a configuration.
+        wrong.append((path.name, node.lineno, name))
+  assert count > 20
+  assert not wrong
+
+
+def test_commands_without_override_name_the_experiment_that_has_the_setting():
+  setting = Setting('check.enforce', False)
+  written = runtime.format_setting('report', setting)
+  assert written == '--config.check.enforce=false of python -m uadjax.main'
+  for name in ('fit', 'sweep'):
+    assert runtime.format_setting(name, setting) == '--override check.enforce=false'
+    assert 'override' in inspect.signature(getattr(commands, name)).parameters
+
+
+def test_a_setting_may_be_set_to_none():
+  setting = Setting('detector.coreset_dim', None)
+  assert flags.format_setting(setting) == '--config.detector.coreset_dim=None'
+  assert fit_model.format_setting(setting) == "overrides={'detector.coreset_dim': None}"

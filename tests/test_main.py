@@ -111,7 +111,7 @@ def test_evaluating_again_gives_the_same_numbers(trained, name, tmp_path):
 
 def test_a_saved_config_repeats_the_run(trained, tmp_path):
   config = trained('stfpm') / 'config.yaml'
-  assert run(f'--config={config}', f'--workdir={tmp_path}', runs.UNJUDGED) == 0
+  assert run(f'--config={config}', f'--workdir={tmp_path}', runs.NO_EVALUATION) == 0
   for name, array in runs.arrays(trained('stfpm')).items():
     np.testing.assert_array_equal(array, runs.arrays(tmp_path)[name])
 
@@ -203,7 +203,7 @@ def test_a_finished_run_is_written_over_only_when_asked(
 ):
   workdir = shutil.copytree(trained(name), tmp_path / 'copy')
   before = runs.contents(workdir)
-  words = (*runs.flags(name, drawn), f'--workdir={workdir}', runs.UNJUDGED)
+  words = (*runs.flags(name, drawn), f'--workdir={workdir}', runs.NO_EVALUATION)
   for more in (other, '--config.fit.stepz=4'):
     assert run(*words, more) == 1
     after = runs.contents(workdir)

@@ -31,7 +31,7 @@ def halves(once, drawn):
 
 
 def flags(name, root, category='disc'):
-  return (*runs.flags(name, root, category), runs.UNJUDGED)
+  return (*runs.flags(name, root, category), runs.NO_EVALUATION)
 
 
 def scores(workdir):
@@ -45,7 +45,7 @@ def early(trained, halves):
 
   def workdir(name):
     where = f'--config.data.root={halves}', '--config.data.category=early'
-    return trained(name, *where, runs.UNJUDGED)
+    return trained(name, *where, runs.NO_EVALUATION)
 
   return workdir
 
@@ -55,7 +55,7 @@ def extended(trained, halves, early):
   """The late half after the early one."""
 
   def workdir(name, *more):
-    where = f'--config.data.root={halves}', '--config.data.category=late', runs.UNJUDGED
+    where = f'--config.data.root={halves}', '--config.data.category=late', runs.NO_EVALUATION
     return trained(name, *where, f'--config.fit.extend={early(name) / "model"}', *more)
 
   return workdir
@@ -166,7 +166,7 @@ def test_what_extends_must_be_of_the_same_kind(early, halves, tmp_path, capfd):
 def test_a_detector_is_not_extended_by_another(early, halves, tmp_path):
   more = (f'--config.fit.extend={early("padim") / "model"}', f'--workdir={tmp_path}')
   assert run(*flags('patchcore', halves, 'late'), *more) == 1
-  assert "detector.name is 'patchcore" in result(tmp_path)['err_msg']
+  assert "detector.name is 'patchcore'" in result(tmp_path)['err_msg']
 
 
 def test_what_was_learned_must_be_there_to_be_extended(early, halves, tmp_path):

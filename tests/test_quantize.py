@@ -90,7 +90,10 @@ def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, 
   np.testing.assert_allclose(got.map, want.map, rtol=1e-2, atol=1e-2 * want.map.max())
 
 
-@pytest.mark.parametrize(('name', 'networks'), [('padim', 1), ('stfpm', 2)])
+@pytest.mark.parametrize(
+  ('name', 'networks'),
+  [('padim', 1), ('stfpm', 2), pytest.param('patchcore', 1, marks=pytest.mark.slow)],
+)
 def test_only_convolutions_of_features_take_eight_bits(resnets, lenient, name, networks, tmp_path):
   done = exporter.export(resnets[name], output=tmp_path / 'it.onnx', quantize='int8')
   graph = onnx.load(done.path).graph

@@ -210,7 +210,10 @@ def test_the_command_leaves_a_table(drawn, tmp_path, capsys, monkeypatch):
   # As here, so that its processes need not compile what other runs have compiled.
   monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
   words = ['sweep', drawn, '--models', 'padim', '--categories', 'disc', '--seeds', '3-4']
-  small = [word.removeprefix('--config.') for word in (*small_runs.SMALL, *small_runs.OWN['padim'])]
+  small = [
+    word.removeprefix('--config.')
+    for word in (*small_runs.SMALL, *small_runs.DETECTOR_FLAGS['padim'])
+  ]
   small += ['evaluate.save_pictures=0', 'evaluate.report_pictures=0']
   words += ['--workdir', tmp_path, '--device', 'cpu', '--json']
   words += [word for pair in small for word in ('--override', pair)]

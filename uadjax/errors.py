@@ -1,11 +1,10 @@
-"""Errors that a user can cause and mend: shown as one message, never as a traceback.
+"""Errors that a user can cause and fix. They are shown as one message, never as a traceback.
 
-An error that knows a way out names the setting by its key, as a `Setting` in its hint. How a
-setting is written is the business of the front end that talks to the user: an experiment takes
---config.fit.overwrite=true, `uadjax fit` takes --override fit.overwrite=true, Python takes
-overrides={'fit.overwrite': True}. Each of them does its work within `spelled`.
+A hint names a setting as `Setting(key, value)`, because each front end writes settings differently:
+an experiment takes --config.fit.overwrite=true, `uadjax fit` takes --override fit.overwrite=true,
+Python takes overrides={'fit.overwrite': True}. A front end runs its work inside `setting_format`.
 
-Nothing here imports a library.
+This module imports no library.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,50 +17,58 @@ class Setting(NamedTuple):
   """A setting that a message names.
 
   Attributes:
-    key: dotted key of the configuration; or a name that each front end has an option for, such as
-      'workdir'.
-    value: to be set; None where only the setting is named.
+    key: dotted key of the configuration, or one of the names in OTHER_KEYS.
+    value: the value to set; Ellipsis to name the setting only.
   """
 
   key: str
-  value: Any = None
+  value: Any = ...
 
   def __str__(self) -> str:
-    """As the front end spells it that is at work."""
-    return _SPELLING.get()(self)
+    """The setting as the active front end writes it."""
+    return _FORMAT.get()(self)
 
 
-Spelling = Callable[[Setting], str]
+SettingFormat = Callable[[Setting], str]
 Hint = str | Sequence[str | Setting]
 
+# Settings that are no keys of the configuration, as Python names them.
+OTHER_KEYS = {
+  'access.private': 'Access(private=True)',
+  'config': 'config',
+  'workdir': 'workdir',
+}
 
-def plain(setting: Setting) -> str:
-  """The spelling where no front end has another: fit.overwrite=true."""
-  return setting.key if setting.value is None else f'{setting.key}={text(setting.value)}'
+
+def format_plain(setting: Setting) -> str:
+  """The setting without a front end: fit.overwrite=true."""
+  if setting.key == 'access.private':
+    return OTHER_KEYS[setting.key]
+  return setting.key if setting.value is ... else f'{setting.key}={format_value(setting.value)}'
 
 
-_SPELLING = contextvars.ContextVar[Spelling]('spelling', default=plain)
+_FORMAT = contextvars.ContextVar[SettingFormat]('setting_format', default=format_plain)
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
   """A value as options and configuration files take it: true, layer1,layer2."""
   if isinstance(value, bool):
     return str(value).lower()
   if isinstance(value, list | tuple):
-    return ','.join(map(text, value))
+    return ','.join(map(format_value, value))
   return str(value)
 
 
 class _Hinted(BaseException):
-  """A message and, apart from it, what there is to be done about it.
+  """Base class: a message, data about the setting, and a hint.
 
   Attributes:
     message: what is wrong.
-    key: the setting that is wrong, if it is one.
-    value: what it is.
-    allowed: what it may be: choices, or bounds.
-    hint: the way out, with the settings that are part of it.
-    spelling: of these settings; None before a front end has seen the error.
+    key: key of the wrong setting, if there is one.
+    value: its value.
+    allowed: allowed choices, or bounds.
+    hint: what the user can do; may contain settings.
+    setting_format: format of the settings in the hint; None until the error leaves a front end.
   """
 
   def __init__(
@@ -76,16 +83,16 @@ class _Hinted(BaseException):
     super().__init__(message)
     self.message, self.key, self.value, self.allowed = message, key, value, allowed
     self.hint: tuple[str | Setting, ...] = (hint,) if isinstance(hint, str) else tuple(hint or ())
-    self.spelling: Spelling | None = None
+    self.setting_format: SettingFormat | None = None
 
   def __str__(self) -> str:
-    spelling = self.spelling or _SPELLING.get()
-    hint = ''.join(spelling(part) if isinstance(part, Setting) else part for part in self.hint)
+    write = self.setting_format or _FORMAT.get()
+    hint = ''.join(write(part) if isinstance(part, Setting) else part for part in self.hint)
     return self.message + ' ' * bool(hint and self.message[-1:].strip()) + hint
 
 
 class UserError(_Hinted, Exception):
-  """Something that a user can cause and mend: shown as one message, never as a traceback."""
+  """Something that a user can cause and fix: shown as one message, never as a traceback."""
 
 
 class UnknownName(UserError):
@@ -117,17 +124,20 @@ class ExportError(UserError):
 
 
 class Interrupted(_Hinted):
-  """The run was asked to stop. Like KeyboardInterrupt no Exception: nobody may take it for one."""
+  """The run was asked to stop.
+
+  Derives from BaseException, so that `except Exception` does not catch it.
+  """
 
 
 @contextlib.contextmanager
-def spelled(spelling: Spelling) -> Iterator[None]:
-  """Within this, and in errors that leave it, settings are spelled as this front end does."""
-  token = _SPELLING.set(spelling)
+def setting_format(write: SettingFormat) -> Iterator[None]:
+  """Write settings in this format, in text made inside and in errors that leave."""
+  token = _FORMAT.set(write)
   try:
     yield
   except (UserError, Interrupted) as error:
-    error.spelling = spelling
+    error.setting_format = write
     raise
   finally:
-    _SPELLING.reset(token)
+    _FORMAT.reset(token)

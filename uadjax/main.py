@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
   mode = mode if mode in experiment.MODES else 'train'  # Of the file that tells of a failure.
   try:
-    with errors.spelled(flags.spelled):
+    with errors.setting_format(flags.format_setting):
       config = configs.load(arguments.config, overrides)
       mode = experiment.mode(config.mode)
       workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
@@ -66,7 +66,7 @@ def _tell(error: Exception | Interrupted, workdir: Path | None, mode: str) -> No
   """Say why a run failed: on the console, in its log and in its result file."""
   log = workdir and workdir / f'{mode}.log'
   if isinstance(error, UserError | Interrupted):
-    error.spelling = flags.spelled  # One of another thread is not spelled yet.
+    error.setting_format = flags.format_setting  # It may come from another thread.
   if isinstance(error, UserError | OSError | Interrupted):
     logging.complain(error, log)
   else:

@@ -1,4 +1,4 @@
-"""Around every command: what JAX needs before it computes, signals, and how failures are told."""
+"""What surrounds every command: preparing JAX, signals, error messages and the exit status."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -17,28 +17,25 @@ from uadjax.errors import Setting
 
 FAILED, MISUSED = 1, 2
 _SIGNALED = 128  # As shells have it: plus the number of the signal.
-_OPTIONS = {  # Of settings that have one of their own; --override takes all others.
+_OPTIONS = {  # Settings that have an option of their own.
   'access.private': '--allow-private-urls',
   'config': '--models',
-  'export.batch': '--batch',
-  'export.format': '--format',
   'export.images': '--images',
-  'export.include_resize': '--include-resize',
   'export.output': '--output',
-  'export.quantize': '--quantize',
   'predict.shard': '--shard',
-  'serve.deadline_s': '--deadline',
   'workdir': '--workdir',
 }
+_WITH_OVERRIDE = 'fit', 'sweep'  # Commands whose --override takes any setting of an experiment.
 
 
 def told(command: Callable[..., None]) -> Callable[..., None]:
   """Make a command tell of its failures in one message, and exit with their status."""
+  write = functools.partial(format_setting, command.__name__)
 
   @functools.wraps(command)
   def careful(*args: Any, **options: Any) -> None:
     try:
-      with errors.spelled(spelled):
+      with errors.setting_format(write):
         command(*args, **options)
     except (typer.TyperException, typer.Exit, SystemExit):
       raise
@@ -51,14 +48,21 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
   return careful
 
 
-def spelled(setting: Setting) -> str:
-  """A setting as an option, to be pasted into a shell."""
+def format_setting(command: str, setting: Setting) -> str:
+  """Write a setting as an option of a command that can be pasted into a shell.
+
+  Commands that only have options of their own point to `python -m uadjax.main`, which has all.
+  """
   option = _OPTIONS.get(setting.key)
+  if option is None and command in _WITH_OVERRIDE:
+    return f'--override {shlex.quote(errors.format_plain(setting))}'
   if option is None:
-    return f'--override {shlex.quote(errors.plain(setting))}'
-  if setting.value is None or isinstance(setting.value, bool):
+    from uadjax.experiment import flags  # Loads JAX.
+
+    return f'{flags.format_setting(setting)} of python -m uadjax.main'
+  if setting.value is ... or setting.value is True:
     return option
-  return shlex.quote(f'{option}={errors.text(setting.value)}')
+  return shlex.quote(f'{option}={errors.format_value(setting.value)}')
 
 
 @contextlib.contextmanager

@@ -193,10 +193,11 @@ def check(images: int, channels: int, ridge: float) -> None:
   if ridge == 0 and images <= channels:
     raise ConfigError(
       f'{images} good images cannot fill a covariance of {channels} channels with '
-      f'detector.ridge=0: use more than {channels} images,',
+      'detector.ridge=0.',
       key='detector.ridge',
       value=ridge,
       hint=(
+        f'Use more than {channels} images, ',
         Setting('detector.channels', images - 1),
         ' or fewer, or ',
         Setting('detector.ridge', 0.01),

@@ -231,8 +231,7 @@ def leave(error: BaseException) -> NoReturn:
   others, who could not say why.
   """
   _LEAVING.set()
-  lost = isinstance(error, Lost)
-  if isinstance(error, Lost):
+  if lost := isinstance(error, Lost):
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       _client().key_value_set(_LOST, error.message, allow_overwrite=True)
   if jax.process_index() == 0:

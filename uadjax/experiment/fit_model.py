@@ -35,16 +35,18 @@ def fit_model(
   Raises:
     UserError: whatever is wrong with the data, the settings or the machine, and the way out.
   """
-  with errors.spelled(spelled):
+  with errors.setting_format(format_setting):
     _, where = carried_out(dataset, model_name, workdir, device, overrides or {})
   return pipelines.create_model(model_dir=where / 'model', device=device)
 
 
-def spelled(setting: Setting) -> str:
-  """A setting as an argument of `fit_model`."""
-  if setting.key == 'workdir':
-    return setting.key if setting.value is None else f'workdir={setting.value!r}'
-  return f'overrides={{{setting.key!r}: {"..." if setting.value is None else repr(setting.value)}}}'
+def format_setting(setting: Setting) -> str:
+  """Write a setting as an argument of `fit_model`."""
+  value = '...' if setting.value is ... else repr(setting.value)
+  if setting.key in errors.OTHER_KEYS:
+    name = errors.OTHER_KEYS[setting.key]
+    return name if setting.value is ... or '(' in name else f'{name}={value}'
+  return f'overrides={{{setting.key!r}: {value}}}'
 
 
 def carried_out(

@@ -7,7 +7,9 @@ from uadjax import errors
 from uadjax.errors import Setting
 
 _PREFIX = '--config.'
-_OWN = {'config': '--config', 'workdir': '--workdir'}  # What is no key of the configuration.
+# Settings that are no keys of the configuration.
+_FLAGS = {'config': '--config', 'workdir': '--workdir'}
+_ELSEWHERE = {'access.private': '--allow-private-urls of uadjax predict'}
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -25,7 +27,11 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
   return overrides, rest
 
 
-def spelled(setting: Setting) -> str:
-  """A setting as a flag, to be pasted into a shell."""
-  flag = _OWN.get(setting.key, _PREFIX + setting.key)
-  return flag if setting.value is None else shlex.quote(f'{flag}={errors.text(setting.value)}')
+def format_setting(setting: Setting) -> str:
+  """Write a setting as a flag that can be pasted into a shell."""
+  if setting.key in _ELSEWHERE:
+    return _ELSEWHERE[setting.key]
+  flag = _FLAGS.get(setting.key, _PREFIX + setting.key)
+  if setting.value is ...:
+    return flag
+  return shlex.quote(f'{flag}={errors.format_value(setting.value)}')

@@ -1,7 +1,8 @@
 """Smaller ONNX graphs: convolutions in eight bits, or arrays stored in sixteen.
 
 Such a graph does not say what its model says to the last digit, so it is judged by what it is for
-(`judge`). Thresholds stand on distances; norms, means and all that is compared stay float32.
+(`quantization_check`). Thresholds stand on distances; norms, means and all that is compared stay
+float32.
 """
 
 from collections.abc import Callable

@@ -13,8 +13,8 @@ from uadjax.errors import ExportError
 from uadjax.export import graph as graphs, runtimes, stablehlo
 from uadjax.types import Scores
 
-# Of November 2024: old enough for every TensorFlow that the project allows (2.20 and newer, which
-# do not say what they read), and new enough for all operations of the detectors.
+# StableHLO 1.8.0 is from November 2024. Every supported TensorFlow (2.20 and newer) reads it; none
+# reports which versions it reads. It has all operations that the detectors use.
 STABLEHLO_VERSION = '1.8.0'
 
 
@@ -74,8 +74,8 @@ def load_tflite(path: Path) -> runtimes.Run:
 def _function(tf: Any, graph: graphs.Graph) -> Any:
   """Wrap a graph as a TensorFlow function with named inputs and outputs.
 
-  JAX's own converter (`jax2tf`) writes the StableHLO of four weeks ago, which the TensorFlow that
-  is released may be too old to read. So the artifact is written here, in `STABLEHLO_VERSION`.
+  JAX's own converter, `jax2tf`, targets the StableHLO of four weeks before the JAX release, which a
+  released TensorFlow may not read yet. Therefore the artifact is written in `STABLEHLO_VERSION`.
 
   Raises:
     ExportError: the graph uses operations that this version of StableHLO lacks.

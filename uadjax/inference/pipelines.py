@@ -48,9 +48,10 @@ def create_model(
     threshold: instead of the one that the model was calibrated to; so the next two.
     review_threshold: images above it, and not NG, are to be reviewed.
     pixel_threshold: pixels above it are marked.
-    backend: 'jax'; or an inference runtime, which is quicker on a CPU: 'onnxruntime', 'openvino',
-      or 'auto' for the one that is there, and for JAX, with a warning, where there is none or the
-      model cannot be exported. It runs the model's ONNX graph, written once, in float32.
+    backend: 'jax', or an inference runtime, which is faster on a CPU: 'onnxruntime', 'openvino', or
+      'auto' for the installed one; if none is installed, or the model cannot be exported, JAX
+      computes and a warning says why. Runtimes compute the model's ONNX graph in float32; it is
+      exported once.
     split: what is learned over the devices, where it is too large for one: a bank by its rows, say.
       All compute every batch together; else each has batches of its own.
     access: which URLs may be read.
@@ -99,7 +100,7 @@ def _open_graph(
   """Open the exported graph of a model directory; 'auto' falls back to JAX where that fails.
 
   Raises:
-    ConfigError, ExportError: the named runtime is not installed, or the model cannot be exported.
+    ConfigError, ExportError: as `predictor.open_graph`, unless the backend is 'auto'.
   """
   try:
     return predictor.open_graph(directory, backend, access)
@@ -289,9 +290,8 @@ def _which(name: str, directory: str | Path | None) -> tuple[str, Path]:
       f'Unknown model {name!r}; choose from {sorted(known.values())}, or name a model directory.'
     )
   if not directory:
-    from uadjax.inference import (
-      demo_model,
-    )  # It draws images and fits, which models of files do not.
+    # Imported here: it draws images and fits, which opening a model directory does not need.
+    from uadjax.inference import demo_model
 
     title = known.get(name.lower(), demo_model.TITLE)
     return title, demo_model.directory(title, _OWN)

@@ -28,7 +28,7 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
     UserError: the settings are wrong, or a model cannot be opened.
     OSError: the port is taken.
   """
-  settings = options.with_what_is_there(settings)
+  settings = options.with_fallbacks(settings)
   options.check(settings)
   application = apps.build(settings, lambda: setattr(server, 'should_exit', True))
   config = uvicorn.Config(

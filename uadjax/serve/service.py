@@ -9,7 +9,6 @@ from concurrent import futures
 import contextlib
 from typing import Any
 
-from uadjax.errors import Setting
 from uadjax.inference.result import Result
 from uadjax.serve import batching, models, observability, requests
 from uadjax.serve.settings import Settings
@@ -92,7 +91,7 @@ class Service:
       raise requests.Refused(
         504,
         f'There was no answer within {self.settings.deadline_s:g} s; send fewer or smaller images '
-        f'at a time, or raise {Setting("serve.deadline_s")}.',
+        'at a time, or ask the operator for a longer deadline.',
         _RETRY,
       ) from None
     finally:

@@ -48,13 +48,11 @@ class Settings(NamedTuple):
     }
 
 
-def with_what_is_there(settings: Settings) -> Settings:
-  """Replace a device or a runtime that this machine lacks, with a warning.
-
-  A service that computes slowly is better than one that exits.
+def with_fallbacks(settings: Settings) -> Settings:
+  """Replace a missing device or runtime by 'auto', with a warning: a slow service beats none.
 
   Raises:
-    ConfigError, UnknownName: no device or runtime is called so.
+    ConfigError, UnknownName: the name of the device or runtime is unknown.
   """
   try:
     mesh.devices(settings.device)

@@ -158,7 +158,7 @@ def _looked_up(target: _Target, access: Access) -> Sequence[Any]:
   if not allowed:  # The address is not told: whoever asks a server may not know it.
     raise DataError(
       f'{target.host} is not on the public internet; allow private addresses '
-      f'({Setting("access.private", True)}) if all who can give URLs may see what is there'
+      f'({Setting("access.private", True)}) if everyone who can pass URLs may see what is there'
     )
   return allowed
 

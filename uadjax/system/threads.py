@@ -21,7 +21,7 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def pool(threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
-  """Threads that, when nobody wants more, begin with nothing else; in the caller's context."""
+  """A thread pool in the caller's context that drops waiting work on exit."""
   context = contextvars.copy_context()
 
   def inherit() -> None:

@@ -181,7 +181,7 @@ def _earlier(config: Config, old: model_dir.About) -> incremental_state.Learned:
         f'{key} is {ours[key]!r}, but the model to extend, {directory}, has {theirs.get(key)!r}.',
         key=key,
         value=ours[key],
-        allowed=theirs.get(key),
+        allowed=(theirs.get(key),),
         hint=('Pass ', Setting(key, theirs.get(key)), '.'),
       )
   return incremental_state.load(directory.resolve().parent / 'state')

@@ -386,8 +386,8 @@ def _foreign_labels(train: Sequence[Record]) -> Iterator[Problem]:
           told = (
             f'{folder} holds {len(same)} *{suffix} files such as {path}, which looks like labels of'
             f' {tool}. They are not read: every picture there is learned from as good. If some are '
-            f'not, pass {Setting("check.convert.enable", True)} '
-            f'{Setting("check.convert.src_dataset_type", tool)}.'
+            'not, convert the labels first, with mode check_dataset and check.convert.enable=true, '
+            f'check.convert.src_dataset_type={tool}.'
           )
           yield dataset_problems.warning('labels of another tool', folder, told)
           break

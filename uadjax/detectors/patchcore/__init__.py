@@ -74,7 +74,7 @@ def make(
     neighbors: b of equation 7; the matched row is its own first neighbor.
     reweight: whether the image score is weighted as there; else it is the largest patch distance.
     channels: to average the embedding down to (the paper: 1024); 0 leaves it as it is.
-    max_bytes: for the bank while it fills, see `detectors.bank`; what remains is at most half.
+    max_bytes: for the bank while it fills, see `memory_bank`; what remains is at most half.
     approx: let accelerators miss a few nearest neighbors (`jax.lax.approx_min_k`).
   """
   _check(ratio, neighbors, reweight)
@@ -175,7 +175,7 @@ def _one_pass(
   score_left_out: Callable[[Fitted, Batch], Scores],
   approx: bool,
 ) -> OnePass:
-  """What there is besides; references are banks without a fold, see `detectors.folds`."""
+  """What there is besides; references are banks without a fold, see `leave_out`."""
 
   def make_room(state: State, images: int) -> State:
     return state._replace(bank=memory_bank.make_room(state.key, state.bank, plan, images))
