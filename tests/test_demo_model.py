@@ -32,6 +32,7 @@ def answer(name, picture):
   return result
 
 
+@pytest.mark.slow
 def test_it_answers_and_is_fitted_once(cache, caplog):
   disc = cache / f'demo-{demo.VERSION}' / demo.CATEGORY / 'test'
   good = answer('', disc / 'good' / '000.png')

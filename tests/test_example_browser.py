@@ -136,6 +136,7 @@ def check(got, want):
   np.testing.assert_allclose(map, want.anomaly_map, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_browser_gives_the_score_the_map_and_the_label_of_predict(show, model, photos):
   page = show(f'?model=model.onnx&image={photos[0].name}')
   for photo, want in zip(photos, model.predict([*photos]), strict=True):

@@ -327,7 +327,7 @@ def on(devices):
 @pytest.mark.parametrize(
   ('images', 'before', 'numbers'),
   [
-    (3, True, (1, 8)),
+    pytest.param(3, True, (1, 8), marks=pytest.mark.slow),
     pytest.param(3, False, (1, 2, 4, 8), marks=pytest.mark.slow),
     pytest.param(37, True, (1, 2, 4, 8), marks=pytest.mark.slow),
   ],

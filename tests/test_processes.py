@@ -99,11 +99,9 @@ def runs(drawn, tmp_path_factory):
   return run
 
 
-SLOW = pytest.param(4, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize('count', [2, SLOW])
-@pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
+@pytest.mark.parametrize('name', ['padim', 'patchcore'])
 def test_any_number_of_processes_leaves_the_same_model(runs, name, count):
   one, many = runs(name, 1), runs(name, count)
   arrays, wanted = (
@@ -118,7 +116,8 @@ def test_any_number_of_processes_leaves_the_same_model(runs, name, count):
   close(*(rows(at / 'model' / 'calibration.csv') for at in (many, one)), ('score', 'peak'))
 
 
-@pytest.mark.parametrize('count', [2, SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
 def test_verdicts_and_metrics_are_the_same(runs, count):
   one, many = runs('padim', 1), runs('padim', count)
   found, expected = (rows(at / 'scores.csv') for at in (many, one))

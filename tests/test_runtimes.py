@@ -1,5 +1,8 @@
 """Every installed runtime runs the same file, and says what is wrong with another."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -75,3 +78,29 @@ def test_what_cannot_be_is_refused(directory, graph, tmp_path, monkeypatch):
     runtimes.open(graph, 'openvino')
   with pytest.raises(ConfigError, match=r'pip install .uadjax\[export\]'):
     runtimes.open(graph)
+
+
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+def test_the_first_inferences_may_come_from_many_threads_at_once(graph, backend):
+  """OpenVINO's binding waited for itself for ever, in five of six processes."""
+  pytest.importorskip(backend)
+  code = f"""
+import faulthandler, sys, threading
+faulthandler.dump_traceback_later(60, exit=True)
+from pathlib import Path
+import subprocess
+import sys
+
+import numpy as np
+from uadjax.export import runtimes
+sys.setswitchinterval(1e-6)
+run = runtimes.open(Path({str(graph)!r}), {backend!r}).run
+start = threading.Barrier(8)
+def infer():
+  start.wait()
+  run(np.zeros((1, 32, 48, 3), np.uint8))
+threads = [threading.Thread(target=infer) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+  subprocess.run([sys.executable, '-c', code], check=True)

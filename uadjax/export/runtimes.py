@@ -103,7 +103,12 @@ def _openvino(path: Path) -> Runtime:
     'INFERENCE_NUM_THREADS': threads.cores(),
   }
   compiled = core.compile_model(model, 'CPU', config)
-  batch = model.input(INPUT).get_partial_shape()[0]
+  batch, *size = model.input(INPUT).get_partial_shape()
+  # The first inference initializes OpenVINO's Python binding. Two threads that do so at once
+  # can wait for each other for ever (seen with 2026.4.1).
+  count = batch.get_length() if batch.is_static else 1
+  blank = np.zeros((count, *(side.get_length() for side in size)), np.uint8)
+  compiled.create_infer_request().infer({INPUT: blank})
 
   def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
     found = compiled.create_infer_request().infer({INPUT: images})
