@@ -13,6 +13,7 @@ import pytest
 import uadjax
 from uadjax import config as configs, errors
 from uadjax.cli import commands, predict, runtime
+from uadjax.distributed import mesh
 from uadjax.distributed.processes import Lost
 from uadjax.errors import ConfigError, Interrupted, Setting, UserError
 from uadjax.experiment import fit_model, flags
@@ -153,6 +154,23 @@ def test_commands_without_override_name_the_experiment_that_has_the_setting():
   for name in ('fit', 'sweep'):
     assert runtime.format_setting(name, setting) == '--override check.enforce=false'
     assert 'override' in inspect.signature(getattr(commands, name)).parameters
+
+
+def test_a_missing_device_is_named_as_each_interface_takes_it():
+  with pytest.raises(errors.MissingDevice) as caught:
+    mesh.devices('tpu')
+  written = []
+  for format_setting, _ in FRONT_ENDS:
+    caught.value.setting_format = format_setting
+    written.append(str(caught.value).partition(' Use ')[2].partition(', or')[0])
+  assert written == ['--config.device=auto', '--device=auto', "device='auto'"]
+
+
+def test_a_set_without_any_usable_image_is_not_offered_to_be_used(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(errors.DataError) as caught:
+    fit_model.fit_model(tmp_path / 'empty', workdir=tmp_path / 'run')
+  assert 'check.enforce' not in str(caught.value)
 
 
 def test_a_setting_may_be_set_to_none():

@@ -1,5 +1,6 @@
 """Quantized graphs are smaller, say so, and keep labels and rankings, or are not there at all."""
 
+import functools
 import json
 from pathlib import Path
 import shutil
@@ -53,24 +54,26 @@ def lenient(monkeypatch):
 @pytest.fixture(scope='module')
 def resnets(fitted):
   """Models of ResNet-18, whose arrays are large enough for half precision to pay."""
-  found = {}
-  for name, more in (('padim', ()), ('stfpm', ('--config.fit.steps=1',))):
+
+  @functools.cache
+  def resnet(name):
+    more = ('--config.fit.steps=1',) if name == 'stfpm' else ()
     model = model_dir.load(fitted(name, '--config.backbone.weights=random', *more))
-    high = model.limits._replace(image=1e6, review=1e6)
-    found[name] = model._replace(limits=high)
-  return found
+    return model._replace(limits=model.limits._replace(image=1e6, review=1e6))
+
+  return resnet
 
 
 @pytest.fixture(scope='module')
 def exact(resnets, tmp_path_factory):
   """The graph of a ResNet-18 that is not quantized."""
   path = tmp_path_factory.mktemp('exact') / 'exact.onnx'
-  return exporter.export(resnets['padim'], output=path)
+  return exporter.export(resnets('padim'), output=path)
 
 
 def test_int8_is_smaller_and_runs_at_any_batch(resnets, exact, tested, lenient, tmp_path):
   path = tmp_path / 'it.onnx'
-  done = exporter.export(resnets['padim'], output=path, quantize='int8')
+  done = exporter.export(resnets('padim'), output=path, quantize='int8')
   assert done.bytes < 0.6 * exact.bytes
   session = onnxruntime.InferenceSession(path)
   want = runtimes.open(exact.path).run(tested)
@@ -83,7 +86,7 @@ def test_int8_is_smaller_and_runs_at_any_batch(resnets, exact, tested, lenient, 
 
 def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, tmp_path):
   path = tmp_path / 'it.onnx'
-  done = exporter.export(resnets['padim'], output=path, quantize='fp16')
+  done = exporter.export(resnets('padim'), output=path, quantize='fp16')
   assert done.bytes < 0.65 * exact.bytes
   want, got = (runtimes.open(one).run(tested) for one in (exact.path, path))
   np.testing.assert_allclose(got.image, want.image, rtol=1e-2)
@@ -95,7 +98,7 @@ def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, 
   [('padim', 1), ('stfpm', 2), pytest.param('patchcore', 1, marks=pytest.mark.slow)],
 )
 def test_only_convolutions_of_features_take_eight_bits(resnets, lenient, name, networks, tmp_path):
-  done = exporter.export(resnets[name], output=tmp_path / 'it.onnx', quantize='int8')
+  done = exporter.export(resnets(name), output=tmp_path / 'it.onnx', quantize='int8')
   graph = onnx.load(done.path).graph
   made = {name: node for node in graph.node for name in node.output}
 

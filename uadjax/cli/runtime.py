@@ -20,6 +20,7 @@ _SIGNALED = 128  # As shells have it: plus the number of the signal.
 _OPTIONS = {  # Settings that have an option of their own.
   'access.private': '--allow-private-urls',
   'config': '--models',
+  'device': '--device',
   'export.images': '--images',
   'export.output': '--output',
   'predict.shard': '--shard',

@@ -104,11 +104,15 @@ def make(
     )
   if not 1 <= channels <= sum(counts):
     raise ConfigError(
-      f'detector.channels={channels}, but the stages have {sum(counts)} channels: choose 1 to '
-      f'{sum(counts)}, or name more stages.',
+      f'detector.channels={channels}, but the stages have {sum(counts)} channels.',
       key='detector.channels',
       value=channels,
       allowed=(1, sum(counts)),
+      hint=(
+        f'Choose 1 to {sum(counts)}, or name more stages with ',
+        Setting('detector.layers'),
+        '.',
+      ),
     )
   over, full = spec.shards, h + -h % spec.shards.number
 

@@ -14,7 +14,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax.errors import ConfigError, MissingDevice
+from uadjax.errors import ConfigError, MissingDevice, Setting
 from uadjax.numerics.collectives import ALONE, Shards
 from uadjax.system import threads
 
@@ -38,8 +38,15 @@ def devices(name: str) -> list[Any]:
   except RuntimeError:
     here = sorted({d.platform for d in jax.devices()})
     raise MissingDevice(
-      f'No {platform} for device={name!r}: JAX finds {here} here. Use device=auto, or install '
-      f"JAX for it, such as pip install 'jax[cuda13]'."
+      f'No {platform} for device={name!r}: JAX finds {here} here.',
+      key='device',
+      value=name,
+      allowed=tuple(here),
+      hint=(
+        'Use ',
+        Setting('device', 'auto'),
+        ", or install JAX for it, such as pip install 'jax[cuda13]' for NVIDIA.",
+      ),
     ) from None
   if not numbers:
     return found

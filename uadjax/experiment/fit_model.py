@@ -43,8 +43,8 @@ def fit_model(
 def format_setting(setting: Setting) -> str:
   """Write a setting as an argument of `fit_model`."""
   value = '...' if setting.value is ... else repr(setting.value)
-  if setting.key in errors.OTHER_KEYS:
-    name = errors.OTHER_KEYS[setting.key]
+  if setting.key in errors.OTHER_KEYS or setting.key == 'device':  # An argument of its own.
+    name = errors.OTHER_KEYS.get(setting.key, setting.key)
     return name if setting.value is ... or '(' in name else f'{name}={value}'
   return f'overrides={{{setting.key!r}: {value}}}'
 

@@ -57,7 +57,7 @@ def with_fallbacks(settings: Settings) -> Settings:
   try:
     mesh.devices(settings.device)
   except MissingDevice as error:
-    logging.LOG.warning('Serving with device=auto: %s', error)
+    logging.LOG.warning('%s Serving with device=auto.', error.message)
     settings = settings._replace(device='auto')
   if settings.backend in runtimes.BACKENDS[1:]:
     try:

@@ -136,9 +136,8 @@ def demand(report: Report) -> record_types.Splits:
   """The images, where the check passed; else raise DataError."""
   if report.passed:
     return report.splits
-  raise DataError(
-    f'{report}\n', hint=('Mend the data, or pass ', Setting('check.enforce', False), '.')
-  )
+  hint = 'Mend the data', ', or pass ', Setting('check.enforce', False), ' to use the rest'
+  raise DataError(f'{report}\n', hint=(*(hint if _usable(report).train else hint[:1]), '.'))
 
 
 def salvage(report: Report) -> record_types.Splits:
@@ -151,6 +150,14 @@ def salvage(report: Report) -> record_types.Splits:
   Raises:
     DataError: nothing is left to learn from.
   """
+  splits = _usable(report)
+  if not splits.train:
+    raise DataError(f'{report}\nNothing is left to learn from.')
+  return splits
+
+
+def _usable(report: Report) -> record_types.Splits:
+  """The images that `salvage` leaves, which may be none."""
   unreadable = _paths(report, _UNREADABLE)
   bad = unreadable | _paths(report, 'size mismatch')
   defects, twice = _paths(report, _LEARNED_DEFECT), _paths(report, _TWICE)
@@ -164,8 +171,6 @@ def salvage(report: Report) -> record_types.Splits:
     for records in report.splits
   )
   train = tuple(r for r in train if not r.anomalous and r.path not in defects)
-  if not train:
-    raise DataError(f'{report}\nNothing is left to learn from.')
   return record_types.Splits(train, tuple(r for r in test if r.anomalous or r.path not in twice))
 
 
