@@ -35,7 +35,7 @@ import filelock
 import hypothesis
 import jax
 import pytest
-import runs
+import small_runs
 
 from uadjax.data import demo
 from uadjax.export import exporter
@@ -85,8 +85,8 @@ def once(tmp_path_factory):
 @pytest.fixture(scope='session')
 def drawn(once) -> Path:
   """A small demo set, to be read only."""
-  counts = {'train': runs.TRAIN, 'test_good': runs.GOOD, 'test_defect': 2}
-  return once('drawn', lambda place: demo.draw(place, size=runs.SIDE, **counts))
+  counts = {'train': small_runs.TRAIN, 'test_good': small_runs.GOOD, 'test_defect': 2}
+  return once('drawn', lambda place: demo.draw(place, size=small_runs.SIDE, **counts))
 
 
 @pytest.fixture(scope='session')
@@ -95,7 +95,7 @@ def trained(drawn, once):
 
   def workdir(name: str, *flags: str) -> Path:
     def fit(place: Path) -> None:
-      assert runs.run(*runs.flags(name, drawn), f'--workdir={place}', *flags) == 0
+      assert small_runs.run(*small_runs.flags(name, drawn), f'--workdir={place}', *flags) == 0
 
     digest = hashlib.sha256(repr(flags).encode()).hexdigest()[:12]
     return once(f'{name}-{digest}' if flags else name, fit)
@@ -111,7 +111,7 @@ def fitted(trained, tmp_path_factory):
   """
 
   def directory(name: str, *flags: str) -> Path:
-    own = (runs.NO_EVALUATION, *flags) if flags else ()
+    own = (small_runs.NO_EVALUATION, *flags) if flags else ()
     model = trained(name, *own) / 'model'
     return shutil.copytree(model, tmp_path_factory.mktemp('copy') / 'model')
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import pytest
-import runs
+import small_runs
 import yaml
 
 from uadjax import cli, detectors
@@ -51,7 +51,7 @@ def model(trained):
 def images(drawn, tmp_path_factory):
   """Two good images, and one of each defect."""
   folder = tmp_path_factory.mktemp('images')
-  for name in ('good/000', 'good/001', *(f'{defect}/000' for defect in runs.DEFECTS)):
+  for name in ('good/000', 'good/001', *(f'{defect}/000' for defect in small_runs.DEFECTS)):
     target = folder / f'{name}.png'
     target.parent.mkdir(exist_ok=True)
     shutil.copy(drawn / 'disc' / 'test' / f'{name}.png', target)
@@ -145,7 +145,7 @@ def test_thresholds_and_masks(model, images, uadjax):
   )
   assert 'pred' not in bare
   assert bare['pixel_threshold'] == 0
-  side = runs.SIDE
+  side = small_runs.SIDE
   assert nested['pred'] == [[255] * side] * side
   assert rle['pred'] == {'size': [side, side], 'counts': [0, side * side]}
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import runs
+import small_runs
 
 from uadjax import cli, create_model, errors, main, types
 from uadjax.backbones import convolution
@@ -28,7 +28,7 @@ from uadjax.export import (
 from uadjax.model import model_dir
 
 CAMERA = 57, 75
-DETECTORS = runs.NAMES
+DETECTORS = small_runs.NAMES
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,7 @@ def test_a_graph_says_the_same(models, name, format, photos, tmp_path):
   np.testing.assert_allclose(np.concatenate([one.image for one in got]), want.image, rtol=1e-4)
   assert beside['thresholds'] == model.limits._asdict()
   assert beside['agreement']['source'] == 'good images'
-  assert 0 < beside['agreement']['images'] <= runs.TRAIN
+  assert 0 < beside['agreement']['images'] <= small_runs.TRAIN
   assert {one.name.partition('.')[0] for one in tmp_path.iterdir()} == {'it'}
 
 
@@ -263,7 +263,7 @@ def test_images_of_ones_own_are_compared_on(models, drawn, tmp_path):
   folder = drawn / 'disc' / 'test' / 'good'
   done = exporter.export(models['stfpm'], output=tmp_path / 'x.onnx', images=folder)
   assert done.agreement.source == f'images of {folder}'
-  assert done.agreement.images == runs.GOOD
+  assert done.agreement.images == small_runs.GOOD
 
 
 def test_images_that_are_gone_are_drawn(models, tmp_path, monkeypatch):
@@ -340,7 +340,11 @@ def test_the_command_tells_what_it_wrote(models, tmp_path, capsys):
 
 
 def test_the_mode_leaves_its_result(models, tmp_path):
-  flags = [f'--config={runs.CONFIGS / "padim"}.py', f'--workdir={tmp_path}', '--config.mode=export']
+  flags = [
+    f'--config={small_runs.CONFIGS / "padim"}.py',
+    f'--workdir={tmp_path}',
+    '--config.mode=export',
+  ]
   flags += [f'--config.export.model_dir={models["padim"].directory}']
   own = f'--config.export.output={tmp_path / "x.stablehlo"}', '--config.export.format=stablehlo'
   assert main.main([*flags, *own]) == 0

@@ -15,27 +15,27 @@ import time
 import numpy as np
 from PIL import Image
 import pytest
-import runs
-from runs import result, run, table
 from sklearn import metrics as reference
+import small_runs
+from small_runs import result, run, table
 import yaml
 
 from uadjax import experiment
 
-EVERY = pytest.mark.parametrize('name', runs.NAMES)
+EVERY = pytest.mark.parametrize('name', small_runs.NAMES)
 
 
 @pytest.fixture
 def flags(drawn):
-  return runs.flags('stfpm', drawn)
+  return small_runs.flags('stfpm', drawn)
 
 
 @EVERY
 def test_training_leaves_what_the_contract_promises(trained, name):
   workdir = trained(name)
-  report, told = result(workdir), runs.manifest(workdir)
+  report, told = result(workdir), small_runs.manifest(workdir)
   assert report['done_flag'] is True
-  assert report['model_name'] == told['model_name'] == runs.TITLES[name]
+  assert report['model_name'] == told['model_name'] == small_runs.TITLES[name]
   assert report['weights']['name'] == 'compact.safetensors'
   assert report['timing'].keys() == {
     'fit_s', 'calibrate_s', 'evaluate_s', 'images_per_s', 'peak_memory_mb',
@@ -48,7 +48,7 @@ def test_training_leaves_what_the_contract_promises(trained, name):
   assert yaml.safe_load((workdir / report['config']).read_text())['fit']['batch_size'] == 4
   best = report['models']['best']
   assert (workdir / best['model_dir'] / 'manifest.json').is_file()
-  steps = runs.STEPS if name == 'stfpm' else runs.TRAIN // 4
+  steps = small_runs.STEPS if name == 'stfpm' else small_runs.TRAIN // 4
   assert (workdir / report['train_log']).read_text().count(f'step {steps}/{steps}') == 1
   if name == 'stfpm':
     assert any((workdir / 'tensorboard').iterdir())
@@ -58,7 +58,7 @@ def test_training_leaves_what_the_contract_promises(trained, name):
   else:
     assert report['models'] == {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}}
     assert report['learned'] == told['facts']
-    assert told['facts']['images'] == runs.TRAIN
+    assert told['facts']['images'] == small_runs.TRAIN
     assert 'state' in there
     assert 'checkpoints' not in there
 
@@ -75,7 +75,9 @@ def test_metrics_are_those_of_the_scores(trained, name):
   called, at = np.array([row['label'] == 'NG' for row in rows]), metrics['at_threshold']
   assert at['image_recall'] == called[bad].mean()
   assert at['false_alarm_rate'] == called[~bad].mean()
-  assert at['miss_rate'] == {kind: 1 - called[defects == kind].mean() for kind in runs.DEFECTS}
+  assert at['miss_rate'] == {
+    kind: 1 - called[defects == kind].mean() for kind in small_runs.DEFECTS
+  }
   assert metrics['counts'] == {
     'good': 3, 'defective': 6, 'without_mask': 0, 'unseen_pixels': 0, 'unseen_defect_pixels': 0,
   }  # fmt: skip
@@ -89,11 +91,11 @@ def test_metrics_are_those_of_the_scores(trained, name):
 
 def test_every_kind_of_image_gets_pictures(trained):
   pictures = [*(trained('padim') / 'pictures').iterdir()]
-  assert sorted(path.stem.split('_')[0] for path in pictures) == ['good', *runs.DEFECTS]
+  assert sorted(path.stem.split('_')[0] for path in pictures) == ['good', *small_runs.DEFECTS]
   for path in pictures:
     with Image.open(path) as picture:
       # Image, truth, heatmap and prediction, 4 pixels apart, below two lines of text.
-      assert picture.size == (4 * runs.SIDE + 3 * 4, runs.SIDE + 2 * 22)
+      assert picture.size == (4 * small_runs.SIDE + 3 * 4, small_runs.SIDE + 2 * 22)
 
 
 @EVERY
@@ -101,7 +103,7 @@ def test_evaluating_again_gives_the_same_numbers(trained, name, tmp_path):
   """On its own data, for no others are named; the model's own detector counts."""
   workdir = trained(name)
   more = ('--config.mode=evaluate', f'--config.evaluate.model_dir={workdir / "model"}')
-  words = (f'--config={runs.CONFIGS / "stfpm.py"}', *runs.SMALL)
+  words = (f'--config={small_runs.CONFIGS / "stfpm.py"}', *small_runs.SMALL)
   assert run(*words, f'--workdir={tmp_path}', *more) == 0
   told = result(tmp_path, 'evaluate')
   assert told['metrics'] == result(workdir)['metrics']
@@ -111,9 +113,9 @@ def test_evaluating_again_gives_the_same_numbers(trained, name, tmp_path):
 
 def test_a_saved_config_repeats_the_run(trained, tmp_path):
   config = trained('stfpm') / 'config.yaml'
-  assert run(f'--config={config}', f'--workdir={tmp_path}', runs.NO_EVALUATION) == 0
-  for name, array in runs.arrays(trained('stfpm')).items():
-    np.testing.assert_array_equal(array, runs.arrays(tmp_path)[name])
+  assert run(f'--config={config}', f'--workdir={tmp_path}', small_runs.NO_EVALUATION) == 0
+  for name, array in small_runs.arrays(trained('stfpm')).items():
+    np.testing.assert_array_equal(array, small_runs.arrays(tmp_path)[name])
 
 
 def verdict(score, review, threshold):
@@ -126,14 +128,14 @@ def test_predicting_agrees_with_evaluating(trained, name, drawn, tmp_path):
   folder = shutil.copytree(drawn / 'disc' / 'test', tmp_path / 'in')
   (folder / 'broken.png').write_bytes(b'no image')
   more = (f'--config.predict.model_dir={workdir / "model"}', f'--config.predict.input={folder}')
-  words = (f'--config={runs.CONFIGS / "stfpm.py"}', f'--workdir={tmp_path}')
+  words = (f'--config={small_runs.CONFIGS / "stfpm.py"}', f'--workdir={tmp_path}')
   # The mode did its work, but one file could not be read.
   assert run(*words, '--config.mode=predict', *more) == 1
   told = result(tmp_path, 'predict')
   assert told['failed'] == 1
   judged = [one for one in told['results'] if 'error' not in one]
   assert (len(judged), len(told['results'])) == (9, 10)
-  limits = runs.manifest(workdir)['thresholds']
+  limits = small_runs.manifest(workdir)['thresholds']
   evaluated = {Path(row['path']).parts[-2:]: row for row in table(workdir / 'scores.csv')}
   for one in judged:
     row = evaluated[Path(one['input_path']).parts[-2:]]
@@ -154,7 +156,7 @@ def test_thresholds_may_be_overridden(trained, drawn, tmp_path, mode):
   more += [f'--config.mode={mode}', f'--config.{mode}.model_dir={workdir / "model"}']
   if mode == 'predict':
     more.append(f'--config.predict.input={drawn / "disc" / "test"}')
-  assert run(*runs.flags('padim', drawn), f'--workdir={tmp_path}', *more) == 0
+  assert run(*small_runs.flags('padim', drawn), f'--workdir={tmp_path}', *more) == 0
   if mode == 'evaluate':
     judged = table(tmp_path / 'scores.csv')
     assert result(tmp_path, 'evaluate')['metrics']['at_threshold']['pixel_recall'] == 1.0
@@ -172,7 +174,7 @@ def test_a_group_gets_a_run_each_and_a_mean_row(name, more, drawn, tmp_path):
   group, out = tmp_path / 'data', tmp_path / 'out'
   (group / 'bad' / 'train' / 'good').mkdir(parents=True)
   (group / 'well').symlink_to(drawn / 'disc')
-  words = (*runs.flags(name, group, 'all'), *more, f'--workdir={out}')
+  words = (*small_runs.flags(name, group, 'all'), *more, f'--workdir={out}')
   assert run(*words) == 1
   assert 'No images' in result(out / 'bad')['err_msg']
   assert result(out / 'well')['done_flag']
@@ -202,11 +204,11 @@ def test_a_finished_run_is_written_over_only_when_asked(
   name, other, trained, drawn, capfd, tmp_path
 ):
   workdir = shutil.copytree(trained(name), tmp_path / 'copy')
-  before = runs.contents(workdir)
-  words = (*runs.flags(name, drawn), f'--workdir={workdir}', runs.NO_EVALUATION)
+  before = small_runs.contents(workdir)
+  words = (*small_runs.flags(name, drawn), f'--workdir={workdir}', small_runs.NO_EVALUATION)
   for more in (other, '--config.fit.stepz=4'):
     assert run(*words, more) == 1
-    after = runs.contents(workdir)
+    after = small_runs.contents(workdir)
     assert [path for path in before if after[path] != before[path]] in ([], [Path('train.log')])
   said = capfd.readouterr().err
   assert ('saved at step' if name == 'stfpm' else 'holds a finished run') in said
@@ -215,8 +217,8 @@ def test_a_finished_run_is_written_over_only_when_asked(
   if name == 'stfpm':
     assert [p.name for p in (workdir / 'checkpoints' / 'rolling').iterdir()] == ['2']
   else:
-    projection = runs.arrays(workdir)['embedder/projection']
-    assert (projection != runs.arrays(trained(name))['embedder/projection']).any()
+    projection = small_runs.arrays(workdir)['embedder/projection']
+    assert (projection != small_runs.arrays(trained(name))['embedder/projection']).any()
     np.testing.assert_array_equal(np.load(workdir / 'state' / 'projection.npy'), projection)
 
 
@@ -272,10 +274,10 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(trained, flags, tmp_
   stopped([*flags, resume], tmp_path, signal.SIGTERM)
   assert result(tmp_path)['err_type'] == 'Interrupted'
   assert 'fit.resume=latest' in result(tmp_path)['err_msg']
-  assert max(saved_steps(tmp_path)) < runs.STEPS
+  assert max(saved_steps(tmp_path)) < small_runs.STEPS
   assert run(*flags, f'--workdir={tmp_path}', resume) == 0
-  want = runs.arrays(trained('stfpm'))
-  for name, array in runs.arrays(tmp_path).items():
+  want = small_runs.arrays(trained('stfpm'))
+  for name, array in small_runs.arrays(tmp_path).items():
     np.testing.assert_array_equal(array, want[name], err_msg=name)
   ours, theirs = result(tmp_path), result(trained('stfpm'))
   assert ours['metrics'] == theirs['metrics']
@@ -335,6 +337,6 @@ def test_what_a_user_gets_wrong_is_one_message(flags, tmp_path, capfd):
 def test_an_unreadable_image_is_named_before_anything_is_fitted(drawn, tmp_path, capfd):
   good = shutil.copytree(drawn / 'disc' / 'train', tmp_path / 'data' / 'disc' / 'train') / 'good'
   (good / 'zz.png').write_bytes(b'no image')
-  assert run(*runs.flags('stfpm', tmp_path / 'data'), f'--workdir={tmp_path / "run"}') == 1
+  assert run(*small_runs.flags('stfpm', tmp_path / 'data'), f'--workdir={tmp_path / "run"}') == 1
   assert 'zz.png' in capfd.readouterr().err
   assert not (tmp_path / 'run' / 'model').exists()

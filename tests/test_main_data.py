@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 from PIL import Image
 import pytest
-import runs
-from runs import DEFECTS, GOOD, manifest, result, run, table, TRAIN
+import small_runs
+from small_runs import DEFECTS, GOOD, manifest, result, run, table, TRAIN
 
 from uadjax.data import image_io
 
@@ -22,13 +22,13 @@ STEPS = '--config.fit.steps=2'  # Of STFPM; the last of a key counts.
 
 
 def flags(name, directory, layout='auto'):
-  words = (*runs.flags(name, directory, ''), f'--config.data.layout={layout}')
+  words = (*small_runs.flags(name, directory, ''), f'--config.data.layout={layout}')
   return (*words, STEPS) if name == 'stfpm' else words
 
 
 def check(directory, workdir, *more, layout='auto'):
   """The result of checking; the check itself goes well whatever it finds, its exit status tells."""
-  words = (f'--config={runs.CONFIGS / "stfpm.py"}', f'--config.data.root={directory}')
+  words = (f'--config={small_runs.CONFIGS / "stfpm.py"}', f'--config.data.root={directory}')
   mode = ('--config.mode=check_dataset', f'--config.data.layout={layout}')
   status, found = (
     run(*words, *mode, *more, f'--workdir={workdir}'),
@@ -64,11 +64,11 @@ def root(drawn, tmp_path_factory):
   shutil.copytree(root / 'disc/train/good', root / 'bins/good')
   for defect in DEFECTS:
     shutil.copytree(root / 'disc/test' / defect, root / 'bins' / defect)
-  before = runs.contents(root / 'disc')
+  before = small_runs.contents(root / 'disc')
   splitting = ('--config.check.split.enable=true',)
   found = check(root / 'disc', root / 'checked', *converting(root / 'listed'), *splitting)
   assert found['check_pass']
-  assert runs.contents(root / 'disc') == before
+  assert small_runs.contents(root / 'disc') == before
   return root
 
 
@@ -94,7 +94,11 @@ def learned(tmp_path_factory, root):
 
 
 def evaluated(model, directory, workdir):
-  words = (f'--config={runs.CONFIGS / "stfpm.py"}', '--config.mode=evaluate', *runs.SMALL)
+  words = (
+    f'--config={small_runs.CONFIGS / "stfpm.py"}',
+    '--config.mode=evaluate',
+    *small_runs.SMALL,
+  )
   more = (f'--config.evaluate.model_dir={model / "model"}', f'--config.data.root={directory}')
   assert run(*words, *more, f'--workdir={workdir}') == 0
   return result(workdir, 'evaluate')
@@ -294,7 +298,7 @@ def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_
     f'--config.predict.model_dir={workdir / "model"}',
     f'--config.predict.input={root / "disc/test"}',
   )
-  config = f'--config={runs.CONFIGS / "stfpm.py"}'
+  config = f'--config={small_runs.CONFIGS / "stfpm.py"}'
   assert run(config, '--config.mode=predict', *more, f'--workdir={tmp_path}') == 0
   found = result(tmp_path, 'predict')['results']
   assert len(found) == GOOD + 6

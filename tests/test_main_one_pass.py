@@ -6,14 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
-import runs
-from runs import arrays, manifest, result, run
+import small_runs
+from small_runs import arrays, manifest, result, run
 
 from uadjax.model import array_file, model_dir
 
 PATCHES = 8 * 12  # Of an image, on the grid of the first stage.
 RATIO = 0.125
-HALF = runs.TRAIN // 2
+HALF = small_runs.TRAIN // 2
 NAMES = ('padim', 'patchcore')
 
 
@@ -31,12 +31,12 @@ def halves(once, drawn):
 
 
 def flags(name, root, category='disc'):
-  return (*runs.flags(name, root, category), runs.NO_EVALUATION)
+  return (*small_runs.flags(name, root, category), small_runs.NO_EVALUATION)
 
 
 def scores(workdir):
   return {tuple(Path(row['path']).parts[-2:]): float(row['score'])
-          for row in runs.table(workdir / 'scores.csv')}  # fmt: skip
+          for row in small_runs.table(workdir / 'scores.csv')}  # fmt: skip
 
 
 @pytest.fixture(scope='session')
@@ -45,7 +45,7 @@ def early(trained, halves):
 
   def workdir(name):
     where = f'--config.data.root={halves}', '--config.data.category=early'
-    return trained(name, *where, runs.NO_EVALUATION)
+    return trained(name, *where, small_runs.NO_EVALUATION)
 
   return workdir
 
@@ -55,7 +55,7 @@ def extended(trained, halves, early):
   """The late half after the early one."""
 
   def workdir(name, *more):
-    where = f'--config.data.root={halves}', '--config.data.category=late', runs.NO_EVALUATION
+    where = f'--config.data.root={halves}', '--config.data.category=late', small_runs.NO_EVALUATION
     return trained(name, *where, f'--config.fit.extend={early(name) / "model"}', *more)
 
   return workdir
@@ -64,14 +64,14 @@ def extended(trained, halves, early):
 @pytest.mark.parametrize('name', NAMES)
 def test_thresholds_come_from_all_images_each_left_out(trained, name):
   limits = manifest(trained(name))['thresholds']
-  assert limits['normals'] == runs.TRAIN
-  assert limits['expected'] == pytest.approx(1 / (runs.TRAIN + 1))
+  assert limits['normals'] == small_runs.TRAIN
+  assert limits['expected'] == pytest.approx(1 / (small_runs.TRAIN + 1))
 
 
 def test_the_bank_has_its_share_of_all_patches(trained):
   report = result(trained('patchcore'))
   bank = arrays(trained('patchcore'))['bank/rows']
-  assert len(bank) == report['learned']['bank_rows'] == RATIO * runs.TRAIN * PATCHES
+  assert len(bank) == report['learned']['bank_rows'] == RATIO * small_runs.TRAIN * PATCHES
   assert report['learned']['covering_radius'] > 0
 
 
@@ -101,9 +101,9 @@ def test_padim_extended_is_padim_fitted_on_all(trained, extended):
   for key, value in manifest(whole)['thresholds'].items():
     close = value if isinstance(value, str) else pytest.approx(value, rel=1e-3)
     assert manifest(later)['thresholds'][key] == close, key
-  assert manifest(later)['facts'] == {'images': runs.TRAIN}
+  assert manifest(later)['facts'] == {'images': small_runs.TRAIN}
   moved = result(later)['moved']
-  assert (moved['images_before'], moved['images_after']) == (HALF, runs.TRAIN)
+  assert (moved['images_before'], moved['images_after']) == (HALF, small_runs.TRAIN)
   assert moved['mean_shift'] > 0
 
 
@@ -117,12 +117,16 @@ def test_patchcore_extended_has_its_share_of_all_patches(early, extended):
   before, later = early('patchcore'), extended('patchcore')
   moved = result(later)['moved']
   assert moved['bank_rows_before'] == len(arrays(before)['bank/rows']) == HALF * RATIO * PATCHES
-  assert moved['bank_rows_after'] == len(arrays(later)['bank/rows']) == runs.TRAIN * RATIO * PATCHES
+  assert (
+    moved['bank_rows_after']
+    == len(arrays(later)['bank/rows'])
+    == small_runs.TRAIN * RATIO * PATCHES
+  )
   assert 0 < moved['share_kept'] <= 1
-  assert result(later)['learned']['images'] == runs.TRAIN
-  assert manifest(later)['thresholds']['normals'] == runs.TRAIN
+  assert result(later)['learned']['images'] == small_runs.TRAIN
+  assert manifest(later)['thresholds']['normals'] == small_runs.TRAIN
   image = np.load(later / 'state' / 'image.npy')
-  assert set(image.tolist()) <= set(range(runs.TRAIN))
+  assert set(image.tolist()) <= set(range(small_runs.TRAIN))
   assert (image < HALF).sum() == pytest.approx(moved['share_kept'] * moved['bank_rows_before'])
 
 
@@ -140,7 +144,7 @@ def test_a_run_is_extended_in_its_own_folder(early, extended, halves, tmp_path):
   workdir = shutil.copytree(early('padim'), tmp_path / 'own')
   more = (f'--config.fit.extend={workdir / "model"}', '--config.fit.overwrite=true')
   assert run(*flags('padim', halves, 'late'), f'--workdir={workdir}', *more) == 0
-  assert runs.contents(workdir / 'state') == runs.contents(extended('padim') / 'state')
+  assert small_runs.contents(workdir / 'state') == small_runs.contents(extended('padim') / 'state')
   before = manifest(early('padim'))['thresholds']['image']
   assert result(workdir)['moved']['image_threshold_before'] == before
 
@@ -231,13 +235,13 @@ def test_a_bank_with_little_room_is_reduced_on_the_way(trained, drawn, tmp_path)
   short = (*short[:1], f'--config.detector.max_bytes={four * 6 // 4}')
   assert run(*flags('patchcore', drawn), f'--workdir={tmp_path}', *short) == 0
   learned = result(tmp_path)['learned']
-  assert learned['images'] == runs.TRAIN
-  assert learned['bank_rows'] == RATIO * runs.TRAIN * PATCHES
+  assert learned['images'] == small_runs.TRAIN
+  assert learned['bank_rows'] == RATIO * small_runs.TRAIN * PATCHES
   # Selections of selections: everything is covered, if not as tightly.
   assert learned['covering_radius'] > result(trained('patchcore'))['learned']['covering_radius']
   image = np.load(tmp_path / 'state' / 'image.npy')
   assert len(set(image.tolist())) > 6
-  assert set(image.tolist()) <= set(range(runs.TRAIN))
+  assert set(image.tolist()) <= set(range(small_runs.TRAIN))
 
 
 def test_a_run_that_fails_leaves_nothing_half_written(trained, drawn, tmp_path, monkeypatch):
@@ -259,4 +263,4 @@ def test_a_run_that_fails_leaves_nothing_half_written(trained, drawn, tmp_path, 
     there = {path.name for path in fresh.iterdir()}
     assert there == {'config.yaml', 'train.log', 'train_result.json'}, where
     for folder in ('model', 'state'):
-      assert runs.contents(over / folder) == runs.contents(finished / folder), where
+      assert small_runs.contents(over / folder) == small_runs.contents(finished / folder), where

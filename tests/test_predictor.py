@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
-import runs
+import small_runs
 
 from uadjax import create_model
 from uadjax.data import image_io, transforms
@@ -23,7 +23,7 @@ from uadjax.system import threads
 from uadjax.types import Scores
 
 
-@pytest.fixture(scope='module', params=runs.NAMES)
+@pytest.fixture(scope='module', params=small_runs.NAMES)
 def directory(request, trained):
   """A model of each detector."""
   return trained(request.param) / 'model'

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import runs
+import small_runs
 
 from uadjax import cli, config as configs, errors, main, types
 from uadjax.cli import options
@@ -29,7 +29,7 @@ from uadjax.model import model_dir
 @pytest.fixture(scope='module')
 def models(exported):
   found = {}
-  for name in runs.NAMES:
+  for name in small_runs.NAMES:
     # Far above all scores: no label hangs on the last digit.
     model = model_dir.load(exported(name))
     high = model.limits._replace(image=1e6, review=1e6)
@@ -134,7 +134,7 @@ def test_a_quantized_graph_says_so(models, lenient, tmp_path):
   assert 'agreement' not in told  # For it does not agree.
   assert told['quantized'] == done.quantized.told()
   assert told['quantized']['bytes_after'] == path.stat().st_size
-  assert told['quantized']['images'] == {'good': runs.TRAIN, 'test': 9}
+  assert told['quantized']['images'] == {'good': small_runs.TRAIN, 'test': 9}
   assert told['quantized']['auroc'] == pytest.approx(done.quantized.test.auroc)
   assert told['quantized']['auroc'] > 0.5
   assert 'int8' in str(done)
@@ -248,12 +248,12 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
     with pytest.raises(errors.ConfigError, match=r'export\.images=DIR'):
       exporter.export(model, quantize=kind)
   of_set = exporter.export(model, quantize='fp16', images=drawn / 'disc').quantized
-  assert of_set.good.images == runs.TRAIN
+  assert of_set.good.images == small_runs.TRAIN
   assert of_set.test.auroc is not None
   folder = exporter.export(
     model, quantize='fp16', images=drawn / 'disc' / 'test' / 'good'
   ).quantized
-  assert folder.good.images == runs.GOOD
+  assert folder.good.images == small_runs.GOOD
   assert folder.test is None
   assert folder.told()['auroc'] is None
 
@@ -285,7 +285,11 @@ def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
   assert json.loads(capsys.readouterr().out)['quantized']['kind'] == 'fp16'
   assert cli.main(['export', directory, '--format', 'tflite', '--quantize', 'fp16']) == 2
   assert 'for onnx alone' in capsys.readouterr().err
-  flags = [f'--config={runs.CONFIGS / "padim"}.py', f'--workdir={tmp_path}', '--config.mode=export']
+  flags = [
+    f'--config={small_runs.CONFIGS / "padim"}.py',
+    f'--workdir={tmp_path}',
+    '--config.mode=export',
+  ]
   flags += [f'--config.export.model_dir={directory}', '--config.export.quantize=fp16']
   assert main.main([*flags, f'--config.export.output={tmp_path / "b.onnx"}']) == 0
   told = json.loads((tmp_path / 'export_result.json').read_text())
@@ -296,7 +300,7 @@ def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
 @pytest.mark.slow
 def test_eight_bits_tell_real_defects_as_well(shared, tmp_path):
   flags = [
-    f'--config={runs.CONFIGS / "patchcore"}.py',
+    f'--config={small_runs.CONFIGS / "patchcore"}.py',
     f'--workdir={tmp_path}',
     f'--config.data.root={shared / "data" / "mvtec_ad"}',
     '--config.data.category=toothbrush',

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-import runs as small_runs
+import small_runs
 
 from uadjax import cli, sweep
 from uadjax.errors import ConfigError
