@@ -128,6 +128,8 @@ def read(pattern, text):
 
 def cards(page):
   """Of each card in their order: name, then label and score by each model."""
+  # The page draws what has changed in its next frame.
+  page.evaluate('() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))')
   return page.evaluate("""() => [...document.querySelectorAll('#tiles li')].map((card) => [
     card.querySelector('.path').textContent,
     [...card.querySelectorAll('.verdict')].map((row) =>
@@ -212,8 +214,8 @@ def test_what_is_dropped_or_pasted_is_judged_as_predict_judges_it(show, photos, 
     assert said == one.label
     assert float(score) == pytest.approx(one.score, rel=1e-3)
   page.click('#clear')
-  assert page.locator('#tiles li').count() == 0
-  assert page.is_visible('#what')
+  expect(page.locator('#tiles li')).to_have_count(0)
+  expect(page.locator('#what')).to_be_visible()
 
 
 def drop_folder(page, folder):
@@ -274,10 +276,10 @@ def test_a_card_is_enlarged_by_keyboard_and_left_again(fed, results, expect):
   expect(page.locator('#zoom-name')).to_have_text(first)
   page.keyboard.press('ArrowRight')
   page.keyboard.press('Escape')
-  assert not page.is_visible('#zoom')
+  expect(page.locator('#zoom')).to_be_hidden()
   focused = 'name => document.activeElement.querySelector(".path")?.textContent === name'
   page.wait_for_function(focused, arg=second)
-  assert page.is_visible('main #opacity')
+  expect(page.locator('main #opacity')).to_be_visible()
 
 
 def test_a_threshold_moved_by_keyboard_relabels_every_card(fed, results, expect):
@@ -299,7 +301,7 @@ def test_a_threshold_moved_by_keyboard_relabels_every_card(fed, results, expect)
       assert set(map(tuple, want.values())) == {('NG',)}
   expect(page.locator('.tally')).to_contain_text(f'NG{list(want.values()).count(["NG"])}')
   page.click('text=As calibrated')
-  assert number(page, 'image').input_value() == calibrated
+  expect(number(page, 'image')).to_have_value(calibrated)
   assert labels(page) == before
 
 
