@@ -13,55 +13,57 @@ from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import progress
 
 
-def draw(directory: Path, seed: int, size: int, overwrite: bool) -> None:
+def draw_demo(directory: Path, seed: int, size: int, overwrite: bool) -> None:
   """Draw the demo set, unless it would take the place of something."""
-  places = [directory / category for category in demo.CATEGORIES]
-  taken = [place for place in places if place.exists()]
-  if taken and not overwrite:
-    raise ConfigError(f'{taken[0]} is there already; name another folder, or pass --overwrite.')
+  folders = [directory / category for category in demo.CATEGORIES]
+  existing = [folder for folder in folders if folder.exists()]
+  if existing and not overwrite:
+    raise ConfigError(f'{existing[0]} is there already; name another folder, or pass --overwrite.')
   demo.write(directory, seed, size, track=progress.track)
-  for place in places:
-    console.tell(f'Drawn: {runtime.printable(str(place))}')
+  for folder in folders:
+    console.print_line(f'Drawn: {runtime.to_printable(str(folder))}')
 
 
-def weights(name: str | None, as_json: bool) -> None:
+def show_weights(name: str | None, as_json: bool) -> None:
   """Tell of one backbone's weights, which are downloaded where they are not there; or of all."""
   if name is not None and name not in pretrained_weights.FILES:
     raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(pretrained_weights.FILES)}.')
   if name is not None:
     pretrained_weights.published(name)
   for arch in [name] if name else pretrained_weights.FILES:
-    told = _about(arch)
+    info = _weights_info(arch)
     if as_json:
-      console.tell_json(told)
+      console.print_json(info)
       continue
-    for line in _lines(told):
-      console.tell(line)
+    for line in _format_info(info):
+      console.print_line(line)
 
 
-def _about(arch: str) -> dict[str, Any]:
+def _weights_info(arch: str) -> dict[str, Any]:
   """What is known of the weights of a backbone, without downloading any."""
   path = pretrained_weights.cached(arch)
-  told = {'name': arch, 'cached': path.is_file(), 'path': str(path)}
-  told['source'] = f'{pretrained_weights.TORCHVISION}/{path.name}'
-  if not told['cached']:
-    return told
+  info = {'name': arch, 'cached': path.is_file(), 'path': str(path)}
+  info['source'] = f'{pretrained_weights.TORCHVISION}/{path.name}'
+  if not info['cached']:
+    return info
   with path.open('rb') as file:
-    found = hashlib.file_digest(file, 'sha256').hexdigest()
-  whole = found.startswith(path.stem.rpartition('-')[2])
-  return {**told, 'bytes': path.stat().st_size, 'sha256': found, 'whole': whole}
+    sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+  is_intact = sha256.startswith(path.stem.rpartition('-')[2])
+  return {**info, 'bytes': path.stat().st_size, 'sha256': sha256, 'whole': is_intact}
 
 
-def _lines(told: dict[str, Any]) -> list[text.Text]:
+def _format_info(info: dict[str, Any]) -> list[text.Text]:
   """The same for people; paths and hashes at the end of lines, where they can be copied."""
-  if not told['cached']:
-    way = f'not in the cache; get it: uadjax weights {told["name"]}'
-    return [text.Text.assemble((f'· {told["name"]:<16}', 'dim'), way)]
-  sign, style = console.SIGNS['OK' if told['whole'] else 'NG']
-  size = f'{told["bytes"] / 1e6:.0f} MB'
-  state = size if told['whole'] else f'{size}, damaged: get it anew: uadjax weights {told["name"]}'
+  if not info['cached']:
+    hint = f'not in the cache; get it: uadjax weights {info["name"]}'
+    return [text.Text.assemble((f'· {info["name"]:<16}', 'dim'), hint)]
+  sign, style = console.SIGNS['OK' if info['whole'] else 'NG']
+  size = f'{info["bytes"] / 1e6:.0f} MB'
+  description = (
+    size if info['whole'] else f'{size}, damaged: get it anew: uadjax weights {info["name"]}'
+  )
   return [
-    text.Text.assemble((f'{sign} {told["name"]:<16}', style), state),
-    text.Text(f'  {runtime.printable(told["path"])}'),
-    text.Text(f'  sha256 {told["sha256"]}', 'dim'),
+    text.Text.assemble((f'{sign} {info["name"]:<16}', style), description),
+    text.Text(f'  {runtime.to_printable(info["path"])}'),
+    text.Text(f'  sha256 {info["sha256"]}', 'dim'),
   ]

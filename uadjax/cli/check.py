@@ -16,89 +16,95 @@ from uadjax.errors import DataError
 from uadjax.system import files, progress
 from uadjax.types import Config
 
-_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
+_SEVERITY_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 
 
-def check(dataset: Path, category: str, layout: str, output: Path | None, as_json: bool) -> None:
+def check_dataset(
+  dataset: Path, category: str, layout: str, output: Path | None, as_json: bool
+) -> None:
   """Check each category that is named; exit with 1 where errors are found."""
   if not dataset.is_dir():
     raise DataError(f'{dataset} is no folder; name one that holds images.')
   config = configs.base()
   config.data.update({'root': str(dataset), 'category': category, 'layout': layout})
-  passed = True
-  with runtime.ready():
-    names = data.expand(config.data)
-    for name in names:
-      config.data.category = name
-      folder = output / name if output and len(names) > 1 else output
-      passed &= _check(config, folder, as_json)
-  if not passed:
-    raise typer.Exit(runtime.FAILED)
+  all_passed = True
+  with runtime.prepare():
+    category_names = data.expand(config.data)
+    for category_name in category_names:
+      config.data.category = category_name
+      folder = output / category_name if output and len(category_names) > 1 else output
+      all_passed &= _check_category(config, folder, as_json)
+  if not all_passed:
+    raise typer.Exit(runtime.EXIT_FAILURE)
 
 
-def _check(config: Config, folder: Path | None, as_json: bool) -> bool:
+def _check_category(config: Config, folder: Path | None, as_json: bool) -> bool:
   """Whether nothing speaks against training on one category, which is told."""
   report = data.examine(config.data, track=progress.track)
   train, test = report.splits
-  defects = collections.Counter(record.defect for record in test if record.anomalous)
+  defect_counts = collections.Counter(record.defect for record in test if record.anomalous)
   if folder:
     folder.mkdir(parents=True, exist_ok=True)
-    left = reports.leave(report, folder)
-    files.write_json(folder / 'check_dataset_result.json', {'done_flag': True, **left})
+    report_fields = reports.leave(report, folder)
+    files.write_json(folder / 'check_dataset_result.json', {'done_flag': True, **report_fields})
   if as_json:
-    console.tell_json(
+    console.print_json(
       {
         'dataset_path': str(report.directory),
         'check_pass': report.passed,
         'train_samples': len(train),
         'val_samples': len(test),
-        'defects': dict(defects),
+        'defects': dict(defect_counts),
         'problems': [{**p._asdict(), 'path': str(p.path)} for p in report.problems],
       }
     )
     return report.passed
   sign, style = console.SIGNS['OK' if report.passed else 'NG']
-  verdict = 'Check dataset passed !' if report.passed else 'Check dataset failed.'
-  console.tell(
-    text.Text.assemble((f'{sign} {verdict}', style), f' {runtime.printable(str(report.directory))}')
+  message = 'Check dataset passed !' if report.passed else 'Check dataset failed.'
+  console.print_line(
+    text.Text.assemble(
+      (f'{sign} {message}', style), f' {runtime.to_printable(str(report.directory))}'
+    )
   )
-  console.tell(_counts(len(train), len(test), defects))
-  _tell(report.problems)
+  console.print_line(_count_table(len(train), len(test), defect_counts))
+  _print_problems(report.problems)
   if folder:
-    console.tell(f'Pictures and all problems: {runtime.printable(str(folder))}')
+    console.print_line(f'Pictures and all problems: {runtime.to_printable(str(folder))}')
   return report.passed
 
 
-def _counts(train: int, test: int, defects: Mapping[str, int]) -> table.Table:
+def _count_table(num_train: int, num_test: int, defect_counts: Mapping[str, int]) -> table.Table:
   """How many images there are of which kind."""
-  rows = table.Table(box=box.SIMPLE_HEAD)
-  rows.add_column('images')
-  rows.add_column('number', justify='right')
-  rows.add_row('to learn from', str(train))
-  rows.add_row('to test on: good', str(test - sum(defects.values())))
-  for kind, count in sorted(defects.items()):
-    rows.add_row(text.Text(f'to test on: {runtime.printable(kind)}'), str(count))
-  return rows
+  rich_table = table.Table(box=box.SIMPLE_HEAD)
+  rich_table.add_column('images')
+  rich_table.add_column('number', justify='right')
+  rich_table.add_row('to learn from', str(num_train))
+  rich_table.add_row('to test on: good', str(num_test - sum(defect_counts.values())))
+  for defect, count in sorted(defect_counts.items()):
+    rich_table.add_row(text.Text(f'to test on: {runtime.to_printable(defect)}'), str(count))
+  return rich_table
 
 
-def _tell(found: Sequence[Problem]) -> None:
+def _print_problems(all_problems: Sequence[Problem]) -> None:
   """Count problems of a kind in a table, then tell of each below it, where paths stay whole."""
-  kinds: dict[tuple[str, str], list[str]] = {}
-  for problem in sorted(found, key=lambda p: (p.severity, p.kind)):
-    kinds.setdefault((problem.severity, problem.kind), []).append(problem.message)
-  if not kinds:
+  messages_by_kind: dict[tuple[str, str], list[str]] = {}
+  for problem in sorted(all_problems, key=lambda p: (p.severity, p.kind)):
+    messages_by_kind.setdefault((problem.severity, problem.kind), []).append(problem.message)
+  if not messages_by_kind:
     return
-  rows = table.Table(box=box.SIMPLE_HEAD)
-  rows.add_column('problem')
-  rows.add_column('number', justify='right')
-  for (severity, kind), messages in kinds.items():
-    rows.add_row(_titled(severity, kind), str(len(messages)))
-  console.tell(rows)
-  for (severity, kind), messages in kinds.items():
-    console.tell(_titled(severity, kind))
-    console.tell(f'  {problems.listed([runtime.printable(message) for message in messages])}\n')
+  rich_table = table.Table(box=box.SIMPLE_HEAD)
+  rich_table.add_column('problem')
+  rich_table.add_column('number', justify='right')
+  for (severity, kind), messages in messages_by_kind.items():
+    rich_table.add_row(_kind_heading(severity, kind), str(len(messages)))
+  console.print_line(rich_table)
+  for (severity, kind), messages in messages_by_kind.items():
+    console.print_line(_kind_heading(severity, kind))
+    console.print_line(
+      f'  {problems.listed([runtime.to_printable(message) for message in messages])}\n'
+    )
 
 
-def _titled(severity: str, kind: str) -> text.Text:
-  sign, style = _SIGNS[severity]
+def _kind_heading(severity: str, kind: str) -> text.Text:
+  sign, style = _SEVERITY_SIGNS[severity]
   return text.Text(f'{sign} {severity}, {kind}', style)

@@ -14,7 +14,7 @@ import uadjax
 from uadjax.cli import options, runtime
 
 
-def _examples(*lines: str) -> str:
+def _examples_epilog(*lines: str) -> str:
   """The end of a help text."""
   return '\n'.join(['Examples', *(f'  [cyan]{line}[/]' for line in lines)])
 
@@ -22,7 +22,7 @@ def _examples(*lines: str) -> str:
 app = typer.Typer(
   context_settings={
     'help_option_names': ['-h', '--help'],
-    'token_normalize_func': options.dashed,
+    'token_normalize_func': options.with_dashes,
     'max_content_width': 100,
   },
   pretty_exceptions_enable=False,
@@ -37,66 +37,66 @@ def main(argv: Sequence[str] | None = None) -> int:
   file that could not be read; 2 for a wrong option, value or key; 3 where --fail-on found what it
   asks for; 130 and 143 where Ctrl-C and SIGTERM ended it.
   """
-  words = sys.argv[1:] if argv is None else list(argv)
+  arguments = sys.argv[1:] if argv is None else list(argv)
   for stream in (sys.stdout, sys.stderr):
     if stream is not None:  # Nor may a sign fail that the locale has not.
       stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
   try:
-    return app(words, prog_name='uadjax', standalone_mode=False) or 0
+    return app(arguments, prog_name='uadjax', standalone_mode=False) or 0
   except typer.TyperException as error:
     context = getattr(error, 'ctx', None)
-    as_json = '--json' in words  # Nothing else is sure to have been understood.
+    as_json = '--json' in arguments  # Nothing else is sure to have been understood.
     if context and not as_json:
       print(context.get_usage(), file=sys.stderr)
-    runtime.complain(error, error.format_message(), as_json)
+    runtime.print_error(error, error.format_message(), as_json)
     if context and not as_json:
       print(f"Try '{context.command_path} --help'.", file=sys.stderr)
     return error.exit_code
 
 
-def _show_version(wanted: bool) -> bool:
-  if wanted:
+def _print_version(is_requested: bool) -> bool:
+  if is_requested:
     print(f'uadjax {uadjax.__version__}')
     raise typer.Exit
-  return wanted
+  return is_requested
 
 
 @app.callback(
   invoke_without_command=True,
-  epilog=_examples(
+  epilog=_examples_epilog(
     'uadjax --input photos/ --model_dir runs/bolts/model',
     'uadjax predict runs/bolts/model photos/ --json | jq .score',
     'uadjax predict --help',
   ),
 )
-@runtime.told
+@runtime.report_errors
 def root(
   context: options.Context,
   pipeline: options.Pipeline = 'anomaly_detection',
-  inputs: options.Inputs = None,
-  model: options.Model = None,
+  inputs: options.InputOption = None,
+  model: options.ModelName = None,
   model_dir: options.ModelDirOption = None,
-  use_hpip: options.Hpi = False,
-  get_pipeline_config: options.GetConfig = None,
-  config_save_path: options.ConfigPath = None,
+  use_hpip: options.UseHpip = False,
+  get_pipeline_config: options.GetPipelineConfig = None,
+  config_save_path: options.ConfigSavePath = None,
   device: options.Device = None,
   batch_size: options.BatchSize = None,
-  override: options.Overrides = None,
-  allow_private_urls: options.Private = False,
-  threshold: options.Threshold = None,
+  override: options.PipelineOverrides = None,
+  allow_private_urls: options.AllowPrivateUrls = False,
+  threshold: options.ImageThreshold = None,
   review_threshold: options.ReviewThreshold = None,
   pixel_threshold: options.PixelThreshold = None,
   save_path: options.SavePath = None,
   no_pictures: options.NoPictures = False,
   no_save: options.NoSave = False,
   as_json: options.AsJson = False,
-  masks: options.Masks = None,
+  masks: options.MaskFormat = None,
   strict: options.Strict = False,
   fail_on: options.FailOn = None,
   version: Annotated[
     bool,
     typer.Option(
-      '--version', metavar='', is_eager=True, callback=_show_version, help='Show the version.'
+      '--version', metavar='', is_eager=True, callback=_print_version, help='Show the version.'
     ),
   ] = False,
 ):
@@ -105,31 +105,33 @@ def root(
   Without a command it is spelled as in PaddleX.
   A dash and an underscore in options are the same.
   """
-  given = [name for name in context.params if _is_given(context, name)]
+  explicit_names = [name for name in context.params if _is_explicit(context, name)]
   if context.invoked_subcommand:
-    if given:
-      name = next(p.opts[0] for p in context.command.params if p.name == given[0])
+    if explicit_names:
+      name = next(p.opts[0] for p in context.command.params if p.name == explicit_names[0])
       raise typer.BadParameter(f'write it after {context.invoked_subcommand!r}.', param_hint=name)
   elif get_pipeline_config is not None:
-    _write_settings(get_pipeline_config, config_save_path or save_path or Path())
+    _write_pipeline_config(get_pipeline_config, config_save_path or save_path or Path())
   elif inputs:
-    from uadjax.cli import predict as predicting
+    from uadjax.cli import predict as predict_module
 
-    named = {'model_name': model, 'model_dir': model_dir}
-    named = {key: str(value) for key, value in named.items() if value is not None}
-    predicting.judge(inputs, pipeline, use_hpip, named, predicting.wishes(context.params))
-  elif given:
+    model_settings = {'model_name': model, 'model_dir': model_dir}
+    model_settings = {key: str(value) for key, value in model_settings.items() if value is not None}
+    predict_module.predict_images(
+      inputs, pipeline, use_hpip, model_settings, predict_module.select_options(context.params)
+    )
+  elif explicit_names:
     raise typer.BadParameter('name an image, a URL or a folder.', param_hint='--input')
   else:
     print(context.get_help())
 
 
-def _is_given(context: options.Context, name: str) -> bool:
+def _is_explicit(context: options.Context, name: str) -> bool:
   source = context.get_parameter_source(name)
   return source is not None and source.name == 'COMMANDLINE'
 
 
-def _write_settings(name: str, folder: Path) -> None:
+def _write_pipeline_config(name: str, folder: Path) -> None:
   from uadjax.errors import UnknownName
   from uadjax.inference import pipelines
 
@@ -139,7 +141,7 @@ def _write_settings(name: str, folder: Path) -> None:
 
 
 @app.command(
-  epilog=_examples(
+  epilog=_examples_epilog(
     'uadjax predict runs/bolts/model photos/',
     'uadjax predict runs/bolts/model a.png b.png --json --no-save',
     'uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects',
@@ -147,29 +149,29 @@ def _write_settings(name: str, folder: Path) -> None:
     'uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4',
   )
 )
-@runtime.told
+@runtime.report_errors
 def predict(
   context: options.Context,
-  model_dir: options.ModelDir,
-  inputs: options.Input,
+  model_dir: options.ModelDirArgument,
+  inputs: options.InputArgument,
   device: options.Device = None,
   backend: options.Backend = None,
   batch_size: options.BatchSize = None,
-  override: options.Overrides = None,
-  allow_private_urls: options.Private = False,
-  threshold: options.Threshold = None,
+  override: options.PipelineOverrides = None,
+  allow_private_urls: options.AllowPrivateUrls = False,
+  threshold: options.ImageThreshold = None,
   review_threshold: options.ReviewThreshold = None,
   pixel_threshold: options.PixelThreshold = None,
   save_path: options.SavePath = None,
   no_pictures: options.NoPictures = False,
   no_save: options.NoSave = False,
   as_json: options.AsJson = False,
-  masks: options.Masks = None,
+  masks: options.MaskFormat = None,
   strict: options.Strict = False,
   fail_on: options.FailOn = None,
-  table: options.Table = None,
+  table: options.TableDir = None,
   format: options.TableFormat = 'parquet',
-  shard: options.Shard = 'auto',
+  shard: options.TableShard = 'auto',
 ):
   """Judge images: OK, to be reviewed, or NG.
 
@@ -179,34 +181,34 @@ def predict(
     2  a wrong option, value or setting
     3  --fail-on found what it asks for
   """
-  from uadjax.cli import predict as predicting
+  from uadjax.cli import predict as predict_module
 
-  named = {'model_dir': str(model_dir)} | ({'backend': backend} if backend else {})
-  own = predicting.wishes(context.params)
+  model_settings = {'model_dir': str(model_dir)} | ({'backend': backend} if backend else {})
+  predict_options = predict_module.select_options(context.params)
   if table:
-    predicting.tabulate(inputs, named, own, table, format, shard)
+    predict_module.tabulate_scores(inputs, model_settings, predict_options, table, format, shard)
     return
   for name in ('format', 'shard'):
-    if _is_given(context, name):
+    if _is_explicit(context, name):
       raise typer.BadParameter('it is for --table.', param_hint=f'--{name}')
-  predicting.judge(inputs, 'anomaly_detection', False, named, own)
+  predict_module.predict_images(inputs, 'anomaly_detection', False, model_settings, predict_options)
 
 
 @app.command(
-  epilog=_examples(
+  epilog=_examples_epilog(
     'uadjax fit bolts/',
     'uadjax fit mvtec_ad/ --category screw --model padim',
     'uadjax fit bolts/ --override fit.batch_size=8',
   )
 )
-@runtime.told
+@runtime.report_errors
 def fit(
   dataset: options.Dataset,
   model: options.Detector = 'PatchCore',
   category: options.Category = '',
   workdir: options.Workdir = None,
   device: options.Device = None,
-  override: options.Settings = None,
+  override: options.ConfigOverrides = None,
   as_json: options.AsJson = False,
 ):
   """Fit a detector to good images, set its thresholds, and evaluate it.
@@ -214,32 +216,32 @@ def fit(
   DATASET is a folder of good images;
   if it has test images, the model is evaluated on them.
   """
-  from uadjax.cli import fit as fitting, predict as predicting
+  from uadjax.cli import fit as fit_module, predict as predict_module
 
-  own = predicting.overrides(override or ())
+  overrides = predict_module.parse_overrides(override or ())
   if category:
-    own['data.category'] = category
-  fitting.fit(dataset, model, workdir, device, own, as_json)
+    overrides['data.category'] = category
+  fit_module.fit(dataset, model, workdir, device, overrides, as_json)
 
 
 @app.command(
-  epilog=_examples(
+  epilog=_examples_epilog(
     'uadjax sweep mvtec_ad/ --models padim,patchcore --seeds 3-7',
     'uadjax sweep mvtec_ad/ --models patchcore --categories screw,bottle --device gpu:0,1',
     'srun uadjax sweep mvtec_ad/ --models stfpm,patchcore:ten',
   )
 )
-@runtime.told
+@runtime.report_errors
 def sweep(
-  dataset: options.Root,
-  models: options.SweptModels = 'padim,patchcore',
+  dataset: options.DatasetRoot,
+  models: options.SweepModels = 'padim,patchcore',
   categories: options.Categories = 'all',
   seeds: options.Seeds = '3',
   workdir: options.SweepDir = Path('runs/sweep'),
   device: options.SweepDevice = 'auto',
   jobs: options.Jobs = 0,
-  shard: options.RunShard = 'auto',
-  override: options.Settings = None,
+  shard: options.SweepShard = 'auto',
+  override: options.ConfigOverrides = None,
   table_only: options.TableOnly = False,
   as_json: options.AsJson = False,
 ):
@@ -248,19 +250,19 @@ def sweep(
   Each run has a process and a device of its own.
   What is finished is not repeated: a sweep that was cut off goes on.
   """
-  from uadjax.cli import sweep as sweeping
+  from uadjax.cli import sweep as sweep_module
 
-  own = sweeping.Wishes(dataset, models, categories, seeds, workdir, override)
-  sweeping.sweep(own, device, jobs, shard, table_only, as_json)
+  sweep_options = sweep_module.SweepOptions(dataset, models, categories, seeds, workdir, override)
+  sweep_module.run_sweep(sweep_options, device, jobs, shard, table_only, as_json)
 
 
 @app.command(
-  epilog=_examples(
+  epilog=_examples_epilog(
     'uadjax check bolts/',
     'uadjax check mvtec_ad/ --category all --output checked/',
   )
 )
-@runtime.told
+@runtime.report_errors
 def check(
   dataset: options.Dataset,
   category: options.Category = '',
@@ -272,27 +274,27 @@ def check(
 
   Exit status 1 where training would be refused.
   """
-  from uadjax.cli import check as checking
+  from uadjax.cli import check as check_module
 
-  checking.check(dataset, category, layout, output, as_json)
+  check_module.check_dataset(dataset, category, layout, output, as_json)
 
 
 @app.command(
-  epilog=_examples(
+  epilog=_examples_epilog(
     'uadjax export runs/bolts/model',
     'uadjax export runs/bolts/model --include-resize 1024x1280 --output bolts.onnx',
     'uadjax export runs/bolts/model --format tflite',
     'uadjax export runs/bolts/model --quantize int8',
   )
 )
-@runtime.told
+@runtime.report_errors
 def export(
-  model_dir: options.ModelDir,
-  format: options.Format = 'onnx',
+  model_dir: options.ModelDirArgument,
+  format: options.ExportFormat = 'onnx',
   output: options.GraphFile = None,
-  batch: options.Batch = None,
+  batch: options.ExportBatch = None,
   include_resize: options.IncludeResize = '',
-  images: options.Images = None,
+  images: options.ComparisonImages = None,
   quantize: options.Quantize = None,
   as_json: options.AsJson = False,
 ):
@@ -302,24 +304,24 @@ def export(
   where a score or a label differs, nothing is left of it.
   A quantized graph may differ a little, and is judged by its labels and its AUROC.
   """
-  with runtime.ready():
+  with runtime.prepare():
     from uadjax.cli import console
     from uadjax.export import exporter
     from uadjax.model import model_dir as model_dirs
 
-    camera = exporter.size(include_resize)
+    camera_size = exporter.size(include_resize)
     model = model_dirs.load(model_dir)
-    done = exporter.export(model, format, output, batch, camera, images, quantize or '')
+    exported = exporter.export(model, format, output, batch, camera_size, images, quantize or '')
     if as_json:
-      console.tell_json(done.told())
+      console.print_json(exported.told())
     else:
-      console.tell(runtime.printable(str(done)))
+      console.print_line(runtime.to_printable(str(exported)))
 
 
-@app.command(epilog=_examples('uadjax report runs/bolts/model bolts/ --output bolts.html'))
-@runtime.told
+@app.command(epilog=_examples_epilog('uadjax report runs/bolts/model bolts/ --output bolts.html'))
+@runtime.report_errors
 def report(
-  model_dir: options.ModelDir,
+  model_dir: options.ModelDirArgument,
   dataset: options.Dataset,
   category: options.Category = '',
   output: options.ReportOutput = Path('report.html'),
@@ -327,36 +329,36 @@ def report(
   as_json: options.AsJson = False,
 ):
   """Write one HTML page that shows how well a model does on a data set."""
-  with runtime.ready():
+  with runtime.prepare():
     from uadjax.cli import console
     from uadjax.distributed import mesh
     from uadjax.experiment import evaluate_run
 
     mesh.cpu_devices_of_cores()
-    found = evaluate_run.report(model_dir, dataset, category, output, device or 'auto')
+    metrics = evaluate_run.report(model_dir, dataset, category, output, device or 'auto')
     if as_json:
-      console.tell_json(found)
+      console.print_json(metrics)
     else:
-      console.tell(f'Report: {runtime.printable(str(output))}')
+      console.print_line(f'Report: {runtime.to_printable(str(output))}')
 
 
-@app.command(epilog=_examples('uadjax demo drawn/', 'uadjax check drawn/ --category all'))
-@runtime.told
+@app.command(epilog=_examples_epilog('uadjax demo drawn/', 'uadjax check drawn/ --category all'))
+@runtime.report_errors
 def demo(
   directory: Annotated[Path, typer.Argument(metavar='DIR', help='Where its folders are written.')],
-  seed: options.Seed = 0,
-  size: options.Size = 256,
+  seed: options.DemoSeed = 0,
+  size: options.DemoImageSize = 256,
   overwrite: options.Overwrite = False,
 ):
   """Draw a data set of five products, with and without defects, to try things on."""
-  with runtime.ready():
+  with runtime.prepare():
     from uadjax.cli import assets
 
-    assets.draw(directory, seed, size, overwrite)
+    assets.draw_demo(directory, seed, size, overwrite)
 
 
-@app.command(epilog=_examples('uadjax weights', 'uadjax weights resnet18'))
-@runtime.told
+@app.command(epilog=_examples_epilog('uadjax weights', 'uadjax weights resnet18'))
+@runtime.report_errors
 def weights(name: options.Backbone = None, as_json: options.AsJson = False):
   """Tell which backbone weights are in the cache, or download some into it.
 
@@ -364,27 +366,27 @@ def weights(name: options.Backbone = None, as_json: options.AsJson = False):
   Copied to a machine without a network, it is
   all that fitting needs there.
   """
-  with runtime.ready():
+  with runtime.prepare():
     from uadjax.cli import assets
 
-    assets.weights(name, as_json)
+    assets.show_weights(name, as_json)
 
 
 @app.command(
-  epilog=_examples(
+  epilog=_examples_epilog(
     'uadjax serve runs/bolts/model',
     'uadjax serve bolts=runs/bolts/model nuts=runs/nuts/model --port 80 --host 0.0.0.0',
     'curl -F image=@photo.png localhost:8000/image-anomaly-detection',
   )
 )
-@runtime.told
+@runtime.report_errors
 def serve(
   models: options.ModelDirs = None,
   host: options.Host = '127.0.0.1',
   port: options.Port = 8000,
   device: options.Device = None,
   backend: options.ServiceBackend = 'auto',
-  batch: options.Together = 0,
+  batch: options.ServiceBatch = 0,
   queue: options.Queue = 64,
   deadline: options.Deadline = 30.0,
   max_bytes: options.MaxBytes = 32 << 20,
@@ -398,15 +400,15 @@ def serve(
   Requests are computed together as they come.
   SIGTERM lets those that were accepted finish.
   """
-  with runtime.ready():
-    from uadjax.cli import serve as serving
+  with runtime.prepare():
+    from uadjax.cli import serve as serve_module
 
-    serving.check()
-    from uadjax import serve as services
+    serve_module.require_packages()
+    from uadjax import serve as service_module
     from uadjax.system import http
 
-    settings = services.Settings(
-      serving.named(models or ()),
+    settings = service_module.Settings(
+      serve_module.parse_model_dirs(models or ()),
       device or 'auto',
       backend,
       batch,
@@ -415,7 +417,7 @@ def serve(
       max_bytes,
       max_pixels,
       http.Access(urls=allow_urls, max_bytes=max_bytes),
-      serving.token(token),
+      serve_module.resolve_token(token),
       drain,
     )
-    services.serve(settings, host, port)
+    service_module.serve(settings, host, port)

@@ -14,46 +14,48 @@ from uadjax.system import files, logging, progress
 SIGNS = {'OK': ('✓', 'green'), 'review': ('?', 'yellow'), 'NG': ('✗', 'bold red')}
 SIGNS |= {UNREAD: ('!', 'magenta')}
 _WIDTH = max(map(len, SIGNS))
-_OUT = console.Console(highlight=False)
+_STDOUT = console.Console(highlight=False)
 
 
-def tell(what: str | text.Text | table.Table) -> None:
+def print_line(content: str | text.Text | table.Table) -> None:
   """Print for people. Lines are not broken, so that paths can be copied."""
   if sys.stdout and sys.stdout.isatty() and progress.draws():
-    logging.CONSOLE.print(what, soft_wrap=True, highlight=False, markup=False)  # Above a bar.
+    logging.CONSOLE.print(content, soft_wrap=True, highlight=False, markup=False)  # Above a bar.
     return
-  with _OUT.capture() as caught:  # It answers a reader who left with an exit of its own.
-    _OUT.print(what, soft_wrap=True, markup=False)
-  print(caught.get(), end='', flush=True)
+  with _STDOUT.capture() as capture:  # It answers a reader who left with an exit of its own.
+    _STDOUT.print(content, soft_wrap=True, markup=False)
+  print(capture.get(), end='', flush=True)
 
 
-def tell_json(value: Any) -> None:
+def print_json(value: Any) -> None:
   """Print for machines: one line, in ASCII, whatever the locale and the names of files are."""
   # Newlines stand between items alone: those in strings are escaped.
   print(files.to_json(value, 0, ensure_ascii=True).replace('\n', ''), flush=True)
 
 
-def verdict(result: Result) -> text.Text:
+def verdict_line(result: Result) -> text.Text:
   """One line of an image, its path at the end, where it may be long."""
   if result.error:
-    return _labeled(UNREAD, result.error)
-  return _labeled(result.label, f'{result.score:>10.4g}  {result.input_path}')
+    return _verdict_text(UNREAD, result.error)
+  return _verdict_text(result.label, f'{result.score:>10.4g}  {result.input_path}')
 
 
-def _labeled(label: str, rest: str) -> text.Text:
+def _verdict_text(label: str, details: str) -> text.Text:
   sign, style = SIGNS[label]
-  return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', runtime.printable(rest))
+  return text.Text.assemble(
+    (f'{sign} {label:<{_WIDTH}}', style), '  ', runtime.to_printable(details)
+  )
 
 
-def summary(counts: Mapping[str, int]) -> table.Table:
+def summary_table(counts: Mapping[str, int]) -> table.Table:
   """How many images have which label."""
-  rows = table.Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1))
+  rich_table = table.Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1))
   total = sum(counts.values())
-  rows.add_column('label', 'images')
-  rows.add_column('number', str(total), justify='right')
-  rows.add_column('share', justify='right')
+  rich_table.add_column('label', 'images')
+  rich_table.add_column('number', str(total), justify='right')
+  rich_table.add_column('share', justify='right')
   for label, (sign, style) in SIGNS.items():
     if (count := counts[label]) or label in ('OK', 'NG'):
       share = f'{count / total:.1%}' if total else ''
-      rows.add_row(text.Text(f'{sign} {label}', style), str(count), share)
-  return rows
+      rich_table.add_row(text.Text(f'{sign} {label}', style), str(count), share)
+  return rich_table

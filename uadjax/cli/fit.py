@@ -8,7 +8,7 @@ from rich import box, table
 from uadjax.cli import console, runtime
 from uadjax.experiment import fit_model
 
-_SHOWN = {
+_METRIC_TITLES = {
   'image_auroc': 'image AUROC',
   'pixel_auroc': 'pixel AUROC',
   'au_pro': 'AU-PRO',
@@ -25,20 +25,20 @@ def fit(
   as_json: bool,
 ) -> None:
   """Fit, and tell what came out."""
-  with runtime.ready():
-    result, where = fit_model.carried_out(dataset, model, workdir, device, overrides)
+  with runtime.prepare():
+    result, run_dir = fit_model.carried_out(dataset, model, workdir, device, overrides)
   if as_json:
-    console.tell_json({'workdir': str(where), **result})
+    console.print_json({'workdir': str(run_dir), **result})
     return
   metrics = result.get('metrics')
   if metrics:
-    rows = table.Table(box=box.SIMPLE_HEAD)
-    rows.add_column('on the test images')
-    rows.add_column('', justify='right')
-    for key, title in _SHOWN.items():
+    rich_table = table.Table(box=box.SIMPLE_HEAD)
+    rich_table.add_column('on the test images')
+    rich_table.add_column('', justify='right')
+    for key, title in _METRIC_TITLES.items():
       if (value := metrics[key]) is not None:
-        rows.add_row(title, f'{value:.3f}')
-    console.tell(rows)
-  if metrics and (page := where / 'report.html').is_file():
-    console.tell(f'Report: {runtime.printable(str(page))}')
-  console.tell(f'Model: {runtime.printable(str(where / "model"))}')
+        rich_table.add_row(title, f'{value:.3f}')
+    console.print_line(rich_table)
+  if metrics and (report_path := run_dir / 'report.html').is_file():
+    console.print_line(f'Report: {runtime.to_printable(str(report_path))}')
+  console.print_line(f'Model: {runtime.to_printable(str(run_dir / "model"))}')

@@ -18,39 +18,39 @@ MODELS = ('PaDiM', 'PatchCore', 'STFPM')
 BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2')
 DEVICES = ('auto', 'cpu', 'gpu', 'gpu:0', 'gpu:0,1', 'tpu')
 
-_MODEL, _THRESHOLDS, _SAVING = 'Model', 'Thresholds', 'Results'
-_ONCE = 'Without a command'
+_MODEL_PANEL, _THRESHOLDS_PANEL, _RESULTS_PANEL = 'Model', 'Thresholds', 'Results'
+_PADDLEX_PANEL = 'Without a command'
 
 
-def dashed(word: str) -> str:
+def with_dashes(word: str) -> str:
   """The one spelling that options and commands are looked up by."""
   return word.replace('_', '-')
 
 
-def _of_device(incomplete: str) -> list[str]:
+def _complete_device(incomplete: str) -> list[str]:
   return [device for device in DEVICES if device.startswith(incomplete)]
 
 
-def _of_model(incomplete: str) -> list[str]:
+def _complete_model(incomplete: str) -> list[str]:
   return [name for name in MODELS if name.lower().startswith(incomplete.lower())]
 
 
-def _of_backbone(incomplete: str) -> list[str]:
+def _complete_backbone(incomplete: str) -> list[str]:
   return [name for name in BACKBONES if name.startswith(incomplete)]
 
 
-Input = Annotated[
+InputArgument = Annotated[
   list[str],
   typer.Argument(metavar='INPUT', help='Images, URLs, folders, or .txt files that list some.'),
 ]
-ModelDir = Annotated[
+ModelDirArgument = Annotated[
   Path, typer.Argument(metavar='MODEL_DIR', help='RUN/model of the run that fitted it.')
 ]
 Dataset = Annotated[
   Path,
   typer.Argument(metavar='DATASET', help='A category, or a folder of them (then --category).'),
 ]
-Root = Annotated[
+DatasetRoot = Annotated[
   Path, typer.Argument(metavar='DATASET', help='The folder that holds the categories.')
 ]
 
@@ -59,56 +59,56 @@ Pipeline = Annotated[
   str,
   typer.Option(
     metavar='NAME',
-    rich_help_panel=_ONCE,
+    rich_help_panel=_PADDLEX_PANEL,
     show_default=False,
     help='anomaly_detection, which is the default, or a YAML file.',
   ),
 ]
-Inputs = Annotated[
+InputOption = Annotated[
   list[str] | None,
   typer.Option(
     '--input', metavar='WHAT', help='Image, URL or folder; may come again.',
-    rich_help_panel=_ONCE, show_default=False,
+    rich_help_panel=_PADDLEX_PANEL, show_default=False,
   ),
 ]  # fmt: skip
-Model = Annotated[
+ModelName = Annotated[
   str | None,
   typer.Option(
-    '--model', metavar='NAME', autocompletion=_of_model, rich_help_panel=_ONCE,
+    '--model', metavar='NAME', autocompletion=_complete_model, rich_help_panel=_PADDLEX_PANEL,
     help=f'{", ".join(MODELS)}: what --model-dir must hold; else a demo of it.',
   ),
 ]  # fmt: skip
 ModelDirOption = Annotated[
   Path | None,
   typer.Option(
-    '--model-dir', metavar='DIR', rich_help_panel=_ONCE,
+    '--model-dir', metavar='DIR', rich_help_panel=_PADDLEX_PANEL,
     help='RUN/model of the run that fitted it.',
   ),
 ]  # fmt: skip
-Hpi = Annotated[
+UseHpip = Annotated[
   bool,
   typer.Option(
     '--use-hpip',
     metavar='',
     help='Run the exported graph on an inference runtime, which is quicker on a CPU.',
-    rich_help_panel=_ONCE,
+    rich_help_panel=_PADDLEX_PANEL,
   ),
 ]
 Backend = Annotated[
   str | None,
   typer.Option(
-    metavar='NAME', rich_help_panel=_MODEL, show_default=False,
+    metavar='NAME', rich_help_panel=_MODEL_PANEL, show_default=False,
     help='jax (default), auto, onnxruntime or openvino: runs the exported graph.',
   ),
 ]  # fmt: skip
-GetConfig = Annotated[
+GetPipelineConfig = Annotated[
   str | None,
   typer.Option(
-    '--get-pipeline-config', metavar='NAME', rich_help_panel=_ONCE,
+    '--get-pipeline-config', metavar='NAME', rich_help_panel=_PADDLEX_PANEL,
     help='Write a YAML file of settings into --save-path.',
   ),
 ]  # fmt: skip
-ConfigPath = Annotated[
+ConfigSavePath = Annotated[
   Path | None,
   typer.Option('--config-save-path', metavar='DIR', hidden=True),  # Of PaddleX, for the above.
 ]
@@ -116,67 +116,73 @@ ConfigPath = Annotated[
 Device = Annotated[
   str | None,
   typer.Option(
-    metavar='DEVICE', autocompletion=_of_device, rich_help_panel=_MODEL, show_default=False,
+    metavar='DEVICE', autocompletion=_complete_device, rich_help_panel=_MODEL_PANEL, show_default=False,
     help='auto (default), cpu, gpu, gpu:0,1 or tpu.',
   ),
 ]  # fmt: skip
 BatchSize = Annotated[
   int | None,
-  typer.Option(metavar='N', rich_help_panel=_MODEL, help='Images computed at once; default 1.'),
+  typer.Option(
+    metavar='N', rich_help_panel=_MODEL_PANEL, help='Images computed at once; default 1.'
+  ),
 ]
-Overrides = Annotated[
+PipelineOverrides = Annotated[
   list[str] | None,
   typer.Option(
-    '--override', metavar='KEY=X', rich_help_panel=_MODEL, show_default=False,
+    '--override', metavar='KEY=X', rich_help_panel=_MODEL_PANEL, show_default=False,
     help='Any setting of the pipeline; may come again.',
   ),
 ]  # fmt: skip
-Private = Annotated[
+AllowPrivateUrls = Annotated[
   bool,
   typer.Option(
-    '--allow-private-urls', metavar='', rich_help_panel=_MODEL,
+    '--allow-private-urls', metavar='', rich_help_panel=_MODEL_PANEL,
     help='Fetch from this machine and the local network, too.',
   ),
 ]  # fmt: skip
 
-Threshold = Annotated[
+ImageThreshold = Annotated[
   float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS, help='An image above it is NG.'),
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='An image above it is NG.'),
 ]
 ReviewThreshold = Annotated[
   float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS, help='Above it, to be reviewed.'),
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='Above it, to be reviewed.'),
 ]
 PixelThreshold = Annotated[
   float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS, help='A pixel above it is marked.'),
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='A pixel above it is marked.'),
 ]
 
 SavePath = Annotated[
   Path | None,
   typer.Option(
-    metavar='DIR', rich_help_panel=_SAVING, show_default=False,
+    metavar='DIR', rich_help_panel=_RESULTS_PANEL, show_default=False,
     help='For pictures and JSON files; default output.',
   ),
 ]  # fmt: skip
 NoPictures = Annotated[
   bool,
-  typer.Option('--no-pictures', help='Save JSON alone.', metavar='', rich_help_panel=_SAVING),
+  typer.Option(
+    '--no-pictures', help='Save JSON alone.', metavar='', rich_help_panel=_RESULTS_PANEL
+  ),
 ]
 NoSave = Annotated[
   bool,
-  typer.Option('--no-save', metavar='', rich_help_panel=_SAVING, help='Save nothing, only tell.'),
+  typer.Option(
+    '--no-save', metavar='', rich_help_panel=_RESULTS_PANEL, help='Save nothing, only tell.'
+  ),
 ]
 AsJson = Annotated[
   bool,
   typer.Option(
-    '--json', metavar='', rich_help_panel=_SAVING, help='Tell in JSON, an object per line.'
+    '--json', metavar='', rich_help_panel=_RESULTS_PANEL, help='Tell in JSON, an object per line.'
   ),
 ]
-Masks = Annotated[
+MaskFormat = Annotated[
   Literal['rle', 'nested', 'none'] | None,
   typer.Option(
-    rich_help_panel=_SAVING, show_default=False, metavar='HOW',
+    rich_help_panel=_RESULTS_PANEL, show_default=False, metavar='HOW',
     help='How --json holds masks: rle, nested or none (default).',
   ),
 ]  # fmt: skip
@@ -185,20 +191,20 @@ Strict = Annotated[
   typer.Option(
     '--strict',
     metavar='',
-    rich_help_panel=_SAVING,
+    rich_help_panel=_RESULTS_PANEL,
     help='Stop at the first image that cannot be read.',
   ),
 ]
 FailOn = Annotated[
   Literal['ng', 'review'] | None,
   typer.Option(
-    rich_help_panel=_SAVING, show_default=False, metavar='LABEL', case_sensitive=False,
+    rich_help_panel=_RESULTS_PANEL, show_default=False, metavar='LABEL', case_sensitive=False,
     help='ng: exit with status 3 if an image is NG; review: or is to be reviewed.',
   ),
 ]  # fmt: skip
 
-_TABLE = 'Many images'
-SweptModels = Annotated[
+_TABLE_PANEL = 'Many images'
+SweepModels = Annotated[
   str,
   typer.Option(metavar='A,B', help='Names of configs, variants after a colon: patchcore:ten.'),
 ]
@@ -210,7 +216,7 @@ SweepDir = Annotated[
 SweepDevice = Annotated[
   str,
   typer.Option(
-    metavar='DEVICE', autocompletion=_of_device,
+    metavar='DEVICE', autocompletion=_complete_device,
     help='auto, cpu, gpu, gpu:0,1 or tpu; each device has one run at a time.',
   ),
 ]  # fmt: skip
@@ -221,7 +227,7 @@ Jobs = Annotated[
     help='On a CPU: so many runs at a time, which share its cores; default one.',
   ),
 ]  # fmt: skip
-RunShard = Annotated[
+SweepShard = Annotated[
   str,
   typer.Option(
     metavar='I/N',
@@ -231,21 +237,21 @@ RunShard = Annotated[
 TableOnly = Annotated[
   bool, typer.Option('--table-only', metavar='', help='Run nothing: tabulate what is finished.')
 ]
-Table = Annotated[
+TableDir = Annotated[
   Path | None,
   typer.Option(
-    metavar='DIR', rich_help_panel=_TABLE, show_default=False,
+    metavar='DIR', rich_help_panel=_TABLE_PANEL, show_default=False,
     help='Leave a row per image there, and nothing else. Goes on where it was cut off.',
   ),
 ]  # fmt: skip
 TableFormat = Annotated[
   Literal['parquet', 'jsonl'],
-  typer.Option(metavar='NAME', rich_help_panel=_TABLE, help='parquet or jsonl.'),
+  typer.Option(metavar='NAME', rich_help_panel=_TABLE_PANEL, help='parquet or jsonl.'),
 ]
-Shard = Annotated[
+TableShard = Annotated[
   str,
   typer.Option(
-    metavar='I/N', rich_help_panel=_TABLE,
+    metavar='I/N', rich_help_panel=_TABLE_PANEL,
     help='Of N processes, this is number I (from 0); auto: as SLURM, Open MPI or a TPU pod says.',
   ),
 ]  # fmt: skip
@@ -253,7 +259,7 @@ Shard = Annotated[
 Detector = Annotated[
   str,
   typer.Option(
-    '--model', metavar='NAME', autocompletion=_of_model,
+    '--model', metavar='NAME', autocompletion=_complete_model,
     help=f'{", ".join(MODELS)}; a variant after a colon: PatchCore:ten.',
   ),
 ]  # fmt: skip
@@ -264,7 +270,7 @@ Workdir = Annotated[
     help='For the model, the report and all else; default runs/NAME_DATASET.',
   ),
 ]  # fmt: skip
-Settings = Annotated[
+ConfigOverrides = Annotated[
   list[str] | None,
   typer.Option(
     '--override', metavar='KEY=X', show_default=False,
@@ -272,7 +278,7 @@ Settings = Annotated[
   ),
 ]  # fmt: skip
 
-Format = Annotated[
+ExportFormat = Annotated[
   Literal['onnx', 'stablehlo', 'savedmodel', 'tflite'],
   typer.Option(metavar='NAME', help='onnx, stablehlo, savedmodel or tflite.'),
 ]
@@ -283,7 +289,7 @@ GraphFile = Annotated[
     help='Default: model.onnx and so on, in MODEL_DIR.',
   ),
 ]  # fmt: skip
-Batch = Annotated[
+ExportBatch = Annotated[
   int | None,
   typer.Option(metavar='N', show_default=False, help='Images at once; default any number.'),
 ]
@@ -294,7 +300,7 @@ IncludeResize = Annotated[
     help="Take a camera's images of this height and width, and give maps of that size.",
   ),
 ]  # fmt: skip
-Images = Annotated[
+ComparisonImages = Annotated[
   Path | None,
   typer.Option(
     metavar='DIR', show_default=False,
@@ -324,18 +330,18 @@ ReportOutput = Annotated[
 Backbone = Annotated[
   str | None,
   typer.Argument(
-    metavar='NAME', autocompletion=_of_backbone, show_default=False,
+    metavar='NAME', autocompletion=_complete_backbone, show_default=False,
     help=f'To download: {", ".join(BACKBONES)}.',
   ),
 ]  # fmt: skip
-Seed = Annotated[int, typer.Option(metavar='N', help='Decides every picture.')]
-Size = Annotated[int, typer.Option(metavar='N', help='Side of the pictures in pixels.')]
+DemoSeed = Annotated[int, typer.Option(metavar='N', help='Decides every picture.')]
+DemoImageSize = Annotated[int, typer.Option(metavar='N', help='Side of the pictures in pixels.')]
 Overwrite = Annotated[
   bool, typer.Option('--overwrite', metavar='', help='Replace categories that are there.')
 ]
 
 # A service.
-_LIMITS = 'Limits'
+_LIMITS_PANEL = 'Limits'
 ModelDirs = Annotated[
   list[str] | None,
   typer.Argument(
@@ -350,52 +356,57 @@ Port = Annotated[int, typer.Option(metavar='N', min=0, max=65535, help='0 for an
 ServiceBackend = Annotated[
   str,
   typer.Option(
-    metavar='NAME', rich_help_panel=_MODEL,
+    metavar='NAME', rich_help_panel=_MODEL_PANEL,
     help='auto: an inference runtime on a CPU where one is installed, else jax; or jax, '
     'onnxruntime, openvino.',
   ),
 ]  # fmt: skip
-Together = Annotated[
+ServiceBatch = Annotated[
   int,
   typer.Option(
-    '--batch', metavar='N', min=0, rich_help_panel=_LIMITS, show_default=False,
+    '--batch', metavar='N', min=0, rich_help_panel=_LIMITS_PANEL, show_default=False,
     help='Images computed together, at most; 1 for none. By default what suits the device.',
   ),
 ]  # fmt: skip
 Queue = Annotated[
   int,
   typer.Option(
-    metavar='N', min=1, rich_help_panel=_LIMITS,
+    metavar='N', min=1, rich_help_panel=_LIMITS_PANEL,
     help='Images being answered, at most; beyond, requests are refused (503).',
   ),
 ]  # fmt: skip
 Deadline = Annotated[
   float,
   typer.Option(
-    metavar='SECONDS', rich_help_panel=_LIMITS, help='For a request; then it is given up (504).'
+    metavar='SECONDS',
+    rich_help_panel=_LIMITS_PANEL,
+    help='For a request; then it is given up (504).',
   ),
 ]
 MaxBytes = Annotated[
-  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS, help='Of a body, and of a URL.')
+  int,
+  typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Of a body, and of a URL.'),
 ]
 MaxPixels = Annotated[
-  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS, help='Of an image.')
+  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Of an image.')
 ]
 AllowUrls = Annotated[
   bool,
-  typer.Option('--allow-urls', rich_help_panel=_LIMITS, help='Fetch images from public addresses.'),
+  typer.Option(
+    '--allow-urls', rich_help_panel=_LIMITS_PANEL, help='Fetch images from public addresses.'
+  ),
 ]
 Token = Annotated[
   str | None,
   typer.Option(
-    metavar='TOKEN', envvar='UADJAX_TOKEN', rich_help_panel=_LIMITS, show_default=False,
+    metavar='TOKEN', envvar='UADJAX_TOKEN', rich_help_panel=_LIMITS_PANEL, show_default=False,
     help='Requests must bear it: Authorization: Bearer TOKEN.',
   ),
 ]  # fmt: skip
 Drain = Annotated[
   float,
   typer.Option(
-    metavar='SECONDS', rich_help_panel=_LIMITS,
+    metavar='SECONDS', rich_help_panel=_LIMITS_PANEL,
     help='After SIGTERM, for requests that were accepted.',
   ),
 ]  # fmt: skip

@@ -18,10 +18,10 @@ from uadjax.inference import pipelines, predictor, score_table
 from uadjax.inference.result import Result, UNREAD
 from uadjax.system import http, progress
 
-_FOUND = 3  # Exit status of --fail-on.
+_FAIL_ON_STATUS = 3  # Exit status of --fail-on.
 
 
-class Wishes(NamedTuple):
+class PredictOptions(NamedTuple):
   """The options that both spellings have; see `options`."""
 
   device: str | None
@@ -40,13 +40,17 @@ class Wishes(NamedTuple):
   fail_on: str | None
 
 
-def wishes(options: Mapping[str, Any]) -> Wishes:
+def select_options(command_options: Mapping[str, Any]) -> PredictOptions:
   """Pick them from all options of a command."""
-  return Wishes(**{name: options[name] for name in Wishes._fields})
+  return PredictOptions(**{name: command_options[name] for name in PredictOptions._fields})
 
 
-def judge(
-  inputs: Sequence[str], pipeline: str, use_hpip: bool, named: Mapping[str, str], own: Wishes
+def predict_images(
+  inputs: Sequence[str],
+  pipeline_name: str,
+  use_hpip: bool,
+  settings: Mapping[str, str],
+  options: PredictOptions,
 ) -> None:
   """Judge images with a pipeline.
 
@@ -57,26 +61,33 @@ def judge(
     named: settings that have options of their own.
     own: all else.
   """
-  if own.masks and not own.as_json:
+  if options.masks and not options.as_json:
     raise typer.BadParameter('it is for the lines of --json.', param_hint='--masks')
-  folder = None if own.no_save else own.save_path or Path('output')
-  with runtime.ready():
-    opened = _opened(pipeline, use_hpip, named, own)
-    given = _given(inputs)
-    _keep_apart(inputs, folder)
-    began = time.perf_counter()
-    results = opened.predict(given, own.batch_size, own.strict, folder)
-    total = sum(1 for _ in sources.expand(given, folder))
+  folder = None if options.no_save else options.save_path or Path('output')
+  with runtime.prepare():
+    pipeline = _create_pipeline(pipeline_name, use_hpip, settings, options)
+    pipeline_input = _unwrap_single_input(inputs)
+    _require_separate_folder(inputs, folder)
+    start = time.perf_counter()
+    results = pipeline.predict(pipeline_input, options.batch_size, options.strict, folder)
+    total = sum(1 for _ in sources.expand(pipeline_input, folder))
     # Closed, so that what is being saved is whole before anything is said of it.
-    with contextlib.closing(_saved(results, folder, not own.no_pictures)) as saved:
-      counts = _told(saved, total, folder, own)
-  if not own.as_json:
-    _sum_up(counts, time.perf_counter() - began, opened.model.model.limits, folder)
-  _leave(counts, own.fail_on)
+    with contextlib.closing(
+      _save_results(results, folder, not options.no_pictures)
+    ) as saved_results:
+      counts = _print_results(saved_results, total, folder, options)
+  if not options.as_json:
+    _print_summary(counts, time.perf_counter() - start, pipeline.model.model.limits, folder)
+  _exit_by_counts(counts, options.fail_on)
 
 
-def tabulate(
-  inputs: Sequence[str], named: Mapping[str, str], own: Wishes, folder: Path, form: str, shard: str
+def tabulate_scores(
+  inputs: Sequence[str],
+  settings: Mapping[str, str],
+  options: PredictOptions,
+  folder: Path,
+  table_format: str,
+  shard: str,
 ) -> None:
   """Judge a share of many images into a table.
 
@@ -89,106 +100,123 @@ def tabulate(
     shard: of the images.
   """
   for name in ('save_path', 'no_pictures', 'no_save', 'masks'):
-    if getattr(own, name):
+    if getattr(options, name):
       option = f'--{name.replace("_", "-")}'
       raise typer.BadParameter('it means nothing beside --table.', param_hint=option)
-  with runtime.ready():
-    table = score_table.Table(folder, form, processes.part(shard))
-    opened = _opened(pipelines.NAMES[0], False, named, own)
-    rows = own.batch_size or opened.config.SubModules.AnomalyDetection.batch_size
+  with runtime.prepare():
+    table = score_table.Table(folder, table_format, processes.part(shard))
+    pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
+    batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
     try:
-      told = score_table.judge(
-        opened.model, _given(inputs), table, rows, progress.track, own.strict
+      summary = score_table.judge(
+        pipeline.model,
+        _unwrap_single_input(inputs),
+        table,
+        batch_size,
+        progress.track,
+        options.strict,
       )
-    except Interrupted as stopped:
-      raise Interrupted(f'{stopped} The same command goes on with {folder}.') from None
-  counts, (index, count) = told.counts, table.part
-  if own.as_json:
-    part = {'part': [index, count], 'judged': dict(counts), 'judged_before': dict(told.before)}
-    console.tell_json({'table': str(folder), **part})
+    except Interrupted as interruption:
+      raise Interrupted(f'{interruption} The same command goes on with {folder}.') from None
+  counts, (shard_index, num_shards) = summary.counts, table.part
+  if options.as_json:
+    shard_fields = {
+      'part': [shard_index, num_shards],
+      'judged': dict(counts),
+      'judged_before': dict(summary.before),
+    }
+    console.print_json({'table': str(folder), **shard_fields})
   else:
-    console.tell(console.summary(counts + told.before))
-    console.tell(f'Table: {runtime.printable(str(folder))}, part {index} of {count}: {told}.')
-  _leave(counts + told.before, own.fail_on)
+    console.print_line(console.summary_table(counts + summary.before))
+    console.print_line(
+      f'Table: {runtime.to_printable(str(folder))}, part {shard_index} of {num_shards}: {summary}.'
+    )
+  _exit_by_counts(counts + summary.before, options.fail_on)
 
 
-def _opened(
-  pipeline: str, use_hpip: bool, named: Mapping[str, str], own: Wishes
+def _create_pipeline(
+  pipeline_name: str, use_hpip: bool, settings: Mapping[str, str], options: PredictOptions
 ) -> pipelines.Pipeline:
-  thresholds = ('threshold', 'review_threshold', 'pixel_threshold')
-  own_settings = {key: getattr(own, key) for key in thresholds if getattr(own, key) is not None}
+  threshold_names = ('threshold', 'review_threshold', 'pixel_threshold')
+  thresholds = {
+    key: getattr(options, key) for key in threshold_names if getattr(options, key) is not None
+  }
   return pipelines.create_pipeline(
-    pipeline,
-    own.device,
+    pipeline_name,
+    options.device,
     use_hpip or None,
-    overrides={**overrides(own.override or ()), **named, **own_settings},
-    access=http.Access(private=own.allow_private_urls),
+    overrides={**parse_overrides(options.override or ()), **settings, **thresholds},
+    access=http.Access(private=options.allow_private_urls),
   )
 
 
-def _given(inputs: Sequence[str]) -> str | list[str]:
+def _unwrap_single_input(inputs: Sequence[str]) -> str | list[str]:
   """What is alone is refused at once where it cannot be read."""
   return inputs[0] if len(inputs) == 1 else list(inputs)
 
 
-def _keep_apart(inputs: Sequence[str], folder: Path | None) -> None:
+def _require_separate_folder(inputs: Sequence[str], folder: Path | None) -> None:
   """Refuse to save among the images: a_res.png may be one of them."""
   for path in map(Path, inputs):
     if folder and path.is_dir() and folder.is_dir() and path.samefile(folder):
       raise ConfigError(f'{folder} holds the images; name another folder with --save-path.')
 
 
-def overrides(words: Sequence[str]) -> dict[str, str]:
+def parse_overrides(assignments: Sequence[str]) -> dict[str, str]:
   """Values by key, of KEY=VALUE."""
-  pairs = [word.partition('=') for word in words]
-  for key, given, _ in pairs:
-    if not given:
+  pairs = [assignment.partition('=') for assignment in assignments]
+  for key, equals, _ in pairs:
+    if not equals:
       raise typer.BadParameter(f'{key!r} has no value; write KEY=VALUE.', param_hint='--override')
   return {key: value for key, _, value in pairs}
 
 
-def _saved(
-  results: Iterator[Result], folder: Path | None, pictures: bool
+def _save_results(
+  results: Iterator[Result], folder: Path | None, save_pictures: bool
 ) -> Generator[Result, None, None]:
-  yield from results if folder is None else predictor.saved(results, folder, pictures)
+  yield from results if folder is None else predictor.saved(results, folder, save_pictures)
 
 
-def _told(
-  results: Iterator[Result], total: int, folder: Path | None, own: Wishes
+def _print_results(
+  results: Iterator[Result], total: int, folder: Path | None, options: PredictOptions
 ) -> collections.Counter[str]:
   """Print each result; how many there are with each label."""
   counts = collections.Counter[str]()
   try:
     for result in progress.track(results, total, 'Judging'):
       counts[result.label or UNREAD] += 1
-      if own.as_json:
-        console.tell_json(result.to_json(own.masks or 'none'))
+      if options.as_json:
+        console.print_json(result.to_json(options.masks or 'none'))
       else:
-        console.tell(console.verdict(result))
-  except Interrupted as stopped:
-    judged = counts.total()
-    done = f' The first {judged} of {total} images were judged' if judged else ''
-    where = f'; their results are in {folder}' if judged and folder else ''
-    raise Interrupted(f'{stopped}{done}{where}{"." if done else ""}') from None
+        console.print_line(console.verdict_line(result))
+  except Interrupted as interruption:
+    num_scored = counts.total()
+    scored_text = f' The first {num_scored} of {total} images were judged' if num_scored else ''
+    location_text = f'; their results are in {folder}' if num_scored and folder else ''
+    raise Interrupted(
+      f'{interruption}{scored_text}{location_text}{"." if scored_text else ""}'
+    ) from None
   return counts
 
 
-def _sum_up(
-  counts: collections.Counter[str], seconds: float, limits: Any, folder: Path | None
+def _print_summary(
+  counts: collections.Counter[str], seconds: float, thresholds: Any, folder: Path | None
 ) -> None:
-  console.tell(console.summary(counts))
-  band = f', review above {limits.review:.4g}' if limits.review < limits.image else ''
+  console.print_line(console.summary_table(counts))
+  review_text = (
+    f', review above {thresholds.review:.4g}' if thresholds.review < thresholds.image else ''
+  )
   rate = f'{counts.total() / seconds:.1f} images/s'
-  console.tell(f'{rate}; NG above {limits.image:.4g}{band}.')
+  console.print_line(f'{rate}; NG above {thresholds.image:.4g}{review_text}.')
   if folder:
-    console.tell(f'Results: {runtime.printable(str(folder))}')
+    console.print_line(f'Results: {runtime.to_printable(str(folder))}')
 
 
-def _leave(counts: collections.Counter[str], fail_on: str | None) -> None:
-  if unread := counts[UNREAD]:
-    told = f'{unread} of {counts.total()} images could not be read.'
+def _exit_by_counts(counts: collections.Counter[str], fail_on: str | None) -> None:
+  if num_unread := counts[UNREAD]:
+    message = f'{num_unread} of {counts.total()} images could not be read.'
     with contextlib.suppress(BrokenPipeError):
-      print(f'Error: {told}', file=sys.stderr)
-    raise typer.Exit(runtime.FAILED)
+      print(f'Error: {message}', file=sys.stderr)
+    raise typer.Exit(runtime.EXIT_FAILURE)
   if fail_on and (counts['NG'] or (fail_on == 'review' and counts['review'])):
-    raise typer.Exit(_FOUND)
+    raise typer.Exit(_FAIL_ON_STATUS)

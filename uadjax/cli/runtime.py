@@ -15,9 +15,9 @@ import typer
 from uadjax import errors
 from uadjax.errors import Setting
 
-FAILED, MISUSED = 1, 2
-_SIGNALED = 128  # As shells have it: plus the number of the signal.
-_OPTIONS = {  # Settings that have an option of their own.
+EXIT_FAILURE, EXIT_USAGE = 1, 2
+_SIGNAL_STATUS_BASE = 128  # As shells have it: plus the number of the signal.
+_OPTION_BY_SETTING = {  # Settings that have an option of their own.
   'access.private': '--allow-private-urls',
   'config': '--models',
   'device': '--device',
@@ -26,27 +26,30 @@ _OPTIONS = {  # Settings that have an option of their own.
   'predict.shard': '--shard',
   'workdir': '--workdir',
 }
-_WITH_OVERRIDE = 'fit', 'sweep'  # Commands whose --override takes any setting of an experiment.
+_COMMANDS_WITH_OVERRIDE = (
+  'fit',
+  'sweep',
+)  # Commands whose --override takes any setting of an experiment.
 
 
-def told(command: Callable[..., None]) -> Callable[..., None]:
+def report_errors(command: Callable[..., None]) -> Callable[..., None]:
   """Make a command tell of its failures in one message, and exit with their status."""
-  write = functools.partial(format_setting, command.__name__)
+  format_for_command = functools.partial(format_setting, command.__name__)
 
   @functools.wraps(command)
-  def careful(*args: Any, **options: Any) -> None:
+  def wrapper(*args: Any, **options: Any) -> None:
     try:
-      with errors.setting_format(write):
+      with errors.setting_format(format_for_command):
         command(*args, **options)
     except (typer.TyperException, typer.Exit, SystemExit):
       raise
     except BrokenPipeError:
-      leave_stdout()
-      raise typer.Exit(_SIGNALED + signal.SIGPIPE) from None
+      discard_stdout()
+      raise typer.Exit(_SIGNAL_STATUS_BASE + signal.SIGPIPE) from None
     except BaseException as error:  # Interrupted is no Exception.
-      raise typer.Exit(_tell(error, options.get('as_json', False))) from None
+      raise typer.Exit(_report_failure(error, options.get('as_json', False))) from None
 
-  return careful
+  return wrapper
 
 
 def format_setting(command: str, setting: Setting) -> str:
@@ -54,8 +57,8 @@ def format_setting(command: str, setting: Setting) -> str:
 
   Commands that only have options of their own point to `python -m uadjax.main`, which has all.
   """
-  option = _OPTIONS.get(setting.key)
-  if option is None and command in _WITH_OVERRIDE:
+  option = _OPTION_BY_SETTING.get(setting.key)
+  if option is None and command in _COMMANDS_WITH_OVERRIDE:
     return f'--override {shlex.quote(errors.format_plain(setting))}'
   if option is None:
     from uadjax.experiment import flags  # Loads JAX.
@@ -67,7 +70,7 @@ def format_setting(command: str, setting: Setting) -> str:
 
 
 @contextlib.contextmanager
-def ready() -> Iterator[None]:
+def prepare() -> Iterator[None]:
   """Be ready to compute, to be interrupted, and to log to stderr."""
   from uadjax.system import logging, memory, signals
 
@@ -76,39 +79,42 @@ def ready() -> Iterator[None]:
     yield
 
 
-def complain(error: BaseException, message: str, as_json: bool) -> None:
+def print_error(error: BaseException, message: str, as_json: bool) -> None:
   """Say what is wrong: to people on stderr, in one piece; to machines as an object on stdout."""
   if as_json:
     print(json.dumps({'error': message, 'type': type(error).__name__}), flush=True)
   else:
-    print('Error:', printable(message, but='\n'), file=sys.stderr)
+    print('Error:', to_printable(message, allowed='\n'), file=sys.stderr)
 
 
-def printable(string: str, but: str = '') -> str:
+def to_printable(string: str, allowed: str = '') -> str:
   """Escape what would move the cursor or color the terminal, and what is no UTF-8."""
   return ''.join(
-    c if c.isprintable() or c in but else c.encode('unicode_escape').decode('ascii') for c in string
+    c if c.isprintable() or c in allowed else c.encode('unicode_escape').decode('ascii')
+    for c in string
   )
 
 
-def leave_stdout() -> None:
+def discard_stdout() -> None:
   """Let what is yet to be flushed go nowhere: nobody reads it."""
   with contextlib.suppress(OSError, ValueError):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(error: BaseException, as_json: bool) -> int:
+def _report_failure(error: BaseException, as_json: bool) -> int:
   """The exit status of a failure, which is told."""
   from uadjax.system import logging
 
   if isinstance(error, KeyboardInterrupt):  # Before signals were taken care of.
     error = errors.Interrupted(f'Stopped by {signal.SIGINT.name}.')
-  known = errors.UserError, errors.Interrupted, OSError
-  if as_json or isinstance(error, known):
-    complain(error, str(error), as_json)
-  if not isinstance(error, known):
+  expected_errors = errors.UserError, errors.Interrupted, OSError
+  if as_json or isinstance(error, expected_errors):
+    print_error(error, str(error), as_json)
+  if not isinstance(error, expected_errors):
     logging.report(error, None)  # pyright: ignore[reportArgumentType]
   if isinstance(error, errors.Interrupted):
-    stopped = (number for number in (signal.SIGINT, signal.SIGTERM) if number.name in str(error))
-    return _SIGNALED + next(stopped, signal.SIGINT)
-  return MISUSED if isinstance(error, errors.ConfigError | errors.UnknownName) else FAILED
+    signal_numbers = (
+      number for number in (signal.SIGINT, signal.SIGTERM) if number.name in str(error)
+    )
+    return _SIGNAL_STATUS_BASE + next(signal_numbers, signal.SIGINT)
+  return EXIT_USAGE if isinstance(error, errors.ConfigError | errors.UnknownName) else EXIT_FAILURE

@@ -10,27 +10,27 @@ from uadjax.inference import demo_model
 from uadjax.model import model_dir
 
 
-def check() -> None:
+def require_packages() -> None:
   """Refuse where the packages of the service are missing."""
   for package in ('fastapi', 'orjson', 'prometheus_client', 'python_multipart', 'uvicorn'):
     if importlib.util.find_spec(package) is None:
       raise ConfigError(f"The service needs {package}: pip install 'uadjax[serve]'.")
 
 
-def token(given: str | None) -> str:
+def resolve_token(option: str | None) -> str:
   """The token; '' where none was given.
 
   Raises:
     ConfigError: an empty one was given: a secret that was forgotten must not open the service.
   """
-  if given == '' or (given is None and os.environ.get('UADJAX_TOKEN') == ''):
+  if option == '' or (option is None and os.environ.get('UADJAX_TOKEN') == ''):
     raise ConfigError(
       '--token or UADJAX_TOKEN is empty: give a secret, or neither for a service open to all.'
     )
-  return given or ''
+  return option or ''
 
 
-def named(words: Sequence[str]) -> dict[str, Path]:
+def parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
   """Model directories by name, from NAME=DIR or DIR, which is named after its run.
 
   Without any the demo model is served.
@@ -39,23 +39,23 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     ConfigError: two have one name, or a name could not be part of a URL.
     ModelError: a directory holds no model.
   """
-  if not words:
+  if not arguments:
     title = demo_model.TITLE
     return {'demo': demo_model.directory(title, 'uadjax fit DIR')}
-  found: dict[str, Path] = {}
-  for word in words:
-    name, equals, path = word.partition('=')
-    directory = Path(path if equals else word)
+  directories: dict[str, Path] = {}
+  for argument in arguments:
+    name, equals, path = argument.partition('=')
+    directory = Path(path if equals else argument)
     if not equals:
-      place = directory.resolve()
-      name = place.parent.name if place.name == 'model' else place.name
+      resolved = directory.resolve()
+      name = resolved.parent.name if resolved.name == 'model' else resolved.name
     if not name or not name.replace('-', '').replace('_', '').replace('.', '').isalnum():
       raise ConfigError(
         f'{name!r} is no name for a model: letters, digits, dots, dashes and underscores; pass '
         f'NAME={directory}.'
       )
-    if name in found:
+    if name in directories:
       raise ConfigError(f'Two models would be called {name!r}; pass NAME={directory} for one.')
     model_dir.about(directory)  # Raises for what is no model directory.
-    found[name] = directory
-  return found
+    directories[name] = directory
+  return directories

@@ -18,7 +18,7 @@ from uadjax.sweep import results, slots
 from uadjax.system import logging, progress
 
 
-class Wishes(NamedTuple):
+class SweepOptions(NamedTuple):
   """What a sweep is of; see `options`."""
 
   dataset: Path
@@ -29,96 +29,115 @@ class Wishes(NamedTuple):
   override: Sequence[str] | None
 
 
-def sweep(own: Wishes, device: str, jobs: int, shard: str, table_only: bool, as_json: bool) -> None:
+def run_sweep(
+  options: SweepOptions, device: str, jobs: int, shard: str, table_only: bool, as_json: bool
+) -> None:
   """Carry out this host's part, and leave the table of all that is finished."""
-  with runtime.ready():
+  with runtime.prepare():
     # Whatever folder it is called from.
-    root = str(own.dataset.resolve())
-    settings = {'data.root': root, **predict.overrides(own.override or ())}
-    runs = _plan(own, settings)
+    root = str(options.dataset.resolve())
+    settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
+    runs = _plan_runs(options, settings)
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-    part = processes.part(shard, asking=False)  # The devices are for the runs.
-    failed: list[str] = []
+    host_shard = processes.part(shard, asking=False)  # The devices are for the runs.
+    failures: list[str] = []
     try:
       if not table_only:
-        failed = _carried_out(runs, own.workdir, overrides, slots.slots(device, jobs), part)
-    except Interrupted as stopped:
-      raise Interrupted(f'{stopped} The same command goes on with {own.workdir}.') from None
-    finished = {run: results.done(run.folder(own.workdir)) for run in runs}
+        failures = _run_missing(
+          runs, options.workdir, overrides, slots.slots(device, jobs), host_shard
+        )
+    except Interrupted as interruption:
+      raise Interrupted(
+        f'{interruption} The same command goes on with {options.workdir}.'
+      ) from None
+    finished_results = {run: results.done(run.folder(options.workdir)) for run in runs}
     rows = results.summed_up(
-      (run.model, run.category, run.seed, told) for run, told in finished.items() if told
+      (run.model, run.category, run.seed, result)
+      for run, result in finished_results.items()
+      if result
     )
     if not rows:
-      why = 'Leave --table-only out.' if table_only else ' '.join(failed[:1])
-      raise UserError(f'There is no finished run of these in {own.workdir}. {why}')
-    known = sweeps.begin(own.workdir, overrides, here=False)
-    about = f'Machine: {"; ".join(known) or "unknown"}. Overrides: {" ".join(overrides)}.'
-    text = results.leave(rows, own.workdir, about)
-  counts = {'runs': len(runs), 'finished': sum(told is not None for told in finished.values())}
+      hint = 'Leave --table-only out.' if table_only else ' '.join(failures[:1])
+      raise UserError(f'There is no finished run of these in {options.workdir}. {hint}')
+    machines = sweeps.begin(options.workdir, overrides, here=False)
+    description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
+    text = results.leave(rows, options.workdir, description)
+  counts = {
+    'runs': len(runs),
+    'finished': sum(result is not None for result in finished_results.values()),
+  }
   if as_json:
-    console.tell_json({**counts, 'failed': failed, 'table': str(own.workdir / 'table.csv')})
+    console.print_json({**counts, 'failed': failures, 'table': str(options.workdir / 'table.csv')})
   else:
-    console.tell(runtime.printable(text, but='\n'))
-    where = runtime.printable(str(own.workdir / 'table.md'))
-    console.tell(f'{counts["finished"]} of {counts["runs"]} runs are finished. Table: {where}')
-  if failed:
-    print(f'Error: {len(failed)} runs failed.', *failed, sep='\n  ', file=sys.stderr)
-    raise typer.Exit(runtime.FAILED)
+    console.print_line(runtime.to_printable(text, allowed='\n'))
+    table_path = runtime.to_printable(str(options.workdir / 'table.md'))
+    console.print_line(
+      f'{counts["finished"]} of {counts["runs"]} runs are finished. Table: {table_path}'
+    )
+  if failures:
+    print(f'Error: {len(failures)} runs failed.', *failures, sep='\n  ', file=sys.stderr)
+    raise typer.Exit(runtime.EXIT_FAILURE)
 
 
-def _plan(own: Wishes, settings: Mapping[str, str]) -> list[sweeps.Run]:
-  if not own.dataset.is_dir():
-    raise ConfigError(f'{str(own.dataset)!r} is no folder; name the root of a data set.')
+def _plan_runs(options: SweepOptions, settings: Mapping[str, str]) -> list[sweeps.Run]:
+  if not options.dataset.is_dir():
+    raise ConfigError(f'{str(options.dataset)!r} is no folder; name the root of a data set.')
   categories = [
     name
-    for group in _listed(own.categories, '--categories')
-    for name in layouts.expand(own.dataset, group)
+    for group in _parse_list(options.categories, '--categories')
+    for name in layouts.expand(options.dataset, group)
   ]
-  seeds = [seed for some in _listed(own.seeds, '--seeds') for seed in _seeds(some)]
-  return sweeps.plan(_listed(own.models, '--models'), categories, seeds, settings)
+  seeds = [
+    seed
+    for seed_range in _parse_list(options.seeds, '--seeds')
+    for seed in _parse_seeds(seed_range)
+  ]
+  return sweeps.plan(_parse_list(options.models, '--models'), categories, seeds, settings)
 
 
-def _listed(words: str, option: str) -> list[str]:
-  found = [word.strip() for word in words.split(',') if word.strip()]
-  if not found:
+def _parse_list(text: str, option: str) -> list[str]:
+  items = [item.strip() for item in text.split(',') if item.strip()]
+  if not items:
     raise typer.BadParameter('name at least one.', param_hint=option)
-  return found
+  return items
 
 
-def _seeds(words: str) -> range:
+def _parse_seeds(text: str) -> range:
   """Of 3 that, of 3-7 all five."""
-  found = re.fullmatch(r'(\d+)(?:-(\d+))?', words)
-  if not found:
-    raise typer.BadParameter(f'{words!r} is neither a seed nor a range.', param_hint='--seeds')
-  seeds = range(int(found[1]), int(found[2] or found[1]) + 1)
+  match = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
+  if not match:
+    raise typer.BadParameter(f'{text!r} is neither a seed nor a range.', param_hint='--seeds')
+  seeds = range(int(match[1]), int(match[2] or match[1]) + 1)
   if not seeds:
-    raise typer.BadParameter(f'{words!r} has none; write the smaller first.', param_hint='--seeds')
+    raise typer.BadParameter(f'{text!r} has none; write the smaller first.', param_hint='--seeds')
   return seeds
 
 
-def _carried_out(
+def _run_missing(
   runs: Sequence[sweeps.Run],
   workdir: Path,
   overrides: Sequence[str],
-  places: Sequence[slots.Slot],
-  part: tuple[int, int],
+  device_slots: Sequence[slots.Slot],
+  shard: tuple[int, int],
 ) -> list[str]:
   """The runs that failed, and why."""
-  index, count = part
-  missing = sweeps.missing(runs, workdir, part)
-  left = len(missing)
+  shard_index, num_shards = shard
+  missing_runs = sweeps.missing(runs, workdir, shard)
+  num_missing = len(missing_runs)
   logging.LOG.info(
     '%d runs; of part %d of %d there are %d to be done, on %s.',
-    len(runs), index, count, left, ', '.join(place.name for place in places),
+    len(runs), shard_index, num_shards, num_missing, ', '.join(slot.name for slot in device_slots),
   )  # fmt: skip
-  failed = []
+  failures = []
   titles = [column.title for column in results.COLUMNS.values()]
   # Closed before anything is said, so that no run goes on unseen.
-  with contextlib.closing(sweeps.sweep(missing, workdir, overrides, places)) as outcomes:
-    for number, (run, told, error) in enumerate(progress.track(outcomes, left, 'Sweeping'), 1):
-      numbers = zip(titles, results.cells([told]), strict=True) if told else ()
-      shown = error or '  '.join(f'{title} {cell}' for title, cell in numbers)
-      logging.LOG.info('[%d/%d] %s: %s', number, left, run, shown)
+  with contextlib.closing(sweeps.sweep(missing_runs, workdir, overrides, device_slots)) as outcomes:
+    for run_number, (run, result, error) in enumerate(
+      progress.track(outcomes, num_missing, 'Sweeping'), 1
+    ):
+      titled_cells = zip(titles, results.cells([result]), strict=True) if result else ()
+      message = error or '  '.join(f'{title} {cell}' for title, cell in titled_cells)
+      logging.LOG.info('[%d/%d] %s: %s', run_number, num_missing, run, message)
       if error:
-        failed.append(f'{run}: {error}')
-  return failed
+        failures.append(f'{run}: {error}')
+  return failures

@@ -12,7 +12,7 @@ from types import FrameType
 from starlette.requests import ClientDisconnect
 import uvicorn
 
-from uadjax.serve import app as apps, observability, settings as options
+from uadjax.serve import app as app_module, observability, settings as settings_module
 from uadjax.serve.settings import Settings
 
 
@@ -28,9 +28,9 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
     UserError: the settings are wrong, or a model cannot be opened.
     OSError: the port is taken.
   """
-  settings = options.with_fallbacks(settings)
-  options.check(settings)
-  application = apps.build(settings, lambda: setattr(server, 'should_exit', True))
+  settings = settings_module.with_fallbacks(settings)
+  settings_module.validate_settings(settings)
+  application = app_module.build_app(settings, lambda: setattr(server, 'should_exit', True))
   config = uvicorn.Config(
     application,
     host,
@@ -41,34 +41,39 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
     server_header=False,
   )
   server = uvicorn.Server(config)
-  _log()
-  before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+  _configure_logging()
+  previous_handlers = {
+    signal_number: signal.signal(signal_number, _ignore_signal)
+    for signal_number in (signal.SIGTERM, signal.SIGINT)
+  }
   try:
     server.run()  # Hears the signals itself, and raises them again when it is done.
-  except SystemExit as end:
-    raise OSError(f'Cannot listen at {host}:{port}; another program may.') from end
+  except SystemExit as exit_error:
+    raise OSError(f'Cannot listen at {host}:{port}; another program may.') from exit_error
   finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    for signal_number, handler in previous_handlers.items():
+      signal.signal(signal_number, handler)
   if failure := application.state.service.failure:
     raise failure
 
 
-def _heard(number: int, frame: FrameType | None) -> None:
+def _ignore_signal(signal_number: int, frame: FrameType | None) -> None:
   """A service that was told to stop, and did, has not failed."""
 
 
-def _tells(record: logging.LogRecord) -> bool:
+def _is_reportable(record: logging.LogRecord) -> bool:
   """All but where a request ended that was given up, by its client or when the time was over."""
-  kind = record.exc_info[0] if record.exc_info else None
-  return kind is None or not issubclass(kind, (asyncio.CancelledError, ClientDisconnect))
+  exception_type = record.exc_info[0] if record.exc_info else None
+  return exception_type is None or not issubclass(
+    exception_type, (asyncio.CancelledError, ClientDisconnect)
+  )
 
 
-def _log() -> None:
+def _configure_logging() -> None:
   """Lines of JSON on stderr, uvicorn's own among them."""
   handler = logging.StreamHandler()
-  handler.setFormatter(observability.AsJson())
-  handler.addFilter(_tells)
+  handler.setFormatter(observability.JsonFormatter())
+  handler.addFilter(_is_reportable)
   for name in ('uadjax', 'uvicorn.error'):
     logger = logging.getLogger(name)
     logger.handlers, logger.propagate = [handler], False

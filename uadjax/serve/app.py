@@ -19,17 +19,17 @@ from uadjax.serve import (
   observability,
   protocol,
   requests,
-  responses as response_writing,
+  responses as response_module,
   schema,
 )
 from uadjax.serve.service import Service
 from uadjax.serve.settings import Settings
 
-_OPEN_TO_ALL = ('/', '/health', '/v2/health/live', '/v2/health/ready')
-_PAGES = '/page/'
+_UNAUTHENTICATED_PATHS = ('/', '/health', '/v2/health/live', '/v2/health/ready')
+_PAGE_PREFIX = '/page/'
 
 
-def build(settings: Settings, stop: Callable[[], Any] = lambda: None) -> fastapi.FastAPI:
+def build_app(settings: Settings, stop_server: Callable[[], Any] = lambda: None) -> fastapi.FastAPI:
   """Make the application.
 
   Args:
@@ -40,17 +40,17 @@ def build(settings: Settings, stop: Callable[[], Any] = lambda: None) -> fastapi
 
   @contextlib.asynccontextmanager
   async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
-    opening = asyncio.create_task(service.open())
+    opening_task = asyncio.create_task(service.open())
 
-    def opened(task: asyncio.Task[None]) -> None:
+    def stop_on_failure(task: asyncio.Task[None]) -> None:
       if not task.cancelled() and task.exception():
         service.failure = task.exception()
-        stop()
+        stop_server()
 
-    opening.add_done_callback(opened)
+    opening_task.add_done_callback(stop_on_failure)
     yield
-    opening.cancel()
-    await asyncio.gather(opening, return_exceptions=True)
+    opening_task.cancel()
+    await asyncio.gather(opening_task, return_exceptions=True)
     await service.close()
 
   app = fastapi.FastAPI(
@@ -62,56 +62,58 @@ def build(settings: Settings, stop: Callable[[], Any] = lambda: None) -> fastapi
     redoc_url=None,
   )
   app.state.service = service
-  _watch(app, service)
-  _refusals(app)
-  _routes(app, service)
-  _pages(app)
-  app.include_router(protocol.router(service))
+  _add_middleware(app, service)
+  _add_error_handlers(app)
+  _add_routes(app, service)
+  _add_page_routes(app)
+  app.include_router(protocol.make_router(service))
   return app
 
 
-def _watch(app: fastapi.FastAPI, service: Service) -> None:
+def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
   """Around every request: who may ask, what it is called, how long it took."""
   token = service.settings.token
 
-  def known(request: Request) -> bool:
+  def is_authorized(request: Request) -> bool:
     path = request.url.path
-    if not token or path in _OPEN_TO_ALL or path.startswith(_PAGES):
+    if not token or path in _UNAUTHENTICATED_PATHS or path.startswith(_PAGE_PREFIX):
       return True
-    kind, _, given = request.headers.get('authorization', '').partition(' ')
-    right = secrets.compare_digest(given.strip().encode(), token.encode())
-    return kind.lower() == 'bearer' and right
+    scheme, _, credentials = request.headers.get('authorization', '').partition(' ')
+    is_valid_token = secrets.compare_digest(credentials.strip().encode(), token.encode())
+    return scheme.lower() == 'bearer' and is_valid_token
 
   @app.middleware('http')
-  async def watched(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    began, log_id = time.perf_counter(), response_writing.new_log_id()
+  async def handle_request(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+  ) -> Response:
+    start, log_id = time.perf_counter(), response_module.new_log_id()
     request.state.log_id, request.state.told = log_id, {}
-    if known(request):
+    if is_authorized(request):
       try:
-        response = await answer(request)
+        response = await call_next(request)
       except asyncio.CancelledError:  # Time to drain is over.
-        response = _refused(request, 503, 'The service stops; ask another.')
+        response = _error_response(request, 503, 'The service stops; ask another.')
       except ClientDisconnect:
-        response = _refused(request, 400, 'The client went before its request was whole.')
+        response = _error_response(request, 400, 'The client went before its request was whole.')
       except Exception:  # A fault of ours.
         observability.LOG.exception('fault', extra={'told': {'logId': log_id}})
-        response = _refused(request, 500, 'The service failed; its log has why.')
+        response = _error_response(request, 500, 'The service failed; its log has why.')
     else:
-      response = _refused(
+      response = _error_response(
         request, 401,
         'The token is wrong.' if 'authorization' in request.headers
         else 'A token is needed: send Authorization: Bearer TOKEN.',
         {'WWW-Authenticate': 'Bearer'},
       )  # fmt: skip
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     route = request.scope.get('route')
     path = getattr(route, 'path', 'other')
-    service.numbers.requests.labels(path, response.status_code).inc()
-    service.numbers.seconds.labels(path).observe(seconds)
+    service.metrics.requests.labels(path, response.status_code).inc()
+    service.metrics.request_seconds.labels(path).observe(seconds)
     response.headers['X-Log-Id'] = log_id
-    if path in _OPEN_TO_ALL[1:]:  # Asked every few seconds.
+    if path in _UNAUTHENTICATED_PATHS[1:]:  # Asked every few seconds.
       return response
-    told = {
+    log_fields = {
       'logId': log_id,
       'client': request.client.host if request.client else '',
       'method': request.method,
@@ -120,113 +122,127 @@ def _watch(app: fastapi.FastAPI, service: Service) -> None:
       'ms': round(1000 * seconds, 1),
       **request.state.told,
     }
-    observability.LOG.info('request', extra={'told': told})
+    observability.LOG.info('request', extra={'told': log_fields})
     return response
 
 
-def _refused(
+def _error_response(
   request: Request, status: int, problem: str, headers: dict[str, str] | None = None
 ) -> Response:
   request.state.told['problem'] = problem
   if request.url.path.startswith(protocol.PREFIX):
-    return response_writing.reply({'error': problem}, status, headers)
-  return response_writing.reply(
-    response_writing.envelope(request.state.log_id, status, problem), status, headers
+    return response_module.json_response({'error': problem}, status, headers)
+  return response_module.json_response(
+    response_module.envelope(request.state.log_id, status, problem), status, headers
   )
 
 
-def _refusals(app: fastapi.FastAPI) -> None:
+def _add_error_handlers(app: fastapi.FastAPI) -> None:
   """Every refusal has the envelope, or what the protocol has instead."""
 
-  @app.exception_handler(requests.Refused)
-  async def refused(request: Request, error: requests.Refused) -> Response:
-    return _refused(request, error.status, error.problem, error.headers)
+  @app.exception_handler(requests.RequestError)
+  async def handle_request_error(request: Request, error: requests.RequestError) -> Response:
+    return _error_response(request, error.status, error.problem, error.headers)
 
   @app.exception_handler(HTTPException)
-  async def unknown(request: Request, error: HTTPException) -> Response:
+  async def handle_http_exception(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
-    return _refused(request, error.status_code, f'{error.detail}: {request.url.path}', headers)
+    return _error_response(
+      request, error.status_code, f'{error.detail}: {request.url.path}', headers
+    )
 
   @app.exception_handler(exceptions.RequestValidationError)
-  async def invalid(request: Request, error: exceptions.RequestValidationError) -> Response:
-    told = '; '.join(f'{".".join(map(str, one["loc"]))}: {one["msg"]}' for one in error.errors())
-    return _refused(request, 422, told)
+  async def handle_validation_error(
+    request: Request, error: exceptions.RequestValidationError
+  ) -> Response:
+    problems = '; '.join(
+      f'{".".join(map(str, detail["loc"]))}: {detail["msg"]}' for detail in error.errors()
+    )
+    return _error_response(request, 422, problems)
 
 
-def _routes(app: fastapi.FastAPI, service: Service) -> None:
-  @app.get('/health', responses=schema.HEALTH)
+def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
+  @app.get('/health', responses=schema.HEALTH_RESPONSES)
   async def health(request: Request) -> Response:
     """Whether the service runs; /v2/health/ready tells whether it is warm."""
-    return response_writing.reply(response_writing.envelope(request.state.log_id, 0, 'Healthy'))
+    return response_module.json_response(
+      response_module.envelope(request.state.log_id, 0, 'Healthy')
+    )
 
-  @app.get('/models', responses=schema.MODELS)
+  @app.get('/models', responses=schema.MODELS_RESPONSES)
   async def list_models(request: Request) -> Response:
     """Names, thresholds and preprocessing of the models, the first one first."""
-    service.model('')
-    about = [model.about() for model in service.models.values()]
-    told = {'models': about, 'limits': service.settings.limits()}
-    return response_writing.reply(
-      response_writing.envelope(request.state.log_id, 0, response_writing.OK, result=told)
+    service.get_model('')
+    descriptions = [model.describe() for model in service.models.values()]
+    result = {'models': descriptions, 'limits': service.settings.request_limits()}
+    return response_module.json_response(
+      response_module.envelope(request.state.log_id, 0, response_module.SUCCESS, result=result)
     )
 
   @app.get('/metrics', response_class=responses.PlainTextResponse)
   async def metrics() -> Response:
     """Numbers for Prometheus."""
-    return Response(service.numbers.page(), media_type=observability.CONTENT_TYPE)
+    return Response(service.metrics.render(), media_type=observability.CONTENT_TYPE)
 
-  @app.post('/image-anomaly-detection', responses=schema.VERDICT, openapi_extra=schema.ASKED)
-  async def judge(request: Request) -> Response:
+  @app.post(
+    '/image-anomaly-detection',
+    responses=schema.VERDICT_RESPONSES,
+    openapi_extra=schema.PREDICT_OPENAPI,
+  )
+  async def detect_anomalies(request: Request) -> Response:
     """Judge an image: JSON as PaddleX has it, a form with a file, or the bytes of a file."""
-    async with service.admitted():
-      content = await requests.body(request, service.settings.max_bytes)
-      asked = await requests.wanted(request, content)
-      model = service.model(asked.model)
-      async with service.turns:
-        picture = await service.thread(
-          requests.picture, asked.image, model.predictor.model.ops, service.settings
+    async with service.reserve_queue():
+      content = await requests.read_body(request, service.settings.max_bytes)
+      options = await requests.parse_request(request, content)
+      model = service.get_model(options.model)
+      async with service.admission:
+        image = await service.run_in_thread(
+          requests.read_image, options.image, model.predictor.model.ops, service.settings
         )
-        result = await service.judge(model, picture)
-        told = await service.thread(
-          response_writing.verdict,
+        result = await service.predict(model, image)
+        verdict = await service.run_in_thread(
+          response_module.verdict_to_dict,
           model.name,
           result,
-          asked.visualize,
-          asked.heatmap,
-          asked.label_map,
+          options.visualize,
+          options.heatmap,
+          options.label_map,
         )
-        whole = response_writing.envelope(request.state.log_id, 0, response_writing.OK, result=told)
-        reply = await service.thread(response_writing.reply, whole)
+        envelope = response_module.envelope(
+          request.state.log_id, 0, response_module.SUCCESS, result=verdict
+        )
+        response = await service.run_in_thread(response_module.json_response, envelope)
       request.state.told = {
         'model': model.name, 'score': result.score, 'label': result.label,
         'bytes': len(content), 'size': list(result.size),
       }  # fmt: skip
-      return reply
+      return response
 
 
-_TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css', '.js': 'text/javascript'}
-_HEADERS = {
+_MEDIA_TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css', '.js': 'text/javascript'}
+_PAGE_HEADERS = {
   'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:; object-src 'none'",
   'X-Content-Type-Options': 'nosniff',
   'Cache-Control': 'no-cache',
 }
 
 
-def _pages(app: fastapi.FastAPI) -> None:
+def _add_page_routes(app: fastapi.FastAPI) -> None:
   folder = importlib.resources.files('uadjax.serve') / 'page'
   files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name[0] not in '._'}
-  shared = importlib.resources.files('uadjax') / 'web' / 'contour.js'
-  files[shared.name] = shared.read_bytes()
+  shared_script = importlib.resources.files('uadjax') / 'web' / 'contour.js'
+  files[shared_script.name] = shared_script.read_bytes()
 
-  def shown(name: str) -> Response:
+  def file_response(name: str) -> Response:
     suffix = name[name.rindex('.') :]
-    return Response(files[name], headers=_HEADERS, media_type=_TYPES[suffix])
+    return Response(files[name], headers=_PAGE_HEADERS, media_type=_MEDIA_TYPES[suffix])
 
   @app.api_route('/', methods=['GET', 'HEAD'], include_in_schema=False)
   async def page() -> Response:
-    return shown('index.html')
+    return file_response('index.html')
 
-  @app.get(_PAGES + '{name}', include_in_schema=False)
-  async def part(name: str) -> Response:
+  @app.get(_PAGE_PREFIX + '{name}', include_in_schema=False)
+  async def page_file(name: str) -> Response:
     if name not in files:
       raise HTTPException(404, 'Not Found')
-    return shown(name)
+    return file_response(name)

@@ -20,11 +20,11 @@ from uadjax.export import runtimes
 Image = UInt8[np.ndarray, 'h w 3']
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
   """What a detector says of one image."""
 
   score: float
-  map: Float[np.ndarray, 'h w']
+  anomaly_map: Float[np.ndarray, 'h w']
 
 
 class Batcher:
@@ -33,9 +33,9 @@ class Batcher:
   def __init__(
     self,
     scorers: Sequence[runtimes.Run],
-    sizes: Sequence[int],
-    at_once: int,
-    seen: Callable[[int], Any] = lambda images: None,
+    batch_sizes: Sequence[int],
+    max_concurrent_batches: int,
+    on_batch: Callable[[int], Any] = lambda num_images: None,
   ):
     """Begin; to be called where an event loop runs.
 
@@ -45,91 +45,100 @@ class Batcher:
       at_once: batches that are computed at the same time.
       seen: told how many images a batch has.
     """
-    self._sizes, self._seen = sizes, seen
-    self._waiting: collections.deque[tuple[Image, asyncio.Future[Answer]]] = collections.deque()
-    self._some = asyncio.Condition()
-    self._threads = futures.ThreadPoolExecutor(at_once, 'uadjax-batch')
+    self._batch_sizes, self._on_batch = batch_sizes, on_batch
+    self._queue: collections.deque[tuple[Image, asyncio.Future[Prediction]]] = collections.deque()
+    self._not_empty = asyncio.Condition()
+    self._threads = futures.ThreadPoolExecutor(max_concurrent_batches, 'uadjax-batch')
     self._workers = [
-      asyncio.create_task(self._work(scorers[number % len(scorers)])) for number in range(at_once)
+      asyncio.create_task(self._run_worker(scorers[index % len(scorers)]))
+      for index in range(max_concurrent_batches)
     ]
 
-  async def score(self, image: Image) -> Answer:
+  async def score(self, image: Image) -> Prediction:
     """Wait for what the detector says; one that is cancelled is not computed."""
-    answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    async with self._some:
-      self._waiting.append((image, answer))
-      self._some.notify()
-    return await answer
+    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+    async with self._not_empty:
+      self._queue.append((image, future))
+      self._not_empty.notify()
+    return await future
 
   async def close(self) -> None:
     """Stop; what waits is cancelled."""
     for task in self._workers:
       task.cancel()
     await asyncio.gather(*self._workers, return_exceptions=True)
-    for _, answer in self._waiting:
-      answer.cancel()
+    for _, future in self._queue:
+      future.cancel()
     self._threads.shutdown(wait=False, cancel_futures=True)
 
-  async def _work(self, scorer: runtimes.Run) -> None:
+  async def _run_worker(self, scorer: runtimes.Run) -> None:
     loop = asyncio.get_running_loop()
     while True:
-      async with self._some:
-        await self._some.wait_for(lambda: self._waiting)
-        taken = self._take()
-      if not taken:
+      async with self._not_empty:
+        await self._not_empty.wait_for(lambda: self._queue)
+        items = self._take_batch()
+      if not items:
         continue
-      self._seen(len(taken))
-      images, answers = zip(*taken, strict=True)
+      self._on_batch(len(items))
+      images, result_futures = zip(*items, strict=True)
       try:
-        found = await loop.run_in_executor(self._threads, computed, scorer, images, self._sizes)
+        predictions = await loop.run_in_executor(
+          self._threads, score_batch, scorer, images, self._batch_sizes
+        )
       except Exception as error:
-        found = [error] * len(answers)
-      for answer, told in zip(answers, found, strict=True):
-        if answer.done():
+        predictions = [error] * len(result_futures)
+      for future, prediction in zip(result_futures, predictions, strict=True):
+        if future.done():
           continue
-        if isinstance(told, Exception):
-          answer.set_exception(told)
+        if isinstance(prediction, Exception):
+          future.set_exception(prediction)
         else:
-          answer.set_result(told)
+          future.set_result(prediction)
 
-  def _take(self) -> list[tuple[Image, asyncio.Future[Answer]]]:
+  def _take_batch(self) -> list[tuple[Image, asyncio.Future[Prediction]]]:
     """What came first and is still wanted, a batch at most."""
-    taken = []
-    while self._waiting and len(taken) < self._sizes[-1]:
-      one = self._waiting.popleft()
-      if not one[1].done():
-        taken.append(one)
-    return taken
+    items = []
+    while self._queue and len(items) < self._batch_sizes[-1]:
+      item = self._queue.popleft()
+      if not item[1].done():
+        items.append(item)
+    return items
 
 
-def computed(scorer: runtimes.Run, images: Sequence[Image], sizes: Sequence[int]) -> list[Answer]:
+def score_batch(
+  scorer: runtimes.Run, images: Sequence[Image], batch_sizes: Sequence[int]
+) -> list[Prediction]:
   """Score images in one batch of the smallest size that holds them."""
-  rows = next(size for size in sizes if size >= len(images))
-  batch = np.zeros((rows, *images[0].shape), np.uint8)
+  batch_size = next(size for size in batch_sizes if size >= len(images))
+  batch = np.zeros((batch_size, *images[0].shape), np.uint8)
   batch[: len(images)] = images
   scores = scorer(batch)
   # Copies, or one answer that is kept would keep the maps of its batch.
-  return [Answer(float(scores.image[row]), np.array(scores.map[row])) for row in range(len(images))]
+  return [
+    Prediction(float(scores.image[row]), np.array(scores.map[row])) for row in range(len(images))
+  ]
 
 
-def faithful(scorer: runtimes.Run, height: int, width: int, most: int) -> tuple[int, ...]:
+def exact_batch_sizes(
+  scorer: runtimes.Run, height: int, width: int, max_batch_size: int
+) -> tuple[int, ...]:
   """The batch sizes, up to the largest, at which an image has the very answer of a full batch.
 
   The order in which a runtime adds up may depend on a batch's size, never on what the images show:
   so a few images tell of all. The first call at each size is also what warms up.
   """
-  random = np.random.default_rng(0)
-  images = list(random.integers(0, 256, (most, height, width, 3), np.uint8))
-  full = computed(scorer, images, [most])
-  sizes = [most]
-  for size in _halved(most):
-    found = computed(scorer, images[:size], [size])
-    pairs = zip(found, full[:size], strict=True)
-    if all(a.score == b.score and np.array_equal(a.map, b.map) for a, b in pairs):
+  rng = np.random.default_rng(0)
+  images = list(rng.integers(0, 256, (max_batch_size, height, width, 3), np.uint8))
+  full_batch = score_batch(scorer, images, [max_batch_size])
+  sizes = [max_batch_size]
+  for size in _successive_halves(max_batch_size):
+    predictions = score_batch(scorer, images[:size], [size])
+    pairs = zip(predictions, full_batch[:size], strict=True)
+    if all(a.score == b.score and np.array_equal(a.anomaly_map, b.anomaly_map) for a, b in pairs):
       sizes.insert(0, size)
   return tuple(sizes)
 
 
-def _halved(size: int) -> list[int]:
+def _successive_halves(size: int) -> list[int]:
   """Half of it, half of that, and so on until one."""
-  return [] if size == 1 else [size // 2, *_halved(size // 2)]
+  return [] if size == 1 else [size // 2, *_successive_halves(size // 2)]

@@ -11,10 +11,10 @@ from uadjax.serve import batching
 from uadjax.serve.settings import Settings
 from uadjax.system import progress
 
-_MOST = 8  # Images at once on an accelerator.
+_MAX_ACCELERATOR_BATCH = 8  # Images at once on an accelerator.
 
 
-class Opened(NamedTuple):
+class ServedModel(NamedTuple):
   """A model that was warmed up.
 
   Attributes:
@@ -25,28 +25,32 @@ class Opened(NamedTuple):
 
   name: str
   predictor: predictors.Predictor
-  sizes: tuple[int, ...]
+  batch_sizes: tuple[int, ...]
 
-  def about(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, Any]:
     """What users may want to know, as JSON can hold it."""
     model = self.predictor.model
-    limits: calibration.Limits = model.limits
+    thresholds: calibration.Limits = model.limits
     return {
       'name': self.name,
       'detector': model.name,
       'computed_by': ', '.join(map(str, self.predictor.devices)),
-      'batch_sizes': list(self.sizes),
-      'thresholds': {'image': limits.image, 'review': limits.review, 'pixel': limits.pixel},
+      'batch_sizes': list(self.batch_sizes),
+      'thresholds': {
+        'image': thresholds.image,
+        'review': thresholds.review,
+        'pixel': thresholds.pixel,
+      },
       'preprocessing': str(model.ops),
     }
 
-  def batcher(self, seen: Callable[[int], Any]) -> batching.Batcher:
+  def make_batcher(self, on_batch: Callable[[int], Any]) -> batching.Batcher:
     """What computes for it; to be called where an event loop runs."""
-    one = self.predictor
-    return batching.Batcher(one.scorers, self.sizes, one.at_once, seen)
+    predictor = self.predictor
+    return batching.Batcher(predictor.scorers, self.batch_sizes, predictor.at_once, on_batch)
 
 
-def opened(name: str, directory: Path, settings: Settings) -> Opened:
+def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
   """Open a model and compute once at each batch size; takes seconds.
 
   Raises:
@@ -54,15 +58,22 @@ def opened(name: str, directory: Path, settings: Settings) -> Opened:
   """
   on_cpu = mesh.devices(settings.device)[0].platform == 'cpu'
   # An accelerator is JAX's; on a CPU an inference runtime is faster.
-  chosen = settings.backend if settings.backend != 'auto' or on_cpu else 'jax'
-  one = pipelines.create_model(
-    model_dir=directory, device=settings.device, backend=chosen, access=settings.access
+  backend = settings.backend if settings.backend != 'auto' or on_cpu else 'jax'
+  predictor = pipelines.create_model(
+    model_dir=directory, device=settings.device, backend=backend, access=settings.access
   )
   # A CPU is busy with one: several together take as long, and who came first waits for the last
   # (experiments/README.md).
-  most = settings.batch or (1 if on_cpu else _MOST)
-  ops = one.model.ops
+  max_batch_size = settings.batch or (1 if on_cpu else _MAX_ACCELERATOR_BATCH)
+  ops = predictor.model.ops
   with progress.busy(f'Warming up {name}'):
-    sizes = [batching.faithful(run, ops.height, ops.width, most) for run in one.scorers]
-  common = tuple(size for size in sizes[0] if all(size in others for others in sizes))
-  return Opened(name, one, common)
+    sizes_per_device = [
+      batching.exact_batch_sizes(scorer, ops.height, ops.width, max_batch_size)
+      for scorer in predictor.scorers
+    ]
+  common_sizes = tuple(
+    size
+    for size in sizes_per_device[0]
+    if all(size in device_sizes for device_sizes in sizes_per_device)
+  )
+  return ServedModel(name, predictor, common_sizes)

@@ -10,49 +10,59 @@ from prometheus_client import registry
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 LOG = logging.getLogger('uadjax.serve')
-_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_ROWS = (1, 2, 4, 8, 16, 32, 64)
+_LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Numbers:
+class Metrics:
   """Of one service; two in a process do not share them."""
 
   def __init__(self) -> None:
     self.registry = registry.CollectorRegistry()
-    own: dict[str, Any] = {'registry': self.registry}
+    registry_option: dict[str, Any] = {'registry': self.registry}
     self.requests = prometheus_client.Counter(
-      'uadjax_requests', 'Requests answered.', ['path', 'status'], **own
+      'uadjax_requests', 'Requests answered.', ['path', 'status'], **registry_option
     )
-    self.seconds = prometheus_client.Histogram(
-      'uadjax_request_seconds', 'From first byte to answer.', ['path'], buckets=_SECONDS, **own
+    self.request_seconds = prometheus_client.Histogram(
+      'uadjax_request_seconds',
+      'From first byte to answer.',
+      ['path'],
+      buckets=_LATENCY_BUCKETS,
+      **registry_option,
     )
-    self.images = prometheus_client.Counter(
-      'uadjax_images', 'Images judged.', ['model', 'label'], **own
+    self.scored_images = prometheus_client.Counter(
+      'uadjax_images', 'Images judged.', ['model', 'label'], **registry_option
     )
-    self.batches = prometheus_client.Histogram(
-      'uadjax_batch_images', 'Images computed together.', ['model'], buckets=_ROWS, **own
+    self.batch_sizes = prometheus_client.Histogram(
+      'uadjax_batch_images',
+      'Images computed together.',
+      ['model'],
+      buckets=_BATCH_SIZE_BUCKETS,
+      **registry_option,
     )
-    self.under_way = prometheus_client.Gauge(
-      'uadjax_images_under_way', 'Images being answered: read, waiting or computed.', **own
+    self.images_in_progress = prometheus_client.Gauge(
+      'uadjax_images_under_way',
+      'Images being answered: read, waiting or computed.',
+      **registry_option,
     )
 
-  def page(self) -> bytes:
+  def render(self) -> bytes:
     """In Prometheus' text format."""
     return prometheus_client.generate_latest(self.registry)
 
 
-class AsJson(logging.Formatter):
+class JsonFormatter(logging.Formatter):
   """A line of JSON for each record; what is passed as `extra={'told': {...}}` is in it."""
 
   def format(self, record: logging.LogRecord) -> str:
     """The line."""
-    when = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))
-    told = {
-      'time': f'{when}.{int(record.msecs):03d}Z',
+    timestamp = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))
+    fields = {
+      'time': f'{timestamp}.{int(record.msecs):03d}Z',
       'level': record.levelname,
       'message': record.getMessage(),
       **getattr(record, 'told', {}),
     }
     if record.exc_info:
-      told['traceback'] = self.formatException(record.exc_info)
-    return json.dumps(told, ensure_ascii=False, default=str)
+      fields['traceback'] = self.formatException(record.exc_info)
+    return json.dumps(fields, ensure_ascii=False, default=str)

@@ -20,15 +20,15 @@ from uadjax.serve import requests, responses
 from uadjax.serve.service import Service
 
 PREFIX = '/v2'
-_IMAGE = 'image'
-_OUTPUTS = ('score', 'label', 'map')
-_FIELDS = pydantic.ConfigDict(extra='forbid', strict=True)
+_INPUT_NAME = 'image'
+_OUTPUT_NAMES = ('score', 'label', 'map')
+_STRICT_CONFIG = pydantic.ConfigDict(extra='forbid', strict=True)
 
 
-class Tensor(pydantic.BaseModel):
+class InputTensor(pydantic.BaseModel):
   """An input."""
 
-  model_config = _FIELDS
+  model_config = _STRICT_CONFIG
   name: str
   shape: list[pydantic.NonNegativeInt] = pydantic.Field(max_length=4)
   datatype: str = pydantic.Field(
@@ -38,20 +38,20 @@ class Tensor(pydantic.BaseModel):
   parameters: dict[str, Any] | None = None
 
 
-class Output(pydantic.BaseModel):
+class RequestedOutput(pydantic.BaseModel):
   """An output that is wanted."""
 
-  model_config = _FIELDS
+  model_config = _STRICT_CONFIG
   name: str
   parameters: dict[str, Any] | None = None
 
 
-class Infer(pydantic.BaseModel):
+class InferRequest(pydantic.BaseModel):
   """A request."""
 
-  model_config = _FIELDS
-  inputs: list[Tensor] = pydantic.Field(min_length=1, max_length=1)
-  outputs: list[Output] | None = None
+  model_config = _STRICT_CONFIG
+  inputs: list[InputTensor] = pydantic.Field(min_length=1, max_length=1)
+  outputs: list[RequestedOutput] | None = None
   id: str | None = None
   parameters: dict[str, Any] | None = None
 
@@ -60,41 +60,43 @@ class _Error(pydantic.BaseModel):
   error: str
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
   status: {'model': _Error} for status in (400, 401, 404, 413, 415, 422, 503, 504)
 }
-_BODY = {
+_INFER_BODY = {
   'requestBody': {
     'required': True,
-    'content': {'application/json': {'schema': Infer.model_json_schema()}},
+    'content': {'application/json': {'schema': InferRequest.model_json_schema()}},
   }
 }
 
 
-def router(service: Service) -> fastapi.APIRouter:
+def make_router(service: Service) -> fastapi.APIRouter:
   """The routes."""
-  routes = fastapi.APIRouter(prefix=PREFIX)
+  router = fastapi.APIRouter(prefix=PREFIX)
 
-  @routes.get('/health/live')
-  async def live() -> Response:
-    return responses.reply({'live': True})
+  @router.get('/health/live')
+  async def health_live() -> Response:
+    return responses.json_response({'live': True})
 
-  @routes.get('/health/ready', responses={503: {}})
-  async def ready() -> Response:
-    return responses.reply({'ready': service.ready}, 200 if service.ready else 503)
+  @router.get('/health/ready', responses={503: {}})
+  async def health_ready() -> Response:
+    return responses.json_response({'ready': service.is_ready}, 200 if service.is_ready else 503)
 
-  @routes.get('', responses={401: _ERRORS[401]})
-  async def server() -> Response:
-    return responses.reply({'name': 'uadjax', 'version': uadjax.__version__, 'extensions': []})
+  @router.get('', responses={401: _ERROR_RESPONSES[401]})
+  async def server_metadata() -> Response:
+    return responses.json_response(
+      {'name': 'uadjax', 'version': uadjax.__version__, 'extensions': []}
+    )
 
-  @routes.get('/models/{name}', responses=_ERRORS)
-  async def model(name: str) -> Response:
-    found = service.model(name)
-    return responses.reply(
+  @router.get('/models/{name}', responses=_ERROR_RESPONSES)
+  async def model_metadata(name: str) -> Response:
+    served_model = service.get_model(name)
+    return responses.json_response(
       {
         'name': name,
-        'platform': f'uadjax_{found.predictor.model.name.lower()}',
-        'inputs': [{'name': _IMAGE, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
+        'platform': f'uadjax_{served_model.predictor.model.name.lower()}',
+        'inputs': [{'name': _INPUT_NAME, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
         'outputs': [
           {'name': 'score', 'datatype': 'FP32', 'shape': [-1]},
           {'name': 'label', 'datatype': 'BYTES', 'shape': [-1]},
@@ -103,112 +105,125 @@ def router(service: Service) -> fastapi.APIRouter:
       }
     )
 
-  @routes.get('/models/{name}/ready', responses=_ERRORS)
+  @router.get('/models/{name}/ready', responses=_ERROR_RESPONSES)
   async def model_ready(name: str) -> Response:
-    service.model(name)
-    return responses.reply({'name': name, 'ready': True})
+    service.get_model(name)
+    return responses.json_response({'name': name, 'ready': True})
 
-  @routes.post('/models/{name}/infer', responses=_ERRORS, openapi_extra=_BODY)
+  @router.post('/models/{name}/infer', responses=_ERROR_RESPONSES, openapi_extra=_INFER_BODY)
   async def infer(name: str, request: Request) -> Response:
-    found = service.model(name)
-    async with contextlib.AsyncExitStack() as admitted:
-      await admitted.enter_async_context(service.admitted())
-      asked = _asked(await requests.body(request, service.settings.max_bytes))
-      wanted = [one.name for one in asked.outputs or ()] or list(_OUTPUTS)
-      if unknown := [one for one in wanted if one not in _OUTPUTS]:
-        raise requests.Refused(400, f'There is no output {unknown[0]!r}; choose from {_OUTPUTS}.')
-      others = _count(asked, service.settings.queue) - 1
-      await admitted.enter_async_context(service.admitted(others))
-      ops = found.predictor.model.ops
-      await admitted.enter_async_context(service.turns)
-      pictures = await service.thread(_pictures, asked.inputs[0], ops, service.settings)
-      if 'map' in wanted and len({picture.size for picture in pictures}) > 1:
-        raise requests.Refused(
+    served_model = service.get_model(name)
+    async with contextlib.AsyncExitStack() as stack:
+      await stack.enter_async_context(service.reserve_queue())
+      infer_request = _parse_request(await requests.read_body(request, service.settings.max_bytes))
+      output_names = [output.name for output in infer_request.outputs or ()] or list(_OUTPUT_NAMES)
+      if unknown_names := [
+        output_name for output_name in output_names if output_name not in _OUTPUT_NAMES
+      ]:
+        raise requests.RequestError(
+          400, f'There is no output {unknown_names[0]!r}; choose from {_OUTPUT_NAMES}.'
+        )
+      num_extra_images = _num_images(infer_request, service.settings.queue) - 1
+      await stack.enter_async_context(service.reserve_queue(num_extra_images))
+      ops = served_model.predictor.model.ops
+      await stack.enter_async_context(service.admission)
+      images = await service.run_in_thread(
+        _read_images, infer_request.inputs[0], ops, service.settings
+      )
+      if 'map' in output_names and len({image.size for image in images}) > 1:
+        raise requests.RequestError(
           400, "Maps of images of several sizes are no tensor; name outputs without 'map'."
         )
-      results = await asyncio.gather(*(service.judge(found, picture) for picture in pictures))
-      told = await service.thread(_told, results, wanted)
+      results = await asyncio.gather(*(service.predict(served_model, image) for image in images))
+      outputs = await service.run_in_thread(_encode_outputs, results, output_names)
       request.state.told = {
         'model': name, 'images': len(results), 'labels': [result.label for result in results]
       }  # fmt: skip
-    own = {'id': asked.id} if asked.id else {}
-    return responses.reply({'model_name': name, **own, 'outputs': told})
+    id_field = {'id': infer_request.id} if infer_request.id else {}
+    return responses.json_response({'model_name': name, **id_field, 'outputs': outputs})
 
-  return routes
+  return router
 
 
-def _asked(content: bytes) -> Infer:
+def _parse_request(content: bytes) -> InferRequest:
   try:
-    return Infer.model_validate_json(content)
+    return InferRequest.model_validate_json(content)
   except pydantic.ValidationError as error:
-    raise requests.Refused(400, requests.problems(error)) from None
+    raise requests.RequestError(400, requests.describe_errors(error)) from None
 
 
-def _count(asked: Infer, most: int) -> int:
+def _num_images(infer_request: InferRequest, max_images: int) -> int:
   """How many images a request has."""
-  shape = asked.inputs[0].shape
-  if not shape or not 0 < shape[0] <= most:
-    raise requests.Refused(
-      400, f'inputs.0.shape: {shape[:1]} images; between 1 and {most} are answered.'
+  shape = infer_request.inputs[0].shape
+  if not shape or not 0 < shape[0] <= max_images:
+    raise requests.RequestError(
+      400, f'inputs.0.shape: {shape[:1]} images; between 1 and {max_images} are answered.'
     )
   return shape[0]
 
 
-def _pictures(tensor: Tensor, ops: Any, settings: Any) -> list[requests.Picture]:
-  if tensor.name != _IMAGE:
-    raise requests.Refused(400, f'There is no input {tensor.name!r}; it is {_IMAGE!r}.')
+def _read_images(tensor: InputTensor, ops: Any, settings: Any) -> list[requests.InputImage]:
+  if tensor.name != _INPUT_NAME:
+    raise requests.RequestError(400, f'There is no input {tensor.name!r}; it is {_INPUT_NAME!r}.')
   if tensor.datatype == 'UINT8':
-    images = _pixels(tensor)
+    images = _to_array(tensor)
     if images.shape[1] * images.shape[2] > settings.max_pixels:
-      raise requests.Refused(413, f'More than {settings.max_pixels} pixels are not taken.')
+      raise requests.RequestError(413, f'More than {settings.max_pixels} pixels are not taken.')
     return [
-      requests.Picture(inputs.Source('image', image), image.shape[:2], ops.apply(image))
+      requests.InputImage(inputs.Source('image', image), image.shape[:2], ops.apply(image))
       for image in images
     ]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
-    raise requests.Refused(
-      400, f'{_IMAGE} is UINT8 of [b, h, w, 3], or BYTES of [b]; got {tensor.datatype} of '
+    raise requests.RequestError(
+      400, f'{_INPUT_NAME} is UINT8 of [b, h, w, 3], or BYTES of [b]; got {tensor.datatype} of '
       f'{tensor.shape}.'
     )  # fmt: skip
   if len(tensor.data) != tensor.shape[0] or not all(isinstance(x, str) for x in tensor.data):
-    raise requests.Refused(400, f'BYTES of {tensor.shape} are {tensor.shape[0]} strings in base64.')
+    raise requests.RequestError(
+      400, f'BYTES of {tensor.shape} are {tensor.shape[0]} strings in base64.'
+    )
   try:
     files = [base64.b64decode(text, validate=True) for text in tensor.data]
   except (binascii.Error, ValueError):
-    raise requests.Refused(400, 'BYTES must be image files in base64.') from None
-  found = []
-  for number, file in enumerate(files):
+    raise requests.RequestError(400, 'BYTES must be image files in base64.') from None
+  decoded_images = []
+  for index, content in enumerate(files):
     try:
-      found.append(requests.picture(file, ops, settings))
-    except requests.Refused as refused:
-      raise requests.Refused(refused.status, f'image {number}: {refused.problem}') from None
-  return found
+      decoded_images.append(requests.read_image(content, ops, settings))
+    except requests.RequestError as error:
+      raise requests.RequestError(error.status, f'image {index}: {error.problem}') from None
+  return decoded_images
 
 
-def _pixels(tensor: Tensor) -> UInt8[np.ndarray, 'b h w 3']:
+def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
   """Numbers in a list, nested or not, as an array."""
-  problem = requests.Refused(
+  error = requests.RequestError(
     400, f'UINT8 of [b, h, w, 3] are that many whole numbers from 0 to 255, got {tensor.shape}.'
   )
   if len(tensor.shape) != 4 or tensor.shape[3] != 3 or not all(tensor.shape):
-    raise problem
+    raise error
   try:
     values = np.asarray(tensor.data)
   except (ValueError, OverflowError):
-    raise problem from None
-  right = values.dtype.kind == 'i' and values.size == math.prod(tensor.shape)
-  if not right or values.min() < 0 or values.max() > 255:
-    raise problem
+    raise error from None
+  is_valid = values.dtype.kind == 'i' and values.size == math.prod(tensor.shape)
+  if not is_valid or values.min() < 0 or values.max() > 255:
+    raise error
   return values.astype(np.uint8).reshape(tensor.shape)
 
 
-def _told(results: Any, wanted: list[str]) -> list[dict[str, Any]]:
+def _encode_outputs(results: Any, output_names: list[str]) -> list[dict[str, Any]]:
   outputs = []
-  for name in wanted:
+  for name in output_names:
     if name == 'map':
-      maps = np.stack([result.anomaly_map for result in results])
+      anomaly_maps = np.stack([result.anomaly_map for result in results])
       outputs.append(
-        {'name': name, 'datatype': 'FP32', 'shape': list(maps.shape), 'data': maps.ravel()}
+        {
+          'name': name,
+          'datatype': 'FP32',
+          'shape': list(anomaly_maps.shape),
+          'data': anomaly_maps.ravel(),
+        }
       )
     elif name == 'score':
       scores = np.array([result.score for result in results], np.float32)

@@ -19,17 +19,17 @@ from uadjax.errors import DataError
 from uadjax.serve.settings import Settings
 from uadjax.system import http
 
-_JSON, _FORM = 'application/json', 'multipart/form-data'
-_RAW = (
+_JSON_TYPE, _FORM_TYPE = 'application/json', 'multipart/form-data'
+_RAW_TYPES = (
   'application/octet-stream',
-  *(f'image/{kind}' for kind in ('jpeg', 'png', 'bmp', 'tiff', 'webp')),
+  *(f'image/{subtype}' for subtype in ('jpeg', 'png', 'bmp', 'tiff', 'webp')),
 )
-_FIELDS = ('image', 'file')
-_OPTIONS = 'visualize', 'heatmap', 'labelMap', 'model'
-_TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no', '')
+_FILE_FIELDS = ('image', 'file')
+_OPTION_NAMES = 'visualize', 'heatmap', 'labelMap', 'model'
+_TRUE_VALUES, _FALSE_VALUES = ('true', '1', 'yes'), ('false', '0', 'no', '')
 
 
-class Refused(Exception):
+class RequestError(Exception):
   """A request that is not answered.
 
   Attributes:
@@ -43,7 +43,7 @@ class Refused(Exception):
     self.status, self.problem, self.headers = status, problem, headers or {}
 
 
-class Asked(pydantic.BaseModel):
+class PredictRequest(pydantic.BaseModel):
   """An image, and what is wanted of it."""
 
   model_config = pydantic.ConfigDict(extra='forbid', strict=True)
@@ -58,7 +58,7 @@ class Asked(pydantic.BaseModel):
   model: str | None = pydantic.Field(None, description='Which model; the first if none.')
 
 
-class Wanted(NamedTuple):
+class RequestOptions(NamedTuple):
   """What a request asks for, whatever form it came in.
 
   Attributes:
@@ -76,7 +76,7 @@ class Wanted(NamedTuple):
   model: str
 
 
-class Picture(NamedTuple):
+class InputImage(NamedTuple):
   """An image that was read.
 
   Attributes:
@@ -90,67 +90,74 @@ class Picture(NamedTuple):
   pixels: UInt8[np.ndarray, 'height width 3']
 
 
-async def body(request: Request, most: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
   """All of a request's body.
 
   Raises:
     Refused: it has more bytes than that, or is compressed.
   """
   if request.headers.get('content-encoding', 'identity') != 'identity':
-    raise Refused(415, 'Send the body as it is, without Content-Encoding.')
-  too_large = Refused(413, f'The body has more than {most} bytes; send a smaller image.')
-  announced = request.headers.get('content-length', '')
-  if announced.isdigit() and int(announced) > most:
-    raise too_large
-  parts, size = [], 0
-  async for part in request.stream():
-    size += len(part)
-    if size > most:
-      raise too_large
-    parts.append(part)
-  return b''.join(parts)
+    raise RequestError(415, 'Send the body as it is, without Content-Encoding.')
+  too_large_error = RequestError(
+    413, f'The body has more than {max_bytes} bytes; send a smaller image.'
+  )
+  content_length = request.headers.get('content-length', '')
+  if content_length.isdigit() and int(content_length) > max_bytes:
+    raise too_large_error
+  chunks, num_bytes = [], 0
+  async for chunk in request.stream():
+    num_bytes += len(chunk)
+    if num_bytes > max_bytes:
+      raise too_large_error
+    chunks.append(chunk)
+  return b''.join(chunks)
 
 
-async def wanted(request: Request, content: bytes) -> Wanted:
+async def parse_request(request: Request, content: bytes) -> RequestOptions:
   """Read a body: JSON, a form with a file, or the file itself.
 
   Raises:
     Refused: it is none of these.
   """
-  kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
+  content_type = request.headers.get('content-type', '').partition(';')[0].strip().lower()
   query = dict(request.query_params)
-  if kind == _JSON:
-    _known(query, 'the query beside JSON, which says it all', ())
-    return _from_json(content)
-  _known(query, 'the query', _OPTIONS)
-  if kind == _FORM:
-    form = await _form(request, content)
-    files = [part for name in _FIELDS for part in form.getlist(name)]
+  if content_type == _JSON_TYPE:
+    _require_known_names(query, 'the query beside JSON, which says it all', ())
+    return _parse_json(content)
+  _require_known_names(query, 'the query', _OPTION_NAMES)
+  if content_type == _FORM_TYPE:
+    form = await _parse_form(request, content)
+    files = [value for name in _FILE_FIELDS for value in form.getlist(name)]
     if len(files) != 1 or not isinstance(files[0], datastructures.UploadFile):
-      raise Refused(
+      raise RequestError(
         422, f"The form needs one file, in a field called 'image' (curl: -F image=@FILE); it has "
         f'{", ".join(form) or "nothing"}, and {sum(map(_is_file, form.values()))} files.'
       )  # fmt: skip
     image = await files[0].read()
     fields = {name: value for name, value in form.items() if isinstance(value, str)}
     await form.close()
-    _known(fields, 'the form', _OPTIONS)
-    if twice := sorted(fields.keys() & query.keys()):
-      raise Refused(422, f'{twice[0]!r} is in the query and in the form; once is enough.')
+    _require_known_names(fields, 'the form', _OPTION_NAMES)
+    if duplicates := sorted(fields.keys() & query.keys()):
+      raise RequestError(422, f'{duplicates[0]!r} is in the query and in the form; once is enough.')
     query |= fields
-  elif kind in _RAW:
+  elif content_type in _RAW_TYPES:
     image = content
   else:
-    raise Refused(
-      415, f'Content-Type {kind!r} is not understood; send {_JSON}, {_FORM} or {", ".join(_RAW)}.'
+    raise RequestError(
+      415,
+      f'Content-Type {content_type!r} is not understood; send {_JSON_TYPE}, {_FORM_TYPE} or {", ".join(_RAW_TYPES)}.',
     )
   if not image:
-    raise Refused(422, 'There is no image: the body is empty.')
-  flags = _flag(query, 'visualize'), _flag(query, 'heatmap'), _flag(query, 'labelMap', 'true')
-  return Wanted(image, *flags, query.get('model', ''))
+    raise RequestError(422, 'There is no image: the body is empty.')
+  flags = (
+    _parse_flag(query, 'visualize'),
+    _parse_flag(query, 'heatmap'),
+    _parse_flag(query, 'labelMap', 'true'),
+  )
+  return RequestOptions(image, *flags, query.get('model', ''))
 
 
-def picture(image: bytes | str, ops: transforms.Ops, settings: Settings) -> Picture:
+def read_image(image: bytes | str, ops: transforms.Ops, settings: Settings) -> InputImage:
   """Read an image; takes its time, in a thread.
 
   Raises:
@@ -160,72 +167,76 @@ def picture(image: bytes | str, ops: transforms.Ops, settings: Settings) -> Pict
     content = http.get(image, settings.access) if isinstance(image, str) else image
     height, width = image_io.image_size(content)
     if height * width > settings.max_pixels:
-      raise Refused(
+      raise RequestError(
         413,
         f'The image has {width} x {height} pixels, and {settings.max_pixels} are the most here.',
       )
     decoded = image_io.decode(content)
   except image_io.TooLarge:
-    raise Refused(413, f'More than {settings.max_pixels} pixels are not taken.') from None
+    raise RequestError(413, f'More than {settings.max_pixels} pixels are not taken.') from None
   except DataError as error:
-    raise Refused(422, str(error)) from None
-  return Picture(inputs.Source('image', content), decoded.shape[:2], ops.apply(decoded))
+    raise RequestError(422, str(error)) from None
+  return InputImage(inputs.Source('image', content), decoded.shape[:2], ops.apply(decoded))
 
 
-def _from_json(content: bytes) -> Wanted:
+def _parse_json(content: bytes) -> RequestOptions:
   try:
-    asked = Asked.model_validate_json(content)
+    request = PredictRequest.model_validate_json(content)
   except pydantic.ValidationError as error:
-    raise Refused(422, problems(error)) from None
-  image: bytes | str = asked.image
-  if not asked.image.startswith(('http://', 'https://')):
-    text = asked.image.partition(',')[2] if asked.image.startswith('data:') else asked.image
+    raise RequestError(422, describe_errors(error)) from None
+  image: bytes | str = request.image
+  if not request.image.startswith(('http://', 'https://')):
+    encoded = (
+      request.image.partition(',')[2] if request.image.startswith('data:') else request.image
+    )
     try:
-      image = base64.b64decode(text, validate=True)
+      image = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-      raise Refused(
+      raise RequestError(
         422, 'image: neither base64 nor a URL (http:// or https://); lines must not be broken.'
       ) from None
-  label_map = asked.labelMap is not False
-  return Wanted(image, bool(asked.visualize), bool(asked.heatmap), label_map, asked.model or '')
+  label_map = request.labelMap is not False
+  return RequestOptions(
+    image, bool(request.visualize), bool(request.heatmap), label_map, request.model or ''
+  )
 
 
-def problems(error: pydantic.ValidationError) -> str:
+def describe_errors(error: pydantic.ValidationError) -> str:
   """What is wrong with JSON, one after the other."""
-  told = []
-  for one in error.errors(include_url=False, include_context=False, include_input=False):
-    place = '.'.join(map(str, one['loc']))
-    told.append(f'{place}: {one["msg"]}' if place else one['msg'])
-  return '; '.join(told)
+  messages = []
+  for detail in error.errors(include_url=False, include_context=False, include_input=False):
+    location = '.'.join(map(str, detail['loc']))
+    messages.append(f'{location}: {detail["msg"]}' if location else detail['msg'])
+  return '; '.join(messages)
 
 
-async def _form(request: Request, content: bytes) -> datastructures.FormData:
-  async def parts() -> AsyncGenerator[bytes]:
+async def _parse_form(request: Request, content: bytes) -> datastructures.FormData:
+  async def stream() -> AsyncGenerator[bytes]:
     yield content
 
   try:
     parser = formparsers.MultiPartParser(
-      request.headers, parts(), max_files=1, max_fields=8, max_part_size=max(1, len(content))
+      request.headers, stream(), max_files=1, max_fields=8, max_part_size=max(1, len(content))
     )
     return await parser.parse()
   except (formparsers.MultiPartException, KeyError, ValueError, AssertionError) as error:
-    told = getattr(error, 'message', '') or 'its parts cannot be told apart'
-    raise Refused(422, f'The form cannot be read: {told}.') from None
+    reason = getattr(error, 'message', '') or 'its parts cannot be told apart'
+    raise RequestError(422, f'The form cannot be read: {reason}.') from None
 
 
-def _is_file(part: Any) -> bool:
-  return isinstance(part, datastructures.UploadFile)
+def _is_file(value: Any) -> bool:
+  return isinstance(value, datastructures.UploadFile)
 
 
-def _known(given: Iterable[str], where: str, names: Sequence[str]) -> None:
+def _require_known_names(names: Iterable[str], location: str, allowed_names: Sequence[str]) -> None:
   """Refuse what would be passed over: of a model that is misspelled another would judge."""
-  if unknown := sorted(set(given) - set(names)):
-    way = f'choose from {", ".join(names)}' if names else 'leave it out'
-    raise Refused(422, f'There is no {unknown[0]!r} in {where}; {way}.')
+  if unknown_names := sorted(set(names) - set(allowed_names)):
+    hint = f'choose from {", ".join(allowed_names)}' if allowed_names else 'leave it out'
+    raise RequestError(422, f'There is no {unknown_names[0]!r} in {location}; {hint}.')
 
 
-def _flag(query: dict[str, Any], name: str, default: str = '') -> bool:
+def _parse_flag(query: dict[str, Any], name: str, default: str = '') -> bool:
   value = query.get(name, default).lower()
-  if value not in (*_TRUE, *_FALSE):
-    raise Refused(422, f'{name}: {value!r} is neither true nor false.')
-  return value in _TRUE
+  if value not in (*_TRUE_VALUES, *_FALSE_VALUES):
+    raise RequestError(422, f'{name}: {value!r} is neither true nor false.')
+  return value in _TRUE_VALUES

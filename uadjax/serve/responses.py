@@ -13,7 +13,7 @@ from starlette.responses import Response
 from uadjax.inference.result import Result
 
 _JPEG_QUALITY = 90
-OK = 'Success'
+SUCCESS = 'Success'
 
 
 def new_log_id() -> str:
@@ -21,18 +21,18 @@ def new_log_id() -> str:
   return uuid.uuid4().hex
 
 
-def envelope(log_id: str, code: int, message: str, **more: Any) -> dict[str, Any]:
+def envelope(log_id: str, code: int, message: str, **fields: Any) -> dict[str, Any]:
   """What every answer has."""
-  return {'logId': log_id, 'errorCode': code, 'errorMsg': message, **more}
+  return {'logId': log_id, 'errorCode': code, 'errorMsg': message, **fields}
 
 
-def reply(told: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
   """JSON; what is not a finite number becomes null."""
-  content = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+  content = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
   return Response(content, status, headers, 'application/json')
 
 
-def verdict(
+def verdict_to_dict(
   model: str, result: Result, visualize: bool, heatmap: bool, label_map: bool
 ) -> dict[str, Any]:
   """What a result says; takes its time, in a thread.
@@ -44,7 +44,7 @@ def verdict(
     heatmap: with the map, in 256 steps.
     label_map: with the mask, a number for each pixel.
   """
-  told = {
+  fields = {
     'model': model,
     'size': list(result.size),
     'score': result.score,
@@ -55,23 +55,23 @@ def verdict(
     'regions': [region._asdict() for region in result.regions],
   }
   if label_map:
-    told['labelMap'] = result.pred.ravel()
+    fields['labelMap'] = result.pred.ravel()
   if visualize:
-    told['image'] = _encoded(result.picture(), 'JPEG', quality=_JPEG_QUALITY)
+    fields['image'] = _encode_image(result.picture(), 'JPEG', quality=_JPEG_QUALITY)
   if heatmap:
-    told['heatmap'] = _heatmap(result)
-  return told
+    fields['heatmap'] = _encode_heatmap(result)
+  return fields
 
 
-def _heatmap(result: Result) -> dict[str, Any]:
+def _encode_heatmap(result: Result) -> dict[str, Any]:
   """The map as a gray picture: `low + value / 255 * (high - low)` is what a pixel stands for."""
   low, high = float(result.anomaly_map.min()), float(result.anomaly_map.max())
-  steps = (result.anomaly_map - low) * np.float32(255 / (high - low) if high > low else 0)
-  gray = Image.fromarray(np.nan_to_num(steps).round().astype(np.uint8))
-  return {'image': _encoded(gray, 'PNG', compress_level=1), 'low': low, 'high': high}
+  scaled = (result.anomaly_map - low) * np.float32(255 / (high - low) if high > low else 0)
+  gray = Image.fromarray(np.nan_to_num(scaled).round().astype(np.uint8))
+  return {'image': _encode_image(gray, 'PNG', compress_level=1), 'low': low, 'high': high}
 
 
-def _encoded(picture: Image.Image, format: str, **how: Any) -> str:
-  file = io.BytesIO()
-  picture.convert('RGB' if format == 'JPEG' else 'L').save(file, format, **how)
-  return base64.b64encode(file.getvalue()).decode()
+def _encode_image(image: Image.Image, image_format: str, **save_options: Any) -> str:
+  buffer = io.BytesIO()
+  image.convert('RGB' if image_format == 'JPEG' else 'L').save(buffer, image_format, **save_options)
+  return base64.b64encode(buffer.getvalue()).decode()

@@ -42,28 +42,28 @@ class _Verdict(pydantic.BaseModel):
   heatmap: _Heatmap | None = None
 
 
-class _Judged(_Envelope):
+class _VerdictResponse(_Envelope):
   result: _Verdict
 
 
-class _Limits(pydantic.BaseModel):
+class _RequestLimits(pydantic.BaseModel):
   max_bytes: int = pydantic.Field(description='Of a request.')
   max_pixels: int = pydantic.Field(description='Of an image.')
   queue: int = pydantic.Field(description='Images under way at a time.')
   deadline_s: float
 
 
-class _Models(pydantic.BaseModel):
+class _ModelList(pydantic.BaseModel):
   models: list[dict[str, Any]]
-  limits: _Limits
+  limits: _RequestLimits
 
 
-class _Listed(_Envelope):
-  result: _Models
+class _ModelListResponse(_Envelope):
+  result: _ModelList
 
 
-def _also(*statuses: int) -> dict[int | str, dict[str, Any]]:
-  why = {
+def _error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+  descriptions = {
     401: 'No token, or a wrong one.',
     404: 'There is no such model.',
     413: 'Too many bytes or pixels.',
@@ -72,40 +72,43 @@ def _also(*statuses: int) -> dict[int | str, dict[str, Any]]:
     503: 'Too much to do, or not warm yet; try again.',
     504: 'Not answered in time.',
   }
-  return {status: {'model': _Envelope, 'description': why[status]} for status in statuses}
+  return {status: {'model': _Envelope, 'description': descriptions[status]} for status in statuses}
 
 
-HEALTH: dict[int | str, dict[str, Any]] = {200: {'model': _Envelope}}
-MODELS = {200: {'model': _Listed}, **_also(401, 503)}
-VERDICT = {200: {'model': _Judged}, **_also(401, 404, 413, 415, 422, 503, 504)}
+HEALTH_RESPONSES: dict[int | str, dict[str, Any]] = {200: {'model': _Envelope}}
+MODELS_RESPONSES = {200: {'model': _ModelListResponse}, **_error_responses(401, 503)}
+VERDICT_RESPONSES = {
+  200: {'model': _VerdictResponse},
+  **_error_responses(401, 404, 413, 415, 422, 503, 504),
+}
 
-_FLAGS = [
+_QUERY_PARAMETERS = [
   {
     'name': name,
     'in': 'query',
     'required': False,
     'schema': {'type': 'string' if name == 'model' else 'boolean'},
-    'description': f'{told} With JSON it is in the body.',
+    'description': f'{description} With JSON it is in the body.',
   }
-  for name, told in {
+  for name, description in {
     'visualize': 'Whether the answer has a picture.',
     'heatmap': 'Whether the answer has the map.',
     'labelMap': 'False: an answer without labelMap.',
     'model': 'Which model; the first one where none is named.',
   }.items()
 ]
-_FILE = {'type': 'string', 'format': 'binary'}
-ASKED: dict[str, Any] = {
-  'parameters': _FLAGS,
+_FILE_SCHEMA = {'type': 'string', 'format': 'binary'}
+PREDICT_OPENAPI: dict[str, Any] = {
+  'parameters': _QUERY_PARAMETERS,
   'requestBody': {
     'required': True,
     'content': {
-      'application/json': {'schema': requests.Asked.model_json_schema()},
+      'application/json': {'schema': requests.PredictRequest.model_json_schema()},
       'multipart/form-data': {
-        'schema': {'type': 'object', 'properties': {'image': _FILE}, 'required': ['image']}
+        'schema': {'type': 'object', 'properties': {'image': _FILE_SCHEMA}, 'required': ['image']}
       },
-      'application/octet-stream': {'schema': _FILE},
-      'image/*': {'schema': _FILE},
+      'application/octet-stream': {'schema': _FILE_SCHEMA},
+      'image/*': {'schema': _FILE_SCHEMA},
     },
   },
 }

@@ -41,7 +41,7 @@ class Settings(NamedTuple):
   token: str = ''
   drain_s: float = 30.0
 
-  def limits(self) -> dict[str, int | float]:
+  def request_limits(self) -> dict[str, int | float]:
     """What clients had better know."""
     return {
       name: getattr(self, name) for name in ('max_bytes', 'max_pixels', 'queue', 'deadline_s')
@@ -68,16 +68,16 @@ def with_fallbacks(settings: Settings) -> Settings:
   return settings
 
 
-def check(settings: Settings) -> None:
+def validate_settings(settings: Settings) -> None:
   """Refuse what no service can be run with.
 
   Raises:
     ConfigError: with the value, and what is allowed.
   """
-  for name, least in {'queue': 1, 'max_bytes': 1, 'max_pixels': 1, 'batch': 0}.items():
+  for name, minimum in {'queue': 1, 'max_bytes': 1, 'max_pixels': 1, 'batch': 0}.items():
     value = getattr(settings, name)
-    if value < least:
-      raise ConfigError(f'{name} must be a whole number, at least {least}, got {value}.')
+    if value < minimum:
+      raise ConfigError(f'{name} must be a whole number, at least {minimum}, got {value}.')
   for name in ('deadline_s', 'drain_s'):
     value = getattr(settings, name)
     if not value > 0:
