@@ -42,7 +42,7 @@ def get_config(arg: str = '') -> Config:
   return config
 
 
-def _paddlex(config: Config) -> None:
+def _apply_paddlex(config: Config) -> None:
   config.fit.steps = 5000
   config.fit.batch_size = 1
   config.detector.half = False
@@ -50,7 +50,7 @@ def _paddlex(config: Config) -> None:
   config.detector.opening = 4
 
 
-def _quick(config: Config) -> None:
+def _apply_quick(config: Config) -> None:
   config.data.ops = 'resize(96)'
   config.backbone.weights = 'random'
   config.fit.steps = 30
@@ -58,4 +58,4 @@ def _quick(config: Config) -> None:
   config.fit.log_every = 5
 
 
-_VARIANTS = {'paddlex': _paddlex, 'quick': _quick}
+_VARIANTS = {'paddlex': _apply_paddlex, 'quick': _apply_quick}

@@ -26,7 +26,7 @@ _COLUMNS, _GAP = 2, 12
 def found() -> Iterator[Image.Image]:
   """Fit a model to each category, and judge a picture with it."""
   for category, defect, number in _SHOWN:
-    folder = demo.cached(category) / category
+    folder = demo.cached_dataset(category) / category
     with tempfile.TemporaryDirectory() as run:
       overrides = {'evaluate.do_eval': False}
       model = uadjax.fit_model(folder, 'PatchCore', run, overrides=overrides)

@@ -66,7 +66,7 @@ def test_the_drawing_is_that_of_its_version():
   """Who changes a picture must change demo.VERSION, or old caches are taken for new."""
   for category in demo.CATEGORIES:
     found = [
-      int(picture.take(category, part, defect, 0, 0, 32).pixels.sum(dtype=np.int64))
+      int(picture.render_image(category, part, defect, 0, 0, 32).pixels.sum(dtype=np.int64))
       for part, defect in (('train', 'good'), ('test', 'spot'))
     ]
     # A last bit of another processor's arithmetic may round a pixel or two the other way.
@@ -85,8 +85,11 @@ def test_what_there_is():
 
 def test_the_mask_is_where_a_defect_shows_and_nowhere_else():
   for (category, kind), number in itertools.product(KINDS, range(3)):
-    seen, case = picture.take(category, 'test', kind, number, 7, 128), (category, kind, number)
-    apart = abs(seen.pixels.astype(int) - seen.twin).max(axis=-1)
+    seen, case = (
+      picture.render_image(category, 'test', kind, number, 7, 128),
+      (category, kind, number),
+    )
+    apart = abs(seen.pixels.astype(int) - seen.defect_free).max(axis=-1)
     assert not apart[~seen.mask].any(), case
     near = ndimage.maximum_filter(apart, 5)  # A bright and a dark flank meet at no difference.
     assert near[seen.mask].min() >= 3, case
@@ -95,14 +98,14 @@ def test_the_mask_is_where_a_defect_shows_and_nowhere_else():
 
 def test_a_twin_is_good():
   for category in demo.CATEGORIES:
-    good = picture.take(category, 'test', 'good', 0, 0, 32)
+    good = picture.render_image(category, 'test', 'good', 0, 0, 32)
     assert not good.mask.any(), category
-    np.testing.assert_array_equal(good.pixels, good.twin, category)
+    np.testing.assert_array_equal(good.pixels, good.defect_free, category)
 
 
 def test_no_size_is_too_small_for_a_defect():
   for (category, kind), size in itertools.product(KINDS, (16, 24, 51)):
-    seen = picture.take(category, 'test', kind, 0, 0, size)
+    seen = picture.render_image(category, 'test', kind, 0, 0, size)
     assert seen.pixels.shape[:2] == seen.mask.shape == (size, size), (category, kind, size)
     assert seen.mask.any(), (category, kind, size)
 
@@ -141,13 +144,13 @@ def test_good_pictures_vary_and_defects_stand_out(whole):
     train, test = layouts.load(whole, category)
     good = np.stack([image_io.decode(record.path) for record in train]).astype(float)
     assert 1.5 < good.std(axis=0).mean() < 60, category
-    seen = [picture.take(category, 'test', r.defect, 0, 0, 64) for r in test if r.anomalous]
-    apart = [abs(one.pixels.astype(float) - one.twin)[one.mask].mean() for one in seen]
+    seen = [picture.render_image(category, 'test', r.defect, 0, 0, 64) for r in test if r.anomalous]
+    apart = [abs(one.pixels.astype(float) - one.defect_free)[one.mask].mean() for one in seen]
     assert np.mean(apart) > 8, category  # Levels: of five times the noise.
 
 
 def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
-  take = picture.take
+  take = picture.render_image
 
   def fail(category, *job):
     if category == 'wood':

@@ -28,7 +28,7 @@ def expand(config: Config) -> list[str]:
   if not config.root:
     from uadjax.data import demo  # Whoever has images of his own need not load what draws some.
 
-    return demo.expand(config.category)
+    return demo.expand_category(config.category)
   return layouts.expand(config.root, config.category)
 
 
@@ -36,8 +36,8 @@ def _where(config: Config, track: Track = silently) -> tuple[Path, str]:
   if not config.root:
     from uadjax.data import demo
 
-    category = config.category or demo.CATEGORY
-    return demo.cached(category, track), category
+    category = config.category or demo.DEFAULT_CATEGORY
+    return demo.cached_dataset(category, track), category
   return Path(config.root), config.category
 
 

@@ -83,10 +83,10 @@ def _converted(config: Config) -> Config:
     raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
   source, target = Path(config.data.root, config.data.category), Path(options.output)
   made = convert.convert(source, options.src_dataset_type, target, progress.track)
-  types = ', '.join(f'{name} {count}' for name, count in made.types.items())
+  types = ', '.join(f'{name} {count}' for name, count in made.num_per_defect.items())
   log.LOG.info(
     'Converted %s to %s: %d images to learn from, %d to test on; of all of them: %s.',
-    source, target, made.train, made.val, types,
+    source, target, made.num_train, made.num_val, types,
   )  # fmt: skip
   for note in made.notes:
     log.LOG.warning('%s', note)

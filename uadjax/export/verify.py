@@ -96,7 +96,7 @@ def pictures(
   elif paths := _near_thresholds(model):
     originals, source = [image_io.decode(path) for path in paths], 'good images'
   else:
-    drawn = sorted((demo.cached() / demo.CATEGORY / 'train' / 'good').iterdir())
+    drawn = sorted((demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good').iterdir())
     originals = [image_io.decode(path) for path in drawn[:_IMAGES]]
     source = 'drawn pictures (calibration.csv names no image that is here)'
   pairs = [graphs.pixels(model.ops, image, camera) for image in originals]

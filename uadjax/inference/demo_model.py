@@ -52,7 +52,9 @@ def directory(title: str, own: str) -> Path:
 
 def configure(name: str) -> Config:
   """The settings: those of the detector, and few steps."""
-  config = configs.load(name, [('data.category', demo.CATEGORY), ('evaluate.do_eval', False)])
+  config = configs.load(
+    name, [('data.category', demo.DEFAULT_CATEGORY), ('evaluate.do_eval', False)]
+  )
   # Nothing is downloaded for a demo.
   there = weights.cached(config.backbone.name).is_file()
   config.backbone.weights = 'imagenet' if there else 'embedded'

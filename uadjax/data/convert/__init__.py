@@ -17,16 +17,16 @@ from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.system import files
 from uadjax.system.progress import Track
 
-_READERS: dict[str, Callable[[Path, Track], samples.Found]] = {
+_READERS: dict[str, Callable[[Path, Track], samples.SourceContents]] = {
   'COCO': coco.read,
   'LabelMe': labelme.read,
   'MVTec_AD': mvtec.read,
   'VOC': voc.read,
 }
-_SHOWN = 20  # Problems in one message.
+_MAX_LISTED_PROBLEMS = 20  # Problems in one message.
 
 
-class Summary(NamedTuple):
+class ConversionSummary(NamedTuple):
   """What a conversion made.
 
   Attributes:
@@ -36,13 +36,13 @@ class Summary(NamedTuple):
     notes: what a user should know of it.
   """
 
-  train: int
-  val: int
-  types: dict[str, int]
+  num_train: int
+  num_val: int
+  num_per_defect: dict[str, int]
   notes: tuple[str, ...]
 
 
-def convert(source: Path, kind: str, target: Path, track: Track) -> Summary:
+def convert(source: Path, source_format: str, target: Path, progress: Track) -> ConversionSummary:
   """Convert a folder; the source stays as it is, and the target is whole or not there.
 
   Args:
@@ -56,41 +56,45 @@ def convert(source: Path, kind: str, target: Path, track: Track) -> Summary:
     ConfigError: the target cannot be written to.
     UnknownName: there is no such kind.
   """
-  names = {name.lower(): name for name in _READERS}
-  if kind.lower() not in names:
+  formats_by_lowercase = {split.lower(): split for split in _READERS}
+  if source_format.lower() not in formats_by_lowercase:
     raise UnknownName(
-      f'Unknown check.convert.src_dataset_type {kind!r}; choose from {[*_READERS]}.'
+      f'Unknown check.convert.src_dataset_type {source_format!r}; choose from {[*_READERS]}.'
     )
   source, target = source.resolve(), target.resolve()
-  _refuse(source, target)
-  found = _READERS[names[kind.lower()]](source, track)
-  entries = _entries(found.samples)
-  problems = [*found.problems, *_unlistable(entries)]
+  _require_convertible(source, target)
+  contents = _READERS[formats_by_lowercase[source_format.lower()]](source, progress)
+  entries = _plan_entries(contents.samples)
+  problems = [*contents.problems, *_listing_problems(entries)]
   if not entries and not problems:
-    problems = [f'No images of {names[kind.lower()]} in {source}.']
+    problems = [f'No images of {formats_by_lowercase[source_format.lower()]} in {source}.']
   if problems:
-    listing = '\n  '.join(problems[:_SHOWN])
-    more = f'\n  and {len(problems) - _SHOWN} more' if len(problems) > _SHOWN else ''
-    many = f'{len(problems)} problems' if len(problems) > 1 else 'one problem'
-    raise DataError(f'{source} cannot be converted; {many}:\n  {listing}{more}')
-  lists: dict[str, list[str]] = {'train': [], 'val': []}
-  with files.replacing(target) as fresh:
-    for entry in track(entries, len(entries), 'Writing'):
-      _write(entry, fresh)
-      learned = entry.sample.defect == samples.GOOD and not entry.sample.held_out
-      lists['train' if learned else 'val'].append(f'{entry.image}\t{entry.mask}\n')
-    for name, lines in lists.items():
-      files.write_text(fresh / f'{name}.txt', ''.join(lines))
-  return _summary(found, lists)
+    listing = '\n  '.join(problems[:_MAX_LISTED_PROBLEMS])
+    omitted_line = (
+      f'\n  and {len(problems) - _MAX_LISTED_PROBLEMS} more'
+      if len(problems) > _MAX_LISTED_PROBLEMS
+      else ''
+    )
+    problem_count = f'{len(problems)} problems' if len(problems) > 1 else 'one problem'
+    raise DataError(f'{source} cannot be converted; {problem_count}:\n  {listing}{omitted_line}')
+  lines_by_split: dict[str, list[str]] = {'train': [], 'val': []}
+  with files.replacing(target) as temporary_folder:
+    for entry in progress(entries, len(entries), 'Writing'):
+      _write_entry(entry, temporary_folder)
+      is_training = entry.sample.defect == samples.GOOD and not entry.sample.held_out
+      lines_by_split['train' if is_training else 'val'].append(f'{entry.image}\t{entry.mask}\n')
+    for split, lines in lines_by_split.items():
+      files.write_text(temporary_folder / f'{split}.txt', ''.join(lines))
+  return _summarize(contents, lines_by_split)
 
 
-class _Entry(NamedTuple):
+class _OutputEntry(NamedTuple):
   sample: samples.Sample
-  image: str
-  mask: str
+  image_path: str
+  mask_path: str
 
 
-def _refuse(source: Path, target: Path) -> None:
+def _require_convertible(source: Path, target: Path) -> None:
   if not source.is_dir():
     raise DataError(f'No folder {source}; it must hold the data set to convert.')
   if target.is_relative_to(source):
@@ -99,67 +103,81 @@ def _refuse(source: Path, target: Path) -> None:
     raise ConfigError(f'check.convert.output {target} is not empty; name another folder.')
 
 
-def _entries(found: Sequence[samples.Sample]) -> list[_Entry]:
+def _plan_entries(source_samples: Sequence[samples.Sample]) -> list[_OutputEntry]:
   """Where images and masks go, sorted; what all images share of their path is dropped."""
-  shared = os.path.commonpath([Path(sample.name).parent for sample in found]) if found else ''
-  names = [
-    f'{_folder(sample.defect)}/{Path(sample.name).relative_to(shared).as_posix()}'
-    for sample in found
-  ]
-  masks = [samples.without_suffix(name) for name in names]
-  if len({mask.casefold() for mask in masks}) < len(masks):
-    masks = names  # Some differ in nothing but their suffix.
-  entries = (
-    _Entry(sample, f'images/{name}', f'annotations/{mask}.png')
-    for sample, name, mask in zip(found, names, masks, strict=True)
+  shared_parent = (
+    os.path.commonpath([Path(sample.name).parent for sample in source_samples])
+    if source_samples
+    else ''
   )
-  return sorted(entries, key=lambda entry: entry.image)
+  relative_paths = [
+    f'{_folder_name(sample.defect)}/{Path(sample.name).relative_to(shared_parent).as_posix()}'
+    for sample in source_samples
+  ]
+  mask_stems = [samples.strip_suffix(relative_path) for relative_path in relative_paths]
+  if len({mask_stem.casefold() for mask_stem in mask_stems}) < len(mask_stems):
+    mask_stems = relative_paths  # Some differ in nothing but their suffix.
+  entries = (
+    _OutputEntry(sample, f'images/{relative_path}', f'annotations/{mask_stem}.png')
+    for sample, relative_path, mask_stem in zip(
+      source_samples, relative_paths, mask_stems, strict=True
+    )
+  )
+  return sorted(entries, key=lambda entry: entry.image_path)
 
 
-def _folder(defect: str) -> str:
+def _folder_name(defect: str) -> str:
   """A type of defect as the name of a folder on any system."""
-  plain = re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', defect)
-  short = plain.encode()[:100].decode(errors='ignore')  # No system takes more than 255 bytes.
-  return short.strip(' .') or 'defect'
+  safe_name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', '_', defect)
+  truncated_name = safe_name.encode()[:100].decode(
+    errors='ignore'
+  )  # No system takes more than 255 bytes.
+  return truncated_name.strip(' .') or 'defect'
 
 
-def _unlistable(entries: Sequence[_Entry]) -> list[str]:
+def _listing_problems(entries: Sequence[_OutputEntry]) -> list[str]:
   """Lines for images that are there twice, or whose names would break a list."""
   problems: list[str] = []
-  seen: dict[str, str] = {}
+  name_by_key: dict[str, str] = {}
   for entry in entries:
-    if re.search(r'[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]', entry.image):
+    if re.search(r'[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]', entry.image_path):
       problems.append(f'{entry.sample.name!r}: a tab or line break in its name; rename the image.')
-    key = entry.image.casefold()
-    if key in seen:
-      problems.append(f'{entry.sample.name}: labeled twice, or of the same name as {seen[key]}.')
-    seen[key] = entry.sample.name
+    key = entry.image_path.casefold()
+    if key in name_by_key:
+      problems.append(
+        f'{entry.sample.name}: labeled twice, or of the same name as {name_by_key[key]}.'
+      )
+    name_by_key[key] = entry.sample.name
   return problems
 
 
-def _write(entry: _Entry, target: Path) -> None:
-  image, mask = target / entry.image, target / entry.mask
-  image.parent.mkdir(parents=True, exist_ok=True)
-  mask.parent.mkdir(parents=True, exist_ok=True)
+def _write_entry(entry: _OutputEntry, target: Path) -> None:
+  image_path, mask_path = target / entry.image_path, target / entry.mask_path
+  image_path.parent.mkdir(parents=True, exist_ok=True)
+  mask_path.parent.mkdir(parents=True, exist_ok=True)
   if isinstance(entry.sample.image, bytes):
-    image.write_bytes(entry.sample.image)
+    image_path.write_bytes(entry.sample.image)
   else:
-    shutil.copyfile(entry.sample.image, image)
-  mask.write_bytes(entry.sample.mask)
+    shutil.copyfile(entry.sample.image, image_path)
+  mask_path.write_bytes(entry.sample.mask)
 
 
-def _summary(found: samples.Found, lists: dict[str, list[str]]) -> Summary:
-  defects = sorted(_folder(sample.defect) for sample in found.samples)
-  notes = list(found.notes)
-  boxes = sum(sample.boxes for sample in found.samples)
-  if boxes:
+def _summarize(
+  contents: samples.SourceContents, lines_by_split: dict[str, list[str]]
+) -> ConversionSummary:
+  defects = sorted(_folder_name(sample.defect) for sample in contents.samples)
+  notes = list(contents.notes)
+  num_boxes = sum(sample.num_boxes for sample in contents.samples)
+  if num_boxes:
     notes.append(
-      f'{boxes} defects are bounding boxes, which were filled: trust image metrics, for pixel'
+      f'{num_boxes} defects are bounding boxes, which were filled: trust image metrics, for pixel'
       ' metrics count the good pixels in a box as defective.'
     )
   if set(defects) == {samples.GOOD}:
     notes.append('No label marks a defect: all images were taken for good.')
-  if not lists['train']:
+  if not lines_by_split['train']:
     notes.append('No good images to learn from: train.txt is empty.')
-  counts = {defect: defects.count(defect) for defect in dict.fromkeys(defects)}
-  return Summary(len(lists['train']), len(lists['val']), counts, tuple(notes))
+  num_per_defect = {defect: defects.count(defect) for defect in dict.fromkeys(defects)}
+  return ConversionSummary(
+    len(lines_by_split['train']), len(lines_by_split['val']), num_per_defect, tuple(notes)
+  )

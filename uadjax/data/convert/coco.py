@@ -18,11 +18,11 @@ from uadjax.errors import DataError
 from uadjax.numerics import regions
 from uadjax.system.progress import Track
 
-_SHOWN = 5  # Files that cannot be used; a folder of LabelMe's has one per image.
-_HELD_OUT = ('val', 'valid', 'validation', 'test')  # In the path of a JSON file.
+_MAX_LISTED_PROBLEMS = 5  # Files that cannot be used; a folder of LabelMe's has one per image.
+_HELD_OUT_WORDS = ('val', 'valid', 'validation', 'test')  # In the path of a JSON file.
 
 
-class _File(NamedTuple):
+class _CocoFile(NamedTuple):
   """A JSON file, read.
 
   Attributes:
@@ -32,141 +32,162 @@ class _File(NamedTuple):
     labels: names of categories by id.
   """
 
-  path: str
-  images: Sequence[Any]
-  instances: Mapping[Any, Sequence[Any]]
-  labels: Mapping[Any, str]
+  relative_path: str
+  image_entries: Sequence[Any]
+  instances_by_image: Mapping[Any, Sequence[Any]]
+  category_names: Mapping[Any, str]
 
   @property
-  def held_out(self) -> bool:
+  def is_held_out(self) -> bool:
     """Whether its name says that nothing is learned from its images."""
-    return not set(re.split('[^a-z]+', self.path.lower())).isdisjoint(_HELD_OUT)
+    return not set(re.split('[^a-z]+', self.relative_path.lower())).isdisjoint(_HELD_OUT_WORDS)
 
 
-def read(source: Path, track: Track) -> samples.Found:
+def read(source: Path, progress: Track) -> samples.SourceContents:
   """Read the images that the JSON files below a folder list."""
-  images = samples.gallery(source)
-  paths = samples.below(source, '.json')
+  images = samples.index_images(source)
+  paths = samples.find_files(source, '.json')
   # COCO has other files for the same images; those of captions and keypoints would double them.
   paths = [path for path in paths if path.stem.startswith('instances')] or paths
-  files: list[_File] = []
+  files: list[_CocoFile] = []
   problems: list[str] = []
   for path in paths:
     try:
-      files.append(_file(path, images.relative(path)))
+      files.append(_read_file(path, images.relative_to_root(path)))
     except DataError as error:
       problems.extend(str(error).splitlines())
-  if len(problems) > _SHOWN:
-    problems[_SHOWN:] = [f'{len(problems) - _SHOWN} more JSON files like these.']
+  if len(problems) > _MAX_LISTED_PROBLEMS:
+    problems[_MAX_LISTED_PROBLEMS:] = [
+      f'{len(problems) - _MAX_LISTED_PROBLEMS} more JSON files like these.'
+    ]
   jobs = [
-    functools.partial(_sample, entry, file, images) for file in files for entry in file.images
+    functools.partial(_read_sample, entry, file, images)
+    for file in files
+    for entry in file.image_entries
   ]
   if not jobs and not problems:
     problems.append(f'No JSON file below {source} lists images and annotations as COCO does.')
-  found, more = samples.collect(jobs, track, 'Reading labels')
-  left = len(set(images) - {sample.image for sample in found})
-  notes = [f'{left} images that no JSON file lists were passed over.'] if left else []
-  return samples.Found(found, [*problems, *more], notes)
+  found_samples, sample_problems = samples.collect_samples(jobs, progress, 'Reading labels')
+  num_unlisted = len(set(images) - {sample.image for sample in found_samples})
+  notes = (
+    [f'{num_unlisted} images that no JSON file lists were passed over.'] if num_unlisted else []
+  )
+  return samples.SourceContents(found_samples, [*problems, *sample_problems], notes)
 
 
-def _file(path: Path, where: str) -> _File:
-  data = labelme.parse(path, where)
+def _read_file(path: Path, relative_path: str) -> _CocoFile:
+  data = labelme.read_json(path, relative_path)
   keys = ('images', 'annotations', 'categories')
   if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in keys):
-    raise DataError(f'{where}: no COCO file, for it lacks one of {keys}; move it elsewhere.')
-  instances: dict[Any, list[Any]] = {_known(entry, 'id', where): [] for entry in data['images']}
-  strays = []
+    raise DataError(
+      f'{relative_path}: no COCO file, for it lacks one of {keys}; move it elsewhere.'
+    )
+  instances_by_image: dict[Any, list[Any]] = {
+    _require_id(entry, 'id', relative_path): [] for entry in data['images']
+  }
+  orphan_instances = []
   for instance in data['annotations']:
-    image = _known(instance, 'image_id', where)
-    instances.get(image, strays).append(instance)
-  if strays:
-    ids = sorted({str(instance['image_id']) for instance in strays})[:5]
-    raise DataError(f'{where}: {len(strays)} annotations of images it does not list: {ids}.')
-  labels = {_known(c, 'id', where): str(c.get('name')) for c in data['categories']}
-  return _File(where, data['images'], instances, labels)
+    image_id = _require_id(instance, 'image_id', relative_path)
+    instances_by_image.get(image_id, orphan_instances).append(instance)
+  if orphan_instances:
+    ids = sorted({str(instance['image_id']) for instance in orphan_instances})[:5]
+    raise DataError(
+      f'{relative_path}: {len(orphan_instances)} annotations of images it does not list: {ids}.'
+    )
+  category_names = {
+    _require_id(category, 'id', relative_path): str(category.get('name'))
+    for category in data['categories']
+  }
+  return _CocoFile(relative_path, data['images'], instances_by_image, category_names)
 
 
-def _known(entry: Any, key: str, where: str) -> int | str:
+def _require_id(entry: Any, key: str, relative_path: str) -> int | str:
   value = entry.get(key) if isinstance(entry, dict) else None
   if not isinstance(value, int | str):
-    raise DataError(f'{where}: an entry has no {key}: {str(entry)[:60]}.')
+    raise DataError(f'{relative_path}: an entry has no {key}: {str(entry)[:60]}.')
   return value
 
 
-def _sample(entry: dict[str, Any], file: _File, images: samples.Gallery) -> samples.Sample:
-  image = _image(str(entry.get('file_name') or ''), file.path, images)
-  name = images.relative(image)
-  height, width = samples.fits(image, name, entry.get('height'), entry.get('width'))
+def _read_sample(
+  entry: dict[str, Any], file: _CocoFile, images: samples.ImageIndex
+) -> samples.Sample:
+  image = _find_image(str(entry.get('file_name') or ''), file.relative_path, images)
+  name = images.relative_to_root(image)
+  height, width = samples.require_matching_size(
+    image, name, entry.get('height'), entry.get('width')
+  )
   shapes: list[samples.Shape] = []
   problems: list[str] = []
-  for instance in file.instances[entry['id']]:
+  for instance in file.instances_by_image[entry['id']]:
     try:
-      shapes.append(_shape(instance, file.labels, height, width))
+      shapes.append(_read_shape(instance, file.category_names, height, width))
     except DataError as error:
-      problems.append(f'{file.path}: {name}: annotation {instance.get("id")}: {error}.')
+      problems.append(f'{file.relative_path}: {name}: annotation {instance.get("id")}: {error}.')
   if problems:
     raise DataError('\n'.join(problems))
-  return samples.drawn(name, image, shapes, file.held_out)
+  return samples.sample_from_shapes(name, image, shapes, file.is_held_out)
 
 
-def _image(told: str, where: str, images: samples.Gallery) -> Path:
+def _find_image(file_name: str, relative_path: str, images: samples.ImageIndex) -> Path:
   """The image whose path ends as the file says.
 
   Of several the one nearest to the JSON file, where annotations/instances_train2017.json is near
   to train2017/.
   """
-  path = samples.posix(told)
-  ending = images.ending(re.sub(r'^([a-zA-Z]:)?(/|\.\./)*', '', path))
-  folder = PurePosixPath(where).parent
-  beside = images.named((folder / path).as_posix())
-  ranked = [
-    [p for p in ending if p == beside],
-    [p for p in ending if PurePosixPath(where).stem.endswith(f'_{p.parent.name}')],
-    [p for p in ending if folder in PurePosixPath(images.relative(p)).parents],
-    ending,
+  normalized_path = samples.to_posix(file_name)
+  matches = images.find_by_ending(re.sub(r'^([a-zA-Z]:)?(/|\.\./)*', '', normalized_path))
+  folder = PurePosixPath(relative_path).parent
+  exact_match = images.find_by_path((folder / normalized_path).as_posix())
+  ranked_matches = [
+    [p for p in matches if p == exact_match],
+    [p for p in matches if PurePosixPath(relative_path).stem.endswith(f'_{p.parent.name}')],
+    [p for p in matches if folder in PurePosixPath(images.relative_to_root(p)).parents],
+    matches,
   ]
-  for candidates in ranked:
+  for candidates in ranked_matches:
     if len(candidates) == 1:
       return candidates[0]
   raise DataError(
-    f'{where}: no image {told!r}.'
-    if not ending
-    else f'{where}: {told!r} may be any of {[images.relative(p) for p in ending[:5]]}.'
+    f'{relative_path}: no image {file_name!r}.'
+    if not matches
+    else f'{relative_path}: {file_name!r} may be any of {[images.relative_to_root(p) for p in matches[:5]]}.'
   )
 
 
-def _shape(
-  instance: dict[str, Any], labels: Mapping[Any, str], height: int, width: int
+def _read_shape(
+  instance: dict[str, Any], category_names: Mapping[Any, str], height: int, width: int
 ) -> samples.Shape:
   """An instance; a crowd, of which run lengths are often made, is one like any other."""
   category = instance.get('category_id')
-  label = labels.get(category) if isinstance(category, int | str) else None
+  label = category_names.get(category) if isinstance(category, int | str) else None
   if label is None:
     raise DataError(f'unknown category_id {category!r}')
   segmentation = instance.get('segmentation')
   if isinstance(segmentation, dict):
-    return samples.Shape(label, _runs(segmentation, height, width))
+    return samples.Shape(label, _decode_run_lengths(segmentation, height, width))
   if isinstance(segmentation, list) and segmentation:
-    rings = [_ring(values) for values in segmentation]
-    masks = [outlines.ring(ring, height, width) for ring in rings]
+    polygons = [_read_polygon(coordinates) for coordinates in segmentation]
+    masks = [outlines.fill_polygon_even_odd(polygon, height, width) for polygon in polygons]
     return samples.Shape(label, np.logical_or.reduce(masks))
-  box = instance.get('bbox')
-  if not isinstance(box, list) or len(box) != 4:
+  bounding_box = instance.get('bbox')
+  if not isinstance(bounding_box, list) or len(bounding_box) != 4:
     raise DataError('it has neither segmentation nor bbox')
-  (left, top), (across, down) = outlines.points([box[:2], box[2:]])
-  right, bottom = left + across, top + down
-  corners = outlines.points([[left, top], [right, top], [right, bottom], [left, bottom]])
-  return samples.Shape(label, outlines.ring(corners, height, width), box=True)
+  (left, top), (box_width, box_height) = outlines.parse_points([bounding_box[:2], bounding_box[2:]])
+  right, bottom = left + box_width, top + box_height
+  corners = outlines.parse_points([[left, top], [right, top], [right, bottom], [left, bottom]])
+  return samples.Shape(label, outlines.fill_polygon_even_odd(corners, height, width), is_box=True)
 
 
-def _ring(values: Any) -> Any:
-  if not isinstance(values, list) or len(values) % 2:
-    raise DataError(f'a polygon must be a list [x1, y1, x2, y2, …], not {str(values)[:60]}')
-  pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
-  return outlines.at_least(3, outlines.points(pairs), 'polygon')
+def _read_polygon(coordinates: Any) -> Any:
+  if not isinstance(coordinates, list) or len(coordinates) % 2:
+    raise DataError(f'a polygon must be a list [x1, y1, x2, y2, …], not {str(coordinates)[:60]}')
+  pairs = [coordinates[i : i + 2] for i in range(0, len(coordinates), 2)]
+  return outlines.require_points(3, outlines.parse_points(pairs), 'polygon')
 
 
-def _runs(segmentation: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, 'h w']:
+def _decode_run_lengths(
+  segmentation: dict[str, Any], height: int, width: int
+) -> Bool[np.ndarray, 'h w']:
   counts, size = segmentation.get('counts'), segmentation.get('size')
   if size != [height, width]:
     raise DataError(f'its run lengths are of size {size}, and the image is {[height, width]}')

@@ -18,7 +18,10 @@ from uadjax.errors import DataError
 from uadjax.system.progress import Track
 
 GOOD = 'good'
-EXCLUDED = ('__ignore__', '_background_')  # Labels that mark no defect, as labelme names them.
+EXCLUDED_LABELS = (
+  '__ignore__',
+  '_background_',
+)  # Labels that mark no defect, as labelme names them.
 
 
 class Shape(NamedTuple):
@@ -32,7 +35,7 @@ class Shape(NamedTuple):
 
   label: str
   mask: Bool[np.ndarray, 'h w']
-  box: bool = False
+  is_box: bool = False
 
 
 class Sample(NamedTuple):
@@ -52,10 +55,10 @@ class Sample(NamedTuple):
   defect: str
   mask: bytes
   held_out: bool = False
-  boxes: int = 0
+  num_boxes: int = 0
 
 
-class Found(NamedTuple):
+class SourceContents(NamedTuple):
   """A source as read: every image that can be used, and one line for everything that cannot."""
 
   samples: Sequence[Sample]
@@ -63,91 +66,103 @@ class Found(NamedTuple):
   notes: Sequence[str] = ()
 
 
-class Gallery(NamedTuple):
+class ImageIndex(NamedTuple):
   """The images below a folder, found by names that other machines may spell another way.
 
   Labeling happens on Windows, where case does not count, and on macOS, which takes accents apart.
   """
 
   root: Path
-  by_name: dict[str, list[Path]]
-  by_stem: dict[str, list[Path]]
+  paths_by_name: dict[str, list[Path]]
+  paths_by_stem: dict[str, list[Path]]
 
-  def named(self, path: str) -> Path | None:
+  def find_by_path(self, path: str) -> Path | None:
     """The image at a path relative to the root; its exact spelling comes first."""
-    same = [p for p in self.ending(path) if _key(self.relative(p)) == _key(path)]
-    exact = [p for p in same if self.relative(p) == path]
-    return (exact or same)[0] if exact or len(same) == 1 else None
+    matches = [
+      p
+      for p in self.find_by_ending(path)
+      if _normalize_path(self.relative_to_root(p)) == _normalize_path(path)
+    ]
+    exact_matches = [p for p in matches if self.relative_to_root(p) == path]
+    return (exact_matches or matches)[0] if exact_matches or len(matches) == 1 else None
 
-  def ending(self, path: str) -> list[Path]:
+  def find_by_ending(self, path: str) -> list[Path]:
     """All images whose path ends with this one."""
-    candidates = self.by_name.get(_key(path.rpartition('/')[2]), [])
-    return [p for p in candidates if f'/{_key(self.relative(p))}'.endswith(f'/{_key(path)}')]
+    candidates = self.paths_by_name.get(_normalize_path(path.rpartition('/')[2]), [])
+    return [
+      p
+      for p in candidates
+      if f'/{_normalize_path(self.relative_to_root(p))}'.endswith(f'/{_normalize_path(path)}')
+    ]
 
-  def stem(self, path: str) -> list[Path]:
+  def find_by_stem(self, path: str) -> list[Path]:
     """All images at a path relative to the root that is given without suffix."""
-    candidates = self.by_stem.get(_key(path.rpartition('/')[2]), [])
-    return [p for p in candidates if _key(without_suffix(self.relative(p))) == _key(path)]
+    candidates = self.paths_by_stem.get(_normalize_path(path.rpartition('/')[2]), [])
+    return [
+      p
+      for p in candidates
+      if _normalize_path(strip_suffix(self.relative_to_root(p))) == _normalize_path(path)
+    ]
 
-  def relative(self, path: Path) -> str:
+  def relative_to_root(self, path: Path) -> str:
     """An image's path relative to the root, with '/'."""
     return path.relative_to(self.root).as_posix()
 
   def __iter__(self):
     """The images, sorted."""
-    return iter(sorted(path for paths in self.by_name.values() for path in paths))
+    return iter(sorted(path for paths in self.paths_by_name.values() for path in paths))
 
 
-def gallery(root: Path) -> Gallery:
+def index_images(root: Path) -> ImageIndex:
   """List the images below a folder."""
-  found = Gallery(root, {}, {})
-  for path in below(root, *scanning.SUFFIXES):
-    found.by_name.setdefault(_key(path.name), []).append(path)
-    found.by_stem.setdefault(_key(path.stem), []).append(path)
-  return found
+  index = ImageIndex(root, {}, {})
+  for path in find_files(root, *scanning.SUFFIXES):
+    index.paths_by_name.setdefault(_normalize_path(path.name), []).append(path)
+    index.paths_by_stem.setdefault(_normalize_path(path.stem), []).append(path)
+  return index
 
 
-def below(root: Path, *suffixes: str) -> list[Path]:
+def find_files(root: Path, *suffixes: str) -> list[Path]:
   """All files below a folder with one of the suffixes, in any case; hidden ones are passed over."""
   return sorted(
     path
     for path in root.rglob('*')
     if path.suffix.lower() in suffixes
-    and not any(part.startswith('.') for part in path.relative_to(root).parts)
+    and not any(component.startswith('.') for component in path.relative_to(root).parts)
     and path.is_file()
   )
 
 
-def posix(path: str) -> str:
+def to_posix(path: str) -> str:
   r"""A path as Windows or any other system wrote it, with '/' and without '.' and 'a/..'."""
   return os.path.normpath(PureWindowsPath(path).as_posix())
 
 
-def without_suffix(path: str) -> str:
+def strip_suffix(path: str) -> str:
   """A path with '/', less the suffix of its last part."""
   return path[: len(path) - len(Path(path).suffix)]
 
 
-def collect(
-  jobs: Sequence[Callable[[], Sample]], track: Track, what: str
+def collect_samples(
+  jobs: Sequence[Callable[[], Sample]], progress: Track, description: str
 ) -> tuple[list[Sample], list[str]]:
   """Run all jobs; the second list has a line for every problem that one of them raised."""
-  samples: list[Sample] = []
+  results: list[Sample] = []
   problems: list[str] = []
-  for job in track(jobs, len(jobs), what):
+  for read_sample in progress(jobs, len(jobs), description):
     try:
-      samples.append(job())
+      results.append(read_sample())
     except DataError as error:
       problems.extend(str(error).splitlines())
-  return samples, problems
+  return results, problems
 
 
-def good(name: str, image: Path | bytes, held_out: bool = False) -> Sample:
+def good_sample(name: str, image: Path | bytes, held_out: bool = False) -> Sample:
   """An image without defects."""
-  return Sample(name, image, GOOD, _empty(*image_io.image_size(image)), held_out)
+  return Sample(name, image, GOOD, _encode_empty_mask(*image_io.image_size(image)), held_out)
 
 
-def drawn(
+def sample_from_shapes(
   name: str, image: Path | bytes, shapes: Sequence[Shape], held_out: bool = False
 ) -> Sample:
   """An image whose shapes are painted one over the other.
@@ -159,31 +174,40 @@ def drawn(
     DataError: shapes that cover no pixel or are called good, a line for each.
   """
   height, width = image_io.image_size(image)
-  problems = [problem for shape in shapes if (problem := _problem(name, shape))]
+  problems = [problem for shape in shapes if (problem := _shape_problem(name, shape))]
   if problems:
     raise DataError('\n'.join(problems))
   canvas = np.zeros((height, width), np.int32)
-  for number, shape in enumerate(shapes, 1):
-    canvas[shape.mask] = 0 if shape.label in EXCLUDED else number
-  seen = [shapes[number - 1] for number in np.unique(canvas) if number]
-  if not seen:
-    return good(name, image, held_out)
-  types = {shape.label for shape in seen}
-  defect = types.pop() if len(types) == 1 else 'combined'
-  return Sample(name, image, defect, png(canvas > 0), held_out, sum(s.box for s in seen))
+  for layer, shape in enumerate(shapes, 1):
+    canvas[shape.mask] = 0 if shape.label in EXCLUDED_LABELS else layer
+  visible_shapes = [shapes[layer - 1] for layer in np.unique(canvas) if layer]
+  if not visible_shapes:
+    return good_sample(name, image, held_out)
+  labels = {shape.label for shape in visible_shapes}
+  defect = labels.pop() if len(labels) == 1 else 'combined'
+  return Sample(
+    name,
+    image,
+    defect,
+    encode_png(canvas > 0),
+    held_out,
+    sum(shape.box for shape in visible_shapes),
+  )
 
 
-def fits(image: Path | bytes, name: str, height: Any, width: Any) -> tuple[int, int]:
+def require_matching_size(
+  image: Path | bytes, name: str, labeled_height: Any, labeled_width: Any
+) -> tuple[int, int]:
   """The size of an image; DataError where its labels were made for another one."""
   size = image_io.image_size(image)
-  if height and width and (height, width) != size:
+  if labeled_height and labeled_width and (labeled_height, labeled_width) != size:
     raise DataError(
-      f'{name}: labeled as {width}x{height} pixels, but the image is {size[1]}x{size[0]}.'
+      f'{name}: labeled as {labeled_width}x{labeled_height} pixels, but the image is {size[1]}x{size[0]}.'
     )
   return size
 
 
-def png(mask: Bool[np.ndarray, 'h w']) -> bytes:
+def encode_png(mask: Bool[np.ndarray, 'h w']) -> bytes:
   """Encode a mask: 255 where true."""
   buffer = io.BytesIO()
   Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, 'PNG')
@@ -191,11 +215,11 @@ def png(mask: Bool[np.ndarray, 'h w']) -> bytes:
 
 
 @functools.lru_cache(8)  # Most images of a source have one size.
-def _empty(height: int, width: int) -> bytes:
-  return png(np.zeros((height, width), bool))
+def _encode_empty_mask(height: int, width: int) -> bytes:
+  return encode_png(np.zeros((height, width), bool))
 
 
-def _problem(name: str, shape: Shape) -> str | None:
+def _shape_problem(name: str, shape: Shape) -> str | None:
   if not shape.mask.any():
     return f'{name}: a shape {shape.label!r} lies outside of the image or covers no pixel.'
   if shape.label.strip().lower() in scanning.NORMAL:
@@ -203,5 +227,5 @@ def _problem(name: str, shape: Shape) -> str | None:
   return None
 
 
-def _key(path: str) -> str:
+def _normalize_path(path: str) -> str:
   return unicodedata.normalize('NFC', path).casefold()

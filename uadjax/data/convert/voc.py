@@ -20,12 +20,12 @@ from uadjax.data.convert import outlines, samples
 from uadjax.errors import DataError
 from uadjax.system.progress import Track
 
-_VOID = 255  # Neither defect nor background, in a mask of class numbers...
+_VOID_CLASS = 255  # Neither defect nor background, in a mask of class numbers...
 _VOID_COLOR = (224, 224, 192)  # ... and in one of colors.
-_NO_CLASS = ('background', '_background_', '__ignore__', 'ignored', 'void')
+_NON_DEFECT_LABELS = ('background', '_background_', '__ignore__', 'ignored', 'void')
 
 
-class _Files(NamedTuple):
+class _VocFiles(NamedTuple):
   """What is known of a source.
 
   Attributes:
@@ -38,175 +38,206 @@ class _Files(NamedTuple):
     listed: whether there are lists.
   """
 
-  images: samples.Gallery
-  masks: Mapping[str, Path]
-  boxes: Mapping[str, Path]
-  names: Mapping[int, str]
-  colors: Mapping[tuple[int, ...], str]
+  images: samples.ImageIndex
+  mask_paths: Mapping[str, Path]
+  xml_paths: Mapping[str, Path]
+  class_names: Mapping[int, str]
+  names_by_color: Mapping[tuple[int, ...], str]
   held_out: frozenset[str]
-  listed: bool
+  has_image_sets: bool
 
 
-def read(source: Path, track: Track) -> samples.Found:
+def read(source: Path, progress: Track) -> samples.SourceContents:
   """Read the images of a VOC folder, or of the only one in a folder such as VOCdevkit."""
-  root = _root(source)
+  root = _find_root(source)
   folder = root / 'JPEGImages' if (root / 'JPEGImages').is_dir() else root
-  train, held_out = _lists(root)
-  images = samples.gallery(folder)
+  train, held_out = _read_image_sets(root)
+  images = samples.index_images(folder)
   annotations = root / 'Annotations' if (root / 'Annotations').is_dir() else folder
-  masks = [root / name for name in ('SegmentationClassPNG', 'SegmentationClass')]
-  files = _Files(
+  mask_folders = [root / name for name in ('SegmentationClassPNG', 'SegmentationClass')]
+  files = _VocFiles(
     images,
-    {k: v for folder in masks for k, v in _by_stem(folder, '.png').items()},
-    _by_stem(annotations, '.xml'),
-    _names(root / 'class_names.txt'),
-    _colors(root / 'labelmap.txt'),
+    {
+      stem: path for folder in mask_folders for stem, path in _files_by_stem(folder, '.png').items()
+    },
+    _files_by_stem(annotations, '.xml'),
+    _read_class_names(root / 'class_names.txt'),
+    _read_color_names(root / 'labelmap.txt'),
     held_out,
     bool(train or held_out),
   )
-  if not files.masks and not files.boxes:
+  if not files.mask_paths and not files.xml_paths:
     # Else whatever is defective would be learned from.
-    told = f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png'
-    return samples.Found([], [f'{told}; name the tool that made its labels, or their folder.'])
-  labeled = files.masks.keys() | files.boxes.keys()
-  drawn = set(files.masks.values())
-  pictures = [path for path in images if path not in drawn]
-  every = {samples.without_suffix(images.relative(path)) for path in pictures}
+    message = f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png'
+    return samples.SourceContents(
+      [], [f'{message}; name the tool that made its labels, or their folder.']
+    )
+  labeled_stems = files.mask_paths.keys() | files.xml_paths.keys()
+  mask_paths = set(files.mask_paths.values())
+  image_paths = [path for path in images if path not in mask_paths]
+  image_stems = {samples.strip_suffix(images.relative_to_root(path)) for path in image_paths}
   # A label whose image is missing may be that of a defect under another name.
-  wanted = sorted(train | held_out if files.listed else every | labeled)
-  jobs = [functools.partial(_sample, stem, files) for stem in wanted]
-  found, problems = samples.collect(jobs, track, 'Reading labels')
-  left = len(every - train - held_out) if files.listed else 0
-  notes = [f'{left} images that no list of ImageSets names were passed over.'] if left else []
-  if bare := len(set(wanted) - labeled):
-    notes.append(f'{bare} images without an XML file or a mask were taken for good.')
-  return samples.Found(found, problems, notes)
+  sample_stems = sorted(train | held_out if files.has_image_sets else image_stems | labeled_stems)
+  jobs = [functools.partial(_read_sample, stem, files) for stem in sample_stems]
+  read_samples, problems = samples.collect_samples(jobs, progress, 'Reading labels')
+  num_unlisted = len(image_stems - train - held_out) if files.has_image_sets else 0
+  notes = (
+    [f'{num_unlisted} images that no list of ImageSets names were passed over.']
+    if num_unlisted
+    else []
+  )
+  if num_unlabeled := len(set(sample_stems) - labeled_stems):
+    notes.append(f'{num_unlabeled} images without an XML file or a mask were taken for good.')
+  return samples.SourceContents(read_samples, problems, notes)
 
 
-def _root(source: Path) -> Path:
-  known = ('JPEGImages', 'Annotations', 'SegmentationClass')
-  inner = [p for p in sorted(source.glob('*')) if any((p / name).is_dir() for name in known)]
-  return inner[0] if len(inner) == 1 else source
+def _find_root(source: Path) -> Path:
+  folder_names = ('JPEGImages', 'Annotations', 'SegmentationClass')
+  nested_roots = [
+    folder
+    for folder in sorted(source.glob('*'))
+    if any((folder / name).is_dir() for name in folder_names)
+  ]
+  return nested_roots[0] if len(nested_roots) == 1 else source
 
 
-def _by_stem(folder: Path, suffix: str) -> dict[str, Path]:
-  found = samples.below(folder, suffix) if folder.is_dir() else []
-  return {samples.without_suffix(path.relative_to(folder).as_posix()): path for path in found}
+def _files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
+  paths = samples.find_files(folder, suffix) if folder.is_dir() else []
+  return {samples.strip_suffix(path.relative_to(folder).as_posix()): path for path in paths}
 
 
-def _lists(root: Path) -> tuple[frozenset[str], frozenset[str]]:
+def _read_image_sets(root: Path) -> tuple[frozenset[str], frozenset[str]]:
   """Names of images to learn from and of those held out, of segmentation or else of detection."""
   for task in ('Segmentation', 'Main'):
     folder = root / 'ImageSets' / task
-    sets = {
-      name: map(samples.posix, _lines(folder / f'{name}.txt'))
+    stems_by_set = {
+      name: map(samples.to_posix, _read_lines(folder / f'{name}.txt'))
       for name in ('train', 'trainval', 'default', 'val', 'test')
     }
-    held_out = {*sets['val'], *sets['test']}
-    train = {*sets['train'], *sets['trainval'], *sets['default']}
+    held_out = {*stems_by_set['val'], *stems_by_set['test']}
+    train = {*stems_by_set['train'], *stems_by_set['trainval'], *stems_by_set['default']}
     if train or held_out:
       return frozenset(train - held_out), frozenset(held_out)
   return frozenset(), frozenset()
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
   if not path.is_file():
     return []
   lines = path.read_text('utf-8-sig', errors='replace').splitlines()
   return [line.strip() for line in lines if line.strip()]
 
 
-def _names(path: Path) -> dict[int, str]:
+def _read_class_names(path: Path) -> dict[int, str]:
   """Read labelme's class_names.txt: the number of a line is the value in masks."""
-  return dict(enumerate(_lines(path)))
+  return dict(enumerate(_read_lines(path)))
 
 
-def _colors(path: Path) -> dict[tuple[int, ...], str]:
+def _read_color_names(path: Path) -> dict[tuple[int, ...], str]:
   """Read CVAT's labelmap.txt: `name:red,green,blue:parts:actions`."""
-  colors: dict[tuple[int, ...], str] = {}
-  for line in _lines(path):
+  names_by_color: dict[tuple[int, ...], str] = {}
+  for line in _read_lines(path):
     name, color, *_ = (*line.split(':'), '')
-    parts = color.split(',')
-    if len(parts) == 3 and all(part.strip().isdecimal() for part in parts):
-      colors[tuple(map(int, parts))] = name
-  return colors
+    channels = color.split(',')
+    if len(channels) == 3 and all(channel.strip().isdecimal() for channel in channels):
+      names_by_color[tuple(map(int, channels))] = name
+  return names_by_color
 
 
-def _sample(stem: str, files: _Files) -> samples.Sample:
-  found = files.images.stem(stem)
-  if len(found) != 1:
-    many = ', '.join(path.name for path in found)
+def _read_sample(stem: str, files: _VocFiles) -> samples.Sample:
+  matches = files.images.find_by_stem(stem)
+  if len(matches) != 1:
+    file_names = ', '.join(path.name for path in matches)
     raise DataError(
-      f'{stem}: {f"{many} share its labels; rename all but one" if found else "no such image"}.'
+      f'{stem}: {f"{file_names} share its labels; rename all but one" if matches else "no such image"}.'
     )
-  image, name = found[0], files.images.relative(found[0])
+  image, name = matches[0], files.images.relative_to_root(matches[0])
   held_out = stem in files.held_out
-  if stem in files.masks:
-    return samples.drawn(name, image, _classes(name, image, files.masks[stem], files), held_out)
-  if stem in files.boxes:
-    return samples.drawn(name, image, _boxes(name, image, files.boxes[stem]), held_out)
-  if files.masks and files.listed:
+  if stem in files.mask_paths:
+    return samples.sample_from_shapes(
+      name, image, _read_mask_shapes(name, image, files.mask_paths[stem], files), held_out
+    )
+  if stem in files.xml_paths:
+    return samples.sample_from_shapes(
+      name, image, _read_box_shapes(name, image, files.xml_paths[stem]), held_out
+    )
+  if files.mask_paths and files.has_image_sets:
     raise DataError(f'{name}: listed, but without a mask; one without defects is black all over.')
-  return samples.good(name, image, held_out)
+  return samples.good_sample(name, image, held_out)
 
 
-def _classes(name: str, image: Path, path: Path, files: _Files) -> list[samples.Shape]:
-  values = _values(path, colored=bool(files.colors))
-  samples.fits(image, f'{name}: its mask', *values.shape[:2])
+def _read_mask_shapes(
+  name: str, image: Path, mask_path: Path, files: _VocFiles
+) -> list[samples.Shape]:
+  values = _read_mask(mask_path, is_colored=bool(files.names_by_color))
+  samples.require_matching_size(image, f'{name}: its mask', *values.shape[:2])
   if values.ndim == 2:
-    named = {int(v): files.names.get(int(v), f'class_{v}') for v in np.unique(values)}
+    labels_by_value = {
+      int(v): files.class_names.get(int(v), f'class_{v}') for v in np.unique(values)
+    }
     return [
       samples.Shape(label, values == value)
-      for value, label in named.items()
-      if value not in (0, _VOID) and label not in _NO_CLASS
+      for value, label in labels_by_value.items()
+      if value not in (0, _VOID_CLASS) and label not in _NON_DEFECT_LABELS
     ]
   shapes = []
   for color in map(tuple, np.unique(values.reshape(-1, 3), axis=0).tolist()):
-    label = files.colors.get(color, 'void' if color in ((0, 0, 0), _VOID_COLOR) else None)
-    if label is None and files.colors:
+    label = files.names_by_color.get(color, 'void' if color in ((0, 0, 0), _VOID_COLOR) else None)
+    if label is None and files.names_by_color:
       raise DataError(f'{name}: labelmap.txt does not name the color {color} of its mask.')
-    if label not in _NO_CLASS:
+    if label not in _NON_DEFECT_LABELS:
       shapes.append(samples.Shape(label or 'defect', (values == color).all(-1)))
   return shapes
 
 
-def _values(path: Path, colored: bool) -> Int[np.ndarray, 'h w'] | Int[np.ndarray, 'h w 3']:
+def _read_mask(path: Path, is_colored: bool) -> Int[np.ndarray, 'h w'] | Int[np.ndarray, 'h w 3']:
   """The raw mask: numbers of classes, or colors."""
   image_io.check(path)
   with Image.open(path, formats=['PNG']) as mask:
-    numbered = mask.mode in ('P', 'L') and not colored
-    values = np.asarray(mask if numbered else mask.convert('RGB')).astype(np.int32)
-    if mask.mode == 'L' and numbered and set(np.unique(values)) <= {0, _VOID} and values.any():
+    has_class_numbers = mask.mode in ('P', 'L') and not is_colored
+    values = np.asarray(mask if has_class_numbers else mask.convert('RGB')).astype(np.int32)
+    if (
+      mask.mode == 'L'
+      and has_class_numbers
+      and set(np.unique(values)) <= {0, _VOID_CLASS}
+      and values.any()
+    ):
       raise DataError(
         f'{path.name}: a mask of 0 and 255 alone, and in VOC 255 is void; write defects as 1.'
       )
   return values
 
 
-def _boxes(name: str, image: Path, path: Path) -> list[samples.Shape]:
+def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Shape]:
   try:
-    tree = ElementTree.parse(path).getroot()
+    root = ElementTree.parse(xml_path).getroot()
   except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
-    raise DataError(f'{path.name}: no XML: {error}.') from None
-  sizes = [_number(tree.findtext(f'size/{key}')) for key in ('height', 'width')]
-  height, width = samples.fits(image, name, *sizes)
+    raise DataError(f'{xml_path.name}: no XML: {error}.') from None
+  sizes = [_parse_float(root.findtext(f'size/{key}')) for key in ('height', 'width')]
+  height, width = samples.require_matching_size(image, name, *sizes)
   shapes: list[samples.Shape] = []
   problems: list[str] = []
-  for number, thing in enumerate(tree.iter('object'), 1):
-    label = (thing.findtext('name') or '').strip()
-    edges = [_number(thing.findtext(f'bndbox/{key}')) for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+  for object_number, element in enumerate(root.iter('object'), 1):
+    label = (element.findtext('name') or '').strip()
+    edges = [
+      _parse_float(element.findtext(f'bndbox/{key}')) for key in ('xmin', 'ymin', 'xmax', 'ymax')
+    ]
     if not label or None in edges:
-      problems.append(f'{path.name}: object {number} has no name or no bounding box of numbers.')
+      problems.append(
+        f'{xml_path.name}: object {object_number} has no name or no bounding box of numbers.'
+      )
       continue
-    corners = outlines.points(np.reshape(np.array(edges, float), (2, 2)).tolist())
+    corners = outlines.parse_points(np.reshape(np.array(edges, float), (2, 2)).tolist())
     # VOC counts pixels from one.
-    shapes.append(samples.Shape(label, outlines.rectangle(corners - 1, height, width), box=True))
+    shapes.append(
+      samples.Shape(label, outlines.fill_rectangle(corners - 1, height, width), is_box=True)
+    )
   if problems:
     raise DataError('\n'.join(problems))
   return shapes
 
 
-def _number(text: str | None) -> float | None:
+def _parse_float(text: str | None) -> float | None:
   try:
     return float(text or '')
   except ValueError:

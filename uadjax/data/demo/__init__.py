@@ -22,36 +22,38 @@ from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import files
 from uadjax.system.progress import silently, Track
 
-CATEGORY = 'disc'  # Where none is named.
+DEFAULT_CATEGORY = 'disc'  # Where none is named.
 TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')
 CATEGORIES = tuple(sorted(picture.PRODUCTS))
 VERSION = 2  # Of the drawing.
 
-_GROUPS = {'all': CATEGORIES, 'textures': TEXTURES, 'objects': OBJECTS}
-_SMALLEST = 16  # Pixels; a washer's ring has four then.
-_RUNS = 3  # Of zlib: noise holds no longer repeats; as small as others, at a fraction of the time.
-_WHOLE = {'train': 60, 'test_good': 15, 'test_defect': 4, 'size': 256}
+_CATEGORY_GROUPS = {'all': CATEGORIES, 'textures': TEXTURES, 'objects': OBJECTS}
+_MIN_SIZE = 16  # Pixels; a washer's ring has four then.
+_PNG_COMPRESS_TYPE = (
+  3  # Of zlib: noise holds no longer repeats; as small as others, at a fraction of the time.
+)
+_FULL_SET = {'train': 60, 'test_good': 15, 'test_defect': 4, 'size': 256}
 
 
-class _Job(NamedTuple):
+class _RenderJob(NamedTuple):
   category: str
-  part: str
+  split: str
   defect: str
   number: int
   seed: int
   size: int
 
 
-def draw(
+def write_dataset(
   directory: str | Path,
   seed: int = 0,
   train: int = 24,
   test_good: int = 6,
   test_defect: int = 6,
   size: int = 96,
-  categories: Sequence[str] = (CATEGORY,),
+  categories: Sequence[str] = (DEFAULT_CATEGORY,),
   defects: Sequence[str] = ('missing', 'scratch', 'spot'),
-  track: Track = silently,
+  progress: Track = silently,
 ) -> Path:
   """Write categories in MVTec's layout; all of it or, interrupted, nothing.
 
@@ -75,90 +77,100 @@ def draw(
     UnknownName: for a category or defect that there is not.
     ConfigError: for a size at which nothing could be told.
   """
-  _known('category', categories, CATEGORIES)
-  _known('defect', defects, kinds())
-  if size < _SMALLEST:
+  _require_names('category', categories, CATEGORIES)
+  _require_names('defect', defects, defect_names())
+  if size < _MIN_SIZE:
     raise ConfigError(
-      f'The demo set cannot be {size} pixels wide; at least {_SMALLEST} are needed.'
+      f'The demo set cannot be {size} pixels wide; at least {_MIN_SIZE} are needed.'
     )
-  with contextlib.ExitStack() as drafts:
-    places = {c: drafts.enter_context(files.replacing(Path(directory) / c)) for c in categories}
-    jobs = [
-      _Job(category, part, defect, number, seed, size)
+  with contextlib.ExitStack() as exit_stack:
+    folders = {
+      category: exit_stack.enter_context(files.replacing(Path(directory) / category))
       for category in categories
-      for part, defect, many in (
+    }
+    jobs = [
+      _RenderJob(category, split, defect, number, seed, size)
+      for category in categories
+      for split, defect, num_images in (
         ('train', picture.GOOD, train),
         ('test', picture.GOOD, test_good),
-        *(('test', kind, test_defect) for kind in kinds(category) if kind in defects),
+        *(('test', defect, test_defect) for defect in defect_names(category) if defect in defects),
       )
-      for number in range(many)
+      for number in range(num_images)
     ]
-    for _ in track(_written(jobs, places), len(jobs), 'Drawing'):
+    for _ in progress(_write_images(jobs, folders), len(jobs), 'Drawing'):
       pass
   return Path(directory)
 
 
-def write(
+def write_full_dataset(
   directory: str | Path,
   seed: int = 0,
-  size: int = _WHOLE['size'],
+  size: int = _FULL_SET['size'],
   categories: Sequence[str] = CATEGORIES,
-  track: Track = silently,
+  progress: Track = silently,
 ) -> Path:
   """Draw the demo set as people get it: every category with every defect."""
-  options = {**_WHOLE, 'size': size}
-  return draw(directory, seed, **options, categories=categories, defects=kinds(), track=track)
+  options = {**_FULL_SET, 'size': size}
+  return write_dataset(
+    directory, seed, **options, categories=categories, defects=defect_names(), progress=progress
+  )
 
 
-def cached(category: str = CATEGORY, track: Track = silently) -> Path:
+def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Track = silently) -> Path:
   """The demo set in the user's cache; a category is drawn when first asked for."""
   directory = files.cache() / f'demo-{VERSION}'
   if not (directory / category).is_dir():
-    _known('category', [category], CATEGORIES)
+    _require_names('category', [category], CATEGORIES)
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.', dir=directory) as draft:
-      done = write(draft, size=_WHOLE['size'], categories=[category], track=track) / category
+    with tempfile.TemporaryDirectory(prefix='.', dir=directory) as temporary_folder:
+      category_folder = (
+        write_full_dataset(
+          temporary_folder, size=_FULL_SET['size'], categories=[category], progress=progress
+        )
+        / category
+      )
       with contextlib.suppress(OSError):  # Another process was quicker.
-        done.rename(directory / category)
+        category_folder.rename(directory / category)
   return directory
 
 
-def expand(category: str) -> list[str]:
+def expand_category(category: str) -> list[str]:
   """The categories that a name stands for: itself, or those of 'all', 'textures', 'objects'."""
-  return list(_GROUPS.get(category or CATEGORY, (category or CATEGORY,)))
+  return list(_CATEGORY_GROUPS.get(category or DEFAULT_CATEGORY, (category or DEFAULT_CATEGORY,)))
 
 
-def kinds(*categories: str) -> list[str]:
+def defect_names(*categories: str) -> list[str]:
   """Names of the defects of some categories; of all, where none is named."""
   products = [picture.PRODUCTS[category] for category in categories or CATEGORIES]
   return sorted({defect for product in products for defect in product.defects})
 
 
-def _known(what: str, names: Sequence[str], there: Sequence[str]) -> None:
+def _require_names(noun: str, names: Sequence[str], choices: Sequence[str]) -> None:
   for name in names:
-    if name not in there:
-      raise UnknownName(f'The demo set has no {what} {name!r}; choose from {sorted(there)}.')
+    if name not in choices:
+      raise UnknownName(f'The demo set has no {noun} {name!r}; choose from {sorted(choices)}.')
 
 
-def _written(jobs: Sequence[_Job], places: dict[str, Path]) -> Iterator[None]:
+def _write_images(jobs: Sequence[_RenderJob], folders: dict[str, Path]) -> Iterator[None]:
   """Draw and save, on all cores: NumPy leaves the lock to others while it computes."""
 
-  def do(job: _Job) -> None:
-    taken, name = picture.take(*job), f'{job.number:03d}'
-    place = places[job.category]
-    _save(taken.pixels, place / job.part / job.defect / f'{name}.png')
+  def write_image(job: _RenderJob) -> None:
+    rendered_image, name = picture.render_image(*job), f'{job.number:03d}'
+    folder = folders[job.category]
+    _save_image(rendered_image.pixels, folder / job.split / job.defect / f'{name}.png')
     if job.defect != picture.GOOD:
-      white = taken.mask[..., None].astype(np.uint8) * 255
-      _save(white, place / 'ground_truth' / job.defect / f'{name}_mask.png')
+      mask_pixels = rendered_image.mask[..., None].astype(np.uint8) * 255
+      _save_image(mask_pixels, folder / 'ground_truth' / job.defect / f'{name}_mask.png')
 
   pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
   try:
-    yield from pool.map(do, jobs)
+    yield from pool.map(write_image, jobs)
   finally:
     pool.shutdown(cancel_futures=True)
 
 
-def _save(pixels: picture.Pixels, path: Path) -> None:
+def _save_image(pixels: picture.Pixels, path: Path) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-  image.save(path, compress_type=_RUNS)
+  image.save(path, compress_type=_PNG_COMPRESS_TYPE)

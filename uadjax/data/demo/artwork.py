@@ -28,13 +28,13 @@ _GLYPHS = {  # Strokes (y, x) in a box of 2 by 1.
   '4': ((0, 0), (1, 0), (1, 1), (0, 1), (2, 1)),
   '7': ((0, 0), (0, 1), (2, 0.4)),
 }
-_LABELS = (  # (text, y, x, height) of the first letter's upper left corner.
+_SILK_LABELS = (  # (text, y, x, height) of the first letter's upper left corner.
   ('U1', 0.130, 0.085, 0.030), ('R1', 0.075, 0.445, 0.024), ('R2', 0.170, 0.445, 0.024),
   ('R3', 0.265, 0.445, 0.024), ('C1', 0.330, 0.660, 0.030), ('C2', 0.555, 0.175, 0.024),
   ('C3', 0.555, 0.330, 0.024), ('U2', 0.515, 0.890, 0.030), ('Y1', 0.930, 0.235, 0.028),
   ('C4', 0.465, 0.515, 0.024), ('7240', 0.935, 0.560, 0.028),
 )  # fmt: skip
-_MARKS = (  # What a laser wrote on the two circuits.
+_LASER_MARKS = (  # What a laser wrote on the two circuits.
   ('2471', 0.285, 0.200, 0.034), ('C03', 0.350, 0.200, 0.026),
   ('R7104', 0.655, 0.655, 0.030), ('2230', 0.720, 0.655, 0.030), ('U3', 0.785, 0.655, 0.022),
 )  # fmt: skip
@@ -92,47 +92,53 @@ class Artwork(NamedTuple):
   laser: np.ndarray
 
 
-def at(y: Plane, x: Plane) -> Artwork:
+def sample_artwork(y: Plane, x: Plane) -> Artwork:
   """Look the artwork up at coordinates of the board, 0 to 1."""
-  where = np.stack([y, x]) * _SIDE - 0.5
+  pixel_coordinates = np.stack([y, x]) * _SIDE - 0.5
   return Artwork(
-    *(ndimage.map_coordinates(plane, where, order=1, mode='nearest') for plane in _drawn())
+    *(
+      ndimage.map_coordinates(plane, pixel_coordinates, order=1, mode='nearest')
+      for plane in _draw_artwork()
+    )
   )
 
 
 @functools.cache
-def _drawn() -> Artwork:
+def _draw_artwork() -> Artwork:
   traces = [(points, 0.0055) for points in _TRACES]
   drills = [(((y, x - 1e-4), (y, x + 1e-4)), 0.0065) for y, x in _VIAS]
-  rings = [(points, radius + 0.0085) for points, radius in drills]
-  silk = [(points, 0.0024) for label in _LABELS for points in _strokes(*label)]
-  silk += [(_frame(*frame), 0.0022) for frame in _FRAMES]
-  laser = [(points, 0.0024) for mark in _MARKS for points in _strokes(*mark)]
-  return Artwork(*(_field(lines) for lines in (traces, rings, drills, silk, laser)))
+  rings = [(points, half_width + 0.0085) for points, half_width in drills]
+  silk = [(points, 0.0024) for label in _SILK_LABELS for points in _text_strokes(*label)]
+  silk += [(_frame_corners(*frame), 0.0022) for frame in _FRAMES]
+  laser = [(points, 0.0024) for mark in _LASER_MARKS for points in _text_strokes(*mark)]
+  return Artwork(*(_depth_field(lines) for lines in (traces, rings, drills, silk, laser)))
 
 
-def _field(lines: Sequence[tuple[Sequence[tuple[float, float]], float]]) -> Drawing:
+def _depth_field(lines: Sequence[tuple[Sequence[tuple[float, float]], float]]) -> Drawing:
   """Depth inside the nearest of some lines of half these widths; far away, just outside."""
   y, x = scene.grid(_SIDE)
   field = np.full((_SIDE, _SIDE), -0.05)
-  for points, width in lines:
-    low, high = np.min(points, axis=0) - 0.05, np.max(points, axis=0) + 0.05
+  for points, half_width in lines:
+    lower_corner, upper_corner = np.min(points, axis=0) - 0.05, np.max(points, axis=0) + 0.05
     window = tuple(
-      slice(max(int(a * _SIDE), 0), int(b * _SIDE)) for a, b in zip(low, high, strict=True)
+      slice(max(int(lower * _SIDE), 0), int(upper * _SIDE))
+      for lower, upper in zip(lower_corner, upper_corner, strict=True)
     )
-    inside = width - noise.strand(y[window], x[window], points)
-    field[window] = np.maximum(field[window], inside)
+    depth = half_width - noise.polyline_distance(y[window], x[window], points)
+    field[window] = np.maximum(field[window], depth)
   return field
 
 
-def _strokes(text: str, y: float, x: float, height: float) -> list[list[tuple[float, float]]]:
-  step = height / 2
+def _text_strokes(text: str, y: float, x: float, height: float) -> list[list[tuple[float, float]]]:
+  unit = height / 2
   return [
-    [(y + step * dy, x + step * (dx + 1.55 * i)) for dy, dx in _GLYPHS[letter]]
+    [(y + unit * dy, x + unit * (dx + 1.55 * i)) for dy, dx in _GLYPHS[letter]]
     for i, letter in enumerate(text)
   ]
 
 
-def _frame(y: float, x: float, high: float, wide: float) -> list[tuple[float, float]]:
+def _frame_corners(
+  y: float, x: float, half_height: float, half_width: float
+) -> list[tuple[float, float]]:
   corners = [(-1, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]
-  return [(y + high * dy, x + wide * dx) for dy, dx in corners]
+  return [(y + half_height * dy, x + half_width * dx) for dy, dx in corners]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 _GAMMA = 1 / 2.2
-_LEVELS = 255
+_MAX_LEVEL = 255
 
 Color = Float[np.ndarray, 's s c']
 
@@ -19,17 +19,17 @@ def expose(rng: np.random.Generator, light: Color) -> Color:
   y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
   tilt_y, tilt_x = rng.normal(0, 0.04, 2)  # The lamp is never quite where it was.
   vignette = 1 - 0.3 * (y**2 + x**2) + tilt_y * y + tilt_x * x
-  cast = rng.normal(1, 0.012, channels) * rng.normal(1, 0.025)
+  channel_gain = rng.normal(1, 0.012, channels) * rng.normal(1, 0.025)
   blurred = ndimage.gaussian_filter(
     light, (rng.uniform(0.55, 0.8) * max(size / 256, 0.5),) * 2 + (0,), mode='nearest', truncate=3
   )
-  exposed = np.clip(blurred * vignette[..., None] * cast, 0, None)
-  rolled = np.where(exposed > 0.7, 0.7 + 0.3 * np.tanh((exposed - 0.7) / 0.3), exposed)
-  return rolled**_GAMMA * _LEVELS
+  exposure = np.clip(blurred * vignette[..., None] * channel_gain, 0, None)
+  compressed = np.where(exposure > 0.7, 0.7 + 0.3 * np.tanh((exposure - 0.7) / 0.3), exposure)
+  return compressed**_GAMMA * _MAX_LEVEL
 
 
-def sense(rng: np.random.Generator, levels: Color) -> UInt8[np.ndarray, 's s c']:
+def add_sensor_noise(rng: np.random.Generator, levels: Color) -> UInt8[np.ndarray, 's s c']:
   """Add the sensor's noise, more where there is more light, and round."""
   sigma = np.sqrt(0.2 + 0.005 * levels)
   noisy = levels + sigma * rng.standard_normal(levels.shape)
-  return np.round(np.clip(noisy, 0, _LEVELS)).astype(np.uint8)
+  return np.round(np.clip(noisy, 0, _MAX_LEVEL)).astype(np.uint8)

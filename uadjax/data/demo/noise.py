@@ -32,13 +32,13 @@ def octaves(
     fade: amplitudes fall with the frequency to this power; at 1 all octaves are alike.
     stretch: how much longer the detail is along x than along y.
   """
-  gain = _gain(size, low, high, fade, stretch)
+  gain = _spectral_gain(size, low, high, fade, stretch)
   plane = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size))) * gain, (size, size))
   return (plane - plane.mean()) / plane.std()
 
 
 @functools.lru_cache(64)  # A category asks for the same few again and again.
-def _gain(
+def _spectral_gain(
   size: int, low: float | int, high: float | int, fade: float | int, stretch: float | int
 ) -> np.ndarray:
   y = np.fft.fftfreq(size, 1 / size)[:, None]
@@ -48,21 +48,21 @@ def _gain(
   return band * frequency**-fade
 
 
-def line(rng: np.random.Generator, at: Plane, n: int, fade: float = 0.5) -> Plane:
+def periodic_1d(rng: np.random.Generator, position: Plane, n: int, fade: float = 0.5) -> Plane:
   """Look up noise of one dimension: n values for `at` from 0 to 1, with unit variance; periodic."""
   spectrum = np.fft.rfft(rng.standard_normal(n))
   spectrum[1:] *= np.arange(1, len(spectrum)) ** -fade
   spectrum[0] = 0
   values = np.fft.irfft(spectrum, n)
-  return np.interp(at * n, np.arange(n), values / values.std(), period=n)
+  return np.interp(position * n, np.arange(n), values / values.std(), period=n)
 
 
-def inside(distance: Plane, softness: float) -> Plane:
+def linear_step(distance: Plane, softness: float) -> Plane:
   """1 where the signed distance to an edge is positive, 0 beyond it, with a ramp between."""
   return np.clip(distance / softness + 0.5, 0, 1)
 
 
-def smooth(plane: Plane) -> Plane:
+def smoothstep(plane: Plane) -> Plane:
   """Turn a ramp from 0 to 1 into an S."""
   ramp = np.clip(plane, 0, 1)
   return ramp * ramp * (3 - 2 * ramp)
@@ -73,21 +73,25 @@ def blur(plane: Plane, sigma: float) -> Plane:
   return ndimage.gaussian_filter(plane, sigma, mode='nearest', truncate=3)
 
 
-def blot(rng: np.random.Generator, y: Plane, x: Plane, radius: float, rough: float = 0.08) -> Plane:
+def blot_distance(
+  rng: np.random.Generator, y: Plane, x: Plane, radius: float, roughness: float = 0.08
+) -> Plane:
   """Signed distance, about, to the rim of an irregular blot about the origin; positive inside."""
-  around = np.arctan2(y, x)
-  waves = sum(
-    rng.normal(0, rough * 2 / k**0.7) * np.cos(k * around + rng.uniform(0, 2 * np.pi))
+  angle = np.arctan2(y, x)
+  ripple = sum(
+    rng.normal(0, roughness * 2 / k**0.7) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
     for k in (2, 3, 4, 6, 9)
   )
-  return radius * np.maximum(1 + waves, 0.3) - np.hypot(y, x)
+  return radius * np.maximum(1 + ripple, 0.3) - np.hypot(y, x)
 
 
-def strand(y: Plane, x: Plane, points: Sequence[tuple[float, float]]) -> Plane:
+def polyline_distance(y: Plane, x: Plane, points: Sequence[tuple[float, float]]) -> Plane:
   """Distance to a polyline through points (y, x)."""
-  nearest = np.full(y.shape, np.inf)
+  squared_distance = np.full(y.shape, np.inf)
   for (y0, x0), (y1, x1) in itertools.pairwise(points):
     dy, dx = y1 - y0, x1 - x0
-    share = np.clip(((y - y0) * dy + (x - x0) * dx) / (dy * dy + dx * dx), 0, 1)
-    nearest = np.minimum(nearest, (y - y0 - share * dy) ** 2 + (x - x0 - share * dx) ** 2)
-  return np.sqrt(nearest)
+    fraction = np.clip(((y - y0) * dy + (x - x0) * dx) / (dy * dy + dx * dx), 0, 1)
+    squared_distance = np.minimum(
+      squared_distance, (y - y0 - fraction * dy) ** 2 + (x - x0 - fraction * dx) ** 2
+    )
+  return np.sqrt(squared_distance)

@@ -20,14 +20,16 @@ PRODUCTS = {
 }
 GOOD = 'good'
 
-_VISIBLE = 4.0  # Levels of 255 by which a pixel and those beside it must differ: twice the noise.
-_FEWEST = 4e-4  # Share of a picture that a defect must cover.
-_TRIES = 16
+_MIN_DIFFERENCE = (
+  4.0  # Levels of 255 by which a pixel and those beside it must differ: twice the noise.
+)
+_MIN_AREA = 4e-4  # Share of a picture that a defect must cover.
+_MAX_ATTEMPTS = 16
 
 Pixels = UInt8[np.ndarray, 's s c']
 
 
-class Picture(NamedTuple):
+class RenderedImage(NamedTuple):
   """A product as the camera saw it.
 
   Attributes:
@@ -37,49 +39,53 @@ class Picture(NamedTuple):
   """
 
   pixels: Pixels
-  twin: Pixels
+  defect_free: Pixels
   mask: Bool[np.ndarray, 's s']
 
 
-def take(category: str, part: str, defect: str, number: int, seed: int, size: int) -> Picture:
+def render_image(
+  category: str, split: str, defect: str, number: int, seed: int, size: int
+) -> RenderedImage:
   """Take the picture with this number of a part ('train', 'test') and defect; of no others.
 
   What is the same for all sizes is decided by the seed, but details are not: noise is drawn for
   each pixel.
   """
   product = PRODUCTS[category]
-  name = f'{category}/{part}/{defect}/{number}'.encode()
+  name = f'{category}/{split}/{defect}/{number}'.encode()
 
-  def stream(*what: int) -> np.random.Generator:
-    key = (zlib.crc32(name), *what)
+  def random_stream(*stream_ids: int) -> np.random.Generator:
+    key = (zlib.crc32(name), *stream_ids)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
-  lamp = tuple(np.array(product.lamp) + stream(0).normal(0, 0.035, 3))
-  stage = scene.stage(size, lamp)
+  lamp = tuple(np.array(product.lamp) + random_stream(0).normal(0, 0.035, 3))
+  view = scene.make_view(size, lamp)
 
-  def levels(surface: scene.Surface) -> Float[np.ndarray, 's s c']:
-    return camera.expose(stream(1), scene.shade(surface, stage, product.ambient))
+  def expose_surface(surface: scene.Surface) -> Float[np.ndarray, 's s c']:
+    return camera.expose(random_stream(1), scene.shade(surface, view, product.ambient))
 
-  good = levels(product.make(stream(2), stage))
-  twin = camera.sense(stream(3), good)
-  bad, mask = good, np.zeros((size, size), bool)
+  good_levels = expose_surface(product.make_surface(random_stream(2), view))
+  defect_free = camera.add_sensor_noise(random_stream(3), good_levels)
+  levels, mask = good_levels, np.zeros((size, size), bool)
   if defect == GOOD:
-    return Picture(twin, twin, mask)
-  for attempt in range(_TRIES):  # Some fall where they do not show.
-    draw = product.defects[defect]
-    bad = levels(draw(stream(4, attempt), product.make, stream(2), stage))
-    mask = _visible(bad, good)
-    if mask.sum() >= max(1, _FEWEST * size**2):
+    return RenderedImage(defect_free, defect_free, mask)
+  for attempt in range(_MAX_ATTEMPTS):  # Some fall where they do not show.
+    add_defect = product.defects[defect]
+    levels = expose_surface(
+      add_defect(random_stream(4, attempt), product.make_surface, random_stream(2), view)
+    )
+    mask = _visible_difference(levels, good_levels)
+    if mask.sum() >= max(1, _MIN_AREA * size**2):
       break
   # What nobody could see is taken back: outside the mask, nothing differs at all.
-  seen = np.where(mask[..., None], bad, good)
-  return Picture(camera.sense(stream(3), seen), twin, mask)
+  visible_levels = np.where(mask[..., None], levels, good_levels)
+  return RenderedImage(camera.add_sensor_noise(random_stream(3), visible_levels), defect_free, mask)
 
 
-def _visible(
-  one: Float[np.ndarray, 's s c'], other: Float[np.ndarray, 's s c']
+def _visible_difference(
+  first: Float[np.ndarray, 's s c'], second: Float[np.ndarray, 's s c']
 ) -> Bool[np.ndarray, 's s']:
   """Where two pictures differ so much that an eye could tell."""
-  apart = ((one - other) ** 2).max(axis=-1)
-  near = noise.blur(apart, max(len(apart) / 300, 0.5))
-  return np.sqrt(near) > _VISIBLE
+  squared_difference = ((first - second) ** 2).max(axis=-1)
+  local_mean = noise.blur(squared_difference, max(len(squared_difference) / 300, 0.5))
+  return np.sqrt(local_mean) > _MIN_DIFFERENCE

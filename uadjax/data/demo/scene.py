@@ -17,7 +17,7 @@ Plane = Float[np.ndarray, 's s']
 Color = Float[np.ndarray, 's s c']
 
 
-class Stage(NamedTuple):
+class View(NamedTuple):
   """Where a product is looked at.
 
   Attributes:
@@ -36,7 +36,7 @@ class Stage(NamedTuple):
     return len(self.y)
 
   @property
-  def pixel(self) -> float:
+  def pixel_size(self) -> float:
     """Side of a pixel."""
     return 1 / len(self.y)
 
@@ -55,12 +55,12 @@ class Surface(NamedTuple):
   height: Plane
   color: Color
   gloss: Plane
-  polish: float
-  part: Plane
+  shininess: float
+  product_coverage: Plane
 
 
-Maker = Callable[..., Surface]  # (rng, stage) and what a defect of its own may ask for.
-Defect = Callable[[np.random.Generator, Maker, np.random.Generator, Stage], Surface]
+SurfaceFn = Callable[..., Surface]  # (rng, stage) and what a defect of its own may ask for.
+DefectFn = Callable[[np.random.Generator, SurfaceFn, np.random.Generator, View], Surface]
 
 
 class Product(NamedTuple):
@@ -73,27 +73,35 @@ class Product(NamedTuple):
     ambient: share of the light that comes from everywhere.
   """
 
-  make: Maker
-  defects: Mapping[str, Defect]
+  make_surface: SurfaceFn
+  defects: Mapping[str, DefectFn]
   lamp: tuple[float, float, float] = (-0.6, -0.5, 1.2)
   ambient: float = 0.35
 
 
-def shade(surface: Surface, stage: Stage, ambient: float) -> Color:
+def shade(surface: Surface, view: View, ambient: float) -> Color:
   """Light that reaches the camera; 1 of a white sheet in the middle."""
-  y, x = grid(stage.size)
-  ly, lx, lz = stage.lamp[0] + 0.5 - y, stage.lamp[1] + 0.5 - x, stage.lamp[2]
-  far = np.sqrt(ly**2 + lx**2 + lz**2)
-  slope_y, slope_x = np.gradient(surface.height, stage.pixel)
-  up = 1 / np.sqrt(1 + slope_y**2 + slope_x**2)
-  toward = np.maximum(lz - slope_y * ly - slope_x * lx, 0) * up / far
+  y, x = grid(view.size)
+  ly, lx, lz = view.lamp[0] + 0.5 - y, view.lamp[1] + 0.5 - x, view.lamp[2]
+  lamp_distance = np.sqrt(ly**2 + lx**2 + lz**2)
+  slope_y, slope_x = np.gradient(surface.height, view.pixel_size)
+  normal_z = 1 / np.sqrt(1 + slope_y**2 + slope_x**2)
+  diffuse = np.maximum(lz - slope_y * ly - slope_x * lx, 0) * normal_z / lamp_distance
   # Half way between light and camera, which is far above: (ly, lx, lz + far).
-  half = np.sqrt(ly**2 + lx**2 + (lz + far) ** 2)
-  glance = np.clip((lz + far - slope_y * ly - slope_x * lx) * up / half, 0, 1) ** surface.polish
-  middle = np.sqrt(sum(length**2 for length in stage.lamp))
-  falloff = (middle / far) ** 2 * _lit(surface.height, stage)
-  scattered = ambient * _open(surface.height) + (1 - ambient) * falloff * toward * middle / lz
-  return surface.color * scattered[..., None] + (surface.gloss * glance * falloff)[..., None]
+  half_vector_length = np.sqrt(ly**2 + lx**2 + (lz + lamp_distance) ** 2)
+  highlight = (
+    np.clip(
+      (lz + lamp_distance - slope_y * ly - slope_x * lx) * normal_z / half_vector_length, 0, 1
+    )
+    ** surface.shininess
+  )
+  center_lamp_distance = np.sqrt(sum(coordinate**2 for coordinate in view.lamp))
+  falloff = (center_lamp_distance / lamp_distance) ** 2 * _lamp_visibility(surface.height, view)
+  diffuse_light = (
+    ambient * _sky_visibility(surface.height)
+    + (1 - ambient) * falloff * diffuse * center_lamp_distance / lz
+  )
+  return surface.color * diffuse_light[..., None] + (surface.gloss * highlight * falloff)[..., None]
 
 
 def grid(size: int) -> tuple[Plane, Plane]:
@@ -102,29 +110,36 @@ def grid(size: int) -> tuple[Plane, Plane]:
   return y, x
 
 
-def stage(size: int, lamp: tuple[float, float, float]) -> Stage:
+def make_view(size: int, lamp: tuple[float, float, float]) -> View:
   """Look at nothing yet."""
-  return Stage(*grid(size), lamp)
+  return View(*grid(size), lamp)
 
 
-def _open(height: Plane) -> Plane:
+def _sky_visibility(height: Plane) -> Plane:
   """Share of the sky that is seen, about: less in pits and beside walls."""
   size = len(height)
-  near, wide = noise.blur(height, size / 100), noise.blur(height, size / 30)
-  return 1 / (1 + 18 * np.maximum(near - height, 0) + 18 * np.maximum(wide - height, 0))
+  fine_blur, coarse_blur = noise.blur(height, size / 100), noise.blur(height, size / 30)
+  return 1 / (1 + 18 * np.maximum(fine_blur - height, 0) + 18 * np.maximum(coarse_blur - height, 0))
 
 
-def _lit(height: Plane, stage: Stage) -> Plane:
+def _lamp_visibility(height: Plane, view: View) -> Plane:
   """Share of the lamp that is seen: soft shadows, by steps toward the light."""
-  ly, lx, lz = stage.lamp
-  level, size = np.hypot(ly, lx), stage.size
-  reach = (height.max() - height.min()) * level / lz * size  # Pixels that a shadow is long.
-  steps = int(np.ceil(reach))
-  around = np.pad(height, steps, 'edge')
-  hidden = np.zeros_like(height)
-  for step in range(1, steps + 1):
-    dy, dx = round(step * ly / level), round(step * lx / level)
-    over = around[steps + dy : steps + dy + size, steps + dx : steps + dx + size] - height
-    rise = over - step / size * lz / level
-    hidden = np.maximum(hidden, rise / (0.003 + 0.35 * step / size))  # Softer further away.
-  return 1 - 0.85 * np.clip(hidden, 0, 1)
+  ly, lx, lz = view.lamp
+  horizontal_distance, size = np.hypot(ly, lx), view.size
+  shadow_length = (
+    (height.max() - height.min()) * horizontal_distance / lz * size
+  )  # Pixels that a shadow is long.
+  num_steps = int(np.ceil(shadow_length))
+  padded = np.pad(height, num_steps, 'edge')
+  shadow = np.zeros_like(height)
+  for step in range(1, num_steps + 1):
+    dy, dx = round(step * ly / horizontal_distance), round(step * lx / horizontal_distance)
+    height_difference = (
+      padded[num_steps + dy : num_steps + dy + size, num_steps + dx : num_steps + dx + size]
+      - height
+    )
+    excess_height = height_difference - step / size * lz / horizontal_distance
+    shadow = np.maximum(
+      shadow, excess_height / (0.003 + 0.35 * step / size)
+    )  # Softer further away.
+  return 1 - 0.85 * np.clip(shadow, 0, 1)

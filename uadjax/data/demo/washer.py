@@ -9,9 +9,9 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax.data.demo import defects, noise, scene
-from uadjax.data.demo.scene import Maker, Stage, Surface
+from uadjax.data.demo.scene import SurfaceFn, View, Surface
 
-_OUTER, _THICK = 0.36, 0.03
+_OUTER_RADIUS, _THICKNESS = 0.36, 0.03
 _LAMP = (-0.75, -0.55, 1.1)
 
 Plane = Float[np.ndarray, 's s']
@@ -29,34 +29,46 @@ class Pose(NamedTuple):
 
   r: Plane
   a: Plane
-  hole: float
-  edge: float
+  hole_radius: float
+  pixel_size: float
 
 
-def make(rng: np.random.Generator, stage: Stage, bite: Plane | None = None) -> Surface:
+def make_surface(rng: np.random.Generator, view: View, bite_mask: Plane | None = None) -> Surface:
   """Draw a washer; where `bite` is 1, a piece is broken out."""
-  pose = _pose(rng, stage)
-  ground, dirt = _belt(rng, stage.size)
-  body = noise.inside(1 - pose.r, pose.edge) * noise.inside(pose.r - pose.hole, pose.edge)
-  face, relief, gloss = _metal(rng, pose, stage)
-  bevel = noise.smooth((1 - pose.r) / 0.075) * noise.smooth((pose.r - pose.hole) / 0.075)
-  rise = 0.55 + 0.45 * np.sqrt(bevel)
-  if bite is not None:
-    body, rise = body * (1 - noise.smooth(bite)), rise - 0.2 * noise.blur(bite, stage.size / 100)
-  height = ground * (1 - body) + (_THICK * rise + relief) * body
-  color = dirt * (1 - body) + face * body
-  return Surface(height, color[..., None], 0.03 * (1 - body) + gloss * body, 30, body)
-
-
-def _pose(rng: np.random.Generator, stage: Stage) -> Pose:
-  outer = _OUTER * rng.normal(1, 0.006)
-  dy, dx = stage.y - 0.5 - rng.uniform(-0.02, 0.02), stage.x - 0.5 - rng.uniform(-0.02, 0.02)
-  return Pose(
-    np.hypot(dy, dx) / outer, np.arctan2(dy, dx), 0.42 * rng.normal(1, 0.006), stage.pixel / outer
+  pose = _random_pose(rng, view)
+  belt_height, belt_color = _draw_belt(rng, view.size)
+  body_mask = noise.linear_step(1 - pose.r, pose.pixel_size) * noise.linear_step(
+    pose.r - pose.hole_radius, pose.pixel_size
+  )
+  metal_color, metal_relief, gloss = _draw_metal(rng, pose, view)
+  bevel = noise.smoothstep((1 - pose.r) / 0.075) * noise.smoothstep(
+    (pose.r - pose.hole_radius) / 0.075
+  )
+  profile = 0.55 + 0.45 * np.sqrt(bevel)
+  if bite_mask is not None:
+    body_mask, profile = (
+      body_mask * (1 - noise.smoothstep(bite_mask)),
+      profile - 0.2 * noise.blur(bite_mask, view.size / 100),
+    )
+  height = belt_height * (1 - body_mask) + (_THICKNESS * profile + metal_relief) * body_mask
+  color = belt_color * (1 - body_mask) + metal_color * body_mask
+  return Surface(
+    height, color[..., None], 0.03 * (1 - body_mask) + gloss * body_mask, 30, body_mask
   )
 
 
-def _belt(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
+def _random_pose(rng: np.random.Generator, view: View) -> Pose:
+  outer_radius = _OUTER_RADIUS * rng.normal(1, 0.006)
+  dy, dx = view.y - 0.5 - rng.uniform(-0.02, 0.02), view.x - 0.5 - rng.uniform(-0.02, 0.02)
+  return Pose(
+    np.hypot(dy, dx) / outer_radius,
+    np.arctan2(dy, dx),
+    0.42 * rng.normal(1, 0.006),
+    view.pixel_size / outer_radius,
+  )
+
+
+def _draw_belt(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
   """Height and color of dark woven rubber, worn along the way it runs, and dusty."""
   y, x = scene.grid(size)
   u, v = np.pi * (34 * x + rng.random()), np.pi * (34 * y + rng.random())
@@ -68,49 +80,56 @@ def _belt(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
   return height, np.maximum(color, 0.004)
 
 
-def _metal(rng: np.random.Generator, pose: Pose, stage: Stage) -> tuple[Plane, Plane, Plane]:
+def _draw_metal(rng: np.random.Generator, pose: Pose, view: View) -> tuple[Plane, Plane, Plane]:
   """Color, height and gloss of a lathe's work: fine rings, and fans where the light glances."""
-  turn = rng.uniform(0, 1)
-  radius, around = np.clip(pose.r / 2, 0, 1), np.mod(pose.a / (2 * np.pi) + turn, 1)
-  rings = 0.6 * noise.line(rng, radius, 360, 0.0) + 0.6 * noise.line(rng, radius, 90, 0.3)
-  rays = noise.line(rng, around, 720, 0.35)
-  smudge = noise.octaves(rng, stage.size, 1.5, 12)
-  grain = noise.octaves(rng, stage.size, 20, 300, fade=0.2)
-  light = np.arctan2(stage.lamp[0], stage.lamp[1])
-  glance = np.cos(pose.a - light) ** 2
-  fans = glance**6 * (1 + 0.14 * rays) + 0.3 * glance**2
+  phase = rng.uniform(0, 1)
+  radius, angle = np.clip(pose.r / 2, 0, 1), np.mod(pose.a / (2 * np.pi) + phase, 1)
+  rings = 0.6 * noise.periodic_1d(rng, radius, 360, 0.0) + 0.6 * noise.periodic_1d(
+    rng, radius, 90, 0.3
+  )
+  rays = noise.periodic_1d(rng, angle, 720, 0.35)
+  smudge = noise.octaves(rng, view.size, 1.5, 12)
+  grain = noise.octaves(rng, view.size, 20, 300, fade=0.2)
+  lamp_angle = np.arctan2(view.lamp[0], view.lamp[1])
+  highlight = np.cos(pose.a - lamp_angle) ** 2
+  fans = highlight**6 * (1 + 0.14 * rays) + 0.3 * highlight**2
   color = 0.165 + 0.25 * fans + 0.016 * rings * (0.5 + fans) + 0.010 * smudge + 0.008 * grain
   return np.maximum(color, 0.01), 0.00006 * rings + 0.00008 * grain, 0.22 + 0.05 * rings.clip(-2, 2)
 
 
-def _missing(
-  rng: np.random.Generator, make: Maker, scene_rng: np.random.Generator, stage: Stage
+def _break_edge(
+  rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
   """Break a piece out of one of the edges."""
-  edge = _OUTER * rng.choice([0.44, 1.0], p=[0.3, 0.7])
-  way, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.028, 0.075)
-  y, x = scene.grid(stage.size)
-  depth = noise.blot(rng, y - 0.5 - edge * np.sin(way), x - 0.5 - edge * np.cos(way), radius)
-  return make(scene_rng, stage, bite=noise.inside(depth, 1.5 * stage.pixel))
+  edge_radius = _OUTER_RADIUS * rng.choice([0.44, 1.0], p=[0.3, 0.7])
+  direction, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.028, 0.075)
+  y, x = scene.grid(view.size)
+  depth = noise.blot_distance(
+    rng,
+    y - 0.5 - edge_radius * np.sin(direction),
+    x - 0.5 - edge_radius * np.cos(direction),
+    radius,
+  )
+  return make_surface(scene_rng, view, bite=noise.linear_step(depth, 1.5 * view.pixel_size))
 
 
-def _deformation(
-  rng: np.random.Generator, make: Maker, scene_rng: np.random.Generator, stage: Stage
+def _deform_rim(
+  rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
   """Knock a part of the rim out of round."""
-  way, edge = rng.uniform(0, 2 * np.pi), _OUTER * rng.uniform(0.8, 1.0)
-  at = (0.5 + edge * np.sin(way), 0.5 + edge * np.cos(way))
-  return make(scene_rng, defects.bent(rng, stage, at, rng.uniform(0.07, 0.13)))
+  direction, edge_radius = rng.uniform(0, 2 * np.pi), _OUTER_RADIUS * rng.uniform(0.8, 1.0)
+  center = (0.5 + edge_radius * np.sin(direction), 0.5 + edge_radius * np.cos(direction))
+  return make_surface(scene_rng, defects.warp_view(rng, view, center, rng.uniform(0.07, 0.13)))
 
 
 PRODUCT = scene.Product(
-  make,
+  make_surface,
   {
-    'contamination': defects.contamination,
-    'deformation': _deformation,
-    'missing': _missing,
-    'scratch': defects.scratch,
-    'spot': defects.spot,
+    'contamination': defects.add_contamination,
+    'deformation': _deform_rim,
+    'missing': _break_edge,
+    'scratch': defects.add_scratch,
+    'spot': defects.add_spot,
   },
   _LAMP,
 )

@@ -73,15 +73,15 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    manual = Path(dl_manager.manual_dir)
+    manual_dir = Path(dl_manager.manual_dir)
     category = self.info.config_name or ''
-    if not (manual / category).is_dir() and (manual / _ARCHIVE).is_file():
+    if not (manual_dir / category).is_dir() and (manual_dir / _ARCHIVE).is_file():
       method = tfds.download.ExtractMethod.TAR  # By its name TFDS would not know .tar.xz.
-      archive = tfds.download.Resource(path=manual / _ARCHIVE, extract_method=method)
-      manual = Path(dl_manager.extract(archive))
-    splits = layouts.load(manual, category, 'mvtec')
+      archive = tfds.download.Resource(path=manual_dir / _ARCHIVE, extract_method=method)
+      manual_dir = Path(dl_manager.extract(archive))
+    splits = layouts.load(manual_dir, category, 'mvtec')
     return {
-      name: self._generate_examples(manual, records)
+      name: self._generate_examples(manual_dir, records)
       for name, records in splits._asdict().items()
       if records
     }
