@@ -30,7 +30,7 @@ def seconds(gradients: str, pages: str, steps: int = 5) -> float:
   if pages == 'kept':
     memory.keep_pages()
   if gradients == 'xla':
-    convolution.learning_conv, convolution.learning_max_pool = (
+    convolution.conv_custom_grad, convolution.max_pool_custom_grad = (
       convolution.conv,
       convolution.max_pool,
     )

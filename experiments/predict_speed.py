@@ -50,7 +50,7 @@ def scoring(predictor: predictor.Predictor, pixels: list[np.ndarray], rows: int)
 
 def measure(predictor: predictor.Predictor, folder: Path, rows: int, rounds: int) -> list[str]:
   """One line of the table."""
-  paths = scanning.below(folder)
+  paths = scanning.find_images(folder)
   pixels = reading(predictor, paths)
   list(predictor.predict(paths[: rows * len(predictor.devices)], rows))  # Compiles.
   seconds: dict[str, list[float]] = {'reading': [], 'scoring': [], 'predicting': []}
@@ -92,7 +92,7 @@ def main() -> None:
   print(tables.markdown(titles, rows))
   print(
     f'\n{predictor.model.name}, {len(predictor.devices)} devices, '
-    f'{len(scanning.below(flags.images))} images. {fresh.machine()}.'
+    f'{len(scanning.find_images(flags.images))} images. {fresh.machine()}.'
   )
 
 

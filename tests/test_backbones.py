@@ -58,7 +58,9 @@ def activations(module, variables):
 @pytest.mark.parametrize('name', NAMES)
 def test_stages_are_those_of_torchvision(name, reference, tmp_path):
   module = backbones.build(name, STAGES)
-  tensors = {key: filled(key, shape) for key, (_, shape) in key_mapping.expected(module).items()}
+  tensors = {
+    key: filled(key, shape) for key, (_, shape) in key_mapping.expected_tensors(module).items()
+  }
   np.savez(tmp_path / 'weights.npz', **tensors)
   variables, _ = weights.load(str(tmp_path / 'weights.npz'), module)
   found = activations(module, variables)

@@ -213,7 +213,7 @@ def test_what_is_right_passes(tmp_path, layout):
   assert report.passed
   assert str(report).startswith('Check dataset passed !')
   assert report.splits == layouts.load(tmp_path, 'my parts', layout)
-  checks.demand(report)
+  checks.require_valid(report)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -234,9 +234,9 @@ def test_each_problem_is_told(tmp_path, layout):
     assert problem.message in str(report), case
     if severity == 'error':
       with pytest.raises(DataError, match='failed') as refused:
-        checks.demand(report)
+        checks.require_valid(report)
       try:
-        usable = bool(checks.salvage(report).train)
+        usable = bool(checks.usable_splits(report).train)
       except DataError:
         usable = False
       assert ('check.enforce=false' in str(refused.value)) == usable, case
@@ -263,8 +263,8 @@ def test_all_problems_are_told_at_once_errors_first_and_always_alike(tmp_path, l
 def test_of_what_is_right_all_is_used_and_nothing_is_said(tmp_path, layout):
   LAYOUTS[layout](tmp_path)
   report = checks.check(tmp_path)
-  assert checks.salvage(report) == checks.demand(report) == report.splits
-  assert checks.left_out(report, checks.salvage(report)) == ''
+  assert checks.usable_splits(report) == checks.require_valid(report) == report.splits
+  assert checks.describe_excluded(report, checks.usable_splits(report)) == ''
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -275,9 +275,9 @@ def test_of_what_is_wrong_all_is_used_that_can_be(tmp_path, layout):
       spoil(tmp_path)
   report = checks.check(tmp_path, layout=layout)
   before = {record.path: record for record in (*report.splits.train, *report.splits.test)}
-  train, test = checks.salvage(report)
+  train, test = checks.usable_splits(report)
   assert train
-  assert not any(record.anomalous for record in train)
+  assert not any(record.is_anomalous for record in train)
   for record in (*train, *test):
     height, width = image_io.decode(record.path).shape[:2]
     if record.mask:
@@ -293,11 +293,11 @@ def test_what_fits_no_mask_is_still_known_to_be_defective(tmp_path):
   mvtec(tmp_path)
   (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
-  test = checks.salvage(checks.check(tmp_path)).test
+  test = checks.usable_splits(checks.check(tmp_path)).test
   masks = {record.path.parent.name + record.path.stem: record.mask for record in test}
   assert masks['cut0'] is masks['cut1'] is None
   assert masks['hole0'] == tmp_path / 'ground_truth/hole/0_mask.png'
-  assert sum(record.anomalous for record in test) == 3
+  assert sum(record.is_anomalous for record in test) == 3
 
 
 def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
@@ -306,9 +306,9 @@ def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
   line(tmp_path, 'train.txt', 'images/new.png annotations/new.png')
   picture(tmp_path / 'images/new.png', 400)
   (tmp_path / 'annotations/new.png').write_bytes(b'')
-  train, test = checks.salvage(checks.check(tmp_path))
+  train, test = checks.usable_splits(checks.check(tmp_path))
   assert [record.path.stem for record in train] == ['0', '1', '2', '3']
-  assert [record.path.name for record in test if record.anomalous] == ['0.png']
+  assert [record.path.name for record in test if record.is_anomalous] == ['0.png']
   assert tmp_path / 'images/cut/1.png' not in {record.path for record in test}
 
 
@@ -317,7 +317,7 @@ def test_a_folder_tells_that_an_image_is_good_whatever_its_mask(tmp_path):
   mask(tmp_path / 'ground_truth/good/0_mask.png')
   (tmp_path / 'ground_truth/good/0_mask.png').write_bytes(b'?')
   report = checks.check(tmp_path)
-  kept = {r.path: r.mask for r in checks.salvage(report).test}
+  kept = {r.path: r.mask for r in checks.usable_splits(report).test}
   assert kept[tmp_path / 'test/good/0.png'] is None
   assert len(kept) == len(report.splits.test)
 
@@ -328,11 +328,11 @@ def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
   copy(tmp_path, 'train/good/0.png', 'test/cut/same.png')  # Defective: no copy may be learned.
   copy(tmp_path, 'train/good/1.png', 'test/good/same.png')
   report = checks.check(tmp_path)
-  train, test = checks.salvage(report)
+  train, test = checks.usable_splits(report)
   assert [record.path.name for record in train] == ['1.png', '2.png', '3.png']
   assert tmp_path / 'test/cut/same.png' in {record.path for record in test}
   assert tmp_path / 'test/good/same.png' not in {record.path for record in test}
-  told = checks.left_out(report, checks.salvage(report))
+  told = checks.describe_excluded(report, checks.usable_splits(report))
   assert '2 of 5 images to learn from, 1 of 7 images to test on.' in told
 
 
@@ -341,7 +341,7 @@ def test_masks_that_are_left_out_are_counted(tmp_path):
   (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
   report = checks.check(tmp_path)
-  told = checks.left_out(report, checks.salvage(report))
+  told = checks.describe_excluded(report, checks.usable_splits(report))
   assert told == 'Left out for what the check found: the masks of 2 other images.'
   assert 'unreadable files among them and their masks: 1. Errors: 2' in str(report)
 
@@ -370,7 +370,7 @@ def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
   for path in (tmp_path / 'train/good').iterdir():
     path.write_bytes(b'')
   with pytest.raises(DataError, match=r'(?s)is empty.*Nothing is left to learn from'):
-    checks.salvage(checks.check(tmp_path))
+    checks.usable_splits(checks.check(tmp_path))
 
 
 HIDDEN = {('empty mask', 'ground_truth/hole/0_mask.png')}  # For another bad input removes it.
@@ -382,14 +382,14 @@ def test_the_threshold_decides_what_a_defect_is(tmp_path):
   assert [r.defect for r in checks.check(tmp_path).splits.test] == ['good', 'cut', 'good', 'cut']
   report = checks.check(tmp_path, mask_threshold=9)
   assert [r.defect for r in report.splits.test] == ['good', 'good', 'good', 'cut']
-  assert report.shares[tmp_path / 'annotations/cut_1.png'] == 1 / SIZE**2
+  assert report.defective_fractions[tmp_path / 'annotations/cut_1.png'] == 1 / SIZE**2
 
 
 def test_a_model_that_is_extended_may_learn_from_one_image(tmp_path):
   mvtec(tmp_path)
   remove(tmp_path, 'train/good/[1-3].png')
   assert not checks.check(tmp_path).passed
-  assert checks.check(tmp_path, fewest=1).passed
+  assert checks.check(tmp_path, min_images=1).passed
 
 
 def test_gray_and_palette_masks_of_two_values_are_binary(tmp_path):
@@ -403,7 +403,11 @@ def test_gray_and_palette_masks_of_two_values_are_binary(tmp_path):
   Image.fromarray(pixels > 0).save(truth / '1_mask.png')
   report = checks.check(tmp_path)
   assert report.problems == ()
-  assert report.shares[truth / '0_mask.png'] == report.shares[truth / '1_mask.png'] > 0
+  assert (
+    report.defective_fractions[truth / '0_mask.png']
+    == report.defective_fractions[truth / '1_mask.png']
+    > 0
+  )
 
 
 def test_progress_is_shown_over_every_file(tmp_path):
@@ -415,7 +419,7 @@ def test_progress_is_shown_over_every_file(tmp_path):
       told.append((total, what))
       yield item
 
-  checks.check(tmp_path, track=track)
+  checks.check(tmp_path, progress=track)
   assert told == [(9 + 3, 'Checking')] * 12
 
 
@@ -442,5 +446,5 @@ def test_long_lists_of_problems_are_cut_in_messages_only(tmp_path):
 def test_real_data_pass(shared: Path, category):
   report = checks.check(shared / 'data/mvtec_ad', category)
   assert report.problems == ()
-  shares = [report.shares[r.mask] for r in report.splits.test if r.mask]
+  shares = [report.defective_fractions[r.mask] for r in report.splits.test if r.mask]
   assert 0 < min(shares) < max(shares) < 0.5

@@ -71,7 +71,7 @@ def test_it_multiplies_less_than_two_thirds_of_what_resnet18_does():
 
 def test_stages_one_by_one_are_the_whole(variables):
   x, whole = IMAGE, apply(variables, IMAGE)
-  for name, plan in compact.PLANS.items():
+  for name, plan in compact.STAGE_CONFIGS.items():
     own = {collection: tree[name] for collection, tree in variables.items()}
     x = jax.jit(compact.Stage(plan).apply)(own, x)
     np.testing.assert_allclose(x, whole[name], rtol=1e-5, atol=1e-5)
@@ -79,7 +79,7 @@ def test_stages_one_by_one_are_the_whole(variables):
 
 def test_training_moves_the_statistics_unless_they_are_steady(variables):
   x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3)) + 1
-  plan = compact.PLANS['layer1']
+  plan = compact.STAGE_CONFIGS['layer1']
   own = {collection: tree['layer1'] for collection, tree in variables.items()}
   stage = compact.Stage(plan)
 

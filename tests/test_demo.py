@@ -119,7 +119,7 @@ def test_a_check_finds_nothing_wrong(whole):
     assert {record.defect for record in test} == {'good', *demo.kinds(category)}, category
     for record in (*train, *test):
       assert image_io.image_size(record.path) == (64, 64), record
-      assert (record.mask is not None) == record.anomalous, record
+      assert (record.mask is not None) == record.is_anomalous, record
 
 
 def test_a_picture_uses_the_range_and_clips_little(whole):
@@ -144,7 +144,9 @@ def test_good_pictures_vary_and_defects_stand_out(whole):
     train, test = layouts.load(whole, category)
     good = np.stack([image_io.decode(record.path) for record in train]).astype(float)
     assert 1.5 < good.std(axis=0).mean() < 60, category
-    seen = [picture.render_image(category, 'test', r.defect, 0, 0, 64) for r in test if r.anomalous]
+    seen = [
+      picture.render_image(category, 'test', r.defect, 0, 0, 64) for r in test if r.is_anomalous
+    ]
     apart = [abs(one.pixels.astype(float) - one.defect_free)[one.mask].mean() for one in seen]
     assert np.mean(apart) > 8, category  # Levels: of five times the noise.
 

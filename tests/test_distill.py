@@ -105,7 +105,7 @@ def test_distances_are_those_of_the_definition():
 def scales():
   return {
     name: losses.Scale(jnp.full(plan.channels, 0.5), jnp.ones(plan.channels))
-    for name, plan in compact.PLANS.items()
+    for name, plan in compact.STAGE_CONFIGS.items()
   }
 
 

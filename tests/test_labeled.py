@@ -131,8 +131,8 @@ def test_scores_are_those_of_each_image_by_itself(tmp_path):
   records = labeled.load(config, ())
   found = scored(records, config)
   maps = maps_of(records)
-  good = [map for map, record in zip(maps, records, strict=True) if not record.anomalous]
-  bad = [map for map, record in zip(maps, records, strict=True) if record.anomalous]
+  good = [map for map, record in zip(maps, records, strict=True) if not record.is_anomalous]
+  bad = [map for map, record in zip(maps, records, strict=True) if record.is_anomalous]
   np.testing.assert_allclose(found.normal, [map.mean() for map in good], rtol=1e-5)
   np.testing.assert_allclose(found.peaks, [map.max() for map in good], rtol=1e-5)
   np.testing.assert_allclose(found.anomalous, [map.mean() for map in bad], rtol=1e-5)

@@ -42,7 +42,7 @@ def test_mvtec(tmp_path, layout):
     Record(directory / 'test/hole/5.png', 'hole', None),
     Record(directory / 'test/hole/6.png', 'hole', None),
   )
-  assert [record.anomalous for record in test] == [True, True, False, True, True]
+  assert [record.is_anomalous for record in test] == [True, True, False, True, True]
   assert layouts.load(str(directory)) == (train, test)
 
 
@@ -126,7 +126,7 @@ def test_defects_are_never_learned_from(tmp_path):
   with pytest.raises(DataError, match=r'scratch/1\.png.*weak\.png shows a defect.*val\.txt'):
     layouts.load(directory)
   assert len(layouts.load(directory, mask_threshold=1).train) == 3
-  assert layouts.survey(directory).problems == ()
+  assert layouts.scan(directory).problems == ()
 
 
 WRITTEN = (
@@ -141,7 +141,7 @@ def test_lists_as_they_are_written(tmp_path):
   expected = [seglist.Line(tmp_path / 'a.png', tmp_path / 'b.png')], []
   for content in WRITTEN:
     (tmp_path / 'list.txt').write_bytes(content)
-    assert seglist.read(tmp_path / 'list.txt') == expected, content
+    assert seglist.read_list(tmp_path / 'list.txt') == expected, content
 
 
 def test_an_image_that_is_its_own_mask_has_none(tmp_path):
@@ -149,7 +149,7 @@ def test_an_image_that_is_its_own_mask_has_none(tmp_path):
   for content in (b'a.png a.png', b'a.png\ta.png\r\n', b'a.png .\\a.png', b'c d/../a.png\ta.png'):
     (tmp_path / 'list.txt').write_bytes(content)
     expected = [seglist.Line(tmp_path / 'a.png', None)], []
-    assert seglist.read(tmp_path / 'list.txt') == expected, content
+    assert seglist.read_list(tmp_path / 'list.txt') == expected, content
 
 
 def test_names_with_spaces_and_of_any_alphabet(tmp_path):
@@ -157,7 +157,7 @@ def test_names_with_spaces_and_of_any_alphabet(tmp_path):
   touch(*(tmp_path / name for name in names), tmp_path / '良品.png')
   lines = [f'{names[0]}\t{names[1]}', f'{names[2]}\t', f'良品.png {names[2]}']
   (tmp_path / 'list.txt').write_text('\n'.join(lines), encoding='utf-8')
-  assert seglist.read(tmp_path / 'list.txt') == (
+  assert seglist.read_list(tmp_path / 'list.txt') == (
     [
       seglist.Line(tmp_path / names[0], tmp_path / names[1]),
       seglist.Line(tmp_path / names[2], None),
@@ -190,7 +190,7 @@ def test_what_is_wrong_with_a_line_is_told_with_its_number(tmp_path):
   file = tmp_path / 'root/train.txt'
   for line, kind, told in BAD_LINES:
     file.write_bytes(b'a.png b.png\r\n\r\n' + line + b'\r\nb.png\r\n')
-    lines, wrong = seglist.read(file)
+    lines, wrong = seglist.read_list(file)
     assert lines[0] == seglist.Line(tmp_path / 'root/a.png', tmp_path / 'root/b.png'), line
     assert lines[-1] == seglist.Line(tmp_path / 'root/b.png', None), line
     assert wrong, line
@@ -212,7 +212,7 @@ def test_no_list_names_anything_outside(tmp_path_factory, parts):
   inside = tmp_path_factory.getbasetemp() / 'fuzzed/in'
   touch(inside.parent / 'a.png', inside / 'a.png', inside / 'in/a.png')
   (inside / 'train.txt').write_text(''.join(parts))
-  lines, _ = seglist.read(inside / 'train.txt')
+  lines, _ = seglist.read_list(inside / 'train.txt')
   allowed = {inside / 'a.png', inside / 'in/a.png', None}
   assert {path for line in lines for path in line} <= allowed
 
@@ -277,10 +277,10 @@ def test_split_is_a_partition(n, fractions, seed):
   records = [Record(Path(f'{i}.png')) for i in range(n)]
   if n < len(fractions):
     with pytest.raises(DataError, match=f'at least {len(fractions)} images'):
-      record_types.split(records, fractions, seed)
+      record_types.partition(records, fractions, seed)
     return
-  parts = record_types.split(records, fractions, seed)
-  assert parts == record_types.split(records, fractions, seed)
+  parts = record_types.partition(records, fractions, seed)
+  assert parts == record_types.partition(records, fractions, seed)
   assert sorted(record for part in parts for record in part) == sorted(records)
   assert all(parts)
   for part, fraction in zip(parts, fractions, strict=True):
@@ -290,10 +290,12 @@ def test_split_is_a_partition(n, fractions, seed):
 
 def test_split_depends_on_the_seed():
   records = [Record(Path(f'{i}.png')) for i in range(50)]
-  assert [len(part) for part in record_types.split(records, (0.8, 0.1, 0.1), 0)] == [40, 5, 5]
-  assert record_types.split(records, (0.8, 0.2), 0) != record_types.split(records, (0.8, 0.2), 1)
+  assert [len(part) for part in record_types.partition(records, (0.8, 0.1, 0.1), 0)] == [40, 5, 5]
+  assert record_types.partition(records, (0.8, 0.2), 0) != record_types.partition(
+    records, (0.8, 0.2), 1
+  )
   with pytest.raises(ConfigError, match='positive'):
-    record_types.split(records, (1.0, 0.0), 0)
+    record_types.partition(records, (1.0, 0.0), 0)
 
 
 @pytest.mark.real
@@ -301,6 +303,6 @@ def test_bottle(shared: Path):
   train, test = layouts.load(shared / 'data/mvtec_ad', 'bottle')
   assert len(train) == 209
   assert len(test) == 83
-  assert sum(record.anomalous for record in test) == 63
-  assert all((record.mask is not None) == record.anomalous for record in test)
+  assert sum(record.is_anomalous for record in test) == 63
+  assert all((record.mask is not None) == record.is_anomalous for record in test)
   assert layouts.expand(shared / 'data/mvtec_ad', 'objects') == ['bottle', 'screw', 'toothbrush']

@@ -34,7 +34,7 @@ def make(root: Path, good=20, bad=5) -> Path:
 
 
 def listed(root: Path) -> tuple[list[str], list[str]]:
-  read = (seglist.read(root / name) for name in ('train.txt', 'val.txt'))
+  read = (seglist.read_list(root / name) for name in ('train.txt', 'val.txt'))
   train, val = ([line.image.name for line in lines] for lines, wrong in read if not wrong)
   return train, val
 
@@ -70,7 +70,7 @@ def test_the_seed_decides(tmp_path):
   assert listed(tmp_path) != first
   splits = layouts.load(tmp_path)
   assert len(splits.train) == 10
-  assert sum(record.anomalous for record in splits.test) == 5
+  assert sum(record.is_anomalous for record in splits.test) == 5
 
 
 def test_old_lists_are_kept_to_the_byte(tmp_path):

@@ -139,7 +139,7 @@ def weights(module=MODULE):
   rng = np.random.default_rng(0)
   return {
     name: rng.standard_normal(shape).astype(np.float32)
-    for name, (_, shape) in key_mapping.expected(module).items()
+    for name, (_, shape) in key_mapping.expected_tensors(module).items()
   }
 
 
@@ -178,7 +178,7 @@ def refused(path, match, module=MODULE):
 def test_every_format_loads_by_its_content(kind, tmp_path):
   data = WRITERS[kind](weights())
   variables, origin = pretrained_weights.load(place(tmp_path, data), MODULE)
-  for name, (path, _) in key_mapping.expected(MODULE).items():
+  for name, (path, _) in key_mapping.expected_tensors(MODULE).items():
     leaf = functools.reduce(lambda tree, key: tree[key], path, variables)
     expected = weights()[name]
     expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
@@ -268,7 +268,9 @@ def test_names_of_paddle_become_those_of_torchvision():
     'module.layer1.0.bn1.weight': 'layer1.0.bn1.weight',
     'layer1.0.downsample.1._mean': 'layer1.0.downsample.1.running_mean',
   }
-  assert {name: key_mapping.torchvisions(name, (3, 4, 6, 3)) for name in expected} == expected
+  assert {
+    name: key_mapping.to_torchvision_name(name, (3, 4, 6, 3)) for name in expected
+  } == expected
 
 
 def test_a_file_may_hold_more_stages_and_a_head(tmp_path):

@@ -39,7 +39,7 @@ def image_auroc(module: Any, variables: Variables, folder: Path, seed: int = 3) 
     state, _ = update(state, batch)
   fitted = detector.finish(detector.one_pass.settle(state))
   scores = [np.asarray(score(fitted, b.image).image)[b.valid] for b in _batches(splits.test)]
-  scores, bad = np.concatenate(scores), np.array([r.anomalous for r in splits.test])
+  scores, bad = np.concatenate(scores), np.array([r.is_anomalous for r in splits.test])
   return metrics.auroc(metrics.rank(scores[bad], [scores[~bad]]))
 
 

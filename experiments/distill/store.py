@@ -41,7 +41,7 @@ def load(directory: Path) -> tuple[student.Recipe, student.State, losses.Scales]
   recipe = student.Recipe(**json.loads((folder / _NOTES).read_text())['recipe'])
   scales = {
     stage: losses.Scale(jnp.zeros(plan.channels), jnp.zeros(plan.channels))
-    for stage, plan in compact.PLANS.items()
+    for stage, plan in compact.STAGE_CONFIGS.items()
   }
   like = jax.eval_shape(lambda: student.initial(recipe, scales))
   read = {}

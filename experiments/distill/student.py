@@ -112,7 +112,7 @@ def look(
     steady: leave the statistics as they are.
   """
   x, seen, moved = images, {}, {}
-  for name, plan in compact.PLANS.items():
+  for name, plan in compact.STAGE_CONFIGS.items():
     variables = {'params': params[name], 'batch_stats': stats[name]}
     y, after = compact.Stage(plan).apply(variables, x, True, steady, mutable=['batch_stats'])
     seen[name], moved[name] = y, after['batch_stats']

@@ -18,27 +18,27 @@ from uadjax.errors import UnknownName
 Backbone = resnet.ResNet | compact.Compact
 
 
-class _Entry(NamedTuple):
+class _BackboneEntry(NamedTuple):
   make: Callable[..., Backbone]
   stages: tuple[str, ...]  # That there are.
 
 
-def _resnet(**options: Any) -> _Entry:
-  return _Entry(functools.partial(resnet.ResNet, **options), resnet.STAGES)
+def _resnet_entry(**options: Any) -> _BackboneEntry:
+  return _BackboneEntry(functools.partial(resnet.ResNet, **options), resnet.STAGES)
 
 
 _BACKBONES = {
-  'compact': _Entry(compact.Compact, compact.STAGES),
-  'resnet18': _resnet(depths=(2, 2, 2, 2)),
-  'resnet34': _resnet(depths=(3, 4, 6, 3)),
-  'resnet50': _resnet(depths=(3, 4, 6, 3), bottleneck=True),
-  'resnet101': _resnet(depths=(3, 4, 23, 3), bottleneck=True),
-  'wide_resnet50_2': _resnet(depths=(3, 4, 6, 3), bottleneck=True, width=128),
+  'compact': _BackboneEntry(compact.Compact, compact.STAGES),
+  'resnet18': _resnet_entry(depths=(2, 2, 2, 2)),
+  'resnet34': _resnet_entry(depths=(3, 4, 6, 3)),
+  'resnet50': _resnet_entry(depths=(3, 4, 6, 3), bottleneck=True),
+  'resnet101': _resnet_entry(depths=(3, 4, 23, 3), bottleneck=True),
+  'wide_resnet50_2': _resnet_entry(depths=(3, 4, 6, 3), bottleneck=True, width=128),
 }
 
 # ImageNet's, of RGB on [0, 1]: what every published weight was trained on.
-_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
-_STD = np.array((0.229, 0.224, 0.225), np.float32)
+_IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+_IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 def build(name: str, stages: tuple[str, ...]) -> Backbone:
@@ -50,15 +50,17 @@ def build(name: str, stages: tuple[str, ...]) -> Backbone:
       value=name,
       allowed=sorted(_BACKBONES),
     )
-  make, known = _BACKBONES[name]
-  unknown = [stage for stage in stages if stage not in known]
-  if unknown or not stages:
-    raise UnknownName(f'Unknown stages {unknown} of {name}; choose one or more from {list(known)}.')
+  make, available_stages = _BACKBONES[name]
+  unknown_stages = [stage for stage in stages if stage not in available_stages]
+  if unknown_stages or not stages:
+    raise UnknownName(
+      f'Unknown stages {unknown_stages} of {name}; choose one or more from {list(available_stages)}.'
+    )
   return make(arch=name, stages=tuple(stages))
 
 
 def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:
   """What backbones take, from pixels. Inside the graph, so that serving cannot forget it."""
   # Two passes over the pixels rather than three, where nobody fuses them.
-  x = images.astype(jnp.float32) - (255 * _MEAN)[None, None, None]
-  return x * (1 / (255 * _STD))[None, None, None]
+  x = images.astype(jnp.float32) - (255 * _IMAGENET_MEAN)[None, None, None]
+  return x * (1 / (255 * _IMAGENET_STD))[None, None, None]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from uadjax.backbones import convolution
 
 
-class Plan(NamedTuple):
+class StageConfig(NamedTuple):
   """What a stage is made of.
 
   Attributes:
@@ -29,20 +29,20 @@ class Plan(NamedTuple):
     fold: side of the blocks of pixels that become one with more channels first.
   """
 
-  enter: tuple[tuple[int, int, int], ...]
+  stem: tuple[tuple[int, int, int], ...]
   depth: int
   channels: int
-  fold: int = 1
+  space_to_depth: int = 1
 
 
 NAME = 'compact'
 
-PLANS = {
-  'layer1': Plan(((24, 3, 1), (48, 3, 2)), 2, 64, fold=2),
-  'layer2': Plan(((80, 3, 2),), 2, 128),
-  'layer3': Plan(((160, 3, 2),), 3, 256),
+STAGE_CONFIGS = {
+  'layer1': StageConfig(((24, 3, 1), (48, 3, 2)), 2, 64, space_to_depth=2),
+  'layer2': StageConfig(((80, 3, 2),), 2, 128),
+  'layer3': StageConfig(((160, 3, 2),), 3, 256),
 }
-STAGES = tuple(PLANS)
+STAGES = tuple(STAGE_CONFIGS)
 
 
 class Compact(nn.Module):
@@ -56,12 +56,12 @@ class Compact(nn.Module):
 
   stages: tuple[str, ...] = STAGES
   arch: str = NAME
-  axis: str | None = None
+  axis_name: str | None = None
 
   @property
   def depths(self) -> tuple[int, ...]:
     """Blocks in each stage."""
-    return tuple(plan.depth for plan in PLANS.values())
+    return tuple(config.depth for config in STAGE_CONFIGS.values())
 
   @nn.compact
   def __call__(
@@ -69,8 +69,8 @@ class Compact(nn.Module):
   ) -> dict[str, Float[Array, 'b _h _w _c']]:
     """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
     outputs = {}
-    for name, plan in PLANS.items():
-      x = Stage(plan, self.axis, name=name)(x, train)
+    for name, config in STAGE_CONFIGS.items():
+      x = Stage(config, self.axis_name, name=name)(x, train)
       if name in self.stages:
         outputs[name] = x
       if len(outputs) == len(set(self.stages)):
@@ -81,48 +81,52 @@ class Compact(nn.Module):
 class Stage(nn.Module):
   """A stage as planned; of images or of the output of the stage before."""
 
-  plan: Plan
-  axis: str | None = None
+  config: StageConfig
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c'], train: bool = False, steady: bool = False
+    self, x: Float[Array, 'b h w c'], train: bool = False, use_running_stats: bool = False
   ) -> Float[Array, 'b _h _w _c']:
     """Compute; with `steady`, training leaves BatchNorm's statistics as they are, and uses them."""
-    unit = functools.partial(_Unit, axis=self.axis)
-    x = _folded(x, self.plan.fold)
-    for i, (channels, size, stride) in enumerate(self.plan.enter):
-      x = unit(channels, size, stride, name=f'enter_{i}')(x, train, steady)
-    for i in range(self.plan.depth):
-      y = unit(x.shape[-1], 3, name=f'{i}_conv1')(x, train, steady)
-      x = nn.relu(x + unit(x.shape[-1], 3, linear=True, name=f'{i}_conv2')(y, train, steady))
-    return unit(self.plan.channels, 1, name='leave')(x, train, steady)
+    conv_bn = functools.partial(_ConvBatchNorm, axis=self.axis_name)
+    x = _space_to_depth(x, self.config.space_to_depth)
+    for i, (channels, kernel_size, stride) in enumerate(self.config.stem):
+      x = conv_bn(channels, kernel_size, stride, name=f'enter_{i}')(x, train, use_running_stats)
+    for i in range(self.config.depth):
+      y = conv_bn(x.shape[-1], 3, name=f'{i}_conv1')(x, train, use_running_stats)
+      x = nn.relu(
+        x + conv_bn(x.shape[-1], 3, linear=True, name=f'{i}_conv2')(y, train, use_running_stats)
+      )
+    return conv_bn(self.config.channels, 1, name='leave')(x, train, use_running_stats)
 
 
-def _folded(x: Float[Array, 'b h w c'], side: int) -> Float[Array, 'b _h _w _c']:
+def _space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:
   """Make blocks of side x side pixels one with as many times the channels, zeros beyond the end."""
   _, h, w, c = x.shape
-  rows, columns = -(-h // side), -(-w // side)
-  x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
-  x = x.reshape(-1, rows, side, columns, side, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(-1, rows, columns, side * side * c)
+  rows, columns = -(-h // block_size), -(-w // block_size)
+  x = jnp.pad(x, ((0, 0), (0, rows * block_size - h), (0, columns * block_size - w), (0, 0)))
+  x = x.reshape(-1, rows, block_size, columns, block_size, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(-1, rows, columns, block_size * block_size * c)
 
 
-class _Unit(nn.Module):
+class _ConvBatchNorm(nn.Module):
   """A convolution, its BatchNorm, and a ReLU unless `linear`."""
 
   features: int
-  size: int
+  kernel_size: int
   stride: int = 1
   linear: bool = False
-  axis: str | None = None
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c'], train: bool, steady: bool
+    self, x: Float[Array, 'b h w c'], train: bool, use_running_stats: bool
   ) -> Float[Array, 'b _h _w _c']:
     """Compute."""
-    x = convolution.Conv(self.features, self.size, self.stride, name='conv')(x, train)
-    learned = not train or steady
-    x = nn.BatchNorm(learned, axis_name=self.axis, momentum=0.9, epsilon=1e-5, name='bn')(x)
+    x = convolution.Conv(self.features, self.kernel_size, self.stride, name='conv')(x, train)
+    use_running_average = not train or use_running_stats
+    x = nn.BatchNorm(
+      use_running_average, axis_name=self.axis_name, momentum=0.9, epsilon=1e-5, name='bn'
+    )(x)
     return x if self.linear else nn.relu(x)

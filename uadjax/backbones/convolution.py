@@ -16,10 +16,10 @@ from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-_CACHE = 8 << 20  # Bytes of shifted images per product, to stay in a CPU's cache.
+_CACHE_BYTES = 8 << 20  # Bytes of shifted images per product, to stay in a CPU's cache.
 
 # torchvision's: by the fan out, and not truncated.
-_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def conv(
@@ -32,7 +32,7 @@ def conv(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def learning_conv(
+def conv_custom_grad(
   x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c o'], stride: int = 1
 ) -> Float[Array, 'b _h _w o']:
   """Convolve as `conv` does, with a faster weight gradient on a CPU alone."""
@@ -43,61 +43,65 @@ def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, 
   return conv(x, kernel, stride), (x, kernel)
 
 
-def _backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-  x, kernel = saved
+def _backward(stride: int, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+  x, kernel = residuals
   (dx,) = jax.linear_transpose(lambda x: conv(x, kernel, stride), x)(g)
 
-  def own(x: Array, g: Array) -> Array:
+  def default_weight_gradient(x: Array, g: Array) -> Array:
     return jax.linear_transpose(lambda kernel: conv(x, kernel, stride), kernel)(g)[0]
 
-  cpu = functools.partial(_weight_gradient, size=kernel.shape[0], stride=stride)
-  return dx, lax.platform_dependent(x, g, cpu=cpu, default=own)
+  cpu_weight_gradient = functools.partial(
+    _weight_gradient, kernel_size=kernel.shape[0], stride=stride
+  )
+  return dx, lax.platform_dependent(x, g, cpu=cpu_weight_gradient, default=default_weight_gradient)
 
 
-learning_conv.defvjp(_forward, _backward)
+conv_custom_grad.defvjp(_forward, _backward)
 
 
-def _weight_gradient(x: Array, g: Array, size: int, stride: int) -> Array:
+def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:
   """All taps from one matrix product: x shifted sideways against g shifted up and down.
 
   A few images at a time, so that the shifted copies stay in the cache.
   """
-  x, taps = _without_stride(x, g, size, stride)
+  x, taps = _stride_to_channels(x, g, kernel_size, stride)
   (b, rows, _, c), (_, _, width, o) = x.shape, g.shape
   g = jnp.pad(g, ((0, 0), (taps - 1, taps - 1), (0, 0), (0, 0)))
 
-  def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+  def accumulate(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
     x, g = chunk
-    across = jnp.concatenate([x[:, :, j : j + width] for j in range(taps)], axis=-1)
-    down = jnp.concatenate([g[:, i : i + rows] for i in reversed(range(taps))], axis=-1)
-    return total + jnp.einsum('bhwm,bhwn->mn', across, down), None
+    shifted_x = jnp.concatenate([x[:, :, j : j + width] for j in range(taps)], axis=-1)
+    shifted_g = jnp.concatenate([g[:, i : i + rows] for i in reversed(range(taps))], axis=-1)
+    return total + jnp.einsum('bhwm,bhwn->mn', shifted_x, shifted_g), None
 
   image_bytes = rows * width * taps * c * x.dtype.itemsize
-  n = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * image_bytes <= _CACHE))
+  n = max(n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * image_bytes <= _CACHE_BYTES))
   chunks = x.reshape(b // n, n, *x.shape[1:]), g.reshape(b // n, n, *g.shape[1:])
-  total, _ = lax.scan(add, jnp.zeros((taps * c, taps * o), x.dtype), chunks)
+  total, _ = lax.scan(accumulate, jnp.zeros((taps * c, taps * o), x.dtype), chunks)
   kernel = total.reshape(taps, c, taps, o).transpose(2, 0, 1, 3)
-  if size == 1 or stride == 1:
+  if kernel_size == 1 or stride == 1:
     return kernel
-  unfolded = kernel.reshape(taps, taps, stride, stride, c // stride**2, o)
-  unfolded = unfolded.transpose(0, 2, 1, 3, 4, 5)
-  return unfolded.reshape(taps * stride, taps * stride, -1, o)[:size, :size]
+  full_kernel = kernel.reshape(taps, taps, stride, stride, c // stride**2, o)
+  full_kernel = full_kernel.transpose(0, 2, 1, 3, 4, 5)
+  return full_kernel.reshape(taps * stride, taps * stride, -1, o)[:kernel_size, :kernel_size]
 
 
-def _without_stride(x: Array, g: Array, size: int, stride: int) -> tuple[Array, int]:
+def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tuple[Array, int]:
   """Pad x, and fold blocks of stride x stride pixels into channels.
 
   Returns:
     x of a convolution without stride or padding that has the same output, and its kernel's size.
   """
-  if size == 1:
+  if kernel_size == 1:
     return x[:, ::stride, ::stride], 1
   (_, height, width, _), (b, h, w, _) = x.shape, g.shape
-  taps, half = -(-size // stride), size // 2
+  taps, half = -(-kernel_size // stride), kernel_size // 2
   rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
   # A last row or column that no stride reaches is cut off, hence the maximum with zero.
-  ends = max(rows - half - height, 0), max(columns - half - width, 0)
-  x = jnp.pad(x, ((0, 0), (half, ends[0]), (half, ends[1]), (0, 0)))[:, :rows, :columns]
+  end_padding = max(rows - half - height, 0), max(columns - half - width, 0)
+  x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))[
+    :, :rows, :columns
+  ]
   x = x.reshape(b, h + taps - 1, stride, w + taps - 1, stride, -1)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + taps - 1, w + taps - 1, -1), taps
 
@@ -112,7 +116,7 @@ def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
 
 
 @jax.custom_vjp
-def learning_max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
+def max_pool_custom_grad(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
   """Pool as `max_pool` does, with a gradient that is no scatter; ties share it."""
   return max_pool(x)
 
@@ -124,19 +128,21 @@ def _max_of_slices(x: Array) -> Array:
   return functools.reduce(jnp.maximum, [x[:, :, j : j + 2 * width : 2] for j in range(3)])
 
 
-learning_max_pool.defvjp(lambda x: (max_pool(x), x), lambda x, g: jax.vjp(_max_of_slices, x)[1](g))
+max_pool_custom_grad.defvjp(
+  lambda x: (max_pool(x), x), lambda x, g: jax.vjp(_max_of_slices, x)[1](g)
+)
 
 
 class Conv(nn.Module):
   """A convolution without bias; its one parameter is `kernel` (HWIO)."""
 
   features: int
-  size: int
+  kernel_size: int
   stride: int = 1
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w o']:
     """Convolve."""
-    shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param('kernel', _INIT, shape)
-    return (learning_conv if train else conv)(x, kernel, self.stride)
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param('kernel', _KERNEL_INIT, shape)
+    return (conv_custom_grad if train else conv)(x, kernel, self.stride)

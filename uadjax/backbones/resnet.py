@@ -31,7 +31,7 @@ class ResNet(nn.Module):
   depths: tuple[int, ...]
   bottleneck: bool = False
   width: int = 64
-  axis: str | None = None
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -39,16 +39,16 @@ class ResNet(nn.Module):
   ) -> dict[str, Float[Array, 'b _h _w _c']]:
     """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
     x = convolution.Conv(64, 7, 2, name='conv1')(x, train)
-    x = nn.relu(_norm('bn1', train, self.axis)(x))
-    x = (convolution.learning_max_pool if train else convolution.max_pool)(x)
+    x = nn.relu(_batch_norm('bn1', train, self.axis_name)(x))
+    x = (convolution.max_pool_custom_grad if train else convolution.max_pool)(x)
     outputs = {}
-    for number, (stage, depth) in enumerate(zip(STAGES, self.depths, strict=True)):
+    for stage_index, (stage, depth) in enumerate(zip(STAGES, self.depths, strict=True)):
       for i in range(depth):
         x = Block(
-          channels=64 << number,
-          stride=2 if number and not i else 1,
-          inner=self.width << number if self.bottleneck else None,
-          axis=self.axis,
+          channels=64 << stage_index,
+          stride=2 if stage_index and not i else 1,
+          bottleneck_channels=self.width << stage_index if self.bottleneck else None,
+          axis_name=self.axis_name,
           name=f'{stage}_{i}',
         )(x, train)
       if stage in self.stages:
@@ -63,30 +63,32 @@ class Block(nn.Module):
 
   channels: int
   stride: int
-  inner: int | None
-  axis: str | None
+  bottleneck_channels: int | None
+  axis_name: str | None
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w _c']:
     """Add what the convolutions make of x to x, through a projection where shapes differ."""
-    if self.inner is None:
-      sizes, strides = (3, 3), (self.stride, 1)
+    if self.bottleneck_channels is None:
+      kernel_sizes, strides = (3, 3), (self.stride, 1)
       features = (self.channels, self.channels)
     else:
-      sizes, strides = (1, 3, 1), (1, self.stride, 1)
-      features = (self.inner, self.inner, 4 * self.channels)
+      kernel_sizes, strides = (1, 3, 1), (1, self.stride, 1)
+      features = (self.bottleneck_channels, self.bottleneck_channels, 4 * self.channels)
 
     y = x
-    for i, layer in enumerate(zip(features, sizes, strides, strict=True), 1):
-      y = convolution.Conv(*layer, name=f'conv{i}')(y, train)
-      y = _norm(f'bn{i}', train, self.axis)(y)
+    for i, conv_arguments in enumerate(zip(features, kernel_sizes, strides, strict=True), 1):
+      y = convolution.Conv(*conv_arguments, name=f'conv{i}')(y, train)
+      y = _batch_norm(f'bn{i}', train, self.axis_name)(y)
       y = nn.relu(y) if i < len(features) else y
     if x.shape != y.shape:
       x = convolution.Conv(features[-1], 1, self.stride, name='downsample_0')(x, train)
-      x = _norm('downsample_1', train, self.axis)(x)
+      x = _batch_norm('downsample_1', train, self.axis_name)(x)
     return nn.relu(x + y)
 
 
-def _norm(name: str, train: bool, axis: str | None) -> nn.BatchNorm:
-  seen = not train
-  return nn.BatchNorm(seen, axis_name=axis, momentum=0.9, epsilon=1e-5, name=name)
+def _batch_norm(name: str, train: bool, axis_name: str | None) -> nn.BatchNorm:
+  use_running_average = not train
+  return nn.BatchNorm(
+    use_running_average, axis_name=axis_name, momentum=0.9, epsilon=1e-5, name=name
+  )

@@ -29,7 +29,7 @@ def show_weights(name: str | None, as_json: bool) -> None:
   if name is not None and name not in pretrained_weights.FILES:
     raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(pretrained_weights.FILES)}.')
   if name is not None:
-    pretrained_weights.published(name)
+    pretrained_weights.fetch_published(name)
   for arch in [name] if name else pretrained_weights.FILES:
     info = _weights_info(arch)
     if as_json:
@@ -41,7 +41,7 @@ def show_weights(name: str | None, as_json: bool) -> None:
 
 def _weights_info(arch: str) -> dict[str, Any]:
   """What is known of the weights of a backbone, without downloading any."""
-  path = pretrained_weights.cached(arch)
+  path = pretrained_weights.cache_path(arch)
   info = {'name': arch, 'cached': path.is_file(), 'path': str(path)}
   info['source'] = f'{pretrained_weights.TORCHVISION}/{path.name}'
   if not info['cached']:

@@ -40,12 +40,12 @@ def check_dataset(
 
 def _check_category(config: Config, folder: Path | None, as_json: bool) -> bool:
   """Whether nothing speaks against training on one category, which is told."""
-  report = data.examine(config.data, track=progress.track)
+  report = data.check_dataset(config.data, progress=progress.track)
   train, test = report.splits
-  defect_counts = collections.Counter(record.defect for record in test if record.anomalous)
+  defect_counts = collections.Counter(record.defect for record in test if record.is_anomalous)
   if folder:
     folder.mkdir(parents=True, exist_ok=True)
-    report_fields = reports.leave(report, folder)
+    report_fields = reports.write(report, folder)
     files.write_json(folder / 'check_dataset_result.json', {'done_flag': True, **report_fields})
   if as_json:
     console.print_json(
@@ -101,7 +101,7 @@ def _print_problems(all_problems: Sequence[Problem]) -> None:
   for (severity, kind), messages in messages_by_kind.items():
     console.print_line(_kind_heading(severity, kind))
     console.print_line(
-      f'  {problems.listed([runtime.to_printable(message) for message in messages])}\n'
+      f'  {problems.join_messages([runtime.to_printable(message) for message in messages])}\n'
     )
 
 

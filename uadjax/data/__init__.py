@@ -13,14 +13,18 @@ from uadjax.types import Config
 
 def load(config: Config) -> records.Splits:
   """List the images that a `data` config names; with an empty root, those of the demo."""
-  root, category = _where(config)
-  return layouts.load(root, category, _layout(config), config.mask_threshold)
+  root, category = _dataset_folder(config)
+  return layouts.load(root, category, _layout_name(config), config.mask_threshold)
 
 
-def examine(config: Config, fewest: int = checks.FEWEST, track: Track = silently) -> checks.Report:
+def check_dataset(
+  config: Config, min_images: int = checks.MIN_IMAGES, progress: Track = silently
+) -> checks.Report:
   """Check the images that a `data` config names."""
-  root, category = _where(config, track)
-  return checks.check(root, category, _layout(config), config.mask_threshold, fewest, track)
+  root, category = _dataset_folder(config, progress)
+  return checks.check(
+    root, category, _layout_name(config), config.mask_threshold, min_images, progress
+  )
 
 
 def expand(config: Config) -> list[str]:
@@ -32,14 +36,14 @@ def expand(config: Config) -> list[str]:
   return layouts.expand(config.root, config.category)
 
 
-def _where(config: Config, track: Track = silently) -> tuple[Path, str]:
+def _dataset_folder(config: Config, progress: Track = silently) -> tuple[Path, str]:
   if not config.root:
     from uadjax.data import demo
 
     category = config.category or demo.DEFAULT_CATEGORY
-    return demo.cached_dataset(category, track), category
+    return demo.cached_dataset(category, progress), category
   return Path(config.root), config.category
 
 
-def _layout(config: Config) -> str:
+def _layout_name(config: Config) -> str:
   return config.layout if config.root else 'auto'

@@ -24,7 +24,7 @@ from uadjax.types import Batch
 
 _PREFETCH = 2  # Batches; more would only hold memory.
 
-_open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+_open_streams: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 
 def train_batches(
@@ -33,8 +33,8 @@ def train_batches(
   batch_size: int,
   seed: int,
   start: int = 0,
-  host: int = 0,
-  hosts: int = 1,
+  host_index: int = 0,
+  num_hosts: int = 1,
   cache_bytes: int = 2**30,
 ) -> Generator[Batch, None, None]:
   """Shuffled full batches without end; what is left of an epoch goes into the next.
@@ -50,97 +50,111 @@ def train_batches(
     cache_bytes: for keeping images at network size; those beyond are decoded every time.
   """
   tf = tensorflow.tensorflow()
-  share, n = _share(records, batch_size, host, hosts), len(records)
+  host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
 
-  def index_at(position: Any) -> Any:
-    epoch, place = position // n, position % n
+  def shuffled_index(position: Any) -> Any:
+    epoch, offset = position // n, position % n
     seeds = tf.cast(tf.stack([seed % 2**31, epoch % 2**31]), tf.int32)
-    return tf.random.experimental.index_shuffle(place, seeds, n - 1)
+    return tf.random.experimental.index_shuffle(offset, seeds, n - 1)
 
-  indices = _map(tf, index_at, _positions(tf, start, batch_size, share, host))
-  return _batches(tf, indices, records, ops, share, cache_bytes)
+  indices = _map_dataset(
+    tf, shuffled_index, _positions(tf, start, batch_size, host_batch_size, host_index)
+  )
+  return _batch_stream(tf, indices, records, ops, host_batch_size, cache_bytes)
 
 
 def eval_batches(
   records: Sequence[Record],
   ops: transforms.Ops,
   batch_size: int,
-  host: int = 0,
-  hosts: int = 1,
+  host_index: int = 0,
+  num_hosts: int = 1,
 ) -> Generator[Batch, None, None]:
   """Every image once and in order; the last batch is filled up with rows that are not valid.
 
   All hosts get equally many batches, all of the same shape.
   """
   tf = tensorflow.tensorflow()
-  share, n = _share(records, batch_size, host, hosts), len(records)
-  steps = -(-n // batch_size)
-  positions = _positions(tf, 0, batch_size, share, host).take(steps * share)
-  indices = _map(tf, lambda position: tf.where(position < n, position, -1), positions)
-  return _batches(tf, indices, records, ops, share, cache_bytes=0)
+  host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
+  num_steps = -(-n // batch_size)
+  positions = _positions(tf, 0, batch_size, host_batch_size, host_index).take(
+    num_steps * host_batch_size
+  )
+  indices = _map_dataset(tf, lambda position: tf.where(position < n, position, -1), positions)
+  return _batch_stream(tf, indices, records, ops, host_batch_size, cache_bytes=0)
 
 
-def _share(records: Sequence[Record], batch_size: int, host: int, hosts: int) -> int:
+def _host_batch_size(
+  records: Sequence[Record], batch_size: int, host_index: int, num_hosts: int
+) -> int:
   if not records:
     raise DataError('There are no images to read.')
-  if batch_size < 1 or batch_size % hosts or not 0 <= host < hosts:
+  if batch_size < 1 or batch_size % num_hosts or not 0 <= host_index < num_hosts:
     raise ConfigError(
-      f'A batch of {batch_size} cannot be shared by {hosts} hosts (this is number {host});'
-      f' use a positive multiple of {hosts}.'
+      f'A batch of {batch_size} cannot be shared by {num_hosts} hosts (this is number {host_index});'
+      f' use a positive multiple of {num_hosts}.'
     )
-  return batch_size // hosts
+  return batch_size // num_hosts
 
 
-def _positions(tf: Any, start: int, batch_size: int, share: int, host: int) -> Any:
+def _positions(tf: Any, start: int, batch_size: int, host_batch_size: int, host_index: int) -> Any:
   """Positions in the run of the images this host reads, from step `start` on."""
-  own = tf.data.Dataset.range(start * share, np.iinfo(np.int64).max)
-  return _map(tf, lambda i: i // share * batch_size + host * share + i % share, own)
+  local_positions = tf.data.Dataset.range(start * host_batch_size, np.iinfo(np.int64).max)
+  return _map_dataset(
+    tf,
+    lambda i: (
+      i // host_batch_size * batch_size + host_index * host_batch_size + i % host_batch_size
+    ),
+    local_positions,
+  )
 
 
-def _map(tf: Any, f: Callable[..., Any], dataset: Any, **options: Any) -> Any:
+def _map_dataset(tf: Any, f: Callable[..., Any], dataset: Any, **options: Any) -> Any:
   # AutoGraph would look for the source of f, and warn where there is none.
   return dataset.map(tf.autograph.experimental.do_not_convert(f), **options)
 
 
-def _batches(
+def _batch_stream(
   tf: Any,
   indices: Any,
   records: Sequence[Record],
   ops: transforms.Ops,
-  share: int,
+  host_batch_size: int,
   cache_bytes: int,
 ) -> Generator[Batch, None, None]:
   failures: list[Exception] = []
   shape = (ops.height, ops.width, 3)
-  read = _reader(records, ops, cache_bytes, failures)
+  read_image = _cached_reader(records, ops, cache_bytes, failures)
 
-  def pixels_at(index: Any) -> tuple[Any, Any]:
-    image = tf.numpy_function(read, [index], tf.uint8, stateful=False)
+  def load_image(index: Any) -> tuple[Any, Any]:
+    image = tf.numpy_function(read_image, [index], tf.uint8, stateful=False)
     return tf.ensure_shape(image, shape), tf.cast(index, tf.int32)
 
-  dataset = _map(tf, pixels_at, indices, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-  dataset = dataset.batch(share, drop_remainder=True).prefetch(_PREFETCH)
+  dataset = _map_dataset(
+    tf, load_image, indices, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+  )
+  dataset = dataset.batch(host_batch_size, drop_remainder=True).prefetch(_PREFETCH)
 
-  def stream() -> Generator[Batch, None, None]:
+  def generate() -> Generator[Batch, None, None]:
     for image, index in dataset.as_numpy_iterator():
       if failures:
         raise failures[0]
       yield Batch(image, index >= 0, index)
 
-  batches = stream()
-  _open.add(batches)
+  batches = generate()
+  _open_streams.add(batches)
   return batches
 
 
 @atexit.register
 def _close_all() -> None:
   """Ends tf.data's threads while they can still get the interpreter, or its exit would hang."""
-  for batches in list(_open):
+  for batches in list(_open_streams):
     with contextlib.suppress(ValueError):  # Another thread is inside.
       batches.close()
 
 
-def _reader(
+def _cached_reader(
   records: Sequence[Record], ops: transforms.Ops, cache_bytes: int, failures: list[Exception]
 ) -> Callable[[Int[np.ndarray, '']], UInt8[np.ndarray, 'h w 3']]:
   """From index to network image; remembers the first images, as many as fit.
@@ -148,22 +162,22 @@ def _reader(
   tf.data would turn an exception into InvalidArgumentError and print it: failures are put aside.
   """
   shape = (ops.height, ops.width, 3)
-  kept = min(len(records), cache_bytes // int(np.prod(shape)))
-  memo = np.empty((kept, *shape), np.uint8)  # Takes memory only where it is written.
-  known = np.zeros(kept, bool)
+  num_cached = min(len(records), cache_bytes // int(np.prod(shape)))
+  cache = np.empty((num_cached, *shape), np.uint8)  # Takes memory only where it is written.
+  is_cached = np.zeros(num_cached, bool)
 
-  def read(index: Any) -> Any:
+  def read_image(index: Any) -> Any:
     if index < 0 or failures:
       return np.zeros(shape, np.uint8)
-    if index < kept and known[index]:
-      return memo[index]
+    if index < num_cached and is_cached[index]:
+      return cache[index]
     try:
       image = ops.apply(image_io.decode(records[index].path))
     except Exception as error:
       failures.append(error)
       return np.zeros(shape, np.uint8)
-    if index < kept:
-      memo[index], known[index] = image, True
+    if index < num_cached:
+      cache[index], is_cached[index] = image, True
     return image
 
-  return read
+  return read_image

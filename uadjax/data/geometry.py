@@ -30,7 +30,7 @@ class Frame(NamedTuple):
   width: int
 
 
-def whole(h: int, w: int) -> Frame:
+def full_frame(h: int, w: int) -> Frame:
   """The original itself."""
   return Frame(0.0, 0.0, float(h), float(w), h, w)
 
@@ -44,8 +44,8 @@ def keep_ratio(frame: Frame, height: int, width: int) -> Frame:
   """Scale until (height, width) is covered, and cuts the overhang."""
   scale = max(height / frame.height, width / frame.width)
   h, w = min(height / scale, frame.height), min(width / scale, frame.width)
-  cut = _cut(frame, (frame.height - h) / 2, (frame.width - w) / 2, h, w)
-  return cut._replace(height=height, width=width)
+  cropped = _crop(frame, (frame.height - h) / 2, (frame.width - w) / 2, h, w)
+  return cropped._replace(height=height, width=width)
 
 
 def center_crop(frame: Frame, height: int, width: int) -> Frame:
@@ -56,24 +56,24 @@ def center_crop(frame: Frame, height: int, width: int) -> Frame:
       " put 'resize(...)' before 'center_crop(...)'."
     )
   top, left = (frame.height - height) // 2, (frame.width - width) // 2
-  return _cut(frame, top, left, height, width)._replace(height=height, width=width)
+  return _crop(frame, top, left, height, width)._replace(height=height, width=width)
 
 
-def _cut(
+def _crop(
   frame: Frame, top: float | int, left: float | int, height: float | int, width: float | int
 ) -> Frame:
   """A part of the frame, given in the frame's own pixels."""
-  down = (frame.bottom - frame.top) / frame.height
-  right = (frame.right - frame.left) / frame.width
+  y_scale = (frame.bottom - frame.top) / frame.height
+  x_scale = (frame.right - frame.left) / frame.width
   return frame._replace(
-    top=frame.top + down * top,
-    left=frame.left + right * left,
-    bottom=frame.top + down * (top + height),
-    right=frame.left + right * (left + width),
+    top=frame.top + y_scale * top,
+    left=frame.left + x_scale * left,
+    bottom=frame.top + y_scale * (top + height),
+    right=frame.left + x_scale * (left + width),
   )
 
 
-def seen(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
+def pixel_range(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
   """First and end of the n pixels whose centers lie in [low, high), and these edges in the map."""
   # Edges are sums of quotients: a center on one must not change sides by the last bit.
   first, end = max(math.ceil(low - 0.5 - 1e-9), 0), min(math.ceil(high - 0.5 - 1e-9), n)

@@ -28,7 +28,7 @@ _FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
 MAX_PIXELS = 178_956_970  # Pillow's limit too, which others in the process may have lifted.
 
 # EXIF orientation -> transpose first?, then the step through rows and through columns.
-_TURNS = {
+_ORIENTATIONS = {
   1: (False, 1, 1),
   2: (False, 1, -1),
   3: (False, -1, -1),
@@ -39,9 +39,9 @@ _TURNS = {
   8: (True, -1, 1),
 }
 
-_lock = threading.Lock()
-_silence = contextlib.ExitStack()
-_inside = 0
+_suppression_lock = threading.Lock()
+_suppression = contextlib.ExitStack()
+_num_suppressing = 0
 
 
 def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
@@ -54,12 +54,12 @@ def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
   Raises:
     DataError: with the file and the reason, for whatever cannot be read.
   """
-  with _opened(source) as image:
+  with _open_image(source) as image:
     image.load()
-    return _upright(_rgb(image), image)
+    return _to_upright(_to_rgb(image), image)
 
 
-class Raw(NamedTuple):
+class RawMask(NamedTuple):
   """The values of a mask as they are in its file.
 
   Attributes:
@@ -69,25 +69,27 @@ class Raw(NamedTuple):
   """
 
   values: Num[np.ndarray, 'h w']
-  colored: bool
+  is_color: bool
 
 
-def read_raw(source: Source) -> Raw:
+def read_raw_mask(source: Source) -> RawMask:
   """Read a mask, turned upright as its image is; raises as `decode` does."""
-  with _opened(source) as image:
+  with _open_image(source) as image:
     image.load()
-    single = image.mode in ('L', 'P', 'F') or image.mode.startswith('I')
-    values = np.asarray(image) if single else np.asarray(image.convert('RGB')).max(axis=-1)
-    colored = len(set(image.getbands()) - {'A', 'a'}) > 1
-    return Raw(_upright(values, image), colored)
+    is_single_channel = image.mode in ('L', 'P', 'F') or image.mode.startswith('I')
+    values = (
+      np.asarray(image) if is_single_channel else np.asarray(image.convert('RGB')).max(axis=-1)
+    )
+    is_color = len(set(image.getbands()) - {'A', 'a'}) > 1
+    return RawMask(_to_upright(values, image), is_color)
 
 
 def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
   """Read a defect mask: True where the raw value exceeds the threshold."""
-  return read_raw(source).values > threshold
+  return read_raw_mask(source).values > threshold
 
 
-def shows_defect(mask: Source | None, threshold: int = 0) -> bool:
+def has_defect(mask: Source | None, threshold: int = 0) -> bool:
   """Whether a mask marks any pixel; none that is not there does."""
   return mask is not None and bool(read_mask(mask, threshold).any())
 
@@ -98,26 +100,26 @@ class TooLarge(DataError):
 
 def image_size(source: Source) -> tuple[int, int]:
   """Height and width of the upright picture, from its header where the format allows."""
-  with _opened(source) as image:
-    transposed = _turn(image)[0]
-    return (image.width, image.height) if transposed else (image.height, image.width)
+  with _open_image(source) as image:
+    is_transposed = _orientation(image)[0]
+    return (image.width, image.height) if is_transposed else (image.height, image.width)
 
 
-def check(source: Source) -> None:
+def verify(source: Source) -> None:
   """Raise DataError where a picture's header, or a PNG's checksums, are wrong.
 
   Much quicker than decoding; a JPEG that ends too early passes.
   """
-  with _opened(source) as image:
+  with _open_image(source) as image:
     image.verify()
 
 
 @contextlib.contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
+def _open_image(source: Source) -> Iterator[Image.Image]:
   file = io.BytesIO(source) if isinstance(source, bytes) else source
   name = source if isinstance(source, str | Path) else getattr(source, 'name', 'the image')
   try:
-    with _quiet(), Image.open(file, formats=_FORMATS) as image:
+    with _suppress_warnings(), Image.open(file, formats=_FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
         raise TooLarge(f'its {image.width} x {image.height} pixels are more than {MAX_PIXELS}.')
       yield image
@@ -129,7 +131,7 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     ) from None
   except UnidentifiedImageError:
     reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
-    if _holds_nothing(source):  # As where a disk was full, or a copy was interrupted.
+    if _is_empty(source):  # As where a disk was full, or a copy was interrupted.
       reason = 'it is empty (0 bytes)'
     raise DataError(f'Cannot read {name}: {reason}.') from None
   except Exception as error:  # Pillow raises nearly anything on damaged files.
@@ -137,7 +139,7 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     raise DataError(f'Cannot read {name}: {reason.rstrip(".")}.') from error
 
 
-def _holds_nothing(source: Source) -> bool:
+def _is_empty(source: Source) -> bool:
   if isinstance(source, bytes):
     return not source
   try:
@@ -149,52 +151,54 @@ def _holds_nothing(source: Source) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _suppress_warnings() -> Iterator[None]:
   """Silence Pillow while any thread is inside; `catch_warnings` alone does not bear threads."""
-  global _inside
-  with _lock:
-    if not _inside:
-      _silence.enter_context(warnings.catch_warnings())
+  global _num_suppressing
+  with _suppression_lock:
+    if not _num_suppressing:
+      _suppression.enter_context(warnings.catch_warnings())
       warnings.filterwarnings('ignore', module=r'PIL\.')
-    _inside += 1
+    _num_suppressing += 1
   try:
     yield
   finally:
-    with _lock:
-      _inside -= 1
-      if not _inside:
-        _silence.close()
+    with _suppression_lock:
+      _num_suppressing -= 1
+      if not _num_suppressing:
+        _suppression.close()
 
 
-def _rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
   if image.mode.startswith('I') or image.mode == 'F':
-    gray = _from_floats(image) if image.mode == 'F' else _from_16_bits(image)
+    gray = _gray_from_float(image) if image.mode == 'F' else _gray_from_16_bit(image)
     return np.repeat(gray[..., None], 3, axis=-1)
   if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Have no direct way, or only a noisy one, to RGB.
     image = image.convert('LA' if image.mode == 'La' else 'RGBA')
   return np.asarray(image.convert('RGB'))
 
 
-def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
+def _gray_from_16_bit(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
   values = np.asarray(image).astype(np.int64)
   if values.min() < 0 or values.max() > 65535:  # Mode 'I' holds 32-bit TIFFs as well.
     raise DataError(f'its values {values.min()} to {values.max()} are not 8 or 16 bit.')
   return ((values + 128) // 257).astype(np.uint8)  # Rounds, for 65535 = 255 * 257.
 
 
-def _from_floats(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
+def _gray_from_float(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
   values = np.asarray(image)
   if not (values.min() >= 0.0 and values.max() <= 1.0):  # So worded that NaN is refused.
     raise DataError(f'its floats reach from {values.min():g} to {values.max():g}, not 0 to 1.')
   return np.round(values * 255.0).astype(np.uint8)
 
 
-def _turn(image: Image.Image) -> tuple[bool, int, int]:
+def _orientation(image: Image.Image) -> tuple[bool, int, int]:
   if image.format == 'TIFF':  # Pillow turns these itself, and reports the upright size.
-    return _TURNS[1]
-  return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _TURNS[1])
+    return _ORIENTATIONS[1]
+  return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _ORIENTATIONS[1])
 
 
-def _upright(values: Num[np.ndarray, '...'] | Bool[np.ndarray, '...'], image: Image.Image):
-  transposed, down, right = _turn(image)
-  return np.ascontiguousarray((values.swapaxes(0, 1) if transposed else values)[::down, ::right])
+def _to_upright(values: Num[np.ndarray, '...'] | Bool[np.ndarray, '...'], image: Image.Image):
+  is_transposed, row_step, column_step = _orientation(image)
+  return np.ascontiguousarray(
+    (values.swapaxes(0, 1) if is_transposed else values)[::row_step, ::column_step]
+  )

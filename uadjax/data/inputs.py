@@ -24,10 +24,10 @@ from uadjax.system import http
 Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded image, pixels.
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # 'C:\\' is none.
-_SEVERAL = list | tuple | Iterator
-_LIST = '.txt'  # Of a file that lists images.
+_CONTAINERS = list | tuple | Iterator
+_LIST_SUFFIX = '.txt'  # Of a file that lists images.
 
-_ALLOWED = (
+_ALLOWED_INPUTS = (
   'a path or URL of an image, a folder, an array (uint8; [h w 3] in RGB, or [h w]), the bytes of an'
   " image file, {'img': any of these}, or a list of any of these"
 )
@@ -44,7 +44,7 @@ class Source(NamedTuple):
 
   name: str
   origin: Origin
-  inner: Path = Path()
+  subfolder: Path = Path()
 
 
 def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
@@ -63,10 +63,10 @@ def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
     DataError: the only input cannot be opened, or has no image in it; or, when its turn comes, an
       input is of no such type, or a list contains itself.
   """
-  held = inputs.get('img') if isinstance(inputs, Mapping) else inputs
-  alone = not isinstance(held, _SEVERAL | Mapping)
-  sources = _sources(inputs, alone, skip)
-  return itertools.chain([next(sources)], sources) if alone else sources
+  item = inputs.get('img') if isinstance(inputs, Mapping) else inputs
+  is_single = not isinstance(item, _CONTAINERS | Mapping)
+  sources = _list_sources(inputs, is_single, skip)
+  return itertools.chain([next(sources)], sources) if is_single else sources
 
 
 def read(source: Source, access: http.Access = http.PUBLIC) -> UInt8[np.ndarray, 'h w 3']:
@@ -76,19 +76,19 @@ def read(source: Source, access: http.Access = http.PUBLIC) -> UInt8[np.ndarray,
     DataError: with the name and the reason.
   """
   if isinstance(source.origin, np.ndarray):
-    return _pixels(source.origin, source.name)
+    return _to_rgb(source.origin, source.name)
   if isinstance(source.origin, Path):
-    with _opened(source.origin, source.name) as file:
+    with _open_regular(source.origin, source.name) as file:
       return image_io.decode(file)
-  content = held(source, access).origin
+  content = fetch(source, access).origin
   assert isinstance(content, bytes)  # All else is dealt with above.
   try:
     return image_io.decode(content)
   except DataError as error:  # Bytes have no name of their own to be called by.
-    raise DataError(f'{_shown(source)}: {error}') from None
+    raise DataError(f'{_name_without_secrets(source)}: {error}') from None
 
 
-def held(source: Source, access: http.Access = http.PUBLIC) -> Source:
+def fetch(source: Source, access: http.Access = http.PUBLIC) -> Source:
   """Fetch what lies behind a URL, so that it is fetched once; anything else is at hand.
 
   Raises:
@@ -99,48 +99,48 @@ def held(source: Source, access: http.Access = http.PUBLIC) -> Source:
   return source._replace(origin=http.get(source.origin, access))
 
 
-def _shown(source: Source) -> str:
+def _name_without_secrets(source: Source) -> str:
   return http.shown(source.name) if _URL.match(source.name) else source.name
 
 
-def _sources(inputs: Any, alone: bool, skip: Path | None) -> Iterator[Source]:
-  numbers = collections.defaultdict(itertools.count)
-  for origin in _origins(inputs):
-    for source in _found(origin, numbers, skip):
-      if alone and source.origin is origin:  # And not one of the images in a folder.
-        _check(source)
+def _list_sources(inputs: Any, is_single: bool, skip: Path | None) -> Iterator[Source]:
+  counters = collections.defaultdict(itertools.count)
+  for origin in _flatten(inputs):
+    for source in _expand_origin(origin, counters, skip):
+      if is_single and source.origin is origin:  # And not one of the images in a folder.
+        _require_readable(source)
       yield source
 
 
-def _origins(inputs: Any) -> Iterator[Origin]:
+def _flatten(inputs: Any) -> Iterator[Origin]:
   """Take lists apart, with a stack of our own: they may be nested deeper than Python's."""
-  opened: list[tuple[Any, Iterator[Any]]] = [(None, iter([inputs]))]
-  inside = {id(None)}
-  while opened:
-    for item in opened[-1][1]:
-      within = _within(item)
-      if within is None:
-        yield _origin(item)
-      elif id(item) in inside:
+  stack: list[tuple[Any, Iterator[Any]]] = [(None, iter([inputs]))]
+  open_ids = {id(None)}
+  while stack:
+    for item in stack[-1][1]:
+      items = _container_items(item)
+      if items is None:
+        yield _to_origin(item)
+      elif id(item) in open_ids:
         raise DataError(f'A {type(item).__name__} of images contains itself.')
       else:
-        opened.append((item, within))
-        inside.add(id(item))
+        stack.append((item, items))
+        open_ids.add(id(item))
         break
     else:
-      inside.remove(id(opened.pop()[0]))
+      open_ids.remove(id(stack.pop()[0]))
 
 
-def _within(item: Any) -> Iterator[Any] | None:
+def _container_items(item: Any) -> Iterator[Any] | None:
   """What a container holds; None for what is none. An open file would be its lines."""
   if isinstance(item, Mapping):
     if 'img' not in item:
       raise DataError(f"A dict of an image has the key 'img'; this one has {list(item)}.")
     return iter([item['img']])
-  return iter(item) if isinstance(item, _SEVERAL) and not isinstance(item, io.IOBase) else None
+  return iter(item) if isinstance(item, _CONTAINERS) and not isinstance(item, io.IOBase) else None
 
 
-def _origin(item: Any) -> Origin:
+def _to_origin(item: Any) -> Origin:
   if isinstance(item, np.ndarray | bytes):
     return item
   if isinstance(item, bytearray | memoryview):
@@ -149,81 +149,83 @@ def _origin(item: Any) -> Origin:
     return item
   if isinstance(item, str | os.PathLike) and item != '':
     return Path(os.fsdecode(item))
-  kind, way = type(item).__name__, ''
+  type_name, hint = type(item).__name__, ''
   if hasattr(item, '__array__') or hasattr(item, '__array_interface__'):
-    way = ' Pass numpy.asarray() of it.'
+    hint = ' Pass numpy.asarray() of it.'
   elif isinstance(item, io.IOBase):
-    way = ' Pass what its read() returns.'
-  what = 'an empty path' if isinstance(item, str) else f'what is of type {kind}'
-  raise DataError(f'Cannot read {what} as an image.{way} An image can be {_ALLOWED}.')
+    hint = ' Pass what its read() returns.'
+  description = 'an empty path' if isinstance(item, str) else f'what is of type {type_name}'
+  raise DataError(
+    f'Cannot read {description} as an image.{hint} An image can be {_ALLOWED_INPUTS}.'
+  )
 
 
-def _found(
-  origin: Origin, numbers: Mapping[str, Iterator[int]], skip: Path | None
+def _expand_origin(
+  origin: Origin, counters: Mapping[str, Iterator[int]], skip: Path | None
 ) -> Iterator[Source]:
   if isinstance(origin, Path) and _is_folder(origin):
-    yield from _below(origin, skip)
-  elif isinstance(origin, Path) and origin.suffix.lower() == _LIST and origin.is_file():
-    yield from _lines(origin)
+    yield from _walk_folder(origin, skip)
+  elif isinstance(origin, Path) and origin.suffix.lower() == _LIST_SUFFIX and origin.is_file():
+    yield from _read_list(origin)
   elif isinstance(origin, str):
     # One with a password is refused when it is read, and not told.
-    secret = '@' in origin.split('?')[0]
-    yield Source(http.shown(origin) if secret else _text(origin), origin)
+    has_credentials = '@' in origin.split('?')[0]
+    yield Source(http.shown(origin) if has_credentials else _printable(origin), origin)
   elif isinstance(origin, Path):
-    yield Source(_text(origin), origin)
+    yield Source(_printable(origin), origin)
   else:
     kind = 'bytes' if isinstance(origin, bytes) else 'array'
-    yield Source(f'{kind}_{next(numbers[kind]):04d}', origin)
+    yield Source(f'{kind}_{next(counters[kind]):04d}', origin)
 
 
-def _lines(path: Path) -> Iterator[Source]:
+def _read_list(path: Path) -> Iterator[Source]:
   """The images that a text file lists, relative to its folder."""
-  empty = True
+  is_empty = True
   with path.open(encoding='utf-8', errors='surrogateescape') as file:
     for line in filter(None, (line.rstrip('\r\n') for line in file)):
-      empty = False
+      is_empty = False
       origin = line if _URL.match(line) else path.parent / line
-      yield Source(_text(origin), origin)
-  if empty:
-    raise DataError(f'{_text(path)} lists no image; it must have a path or URL in each line.')
+      yield Source(_printable(origin), origin)
+  if is_empty:
+    raise DataError(f'{_printable(path)} lists no image; it must have a path or URL in each line.')
 
 
-def _below(top: Path, skip: Path | None) -> Iterator[Source]:
+def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
   """Find what `scanning.below` does, but list a folder only when all before it was yielded.
 
   A folder that cannot be listed is a source itself, and so is one without any image.
   """
-  waiting, walked, empty = [top], set(), True
+  pending, visited, is_empty = [root], set(), True
   if skip and skip.exists():
-    walked.add(_mark(skip))
-  while waiting:
-    folder = waiting.pop()
-    inner = folder.relative_to(top)
+    visited.add(_folder_id(skip))
+  while pending:
+    folder = pending.pop()
+    subfolder = folder.relative_to(root)
     try:
-      mark = _mark(folder)
-      if mark in walked:
+      folder_id = _folder_id(folder)
+      if folder_id in visited:
         continue
-      walked.add(mark)
-      images, folders = _listed(folder)
+      visited.add(folder_id)
+      images, folders = _list_folder(folder)
     except OSError:
-      empty = False
-      yield Source(_text(folder), folder, inner.parent)
+      is_empty = False
+      yield Source(_printable(folder), folder, subfolder.parent)
       continue
-    waiting += [folder / name for name in reversed(folders)]
+    pending += [folder / name for name in reversed(folders)]
     for name in images:
-      empty = False
-      yield Source(_text(folder / name), folder / name, inner)
-  if empty:
-    yield Source(_text(top), top)
+      is_empty = False
+      yield Source(_printable(folder / name), folder / name, subfolder)
+  if is_empty:
+    yield Source(_printable(root), root)
 
 
-def _mark(folder: Path) -> tuple[int, int]:
+def _folder_id(folder: Path) -> tuple[int, int]:
   """What a folder is known by, whatever links lead to it."""
   status = folder.stat()
   return status.st_dev, status.st_ino
 
 
-def _listed(folder: Path) -> tuple[list[str], list[str]]:
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
   """Names of the images and of the folders in a folder; hidden ones are passed over."""
   images, folders = [], []
   with os.scandir(folder) as entries:
@@ -235,10 +237,10 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
       elif entry.name.lower().endswith(scanning.SUFFIXES):
         images.append(entry.name)
 
-  def natural(name: str) -> Any:
-    return scanning.natural(Path(name))
+  def sort_key(name: str) -> Any:
+    return scanning.natural_sort_key(Path(name))
 
-  return sorted(images, key=natural), sorted(folders, key=natural)
+  return sorted(images, key=sort_key), sorted(folders, key=sort_key)
 
 
 def _is_folder(entry: Path | os.DirEntry) -> bool:
@@ -248,19 +250,19 @@ def _is_folder(entry: Path | os.DirEntry) -> bool:
     return False
 
 
-def _text(name: Path | str) -> str:
+def _printable(name: Path | str) -> str:
   """A name that can be printed and written: bytes that are no UTF-8 are spelled out."""
   return str(name).encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
-def _check(source: Source) -> None:
+def _require_readable(source: Source) -> None:
   if isinstance(source.origin, Path):
-    _opened(source.origin, source.name).close()
+    _open_regular(source.origin, source.name).close()
   elif isinstance(source.origin, np.ndarray):
-    _pixels(source.origin, source.name)
+    _to_rgb(source.origin, source.name)
 
 
-def _opened(path: Path, name: str) -> BinaryIO:
+def _open_regular(path: Path, name: str) -> BinaryIO:
   """Open a regular file: nothing else, for a pipe can wait forever, and a device never end."""
 
   def opener(_: str, flags: int) -> int:
@@ -279,22 +281,22 @@ def _opened(path: Path, name: str) -> BinaryIO:
     raise DataError(f'Cannot read {name}: {reason}.') from None
 
 
-def _pixels(array: np.ndarray, name: str) -> UInt8[np.ndarray, 'h w 3']:
-  way = ''
+def _to_rgb(array: np.ndarray, name: str) -> UInt8[np.ndarray, 'h w 3']:
+  hint = ''
   if array.dtype != np.uint8:
-    way = 'Scale its values to 0-255 and pass array.astype(numpy.uint8)'
+    hint = 'Scale its values to 0-255 and pass array.astype(numpy.uint8)'
   elif array.ndim == 4:
-    way = 'Pass the images of a batch as list(array)'
+    hint = 'Pass the images of a batch as list(array)'
   elif array.ndim == 3 and array.shape[-1] == 4:
-    way = 'Drop the alpha with array[..., :3]'
+    hint = 'Drop the alpha with array[..., :3]'
   elif array.ndim == 3 and array.shape[-1] not in (1, 3) and array.shape[0] in (1, 3):
-    way = 'Bring the channels to the end with array.transpose(1, 2, 0)'
+    hint = 'Bring the channels to the end with array.transpose(1, 2, 0)'
   elif not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
-    way = 'Pass one of these shapes'
-  if way:
+    hint = 'Pass one of these shapes'
+  if hint:
     raise DataError(
       f'Cannot read {name}: its shape is {array.shape} and its type {array.dtype}; an image is '
-      f'uint8, (height, width, 3) in RGB or (height, width) in gray. {way}.'
+      f'uint8, (height, width, 3) in RGB or (height, width) in gray. {hint}.'
     )
-  deep = array.reshape(*array.shape[:2], -1)
-  return deep if deep.shape[-1] == 3 else np.repeat(deep, 3, axis=-1)
+  with_channels = array.reshape(*array.shape[:2], -1)
+  return with_channels if with_channels.shape[-1] == 3 else np.repeat(with_channels, 3, axis=-1)

@@ -13,7 +13,7 @@ from uadjax.system import logging as log, progress
 from uadjax.types import Config
 
 
-def passed(config: Config) -> records.Splits:
+def checked_splits(config: Config) -> records.Splits:
   """The images, if they pass the check; where that is not asked for, those that can be used.
 
   Raises:
@@ -28,31 +28,33 @@ def passed(config: Config) -> records.Splits:
         hint=('Run that first: ', Setting('mode', 'check_dataset'), '.'),
       )
   # A model that is extended may learn from a single image more.
-  report = data.examine(config.data, 1 if config.fit.extend else checks.FEWEST, progress.track)
-  splits = checks.demand(report) if config.check.enforce else checks.salvage(report)
+  report = data.check_dataset(
+    config.data, 1 if config.fit.extend else checks.MIN_IMAGES, progress.track
+  )
+  splits = checks.require_valid(report) if config.check.enforce else checks.usable_splits(report)
   if report.problems:
     log.LOG.warning('%s', report)
-  if told := checks.left_out(report, splits):
-    log.LOG.warning('%s', told)
+  if message := checks.describe_excluded(report, splits):
+    log.LOG.warning('%s', message)
   return splits
 
 
-def tested(config: Config) -> tuple[Record, ...]:
+def checked_test_set(config: Config) -> tuple[Record, ...]:
   """The test images, if nothing is wrong with them; what is learned from does not matter.
 
   Raises:
     DataError: with all that is wrong.
     ConfigError: there are none.
   """
-  report = data.examine(config.data, track=progress.track)
+  report = data.check_dataset(config.data, progress=progress.track)
   test = report.splits.test
-  files = {path for record in test for path in (record.path, record.mask)}
-  report = report._replace(problems=tuple(p for p in report.problems if p.path in files))
+  test_files = {path for record in test for path in (record.path, record.mask)}
+  report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))
   if not report.passed and not config.check.enforce:
     log.LOG.warning('%s', report)
-    test = checks.salvage(report).test
+    test = checks.usable_splits(report).test
   else:
-    test = checks.demand(report).test
+    test = checks.require_valid(report).test
   if not test:
     raise ConfigError(
       f'{Path(config.data.root, config.data.category)} has no test images; there must be a folder '
@@ -61,64 +63,64 @@ def tested(config: Config) -> tuple[Record, ...]:
   return test
 
 
-def tell(config: Config, workdir: Path) -> dict[str, Any]:
+def run_check(config: Config, workdir: Path) -> dict[str, Any]:
   """Check a data set, and leave pictures and the result."""
-  report = data.examine(config.data, track=progress.track)
+  report = data.check_dataset(config.data, progress=progress.track)
   log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
-  return reports.leave(report, workdir)
+  return reports.write(report, workdir)
 
 
-def prepared(config: Config) -> Config:
+def convert_and_resplit(config: Config) -> Config:
   """Convert and split the data set if asked to; the configuration of what comes of it."""
-  return _split(_converted(config))
+  return _resplit_lists(_convert_labels(config))
 
 
-def _converted(config: Config) -> Config:
+def _convert_labels(config: Config) -> Config:
   """The configuration, its data those that another tool's labels became."""
   options = config.check.convert
   if not options.enable:
     return config
-  _demand_root(config, 'check.convert')
+  _require_root(config, 'check.convert')
   if not options.output:
     raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
   source, target = Path(config.data.root, config.data.category), Path(options.output)
-  made = convert.convert(source, options.src_dataset_type, target, progress.track)
-  types = ', '.join(f'{name} {count}' for name, count in made.num_per_defect.items())
+  conversion = convert.convert(source, options.src_dataset_type, target, progress.track)
+  type_counts = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
   log.LOG.info(
     'Converted %s to %s: %d images to learn from, %d to test on; of all of them: %s.',
-    source, target, made.num_train, made.num_val, types,
+    source, target, conversion.num_train, conversion.num_val, type_counts,
   )  # fmt: skip
-  for note in made.notes:
+  for note in conversion.notes:
     log.LOG.warning('%s', note)
-  own = config.copy_and_resolve_references().unlock()
-  own.data.update({'root': str(target), 'category': '', 'layout': 'seglist'})
-  return own
+  converted_config = config.copy_and_resolve_references().unlock()
+  converted_config.data.update({'root': str(target), 'category': '', 'layout': 'seglist'})
+  return converted_config
 
 
-def _split(config: Config) -> Config:
+def _resplit_lists(config: Config) -> Config:
   """The configuration, the lists of its data drawn anew."""
   options = config.check.split
   if not options.enable:
     return config
-  _demand_root(config, 'check.split')
+  _require_root(config, 'check.split')
   if config.data.layout not in ('auto', 'seglist'):
     raise ConfigError(
       f'check.split draws the lists of a seglist anew, but data.layout is {config.data.layout!r}; '
       'convert the data with check.convert first, or leave check.split out.'
     )
   directory = Path(config.data.root, config.data.category)
-  drawn = resplit.resplit(
+  summary = resplit.resplit(
     directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
   )
   log.LOG.info(
     'Lists of %s drawn anew: %d images to learn from, %d to test on (%d defective); the old ones '
     'are %s.',
-    directory, drawn.train, drawn.val, drawn.defective, ' and '.join(drawn.backups),
+    directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
   )  # fmt: skip
   return config
 
 
-def _demand_root(config: Config, what: str) -> None:
+def _require_root(config: Config, setting_name: str) -> None:
   """Keep an empty root from meaning the folder that the user happens to be in."""
   if not config.data.root:
-    raise ConfigError(f'data.root is not set; name the data set that {what} is for.')
+    raise ConfigError(f'data.root is not set; name the data set that {setting_name} is for.')

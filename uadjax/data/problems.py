@@ -7,7 +7,7 @@ from typing import NamedTuple
 from uadjax.errors import DataError
 
 ERROR, WARNING = 'error', 'warning'
-_SHOWN = 10  # Sentences; the rest is counted.
+_MAX_MESSAGES = 10  # Sentences; the rest is counted.
 
 
 class Problem(NamedTuple):
@@ -36,16 +36,16 @@ def warning(kind: str, path: Path, message: str) -> Problem:
   return Problem(WARNING, kind, path, message)
 
 
-def refuse(problems: Iterable[Problem]) -> None:
+def raise_errors(problems: Iterable[Problem]) -> None:
   """Raise DataError where one of them is an error, with up to ten sentences."""
   messages = [problem.message for problem in problems if problem.severity == ERROR]
   if len(messages) == 1:
     raise DataError(messages[0])
   if messages:
-    raise DataError(f'{len(messages)} things are wrong:\n  {listed(messages)}')
+    raise DataError(f'{len(messages)} things are wrong:\n  {join_messages(messages)}')
 
 
-def listed(messages: Sequence[str]) -> str:
+def join_messages(messages: Sequence[str]) -> str:
   """Up to ten sentences in lines of their own, and how many more there are."""
-  more = [f'and {len(messages) - _SHOWN} more'] if len(messages) > _SHOWN else []
-  return '\n  '.join([*messages[:_SHOWN], *more])
+  remainder = [f'and {len(messages) - _MAX_MESSAGES} more'] if len(messages) > _MAX_MESSAGES else []
+  return '\n  '.join([*messages[:_MAX_MESSAGES], *remainder])

@@ -24,7 +24,7 @@ class Record(NamedTuple):
   mask: Path | None = None
 
   @property
-  def anomalous(self) -> bool:
+  def is_anomalous(self) -> bool:
     """Whether the image shows a defect."""
     return self.defect != 'good'
 
@@ -36,7 +36,7 @@ class Splits(NamedTuple):
   test: tuple[Record, ...]
 
 
-def split(
+def partition(
   records: Sequence[Record], fractions: Sequence[float], seed: int
 ) -> tuple[tuple[Record, ...], ...]:
   """Partition records at random into parts of about these fractions, none of them empty.
@@ -55,11 +55,11 @@ def split(
       f'Cannot split {len(records)} images into {len(fractions)} parts; at least {len(fractions)}'
       f' images are needed in {records[0].path.parent if records else "the data set"}.'
     )
-  ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
-  sizes = np.diff(ends, prepend=0)
-  while not sizes.all():  # The largest part lends to the empty ones.
-    sizes[sizes.argmin()] += 1
-    sizes[sizes.argmax()] -= 1
-  order = np.random.default_rng(seed).permutation(len(records))
-  parts = np.split(order, np.cumsum(sizes)[:-1])
-  return tuple(tuple(records[i] for i in sorted(part)) for part in parts)
+  group_ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
+  group_sizes = np.diff(group_ends, prepend=0)
+  while not group_sizes.all():  # The largest part lends to the empty ones.
+    group_sizes[group_sizes.argmin()] += 1
+    group_sizes[group_sizes.argmax()] -= 1
+  permutation = np.random.default_rng(seed).permutation(len(records))
+  index_groups = np.split(permutation, np.cumsum(group_sizes)[:-1])
+  return tuple(tuple(records[i] for i in sorted(indices)) for indices in index_groups)

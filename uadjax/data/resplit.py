@@ -53,75 +53,78 @@ def resplit(
     ConfigError: the percentages are not positive integers that sum to 100.
     DataError: there are no such lists, or what they name cannot be read.
   """
-  _check(train_percent, val_percent)
-  lines = _read(directory)
+  _validate_percentages(train_percent, val_percent)
+  lines = _read_lists(directory)
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    shows = [*pool.map(lambda line: image_io.shows_defect(line.mask, mask_threshold), lines)]
-  defective = [line for line, shown in zip(lines, shows, strict=True) if shown]
+    has_defect = [*pool.map(lambda line: image_io.has_defect(line.mask, mask_threshold), lines)]
+  defective = [line for line, is_defective in zip(lines, has_defect, strict=True) if is_defective]
   good = [
     Record(line.image, mask=line.mask)
-    for line, shown in zip(lines, shows, strict=True)
-    if not shown
+    for line, is_defective in zip(lines, has_defect, strict=True)
+    if not is_defective
   ]
-  learned, tested = (
-    [seglist.Line(record.path, record.mask) for record in part]
-    for part in records.split(good, (train_percent / 100, val_percent / 100), seed)
+  train_lines, val_lines = (
+    [seglist.Line(record.path, record.mask) for record in chunk]
+    for chunk in records.partition(good, (train_percent / 100, val_percent / 100), seed)
   )
-  tested += defective
+  val_lines += defective
   # Both old lists are safe before the first is replaced, and there is a list at every moment.
-  backups = [_keep(directory / name) for name in _LISTS if (directory / name).is_file()]
-  for name, chosen in zip(_LISTS, (learned, tested), strict=True):
-    files.write_text(directory / name, _text(chosen, directory))
-  return Summary(len(learned), len(tested), len(defective), tuple(backups))
+  backups = [_back_up(directory / name) for name in _LISTS if (directory / name).is_file()]
+  for name, split_lines in zip(_LISTS, (train_lines, val_lines), strict=True):
+    files.write_text(directory / name, _format_list(split_lines, directory))
+  return Summary(len(train_lines), len(val_lines), len(defective), tuple(backups))
 
 
-def _check(train_percent: int, val_percent: int) -> None:
-  whole = all(type(percent) is int for percent in (train_percent, val_percent))  # bool is no int.
-  if not whole or min(train_percent, val_percent) <= 0 or train_percent + val_percent != 100:
+def _validate_percentages(train_percent: int, val_percent: int) -> None:
+  are_integers = all(
+    type(percent) is int for percent in (train_percent, val_percent)
+  )  # bool is no int.
+  if not are_integers or min(train_percent, val_percent) <= 0 or train_percent + val_percent != 100:
     raise ConfigError(
       f'check.split.train_percent={train_percent} and check.split.val_percent={val_percent} must be'
       ' integers above 0 that sum to 100, such as 80 and 20.'
     )
 
 
-def _read(directory: Path) -> list[seglist.Line]:
+def _read_lists(directory: Path) -> list[seglist.Line]:
   """The images of both lists, each once, in the order of their paths."""
-  present = [directory / name for name in _LISTS if (directory / name).is_file()]
-  if not present:
+  list_files = [directory / name for name in _LISTS if (directory / name).is_file()]
+  if not list_files:
     raise DataError(
       f'{directory} has neither train.txt nor val.txt, and only the layout seglist is split;'
       ' convert other data first, with check.convert.enable=True.'
     )
   lines: dict[Path, seglist.Line] = {}
-  wrong: list[problems.Problem] = []
-  for file in present:
-    found, more = seglist.read(file)
-    wrong += more
-    for line in found:
+  all_problems: list[problems.Problem] = []
+  for file in list_files:
+    file_lines, file_problems = seglist.read_list(file)
+    all_problems += file_problems
+    for line in file_lines:
       if lines.setdefault(line.image, line).mask != line.mask:
         masks = f'{lines[line.image].mask} and {line.mask}'
-        told = f'{line.image} is listed with two masks, {masks}; keep one line of it.'
-        wrong.append(problems.error('listed twice', line.image, told))
-  problems.refuse(wrong)
+        message = f'{line.image} is listed with two masks, {masks}; keep one line of it.'
+        all_problems.append(problems.error('listed twice', line.image, message))
+  problems.raise_errors(all_problems)
   return [lines[image] for image in sorted(lines)]
 
 
-def _keep(file: Path) -> str:
+def _back_up(file: Path) -> str:
   """Copy a list to the first of .bak, .bak.1, .bak.2 … that is free."""
-  copy, number = file.with_name(f'{file.name}.bak'), 0
-  while copy.exists():
-    number += 1
-    copy = file.with_name(f'{file.name}.bak.{number}')
-  shutil.copyfile(file, copy)
-  return copy.name
+  backup, suffix = file.with_name(f'{file.name}.bak'), 0
+  while backup.exists():
+    suffix += 1
+    backup = file.with_name(f'{file.name}.bak.{suffix}')
+  shutil.copyfile(file, backup)
+  return backup.name
 
 
-def _text(lines: Sequence[seglist.Line], directory: Path) -> str:
+def _format_list(lines: Sequence[seglist.Line], directory: Path) -> str:
   """A list. The tab is there even without a mask, for names may hold spaces."""
   return ''.join(
-    f'{_relative(line.image, directory)}\t{_relative(line.mask, directory)}\n' for line in lines
+    f'{_relative_posix(line.image, directory)}\t{_relative_posix(line.mask, directory)}\n'
+    for line in lines
   )
 
 
-def _relative(path: Path | None, directory: Path) -> str:
+def _relative_posix(path: Path | None, directory: Path) -> str:
   return path.relative_to(directory).as_posix() if path else ''

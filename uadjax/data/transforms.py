@@ -19,7 +19,7 @@ from uadjax.data import geometry
 from uadjax.errors import ConfigError
 
 
-class Restored(NamedTuple):
+class RestoredMap(NamedTuple):
   """A map at the original size.
 
   Attributes:
@@ -27,8 +27,8 @@ class Restored(NamedTuple):
     seen: whether the network saw the pixel; False outside the crop.
   """
 
-  map: Float[np.ndarray, 'h w']
-  seen: Bool[np.ndarray, 'h w']
+  anomaly_map: Float[np.ndarray, 'h w']
+  visible: Bool[np.ndarray, 'h w']
 
 
 class Step(NamedTuple):
@@ -59,7 +59,7 @@ class Ops(NamedTuple):
 
   def frame(self, h: int, w: int) -> geometry.Frame:
     """The rectangle of an h x w original that the network sees."""
-    frame = geometry.whole(h, w)
+    frame = geometry.full_frame(h, w)
     for name, height, width in self.steps:
       frame = geometry.OPS[name](frame, height, width)
     # Rounding must not carry an edge out of the picture.
@@ -69,43 +69,47 @@ class Ops(NamedTuple):
     """Bring an image to network size, bilinearly and with antialiasing."""
     frame = self.frame(*image.shape[:2])
     box = (frame.left, frame.top, frame.right, frame.bottom)
-    picture = Image.fromarray(image)
-    return np.asarray(picture.resize((self.width, self.height), Image.Resampling.BILINEAR, box))
+    pil_image = Image.fromarray(image)
+    return np.asarray(pil_image.resize((self.width, self.height), Image.Resampling.BILINEAR, box))
 
-  def restore(self, map: Float[np.ndarray, 'height width'], h: int, w: int) -> Restored:
+  def restore(self, anomaly_map: Float[np.ndarray, 'height width'], h: int, w: int) -> RestoredMap:
     """Bring a map at network size back to the h x w original."""
     frame = self.frame(h, w)
-    top, bottom, above, below = geometry.seen(frame.top, frame.bottom, h, self.height)
-    left, right, before, after = geometry.seen(frame.left, frame.right, w, self.width)
-    restored = Restored(np.full((h, w), map.min(), np.float32), np.zeros((h, w), bool))
+    top, bottom, box_top, box_bottom = geometry.pixel_range(frame.top, frame.bottom, h, self.height)
+    left, right, box_left, box_right = geometry.pixel_range(frame.left, frame.right, w, self.width)
+    restored = RestoredMap(np.full((h, w), anomaly_map.min(), np.float32), np.zeros((h, w), bool))
     if top < bottom and left < right:
       # The outermost pixels may begin outside the frame; there the map goes on as it ends.
-      margin = math.ceil(max(-above, -before, below - self.height, after - self.width, 0))
-      picture = Image.fromarray(np.pad(np.asarray(map, np.float32), margin, mode='edge'))
-      box = (before + margin, above + margin, after + margin, below + margin)
+      margin = math.ceil(
+        max(-box_top, -box_left, box_bottom - self.height, box_right - self.width, 0)
+      )
+      padded = Image.fromarray(np.pad(np.asarray(anomaly_map, np.float32), margin, mode='edge'))
+      box = (box_left + margin, box_top + margin, box_right + margin, box_bottom + margin)
       size = (right - left, bottom - top)
-      inside = slice(top, bottom), slice(left, right)
-      restored.map[inside] = picture.resize(size, Image.Resampling.BILINEAR, box)
-      restored.seen[inside] = True
+      window = slice(top, bottom), slice(left, right)
+      restored.anomaly_map[window] = padded.resize(size, Image.Resampling.BILINEAR, box)
+      restored.visible[window] = True
     return restored
 
 
 def parse(text: str) -> Ops:
   """Read ops such as 'resize(256)|center_crop(224)'; two arguments are height and width."""
-  steps = tuple(_step(part, text) for part in text.split('|'))
-  for before, step in itertools.pairwise(steps):
-    if step.name == 'center_crop' and (step.height > before.height or step.width > before.width):
-      raise ConfigError(f'{text!r} crops {step[1:]} from the smaller {before[1:]}.')
+  steps = tuple(_parse_step(op_text, text) for op_text in text.split('|'))
+  for previous, step in itertools.pairwise(steps):
+    if step.name == 'center_crop' and (
+      step.height > previous.height or step.width > previous.width
+    ):
+      raise ConfigError(f'{text!r} crops {step[1:]} from the smaller {previous[1:]}.')
   return Ops(steps)
 
 
-def _step(part: str, text: str) -> Step:
-  found = re.fullmatch(r'\s*(\w+)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*', part, re.ASCII)
-  name, height, width = found.groups() if found else ('', '0', '0')
+def _parse_step(op_text: str, text: str) -> Step:
+  match = re.fullmatch(r'\s*(\w+)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*', op_text, re.ASCII)
+  name, height, width = match.groups() if match else ('', '0', '0')
   step = Step(name, int(height), int(width or height))
   if name not in geometry.OPS or not step.height or not step.width:
     raise ConfigError(
-      f'Cannot read the op {part.strip()!r} in {text!r}; choose from {sorted(geometry.OPS)}, with '
+      f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(geometry.OPS)}, with '
       f'one'
       " positive size or height and width, as in 'resize(256)|center_crop(224)'."
     )

@@ -137,7 +137,7 @@ def judge(record: Record, result: Result, truth: pixel_scores.Mask | None) -> Ju
 
 def rank(judged: Sequence[Judged]) -> metrics.Ranking | None:
   """Rank the images; None where there are only good or only defective ones."""
-  labels = np.array([one.record.anomalous for one in judged], bool)
+  labels = np.array([one.record.is_anomalous for one in judged], bool)
   scores = np.array([one.score for one in judged])
   return metrics.rank(scores[labels], [scores[~labels]]) if 0 < labels.sum() < len(labels) else None
 
@@ -153,8 +153,8 @@ def measure(
     'oracles': ['image_f1_max', 'pixel_f1_max'],  # At thresholds that nobody knows beforehand.
     'at_threshold': _at_threshold(judged),
     'counts': {
-      'good': sum(not one.record.anomalous for one in judged),
-      'defective': sum(one.record.anomalous for one in judged),
+      'good': sum(not one.record.is_anomalous for one in judged),
+      'defective': sum(one.record.is_anomalous for one in judged),
       'without_mask': sum(one.confusion is None for one in judged),
       'unseen_pixels': sum(one.unseen for one in judged),
       'unseen_defect_pixels': sum(one.unseen_defects for one in judged),
@@ -173,7 +173,7 @@ def _of_ranking(ranking: metrics.Ranking | None, kind: str) -> dict[str, float |
 
 def _at_threshold(judged: Sequence[Judged]) -> dict[str, Any]:
   """What the calibrated thresholds do: images are called where NG, pixels where marked."""
-  labels = np.array([one.record.anomalous for one in judged], bool)
+  labels = np.array([one.record.is_anomalous for one in judged], bool)
   verdicts = np.array([one.label for one in judged])
   of = np.array([one.record.defect for one in judged])
   called = verdicts == 'NG'

@@ -45,9 +45,9 @@ def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
     raise DataError(f'calibrate.labelled={directory} is not there; name a data set directory.')
   splits = layouts.load(directory, mask_threshold=config.data.mask_threshold)
   records = splits.test
-  if all(record.anomalous for record in records):
+  if all(record.is_anomalous for record in records):
     records = splits.train + splits.test
-  defective = sum(record.anomalous for record in records)
+  defective = sum(record.is_anomalous for record in records)
   if not 0 < defective < len(records):
     raise DataError(
       f'calibrate.labelled={directory} has {len(records) - defective} good and {defective} '
@@ -87,14 +87,14 @@ def score(
   peaks: list[float] = []
   rows = config.evaluate.batch_size
   for one in scoring.score(scorer, fitted, records, ops, rows, mesh, split):
-    images[one.record.anomalous].append(one.image)
-    if not one.record.anomalous:
+    images[one.record.is_anomalous].append(one.image)
+    if not one.record.is_anomalous:
       peaks.append(float(one.map.max()))
     size = image_io.image_size(one.record.path)
     truth = pixel_scores.read(one.record, size, config.data.mask_threshold)
     if truth is not None:
       restored = ops.restore(one.map, *size)
-      pixel_scores.add(pixels, one.map, restored.map, restored.seen, truth)
+      pixel_scores.add(pixels, one.map, restored.anomaly_map, restored.visible, truth)
   ranking = pixel_scores.ranking(pixels)
   pixel = None
   if ranking is not None:

@@ -24,12 +24,12 @@ def read(record: Record, size: tuple[int, int], threshold: int) -> Mask | None:
   Raises:
     DataError: the mask cannot be read, or has not the (height, width) of its image.
   """
-  if not record.anomalous:
+  if not record.is_anomalous:
     return np.zeros(size, bool)
   if record.mask is None:
     return None
   truth = image_io.read_mask(record.mask, threshold)
-  if told := layouts.misfit(record, size, truth.shape):
+  if told := layouts.mask_size_mismatch(record, size, truth.shape):
     raise DataError(told)
   return truth
 
@@ -99,4 +99,4 @@ def _normal(pixels: Pixels) -> Iterator[Float[np.ndarray, ' _n']]:
     if not len(bits):
       continue
     normal = np.unpackbits(bits, count=size[0] * size[1]).astype(bool).reshape(size)
-    yield pixels.ops.restore(map, size[0], size[1]).map[normal]
+    yield pixels.ops.restore(map, size[0], size[1]).anomaly_map[normal]

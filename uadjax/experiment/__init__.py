@@ -65,7 +65,7 @@ def train(config: Config, workdir: Path) -> Result:
 
 
 def _train(config: Config, workdir: Path) -> Result:
-  splits = prepare.passed(config)
+  splits = prepare.checked_splits(config)
   processes.meet('fitting', config.hosts.wait_s)
   trained = training.train(config, splits, workdir)
   processes.meet('judging', config.hosts.wait_s)
@@ -81,7 +81,7 @@ def _train(config: Config, workdir: Path) -> Result:
 
 def check_dataset(config: Config, workdir: Path) -> Result:
   """Convert and split the data set if asked to, then tell all that is wrong with it."""
-  result = _over_categories(prepare.tell, prepare.prepared(config), workdir)
+  result = _over_categories(prepare.run_check, prepare.convert_and_resplit(config), workdir)
   if 'categories' in result:
     result['check_pass'] = all(one['check_pass'] for one in result['categories'].values())
   return result
@@ -96,7 +96,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
       log.LOG.info('data.ops is that of the model, %s.', model.ops)
     if config.detector.name.lower() != model.name.lower():
       log.LOG.info('The model is a %s, whatever the configuration says.', model.name)
-    return evaluate_run.assess(model, prepare.tested(config), config, workdir)
+    return evaluate_run.assess(model, prepare.checked_test_set(config), config, workdir)
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()

@@ -91,7 +91,7 @@ def report(
   config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})
   config.evaluate.update({'save_pictures': 0, 'report_pictures': _PICTURES})
   config.check.enforce = False
-  test = prepare.tested(config)
+  test = prepare.checked_test_set(config)
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
     return assess(model, test, config, Path(folder), page=output)['metrics']

@@ -102,7 +102,7 @@ def pictures(
   named = [Path(path) for path in normals.path if path] if normals else []
   good = [path for path in named if path.is_file()]
   if folder and (not good or not splits.test):
-    good = [record.path for record in splits.train if not record.anomalous] or good
+    good = [record.path for record in splits.train if not record.is_anomalous] or good
   if not good:
     raise ConfigError(
       'export.quantize needs good images to measure and judge on, and none that calibration.csv of '
@@ -132,7 +132,7 @@ def compare(
   before, after = np.concatenate(found, axis=1).astype(np.float64)
   labels = ([calibration.label(float(x), limits) for x in scores] for scores in (before, after))
   scale = np.maximum(np.abs(before), np.finfo(np.float32).tiny)
-  anomalous = np.array([record.anomalous for record in records])
+  anomalous = np.array([record.is_anomalous for record in records])
   return Kept(
     len(records),
     sum(a != b for a, b in zip(*labels, strict=True)),
@@ -176,8 +176,10 @@ def _splits(model: model_dir.Model, folder: Path | None) -> records.Splits:
 
 def _listed(root: str | Path, category: str, layout: str, threshold: int) -> records.Splits:
   """The images of a data set; that there is nothing to learn from does not matter."""
-  listing = layouts.survey(root, category, layout)
-  return layouts.load(root, category, layout, threshold) if listing.by_mask else listing.splits
+  listing = layouts.scan(root, category, layout)
+  return (
+    layouts.load(root, category, layout, threshold) if listing.labels_by_mask else listing.splits
+  )
 
 
 def _auroc(scores: Float[np.ndarray, ' n'], anomalous: Bool[np.ndarray, ' n']) -> float | None:

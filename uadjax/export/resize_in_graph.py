@@ -114,8 +114,8 @@ def _sums(x: Any, one: _Pass, numpy: Any) -> Any:
 def enlarge(map: Float[Array, 'b h w'], ops: transforms.Ops, height: int, width: int) -> Array:
   """What `transforms.Ops.restore` makes of maps: [b height width], their minimum where unseen."""
   frame = ops.frame(height, width)
-  down = geometry.seen(frame.top, frame.bottom, height, ops.height)
-  across = geometry.seen(frame.left, frame.right, width, ops.width)
+  down = geometry.pixel_range(frame.top, frame.bottom, height, ops.height)
+  across = geometry.pixel_range(frame.left, frame.right, width, ops.width)
   beyond = (-down[2], -across[2], down[3] - ops.height, across[3] - ops.width)
   margin = math.ceil(max(*beyond, 0))
   rows, columns = _back(*down, ops.height, margin), _back(*across, ops.width, margin)

@@ -120,7 +120,7 @@ def compare(
     scores = _in_batches(lambda x: jax.device_get(score(x)), on.seen, _AT_ONCE)
     if on.taken.shape == on.seen.shape:
       return scores
-    maps = [model.ops.restore(map, *on.taken.shape[1:3]).map for map in scores.map]
+    maps = [model.ops.restore(map, *on.taken.shape[1:3]).anomaly_map for map in scores.map]
     return scores._replace(map=np.stack(maps))
 
   want = known(lambda x: model.score(model.fitted, x))

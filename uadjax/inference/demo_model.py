@@ -56,7 +56,7 @@ def configure(name: str) -> Config:
     name, [('data.category', demo.DEFAULT_CATEGORY), ('evaluate.do_eval', False)]
   )
   # Nothing is downloaded for a demo.
-  there = weights.cached(config.backbone.name).is_file()
+  there = weights.cache_path(config.backbone.name).is_file()
   config.backbone.weights = 'imagenet' if there else 'embedded'
   if not detectors.learns_once(config.detector.name):
     config.fit.update({'steps': 60, 'batch_size': 8})

@@ -165,7 +165,7 @@ class _Prepared(NamedTuple):
 
 def _prepare(one: Predictor, source: inputs.Source, stem: str) -> _Prepared:
   try:
-    source = inputs.held(source, one.access)
+    source = inputs.fetch(source, one.access)
     image = inputs.read(source)
   except DataError as error:
     return _Prepared(source, stem, error=str(error))
@@ -233,11 +233,11 @@ def _stem(source: inputs.Source, taken: dict[str, int], nameless: dict[str, int]
   """A name for the results of an image that no other has in their folder: x, x_2, x_3."""
   taken = taken if isinstance(source.origin, Path | str) else nameless
   stem = _shortened(PurePath(source.name).stem)
-  first = f'{source.inner}/{stem}'.casefold()  # Some file systems know no case.
+  first = f'{source.subfolder}/{stem}'.casefold()  # Some file systems know no case.
   for number in itertools.count(taken.get(first, 0) + 1):
     taken[first] = number
     name = stem if number == 1 else f'{stem}_{number}'
-    key = f'{source.inner}/{name}'.casefold()
+    key = f'{source.subfolder}/{name}'.casefold()
     if number == 1 or key not in taken:
       taken.setdefault(key, 1)
       return name

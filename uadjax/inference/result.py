@@ -76,7 +76,7 @@ class Result(Mapping[str, Any]):
     nothing = np.zeros((0, 0), np.float32)
     self = cls(source, stem, transforms.Ops(()), limits, (0, 0), math.nan, nothing)
     self.error, self.label = error, ''
-    self.restored = transforms.Restored(nothing, np.zeros((0, 0), bool))
+    self.restored = transforms.RestoredMap(nothing, np.zeros((0, 0), bool))
     return self
 
   @property
@@ -85,19 +85,19 @@ class Result(Mapping[str, Any]):
     return self.limits.image
 
   @functools.cached_property
-  def restored(self) -> transforms.Restored:
+  def restored(self) -> transforms.RestoredMap:
     """The map at original size, and which pixels the network saw."""
     return self._ops.restore(self._map, *self.size)
 
   @property
   def anomaly_map(self) -> Float[np.ndarray, 'h w']:
     """Raw map values at original size; the map's minimum where the network saw nothing."""
-    return self.restored.map
+    return self.restored.anomaly_map
 
   @property
   def seen(self) -> Bool[np.ndarray, 'h w']:
     """The pixels that the network saw: all but those outside a crop."""
-    return self.restored.seen
+    return self.restored.visible
 
   @functools.cached_property
   def marked(self) -> Bool[np.ndarray, 'h w']:
@@ -276,7 +276,7 @@ class Result(Mapping[str, Any]):
   def _place(self, save_path: str | Path, suffix: str) -> Path:
     path = Path(save_path)
     folder = path.is_dir() or not path.suffix or f'{save_path}'.endswith('/')
-    path = path / self._source.inner / f'{self._stem}_res{suffix}' if folder else path
+    path = path / self._source.subfolder / f'{self._stem}_res{suffix}' if folder else path
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -25,10 +25,10 @@ def settle(config: Config, workdir: Path) -> Config:
     return own
   backbones.build(backbone.name, layers)  # Unknown names are told before anything is fetched.
   chosen = weights.choose(backbone.name, backbone.weights, layers)
-  if chosen.why:
+  if chosen.fallback_reason:
     logging.LOG.warning(
       'Embedded weights are used, for those of ImageNet could not be had: PatchCore loses '
-      'about 0.01 of image AUROC (experiments/README.md). %s', chosen.why,
+      'about 0.01 of image AUROC (experiments/README.md). %s', chosen.fallback_reason,
     )  # fmt: skip
   backbone.update({'name': chosen.name, 'weights': chosen.weights})
   return own

@@ -44,7 +44,7 @@ def _by_descent(
   """Learn from most images; choose the best step and set thresholds by the others."""
   held_out = config.fit.held_out
   shares = [1 - held_out, held_out / 2, held_out / 2]
-  parts = loop.Parts(*record_types.split(records, shares, config.seed))
+  parts = loop.Parts(*record_types.partition(records, shares, config.seed))
   ops = transforms.parse(config.data.ops)
   mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
   spec = Spec(

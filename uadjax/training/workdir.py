@@ -31,7 +31,9 @@ def default(config: Config, variant: str = '') -> Path:
   """Where a run goes that was not told: named after the detector, its variant and the data."""
   data = config.data
   places = reversed(Path(data.root).resolve().parts if data.root else ())
-  telling = (place for place in places if place.lower() not in (*scanning.NORMAL, 'train'))
+  telling = (
+    place for place in places if place.lower() not in (*scanning.NORMAL_FOLDER_NAMES, 'train')
+  )
   name = data.category or next(telling, '')
   return Path('runs') / '_'.join(filter(None, (config.detector.name, variant, name)))
 

@@ -34,8 +34,8 @@ FILES = {
 _LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
 # With its card and origin beside it.
 EMBEDDED = Path(compact.__file__).with_name('compact.safetensors')
-_IMITATED = 'resnet18'  # By the compact network.
-_KEY = 'backbone.weights'
+_DISTILLED_FROM = 'resnet18'  # By the compact network.
+_CONFIG_KEY = 'backbone.weights'
 
 
 class Provenance(NamedTuple):
@@ -59,10 +59,10 @@ class Choice(NamedTuple):
 
   name: str
   weights: str
-  why: str = ''
+  fallback_reason: str = ''
 
 
-def choose(name: str, weights: str, stages: Sequence[str], base: str = TORCHVISION) -> Choice:
+def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCHVISION) -> Choice:
   """Decide what 'auto' and 'embedded' stand for.
 
   'auto' is ImageNet's weights where they are cached or can be downloaded. The embedded weights are
@@ -73,29 +73,29 @@ def choose(name: str, weights: str, stages: Sequence[str], base: str = TORCHVISI
   """
   if name not in (*FILES, compact.NAME):  # Which is told where it is built.
     return Choice(name, weights)
-  imitated = name == _IMITATED and set(stages) <= set(compact.STAGES)
+  can_use_embedded = name == _DISTILLED_FROM and set(stages) <= set(compact.STAGES)
   if weights == 'auto' and name != compact.NAME:
-    why = ''
+    reason = ''
     # One that is damaged is removed, and then fetched anew.
-    for _ in range(2 if cached(name).is_file() else 1):
+    for _ in range(2 if cache_path(name).is_file() else 1):
       try:
-        published(name, base)
+        fetch_published(name, base_url)
         return Choice(name, 'imagenet')
       except WeightsError as error:
-        why = str(error)
-    if not imitated:
-      raise WeightsError(why)
-    return Choice(compact.NAME, 'embedded', why)
+        reason = str(error)
+    if not can_use_embedded:
+      raise WeightsError(reason)
+    return Choice(compact.NAME, 'embedded', reason)
   if weights in ('auto', 'embedded'):
-    if name != compact.NAME and not imitated:
+    if name != compact.NAME and not can_use_embedded:
       raise WeightsError(
-        f'The embedded weights imitate {list(compact.STAGES)} of {_IMITATED}, not {list(stages)} '
+        f'The embedded weights imitate {list(compact.STAGES)} of {_DISTILLED_FROM}, not {list(stages)} '
         f'of {name}.',
-        key=_KEY,
+        key=_CONFIG_KEY,
         value=weights,
         hint=(
           'Choose others (',
-          Setting(_KEY),
+          Setting(_CONFIG_KEY),
           ": 'imagenet', 'random' or a file), or that network.",
         ),
       )
@@ -103,7 +103,9 @@ def choose(name: str, weights: str, stages: Sequence[str], base: str = TORCHVISI
   return Choice(name, weights)
 
 
-def load(weights: str, module: Backbone, base: str = TORCHVISION) -> tuple[Variables, Provenance]:
+def load(
+  weights: str, module: Backbone, base_url: str = TORCHVISION
+) -> tuple[Variables, Provenance]:
   """Read the variables of `module`.
 
   Args:
@@ -121,7 +123,7 @@ def load(weights: str, module: Backbone, base: str = TORCHVISION) -> tuple[Varia
     variables = jax.jit(module.init)(key, jnp.zeros((1, 32, 32, 3)))
     return variables, Provenance('random', 'random initialization', '')
   if weights == 'imagenet':
-    path, source = published(module.arch, base)
+    path, source = fetch_published(module.arch, base_url)
   elif weights == 'embedded':
     path, source = EMBEDDED, 'embedded in uadjax (see NOTICE)'
   else:
@@ -131,21 +133,21 @@ def load(weights: str, module: Backbone, base: str = TORCHVISION) -> tuple[Varia
   except OSError as error:
     raise WeightsError(
       f'Cannot read weights {path}: {error.strerror}.',
-      key=_KEY,
+      key=_CONFIG_KEY,
       value=weights,
-      hint=(Setting(_KEY), " is 'auto', 'imagenet', 'embedded', 'random' or a file."),
+      hint=(Setting(_CONFIG_KEY), " is 'auto', 'imagenet', 'embedded', 'random' or a file."),
     ) from None
-  variables = _variables(data, module, path)
-  license = _LICENSES.get(weights, '')
-  return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), license)
+  variables = _parse_variables(data, module, path)
+  spdx_license = _LICENSES.get(weights, '')
+  return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), spdx_license)
 
 
-def cached(arch: str) -> Path:
+def cache_path(arch: str) -> Path:
   """Where torchvision's file lies once it has been downloaded."""
   return files.cache() / 'weights' / FILES[arch]
 
 
-def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
+def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
   """Find torchvision's file in the cache, which is filled first where it has to be."""
   if arch not in FILES:
     raise WeightsError(
@@ -155,14 +157,14 @@ def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
       allowed=sorted(FILES),
       hint=(
         'Choose another ',
-        Setting(_KEY),
+        Setting(_CONFIG_KEY),
         f', or one of {sorted(FILES)} (',
         Setting('backbone.name'),
         ').',
       ),
     )
-  path = cached(arch)
-  digest, url = path.stem.rpartition('-')[2], f'{base}/{path.name}'
+  path = cache_path(arch)
+  digest, url = path.stem.rpartition('-')[2], f'{base_url}/{path.name}'
   try:
     if path.exists():
       download.verify(path, digest, str(path))
@@ -171,17 +173,17 @@ def published(arch: str, base: str = TORCHVISION) -> tuple[Path, str]:
   except WeightsError as error:
     raise WeightsError(
       str(error),
-      key=_KEY,
+      key=_CONFIG_KEY,
       hint=(
         f'Run again to download it, put the file at {path}, or name a file that you have with ',
-        Setting(_KEY, 'FILE'),
+        Setting(_CONFIG_KEY, 'FILE'),
         '.',
       ),
     ) from error
   return path, url
 
 
-def _variables(data: bytes, module: Backbone, path: Path) -> Variables:
+def _parse_variables(data: bytes, module: Backbone, path: Path) -> Variables:
   try:
     tensors = formats.read(data)
   except ValueError as error:
@@ -189,26 +191,36 @@ def _variables(data: bytes, module: Backbone, path: Path) -> Variables:
       f'{path} is damaged or holds no weights: {error}. Give a state_dict as .pth, .safetensors, '
       f'.npz or .pdparams, or download the file again.'
     ) from error
-  found = {key_mapping.torchvisions(name, module.depths): value for name, value in tensors.items()}
-  wanted = key_mapping.expected(module)
-  _check(found, wanted, module, path)
-  flat = {place: _leaf(found[name], name, path) for name, (place, _) in wanted.items()}
-  return traverse_util.unflatten_dict(flat)
+  tensors_by_name = {
+    key_mapping.to_torchvision_name(name, module.depths): value for name, value in tensors.items()
+  }
+  expected = key_mapping.expected_tensors(module)
+  _require_matching_tensors(tensors_by_name, expected, module, path)
+  flat_variables = {
+    variable_path: _to_leaf(tensors_by_name[name], name, path)
+    for name, (variable_path, _) in expected.items()
+  }
+  return traverse_util.unflatten_dict(flat_variables)
 
 
-def _check(found: formats.Tensors, wanted: dict[str, Any], module: Backbone, path: Path) -> None:
+def _require_matching_tensors(
+  tensors_by_name: formats.Tensors, expected: dict[str, Any], module: Backbone, path: Path
+) -> None:
   """Refuse what is not, tensor for tensor, the network up to its last stage."""
-  needed, held = key_mapping.parts(wanted), key_mapping.parts(found)
-  for part in needed:
-    if part not in held:
+  needed_modules, available_modules = (
+    key_mapping.top_level_modules(expected),
+    key_mapping.top_level_modules(tensors_by_name),
+  )
+  for top_level_module in needed_modules:
+    if top_level_module not in available_modules:
       raise WeightsError(
-        f'{path} has no {part}, which {module.arch} with stages {list(module.stages)} needs; it '
-        f'has {held}.',
+        f'{path} has no {top_level_module}, which {module.arch} with stages {list(module.stages)} needs; it '
+        f'has {available_modules}.',
         key='detector.layers',
         value=module.stages,
         hint=(
           'Name a file that holds it (',
-          Setting(_KEY, 'FILE'),
+          Setting(_CONFIG_KEY, 'FILE'),
           '), or other stages (',
           Setting('detector.layers'),
           ').',
@@ -216,26 +228,30 @@ def _check(found: formats.Tensors, wanted: dict[str, Any], module: Backbone, pat
       )
   hint = (
     f'Name the file of a {module.arch} (',
-    Setting(_KEY),
+    Setting(_CONFIG_KEY),
     '), or another ',
     Setting('backbone.name'),
     '.',
   )
-  for name, (_, shape) in wanted.items():
-    if name not in found:
+  for name, (_, shape) in expected.items():
+    if name not in tensors_by_name:
       raise WeightsError(f'{path} is not of {module.arch}: it has no tensor {name}.', hint=hint)
-    if found[name].shape != shape:
+    if tensors_by_name[name].shape != shape:
       raise WeightsError(
         f'{path} is not of {module.arch}: {name} should have shape {shape} and has '
-        f'{found[name].shape}.',
+        f'{tensors_by_name[name].shape}.',
         hint=hint,
       )
-  for name in found:
-    if name not in wanted and key_mapping.part(name) in needed and not name.endswith('_tracked'):
+  for name in tensors_by_name:
+    if (
+      name not in expected
+      and key_mapping.top_level_module(name) in needed_modules
+      and not name.endswith('_tracked')
+    ):
       raise WeightsError(f'{path} is not of {module.arch}: it also has a tensor {name}.', hint=hint)
 
 
-def _leaf(value: np.ndarray, name: str, path: Path) -> jax.Array:
+def _to_leaf(value: np.ndarray, name: str, path: Path) -> jax.Array:
   if value.dtype.kind != 'f' and value.dtype != jnp.bfloat16:
     raise WeightsError(f'{path}: {name} has type {value.dtype}; weights are floating point.')
   with np.errstate(over='ignore'):

@@ -11,7 +11,7 @@ from rich import console, progress
 
 from uadjax.errors import WeightsError
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 10.0  # Of silence, not of the whole file.
 
 
@@ -21,12 +21,12 @@ def fetch(url: str, target: Path, digest: str) -> None:
   Raises:
     WeightsError: where it cannot be had, or is not what it should be.
   """
-  part = target.with_name(target.name + '.part')
+  partial_path = target.with_name(target.name + '.part')
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    _continue(url, part)
-    verify(part, digest, url)
-    part.replace(target)
+    _resume_download(url, partial_path)
+    verify(partial_path, digest, url)
+    partial_path.replace(target)
   except (OSError, http.client.HTTPException) as error:  # HTTP errors and timeouts are OSErrors.
     raise WeightsError(f'Could not download {url}: {error}.') from error
 
@@ -34,39 +34,43 @@ def fetch(url: str, target: Path, digest: str) -> None:
 def verify(path: Path, digest: str, source: str) -> None:
   """Remove a file, and say so, unless its SHA-256 begins with `digest`."""
   with path.open('rb') as file:
-    found = hashlib.file_digest(file, 'sha256').hexdigest()
-  if not found.startswith(digest):
+    actual_digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  if not actual_digest.startswith(digest):
     path.unlink()
     raise WeightsError(
-      f'{source} is damaged: its SHA-256 should begin with {digest} and is {found}. '
+      f'{source} is damaged: its SHA-256 should begin with {digest} and is {actual_digest}. '
       f'{path} was removed.'
     )
 
 
-def _continue(url: str, part: Path) -> None:
+def _resume_download(url: str, partial_path: Path) -> None:
   """Append what is missing, or start again where the server cannot continue."""
-  have = part.stat().st_size if part.exists() else 0
-  headers = {'Range': f'bytes={have}-'} if have else {}
+  num_bytes = partial_path.stat().st_size if partial_path.exists() else 0
+  headers = {'Range': f'bytes={num_bytes}-'} if num_bytes else {}
   try:
-    reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+    response = urllib.request.urlopen(
+      urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S
+    )
   except urllib.error.HTTPError as error:
     error.close()
     if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
       raise
     return  # All of it is here, or more than all: the checksum will tell.
-  with reply:
-    begins = reply.headers.get('Content-Range', '').startswith(f'bytes {have}-')
-    resumed = reply.status == http.HTTPStatus.PARTIAL_CONTENT and begins
-    have = have if resumed else 0
-    length = reply.headers.get('Content-Length')
-    total = have + int(length) if length else None
-    with part.open('ab' if resumed else 'wb') as file:
-      have = _copy(reply, file, part.stem, have, total)
-  if total is not None and have < total:
-    raise OSError(f'broke off after {have} of {total} bytes; the next run continues from there')
+  with response:
+    range_matches = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
+    is_resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT and range_matches
+    num_bytes = num_bytes if is_resumed else 0
+    content_length = response.headers.get('Content-Length')
+    total_bytes = num_bytes + int(content_length) if content_length else None
+    with partial_path.open('ab' if is_resumed else 'wb') as file:
+      num_bytes = _copy_with_progress(response, file, partial_path.stem, num_bytes, total_bytes)
+  if total_bytes is not None and num_bytes < total_bytes:
+    raise OSError(
+      f'broke off after {num_bytes} of {total_bytes} bytes; the next run continues from there'
+    )
 
 
-def _copy(reply, file, title: str, have: int, total: int | None) -> int:
+def _copy_with_progress(response, file, title: str, num_bytes: int, total_bytes: int | None) -> int:
   columns = (
     progress.TextColumn('{task.description}'),
     progress.BarColumn(),
@@ -74,11 +78,11 @@ def _copy(reply, file, title: str, have: int, total: int | None) -> int:
     progress.TransferSpeedColumn(),
     progress.TimeRemainingColumn(),
   )
-  screen = console.Console(file=sys.stderr)
-  with progress.Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
-    task = bar.add_task(title, completed=have, total=total)
-    while chunk := reply.read(_CHUNK):
+  terminal = console.Console(file=sys.stderr)
+  with progress.Progress(*columns, console=terminal, disable=not terminal.is_terminal) as bar:
+    task = bar.add_task(title, completed=num_bytes, total=total_bytes)
+    while chunk := response.read(_CHUNK_BYTES):
       file.write(chunk)
-      have += len(chunk)
-      bar.update(task, completed=have)
-  return have
+      num_bytes += len(chunk)
+      bar.update(task, completed=num_bytes)
+  return num_bytes

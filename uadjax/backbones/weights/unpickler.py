@@ -44,7 +44,7 @@ class Holder:
     self.value = value
 
 
-_STORAGES = {
+_STORAGE_DTYPES = {
   'torch.DoubleStorage': np.dtype('<f8'),
   'torch.FloatStorage': np.dtype('<f4'),
   'torch.HalfStorage': np.dtype('<f2'),
@@ -58,25 +58,25 @@ _STORAGES = {
 }
 
 
-def _dtype(name: str | bytes, *_: Any) -> Holder:
+def _make_dtype(name: str | bytes, *_: Any) -> Holder:
   dtype = np.dtype(name.decode() if isinstance(name, bytes) else name)
   if dtype.kind not in 'fiub':
     raise ValueError(f'it holds an array of {dtype}')
   return Holder(dtype)
 
 
-def _array(raw: str | bytes | bytearray, dtype: Holder, shape: Any, order: str) -> np.ndarray:
+def _make_array(raw: str | bytes | bytearray, dtype: Holder, shape: Any, order: str) -> np.ndarray:
   raw = raw.encode('latin1') if isinstance(raw, str) else raw
   if math.prod(shape) * dtype.value.itemsize != len(raw):
     raise ValueError(f'an array of shape {shape} and type {dtype.value} has {len(raw)} bytes')
   return np.frombuffer(raw, dtype.value).reshape(shape, order='F' if order == 'F' else 'C')
 
 
-def _mapping(pairs: Any = ()) -> dict[Any, Any]:
-  return _update({}, [x for pair in pairs for x in pair] if isinstance(pairs, list) else [])
+def _make_dict(pairs: Any = ()) -> dict[Any, Any]:
+  return _update_dict({}, [x for pair in pairs for x in pair] if isinstance(pairs, list) else [])
 
 
-def _update(target: Any, items: list[Any]) -> dict[Any, Any]:
+def _update_dict(target: Any, items: list[Any]) -> dict[Any, Any]:
   # Hashing a deeply nested tuple would overflow the interpreter's stack.
   if type(target) is not dict or not all(isinstance(key, str | int) for key in items[::2]):
     raise ValueError('it has keys that are neither text nor numbers')
@@ -84,14 +84,14 @@ def _update(target: Any, items: list[Any]) -> dict[Any, Any]:
   return target
 
 
-_NUMPY = {
+_NUMPY_CALLS = {
   '_reconstruct': lambda *_: Holder(),
-  'scalar': lambda dtype, raw: _array(raw, dtype, (), 'C')[()],
+  'scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
 }
 
 # Everything that may be called, as plain functions of ours. Protocol 2 has the names of Python 2.
-_CALLS: Mapping[str, Callable[..., Any]] = {
-  'collections.OrderedDict': _mapping,
+_ALLOWED_CALLS: Mapping[str, Callable[..., Any]] = {
+  'collections.OrderedDict': _make_dict,
   'torch._utils._rebuild_tensor_v2': lambda storage, offset, shape, strides, *_: Tensor(
     storage, offset, shape, strides
   ),
@@ -100,20 +100,30 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
   'builtins.tuple': tuple,  # How Paddle saves a tensor on its own: (name, array).
   '__builtin__.tuple': tuple,
   '_codecs.encode': lambda text, *_: text.encode('latin1'),
-  'numpy.dtype': _dtype,
-  'numpy.core.numeric._frombuffer': _array,
-  'numpy._core.numeric._frombuffer': _array,
-  **{f'numpy.core.multiarray.{name}': call for name, call in _NUMPY.items()},
-  **{f'numpy._core.multiarray.{name}': call for name, call in _NUMPY.items()},
+  'numpy.dtype': _make_dtype,
+  'numpy.core.numeric._frombuffer': _make_array,
+  'numpy._core.numeric._frombuffer': _make_array,
+  **{f'numpy.core.multiarray.{name}': function for name, function in _NUMPY_CALLS.items()},
+  **{f'numpy._core.multiarray.{name}': function for name, function in _NUMPY_CALLS.items()},
 }
-_NAMES = {*_CALLS, *_STORAGES, 'numpy.ndarray'}
+_ALLOWED_GLOBALS = {*_ALLOWED_CALLS, *_STORAGE_DTYPES, 'numpy.ndarray'}
 
-_NUMBERS = {'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT'}
-_TEXTS = {'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
-_TEXTS_OF_PYTHON_2 = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}
-_BYTES = {'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8'}
-_LITERALS = _NUMBERS | _TEXTS | _TEXTS_OF_PYTHON_2 | _BYTES
-_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
+_NUMBER_OPCODES = {
+  'INT',
+  'BININT',
+  'BININT1',
+  'BININT2',
+  'LONG',
+  'LONG1',
+  'LONG4',
+  'FLOAT',
+  'BINFLOAT',
+}
+_TEXT_OPCODES = {'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
+_PYTHON_2_TEXT_OPCODES = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}
+_BYTES_OPCODES = {'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8'}
+_LITERAL_OPCODES = _NUMBER_OPCODES | _TEXT_OPCODES | _PYTHON_2_TEXT_OPCODES | _BYTES_OPCODES
+_CONSTANT_OPCODES = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
 
 
 def load(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
@@ -124,29 +134,29 @@ def load(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
   Raises:
     ValueError, TypeError or LookupError where the pickle is damaged or not of weights.
   """
-  machine = _Machine()
+  machine = _PickleMachine()
   for opcode, argument, _ in pickletools.genops(stream):
-    machine.step(opcode.name, argument)
+    machine.execute(opcode.name, argument)
   return machine.stack[-1], machine.storages
 
 
-class _Machine:
+class _PickleMachine:
   """The stack of a pickle, the stacks that marks set aside, and the memo."""
 
   def __init__(self):
     self.stack: list[Any] = []
-    self.aside: list[list[Any]] = []
+    self.metastack: list[list[Any]] = []
     self.memo: dict[int, Any] = {}
     self.storages: dict[str, Storage] = {}
 
-  def step(self, name: str, argument: Any) -> None:
+  def execute(self, name: str, argument: Any) -> None:
     """Carry out one instruction."""
     stack = self.stack
-    if name in _LITERALS:
+    if name in _LITERAL_OPCODES:
       stack.append(argument)
       return
-    if name in _CONSTANTS:
-      stack.append(_CONSTANTS[name])
+    if name in _CONSTANT_OPCODES:
+      stack.append(_CONSTANT_OPCODES[name])
       return
     match name:
       case 'PROTO' | 'FRAME' | 'STOP':
@@ -158,96 +168,100 @@ class _Machine:
       case 'GET' | 'BINGET' | 'LONG_BINGET':
         stack.append(self.memo[argument])
       case 'MARK':
-        self.aside.append(stack)
+        self.metastack.append(stack)
         self.stack = []
       case 'EMPTY_DICT':
         stack.append({})
       case 'EMPTY_LIST':
         stack.append([])
       case 'DICT':
-        items = self._marked()
-        self.stack.append(_update({}, items))
+        items = self._pop_mark()
+        self.stack.append(_update_dict({}, items))
       case 'LIST':
-        items = self._marked()
+        items = self._pop_mark()
         self.stack.append(items)
       case 'TUPLE':
-        items = self._marked()
+        items = self._pop_mark()
         self.stack.append(tuple(items))
       case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
-        stack.append(tuple(self._take(int(name[-1]))))
+        stack.append(tuple(self._pop(int(name[-1]))))
       case 'SETITEM':
-        items = self._take(2)
-        _update(stack[-1], items)
+        items = self._pop(2)
+        _update_dict(stack[-1], items)
       case 'SETITEMS':
-        items = self._marked()
-        _update(self.stack[-1], items)
+        items = self._pop_mark()
+        _update_dict(self.stack[-1], items)
       case 'APPEND':
-        items = self._take(1)
-        _extend(stack[-1], items)
+        items = self._pop(1)
+        _extend_list(stack[-1], items)
       case 'APPENDS':
-        items = self._marked()
-        _extend(self.stack[-1], items)
+        items = self._pop_mark()
+        _extend_list(self.stack[-1], items)
       case 'GLOBAL':
-        stack.append(_global(*argument.split(' ', 1)))
+        stack.append(_resolve_global(*argument.split(' ', 1)))
       case 'STACK_GLOBAL':
-        stack.append(_global(*self._take(2)))
+        stack.append(_resolve_global(*self._pop(2)))
       case 'REDUCE':
-        function, arguments = self._take(2)
-        stack.append(_call(function, arguments))
+        function, arguments = self._pop(2)
+        stack.append(_call_function(function, arguments))
       case 'BUILD':
-        (state,) = self._take(1)
+        (state,) = self._pop(1)
         _build(stack[-1], state)
       case 'BINPERSID':
-        (description,) = self._take(1)
-        storage = _storage(*description)
+        (description,) = self._pop(1)
+        storage = _make_storage(*description)
         self.storages[storage.key] = storage
         stack.append(storage)
       case _:
         raise ValueError(f'its pickle has the instruction {name}, which no weights need')
 
-  def _take(self, count: int) -> list[Any]:
+  def _pop(self, count: int) -> list[Any]:
     if len(self.stack) < count:
       raise ValueError('its pickle takes more than it has')
-    taken = self.stack[-count:]
+    values = self.stack[-count:]
     del self.stack[-count:]
-    return taken
+    return values
 
-  def _marked(self) -> list[Any]:
-    items, self.stack = self.stack, self.aside.pop()
+  def _pop_mark(self) -> list[Any]:
+    items, self.stack = self.stack, self.metastack.pop()
     return items
 
 
-def _global(module: Any, name: Any) -> _Global:
-  full = f'{module}.{name}' if isinstance(module, str) and isinstance(name, str) else 'no name'
-  if full not in _NAMES:
-    raise ValueError(f'its pickle asks for {full[:100]}, which no weights need')
-  return _Global(full)
+def _resolve_global(module: Any, name: Any) -> _Global:
+  full_name = f'{module}.{name}' if isinstance(module, str) and isinstance(name, str) else 'no name'
+  if full_name not in _ALLOWED_GLOBALS:
+    raise ValueError(f'its pickle asks for {full_name[:100]}, which no weights need')
+  return _Global(full_name)
 
 
-def _call(function: Any, arguments: Any) -> Any:
-  if not isinstance(function, _Global) or function.name not in _CALLS:
+def _call_function(function: Any, arguments: Any) -> Any:
+  if not isinstance(function, _Global) or function.name not in _ALLOWED_CALLS:
     raise ValueError('its pickle calls what is no function')
-  return _CALLS[function.name](*arguments)
+  return _ALLOWED_CALLS[function.name](*arguments)
 
 
 def _build(target: Any, state: Any) -> None:
   if isinstance(target, Holder) and isinstance(target.value, np.dtype):
     target.value = target.value.newbyteorder(state[1]) if state[1] in ('<', '>') else target.value
   elif isinstance(target, Holder):
-    _, shape, dtype, fortran, raw = state
-    target.value = _array(raw, dtype, shape, 'F' if fortran else 'C')
+    _, shape, dtype, is_fortran_order, raw = state
+    target.value = _make_array(raw, dtype, shape, 'F' if is_fortran_order else 'C')
   elif type(target) is not dict:  # A state_dict's `_metadata` is of no use here.
     raise ValueError('its pickle sets the state of what has none')
 
 
-def _extend(target: Any, items: list[Any]) -> None:
+def _extend_list(target: Any, items: list[Any]) -> None:
   if type(target) is not list:
     raise ValueError('its pickle appends to what is no list')
   target.extend(items)
 
 
-def _storage(kind: Any, dtype: Any, key: Any, _: Any, length: Any, view: Any = None) -> Storage:
+def _make_storage(
+  kind: Any, dtype: Any, key: Any, _: Any, length: Any, view: Any = None
+) -> Storage:
   name = dtype.name if isinstance(dtype, _Global) else ''
-  if kind != 'storage' or name not in _STORAGES or not isinstance(key, str) or view is not None:
+  if (
+    kind != 'storage' or name not in _STORAGE_DTYPES or not isinstance(key, str) or view is not None
+  ):
     raise ValueError('its pickle describes a storage that is none')
-  return Storage(key, _STORAGES[name], length)
+  return Storage(key, _STORAGE_DTYPES[name], length)

@@ -34,7 +34,7 @@ def read(source: Path, progress: Track) -> samples.SourceContents:
 
 
 def _read_sample(record: Record, name: str, held_out: bool) -> samples.Sample:
-  if not record.anomalous:
+  if not record.is_anomalous:
     return samples.good_sample(name, record.path, held_out)
   if record.mask is None:
     raise DataError(f'{record.path}: no mask in ground_truth/{record.defect}; draw one.')

@@ -222,7 +222,7 @@ def _encode_empty_mask(height: int, width: int) -> bytes:
 def _shape_problem(name: str, shape: Shape) -> str | None:
   if not shape.mask.any():
     return f'{name}: a shape {shape.label!r} lies outside of the image or covers no pixel.'
-  if shape.label.strip().lower() in scanning.NORMAL:
+  if shape.label.strip().lower() in scanning.NORMAL_FOLDER_NAMES:
     return f"{name}: a shape is called {shape.label!r}; call it '_background_' if it is no defect."
   return None
 

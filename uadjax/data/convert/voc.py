@@ -192,7 +192,7 @@ def _read_mask_shapes(
 
 def _read_mask(path: Path, is_colored: bool) -> Int[np.ndarray, 'h w'] | Int[np.ndarray, 'h w 3']:
   """The raw mask: numbers of classes, or colors."""
-  image_io.check(path)
+  image_io.verify(path)
   with Image.open(path, formats=['PNG']) as mask:
     has_class_numbers = mask.mode in ('P', 'L') and not is_colored
     values = np.asarray(mask if has_class_numbers else mask.convert('RGB')).astype(np.int32)

@@ -35,9 +35,9 @@ class Listing(NamedTuple):
   problems: tuple[Problem, ...]
 
   @property
-  def by_mask(self) -> bool:
+  def labels_by_mask(self) -> bool:
     """Whether a record's defect is only what its mask shows, if it shows any; see `judged`."""
-    return _LAYOUTS[self.layout].by_mask
+    return _LAYOUTS[self.layout].labels_by_mask
 
   @property
   def has_masks(self) -> bool:
@@ -64,21 +64,23 @@ def load(
       has defects in its training set.
     ConfigError: the layout has no such name.
   """
-  listing = survey(root, category, layout)
-  problems.refuse(listing.problems)
-  if not listing.by_mask:
+  listing = scan(root, category, layout)
+  problems.raise_errors(listing.problems)
+  if not listing.labels_by_mask:
     return listing.splits
 
-  def by_mask(record: Record) -> Record:
-    return judged(record, image_io.shows_defect(record.mask, mask_threshold))
+  def label_record(record: Record) -> Record:
+    return label_by_mask(record, image_io.has_defect(record.mask, mask_threshold))
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    splits = record_types.Splits(*(tuple(pool.map(by_mask, records)) for records in listing.splits))
-  problems.refuse(defects_in_training(splits.train))
+    splits = record_types.Splits(
+      *(tuple(pool.map(label_record, records)) for records in listing.splits)
+    )
+  problems.raise_errors(defects_in_training(splits.train))
   return splits
 
 
-def survey(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
+def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
   """List the images as `load` does, and what is wrong instead of raising it.
 
   Raises:
@@ -92,19 +94,19 @@ def survey(root: str | Path, category: str = '', layout: str = 'auto') -> Listin
       value=layout,
       allowed=NAMES,
     )
-  root = _existing(root)
+  root = _require_folder(root)
   directory = root / category
   if not directory.is_dir():
-    raise DataError(_no_category(root, category))
+    raise DataError(_unknown_category_message(root, category))
   if layout == 'auto':
-    layout = next(name for name, entry in _LAYOUTS.items() if entry.fits(directory))
-  splits, wrong = _LAYOUTS[layout].splits(directory)
-  return Listing(directory, layout, splits, tuple(wrong))
+    layout = next(name for name, entry in _LAYOUTS.items() if entry.detect(directory))
+  splits, layout_problems = _LAYOUTS[layout].read(directory)
+  return Listing(directory, layout, splits, tuple(layout_problems))
 
 
-def judged(record: Record, shows_defect: bool) -> Record:
+def label_by_mask(record: Record, has_defect: bool) -> Record:
   """The record of a listing by mask, now that the mask was read."""
-  return record if shows_defect else record._replace(defect='good')
+  return record if has_defect else record._replace(defect='good')
 
 
 def defects_in_training(train: Sequence[Record]) -> list[Problem]:
@@ -117,13 +119,13 @@ def defects_in_training(train: Sequence[Record]) -> list[Problem]:
       'line to val.txt.',
     )
     for record in train
-    if record.anomalous
+    if record.is_anomalous
   ]
 
 
 def categories(root: str | Path) -> list[str]:
   """Names of the folders in root that hold images in one of the layouts."""
-  return [path.name for path in scanning.folders_in(_existing(root)) if _is_category(path)]
+  return [path.name for path in scanning.folders_in(_require_folder(root)) if _is_category(path)]
 
 
 def expand(root: str | Path, category: str) -> list[str]:
@@ -134,25 +136,31 @@ def expand(root: str | Path, category: str) -> list[str]:
   """
   if category not in ('all', *mvtec.GROUPS):
     return [category]
-  found = categories(root)
-  names = [name for name in mvtec.GROUPS.get(category, found) if name in found]
+  available = categories(root)
+  names = [name for name in mvtec.GROUPS.get(category, available) if name in available]
   if not names:
-    wanted = f': none of {", ".join(mvtec.GROUPS[category])}' if category in mvtec.GROUPS else ''
-    raise DataError(f'No category for {category!r} in {root}{wanted}; there are: {_listed(found)}.')
+    expected_note = (
+      f': none of {", ".join(mvtec.GROUPS[category])}' if category in mvtec.GROUPS else ''
+    )
+    raise DataError(
+      f'No category for {category!r} in {root}{expected_note}; there are: {_join_names(available)}.'
+    )
   return names
 
 
-def misfit(record: Record, image: tuple[int, int], mask: tuple[int, int]) -> str:
+def mask_size_mismatch(
+  record: Record, image_size: tuple[int, int], mask_size: tuple[int, int]
+) -> str:
   """Say that a mask has not the height and width of its image; nothing where it has."""
-  if image == mask:
+  if image_size == mask_size:
     return ''
   return (
-    f'{record.mask} is {mask[1]}x{mask[0]} pixels, but its image {record.path} is '
-    f'{image[1]}x{image[0]}; give the mask the size of the image.'
+    f'{record.mask} is {mask_size[1]}x{mask_size[0]} pixels, but its image {record.path} is '
+    f'{image_size[1]}x{image_size[0]}; give the mask the size of the image.'
   )
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
   """One way to lay out a data set.
 
   Attributes:
@@ -162,41 +170,43 @@ class _Layout(NamedTuple):
     has_masks: whether defective images are expected to have ground truth.
   """
 
-  splits: Callable[[Path], scanning.Found]
-  fits: Callable[[Path], bool]
-  by_mask: bool = False
+  read: Callable[[Path], scanning.SplitsAndProblems]
+  detect: Callable[[Path], bool]
+  labels_by_mask: bool = False
   has_masks: bool = True
 
 
 # 'auto' is the first that fits.
 _LAYOUTS = {
-  'mvtec': _Layout(mvtec.splits, mvtec.fits),
-  'seglist': _Layout(seglist.splits, seglist.fits, by_mask=True),
-  'folder': _Layout(folder.splits, folder.fits, has_masks=False),
+  'mvtec': Layout(mvtec.read_splits, mvtec.detect),
+  'seglist': Layout(seglist.read_splits, seglist.detect, labels_by_mask=True),
+  'folder': Layout(folder.read_splits, folder.detect, has_masks=False),
 }
 NAMES = ('auto', *_LAYOUTS)
 
 
 def _is_category(directory: Path) -> bool:
-  normal = [
-    folder for folder in scanning.folders_in(directory) if folder.name.lower() in scanning.NORMAL
+  normal_folders = [
+    path
+    for path in scanning.folders_in(directory)
+    if path.name.lower() in scanning.NORMAL_FOLDER_NAMES
   ]
-  listed = (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
-  return listed or any(scanning.images_in(d) for d in (directory, *normal))
+  has_train = (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
+  return has_train or any(scanning.images_in(path) for path in (directory, *normal_folders))
 
 
-def _existing(root: str | Path) -> Path:
+def _require_folder(root: str | Path) -> Path:
   if not Path(root).is_dir():
     raise DataError(f'No folder {root}; data.root must name the folder that holds the categories.')
   return Path(root)
 
 
-def _no_category(root: Path, category: str) -> str:
-  found = categories(root)
-  near = difflib.get_close_matches(category, found, n=1, cutoff=0.5)
-  nearest = f' Did you mean {near[0]!r}?' if near else ''
-  return f'No category {category!r} in {root}.{nearest} There are: {_listed(found)}.'
+def _unknown_category_message(root: Path, category: str) -> str:
+  available = categories(root)
+  close_matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
+  suggestion = f' Did you mean {close_matches[0]!r}?' if close_matches else ''
+  return f'No category {category!r} in {root}.{suggestion} There are: {_join_names(available)}.'
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
   return ', '.join(names) or 'none'

@@ -21,40 +21,46 @@ OBJECTS = (
 GROUPS = {'textures': TEXTURES, 'objects': OBJECTS}  # As MVTec AD sorts its categories.
 
 
-def fits(directory: Path) -> bool:
+def detect(directory: Path) -> bool:
   """Whether there is a folder train; or a folder test alone, to be judged, and no list."""
-  by_test = (directory / 'test').is_dir() and not (directory / 'train.txt').is_file()
-  return (directory / 'train').is_dir() or by_test
+  has_only_test = (directory / 'test').is_dir() and not (directory / 'train.txt').is_file()
+  return (directory / 'train').is_dir() or has_only_test
 
 
-def splits(directory: Path) -> scanning.Found:
+def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   """<category>/{train/good, test/<defect>, ground_truth/<defect>/<stem>_mask.png}."""
-  train, test, truth = (directory / name for name in ('train', 'test', 'ground_truth'))
-  learn, wrong = scanning.training_records(train / 'good')
-  records = tuple(
-    record
-    for folder in (scanning.folders_in(test) if test.is_dir() else ())  # Fitting needs no test set.
-    for record in scanning.defect_records(folder, folder.name, truth / folder.name)
+  train_folder, test_folder, mask_folder = (
+    directory / name for name in ('train', 'test', 'ground_truth')
   )
-  if test.is_dir() and not records:
-    wrong.append(problems.error('empty split', test, f'No images in the folders of {test}.'))
-  wrong += [
+  train_records, layout_problems = scanning.training_records(train_folder / 'good')
+  test_records = tuple(
+    record
+    for folder in (
+      scanning.folders_in(test_folder) if test_folder.is_dir() else ()
+    )  # Fitting needs no test set.
+    for record in scanning.defect_records(folder, folder.name, mask_folder / folder.name)
+  )
+  if test_folder.is_dir() and not test_records:
+    layout_problems.append(
+      problems.error('empty split', test_folder, f'No images in the folders of {test_folder}.')
+    )
+  layout_problems += [
     problems.warning(
       'defects in training',
       folder,
       f'Nothing is learned from {folder} ({len(scanning.images_in(folder))} images), only from '
-      f'{train / "good"}; defects belong in {test / folder.name}.',
+      f'{train_folder / "good"}; defects belong in {test_folder / folder.name}.',
     )
-    for folder in (scanning.folders_in(train) if train.is_dir() else ())
+    for folder in (scanning.folders_in(train_folder) if train_folder.is_dir() else ())
     if folder.name != 'good' and scanning.images_in(folder)
   ]
-  used = {record.mask for record in records}
-  wrong += [
+  used_masks = {record.mask for record in test_records}
+  layout_problems += [
     problems.warning(
-      'mask without image', mask, f'{mask} belongs to no image in {test / folder.name}.'
+      'mask without image', mask, f'{mask} belongs to no image in {test_folder / folder.name}.'
     )
-    for folder in (scanning.folders_in(truth) if truth.is_dir() else ())
+    for folder in (scanning.folders_in(mask_folder) if mask_folder.is_dir() else ())
     for mask in scanning.images_in(folder)
-    if mask not in used
+    if mask not in used_masks
   ]
-  return record_types.Splits(learn, records), wrong
+  return record_types.Splits(train_records, test_records), layout_problems

@@ -25,43 +25,45 @@ class Line(NamedTuple):
   mask: Path | None
 
 
-class _Outside(ValueError):
+class _OutsideRootError(ValueError):
   pass
 
 
-def read(file: Path) -> tuple[list[Line], list[Problem]]:
+def read_list(file: Path) -> tuple[list[Line], list[Problem]]:
   """Read a list: the lines that can be used, and what is wrong with the others."""
   try:
     content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
   except OSError as error:
     return [], [problems.error('missing file', file, f'Cannot read {file}: {error.strerror}.')]
-  lines, wrong = [], []
-  for number, raw in enumerate(content.splitlines(), 1):
-    where = f'{file} line {number}'
+  lines, line_problems = [], []
+  for line_number, raw_line in enumerate(content.splitlines(), 1):
+    location = f'{file} line {line_number}'
     try:
-      parts = _parts(raw)
-      paths = [_inside(part, file.parent) for part in parts]
-    except _Outside as error:
-      wrong.append(problems.error('path leaves the root', file, f'{where}: {error}'))
+      fields = _fields(raw_line)
+      paths = [_resolve_inside(field, file.parent) for field in fields]
+    except _OutsideRootError as error:
+      line_problems.append(problems.error('path leaves the root', file, f'{location}: {error}'))
       continue
     except ValueError as error:
-      wrong.append(problems.error('list syntax', file, f'{where}: {error}'))
+      line_problems.append(problems.error('list syntax', file, f'{location}: {error}'))
       continue
-    absent = [path for path in paths if not _is_file(path)]
-    hint = '; where a path holds spaces, put a tab between the two' if b' ' in raw.strip() else ''
-    wrong += [
-      problems.error('missing file', path, f'{where}: there is no file {path}{hint}.')
-      for path in absent
+    missing = [path for path in paths if not _is_file(path)]
+    hint = (
+      '; where a path holds spaces, put a tab between the two' if b' ' in raw_line.strip() else ''
+    )
+    line_problems += [
+      problems.error('missing file', path, f'{location}: there is no file {path}{hint}.')
+      for path in missing
     ]
-    if paths and paths[0] not in absent:
-      mask = paths[1] if len(paths) == 2 and paths[1] not in (*absent, paths[0]) else None
+    if paths and paths[0] not in missing:
+      mask = paths[1] if len(paths) == 2 and paths[1] not in (*missing, paths[0]) else None
       lines.append(Line(paths[0], mask))
-  return lines, wrong
+  return lines, line_problems
 
 
-def _parts(raw: bytes) -> list[str]:
+def _fields(raw_line: bytes) -> list[str]:
   try:
-    text = raw.decode('utf-8')
+    text = raw_line.decode('utf-8')
   except UnicodeDecodeError as error:
     raise ValueError(f'byte {error.start + 1} is not UTF-8; save the list as UTF-8.') from None
   if '\0' in text:
@@ -69,26 +71,28 @@ def _parts(raw: bytes) -> list[str]:
   if not text.strip():
     return []
   # Not str.split(): an ideographic space, say, may be part of a name.
-  parts = [part.strip(' ') for part in text.split('\t' if '\t' in text else ' ')]
-  if '\t' in text and not parts[0]:
+  fields = [field.strip(' ') for field in text.split('\t' if '\t' in text else ' ')]
+  if '\t' in text and not fields[0]:
     raise ValueError('it begins with a tab; the image comes first.')
-  parts = [part for part in parts if part]
-  if len(parts) > 2:
+  fields = [field for field in fields if field]
+  if len(fields) > 2:
     raise ValueError(
-      f"it has {len(parts)} parts, not 'image mask'; where a path holds spaces, put a tab between"
+      f"it has {len(fields)} parts, not 'image mask'; where a path holds spaces, put a tab between"
       ' the two.'
     )
-  return parts
+  return fields
 
 
-def _inside(text: str, directory: Path) -> Path:
+def _resolve_inside(text: str, directory: Path) -> Path:
   """The path in the directory that a list means; links are followed, for they were put there."""
-  slashed = text.replace('\\', '/')
+  posix_text = text.replace('\\', '/')
   root = Path(os.path.normpath(directory.absolute()))
-  whole = Path(os.path.normpath(root / slashed))
-  if PureWindowsPath(slashed).drive or not whole.is_relative_to(root):
-    raise _Outside(f'{text} leaves {directory}; paths must be relative to it, and stay inside.')
-  return directory / whole.relative_to(root)
+  resolved = Path(os.path.normpath(root / posix_text))
+  if PureWindowsPath(posix_text).drive or not resolved.is_relative_to(root):
+    raise _OutsideRootError(
+      f'{text} leaves {directory}; paths must be relative to it, and stay inside.'
+    )
+  return directory / resolved.relative_to(root)
 
 
 def _is_file(path: Path) -> bool:
@@ -98,32 +102,40 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-_SPLITS = ('train', 'val', 'test')  # Names of a folder that say nothing of defects, likewise.
+_SPLIT_FOLDER_NAMES = (
+  'train',
+  'val',
+  'test',
+)  # Names of a folder that say nothing of defects, likewise.
 
 
-def fits(directory: Path) -> bool:
+def detect(directory: Path) -> bool:
   """Whether there is a list to learn from."""
   return (directory / 'train.txt').is_file()
 
 
-def splits(directory: Path) -> scanning.Found:
+def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   """<category>/{train.txt, val.txt}, which name images and masks: PaddleX's layout."""
-  learn, wrong = read(directory / 'train.txt')
-  test, wrong_test = [], []
+  train_lines, train_problems = read_list(directory / 'train.txt')
+  val_lines, val_problems = [], []
   if (directory / 'val.txt').exists():  # Fitting needs no test set.
-    test, wrong_test = read(directory / 'val.txt')
-  if not learn and not wrong:
-    told = f"{directory / 'train.txt'} lists no image; a line must be 'image mask', or 'image'."
-    wrong.append(problems.error('empty split', directory / 'train.txt', told))
+    val_lines, val_problems = read_list(directory / 'val.txt')
+  if not train_lines and not train_problems:
+    message = f"{directory / 'train.txt'} lists no image; a line must be 'image mask', or 'image'."
+    train_problems.append(problems.error('empty split', directory / 'train.txt', message))
   records = [
-    tuple(Record(line.image, _defect_of(line.image, directory), line.mask) for line in lines)
-    for lines in (learn, test)
+    tuple(Record(line.image, _defect_name(line.image, directory), line.mask) for line in lines)
+    for lines in (train_lines, val_lines)
   ]
-  return record_types.Splits(*records), wrong + wrong_test
+  return record_types.Splits(*records), train_problems + val_problems
 
 
-def _defect_of(image: Path, directory: Path) -> str:
+def _defect_name(image: Path, directory: Path) -> str:
   """What a defect of this image is called: the first telling folder in 'images', if there is."""
-  first, *folders = image.relative_to(directory).parts[:-1] or ('',)
-  telling = [name for name in folders if name.lower() not in (*scanning.NORMAL, *_SPLITS)]
-  return telling[0] if first == 'images' and telling else 'defect'
+  top_folder, *subfolders = image.relative_to(directory).parts[:-1] or ('',)
+  candidates = [
+    name
+    for name in subfolders
+    if name.lower() not in (*scanning.NORMAL_FOLDER_NAMES, *_SPLIT_FOLDER_NAMES)
+  ]
+  return candidates[0] if top_folder == 'images' and candidates else 'defect'

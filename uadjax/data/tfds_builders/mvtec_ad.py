@@ -102,8 +102,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         {
           'image': image,
           'mask': mask[..., None].astype(np.uint8) * 255,
-          'has_mask': record.mask is not None or not record.anomalous,
-          'label': int(record.anomalous),
+          'has_mask': record.mask is not None or not record.is_anomalous,
+          'label': int(record.is_anomalous),
           'defect': record.defect,
           'path': path,
         },

@@ -74,7 +74,7 @@ def choose(
   First come false alarms and misses in turn, each farthest from the threshold first; then all kinds
   of images in turn, each spread over its scores.
   """
-  good = np.array([not record.anomalous for record in records], bool)
+  good = np.array([not record.is_anomalous for record in records], bool)
   called = ~(scores <= limits.image)  # So is what is no number.
   order = np.argsort(scores, kind='stable')
   rising = order.tolist()
