@@ -20,7 +20,7 @@ import numpy as np
 from uadjax import backbones
 from uadjax.backbones import convolution
 from uadjax.detectors import stfpm
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.system import memory
 from uadjax.types import Batch
 
@@ -35,13 +35,13 @@ def seconds(gradients: str, pages: str, steps: int = 5) -> float:
       convolution.max_pool,
     )
   backbone = backbones.build('resnet18', ('layer1', 'layer2', 'layer3'))
-  detector = stfpm.make(backbone, Spec(256, 256, 32, learning_rate=lambda step: 0.4))
+  detector = stfpm.make(backbone, RunContext(256, 256, 32, learning_rate=lambda step: 0.4))
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
   state = detector.init(jax.random.key(1), variables)
   images = np.random.default_rng(0).integers(0, 256, (32, 256, 256, 3), np.uint8)
   batch = Batch(images, np.ones(32, bool), np.arange(32, dtype=np.int32))
-  assert detector.prepare is not None
-  batch = batch._replace(features=jax.block_until_ready(jax.jit(detector.prepare)(state, batch)))
+  assert detector.precompute is not None
+  batch = batch._replace(features=jax.block_until_ready(jax.jit(detector.precompute)(state, batch)))
   update = jax.jit(detector.update)
   times = []
   for _ in range(steps + 1):  # The first compiles.

@@ -107,11 +107,17 @@ def selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   x, where = points(mesh, n), meshes.of_rows(mesh)
   number = jax.device_put(np.arange(n, dtype=np.int32), where)
   valid = jax.device_put(np.ones(n, bool), where)
-  cloud = jax.jit(over.over(coreset.cloud, (True, True, True), coreset.CLOUD))(x, valid, number)
-  first = functools.partial(coreset.begin, centers=count)
-  begin = jax.jit(over.over(first, (False, True, True), coreset.SELECTION))
+  cloud = jax.jit(
+    over.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)
+  )(x, valid, number)
+  first = functools.partial(coreset.init, centers=count)
+  begin = jax.jit(over.shard_map(first, (False, True, True), coreset.SELECTION_SPECS))
   advance = jax.jit(
-    over.over(coreset.advance, (coreset.CLOUD, coreset.SELECTION, False), coreset.SELECTION),
+    over.shard_map(
+      coreset.select_until,
+      (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False),
+      coreset.SELECTION_SPECS,
+    ),
     donate_argnums=1,
   )
 
@@ -125,14 +131,14 @@ def search(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   """Find the nearest of n rows for the patches of eight images."""
   del share
   over = meshes.shards(mesh)
-  index = neighbors.filled(neighbors.index(points(meshes.first(mesh), n)), mesh.size)
-  index = meshes.place(mesh, index, neighbors.SPLIT)
+  index = neighbors.pad_index(neighbors.build_index(points(meshes.first(mesh), n)), mesh.size)
+  index = meshes.place(mesh, index, neighbors.INDEX_SPECS)
   queries = points(mesh, _QUERIES)
 
   def nearest(index: neighbors.Index, x: jax.Array, axis: str | None) -> neighbors.Neighbors:
-    return neighbors.nearest_of_all(x, index, 1, False, axis)
+    return neighbors.nearest_sharded(x, index, 1, False, axis)
 
-  found = jax.jit(over.over(nearest, (neighbors.SPLIT, True), True))
+  found = jax.jit(over.shard_map(nearest, (neighbors.INDEX_SPECS, True), True))
   return measured(found.lower(index, queries).compile(), lambda: (index, queries), rounds)
 
 

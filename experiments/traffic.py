@@ -22,7 +22,7 @@ import numpy as np
 from shards import moved, planned_mb
 
 from uadjax import config as configs
-from uadjax.detectors.base import Detector, Spec
+from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.model import model_dir
 from uadjax.numerics import neighbors
@@ -48,7 +48,9 @@ def described(title: str, function: Any, given: tuple[Any, ...], each: int) -> l
 def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   """Of one detector."""
   config = configs.load(name)
-  spec = Spec(_SIDE, _SIDE, _IMAGES, shards=meshes.shards(mesh), spare=batch // mesh.size)
+  spec = RunContext(
+    _SIDE, _SIDE, _IMAGES, shards=meshes.shards(mesh), max_extra_images_per_shard=batch // mesh.size
+  )
   backbone, detector = model_dir.assemble(config, spec)
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, _SIDE, _SIDE, 3)))
   state = loop.initial(detector, variables, 0, mesh)
@@ -57,7 +59,7 @@ def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   whole = meshes.split(mesh, Batch(images, np.ones(batch, bool), index))
   each, found = batch // mesh.size, []
   if once := detector.one_pass:
-    embedder = meshes.replicate(mesh, once.embedder(state), own=True)
+    embedder = meshes.replicate(mesh, once.feature_extractor(state), own=True)
     found.append(described(f'{name}: features', once.embed, (embedder, whole), each))
     features = meshes.split(mesh, jax.jit(once.embed)(embedder, whole))
     folded = whole._replace(image=whole.image[:, :0, :0], features=features)
@@ -71,10 +73,10 @@ def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
 def _fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
   """What scoring needs; a bank of so many rows is not selected but made up."""
   if not hasattr(state, 'bank'):
-    return detector.finish(state)
+    return detector.to_fitted(state)
   rows = jax.random.normal(jax.random.key(0), (_ROWS, state.bank.patches.rows.shape[-1]))
-  index = neighbors.filled(neighbors.index(rows), mesh.size)
-  split = detector.split
+  index = neighbors.pad_index(neighbors.build_index(rows), mesh.size)
+  split = detector.sharding_specs
   assert split is not None
   return meshes.place(
     mesh, split.fitted._replace(backbone=state.backbone, bank=index), split.fitted

@@ -256,10 +256,10 @@ def test_picks_are_those_of_plain_selection_with_the_constants_as_they_are():
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def select_split(points, number, valid, count, devices):
   shards = mesh.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
-  made = shards.over(coreset.cloud, (True, True, True), coreset.CLOUD)(points, valid, number)
+  made = shards.shard_map(coreset.cloud, (True, True, True), coreset.CLOUD)(points, valid, number)
   begin = functools.partial(coreset.begin, jax.random.key(5), centers=count)
-  begun = shards.over(begin, (True, True), coreset.SELECTION)(valid, number)
-  advance = shards.over(
+  begun = shards.shard_map(begin, (True, True), coreset.SELECTION)(valid, number)
+  advance = shards.shard_map(
     coreset.advance,
     (coreset.CLOUD, coreset.SELECTION, False),
     begun._replace(centers=False, taken=False, distance=True),

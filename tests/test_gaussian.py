@@ -237,7 +237,7 @@ def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
   ):
     told = ''
     try:
-      padim.check(images, channels, ridge)
+      padim.validate_settings(images, channels, ridge)
     except ConfigError as error:
       told = str(error)
     if not re.search(expected, told):

@@ -22,7 +22,7 @@ PATCHES = H * W
 KEY = jax.random.key(5)
 EACH = coreset.bytes_per_point(D)
 
-put = jax.jit(memory_bank.put, static_argnames='over', donate_argnums=0)
+put = jax.jit(memory_bank.append, static_argnames='over', donate_argnums=0)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -38,7 +38,7 @@ def one_way_to_measure():
 
 def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
   spec = Spec(8, 8, images, seen, **more)
-  return capacity.plan(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
+  return capacity.configure_bank(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
 
 
 def embeddings(n, seed=0):
@@ -56,14 +56,14 @@ def fold(bank, plan, x, first=0, size=4):
     valid = np.arange(size) < len(part)
     padded = np.concatenate([part, np.full((size - len(part), H, W, D), 77, np.float32)])
     index = np.where(valid, first + start + np.arange(size), -1).astype(np.int32)
-    bank = memory_bank.make_room(KEY, bank, plan, size) if plan.bounded else bank
-    chosen.append(int(bank.chosen[0]))
+    bank = memory_bank.compact(KEY, bank, plan, size) if plan.bounded else bank
+    chosen.append(int(bank.num_selected[0]))
     bank = put(bank, jnp.asarray(padded), jnp.asarray(valid), jnp.asarray(index), plan.shards)
   return bank, chosen
 
 
 def settled(plan, x):
-  return memory_bank.settle(KEY, fold(memory_bank.empty(plan, D), plan, x)[0], plan)
+  return memory_bank.select_coreset(KEY, fold(memory_bank.empty(plan, D), plan, x)[0], plan)
 
 
 def farthest(patches, rows):
@@ -96,8 +96,8 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
     bank = put(bank, batch, valid, index, ALONE)
     want += [(batch[i], index[i]) for i in range(3) if valid[i]]
   count = PATCHES * len(want)
-  assert (bank.cursor, bank.seen) == (count, len(want))
-  assert (bank.chosen, bank.radius) == (0, 0)
+  assert (bank.num_rows, bank.num_images) == (count, len(want))
+  assert (bank.num_selected, bank.covering_radius) == (0, 0)
   got = jax.tree.map(lambda x: x[:count], bank.patches)
   np.testing.assert_array_equal(
     got.rows, np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
@@ -107,20 +107,22 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
 
 def test_everything_is_kept_while_there_is_room():
   sized, x = plan(9), embeddings(9)
-  assert not sized.bounded
+  assert not sized.needs_compaction
   bank, _ = fold(memory_bank.empty(sized, D), sized, x, size=3)
-  assert bank.cursor == sized.capacity == 9 * PATCHES
-  np.testing.assert_array_equal(bank.patches.rows[: 9 * PATCHES], x.reshape(-1, D))
-  np.testing.assert_array_equal(bank.patches.image[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES))
-  assert bank.radius == 0
+  assert bank.num_rows == sized.capacity == 9 * PATCHES
+  np.testing.assert_array_equal(bank.patches.embeddings[: 9 * PATCHES], x.reshape(-1, D))
+  np.testing.assert_array_equal(
+    bank.patches.image_id[: 9 * PATCHES], np.repeat(np.arange(9), PATCHES)
+  )
+  assert bank.covering_radius == 0
 
 
 def test_with_all_patches_kept_settling_only_orders_them():
   x = embeddings(16)
   bank = settled(plan(16, ratio=1.0), x)
-  assert len(bank.patches.rows) == 16 * PATCHES
+  assert len(bank.patches.embeddings) == 16 * PATCHES
   assert_rows_are_patches(bank.patches, x)
-  assert (bank.radius, bank.seen) == (0, 16)
+  assert (bank.covering_radius, bank.num_images) == (0, 16)
 
 
 def slow_select(x, first, count):
@@ -135,8 +137,10 @@ def slow_select(x, first, count):
 def test_settling_is_selecting_from_everything_where_no_room_had_to_be_made():
   x = embeddings(16)
   bank = settled(plan(16, ratio=0.25), x)
-  np.testing.assert_array_equal(bank.patches.rows, slow_select(x, bank.patches.rows[0], 16))
-  assert bank.radius == pytest.approx(farthest(x, bank.patches.rows), rel=1e-5)
+  np.testing.assert_array_equal(
+    bank.patches.embeddings, slow_select(x, bank.patches.embeddings[0], 16)
+  )
+  assert bank.covering_radius == pytest.approx(farthest(x, bank.patches.embeddings), rel=1e-5)
 
 
 # Share of patches, and rows until room is made: one bank that ends with the share, and selects only
@@ -148,13 +152,13 @@ CASES = [(0.02, 64), (0.1, 45)]
 def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
   done = []
   sized = plan(62, ratio=ratio, rows=rows, track=lambda items, _, what: done.append(what) or items)
-  assert sized.bounded
+  assert sized.needs_compaction
   x = embeddings(62)
   bank = settled(sized, x)
   assert set(done) == {'Making room', 'Selecting the coreset'}
-  assert len(bank.patches.rows) == min(round(ratio * 62 * PATCHES), rows // 2)
-  assert len(bank.patches.rows) == len(bank.patches.image) == len(bank.patches.number)
-  assert bank.seen == 62
+  assert len(bank.patches.embeddings) == min(round(ratio * 62 * PATCHES), rows // 2)
+  assert len(bank.patches.embeddings) == len(bank.patches.image_id) == len(bank.patches.patch_id)
+  assert bank.num_images == 62
   assert_rows_are_patches(bank.patches, x)
 
 
@@ -166,10 +170,10 @@ def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
   for start in range(0, 62, 4):
     bank, chosen = fold(bank, sized, x[start : start + 4], start)
     reduced += chosen
-    seen, in_use = x[: start + 4], bank.patches.rows[: int(bank.cursor[0])]
-    assert farthest(seen, in_use) <= bank.radius * (1 + 1e-5) + 1e-5
-  bank = memory_bank.settle(KEY, bank, sized)
-  assert farthest(x, bank.patches.rows) <= bank.radius * (1 + 1e-5)
+    seen, in_use = x[: start + 4], bank.patches.embeddings[: int(bank.num_rows[0])]
+    assert farthest(seen, in_use) <= bank.covering_radius * (1 + 1e-5) + 1e-5
+  bank = memory_bank.select_coreset(KEY, bank, sized)
+  assert farthest(x, bank.patches.embeddings) <= bank.covering_radius * (1 + 1e-5)
   assert rows // 2 in reduced or ratio == 0.02  # What was chosen has been chosen from again.
 
 
@@ -181,46 +185,46 @@ def test_fresh_patches_alone_are_selected_from_while_the_chosen_are_few():
   assert second == first + math.ceil(4 * 0.02 * 48)
   # The first choice has stayed as it was.
   early, _ = fold(memory_bank.empty(sized, D), sized, x[:20])
-  np.testing.assert_array_equal(bank.patches.rows[:first], early.patches.rows[:first])
+  np.testing.assert_array_equal(bank.patches.embeddings[:first], early.patches.embeddings[:first])
 
 
 def test_making_room_covers_at_most_twice_as_far_as_selecting_at_once():
   for seed in range(4):
     x = embeddings(62, seed)
     bank = settled(plan(62, ratio=0.1, rows=45), x)
-    assert len(bank.patches.rows) == 22
+    assert len(bank.patches.embeddings) == 22
     at_once = farthest(x, slow_select(x, x[0, 0, 0], 22))
-    assert farthest(x, bank.patches.rows) <= 2 * at_once, seed
+    assert farthest(x, bank.patches.embeddings) <= 2 * at_once, seed
 
 
 def test_there_is_room_for_a_batch_whenever_one_was_made():
   sized = plan(100, ratio=0.1, rows=45)
   bank = memory_bank.empty(sized, D)
   for start in range(0, 100, 4):
-    bank = memory_bank.make_room(KEY, bank, sized, 4)
-    assert int(bank.cursor[0]) + 4 * PATCHES <= sized.capacity
+    bank = memory_bank.compact(KEY, bank, sized, 4)
+    assert int(bank.num_rows[0]) + 4 * PATCHES <= sized.capacity
     bank, _ = fold(bank, sized, embeddings(4, start), size=4)
 
 
 def test_a_bank_that_has_room_is_left_alone():
   sized = plan(62, rows=64)
   bank, _ = fold(memory_bank.empty(sized, D), sized, embeddings(12))
-  assert memory_bank.make_room(KEY, bank, sized, 4) is bank
+  assert memory_bank.compact(KEY, bank, sized, 4) is bank
 
 
 def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
   with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ hold .* 3.8 images') as refused:
     plan(10, rows=15)
   (needed,) = re.findall(r'at least (\d+) are needed', str(refused.value))
-  capacity.plan(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
+  capacity.configure_bank(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
 
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
   sized = plan(62, rows=45)
   bank, _ = fold(memory_bank.empty(sized, D), sized, embeddings(8))
   with pytest.raises(ConfigError, match=r'of 11 images, .* batches of 6; lower fit.batch_size or'):
-    memory_bank.make_room(KEY, bank, sized, 6)
-  assert memory_bank.make_room(KEY, bank, sized, 5).cursor <= 22
+    memory_bank.compact(KEY, bank, sized, 6)
+  assert memory_bank.compact(KEY, bank, sized, 5).num_rows <= 22
 
 
 @pytest.mark.parametrize(('images', 'more', 'rows'), [(16, 12, 10**6), (40, 40, 45)])
@@ -228,64 +232,73 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
   old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
-  kept = jax.tree.map(np.asarray, memory_bank.kept(old))
+  kept = jax.tree.map(np.asarray, memory_bank.state_arrays(old))
   further = plan(more, seen=images, ratio=0.25, rows=rows)
-  bank = memory_bank.restore(memory_bank.empty(further, D), kept, further)
-  np.testing.assert_array_equal(bank.patches.rows[: len(old.patches.rows)], kept['rows'])
+  bank = memory_bank.from_arrays(memory_bank.empty(further, D), kept, further)
+  np.testing.assert_array_equal(
+    bank.patches.embeddings[: len(old.patches.embeddings)], kept['rows']
+  )
   bank, _ = fold(bank, further, x[images:], first=images)
-  bank = memory_bank.settle(KEY, bank, further)
-  assert len(bank.patches.rows) == min(images + more, rows // 2)  # A quarter of four patches each.
-  assert bank.seen == images + more
+  bank = memory_bank.select_coreset(KEY, bank, further)
+  assert len(bank.patches.embeddings) == min(
+    images + more, rows // 2
+  )  # A quarter of four patches each.
+  assert bank.num_images == images + more
   assert_rows_are_patches(bank.patches, x)
-  is_old = np.asarray(bank.patches.image) < images
+  is_old = np.asarray(bank.patches.image_id) < images
   assert 0 < is_old.sum() < len(is_old)
-  of_old = {row.tobytes() for row in np.asarray(bank.patches.rows)[is_old]}
+  of_old = {row.tobytes() for row in np.asarray(bank.patches.embeddings)[is_old]}
   assert of_old <= {row.tobytes() for row in kept['rows']}
-  assert old.radius <= bank.radius
-  assert farthest(x, bank.patches.rows) <= bank.radius * (1 + 1e-5)
+  assert old.covering_radius <= bank.covering_radius
+  assert farthest(x, bank.patches.embeddings) <= bank.covering_radius * (1 + 1e-5)
 
 
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
   old = settled(plan(16, ratio=0.25), embeddings(16))
-  kept, further = jax.tree.map(np.asarray, memory_bank.kept(old)), plan(12, seen=16, ratio=0.25)
-  again = memory_bank.settle(
-    KEY, memory_bank.restore(memory_bank.empty(further, D), kept, further), further
+  kept, further = (
+    jax.tree.map(np.asarray, memory_bank.state_arrays(old)),
+    plan(12, seen=16, ratio=0.25),
   )
-  rows = np.asarray(again.patches.rows)
+  again = memory_bank.select_coreset(
+    KEY, memory_bank.from_arrays(memory_bank.empty(further, D), kept, further), further
+  )
+  rows = np.asarray(again.patches.embeddings)
   assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['rows']}
   assert len(rows) == len(kept['rows'])
-  assert (again.radius, again.seen) == (kept['radius'], 16)
+  assert (again.covering_radius, again.num_images) == (kept['radius'], 16)
 
 
 def test_a_projection_decides_what_stays_but_not_how_it_looks():
   x = embeddings(16)
   whole, projected = (settled(plan(16, ratio=0.25, dim=dim), x) for dim in (0, 2))
-  assert len(projected.patches.rows) == 16
+  assert len(projected.patches.embeddings) == 16
   assert_rows_are_patches(projected.patches, x)
-  assert sorted(projected.patches.rows.tolist()) != sorted(whole.patches.rows.tolist())
+  assert sorted(projected.patches.embeddings.tolist()) != sorted(whole.patches.embeddings.tolist())
 
 
 def test_a_projection_to_as_many_dimensions_is_none():
   x = embeddings(16)
   whole, same = (settled(plan(16, ratio=0.25, dim=dim), x) for dim in (0, D))
-  np.testing.assert_array_equal(same.patches.rows, whole.patches.rows)
+  np.testing.assert_array_equal(same.patches.embeddings, whole.patches.embeddings)
 
 
 def stood(plan, x, before=None):
   bank, _ = fold(memory_bank.empty(plan, D), plan, x)
-  return leave_out.stand_ins(KEY, bank, plan, before)
+  return leave_out.select_calibration_coresets(KEY, bank, plan, before)
 
 
 @pytest.mark.parametrize(('images', 'ratio', 'dim'), [(3, 1.0, 0), (23, 0.1, 0), (23, 0.1, 2)])
 def test_of_every_fold_a_share_stands_in(images, ratio, dim):
   """Which images are of which fold goes by their numbers; where there are few, each is alone."""
   sized, x = plan(images, ratio=ratio, dim=dim), embeddings(images)
-  assert sized.folds == min(10, images)
+  assert sized.num_folds == min(10, images)
   got = stood(sized, x)
   assert_rows_are_patches(got, x)
-  whose = np.bincount(np.asarray(got.image) % sized.folds)
-  there = np.bincount(np.arange(images) % sized.folds) * PATCHES
-  np.testing.assert_array_equal(whose, np.minimum(there, math.ceil(4 * sized.final / sized.folds)))
+  whose = np.bincount(np.asarray(got.image_id) % sized.num_folds)
+  there = np.bincount(np.arange(images) % sized.num_folds) * PATCHES
+  np.testing.assert_array_equal(
+    whose, np.minimum(there, math.ceil(4 * sized.coreset_size / sized.num_folds))
+  )
 
 
 @pytest.mark.parametrize('dim', [0, 2])
@@ -293,8 +306,8 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
   sized, x = plan(23, ratio=0.1, dim=dim), embeddings(23, 3)
   stand_ins = stood(sized, x)
   for out in (0, 3, 9):
-    rows = leave_out.without(stand_ins, sized, out, sized.final)
-    assert len(rows) == sized.final
+    rows = leave_out.coreset_without_fold(stand_ins, sized, out, sized.coreset_size)
+    assert len(rows) == sized.coreset_size
     others = x[np.arange(23) % 10 != out]
     patches = {patch.tobytes() for patch in others.reshape(-1, D)}
     assert all(row.tobytes() in patches for row in np.asarray(rows)), out
@@ -305,19 +318,19 @@ def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
 
 def test_where_fewer_stand_in_than_asked_for_all_are_taken():
   sized, x = plan(3, ratio=1.0), embeddings(3)
-  rows = leave_out.without(stood(sized, x), sized, 1, 3 * PATCHES)
+  rows = leave_out.coreset_without_fold(stood(sized, x), sized, 1, 3 * PATCHES)
   assert sorted(np.asarray(rows).tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
 
 
 def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   sized, x = plan(62, ratio=0.1, rows=45), embeddings(62)
   bank, _ = fold(memory_bank.empty(sized, D), sized, x)
-  got = leave_out.stand_ins(KEY, bank, sized, None)
+  got = leave_out.select_calibration_coresets(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
-  assert len(got.rows) <= 10 * math.ceil(4 * sized.final / 10)
-  in_use = set(np.asarray(bank.patches.image[: int(bank.cursor[0])]).tolist())
-  assert set(np.asarray(got.image).tolist()) <= in_use
-  assert len(np.unique(np.asarray(got.image) % 10)) > 1
+  assert len(got.embeddings) <= 10 * math.ceil(4 * sized.coreset_size / 10)
+  in_use = set(np.asarray(bank.patches.image_id[: int(bank.num_rows[0])]).tolist())
+  assert set(np.asarray(got.image_id).tolist()) <= in_use
+  assert len(np.unique(np.asarray(got.image_id) % 10)) > 1
 
 
 def on(devices):
@@ -340,21 +353,23 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   x, first = embeddings(images + 11), 11 if before else 0
   earlier = plan(11, ratio=0.25)
   old = fold(memory_bank.empty(earlier, D), earlier, x[images:])[0]
-  stood = leave_out.stand_ins(KEY, old, earlier, None)
-  kept = jax.tree.map(np.asarray, memory_bank.kept(memory_bank.settle(KEY, old, earlier)))
+  stood = leave_out.select_calibration_coresets(KEY, old, earlier, None)
+  kept = jax.tree.map(
+    np.asarray, memory_bank.state_arrays(memory_bank.select_coreset(KEY, old, earlier))
+  )
   found = []
   for devices in numbers:
     sized = plan(images, seen=first, ratio=0.25, shards=on(devices), spare=1)
     bank = memory_bank.empty(sized, D)
     if before:
-      bank = memory_bank.restore(bank, kept, sized)
+      bank = memory_bank.from_arrays(bank, kept, sized)
     bank, _ = fold(bank, sized, x[:images], first, size=8)
-    assert bank.cursor.shape == (devices,)
-    rows = bank.patches.rows
+    assert bank.num_rows.shape == (devices,)
+    rows = bank.patches.embeddings
     assert rows.addressable_shards[0].data.shape[0] == len(rows) // devices
-    stand_ins = leave_out.stand_ins(KEY, bank, sized, stood if before else None)
-    without = leave_out.without(stand_ins, sized, 2, sized.final)
-    found.append(jax.device_get((memory_bank.settle(KEY, bank, sized), stand_ins, without)))
+    stand_ins = leave_out.select_calibration_coresets(KEY, bank, sized, stood if before else None)
+    without = leave_out.coreset_without_fold(stand_ins, sized, 2, sized.coreset_size)
+    found.append(jax.device_get((memory_bank.select_coreset(KEY, bank, sized), stand_ins, without)))
   for got in found[1:]:
     np.testing.assert_allclose(got[0].radius, found[0][0].radius, rtol=1e-5)
     got, want = ((bank._replace(radius=0), *rest) for bank, *rest in (got, found[0]))
@@ -366,8 +381,8 @@ def test_every_device_makes_room_for_itself(devices):
   x = embeddings(31 * devices, 1)
   sized = plan(len(x), ratio=0.1, rows=45, shards=on(devices), spare=1)
   bank, _ = fold(memory_bank.empty(sized, D), sized, x, size=4 * devices)
-  assert (np.asarray(bank.cursor) <= 45).all()
-  settled = memory_bank.settle(KEY, bank, sized)
-  assert len(settled.patches.rows) == sized.final == round(0.1 * len(x) * PATCHES)
+  assert (np.asarray(bank.num_rows) <= 45).all()
+  settled = memory_bank.select_coreset(KEY, bank, sized)
+  assert len(settled.patches.embeddings) == sized.coreset_size == round(0.1 * len(x) * PATCHES)
   assert_rows_are_patches(settled.patches, x)
-  assert farthest(x, settled.patches.rows) <= settled.radius * (1 + 1e-5)
+  assert farthest(x, settled.patches.embeddings) <= settled.covering_radius * (1 + 1e-5)

@@ -45,7 +45,7 @@ def embed(variables):
     pixels = images(n)
     one = Batch(pixels, np.ones(n, bool), np.arange(n, dtype=np.int32))
     state = MAKERS[name](Spec(SIZE, SIZE, 3)).init(jax.random.key(0), variables)
-    embedder = MAKERS[name](Spec(SIZE, SIZE, 3)).one_pass.embedder(state)
+    embedder = MAKERS[name](Spec(SIZE, SIZE, 3)).one_pass.feature_extractor(state)
     return np.asarray(embedders[name](embedder, one))
 
   return embed
@@ -73,7 +73,7 @@ def learned(name, variables, features, devices):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
   spec = Spec(SIZE, SIZE, n, shards=meshes.shards(mesh), spare=ROWS // devices)
   detector = MAKERS[name](spec)
-  once, split = detector.one_pass, detector.split
+  once, split = detector.one_pass, detector.sharding_specs
   assert (split is None) == (devices == 1)
   state = loop.initial(detector, variables, 0, mesh)
   update = jax.jit(detector.update, donate_argnums=0)
@@ -81,19 +81,19 @@ def learned(name, variables, features, devices):
     state, _ = update(state, meshes.split(mesh, batch))
   largest = state.moments.m2 if name == 'padim' else state.bank.patches.rows
   assert largest.addressable_shards[-1].data.shape[0] == len(largest) // devices
-  kept = {k: np.asarray(v) for k, v in once.stand_ins(state, {}).items()}
-  state = once.settle(state)
-  kept |= {k: np.array(v) for k, v in once.kept(state).items()}
-  fitted = jax.device_get(detector.finish(state))
-  reference = once.reference(variables, {k: np.array(v) for k, v in kept.items()}, 1)
+  kept = {k: np.asarray(v) for k, v in once.calibration_coresets(state, {}).items()}
+  state = once.finalize(state)
+  kept |= {k: np.array(v) for k, v in once.state_arrays(state).items()}
+  fitted = jax.device_get(detector.to_fitted(state))
+  reference = once.leave_fold_out(variables, {k: np.array(v) for k, v in kept.items()}, 1)
   test = meshes.split(mesh, images(ROWS, 1))
   first = meshes.split(mesh, next(batches(features)))
   placed = fitted
   if split:
-    placed = meshes.place(mesh, split.fill(fitted), split.fitted)
-    reference = meshes.place(mesh, split.fill(reference), split.reference)
+    placed = meshes.place(mesh, split.pad_to_shards(fitted), split.fitted)
+    reference = meshes.place(mesh, split.pad_to_shards(reference), split.held_out_model)
   scores = jax.device_get(jax.jit(detector.score)(placed, test))
-  left_out = jax.device_get(jax.jit(once.score_left_out)(reference, first))
+  left_out = jax.device_get(jax.jit(once.score_held_out)(reference, first))
   return kept, fitted, scores, jax.tree.map(lambda x: x[: min(n, ROWS)], left_out)
 
 

@@ -30,7 +30,7 @@ def config():
 def fitted(config):
   backbone, detector = model_dir.assemble(config, Spec(32, 32))
   variables = backbone.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
-  return detector.finish(detector.init(jax.random.key(2), variables))
+  return detector.to_fitted(detector.init(jax.random.key(2), variables))
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_score_is_the_definition(variables, projection, enlarge, slow):
   state = detector.init(jax.random.key(0), variables)
   drawn = state.embedder.projection
   state, _ = jax.jit(detector.update)(state, batch(images(12)))
-  scores = jax.jit(detector.score)(detector.finish(state), jnp.asarray(images(2, seed=1)))
+  scores = jax.jit(detector.score)(detector.to_fitted(state), jnp.asarray(images(2, seed=1)))
   train = slow_embed(variables, images(12), drawn, slow)
   want = [slow_map(train, x) for x in slow_embed(variables, images(2, seed=1), drawn, slow)]
   np.testing.assert_allclose(scores.map, want, rtol=1e-3)
@@ -211,7 +211,7 @@ def test_means_move_by_standard_deviations():
   m2 = 4 * np.diag([4.0, 16.0])[None, None]
   before = {'n': 5.0, 'mean': np.array([[[1.0, 2.0]]]), 'm2': m2}
   after = {'n': 9.0, 'mean': np.array([[[4.0, 6.0]]]), 'm2': 2 * m2}
-  told = make().one_pass.moved(before, after)
+  told = make().one_pass.drift(before, after)
   assert told['images_before'] == 5
   assert told['images_after'] == 9
   assert told['mean_shift'] == pytest.approx(np.sqrt(((3 / 2) ** 2 + (4 / 4) ** 2) / 2))

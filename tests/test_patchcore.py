@@ -210,7 +210,7 @@ def test_score_is_that_of_the_paper(score, fitted, kept, variables):
 def test_score_is_that_of_the_paper_with_other_settings(options, rows, kept, variables, embeddings):
   """Also of a bank that has fewer rows than neighbors are asked for."""
   xs = embeddings[:2] + np.float32(0.1) * embeddings[2:4, ::-1]
-  got = jax.jit(make(**options).one_pass.score_left_out)(
+  got = jax.jit(make(**options).one_pass.score_held_out)(
     fitted_to(variables, kept['rows'][:rows]), embedded(xs)
   )
   assert_scores(got, xs, kept['rows'][:rows], **options)
@@ -223,7 +223,7 @@ def fitted_to(variables, rows):
 def test_embeddings_far_from_the_origin_are_scored_alike(left_out, kept, variables, embeddings):
   rows, xs = kept['rows'] + np.float32(100), embeddings[:2, ::-1] + np.float32(100)
   far = fitted_to(variables, rows)
-  assert (far.bank.center > 50).any()  # Which is what could be forgotten.
+  assert (far.memory_bank.center > 50).any()  # Which is what could be forgotten.
   assert_scores(left_out(far, embedded(xs)), xs, rows)
 
 
@@ -342,9 +342,9 @@ def test_seen_and_unseen_images_are_scored_alike(variables):
   detector = make(count=40, ratio=0.05, reweight=False)
   once, seen, unseen = detector.one_pass, embedded(x[:40]), embedded(x[40:])
   settled = learn(detector, variables, [seen])
-  arrays = jax.tree.map(np.asarray, once.kept(settled)) | stood(detector, variables, seen)
-  score = jax.jit(once.score_left_out)
-  new = np.asarray(score(detector.finish(settled), unseen).image)
+  arrays = jax.tree.map(np.asarray, once.state_arrays(settled)) | stood(detector, variables, seen)
+  score = jax.jit(once.score_held_out)
+  new = np.asarray(score(detector.to_fitted(settled), unseen).image)
 
   def chance(references):
     """That an image, left out with its fold, is scored higher than an unseen one."""
@@ -352,7 +352,7 @@ def test_seen_and_unseen_images_are_scored_alike(variables):
     old = np.array([scores[i % 10][i] for i in range(40)])
     return np.mean(old[:, None] > new[None])
 
-  anew = [once.reference(variables, arrays, fold) for fold in range(10)]
+  anew = [once.leave_fold_out(variables, arrays, fold) for fold in range(10)]
   rows, image = arrays['rows'], arrays['image']
   # Rows again and again, so that all are one compilation: the nearest is as near.
   masked = [np.resize(rows[image % 10 != fold], rows.shape) for fold in range(10)]
@@ -395,7 +395,9 @@ def test_what_was_learned_can_be_extended(variables, embeddings, kept):
   assert {r.tobytes() for r in np.asarray(extended.rows)[old]} <= {
     r.tobytes() for r in kept['rows']
   }
-  moved = further.one_pass.moved(kept, jax.tree.map(np.asarray, further.one_pass.kept(settled)))
+  moved = further.one_pass.drift(
+    kept, jax.tree.map(np.asarray, further.one_pass.state_arrays(settled))
+  )
   assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_kept': old.sum() / 38}
 
 
@@ -422,9 +424,9 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
   left_out, kept, variables, embeddings
 ):
   once, two = make(approx=True).one_pass, embedded(embeddings[:2])
-  assert once.facts(kept, embeddings)['approx_recall'] == 1.0
+  assert once.summary(kept, embeddings)['approx_recall'] == 1.0
   fitted = fitted_to(variables, kept['rows'])
-  got, want = jax.jit(once.score_left_out)(fitted, two), left_out(fitted, two)
+  got, want = jax.jit(once.score_held_out)(fitted, two), left_out(fitted, two)
   np.testing.assert_allclose(got.map, want.map, rtol=1e-5)
   np.testing.assert_allclose(got.image, want.image, rtol=1e-5)
 

@@ -77,7 +77,7 @@ def test_a_ranking_counts_every_seen_pixel_at_its_original_size(text):
     ('score', 'anomalous', 'normal_above', 'normal', 'overlap'), columns, strict=True
   ):
     np.testing.assert_allclose(getattr(found, name), want, rtol=1e-12, err_msg=name)
-  assert found.normals == normals
+  assert found.total_normals == normals
 
 
 def test_pixels_outside_the_crop_do_not_count():

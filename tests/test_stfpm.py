@@ -88,7 +88,7 @@ def test_without_half_the_loss_doubles_and_the_map_quadruples_with_two_stages(va
   assert whole.validate(state, batch(2))['loss'] == pytest.approx(
     2 * float(halved.validate(state, batch(2))['loss']), rel=1e-6
   )
-  fitted = halved.finish(state)
+  fitted = halved.to_fitted(state)
   np.testing.assert_allclose(
     whole.score(fitted, images(1)).map, 4 * halved.score(fitted, images(1)).map, rtol=1e-5
   )
@@ -156,11 +156,11 @@ def test_batched_equals_one_by_one(detector, state):
 
 def test_floor_and_opening_of_paddlex(state):
   pixels = images(1)
-  raw = make().score(make().finish(state), pixels).map
+  raw = make().score(make().to_fitted(state), pixels).map
   middle = float(np.median(raw))
-  floored = make(floor=middle).score(make().finish(state), pixels).map
+  floored = make(floor=middle).score(make().to_fitted(state), pixels).map
   np.testing.assert_array_equal(floored, np.where(raw < middle, 0, raw))
-  opened = make(opening=4).score(make().finish(state), pixels)
+  opened = make(opening=4).score(make().to_fitted(state), pixels)
   assert (np.asarray(opened.map) <= np.asarray(raw)).all()
   assert opened.image[0] == opened.map.max()
 
@@ -184,7 +184,7 @@ def test_one_update_is_the_same_on_any_number_of_devices(state, kept, numbers):
     copy = meshes.replicate(mesh, jax.tree.map(jnp.copy, state))
     rows = meshes.split(mesh, batch(8))
     if kept:
-      rows = rows._replace(features=jax.jit(detector.prepare)(copy, rows))
+      rows = rows._replace(features=jax.jit(detector.precompute)(copy, rows))
     results.append(jax.jit(detector.update)(copy, rows))
   (single, one), *others = results
   for sharded, many in others:

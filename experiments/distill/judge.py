@@ -13,7 +13,7 @@ from uadjax import backbones
 from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
 from uadjax.detectors import patchcore
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.numerics import metrics
 from uadjax.types import Batch, Variables
 
@@ -30,14 +30,14 @@ def image_auroc(module: Any, variables: Variables, folder: Path, seed: int = 3) 
     seed: of the selection.
   """
   splits = layouts.load(folder)
-  detector = patchcore.make(module, Spec(256, 256, len(splits.train)), ratio=0.01)
+  detector = patchcore.make(module, RunContext(256, 256, len(splits.train)), ratio=0.01)
   assert detector.one_pass is not None
   # A copy of the variables: updates consume what they are given.
   state = detector.init(jax.random.key(seed), jax.tree.map(jnp.array, variables))
   update, score = jax.jit(detector.update, donate_argnums=0), jax.jit(detector.score)
   for batch in _batches(splits.train):
     state, _ = update(state, batch)
-  fitted = detector.finish(detector.one_pass.settle(state))
+  fitted = detector.to_fitted(detector.one_pass.finalize(state))
   scores = [np.asarray(score(fitted, b.image).image)[b.valid] for b in _batches(splits.test)]
   scores, bad = np.concatenate(scores), np.array([r.is_anomalous for r in splits.test])
   return metrics.auroc(metrics.rank(scores[bad], [scores[~bad]]))

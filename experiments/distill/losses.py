@@ -105,7 +105,8 @@ def _patches(stages: Stages) -> Float[Array, 'b p d']:
   pool = jnp.asarray(resampling.pool_matrix(size))
   up = jnp.asarray(resampling.bilinear_matrix(size, half) @ resampling.pool_matrix(half))
   x = jnp.concatenate(
-    [resampling.apply(pool, pool, fine), resampling.apply(up, up, coarse)], axis=-1
+    [resampling.apply_separable(pool, pool, fine), resampling.apply_separable(up, up, coarse)],
+    axis=-1,
   )
   return x.reshape(len(x), size * size, -1)
 

@@ -10,12 +10,12 @@ from jaxtyping import Array, UInt8
 
 from uadjax import types
 from uadjax.numerics import collectives
-from uadjax.system import progress
+from uadjax.system.progress import silently, Track
 
 Schedule = Callable[[Any], Any]  # Step -> learning rate, as optax has it.
 
 
-class Spec(NamedTuple):
+class RunContext(NamedTuple):
   """What the maker of a detector is told about the run.
 
   Attributes:
@@ -31,15 +31,15 @@ class Spec(NamedTuple):
 
   height: int
   width: int
-  images: int = 0
-  seen: int = 0
+  max_images: int = 0
+  num_previous_images: int = 0
   learning_rate: Schedule = lambda step: 0.0
-  track: progress.Track = progress.silently
-  shards: collectives.Shards = collectives.ALONE
-  spare: int = 0
+  progress: Track = silently
+  shards: collectives.Shards = collectives.SINGLE_SHARD
+  max_extra_images_per_shard: int = 0
 
 
-class Split(NamedTuple):
+class ShardingSpecs(NamedTuple):
   """What of a detector is split over devices: True, or the same on all: False, for whole subtrees.
 
   Attributes:
@@ -51,8 +51,8 @@ class Split(NamedTuple):
 
   state: Any
   fitted: Any
-  reference: Any
-  fill: Callable[[Any], Any]
+  held_out_model: Any
+  pad_to_shards: Callable[[Any], Any]
 
 
 class OnePass(NamedTuple):
@@ -80,19 +80,19 @@ class OnePass(NamedTuple):
     moved: (kept before, kept after) -> numbers that tell by how much further images changed it.
   """
 
-  folds: int
-  embedder: Callable[[Any], Any]
+  num_folds: int
+  feature_extractor: Callable[[Any], Any]
   embed: Callable[[Any, types.Batch], Any]
-  compile: Callable[[Any], None]
-  stand_ins: Callable[[Any, types.Arrays], types.Arrays]
-  settle: Callable[[Any], Any]
-  make_room: Callable[[Any, int], Any] | None
-  kept: Callable[[Any], types.Arrays]
+  compile_finalize: Callable[[Any], None]
+  calibration_coresets: Callable[[Any, types.Arrays], types.Arrays]
+  finalize: Callable[[Any], Any]
+  before_update: Callable[[Any, int], Any] | None
+  state_arrays: Callable[[Any], types.Arrays]
   extend: Callable[[Any, types.Arrays], Any]
-  reference: Callable[[types.Variables, types.Arrays, int], Any]
-  score_left_out: Callable[[Any, types.Batch], types.Scores]
-  facts: Callable[[types.Arrays, Any], dict[str, int | float]]
-  moved: Callable[[types.Arrays, types.Arrays], dict[str, int | float]]
+  leave_fold_out: Callable[[types.Variables, types.Arrays, int], Any]
+  score_held_out: Callable[[Any, types.Batch], types.Scores]
+  summary: Callable[[types.Arrays, Any], dict[str, int | float]]
+  drift: Callable[[types.Arrays, types.Arrays], dict[str, int | float]]
 
 
 class Detector(NamedTuple):
@@ -122,14 +122,14 @@ class Detector(NamedTuple):
   """
 
   init: Callable[[types.Key, types.Variables], Any]
-  prepare: Callable[[Any, types.Batch], Any] | None
+  precompute: Callable[[Any, types.Batch], Any] | None
   update: Callable[[Any, types.Batch], tuple[Any, types.Metrics]]
   validate: Callable[[Any, types.Batch], types.Metrics] | None
-  finish: Callable[[Any], Any]
+  to_fitted: Callable[[Any], Any]
   score: Callable[[Any, UInt8[Array, 'b h w 3']], types.Scores]
   one_pass: OnePass | None = None
-  portable: Callable[[Any], Callable[[UInt8[Array, 'b H W 3']], types.Scores]] | None = None
-  around: (
+  export_score_fn: Callable[[Any], Callable[[UInt8[Array, 'b H W 3']], types.Scores]] | None = None
+  score_bounds: (
     Callable[[Any, UInt8[Array, 'b H W 3'], float], tuple[types.Scores, types.Scores]] | None
   ) = None
-  split: Split | None = None
+  sharding_specs: ShardingSpecs | None = None

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 import optax
 
 from uadjax import backbones
-from uadjax.detectors.base import Detector, Spec
+from uadjax.detectors.base import Detector, RunContext
 from uadjax.numerics import collectives, resampling
 from uadjax.types import Batch, Key, Metrics, Scores, Variables
 
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
   teacher: Variables
   student: Variables
-  optimizer: Any
+  opt_state: Any
   step: jax.Array
 
 
@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
 
 def make(
   backbone: backbones.Backbone,
-  spec: Spec,
+  context: RunContext,
   *,
   momentum: float = 0.9,
   weight_decay: float = 1e-4,
@@ -60,84 +60,97 @@ def make(
     opening: radius in pixels of the disk that opens the map (PaddleX: 4); 0 for none.
   """
   optimizer = optax.chain(
-    optax.add_decayed_weights(weight_decay), optax.sgd(spec.learning_rate, momentum)
+    optax.add_decayed_weights(weight_decay), optax.sgd(context.learning_rate, momentum)
   )
-  weight, over = 0.5 if half else 1.0, spec.shards
+  weight, shards = 0.5 if half else 1.0, context.shards
 
   def init(key: Key, variables: Variables) -> State:
-    images = jnp.zeros((1, spec.height, spec.width, 3))
+    images = jnp.zeros((1, context.height, context.width, 3))
     student = jax.jit(backbone.init)(key, images)
     return State(variables, student, optimizer.init(student['params']), jnp.zeros((), jnp.int32))
 
-  def see(variables: Variables, images: UInt8[Array, 'b H W 3']) -> Features:
+  def extract_features(variables: Variables, images: UInt8[Array, 'b H W 3']) -> Features:
     stages = backbone.apply(variables, backbones.normalize(images))
-    return _directions(cast(Features, stages))
+    return _unit_vectors(cast(Features, stages))
 
-  def prepare(state: State, batch: Batch) -> Features:
-    return see(state.teacher, jnp.asarray(batch.image))
+  def precompute(state: State, batch: Batch) -> Features:
+    return extract_features(state.teacher, jnp.asarray(batch.image))
 
-  def known(state: State, batch: Batch) -> Features:
-    return prepare(state, batch) if batch.features is None else batch.features
+  def teacher_features(state: State, batch: Batch) -> Features:
+    return precompute(state, batch) if batch.features is None else batch.features
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-    return over.over(update_on, (False, True), False)(state, batch)
+    return shards.shard_map(update_shard, (False, True), False)(state, batch)
 
-  def update_on(state: State, batch: Batch, axis: str | None) -> tuple[State, Metrics]:
+  def update_shard(state: State, batch: Batch, axis_name: str | None) -> tuple[State, Metrics]:
     """One step, by this device's rows of the batch; BatchNorm and the gradient are of all."""
-    teacher, network = known(state, batch), backbone.clone(axis=axis)
+    targets, network = teacher_features(state, batch), backbone.clone(axis=axis_name)
     images = backbones.normalize(jnp.asarray(batch.image))
 
-    def loss(params: Any) -> tuple[Array, Variables]:
+    def loss_fn(params: Any) -> tuple[Array, Variables]:
       variables = {**state.student, 'params': params}
-      features, moved = network.apply(variables, images, train=True, mutable=['batch_stats'])
-      return _loss(teacher, _directions(cast(Features, features)), weight).mean(), moved
+      features, batch_stats = network.apply(variables, images, train=True, mutable=['batch_stats'])
+      return _loss(targets, _unit_vectors(cast(Features, features)), weight).mean(), batch_stats
 
     params = state.student['params']
-    (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    value, gradient = collectives.mean((value, gradient), axis)
-    change, memory = optimizer.update(gradient, state.optimizer, params)
-    student = {'params': optax.apply_updates(params, change), **moved}
-    rate = jnp.asarray(spec.learning_rate(state.step), jnp.float32)
+    (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    loss, gradient = collectives.pmean((loss, gradient), axis_name)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    student = {'params': optax.apply_updates(params, updates), **batch_stats}
+    learning_rate = jnp.asarray(context.learning_rate(state.step), jnp.float32)
     return (
-      State(state.teacher, student, memory, state.step + 1),
-      {'loss': value, 'learning_rate': rate},
+      State(state.teacher, student, opt_state, state.step + 1),
+      {'loss': loss, 'learning_rate': learning_rate},
     )
 
   def validate(state: State, batch: Batch) -> Metrics:
-    student = see(state.student, jnp.asarray(batch.image))
-    losses = _loss(known(state, batch), student, weight)
-    count = jnp.asarray(batch.valid).sum(dtype=jnp.float32)
-    return {'loss': jnp.sum(losses, where=batch.valid) / jnp.maximum(count, 1.0)}
+    student = extract_features(state.student, jnp.asarray(batch.image))
+    losses = _loss(teacher_features(state, batch), student, weight)
+    num_valid = jnp.asarray(batch.valid).sum(dtype=jnp.float32)
+    return {'loss': jnp.sum(losses, where=batch.valid) / jnp.maximum(num_valid, 1.0)}
 
-  def finish(state: State) -> Fitted:
+  def to_fitted(state: State) -> Fitted:
     return Fitted(state.teacher, state.student)
 
-  def judged(fitted: Fitted, images: UInt8[Array, 'b H W 3'], floor: float) -> Scores:
-    teacher, student = see(fitted.teacher, images), see(fitted.student, images)
-    anomaly = jnp.ones(images.shape[:3])
+  def score_with_floor(fitted: Fitted, images: UInt8[Array, 'b H W 3'], floor: float) -> Scores:
+    teacher, student = (
+      extract_features(fitted.teacher, images),
+      extract_features(fitted.student, images),
+    )
+    anomaly_map = jnp.ones(images.shape[:3])
     for stage in backbone.stages:
       distance = weight * _squared_distance(teacher[stage], student[stage])
-      anomaly *= resampling.enlarge(distance, *images.shape[1:3])
+      anomaly_map *= resampling.upsample(distance, *images.shape[1:3])
     if floor:
-      anomaly = jnp.where(anomaly < floor, 0.0, anomaly)
+      anomaly_map = jnp.where(anomaly_map < floor, 0.0, anomaly_map)
     if opening:
-      anomaly = resampling.grey_opening(anomaly, opening)
-    return Scores(anomaly, anomaly.max(axis=(1, 2)))
+      anomaly_map = resampling.grey_opening(anomaly_map, opening)
+    return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
-    return judged(fitted, images, floor)
+    return score_with_floor(fitted, images, floor)
 
-  def around(
+  def score_bounds(
     fitted: Fitted, images: UInt8[Array, 'b H W 3'], tolerance: float
   ) -> tuple[Scores, Scores]:
     # A higher floor makes no value larger, nor does opening what is smaller.
-    low, high = (judged(fitted, images, floor * (1 + sign * tolerance)) for sign in (1, -1))
+    low, high = (
+      score_with_floor(fitted, images, floor * (1 + sign * tolerance)) for sign in (1, -1)
+    )
     return low, high
 
-  return Detector(init, prepare, update, validate, finish, score, around=around if floor else None)
+  return Detector(
+    init,
+    precompute,
+    update,
+    validate,
+    to_fitted,
+    score,
+    score_bounds=score_bounds if floor else None,
+  )
 
 
-def _directions(features: Features) -> Features:
+def _unit_vectors(features: Features) -> Features:
   """Unit vectors over channels; a vector of zeros stays one, with a finite gradient."""
   return {
     stage: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24))
@@ -146,12 +159,15 @@ def _directions(features: Features) -> Features:
 
 
 def _squared_distance(
-  t: Float[Array, 'b h w c'], s: Float[Array, 'b h w c']
+  teacher: Float[Array, 'b h w c'], student: Float[Array, 'b h w c']
 ) -> Float[Array, 'b h w']:
-  return jnp.sum((t - s) ** 2, axis=-1)
+  return jnp.sum((teacher - student) ** 2, axis=-1)
 
 
 def _loss(teacher: Features, student: Features, weight: float) -> Float[Array, ' b']:
   """Mean distance over positions, summed over stages, per image (equations 1 to 3)."""
-  terms = [weight * _squared_distance(teacher[k], student[k]).mean(axis=(1, 2)) for k in teacher]
+  terms = [
+    weight * _squared_distance(teacher[stage], student[stage]).mean(axis=(1, 2))
+    for stage in teacher
+  ]
   return jnp.sum(jnp.stack(terms), axis=0)

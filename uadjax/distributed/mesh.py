@@ -15,7 +15,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax.errors import ConfigError, MissingDevice, Setting
-from uadjax.numerics.collectives import ALONE, Shards
+from uadjax.numerics.collectives import SINGLE_SHARD, Shards
 from uadjax.system import threads
 
 Mesh = jax.sharding.Mesh
@@ -110,7 +110,7 @@ def cpu_devices_of_cores() -> None:
 def shards(mesh: Mesh) -> Shards:
   """As many parts as the mesh has devices."""
   if mesh.size == 1:
-    return ALONE
+    return SINGLE_SHARD
 
   def over(function: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:
     def where(split: bool) -> jax.sharding.PartitionSpec:

@@ -125,7 +125,10 @@ def roc(data: Curves) -> list[Line]:
   """Found against false alarms, of images and of pixels."""
   lines = []
   for look, ranking, threshold, alarms in _known(data):
-    false, found = alarms / ranking.normals, _reached(ranking, ranking.anomalous, threshold)
+    false, found = (
+      alarms / ranking.total_normals,
+      _reached(ranking, ranking.num_anomalous, threshold),
+    )
     told = f'{percent(found)} found,', f'{percent(false)} false alarms'
     area = f'AUROC {metrics.auroc(ranking):.3f}'
     lines.append(Line(look, *thin(*metrics.roc_curve(ranking)), (false, found), area, told))
@@ -137,12 +140,12 @@ def pr(data: Curves) -> list[Line]:
   lines = []
   for look, ranking, threshold, alarms in _known(data):
     recall, precision = metrics.pr_curve(ranking)
-    defects = int(ranking.anomalous[-1])
-    chance = defects / (defects + ranking.normals)
+    defects = int(ranking.num_anomalous[-1])
+    chance = defects / (defects + ranking.total_normals)
     # From the first defect on, where precision is known, to where everything is called.
     x = np.append(np.repeat(recall, 2)[1:-1], 1.0)
     y = np.append(np.repeat(precision, 2)[2:], chance)
-    found = _reached(ranking, ranking.anomalous, threshold)
+    found = _reached(ranking, ranking.num_anomalous, threshold)
     hits = round(found * defects)
     point, told = None, ('nothing exceeds it', '')
     if hits + alarms:
@@ -161,7 +164,7 @@ def pro(data: Curves) -> list[Line]:
   lines = []
   for look, ranking, threshold, alarms in _known(data):
     if look is PIXELS:
-      false, found = alarms / ranking.normals, _reached(ranking, ranking.overlap, threshold)
+      false, found = alarms / ranking.total_normals, _reached(ranking, ranking.overlap, threshold)
       told = f'{percent(found)} of a region found,', f'{percent(false)} false alarms'
       area = f'AU-PRO {metrics.au_pro(ranking, PRO_LIMIT):.3f} up to {percent(PRO_LIMIT)}'
       lines.append(Line(look, *thin(*metrics.pro_curve(ranking)), (false, found), area, told))
@@ -207,13 +210,13 @@ def _known(data: Curves) -> Iterator[tuple[Look, metrics.Ranking, float, int]]:
     (IMAGES, data.image, limits.image, alarms),
     (PIXELS, data.pixel, limits.pixel, data.pixel_alarms),
   ):
-    if ranking is not None and len(ranking.score) and ranking.normals:
+    if ranking is not None and len(ranking.scores) and ranking.total_normals:
       yield look, ranking, threshold, false
 
 
 def _reached(ranking: metrics.Ranking, counted: np.ndarray, threshold: float) -> float:
   """Share of what is counted among the anomalous that exceeds a threshold."""
-  above = int(np.searchsorted(-ranking.score, -threshold, 'left'))
+  above = int(np.searchsorted(-ranking.scores, -threshold, 'left'))
   return float(counted[above - 1] / counted[-1]) if above else 0.0
 
 

@@ -128,7 +128,7 @@ def judge(record: Record, result: Result, truth: pixel_scores.Mask | None) -> Ju
     record,
     result.score,
     result.label,
-    metrics.Confusion.of(result.marked[seen], truth[seen]),
+    metrics.Confusion.from_predictions(result.marked[seen], truth[seen]),
     *metrics.region_hits(result.marked, truth & seen),
     int((~seen).sum()),
     int((truth & ~seen).sum()),
@@ -177,7 +177,7 @@ def _at_threshold(judged: Sequence[Judged]) -> dict[str, Any]:
   verdicts = np.array([one.label for one in judged])
   of = np.array([one.record.defect for one in judged])
   called = verdicts == 'NG'
-  images, pixels = metrics.Confusion.of(called, labels), _merged(judged)
+  images, pixels = metrics.Confusion.from_predictions(called, labels), _merged(judged)
   known = any(one.confusion for one in judged)
   sizes, found = (
     np.concatenate([getattr(one, name) for one in judged]) for name in ('sizes', 'found')

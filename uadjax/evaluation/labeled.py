@@ -98,7 +98,7 @@ def score(
   ranking = pixel_scores.ranking(pixels)
   pixel = None
   if ranking is not None:
-    pixel = calibration.pixel_by_f1(ranking.score, ranking.anomalous, ranking.normal)
+    pixel = calibration.pixel_by_f1(ranking.scores, ranking.num_anomalous, ranking.num_normal)
   return Examples(np.array(images[False]), np.array(peaks), np.array(images[True]), pixel)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import uadjax
 from uadjax.data import transforms
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.export import resize_in_graph
 from uadjax.model import model_dir
 from uadjax.types import Scores
@@ -56,11 +56,11 @@ def of(model: model_dir.Model, batch: int | None, camera: tuple[int, int] | None
   """
   ops, fitted = model.ops, model.fitted
   # Made anew: of what was jitted, a trace of some other purpose may be kept.
-  _, detector = model_dir.assemble(model.config, Spec(ops.height, ops.width))
-  if detector.portable is None:
+  _, detector = model_dir.assemble(model.config, RunContext(ops.height, ops.width))
+  if detector.export_score_fn is None:
     score: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
   else:
-    score = detector.portable(fitted)
+    score = detector.export_score_fn(fitted)
   height, width = camera or (ops.height, ops.width)
 
   def call(images: UInt8[Array, 'b H W 3']) -> Outputs:

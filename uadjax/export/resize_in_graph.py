@@ -119,7 +119,9 @@ def enlarge(map: Float[Array, 'b h w'], ops: transforms.Ops, height: int, width:
   beyond = (-down[2], -across[2], down[3] - ops.height, across[3] - ops.width)
   margin = math.ceil(max(*beyond, 0))
   rows, columns = _back(*down, ops.height, margin), _back(*across, ops.width, margin)
-  inside = resampling.apply(jnp.asarray(rows), jnp.asarray(columns), map[..., None])[..., 0]
+  inside = resampling.apply_separable(jnp.asarray(rows), jnp.asarray(columns), map[..., None])[
+    ..., 0
+  ]
   around = ((down[0], height - down[1]), (across[0], width - across[1]))
   if not np.any(around):
     return inside

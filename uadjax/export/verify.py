@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 
 from uadjax.data import demo, image_io, inputs
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.errors import DataError
 from uadjax.export import graph as graphs, quantization_check, runtimes
 from uadjax.model import calibration, model_dir
@@ -124,9 +124,9 @@ def compare(
     return scores._replace(map=np.stack(maps))
 
   want = known(lambda x: model.score(model.fitted, x))
-  _, detector = model_dir.assemble(model.config, Spec(model.ops.height, model.ops.width))
+  _, detector = model_dir.assemble(model.config, RunContext(model.ops.height, model.ops.width))
   low = high = want
-  around = detector.around
+  around = detector.score_bounds
   if around is not None:
     both = jax.jit(lambda fitted, x: around(fitted, x, TOLERANCE))
     low, high = (known(lambda x, side=side: both(model.fitted, x)[side]) for side in (0, 1))

@@ -58,7 +58,7 @@ def configure(name: str) -> Config:
   # Nothing is downloaded for a demo.
   there = weights.cache_path(config.backbone.name).is_file()
   config.backbone.weights = 'imagenet' if there else 'embedded'
-  if not detectors.learns_once(config.detector.name):
+  if not detectors.learns_in_one_pass(config.detector.name):
     config.fit.update({'steps': 60, 'batch_size': 8})
   return config
 

@@ -112,7 +112,7 @@ class Result(Mapping[str, Any]):
   @functools.cached_property
   def regions(self) -> list[region_ops.Region]:
     """What is marked, by its peak from the largest on."""
-    found = region_ops.regions(self.marked, self.anomaly_map)
+    found = region_ops.find_regions(self.marked, self.anomaly_map)
     return sorted(found, key=lambda region: (-region.peak, region.box))
 
   @property
@@ -174,7 +174,9 @@ class Result(Mapping[str, Any]):
       raise ConfigError(f'masks={masks!r} is no way to write a mask; choose from {MASKS}.')
     told = self.summary()
     if masks != 'none' and not self.error:
-      told['pred'] = region_ops.run_lengths(self.marked) if masks == 'rle' else self.pred.tolist()
+      told['pred'] = (
+        region_ops.encode_run_lengths(self.marked) if masks == 'rle' else self.pred.tolist()
+      )
     return told
 
   @property

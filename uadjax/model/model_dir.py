@@ -18,7 +18,7 @@ import uadjax
 from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import transforms
-from uadjax.detectors.base import Detector, Spec
+from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, ModelError
 from uadjax.model import array_file, calibration as calibrating
@@ -66,7 +66,7 @@ class About(NamedTuple):
   arrays_sha256: str
 
 
-def assemble(config: Config, spec: Spec) -> tuple[backbones.Backbone, Detector]:
+def assemble(config: Config, spec: RunContext) -> tuple[backbones.Backbone, Detector]:
   """Make the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
   return backbone, detectors.build(config.detector.to_dict(), backbone, spec)
@@ -186,11 +186,11 @@ def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
   directory = Path(directory)
   name, config, limits, weights, sha256 = about(directory)
   ops = transforms.parse(config.data.ops)
-  backbone, detector = assemble(config, Spec(ops.height, ops.width))
+  backbone, detector = assemble(config, RunContext(ops.height, ops.width))
   memory, digest = array_file.read(directory / array_file.ARRAYS)
   _same(directory, digest, sha256)
   # Structure alone: no array is made but the file's own.
-  template = jax.eval_shape(lambda: detector.finish(_initial(backbone, detector, ops)))
+  template = jax.eval_shape(lambda: detector.to_fitted(_initial(backbone, detector, ops)))
   stored = array_file.arrays(memory)
   named = array_file.named(template)
   if named.keys() != stored.keys():
@@ -198,10 +198,10 @@ def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
     raise ModelError(f'{directory / array_file.ARRAYS} does not fit its manifest: see {odd[:3]}.')
   fitted = jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in named])
   if apart is not None and apart.size > 1:
-    _, detector = assemble(config, Spec(ops.height, ops.width, shards=mesh.shards(apart)))
-  split = detector.split
+    _, detector = assemble(config, RunContext(ops.height, ops.width, shards=mesh.shards(apart)))
+  split = detector.sharding_specs
   if split and apart is not None:
-    fitted, split = mesh.place(apart, split.fill(fitted), split.fitted), split.fitted
+    fitted, split = mesh.place(apart, split.pad_to_shards(fitted), split.fitted), split.fitted
   else:
     fitted = jax.device_put(fitted)  # Not jax.numpy.asarray, which copies always.
   score = jax.jit(detector.score)

@@ -17,70 +17,70 @@ from jaxtyping import Array, Float, Int
 Tree = TypeVar('Tree')
 
 
-def count(axis: str | None) -> int:
+def axis_size(axis_name: str | None) -> int:
   """How many shards there are."""
-  return 1 if axis is None else jax.lax.axis_size(axis)
+  return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
-def place(axis: str | None) -> Any:
+def axis_index(axis_name: str | None) -> Any:
   """Which of them this one is."""
-  return 0 if axis is None else jax.lax.axis_index(axis)
+  return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
-def gathered(tree: Tree, axis: str | None) -> Tree:
+def all_gather(tree: Tree, axis_name: str | None) -> Tree:
   """What every shard has, one after the other along a new first axis."""
-  if axis is None:
+  if axis_name is None:
     return jax.tree.map(lambda x: x[None], tree)
-  return jax.lax.all_gather(tree, axis)
+  return jax.lax.all_gather(tree, axis_name)
 
 
-def joined(tree: Tree, axis: str | None) -> Tree:
+def all_gather_tiled(tree: Tree, axis_name: str | None) -> Tree:
   """What every shard has, one after the other along the first axis."""
-  return tree if axis is None else jax.lax.all_gather(tree, axis, tiled=True)
+  return tree if axis_name is None else jax.lax.all_gather(tree, axis_name, tiled=True)
 
 
-def total(tree: Tree, axis: str | None) -> Tree:
+def psum(tree: Tree, axis_name: str | None) -> Tree:
   """The sum over all shards."""
-  return tree if axis is None else jax.lax.psum(tree, axis)
+  return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def mean(tree: Tree, axis: str | None) -> Tree:
+def pmean(tree: Tree, axis_name: str | None) -> Tree:
   """The mean over all shards."""
-  return tree if axis is None else jax.lax.pmean(tree, axis)
+  return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
-def dealt(tree: Tree, axis: str | None) -> Tree:
+def local_slice(tree: Tree, axis_name: str | None) -> Tree:
   """This shard's rows of what all of them have; they must be a multiple of the shards."""
-  if axis is None:
+  if axis_name is None:
     return tree
-  parts, mine = count(axis), place(axis)
+  num_shards, shard_index = axis_size(axis_name), axis_index(axis_name)
 
-  def own(x: Array) -> Array:
-    rows = len(x) // parts
-    return jax.lax.dynamic_slice_in_dim(x, mine * rows, rows)
+  def slice_shard(x: Array) -> Array:
+    shard_size = len(x) // num_shards
+    return jax.lax.dynamic_slice_in_dim(x, shard_index * shard_size, shard_size)
 
-  return jax.tree.map(own, tree)
+  return jax.tree.map(slice_shard, tree)
 
 
-def by_row(x: Float[Array, 'b h ...'], axis: str | None) -> Float[Array, '_b _h ...']:
+def images_to_rows(x: Float[Array, 'b h ...'], axis_name: str | None) -> Float[Array, '_b _h ...']:
   """From some images whole to some rows of all images; rows must be a multiple of the shards."""
-  return x if axis is None else jax.lax.all_to_all(x, axis, 1, 0, tiled=True)
+  return x if axis_name is None else jax.lax.all_to_all(x, axis_name, 1, 0, tiled=True)
 
 
-def by_image(x: Float[Array, 'b h ...'], axis: str | None) -> Float[Array, '_b _h ...']:
+def rows_to_images(x: Float[Array, 'b h ...'], axis_name: str | None) -> Float[Array, '_b _h ...']:
   """And back."""
-  return x if axis is None else jax.lax.all_to_all(x, axis, 0, 1, tiled=True)
+  return x if axis_name is None else jax.lax.all_to_all(x, axis_name, 0, 1, tiled=True)
 
 
-def fetched(rows: Array, at: Int[Array, '...'], axis: str | None) -> Array:
+def gather_rows(rows: Array, positions: Int[Array, '...'], axis_name: str | None) -> Array:
   """The rows at positions in the whole, wherever they are; positions must lie within it."""
-  if axis is None:
-    return rows[at]
-  local = at - place(axis) * len(rows)
-  here = (local >= 0) & (local < len(rows))
-  own = jnp.where(here, local, 0)
-  mask = here.reshape(*at.shape, *(1,) * (rows.ndim - 1))
-  return jax.lax.psum(jnp.where(mask, rows[own], jnp.zeros((), rows.dtype)), axis)
+  if axis_name is None:
+    return rows[positions]
+  local = positions - axis_index(axis_name) * len(rows)
+  is_local = (local >= 0) & (local < len(rows))
+  local_or_zero = jnp.where(is_local, local, 0)
+  mask = is_local.reshape(*positions.shape, *(1,) * (rows.ndim - 1))
+  return jax.lax.psum(jnp.where(mask, rows[local_or_zero], jnp.zeros((), rows.dtype)), axis_name)
 
 
 class Shards(NamedTuple):
@@ -93,12 +93,12 @@ class Shards(NamedTuple):
       are split along the first axis (True) or the same on all (False), for leaves or whole trees.
   """
 
-  number: int
-  over: Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
+  num_shards: int
+  shard_map: Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
 
 
-def _on_one(function: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:
-  return functools.partial(function, axis=None)
+def _on_single_shard(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+  return functools.partial(f, axis=None)
 
 
-ALONE = Shards(1, _on_one)
+SINGLE_SHARD = Shards(1, _on_single_shard)

@@ -34,21 +34,21 @@ from uadjax.types import Key
 
 _CANDIDATES = 4096
 _GROUP = 16  # Neighboring points become candidates together: fewer have to be sorted.
-_FRESH = 1024  # Centers of one pass, at most.
+_MAX_NEW_CENTERS = 1024  # Centers of one pass, at most.
 _CHUNK = 64  # Centers that a block of points is measured against while it is in the cache.
 _BLOCK = 4096
-_SHARES = (8, 2)  # 1/8 or 1/2 of a block is taken out where no more is in question.
+_SUBSET_SHARES = (8, 2)  # 1/8 or 1/2 of a block is taken out where no more is in question.
 _SKETCH = 64
 _SAMPLE = 8192  # Points that the directions of largest variance are found from.
-_CENTERED = 16  # Steps to a standard deviation that the center is rounded to.
-_ROUNDING = 1e-5  # Of the squared norms, on the bounds: to err only towards more work.
-_LAST = 2**31 - 1  # No number is larger.
+_CENTER_STEPS = 16  # Steps to a standard deviation that the center is rounded to.
+_ROUNDING_MARGIN = 1e-5  # Of the squared norms, on the bounds: to err only towards more work.
+_MAX_ID = 2**31 - 1  # No number is larger.
 _EXACT = jax.lax.Precision.HIGHEST
 
 _Carry = tuple[Int[Array, ' k'], Int[Array, ''], Float[Array, ' c']]
 
 
-class Cloud(NamedTuple):
+class PointSet(NamedTuple):
   """The points to choose from.
 
   Attributes:
@@ -59,12 +59,12 @@ class Cloud(NamedTuple):
   """
 
   points: Float[Array, 'n d']
-  number: Int[Array, ' n']
+  point_id: Int[Array, ' n']
   center: Float[Array, ' d']
   sketch: Float[Array, 'n s']
 
 
-class Fresh(NamedTuple):
+class NewCenters(NamedTuple):
   """New centers.
 
   Attributes:
@@ -73,7 +73,7 @@ class Fresh(NamedTuple):
     sketch: in few dimensions.
   """
 
-  place: Int[Array, ' k']
+  position: Int[Array, ' k']
   point: Float[Array, 'k d']
   sketch: Float[Array, 'k s']
 
@@ -90,13 +90,13 @@ class Selection(NamedTuple):
   """
 
   centers: Int[Array, ' m']
-  taken: Int[Array, '']
-  distance: Float[Array, ' n']
+  num_centers: Int[Array, '']
+  squared_distance: Float[Array, ' n']
 
 
-def radius(selection: Selection) -> Float[Array, '']:
+def covering_radius(selection: Selection) -> Float[Array, '']:
   """The covering radius: how far the farthest point is from its nearest center."""
-  return jnp.sqrt(jnp.maximum(selection.distance.max(), 0.0))
+  return jnp.sqrt(jnp.maximum(selection.squared_distance.max(), 0.0))
 
 
 def bytes_per_point(d: int) -> int:
@@ -105,225 +105,269 @@ def bytes_per_point(d: int) -> int:
 
 
 # How the parts of each are held by shards: split (True), or the same on all (False).
-CLOUD = Cloud(True, True, False, True)  # pyright: ignore[reportArgumentType]
-SELECTION = Selection(False, False, True)  # pyright: ignore[reportArgumentType]
+POINT_SET_SPECS = PointSet(True, True, False, True)  # pyright: ignore[reportArgumentType]
+SELECTION_SPECS = Selection(False, False, True)  # pyright: ignore[reportArgumentType]
 
 
-def cloud(
+def make_point_set(
   points: Float[Array, 'n d'],
   valid: Bool[Array, ' n'],
-  number: Int[Array, ' n'],
-  axis: str | None = None,
-) -> Cloud:
+  point_id: Int[Array, ' n'],
+  axis_name: str | None = None,
+) -> PointSet:
   """Sketch the points; only those that are valid decide how."""
-  return Cloud(points, number, *_sketch(points, valid, number, axis))
+  return PointSet(points, point_id, *_center_and_sketch(points, valid, point_id, axis_name))
 
 
 @functools.partial(jax.jit, static_argnames='axis')
-def _sketch(
-  points: Float[Array, 'n d'], valid: Bool[Array, ' n'], number: Int[Array, ' n'], axis: str | None
+def _center_and_sketch(
+  points: Float[Array, 'n d'],
+  valid: Bool[Array, ' n'],
+  point_id: Int[Array, ' n'],
+  axis_name: str | None,
 ) -> tuple[Float[Array, ' d'], Float[Array, 'n s']]:
   """Center and sketch, from a sample that does not depend on how points are split."""
-  size = min(len(points), 2 * _SAMPLE // collectives.count(axis) + _GROUP)
-  share = _SAMPLE / jnp.maximum(collectives.total(valid.sum(), axis), 1).astype(jnp.float32)
+  size = min(len(points), 2 * _SAMPLE // collectives.axis_size(axis_name) + _GROUP)
+  sampling_rate = _SAMPLE / jnp.maximum(collectives.psum(valid.sum(), axis_name), 1).astype(
+    jnp.float32
+  )
   # Knuth's multiplicative hash, of which the upper bits are the good ones.
-  scattered = (number.astype(jnp.uint32) * jnp.uint32(2654435761)) >> 8
-  wanted = valid & (scattered.astype(jnp.float32) < share * 2.0**24)
-  at = jnp.nonzero(wanted, size=size, fill_value=len(points))[0]
-  known = (at < len(points)).astype(jnp.float32)[:, None]
-  sample = points[jnp.minimum(at, len(points) - 1)]
-  among = jnp.maximum(collectives.total(known.sum(), axis), 1.0)
-  mean = collectives.total(jnp.sum(sample * known, axis=0), axis) / among
-  deviations = (sample - mean[None]) * known
-  spread = jnp.einsum('nd,ne->de', deviations, deviations, precision=_EXACT)
-  spread = collectives.total(spread, axis)
-  center = _rounded(mean, jnp.sqrt(jnp.diagonal(spread) / among))
+  hashes = (point_id.astype(jnp.uint32) * jnp.uint32(2654435761)) >> 8
+  is_sampled = valid & (hashes.astype(jnp.float32) < sampling_rate * 2.0**24)
+  rows = jnp.nonzero(is_sampled, size=size, fill_value=len(points))[0]
+  weights = (rows < len(points)).astype(jnp.float32)[:, None]
+  sample = points[jnp.minimum(rows, len(points) - 1)]
+  num_sampled = jnp.maximum(collectives.psum(weights.sum(), axis_name), 1.0)
+  mean = collectives.psum(jnp.sum(sample * weights, axis=0), axis_name) / num_sampled
+  deviations = (sample - mean[None]) * weights
+  scatter = jnp.einsum('nd,ne->de', deviations, deviations, precision=_EXACT)
+  scatter = collectives.psum(scatter, axis_name)
+  center = _round_to_coarse_steps(mean, jnp.sqrt(jnp.diagonal(scatter) / num_sampled))
   # Whatever the basis, bounds hold; variance only decides how tight they are.
-  basis = jnp.linalg.eigh(spread)[1][:, -(_SKETCH - 1) :]
+  basis = jnp.linalg.eigh(scatter)[1][:, -(_SKETCH - 1) :]
 
-  def in_few(start: Int[Array, ''], sketch: Float[Array, 'n s']) -> Float[Array, 'n s']:
+  def sketch_block(start: Int[Array, ''], sketch: Float[Array, 'n s']) -> Float[Array, 'n s']:
     x = jax.lax.dynamic_slice_in_dim(points, start, min(_BLOCK, len(points))) - center[None]
     leading = jnp.einsum('bd,ds->bs', x, basis, precision=_EXACT)
     # Not from the difference of squares: of a short rest it keeps no digit, and bounds would fail.
-    rest = x - jnp.einsum('bs,ds->bd', leading, basis, precision=_EXACT)
-    x = jnp.concatenate([leading, jnp.linalg.norm(rest, axis=1, keepdims=True)], axis=1)
+    residual = x - jnp.einsum('bs,ds->bd', leading, basis, precision=_EXACT)
+    x = jnp.concatenate([leading, jnp.linalg.norm(residual, axis=1, keepdims=True)], axis=1)
     return jax.lax.dynamic_update_slice_in_dim(sketch, x, start, 0)
 
   sketch = jnp.zeros((len(points), basis.shape[1] + 1))
-  return center, _over_blocks(in_few, sketch)
+  return center, _for_each_block(sketch_block, sketch)
 
 
 @functools.partial(jax.jit, static_argnames=('centers', 'axis'))
-def begin(
+def init(
   key: Key,
   valid: Bool[Array, ' n'],
-  number: Int[Array, ' n'],
-  centers: int,
-  axis: str | None = None,
+  point_id: Int[Array, ' n'],
+  max_centers: int,
+  axis_name: str | None = None,
 ) -> Selection:
   """Draw the first center from the points that take part; make room for so many."""
-  drawn = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)) >> 1)(number)
-  least = collectives.gathered(jnp.min(drawn, where=valid, initial=_LAST), axis).min()
-  of_least = valid & (drawn == least)
-  chosen = collectives.gathered(jnp.min(number, where=of_least, initial=_LAST), axis).min()
-  first = of_least & (number == chosen)
-  far = jnp.where(valid, jnp.finfo(jnp.float32).max, -jnp.inf)
+  random_bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)) >> 1)(point_id)
+  min_bits = collectives.all_gather(
+    jnp.min(random_bits, where=valid, initial=_MAX_ID), axis_name
+  ).min()
+  has_min_bits = valid & (random_bits == min_bits)
+  first_id = collectives.all_gather(
+    jnp.min(point_id, where=has_min_bits, initial=_MAX_ID), axis_name
+  ).min()
+  is_first = has_min_bits & (point_id == first_id)
+  initial_distance = jnp.where(valid, jnp.finfo(jnp.float32).max, -jnp.inf)
   return Selection(
-    jnp.full(centers, -1, jnp.int32),
+    jnp.full(max_centers, -1, jnp.int32),
     jnp.zeros((), jnp.int32),
-    jnp.where(first, jnp.inf, far),  # The farthest is the first; where none takes part, none is.
+    jnp.where(
+      is_first, jnp.inf, initial_distance
+    ),  # The farthest is the first; where none takes part, none is.
   )
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnames='axis')
-def advance(
-  cloud: Cloud, selection: Selection, target: Int[Array, ''], axis: str | None = None
+def select_until(
+  point_set: PointSet, selection: Selection, target: Int[Array, ''], axis_name: str | None = None
 ) -> Selection:
   """Take centers until there are `target`, or no point is left."""
 
-  def farthest(distance: Float[Array, ' n']) -> Float[Array, '']:
-    return collectives.gathered(distance.max(), axis).max()
+  def global_max(distance: Float[Array, ' n']) -> Float[Array, '']:
+    return collectives.all_gather(distance.max(), axis_name).max()
 
-  def unfinished(carry: tuple[Selection, Float[Array, '']]) -> Bool[Array, '']:
-    return (carry[0].taken < target) & (carry[1] >= 0)
+  def needs_more(carry: tuple[Selection, Float[Array, '']]) -> Bool[Array, '']:
+    return (carry[0].num_centers < target) & (carry[1] >= 0)
 
-  def one_pass(
+  def select_batch(
     carry: tuple[Selection, Float[Array, '']],
   ) -> tuple[Selection, Float[Array, '']]:
-    selection, most = carry
-    fresh, count = _pick(cloud, selection.distance, most, target - selection.taken, axis)
-    places = jnp.where(
-      fresh.place >= 0, selection.taken + jnp.arange(_FRESH), len(selection.centers)
+    selection, farthest = carry
+    new_centers, num_new = _pick_centers(
+      point_set, selection.squared_distance, farthest, target - selection.num_centers, axis_name
     )
-    distance = _measure(cloud, selection.distance, fresh, count, axis)
+    slots = jnp.where(
+      new_centers.position >= 0,
+      selection.num_centers + jnp.arange(_MAX_NEW_CENTERS),
+      len(selection.centers),
+    )
+    distance = _update_distances(
+      point_set, selection.squared_distance, new_centers, num_new, axis_name
+    )
     selection = Selection(
-      selection.centers.at[places].set(fresh.place, mode='drop'), selection.taken + count, distance
+      selection.centers.at[slots].set(new_centers.position, mode='drop'),
+      selection.num_centers + num_new,
+      distance,
     )
-    return selection, farthest(distance)
+    return selection, global_max(distance)
 
-  return jax.lax.while_loop(unfinished, one_pass, (selection, farthest(selection.distance)))[0]
+  return jax.lax.while_loop(
+    needs_more, select_batch, (selection, global_max(selection.squared_distance))
+  )[0]
 
 
-def _pick(
-  cloud: Cloud,
+def _pick_centers(
+  point_set: PointSet,
   distance: Float[Array, ' n'],
-  most: Float[Array, ''],
-  wanted: Int[Array, ''],
-  axis: str | None,
-) -> tuple[Fresh, Int[Array, '']]:
+  farthest: Float[Array, ''],
+  max_new: Int[Array, ''],
+  axis_name: str | None,
+) -> tuple[NewCenters, Int[Array, '']]:
   """Take the next centers that are sure to be those of plain selection: one, or many."""
-  groups = -(-len(distance) // _GROUP)
-  grouped = jnp.pad(distance, (0, groups * _GROUP - len(distance)), constant_values=-jnp.inf)
-  grouped = grouped.reshape(groups, _GROUP)
-  size = min(-(-_CANDIDATES // _GROUP // collectives.count(axis)), groups)
-  peaks, chosen = jax.lax.top_k(jnp.append(grouped.max(axis=1), -jnp.inf), size + 1)
-  bound, chosen = collectives.gathered(peaks[-1], axis).max(), chosen[:-1]
-  rows = (chosen[:, None] * _GROUP + jnp.arange(_GROUP)[None]).reshape(-1)
+  num_groups = -(-len(distance) // _GROUP)
+  grouped = jnp.pad(distance, (0, num_groups * _GROUP - len(distance)), constant_values=-jnp.inf)
+  grouped = grouped.reshape(num_groups, _GROUP)
+  num_candidate_groups = min(
+    -(-_CANDIDATES // _GROUP // collectives.axis_size(axis_name)), num_groups
+  )
+  group_maxima, group_ids = jax.lax.top_k(
+    jnp.append(grouped.max(axis=1), -jnp.inf), num_candidate_groups + 1
+  )
+  bound, group_ids = collectives.all_gather(group_maxima[-1], axis_name).max(), group_ids[:-1]
+  rows = (group_ids[:, None] * _GROUP + jnp.arange(_GROUP)[None]).reshape(-1)
   rows = jnp.minimum(rows, len(distance) - 1)  # Those beyond the end are infinitely near.
   # The farthest of smallest number comes first: of equals, it may not be among the candidates.
-  equal = distance == most
-  first = jnp.argmin(jnp.where(equal, cloud.number, _LAST))
-  mine = jnp.append(first, rows).astype(jnp.int32)
-  again = equal[first] & (rows == first)
-  left = jnp.where(again, -1.0, grouped[chosen].reshape(-1))
-  left = jnp.append(jnp.where(equal[first], most, -jnp.inf), left)
-  candidates, sketches, numbers, places, left = collectives.joined(
+  is_farthest = distance == farthest
+  first = jnp.argmin(jnp.where(is_farthest, point_set.point_id, _MAX_ID))
+  candidate_rows = jnp.append(first, rows).astype(jnp.int32)
+  is_duplicate = is_farthest[first] & (rows == first)
+  remaining = jnp.where(is_duplicate, -1.0, grouped[group_ids].reshape(-1))
+  remaining = jnp.append(jnp.where(is_farthest[first], farthest, -jnp.inf), remaining)
+  candidates, sketches, ids, positions, remaining = collectives.all_gather_tiled(
     (
-      cloud.points[mine] - cloud.center[None],
-      cloud.sketch[mine],
-      cloud.number[mine],
-      collectives.place(axis) * len(distance) + mine,
-      left,
+      point_set.points[candidate_rows] - point_set.center[None],
+      point_set.sketch[candidate_rows],
+      point_set.point_id[candidate_rows],
+      collectives.axis_index(axis_name) * len(distance) + candidate_rows,
+      remaining,
     ),
-    axis,
+    axis_name,
   )
-  squares = jnp.sum(candidates**2, axis=1)
+  squared_norms = jnp.sum(candidates**2, axis=1)
 
-  def sure(carry: _Carry) -> Bool[Array, '']:
-    _, count, left = carry
-    return (count < jnp.minimum(wanted, _FRESH)) & (left.max() > jnp.maximum(bound, 0.0))
+  def certain(carry: _Carry) -> Bool[Array, '']:
+    _, num_picked, remaining = carry
+    return (num_picked < jnp.minimum(max_new, _MAX_NEW_CENTERS)) & (
+      remaining.max() > jnp.maximum(bound, 0.0)
+    )
 
-  def take(carry: _Carry) -> _Carry:
-    fresh, count, left = carry
+  def take_next(carry: _Carry) -> _Carry:
+    picks, num_picked, remaining = carry
     # Of equals that of the smallest number, as in plain selection.
-    equal = left == left.max()
-    number = jnp.min(numbers, where=equal, initial=_LAST)
-    at = jnp.argmax(equal & (numbers == number)).astype(jnp.int32)
-    product = jnp.einsum('cd,d->c', candidates, candidates[at], precision=_EXACT)
-    away = jnp.maximum(squares + squares[at] - 2 * product, 0.0)
-    return fresh.at[count].set(at), count + 1, jnp.minimum(left, away).at[at].set(-1.0)
+    is_max = remaining == remaining.max()
+    min_id = jnp.min(ids, where=is_max, initial=_MAX_ID)
+    pick = jnp.argmax(is_max & (ids == min_id)).astype(jnp.int32)
+    product = jnp.einsum('cd,d->c', candidates, candidates[pick], precision=_EXACT)
+    squared_distance = jnp.maximum(squared_norms + squared_norms[pick] - 2 * product, 0.0)
+    return (
+      picks.at[num_picked].set(pick),
+      num_picked + 1,
+      jnp.minimum(remaining, squared_distance).at[pick].set(-1.0),
+    )
 
-  none = jnp.full(_FRESH, -1, jnp.int32), jnp.zeros((), jnp.int32)
-  fresh, count, _ = jax.lax.while_loop(sure, take, take((*none, left)))
-  at = jnp.maximum(fresh, 0)
-  place = jnp.where(fresh >= 0, places[at], -1)
-  return Fresh(place, candidates[at], sketches[at]), count
+  initial = jnp.full(_MAX_NEW_CENTERS, -1, jnp.int32), jnp.zeros((), jnp.int32)
+  picks, num_picked, _ = jax.lax.while_loop(certain, take_next, take_next((*initial, remaining)))
+  candidate_index = jnp.maximum(picks, 0)
+  position = jnp.where(picks >= 0, positions[candidate_index], -1)
+  return NewCenters(position, candidates[candidate_index], sketches[candidate_index]), num_picked
 
 
-def _measure(
-  cloud: Cloud,
+def _update_distances(
+  point_set: PointSet,
   distance: Float[Array, ' n'],
-  fresh: Fresh,
-  count: Int[Array, ''],
-  axis: str | None,
+  new_centers: NewCenters,
+  num_new: Int[Array, ''],
+  axis_name: str | None,
 ) -> Float[Array, ' n']:
   """Bring the distances up to date with `count` fresh centers."""
-  centers, sketches = fresh.point, fresh.sketch
-  size, end = min(_BLOCK, len(distance)), len(distance)
-  parts = [size // share for share in _SHARES if size // share]
+  centers, sketches = new_centers.point, new_centers.sketch
+  block_size, num_points = min(_BLOCK, len(distance)), len(distance)
+  subset_sizes = [block_size // share for share in _SUBSET_SHARES if block_size // share]
 
-  def block(start: Int[Array, ''], distance: Float[Array, ' n']) -> Float[Array, ' n']:
-    sketch = jax.lax.dynamic_slice_in_dim(cloud.sketch, start, size)
+  def update_block(start: Int[Array, ''], distance: Float[Array, ' n']) -> Float[Array, ' n']:
+    sketch = jax.lax.dynamic_slice_in_dim(point_set.sketch, start, block_size)
 
-    def chunk(i: Int[Array, ''], distance: Float[Array, ' b']) -> Float[Array, ' b']:
-      few = i * _CHUNK + jnp.arange(_CHUNK)
-      near = _nearest(sketch, sketches[few], few < count, _ROUNDING) < distance
+    def update_chunk(i: Int[Array, ''], distance: Float[Array, ' b']) -> Float[Array, ' b']:
+      chunk_index = i * _CHUNK + jnp.arange(_CHUNK)
+      is_near = (
+        _nearest_squared_distance(
+          sketch, sketches[chunk_index], chunk_index < num_new, _ROUNDING_MARGIN
+        )
+        < distance
+      )
 
-      def some(part: int) -> Float[Array, ' b']:
-        within = jnp.nonzero(near, size=part, fill_value=end)[0]
-        x = cloud.points[jnp.minimum(start + within, end - 1)] - cloud.center[None]
-        away = _nearest(x, centers[few], few < count)
-        return distance.at[within].min(away, mode='drop')
+      def update_subset(subset_size: int) -> Float[Array, ' b']:
+        rows = jnp.nonzero(is_near, size=subset_size, fill_value=num_points)[0]
+        x = point_set.points[jnp.minimum(start + rows, num_points - 1)] - point_set.center[None]
+        new_distance = _nearest_squared_distance(x, centers[chunk_index], chunk_index < num_new)
+        return distance.at[rows].min(new_distance, mode='drop')
 
-      def every() -> Float[Array, ' b']:
-        x = jax.lax.dynamic_slice_in_dim(cloud.points, start, size) - cloud.center[None]
-        return jnp.minimum(distance, _nearest(x, centers[few], few < count))
+      def update_all() -> Float[Array, ' b']:
+        x = (
+          jax.lax.dynamic_slice_in_dim(point_set.points, start, block_size) - point_set.center[None]
+        )
+        return jnp.minimum(
+          distance, _nearest_squared_distance(x, centers[chunk_index], chunk_index < num_new)
+        )
 
-      ways = [functools.partial(some, part) for part in parts]
-      fits = jnp.sum(near.sum() > jnp.asarray(parts, jnp.int32))
-      return jax.lax.switch(fits, [*ways, every])
+      branches = [functools.partial(update_subset, subset_size) for subset_size in subset_sizes]
+      branch_index = jnp.sum(is_near.sum() > jnp.asarray(subset_sizes, jnp.int32))
+      return jax.lax.switch(branch_index, [*branches, update_all])
 
-    chunks = (count + _CHUNK - 1) // _CHUNK
-    before = jax.lax.dynamic_slice_in_dim(distance, start, size)
-    after = jax.lax.fori_loop(0, chunks, chunk, before)
-    return jax.lax.dynamic_update_slice_in_dim(distance, after, start, 0)
+    num_chunks = (num_new + _CHUNK - 1) // _CHUNK
+    block_distance = jax.lax.dynamic_slice_in_dim(distance, start, block_size)
+    updated_distance = jax.lax.fori_loop(0, num_chunks, update_chunk, block_distance)
+    return jax.lax.dynamic_update_slice_in_dim(distance, updated_distance, start, 0)
 
-  distance = _over_blocks(block, distance)
-  here = fresh.place - collectives.place(axis) * end
-  return distance.at[jnp.where((here >= 0) & (here < end), here, end)].set(-1.0, mode='drop')
+  distance = _for_each_block(update_block, distance)
+  local_position = new_centers.position - collectives.axis_index(axis_name) * num_points
+  return distance.at[
+    jnp.where((local_position >= 0) & (local_position < num_points), local_position, num_points)
+  ].set(-1.0, mode='drop')
 
 
-def _nearest(
-  x: Float[Array, 'b s'], centers: Float[Array, 'k s'], known: Bool[Array, ' k'], slack: float = 0.0
+def _nearest_squared_distance(
+  x: Float[Array, 'b s'], centers: Float[Array, 'k s'], valid: Bool[Array, ' k'], slack: float = 0.0
 ) -> Float[Array, ' b']:
   """Squared distance to the nearest known center, less `slack` times the squared norms."""
-  squares = jnp.where(known, (1 - slack) * jnp.sum(centers**2, axis=1), jnp.inf)
+  squared_norms = jnp.where(valid, (1 - slack) * jnp.sum(centers**2, axis=1), jnp.inf)
   product = jnp.einsum('ks,bs->kb', centers, x, precision=_EXACT)
-  nearest = jnp.min(squares[:, None] - 2 * product, axis=0)
+  nearest = jnp.min(squared_norms[:, None] - 2 * product, axis=0)
   return jnp.maximum(nearest + (1 - slack) * jnp.sum(x**2, axis=1), 0.0)
 
 
-def _over_blocks(block: Callable[[Array, Array], Array], rows: Array) -> Array:
+def _for_each_block(update_block: Callable[[Array, Array], Array], rows: Array) -> Array:
   """Call (start, rows) -> rows for each block; the last overlaps, which must do no harm."""
   n, size = len(rows), min(_BLOCK, len(rows))
   return jax.lax.fori_loop(
-    0, -(-n // size), lambda i, rows: block(jnp.minimum(i * size, n - size), rows), rows
+    0, -(-n // size), lambda i, rows: update_block(jnp.minimum(i * size, n - size), rows), rows
   )
 
 
-def _rounded(mean: Float[Array, ' d'], deviation: Float[Array, ' d']) -> Float[Array, ' d']:
+def _round_to_coarse_steps(
+  mean: Float[Array, ' d'], deviation: Float[Array, ' d']
+) -> Float[Array, ' d']:
   """A mean in steps so coarse that the order in which it was added up does not show."""
-  finest = jnp.maximum(2.0**-18 * jnp.abs(mean), jnp.finfo(jnp.float32).tiny)
-  _, exponent = jnp.frexp(jnp.maximum(deviation / _CENTERED, finest))
+  min_step = jnp.maximum(2.0**-18 * jnp.abs(mean), jnp.finfo(jnp.float32).tiny)
+  _, exponent = jnp.frexp(jnp.maximum(deviation / _CENTER_STEPS, min_step))
   step = jnp.ldexp(jnp.ones_like(mean), exponent)
   return jnp.round(mean / step) * step

@@ -18,10 +18,14 @@ from uadjax.numerics import regions
 
 # Normal scores sorted at once: 128 MiB. More would hardly be faster, less searches more often.
 _BATCH = 1 << 25
-_THREADS = 2  # Sorting lets go of the GIL. Each thread holds counts for every anomalous score.
+_NUM_THREADS = 2  # Sorting lets go of the GIL. Each thread holds counts for every anomalous score.
 
-_AREAS = (100, 1000, 10000)  # Of regions, in pixels: where one class ends and the next begins.
-_CLASSES = ('<100', '100-999', '1000-9999', '>=10000')
+_AREA_BOUNDS = (
+  100,
+  1000,
+  10000,
+)  # Of regions, in pixels: where one class ends and the next begins.
+_AREA_CLASSES = ('<100', '100-999', '1000-9999', '>=10000')
 
 Curve = tuple[Float[np.ndarray, ' p'], Float[np.ndarray, ' p']]
 
@@ -38,18 +42,18 @@ class Ranking(NamedTuple):
     normals: number of all normal ones.
   """
 
-  score: Float[np.ndarray, ' k']
-  anomalous: Int64[np.ndarray, ' k']
-  normal_above: Int64[np.ndarray, ' k']
-  normal: Int64[np.ndarray, ' k']
+  scores: Float[np.ndarray, ' k']
+  num_anomalous: Int64[np.ndarray, ' k']
+  num_normal_above: Int64[np.ndarray, ' k']
+  num_normal: Int64[np.ndarray, ' k']
   overlap: Float[np.ndarray, ' k']
-  normals: int
+  total_normals: int
 
 
 def rank(
-  anomalous: Float[np.ndarray, ' m'],
-  normal: Iterable[Float[np.ndarray, ' _n']],
-  weight: Float[np.ndarray, ' m'] | None = None,
+  anomalous_scores: Float[np.ndarray, ' m'],
+  normal_scores: Iterable[Float[np.ndarray, ' _n']],
+  weights: Float[np.ndarray, ' m'] | None = None,
 ) -> Ranking:
   """Count anomalous and normal scores at each distinct anomalous one.
 
@@ -62,69 +66,93 @@ def rank(
   Raises:
     ValueError: where a class is missing, or a score is NaN.
   """
-  _refuse_nan(anomalous)
-  order = np.argsort(anomalous)[::-1]
-  score = anomalous[order]
-  last = np.flatnonzero(np.append(score[1:] != score[:-1], [True] * (len(score) > 0)))  # Of ties.
-  overlap = (last + 1.0) if weight is None else np.cumsum(weight[order], dtype=np.float64)[last]
-  score = score[last]
-  below, not_above, normals = _count(score[::-1], normal)
-  if not len(score) or not normals:
+  _require_no_nan(anomalous_scores)
+  order = np.argsort(anomalous_scores)[::-1]
+  scores = anomalous_scores[order]
+  last_of_ties = np.flatnonzero(
+    np.append(scores[1:] != scores[:-1], [True] * (len(scores) > 0))
+  )  # Of ties.
+  overlap = (
+    (last_of_ties + 1.0)
+    if weights is None
+    else np.cumsum(weights[order], dtype=np.float64)[last_of_ties]
+  )
+  scores = scores[last_of_ties]
+  num_below, num_not_above, total_normals = _count_below(scores[::-1], normal_scores)
+  if not len(scores) or not total_normals:
     raise ValueError(
-      f'A ranking needs both classes, got {len(anomalous)} anomalous and {normals} normal scores.'
+      f'A ranking needs both classes, got {len(anomalous_scores)} anomalous and {total_normals} normal scores.'
     )
   return Ranking(
-    score, last + 1, normals - not_above[::-1], normals - below[::-1], overlap, normals
+    scores,
+    last_of_ties + 1,
+    total_normals - num_not_above[::-1],
+    total_normals - num_below[::-1],
+    overlap,
+    total_normals,
   )
 
 
-def roc_curve(r: Ranking) -> Curve:
+def roc_curve(ranking: Ranking) -> Curve:
   """False-positive rate and recall at the corners of the curve, from (0, 0) to (1, 1)."""
-  return _staircase(r, r.anomalous / r.anomalous[-1])
+  return _staircase(ranking, ranking.num_anomalous / ranking.num_anomalous[-1])
 
 
-def pro_curve(r: Ranking) -> Curve:
+def pro_curve(ranking: Ranking) -> Curve:
   """False-positive rate and mean overlap of regions; of a ranking by `region_weights`."""
-  return _staircase(r, r.overlap / r.overlap[-1])
+  return _staircase(ranking, ranking.overlap / ranking.overlap[-1])
 
 
-def pr_curve(r: Ranking) -> Curve:
+def pr_curve(ranking: Ranking) -> Curve:
   """Recall and the best precision there, from (0, 1) on; between two points precision dips."""
-  recall, precision = r.anomalous / r.anomalous[-1], r.anomalous / (r.anomalous + r.normal)
+  recall, precision = (
+    ranking.num_anomalous / ranking.num_anomalous[-1],
+    ranking.num_anomalous / (ranking.num_anomalous + ranking.num_normal),
+  )
   return np.append(0.0, recall), np.append(1.0, precision)
 
 
-def auroc(r: Ranking) -> float:
+def auroc(ranking: Ranking) -> float:
   """Chance that an anomaly outscores a normal; ties count half (Mann and Whitney 1947)."""
-  times = np.diff(r.anomalous, prepend=0)
+  counts = np.diff(ranking.num_anomalous, prepend=0)
   # Integers, which hold 2^31 pixels of each class: nothing is rounded before the quotient.
-  won_twice = int(times @ (2 * r.normals - r.normal_above - r.normal))
-  return won_twice / (2 * int(r.anomalous[-1]) * r.normals)
+  doubled_wins = int(
+    counts @ (2 * ranking.total_normals - ranking.num_normal_above - ranking.num_normal)
+  )
+  return doubled_wins / (2 * int(ranking.num_anomalous[-1]) * ranking.total_normals)
 
 
-def average_precision(r: Ranking) -> float:
+def average_precision(ranking: Ranking) -> float:
   """Mean precision over recall, by steps and not by trapezoids, as scikit-learn has it."""
-  recall, precision = pr_curve(r)
+  recall, precision = pr_curve(ranking)
   return float(np.diff(recall) @ precision[1:])
 
 
-def f1_max(r: Ranking) -> float:
+def f1_max(ranking: Ranking) -> float:
   """F1 at the best of all thresholds: an oracle, for nobody knows that one beforehand."""
   # More normals only lower it: the best threshold is an anomalous score.
-  return float((2 * r.anomalous / (r.anomalous + r.normal + r.anomalous[-1])).max())
+  return float(
+    (
+      2
+      * ranking.num_anomalous
+      / (ranking.num_anomalous + ranking.num_normal + ranking.num_anomalous[-1])
+    ).max()
+  )
 
 
-def au_pro(r: Ranking, limit: float = 0.3) -> float:
+def au_pro(ranking: Ranking, max_fpr: float = 0.3) -> float:
   """Area under the PRO curve up to a false-positive rate, as a share of what is possible.
 
   Bergmann et al. 2021, 'The MVTec Anomaly Detection Dataset', section 5.1.2. The ranking must be by
   `region_weights`, its normals all normal pixels, those of good images included; limit in (0, 1].
   """
-  fpr, overlap = pro_curve(r)
-  inside = int(np.searchsorted(fpr, limit, 'right'))
-  edge = np.interp(limit, fpr, overlap)
-  area = np.trapezoid(np.append(overlap[:inside], edge), np.append(fpr[:inside], limit))
-  return float(area / limit)
+  fpr, overlap = pro_curve(ranking)
+  num_inside = int(np.searchsorted(fpr, max_fpr, 'right'))
+  edge_overlap = np.interp(max_fpr, fpr, overlap)
+  area = np.trapezoid(
+    np.append(overlap[:num_inside], edge_overlap), np.append(fpr[:num_inside], max_fpr)
+  )
+  return float(area / max_fpr)
 
 
 def region_weights(mask: Bool[np.ndarray, 'h w']) -> Float[np.ndarray, ' m']:
@@ -142,11 +170,11 @@ def region_hits(
 
 
 def miss_rate_by_size(
-  sizes: Int[np.ndarray, ' r'], found: Bool[np.ndarray, ' r']
+  sizes: Int[np.ndarray, ' r'], is_hit: Bool[np.ndarray, ' r']
 ) -> dict[str, dict[str, int | float]]:
   """Number of regions and share of missed ones by decade of area; decades without are left out."""
-  decade = np.digitize(sizes, _AREAS)
-  hits = {name: found[decade == i] for i, name in enumerate(_CLASSES)}
+  decade = np.digitize(sizes, _AREA_BOUNDS)
+  hits = {name: is_hit[decade == i] for i, name in enumerate(_AREA_CLASSES)}
   return {
     name: {'regions': len(hit), 'missed': float(1 - hit.mean())}
     for name, hit in hits.items()
@@ -167,10 +195,16 @@ class Confusion(NamedTuple):
   tn: int = 0
 
   @classmethod
-  def of(cls, pred: Bool[np.ndarray, '*shape'], truth: Bool[np.ndarray, '*shape']) -> 'Confusion':
+  def from_predictions(
+    cls, pred: Bool[np.ndarray, '*shape'], truth: Bool[np.ndarray, '*shape']
+  ) -> 'Confusion':
     """Compare one by one."""
-    marked, bad, tp = (int(np.count_nonzero(x)) for x in (pred, truth, pred & truth))
-    return cls(tp, marked - tp, bad - tp, pred.size - marked - bad + tp)
+    num_predicted, num_defective, tp = (
+      int(np.count_nonzero(x)) for x in (pred, truth, pred & truth)
+    )
+    return cls(
+      tp, num_predicted - tp, num_defective - tp, pred.size - num_predicted - num_defective + tp
+    )
 
   def merge(self, other: 'Confusion') -> 'Confusion':
     """Counts of both together."""
@@ -179,22 +213,22 @@ class Confusion(NamedTuple):
   @property
   def precision(self) -> float | None:
     """Share of the marked that is defective."""
-    return _share(self.tp, self.tp + self.fp)
+    return _ratio(self.tp, self.tp + self.fp)
 
   @property
   def recall(self) -> float | None:
     """Share of the defective that is marked."""
-    return _share(self.tp, self.tp + self.fn)
+    return _ratio(self.tp, self.tp + self.fn)
 
   @property
   def f1(self) -> float | None:
     """Harmonic mean of precision and recall."""
-    return _share(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+    return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
   @property
   def iou(self) -> float | None:
     """Intersection of the marked and the defective over their union."""
-    return _share(self.tp, self.tp + self.fp + self.fn)
+    return _ratio(self.tp, self.tp + self.fp + self.fn)
 
   @property
   def dice(self) -> float | None:
@@ -204,61 +238,69 @@ class Confusion(NamedTuple):
   @property
   def accuracy(self) -> float | None:
     """Share that is judged right."""
-    return _share(self.tp + self.tn, sum(self))
+    return _ratio(self.tp + self.tn, sum(self))
 
   @property
   def kappa(self) -> float | None:
     """Agreement beyond chance as a share of what is possible (Cohen 1960)."""
     tp, fp, fn, tn = self
     chance = (tp + fp) * (fp + tn) + (tp + fn) * (fn + tn)
-    return _share(2 * (tp * tn - fp * fn), chance)
+    return _ratio(2 * (tp * tn - fp * fn), chance)
 
 
-def _share(part: int, whole: int) -> float | None:
-  return part / whole if whole else None
+def _ratio(numerator: int, denominator: int) -> float | None:
+  return numerator / denominator if denominator else None
 
 
-def _staircase(r: Ranking, height: Float[np.ndarray, ' k']) -> Curve:
+def _staircase(ranking: Ranking, y: Float[np.ndarray, ' k']) -> Curve:
   """Level while only normals pass, then a rise; it slopes where normals tie with anomalies."""
-  fpr = np.stack([r.normal_above, r.normal], axis=1).ravel() / r.normals
-  return np.concatenate([[0.0], fpr, [1.0]]), np.repeat(np.append(0.0, height), 2)
+  fpr = (
+    np.stack([ranking.num_normal_above, ranking.num_normal], axis=1).ravel() / ranking.total_normals
+  )
+  return np.concatenate([[0.0], fpr, [1.0]]), np.repeat(np.append(0.0, y), 2)
 
 
-def _count(
-  score: Float[np.ndarray, ' k'], chunks: Iterable[Float[np.ndarray, ' _n']]
+def _count_below(
+  scores: Float[np.ndarray, ' k'], chunks: Iterable[Float[np.ndarray, ' _n']]
 ) -> tuple[Int64[np.ndarray, ' k'], Int64[np.ndarray, ' k'], int]:
   """Number of values below each of the ascending scores, of those not above, and of all."""
-  below, not_above, total = np.zeros(len(score), np.int64), np.zeros(len(score), np.int64), 0
+  num_below, num_not_above, total = (
+    np.zeros(len(scores), np.int64),
+    np.zeros(len(scores), np.int64),
+    0,
+  )
 
   def search(values: Float[np.ndarray, ' _n']) -> tuple[np.ndarray, np.ndarray]:
     values.sort()
-    return np.searchsorted(values, score, 'left'), np.searchsorted(values, score, 'right')
+    return np.searchsorted(values, scores, 'left'), np.searchsorted(values, scores, 'right')
 
-  with futures.ThreadPoolExecutor(_THREADS) as pool:
-    for batch in _batches(chunks):
-      _refuse_nan(batch)
-      for left, right in pool.map(search, np.array_split(batch, _THREADS)):
-        below += left
-        not_above += right
+  with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+    for batch in _concatenate_chunks(chunks):
+      _require_no_nan(batch)
+      for left, right in pool.map(search, np.array_split(batch, _NUM_THREADS)):
+        num_below += left
+        num_not_above += right
       total += len(batch)
-  return below, not_above, total
+  return num_below, num_not_above, total
 
 
-def _batches(chunks: Iterable[Float[np.ndarray, ' _n']]) -> Iterator[Float[np.ndarray, ' _n']]:
+def _concatenate_chunks(
+  chunks: Iterable[Float[np.ndarray, ' _n']],
+) -> Iterator[Float[np.ndarray, ' _n']]:
   """Join chunks into arrays of our own that are large enough for a search to pay."""
-  held: list[np.ndarray] = []
+  pending: list[np.ndarray] = []
   size = 0
   for chunk in chunks:
-    held.append(chunk)
+    pending.append(chunk)
     size += len(chunk)
     if size >= _BATCH:
-      yield np.concatenate(held)
-      held, size = [], 0
-  if held:
-    yield np.concatenate(held)
+      yield np.concatenate(pending)
+      pending, size = [], 0
+  if pending:
+    yield np.concatenate(pending)
 
 
-def _refuse_nan(scores: Float[np.ndarray, ' _n']) -> None:
-  nans = int(np.isnan(scores).sum())
-  if nans:
-    raise ValueError(f'A ranking needs numbers, got {nans} NaN among {len(scores)} scores.')
+def _require_no_nan(scores: Float[np.ndarray, ' _n']) -> None:
+  num_nan = int(np.isnan(scores).sum())
+  if num_nan:
+    raise ValueError(f'A ranking needs numbers, got {num_nan} NaN among {len(scores)} scores.')

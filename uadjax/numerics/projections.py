@@ -47,7 +47,7 @@ def project(
   stages: Sequence[Float[Array, 'b _h _w _c']],
   height: int,
   width: int,
-  enlarge: str = 'bilinear',
+  upsampling: str = 'bilinear',
 ) -> Float[Array, 'b {height} {width} d']:
   """Bring the stages to one grid, concatenate their channels, project.
 
@@ -64,53 +64,55 @@ def project(
   Raises:
     ValueError: there is no such way to enlarge.
   """
-  if enlarge not in _ENLARGE:
-    raise ValueError(f'Unknown enlarge {enlarge!r}; choose from {list(ENLARGE)}.')
-  matrix = _ENLARGE[enlarge]
+  if upsampling not in _UPSAMPLING_MATRICES:
+    raise ValueError(f'Unknown enlarge {upsampling!r}; choose from {list(UPSAMPLING_METHODS)}.')
+  matrix_fn = _UPSAMPLING_MATRICES[upsampling]
   ends = np.cumsum([x.shape[-1] for x in stages])
   out = jnp.zeros((stages[0].shape[0], height, width, projection.shape[1]))
-  for x, rows in zip(stages, jnp.split(projection, ends[:-1]), strict=True):
-    x = jnp.einsum('bhwc,cd->bhwd', x, rows, precision=jax.lax.Precision.HIGHEST)
+  for x, stage_projection in zip(stages, jnp.split(projection, ends[:-1]), strict=True):
+    x = jnp.einsum('bhwc,cd->bhwd', x, stage_projection, precision=jax.lax.Precision.HIGHEST)
     if x.shape[1:3] != (height, width):
-      rows_, columns = (
-        jnp.asarray(matrix(*n)) for n in ((height, x.shape[1]), (width, x.shape[2]))
+      row_matrix, column_matrix = (
+        jnp.asarray(matrix_fn(*sizes)) for sizes in ((height, x.shape[1]), (width, x.shape[2]))
       )
-      x = resampling.apply(rows_, columns, x)
+      x = resampling.apply_separable(row_matrix, column_matrix, x)
     out += x
   return out
 
 
 def _sample(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
-  chosen = jax.random.choice(key, sum(channels), (d,), replace=False)
-  return _one_hot(jnp.sort(chosen), sum(channels))
+  indices = jax.random.choice(key, sum(channels), (d,), replace=False)
+  return _one_hot(jnp.sort(indices), sum(channels))
 
 
-def _sample_each(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
+def _sample_per_stage(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
   keys = jax.random.split(key, len(channels))
   starts = np.cumsum((0, *channels))
-  chosen = [
-    start + jnp.sort(jax.random.choice(k, c, (share,), replace=False))
-    for k, start, c, share in zip(keys, starts, channels, _shares(channels, d), strict=False)
+  indices = [
+    start + jnp.sort(jax.random.choice(k, c, (count,), replace=False))
+    for k, start, c, count in zip(
+      keys, starts, channels, _channels_per_stage(channels, d), strict=False
+    )
   ]
-  return _one_hot(jnp.concatenate(chosen), sum(channels))
+  return _one_hot(jnp.concatenate(indices), sum(channels))
 
 
-def _shares(channels: tuple[int, ...], d: int) -> tuple[int, ...]:
+def _channels_per_stage(channels: tuple[int, ...], d: int) -> tuple[int, ...]:
   """How many channels each stage gives: equally many, but no more than it has."""
-  shares, left = dict[int, int](), d
+  counts, remaining = dict[int, int](), d
   # The smallest first: what one cannot give, those after it share.
-  for stages_left, stage in zip(
+  for num_stages_left, stage in zip(
     range(len(channels), 0, -1),
     sorted(range(len(channels)), key=lambda s: channels[s]),
     strict=True,
   ):
-    shares[stage] = min(channels[stage], left // stages_left)
-    left -= shares[stage]
-  return tuple(shares[stage] for stage in range(len(channels)))
+    counts[stage] = min(channels[stage], remaining // num_stages_left)
+    remaining -= counts[stage]
+  return tuple(counts[stage] for stage in range(len(channels)))
 
 
-def _one_hot(chosen, c: int) -> Float[Array, 'c d']:
-  return jax.nn.one_hot(chosen, c, axis=0)
+def _one_hot(indices, c: int) -> Float[Array, 'c d']:
+  return jax.nn.one_hot(indices, c, axis=0)
 
 
 def _orthonormal(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
@@ -128,20 +130,20 @@ def _gaussian(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d'
   return jax.random.normal(key, (sum(channels), d)) / d**0.5
 
 
-def _nearest_matrix(after: int, before: int) -> Float[np.ndarray, 'after before']:
+def _nearest_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'after before']:
   # Integers: the pixel below the center (i + ½)·before/after, with no rounding to go wrong.
-  nearest = (2 * np.arange(after) + 1) * before // (2 * after)
-  return np.eye(before, dtype=np.float32)[nearest]
+  nearest = (2 * np.arange(new_size) + 1) * old_size // (2 * new_size)
+  return np.eye(old_size, dtype=np.float32)[nearest]
 
 
 _METHODS = {
   'sample': _sample,
-  'h_sample': _sample_each,
+  'h_sample': _sample_per_stage,
   'ortho': _orthonormal,
   'svd_ortho': _polar,
   'gaussian': _gaussian,
 }
 METHODS = tuple(_METHODS)
 
-_ENLARGE = {'bilinear': resampling.bilinear_matrix, 'nearest': _nearest_matrix}
-ENLARGE = tuple(_ENLARGE)
+_UPSAMPLING_MATRICES = {'bilinear': resampling.bilinear_matrix, 'nearest': _nearest_matrix}
+UPSAMPLING_METHODS = tuple(_UPSAMPLING_MATRICES)

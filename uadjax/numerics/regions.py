@@ -15,8 +15,8 @@ def label_regions(
   mask: Bool[np.ndarray, 'h w'],
 ) -> tuple[Int32[np.ndarray, 'h w'], Int64[np.ndarray, ' r']]:
   """Number the 8-connected regions of a mask from 1 on; with their sizes in pixels."""
-  labels, count = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
-  return labels, np.bincount(labels[mask], minlength=count + 1)[1:]
+  labels, num_regions = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
+  return labels, np.bincount(labels[mask], minlength=num_regions + 1)[1:]
 
 
 class Region(NamedTuple):
@@ -35,28 +35,30 @@ class Region(NamedTuple):
   at: tuple[int, int]
 
 
-def regions(marked: Bool[np.ndarray, 'h w'], map: Float[np.ndarray, 'h w']) -> list[Region]:
+def find_regions(
+  mask: Bool[np.ndarray, 'h w'], anomaly_map: Float[np.ndarray, 'h w']
+) -> list[Region]:
   """Find what is marked, from the top down."""
-  if not marked.any():
+  if not mask.any():
     return []  # There may be no pixel at all.
-  labels, sizes = label_regions(marked)
-  found = []
-  for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-    inside = labels[rows, columns] == number
-    values = np.where(inside, map[rows, columns], -np.inf)
+  labels, sizes = label_regions(mask)
+  regions = []
+  for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+    inside = labels[rows, columns] == label
+    values = np.where(inside, anomaly_map[rows, columns], -np.inf)
     y, x = divmod(int(values.argmax()), values.shape[1])
-    found.append(
+    regions.append(
       Region(
         box=(columns.start, rows.start, columns.stop, rows.stop),
-        area=int(sizes[number - 1]),
+        area=int(sizes[label - 1]),
         peak=float(values[y, x]),
         at=(columns.start + x, rows.start + y),
       )
     )
-  return found
+  return regions
 
 
-def run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:
+def encode_run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:
   """Write a mask as COCO's uncompressed run lengths: down the columns, beginning with zeros."""
   flat = mask.ravel(order='F')
   ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -64,16 +66,16 @@ def run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:
   return {'size': list(mask.shape), 'counts': [0, *counts] if flat.size and flat[0] else counts}
 
 
-def runs(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.ndarray, 'h w']:
+def decode_run_lengths(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.ndarray, 'h w']:
   """Decode COCO's run lengths, column by column and background first, compressed or not."""
-  lengths = decompress(counts) if isinstance(counts, str) else counts
+  lengths = decompress_run_lengths(counts) if isinstance(counts, str) else counts
   if sum(lengths) != h * w or min(lengths, default=-1) < 0:
     raise ValueError(f'its run lengths sum to {sum(lengths)}, not to {w}x{h} pixels')
   values = np.arange(len(lengths)) % 2 == 1
   return np.repeat(values, lengths).reshape(w, h).T
 
 
-def decompress(text: str) -> list[int]:
+def decompress_run_lengths(text: str) -> list[int]:
   """Read COCO's compressed run lengths: six bits a character, differences from the last but one.
 
   As `rleFrString` of cocoapi's maskApi.c.

@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 import numpy as np
 
 
-def bilinear_matrix(after: int, before: int) -> Float[np.ndarray, 'after before']:
+def bilinear_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'after before']:
   """Rows of weights that resample an axis linearly, pixel centers at half integers.
 
   Ends are held (PyTorch's `align_corners=False`); no anti-aliasing, which enlarging does not need.
   """
-  centers = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
+  centers = np.clip((np.arange(new_size) + 0.5) * old_size / new_size - 0.5, 0, old_size - 1)
   # A tent of width one around each center; on a grid of step one its values sum to one.
-  return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(before))).astype(np.float32)
+  return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(old_size))).astype(np.float32)
 
 
 def blur_matrix(size: int, sigma: float) -> Float[np.ndarray, 'size size']:
@@ -29,9 +29,9 @@ def blur_matrix(size: int, sigma: float) -> Float[np.ndarray, 'size size']:
   """
   radius = int(4 * sigma + 0.5)
   weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-  mirrored = np.pad(np.eye(size), ((radius, radius), (0, 0)), mode='symmetric')
-  shifted = np.stack([mirrored[k : k + size] for k in range(2 * radius + 1)])
-  return np.tensordot(weights / weights.sum(), shifted, 1).astype(np.float32)
+  padded_identity = np.pad(np.eye(size), ((radius, radius), (0, 0)), mode='symmetric')
+  shifts = np.stack([padded_identity[k : k + size] for k in range(2 * radius + 1)])
+  return np.tensordot(weights / weights.sum(), shifts, 1).astype(np.float32)
 
 
 def pool_matrix(size: int) -> Float[np.ndarray, 'size size']:
@@ -39,40 +39,46 @@ def pool_matrix(size: int) -> Float[np.ndarray, 'size size']:
   return sum((np.eye(size, k=k) for k in (-1, 0, 1)), np.zeros((size, size))).astype(np.float32) / 3
 
 
-def averaging_matrix(after: int, before: int) -> Float[np.ndarray, 'after before']:
+def adaptive_pool_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'after before']:
   """Rows of weights that average runs of an axis, so many that `after` are left.
 
   Runs overlap where sizes do not divide (PyTorch's `adaptive_avg_pool1d`).
   """
-  starts = np.arange(after) * before // after
-  ends = -(-(np.arange(after) + 1) * before // after)
-  places = np.arange(before)
-  inside = (places >= starts[:, None]) & (places < ends[:, None])
-  return (inside / (ends - starts)[:, None]).astype(np.float32)
+  starts = np.arange(new_size) * old_size // new_size
+  ends = -(-(np.arange(new_size) + 1) * old_size // new_size)
+  positions = np.arange(old_size)
+  in_run = (positions >= starts[:, None]) & (positions < ends[:, None])
+  return (in_run / (ends - starts)[:, None]).astype(np.float32)
 
 
-def apply(
-  rows: Float[Array, 'H h'], columns: Float[Array, 'W w'], x: Float[Array, 'b h w c']
+def apply_separable(
+  row_matrix: Float[Array, 'H h'], column_matrix: Float[Array, 'W w'], x: Float[Array, 'b h w c']
 ) -> Float[Array, 'b H W c']:
   """Map the two axes of an image by a matrix each."""
   # Plain products of matrices, which every runtime has, in the order that moves nothing.
   # Accelerators would round to 8 or 11 bits of mantissa: thresholds stand on more.
   _, h, w, c = x.shape
   exact = jax.lax.Precision.HIGHEST
-  x = jnp.matmul(rows, x.reshape(-1, h, w * c), precision=exact)
-  return jnp.matmul(columns, x.reshape(-1, len(rows), w, c), precision=exact)
+  x = jnp.matmul(row_matrix, x.reshape(-1, h, w * c), precision=exact)
+  return jnp.matmul(column_matrix, x.reshape(-1, len(row_matrix), w, c), precision=exact)
 
 
-def enlarge(
+def upsample(
   x: Float[Array, 'b h w'], height: int, width: int, sigma: float = 0.0
 ) -> Float[Array, 'b H W']:
   """Resample maps bilinearly; with a sigma, blur them then by so many pixels of the result."""
-  rows, columns = bilinear_matrix(height, x.shape[1]), bilinear_matrix(width, x.shape[2])
+  row_matrix, column_matrix = (
+    bilinear_matrix(height, x.shape[1]),
+    bilinear_matrix(width, x.shape[2]),
+  )
   if sigma:
-    rows, columns = blur_matrix(height, sigma) @ rows, blur_matrix(width, sigma) @ columns
+    row_matrix, column_matrix = (
+      blur_matrix(height, sigma) @ row_matrix,
+      blur_matrix(width, sigma) @ column_matrix,
+    )
   exact = jax.lax.Precision.HIGHEST
-  x = jnp.matmul(x, jnp.asarray(columns).T, precision=exact)
-  return jnp.matmul(jnp.asarray(rows), x, precision=exact)
+  x = jnp.matmul(x, jnp.asarray(column_matrix).T, precision=exact)
+  return jnp.matmul(jnp.asarray(row_matrix), x, precision=exact)
 
 
 def grey_opening(x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:
@@ -80,18 +86,18 @@ def grey_opening(x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']
 
   Borders are mirrored, as in `scipy.ndimage.grey_opening`.
   """
-  return _over_disk(jnp.maximum, _over_disk(jnp.minimum, x, radius), radius)
+  return _reduce_over_disk(jnp.maximum, _reduce_over_disk(jnp.minimum, x, radius), radius)
 
 
-def _over_disk(pick, x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:
+def _reduce_over_disk(reduce_fn, x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:
   _, height, width = x.shape
   padded = jnp.pad(x, ((0, 0), (radius, radius), (radius, radius)), mode='symmetric')
   out = x
   # Slices rather than reduce_window: a disk is no window, and ONNX Runtime refuses 4-D MaxPool.
   for dy in range(-radius, radius + 1):
-    reach = int((radius**2 - dy**2) ** 0.5)
-    for dx in range(-reach, reach + 1):
+    half_width = int((radius**2 - dy**2) ** 0.5)
+    for dx in range(-half_width, half_width + 1):
       top, left = radius + dy, radius + dx
       window = jax.lax.slice_in_dim(padded, top, top + height, axis=1)
-      out = pick(out, jax.lax.slice_in_dim(window, left, left + width, axis=2))
+      out = reduce_fn(out, jax.lax.slice_in_dim(window, left, left + width, axis=2))
   return out

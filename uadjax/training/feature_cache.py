@@ -36,11 +36,11 @@ def remember(
   Returns:
     A function that adds the kept features to a batch of these records, or returns it as it is.
   """
-  if detector.prepare is None or not records:
+  if detector.precompute is None or not records:
     return lambda batch: batch
   if processes.several():  # In every epoch an image may be another process's.
     return lambda batch: batch
-  prepare = jax.jit(detector.prepare)
+  prepare = jax.jit(detector.precompute)
   blank = Batch(
     np.zeros((size, ops.height, ops.width, 3), np.uint8),
     np.zeros(size, bool),

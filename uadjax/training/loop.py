@@ -120,7 +120,7 @@ def fit(
     ]
     state = run(detector.update, state, batches, range(start + 1, total + 1), hooks)
     best = best_yet() or fit_hooks.Best(total, math.nan, state)
-    fitted = jax.block_until_ready(detector.finish(best.state))
+    fitted = jax.block_until_ready(detector.to_fitted(best.state))
     seconds = time.perf_counter() - began - saved_s()
   return Run(fitted, best, seconds, max(total - start, 0) * size)
 
@@ -151,7 +151,9 @@ def initial(detector: Detector, variables: Variables, seed: int, mesh: meshes.Me
   """The state before the first step, on the mesh, in buffers of its own that may be donated."""
   # The variables alone are others' too; a copy of the state may be gigabytes.
   state = detector.init(jax.random.key(seed), meshes.replicate(mesh, variables, own=True))
-  return meshes.place(mesh, state, detector.split.state if detector.split else False)
+  return meshes.place(
+    mesh, state, detector.sharding_specs.state if detector.sharding_specs else False
+  )
 
 
 def resume(

@@ -20,7 +20,7 @@ import numpy as np
 
 from uadjax.data import batches as batch_streams, transforms
 from uadjax.data.records import Record
-from uadjax.detectors.base import Detector, OnePass, Split
+from uadjax.detectors.base import Detector, OnePass, ShardingSpecs
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
 from uadjax.system import progress, tensorflow
@@ -59,14 +59,14 @@ def fold(
   total = math.ceil(len(records) / config.fit.batch_size)
   rows = meshes.rows_at_once(mesh, config.fit.batch_size)
   pieces = math.ceil(len(records) / total / rows)  # As even as can be.
-  first, split = before.images if before else 0, detector.split
+  first, split = before.images if before else 0, detector.sharding_specs
   home = mesh if split else meshes.first(mesh)
   state = loop.initial(detector, variables, config.seed, home)
   if before:
     extended = once.extend(state, before.kept)
     state = meshes.place(home, extended, split.state if split else False)
   # Its own: the updates will donate the state.
-  embedder = meshes.replicate(mesh, once.embedder(state), own=True)
+  embedder = meshes.replicate(mesh, once.feature_extractor(state), own=True)
   embed = jax.jit(once.embed)
 
   def embedded(piece: Batch) -> Batch:
@@ -94,21 +94,21 @@ def fold(
       fit_hooks.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
       stack.enter_context(progress.bar(total, 0, f'Fitting {config.detector.name}')),
     ]
-    join = jax.jit(meshes.shards(home).over(_concatenated, (True,), True))
+    join = jax.jit(meshes.shards(home).shard_map(_concatenated, (True,), True))
     batches = _joined(scoring.ahead(clock.watch(images), embedded), pieces, join)
     steps = range(1, total + 1)
-    state = loop.run(detector.update, state, batches, steps, hooks, once.make_room)
+    state = loop.run(detector.update, state, batches, steps, hooks, once.before_update)
     if compiled:
       compiled.result()  # Raises what it raised.
     parting = time.perf_counter()
-    stand_ins = once.stand_ins(state, before.kept if before else {})
+    stand_ins = once.calibration_coresets(state, before.kept if before else {})
     incremental_state.save_kept(folder, stand_ins)
     apart_s = time.perf_counter() - parting
-    state = jax.block_until_ready(once.settle(state))
+    state = jax.block_until_ready(once.finalize(state))
   saving = time.perf_counter()
-  incremental_state.save_kept(folder, meshes.everywhere(home, once.kept(state)))
+  incremental_state.save_kept(folder, meshes.everywhere(home, once.state_arrays(state)))
   saved_s = time.perf_counter() - saving
-  fitted = jax.block_until_ready(detector.finish(state))
+  fitted = jax.block_until_ready(detector.to_fitted(state))
   if processes.several():
     fitted = meshes.everywhere(home, fitted)
   return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
@@ -171,7 +171,7 @@ def _compile(
   batch = batch._replace(image=of(jnp.uint8, rows, 1, 1, 3), features=features)
   with jax.default_device(device):
     jax.jit(detector.update, donate_argnums=0).lower(state, batch).compile()
-    once.compile(state)
+    once.compile_finalize(state)
 
 
 def _like(tree: Any) -> Any:
@@ -188,7 +188,7 @@ def score_left_out(
   batch_size: int,
   mesh: meshes.Mesh,
   most: int,
-  split: Split | None = None,
+  split: ShardingSpecs | None = None,
 ) -> calibration.Peaks:
   """Score images that were folded in, each as if it had not been; after them, those retained.
 
@@ -205,13 +205,13 @@ def score_left_out(
       PatchCore a selection; a few hundred scores are enough to set thresholds.
     split: of the detector.
   """
-  scorer = jax.jit(once.score_left_out)
+  scorer = jax.jit(once.score_held_out)
   first = before.images if before else 0
-  most = max(most, once.folds)  # One of each fold at least.
-  folds = math.ceil(once.folds * min(1.0, most / len(records)))
+  most = max(most, once.num_folds)  # One of each fold at least.
+  folds = math.ceil(once.num_folds * min(1.0, most / len(records)))
 
   def heard(number: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' _']:
-    return np.flatnonzero(number % once.folds < folds)
+    return np.flatnonzero(number % once.num_folds < folds)
 
   files = heard(np.arange(first, first + len(records)))
   # Evenly: neighbors in a folder may be alike.
@@ -224,16 +224,18 @@ def score_left_out(
   rows = min(batch_size, math.ceil(n / folds))
   image, largest = np.zeros((2, len(number)))
   for fold in range(folds):
-    mine = np.flatnonzero(number % once.folds == fold)
+    mine = np.flatnonzero(number % once.num_folds == fold)
     if not len(mine):
       continue
-    reference = once.reference(variables, incremental_state.load_kept(folder, mapped=True), fold)
+    reference = once.leave_fold_out(
+      variables, incremental_state.load_kept(folder, mapped=True), fold
+    )
     if split:
-      reference = meshes.place(mesh, split.fill(reference), split.reference)
+      reference = meshes.place(mesh, split.pad_to_shards(reference), split.held_out_model)
     new, old = mine[mine < n], mine[mine >= n]
     if len(new):  # There are no batches of none.
       some = [records[i] for i in files[new].tolist()]
-      parts = split.reference if split else None
+      parts = split.held_out_model if split else None
       scored = scoring.peaks(scoring.score(scorer, reference, some, ops, rows, mesh, parts))
       image[new], largest[new] = scored.image, scored.map
     for i in old:

@@ -10,7 +10,7 @@ from uadjax import config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, Setting
 from uadjax.evaluation import labeled
@@ -31,7 +31,7 @@ def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
   calibration.check(
     options.budget, options.review_budget, options.method, options.miss_cost, options.labelled
   )
-  once = detectors.learns_once(config.detector.name)
+  once = detectors.learns_in_one_pass(config.detector.name)
   _check(config.fit, once)
   workdirs.check(workdir, config)
   shown = labeled.load(config, splits.train) if options.labelled else ()
@@ -47,7 +47,7 @@ def _by_descent(
   parts = loop.Parts(*record_types.partition(records, shares, config.seed))
   ops = transforms.parse(config.data.ops)
   mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
-  spec = Spec(
+  spec = RunContext(
     ops.height, ops.width, len(parts.learn), learning_rate=loop.schedule(config.fit),
     shards=meshes.shards(mesh),
   )  # fmt: skip
@@ -87,10 +87,10 @@ def _in_one_pass(
   first = before.images if before else 0
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
   apart = meshes.apart(mesh, config.mesh.split)
-  spec = Spec(
-    ops.height, ops.width, len(records), first, track=progress.track,
+  spec = RunContext(
+    ops.height, ops.width, len(records), first, progress=progress.track,
     shards=meshes.shards(apart),
-    spare=meshes.rows_at_once(mesh, options.batch_size) // mesh.size,
+    max_extra_images_per_shard=meshes.rows_at_once(mesh, options.batch_size) // mesh.size,
   )  # fmt: skip
   backbone, detector = model_dir.assemble(config, spec)
   once = detector.one_pass
@@ -115,8 +115,8 @@ def _in_one_pass(
     sha256 = array_file.save_arrays(model, fold.fitted)
     embedder, seconds = fold.embedder, fold.seconds
     began = time.perf_counter() - fold.apart
-    split = detector.split
-    whole = split.fill(fold.fitted) if split and shown else fold.fitted
+    split = detector.sharding_specs
+    whole = split.pad_to_shards(fold.fitted) if split and shown else fold.fitted
     parts = split.fitted if split else None
     examples = labeled.score(scoring.of_images(detector), whole, shown, config, mesh, parts)
     del fold, whole  # Its Gaussians may take gigabytes, and so may those that follow.
@@ -131,9 +131,9 @@ def _in_one_pass(
     limits = _limits(config, normals, examples)
     incremental_state.save_retained(state, retained, first + len(records))
     kept = incremental_state.load_kept(state, mapped=True)
-    facts = once.facts(kept, retained.embedding)
+    facts = once.summary(kept, retained.embedding)
     model_dir.save_manifest(model, config, limits, normals, weights, facts, sha256)
-    moved = _moved(once.moved(before.kept, kept), old.limits, limits) if old and before else {}
+    moved = _moved(once.drift(before.kept, kept), old.limits, limits) if old and before else {}
   log.LOG.info('Learned: %s', _listed(facts))
   _tell(workdir, limits)
   return {

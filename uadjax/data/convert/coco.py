@@ -196,6 +196,6 @@ def _decode_run_lengths(
   ):
     raise DataError('its run lengths are neither a list of integers nor a string')
   try:
-    return regions.runs(counts, height, width)
+    return regions.decode_run_lengths(counts, height, width)
   except ValueError as error:
     raise DataError(str(error)) from None

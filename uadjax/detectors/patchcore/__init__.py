@@ -16,15 +16,15 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors.base import Detector, OnePass, Spec, Split
-from uadjax.detectors.patchcore import capacity, leave_out, memory_bank, selection
+from uadjax.detectors.base import Detector, OnePass, RunContext, ShardingSpecs
+from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as memory_banks, selection
 from uadjax.errors import ConfigError
 from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section 3.3).
-_STAND_IN = 'stand_in_'  # Before the names of the arrays that references are made from.
-_RECALL = 4096  # Queries that the recall of the approximate search is measured on.
+_CORESET_PREFIX = 'stand_in_'  # Before the names of the arrays that references are made from.
+_NUM_RECALL_QUERIES = 4096  # Queries that the recall of the approximate search is measured on.
 
 Stages = dict[str, Float[Array, 'b _h _w _c']]
 
@@ -34,26 +34,26 @@ class State(NamedTuple):
 
   backbone: Variables
   key: Key
-  bank: memory_bank.Bank
+  memory_bank: memory_banks.MemoryBank
 
 
-class Done(NamedTuple):
+class FinalState(NamedTuple):
   """What is left of it in the end."""
 
   backbone: Variables
-  bank: memory_bank.Settled
+  memory_bank: memory_banks.Coreset
 
 
 class Fitted(NamedTuple):
   """What scoring needs."""
 
   backbone: Variables
-  bank: knn.Index
+  memory_bank: knn.Index
 
 
 def make(
   backbone: backbones.Backbone,
-  spec: Spec,
+  context: RunContext,
   *,
   ratio: float = 0.01,
   coreset_dim: int = 0,
@@ -77,86 +77,131 @@ def make(
     max_bytes: for the bank while it fills, see `memory_bank`; what remains is at most half.
     approx: let accelerators miss a few nearest neighbors (`jax.lax.approx_min_k`).
   """
-  _check(ratio, neighbors, reweight)
+  _validate_settings(ratio, neighbors, reweight)
 
-  def see(variables: Variables, images: UInt8[Array, 'b H W 3']) -> Float[Array, 'b h w d']:
+  def extract_features(
+    variables: Variables, images: UInt8[Array, 'b H W 3']
+  ) -> Float[Array, 'b h w d']:
     stages = cast(Stages, backbone.apply(variables, backbones.normalize(images)))
-    return _embed([stages[name] for name in backbone.stages], channels)
+    return _patch_embeddings([stages[name] for name in backbone.stages], channels)
 
-  blank = jax.ShapeDtypeStruct((1, spec.height, spec.width, 3), jnp.float32)
-  shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), blank)
-  pixels = jax.ShapeDtypeStruct(blank.shape, jnp.uint8)
-  _, h, w, d = jax.eval_shape(see, shapes, pixels).shape
-  plan, over = capacity.plan(d, h * w, spec, ratio, max_bytes, coreset_dim), spec.shards
+  image_struct = jax.ShapeDtypeStruct((1, context.height, context.width, 3), jnp.float32)
+  variable_shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image_struct)
+  pixel_struct = jax.ShapeDtypeStruct(image_struct.shape, jnp.uint8)
+  _, h, w, d = jax.eval_shape(extract_features, variable_shapes, pixel_struct).shape
+  bank_config, shards = (
+    capacity.configure_bank(d, h * w, context, ratio, max_bytes, coreset_dim),
+    context.shards,
+  )
 
   def init(key: Key, variables: Variables) -> State:
-    return State(variables, key, memory_bank.empty(plan, d))
+    return State(variables, key, memory_banks.empty(bank_config, d))
 
   def embed(variables: Variables, batch: Batch) -> Float[Array, 'b h w d']:
-    return see(variables, jnp.asarray(batch.image)) if batch.features is None else batch.features
+    return (
+      extract_features(variables, jnp.asarray(batch.image))
+      if batch.features is None
+      else batch.features
+    )
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
     x = embed(state.backbone, batch)
-    bank = memory_bank.put(state.bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index), over)
-    return state._replace(bank=bank), {'images': bank.seen}
+    memory_bank = memory_banks.append(
+      state.memory_bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index), shards
+    )
+    return state._replace(bank=memory_bank), {'images': memory_bank.num_images}
 
-  def finish(state: State | Done) -> Fitted:
-    return Fitted(state.backbone, knn.index(state.bank.patches.rows))
+  def to_fitted(state: State | FinalState) -> Fitted:
+    return Fitted(state.backbone, knn.build_index(state.memory_bank.patches.embeddings))
 
-  def judge(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
-    def one(bank: knn.Index, x: Float[Array, 'b h w d'], axis: str | None) -> Scores:
-      def around(row: Int[Array, ' b']) -> Float[Array, 'b k d']:
-        matched = knn.rows_of(bank, row[:, None], axis)[:, 0] + bank.center[None]
-        return knn.rows_of(
-          bank, knn.nearest_of_all(matched, bank, neighbors, False, axis).row, axis
+  def score_embeddings(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
+    def score_shard(
+      memory_bank: knn.Index, x: Float[Array, 'b h w d'], axis_name: str | None
+    ) -> Scores:
+      def support_samples(rows: Int[Array, ' b']) -> Float[Array, 'b k d']:
+        nearest_embedding = (
+          knn.take_rows(memory_bank, rows[:, None], axis_name)[:, 0] + memory_bank.center[None]
+        )
+        return knn.take_rows(
+          memory_bank,
+          knn.nearest_sharded(nearest_embedding, memory_bank, neighbors, False, axis_name).row,
+          axis_name,
         )
 
-      found = knn.nearest_of_all(x.reshape(-1, x.shape[-1]), bank, 1, approx, axis)
-      return weighed(bank, x, found, around)
+      nearest = knn.nearest_sharded(x.reshape(-1, x.shape[-1]), memory_bank, 1, approx, axis_name)
+      return reweighted_scores(memory_bank, x, nearest, support_samples)
 
-    return over.over(one, (knn.SPLIT, True), True)(fitted.bank, x)
+    return shards.shard_map(score_shard, (knn.INDEX_SPECS, True), True)(fitted.memory_bank, x)
 
-  def weighed(
-    bank: knn.Index,
+  def reweighted_scores(
+    memory_bank: knn.Index,
     x: Float[Array, 'b h w d'],
-    found: knn.Neighbors,
-    around: Callable[[Int[Array, ' b']], Float[Array, 'b k d']],
+    nearest: knn.Neighbors,
+    support_samples: Callable[[Int[Array, ' b']], Float[Array, 'b k d']],
   ) -> Scores:
     # A row without neighbors tells nothing.
-    alone = len(bank.rows) * over.number < 2
-    told = _judge(bank, x, found, None if alone or not reweight else around)
-    return Scores(resampling.enlarge(told[0], spec.height, spec.width, _SIGMA), told[1])
+    bank_too_small = len(memory_bank.rows) * shards.num_shards < 2
+    distance_and_score = _patch_and_image_scores(
+      memory_bank, x, nearest, None if bank_too_small or not reweight else support_samples
+    )
+    return Scores(
+      resampling.upsample(distance_and_score[0], context.height, context.width, _SIGMA),
+      distance_and_score[1],
+    )
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
-    return judge(fitted, see(fitted.backbone, images))
+    return score_embeddings(fitted, extract_features(fitted.backbone, images))
 
-  def portable(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
-    bank = fitted.bank
-    near = jax.jit(knn.nearest, static_argnums=2)(bank.rows + bank.center[None], bank, neighbors)
+  def export_score_fn(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
+    memory_bank = fitted.memory_bank
+    bank_neighbors = jax.jit(knn.nearest, static_argnums=2)(
+      memory_bank.rows + memory_bank.center[None], memory_bank, neighbors
+    )
 
-    def around(row: Int[Array, ' b']) -> Float[Array, 'b k d']:
-      return knn.rows_of(bank, jnp.take(near.row, row, axis=0, mode='clip'), None)
+    def support_samples(rows: Int[Array, ' b']) -> Float[Array, 'b k d']:
+      return knn.take_rows(
+        memory_bank, jnp.take(bank_neighbors.row, rows, axis=0, mode='clip'), None
+      )
 
     def score(images: UInt8[Array, 'b H W 3']) -> Scores:
-      x = see(fitted.backbone, images)
-      return weighed(bank, x, knn.nearest_row(x.reshape(-1, x.shape[-1]), bank), around)
+      x = extract_features(fitted.backbone, images)
+      return reweighted_scores(
+        memory_bank,
+        x,
+        knn.nearest_for_export(x.reshape(-1, x.shape[-1]), memory_bank),
+        support_samples,
+      )
 
     return score
 
-  def fill(fitted: Fitted) -> Fitted:
-    return fitted._replace(bank=knn.filled(fitted.bank, over.number))
+  def pad_to_shards(fitted: Fitted) -> Fitted:
+    return fitted._replace(bank=knn.pad_index(fitted.memory_bank, shards.num_shards))
 
-  def score_left_out(reference: Fitted, batch: Batch) -> Scores:
-    return judge(reference, embed(reference.backbone, batch))
+  def score_held_out(held_out_model: Fitted, batch: Batch) -> Scores:
+    return score_embeddings(held_out_model, embed(held_out_model.backbone, batch))
 
-  one_pass = _one_pass(plan, embed, score_left_out, approx)
-  fitted = Fitted(False, knn.SPLIT)  # pyright: ignore[reportArgumentType]
-  state = State(False, False, memory_bank.SPLIT)  # pyright: ignore[reportArgumentType]
-  split = Split(state, fitted, fitted, fill) if over.number > 1 else None
-  return Detector(init, None, update, None, finish, score, one_pass, portable, split=split)
+  one_pass = _make_one_pass(bank_config, embed, score_held_out, approx)
+  fitted_specs = Fitted(False, knn.INDEX_SPECS)  # pyright: ignore[reportArgumentType]
+  state_specs = State(False, False, memory_banks.BANK_SPECS)  # pyright: ignore[reportArgumentType]
+  sharding_specs = (
+    ShardingSpecs(state_specs, fitted_specs, fitted_specs, pad_to_shards)
+    if shards.num_shards > 1
+    else None
+  )
+  return Detector(
+    init,
+    None,
+    update,
+    None,
+    to_fitted,
+    score,
+    one_pass,
+    export_score_fn,
+    sharding_specs=sharding_specs,
+  )
 
 
-def _check(ratio: float, neighbors: int, reweight: bool) -> None:
+def _validate_settings(ratio: float, neighbors: int, reweight: bool) -> None:
   """Refuse what cannot be."""
   if not 0 < ratio <= 1:
     raise ConfigError(
@@ -169,82 +214,100 @@ def _check(ratio: float, neighbors: int, reweight: bool) -> None:
     )
 
 
-def _one_pass(
-  plan: capacity.Plan,
+def _make_one_pass(
+  bank_config: capacity.BankConfig,
   embed: Callable[[Variables, Batch], Float[Array, 'b h w d']],
-  score_left_out: Callable[[Fitted, Batch], Scores],
+  score_held_out: Callable[[Fitted, Batch], Scores],
   approx: bool,
 ) -> OnePass:
   """What there is besides; references are banks without a fold, see `leave_out`."""
 
-  def make_room(state: State, images: int) -> State:
-    return state._replace(bank=memory_bank.make_room(state.key, state.bank, plan, images))
+  def before_update(state: State, num_images: int) -> State:
+    return state._replace(
+      bank=memory_banks.compact(state.key, state.memory_bank, bank_config, num_images)
+    )
 
-  def stand_ins(state: State, before: Arrays) -> Arrays:
-    old = selection.named(before, _STAND_IN) if before else None
-    made = leave_out.stand_ins(state.key, state.bank, plan, old)
-    return {_STAND_IN + name: value for name, value in made._asdict().items()}
+  def calibration_coresets(state: State, previous_arrays: Arrays) -> Arrays:
+    previous_coresets = (
+      selection.from_arrays(previous_arrays, _CORESET_PREFIX) if previous_arrays else None
+    )
+    coresets = leave_out.select_calibration_coresets(
+      state.key, state.memory_bank, bank_config, previous_coresets
+    )
+    return {_CORESET_PREFIX + name: value for name, value in coresets._asdict().items()}
 
-  def reference(variables: Variables, kept: Arrays, fold: int) -> Fitted:
-    rows = leave_out.without(selection.named(kept, _STAND_IN), plan, fold, len(kept['rows']))
-    if not len(rows):
+  def leave_fold_out(variables: Variables, arrays: Arrays, fold: int) -> Fitted:
+    coreset = leave_out.coreset_without_fold(
+      selection.from_arrays(arrays, _CORESET_PREFIX), bank_config, fold, len(arrays['rows'])
+    )
+    if not len(coreset):
       raise ConfigError(
-        f'All {len(kept["rows"])} rows of the bank are of images that are left out together; '
-        f'raise detector.ratio, which is {plan.ratio}, or detector.max_bytes.'
+        f'All {len(arrays["rows"])} rows of the bank are of images that are left out together; '
+        f'raise detector.ratio, which is {bank_config.ratio}, or detector.max_bytes.'
       )
-    return Fitted(variables, knn.index(rows))
+    return Fitted(variables, knn.build_index(coreset))
 
-  def facts(kept: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
-    told = {
-      'images': int(kept['seen']),
-      'bank_rows': len(kept['rows']),
-      'covering_radius': float(kept['radius']),
-      'folds': plan.folds,
+  def summary(arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
+    statistics = {
+      'images': int(arrays['seen']),
+      'bank_rows': len(arrays['rows']),
+      'covering_radius': float(arrays['radius']),
+      'folds': bank_config.num_folds,
     }
     if approx:
-      queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_RECALL]
-      told['approx_recall'] = knn.recall(queries, knn.index(jnp.asarray(kept['rows'])))
-    return told
+      queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_NUM_RECALL_QUERIES]
+      statistics['approx_recall'] = knn.measure_recall(
+        queries, knn.build_index(jnp.asarray(arrays['rows']))
+      )
+    return statistics
 
   return OnePass(
-    folds=plan.folds,
-    embedder=lambda state: state.backbone,
+    num_folds=bank_config.num_folds,
+    feature_extractor=lambda state: state.backbone,
     embed=embed,
-    compile=lambda state: None,  # The selection depends on how many images there were.
-    stand_ins=stand_ins,
-    settle=lambda state: Done(state.backbone, memory_bank.settle(state.key, state.bank, plan)),
-    make_room=make_room if plan.bounded else None,
-    kept=lambda state: memory_bank.kept(state.bank),
-    extend=lambda state, kept: state._replace(bank=memory_bank.restore(state.bank, kept, plan)),
-    reference=reference,
-    score_left_out=score_left_out,
-    facts=facts,
-    moved=_moved,
+    compile_finalize=lambda state: None,  # The selection depends on how many images there were.
+    calibration_coresets=calibration_coresets,
+    finalize=lambda state: FinalState(
+      state.backbone, memory_banks.select_coreset(state.key, state.bank, bank_config)
+    ),
+    before_update=before_update if bank_config.needs_compaction else None,
+    state_arrays=lambda state: memory_banks.state_arrays(state.bank),
+    extend=lambda state, arrays: state._replace(
+      bank=memory_banks.from_arrays(state.bank, arrays, bank_config)
+    ),
+    leave_fold_out=leave_fold_out,
+    score_held_out=score_held_out,
+    summary=summary,
+    drift=_drift,
   )
 
 
-def _embed(stages: list[Float[Array, 'b _h _w _c']], channels: int) -> Float[Array, 'b h w d']:
+def _patch_embeddings(
+  stages: list[Float[Array, 'b _h _w _c']], channels: int
+) -> Float[Array, 'b h w d']:
   """Average 3x3 neighborhoods, bring all stages to the grid of the first, and concatenate."""
   _, h, w, _ = stages[0].shape
-  on_grid = []
+  resampled = []
   for x in stages:
-    rows, columns = (
-      resampling.bilinear_matrix(after, before) @ resampling.pool_matrix(before)
-      for after, before in zip((h, w), x.shape[1:3], strict=True)
+    row_matrix, column_matrix = (
+      resampling.bilinear_matrix(new_size, old_size) @ resampling.pool_matrix(old_size)
+      for new_size, old_size in zip((h, w), x.shape[1:3], strict=True)
     )
-    on_grid.append(resampling.apply(jnp.asarray(rows), jnp.asarray(columns), x))
-  x = jnp.concatenate(on_grid, axis=-1)
+    resampled.append(
+      resampling.apply_separable(jnp.asarray(row_matrix), jnp.asarray(column_matrix), x)
+    )
+  x = jnp.concatenate(resampled, axis=-1)
   if not 0 < channels < x.shape[-1]:
     return x
-  averages = jnp.asarray(resampling.averaging_matrix(channels, x.shape[-1]))
-  return jnp.einsum('bhwc,dc->bhwd', x, averages, precision=jax.lax.Precision.HIGHEST)
+  averaging_matrix = jnp.asarray(resampling.adaptive_pool_matrix(channels, x.shape[-1]))
+  return jnp.einsum('bhwc,dc->bhwd', x, averaging_matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def _judge(
-  bank: knn.Index,
+def _patch_and_image_scores(
+  memory_bank: knn.Index,
   x: Float[Array, 'b h w d'],
-  found: knn.Neighbors,
-  around: Callable[[Int[Array, ' b']], Float[Array, 'b k d']] | None,
+  nearest: knn.Neighbors,
+  support_samples: Callable[[Int[Array, ' b']], Float[Array, 'b k d']] | None,
 ) -> tuple[Float[Array, 'b h w'], Float[Array, ' b']]:
   """Distance of each patch, and the score of the image: the largest, weighted by neighbors if any.
 
@@ -257,26 +320,32 @@ def _judge(
     around: positions of rows -> the rows nearest to each, itself first; None not to weight.
   """
   _, h, w, d = x.shape
-  distance = found.distance.reshape(-1, h * w)
-  worst = jnp.argmax(distance, axis=1)
+  distance = nearest.distance.reshape(-1, h * w)
+  max_index = jnp.argmax(distance, axis=1)
   score = distance.max(axis=1)
-  if around is not None:
-    patch = jnp.take_along_axis(x.reshape(-1, h * w, d), worst[:, None, None], axis=1)[:, 0]
-    matched = jnp.take_along_axis(found.row.reshape(-1, h * w), worst[:, None], axis=1)[:, 0]
-    score *= _weight(patch - bank.center[None], around(matched), score)
+  if support_samples is not None:
+    patch = jnp.take_along_axis(x.reshape(-1, h * w, d), max_index[:, None, None], axis=1)[:, 0]
+    nearest_row = jnp.take_along_axis(nearest.row.reshape(-1, h * w), max_index[:, None], axis=1)[
+      :, 0
+    ]
+    score *= _weight(patch - memory_bank.center[None], support_samples(nearest_row), score)
   return distance.reshape(-1, h, w), score
 
 
 def _weight(
-  patch: Float[Array, 'b d'], around: Float[Array, 'b k d'], distance: Float[Array, ' b']
+  patch: Float[Array, 'b d'], support_samples: Float[Array, 'b k d'], distance: Float[Array, ' b']
 ) -> Float[Array, ' b']:
   """1 − the share of the matched row in a softmax over the distances to its neighbors (eq. 7)."""
-  away = jnp.sqrt(jnp.sum((patch[:, None] - around) ** 2, axis=-1))
-  return 1 - jnp.exp(distance - special.logsumexp(away, axis=1))
+  support_distance = jnp.sqrt(jnp.sum((patch[:, None] - support_samples) ** 2, axis=-1))
+  return 1 - jnp.exp(distance - special.logsumexp(support_distance, axis=1))
 
 
-def _moved(before: Arrays, after: Arrays) -> dict[str, int | float]:
+def _drift(previous_arrays: Arrays, new_arrays: Arrays) -> dict[str, int | float]:
   """How many rows there were and are, and the share of the old ones that stayed."""
-  stayed = int((after['image'] < before['seen']).sum())
-  old, new = len(before['rows']), len(after['rows'])
-  return {'bank_rows_before': old, 'bank_rows_after': new, 'share_kept': stayed / old}
+  num_retained = int((new_arrays['image'] < previous_arrays['seen']).sum())
+  num_old_rows, num_new_rows = len(previous_arrays['rows']), len(new_arrays['rows'])
+  return {
+    'bank_rows_before': num_old_rows,
+    'bank_rows_after': num_new_rows,
+    'share_kept': num_retained / num_old_rows,
+  }

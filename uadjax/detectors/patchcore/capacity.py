@@ -8,17 +8,19 @@ of what fits.
 import math
 from typing import NamedTuple
 
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.errors import ConfigError
 from uadjax.numerics import coreset
 from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import Track
 
-SPARE = 4  # So many times the ratio is kept where there will be a selection from what is kept.
-_FOLDS = 10
+OVERSAMPLING = (
+  4  # So many times the ratio is kept where there will be a selection from what is kept.
+)
+_MAX_FOLDS = 10
 
 
-class Plan(NamedTuple):
+class BankConfig(NamedTuple):
   """Sizes and settings of a bank.
 
   Attributes:
@@ -33,35 +35,59 @@ class Plan(NamedTuple):
     shards: over which devices the rows are split.
   """
 
-  patches: int
+  patches_per_image: int
   ratio: float
   capacity: int
-  bounded: bool
-  final: int
-  folds: int
-  dim: int
-  track: Track
+  needs_compaction: bool
+  coreset_size: int
+  num_folds: int
+  projection_dim: int
+  progress: Track
   shards: Shards
 
 
-def plan(d: int, patches: int, spec: Spec, ratio: float, max_bytes: int, dim: int) -> Plan:
+def configure_bank(
+  d: int,
+  patches_per_image: int,
+  context: RunContext,
+  ratio: float,
+  max_bytes: int,
+  projection_dim: int,
+) -> BankConfig:
   """Size a bank for the images of the spec, after those that an earlier run folded in.
 
   Raises:
     ConfigError: max_bytes, which every device may use, hold too few images to select from.
   """
-  images, seen, parts = spec.images, spec.seen, spec.shards.number
-  each = coreset.bytes_per_point(d) + 4 * dim
-  most = max_bytes // each
-  if most < 4 * patches:
+  num_images, num_previous_images, num_shards = (
+    context.max_images,
+    context.num_previous_images,
+    context.shards.num_shards,
+  )
+  bytes_per_patch = coreset.bytes_per_point(d) + 4 * projection_dim
+  max_rows = max_bytes // bytes_per_patch
+  if max_rows < 4 * patches_per_image:
     raise ConfigError(
-      f'detector.max_bytes={max_bytes} hold the patches of {most / patches:.1f} images; at least '
-      f'{4 * patches * each} are needed, for 4.'
+      f'detector.max_bytes={max_bytes} hold the patches of {max_rows / patches_per_image:.1f} images; at least '
+      f'{4 * patches_per_image * bytes_per_patch} are needed, for 4.'
     )
-  half = parts * (most // 2)
-  before, final = (min(round(ratio * n * patches), half) for n in (seen, seen + images))
-  share = math.ceil(max(images, 1) / parts) + spec.spare
-  wanted = math.ceil(before / parts) + share * patches
-  folds = min(_FOLDS, max(1, seen + images))
-  capacity, final = min(wanted, most), max(1, final)
-  return Plan(patches, ratio, capacity, wanted > most, final, folds, dim, spec.track, spec.shards)
+  max_coreset_size = num_shards * (max_rows // 2)
+  previous_coreset_size, coreset_size = (
+    min(round(ratio * n * patches_per_image), max_coreset_size)
+    for n in (num_previous_images, num_previous_images + num_images)
+  )
+  images_per_shard = math.ceil(max(num_images, 1) / num_shards) + context.max_extra_images_per_shard
+  needed_rows = math.ceil(previous_coreset_size / num_shards) + images_per_shard * patches_per_image
+  num_folds = min(_MAX_FOLDS, max(1, num_previous_images + num_images))
+  capacity, coreset_size = min(needed_rows, max_rows), max(1, coreset_size)
+  return BankConfig(
+    patches_per_image,
+    ratio,
+    capacity,
+    needed_rows > max_rows,
+    coreset_size,
+    num_folds,
+    projection_dim,
+    context.progress,
+    context.shards,
+  )

@@ -18,75 +18,96 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from uadjax.detectors.patchcore import selection as selections
-from uadjax.detectors.patchcore.capacity import Plan, SPARE
-from uadjax.detectors.patchcore.memory_bank import Bank
+from uadjax.detectors.patchcore.capacity import BankConfig, OVERSAMPLING
+from uadjax.detectors.patchcore.memory_bank import MemoryBank
 from uadjax.detectors.patchcore.selection import Patches
 from uadjax.types import Key
 
 # Of the projection that stand-ins are selected in: five times faster, and as good for what they do.
-_DIM = 64
+_MAX_PROJECTION_DIM = 64
 
 
-def stand_ins(key: Key, bank: Bank, plan: Plan, before: Patches | None) -> Patches:
+def select_calibration_coresets(
+  key: Key, memory_bank: MemoryBank, bank_config: BankConfig, previous_coresets: Patches | None
+) -> Patches:
   """Select from the patches of every fold: those in the bank, and those that stood in `before`."""
-  sources = [(bank.patches, selections.whole(bank.cursor, plan.shards))]
-  if before is not None:
-    sources.append(selections.dealt(before, plan.shards))
-  dealt = [_folds(source.image, cursor, plan) for source, cursor in sources]
-  share = math.ceil(SPARE * plan.final / plan.folds)
-  quick = plan._replace(dim=min(plan.dim or _DIM, _DIM))
-  chosen = []
-  for fold in plan.track(range(plan.folds), plan.folds, 'Selecting for calibration'):
+  sources = [(memory_bank.patches, selections.to_host(memory_bank.num_rows, bank_config.shards))]
+  if previous_coresets is not None:
+    sources.append(selections.scatter_evenly(previous_coresets, bank_config.shards))
+  fold_rows = [
+    _rows_by_fold(source.image_id, rows_per_shard, bank_config)
+    for source, rows_per_shard in sources
+  ]
+  rows_per_fold = math.ceil(OVERSAMPLING * bank_config.coreset_size / bank_config.num_folds)
+  low_dim_config = bank_config._replace(
+    dim=min(bank_config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
+  )
+  coresets = []
+  for fold in bank_config.progress(
+    range(bank_config.num_folds), bank_config.num_folds, 'Selecting for calibration'
+  ):
     # One fold's patches at a time: there may be gigabytes of all.
-    places = [at[fold] for at, _ in dealt]
-    some, valid = _taken(
-      [source for source, _ in sources], places, [v[fold] for _, v in dealt], plan
+    positions = [by_fold[fold] for by_fold, _ in fold_rows]
+    fold_patches, valid = _gather_rows(
+      [source for source, _ in sources], positions, [v[fold] for _, v in fold_rows], bank_config
     )
-    count = min(share, sum(int(v[fold].sum()) for _, v in dealt))
-    selection = selections.k_center(key, some, valid, quick, count)
-    chosen.append(selections.fetched(some, selection, plan.shards))
-  return jax.tree.map(lambda *some: jnp.concatenate(some), *chosen)
+    num_centers = min(rows_per_fold, sum(int(v[fold].sum()) for _, v in fold_rows))
+    selection = selections.k_center(key, fold_patches, valid, low_dim_config, num_centers)
+    coresets.append(selections.take_selected(fold_patches, selection, bank_config.shards))
+  return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *coresets)
 
 
-def without(stand_ins: Patches, plan: Plan, fold: int, count: int) -> Float[Array, 'm d']:
+def coreset_without_fold(
+  coresets: Patches, bank_config: BankConfig, fold: int, max_rows: int
+) -> Float[Array, 'm d']:
   """Select a bank of so many rows, or all there are, from what stands in for the other folds."""
-  dealt, cursor = selections.dealt(stand_ins, plan.shards)
-  valid = selections.in_use(dealt, jnp.asarray(cursor), plan.shards)
-  valid &= dealt.image % plan.folds != fold
-  selection = selections.k_center(jax.random.key(fold), dealt, valid, plan, count)
-  return selections.fetched(dealt, selection, plan.shards).rows
+  patches, rows_per_shard = selections.scatter_evenly(coresets, bank_config.shards)
+  valid = selections.valid_mask(patches, jnp.asarray(rows_per_shard), bank_config.shards)
+  valid &= patches.image_id % bank_config.num_folds != fold
+  selection = selections.k_center(jax.random.key(fold), patches, valid, bank_config, max_rows)
+  return selections.take_selected(patches, selection, bank_config.shards).embeddings
 
 
-def _folds(
-  image: Int[Array, ' n'], cursor: Int[np.ndarray, ' s'], plan: Plan
+def _rows_by_fold(
+  image_id: Int[Array, ' n'], rows_per_shard: Int[np.ndarray, ' s'], bank_config: BankConfig
 ) -> tuple[Int[np.ndarray, 'f s m'], Bool[np.ndarray, 'f s m']]:
   """For every fold and shard the places of its rows, as many for each, and which are valid."""
-  whose = selections.whole(image, plan.shards).reshape(len(cursor), -1) % plan.folds
-  members = [
-    [np.flatnonzero(mine[:used] == fold) for mine, used in zip(whose, cursor, strict=True)]
-    for fold in range(plan.folds)
+  fold_ids = (
+    selections.to_host(image_id, bank_config.shards).reshape(len(rows_per_shard), -1)
+    % bank_config.num_folds
+  )
+  rows_of_folds = [
+    [
+      np.flatnonzero(shard_fold_ids[:num_rows] == fold)
+      for shard_fold_ids, num_rows in zip(fold_ids, rows_per_shard, strict=True)
+    ]
+    for fold in range(bank_config.num_folds)
   ]
-  size = max(len(mine) for of_fold in members for mine in of_fold)
-  places = [[np.pad(mine, (0, size - len(mine))) for mine in fold] for fold in members]
-  valid = [[np.arange(size) < len(mine) for mine in fold] for fold in members]
-  return np.array(places, np.int32), np.array(valid)
+  size = max(len(rows) for shard_rows in rows_of_folds for rows in shard_rows)
+  positions = [
+    [np.pad(rows, (0, size - len(rows))) for rows in shard_rows] for shard_rows in rows_of_folds
+  ]
+  valid = [[np.arange(size) < len(rows) for rows in shard_rows] for shard_rows in rows_of_folds]
+  return np.array(positions, np.int32), np.array(valid)
 
 
-def _taken(
+def _gather_rows(
   sources: Sequence[Patches],
-  places: Sequence[Int[np.ndarray, 's _m']],
+  positions: Sequence[Int[np.ndarray, 's _m']],
   valid: Sequence[Bool[np.ndarray, 's _m']],
-  plan: Plan,
+  bank_config: BankConfig,
 ) -> tuple[Patches, Bool[Array, ' n']]:
   """The rows at places of every shard, those of one source after those of another."""
 
-  def one(sources: Any, places: Any, valid: Any, axis: str | None) -> tuple[Patches, Array]:
-    found = [
-      jax.tree.map(lambda x, at=at: x[at[0]], source)
-      for source, at in zip(sources, places, strict=True)
+  def gather_shard(
+    sources: Any, positions: Any, valid: Any, axis_name: str | None
+  ) -> tuple[Patches, Array]:
+    source_patches = [
+      jax.tree.map(lambda x, index=index: x[index[0]], source)
+      for source, index in zip(sources, positions, strict=True)
     ]
-    whole = jax.tree.map(lambda *some: jnp.concatenate(some), *found)
-    return whole, jnp.concatenate([some[0] for some in valid])
+    patches = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *source_patches)
+    return patches, jnp.concatenate([mask[0] for mask in valid])
 
-  over = plan.shards.over(one, (True, True, True), True)
-  return jax.jit(over)(list(sources), list(places), list(valid))
+  gather_sharded = bank_config.shards.shard_map(gather_shard, (True, True, True), True)
+  return jax.jit(gather_sharded)(list(sources), list(positions), list(valid))

@@ -20,7 +20,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from uadjax.detectors.patchcore import selection as selections
-from uadjax.detectors.patchcore.capacity import Plan, SPARE
+from uadjax.detectors.patchcore.capacity import BankConfig, OVERSAMPLING
 from uadjax.detectors.patchcore.selection import Patches
 from uadjax.errors import ConfigError
 from uadjax.numerics import collectives, coreset
@@ -28,7 +28,7 @@ from uadjax.numerics.collectives import Shards
 from uadjax.types import Arrays, Key
 
 
-class Bank(NamedTuple):
+class MemoryBank(NamedTuple):
   """Patches, and what is known of them.
 
   Attributes:
@@ -41,159 +41,216 @@ class Bank(NamedTuple):
   """
 
   patches: Patches
-  chosen: Int[Array, ' s']
-  cursor: Int[Array, ' s']
-  seen: Int[Array, '']
-  radius: Float[Array, '']
+  num_selected: Int[Array, ' s']
+  num_rows: Int[Array, ' s']
+  num_images: Int[Array, '']
+  covering_radius: Float[Array, '']
 
 
-class Settled(NamedTuple):
+class Coreset(NamedTuple):
   """What remains of a bank in the end: rows as they were selected, whole on all devices."""
 
   patches: Patches
-  seen: Int[Array, '']
-  radius: Float[Array, '']
+  num_images: Int[Array, '']
+  covering_radius: Float[Array, '']
 
 
 # How the parts are held by shards: split (True), or the same on all (False).
-SPLIT = Bank(True, True, True, False, False)  # pyright: ignore[reportArgumentType]
+BANK_SPECS = MemoryBank(True, True, True, False, False)  # pyright: ignore[reportArgumentType]
 
 
-def empty(plan: Plan, d: int) -> Bank:
+def empty(bank_config: BankConfig, d: int) -> MemoryBank:
   """A bank of nothing, made where it belongs."""
-  size = plan.capacity + plan.patches
+  size = bank_config.capacity + bank_config.patches_per_image
 
-  def one(axis: str | None) -> Bank:
-    image, number = (jnp.full(size, -1, jnp.int32) for _ in range(2))
-    chosen, cursor = (jnp.zeros(1, jnp.int32) for _ in range(2))
+  def empty_shard(axis_name: str | None) -> MemoryBank:
+    image_id, patch_id = (jnp.full(size, -1, jnp.int32) for _ in range(2))
+    num_selected, num_rows = (jnp.zeros(1, jnp.int32) for _ in range(2))
     # Buffers of their own each, for all of them are donated.
-    patches = Patches(jnp.zeros((size, d)), image, number)
-    return Bank(patches, chosen, cursor, jnp.zeros((), jnp.int32), jnp.zeros(()))
+    patches = Patches(jnp.zeros((size, d)), image_id, patch_id)
+    return MemoryBank(patches, num_selected, num_rows, jnp.zeros((), jnp.int32), jnp.zeros(()))
 
-  return jax.jit(plan.shards.over(one, (), SPLIT))()
+  return jax.jit(bank_config.shards.shard_map(empty_shard, (), BANK_SPECS))()
 
 
-def put(
-  bank: Bank,
+def append(
+  memory_bank: MemoryBank,
   x: Float[Array, 'b h w d'],
   valid: Bool[Array, ' b'],
-  index: Int[Array, ' b'],
-  over: Shards,
-) -> Bank:
+  image_index: Int[Array, ' b'],
+  shards: Shards,
+) -> MemoryBank:
   """Append the patches of the valid images, in place where the bank is donated."""
-  return over.over(_put, (SPLIT, True, True, True), SPLIT)(bank, x, valid, index)
+  return shards.shard_map(_append_shard, (BANK_SPECS, True, True, True), BANK_SPECS)(
+    memory_bank, x, valid, image_index
+  )
 
 
-def _put(
-  bank: Bank,
+def _append_shard(
+  memory_bank: MemoryBank,
   x: Float[Array, 'b h w d'],
   valid: Bool[Array, ' b'],
-  index: Int[Array, ' b'],
-  axis: str | None,
-) -> Bank:
-  patches, d = x.shape[1] * x.shape[2], x.shape[3]
-  scratch = len(bank.patches.rows) - patches
-  among = jnp.arange(patches, dtype=jnp.int32)
+  image_index: Int[Array, ' b'],
+  axis_name: str | None,
+) -> MemoryBank:
+  num_patches, d = x.shape[1] * x.shape[2], x.shape[3]
+  scratch_row = len(memory_bank.patches.embeddings) - num_patches
+  patch_offsets = jnp.arange(num_patches, dtype=jnp.int32)
 
-  def one(i: Array, carry: tuple[Patches, Array]) -> tuple[Patches, Array]:
-    known, cursor = carry
-    at = jnp.where(valid[i], cursor, scratch)
+  def append_image(i: Array, carry: tuple[Patches, Array]) -> tuple[Patches, Array]:
+    patches, num_rows = carry
+    row = jnp.where(valid[i], num_rows, scratch_row)
     # Beyond 2^31 patches numbers come again, and of equals another may come first.
-    image = jnp.full(patches, index[i], jnp.int32)
-    fresh = Patches(x[i].reshape(patches, d), image, index[i] * patches + among)
-    known = jax.tree.map(
-      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, at, 0), known, fresh
+    image_id = jnp.full(num_patches, image_index[i], jnp.int32)
+    new_patches = Patches(
+      x[i].reshape(num_patches, d), image_id, image_index[i] * num_patches + patch_offsets
     )
-    return known, cursor + jnp.where(valid[i], patches, 0)
+    patches = jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), patches, new_patches
+    )
+    return patches, num_rows + jnp.where(valid[i], num_patches, 0)
 
-  known, cursor = jax.lax.fori_loop(0, len(x), one, (bank.patches, bank.cursor[0]))
-  seen = bank.seen + collectives.total(jnp.sum(valid, dtype=jnp.int32), axis)
-  return bank._replace(patches=known, cursor=cursor[None], seen=seen)
+  patches, num_rows = jax.lax.fori_loop(
+    0, len(x), append_image, (memory_bank.patches, memory_bank.num_rows[0])
+  )
+  num_images = memory_bank.num_images + collectives.psum(jnp.sum(valid, dtype=jnp.int32), axis_name)
+  return memory_bank._replace(patches=patches, cursor=num_rows[None], seen=num_images)
 
 
-def make_room(key: Key, bank: Bank, plan: Plan, images: int) -> Bank:
+def compact(
+  key: Key, memory_bank: MemoryBank, bank_config: BankConfig, num_images: int
+) -> MemoryBank:
   """Reduce every shard by itself if so many images would not fit in any more."""
-  more = math.ceil(images / plan.shards.number) * plan.patches
-  starts, stops = (selections.whole(x, plan.shards) for x in (bank.chosen, bank.cursor))
-  if stops.max() + more <= plan.capacity:
-    return bank
-  half = plan.capacity // 2
-  if more > half:
+  num_new_rows = (
+    math.ceil(num_images / bank_config.shards.num_shards) * bank_config.patches_per_image
+  )
+  starts, stops = (
+    selections.to_host(x, bank_config.shards)
+    for x in (memory_bank.num_selected, memory_bank.num_rows)
+  )
+  if stops.max() + num_new_rows <= bank_config.capacity:
+    return memory_bank
+  half_capacity = bank_config.capacity // 2
+  if num_new_rows > half_capacity:
     raise ConfigError(
-      f'detector.max_bytes hold the patches of {plan.capacity // plan.patches} images, too few for '
-      f'batches of {images}; lower fit.batch_size or raise detector.max_bytes.'
+      f'detector.max_bytes hold the patches of {bank_config.capacity // bank_config.patches_per_image} images, too few for '
+      f'batches of {num_images}; lower fit.batch_size or raise detector.max_bytes.'
     )
-  start, count = starts.max(), math.ceil(SPARE * plan.ratio * (stops - starts).max())
-  everything = start + count > half
-  count = half if everything else count
-  for _ in plan.track(range(1), 1, 'Making room'):
-    bank = jax.block_until_ready(
-      _reduced(key, bank, plan.dim, count, bool(everything), plan.shards)
+  start, num_selected = (
+    starts.max(),
+    math.ceil(OVERSAMPLING * bank_config.ratio * (stops - starts).max()),
+  )
+  reselect_all = start + num_selected > half_capacity
+  num_selected = half_capacity if reselect_all else num_selected
+  for _ in bank_config.progress(range(1), 1, 'Making room'):
+    memory_bank = jax.block_until_ready(
+      _compact_shards(
+        key,
+        memory_bank,
+        bank_config.projection_dim,
+        num_selected,
+        bool(reselect_all),
+        bank_config.shards,
+      )
     )
-  return bank
+  return memory_bank
 
 
 @functools.partial(
   jax.jit, donate_argnums=1, static_argnames=('dim', 'count', 'everything', 'over')
 )
-def _reduced(key: Key, bank: Bank, dim: int, count: int, everything: bool, over: Shards) -> Bank:
-  def reduced(bank: Bank, axis: str | None) -> Bank:
-    start = jnp.zeros((), jnp.int32) if everything else bank.chosen[0]
-    rows, number = selections.projected(key, bank.patches.rows, dim), bank.patches.number
-    valid = selections.between(len(rows), start, bank.cursor[0])
-    cloud = coreset.cloud(rows, valid, number)
-    selection = coreset.begin(key, valid, number, count)
-    selection = coreset.advance(cloud, selection, jnp.int32(count))
-    # What was kept before stands for patches as far away as it did.
-    fresh = collectives.gathered(coreset.radius(selection), axis).max()
-    radius = bank.radius + fresh if everything else jnp.maximum(bank.radius, fresh)
-    return _compacted(bank, selection.centers, start, selection.taken)._replace(radius=radius)
-
-  return over.over(reduced, (SPLIT,), SPLIT)(bank)
-
-
-def settle(key: Key, bank: Bank, plan: Plan) -> Settled:
-  """Select the rows that stay, and drop the others with the scratch."""
-  known = bank.patches
-  valid = selections.in_use(known, bank.cursor, plan.shards)
-  selection = selections.k_center(key, known, valid, plan, plan.final, 'Selecting the coreset')
-  stay = selections.fetched(known, selection, plan.shards)
-  return Settled(stay, bank.seen, bank.radius + coreset.radius(selection))
-
-
-def kept(settled: Settled) -> dict[str, Array]:
-  """By name, as files hold it."""
-  return settled.patches._asdict() | {'seen': settled.seen, 'radius': settled.radius}
-
-
-def restore(bank: Bank, kept: Arrays, plan: Plan) -> Bank:
-  """Begin an empty bank with what was kept of a settled one."""
-  dealt, cursor = selections.dealt(selections.named(kept), plan.shards)
-
-  def begun(bank: Bank, dealt: Patches, cursor: Int[Array, ' s'], axis: str | None) -> Bank:
-    known = jax.tree.map(
-      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, 0, 0), bank.patches, dealt
+def _compact_shards(
+  key: Key,
+  memory_bank: MemoryBank,
+  projection_dim: int,
+  num_selected: int,
+  reselect_all: bool,
+  shards: Shards,
+) -> MemoryBank:
+  def compact_shard(memory_bank: MemoryBank, axis_name: str | None) -> MemoryBank:
+    start = jnp.zeros((), jnp.int32) if reselect_all else memory_bank.num_selected[0]
+    embeddings, patch_id = (
+      selections.project(key, memory_bank.patches.embeddings, projection_dim),
+      memory_bank.patches.patch_id,
     )
-    return bank._replace(patches=known, chosen=cursor, cursor=jnp.copy(cursor))
+    valid = selections.range_mask(len(embeddings), start, memory_bank.num_rows[0])
+    point_set = coreset.make_point_set(embeddings, valid, patch_id)
+    selection = coreset.init(key, valid, patch_id, num_selected)
+    selection = coreset.select_until(point_set, selection, jnp.int32(num_selected))
+    # What was kept before stands for patches as far away as it did.
+    new_radius = collectives.all_gather(coreset.covering_radius(selection), axis_name).max()
+    covering_radius = (
+      memory_bank.covering_radius + new_radius
+      if reselect_all
+      else jnp.maximum(memory_bank.covering_radius, new_radius)
+    )
+    return _move_selected(memory_bank, selection.centers, start, selection.taken)._replace(
+      radius=covering_radius
+    )
 
-  over = plan.shards.over(begun, (SPLIT, True, True), SPLIT)
-  seen, radius = jnp.asarray(kept['seen']), jnp.asarray(kept['radius'])
-  return jax.jit(over)(bank, dealt, jnp.asarray(cursor))._replace(seen=seen, radius=radius)
+  return shards.shard_map(compact_shard, (BANK_SPECS,), BANK_SPECS)(memory_bank)
 
 
-def _compacted(
-  bank: Bank, centers: Int[Array, ' m'], start: Int[Array, ''], count: Int[Array, '']
-) -> Bank:
+def select_coreset(key: Key, memory_bank: MemoryBank, bank_config: BankConfig) -> Coreset:
+  """Select the rows that stay, and drop the others with the scratch."""
+  patches = memory_bank.patches
+  valid = selections.valid_mask(patches, memory_bank.num_rows, bank_config.shards)
+  selection = selections.k_center(
+    key, patches, valid, bank_config, bank_config.coreset_size, 'Selecting the coreset'
+  )
+  coreset_patches = selections.take_selected(patches, selection, bank_config.shards)
+  return Coreset(
+    coreset_patches,
+    memory_bank.num_images,
+    memory_bank.covering_radius + coreset.covering_radius(selection),
+  )
+
+
+def state_arrays(final_coreset: Coreset) -> dict[str, Array]:
+  """By name, as files hold it."""
+  return final_coreset.patches._asdict() | {
+    'seen': final_coreset.num_images,
+    'radius': final_coreset.covering_radius,
+  }
+
+
+def from_arrays(memory_bank: MemoryBank, arrays: Arrays, bank_config: BankConfig) -> MemoryBank:
+  """Begin an empty bank with what was kept of a settled one."""
+  patches, rows_per_shard = selections.scatter_evenly(
+    selections.from_arrays(arrays), bank_config.shards
+  )
+
+  def fill_shard(
+    memory_bank: MemoryBank, patches: Patches, num_rows: Int[Array, ' s'], axis_name: str | None
+  ) -> MemoryBank:
+    filled_patches = jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, 0, 0), memory_bank.patches, patches
+    )
+    return memory_bank._replace(patches=filled_patches, chosen=num_rows, cursor=jnp.copy(num_rows))
+
+  fill_shards = bank_config.shards.shard_map(fill_shard, (BANK_SPECS, True, True), BANK_SPECS)
+  num_images, covering_radius = jnp.asarray(arrays['seen']), jnp.asarray(arrays['radius'])
+  return jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))._replace(
+    seen=num_images, radius=covering_radius
+  )
+
+
+def _move_selected(
+  memory_bank: MemoryBank,
+  centers: Int[Array, ' m'],
+  start: Int[Array, ''],
+  num_centers: Int[Array, ''],
+) -> MemoryBank:
   """Move the first `count` centers to `start`, in place: ascending, none is overwritten unread."""
-  order = jnp.sort(jnp.where(centers < 0, len(bank.patches.rows), centers))
+  sorted_centers = jnp.sort(jnp.where(centers < 0, len(memory_bank.patches.embeddings), centers))
 
-  def one(i: Array, known: Patches) -> Patches:
-    def moved(x: Array) -> Array:
-      row = jax.lax.dynamic_slice_in_dim(x, order[i], 1)
+  def move_row(i: Array, patches: Patches) -> Patches:
+    def move(x: Array) -> Array:
+      row = jax.lax.dynamic_slice_in_dim(x, sorted_centers[i], 1)
       return jax.lax.dynamic_update_slice_in_dim(x, row, start + i, 0)
 
-    return jax.tree.map(moved, known)
+    return jax.tree.map(move, patches)
 
-  known = jax.lax.fori_loop(0, count, one, bank.patches)
-  stop = (start + count)[None]
-  return bank._replace(patches=known, chosen=stop, cursor=jnp.copy(stop))
+  patches = jax.lax.fori_loop(0, num_centers, move_row, memory_bank.patches)
+  num_rows = (start + num_centers)[None]
+  return memory_bank._replace(patches=patches, chosen=num_rows, cursor=jnp.copy(num_rows))

@@ -15,123 +15,143 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from uadjax.detectors.patchcore.capacity import Plan
+from uadjax.detectors.patchcore.capacity import BankConfig
 from uadjax.numerics import collectives, coreset
 from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import silently
 from uadjax.types import Arrays, Key
 
-_STEP = 1024  # Centers between two signs of life, at least.
+_MIN_PROGRESS_STEP = 1024  # Centers between two signs of life, at least.
 
 
 class Patches(NamedTuple):
   """Patches, the image that each is from, and their numbers."""
 
-  rows: Float[Array, 'n d']
-  image: Int[Array, ' n']
-  number: Int[Array, ' n']
+  embeddings: Float[Array, 'n d']
+  image_id: Int[Array, ' n']
+  patch_id: Int[Array, ' n']
 
 
-def named(arrays: Arrays, prefix: str = '') -> Patches:
+def from_arrays(arrays: Arrays, prefix: str = '') -> Patches:
   """The patches among arrays by name."""
   return Patches(*(jnp.asarray(arrays[prefix + name]) for name in Patches._fields))
 
 
 def k_center(
-  key: Key, known: Patches, valid: Bool[Array, ' n'], plan: Plan, count: int, what: str = ''
+  key: Key,
+  patches: Patches,
+  valid: Bool[Array, ' n'],
+  bank_config: BankConfig,
+  num_centers: int,
+  description: str = '',
 ) -> coreset.Selection:
   """Select so many of the valid rows, or all there are; progress is shown of what is named."""
   # Always room for as many, so that all selections of a run are one compilation.
-  room = max(count, plan.final)
-  rows = projected(key, known.rows, plan.dim)
-  center, sketch, selection = _begun(key, rows, known.number, valid, room, plan.shards)
-  cloud = coreset.Cloud(rows, known.number, center, sketch)
+  max_centers = max(num_centers, bank_config.coreset_size)
+  embeddings = project(key, patches.embeddings, bank_config.projection_dim)
+  center, sketch, selection = _init_selection(
+    key, embeddings, patches.patch_id, valid, max_centers, bank_config.shards
+  )
+  point_set = coreset.PointSet(embeddings, patches.patch_id, center, sketch)
   # Not too often: a pass that ends early for being told of measures fewer centers at once.
-  targets = [*range(step := max(_STEP, count // 50), count, step), count]
-  track = plan.track if what else silently
-  for target in track(targets, len(targets), what):
-    selection = _advanced(cloud, selection, jnp.int32(target), plan.shards)
+  targets = [
+    *range(step := max(_MIN_PROGRESS_STEP, num_centers // 50), num_centers, step),
+    num_centers,
+  ]
+  progress = bank_config.progress if description else silently
+  for target in progress(targets, len(targets), description):
+    selection = _select_until(point_set, selection, jnp.int32(target), bank_config.shards)
     jax.block_until_ready(selection)
   return selection
 
 
-def fetched(known: Patches, selection: coreset.Selection, over: Shards) -> Patches:
+def take_selected(patches: Patches, selection: coreset.Selection, shards: Shards) -> Patches:
   """The rows that were selected, in that order, on every device."""
-  return _rows_at(known, selection.centers[: int(selection.taken)], over)
+  return _gather_rows(patches, selection.centers[: int(selection.num_centers)], shards)
 
 
-def dealt(known: Patches, over: Shards) -> tuple[Patches, Int[np.ndarray, ' s']]:
+def scatter_evenly(patches: Patches, shards: Shards) -> tuple[Patches, Int[np.ndarray, ' s']]:
   """Split rows that all devices have, as evenly as can be, and tell how many each got."""
-  parts, n = over.number, len(known.rows)
-  share = math.ceil(n / parts)
-  cursor = np.clip(n - share * np.arange(parts), 0, share).astype(np.int32)
+  num_shards, n = shards.num_shards, len(patches.embeddings)
+  shard_size = math.ceil(n / num_shards)
+  rows_per_shard = np.clip(n - shard_size * np.arange(num_shards), 0, shard_size).astype(np.int32)
 
-  def one(known: Patches, axis: str | None) -> Patches:
-    return collectives.dealt(known, axis)
+  def slice_shard(patches: Patches, axis_name: str | None) -> Patches:
+    return collectives.local_slice(patches, axis_name)
 
-  filled = jax.tree.map(
-    lambda x: jnp.pad(x, [(0, share * parts - n), *[(0, 0)] * (x.ndim - 1)]), known
+  padded = jax.tree.map(
+    lambda x: jnp.pad(x, [(0, shard_size * num_shards - n), *[(0, 0)] * (x.ndim - 1)]), patches
   )
-  return jax.jit(over.over(one, (False,), True))(filled), cursor
+  return jax.jit(shards.shard_map(slice_shard, (False,), True))(padded), rows_per_shard
 
 
-def whole(x: Array, over: Shards) -> np.ndarray:
+def to_host(x: Array, shards: Shards) -> np.ndarray:
   """What is split over devices, on the host."""
-  return np.asarray(jax.jit(over.over(collectives.joined, (True,), False))(x))
+  return np.asarray(jax.jit(shards.shard_map(collectives.all_gather_tiled, (True,), False))(x))
 
 
 @functools.partial(jax.jit, static_argnames='over')
-def in_use(known: Patches, cursor: Int[Array, ' s'], over: Shards) -> Bool[Array, ' n']:
+def valid_mask(
+  patches: Patches, rows_per_shard: Int[Array, ' s'], shards: Shards
+) -> Bool[Array, ' n']:
   """Which rows are: the first of every shard, up to its cursor."""
 
-  def one(known: Patches, cursor: Array, axis: str | None) -> Bool[Array, ' n']:
-    return between(len(known.rows), jnp.int32(0), cursor[0])
+  def shard_mask(patches: Patches, num_rows: Array, axis_name: str | None) -> Bool[Array, ' n']:
+    return range_mask(len(patches.embeddings), jnp.int32(0), num_rows[0])
 
-  return over.over(one, (True, True), True)(known, cursor)
+  return shards.shard_map(shard_mask, (True, True), True)(patches, rows_per_shard)
 
 
-def between(n: int, start: Int[Array, ''], stop: Int[Array, '']) -> Bool[Array, ' n']:
+def range_mask(n: int, start: Int[Array, ''], stop: Int[Array, '']) -> Bool[Array, ' n']:
   """Which of a shard's rows lie from `start` to before `stop`."""
-  places = jnp.arange(n)
-  return (places >= start) & (places < stop)
+  rows = jnp.arange(n)
+  return (rows >= start) & (rows < stop)
 
 
-def projected(key: Key, rows: Float[Array, 'n d'], dim: int) -> Float[Array, 'n _e']:
+def project(key: Key, embeddings: Float[Array, 'n d'], projection_dim: int) -> Float[Array, 'n _e']:
   """The rows in the few random dimensions that selections are made in; 0 leaves them all."""
-  if not 0 < dim < rows.shape[1]:
-    return rows
-  projection = jax.random.normal(jax.random.fold_in(key, 1), (rows.shape[1], dim))
-  return jnp.matmul(rows, projection / dim**0.5, precision=jax.lax.Precision.HIGHEST)
+  if not 0 < projection_dim < embeddings.shape[1]:
+    return embeddings
+  projection = jax.random.normal(jax.random.fold_in(key, 1), (embeddings.shape[1], projection_dim))
+  return jnp.matmul(
+    embeddings, projection / projection_dim**0.5, precision=jax.lax.Precision.HIGHEST
+  )
 
 
 @functools.partial(jax.jit, static_argnames=('room', 'over'))
-def _begun(
+def _init_selection(
   key: Key,
-  rows: Float[Array, 'n d'],
-  number: Int[Array, ' n'],
+  embeddings: Float[Array, 'n d'],
+  patch_id: Int[Array, ' n'],
   valid: Bool[Array, ' n'],
-  room: int,
-  over: Shards,
+  max_centers: int,
+  shards: Shards,
 ) -> tuple[Float[Array, ' d'], Float[Array, 'n e'], coreset.Selection]:
   """Center and sketch, without the rows, of which there would be a copy; the first center."""
-  cloud = over.over(coreset.cloud, (True, True, True), coreset.CLOUD)(rows, valid, number)
-  begin = over.over(
-    functools.partial(coreset.begin, centers=room), (False, True, True), coreset.SELECTION
+  point_set = shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)(
+    embeddings, valid, patch_id
   )
-  return cloud.center, cloud.sketch, begin(key, valid, number)
+  init = shards.shard_map(
+    functools.partial(coreset.init, centers=max_centers),
+    (False, True, True),
+    coreset.SELECTION_SPECS,
+  )
+  return point_set.center, point_set.sketch, init(key, valid, patch_id)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnames='over')
-def _advanced(
-  cloud: coreset.Cloud, selection: coreset.Selection, target: Int[Array, ''], over: Shards
+def _select_until(
+  point_set: coreset.PointSet, selection: coreset.Selection, target: Int[Array, ''], shards: Shards
 ) -> coreset.Selection:
-  given = coreset.CLOUD, coreset.SELECTION, False
-  return over.over(coreset.advance, given, coreset.SELECTION)(cloud, selection, target)
+  in_specs = coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False
+  return shards.shard_map(coreset.select_until, in_specs, coreset.SELECTION_SPECS)(
+    point_set, selection, target
+  )
 
 
 @functools.partial(jax.jit, static_argnames='over')
-def _rows_at(known: Patches, at: Int[Array, ' m'], over: Shards) -> Patches:
-  def one(known: Patches, at: Int[Array, ' m'], axis: str | None) -> Patches:
-    return jax.tree.map(lambda x: collectives.fetched(x, at, axis), known)
+def _gather_rows(patches: Patches, rows: Int[Array, ' m'], shards: Shards) -> Patches:
+  def gather_shard(patches: Patches, rows: Int[Array, ' m'], axis_name: str | None) -> Patches:
+    return jax.tree.map(lambda x: collectives.gather_rows(x, rows, axis_name), patches)
 
-  return over.over(one, (True, False), False)(known, at)
+  return shards.shard_map(gather_shard, (True, False), False)(patches, rows)
