@@ -28,7 +28,7 @@ from uadjax.types import Batch
 def seconds(gradients: str, pages: str, steps: int = 5) -> float:
   """Median seconds per update in this process."""
   if pages == 'kept':
-    memory.keep_pages()
+    memory.retain_freed_pages()
   if gradients == 'xla':
     convolution.conv_custom_grad, convolution.max_pool_custom_grad = (
       convolution.conv,

@@ -41,7 +41,9 @@ _SHOWN = {
 
 def folder(workdir: Path, config: str, devices: int, seed: int) -> Path:
   """Where a run goes."""
-  return workdir / sweep.label(config).replace(':', '_') / f'devices_{devices}' / f'seed_{seed}'
+  return (
+    workdir / sweep.config_label(config).replace(':', '_') / f'devices_{devices}' / f'seed_{seed}'
+  )
 
 
 def scores(run: Path) -> np.ndarray:
@@ -74,24 +76,24 @@ def main() -> None:
     for seed in seeds:
       for n in numbers:
         own = folder(flags.workdir, config, n, seed)
-        if results.done(own) is None:
+        if results.load_summary(own) is None:
           os.environ['JAX_NUM_CPU_DEVICES'] = str(n)
           common = fresh.flags_of(flags.root, flags.category, flags.weights, seed)
           fresh.train(config, own, [*common, '--config.mesh.split=always', *flags.overrides])
-          print(own, *results.cells([results.done(own) or {}]), flush=True)
+          print(own, *results.format_cells([results.load_summary(own) or {}]), flush=True)
   rows = []
   for config in configs:
     single = [folder(flags.workdir, config, 1, seed) for seed in seeds]
     for n in numbers:
       runs = [folder(flags.workdir, config, n, seed) for seed in seeds]
-      told = [one for run in runs if (one := results.done(run))]
+      told = [one for run in runs if (one := results.load_summary(run))]
       cells = [
-        tables.cell(tables.spread([one[key] for one in told], center), digits)
+        tables.format_cell(tables.center_and_range([one[key] for one in told], center), digits)
         for key, (_, center, digits) in _SHOWN.items()
       ]
-      rows.append([sweep.label(config), n, *cells, differs(runs, single) if n > 1 else ''])
+      rows.append([sweep.config_label(config), n, *cells, differs(runs, single) if n > 1 else ''])
   titles = ['detector', 'devices', *(title for title, _, _ in _SHOWN.values()), 'differs']
-  text = f'{tables.markdown(titles, rows)}\n\n{flags.seeds} seeds; {fresh.machine()}.\n'
+  text = f'{tables.markdown_table(titles, rows)}\n\n{flags.seeds} seeds; {fresh.machine()}.\n'
   (flags.workdir / 'table.md').write_text(text)
   print(text)
 

@@ -32,7 +32,7 @@ from uadjax.types import Variables
 def main() -> None:
   """Learn until the minutes or the steps are over; then export, and judge what is to be judged."""
   flags = _flags()
-  memory.keep_pages()
+  memory.retain_freed_pages()
   flags.run.mkdir(parents=True, exist_ok=True)
   taught, source = weights.load(str(flags.teacher), student.teacher())
   if flags.resume:

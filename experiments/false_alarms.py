@@ -123,7 +123,7 @@ def leave(rows: Sequence[tuple[str, str, int, float, Counted]], workdir: Path, a
     ]
     for detector, category, seeds, budget, c in rows
   ]  # fmt: skip
-  text = f'{tables.markdown(_TITLES, shown)}\n\n{about}\n'
+  text = f'{tables.markdown_table(_TITLES, shown)}\n\n{about}\n'
   (workdir / 'false_alarms.md').write_text(text)
   with (workdir / 'false_alarms.csv').open('w', newline='') as file:
     names = ['detector', 'category', 'seeds', 'budget', *Counted._fields]
@@ -166,14 +166,16 @@ def _rows(
           count(folder, budget, flags.review_budget, flags.confident)
           for run in runs
           if run.config == config and run.category == category
-          if results.done(folder := run.folder(flags.workdir)) is not None
+          if results.load_summary(folder := run.run_dir(flags.workdir)) is not None
         ]
         if counts:
           of_detector.append(mean(counts))
-          rows.append((sweep.label(config), category, len(counts), budget, of_detector[-1]))
+          rows.append((sweep.config_label(config), category, len(counts), budget, of_detector[-1]))
       if len(of_detector) > 1:
         all_of_them = f'all {len(of_detector)}'
-        rows.append((sweep.label(config), all_of_them, flags.seeds, budget, together(of_detector)))
+        rows.append(
+          (sweep.config_label(config), all_of_them, flags.seeds, budget, together(of_detector))
+        )
   return rows
 
 
@@ -200,14 +202,16 @@ def main() -> None:
     name for group in flags.categories.split(',') for name in layouts.expand(flags.root, group)
   ]
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
-  runs = sweep.plan(flags.config, categories, seeds)
+  runs = sweep.plan_runs(flags.config, categories, seeds)
   data = [f'--config.data.root={flags.root}', f'--config.backbone.weights={flags.weights}']
   overrides = [*data, *flags.overrides]
   if not flags.table_only:
-    missing = sweep.missing(runs, flags.workdir)
-    for run, told, error in sweep.sweep(missing, flags.workdir, overrides, slots.slots('auto')):
-      print(run, *(results.cells([told]) if told else [error]), flush=True)
-  known = sweep.begin(flags.workdir, overrides, here=False)
+    missing = sweep.unfinished_runs(runs, flags.workdir)
+    for run, told, error in sweep.run_sweep(
+      missing, flags.workdir, overrides, slots.device_slots('auto')
+    ):
+      print(run, *(results.format_cells([told]) if told else [error]), flush=True)
+  known = sweep.record_sweep(flags.workdir, overrides, add_machine=False)
   if not (rows := _rows(runs, flags)):
     sys.exit(f'There is no finished run of these in {flags.workdir}.')
   kept = 'with 95 % confidence' if flags.confident else 'on average'

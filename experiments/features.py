@@ -41,7 +41,7 @@ def measure() -> None:
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
   variables = meshes.replicate(mesh, variables)
   images = np.random.default_rng(0).integers(0, 256, (_BATCH, 256, 256, 3), np.uint8)
-  images = meshes.split(mesh, images)
+  images = meshes.shard_batch(mesh, images)
   see = jax.jit(lambda v, x: backbone.apply(v, backbones.normalize(x)))
   a, b = jnp.ones((256, 384)), jnp.ones((4096, 384))
   product = jax.jit(lambda a, b: [a @ (b + i).T for i in range(20)])

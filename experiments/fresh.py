@@ -53,11 +53,11 @@ def flags_of(root: str, category: str, weights: str, seed: int = FIRST_SEED) -> 
   ]
 
 
-def train(config: str, workdir: Path, flags: Sequence[str]) -> results.Told:
+def train(config: str, workdir: Path, flags: Sequence[str]) -> results.RunSummary:
   """Train and evaluate in a fresh process, over whatever is in `workdir`."""
   command = [sys.executable, '-m', 'uadjax.main', f'--config={config}', f'--workdir={workdir}']
   finished = finish([*command, '--config.fit.overwrite=true', *flags])
-  told = results.done(workdir)
+  told = results.load_summary(workdir)
   if told is None:
     sys.exit(f'{workdir} holds no finished run, though uadjax.main had no complaint.')
   return {**told, 'process_peak_mb': finished.peak_mb}
@@ -67,4 +67,4 @@ def machine() -> str:
   """This machine, today, and the commit: what a log that was taken up again must not blur."""
   git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
   commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or 'unknown'
-  return f'{slots.machine()}, commit {commit}'
+  return f'{slots.describe_machine()}, commit {commit}'

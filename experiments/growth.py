@@ -77,7 +77,7 @@ def grow(
   return sum(path.stat().st_size for path in folder.iterdir()) >> 20
 
 
-def fit(way: Way, root: Path, weights: str) -> results.Told:
+def fit(way: Way, root: Path, weights: str) -> results.RunSummary:
   """Fit in a fresh process."""
   flags = [*fresh.flags_of(str(root), 'noisy', weights), '--config.evaluate.do_eval=false']
   with tempfile.TemporaryDirectory() as workdir:
@@ -178,12 +178,14 @@ def main() -> None:
     [one['way'], one['images'], f'{one["fit_s"]:.1f}', one['fit_peak_mb']]
     for one in sorted(fits, key=lambda one: (one['way'], one['images']))
   ]
-  print('\n' + tables.markdown(['detector', 'images', 'fit s', 'peak MB'], rows) + '\n')
+  print('\n' + tables.markdown_table(['detector', 'images', 'fit s', 'peak MB'], rows) + '\n')
   slopes = [
     [way.title, exponent([one for one in fits if one['way'] == way.title], flags.slope_from)]
     for way in (_PADIM, _UNBOUNDED, _BOUNDED)
   ]
-  print(tables.markdown(['detector', 'seconds grow as images to the power of (range)'], slopes))
+  print(
+    tables.markdown_table(['detector', 'seconds grow as images to the power of (range)'], slopes)
+  )
   print(f'\nMachine: {"; ".join(sorted({one["machine"] for one in fits}))}.')
   draw(fits, flags.plot)
   print(f'Plot: {flags.plot}, {flags.plot.stat().st_size >> 10} kB.')

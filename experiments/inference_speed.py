@@ -164,14 +164,16 @@ def main() -> None:
   table = []
   for (whose, system, name), found in times.items():
     cells = [
-      tables.cell(tables.spread([one[str(n)] for one in found]), 1) for n in _BATCHES if found
+      tables.format_cell(tables.center_and_range([one[str(n)] for one in found]), 1)
+      for n in _BATCHES
+      if found
     ]
     table.append([name, f'{whose}, {system}', *cells])
-  print(tables.markdown(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
+  print(tables.markdown_table(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
   print(
     f'\nMilliseconds per call: median of {flags.rounds} processes (range), of each the median of '
     f'{_CALLS} calls. A product of matrices runs at '
-    f'{tables.cell(tables.spread(speeds), 0)} GFLOP/s. {fresh.machine()}.'
+    f'{tables.format_cell(tables.center_and_range(speeds), 0)} GFLOP/s. {fresh.machine()}.'
   )
 
 

@@ -42,24 +42,27 @@ def caps(images: int, share: float) -> tuple[dict[str, int], int]:
 
 def measure(
   flags: argparse.Namespace, seed: int, limits: dict[str, int], batch: int
-) -> list[results.Told]:
+) -> list[results.RunSummary]:
   """Both ways with one seed."""
   told = []
   for way, limit in limits.items():
     workdir = flags.workdir / flags.category / f'{limit}_bytes' / f'seed_{seed}'
     own = [f'--config.detector.max_bytes={limit}', f'--config.fit.batch_size={batch}']
     common = fresh.flags_of(flags.root, flags.category, flags.weights, seed)
-    told.append(results.done(workdir) or fresh.train(_CONFIG, workdir, [*common, *own]))
+    told.append(results.load_summary(workdir) or fresh.train(_CONFIG, workdir, [*common, *own]))
     print(f'seed {seed}, {way}: {"  ".join(cells(told[-1]))}', flush=True)
   return told
 
 
-def cells(told: results.Told) -> list[str]:
+def cells(told: results.RunSummary) -> list[str]:
   """The columns of one run."""
-  return [tables.cell(tables.spread([told[key]]), digits) for key, (_, digits) in _COLUMNS.items()]
+  return [
+    tables.format_cell(tables.center_and_range([told[key]]), digits)
+    for key, (_, digits) in _COLUMNS.items()
+  ]
 
 
-def differences(pairs: Sequence[Sequence[results.Told]]) -> list[str]:
+def differences(pairs: Sequence[Sequence[results.RunSummary]]) -> list[str]:
   """Median and range over seeds, by column."""
   found = []
   for key, (_, digits) in _COLUMNS.items():
@@ -93,7 +96,7 @@ def main() -> None:
   rows.append(['median (range)', 'difference', *differences(pairs)])
   titles = [title for title, _ in _COLUMNS.values()]
   sizes = ', '.join(f'{way}: max_bytes={limit}' for way, limit in limits.items())
-  print(f'\n{tables.markdown(["seed", "way", *titles], rows)}\n')
+  print(f'\n{tables.markdown_table(["seed", "way", *titles], rows)}\n')
   print(f'{flags.category}, {images} images, batches of {batch}; {sizes}. {fresh.machine()}.')
 
 

@@ -87,9 +87,9 @@ def main() -> None:
   parser.add_argument('--step_us', type=float, default=10, help='of a sequential step (a guess)')
   flags = parser.parse_args()
   titles = ['', 'ms to compute', 'bytes to each', 'MB', 'ms to move', 'images/s']
-  print(tables.markdown(titles, of_batches(flags)) + '\n')
+  print(tables.markdown_table(titles, of_batches(flags)) + '\n')
   titles = ['patches', 'kept', 'MB of each', 's to measure', 's to take', 's to tell', 's']
-  print(tables.markdown(titles, of_coresets(flags)))
+  print(tables.markdown_table(titles, of_coresets(flags)))
   given = ', '.join(f'{key} {value}' for key, value in vars(flags).items())
   print(f'\nBy arithmetic, of {given}; {fresh.machine().rpartition(", ")[2]}.')
 

@@ -32,7 +32,7 @@ def reading(predictor: predictor.Predictor, paths: list[Path]) -> list[np.ndarra
   def one(path: Path) -> np.ndarray:
     return predictor.model.ops.apply(inputs.read(inputs.Source(str(path), path)))
 
-  with futures.ThreadPoolExecutor(threads.cores()) as pool:
+  with futures.ThreadPoolExecutor(threads.num_cores()) as pool:
     return list(pool.map(one, paths))
 
 
@@ -63,15 +63,17 @@ def measure(predictor: predictor.Predictor, folder: Path, rows: int, rounds: int
       began = time.perf_counter()
       work()
       seconds[name].append(time.perf_counter() - began)
-  rates = {name: tables.spread([len(paths) / s for s in each]) for name, each in seconds.items()}
+  rates = {
+    name: tables.center_and_range([len(paths) / s for s in each]) for name, each in seconds.items()
+  }
   triples = list(zip(*seconds.values(), strict=True))
-  share = tables.spread([max(r, s) / p for r, s, p in triples])
-  bound = tables.spread([max(r, s) / (r + s) for r, s, _ in triples])
+  share = tables.center_and_range([max(r, s) / p for r, s, p in triples])
+  bound = tables.center_and_range([max(r, s) / (r + s) for r, s, _ in triples])
   return [
     str(rows),
-    *(tables.cell(rate, 1) for rate in rates.values()),
-    tables.cell(share, 2),
-    tables.cell(bound, 2),
+    *(tables.format_cell(rate, 1) for rate in rates.values()),
+    tables.format_cell(share, 2),
+    tables.format_cell(bound, 2),
   ]
 
 
@@ -85,11 +87,11 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--backend', default='jax')
   flags = parser.parse_args()
-  memory.keep_pages()
+  memory.retain_freed_pages()
   predictor = create_model(model_dir=flags.model, backend=flags.backend)
   rows = [measure(predictor, flags.images, rows, flags.rounds) for rows in (1, 8)]
   titles = ['batch', 'reading', 'scoring', 'predicting', 'share of the slower', 'bound']
-  print(tables.markdown(titles, rows))
+  print(tables.markdown_table(titles, rows))
   print(
     f'\n{predictor.model.name}, {len(predictor.devices)} devices, '
     f'{len(scanning.find_images(flags.images))} images. {fresh.machine()}.'

@@ -83,7 +83,7 @@ def cases(text: str) -> list[Case]:
   return found
 
 
-def ours(case: Case, root: str, weights: str, seed: int) -> results.Told:
+def ours(case: Case, root: str, weights: str, seed: int) -> results.RunSummary:
   """One run of ours."""
   flags = fresh.flags_of(root, case.category, weights, seed)
   if case.ratio:
@@ -92,7 +92,7 @@ def ours(case: Case, root: str, weights: str, seed: int) -> results.Told:
     return fresh.train(f'configs/{case.model}.py', Path(workdir), flags)
 
 
-def theirs(case: Case, root: str, template: str) -> results.Told:
+def theirs(case: Case, root: str, template: str) -> results.RunSummary:
   """One run of the rival's, in a folder that takes what it leaves behind."""
   text = template.format(
     model=case.model,
@@ -141,13 +141,19 @@ def rows_of(rounds: Sequence[Round]) -> list[list[str]]:
   pairs = [(one['ours'], one['theirs']) for one in rounds if one['theirs']]
   left, right, ratios = [], [], []
   for mine, rivals, _, digits in _COSTS:
-    left.append(tables.cell(tables.spread(us[mine] for us, _ in pairs), digits))
-    right.append(tables.cell(tables.spread(them[rivals] for _, them in pairs), digits))
-    ratios.append(tables.cell(tables.spread(us[mine] / them[rivals] for us, them in pairs), 2))
+    left.append(tables.format_cell(tables.center_and_range(us[mine] for us, _ in pairs), digits))
+    right.append(
+      tables.format_cell(tables.center_and_range(them[rivals] for _, them in pairs), digits)
+    )
+    ratios.append(
+      tables.format_cell(tables.center_and_range(us[mine] / them[rivals] for us, them in pairs), 2)
+    )
   for mine, rivals, _, digits in _SCORES:
-    left.append(tables.cell(tables.spread(us[mine] for us in own), digits))
-    right.append(tables.cell(tables.spread(them[rivals] for _, them in pairs), digits))
-  thresholds = tables.cell(tables.spread(us['calibrate_s'] for us, _ in pairs), 1)
+    left.append(tables.format_cell(tables.center_and_range(us[mine] for us in own), digits))
+    right.append(
+      tables.format_cell(tables.center_and_range(them[rivals] for _, them in pairs), digits)
+    )
+  thresholds = tables.format_cell(tables.center_and_range(us['calibrate_s'] for us, _ in pairs), 1)
   name, runs = rounds[0]['case'], f'{len(pairs)} + {len(own) - len(pairs)}'
   return [
     [name, 'ours', runs, *left, thresholds],
@@ -183,7 +189,7 @@ def main() -> None:
     rows += rows_of([known[seed] for seed in seeds])
     machines.update(known[seed]['machine'] for seed in seeds)
   titles = [title for *_, title, _ in _ALL]
-  print(f'\n{tables.markdown(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
+  print(f'\n{tables.markdown_table(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
   print(
     'Medians (range). Runs of ours: in turn with the rival + alone, for the AUROCs. '
     f'Machine: {"; ".join(sorted(machines))}.'

@@ -136,7 +136,7 @@ def main() -> None:
   image = flags.image.read_bytes()
   print(f'{flags.image.stat().st_size >> 10} KB; {fresh.machine()}\n', flush=True)
   titles = ['round', 'clients', 'batch', 'requests/s', 'median ms', '99 % ms']
-  print(tables.markdown(titles, []), flush=True)
+  print(tables.markdown_table(titles, []), flush=True)
   for number in range(1, flags.rounds + 1):
     for batch in _BATCHES:
       with served(flags.model, '--batch', str(batch)) as (_, url):

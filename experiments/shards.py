@@ -89,7 +89,7 @@ def measured(compiled: Any, given: Callable[[], Sequence[Any]], rounds: int) -> 
 
 def points(mesh: meshes.Mesh, n: int) -> jax.Array:
   """Random patches in a few thousand clusters, on their devices."""
-  where = meshes.of_rows(mesh)
+  where = meshes.batch_sharding(mesh)
 
   @functools.partial(jax.jit, out_shardings=where)
   def made() -> jax.Array:
@@ -104,7 +104,7 @@ def points(mesh: meshes.Mesh, n: int) -> jax.Array:
 def selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   """Select a share of n patches."""
   over, count = meshes.shards(mesh), round(share * n)
-  x, where = points(mesh, n), meshes.of_rows(mesh)
+  x, where = points(mesh, n), meshes.batch_sharding(mesh)
   number = jax.device_put(np.arange(n, dtype=np.int32), where)
   valid = jax.device_put(np.ones(n, bool), where)
   cloud = jax.jit(
@@ -131,8 +131,10 @@ def search(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   """Find the nearest of n rows for the patches of eight images."""
   del share
   over = meshes.shards(mesh)
-  index = neighbors.pad_index(neighbors.build_index(points(meshes.first(mesh), n)), mesh.size)
-  index = meshes.place(mesh, index, neighbors.INDEX_SPECS)
+  index = neighbors.pad_index(
+    neighbors.build_index(points(meshes.single_device_mesh(mesh), n)), mesh.size
+  )
+  index = meshes.put_on_mesh(mesh, index, neighbors.INDEX_SPECS)
   queries = points(mesh, _QUERIES)
 
   def nearest(index: neighbors.Index, x: jax.Array, axis: str | None) -> neighbors.Neighbors:
@@ -187,14 +189,14 @@ def main() -> None:
   for work, cost in WORK.items():
     for n in sizes:
       for devices in numbers:
-        mesh = meshes.of(jax.devices()[:devices])
+        mesh = meshes.mesh_of(jax.devices()[:devices])
         found = costs[work, n, devices] = cost(mesh, n, flags.share, flags.rounds)
         between = ', '.join(f'{k} {v / 1e6:.3g} MB' for k, v in sorted(found.moved.items()))
-        seconds = tables.cell(tables.spread(found.seconds), 2)
+        seconds = tables.format_cell(tables.center_and_range(found.seconds), 2)
         rows.append([work, n, devices, f'{found.megabytes:.0f}', seconds, between or '—'])
         print(*rows[-1], flush=True)
   titles = ['work', 'rows', 'devices', 'MB of each', 's', 'moved to each, once']
-  print('\n' + tables.markdown(titles, rows))
+  print('\n' + tables.markdown_table(titles, rows))
   print(f'\n{jax.devices()[0].device_kind}; {fresh.machine()}.')
   draw(costs, flags.plot)
 

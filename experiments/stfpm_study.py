@@ -52,7 +52,9 @@ class Run(NamedTuple):
     return workdir / f'rate_{self.rate:g}_warmup_{self.warmup}' / f'seed_{self.seed}'
 
 
-def stage(run: Run, steps: int, first: bool, workdir: Path, flags: Sequence[str]) -> results.Told:
+def stage(
+  run: Run, steps: int, first: bool, workdir: Path, flags: Sequence[str]
+) -> results.RunSummary:
   """Train a student until `steps`; what was measured then, or that it diverged."""
   folder = run.folder(workdir)
   path = folder / f'steps_{steps}.json'
@@ -68,7 +70,7 @@ def stage(run: Run, steps: int, first: bool, workdir: Path, flags: Sequence[str]
   except SystemExit as failure:
     if 'training diverged' not in str(failure):
       raise
-    told: results.Told = {'diverged': True}
+    told: results.RunSummary = {'diverged': True}
   else:
     metrics = json.loads((folder / 'evaluate_result.json').read_text())['metrics']
     told = {key: {**metrics, **metrics['at_threshold']}[key] for key in _METRICS}
@@ -77,20 +79,22 @@ def stage(run: Run, steps: int, first: bool, workdir: Path, flags: Sequence[str]
   return told
 
 
-def cell(told: Sequence[results.Told], key: str) -> str:
+def cell(told: Sequence[results.RunSummary], key: str) -> str:
   """Mean and range over the seeds that did not diverge, and how many did."""
   lost = sum('diverged' in one for one in told)
-  shown = tables.cell(tables.spread([one.get(key) for one in told], statistics.mean), 3)
+  shown = tables.format_cell(
+    tables.center_and_range([one.get(key) for one in told], statistics.mean), 3
+  )
   return f'{shown}; {lost} of {len(told)} diverged' if lost else shown
 
 
-Rows = dict[tuple[float, int, int], list[results.Told]]  # By rate, warm-up, steps.
+Rows = dict[tuple[float, int, int], list[results.RunSummary]]  # By rate, warm-up, steps.
 
 
 def table(rows: Rows) -> str:
   """The rows in Markdown."""
   titles = ['learning rate', 'warm-up', 'steps', 'seeds', *_METRICS.values()]
-  return tables.markdown(
+  return tables.markdown_table(
     titles,
     (
       [f'{rate:g}', warmup, steps, len(told), *(cell(told, key) for key in _METRICS)]
@@ -105,7 +109,7 @@ def draw(rows: Rows, path: Path, title: str) -> None:
   axes = page.subplots()
   for rate, warmup in dict.fromkeys(key[:2] for key in rows):
     points = [
-      (steps, tables.spread([one.get('image_auroc') for one in told], statistics.mean))
+      (steps, tables.center_and_range([one.get('image_auroc') for one in told], statistics.mean))
       for (other, warm, steps), told in rows.items()
       if (other, warm) == (rate, warmup)
     ]
@@ -140,11 +144,11 @@ def main() -> None:
   warmups = [int(steps) for steps in flags.warmups.split(',')]
   stages = sorted(int(steps) for steps in flags.steps.split(','))
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
-  told: dict[tuple[float, int, int], dict[int, results.Told]] = {}
+  told: dict[tuple[float, int, int], dict[int, results.RunSummary]] = {}
   for seed, rate, warmup in itertools.product(seeds, rates, warmups):
     run = Run(rate, warmup, seed)
     common = [*fresh.flags_of(flags.root, flags.category, flags.weights, seed), *flags.overrides]
-    found: results.Told = {}
+    found: results.RunSummary = {}
     for steps in stages:
       # One that diverged does not come back.
       if 'diverged' not in found:

@@ -56,12 +56,12 @@ def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   state = loop.initial(detector, variables, 0, mesh)
   images = np.zeros((batch, _SIDE, _SIDE, 3), np.uint8)
   index = np.arange(batch, dtype=np.int32)
-  whole = meshes.split(mesh, Batch(images, np.ones(batch, bool), index))
+  whole = meshes.shard_batch(mesh, Batch(images, np.ones(batch, bool), index))
   each, found = batch // mesh.size, []
   if once := detector.one_pass:
-    embedder = meshes.replicate(mesh, once.feature_extractor(state), own=True)
+    embedder = meshes.replicate(mesh, once.feature_extractor(state), copy=True)
     found.append(described(f'{name}: features', once.embed, (embedder, whole), each))
-    features = meshes.split(mesh, jax.jit(once.embed)(embedder, whole))
+    features = meshes.shard_batch(mesh, jax.jit(once.embed)(embedder, whole))
     folded = whole._replace(image=whole.image[:, :0, :0], features=features)
     found.append(described(f'{name}: fold in', detector.update, (state, folded), each))
   else:
@@ -78,7 +78,7 @@ def _fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
   index = neighbors.pad_index(neighbors.build_index(rows), mesh.size)
   split = detector.sharding_specs
   assert split is not None
-  return meshes.place(
+  return meshes.put_on_mesh(
     mesh, split.fitted._replace(backbone=state.backbone, bank=index), split.fitted
   )
 
@@ -91,10 +91,10 @@ def main() -> None:
   parser.add_argument('--devices', type=int, default=8)
   parser.add_argument('--batch', type=int, default=32)
   flags = parser.parse_args()
-  mesh = meshes.of(jax.devices()[: flags.devices])
+  mesh = meshes.mesh_of(jax.devices()[: flags.devices])
   found = [row for name in ('padim', 'patchcore', 'stfpm') for row in rows(name, mesh, flags.batch)]
   titles = ['', 'GFLOP per image', 'MB planned for each', 'moved to each']
-  print('\n' + tables.markdown(titles, found))
+  print('\n' + tables.markdown_table(titles, found))
   print(f'\nBatches of {flags.batch} on {flags.devices} devices; {fresh.machine()}.')
 
 

@@ -161,12 +161,12 @@ def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
   monkeypatch.undo()
   cores = sorted(os.sched_getaffinity(0))
   for jobs in (1, len(cores)):
-    dealt = [place.cores for place in slots.slots('cpu', jobs)]
+    dealt = [place.cores for place in slots.device_slots('cpu', jobs)]
     assert sorted(itertools.chain(*dealt)) == cores
   with pytest.raises(ConfigError, match=f'jobs={len(cores) + 1}'):
-    slots.slots('cpu', len(cores) + 1)
+    slots.device_slots('cpu', len(cores) + 1)
   with pytest.raises(ConfigError, match="Unknown device 'cup'"):
-    slots.slots('cup')
+    slots.device_slots('cup')
 
 
 def test_a_process_keeps_to_its_cores(stand_in, tmp_path):
@@ -183,17 +183,17 @@ def test_a_process_sees_its_gpu_alone(visible, wanted, monkeypatch):
   asked = subprocess.CompletedProcess([], 0, 'gpu 0 2\n', '')
   monkeypatch.setattr(subprocess, 'run', lambda *words, **options: asked)
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
-  found = [place.environment['CUDA_VISIBLE_DEVICES'] for place in slots.slots('gpu:0,2')]
+  found = [place.environment['CUDA_VISIBLE_DEVICES'] for place in slots.device_slots('gpu:0,2')]
   assert found == (wanted or ['GPU-a', 'GPU-c'])
   with pytest.raises(ConfigError, match='jobs=3'):
-    slots.slots('gpu:0,2', 3)
+    slots.device_slots('gpu:0,2', 3)
 
 
 def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
   values = {('a', 1): 0.5, ('a', 2): 0.7, ('b', 1): 0.8, ('b', 2): 1.0, ('b', 3): 0.1}
   told = {key: dict.fromkeys(results.COLUMNS) | {'image_auroc': x} for key, x in values.items()}
-  rows = results.summed_up(('padim', *key, one) for key, one in told.items())
-  results.leave(rows, tmp_path, '')
+  rows = results.summarize_runs(('padim', *key, one) for key, one in told.items())
+  results.write_tables(rows, tmp_path, '')
   with (tmp_path / 'table.csv').open(newline='') as file:
     found = {row['category']: row for row in csv.DictReader(file)}
   for category in 'ab':
@@ -223,7 +223,7 @@ def test_the_command_leaves_a_table(drawn, tmp_path, capsys, monkeypatch):
   with Path(said['table']).open(newline='') as file:
     (row,) = csv.DictReader(file)
   assert (row['detector'], row['category'], row['seeds']) == ('padim', 'disc', '2')
-  found = map(results.done, (path.parent for path in tmp_path.rglob('train_result.json')))
+  found = map(results.load_summary, (path.parent for path in tmp_path.rglob('train_result.json')))
   both = [told['image_auroc'] for told in found if told]
   assert float(row['image_auroc']) == pytest.approx(statistics.mean(both))
   assert cli.main([*map(str, words), '--table-only']) == 0

@@ -19,7 +19,7 @@ import yaml
 from uadjax.errors import ConfigError, Setting
 from uadjax.types import Config
 
-_POSITIVE = (
+_POSITIVE_KEYS = (
   'fit.epochs',
   'fit.steps',
   'fit.batch_size',
@@ -31,7 +31,7 @@ _POSITIVE = (
   'calibrate.retain',
   'export.batch',
 )
-_NOT_NEGATIVE = (
+_NONNEGATIVE_KEYS = (
   'seed',
   'data.mask_threshold',
   'fit.learning_rate',
@@ -41,9 +41,11 @@ _NOT_NEGATIVE = (
   'evaluate.save_pictures',
   'evaluate.report_pictures',
 )
-_THRESHOLDS = ('threshold', 'review_threshold', 'pixel_threshold')
-_OVERRIDES = tuple(f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLDS)
-_OPTIONAL = ('fit.steps', 'fit.eval_every', 'export.batch', *_OVERRIDES)
+_THRESHOLD_NAMES = ('threshold', 'review_threshold', 'pixel_threshold')
+_THRESHOLD_KEYS = tuple(
+  f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLD_NAMES
+)
+_OPTIONAL_KEYS = ('fit.steps', 'fit.eval_every', 'export.batch', *_THRESHOLD_KEYS)
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
 
@@ -105,7 +107,7 @@ def base() -> Config:
         'report_pictures': 200,  # In report.html; 0 for no report.
         'batch_size': 16,
         'model_dir': '',
-        **_thresholds(),
+        **_threshold_placeholders(),
       },
       'predict': {
         'input': '',
@@ -116,7 +118,7 @@ def base() -> Config:
         'table': '',
         'format': 'parquet',  # or jsonl;
         'shard': 'auto',  # I/N: of N processes, this is number I and judges its share.
-        **_thresholds(),
+        **_threshold_placeholders(),
       },
       'export': {
         'format': 'onnx',  # Or stablehlo, savedmodel, tflite.
@@ -143,13 +145,13 @@ def base() -> Config:
   )
 
 
-def _thresholds() -> dict[str, Any]:
+def _threshold_placeholders() -> dict[str, Any]:
   """Of images, of review, of pixels: instead of those that the model was calibrated to."""
-  return {name: config_dict.placeholder(float) for name in _THRESHOLDS}
+  return {name: config_dict.placeholder(float) for name in _THRESHOLD_NAMES}
 
 
 # Where configs/ lies: in an installed package, and in a checkout.
-_FOLDERS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent / 'configs')
+_CONFIG_DIRS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent / 'configs')
 
 
 def load(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
@@ -164,56 +166,58 @@ def load(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
       text that is not of the key's type.
   """
   name, _, argument = source.partition(':')
-  path = _shipped().get(name, Path(name))
+  path = _builtin_configs().get(name, Path(name))
   if not path.is_file():
     raise ConfigError(
       f'No config file {name!r}.',
       key='config',
       value=name,
-      allowed=sorted(_shipped()),
+      allowed=sorted(_builtin_configs()),
       hint=(
         'Name one, such as ',
         Setting('config', 'configs/stfpm.py'),
-        f', or one of {sorted(_shipped())}.',
+        f', or one of {sorted(_builtin_configs())}.',
       ),
     )
-  of_yaml = path.suffix in ('.yaml', '.yml')
-  config = _from_yaml(path) if of_yaml else _from_python(path, argument)
-  for key, text in overrides:
-    assign(config, key, text)
-  _check(config)
+  is_yaml = path.suffix in ('.yaml', '.yml')
+  config = _from_yaml(path) if is_yaml else _from_python(path, argument)
+  for key, value in overrides:
+    assign(config, key, value)
+  _validate(config)
   return config.lock()
 
 
-def _shipped() -> dict[str, Path]:
-  folder = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+def _builtin_configs() -> dict[str, Path]:
+  folder = next((folder for folder in _CONFIG_DIRS if folder.is_dir()), _CONFIG_DIRS[0])
   return {path.stem: path for path in folder.glob('*.py')}
 
 
 def assign(config: Config, key: str, value: Any) -> None:
   """Set one dotted key from text, or from a value as YAML gives it."""
-  *path, name = key.split('.')
-  parent = section = config
-  for part in [*path, name]:
-    if not isinstance(section, ml_collections.ConfigDict) or part not in section:
-      known = sorted(keys(config))
-      near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-      hint = f'did you mean {near[0]!r}?' if near else f'choose from {known}.'
+  *section_names, name = key.split('.')
+  parent = node = config
+  for segment in [*section_names, name]:
+    if not isinstance(node, ml_collections.ConfigDict) or segment not in node:
+      valid_keys = sorted(keys(config))
+      close_matches = difflib.get_close_matches(key, valid_keys, 1, cutoff=0.5)
+      hint = (
+        f'did you mean {close_matches[0]!r}?' if close_matches else f'choose from {valid_keys}.'
+      )
       raise ConfigError(f'Unknown config key {key!r}; {hint}')
-    parent, section = section, section[part]
-  if isinstance(section, ml_collections.ConfigDict):
-    raise ConfigError(f'{key!r} is a section; set one of {sorted(f"{key}.{k}" for k in section)}.')
-  kind = parent.get_type(name)
-  if value is None or (value == 'None' and kind is not str):
-    if key in _OPTIONAL:
+    parent, node = node, node[segment]
+  if isinstance(node, ml_collections.ConfigDict):
+    raise ConfigError(f'{key!r} is a section; set one of {sorted(f"{key}.{k}" for k in node)}.')
+  value_type = parent.get_type(name)
+  if value is None or (value == 'None' and value_type is not str):
+    if key in _OPTIONAL_KEYS:
       parent[name] = None
       return
-    raise ConfigError(f'{key} must be {_article(kind)}, and cannot be None.')
+    raise ConfigError(f'{key} must be {_describe_type(value_type)}, and cannot be None.')
   try:
-    parent[name] = _cast(kind, value)
+    parent[name] = _cast(value_type, value)
   except (ValueError, TypeError, yaml.YAMLError):
     raise ConfigError(
-      f'{key} must be {_article(kind)}, got {value!r}; its value was {section!r}.'
+      f'{key} must be {_describe_type(value_type)}, got {value!r}; its value was {node!r}.'
     ) from None
 
 
@@ -226,10 +230,10 @@ def keys(config: Config, prefix: str = '') -> Iterator[str]:
       yield prefix + name
 
 
-def plain(config: Config) -> dict[str, Any]:
+def to_plain_dict(config: Config) -> dict[str, Any]:
   """The configuration as JSON and YAML can hold it."""
   return {
-    k: plain(v)
+    k: to_plain_dict(v)
     if isinstance(v, ml_collections.ConfigDict)
     else list(v)
     if isinstance(v, tuple)
@@ -240,10 +244,10 @@ def plain(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
   """The resolved configuration, to be read back by `load`."""
-  return yaml.safe_dump(plain(config), sort_keys=False)
+  return yaml.safe_dump(to_plain_dict(config), sort_keys=False)
 
 
-def from_plain(values: Mapping[str, Any], where: str) -> Config:
+def from_plain_dict(values: Mapping[str, Any], source: str) -> Config:
   """The inverse of `plain`; what is missing has its default, and `where` names the file in errors.
 
   A model directory thus stays readable when a later version knows more keys.
@@ -252,27 +256,27 @@ def from_plain(values: Mapping[str, Any], where: str) -> Config:
   detector = values.get('detector')
   if not isinstance(detector, Mapping) or not {'name', 'layers'} <= detector.keys():
     raise ConfigError(
-      f'{where} lacks detector.name or detector.layers; start from a config.yaml that a run has '
+      f'{source} lacks detector.name or detector.layers; start from a config.yaml that a run has '
       'saved, or from configs/*.py.'
     )
   config.detector = {k: tuple(v) if isinstance(v, list) else v for k, v in detector.items()}
-  for key, value in flat(values).items():
+  for key, value in flatten(values).items():
     assign(config, key, value)
   return config
 
 
-def _check(config: Config) -> None:
-  values = flat(plain(config))
-  for key in _OVERRIDES:
+def _validate(config: Config) -> None:
+  values = flatten(to_plain_dict(config))
+  for key in _THRESHOLD_KEYS:
     if (threshold := values[key]) is not None and not math.isfinite(threshold):
       raise ConfigError(f'{key} must be finite, got {threshold}.')
-  for key in (*_POSITIVE, *_NOT_NEGATIVE):
+  for key in (*_POSITIVE_KEYS, *_NONNEGATIVE_KEYS):
     value = values.get(key)
     if value is None:
       continue
-    if not 0 <= value < math.inf or (key in _POSITIVE and not value):
-      allowed = 'positive' if key in _POSITIVE else 'zero or more'
-      raise ConfigError(f'{key} must be {allowed} and finite, got {value}.')
+    if not 0 <= value < math.inf or (key in _POSITIVE_KEYS and not value):
+      requirement = 'positive' if key in _POSITIVE_KEYS else 'zero or more'
+      raise ConfigError(f'{key} must be {requirement} and finite, got {value}.')
 
 
 def _from_yaml(path: Path) -> Config:
@@ -282,16 +286,16 @@ def _from_yaml(path: Path) -> Config:
     raise ConfigError(f'{path} is no YAML: {error}') from None
   if not isinstance(values, dict):
     raise ConfigError(f'{path} holds no configuration: expected sections such as data and fit.')
-  return from_plain(values, str(path))
+  return from_plain_dict(values, str(path))
 
 
 def _from_python(path: Path, argument: str) -> Config:
-  spec = importlib.util.spec_from_file_location(f'uadjax_config_{path.stem}', path)
-  if spec is None or spec.loader is None:
+  module_spec = importlib.util.spec_from_file_location(f'uadjax_config_{path.stem}', path)
+  if module_spec is None or module_spec.loader is None:
     raise ConfigError(f'{path} is neither Python nor YAML; name a config such as configs/stfpm.py.')
-  module = importlib.util.module_from_spec(spec)
+  module = importlib.util.module_from_spec(module_spec)
   try:
-    spec.loader.exec_module(module)
+    module_spec.loader.exec_module(module)
   except SyntaxError as error:
     raise ConfigError(f'{path} is no Python: {error}') from None
   if not hasattr(module, 'get_config'):
@@ -299,39 +303,39 @@ def _from_python(path: Path, argument: str) -> Config:
   return module.get_config(argument)
 
 
-def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Values by dotted key."""
   leaves = {}
   for key, value in values.items():
     if isinstance(value, Mapping):
-      leaves |= flat(value, f'{prefix}{key}.')
+      leaves |= flatten(value, f'{prefix}{key}.')
     else:
       leaves[f'{prefix}{key}'] = value
   return leaves
 
 
-def _cast(kind: type, value: Any) -> Any:
-  if kind is tuple:
+def _cast(value_type: type, value: Any) -> Any:
+  if value_type is tuple:
     if isinstance(value, str):
-      value = [part.strip(' \'"') for part in value.strip('()[] ').split(',') if part.strip()]
+      value = [item.strip(' \'"') for item in value.strip('()[] ').split(',') if item.strip()]
     return tuple(value)
   text = str(value)
-  if kind is bool:
+  if value_type is bool:
     if text.lower() not in _TRUE + _FALSE:
       raise ValueError(text)
     return text.lower() in _TRUE
-  if kind is int:
+  if value_type is int:
     number = float(text) if 'e' in text.lower() else int(text)
     if number != int(number):
       raise ValueError(text)
     return int(number)
-  return kind(text)
+  return value_type(text)
 
 
-def _article(kind: type) -> str:
+def _describe_type(value_type: type) -> str:
   return {
     int: 'a whole number',
     float: 'a number',
     bool: 'true or false',
     tuple: 'a list such as layer1,layer2',
-  }.get(kind, f'a {kind.__name__}')
+  }.get(value_type, f'a {value_type.__name__}')

@@ -59,7 +59,7 @@ def format_value(value: Any) -> str:
   return str(value)
 
 
-class _Hinted(BaseException):
+class _ErrorWithHint(BaseException):
   """Base class: a message, data about the setting, and a hint.
 
   Attributes:
@@ -86,12 +86,14 @@ class _Hinted(BaseException):
     self.setting_format: SettingFormat | None = None
 
   def __str__(self) -> str:
-    write = self.setting_format or _FORMAT.get()
-    hint = ''.join(write(part) if isinstance(part, Setting) else part for part in self.hint)
+    format_setting = self.setting_format or _FORMAT.get()
+    hint = ''.join(
+      format_setting(piece) if isinstance(piece, Setting) else piece for piece in self.hint
+    )
     return self.message + ' ' * bool(hint and self.message[-1:].strip()) + hint
 
 
-class UserError(_Hinted, Exception):
+class UserError(_ErrorWithHint, Exception):
   """Something that a user can cause and fix: shown as one message, never as a traceback."""
 
 
@@ -123,7 +125,7 @@ class ExportError(UserError):
   """A graph that cannot be written, or does not say what its model says."""
 
 
-class Interrupted(_Hinted):
+class Interrupted(_ErrorWithHint):
   """The run was asked to stop.
 
   Derives from BaseException, so that `except Exception` does not catch it.
@@ -131,13 +133,13 @@ class Interrupted(_Hinted):
 
 
 @contextlib.contextmanager
-def setting_format(write: SettingFormat) -> Iterator[None]:
+def setting_format(format_setting: SettingFormat) -> Iterator[None]:
   """Write settings in this format, in text made inside and in errors that leave."""
-  token = _FORMAT.set(write)
+  token = _FORMAT.set(format_setting)
   try:
     yield
   except (UserError, Interrupted) as error:
-    error.setting_format = write
+    error.setting_format = format_setting
     raise
   finally:
     _FORMAT.reset(token)

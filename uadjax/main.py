@@ -36,41 +36,44 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--workdir', type=Path, metavar='DIR', help='default: runs/<detector>_<category or folder>'
   )
-  overrides, rest = flags.split_overrides(sys.argv[1:] if argv is None else argv)
-  arguments = parser.parse_args(rest)
-  memory.keep_pages()
-  mesh.cpu_devices_of_cores()
+  overrides, other_arguments = flags.extract_overrides(sys.argv[1:] if argv is None else argv)
+  arguments = parser.parse_args(other_arguments)
+  memory.retain_freed_pages()
+  mesh.use_cores_as_devices()
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
   mode = mode if mode in experiment.MODES else 'train'  # Of the file that tells of a failure.
   try:
     with errors.setting_format(flags.format_setting):
       config = configs.load(arguments.config, overrides)
-      mode = experiment.mode(config.mode)
+      mode = experiment.require_mode(config.mode)
       workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
       processes.join(
-        config.hosts, lambda error, ours, at=workdir: _tell(error, at if ours else None, mode)
+        config.hosts,
+        lambda error, owns_workdir, directory=workdir: _report_failure(
+          error, directory if owns_workdir else None, mode
+        ),
       )
-      with processes.folder(workdir) as workdir:
-        result = experiment.recorded(config, workdir)
+      with processes.process_workdir(workdir) as workdir:
+        result = experiment.run_logged(config, workdir)
   except (Exception, Interrupted) as failure:
-    error = processes.told(failure)
-    _tell(error, workdir, mode)
-    if processes.several():
-      processes.leave(error)
+    error = processes.explain(failure)
+    _report_failure(error, workdir, mode)
+    if processes.is_multiprocess():
+      processes.exit_process(error)
     return 1
   # The mode did its work, and found errors.
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1
 
 
-def _tell(error: Exception | Interrupted, workdir: Path | None, mode: str) -> None:
+def _report_failure(error: Exception | Interrupted, workdir: Path | None, mode: str) -> None:
   """Say why a run failed: on the console, in its log and in its result file."""
-  log = workdir and workdir / f'{mode}.log'
+  log_path = workdir and workdir / f'{mode}.log'
   if isinstance(error, UserError | Interrupted):
     error.setting_format = flags.format_setting  # It may come from another thread.
   if isinstance(error, UserError | OSError | Interrupted):
-    logging.complain(error, log)
+    logging.report_error(error, log_path)
   else:
-    logging.report(error, log)
+    logging.report_internal_error(error, log_path)
   if workdir and workdir.is_dir():
     with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
       workdirs.fail(workdir, mode, error)

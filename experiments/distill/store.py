@@ -26,7 +26,7 @@ def save(directory: Path, state: student.State, scales: losses.Scales, notes: Ma
 
   Few files and none large: some machines give back no others.
   """
-  with files.replacing(directory / _FOLDER) as fresh:
+  with files.atomic_directory(directory / _FOLDER) as fresh:
     for name, part in _parts(state, scales).items():
       leaves: Any = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(part))}
       np.savez(fresh / f'{name}.npz', **leaves)
@@ -86,7 +86,7 @@ def export(path: Path, state: student.State, card: Mapping[str, Any]) -> dict[st
   """Write the averaged weights, and beside them a card that tells where they come from."""
   found = tensors(state.average)
   data = safetensors.save(found, {'format': 'uadjax compact'})
-  with files.written(path) as file:
+  with files.atomic_write(path) as file:
     file.write(data)
   count = sum(x.size for name, x in found.items() if not name.endswith(('mean', 'var')))
   told = {**card, 'sha256': hashlib.sha256(data).hexdigest(), 'bytes': len(data)}

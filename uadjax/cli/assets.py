@@ -19,7 +19,7 @@ def draw_demo(directory: Path, seed: int, size: int, overwrite: bool) -> None:
   existing = [folder for folder in folders if folder.exists()]
   if existing and not overwrite:
     raise ConfigError(f'{existing[0]} is there already; name another folder, or pass --overwrite.')
-  demo.write_full_dataset(directory, seed, size, progress=progress.track)
+  demo.write_full_dataset(directory, seed, size, progress=progress.show_progress)
   for folder in folders:
     console.print_line(f'Drawn: {runtime.to_printable(str(folder))}')
 

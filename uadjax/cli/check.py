@@ -40,7 +40,7 @@ def check_dataset(
 
 def _check_category(config: Config, folder: Path | None, as_json: bool) -> bool:
   """Whether nothing speaks against training on one category, which is told."""
-  report = data.check_dataset(config.data, progress=progress.track)
+  report = data.check_dataset(config.data, progress=progress.show_progress)
   train, test = report.splits
   defect_counts = collections.Counter(record.defect for record in test if record.is_anomalous)
   if folder:

@@ -334,8 +334,8 @@ def report(
     from uadjax.distributed import mesh
     from uadjax.experiment import evaluate_run
 
-    mesh.cpu_devices_of_cores()
-    metrics = evaluate_run.report(model_dir, dataset, category, output, device or 'auto')
+    mesh.use_cores_as_devices()
+    metrics = evaluate_run.write_report(model_dir, dataset, category, output, device or 'auto')
     if as_json:
       console.print_json(metrics)
     else:

@@ -19,7 +19,7 @@ _STDOUT = console.Console(highlight=False)
 
 def print_line(content: str | text.Text | table.Table) -> None:
   """Print for people. Lines are not broken, so that paths can be copied."""
-  if sys.stdout and sys.stdout.isatty() and progress.draws():
+  if sys.stdout and sys.stdout.isatty() and progress.is_interactive():
     logging.CONSOLE.print(content, soft_wrap=True, highlight=False, markup=False)  # Above a bar.
     return
   with _STDOUT.capture() as capture:  # It answers a reader who left with an exit of its own.

@@ -26,7 +26,7 @@ def fit(
 ) -> None:
   """Fit, and tell what came out."""
   with runtime.prepare():
-    result, run_dir = fit_model.carried_out(dataset, model, workdir, device, overrides)
+    result, run_dir = fit_model.run_training(dataset, model, workdir, device, overrides)
   if as_json:
     console.print_json({'workdir': str(run_dir), **result})
     return

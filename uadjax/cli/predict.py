@@ -104,7 +104,7 @@ def tabulate_scores(
       option = f'--{name.replace("_", "-")}'
       raise typer.BadParameter('it means nothing beside --table.', param_hint=option)
   with runtime.prepare():
-    table = score_table.Table(folder, table_format, processes.part(shard))
+    table = score_table.Table(folder, table_format, processes.resolve_shard(shard))
     pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
     batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
     try:
@@ -113,7 +113,7 @@ def tabulate_scores(
         _unwrap_single_input(inputs),
         table,
         batch_size,
-        progress.track,
+        progress.show_progress,
         options.strict,
       )
     except Interrupted as interruption:
@@ -183,7 +183,7 @@ def _print_results(
   """Print each result; how many there are with each label."""
   counts = collections.Counter[str]()
   try:
-    for result in progress.track(results, total, 'Judging'):
+    for result in progress.show_progress(results, total, 'Judging'):
       counts[result.label or UNREAD] += 1
       if options.as_json:
         console.print_json(result.to_json(options.masks or 'none'))

@@ -74,8 +74,8 @@ def prepare() -> Iterator[None]:
   """Be ready to compute, to be interrupted, and to log to stderr."""
   from uadjax.system import logging, memory, signals
 
-  memory.keep_pages()
-  with signals.raised(), logging.logging_to():
+  memory.retain_freed_pages()
+  with signals.raise_on_signal(), logging.logging_to():
     yield
 
 
@@ -111,7 +111,7 @@ def _report_failure(error: BaseException, as_json: bool) -> int:
   if as_json or isinstance(error, expected_errors):
     print_error(error, str(error), as_json)
   if not isinstance(error, expected_errors):
-    logging.report(error, None)  # pyright: ignore[reportArgumentType]
+    logging.report_internal_error(error, None)  # pyright: ignore[reportArgumentType]
   if isinstance(error, errors.Interrupted):
     signal_numbers = (
       number for number in (signal.SIGINT, signal.SIGTERM) if number.name in str(error)

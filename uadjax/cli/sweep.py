@@ -39,29 +39,29 @@ def run_sweep(
     settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
     runs = _plan_runs(options, settings)
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-    host_shard = processes.part(shard, asking=False)  # The devices are for the runs.
+    host_shard = processes.resolve_shard(shard, may_ask_jax=False)  # The devices are for the runs.
     failures: list[str] = []
     try:
       if not table_only:
         failures = _run_missing(
-          runs, options.workdir, overrides, slots.slots(device, jobs), host_shard
+          runs, options.workdir, overrides, slots.device_slots(device, jobs), host_shard
         )
     except Interrupted as interruption:
       raise Interrupted(
         f'{interruption} The same command goes on with {options.workdir}.'
       ) from None
-    finished_results = {run: results.done(run.folder(options.workdir)) for run in runs}
-    rows = results.summed_up(
-      (run.model, run.category, run.seed, result)
+    finished_results = {run: results.load_summary(run.run_dir(options.workdir)) for run in runs}
+    rows = results.summarize_runs(
+      (run.config_label, run.category, run.seed, result)
       for run, result in finished_results.items()
       if result
     )
     if not rows:
       hint = 'Leave --table-only out.' if table_only else ' '.join(failures[:1])
       raise UserError(f'There is no finished run of these in {options.workdir}. {hint}')
-    machines = sweeps.begin(options.workdir, overrides, here=False)
+    machines = sweeps.record_sweep(options.workdir, overrides, add_machine=False)
     description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
-    text = results.leave(rows, options.workdir, description)
+    text = results.write_tables(rows, options.workdir, description)
   counts = {
     'runs': len(runs),
     'finished': sum(result is not None for result in finished_results.values()),
@@ -92,7 +92,7 @@ def _plan_runs(options: SweepOptions, settings: Mapping[str, str]) -> list[sweep
     for seed_range in _parse_list(options.seeds, '--seeds')
     for seed in _parse_seeds(seed_range)
   ]
-  return sweeps.plan(_parse_list(options.models, '--models'), categories, seeds, settings)
+  return sweeps.plan_runs(_parse_list(options.models, '--models'), categories, seeds, settings)
 
 
 def _parse_list(text: str, option: str) -> list[str]:
@@ -122,7 +122,7 @@ def _run_missing(
 ) -> list[str]:
   """The runs that failed, and why."""
   shard_index, num_shards = shard
-  missing_runs = sweeps.missing(runs, workdir, shard)
+  missing_runs = sweeps.unfinished_runs(runs, workdir, shard)
   num_missing = len(missing_runs)
   logging.LOG.info(
     '%d runs; of part %d of %d there are %d to be done, on %s.',
@@ -131,11 +131,13 @@ def _run_missing(
   failures = []
   titles = [column.title for column in results.COLUMNS.values()]
   # Closed before anything is said, so that no run goes on unseen.
-  with contextlib.closing(sweeps.sweep(missing_runs, workdir, overrides, device_slots)) as outcomes:
+  with contextlib.closing(
+    sweeps.run_sweep(missing_runs, workdir, overrides, device_slots)
+  ) as outcomes:
     for run_number, (run, result, error) in enumerate(
-      progress.track(outcomes, num_missing, 'Sweeping'), 1
+      progress.show_progress(outcomes, num_missing, 'Sweeping'), 1
     ):
-      titled_cells = zip(titles, results.cells([result]), strict=True) if result else ()
+      titled_cells = zip(titles, results.format_cells([result]), strict=True) if result else ()
       message = error or '  '.join(f'{title} {cell}' for title, cell in titled_cells)
       logging.LOG.info('[%d/%d] %s: %s', run_number, num_missing, run, message)
       if error:

@@ -7,7 +7,7 @@ resizing it `transforms`, a dataset `layouts`, an input of `predict` `inputs`, b
 from pathlib import Path
 
 from uadjax.data import checks, layouts, records
-from uadjax.system.progress import silently, Track
+from uadjax.system.progress import no_progress, Progress
 from uadjax.types import Config
 
 
@@ -18,7 +18,7 @@ def load(config: Config) -> records.Splits:
 
 
 def check_dataset(
-  config: Config, min_images: int = checks.MIN_IMAGES, progress: Track = silently
+  config: Config, min_images: int = checks.MIN_IMAGES, progress: Progress = no_progress
 ) -> checks.Report:
   """Check the images that a `data` config names."""
   root, category = _dataset_folder(config, progress)
@@ -36,7 +36,7 @@ def expand(config: Config) -> list[str]:
   return layouts.expand(config.root, config.category)
 
 
-def _dataset_folder(config: Config, progress: Track = silently) -> tuple[Path, str]:
+def _dataset_folder(config: Config, progress: Progress = no_progress) -> tuple[Path, str]:
   if not config.root:
     from uadjax.data import demo
 

@@ -49,7 +49,7 @@ def train_batches(
     hosts: number of shares.
     cache_bytes: for keeping images at network size; those beyond are decoded every time.
   """
-  tf = tensorflow.tensorflow()
+  tf = tensorflow.import_tensorflow()
   host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
 
   def shuffled_index(position: Any) -> Any:
@@ -74,7 +74,7 @@ def eval_batches(
 
   All hosts get equally many batches, all of the same shape.
   """
-  tf = tensorflow.tensorflow()
+  tf = tensorflow.import_tensorflow()
   host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
   num_steps = -(-n // batch_size)
   positions = _positions(tf, 0, batch_size, host_batch_size, host_index).take(

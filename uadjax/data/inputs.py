@@ -69,7 +69,7 @@ def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
   return itertools.chain([next(sources)], sources) if is_single else sources
 
 
-def read(source: Source, access: http.Access = http.PUBLIC) -> UInt8[np.ndarray, 'h w 3']:
+def read(source: Source, access: http.Access = http.PUBLIC_ONLY) -> UInt8[np.ndarray, 'h w 3']:
   """Read an image as `image_io.decode` does; an array is taken as it is, gray becoming RGB.
 
   Raises:
@@ -88,7 +88,7 @@ def read(source: Source, access: http.Access = http.PUBLIC) -> UInt8[np.ndarray,
     raise DataError(f'{_name_without_secrets(source)}: {error}') from None
 
 
-def fetch(source: Source, access: http.Access = http.PUBLIC) -> Source:
+def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
   """Fetch what lies behind a URL, so that it is fetched once; anything else is at hand.
 
   Raises:
@@ -100,7 +100,7 @@ def fetch(source: Source, access: http.Access = http.PUBLIC) -> Source:
 
 
 def _name_without_secrets(source: Source) -> str:
-  return http.shown(source.name) if _URL.match(source.name) else source.name
+  return http.redact_url(source.name) if _URL.match(source.name) else source.name
 
 
 def _list_sources(inputs: Any, is_single: bool, skip: Path | None) -> Iterator[Source]:
@@ -170,7 +170,7 @@ def _expand_origin(
   elif isinstance(origin, str):
     # One with a password is refused when it is read, and not told.
     has_credentials = '@' in origin.split('?')[0]
-    yield Source(http.shown(origin) if has_credentials else _printable(origin), origin)
+    yield Source(http.redact_url(origin) if has_credentials else _printable(origin), origin)
   elif isinstance(origin, Path):
     yield Source(_printable(origin), origin)
   else:

@@ -29,7 +29,7 @@ def checked_splits(config: Config) -> records.Splits:
       )
   # A model that is extended may learn from a single image more.
   report = data.check_dataset(
-    config.data, 1 if config.fit.extend else checks.MIN_IMAGES, progress.track
+    config.data, 1 if config.fit.extend else checks.MIN_IMAGES, progress.show_progress
   )
   splits = checks.require_valid(report) if config.check.enforce else checks.usable_splits(report)
   if report.problems:
@@ -46,7 +46,7 @@ def checked_test_set(config: Config) -> tuple[Record, ...]:
     DataError: with all that is wrong.
     ConfigError: there are none.
   """
-  report = data.check_dataset(config.data, progress=progress.track)
+  report = data.check_dataset(config.data, progress=progress.show_progress)
   test = report.splits.test
   test_files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))
@@ -65,7 +65,7 @@ def checked_test_set(config: Config) -> tuple[Record, ...]:
 
 def run_check(config: Config, workdir: Path) -> dict[str, Any]:
   """Check a data set, and leave pictures and the result."""
-  report = data.check_dataset(config.data, progress=progress.track)
+  report = data.check_dataset(config.data, progress=progress.show_progress)
   log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
   return reports.write(report, workdir)
 
@@ -84,7 +84,7 @@ def _convert_labels(config: Config) -> Config:
   if not options.output:
     raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
   source, target = Path(config.data.root, config.data.category), Path(options.output)
-  conversion = convert.convert(source, options.src_dataset_type, target, progress.track)
+  conversion = convert.convert(source, options.src_dataset_type, target, progress.show_progress)
   type_counts = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
   log.LOG.info(
     'Converted %s to %s: %d images to learn from, %d to test on; of all of them: %s.',

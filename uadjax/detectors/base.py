@@ -10,7 +10,7 @@ from jaxtyping import Array, UInt8
 
 from uadjax import types
 from uadjax.numerics import collectives
-from uadjax.system.progress import silently, Track
+from uadjax.system.progress import no_progress, Progress
 
 Schedule = Callable[[Any], Any]  # Step -> learning rate, as optax has it.
 
@@ -34,7 +34,7 @@ class RunContext(NamedTuple):
   max_images: int = 0
   num_previous_images: int = 0
   learning_rate: Schedule = lambda step: 0.0
-  progress: Track = silently
+  progress: Progress = no_progress
   shards: collectives.Shards = collectives.SINGLE_SHARD
   max_extra_images_per_shard: int = 0
 

@@ -92,7 +92,7 @@ def draw(folder: Path, data: Curves) -> None:
   `curves` is all on a page; `histogram`, `roc`, `pr` and `pro` are its parts. A sentence takes the
   place of what cannot be drawn.
   """
-  with figures.style(), files.replacing(folder) as fresh:
+  with figures.style(), files.atomic_directory(folder) as fresh:
     figures.write(fresh / 'curves', _overview(data))
     for name, panel in _PANELS.items():
       figure = figures.blank(7.5, 5.6)

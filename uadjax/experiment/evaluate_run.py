@@ -17,16 +17,16 @@ from uadjax.system import logging
 from uadjax.training import workdir as workdirs
 from uadjax.types import Config
 
-_PICTURES = 200  # In a report that somebody asks for.
+_NUM_REPORT_PICTURES = 200  # In a report that somebody asks for.
 
 
-def assess(
+def evaluate_and_report(
   model: model_dirs.Model,
-  test: Sequence[Record],
+  test_records: Sequence[Record],
   config: Config,
   workdir: Path,
   timing: Mapping[str, float] | None = None,
-  page: Path | None = None,
+  report_path: Path | None = None,
 ) -> dict[str, Any]:
   """Evaluate; leave scores, pictures, curves and the report; what the result file tells.
 
@@ -38,34 +38,44 @@ def assess(
     timing: seconds that it took to make the model, for the report.
     page: the report; None for report.html in `workdir`.
   """
-  told: dict[str, Any] = {'weights': model.weights._asdict()}
-  if not test:
+  result: dict[str, Any] = {'weights': model.weights._asdict()}
+  if not test_records:
     logging.LOG.info('There are no test images: the model is not evaluated.')
-    return told
-  options, name = config.evaluate, workdirs.label(config)
+    return result
+  options, run_label = config.evaluate, workdirs.label(config)
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
-  threshold = config.data.mask_threshold
-  began = time.perf_counter()
-  found = evaluate.evaluate(
-    model, test, mesh, options.batch_size, threshold, workdir, options.save_pictures
+  mask_threshold = config.data.mask_threshold
+  start = time.perf_counter()
+  evaluation = evaluate.evaluate(
+    model, test_records, mesh, options.batch_size, mask_threshold, workdir, options.save_pictures
   )
-  seconds = time.perf_counter() - began
-  drawn = found.curves._replace(title=f'{model.name} on {len(test)} test images of {name}')
-  curves.draw(workdir / 'curves', drawn)
-  logging.LOG.info('%s: %s', name, _told(found.metrics))
-  logging.LOG.info('%s', curves.summary(drawn))
+  evaluate_s = time.perf_counter() - start
+  titled_curves = evaluation.curves._replace(
+    title=f'{model.name} on {len(test_records)} test images of {run_label}'
+  )
+  curves.draw(workdir / 'curves', titled_curves)
+  logging.LOG.info('%s: %s', run_label, _describe_metrics(evaluation.metrics))
+  logging.LOG.info('%s', curves.summary(titled_curves))
   if options.report_pictures:
-    chosen = gallery.choose(test, drawn.scores, model.limits, options.report_pictures)
-    shots = gallery.shots(test, found.maps, chosen, model.ops, model.limits.pixel, threshold)
-    about = provenance.of(model, test, {**(timing or {}), 'evaluate_s': seconds})
-    page = page or workdir / 'report.html'
-    reports.write(page, drawn, found.metrics, test, shots, about)
-    logging.LOG.info('Look at %s', page)
-  return {'metrics': found.metrics, 'timing': {'evaluate_s': seconds}, **told}
+    picture_indices = gallery.choose(
+      test_records, titled_curves.scores, model.limits, options.report_pictures
+    )
+    pictures = gallery.shots(
+      test_records, evaluation.maps, picture_indices, model.ops, model.limits.pixel, mask_threshold
+    )
+    report_metadata = provenance.of(
+      model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}
+    )
+    report_path = report_path or workdir / 'report.html'
+    reports.write(
+      report_path, titled_curves, evaluation.metrics, test_records, pictures, report_metadata
+    )
+    logging.LOG.info('Look at %s', report_path)
+  return {'metrics': evaluation.metrics, 'timing': {'evaluate_s': evaluate_s}, **result}
 
 
-def report(
-  model_dir: Path, dataset: Path, category: str, output: Path, device: str
+def write_report(
+  model_dir: Path, dataset: Path, category: str, report_path: Path, device: str
 ) -> dict[str, Any]:
   """Evaluate a model on a data set, and leave nothing but the report; the metrics.
 
@@ -78,31 +88,35 @@ def report(
     output: the page, which is replaced; beside it comes a JSON file of the same stem.
     device: as `device` of a configuration.
   """
-  if output.suffix not in ('.html', '.htm') or output.is_dir():
+  if report_path.suffix not in ('.html', '.htm') or report_path.is_dir():
     raise ConfigError(
-      f'{output} is no name of a page; name a file such as {output / "report.html"}.'
+      f'{report_path} is no name of a page; name a file such as {report_path / "report.html"}.'
     )
-  twin = output.with_suffix('.json')
-  if twin.exists() and not output.exists():
-    raise ConfigError(f'{twin} is there already, and no report; name another page than {output}.')
+  json_path = report_path.with_suffix('.json')
+  if json_path.exists() and not report_path.exists():
+    raise ConfigError(
+      f'{json_path} is there already, and no report; name another page than {report_path}.'
+    )
   model = model_dirs.load(model_dir)
   config = model.config.copy_and_resolve_references().unlock()
   config.device = device
   config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})
-  config.evaluate.update({'save_pictures': 0, 'report_pictures': _PICTURES})
+  config.evaluate.update({'save_pictures': 0, 'report_pictures': _NUM_REPORT_PICTURES})
   config.check.enforce = False
-  test = prepare.checked_test_set(config)
-  output.parent.mkdir(parents=True, exist_ok=True)
+  test_records = prepare.checked_test_set(config)
+  report_path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
-    return assess(model, test, config, Path(folder), page=output)['metrics']
+    return evaluate_and_report(model, test_records, config, Path(folder), report_path=report_path)[
+      'metrics'
+    ]
 
 
-def _told(found: Mapping[str, Any]) -> str:
-  numbers = [
-    f'{key} {value:.4f}{" (oracle)" if key in found["oracles"] else ""}'
-    for key, value in found.items()
+def _describe_metrics(metrics: Mapping[str, Any]) -> str:
+  metric_texts = [
+    f'{key} {value:.4f}{" (oracle)" if key in metrics["oracles"] else ""}'
+    for key, value in metrics.items()
     if isinstance(value, float)
   ]
-  counts = found['counts']
-  both = f'{counts["good"]} good and {counts["defective"]} defective test images'
-  return f'{", ".join(numbers) or "an AUROC needs both"} ({both})'
+  counts = metrics['counts']
+  image_counts = f'{counts["good"]} good and {counts["defective"]} defective test images'
+  return f'{", ".join(metric_texts) or "an AUROC needs both"} ({image_counts})'

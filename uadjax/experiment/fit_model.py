@@ -36,8 +36,8 @@ def fit_model(
     UserError: whatever is wrong with the data, the settings or the machine, and the way out.
   """
   with errors.setting_format(format_setting):
-    _, where = carried_out(dataset, model_name, workdir, device, overrides or {})
-  return pipelines.create_model(model_dir=where / 'model', device=device)
+    _, run_dir = run_training(dataset, model_name, workdir, device, overrides or {})
+  return pipelines.create_model(model_dir=run_dir / 'model', device=device)
 
 
 def format_setting(setting: Setting) -> str:
@@ -49,7 +49,7 @@ def format_setting(setting: Setting) -> str:
   return f'overrides={{{setting.key!r}: {value}}}'
 
 
-def carried_out(
+def run_training(
   dataset: str | Path,
   model_name: str,
   workdir: str | Path | None,
@@ -60,17 +60,17 @@ def carried_out(
   if not str(dataset) or not Path(dataset).is_dir():  # Before weights are fetched for it.
     raise DataError(f'{str(dataset)!r} is no folder; name one that holds good images.')
   name, colon, variant = model_name.partition(':')
-  known = {title.lower(): title for title in detectors.TITLES}
-  if name.lower() not in known:
-    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(known.values())}.')
-  own = {'data.root': str(dataset), 'device': device or 'auto', **overrides, 'mode': 'train'}
-  config = configs.load(name.lower() + colon + variant, [*own.items()])
+  titles = {title.lower(): title for title in detectors.TITLES}
+  if name.lower() not in titles:
+    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(titles.values())}.')
+  settings = {'data.root': str(dataset), 'device': device or 'auto', **overrides, 'mode': 'train'}
+  config = configs.load(name.lower() + colon + variant, [*settings.items()])
   if data.expand(config.data) != [config.data.category]:
     raise ConfigError(
       f'{config.data.category!r} is a group, each of its categories with a model of its own; name '
       'one of them, or use `python -m uadjax.main`.'
     )
-  memory.keep_pages()
-  mesh.cpu_devices_of_cores()
-  where = Path(workdir or workdirs.default(config, variant))
-  return experiment.recorded(config, where), where
+  memory.retain_freed_pages()
+  mesh.use_cores_as_devices()
+  run_dir = Path(workdir or workdirs.default(config, variant))
+  return experiment.run_logged(config, run_dir), run_dir

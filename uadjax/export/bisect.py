@@ -64,7 +64,7 @@ def culprit(
     scale = max(float(np.abs(want).max(initial=0)), np.finfo(np.float32).tiny)
     return not float(np.abs(got - want).max(initial=0)) <= tolerance * scale
 
-  with progress.busy('Looking for the operation that differs'):
+  with progress.show_status('Looking for the operation that differs'):
     results = [one for one in operations if set(one.outvars) & set(closed.jaxpr.outvars)]
     wrong = next(filter(differs, results), None)
     if wrong is None:

@@ -27,10 +27,10 @@ def ready(directory: Path) -> Path:
   if own.is_file() and _serves(own, about.arrays_sha256):
     return own
   # Some options change the score, but no array.
-  plain = configs.plain(about.config)
+  plain = configs.to_plain_dict(about.config)
   made_of = [uadjax.__version__, about.arrays_sha256, plain['data']['ops'], plain['detector']]
   digest = hashlib.sha256(json.dumps([*made_of, plain['backbone']]).encode()).hexdigest()
-  kept = files.cache() / 'exports' / f'{digest[:16]}{runtimes.SUFFIX}'
+  kept = files.cache_dir() / 'exports' / f'{digest[:16]}{runtimes.SUFFIX}'
   if not kept.is_file():
     from uadjax.export import exporter  # Opening a graph that is there needs none of the exporters.
 

@@ -173,9 +173,9 @@ def _tried(
   """Write a graph and compare it with its model; of one that differs, look for where."""
   load, found = kind.load, []
   try:
-    with progress.busy(f'Writing {path.name}'):
+    with progress.show_status(f'Writing {path.name}'):
       facts = kind.write(graph, path)
-    with progress.busy(f'Comparing {path.name} with the model'):
+    with progress.show_status(f'Comparing {path.name} with the model'):
       for load in (kind.load, *kind.others()):
         found.append(verify.compare(model, load(path), graph.batch, on))
         if not found[-1].holds:

@@ -116,13 +116,13 @@ def quantize(
     )
   before, smaller = path.stat().st_size, path.with_name(f'smaller-{path.name}')
   try:
-    with progress.busy(f'Quantizing {path.name}'), _quietly():
+    with progress.show_status(f'Quantizing {path.name}'), _quietly():
       model = KINDS[kind](path, smaller, batch, on)
       _like(model, onnx.load(path))
       onnx.save(model, smaller)
       onnx.checker.check_model(smaller, full_check=True)
     runs = [onnx_files.load(one) for one in (path, smaller)]
-    with progress.busy(f'Judging {path.name}'):
+    with progress.show_status(f'Judging {path.name}'):
       good = quantization_check.compare(runs, [Record(one) for one in on.good], on, limits, batch)
       test = quantization_check.compare(runs, on.test, on, limits, batch) if on.test else None
   except DataError:

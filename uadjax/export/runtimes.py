@@ -100,7 +100,7 @@ def _openvino(path: Path) -> Runtime:
   config = {
     'INFERENCE_PRECISION_HINT': 'f32',
     'PERFORMANCE_HINT': 'LATENCY',
-    'INFERENCE_NUM_THREADS': threads.cores(),
+    'INFERENCE_NUM_THREADS': threads.num_cores(),
   }
   compiled = core.compile_model(model, 'CPU', config)
   batch, *size = model.input(INPUT).get_partial_shape()
@@ -124,7 +124,7 @@ def _onnxruntime(path: Path) -> Runtime:
 
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # Errors alone.
-  options.intra_op_num_threads = threads.cores()
+  options.intra_op_num_threads = threads.num_cores()
   # Fails in an exception of its own, which is no RuntimeError.
   failures = tuple(
     error

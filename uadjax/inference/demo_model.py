@@ -37,7 +37,7 @@ def directory(title: str, own: str) -> Path:
   text = configs.to_yaml(config)
   digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {text}'.encode())
   digest.update(weights.EMBEDDED.read_bytes())
-  place = files.cache() / 'demo-models' / f'{config.detector.name}-{digest.hexdigest()[:12]}'
+  place = files.cache_dir() / 'demo-models' / f'{config.detector.name}-{digest.hexdigest()[:12]}'
   logging.LOG.warning(
     'No model directory was named, so this is a demo: %s fitted on drawn pictures (%s), with %s '
     'weights; what it says of yours means nothing. Fit one on your good images with `%s`, and name '
@@ -75,7 +75,7 @@ def _fit(config: str, place: Path) -> None:
     source = str(Path(uadjax.__file__).parent.parent)  # Wherever this process has it from.
     paths = [source, *filter(None, [os.environ.get('PYTHONPATH')])]
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(paths)}
-    with progress.busy('Fitting the demo model'):
+    with progress.show_status('Fitting the demo model'):
       done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
       )

@@ -36,7 +36,7 @@ def create_model(
   pixel_threshold: float | None = None,
   backend: str = 'jax',
   split: bool = False,
-  access: http.Access = http.PUBLIC,
+  access: http.Access = http.PUBLIC_ONLY,
 ) -> predictor.Predictor:
   """Open a model directory for `predict`.
 
@@ -67,7 +67,7 @@ def create_model(
     raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
   if backend != _JAX and split:
     raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with split.")
-  devices = meshes.own(meshes.devices(device or 'auto'))
+  devices = meshes.local_devices(meshes.select_devices(device or 'auto'))
   name, directory = _which(str(model_name), model_dir)
   if name and (there := model_dirs.about(directory).name) != name:
     raise ModelError(
@@ -87,7 +87,7 @@ def _open_in_jax(
 ) -> predictor.Predictor:
   """Open a model directory for JAX, on all of the devices."""
   with jax.default_device(devices[0]):
-    mesh = meshes.of(devices if split else devices[:1])
+    mesh = meshes.mesh_of(devices if split else devices[:1])
     model = model_dirs.load(directory, mesh)
     if model.split is None:  # There may be nothing to split.
       return predictor.open_on(model, devices, access)
@@ -147,7 +147,7 @@ def create_pipeline(
   config: Mapping[str, Any] | None = None,
   enable_hpi: bool | None = None,
   overrides: Mapping[str, Any] | None = None,
-  access: http.Access = http.PUBLIC,
+  access: http.Access = http.PUBLIC_ONLY,
 ) -> Pipeline:
   """Make a pipeline from its name, a YAML file, or the content of one.
 
@@ -261,7 +261,7 @@ def _filled(values: Any, where: str) -> Config:
   if not isinstance(values, Mapping):
     raise ConfigError(f'{where} holds no pipeline: expected sections such as SubModules.')
   settings = default()
-  for key, value in configs.flat(values).items():
+  for key, value in configs.flatten(values).items():
     if value is not None and key not in _MEANINGLESS:
       configs.assign(settings, _OLD.get(key) or _RENAMED.get(key) or key, value)
   if settings.pipeline_name not in NAMES:

@@ -85,29 +85,29 @@ class Predictor(NamedTuple):
 
 
 def open_on(
-  model: model_dir.Model, devices: Sequence[Any], access: http.Access = http.PUBLIC
+  model: model_dir.Model, devices: Sequence[Any], access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
   """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
-  devices = meshes.enough(devices, model.fitted)
+  devices = meshes.devices_that_fit(devices, model.fitted)
   scorers = [_on(device, model.score, jax.device_put(model.fitted, device)) for device in devices]
   return Predictor(model, devices, scorers, workers(devices), access, {})
 
 
 def open_split(
-  model: model_dir.Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC
+  model: model_dir.Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
   """Judge by a model that lies split over devices: all of them compute every batch together."""
 
   def run(images: UInt8[np.ndarray, 'b height width 3']) -> Scores:
     rows, missing = len(images), -len(images) % mesh.size
     filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    scores = jax.device_get(model.score(model.fitted, meshes.split(mesh, filled)))
+    scores = jax.device_get(model.score(model.fitted, meshes.shard_batch(mesh, filled)))
     return Scores(scores.map[:rows], scores.image[:rows])
 
   return Predictor(model, list(mesh.devices.ravel()), [run], 1, access, {})
 
 
-def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC) -> Predictor:
+def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC_ONLY) -> Predictor:
   """Open the exported graph of a model directory; it is exported first where there is none.
 
   Args:
@@ -129,12 +129,12 @@ def _on(device: Any, score: Callable[[Any, Any], Scores], fitted: Any) -> runtim
 
 def saved(results: Iterator[Result], folder: Path, pictures: bool = True) -> Iterator[Result]:
   """Save each result in threads, a few ahead; yield those that are saved, in order."""
-  with futures.ThreadPoolExecutor(threads.cores(), 'uadjax-save') as savers:
+  with futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-save') as savers:
     saving: collections.deque[tuple[Future[Any], Result]] = collections.deque()
     for result in results:
       save = result.save_all if pictures else result.save_to_json
       saving.append((savers.submit(save, folder), result))
-      if len(saving) > 2 * threads.cores():
+      if len(saving) > 2 * threads.num_cores():
         yield _done(*saving.popleft())
     while saving:
       yield _done(*saving.popleft())
@@ -199,9 +199,9 @@ def _verdicts(
   one: Predictor, found: Iterator[inputs.Source], rows: int, strict: bool
 ) -> Generator[Result, None, None]:
   with (
-    threads.pool(threads.cores(), 'uadjax-read') as readers,
-    threads.pool(one.at_once, 'uadjax-score') as scorers,
-    threads.fed(_batches(one, found, rows, readers, scorers), 2 * one.at_once) as batches,
+    threads.thread_pool(threads.num_cores(), 'uadjax-read') as readers,
+    threads.thread_pool(one.at_once, 'uadjax-score') as scorers,
+    threads.prefetch(_batches(one, found, rows, readers, scorers), 2 * one.at_once) as batches,
   ):
     for batch in batches:
       for result in batch.result():
@@ -255,4 +255,6 @@ def workers(devices: Sequence[Any]) -> int:
   On a CPU one for each core, for XLA leaves most of a second one idle (experiments/README.md); else
   two for each device, so that one is brought there while the other is computed.
   """
-  return max(len(devices), threads.cores()) if devices[0].platform == 'cpu' else 2 * len(devices)
+  return (
+    max(len(devices), threads.num_cores()) if devices[0].platform == 'cpu' else 2 * len(devices)
+  )

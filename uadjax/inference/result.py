@@ -253,7 +253,7 @@ class Result(Mapping[str, Any]):
         f'A picture cannot be saved as {str(path)!r}; choose a suffix from {_SUFFIXES}, or a '
         'directory (with a / at its end if it is not there yet).'
       )
-    with files.written(path) as file:
+    with files.atomic_write(path) as file:
       self.picture().save(file, Image.registered_extensions()[path.suffix.lower()], **_FINE)
     return path
 

@@ -20,7 +20,7 @@ from uadjax.inference import predictor, table_shards
 from uadjax.inference.result import Result, UNREAD
 from uadjax.model import model_dir
 from uadjax.system import files, logging
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
 _ABOUT = '_table.json'
 
@@ -70,7 +70,7 @@ def judge(
   given: Any,
   table: Table,
   batch_size: int,
-  track: Track,
+  track: Progress,
   strict: bool = False,
 ) -> Told:
   """Judge this process's share of the images that are not in the table yet.

@@ -62,7 +62,7 @@ def _mine(file: BinaryIO) -> bool:
     there = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
   except FileNotFoundError:
     return False
-  return files.locked(file) and there
+  return files.try_lock(file) and there
 
 
 def _mend(file: BinaryIO) -> None:
@@ -98,7 +98,7 @@ def finish(growing: Path, form: str) -> None:
   if form == 'jsonl':
     growing.replace(whole)
     return
-  with files.written(whole) as file:
+  with files.atomic_write(whole) as file:
     _write_parquet(_lines(growing), file)
   growing.unlink()
 

@@ -81,7 +81,7 @@ def save(
   weights: pretrained_weights.Provenance,
 ) -> None:
   """Write a model directory, whole or not at all; one that is there is replaced."""
-  with files.replacing(directory) as fresh:
+  with files.atomic_directory(directory) as fresh:
     sha256 = array_file.save_arrays(fresh, fitted)
     save_manifest(fresh, config, limits, normals, weights, {}, sha256)
 
@@ -110,7 +110,7 @@ def save_manifest(
     'weights': weights._asdict(),
     'facts': dict(facts),
     'arrays_sha256': arrays_sha256,
-    'config': configs.plain(config),
+    'config': configs.to_plain_dict(config),
   }
   files.write_json(folder / _MANIFEST, manifest)
 
@@ -137,7 +137,7 @@ def about(directory: Path | str) -> About:
   directory = Path(directory)
   manifest = _manifest(directory)
   try:
-    config = configs.from_plain(manifest['config'], str(directory / _MANIFEST))
+    config = configs.from_plain_dict(manifest['config'], str(directory / _MANIFEST))
     limits = calibrating.Limits(**manifest['thresholds'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
   except (ConfigError, TypeError, AttributeError) as error:
@@ -201,7 +201,7 @@ def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
     _, detector = assemble(config, RunContext(ops.height, ops.width, shards=mesh.shards(apart)))
   split = detector.sharding_specs
   if split and apart is not None:
-    fitted, split = mesh.place(apart, split.pad_to_shards(fitted), split.fitted), split.fitted
+    fitted, split = mesh.put_on_mesh(apart, split.pad_to_shards(fitted), split.fitted), split.fitted
   else:
     fitted = jax.device_put(fitted)  # Not jax.numpy.asarray, which copies always.
   score = jax.jit(detector.score)

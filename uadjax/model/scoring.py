@@ -65,14 +65,14 @@ def score(
     split: what of `fitted` is split over them, see `mesh.place`; None where each has all of it.
   """
   if split is None:
-    mesh, split = meshes.sparing(mesh, fitted), False
+    mesh, split = meshes.mesh_that_fits(mesh, fitted), False
   share = mesh.size * math.ceil(batch_size / mesh.size)
-  fitted = meshes.place(mesh, fitted, split)  # Where it is not there yet.
-  batches = batch_streams.eval_batches(records, ops, share, *processes.share())
-  waiting = ahead(batches, lambda batch: scorer(fitted, meshes.split(mesh, batch)))
+  fitted = meshes.put_on_mesh(mesh, fitted, split)  # Where it is not there yet.
+  batches = batch_streams.eval_batches(records, ops, share, *processes.index_and_count())
+  waiting = ahead(batches, lambda batch: scorer(fitted, meshes.shard_batch(mesh, batch)))
   rest = iter(records)
-  for scores in progress.track(waiting, math.ceil(len(records) / share), 'Scoring'):
-    scores = meshes.everywhere(mesh, scores)
+  for scores in progress.show_progress(waiting, math.ceil(len(records) / share), 'Scoring'):
+    scores = meshes.to_host(mesh, scores)
     for row, record in enumerate(itertools.islice(rest, share)):
       yield Scored(record, scores.map[row], float(scores.image[row]))
 

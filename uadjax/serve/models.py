@@ -56,7 +56,7 @@ def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
   Raises:
     UserError: as `create_model` does.
   """
-  on_cpu = mesh.devices(settings.device)[0].platform == 'cpu'
+  on_cpu = mesh.select_devices(settings.device)[0].platform == 'cpu'
   # An accelerator is JAX's; on a CPU an inference runtime is faster.
   backend = settings.backend if settings.backend != 'auto' or on_cpu else 'jax'
   predictor = pipelines.create_model(
@@ -66,7 +66,7 @@ def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
   # (experiments/README.md).
   max_batch_size = settings.batch or (1 if on_cpu else _MAX_ACCELERATOR_BATCH)
   ops = predictor.model.ops
-  with progress.busy(f'Warming up {name}'):
+  with progress.show_status(f'Warming up {name}'):
     sizes_per_device = [
       batching.exact_batch_sizes(scorer, ops.height, ops.width, max_batch_size)
       for scorer in predictor.scorers

@@ -26,7 +26,7 @@ class Service:
     self.models: dict[str, models.ServedModel] = {}
     self.batchers: dict[str, batching.Batcher] = {}
     self.failure: BaseException | None = None
-    self.executor = futures.ThreadPoolExecutor(threads.cores(), 'uadjax-serve')
+    self.executor = futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-serve')
     # Who came first is answered first: what all of them began none would end in time.
     self.admission = asyncio.Semaphore(0)
     self._num_images_in_progress = 0
@@ -44,7 +44,7 @@ class Service:
       )
     largest_batch = max(model.batch_sizes[-1] for model in self.models.values())
     for _ in range(
-      2 * max(threads.cores(), largest_batch)
+      2 * max(threads.num_cores(), largest_batch)
     ):  # One half is read while one is computed.
       self.admission.release()
     for name, model in self.models.items():

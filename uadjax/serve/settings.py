@@ -55,7 +55,7 @@ def with_fallbacks(settings: Settings) -> Settings:
     ConfigError, UnknownName: the name of the device or runtime is unknown.
   """
   try:
-    mesh.devices(settings.device)
+    mesh.select_devices(settings.device)
   except MissingDevice as error:
     logging.LOG.warning('%s Serving with device=auto.', error.message)
     settings = settings._replace(device='auto')
@@ -82,7 +82,7 @@ def validate_settings(settings: Settings) -> None:
     value = getattr(settings, name)
     if not value > 0:
       raise ConfigError(f'{name} must be positive, got {value}.')
-  mesh.devices(settings.device)  # Raises where there is none.
+  mesh.select_devices(settings.device)  # Raises where there is none.
   if settings.backend not in _BACKENDS:
     raise ConfigError(f'backend must be one of {_BACKENDS}, got {settings.backend!r}.')
   if settings.token and (not settings.token.isascii() or ' ' in settings.token):

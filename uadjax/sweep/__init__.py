@@ -24,13 +24,13 @@ from uadjax.sweep import results, slots
 from uadjax.system import files, logging
 from uadjax.training import workdir as workdirs
 
-_ABOUT, _LOCK = 'sweep.json', '.lock'
-_LAST_LINES = 3  # Of what a process says that leaves no result.
-_SILENCE_S = 20.0  # Without a sign of life, at most.
-_GRACE_S = 30.0  # For runs that are asked to stop, to save where they are.
+_SWEEP_FILE, _LOCK_FILE = 'sweep.json', '.lock'
+_NUM_ERROR_LINES = 3  # Of what a process says that leaves no result.
+_LOG_INTERVAL_S = 20.0  # Without a sign of life, at most.
+_STOP_TIMEOUT_S = 30.0  # For runs that are asked to stop, to save where they are.
 
 
-def label(config: str) -> str:
+def config_label(config: str) -> str:
   """A config's name in tables: 'patchcore:ten' for configs/patchcore.py:ten."""
   path, colon, variant = config.partition(':')
   return Path(path).stem + colon + variant
@@ -50,28 +50,28 @@ class Run(NamedTuple):
   seed: int
 
   @property
-  def model(self) -> str:
+  def config_label(self) -> str:
     """The config's name in tables."""
-    return label(self.config)
+    return config_label(self.config)
 
-  def folder(self, workdir: Path) -> Path:
+  def run_dir(self, workdir: Path) -> Path:
     """Where it goes."""
-    return workdir / self.model.replace(':', '_') / self.category / f'seed_{self.seed}'
+    return workdir / self.config_label.replace(':', '_') / self.category / f'seed_{self.seed}'
 
   def __str__(self) -> str:
-    return f'{self.model} {self.category} seed {self.seed}'
+    return f'{self.config_label} {self.category} seed {self.seed}'
 
 
 class Outcome(NamedTuple):
   """What came of a run: what it tells of itself, or why it failed."""
 
   run: Run
-  told: results.Told | None
+  summary: results.RunSummary | None
   error: str
 
 
-def plan(
-  models: Sequence[str],
+def plan_runs(
+  config_names: Sequence[str],
   categories: Sequence[str],
   seeds: Sequence[int],
   settings: Mapping[str, Any] = MappingProxyType({}),
@@ -81,21 +81,33 @@ def plan(
   Raises:
     UserError: a model is no config, or one of the settings by dotted key is none of its.
   """
-  for model in models:
-    configs.load(model, [*settings.items()])
+  for config_name in config_names:
+    configs.load(config_name, [*settings.items()])
   return [
-    Run(model, category, seed) for seed in seeds for category in categories for model in models
+    Run(config_name, category, seed)
+    for seed in seeds
+    for category in categories
+    for config_name in config_names
   ]
 
 
-def missing(runs: Sequence[Run], workdir: Path, part: tuple[int, int] = (0, 1)) -> list[Run]:
+def unfinished_runs(
+  runs: Sequence[Run], workdir: Path, shard: tuple[int, int] = (0, 1)
+) -> list[Run]:
   """Those of this host's part, which is one of so many, that are not finished."""
-  index, count = part
-  return [run for run in runs[index::count] if results.done(run.folder(workdir)) is None]
+  shard_index, num_shards = shard
+  return [
+    run
+    for run in runs[shard_index::num_shards]
+    if results.load_summary(run.run_dir(workdir)) is None
+  ]
 
 
-def sweep(
-  runs: Sequence[Run], workdir: Path, overrides: Sequence[str], places: Sequence[slots.Slot]
+def run_sweep(
+  runs: Sequence[Run],
+  workdir: Path,
+  overrides: Sequence[str],
+  available_slots: Sequence[slots.Slot],
 ) -> Generator[Outcome, None, None]:
   """Carry out runs; yield them as they end.
 
@@ -111,110 +123,121 @@ def sweep(
   Raises:
     ConfigError: the folder holds a sweep with other overrides, which a table could not tell apart.
   """
-  begin(workdir, overrides, bool(runs))
-  free: queue.SimpleQueue[slots.Slot] = queue.SimpleQueue()
-  for place in places:
-    free.put(place)
-  under_way, lock, over = set[subprocess.Popen[bytes]](), threading.Lock(), threading.Event()
+  record_sweep(workdir, overrides, bool(runs))
+  free_slots: queue.SimpleQueue[slots.Slot] = queue.SimpleQueue()
+  for slot in available_slots:
+    free_slots.put(slot)
+  running_processes, lock, stop_event = (
+    set[subprocess.Popen[bytes]](),
+    threading.Lock(),
+    threading.Event(),
+  )
 
-  def one(run: Run) -> Outcome:
-    place = free.get()
+  def run_in_free_slot(run: Run) -> Outcome:
+    slot = free_slots.get()
     try:
-      return _carried_out(run, workdir, overrides, place, under_way, lock, over)
+      return _execute_run(run, workdir, overrides, slot, running_processes, lock, stop_event)
     finally:
-      free.put(place)
+      free_slots.put(slot)
 
-  pool = futures.ThreadPoolExecutor(len(places))
-  left = {pool.submit(one, run) for run in runs}
+  pool = futures.ThreadPoolExecutor(len(available_slots))
+  pending_futures = {pool.submit(run_in_free_slot, run) for run in runs}
   try:
-    while left:
-      ended, left = futures.wait(left, _SILENCE_S, futures.FIRST_COMPLETED)
-      yield from (one.result() for one in ended)
-      if not ended:
-        under, more = len(under_way), len(left) - len(under_way)
-        logging.LOG.info('%d runs under way, %d to come.', under, more)
+    while pending_futures:
+      finished_futures, pending_futures = futures.wait(
+        pending_futures, _LOG_INTERVAL_S, futures.FIRST_COMPLETED
+      )
+      yield from (future.result() for future in finished_futures)
+      if not finished_futures:
+        num_running, num_queued = (
+          len(running_processes),
+          len(pending_futures) - len(running_processes),
+        )
+        logging.LOG.info('%d runs under way, %d to come.', num_running, num_queued)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
-      over.set()
-      stopping = list(under_way)
-    if stopping:
-      logging.LOG.info('Stopping %d runs.', len(stopping))
-    for process in stopping:
+      stop_event.set()
+      processes_to_stop = list(running_processes)
+    if processes_to_stop:
+      logging.LOG.info('Stopping %d runs.', len(processes_to_stop))
+    for process in processes_to_stop:
       process.terminate()
-    for process in stopping:
+    for process in processes_to_stop:
       try:
-        process.wait(_GRACE_S)
+        process.wait(_STOP_TIMEOUT_S)
       except subprocess.TimeoutExpired:
         process.kill()
     pool.shutdown()
 
 
-def _carried_out(
+def _execute_run(
   run: Run,
   workdir: Path,
   overrides: Sequence[str],
-  place: slots.Slot,
-  under_way: set['subprocess.Popen[bytes]'],
+  slot: slots.Slot,
+  running_processes: set['subprocess.Popen[bytes]'],
   lock: threading.Lock,
-  over: threading.Event,
+  stop_event: threading.Event,
 ) -> Outcome:
-  folder = run.folder(workdir)
-  again = 'fit.resume=latest' if workdirs.steps(folder) else 'fit.overwrite=true'
+  run_dir = run.run_dir(workdir)
+  start_override = 'fit.resume=latest' if workdirs.steps(run_dir) else 'fit.overwrite=true'
   command = [
-    *(sys.executable, '-m', 'uadjax.main', f'--config={run.config}', f'--workdir={folder}'),
+    *(sys.executable, '-m', 'uadjax.main', f'--config={run.config}', f'--workdir={run_dir}'),
     *(f'--config.data.category={run.category}', f'--config.seed={run.seed}'),
-    *(*overrides, *place.flags, f'--config.{again}'),
+    *(*overrides, *slot.flags, f'--config.{start_override}'),
     '--config.hosts.coordinator=none',  # A run of its own, whoever has started us.
   ]
-  if place.cores:
-    os.sched_setaffinity(0, place.cores)  # Of this thread; its processes inherit it.
-  folder.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryFile() as said, (folder / _LOCK).open('wb') as lock_file:
-    if not files.locked(lock_file):
+  if slot.cores:
+    os.sched_setaffinity(0, slot.cores)  # Of this thread; its processes inherit it.
+  run_dir.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile() as output, (run_dir / _LOCK_FILE).open('wb') as lock_file:
+    if not files.try_lock(lock_file):
       return Outcome(run, None, 'another sweep is at it, or what that one left; see its log.')
     with lock:
-      if over.is_set():
+      if stop_event.is_set():
         return Outcome(run, None, 'not begun.')
       process = subprocess.Popen(
         command,
-        env={**os.environ, **place.environment},
-        stdout=said,
+        env={**os.environ, **slot.environment},
+        stdout=output,
         stderr=subprocess.STDOUT,
         pass_fds=(lock_file.fileno(),),  # Locked as long as it runs, whatever becomes of us.
       )
-      under_way.add(process)
-    logging.LOG.info('%s: begins on %s; log: %s', run, place.name, folder / 'train.log')
+      running_processes.add(process)
+    logging.LOG.info('%s: begins on %s; log: %s', run, slot.name, run_dir / 'train.log')
     with process:
       process.wait()
       with lock:
-        under_way.remove(process)
-    told = None if process.returncode else results.done(folder)
-    said.seek(0)
-    last = said.read().decode(errors='replace').strip().splitlines()[-_LAST_LINES:]
-  error = '' if told else ' / '.join(last) or f'exit status {process.returncode}'
-  return Outcome(run, told, error)
+        running_processes.remove(process)
+    summary = None if process.returncode else results.load_summary(run_dir)
+    output.seek(0)
+    last_lines = output.read().decode(errors='replace').strip().splitlines()[-_NUM_ERROR_LINES:]
+  error = '' if summary else ' / '.join(last_lines) or f'exit status {process.returncode}'
+  return Outcome(run, summary, error)
 
 
-def begin(workdir: Path, overrides: Sequence[str], here: bool) -> list[str]:
+def record_sweep(workdir: Path, overrides: Sequence[str], add_machine: bool) -> list[str]:
   """Note what a sweep is of; the machines that it ran on, this one added if it is to run here.
 
   Raises:
     ConfigError: see `sweep`.
   """
-  path = workdir / _ABOUT
-  before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-  finished = (results.done(path.parent) for path in workdir.glob('*/*/*/train_result.json'))
-  if before and before['overrides'] != list(overrides) and any(finished):
+  path = workdir / _SWEEP_FILE
+  previous_sweep: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+  finished_summaries = (
+    results.load_summary(path.parent) for path in workdir.glob('*/*/*/train_result.json')
+  )
+  if previous_sweep and previous_sweep['overrides'] != list(overrides) and any(finished_summaries):
     raise ConfigError(
-      f'{workdir} holds a sweep with the overrides {before["overrides"]}, not {list(overrides)}.',
+      f'{workdir} holds a sweep with the overrides {previous_sweep["overrides"]}, not {list(overrides)}.',
       key='workdir',
       value=workdir,
       hint=('Name another ', Setting('workdir'), '.'),
     )
-  known: list[str] = before.get('machines', [])
-  if here:
-    known = list(dict.fromkeys([*known, slots.machine()]))
+  machines: list[str] = previous_sweep.get('machines', [])
+  if add_machine:
+    machines = list(dict.fromkeys([*machines, slots.describe_machine()]))
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {'overrides': list(overrides), 'machines': known})
-  return known
+    files.write_json(path, {'overrides': list(overrides), 'machines': machines})
+  return machines

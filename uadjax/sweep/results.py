@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 from uadjax.sweep import tables
 from uadjax.system import files
 
-Told = dict[str, Any]  # What a run tells of itself, without nesting.
+RunSummary = dict[str, Any]  # What a run tells of itself, without nesting.
 # Detector, category, what each seed told.
-Rows = list[tuple[str, str, dict[int, Told]]]
+Rows = list[tuple[str, str, dict[int, RunSummary]]]
 
 
 class Column(NamedTuple):
   """A number of every run: its title, what is shown of several, and how exactly."""
 
   title: str
-  center: Callable[[Iterable[float]], float]
+  average: Callable[[Iterable[float]], float]
   digits: int
 
 
@@ -32,7 +32,7 @@ COLUMNS = {
 }
 
 
-def done(workdir: Path) -> Told | None:
+def load_summary(workdir: Path) -> RunSummary | None:
   """What the finished run in a folder tells; None where there is none."""
   path = workdir / 'train_result.json'
   result = json.loads(path.read_text()) if path.is_file() else {}
@@ -51,58 +51,77 @@ def done(workdir: Path) -> Told | None:
   }
 
 
-def summed_up(runs: Iterable[tuple[str, str, int, Told]]) -> Rows:
+def summarize_runs(runs: Iterable[tuple[str, str, int, RunSummary]]) -> Rows:
   """Sort (detector, category, seed, what it told); for several categories then their mean."""
-  found: dict[str, dict[str, dict[int, Told]]] = {}
-  for model, category, seed, told in runs:
-    found.setdefault(model, {}).setdefault(category, {})[seed] = told
+  runs_by_config: dict[str, dict[str, dict[int, RunSummary]]] = {}
+  for config_label, category, seed, summary in runs:
+    runs_by_config.setdefault(config_label, {}).setdefault(category, {})[seed] = summary
   rows: Rows = []
-  for model, of_model in found.items():
-    rows += [(model, category, of_seed) for category, of_seed in of_model.items()]
-    if len(of_model) > 1 and (means := _averaged(list(of_model.values()))):
-      rows.append((model, f'mean of {len(of_model)}', means))
+  for config_label, runs_by_category in runs_by_config.items():
+    rows += [
+      (config_label, category, runs_by_seed) for category, runs_by_seed in runs_by_category.items()
+    ]
+    if len(runs_by_category) > 1 and (
+      means := _mean_over_categories(list(runs_by_category.values()))
+    ):
+      rows.append((config_label, f'mean of {len(runs_by_category)}', means))
   return rows
 
 
-def _averaged(categories: Sequence[Mapping[int, Told]]) -> dict[int, Told]:
+def _mean_over_categories(categories: Sequence[Mapping[int, RunSummary]]) -> dict[int, RunSummary]:
   """The mean over categories, for each seed that all of them have."""
-  seeds = sorted(set.intersection(*(set(of_seed) for of_seed in categories)))
+  seeds = sorted(set.intersection(*(set(runs_by_seed) for runs_by_seed in categories)))
   means = {}
   for seed in seeds:
-    spreads = {
-      key: tables.spread([of_seed[seed][key] for of_seed in categories], statistics.mean)
+    ranges = {
+      key: tables.center_and_range(
+        [runs_by_seed[seed][key] for runs_by_seed in categories], statistics.mean
+      )
       for key in COLUMNS
     }
-    means[seed] = {key: found.center if found else None for key, found in spreads.items()}
+    means[seed] = {
+      key: center_and_range.center if center_and_range else None
+      for key, center_and_range in ranges.items()
+    }
   return means
 
 
-def cells(told: Iterable[Told]) -> list[str]:
+def format_cells(summaries: Iterable[RunSummary]) -> list[str]:
   """The numbers of one run, or of several."""
-  told = list(told)
+  summaries = list(summaries)
   return [
-    tables.cell(tables.spread([one[key] for one in told], column.center), column.digits)
+    tables.format_cell(
+      tables.center_and_range([summary[key] for summary in summaries], column.average),
+      column.digits,
+    )
     for key, column in COLUMNS.items()
   ]
 
 
-def leave(rows: Rows, workdir: Path, about: str) -> str:
+def write_tables(rows: Rows, workdir: Path, footnote: str) -> str:
   """Write the table as table.md and table.csv; the former's text."""
-  first, shown, written = ['detector', 'category', 'seeds'], [], []
-  for model, category, of_seed in rows:
-    begin = [model, category, len(of_seed)]
-    shown.append([*begin, *cells(of_seed.values())])
-    spreads = [
-      tables.spread([told[key] for told in of_seed.values()], column.center)
+  leading_titles, markdown_rows, csv_rows = ['detector', 'category', 'seeds'], [], []
+  for config_label, category, runs_by_seed in rows:
+    leading_cells = [config_label, category, len(runs_by_seed)]
+    markdown_rows.append([*leading_cells, *format_cells(runs_by_seed.values())])
+    ranges = [
+      tables.center_and_range([summary[key] for summary in runs_by_seed.values()], column.average)
       for key, column in COLUMNS.items()
     ]
-    written.append([*begin, *(number for found in spreads for number in found or ('', '', ''))])
-  markdown = tables.markdown([*first, *(column.title for column in COLUMNS.values())], shown)
+    csv_rows.append(
+      [
+        *leading_cells,
+        *(number for center_and_range in ranges for number in center_and_range or ('', '', '')),
+      ]
+    )
+  markdown = tables.markdown_table(
+    [*leading_titles, *(column.title for column in COLUMNS.values())], markdown_rows
+  )
   text = (
     f'{markdown}\n\nOver seeds: AUROC and AU-PRO mean (range), others median (range); in the rows '
-    f'of means categories are averaged first, seed by seed.\n{about}\n'
+    f'of means categories are averaged first, seed by seed.\n{footnote}\n'
   )
   files.write_text(workdir / 'table.md', text)
-  names = [key + end for key in COLUMNS for end in ('', '_low', '_high')]
-  files.write_csv(workdir / 'table.csv', [[*first, *names], *written])
+  column_names = [key + suffix for key in COLUMNS for suffix in ('', '_low', '_high')]
+  files.write_csv(workdir / 'table.csv', [[*leading_titles, *column_names], *csv_rows])
   return text

@@ -19,7 +19,7 @@ from uadjax.errors import ConfigError
 from uadjax.system import threads
 
 # In a process of its own: what asks JAX for its devices keeps them until it ends.
-_ASKED = """
+_DEVICE_QUERY = """
 import sys
 from uadjax.distributed import mesh
 from uadjax import errors
@@ -47,7 +47,7 @@ class Slot(NamedTuple):
   cores: tuple[int, ...] = ()
 
 
-def slots(device: str, jobs: int = 0) -> list[Slot]:
+def device_slots(device: str, jobs: int = 0) -> list[Slot]:
   """One for each device that `auto`, `cpu`, `gpu`, `gpu:0,1` or `tpu` names, here.
 
   Args:
@@ -58,44 +58,52 @@ def slots(device: str, jobs: int = 0) -> list[Slot]:
   Raises:
     ConfigError: there is no such device, or there are too few cores.
   """
-  asked = subprocess.run(
-    [sys.executable, '-c', _ASKED, device], capture_output=True, text=True, check=False
+  query = subprocess.run(
+    [sys.executable, '-c', _DEVICE_QUERY, device], capture_output=True, text=True, check=False
   )
-  if asked.returncode:
-    lines = asked.stderr.strip().splitlines()
+  if query.returncode:
+    lines = query.stderr.strip().splitlines()
     raise ConfigError(lines[-1] if lines else f'device={device!r} cannot be used.')
-  kind, *numbers = asked.stdout.split()
-  if kind == 'cpu':
-    return _of_cores(jobs or 1)
-  if jobs not in (0, len(numbers)):
+  platform_name, *device_ids = query.stdout.split()
+  if platform_name == 'cpu':
+    return _cpu_slots(jobs or 1)
+  if jobs not in (0, len(device_ids)):
     raise ConfigError(
-      f'jobs={jobs}, but each of {len(numbers)} devices of {device!r} has one; leave it out.'
+      f'jobs={jobs}, but each of {len(device_ids)} devices of {device!r} has one; leave it out.'
     )
-  return [_of_device(kind, number) for number in numbers]
+  return [_accelerator_slot(platform_name, device_id) for device_id in device_ids]
 
 
-def _of_cores(jobs: int) -> list[Slot]:
-  has = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
-  if not 0 < jobs <= threads.cores():
-    raise ConfigError(f'jobs={jobs}, but there are {threads.cores()} cores; each needs one.')
+def _cpu_slots(jobs: int) -> list[Slot]:
+  core_ids = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+  if not 0 < jobs <= threads.num_cores():
+    raise ConfigError(f'jobs={jobs}, but there are {threads.num_cores()} cores; each needs one.')
   flags = ('--config.device=cpu',)
-  return [Slot(f'cpu job {job}', flags, {}, tuple(has[job::jobs])) for job in range(jobs)]
+  return [Slot(f'cpu job {job}', flags, {}, tuple(core_ids[job::jobs])) for job in range(jobs)]
 
 
-def _of_device(kind: str, number: str) -> Slot:
-  if kind == 'tpu':
+def _accelerator_slot(platform_name: str, device_id: str) -> Slot:
+  if platform_name == 'tpu':
     # What libtpu wants to be told of a chip that is all there is.
-    whole = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
-    return Slot(f'tpu:{number}', ('--config.device=tpu',), {'TPU_VISIBLE_CHIPS': number, **whole})
-  seen = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
-  hidden = {'CUDA_VISIBLE_DEVICES': seen[int(number)] if seen else number}
-  return Slot(f'gpu:{number}', ('--config.device=gpu',), hidden)
+    single_chip_variables = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
+    return Slot(
+      f'tpu:{device_id}',
+      ('--config.device=tpu',),
+      {'TPU_VISIBLE_CHIPS': device_id, **single_chip_variables},
+    )
+  visible_devices = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
+  environment = {
+    'CUDA_VISIBLE_DEVICES': visible_devices[int(device_id)] if visible_devices else device_id
+  }
+  return Slot(f'gpu:{device_id}', ('--config.device=gpu',), environment)
 
 
-def machine() -> str:
+def describe_machine() -> str:
   """This machine, today: what a table that was taken up again elsewhere must not blur."""
-  info = Path('/proc/cpuinfo')
-  models = re.findall(r'model name\s*: (.+)', info.read_text()) if info.is_file() else []
-  model = models[0] if models else platform.machine()
+  cpu_info = Path('/proc/cpuinfo')
+  cpu_models = (
+    re.findall(r'model name\s*: (.+)', cpu_info.read_text()) if cpu_info.is_file() else []
+  )
+  cpu_model = cpu_models[0] if cpu_models else platform.machine()
   version = uadjax.__version__
-  return f'{os.cpu_count()} cores of {model}, {datetime.date.today()}, uadjax {version}'
+  return f'{os.cpu_count()} cores of {cpu_model}, {datetime.date.today()}, uadjax {version}'

@@ -5,7 +5,7 @@ import statistics
 from typing import Any, NamedTuple
 
 
-class Spread(NamedTuple):
+class CenterAndRange(NamedTuple):
   """A mean or median, and what it lies between."""
 
   center: float
@@ -13,24 +13,24 @@ class Spread(NamedTuple):
   high: float
 
 
-def spread(
+def center_and_range(
   values: Iterable[float | int | None],
-  center: Callable[[Iterable[float]], float] = statistics.median,
-) -> Spread | None:
+  average: Callable[[Iterable[float]], float] = statistics.median,
+) -> CenterAndRange | None:
   """The center and range of those that are numbers; None if none is."""
   numbers = [value for value in values if value is not None]
-  return Spread(center(numbers), min(numbers), max(numbers)) if numbers else None
+  return CenterAndRange(average(numbers), min(numbers), max(numbers)) if numbers else None
 
 
-def cell(spread: Spread | None, digits: int) -> str:
+def format_cell(value_range: CenterAndRange | None, digits: int) -> str:
   """The center, and the range unless it is one number."""
-  if spread is None:
+  if value_range is None:
     return '—'
-  center, low, high = (f'{value:.{digits}f}' for value in spread)
+  center, low, high = (f'{value:.{digits}f}' for value in value_range)
   return center if low == high else f'{center} ({low}-{high})'
 
 
-def markdown(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(column_titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   """A table."""
-  lines = [titles, ['---'] * len(titles), *rows]
+  lines = [column_titles, ['---'] * len(column_titles), *rows]
   return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)

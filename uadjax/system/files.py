@@ -14,26 +14,26 @@ import tempfile
 from typing import Any, BinaryIO
 
 
-def cache() -> Path:
+def cache_dir() -> Path:
   """The folder for what can be had again: `UADJAX_CACHE`, or ~/.cache/uadjax."""
   return Path(os.environ.get('UADJAX_CACHE') or '~/.cache/uadjax').expanduser()
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
   """Yield a file that takes the place of `path` if all goes well, else vanishes."""
-  handle, name = tempfile.mkstemp(prefix='.', dir=path.parent)
+  descriptor, temporary_name = tempfile.mkstemp(prefix='.', dir=path.parent)
   try:
-    with os.fdopen(handle, 'wb') as file:
+    with os.fdopen(descriptor, 'wb') as file:
       yield file
-    Path(name).chmod(0o644)  # mkstemp's is for its owner alone.
-    Path(name).replace(path)
+    Path(temporary_name).chmod(0o644)  # mkstemp's is for its owner alone.
+    Path(temporary_name).replace(path)
   except BaseException:
-    Path(name).unlink(missing_ok=True)
+    Path(temporary_name).unlink(missing_ok=True)
     raise
 
 
-def locked(file: Any) -> bool:
+def try_lock(file: Any) -> bool:
   """Whether no other process has locked an open file; it is ours then, until it is closed."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,13 +44,15 @@ def locked(file: Any) -> bool:
 
 def write_text(path: Path, text: str) -> None:
   """Write a file, whole or not at all."""
-  with written(path) as file:
+  with atomic_write(path) as file:
     file.write(text.encode('utf-8', 'backslashreplace'))  # Of names that are no UTF-8: \udcff.
 
 
 def to_json(value: Any, indent: int | None = 2, ensure_ascii: bool = False) -> str:
   """Turn into JSON that every parser reads: what is not a finite number becomes null."""
-  return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+  return json.dumps(
+    _replace_nonfinite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False
+  )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,29 +68,29 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path) -> Iterator[Path]:
   """Yield an empty folder that takes the place of `directory` if all goes well, else vanishes."""
   directory.parent.mkdir(parents=True, exist_ok=True)
-  beside = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
-  fresh, old = beside / 'new', beside / 'old'
+  temporary_dir = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+  new_dir, old_dir = temporary_dir / 'new', temporary_dir / 'old'
   try:
-    fresh.mkdir()
-    yield fresh
+    new_dir.mkdir()
+    yield new_dir
     if directory.exists():
-      directory.replace(old)
+      directory.replace(old_dir)
     try:
-      fresh.replace(directory)
+      new_dir.replace(directory)
     except BaseException:
-      if old.exists():
-        old.replace(directory)
+      if old_dir.exists():
+        old_dir.replace(directory)
       raise
   finally:
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(temporary_dir, ignore_errors=True)
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
   if isinstance(value, dict):
-    return {k: _finite(v) for k, v in value.items()}
+    return {k: _replace_nonfinite(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(v) for v in value]
+    return [_replace_nonfinite(v) for v in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value

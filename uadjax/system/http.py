@@ -17,15 +17,17 @@ import urllib.parse
 
 from uadjax.errors import DataError, Setting
 
-_REDIRECTS = (301, 302, 303, 307, 308)
-_FOLLOWED = 3
-_PORTS = {'http': 80, 'https': 443}
-_SAFE = "%/?:@!$&'()*+,;=~"  # Stay as they are in a path and its query: '%' is quoted already.
+_REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 3
+_DEFAULT_PORTS = {'http': 80, 'https': 443}
+_SAFE_CHARACTERS = (
+  "%/?:@!$&'()*+,;=~"  # Stay as they are in a path and its query: '%' is quoted already.
+)
 
 # All of IPv6 that was given out. Outside lie this machine, the local network, and IPv4 in disguise
 # (mapped, NAT64); inside, Teredo and 6to4 are disguises too.
-_GIVEN_OUT = ipaddress.IPv6Network('2000::/3')
-_TUNNELS = (ipaddress.IPv6Network('2001::/32'), ipaddress.IPv6Network('2002::/16'))
+_GLOBAL_UNICAST = ipaddress.IPv6Network('2000::/3')
+_TUNNEL_NETWORKS = (ipaddress.IPv6Network('2001::/32'), ipaddress.IPv6Network('2002::/16'))
 
 
 class Access(NamedTuple):
@@ -46,7 +48,7 @@ class Access(NamedTuple):
   timeout_s: float = 10.0
 
 
-PUBLIC = Access()  # What may be fetched where nobody says so.
+PUBLIC_ONLY = Access()  # What may be fetched where nobody says so.
 
 
 class _Target(NamedTuple):
@@ -65,24 +67,29 @@ class _Target(NamedTuple):
   path: str
 
 
-def get(url: str, access: Access = PUBLIC) -> bytes:
+def get(url: str, access: Access = PUBLIC_ONLY) -> bytes:
   """Fetch what a URL, or one that it redirects to, holds. No proxy is asked.
 
   Raises:
     DataError: with the URL and the reason; never with a password or a query.
   """
   if not access.urls:
-    raise DataError(f'Cannot fetch {shown(url)}: URLs are not allowed here; give the image itself.')
+    raise DataError(
+      f'Cannot fetch {redact_url(url)}: URLs are not allowed here; give the image itself.'
+    )
   deadline = time.monotonic() + access.timeout_s
-  here = url
+  current_url = url
   try:
-    for _ in range(1 + _FOLLOWED):
-      target = _target(here)
-      with _connected(target, access, deadline) as connection, _ask(connection, target) as answer:
-        if answer.status not in _REDIRECTS:
-          return _content(answer, access.max_bytes)
-        here = urllib.parse.urljoin(here, answer.headers.get('Location', ''))
-    reason = f'it is redirected more than {_FOLLOWED} times'
+    for _ in range(1 + _MAX_REDIRECTS):
+      target = _parse_target(current_url)
+      with (
+        _connect(target, access, deadline) as connection,
+        _send_request(connection, target) as response,
+      ):
+        if response.status not in _REDIRECT_STATUSES:
+          return _read_content(response, access.max_bytes)
+        current_url = urllib.parse.urljoin(current_url, response.headers.get('Location', ''))
+    reason = f'it is redirected more than {_MAX_REDIRECTS} times'
   except TimeoutError:
     reason = f'it takes longer than {access.timeout_s:g} s; allow more (timeout_s)'
   except http.client.HTTPException as error:
@@ -93,125 +100,131 @@ def get(url: str, access: Access = PUBLIC) -> bytes:
     reason = error.strerror or type(error).__name__
   except DataError as error:
     reason = str(error)
-  led = '' if here == url else f', which leads to {shown(here)}'
-  raise DataError(f'Cannot fetch {shown(url)}{led}: {reason}.')
+  redirect_note = '' if current_url == url else f', which leads to {redact_url(current_url)}'
+  raise DataError(f'Cannot fetch {redact_url(url)}{redirect_note}: {reason}.')
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
   """A URL as messages may name it: without user, password and query."""
   try:
-    parts = urllib.parse.urlsplit(url)
-    parts.port  # noqa: B018  # Raises where a password with a slash is taken for it.
+    components = urllib.parse.urlsplit(url)
+    components.port  # noqa: B018  # Raises where a password with a slash is taken for it.
   except ValueError:
     return 'the URL'
-  if not parts.netloc:
-    return f'{parts.scheme}:...'  # As 'data:', which holds all of an image.
-  text = f'{parts.scheme}://{parts.netloc.rpartition("@")[2]}{parts.path}'
-  text = ''.join(letter if letter.isprintable() else '?' for letter in text)
-  return (text if len(text) <= 200 else text[:200] + '...') + ('?...' if parts.query else '')
+  if not components.netloc:
+    return f'{components.scheme}:...'  # As 'data:', which holds all of an image.
+  text = f'{components.scheme}://{components.netloc.rpartition("@")[2]}{components.path}'
+  text = ''.join(character if character.isprintable() else '?' for character in text)
+  return (text if len(text) <= 200 else text[:200] + '...') + ('?...' if components.query else '')
 
 
-def _target(url: str) -> _Target:
+def _parse_target(url: str) -> _Target:
   try:
-    parts = urllib.parse.urlsplit(url)
-    host = (parts.hostname or '').encode('idna').decode('ascii')
-    port = parts.port
-    path = urllib.parse.quote(parts.path or '/', _SAFE)
-    query = urllib.parse.quote(parts.query, _SAFE)
+    components = urllib.parse.urlsplit(url)
+    host = (components.hostname or '').encode('idna').decode('ascii')
+    port = components.port
+    path = urllib.parse.quote(components.path or '/', _SAFE_CHARACTERS)
+    query = urllib.parse.quote(components.query, _SAFE_CHARACTERS)
   except ValueError:  # Its text may hold the password.
     raise DataError('it is no valid URL') from None
-  if parts.scheme not in _PORTS:
-    raise DataError(f'only http and https are fetched, not {parts.scheme!r}')
+  if components.scheme not in _DEFAULT_PORTS:
+    raise DataError(f'only http and https are fetched, not {components.scheme!r}')
   if not host:
     raise DataError('it names no host')
-  if '@' in parts.netloc:
+  if '@' in components.netloc:
     raise DataError('it holds a user or a password, which are not sent; leave them out')
   path += f'?{query}' if query else ''
-  return _Target(parts.scheme, host, port or _PORTS[parts.scheme], path)
+  return _Target(components.scheme, host, port or _DEFAULT_PORTS[components.scheme], path)
 
 
 @contextlib.contextmanager
-def _connected(
+def _connect(
   target: _Target, access: Access, deadline: float
 ) -> Iterator[http.client.HTTPConnection]:
-  addresses = _looked_up(target, access)
+  addresses = _resolve_addresses(target, access)
   with contextlib.ExitStack() as stack:
-    sock = stack.enter_context(_socket(addresses, deadline))
+    sock = stack.enter_context(_connect_to_any(addresses, deadline))
     if target.scheme == 'https':
       context = ssl.create_default_context()
-      sock.settimeout(_left(deadline))  # Of a handshake it is a timeout for the whole.
+      sock.settimeout(_remaining_s(deadline))  # Of a handshake it is a timeout for the whole.
       sock = stack.enter_context(context.wrap_socket(sock, server_hostname=target.host))
-    stack.enter_context(_cut(sock, deadline))
+    stack.enter_context(_close_at_deadline(sock, deadline))
     connection = http.client.HTTPConnection(target.host, target.port)
-    connection.default_port = _PORTS[target.scheme]  # Is left out of the header Host.
+    connection.default_port = _DEFAULT_PORTS[target.scheme]  # Is left out of the header Host.
     connection.sock = sock
     yield connection
 
 
-def _looked_up(target: _Target, access: Access) -> Sequence[Any]:
+def _resolve_addresses(target: _Target, access: Access) -> Sequence[Any]:
   """Where a host may be reached. Nobody looks it up again, for the answer could be another."""
   try:
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    addresses = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
   except (OSError, UnicodeError):
     raise DataError(f'no address of {target.host} is known') from None
-  allowed = [place for place in found if access.private or _public(place[4][0])]
-  if not allowed:  # The address is not told: whoever asks a server may not know it.
+  allowed_addresses = [
+    address for address in addresses if access.private or _is_public(address[4][0])
+  ]
+  if not allowed_addresses:  # The address is not told: whoever asks a server may not know it.
     raise DataError(
       f'{target.host} is not on the public internet; allow private addresses '
       f'({Setting("access.private", True)}) if everyone who can pass URLs may see what is there'
     )
-  return allowed
+  return allowed_addresses
 
 
-def _public(address: str | int) -> bool:
+def _is_public(address: str | int) -> bool:
   ip = ipaddress.ip_address(address)
   if isinstance(ip, ipaddress.IPv6Address):
-    return ip in _GIVEN_OUT and ip.is_global and not any(ip in tunnel for tunnel in _TUNNELS)
+    return (
+      ip in _GLOBAL_UNICAST
+      and ip.is_global
+      and not any(ip in tunnel for tunnel in _TUNNEL_NETWORKS)
+    )
   return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
 
-def _socket(addresses: Sequence[Any], deadline: float) -> socket.socket:
+def _connect_to_any(addresses: Sequence[Any], deadline: float) -> socket.socket:
   """Connect to the first address that answers; the others leave the last its share of time."""
-  *others, last = addresses
-  for number, address in enumerate(others):
+  *earlier_addresses, last_address = addresses
+  for index, address in enumerate(earlier_addresses):
     with contextlib.suppress(OSError):
-      return _dialed(address, _left(deadline) / (len(addresses) - number))
-  return _dialed(last, _left(deadline))
+      return _open_socket(address, _remaining_s(deadline) / (len(addresses) - index))
+  return _open_socket(last_address, _remaining_s(deadline))
 
 
-def _dialed(address: Any, timeout_s: float) -> socket.socket:
-  family, kind, protocol, _, place = address
-  sock = socket.socket(family, kind, protocol)
+def _open_socket(address: Any, timeout_s: float) -> socket.socket:
+  family, socket_type, protocol, _, socket_address = address
+  sock = socket.socket(family, socket_type, protocol)
   try:
     sock.settimeout(timeout_s)
-    sock.connect(place)
+    sock.connect(socket_address)
   except BaseException:
     sock.close()
     raise
   return sock
 
 
-def _left(deadline: float) -> float:
-  left = deadline - time.monotonic()
-  if left <= 0:
+def _remaining_s(deadline: float) -> float:
+  remaining_s = deadline - time.monotonic()
+  if remaining_s <= 0:
     raise TimeoutError
-  return left
+  return remaining_s
 
 
 @contextlib.contextmanager
-def _cut(sock: socket.socket, deadline: float) -> Iterator[None]:
+def _close_at_deadline(sock: socket.socket, deadline: float) -> Iterator[None]:
   """Shut a connection down at the deadline, whatever waits for it then.
 
   A socket's own timeout begins anew with every byte that drips in.
   """
-  over = threading.Event()
+  expired = threading.Event()
 
-  def shut() -> None:
-    over.set()
+  def shut_down() -> None:
+    expired.set()
     with contextlib.suppress(OSError):  # The other side was quicker.
       socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own does not bear other threads.
 
-  timer = threading.Timer(_left(deadline), shut)
+  timer = threading.Timer(_remaining_s(deadline), shut_down)
   timer.daemon = True
   sock.settimeout(None)
   timer.start()
@@ -219,11 +232,13 @@ def _cut(sock: socket.socket, deadline: float) -> Iterator[None]:
     yield
   finally:
     timer.cancel()
-    if over.is_set():
+    if expired.is_set():
       raise TimeoutError
 
 
-def _ask(connection: http.client.HTTPConnection, target: _Target) -> http.client.HTTPResponse:
+def _send_request(
+  connection: http.client.HTTPConnection, target: _Target
+) -> http.client.HTTPResponse:
   headers = {
     'User-Agent': 'uadjax',
     'Accept': 'image/*',
@@ -234,13 +249,13 @@ def _ask(connection: http.client.HTTPConnection, target: _Target) -> http.client
   return connection.getresponse()
 
 
-def _content(answer: http.client.HTTPResponse, limit: int) -> bytes:
-  if answer.status != 200:
-    raise DataError(f'the server answers {answer.status}')
+def _read_content(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+  if response.status != 200:
+    raise DataError(f'the server answers {response.status}')
   # What is announced is refused before it comes, what is not, once it has come.
-  content = b'' if (answer.length or 0) > limit else answer.read(limit + 1)
-  if len(content) > limit or (answer.length or 0) > limit:
-    raise DataError(f'it has more than {limit} bytes; allow more (max_bytes)')
-  if answer.length:
-    raise http.client.IncompleteRead(content, answer.length)
+  content = b'' if (response.length or 0) > max_bytes else response.read(max_bytes + 1)
+  if len(content) > max_bytes or (response.length or 0) > max_bytes:
+    raise DataError(f'it has more than {max_bytes} bytes; allow more (max_bytes)')
+  if response.length:
+    raise http.client.IncompleteRead(content, response.length)
   return content

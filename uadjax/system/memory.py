@@ -7,7 +7,7 @@ import sys
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # Of mallopt, in glibc's malloc.h.
 
 
-def keep_pages() -> None:
+def retain_freed_pages() -> None:
   """Let glibc keep the memory that it was given, instead of returning it after every step.
 
   XLA on a CPU allocates its working memory anew for each call. By default glibc maps and unmaps
@@ -23,7 +23,7 @@ def keep_pages() -> None:
     mallopt(_TRIM_THRESHOLD, -1)
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
   """Return free memory to the system, between phases that take gigabytes each.
 
   After `keep_pages` the C library may keep what is freed, and hardly ever fits another large array
@@ -31,9 +31,9 @@ def give_back() -> None:
   """
   if not sys.platform.startswith('linux'):
     return
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is not None:
-    trim(0)
+  malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if malloc_trim is not None:
+    malloc_trim(0)
 
 
 def peak_mb() -> int:

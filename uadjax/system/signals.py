@@ -10,61 +10,63 @@ from typing import Any
 from uadjax.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_AGAIN_S = 0.05
+_RETRY_DELAY_S = 0.05
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
+def raise_on_signal() -> Iterator[None]:
   """Raise Interrupted where the program is; what is being written has its own cleaning up.
 
   It may be in a place from which Python lets nothing out, such as an object's end; then it is
   raised again, a little later.
   """
 
-  def leave(number: int, frame: Any) -> None:
-    raise Interrupted(f'Stopped by {signal.Signals(number).name}.')
+  def raise_interrupted(signal_number: int, frame: Any) -> None:
+    raise Interrupted(f'Stopped by {signal.Signals(signal_number).name}.')
 
-  before = sys.unraisablehook
+  previous_hook = sys.unraisablehook
 
-  def swallowed(what: Any) -> None:
-    if not isinstance(what.exc_value, Interrupted):
-      before(what)
+  def handle_unraisable(unraisable: Any) -> None:
+    if not isinstance(unraisable.exc_value, Interrupted):
+      previous_hook(unraisable)
       return
-    number = next(number for number in _SIGNALS if number.name in str(what.exc_value))
-    main = threading.main_thread().ident  # No other is woken by what is to be woken.
-    threading.Timer(_AGAIN_S, signal.pthread_kill, (main, number)).start()
+    signal_number = next(number for number in _SIGNALS if number.name in str(unraisable.exc_value))
+    main_thread_id = threading.main_thread().ident  # No other is woken by what is to be woken.
+    threading.Timer(_RETRY_DELAY_S, signal.pthread_kill, (main_thread_id, signal_number)).start()
 
-  with _handled(leave):
-    sys.unraisablehook = swallowed
+  with _signal_handlers(raise_interrupted):
+    sys.unraisablehook = handle_unraisable
     try:
       yield
     finally:
-      sys.unraisablehook = before
+      sys.unraisablehook = previous_hook
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[threading.Event]:
+def stop_event_on_signal() -> Iterator[threading.Event]:
   """Set an event that the loop looks at between steps; a second signal does what it did before."""
-  wish = threading.Event()
+  stop_event = threading.Event()
   with contextlib.ExitStack() as stack:
 
-    def note(number: int, frame: Any) -> None:
-      wish.set()
+    def request_stop(signal_number: int, frame: Any) -> None:
+      stop_event.set()
       stack.close()
       print('Stopping after this step; once more to stop at once.', file=sys.stderr)
 
-    stack.enter_context(_handled(note))
-    yield wish
+    stack.enter_context(_signal_handlers(request_stop))
+    yield stop_event
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _signal_handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     yield  # Only the main thread may handle signals; others are not sent any.
     return
-  before = {number: signal.signal(number, handler) for number in _SIGNALS}
+  previous_handlers = {
+    signal_number: signal.signal(signal_number, handler) for signal_number in _SIGNALS
+  }
   try:
     yield
   finally:
-    for number, old in before.items():
-      signal.signal(number, old)
+    for signal_number, previous_handler in previous_handlers.items():
+      signal.signal(signal_number, previous_handler)

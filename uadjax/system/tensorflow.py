@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 
-def tensorflow() -> Any:
+def import_tensorflow() -> Any:
   """TensorFlow, kept quiet and away from the accelerators, which are JAX's."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Announces itself at any log level.

@@ -12,7 +12,7 @@ from typing import TypeVar
 Item = TypeVar('Item')
 
 
-def cores() -> int:
+def num_cores() -> int:
   """How many this process may use."""
   if hasattr(os, 'sched_getaffinity'):  # Not on every system.
     return len(os.sched_getaffinity(0))
@@ -20,15 +20,15 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def pool(threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
+def thread_pool(num_threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
   """A thread pool in the caller's context that drops waiting work on exit."""
   context = contextvars.copy_context()
 
-  def inherit() -> None:
+  def set_context() -> None:
     for variable, value in context.items():
       variable.set(value)
 
-  pool = futures.ThreadPoolExecutor(threads, name, inherit)
+  pool = futures.ThreadPoolExecutor(num_threads, name, set_context)
   try:
     yield pool
   finally:
@@ -36,22 +36,22 @@ def pool(threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
 
 
 @contextlib.contextmanager
-def fed(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
+def prefetch(items: Iterator[Item], num_ahead: int) -> Iterator[Iterator[Item]]:
   """Take items in a thread of its own, so many ahead of their use.
 
   It may wait long for the next item, as for a camera's: what came before is yielded meanwhile.
   """
-  waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
-  enough = threading.Event()
+  buffer: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(num_ahead)
+  stop_event = threading.Event()
 
   def put(item: Item | None, error: BaseException | None = None) -> bool:
-    while not enough.is_set():
+    while not stop_event.is_set():
       with contextlib.suppress(queue.Full):
-        waiting.put((item, error), timeout=0.1)
+        buffer.put((item, error), timeout=0.1)
         return True
     return False
 
-  def feed() -> None:
+  def produce() -> None:
     try:
       for item in items:
         if not put(item):
@@ -60,17 +60,17 @@ def fed(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
     except BaseException as error:  # Raised where the items are used.
       put(None, error)
 
-  def taken() -> Iterator[Item]:
+  def consume() -> Iterator[Item]:
     while True:
-      item, error = waiting.get()
+      item, error = buffer.get()
       if error:
         raise error
       if item is None:
         return
       yield item
 
-  threading.Thread(target=feed, name='uadjax-feed', daemon=True).start()
+  threading.Thread(target=produce, name='uadjax-feed', daemon=True).start()
   try:
-    yield taken()
+    yield consume()
   finally:
-    enough.set()
+    stop_event.set()

@@ -38,7 +38,7 @@ def remember(
   """
   if detector.precompute is None or not records:
     return lambda batch: batch
-  if processes.several():  # In every epoch an image may be another process's.
+  if processes.is_multiprocess():  # In every epoch an image may be another process's.
     return lambda batch: batch
   prepare = jax.jit(detector.precompute)
   blank = Batch(
@@ -56,8 +56,8 @@ def remember(
     return lambda batch: batch
   memory = jax.tree.map(lambda x: np.empty((len(records), *x.shape[1:]), x.dtype), shapes)
   batches = batch_streams.eval_batches(records, ops, size)
-  for batch in progress.track(batches, math.ceil(len(records) / size), 'Frozen features'):
-    features = prepare(state, meshes.split(mesh, batch))
+  for batch in progress.show_progress(batches, math.ceil(len(records) / size), 'Frozen features'):
+    features = prepare(state, meshes.shard_batch(mesh, batch))
     rows = batch.index[batch.valid]
     for kept, x in zip(jax.tree.leaves(memory), jax.tree.leaves(features), strict=True):
       kept[rows] = np.asarray(x)[batch.valid]

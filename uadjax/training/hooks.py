@@ -98,7 +98,7 @@ _SHORT = {'learning_rate': 'lr'}
 @contextlib.contextmanager
 def tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
   """Open an event file; yields (step, scalars) -> None."""
-  tensorflow.tensorflow()  # Quietly; clu imports it too.
+  tensorflow.import_tensorflow()  # Quietly; clu imports it too.
   from clu import metric_writers
 
   writer = metric_writers.SummaryWriter(str(directory))
@@ -164,8 +164,8 @@ def saving(
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
     nonlocal due, kept, seconds
-    began, asked = time.monotonic(), processes.any_of(stop.is_set())
-    if not asked and not processes.any_of(began >= due) and step != total:
+    began, asked = time.monotonic(), processes.any_process(stop.is_set())
+    if not asked and not processes.any_process(began >= due) and step != total:
       return
     # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
     best = best_yet()

@@ -80,7 +80,7 @@ def fit(
   """
   options, directory = config.fit, workdir / 'checkpoints'
   ops = transforms.parse(config.data.ops)
-  size, share = min(options.batch_size, len(parts.learn)), processes.share()
+  size, share = min(options.batch_size, len(parts.learn)), processes.index_and_count()
   total = total_steps(options, len(parts.learn))
   with contextlib.ExitStack() as stack:
     rolling = stack.enter_context(checkpoint.manager(directory, 'rolling'))
@@ -98,11 +98,13 @@ def fit(
       parts.learn, ops, size, config.seed, start, *share, cache_bytes=options.cache_bytes
     )
     stack.callback(batches.close)
-    batches = clock.watch(scoring.ahead(batches, lambda batch: meshes.split(mesh, learn(batch))))
+    batches = clock.watch(
+      scoring.ahead(batches, lambda batch: meshes.shard_batch(mesh, learn(batch)))
+    )
     judge, best_yet = fit_hooks.choosing(
       detector,
       [
-        meshes.split(mesh, choose(b))
+        meshes.shard_batch(mesh, choose(b))
         for b in batch_streams.eval_batches(parts.choose, ops, size, *share)
       ],
       options.eval_every or max(1, len(parts.learn) // size),
@@ -115,7 +117,7 @@ def fit(
     hooks = [
       judge,
       fit_hooks.log_steps(total, start, size, options.log_every, clock, scalars),
-      stack.enter_context(progress.bar(total, start, f'Fitting {config.detector.name}')),
+      stack.enter_context(progress.progress_bar(total, start, f'Fitting {config.detector.name}')),
       save,
     ]
     state = run(detector.update, state, batches, range(start + 1, total + 1), hooks)
@@ -150,8 +152,8 @@ def run(
 def initial(detector: Detector, variables: Variables, seed: int, mesh: meshes.Mesh) -> Any:
   """The state before the first step, on the mesh, in buffers of its own that may be donated."""
   # The variables alone are others' too; a copy of the state may be gigabytes.
-  state = detector.init(jax.random.key(seed), meshes.replicate(mesh, variables, own=True))
-  return meshes.place(
+  state = detector.init(jax.random.key(seed), meshes.replicate(mesh, variables, copy=True))
+  return meshes.put_on_mesh(
     mesh, state, detector.sharding_specs.state if detector.sharding_specs else False
   )
 

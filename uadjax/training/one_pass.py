@@ -57,42 +57,42 @@ def fold(
   """Fold the images in, after those that `before` stands for; leave the kept arrays in `folder`."""
   ops = transforms.parse(config.data.ops)
   total = math.ceil(len(records) / config.fit.batch_size)
-  rows = meshes.rows_at_once(mesh, config.fit.batch_size)
+  rows = meshes.micro_batch_size(mesh, config.fit.batch_size)
   pieces = math.ceil(len(records) / total / rows)  # As even as can be.
   first, split = before.images if before else 0, detector.sharding_specs
-  home = mesh if split else meshes.first(mesh)
+  home = mesh if split else meshes.single_device_mesh(mesh)
   state = loop.initial(detector, variables, config.seed, home)
   if before:
     extended = once.extend(state, before.kept)
-    state = meshes.place(home, extended, split.state if split else False)
+    state = meshes.put_on_mesh(home, extended, split.state if split else False)
   # Its own: the updates will donate the state.
-  embedder = meshes.replicate(mesh, once.feature_extractor(state), own=True)
+  embedder = meshes.replicate(mesh, once.feature_extractor(state), copy=True)
   embed = jax.jit(once.embed)
 
   def embedded(piece: Batch) -> Batch:
-    features = embed(embedder, meshes.split(mesh, piece))
+    features = embed(embedder, meshes.shard_batch(mesh, piece))
     # Pixels are no longer needed, but an image keeps one of them: XLA crashes (JAX 0.11) where a
     # sharded program takes an empty array and returns it beside others.
     piece = numbered(piece, first)._replace(image=piece.image[:, :1, :1], features=features)
-    return meshes.split(home, piece)
+    return meshes.shard_batch(home, piece)
 
-  tensorflow.tensorflow()  # Nothing is imported after this.
+  tensorflow.import_tensorflow()  # Nothing is imported after this.
   began, clock = time.perf_counter(), fit_hooks.clock()
   with contextlib.ExitStack() as stack:
-    images = batch_streams.eval_batches(records, ops, rows, *processes.share())
+    images = batch_streams.eval_batches(records, ops, rows, *processes.index_and_count())
     stack.callback(images.close)
     # Programs of several devices are compiled one after the other, when they are first called.
     compiled = None
     if home.size == 1:
       compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
       device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-      like, rows_sharding = (_like(state), _like(embedder)), meshes.of_rows(home)
+      like, rows_sharding = (_like(state), _like(embedder)), meshes.batch_sharding(home)
       compiled = compiler.submit(
         _compile, detector, once, *like, rows * pieces, ops, device, rows_sharding
       )
     hooks = [
       fit_hooks.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
-      stack.enter_context(progress.bar(total, 0, f'Fitting {config.detector.name}')),
+      stack.enter_context(progress.progress_bar(total, 0, f'Fitting {config.detector.name}')),
     ]
     join = jax.jit(meshes.shards(home).shard_map(_concatenated, (True,), True))
     batches = _joined(scoring.ahead(clock.watch(images), embedded), pieces, join)
@@ -106,11 +106,11 @@ def fold(
     apart_s = time.perf_counter() - parting
     state = jax.block_until_ready(once.finalize(state))
   saving = time.perf_counter()
-  incremental_state.save_kept(folder, meshes.everywhere(home, once.state_arrays(state)))
+  incremental_state.save_kept(folder, meshes.to_host(home, once.state_arrays(state)))
   saved_s = time.perf_counter() - saving
   fitted = jax.block_until_ready(detector.to_fitted(state))
-  if processes.several():
-    fitted = meshes.everywhere(home, fitted)
+  if processes.is_multiprocess():
+    fitted = meshes.to_host(home, fitted)
   return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
 
 
@@ -231,7 +231,7 @@ def score_left_out(
       variables, incremental_state.load_kept(folder, mapped=True), fold
     )
     if split:
-      reference = meshes.place(mesh, split.pad_to_shards(reference), split.held_out_model)
+      reference = meshes.put_on_mesh(mesh, split.pad_to_shards(reference), split.held_out_model)
     new, old = mine[mine < n], mine[mine >= n]
     if len(new):  # There are no batches of none.
       some = [records[i] for i in files[new].tolist()]
@@ -254,13 +254,13 @@ def _score_retained(
   ops: transforms.Ops,
   mesh: meshes.Mesh | None,
 ) -> Scores:
-  rows = mesh.size // processes.share()[1] if mesh else 1  # As many of the same.
+  rows = mesh.size // processes.index_and_count()[1] if mesh else 1  # As many of the same.
   blank = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
   same = np.broadcast_to(embedding, (rows, *embedding.shape))
   batch = Batch(blank, np.ones(rows, bool), np.zeros(rows, np.int32), same)
   if mesh is None:
     return jax.device_get(scorer(reference, batch))
-  return meshes.everywhere(mesh, scorer(reference, meshes.split(mesh, batch)))
+  return meshes.to_host(mesh, scorer(reference, meshes.shard_batch(mesh, batch)))
 
 
 def retain(
@@ -286,8 +286,10 @@ def retain(
   rows = np.sort(random.choice(len(records), from_new, replace=False))
   embed = jax.jit(once.embed)
   chosen = [records[row] for row in rows]
-  batches = batch_streams.eval_batches(chosen, ops, mesh.size, *processes.share())
-  found = [meshes.everywhere(mesh, embed(embedder, meshes.split(mesh, batch))) for batch in batches]
+  batches = batch_streams.eval_batches(chosen, ops, mesh.size, *processes.index_and_count())
+  found = [
+    meshes.to_host(mesh, embed(embedder, meshes.shard_batch(mesh, batch))) for batch in batches
+  ]
   new = [np.concatenate(found)[: len(chosen)]]
   if not before:
     return incremental_state.Retained(np.concatenate(new), rows.astype(np.int32))

@@ -57,10 +57,10 @@ def _by_descent(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
     '%s), on %d device(s) of %s%s',
     workdirs.label(config), *map(len, parts), config.backbone.name, weights.source, mesh.size,
-    config.device, processes.among(),
+    config.device, processes.describe_process(),
   )  # fmt: skip
   workdirs.claim(workdir, config)
-  with signals.noted() as stop:
+  with signals.stop_event_on_signal() as stop:
     fitted = loop.fit(detector, variables, config, parts, mesh, workdir, stop)
   peak_mb, began = memory.peak_mb(), time.perf_counter()
   scorer, rows = scoring.of_images(detector), config.evaluate.batch_size
@@ -86,11 +86,11 @@ def _in_one_pass(
   before = _earlier(config, old) if old else None
   first = before.images if before else 0
   mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
-  apart = meshes.apart(mesh, config.mesh.split)
+  apart = meshes.state_mesh(mesh, config.mesh.split)
   spec = RunContext(
-    ops.height, ops.width, len(records), first, progress=progress.track,
+    ops.height, ops.width, len(records), first, progress=progress.show_progress,
     shards=meshes.shards(apart),
-    max_extra_images_per_shard=meshes.rows_at_once(mesh, options.batch_size) // mesh.size,
+    max_extra_images_per_shard=meshes.micro_batch_size(mesh, options.batch_size) // mesh.size,
   )  # fmt: skip
   backbone, detector = model_dir.assemble(config, spec)
   once = detector.one_pass
@@ -105,11 +105,14 @@ def _in_one_pass(
   log.LOG.info(
     '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s%s',
     workdirs.label(config), len(records), f', after {first} before' if first else '',
-    config.backbone.name, weights.source, mesh.size, config.device, processes.among(),
+    config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),
   )  # fmt: skip
   # Spared, for it may be they that are extended.
   workdirs.claim(workdir, config, spare=('model', 'state'))
-  with files.replacing(workdir / 'state') as state, files.replacing(workdir / 'model') as model:
+  with (
+    files.atomic_directory(workdir / 'state') as state,
+    files.atomic_directory(workdir / 'model') as model,
+  ):
     fold = one_pass.fold(detector, once, variables, config, records, before, mesh, state)
     peak_mb = memory.peak_mb()
     sha256 = array_file.save_arrays(model, fold.fitted)
@@ -120,7 +123,7 @@ def _in_one_pass(
     parts = split.fitted if split else None
     examples = labeled.score(scoring.of_images(detector), whole, shown, config, mesh, parts)
     del fold, whole  # Its Gaussians may take gigabytes, and so may those that follow.
-    memory.give_back()
+    memory.release_free_memory()
     rows = config.evaluate.batch_size
     most = config.calibrate.images
     normals = one_pass.score_left_out(
@@ -173,7 +176,7 @@ def _check(options: Config, once: bool) -> None:
 def _earlier(config: Config, old: model_dir.About) -> incremental_state.Learned:
   """What the run that is extended has learned, if this one is of its kind."""
   directory = Path(config.fit.extend)
-  ours, theirs = (configs.flat(configs.plain(c)) for c in (config, old.config))
+  ours, theirs = (configs.flatten(configs.to_plain_dict(c)) for c in (config, old.config))
   # The name first: options of another detector would only confuse.
   for key in ('detector.name', *ours):
     if key.startswith(_SHARED) and theirs.get(key) != ours[key]:
@@ -241,7 +244,7 @@ def _tell(workdir: Path, limits: calibration.Limits) -> None:
 
 
 def _outputs(workdir: Path) -> Result:
-  return {'train_log': log.log_file(workdir), 'config': 'config.yaml'}
+  return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml'}
 
 
 def _timing(fit_s: float, images: int, calibrate_s: float, peak_mb: int) -> Result:

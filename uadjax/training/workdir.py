@@ -135,12 +135,12 @@ def _same_run(saved: Path, config: Config) -> None:
   if not saved.is_file():
     raise ConfigError(f'fit.resume is set, but there is no run to go on with in {saved.parent}.')
   try:
-    before = configs.flat(yaml.safe_load(saved.read_text()))
+    before = configs.flatten(yaml.safe_load(saved.read_text()))
   except (yaml.YAMLError, AttributeError):
     raise ConfigError(
       f'{saved} is damaged.', hint=('Pass ', Setting('fit.overwrite', True), ' instead.')
     ) from None
-  for key, value in configs.flat(configs.plain(config)).items():
+  for key, value in configs.flatten(configs.to_plain_dict(config)).items():
     if key.startswith(_FIXED) and before.get(key) != value:
       raise ConfigError(
         f'{key} is {value!r}, but the run to go on with has {before.get(key)!r}.',

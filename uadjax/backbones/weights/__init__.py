@@ -144,7 +144,7 @@ def load(
 
 def cache_path(arch: str) -> Path:
   """Where torchvision's file lies once it has been downloaded."""
-  return files.cache() / 'weights' / FILES[arch]
+  return files.cache_dir() / 'weights' / FILES[arch]
 
 
 def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:

@@ -18,7 +18,7 @@ from uadjax.data import image_io, layouts, problems as dataset_problems, records
 from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record
 from uadjax.errors import DataError, Setting
-from uadjax.system.progress import silently, Track
+from uadjax.system.progress import no_progress, Progress
 
 MIN_IMAGES = 3  # One to be left out, and two others for a variance; or three parts, for STFPM.
 _MAX_LISTED_VALUES = 4  # Of a mask that are spelled out.
@@ -98,7 +98,7 @@ def check(
   layout: str = 'auto',
   mask_threshold: int = 0,
   min_images: int = MIN_IMAGES,
-  progress: Track = silently,
+  progress: Progress = no_progress,
 ) -> Report:
   """Look for whatever is wrong with one category.
 
@@ -240,7 +240,7 @@ class _Inspection(NamedTuple):
 
 
 def _inspect_files(
-  splits: record_types.Splits, threshold: int, progress: Track
+  splits: record_types.Splits, threshold: int, progress: Progress
 ) -> tuple[dict[Path, _Inspection], dict[Path, _Inspection]]:
   """Decode every image and every mask once."""
   records = [*splits.train, *splits.test]

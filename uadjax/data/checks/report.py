@@ -41,7 +41,7 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
     `check_dataset_result.json` but its done_flag, with paths relative to workdir.
   """
   train, test = report.splits
-  with files.replacing(workdir / 'check_dataset') as folder:
+  with files.atomic_directory(workdir / 'check_dataset') as folder:
     (folder / 'demo_img').mkdir()
     sample_paths = {
       split: _write_samples(report, records, folder / 'demo_img', split, num_samples)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from uadjax.data.convert import coco, labelme, mvtec, samples, voc
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.system import files
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
-_READERS: dict[str, Callable[[Path, Track], samples.SourceContents]] = {
+_READERS: dict[str, Callable[[Path, Progress], samples.SourceContents]] = {
   'COCO': coco.read,
   'LabelMe': labelme.read,
   'MVTec_AD': mvtec.read,
@@ -42,7 +42,9 @@ class ConversionSummary(NamedTuple):
   notes: tuple[str, ...]
 
 
-def convert(source: Path, source_format: str, target: Path, progress: Track) -> ConversionSummary:
+def convert(
+  source: Path, source_format: str, target: Path, progress: Progress
+) -> ConversionSummary:
   """Convert a folder; the source stays as it is, and the target is whole or not there.
 
   Args:
@@ -78,7 +80,7 @@ def convert(source: Path, source_format: str, target: Path, progress: Track) -> 
     problem_count = f'{len(problems)} problems' if len(problems) > 1 else 'one problem'
     raise DataError(f'{source} cannot be converted; {problem_count}:\n  {listing}{omitted_line}')
   lines_by_split: dict[str, list[str]] = {'train': [], 'val': []}
-  with files.replacing(target) as temporary_folder:
+  with files.atomic_directory(target) as temporary_folder:
     for entry in progress(entries, len(entries), 'Writing'):
       _write_entry(entry, temporary_folder)
       is_training = entry.sample.defect == samples.GOOD and not entry.sample.held_out

@@ -16,7 +16,7 @@ import numpy as np
 from uadjax.data.convert import labelme, outlines, samples
 from uadjax.errors import DataError
 from uadjax.numerics import regions
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
 _MAX_LISTED_PROBLEMS = 5  # Files that cannot be used; a folder of LabelMe's has one per image.
 _HELD_OUT_WORDS = ('val', 'valid', 'validation', 'test')  # In the path of a JSON file.
@@ -43,7 +43,7 @@ class _CocoFile(NamedTuple):
     return not set(re.split('[^a-z]+', self.relative_path.lower())).isdisjoint(_HELD_OUT_WORDS)
 
 
-def read(source: Path, progress: Track) -> samples.SourceContents:
+def read(source: Path, progress: Progress) -> samples.SourceContents:
   """Read the images that the JSON files below a folder list."""
   images = samples.index_images(source)
   paths = samples.find_files(source, '.json')

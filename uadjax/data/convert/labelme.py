@@ -21,7 +21,7 @@ import numpy as np
 from uadjax.data import image_io
 from uadjax.data.convert import outlines, samples
 from uadjax.errors import DataError
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
 FillFn = Callable[[Float[np.ndarray, 'n 2'], int, int], Bool[np.ndarray, 'h w']]
 
@@ -35,7 +35,7 @@ _FILLED_SHAPES: dict[str, tuple[int, FillFn]] = {
 _WITHOUT_AREA = ('point', 'points', 'line', 'linestrip')
 
 
-def read(source: Path, progress: Track) -> samples.SourceContents:
+def read(source: Path, progress: Progress) -> samples.SourceContents:
   """Read all images below a folder and the JSON files that label some of them."""
   images = samples.index_images(source)
   json_paths = samples.find_files(source, '.json')

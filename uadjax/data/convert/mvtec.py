@@ -7,10 +7,10 @@ from uadjax.data import image_io, layouts
 from uadjax.data.convert import samples
 from uadjax.data.records import Record
 from uadjax.errors import DataError
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
 
-def read(source: Path, progress: Track) -> samples.SourceContents:
+def read(source: Path, progress: Progress) -> samples.SourceContents:
   """Read a category, or the only one in a folder; all of test/ is held out, good images too."""
   if not (source / 'train').is_dir():
     categories = [path.parent.name for path in sorted(source.glob('*/train'))]

@@ -15,7 +15,7 @@ from PIL import Image
 from uadjax.data import image_io
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
 GOOD = 'good'
 EXCLUDED_LABELS = (
@@ -144,7 +144,7 @@ def strip_suffix(path: str) -> str:
 
 
 def collect_samples(
-  jobs: Sequence[Callable[[], Sample]], progress: Track, description: str
+  jobs: Sequence[Callable[[], Sample]], progress: Progress, description: str
 ) -> tuple[list[Sample], list[str]]:
   """Run all jobs; the second list has a line for every problem that one of them raised."""
   results: list[Sample] = []

@@ -18,7 +18,7 @@ from PIL import Image
 from uadjax.data import image_io
 from uadjax.data.convert import outlines, samples
 from uadjax.errors import DataError
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
 _VOID_CLASS = 255  # Neither defect nor background, in a mask of class numbers...
 _VOID_COLOR = (224, 224, 192)  # ... and in one of colors.
@@ -47,7 +47,7 @@ class _VocFiles(NamedTuple):
   has_image_sets: bool
 
 
-def read(source: Path, progress: Track) -> samples.SourceContents:
+def read(source: Path, progress: Progress) -> samples.SourceContents:
   """Read the images of a VOC folder, or of the only one in a folder such as VOCdevkit."""
   root = _find_root(source)
   folder = root / 'JPEGImages' if (root / 'JPEGImages').is_dir() else root

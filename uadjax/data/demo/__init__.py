@@ -20,7 +20,7 @@ from PIL import Image
 from uadjax.data.demo import picture
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import files
-from uadjax.system.progress import silently, Track
+from uadjax.system.progress import no_progress, Progress
 
 DEFAULT_CATEGORY = 'disc'  # Where none is named.
 TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')
@@ -53,7 +53,7 @@ def write_dataset(
   size: int = 96,
   categories: Sequence[str] = (DEFAULT_CATEGORY,),
   defects: Sequence[str] = ('missing', 'scratch', 'spot'),
-  progress: Track = silently,
+  progress: Progress = no_progress,
 ) -> Path:
   """Write categories in MVTec's layout; all of it or, interrupted, nothing.
 
@@ -85,7 +85,7 @@ def write_dataset(
     )
   with contextlib.ExitStack() as exit_stack:
     folders = {
-      category: exit_stack.enter_context(files.replacing(Path(directory) / category))
+      category: exit_stack.enter_context(files.atomic_directory(Path(directory) / category))
       for category in categories
     }
     jobs = [
@@ -108,7 +108,7 @@ def write_full_dataset(
   seed: int = 0,
   size: int = _FULL_SET['size'],
   categories: Sequence[str] = CATEGORIES,
-  progress: Track = silently,
+  progress: Progress = no_progress,
 ) -> Path:
   """Draw the demo set as people get it: every category with every defect."""
   options = {**_FULL_SET, 'size': size}
@@ -117,9 +117,9 @@ def write_full_dataset(
   )
 
 
-def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Track = silently) -> Path:
+def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Progress = no_progress) -> Path:
   """The demo set in the user's cache; a category is drawn when first asked for."""
-  directory = files.cache() / f'demo-{VERSION}'
+  directory = files.cache_dir() / f'demo-{VERSION}'
   if not (directory / category).is_dir():
     _require_names('category', [category], CATEGORIES)
     directory.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from uadjax.detectors.base import RunContext
 from uadjax.errors import ConfigError
 from uadjax.numerics import coreset
 from uadjax.numerics.collectives import Shards
-from uadjax.system.progress import Track
+from uadjax.system.progress import Progress
 
 OVERSAMPLING = (
   4  # So many times the ratio is kept where there will be a selection from what is kept.
@@ -42,7 +42,7 @@ class BankConfig(NamedTuple):
   coreset_size: int
   num_folds: int
   projection_dim: int
-  progress: Track
+  progress: Progress
   shards: Shards
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from uadjax.detectors.patchcore.capacity import BankConfig
 from uadjax.numerics import collectives, coreset
 from uadjax.numerics.collectives import Shards
-from uadjax.system.progress import silently
+from uadjax.system.progress import no_progress
 from uadjax.types import Arrays, Key
 
 _MIN_PROGRESS_STEP = 1024  # Centers between two signs of life, at least.
@@ -58,7 +58,7 @@ def k_center(
     *range(step := max(_MIN_PROGRESS_STEP, num_centers // 50), num_centers, step),
     num_centers,
   ]
-  progress = bank_config.progress if description else silently
+  progress = bank_config.progress if description else no_progress
   for target in progress(targets, len(targets), description):
     selection = _select_until(point_set, selection, jnp.int32(target), bank_config.shards)
     jax.block_until_ready(selection)

@@ -126,7 +126,7 @@ def shots(
     return shot(i, records[i], maps[i], ops, scale, mask_threshold, budget)
 
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(progress.track(pool.map(one, chosen), len(chosen), 'Pictures'))
+    return list(progress.show_progress(pool.map(one, chosen), len(chosen), 'Pictures'))
 
 
 def shot(

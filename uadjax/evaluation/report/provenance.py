@@ -53,7 +53,7 @@ def of(
       'python': platform.python_version(),
     },
     'timing': dict(timing),
-    'config': configs.plain(model.config),
+    'config': configs.to_plain_dict(model.config),
   }
 
 
