@@ -78,9 +78,9 @@ def count(folder: Path, budget: float, review_budget: float, confident: bool) ->
     verdicts[row['defect'] == 'good'].append(calibration.label(float(row['score']), limits))
   good, defective = verdicts[True], verdicts[False]
   return Counted(
-    limits.normals,
-    limits.expected,
-    limits.bound,
+    limits.num_normals,
+    limits.expected_false_alarm_rate,
+    limits.false_alarm_rate_bound,
     len(good),
     good.count('NG'),
     good.count('review'),

@@ -51,7 +51,10 @@ def ours(system: str, directory: Path) -> dict[int, float]:
     run: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
   else:
     runtime = runtimes.open(cached_graph.ready(directory), system)
-    run, ops = runtime.run, model_dir.described(directory, lambda _, images: run(images)).ops
+    run, ops = (
+      runtime.run,
+      model_dir.open_without_arrays(directory, lambda _, images: run(images)).ops,
+    )
   rng = np.random.default_rng(0)
   shape = ops.height, ops.width, 3
   images = {n: rng.integers(0, 256, (n, *shape), np.uint8) for n in _BATCHES}

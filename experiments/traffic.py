@@ -51,9 +51,9 @@ def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   spec = RunContext(
     _SIDE, _SIDE, _IMAGES, shards=meshes.shards(mesh), max_extra_images_per_shard=batch // mesh.size
   )
-  backbone, detector = model_dir.assemble(config, spec)
+  backbone, detector = model_dir.build_detector(config, spec)
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, _SIDE, _SIDE, 3)))
-  state = loop.initial(detector, variables, 0, mesh)
+  state = loop.initial_state(detector, variables, 0, mesh)
   images = np.zeros((batch, _SIDE, _SIDE, 3), np.uint8)
   index = np.arange(batch, dtype=np.int32)
   whole = meshes.shard_batch(mesh, Batch(images, np.ones(batch, bool), index))

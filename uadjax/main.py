@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with errors.setting_format(flags.format_setting):
       config = configs.load(arguments.config, overrides)
       mode = experiment.require_mode(config.mode)
-      workdir = workdir or workdirs.default(config, arguments.config.partition(':')[2])
+      workdir = workdir or workdirs.default_workdir(config, arguments.config.partition(':')[2])
       processes.join(
         config.hosts,
         lambda error, owns_workdir, directory=workdir: _report_failure(
@@ -76,7 +76,7 @@ def _report_failure(error: Exception | Interrupted, workdir: Path | None, mode: 
     logging.report_internal_error(error, log_path)
   if workdir and workdir.is_dir():
     with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
-      workdirs.fail(workdir, mode, error)
+      workdirs.write_failure(workdir, mode, error)
 
 
 if __name__ == '__main__':

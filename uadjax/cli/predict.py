@@ -77,7 +77,7 @@ def predict_images(
     ) as saved_results:
       counts = _print_results(saved_results, total, folder, options)
   if not options.as_json:
-    _print_summary(counts, time.perf_counter() - start, pipeline.model.model.limits, folder)
+    _print_summary(counts, time.perf_counter() - start, pipeline.model.model.thresholds, folder)
   _exit_by_counts(counts, options.fail_on)
 
 

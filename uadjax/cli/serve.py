@@ -56,6 +56,6 @@ def parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
       )
     if name in directories:
       raise ConfigError(f'Two models would be called {name!r}; pass NAME={directory} for one.')
-    model_dir.about(directory)  # Raises for what is no model directory.
+    model_dir.read_info(directory)  # Raises for what is no model directory.
     directories[name] = directory
   return directories

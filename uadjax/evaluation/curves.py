@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from matplotlib import ticker
 import numpy as np
 
-from uadjax.model import calibration as calibrating
+from uadjax.model import calibration as calibration
 from uadjax.numerics import metrics
 from uadjax.system import files
 from uadjax.visualization import figures, score_histogram
@@ -42,7 +42,7 @@ class Curves(NamedTuple):
   """
 
   title: str
-  limits: calibrating.Limits
+  limits: calibration.Thresholds
   scores: Float[np.ndarray, ' n']
   defects: Sequence[str]
   image: metrics.Ranking | None = None
@@ -104,8 +104,8 @@ def draw(folder: Path, data: Curves) -> None:
 
 def summary(data: Curves) -> str:
   """Tell in a sentence or two what the thresholds do to the test images."""
-  good, called = _good(data), data.scores > data.limits.image
-  review = (data.scores > data.limits.review) & ~called
+  good, called = _good(data), data.scores > data.limits.image_threshold
+  review = (data.scores > data.limits.review_threshold) & ~called
   parts = []
   if (~good).any():
     parts.append(f'{_some(called[~good], "defective")} found')
@@ -118,7 +118,7 @@ def summary(data: Curves) -> str:
   kinds = [f'{n} {kind}' for n, kind in zip(both, ('defective', 'good'), strict=True) if n]
   more = f'; {" and ".join(kinds)} more {"is" if sum(both) == 1 else "are"} to be reviewed'
   more *= bool(kinds)
-  return f'{", ".join(parts)}{more}.{_OPTIMISTIC * bool(data.limits.labelled)}'
+  return f'{", ".join(parts)}{more}.{_OPTIMISTIC * bool(data.limits.num_anomalous)}'
 
 
 def roc(data: Curves) -> list[Line]:
@@ -205,10 +205,10 @@ def _good(data: Curves) -> Bool[np.ndarray, ' n']:
 def _known(data: Curves) -> Iterator[tuple[Look, metrics.Ranking, float, int]]:
   """Rankings that have both classes, each with its threshold and the normal ones above it."""
   limits = data.limits
-  alarms = int((data.scores[_good(data)] > limits.image).sum())
+  alarms = int((data.scores[_good(data)] > limits.image_threshold).sum())
   for look, ranking, threshold, false in (
-    (IMAGES, data.image, limits.image, alarms),
-    (PIXELS, data.pixel, limits.pixel, data.pixel_alarms),
+    (IMAGES, data.image, limits.image_threshold, alarms),
+    (PIXELS, data.pixel, limits.pixel_threshold, data.pixel_alarms),
   ):
     if ranking is not None and len(ranking.scores) and ranking.total_normals:
       yield look, ranking, threshold, false
@@ -258,7 +258,13 @@ def _pro_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
 
 def _histogram_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
   limits = data.limits
-  score_histogram.panel(figure, box, _rows(data), min(limits.review, limits.image), limits.image)
+  score_histogram.panel(
+    figure,
+    box,
+    _rows(data),
+    min(limits.review_threshold, limits.image_threshold),
+    limits.image_threshold,
+  )
 
 
 _PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, Curves], None]] = {
@@ -296,14 +302,18 @@ def _rows(data: Curves, most: int = 10) -> list[score_histogram.Row]:
   rows = []
   if data.calibration is not None and len(data.calibration):
     # Labels, where they are given, set the thresholds instead.
-    name = 'good, held out' + ' (thresholds)' * (not data.limits.labelled)
+    name = 'good, held out' + ' (thresholds)' * (not data.limits.num_anomalous)
     rows.append(score_histogram.Row(name, data.calibration, True))
   if 'good' in kinds:
     rows.append(score_histogram.Row('good', kinds.pop('good'), True))
 
   def ease(name: str) -> tuple[float, float, str]:
     scores = np.sort(kinds[name])
-    return float((scores > data.limits.image).mean()), float(scores[len(scores) // 2]), name
+    return (
+      float((scores > data.limits.image_threshold).mean()),
+      float(scores[len(scores) // 2]),
+      name,
+    )
 
   ordered = sorted(kinds, key=ease)
   shown = ordered if len(ordered) <= most else ordered[: most - 1]

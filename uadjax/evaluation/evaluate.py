@@ -85,13 +85,13 @@ def evaluate(
   def scorer(fitted: Any, batch: Batch) -> Scores:
     return model.score(fitted, batch.image)
 
-  given = model.fitted, records, model.ops, batch_size, mesh, model.split
-  for scored in scoring.score(scorer, *given):
+  given = model.fitted, records, model.ops, batch_size, mesh, model.fitted_specs
+  for scored in scoring.score_records(scorer, *given):
     record = scored.record
     size = image_io.image_size(record.path)
     source = inputs.Source(str(record.path), record.path)
     result = Result(
-      source, record.path.stem, model.ops, model.limits, size, scored.image, scored.map
+      source, record.path.stem, model.ops, model.thresholds, size, scored.score, scored.anomaly_map
     )
     truth = pixel_scores.read(record, size, mask_threshold)
     if record in chosen:
@@ -99,22 +99,22 @@ def evaluate(
       path = folder / f'{record.defect}_{len(judged):04d}_{record.path.stem}.png'
       # Four times as fast as the default, and a fifth larger.
       picture(model, record, result, truth).save(path, compress_level=1)
-    pixel_scores.add(pixels, scored.map, result.anomaly_map, result.seen, truth)
+    pixel_scores.add(pixels, scored.anomaly_map, result.anomaly_map, result.seen, truth)
     judged.append(judge(record, result, truth))
   rows = [[one.record.path, one.record.defect, one.score, one.label] for one in judged]
   files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
   images, ranked = rank(judged), pixel_scores.ranking(pixels)
   found = measure(judged, images, ranked)
-  normals = model_dir.calibration(model.directory)
+  normals = model_dir.load_calibration_scores(model.directory)
   drawn = curves.Curves(
     model.name,
-    model.limits,
+    model.thresholds,
     np.array([one.score for one in judged]),
     [one.record.defect for one in judged],
     images,
     ranked,
     _merged(judged).fp,
-    None if normals is None else normals.image,
+    None if normals is None else normals.scores,
   )
   return Evaluation(found, drawn, pixels.maps)
 
@@ -224,7 +224,9 @@ def picture(
   tiles = [
     heatmap.Tile('image', image),
     *known,
-    heatmap.Tile('heatmap', heatmap.overlay(image, result.anomaly_map, model.limits.pixel)),
+    heatmap.Tile(
+      'heatmap', heatmap.overlay(image, result.anomaly_map, model.thresholds.pixel_threshold)
+    ),
     heatmap.Tile('prediction', heatmap.outline(image, result.marked)),
   ]
   headline = f'{record.defect}/{result.headline}'

@@ -86,19 +86,21 @@ def score(
   images: dict[bool, list[float]] = {False: [], True: []}
   peaks: list[float] = []
   rows = config.evaluate.batch_size
-  for one in scoring.score(scorer, fitted, records, ops, rows, mesh, split):
-    images[one.record.is_anomalous].append(one.image)
+  for one in scoring.score_records(scorer, fitted, records, ops, rows, mesh, split):
+    images[one.record.is_anomalous].append(one.score)
     if not one.record.is_anomalous:
-      peaks.append(float(one.map.max()))
+      peaks.append(float(one.anomaly_map.max()))
     size = image_io.image_size(one.record.path)
     truth = pixel_scores.read(one.record, size, config.data.mask_threshold)
     if truth is not None:
-      restored = ops.restore(one.map, *size)
-      pixel_scores.add(pixels, one.map, restored.anomaly_map, restored.visible, truth)
+      restored = ops.restore(one.anomaly_map, *size)
+      pixel_scores.add(pixels, one.anomaly_map, restored.anomaly_map, restored.visible, truth)
   ranking = pixel_scores.ranking(pixels)
   pixel = None
   if ranking is not None:
-    pixel = calibration.pixel_by_f1(ranking.scores, ranking.num_anomalous, ranking.num_normal)
+    pixel = calibration.pixel_threshold_by_f1(
+      ranking.scores, ranking.num_anomalous, ranking.num_normal
+    )
   return Examples(np.array(images[False]), np.array(peaks), np.array(images[True]), pixel)
 
 

@@ -40,14 +40,14 @@ def run(config: Config, workdir: Path) -> Result:
 def run_logged(config: Config, workdir: Path) -> Result:
   """The same, with its log and result file in `workdir`."""
   mode = require_mode(config.mode)
-  workdirs.make(workdir)
+  workdirs.create(workdir)
   with signals.raise_on_signal(), log.logging_to(workdir / f'{mode}.log'):
     try:
       result = run(config, workdir)
-      workdirs.succeed(workdir, mode, result)
+      workdirs.write_result(workdir, mode, result)
     except (Exception, Interrupted) as error:
       with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
-        workdirs.fail(workdir, mode, error)
+        workdirs.write_failure(workdir, mode, error)
       raise
   return result
 
@@ -61,7 +61,7 @@ def require_mode(name: str) -> str:
 
 def train(config: Config, workdir: Path) -> Result:
   """Fit, calibrate, save and evaluate a detector, or one for each category of a group."""
-  return _run_over_categories(_train, resolve_backbone.settle(config, workdir), workdir)
+  return _run_over_categories(_train, resolve_backbone.resolve_backbone(config, workdir), workdir)
 
 
 def _train(config: Config, workdir: Path) -> Result:
@@ -106,7 +106,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
 
   if not config.data.root:  # Then the model's own data are meant, not what is drawn.
     config = config.copy_and_resolve_references().unlock()
-    config.data = model_dir.about(config.evaluate.model_dir or workdir / 'model').config.data
+    config.data = model_dir.read_info(config.evaluate.model_dir or workdir / 'model').config.data
   return _run_over_categories(evaluate_category, config, workdir)
 
 
@@ -192,7 +192,7 @@ def _load_for_evaluation(config: Config, workdir: Path) -> model_dir.Model:
   options = config.evaluate
   model = _load_on_mesh(config, options.model_dir or workdir / 'model')
   thresholds = options.threshold, options.review_threshold, options.pixel_threshold
-  return model._replace(limits=calibration.override(model.limits, *thresholds))
+  return model._replace(limits=calibration.override(model.thresholds, *thresholds))
 
 
 def _load_on_mesh(config: Config, directory: Path | str) -> model_dir.Model:
@@ -230,7 +230,7 @@ def _run_over_categories(
       {categories[0]: category_result},
     )
   log.LOG.info('%s: %s', config.data.category, ', '.join(categories))
-  files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.portable(config)))
+  files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.without_run_options(config)))
   results, failures = {}, {}
   for category in categories:
     category_config, category_dir = _category_config(config, category), workdir / category
@@ -238,7 +238,7 @@ def _run_over_categories(
     # done, and begins the rest.
     is_resuming, saved_steps = (
       config.mode == 'train' and config.fit.resume,
-      workdirs.steps(category_dir),
+      workdirs.saved_steps(category_dir),
     )
     if not saved_steps:
       category_config.fit.resume = ''
@@ -247,7 +247,7 @@ def _run_over_categories(
       if (
         is_resuming
         and not saved_steps
-        and (category_result := workdirs.finished(category_dir, category_config))
+        and (category_result := workdirs.finished_result(category_dir, category_config))
       ):
         results[category] = category_result
         log.LOG.info('%s: done before.', category)
@@ -258,10 +258,10 @@ def _run_over_categories(
         category_result := run_category(category_config, category_dir),
         {category: category_result},
       )
-      workdirs.succeed(category_dir, config.mode, results[category])
+      workdirs.write_result(category_dir, config.mode, results[category])
     except UserError as error:
       failures[category] = str(error)
-      workdirs.fail(category_dir, config.mode, error)
+      workdirs.write_failure(category_dir, config.mode, error)
       log.LOG.error('%s: %s', category, error)
   result = _write_summary(config, workdir, {'categories': results}, results)
   if failures:
@@ -274,7 +274,7 @@ def _write_summary(
   config: Config, workdir: Path, result: Result, results: Mapping[str, Result]
 ) -> Result:
   """Write the CSV, and add what concerns all categories to the result."""
-  label = workdirs.label(config)
+  label = workdirs.category_name(config)
   metrics_by_category = {
     category or label: category_result['metrics']
     for category, category_result in results.items()
@@ -292,7 +292,7 @@ def _write_summary(
     evaluation_result = {
       key: result[key] for key in ('metrics', 'weights', 'per_category') if key in result
     }
-    workdirs.succeed(workdir, 'evaluate', evaluation_result)
+    workdirs.write_result(workdir, 'evaluate', evaluation_result)
   return result
 
 

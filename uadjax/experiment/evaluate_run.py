@@ -42,7 +42,7 @@ def evaluate_and_report(
   if not test_records:
     logging.LOG.info('There are no test images: the model is not evaluated.')
     return result
-  options, run_label = config.evaluate, workdirs.label(config)
+  options, run_label = config.evaluate, workdirs.category_name(config)
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
   mask_threshold = config.data.mask_threshold
   start = time.perf_counter()
@@ -58,10 +58,15 @@ def evaluate_and_report(
   logging.LOG.info('%s', curves.summary(titled_curves))
   if options.report_pictures:
     picture_indices = gallery.choose(
-      test_records, titled_curves.scores, model.limits, options.report_pictures
+      test_records, titled_curves.scores, model.thresholds, options.report_pictures
     )
     pictures = gallery.shots(
-      test_records, evaluation.maps, picture_indices, model.ops, model.limits.pixel, mask_threshold
+      test_records,
+      evaluation.maps,
+      picture_indices,
+      model.ops,
+      model.thresholds.pixel_threshold,
+      mask_threshold,
     )
     report_metadata = provenance.of(
       model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}

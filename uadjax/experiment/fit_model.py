@@ -72,5 +72,5 @@ def run_training(
     )
   memory.retain_freed_pages()
   mesh.use_cores_as_devices()
-  run_dir = Path(workdir or workdirs.default(config, variant))
+  run_dir = Path(workdir or workdirs.default_workdir(config, variant))
   return experiment.run_logged(config, run_dir), run_dir

@@ -20,9 +20,9 @@ def ready(directory: Path) -> Path:
   It is `model.onnx` there, where that is such a file and of these arrays; else it is written into
   the user's cache, once.
   """
-  about = model_dir.about(directory)
+  about = model_dir.read_info(directory)
   # Damaged arrays must not go unnoticed for years behind a graph of them.
-  model_dir.check(directory)
+  model_dir.verify_arrays(directory)
   own = directory / f'model{runtimes.SUFFIX}'
   if own.is_file() and _serves(own, about.arrays_sha256):
     return own

@@ -151,7 +151,7 @@ def export(
     told: dict[str, Any] = {'agreement': agreement.told()}
     quantized = None
     if judged_on:
-      quantized = quantizing.quantize(quantize, path, model.limits, graph.batch, judged_on)
+      quantized = quantizing.quantize(quantize, path, model.thresholds, graph.batch, judged_on)
       told = {'quantized': quantized.told()}
     about = {
       'format': format,

@@ -56,7 +56,7 @@ def of(model: model_dir.Model, batch: int | None, camera: tuple[int, int] | None
   """
   ops, fitted = model.ops, model.fitted
   # Made anew: of what was jitted, a trace of some other purpose may be kept.
-  _, detector = model_dir.assemble(model.config, RunContext(ops.height, ops.width))
+  _, detector = model_dir.build_detector(model.config, RunContext(ops.height, ops.width))
   if detector.export_score_fn is None:
     score: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
   else:
@@ -77,7 +77,7 @@ def about(model: model_dir.Model, height: int, width: int, resized: bool) -> dic
   return {
     'model_name': model.name,
     'uadjax': uadjax.__version__,
-    'thresholds': model.limits._asdict(),
+    'thresholds': model.thresholds._asdict(),
     'preprocessing': {
       'channels': 'RGB',
       'height': height,
@@ -89,7 +89,7 @@ def about(model: model_dir.Model, height: int, width: int, resized: bool) -> dic
       else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io',
     },
     'weights': model.weights._asdict(),
-    'arrays_sha256': model_dir.about(model.directory).arrays_sha256,
+    'arrays_sha256': model_dir.read_info(model.directory).arrays_sha256,
   }
 
 

@@ -98,8 +98,8 @@ def pictures(
     ConfigError: no image is here.
   """
   splits = _splits(model, folder)
-  normals = model_dir.calibration(model.directory)
-  named = [Path(path) for path in normals.path if path] if normals else []
+  normals = model_dir.load_calibration_scores(model.directory)
+  named = [Path(path) for path in normals.paths if path] if normals else []
   good = [path for path in named if path.is_file()]
   if folder and (not good or not splits.test):
     good = [record.path for record in splits.train if not record.is_anomalous] or good
@@ -121,7 +121,7 @@ def compare(
   runs: Sequence[runtimes.Run],
   records: Sequence[Record],
   on: Pictures,
-  limits: calibration.Limits,
+  limits: calibration.Thresholds,
   batch: int | None,
 ) -> Kept:
   """Compare the labels and the ranking of two graphs."""

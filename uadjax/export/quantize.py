@@ -91,7 +91,7 @@ def check(kind: str, format: str) -> None:
 def quantize(
   kind: str,
   path: Path,
-  limits: calibration.Limits,
+  limits: calibration.Thresholds,
   batch: int | None,
   on: quantization_check.Pictures,
 ) -> Quantized:

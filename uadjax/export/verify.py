@@ -124,14 +124,18 @@ def compare(
     return scores._replace(map=np.stack(maps))
 
   want = known(lambda x: model.score(model.fitted, x))
-  _, detector = model_dir.assemble(model.config, RunContext(model.ops.height, model.ops.width))
+  _, detector = model_dir.build_detector(
+    model.config, RunContext(model.ops.height, model.ops.width)
+  )
   low = high = want
   around = detector.score_bounds
   if around is not None:
     both = jax.jit(lambda fitted, x: around(fitted, x, TOLERANCE))
     low, high = (known(lambda x, side=side: both(model.fitted, x)[side]) for side in (0, 1))
   got = _in_batches(run, on.taken, batch)
-  labels = ([calibration.label(float(x), model.limits) for x in one.image] for one in (want, got))
+  labels = (
+    [calibration.label(float(x), model.thresholds) for x in one.image] for one in (want, got)
+  )
   scores = _outside(got.image, low.image, high.image)
   maps = _outside(got.map, low.map, high.map)
   return Agreement(
@@ -146,15 +150,15 @@ def compare(
 
 def _near_thresholds(model: model_dir.Model) -> Sequence[str]:
   """Half of them those whose labels flip first, the others spread over all."""
-  normals = model_dir.calibration(model.directory)
+  normals = model_dir.load_calibration_scores(model.directory)
   if normals is None:
     return []
-  there = [i for i, path in enumerate(normals.path) if path and Path(path).is_file()]
-  limits = np.array([model.limits.image, model.limits.review])
-  distance = np.abs(normals.image[:, None] - limits).min(axis=1)
+  there = [i for i, path in enumerate(normals.paths) if path and Path(path).is_file()]
+  limits = np.array([model.thresholds.image_threshold, model.thresholds.review_threshold])
+  distance = np.abs(normals.scores[:, None] - limits).min(axis=1)
   nearest = sorted(there, key=lambda i: distance[i])
   chosen = dict.fromkeys([*nearest[: _IMAGES // 2], *quantization_check.spread(there, _IMAGES)])
-  return [normals.path[i] for i in [*chosen][:_IMAGES]]
+  return [normals.paths[i] for i in [*chosen][:_IMAGES]]
 
 
 def _in_batches(run: runtimes.Run, images: np.ndarray, batch: int | None) -> Scores:

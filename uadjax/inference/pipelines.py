@@ -69,7 +69,7 @@ def create_model(
     raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with split.")
   devices = meshes.local_devices(meshes.select_devices(device or 'auto'))
   name, directory = _which(str(model_name), model_dir)
-  if name and (there := model_dirs.about(directory).name) != name:
+  if name and (there := model_dirs.read_info(directory).name) != name:
     raise ModelError(
       f'The model in {directory} is {there}, not {name}; leave the name out, or name another one.'
     )
@@ -77,7 +77,7 @@ def create_model(
     opened = _open_in_jax(directory, devices, split, access)
   else:
     opened = _open_graph(directory, backend, devices, access)
-  own = opened.model.limits
+  own = opened.model.thresholds
   limits = calibration.override(own, threshold, review_threshold, pixel_threshold)
   return opened._replace(model=opened.model._replace(limits=limits))
 
@@ -89,7 +89,7 @@ def _open_in_jax(
   with jax.default_device(devices[0]):
     mesh = meshes.mesh_of(devices if split else devices[:1])
     model = model_dirs.load(directory, mesh)
-    if model.split is None:  # There may be nothing to split.
+    if model.fitted_specs is None:  # There may be nothing to split.
       return predictor.open_on(model, devices, access)
     return predictor.open_split(model, mesh, access)
 

@@ -54,7 +54,7 @@ class Predictor(NamedTuple):
 
   def __repr__(self) -> str:
     devices = ', '.join(map(str, self.devices))
-    return f'{self.model.name} of {self.model.directory} on {devices}: {self.model.limits}'
+    return f'{self.model.name} of {self.model.directory} on {devices}: {self.model.thresholds}'
 
   def predict(
     self, input: Any, batch_size: int = 1, strict: bool = False, skip: Path | None = None
@@ -118,7 +118,7 @@ def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC_
   backend = runtimes.chosen(backend)  # Before a graph is exported for it.
   runtime = runtimes.open(cached_graph.ready(directory), backend)
   logging.LOG.info('Computed by %s.', runtime.name)
-  model = model_dir.described(directory, lambda nothing, images: runtime.run(images))
+  model = model_dir.open_without_arrays(directory, lambda nothing, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.
   return Predictor(model, [runtime.name], [runtime.run], 2, access, {})
 
@@ -176,7 +176,7 @@ def _judge(
   one: Predictor, number: int, reading: Sequence['Future[_Prepared]'], rows: int
 ) -> list[Result]:
   """Score a batch on a device, when it has been read."""
-  ops, limits = one.model.ops, one.model.limits
+  ops, limits = one.model.ops, one.model.thresholds
   pixels = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
   read = [future.result() for future in reading]
   for row, image in enumerate(read):

@@ -41,7 +41,7 @@ class Result(Mapping[str, Any]):
     source: inputs.Source,
     stem: str,
     ops: transforms.Ops,
-    limits: calibration.Limits,
+    limits: calibration.Thresholds,
     size: tuple[int, int],
     score: float,
     map: Float[np.ndarray, 'height width'],
@@ -67,7 +67,7 @@ class Result(Mapping[str, Any]):
 
   @classmethod
   def unread(
-    cls, source: inputs.Source, stem: str, limits: calibration.Limits, error: str
+    cls, source: inputs.Source, stem: str, limits: calibration.Thresholds, error: str
   ) -> 'Result':
     """The result of an image that could not be read, and why.
 
@@ -82,7 +82,7 @@ class Result(Mapping[str, Any]):
   @property
   def threshold(self) -> float:
     """An image whose score exceeds it is NG."""
-    return self.limits.image
+    return self.limits.image_threshold
 
   @functools.cached_property
   def restored(self) -> transforms.RestoredMap:
@@ -102,7 +102,7 @@ class Result(Mapping[str, Any]):
   @functools.cached_property
   def marked(self) -> Bool[np.ndarray, 'h w']:
     """The pixels that exceed the pixel threshold."""
-    return self.seen & (self.anomaly_map > self.limits.pixel)
+    return self.seen & (self.anomaly_map > self.limits.pixel_threshold)
 
   @property
   def pred(self) -> UInt8[np.ndarray, 'h w']:
@@ -153,8 +153,8 @@ class Result(Mapping[str, Any]):
       'score': self.score,
       'label': self.label,
       'threshold': self.threshold,
-      'review_threshold': self.limits.review,
-      'pixel_threshold': self.limits.pixel,
+      'review_threshold': self.limits.review_threshold,
+      'pixel_threshold': self.limits.pixel_threshold,
       'size': list(self.size),
       'marked_pixels': int(self.marked.sum()),
       'regions': [region._asdict() for region in self.regions],
@@ -213,8 +213,8 @@ class Result(Mapping[str, Any]):
   def headline(self) -> str:
     """The verdict in one line, for people."""
     limits = f'NG above {self.threshold:.3g}'
-    if self.limits.review < self.threshold:
-      limits += f', review above {self.limits.review:.3g}'
+    if self.limits.review_threshold < self.threshold:
+      limits += f', review above {self.limits.review_threshold:.3g}'
     name = PurePath(self.input_path).name
     return f'{name}   {self.label}   score {self.score:.3g}   ({limits})'
 
@@ -230,9 +230,9 @@ class Result(Mapping[str, Any]):
       PurePath(self.input_path).name,
       self.label,
       self.score,
-      self.limits.image,
-      self.limits.review,
-      self.limits.pixel,
+      self.limits.image_threshold,
+      self.limits.review_threshold,
+      self.limits.pixel_threshold,
     )
     anomaly = np.where(self.seen, self.anomaly_map, np.float32('nan'))  # Dimmed where not seen.
     return result_image.picture(inputs.read(self._source), anomaly, self.marked, self.peak_at, told)

@@ -162,10 +162,10 @@ def _begin(table: Table, one: predictor.Predictor) -> None:
   model, path = one.model, table.folder / _ABOUT
   about = {
     'model_name': model.name,
-    'arrays_sha256': model_dir.about(model.directory).arrays_sha256,
-    'threshold': model.limits.image,
-    'review_threshold': model.limits.review,
-    'pixel_threshold': model.limits.pixel,
+    'arrays_sha256': model_dir.read_info(model.directory).arrays_sha256,
+    'threshold': model.thresholds.image_threshold,
+    'review_threshold': model.thresholds.review_threshold,
+    'pixel_threshold': model.thresholds.pixel_threshold,
     'format': table.format,
   }
   try:

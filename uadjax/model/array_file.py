@@ -13,12 +13,17 @@ import numpy as np
 
 from uadjax.errors import ModelError
 
-ARRAYS = 'fitted.safetensors'
+ARRAYS_FILE = 'fitted.safetensors'
 
 # The types of arrays in fitted models, by safetensors' names.
-_TYPES = {'F32': np.dtype('f4'), 'I32': np.dtype('i4'), 'U8': np.dtype('u1'), 'BOOL': np.dtype('?')}
-_ALIGNED = 64  # Bytes: JAX takes memory of the host as its own, uncopied, where it is aligned so.
-_PIECE = 1 << 20  # Bytes hashed while they are in the processor's cache, being copied.
+_DTYPES = {
+  'F32': np.dtype('f4'),
+  'I32': np.dtype('i4'),
+  'U8': np.dtype('u1'),
+  'BOOL': np.dtype('?'),
+}
+_ALIGNMENT = 64  # Bytes: JAX takes memory of the host as its own, uncopied, where it is aligned so.
+_CHUNK_BYTES = 1 << 20  # Bytes hashed while they are in the processor's cache, being copied.
 
 
 def save_arrays(folder: Path, fitted: Any) -> str:
@@ -30,38 +35,38 @@ def save_arrays(folder: Path, fitted: Any) -> str:
   Returns:
     The SHA-256 of the file.
   """
-  leaves, type_names = named(fitted), {dtype: name for name, dtype in _TYPES.items()}
+  leaves, type_names = leaves_by_path(fitted), {dtype: name for name, dtype in _DTYPES.items()}
   # All that fill whole units of alignment first, so that each of them begins with one.
-  names = sorted(leaves, key=lambda name: (leaves[name].nbytes % _ALIGNED != 0, name))
+  names = sorted(leaves, key=lambda name: (leaves[name].nbytes % _ALIGNMENT != 0, name))
   header, end = {}, 0
   for name in names:
     begin, end = end, end + leaves[name].nbytes
-    about = {'dtype': type_names[leaves[name].dtype], 'shape': leaves[name].shape}
-    header[name] = {**about, 'data_offsets': [begin, end]}
-  text = json.dumps(header).encode()
-  text += b' ' * (-(8 + len(text)) % _ALIGNED)
+    entry = {'dtype': type_names[leaves[name].dtype], 'shape': leaves[name].shape}
+    header[name] = {**entry, 'data_offsets': [begin, end]}
+  header_bytes = json.dumps(header).encode()
+  header_bytes += b' ' * (-(8 + len(header_bytes)) % _ALIGNMENT)
   digest = hashlib.sha256()
-  with (folder / ARRAYS).open('wb') as file:
-    pieces = itertools.chain.from_iterable(_pieces(leaves[name]) for name in names)
-    for piece in itertools.chain([len(text).to_bytes(8, 'little'), text], pieces):
-      digest.update(piece)
-      file.write(piece)
+  with (folder / ARRAYS_FILE).open('wb') as file:
+    chunks = itertools.chain.from_iterable(_byte_chunks(leaves[name]) for name in names)
+    for chunk in itertools.chain([len(header_bytes).to_bytes(8, 'little'), header_bytes], chunks):
+      digest.update(chunk)
+      file.write(chunk)
   return digest.hexdigest()
 
 
-def named(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any) -> dict[str, Any]:
   """Leaves of a tree by their path, as the file names them."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def _pieces(leaf: Any) -> Iterator[memoryview]:
+def _byte_chunks(leaf: Any) -> Iterator[memoryview]:
   """The bytes of an array, from where they lie."""
   data = np.asarray(leaf).reshape(-1).view(np.uint8).data
-  return (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+  return (data[offset : offset + _CHUNK_BYTES] for offset in range(0, len(data), _CHUNK_BYTES))
 
 
-def read(path: Path) -> tuple[mmap.mmap, str]:
+def read_file(path: Path) -> tuple[mmap.mmap, str]:
   """Read a file for arrays to lie in, and take its SHA-256.
 
   Read and not mapped: what is opened stays as it was hashed, whatever becomes of the file. Pages of
@@ -70,25 +75,25 @@ def read(path: Path) -> tuple[mmap.mmap, str]:
   digest = hashlib.sha256()
   try:
     with path.open('rb') as file:
-      size = path.stat().st_size
-      memory = mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY)
-      for at in range(0, size, _PIECE):
-        piece = memoryview(memory)[at : min(at + _PIECE, size)]
-        file.readinto(piece)
-        digest.update(piece)
+      num_bytes = path.stat().st_size
+      buffer = mmap.mmap(-1, max(num_bytes, 1), access=mmap.ACCESS_COPY)
+      for offset in range(0, num_bytes, _CHUNK_BYTES):
+        chunk = memoryview(buffer)[offset : min(offset + _CHUNK_BYTES, num_bytes)]
+        file.readinto(chunk)
+        digest.update(chunk)
   except OSError as error:
     raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
-  return memory, digest.hexdigest()
+  return buffer, digest.hexdigest()
 
 
-def arrays(memory: mmap.mmap) -> dict[str, np.ndarray]:
+def parse_arrays(buffer: mmap.mmap) -> dict[str, np.ndarray]:
   """The arrays of a safetensors file, where they lie."""
-  first = 8 + int.from_bytes(memory[:8], 'little')
-  header = json.loads(memory[8:first])
+  data_start = 8 + int.from_bytes(buffer[:8], 'little')
+  header = json.loads(buffer[8:data_start])
   header.pop('__metadata__', None)
   return {
     name: np.ndarray(
-      about['shape'], _TYPES[about['dtype']], memory, first + about['data_offsets'][0]
+      entry['shape'], _DTYPES[entry['dtype']], buffer, data_start + entry['data_offsets'][0]
     )
-    for name, about in header.items()
+    for name, entry in header.items()
   }

@@ -21,11 +21,11 @@ from uadjax.errors import ConfigError, DataError, Setting, UnknownName
 
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
-_LABELLED = ('f1', 'cost')
-_GIVEN = 'given'  # Of thresholds that nothing stands on.
+_LABELED_METHODS = ('f1', 'cost')
+_MANUAL = 'given'  # Of thresholds that nothing stands on.
 
 
-class Limits(NamedTuple):
+class Thresholds(NamedTuple):
   """Thresholds, and what they stand on; plain numbers and text, as JSON can hold them.
 
   Attributes:
@@ -48,43 +48,46 @@ class Limits(NamedTuple):
     confidence: of `bound` and `needed`.
   """
 
-  image: float
-  pixel: float
-  review: float
+  image_threshold: float
+  pixel_threshold: float
+  review_threshold: float
   method: str
   budget: float
   review_budget: float
-  normals: int
-  expected: float
-  bound: float
-  needed: int
-  labelled: int = 0
-  missed: int = 0
+  num_normals: int
+  expected_false_alarm_rate: float
+  false_alarm_rate_bound: float
+  num_normals_required: int
+  num_anomalous: int = 0
+  num_missed: int = 0
   confidence: float = CONFIDENCE
 
   @property
-  def given(self) -> bool:
+  def is_manual(self) -> bool:
     """Whether the image thresholds were set by hand."""
-    return self.method == _GIVEN
+    return self.method == _MANUAL
 
   @property
-  def over_budget(self) -> bool:
+  def is_over_budget(self) -> bool:
     """Whether good images were too few for what the method is to keep."""
-    kept = {'normals': self.expected, 'confident': self.bound}.get(self.method, 0.0)
-    return kept > self.budget + 1e-9
+    rate = {
+      'normals': self.expected_false_alarm_rate,
+      'confident': self.false_alarm_rate_bound,
+    }.get(self.method, 0.0)
+    return rate > self.budget + 1e-9
 
   def __str__(self) -> str:
-    band = f'review above {self.review:.4g}'
-    if self.review >= self.image:
-      band = 'nothing to review'
-      if self.method not in (*_LABELLED, _GIVEN):
-        band += f' (a band takes more than {self.normals} good images)'
-    thresholds = f'NG above {self.image:.4g}, {band}, pixels marked above {self.pixel:.4g}'
-    if self.method in _LABELLED:
-      return f'{thresholds}: {_told_of_labels(self)}.'
-    if self.given:
-      return f'{thresholds}: set by hand, so that nothing is promised of unseen good images.'
-    return f'{thresholds}: {(_told_of_few if self.over_budget else _told_of_normals)(self)}.'
+    review_text = f'review above {self.review_threshold:.4g}'
+    if self.review_threshold >= self.image_threshold:
+      review_text = 'nothing to review'
+      if self.method not in (*_LABELED_METHODS, _MANUAL):
+        review_text += f' (a band takes more than {self.num_normals} good images)'
+    threshold_text = f'NG above {self.image_threshold:.4g}, {review_text}, pixels marked above {self.pixel_threshold:.4g}'
+    if self.method in _LABELED_METHODS:
+      return f'{threshold_text}: {_describe_labeled_method(self)}.'
+    if self.is_manual:
+      return f'{threshold_text}: set by hand, so that nothing is promised of unseen good images.'
+    return f'{threshold_text}: {(_describe_over_budget if self.is_over_budget else _describe_normals_method)(self)}.'
 
 
 def from_normals(
@@ -93,7 +96,7 @@ def from_normals(
   budget: float,
   review_budget: float = 0.05,
   confident: bool = False,
-) -> Limits:
+) -> Thresholds:
   """Set thresholds by quantiles of good images.
 
   On average the budget is kept by the conformal quantile (Vovk et al. 2005, section 2.2); with 95 %
@@ -110,36 +113,36 @@ def from_normals(
     review_budget: share of good images that may be reviewed or called NG, in [budget, 1).
     confident: keep both budgets with confidence rather than on average.
   """
-  _check_budgets(budget, review_budget)
-  n = _count(scores, 'good')
-  _count(peaks, 'good')  # As many; but they may not be numbers.
-  rank_of = _confident_rank if confident else _average_rank
-  rank, review_rank = rank_of(n, budget), rank_of(n, review_budget)
-  images, maps = np.sort(scores).tolist(), np.sort(peaks).tolist()
-  return Limits(
-    image=_just_above(images[rank - 1], _ROOM),
-    pixel=_just_above(maps[rank - 1], _ROOM),
-    review=_just_above(images[review_rank - 1], _ROOM),
+  _validate_budgets(budget, review_budget)
+  n = _count_finite_scores(scores, 'good')
+  _count_finite_scores(peaks, 'good')  # As many; but they may not be numbers.
+  rank_for_budget = _confident_rank if confident else _average_rank
+  rank, review_rank = rank_for_budget(n, budget), rank_for_budget(n, review_budget)
+  sorted_scores, sorted_peaks = np.sort(scores).tolist(), np.sort(peaks).tolist()
+  return Thresholds(
+    image_threshold=_just_above(sorted_scores[rank - 1], _EXPORT_MARGIN),
+    pixel_threshold=_just_above(sorted_peaks[rank - 1], _EXPORT_MARGIN),
+    review_threshold=_just_above(sorted_scores[review_rank - 1], _EXPORT_MARGIN),
     method='confident' if confident else 'normals',
     budget=budget,
     review_budget=review_budget,
-    normals=n,
-    expected=(n - rank + 1) / (n + 1),
-    bound=_bound(n - rank, n),
-    needed=_needed(budget),
+    num_normals=n,
+    expected_false_alarm_rate=(n - rank + 1) / (n + 1),
+    false_alarm_rate_bound=_rate_upper_bound(n - rank, n),
+    num_normals_required=_num_normals_required(budget),
   )
 
 
-def from_labelled(
-  normal: Float[np.ndarray, ' n'],
+def from_labeled(
+  normal_scores: Float[np.ndarray, ' n'],
   peaks: Float[np.ndarray, ' n'],
-  anomalous: Float[np.ndarray, ' m'],
+  anomalous_scores: Float[np.ndarray, ' m'],
   method: str,
   budget: float,
   review_budget: float = 0.05,
   miss_cost: float = 10.0,
-  pixel: float | None = None,
-) -> Limits:
+  pixel_threshold: float | None = None,
+) -> Thresholds:
   """Set the image threshold where it tells the given images apart best.
 
   It lies midway between two neighboring scores; of several that are equally good it is the lowest,
@@ -158,27 +161,36 @@ def from_labelled(
     pixel: the map's threshold, which `pixel_by_f1` finds from masks for either method: what a
       pixel missed costs nobody knows, but that marks should cover defects holds always.
   """
-  if method not in _LABELLED:
-    raise UnknownName(f'Unknown method for labelled images {method!r}; choose from {_LABELLED}.')
-  _check_cost(miss_cost)
-  n, m = _count(normal, 'good'), _count(anomalous, 'defective')
-  by_normals = from_normals(normal, peaks, budget, review_budget)
-  image = _best(normal, anomalous, miss_cost if method == 'cost' else None)
-  above = int((normal > image).sum())
-  return by_normals._replace(
-    image=image,
-    pixel=by_normals.pixel if pixel is None else pixel,
-    review=min(by_normals.review, image),
+  if method not in _LABELED_METHODS:
+    raise UnknownName(
+      f'Unknown method for labelled images {method!r}; choose from {_LABELED_METHODS}.'
+    )
+  _validate_miss_cost(miss_cost)
+  n, m = (
+    _count_finite_scores(normal_scores, 'good'),
+    _count_finite_scores(anomalous_scores, 'defective'),
+  )
+  normals_thresholds = from_normals(normal_scores, peaks, budget, review_budget)
+  image_threshold = _best_image_threshold(
+    normal_scores, anomalous_scores, miss_cost if method == 'cost' else None
+  )
+  num_false_alarms = int((normal_scores > image_threshold).sum())
+  return normals_thresholds._replace(
+    image=image_threshold,
+    pixel=normals_thresholds.pixel_threshold if pixel_threshold is None else pixel_threshold,
+    review=min(normals_thresholds.review_threshold, image_threshold),
     method=method,
-    expected=above / n,
-    bound=_bound(above, n),
+    expected=num_false_alarms / n,
+    bound=_rate_upper_bound(num_false_alarms, n),
     labelled=m,
-    missed=int((anomalous <= image).sum()),
+    missed=int((anomalous_scores <= image_threshold).sum()),
   )
 
 
-def pixel_by_f1(
-  score: Float[np.ndarray, ' k'], anomalous: Int[np.ndarray, ' k'], normal: Int[np.ndarray, ' k']
+def pixel_threshold_by_f1(
+  scores: Float[np.ndarray, ' k'],
+  num_anomalous: Int[np.ndarray, ' k'],
+  num_normal: Int[np.ndarray, ' k'],
 ) -> float:
   """Find the map's threshold of the largest pixel F1; of several the lowest.
 
@@ -190,52 +202,54 @@ def pixel_by_f1(
     anomalous: number of defective pixels at or above each.
     normal: number of normal pixels at or above each. All three as in `metrics.Ranking`.
   """
-  if not len(score):
+  if not len(scores):
     raise DataError('Masks set a pixel threshold only where they mark some pixel; none does.')
-  f1 = 2 * anomalous / (anomalous + normal + anomalous[-1])
-  return _just_below(float(score[np.flatnonzero(f1 == f1.max())[-1]]))
+  f1 = 2 * num_anomalous / (num_anomalous + num_normal + num_anomalous[-1])
+  return _just_below(float(scores[np.flatnonzero(f1 == f1.max())[-1]]))
 
 
 def override(
-  limits: Limits,
-  image: float | None = None,
-  review: float | None = None,
-  pixel: float | None = None,
-) -> Limits:
+  thresholds: Thresholds,
+  image_threshold: float | None = None,
+  review_threshold: float | None = None,
+  pixel_threshold: float | None = None,
+) -> Thresholds:
   """Replace thresholds; an image threshold below the review threshold pulls that down to itself.
 
   Where those of images are, what was promised of the calibrated ones is dropped.
   """
-  given = {'image': image, 'review': review, 'pixel': pixel}
-  for name, value in given.items():
+  overrides = {'image': image_threshold, 'review': review_threshold, 'pixel': pixel_threshold}
+  for name, value in overrides.items():
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
       raise ConfigError(f'The {name} threshold must be a finite number, got {value!r}.')
-  limits = limits._replace(**{name: value for name, value in given.items() if value is not None})
-  if image is not None or review is not None:
-    limits = limits._replace(method=_GIVEN, expected=math.nan, bound=math.nan)
-  return limits._replace(review=min(limits.review, limits.image))
+  thresholds = thresholds._replace(
+    **{name: value for name, value in overrides.items() if value is not None}
+  )
+  if image_threshold is not None or review_threshold is not None:
+    thresholds = thresholds._replace(method=_MANUAL, expected=math.nan, bound=math.nan)
+  return thresholds._replace(review=min(thresholds.review_threshold, thresholds.image_threshold))
 
 
-def label(score: float, limits: Limits) -> str:
+def label(score: float, thresholds: Thresholds) -> str:
   """Tell 'OK', 'review' or 'NG'; a score that is NaN is NG, for it was never seen to be good."""
-  if score <= limits.review:
+  if score <= thresholds.review_threshold:
     return 'OK'
-  return 'review' if score <= limits.image else 'NG'
+  return 'review' if score <= thresholds.image_threshold else 'NG'
 
 
-def check(
+def validate_settings(
   budget: float,
   review_budget: float = 0.05,
   method: str = 'normals',
   miss_cost: float = 10.0,
-  labelled: str = '',
+  labeled: str = '',
 ) -> None:
   """Refuse what cannot be carried out; before hours of fitting, not after."""
-  _check_budgets(budget, review_budget)
+  _validate_budgets(budget, review_budget)
   if method not in METHODS:
     raise UnknownName(f'Unknown calibrate.method {method!r}; choose from {METHODS}.')
-  _check_cost(miss_cost)
-  if method in _LABELLED and not labelled:
+  _validate_miss_cost(miss_cost)
+  if method in _LABELED_METHODS and not labeled:
     raise ConfigError(
       f'calibrate.method {method!r} needs labelled images.',
       key='calibrate.labelled',
@@ -244,14 +258,14 @@ def check(
         Setting('calibrate.labelled'), ', or pass ', Setting('calibrate.method', 'normals'), '.',
       ),
     )  # fmt: skip
-  if labelled and method not in _LABELLED:
+  if labeled and method not in _LABELED_METHODS:
     raise ConfigError(
       f'calibrate.labelled means nothing to calibrate.method {method!r}; leave it out, or choose '
-      f'a method from {_LABELLED}.'
+      f'a method from {_LABELED_METHODS}.'
     )
 
 
-def _check_budgets(budget: float, review_budget: float) -> None:
+def _validate_budgets(budget: float, review_budget: float) -> None:
   if not 0 < budget < 1:
     raise ConfigError(f'calibrate.budget must lie between 0 and 1, got {budget}.')
   if not budget <= review_budget < 1:
@@ -265,19 +279,19 @@ def _check_budgets(budget: float, review_budget: float) -> None:
     )
 
 
-def _check_cost(miss_cost: float) -> None:
+def _validate_miss_cost(miss_cost: float) -> None:
   if not 0 < miss_cost < math.inf:
     raise ConfigError(f'calibrate.miss_cost must be positive and finite, got {miss_cost}.')
 
 
-def _count(scores: Float[np.ndarray, ' n'], kind: str) -> int:
+def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:
   if not len(scores):
     raise DataError(
       f'Calibration needs at least one {kind} image that was not learned from, got none.'
     )
-  if odd := int((~np.isfinite(scores)).sum()):
+  if num_nonfinite := int((~np.isfinite(scores)).sum()):
     raise DataError(
-      f'{odd} of {len(scores)} scores of {kind} images are no finite numbers, so no threshold can '
+      f'{num_nonfinite} of {len(scores)} scores of {kind} images are no finite numbers, so no threshold can '
       'be set; fit the model again, at a smaller fit.learning_rate if it descends one.'
     )
   return len(scores)
@@ -290,89 +304,99 @@ def _average_rank(n: int, budget: float) -> int:
 
 def _confident_rank(n: int, budget: float) -> int:
   ranks = np.arange(1, n + 1)
-  kept = ranks[special.betaincinv(n - ranks + 1, ranks, CONFIDENCE) <= budget]
-  return int(kept[0]) if len(kept) else n
+  valid_ranks = ranks[special.betaincinv(n - ranks + 1, ranks, CONFIDENCE) <= budget]
+  return int(valid_ranks[0]) if len(valid_ranks) else n
 
 
-def _bound(above: int, n: int) -> float:
+def _rate_upper_bound(num_above: int, n: int) -> float:
   """Upper limit of a share of which `above` of n were seen."""
-  return float(special.betaincinv(above + 1, n - above, CONFIDENCE)) if above < n else 1.0
+  return (
+    float(special.betaincinv(num_above + 1, n - num_above, CONFIDENCE)) if num_above < n else 1.0
+  )
 
 
-def _needed(budget: float) -> int:
+def _num_normals_required(budget: float) -> int:
   """How many scores it takes for their maximum to keep the budget with confidence."""
   return max(1, math.ceil(math.log1p(-CONFIDENCE) / math.log1p(-budget) - 1e-9))
 
 
 # In another batch size a score may come out an ulp of float32 larger or smaller; in another runtime
 # by what exports are allowed to differ, and the image that a threshold stands on must stay below.
-_HAIR, _ROOM, _TINY = 1e-6, 1e-4, 1e-30
+_ULP_MARGIN, _EXPORT_MARGIN, _MIN_MAGNITUDE = 1e-6, 1e-4, 1e-30
 
 
-def _just_above(score: float, hair: float = _HAIR) -> float:
-  return score + hair * max(abs(score), _TINY)
+def _just_above(score: float, margin: float = _ULP_MARGIN) -> float:
+  return score + margin * max(abs(score), _MIN_MAGNITUDE)
 
 
 def _just_below(score: float) -> float:
   return -_just_above(-score)
 
 
-def _best(
-  normal: Float[np.ndarray, ' n'], anomalous: Float[np.ndarray, ' m'], miss_cost: float | None
+def _best_image_threshold(
+  normal_scores: Float[np.ndarray, ' n'],
+  anomalous_scores: Float[np.ndarray, ' m'],
+  miss_cost: float | None,
 ) -> float:
   """Find the threshold of the least cost, or of the largest F1 where there is none."""
-  scores = np.unique(np.concatenate([normal, anomalous]).astype(np.float64))
-  low, high = scores[:-1], scores[1:]
-  middle = low / 2 + high / 2
-  between = np.where((low <= middle) & (middle < high), middle, low)  # No double may be between.
-  thresholds = np.array([_just_below(float(scores[0])), *between, _just_above(float(scores[-1]))])
-  false_alarms = len(normal) - np.searchsorted(np.sort(normal), thresholds, 'right')
-  misses = np.searchsorted(np.sort(anomalous), thresholds, 'right')
+  scores = np.unique(np.concatenate([normal_scores, anomalous_scores]).astype(np.float64))
+  lower, upper = scores[:-1], scores[1:]
+  midpoints = lower / 2 + upper / 2
+  separators = np.where(
+    (lower <= midpoints) & (midpoints < upper), midpoints, lower
+  )  # No double may be between.
+  candidates = np.array(
+    [_just_below(float(scores[0])), *separators, _just_above(float(scores[-1]))]
+  )
+  num_false_alarms = len(normal_scores) - np.searchsorted(
+    np.sort(normal_scores), candidates, 'right'
+  )
+  num_misses = np.searchsorted(np.sort(anomalous_scores), candidates, 'right')
   if miss_cost is None:
-    hits = len(anomalous) - misses
-    loss = -2 * hits / (hits + false_alarms + len(anomalous))
+    num_hits = len(anomalous_scores) - num_misses
+    loss = -2 * num_hits / (num_hits + num_false_alarms + len(anomalous_scores))
   else:
-    loss = false_alarms + miss_cost * misses
+    loss = num_false_alarms + miss_cost * num_misses
   # Equal but for rounding: 3 · 0.1 is a little more than 0.3.
-  best = loss.min() + 1e-12 * abs(loss.min())
-  return float(thresholds[np.flatnonzero(loss <= best)[0]])
+  max_equal_loss = loss.min() + 1e-12 * abs(loss.min())
+  return float(candidates[np.flatnonzero(loss <= max_equal_loss)[0]])
 
 
-def _told_of_normals(limits: Limits) -> str:
+def _describe_normals_method(thresholds: Thresholds) -> str:
   return (
-    f'of unseen good images {_percent(limits.expected)} are expected to be NG, and at most '
-    f'{_percent(limits.bound)} with {_percent(limits.confidence)} confidence (budget '
-    f'{_percent(limits.budget)}, set on {limits.normals} good images held or left out)'
+    f'of unseen good images {_format_percent(thresholds.expected_false_alarm_rate)} are expected to be NG, and at most '
+    f'{_format_percent(thresholds.false_alarm_rate_bound)} with {_format_percent(thresholds.confidence)} confidence (budget '
+    f'{_format_percent(thresholds.budget)}, set on {thresholds.num_normals} good images held or left out)'
   )
 
 
-def _told_of_few(limits: Limits) -> str:
-  on_average = max(1, math.ceil(1 / limits.budget - 1e-9) - 1)
-  sure = f'{_percent(limits.confidence)} confidence'
+def _describe_over_budget(thresholds: Thresholds) -> str:
+  num_required_on_average = max(1, math.ceil(1 / thresholds.budget - 1e-9) - 1)
+  confidence_text = f'{_format_percent(thresholds.confidence)} confidence'
   return (
-    f'with {limits.normals} good images held or left out nothing below '
-    f'{_percent(limits.expected)} false alarms can be promised on average, or '
-    f'{_percent(limits.bound)} with {sure}; a budget of {_percent(limits.budget)} needs '
-    f'{on_average} on average, {limits.needed} with {sure}'
+    f'with {thresholds.num_normals} good images held or left out nothing below '
+    f'{_format_percent(thresholds.expected_false_alarm_rate)} false alarms can be promised on average, or '
+    f'{_format_percent(thresholds.false_alarm_rate_bound)} with {confidence_text}; a budget of {_format_percent(thresholds.budget)} needs '
+    f'{num_required_on_average} on average, {thresholds.num_normals_required} with {confidence_text}'
   )
 
 
-def _told_of_labels(limits: Limits) -> str:
-  best = {'f1': 'the best F1', 'cost': 'the least cost'}[limits.method]
-  alarms = round(limits.expected * limits.normals)
+def _describe_labeled_method(thresholds: Thresholds) -> str:
+  criterion = {'f1': 'the best F1', 'cost': 'the least cost'}[thresholds.method]
+  num_false_alarms = round(thresholds.expected_false_alarm_rate * thresholds.num_normals)
   return (
-    f'{best} on {limits.labelled} defective and {limits.normals} good images, of which it misses '
-    f'{limits.missed} and calls {alarms} NG ({_percent(limits.expected)}; at most '
-    f'{_percent(limits.bound)} with {_percent(limits.confidence)} confidence), optimistic because '
+    f'{criterion} on {thresholds.num_anomalous} defective and {thresholds.num_normals} good images, of which it misses '
+    f'{thresholds.num_missed} and calls {num_false_alarms} NG ({_format_percent(thresholds.expected_false_alarm_rate)}; at most '
+    f'{_format_percent(thresholds.false_alarm_rate_bound)} with {_format_percent(thresholds.confidence)} confidence), optimistic because '
     'it was chosen on the same images'
   )
 
 
-def _percent(share: float) -> str:
-  return f'{100 * share:.2g} %' if share < 0.1 else f'{100 * share:.0f} %'
+def _format_percent(fraction: float) -> str:
+  return f'{100 * fraction:.2g} %' if fraction < 0.1 else f'{100 * fraction:.0f} %'
 
 
-class Peaks(NamedTuple):
+class CalibrationScores(NamedTuple):
   """What is left of scored images without their maps.
 
   Attributes:
@@ -381,6 +405,6 @@ class Peaks(NamedTuple):
     map: largest map values.
   """
 
-  path: tuple[str, ...]
-  image: Float[np.ndarray, ' n']
-  map: Float[np.ndarray, ' n']
+  paths: tuple[str, ...]
+  scores: Float[np.ndarray, ' n']
+  peaks: Float[np.ndarray, ' n']

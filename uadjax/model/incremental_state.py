@@ -15,17 +15,17 @@ from uadjax.errors import ModelError
 from uadjax.system import files
 from uadjax.types import Arrays
 
-_NOTES = 'state.json'
+_METADATA_FILE = 'state.json'
 
 
-class Retained(NamedTuple):
+class RetainedEmbeddings(NamedTuple):
   """Embeddings of images that were folded in, and the numbers of those images."""
 
-  embedding: Float[np.ndarray, 'b h w d']
-  image: Int[np.ndarray, ' b']
+  embeddings: Float[np.ndarray, 'b h w d']
+  image_ids: Int[np.ndarray, ' b']
 
 
-class Learned(NamedTuple):
+class IncrementalState(NamedTuple):
   """What is read back.
 
   Attributes:
@@ -34,48 +34,50 @@ class Learned(NamedTuple):
     images: folded in so far.
   """
 
-  kept: Arrays
-  retained: Retained
-  images: int
+  state_arrays: Arrays
+  retained: RetainedEmbeddings
+  num_images: int
 
 
-def save_kept(folder: Path, kept: Arrays) -> None:
+def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
   """Write the arrays one by one, without a copy of any: a covariance may have gigabytes."""
-  for name, value in kept.items():
+  for name, value in state_arrays.items():
     np.save(folder / f'{name}.npy', np.asarray(value), allow_pickle=False)
 
 
-def save_retained(folder: Path, retained: Retained, images: int) -> None:
+def save_retained_embeddings(folder: Path, retained: RetainedEmbeddings, num_images: int) -> None:
   """Write the embeddings, and the notes that make the folder whole."""
-  np.save(folder / 'retained_embedding.npy', retained.embedding, allow_pickle=False)
-  np.save(folder / 'retained_image.npy', retained.image, allow_pickle=False)
+  np.save(folder / 'retained_embedding.npy', retained.embeddings, allow_pickle=False)
+  np.save(folder / 'retained_image.npy', retained.image_ids, allow_pickle=False)
   arrays = sorted(path.stem for path in folder.glob('*.npy'))
-  files.write_json(folder / _NOTES, {'images': images, 'arrays': arrays})
+  files.write_json(folder / _METADATA_FILE, {'images': num_images, 'arrays': arrays})
 
 
-def load_kept(folder: Path, mapped: bool = False) -> dict[str, Any]:
+def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, Any]:
   """Read the arrays, or map them into memory.
 
   What is written into a mapped array takes the place of the file's pages in memory; the file stays.
   """
   return {
-    path.stem: _read(path, mapped)
+    path.stem: _read_array(path, memory_map)
     for path in sorted(folder.glob('*.npy'))
     if not path.stem.startswith('retained_')
   }
 
 
-def load(folder: Path) -> Learned:
+def load(folder: Path) -> IncrementalState:
   """Read a folder.
 
   Raises:
     ModelError: it is not there or not whole.
   """
   try:
-    notes = json.loads((folder / _NOTES).read_text())
-    arrays = {name: _read(folder / f'{name}.npy') for name in notes['arrays']}
-    retained = Retained(*(arrays.pop(f'retained_{name}') for name in Retained._fields))
-    return Learned(arrays, retained, notes['images'])
+    metadata = json.loads((folder / _METADATA_FILE).read_text())
+    state_arrays = {name: _read_array(folder / f'{name}.npy') for name in metadata['arrays']}
+    retained = RetainedEmbeddings(
+      *(state_arrays.pop(f'retained_{name}') for name in RetainedEmbeddings._fields)
+    )
+    return IncrementalState(state_arrays, retained, metadata['images'])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ModelError(
       f'{folder} does not hold what learning more needs ({error}); a run of PaDiM or PatchCore '
@@ -83,9 +85,9 @@ def load(folder: Path) -> Learned:
     ) from None
 
 
-def _read(path: Path, mapped: bool = False) -> Any:
+def _read_array(path: Path, memory_map: bool = False) -> Any:
   """Read one array; np.load would also open zip files, and fail in more ways."""
-  if mapped:
+  if memory_map:
     return np.lib.format.open_memmap(path, mode='c')
   with path.open('rb') as file:
     return np.lib.format.read_array(file, allow_pickle=False)

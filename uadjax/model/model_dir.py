@@ -21,13 +21,13 @@ from uadjax.data import transforms
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, ModelError
-from uadjax.model import array_file, calibration as calibrating
+from uadjax.model import array_file, calibration as calibration
 from uadjax.system import files
 from uadjax.types import Config, Scores
 
-_VERSION = 2
-_MANIFEST = 'manifest.json'
-_CALIBRATION = 'calibration.csv'
+_FORMAT_VERSION = 2
+_MANIFEST_FILE = 'manifest.json'
+_CALIBRATION_FILE = 'calibration.csv'
 
 
 class Model(NamedTuple):
@@ -50,129 +50,138 @@ class Model(NamedTuple):
   ops: transforms.Ops
   fitted: Any
   score: Callable[[Any, Any], Scores]
-  limits: calibrating.Limits
+  thresholds: calibration.Thresholds
   weights: pretrained_weights.Provenance
   directory: Path
-  split: Any = None
+  fitted_specs: Any = None
 
 
-class About(NamedTuple):
+class ModelInfo(NamedTuple):
   """What a model directory says of itself; see `Model`."""
 
   name: str
   config: Config
-  limits: calibrating.Limits
+  thresholds: calibration.Thresholds
   weights: pretrained_weights.Provenance
   arrays_sha256: str
 
 
-def assemble(config: Config, spec: RunContext) -> tuple[backbones.Backbone, Detector]:
+def build_detector(
+  config: Config, detector_spec: RunContext
+) -> tuple[backbones.Backbone, Detector]:
   """Make the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
-  return backbone, detectors.build(config.detector.to_dict(), backbone, spec)
+  return backbone, detectors.build(config.detector.to_dict(), backbone, detector_spec)
 
 
 def save(
   directory: Path,
   config: Config,
   fitted: Any,
-  limits: calibrating.Limits,
-  normals: calibrating.Peaks,
+  thresholds: calibration.Thresholds,
+  calibration_scores: calibration.CalibrationScores,
   weights: pretrained_weights.Provenance,
 ) -> None:
   """Write a model directory, whole or not at all; one that is there is replaced."""
-  with files.atomic_directory(directory) as fresh:
-    sha256 = array_file.save_arrays(fresh, fitted)
-    save_manifest(fresh, config, limits, normals, weights, {}, sha256)
+  with files.atomic_directory(directory) as new_directory:
+    arrays_sha256 = array_file.save_arrays(new_directory, fitted)
+    save_manifest(new_directory, config, thresholds, calibration_scores, weights, {}, arrays_sha256)
 
 
 def save_manifest(
   folder: Path,
   config: Config,
-  limits: calibrating.Limits,
-  normals: calibrating.Peaks,
+  thresholds: calibration.Thresholds,
+  calibration_scores: calibration.CalibrationScores,
   weights: pretrained_weights.Provenance,
-  facts: Mapping[str, int | float],
+  summary: Mapping[str, int | float],
   arrays_sha256: str,
 ) -> None:
   """Write what the arrays are: configuration, thresholds, origin and hash.
 
   The scores of good images that the thresholds stand on go into a table beside it.
   """
-  rows = zip(normals.path, normals.image.tolist(), normals.map.tolist(), strict=True)
-  files.write_csv(folder / _CALIBRATION, [('path', 'score', 'peak'), *rows])
+  rows = zip(
+    calibration_scores.paths,
+    calibration_scores.scores.tolist(),
+    calibration_scores.peaks.tolist(),
+    strict=True,
+  )
+  files.write_csv(folder / _CALIBRATION_FILE, [('path', 'score', 'peak'), *rows])
   manifest = {
-    'format': _VERSION,
+    'format': _FORMAT_VERSION,
     'model_name': detectors.title(config.detector.name),
     'uadjax': uadjax.__version__,
     'jax': jax.__version__,
-    'thresholds': limits._asdict(),
+    'thresholds': thresholds._asdict(),
     'weights': weights._asdict(),
-    'facts': dict(facts),
+    'facts': dict(summary),
     'arrays_sha256': arrays_sha256,
     'config': configs.to_plain_dict(config),
   }
-  files.write_json(folder / _MANIFEST, manifest)
+  files.write_json(folder / _MANIFEST_FILE, manifest)
 
 
-def calibration(directory: Path) -> calibrating.Peaks | None:
+def load_calibration_scores(directory: Path) -> calibration.CalibrationScores | None:
   """The good images that a model's thresholds stand on; None where that is not there."""
   try:
-    with (directory / _CALIBRATION).open(newline='', encoding='utf-8') as file:
+    with (directory / _CALIBRATION_FILE).open(newline='', encoding='utf-8') as file:
       rows = [
         (row['path'], float(row['score']), float(row['peak'])) for row in csv.DictReader(file)
       ]
   except (OSError, KeyError, ValueError):
     return None  # A model can do without.
-  paths, images, maps = zip(*rows, strict=True) if rows else ((), (), ())
-  return calibrating.Peaks(paths, np.array(images), np.array(maps))
+  paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
+  return calibration.CalibrationScores(paths, np.array(scores), np.array(peaks))
 
 
-def about(directory: Path | str) -> About:
+def read_info(directory: Path | str) -> ModelInfo:
   """Read what a model directory is, without its arrays.
 
   Raises:
     ModelError: it is not there, not whole, or of another format.
   """
   directory = Path(directory)
-  manifest = _manifest(directory)
+  manifest = _read_manifest(directory)
   try:
-    config = configs.from_plain_dict(manifest['config'], str(directory / _MANIFEST))
-    limits = calibrating.Limits(**manifest['thresholds'])
+    config = configs.from_plain_dict(manifest['config'], str(directory / _MANIFEST_FILE))
+    thresholds = calibration.Thresholds(**manifest['thresholds'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
   except (ConfigError, TypeError, AttributeError) as error:
-    raise ModelError(f'{directory / _MANIFEST} is not of this version of uadjax: {error}') from None
-  return About(manifest['model_name'], config, limits, weights, manifest['arrays_sha256'])
+    raise ModelError(
+      f'{directory / _MANIFEST_FILE} is not of this version of uadjax: {error}'
+    ) from None
+  return ModelInfo(manifest['model_name'], config, thresholds, weights, manifest['arrays_sha256'])
 
 
-def described(directory: Path, score: Callable[[Any, Any], Scores]) -> Model:
+def open_without_arrays(directory: Path, score: Callable[[Any, Any], Scores]) -> Model:
   """A model directory without its arrays, for what scores by other means."""
-  name, config, limits, weights, _ = about(directory)
+  name, config, thresholds, weights, _ = read_info(directory)
   ops = transforms.parse(config.data.ops)
-  return Model(name, config, ops, None, score, limits, weights, directory)
+  return Model(name, config, ops, None, score, thresholds, weights, directory)
 
 
-def check(directory: Path) -> None:
+def verify_arrays(directory: Path) -> None:
   """Raise ModelError where the arrays are not those that were saved."""
-  path = directory / array_file.ARRAYS
+  path = directory / array_file.ARRAYS_FILE
   try:
     with path.open('rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
   except OSError as error:
     raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
-  _same(directory, digest, about(directory).arrays_sha256)
+  _require_same_digest(directory, digest, read_info(directory).arrays_sha256)
 
 
-def _same(directory: Path, digest: str, wanted: str) -> None:
-  if digest != wanted:
+def _require_same_digest(directory: Path, digest: str, expected_digest: str) -> None:
+  if digest != expected_digest:
     raise ModelError(
-      f'{directory / array_file.ARRAYS} is damaged: its SHA-256 is {digest[:12]}…, the manifest '
+      f'{directory / array_file.ARRAYS_FILE} is damaged: its SHA-256 is {digest[:12]}…, the manifest '
       f'says '
-      f'{wanted[:12]}…. Fit the model again, or restore the file.'
+      f'{expected_digest[:12]}…. Fit the model again, or restore the file.'
     )
 
 
-def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
+def load(directory: Path | str, state_mesh: mesh.Mesh | None = None) -> Model:
   """Open a model directory.
 
   Args:
@@ -184,53 +193,64 @@ def load(directory: Path | str, apart: mesh.Mesh | None = None) -> Model:
     ModelError: it is not there, not whole, or of another format.
   """
   directory = Path(directory)
-  name, config, limits, weights, sha256 = about(directory)
+  name, config, thresholds, weights, arrays_sha256 = read_info(directory)
   ops = transforms.parse(config.data.ops)
-  backbone, detector = assemble(config, RunContext(ops.height, ops.width))
-  memory, digest = array_file.read(directory / array_file.ARRAYS)
-  _same(directory, digest, sha256)
+  backbone, detector = build_detector(config, RunContext(ops.height, ops.width))
+  buffer, digest = array_file.read_file(directory / array_file.ARRAYS_FILE)
+  _require_same_digest(directory, digest, arrays_sha256)
   # Structure alone: no array is made but the file's own.
-  template = jax.eval_shape(lambda: detector.to_fitted(_initial(backbone, detector, ops)))
-  stored = array_file.arrays(memory)
-  named = array_file.named(template)
-  if named.keys() != stored.keys():
-    odd = sorted(named.keys() ^ stored.keys())
-    raise ModelError(f'{directory / array_file.ARRAYS} does not fit its manifest: see {odd[:3]}.')
-  fitted = jax.tree.unflatten(jax.tree.structure(template), [stored[name] for name in named])
-  if apart is not None and apart.size > 1:
-    _, detector = assemble(config, RunContext(ops.height, ops.width, shards=mesh.shards(apart)))
-  split = detector.sharding_specs
-  if split and apart is not None:
-    fitted, split = mesh.put_on_mesh(apart, split.pad_to_shards(fitted), split.fitted), split.fitted
+  abstract_fitted = jax.eval_shape(
+    lambda: detector.to_fitted(_initial_state(backbone, detector, ops))
+  )
+  stored_arrays = array_file.parse_arrays(buffer)
+  expected_leaves = array_file.leaves_by_path(abstract_fitted)
+  if expected_leaves.keys() != stored_arrays.keys():
+    mismatched_names = sorted(expected_leaves.keys() ^ stored_arrays.keys())
+    raise ModelError(
+      f'{directory / array_file.ARRAYS_FILE} does not fit its manifest: see {mismatched_names[:3]}.'
+    )
+  fitted = jax.tree.unflatten(
+    jax.tree.structure(abstract_fitted), [stored_arrays[name] for name in expected_leaves]
+  )
+  if state_mesh is not None and state_mesh.size > 1:
+    _, detector = build_detector(
+      config, RunContext(ops.height, ops.width, shards=mesh.shards(state_mesh))
+    )
+  specs = detector.sharding_specs
+  if specs and state_mesh is not None:
+    fitted, specs = (
+      mesh.put_on_mesh(state_mesh, specs.pad_to_shards(fitted), specs.fitted),
+      specs.fitted,
+    )
   else:
     fitted = jax.device_put(fitted)  # Not jax.numpy.asarray, which copies always.
-  score = jax.jit(detector.score)
-  return Model(name, config, ops, fitted, score, limits, weights, directory, split)
+  jitted_score = jax.jit(detector.score)
+  return Model(name, config, ops, fitted, jitted_score, thresholds, weights, directory, specs)
 
 
-def _initial(backbone: Any, detector: Detector, ops: transforms.Ops) -> Any:
+def _initial_state(backbone: Any, detector: Detector, ops: transforms.Ops) -> Any:
   images = jax.numpy.zeros((1, ops.height, ops.width, 3))
   return detector.init(jax.random.key(0), backbone.init(jax.random.key(0), images))
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
-  path = directory / _MANIFEST
+def _read_manifest(directory: Path) -> dict[str, Any]:
+  path = directory / _MANIFEST_FILE
   try:
     manifest = json.loads(path.read_text())
   except FileNotFoundError:
-    if (directory / 'model' / _MANIFEST).is_file():
-      way = f'The model of this run is {directory / "model"}.'
+    if (directory / 'model' / _MANIFEST_FILE).is_file():
+      hint = f'The model of this run is {directory / "model"}.'
     else:
-      way = 'A run leaves one in <workdir>/model, or <workdir>/<category>/model; name that.'
-    what = f'it has no {_MANIFEST}' if directory.is_dir() else 'there is no such folder'
-    raise ModelError(f'{directory} is no model directory: {what}. {way}') from None
+      hint = 'A run leaves one in <workdir>/model, or <workdir>/<category>/model; name that.'
+    problem = f'it has no {_MANIFEST_FILE}' if directory.is_dir() else 'there is no such folder'
+    raise ModelError(f'{directory} is no model directory: {problem}. {hint}') from None
   except (OSError, ValueError) as error:
     raise ModelError(f'{path} cannot be read: {error}') from None
   if not isinstance(manifest, dict):
     raise ModelError(f'{path} cannot be read: expected an object.')
-  if manifest.get('format') != _VERSION:
+  if manifest.get('format') != _FORMAT_VERSION:
     raise ModelError(
-      f'{path} is of format {manifest.get("format")!r}; this uadjax reads {_VERSION}.'
+      f'{path} is of format {manifest.get("format")!r}; this uadjax reads {_FORMAT_VERSION}.'
     )
   for key in ('model_name', 'thresholds', 'weights', 'arrays_sha256', 'config'):
     if key not in manifest:

@@ -18,39 +18,46 @@ from uadjax.model import calibration
 from uadjax.system import progress
 from uadjax.types import Batch, Scores
 
-Placed = TypeVar('Placed')
+OnDevice = TypeVar('Placed')
 
 
-class Scored(NamedTuple):
+class ScoredRecord(NamedTuple):
   """One record with its raw scores, the map at network size."""
 
   record: Record
-  map: Float[np.ndarray, 'h w']
-  image: float
+  anomaly_map: Float[np.ndarray, 'h w']
+  score: float
 
 
-def peaks(scored: Iterable[Scored]) -> calibration.Peaks:
+def collect_calibration_scores(
+  scored_records: Iterable[ScoredRecord],
+) -> calibration.CalibrationScores:
   """Score images to the end, and keep what thresholds are set by."""
-  kept = [(str(one.record.path), one.image, float(one.map.max())) for one in scored]
-  paths, images, maps = zip(*kept, strict=True) if kept else ((), (), ())
-  return calibration.Peaks(paths, np.array(images, np.float64), np.array(maps, np.float64))
+  rows = [
+    (str(scored_record.record.path), scored_record.score, float(scored_record.anomaly_map.max()))
+    for scored_record in scored_records
+  ]
+  paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
+  return calibration.CalibrationScores(
+    paths, np.array(scores, np.float64), np.array(peaks, np.float64)
+  )
 
 
-def of_images(detector: Detector) -> Callable[[Any, Batch], Scores]:
+def image_scorer(detector: Detector) -> Callable[[Any, Batch], Scores]:
   """The detector's score of a batch from files, jitted."""
   scorer = jax.jit(detector.score)
   return lambda fitted, batch: scorer(fitted, batch.image)
 
 
-def score(
+def score_records(
   scorer: Callable[[Any, Batch], Scores],
   fitted: Any,
   records: Sequence[Record],
   ops: transforms.Ops,
   batch_size: int,
   mesh: meshes.Mesh,
-  split: Any = None,
-) -> Iterator[Scored]:
+  specs: Any = None,
+) -> Iterator[ScoredRecord]:
   """Score images from their files; the last batch is padded, so that there is one compilation.
 
   While a batch is being used, the next one is being computed.
@@ -64,24 +71,32 @@ def score(
     mesh: the devices.
     split: what of `fitted` is split over them, see `mesh.place`; None where each has all of it.
   """
-  if split is None:
-    mesh, split = meshes.mesh_that_fits(mesh, fitted), False
-  share = mesh.size * math.ceil(batch_size / mesh.size)
-  fitted = meshes.put_on_mesh(mesh, fitted, split)  # Where it is not there yet.
-  batches = batch_streams.eval_batches(records, ops, share, *processes.index_and_count())
-  waiting = ahead(batches, lambda batch: scorer(fitted, meshes.shard_batch(mesh, batch)))
-  rest = iter(records)
-  for scores in progress.show_progress(waiting, math.ceil(len(records) / share), 'Scoring'):
+  if specs is None:
+    mesh, specs = meshes.mesh_that_fits(mesh, fitted), False
+  padded_batch_size = mesh.size * math.ceil(batch_size / mesh.size)
+  fitted = meshes.put_on_mesh(mesh, fitted, specs)  # Where it is not there yet.
+  batches = batch_streams.eval_batches(
+    records, ops, padded_batch_size, *processes.index_and_count()
+  )
+  pending_scores = prefetch_to_device(
+    batches, lambda batch: scorer(fitted, meshes.shard_batch(mesh, batch))
+  )
+  remaining_records = iter(records)
+  for scores in progress.show_progress(
+    pending_scores, math.ceil(len(records) / padded_batch_size), 'Scoring'
+  ):
     scores = meshes.to_host(mesh, scores)
-    for row, record in enumerate(itertools.islice(rest, share)):
-      yield Scored(record, scores.map[row], float(scores.image[row]))
+    for row, record in enumerate(itertools.islice(remaining_records, padded_batch_size)):
+      yield ScoredRecord(record, scores.map[row], float(scores.image[row]))
 
 
-def ahead(batches: Iterable[Batch], place: Callable[[Batch], Placed]) -> Iterator[Placed]:
+def prefetch_to_device(
+  batches: Iterable[Batch], to_device: Callable[[Batch], OnDevice]
+) -> Iterator[OnDevice]:
   """Place each batch on the devices while the one before it is being computed."""
-  placed = collections.deque()
+  queue = collections.deque()
   for batch in batches:
-    placed.append(place(batch))
-    if len(placed) > 1:
-      yield placed.popleft()
-  yield from placed
+    queue.append(to_device(batch))
+    if len(queue) > 1:
+      yield queue.popleft()
+  yield from queue

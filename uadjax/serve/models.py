@@ -30,16 +30,16 @@ class ServedModel(NamedTuple):
   def describe(self) -> dict[str, Any]:
     """What users may want to know, as JSON can hold it."""
     model = self.predictor.model
-    thresholds: calibration.Limits = model.limits
+    thresholds: calibration.Thresholds = model.thresholds
     return {
       'name': self.name,
       'detector': model.name,
       'computed_by': ', '.join(map(str, self.predictor.devices)),
       'batch_sizes': list(self.batch_sizes),
       'thresholds': {
-        'image': thresholds.image,
-        'review': thresholds.review,
-        'pixel': thresholds.pixel,
+        'image': thresholds.image_threshold,
+        'review': thresholds.review_threshold,
+        'pixel': thresholds.pixel_threshold,
       },
       'preprocessing': str(model.ops),
     }

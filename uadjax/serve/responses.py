@@ -50,8 +50,8 @@ def verdict_to_dict(
     'score': result.score,
     'label': result.label,
     'threshold': result.threshold,
-    'reviewThreshold': result.limits.review,
-    'pixelThreshold': result.limits.pixel,
+    'reviewThreshold': result.limits.review_threshold,
+    'pixelThreshold': result.limits.pixel_threshold,
     'regions': [region._asdict() for region in result.regions],
   }
   if label_map:

@@ -112,7 +112,7 @@ class Service:
       image.source,
       'image',
       model.ops,
-      model.limits,
+      model.thresholds,
       image.size,
       prediction.score,
       prediction.anomaly_map,

@@ -181,7 +181,7 @@ def _execute_run(
   stop_event: threading.Event,
 ) -> Outcome:
   run_dir = run.run_dir(workdir)
-  start_override = 'fit.resume=latest' if workdirs.steps(run_dir) else 'fit.overwrite=true'
+  start_override = 'fit.resume=latest' if workdirs.saved_steps(run_dir) else 'fit.overwrite=true'
   command = [
     *(sys.executable, '-m', 'uadjax.main', f'--config={run.config}', f'--workdir={run_dir}'),
     *(f'--config.data.category={run.category}', f'--config.seed={run.seed}'),

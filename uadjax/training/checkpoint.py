@@ -14,71 +14,74 @@ from orbax import checkpoint as ocp
 
 from uadjax.errors import ModelError
 
-_KEEP = {'rolling': 5, 'best': 2}  # Until the next rolling one, the best before may be wanted.
+_MAX_TO_KEEP = {
+  'rolling': 5,
+  'best': 2,
+}  # Until the next rolling one, the best before may be wanted.
 
 
-class Saved(NamedTuple):
+class RestoredCheckpoint(NamedTuple):
   """A checkpoint read back: a state, its step, and what was noted beside it."""
 
   step: int
   state: Any
-  notes: dict[str, Any]
+  metadata: dict[str, Any]
 
 
 Manager = ocp.CheckpointManager
 
 
 @contextlib.contextmanager
-def manager(directory: Path, kind: str) -> Iterator[Manager]:
+def open_manager(directory: Path, kind: str) -> Iterator[Manager]:
   """Open `directory/kind`, `kind` being rolling or best."""
   options = ocp.CheckpointManagerOptions(
-    preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP[kind]),
+    preservation_policy=ocp.checkpoint_managers.LatestN(_MAX_TO_KEEP[kind]),
     # Synchronous: the next update donates the very buffers that would still be being written.
     enable_async_checkpointing=False,
   )
-  with ocp.CheckpointManager((directory / kind).resolve(), options=options) as opened:
-    yield opened
+  with ocp.CheckpointManager((directory / kind).resolve(), options=options) as manager:
+    yield manager
 
 
-def steps(directory: Path, kind: str) -> list[int]:
+def saved_steps(directory: Path, kind: str) -> list[int]:
   """The steps at which there is a whole checkpoint, ascending."""
-  return sorted(int(p.name) for p in (directory / kind).glob('*') if p.name.isdigit())
+  return sorted(int(path.name) for path in (directory / kind).glob('*') if path.name.isdigit())
 
 
-def save(opened: Manager, step: int, state: Any, notes: Mapping[str, Any]) -> None:
+def save(manager: Manager, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
   """Write a state with notes.
 
   What is there of this step or later ones is of a run that was cut off or taken up again from an
   earlier step: this one rewrites it.
   """
-  for old in opened.all_steps():
-    if old >= step:
-      opened.delete(old)
-  opened.save(
+  for existing_step in manager.all_steps():
+    if existing_step >= step:
+      manager.delete(existing_step)
+  manager.save(
     step,
     args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(dict(notes))
+      state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(dict(metadata))
     ),
     force=True,
   )
 
 
-def restore(opened: Manager, step: int, like: Any) -> Saved:
+def restore(manager: Manager, step: int, target: Any) -> RestoredCheckpoint:
   """Read a step back, with the shapes, types and placement of `like`."""
-  if step not in opened.all_steps():
+  if step not in manager.all_steps():
     raise ModelError(
-      f'No checkpoint of step {step} in {opened.directory}; there are {sorted(opened.all_steps())}.'
+      f'No checkpoint of step {step} in {manager.directory}; there are {sorted(manager.all_steps())}.'
     )
-  template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
   try:
-    read = opened.restore(
+    items = manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
       ),
     )
   except (ValueError, KeyError, FileNotFoundError) as error:
     raise ModelError(
-      f'The checkpoint of step {step} in {opened.directory} is not of this configuration: {error}'
+      f'The checkpoint of step {step} in {manager.directory} is not of this configuration: {error}'
     ) from error
-  return Saved(step, read['state'], dict(read['notes']))
+  return RestoredCheckpoint(step, items['state'], dict(items['notes']))

@@ -19,13 +19,13 @@ from uadjax.system import logging, progress
 from uadjax.types import Batch
 
 
-def remember(
+def cache_features(
   detector: Detector,
   state: Any,
   records: Sequence[Record],
   ops: transforms.Ops,
-  size: int,
-  limit: int,
+  batch_size: int,
+  max_bytes: int,
   mesh: meshes.Mesh,
 ) -> Callable[[Batch], Batch]:
   """Compute the part of the work that never changes once, if all of it fits into `limit` bytes.
@@ -41,24 +41,32 @@ def remember(
   if processes.is_multiprocess():  # In every epoch an image may be another process's.
     return lambda batch: batch
   prepare = jax.jit(detector.precompute)
-  blank = Batch(
-    np.zeros((size, ops.height, ops.width, 3), np.uint8),
-    np.zeros(size, bool),
-    np.zeros(size, np.int32),
+  blank_batch = Batch(
+    np.zeros((batch_size, ops.height, ops.width, 3), np.uint8),
+    np.zeros(batch_size, bool),
+    np.zeros(batch_size, np.int32),
   )
-  shapes = jax.eval_shape(prepare, state, blank)
-  needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // size * len(records)
-  if needed > limit:
+  abstract_features = jax.eval_shape(prepare, state, blank_batch)
+  num_bytes = (
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_features))
+    // batch_size
+    * len(records)
+  )
+  if num_bytes > max_bytes:
     logging.LOG.info(
       'The frozen features of %d images take %d MB, over fit.cache_bytes: computed at every step.',
-      len(records), needed >> 20,
+      len(records), num_bytes >> 20,
     )  # fmt: skip
     return lambda batch: batch
-  memory = jax.tree.map(lambda x: np.empty((len(records), *x.shape[1:]), x.dtype), shapes)
-  batches = batch_streams.eval_batches(records, ops, size)
-  for batch in progress.show_progress(batches, math.ceil(len(records) / size), 'Frozen features'):
+  cache = jax.tree.map(lambda x: np.empty((len(records), *x.shape[1:]), x.dtype), abstract_features)
+  batches = batch_streams.eval_batches(records, ops, batch_size)
+  for batch in progress.show_progress(
+    batches, math.ceil(len(records) / batch_size), 'Frozen features'
+  ):
     features = prepare(state, meshes.shard_batch(mesh, batch))
     rows = batch.index[batch.valid]
-    for kept, x in zip(jax.tree.leaves(memory), jax.tree.leaves(features), strict=True):
-      kept[rows] = np.asarray(x)[batch.valid]
-  return lambda batch: batch._replace(features=jax.tree.map(lambda x: x[batch.index], memory))
+    for cache_leaf, feature_leaf in zip(
+      jax.tree.leaves(cache), jax.tree.leaves(features), strict=True
+    ):
+      cache_leaf[rows] = np.asarray(feature_leaf)[batch.valid]
+  return lambda batch: batch._replace(features=jax.tree.map(lambda x: x[batch.index], cache))

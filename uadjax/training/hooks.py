@@ -25,78 +25,81 @@ from uadjax.training import checkpoint
 from uadjax.types import Batch, Metrics
 
 
-class Clock(NamedTuple):
+class StepTimer(NamedTuple):
   """Seconds since it was last read, in all and of them waiting for data."""
 
-  wall: Callable[[], float]
-  waited: Callable[[], float]
-  watch: Callable[[Iterator[Any]], Iterator[Any]]
+  read_elapsed: Callable[[], float]
+  read_data_wait: Callable[[], float]
+  time_iterator: Callable[[Iterator[Any]], Iterator[Any]]
 
 
-def clock() -> Clock:
+def start_timer() -> StepTimer:
   """Start a clock."""
-  since, waits = time.perf_counter(), 0.0
+  last_read, wait_seconds = time.perf_counter(), 0.0
 
-  def wall() -> float:
-    nonlocal since
-    before, since = since, time.perf_counter()
-    return since - before
+  def read_elapsed() -> float:
+    nonlocal last_read
+    previous_read, last_read = last_read, time.perf_counter()
+    return last_read - previous_read
 
-  def waited() -> float:
-    nonlocal waits
-    total, waits = waits, 0.0
-    return total
+  def read_data_wait() -> float:
+    nonlocal wait_seconds
+    seconds, wait_seconds = wait_seconds, 0.0
+    return seconds
 
-  def watch(items: Iterator[Any]) -> Iterator[Any]:
-    nonlocal waits
+  def time_iterator(iterator: Iterator[Any]) -> Iterator[Any]:
+    nonlocal wait_seconds
     while True:
       start = time.perf_counter()
       try:
-        item = next(items)
+        item = next(iterator)
       except StopIteration:
         return
-      waits += time.perf_counter() - start
+      wait_seconds += time.perf_counter() - start
       yield item
 
-  return Clock(wall, waited, watch)
+  return StepTimer(read_elapsed, read_data_wait, time_iterator)
 
 
-def log_steps(
-  total: int,
-  start: int,
+def make_log_hook(
+  num_steps: int,
+  start_step: int,
   batch_size: int,
-  every: int,
-  clock: Clock,
-  scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+  log_every: int,
+  timer: StepTimer,
+  write_scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
 ) -> Callable[[int, Any, Metrics], None]:
   """Make the hook that logs a line and TensorBoard scalars each `every` steps, and at the end."""
-  logged = start
+  last_logged_step = start_step
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal logged
-    if step % every and step != total:
+    nonlocal last_logged_step
+    if step % log_every and step != num_steps:
       return
     values = {k: float(v) for k, v in metrics.items()}  # Waits for the device.
-    steps, logged = step - logged, step
-    step_s, data_s = clock.wall() / steps, clock.waited() / steps
-    eta = datetime.timedelta(seconds=round((total - step) * step_s))
+    steps_since_log, last_logged_step = step - last_logged_step, step
+    step_s, data_s = (
+      timer.read_elapsed() / steps_since_log,
+      timer.read_data_wait() / steps_since_log,
+    )
+    eta = datetime.timedelta(seconds=round((num_steps - step) * step_s))
     logging.LOG.info(
       'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  ETA %s',
-      step, total, '  '.join(f'{_SHORT.get(k, k)} {v:.4g}' for k, v in values.items()),
+      step, num_steps, '  '.join(f'{_SHORT_NAMES.get(k, k)} {v:.4g}' for k, v in values.items()),
       step_s, data_s, batch_size / step_s, eta,
     )  # fmt: skip
-    scalars(
+    write_scalars(
       step, {**values, 'step_s': step_s, 'data_s': data_s, 'images_per_s': batch_size / step_s}
     )
 
   return hook
 
 
-_SHORT = {'learning_rate': 'lr'}
+_SHORT_NAMES = {'learning_rate': 'lr'}
 
 
 @contextlib.contextmanager
-def tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def open_tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
   """Open an event file; yields (step, scalars) -> None."""
   tensorflow.import_tensorflow()  # Quietly; clu imports it too.
   from clu import metric_writers
@@ -111,7 +114,7 @@ def tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]]
 Hook = Callable[[int, Any, Metrics], None]
 
 
-class Best(NamedTuple):
+class BestStep(NamedTuple):
   """The state of the lowest held-out loss; of the last step, with NaN, where none is measured."""
 
   step: int
@@ -119,9 +122,13 @@ class Best(NamedTuple):
   state: Any
 
 
-def choosing(
-  detector: Detector, held_out: Sequence[Batch], every: int, total: int, best: Best | None
-) -> tuple[Hook, Callable[[], Best | None]]:
+def make_best_step_hook(
+  detector: Detector,
+  validation_batches: Sequence[Batch],
+  eval_every: int,
+  num_steps: int,
+  best: BestStep | None,
+) -> tuple[Hook, Callable[[], BestStep | None]]:
   """Make the hook that keeps the state of the lowest held-out loss, and what tells it."""
   if detector.validate is None:
     return lambda step, state, metrics: None, lambda: None
@@ -129,10 +136,10 @@ def choosing(
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
     nonlocal best
-    if step % every and step != total:
+    if step % eval_every and step != num_steps:
       return
-    counts = [int(batch.valid.sum()) for batch in held_out]
-    losses = [float(validate(state, batch)['loss']) for batch in held_out]
+    counts = [int(batch.valid.sum()) for batch in validation_batches]
+    losses = [float(validate(state, batch)['loss']) for batch in validation_batches]
     loss = float(np.average(losses, weights=counts))
     if not math.isfinite(loss):
       raise ConfigError(
@@ -140,45 +147,52 @@ def choosing(
         'fit.learning_rate, or warm it up with fit.warmup_steps.'
       )
     if best is None or loss < best.loss:
-      best = Best(step, loss, jax.tree.map(jnp.copy, state))
+      best = BestStep(step, loss, jax.tree.map(jnp.copy, state))
 
   return hook, lambda: best
 
 
-def saving(
-  rolling: checkpoint.Manager,
-  keeper: checkpoint.Manager,
-  best_yet: Callable[[], Best | None],
-  every_s: float,
-  total: int,
-  stop: threading.Event,
+def make_checkpoint_hook(
+  rolling_manager: checkpoint.Manager,
+  best_manager: checkpoint.Manager,
+  get_best: Callable[[], BestStep | None],
+  interval_s: float,
+  num_steps: int,
+  stop_event: threading.Event,
 ) -> tuple[Hook, Callable[[], float]]:
   """Make the hook that writes checkpoints by the clock, at the end, and when asked to stop.
 
   Returns:
     The hook, and a function that tells how many seconds it has spent writing.
   """
-  due = time.monotonic() + every_s
-  found = best_yet()
-  kept, seconds = found and found.step, 0.0  # What a run goes on with is on disk already.
+  next_save_time = time.monotonic() + interval_s
+  resumed_best = get_best()
+  saved_best_step, save_seconds = (
+    resumed_best and resumed_best.step,
+    0.0,
+  )  # What a run goes on with is on disk already.
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal due, kept, seconds
-    began, asked = time.monotonic(), processes.any_process(stop.is_set())
-    if not asked and not processes.any_process(began >= due) and step != total:
+    nonlocal next_save_time, saved_best_step, save_seconds
+    start_time, stop_requested = time.monotonic(), processes.any_process(stop_event.is_set())
+    if (
+      not stop_requested
+      and not processes.any_process(start_time >= next_save_time)
+      and step != num_steps
+    ):
       return
     # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
-    best = best_yet()
-    if best is not None and best.step != kept:
-      checkpoint.save(keeper, best.step, best.state, {'loss': best.loss})
-      kept = best.step
-    checkpoint.save(rolling, step, state, {})
-    seconds += time.monotonic() - began
-    due = time.monotonic() + every_s
-    if asked and step != total:
+    best = get_best()
+    if best is not None and best.step != saved_best_step:
+      checkpoint.save(best_manager, best.step, best.state, {'loss': best.loss})
+      saved_best_step = best.step
+    checkpoint.save(rolling_manager, step, state, {})
+    save_seconds += time.monotonic() - start_time
+    next_save_time = time.monotonic() + interval_s
+    if stop_requested and step != num_steps:
       raise Interrupted(
-        f'Stopped at step {step}/{total}; it is saved.',
+        f'Stopped at step {step}/{num_steps}; it is saved.',
         hint=('Go on with ', Setting('fit.resume', 'latest'), '.'),
       )
 
-  return hook, lambda: seconds
+  return hook, lambda: save_seconds

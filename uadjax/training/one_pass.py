@@ -28,7 +28,7 @@ from uadjax.training import hooks as fit_hooks, loop
 from uadjax.types import Batch, Config, Scores, Variables
 
 
-class Folded(NamedTuple):
+class OnePassFit(NamedTuple):
   """How a fold went.
 
   Attributes:
@@ -39,111 +39,145 @@ class Folded(NamedTuple):
   """
 
   fitted: Any
-  embedder: Any
-  seconds: float
-  apart: float
+  feature_extractor: Any
+  fit_seconds: float
+  calibration_seconds: float
 
 
-def fold(
+def fit_one_pass(
   detector: Detector,
-  once: OnePass,
+  one_pass: OnePass,
   variables: Variables,
   config: Config,
   records: Sequence[Record],
-  before: incremental_state.Learned | None,
+  previous_state: incremental_state.IncrementalState | None,
   mesh: meshes.Mesh,
-  folder: Path,
-) -> Folded:
+  state_dir: Path,
+) -> OnePassFit:
   """Fold the images in, after those that `before` stands for; leave the kept arrays in `folder`."""
   ops = transforms.parse(config.data.ops)
-  total = math.ceil(len(records) / config.fit.batch_size)
-  rows = meshes.micro_batch_size(mesh, config.fit.batch_size)
-  pieces = math.ceil(len(records) / total / rows)  # As even as can be.
-  first, split = before.images if before else 0, detector.sharding_specs
-  home = mesh if split else meshes.single_device_mesh(mesh)
-  state = loop.initial(detector, variables, config.seed, home)
-  if before:
-    extended = once.extend(state, before.kept)
-    state = meshes.put_on_mesh(home, extended, split.state if split else False)
+  num_steps = math.ceil(len(records) / config.fit.batch_size)
+  rows_per_piece = meshes.micro_batch_size(mesh, config.fit.batch_size)
+  pieces_per_batch = math.ceil(len(records) / num_steps / rows_per_piece)  # As even as can be.
+  num_previous, sharding_specs = (
+    previous_state.num_images if previous_state else 0,
+    detector.sharding_specs,
+  )
+  state_mesh = mesh if sharding_specs else meshes.single_device_mesh(mesh)
+  state = loop.initial_state(detector, variables, config.seed, state_mesh)
+  if previous_state:
+    extended_state = one_pass.extend(state, previous_state.state_arrays)
+    state = meshes.put_on_mesh(
+      state_mesh, extended_state, sharding_specs.state if sharding_specs else False
+    )
   # Its own: the updates will donate the state.
-  embedder = meshes.replicate(mesh, once.feature_extractor(state), copy=True)
-  embed = jax.jit(once.embed)
+  feature_extractor = meshes.replicate(mesh, one_pass.feature_extractor(state), copy=True)
+  embed = jax.jit(one_pass.embed)
 
-  def embedded(piece: Batch) -> Batch:
-    features = embed(embedder, meshes.shard_batch(mesh, piece))
+  def embed_piece(piece: Batch) -> Batch:
+    features = embed(feature_extractor, meshes.shard_batch(mesh, piece))
     # Pixels are no longer needed, but an image keeps one of them: XLA crashes (JAX 0.11) where a
     # sharded program takes an empty array and returns it beside others.
-    piece = numbered(piece, first)._replace(image=piece.image[:, :1, :1], features=features)
-    return meshes.shard_batch(home, piece)
+    piece = offset_indices(piece, num_previous)._replace(
+      image=piece.image[:, :1, :1], features=features
+    )
+    return meshes.shard_batch(state_mesh, piece)
 
   tensorflow.import_tensorflow()  # Nothing is imported after this.
-  began, clock = time.perf_counter(), fit_hooks.clock()
+  start_time, timer = time.perf_counter(), fit_hooks.start_timer()
   with contextlib.ExitStack() as stack:
-    images = batch_streams.eval_batches(records, ops, rows, *processes.index_and_count())
-    stack.callback(images.close)
+    image_batches = batch_streams.eval_batches(
+      records, ops, rows_per_piece, *processes.index_and_count()
+    )
+    stack.callback(image_batches.close)
     # Programs of several devices are compiled one after the other, when they are first called.
-    compiled = None
-    if home.size == 1:
-      compiler = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    compilation = None
+    if state_mesh.size == 1:
+      executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
       device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-      like, rows_sharding = (_like(state), _like(embedder)), meshes.batch_sharding(home)
-      compiled = compiler.submit(
-        _compile, detector, once, *like, rows * pieces, ops, device, rows_sharding
+      abstract, batch_sharding = (
+        (_abstract(state), _abstract(feature_extractor)),
+        meshes.batch_sharding(state_mesh),
+      )
+      compilation = executor.submit(
+        _compile_ahead,
+        detector,
+        one_pass,
+        *abstract,
+        rows_per_piece * pieces_per_batch,
+        ops,
+        device,
+        batch_sharding,
       )
     hooks = [
-      fit_hooks.log_steps(total, 0, rows * pieces, config.fit.log_every, clock),
-      stack.enter_context(progress.progress_bar(total, 0, f'Fitting {config.detector.name}')),
+      fit_hooks.make_log_hook(
+        num_steps, 0, rows_per_piece * pieces_per_batch, config.fit.log_every, timer
+      ),
+      stack.enter_context(progress.progress_bar(num_steps, 0, f'Fitting {config.detector.name}')),
     ]
-    join = jax.jit(meshes.shards(home).shard_map(_concatenated, (True,), True))
-    batches = _joined(scoring.ahead(clock.watch(images), embedded), pieces, join)
-    steps = range(1, total + 1)
-    state = loop.run(detector.update, state, batches, steps, hooks, once.before_update)
-    if compiled:
-      compiled.result()  # Raises what it raised.
-    parting = time.perf_counter()
-    stand_ins = once.calibration_coresets(state, before.kept if before else {})
-    incremental_state.save_kept(folder, stand_ins)
-    apart_s = time.perf_counter() - parting
-    state = jax.block_until_ready(once.finalize(state))
-  saving = time.perf_counter()
-  incremental_state.save_kept(folder, meshes.to_host(home, once.state_arrays(state)))
-  saved_s = time.perf_counter() - saving
+    concatenate = jax.jit(meshes.shards(state_mesh).shard_map(_concatenate_shards, (True,), True))
+    batches = _join_pieces(
+      scoring.prefetch_to_device(timer.time_iterator(image_batches), embed_piece),
+      pieces_per_batch,
+      concatenate,
+    )
+    steps = range(1, num_steps + 1)
+    state = loop.run(detector.update, state, batches, steps, hooks, one_pass.before_update)
+    if compilation:
+      compilation.result()  # Raises what it raised.
+    calibration_start = time.perf_counter()
+    calibration_coresets = one_pass.calibration_coresets(
+      state, previous_state.state_arrays if previous_state else {}
+    )
+    incremental_state.save_state_arrays(state_dir, calibration_coresets)
+    calibration_seconds = time.perf_counter() - calibration_start
+    state = jax.block_until_ready(one_pass.finalize(state))
+  save_start = time.perf_counter()
+  incremental_state.save_state_arrays(
+    state_dir, meshes.to_host(state_mesh, one_pass.state_arrays(state))
+  )
+  save_seconds = time.perf_counter() - save_start
   fitted = jax.block_until_ready(detector.to_fitted(state))
   if processes.is_multiprocess():
-    fitted = meshes.to_host(home, fitted)
-  return Folded(fitted, embedder, time.perf_counter() - began - saved_s - apart_s, apart_s)
+    fitted = meshes.to_host(state_mesh, fitted)
+  return OnePassFit(
+    fitted,
+    feature_extractor,
+    time.perf_counter() - start_time - save_seconds - calibration_seconds,
+    calibration_seconds,
+  )
 
 
-def _joined(
-  pieces: Iterable[Batch], number: int, join: Callable[[list[Batch]], Batch]
+def _join_pieces(
+  pieces: Iterable[Batch], pieces_per_batch: int, concatenate: Callable[[list[Batch]], Batch]
 ) -> Iterator[Batch]:
   """Join so many batches into one; the last is filled up with rows that are not valid."""
   pieces = iter(pieces)
-  while some := list(itertools.islice(pieces, number)):
-    missing = number - len(some)
-    yield join([*some, *([_blank(some[0])] * missing if missing else [])])
+  while group := list(itertools.islice(pieces, pieces_per_batch)):
+    num_missing = pieces_per_batch - len(group)
+    yield concatenate([*group, *([_padding_like(group[0])] * num_missing if num_missing else [])])
 
 
-def _blank(batch: Batch) -> Batch:
-  blank = jax.tree.map(jnp.zeros_like, batch)
-  return blank._replace(index=blank.index - 1)
+def _padding_like(batch: Batch) -> Batch:
+  zeros = jax.tree.map(jnp.zeros_like, batch)
+  return zeros._replace(index=zeros.index - 1)
 
 
-def _concatenated(pieces: list[Batch], axis: str | None) -> Batch:
+def _concatenate_shards(pieces: list[Batch], axis: str | None) -> Batch:
   """On every device its own rows: whose they are the batch itself tells."""
   del axis
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *pieces)
 
 
-def _compile(
+def _compile_ahead(
   detector: Detector,
-  once: OnePass,
+  one_pass: OnePass,
   state: Any,
-  embedder: Any,
-  rows: int,
+  feature_extractor: Any,
+  batch_size: int,
   ops: transforms.Ops,
   device: Any,
-  rows_sharding: Any,
+  batch_sharding: Any,
 ) -> None:
   """Compile what follows the embedding, while that is compiled and the first files are read.
 
@@ -161,35 +195,35 @@ def _compile(
     rows_sharding: of a batch's rows.
   """
 
-  def of(dtype: Any, *shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding)
+  def abstract_array(dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
 
-  images = of(jnp.uint8, rows, ops.height, ops.width, 3)
-  batch = Batch(images, of(jnp.bool, rows), of(jnp.int32, rows))
-  features = jax.eval_shape(once.embed, embedder, batch)
-  features = jax.tree.map(lambda x: of(x.dtype, *x.shape), features)
-  batch = batch._replace(image=of(jnp.uint8, rows, 1, 1, 3), features=features)
+  images = abstract_array(jnp.uint8, batch_size, ops.height, ops.width, 3)
+  batch = Batch(images, abstract_array(jnp.bool, batch_size), abstract_array(jnp.int32, batch_size))
+  features = jax.eval_shape(one_pass.embed, feature_extractor, batch)
+  features = jax.tree.map(lambda x: abstract_array(x.dtype, *x.shape), features)
+  batch = batch._replace(image=abstract_array(jnp.uint8, batch_size, 1, 1, 3), features=features)
   with jax.default_device(device):
     jax.jit(detector.update, donate_argnums=0).lower(state, batch).compile()
-    once.compile_finalize(state)
+    one_pass.compile_finalize(state)
 
 
-def _like(tree: Any) -> Any:
+def _abstract(tree: Any) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def score_left_out(
-  once: OnePass,
+def score_leave_one_out(
+  one_pass: OnePass,
   variables: Variables,
-  folder: Path,
+  state_dir: Path,
   records: Sequence[Record],
-  before: incremental_state.Learned | None,
+  previous_state: incremental_state.IncrementalState | None,
   ops: transforms.Ops,
   batch_size: int,
   mesh: meshes.Mesh,
-  most: int,
-  split: ShardingSpecs | None = None,
-) -> calibration.Peaks:
+  max_images: int,
+  sharding_specs: ShardingSpecs | None = None,
+) -> calibration.CalibrationScores:
   """Score images that were folded in, each as if it had not been; after them, those retained.
 
   Args:
@@ -205,102 +239,130 @@ def score_left_out(
       PatchCore a selection; a few hundred scores are enough to set thresholds.
     split: of the detector.
   """
-  scorer = jax.jit(once.score_held_out)
-  first = before.images if before else 0
-  most = max(most, once.num_folds)  # One of each fold at least.
-  folds = math.ceil(once.num_folds * min(1.0, most / len(records)))
+  scorer = jax.jit(one_pass.score_held_out)
+  num_previous = previous_state.num_images if previous_state else 0
+  max_images = max(max_images, one_pass.num_folds)  # One of each fold at least.
+  num_scored_folds = math.ceil(one_pass.num_folds * min(1.0, max_images / len(records)))
 
-  def heard(number: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' _']:
-    return np.flatnonzero(number % once.num_folds < folds)
+  def in_scored_fold(image_ids: Int[np.ndarray, ' num_files']) -> Int[np.ndarray, ' _']:
+    return np.flatnonzero(image_ids % one_pass.num_folds < num_scored_folds)
 
-  files = heard(np.arange(first, first + len(records)))
+  file_indices = in_scored_fold(np.arange(num_previous, num_previous + len(records)))
   # Evenly: neighbors in a folder may be alike.
-  even = np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(np.int64)
-  files = files[even]
-  kept = heard(before.retained.image) if before else np.zeros(0, int)
-  n, number = len(files), files + first
-  if before:
-    number = np.append(number, before.retained.image[kept])
-  rows = min(batch_size, math.ceil(n / folds))
-  image, largest = np.zeros((2, len(number)))
-  for fold in range(folds):
-    mine = np.flatnonzero(number % once.num_folds == fold)
-    if not len(mine):
+  positions = (
+    np.linspace(0, len(file_indices) - 1, min(max_images, len(file_indices)))
+    .round()
+    .astype(np.int64)
+  )
+  file_indices = file_indices[positions]
+  retained_indices = (
+    in_scored_fold(previous_state.retained.image_ids) if previous_state else np.zeros(0, int)
+  )
+  num_files, image_ids = len(file_indices), file_indices + num_previous
+  if previous_state:
+    image_ids = np.append(image_ids, previous_state.retained.image_ids[retained_indices])
+  fold_batch_size = min(batch_size, math.ceil(num_files / num_scored_folds))
+  scores, peaks = np.zeros((2, len(image_ids)))
+  for fold in range(num_scored_folds):
+    fold_indices = np.flatnonzero(image_ids % one_pass.num_folds == fold)
+    if not len(fold_indices):
       continue
-    reference = once.leave_fold_out(
-      variables, incremental_state.load_kept(folder, mapped=True), fold
+    held_out_model = one_pass.leave_fold_out(
+      variables, incremental_state.load_state_arrays(state_dir, memory_map=True), fold
     )
-    if split:
-      reference = meshes.put_on_mesh(mesh, split.pad_to_shards(reference), split.held_out_model)
-    new, old = mine[mine < n], mine[mine >= n]
-    if len(new):  # There are no batches of none.
-      some = [records[i] for i in files[new].tolist()]
-      parts = split.held_out_model if split else None
-      scored = scoring.peaks(scoring.score(scorer, reference, some, ops, rows, mesh, parts))
-      image[new], largest[new] = scored.image, scored.map
-    for i in old:
-      assert before is not None  # Whose images they are.
-      embedding = before.retained.embedding[kept[i - n]]
-      one = _score_retained(scorer, reference, embedding, ops, mesh if split else None)
-      image[i], largest[i] = one.image[0], one.map.max()
-  paths = tuple(str(records[i].path) for i in files.tolist())
-  return calibration.Peaks(paths + ('',) * (len(number) - n), image, largest)
+    if sharding_specs:
+      held_out_model = meshes.put_on_mesh(
+        mesh, sharding_specs.pad_to_shards(held_out_model), sharding_specs.held_out_model
+      )
+    new_indices, old_indices = (
+      fold_indices[fold_indices < num_files],
+      fold_indices[fold_indices >= num_files],
+    )
+    if len(new_indices):  # There are no batches of none.
+      fold_records = [records[i] for i in file_indices[new_indices].tolist()]
+      model_specs = sharding_specs.held_out_model if sharding_specs else None
+      fold_scores = scoring.collect_calibration_scores(
+        scoring.score_records(
+          scorer, held_out_model, fold_records, ops, fold_batch_size, mesh, model_specs
+        )
+      )
+      scores[new_indices], peaks[new_indices] = fold_scores.scores, fold_scores.peaks
+    for i in old_indices:
+      assert previous_state is not None  # Whose images they are.
+      embedding = previous_state.retained.embeddings[retained_indices[i - num_files]]
+      retained_scores = _score_retained(
+        scorer, held_out_model, embedding, ops, mesh if sharding_specs else None
+      )
+      scores[i], peaks[i] = retained_scores.image[0], retained_scores.map.max()
+  paths = tuple(str(records[i].path) for i in file_indices.tolist())
+  return calibration.CalibrationScores(paths + ('',) * (len(image_ids) - num_files), scores, peaks)
 
 
 def _score_retained(
   scorer: Callable[[Any, Batch], Scores],
-  reference: Any,
+  held_out_model: Any,
   embedding: Float[np.ndarray, 'h w d'],
   ops: transforms.Ops,
   mesh: meshes.Mesh | None,
 ) -> Scores:
-  rows = mesh.size // processes.index_and_count()[1] if mesh else 1  # As many of the same.
-  blank = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
-  same = np.broadcast_to(embedding, (rows, *embedding.shape))
-  batch = Batch(blank, np.ones(rows, bool), np.zeros(rows, np.int32), same)
+  num_rows = mesh.size // processes.index_and_count()[1] if mesh else 1  # As many of the same.
+  blank_images = np.zeros((num_rows, ops.height, ops.width, 3), np.uint8)
+  repeated_embedding = np.broadcast_to(embedding, (num_rows, *embedding.shape))
+  batch = Batch(
+    blank_images, np.ones(num_rows, bool), np.zeros(num_rows, np.int32), repeated_embedding
+  )
   if mesh is None:
-    return jax.device_get(scorer(reference, batch))
-  return meshes.to_host(mesh, scorer(reference, meshes.shard_batch(mesh, batch)))
+    return jax.device_get(scorer(held_out_model, batch))
+  return meshes.to_host(mesh, scorer(held_out_model, meshes.shard_batch(mesh, batch)))
 
 
-def retain(
-  once: OnePass,
-  embedder: Any,
+def retain_embeddings(
+  one_pass: OnePass,
+  feature_extractor: Any,
   records: Sequence[Record],
-  before: incremental_state.Learned | None,
-  count: int,
+  previous_state: incremental_state.IncrementalState | None,
+  num_embeddings: int,
   ops: transforms.Ops,
   seed: int,
   mesh: meshes.Mesh,
-) -> incremental_state.Retained:
+) -> incremental_state.RetainedEmbeddings:
   """Choose `count` of all images ever folded in at random, and keep their embeddings.
 
   Old ones are chosen from those retained, in the proportion that all old images have.
   """
-  random = np.random.default_rng(seed)
-  first = before.images if before else 0
-  share = round(count * first / (first + len(records)))
+  rng = np.random.default_rng(seed)
+  num_previous = previous_state.num_images if previous_state else 0
+  num_old_target = round(num_embeddings * num_previous / (num_previous + len(records)))
   # At least one is new: there are no batches of none.
-  from_old = min(share, count - 1, len(before.retained.image)) if before else 0
-  from_new = min(count - from_old, len(records))
-  rows = np.sort(random.choice(len(records), from_new, replace=False))
-  embed = jax.jit(once.embed)
-  chosen = [records[row] for row in rows]
-  batches = batch_streams.eval_batches(chosen, ops, mesh.size, *processes.index_and_count())
-  found = [
-    meshes.to_host(mesh, embed(embedder, meshes.shard_batch(mesh, batch))) for batch in batches
+  num_old = (
+    min(num_old_target, num_embeddings - 1, len(previous_state.retained.image_ids))
+    if previous_state
+    else 0
+  )
+  num_new = min(num_embeddings - num_old, len(records))
+  new_rows = np.sort(rng.choice(len(records), num_new, replace=False))
+  embed = jax.jit(one_pass.embed)
+  new_records = [records[row] for row in new_rows]
+  batches = batch_streams.eval_batches(new_records, ops, mesh.size, *processes.index_and_count())
+  embedding_batches = [
+    meshes.to_host(mesh, embed(feature_extractor, meshes.shard_batch(mesh, batch)))
+    for batch in batches
   ]
-  new = [np.concatenate(found)[: len(chosen)]]
-  if not before:
-    return incremental_state.Retained(np.concatenate(new), rows.astype(np.int32))
-  old = np.sort(random.choice(len(before.retained.image), from_old, replace=False))
-  return incremental_state.Retained(
-    np.concatenate([before.retained.embedding[old], *new]),
-    np.concatenate([before.retained.image[old], rows.astype(np.int32) + first]),
+  new_embeddings = [np.concatenate(embedding_batches)[: len(new_records)]]
+  if not previous_state:
+    return incremental_state.RetainedEmbeddings(
+      np.concatenate(new_embeddings), new_rows.astype(np.int32)
+    )
+  old_rows = np.sort(rng.choice(len(previous_state.retained.image_ids), num_old, replace=False))
+  return incremental_state.RetainedEmbeddings(
+    np.concatenate([previous_state.retained.embeddings[old_rows], *new_embeddings]),
+    np.concatenate(
+      [previous_state.retained.image_ids[old_rows], new_rows.astype(np.int32) + num_previous]
+    ),
   )
 
 
-def numbered(batch: Batch, first: int) -> Batch:
+def offset_indices(batch: Batch, offset: int) -> Batch:
   """Count the images of a batch from the very first image learned from."""
-  index = np.where(np.asarray(batch.valid), np.asarray(batch.index) + first, -1)
+  index = np.where(np.asarray(batch.valid), np.asarray(batch.index) + offset, -1)
   return batch._replace(index=index.astype(np.int32))

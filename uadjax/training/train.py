@@ -22,244 +22,307 @@ from uadjax.types import Config
 Result = dict[str, Any]
 
 # What a run that extends another must share with it.
-_SHARED = ('detector.', 'backbone.name', 'data.ops')
+_FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
 
 
 def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
   """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
   options = config.calibrate
-  calibration.check(
+  calibration.validate_settings(
     options.budget, options.review_budget, options.method, options.miss_cost, options.labelled
   )
-  once = detectors.learns_in_one_pass(config.detector.name)
-  _check(config.fit, once)
-  workdirs.check(workdir, config)
-  shown = labeled.load(config, splits.train) if options.labelled else ()
-  return (_in_one_pass if once else _by_descent)(config, splits.train, shown, workdir)
+  learns_in_one_pass = detectors.learns_in_one_pass(config.detector.name)
+  _validate_fit_options(config.fit, learns_in_one_pass)
+  workdirs.require_no_conflict(workdir, config)
+  labeled_records = labeled.load(config, splits.train) if options.labelled else ()
+  return (_train_one_pass if learns_in_one_pass else _train_by_gradient)(
+    config, splits.train, labeled_records, workdir
+  )
 
 
-def _by_descent(
-  config: Config, records: Sequence[Record], shown: Sequence[Record], workdir: Path
+def _train_by_gradient(
+  config: Config, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
 ) -> Result:
   """Learn from most images; choose the best step and set thresholds by the others."""
-  held_out = config.fit.held_out
-  shares = [1 - held_out, held_out / 2, held_out / 2]
-  parts = loop.Parts(*record_types.partition(records, shares, config.seed))
+  held_out_fraction = config.fit.held_out
+  fractions = [1 - held_out_fraction, held_out_fraction / 2, held_out_fraction / 2]
+  splits = loop.Splits(*record_types.partition(records, fractions, config.seed))
   ops = transforms.parse(config.data.ops)
-  mesh = _mesh(config, min(config.fit.batch_size, len(parts.learn)))
-  spec = RunContext(
-    ops.height, ops.width, len(parts.learn), learning_rate=loop.schedule(config.fit),
+  mesh = _make_mesh(config, min(config.fit.batch_size, len(splits.train)))
+  detector_spec = RunContext(
+    ops.height, ops.width, len(splits.train), learning_rate=loop.learning_rate_schedule(config.fit),
     shards=meshes.shards(mesh),
   )  # fmt: skip
-  backbone, detector = model_dir.assemble(config, spec)
+  backbone, detector = model_dir.build_detector(config, detector_spec)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   log.LOG.info(
     '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
     '%s), on %d device(s) of %s%s',
-    workdirs.label(config), *map(len, parts), config.backbone.name, weights.source, mesh.size,
+    workdirs.category_name(config), *map(len, splits), config.backbone.name, weights.source, mesh.size,
     config.device, processes.describe_process(),
   )  # fmt: skip
-  workdirs.claim(workdir, config)
-  with signals.stop_event_on_signal() as stop:
-    fitted = loop.fit(detector, variables, config, parts, mesh, workdir, stop)
-  peak_mb, began = memory.peak_mb(), time.perf_counter()
-  scorer, rows = scoring.of_images(detector), config.evaluate.batch_size
-  normals = scoring.peaks(scoring.score(scorer, fitted.fitted, parts.calibrate, ops, rows, mesh))
-  examples = labeled.score(scorer, fitted.fitted, shown, config, mesh)
-  limits = _limits(config, normals, examples)
-  model_dir.save(workdir / 'model', config, fitted.fitted, limits, normals, weights)
-  _tell(workdir, limits)
+  workdirs.prepare(workdir, config)
+  with signals.stop_event_on_signal() as stop_event:
+    gradient_fit = loop.fit(detector, variables, config, splits, mesh, workdir, stop_event)
+  peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
+  scorer, batch_size = scoring.image_scorer(detector), config.evaluate.batch_size
+  calibration_scores = scoring.collect_calibration_scores(
+    scoring.score_records(scorer, gradient_fit.fitted, splits.calibration, ops, batch_size, mesh)
+  )
+  labeled_scores = labeled.score(scorer, gradient_fit.fitted, labeled_records, config, mesh)
+  thresholds = _calibrate_thresholds(config, calibration_scores, labeled_scores)
+  model_dir.save(
+    workdir / 'model', config, gradient_fit.fitted, thresholds, calibration_scores, weights
+  )
+  _log_saved_model(workdir, thresholds)
   return {
-    **_outputs(workdir),
-    'models': _models(workdir, fitted.best),
-    'timing': _timing(fitted.seconds, fitted.images, time.perf_counter() - began, peak_mb),
+    **_output_paths(workdir),
+    'models': _model_paths(workdir, gradient_fit.best),
+    'timing': _timing(
+      gradient_fit.fit_seconds,
+      gradient_fit.num_images,
+      time.perf_counter() - calibration_start,
+      peak_mb,
+    ),
   }
 
 
-def _in_one_pass(
-  config: Config, records: Sequence[Record], shown: Sequence[Record], workdir: Path
+def _train_one_pass(
+  config: Config, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
 ) -> Result:
   """Learn from every image; set thresholds by leaving each out."""
   ops, options = transforms.parse(config.data.ops), config.fit
   # Read now: a run that extends its own model is about to replace it.
-  old = model_dir.about(options.extend) if options.extend else None
-  before = _earlier(config, old) if old else None
-  first = before.images if before else 0
-  mesh = _mesh(config, 0)  # Batches are padded: any number of devices will do.
-  apart = meshes.state_mesh(mesh, config.mesh.split)
-  spec = RunContext(
-    ops.height, ops.width, len(records), first, progress=progress.show_progress,
-    shards=meshes.shards(apart),
+  previous_info = model_dir.read_info(options.extend) if options.extend else None
+  previous_state = _load_previous_state(config, previous_info) if previous_info else None
+  num_previous = previous_state.num_images if previous_state else 0
+  mesh = _make_mesh(config, 0)  # Batches are padded: any number of devices will do.
+  state_mesh = meshes.state_mesh(mesh, config.mesh.split)
+  detector_spec = RunContext(
+    ops.height, ops.width, len(records), num_previous, progress=progress.show_progress,
+    shards=meshes.shards(state_mesh),
     max_extra_images_per_shard=meshes.micro_batch_size(mesh, options.batch_size) // mesh.size,
   )  # fmt: skip
-  backbone, detector = model_dir.assemble(config, spec)
-  once = detector.one_pass
-  assert once is not None  # The table says so.
-  if first + len(records) < _FEWEST:
+  backbone, detector = model_dir.build_detector(config, detector_spec)
+  one_pass_functions = detector.one_pass
+  assert one_pass_functions is not None  # The table says so.
+  if num_previous + len(records) < _MIN_IMAGES:
     raise ConfigError(
-      f'{len(records)} good images are too few to leave one out; at least {_FEWEST} are needed.'
+      f'{len(records)} good images are too few to leave one out; at least {_MIN_IMAGES} are needed.'
     )
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
-  if old:
-    _same_weights(weights, old.weights)
+  if previous_info:
+    _require_same_weights(weights, previous_info.weights)
   log.LOG.info(
     '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s%s',
-    workdirs.label(config), len(records), f', after {first} before' if first else '',
+    workdirs.category_name(config), len(records), f', after {num_previous} before' if num_previous else '',
     config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),
   )  # fmt: skip
   # Spared, for it may be they that are extended.
-  workdirs.claim(workdir, config, spare=('model', 'state'))
+  workdirs.prepare(workdir, config, keep=('model', 'state'))
   with (
-    files.atomic_directory(workdir / 'state') as state,
-    files.atomic_directory(workdir / 'model') as model,
+    files.atomic_directory(workdir / 'state') as state_dir,
+    files.atomic_directory(workdir / 'model') as model_folder,
   ):
-    fold = one_pass.fold(detector, once, variables, config, records, before, mesh, state)
-    peak_mb = memory.peak_mb()
-    sha256 = array_file.save_arrays(model, fold.fitted)
-    embedder, seconds = fold.embedder, fold.seconds
-    began = time.perf_counter() - fold.apart
-    split = detector.sharding_specs
-    whole = split.pad_to_shards(fold.fitted) if split and shown else fold.fitted
-    parts = split.fitted if split else None
-    examples = labeled.score(scoring.of_images(detector), whole, shown, config, mesh, parts)
-    del fold, whole  # Its Gaussians may take gigabytes, and so may those that follow.
-    memory.release_free_memory()
-    rows = config.evaluate.batch_size
-    most = config.calibrate.images
-    normals = one_pass.score_left_out(
-      once, variables, state, records, before, ops, rows, mesh, most, split
+    one_pass_fit = one_pass.fit_one_pass(
+      detector, one_pass_functions, variables, config, records, previous_state, mesh, state_dir
     )
-    count = config.calibrate.retain
-    retained = one_pass.retain(once, embedder, records, before, count, ops, config.seed, mesh)
-    limits = _limits(config, normals, examples)
-    incremental_state.save_retained(state, retained, first + len(records))
-    kept = incremental_state.load_kept(state, mapped=True)
-    facts = once.summary(kept, retained.embedding)
-    model_dir.save_manifest(model, config, limits, normals, weights, facts, sha256)
-    moved = _moved(once.drift(before.kept, kept), old.limits, limits) if old and before else {}
-  log.LOG.info('Learned: %s', _listed(facts))
-  _tell(workdir, limits)
+    peak_mb = memory.peak_mb()
+    arrays_sha256 = array_file.save_arrays(model_folder, one_pass_fit.fitted)
+    feature_extractor, fit_seconds = one_pass_fit.feature_extractor, one_pass_fit.fit_seconds
+    calibration_start = time.perf_counter() - one_pass_fit.calibration_seconds
+    sharding_specs = detector.sharding_specs
+    padded_fitted = (
+      sharding_specs.pad_to_shards(one_pass_fit.fitted)
+      if sharding_specs and labeled_records
+      else one_pass_fit.fitted
+    )
+    fitted_specs = sharding_specs.fitted if sharding_specs else None
+    labeled_scores = labeled.score(
+      scoring.image_scorer(detector), padded_fitted, labeled_records, config, mesh, fitted_specs
+    )
+    del (
+      one_pass_fit,
+      padded_fitted,
+    )  # Its Gaussians may take gigabytes, and so may those that follow.
+    memory.release_free_memory()
+    batch_size = config.evaluate.batch_size
+    max_images = config.calibrate.images
+    calibration_scores = one_pass.score_leave_one_out(
+      one_pass_functions,
+      variables,
+      state_dir,
+      records,
+      previous_state,
+      ops,
+      batch_size,
+      mesh,
+      max_images,
+      sharding_specs,
+    )
+    num_embeddings = config.calibrate.retain
+    retained_embeddings = one_pass.retain_embeddings(
+      one_pass_functions,
+      feature_extractor,
+      records,
+      previous_state,
+      num_embeddings,
+      ops,
+      config.seed,
+      mesh,
+    )
+    thresholds = _calibrate_thresholds(config, calibration_scores, labeled_scores)
+    incremental_state.save_retained_embeddings(
+      state_dir, retained_embeddings, num_previous + len(records)
+    )
+    state_arrays = incremental_state.load_state_arrays(state_dir, memory_map=True)
+    summary = one_pass_functions.summary(state_arrays, retained_embeddings.embeddings)
+    model_dir.save_manifest(
+      model_folder, config, thresholds, calibration_scores, weights, summary, arrays_sha256
+    )
+    drift = (
+      _report_drift(
+        one_pass_functions.drift(previous_state.state_arrays, state_arrays),
+        previous_info.thresholds,
+        thresholds,
+      )
+      if previous_info and previous_state
+      else {}
+    )
+  log.LOG.info('Learned: %s', _format_numbers(summary))
+  _log_saved_model(workdir, thresholds)
   return {
-    **_outputs(workdir),
+    **_output_paths(workdir),
     'models': {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}},
-    'learned': facts,
-    **moved,
-    'timing': _timing(seconds, len(records), time.perf_counter() - began, peak_mb),
+    'learned': summary,
+    **drift,
+    'timing': _timing(fit_seconds, len(records), time.perf_counter() - calibration_start, peak_mb),
   }
 
 
-_FEWEST = 3  # Leaving one of them out must leave two, for a variance.
+_MIN_IMAGES = 3  # Leaving one of them out must leave two, for a variance.
 
 
-def _check(options: Config, once: bool) -> None:
+def _validate_fit_options(options: Config, learns_in_one_pass: bool) -> None:
   """Refuse settings that would be silently passed over."""
-  if not once:
+  if not learns_in_one_pass:
     if not 0 < options.held_out < 1:
       raise ConfigError(f'fit.held_out must lie between 0 and 1, got {options.held_out}.')
     if options.extend:
       raise ConfigError('fit.extend is for PaDiM and PatchCore; STFPM goes on with fit.resume.')
     return
-  meaningless = {
+  unused_settings = {
     'fit.steps': options.steps is not None,
     'fit.epochs': options.epochs != 1,
     'fit.held_out': options.held_out != 0,
     'fit.resume': bool(options.resume),
   }
-  for key, given in meaningless.items():
-    if given:
+  for key, is_set in unused_settings.items():
+    if is_set:
       raise ConfigError(
         f'{key} means nothing to a detector that sees every image once; leave it out. To learn '
         'from further images, name a model directory in fit.extend.'
       )
 
 
-def _earlier(config: Config, old: model_dir.About) -> incremental_state.Learned:
+def _load_previous_state(
+  config: Config, previous_info: model_dir.ModelInfo
+) -> incremental_state.IncrementalState:
   """What the run that is extended has learned, if this one is of its kind."""
   directory = Path(config.fit.extend)
-  ours, theirs = (configs.flatten(configs.to_plain_dict(c)) for c in (config, old.config))
+  settings, previous_settings = (
+    configs.flatten(configs.to_plain_dict(c)) for c in (config, previous_info.config)
+  )
   # The name first: options of another detector would only confuse.
-  for key in ('detector.name', *ours):
-    if key.startswith(_SHARED) and theirs.get(key) != ours[key]:
+  for key in ('detector.name', *settings):
+    if key.startswith(_FIXED_ON_EXTEND) and previous_settings.get(key) != settings[key]:
       raise ConfigError(
-        f'{key} is {ours[key]!r}, but the model to extend, {directory}, has {theirs.get(key)!r}.',
+        f'{key} is {settings[key]!r}, but the model to extend, {directory}, has {previous_settings.get(key)!r}.',
         key=key,
-        value=ours[key],
-        allowed=(theirs.get(key),),
-        hint=('Pass ', Setting(key, theirs.get(key)), '.'),
+        value=settings[key],
+        allowed=(previous_settings.get(key),),
+        hint=('Pass ', Setting(key, previous_settings.get(key)), '.'),
       )
   return incremental_state.load(directory.resolve().parent / 'state')
 
 
-def _same_weights(
-  weights: pretrained_weights.Provenance, before: pretrained_weights.Provenance
+def _require_same_weights(
+  weights: pretrained_weights.Provenance, previous_weights: pretrained_weights.Provenance
 ) -> None:
-  if weights.sha256 != before.sha256:
+  if weights.sha256 != previous_weights.sha256:
     raise ConfigError(
       f'backbone.weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend '
-      f'has {before.source} ({before.sha256[:12]}…); its features are others. Pass those.'
+      f'has {previous_weights.source} ({previous_weights.sha256[:12]}…); its features are others. Pass those.'
     )
 
 
-def _moved(
-  numbers: dict[str, int | float], old: calibration.Limits, new: calibration.Limits
+def _report_drift(
+  statistics: dict[str, int | float],
+  previous_thresholds: calibration.Thresholds,
+  new_thresholds: calibration.Thresholds,
 ) -> Result:
   """Tell by how much further images moved what was learned, and the thresholds."""
-  told = {
-    **numbers,
-    'image_threshold_before': old.image,
-    'image_threshold_after': new.image,
-    'pixel_threshold_before': old.pixel,
-    'pixel_threshold_after': new.pixel,
+  drift = {
+    **statistics,
+    'image_threshold_before': previous_thresholds.image_threshold,
+    'image_threshold_after': new_thresholds.image_threshold,
+    'pixel_threshold_before': previous_thresholds.pixel_threshold,
+    'pixel_threshold_after': new_thresholds.pixel_threshold,
   }
-  log.LOG.info('Moved: %s', _listed(told))
-  return {'moved': told}
+  log.LOG.info('Moved: %s', _format_numbers(drift))
+  return {'moved': drift}
 
 
-def _listed(numbers: dict[str, int | float]) -> str:
+def _format_numbers(numbers: dict[str, int | float]) -> str:
   return ', '.join(f'{key} {value:.6g}' for key, value in numbers.items())
 
 
-def _mesh(config: Config, rows: int) -> meshes.Mesh:
-  return meshes.make_mesh(config.device, config.mesh.data, rows)
+def _make_mesh(config: Config, num_rows: int) -> meshes.Mesh:
+  return meshes.make_mesh(config.device, config.mesh.data, num_rows)
 
 
-def _limits(
-  config: Config, normals: calibration.Peaks, examples: labeled.Examples | None
-) -> calibration.Limits:
+def _calibrate_thresholds(
+  config: Config,
+  calibration_scores: calibration.CalibrationScores,
+  labeled_scores: labeled.Examples | None,
+) -> calibration.Thresholds:
   """Thresholds by the method that the configuration names."""
   options = config.calibrate
   budgets = options.budget, options.review_budget
-  if examples is None:
+  if labeled_scores is None:
     return calibration.from_normals(
-      normals.image, normals.map, *budgets, options.method == 'confident'
+      calibration_scores.scores, calibration_scores.peaks, *budgets, options.method == 'confident'
     )
-  return calibration.from_labelled(
-    *examples[:3], options.method, *budgets, options.miss_cost, examples.pixel
+  return calibration.from_labeled(
+    *labeled_scores[:3], options.method, *budgets, options.miss_cost, labeled_scores.pixel
   )
 
 
-def _tell(workdir: Path, limits: calibration.Limits) -> None:
-  level = logging.WARNING if limits.over_budget else logging.INFO
-  log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', limits)
+def _log_saved_model(workdir: Path, thresholds: calibration.Thresholds) -> None:
+  level = logging.WARNING if thresholds.is_over_budget else logging.INFO
+  log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', thresholds)
 
 
-def _outputs(workdir: Path) -> Result:
+def _output_paths(workdir: Path) -> Result:
   return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml'}
 
 
-def _timing(fit_s: float, images: int, calibrate_s: float, peak_mb: int) -> Result:
+def _timing(fit_s: float, num_images: int, calibrate_s: float, peak_mb: int) -> Result:
   return {
     'fit_s': fit_s,
     'calibrate_s': calibrate_s,
-    'images_per_s': images / fit_s,
+    'images_per_s': num_images / fit_s,
     'peak_memory_mb': peak_mb,
   }
 
 
-def _models(workdir: Path, best: hooks.Best) -> Result:
-  last = {
+def _model_paths(workdir: Path, best: hooks.BestStep) -> Result:
+  rolling_paths = {
     f'last_{n}': f'checkpoints/rolling/{step}'
-    for n, step in enumerate(reversed(workdirs.steps(workdir)), 1)
+    for n, step in enumerate(reversed(workdirs.saved_steps(workdir)), 1)
   }
-  kept = f'checkpoints/best/{best.step}'
-  return {**last, 'best': {'score': best.loss, 'checkpoint': kept, 'model_dir': 'model'}}
+  best_path = f'checkpoints/best/{best.step}'
+  return {
+    **rolling_paths,
+    'best': {'score': best.loss, 'checkpoint': best_path, 'model_dir': 'model'},
+  }

@@ -35,10 +35,10 @@ def of(
     'summary': curves.summary(drawn),
     'metrics': metrics,
     'thresholds': {
-      'review': min(limits.review, limits.image),
-      'ng': limits.image,
-      'pixel': limits.pixel,
-      'how': 'As given' if limits.given else 'As calibrated',
+      'review': min(limits.review_threshold, limits.image_threshold),
+      'ng': limits.image_threshold,
+      'pixel': limits.pixel_threshold,
+      'how': 'As given' if limits.is_manual else 'As calibrated',
       'stand_on': str(limits),
     },
     'kinds': _kinds(drawn),
@@ -61,7 +61,7 @@ def _kinds(drawn: curves.Curves) -> list[dict[str, Any]]:
   def ease(name: str) -> tuple[float, float, str]:
     scores = drawn.scores[of == name]
     return (
-      float((scores > drawn.limits.image).mean()),
+      float((scores > drawn.limits.image_threshold).mean()),
       float(np.sort(scores)[len(scores) // 2]),
       name,
     )
@@ -75,8 +75,8 @@ def _axis(drawn: curves.Curves) -> dict[str, Any]:
   """Bins of the scores; even in the logarithm where those span more than a decade."""
   limits, held_out = drawn.limits, drawn.calibration
   every = drawn.scores if held_out is None else np.concatenate([drawn.scores, held_out])
-  review = min(limits.review, limits.image)
-  edges, log = score_histogram.bins(every.astype(np.float64), review, limits.image, _BINS)
+  review = min(limits.review_threshold, limits.image_threshold)
+  edges, log = score_histogram.bins(every.astype(np.float64), review, limits.image_threshold, _BINS)
   return {'edges': edges.tolist(), 'log': log}
 
 

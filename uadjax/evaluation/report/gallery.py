@@ -66,7 +66,7 @@ class Shot(NamedTuple):
 def choose(
   records: Sequence[Record],
   scores: Float[np.ndarray, ' n'],
-  limits: calibration.Limits,
+  limits: calibration.Thresholds,
   number: int,
 ) -> list[int]:
   """Choose so many images, the most telling first.
@@ -75,7 +75,7 @@ def choose(
   of images in turn, each spread over its scores.
   """
   good = np.array([not record.is_anomalous for record in records], bool)
-  called = ~(scores <= limits.image)  # So is what is no number.
+  called = ~(scores <= limits.image_threshold)  # So is what is no number.
   order = np.argsort(scores, kind='stable')
   rising = order.tolist()
   alarms = [i for i in reversed(rising) if good[i] and called[i]]

@@ -35,11 +35,11 @@ def of(
     'model': {
       'name': model.name,
       'directory': str(model.directory),
-      'arrays_sha256': model_dir.about(model.directory).arrays_sha256,
+      'arrays_sha256': model_dir.read_info(model.directory).arrays_sha256,
       'pixels': str(model.ops),
     },
     'weights': model.weights._asdict(),
-    'thresholds': {'stand on': str(model.limits), **model.limits._asdict()},
+    'thresholds': {'stand on': str(model.thresholds), **model.thresholds._asdict()},
     'data': {
       'test_images': len(records),
       'masks': len(masks),
