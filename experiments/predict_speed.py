@@ -44,7 +44,7 @@ def scoring(predictor: predictor.Predictor, pixels: list[np.ndarray], rows: int)
   def one(number: int) -> None:
     predictor.scorers[number % len(predictor.scorers)](batches[number])
 
-  with futures.ThreadPoolExecutor(predictor.at_once) as pool:
+  with futures.ThreadPoolExecutor(predictor.max_concurrent_batches) as pool:
     list(pool.map(one, range(len(batches))))
 
 

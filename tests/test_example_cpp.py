@@ -132,7 +132,7 @@ def test_score_label_and_map_are_those_of_predict(score, exported, photos, tmp_p
     assert list(got) == ['score', 'label', 'threshold']
     np.testing.assert_allclose(got['score'], want.score, rtol=1e-4)
     assert got['label'] == want.label
-    assert got['threshold'] == want.threshold
+    assert got['threshold'] == want.image_threshold
     drawn = np.fromfile(map, np.float32).reshape(CAMERA)
     np.testing.assert_allclose(drawn, want.anomaly_map, rtol=1e-4)
 

@@ -146,7 +146,7 @@ def test_a_crop_is_undone_in_the_graph(fitted, photos):
   done = exporter.export(model, camera=CAMERA)
   run = runtimes.open(done.path).run
   (want,) = create_model(model_dir=model.directory).predict(photos[0])
-  assert not want.seen.all()
+  assert not want.visible.all()
   np.testing.assert_allclose(run(photos[:1]).map[0], want.anomaly_map, rtol=1e-4)
 
 

@@ -147,7 +147,7 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   """Where it is predicted with and where it is evaluated; images that no device count divides."""
   directory, files = trained(name) / 'model', sorted((drawn / 'disc').rglob('*.png'))[:5]
   one, many = (
-    list(create_model(model_dir=directory, device=device, split=split).predict(files, 3))
+    list(create_model(model_dir=directory, device=device, shard_model=split).predict(files, 3))
     for device, split in (('cpu:0', False), ('cpu', True))
   )
   for a, b in zip(many, one, strict=True):

@@ -136,4 +136,4 @@ def test_the_exported_graph_judges_as_the_model_does(exported, image):
     assert fast.model.devices[0].startswith('ONNX Runtime'), name
     (got,) = fast.predict(image)
     assert got.score == pytest.approx(want.score, rel=1e-4), name
-    assert (got.label, got.limits) == (want.label, want.limits), name
+    assert (got.label, got.thresholds) == (want.label, want.thresholds), name

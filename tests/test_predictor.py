@@ -162,9 +162,9 @@ def test_thresholds_may_be_overridden(directory, paths):
     (2 * score, 0.0, 'review'),
     (1e9, 1e9, 'OK'),
   ):
-    own = create_model(model_dir=directory, threshold=image, review_threshold=review)
+    own = create_model(model_dir=directory, image_threshold=image, review_threshold=review)
     one = next(own.predict(paths[0]))
-    assert (one.label, one.threshold) == (label, image)
+    assert (one.label, one.image_threshold) == (label, image)
 
 
 def test_batch_size_must_be_positive(model, paths):

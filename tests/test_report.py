@@ -78,8 +78,8 @@ def test_what_is_right_is_spread_over_kinds_and_scores():
 )
 def test_levels_keep_the_order_of_values_and_tell_exactly_what_is_marked(values, threshold):
   map = np.array([sorted(values)], np.float32)
-  scale = gallery.scale_of([map], threshold)
-  levels = gallery.levels_of(map, scale)[0]
+  scale = gallery.shared_scale([map], threshold)
+  levels = gallery.quantize_map(map, scale)[0]
   assert (np.diff(levels.astype(int)) >= 0).all()
   if np.isfinite(threshold):
     np.testing.assert_array_equal(levels > 127, map[0] > threshold)
@@ -105,7 +105,9 @@ def opened(data):
 def test_a_picture_keeps_its_shape_its_seen_part_and_its_smallest_defect(scene):
   record, map = scene
   ops = transforms.parse('keep_ratio(32)|center_crop(24)')
-  [shot] = gallery.shots([record], map[None, :24, :24], [0], ops, 3.0)  # As a file would hold it.
+  [shot] = gallery.make_pictures(
+    [record], map[None, :24, :24], [0], ops, 3.0
+  )  # As a file would hold it.
   assert (shot.width, shot.height) == (512, 256)
   assert opened(shot.photo).shape == (256, 512, 3)
   truth = opened(shot.truth)
@@ -113,24 +115,24 @@ def test_a_picture_keeps_its_shape_its_seen_part_and_its_smallest_defect(scene):
   row, column = np.argwhere(truth)[0]
   assert abs(row / 256 - 201 / 320) < 0.01
   assert abs(column / 512 - 333 / 640) < 0.01
-  left, top, right, bottom = shot.seen
+  left, top, right, bottom = shot.visible_box
   # The middle three quarters of the square in the middle.
   np.testing.assert_allclose([left, top, right, bottom], [0.3125, 0.125, 0.6875, 0.875], atol=0.01)
-  heat = opened(shot.heat)
+  heat = opened(shot.heatmap)
   assert heat.shape == (96, 192)
   assert heat.max() == 255 > heat[48, 10] == 0
 
 
 def test_a_picture_that_does_not_fit_is_made_coarser_until_it_does(scene):
   record, map = scene
-  scale = gallery.scale_of([map], 3.0)
+  scale = gallery.shared_scale([map], 3.0)
   ops = transforms.parse('resize(32)')
   sizes = []
   for budget in (10**6, 60_000, 12_000):
-    shot = gallery.shot(0, record, map, ops, scale, 0, budget)
-    sizes.append(len(shot.photo) + len(shot.heat) + len(shot.truth))
+    shot = gallery.make_picture(0, record, map, ops, scale, 0, budget)
+    sizes.append(len(shot.photo) + len(shot.heatmap) + len(shot.truth))
     assert sizes[-1] <= budget
-    assert shot.coarse == (budget < 10**6)
+    assert shot.is_coarse == (budget < 10**6)
   assert sizes == sorted(sizes, reverse=True)
 
 
@@ -141,7 +143,7 @@ def embedded(text, name):
 
 def fake(index, size):
   scale = gallery.Scale(0.0, 1.0, 2.0)
-  return gallery.Shot(index, 4, 4, scale, (0.0, 0.0, 1.0, 1.0), bytes(size), b'', None, False)
+  return gallery.Picture(index, 4, 4, scale, (0.0, 0.0, 1.0, 1.0), bytes(size), b'', None, False)
 
 
 def test_a_report_stays_below_20_megabytes_and_says_what_it_leaves_out(tmp_path, caplog):
@@ -178,12 +180,12 @@ def test_the_twin_is_what_the_page_is_drawn_from_and_no_name_is_code(tmp_path):
 
 def test_kinds_come_good_first_then_the_hardest():
   records = [Record(Path('x'), kind) for kind in ('easy', 'good', 'hard', 'easy', 'hard')]
-  told = content.of(drawn_of(records, [5.0, 0.0, 1.0, 6.0, 7.0]), {}, records, [], {})
+  told = content.build(drawn_of(records, [5.0, 0.0, 1.0, 6.0, 7.0]), {}, records, [], {})
   assert [kind['name'] for kind in told['kinds']] == ['good', 'hard', 'easy']
 
 
 def test_the_browser_is_allowed_these_scripts_and_this_style_alone():
-  text = document.page(content.of(drawn_of([], []), {}, [], [], {}), []).text
+  text = document.render(content.build(drawn_of([], []), {}, [], [], {}), []).text
   [policy] = re.findall('Content-Security-Policy" content="(.*?)"', text)
   assert policy.startswith("default-src 'none';")
   assert 'unsafe' not in policy

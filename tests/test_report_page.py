@@ -72,7 +72,7 @@ def make_record(folder, i, defect, rng, masks):
 def write(case, path, number=200):
   chosen = gallery.choose(case.records, case.drawn.scores, LIMITS, number)
   ops = transforms.parse('resize(20)|center_crop(16)')
-  shots = gallery.shots(case.records, case.maps, chosen, ops, LIMITS.pixel)
+  shots = gallery.make_pictures(case.records, case.maps, chosen, ops, LIMITS.pixel)
   about = {
     'model': {'name': HOSTILE, 'arrays_sha256': 'ab' * 32},
     'timing': {'fit_s': 1.25},

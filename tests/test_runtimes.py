@@ -54,7 +54,7 @@ def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkey
 
 
 def test_thresholds_of_ones_own_are_kept(directory, graph):
-  fast = create_model(model_dir=directory, backend='auto', threshold=0.5)
+  fast = create_model(model_dir=directory, backend='auto', image_threshold=0.5)
   assert fast.model.thresholds.image_threshold == 0.5
   assert fast.model.fitted is None  # No array is read twice.
 

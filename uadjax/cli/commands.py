@@ -137,7 +137,7 @@ def _write_pipeline_config(name: str, folder: Path) -> None:
 
   if name not in pipelines.NAMES:
     raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
-  print(f'Settings: {pipelines.write(folder)}')
+  print(f'Settings: {pipelines.write_settings(folder)}')
 
 
 @app.command(

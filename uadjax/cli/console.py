@@ -7,12 +7,12 @@ from typing import Any
 from rich import box, console, table, text
 
 from uadjax.cli import runtime
-from uadjax.inference.result import Result, UNREAD
+from uadjax.inference.result import Result, UNREADABLE
 from uadjax.system import files, logging, progress
 
 # A sign besides the color, which not everyone sees, nor every terminal shows.
 SIGNS = {'OK': ('✓', 'green'), 'review': ('?', 'yellow'), 'NG': ('✗', 'bold red')}
-SIGNS |= {UNREAD: ('!', 'magenta')}
+SIGNS |= {UNREADABLE: ('!', 'magenta')}
 _WIDTH = max(map(len, SIGNS))
 _STDOUT = console.Console(highlight=False)
 
@@ -36,7 +36,7 @@ def print_json(value: Any) -> None:
 def verdict_line(result: Result) -> text.Text:
   """One line of an image, its path at the end, where it may be long."""
   if result.error:
-    return _verdict_text(UNREAD, result.error)
+    return _verdict_text(UNREADABLE, result.error)
   return _verdict_text(result.label, f'{result.score:>10.4g}  {result.input_path}')
 
 

@@ -15,7 +15,7 @@ from uadjax.data import inputs as sources
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.inference import pipelines, predictor, score_table
-from uadjax.inference.result import Result, UNREAD
+from uadjax.inference.result import Result, UNREADABLE
 from uadjax.system import http, progress
 
 _FAIL_ON_STATUS = 3  # Exit status of --fail-on.
@@ -108,7 +108,7 @@ def tabulate_scores(
     pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
     batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
     try:
-      summary = score_table.judge(
+      summary = score_table.score_images(
         pipeline.model,
         _unwrap_single_input(inputs),
         table,
@@ -118,20 +118,20 @@ def tabulate_scores(
       )
     except Interrupted as interruption:
       raise Interrupted(f'{interruption} The same command goes on with {folder}.') from None
-  counts, (shard_index, num_shards) = summary.counts, table.part
+  counts, (shard_index, num_shards) = summary.counts, table.shard
   if options.as_json:
     shard_fields = {
       'part': [shard_index, num_shards],
       'judged': dict(counts),
-      'judged_before': dict(summary.before),
+      'judged_before': dict(summary.previous_counts),
     }
     console.print_json({'table': str(folder), **shard_fields})
   else:
-    console.print_line(console.summary_table(counts + summary.before))
+    console.print_line(console.summary_table(counts + summary.previous_counts))
     console.print_line(
       f'Table: {runtime.to_printable(str(folder))}, part {shard_index} of {num_shards}: {summary}.'
     )
-  _exit_by_counts(counts + summary.before, options.fail_on)
+  _exit_by_counts(counts + summary.previous_counts, options.fail_on)
 
 
 def _create_pipeline(
@@ -174,7 +174,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, str]:
 def _save_results(
   results: Iterator[Result], folder: Path | None, save_pictures: bool
 ) -> Generator[Result, None, None]:
-  yield from results if folder is None else predictor.saved(results, folder, save_pictures)
+  yield from results if folder is None else predictor.save_results(results, folder, save_pictures)
 
 
 def _print_results(
@@ -184,7 +184,7 @@ def _print_results(
   counts = collections.Counter[str]()
   try:
     for result in progress.show_progress(results, total, 'Judging'):
-      counts[result.label or UNREAD] += 1
+      counts[result.label or UNREADABLE] += 1
       if options.as_json:
         console.print_json(result.to_json(options.masks or 'none'))
       else:
@@ -213,7 +213,7 @@ def _print_summary(
 
 
 def _exit_by_counts(counts: collections.Counter[str], fail_on: str | None) -> None:
-  if num_unread := counts[UNREAD]:
+  if num_unread := counts[UNREADABLE]:
     message = f'{num_unread} of {counts.total()} images could not be read.'
     with contextlib.suppress(BrokenPipeError):
       print(f'Error: {message}', file=sys.stderr)

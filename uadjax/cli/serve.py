@@ -40,8 +40,8 @@ def parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
     ModelError: a directory holds no model.
   """
   if not arguments:
-    title = demo_model.TITLE
-    return {'demo': demo_model.directory(title, 'uadjax fit DIR')}
+    title = demo_model.DEFAULT_TITLE
+    return {'demo': demo_model.ensure_model_dir(title, 'uadjax fit DIR')}
   directories: dict[str, Path] = {}
   for argument in arguments:
     name, equals, path = argument.partition('=')

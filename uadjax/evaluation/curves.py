@@ -19,14 +19,14 @@ from uadjax.visualization import figures, score_histogram
 
 PRO_LIMIT = 0.3  # False alarms up to which the area under PRO counts.
 
-_OPTIMISTIC = (
+_OPTIMISM_NOTE = (
   ' The threshold was set by labelled images: if these are among them, that is optimistic.'
 )
 
 Vertices = tuple[Float[np.ndarray, ' _k'], Float[np.ndarray, ' _k']]
 
 
-class Curves(NamedTuple):
+class CurveData(NamedTuple):
   """What is drawn.
 
   Attributes:
@@ -42,23 +42,23 @@ class Curves(NamedTuple):
   """
 
   title: str
-  limits: calibration.Thresholds
+  thresholds: calibration.Thresholds
   scores: Float[np.ndarray, ' n']
   defects: Sequence[str]
-  image: metrics.Ranking | None = None
-  pixel: metrics.Ranking | None = None
-  pixel_alarms: int = 0
-  calibration: Float[np.ndarray, ' m'] | None = None
+  image_ranking: metrics.Ranking | None = None
+  pixel_ranking: metrics.Ranking | None = None
+  num_pixel_alarms: int = 0
+  calibration_scores: Float[np.ndarray, ' m'] | None = None
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
   """How images and pixels are told apart, also without color."""
 
   name: str
   color: str
   dashes: Any
   marker: str
-  size: float
+  marker_size: float
 
 
 class Line(NamedTuple):
@@ -73,201 +73,233 @@ class Line(NamedTuple):
     told: what `point` means.
   """
 
-  look: Look
+  style: LineStyle
   x: Float[np.ndarray, ' k']
   y: Float[np.ndarray, ' k']
-  point: tuple[float, float] | None
-  area: str
-  told: tuple[str, str]
+  operating_point: tuple[float, float] | None
+  area_text: str
+  point_text: tuple[str, str]
 
 
 # Okabe and Ito 2008: told apart by every color-blind reader. The disk shows around the square.
-IMAGES = Look('Images', '#0072B2', '-', 'o', 10)
-PIXELS = Look('Pixels', '#D55E00', (0, (5, 1.5)), 's', 6.5)
+IMAGE_STYLE = LineStyle('Images', '#0072B2', '-', 'o', 10)
+PIXEL_STYLE = LineStyle('Pixels', '#D55E00', (0, (5, 1.5)), 's', 6.5)
 
 
-def draw(folder: Path, data: Curves) -> None:
+def draw(folder: Path, data: CurveData) -> None:
   """Replace `folder` by pictures, each as PNG and SVG: all or nothing; same data, same bytes.
 
   `curves` is all on a page; `histogram`, `roc`, `pr` and `pro` are its parts. A sentence takes the
   place of what cannot be drawn.
   """
-  with figures.style(), files.atomic_directory(folder) as fresh:
-    figures.write(fresh / 'curves', _overview(data))
-    for name, panel in _PANELS.items():
+  with figures.style(), files.atomic_directory(folder) as new_folder:
+    figures.write(new_folder / 'curves', _overview_figure(data))
+    for name, draw_panel in _PANELS.items():
       figure = figures.blank(7.5, 5.6)
-      panel(figure, figures.Box(0, 0, 7.5, 5.6), data)
+      draw_panel(figure, figures.Box(0, 0, 7.5, 5.6), data)
       title = figures.printable(figures.shortened(data.title, 90))
       figure.text(0.98, 0.015, title, ha='right', size=8, color=figures.FAINT)
-      figures.write(fresh / name, figure)
+      figures.write(new_folder / name, figure)
 
 
-def summary(data: Curves) -> str:
+def summary(data: CurveData) -> str:
   """Tell in a sentence or two what the thresholds do to the test images."""
-  good, called = _good(data), data.scores > data.limits.image_threshold
-  review = (data.scores > data.limits.review_threshold) & ~called
-  parts = []
-  if (~good).any():
-    parts.append(f'{_some(called[~good], "defective")} found')
-  if good.any():
-    parts.append(f'{_some(called[good], "good")} called defective')
-  if not parts:
+  is_good, is_ng = _good_mask(data), data.scores > data.thresholds.image_threshold
+  is_review = (data.scores > data.thresholds.review_threshold) & ~is_ng
+  clauses = []
+  if (~is_good).any():
+    clauses.append(f'{_count_phrase(is_ng[~is_good], "defective")} found')
+  if is_good.any():
+    clauses.append(f'{_count_phrase(is_ng[is_good], "good")} called defective')
+  if not clauses:
     return 'There are no test images.'
-  parts[0] += ' at the threshold'
-  both = int((review & ~good).sum()), int((review & good).sum())
-  kinds = [f'{n} {kind}' for n, kind in zip(both, ('defective', 'good'), strict=True) if n]
-  more = f'; {" and ".join(kinds)} more {"is" if sum(both) == 1 else "are"} to be reviewed'
-  more *= bool(kinds)
-  return f'{", ".join(parts)}{more}.{_OPTIMISTIC * bool(data.limits.num_anomalous)}'
+  clauses[0] += ' at the threshold'
+  review_counts = int((is_review & ~is_good).sum()), int((is_review & is_good).sum())
+  review_texts = [
+    f'{n} {kind}' for n, kind in zip(review_counts, ('defective', 'good'), strict=True) if n
+  ]
+  review_clause = f'; {" and ".join(review_texts)} more {"is" if sum(review_counts) == 1 else "are"} to be reviewed'
+  review_clause *= bool(review_texts)
+  return (
+    f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(data.thresholds.num_anomalous)}'
+  )
 
 
-def roc(data: Curves) -> list[Line]:
+def roc(data: CurveData) -> list[Line]:
   """Found against false alarms, of images and of pixels."""
   lines = []
-  for look, ranking, threshold, alarms in _known(data):
-    false, found = (
-      alarms / ranking.total_normals,
-      _reached(ranking, ranking.num_anomalous, threshold),
+  for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
+    false_alarm_rate, recall = (
+      num_false_alarms / ranking.total_normals,
+      _share_above(ranking, ranking.num_anomalous, threshold),
     )
-    told = f'{percent(found)} found,', f'{percent(false)} false alarms'
-    area = f'AUROC {metrics.auroc(ranking):.3f}'
-    lines.append(Line(look, *thin(*metrics.roc_curve(ranking)), (false, found), area, told))
+    point_text = (
+      f'{format_percent(recall)} found,',
+      f'{format_percent(false_alarm_rate)} false alarms',
+    )
+    area_text = f'AUROC {metrics.auroc(ranking):.3f}'
+    lines.append(
+      Line(
+        style, *thin(*metrics.roc_curve(ranking)), (false_alarm_rate, recall), area_text, point_text
+      )
+    )
   return lines
 
 
-def pr(data: Curves) -> list[Line]:
+def pr(data: CurveData) -> list[Line]:
   """Right alarms against found, of images and of pixels: steps, with average precision as area."""
   lines = []
-  for look, ranking, threshold, alarms in _known(data):
+  for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
     recall, precision = metrics.pr_curve(ranking)
-    defects = int(ranking.num_anomalous[-1])
-    chance = defects / (defects + ranking.total_normals)
+    num_defects = int(ranking.num_anomalous[-1])
+    chance = num_defects / (num_defects + ranking.total_normals)
     # From the first defect on, where precision is known, to where everything is called.
     x = np.append(np.repeat(recall, 2)[1:-1], 1.0)
     y = np.append(np.repeat(precision, 2)[2:], chance)
-    found = _reached(ranking, ranking.num_anomalous, threshold)
-    hits = round(found * defects)
-    point, told = None, ('nothing exceeds it', '')
-    if hits + alarms:
-      point = (found, hits / (hits + alarms))
+    recall_at_threshold = _share_above(ranking, ranking.num_anomalous, threshold)
+    num_hits = round(recall_at_threshold * num_defects)
+    operating_point, point_text = None, ('nothing exceeds it', '')
+    if num_hits + num_false_alarms:
+      operating_point = (recall_at_threshold, num_hits / (num_hits + num_false_alarms))
       # After a defect precision falls, and jumps at the next: there the threshold stands.
-      place = int(np.searchsorted(x, found, 'right')) - 1
-      x, y = np.insert(x, place, point[0]), np.insert(y, place, point[1])
-      told = f'{percent(point[1])} of alarms right,', f'{percent(found)} found'
-    area = f'AP {metrics.average_precision(ranking):.3f} (chance {chance:.3f})'
-    lines.append(Line(look, *thin(x, y), point, area, told))
+      index = int(np.searchsorted(x, recall_at_threshold, 'right')) - 1
+      x, y = np.insert(x, index, operating_point[0]), np.insert(y, index, operating_point[1])
+      point_text = (
+        f'{format_percent(operating_point[1])} of alarms right,',
+        f'{format_percent(recall_at_threshold)} found',
+      )
+    area_text = f'AP {metrics.average_precision(ranking):.3f} (chance {chance:.3f})'
+    lines.append(Line(style, *thin(x, y), operating_point, area_text, point_text))
   return lines
 
 
-def pro(data: Curves) -> list[Line]:
+def pro(data: CurveData) -> list[Line]:
   """Mean share of a region that is found against false alarms, of pixels."""
   lines = []
-  for look, ranking, threshold, alarms in _known(data):
-    if look is PIXELS:
-      false, found = alarms / ranking.total_normals, _reached(ranking, ranking.overlap, threshold)
-      told = f'{percent(found)} of a region found,', f'{percent(false)} false alarms'
-      area = f'AU-PRO {metrics.au_pro(ranking, PRO_LIMIT):.3f} up to {percent(PRO_LIMIT)}'
-      lines.append(Line(look, *thin(*metrics.pro_curve(ranking)), (false, found), area, told))
+  for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
+    if style is PIXEL_STYLE:
+      false_alarm_rate, mean_overlap = (
+        num_false_alarms / ranking.total_normals,
+        _share_above(ranking, ranking.overlap, threshold),
+      )
+      point_text = (
+        f'{format_percent(mean_overlap)} of a region found,',
+        f'{format_percent(false_alarm_rate)} false alarms',
+      )
+      area_text = (
+        f'AU-PRO {metrics.au_pro(ranking, PRO_LIMIT):.3f} up to {format_percent(PRO_LIMIT)}'
+      )
+      lines.append(
+        Line(
+          style,
+          *thin(*metrics.pro_curve(ranking)),
+          (false_alarm_rate, mean_overlap),
+          area_text,
+          point_text,
+        )
+      )
   return lines
 
 
-def thin(x: Float[np.ndarray, ' k'], y: Float[np.ndarray, ' k'], stretches: int = 500) -> Vertices:
+def thin(
+  x: Float[np.ndarray, ' k'], y: Float[np.ndarray, ' k'], num_segments: int = 500
+) -> Vertices:
   """Cut a curve into so many stretches of one length; keep the first and last vertex of each.
 
   So a curve never moves by more than the length of a stretch, and its ends and steps stay.
   """
-  if len(x) <= 2 * stretches:
+  if len(x) <= 2 * num_segments:
     return x, y
-  travelled = np.cumsum(np.abs(np.diff(x, prepend=x[:1])) + np.abs(np.diff(y, prepend=y[:1])))
-  lasts = np.flatnonzero(np.diff(np.floor(travelled * (stretches / travelled[-1]))))
-  kept = np.unique(np.concatenate([[0], lasts, lasts + 1, [len(x) - 1]]))
-  return x[kept], y[kept]
+  arc_length = np.cumsum(np.abs(np.diff(x, prepend=x[:1])) + np.abs(np.diff(y, prepend=y[:1])))
+  segment_ends = np.flatnonzero(np.diff(np.floor(arc_length * (num_segments / arc_length[-1]))))
+  indices = np.unique(np.concatenate([[0], segment_ends, segment_ends + 1, [len(x) - 1]]))
+  return x[indices], y[indices]
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
   """Write a share with as many digits as tell it from none and from all."""
   distance = 100 * min(share, 1 - share)
   digits = max(0, int(np.ceil(-np.log10(distance) - 1e-9))) if distance > 0 else 0
   return f'{100 * share:.{digits}f} %'
 
 
-def _some(which: Bool[np.ndarray, ' _'], kind: str) -> str:
+def _count_phrase(mask: Bool[np.ndarray, ' _'], class_name: str) -> str:
   """Begin a sentence on some of all images of a kind."""
-  some, every = int(which.sum()), len(which)
-  verb = 'is' if 1 in (some, every) else 'are'
-  return f'{some} of {every} {kind} image{"s" * (every > 1)} {verb}'
+  count, total = int(mask.sum()), len(mask)
+  verb = 'is' if 1 in (count, total) else 'are'
+  return f'{count} of {total} {class_name} image{"s" * (total > 1)} {verb}'
 
 
-def _good(data: Curves) -> Bool[np.ndarray, ' n']:
+def _good_mask(data: CurveData) -> Bool[np.ndarray, ' n']:
   return np.array([defect == 'good' for defect in data.defects], bool)
 
 
-def _known(data: Curves) -> Iterator[tuple[Look, metrics.Ranking, float, int]]:
+def _complete_rankings(data: CurveData) -> Iterator[tuple[LineStyle, metrics.Ranking, float, int]]:
   """Rankings that have both classes, each with its threshold and the normal ones above it."""
-  limits = data.limits
-  alarms = int((data.scores[_good(data)] > limits.image_threshold).sum())
-  for look, ranking, threshold, false in (
-    (IMAGES, data.image, limits.image_threshold, alarms),
-    (PIXELS, data.pixel, limits.pixel_threshold, data.pixel_alarms),
+  thresholds = data.thresholds
+  num_image_alarms = int((data.scores[_good_mask(data)] > thresholds.image_threshold).sum())
+  for style, ranking, threshold, num_false_alarms in (
+    (IMAGE_STYLE, data.image_ranking, thresholds.image_threshold, num_image_alarms),
+    (PIXEL_STYLE, data.pixel_ranking, thresholds.pixel_threshold, data.num_pixel_alarms),
   ):
     if ranking is not None and len(ranking.scores) and ranking.total_normals:
-      yield look, ranking, threshold, false
+      yield style, ranking, threshold, num_false_alarms
 
 
-def _reached(ranking: metrics.Ranking, counted: np.ndarray, threshold: float) -> float:
+def _share_above(ranking: metrics.Ranking, cumulative: np.ndarray, threshold: float) -> float:
   """Share of what is counted among the anomalous that exceeds a threshold."""
-  above = int(np.searchsorted(-ranking.scores, -threshold, 'left'))
-  return float(counted[above - 1] / counted[-1]) if above else 0.0
+  num_above = int(np.searchsorted(-ranking.scores, -threshold, 'left'))
+  return float(cumulative[num_above - 1] / cumulative[-1]) if num_above else 0.0
 
 
-def _why_not(data: Curves, look: Look) -> list[figures.Words]:
+def _missing_curve_text(data: CurveData, style: LineStyle) -> list[figures.Words]:
   """Say why there is no curve."""
-  missing = 'defective' if 'good' in data.defects else 'good'
-  lines = {
-    IMAGES: ('Images: no curve', f'without {missing} images'),
-    PIXELS: ('Pixels: no curve', 'without masks of defects'),
+  missing_class = 'defective' if 'good' in data.defects else 'good'
+  sentences = {
+    IMAGE_STYLE: ('Images: no curve', f'without {missing_class} images'),
+    PIXEL_STYLE: ('Pixels: no curve', 'without masks of defects'),
   }
-  return [figures.Words(line, figures.FAINT) for line in lines[look]]
+  return [figures.Words(line, figures.FAINT) for line in sentences[style]]
 
 
-def _roc_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
+def _roc_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
   axes = _curve_axes(figure, box, 'ROC: what is found, for how many false alarms')
   axes.set(xlabel='false alarms, of all good', ylabel='found, of all defective')
-  _draw_lines(axes, roc(data), data, (IMAGES, PIXELS), diagonal=1.0)
+  _draw_lines(axes, roc(data), data, (IMAGE_STYLE, PIXEL_STYLE), diagonal=1.0)
 
 
-def _pr_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
+def _pr_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
   axes = _curve_axes(figure, box, 'Precision and recall: is an alarm right?')
   axes.set(xlabel='found, of all defective (recall)', ylabel='right, of all alarms (precision)')
-  _draw_lines(axes, pr(data), data, (IMAGES, PIXELS))
+  _draw_lines(axes, pr(data), data, (IMAGE_STYLE, PIXEL_STYLE))
 
 
-def _pro_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
+def _pro_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
   axes = _curve_axes(figure, box, 'PRO: how much of each region is found')
   axes.set(xlabel='false alarms, of all good pixels', ylabel='found, mean over regions')
   lines = pro(data)
   for line in lines:
-    end = max(1.15 * PRO_LIMIT, 1.1 * line.point[0] if line.point else 0)
-    axes.set_xlim(-0.02 * end, end)
-    inside = line.x <= PRO_LIMIT
-    x = np.append(line.x[inside], PRO_LIMIT)
-    y = np.append(line.y[inside], np.interp(PRO_LIMIT, line.x, line.y))
-    axes.fill_between(x, y, color=line.look.color, alpha=0.12, linewidth=0)
-  _draw_lines(axes, lines, data, (PIXELS,), diagonal=axes.get_xlim()[1])
+    x_max = max(1.15 * PRO_LIMIT, 1.1 * line.operating_point[0] if line.operating_point else 0)
+    axes.set_xlim(-0.02 * x_max, x_max)
+    is_counted = line.x <= PRO_LIMIT
+    x = np.append(line.x[is_counted], PRO_LIMIT)
+    y = np.append(line.y[is_counted], np.interp(PRO_LIMIT, line.x, line.y))
+    axes.fill_between(x, y, color=line.style.color, alpha=0.12, linewidth=0)
+  _draw_lines(axes, lines, data, (PIXEL_STYLE,), diagonal=axes.get_xlim()[1])
 
 
-def _histogram_panel(figure: figures.Figure, box: figures.Box, data: Curves) -> None:
-  limits = data.limits
+def _histogram_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
+  thresholds = data.thresholds
   score_histogram.panel(
     figure,
     box,
-    _rows(data),
-    min(limits.review_threshold, limits.image_threshold),
-    limits.image_threshold,
+    _histogram_rows(data),
+    min(thresholds.review_threshold, thresholds.image_threshold),
+    thresholds.image_threshold,
   )
 
 
-_PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, Curves], None]] = {
+_PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, CurveData], None]] = {
   'histogram': _histogram_panel,  # First: it needs no explanation.
   'roc': _roc_panel,
   'pr': _pr_panel,
@@ -275,52 +307,58 @@ _PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, Curves], None]] = {
 }
 
 
-def _overview(data: Curves) -> figures.Figure:
+def _overview_figure(data: CurveData) -> figures.Figure:
   """Put everything on one page under a sentence that says it."""
-  known = any(True for _ in _known(data))
+  has_curves = any(True for _ in _complete_rankings(data))
   lines = textwrap.wrap(summary(data), 125)
-  if data.defects and not known:
-    lines.append(f'There are no curves {_why_not(data, IMAGES)[1].text}.')
-  below = 9.0 if known else 5.0
-  height = below + 0.68 + 0.22 * len(lines)
+  if data.defects and not has_curves:
+    lines.append(f'There are no curves {_missing_curve_text(data, IMAGE_STYLE)[1].text}.')
+  panels_height = 9.0 if has_curves else 5.0
+  height = panels_height + 0.68 + 0.22 * len(lines)
   figure = figures.blank(10.0, height)
   figure.text(0.02, 1 - 0.42 / height, figures.printable(data.title), weight='bold', size=15)
-  for number, line in enumerate(lines):
-    figure.text(0.02, 1 - (0.73 + 0.22 * number) / height, line, size=10.5)
-  if not known:  # No room is given to what cannot be drawn.
-    _histogram_panel(figure, figures.Box(0, 0, 10, below), data)
+  for index, line in enumerate(lines):
+    figure.text(0.02, 1 - (0.73 + 0.22 * index) / height, line, size=10.5)
+  if not has_curves:  # No room is given to what cannot be drawn.
+    _histogram_panel(figure, figures.Box(0, 0, 10, panels_height), data)
     return figure
-  for number, panel in enumerate(_PANELS.values()):
-    panel(figure, figures.Box(5 * (number % 2), 4.5 * (1 - number // 2), 5, 4.5), data)
+  for index, draw_panel in enumerate(_PANELS.values()):
+    draw_panel(figure, figures.Box(5 * (index % 2), 4.5 * (1 - index // 2), 5, 4.5), data)
   return figure
 
 
-def _rows(data: Curves, most: int = 10) -> list[score_histogram.Row]:
+def _histogram_rows(data: CurveData, max_types: int = 10) -> list[score_histogram.Row]:
   """Good images, then the types of defects, the hardest first; the easiest beyond `most` as one."""
-  of = np.array(data.defects, str)
-  kinds = {name: data.scores[of == name] for name in set(data.defects)}
+  defects = np.array(data.defects, str)
+  scores_by_defect = {name: data.scores[defects == name] for name in set(data.defects)}
   rows = []
-  if data.calibration is not None and len(data.calibration):
+  if data.calibration_scores is not None and len(data.calibration_scores):
     # Labels, where they are given, set the thresholds instead.
-    name = 'good, held out' + ' (thresholds)' * (not data.limits.num_anomalous)
-    rows.append(score_histogram.Row(name, data.calibration, True))
-  if 'good' in kinds:
-    rows.append(score_histogram.Row('good', kinds.pop('good'), True))
+    name = 'good, held out' + ' (thresholds)' * (not data.thresholds.num_anomalous)
+    rows.append(score_histogram.Row(name, data.calibration_scores, True))
+  if 'good' in scores_by_defect:
+    rows.append(score_histogram.Row('good', scores_by_defect.pop('good'), True))
 
-  def ease(name: str) -> tuple[float, float, str]:
-    scores = np.sort(kinds[name])
+  def detection_ease(name: str) -> tuple[float, float, str]:
+    scores = np.sort(scores_by_defect[name])
     return (
-      float((scores > data.limits.image_threshold).mean()),
+      float((scores > data.thresholds.image_threshold).mean()),
       float(scores[len(scores) // 2]),
       name,
     )
 
-  ordered = sorted(kinds, key=ease)
-  shown = ordered if len(ordered) <= most else ordered[: most - 1]
-  rows += [score_histogram.Row(name, kinds[name], False) for name in shown]
-  rest = [kinds[name] for name in ordered[len(shown) :]]
-  if rest:
-    rows.append(score_histogram.Row(f'{len(rest)} other types', np.concatenate(rest), False))
+  hardest_first = sorted(scores_by_defect, key=detection_ease)
+  separate_types = (
+    hardest_first if len(hardest_first) <= max_types else hardest_first[: max_types - 1]
+  )
+  rows += [score_histogram.Row(name, scores_by_defect[name], False) for name in separate_types]
+  remaining_scores = [scores_by_defect[name] for name in hardest_first[len(separate_types) :]]
+  if remaining_scores:
+    rows.append(
+      score_histogram.Row(
+        f'{len(remaining_scores)} other types', np.concatenate(remaining_scores), False
+      )
+    )
   return rows
 
 
@@ -336,8 +374,8 @@ def _curve_axes(figure: figures.Figure, box: figures.Box, title: str) -> figures
 def _draw_lines(
   axes: figures.Axes,
   lines: Sequence[Line],
-  data: Curves,
-  looks: Sequence[Look],
+  data: CurveData,
+  styles: Sequence[LineStyle],
   diagonal: float = 0.0,
 ) -> None:
   """Draw curves and operating points, then write beside each what it says.
@@ -350,31 +388,41 @@ def _draw_lines(
     diagonal: where the line of chance ends; 0 for none.
   """
   if not lines:
-    sentences = [' '.join(words.text for words in _why_not(data, look)) for look in looks]
+    sentences = [
+      ' '.join(words.text for words in _missing_curve_text(data, style)) for style in styles
+    ]
     figures.sentence(axes, '. '.join(sentences) + '.')
     return
-  drawn = []
+  trails = []
   if diagonal:
     ends = np.array([0, diagonal])
     axes.plot(ends, ends, color=figures.FAINT, linewidth=1, linestyle=(0, (1, 2)))
-    drawn.append(figures.trail(axes, ends, ends))
-  for look, x, y, point, *_ in lines:
-    axes.plot(x, y, color=look.color, linewidth=1.8, linestyle=look.dashes)
-    drawn.append(figures.trail(axes, x, y))
-    if point:
-      mark = {'color': look.color, 'markersize': look.size, 'markeredgecolor': 'white'}
-      axes.plot(*point, look.marker, zorder=3, **mark)
+    trails.append(figures.trail(axes, ends, ends))
+  for style, x, y, operating_point, *_ in lines:
+    axes.plot(x, y, color=style.color, linewidth=1.8, linestyle=style.dashes)
+    trails.append(figures.trail(axes, x, y))
+    if operating_point:
+      marker_options = {
+        'color': style.color,
+        'markersize': style.marker_size,
+        'markeredgecolor': 'white',
+      }
+      axes.plot(*operating_point, style.marker, zorder=3, **marker_options)
   labels = []
   for line in lines:
-    told = (f'at the threshold {line.told[0]}', line.told[1])
-    words = [figures.Words(f'{line.look.name}  {line.area}', line.look.color, 'bold')]
-    words += [figures.Words(text) for text in told if text]
+    point_texts = (f'at the threshold {line.point_text[0]}', line.point_text[1])
+    words = [figures.Words(f'{line.style.name}  {line.area_text}', line.style.color, 'bold')]
+    words += [figures.Words(text) for text in point_texts if text]
     middle = len(line.x) // 2
-    near = line.point or (float(line.x[middle]), float(line.y[middle]))
-    labels.append(figures.Label(words, near, line.look.color))
-  covered = figures.label(axes, labels, np.concatenate(drawn))
-  for look in set(looks) - {line.look for line in lines}:
-    covered = figures.label(axes, [figures.Label(_why_not(data, look), (1.0, 0.0))], covered)
+    anchor = line.operating_point or (float(line.x[middle]), float(line.y[middle]))
+    labels.append(figures.Label(words, anchor, line.style.color))
+  occupied = figures.label(axes, labels, np.concatenate(trails))
+  for style in set(styles) - {line.style for line in lines}:
+    occupied = figures.label(
+      axes, [figures.Label(_missing_curve_text(data, style), (1.0, 0.0))], occupied
+    )
   if diagonal:
-    place = (0.62 * diagonal, 0.62 * diagonal)
-    figures.label(axes, [figures.Label([figures.Words('chance', figures.FAINT)], place)], covered)
+    label_position = (0.62 * diagonal, 0.62 * diagonal)
+    figures.label(
+      axes, [figures.Label([figures.Words('chance', figures.FAINT)], label_position)], occupied
+    )

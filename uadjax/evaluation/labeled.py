@@ -18,7 +18,7 @@ from uadjax.system import logging
 from uadjax.types import Batch, Config, Scores
 
 
-class Examples(NamedTuple):
+class LabeledScores(NamedTuple):
   """What `calibration.from_labelled` takes.
 
   Attributes:
@@ -28,13 +28,13 @@ class Examples(NamedTuple):
     pixel: the map's threshold of the largest pixel F1; None where there are no masks.
   """
 
-  normal: Float[np.ndarray, ' n']
-  peaks: Float[np.ndarray, ' n']
-  anomalous: Float[np.ndarray, ' m']
-  pixel: float | None
+  normal_scores: Float[np.ndarray, ' n']
+  normal_peaks: Float[np.ndarray, ' n']
+  anomalous_scores: Float[np.ndarray, ' m']
+  pixel_threshold: float | None
 
 
-def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
+def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ...]:
   """List the images of `calibrate.labelled`: those to test on, or all where these lack good ones.
 
   Raises:
@@ -47,25 +47,29 @@ def load(config: Config, training: Sequence[Record]) -> tuple[Record, ...]:
   records = splits.test
   if all(record.is_anomalous for record in records):
     records = splits.train + splits.test
-  defective = sum(record.is_anomalous for record in records)
-  if not 0 < defective < len(records):
+  num_defective = sum(record.is_anomalous for record in records)
+  if not 0 < num_defective < len(records):
     raise DataError(
-      f'calibrate.labelled={directory} has {len(records) - defective} good and {defective} '
+      f'calibrate.labelled={directory} has {len(records) - num_defective} good and {num_defective} '
       'defective images; a threshold between them needs both.'
     )
-  learned = {record.path.resolve() for record in training}
-  if both := [record.path for record in records if record.path.resolve() in learned]:
+  training_paths = {record.path.resolve() for record in training_records}
+  if overlapping_paths := [
+    record.path for record in records if record.path.resolve() in training_paths
+  ]:
     raise DataError(
-      f'{len(both)} images of calibrate.labelled={directory} are to be learned from, such as '
-      f'{both[0]}; their scores tell nothing. Name other images.'
+      f'{len(overlapping_paths)} images of calibrate.labelled={directory} are to be learned from, such as '
+      f'{overlapping_paths[0]}; their scores tell nothing. Name other images.'
     )
   with concurrent.futures.ThreadPoolExecutor() as pool:  # Before hours of fitting, not after.
-    for _ in pool.map(lambda record: _readable(record, config.data.mask_threshold), records):
+    for _ in pool.map(
+      lambda record: _require_readable_mask(record, config.data.mask_threshold), records
+    ):
       pass
   logging.LOG.info(
     'Thresholds by %d good and %d defective images of %s: what is measured on the same images '
     'afterwards is optimistic.',
-    len(records) - defective, defective, directory,
+    len(records) - num_defective, num_defective, directory,
   )  # fmt: skip
   return records
 
@@ -76,33 +80,42 @@ def score(
   records: Sequence[Record],
   config: Config,
   mesh: mesh.Mesh,
-  split: Any = None,
-) -> Examples | None:
+  fitted_specs: Any = None,
+) -> LabeledScores | None:
   """Score labelled images; None where there are none."""
   if not records:
     return None
   ops = transforms.parse(config.data.ops)
-  pixels = pixel_scores.nothing(ops, len(records))
-  images: dict[bool, list[float]] = {False: [], True: []}
-  peaks: list[float] = []
-  rows = config.evaluate.batch_size
-  for one in scoring.score_records(scorer, fitted, records, ops, rows, mesh, split):
-    images[one.record.is_anomalous].append(one.score)
-    if not one.record.is_anomalous:
-      peaks.append(float(one.anomaly_map.max()))
-    size = image_io.image_size(one.record.path)
-    truth = pixel_scores.read(one.record, size, config.data.mask_threshold)
+  pixels = pixel_scores.empty(ops, len(records))
+  scores_by_class: dict[bool, list[float]] = {False: [], True: []}
+  normal_peaks: list[float] = []
+  batch_size = config.evaluate.batch_size
+  for scored_image in scoring.score_records(
+    scorer, fitted, records, ops, batch_size, mesh, fitted_specs
+  ):
+    scores_by_class[scored_image.record.is_anomalous].append(scored_image.score)
+    if not scored_image.record.is_anomalous:
+      normal_peaks.append(float(scored_image.anomaly_map.max()))
+    size = image_io.image_size(scored_image.record.path)
+    truth = pixel_scores.read_defect_mask(scored_image.record, size, config.data.mask_threshold)
     if truth is not None:
-      restored = ops.restore(one.anomaly_map, *size)
-      pixel_scores.add(pixels, one.anomaly_map, restored.anomaly_map, restored.visible, truth)
-  ranking = pixel_scores.ranking(pixels)
-  pixel = None
-  if ranking is not None:
-    pixel = calibration.pixel_threshold_by_f1(
-      ranking.scores, ranking.num_anomalous, ranking.num_normal
+      restored = ops.restore(scored_image.anomaly_map, *size)
+      pixel_scores.add_image(
+        pixels, scored_image.anomaly_map, restored.anomaly_map, restored.visible, truth
+      )
+  pixel_ranking = pixel_scores.ranking(pixels)
+  pixel_threshold = None
+  if pixel_ranking is not None:
+    pixel_threshold = calibration.pixel_threshold_by_f1(
+      pixel_ranking.scores, pixel_ranking.num_anomalous, pixel_ranking.num_normal
     )
-  return Examples(np.array(images[False]), np.array(peaks), np.array(images[True]), pixel)
+  return LabeledScores(
+    np.array(scores_by_class[False]),
+    np.array(normal_peaks),
+    np.array(scores_by_class[True]),
+    pixel_threshold,
+  )
 
 
-def _readable(record: Record, threshold: int) -> None:
-  pixel_scores.read(record, image_io.decode(record.path).shape[:2], threshold)
+def _require_readable_mask(record: Record, mask_threshold: int) -> None:
+  pixel_scores.read_defect_mask(record, image_io.decode(record.path).shape[:2], mask_threshold)

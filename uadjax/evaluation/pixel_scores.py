@@ -18,7 +18,7 @@ from uadjax.numerics import metrics
 Mask = Bool[np.ndarray, 'h w']
 
 
-def read(record: Record, size: tuple[int, int], threshold: int) -> Mask | None:
+def read_defect_mask(record: Record, size: tuple[int, int], mask_threshold: int) -> Mask | None:
   """Read which pixels are defective: none of a good image; None where nobody has told.
 
   Raises:
@@ -28,13 +28,13 @@ def read(record: Record, size: tuple[int, int], threshold: int) -> Mask | None:
     return np.zeros(size, bool)
   if record.mask is None:
     return None
-  truth = image_io.read_mask(record.mask, threshold)
-  if told := layouts.mask_size_mismatch(record, size, truth.shape):
-    raise DataError(told)
+  truth = image_io.read_mask(record.mask, mask_threshold)
+  if problem := layouts.mask_size_mismatch(record, size, truth.shape):
+    raise DataError(problem)
   return truth
 
 
-class Pixels(NamedTuple):
+class PixelScores(NamedTuple):
   """What a ranking of pixels needs of the images so far.
 
   Defective pixels are few: their map values are kept. Normal ones are enlarged again, image by
@@ -50,25 +50,25 @@ class Pixels(NamedTuple):
   """
 
   ops: transforms.Ops
-  maps: Float[np.ndarray, 'n height width']
-  normal: list[tuple[tuple[int, ...], UInt8[np.ndarray, ' bytes']]]
-  anomalous: list[Float[np.ndarray, ' m']]
-  weight: list[Float[np.ndarray, ' m']]
+  anomaly_maps: Float[np.ndarray, 'n height width']
+  normal_masks: list[tuple[tuple[int, ...], UInt8[np.ndarray, ' bytes']]]
+  anomalous_scores: list[Float[np.ndarray, ' m']]
+  region_weights: list[Float[np.ndarray, ' m']]
 
 
-def nothing(ops: transforms.Ops, images: int) -> Pixels:
+def empty(ops: transforms.Ops, num_images: int) -> PixelScores:
   """Begin with no pixels, and room for so many images."""
-  shape = (max(images, 1), ops.height, ops.width)
+  shape = (max(num_images, 1), ops.height, ops.width)
   with tempfile.TemporaryFile() as file:  # The map outlives it.
-    maps = np.memmap(file, np.float32, 'w+', shape=shape)
-  return Pixels(ops, maps, [], [], [])
+    anomaly_maps = np.memmap(file, np.float32, 'w+', shape=shape)
+  return PixelScores(ops, anomaly_maps, [], [], [])
 
 
-def add(
-  pixels: Pixels,
-  map: Float[np.ndarray, 'height width'],
-  restored: Float[np.ndarray, 'h w'],
-  seen: Mask,
+def add_image(
+  pixel_scores: PixelScores,
+  anomaly_map: Float[np.ndarray, 'height width'],
+  restored_map: Float[np.ndarray, 'h w'],
+  visible: Mask,
   truth: Mask | None,
 ) -> None:
   """Add an image: its map, that at original size, the pixels the network saw, the defective ones.
@@ -76,27 +76,31 @@ def add(
   What was not seen is left out, and so is an image of which nobody knows what is defective; its map
   is kept.
   """
-  pixels.maps[len(pixels.normal)] = map
+  pixel_scores.anomaly_maps[len(pixel_scores.normal_masks)] = anomaly_map
   if truth is None:
-    pixels.normal.append((seen.shape, np.zeros(0, np.uint8)))
+    pixel_scores.normal_masks.append((visible.shape, np.zeros(0, np.uint8)))
     return
-  pixels.normal.append((truth.shape, np.packbits(seen & ~truth)))
-  bad = truth & seen
-  pixels.anomalous.append(restored[bad])
-  pixels.weight.append(metrics.region_weights(bad))
+  pixel_scores.normal_masks.append((truth.shape, np.packbits(visible & ~truth)))
+  defective = truth & visible
+  pixel_scores.anomalous_scores.append(restored_map[defective])
+  pixel_scores.region_weights.append(metrics.region_weights(defective))
 
 
-def ranking(pixels: Pixels) -> metrics.Ranking | None:
+def ranking(pixel_scores: PixelScores) -> metrics.Ranking | None:
   """Rank the pixels of all images; None where there are only normal or only defective ones."""
-  bad = np.concatenate([np.zeros(0, np.float32), *pixels.anomalous])
-  if not len(bad) or not any(bits.any() for _, bits in pixels.normal):
+  defective_scores = np.concatenate([np.zeros(0, np.float32), *pixel_scores.anomalous_scores])
+  if not len(defective_scores) or not any(bits.any() for _, bits in pixel_scores.normal_masks):
     return None
-  return metrics.rank(bad, _normal(pixels), np.concatenate(pixels.weight))
+  return metrics.rank(
+    defective_scores, _normal_scores(pixel_scores), np.concatenate(pixel_scores.region_weights)
+  )
 
 
-def _normal(pixels: Pixels) -> Iterator[Float[np.ndarray, ' _n']]:
-  for map, (size, bits) in zip(pixels.maps, pixels.normal, strict=False):
+def _normal_scores(pixel_scores: PixelScores) -> Iterator[Float[np.ndarray, ' _n']]:
+  for anomaly_map, (size, bits) in zip(
+    pixel_scores.anomaly_maps, pixel_scores.normal_masks, strict=False
+  ):
     if not len(bits):
       continue
-    normal = np.unpackbits(bits, count=size[0] * size[1]).astype(bool).reshape(size)
-    yield pixels.ops.restore(map, size[0], size[1]).anomaly_map[normal]
+    normal_mask = np.unpackbits(bits, count=size[0] * size[1]).astype(bool).reshape(size)
+    yield pixel_scores.ops.restore(anomaly_map, size[0], size[1]).anomaly_map[normal_mask]

@@ -126,7 +126,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
   predictor = pipelines.create_model(
     model_dir=options.model_dir or workdir / 'model',
     device=config.device,
-    threshold=options.threshold,
+    image_threshold=options.threshold,
     review_threshold=options.review_threshold,
     pixel_threshold=options.pixel_threshold,
     backend=options.backend,
@@ -138,7 +138,9 @@ def predict_files(config: Config, workdir: Path) -> Result:
   output_dir.mkdir()
   results = predictor.predict(options.input, options.batch_size, skip=output_dir)
   summaries = []
-  for result in progress.show_progress(predictors.saved(results, output_dir), None, 'Predicting'):
+  for result in progress.show_progress(
+    predictors.save_results(results, output_dir), None, 'Predicting'
+  ):
     summaries.append(result.summary())
     level = logging.WARNING if result.error else logging.INFO
     log.LOG.log(level, '%s', result.error or result.headline)
@@ -154,19 +156,21 @@ def _predict_to_table(predictor: predictors.Predictor, options: Config) -> Resul
   table = score_table.Table(
     Path(options.table), options.format, processes.resolve_shard(options.shard)
   )
-  table_summary = score_table.judge(
+  table_summary = score_table.score_images(
     predictor, options.input, table, options.batch_size, progress.show_progress
   )
   log.LOG.info('%s: %s.', table.folder, table_summary)
-  if table_summary.unread:
-    log.LOG.warning('%d images could not be read; their rows say why.', table_summary.unread)
+  if table_summary.num_unreadable:
+    log.LOG.warning(
+      '%d images could not be read; their rows say why.', table_summary.num_unreadable
+    )
   return {
     'model_dir': str(predictor.model.directory),
-    'failed': table_summary.unread,
+    'failed': table_summary.num_unreadable,
     'table': options.table,
-    'part': list(table.part),
+    'part': list(table.shard),
     'judged': dict(table_summary.counts),
-    'judged_before': dict(table_summary.before),
+    'judged_before': dict(table_summary.previous_counts),
   }
 
 
@@ -284,7 +288,7 @@ def _write_summary(
     return result
   evaluate.write_csv(workdir / f'{label}.csv', metrics_by_category)
   result = {
-    'metrics': evaluate.means(metrics_by_category),
+    'metrics': evaluate.mean_metrics(metrics_by_category),
     **result,
     'per_category': metrics_by_category,
   }

@@ -50,7 +50,7 @@ def evaluate_and_report(
     model, test_records, mesh, options.batch_size, mask_threshold, workdir, options.save_pictures
   )
   evaluate_s = time.perf_counter() - start
-  titled_curves = evaluation.curves._replace(
+  titled_curves = evaluation.curve_data._replace(
     title=f'{model.name} on {len(test_records)} test images of {run_label}'
   )
   curves.draw(workdir / 'curves', titled_curves)
@@ -60,15 +60,15 @@ def evaluate_and_report(
     picture_indices = gallery.choose(
       test_records, titled_curves.scores, model.thresholds, options.report_pictures
     )
-    pictures = gallery.shots(
+    pictures = gallery.make_pictures(
       test_records,
-      evaluation.maps,
+      evaluation.anomaly_maps,
       picture_indices,
       model.ops,
       model.thresholds.pixel_threshold,
       mask_threshold,
     )
-    report_metadata = provenance.of(
+    report_metadata = provenance.collect(
       model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}
     )
     report_path = report_path or workdir / 'report.html'

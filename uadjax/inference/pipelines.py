@@ -23,7 +23,7 @@ from uadjax.types import Config
 NAMES = ('anomaly_detection',)
 _JAX = 'jax'
 BACKENDS = (_JAX, *runtimes.BACKENDS)
-_OWN = 'uadjax fit DIR'
+_FIT_COMMAND = 'uadjax fit DIR'
 
 
 def create_model(
@@ -31,11 +31,11 @@ def create_model(
   model_dir: str | Path | None = None,
   device: str | None = 'auto',
   *,
-  threshold: float | None = None,
+  image_threshold: float | None = None,
   review_threshold: float | None = None,
   pixel_threshold: float | None = None,
   backend: str = 'jax',
-  split: bool = False,
+  shard_model: bool = False,
   access: http.Access = http.PUBLIC_ONLY,
 ) -> predictor.Predictor:
   """Open a model directory for `predict`.
@@ -65,33 +65,35 @@ def create_model(
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
   if backend != _JAX and (device or 'auto').partition(':')[0] not in ('auto', 'cpu'):
     raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
-  if backend != _JAX and split:
+  if backend != _JAX and shard_model:
     raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with split.")
   devices = meshes.local_devices(meshes.select_devices(device or 'auto'))
-  name, directory = _which(str(model_name), model_dir)
-  if name and (there := model_dirs.read_info(directory).name) != name:
+  name, directory = _resolve_model(str(model_name), model_dir)
+  if name and (actual_name := model_dirs.read_info(directory).name) != name:
     raise ModelError(
-      f'The model in {directory} is {there}, not {name}; leave the name out, or name another one.'
+      f'The model in {directory} is {actual_name}, not {name}; leave the name out, or name another one.'
     )
   if backend == _JAX:
-    opened = _open_in_jax(directory, devices, split, access)
+    base_predictor = _open_in_jax(directory, devices, shard_model, access)
   else:
-    opened = _open_graph(directory, backend, devices, access)
-  own = opened.model.thresholds
-  limits = calibration.override(own, threshold, review_threshold, pixel_threshold)
-  return opened._replace(model=opened.model._replace(limits=limits))
+    base_predictor = _open_graph(directory, backend, devices, access)
+  calibrated_thresholds = base_predictor.model.thresholds
+  thresholds = calibration.override(
+    calibrated_thresholds, image_threshold, review_threshold, pixel_threshold
+  )
+  return base_predictor._replace(model=base_predictor.model._replace(limits=thresholds))
 
 
 def _open_in_jax(
-  directory: Path, devices: Sequence[Any], split: bool, access: http.Access
+  directory: Path, devices: Sequence[Any], shard_model: bool, access: http.Access
 ) -> predictor.Predictor:
   """Open a model directory for JAX, on all of the devices."""
   with jax.default_device(devices[0]):
-    mesh = meshes.mesh_of(devices if split else devices[:1])
+    mesh = meshes.mesh_of(devices if shard_model else devices[:1])
     model = model_dirs.load(directory, mesh)
     if model.fitted_specs is None:  # There may be nothing to split.
-      return predictor.open_on(model, devices, access)
-    return predictor.open_split(model, mesh, access)
+      return predictor.open_on_devices(model, devices, access)
+    return predictor.open_sharded(model, mesh, access)
 
 
 def _open_graph(
@@ -135,8 +137,10 @@ class Pipeline(NamedTuple):
     skip: Path | None = None,
   ) -> Iterator[Result]:
     """Yield a result for each image, in order; see `Predictor.predict`."""
-    own = self.config.SubModules.AnomalyDetection.batch_size
-    return self.model.predict(input, own if batch_size is None else batch_size, strict, skip)
+    default_batch_size = self.config.SubModules.AnomalyDetection.batch_size
+    return self.model.predict(
+      input, default_batch_size if batch_size is None else batch_size, strict, skip
+    )
 
 
 def create_pipeline(
@@ -165,32 +169,32 @@ def create_pipeline(
     ConfigError: an unknown key (with the nearest valid one), or a value that is not of its type.
     UnknownName, ModelError: as `create_model`.
   """
-  settings = read(pipeline) if config is None else _filled(config, 'config')
+  settings = read_settings(pipeline) if config is None else _with_defaults(config, 'config')
   for key, value in (overrides or {}).items():
-    configs.assign(settings, _full(settings, key), value)
-  for fast in (use_hpip, enable_hpi):
-    settings.use_hpip = settings.use_hpip if fast is None else fast
+    configs.assign(settings, _full_key(settings, key), value)
+  for use_runtime in (use_hpip, enable_hpi):
+    settings.use_hpip = settings.use_hpip if use_runtime is None else use_runtime
   settings.device = device or settings.device
-  own = settings.SubModules.AnomalyDetection
+  model_settings = settings.SubModules.AnomalyDetection
   model = create_model(
-    own.model_name,
-    own.model_dir,
+    model_settings.model_name,
+    model_settings.model_dir,
     settings.device,
-    threshold=own.threshold,
-    review_threshold=own.review_threshold,
-    pixel_threshold=own.pixel_threshold,
-    backend=_other(settings.backend) if settings.use_hpip else settings.backend,
-    split=settings.split,
+    image_threshold=model_settings.threshold,
+    review_threshold=model_settings.review_threshold,
+    pixel_threshold=model_settings.pixel_threshold,
+    backend=_runtime_backend(settings.backend) if settings.use_hpip else settings.backend,
+    shard_model=settings.split,
     access=access,
   )
   return Pipeline(settings.lock(), model)
 
 
-def _other(backend: str) -> str:
+def _runtime_backend(backend: str) -> str:
   return runtimes.BACKENDS[0] if backend == _JAX else backend
 
 
-def default() -> Config:
+def default_settings() -> Config:
   """The settings that a YAML file may have."""
   return ml_collections.ConfigDict(
     {
@@ -215,10 +219,10 @@ def default() -> Config:
   )
 
 
-def read(pipeline: str | Path) -> Config:
+def read_settings(pipeline: str | Path) -> Config:
   """The settings of a name or a YAML file, with defaults for what it leaves out."""
   if str(pipeline) in NAMES:
-    return default()
+    return default_settings()
   path = Path(pipeline)
   if path.suffix not in ('.yaml', '.yml'):
     raise UnknownName(
@@ -232,67 +236,69 @@ def read(pipeline: str | Path) -> Config:
     values = yaml.safe_load(path.read_text(encoding='utf-8'))
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
     raise ConfigError(f'{path} cannot be read as a pipeline: {error}') from None
-  return _filled(values, str(path))
+  return _with_defaults(values, str(path))
 
 
-def write(folder: str | Path) -> Path:
+def write_settings(folder: str | Path) -> Path:
   """Leave the settings as a YAML file to start from."""
   path = Path(folder) / f'{NAMES[0]}.yaml'
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     raise ConfigError(f'{path} is there already; move it away, or name another folder.')
-  files.write_text(path, configs.to_yaml(default()))
+  files.write_text(path, configs.to_yaml(default_settings()))
   return path
 
 
 # Of PaddleX 3.0-beta, whose files are about.
-_OLD = {
+_PADDLEX_BETA_KEYS = {
   'Global.pipeline_name': 'pipeline_name',
   'Pipeline.model': 'SubModules.AnomalyDetection.model_name',
   'Pipeline.batch_size': 'SubModules.AnomalyDetection.batch_size',
   'Pipeline.device': 'device',
   'Pipeline.use_hpip': 'use_hpip',
 }
-_MEANINGLESS = ('Global.input', 'Pipeline.pp_option', 'Pipeline.hpi_params')
-_RENAMED = {'enable_hpi': 'use_hpip', 'Pipeline.enable_hpi': 'use_hpip'}
+_IGNORED_KEYS = ('Global.input', 'Pipeline.pp_option', 'Pipeline.hpi_params')
+_KEY_ALIASES = {'enable_hpi': 'use_hpip', 'Pipeline.enable_hpi': 'use_hpip'}
 
 
-def _filled(values: Any, where: str) -> Config:
+def _with_defaults(values: Any, source: str) -> Config:
   if not isinstance(values, Mapping):
-    raise ConfigError(f'{where} holds no pipeline: expected sections such as SubModules.')
-  settings = default()
+    raise ConfigError(f'{source} holds no pipeline: expected sections such as SubModules.')
+  settings = default_settings()
   for key, value in configs.flatten(values).items():
-    if value is not None and key not in _MEANINGLESS:
-      configs.assign(settings, _OLD.get(key) or _RENAMED.get(key) or key, value)
+    if value is not None and key not in _IGNORED_KEYS:
+      configs.assign(settings, _PADDLEX_BETA_KEYS.get(key) or _KEY_ALIASES.get(key) or key, value)
   if settings.pipeline_name not in NAMES:
-    raise UnknownName(f'{where}: unknown pipeline {settings.pipeline_name!r}; choose from {NAMES}.')
+    raise UnknownName(
+      f'{source}: unknown pipeline {settings.pipeline_name!r}; choose from {NAMES}.'
+    )
   return settings
 
 
-def _full(settings: Config, key: str) -> str:
+def _full_key(settings: Config, key: str) -> str:
   """The dotted key of its last part; also of one that is nearly that."""
   if '.' in key or key in settings:
     return key
-  parts = {full.split('.')[-1]: full for full in configs.keys(settings)}
-  near = difflib.get_close_matches(key, parts, 1)
-  if near and key not in parts:
-    raise ConfigError(f'Unknown config key {key!r}; did you mean {near[0]!r}?')
-  return parts.get(key, key)
+  full_keys = {full_key.split('.')[-1]: full_key for full_key in configs.keys(settings)}
+  close_matches = difflib.get_close_matches(key, full_keys, 1)
+  if close_matches and key not in full_keys:
+    raise ConfigError(f'Unknown config key {key!r}; did you mean {close_matches[0]!r}?')
+  return full_keys.get(key, key)
 
 
-def _which(name: str, directory: str | Path | None) -> tuple[str, Path]:
+def _resolve_model(name: str, directory: str | Path | None) -> tuple[str, Path]:
   """The detector's title, '' for any, and the model directory."""
-  known = {title.lower(): title for title in detectors.TITLES}
+  titles = {title.lower(): title for title in detectors.TITLES}
   if not directory and Path(name).is_dir() and name:
     return '', Path(name)
-  if name and name.lower() not in known:
+  if name and name.lower() not in titles:
     raise UnknownName(
-      f'Unknown model {name!r}; choose from {sorted(known.values())}, or name a model directory.'
+      f'Unknown model {name!r}; choose from {sorted(titles.values())}, or name a model directory.'
     )
   if not directory:
     # Imported here: it draws images and fits, which opening a model directory does not need.
     from uadjax.inference import demo_model
 
-    title = known.get(name.lower(), demo_model.TITLE)
-    return title, demo_model.directory(title, _OWN)
-  return known.get(name.lower(), ''), Path(directory)
+    title = titles.get(name.lower(), demo_model.DEFAULT_TITLE)
+    return title, demo_model.ensure_model_dir(title, _FIT_COMMAND)
+  return titles.get(name.lower(), ''), Path(directory)

@@ -48,9 +48,9 @@ class Predictor(NamedTuple):
   model: model_dir.Model
   devices: Sequence[Any]
   scorers: Sequence[runtimes.Run]
-  at_once: int
+  max_concurrent_batches: int
   access: http.Access
-  nameless: dict[str, int]
+  anonymous_names: dict[str, int]
 
   def __repr__(self) -> str:
     devices = ', '.join(map(str, self.devices))
@@ -73,38 +73,40 @@ class Predictor(NamedTuple):
       DataError: all that is given is one file, folder or array, and it cannot be read; or, when its
         turn comes, what is given is nothing that could be an image.
     """
-    return self.judge(inputs.expand(input, skip), batch_size, strict)
+    return self.predict_sources(inputs.expand(input, skip), batch_size, strict)
 
-  def judge(
-    self, found: Iterator[inputs.Source], batch_size: int, strict: bool
+  def predict_sources(
+    self, sources: Iterator[inputs.Source], batch_size: int, strict: bool
   ) -> Generator[Result, None, None]:
     """Do so with images that `inputs.expand` has found."""
     if not isinstance(batch_size, int) or batch_size < 1:
       raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
-    return _verdicts(self, found, batch_size, strict)
+    return _iterate_results(self, sources, batch_size, strict)
 
 
-def open_on(
+def open_on_devices(
   model: model_dir.Model, devices: Sequence[Any], access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
   """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
   devices = meshes.devices_that_fit(devices, model.fitted)
-  scorers = [_on(device, model.score, jax.device_put(model.fitted, device)) for device in devices]
-  return Predictor(model, devices, scorers, workers(devices), access, {})
+  scorers = [
+    _device_scorer(device, model.score, jax.device_put(model.fitted, device)) for device in devices
+  ]
+  return Predictor(model, devices, scorers, num_concurrent_batches(devices), access, {})
 
 
-def open_split(
+def open_sharded(
   model: model_dir.Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
   """Judge by a model that lies split over devices: all of them compute every batch together."""
 
-  def run(images: UInt8[np.ndarray, 'b height width 3']) -> Scores:
-    rows, missing = len(images), -len(images) % mesh.size
-    filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    scores = jax.device_get(model.score(model.fitted, meshes.shard_batch(mesh, filled)))
-    return Scores(scores.map[:rows], scores.image[:rows])
+  def score_padded(images: UInt8[np.ndarray, 'b height width 3']) -> Scores:
+    num_images, num_padding = len(images), -len(images) % mesh.size
+    padded = np.pad(images, ((0, num_padding), (0, 0), (0, 0), (0, 0)))
+    scores = jax.device_get(model.score(model.fitted, meshes.shard_batch(mesh, padded)))
+    return Scores(scores.map[:num_images], scores.image[:num_images])
 
-  return Predictor(model, list(mesh.devices.ravel()), [run], 1, access, {})
+  return Predictor(model, list(mesh.devices.ravel()), [score_padded], 1, access, {})
 
 
 def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC_ONLY) -> Predictor:
@@ -118,34 +120,36 @@ def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC_
   backend = runtimes.chosen(backend)  # Before a graph is exported for it.
   runtime = runtimes.open(cached_graph.ready(directory), backend)
   logging.LOG.info('Computed by %s.', runtime.name)
-  model = model_dir.open_without_arrays(directory, lambda nothing, images: runtime.run(images))
+  model = model_dir.open_without_arrays(directory, lambda unused, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.
   return Predictor(model, [runtime.name], [runtime.run], 2, access, {})
 
 
-def _on(device: Any, score: Callable[[Any, Any], Scores], fitted: Any) -> runtimes.Run:
+def _device_scorer(device: Any, score: Callable[[Any, Any], Scores], fitted: Any) -> runtimes.Run:
   return lambda images: jax.device_get(score(fitted, jax.device_put(images, device)))
 
 
-def saved(results: Iterator[Result], folder: Path, pictures: bool = True) -> Iterator[Result]:
+def save_results(
+  results: Iterator[Result], folder: Path, pictures: bool = True
+) -> Iterator[Result]:
   """Save each result in threads, a few ahead; yield those that are saved, in order."""
-  with futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-save') as savers:
-    saving: collections.deque[tuple[Future[Any], Result]] = collections.deque()
+  with futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-save') as save_pool:
+    pending: collections.deque[tuple[Future[Any], Result]] = collections.deque()
     for result in results:
       save = result.save_all if pictures else result.save_to_json
-      saving.append((savers.submit(save, folder), result))
-      if len(saving) > 2 * threads.num_cores():
-        yield _done(*saving.popleft())
-    while saving:
-      yield _done(*saving.popleft())
+      pending.append((save_pool.submit(save, folder), result))
+      if len(pending) > 2 * threads.num_cores():
+        yield _wait_until_saved(*pending.popleft())
+    while pending:
+      yield _wait_until_saved(*pending.popleft())
 
 
-def _done(saving: 'Future[Any]', result: Result) -> Result:
-  saving.result()
+def _wait_until_saved(future: 'Future[Any]', result: Result) -> Result:
+  future.result()
   return result
 
 
-class _Prepared(NamedTuple):
+class _LoadedImage(NamedTuple):
   """An image on its way: read, or not.
 
   Attributes:
@@ -163,45 +167,57 @@ class _Prepared(NamedTuple):
   error: str = ''
 
 
-def _prepare(one: Predictor, source: inputs.Source, stem: str) -> _Prepared:
+def _load_image(predictor: Predictor, source: inputs.Source, stem: str) -> _LoadedImage:
   try:
-    source = inputs.fetch(source, one.access)
+    source = inputs.fetch(source, predictor.access)
     image = inputs.read(source)
   except DataError as error:
-    return _Prepared(source, stem, error=str(error))
-  return _Prepared(source, stem, image.shape[:2], one.model.ops.apply(image))
+    return _LoadedImage(source, stem, error=str(error))
+  return _LoadedImage(source, stem, image.shape[:2], predictor.model.ops.apply(image))
 
 
-def _judge(
-  one: Predictor, number: int, reading: Sequence['Future[_Prepared]'], rows: int
+def _score_batch(
+  predictor: Predictor,
+  batch_index: int,
+  image_futures: Sequence['Future[_LoadedImage]'],
+  batch_size: int,
 ) -> list[Result]:
   """Score a batch on a device, when it has been read."""
-  ops, limits = one.model.ops, one.model.thresholds
-  pixels = np.zeros((rows, ops.height, ops.width, 3), np.uint8)
-  read = [future.result() for future in reading]
-  for row, image in enumerate(read):
+  ops, thresholds = predictor.model.ops, predictor.model.thresholds
+  pixels = np.zeros((batch_size, ops.height, ops.width, 3), np.uint8)
+  loaded_images = [future.result() for future in image_futures]
+  for row, image in enumerate(loaded_images):
     if image.pixels is not None:
       pixels[row] = image.pixels
-  scores = one.scorers[number % len(one.scorers)](pixels)
-  maps, images = np.asarray(scores.map), np.asarray(scores.image)
+  scores = predictor.scorers[batch_index % len(predictor.scorers)](pixels)
+  anomaly_maps, image_scores = np.asarray(scores.map), np.asarray(scores.image)
   return [
-    Result.unread(image.source, image.stem, limits, image.error)
+    Result.unreadable(image.source, image.stem, thresholds, image.error)
     if image.pixels is None
     # A copy, or one result that is kept would keep the maps of its batch.
     else Result(
-      image.source, image.stem, ops, limits, image.size, float(images[row]), maps[row].copy()
+      image.source,
+      image.stem,
+      ops,
+      thresholds,
+      image.size,
+      float(image_scores[row]),
+      anomaly_maps[row].copy(),
     )
-    for row, image in enumerate(read)
+    for row, image in enumerate(loaded_images)
   ]
 
 
-def _verdicts(
-  one: Predictor, found: Iterator[inputs.Source], rows: int, strict: bool
+def _iterate_results(
+  predictor: Predictor, sources: Iterator[inputs.Source], batch_size: int, strict: bool
 ) -> Generator[Result, None, None]:
   with (
-    threads.thread_pool(threads.num_cores(), 'uadjax-read') as readers,
-    threads.thread_pool(one.at_once, 'uadjax-score') as scorers,
-    threads.prefetch(_batches(one, found, rows, readers, scorers), 2 * one.at_once) as batches,
+    threads.thread_pool(threads.num_cores(), 'uadjax-read') as read_pool,
+    threads.thread_pool(predictor.max_concurrent_batches, 'uadjax-score') as score_pool,
+    threads.prefetch(
+      _submit_batches(predictor, sources, batch_size, read_pool, score_pool),
+      2 * predictor.max_concurrent_batches,
+    ) as batches,
   ):
     for batch in batches:
       for result in batch.result():
@@ -210,46 +226,50 @@ def _verdicts(
         yield result
 
 
-def _batches(
-  one: Predictor,
-  found: Iterator[inputs.Source],
-  rows: int,
-  readers: futures.Executor,
-  scorers: futures.Executor,
+def _submit_batches(
+  predictor: Predictor,
+  sources: Iterator[inputs.Source],
+  batch_size: int,
+  read_pool: futures.Executor,
+  score_pool: futures.Executor,
 ) -> Iterator['Future[list[Result]]']:
   """Begin with a batch each time that one is asked for."""
-  stems: dict[str, int] = {}
-  for number in itertools.count():
-    reading = [
-      readers.submit(_prepare, one, source, _stem(source, stems, one.nameless))
-      for source in itertools.islice(found, rows)
+  used_names: dict[str, int] = {}
+  for batch_index in itertools.count():
+    image_futures = [
+      read_pool.submit(
+        _load_image, predictor, source, _unique_stem(source, used_names, predictor.anonymous_names)
+      )
+      for source in itertools.islice(sources, batch_size)
     ]
-    if not reading:
+    if not image_futures:
       return
-    yield scorers.submit(_judge, one, number, reading, rows)
+    yield score_pool.submit(_score_batch, predictor, batch_index, image_futures, batch_size)
 
 
-def _stem(source: inputs.Source, taken: dict[str, int], nameless: dict[str, int]) -> str:
+def _unique_stem(
+  source: inputs.Source, used_names: dict[str, int], anonymous_names: dict[str, int]
+) -> str:
   """A name for the results of an image that no other has in their folder: x, x_2, x_3."""
-  taken = taken if isinstance(source.origin, Path | str) else nameless
-  stem = _shortened(PurePath(source.name).stem)
-  first = f'{source.subfolder}/{stem}'.casefold()  # Some file systems know no case.
-  for number in itertools.count(taken.get(first, 0) + 1):
-    taken[first] = number
+  used_names = used_names if isinstance(source.origin, Path | str) else anonymous_names
+  stem = _shorten(PurePath(source.name).stem)
+  first_key = f'{source.subfolder}/{stem}'.casefold()  # Some file systems know no case.
+  for number in itertools.count(used_names.get(first_key, 0) + 1):
+    used_names[first_key] = number
     name = stem if number == 1 else f'{stem}_{number}'
     key = f'{source.subfolder}/{name}'.casefold()
-    if number == 1 or key not in taken:
-      taken.setdefault(key, 1)
+    if number == 1 or key not in used_names:
+      used_names.setdefault(key, 1)
       return name
   raise AssertionError  # There is always another number.
 
 
-def _shortened(name: str) -> str:
+def _shorten(name: str) -> str:
   """Leave room for what follows: names of files have 255 bytes at most."""
   return os.fsdecode(os.fsencode(name)[:200])
 
 
-def workers(devices: Sequence[Any]) -> int:
+def num_concurrent_batches(devices: Sequence[Any]) -> int:
   """How many batches are computed at once.
 
   On a CPU one for each core, for XLA leaves most of a second one idle (experiments/README.md); else

@@ -23,9 +23,9 @@ from uadjax.numerics import regions as region_ops
 from uadjax.system import files
 from uadjax.visualization import result_image
 
-MASKS = ('rle', 'nested', 'none')  # How JSON holds a mask.
-UNREAD = 'unreadable'  # Where images are counted by label, those that have none.
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+MASK_FORMATS = ('rle', 'nested', 'none')  # How JSON holds a mask.
+UNREADABLE = 'unreadable'  # Where images are counted by label, those that have none.
+_IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class Result(Mapping[str, Any]):
@@ -41,10 +41,10 @@ class Result(Mapping[str, Any]):
     source: inputs.Source,
     stem: str,
     ops: transforms.Ops,
-    limits: calibration.Thresholds,
+    thresholds: calibration.Thresholds,
     size: tuple[int, int],
     score: float,
-    map: Float[np.ndarray, 'height width'],
+    anomaly_map: Float[np.ndarray, 'height width'],
   ):
     """Hold what the network said.
 
@@ -59,35 +59,35 @@ class Result(Mapping[str, Any]):
     """
     self.input_path = source.name
     self.score = score
-    self.label = calibration.label(score, limits)
-    self.limits = limits
+    self.label = calibration.label(score, thresholds)
+    self.thresholds = thresholds
     self.size = size
     self.error = ''
-    self._source, self._stem, self._ops, self._map = source, stem, ops, map
+    self._source, self._stem, self._ops, self._network_map = source, stem, ops, anomaly_map
 
   @classmethod
-  def unread(
-    cls, source: inputs.Source, stem: str, limits: calibration.Thresholds, error: str
+  def unreadable(
+    cls, source: inputs.Source, stem: str, thresholds: calibration.Thresholds, error: str
   ) -> 'Result':
     """The result of an image that could not be read, and why.
 
     Its score is NaN, its label empty, its map and mask have no pixels.
     """
-    nothing = np.zeros((0, 0), np.float32)
-    self = cls(source, stem, transforms.Ops(()), limits, (0, 0), math.nan, nothing)
-    self.error, self.label = error, ''
-    self.restored = transforms.RestoredMap(nothing, np.zeros((0, 0), bool))
-    return self
+    empty_map = np.zeros((0, 0), np.float32)
+    result = cls(source, stem, transforms.Ops(()), thresholds, (0, 0), math.nan, empty_map)
+    result.error, result.label = error, ''
+    result.restored = transforms.RestoredMap(empty_map, np.zeros((0, 0), bool))
+    return result
 
   @property
-  def threshold(self) -> float:
+  def image_threshold(self) -> float:
     """An image whose score exceeds it is NG."""
-    return self.limits.image_threshold
+    return self.thresholds.image_threshold
 
   @functools.cached_property
   def restored(self) -> transforms.RestoredMap:
     """The map at original size, and which pixels the network saw."""
-    return self._ops.restore(self._map, *self.size)
+    return self._ops.restore(self._network_map, *self.size)
 
   @property
   def anomaly_map(self) -> Float[np.ndarray, 'h w']:
@@ -95,28 +95,28 @@ class Result(Mapping[str, Any]):
     return self.restored.anomaly_map
 
   @property
-  def seen(self) -> Bool[np.ndarray, 'h w']:
+  def visible(self) -> Bool[np.ndarray, 'h w']:
     """The pixels that the network saw: all but those outside a crop."""
     return self.restored.visible
 
   @functools.cached_property
-  def marked(self) -> Bool[np.ndarray, 'h w']:
+  def predicted_mask(self) -> Bool[np.ndarray, 'h w']:
     """The pixels that exceed the pixel threshold."""
-    return self.seen & (self.anomaly_map > self.limits.pixel_threshold)
+    return self.visible & (self.anomaly_map > self.thresholds.pixel_threshold)
 
   @property
   def pred(self) -> UInt8[np.ndarray, 'h w']:
     """The mask: 255 where marked, else 0."""
-    return self.marked * np.uint8(255)
+    return self.predicted_mask * np.uint8(255)
 
   @functools.cached_property
   def regions(self) -> list[region_ops.Region]:
     """What is marked, by its peak from the largest on."""
-    found = region_ops.find_regions(self.marked, self.anomaly_map)
-    return sorted(found, key=lambda region: (-region.peak, region.box))
+    regions = region_ops.find_regions(self.predicted_mask, self.anomaly_map)
+    return sorted(regions, key=lambda region: (-region.peak, region.box))
 
   @property
-  def peak_at(self) -> tuple[int, int]:
+  def peak_position(self) -> tuple[int, int]:
     """Where the map is largest, x and y, counted from 0."""
     y, x = divmod(int(self.anomaly_map.argmax()), self.size[1])
     return x, y
@@ -152,15 +152,15 @@ class Result(Mapping[str, Any]):
       'input_path': self.input_path,
       'score': self.score,
       'label': self.label,
-      'threshold': self.threshold,
-      'review_threshold': self.limits.review_threshold,
-      'pixel_threshold': self.limits.pixel_threshold,
+      'threshold': self.image_threshold,
+      'review_threshold': self.thresholds.review_threshold,
+      'pixel_threshold': self.thresholds.pixel_threshold,
       'size': list(self.size),
-      'marked_pixels': int(self.marked.sum()),
+      'marked_pixels': int(self.predicted_mask.sum()),
       'regions': [region._asdict() for region in self.regions],
     }
 
-  def _in_short(self) -> dict[str, Any]:
+  def _printed_fields(self) -> dict[str, Any]:
     return self.summary() if self.error else {**self.summary(), 'pred': '...'}
 
   def to_json(self, masks: str = 'rle') -> dict[str, Any]:
@@ -170,14 +170,14 @@ class Result(Mapping[str, Any]):
       masks: `pred` as 'rle', run lengths as COCO has them (down the columns, beginning with zeros);
         'nested', rows of 0 and 255; or 'none'.
     """
-    if masks not in MASKS:
-      raise ConfigError(f'masks={masks!r} is no way to write a mask; choose from {MASKS}.')
-    told = self.summary()
+    if masks not in MASK_FORMATS:
+      raise ConfigError(f'masks={masks!r} is no way to write a mask; choose from {MASK_FORMATS}.')
+    fields = self.summary()
     if masks != 'none' and not self.error:
-      told['pred'] = (
-        region_ops.encode_run_lengths(self.marked) if masks == 'rle' else self.pred.tolist()
+      fields['pred'] = (
+        region_ops.encode_run_lengths(self.predicted_mask) if masks == 'rle' else self.pred.tolist()
       )
-    return told
+    return fields
 
   @property
   def json(self) -> dict[str, Any]:
@@ -205,18 +205,18 @@ class Result(Mapping[str, Any]):
       format_json: another name of `json_format`; the original systems use both.
     """
     if json_format if format_json is None else format_json:
-      print(files.to_json(self._in_short(), indent, ensure_ascii))
+      print(files.to_json(self._printed_fields(), indent, ensure_ascii))
     else:
       print(self.str)
 
   @property
   def headline(self) -> str:
     """The verdict in one line, for people."""
-    limits = f'NG above {self.threshold:.3g}'
-    if self.limits.review_threshold < self.threshold:
-      limits += f', review above {self.limits.review_threshold:.3g}'
+    threshold_text = f'NG above {self.image_threshold:.3g}'
+    if self.thresholds.review_threshold < self.image_threshold:
+      threshold_text += f', review above {self.thresholds.review_threshold:.3g}'
     name = PurePath(self.input_path).name
-    return f'{name}   {self.label}   score {self.score:.3g}   ({limits})'
+    return f'{name}   {self.label}   score {self.score:.3g}   ({threshold_text})'
 
   def picture(self) -> Image.Image:
     """Draw the original beside its overlay, at original resolution.
@@ -226,16 +226,20 @@ class Result(Mapping[str, Any]):
     """
     if self.error:
       raise DataError(self.error)
-    told = result_image.Verdict(
+    verdict = result_image.Verdict(
       PurePath(self.input_path).name,
       self.label,
       self.score,
-      self.limits.image_threshold,
-      self.limits.review_threshold,
-      self.limits.pixel_threshold,
+      self.thresholds.image_threshold,
+      self.thresholds.review_threshold,
+      self.thresholds.pixel_threshold,
     )
-    anomaly = np.where(self.seen, self.anomaly_map, np.float32('nan'))  # Dimmed where not seen.
-    return result_image.picture(inputs.read(self._source), anomaly, self.marked, self.peak_at, told)
+    visible_map = np.where(
+      self.visible, self.anomaly_map, np.float32('nan')
+    )  # Dimmed where not seen.
+    return result_image.picture(
+      inputs.read(self._source), visible_map, self.predicted_mask, self.peak_position, verdict
+    )
 
   def save_to_img(self, save_path: str | Path) -> Path | None:
     """Save the picture; an image that could not be read has none.
@@ -247,14 +251,14 @@ class Result(Mapping[str, Any]):
     if self.error:
       return None
     suffix = PurePath(self.input_path).suffix.lower()
-    path = self._place(save_path, suffix if suffix in _SUFFIXES else '.png')
-    if path.suffix.lower() not in _SUFFIXES:
+    path = self._output_path(save_path, suffix if suffix in _IMAGE_SUFFIXES else '.png')
+    if path.suffix.lower() not in _IMAGE_SUFFIXES:
       raise ConfigError(
-        f'A picture cannot be saved as {str(path)!r}; choose a suffix from {_SUFFIXES}, or a '
+        f'A picture cannot be saved as {str(path)!r}; choose a suffix from {_IMAGE_SUFFIXES}, or a '
         'directory (with a / at its end if it is not there yet).'
       )
     with files.atomic_write(path) as file:
-      self.picture().save(file, Image.registered_extensions()[path.suffix.lower()], **_FINE)
+      self.picture().save(file, Image.registered_extensions()[path.suffix.lower()], **_SAVE_OPTIONS)
     return path
 
   def save_to_json(
@@ -265,20 +269,20 @@ class Result(Mapping[str, Any]):
     masks: str = 'rle',
   ) -> Path:
     """Save the verdict as JSON; the arguments are those of `save_to_img`, `print` and `to_json`."""
-    path, told = self._place(save_path, '.json'), self.to_json(masks)
-    files.write_text(path, files.to_json(told, indent, ensure_ascii) + '\n')
+    path, fields = self._output_path(save_path, '.json'), self.to_json(masks)
+    files.write_text(path, files.to_json(fields, indent, ensure_ascii) + '\n')
     return path
 
   def save_all(self, save_path: str | Path) -> list[Path]:
     """Save the picture and the JSON file in a directory."""
     folder = f'{save_path}/'  # Also where it is not there yet and has a suffix.
-    saved = self.save_to_img(folder), self.save_to_json(folder)
-    return [path for path in saved if path]
+    saved_paths = self.save_to_img(folder), self.save_to_json(folder)
+    return [path for path in saved_paths if path]
 
-  def _place(self, save_path: str | Path, suffix: str) -> Path:
+  def _output_path(self, save_path: str | Path, suffix: str) -> Path:
     path = Path(save_path)
-    folder = path.is_dir() or not path.suffix or f'{save_path}'.endswith('/')
-    path = path / self._source.subfolder / f'{self._stem}_res{suffix}' if folder else path
+    is_folder = path.is_dir() or not path.suffix or f'{save_path}'.endswith('/')
+    path = path / self._source.subfolder / f'{self._stem}_res{suffix}' if is_folder else path
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -286,8 +290,8 @@ class Result(Mapping[str, Any]):
   @property
   def str(self) -> str:
     """The verdict in one line, as `print` has it."""
-    return repr(self._in_short())
+    return repr(self._printed_fields())
 
 
 # Of PNG four times as fast as the default, and a fifth larger; of JPEG and WebP.
-_FINE = {'compress_level': 1, 'quality': 95}
+_SAVE_OPTIONS = {'compress_level': 1, 'quality': 95}

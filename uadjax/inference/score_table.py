@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.inference import predictor, table_shards
-from uadjax.inference.result import Result, UNREAD
+from uadjax.inference.result import Result, UNREADABLE
 from uadjax.model import model_dir
 from uadjax.system import files, logging
 from uadjax.system.progress import Progress
 
-_ABOUT = '_table.json'
+_INFO_FILE = '_table.json'
 
 
 class Table(NamedTuple):
@@ -36,10 +36,10 @@ class Table(NamedTuple):
 
   folder: Path
   format: str
-  part: tuple[int, int]
+  shard: tuple[int, int]
 
 
-class Told(NamedTuple):
+class TableSummary(NamedTuple):
   """What came of a part.
 
   Attributes:
@@ -48,31 +48,31 @@ class Told(NamedTuple):
   """
 
   counts: collections.Counter[str]
-  before: collections.Counter[str]
+  previous_counts: collections.Counter[str]
 
   @property
-  def unread(self) -> int:
+  def num_unreadable(self) -> int:
     """How many images could not be read, now or before."""
-    return self.counts[UNREAD] + self.before[UNREAD]
+    return self.counts[UNREADABLE] + self.previous_counts[UNREADABLE]
 
   def __str__(self) -> str:
-    now, before = (
-      f'{some.total()} ({", ".join(f"{label} {some[label]}" for label in sorted(some))})'
-      if some
+    current_text, previous_text = (
+      f'{counts.total()} ({", ".join(f"{label} {counts[label]}" for label in sorted(counts))})'
+      if counts
       else 'none'
-      for some in self
+      for counts in self
     )
-    return f'judged {now}, before {before}'
+    return f'judged {current_text}, before {previous_text}'
 
 
-def judge(
-  one: predictor.Predictor,
-  given: Any,
+def score_images(
+  model: predictor.Predictor,
+  input: Any,
   table: Table,
   batch_size: int,
-  track: Progress,
+  progress: Progress,
   strict: bool = False,
-) -> Told:
+) -> TableSummary:
   """Judge this process's share of the images that are not in the table yet.
 
   Args:
@@ -92,66 +92,70 @@ def judge(
     raise UnknownName(
       f'Unknown format of a table {table.format!r}; choose from {table_shards.FORMATS}.'
     )
-  found = inputs.expand(given, table.folder)  # Raises where there is nothing to read at all.
-  own = {mark for image in found if _falls(mark := _mark(image.name), table.part)}
-  _begin(table, one)
-  counts, before = collections.Counter[str](), collections.Counter[str]()
-  with table_shards.growing(table.folder, table.part) as growing:
-    table_shards.adopt(table.folder, table.format, table.part)
-    left, others = set(own), 0
-    for path, label in table_shards.told(table.folder):
-      if (mark := _mark(path)) in left:
-        left.remove(mark)
-        before[label or UNREAD] += 1
+  sources = inputs.expand(input, table.folder)  # Raises where there is nothing to read at all.
+  shard_hashes = {
+    path_hash for image in sources if _belongs_to(path_hash := _path_hash(image.name), table.shard)
+  }
+  _prepare_table(table, model)
+  counts, previous_counts = collections.Counter[str](), collections.Counter[str]()
+  with table_shards.open_shard(table.folder, table.shard) as shard_file:
+    table_shards.take_over(table.folder, table.format, table.shard)
+    pending_hashes, num_unrelated = set(shard_hashes), 0
+    for path, label in table_shards.scored_paths(table.folder):
+      if (path_hash := _path_hash(path)) in pending_hashes:
+        pending_hashes.remove(path_hash)
+        previous_counts[label or UNREADABLE] += 1
       else:
-        others += 1
-    if others and own and not before:
+        num_unrelated += 1
+    if num_unrelated and shard_hashes and not previous_counts:
       logging.LOG.warning(
         '%s tells of %d images, and of none of these: the same ones must be spelled as before.',
-        table.folder, others,
+        table.folder, num_unrelated,
       )  # fmt: skip
-    total = len(left)
-    fresh = _these(inputs.expand(given, table.folder), left)
+    total = len(pending_hashes)
+    pending_images = _pending(inputs.expand(input, table.folder), pending_hashes)
     # Closed, so that nothing is being read any more when a part is finished, or left.
-    with contextlib.closing(one.judge(fresh, batch_size, strict)) as results:
-      for result in track(results, total, 'Judging'):
-        counts[result.label or UNREAD] += 1
-        growing.write(files.to_json(_row(result), None).encode() + b'\n')
-        growing.flush()
-    table_shards.finish(Path(growing.name), table.format)
-  return Told(counts, before)
+    with contextlib.closing(model.predict_sources(pending_images, batch_size, strict)) as results:
+      for result in progress(results, total, 'Judging'):
+        counts[result.label or UNREADABLE] += 1
+        shard_file.write(files.to_json(_table_row(result), None).encode() + b'\n')
+        shard_file.flush()
+    table_shards.finish_shard(Path(shard_file.name), table.format)
+  return TableSummary(counts, previous_counts)
 
 
-def _these(images: Iterator[inputs.Source], left: set[bytes]) -> Iterator[inputs.Source]:
+def _pending(
+  images: Iterator[inputs.Source], pending_hashes: set[bytes]
+) -> Iterator[inputs.Source]:
   """The images that are left, each once."""
   for image in images:
-    if (mark := _mark(image.name)) in left:
-      left.remove(mark)
+    if (path_hash := _path_hash(image.name)) in pending_hashes:
+      pending_hashes.remove(path_hash)
       yield image
 
 
-def _mark(path: str) -> bytes:
+def _path_hash(path: str) -> bytes:
   """What a path is remembered by: of millions of them the paths would fill the memory."""
   return hashlib.blake2b(path.encode('utf-8', 'backslashreplace'), digest_size=12).digest()
 
 
-def _falls(mark: bytes, part: tuple[int, int]) -> bool:
+def _belongs_to(path_hash: bytes, shard: tuple[int, int]) -> bool:
   """Whether it is this part's, however many images there are beside it."""
-  index, count = part
-  return int.from_bytes(mark) % count == index
+  index, count = shard
+  return int.from_bytes(path_hash) % count == index
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _table_row(result: Result) -> dict[str, Any]:
   """A verdict as a row; thresholds are those of the whole table."""
   if result.error:
     return {**dict.fromkeys(table_shards.COLUMNS), 'path': result.input_path, 'error': result.error}
-  told = result.summary()
-  height, width = told['size']
-  told |= {'path': result.input_path, 'height': height, 'width': width, 'error': None}
-  return {name: told[name] for name in table_shards.COLUMNS}
+  row = result.summary()
+  height, width = row['size']
+  row |= {'path': result.input_path, 'height': height, 'width': width, 'error': None}
+  return {name: row[name] for name in table_shards.COLUMNS}
 
 
-def _begin(table: Table, one: predictor.Predictor) -> None:
+def _prepare_table(table: Table, model: predictor.Predictor) -> None:
   """Tell what the table is of, or refuse to mix it with another's."""
   try:
     table.folder.mkdir(parents=True, exist_ok=True)
@@ -159,29 +163,29 @@ def _begin(table: Table, one: predictor.Predictor) -> None:
     raise ConfigError(
       f'{table.folder} cannot be a folder for a table ({error.strerror}); name another.'
     ) from None
-  model, path = one.model, table.folder / _ABOUT
-  about = {
-    'model_name': model.name,
-    'arrays_sha256': model_dir.read_info(model.directory).arrays_sha256,
-    'threshold': model.thresholds.image_threshold,
-    'review_threshold': model.thresholds.review_threshold,
-    'pixel_threshold': model.thresholds.pixel_threshold,
+  loaded_model, path = model.model, table.folder / _INFO_FILE
+  info = {
+    'model_name': loaded_model.name,
+    'arrays_sha256': model_dir.read_info(loaded_model.directory).arrays_sha256,
+    'threshold': loaded_model.thresholds.image_threshold,
+    'review_threshold': loaded_model.thresholds.review_threshold,
+    'pixel_threshold': loaded_model.thresholds.pixel_threshold,
     'format': table.format,
   }
   try:
-    before = json.loads(path.read_text())
+    existing_info = json.loads(path.read_text())
   except FileNotFoundError:
-    if table_shards.any_in(table.folder):
+    if table_shards.has_shards(table.folder):
       raise ConfigError(
-        f'{table.folder} holds parts of a table, but not what they are of ({_ABOUT}); name another.'
+        f'{table.folder} holds parts of a table, but not what they are of ({_INFO_FILE}); name another.'
       ) from None
-    files.write_json(path, about)
+    files.write_json(path, info)
     return
   except ValueError as error:
     raise ConfigError(f'{path} is damaged ({error}); name another folder.') from None
-  for key, value in about.items():
-    if before.get(key) != value:
+  for key, value in info.items():
+    if existing_info.get(key) != value:
       raise ConfigError(
-        f'{table.folder} holds a table whose {key} is {before.get(key)!r}, not {value!r}; name '
+        f'{table.folder} holds a table whose {key} is {existing_info.get(key)!r}, not {value!r}; name '
         'another folder.'
       )

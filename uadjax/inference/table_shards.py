@@ -19,34 +19,34 @@ from uadjax.system import files
 FORMATS = ('parquet', 'jsonl')
 # Of an image that could not be read all are null but the path and why.
 COLUMNS = 'path', 'score', 'label', 'height', 'width', 'marked_pixels', 'regions', 'error'
-_GROWING = '_'
-_PART = re.compile(r'_?part-(\d+)-of-(\d+)')
-_AT_ONCE = 10_000  # Rows that are held in memory.
+_UNFINISHED_PREFIX = '_'
+_SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
+_ROWS_PER_BATCH = 10_000  # Rows that are held in memory.
 
 
-def any_in(folder: Path) -> bool:
+def has_shards(folder: Path) -> bool:
   """Whether there is some part."""
-  return any(_PART.match(path.name) for path in folder.iterdir())
+  return any(_SHARD_NAME.match(path.name) for path in folder.iterdir())
 
 
 @contextlib.contextmanager
-def growing(folder: Path, part: tuple[int, int]) -> Iterator[BinaryIO]:
+def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
   """Open this process's part where it ends, without a line that was cut off; and no other's.
 
   Raises:
     ConfigError: another process is at this part.
   """
-  index, count = part
-  path = folder / f'{_GROWING}part-{index:05d}-of-{count:05d}.jsonl'
+  index, count = shard
+  path = folder / f'{_UNFINISHED_PREFIX}part-{index:05d}-of-{count:05d}.jsonl'
   with path.open('a+b') as file:
-    if not _mine(file):
+    if not _try_lock(file):
       raise ConfigError(
         f'Another process is at part {index}/{count} of {folder}.',
         key='predict.shard',
         value=f'{index}/{count}',
         hint=('Give each its own ', Setting('predict.shard'), '.'),
       )
-    _mend(file)
+    _drop_partial_line(file)
     try:
       yield file
     finally:
@@ -55,17 +55,17 @@ def growing(folder: Path, part: tuple[int, int]) -> Iterator[BinaryIO]:
           path.unlink()
 
 
-def _mine(file: BinaryIO) -> bool:
+def _try_lock(file: BinaryIO) -> bool:
   """Whether no other process has it open; it is ours then, until it is closed."""
   try:
     # Not one that was finished while we opened it, and has another name now, or none.
-    there = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
+    is_same_file = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
   except FileNotFoundError:
     return False
-  return files.try_lock(file) and there
+  return files.try_lock(file) and is_same_file
 
 
-def _mend(file: BinaryIO) -> None:
+def _drop_partial_line(file: BinaryIO) -> None:
   """Cut off a last line that has no end."""
   file.seek(0)
   end = 0
@@ -75,35 +75,39 @@ def _mend(file: BinaryIO) -> None:
   file.seek(end)
 
 
-def adopt(folder: Path, form: str, part: tuple[int, int]) -> None:
+def take_over(folder: Path, file_format: str, shard: tuple[int, int]) -> None:
   """Finish what processes left that there are no more: parts of another number of them."""
-  index, count = part
-  for path in sorted(folder.glob(f'{_GROWING}part-*')):
-    found = _PART.match(path.name)
-    if found and int(found[2]) != count and int(found[1]) % count == index:
+  index, count = shard
+  for path in sorted(folder.glob(f'{_UNFINISHED_PREFIX}part-*')):
+    match = _SHARD_NAME.match(path.name)
+    if match and int(match[2]) != count and int(match[1]) % count == index:
       with contextlib.suppress(FileNotFoundError), path.open('r+b') as file:
-        if _mine(file):
-          _mend(file)
-          finish(path, form)
+        if _try_lock(file):
+          _drop_partial_line(file)
+          finish_shard(path, file_format)
 
 
-def finish(growing: Path, form: str) -> None:
+def finish_shard(unfinished_path: Path, file_format: str) -> None:
   """Make a part whole, under the first name that is free; an empty one vanishes."""
-  if not growing.stat().st_size:
-    growing.unlink()
+  if not unfinished_path.stat().st_size:
+    unfinished_path.unlink()
     return
-  stem = growing.stem.removeprefix(_GROWING)
+  stem = unfinished_path.stem.removeprefix(_UNFINISHED_PREFIX)
   names = itertools.chain([stem], (f'{stem}.{number}' for number in itertools.count(2)))
-  whole = next(path for name in names if not (path := growing.with_name(f'{name}.{form}')).exists())
-  if form == 'jsonl':
-    growing.replace(whole)
+  final_path = next(
+    path
+    for name in names
+    if not (path := unfinished_path.with_name(f'{name}.{file_format}')).exists()
+  )
+  if file_format == 'jsonl':
+    unfinished_path.replace(final_path)
     return
-  with files.atomic_write(whole) as file:
-    _write_parquet(_lines(growing), file)
-  growing.unlink()
+  with files.atomic_write(final_path) as file:
+    _write_parquet(_read_rows(unfinished_path), file)
+  unfinished_path.unlink()
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
   with path.open('rb') as file:
     for line in file:
       if line.endswith(b'\n'):  # Another process may be writing the last one.
@@ -117,37 +121,46 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
   schema = _schema(pyarrow)
   rows = iter(rows)
   with parquet.ParquetWriter(file, schema) as writer:
-    while some := list(itertools.islice(rows, _AT_ONCE)):
-      writer.write_table(pyarrow.Table.from_pylist(some, schema))
+    while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
+      writer.write_table(pyarrow.Table.from_pylist(batch, schema))
 
 
 def _schema(pyarrow: Any) -> Any:
-  text, whole, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
-  region = {'box': pyarrow.list_(whole), 'area': whole, 'peak': real, 'at': pyarrow.list_(whole)}
+  text, integer, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
+  region = {
+    'box': pyarrow.list_(integer),
+    'area': integer,
+    'peak': real,
+    'at': pyarrow.list_(integer),
+  }
   regions = pyarrow.list_(pyarrow.struct(list(region.items())))
-  types = text, real, text, whole, whole, whole, regions, text
-  return pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
+  column_types = text, real, text, integer, integer, integer, regions, text
+  return pyarrow.schema(list(zip(COLUMNS, column_types, strict=True)))
 
 
-def told(folder: Path) -> Iterator[tuple[str, str | None]]:
+def scored_paths(folder: Path) -> Iterator[tuple[str, str | None]]:
   """The images that any part tells of, and their labels; None where they could not be read."""
-  read: set[Path] = set()
+  read_files: set[Path] = set()
   # A part that becomes whole meanwhile vanishes, and is found under its other name.
-  while fresh := sorted(set(folder.glob('*part-*')) - read):
-    for path in fresh:
-      read.add(path)
+  while unread_files := sorted(set(folder.glob('*part-*')) - read_files):
+    for path in unread_files:
+      read_files.add(path)
       with contextlib.suppress(FileNotFoundError):
-        yield from _told_in(path)
+        yield from _scored_paths_in(path)
 
 
-def _told_in(part: Path) -> Iterator[tuple[str, str | None]]:
+def _scored_paths_in(shard_file: Path) -> Iterator[tuple[str, str | None]]:
   from pyarrow import parquet
 
   try:
-    if part.suffix == '.parquet':
-      for some in parquet.ParquetFile(part).iter_batches(_AT_ONCE, columns=['path', 'label']):
-        yield from zip(*(some.column(name).to_pylist() for name in ('path', 'label')), strict=True)
-    elif part.suffix == '.jsonl':
-      yield from ((row['path'], row['label']) for row in _lines(part))
+    if shard_file.suffix == '.parquet':
+      for batch in parquet.ParquetFile(shard_file).iter_batches(
+        _ROWS_PER_BATCH, columns=['path', 'label']
+      ):
+        yield from zip(*(batch.column(name).to_pylist() for name in ('path', 'label')), strict=True)
+    elif shard_file.suffix == '.jsonl':
+      yield from ((row['path'], row['label']) for row in _read_rows(shard_file))
   except (ValueError, KeyError, TypeError) as error:
-    raise DataError(f'{part} is no part of a table: {error}. Remove it, or mend it.') from None
+    raise DataError(
+      f'{shard_file} is no part of a table: {error}. Remove it, or mend it.'
+    ) from None

@@ -47,7 +47,9 @@ class ServedModel(NamedTuple):
   def make_batcher(self, on_batch: Callable[[int], Any]) -> batching.Batcher:
     """What computes for it; to be called where an event loop runs."""
     predictor = self.predictor
-    return batching.Batcher(predictor.scorers, self.batch_sizes, predictor.at_once, on_batch)
+    return batching.Batcher(
+      predictor.scorers, self.batch_sizes, predictor.max_concurrent_batches, on_batch
+    )
 
 
 def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:

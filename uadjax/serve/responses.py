@@ -49,9 +49,9 @@ def verdict_to_dict(
     'size': list(result.size),
     'score': result.score,
     'label': result.label,
-    'threshold': result.threshold,
-    'reviewThreshold': result.limits.review_threshold,
-    'pixelThreshold': result.limits.pixel_threshold,
+    'threshold': result.image_threshold,
+    'reviewThreshold': result.thresholds.review_threshold,
+    'pixelThreshold': result.thresholds.pixel_threshold,
     'regions': [region._asdict() for region in result.regions],
   }
   if label_map:

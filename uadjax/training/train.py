@@ -284,7 +284,7 @@ def _make_mesh(config: Config, num_rows: int) -> meshes.Mesh:
 def _calibrate_thresholds(
   config: Config,
   calibration_scores: calibration.CalibrationScores,
-  labeled_scores: labeled.Examples | None,
+  labeled_scores: labeled.LabeledScores | None,
 ) -> calibration.Thresholds:
   """Thresholds by the method that the configuration names."""
   options = config.calibrate
@@ -294,7 +294,7 @@ def _calibrate_thresholds(
       calibration_scores.scores, calibration_scores.peaks, *budgets, options.method == 'confident'
     )
   return calibration.from_labeled(
-    *labeled_scores[:3], options.method, *budgets, options.miss_cost, labeled_scores.pixel
+    *labeled_scores[:3], options.method, *budgets, options.miss_cost, labeled_scores.pixel_threshold
   )
 
 

@@ -16,11 +16,11 @@ from uadjax.system import files, logging
 
 def write(
   path: Path,
-  drawn: curves.Curves,
+  curve_data: curves.CurveData,
   metrics: Mapping[str, Any],
   records: Sequence[Record],
-  shots: Sequence[gallery.Shot],
-  about: Mapping[str, Any],
+  pictures: Sequence[gallery.Picture],
+  provenance_info: Mapping[str, Any],
 ) -> None:
   """Write the page, and beside it with the suffix .json what it is drawn from.
 
@@ -34,12 +34,12 @@ def write(
     shots: pictures of some of them, the most important first.
     about: where all of this comes from; see `provenance.of`.
   """
-  told = content.of(drawn, metrics, records, shots, about)
-  page = document.page(told, shots)
-  if page.shown < len(shots):
+  report_data = content.build(curve_data, metrics, records, pictures, provenance_info)
+  html_report = document.render(report_data, pictures)
+  if html_report.num_pictures < len(pictures):
     logging.LOG.warning(
       '%s shows the first %d of %d pictures: more would not fit into %.0f MB.',
-      path.name, page.shown, len(shots), document.MOST_BYTES / 1e6,
+      path.name, html_report.num_pictures, len(pictures), document.MAX_BYTES / 1e6,
     )  # fmt: skip
-  files.write_text(path, page.text)
-  files.write_json(path.with_suffix('.json'), told)
+  files.write_text(path, html_report.text)
+  files.write_json(path.with_suffix('.json'), report_data)

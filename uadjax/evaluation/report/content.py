@@ -12,117 +12,133 @@ from uadjax.evaluation.report import gallery, provenance
 from uadjax.model import calibration
 from uadjax.visualization import score_histogram
 
-_BINS = 72
-_ODD = {'inf': 'Infinity', '-inf': '-Infinity', 'nan': 'NaN'}  # As JavaScript reads them.
+_NUM_BINS = 72
+_NON_FINITE_TEXT = {
+  'inf': 'Infinity',
+  '-inf': '-Infinity',
+  'nan': 'NaN',
+}  # As JavaScript reads them.
 _DIGITS = 6  # Of shares: far below what is seen.
 
 
-def of(
-  drawn: curves.Curves,
+def build(
+  curve_data: curves.CurveData,
   metrics: Mapping[str, Any],
   records: Sequence[Record],
-  shots: Sequence[gallery.Shot],
-  about: Mapping[str, Any],
+  pictures: Sequence[gallery.Picture],
+  provenance_info: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Gather it; see `report.write`. What is no finite number is text: Infinity, -Infinity, NaN."""
-  limits = drawn.limits
-  names = provenance.relative([record.path for record in records])
-  rows = zip(names, drawn.defects, drawn.scores.tolist(), strict=True)
-  held_out = [] if drawn.calibration is None else drawn.calibration.tolist()
-  return _plain({
+  thresholds = curve_data.thresholds
+  names = provenance.relative_paths([record.path for record in records])
+  rows = zip(names, curve_data.defects, curve_data.scores.tolist(), strict=True)
+  held_out_scores = (
+    [] if curve_data.calibration_scores is None else curve_data.calibration_scores.tolist()
+  )
+  return _to_plain({
     'format': 1,
-    'title': drawn.title,
-    'summary': curves.summary(drawn),
+    'title': curve_data.title,
+    'summary': curves.summary(curve_data),
     'metrics': metrics,
     'thresholds': {
-      'review': min(limits.review_threshold, limits.image_threshold),
-      'ng': limits.image_threshold,
-      'pixel': limits.pixel_threshold,
-      'how': 'As given' if limits.is_manual else 'As calibrated',
-      'stand_on': str(limits),
+      'review': min(thresholds.review_threshold, thresholds.image_threshold),
+      'ng': thresholds.image_threshold,
+      'pixel': thresholds.pixel_threshold,
+      'how': 'As given' if thresholds.is_manual else 'As calibrated',
+      'stand_on': str(thresholds),
     },
-    'kinds': _kinds(drawn),
+    'kinds': _defect_types(curve_data),
     'images': [
-      {'path': name, 'defect': defect, 'score': score, 'label': calibration.label(score, limits)}
+      {'path': name, 'defect': defect, 'score': score, 'label': calibration.label(score, thresholds)}
       for name, defect, score in rows
     ],
-    'held_out': held_out,
-    'axis': _axis(drawn),
-    'curves': _curves(drawn),
-    'pictures': {'images': [shot.place for shot in shots], 'coarse': _coarse(shots)},
-    'about': about,
+    'held_out': held_out_scores,
+    'axis': _score_axis(curve_data),
+    'curves': _curve_panels(curve_data),
+    'pictures': {'images': [picture.image_index for picture in pictures], 'coarse': _count_coarse(pictures)},
+    'about': provenance_info,
   })  # fmt: skip
 
 
-def _kinds(drawn: curves.Curves) -> list[dict[str, Any]]:
+def _defect_types(curve_data: curves.CurveData) -> list[dict[str, Any]]:
   """Good images, then the types of defects, the hardest first."""
-  of = np.array(drawn.defects, str)
+  defects = np.array(curve_data.defects, str)
 
-  def ease(name: str) -> tuple[float, float, str]:
-    scores = drawn.scores[of == name]
+  def detection_ease(name: str) -> tuple[float, float, str]:
+    scores = curve_data.scores[defects == name]
     return (
-      float((scores > drawn.limits.image_threshold).mean()),
+      float((scores > curve_data.thresholds.image_threshold).mean()),
       float(np.sort(scores)[len(scores) // 2]),
       name,
     )
 
-  good = [name for name in set(drawn.defects) if name == 'good']
-  names = good + sorted(set(drawn.defects) - {'good'}, key=ease)
+  good_names = [name for name in set(curve_data.defects) if name == 'good']
+  names = good_names + sorted(set(curve_data.defects) - {'good'}, key=detection_ease)
   return [{'name': name, 'good': name == 'good'} for name in names]
 
 
-def _axis(drawn: curves.Curves) -> dict[str, Any]:
+def _score_axis(curve_data: curves.CurveData) -> dict[str, Any]:
   """Bins of the scores; even in the logarithm where those span more than a decade."""
-  limits, held_out = drawn.limits, drawn.calibration
-  every = drawn.scores if held_out is None else np.concatenate([drawn.scores, held_out])
-  review = min(limits.review_threshold, limits.image_threshold)
-  edges, log = score_histogram.bins(every.astype(np.float64), review, limits.image_threshold, _BINS)
-  return {'edges': edges.tolist(), 'log': log}
+  thresholds, held_out_scores = curve_data.thresholds, curve_data.calibration_scores
+  all_scores = (
+    curve_data.scores
+    if held_out_scores is None
+    else np.concatenate([curve_data.scores, held_out_scores])
+  )
+  review_threshold = min(thresholds.review_threshold, thresholds.image_threshold)
+  edges, is_log = score_histogram.bins(
+    all_scores.astype(np.float64), review_threshold, thresholds.image_threshold, _NUM_BINS
+  )
+  return {'edges': edges.tolist(), 'log': is_log}
 
 
-def _curves(drawn: curves.Curves) -> dict[str, Any]:
+def _curve_panels(curve_data: curves.CurveData) -> dict[str, Any]:
   """Lines by panel; where there are none, why."""
-  kinds = set(drawn.defects)
-  lacking = 'good' if 'good' not in kinds else 'defective'
-  why = {
-    'Images': f'No curve of images: the test set has no {lacking} images.',
+  defects = set(curve_data.defects)
+  missing_class = 'good' if 'good' not in defects else 'defective'
+  reasons = {
+    'Images': f'No curve of images: the test set has no {missing_class} images.',
     'Pixels': 'No curve of pixels: no mask tells which are defective, or no others are seen.',
   }
-  panels = {'roc': curves.roc(drawn), 'pr': curves.pr(drawn), 'pro': curves.pro(drawn)}
-  told = {}
-  for panel, lines in panels.items():
-    wanted = ('Pixels',) if panel == 'pro' else ('Images', 'Pixels')
-    missing = set(wanted) - {line.look.name for line in lines}
-    told[panel] = {
-      'lines': [_line(line) for line in lines],
-      'missing': [why[name] for name in sorted(missing)],
+  lines_by_panel = {
+    'roc': curves.roc(curve_data),
+    'pr': curves.pr(curve_data),
+    'pro': curves.pro(curve_data),
+  }
+  panels = {}
+  for panel, lines in lines_by_panel.items():
+    expected_names = ('Pixels',) if panel == 'pro' else ('Images', 'Pixels')
+    missing_names = set(expected_names) - {line.style.name for line in lines}
+    panels[panel] = {
+      'lines': [_line_dict(line) for line in lines],
+      'missing': [reasons[name] for name in sorted(missing_names)],
     }
-  return told | {'pro_limit': curves.PRO_LIMIT}
+  return panels | {'pro_limit': curves.PRO_LIMIT}
 
 
-def _line(line: curves.Line) -> dict[str, Any]:
+def _line_dict(line: curves.Line) -> dict[str, Any]:
   return {
-    'name': line.look.name,
+    'name': line.style.name,
     'x': np.round(line.x, _DIGITS).tolist(),
     'y': np.round(line.y, _DIGITS).tolist(),
-    'point': line.point,
-    'area': line.area,
+    'point': line.operating_point,
+    'area': line.area_text,
   }
 
 
-def _coarse(shots: Sequence[gallery.Shot]) -> int:
+def _count_coarse(pictures: Sequence[gallery.Picture]) -> int:
   """How many pictures were encoded more coarsely, to fit."""
-  return sum(shot.coarse for shot in shots)
+  return sum(picture.is_coarse for picture in pictures)
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
   """As JSON can hold it, and UTF-8: names of files may be neither."""
   if isinstance(value, Mapping):
-    return {_plain(str(key)): _plain(one) for key, one in value.items()}
+    return {_to_plain(str(key)): _to_plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [_plain(one) for one in value]
+    return [_to_plain(item) for item in value]
   if isinstance(value, float) and not math.isfinite(value):
-    return _ODD[str(value)]
+    return _NON_FINITE_TEXT[str(value)]
   if isinstance(value, str):
     return value.encode('utf-8', 'backslashreplace').decode()
   return value

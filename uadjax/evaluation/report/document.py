@@ -18,7 +18,7 @@ import numpy as np
 
 from uadjax.evaluation.report import gallery
 
-MOST_BYTES = 20_000_000  # So that it can be sent by mail.
+MAX_BYTES = 20_000_000  # So that it can be sent by mail.
 
 # The one in `web` is the service's page's, too.
 _SCRIPTS = (
@@ -31,14 +31,14 @@ _SCRIPTS = (
 )
 
 
-class Page(NamedTuple):
+class RenderedReport(NamedTuple):
   """A page, and the number of its pictures: as many as fit."""
 
   text: str
-  shown: int
+  num_pictures: int
 
 
-def page(told: Mapping[str, Any], shots: Sequence[gallery.Shot]) -> Page:
+def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) -> RenderedReport:
   """Write the page around what it is to say; see `content.of`."""
   folder = resources.files('uadjax.evaluation.report')
   style = (folder / 'page.css').read_text('utf-8')
@@ -46,53 +46,55 @@ def page(told: Mapping[str, Any], shots: Sequence[gallery.Shot]) -> Page:
     resources.files('uadjax').joinpath(name).read_text('utf-8') for name in _SCRIPTS
   )
   colors = matplotlib.colormaps['plasma'](np.arange(256), bytes=True)[:, :3]
-  parts = {
-    'policy': _policy(style, script),
-    'title': html.escape(told['title']),
+  substitutions = {
+    'policy': _content_security_policy(style, script),
+    'title': html.escape(report_data['title']),
     'style': style,
     'script': script,
     'colors': colors.tobytes().hex(),
-    'report': _embedded(told),
+    'report': _to_script_json(report_data),
   }
-  pictures = [_embedded(_picture(shot)) for shot in shots]
-  room = MOST_BYTES - sum(len(part.encode()) for part in parts.values()) - 20_000
-  shown = int(np.searchsorted(np.cumsum([len(p) + 1 for p in pictures]), room, 'right'))
-  parts['pictures'] = f'[{",".join(pictures[:shown])}]'
+  picture_texts = [_to_script_json(_picture_dict(picture)) for picture in pictures]
+  remaining_bytes = MAX_BYTES - sum(len(text.encode()) for text in substitutions.values()) - 20_000
+  num_pictures = int(
+    np.searchsorted(np.cumsum([len(p) + 1 for p in picture_texts]), remaining_bytes, 'right')
+  )
+  substitutions['pictures'] = f'[{",".join(picture_texts[:num_pictures])}]'
   template = string.Template((folder / 'page.html').read_text('utf-8'))
-  return Page(template.substitute(parts), shown)
+  return RenderedReport(template.substitute(substitutions), num_pictures)
 
 
-def _policy(style: str, script: str) -> str:
+def _content_security_policy(style: str, script: str) -> str:
   """What the browser may do: show what is here."""
   return (
-    f"default-src 'none'; img-src data: blob:; style-src {_hash(style)}; "
-    f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; img-src data: blob:; style-src {_csp_hash(style)}; "
+    f"script-src {_csp_hash(script)}; base-uri 'none'; form-action 'none'"
   )
 
 
-def _hash(text: str) -> str:
+def _csp_hash(text: str) -> str:
   digest = hashlib.sha256(text.encode()).digest()
   return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _embedded(value: Any) -> str:
+def _to_script_json(value: Any) -> str:
   """JSON that ends no script element, in ASCII: nothing in it means anything to HTML."""
   text = json.dumps(value, separators=(',', ':'), allow_nan=False)
   return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
 
 
-def _picture(shot: gallery.Shot) -> dict[str, Any]:
+def _picture_dict(picture: gallery.Picture) -> dict[str, Any]:
   return {
-    'image': shot.place,
-    'width': shot.width,
-    'height': shot.height,
-    'scale': shot.scale,
-    'seen': shot.seen,
-    'photo': _uri('webp', shot.photo),
-    'heat': _uri('png', shot.heat),
-    'truth': shot.truth and _uri('png', shot.truth),
+    'image': picture.image_index,
+    'width': picture.width,
+    'height': picture.height,
+    'scale': picture.scale,
+    'seen': picture.visible_box,
+    'photo': _data_uri('webp', picture.photo),
+    'heat': _data_uri('png', picture.heatmap),
+    'truth': picture.truth and _data_uri('png', picture.truth),
   }
 
 
-def _uri(kind: str, data: bytes) -> str:
-  return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
+def _data_uri(image_type: str, data: bytes) -> str:
+  return f'data:image/{image_type};base64,{base64.b64encode(data).decode()}'

@@ -17,10 +17,10 @@ from uadjax import config as configs
 from uadjax.data.records import Record
 from uadjax.model import model_dir
 
-_THREADS = 2  # Hashing lets go of the GIL.
+_NUM_THREADS = 2  # Hashing lets go of the GIL.
 
 
-def of(
+def collect(
   model: model_dir.Model, records: Sequence[Record], timing: Mapping[str, float]
 ) -> dict[str, Any]:
   """Tell what a report stands on.
@@ -59,17 +59,17 @@ def of(
 
 def fingerprint(paths: Iterable[Path]) -> str:
   """SHA-256 of files, by content and by path from their common folder on, in whatever order."""
-  every = sorted(set(paths))
-  with futures.ThreadPoolExecutor(_THREADS) as pool:
-    hashes = list(pool.map(_sha256, every))
+  unique_paths = sorted(set(paths))
+  with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+    hashes = list(pool.map(_sha256, unique_paths))
   digest = hashlib.sha256()
-  for name, content in sorted(zip(relative(every), hashes, strict=True)):
+  for name, content in sorted(zip(relative_paths(unique_paths), hashes, strict=True)):
     # A name has no null in it: no other list of files reads the same.
     digest.update(os.fsencode(name) + b'\0' + content)
   return digest.hexdigest()
 
 
-def relative(paths: Sequence[Path]) -> list[str]:
+def relative_paths(paths: Sequence[Path]) -> list[str]:
   """Paths from their common folder on; as they are, where they have none."""
   try:
     root = os.path.commonpath([path.absolute().parent for path in paths])
