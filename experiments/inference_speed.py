@@ -50,7 +50,7 @@ def ours(system: str, directory: Path) -> dict[int, float]:
     ops = model.ops
     run: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
   else:
-    runtime = runtimes.open(cached_graph.ready(directory), system)
+    runtime = runtimes.open_graph(cached_graph.get_or_export(directory), system)
     run, ops = (
       runtime.run,
       model_dir.open_without_arrays(directory, lambda _, images: run(images)).ops,

@@ -157,14 +157,14 @@ def resnet(fitted):
 
 
 def test_with_the_layers_of_a_resnet(resnet, tmp_path):
-  assert exporter.export(resnet, output=tmp_path / 'x.onnx').agreement.holds
+  assert exporter.export(resnet, output=tmp_path / 'x.onnx').agreement.is_within_tolerance
 
 
 @pytest.mark.slow
 def test_with_bottlenecks(fitted):
   flags = ('--config.backbone.name=wide_resnet50_2', '--config.detector.layers=layer1',
            '--config.backbone.weights=random')  # fmt: skip
-  assert exporter.export(model_dir.load(fitted('patchcore', *flags))).agreement.holds
+  assert exporter.export(model_dir.load(fitted('patchcore', *flags))).agreement.is_within_tolerance
 
 
 def test_arrays_too_large_for_one_file_lie_in_another(models, photos, tmp_path, monkeypatch):

@@ -309,11 +309,11 @@ def export(
     from uadjax.export import exporter
     from uadjax.model import model_dir as model_dirs
 
-    camera_size = exporter.size(include_resize)
+    camera_size = exporter.parse_size(include_resize)
     model = model_dirs.load(model_dir)
     exported = exporter.export(model, format, output, batch, camera_size, images, quantize or '')
     if as_json:
-      console.print_json(exported.told())
+      console.print_json(exported.to_dict())
     else:
       console.print_line(runtime.to_printable(str(exported)))
 

@@ -95,10 +95,10 @@ def draw(folder: Path, data: CurveData) -> None:
   with figures.style(), files.atomic_directory(folder) as new_folder:
     figures.write(new_folder / 'curves', _overview_figure(data))
     for name, draw_panel in _PANELS.items():
-      figure = figures.blank(7.5, 5.6)
+      figure = figures.new_figure(7.5, 5.6)
       draw_panel(figure, figures.Box(0, 0, 7.5, 5.6), data)
-      title = figures.printable(figures.shortened(data.title, 90))
-      figure.text(0.98, 0.015, title, ha='right', size=8, color=figures.FAINT)
+      title = figures.replace_missing_glyphs(figures.shorten_middle(data.title, 90))
+      figure.text(0.98, 0.015, title, ha='right', size=8, color=figures.MUTED_COLOR)
       figures.write(new_folder / name, figure)
 
 
@@ -252,14 +252,14 @@ def _share_above(ranking: metrics.Ranking, cumulative: np.ndarray, threshold: fl
   return float(cumulative[num_above - 1] / cumulative[-1]) if num_above else 0.0
 
 
-def _missing_curve_text(data: CurveData, style: LineStyle) -> list[figures.Words]:
+def _missing_curve_text(data: CurveData, style: LineStyle) -> list[figures.TextLine]:
   """Say why there is no curve."""
   missing_class = 'defective' if 'good' in data.defects else 'good'
   sentences = {
     IMAGE_STYLE: ('Images: no curve', f'without {missing_class} images'),
     PIXEL_STYLE: ('Pixels: no curve', 'without masks of defects'),
   }
-  return [figures.Words(line, figures.FAINT) for line in sentences[style]]
+  return [figures.TextLine(line, figures.MUTED_COLOR) for line in sentences[style]]
 
 
 def _roc_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
@@ -290,7 +290,7 @@ def _pro_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> Non
 
 def _histogram_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
   thresholds = data.thresholds
-  score_histogram.panel(
+  score_histogram.draw(
     figure,
     box,
     _histogram_rows(data),
@@ -315,8 +315,10 @@ def _overview_figure(data: CurveData) -> figures.Figure:
     lines.append(f'There are no curves {_missing_curve_text(data, IMAGE_STYLE)[1].text}.')
   panels_height = 9.0 if has_curves else 5.0
   height = panels_height + 0.68 + 0.22 * len(lines)
-  figure = figures.blank(10.0, height)
-  figure.text(0.02, 1 - 0.42 / height, figures.printable(data.title), weight='bold', size=15)
+  figure = figures.new_figure(10.0, height)
+  figure.text(
+    0.02, 1 - 0.42 / height, figures.replace_missing_glyphs(data.title), weight='bold', size=15
+  )
   for index, line in enumerate(lines):
     figure.text(0.02, 1 - (0.73 + 0.22 * index) / height, line, size=10.5)
   if not has_curves:  # No room is given to what cannot be drawn.
@@ -363,7 +365,7 @@ def _histogram_rows(data: CurveData, max_types: int = 10) -> list[score_histogra
 
 
 def _curve_axes(figure: figures.Figure, box: figures.Box, title: str) -> figures.Axes:
-  axes = figures.titled(figure, box, title, left=0.85, right=0.3)
+  axes = figures.add_titled_axes(figure, box, title, left=0.85, right=0.3)
   axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03))
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f'{100 * share:.4g} %'))
@@ -391,16 +393,16 @@ def _draw_lines(
     sentences = [
       ' '.join(words.text for words in _missing_curve_text(data, style)) for style in styles
     ]
-    figures.sentence(axes, '. '.join(sentences) + '.')
+    figures.show_message(axes, '. '.join(sentences) + '.')
     return
   trails = []
   if diagonal:
     ends = np.array([0, diagonal])
-    axes.plot(ends, ends, color=figures.FAINT, linewidth=1, linestyle=(0, (1, 2)))
-    trails.append(figures.trail(axes, ends, ends))
+    axes.plot(ends, ends, color=figures.MUTED_COLOR, linewidth=1, linestyle=(0, (1, 2)))
+    trails.append(figures.sample_line(axes, ends, ends))
   for style, x, y, operating_point, *_ in lines:
     axes.plot(x, y, color=style.color, linewidth=1.8, linestyle=style.dashes)
-    trails.append(figures.trail(axes, x, y))
+    trails.append(figures.sample_line(axes, x, y))
     if operating_point:
       marker_options = {
         'color': style.color,
@@ -411,18 +413,20 @@ def _draw_lines(
   labels = []
   for line in lines:
     point_texts = (f'at the threshold {line.point_text[0]}', line.point_text[1])
-    words = [figures.Words(f'{line.style.name}  {line.area_text}', line.style.color, 'bold')]
-    words += [figures.Words(text) for text in point_texts if text]
+    words = [figures.TextLine(f'{line.style.name}  {line.area_text}', line.style.color, 'bold')]
+    words += [figures.TextLine(text) for text in point_texts if text]
     middle = len(line.x) // 2
     anchor = line.operating_point or (float(line.x[middle]), float(line.y[middle]))
     labels.append(figures.Label(words, anchor, line.style.color))
-  occupied = figures.label(axes, labels, np.concatenate(trails))
+  occupied = figures.place_labels(axes, labels, np.concatenate(trails))
   for style in set(styles) - {line.style for line in lines}:
-    occupied = figures.label(
+    occupied = figures.place_labels(
       axes, [figures.Label(_missing_curve_text(data, style), (1.0, 0.0))], occupied
     )
   if diagonal:
     label_position = (0.62 * diagonal, 0.62 * diagonal)
-    figures.label(
-      axes, [figures.Label([figures.Words('chance', figures.FAINT)], label_position)], occupied
+    figures.place_labels(
+      axes,
+      [figures.Label([figures.TextLine('chance', figures.MUTED_COLOR)], label_position)],
+      occupied,
     )

@@ -250,18 +250,18 @@ def picture(
   """Show image, ground truth, heatmap and prediction side by side."""
   image = image_io.decode(record.path)
   truth_tiles = (
-    [] if truth is None else [heatmap.Tile('ground truth', heatmap.black_and_white(truth))]
+    [] if truth is None else [heatmap.TitledImage('ground truth', heatmap.render_mask(truth))]
   )
   tiles = [
-    heatmap.Tile('image', image),
+    heatmap.TitledImage('image', image),
     *truth_tiles,
-    heatmap.Tile(
+    heatmap.TitledImage(
       'heatmap', heatmap.overlay(image, result.anomaly_map, model.thresholds.pixel_threshold)
     ),
-    heatmap.Tile('prediction', heatmap.outline(image, result.predicted_mask)),
+    heatmap.TitledImage('prediction', heatmap.draw_outline(image, result.predicted_mask)),
   ]
   headline = f'{record.defect}/{result.headline}'
-  return heatmap.side_by_side(tiles, headline)
+  return heatmap.join_side_by_side(tiles, headline)
 
 
 _CSV_COLUMNS = {

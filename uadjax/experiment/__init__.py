@@ -183,12 +183,12 @@ def export_model(config: Config, workdir: Path) -> Result:
     options.format,
     Path(options.output) if options.output else None,
     options.batch,
-    exporter.size(options.include_resize),
+    exporter.parse_size(options.include_resize),
     Path(options.images) if options.images else None,
     options.quantize,
   )
   log.LOG.info('%s', export_result)
-  return {'model_dir': str(model.directory), **export_result.told()}
+  return {'model_dir': str(model.directory), **export_result.to_dict()}
 
 
 def _load_for_evaluation(config: Config, workdir: Path) -> model_dir.Model:

@@ -19,7 +19,7 @@ from uadjax.export import graph as graphs
 from uadjax.system import progress
 
 
-def culprit(
+def first_mismatch(
   graph: graphs.Graph,
   write: Callable[[graphs.Graph, Path], Any],
   load: Callable[[Path], Any],
@@ -37,93 +37,108 @@ def culprit(
   """
   images = images[: graph.batch or 1]
   graph = graph._replace(batch=len(images))
-  closed = jax.make_jaxpr(graph.call)(images)
-  unnamed = closed.jaxpr.debug_info.with_unknown_names()
-  operations = _of_images(closed.jaxpr)
+  closed_jaxpr = jax.make_jaxpr(graph.call)(images)
+  debug_info = closed_jaxpr.jaxpr.debug_info.with_unknown_names()
+  operations = _image_dependent_operations(closed_jaxpr.jaxpr)
 
-  def differs(operation: Any) -> bool:
-    last = closed.jaxpr.eqns.index(operation)
-    until = closed.jaxpr.replace(
-      eqns=closed.jaxpr.eqns[: last + 1], outvars=operation.outvars[:1], debug_info=unnamed
+  def has_mismatch(operation: Any) -> bool:
+    index = closed_jaxpr.jaxpr.eqns.index(operation)
+    truncated_jaxpr = closed_jaxpr.jaxpr.replace(
+      eqns=closed_jaxpr.jaxpr.eqns[: index + 1],
+      outvars=operation.outvars[:1],
+      debug_info=debug_info,
     )
 
-    def cut(images: Any) -> tuple[Any, Any]:
-      value = _carried_out(closed.replace(jaxpr=until), images).astype(jnp.float32)
+    def truncated_call(images: Any) -> tuple[Any, Any]:
+      value = _evaluate_jaxpr(closed_jaxpr.replace(jaxpr=truncated_jaxpr), images).astype(
+        jnp.float32
+      )
       return value, value.sum()[None]  # As a map; and something for a score.
 
     with tempfile.TemporaryDirectory() as folder:
       path = Path(folder) / 'cut'
       try:
-        write(graph._replace(call=cut), path)
-        got = np.asarray(load(path)(images).map)
+        write(graph._replace(call=truncated_call), path)
+        actual = np.asarray(load(path)(images).map)
       except Exception:  # What cannot be made comes out otherwise, too.
         return True
-    want = np.asarray(jax.jit(cut)(images)[0])
-    if got.shape != want.shape:
+    expected = np.asarray(jax.jit(truncated_call)(images)[0])
+    if actual.shape != expected.shape:
       return True
-    scale = max(float(np.abs(want).max(initial=0)), np.finfo(np.float32).tiny)
-    return not float(np.abs(got - want).max(initial=0)) <= tolerance * scale
+    scale = max(float(np.abs(expected).max(initial=0)), np.finfo(np.float32).tiny)
+    return not float(np.abs(actual - expected).max(initial=0)) <= tolerance * scale
 
   with progress.show_status('Looking for the operation that differs'):
-    results = [one for one in operations if set(one.outvars) & set(closed.jaxpr.outvars)]
-    wrong = next(filter(differs, results), None)
-    if wrong is None:
+    output_operations = [
+      operation
+      for operation in operations
+      if set(operation.outvars) & set(closed_jaxpr.jaxpr.outvars)
+    ]
+    mismatched_output = next(filter(has_mismatch, output_operations), None)
+    if mismatched_output is None:
       return (
         'no operation differs where each is exported as what it is made of: the exporter takes a '
         'whole function for something else'
       )
-    chain = _leading_to(wrong, operations)
-    good, bad = -1, len(chain) - 1
-    while bad - good > 1:
-      middle = (good + bad) // 2
-      good, bad = (good, middle) if differs(chain[middle]) else (middle, bad)
-  which = f'number {operations.index(chain[bad]) + 1} of {len(operations)}'
-  return f'the first operation that differs is {_told(chain[bad])}, {which}'
+    dependency_chain = _dependency_chain(mismatched_output, operations)
+    last_good, first_bad = -1, len(dependency_chain) - 1
+    while first_bad - last_good > 1:
+      middle = (last_good + first_bad) // 2
+      last_good, first_bad = (
+        (last_good, middle) if has_mismatch(dependency_chain[middle]) else (middle, first_bad)
+      )
+  position = f'number {operations.index(dependency_chain[first_bad]) + 1} of {len(operations)}'
+  return f'the first operation that differs is {_describe_operation(dependency_chain[first_bad])}, {position}'
 
 
-def _carried_out(closed: Any, images: Any) -> Any:
+def _evaluate_jaxpr(closed_jaxpr: Any, images: Any) -> Any:
   """The first result of operations, one by one; pools as the function that exporters know."""
-  jaxpr = closed.jaxpr
-  known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, images], strict=True))
+  jaxpr = closed_jaxpr.jaxpr
+  env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed_jaxpr.consts, images], strict=True))
   for equation in jaxpr.eqns:
-    how, names = equation.params, [one for one in equation.invars if isinstance(one, core.Var)]
-    taken = [known[name] for name in names]
-    if equation.primitive.name == 'reduce_window_max' and len(how['window_dimensions']) == 4:
+    params, input_vars = (
+      equation.params,
+      [atom for atom in equation.invars if isinstance(atom, core.Var)],
+    )
+    input_values = [env[var] for var in input_vars]
+    if equation.primitive.name == 'reduce_window_max' and len(params['window_dimensions']) == 4:
       keys = 'window_dimensions', 'window_strides', 'padding'
-      window, strides, padding = (how[key][1:3] for key in keys)
-      pooled = nn.max_pool(*taken, window_shape=window, strides=strides, padding=padding)
-      known[equation.outvars[0]] = pooled
+      window, strides, padding = (params[key][1:3] for key in keys)
+      pooled = nn.max_pool(*input_values, window_shape=window, strides=strides, padding=padding)
+      env[equation.outvars[0]] = pooled
       continue
-    alone = jaxpr.replace(constvars=[], invars=names, eqns=[equation], outvars=equation.outvars)
-    carry_out = core.jaxpr_as_fun(closed.replace(jaxpr=alone, consts=[]))
-    known.update(zip(equation.outvars, carry_out(*taken), strict=True))
-  return known[jaxpr.outvars[0]]
+    single_jaxpr = jaxpr.replace(
+      constvars=[], invars=input_vars, eqns=[equation], outvars=equation.outvars
+    )
+    evaluate = core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))
+    env.update(zip(equation.outvars, evaluate(*input_values), strict=True))
+  return env[jaxpr.outvars[0]]
 
 
-def _leading_to(last: Any, operations: list[Any]) -> list[Any]:
+def _dependency_chain(operation: Any, operations: list[Any]) -> list[Any]:
   """The operations that one depends on, and itself: where one differs, those after it do."""
-  needed, found = set(last.outvars), []
+  needed_vars, dependencies = set(operation.outvars), []
   for equation in reversed(operations):
-    if needed & set(equation.outvars):
-      needed.update(atom for atom in equation.invars if isinstance(atom, core.Var))
-      found.append(equation)
-  return found[::-1]
+    if needed_vars & set(equation.outvars):
+      needed_vars.update(atom for atom in equation.invars if isinstance(atom, core.Var))
+      dependencies.append(equation)
+  return dependencies[::-1]
 
 
-def _of_images(jaxpr: Any) -> list[Any]:
+def _image_dependent_operations(jaxpr: Any) -> list[Any]:
   """The operations whose result depends on the images."""
-  reached, found = set(jaxpr.invars), []
+  dependent_vars, dependent_operations = set(jaxpr.invars), []
   for equation in jaxpr.eqns:
-    if any(atom in reached for atom in equation.invars if isinstance(atom, core.Var)):
-      reached.update(equation.outvars)
-      found.append(equation)
-  return found
+    if any(atom in dependent_vars for atom in equation.invars if isinstance(atom, core.Var)):
+      dependent_vars.update(equation.outvars)
+      dependent_operations.append(equation)
+  return dependent_operations
 
 
-def _told(equation: Any) -> str:
+def _describe_operation(equation: Any) -> str:
   name = equation.params.get('name') or equation.primitive.name
-  taken, made = (
+  inputs, outputs = (
     ', '.join(atom.aval.str_short() for atom in atoms)
     for atoms in (equation.invars, equation.outvars)
   )
-  return f'{name}({taken}) -> {made}'
+  return f'{name}({inputs}) -> {outputs}'

@@ -15,7 +15,7 @@ from uadjax.export import (
   graph as graphs,
   onnx,
   quantization_check,
-  quantize as quantizing,
+  quantize as quantization,
   runtimes,
   stablehlo,
   tensorflow,
@@ -24,7 +24,7 @@ from uadjax.export import (
 from uadjax.model import model_dir
 from uadjax.system import files, progress
 
-_LIMIT = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
+_MAX_ARRAY_BYTES = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
 
 
 class _Format(NamedTuple):
@@ -42,26 +42,33 @@ class _Format(NamedTuple):
 
   suffix: str
   write: Callable[[graphs.Graph, Path], dict[str, Any]]
-  load: Callable[[Path], runtimes.Run]
-  others: Callable[[], Sequence[Callable[[Path], runtimes.Run]]] = lambda: ()
-  any_batch: bool = True
-  needs: tuple[str, ...] = ()
-  limit: int | None = _LIMIT
+  load: Callable[[Path], runtimes.RunFunction]
+  other_loaders: Callable[[], Sequence[Callable[[Path], runtimes.RunFunction]]] = lambda: ()
+  supports_any_batch: bool = True
+  required_packages: tuple[str, ...] = ()
+  max_array_bytes: int | None = _MAX_ARRAY_BYTES
 
 
 _FORMATS = {
   'onnx': _Format(
-    runtimes.SUFFIX, onnx.write, onnx.load, onnx.others, needs=onnx.NEEDS, limit=None
+    runtimes.SUFFIX,
+    onnx.write,
+    onnx.load,
+    onnx.other_loaders,
+    required_packages=onnx.REQUIRED_PACKAGES,
+    max_array_bytes=None,
   ),
   'stablehlo': _Format('.stablehlo', stablehlo.write, stablehlo.load),
   'savedmodel': _Format('.savedmodel', tensorflow.write_savedmodel, tensorflow.load_savedmodel),
-  'tflite': _Format('.tflite', tensorflow.write_tflite, tensorflow.load_tflite, any_batch=False),
+  'tflite': _Format(
+    '.tflite', tensorflow.write_tflite, tensorflow.load_tflite, supports_any_batch=False
+  ),
 }
 FORMATS = tuple(_FORMATS)
-KINDS = tuple(quantizing.KINDS)
+QUANTIZATIONS = tuple(quantization.QUANTIZERS)
 
 
-class Exported(NamedTuple):
+class ExportResult(NamedTuple):
   """What was written.
 
   Attributes:
@@ -73,17 +80,17 @@ class Exported(NamedTuple):
   """
 
   path: Path
-  bytes: int
-  about: dict[str, Any]
+  num_bytes: int
+  metadata: dict[str, Any]
   agreement: verify.Agreement
-  quantized: quantizing.Quantized | None = None
+  quantized: quantization.QuantizationResult | None = None
 
-  def told(self) -> dict[str, Any]:
+  def to_dict(self) -> dict[str, Any]:
     """The same, as JSON can hold it."""
-    return {'output': str(self.path), 'bytes': self.bytes, **self.about}
+    return {'output': str(self.path), 'bytes': self.num_bytes, **self.metadata}
 
   def __str__(self) -> str:
-    return f'{self.path}: {self.bytes / 1e6:.1f} MB; {self.quantized or self.agreement}.'
+    return f'{self.path}: {self.num_bytes / 1e6:.1f} MB; {self.quantized or self.agreement}.'
 
 
 def export(
@@ -91,10 +98,10 @@ def export(
   format: str = 'onnx',
   output: Path | None = None,
   batch: int | None = None,
-  camera: tuple[int, int] | None = None,
-  images: Path | None = None,
+  camera_size: tuple[int, int] | None = None,
+  image_folder: Path | None = None,
   quantize: str = '',
-) -> Exported:
+) -> ExportResult:
   """Write a model for another runtime, unless it would say something else there.
 
   Args:
@@ -116,20 +123,26 @@ def export(
   """
   if format not in _FORMATS:
     raise UnknownName(f'Unknown export.format {format!r}; choose from {list(FORMATS)}.')
-  kind = _FORMATS[format]
+  output_format = _FORMATS[format]
   if quantize:
-    quantizing.check(quantize, format)
-  if missing := [name for name in kind.needs if importlib.util.find_spec(name) is None]:
-    raise ConfigError(f"Exporting to {format} needs {missing[0]}: pip install 'uadjax[export]'.")
+    quantization.validate_options(quantize, format)
+  if missing_packages := [
+    name for name in output_format.required_packages if importlib.util.find_spec(name) is None
+  ]:
+    raise ConfigError(
+      f"Exporting to {format} needs {missing_packages[0]}: pip install 'uadjax[export]'."
+    )
   if batch is not None and batch < 1:
     raise ConfigError(f'export.batch must be 1 or more, or left out for any number; got {batch}.')
-  needed = graphs.size(model)
-  if kind.limit is not None and needed > kind.limit:
+  array_bytes = graphs.array_bytes(model)
+  if output_format.max_array_bytes is not None and array_bytes > output_format.max_array_bytes:
     raise ExportError(
-      f'The arrays of {model.directory} have {needed / 1e9:.1f} GB, and {format} holds 2 GB at '
+      f'The arrays of {model.directory} have {array_bytes / 1e9:.1f} GB, and {format} holds 2 GB at '
       'most; export to onnx, or fit with fewer detector.channels.'
     )
-  output = output or model.directory / f'model{"." * bool(quantize)}{quantize}{kind.suffix}'
+  output = (
+    output or model.directory / f'model{"." * bool(quantize)}{quantize}{output_format.suffix}'
+  )
   if not output.parent.is_dir():
     raise ConfigError(f'There is no folder {output.parent} to export to.')
   if not os.access(output.parent, os.W_OK):
@@ -140,85 +153,103 @@ def export(
       hint=('Name another ', Setting('export.output'), '.'),
     )
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
-    raise ConfigError(f'{output} is a folder; name the file to write, as model{kind.suffix} in it.')
-  judged_on = quantization_check.pictures(model, camera, images) if quantize else None
-  graph = graphs.of(model, batch if kind.any_batch else batch or 1, camera)
-  graph = graph._replace(about={**graph.about, 'quantize': quantize})
-  on = verify.pictures(model, camera, images)
-  with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as folder:
-    path = Path(folder) / output.name
-    facts, agreement = _tried(kind, graph, path, model, on)
-    told: dict[str, Any] = {'agreement': agreement.told()}
+    raise ConfigError(
+      f'{output} is a folder; name the file to write, as model{output_format.suffix} in it.'
+    )
+  evaluation_images = (
+    quantization_check.select_images(model, camera_size, image_folder) if quantize else None
+  )
+  graph = graphs.from_model(
+    model, batch if output_format.supports_any_batch else batch or 1, camera_size
+  )
+  graph = graph._replace(about={**graph.metadata, 'quantize': quantize})
+  comparison_images = verify.select_images(model, camera_size, image_folder)
+  with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as temporary_folder:
+    path = Path(temporary_folder) / output.name
+    file_info, agreement = _write_and_verify(output_format, graph, path, model, comparison_images)
+    comparison: dict[str, Any] = {'agreement': agreement.to_dict()}
     quantized = None
-    if judged_on:
-      quantized = quantizing.quantize(quantize, path, model.thresholds, graph.batch, judged_on)
-      told = {'quantized': quantized.told()}
-    about = {
+    if evaluation_images:
+      quantized = quantization.quantize(
+        quantize, path, model.thresholds, graph.batch, evaluation_images
+      )
+      comparison = {'quantized': quantized.to_dict()}
+    metadata = {
       'format': format,
-      **facts,
-      'input': {'name': runtimes.INPUT, 'type': 'uint8', 'shape': list(graph.shape)},
-      'outputs': list(runtimes.OUTPUTS),
-      **graph.about,
-      **told,
+      **file_info,
+      'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': list(graph.input_shape)},
+      'outputs': list(runtimes.OUTPUT_NAMES),
+      **graph.metadata,
+      **comparison,
     }
-    files.write_json(path.with_name(f'{output.name}.json'), about)
-    total = sum(file.stat().st_size for file in Path(folder).rglob('*') if file.is_file())
-    _move(Path(folder), output)
-  return Exported(output, total, about, agreement, quantized)
+    files.write_json(path.with_name(f'{output.name}.json'), metadata)
+    num_bytes = sum(
+      file.stat().st_size for file in Path(temporary_folder).rglob('*') if file.is_file()
+    )
+    _move_into_place(Path(temporary_folder), output)
+  return ExportResult(output, num_bytes, metadata, agreement, quantized)
 
 
-def _tried(
-  kind: _Format, graph: graphs.Graph, path: Path, model: model_dir.Model, on: verify.Pictures
+def _write_and_verify(
+  output_format: _Format,
+  graph: graphs.Graph,
+  path: Path,
+  model: model_dir.Model,
+  comparison_images: verify.ComparisonImages,
 ) -> tuple[dict[str, Any], verify.Agreement]:
   """Write a graph and compare it with its model; of one that differs, look for where."""
-  load, found = kind.load, []
+  load, agreements = output_format.load, []
   try:
     with progress.show_status(f'Writing {path.name}'):
-      facts = kind.write(graph, path)
+      file_info = output_format.write(graph, path)
     with progress.show_status(f'Comparing {path.name} with the model'):
-      for load in (kind.load, *kind.others()):
-        found.append(verify.compare(model, load(path), graph.batch, on))
-        if not found[-1].holds:
+      for load in (output_format.load, *output_format.other_loaders()):
+        agreements.append(verify.compare(model, load(path), graph.batch, comparison_images))
+        if not agreements[-1].holds:
           break
-    agreement = found[-1]
+    agreement = agreements[-1]
     if agreement.holds:
-      return facts, max(found, key=lambda one: (one.score, one.map))
-    wrong = (
+      return file_info, max(agreements, key=lambda result: (result.score, result.map))
+    failure = (
       f'{path.name} does not say what the model says: {agreement}, where {verify.TOLERANCE:g} is '
       'allowed and no label may be another'
     )
   except Exception as error:  # Of converters and runtimes, of any class.
     if isinstance(error, ConfigError | OSError):  # Of a disk that is full, say.
       raise
-    told = str(error).strip().partition('\n')[0]
-    wrong, agreement = f'{path.name} cannot be made: {told or type(error).__name__}', None
+    first_line = str(error).strip().partition('\n')[0]
+    failure, agreement = f'{path.name} cannot be made: {first_line or type(error).__name__}', None
   if agreement and max(agreement.score, agreement.map) <= verify.TOLERANCE:
-    why = 'a good image lies as near to a threshold as rounding moves it'
+    reason = 'a good image lies as near to a threshold as rounding moves it'
   else:
-    images = on.taken[agreement.worst :] if agreement else on.taken
-    why = bisect.culprit(graph, kind.write, load, images, verify.TOLERANCE)
-  raise ExportError(f'{wrong}; {why}. Nothing was written.')
+    images = (
+      comparison_images.graph_inputs[agreement.worst :]
+      if agreement
+      else comparison_images.graph_inputs
+    )
+    reason = bisect.first_mismatch(graph, output_format.write, load, images, verify.TOLERANCE)
+  raise ExportError(f'{failure}; {reason}. Nothing was written.')
 
 
-def size(text: str) -> tuple[int, int] | None:
+def parse_size(text: str) -> tuple[int, int] | None:
   """Read a size such as '1024x1280', height and width; nothing is None."""
   if not text:
     return None
-  found = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
-  if not found:
+  match = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
+  if not match:
     raise ConfigError(
       f"export.include_resize={text!r} is no size; write the camera's height and width, such as "
       '1024x1280.'
     )
-  return int(found[1]), int(found[2])
+  return int(match[1]), int(match[2])
 
 
-def _move(folder: Path, output: Path) -> None:
+def _move_into_place(folder: Path, output: Path) -> None:
   """Put all files where they belong, the graph itself last; arrays of an earlier one go."""
   if output.is_dir():
     shutil.rmtree(output)
-  arrays = f'{output.name}.data'
-  if not (folder / arrays).exists():
-    output.with_name(arrays).unlink(missing_ok=True)
+  arrays_name = f'{output.name}.data'
+  if not (folder / arrays_name).exists():
+    output.with_name(arrays_name).unlink(missing_ok=True)
   for path in sorted(folder.iterdir(), key=lambda path: path.name == output.name):
     path.replace(output.parent / path.name)

@@ -33,19 +33,21 @@ class Graph(NamedTuple):
   height: int
   width: int
   batch: int | None
-  about: dict[str, Any]
+  metadata: dict[str, Any]
 
   @property
-  def shape(self) -> tuple[int | None, int, int, int]:
+  def input_shape(self) -> tuple[int | None, int, int, int]:
     """Of its images."""
     return self.batch, self.height, self.width, 3
 
-  def example(self, batch: int = 1) -> jax.ShapeDtypeStruct:
+  def input_spec(self, batch: int = 1) -> jax.ShapeDtypeStruct:
     """What it takes, for tracing; so many images where it takes any number."""
-    return jax.ShapeDtypeStruct((self.batch or batch, *self.shape[1:]), np.uint8)
+    return jax.ShapeDtypeStruct((self.batch or batch, *self.input_shape[1:]), np.uint8)
 
 
-def of(model: model_dir.Model, batch: int | None, camera: tuple[int, int] | None) -> Graph:
+def from_model(
+  model: model_dir.Model, batch: int | None, camera_size: tuple[int, int] | None
+) -> Graph:
   """The function of a model.
 
   Args:
@@ -58,21 +60,27 @@ def of(model: model_dir.Model, batch: int | None, camera: tuple[int, int] | None
   # Made anew: of what was jitted, a trace of some other purpose may be kept.
   _, detector = model_dir.build_detector(model.config, RunContext(ops.height, ops.width))
   if detector.export_score_fn is None:
-    score: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
+    score_fn: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
   else:
-    score = detector.export_score_fn(fitted)
-  height, width = camera or (ops.height, ops.width)
+    score_fn = detector.export_score_fn(fitted)
+  height, width = camera_size or (ops.height, ops.width)
 
   def call(images: UInt8[Array, 'b H W 3']) -> Outputs:
-    if camera:
-      images = resize_in_graph.shrink(images, ops.frame(height, width), ops.height, ops.width)
-    map, image = score(images)
-    return (resize_in_graph.enlarge(jnp.asarray(map), ops, height, width) if camera else map), image
+    if camera_size:
+      images = resize_in_graph.resize_images(
+        images, ops.frame(height, width), ops.height, ops.width
+      )
+    anomaly_maps, image_scores = score_fn(images)
+    return (
+      resize_in_graph.restore_maps(jnp.asarray(anomaly_maps), ops, height, width)
+      if camera_size
+      else anomaly_maps
+    ), image_scores
 
-  return Graph(call, height, width, batch, about(model, height, width, camera is not None))
+  return Graph(call, height, width, batch, metadata(model, height, width, camera_size is not None))
 
 
-def about(model: model_dir.Model, height: int, width: int, resized: bool) -> dict[str, Any]:
+def metadata(model: model_dir.Model, height: int, width: int, has_resize: bool) -> dict[str, Any]:
   """What goes beside every graph: thresholds, the pixel path, origins."""
   return {
     'model_name': model.name,
@@ -83,9 +91,9 @@ def about(model: model_dir.Model, height: int, width: int, resized: bool) -> dic
       'height': height,
       'width': width,
       'ops': str(model.ops),
-      'ops_in_graph': resized,
+      'ops_in_graph': has_resize,
       'how': 'none: give it the pixels of the camera'
-      if resized
+      if has_resize
       else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io',
     },
     'weights': model.weights._asdict(),
@@ -93,15 +101,17 @@ def about(model: model_dir.Model, height: int, width: int, resized: bool) -> dic
   }
 
 
-def size(model: model_dir.Model) -> int:
+def array_bytes(model: model_dir.Model) -> int:
   """Bytes of a model's arrays, which a graph holds all."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.fitted))
 
 
-def pixels(ops: transforms.Ops, image: UInt8[np.ndarray, 'h w 3'], camera: tuple[int, int] | None):
+def prepare_inputs(
+  ops: transforms.Ops, image: UInt8[np.ndarray, 'h w 3'], camera_size: tuple[int, int] | None
+):
   """An image as a graph takes it, and as the network does."""
-  if not camera:
-    taken = ops.apply(image)
-    return taken, taken
-  taken = transforms.parse(f'resize({camera[0]}, {camera[1]})').apply(image)
-  return taken, ops.apply(taken)
+  if not camera_size:
+    graph_input = ops.apply(image)
+    return graph_input, graph_input
+  graph_input = transforms.parse(f'resize({camera_size[0]}, {camera_size[1]})').apply(image)
+  return graph_input, ops.apply(graph_input)

@@ -23,16 +23,16 @@ from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
 
 # An image AUROC that falls by a point has lost more than methods differ by on easy products.
-AUROC_FALL = 0.01
+MAX_AUROC_DROP = 0.01
 # A score as near to its threshold as rounding moves it is on neither side: of a hundred images two
 # may lie there. Of few images one always may.
-LABEL_SHARE = 0.02
+MAX_LABEL_CHANGE_SHARE = 0.02
 
-_JUDGED = 200  # Images of each kind at most, spread over all.
-_AT_ONCE = 4
+_MAX_IMAGES = 200  # Images of each kind at most, spread over all.
+_BATCH_SIZE = 4
 
 
-class Kept(NamedTuple):
+class QuantizationAgreement(NamedTuple):
   """What a quantized graph kept on some images.
 
   Attributes:
@@ -50,23 +50,27 @@ class Kept(NamedTuple):
   auroc_quantized: float | None = None
 
   @property
-  def holds(self) -> bool:
+  def is_within_tolerance(self) -> bool:
     """Whether it is as good, within the tolerance; no NaN is."""
-    allowed = max(1, int(LABEL_SHARE * self.images))
-    fall = (self.auroc or 0.0) - (self.auroc_quantized or 0.0)
-    return self.label_changes <= allowed and fall <= AUROC_FALL and math.isfinite(self.score_change)
+    max_label_changes = max(1, int(MAX_LABEL_CHANGE_SHARE * self.images))
+    auroc_drop = (self.auroc or 0.0) - (self.auroc_quantized or 0.0)
+    return (
+      self.label_changes <= max_label_changes
+      and auroc_drop <= MAX_AUROC_DROP
+      and math.isfinite(self.score_change)
+    )
 
   def __str__(self) -> str:
-    told = (
+    text = (
       f'{self.label_changes} of {self.images} labels change, scores by {self.score_change:.2g} at '
       'most'
     )
     if self.auroc is None:
-      return told
-    return f'{told}, image AUROC {self.auroc:.4f} becomes {self.auroc_quantized:.4f}'
+      return text
+    return f'{text}, image AUROC {self.auroc:.4f} becomes {self.auroc_quantized:.4f}'
 
 
-class Pictures(NamedTuple):
+class EvaluationImages(NamedTuple):
   """What is measured and judged on.
 
   Attributes:
@@ -77,12 +81,12 @@ class Pictures(NamedTuple):
 
   good: Sequence[Path]
   test: Sequence[Record]
-  taken: Callable[[Path], UInt8[np.ndarray, 'h w 3']]
+  read_input: Callable[[Path], UInt8[np.ndarray, 'h w 3']]
 
 
-def pictures(
-  model: model_dir.Model, camera: tuple[int, int] | None, folder: Path | None
-) -> Pictures:
+def select_images(
+  model: model_dir.Model, camera_size: tuple[int, int] | None, folder: Path | None
+) -> EvaluationImages:
   """Choose what to judge on.
 
   Good images are those that the thresholds stand on. Test images are those of the data set that the
@@ -97,13 +101,15 @@ def pictures(
     DataError: the folder is none.
     ConfigError: no image is here.
   """
-  splits = _splits(model, folder)
-  normals = model_dir.load_calibration_scores(model.directory)
-  named = [Path(path) for path in normals.paths if path] if normals else []
-  good = [path for path in named if path.is_file()]
-  if folder and (not good or not splits.test):
-    good = [record.path for record in splits.train if not record.is_anomalous] or good
-  if not good:
+  splits = _load_splits(model, folder)
+  calibration_scores = model_dir.load_calibration_scores(model.directory)
+  calibration_paths = (
+    [Path(path) for path in calibration_scores.paths if path] if calibration_scores else []
+  )
+  good_paths = [path for path in calibration_paths if path.is_file()]
+  if folder and (not good_paths or not splits.test):
+    good_paths = [record.path for record in splits.train if not record.is_anomalous] or good_paths
+  if not good_paths:
     raise ConfigError(
       'export.quantize needs good images to measure and judge on, and none that calibration.csv of '
       f'{model.directory} names is here.',
@@ -111,80 +117,93 @@ def pictures(
       hint=('Name a folder of some, or the data set, with ', Setting('export.images', 'DIR'), '.'),
     )
 
-  def taken(path: Path) -> UInt8[np.ndarray, 'h w 3']:
-    return graphs.pixels(model.ops, image_io.decode(path), camera)[0]
+  def read_input(path: Path) -> UInt8[np.ndarray, 'h w 3']:
+    return graphs.prepare_inputs(model.ops, image_io.decode(path), camera_size)[0]
 
-  return Pictures(spread(good, _JUDGED), spread(splits.test, _JUDGED), taken)
-
-
-def compare(
-  runs: Sequence[runtimes.Run],
-  records: Sequence[Record],
-  on: Pictures,
-  limits: calibration.Thresholds,
-  batch: int | None,
-) -> Kept:
-  """Compare the labels and the ranking of two graphs."""
-  paths = [record.path for record in records]
-  found = []
-  for images, count in chunks(paths, on.taken, batch or _AT_ONCE, batch):
-    found.append([np.asarray(run(images).image)[:count] for run in runs])
-  before, after = np.concatenate(found, axis=1).astype(np.float64)
-  labels = ([calibration.label(float(x), limits) for x in scores] for scores in (before, after))
-  scale = np.maximum(np.abs(before), np.finfo(np.float32).tiny)
-  anomalous = np.array([record.is_anomalous for record in records])
-  return Kept(
-    len(records),
-    sum(a != b for a, b in zip(*labels, strict=True)),
-    float((np.abs(after - before) / scale).max()),
-    _auroc(before, anomalous),
-    _auroc(after, anomalous),
+  return EvaluationImages(
+    sample_evenly(good_paths, _MAX_IMAGES), sample_evenly(splits.test, _MAX_IMAGES), read_input
   )
 
 
-def chunks(
+def compare(
+  runs: Sequence[runtimes.RunFunction],
+  records: Sequence[Record],
+  evaluation_images: EvaluationImages,
+  thresholds: calibration.Thresholds,
+  batch: int | None,
+) -> QuantizationAgreement:
+  """Compare the labels and the ranking of two graphs."""
+  paths = [record.path for record in records]
+  batch_scores = []
+  for images, num_images in read_batches(
+    paths, evaluation_images.read_input, batch or _BATCH_SIZE, batch
+  ):
+    batch_scores.append([np.asarray(run(images).image)[:num_images] for run in runs])
+  float_scores, quantized_scores = np.concatenate(batch_scores, axis=1).astype(np.float64)
+  labels = (
+    [calibration.label(float(x), thresholds) for x in scores]
+    for scores in (float_scores, quantized_scores)
+  )
+  scale = np.maximum(np.abs(float_scores), np.finfo(np.float32).tiny)
+  is_anomalous = np.array([record.is_anomalous for record in records])
+  return QuantizationAgreement(
+    len(records),
+    sum(a != b for a, b in zip(*labels, strict=True)),
+    float((np.abs(quantized_scores - float_scores) / scale).max()),
+    _auroc(float_scores, is_anomalous),
+    _auroc(quantized_scores, is_anomalous),
+  )
+
+
+def read_batches(
   paths: Sequence[Path],
-  taken: Callable[[Path], UInt8[np.ndarray, 'h w 3']],
-  rows: int,
+  read_input: Callable[[Path], UInt8[np.ndarray, 'h w 3']],
+  chunk_size: int,
   batch: int | None,
 ) -> Iterator[tuple[UInt8[np.ndarray, 'r h w 3'], int]]:
   """Images as a graph takes them, and how many; a fixed batch is filled up with the same again."""
-  for start in range(0, len(paths), rows):
-    images = np.stack([taken(path) for path in paths[start : start + rows]])
-    count = len(images)
-    yield (np.resize(images, (batch, *images.shape[1:])) if batch else images), count
+  for start in range(0, len(paths), chunk_size):
+    images = np.stack([read_input(path) for path in paths[start : start + chunk_size]])
+    num_images = len(images)
+    yield (np.resize(images, (batch, *images.shape[1:])) if batch else images), num_images
 
 
-def spread(items: Sequence[Any], count: int) -> list[Any]:
+def sample_evenly(items: Sequence[Any], count: int) -> list[Any]:
   """At most so many, evenly spread over all."""
-  places = np.linspace(0, len(items) - 1, min(count, len(items)))
-  return [items[place] for place in places.astype(int)]
+  indices = np.linspace(0, len(items) - 1, min(count, len(items)))
+  return [items[index] for index in indices.astype(int)]
 
 
-def _splits(model: model_dir.Model, folder: Path | None) -> records.Splits:
+def _load_splits(model: model_dir.Model, folder: Path | None) -> records.Splits:
   """The data set of a folder; else that of the model, empty where it is not there any more."""
-  own = model.config.data
+  data_config = model.config.data
   if folder:
-    return _listed(folder, '', 'auto', own.mask_threshold)
+    return _read_dataset(folder, '', 'auto', data_config.mask_threshold)
   try:
-    if not own.root:
-      return data.load(own)
-    return _listed(own.root, own.category, own.layout, own.mask_threshold)
+    if not data_config.root:
+      return data.load(data_config)
+    return _read_dataset(
+      data_config.root, data_config.category, data_config.layout, data_config.mask_threshold
+    )
   except DataError:
     return records.Splits((), ())
 
 
-def _listed(root: str | Path, category: str, layout: str, threshold: int) -> records.Splits:
+def _read_dataset(
+  root: str | Path, category: str, layout: str, mask_threshold: int
+) -> records.Splits:
   """The images of a data set; that there is nothing to learn from does not matter."""
   listing = layouts.scan(root, category, layout)
   return (
-    layouts.load(root, category, layout, threshold) if listing.labels_by_mask else listing.splits
+    layouts.load(root, category, layout, mask_threshold)
+    if listing.labels_by_mask
+    else listing.splits
   )
 
 
-def _auroc(scores: Float[np.ndarray, ' n'], anomalous: Bool[np.ndarray, ' n']) -> float | None:
-  if anomalous.all() or not anomalous.any():
+def _auroc(scores: Float[np.ndarray, ' n'], is_anomalous: Bool[np.ndarray, ' n']) -> float | None:
+  if is_anomalous.all() or not is_anomalous.any():
     return None
   if np.isnan(scores).any():
     return 0.0  # Nothing is told from anything.
-  return metrics.auroc(metrics.rank(scores[anomalous], [scores[~anomalous]]))
+  return metrics.auroc(metrics.rank(scores[is_anomalous], [scores[~is_anomalous]]))

@@ -22,7 +22,7 @@ from uadjax.data import geometry, transforms
 from uadjax.errors import ExportError
 from uadjax.numerics import resampling
 
-_BITS = 22  # Of a weight, as Pillow has it.
+_WEIGHT_BITS = 22  # Of a weight, as Pillow has it.
 
 
 class Taps(NamedTuple):
@@ -33,110 +33,117 @@ class Taps(NamedTuple):
     weight: theirs; 0 there.
   """
 
-  place: Int[np.ndarray, 'after k']
-  weight: Float[np.ndarray, 'after k']
+  indices: Int[np.ndarray, 'after k']
+  weights: Float[np.ndarray, 'after k']
 
 
-def taps(before: int, after: int, low: float, high: float) -> Taps:
+def bilinear_taps(input_size: int, output_size: int, low: float, high: float) -> Taps:
   """Weights that resample [low, high) of an axis linearly, widened where it shrinks (Pillow)."""
   # In Pillow's very types and order of operations: bytes are rounded from their results.
-  scale, low = float(np.float32(high) - np.float32(low)) / after, float(np.float32(low))
-  reach = max(scale, 1.0)
-  place = np.zeros((after, 2 * math.ceil(reach) + 1), np.int32)
-  weight = np.zeros(place.shape)
-  for i in range(after):
+  scale, low = float(np.float32(high) - np.float32(low)) / output_size, float(np.float32(low))
+  support = max(scale, 1.0)
+  indices = np.zeros((output_size, 2 * math.ceil(support) + 1), np.int32)
+  weights = np.zeros(indices.shape)
+  for i in range(output_size):
     center = low + (i + 0.5) * scale
-    first = max(int(center - reach + 0.5), 0)
-    places = np.arange(first, min(int(center + reach + 0.5), before))
-    tent = np.maximum(0.0, 1.0 - np.abs((places - center + 0.5) * (1.0 / reach)))
-    place[i, : len(places)] = places
-    weight[i, : len(places)] = tent / sum(tent.tolist())
-  return Taps(place, weight)
+    first_index = max(int(center - support + 0.5), 0)
+    tap_indices = np.arange(first_index, min(int(center + support + 0.5), input_size))
+    tap_weights = np.maximum(0.0, 1.0 - np.abs((tap_indices - center + 0.5) * (1.0 / support)))
+    indices[i, : len(tap_indices)] = tap_indices
+    weights[i, : len(tap_indices)] = tap_weights / sum(tap_weights.tolist())
+  return Taps(indices, weights)
 
 
-class _Pass(NamedTuple):
+class _ResizePass(NamedTuple):
   """One axis resampled."""
 
   axis: int
   taps: Taps
 
 
-def shrink(
+def resize_images(
   images: UInt8[Array, 'b H W 3'], frame: geometry.Frame, height: int, width: int
 ) -> UInt8[Array, 'b {height} {width} 3']:
   """What `transforms.Ops.apply` makes of images, to the bit."""
   x = images.astype(jnp.int32)
-  for one in _passes(frame, images.shape[1], images.shape[2], height, width):
-    total = _sums(x, one, jnp)
+  for resize_pass in _resize_passes(frame, images.shape[1], images.shape[2], height, width):
+    weighted_sum = _weighted_sums(x, resize_pass, jnp)
     # Of non-negative numbers a division, which every runtime has, is the shift. OpenVINO divides
     # integers as floats, and compares them so, too: it may come out at the next one.
-    x = jax.lax.div(total, jnp.int32(1 << _BITS))
-    over = total - x * jnp.int32(1 << _BITS) < 0
-    x = jnp.minimum(x - over.astype(jnp.int32), 255)
+    x = jax.lax.div(weighted_sum, jnp.int32(1 << _WEIGHT_BITS))
+    is_too_large = weighted_sum - x * jnp.int32(1 << _WEIGHT_BITS) < 0
+    x = jnp.minimum(x - is_too_large.astype(jnp.int32), 255)
   return x.astype(jnp.uint8)
 
 
-def _passes(
-  frame: geometry.Frame, before_h: int, before_w: int, height: int, width: int
-) -> Sequence[_Pass]:
+def _resize_passes(
+  frame: geometry.Frame, input_height: int, input_width: int, height: int, width: int
+) -> Sequence[_ResizePass]:
   """The axes to resample, in Pillow's order, which rounds in between: it depends on its version."""
-  across = _Pass(2, taps(before_w, width, frame.left, frame.right))
-  down = _Pass(1, taps(before_h, height, frame.top, frame.bottom))
-  if (frame.left, frame.right, width) == (0, before_w, before_w):
-    return [down] if (frame.top, frame.bottom, height) != (0, before_h, before_h) else []
-  if (frame.top, frame.bottom, height) == (0, before_h, before_h):
-    return [across]
-  noise = np.random.default_rng(0).integers(0, 256, (1, before_h, before_w, 3), np.uint8)
+  horizontal = _ResizePass(2, bilinear_taps(input_width, width, frame.left, frame.right))
+  vertical = _ResizePass(1, bilinear_taps(input_height, height, frame.top, frame.bottom))
+  if (frame.left, frame.right, width) == (0, input_width, input_width):
+    return (
+      [vertical] if (frame.top, frame.bottom, height) != (0, input_height, input_height) else []
+    )
+  if (frame.top, frame.bottom, height) == (0, input_height, input_height):
+    return [horizontal]
+  noise = np.random.default_rng(0).integers(0, 256, (1, input_height, input_width, 3), np.uint8)
   box = (frame.left, frame.top, frame.right, frame.bottom)
-  want = Image.fromarray(noise[0]).resize((width, height), Image.Resampling.BILINEAR, box)
-  for passes in ((across, down), (down, across)):
+  expected = Image.fromarray(noise[0]).resize((width, height), Image.Resampling.BILINEAR, box)
+  for passes in ((horizontal, vertical), (vertical, horizontal)):
     x = noise.astype(np.int32)
-    for one in passes:
-      x = np.minimum(_sums(x, one, np) >> _BITS, 255)
-    if np.array_equal(x[0], np.asarray(want)):
+    for resize_pass in passes:
+      x = np.minimum(_weighted_sums(x, resize_pass, np) >> _WEIGHT_BITS, 255)
+    if np.array_equal(x[0], np.asarray(expected)):
       return passes
   raise ExportError(
     f'Pillow {PIL.__version__} resizes otherwise than is known here; leave include_resize out.'
   )
 
 
-def _sums(x: Any, one: _Pass, numpy: Any) -> Any:
-  weights = (one.taps.weight * (1 << _BITS) + 0.5).astype(np.int32)
+def _weighted_sums(x: Any, resize_pass: _ResizePass, xp: Any) -> Any:
+  weights = (resize_pass.taps.weights * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
   shape = [1] * x.ndim
-  shape[one.axis] = len(weights)
-  total = numpy.full(shape, 1 << (_BITS - 1), np.int32)
-  for place, weight in zip(one.taps.place.T, weights.T, strict=True):
-    taken = numpy.take(x, numpy.asarray(place), axis=one.axis)
-    total = total + taken * numpy.asarray(weight).reshape(shape)
-  return total
+  shape[resize_pass.axis] = len(weights)
+  sums = xp.full(shape, 1 << (_WEIGHT_BITS - 1), np.int32)
+  for tap_indices, tap_weights in zip(resize_pass.taps.indices.T, weights.T, strict=True):
+    tap_pixels = xp.take(x, xp.asarray(tap_indices), axis=resize_pass.axis)
+    sums = sums + tap_pixels * xp.asarray(tap_weights).reshape(shape)
+  return sums
 
 
-def enlarge(map: Float[Array, 'b h w'], ops: transforms.Ops, height: int, width: int) -> Array:
+def restore_maps(
+  anomaly_maps: Float[Array, 'b h w'], ops: transforms.Ops, height: int, width: int
+) -> Array:
   """What `transforms.Ops.restore` makes of maps: [b height width], their minimum where unseen."""
   frame = ops.frame(height, width)
-  down = geometry.pixel_range(frame.top, frame.bottom, height, ops.height)
-  across = geometry.pixel_range(frame.left, frame.right, width, ops.width)
-  beyond = (-down[2], -across[2], down[3] - ops.height, across[3] - ops.width)
-  margin = math.ceil(max(*beyond, 0))
-  rows, columns = _back(*down, ops.height, margin), _back(*across, ops.width, margin)
-  inside = resampling.apply_separable(jnp.asarray(rows), jnp.asarray(columns), map[..., None])[
-    ..., 0
-  ]
-  around = ((down[0], height - down[1]), (across[0], width - across[1]))
-  if not np.any(around):
-    return inside
-  seen = np.pad(np.ones(inside.shape[1:], bool), around)
-  padded = jnp.pad(inside, ((0, 0), *around))
-  return jnp.where(seen[None], padded, map.min(axis=(1, 2), keepdims=True))
+  vertical = geometry.pixel_range(frame.top, frame.bottom, height, ops.height)
+  horizontal = geometry.pixel_range(frame.left, frame.right, width, ops.width)
+  overhangs = (-vertical[2], -horizontal[2], vertical[3] - ops.height, horizontal[3] - ops.width)
+  margin = math.ceil(max(*overhangs, 0))
+  row_matrix, column_matrix = (
+    _upsampling_matrix(*vertical, ops.height, margin),
+    _upsampling_matrix(*horizontal, ops.width, margin),
+  )
+  visible_maps = resampling.apply_separable(
+    jnp.asarray(row_matrix), jnp.asarray(column_matrix), anomaly_maps[..., None]
+  )[..., 0]
+  padding = ((vertical[0], height - vertical[1]), (horizontal[0], width - horizontal[1]))
+  if not np.any(padding):
+    return visible_maps
+  is_visible = np.pad(np.ones(visible_maps.shape[1:], bool), padding)
+  padded_maps = jnp.pad(visible_maps, ((0, 0), *padding))
+  return jnp.where(is_visible[None], padded_maps, anomaly_maps.min(axis=(1, 2), keepdims=True))
 
 
-def _back(
+def _upsampling_matrix(
   first: int, end: int, start: float, stop: float, size: int, margin: int
 ) -> Float[np.ndarray, '{end-first} {size}']:
   """The matrix from a map's axis to the pixels that the network saw."""
-  found = taps(size + 2 * margin, end - first, start + margin, stop + margin)
+  axis_taps = bilinear_taps(size + 2 * margin, end - first, start + margin, stop + margin)
   matrix = np.zeros((end - first, size))
   # Beyond its ends a map goes on as it ends.
-  place = np.clip(found.place - margin, 0, size - 1)
-  np.add.at(matrix, (np.arange(end - first)[:, None], place), found.weight)
+  indices = np.clip(axis_taps.indices - margin, 0, size - 1)
+  np.add.at(matrix, (np.arange(end - first)[:, None], indices), axis_taps.weights)
   return matrix.astype(np.float32)

@@ -22,11 +22,11 @@ from uadjax.errors import ConfigError, ModelError, UnknownName
 from uadjax.system import threads
 from uadjax.types import Scores
 
-INPUT, OUTPUTS = 'image', ('map', 'score')  # Names in every graph.
+INPUT_NAME, OUTPUT_NAMES = 'image', ('map', 'score')  # Names in every graph.
 SUFFIX = '.onnx'  # Of the file.
-ABOUT = 'uadjax'  # The key of the metadata, which is JSON.
+METADATA_KEY = 'uadjax'  # The key of the metadata, which is JSON.
 
-Run = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]
+RunFunction = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]
 
 
 class Runtime(NamedTuple):
@@ -40,12 +40,12 @@ class Runtime(NamedTuple):
   """
 
   name: str
-  run: Run
-  about: Mapping[str, Any]
+  run: RunFunction
+  metadata: Mapping[str, Any]
   batch: int | None
 
 
-def open(path: Path, backend: str = 'auto') -> Runtime:
+def open_graph(path: Path, backend: str = 'auto') -> Runtime:
   """Open an ONNX file that `export` wrote.
 
   Args:
@@ -57,18 +57,18 @@ def open(path: Path, backend: str = 'auto') -> Runtime:
     ConfigError: it is not installed, or cannot be imported.
     ModelError: the file is not there, damaged, or none of ours.
   """
-  backend = chosen(backend)
+  backend = resolve_backend(backend)
   if not path.is_file():
     raise ModelError(f'{path} is not there; `uadjax export MODEL_DIR` writes one.')
   try:
-    return _OPEN[backend](path)
+    return _OPENERS[backend](path)
   except ImportError as error:  # A shared library of it may be missing.
     raise ConfigError(f'{backend} is installed but cannot be imported: {error}') from None
   except (RuntimeError, ValueError, KeyError) as error:  # What both raise on damaged files.
     raise ModelError(f'{path} cannot be opened by {backend}: {error}') from None
 
 
-def chosen(backend: str) -> str:
+def resolve_backend(backend: str) -> str:
   """The runtime that a backend stands for.
 
   Raises:
@@ -78,55 +78,57 @@ def chosen(backend: str) -> str:
   if backend not in BACKENDS:
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
   if backend == 'auto':
-    backend = next(iter(installed()), 'onnxruntime')
-  if not _installed(backend):
-    raise ConfigError(f"{backend} is not installed: pip install '{_PACKAGES[backend]}'.")
+    backend = next(iter(installed_backends()), 'onnxruntime')
+  if not _is_installed(backend):
+    raise ConfigError(f"{backend} is not installed: pip install '{_PIP_REQUIREMENTS[backend]}'.")
   return backend
 
 
-def installed() -> list[str]:
+def installed_backends() -> list[str]:
   """The runtimes that are here, the faster one first."""
-  return [name for name in _OPEN if _installed(name)]
+  return [name for name in _OPENERS if _is_installed(name)]
 
 
-def _openvino(path: Path) -> Runtime:
+def _open_openvino(path: Path) -> Runtime:
   # It reports its use to its makers, by a process it forks, where it finds the package for that.
   sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
   import openvino
 
   core = openvino.Core()
   model = core.read_model(path)
-  about = json.loads(model.get_rt_info(['framework', ABOUT]).astype(str))
+  metadata = json.loads(model.get_rt_info(['framework', METADATA_KEY]).astype(str))
   config = {
     'INFERENCE_PRECISION_HINT': 'f32',
     'PERFORMANCE_HINT': 'LATENCY',
     'INFERENCE_NUM_THREADS': threads.num_cores(),
   }
-  compiled = core.compile_model(model, 'CPU', config)
-  batch, *size = model.input(INPUT).get_partial_shape()
+  compiled_model = core.compile_model(model, 'CPU', config)
+  batch, *image_shape = model.input(INPUT_NAME).get_partial_shape()
   # The first inference initializes OpenVINO's Python binding. Two threads that do so at once
   # can wait for each other for ever (seen with 2026.4.1).
-  count = batch.get_length() if batch.is_static else 1
-  blank = np.zeros((count, *(side.get_length() for side in size)), np.uint8)
-  compiled.create_infer_request().infer({INPUT: blank})
+  batch_size = batch.get_length() if batch.is_static else 1
+  blank_images = np.zeros(
+    (batch_size, *(dimension.get_length() for dimension in image_shape)), np.uint8
+  )
+  compiled_model.create_infer_request().infer({INPUT_NAME: blank_images})
 
   def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
-    found = compiled.create_infer_request().infer({INPUT: images})
-    map, image = (found[name].copy() for name in OUTPUTS)
-    return Scores(map, image)
+    outputs = compiled_model.create_infer_request().infer({INPUT_NAME: images})
+    anomaly_maps, image_scores = (outputs[name].copy() for name in OUTPUT_NAMES)
+    return Scores(anomaly_maps, image_scores)
 
   name = f'OpenVINO {importlib.metadata.version("openvino")}'
-  return Runtime(name, run, about, batch.get_length() if batch.is_static else None)
+  return Runtime(name, run, metadata, batch.get_length() if batch.is_static else None)
 
 
-def _onnxruntime(path: Path) -> Runtime:
+def _open_onnxruntime(path: Path) -> Runtime:
   import onnxruntime
 
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # Errors alone.
   options.intra_op_num_threads = threads.num_cores()
   # Fails in an exception of its own, which is no RuntimeError.
-  failures = tuple(
+  error_types = tuple(
     error
     for error in vars(
       importlib.import_module('onnxruntime.capi.onnxruntime_pybind11_state')
@@ -135,24 +137,27 @@ def _onnxruntime(path: Path) -> Runtime:
   )
   try:
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-  except failures as error:
+  except error_types as error:
     raise ValueError(str(error)) from None
-  about = json.loads(session.get_modelmeta().custom_metadata_map[ABOUT])
+  metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
   batch = session.get_inputs()[0].shape[0]
 
   def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
-    map, image = session.run(OUTPUTS, {INPUT: images})
-    return Scores(np.asarray(map), np.asarray(image))
+    anomaly_maps, image_scores = session.run(OUTPUT_NAMES, {INPUT_NAME: images})
+    return Scores(np.asarray(anomaly_maps), np.asarray(image_scores))
 
   name = f'ONNX Runtime {onnxruntime.__version__}'
-  return Runtime(name, run, about, batch if isinstance(batch, int) else None)
+  return Runtime(name, run, metadata, batch if isinstance(batch, int) else None)
 
 
-def _installed(backend: str) -> bool:
+def _is_installed(backend: str) -> bool:
   return importlib.util.find_spec(backend) is not None
 
 
 # The faster one first (experiments/README.md).
-_OPEN: dict[str, Callable[[Path], Runtime]] = {'onnxruntime': _onnxruntime, 'openvino': _openvino}
-_PACKAGES = {'openvino': 'uadjax[openvino]', 'onnxruntime': 'uadjax[export]'}
-BACKENDS = ('auto', *_OPEN)
+_OPENERS: dict[str, Callable[[Path], Runtime]] = {
+  'onnxruntime': _open_onnxruntime,
+  'openvino': _open_openvino,
+}
+_PIP_REQUIREMENTS = {'openvino': 'uadjax[openvino]', 'onnxruntime': 'uadjax[export]'}
+BACKENDS = ('auto', *_OPENERS)

@@ -20,22 +20,22 @@ def write(graph: graphs.Graph, path: Path) -> Any:
     Facts of the file.
   """
   batch = export.symbolic_shape('b')[0] if graph.batch is None else graph.batch
-  images = jax.ShapeDtypeStruct((batch, *graph.shape[1:]), np.uint8)
+  input_spec = jax.ShapeDtypeStruct((batch, *graph.input_shape[1:]), np.uint8)
   jitted = jax.jit(graph.call)
-  made = export.export(jitted, platforms=PLATFORMS)(images)
-  path.write_bytes(made.serialize())
-  lowered = jitted.trace(images).lower(lowering_platforms=PLATFORMS)
+  exported = export.export(jitted, platforms=PLATFORMS)(input_spec)
+  path.write_bytes(exported.serialize())
+  lowered = jitted.trace(input_spec).lower(lowering_platforms=PLATFORMS)
   module: Any = lowered.compiler_ir('stablehlo')
   text = module.operation.get_asm(large_elements_limit=16)
   path.with_name(f'{path.name}.mlir').write_text(text)
   return {
     'jax': jax.__version__,
     'platforms': list(PLATFORMS),
-    'calling_convention_version': made.calling_convention_version,
+    'calling_convention_version': exported.calling_convention_version,
   }
 
 
-def load(path: Path) -> runtimes.Run:
+def load(path: Path) -> runtimes.RunFunction:
   """Run it as its users do."""
-  made = export.deserialize(bytearray(path.read_bytes()))
-  return lambda images: Scores(*jax.device_get(jax.jit(made.call)(images)))
+  exported = export.deserialize(bytearray(path.read_bytes()))
+  return lambda images: Scores(*jax.device_get(jax.jit(exported.call)(images)))

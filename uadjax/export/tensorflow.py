@@ -20,30 +20,30 @@ STABLEHLO_VERSION = '1.8.0'
 
 def write_savedmodel(graph: graphs.Graph, path: Path) -> Any:
   """Write a folder that TensorFlow Serving takes: its signature has named outputs."""
-  with _quietly() as tf:
+  with _quiet_tensorflow() as tf:
     module: Any = tf.Module()
-    module.score = _function(tf, graph)
+    module.score = _tf_function(tf, graph)
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(path), module.score, options)
   return {'tensorflow': tf.__version__}
 
 
-def load_savedmodel(path: Path) -> runtimes.Run:
+def load_savedmodel(path: Path) -> runtimes.RunFunction:
   """Run it by TensorFlow."""
-  with _quietly() as tf:
-    run = tf.saved_model.load(str(path)).signatures['serving_default']
+  with _quiet_tensorflow() as tf:
+    signature = tf.saved_model.load(str(path)).signatures['serving_default']
 
-  def scores(images: Any) -> Scores:
-    found = run(**{runtimes.INPUT: tf.constant(images)})
-    return Scores(*(found[name].numpy() for name in runtimes.OUTPUTS))
+  def compute_scores(images: Any) -> Scores:
+    outputs = signature(**{runtimes.INPUT_NAME: tf.constant(images)})
+    return Scores(*(outputs[name].numpy() for name in runtimes.OUTPUT_NAMES))
 
-  return scores
+  return compute_scores
 
 
 def write_tflite(graph: graphs.Graph, path: Path) -> Any:
   """Write what phones and boards run, of TFLite's own operations alone."""
-  with _quietly() as tf:
-    function = _function(tf, graph)
+  with _quiet_tensorflow() as tf:
+    function = _tf_function(tf, graph)
     module: Any = tf.Module()
     module.score = function
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -52,26 +52,26 @@ def write_tflite(graph: graphs.Graph, path: Path) -> Any:
     try:
       path.write_bytes(converter.convert())
     except Exception as error:  # Of many classes, none of them public.
-      told = str(error).strip().partition('\n')[0]
-      raise ExportError(f'TensorFlow cannot turn this model into TFLite: {told}') from None
+      first_line = str(error).strip().partition('\n')[0]
+      raise ExportError(f'TensorFlow cannot turn this model into TFLite: {first_line}') from None
   return {'tensorflow': tf.__version__}
 
 
-def load_tflite(path: Path) -> runtimes.Run:
+def load_tflite(path: Path) -> runtimes.RunFunction:
   """Run it by the interpreter."""
-  with _quietly() as tf:
+  with _quiet_tensorflow() as tf:
     interpreter = tf.lite.Interpreter(str(path))
     interpreter.allocate_tensors()
-    run = interpreter.get_signature_runner()
+    signature_runner = interpreter.get_signature_runner()
 
-  def scores(images: Any) -> Scores:
-    found = run(**{runtimes.INPUT: images})
-    return Scores(*(found[name] for name in runtimes.OUTPUTS))
+  def compute_scores(images: Any) -> Scores:
+    outputs = signature_runner(**{runtimes.INPUT_NAME: images})
+    return Scores(*(outputs[name] for name in runtimes.OUTPUT_NAMES))
 
-  return scores
+  return compute_scores
 
 
-def _function(tf: Any, graph: graphs.Graph) -> Any:
+def _tf_function(tf: Any, graph: graphs.Graph) -> Any:
   """Wrap a graph as a TensorFlow function with named inputs and outputs.
 
   JAX's own converter, `jax2tf`, targets the StableHLO of four weeks before the JAX release, which a
@@ -83,31 +83,31 @@ def _function(tf: Any, graph: graphs.Graph) -> Any:
   from tensorflow.compiler.tf2xla.python import xla
 
   batch = jax.export.symbolic_shape('b')[0] if graph.batch is None else graph.batch
-  images = jax.ShapeDtypeStruct((batch, *graph.shape[1:]), np.uint8)
-  exported = jax.export.export(jax.jit(graph.call), platforms=stablehlo.PLATFORMS)(images)
-  shapes = [
+  input_spec = jax.ShapeDtypeStruct((batch, *graph.input_shape[1:]), np.uint8)
+  exported = jax.export.export(jax.jit(graph.call), platforms=stablehlo.PLATFORMS)(input_spec)
+  output_shapes = [
     [size if isinstance(size, int) else None for size in output.shape]
     for output in exported.out_avals
   ]
-  module = _serialized(exported, tf.__version__)
+  module = _serialize(exported, tf.__version__)
 
   def call(image: Any) -> dict[str, Any]:
     outputs: Any = xla.call_module(
       [image],
       version=exported.calling_convention_version,
       module=module,
-      Tout=[tf.float32] * len(shapes),
-      Sout=shapes,
+      Tout=[tf.float32] * len(output_shapes),
+      Sout=output_shapes,
       platforms=[platform.upper() for platform in exported.platforms],
     )
-    return dict(zip(runtimes.OUTPUTS, outputs, strict=True))
+    return dict(zip(runtimes.OUTPUT_NAMES, outputs, strict=True))
 
   # Named as Keras and its tools name them.
-  spec = tf.TensorSpec(graph.shape, np.uint8, name=runtimes.INPUT)
-  return tf.function(call, input_signature=[spec], autograph=False)
+  tensor_spec = tf.TensorSpec(graph.input_shape, np.uint8, name=runtimes.INPUT_NAME)
+  return tf.function(call, input_signature=[tensor_spec], autograph=False)
 
 
-def _serialized(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
+def _serialize(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
   """Serialize an exported function in the StableHLO version that TensorFlow reads."""
   from jax.extend.mlir.dialects import stablehlo as dialect
 
@@ -124,15 +124,15 @@ def _serialized(exported: jax.export.Exported, tensorflow_version: str) -> bytes
 
 
 @contextlib.contextmanager
-def _quietly():
+def _quiet_tensorflow():
   """TensorFlow, which warns of what is none of the user's business."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     import tensorflow as tf
 
-    level = tf.get_logger().level
+    previous_level = tf.get_logger().level
     tf.get_logger().setLevel('ERROR')
     try:
       yield tf
     finally:
-      tf.get_logger().setLevel(level)
+      tf.get_logger().setLevel(previous_level)

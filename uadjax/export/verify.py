@@ -17,11 +17,11 @@ from uadjax.model import calibration, model_dir
 from uadjax.types import Scores
 
 TOLERANCE = 1e-4  # Of an image's score, and of its map's largest value.
-_IMAGES = 24
-_AT_ONCE = 4
+_MAX_IMAGES = 24
+_BATCH_SIZE = 4
 
 
-class Pictures(NamedTuple):
+class ComparisonImages(NamedTuple):
   """What is compared on.
 
   Attributes:
@@ -30,8 +30,8 @@ class Pictures(NamedTuple):
     source: what they are.
   """
 
-  taken: UInt8[np.ndarray, 'n H W 3']
-  seen: UInt8[np.ndarray, 'n h w 3']
+  graph_inputs: UInt8[np.ndarray, 'n H W 3']
+  network_inputs: UInt8[np.ndarray, 'n h w 3']
   source: str
 
 
@@ -52,30 +52,30 @@ class Agreement(NamedTuple):
   score: float
   map: float
   flips: int
-  worst: int = 0
+  worst_index: int = 0
 
   @property
-  def holds(self) -> bool:
+  def is_within_tolerance(self) -> bool:
     """Whether they are the same, within the tolerance; no NaN is."""
     return self.score <= TOLERANCE and self.map <= TOLERANCE and not self.flips
 
-  def told(self) -> dict[str, Any]:
+  def to_dict(self) -> dict[str, Any]:
     """The same, as JSON can hold it."""
-    told = {**self._asdict(), 'tolerance': TOLERANCE}
-    del told['worst']
-    return told
+    fields = {**self._asdict(), 'tolerance': TOLERANCE}
+    del fields['worst']
+    return fields
 
   def __str__(self) -> str:
-    labels = f'{self.flips} labels are others' if self.flips else 'no label is another'
+    label_text = f'{self.flips} labels are others' if self.flips else 'no label is another'
     return (
       f'on {self.images} {self.source} scores differ by {self.score:.1g} at most, maps by '
-      f'{self.map:.1g}, and {labels}'
+      f'{self.map:.1g}, and {label_text}'
     )
 
 
-def pictures(
-  model: model_dir.Model, camera: tuple[int, int] | None, folder: Path | None
-) -> Pictures:
+def select_images(
+  model: model_dir.Model, camera_size: tuple[int, int] | None, folder: Path | None
+) -> ComparisonImages:
   """Choose what to compare on: images of a folder; else those that the thresholds stand on.
 
   Where these are gone, as on another machine, pictures are drawn.
@@ -89,23 +89,28 @@ def pictures(
     DataError: there is no image in the folder.
   """
   if folder:
-    sources = itertools.islice(inputs.expand(folder), _IMAGES)
-    originals, source = [inputs.read(one) for one in sources], f'images of {folder}'
+    sources = itertools.islice(inputs.expand(folder), _MAX_IMAGES)
+    originals, source = [inputs.read(image_input) for image_input in sources], f'images of {folder}'
     if not originals:
       raise DataError(f'There is no image in {folder} to compare on.')
-  elif paths := _near_thresholds(model):
+  elif paths := _paths_near_thresholds(model):
     originals, source = [image_io.decode(path) for path in paths], 'good images'
   else:
-    drawn = sorted((demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good').iterdir())
-    originals = [image_io.decode(path) for path in drawn[:_IMAGES]]
+    demo_paths = sorted(
+      (demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good').iterdir()
+    )
+    originals = [image_io.decode(path) for path in demo_paths[:_MAX_IMAGES]]
     source = 'drawn pictures (calibration.csv names no image that is here)'
-  pairs = [graphs.pixels(model.ops, image, camera) for image in originals]
-  taken, seen = (np.stack(images) for images in zip(*pairs, strict=True))
-  return Pictures(taken, seen, source)
+  pairs = [graphs.prepare_inputs(model.ops, image, camera_size) for image in originals]
+  graph_inputs, network_inputs = (np.stack(images) for images in zip(*pairs, strict=True))
+  return ComparisonImages(graph_inputs, network_inputs, source)
 
 
 def compare(
-  model: model_dir.Model, run: runtimes.Run, batch: int | None, on: Pictures
+  model: model_dir.Model,
+  run: runtimes.RunFunction,
+  batch: int | None,
+  comparison_images: ComparisonImages,
 ) -> Agreement:
   """Run the graph and the model on the same pictures.
 
@@ -116,65 +121,85 @@ def compare(
     on: the pictures.
   """
 
-  def known(score: Callable[[Any], Scores]) -> Scores:
-    scores = _in_batches(lambda x: jax.device_get(score(x)), on.seen, _AT_ONCE)
-    if on.taken.shape == on.seen.shape:
+  def reference_scores(score_fn: Callable[[Any], Scores]) -> Scores:
+    scores = _score_in_batches(
+      lambda x: jax.device_get(score_fn(x)), comparison_images.network_inputs, _BATCH_SIZE
+    )
+    if comparison_images.graph_inputs.shape == comparison_images.network_inputs.shape:
       return scores
-    maps = [model.ops.restore(map, *on.taken.shape[1:3]).anomaly_map for map in scores.map]
+    maps = [
+      model.ops.restore(anomaly_map, *comparison_images.graph_inputs.shape[1:3]).anomaly_map
+      for anomaly_map in scores.map
+    ]
     return scores._replace(map=np.stack(maps))
 
-  want = known(lambda x: model.score(model.fitted, x))
+  expected = reference_scores(lambda x: model.score(model.fitted, x))
   _, detector = model_dir.build_detector(
     model.config, RunContext(model.ops.height, model.ops.width)
   )
-  low = high = want
-  around = detector.score_bounds
-  if around is not None:
-    both = jax.jit(lambda fitted, x: around(fitted, x, TOLERANCE))
-    low, high = (known(lambda x, side=side: both(model.fitted, x)[side]) for side in (0, 1))
-  got = _in_batches(run, on.taken, batch)
+  low = high = expected
+  score_bounds = detector.score_bounds
+  if score_bounds is not None:
+    bounds_fn = jax.jit(lambda fitted, x: score_bounds(fitted, x, TOLERANCE))
+    low, high = (
+      reference_scores(lambda x, bound_index=bound_index: bounds_fn(model.fitted, x)[bound_index])
+      for bound_index in (0, 1)
+    )
+  actual = _score_in_batches(run, comparison_images.graph_inputs, batch)
   labels = (
-    [calibration.label(float(x), model.thresholds) for x in one.image] for one in (want, got)
+    [calibration.label(float(x), model.thresholds) for x in result.image]
+    for result in (expected, actual)
   )
-  scores = _outside(got.image, low.image, high.image)
-  maps = _outside(got.map, low.map, high.map)
+  score_differences = _relative_excess(actual.image, low.image, high.image)
+  map_differences = _relative_excess(actual.map, low.map, high.map)
   return Agreement(
-    len(on.taken),
-    on.source,
-    float(scores.max()),
-    float(maps.max()),
+    len(comparison_images.graph_inputs),
+    comparison_images.source,
+    float(score_differences.max()),
+    float(map_differences.max()),
     sum(a != b for a, b in zip(*labels, strict=True)),
-    int(np.maximum(scores, maps).argmax()),
+    int(np.maximum(score_differences, map_differences).argmax()),
   )
 
 
-def _near_thresholds(model: model_dir.Model) -> Sequence[str]:
+def _paths_near_thresholds(model: model_dir.Model) -> Sequence[str]:
   """Half of them those whose labels flip first, the others spread over all."""
-  normals = model_dir.load_calibration_scores(model.directory)
-  if normals is None:
+  calibration_scores = model_dir.load_calibration_scores(model.directory)
+  if calibration_scores is None:
     return []
-  there = [i for i, path in enumerate(normals.paths) if path and Path(path).is_file()]
-  limits = np.array([model.thresholds.image_threshold, model.thresholds.review_threshold])
-  distance = np.abs(normals.scores[:, None] - limits).min(axis=1)
-  nearest = sorted(there, key=lambda i: distance[i])
-  chosen = dict.fromkeys([*nearest[: _IMAGES // 2], *quantization_check.spread(there, _IMAGES)])
-  return [normals.paths[i] for i in [*chosen][:_IMAGES]]
+  available_indices = [
+    i for i, path in enumerate(calibration_scores.paths) if path and Path(path).is_file()
+  ]
+  thresholds = np.array([model.thresholds.image_threshold, model.thresholds.review_threshold])
+  distances = np.abs(calibration_scores.scores[:, None] - thresholds).min(axis=1)
+  nearest_indices = sorted(available_indices, key=lambda i: distances[i])
+  selected_indices = dict.fromkeys(
+    [
+      *nearest_indices[: _MAX_IMAGES // 2],
+      *quantization_check.sample_evenly(available_indices, _MAX_IMAGES),
+    ]
+  )
+  return [calibration_scores.paths[i] for i in [*selected_indices][:_MAX_IMAGES]]
 
 
-def _in_batches(run: runtimes.Run, images: np.ndarray, batch: int | None) -> Scores:
+def _score_in_batches(run: runtimes.RunFunction, images: np.ndarray, batch: int | None) -> Scores:
   """Score all; where any number will do, one alone first, then several at once."""
-  starts = [0, *range(1, len(images), _AT_ONCE)] if batch is None else range(0, len(images), batch)
-  found = []
+  starts = (
+    [0, *range(1, len(images), _BATCH_SIZE)] if batch is None else range(0, len(images), batch)
+  )
+  batch_scores = []
   for start, end in zip(starts, [*starts[1:], len(images)], strict=True):
-    part = images[start:end]
-    rows = batch or len(part)
-    padded = np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), np.uint8)])
-    found.append(Scores(*(np.asarray(x)[: len(part)] for x in run(padded))))
-  return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    chunk = images[start:end]
+    batch_size = batch or len(chunk)
+    padded_chunk = np.concatenate(
+      [chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)]
+    )
+    batch_scores.append(Scores(*(np.asarray(x)[: len(chunk)] for x in run(padded_chunk))))
+  return Scores(*(np.concatenate(arrays) for arrays in zip(*batch_scores, strict=True)))
 
 
-def _outside(got: Any, low: Any, high: Any) -> Float[np.ndarray, ' n']:
+def _relative_excess(actual: Any, low: Any, high: Any) -> Float[np.ndarray, ' n']:
   """How far each image's [n ...] values are outside, relative to its largest; NaN if one is."""
-  got, low, high = (np.asarray(x).reshape(len(x), -1) for x in (got, low, high))
+  actual, low, high = (np.asarray(x).reshape(len(x), -1) for x in (actual, low, high))
   scale = np.maximum(np.abs(high).max(axis=1), np.finfo(np.float32).tiny)
-  return np.maximum(np.maximum(low - got, got - high), 0).max(axis=1) / scale
+  return np.maximum(np.maximum(low - actual, actual - high), 0).max(axis=1) / scale

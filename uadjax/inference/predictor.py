@@ -47,7 +47,7 @@ class Predictor(NamedTuple):
 
   model: model_dir.Model
   devices: Sequence[Any]
-  scorers: Sequence[runtimes.Run]
+  scorers: Sequence[runtimes.RunFunction]
   max_concurrent_batches: int
   access: http.Access
   anonymous_names: dict[str, int]
@@ -117,15 +117,17 @@ def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC_
     backend: see `runtimes.open`.
     access: which URLs may be read.
   """
-  backend = runtimes.chosen(backend)  # Before a graph is exported for it.
-  runtime = runtimes.open(cached_graph.ready(directory), backend)
+  backend = runtimes.resolve_backend(backend)  # Before a graph is exported for it.
+  runtime = runtimes.open_graph(cached_graph.get_or_export(directory), backend)
   logging.LOG.info('Computed by %s.', runtime.name)
   model = model_dir.open_without_arrays(directory, lambda unused, images: runtime.run(images))
   # One is computed by all cores, the next one's images are brought meanwhile.
   return Predictor(model, [runtime.name], [runtime.run], 2, access, {})
 
 
-def _device_scorer(device: Any, score: Callable[[Any, Any], Scores], fitted: Any) -> runtimes.Run:
+def _device_scorer(
+  device: Any, score: Callable[[Any, Any], Scores], fitted: Any
+) -> runtimes.RunFunction:
   return lambda images: jax.device_get(score(fitted, jax.device_put(images, device)))
 
 

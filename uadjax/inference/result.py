@@ -237,7 +237,7 @@ class Result(Mapping[str, Any]):
     visible_map = np.where(
       self.visible, self.anomaly_map, np.float32('nan')
     )  # Dimmed where not seen.
-    return result_image.picture(
+    return result_image.draw_result(
       inputs.read(self._source), visible_map, self.predicted_mask, self.peak_position, verdict
     )
 

@@ -32,7 +32,7 @@ class Batcher:
 
   def __init__(
     self,
-    scorers: Sequence[runtimes.Run],
+    scorers: Sequence[runtimes.RunFunction],
     batch_sizes: Sequence[int],
     max_concurrent_batches: int,
     on_batch: Callable[[int], Any] = lambda num_images: None,
@@ -71,7 +71,7 @@ class Batcher:
       future.cancel()
     self._threads.shutdown(wait=False, cancel_futures=True)
 
-  async def _run_worker(self, scorer: runtimes.Run) -> None:
+  async def _run_worker(self, scorer: runtimes.RunFunction) -> None:
     loop = asyncio.get_running_loop()
     while True:
       async with self._not_empty:
@@ -106,7 +106,7 @@ class Batcher:
 
 
 def score_batch(
-  scorer: runtimes.Run, images: Sequence[Image], batch_sizes: Sequence[int]
+  scorer: runtimes.RunFunction, images: Sequence[Image], batch_sizes: Sequence[int]
 ) -> list[Prediction]:
   """Score images in one batch of the smallest size that holds them."""
   batch_size = next(size for size in batch_sizes if size >= len(images))
@@ -120,7 +120,7 @@ def score_batch(
 
 
 def exact_batch_sizes(
-  scorer: runtimes.Run, height: int, width: int, max_batch_size: int
+  scorer: runtimes.RunFunction, height: int, width: int, max_batch_size: int
 ) -> tuple[int, ...]:
   """The batch sizes, up to the largest, at which an image has the very answer of a full batch.
 

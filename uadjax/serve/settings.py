@@ -61,7 +61,7 @@ def with_fallbacks(settings: Settings) -> Settings:
     settings = settings._replace(device='auto')
   if settings.backend in runtimes.BACKENDS[1:]:
     try:
-      runtimes.chosen(settings.backend)
+      runtimes.resolve_backend(settings.backend)
     except ConfigError as error:
       logging.LOG.warning('Serving with backend=auto: %s', error)
       settings = settings._replace(backend=runtimes.BACKENDS[0])

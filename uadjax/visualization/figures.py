@@ -26,26 +26,28 @@ from uadjax.visualization import pil_drawing
 Axes = mpl_axes.Axes
 Figure = mpl_figure.Figure
 
-INK, FAINT = '#222222', '#6E6E6E'
+TEXT_COLOR, MUTED_COLOR = '#222222', '#6E6E6E'
 DPI = 128  # A page of ten inches is 1280 pixels wide.
 
 # Whatever the user's matplotlibrc says.
-_GROUPS = ('axes', 'figure', 'font', 'grid', 'lines', 'patch', 'path', 'savefig', 'svg', 'text')
-_STYLE: dict[Any, Any] = {
-  **{k: v for k, v in matplotlib.rcParamsDefault.items() if k.startswith((*_GROUPS, 'xt', 'yt'))},
+_RC_GROUPS = ('axes', 'figure', 'font', 'grid', 'lines', 'patch', 'path', 'savefig', 'svg', 'text')
+_RC_PARAMS: dict[Any, Any] = {
+  **{
+    k: v for k, v in matplotlib.rcParamsDefault.items() if k.startswith((*_RC_GROUPS, 'xt', 'yt'))
+  },
   'axes.axisbelow': True,
-  'axes.edgecolor': FAINT,
-  'axes.labelcolor': INK,
+  'axes.edgecolor': MUTED_COLOR,
+  'axes.labelcolor': TEXT_COLOR,
   'axes.spines.right': False,
   'axes.spines.top': False,
   'font.size': 9.5,
   'svg.hashsalt': 'uadjax',
-  'text.color': INK,
+  'text.color': TEXT_COLOR,
   'text.parse_math': False,  # A dollar in the name of a defect is a dollar.
-  'xtick.color': INK,
-  'ytick.color': INK,
+  'xtick.color': TEXT_COLOR,
+  'ytick.color': TEXT_COLOR,
 }
-_KINDS: dict[str, dict[str, Any]] = {
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
   'png': {'metadata': {'Software': None}, 'pil_kwargs': {'compress_level': 3}},
   'svg': {'metadata': {'Date': None, 'Creator': None}},
 }
@@ -61,11 +63,11 @@ class Box(NamedTuple):
   height: float
 
 
-class Words(NamedTuple):
+class TextLine(NamedTuple):
   """A line of text."""
 
   text: str
-  color: str = INK
+  color: str = TEXT_COLOR
   weight: str = 'normal'
 
 
@@ -78,33 +80,33 @@ class Label(NamedTuple):
     leader: color of a thin line from the text to the point; none where empty.
   """
 
-  words: Sequence[Words]
-  near: tuple[float, float]
-  leader: str = ''
+  lines: Sequence[TextLine]
+  point: tuple[float, float]
+  leader_color: str = ''
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
   """Draw and write in one style, whatever the user's own; one thread at a time."""
-  families, _ = _fonts()
-  with _LOCK, matplotlib.rc_context({**_STYLE, 'font.family': families}):
+  families, _ = _load_fonts()
+  with _LOCK, matplotlib.rc_context({**_RC_PARAMS, 'font.family': families}):
     yield
 
 
-def blank(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
   """Take an empty page, so many inches wide and high."""
   return Figure(figsize=(width, height), dpi=DPI, facecolor='white')
 
 
 def write(path: Path, figure: Figure) -> None:
   """Write a page as PNG and SVG without date, version or random name: same page, same bytes."""
-  for suffix, options in _KINDS.items():
-    picture = io.BytesIO()
-    figure.savefig(picture, format=suffix, **options)
-    path.with_suffix(f'.{suffix}').write_bytes(picture.getvalue())
+  for suffix, options in _SAVE_OPTIONS.items():
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, **options)
+    path.with_suffix(f'.{suffix}').write_bytes(buffer.getvalue())
 
 
-def titled(
+def add_titled_axes(
   figure: Figure,
   box: Box,
   title: str,
@@ -115,47 +117,56 @@ def titled(
 ) -> Axes:
   """Make room for axes in a box, margins in inches, under a title."""
   width, height = figure.get_size_inches()
-  up = (box.bottom + box.height - 0.35) / height
-  figure.text((box.left + 0.2) / width, up, title, weight='bold', size=11)
-  inside = Box(
+  title_y = (box.bottom + box.height - 0.35) / height
+  figure.text((box.left + 0.2) / width, title_y, title, weight='bold', size=11)
+  axes_box = Box(
     (box.left + left) / width,
     (box.bottom + bottom) / height,
     (box.width - left - right) / width,
     (box.height - top - bottom) / height,
   )
-  return figure.add_axes(inside)
+  return figure.add_axes(axes_box)
 
 
-def widest(figure: Figure, lines: Sequence[str], size: float) -> float:
+def max_text_width(figure: Figure, lines: Sequence[str], size: float) -> float:
   """Width in inches of the widest of lines of text."""
   renderer = backend_agg.FigureCanvasAgg(figure).get_renderer()
   texts = [figure.text(0, 0, line, size=size) for line in lines]
-  pixels = max(text.get_window_extent(renderer).width for text in texts)
+  width_in_pixels = max(text.get_window_extent(renderer).width for text in texts)
   for text in texts:
     text.remove()
-  return float(pixels / DPI)
+  return float(width_in_pixels / DPI)
 
 
-def sentence(axes: Axes, text: str) -> None:
+def show_message(axes: Axes, text: str) -> None:
   """Say why there is nothing to see."""
   axes.set_axis_off()
-  words = textwrap.fill(text, 40)
-  place = axes.transAxes
-  axes.text(0.5, 0.5, words, ha='center', va='center', size=11, color=FAINT, transform=place)
+  wrapped_text = textwrap.fill(text, 40)
+  transform = axes.transAxes
+  axes.text(
+    0.5,
+    0.5,
+    wrapped_text,
+    ha='center',
+    va='center',
+    size=11,
+    color=MUTED_COLOR,
+    transform=transform,
+  )
 
 
-def trail(
+def sample_line(
   axes: Axes, x: Float[np.ndarray, ' _'], y: Float[np.ndarray, ' _']
 ) -> Float[np.ndarray, 'p 2']:
   """Points of a line as it will be drawn, two pixels apart."""
-  corners = axes.transData.transform(np.stack([x, y], axis=1))
-  travelled = np.cumsum(np.hypot(*np.diff(corners, axis=0, prepend=corners[:1]).T))
-  at = np.arange(0, travelled[-1], 2)
-  return np.stack([np.interp(at, travelled, corners[:, i]) for i in (0, 1)], axis=1)
+  vertices = axes.transData.transform(np.stack([x, y], axis=1))
+  cumulative_length = np.cumsum(np.hypot(*np.diff(vertices, axis=0, prepend=vertices[:1]).T))
+  positions = np.arange(0, cumulative_length[-1], 2)
+  return np.stack([np.interp(positions, cumulative_length, vertices[:, i]) for i in (0, 1)], axis=1)
 
 
-def label(
-  axes: Axes, wanted: Sequence[Label], drawn: Float[np.ndarray, 'p 2']
+def place_labels(
+  axes: Axes, labels: Sequence[Label], occupied_points: Float[np.ndarray, 'p 2']
 ) -> Float[np.ndarray, '_ 2']:
   """Write labels where they cover nothing drawn, close to what they tell of.
 
@@ -167,150 +178,168 @@ def label(
   Returns:
     the points that are covered now, those of `drawn` among them.
   """
-  texts = [_lines(axes, one) for one in wanted]
+  texts = [_create_texts(axes, label) for label in labels]
   renderer = backend_agg.FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
-  extents = [np.array([text.get_window_extent(renderer).size for text in of]) for of in texts]
+  extents = [
+    np.array([text.get_window_extent(renderer).size for text in label_texts])
+    for label_texts in texts
+  ]
   heights = [1.15 * extent[:, 1].max() for extent in extents]
-  side = np.linspace(-0.4 * DPI, 0.4 * DPI, 9)
-  around = np.stack([np.repeat(side, 9), np.tile(side, 9)], axis=1)
-  trials = []
-  for order in itertools.permutations(range(len(wanted))):
-    total, covered, corners = 0.0, drawn, {}
+  offsets = np.linspace(-0.4 * DPI, 0.4 * DPI, 9)
+  neighborhood = np.stack([np.repeat(offsets, 9), np.tile(offsets, 9)], axis=1)
+  candidates = []
+  for order in itertools.permutations(range(len(labels))):
+    total_cost, covered_points, corners = 0.0, occupied_points, {}
     for i in order:
       size = np.array([extents[i][:, 0].max(), heights[i] * len(texts[i])])
-      start = axes.transData.transform(wanted[i].near)
+      start = axes.transData.transform(labels[i].point)
       # Room around the other points, so that their leaders have a way out.
-      others = [axes.transData.transform(one.near) + around for one in wanted if one != wanted[i]]
-      taken = np.concatenate([covered, *others])
-      corners[i], cost = _free_place(axes, size, start, taken, bool(wanted[i].leader))
-      across, up = np.meshgrid(np.arange(0, size[0], 3), np.arange(0, size[1], 3))
-      words = corners[i] + np.stack([across.ravel(), up.ravel()], axis=1)
-      leader = _leader(start, np.clip(start, corners[i], corners[i] + size))
-      covered = np.concatenate([covered, words, *([leader] if wanted[i].leader else [])])
-      total += cost
-    trials.append((total, covered, corners))
-  _, covered, corners = min(trials, key=lambda trial: trial[0])
+      other_points = [
+        axes.transData.transform(other_label.point) + neighborhood
+        for other_label in labels
+        if other_label != labels[i]
+      ]
+      blocked_points = np.concatenate([covered_points, *other_points])
+      corners[i], cost = _find_free_corner(
+        axes, size, start, blocked_points, bool(labels[i].leader_color)
+      )
+      x_offsets, y_offsets = np.meshgrid(np.arange(0, size[0], 3), np.arange(0, size[1], 3))
+      text_points = corners[i] + np.stack([x_offsets.ravel(), y_offsets.ravel()], axis=1)
+      leader_points = _leader_points(start, np.clip(start, corners[i], corners[i] + size))
+      covered_points = np.concatenate(
+        [covered_points, text_points, *([leader_points] if labels[i].leader_color else [])]
+      )
+      total_cost += cost
+    candidates.append((total_cost, covered_points, corners))
+  _, covered_points, corners = min(candidates, key=lambda candidate: candidate[0])
   for i, corner in corners.items():
-    _put(axes, texts[i], corner, heights[i], extents[i][:, 0].max(), wanted[i])
-  return covered
+    _position_label(axes, texts[i], corner, heights[i], extents[i][:, 0].max(), labels[i])
+  return covered_points
 
 
-def _lines(axes: Axes, wanted: Label) -> list[Any]:
+def _create_texts(axes: Axes, label: Label) -> list[Any]:
   """Make the lines of a label, to be put somewhere."""
-  paper: Any = None
-  if wanted.leader:  # Over other leaders, and whatever else there was no way around.
-    paper = {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8, 'pad': 1}
+  background: Any = None
+  if label.leader_color:  # Over other leaders, and whatever else there was no way around.
+    background = {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8, 'pad': 1}
   return [
-    axes.text(0, 0, line.text, color=line.color, weight=line.weight, size=9, bbox=paper)
-    for line in wanted.words
+    axes.text(0, 0, line.text, color=line.color, weight=line.weight, size=9, bbox=background)
+    for line in label.lines
   ]
 
 
-def _put(
+def _position_label(
   axes: Axes,
   texts: Sequence[Any],
   corner: Float[np.ndarray, ' 2'],
-  height: float,
+  line_height: float,
   width: float,
-  wanted: Label,
+  label: Label,
 ) -> None:
   """Put lines of a height above a corner, and draw their leader."""
-  inward = axes.transAxes.inverted()
-  size = np.array([width, height * len(texts)])
-  for number, text in enumerate(texts):
-    baseline = corner + np.array([0, size[1] - height * (number + 0.78)])
-    text.set(transform=axes.transAxes, position=inward.transform(baseline))
-  start = axes.transData.transform(wanted.near)
-  points = _leader(start, np.clip(start, corner, corner + size))
-  if wanted.leader and len(points):
-    x, y = axes.transData.inverted().transform(points[[0, -1]]).T
-    axes.plot(x, y, color=wanted.leader, linewidth=0.7, zorder=1.5)
+  to_axes_coordinates = axes.transAxes.inverted()
+  size = np.array([width, line_height * len(texts)])
+  for index, text in enumerate(texts):
+    baseline = corner + np.array([0, size[1] - line_height * (index + 0.78)])
+    text.set(transform=axes.transAxes, position=to_axes_coordinates.transform(baseline))
+  start = axes.transData.transform(label.point)
+  leader_points = _leader_points(start, np.clip(start, corner, corner + size))
+  if label.leader_color and len(leader_points):
+    x, y = axes.transData.inverted().transform(leader_points[[0, -1]]).T
+    axes.plot(x, y, color=label.leader_color, linewidth=0.7, zorder=1.5)
 
 
-def _leader(
+def _leader_points(
   start: Float[np.ndarray, ' 2'], end: Float[np.ndarray, ' 2']
 ) -> Float[np.ndarray, '_ 2']:
   """Points of a line that ends before the first letter; none if it is too short to be drawn."""
-  away = float(np.hypot(*(end - start)))
-  if away < 0.15 * DPI:
+  distance = float(np.hypot(*(end - start)))
+  if distance < 0.15 * DPI:
     return np.zeros((0, 2))
-  shares = np.linspace(0, 1 - 4 / away, int(away / 2) + 2)
-  return start + shares[:, None] * (end - start)
+  fractions = np.linspace(0, 1 - 4 / distance, int(distance / 2) + 2)
+  return start + fractions[:, None] * (end - start)
 
 
-def _free_place(
+def _find_free_corner(
   axes: Axes,
   size: Float[np.ndarray, ' 2'],
   start: Float[np.ndarray, ' 2'],
-  drawn: Float[np.ndarray, 'p 2'],
-  led: bool,
+  occupied_points: Float[np.ndarray, 'p 2'],
+  has_leader: bool,
 ) -> tuple[Float[np.ndarray, ' 2'], float]:
   """Find the lower left corner of a box of a size: it covers least, is near, its leader is free.
 
   Returns:
     the corner, and what is bad about it.
   """
-  cell, gap = 4, 0.1 * DPI
-  least, most = np.array(axes.bbox.min), np.array(axes.bbox.max)
-  cells = ((most - least) // cell).astype(int)
-  needed = np.clip(np.ceil((size + 2 * gap) / cell).astype(int), 1, cells)
-  ruler = [at + cell * np.arange(n + 1) for at, n in zip(least, cells, strict=True)]
-  occupied, _, _ = np.histogram2d(*drawn.T, bins=ruler)
-  covered = _sums(occupied, *needed.tolist())
-  corners = least + gap + cell * np.moveaxis(np.indices(covered.shape), 0, -1)
-  free = covered == covered.min()
-  corners = corners[free]
+  cell_size, gap = 4, 0.1 * DPI
+  lower_left, upper_right = np.array(axes.bbox.min), np.array(axes.bbox.max)
+  num_cells = ((upper_right - lower_left) // cell_size).astype(int)
+  box_cells = np.clip(np.ceil((size + 2 * gap) / cell_size).astype(int), 1, num_cells)
+  bin_edges = [
+    origin + cell_size * np.arange(n + 1) for origin, n in zip(lower_left, num_cells, strict=True)
+  ]
+  occupancy, _, _ = np.histogram2d(*occupied_points.T, bins=bin_edges)
+  coverage = _box_sums(occupancy, *box_cells.tolist())
+  corners = lower_left + gap + cell_size * np.moveaxis(np.indices(coverage.shape), 0, -1)
+  is_least_covered = coverage == coverage.min()
+  corners = corners[is_least_covered]
   costs = np.hypot(*(np.clip(start, corners, corners + size) - start).T)
-  if led:
-    near = np.argsort(costs, kind='stable')[::4]  # Every fourth will do, and is faster.
-    corners = corners[near]
+  if has_leader:
+    nearest = np.argsort(costs, kind='stable')[::4]  # Every fourth will do, and is faster.
+    corners = corners[nearest]
     ends = np.clip(start, corners, corners + size)
     # Cells around a cell that are taken: words take whole blocks, a line but a row.
-    taken = _sums(np.pad((occupied > 0).astype(np.float64), 1), 3, 3)
-    weights = 5.0 * (taken > 0) + 200.0 * (taken >= 6)
-    costs = costs[near] + _crossed(start, ends, weights, least, cell)
-  best = int(np.argmin(costs))
-  return corners[best], float(1e6 * covered.min() + costs[best])
+    neighbor_counts = _box_sums(np.pad((occupancy > 0).astype(np.float64), 1), 3, 3)
+    weights = 5.0 * (neighbor_counts > 0) + 200.0 * (neighbor_counts >= 6)
+    costs = costs[nearest] + _crossing_costs(start, ends, weights, lower_left, cell_size)
+  best_index = int(np.argmin(costs))
+  return corners[best_index], float(1e6 * coverage.min() + costs[best_index])
 
 
-def _sums(occupied: Float[np.ndarray, '_ _'], w: int, h: int) -> Float[np.ndarray, '_ _']:
+def _box_sums(occupancy: Float[np.ndarray, '_ _'], w: int, h: int) -> Float[np.ndarray, '_ _']:
   """Sums over all boxes of one size at once (Crow 1984)."""
-  sums = np.pad(occupied.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-  return sums[w:, h:] - sums[:-w, h:] - sums[w:, :-h] + sums[:-w, :-h]
+  integral_image = np.pad(occupancy.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+  return (
+    integral_image[w:, h:]
+    - integral_image[:-w, h:]
+    - integral_image[w:, :-h]
+    + integral_image[:-w, :-h]
+  )
 
 
-def _crossed(
+def _crossing_costs(
   start: Float[np.ndarray, ' 2'],
   ends: Float[np.ndarray, 'c 2'],
   weights: Float[np.ndarray, '_ _'],
-  least: Float[np.ndarray, ' 2'],
-  cell: int,
+  lower_left: Float[np.ndarray, ' 2'],
+  cell_size: int,
 ) -> Float[np.ndarray, ' c']:
   """Weight of the pixels that each line from one start crosses; none where it starts."""
-  shares = np.linspace(0, 1, 48)
-  points = start + shares[:, None] * (ends - start)[:, None]
-  i, j = np.moveaxis(((points - least) // cell).astype(int), -1, 0)
-  hit = weights[np.clip(i, 0, weights.shape[0] - 1), np.clip(j, 0, weights.shape[1] - 1)]
+  fractions = np.linspace(0, 1, 48)
+  points = start + fractions[:, None] * (ends - start)[:, None]
+  i, j = np.moveaxis(((points - lower_left) // cell_size).astype(int), -1, 0)
+  point_weights = weights[np.clip(i, 0, weights.shape[0] - 1), np.clip(j, 0, weights.shape[1] - 1)]
   lengths = np.hypot(*(ends - start).T)
-  return lengths * (hit * (lengths[:, None] * shares > 0.15 * DPI)).mean(axis=1)
+  return lengths * (point_weights * (lengths[:, None] * fractions > 0.15 * DPI)).mean(axis=1)
 
 
-def shortened(name: str, letters: int) -> str:
+def shorten_middle(name: str, max_letters: int) -> str:
   """Leave out the middle of a long name: types often differ at the end."""
-  half = (letters - 1) // 2
-  return name if len(name) <= letters else f'{name[:half]}…{name[-half:]}'
+  half = (max_letters - 1) // 2
+  return name if len(name) <= max_letters else f'{name[:half]}…{name[-half:]}'
 
 
-def printable(text: str) -> str:
+def replace_missing_glyphs(text: str) -> str:
   """Put a box for what no font has; matplotlib would warn of each."""
-  _, known = _fonts()
-  return ''.join(letter if ord(letter) in known else '□' for letter in text)
+  _, supported_characters = _load_fonts()
+  return ''.join(letter if ord(letter) in supported_characters else '□' for letter in text)
 
 
 @functools.cache
-def _fonts() -> tuple[list[str], frozenset[int]]:
+def _load_fonts() -> tuple[list[str], frozenset[int]]:
   """Families to write with, and the characters that they have."""
-  installed = set(font_manager.get_font_names())
-  families = ['DejaVu Sans', *(name for name in pil_drawing.EASTERN if name in installed)]
+  installed_fonts = set(font_manager.get_font_names())
+  families = ['DejaVu Sans', *(name for name in pil_drawing.CJK_FONTS if name in installed_fonts)]
   fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families]
   return families, frozenset().union(*(font.get_charmap() for font in fonts))

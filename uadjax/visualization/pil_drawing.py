@@ -13,10 +13,10 @@ Color = tuple[int, int, int]
 Number = float | int  # Whoever checks types at run time takes no int for a float.
 Point = tuple[Number, Number]
 
-_SMOOTH = 4  # Lines are drawn so many times as large, and made small again.
+_SUPERSAMPLING = 4  # Lines are drawn so many times as large, and made small again.
 
 # Chinese, Japanese and Korean, as systems bring them along.
-EASTERN = (
+CJK_FONTS = (
   'Noto Sans CJK SC',
   'Noto Sans CJK JP',
   'Noto Sans SC',
@@ -29,12 +29,12 @@ EASTERN = (
 )
 
 
-def lines(
+def draw_lines(
   canvas: Image.Image,
-  through: Sequence[Sequence[Point]],
+  lines: Sequence[Sequence[Point]],
   width: Number,
   color: Color,
-  filled: bool = False,
+  fill: bool = False,
 ) -> None:
   """Draw lines with round ends and smooth edges; what is outside the canvas is left out.
 
@@ -45,85 +45,88 @@ def lines(
     color: of the lines.
     filled: fill also what they enclose.
   """
-  points = np.array([point for line in through for point in line])
-  low = np.floor(points.min(0) - width / 2 - 1)
-  across, down = (np.ceil(points.max(0) + width / 2 + 1) - low).astype(int).tolist()
-  mask = Image.new('L', (_SMOOTH * across, _SMOOTH * down))
-  draw, radius = ImageDraw.Draw(mask), _SMOOTH * width / 2
-  for line in through:
-    corners = [(float(x), float(y)) for x, y in _SMOOTH * (np.array(line) - low)]
-    if filled:
-      draw.polygon(corners, fill=255)
-    draw.line(corners, 255, max(1, round(2 * radius)), joint='curve')
-    for x, y in (corners[0], corners[-1]):
+  points = np.array([point for line in lines for point in line])
+  top_left = np.floor(points.min(0) - width / 2 - 1)
+  mask_width, mask_height = (np.ceil(points.max(0) + width / 2 + 1) - top_left).astype(int).tolist()
+  mask = Image.new('L', (_SUPERSAMPLING * mask_width, _SUPERSAMPLING * mask_height))
+  draw, radius = ImageDraw.Draw(mask), _SUPERSAMPLING * width / 2
+  for line in lines:
+    vertices = [(float(x), float(y)) for x, y in _SUPERSAMPLING * (np.array(line) - top_left)]
+    if fill:
+      draw.polygon(vertices, fill=255)
+    draw.line(vertices, 255, max(1, round(2 * radius)), joint='curve')
+    for x, y in (vertices[0], vertices[-1]):
       draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-  left, top = low.astype(int).tolist()
-  canvas.paste(color, (left, top), mask.reduce(_SMOOTH))
+  left, top = top_left.astype(int).tolist()
+  canvas.paste(color, (left, top), mask.reduce(_SUPERSAMPLING))
 
 
-def write(
+def draw_text(
   canvas: Image.Image,
-  at: Point,
+  position: Point,
   text: str,
   size: Number,
   color: Color,
   anchor: str,
   bold: bool = False,
-  font: str = '',
+  font_path: str = '',
 ) -> None:
   """Write a line of text, its letters of a size in pixels; anchors are Pillow's."""
-  face = _face(font or own_font(bold), round(size))
-  ImageDraw.Draw(canvas).text(at, text, color, face, anchor)
+  loaded_font = _load_font(font_path or bundled_font(bold), round(size))
+  ImageDraw.Draw(canvas).text(position, text, color, loaded_font, anchor)
 
 
-def length(text: str, size: Number, bold: bool = False) -> float:
+def text_width(text: str, size: Number, bold: bool = False) -> float:
   """How long a line of text will be, in pixels."""
-  return _face(own_font(bold), round(size)).getlength(text)
+  return _load_font(bundled_font(bold), round(size)).getlength(text)
 
 
-def shortened(text: str, size: Number, width: Number, font: str = '') -> str:
+def shorten_to_width(text: str, size: Number, max_width: Number, font_path: str = '') -> str:
   """Leave out of a long text's middle what does not fit: names often differ at the end."""
-  face = _face(font or own_font(), round(size))
-  for left_out in range(len(text)):
-    kept = len(text) - left_out
-    head, tail = text[: (kept + 1) // 2], text[len(text) - kept // 2 :]
-    short = f'{head}…{tail}' if left_out else text
-    if face.getlength(short) <= width:
-      return short
+  loaded_font = _load_font(font_path or bundled_font(), round(size))
+  for num_removed in range(len(text)):
+    num_letters = len(text) - num_removed
+    head, tail = text[: (num_letters + 1) // 2], text[len(text) - num_letters // 2 :]
+    candidate = f'{head}…{tail}' if num_removed else text
+    if loaded_font.getlength(candidate) <= max_width:
+      return candidate
   return ''
 
 
-def own_font(bold: bool = False) -> str:
+def bundled_font(bold: bool = False) -> str:
   """The font that matplotlib brings along: Latin, Greek, Cyrillic, Arabic and more."""
-  name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
-  return str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', name))
+  file_name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
+  return str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', file_name))
 
 
-def font_for(text: str) -> tuple[str, str]:
+def choose_font(text: str) -> tuple[str, str]:
   """Find the font that has most of the letters of a text, and put a box for those it lacks."""
-  best = own_font()
-  if _missing(text, best):
-    best = min([best, *_eastern()], key=lambda font: len(_missing(text, font)))
-  lacking = _missing(text, best)
-  return best, ''.join('□' if letter in lacking else letter for letter in text)
+  best_font = bundled_font()
+  if _missing_letters(text, best_font):
+    best_font = min(
+      [best_font, *_installed_cjk_fonts()],
+      key=lambda font_path: len(_missing_letters(text, font_path)),
+    )
+  missing_letters = _missing_letters(text, best_font)
+  return best_font, ''.join('□' if letter in missing_letters else letter for letter in text)
 
 
-def _missing(text: str, font: str) -> set[str]:
-  return {letter for letter in text if ord(letter) not in _letters(font)}
+def _missing_letters(text: str, font_path: str) -> set[str]:
+  return {letter for letter in text if ord(letter) not in _supported_letters(font_path)}
 
 
 @functools.cache
-def _letters(font: str) -> frozenset[int]:
-  return frozenset(font_manager.get_font(font).get_charmap())
+def _supported_letters(font_path: str) -> frozenset[int]:
+  return frozenset(font_manager.get_font(font_path).get_charmap())
 
 
 @functools.cache
-def _eastern() -> list[str]:
-  installed = set(font_manager.get_font_names())
-  return [font_manager.findfont(name) for name in EASTERN if name in installed]
+def _installed_cjk_fonts() -> list[str]:
+  installed_fonts = set(font_manager.get_font_names())
+  return [font_manager.findfont(name) for name in CJK_FONTS if name in installed_fonts]
 
 
 @functools.lru_cache(64)
-def _face(font: str, size: int) -> ImageFont.FreeTypeFont:
+def _load_font(font_path: str, size: int) -> ImageFont.FreeTypeFont:
   # The same letters wherever it runs: not every Pillow brings Raqm along.
-  return ImageFont.truetype(font, size, layout_engine=ImageFont.Layout.BASIC)
+  return ImageFont.truetype(font_path, size, layout_engine=ImageFont.Layout.BASIC)

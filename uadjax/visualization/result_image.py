@@ -16,10 +16,15 @@ from PIL import Image, ImageDraw
 from uadjax.numerics import regions
 from uadjax.visualization import heatmap, pil_drawing
 
-_PAPER, _INK, _FAINT, _BLACK = (255, 255, 255), (34, 34, 34), (90, 90, 90), (0, 0, 0)
-_LARGEST = 256  # Letters, in pixels, of pictures beyond any screen.
-_GAUGE = 17  # Width in em, as are those of the narrowest header and of one in a single row.
-_NARROW, _WIDE = 25, 46
+_BACKGROUND_COLOR, _TEXT_COLOR, _MUTED_COLOR, _BLACK = (
+  (255, 255, 255),
+  (34, 34, 34),
+  (90, 90, 90),
+  (0, 0, 0),
+)
+_MAX_EM = 256  # Letters, in pixels, of pictures beyond any screen.
+_GAUGE_WIDTH = 17  # Width in em, as are those of the narrowest header and of one in a single row.
+_MIN_WIDTH, _SINGLE_ROW_WIDTH = 25, 46
 
 
 class Verdict(NamedTuple):
@@ -37,12 +42,12 @@ class Verdict(NamedTuple):
   name: str
   label: str
   score: float
-  image: float
-  review: float
-  pixel: float
+  image_threshold: float
+  review_threshold: float
+  pixel_threshold: float
 
 
-class _Look(NamedTuple):
+class _LabelStyle(NamedTuple):
   """How a label looks (colors of Okabe and Ito 2008).
 
   Attributes:
@@ -52,13 +57,13 @@ class _Look(NamedTuple):
     sign: lines of the sign, in a square of side 1.
   """
 
-  fill: pil_drawing.Color
-  line: pil_drawing.Color
-  ink: pil_drawing.Color
-  sign: Sequence[Sequence[pil_drawing.Point]]
+  fill_color: pil_drawing.Color
+  border_color: pil_drawing.Color
+  text_color: pil_drawing.Color
+  sign_lines: Sequence[Sequence[pil_drawing.Point]]
 
 
-def _arc(
+def _arc_points(
   center: pil_drawing.Point,
   radius: pil_drawing.Number,
   start: pil_drawing.Number,
@@ -70,28 +75,33 @@ def _arc(
   return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles.tolist()]
 
 
-_QUESTION = [
-  [*_arc((0.5, 0.3), 0.26, -190, 60), (0.5, 0.58), (0.5, 0.68)],
+_QUESTION_MARK = [
+  [*_arc_points((0.5, 0.3), 0.26, -190, 60), (0.5, 0.58), (0.5, 0.68)],
   [(0.5, 0.96), (0.5, 0.97)],
 ]
-_LOOKS = {
+_LABEL_STYLES = {
   # Quiet where all is well, and loud where it is not.
-  'OK': _Look(_PAPER, (0, 128, 93), (0, 112, 82), [[(0.05, 0.55), (0.38, 0.88), (0.95, 0.15)]]),
-  'review': _Look((240, 180, 40), (150, 100, 0), _BLACK, _QUESTION),
-  'NG': _Look(
-    (190, 75, 0), (120, 45, 0), _PAPER, [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
+  'OK': _LabelStyle(
+    _BACKGROUND_COLOR, (0, 128, 93), (0, 112, 82), [[(0.05, 0.55), (0.38, 0.88), (0.95, 0.15)]]
+  ),
+  'review': _LabelStyle((240, 180, 40), (150, 100, 0), _BLACK, _QUESTION_MARK),
+  'NG': _LabelStyle(
+    (190, 75, 0),
+    (120, 45, 0),
+    _BACKGROUND_COLOR,
+    [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]],
   ),
 }
 # Ever darker, for those who see no colors.
-_ZONES = {'OK': (170, 222, 207), 'review': (240, 180, 40), 'NG': (190, 75, 0)}
+_ZONE_COLORS = {'OK': (170, 222, 207), 'review': (240, 180, 40), 'NG': (190, 75, 0)}
 
 
-def picture(
+def draw_result(
   image: UInt8[np.ndarray, 'h w 3'],
-  anomaly: Float[np.ndarray, 'h w'],
+  anomaly_map: Float[np.ndarray, 'h w'],
   pred: Bool[np.ndarray, 'h w'],
-  peak_at: tuple[int, int],
-  told: Verdict,
+  peak_position: tuple[int, int],
+  verdict: Verdict,
 ) -> Image.Image:
   """Show a result: two panels side by side, or one above the other where they are very wide.
 
@@ -105,41 +115,55 @@ def picture(
     told: the verdict.
   """
   height, width = pred.shape
-  stacked = width > 2 * height
-  across, down = (width, 2 * height) if stacked else (2 * width, height)
-  em = min(max(14, round(max(across / 90, down / 70))), _LARGEST)
-  captions = ['original', _caption(anomaly, pred, told)]
-  lengths = [math.ceil(pil_drawing.length(text, 0.85 * em)) for text in captions]
-  columns = [max(width, lengths[0]), max(width + 6 * em, lengths[1])]
-  bar = max(height, 6 * em)  # Shorter, and its numbers would meet.
-  room = max(columns) if stacked else sum(columns) + em
-  total = max(room, _NARROW * em) + 2 * em
-  top = _header_height(total, em) + 2 * em
-  seat = (em, top + height + 3 * em) if stacked else (2 * em + columns[0], top)
-  canvas = Image.new('RGB', (total, seat[1] + bar + em), _PAPER)
-  over = heatmap.outline(heatmap.overlay(image, anomaly, told.pixel), pred)
-  canvas.paste(Image.fromarray(over), seat)
-  if told.label != 'OK':
-    _ring(canvas, seat, pred, peak_at, em)
+  is_stacked = width > 2 * height
+  panels_width, panels_height = (width, 2 * height) if is_stacked else (2 * width, height)
+  em = min(max(14, round(max(panels_width / 90, panels_height / 70))), _MAX_EM)
+  captions = ['original', _map_caption(anomaly_map, pred, verdict)]
+  caption_widths = [math.ceil(pil_drawing.text_width(text, 0.85 * em)) for text in captions]
+  column_widths = [max(width, caption_widths[0]), max(width + 6 * em, caption_widths[1])]
+  bar_height = max(height, 6 * em)  # Shorter, and its numbers would meet.
+  content_width = max(column_widths) if is_stacked else sum(column_widths) + em
+  total_width = max(content_width, _MIN_WIDTH * em) + 2 * em
+  top = _header_height(total_width, em) + 2 * em
+  map_origin = (em, top + height + 3 * em) if is_stacked else (2 * em + column_widths[0], top)
+  canvas = Image.new('RGB', (total_width, map_origin[1] + bar_height + em), _BACKGROUND_COLOR)
+  overlay_image = heatmap.draw_outline(
+    heatmap.overlay(image, anomaly_map, verdict.pixel_threshold), pred
+  )
+  canvas.paste(Image.fromarray(overlay_image), map_origin)
+  if verdict.label != 'OK':
+    _draw_ring(canvas, map_origin, pred, peak_position, em)
   # After the ring, which may reach out of its panel.
   canvas.paste(Image.fromarray(image), (em, top))
-  for text, (x, y) in zip(captions, [(em, top), seat], strict=True):
-    pil_drawing.write(canvas, (x, y - 0.45 * em), text, 0.85 * em, _FAINT, 'ls')
-  scale, paper = heatmap.scale(anomaly, told.pixel), _mean_color(image)
-  _color_bar(canvas, (seat[0] + width + 0.6 * em, seat[1]), bar, scale, paper, em)
-  _header(canvas, told, np.count_nonzero(pred) / pred.size, em)
+  for text, (x, y) in zip(captions, [(em, top), map_origin], strict=True):
+    pil_drawing.draw_text(canvas, (x, y - 0.45 * em), text, 0.85 * em, _MUTED_COLOR, 'ls')
+  color_scale, background_color = (
+    heatmap.choose_color_scale(anomaly_map, verdict.pixel_threshold),
+    _mean_color(image),
+  )
+  _draw_color_bar(
+    canvas,
+    (map_origin[0] + width + 0.6 * em, map_origin[1]),
+    bar_height,
+    color_scale,
+    background_color,
+    em,
+  )
+  _draw_header(canvas, verdict, np.count_nonzero(pred) / pred.size, em)
   return canvas
 
 
-def _caption(
-  anomaly: Float[np.ndarray, 'h w'], pred: Bool[np.ndarray, 'h w'], told: Verdict
+def _map_caption(
+  anomaly_map: Float[np.ndarray, 'h w'], pred: Bool[np.ndarray, 'h w'], verdict: Verdict
 ) -> str:
-  parts = [f'anomaly map, {"outlined" if pred.any() else "nothing"} above {_number(told.pixel)}']
-  if told.label != 'OK':
-    parts.append('ring at its peak')
-  if np.isnan(anomaly).any():
-    parts.append('dark where not looked at')
-  return ', '.join(parts)
+  phrases = [
+    f'anomaly map, {"outlined" if pred.any() else "nothing"} above {_format_number(verdict.pixel_threshold)}'
+  ]
+  if verdict.label != 'OK':
+    phrases.append('ring at its peak')
+  if np.isnan(anomaly_map).any():
+    phrases.append('dark where not looked at')
+  return ', '.join(phrases)
 
 
 def _mean_color(image: UInt8[np.ndarray, 'h w 3']) -> list[float]:
@@ -147,130 +171,181 @@ def _mean_color(image: UInt8[np.ndarray, 'h w 3']) -> list[float]:
   return image[:: 1 + height // 64, :: 1 + width // 64].mean((0, 1)).tolist()
 
 
-def _ring(
+def _draw_ring(
   canvas: Image.Image,
-  seat: tuple[int, int],
+  map_origin: tuple[int, int],
   pred: Bool[np.ndarray, 'h w'],
-  peak_at: tuple[int, int],
+  peak_position: tuple[int, int],
   em: int,
 ) -> None:
   """Ring the peak, or the marked region that it is in: nothing small may hide below the ring."""
   height, width = pred.shape
-  thick = max(heatmap.stroke(height, width), em / 10)
-  radius, (x, y) = max(0.03 * math.sqrt(height * width), 0.45 * em), peak_at
+  line_width = max(heatmap.line_width(height, width), em / 10)
+  radius, (x, y) = max(0.03 * math.sqrt(height * width), 0.45 * em), peak_position
   if pred[y, x]:
-    labels, _ = regions.label_regions(pred)
-    rows, columns = np.nonzero(labels == labels[y, x])
+    region_labels, _ = regions.label_regions(pred)
+    rows, columns = np.nonzero(region_labels == region_labels[y, x])
     x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
-    radius = max(radius, math.hypot(np.ptp(rows), np.ptp(columns)) / 2 + 3 * thick)
-  ring = [_arc((seat[0] + x + 0.5, seat[1] + y + 0.5), radius, 0, 360)]
-  pil_drawing.lines(canvas, ring, 2 * thick + 2, heatmap.CASING)
-  pil_drawing.lines(canvas, ring, thick, _PAPER)
+    radius = max(radius, math.hypot(np.ptp(rows), np.ptp(columns)) / 2 + 3 * line_width)
+  ring = [_arc_points((map_origin[0] + x + 0.5, map_origin[1] + y + 0.5), radius, 0, 360)]
+  pil_drawing.draw_lines(canvas, ring, 2 * line_width + 2, heatmap.CASING_COLOR)
+  pil_drawing.draw_lines(canvas, ring, line_width, _BACKGROUND_COLOR)
 
 
-def _color_bar(
+def _draw_color_bar(
   canvas: Image.Image,
-  at: pil_drawing.Point,
+  position: pil_drawing.Point,
   height: int,
-  scale: heatmap.Scale,
-  paper: Sequence[float],
+  color_scale: heatmap.ColorScale,
+  background_color: Sequence[float],
   em: int,
 ) -> None:
   """Draw the scale upright, the threshold on it as the contour is drawn."""
-  x, y = round(at[0]), round(at[1])
-  bar = np.repeat(heatmap.color_bar(height, paper)[:, None], em, axis=1)
+  x, y = round(position[0]), round(position[1])
+  bar = np.repeat(heatmap.color_bar(height, background_color)[:, None], em, axis=1)
   canvas.paste(Image.fromarray(bar), (x, y))
-  ImageDraw.Draw(canvas).rectangle((x, y, x + em - 1, y + height - 1), outline=_FAINT)
-  middle = y + height / 2
-  tick = [[(x - 0.2 * em, middle), (x + 1.2 * em, middle)]]
-  pil_drawing.lines(canvas, tick, 0.35 * em, heatmap.CASING)
-  pil_drawing.lines(canvas, tick, 0.18 * em, heatmap.CONTOUR)
-  beside, size = x + 1.55 * em, 0.8 * em
-  pil_drawing.write(canvas, (beside, y), f'{scale.top:.3g}', size, _INK, 'la')
-  pil_drawing.write(canvas, (beside, middle), _number(scale.middle), size, _INK, 'lm', bold=True)
-  pil_drawing.write(canvas, (beside, y + height), f'{scale.low:.3g}', size, _INK, 'ld')
+  ImageDraw.Draw(canvas).rectangle((x, y, x + em - 1, y + height - 1), outline=_MUTED_COLOR)
+  middle_y = y + height / 2
+  tick = [[(x - 0.2 * em, middle_y), (x + 1.2 * em, middle_y)]]
+  pil_drawing.draw_lines(canvas, tick, 0.35 * em, heatmap.CASING_COLOR)
+  pil_drawing.draw_lines(canvas, tick, 0.18 * em, heatmap.CONTOUR_COLOR)
+  text_x, text_size = x + 1.55 * em, 0.8 * em
+  pil_drawing.draw_text(
+    canvas, (text_x, y), f'{color_scale.high:.3g}', text_size, _TEXT_COLOR, 'la'
+  )
+  pil_drawing.draw_text(
+    canvas,
+    (text_x, middle_y),
+    _format_number(color_scale.middle),
+    text_size,
+    _TEXT_COLOR,
+    'lm',
+    bold=True,
+  )
+  pil_drawing.draw_text(
+    canvas, (text_x, y + height), f'{color_scale.low:.3g}', text_size, _TEXT_COLOR, 'ld'
+  )
 
 
 def _header_height(width: int, em: int) -> int:
-  return round((3.2 if width >= _WIDE * em else 6.4) * em)
+  return round((3.2 if width >= _SINGLE_ROW_WIDTH * em else 6.4) * em)
 
 
-def _header(canvas: Image.Image, told: Verdict, marked: float, em: int) -> None:
+def _draw_header(canvas: Image.Image, verdict: Verdict, marked_share: float, em: int) -> None:
   """Write badge, name and score, and draw the gauge beside or below them."""
-  one_row = canvas.width >= _WIDE * em
-  gauge = canvas.width - (_GAUGE + 1) * em if one_row else em
-  left = em + _badge(canvas, (em, 0.8 * em), told.label, em) + em
-  width = (gauge if one_row else canvas.width) - em - left
-  font, name = pil_drawing.font_for(told.name)
-  name = pil_drawing.shortened(name, em, width, font)
-  pil_drawing.write(canvas, (left, 1.75 * em), name, em, _INK, 'ls', font=font)
-  share = 'nothing' if not marked else f'{100 * marked:.3g} %'
-  score = f'score {_number(told.score)}, {share} marked'
-  pil_drawing.write(canvas, (left, 3.05 * em), score, 0.9 * em, _FAINT, 'ls')
-  _gauge(canvas, (gauge, (0.55 if one_row else 3.9) * em), told, em)
+  is_single_row = canvas.width >= _SINGLE_ROW_WIDTH * em
+  gauge_x = canvas.width - (_GAUGE_WIDTH + 1) * em if is_single_row else em
+  text_x = em + _draw_badge(canvas, (em, 0.8 * em), verdict.label, em) + em
+  text_width = (gauge_x if is_single_row else canvas.width) - em - text_x
+  font_path, name = pil_drawing.choose_font(verdict.name)
+  name = pil_drawing.shorten_to_width(name, em, text_width, font_path)
+  pil_drawing.draw_text(
+    canvas, (text_x, 1.75 * em), name, em, _TEXT_COLOR, 'ls', font_path=font_path
+  )
+  marked_text = 'nothing' if not marked_share else f'{100 * marked_share:.3g} %'
+  score_text = f'score {_format_number(verdict.score)}, {marked_text} marked'
+  pil_drawing.draw_text(canvas, (text_x, 3.05 * em), score_text, 0.9 * em, _MUTED_COLOR, 'ls')
+  _draw_gauge(canvas, (gauge_x, (0.55 if is_single_row else 3.9) * em), verdict, em)
 
 
-def _badge(canvas: Image.Image, at: pil_drawing.Point, label: str, em: int) -> float:
+def _draw_badge(canvas: Image.Image, position: pil_drawing.Point, label: str, em: int) -> float:
   """Draw sign and word of a label, and return their width."""
-  look = _LOOKS[label]
-  x, y = at
-  high, size, rim = 2.4 * em, 1.25 * em, 0.14 * em
-  width = 3.4 * em + pil_drawing.length(label, size, bold=True)
-  middle = y + high / 2
-  spine = [[(x + high / 2, middle), (x + width - high / 2, middle)]]
-  pil_drawing.lines(canvas, spine, high, look.line)
-  pil_drawing.lines(canvas, spine, high - 2 * rim, look.fill)
-  side = 1.05 * em
-  left, up = x + 0.9 * em, middle - side / 2
-  sign = [[(left + side * a, up + side * b) for a, b in line] for line in look.sign]
-  pil_drawing.lines(canvas, sign, 0.26 * em, look.ink)
-  pil_drawing.write(canvas, (x + 2.45 * em, middle), label, size, look.ink, 'lm', bold=True)
+  label_style = _LABEL_STYLES[label]
+  x, y = position
+  height, text_size, border_width = 2.4 * em, 1.25 * em, 0.14 * em
+  width = 3.4 * em + pil_drawing.text_width(label, text_size, bold=True)
+  middle_y = y + height / 2
+  center_line = [[(x + height / 2, middle_y), (x + width - height / 2, middle_y)]]
+  pil_drawing.draw_lines(canvas, center_line, height, label_style.border_color)
+  pil_drawing.draw_lines(canvas, center_line, height - 2 * border_width, label_style.fill_color)
+  sign_size = 1.05 * em
+  sign_left, sign_top = x + 0.9 * em, middle_y - sign_size / 2
+  sign = [
+    [(sign_left + sign_size * a, sign_top + sign_size * b) for a, b in line]
+    for line in label_style.sign_lines
+  ]
+  pil_drawing.draw_lines(canvas, sign, 0.26 * em, label_style.text_color)
+  pil_drawing.draw_text(
+    canvas, (x + 2.45 * em, middle_y), label, text_size, label_style.text_color, 'lm', bold=True
+  )
   return width
 
 
-def _gauge(canvas: Image.Image, at: pil_drawing.Point, told: Verdict, em: int) -> None:
+def _draw_gauge(
+  canvas: Image.Image, position: pil_drawing.Point, verdict: Verdict, em: int
+) -> None:
   """Draw the zones of scores, a pointer at this one, numbers where zones meet."""
-  x, y = at[0], at[1] + 0.7 * em
-  width, high, size = _GAUGE * em, 1.05 * em, 0.8 * em
-  place = _places(told)
-  review, image, score = (
-    x + width * place(v) for v in (min(told.review, told.image), told.image, told.score)
+  x, y = position[0], position[1] + 0.7 * em
+  width, height, text_size = _GAUGE_WIDTH * em, 1.05 * em, 0.8 * em
+  to_share = _gauge_mapping(verdict)
+  review_x, image_x, score_x = (
+    x + width * to_share(v)
+    for v in (
+      min(verdict.review_threshold, verdict.image_threshold),
+      verdict.image_threshold,
+      verdict.score,
+    )
   )
   draw = ImageDraw.Draw(canvas)
-  ends = {'OK': (x, review), 'review': (review, image), 'NG': (image, x + width)}
-  for label, (start, end) in ends.items():
+  zones = {'OK': (x, review_x), 'review': (review_x, image_x), 'NG': (image_x, x + width)}
+  for label, (start, end) in zones.items():
     if end > start:
-      draw.rectangle((start, y, end - 1, y + high), fill=_ZONES[label])
+      draw.rectangle((start, y, end - 1, y + height), fill=_ZONE_COLORS[label])
   for label, end, anchor in (('OK', x + 0.4 * em, 'lm'), ('NG', x + width - 0.4 * em, 'rm')):
-    ink = _PAPER if label == 'NG' else _INK
-    pil_drawing.write(canvas, (end, y + high / 2), label, size, ink, anchor, bold=True)
-  under = y + high + 0.25 * em
-  if review < image:
-    pil_drawing.write(canvas, (review, under), f'review {_number(told.review)}', size, _FAINT, 'ra')
-    draw.line((review, y, review, under + 0.6 * size), _INK, max(1, em // 12))
-  draw.line((image, y, image, under + 0.6 * size), _INK, max(1, em // 12))
-  pil_drawing.write(
-    canvas, (image + 0.25 * em, under), f'NG {_number(told.image)}', size, _FAINT, 'la'
+    text_color = _BACKGROUND_COLOR if label == 'NG' else _TEXT_COLOR
+    pil_drawing.draw_text(
+      canvas, (end, y + height / 2), label, text_size, text_color, anchor, bold=True
+    )
+  text_y = y + height + 0.25 * em
+  if review_x < image_x:
+    pil_drawing.draw_text(
+      canvas,
+      (review_x, text_y),
+      f'review {_format_number(verdict.review_threshold)}',
+      text_size,
+      _MUTED_COLOR,
+      'ra',
+    )
+    draw.line((review_x, y, review_x, text_y + 0.6 * text_size), _TEXT_COLOR, max(1, em // 12))
+  draw.line((image_x, y, image_x, text_y + 0.6 * text_size), _TEXT_COLOR, max(1, em // 12))
+  pil_drawing.draw_text(
+    canvas,
+    (image_x + 0.25 * em, text_y),
+    f'NG {_format_number(verdict.image_threshold)}',
+    text_size,
+    _MUTED_COLOR,
+    'la',
   )
   # Only above, so that it covers no word.
-  up, half = y - 0.62 * em, 0.36 * em
-  pointer = [(score, y), (score - half, up), (score + half, up), (score, y)]
-  pil_drawing.lines(canvas, [pointer], 0.08 * em, _BLACK, filled=True)
+  pointer_top, half_width = y - 0.62 * em, 0.36 * em
+  pointer = [
+    (score_x, y),
+    (score_x - half_width, pointer_top),
+    (score_x + half_width, pointer_top),
+    (score_x, y),
+  ]
+  pil_drawing.draw_lines(canvas, [pointer], 0.08 * em, _BLACK, fill=True)
 
 
-def _places(told: Verdict) -> Callable[[float], float]:
+def _gauge_mapping(verdict: Verdict) -> Callable[[float], float]:
   """Make the map from scores to shares of the gauge, in whose middle an image becomes NG."""
-  known = [v for v in (told.image, told.review, told.score) if math.isfinite(v)]
-  middle = known[0] if known else 0.0
-  band = 1.5 * (middle - told.review) if math.isfinite(told.review) else 0.0
+  finite_values = [
+    v
+    for v in (verdict.image_threshold, verdict.review_threshold, verdict.score)
+    if math.isfinite(v)
+  ]
+  middle = finite_values[0] if finite_values else 0.0
+  band = (
+    1.5 * (middle - verdict.review_threshold) if math.isfinite(verdict.review_threshold) else 0.0
+  )
   span = max(abs(middle), band, 1e-30)
 
-  def place(score: pil_drawing.Number) -> float:
+  def to_share(score: pil_drawing.Number) -> float:
     share = 0.5 + (score - middle) / (2 * span)
     return 1.0 if math.isnan(share) else min(max(share, 0.0), 1.0)
 
-  return place
+  return to_share
 
 
-def _number(value: pil_drawing.Number) -> str:
+def _format_number(value: pil_drawing.Number) -> str:
   return f'{value:.4g}'

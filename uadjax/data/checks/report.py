@@ -114,16 +114,16 @@ def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
 def _sample_image(record: Record, mask: Path | None, report: checks.Report) -> Image.Image:
   """Show an image beside itself with its mask outlined."""
   image = image_io.decode(record.path)
-  tiles = [heatmap.Tile(record.defect, _resize_to_fit(image, _SAMPLE_SIDE))]
+  tiles = [heatmap.TitledImage(record.defect, _resize_to_fit(image, _SAMPLE_SIDE))]
   if mask is not None:
     truth = image_io.read_mask(mask, report.mask_threshold)
-    outlined = heatmap.outline(image, truth)
+    outlined = heatmap.draw_outline(image, truth)
     caption = f'mask: {_format_percent(report.defective_fractions[mask])} defective'
-    tiles.append(heatmap.Tile(caption, _resize_to_fit(outlined, _SAMPLE_SIDE)))
+    tiles.append(heatmap.TitledImage(caption, _resize_to_fit(outlined, _SAMPLE_SIDE)))
   else:
     caption = 'no mask: nothing to outline' if record.is_anomalous else 'good: nothing to outline'
-    tiles.append(heatmap.Tile(caption, tiles[0].image))
-  return heatmap.side_by_side(tiles, _strip_directory(str(record.path), report))
+    tiles.append(heatmap.TitledImage(caption, tiles[0].image))
+  return heatmap.join_side_by_side(tiles, _strip_directory(str(record.path), report))
 
 
 def _format_percent(fraction: float) -> str:
@@ -245,7 +245,7 @@ def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
   try:
     if path in report.defective_fractions:
       mask: Bool[np.ndarray, 'h w'] = image_io.read_mask(path, report.mask_threshold)
-      return _resize_to_fit(heatmap.black_and_white(mask), _CELL_WIDTH - 12)
+      return _resize_to_fit(heatmap.render_mask(mask), _CELL_WIDTH - 12)
     return _resize_to_fit(image_io.decode(path), _CELL_WIDTH - 12)
   except DataError:
     return np.full((_CELL_WIDTH // 2, _CELL_WIDTH - 12, 3), _UNREADABLE_GRAY, np.uint8)

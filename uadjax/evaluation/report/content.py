@@ -86,7 +86,7 @@ def _score_axis(curve_data: curves.CurveData) -> dict[str, Any]:
     else np.concatenate([curve_data.scores, held_out_scores])
   )
   review_threshold = min(thresholds.review_threshold, thresholds.image_threshold)
-  edges, is_log = score_histogram.bins(
+  edges, is_log = score_histogram.bin_edges(
     all_scores.astype(np.float64), review_threshold, thresholds.image_threshold, _NUM_BINS
   )
   return {'edges': edges.tolist(), 'log': is_log}
