@@ -25,9 +25,9 @@ from uadjax.system import memory
 from uadjax.types import Batch
 
 
-def seconds(gradients: str, pages: str, steps: int = 5) -> float:
+def measure_update_seconds(gradients: str, page_policy: str, num_updates: int = 5) -> float:
   """Median seconds per update in this process."""
-  if pages == 'kept':
+  if page_policy == 'kept':
     memory.retain_freed_pages()
   if gradients == 'xla':
     convolution.conv_custom_grad, convolution.max_pool_custom_grad = (
@@ -44,10 +44,10 @@ def seconds(gradients: str, pages: str, steps: int = 5) -> float:
   batch = batch._replace(features=jax.block_until_ready(jax.jit(detector.precompute)(state, batch)))
   update = jax.jit(detector.update)
   times = []
-  for _ in range(steps + 1):  # The first compiles.
-    began = time.perf_counter()
+  for _ in range(num_updates + 1):  # The first compiles.
+    start_time = time.perf_counter()
     state, _ = jax.block_until_ready(update(state, batch))
-    times.append(time.perf_counter() - began)
+    times.append(time.perf_counter() - start_time)
   return statistics.median(times[1:])
 
 
@@ -58,17 +58,21 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=2)
   flags = parser.parse_args()
   if flags.way:
-    print(seconds(*flags.way))
+    print(measure_update_seconds(*flags.way))
     return
-  ways = [(gradients, pages) for gradients in ('xla', 'ours') for pages in ('as_is', 'kept')]
-  found: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+  settings = [
+    (gradients, page_policy) for gradients in ('xla', 'ours') for page_policy in ('as_is', 'kept')
+  ]
+  durations_by_setting: dict[tuple[str, str], list[float]] = {setting: [] for setting in settings}
   for _ in range(flags.rounds):
-    for way in ways:
-      command = [sys.executable, __file__, *way]
-      run = subprocess.run(command, check=True, capture_output=True, text=True)
-      found[way].append(float(run.stdout))
-  for (gradients, pages), times in found.items():
-    print(f'{gradients:>5} gradients, pages {pages:>5}: ' + '  '.join(f'{t:.2f} s' for t in times))
+    for setting in settings:
+      command = [sys.executable, __file__, *setting]
+      process = subprocess.run(command, check=True, capture_output=True, text=True)
+      durations_by_setting[setting].append(float(process.stdout))
+  for (gradients, page_policy), times in durations_by_setting.items():
+    print(
+      f'{gradients:>5} gradients, pages {page_policy:>5}: ' + '  '.join(f'{t:.2f} s' for t in times)
+    )
 
 
 if __name__ == '__main__':

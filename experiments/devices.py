@@ -29,7 +29,7 @@ import numpy as np
 from uadjax import sweep
 from uadjax.sweep import results, tables
 
-_SHOWN = {
+_METRIC_COLUMNS = {
   'fit_s': ('fit s', statistics.median, 1),
   'calibrate_s': ('thresholds s', statistics.median, 1),
   'evaluate_s': ('evaluate s', statistics.median, 1),
@@ -39,22 +39,27 @@ _SHOWN = {
 }
 
 
-def folder(workdir: Path, config: str, devices: int, seed: int) -> Path:
+def run_folder(workdir: Path, config: str, devices: int, seed: int) -> Path:
   """Where a run goes."""
   return (
     workdir / sweep.config_label(config).replace(':', '_') / f'devices_{devices}' / f'seed_{seed}'
   )
 
 
-def scores(run: Path) -> np.ndarray:
+def read_test_scores(folder: Path) -> np.ndarray:
   """Of the test images."""
-  with (run / 'scores.csv').open(newline='') as file:
+  with (folder / 'scores.csv').open(newline='') as file:
     return np.array([float(row['score']) for row in csv.DictReader(file)])
 
 
-def differs(runs: Sequence[Path], single: Sequence[Path]) -> str:
+def max_relative_difference(
+  run_folders: Sequence[Path], single_device_folders: Sequence[Path]
+) -> str:
   """By how much scores differ from those of one device."""
-  pairs = [(scores(a), scores(b)) for a, b in zip(runs, single, strict=True)]
+  pairs = [
+    (read_test_scores(a), read_test_scores(b))
+    for a, b in zip(run_folders, single_device_folders, strict=True)
+  ]
   return f'{max(np.max(np.abs(a - b) / np.abs(b)) for a, b in pairs):.1g}'
 
 
@@ -70,30 +75,43 @@ def main() -> None:
   parser.add_argument('--workdir', type=Path, default=Path('runs/devices'))
   parser.add_argument('overrides', nargs='*', help='after --, for every run')
   flags = parser.parse_args()
-  configs, numbers = flags.configs.split(','), [int(n) for n in flags.devices.split(',')]
+  configs, device_counts = flags.configs.split(','), [int(n) for n in flags.devices.split(',')]
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
   for config in configs:
     for seed in seeds:
-      for n in numbers:
-        own = folder(flags.workdir, config, n, seed)
-        if results.load_summary(own) is None:
-          os.environ['JAX_NUM_CPU_DEVICES'] = str(n)
-          common = fresh.flags_of(flags.root, flags.category, flags.weights, seed)
-          fresh.train(config, own, [*common, '--config.mesh.split=always', *flags.overrides])
-          print(own, *results.format_cells([results.load_summary(own) or {}]), flush=True)
+      for num_devices in device_counts:
+        workdir = run_folder(flags.workdir, config, num_devices, seed)
+        if results.load_summary(workdir) is None:
+          os.environ['JAX_NUM_CPU_DEVICES'] = str(num_devices)
+          common_flags = fresh.run_flags(flags.root, flags.category, flags.weights, seed)
+          fresh.train(
+            config, workdir, [*common_flags, '--config.mesh.split=always', *flags.overrides]
+          )
+          print(workdir, *results.format_cells([results.load_summary(workdir) or {}]), flush=True)
   rows = []
   for config in configs:
-    single = [folder(flags.workdir, config, 1, seed) for seed in seeds]
-    for n in numbers:
-      runs = [folder(flags.workdir, config, n, seed) for seed in seeds]
-      told = [one for run in runs if (one := results.load_summary(run))]
+    single_device_folders = [run_folder(flags.workdir, config, 1, seed) for seed in seeds]
+    for num_devices in device_counts:
+      run_folders = [run_folder(flags.workdir, config, num_devices, seed) for seed in seeds]
+      summaries = [summary for folder in run_folders if (summary := results.load_summary(folder))]
       cells = [
-        tables.format_cell(tables.center_and_range([one[key] for one in told], center), digits)
-        for key, (_, center, digits) in _SHOWN.items()
+        tables.format_cell(
+          tables.center_and_range([summary[key] for summary in summaries], center), digits
+        )
+        for key, (_, center, digits) in _METRIC_COLUMNS.items()
       ]
-      rows.append([sweep.config_label(config), n, *cells, differs(runs, single) if n > 1 else ''])
-  titles = ['detector', 'devices', *(title for title, _, _ in _SHOWN.values()), 'differs']
-  text = f'{tables.markdown_table(titles, rows)}\n\n{flags.seeds} seeds; {fresh.machine()}.\n'
+      rows.append(
+        [
+          sweep.config_label(config),
+          num_devices,
+          *cells,
+          max_relative_difference(run_folders, single_device_folders) if num_devices > 1 else '',
+        ]
+      )
+  titles = ['detector', 'devices', *(title for title, _, _ in _METRIC_COLUMNS.values()), 'differs']
+  text = (
+    f'{tables.markdown_table(titles, rows)}\n\n{flags.seeds} seeds; {fresh.describe_machine()}.\n'
+  )
   (flags.workdir / 'table.md').write_text(text)
   print(text)
 

@@ -31,100 +31,110 @@ from uadjax.types import Variables
 
 def main() -> None:
   """Learn until the minutes or the steps are over; then export, and judge what is to be judged."""
-  flags = _flags()
+  flags = _parse_flags()
   memory.retain_freed_pages()
   flags.run.mkdir(parents=True, exist_ok=True)
-  taught, source = weights.load(str(flags.teacher), student.teacher())
+  teacher_variables, source = weights.load(str(flags.teacher), student.build_teacher())
   if flags.resume:
     recipe, state, scales = store.load(flags.run)
   else:
-    recipe = _recipe(flags.set)
-    scales = student.measure(recipe, taught)
-    state = student.initial(recipe, scales)
-  about = {'recipe': recipe._asdict(), 'teacher': source._asdict()}
-  about |= {'sources': _sources(), 'machine': _machine()}
-  log = Log(flags.run / 'log.jsonl')
-  log.write({**about, 'step': int(state.step)})
-  state = _learn(flags, recipe, state, scales, taught, about, log)
+    recipe = _parse_recipe(flags.set)
+    scales = student.measure_scales(recipe, teacher_variables)
+    state = student.init_state(recipe, scales)
+  metadata = {'recipe': recipe._asdict(), 'teacher': source._asdict()}
+  metadata |= {'sources': _hash_sources(), 'machine': _describe_machine()}
+  log = JsonLog(flags.run / 'log.jsonl')
+  log.write({**metadata, 'step': int(state.step)})
+  state = _train(flags, recipe, state, scales, teacher_variables, metadata, log)
   path = flags.run / 'compact.safetensors'
-  told = store.export(path, state, about)
-  print(f'{told["parameters"]} parameters, {told["bytes"]} bytes, SHA-256 {told["sha256"]}')
-  shipped, _ = weights.load(str(path), compact.Compact())
+  card = store.export(path, state, metadata)
+  print(f'{card["parameters"]} parameters, {card["bytes"]} bytes, SHA-256 {card["sha256"]}')
+  student_variables, _ = weights.load(str(path), compact.Compact())
   for folder in flags.judge:
-    for name, value in _worth(folder, shipped, taught, flags.teacher_too).items():
-      log.write({'step': told['step'], 'judged': str(folder.name), 'by': name, 'auroc': value})
+    for name, value in _evaluate_networks(
+      folder, student_variables, teacher_variables, flags.teacher_too
+    ).items():
+      log.write({'step': card['step'], 'judged': str(folder.name), 'by': name, 'auroc': value})
 
 
-class Log:
+class JsonLog:
   """Lines of JSON, in a file and on the screen."""
 
   def __init__(self, path: Path):
     self.path = path
 
-  def write(self, line: dict[str, Any]) -> None:
+  def write(self, record: dict[str, Any]) -> None:
     """Add a line."""
-    text = json.dumps(line)
+    text = json.dumps(record)
     with self.path.open('a') as file:
       file.write(text + '\n')
     print(text, flush=True)
 
 
-def _learn(
+def _train(
   flags: argparse.Namespace,
   recipe: student.Recipe,
   state: student.State,
   scales: losses.Scales,
-  taught: Variables,
-  about: dict[str, Any],
-  log: Log,
+  teacher_variables: Variables,
+  metadata: dict[str, Any],
+  log: JsonLog,
 ) -> student.State:
   """Learn, with a checkpoint every so often and at the end."""
-  began = saved = told = time.monotonic()
-  first = last = int(state.step)
-  painted, waiting = None, []
-  for number in range(first, recipe.steps):
-    if time.monotonic() - began > 60 * flags.minutes:
+  start_time = last_save_time = last_log_time = time.monotonic()
+  first_step = last_logged_step = int(state.step)
+  source_images, pending_terms = None, []
+  for step in range(first_step, recipe.steps):
+    if time.monotonic() - start_time > 60 * flags.minutes:
       break
-    if painted is None or number % recipe.looks == 0:
-      painted = student.paint(recipe, number, flags.paint)
-    steady, late = student.phase(recipe, number)
-    state, parts = student.step(state, taught, scales, painted, recipe, steady, late)
-    jax.block_until_ready(waiting[-1:])  # One step ahead of the device is enough.
-    waiting.append(parts)
-    if time.monotonic() - told > flags.log_every or number + 1 == recipe.steps:
-      means = {k: round(float(np.mean([w[k] for w in waiting])), 4) for k in parts}
-      seconds, told = time.monotonic() - told, time.monotonic()
-      images = (number + 1 - last) * student.size(recipe, late)[0]
-      log.write({'step': number + 1, 'images_per_s': round(images / seconds, 1), **means})
-      last, waiting = number + 1, []
-    if time.monotonic() - saved > 60 * flags.save_every:
-      store.save(flags.run, state, scales, about)
-      saved = time.monotonic()
-  if int(state.step) > first:
-    store.save(flags.run, state, scales, about)
+    if source_images is None or step % recipe.steps_per_image_set == 0:
+      source_images = student.generate_images(recipe, step, flags.paint)
+    use_running_stats, large_views = student.training_phase(recipe, step)
+    state, loss_terms = student.train_step(
+      state, teacher_variables, scales, source_images, recipe, use_running_stats, large_views
+    )
+    jax.block_until_ready(pending_terms[-1:])  # One step ahead of the device is enough.
+    pending_terms.append(loss_terms)
+    if time.monotonic() - last_log_time > flags.log_every or step + 1 == recipe.steps:
+      means = {
+        k: round(float(np.mean([terms[k] for terms in pending_terms])), 4) for k in loss_terms
+      }
+      seconds, last_log_time = time.monotonic() - last_log_time, time.monotonic()
+      images = (step + 1 - last_logged_step) * student.view_count_and_size(recipe, large_views)[0]
+      log.write({'step': step + 1, 'images_per_s': round(images / seconds, 1), **means})
+      last_logged_step, pending_terms = step + 1, []
+    if time.monotonic() - last_save_time > 60 * flags.save_every:
+      store.save(flags.run, state, scales, metadata)
+      last_save_time = time.monotonic()
+  if int(state.step) > first_step:
+    store.save(flags.run, state, scales, metadata)
   return state
 
 
-def _worth(folder: Path, shipped: Variables, taught: Variables, both: bool) -> dict[str, float]:
+def _evaluate_networks(
+  folder: Path, student_variables: Variables, teacher_variables: Variables, include_teacher: bool
+) -> dict[str, float]:
   stages = ('layer2', 'layer3')
-  found = {'student': judge.image_auroc(compact.Compact(stages), shipped, folder)}
-  if both:
-    found['teacher'] = judge.image_auroc(student.teacher().clone(stages=stages), taught, folder)
-  return found
+  aurocs = {'student': judge.image_auroc(compact.Compact(stages), student_variables, folder)}
+  if include_teacher:
+    aurocs['teacher'] = judge.image_auroc(
+      student.build_teacher().clone(stages=stages), teacher_variables, folder
+    )
+  return aurocs
 
 
-def _sources() -> dict[str, str]:
+def _hash_sources() -> dict[str, str]:
   """SHA-256 of the files that make the recipe."""
   folder = Path(__file__).parent
   paths = [Path(__file__), *sorted((folder / 'distill').glob('*.py')), Path(compact.__file__)]
   return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
 
 
-def _machine() -> str:
-  return f'{fresh.machine()}; jax {jax.__version__} on {jax.devices()[0].device_kind}'
+def _describe_machine() -> str:
+  return f'{fresh.describe_machine()}; jax {jax.__version__} on {jax.devices()[0].device_kind}'
 
 
-def _recipe(settings: list[str]) -> student.Recipe:
+def _parse_recipe(settings: list[str]) -> student.Recipe:
   recipe = student.Recipe()
   for setting in settings:
     name, _, value = setting.partition('=')
@@ -134,7 +144,7 @@ def _recipe(settings: list[str]) -> student.Recipe:
   return recipe
 
 
-def _flags() -> argparse.Namespace:
+def _parse_flags() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -41,7 +41,7 @@ _TITLES = (
 )  # fmt: skip
 
 
-class Counted(NamedTuple):
+class VerdictCounts(NamedTuple):
   """Verdicts on test images at one budget; numbers of images, means where there are several seeds.
 
   Attributes:
@@ -67,20 +67,24 @@ class Counted(NamedTuple):
   passed: float
 
 
-def count(folder: Path, budget: float, review_budget: float, confident: bool) -> Counted:
+def count_verdicts(
+  folder: Path, budget: float, review_budget: float, is_confident: bool
+) -> VerdictCounts:
   """Set the threshold of a finished run for a budget, and hold the test images against it."""
-  left_out = _read(folder / 'model' / 'calibration.csv')
-  scores = np.array([float(row['score']) for row in left_out])
-  peaks = np.array([float(row['peak']) for row in left_out])
-  limits = calibration.from_normals(scores, peaks, budget, max(budget, review_budget), confident)
+  calibration_rows = _read_csv(folder / 'model' / 'calibration.csv')
+  scores = np.array([float(row['score']) for row in calibration_rows])
+  peaks = np.array([float(row['peak']) for row in calibration_rows])
+  thresholds = calibration.from_normals(
+    scores, peaks, budget, max(budget, review_budget), is_confident
+  )
   verdicts: dict[bool, list[str]] = {True: [], False: []}
-  for row in _read(folder / 'scores.csv'):
-    verdicts[row['defect'] == 'good'].append(calibration.label(float(row['score']), limits))
+  for row in _read_csv(folder / 'scores.csv'):
+    verdicts[row['defect'] == 'good'].append(calibration.label(float(row['score']), thresholds))
   good, defective = verdicts[True], verdicts[False]
-  return Counted(
-    limits.num_normals,
-    limits.expected_false_alarm_rate,
-    limits.false_alarm_rate_bound,
+  return VerdictCounts(
+    thresholds.num_normals,
+    thresholds.expected_false_alarm_rate,
+    thresholds.false_alarm_rate_bound,
     len(good),
     good.count('NG'),
     good.count('review'),
@@ -90,91 +94,101 @@ def count(folder: Path, budget: float, review_budget: float, confident: bool) ->
   )
 
 
-def mean(counts: Iterable[Counted]) -> Counted:
+def average_over_seeds(counts: Iterable[VerdictCounts]) -> VerdictCounts:
   """Over seeds."""
-  return Counted(*map(statistics.fmean, zip(*counts, strict=True)))
+  return VerdictCounts(*map(statistics.fmean, zip(*counts, strict=True)))
 
 
-def together(counts: Sequence[Counted]) -> Counted:
+def sum_over_categories(counts: Sequence[VerdictCounts]) -> VerdictCounts:
   """Over categories: test images are added up; what is promised is weighted by the good ones."""
   good = sum(c.good for c in counts)
   expected, bound = (
     sum(getattr(c, key) * c.good for c in counts) / max(good, 1) for key in ('expected', 'bound')
   )
   normals, _, _, *sums = map(sum, zip(*counts, strict=True))
-  return Counted(normals, expected, bound, *sums)
+  return VerdictCounts(normals, expected, bound, *sums)
 
 
-def interval(hits: float, n: float) -> tuple[float, float]:
+def confidence_interval(hits: float, n: float) -> tuple[float, float]:
   """What a share of which `hits` of n were seen lies between, in 19 of 20 cases."""
   low = special.betaincinv(hits, n - hits + 1, 0.025) if hits else 0.0
   high = special.betaincinv(hits + 1, n - hits, 0.975) if hits < n else 1.0
   return float(low), float(high)
 
 
-def leave(rows: Sequence[tuple[str, str, int, float, Counted]], workdir: Path, about: str) -> None:
+def write_table(
+  rows: Sequence[tuple[str, str, int, float, VerdictCounts]], workdir: Path, notes: str
+) -> None:
   """Print the table, and write it as Markdown and CSV."""
-  shown = [
+  table_rows = [
     [
-      detector, category, seeds, f'{c.normals:.0f}', _percent(budget), _percent(c.expected),
-      _percent(c.bound), f'{c.good:.0f}', _measured(c.false_alarms, c.good),
-      _share(c.reviewed, c.good), f'{c.defective:.0f}', _share(c.missed, c.defective),
-      _share(c.passed, c.defective),
+      detector, category, seeds, f'{c.normals:.0f}', _format_percent(budget), _format_percent(c.expected),
+      _format_percent(c.bound), f'{c.good:.0f}', _format_share_with_interval(c.false_alarms, c.good),
+      _format_share(c.reviewed, c.good), f'{c.defective:.0f}', _format_share(c.missed, c.defective),
+      _format_share(c.passed, c.defective),
     ]
     for detector, category, seeds, budget, c in rows
   ]  # fmt: skip
-  text = f'{tables.markdown_table(_TITLES, shown)}\n\n{about}\n'
+  text = f'{tables.markdown_table(_TITLES, table_rows)}\n\n{notes}\n'
   (workdir / 'false_alarms.md').write_text(text)
   with (workdir / 'false_alarms.csv').open('w', newline='') as file:
-    names = ['detector', 'category', 'seeds', 'budget', *Counted._fields]
-    written = [[*row[:-1], *row[-1]] for row in rows]
-    csv.writer(file, lineterminator='\n').writerows([names, *written])
+    names = ['detector', 'category', 'seeds', 'budget', *VerdictCounts._fields]
+    csv_rows = [[*row[:-1], *row[-1]] for row in rows]
+    csv.writer(file, lineterminator='\n').writerows([names, *csv_rows])
   print(text)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path) -> list[dict[str, str]]:
   if not path.is_file():
     sys.exit(f'{path} is absent: that run was of an older uadjax. Name another --workdir.')
   with path.open(newline='', encoding='utf-8') as file:
     return list(csv.DictReader(file))
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
   return f'{100 * share:.1f} %'
 
 
-def _share(hits: float, n: float) -> str:
-  return _percent(hits / n) if n else '—'
+def _format_share(hits: float, n: float) -> str:
+  return _format_percent(hits / n) if n else '—'
 
 
-def _measured(hits: float, n: float) -> str:
+def _format_share_with_interval(hits: float, n: float) -> str:
   if not n:
     return '—'
-  low, high = interval(hits, n)
-  return f'{_percent(hits / n)} ({100 * low:.1f}-{100 * high:.1f})'
+  low, high = confidence_interval(hits, n)
+  return f'{_format_percent(hits / n)} ({100 * low:.1f}-{100 * high:.1f})'
 
 
-def _rows(
+def _count_all(
   runs: Sequence[sweep.Run], flags: argparse.Namespace
-) -> list[tuple[str, str, int, float, Counted]]:
+) -> list[tuple[str, str, int, float, VerdictCounts]]:
   rows = []
   for config in flags.config:
     for budget in flags.budgets:
-      of_detector = []
+      detector_counts = []
       for category in dict.fromkeys(run.category for run in runs):
         counts = [
-          count(folder, budget, flags.review_budget, flags.confident)
+          count_verdicts(folder, budget, flags.review_budget, flags.confident)
           for run in runs
           if run.config == config and run.category == category
           if results.load_summary(folder := run.run_dir(flags.workdir)) is not None
         ]
         if counts:
-          of_detector.append(mean(counts))
-          rows.append((sweep.config_label(config), category, len(counts), budget, of_detector[-1]))
-      if len(of_detector) > 1:
-        all_of_them = f'all {len(of_detector)}'
+          detector_counts.append(average_over_seeds(counts))
+          rows.append(
+            (sweep.config_label(config), category, len(counts), budget, detector_counts[-1])
+          )
+      if len(detector_counts) > 1:
+        all_label = f'all {len(detector_counts)}'
         rows.append(
-          (sweep.config_label(config), all_of_them, flags.seeds, budget, together(of_detector))
+          (
+            sweep.config_label(config),
+            all_label,
+            flags.seeds,
+            budget,
+            sum_over_categories(detector_counts),
+          )
         )
   return rows
 
@@ -203,22 +217,22 @@ def main() -> None:
   ]
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
   runs = sweep.plan_runs(flags.config, categories, seeds)
-  data = [f'--config.data.root={flags.root}', f'--config.backbone.weights={flags.weights}']
-  overrides = [*data, *flags.overrides]
+  data_flags = [f'--config.data.root={flags.root}', f'--config.backbone.weights={flags.weights}']
+  overrides = [*data_flags, *flags.overrides]
   if not flags.table_only:
-    missing = sweep.unfinished_runs(runs, flags.workdir)
-    for run, told, error in sweep.run_sweep(
-      missing, flags.workdir, overrides, slots.device_slots('auto')
+    unfinished_runs = sweep.unfinished_runs(runs, flags.workdir)
+    for run, summary, error in sweep.run_sweep(
+      unfinished_runs, flags.workdir, overrides, slots.device_slots('auto')
     ):
-      print(run, *(results.format_cells([told]) if told else [error]), flush=True)
-  known = sweep.record_sweep(flags.workdir, overrides, add_machine=False)
-  if not (rows := _rows(runs, flags)):
+      print(run, *(results.format_cells([summary]) if summary else [error]), flush=True)
+  machines = sweep.record_sweep(flags.workdir, overrides, add_machine=False)
+  if not (rows := _count_all(runs, flags)):
     sys.exit(f'There is no finished run of these in {flags.workdir}.')
-  kept = 'with 95 % confidence' if flags.confident else 'on average'
-  about = [f'Budgets are to be kept {kept}.', f'Machine: {"; ".join(known) or "unknown"}.']
+  guarantee = 'with 95 % confidence' if flags.confident else 'on average'
+  notes = [f'Budgets are to be kept {guarantee}.', f'Machine: {"; ".join(machines) or "unknown"}.']
   if flags.overrides:
-    about.append(f'Overrides: {" ".join(flags.overrides)}.')
-  leave(rows, flags.workdir, ' '.join(about))
+    notes.append(f'Overrides: {" ".join(flags.overrides)}.')
+  write_table(rows, flags.workdir, ' '.join(notes))
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from uadjax.distributed import mesh as meshes
 _BATCH = 16
 
 
-def best(call, repeats: int = 5) -> float:
+def min_seconds(call, repeats: int = 5) -> float:
   """Seconds of the quickest of some calls; the first one, which compiles, does not count."""
   jax.block_until_ready(call())
   seconds = []
@@ -42,12 +42,14 @@ def measure() -> None:
   variables = meshes.replicate(mesh, variables)
   images = np.random.default_rng(0).integers(0, 256, (_BATCH, 256, 256, 3), np.uint8)
   images = meshes.shard_batch(mesh, images)
-  see = jax.jit(lambda v, x: backbone.apply(v, backbones.normalize(x)))
+  extract_features = jax.jit(lambda v, x: backbone.apply(v, backbones.normalize(x)))
   a, b = jnp.ones((256, 384)), jnp.ones((4096, 384))
   product = jax.jit(lambda a, b: [a @ (b + i).T for i in range(20)])
-  rate = 20 * 2 * 256 * 4096 * 384 / best(lambda: product(a, b))
-  each = best(lambda: see(variables, images)) / _BATCH
-  print(f'{mesh.size} devices: {1e3 * each:.1f} ms per image; product {rate / 1e9:.0f} GFLOP/s')
+  flops_per_s = 20 * 2 * 256 * 4096 * 384 / min_seconds(lambda: product(a, b))
+  seconds_per_image = min_seconds(lambda: extract_features(variables, images)) / _BATCH
+  print(
+    f'{mesh.size} devices: {1e3 * seconds_per_image:.1f} ms per image; product {flops_per_s / 1e9:.0f} GFLOP/s'
+  )
 
 
 def main() -> None:
@@ -60,8 +62,8 @@ def main() -> None:
     measure()
     return
   for _ in range(flags.rounds):
-    for count in (1, os.cpu_count() or 1):
-      environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(count)}
+    for num_devices in (1, os.cpu_count() or 1):
+      environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(num_devices)}
       subprocess.run([sys.executable, __file__, '--here'], env=environment, check=True)
 
 

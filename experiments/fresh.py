@@ -14,7 +14,7 @@ FIRST_SEED = 3  # The configs' own.
 _LAST_LINES = 12
 
 
-class Finished(NamedTuple):
+class CompletedCommand(NamedTuple):
   """A command that did what it should.
 
   Attributes:
@@ -26,7 +26,7 @@ class Finished(NamedTuple):
   peak_mb: int
 
 
-def finish(command: Sequence[str], cwd: Path | None = None) -> Finished:
+def run_command(command: Sequence[str], cwd: Path | None = None) -> CompletedCommand:
   """Run a command to its end; if it fails so does this script, with the command's last lines."""
   with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
     with subprocess.Popen(command, cwd=cwd, stdout=out, stderr=err) as process:
@@ -38,12 +38,14 @@ def finish(command: Sequence[str], cwd: Path | None = None) -> Finished:
       stream.seek(0)
       texts.append(stream.read())
   if process.returncode:
-    last = '\n  '.join(''.join(texts).splitlines()[-_LAST_LINES:])
-    sys.exit(f'Exit status {process.returncode} of: {" ".join(command)}\n  {last}')
-  return Finished(texts[0], usage.ru_maxrss // (1 << 20 if sys.platform == 'darwin' else 1 << 10))
+    last_lines = '\n  '.join(''.join(texts).splitlines()[-_LAST_LINES:])
+    sys.exit(f'Exit status {process.returncode} of: {" ".join(command)}\n  {last_lines}')
+  return CompletedCommand(
+    texts[0], usage.ru_maxrss // (1 << 20 if sys.platform == 'darwin' else 1 << 10)
+  )
 
 
-def flags_of(root: str, category: str, weights: str, seed: int = FIRST_SEED) -> list[str]:
+def run_flags(root: str, category: str, weights: str, seed: int = FIRST_SEED) -> list[str]:
   """What every run must be told."""
   return [
     f'--config.data.root={root}',
@@ -56,14 +58,14 @@ def flags_of(root: str, category: str, weights: str, seed: int = FIRST_SEED) -> 
 def train(config: str, workdir: Path, flags: Sequence[str]) -> results.RunSummary:
   """Train and evaluate in a fresh process, over whatever is in `workdir`."""
   command = [sys.executable, '-m', 'uadjax.main', f'--config={config}', f'--workdir={workdir}']
-  finished = finish([*command, '--config.fit.overwrite=true', *flags])
-  told = results.load_summary(workdir)
-  if told is None:
+  completed = run_command([*command, '--config.fit.overwrite=true', *flags])
+  summary = results.load_summary(workdir)
+  if summary is None:
     sys.exit(f'{workdir} holds no finished run, though uadjax.main had no complaint.')
-  return {**told, 'process_peak_mb': finished.peak_mb}
+  return {**summary, 'process_peak_mb': completed.peak_mb}
 
 
-def machine() -> str:
+def describe_machine() -> str:
   """This machine, today, and the commit: what a log that was taken up again must not blur."""
   git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
   commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or 'unknown'

@@ -30,11 +30,11 @@ from PIL import Image
 from uadjax.data import image_io, layouts, transforms
 from uadjax.sweep import results, tables
 
-Fit = dict[str, Any]  # A line of the log.
-_BOUND = 512 << 20
+FitRecord = dict[str, Any]  # A line of the log.
+_MAX_BYTES = 512 << 20
 
 
-class Way(NamedTuple):
+class FitVariant(NamedTuple):
   """What is fitted, and how it is drawn."""
 
   title: str
@@ -43,114 +43,125 @@ class Way(NamedTuple):
   style: str
 
 
-_PADIM = Way('PaDiM', 'configs/padim.py', (), 's-C0')
-_UNBOUNDED = Way(
+_PADIM = FitVariant('PaDiM', 'configs/padim.py', (), 's-C0')
+_UNBOUNDED = FitVariant(
   'PatchCore 1 %',
   'configs/patchcore.py',
   (f'--config.detector.max_bytes={1 << 40}',),  # More than there is: the default bounds it, too.
   'o-C1',
 )
-_BOUNDED = Way(
+_BOUNDED = FitVariant(
   'PatchCore 1 %, max_bytes 512 MiB',
   'configs/patchcore.py',
-  (f'--config.detector.max_bytes={_BOUND}',),
+  (f'--config.detector.max_bytes={_MAX_BYTES}',),
   '^--C2',
 )
 
 
-def sources(root: str, category: str) -> list[UInt8[np.ndarray, '256 256 3']]:
+def load_source_images(root: str, category: str) -> list[UInt8[np.ndarray, '256 256 3']]:
   """The good images at network size."""
   ops = transforms.parse('resize(256)')
-  return [ops.apply(image_io.decode(one.path)) for one in layouts.load(root, category).train]
+  return [ops.apply(image_io.decode(record.path)) for record in layouts.load(root, category).train]
 
 
-def grow(
+def add_noisy_images(
   folder: Path, images: Sequence[UInt8[np.ndarray, '256 256 3']], n: int, noise: float
 ) -> int:
   """Add files until there are n; returns their size in MB."""
   for i in range(len(list(folder.iterdir())), n):
     pixels = images[i % len(images)]
     # Of the number alone: a sweep that was cut off goes on with the same files.
-    noisy = pixels + np.random.default_rng(i).normal(0, noise, pixels.shape)
-    picture = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
-    picture.save(folder / f'{i:06d}.jpg', quality=95)
+    noisy_pixels = pixels + np.random.default_rng(i).normal(0, noise, pixels.shape)
+    noisy_image = Image.fromarray(noisy_pixels.round().clip(0, 255).astype(np.uint8))
+    noisy_image.save(folder / f'{i:06d}.jpg', quality=95)
   return sum(path.stat().st_size for path in folder.iterdir()) >> 20
 
 
-def fit(way: Way, root: Path, weights: str) -> results.RunSummary:
+def fit(variant: FitVariant, root: Path, weights: str) -> results.RunSummary:
   """Fit in a fresh process."""
-  flags = [*fresh.flags_of(str(root), 'noisy', weights), '--config.evaluate.do_eval=false']
+  flags = [*fresh.run_flags(str(root), 'noisy', weights), '--config.evaluate.do_eval=false']
   with tempfile.TemporaryDirectory() as workdir:
-    return fresh.train(way.config, Path(workdir), [*flags, *way.flags])
+    return fresh.train(variant.config, Path(workdir), [*flags, *variant.flags])
 
 
-def ways(n: int, flags: argparse.Namespace) -> list[Way]:
+def variants_for(n: int, flags: argparse.Namespace) -> list[FitVariant]:
   """What is fitted to n images."""
-  chosen = [_PADIM]
+  variants = [_PADIM]
   if n <= flags.unbounded_to:
-    chosen.append(_UNBOUNDED)
+    variants.append(_UNBOUNDED)
   if n >= flags.bounded_from:
-    chosen.append(_BOUNDED)
-  return chosen
+    variants.append(_BOUNDED)
+  return variants
 
 
-def measure(flags: argparse.Namespace) -> list[Fit]:
+def measure(flags: argparse.Namespace) -> list[FitRecord]:
   """Fit what is not in the log yet; returns what was asked for."""
-  log = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
-  known = {(one['category'], one['way'], one['images']): one for one in log}
-  wanted = [(n, way) for n in sorted(set(flags.images)) for way in ways(n, flags)]
+  log_records = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
+  records_by_key = {
+    (record['category'], record['way'], record['images']): record for record in log_records
+  }
+  requested_fits = [
+    (n, variant) for n in sorted(set(flags.images)) for variant in variants_for(n, flags)
+  ]
   images = None
   with tempfile.TemporaryDirectory() as root:
     folder = Path(root) / 'noisy' / 'train' / 'good'
     folder.mkdir(parents=True)
-    for n, way in wanted:
-      key = flags.category, way.title, n
-      if key not in known:
-        images = images or sources(flags.root, flags.category)
-        print(f'{n} images: {grow(folder, images, n, flags.noise)} MB of files', flush=True)
-        told = fit(way, Path(root), flags.weights)
-        known[key] = {
-          'category': flags.category, 'way': way.title, 'images': n, 'machine': fresh.machine(),
-          **told,
+    for n, variant in requested_fits:
+      key = flags.category, variant.title, n
+      if key not in records_by_key:
+        images = images or load_source_images(flags.root, flags.category)
+        print(
+          f'{n} images: {add_noisy_images(folder, images, n, flags.noise)} MB of files', flush=True
+        )
+        summary = fit(variant, Path(root), flags.weights)
+        records_by_key[key] = {
+          'category': flags.category, 'way': variant.title, 'images': n, 'machine': fresh.describe_machine(),
+          **summary,
         }  # fmt: skip
         with flags.log.open('a') as file:
-          file.write(json.dumps(known[key]) + '\n')
-      one = known[key]
-      print(f'{n} images, {way.title}: {one["fit_s"]:.1f} s, {one["fit_peak_mb"]} MB', flush=True)
-  return [known[flags.category, way.title, n] for n, way in wanted]
+          file.write(json.dumps(records_by_key[key]) + '\n')
+      record = records_by_key[key]
+      print(
+        f'{n} images, {variant.title}: {record["fit_s"]:.1f} s, {record["fit_peak_mb"]} MB',
+        flush=True,
+      )
+  return [records_by_key[flags.category, variant.title, n] for n, variant in requested_fits]
 
 
-def exponent(fits: Sequence[Fit], start: int) -> str:
+def growth_exponent(fits: Sequence[FitRecord], start: int) -> str:
   """Slope of log seconds over log images by least squares, from `start` images on."""
-  some = [one for one in fits if one['images'] >= start]
-  if len(some) < 2:
+  selected = [record for record in fits if record['images'] >= start]
+  if len(selected) < 2:
     return '—'
-  images, seconds = np.log([[one['images'], one['fit_s']] for one in some]).T
+  images, seconds = np.log([[record['images'], record['fit_s']] for record in selected]).T
   slope = np.polyfit(images, seconds, 1)[0]
-  return f'{slope:.2f} ({some[0]["images"]}-{some[-1]["images"]})'
+  return f'{slope:.2f} ({selected[0]["images"]}-{selected[-1]["images"]})'
 
 
-def draw(fits: Sequence[Fit], path: Path) -> None:
+def draw(fits: Sequence[FitRecord], path: Path) -> None:
   """Time and memory over the number of images, on logarithmic axes."""
-  canvas = figure.Figure(figsize=(9, 4), layout='constrained')
-  panels = canvas.subplots(1, 2)
-  numbers = sorted({one['images'] for one in fits})
+  fig = figure.Figure(figsize=(9, 4), layout='constrained')
+  panels = fig.subplots(1, 2)
+  image_counts = sorted({record['images'] for record in fits})
   for panel, key, title in zip(
     panels, ('fit_s', 'fit_peak_mb'), ('seconds to fit', 'peak memory in MB'), strict=True
   ):
-    for way in (_PADIM, _UNBOUNDED, _BOUNDED):
-      points = [(one['images'], one[key]) for one in fits if one['way'] == way.title]
+    for variant in (_PADIM, _UNBOUNDED, _BOUNDED):
+      points = [
+        (record['images'], record[key]) for record in fits if record['way'] == variant.title
+      ]
       if points:
-        panel.plot(*zip(*points, strict=True), way.style, label=way.title)
+        panel.plot(*zip(*points, strict=True), variant.style, label=variant.title)
     panel.set(xscale='log', yscale='log', xlabel='images', title=title)
-    panel.set_xticks(numbers, [str(n) for n in numbers])
+    panel.set_xticks(image_counts, [str(n) for n in image_counts])
     # Plain numbers, also where there is no power of ten in sight.
     panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     panel.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
     panel.minorticks_off()
     panel.grid(alpha=0.3)
   panels[0].legend()
-  canvas.savefig(path, dpi=110)
+  fig.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -175,13 +186,18 @@ def main() -> None:
   flags.log.parent.mkdir(parents=True, exist_ok=True)
   fits = measure(flags)
   rows = [
-    [one['way'], one['images'], f'{one["fit_s"]:.1f}', one['fit_peak_mb']]
-    for one in sorted(fits, key=lambda one: (one['way'], one['images']))
+    [record['way'], record['images'], f'{record["fit_s"]:.1f}', record['fit_peak_mb']]
+    for record in sorted(fits, key=lambda record: (record['way'], record['images']))
   ]
   print('\n' + tables.markdown_table(['detector', 'images', 'fit s', 'peak MB'], rows) + '\n')
   slopes = [
-    [way.title, exponent([one for one in fits if one['way'] == way.title], flags.slope_from)]
-    for way in (_PADIM, _UNBOUNDED, _BOUNDED)
+    [
+      variant.title,
+      growth_exponent(
+        [record for record in fits if record['way'] == variant.title], flags.slope_from
+      ),
+    ]
+    for variant in (_PADIM, _UNBOUNDED, _BOUNDED)
   ]
   print(
     tables.markdown_table(['detector', 'seconds grow as images to the power of (range)'], slopes)

@@ -23,21 +23,21 @@ from uadjax.sweep import tables
 
 _BATCHES = 1, 8
 _CALLS = 20
-_OURS = 'jax', 'onnxruntime', 'openvino'
-_THEIRS = 'torch', 'openvino'
+_UADJAX_RUNTIMES = 'jax', 'onnxruntime', 'openvino'
+_ANOMALIB_RUNTIMES = 'torch', 'openvino'
 
 
-def timed(call: Any) -> float:
+def median_milliseconds(call: Any) -> float:
   """Median milliseconds of some calls, after a few that warm up."""
   seconds = []
   for _ in range(5 + _CALLS):
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     call()
-    seconds.append(time.perf_counter() - began)
+    seconds.append(time.perf_counter() - start_time)
   return 1e3 * sorted(seconds[5:])[_CALLS // 2]
 
 
-def ours(system: str, directory: Path) -> dict[int, float]:
+def time_uadjax(system: str, directory: Path) -> dict[int, float]:
   """Time a model of uadjax."""
   import jax
   import numpy as np
@@ -48,20 +48,20 @@ def ours(system: str, directory: Path) -> dict[int, float]:
   if system == 'jax':
     model = model_dir.load(directory)
     ops = model.ops
-    run: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
+    score_images: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
   else:
     runtime = runtimes.open_graph(cached_graph.get_or_export(directory), system)
-    run, ops = (
+    score_images, ops = (
       runtime.run,
-      model_dir.open_without_arrays(directory, lambda _, images: run(images)).ops,
+      model_dir.open_without_arrays(directory, lambda _, images: score_images(images)).ops,
     )
   rng = np.random.default_rng(0)
   shape = ops.height, ops.width, 3
   images = {n: rng.integers(0, 256, (n, *shape), np.uint8) for n in _BATCHES}
-  return {n: timed(lambda n=n: run(images[n])) for n in _BATCHES}
+  return {n: median_milliseconds(lambda n=n: score_images(images[n])) for n in _BATCHES}
 
 
-def theirs(system: str, detector: str, rows: int) -> dict[int, float]:
+def time_anomalib(system: str, detector: str, rows: int) -> dict[int, float]:
   """Time a model of anomalib; runs in its own environment."""
   import logging
   import warnings
@@ -71,27 +71,29 @@ def theirs(system: str, detector: str, rows: int) -> dict[int, float]:
   import timm  # pyright: ignore[reportMissingImports]
   import torch  # pyright: ignore[reportMissingImports]
 
-  create = timm.create_model  # No downloads.
-  timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, 'pretrained': False})
+  create_timm_model = timm.create_model  # No downloads.
+  timm.create_model = lambda *args, **kwargs: create_timm_model(
+    *args, **{**kwargs, 'pretrained': False}
+  )
   from anomalib import models  # pyright: ignore[reportMissingImports]
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  three = ['layer1', 'layer2', 'layer3']
+  stages = ['layer1', 'layer2', 'layer3']
   if detector == 'patchcore':
-    whole = models.Patchcore('resnet18', three[1:], pre_trained=False)
-    whole.model.memory_bank = torch.rand(rows, 384)
+    model = models.Patchcore('resnet18', stages[1:], pre_trained=False)
+    model.model.memory_bank = torch.rand(rows, 384)
   elif detector == 'padim':
-    whole = models.Padim('resnet18', three, pre_trained=False, n_features=100)
-    whole.model.gaussian.mean = torch.rand(100, 64 * 64)
-    whole.model.gaussian.inv_covariance = torch.rand(64 * 64, 100, 100)
+    model = models.Padim('resnet18', stages, pre_trained=False, n_features=100)
+    model.model.gaussian.mean = torch.rand(100, 64 * 64)
+    model.model.gaussian.inv_covariance = torch.rand(64 * 64, 100, 100)
   else:
-    whole = models.Stfpm('resnet18', three)
-  module, found = whole.model.eval(), {}
+    model = models.Stfpm('resnet18', stages)
+  module, milliseconds = model.model.eval(), {}
   for n in _BATCHES:
     images = torch.rand(n, 3, 256, 256)
     if system == 'torch':
       with torch.inference_mode():
-        found[n] = timed(lambda images=images: module(images))
+        milliseconds[n] = median_milliseconds(lambda images=images: module(images))
       continue
     import tempfile
 
@@ -105,16 +107,18 @@ def theirs(system: str, detector: str, rows: int) -> dict[int, float]:
         'INFERENCE_NUM_THREADS': len(os.sched_getaffinity(0)),
       }
       request = openvino.compile_model(path, 'CPU', config).create_infer_request()
-    found[n] = timed(lambda images=images: request.infer({'x': images.numpy()}))  # noqa: B023
-  return found
+    milliseconds[n] = median_milliseconds(
+      lambda images=images: request.infer({'x': images.numpy()})
+    )  # noqa: B023
+  return milliseconds
 
 
-def peak() -> float:
+def matmul_gflops() -> float:
   """Billions of operations per second of a large float32 product, in the same manner."""
   import numpy as np
 
   a = np.random.default_rng(0).random((1536, 1536), np.float32)
-  return 2 * 1536**3 / timed(lambda: a @ a) / 1e6
+  return 2 * 1536**3 / median_milliseconds(lambda: a @ a) / 1e6
 
 
 def main() -> None:
@@ -128,55 +132,57 @@ def main() -> None:
   parser.add_argument('--one', nargs=4, help=argparse.SUPPRESS)  # What a process of its own does.
   flags = parser.parse_args()
   if flags.one:
-    whose, system, detector, what = flags.one
-    if whose == 'peak':
-      print(json.dumps({0: peak()}))
-    elif whose == 'uadjax':
-      print(json.dumps(ours(system, Path(what))))
+    library, system, detector, argument = flags.one
+    if library == 'peak':
+      print(json.dumps({0: matmul_gflops()}))
+    elif library == 'uadjax':
+      print(json.dumps(time_uadjax(system, Path(argument))))
     else:
-      print(json.dumps(theirs(system, detector, int(what))))
+      print(json.dumps(time_anomalib(system, detector, int(argument))))
     return
 
   import fresh
 
   from uadjax.model import model_dir
 
-  models = {name: Path(path) for name, _, path in (one.partition('=') for one in flags.models)}
+  models = {name: Path(path) for name, _, path in (text.partition('=') for text in flags.models)}
   jobs = []
   for name, directory in models.items():
     rows = 0
     if name == 'patchcore':
       rows = len(model_dir.load(directory).fitted.bank.rows)
       print(f'PatchCore has {rows} rows.', file=sys.stderr)
-    jobs += [(sys.executable, 'uadjax', system, name, str(directory)) for system in _OURS]
+    jobs += [
+      (sys.executable, 'uadjax', system, name, str(directory)) for system in _UADJAX_RUNTIMES
+    ]
     if flags.peer:
-      jobs += [(flags.peer, 'anomalib', system, name, str(rows)) for system in _THEIRS]
+      jobs += [(flags.peer, 'anomalib', system, name, str(rows)) for system in _ANOMALIB_RUNTIMES]
   jobs.append((sys.executable, 'peak', 'numpy', '', ''))
   times: dict[tuple[str, ...], list[dict[str, float]]] = {job[1:4]: [] for job in jobs}
-  for turn in range(flags.rounds):
+  for round_index in range(flags.rounds):
     for python, *job in jobs:
       command = [python, __file__, '--one', *job]
-      done = subprocess.run(command, capture_output=True, text=True)
-      told = done.stdout.strip().rpartition('\n')[2]
-      if done.returncode:
-        print(job, done.stderr.strip().rpartition('\n')[2], file=sys.stderr)
+      process = subprocess.run(command, capture_output=True, text=True)
+      output = process.stdout.strip().rpartition('\n')[2]
+      if process.returncode:
+        print(job, process.stderr.strip().rpartition('\n')[2], file=sys.stderr)
         continue
-      times[tuple(job[:3])].append(json.loads(told))
-      print(turn + 1, job[:3], told, file=sys.stderr, flush=True)
-  speeds = [one['0'] for one in times.pop(('peak', 'numpy', ''))]
+      times[tuple(job[:3])].append(json.loads(output))
+      print(round_index + 1, job[:3], output, file=sys.stderr, flush=True)
+  gflops = [record['0'] for record in times.pop(('peak', 'numpy', ''))]
   table = []
-  for (whose, system, name), found in times.items():
+  for (library, system, name), records in times.items():
     cells = [
-      tables.format_cell(tables.center_and_range([one[str(n)] for one in found]), 1)
+      tables.format_cell(tables.center_and_range([record[str(n)] for record in records]), 1)
       for n in _BATCHES
-      if found
+      if records
     ]
-    table.append([name, f'{whose}, {system}', *cells])
+    table.append([name, f'{library}, {system}', *cells])
   print(tables.markdown_table(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
   print(
     f'\nMilliseconds per call: median of {flags.rounds} processes (range), of each the median of '
     f'{_CALLS} calls. A product of matrices runs at '
-    f'{tables.format_cell(tables.center_and_range(speeds), 0)} GFLOP/s. {fresh.machine()}.'
+    f'{tables.format_cell(tables.center_and_range(gflops), 0)} GFLOP/s. {fresh.describe_machine()}.'
   )
 
 

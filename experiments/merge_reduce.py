@@ -33,44 +33,47 @@ _COLUMNS = {
 }
 
 
-def caps(images: int, share: float) -> tuple[dict[str, int], int]:
+def choose_byte_limits(images: int, share: float) -> tuple[dict[str, int], int]:
   """max_bytes of both ways, and a batch size that the smaller has room for."""
-  needed = images * _PATCHES * coreset.bytes_per_point(_DIMENSIONS)
+  unlimited_bytes = images * _PATCHES * coreset.bytes_per_point(_DIMENSIONS)
   batch = max(1, min(16, int(share * images) // 2))  # Room for more than half is never made.
-  return {'one-shot': needed, f'capped to {share:g}': int(share * needed)}, batch
+  return {'one-shot': unlimited_bytes, f'capped to {share:g}': int(share * unlimited_bytes)}, batch
 
 
 def measure(
-  flags: argparse.Namespace, seed: int, limits: dict[str, int], batch: int
+  flags: argparse.Namespace, seed: int, byte_limits: dict[str, int], batch: int
 ) -> list[results.RunSummary]:
   """Both ways with one seed."""
-  told = []
-  for way, limit in limits.items():
-    workdir = flags.workdir / flags.category / f'{limit}_bytes' / f'seed_{seed}'
-    own = [f'--config.detector.max_bytes={limit}', f'--config.fit.batch_size={batch}']
-    common = fresh.flags_of(flags.root, flags.category, flags.weights, seed)
-    told.append(results.load_summary(workdir) or fresh.train(_CONFIG, workdir, [*common, *own]))
-    print(f'seed {seed}, {way}: {"  ".join(cells(told[-1]))}', flush=True)
-  return told
+  summaries = []
+  for variant, max_bytes in byte_limits.items():
+    workdir = flags.workdir / flags.category / f'{max_bytes}_bytes' / f'seed_{seed}'
+    variant_flags = [f'--config.detector.max_bytes={max_bytes}', f'--config.fit.batch_size={batch}']
+    common_flags = fresh.run_flags(flags.root, flags.category, flags.weights, seed)
+    summaries.append(
+      results.load_summary(workdir)
+      or fresh.train(_CONFIG, workdir, [*common_flags, *variant_flags])
+    )
+    print(f'seed {seed}, {variant}: {"  ".join(format_columns(summaries[-1]))}', flush=True)
+  return summaries
 
 
-def cells(told: results.RunSummary) -> list[str]:
+def format_columns(summary: results.RunSummary) -> list[str]:
   """The columns of one run."""
   return [
-    tables.format_cell(tables.center_and_range([told[key]]), digits)
+    tables.format_cell(tables.center_and_range([summary[key]]), digits)
     for key, (_, digits) in _COLUMNS.items()
   ]
 
 
 def differences(pairs: Sequence[Sequence[results.RunSummary]]) -> list[str]:
   """Median and range over seeds, by column."""
-  found = []
+  columns = []
   for key, (_, digits) in _COLUMNS.items():
     values = [capped[key] - one_shot[key] for one_shot, capped in pairs]
     numbers = (statistics.median(values), min(values), max(values))
     median, low, high = (f'{value:+.{digits}f}' for value in numbers)
-    found.append(f'{median} ({low} to {high})')
-  return found
+    columns.append(f'{median} ({low} to {high})')
+  return columns
 
 
 def main() -> None:
@@ -85,19 +88,23 @@ def main() -> None:
   parser.add_argument('--workdir', type=Path, default=Path('runs/merge_reduce'))
   flags = parser.parse_args()
   images = len(layouts.load(flags.root, flags.category).train)
-  limits, batch = caps(images, flags.share)
+  byte_limits, batch = choose_byte_limits(images, flags.share)
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
-  pairs = [measure(flags, seed, limits, batch) for seed in seeds]
+  pairs = [measure(flags, seed, byte_limits, batch) for seed in seeds]
   rows = [
-    [seed, way, *cells(told)]
+    [seed, variant, *format_columns(summary)]
     for seed, pair in zip(seeds, pairs, strict=True)
-    for way, told in zip(limits, pair, strict=True)
+    for variant, summary in zip(byte_limits, pair, strict=True)
   ]
   rows.append(['median (range)', 'difference', *differences(pairs)])
   titles = [title for title, _ in _COLUMNS.values()]
-  sizes = ', '.join(f'{way}: max_bytes={limit}' for way, limit in limits.items())
+  sizes = ', '.join(
+    f'{variant}: max_bytes={max_bytes}' for variant, max_bytes in byte_limits.items()
+  )
   print(f'\n{tables.markdown_table(["seed", "way", *titles], rows)}\n')
-  print(f'{flags.category}, {images} images, batches of {batch}; {sizes}. {fresh.machine()}.')
+  print(
+    f'{flags.category}, {images} images, batches of {batch}; {sizes}. {fresh.describe_machine()}.'
+  )
 
 
 if __name__ == '__main__':

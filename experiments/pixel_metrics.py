@@ -28,100 +28,100 @@ from scipy import ndimage
 
 from uadjax.numerics import metrics
 
-Map = Float32[np.ndarray, 'h w']
+AnomalyMap = Float32[np.ndarray, 'h w']
 Mask = Bool[np.ndarray, 'h w']
 
-_DEFECTIVE = 0.027  # Of a defective image: 2 % of all pixels.
-_SCALES = (64, 16, 32)  # Pixels from one knot of the noise to the next.
+_DEFECTIVE_PIXEL_SHARE = 0.027  # Of a defective image: 2 % of all pixels.
+_KNOT_SPACINGS = (64, 16, 32)  # Pixels from one knot of the noise to the next.
 
 
-def noise(rng: np.random.Generator, size: int, step: int) -> Map:
+def smooth_noise(rng: np.random.Generator, size: int, knot_spacing: int) -> AnomalyMap:
   """Smooth noise of about unit variance."""
-  knots = rng.standard_normal((-(-size // step) + 1,) * 2, dtype=np.float32)
-  return np.asarray(ndimage.zoom(knots, step, order=1))[:size, :size]
+  knots = rng.standard_normal((-(-size // knot_spacing) + 1,) * 2, dtype=np.float32)
+  return np.asarray(ndimage.zoom(knots, knot_spacing, order=1))[:size, :size]
 
 
-def make(folder: Path, images: int, size: int) -> None:
+def write_test_set(folder: Path, num_images: int, size: int) -> None:
   """Write maps and masks; each depends on its number alone."""
-  for i in range(images):
+  for i in range(num_images):
     rng = np.random.default_rng(i)
-    scores, truth = (
-      np.float32(0.05) * np.exp(0.6 * noise(rng, size, 16)),
+    scores, mask = (
+      np.float32(0.05) * np.exp(0.6 * smooth_noise(rng, size, 16)),
       np.zeros((size, size), bool),
     )
     if i % 4:
-      field = noise(rng, size, _SCALES[i % 3])
-      truth = field > np.quantile(field, 1 - _DEFECTIVE)
-      scores += truth * np.maximum(0, 0.1 + 0.1 * noise(rng, size, 32))
+      field = smooth_noise(rng, size, _KNOT_SPACINGS[i % 3])
+      mask = field > np.quantile(field, 1 - _DEFECTIVE_PIXEL_SHARE)
+      scores += mask * np.maximum(0, 0.1 + 0.1 * smooth_noise(rng, size, 32))
     np.save(folder / f'map_{i:04d}.npy', scores.astype(np.float32))
-    np.save(folder / f'mask_{i:04d}.npy', truth)
+    np.save(folder / f'mask_{i:04d}.npy', mask)
 
 
-def pairs(folder: Path) -> Iterator[tuple[Map, Mask]]:
+def read_pairs(folder: Path) -> Iterator[tuple[AnomalyMap, Mask]]:
   """Read map and mask of each image."""
   for path in sorted(folder.glob('map_*.npy')):
     yield np.load(path), np.load(path.with_name(path.name.replace('map', 'mask')))
 
 
-def ours(folder: Path) -> dict[str, float]:
+def uadjax_metrics(folder: Path) -> dict[str, float]:
   """Anomalous pixels are gathered first; normal ones pass by image by image."""
-  anomalous, weight = zip(
-    *((scores[truth], metrics.region_weights(truth)) for scores, truth in pairs(folder)),
+  anomalous, weights = zip(
+    *((scores[mask], metrics.region_weights(mask)) for scores, mask in read_pairs(folder)),
     strict=True,
   )
-  normal = (scores[~truth] for scores, truth in pairs(folder))
-  r = metrics.rank(np.concatenate(anomalous), normal, np.concatenate(weight))
+  normal = (scores[~mask] for scores, mask in read_pairs(folder))
+  ranking = metrics.rank(np.concatenate(anomalous), normal, np.concatenate(weights))
   return {
-    'AUROC': metrics.auroc(r),
-    'AP': metrics.average_precision(r),
-    'F1-max': metrics.f1_max(r),
-    'AU-PRO': metrics.au_pro(r),
+    'AUROC': metrics.auroc(ranking),
+    'AP': metrics.average_precision(ranking),
+    'F1-max': metrics.f1_max(ranking),
+    'AU-PRO': metrics.au_pro(ranking),
   }
 
 
-def straightforward(folder: Path) -> dict[str, float]:
+def straightforward_metrics(folder: Path) -> dict[str, float]:
   """Sort all pixels, then cumulative sums at the last of each tie."""
-  flat = []
-  for scores, truth in pairs(folder):
-    weight = np.zeros(scores.shape)
-    weight[truth] = metrics.region_weights(truth)
-    flat.append((scores.ravel(), truth.ravel(), weight.ravel()))
-  scores, truth, weight = (np.concatenate(parts) for parts in zip(*flat, strict=True))
-  del flat  # As generous to its memory as a careful author would be.
+  flat_arrays = []
+  for scores, mask in read_pairs(folder):
+    weights = np.zeros(scores.shape)
+    weights[mask] = metrics.region_weights(mask)
+    flat_arrays.append((scores.ravel(), mask.ravel(), weights.ravel()))
+  scores, mask, weights = (np.concatenate(arrays) for arrays in zip(*flat_arrays, strict=True))
+  del flat_arrays  # As generous to its memory as a careful author would be.
   order = np.argsort(scores)[::-1]
-  scores, truth, weight = scores[order], truth[order], weight[order]
+  scores, mask, weights = scores[order], mask[order], weights[order]
   del order
-  last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-  tp, overlap = np.cumsum(truth)[last], np.cumsum(weight)[last]
-  fp = last + 1 - tp
+  last_of_tie = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+  tp, overlap = np.cumsum(mask)[last_of_tie], np.cumsum(weights)[last_of_tie]
+  fp = last_of_tie + 1 - tp
   recall, fpr = np.append(0, tp / tp[-1]), np.append(0, fp / fp[-1])
   pro = np.append(0, overlap / overlap[-1])
-  grid = np.append(fpr[fpr <= 0.3], 0.3)
-  height = np.append(pro[fpr <= 0.3], np.interp(0.3, fpr, pro))
+  fpr_grid = np.append(fpr[fpr <= 0.3], 0.3)
+  pro_on_grid = np.append(pro[fpr <= 0.3], np.interp(0.3, fpr, pro))
   return {
     'AUROC': float(np.trapezoid(recall, fpr)),
     'AP': float(np.diff(recall) @ (tp / (tp + fp))),
     'F1-max': float((2 * tp / (tp + fp + tp[-1])).max()),
-    'AU-PRO': float(np.trapezoid(height, grid) / 0.3),
+    'AU-PRO': float(np.trapezoid(pro_on_grid, fpr_grid) / 0.3),
   }
 
 
-_RESULTS = ('AUROC', 'AP', 'F1-max', 'AU-PRO')
-_SIDES = {'ours': ours, 'straightforward': straightforward}
+_METRIC_NAMES = ('AUROC', 'AP', 'F1-max', 'AU-PRO')
+_IMPLEMENTATIONS = {'ours': uadjax_metrics, 'straightforward': straightforward_metrics}
 
 
-def measure(side: str, folder: Path) -> dict[str, float]:
+def measure(implementation: str, folder: Path) -> dict[str, float]:
   """One side in this process: its results, seconds and peak in MB."""
   start = time.perf_counter()
-  results = _SIDES[side](folder)
+  results = _IMPLEMENTATIONS[implementation](folder)
   seconds = time.perf_counter() - start
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
   return {**results, 'seconds': seconds, 'peak MB': peak}
 
 
-def fresh(side: str, folder: Path) -> dict[str, float]:
+def measure_in_subprocess(implementation: str, folder: Path) -> dict[str, float]:
   """The same in a process of its own."""
-  command = [sys.executable, __file__, f'--side={side}', f'--folder={folder}']
+  command = [sys.executable, __file__, f'--side={implementation}', f'--folder={folder}']
   out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
   return json.loads(out)
 
@@ -130,20 +130,23 @@ def compare(folder: Path, rounds: int) -> None:
   """Let both sides take turns; print the table."""
   print('| round | ours s | straightforward s | ratio | ours MB | straightforward MB | differ by |')
   print('|---|---|---|---|---|---|---|')
-  ratios, found = [], {}
+  ratios, results = [], {}
   for i in range(rounds):
-    sides = tuple(_SIDES) if i % 2 == 0 else tuple(reversed(_SIDES))
-    found = {side: fresh(side, folder) for side in sides}
-    a, b = found['ours'], found['straightforward']
-    differ = max(abs(a[key] - b[key]) for key in _RESULTS)
-    if differ > 1e-9:
-      raise SystemExit(f'The sides disagree by {differ}: {found}')
+    implementations = tuple(_IMPLEMENTATIONS) if i % 2 == 0 else tuple(reversed(_IMPLEMENTATIONS))
+    results = {
+      implementation: measure_in_subprocess(implementation, folder)
+      for implementation in implementations
+    }
+    a, b = results['ours'], results['straightforward']
+    max_difference = max(abs(a[key] - b[key]) for key in _METRIC_NAMES)
+    if max_difference > 1e-9:
+      raise SystemExit(f'The sides disagree by {max_difference}: {results}')
     ratios.append(b['seconds'] / a['seconds'])
     cells = [f'{a["seconds"]:.1f}', f'{b["seconds"]:.1f}', f'{ratios[-1]:.1f}']
-    cells += [f'{a["peak MB"]:.0f}', f'{b["peak MB"]:.0f}', f'{differ:.0e}']
+    cells += [f'{a["peak MB"]:.0f}', f'{b["peak MB"]:.0f}', f'{max_difference:.0e}']
     print(f'| {i + 1} | {" | ".join(cells)} |', flush=True)
-  results = ', '.join(f'{key} {found["ours"][key]:.6f}' for key in _RESULTS)
-  print(f'\nMedian ratio {statistics.median(ratios):.1f}. {results}.')
+  metrics_text = ', '.join(f'{key} {results["ours"][key]:.6f}' for key in _METRIC_NAMES)
+  print(f'\nMedian ratio {statistics.median(ratios):.1f}. {metrics_text}.')
 
 
 def main() -> None:
@@ -154,14 +157,16 @@ def main() -> None:
   parser.add_argument('--images', type=int, default=160)
   parser.add_argument('--size', type=int, default=1024)
   parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--side', choices=_SIDES, help='measure one side of --folder in this process')
+  parser.add_argument(
+    '--side', choices=_IMPLEMENTATIONS, help='measure one side of --folder in this process'
+  )
   parser.add_argument('--folder', type=Path)
   flags = parser.parse_args()
   if flags.side:
     print(json.dumps(measure(flags.side, flags.folder)))
     return
   with tempfile.TemporaryDirectory() as folder:
-    make(Path(folder), flags.images, flags.size)
+    write_test_set(Path(folder), flags.images, flags.size)
     compare(Path(folder), flags.rounds)
 
 

@@ -21,53 +21,65 @@ import fresh
 from uadjax.sweep import tables
 
 # Of ResNet-18 at 256x256 pixels: traffic.py.
-_FEATURES, _STEP = 3.6e9, 13.7e9  # Operations of an image: to layer3; of a training step of STFPM.
-_GRADIENTS = 11.2e6  # Bytes of STFPM's.
-_PADIM = 64 * 64, 100  # p, d
-_PATCHCORE = 32 * 32, 384
-_SKETCH, _CANDIDATES, _FRESH = 64, 4096, 1024  # numerics/coreset.py.
-_EXACT = 6  # Products of bfloat16 that one of float32 in full precision takes on a TPU.
+_FEATURE_FLOPS, _STEP_FLOPS = (
+  3.6e9,
+  13.7e9,
+)  # Operations of an image: to layer3; of a training step of STFPM.
+_GRADIENT_BYTES = 11.2e6  # Bytes of STFPM's.
+_PADIM_SHAPE = 64 * 64, 100  # p, d
+_PATCHCORE_SHAPE = 32 * 32, 384
+_SKETCH_DIM, _NUM_CANDIDATES, _MAX_NEW_CENTERS = 64, 4096, 1024  # numerics/coreset.py.
+_PRODUCTS_PER_FLOAT32 = (
+  6  # Products of bfloat16 that one of float32 in full precision takes on a TPU.
+)
 
 
-def of_batches(flags: argparse.Namespace) -> list[list[Any]]:
+def batch_rows(flags: argparse.Namespace) -> list[list[Any]]:
   """Milliseconds of a batch: computing, and what passes between chips meanwhile or after."""
   c, b = flags.chips, flags.batch
-  rate, between = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
-  p, d = _PADIM
+  flops_per_s, bytes_per_s = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
+  p, d = _PADIM_SHAPE
   rows = [
-    ['PaDiM: fold in', b * _FEATURES, 'b p d 4', b * p * d * 4],
-    ['PatchCore: fold in', b * _FEATURES, '0', 0],
-    ['STFPM: training step', b * _STEP, 'gradients', _GRADIENTS],
+    ['PaDiM: fold in', b * _FEATURE_FLOPS, 'b p d 4', b * p * d * 4],
+    ['PatchCore: fold in', b * _FEATURE_FLOPS, '0', 0],
+    ['STFPM: training step', b * _STEP_FLOPS, 'gradients', _GRADIENT_BYTES],
   ]
-  p, d = _PATCHCORE
-  search = 2 * b * c * p * d * flags.rows / c * _EXACT
+  p, d = _PATCHCORE_SHAPE
+  search_flops = 2 * b * c * p * d * flags.rows / c * _PRODUCTS_PER_FLOAT32
   rows += [
-    ['PatchCore: score, bank split', b * _FEATURES + search, 'b c p d 4', b * c * p * d * 4],
-    ['PatchCore: score, bank on each', b * _FEATURES + search, '0', 0],
+    [
+      'PatchCore: score, bank split',
+      b * _FEATURE_FLOPS + search_flops,
+      'b c p d 4',
+      b * c * p * d * 4,
+    ],
+    ['PatchCore: score, bank on each', b * _FEATURE_FLOPS + search_flops, '0', 0],
   ]
   return [
-    [title, f'{1e3 * work / rate:.1f}', what, f'{moved / 1e6:.0f}', f'{1e3 * moved / between:.1f}',
-     f'{b * c / (work / rate + moved / between):,.0f}']
-    for title, work, what, moved in rows
+    [title, f'{1e3 * flops / flops_per_s:.1f}', formula, f'{num_bytes / 1e6:.0f}', f'{1e3 * num_bytes / bytes_per_s:.1f}',
+     f'{b * c / (flops / flops_per_s + num_bytes / bytes_per_s):,.0f}']
+    for title, flops, formula, num_bytes in rows
   ]  # fmt: skip
 
 
-def of_coresets(flags: argparse.Namespace) -> list[list[Any]]:
+def coreset_rows(flags: argparse.Namespace) -> list[list[Any]]:
   """Seconds to select: measuring, taking one after the other, telling all of the candidates."""
   c, rows = flags.chips, []
-  rate, between = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
-  _, d = _PATCHCORE
-  numbers = d + _SKETCH + 3
+  flops_per_s, bytes_per_s = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
+  _, d = _PATCHCORE_SHAPE
+  numbers_per_point = d + _SKETCH_DIM + 3
   for n, share in ((214_016, 0.1), (7_000_000, 0.01), (7_000_000, 0.1)):
     k = share * n
-    measuring = 2 * n / c * k * _SKETCH * _EXACT / rate
+    measure_s = 2 * n / c * k * _SKETCH_DIM * _PRODUCTS_PER_FLOAT32 / flops_per_s
     # Each center is measured against the candidates, which are read from memory for it.
-    taking = k * (_CANDIDATES * numbers * 4 / (flags.hbm * 1e9) + flags.step_us * 1e-6)
-    told = k / _FRESH * _CANDIDATES * numbers * 4 / between
-    memory = n / c * 4 * numbers / 1e6
+    select_s = k * (
+      _NUM_CANDIDATES * numbers_per_point * 4 / (flags.hbm * 1e9) + flags.step_us * 1e-6
+    )
+    exchange_s = k / _MAX_NEW_CENTERS * _NUM_CANDIDATES * numbers_per_point * 4 / bytes_per_s
+    memory_mb = n / c * 4 * numbers_per_point / 1e6
     rows.append([
-      f'{n:,}', f'{share:.0%}', f'{memory:,.0f}', f'{measuring:.2f}', f'{taking:.2f}',
-      f'{told:.2f}', f'{measuring + taking + told:.1f}',
+      f'{n:,}', f'{share:.0%}', f'{memory_mb:,.0f}', f'{measure_s:.2f}', f'{select_s:.2f}',
+      f'{exchange_s:.2f}', f'{measure_s + select_s + exchange_s:.1f}',
     ])  # fmt: skip
   return rows
 
@@ -87,11 +99,11 @@ def main() -> None:
   parser.add_argument('--step_us', type=float, default=10, help='of a sequential step (a guess)')
   flags = parser.parse_args()
   titles = ['', 'ms to compute', 'bytes to each', 'MB', 'ms to move', 'images/s']
-  print(tables.markdown_table(titles, of_batches(flags)) + '\n')
+  print(tables.markdown_table(titles, batch_rows(flags)) + '\n')
   titles = ['patches', 'kept', 'MB of each', 's to measure', 's to take', 's to tell', 's']
-  print(tables.markdown_table(titles, of_coresets(flags)))
-  given = ', '.join(f'{key} {value}' for key, value in vars(flags).items())
-  print(f'\nBy arithmetic, of {given}; {fresh.machine().rpartition(", ")[2]}.')
+  print(tables.markdown_table(titles, coreset_rows(flags)))
+  assumptions = ', '.join(f'{key} {value}' for key, value in vars(flags).items())
+  print(f'\nBy arithmetic, of {assumptions}; {fresh.describe_machine().rpartition(", ")[2]}.')
 
 
 if __name__ == '__main__':

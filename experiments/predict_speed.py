@@ -26,53 +26,60 @@ from uadjax.sweep import tables
 from uadjax.system import memory, threads
 
 
-def reading(predictor: predictor.Predictor, paths: list[Path]) -> list[np.ndarray]:
+def read_images(predictor: predictor.Predictor, paths: list[Path]) -> list[np.ndarray]:
   """Bring all images to network size."""
 
-  def one(path: Path) -> np.ndarray:
+  def read_image(path: Path) -> np.ndarray:
     return predictor.model.ops.apply(inputs.read(inputs.Source(str(path), path)))
 
   with futures.ThreadPoolExecutor(threads.num_cores()) as pool:
-    return list(pool.map(one, paths))
+    return list(pool.map(read_image, paths))
 
 
-def scoring(predictor: predictor.Predictor, pixels: list[np.ndarray], rows: int) -> None:
+def score_batches(
+  predictor: predictor.Predictor, pixels: list[np.ndarray], batch_size: int
+) -> None:
   """Score batches, each on the next device."""
-  whole = len(pixels) - len(pixels) % rows
-  batches = [np.stack(pixels[at : at + rows]) for at in range(0, whole, rows)]
+  num_scored = len(pixels) - len(pixels) % batch_size
+  batches = [
+    np.stack(pixels[start : start + batch_size]) for start in range(0, num_scored, batch_size)
+  ]
 
-  def one(number: int) -> None:
-    predictor.scorers[number % len(predictor.scorers)](batches[number])
+  def score_batch(index: int) -> None:
+    predictor.scorers[index % len(predictor.scorers)](batches[index])
 
   with futures.ThreadPoolExecutor(predictor.max_concurrent_batches) as pool:
-    list(pool.map(one, range(len(batches))))
+    list(pool.map(score_batch, range(len(batches))))
 
 
-def measure(predictor: predictor.Predictor, folder: Path, rows: int, rounds: int) -> list[str]:
+def measure(
+  predictor: predictor.Predictor, folder: Path, batch_size: int, rounds: int
+) -> list[str]:
   """One line of the table."""
   paths = scanning.find_images(folder)
-  pixels = reading(predictor, paths)
-  list(predictor.predict(paths[: rows * len(predictor.devices)], rows))  # Compiles.
+  pixels = read_images(predictor, paths)
+  list(predictor.predict(paths[: batch_size * len(predictor.devices)], batch_size))  # Compiles.
   seconds: dict[str, list[float]] = {'reading': [], 'scoring': [], 'predicting': []}
   for _ in range(rounds):
-    for name, work in (
-      ('reading', lambda: reading(predictor, paths)),
-      ('scoring', lambda: scoring(predictor, pixels, rows)),
-      ('predicting', lambda: [one.score for one in predictor.predict(folder, rows)]),
+    for name, task in (
+      ('reading', lambda: read_images(predictor, paths)),
+      ('scoring', lambda: score_batches(predictor, pixels, batch_size)),
+      ('predicting', lambda: [result.score for result in predictor.predict(folder, batch_size)]),
     ):
-      began = time.perf_counter()
-      work()
-      seconds[name].append(time.perf_counter() - began)
+      start_time = time.perf_counter()
+      task()
+      seconds[name].append(time.perf_counter() - start_time)
   rates = {
-    name: tables.center_and_range([len(paths) / s for s in each]) for name, each in seconds.items()
+    name: tables.center_and_range([len(paths) / s for s in durations])
+    for name, durations in seconds.items()
   }
   triples = list(zip(*seconds.values(), strict=True))
-  share = tables.center_and_range([max(r, s) / p for r, s, p in triples])
+  share_of_slower = tables.center_and_range([max(r, s) / p for r, s, p in triples])
   bound = tables.center_and_range([max(r, s) / (r + s) for r, s, _ in triples])
   return [
-    str(rows),
+    str(batch_size),
     *(tables.format_cell(rate, 1) for rate in rates.values()),
-    tables.format_cell(share, 2),
+    tables.format_cell(share_of_slower, 2),
     tables.format_cell(bound, 2),
   ]
 
@@ -89,12 +96,12 @@ def main() -> None:
   flags = parser.parse_args()
   memory.retain_freed_pages()
   predictor = create_model(model_dir=flags.model, backend=flags.backend)
-  rows = [measure(predictor, flags.images, rows, flags.rounds) for rows in (1, 8)]
+  rows = [measure(predictor, flags.images, batch_size, flags.rounds) for batch_size in (1, 8)]
   titles = ['batch', 'reading', 'scoring', 'predicting', 'share of the slower', 'bound']
   print(tables.markdown_table(titles, rows))
   print(
     f'\n{predictor.model.name}, {len(predictor.devices)} devices, '
-    f'{len(scanning.find_images(flags.images))} images. {fresh.machine()}.'
+    f'{len(scanning.find_images(flags.images))} images. {fresh.describe_machine()}.'
   )
 
 

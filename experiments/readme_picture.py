@@ -14,7 +14,7 @@ import uadjax
 from uadjax.data import demo
 
 # Category, defect, number of the picture.
-_SHOWN = (
+_EXAMPLES = (
   ('disc', 'scratch', 0),
   ('board', 'missing', 0),
   ('fabric', 'contamination', 0),
@@ -23,14 +23,14 @@ _SHOWN = (
 _COLUMNS, _GAP = 2, 12
 
 
-def found() -> Iterator[Image.Image]:
+def result_pictures() -> Iterator[Image.Image]:
   """Fit a model to each category, and judge a picture with it."""
-  for category, defect, number in _SHOWN:
+  for category, defect, image_number in _EXAMPLES:
     folder = demo.cached_dataset(category) / category
-    with tempfile.TemporaryDirectory() as run:
+    with tempfile.TemporaryDirectory() as workdir:
       overrides = {'evaluate.do_eval': False}
-      model = uadjax.fit_model(folder, 'PatchCore', run, overrides=overrides)
-      (result,) = model.predict(folder / 'test' / defect / f'{number:03d}.png')
+      model = uadjax.fit_model(folder, 'PatchCore', workdir, overrides=overrides)
+      (result,) = model.predict(folder / 'test' / defect / f'{image_number:03d}.png')
       yield result.picture()
 
 
@@ -41,17 +41,17 @@ def main() -> None:
   )
   parser.add_argument('--output', type=Path, required=True)
   flags = parser.parse_args()
-  pictures = list(found())
+  pictures = list(result_pictures())
   width, height = (max(sizes) for sizes in zip(*(p.size for p in pictures), strict=True))
   rows = -(-len(pictures) // _COLUMNS)
-  sheet = Image.new(
+  canvas = Image.new(
     'RGB', (_COLUMNS * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), 'white'
   )
   for i, picture in enumerate(pictures):
     row, column = divmod(i, _COLUMNS)
-    sheet.paste(picture, (column * (width + _GAP), row * (height + _GAP)))
+    canvas.paste(picture, (column * (width + _GAP), row * (height + _GAP)))
   flags.output.parent.mkdir(parents=True, exist_ok=True)
-  sheet.save(flags.output, optimize=True)
+  canvas.save(flags.output, optimize=True)
 
 
 if __name__ == '__main__':

@@ -35,9 +35,11 @@ import fresh
 
 from uadjax.sweep import results, tables
 
-Round = dict[str, Any]  # A line of the log.
-_FURTHER = 101  # Seeds from here on are of runs of ours alone, whatever the number of rounds.
-_RATIO = '0.01'  # That of configs/patchcore.py.
+RoundRecord = dict[str, Any]  # A line of the log.
+_FIRST_EXTRA_SEED = (
+  101  # Seeds from here on are of runs of ours alone, whatever the number of rounds.
+)
+_DEFAULT_RATIO = '0.01'  # That of configs/patchcore.py.
 # Ours, theirs, title, digits.
 _COSTS = (
   ('fit_s', 'fit_s', 'fit s', 1),
@@ -48,7 +50,7 @@ _SCORES = (
   ('image_auroc', 'image_AUROC', 'image AUROC', 3),
   ('pixel_auroc', 'pixel_AUROC', 'pixel AUROC', 3),
 )
-_ALL = (*_COSTS, *_SCORES)
+_MEASURES = (*_COSTS, *_SCORES)
 
 
 class Case(NamedTuple):
@@ -71,94 +73,118 @@ class Case(NamedTuple):
     return f'{model} {self.category}'
 
 
-def cases(text: str) -> list[Case]:
+def parse_cases(text: str) -> list[Case]:
   """Read `config[@ratio]:category:rounds,...`."""
-  found = []
-  for part in text.split(','):
-    match = re.fullmatch(r'(\w+)(?:@([\d.]+))?:(\w+):(\d+)', part)
+  cases = []
+  for item in text.split(','):
+    match = re.fullmatch(r'(\w+)(?:@([\d.]+))?:(\w+):(\d+)', item)
     if match is None:
-      raise argparse.ArgumentTypeError(f'{part!r} is not config:category:rounds')
+      raise argparse.ArgumentTypeError(f'{item!r} is not config:category:rounds')
     model, ratio, category, rounds = match.groups(default='')
-    found.append(Case(model, ratio, category, int(rounds)))
-  return found
+    cases.append(Case(model, ratio, category, int(rounds)))
+  return cases
 
 
-def ours(case: Case, root: str, weights: str, seed: int) -> results.RunSummary:
+def run_uadjax(case: Case, root: str, weights: str, seed: int) -> results.RunSummary:
   """One run of ours."""
-  flags = fresh.flags_of(root, case.category, weights, seed)
+  flags = fresh.run_flags(root, case.category, weights, seed)
   if case.ratio:
     flags.append(f'--config.detector.ratio={case.ratio}')
   with tempfile.TemporaryDirectory() as workdir:
     return fresh.train(f'configs/{case.model}.py', Path(workdir), flags)
 
 
-def theirs(case: Case, root: str, template: str) -> results.RunSummary:
+def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
   """One run of the rival's, in a folder that takes what it leaves behind."""
-  text = template.format(
+  command_line = template.format(
     model=case.model,
     root=shlex.quote(str(Path(root).absolute())),
     category=case.category,
-    ratio=case.ratio or _RATIO,
+    ratio=case.ratio or _DEFAULT_RATIO,
   )
   # Not resolved: a virtual environment's Python is a link, and must stay one.
   command = [
     str(Path(word).absolute()) if '/' in word and Path(word).exists() else word
-    for word in shlex.split(text)
+    for word in shlex.split(command_line)
   ]
   with tempfile.TemporaryDirectory() as folder:
-    lines = fresh.finish(command, Path(folder)).stdout.strip().splitlines()
+    lines = fresh.run_command(command, Path(folder)).stdout.strip().splitlines()
   try:
-    told = json.loads(lines[-1])
-    return {name: told[name] for _, name, *_ in _ALL}
+    report = json.loads(lines[-1])
+    return {name: report[name] for _, name, *_ in _MEASURES}
   except (IndexError, KeyError, ValueError):
     sys.exit(f'The last line of {shlex.join(command)} is not the JSON expected: {lines[-1:]}')
 
 
-def measure(case: Case, seed: int, flags: argparse.Namespace) -> Round:
+def measure_round(case: Case, seed: int, flags: argparse.Namespace) -> RoundRecord:
   """One round: both in turn, or ours alone."""
-  sides = {
-    'ours': lambda: ours(case, flags.root, flags.weights, seed),
-    'theirs': lambda: None if seed >= _FURTHER else theirs(case, flags.root, flags.rival),
+  runners = {
+    'ours': lambda: run_uadjax(case, flags.root, flags.weights, seed),
+    'theirs': lambda: (
+      None if seed >= _FIRST_EXTRA_SEED else run_rival(case, flags.root, flags.rival)
+    ),
   }
-  order = list(sides) if seed % 2 else list(reversed(sides))
-  found = {side: sides[side]() for side in order}
-  return {'case': str(case), 'seed': seed, 'machine': fresh.machine(), **found}
+  order = list(runners) if seed % 2 else list(reversed(runners))
+  summaries = {side: runners[side]() for side in order}
+  return {'case': str(case), 'seed': seed, 'machine': fresh.describe_machine(), **summaries}
 
 
-def told(one: Round) -> str:
+def describe_round(record: RoundRecord) -> str:
   """A line of progress."""
-  sides = []
-  for side, column in (('ours', 0), ('theirs', 1)):
-    if one[side]:
-      numbers = (f'{title} {one[side][names[column]]:.{digits}f}' for *names, title, digits in _ALL)
-      sides.append(f'{side}: {"  ".join(numbers)}')
-  return f'{one["case"]}, seed {one["seed"]}  ' + '\n  '.join(sides)
+  descriptions = []
+  for side, key_index in (('ours', 0), ('theirs', 1)):
+    if record[side]:
+      values = (
+        f'{title} {record[side][names[key_index]]:.{digits}f}'
+        for *names, title, digits in _MEASURES
+      )
+      descriptions.append(f'{side}: {"  ".join(values)}')
+  return f'{record["case"]}, seed {record["seed"]}  ' + '\n  '.join(descriptions)
 
 
-def rows_of(rounds: Sequence[Round]) -> list[list[str]]:
+def table_rows(rounds: Sequence[RoundRecord]) -> list[list[str]]:
   """Three rows of a case: ours, theirs, ratios."""
-  own = [one['ours'] for one in rounds]
-  pairs = [(one['ours'], one['theirs']) for one in rounds if one['theirs']]
-  left, right, ratios = [], [], []
-  for mine, rivals, _, digits in _COSTS:
-    left.append(tables.format_cell(tables.center_and_range(us[mine] for us, _ in pairs), digits))
-    right.append(
-      tables.format_cell(tables.center_and_range(them[rivals] for _, them in pairs), digits)
+  uadjax_summaries = [record['ours'] for record in rounds]
+  pairs = [(record['ours'], record['theirs']) for record in rounds if record['theirs']]
+  uadjax_cells, rival_cells, ratio_cells = [], [], []
+  for uadjax_key, rival_key, _, digits in _COSTS:
+    uadjax_cells.append(
+      tables.format_cell(
+        tables.center_and_range(uadjax_run[uadjax_key] for uadjax_run, _ in pairs), digits
+      )
     )
-    ratios.append(
-      tables.format_cell(tables.center_and_range(us[mine] / them[rivals] for us, them in pairs), 2)
+    rival_cells.append(
+      tables.format_cell(
+        tables.center_and_range(rival_run[rival_key] for _, rival_run in pairs), digits
+      )
     )
-  for mine, rivals, _, digits in _SCORES:
-    left.append(tables.format_cell(tables.center_and_range(us[mine] for us in own), digits))
-    right.append(
-      tables.format_cell(tables.center_and_range(them[rivals] for _, them in pairs), digits)
+    ratio_cells.append(
+      tables.format_cell(
+        tables.center_and_range(
+          uadjax_run[uadjax_key] / rival_run[rival_key] for uadjax_run, rival_run in pairs
+        ),
+        2,
+      )
     )
-  thresholds = tables.format_cell(tables.center_and_range(us['calibrate_s'] for us, _ in pairs), 1)
-  name, runs = rounds[0]['case'], f'{len(pairs)} + {len(own) - len(pairs)}'
+  for uadjax_key, rival_key, _, digits in _SCORES:
+    uadjax_cells.append(
+      tables.format_cell(
+        tables.center_and_range(uadjax_run[uadjax_key] for uadjax_run in uadjax_summaries), digits
+      )
+    )
+    rival_cells.append(
+      tables.format_cell(
+        tables.center_and_range(rival_run[rival_key] for _, rival_run in pairs), digits
+      )
+    )
+  thresholds = tables.format_cell(
+    tables.center_and_range(uadjax_run['calibrate_s'] for uadjax_run, _ in pairs), 1
+  )
+  name, run_counts = rounds[0]['case'], f'{len(pairs)} + {len(uadjax_summaries) - len(pairs)}'
   return [
-    [name, 'ours', runs, *left, thresholds],
-    [name, 'rival', str(len(pairs)), *right, '—'],
-    [name, 'ours / rival', '', *ratios, '', '', ''],
+    [name, 'ours', run_counts, *uadjax_cells, thresholds],
+    [name, 'rival', str(len(pairs)), *rival_cells, '—'],
+    [name, 'ours / rival', '', *ratio_cells, '', '', ''],
   ]
 
 
@@ -169,26 +195,28 @@ def main() -> None:
   )
   for flag in ('--root', '--weights', '--rival'):
     parser.add_argument(flag, required=True)
-  parser.add_argument('--cases', type=cases, required=True)
+  parser.add_argument('--cases', type=parse_cases, required=True)
   parser.add_argument('--log', type=Path, default=Path('runs/rival.jsonl'))
   parser.add_argument('--ours-only', type=int, default=0, help='further runs of ours, per case')
   flags = parser.parse_args()
   flags.log.parent.mkdir(parents=True, exist_ok=True)
-  log = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
+  log_records = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
   rows, machines = [], set()
   for case in flags.cases:
     seeds = [*range(fresh.FIRST_SEED, fresh.FIRST_SEED + case.rounds)]
-    seeds += range(_FURTHER, _FURTHER + flags.ours_only)
-    known = {one['seed']: one for one in log if one['case'] == str(case)}
+    seeds += range(_FIRST_EXTRA_SEED, _FIRST_EXTRA_SEED + flags.ours_only)
+    records_by_seed = {
+      record['seed']: record for record in log_records if record['case'] == str(case)
+    }
     for seed in seeds:
-      if seed not in known:
-        known[seed] = measure(case, seed, flags)
+      if seed not in records_by_seed:
+        records_by_seed[seed] = measure_round(case, seed, flags)
         with flags.log.open('a') as file:
-          file.write(json.dumps(known[seed]) + '\n')
-      print(told(known[seed]), flush=True)
-    rows += rows_of([known[seed] for seed in seeds])
-    machines.update(known[seed]['machine'] for seed in seeds)
-  titles = [title for *_, title, _ in _ALL]
+          file.write(json.dumps(records_by_seed[seed]) + '\n')
+      print(describe_round(records_by_seed[seed]), flush=True)
+    rows += table_rows([records_by_seed[seed] for seed in seeds])
+    machines.update(records_by_seed[seed]['machine'] for seed in seeds)
+  titles = [title for *_, title, _ in _MEASURES]
   print(f'\n{tables.markdown_table(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
   print(
     'Medians (range). Runs of ours: in turn with the rival + alone, for the AUROCs. '

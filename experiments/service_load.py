@@ -36,7 +36,7 @@ _HEADERS = {'Content-Type': 'application/octet-stream'}
 _ROUTE = '/image-anomaly-detection'
 
 
-class Load(NamedTuple):
+class LoadResult(NamedTuple):
   """What clients saw.
 
   Attributes:
@@ -50,15 +50,15 @@ class Load(NamedTuple):
   statuses: collections.Counter[int]
   seconds: list[float]
   scores: collections.Counter[float]
-  lasted: float
+  duration: float
 
 
 @contextlib.contextmanager
-def served(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running_service(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
   """A service, warm."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  with socket.socket() as probe_socket:
+    probe_socket.bind(('127.0.0.1', 0))
+    port = probe_socket.getsockname()[1]
   command = [sys.executable, '-m', 'uadjax', 'serve', str(model), '--port', str(port), *options]
   process = subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True)
   url = f'http://127.0.0.1:{port}'
@@ -76,34 +76,34 @@ def served(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], 
     process.wait()
 
 
-async def load(url: str, image: bytes, clients: int, requests: int) -> Load:
+async def send_requests(url: str, image: bytes, clients: int, requests: int) -> LoadResult:
   """Let clients send so many requests in all; they stop early where nobody listens."""
   statuses: collections.Counter[int] = collections.Counter()
   scores: collections.Counter[float] = collections.Counter()
-  seconds, left = [], requests
+  seconds, num_remaining = [], requests
 
-  async def client() -> None:
-    nonlocal left
-    async with httpx.AsyncClient(timeout=120) as own:
-      while left > 0:
-        left -= 1
-        began = time.perf_counter()
+  async def run_client() -> None:
+    nonlocal num_remaining
+    async with httpx.AsyncClient(timeout=120) as http_client:
+      while num_remaining > 0:
+        num_remaining -= 1
+        start_time = time.perf_counter()
         try:
-          answer = await own.post(f'{url}{_ROUTE}', content=image, headers=_HEADERS)
+          response = await http_client.post(f'{url}{_ROUTE}', content=image, headers=_HEADERS)
         except httpx.ConnectError:
           statuses[-1] += 1
           return
         except httpx.TransportError:
           statuses[0] += 1
           return
-        statuses[answer.status_code] += 1
-        if answer.status_code == 200:
-          seconds.append(time.perf_counter() - began)
-          scores[float(re.findall(rb'"score":([^,]+)', answer.content)[0])] += 1
+        statuses[response.status_code] += 1
+        if response.status_code == 200:
+          seconds.append(time.perf_counter() - start_time)
+          scores[float(re.findall(rb'"score":([^,]+)', response.content)[0])] += 1
 
-  began = time.perf_counter()
-  await asyncio.gather(*(client() for _ in range(clients)))
-  return Load(statuses, seconds, scores, time.perf_counter() - began)
+  start_time = time.perf_counter()
+  await asyncio.gather(*(run_client() for _ in range(clients)))
+  return LoadResult(statuses, seconds, scores, time.perf_counter() - start_time)
 
 
 def resident_mb(process: subprocess.Popen[str]) -> int:
@@ -112,13 +112,13 @@ def resident_mb(process: subprocess.Popen[str]) -> int:
   return int(re.findall(r'VmRSS:\s+(\d+)', status)[0]) >> 10
 
 
-def row(found: Load) -> list[str]:
+def format_columns(result: LoadResult) -> list[str]:
   """Requests per second, median and 99th percentile."""
-  cuts = statistics.quantiles(found.seconds, n=100)
+  percentiles = statistics.quantiles(result.seconds, n=100)
   return [
-    f'{len(found.seconds) / found.lasted:.1f}',
-    f'{1e3 * statistics.median(found.seconds):.0f}',
-    f'{1e3 * cuts[98]:.0f}',
+    f'{len(result.seconds) / result.duration:.1f}',
+    f'{1e3 * statistics.median(result.seconds):.0f}',
+    f'{1e3 * percentiles[98]:.0f}',
   ]
 
 
@@ -134,45 +134,47 @@ def main() -> None:
   parser.add_argument('--each', type=int, default=256, help='requests for a line of the table')
   flags = parser.parse_args()
   image = flags.image.read_bytes()
-  print(f'{flags.image.stat().st_size >> 10} KB; {fresh.machine()}\n', flush=True)
+  print(f'{flags.image.stat().st_size >> 10} KB; {fresh.describe_machine()}\n', flush=True)
   titles = ['round', 'clients', 'batch', 'requests/s', 'median ms', '99 % ms']
   print(tables.markdown_table(titles, []), flush=True)
-  for number in range(1, flags.rounds + 1):
+  for round_number in range(1, flags.rounds + 1):
     for batch in _BATCHES:
-      with served(flags.model, '--batch', str(batch)) as (_, url):
+      with running_service(flags.model, '--batch', str(batch)) as (_, url):
         for clients in _CLIENTS:
-          asyncio.run(load(url, image, clients, 2 * clients))
-          found = asyncio.run(load(url, image, clients, flags.each))
-          cells = [number, clients, batch, *row(found)]
+          asyncio.run(send_requests(url, image, clients, 2 * clients))
+          result = asyncio.run(send_requests(url, image, clients, flags.each))
+          cells = [round_number, clients, batch, *format_columns(result)]
           print(f'| {" | ".join(map(str, cells))} |', flush=True)
-  with served(flags.model) as (process, url):
-    memory = [resident_mb(process)]
-    tenth = asyncio.run(load(url, image, 8, flags.requests // 10))
-    memory.append(resident_mb(process))
-    rest = asyncio.run(load(url, image, 8, flags.requests - flags.requests // 10))
-    memory.append(resident_mb(process))
-    statuses = tenth.statuses + rest.statuses
+  with running_service(flags.model) as (process, url):
+    memory_mb = [resident_mb(process)]
+    first_tenth = asyncio.run(send_requests(url, image, 8, flags.requests // 10))
+    memory_mb.append(resident_mb(process))
+    remainder = asyncio.run(send_requests(url, image, 8, flags.requests - flags.requests // 10))
+    memory_mb.append(resident_mb(process))
+    statuses = first_tenth.statuses + remainder.statuses
     print(
-      f'\n{flags.requests} requests: {dict(statuses)}, {len(tenth.scores + rest.scores)} different '
-      f'scores; {memory[0]} MB before, {memory[1]} after a tenth, {memory[2]} at the end.',
+      f'\n{flags.requests} requests: {dict(statuses)}, {len(first_tenth.scores + remainder.scores)} different '
+      f'scores; {memory_mb[0]} MB before, {memory_mb[1]} after a tenth, {memory_mb[2]} at the end.',
       flush=True,
     )
-  with served(flags.model, '--queue', '16') as (process, url):
-    burst = asyncio.run(load(url, image, 256, 256))
-    after = asyncio.run(load(url, image, 8, 32))
+  with running_service(flags.model, '--queue', '16') as (process, url):
+    burst_result = asyncio.run(send_requests(url, image, 256, 256))
+    later_result = asyncio.run(send_requests(url, image, 8, 32))
     print(
-      f'A burst of 256 on a queue of 16: {dict(burst.statuses)}; then {dict(after.statuses)}.',
+      f'A burst of 256 on a queue of 16: {dict(burst_result.statuses)}; then {dict(later_result.statuses)}.',
       flush=True,
     )
 
-    async def stopped() -> Load:
-      going = asyncio.create_task(load(url, image, 8, 1_000_000))
+    async def stop_under_load() -> LoadResult:
+      load_task = asyncio.create_task(send_requests(url, image, 8, 1_000_000))
       await asyncio.sleep(3)
       process.send_signal(signal.SIGTERM)
-      return await going
+      return await load_task
 
-    last = asyncio.run(stopped())
-    print(f'SIGTERM with 8 clients: {dict(last.statuses)}; exit status {process.wait()}.')
+    shutdown_result = asyncio.run(stop_under_load())
+    print(
+      f'SIGTERM with 8 clients: {dict(shutdown_result.statuses)}; exit status {process.wait()}.'
+    )
 
 
 if __name__ == '__main__':

@@ -35,9 +35,9 @@ from uadjax.distributed import mesh as meshes
 from uadjax.numerics import coreset, neighbors
 from uadjax.sweep import tables
 
-_DIM, _QUERIES = 384, 8 * 1024
-_TYPES = {'f32': 4, 's32': 4, 'u32': 4, 'pred': 1, 'u8': 1, 'bf16': 2}
-_MOVED = re.compile(r' (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(')
+_DIM, _NUM_QUERIES = 384, 8 * 1024
+_TYPE_BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'pred': 1, 'u8': 1, 'bf16': 2}
+_COLLECTIVE = re.compile(r' (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(')
 _SHAPE = re.compile(r'(\w+)\[([\d,]*)\]')
 
 
@@ -52,68 +52,70 @@ class Cost(NamedTuple):
 
   seconds: Sequence[float]
   megabytes: float
-  moved: dict[str, int]
+  collective_bytes: dict[str, int]
 
 
-def moved(compiled: Any) -> dict[str, int]:
+def collective_bytes(compiled: Any) -> dict[str, int]:
   """Bytes that each device receives in every collective of a program, by kind."""
-  found: dict[str, int] = {}
+  bytes_by_kind: dict[str, int] = {}
   for line in compiled.as_text().splitlines():
     result = line.partition(' = ')[2]
-    if match := _MOVED.search(result):
+    if match := _COLLECTIVE.search(result):
       size = sum(
-        _TYPES.get(kind, 4) * math.prod(int(n) for n in shape.split(',') if n)
+        _TYPE_BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(',') if n)
         for kind, shape in _SHAPE.findall(result[: match.start()])
       )
-      found[match[1]] = found.get(match[1], 0) + size
-  return found
+      bytes_by_kind[match[1]] = bytes_by_kind.get(match[1], 0) + size
+  return bytes_by_kind
 
 
 def planned_mb(compiled: Any) -> float:
   """What XLA plans for one device."""
-  found = compiled.memory_analysis()
-  inside = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-  return (inside - found.alias_size_in_bytes) / 2**20
+  analysis = compiled.memory_analysis()
+  total_bytes = (
+    analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+  )
+  return (total_bytes - analysis.alias_size_in_bytes) / 2**20
 
 
-def measured(compiled: Any, given: Callable[[], Sequence[Any]], rounds: int) -> Cost:
+def measure(compiled: Any, make_arguments: Callable[[], Sequence[Any]], rounds: int) -> Cost:
   """Call it; what is given is made anew each time, for it may be donated."""
   seconds = []
   for _ in range(rounds):
-    arguments = jax.block_until_ready(given())
-    began = time.perf_counter()
+    arguments = jax.block_until_ready(make_arguments())
+    start_time = time.perf_counter()
     jax.block_until_ready(compiled(*arguments))
-    seconds.append(time.perf_counter() - began)
-  return Cost(seconds, planned_mb(compiled), moved(compiled))
+    seconds.append(time.perf_counter() - start_time)
+  return Cost(seconds, planned_mb(compiled), collective_bytes(compiled))
 
 
-def points(mesh: meshes.Mesh, n: int) -> jax.Array:
+def random_points(mesh: meshes.Mesh, n: int) -> jax.Array:
   """Random patches in a few thousand clusters, on their devices."""
-  where = meshes.batch_sharding(mesh)
+  sharding = meshes.batch_sharding(mesh)
 
-  @functools.partial(jax.jit, out_shardings=where)
-  def made() -> jax.Array:
-    key, other, near = jax.random.split(jax.random.key(0), 3)
-    centers = jax.random.normal(key, (4096, _DIM))
-    chosen = jax.random.randint(other, (n,), 0, 4096)
-    return centers[chosen] + 0.5 * jax.random.normal(near, (n, _DIM))
+  @functools.partial(jax.jit, out_shardings=sharding)
+  def generate() -> jax.Array:
+    key, cluster_key, noise_key = jax.random.split(jax.random.key(0), 3)
+    cluster_centers = jax.random.normal(key, (4096, _DIM))
+    cluster_ids = jax.random.randint(cluster_key, (n,), 0, 4096)
+    return cluster_centers[cluster_ids] + 0.5 * jax.random.normal(noise_key, (n, _DIM))
 
-  return made()
+  return generate()
 
 
-def selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
+def measure_selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   """Select a share of n patches."""
-  over, count = meshes.shards(mesh), round(share * n)
-  x, where = points(mesh, n), meshes.batch_sharding(mesh)
-  number = jax.device_put(np.arange(n, dtype=np.int32), where)
-  valid = jax.device_put(np.ones(n, bool), where)
-  cloud = jax.jit(
-    over.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)
-  )(x, valid, number)
-  first = functools.partial(coreset.init, centers=count)
-  begin = jax.jit(over.shard_map(first, (False, True, True), coreset.SELECTION_SPECS))
-  advance = jax.jit(
-    over.shard_map(
+  shards, num_centers = meshes.shards(mesh), round(share * n)
+  x, sharding = random_points(mesh, n), meshes.batch_sharding(mesh)
+  point_ids = jax.device_put(np.arange(n, dtype=np.int32), sharding)
+  valid = jax.device_put(np.ones(n, bool), sharding)
+  point_set = jax.jit(
+    shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)
+  )(x, valid, point_ids)
+  init_selection = functools.partial(coreset.init, centers=num_centers)
+  init = jax.jit(shards.shard_map(init_selection, (False, True, True), coreset.SELECTION_SPECS))
+  select = jax.jit(
+    shards.shard_map(
       coreset.select_until,
       (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False),
       coreset.SELECTION_SPECS,
@@ -121,47 +123,47 @@ def selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
     donate_argnums=1,
   )
 
-  def given() -> Sequence[Any]:
-    return cloud, begin(jax.random.key(0), valid, number), jnp.int32(count)
+  def make_arguments() -> Sequence[Any]:
+    return point_set, init(jax.random.key(0), valid, point_ids), jnp.int32(num_centers)
 
-  return measured(advance.lower(*given()).compile(), given, rounds)
+  return measure(select.lower(*make_arguments()).compile(), make_arguments, rounds)
 
 
-def search(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
+def measure_search(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
   """Find the nearest of n rows for the patches of eight images."""
   del share
-  over = meshes.shards(mesh)
+  shards = meshes.shards(mesh)
   index = neighbors.pad_index(
-    neighbors.build_index(points(meshes.single_device_mesh(mesh), n)), mesh.size
+    neighbors.build_index(random_points(meshes.single_device_mesh(mesh), n)), mesh.size
   )
   index = meshes.put_on_mesh(mesh, index, neighbors.INDEX_SPECS)
-  queries = points(mesh, _QUERIES)
+  queries = random_points(mesh, _NUM_QUERIES)
 
-  def nearest(index: neighbors.Index, x: jax.Array, axis: str | None) -> neighbors.Neighbors:
+  def find_nearest(index: neighbors.Index, x: jax.Array, axis: str | None) -> neighbors.Neighbors:
     return neighbors.nearest_sharded(x, index, 1, False, axis)
 
-  found = jax.jit(over.shard_map(nearest, (neighbors.INDEX_SPECS, True), True))
-  return measured(found.lower(index, queries).compile(), lambda: (index, queries), rounds)
+  search = jax.jit(shards.shard_map(find_nearest, (neighbors.INDEX_SPECS, True), True))
+  return measure(search.lower(index, queries).compile(), lambda: (index, queries), rounds)
 
 
-WORK = {'selection': selection, 'search': search}
+OPERATIONS = {'selection': measure_selection, 'search': measure_search}
 
 
 def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
   """Memory of a device and seconds over the rows, a line for each number of devices."""
-  canvas = figure.Figure(figsize=(9, 7), layout='constrained')
-  panels = canvas.subplots(2, 2)
-  numbers = sorted({devices for _, _, devices in costs})
+  fig = figure.Figure(figsize=(9, 7), layout='constrained')
+  panels = fig.subplots(2, 2)
+  device_counts = sorted({devices for _, _, devices in costs})
   rows = sorted({n for _, n, _ in costs})
-  for line, work in zip(panels, WORK, strict=True):
-    for devices in numbers:
-      own = [costs[work, n, devices] for n in rows]
-      name = f'{devices} device{"s" if devices > 1 else ""}'
-      line[0].plot(rows, [cost.megabytes for cost in own], 'o-', label=name)
-      line[1].plot(rows, [np.median(cost.seconds) for cost in own], 'o-', label=name)
-    line[0].set(title=f'{work}: MB of each device')
-    line[1].set(title=f'{work}: seconds')
-    for panel in line:
+  for panel_row, operation in zip(panels, OPERATIONS, strict=True):
+    for devices in device_counts:
+      device_costs = [costs[operation, n, devices] for n in rows]
+      label = f'{devices} device{"s" if devices > 1 else ""}'
+      panel_row[0].plot(rows, [cost.megabytes for cost in device_costs], 'o-', label=label)
+      panel_row[1].plot(rows, [np.median(cost.seconds) for cost in device_costs], 'o-', label=label)
+    panel_row[0].set(title=f'{operation}: MB of each device')
+    panel_row[1].set(title=f'{operation}: seconds')
+    for panel in panel_row:
       panel.set(xscale='log', yscale='log', xlabel='rows')
       panel.set_xticks(rows, [f'{n:,}' for n in rows])
       # Plain numbers, also where there is no power of ten in sight.
@@ -170,7 +172,7 @@ def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
       panel.minorticks_off()
       panel.grid(alpha=0.3)
   panels[0][0].legend()
-  canvas.savefig(path, dpi=110)
+  fig.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -184,20 +186,22 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--plot', type=Path, default=Path(__file__).with_suffix('.png'))
   flags = parser.parse_args()
-  sizes, numbers = ([int(n) for n in text.split(',')] for text in (flags.rows, flags.devices))
+  sizes, device_counts = ([int(n) for n in text.split(',')] for text in (flags.rows, flags.devices))
   costs, rows = {}, []
-  for work, cost in WORK.items():
+  for operation, measure_cost in OPERATIONS.items():
     for n in sizes:
-      for devices in numbers:
+      for devices in device_counts:
         mesh = meshes.mesh_of(jax.devices()[:devices])
-        found = costs[work, n, devices] = cost(mesh, n, flags.share, flags.rounds)
-        between = ', '.join(f'{k} {v / 1e6:.3g} MB' for k, v in sorted(found.moved.items()))
-        seconds = tables.format_cell(tables.center_and_range(found.seconds), 2)
-        rows.append([work, n, devices, f'{found.megabytes:.0f}', seconds, between or '—'])
+        cost = costs[operation, n, devices] = measure_cost(mesh, n, flags.share, flags.rounds)
+        transfers = ', '.join(
+          f'{k} {v / 1e6:.3g} MB' for k, v in sorted(cost.collective_bytes.items())
+        )
+        seconds = tables.format_cell(tables.center_and_range(cost.seconds), 2)
+        rows.append([operation, n, devices, f'{cost.megabytes:.0f}', seconds, transfers or '—'])
         print(*rows[-1], flush=True)
   titles = ['work', 'rows', 'devices', 'MB of each', 's', 'moved to each, once']
   print('\n' + tables.markdown_table(titles, rows))
-  print(f'\n{jax.devices()[0].device_kind}; {fresh.machine()}.')
+  print(f'\n{jax.devices()[0].device_kind}; {fresh.describe_machine()}.')
   draw(costs, flags.plot)
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 
 
-def ours(root: str, category: str, weights: str) -> float:
+def uadjax_step_seconds(root: str, category: str, weights: str) -> float:
   """Seconds per step of one run."""
   with tempfile.TemporaryDirectory() as workdir:
     command = (
@@ -33,15 +33,15 @@ def ours(root: str, category: str, weights: str) -> float:
   return float(re.findall(r' step (\d+\.\d+) s', log)[-1])
 
 
-def theirs(command: str) -> float:
+def anomalib_step_seconds(command: str) -> float:
   """Seconds per step of anomalib."""
-  one, six = (_fit_seconds(f'{command} --steps {n}') for n in (1, 6))
-  return (six - one) / 5
+  one_step_fit, six_step_fit = (_fit_seconds(f'{command} --steps {n}') for n in (1, 6))
+  return (six_step_fit - one_step_fit) / 5
 
 
 def _fit_seconds(command: str) -> float:
-  run = subprocess.run(command.split(), check=True, capture_output=True, text=True)
-  return json.loads(run.stdout.strip().splitlines()[-1])['fit_s']
+  process = subprocess.run(command.split(), check=True, capture_output=True, text=True)
+  return json.loads(process.stdout.strip().splitlines()[-1])['fit_s']
 
 
 def main() -> None:
@@ -53,9 +53,9 @@ def main() -> None:
   flags = parser.parse_args()
   rows = []
   for _ in range(flags.rounds):
-    mine = ours(flags.root, flags.category, flags.weights)
-    rival = theirs(flags.rival)
-    rows.append((mine, rival, mine / rival))
+    uadjax_s = uadjax_step_seconds(flags.root, flags.category, flags.weights)
+    anomalib_s = anomalib_step_seconds(flags.rival)
+    rows.append((uadjax_s, anomalib_s, uadjax_s / anomalib_s))
     print('uadjax {:.2f} s  anomalib {:.2f} s  ratio {:.2f}'.format(*rows[-1]), flush=True)
   medians = [statistics.median(column) for column in zip(*rows, strict=True)]
   print('median: uadjax {:.2f} s  anomalib {:.2f} s  ratio {:.2f}'.format(*medians))

@@ -52,8 +52,8 @@ class Run(NamedTuple):
     return workdir / f'rate_{self.rate:g}_warmup_{self.warmup}' / f'seed_{self.seed}'
 
 
-def stage(
-  run: Run, steps: int, first: bool, workdir: Path, flags: Sequence[str]
+def run_stage(
+  run: Run, steps: int, is_first: bool, workdir: Path, flags: Sequence[str]
 ) -> results.RunSummary:
   """Train a student until `steps`; what was measured then, or that it diverged."""
   folder = run.folder(workdir)
@@ -64,66 +64,77 @@ def stage(
   command += [f'--workdir={folder}', *flags]
   command += [f'--config.fit.learning_rate={run.rate}', f'--config.fit.warmup_steps={run.warmup}']
   command += [f'--config.fit.steps={steps}', '--config.evaluate.save_pictures=0']
-  command.append(f'--config.fit.{"overwrite=true" if first else "resume=latest"}')
+  command.append(f'--config.fit.{"overwrite=true" if is_first else "resume=latest"}')
   try:
-    fresh.finish(command)
+    fresh.run_command(command)
   except SystemExit as failure:
     if 'training diverged' not in str(failure):
       raise
-    told: results.RunSummary = {'diverged': True}
+    summary: results.RunSummary = {'diverged': True}
   else:
     metrics = json.loads((folder / 'evaluate_result.json').read_text())['metrics']
-    told = {key: {**metrics, **metrics['at_threshold']}[key] for key in _METRICS}
+    summary = {key: {**metrics, **metrics['at_threshold']}[key] for key in _METRICS}
   folder.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(told) + '\n')
-  return told
+  path.write_text(json.dumps(summary) + '\n')
+  return summary
 
 
-def cell(told: Sequence[results.RunSummary], key: str) -> str:
+def format_cell(summaries: Sequence[results.RunSummary], key: str) -> str:
   """Mean and range over the seeds that did not diverge, and how many did."""
-  lost = sum('diverged' in one for one in told)
-  shown = tables.format_cell(
-    tables.center_and_range([one.get(key) for one in told], statistics.mean), 3
+  num_diverged = sum('diverged' in summary for summary in summaries)
+  text = tables.format_cell(
+    tables.center_and_range([summary.get(key) for summary in summaries], statistics.mean), 3
   )
-  return f'{shown}; {lost} of {len(told)} diverged' if lost else shown
+  return f'{text}; {num_diverged} of {len(summaries)} diverged' if num_diverged else text
 
 
 Rows = dict[tuple[float, int, int], list[results.RunSummary]]  # By rate, warm-up, steps.
 
 
-def table(rows: Rows) -> str:
+def format_table(rows: Rows) -> str:
   """The rows in Markdown."""
   titles = ['learning rate', 'warm-up', 'steps', 'seeds', *_METRICS.values()]
   return tables.markdown_table(
     titles,
     (
-      [f'{rate:g}', warmup, steps, len(told), *(cell(told, key) for key in _METRICS)]
-      for (rate, warmup, steps), told in rows.items()
+      [
+        f'{rate:g}',
+        warmup,
+        steps,
+        len(summaries),
+        *(format_cell(summaries, key) for key in _METRICS),
+      ]
+      for (rate, warmup, steps), summaries in rows.items()
     ),
   )
 
 
 def draw(rows: Rows, path: Path, title: str) -> None:
   """Image AUROC over steps: a line per rate and warm-up, a band from the lowest to the highest."""
-  page = figure.Figure(figsize=(8, 4.5), layout='constrained')
-  axes = page.subplots()
+  fig = figure.Figure(figsize=(8, 4.5), layout='constrained')
+  axes = fig.subplots()
   for rate, warmup in dict.fromkeys(key[:2] for key in rows):
     points = [
-      (steps, tables.center_and_range([one.get('image_auroc') for one in told], statistics.mean))
-      for (other, warm, steps), told in rows.items()
-      if (other, warm) == (rate, warmup)
+      (
+        steps,
+        tables.center_and_range(
+          [summary.get('image_auroc') for summary in summaries], statistics.mean
+        ),
+      )
+      for (row_rate, row_warmup, steps), summaries in rows.items()
+      if (row_rate, row_warmup) == (rate, warmup)
     ]
-    known = [(steps, *found) for steps, found in points if found]
-    if not known:
+    curve_points = [(steps, *values) for steps, values in points if values]
+    if not curve_points:
       continue
-    steps, mean, low, high = zip(*known, strict=True)
+    steps, mean, low, high = zip(*curve_points, strict=True)
     label = f'rate {rate:g}' + (f', warm-up {warmup}' if warmup else '')
     (line,) = axes.plot(steps, mean, marker='o', label=label, linestyle='--' if warmup else '-')
     axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
   axes.set(xlabel='steps', ylabel='image AUROC, mean and range over seeds', title=title)
   axes.grid(alpha=0.3)
   axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
-  page.savefig(path, dpi=120)
+  fig.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -142,31 +153,36 @@ def main() -> None:
   flags = parser.parse_args()
   rates = [float(rate) for rate in flags.rates.split(',')]
   warmups = [int(steps) for steps in flags.warmups.split(',')]
-  stages = sorted(int(steps) for steps in flags.steps.split(','))
+  stage_steps = sorted(int(steps) for steps in flags.steps.split(','))
   seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
-  told: dict[tuple[float, int, int], dict[int, results.RunSummary]] = {}
+  summaries_by_cell: dict[tuple[float, int, int], dict[int, results.RunSummary]] = {}
   for seed, rate, warmup in itertools.product(seeds, rates, warmups):
     run = Run(rate, warmup, seed)
-    common = [*fresh.flags_of(flags.root, flags.category, flags.weights, seed), *flags.overrides]
-    found: results.RunSummary = {}
-    for steps in stages:
+    common_flags = [
+      *fresh.run_flags(flags.root, flags.category, flags.weights, seed),
+      *flags.overrides,
+    ]
+    summary: results.RunSummary = {}
+    for steps in stage_steps:
       # One that diverged does not come back.
-      if 'diverged' not in found:
-        found = stage(run, steps, steps == stages[0], flags.workdir, common)
-      told.setdefault((rate, warmup, steps), {})[seed] = found
-      print(f'seed {seed} rate {rate:g} warm-up {warmup} steps {steps}: {found}', flush=True)
-  rows = {key: list(told[key].values()) for key in sorted(told)}
-  about = f'{flags.category}. {fresh.machine()}.'
+      if 'diverged' not in summary:
+        summary = run_stage(run, steps, steps == stage_steps[0], flags.workdir, common_flags)
+      summaries_by_cell.setdefault((rate, warmup, steps), {})[seed] = summary
+      print(f'seed {seed} rate {rate:g} warm-up {warmup} steps {steps}: {summary}', flush=True)
+  rows = {key: list(summaries_by_cell[key].values()) for key in sorted(summaries_by_cell)}
+  description = f'{flags.category}. {fresh.describe_machine()}.'
   if flags.overrides:
-    about += f' Overrides: {" ".join(flags.overrides)}.'
-  text = f'{table(rows)}\n\nOver seeds: mean (range). {about}\n'
+    description += f' Overrides: {" ".join(flags.overrides)}.'
+  text = f'{format_table(rows)}\n\nOver seeds: mean (range). {description}\n'
   (flags.workdir / 'table.md').write_text(text)
   with (flags.workdir / 'table.csv').open('w', newline='') as file:
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['rate', 'warmup', 'steps', 'seed', *_METRICS])
-    for key in sorted(told):
-      for seed, one in told[key].items():
-        writer.writerow([*key, seed, *(one.get(metric, 'diverged') for metric in _METRICS)])
+    for key in sorted(summaries_by_cell):
+      for seed, seed_summary in summaries_by_cell[key].items():
+        writer.writerow(
+          [*key, seed, *(seed_summary.get(metric, 'diverged') for metric in _METRICS)]
+        )
   draw(rows, flags.workdir / 'study.png', f'STFPM, {flags.category}')
   print(text)
 

@@ -19,7 +19,7 @@ import fresh
 import jax
 from jax import numpy as jnp
 import numpy as np
-from shards import moved, planned_mb
+from shards import collective_bytes, planned_mb
 
 from uadjax import config as configs
 from uadjax.detectors.base import Detector, RunContext
@@ -30,56 +30,82 @@ from uadjax.sweep import tables
 from uadjax.training import loop
 from uadjax.types import Batch
 
-_SIDE, _IMAGES, _ROWS = 256, 64, 10_240
+_IMAGE_SIZE, _NUM_IMAGES, _NUM_BANK_ROWS = 256, 64, 10_240
 
 
-def described(title: str, function: Any, given: tuple[Any, ...], each: int) -> list[Any]:
+def program_row(
+  title: str, function: Any, arguments: tuple[Any, ...], images_per_device: int
+) -> list[Any]:
   """A row of the table: per device."""
-  compiled = jax.jit(function).lower(*given).compile()
-  found = compiled.cost_analysis()
-  assert found is not None
-  flops = found['flops']
-  between = ', '.join(f'{k} {v / 1e6:.3g} MB' for k, v in sorted(moved(compiled).items()))
-  row = [title, f'{flops / each / 1e9:.1f}', f'{planned_mb(compiled):.0f}', between or '—']
+  compiled = jax.jit(function).lower(*arguments).compile()
+  cost = compiled.cost_analysis()
+  assert cost is not None
+  flops = cost['flops']
+  transfers = ', '.join(
+    f'{k} {v / 1e6:.3g} MB' for k, v in sorted(collective_bytes(compiled).items())
+  )
+  row = [
+    title,
+    f'{flops / images_per_device / 1e9:.1f}',
+    f'{planned_mb(compiled):.0f}',
+    transfers or '—',
+  ]
   print(*row, flush=True)
   return row
 
 
-def rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
+def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   """Of one detector."""
   config = configs.load(name)
   spec = RunContext(
-    _SIDE, _SIDE, _IMAGES, shards=meshes.shards(mesh), max_extra_images_per_shard=batch // mesh.size
+    _IMAGE_SIZE,
+    _IMAGE_SIZE,
+    _NUM_IMAGES,
+    shards=meshes.shards(mesh),
+    max_extra_images_per_shard=batch // mesh.size,
   )
   backbone, detector = model_dir.build_detector(config, spec)
-  variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, _SIDE, _SIDE, 3)))
+  variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, _IMAGE_SIZE, _IMAGE_SIZE, 3)))
   state = loop.initial_state(detector, variables, 0, mesh)
-  images = np.zeros((batch, _SIDE, _SIDE, 3), np.uint8)
+  images = np.zeros((batch, _IMAGE_SIZE, _IMAGE_SIZE, 3), np.uint8)
   index = np.arange(batch, dtype=np.int32)
-  whole = meshes.shard_batch(mesh, Batch(images, np.ones(batch, bool), index))
-  each, found = batch // mesh.size, []
-  if once := detector.one_pass:
-    embedder = meshes.replicate(mesh, once.feature_extractor(state), copy=True)
-    found.append(described(f'{name}: features', once.embed, (embedder, whole), each))
-    features = meshes.shard_batch(mesh, jax.jit(once.embed)(embedder, whole))
-    folded = whole._replace(image=whole.image[:, :0, :0], features=features)
-    found.append(described(f'{name}: fold in', detector.update, (state, folded), each))
+  sharded_batch = meshes.shard_batch(mesh, Batch(images, np.ones(batch, bool), index))
+  images_per_device, table_rows = batch // mesh.size, []
+  if one_pass := detector.one_pass:
+    feature_extractor = meshes.replicate(mesh, one_pass.feature_extractor(state), copy=True)
+    table_rows.append(
+      program_row(
+        f'{name}: features', one_pass.embed, (feature_extractor, sharded_batch), images_per_device
+      )
+    )
+    features = meshes.shard_batch(mesh, jax.jit(one_pass.embed)(feature_extractor, sharded_batch))
+    feature_batch = sharded_batch._replace(image=sharded_batch.image[:, :0, :0], features=features)
+    table_rows.append(
+      program_row(f'{name}: fold in', detector.update, (state, feature_batch), images_per_device)
+    )
   else:
-    found.append(described(f'{name}: training step', detector.update, (state, whole), each))
-  fitted, images = _fitted(detector, state, mesh), whole.image
-  return [*found, described(f'{name}: score', detector.score, (fitted, images), each)]
+    table_rows.append(
+      program_row(
+        f'{name}: training step', detector.update, (state, sharded_batch), images_per_device
+      )
+    )
+  fitted, images = _make_fitted(detector, state, mesh), sharded_batch.image
+  return [
+    *table_rows,
+    program_row(f'{name}: score', detector.score, (fitted, images), images_per_device),
+  ]
 
 
-def _fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
+def _make_fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
   """What scoring needs; a bank of so many rows is not selected but made up."""
   if not hasattr(state, 'bank'):
     return detector.to_fitted(state)
-  rows = jax.random.normal(jax.random.key(0), (_ROWS, state.bank.patches.rows.shape[-1]))
+  rows = jax.random.normal(jax.random.key(0), (_NUM_BANK_ROWS, state.bank.patches.rows.shape[-1]))
   index = neighbors.pad_index(neighbors.build_index(rows), mesh.size)
-  split = detector.sharding_specs
-  assert split is not None
+  sharding_specs = detector.sharding_specs
+  assert sharding_specs is not None
   return meshes.put_on_mesh(
-    mesh, split.fitted._replace(backbone=state.backbone, bank=index), split.fitted
+    mesh, sharding_specs.fitted._replace(backbone=state.backbone, bank=index), sharding_specs.fitted
   )
 
 
@@ -92,10 +118,14 @@ def main() -> None:
   parser.add_argument('--batch', type=int, default=32)
   flags = parser.parse_args()
   mesh = meshes.mesh_of(jax.devices()[: flags.devices])
-  found = [row for name in ('padim', 'patchcore', 'stfpm') for row in rows(name, mesh, flags.batch)]
+  table_rows = [
+    row
+    for name in ('padim', 'patchcore', 'stfpm')
+    for row in detector_rows(name, mesh, flags.batch)
+  ]
   titles = ['', 'GFLOP per image', 'MB planned for each', 'moved to each']
-  print('\n' + tables.markdown_table(titles, found))
-  print(f'\nBatches of {flags.batch} on {flags.devices} devices; {fresh.machine()}.')
+  print('\n' + tables.markdown_table(titles, table_rows))
+  print(f'\nBatches of {flags.batch} on {flags.devices} devices; {fresh.describe_machine()}.')
 
 
 if __name__ == '__main__':

@@ -11,13 +11,13 @@ from uadjax.backbones import compact, weights
 
 @pytest.fixture(scope='module')
 def painted():
-  return pictures.paint(jax.random.key(0), 6, 64)
+  return pictures.generate(jax.random.key(0), 6, 64)
 
 
 @pytest.mark.slow
 def test_pictures_depend_on_the_key_alone(painted):
   # Side by side or one by one; they are never the same twice.
-  beside = pictures.paint(jax.random.key(0), 6, 64, 3)
+  beside = pictures.generate(jax.random.key(0), 6, 64, 3)
   np.testing.assert_allclose(painted, beside, rtol=1e-3, atol=1e-3)
   assert np.isfinite(painted).all()
   assert min(np.abs(painted[i] - painted[j]).mean() for i in range(6) for j in range(i)) > 0.01
@@ -25,27 +25,27 @@ def test_pictures_depend_on_the_key_alone(painted):
 
 @pytest.mark.slow
 def test_noise_has_unit_variance_and_more_power_in_low_frequencies():
-  noise = np.asarray(pictures.fields(jax.random.key(1), 64))
+  noise = np.asarray(pictures.noise_fields(jax.random.key(1), 64))
   power = np.abs(np.fft.fft2(noise - noise.mean(axis=(1, 2), keepdims=True))) ** 2
   assert (power[:, :4, :4].mean(axis=(1, 2)) > power[:, 24:32, 24:32].mean(axis=(1, 2))).all()
 
 
 @pytest.mark.slow
 def test_views_are_drawn_anew_from_every_key(painted):
-  one = views.views(jax.random.key(0), painted, 8, 32)
+  one = views.render_views(jax.random.key(0), painted, 8, 32)
   assert one.dtype == jnp.uint8
   assert one.shape == (8, 32, 32, 3)
-  np.testing.assert_array_equal(one, views.views(jax.random.key(0), painted, 8, 32))
-  assert (one != views.views(jax.random.key(1), painted, 8, 32)).any()
-  intact, damaged = views.twins(8)
+  np.testing.assert_array_equal(one, views.render_views(jax.random.key(0), painted, 8, 32))
+  assert (one != views.render_views(jax.random.key(1), painted, 8, 32)).any()
+  intact, damaged = views.twin_rows(8)
   assert list(intact) == [2, 6]
   assert list(damaged) == [3, 7]
 
 
 @pytest.mark.slow
 def test_twins_differ_in_one_place(painted):
-  found = views.views(jax.random.key(2), painted, 64, 64).astype(jnp.float32)
-  intact, damaged = views.twins(64)
+  found = views.render_views(jax.random.key(2), painted, 64, 64).astype(jnp.float32)
+  intact, damaged = views.twin_rows(64)
   differ = np.abs(found[damaged] - found[intact]).max(axis=-1) > 0
   shares = differ.mean(axis=(1, 2))
   assert (shares < 0.75).all()  # Blocks of JPEG spread a little of it.
@@ -58,17 +58,19 @@ def test_the_cosines_of_blocks_are_orthonormal():
 
 @pytest.mark.slow
 def test_a_layer_without_shapes_changes_nothing():
-  layers = jax.jit(pictures._layers)(jax.random.key(0))
+  layers = jax.jit(pictures._random_layers)(jax.random.key(0))
   layer = jax.tree.map(lambda x: x[5], layers)._replace(
     density=jnp.float32(0), shadow=jnp.float32(0.5)
   )
   canvas = shapes.Canvas(jnp.full((32, 32, 3), 0.3), jnp.ones((32, 32)), jnp.ones((32, 32)))
-  drawn = jax.jit(shapes.draw)(canvas, layer._replace(holds=jnp.float32(0)), jnp.zeros((5, 32, 32)))
+  drawn = jax.jit(shapes.draw_layer)(
+    canvas, layer._replace(holds=jnp.float32(0)), jnp.zeros((5, 32, 32))
+  )
   for one, other in zip(drawn, canvas, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
-compare = jax.jit(losses.compare)
+compare = jax.jit(losses.distillation_loss)
 
 
 def some_stages(key, batch=4):
@@ -82,7 +84,7 @@ def some_stages(key, batch=4):
 @pytest.mark.slow
 def test_a_perfect_student_has_no_loss_and_the_mean_has_one():
   taught = some_stages(jax.random.key(0))
-  scales = {name: losses.scale(x) for name, x in taught.items()}
+  scales = {name: losses.measure_scale(x) for name, x in taught.items()}
   total, parts = compare(taught, taught, scales, jax.random.key(1))
   assert abs(float(total)) < 1e-4
   means = {name: jnp.broadcast_to(scales[name].mean, x.shape) for name, x in taught.items()}
@@ -96,7 +98,7 @@ def test_a_perfect_student_has_no_loss_and_the_mean_has_one():
 
 def test_distances_are_those_of_the_definition():
   x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-  found = losses._distances(jnp.asarray(x))
+  found = losses._pairwise_distances(jnp.asarray(x))
   slow = np.array([[((a - b) ** 2).sum() for b in x] for a in x]) + 1e6 * np.eye(7)
   np.testing.assert_allclose(found, slow, rtol=1e-4, atol=1e-4)
 
@@ -111,7 +113,7 @@ def scales():
 
 @pytest.fixture(scope='module')
 def fresh(scales):
-  return student.initial(student.Recipe(), scales)
+  return student.init_state(student.Recipe(), scales)
 
 
 @pytest.fixture(scope='module')
@@ -127,7 +129,7 @@ def state(fresh):
 
 @pytest.mark.slow
 def test_what_a_run_goes_on_with_is_what_was_saved(tmp_path, state, scales):
-  recipe = student.Recipe(seed=5, rate=0.1)
+  recipe = student.Recipe(seed=5, learning_rate=0.1)
   for _ in range(2):  # The second takes the place of the first.
     store.save(tmp_path, state, scales, {'recipe': recipe._asdict()})
   found = store.load(tmp_path)
@@ -142,8 +144,8 @@ def test_without_a_checkpoint_there_is_no_going_on(tmp_path):
 
 
 def test_statistics_become_steady_before_views_become_large():
-  recipe = student.Recipe(steps=100, steady=0.7, late=0.9)
-  phases = [student.phase(recipe, step) for step in (0, 69, 70, 89, 90, 99)]
+  recipe = student.Recipe(steps=100, frozen_stats_from=0.7, large_views_from=0.9)
+  phases = [student.training_phase(recipe, step) for step in (0, 69, 70, 89, 90, 99)]
   assert phases == [(False, False)] * 2 + [(True, False)] * 2 + [(True, True)] * 2
 
 

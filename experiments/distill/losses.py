@@ -17,13 +17,13 @@ from jaxtyping import Array, Float
 from distill import views
 from uadjax.numerics import resampling
 
-Maps = Float[Array, 'b h w c']
-Stages = Mapping[str, Maps]
+FeatureMaps = Float[Array, 'b h w c']
+StageFeatures = Mapping[str, FeatureMaps]
 
-WEIGHTS = {'match': 1.0, 'turn': 0.5, 'change': 0.5, 'neighbors': 0.1}
-_TINY = 1e-6
-_NEAR = 5  # Neighbors whose mean distance is the temperature.
-_IMAGES, _PATCHES = 8, 32  # Images that patches are compared of, and patches of each.
+LOSS_WEIGHTS = {'match': 1.0, 'turn': 0.5, 'change': 0.5, 'neighbors': 0.1}
+_EPSILON = 1e-6
+_NUM_NEIGHBORS = 5  # Neighbors whose mean distance is the temperature.
+_NUM_IMAGES, _PATCHES_PER_IMAGE = 8, 32  # Images that patches are compared of, and patches of each.
 
 
 class Scale(NamedTuple):
@@ -36,82 +36,98 @@ class Scale(NamedTuple):
 Scales = Mapping[str, Scale]
 
 
-def scale(x: Maps) -> Scale:
+def measure_scale(x: FeatureMaps) -> Scale:
   """Measure one; channels that hardly ever move count as moving a little."""
   std = x.std(axis=(0, 1, 2))
   return Scale(x.mean(axis=(0, 1, 2)), jnp.maximum(std, 0.1 * std.mean()))
 
 
-def compare(
-  taught: Stages, seen: Stages, scales: Scales, key: jax.Array
+def distillation_loss(
+  teacher_features: StageFeatures, student_features: StageFeatures, scales: Scales, key: jax.Array
 ) -> tuple[Array, dict[str, Array]]:
   """The loss, and its parts by kind and stage.
 
   Each part is 1 for a student that knows only the teacher's mean, `neighbors` excepted.
   """
-  parts = {}
-  for stage, t in taught.items():
-    s, (mean, std) = seen[stage], scales[stage]
+  loss_terms = {}
+  for stage, t in teacher_features.items():
+    s, (mean, std) = student_features[stage], scales[stage]
     # Divided by the square root: between plain distances and those in units of the spread.
-    root = jnp.sqrt(std * std.mean())[None, None, None]
-    error, spread = (s - t) / root, std / jnp.sqrt(std * std.mean())
-    parts[f'match_{stage}'] = jnp.mean(error**2) / jnp.mean(spread**2)
+    normalizer = jnp.sqrt(std * std.mean())[None, None, None]
+    error, relative_std = (s - t) / normalizer, std / jnp.sqrt(std * std.mean())
+    loss_terms[f'match_{stage}'] = jnp.mean(error**2) / jnp.mean(relative_std**2)
     center = mean[None, None, None]
-    parts[f'turn_{stage}'] = _turn((t - center) / root, (s - center) / root)
-    parts[f'change_{stage}'] = _change(t / root, s / root)
-  parts['neighbors'] = _neighbors(taught, seen, key)
-  total = sum(WEIGHTS[name.split('_')[0]] * value for name, value in parts.items())
-  return jnp.asarray(total), parts
+    loss_terms[f'turn_{stage}'] = _cosine_distance(
+      (t - center) / normalizer, (s - center) / normalizer
+    )
+    loss_terms[f'change_{stage}'] = _damage_response_loss(t / normalizer, s / normalizer)
+  loss_terms['neighbors'] = _neighbor_divergence(teacher_features, student_features, key)
+  total = sum(LOSS_WEIGHTS[name.split('_')[0]] * value for name, value in loss_terms.items())
+  return jnp.asarray(total), loss_terms
 
 
-def _turn(t: Maps, s: Maps) -> Array:
+def _cosine_distance(t: FeatureMaps, s: FeatureMaps) -> Array:
   """One less the cosine, in the mean over positions."""
   dot, tt, ss = (jnp.sum(x, axis=-1) for x in (t * s, t * t, s * s))
-  return jnp.mean(1 - dot * jax.lax.rsqrt(tt * ss + _TINY))
+  return jnp.mean(1 - dot * jax.lax.rsqrt(tt * ss + _EPSILON))
 
 
-def _change(t: Maps, s: Maps) -> Array:
+def _damage_response_loss(t: FeatureMaps, s: FeatureMaps) -> Array:
   """Squared error of the difference between damaged twins, relative to its size in each pair.
 
   Relative, so that a faint scratch counts as much as a hole.
   """
-  intact, damaged = views.twins(len(t))
+  intact, damaged = views.twin_rows(len(t))
   dt, ds = t[damaged] - t[intact], s[damaged] - s[intact]
-  wrong, size = (jnp.sum(x**2, axis=(1, 2, 3)) for x in (ds - dt, dt))
-  return jnp.mean(wrong / (size + 0.02 * size.mean() + _TINY))
+  squared_error, squared_change = (jnp.sum(x**2, axis=(1, 2, 3)) for x in (ds - dt, dt))
+  return jnp.mean(squared_error / (squared_change + 0.02 * squared_change.mean() + _EPSILON))
 
 
-def _neighbors(taught: Stages, seen: Stages, key: jax.Array) -> Array:
+def _neighbor_divergence(
+  teacher_features: StageFeatures, student_features: StageFeatures, key: jax.Array
+) -> Array:
   """Divergence between which patches are near which, for the teacher and for the student."""
-  batch = len(next(iter(taught.values())))
+  batch = len(next(iter(teacher_features.values())))
   keys = jax.random.split(key)
-  images = jax.random.permutation(keys[0], batch)[:_IMAGES, None]
-  t, s = (_patches(stages) for stages in (taught, seen))
-  places = jax.random.randint(keys[1], (len(images), _PATCHES), 0, t.shape[1])
-  t, s = t[images, places].reshape(-1, t.shape[-1]), s[images, places].reshape(-1, t.shape[-1])
-  away, guess = _distances(t), _distances(s)
-  near = -jax.lax.top_k(-away, _NEAR)[0].mean(axis=1, keepdims=True)
-  temperature = jax.lax.stop_gradient(0.5 * near + _TINY)
-  expected = jax.nn.log_softmax(-away / temperature)
-  found = jax.nn.log_softmax(-guess / temperature)
-  terms = jnp.exp(expected) * (expected - found)
-  return jnp.mean(jnp.sum(jnp.where(jnp.eye(len(t), dtype=bool), 0.0, terms), axis=1))
+  image_indices = jax.random.permutation(keys[0], batch)[:_NUM_IMAGES, None]
+  t, s = (_patch_embeddings(stages) for stages in (teacher_features, student_features))
+  patch_indices = jax.random.randint(
+    keys[1], (len(image_indices), _PATCHES_PER_IMAGE), 0, t.shape[1]
+  )
+  t, s = (
+    t[image_indices, patch_indices].reshape(-1, t.shape[-1]),
+    s[image_indices, patch_indices].reshape(-1, t.shape[-1]),
+  )
+  teacher_distances, student_distances = _pairwise_distances(t), _pairwise_distances(s)
+  mean_neighbor_distances = -jax.lax.top_k(-teacher_distances, _NUM_NEIGHBORS)[0].mean(
+    axis=1, keepdims=True
+  )
+  temperature = jax.lax.stop_gradient(0.5 * mean_neighbor_distances + _EPSILON)
+  teacher_log_probs = jax.nn.log_softmax(-teacher_distances / temperature)
+  student_log_probs = jax.nn.log_softmax(-student_distances / temperature)
+  divergence_terms = jnp.exp(teacher_log_probs) * (teacher_log_probs - student_log_probs)
+  return jnp.mean(jnp.sum(jnp.where(jnp.eye(len(t), dtype=bool), 0.0, divergence_terms), axis=1))
 
 
-def _patches(stages: Stages) -> Float[Array, 'b p d']:
+def _patch_embeddings(stages: StageFeatures) -> Float[Array, 'b p d']:
   """What PatchCore makes of the second and third stage."""
   fine, coarse = stages['layer2'], stages['layer3']
-  size, half = fine.shape[1], coarse.shape[1]
-  pool = jnp.asarray(resampling.pool_matrix(size))
-  up = jnp.asarray(resampling.bilinear_matrix(size, half) @ resampling.pool_matrix(half))
+  fine_size, coarse_size = fine.shape[1], coarse.shape[1]
+  pooling = jnp.asarray(resampling.pool_matrix(fine_size))
+  upsampling = jnp.asarray(
+    resampling.bilinear_matrix(fine_size, coarse_size) @ resampling.pool_matrix(coarse_size)
+  )
   x = jnp.concatenate(
-    [resampling.apply_separable(pool, pool, fine), resampling.apply_separable(up, up, coarse)],
+    [
+      resampling.apply_separable(pooling, pooling, fine),
+      resampling.apply_separable(upsampling, upsampling, coarse),
+    ],
     axis=-1,
   )
-  return x.reshape(len(x), size * size, -1)
+  return x.reshape(len(x), fine_size * fine_size, -1)
 
 
-def _distances(x: Float[Array, 'p d']) -> Float[Array, 'p p']:
+def _pairwise_distances(x: Float[Array, 'p d']) -> Float[Array, 'p p']:
   """Squared distances; to itself a patch is far away."""
   x = x - x.mean(axis=0, keepdims=True)
   norms = jnp.sum(x**2, axis=-1)

@@ -45,43 +45,43 @@ class Layer(NamedTuple):
     holds: whether later layers may be confined to this one's shapes. `confined`: whether this is.
   """
 
-  cells: Array
-  turn: Array
+  cells_across: Array
+  rotation: Array
   shift: Array
   stretch: Array
-  bend: Array
-  salt: Array
+  grid_distortion: Array
+  hash_salt: Array
   density: Array
   jitter: Array
-  size: Array
-  spread: Array
-  slim: Array
-  turned: Array
-  norms: Array
-  lobes: Array
-  ring: Array
-  strokes: Array
-  ends: Array
-  width: Array
-  soft: Array
+  max_radius: Array
+  size_variation: Array
+  elongation: Array
+  shape_rotation: Array
+  norm_weights: Array
+  lobe_depths: Array
+  outline_width: Array
+  uses_strokes: Array
+  stroke_ends: Array
+  stroke_half_width: Array
+  edge_softness: Array
   opacity: Array
   color: Array
-  tone: Array
-  hue: Array
-  grain: Array
-  field: Array
-  wave: Array
-  frequency: Array
-  hardness: Array
-  wobble: Array
-  local: Array
-  rings: Array
-  bump: Array
-  bevel: Array
-  rough: Array
-  shadow: Array
-  holds: Array
-  confined: Array
+  tone_variation: Array
+  hue_variation: Array
+  noise_amplitude: Array
+  noise_index: Array
+  wave_amplitude: Array
+  wave_frequency: Array
+  wave_hardness: Array
+  wave_distortion: Array
+  wave_follows_shape: Array
+  has_rings: Array
+  relief_height: Array
+  bevel_width: Array
+  roughness: Array
+  shadow_strength: Array
+  confines_later_layers: Array
+  is_confined: Array
 
 
 class Canvas(NamedTuple):
@@ -89,103 +89,142 @@ class Canvas(NamedTuple):
 
   color: Float[Array, 's s 3']
   height: Plane
-  inside: Plane
+  allowed_mask: Plane
 
 
-def draw(canvas: Canvas, layer: Layer, noise: Float[Array, 'f s s']) -> Canvas:
+def draw_layer(canvas: Canvas, layer: Layer, noise: Float[Array, 'f s s']) -> Canvas:
   """Draw a layer over what there is."""
-  side = canvas.height.shape[0]
-  field = noise[layer.field]
-  across, down = _grid(layer, side, noise)
-  column, row = jnp.floor(across), jnp.floor(down)
-  dice = _dice(column, row, layer.salt)
-  x, y = across - column - 0.5, down - row - 0.5
-  x, y = x - layer.jitter * (dice[0] - 0.5), y - layer.jitter * (dice[1] - 0.5)
-  radius = layer.size * (1 - layer.spread * dice[2])
+  canvas_size = canvas.height.shape[0]
+  noise_field = noise[layer.noise_index]
+  grid_x, grid_y = _grid_coordinates(layer, canvas_size, noise)
+  column, row = jnp.floor(grid_x), jnp.floor(grid_y)
+  random_values = _hash_cells(column, row, layer.hash_salt)
+  x, y = grid_x - column - 0.5, grid_y - row - 0.5
+  x, y = x - layer.jitter * (random_values[0] - 0.5), y - layer.jitter * (random_values[1] - 0.5)
+  radius = layer.max_radius * (1 - layer.size_variation * random_values[2])
   # A turn by half its tangent: no sine for each pixel.
-  t = layer.turned * (2 * dice[3] - 1)
+  t = layer.shape_rotation * (2 * random_values[3] - 1)
   cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-  x, y = (cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius * layer.slim
-  flat = _shape(layer, x, y)
-  depth = jnp.where(layer.strokes > 0, _strokes(layer, x, y), flat)
+  x, y = (cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius * layer.elongation
+  shape_distance = _shape_distance(layer, x, y)
+  distance = jnp.where(layer.uses_strokes > 0, _stroke_distance(layer, x, y), shape_distance)
   # One cell is side / cells pixels; `depth` is in radii.
-  pixels = depth * radius * side / layer.cells
-  room = jnp.where(layer.confined > 0, canvas.inside, 1.0)
-  there = jnp.where(dice[4] < layer.density, room, 0.0)
-  cover = jnp.clip(0.5 - pixels / layer.soft, 0, 1) * there
-  from_middle = jnp.where(layer.rings, jnp.sqrt(x * x + y * y + 1e-6), x)
-  wave = _wave(
+  pixel_distance = distance * radius * canvas_size / layer.cells_across
+  allowed_mask = jnp.where(layer.is_confined > 0, canvas.allowed_mask, 1.0)
+  presence = jnp.where(random_values[4] < layer.density, allowed_mask, 0.0)
+  coverage = jnp.clip(0.5 - pixel_distance / layer.edge_softness, 0, 1) * presence
+  wave_x = jnp.where(layer.has_rings, jnp.sqrt(x * x + y * y + 1e-6), x)
+  wave_pattern = _wave_pattern(
     layer,
-    field,
-    jnp.where(layer.local, from_middle, across),
-    jnp.where(layer.local, y, down),
+    noise_field,
+    jnp.where(layer.wave_follows_shape, wave_x, grid_x),
+    jnp.where(layer.wave_follows_shape, y, grid_y),
   )
-  shade = layer.tone * (2 * dice[5] - 1) + layer.grain * field + layer.wave * wave
-  tint = jnp.stack([dice[6], dice[7], dice[1]], -1) - 0.5
-  fill = layer.color[None, None] + shade[..., None] + layer.hue * tint
-  dark = layer.shadow * there * jnp.exp(-jnp.maximum(pixels, 0) * (layer.cells / side * 12))
-  mix = (cover * layer.opacity)[..., None]
-  color = (canvas.color * (1 - dark[..., None])) * (1 - mix) + fill * mix
-  rise = jnp.clip(-depth / layer.bevel, 0, 1)
-  dome = jnp.sqrt(rise * (2 - rise)) * layer.bump * radius * side / layer.cells
-  height = canvas.height + cover * (dome + layer.rough * (field * layer.grain + wave * layer.wave))
-  inside = jnp.where(layer.holds > 0, cover, canvas.inside)
-  return Canvas(color, height, inside)
+  brightness = (
+    layer.tone_variation * (2 * random_values[5] - 1)
+    + layer.noise_amplitude * noise_field
+    + layer.wave_amplitude * wave_pattern
+  )
+  tint = jnp.stack([random_values[6], random_values[7], random_values[1]], -1) - 0.5
+  fill_color = layer.color[None, None] + brightness[..., None] + layer.hue_variation * tint
+  shadow = (
+    layer.shadow_strength
+    * presence
+    * jnp.exp(-jnp.maximum(pixel_distance, 0) * (layer.cells_across / canvas_size * 12))
+  )
+  alpha = (coverage * layer.opacity)[..., None]
+  color = (canvas.color * (1 - shadow[..., None])) * (1 - alpha) + fill_color * alpha
+  edge_profile = jnp.clip(-distance / layer.bevel_width, 0, 1)
+  relief = (
+    jnp.sqrt(edge_profile * (2 - edge_profile))
+    * layer.relief_height
+    * radius
+    * canvas_size
+    / layer.cells_across
+  )
+  height = canvas.height + coverage * (
+    relief
+    + layer.roughness * (noise_field * layer.noise_amplitude + wave_pattern * layer.wave_amplitude)
+  )
+  new_allowed_mask = jnp.where(layer.confines_later_layers > 0, coverage, canvas.allowed_mask)
+  return Canvas(color, height, new_allowed_mask)
 
 
-def _grid(layer: Layer, side: int, noise: Float[Array, 'f s s']) -> tuple[Plane, Plane]:
+def _grid_coordinates(
+  layer: Layer, canvas_size: int, noise: Float[Array, 'f s s']
+) -> tuple[Plane, Plane]:
   """Coordinates in cells."""
-  line = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side - 0.5
-  x, y = line[None, :], line[:, None]
-  cosine, sine = jnp.cos(layer.turn), jnp.sin(layer.turn)
-  across = layer.cells * (cosine * x + sine * y) + layer.shift[0] + layer.bend * noise[0]
-  down = layer.cells * layer.stretch * (cosine * y - sine * x) + layer.shift[1]
-  return across, down + layer.bend * noise[1]
+  pixel_centers = (jnp.arange(canvas_size, dtype=jnp.float32) + 0.5) / canvas_size - 0.5
+  x, y = pixel_centers[None, :], pixel_centers[:, None]
+  cosine, sine = jnp.cos(layer.rotation), jnp.sin(layer.rotation)
+  grid_x = (
+    layer.cells_across * (cosine * x + sine * y) + layer.shift[0] + layer.grid_distortion * noise[0]
+  )
+  grid_y = layer.cells_across * layer.stretch * (cosine * y - sine * x) + layer.shift[1]
+  return grid_x, grid_y + layer.grid_distortion * noise[1]
 
 
-def _dice(column: Plane, row: Plane, salt: UInt32[Array, '']) -> list[Plane]:
+def _hash_cells(column: Plane, row: Plane, salt: UInt32[Array, '']) -> list[Plane]:
   """Eight numbers of [0, 1) for each cell."""
-  mixed = column.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
-  mixed += row.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + salt
-  found = []
+  hash_bits = column.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
+  hash_bits += row.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + salt
+  values = []
   for _ in range(2):
-    mixed = (mixed ^ (mixed >> jnp.uint32(15))) * jnp.uint32(0x2C1B3C6D)
-    mixed = (mixed ^ (mixed >> jnp.uint32(12))) * jnp.uint32(0x297A2D39)
-    mixed = mixed ^ (mixed >> jnp.uint32(15))
-    found += [
-      ((mixed >> jnp.uint32(k)) & jnp.uint32(255)).astype(jnp.float32) for k in (0, 8, 16, 24)
+    hash_bits = (hash_bits ^ (hash_bits >> jnp.uint32(15))) * jnp.uint32(0x2C1B3C6D)
+    hash_bits = (hash_bits ^ (hash_bits >> jnp.uint32(12))) * jnp.uint32(0x297A2D39)
+    hash_bits = hash_bits ^ (hash_bits >> jnp.uint32(15))
+    values += [
+      ((hash_bits >> jnp.uint32(k)) & jnp.uint32(255)).astype(jnp.float32) for k in (0, 8, 16, 24)
     ]
-  return [x / 256 for x in found]
+  return [x / 256 for x in values]
 
 
-def _shape(layer: Layer, x: Plane, y: Plane) -> Plane:
+def _shape_distance(layer: Layer, x: Plane, y: Plane) -> Plane:
   """How far outside a shape of radius one; negative inside."""
   ax, ay = jnp.abs(x), jnp.abs(y)
   r = jnp.sqrt(x * x + y * y + 1e-6)
-  reach = layer.norms[0] * r + layer.norms[1] * jnp.maximum(ax, ay) + layer.norms[2] * (ax + ay)
-  c = x / r
-  three = c * (4 * c * c - 3)  # Cosines of three and six times the angle.
-  depth = reach - 1 + layer.lobes[0] * three + layer.lobes[1] * (2 * three * three - 1)
-  return jnp.where(layer.ring > 0, jnp.abs(depth + layer.ring) - layer.ring, depth)
+  norm = (
+    layer.norm_weights[0] * r
+    + layer.norm_weights[1] * jnp.maximum(ax, ay)
+    + layer.norm_weights[2] * (ax + ay)
+  )
+  cosine = x / r
+  triple_angle_cosine = cosine * (
+    4 * cosine * cosine - 3
+  )  # Cosines of three and six times the angle.
+  distance = (
+    norm
+    - 1
+    + layer.lobe_depths[0] * triple_angle_cosine
+    + layer.lobe_depths[1] * (2 * triple_angle_cosine * triple_angle_cosine - 1)
+  )
+  return jnp.where(
+    layer.outline_width > 0, jnp.abs(distance + layer.outline_width) - layer.outline_width, distance
+  )
 
 
-def _strokes(layer: Layer, x: Plane, y: Plane) -> Plane:
+def _stroke_distance(layer: Layer, x: Plane, y: Plane) -> Plane:
   """How far outside three strokes that share their middle end, the first one bent."""
-  y = y / layer.slim  # Strokes are slim already.
-  nearest = jnp.full_like(x, 1e3)
+  y = y / layer.elongation  # Strokes are slim already.
+  min_squared_distance = jnp.full_like(x, 1e3)
   for i in range(3):
-    (ax, ay), (bx, by) = layer.ends[i], layer.ends[i + 1]
+    (ax, ay), (bx, by) = layer.stroke_ends[i], layer.stroke_ends[i + 1]
     dx, dy = bx - ax, by - ay
-    along = jnp.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy + 1e-3), 0, 1)
-    bow = 2 * layer.lobes[0] * along * (1 - along)
-    ex, ey = x - ax - along * dx - bow * dy, y - ay - along * dy + bow * dx
-    nearest = jnp.minimum(nearest, ex * ex + ey * ey)
-  return jnp.sqrt(nearest + 1e-6) - layer.width
+    segment_position = jnp.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy + 1e-3), 0, 1)
+    bend_offset = 2 * layer.lobe_depths[0] * segment_position * (1 - segment_position)
+    ex, ey = (
+      x - ax - segment_position * dx - bend_offset * dy,
+      y - ay - segment_position * dy + bend_offset * dx,
+    )
+    min_squared_distance = jnp.minimum(min_squared_distance, ex * ex + ey * ey)
+  return jnp.sqrt(min_squared_distance + 1e-6) - layer.stroke_half_width
 
 
-def _wave(layer: Layer, field: Plane, x: Plane, y: Plane) -> Plane:
+def _wave_pattern(layer: Layer, noise_field: Plane, x: Plane, y: Plane) -> Plane:
   """Stripes, bent by noise; with a second direction, a weave of both."""
-  bent = layer.wobble * field
-  one = jnp.sin(layer.frequency[0] * x + layer.frequency[1] * y + bent)
-  two = jnp.where(layer.frequency[2] > 0, jnp.sin(layer.frequency[2] * y + bent), 1.0)
-  return jnp.clip(one * two * layer.hardness, -1, 1)
+  phase = layer.wave_distortion * noise_field
+  first_wave = jnp.sin(layer.wave_frequency[0] * x + layer.wave_frequency[1] * y + phase)
+  second_wave = jnp.where(
+    layer.wave_frequency[2] > 0, jnp.sin(layer.wave_frequency[2] * y + phase), 1.0
+  )
+  return jnp.clip(first_wave * second_wave * layer.wave_hardness, -1, 1)

@@ -17,79 +17,86 @@ from distill import losses, student
 from uadjax.backbones import compact
 from uadjax.system import files
 
-_FOLDER, _NOTES = 'checkpoint', 'notes.json'
+_CHECKPOINT_DIR, _METADATA_FILE = 'checkpoint', 'notes.json'
 _EPSILON = 1e-5  # BatchNorm's.
 
 
-def save(directory: Path, state: student.State, scales: losses.Scales, notes: Mapping) -> None:
+def save(directory: Path, state: student.State, scales: losses.Scales, metadata: Mapping) -> None:
   """Write a checkpoint, whole or not at all; the last one is replaced.
 
   Few files and none large: some machines give back no others.
   """
-  with files.atomic_directory(directory / _FOLDER) as fresh:
-    for name, part in _parts(state, scales).items():
-      leaves: Any = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(part))}
-      np.savez(fresh / f'{name}.npz', **leaves)
-    files.write_json(fresh / _NOTES, notes)
+  with files.atomic_directory(directory / _CHECKPOINT_DIR) as temporary_dir:
+    for name, tree in _state_trees(state, scales).items():
+      leaves: Any = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
+      np.savez(temporary_dir / f'{name}.npz', **leaves)
+    files.write_json(temporary_dir / _METADATA_FILE, metadata)
 
 
 def load(directory: Path) -> tuple[student.Recipe, student.State, losses.Scales]:
   """Read the checkpoint back; ends the script where there is none."""
-  folder = directory / _FOLDER
+  folder = directory / _CHECKPOINT_DIR
   if not folder.is_dir():
     sys.exit(f'{directory} holds no checkpoint; leave out --resume.')
-  recipe = student.Recipe(**json.loads((folder / _NOTES).read_text())['recipe'])
+  recipe = student.Recipe(**json.loads((folder / _METADATA_FILE).read_text())['recipe'])
   scales = {
     stage: losses.Scale(jnp.zeros(plan.channels), jnp.zeros(plan.channels))
     for stage, plan in compact.STAGE_CONFIGS.items()
   }
-  like = jax.eval_shape(lambda: student.initial(recipe, scales))
-  read = {}
-  for name, part in _parts(like, scales).items():
+  abstract_state = jax.eval_shape(lambda: student.init_state(recipe, scales))
+  trees = {}
+  for name, tree in _state_trees(abstract_state, scales).items():
     with np.load(folder / f'{name}.npz') as file:
       leaves = [jnp.asarray(file[str(i)]) for i in range(len(file.files))]
-    read[name] = jax.tree.unflatten(jax.tree.structure(part), leaves)
-  stats, step, scales = read.pop('rest')
-  return recipe, student.State(stats=stats, step=step, **read), scales
+    trees[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+  batch_stats, step, scales = trees.pop('rest')
+  return recipe, student.State(batch_stats=batch_stats, step=step, **trees), scales
 
 
-def _parts(state: student.State, scales: losses.Scales) -> dict[str, Any]:
-  parts = state._asdict()
-  rest = parts.pop('stats'), parts.pop('step'), scales
-  return {**parts, 'rest': rest}
+def _state_trees(state: student.State, scales: losses.Scales) -> dict[str, Any]:
+  trees = state._asdict()
+  stats_and_scales = trees.pop('stats'), trees.pop('step'), scales
+  return {**trees, 'rest': stats_and_scales}
 
 
-def tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def export_tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """The network as files have it: torchvision's names and axes, half precision, norms folded.
 
   Every BatchNorm is there, but only adds: what it multiplied by is in the convolution before it.
   """
   params: Any = traverse_util.flatten_dict(variables['params'])
-  stats: Any = traverse_util.flatten_dict(variables['batch_stats'])
-  found = {}
+  batch_stats: Any = traverse_util.flatten_dict(variables['batch_stats'])
+  tensors = {}
   for path, kernel in params.items():
     if path[-1] != 'kernel':
       continue
-    unit = path[:-2]
-    place = '.'.join(unit).replace('_', '.')
-    factor = params[*unit, 'bn', 'scale'] / jnp.sqrt(stats[*unit, 'bn', 'var'] + _EPSILON)
-    bias = params[*unit, 'bn', 'bias'] - stats[*unit, 'bn', 'mean'] * factor
-    found[f'{place}.conv.weight'] = (kernel * factor[None, None, None]).transpose(3, 2, 0, 1)
+    module_path = path[:-2]
+    tensor_prefix = '.'.join(module_path).replace('_', '.')
+    factor = params[*module_path, 'bn', 'scale'] / jnp.sqrt(
+      batch_stats[*module_path, 'bn', 'var'] + _EPSILON
+    )
+    bias = params[*module_path, 'bn', 'bias'] - batch_stats[*module_path, 'bn', 'mean'] * factor
+    tensors[f'{tensor_prefix}.conv.weight'] = (kernel * factor[None, None, None]).transpose(
+      3, 2, 0, 1
+    )
     # The folded one must change nothing: its variance and BatchNorm's epsilon make one.
-    norm = {'weight': jnp.ones_like(bias), 'bias': bias}
-    norm |= {'running_mean': jnp.zeros_like(bias), 'running_var': jnp.ones_like(bias) - _EPSILON}
-    found |= {f'{place}.bn.{leaf}': value for leaf, value in norm.items()}
-  return {name: np.ascontiguousarray(value, np.float16) for name, value in found.items()}
+    batch_norm = {'weight': jnp.ones_like(bias), 'bias': bias}
+    batch_norm |= {
+      'running_mean': jnp.zeros_like(bias),
+      'running_var': jnp.ones_like(bias) - _EPSILON,
+    }
+    tensors |= {f'{tensor_prefix}.bn.{leaf}': value for leaf, value in batch_norm.items()}
+  return {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}
 
 
 def export(path: Path, state: student.State, card: Mapping[str, Any]) -> dict[str, Any]:
   """Write the averaged weights, and beside them a card that tells where they come from."""
-  found = tensors(state.average)
-  data = safetensors.save(found, {'format': 'uadjax compact'})
+  tensors = export_tensors(state.average_variables)
+  data = safetensors.save(tensors, {'format': 'uadjax compact'})
   with files.atomic_write(path) as file:
     file.write(data)
-  count = sum(x.size for name, x in found.items() if not name.endswith(('mean', 'var')))
-  told = {**card, 'sha256': hashlib.sha256(data).hexdigest(), 'bytes': len(data)}
-  told |= {'parameters': count, 'step': int(state.step)}
-  files.write_json(path.with_suffix('.json'), told)
-  return told
+  num_parameters = sum(x.size for name, x in tensors.items() if not name.endswith(('mean', 'var')))
+  full_card = {**card, 'sha256': hashlib.sha256(data).hexdigest(), 'bytes': len(data)}
+  full_card |= {'parameters': num_parameters, 'step': int(state.step)}
+  files.write_json(path.with_suffix('.json'), full_card)
+  return full_card

@@ -16,7 +16,7 @@ from uadjax.backbones import compact
 from uadjax.types import Variables
 
 Key = jax.Array
-Teacher = Callable[[Variables, UInt8[Array, 'b v v 3']], losses.Stages]
+Teacher = Callable[[Variables, UInt8[Array, 'b v v 3']], losses.StageFeatures]
 
 
 class Recipe(NamedTuple):
@@ -37,70 +37,80 @@ class Recipe(NamedTuple):
 
   seed: int = 0
   steps: int = 10000
-  batch: int = 24
-  side: int = 160
-  late_batch: int = 8
-  late_side: int = 256
-  pictures: int = 32
-  looks: int = 10
-  rate: float = 3e-3
-  led: float = 0.2
-  steady: float = 0.7
-  late: float = 0.85
+  batch_size: int = 24
+  view_size: int = 160
+  late_batch_size: int = 8
+  late_view_size: int = 256
+  num_images: int = 32
+  steps_per_image_set: int = 10
+  learning_rate: float = 3e-3
+  teacher_forcing_share: float = 0.2
+  frozen_stats_from: float = 0.7
+  large_views_from: float = 0.85
 
 
 class State(NamedTuple):
   """What a run carries; `average` is the moving one of variables that is shipped."""
 
   params: Any
-  stats: Any
-  average: Any
-  optimizer: Any
+  batch_stats: Any
+  average_variables: Any
+  opt_state: Any
   step: Array
 
 
-def teacher() -> backbones.Backbone:
+def build_teacher() -> backbones.Backbone:
   """Describe the teacher."""
   return backbones.build('resnet18', compact.STAGES)
 
 
-def schedule(recipe: Recipe) -> optax.Schedule:
+def learning_rate_schedule(recipe: Recipe) -> optax.Schedule:
   """A short warm-up, then half a cosine."""
-  warm = min(300, recipe.steps // 10)
-  return optax.warmup_cosine_decay_schedule(0.0, recipe.rate, warm, recipe.steps, recipe.rate / 100)
-
-
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-  """Muon for kernels, as matrices from all inputs to outputs; Adam for the rest."""
-
-  def matrices(params: Any) -> Any:
-    kernel = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
-    return jax.tree.map(lambda x: kernel if x.ndim == 4 else None, params)
-
-  return optax.contrib.muon(
-    schedule(recipe),
-    weight_decay=0.01,
-    consistent_rms=0.2,  # Steps as large as Adam's, so that one rate serves both.
-    muon_weight_dimension_numbers=matrices,
+  warmup_steps = min(300, recipe.steps // 10)
+  return optax.warmup_cosine_decay_schedule(
+    0.0, recipe.learning_rate, warmup_steps, recipe.steps, recipe.learning_rate / 100
   )
 
 
-def initial(recipe: Recipe, scales: losses.Scales) -> State:
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+  """Muon for kernels, as matrices from all inputs to outputs; Adam for the rest."""
+
+  def kernel_dimensions(params: Any) -> Any:
+    dimension_numbers = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    return jax.tree.map(lambda x: dimension_numbers if x.ndim == 4 else None, params)
+
+  return optax.contrib.muon(
+    learning_rate_schedule(recipe),
+    weight_decay=0.01,
+    consistent_rms=0.2,  # Steps as large as Adam's, so that one rate serves both.
+    muon_weight_dimension_numbers=kernel_dimensions,
+  )
+
+
+def init_state(recipe: Recipe, scales: losses.Scales) -> State:
   """A student that knows nothing but its channels' scales: no weight of the teacher goes in."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), 0)
   module = compact.Compact()
   variables = jax.jit(module.init)(key, jnp.zeros((1, 64, 64, 3)))
-  params, stats = variables['params'], variables['batch_stats']
+  params, batch_stats = variables['params'], variables['batch_stats']
   for stage, (mean, std) in scales.items():
     params[stage]['leave']['bn'] = {'scale': jnp.copy(std), 'bias': jnp.copy(mean)}
-  average = {'params': jax.tree.map(jnp.copy, params), 'batch_stats': jax.tree.map(jnp.copy, stats)}
-  memory = optimizer(recipe).init(params)
-  return State(params, stats, average, memory, jnp.zeros((), jnp.int32))
+  average = {
+    'params': jax.tree.map(jnp.copy, params),
+    'batch_stats': jax.tree.map(jnp.copy, batch_stats),
+  }
+  opt_state = make_optimizer(recipe).init(params)
+  return State(params, batch_stats, average, opt_state, jnp.zeros((), jnp.int32))
 
 
-def look(
-  params: Any, stats: Any, images: Array, taught: losses.Stages, led: Array, steady: bool
-) -> tuple[losses.Stages, Any]:
+def apply_student(
+  params: Any,
+  batch_stats: Any,
+  images: Array,
+  teacher_features: losses.StageFeatures,
+  is_teacher_forced: Array,
+  use_running_stats: bool,
+) -> tuple[losses.StageFeatures, Any]:
   """The student's stages in training, and BatchNorm's statistics after it.
 
   Args:
@@ -111,80 +121,106 @@ def look(
     led: for each image, whether stages are given the teacher's features instead of their own.
     steady: leave the statistics as they are.
   """
-  x, seen, moved = images, {}, {}
+  x, student_features, new_batch_stats = images, {}, {}
   for name, plan in compact.STAGE_CONFIGS.items():
-    variables = {'params': params[name], 'batch_stats': stats[name]}
-    y, after = compact.Stage(plan).apply(variables, x, True, steady, mutable=['batch_stats'])
-    seen[name], moved[name] = y, after['batch_stats']
-    x = jnp.where(led[:, None, None, None], taught[name], y)
-  return seen, moved
+    variables = {'params': params[name], 'batch_stats': batch_stats[name]}
+    y, updates = compact.Stage(plan).apply(
+      variables, x, True, use_running_stats, mutable=['batch_stats']
+    )
+    student_features[name], new_batch_stats[name] = y, updates['batch_stats']
+    x = jnp.where(is_teacher_forced[:, None, None, None], teacher_features[name], y)
+  return student_features, new_batch_stats
 
 
 @functools.partial(jax.jit, static_argnames=('recipe', 'steady', 'late'), donate_argnames='state')
-def step(
+def train_step(
   state: State,
   teacher_variables: Variables,
   scales: losses.Scales,
-  painted: Array,
+  source_images: Array,
   recipe: Recipe,
-  steady: bool,
-  late: bool,
+  use_running_stats: bool,
+  large_views: bool,
 ) -> tuple[State, dict[str, Array]]:
   """Look at some views as the teacher does, and learn from the difference."""
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), 1), state.step)
   keys = jax.random.split(key, 3)
-  count, side = size(recipe, late)
-  images = backbones.normalize(views.views(keys[0], painted, count, side))
-  taught = cast(losses.Stages, teacher().apply(teacher_variables, images))
-  done = state.step / recipe.steps
+  num_views, view_size = view_count_and_size(recipe, large_views)
+  images = backbones.normalize(views.render_views(keys[0], source_images, num_views, view_size))
+  teacher_features = cast(losses.StageFeatures, build_teacher().apply(teacher_variables, images))
+  progress = state.step / recipe.steps
   # Twins alike: they must differ by their damage alone.
-  led = jax.random.uniform(keys[1], (-(-count // views.TWINS),)) > done / max(recipe.led, 1e-6)
-  led = jnp.repeat(led, views.TWINS)[:count]
+  is_teacher_forced = jax.random.uniform(keys[1], (-(-num_views // views.TWINS),)) > progress / max(
+    recipe.teacher_forcing_share, 1e-6
+  )
+  is_teacher_forced = jnp.repeat(is_teacher_forced, views.TWINS)[:num_views]
   # What the moving average has seen is more than the last few batches.
-  stats = state.average['batch_stats'] if steady else state.stats
+  batch_stats = state.average_variables['batch_stats'] if use_running_stats else state.batch_stats
 
-  def loss(params: Any) -> tuple[Array, Any]:
-    seen, moved = look(params, stats, images, taught, led, steady)
-    total, parts = losses.compare(taught, seen, scales, keys[2])
-    return total, (parts, moved)
+  def loss_fn(params: Any) -> tuple[Array, Any]:
+    student_features, new_batch_stats = apply_student(
+      params, batch_stats, images, teacher_features, is_teacher_forced, use_running_stats
+    )
+    total, loss_terms = losses.distillation_loss(
+      teacher_features, student_features, scales, keys[2]
+    )
+    return total, (loss_terms, new_batch_stats)
 
-  (value, (parts, moved)), slope = jax.value_and_grad(loss, has_aux=True)(state.params)
-  change, memory = optimizer(recipe).update(slope, state.optimizer, state.params)
-  params = optax.apply_updates(state.params, change)
-  keep = jnp.minimum(0.999, (1 + state.step) / (10 + state.step))
-  now = {'params': params, 'batch_stats': stats if steady else moved}
-  average = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, state.average, now)
-  after = State(params, now['batch_stats'], average, memory, state.step + 1)
-  return after, {'loss': value, **parts}
+  (value, (loss_terms, new_batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    state.params
+  )
+  updates, opt_state = make_optimizer(recipe).update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  decay = jnp.minimum(0.999, (1 + state.step) / (10 + state.step))
+  variables = {
+    'params': params,
+    'batch_stats': batch_stats if use_running_stats else new_batch_stats,
+  }
+  average = jax.tree.map(
+    lambda a, b: decay * a + (1 - decay) * b, state.average_variables, variables
+  )
+  new_state = State(params, variables['batch_stats'], average, opt_state, state.step + 1)
+  return new_state, {'loss': value, **loss_terms}
 
 
-def size(recipe: Recipe, late: bool) -> tuple[int, int]:
+def view_count_and_size(recipe: Recipe, large_views: bool) -> tuple[int, int]:
   """Views of a step, and their pixels across."""
-  return (recipe.late_batch, recipe.late_side) if late else (recipe.batch, recipe.side)
+  return (
+    (recipe.late_batch_size, recipe.late_view_size)
+    if large_views
+    else (recipe.batch_size, recipe.view_size)
+  )
 
 
-def phase(recipe: Recipe, step: int) -> tuple[bool, bool]:
+def training_phase(recipe: Recipe, step: int) -> tuple[bool, bool]:
   """Whether the statistics are steady at a step, and whether views are large."""
-  return step >= recipe.steady * recipe.steps, step >= recipe.late * recipe.steps
+  return (
+    step >= recipe.frozen_stats_from * recipe.steps,
+    step >= recipe.large_views_from * recipe.steps,
+  )
 
 
-def paint(recipe: Recipe, step: int, at_once: int = 1) -> Array:
+def generate_images(recipe: Recipe, step: int, batch_size: int = 1) -> Array:
   """The pictures that are looked at in a step."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
-  key = jax.random.fold_in(key, step // recipe.looks)
-  return pictures.paint(key, recipe.pictures, at_once=at_once)
+  key = jax.random.fold_in(key, step // recipe.steps_per_image_set)
+  return pictures.generate(key, recipe.num_images, at_once=batch_size)
 
 
-def measure(recipe: Recipe, variables: Variables, batches: int = 16) -> losses.Scales:
+def measure_scales(recipe: Recipe, variables: Variables, num_batches: int = 16) -> losses.Scales:
   """The scales of the teacher's channels, on pictures that are not learned from."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), 3)
-  count, side = size(recipe, late=False)
-  see = jax.jit(lambda images: teacher().apply(variables, backbones.normalize(images)))
-  every = math.ceil(batches / 2)
-  found = []
+  num_views, view_size = view_count_and_size(recipe, large_views=False)
+  extract_features = jax.jit(
+    lambda images: build_teacher().apply(variables, backbones.normalize(images))
+  )
+  batches_per_set = math.ceil(num_batches / 2)
+  features = []
   for i in range(2):
-    painted = pictures.paint(jax.random.fold_in(key, i), recipe.pictures)
-    keys = jax.random.split(jax.random.fold_in(key, 2 + i), every)
-    found += [see(views.views(k, painted, count, side)) for k in keys]
-  joined = {s: jnp.concatenate([x[s] for x in found]) for s in compact.STAGES}
-  return {stage: losses.scale(x) for stage, x in joined.items()}
+    source_images = pictures.generate(jax.random.fold_in(key, i), recipe.num_images)
+    keys = jax.random.split(jax.random.fold_in(key, 2 + i), batches_per_set)
+    features += [
+      extract_features(views.render_views(k, source_images, num_views, view_size)) for k in keys
+    ]
+  stage_features = {s: jnp.concatenate([x[s] for x in features]) for s in compact.STAGES}
+  return {stage: losses.measure_scale(x) for stage, x in stage_features.items()}

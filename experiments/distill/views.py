@@ -19,169 +19,185 @@ import numpy as np
 TWINS = 4  # Row 3 of every four is row 2, damaged.
 
 Key = jax.Array
-Draw = Iterator[Array]  # Of independent numbers of [0, 1).
+RandomDraws = Iterator[Array]  # Of independent numbers of [0, 1).
 Plane = Float[Array, 'v v']
 Planes = Float[Array, '3 v v']
 
 
-def twins(count: int) -> tuple[np.ndarray, np.ndarray]:
+def twin_rows(num_views: int) -> tuple[np.ndarray, np.ndarray]:
   """Rows of intact views that have a damaged twin, and the rows of those."""
-  damaged = np.arange(TWINS - 1, count, TWINS)
+  damaged = np.arange(TWINS - 1, num_views, TWINS)
   return damaged - 1, damaged
 
 
 @functools.partial(jax.jit, static_argnames=('count', 'side'))
-def views(
-  key: Key, pictures: Float[Array, 'n s s 3'], count: int, side: int
+def render_views(
+  key: Key, source_images: Float[Array, 'n s s 3'], num_views: int, side: int
 ) -> UInt8[Array, 'b v v 3']:
   """Look at pictures, drawn with replacement."""
-  rows = jnp.arange(count)
-  damaged = rows % TWINS == TWINS - 1
-  source = jnp.where(damaged, rows - 1, rows)
-  keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(source)
-  return jax.vmap(functools.partial(_view, pictures, side=side))(keys, damaged)
+  rows = jnp.arange(num_views)
+  is_damaged = rows % TWINS == TWINS - 1
+  source_rows = jnp.where(is_damaged, rows - 1, rows)
+  keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(source_rows)
+  return jax.vmap(functools.partial(_render_view, source_images, side=side))(keys, is_damaged)
 
 
 class Damage(NamedTuple):
   """A blemish: how far it covers each pixel, how it moves and how it colors what is there."""
 
-  cover: Plane
-  move: Float[Array, '2']
+  coverage: Plane
+  displacement: Float[Array, '2']
   color: Float[Array, '3']
   opacity: Array
 
 
-def _view(pictures: Array, key: Key, damaged: Array, side: int) -> UInt8[Array, 'v v 3']:
+def _render_view(
+  source_images: Array, key: Key, is_damaged: Array, side: int
+) -> UInt8[Array, 'v v 3']:
   # All chances of a view at once: each draw of its own would take long to compile.
-  draw = iter(jax.random.uniform(key, (64,)))
-  number = jnp.minimum((next(draw) * len(pictures)).astype(jnp.int32), len(pictures) - 1)
-  damage = _damage(draw, side)
-  damage = damage._replace(cover=damage.cover * damaged.astype(jnp.float32))
-  x, y = _gaze(draw, side, pictures.shape[1])
-  x, y = x + damage.cover * damage.move[0], y + damage.cover * damage.move[1]
-  image = _sample(pictures, number, x, y)
-  mix = (damage.cover * damage.opacity)[..., None]
-  image = image * (1 - mix) + damage.color[None, None] * mix
-  image = jnp.moveaxis(_develop(draw, image), -1, 0)
-  image = _jpeg(draw, _sensor(draw, jax.random.fold_in(key, 1), _blur(draw, image)))
+  draws = iter(jax.random.uniform(key, (64,)))
+  image_index = jnp.minimum(
+    (next(draws) * len(source_images)).astype(jnp.int32), len(source_images) - 1
+  )
+  damage = _random_damage(draws, side)
+  damage = damage._replace(cover=damage.coverage * is_damaged.astype(jnp.float32))
+  x, y = _view_coordinates(draws, side, source_images.shape[1])
+  x, y = x + damage.coverage * damage.displacement[0], y + damage.coverage * damage.displacement[1]
+  image = _sample_bilinear(source_images, image_index, x, y)
+  alpha = (damage.coverage * damage.opacity)[..., None]
+  image = image * (1 - alpha) + damage.color[None, None] * alpha
+  image = jnp.moveaxis(_adjust_tones(draws, image), -1, 0)
+  image = _compress_jpeg(
+    draws, _add_sensor_noise(draws, jax.random.fold_in(key, 1), _blur_or_sharpen(draws, image))
+  )
   return jnp.round(jnp.clip(jnp.moveaxis(image, 0, -1), 0, 1) * 255).astype(jnp.uint8)
 
 
-def _uniform(draw: Draw, low: float, high: float) -> Array:
-  return low + (high - low) * next(draw)
+def _uniform(draws: RandomDraws, low: float, high: float) -> Array:
+  return low + (high - low) * next(draws)
 
 
-def _normal(draw: Draw) -> Array:
+def _normal(draws: RandomDraws) -> Array:
   """Nearly normal, and never further than three standard deviations."""
-  return 2 * (next(draw) + next(draw) + next(draw)) - 3
+  return 2 * (next(draws) + next(draws) + next(draws)) - 3
 
 
-def _line(side: int) -> Float[Array, ' v']:
+def _pixel_coordinates(side: int) -> Float[Array, ' v']:
   return (jnp.arange(side, dtype=jnp.float32) + 0.5) * (2 / side) - 1
 
 
-def _damage(draw: Draw, side: int) -> Damage:
-  size, slim = jnp.exp(_uniform(draw, -3.3, -0.9)), jnp.exp(_uniform(draw, 0.0, 2.3))
-  x = _line(side)[None, :] - _uniform(draw, -0.8, 0.8)
-  y = _line(side)[:, None] - _uniform(draw, -0.8, 0.8)
-  angle = next(draw) * math.pi
+def _random_damage(draws: RandomDraws, side: int) -> Damage:
+  size, elongation = jnp.exp(_uniform(draws, -3.3, -0.9)), jnp.exp(_uniform(draws, 0.0, 2.3))
+  x = _pixel_coordinates(side)[None, :] - _uniform(draws, -0.8, 0.8)
+  y = _pixel_coordinates(side)[:, None] - _uniform(draws, -0.8, 0.8)
+  angle = next(draws) * math.pi
   cosine, sine = jnp.cos(angle), jnp.sin(angle)
-  along, beside = cosine * x + sine * y, cosine * y - sine * x
-  along += 0.5 * beside**2 / size
-  r = jnp.sqrt((along / size) ** 2 + (beside * slim / size) ** 2 + 1e-6)
-  cover = jnp.clip((1.0 - r) / _uniform(draw, 0.05, 1.0), 0, 1)
+  along, across = cosine * x + sine * y, cosine * y - sine * x
+  along += 0.5 * across**2 / size
+  r = jnp.sqrt((along / size) ** 2 + (across * elongation / size) ** 2 + 1e-6)
+  coverage = jnp.clip((1.0 - r) / _uniform(draws, 0.05, 1.0), 0, 1)
   # Bent or exchanged, or colored over; some are both.
-  kind = next(draw)
-  far = jnp.where(kind < 0.35, 0.15, jnp.where(kind < 0.6, 0.8, 0.0))
-  move = far * jnp.stack([_normal(draw), _normal(draw)])
-  color = jnp.stack([next(draw), next(draw), next(draw)]) * next(draw)
-  return Damage(cover, move, color, jnp.where(kind < 0.45, 0.0, _uniform(draw, 0.1, 1.0)))
+  kind = next(draws)
+  displacement_scale = jnp.where(kind < 0.35, 0.15, jnp.where(kind < 0.6, 0.8, 0.0))
+  displacement = displacement_scale * jnp.stack([_normal(draws), _normal(draws)])
+  color = jnp.stack([next(draws), next(draws), next(draws)]) * next(draws)
+  return Damage(
+    coverage, displacement, color, jnp.where(kind < 0.45, 0.0, _uniform(draws, 0.1, 1.0))
+  )
 
 
-def _gaze(draw: Draw, side: int, whole: int) -> tuple[Plane, Plane]:
+def _view_coordinates(draws: RandomDraws, side: int, source_size: int) -> tuple[Plane, Plane]:
   """Where in the picture, from 0 to 1, each pixel looks."""
   # Magnified nearly twofold at most; from the smallest views, all of it is made half as large.
-  closest = min(0.6 * side / whole, 0.9)
-  zoom = jnp.exp(_uniform(draw, math.log(closest), math.log(1.05)))
-  free = _uniform(draw, 0.0, 2 * math.pi)
-  angle = jnp.where(next(draw) < 0.5, free, jnp.round(free / (math.pi / 2)) * (math.pi / 2))
-  aspect, skew = jnp.exp(0.15 * _normal(draw)), 0.15 * _normal(draw)
-  slanted = next(draw) < 0.3
-  slant = [jnp.where(slanted, _uniform(draw, -0.35, 0.35), 0.0) for _ in range(2)]
-  x, y = _line(side)[None, :], _line(side)[:, None]
+  min_zoom = min(0.6 * side / source_size, 0.9)
+  zoom = jnp.exp(_uniform(draws, math.log(min_zoom), math.log(1.05)))
+  free_angle = _uniform(draws, 0.0, 2 * math.pi)
+  angle = jnp.where(
+    next(draws) < 0.5, free_angle, jnp.round(free_angle / (math.pi / 2)) * (math.pi / 2)
+  )
+  aspect, skew = jnp.exp(0.15 * _normal(draws)), 0.15 * _normal(draws)
+  is_slanted = next(draws) < 0.3
+  slant = [jnp.where(is_slanted, _uniform(draws, -0.35, 0.35), 0.0) for _ in range(2)]
+  x, y = _pixel_coordinates(side)[None, :], _pixel_coordinates(side)[:, None]
   depth = 1 / (1 + slant[0] * x + slant[1] * y)
-  across, down = zoom / 2 * aspect * (x + skew * y) * depth, zoom / 2 / aspect * y * depth
+  view_x, view_y = zoom / 2 * aspect * (x + skew * y) * depth, zoom / 2 / aspect * y * depth
   cosine, sine = jnp.cos(angle), jnp.sin(angle)
   # A small crop may be anywhere; a large one stays near the middle.
-  room = jnp.maximum(1.1 - zoom, 0.1)
-  left, top = (0.5 + (next(draw) - 0.5) * room for _ in range(2))
-  return left + cosine * across - sine * down, top + sine * across + cosine * down
+  offset_range = jnp.maximum(1.1 - zoom, 0.1)
+  center_x, center_y = (0.5 + (next(draws) - 0.5) * offset_range for _ in range(2))
+  return center_x + cosine * view_x - sine * view_y, center_y + sine * view_x + cosine * view_y
 
 
-def _sample(pictures: Array, number: Array, x: Plane, y: Plane) -> Float[Array, 'v v 3']:
+def _sample_bilinear(
+  source_images: Array, image_index: Array, x: Plane, y: Plane
+) -> Float[Array, 'v v 3']:
   """Interpolate a picture linearly; beyond its edges it is mirrored."""
-  side = pictures.shape[1]
+  side = source_images.shape[1]
   x, y = (1 - jnp.abs(1 - jnp.mod(z, 2.0)) for z in (x, y))
   x, y = (jnp.clip(z * side - 0.5, 0, side - 1.001) for z in (x, y))
   left, top = x.astype(jnp.int32), y.astype(jnp.int32)
   u, v = (x - left.astype(jnp.float32))[..., None], (y - top.astype(jnp.float32))[..., None]
-  flat = pictures.reshape(-1, 3)
-  first = (number * side + top) * side + left
-  upper = flat[first] * (1 - u) + flat[first + 1] * u
-  lower = flat[first + side] * (1 - u) + flat[first + side + 1] * u
+  flat_pixels = source_images.reshape(-1, 3)
+  top_left_index = (image_index * side + top) * side + left
+  upper = flat_pixels[top_left_index] * (1 - u) + flat_pixels[top_left_index + 1] * u
+  lower = flat_pixels[top_left_index + side] * (1 - u) + flat_pixels[top_left_index + side + 1] * u
   return upper * (1 - v) + lower * v
 
 
-def _develop(draw: Draw, image: Float[Array, 'v v 3']) -> Float[Array, 'v v 3']:
+def _adjust_tones(draws: RandomDraws, image: Float[Array, 'v v 3']) -> Float[Array, 'v v 3']:
   """Expose, tint, take away color, put on a curve, negate, fade the corners."""
-  exposure, gamma = jnp.exp(0.05 + 0.35 * _normal(draw)), jnp.exp(0.3 * _normal(draw) - 0.3)
-  tint = jnp.exp(0.12 * jnp.stack([_normal(draw) for _ in range(3)]))
+  exposure, gamma = jnp.exp(0.05 + 0.35 * _normal(draws)), jnp.exp(0.3 * _normal(draws) - 0.3)
+  tint = jnp.exp(0.12 * jnp.stack([_normal(draws) for _ in range(3)]))
   image = image * (exposure * tint)[None, None]
-  vivid = jnp.maximum(_uniform(draw, -0.6, 1.4), 0.0)
+  saturation = jnp.maximum(_uniform(draws, -0.6, 1.4), 0.0)
   gray = (image @ jnp.array((0.3, 0.59, 0.11)))[..., None]
-  image = jnp.clip(gray + vivid * (image - gray), 1e-4, 1.0) ** gamma
-  image = jnp.where(next(draw) < 0.15, 1 - image, image)
-  low, high = 0.35 * next(draw) ** 3, 0.35 * next(draw) ** 3
-  image = low + image * (1 - low - high)
-  squares = _line(image.shape[0]) ** 2
-  corner = squares[:, None, None] + squares[None, :, None]
-  return image * (1 - jnp.maximum(_uniform(draw, -0.3, 0.3), 0.0) * corner)
+  image = jnp.clip(gray + saturation * (image - gray), 1e-4, 1.0) ** gamma
+  image = jnp.where(next(draws) < 0.15, 1 - image, image)
+  black_level, white_margin = 0.35 * next(draws) ** 3, 0.35 * next(draws) ** 3
+  image = black_level + image * (1 - black_level - white_margin)
+  squares = _pixel_coordinates(image.shape[0]) ** 2
+  squared_radius = squares[:, None, None] + squares[None, :, None]
+  return image * (1 - jnp.maximum(_uniform(draws, -0.3, 0.3), 0.0) * squared_radius)
 
 
-def _blur(draw: Draw, image: Planes) -> Planes:
+def _blur_or_sharpen(draws: RandomDraws, image: Planes) -> Planes:
   """Defocus by a Gaussian, as a matrix; sharpen now and then."""
-  sigma = jnp.exp(_uniform(draw, -1.5, 0.6))
-  place = jnp.arange(image.shape[1], dtype=jnp.float32)
-  matrix = jnp.exp(-0.5 * ((place[:, None] - place[None, :]) / sigma) ** 2)
-  blurred = _both_ways(matrix / matrix.sum(axis=1, keepdims=True), image)
-  kind, amount = next(draw), next(draw)
+  sigma = jnp.exp(_uniform(draws, -1.5, 0.6))
+  positions = jnp.arange(image.shape[1], dtype=jnp.float32)
+  matrix = jnp.exp(-0.5 * ((positions[:, None] - positions[None, :]) / sigma) ** 2)
+  blurred = _transform_both_axes(matrix / matrix.sum(axis=1, keepdims=True), image)
+  kind, amount = next(draws), next(draws)
   image = jnp.where(kind < 0.55, blurred, image)
   return jnp.where(kind > 0.85, image + amount * (image - blurred), image)
 
 
-def _sensor(draw: Draw, key: Key, image: Planes) -> Planes:
+def _add_sensor_noise(draws: RandomDraws, key: Key, image: Planes) -> Planes:
   """Add noise, common to the channels and not."""
-  dice = jax.random.bits(key, image.shape, jnp.uint32)
-  bytes_ = [((dice >> jnp.uint32(k)) & jnp.uint32(255)).astype(jnp.float32) for k in (0, 8, 16, 24)]
+  random_bits = jax.random.bits(key, image.shape, jnp.uint32)
+  bytes_ = [
+    ((random_bits >> jnp.uint32(k)) & jnp.uint32(255)).astype(jnp.float32) for k in (0, 8, 16, 24)
+  ]
   noise = (bytes_[0] + bytes_[1] + bytes_[2] + bytes_[3] - 510) / 148  # Nearly normal.
-  amount, colored = jnp.exp(_uniform(draw, -7.0, -3.2)), next(draw)
-  return image + amount * (colored * noise + (1 - colored) * noise[:1])
+  amount, color_share = jnp.exp(_uniform(draws, -7.0, -3.2)), next(draws)
+  return image + amount * (color_share * noise + (1 - color_share) * noise[:1])
 
 
-def _jpeg(draw: Draw, image: Planes) -> Planes:
+def _compress_jpeg(draws: RandomDraws, image: Planes) -> Planes:
   """Round the cosines of blocks of 8x8, as half of all files: coarser for high ones and for hue."""
-  side, step = image.shape[1], jnp.exp(_uniform(draw, -5.0, -2.6))
+  side, step = image.shape[1], jnp.exp(_uniform(draws, -5.0, -2.6))
   matrix = jnp.asarray(np.kron(np.eye(side // 8, dtype=np.float32), DCT))
   frequency = jnp.arange(side) % 8
-  table = step * (1 + frequency[:, None] + frequency[None, :]).astype(jnp.float32)
-  steps = table[None] * jnp.array((1.0, 2.0, 2.0))[:, None, None]
-  cosines = _both_ways(matrix, jnp.einsum('dc,chw->dhw', jnp.asarray(_YCC), image))
-  back = _both_ways(matrix.T, jnp.round(cosines / steps) * steps)
-  squeezed = jnp.einsum('dc,chw->dhw', jnp.asarray(np.linalg.inv(_YCC)), back)
-  return jnp.where(next(draw) < 0.5, squeezed, image)
+  quantization_table = step * (1 + frequency[:, None] + frequency[None, :]).astype(jnp.float32)
+  quantization_steps = quantization_table[None] * jnp.array((1.0, 2.0, 2.0))[:, None, None]
+  cosines = _transform_both_axes(matrix, jnp.einsum('dc,chw->dhw', jnp.asarray(_YCC), image))
+  decoded = _transform_both_axes(
+    matrix.T, jnp.round(cosines / quantization_steps) * quantization_steps
+  )
+  compressed = jnp.einsum('dc,chw->dhw', jnp.asarray(np.linalg.inv(_YCC)), decoded)
+  return jnp.where(next(draws) < 0.5, compressed, image)
 
 
-def _both_ways(matrix: Float[Array, 'v v'], image: Planes) -> Planes:
+def _transform_both_axes(matrix: Float[Array, 'v v'], image: Planes) -> Planes:
   """Map both axes."""
   return jnp.einsum('Hh,chw,Ww->cHW', matrix, image, matrix)
 
