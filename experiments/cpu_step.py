@@ -27,7 +27,7 @@ from uadjax.types import Batch
 
 def measure_update_seconds(gradients: str, page_policy: str, num_updates: int = 5) -> float:
   """Median seconds per update in this process."""
-  if page_policy == 'kept':
+  if page_policy == 'retained':
     memory.retain_freed_pages()
   if gradients == 'xla':
     convolution.conv_custom_grad, convolution.max_pool_custom_grad = (
@@ -54,14 +54,16 @@ def measure_update_seconds(gradients: str, page_policy: str, num_updates: int = 
 def main() -> None:
   """Print a table, or with two arguments the seconds of one way."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('way', nargs='*', help='xla|ours as_is|kept: measure this one here')
+  parser.add_argument('setting', nargs='*', help='xla|ours as_is|kept: measure this one here')
   parser.add_argument('--rounds', type=int, default=2)
   flags = parser.parse_args()
-  if flags.way:
-    print(measure_update_seconds(*flags.way))
+  if flags.setting:
+    print(measure_update_seconds(*flags.setting))
     return
   settings = [
-    (gradients, page_policy) for gradients in ('xla', 'ours') for page_policy in ('as_is', 'kept')
+    (gradients, page_policy)
+    for gradients in ('xla', 'uadjax')
+    for page_policy in ('as_is', 'retained')
   ]
   durations_by_setting: dict[tuple[str, str], list[float]] = {setting: [] for setting in settings}
   for _ in range(flags.rounds):

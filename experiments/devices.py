@@ -9,7 +9,7 @@
     -- --config.fit.steps=100 --config.fit.batch_size=8 '--config.data.ops=resize(128)'
 
 Devices of a CPU are simulated: they share its cores and its memory, so that more of them than cores
-only cost. What is learned is split over them all the same (mesh.split=always), batches are as large
+only cost. What is learned is split over them all the same (mesh.shard_state=always), batches are as large
 for any number. Each run is a fresh process; numbers of devices take turns within a seed. Finished
 runs are not repeated. The table is printed and left in --workdir: seconds and MB are medians
 (range), AUROCs means (range); `differs` is the largest difference to one device of a seed's test
@@ -23,8 +23,8 @@ import os
 from pathlib import Path
 import statistics
 
-import fresh
 import numpy as np
+import subprocess_runs
 
 from uadjax import sweep
 from uadjax.sweep import results, tables
@@ -71,21 +71,23 @@ def main() -> None:
   for flag in ('--root', '--category', '--weights', '--configs'):
     parser.add_argument(flag, required=True)
   parser.add_argument('--devices', default='1,2,8', help='numbers of them; the first must be 1')
-  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {fresh.FIRST_SEED} on')
+  parser.add_argument(
+    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+  )
   parser.add_argument('--workdir', type=Path, default=Path('runs/devices'))
   parser.add_argument('overrides', nargs='*', help='after --, for every run')
   flags = parser.parse_args()
   configs, device_counts = flags.configs.split(','), [int(n) for n in flags.devices.split(',')]
-  seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
+  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
   for config in configs:
     for seed in seeds:
       for num_devices in device_counts:
         workdir = run_folder(flags.workdir, config, num_devices, seed)
         if results.load_summary(workdir) is None:
           os.environ['JAX_NUM_CPU_DEVICES'] = str(num_devices)
-          common_flags = fresh.run_flags(flags.root, flags.category, flags.weights, seed)
-          fresh.train(
-            config, workdir, [*common_flags, '--config.mesh.split=always', *flags.overrides]
+          common_flags = subprocess_runs.run_flags(flags.root, flags.category, flags.weights, seed)
+          subprocess_runs.train(
+            config, workdir, [*common_flags, '--config.mesh.shard_state=always', *flags.overrides]
           )
           print(workdir, *results.format_cells([results.load_summary(workdir) or {}]), flush=True)
   rows = []
@@ -108,10 +110,13 @@ def main() -> None:
           max_relative_difference(run_folders, single_device_folders) if num_devices > 1 else '',
         ]
       )
-  titles = ['detector', 'devices', *(title for title, _, _ in _METRIC_COLUMNS.values()), 'differs']
-  text = (
-    f'{tables.markdown_table(titles, rows)}\n\n{flags.seeds} seeds; {fresh.describe_machine()}.\n'
-  )
+  titles = [
+    'detector',
+    'devices',
+    *(title for title, _, _ in _METRIC_COLUMNS.values()),
+    'max difference',
+  ]
+  text = f'{tables.markdown_table(titles, rows)}\n\n{flags.seeds} seeds; {subprocess_runs.describe_machine()}.\n'
   (flags.workdir / 'table.md').write_text(text)
   print(text)
 

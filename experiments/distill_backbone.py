@@ -19,10 +19,10 @@ from pathlib import Path
 import time
 from typing import Any
 
-from distill import judge, losses, store, student
-import fresh
+from distill import evaluation, losses, store, student
 import jax
 import numpy as np
+import subprocess_runs
 
 from uadjax.backbones import compact, weights
 from uadjax.system import memory
@@ -50,11 +50,13 @@ def main() -> None:
   card = store.export(path, state, metadata)
   print(f'{card["parameters"]} parameters, {card["bytes"]} bytes, SHA-256 {card["sha256"]}')
   student_variables, _ = weights.load(str(path), compact.Compact())
-  for folder in flags.judge:
+  for folder in flags.evaluate:
     for name, value in _evaluate_networks(
-      folder, student_variables, teacher_variables, flags.teacher_too
+      folder, student_variables, teacher_variables, flags.evaluate_teacher
     ).items():
-      log.write({'step': card['step'], 'judged': str(folder.name), 'by': name, 'auroc': value})
+      log.write(
+        {'step': card['step'], 'category': str(folder.name), 'network': name, 'auroc': value}
+      )
 
 
 class JsonLog:
@@ -88,7 +90,7 @@ def _train(
     if time.monotonic() - start_time > 60 * flags.minutes:
       break
     if source_images is None or step % recipe.steps_per_image_set == 0:
-      source_images = student.generate_images(recipe, step, flags.paint)
+      source_images = student.generate_images(recipe, step, flags.generate_batch)
     use_running_stats, large_views = student.training_phase(recipe, step)
     state, loss_terms = student.train_step(
       state, teacher_variables, scales, source_images, recipe, use_running_stats, large_views
@@ -115,9 +117,9 @@ def _evaluate_networks(
   folder: Path, student_variables: Variables, teacher_variables: Variables, include_teacher: bool
 ) -> dict[str, float]:
   stages = ('layer2', 'layer3')
-  aurocs = {'student': judge.image_auroc(compact.Compact(stages), student_variables, folder)}
+  aurocs = {'student': evaluation.image_auroc(compact.Compact(stages), student_variables, folder)}
   if include_teacher:
-    aurocs['teacher'] = judge.image_auroc(
+    aurocs['teacher'] = evaluation.image_auroc(
       student.build_teacher().clone(stages=stages), teacher_variables, folder
     )
   return aurocs
@@ -131,7 +133,9 @@ def _hash_sources() -> dict[str, str]:
 
 
 def _describe_machine() -> str:
-  return f'{fresh.describe_machine()}; jax {jax.__version__} on {jax.devices()[0].device_kind}'
+  return (
+    f'{subprocess_runs.describe_machine()}; jax {jax.__version__} on {jax.devices()[0].device_kind}'
+  )
 
 
 def _parse_recipe(settings: list[str]) -> student.Recipe:
@@ -153,11 +157,11 @@ def _parse_flags() -> argparse.Namespace:
   parser.add_argument('--minutes', type=float, default=float('inf'), help='then stop; go on later')
   parser.add_argument('--resume', action='store_true', help='go on from the checkpoint')
   parser.add_argument('--set', nargs='*', default=[], metavar='NAME=VALUE', help='of the recipe')
-  parser.add_argument('--judge', type=Path, nargs='*', default=[], help='folders of categories')
-  parser.add_argument('--teacher-too', action='store_true', help='judge the teacher as well')
+  parser.add_argument('--evaluate', type=Path, nargs='*', default=[], help='folders of categories')
+  parser.add_argument('--evaluate_teacher', action='store_true', help='judge the teacher as well')
   parser.add_argument('--save-every', type=float, default=5.0, help='minutes')
   parser.add_argument('--log-every', type=float, default=30.0, help='seconds')
-  parser.add_argument('--paint', type=int, default=1, help='pictures painted side by side')
+  parser.add_argument('--generate_batch', type=int, default=1, help='pictures painted side by side')
   flags = parser.parse_args()
   if flags.resume and flags.set:
     parser.error('--resume goes on with the recipe of the checkpoint; leave out --set.')

@@ -26,9 +26,9 @@ import statistics
 import sys
 from typing import NamedTuple
 
-import fresh
 import numpy as np
 from scipy import special
+import subprocess_runs
 
 from uadjax import sweep
 from uadjax.data import layouts
@@ -202,7 +202,9 @@ def main() -> None:
   parser.add_argument('--weights', required=True)
   parser.add_argument('--config', action='append', help='may be given again; PaDiM if it is not')
   parser.add_argument('--categories', default='all', help='names; or all, textures, objects')
-  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {fresh.FIRST_SEED} on')
+  parser.add_argument(
+    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+  )
   parser.add_argument('--workdir', type=Path, default=Path('runs/false_alarms'))
   parser.add_argument('--budgets', default='0.01,0.05,0.1,0.2', help='shares of good images')
   parser.add_argument('--review_budget', type=float, default=0.05, help='at least the budget')
@@ -215,7 +217,7 @@ def main() -> None:
   categories = [
     name for group in flags.categories.split(',') for name in layouts.expand(flags.root, group)
   ]
-  seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
+  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
   runs = sweep.plan_runs(flags.config, categories, seeds)
   data_flags = [f'--config.data.root={flags.root}', f'--config.backbone.weights={flags.weights}']
   overrides = [*data_flags, *flags.overrides]

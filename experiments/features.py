@@ -56,15 +56,15 @@ def main() -> None:
   """Measure in turn."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--here', action='store_true', help='measure in this process')
+  parser.add_argument('--in_process', action='store_true', help='measure in this process')
   flags = parser.parse_args()
-  if flags.here:
+  if flags.in_process:
     measure()
     return
   for _ in range(flags.rounds):
     for num_devices in (1, os.cpu_count() or 1):
       environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(num_devices)}
-      subprocess.run([sys.executable, __file__, '--here'], env=environment, check=True)
+      subprocess.run([sys.executable, __file__, '--in_process'], env=environment, check=True)
 
 
 if __name__ == '__main__':

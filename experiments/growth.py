@@ -21,11 +21,11 @@ from pathlib import Path
 import tempfile
 from typing import Any, NamedTuple
 
-import fresh
 from jaxtyping import UInt8
 from matplotlib import figure, ticker
 import numpy as np
 from PIL import Image
+import subprocess_runs
 
 from uadjax.data import image_io, layouts, transforms
 from uadjax.sweep import results, tables
@@ -79,9 +79,12 @@ def add_noisy_images(
 
 def fit(variant: FitVariant, root: Path, weights: str) -> results.RunSummary:
   """Fit in a fresh process."""
-  flags = [*fresh.run_flags(str(root), 'noisy', weights), '--config.evaluate.do_eval=false']
+  flags = [
+    *subprocess_runs.run_flags(str(root), 'noisy', weights),
+    '--config.evaluate.do_eval=false',
+  ]
   with tempfile.TemporaryDirectory() as workdir:
-    return fresh.train(variant.config, Path(workdir), [*flags, *variant.flags])
+    return subprocess_runs.train(variant.config, Path(workdir), [*flags, *variant.flags])
 
 
 def variants_for(n: int, flags: argparse.Namespace) -> list[FitVariant]:
@@ -98,7 +101,7 @@ def measure(flags: argparse.Namespace) -> list[FitRecord]:
   """Fit what is not in the log yet; returns what was asked for."""
   log_records = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
   records_by_key = {
-    (record['category'], record['way'], record['images']): record for record in log_records
+    (record['category'], record['variant'], record['images']): record for record in log_records
   }
   requested_fits = [
     (n, variant) for n in sorted(set(flags.images)) for variant in variants_for(n, flags)
@@ -116,7 +119,7 @@ def measure(flags: argparse.Namespace) -> list[FitRecord]:
         )
         summary = fit(variant, Path(root), flags.weights)
         records_by_key[key] = {
-          'category': flags.category, 'way': variant.title, 'images': n, 'machine': fresh.describe_machine(),
+          'category': flags.category, 'variant': variant.title, 'images': n, 'machine': subprocess_runs.describe_machine(),
           **summary,
         }  # fmt: skip
         with flags.log.open('a') as file:
@@ -149,7 +152,7 @@ def draw(fits: Sequence[FitRecord], path: Path) -> None:
   ):
     for variant in (_PADIM, _UNBOUNDED, _BOUNDED):
       points = [
-        (record['images'], record[key]) for record in fits if record['way'] == variant.title
+        (record['images'], record[key]) for record in fits if record['variant'] == variant.title
       ]
       if points:
         panel.plot(*zip(*points, strict=True), variant.style, label=variant.title)
@@ -186,15 +189,15 @@ def main() -> None:
   flags.log.parent.mkdir(parents=True, exist_ok=True)
   fits = measure(flags)
   rows = [
-    [record['way'], record['images'], f'{record["fit_s"]:.1f}', record['fit_peak_mb']]
-    for record in sorted(fits, key=lambda record: (record['way'], record['images']))
+    [record['variant'], record['images'], f'{record["fit_s"]:.1f}', record['fit_peak_mb']]
+    for record in sorted(fits, key=lambda record: (record['variant'], record['images']))
   ]
   print('\n' + tables.markdown_table(['detector', 'images', 'fit s', 'peak MB'], rows) + '\n')
   slopes = [
     [
       variant.title,
       growth_exponent(
-        [record for record in fits if record['way'] == variant.title], flags.slope_from
+        [record for record in fits if record['variant'] == variant.title], flags.slope_from
       ),
     ]
     for variant in (_PADIM, _UNBOUNDED, _BOUNDED)

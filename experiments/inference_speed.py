@@ -1,6 +1,6 @@
 """Milliseconds per call of exported graphs, beside anomalib's PyTorch modules and OpenVINO exports.
 
-python experiments/inference_speed.py --peer PEER/bin/python padim=RUN/model patchcore=RUN/model \
+python experiments/inference_speed.py --anomalib_python PEER/bin/python padim=RUN/model patchcore=RUN/model \
   stfpm=RUN/model
 
 Every system runs in a process of its own, in turn, several times over; all in float32, on as many
@@ -109,7 +109,7 @@ def time_anomalib(system: str, detector: str, rows: int) -> dict[int, float]:
       request = openvino.compile_model(path, 'CPU', config).create_infer_request()
     milliseconds[n] = median_milliseconds(
       lambda images=images: request.infer({'x': images.numpy()})
-    )  # noqa: B023
+    )
   return milliseconds
 
 
@@ -127,12 +127,16 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('models', nargs='*', metavar='DETECTOR=DIR')
-  parser.add_argument('--peer', metavar='PYTHON', help='of the environment with anomalib')
+  parser.add_argument(
+    '--anomalib_python', metavar='PYTHON', help='of the environment with anomalib'
+  )
   parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--one', nargs=4, help=argparse.SUPPRESS)  # What a process of its own does.
+  parser.add_argument(
+    '--measure', nargs=4, help=argparse.SUPPRESS
+  )  # What a process of its own does.
   flags = parser.parse_args()
-  if flags.one:
-    library, system, detector, argument = flags.one
+  if flags.measure:
+    library, system, detector, argument = flags.measure
     if library == 'peak':
       print(json.dumps({0: matmul_gflops()}))
     elif library == 'uadjax':
@@ -141,7 +145,7 @@ def main() -> None:
       print(json.dumps(time_anomalib(system, detector, int(argument))))
     return
 
-  import fresh
+  import subprocess_runs
 
   from uadjax.model import model_dir
 
@@ -150,18 +154,21 @@ def main() -> None:
   for name, directory in models.items():
     rows = 0
     if name == 'patchcore':
-      rows = len(model_dir.load(directory).fitted.bank.rows)
+      rows = len(model_dir.load(directory).fitted.memory_bank.rows)
       print(f'PatchCore has {rows} rows.', file=sys.stderr)
     jobs += [
       (sys.executable, 'uadjax', system, name, str(directory)) for system in _UADJAX_RUNTIMES
     ]
-    if flags.peer:
-      jobs += [(flags.peer, 'anomalib', system, name, str(rows)) for system in _ANOMALIB_RUNTIMES]
+    if flags.anomalib_python:
+      jobs += [
+        (flags.anomalib_python, 'anomalib', system, name, str(rows))
+        for system in _ANOMALIB_RUNTIMES
+      ]
   jobs.append((sys.executable, 'peak', 'numpy', '', ''))
   times: dict[tuple[str, ...], list[dict[str, float]]] = {job[1:4]: [] for job in jobs}
   for round_index in range(flags.rounds):
     for python, *job in jobs:
-      command = [python, __file__, '--one', *job]
+      command = [python, __file__, '--measure', *job]
       process = subprocess.run(command, capture_output=True, text=True)
       output = process.stdout.strip().rpartition('\n')[2]
       if process.returncode:
@@ -182,7 +189,7 @@ def main() -> None:
   print(
     f'\nMilliseconds per call: median of {flags.rounds} processes (range), of each the median of '
     f'{_CALLS} calls. A product of matrices runs at '
-    f'{tables.format_cell(tables.center_and_range(gflops), 0)} GFLOP/s. {fresh.describe_machine()}.'
+    f'{tables.format_cell(tables.center_and_range(gflops), 0)} GFLOP/s. {subprocess_runs.describe_machine()}.'
   )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import statistics
 
-import fresh
+import subprocess_runs
 
 from uadjax.data import layouts
 from uadjax.numerics import coreset
@@ -48,10 +48,10 @@ def measure(
   for variant, max_bytes in byte_limits.items():
     workdir = flags.workdir / flags.category / f'{max_bytes}_bytes' / f'seed_{seed}'
     variant_flags = [f'--config.detector.max_bytes={max_bytes}', f'--config.fit.batch_size={batch}']
-    common_flags = fresh.run_flags(flags.root, flags.category, flags.weights, seed)
+    common_flags = subprocess_runs.run_flags(flags.root, flags.category, flags.weights, seed)
     summaries.append(
       results.load_summary(workdir)
-      or fresh.train(_CONFIG, workdir, [*common_flags, *variant_flags])
+      or subprocess_runs.train(_CONFIG, workdir, [*common_flags, *variant_flags])
     )
     print(f'seed {seed}, {variant}: {"  ".join(format_columns(summaries[-1]))}', flush=True)
   return summaries
@@ -83,13 +83,15 @@ def main() -> None:
   )
   for flag in ('--root', '--category', '--weights'):
     parser.add_argument(flag, required=True)
-  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {fresh.FIRST_SEED} on')
+  parser.add_argument(
+    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+  )
   parser.add_argument('--share', type=float, default=0.25)
   parser.add_argument('--workdir', type=Path, default=Path('runs/merge_reduce'))
   flags = parser.parse_args()
   images = len(layouts.load(flags.root, flags.category).train)
   byte_limits, batch = choose_byte_limits(images, flags.share)
-  seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
+  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
   pairs = [measure(flags, seed, byte_limits, batch) for seed in seeds]
   rows = [
     [seed, variant, *format_columns(summary)]
@@ -101,9 +103,9 @@ def main() -> None:
   sizes = ', '.join(
     f'{variant}: max_bytes={max_bytes}' for variant, max_bytes in byte_limits.items()
   )
-  print(f'\n{tables.markdown_table(["seed", "way", *titles], rows)}\n')
+  print(f'\n{tables.markdown_table(["seed", "variant", *titles], rows)}\n')
   print(
-    f'{flags.category}, {images} images, batches of {batch}; {sizes}. {fresh.describe_machine()}.'
+    f'{flags.category}, {images} images, batches of {batch}; {sizes}. {subprocess_runs.describe_machine()}.'
   )
 
 

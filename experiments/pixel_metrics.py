@@ -107,7 +107,7 @@ def straightforward_metrics(folder: Path) -> dict[str, float]:
 
 
 _METRIC_NAMES = ('AUROC', 'AP', 'F1-max', 'AU-PRO')
-_IMPLEMENTATIONS = {'ours': uadjax_metrics, 'straightforward': straightforward_metrics}
+_IMPLEMENTATIONS = {'uadjax': uadjax_metrics, 'straightforward': straightforward_metrics}
 
 
 def measure(implementation: str, folder: Path) -> dict[str, float]:
@@ -137,7 +137,7 @@ def compare(folder: Path, rounds: int) -> None:
       implementation: measure_in_subprocess(implementation, folder)
       for implementation in implementations
     }
-    a, b = results['ours'], results['straightforward']
+    a, b = results['uadjax'], results['straightforward']
     max_difference = max(abs(a[key] - b[key]) for key in _METRIC_NAMES)
     if max_difference > 1e-9:
       raise SystemExit(f'The sides disagree by {max_difference}: {results}')
@@ -158,12 +158,14 @@ def main() -> None:
   parser.add_argument('--size', type=int, default=1024)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument(
-    '--side', choices=_IMPLEMENTATIONS, help='measure one side of --folder in this process'
+    '--implementation',
+    choices=_IMPLEMENTATIONS,
+    help='measure one side of --folder in this process',
   )
   parser.add_argument('--folder', type=Path)
   flags = parser.parse_args()
-  if flags.side:
-    print(json.dumps(measure(flags.side, flags.folder)))
+  if flags.implementation:
+    print(json.dumps(measure(flags.implementation, flags.folder)))
     return
   with tempfile.TemporaryDirectory() as folder:
     write_test_set(Path(folder), flags.images, flags.size)

@@ -16,7 +16,7 @@ patches to select from, k that are selected.
 import argparse
 from typing import Any
 
-import fresh
+import subprocess_runs
 
 from uadjax.sweep import tables
 
@@ -48,12 +48,12 @@ def batch_rows(flags: argparse.Namespace) -> list[list[Any]]:
   search_flops = 2 * b * c * p * d * flags.rows / c * _PRODUCTS_PER_FLOAT32
   rows += [
     [
-      'PatchCore: score, bank split',
+      'PatchCore: score, bank sharded',
       b * _FEATURE_FLOPS + search_flops,
       'b c p d 4',
       b * c * p * d * 4,
     ],
-    ['PatchCore: score, bank on each', b * _FEATURE_FLOPS + search_flops, '0', 0],
+    ['PatchCore: score, bank replicated', b * _FEATURE_FLOPS + search_flops, '0', 0],
   ]
   return [
     [title, f'{1e3 * flops / flops_per_s:.1f}', formula, f'{num_bytes / 1e6:.0f}', f'{1e3 * num_bytes / bytes_per_s:.1f}',
@@ -103,7 +103,9 @@ def main() -> None:
   titles = ['patches', 'kept', 'MB of each', 's to measure', 's to take', 's to tell', 's']
   print(tables.markdown_table(titles, coreset_rows(flags)))
   assumptions = ', '.join(f'{key} {value}' for key, value in vars(flags).items())
-  print(f'\nBy arithmetic, of {assumptions}; {fresh.describe_machine().rpartition(", ")[2]}.')
+  print(
+    f'\nBy arithmetic, of {assumptions}; {subprocess_runs.describe_machine().rpartition(", ")[2]}.'
+  )
 
 
 if __name__ == '__main__':

@@ -15,8 +15,8 @@ from concurrent import futures
 from pathlib import Path
 import time
 
-import fresh
 import numpy as np
+import subprocess_runs
 
 from uadjax import create_model
 from uadjax.data import inputs
@@ -101,7 +101,7 @@ def main() -> None:
   print(tables.markdown_table(titles, rows))
   print(
     f'\n{predictor.model.name}, {len(predictor.devices)} devices, '
-    f'{len(scanning.find_images(flags.images))} images. {fresh.describe_machine()}.'
+    f'{len(scanning.find_images(flags.images))} images. {subprocess_runs.describe_machine()}.'
   )
 
 

@@ -31,7 +31,7 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
-import fresh
+import subprocess_runs
 
 from uadjax.sweep import results, tables
 
@@ -87,11 +87,11 @@ def parse_cases(text: str) -> list[Case]:
 
 def run_uadjax(case: Case, root: str, weights: str, seed: int) -> results.RunSummary:
   """One run of ours."""
-  flags = fresh.run_flags(root, case.category, weights, seed)
+  flags = subprocess_runs.run_flags(root, case.category, weights, seed)
   if case.ratio:
     flags.append(f'--config.detector.ratio={case.ratio}')
   with tempfile.TemporaryDirectory() as workdir:
-    return fresh.train(f'configs/{case.model}.py', Path(workdir), flags)
+    return subprocess_runs.train(f'configs/{case.model}.py', Path(workdir), flags)
 
 
 def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
@@ -108,7 +108,7 @@ def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
     for word in shlex.split(command_line)
   ]
   with tempfile.TemporaryDirectory() as folder:
-    lines = fresh.run_command(command, Path(folder)).stdout.strip().splitlines()
+    lines = subprocess_runs.run_command(command, Path(folder)).stdout.strip().splitlines()
   try:
     report = json.loads(lines[-1])
     return {name: report[name] for _, name, *_ in _MEASURES}
@@ -119,20 +119,25 @@ def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
 def measure_round(case: Case, seed: int, flags: argparse.Namespace) -> RoundRecord:
   """One round: both in turn, or ours alone."""
   runners = {
-    'ours': lambda: run_uadjax(case, flags.root, flags.weights, seed),
-    'theirs': lambda: (
+    'uadjax': lambda: run_uadjax(case, flags.root, flags.weights, seed),
+    'rival': lambda: (
       None if seed >= _FIRST_EXTRA_SEED else run_rival(case, flags.root, flags.rival)
     ),
   }
   order = list(runners) if seed % 2 else list(reversed(runners))
   summaries = {side: runners[side]() for side in order}
-  return {'case': str(case), 'seed': seed, 'machine': fresh.describe_machine(), **summaries}
+  return {
+    'case': str(case),
+    'seed': seed,
+    'machine': subprocess_runs.describe_machine(),
+    **summaries,
+  }
 
 
 def describe_round(record: RoundRecord) -> str:
   """A line of progress."""
   descriptions = []
-  for side, key_index in (('ours', 0), ('theirs', 1)):
+  for side, key_index in (('uadjax', 0), ('rival', 1)):
     if record[side]:
       values = (
         f'{title} {record[side][names[key_index]]:.{digits}f}'
@@ -144,8 +149,8 @@ def describe_round(record: RoundRecord) -> str:
 
 def table_rows(rounds: Sequence[RoundRecord]) -> list[list[str]]:
   """Three rows of a case: ours, theirs, ratios."""
-  uadjax_summaries = [record['ours'] for record in rounds]
-  pairs = [(record['ours'], record['theirs']) for record in rounds if record['theirs']]
+  uadjax_summaries = [record['uadjax'] for record in rounds]
+  pairs = [(record['uadjax'], record['rival']) for record in rounds if record['rival']]
   uadjax_cells, rival_cells, ratio_cells = [], [], []
   for uadjax_key, rival_key, _, digits in _COSTS:
     uadjax_cells.append(
@@ -182,7 +187,7 @@ def table_rows(rounds: Sequence[RoundRecord]) -> list[list[str]]:
   )
   name, run_counts = rounds[0]['case'], f'{len(pairs)} + {len(uadjax_summaries) - len(pairs)}'
   return [
-    [name, 'ours', run_counts, *uadjax_cells, thresholds],
+    [name, 'uadjax', run_counts, *uadjax_cells, thresholds],
     [name, 'rival', str(len(pairs)), *rival_cells, '—'],
     [name, 'ours / rival', '', *ratio_cells, '', '', ''],
   ]
@@ -203,7 +208,7 @@ def main() -> None:
   log_records = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
   rows, machines = [], set()
   for case in flags.cases:
-    seeds = [*range(fresh.FIRST_SEED, fresh.FIRST_SEED + case.rounds)]
+    seeds = [*range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + case.rounds)]
     seeds += range(_FIRST_EXTRA_SEED, _FIRST_EXTRA_SEED + flags.ours_only)
     records_by_seed = {
       record['seed']: record for record in log_records if record['case'] == str(case)

@@ -25,8 +25,8 @@ import sys
 import time
 from typing import NamedTuple
 
-import fresh
 import httpx2 as httpx
+import subprocess_runs
 
 from uadjax.sweep import tables
 
@@ -131,10 +131,14 @@ def main() -> None:
   parser.add_argument('image', type=Path)
   parser.add_argument('--requests', type=int, default=10_000)
   parser.add_argument('--rounds', type=int, default=2)
-  parser.add_argument('--each', type=int, default=256, help='requests for a line of the table')
+  parser.add_argument(
+    '--requests_per_row', type=int, default=256, help='requests for a line of the table'
+  )
   flags = parser.parse_args()
   image = flags.image.read_bytes()
-  print(f'{flags.image.stat().st_size >> 10} KB; {fresh.describe_machine()}\n', flush=True)
+  print(
+    f'{flags.image.stat().st_size >> 10} KB; {subprocess_runs.describe_machine()}\n', flush=True
+  )
   titles = ['round', 'clients', 'batch', 'requests/s', 'median ms', '99 % ms']
   print(tables.markdown_table(titles, []), flush=True)
   for round_number in range(1, flags.rounds + 1):
@@ -142,7 +146,7 @@ def main() -> None:
       with running_service(flags.model, '--batch', str(batch)) as (_, url):
         for clients in _CLIENTS:
           asyncio.run(send_requests(url, image, clients, 2 * clients))
-          result = asyncio.run(send_requests(url, image, clients, flags.each))
+          result = asyncio.run(send_requests(url, image, clients, flags.requests_per_row))
           cells = [round_number, clients, batch, *format_columns(result)]
           print(f'| {" | ".join(map(str, cells))} |', flush=True)
   with running_service(flags.model) as (process, url):

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 
-import fresh
 import jax
 from jax import numpy as jnp
 from matplotlib import figure, ticker
 import numpy as np
+import subprocess_runs
 
 from uadjax.distributed import mesh as meshes
 from uadjax.numerics import coreset, neighbors
@@ -112,7 +112,7 @@ def measure_selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> C
   point_set = jax.jit(
     shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)
   )(x, valid, point_ids)
-  init_selection = functools.partial(coreset.init, centers=num_centers)
+  init_selection = functools.partial(coreset.init, max_centers=num_centers)
   init = jax.jit(shards.shard_map(init_selection, (False, True, True), coreset.SELECTION_SPECS))
   select = jax.jit(
     shards.shard_map(
@@ -199,9 +199,9 @@ def main() -> None:
         seconds = tables.format_cell(tables.center_and_range(cost.seconds), 2)
         rows.append([operation, n, devices, f'{cost.megabytes:.0f}', seconds, transfers or '—'])
         print(*rows[-1], flush=True)
-  titles = ['work', 'rows', 'devices', 'MB of each', 's', 'moved to each, once']
+  titles = ['work', 'rows', 'devices', 'MB of each', 's', 'received by each, once']
   print('\n' + tables.markdown_table(titles, rows))
-  print(f'\n{jax.devices()[0].device_kind}; {fresh.describe_machine()}.')
+  print(f'\n{jax.devices()[0].device_kind}; {subprocess_runs.describe_machine()}.')
   draw(costs, flags.plot)
 
 

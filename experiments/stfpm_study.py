@@ -26,8 +26,8 @@ import statistics
 import sys
 from typing import NamedTuple
 
-import fresh
 from matplotlib import figure
+import subprocess_runs
 
 from uadjax.sweep import results, tables
 
@@ -66,7 +66,7 @@ def run_stage(
   command += [f'--config.fit.steps={steps}', '--config.evaluate.save_pictures=0']
   command.append(f'--config.fit.{"overwrite=true" if is_first else "resume=latest"}')
   try:
-    fresh.run_command(command)
+    subprocess_runs.run_command(command)
   except SystemExit as failure:
     if 'training diverged' not in str(failure):
       raise
@@ -147,19 +147,21 @@ def main() -> None:
   parser.add_argument('--rates', default='0.04,0.4,4')
   parser.add_argument('--warmups', default='0,50')
   parser.add_argument('--steps', default='50,100,200')
-  parser.add_argument('--seeds', type=int, default=3, help=f'how many, from {fresh.FIRST_SEED} on')
+  parser.add_argument(
+    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+  )
   parser.add_argument('--workdir', type=Path, default=Path('runs/stfpm_study'))
   parser.add_argument('overrides', nargs='*', help='after --, for every run')
   flags = parser.parse_args()
   rates = [float(rate) for rate in flags.rates.split(',')]
   warmups = [int(steps) for steps in flags.warmups.split(',')]
   stage_steps = sorted(int(steps) for steps in flags.steps.split(','))
-  seeds = range(fresh.FIRST_SEED, fresh.FIRST_SEED + flags.seeds)
+  seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
   summaries_by_cell: dict[tuple[float, int, int], dict[int, results.RunSummary]] = {}
   for seed, rate, warmup in itertools.product(seeds, rates, warmups):
     run = Run(rate, warmup, seed)
     common_flags = [
-      *fresh.run_flags(flags.root, flags.category, flags.weights, seed),
+      *subprocess_runs.run_flags(flags.root, flags.category, flags.weights, seed),
       *flags.overrides,
     ]
     summary: results.RunSummary = {}
@@ -170,7 +172,7 @@ def main() -> None:
       summaries_by_cell.setdefault((rate, warmup, steps), {})[seed] = summary
       print(f'seed {seed} rate {rate:g} warm-up {warmup} steps {steps}: {summary}', flush=True)
   rows = {key: list(summaries_by_cell[key].values()) for key in sorted(summaries_by_cell)}
-  description = f'{flags.category}. {fresh.describe_machine()}.'
+  description = f'{flags.category}. {subprocess_runs.describe_machine()}.'
   if flags.overrides:
     description += f' Overrides: {" ".join(flags.overrides)}.'
   text = f'{format_table(rows)}\n\nOver seeds: mean (range). {description}\n'

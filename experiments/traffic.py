@@ -15,11 +15,11 @@ from typing import Any
 
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 
-import fresh
 import jax
 from jax import numpy as jnp
 import numpy as np
 from shards import collective_bytes, planned_mb
+import subprocess_runs
 
 from uadjax import config as configs
 from uadjax.detectors.base import Detector, RunContext
@@ -81,7 +81,7 @@ def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
     features = meshes.shard_batch(mesh, jax.jit(one_pass.embed)(feature_extractor, sharded_batch))
     feature_batch = sharded_batch._replace(image=sharded_batch.image[:, :0, :0], features=features)
     table_rows.append(
-      program_row(f'{name}: fold in', detector.update, (state, feature_batch), images_per_device)
+      program_row(f'{name}: update', detector.update, (state, feature_batch), images_per_device)
     )
   else:
     table_rows.append(
@@ -98,14 +98,18 @@ def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
 
 def _make_fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
   """What scoring needs; a bank of so many rows is not selected but made up."""
-  if not hasattr(state, 'bank'):
+  if not hasattr(state, 'memory_bank'):
     return detector.to_fitted(state)
-  rows = jax.random.normal(jax.random.key(0), (_NUM_BANK_ROWS, state.bank.patches.rows.shape[-1]))
+  rows = jax.random.normal(
+    jax.random.key(0), (_NUM_BANK_ROWS, state.memory_bank.patches.rows.shape[-1])
+  )
   index = neighbors.pad_index(neighbors.build_index(rows), mesh.size)
   sharding_specs = detector.sharding_specs
   assert sharding_specs is not None
   return meshes.put_on_mesh(
-    mesh, sharding_specs.fitted._replace(backbone=state.backbone, bank=index), sharding_specs.fitted
+    mesh,
+    sharding_specs.fitted._replace(backbone=state.backbone, memory_bank=index),
+    sharding_specs.fitted,
   )
 
 
@@ -123,9 +127,11 @@ def main() -> None:
     for name in ('padim', 'patchcore', 'stfpm')
     for row in detector_rows(name, mesh, flags.batch)
   ]
-  titles = ['', 'GFLOP per image', 'MB planned for each', 'moved to each']
+  titles = ['', 'GFLOP per image', 'MB planned for each', 'received by each']
   print('\n' + tables.markdown_table(titles, table_rows))
-  print(f'\nBatches of {flags.batch} on {flags.devices} devices; {fresh.describe_machine()}.')
+  print(
+    f'\nBatches of {flags.batch} on {flags.devices} devices; {subprocess_runs.describe_machine()}.'
+  )
 
 
 if __name__ == '__main__':

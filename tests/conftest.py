@@ -86,7 +86,7 @@ def once(tmp_path_factory):
 def drawn(once) -> Path:
   """A small demo set, to be read only."""
   counts = {'train': small_runs.TRAIN, 'test_good': small_runs.GOOD, 'test_defect': 2}
-  return once('drawn', lambda place: demo.draw(place, size=small_runs.SIDE, **counts))
+  return once('drawn', lambda place: demo.write_dataset(place, size=small_runs.SIDE, **counts))
 
 
 @pytest.fixture(scope='session')
@@ -144,7 +144,7 @@ def served():
     thread = threading.Thread(target=server.run)
     thread.start()
     end = time.monotonic() + 60
-    while not (server.started and application.state.service.ready):
+    while not (server.started and application.state.service.is_ready):
       assert time.monotonic() < end
       time.sleep(0.05)
     yield f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}'

@@ -104,7 +104,7 @@ def test_the_weight_gradient_is_the_gradient():
     k = random.normal(size=(kernel, kernel, inner, outer)).astype(np.float32)
     plain, fast = both_ways(
       functools.partial(convolution.conv, stride=stride),
-      lambda x, k, stride=stride: convolution.learning_conv(x, k, stride),
+      lambda x, k, stride=stride: convolution.conv_custom_grad(x, k, stride),
       x,
       k,
     )
@@ -117,14 +117,14 @@ def test_the_weight_gradient_is_the_gradient():
 def test_the_gradient_of_pooling_is_the_gradient():
   for size in ((8, 8), (7, 9)):
     x = 0.1 + np.random.default_rng(0).random((2, *size, 3), np.float32)
-    plain, fast = both_ways(convolution.max_pool, convolution.learning_max_pool, x)
+    plain, fast = both_ways(convolution.max_pool, convolution.max_pool_custom_grad, x)
     np.testing.assert_array_equal(fast[0], plain[0], f'{size}')
     np.testing.assert_allclose(fast[1][0], plain[1][0], atol=1e-6, err_msg=f'{size}')
 
 
 def test_only_a_cpu_gets_the_rewritten_gradient():
   def gradient(x, k):
-    return jax.grad(lambda k: jnp.sum(convolution.learning_conv(x, k)))(k)
+    return jax.grad(lambda k: jnp.sum(convolution.conv_custom_grad(x, k)))(k)
 
   x, k = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
   for platform, rewritten in (('cpu', True), ('cuda', False)):

@@ -39,7 +39,7 @@ def test_each_gets_its_own_answer():
   for sizes, at_once in itertools.product([(1,), (4,), (1, 2, 4), (3, 7)], (1, 3)):
     answers, seen = scored(range(23), sizes=sizes, at_once=at_once)
     assert [answer.score for answer in answers] == list(range(23)), (sizes, at_once)
-    assert all((answer.map == answer.score).all() for answer in answers), (sizes, at_once)
+    assert all((answer.anomaly_map == answer.score).all() for answer in answers), (sizes, at_once)
     assert sum(seen) == 23, (sizes, at_once)
     assert max(seen) <= sizes[-1], (sizes, at_once)
 
@@ -84,12 +84,12 @@ def test_who_fails_fails_those_of_its_batch_alone():
 
 
 def test_only_batch_sizes_that_change_no_answer_are_used():
-  assert batching.faithful(mean, 2, 3, 8) == (1, 2, 4, 8)
-  assert batching.faithful(mean, 2, 3, 1) == (1,)
+  assert batching.exact_batch_sizes(mean, 2, 3, 8) == (1, 2, 4, 8)
+  assert batching.exact_batch_sizes(mean, 2, 3, 1) == (1,)
 
   def rounds(images):
     """As a runtime may that adds up in another order for two."""
     scores = mean(images)
     return scores._replace(image=scores.image * (1 + 1e-12 * (len(images) == 2)))
 
-  assert batching.faithful(rounds, 2, 3, 8) == (1, 4, 8)
+  assert batching.exact_batch_sizes(rounds, 2, 3, 8) == (1, 4, 8)

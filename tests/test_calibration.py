@@ -32,15 +32,15 @@ def at_most(above, n, share):
 def test_on_average_the_budget_is_kept_where_good_images_suffice(n, budget):
   scores = np.random.default_rng(n).permutation(n) + 1.0
   limits = from_scores(scores, budget)
-  assert limits.normals == n
+  assert limits.num_normals == n
   # The definition: n + 1 places are equally likely for an unseen score among the n known ones.
-  above = sum(place > limits.image for place in np.arange(n + 1) + 0.5)
-  assert limits.expected == pytest.approx(above / (n + 1))
-  assert limits.over_budget == (limits.expected > budget + 1e-9)
+  above = sum(place > limits.image_threshold for place in np.arange(n + 1) + 0.5)
+  assert limits.expected_false_alarm_rate == pytest.approx(above / (n + 1))
+  assert limits.is_over_budget == (limits.expected_false_alarm_rate > budget + 1e-9)
   if n >= 1 / budget - 1 + 1e-9:
-    assert not limits.over_budget
+    assert not limits.is_over_budget
   else:
-    assert scores.max() <= limits.image <= scores.max() * (1 + 2e-4)
+    assert scores.max() <= limits.image_threshold <= scores.max() * (1 + 2e-4)
 
 
 @given(st.integers(1, 400), budgets, st.floats(-9e-5, 9e-5))
@@ -55,52 +55,52 @@ def test_labels_of_the_images_it_stands_on_survive_what_exports_may_differ_by(n,
 @given(st.integers(1, 400), budgets)
 def test_no_lower_score_keeps_the_budget_with_confidence(n, budget):
   limits = from_scores(np.arange(1.0, n + 1), budget, confident=True)
-  above = n - int(limits.image)
+  above = n - int(limits.image_threshold)
   # A share larger than the bound leaves so few above in less than one of twenty draws.
-  assert at_most(above, n, limits.bound) == pytest.approx(0.05, rel=1e-6)
+  assert at_most(above, n, limits.false_alarm_rate_bound) == pytest.approx(0.05, rel=1e-6)
   assert above == 0 or at_most(above, n, budget) <= 0.05 + 1e-9
   assert above == n - 1 or at_most(above + 1, n, budget) > 0.05 - 1e-9
-  assert limits.over_budget == (n < limits.needed)
+  assert limits.is_over_budget == (n < limits.num_normals_required)
 
 
 def test_needed_is_the_smallest_number_whose_maximum_keeps_the_budget():
   for budget in (0.001, 0.01, 0.05, 0.3, 0.95, 0.99):
-    needed = from_scores(np.ones(1), budget).needed
+    needed = from_scores(np.ones(1), budget).num_normals_required
     first = next(n for n in itertools.count(1) if (1 - budget) ** n <= 0.05 + 1e-12)
     assert needed == first, budget
 
 
 def test_42_good_images_cannot_promise_one_percent():
   limits = from_scores(np.arange(42.0))
-  assert limits.expected == pytest.approx(1 / 43)
-  assert limits.over_budget
+  assert limits.expected_false_alarm_rate == pytest.approx(1 / 43)
+  assert limits.is_over_budget
   assert '42 good images' in str(limits)
-  assert 'nothing below 2.3 % false alarms' in str(limits)
-  assert 'needs 99 on average, 299 with 95 % confidence' in str(limits)
+  assert 'a false-alarm rate below 2.3 % on average' in str(limits)
+  assert 'on average takes 99 images, with 95 % confidence 299' in str(limits)
 
 
 def test_one_percent_with_confidence_needs_299_good_images():
   for n, kept in ((298, False), (299, True)):
     limits = from_scores(np.arange(float(n)), confident=True)
-    assert limits.needed == 299, n
-    assert (limits.bound <= 0.01) == kept, n
-    assert limits.over_budget == (not kept), n
-    assert limits.image == pytest.approx(n - 1, rel=2e-4), n
+    assert limits.num_normals_required == 299, n
+    assert (limits.false_alarm_rate_bound <= 0.01) == kept, n
+    assert limits.is_over_budget == (not kept), n
+    assert limits.image_threshold == pytest.approx(n - 1, rel=2e-4), n
 
 
 def test_one_percent_on_average_needs_99_good_images():
-  assert from_scores(np.arange(98.0)).over_budget
-  assert not from_scores(np.arange(99.0)).over_budget
+  assert from_scores(np.arange(98.0)).is_over_budget
+  assert not from_scores(np.arange(99.0)).is_over_budget
 
 
 def test_of_99_scores_every_percent_has_its_own():
   limits = [from_scores(np.arange(1.0, 100), percent / 100) for percent in range(1, 100)]
-  assert [int(one.image) for one in limits] == [*range(99, 0, -1)]
-  assert not any(one.over_budget for one in limits)
+  assert [int(one.image_threshold) for one in limits] == [*range(99, 0, -1)]
+  assert not any(one.is_over_budget for one in limits)
 
 
 def test_the_largest_budget_takes_the_smallest_score():
-  assert from_scores(np.arange(1.0, 10), 1 - 1e-12).image < 2
+  assert from_scores(np.arange(1.0, 10), 1 - 1e-12).image_threshold < 2
 
 
 @pytest.mark.parametrize('confident', [False, True])
@@ -108,8 +108,10 @@ def test_the_largest_budget_takes_the_smallest_score():
 def test_promises_hold_over_many_calibrations(n, budget, confident):
   rng, draws = np.random.default_rng(n), 3000
   limits = [from_scores(rng.exponential(size=n), budget, confident=confident) for _ in range(draws)]
-  shares = np.exp([-limit.image for limit in limits])  # Known exactly: of an exponential law.
-  expected, bound = limits[0].expected, limits[0].bound
+  shares = np.exp(
+    [-limit.image_threshold for limit in limits]
+  )  # Known exactly: of an exponential law.
+  expected, bound = limits[0].expected_false_alarm_rate, limits[0].false_alarm_rate_bound
   assert abs(shares.mean() - expected) < 4 * shares.std() / draws**0.5 + 1e-5
   held = (shares <= bound).mean()
   assert abs(held - 0.95) < 4 * (0.95 * 0.05 / draws) ** 0.5
@@ -119,11 +121,12 @@ def test_promises_hold_over_many_calibrations(n, budget, confident):
 def test_ties_only_make_false_alarms_rarer(scores):
   # Each of n + 1 equally likely scores in turn is the unseen one.
   odd_one_out = [
-    scores[i] > from_scores(np.delete(scores, i), 0.3).image for i in range(1, len(scores))
+    scores[i] > from_scores(np.delete(scores, i), 0.3).image_threshold
+    for i in range(1, len(scores))
   ]
   if len(scores) > 1:
-    first = scores[0] > from_scores(scores[1:], 0.3).image
-    expected = from_scores(scores[1:], 0.3).expected
+    first = scores[0] > from_scores(scores[1:], 0.3).image_threshold
+    expected = from_scores(scores[1:], 0.3).expected_false_alarm_rate
     assert (sum(odd_one_out) + first) / len(scores) <= expected + 1e-9
 
 
@@ -136,33 +139,36 @@ def test_a_larger_budget_never_raises_a_threshold(scores, one, other, confident)
   strict, lax = (
     calibration.from_normals(scores, scores[::-1], b, large, confident) for b in (small, large)
   )
-  assert lax.image <= strict.image
-  assert lax.pixel <= strict.pixel
-  assert strict.review <= strict.image
-  assert lax.review == lax.image  # No share is left to be reviewed.
+  assert lax.image_threshold <= strict.image_threshold
+  assert lax.pixel_threshold <= strict.pixel_threshold
+  assert strict.review_threshold <= strict.image_threshold
+  assert lax.review_threshold == lax.image_threshold  # No share is left to be reviewed.
   narrow = calibration.from_normals(scores, scores, small, small, confident)
-  assert strict.review <= narrow.review
+  assert strict.review_threshold <= narrow.review_threshold
 
 
 @given(some, budgets)
 def test_confidence_never_lowers_a_threshold(scores, budget):
-  assert from_scores(scores, budget).image <= from_scores(scores, budget, confident=True).image
+  assert (
+    from_scores(scores, budget).image_threshold
+    <= from_scores(scores, budget, confident=True).image_threshold
+  )
 
 
 @given(some, st.floats(1e-3, 1e3))
 def test_thresholds_lie_a_hair_above_a_score_and_scale_with_it(scores, scale):
   limits = calibration.from_normals(scores, scores * scale, 0.2, 0.4)
-  below = scores[scores < limits.image]
+  below = scores[scores < limits.image_threshold]
   # Computed in float32, or in another runtime, that score is not above.
-  assert np.any(limits.image <= below + 2e-4 * np.abs(below) + 1e-29)
-  assert limits.pixel == pytest.approx(limits.image * scale, rel=1e-5)
+  assert np.any(limits.image_threshold <= below + 2e-4 * np.abs(below) + 1e-29)
+  assert limits.pixel_threshold == pytest.approx(limits.image_threshold * scale, rel=1e-5)
 
 
 def test_marked_pixels_have_the_rank_of_images():
   scores, peaks = np.arange(1.0, 41), np.arange(1.0, 41)[::-1] ** 2
   limits = calibration.from_normals(scores, peaks, 0.1, 0.2)
-  assert (scores > limits.image).sum() == (peaks > limits.pixel).sum() == 3
-  assert (scores > limits.review).sum() == 7
+  assert (scores > limits.image_threshold).sum() == (peaks > limits.pixel_threshold).sum() == 3
+  assert (scores > limits.review_threshold).sum() == 7
 
 
 # Labelled images.
@@ -180,12 +186,12 @@ def f1(normal, anomalous, threshold):
 
 @given(some, some)
 def test_f1_is_the_largest_of_all_thresholds_with_the_fewest_misses(normal, anomalous):
-  limits = calibration.from_labelled(normal, normal, anomalous, 'f1', 0.01)
+  limits = calibration.from_labeled(normal, normal, anomalous, 'f1', 0.01)
   every = thresholds_between([*normal, *anomalous])
   best = max(f1(normal, anomalous, t) for t in every)
   fewest = min((anomalous <= t).sum() for t in every if f1(normal, anomalous, t) == best)
-  assert f1(normal, anomalous, limits.image) == best
-  assert limits.missed == (anomalous <= limits.image).sum() == fewest
+  assert f1(normal, anomalous, limits.image_threshold) == best
+  assert limits.num_missed == (anomalous <= limits.image_threshold).sum() == fewest
 
 
 @given(some, some, st.sampled_from([0.1, 0.3, 1.0, 7.0]))
@@ -193,27 +199,29 @@ def test_cost_is_the_least_of_all_thresholds_with_the_fewest_misses(normal, anom
   def cost(threshold):
     return (normal > threshold).sum() + miss_cost * (anomalous <= threshold).sum()
 
-  limits = calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=miss_cost)
+  limits = calibration.from_labeled(normal, normal, anomalous, 'cost', 0.01, miss_cost=miss_cost)
   every = thresholds_between([*normal, *anomalous])
   best = min(map(cost, every)) + 1e-9
-  assert cost(limits.image) <= best
-  assert limits.missed == min((anomalous <= t).sum() for t in every if cost(t) <= best)
+  assert cost(limits.image_threshold) <= best
+  assert limits.num_missed == min((anomalous <= t).sum() for t in every if cost(t) <= best)
 
 
 @given(some, some, st.sampled_from(['f1', 'cost']))
 def test_a_labelled_threshold_lies_midway_between_neighbors(normal, anomalous, method):
-  limits = calibration.from_labelled(normal, normal, anomalous, method, 0.01)
+  limits = calibration.from_labeled(normal, normal, anomalous, method, 0.01)
   scores = np.concatenate([normal, anomalous])
-  below, above = scores[scores <= limits.image], scores[scores > limits.image]
+  below, above = scores[scores <= limits.image_threshold], scores[scores > limits.image_threshold]
   if len(below) and len(above):
-    assert limits.image == (below.max() + above.min()) / 2
-  assert limits.review <= limits.image
-  assert limits.expected == (normal > limits.image).mean()
-  called = int((normal > limits.image).sum())
+    assert limits.image_threshold == (below.max() + above.min()) / 2
+  assert limits.review_threshold <= limits.image_threshold
+  assert limits.expected_false_alarm_rate == (normal > limits.image_threshold).mean()
+  called = int((normal > limits.image_threshold).sum())
   if called < len(normal):
-    assert at_most(called, len(normal), limits.bound) == pytest.approx(0.05, rel=1e-6)
+    assert at_most(called, len(normal), limits.false_alarm_rate_bound) == pytest.approx(
+      0.05, rel=1e-6
+    )
   else:
-    assert limits.bound == 1
+    assert limits.false_alarm_rate_bound == 1
 
 
 def test_neighbors_with_no_number_between_them_are_told_apart():
@@ -221,49 +229,57 @@ def test_neighbors_with_no_number_between_them_are_told_apart():
     low = 0.1 + ulps * math.ulp(0.1)  # A mean of neighbors is rounded down and up in turn.
     high = math.nextafter(low, 1)
     normal = np.full(5, low)
-    limits = calibration.from_labelled(normal, normal, np.array([low, high]), 'f1', 0.01)
-    assert limits.image == low, ulps
-    assert (limits.missed, limits.expected) == (1, 0), ulps
+    limits = calibration.from_labeled(normal, normal, np.array([low, high]), 'f1', 0.01)
+    assert limits.image_threshold == low, ulps
+    assert (limits.num_missed, limits.expected_false_alarm_rate) == (1, 0), ulps
 
 
 def test_costs_that_only_rounding_tells_apart_are_equal():
   normal, anomalous = np.repeat([0.0, 1.0], [9, 3]), np.repeat([0.0, 1.0], [2, 10])
-  limits = calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=0.3)
+  limits = calibration.from_labeled(normal, normal, anomalous, 'cost', 0.01, miss_cost=0.3)
   assert 0.3 * 12 < 3 + 0.3 * 2  # In floating point.
-  assert (limits.image, limits.missed) == (0.5, 2)
+  assert (limits.image_threshold, limits.num_missed) == (0.5, 2)
 
 
 def test_the_dearer_a_miss_the_lower_the_threshold():
   rng = np.random.default_rng(0)
   normal, anomalous = rng.normal(size=80), rng.normal(1.5, size=60)
   found = [
-    calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=cost)
+    calibration.from_labeled(normal, normal, anomalous, 'cost', 0.01, miss_cost=cost)
     for cost in (0.01, 0.5, 1.0, 5.0, 100.0)
   ]
-  assert all(a.image >= b.image for a, b in itertools.pairwise(found))
-  assert found[0].missed > found[-1].missed
+  assert all(a.image_threshold >= b.image_threshold for a, b in itertools.pairwise(found))
+  assert found[0].num_missed > found[-1].num_missed
 
 
 def test_without_masks_pixels_and_review_are_those_of_good_images():
   normal, peaks, anomalous = np.arange(40.0), np.arange(40.0) * 3, np.array([100.0, 101.0])
   by_normals = calibration.from_normals(normal, peaks, 0.1, 0.2)
-  limits = calibration.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2)
-  assert limits.image == (39 + 100) / 2
-  assert (limits.pixel, limits.review) == (by_normals.pixel, by_normals.review)
-  assert calibration.from_labelled(normal, peaks, anomalous, 'f1', 0.1, 0.2, pixel=7.0).pixel == 7
+  limits = calibration.from_labeled(normal, peaks, anomalous, 'f1', 0.1, 0.2)
+  assert limits.image_threshold == (39 + 100) / 2
+  assert (limits.pixel_threshold, limits.review_threshold) == (
+    by_normals.pixel_threshold,
+    by_normals.review_threshold,
+  )
+  assert (
+    calibration.from_labeled(
+      normal, peaks, anomalous, 'f1', 0.1, 0.2, pixel_threshold=7.0
+    ).pixel_threshold
+    == 7
+  )
 
 
 def test_a_threshold_below_all_that_good_images_need_pulls_review_down():
   normal, anomalous = np.arange(10.0), np.array([2.5])
-  limits = calibration.from_labelled(normal, normal, anomalous, 'cost', 0.01, miss_cost=100.0)
-  assert limits.review == limits.image == 2.25
+  limits = calibration.from_labeled(normal, normal, anomalous, 'cost', 0.01, miss_cost=100.0)
+  assert limits.review_threshold == limits.image_threshold == 2.25
 
 
 @given(some, some)
 def test_pixels_are_marked_with_the_largest_f1_and_the_fewest_misses(normal, anomalous):
   score = np.unique(anomalous)[::-1].astype(np.float32)
   counts = [np.array([(x >= s).sum() for s in score]) for x in (anomalous, normal)]
-  threshold = calibration.pixel_by_f1(score, *counts)
+  threshold = calibration.pixel_threshold_by_f1(score, *counts)
   every = thresholds_between([*normal, *anomalous])
   best = max(f1(normal, anomalous, t) for t in every)
   # As maps are: float32, compared with a number of Python's.
@@ -283,23 +299,23 @@ def calibrated():
   )
   for method in ('f1', 'cost'):
     anomalous = np.linspace(1.9, 3, 20)
-    yield calibration.from_labelled(normal, normal, anomalous, method, 0.01, pixel=1.5)
+    yield calibration.from_labeled(normal, normal, anomalous, method, 0.01, pixel_threshold=1.5)
 
 
 def test_a_manifest_keeps_everything(tmp_path):
   for limits in calibrated():
     files.write_json(tmp_path / 'manifest.json', limits._asdict())
     stored = json.loads((tmp_path / 'manifest.json').read_text())
-    assert calibration.Limits(**stored) == limits
+    assert calibration.Thresholds(**stored) == limits
     assert None not in stored.values(), stored
 
 
 def test_it_is_told_in_one_sentence():
   for limits in calibrated():
     told = str(limits)
-    reviewed = limits.review < limits.image
-    band = f'review above {limits.review:.4g}' if reviewed else 'nothing to review'
-    assert told.startswith(f'NG above {limits.image:.4g}, {band}')
+    reviewed = limits.review_threshold < limits.image_threshold
+    band = f'review above {limits.review_threshold:.4g}' if reviewed else 'nothing to review'
+    assert told.startswith(f'NG above {limits.image_threshold:.4g}, {band}')
     assert told.endswith('.')
     assert '. ' not in told
     assert '50 good images' in told
@@ -307,14 +323,14 @@ def test_it_is_told_in_one_sentence():
 
 def test_a_labelled_threshold_is_said_to_be_optimistic():
   normal, anomalous = np.arange(20.0), np.array([17.5, 30, 31])
-  told = str(calibration.from_labelled(normal, normal, anomalous, 'f1', 0.01))
+  told = str(calibration.from_labeled(normal, normal, anomalous, 'f1', 0.01))
   assert 'on 3 defective and 20 good images' in told
-  assert 'misses 1 and calls 0 NG' in told
+  assert '1 missed, 0 false alarms' in told
   assert 'optimistic' in told
 
 
 LIMITS = calibration.from_normals(np.arange(100.0), np.arange(100.0), 0.01)._replace(
-  image=4.0, review=2.0
+  image_threshold=4.0, review_threshold=2.0
 )
 
 
@@ -327,27 +343,30 @@ def test_a_verdict_at_its_edges():
     (math.inf, {}, 'NG'),
     (-math.inf, {}, 'OK'),
     (math.nan, {}, 'NG'),
-    (4.5, {'image': 5.0}, 'review'),
-    (1.0, {'image': 1.0}, 'OK'),
-    (1.5, {'image': 1.0}, 'NG'),
-    (1.5, {'review': 1.0}, 'review'),
-    (3.0, {'review': 3.0}, 'OK'),
-    (4.5, {'review': 9.0}, 'NG'),
-    (4.0, {'review': 9.0}, 'OK'),
-    (0.5, {'image': 0.0, 'review': -1.0}, 'NG'),
-    (0.0, {'image': 0.0, 'review': -1.0}, 'review'),
+    (4.5, {'image_threshold': 5.0}, 'review'),
+    (1.0, {'image_threshold': 1.0}, 'OK'),
+    (1.5, {'image_threshold': 1.0}, 'NG'),
+    (1.5, {'review_threshold': 1.0}, 'review'),
+    (3.0, {'review_threshold': 3.0}, 'OK'),
+    (4.5, {'review_threshold': 9.0}, 'NG'),
+    (4.0, {'review_threshold': 9.0}, 'OK'),
+    (0.5, {'image_threshold': 0.0, 'review_threshold': -1.0}, 'NG'),
+    (0.0, {'image_threshold': 0.0, 'review_threshold': -1.0}, 'review'),
   ]
   wrong = []
   for score, overrides, expected in cases:
     limits = calibration.override(LIMITS, **overrides)
-    if calibration.label(score, limits) != expected or limits.review > limits.image:
+    if (
+      calibration.label(score, limits) != expected
+      or limits.review_threshold > limits.image_threshold
+    ):
       wrong.append((score, overrides, expected, limits))
   assert not wrong
 
 
 def test_what_is_not_overridden_stays():
   assert calibration.override(LIMITS) == LIMITS
-  assert calibration.override(LIMITS, pixel=0.0) == LIMITS._replace(pixel=0.0)
+  assert calibration.override(LIMITS, pixel_threshold=0.0) == LIMITS._replace(pixel_threshold=0.0)
 
 
 # What is refused.
@@ -362,16 +381,16 @@ def test_what_is_not_overridden_stays():
     ({'budget': 0.1}, ConfigError, r'got 0\.05.*calibrate\.review_budget=0\.1'),
     ({'review_budget': 1.0}, ConfigError, r'calibrate\.review_budget .* got 1\.0'),
     ({'method': 'F1'}, UnknownName, "'F1'; choose from .*'f1'"),
-    ({'method': 'f1'}, ConfigError, r'calibrate\.labelled'),
-    ({'method': 'cost'}, ConfigError, r'calibrate\.labelled'),
-    ({'method': 'confident', 'labelled': 'data'}, ConfigError, 'means nothing'),
-    ({'method': 'cost', 'labelled': 'data', 'miss_cost': 0.0}, ConfigError, r'got 0\.0'),
-    ({'method': 'cost', 'labelled': 'data', 'miss_cost': math.inf}, ConfigError, 'got inf'),
+    ({'method': 'f1'}, ConfigError, r'calibrate\.labeled'),
+    ({'method': 'cost'}, ConfigError, r'calibrate\.labeled'),
+    ({'method': 'confident', 'labeled': 'data'}, ConfigError, 'does not use'),
+    ({'method': 'cost', 'labeled': 'data', 'miss_cost': 0.0}, ConfigError, r'got 0\.0'),
+    ({'method': 'cost', 'labeled': 'data', 'miss_cost': math.inf}, ConfigError, 'got inf'),
   ],
 )
 def test_a_setting_that_cannot_be_carried_out_is_refused(options, kind, said):
   with pytest.raises(kind, match=said):
-    calibration.check(**{'budget': 0.01, **options})
+    calibration.validate_settings(**{'budget': 0.01, **options})
 
 
 def test_a_method_is_one_that_can_be_carried_out():
@@ -379,7 +398,9 @@ def test_a_method_is_one_that_can_be_carried_out():
   refused = {}
   for method in calibration.METHODS:
     try:
-      calibration.check(0.01, 0.05, method, 10.0, 'data' if method in ('f1', 'cost') else '')
+      calibration.validate_settings(
+        0.01, 0.05, method, 10.0, 'data' if method in ('f1', 'cost') else ''
+      )
     except UserError as error:
       refused[method] = error
   assert not refused
@@ -390,12 +411,12 @@ def test_what_says_nothing_sets_no_threshold():
   with pytest.raises(DataError, match='one good image'):
     from_scores(none)
   with pytest.raises(DataError, match='one defective image'):
-    calibration.from_labelled(one, one, none, 'f1', 0.01)
+    calibration.from_labeled(one, one, none, 'f1', 0.01)
   with pytest.raises(DataError, match='1 of 2 scores of good'):
     from_scores(np.array([1.0, math.nan]))
   with pytest.raises(DataError, match='1 of 1 scores of defective'):
-    calibration.from_labelled(one, one, np.array([math.inf]), 'cost', 0.01)
-  with pytest.raises(DataError, match='none does'):
-    calibration.pixel_by_f1(none, none.astype(int), none.astype(int))
+    calibration.from_labeled(one, one, np.array([math.inf]), 'cost', 0.01)
+  with pytest.raises(DataError, match='all masks are empty'):
+    calibration.pixel_threshold_by_f1(none, none.astype(int), none.astype(int))
   with pytest.raises(UserError, match='choose from'):
-    calibration.from_labelled(one, one, one, 'normals', 0.01)
+    calibration.from_labeled(one, one, one, 'normals', 0.01)

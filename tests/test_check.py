@@ -118,10 +118,10 @@ BAD = [
    'error', 'size mismatch', 'ground_truth/cut/0_mask.png', r'is 8x9 pixels.*is 24x24'),
   ('mvtec', lambda d: copy(d, 'train/good/1.png', 'test/hole/x.png'),
    'error', 'defects in training', 'train/good/1.png',
-   r'same picture as .*test/hole/x\.png.*defective \(hole\); remove .*train/good/1\.png'),
+   r'same image as .*test/hole/x\.png.*defective \(hole\); remove .*train/good/1\.png'),
   ('mvtec', lambda d: copy(d, 'train/good/2.png', 'test/good/y.png'),
    'error', 'duplicate in train and test', 'test/good/y.png',
-   r'same picture as .*train/good/2\.png.*flatter'),
+   r'same image as .*train/good/2\.png.*too optimistic'),
   ('mvtec', lambda d: (d / 'train/good/a.json').write_text('{"version": "5", "shapes": []}'),
    'warning', 'labels of another tool', 'train/good', r'1 \*\.json .*a\.json.*type=LabelMe'),
   ('mvtec', lambda d: mask(d / 'ground_truth/good/1_mask.png', 255),
@@ -130,7 +130,7 @@ BAD = [
    'warning', 'mask not binary', 'ground_truth/cut/1_mask.png',
    r'6 values, 0, 1, 2, 3, … 200\. .*mask_threshold=0'),
   ('mvtec', lambda d: to_color(d / 'ground_truth/cut/0_mask.png'),
-   'warning', 'mask in color', 'ground_truth/cut/0_mask.png', 'largest of its channels'),
+   'warning', 'mask in color', 'ground_truth/cut/0_mask.png', 'largest channel'),
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/9_mask.png', 255),
    'warning', 'mask without image', 'ground_truth/cut/9_mask.png', 'no image in .*test/cut'),
   ('mvtec', lambda d: (d / 'ground_truth/hole/0_mask.png').unlink(),
@@ -138,17 +138,17 @@ BAD = [
   ('mvtec', lambda d: mask(d / 'ground_truth/hole/0_mask.png'),
    'warning', 'empty mask', 'ground_truth/hole/0_mask.png', 'marks nothing.*hole'),
   ('mvtec', lambda d: picture(d / 'test/cut/1.bmp', 800),
-   'warning', 'shared mask', 'ground_truth/cut/1_mask.png', r'1\.bmp and of .*1\.png'),
+   'warning', 'shared mask', 'ground_truth/cut/1_mask.png', r'1\.bmp and .*1\.png'),
   ('mvtec', lambda d: copy(d, 'train/good/1.png', 'train/good/x.png'),
-   'warning', 'duplicate', 'train/good/x.png', 'same picture as .*training set'),
+   'warning', 'duplicate', 'train/good/x.png', 'same image as .*training set'),
   ('mvtec', lambda d: copy(d, 'test/good/1.png', 'test/good/x.png'),
-   'warning', 'duplicate', 'test/good/x.png', 'same picture as .*test set'),
+   'warning', 'duplicate', 'test/good/x.png', 'same image as .*test set'),
   ('mvtec', lambda d: picture(d / 'train/scratch/0.png', 700),
-   'warning', 'defects in training', 'train/scratch', r'Nothing is learned from .*\(1 images\)'),
+   'warning', 'defects in training', 'train/scratch', r'\(1 images\) is not used'),
   ('mvtec', lambda d: remove(d, 'train/good/*'),
    'error', 'empty split', 'train/good', 'No images in'),
   ('mvtec', lambda d: remove(d, 'train/good/[1-3].png'),
-   'error', 'too few images', '.', 'has 1 good images to learn from; at least 3'),
+   'error', 'too few images', '.', 'has 1 good training images; at least 3'),
   ('mvtec', lambda d: remove(d, 'test/*/*'),
    'error', 'empty split', 'test', 'No images in the folders'),
   ('mvtec', lambda d: remove(d, 'test/good/*'),
@@ -161,7 +161,7 @@ BAD = [
   ('folder', lambda d: (d / 'good/a.png').touch(),
    'error', 'unreadable file', 'good/a.png', r'is empty \(0 bytes\)'),
   ('folder', lambda d: copy(d, 'good/1.png', 'broken/x.png'),
-   'error', 'defects in training', 'good/1.png', 'same picture as .*broken/x'),
+   'error', 'defects in training', 'good/1.png', 'same image as .*broken/x'),
   ('folder', lambda d: (d / 'good/1.xml').write_text('<annotation>\n</annotation>'),
    'warning', 'labels of another tool', 'good', 'dataset_type=VOC'),
   ('folder', lambda d: remove(d, 'good/*'),
@@ -171,9 +171,9 @@ BAD = [
   ('seglist', lambda d: line(d, 'val.txt', 'images/../../x.png'),
    'error', 'path leaves the root', 'val.txt', r'val\.txt line 5: .* leaves'),
   ('seglist', lambda d: line(d, 'train.txt', 'my image.png and mask.png'),
-   'error', 'list syntax', 'train.txt', r'train\.txt line 5: .*4 parts'),
+   'error', 'list syntax', 'train.txt', r'train\.txt line 5: .*4 fields'),
   ('seglist', lambda d: line(d, 'train.txt', 'images/9.png annotations/none.png'),
-   'error', 'missing file', 'images/9.png', r'train\.txt line 5: there is no file'),
+   'error', 'missing file', 'images/9.png', r'train\.txt line 5: no file'),
   ('seglist', lambda d: line(d, 'train.txt', 'images/cut/a.png annotations/cut_0.png')
     or picture(d / 'images/cut/a.png', 600),
    'error', 'defects in training', 'images/cut/a.png', 'shows a defect'),
@@ -186,7 +186,7 @@ BAD = [
    'warning', 'duplicate', 'images/2.png', 'listed more than once'),
   ('seglist', lambda d: line(d, 'val.txt', 'images/cut/c.png')
     or picture(d / 'images/cut/c.png', 500),
-   'warning', 'no mask', 'images/cut/c.png', 'taken as good'),
+   'warning', 'no mask', 'images/cut/c.png', 'counts as good'),
   ('seglist', lambda d: (d / 'annotations/cut_1.png').write_bytes(b''),
    'error', 'unreadable file', 'annotations/cut_1.png', 'is empty'),
   ('seglist', lambda d: (d / 'train.txt').write_text(''),
@@ -281,7 +281,7 @@ def test_of_what_is_wrong_all_is_used_that_can_be(tmp_path, layout):
   for record in (*train, *test):
     height, width = image_io.decode(record.path).shape[:2]
     if record.mask:
-      assert image_io.read_raw(record.mask).values.shape == (height, width)
+      assert image_io.read_raw_mask(record.mask).values.shape == (height, width)
     assert record.defect == before[record.path].defect
   # Neither is anything left out that can be used.
   wrong = {problem.path for problem in report.errors}
@@ -333,7 +333,7 @@ def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
   assert tmp_path / 'test/cut/same.png' in {record.path for record in test}
   assert tmp_path / 'test/good/same.png' not in {record.path for record in test}
   told = checks.describe_excluded(report, checks.usable_splits(report))
-  assert '2 of 5 images to learn from, 1 of 7 images to test on.' in told
+  assert '2 of 5 training images, 1 of 7 test images.' in told
 
 
 def test_masks_that_are_left_out_are_counted(tmp_path):
@@ -342,8 +342,8 @@ def test_masks_that_are_left_out_are_counted(tmp_path):
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
   report = checks.check(tmp_path)
   told = checks.describe_excluded(report, checks.usable_splits(report))
-  assert told == 'Left out for what the check found: the masks of 2 other images.'
-  assert 'unreadable files among them and their masks: 1. Errors: 2' in str(report)
+  assert told == 'Excluded because of problems in the data: the masks of 2 other images.'
+  assert 'unreadable images and masks: 1. Errors: 2' in str(report)
 
 
 def test_labels_of_other_tools_are_known_by_their_ends(tmp_path):
@@ -369,7 +369,7 @@ def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
   mvtec(tmp_path)
   for path in (tmp_path / 'train/good').iterdir():
     path.write_bytes(b'')
-  with pytest.raises(DataError, match=r'(?s)is empty.*Nothing is left to learn from'):
+  with pytest.raises(DataError, match=r'(?s)is empty.*No usable training images remain'):
     checks.usable_splits(checks.check(tmp_path))
 
 

@@ -39,7 +39,7 @@ def bottles(root: Path, defects: tuple[str, ...] = ('cut', 'hole')) -> Path:
 
 def test_a_passed_check_leaves_ten_samples_of_each_split_and_a_histogram(tmp_path):
   report = checks.check(bottles(tmp_path / 'bottles'))
-  result = reports.leave(report, tmp_path / 'run')
+  result = reports.write(report, tmp_path / 'run')
   attributes = result['attributes']
   assert result['check_pass'] is True
   assert result['problems'] == []
@@ -65,15 +65,15 @@ def test_a_passed_check_leaves_ten_samples_of_each_split_and_a_histogram(tmp_pat
 
 def test_samples_are_of_every_type_and_from_everywhere(tmp_path):
   records = checks.check(bottles(tmp_path)).splits.test
-  chosen = reports._spread(records, 10)
+  chosen = reports._choose_evenly(records, 10)
   assert [r.defect for r in chosen] == ['good'] * 3 + ['cut'] * 4 + ['hole'] * 3
   assert [r.path.stem for r in chosen if r.defect == 'hole'] == ['000', '004', '008']
-  assert reports._spread(records[:3], 10) == list(records[:3])
-  assert reports._spread([], 10) == []
+  assert reports._choose_evenly(records[:3], 10) == list(records[:3])
+  assert reports._choose_evenly([], 10) == []
 
 
 def test_the_mask_is_outlined_on_the_right_and_only_there(tmp_path):
-  result = reports.leave(checks.check(bottles(tmp_path / 'bottles')), tmp_path)
+  result = reports.write(checks.check(bottles(tmp_path / 'bottles')), tmp_path)
   outlined = []
   for name in result['attributes']['val_sample_paths']:
     cyan = (image_io.decode(tmp_path / name) == (0, 229, 255)).all(-1)
@@ -90,7 +90,7 @@ def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
   Image.open(root / 'ground_truth/cut/004_mask.png').convert('RGB').save(
     root / 'ground_truth/cut/004_mask.png'
   )
-  result = reports.leave(checks.check(root), tmp_path)
+  result = reports.write(checks.check(root), tmp_path)
   assert result['check_pass'] is False
   assert result['analysis']['problems'] == 'check_dataset/problems.png'
   assert image_io.image_size(tmp_path / 'check_dataset/problems.png')[1] == 3 * 260
@@ -106,7 +106,7 @@ def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
 def test_what_cannot_be_read_is_a_gray_tile_above_its_sentence(tmp_path):
   root = bottles(tmp_path / 'bottles')
   (root / 'train/good/0000.png').touch()
-  reports.leave(checks.check(root), tmp_path)
+  reports.write(checks.check(root), tmp_path)
   sheet = image_io.decode(tmp_path / 'check_dataset/problems.png')
   gray = (sheet == 200).all(-1)
   rows = np.flatnonzero(gray.sum(1) > 200)
@@ -118,20 +118,20 @@ def test_what_cannot_be_read_is_a_gray_tile_above_its_sentence(tmp_path):
 def test_ticks_are_plain_numbers_and_more_than_one(least, span):
   axes = figure.Figure().subplots()
   axes.set_xscale('log')
-  axes.xaxis.set_major_locator(reports._ticks(span))
+  axes.xaxis.set_major_locator(reports._log_ticks(span))
   low, high = least / 1.1, least * span * 1.1
   axes.set_xlim(low, high)
   inside = [tick for tick in axes.get_xticks() if low <= tick <= high]
   assert inside
   for tick in inside:
-    assert 'e' not in reports._plain(tick)
-    np.testing.assert_allclose(float(reports._plain(tick)), tick, rtol=1e-5)
+    assert 'e' not in reports._format_plain(tick)
+    np.testing.assert_allclose(float(reports._format_plain(tick)), tick, rtol=1e-5)
 
 
 def test_what_cannot_be_shown_leaves_no_sheet(tmp_path):
   root = bottles(tmp_path / 'bottles')
   picture(root / 'train/scratch/0.png', 500)  # A folder is what is wrong.
-  result = reports.leave(checks.check(root), tmp_path)
+  result = reports.write(checks.check(root), tmp_path)
   assert result['problems']
   assert 'problems' not in result['analysis']
   assert not (tmp_path / 'check_dataset/problems.png').exists()
@@ -140,23 +140,23 @@ def test_what_cannot_be_shown_leaves_no_sheet(tmp_path):
 def test_a_second_check_replaces_the_first(tmp_path):
   root = bottles(tmp_path / 'bottles')
   mask(root / 'ground_truth/cut/003_mask.png', 9, 9)
-  reports.leave(checks.check(root), tmp_path)
+  reports.write(checks.check(root), tmp_path)
   mask(root / 'ground_truth/cut/003_mask.png')
-  reports.leave(checks.check(root), tmp_path)
+  reports.write(checks.check(root), tmp_path)
   assert not (tmp_path / 'check_dataset/problems.png').exists()
 
 
 @pytest.mark.parametrize('names', [('$x_$', '瑕疵'), ()], ids=['strange names', 'no defects'])
 def test_names_are_no_formulas_and_there_may_be_none(tmp_path, names):
   report = checks.check(bottles(tmp_path / 'bottles', names))
-  reports.leave(report, tmp_path)
+  reports.write(report, tmp_path)
   assert (tmp_path / 'check_dataset/histogram.png').stat().st_size > 1000
 
 
 def test_images_of_any_shape_are_brought_to_one_size(tmp_path):
   for number, (height, width) in enumerate([(5, 900), (900, 5), (1, 1), (700, 600)]):
     picture(tmp_path / f'parts/{number}.png', number, height, width)
-  result = reports.leave(checks.check(tmp_path / 'parts'), tmp_path)
+  result = reports.write(checks.check(tmp_path / 'parts'), tmp_path)
   assert result['check_pass']
   assert result['attributes']['val_sample_paths'] == []
   for name in result['attributes']['train_sample_paths']:

@@ -127,12 +127,12 @@ def test_what_is_saved(model, images, uadjax, tmp_path, monkeypatch):
 
 def test_a_defect_is_a_failure_only_where_asked(model, images, uadjax):
   for words, want in (
-    (('--threshold', 0), 0),
-    (('--threshold', 0, '--fail-on', 'ng'), 3),
-    (('--threshold', 0, '--fail-on', 'review'), 3),
-    (('--threshold', 1e9, '--fail-on', 'NG'), 0),
-    (('--threshold', 1e9, '--review-threshold', 0, '--fail-on', 'ng'), 0),
-    (('--threshold', 1e9, '--review-threshold', 0, '--fail-on', 'review'), 3),
+    (('--image-threshold', 0), 0),
+    (('--image-threshold', 0, '--fail-on', 'ng'), 3),
+    (('--image-threshold', 0, '--fail-on', 'review'), 3),
+    (('--image-threshold', 1e9, '--fail-on', 'NG'), 0),
+    (('--image-threshold', 1e9, '--review-threshold', 0, '--fail-on', 'ng'), 0),
+    (('--image-threshold', 1e9, '--review-threshold', 0, '--fail-on', 'review'), 3),
   ):
     assert uadjax('predict', model, images / 'good', '--no-save', *words)[0] == want, words
 
@@ -167,21 +167,21 @@ def test_settings_are_written_read_and_overridden(model, images, uadjax, tmp_pat
   assert status == 0
   assert str(path) in out
   settings = yaml.safe_load(path.read_text())
-  settings['SubModules']['AnomalyDetection'] |= {'model_dir': str(model), 'threshold': 5.0}
+  settings['SubModules']['AnomalyDetection'] |= {'model_dir': str(model), 'image_threshold': 5.0}
   path.write_text(yaml.safe_dump(settings))
   words = ('--pipeline', path, '--input', images / 'good', '--no-save', '--json')
-  assert {one['threshold'] for one in objects(uadjax(*words)[1])} == {5.0}
-  told = objects(uadjax(*words, '--override', 'threshold=6')[1])
-  assert {one['threshold'] for one in told} == {6.0}
-  told = objects(uadjax(*words, '--override', 'threshold=6', '--threshold', 7)[1])
-  assert {one['threshold'] for one in told} == {7.0}
+  assert {one['image_threshold'] for one in objects(uadjax(*words)[1])} == {5.0}
+  told = objects(uadjax(*words, '--override', 'image_threshold=6')[1])
+  assert {one['image_threshold'] for one in told} == {6.0}
+  told = objects(uadjax(*words, '--override', 'image_threshold=6', '--image-threshold', 7)[1])
+  assert {one['image_threshold'] for one in told} == {7.0}
 
 
 MISSPELLED = [
   (('predict', 'M', 'I', '--devise=cpu'), '--device'),
   (('predict', 'M'), 'INPUT'),
   (('predict', 'M', 'I', '--device=gpx'), 'gpu:0,1'),
-  (('predict', 'M', 'I', '--threshold=high'), '--threshold'),
+  (('predict', 'M', 'I', '--image-threshold=high'), '--image-threshold'),
   (('predict', 'M', 'I', '--masks=png', '--json'), 'nested'),
   (('predict', 'M', 'I', '--masks=rle'), '--json'),
   (('predict', 'M', 'I', '--override=batchsize=3'), "'batch_size'"),
@@ -230,7 +230,7 @@ def test_what_is_not_there_has_status_1_and_a_path_to_copy(
 
 
 def test_without_a_model_the_demos_answers(model, images, uadjax, monkeypatch):
-  monkeypatch.setattr(demo_model, 'directory', lambda title, own: model)
+  monkeypatch.setattr(demo_model, 'ensure_model_dir', lambda title, own: model)
   status, out, _ = uadjax('--input', images, '--model', 'padim', '--json', '--no-save')
   assert (status, len(objects(out))) == (0, 5)
 
@@ -258,14 +258,14 @@ def test_a_fault_of_ours_is_told_as_such(model, images, capfd, monkeypatch):
   assert cli.main(['predict', str(model), str(images), '--json']) == 1
   said = capfd.readouterr()
   assert objects(said.out) == [{'error': 'out of memory', 'type': 'RuntimeError'}]
-  assert 'fault of uadjax' in said.err
+  assert 'Internal error' in said.err
 
 
 def test_a_data_set_is_checked(drawn, uadjax, tmp_path):
   status, out, _ = uadjax('check', drawn / 'disc', '--output', tmp_path / 'out')
   assert status == 0
   assert 'Check dataset passed !' in out
-  assert re.search(r'to learn from +12', out)
+  assert re.search(r'train: good +12', out)
   left = json.loads((tmp_path / 'out' / 'check_dataset_result.json').read_text())
   assert left['check_pass'] is True
   assert (tmp_path / 'out' / left['analysis']['histogram']).is_file()
@@ -321,10 +321,10 @@ def test_weights_are_told_of_and_fetched(uadjax, tmp_path, monkeypatch):
     assert status == 0
     assert digest in out
   assert fetched == [f'{weights.TORCHVISION}/resnet18-{digest[:8]}.pth']
-  path = files.cache() / 'weights' / f'resnet18-{digest[:8]}.pth'
+  path = files.cache_dir() / 'weights' / f'resnet18-{digest[:8]}.pth'
   path.write_bytes(b'damaged')
   (told,) = (one for one in objects(uadjax('weights', '--json')[1]) if one['cached'])
-  assert (told['path'], told['whole']) == (str(path), False)
+  assert (told['path'], told['intact']) == (str(path), False)
 
 
 def test_a_report_is_written(model, drawn, uadjax, tmp_path):

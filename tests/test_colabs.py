@@ -46,7 +46,9 @@ def cache(tmp_path_factory):
   """The demo set, fewer and smaller."""
   cache, few = tmp_path_factory.mktemp('cache'), {'train': 12, 'test_good': 2, 'test_defect': 2}
   folder = cache / f'demo-{demo.VERSION}'
-  demo.draw(folder, size=64, categories=demo.CATEGORIES, defects=demo.kinds(), **few)
+  demo.write_dataset(
+    folder, size=64, categories=demo.CATEGORIES, defects=demo.defect_names(), **few
+  )
   return cache
 
 

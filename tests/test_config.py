@@ -17,7 +17,7 @@ def test_a_saved_config_says_the_same_when_passed_back(variant, tmp_path):
   config = configs.load(STFPM + variant, [('fit.eval_every', '7'), ('data.root', 'a:b=c')])
   saved = tmp_path / 'config.yaml'
   saved.write_text(configs.to_yaml(config))
-  assert configs.plain(configs.load(str(saved))) == configs.plain(config)
+  assert configs.to_plain_dict(configs.load(str(saved))) == configs.to_plain_dict(config)
 
 
 def test_text_becomes_the_type_of_the_key():
@@ -59,8 +59,8 @@ def test_no_override_whatsoever_escapes_as_another_exception(key, text):
 def test_a_wrong_yaml_gets_one_clear_error(tmp_path):
   file = tmp_path / 'config.yaml'
   for text, words in (
-    ('fit: {epochs: 3', 'is no YAML'),
-    ('- 1\n- 2', 'holds no configuration'),
+    ('fit: {epochs: 3', 'is not valid YAML'),
+    ('- 1\n- 2', 'is not a configuration'),
     ('seed: 3', 'lacks'),
   ):
     file.write_text(text)
@@ -72,7 +72,7 @@ def test_yaml_runs_no_python(tmp_path):
   values = yaml.safe_load(configs.to_yaml(configs.load(STFPM)))
   file = tmp_path / 'config.yaml'
   file.write_text(yaml.safe_dump(values) + 'evil: !!python/object/apply:os.system ["false"]\n')
-  with pytest.raises(ConfigError, match='no YAML'):
+  with pytest.raises(ConfigError, match='not valid YAML'):
     configs.load(str(file))
 
 
@@ -88,6 +88,6 @@ def test_a_missing_file_is_named():
 
 def test_overrides_are_taken_out_of_the_arguments():
   argv = ['--config=a.py', '--config.x.y=1=2', '--workdir', 'w', '--config.z', '3', '--config.flag']
-  overrides, rest = flags.split_overrides(argv)
+  overrides, rest = flags.extract_overrides(argv)
   assert overrides == [('x.y', '1=2'), ('z', '3'), ('flag', 'true')]
   assert rest == ['--config=a.py', '--workdir', 'w']

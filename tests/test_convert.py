@@ -117,11 +117,11 @@ def test_labelme(tmp_path):
       ['images/划_痕/b c.png', 'annotations/划_痕/b c.png'],
     ],
   )
-  assert summary == converting.Summary(
+  assert summary == converting.ConversionSummary(
     3,
     2,
     {'good': 3, 'scratch': 1, '划_痕': 1},
-    ('2 images without a JSON file were taken for good.',),
+    ('2 images without a JSON file count as good.',),
   )
   # The outline itself belongs to the defect: that is how labelme draws.
   np.testing.assert_array_equal(mask(target, 'scratch/a.png'), block(5, 10, 4, 11))
@@ -181,14 +181,17 @@ def test_several_types_in_an_image_are_combined_unless_one_hides_the_other(tmp_p
   large = [[0, 0], [20, 0], [20, 20], [0, 20]]
   write(tmp_path / 'in/a.json', labelme('a.png', [shape('x', large), shape('y', SQUARE)]))
   write(tmp_path / 'in/b.json', labelme('b.png', [shape('x', SQUARE), shape('y', large)]))
-  assert convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out').types == {'combined': 1, 'y': 1}
+  assert convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out').num_per_defect == {
+    'combined': 1,
+    'y': 1,
+  }
 
 
 def test_labels_become_names_of_folders(tmp_path):
   for number, label in enumerate(('a/b', '..', 'é' * 300)):
     picture(tmp_path / f'in/{number}.png')
     write(tmp_path / f'in/{number}.json', labelme(f'{number}.png', [shape(label, SQUARE)]))
-  types = convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out').types
+  types = convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out').num_per_defect
   assert types == {'a_b': 1, 'defect': 1, 'é' * 50: 1}
   assert {path.name for path in (tmp_path / 'out/images').iterdir()} == set(types)
 
@@ -256,19 +259,19 @@ def test_all_problems_at_once_and_nothing_written(tmp_path):
   told = str(error.value)
   for line in (
     "missing.json: no image 'nowhere.png'",
-    'few.json: shape 1: a polygon needs 3 points and has 2',
+    'few.json: shape 1: a polygon needs 3 points but has 2',
     'few.json: shape 2: points must be pairs',
     "lines.json: shape 1: a line 'x' has no area",
     "lines.json: shape 2: a point 'x' has no area",
-    "unknown.json: shape 1: unknown type 'spline'; known are",
+    "unknown.json: shape 1: unknown shape_type 'spline'; allowed are",
     'unknown.json: shape 2: it has no label',
     'unknown.json: shape 3: it has no label',
     'size.json: labeled as 24x32 pixels, but the image is 32x24',
     "a shape 'x' lies outside of the image",
-    "a shape is called 'OK'",
+    "a shape is labeled 'OK'",
     'endless.json: shape 1: points must be pairs',
-    "other.json: no LabelMe file, for it has no list 'shapes'",
-    'broken.json: no JSON in UTF-8',
+    "other.json: not a LabelMe file, because it has no list 'shapes'",
+    'broken.json: not JSON in UTF-8',
     '14 problems',
   ):
     assert line in told, line
@@ -281,7 +284,7 @@ def test_at_most_twenty_problems_are_shown(tmp_path):
     write(tmp_path / f'in/{number}.json', '?')
   with pytest.raises(DataError, match=r'23 problems') as error:
     convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
-  assert str(error.value).count('no JSON') == 20
+  assert str(error.value).count('not JSON') == 20
   assert str(error.value).endswith('and 3 more')
 
 
@@ -338,7 +341,7 @@ def test_voc_masks(tmp_path):
   assert [image for image, _ in train] == ['images/good/b.jpg', 'images/good/d.jpg']
   assert [image for image, _ in val] == ['images/good/c.jpg', 'images/scratch/a.jpg']
   np.testing.assert_array_equal(mask(target, 'scratch/a.png'), values == 2)
-  assert summary.notes == ('1 images that no list of ImageSets names were passed over.',)
+  assert summary.notes == ('1 images that no list in ImageSets names were ignored.',)
 
 
 def test_voc_of_cvat_has_colors(tmp_path):
@@ -351,7 +354,7 @@ def test_voc_of_cvat_has_colors(tmp_path):
   write(source / 'ImageSets/Segmentation/default.txt', 'sub/a\n')
   labels = '# label:color_rgb:parts:actions\nbackground:0,0,0::\nrust:128,0,0::\n'
   write(source / 'labelmap.txt', labels)
-  assert convert(source, 'voc', tmp_path / 'out').types == {'rust': 1}
+  assert convert(source, 'voc', tmp_path / 'out').num_per_defect == {'rust': 1}
   np.testing.assert_array_equal(mask(tmp_path / 'out', 'rust/a.png'), block(2, 5, 2, 9))
   write(source / 'labelmap.txt', 'background:0,0,0::\nrust:1,1,1::\n')
   with pytest.raises(DataError, match=r'does not name the color \(128, 0, 0\)'):
@@ -398,7 +401,7 @@ def test_voc_boxes_are_filled_and_told(tmp_path):
     )
   picture(source / 'JPEGImages/c.png')
   summary = convert(source, 'VOC', target)
-  assert summary.types == {'Kratzer ß': 1, 'good': 2}
+  assert summary.num_per_defect == {'Kratzer ß': 1, 'good': 2}
   assert any('2 defects are bounding boxes' in note for note in summary.notes)
   # VOC counts pixels from one, and the last one belongs to the box.
   want = block(1, 6, 0, 5) | block(1, 3, 6, 8)
@@ -421,9 +424,9 @@ def test_voc_problems(tmp_path):
   for line in (
     'ab: ab.jpg, ab.png share its labels',
     'c.png: its mask: labeled as 24x24 pixels, but the image is 32x24',
-    'd.png: a mask of 0 and 255 alone',
-    'e.xml: no XML',
-    'f.xml: object 1 has no name or no bounding box',
+    'd.png: the mask has only the values 0 and 255',
+    'e.xml: not XML',
+    'f.xml: object 1 lacks a name or a numeric bounding box',
     'g.png: labeled as 9',
     'h.png: listed, but without a mask',
     'lost: no such image',
@@ -438,8 +441,8 @@ def test_images_between_those_labeled_are_told_and_labels_without_image_refused(
     picture(source / f'{name}.png')
   palette_mask(source / 'SegmentationClass/a.png', block(2, 5, 2, 5))
   summary = convert(source, 'VOC', tmp_path / 'out')
-  assert summary.types == {'class_1': 1, 'good': 1}  # Nor is the mask an image.
-  assert summary.notes == ('1 images without an XML file or a mask were taken for good.',)
+  assert summary.num_per_defect == {'class_1': 1, 'good': 1}  # Nor is the mask an image.
+  assert summary.notes == ('1 images without an XML file or a mask count as good.',)
   (source / 'a.png').rename(source / 'other.png')
   with pytest.raises(DataError, match='a: no such image'):
     convert(source, 'VOC', tmp_path / 'again')
@@ -499,8 +502,8 @@ def test_coco(tmp_path):
   np.testing.assert_array_equal(mask(target, 'crack/train2017/ü.png'), block(3, 8, 2, 6))
   assert mask(target, 'crack/train2017/c.png').any()
   assert summary.notes == (
-    '1 images that no JSON file lists were passed over.',
-    '1 defects are bounding boxes, which were filled: trust image metrics, for pixel metrics count'
+    '1 images that no JSON file lists were ignored.',
+    '1 defects are bounding boxes, which were filled. Trust only image metrics: pixel metrics count'
     ' the good pixels in a box as defective.',
   )
 
@@ -526,18 +529,18 @@ def test_coco_problems(tmp_path):
   with pytest.raises(DataError) as error:
     convert(source, 'COCO', tmp_path / 'out')
   for line in (
-    'annotation 1: a polygon needs 3 points and has 2',
+    'annotation 1: a polygon needs 3 points but has 2',
     'annotation 2: a polygon must be a list',
     f'annotation 3: its run lengths sum to 11, not to {W}x{H} pixels',
-    'annotation 4: its run lengths are of size [32, 24]',
-    "annotation 5: the character 'ä'",
+    'annotation 4: its run lengths have size [32, 24]',
+    "annotation 5: 'ä' is not a valid character",
     'annotation 6: unknown category_id 9',
     'annotation 7: unknown category_id [1]',
     'annotation 8: it has neither segmentation nor bbox',
-    "'a.png' may be any of ['x/a.png', 'y/a.png']",
+    "'a.png' is ambiguous: it matches ['x/a.png', 'y/a.png']",
     "no image 'c.png'",
-    "stray.json: 1 annotations of images it does not list: ['8']",
-    'other.json: no COCO file',
+    "stray.json: 1 annotations have an image_id that the file does not list: ['8']",
+    'other.json: not a COCO file',
     '12 problems',
   ):
     assert line in str(error.value), line
@@ -553,7 +556,7 @@ def test_coco_problems(tmp_path):
 )
 def test_compressed_run_lengths_are_those_of_pycocotools(text, want):
   """As pycocotools 2.0.11 encoded these masks."""
-  np.testing.assert_array_equal(regions.runs(text, 9, 11), want)
+  np.testing.assert_array_equal(regions.decode_run_lengths(text, 9, 11), want)
 
 
 def slow_ring(points: np.ndarray, h: int, w: int) -> np.ndarray:
@@ -588,8 +591,8 @@ def test_a_ring_holds_the_pixels_whose_centers_it_holds(points):
   assume(not through_a_center(outline, 12, 15))
   want = slow_ring(outline, 12, 15)
   if not want.any():
-    want = outlines.polygon(outline, 12, 15)
-  np.testing.assert_array_equal(outlines.ring(outline, 12, 15), want)
+    want = outlines.fill_polygon(outline, 12, 15)
+  np.testing.assert_array_equal(outlines.fill_polygon_even_odd(outline, 12, 15), want)
 
 
 def test_of_files_that_are_not_coco_five_are_named(tmp_path):
@@ -597,7 +600,7 @@ def test_of_files_that_are_not_coco_five_are_named(tmp_path):
     write(tmp_path / f'in/{number:02d}.json', labelme('a.png', []))
   with pytest.raises(DataError, match='25 more JSON files like these') as error:
     convert(tmp_path / 'in', 'COCO', tmp_path / 'out')
-  assert str(error.value).count('no COCO file') == 5
+  assert str(error.value).count('not a COCO file') == 5
 
 
 # MVTec AD
@@ -605,7 +608,7 @@ def test_of_files_that_are_not_coco_five_are_named(tmp_path):
 
 def test_folders_that_are_no_category_are_refused(tmp_path):
   picture(tmp_path / 'in/a.png')
-  with pytest.raises(DataError, match='is no category of MVTec AD'):
+  with pytest.raises(DataError, match='is not a category of MVTec AD'):
     convert(tmp_path / 'in', 'MVTec_AD', tmp_path / 'out')
   for name in ('bottle', 'screw'):
     picture(tmp_path / f'in/{name}/train/good/0.png')
@@ -622,7 +625,7 @@ def test_mvtec(tmp_path):
     path.parent.mkdir(parents=True)
     Image.fromarray(place.astype(np.uint8) * 255).save(path)
   summary = convert(tmp_path / 'bottle', 'MVTec_AD', target)
-  assert summary == converting.Summary(1, 3, {'cut': 1, 'good': 2, 'hole': 1}, ())
+  assert summary == converting.ConversionSummary(1, 3, {'cut': 1, 'good': 2, 'hole': 1}, ())
   assert lists(target) == (
     [['images/good/train/000.png', 'annotations/good/train/000.png']],
     [
@@ -647,7 +650,7 @@ def test_real_data_survive_conversion(shared, tmp_path):
 
   def known(records):
     return {
-      r.path.read_bytes(): (r.defect, image_io.read_mask(r.mask).sum() if r.anomalous else 0)
+      r.path.read_bytes(): (r.defect, image_io.read_mask(r.mask).sum() if r.is_anomalous else 0)
       for r in records
     }
 
@@ -675,8 +678,8 @@ def test_targets_and_kinds_that_are_refused(tmp_path):
   (tmp_path / 'empty').mkdir()
   write(source / 'a.json', labelme('a.png', []))
   made = convert(source, 'LabelMe', tmp_path / 'empty')
-  assert made.train == 1
-  assert made.notes == ('No label marks a defect: all images were taken for good.',)
+  assert made.num_train == 1
+  assert made.notes == ('No label marks a defect: all images count as good.',)
   (tmp_path / 'nothing').mkdir()
   for kind in ('LabelMe', 'VOC', 'COCO', 'MVTec_AD'):
     with pytest.raises(DataError):
@@ -690,7 +693,7 @@ def test_targets_and_kinds_that_are_refused(tmp_path):
       'VOC',
       r'No VOC annotations in .*: neither Annotations/\*\.xml nor SegmentationClass/\*\.png;',
     ),
-    ('LabelMe', r'No LabelMe annotations in .*: not a single \*\.json;'),
+    ('LabelMe', r'No LabelMe annotations \(\*\.json\) in .*;'),
     ('COCO', 'No JSON file below'),
   ],
 )

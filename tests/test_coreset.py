@@ -18,10 +18,10 @@ from uadjax.numerics import coreset
 SMALL = {
   '_CANDIDATES': 32,
   '_GROUP': 4,
-  '_FRESH': 8,
+  '_MAX_NEW_CENTERS': 8,
   '_CHUNK': 3,
   '_BLOCK': 64,
-  '_SHARES': (8, 2),
+  '_SUBSET_SHARES': (8, 2),
   '_SKETCH': 8,
   '_SAMPLE': 80,
 }
@@ -53,15 +53,15 @@ def every(points):
 
 def cloud(points, valid=None):
   valid = jnp.asarray(every(points) if valid is None else valid)
-  return coreset.cloud(jnp.asarray(points), valid, jnp.arange(len(points)))
+  return coreset.make_point_set(jnp.asarray(points), valid, jnp.arange(len(points)))
 
 
 def select(points, count, valid=None, key=0, steps=None, room=120):
   valid = jnp.asarray(every(points) if valid is None else valid)
   of = cloud(points, valid)
-  selection = coreset.begin(jax.random.key(key), valid, of.number, room)
+  selection = coreset.init(jax.random.key(key), valid, of.point_id, room)
   for target in steps or [count]:
-    selection = coreset.advance(of, selection, jnp.int32(target))
+    selection = coreset.select_until(of, selection, jnp.int32(target))
   return selection
 
 
@@ -85,9 +85,9 @@ def check(points, count, valid=None, **options):
   picks, distance = slow_select(points, got.centers[0], count, valid)
   np.testing.assert_array_equal(got.centers[: len(picks)], picks)
   np.testing.assert_array_equal(got.centers[len(picks) :], -1)
-  assert got.taken == len(picks)
+  assert got.num_centers == len(picks)
   spread = np.var(points.astype(np.float64), axis=0).sum()
-  np.testing.assert_allclose(got.distance, distance, rtol=1e-4, atol=1e-5 * spread)
+  np.testing.assert_allclose(got.squared_distance, distance, rtol=1e-4, atol=1e-5 * spread)
   return got
 
 
@@ -152,13 +152,13 @@ def test_points_that_are_not_valid_are_never_picked():
   points, valid = normal(200, 20), np.random.default_rng(1).random(200) < 0.3
   points[~valid] *= 1e4
   got = check(points, 90, valid)
-  assert got.taken == valid.sum() < 90
-  np.testing.assert_array_equal(np.sort(got.centers[: got.taken]), np.flatnonzero(valid))
+  assert got.num_centers == valid.sum() < 90
+  np.testing.assert_array_equal(np.sort(got.centers[: got.num_centers]), np.flatnonzero(valid))
 
 
 def test_where_no_point_is_valid_none_is_picked():
   got = select(normal(200, 20), 90, np.zeros(200, bool))
-  assert got.taken == 0
+  assert got.num_centers == 0
   np.testing.assert_array_equal(got.centers, -1)
 
 
@@ -173,25 +173,32 @@ def test_the_radius_is_how_far_the_farthest_point_is_from_the_centers():
   centers = points[np.asarray(got.centers[:30])].astype(np.float64)
   away = np.linalg.norm(points[valid].astype(np.float64)[:, None] - centers[None], axis=-1)
   # Squares in float32, and the tests compile without fused multiply-adds: a few units of rounding.
-  assert coreset.radius(got) == pytest.approx(away.min(axis=1).max(), rel=5e-5)
+  assert coreset.covering_radius(got) == pytest.approx(away.min(axis=1).max(), rel=5e-5)
 
 
 def test_the_radius_is_0_where_all_are_centers():
   for count in (64, 65):  # A whole block, and one that is padded.
-    assert coreset.radius(select(normal(count, 20), count)) == 0
+    assert coreset.covering_radius(select(normal(count, 20), count)) == 0
 
 
 def test_advancing_in_steps_is_advancing_at_once():
   points = clusters(200, 20)
   at_once, in_steps = select(points, 90), select(points, 90, steps=[1, 2, 19, 20, 20, 71, 90])
   np.testing.assert_array_equal(in_steps.centers, at_once.centers)
-  assert in_steps.taken == 90
-  np.testing.assert_allclose(in_steps.distance, at_once.distance, rtol=1e-4, atol=1e-4)
+  assert in_steps.num_centers == 90
+  np.testing.assert_allclose(
+    in_steps.squared_distance, at_once.squared_distance, rtol=1e-4, atol=1e-4
+  )
 
 
 def test_a_step_takes_no_more_than_it_was_told():
   got = select(normal(200, 20), 90, steps=[37])
-  assert got.taken == 37 == (np.asarray(got.centers) >= 0).sum() == (got.distance == -1).sum()
+  assert (
+    got.num_centers
+    == 37
+    == (np.asarray(got.centers) >= 0).sum()
+    == (got.squared_distance == -1).sum()
+  )
 
 
 def test_the_key_draws_the_first_center_from_all_that_are_valid():
@@ -224,7 +231,7 @@ def test_sketches_are_no_farther_apart_than_points(points):
   assert made.sketch.shape == (200, min(points.shape[1] + 1, SMALL['_SKETCH']))
   norms, true = pairs(np.asarray(made.points, np.float64) - np.asarray(made.center, np.float64))
   _, bound = pairs(made.sketch)
-  assert (bound <= true + coreset._ROUNDING * norms).all()
+  assert (bound <= true + coreset._ROUNDING_MARGIN * norms).all()
 
 
 def test_sketches_lose_nothing_where_few_dimensions_hold_all_variance():
@@ -239,7 +246,10 @@ def test_bytes_per_point_are_those_of_what_is_held(d):
   points = normal(200, d)
   made = cloud(points)
   held = (
-    made.points.nbytes + made.number.nbytes + made.sketch.nbytes + select(points, 1).distance.nbytes
+    made.points.nbytes
+    + made.point_id.nbytes
+    + made.sketch.nbytes
+    + select(points, 1).squared_distance.nbytes
   )
   assert held == 200 * coreset.bytes_per_point(d)
 
@@ -256,13 +266,15 @@ def test_picks_are_those_of_plain_selection_with_the_constants_as_they_are():
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def select_split(points, number, valid, count, devices):
   shards = mesh.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
-  made = shards.shard_map(coreset.cloud, (True, True, True), coreset.CLOUD)(points, valid, number)
-  begin = functools.partial(coreset.begin, jax.random.key(5), centers=count)
-  begun = shards.shard_map(begin, (True, True), coreset.SELECTION)(valid, number)
+  made = shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)(
+    points, valid, number
+  )
+  begin = functools.partial(coreset.init, jax.random.key(5), max_centers=count)
+  begun = shards.shard_map(begin, (True, True), coreset.SELECTION_SPECS)(valid, number)
   advance = shards.shard_map(
-    coreset.advance,
-    (coreset.CLOUD, coreset.SELECTION, False),
-    begun._replace(centers=False, taken=False, distance=True),
+    coreset.select_until,
+    (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False),
+    begun._replace(centers=False, num_centers=False, squared_distance=True),
   )
   return advance(made, begun, jnp.int32(count))
 
@@ -272,8 +284,8 @@ def sharded_select(points, number, valid, count, devices):
   selection = select_split(points, number, valid, count, devices)
   return (
     number[np.asarray(selection.centers)],
-    int(selection.taken),
-    float(coreset.radius(selection)),
+    int(selection.num_centers),
+    float(coreset.covering_radius(selection)),
   )
 
 

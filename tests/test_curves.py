@@ -14,19 +14,19 @@ NAMES = {f'{name}.{suffix}' for name in ('curves', 'histogram', 'roc', 'pr', 'pr
          for suffix in ('png', 'svg')}  # fmt: skip
 
 
-def limits(image, pixel=3.0, review=None, labelled=0):
-  return calibration.Limits(
-    image=image,
-    pixel=pixel,
-    review=image if review is None else review,
+def limits(image, pixel=3.0, review=None, labeled=0):
+  return calibration.Thresholds(
+    image_threshold=image,
+    pixel_threshold=pixel,
+    review_threshold=image if review is None else review,
     method='normals',
     budget=0.01,
     review_budget=0.05,
-    normals=100,
-    expected=0.01,
-    bound=0.03,
-    needed=299,
-    labelled=labelled,
+    num_normals=100,
+    expected_false_alarm_rate=0.01,
+    false_alarm_rate_bound=0.03,
+    num_normals_required=299,
+    num_anomalous=labeled,
   )
 
 
@@ -39,7 +39,7 @@ def curves_of(scores, defects, image=2.0, review=None, pixels=None, pixel=3.0):
     normal, anomalous, weight = pixels
     of_pixels = metrics.rank(anomalous.copy(), [normal.copy()], weight.copy())
     alarms = int((normal > pixel).sum())
-  return curves.Curves(
+  return curves.CurveData(
     'PatchCore on screw',
     limits(image, pixel, review),
     scores,
@@ -99,24 +99,26 @@ def test_operating_points_count_what_exceeds_the_threshold_and_lie_on_the_curves
   )
   overlap = np.mean([(anomalous[region == r] > threshold).mean() for r in set(region)])
   for line in curves.roc(data):
-    np.testing.assert_allclose(line.point, (false, found))
+    np.testing.assert_allclose(line.operating_point, (false, found))
   for line in curves.pr(data):
-    assert (line.point is None) == (calls == 0)
+    assert (line.operating_point is None) == (calls == 0)
     if calls:
-      np.testing.assert_allclose(line.point, (found, hits / calls))
+      np.testing.assert_allclose(line.operating_point, (found, hits / calls))
   for line in curves.pro(data):
-    np.testing.assert_allclose(line.point, (false, overlap))
+    np.testing.assert_allclose(line.operating_point, (false, overlap))
   lines = [*curves.roc(data), *curves.pr(data), *curves.pro(data)]
   assert len(lines) == 5
   for line in lines:
-    assert line.point is None or distance_to(line, np.array(line.point)) < 1e-9
+    assert line.operating_point is None or distance_to(line, np.array(line.operating_point)) < 1e-9
 
 
 @given(normal=few, anomalous=few)
 def test_the_area_under_precision_is_average_precision(normal, anomalous):
   data = curves_of(normal + anomalous, ['good'] * len(normal) + ['crack'] * len(anomalous))
   (line,) = curves.pr(data)
-  assert np.trapezoid(line.y, line.x) == pytest.approx(metrics.average_precision(data.image))
+  assert np.trapezoid(line.y, line.x) == pytest.approx(
+    metrics.average_precision(data.image_ranking)
+  )
 
 
 def staircase(rng, n):
@@ -139,10 +141,13 @@ def test_thinning_keeps_area_ends_and_neighborhood():
 
 def test_thinning_keeps_the_areas_of_real_curves():
   data = realistic(pixels=300_000)
-  for look, ranking in ((curves.IMAGES, data.image), (curves.PIXELS, data.pixel)):
-    (line,) = [line for line in curves.roc(data) if line.look is look]
+  for look, ranking in (
+    (curves.IMAGE_STYLE, data.image_ranking),
+    (curves.PIXEL_STYLE, data.pixel_ranking),
+  ):
+    (line,) = [line for line in curves.roc(data) if line.style is look]
     assert np.trapezoid(line.y, line.x) == pytest.approx(metrics.auroc(ranking), abs=1e-3)
-    (line,) = [line for line in curves.pr(data) if line.look is look]
+    (line,) = [line for line in curves.pr(data) if line.style is look]
     want = metrics.average_precision(ranking)
     assert np.trapezoid(line.y, line.x) == pytest.approx(want, abs=1e-3)
     assert len(line.x) <= 1010
@@ -192,10 +197,10 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   scores = [1.0] * 19 + [2.5] + [2.2] * 9 + [1.9]
   data = curves_of(scores, ['good'] * 20 + ['bent $lead$', 'b--c'] * 5, 2.0, 1.5)
   curves.draw(tmp_path, data)
-  for text in ('at the threshold 90 % found,', '5 % false alarms', 'AUROC 0.950'):
+  for text in ('at the threshold 90 % recall,', '5 % false alarms', 'AUROC 0.950'):
     assert text in words(tmp_path, 'roc')
     assert text in words(tmp_path, 'curves')
-  assert 'at the threshold 90 % of alarms right,' in words(tmp_path, 'pr')
+  assert 'at the threshold 90 % precision,' in words(tmp_path, 'pr')
   for text in ('NG above 2.00', 'review above 1.50', 'bent $lead$'):
     assert text in words(tmp_path, 'histogram')
   assert 'without masks of defects' in words(tmp_path, 'roc')
@@ -207,11 +212,12 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   [
     ([], [], 'There are no test images.'),
     ([1.0, 2.5], ['good', 'good'], '1 of 2 good images is called defective at the threshold.'),
-    ([1.0, 2.5], ['裂纹', 'crack'], '1 of 2 defective images is found at the threshold.'),
+    ([1.0, 2.5], ['裂纹', 'crack'], '1 of 2 defective images is detected at the threshold.'),
     ([np.inf, -np.inf, np.inf, 1.0], ['good', 'good', 'a', 'a'],
-     '1 of 2 defective images is found at the threshold, 1 of 2 good images is called defective.'),
+     '1 of 2 defective images is detected at the threshold, '
+     '1 of 2 good images is called defective.'),
     ([3e-30, 3e-30], ['good', 'a'],
-     '0 of 1 defective image is found at the threshold, 0 of 1 good image is called defective.'),
+     '0 of 1 defective image is detected at the threshold, 0 of 1 good image is called defective.'),
   ],
 )  # fmt: skip
 def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, scores, defects, said):
@@ -226,24 +232,24 @@ def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, score
 def test_the_summary_starts_with_what_is_found():
   for scores, defects, said in (
     ([1.0, 1.7, 1.8, 2.5, 2.6], ['good', 'good', 'a', 'a', 'b'],
-     '2 of 3 defective images are found at the threshold, '
-     '0 of 2 good images are called defective; 1 defective and 1 good more are to be reviewed.'),
+     '2 of 3 defective images are detected at the threshold, '
+     '0 of 2 good images are called defective; 1 defective and 1 good more need review.'),
     ([1.0, 1.7], ['good', 'good'],
-     '0 of 2 good images are called defective at the threshold; 1 good more is to be reviewed.'),
+     '0 of 2 good images are called defective at the threshold; 1 good more needs review.'),
   ):  # fmt: skip
     data = curves_of(scores, defects, 2.0, 1.5)
     assert curves.summary(data) == said
-    of_labels = data._replace(limits=limits(2.0, review=1.5, labelled=10))
+    of_labels = data._replace(thresholds=limits(2.0, review=1.5, labeled=10))
     assert curves.summary(of_labels) == said + (
-      ' The threshold was set by labelled images: if these are among them, that is optimistic.'
+      ' The threshold was set on labeled images; if they include these, the numbers are optimistic.'
     )
 
 
 def test_good_images_held_out_say_what_they_are_for(tmp_path):
-  data = curves_of([1.0, 2.5], ['good', 'a'])._replace(calibration=np.linspace(0, 1, 9))
+  data = curves_of([1.0, 2.5], ['good', 'a'])._replace(calibration_scores=np.linspace(0, 1, 9))
   curves.draw(tmp_path / 'normals', data)
   assert '<!-- (thresholds) -->' in words(tmp_path / 'normals', 'histogram')
-  curves.draw(tmp_path / 'labels', data._replace(limits=limits(2.0, labelled=10)))
+  curves.draw(tmp_path / 'labels', data._replace(thresholds=limits(2.0, labeled=10)))
   assert '<!-- good, held out -->' in words(tmp_path / 'labels', 'histogram')
   assert '<!-- (thresholds) -->' not in words(tmp_path / 'labels', 'histogram')
 
@@ -253,7 +259,7 @@ def test_without_curves_the_histogram_has_the_page(tmp_path, defect, missing):
   curves.draw(tmp_path, curves_of([1.0, 2.5], [defect] * 2))
   text = words(tmp_path, 'curves')
   assert f'There are no curves without {missing} images.' in text
-  assert 'Scores: where images lie' in text
+  assert 'Score histograms' in text
   assert 'ROC' not in text
   with Image.open(tmp_path / 'curves.png') as picture:
     assert picture.height < 0.65 * picture.width
@@ -262,7 +268,7 @@ def test_without_curves_the_histogram_has_the_page(tmp_path, defect, missing):
 def test_a_threshold_that_nothing_exceeds_is_drawn_too(tmp_path):
   data = curves_of([1.0, 2.0], ['good', 'a'], np.inf)
   curves.draw(tmp_path, data)
-  assert 'nothing exceeds it' in words(tmp_path, 'pr')
+  assert 'no alarms' in words(tmp_path, 'pr')
 
 
 def test_the_hardest_types_come_first_and_the_easiest_of_many_as_one(tmp_path):
@@ -280,4 +286,4 @@ def test_shares_are_told_from_none_and_all():
     0.0: '0 %', 1.0: '100 %', 0.914: '91 %', 0.034: '3 %', 0.01: '1 %',
     0.0004: '0.04 %', 0.9997: '99.97 %', 0.996: '99.6 %', 0.001: '0.1 %',
   }  # fmt: skip
-  assert {share: curves.percent(share) for share in said} == said
+  assert {share: curves.format_percent(share) for share in said} == said

@@ -12,11 +12,11 @@ from scipy import ndimage
 
 from uadjax import data
 from uadjax.data import checks, demo, image_io, layouts
-from uadjax.data.demo import picture
+from uadjax.data.demo import rendering
 from uadjax.errors import ConfigError, UnknownName
 
 FEW = {'train': 2, 'test_good': 1, 'test_defect': 1}
-KINDS = [(category, kind) for category in demo.CATEGORIES for kind in demo.kinds(category)]
+KINDS = [(category, kind) for category in demo.CATEGORIES for kind in demo.defect_names(category)]
 # Sums of all values of the first good and the first spotted picture, 32 pixels wide.
 DRAWN = {
   'board': [249091, 248163],
@@ -40,23 +40,28 @@ def whole(tmp_path_factory):
   """A few of everything."""
   few = {'train': 4, 'test_good': 2, 'test_defect': 1, 'size': 64}
   root = tmp_path_factory.mktemp('whole')
-  return demo.draw(root, **few, categories=demo.CATEGORIES, defects=demo.kinds())
+  return demo.write_dataset(root, **few, categories=demo.CATEGORIES, defects=demo.defect_names())
 
 
 def test_same_seed_same_bytes(tmp_path):
   few = {**FEW, 'size': 48}
-  first = digest(demo.draw(tmp_path / 'a', **few))
+  first = digest(demo.write_dataset(tmp_path / 'a', **few))
   assert len(first) == 2 + 1 + 3 * 2
-  assert first == digest(demo.draw(tmp_path / 'b', **few))
-  assert first == digest(demo.draw(tmp_path / 'b', **few))  # Over what is there.
-  assert len(set(first.values()) & set(digest(demo.draw(tmp_path / 'c', 1, **few)).values())) == 0
+  assert first == digest(demo.write_dataset(tmp_path / 'b', **few))
+  assert first == digest(demo.write_dataset(tmp_path / 'b', **few))  # Over what is there.
+  assert (
+    len(set(first.values()) & set(digest(demo.write_dataset(tmp_path / 'c', 1, **few)).values()))
+    == 0
+  )
 
 
 def test_a_picture_depends_on_no_other(tmp_path):
-  all_of_it = {'size': 32, 'categories': demo.CATEGORIES, 'defects': demo.kinds()}
-  few = digest(demo.draw(tmp_path / 'few', **FEW, **all_of_it))
-  more = digest(demo.draw(tmp_path / 'more', train=3, test_good=2, test_defect=2, **all_of_it))
-  alone = digest(demo.draw(tmp_path / 'one', **FEW, size=32, defects=['spot']))
+  all_of_it = {'size': 32, 'categories': demo.CATEGORIES, 'defects': demo.defect_names()}
+  few = digest(demo.write_dataset(tmp_path / 'few', **FEW, **all_of_it))
+  more = digest(
+    demo.write_dataset(tmp_path / 'more', train=3, test_good=2, test_defect=2, **all_of_it)
+  )
+  alone = digest(demo.write_dataset(tmp_path / 'one', **FEW, size=32, defects=['spot']))
   assert few.items() <= more.items()
   assert alone.items() <= few.items()
   assert len(set(more.values())) == len(more)  # And no two are the same, masks included.
@@ -66,7 +71,7 @@ def test_the_drawing_is_that_of_its_version():
   """Who changes a picture must change demo.VERSION, or old caches are taken for new."""
   for category in demo.CATEGORIES:
     found = [
-      int(picture.render_image(category, part, defect, 0, 0, 32).pixels.sum(dtype=np.int64))
+      int(rendering.render_image(category, part, defect, 0, 0, 32).pixels.sum(dtype=np.int64))
       for part, defect in (('train', 'good'), ('test', 'spot'))
     ]
     # A last bit of another processor's arithmetic may round a pixel or two the other way.
@@ -76,17 +81,17 @@ def test_the_drawing_is_that_of_its_version():
 def test_what_there_is():
   assert sorted([*demo.TEXTURES, *demo.OBJECTS]) == list(demo.CATEGORIES)
   assert min(len(demo.TEXTURES), len(demo.OBJECTS)) >= 2
-  assert demo.kinds() == ['contamination', 'deformation', 'missing', 'scratch', 'spot']
+  assert demo.defect_names() == ['contamination', 'deformation', 'missing', 'scratch', 'spot']
   for category in demo.OBJECTS:
-    assert demo.kinds(category) == demo.kinds()
+    assert demo.defect_names(category) == demo.defect_names()
   for category in demo.TEXTURES:
-    assert {'contamination', 'deformation', 'spot'} <= set(demo.kinds(category))
+    assert {'contamination', 'deformation', 'spot'} <= set(demo.defect_names(category))
 
 
 def test_the_mask_is_where_a_defect_shows_and_nowhere_else():
   for (category, kind), number in itertools.product(KINDS, range(3)):
     seen, case = (
-      picture.render_image(category, 'test', kind, number, 7, 128),
+      rendering.render_image(category, 'test', kind, number, 7, 128),
       (category, kind, number),
     )
     apart = abs(seen.pixels.astype(int) - seen.defect_free).max(axis=-1)
@@ -98,14 +103,14 @@ def test_the_mask_is_where_a_defect_shows_and_nowhere_else():
 
 def test_a_twin_is_good():
   for category in demo.CATEGORIES:
-    good = picture.render_image(category, 'test', 'good', 0, 0, 32)
+    good = rendering.render_image(category, 'test', 'good', 0, 0, 32)
     assert not good.mask.any(), category
     np.testing.assert_array_equal(good.pixels, good.defect_free, category)
 
 
 def test_no_size_is_too_small_for_a_defect():
   for (category, kind), size in itertools.product(KINDS, (16, 24, 51)):
-    seen = picture.render_image(category, 'test', kind, 0, 0, size)
+    seen = rendering.render_image(category, 'test', kind, 0, 0, size)
     assert seen.pixels.shape[:2] == seen.mask.shape == (size, size), (category, kind, size)
     assert seen.mask.any(), (category, kind, size)
 
@@ -115,8 +120,8 @@ def test_a_check_finds_nothing_wrong(whole):
     found = checks.check(whole, category)
     assert found.problems == (), category
     train, test = found.splits
-    assert (len(train), len(test)) == (4, 2 + len(demo.kinds(category))), category
-    assert {record.defect for record in test} == {'good', *demo.kinds(category)}, category
+    assert (len(train), len(test)) == (4, 2 + len(demo.defect_names(category))), category
+    assert {record.defect for record in test} == {'good', *demo.defect_names(category)}, category
     for record in (*train, *test):
       assert image_io.image_size(record.path) == (64, 64), record
       assert (record.mask is not None) == record.is_anomalous, record
@@ -145,36 +150,36 @@ def test_good_pictures_vary_and_defects_stand_out(whole):
     good = np.stack([image_io.decode(record.path) for record in train]).astype(float)
     assert 1.5 < good.std(axis=0).mean() < 60, category
     seen = [
-      picture.render_image(category, 'test', r.defect, 0, 0, 64) for r in test if r.is_anomalous
+      rendering.render_image(category, 'test', r.defect, 0, 0, 64) for r in test if r.is_anomalous
     ]
     apart = [abs(one.pixels.astype(float) - one.defect_free)[one.mask].mean() for one in seen]
     assert np.mean(apart) > 8, category  # Levels: of five times the noise.
 
 
 def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
-  take = picture.render_image
+  take = rendering.render_image
 
   def fail(category, *job):
     if category == 'wood':
       raise KeyboardInterrupt
     return take(category, *job)
 
-  monkeypatch.setattr(picture, 'take', fail)
-  demo.draw(tmp_path, **FEW, size=32)
+  monkeypatch.setattr(rendering, 'render_image', fail)
+  demo.write_dataset(tmp_path, **FEW, size=32)
   before = digest(tmp_path)
   with pytest.raises(KeyboardInterrupt):
-    demo.draw(tmp_path, 1, **FEW, size=32, categories=['disc', 'wood'])
+    demo.write_dataset(tmp_path, 1, **FEW, size=32, categories=['disc', 'wood'])
   assert digest(tmp_path) == before
   assert [path.name for path in tmp_path.iterdir()] == ['disc']
 
 
 def test_what_there_is_not_is_told(tmp_path):
   with pytest.raises(UnknownName, match=r"category 'dics'.*'disc'"):
-    demo.draw(tmp_path, categories=['dics'])
+    demo.write_dataset(tmp_path, categories=['dics'])
   with pytest.raises(UnknownName, match=r"defect 'crack'.*'scratch'"):
-    demo.draw(tmp_path, defects=['crack'])
+    demo.write_dataset(tmp_path, defects=['crack'])
   with pytest.raises(ConfigError, match='at least 16'):
-    demo.draw(tmp_path, size=8)
+    demo.write_dataset(tmp_path, size=8)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -182,7 +187,7 @@ def test_what_there_is_not_is_told(tmp_path):
 def cache(tmp_path, monkeypatch):
   """An empty cache, of small pictures."""
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  monkeypatch.setitem(demo._WHOLE, 'size', 16)
+  monkeypatch.setitem(demo._FULL_SET, 'size', 16)
   return tmp_path
 
 
@@ -195,12 +200,12 @@ def config(category=''):
 def test_load_falls_back_on_the_demo(cache):
   splits = data.load(config())
   assert len(splits.train) == 60
-  assert len(splits.test) == 15 + 4 * len(demo.kinds('disc'))
+  assert len(splits.test) == 15 + 4 * len(demo.defect_names('disc'))
   before = digest(cache)
   assert data.load(config('disc')) == splits
   assert digest(cache) == before
   there = config('disc')
-  there.root = str(demo.cached())
+  there.root = str(demo.cached_dataset())
   assert data.load(there) == splits
 
 
@@ -211,6 +216,6 @@ def test_a_category_is_drawn_when_first_asked_for(cache):
   assert list(cache.iterdir()) == []
   splits = data.load(config('steel'))
   assert len(splits.train) == 60
-  assert [path.name for path in demo.cached('steel').iterdir()] == ['steel']
+  assert [path.name for path in demo.cached_dataset('steel').iterdir()] == ['steel']
   with pytest.raises(UnknownName, match=r"'bottle'.*'board'"):
     data.load(config('bottle'))

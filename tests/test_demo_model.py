@@ -6,7 +6,7 @@ import uadjax
 from uadjax import config as configs, detectors
 from uadjax.backbones import weights
 from uadjax.data import demo
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.errors import ModelError
 from uadjax.inference import demo_model
 from uadjax.model import model_dir
@@ -18,7 +18,7 @@ COMMAND = '`uadjax fit DIR`'
 def few(tmp_path_factory):
   """A cache with a demo set of few and small pictures."""
   cache = tmp_path_factory.mktemp('cache')
-  return demo.draw(cache / f'demo-{demo.VERSION}', train=12, size=96).parent
+  return demo.write_dataset(cache / f'demo-{demo.VERSION}', train=12, size=96).parent
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def answer(name, picture):
 
 @pytest.mark.slow
 def test_it_answers_and_is_fitted_once(cache, caplog):
-  disc = cache / f'demo-{demo.VERSION}' / demo.CATEGORY / 'test'
+  disc = cache / f'demo-{demo.VERSION}' / demo.DEFAULT_CATEGORY / 'test'
   good = answer('', disc / 'good' / '000.png')
   (place,) = (cache / 'demo-models').iterdir()
   before = (place / 'manifest.json').stat().st_mtime_ns
   assert COMMAND in caplog.text
   assert 'is being fitted' in caplog.text
   caplog.clear()
-  assert answer(demo_model.TITLE.upper(), disc / 'good' / '000.png').score == good.score
+  assert answer(demo_model.DEFAULT_TITLE.upper(), disc / 'good' / '000.png').score == good.score
   assert answer('', disc / 'missing' / '000.png').score > good.score
   assert (place / 'manifest.json').stat().st_mtime_ns == before
   assert [one.name for one in (cache / 'demo-models').iterdir()] == [place.name]
@@ -51,7 +51,7 @@ def test_it_answers_and_is_fitted_once(cache, caplog):
 
 def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  empty = tmp_path / f'demo-{demo.VERSION}' / demo.CATEGORY / 'train' / 'good'
+  empty = tmp_path / f'demo-{demo.VERSION}' / demo.DEFAULT_CATEGORY / 'train' / 'good'
   empty.mkdir(parents=True)
   with pytest.raises(ModelError, match=r'(?s)demo model could not be fitted: .*image'):
     uadjax.create_model('PaDiM')
@@ -61,19 +61,19 @@ def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
 @pytest.mark.parametrize('title', detectors.TITLES)
 def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  config = demo_model.configure(title.lower())
+  config = demo_model.demo_config(title.lower())
   assert config.backbone.weights == 'embedded'  # For nothing is in this cache.
   config.backbone.name = 'compact'
-  _, detector = model_dir.assemble(config, Spec(64, 64, 60, learning_rate=0.1))
+  _, detector = model_dir.build_detector(config, RunContext(64, 64, 60, learning_rate=0.1))
   assert (detector.one_pass is None) == bool(config.fit.steps)
   path = tmp_path / 'config.yaml'
   path.write_text(configs.to_yaml(config))
-  assert configs.plain(configs.load(str(path))) == configs.plain(config)
+  assert configs.to_plain_dict(configs.load(str(path))) == configs.to_plain_dict(config)
 
 
 def test_downloaded_weights_are_used(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  place = weights.cached('resnet18')
+  place = weights.cache_path('resnet18')
   place.parent.mkdir()
   place.touch()
-  assert demo_model.configure('padim').backbone.weights == 'imagenet'
+  assert demo_model.demo_config('padim').backbone.weights == 'imagenet'

@@ -41,7 +41,7 @@ def break_converter(monkeypatch, tmp_path):
 
 
 def hide_runtimes(monkeypatch, tmp_path):
-  monkeypatch.setattr(runtimes, '_installed', lambda backend: False)
+  monkeypatch.setattr(runtimes, '_is_installed', lambda backend: False)
 
 
 def hide_converter(monkeypatch, tmp_path):
@@ -57,7 +57,7 @@ def break_runtime(monkeypatch, tmp_path):
   def fail(path):
     raise ImportError('libfast.so: cannot open shared object file')
 
-  monkeypatch.setattr(runtimes, '_OPEN', {'onnxruntime': fail})
+  monkeypatch.setattr(runtimes, '_OPENERS', {'onnxruntime': fail})
 
 
 def block_cache(monkeypatch, tmp_path):
@@ -91,9 +91,9 @@ def test_a_service_starts_without_its_accelerators(model_dir, monkeypatch, tmp_p
   hide_runtimes(monkeypatch, tmp_path)
   asked = options.Settings({'it': model_dir}, device='tpu', backend='auto')
   settings = options.with_fallbacks(asked)
-  options.check(settings)
+  options.validate_settings(settings)
   assert settings.device == 'auto'
-  assert models.opened('it', model_dir, settings).predictor.devices[0].platform == 'cpu'
+  assert models.open_model('it', model_dir, settings).predictor.devices[0].platform == 'cpu'
   assert len(warnings()) == 2  # One for the device, one for the runtime.
   asked = options.Settings({'it': model_dir}, backend='onnxruntime')
   assert options.with_fallbacks(asked).backend == 'auto'
@@ -143,7 +143,7 @@ def test_sharded_programs_are_compiled_in_one_thread(drawn, tmp_path):
       'detector.channels': 9,
       'backbone.weights': 'random',
       'evaluate.do_eval': 'false',
-      'mesh.split': 'always',
+      'mesh.shard_state': 'always',
     }
     flags = [f'--config.{key}={value}' for key, value in flags.items()]
     config = f'--config={ROOT / "configs" / "padim.py"}'

@@ -1,6 +1,6 @@
 """The recipe of the embedded backbone, small. It guards a recipe: what draws or learns is slow."""
 
-from distill import losses, pictures, shapes, store, student, views
+from distill import losses, shapes, store, student, synthetic_images, views
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -11,13 +11,13 @@ from uadjax.backbones import compact, weights
 
 @pytest.fixture(scope='module')
 def painted():
-  return pictures.generate(jax.random.key(0), 6, 64)
+  return synthetic_images.generate(jax.random.key(0), 6, 64)
 
 
 @pytest.mark.slow
 def test_pictures_depend_on_the_key_alone(painted):
   # Side by side or one by one; they are never the same twice.
-  beside = pictures.generate(jax.random.key(0), 6, 64, 3)
+  beside = synthetic_images.generate(jax.random.key(0), 6, 64, 3)
   np.testing.assert_allclose(painted, beside, rtol=1e-3, atol=1e-3)
   assert np.isfinite(painted).all()
   assert min(np.abs(painted[i] - painted[j]).mean() for i in range(6) for j in range(i)) > 0.01
@@ -25,7 +25,7 @@ def test_pictures_depend_on_the_key_alone(painted):
 
 @pytest.mark.slow
 def test_noise_has_unit_variance_and_more_power_in_low_frequencies():
-  noise = np.asarray(pictures.noise_fields(jax.random.key(1), 64))
+  noise = np.asarray(synthetic_images.noise_fields(jax.random.key(1), 64))
   power = np.abs(np.fft.fft2(noise - noise.mean(axis=(1, 2), keepdims=True))) ** 2
   assert (power[:, :4, :4].mean(axis=(1, 2)) > power[:, 24:32, 24:32].mean(axis=(1, 2))).all()
 
@@ -58,13 +58,13 @@ def test_the_cosines_of_blocks_are_orthonormal():
 
 @pytest.mark.slow
 def test_a_layer_without_shapes_changes_nothing():
-  layers = jax.jit(pictures._random_layers)(jax.random.key(0))
+  layers = jax.jit(synthetic_images._random_layers)(jax.random.key(0))
   layer = jax.tree.map(lambda x: x[5], layers)._replace(
-    density=jnp.float32(0), shadow=jnp.float32(0.5)
+    density=jnp.float32(0), shadow_strength=jnp.float32(0.5)
   )
   canvas = shapes.Canvas(jnp.full((32, 32, 3), 0.3), jnp.ones((32, 32)), jnp.ones((32, 32)))
   drawn = jax.jit(shapes.draw_layer)(
-    canvas, layer._replace(holds=jnp.float32(0)), jnp.zeros((5, 32, 32))
+    canvas, layer._replace(confines_later_layers=jnp.float32(0)), jnp.zeros((5, 32, 32))
   )
   for one, other in zip(drawn, canvas, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5)

@@ -14,7 +14,7 @@ import uadjax
 from uadjax import config as configs, errors
 from uadjax.cli import commands, predict, runtime
 from uadjax.distributed import mesh
-from uadjax.distributed.processes import Lost
+from uadjax.distributed.processes import ProcessLost
 from uadjax.errors import ConfigError, Interrupted, Setting, UserError
 from uadjax.experiment import fit_model, flags
 from uadjax.system import threads
@@ -39,7 +39,7 @@ SETTINGS = [
 
 
 def by_flags(words: str) -> list[tuple[str, str]]:
-  overrides, rest = flags.split_overrides(shlex.split(words))
+  overrides, rest = flags.extract_overrides(shlex.split(words))
   assert not rest
   return overrides
 
@@ -47,7 +47,7 @@ def by_flags(words: str) -> list[tuple[str, str]]:
 def by_options(words: str) -> list[tuple[str, str]]:
   option, word = shlex.split(words)
   assert option == '--override'
-  return [*predict.overrides([word]).items()]
+  return [*predict.parse_overrides([word]).items()]
 
 
 def by_arguments(code: str) -> list[tuple[str, object]]:
@@ -75,7 +75,7 @@ def test_settings_in_messages_can_be_pasted_back(spelling, read):
     assert [key for key, _ in overrides] == [setting.key]
     config = configs.load('padim', overrides)
     wanted = tuple(setting.value) if isinstance(setting.value, list) else setting.value
-    assert configs.flat(config.to_dict())[setting.key] == wanted, words
+    assert configs.flatten(config.to_dict())[setting.key] == wanted, words
 
 
 def test_each_front_end_has_its_own_words():
@@ -99,14 +99,14 @@ def test_text_is_spelled_by_the_front_end_at_work_in_its_threads_too():
     assert f'{setting}' == '--config.mode=train'
     with errors.setting_format(fit_option):
       assert f'{setting}' == '--override mode=train'
-    with threads.pool(1, 'test') as pool:
+    with threads.thread_pool(1, 'test') as pool:
       assert pool.submit(str, setting).result() == '--config.mode=train'
   assert f'{setting}' == 'mode=train'
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     assert pool.submit(str, setting).result() == 'mode=train'
 
 
-@pytest.mark.parametrize('kind', [UserError, ConfigError, Lost, Interrupted])
+@pytest.mark.parametrize('kind', [UserError, ConfigError, ProcessLost, Interrupted])
 def test_errors_keep_their_data(kind):
   hint = 'Use less than ', Setting('fit.steps', 3), '.'
   error = kind('Too many.', key='fit.steps', value=9, allowed=(1, 3), hint=hint)
@@ -122,7 +122,9 @@ def test_errors_keep_their_data(kind):
 
 def test_every_setting_that_a_message_names_exists():
   """The keys of all `Setting(...)` in the package, constants resolved."""
-  keys = set(configs.keys(configs.load('padim'))) | set(errors.OTHER_KEYS)
+  names = ('padim', 'patchcore', 'stfpm')
+  keys = {key for name in names for key in configs.keys(configs.load(name))}
+  keys |= set(errors.OTHER_KEYS)
   wrong, count = [], 0
   for path in Path(uadjax.__file__).parent.rglob('*.py'):
     tree = ast.parse(path.read_text())
@@ -158,7 +160,7 @@ def test_commands_without_override_name_the_experiment_that_has_the_setting():
 
 def test_a_missing_device_is_named_as_each_interface_takes_it():
   with pytest.raises(errors.MissingDevice) as caught:
-    mesh.devices('tpu')
+    mesh.select_devices('tpu')
   written = []
   for format_setting, _ in FRONT_ENDS:
     caught.value.setting_format = format_setting

@@ -12,7 +12,7 @@ from uadjax.inference.result import Result
 from uadjax.model import calibration
 
 OPS = transforms.parse('resize(4)')
-LIMITS = calibration.Limits(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
+LIMITS = calibration.Thresholds(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
 SHAPES = ((5, 7), (6, 4), (8, 8), (3, 9), (7, 7))
 
 
@@ -53,14 +53,14 @@ def cases():
     source = inputs.Source(str(record.path), record.path)
     result = Result(source, '', OPS, LIMITS, shape, score, np.zeros((4, 4), np.float32))
     assert result.label == label
-    result.restored = transforms.Restored(values, seen)
+    result.restored = transforms.RestoredMap(values, seen)
     made.append((record, result, None if number == 3 else truth))
   return made
 
 
 def measured(cases):
-  judged = [evaluate.judge(*case) for case in cases]
-  return evaluate.measure(judged, evaluate.rank(judged), None)
+  judged = [evaluate.compare_with_mask(*case) for case in cases]
+  return evaluate.compute_metrics(judged, evaluate.rank_images(judged), None)
 
 
 def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
@@ -69,11 +69,11 @@ def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
     if truth is None:
       continue
     for at in np.ndindex(truth.shape):
-      if not result.seen[at]:
+      if not result.visible[at]:
         unseen += 1
         lost += bool(truth[at])
         continue
-      marked, bad = bool(result.marked[at]), bool(truth[at])
+      marked, bad = bool(result.predicted_mask[at]), bool(truth[at])
       tp, fp = tp + (marked and bad), fp + (marked and not bad)
       fn, tn = fn + (bad and not marked), tn + (not marked and not bad)
   found = measured(cases)
@@ -90,10 +90,10 @@ def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
   assert found['counts']['without_mask'] == 1
   regions = at['miss_rate_by_region_size']['<100']
   hits = [
-    any(result.marked[at] for at in region)
+    any(result.predicted_mask[at] for at in region)
     for _, result, truth in cases
     if truth is not None
-    for region in slow_regions(truth & result.seen)
+    for region in slow_regions(truth & result.visible)
   ]
   assert len(hits) > 2
   assert 0 < sum(hits) < len(hits)  # Else a constant would pass.
@@ -102,10 +102,10 @@ def test_pixels_at_the_threshold_are_counted_one_by_one(cases):
 
 def test_images_are_counted_one_by_one(cases):
   found = measured(cases)
-  want = slow_auroc([(record.anomalous, result.score) for record, result, _ in cases])
+  want = slow_auroc([(record.is_anomalous, result.score) for record, result, _ in cases])
   assert found['image_auroc'] == pytest.approx(want, abs=1e-12)
-  good = [result.label for record, result, _ in cases if not record.anomalous]
-  bad = [result.label for record, result, _ in cases if record.anomalous]
+  good = [result.label for record, result, _ in cases if not record.is_anomalous]
+  bad = [result.label for record, result, _ in cases if record.is_anomalous]
   at = found['at_threshold']
   assert at['false_alarm_rate'] == good.count('NG') / len(good)
   assert at['review_rate'] == {
@@ -119,10 +119,10 @@ def test_images_are_counted_one_by_one(cases):
 
 
 def test_what_lacks_a_class_has_no_number(cases):
-  good = measured([case for case in cases if not case[0].anomalous])
+  good = measured([case for case in cases if not case[0].is_anomalous])
   assert good['image_auroc'] is good['pixel_auroc'] is good['au_pro'] is None
   assert good['at_threshold']['image_recall'] is None
-  bad = measured([case for case in cases if case[0].anomalous])
+  bad = measured([case for case in cases if case[0].is_anomalous])
   assert bad['image_auroc'] is None
   assert bad['at_threshold']['false_alarm_rate'] is None
   unmasked = measured([case for case in cases if case[2] is None])
@@ -131,8 +131,8 @@ def test_what_lacks_a_class_has_no_number(cases):
 
 def test_the_mean_row_leaves_out_what_has_no_number(tmp_path):
   rows = {
-    'a': dict.fromkeys(evaluate._COLUMNS.values(), 0.5) | {'pixel_auroc': None},
-    'b': dict.fromkeys(evaluate._COLUMNS.values(), 1.0) | {'pixel_auroc': 0.25},
+    'a': dict.fromkeys(evaluate._CSV_COLUMNS.values(), 0.5) | {'pixel_auroc': None},
+    'b': dict.fromkeys(evaluate._CSV_COLUMNS.values(), 1.0) | {'pixel_auroc': 0.25},
   }
   evaluate.write_csv(tmp_path / 'x.csv', rows)
   assert [line.split(',')[:4] for line in (tmp_path / 'x.csv').read_text().splitlines()] == [
@@ -143,7 +143,7 @@ def test_the_mean_row_leaves_out_what_has_no_number(tmp_path):
 
 def test_pictures_are_spread_over_the_defects():
   records = [Record(Path(f'{d}{i}'), d) for d in ('good', 'spot', 'scratch') for i in range(9)]
-  chosen = evaluate._spread(records, 7)
+  chosen = evaluate._choose_across_defects(records, 7)
   assert len(chosen) == 7
   assert {d: sum(r.defect == d for r in chosen) for d in ('good', 'spot', 'scratch')} == {
     'good': 3, 'spot': 2, 'scratch': 2,

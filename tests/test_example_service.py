@@ -1,4 +1,4 @@
-"""The documented programs, run against a service as they are, are told what `predict` says."""
+"""Tests of the documented clients: they receive the results of `predict`."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from uadjax import create_model
 
-pytestmark = pytest.mark.slow  # They are recipes; what the service says is in test_serve.py.
+pytestmark = pytest.mark.slow  # Examples; the service itself is tested in test_serve.py.
 
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'examples' / 'service'
 
@@ -28,22 +28,22 @@ def photo_and_model(drawn, fitted):
 
 @pytest.fixture(scope='module')
 def service(photo_and_model):
-  """Its address; it is asked for port 8000 in the programs, which take another, too."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  """URL of a running service, on a free port instead of the documented 8000."""
+  with socket.socket() as free_socket:
+    free_socket.bind(('127.0.0.1', 0))
+    port = free_socket.getsockname()[1]
   command = [sys.executable, '-m', 'uadjax', 'serve', str(photo_and_model[1]), '--port', str(port)]
   process = subprocess.Popen([*command, '--backend', 'jax'], stderr=subprocess.DEVNULL)
   url = f'http://127.0.0.1:{port}'
   try:
-    end = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while True:
       try:
         urllib.request.urlopen(f'{url}/v2/health/ready').close()
         break
       except (urllib.error.URLError, ConnectionError):
         assert process.poll() is None
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     yield url
     process.send_signal(signal.SIGTERM)
@@ -53,35 +53,35 @@ def service(photo_and_model):
 
 
 def printed(*command):
-  done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+  process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+  assert process.returncode == 0, process.stderr
+  return process.stdout
 
 
 @pytest.fixture(scope='module')
-def known(photo_and_model):
+def expected(photo_and_model):
   photo, model = photo_and_model
   (result,) = create_model(model_dir=model).predict(photo)
   return result
 
 
-def test_python(service, photo_and_model, known):
+def test_python(service, photo_and_model, expected):
   label, score, _ = printed(
     sys.executable, EXAMPLE / 'client.py', photo_and_model[0], service
   ).split(' ', 2)
-  assert (label, float(score)) == (known.label, known.score)
+  assert (label, float(score)) == (expected.label, expected.score)
 
 
-def test_javascript(service, photo_and_model, known):
+def test_javascript(service, photo_and_model, expected):
   if shutil.which('node') is None:
     pytest.skip('needs node')
   label, score, _ = printed('node', EXAMPLE / 'client.mjs', photo_and_model[0], service).split(
     ' ', 2
   )
-  assert (label, float(score)) == (known.label, known.score)
+  assert (label, float(score)) == (expected.label, expected.score)
 
 
-def test_cpp(service, photo_and_model, known, tmp_path):
+def test_cpp(service, photo_and_model, expected, tmp_path):
   if shutil.which('g++') is None:
     pytest.skip('needs g++')
   program = tmp_path / 'client'
@@ -99,11 +99,11 @@ def test_cpp(service, photo_and_model, known, tmp_path):
   if 'curl/curl.h: No such file' in compiled.stderr:
     pytest.skip('needs the headers of libcurl, as the package libcurl4-openssl-dev of Debian')
   assert compiled.returncode == 0, compiled.stderr
-  told = json.loads(printed(program, photo_and_model[0], service))['result']
-  assert (told['label'], told['score']) == (known.label, known.score)
+  result = json.loads(printed(program, photo_and_model[0], service))['result']
+  assert (result['label'], result['score']) == (expected.label, expected.score)
 
 
-def test_curl(service, photo_and_model, known):
+def test_curl(service, photo_and_model, expected):
   if shutil.which('curl') is None:
     pytest.skip('needs curl')
   photo, text = photo_and_model[0], (EXAMPLE / 'README.md').read_text().replace('\\\n', ' ')
@@ -111,5 +111,5 @@ def test_curl(service, photo_and_model, known):
   assert len(commands) == 2
   for command in commands:
     line = command.replace('localhost:8000', service).replace('photo.png', str(photo))
-    told = json.loads(printed('bash', '-c', line.replace('curl ', 'curl -sS ')))['result']
-    assert (told['label'], told['score']) == (known.label, known.score)
+    result = json.loads(printed('bash', '-c', line.replace('curl ', 'curl -sS ')))['result']
+    assert (result['label'], result['score']) == (expected.label, expected.score)

@@ -82,7 +82,7 @@ def test_a_graph_says_the_same(models, name, format, photos, tmp_path):
   got = [run(part) for part in np.split(taken, range(1, len(taken)))] if batch else [run(taken)]
   np.testing.assert_allclose(np.concatenate([one.map for one in got]), want.map, rtol=1e-4)
   np.testing.assert_allclose(np.concatenate([one.image for one in got]), want.image, rtol=1e-4)
-  assert beside['thresholds'] == model.limits._asdict()
+  assert beside['thresholds'] == model.thresholds._asdict()
   assert beside['agreement']['source'] == 'good images'
   assert 0 < beside['agreement']['images'] <= small_runs.TRAIN
   assert {one.name.partition('.')[0] for one in tmp_path.iterdir()} == {'it'}
@@ -106,10 +106,10 @@ def test_the_file_is_sound_and_tells_what_it_is(models, patchcore):
   graph = onnx.load(patchcore)
   onnx.checker.check_model(graph, full_check=True)
   assert [(one.domain, one.version) for one in graph.opset_import] == [('', onnx_files.OPSET)]
-  about = json.loads({one.key: one.value for one in graph.metadata_props}[runtimes.ABOUT])
-  assert about['thresholds'] == models['patchcore'].limits._asdict()
+  about = json.loads({one.key: one.value for one in graph.metadata_props}[runtimes.METADATA_KEY])
+  assert about['thresholds'] == models['patchcore'].thresholds._asdict()
   assert about['preprocessing']['ops'] == 'resize(32, 48)'
-  assert about['arrays_sha256'] == model_dir.about(models['patchcore'].directory).arrays_sha256
+  assert about['arrays_sha256'] == model_dir.read_info(models['patchcore'].directory).arrays_sha256
   beside = patchcore.with_name('model.onnx.json')
   assert json.loads(beside.read_text())['opset'] == onnx_files.OPSET
 
@@ -117,7 +117,7 @@ def test_the_file_is_sound_and_tells_what_it_is(models, patchcore):
 def test_a_fixed_batch_is_fixed(models, photos, tmp_path):
   path = tmp_path / 'three.onnx'
   exporter.export(models['patchcore'], output=path, batch=3)
-  runtime = runtimes.open(path, 'onnxruntime')
+  runtime = runtimes.open_graph(path, 'onnxruntime')
   assert runtime.batch == 3
   taken = np.stack([models['patchcore'].ops.apply(photo) for photo in photos])
   assert runtime.run(taken[:3]).map.shape == (3, 32, 48)
@@ -129,8 +129,8 @@ def test_a_fixed_batch_is_fixed(models, photos, tmp_path):
 def test_a_cameras_pixels_get_the_score_and_the_map_of_predict(models, format, photos, tmp_path):
   model = models['patchcore']
   path = tmp_path / f'camera.{format}'
-  done = exporter.export(model, format, path, camera=CAMERA)
-  assert done.about['input']['shape'][1:] == [*CAMERA, 3]
+  done = exporter.export(model, format, path, camera_size=CAMERA)
+  assert done.metadata['input']['shape'][1:] == [*CAMERA, 3]
   run = exporter._FORMATS[format].load(path)
   for photo, want in zip(
     photos, create_model(model_dir=model.directory).predict([*photos]), strict=True
@@ -143,8 +143,8 @@ def test_a_cameras_pixels_get_the_score_and_the_map_of_predict(models, format, p
 def test_a_crop_is_undone_in_the_graph(fitted, photos):
   ops = '--config.data.ops=keep_ratio(40)|center_crop(32)'
   model = model_dir.load(fitted('padim', ops))
-  done = exporter.export(model, camera=CAMERA)
-  run = runtimes.open(done.path).run
+  done = exporter.export(model, camera_size=CAMERA)
+  run = runtimes.open_graph(done.path).run
   (want,) = create_model(model_dir=model.directory).predict(photos[0])
   assert not want.visible.all()
   np.testing.assert_allclose(run(photos[:1]).map[0], want.anomaly_map, rtol=1e-4)
@@ -168,18 +168,18 @@ def test_with_bottlenecks(fitted):
 
 
 def test_arrays_too_large_for_one_file_lie_in_another(models, photos, tmp_path, monkeypatch):
-  monkeypatch.setattr(onnx_files, '_LIMIT', 1000)
+  monkeypatch.setattr(onnx_files, '_MAX_PROTOBUF_BYTES', 1000)
   path = tmp_path / 'large.onnx'
   done = exporter.export(models['stfpm'], output=path)
-  assert done.about['external_data'] == 'large.onnx.data'
+  assert done.metadata['external_data'] == 'large.onnx.data'
   assert path.stat().st_size < 1e6 < (tmp_path / 'large.onnx.data').stat().st_size
-  assert runtimes.open(path).run(np.zeros((1, 32, 48, 3), np.uint8)).map.shape == (1, 32, 48)
+  assert runtimes.open_graph(path).run(np.zeros((1, 32, 48, 3), np.uint8)).map.shape == (1, 32, 48)
 
 
 def test_what_a_format_cannot_hold_is_refused_with_its_size(models, tmp_path, monkeypatch):
-  small = exporter._FORMATS['tflite']._replace(limit=1000)
+  small = exporter._FORMATS['tflite']._replace(max_array_bytes=1000)
   monkeypatch.setitem(exporter._FORMATS, 'tflite', small)
-  with pytest.raises(errors.ExportError, match='GB, and tflite holds'):
+  with pytest.raises(errors.ExportError, match='GB, but tflite is limited'):
     exporter.export(models['padim'], 'tflite', tmp_path / 'x.tflite')
   assert not [*tmp_path.iterdir()]
 
@@ -207,14 +207,14 @@ def test_what_comes_after_a_pool_that_is_right_is_named(tmp_path):
 
   graph = graphs.Graph(call, 33, 47, None, {})
   images = np.random.default_rng(0).integers(0, 256, (2, 33, 47, 3), np.uint8)
-  named = bisect.culprit(graph, onnx_files.write, onnx_files.load, images, 1e-4)
+  named = bisect.first_mismatch(graph, onnx_files.write, onnx_files.load, images, 1e-4)
   assert 'reduce_window_max(float32[1,16,23,3])' in named
 
 
 def test_rounding_may_move_a_value_over_the_floor_and_no_more(models):
   plain = models['stfpm']
-  on = verify.pictures(plain, None, None)
-  maps = np.sort(jax.device_get(plain.score(plain.fitted, on.seen)).map.ravel())
+  on = verify.select_images(plain, None, None)
+  maps = np.sort(jax.device_get(plain.score(plain.fitted, on.network_inputs)).map.ravel())
 
   def floors(share):
     """Three models whose floors lie around a value of the map."""
@@ -222,30 +222,40 @@ def test_rounding_may_move_a_value_over_the_floor_and_no_more(models):
     return [with_floor(plain, value * (1 + shift)) for shift in (-3e-5, 3e-5, 0.02)]
 
   def differ(one, other):
-    return np.any(one.score(one.fitted, on.seen).map != other.score(other.fitted, on.seen).map)
+    return np.any(
+      one.score(one.fitted, on.network_inputs).map
+      != other.score(other.fitted, on.network_inputs).map
+    )
 
   # Not every value survives the opening: take the first whose passing changes the map.
   trios = (floors(share) for share in np.linspace(0.5, 0.95, 10))
   low, high, far = next(trio for trio in trios if differ(*trio[:2]))
   for model, other, holds in ((low, high, True), (high, low, True), (low, far, False)):
     agreement = verify.compare(model, lambda x, other=other: other.score(other.fitted, x), None, on)
-    assert agreement.holds == holds, (model.config.detector.floor, other.config.detector.floor)
-    ours, theirs = (one.score(one.fitted, on.seen).map for one in (model, other))
+    assert agreement.is_within_tolerance == holds, (
+      model.config.detector.floor,
+      other.config.detector.floor,
+    )
+    ours, theirs = (one.score(one.fitted, on.network_inputs).map for one in (model, other))
     assert np.abs(ours - theirs).max() > 1e-4 * ours.max()
 
 
 def with_floor(model, floor):
   config = model.config.copy_and_resolve_references()
   config.detector.update(floor=floor, opening=1)
-  _, detector = model_dir.assemble(config, base.Spec(model.ops.height, model.ops.width))
+  _, detector = model_dir.build_detector(config, base.RunContext(model.ops.height, model.ops.width))
   return model._replace(config=config, score=jax.jit(detector.score))
 
 
 def test_a_label_that_flips_fails_though_scores_agree(models, tmp_path):
   model = models['padim']
-  on = verify.pictures(model, None, None)
-  scores = jax.device_get(model.score(model.fitted, on.seen)).image.astype(float)
-  model = model._replace(limits=model.limits._replace(image=scores[0] * (1 + 4e-7), review=0.0))
+  on = verify.select_images(model, None, None)
+  scores = jax.device_get(model.score(model.fitted, on.network_inputs)).image.astype(float)
+  model = model._replace(
+    thresholds=model.thresholds._replace(
+      image_threshold=scores[0] * (1 + 4e-7), review_threshold=0.0
+    )
+  )
 
   def slightly_more(images):
     map, image = jax.device_get(model.score(model.fitted, images))
@@ -254,23 +264,23 @@ def test_a_label_that_flips_fails_though_scores_agree(models, tmp_path):
   agreement = verify.compare(model, slightly_more, None, on)
   assert agreement.score < 2e-6
   assert agreement.flips >= 1
-  assert not agreement.holds
+  assert not agreement.is_within_tolerance
 
 
 def test_nothing_that_is_not_a_number_agrees(models):
   model = models['padim']
-  on = verify.pictures(model, None, None)
+  on = verify.select_images(model, None, None)
 
   def nan(images):
     found = jax.device_get(model.score(model.fitted, images))
     return types.Scores(found.map * np.float32(np.nan), found.image)
 
-  assert not verify.compare(model, nan, None, on).holds
+  assert not verify.compare(model, nan, None, on).is_within_tolerance
 
 
 def test_images_of_ones_own_are_compared_on(models, drawn, tmp_path):
   folder = drawn / 'disc' / 'test' / 'good'
-  done = exporter.export(models['stfpm'], output=tmp_path / 'x.onnx', images=folder)
+  done = exporter.export(models['stfpm'], output=tmp_path / 'x.onnx', image_folder=folder)
   assert done.agreement.source == f'images of {folder}'
   assert done.agreement.images == small_runs.GOOD
 
@@ -282,15 +292,15 @@ def test_images_that_are_gone_are_drawn(models, tmp_path, monkeypatch):
     if path.suffix in ('.json', '.safetensors'):
       (moved / path.name).write_bytes(path.read_bytes())
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
-  assert 'drawn pictures' in exporter.export(model_dir.load(moved)).agreement.source
+  assert 'synthetic images' in exporter.export(model_dir.load(moved)).agreement.source
 
 
 def test_what_cannot_be_is_refused(models):
   for options, error, told in (
     ({'format': 'pdf'}, errors.UnknownName, 'choose from .*onnx'),
     ({'batch': 0}, errors.ConfigError, 'must be 1 or more'),
-    ({'output': Path('nowhere/x.onnx')}, errors.ConfigError, 'no folder nowhere'),
-    ({'images': Path('nowhere')}, errors.DataError, 'nowhere'),
+    ({'output': Path('nowhere/x.onnx')}, errors.ConfigError, 'folder nowhere does not exist'),
+    ({'image_folder': Path('nowhere')}, errors.DataError, 'nowhere'),
   ):
     with pytest.raises(error, match=told):
       exporter.export(models['stfpm'], **options)
@@ -313,8 +323,8 @@ def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
     exported('patchcore'),  # Which reweights.
     fitted('patchcore', '--config.detector.reweight=false'),
   ]
-  assert len({model_dir.about(one).arrays_sha256 for one in directories}) == 1
-  assert len({cached_graph.ready(one) for one in directories}) == 2
+  assert len({model_dir.read_info(one).arrays_sha256 for one in directories}) == 1
+  assert len({cached_graph.get_or_export(one) for one in directories}) == 2
 
 
 def test_a_difference_of_another_runtime_is_found_there(models, tmp_path, monkeypatch):
@@ -322,18 +332,18 @@ def test_a_difference_of_another_runtime_is_found_there(models, tmp_path, monkey
     right = onnx_files.load(path)
     return lambda images: types.Scores(right(images).map * 1.01, right(images).image)
 
-  bad = exporter._FORMATS['onnx']._replace(others=lambda: [wrong])
+  bad = exporter._FORMATS['onnx']._replace(other_loaders=lambda: [wrong])
   monkeypatch.setitem(exporter._FORMATS, 'onnx', bad)
   with pytest.raises(errors.ExportError, match='first operation that differs is'):
     exporter.export(models['padim'], output=tmp_path / 'x.onnx')
 
 
 def test_sizes_are_read():
-  assert exporter.size('1024x1280') == (1024, 1280)
-  assert exporter.size('') is None
+  assert exporter.parse_size('1024x1280') == (1024, 1280)
+  assert exporter.parse_size('') is None
   for wrong in ('0x5', '5', 'ax5', '-3x4'):
     with pytest.raises(errors.ConfigError, match='1024x1280'):
-      exporter.size(wrong)
+      exporter.parse_size(wrong)
 
 
 def test_the_command_tells_what_it_wrote(models, tmp_path, capsys):
@@ -345,7 +355,7 @@ def test_the_command_tells_what_it_wrote(models, tmp_path, capsys):
   assert told['agreement']['flips'] == 0
   assert told['output'] == str(tmp_path / 'b.onnx')
   assert cli.main(['export', str(directory), '--include-resize', 'big']) == 2
-  assert 'is no size' in capsys.readouterr().err
+  assert 'is not a size' in capsys.readouterr().err
 
 
 def test_the_mode_leaves_its_result(models, tmp_path):
@@ -368,13 +378,15 @@ def test_the_mode_leaves_its_result(models, tmp_path):
 
 def test_a_picture_of_another_size_is_refused_by_the_graph(patchcore):
   with pytest.raises(Exception, match='invalid dimensions'):
-    runtimes.open(patchcore, 'onnxruntime').run(np.zeros((1, 8, 8, 3), np.uint8))
+    runtimes.open_graph(patchcore, 'onnxruntime').run(np.zeros((1, 8, 8, 3), np.uint8))
 
 
 def test_pictures_are_those_nearest_to_the_thresholds(models):
   model = models['padim']
-  normals = model_dir.calibration(model.directory)
-  limits = model.limits._replace(image=float(normals.image[3]), review=-1e9)
-  chosen = verify._near_thresholds(model._replace(limits=limits))
-  assert chosen[0] == normals.path[3]
-  assert set(chosen) <= set(normals.path)
+  normals = model_dir.load_calibration_scores(model.directory)
+  limits = model.thresholds._replace(
+    image_threshold=float(normals.scores[3]), review_threshold=-1e9
+  )
+  chosen = verify._paths_near_thresholds(model._replace(thresholds=limits))
+  assert chosen[0] == normals.paths[3]
+  assert set(chosen) <= set(normals.paths)

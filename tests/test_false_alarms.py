@@ -34,8 +34,8 @@ def test_unseen_good_images_score_as_those_left_out(shared, tmp_path, name, cate
   assert stats.mannwhitneyu(left_out, unseen).pvalue > SURPRISE
   for budget in (0.01, 0.05, 0.1, 0.2, 0.3):
     limits = calibration.from_normals(left_out, left_out, budget, review_budget=0.5)
-    alarms = int((unseen > limits.image).sum())
+    alarms = int((unseen > limits.image_threshold).sum())
     # The share is itself uncertain, as the left out images are a sample, too.
-    above = len(left_out) - round((1 - limits.expected) * (len(left_out) + 1))
+    above = len(left_out) - round((1 - limits.expected_false_alarm_rate) * (len(left_out) + 1))
     chance = stats.betabinom(len(unseen), above + 1, len(left_out) - above)
     assert min(chance.cdf(alarms), chance.sf(alarms - 1)) > SURPRISE, (budget, alarms)

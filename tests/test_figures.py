@@ -8,8 +8,8 @@ from uadjax.visualization import figures
 
 
 def axes_on(width=5.0, height=4.5):
-  figure = figures.blank(width, height)
-  return figures.titled(figure, figures.Box(0, 0, width, height), 'title', 0.8, 0.3)
+  figure = figures.new_figure(width, height)
+  return figures.add_titled_axes(figure, figures.Box(0, 0, width, height), 'title', 0.8, 0.3)
 
 
 def extents(axes):
@@ -22,10 +22,12 @@ def test_words_stay_inside_and_cover_nothing():
     with figures.style():
       axes = axes_on()
       x = np.linspace(0, 1, 500)
-      drawn = figures.trail(axes, x, x**power)
-      words = [figures.Words('Images  AUROC 0.953'), figures.Words('line')]
-      covered = figures.label(axes, [figures.Label(words, near)], drawn)
-      figures.label(axes, [figures.Label([figures.Words('Pixels')], near, 'red')], covered)
+      drawn = figures.sample_line(axes, x, x**power)
+      words = [figures.TextLine('Images  AUROC 0.953'), figures.TextLine('line')]
+      covered = figures.place_labels(axes, [figures.Label(words, near)], drawn)
+      figures.place_labels(
+        axes, [figures.Label([figures.TextLine('Pixels')], near, 'red')], covered
+      )
       boxes = extents(axes)
     for box in boxes:
       assert not box.count_contains(drawn), (near, power)
@@ -38,8 +40,8 @@ def test_words_stay_inside_and_cover_nothing():
 def test_words_are_close_to_what_they_tell_of():
   with figures.style():
     axes = axes_on()
-    drawn = figures.trail(axes, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    figures.label(axes, [figures.Label([figures.Words('word')], (0.5, 0.5))], drawn)
+    drawn = figures.sample_line(axes, np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    figures.place_labels(axes, [figures.Label([figures.TextLine('word')], (0.5, 0.5))], drawn)
     (box,) = extents(axes)
   middle = axes.transData.transform((0.5, 0.5))
   nearest = np.clip(middle, box.min, box.max)
@@ -56,42 +58,42 @@ def test_leaders_run_through_no_words():
   for points, curves in itertools.product(pairs, (rising, falling)):
     with figures.style():
       axes = axes_on(7.5, 5.6)
-      drawn = np.concatenate([figures.trail(axes, x, y) for y in curves])
-      lines = [figures.Words(f'at the threshold {number} %') for number in range(3)]
-      figures.label(axes, [figures.Label(lines, point, 'red') for point in points], drawn)
+      drawn = np.concatenate([figures.sample_line(axes, x, y) for y in curves])
+      lines = [figures.TextLine(f'at the threshold {number} %') for number in range(3)]
+      figures.place_labels(axes, [figures.Label(lines, point, 'red') for point in points], drawn)
       boxes = extents(axes)
     for leader in axes.lines:
-      along = figures.trail(axes, *leader.get_data())
+      along = figures.sample_line(axes, *leader.get_data())
       assert not any(box.count_contains(along) for box in boxes), (points, curves is rising)
 
 
 def test_words_that_have_no_room_are_written_all_the_same():
   with figures.style():
     axes = axes_on(1.6, 1.5)
-    words = [figures.Words('far too long for so narrow axes')]
-    figures.label(axes, [figures.Label(words, (0.0, 0.0))], np.zeros((0, 2)))
+    words = [figures.TextLine('far too long for so narrow axes')]
+    figures.place_labels(axes, [figures.Label(words, (0.0, 0.0))], np.zeros((0, 2)))
     assert len(axes.texts) == 1
 
 
 def test_the_widest_line_is_measured_and_leaves_nothing():
-  figure = figures.blank(3.0, 2.0)
-  width = figures.widest(figure, ['i', 'mmmm', 'iii'], 10.0)
-  assert width == figures.widest(figure, ['mmmm'], 10.0)
+  figure = figures.new_figure(3.0, 2.0)
+  width = figures.max_text_width(figure, ['i', 'mmmm', 'iii'], 10.0)
+  assert width == figures.max_text_width(figure, ['mmmm'], 10.0)
   assert 4 * 0.08 < width < 4 * 10 / 72 * 1.1
   assert not figure.texts
 
 
 def test_trails_leave_no_gap():
   axes = axes_on()
-  trail = figures.trail(axes, np.array([0.0, 0, 1]), np.array([0.0, 1, 1]))
+  trail = figures.sample_line(axes, np.array([0.0, 0, 1]), np.array([0.0, 1, 1]))
   assert np.hypot(*np.diff(trail, axis=0).T).max() < 2.01
 
 
 def test_a_page_drawn_by_several_threads_is_the_same(tmp_path):
   def draw(number):
     with figures.style():
-      figure = figures.blank(3.0, 2.0)
-      axes = figures.titled(figure, figures.Box(0, 0, 3, 2), 'title', 0.5, 0.2)
+      figure = figures.new_figure(3.0, 2.0)
+      axes = figures.add_titled_axes(figure, figures.Box(0, 0, 3, 2), 'title', 0.5, 0.2)
       axes.plot([0, 1], [0, 1], marker='o')
       figures.write(tmp_path / f'{number}', figure)
 
@@ -104,17 +106,17 @@ def test_a_page_drawn_by_several_threads_is_the_same(tmp_path):
 
 def test_files_name_neither_day_nor_version(tmp_path):
   with figures.style():
-    figures.write(tmp_path / 'blank', figures.blank(1.0, 1.0))
+    figures.write(tmp_path / 'blank', figures.new_figure(1.0, 1.0))
   assert not re.search(rb'<dc:date>|Matplotlib v', (tmp_path / 'blank.svg').read_bytes())
   assert b'Software' not in (tmp_path / 'blank.png').read_bytes()
 
 
 def test_what_no_font_has_becomes_a_box():
-  assert figures.printable('crack 7 µm') == 'crack 7 µm'
-  assert figures.printable('a\nb\ud800') == 'a□b□'
+  assert figures.replace_missing_glyphs('crack 7 µm') == 'crack 7 µm'
+  assert figures.replace_missing_glyphs('a\nb\ud800') == 'a□b□'
 
 
 def test_long_names_keep_their_ends():
-  assert figures.shortened('scratch', 7) == 'scratch'
-  short = figures.shortened('manipulated_front_of_head', 11)
+  assert figures.shorten_middle('scratch', 7) == 'scratch'
+  short = figures.shorten_middle('manipulated_front_of_head', 11)
   assert short == 'manip…_head'

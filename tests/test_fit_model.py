@@ -53,7 +53,7 @@ def test_an_unknown_name_lists_those_there_are(drawn, name, error, told):
 @pytest.mark.parametrize('dataset', ['', 'nowhere'])
 def test_what_is_no_folder_is_refused_and_leaves_none(dataset, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(DataError, match=f"'{dataset}' is no folder"):
+  with pytest.raises(DataError, match=f"'{dataset}' is not a folder"):
     uadjax.fit_model(dataset)
   assert not any(tmp_path.iterdir())
 
@@ -81,7 +81,7 @@ def test_the_command_does_the_same(drawn, tmp_path, capsys):
 def test_configs_have_names(name):
   file, _, variant = name.partition(':')
   path = f'{Path(__file__).parent.parent}/configs/{file}.py:{variant}'
-  assert configs.plain(configs.load(name)) == configs.plain(configs.load(path))
+  assert configs.to_plain_dict(configs.load(name)) == configs.to_plain_dict(configs.load(path))
 
 
 def test_what_fails_is_told_in_the_commands_own_words(trained, drawn, tmp_path, capsys):

@@ -15,12 +15,12 @@ from uadjax.numerics import gaussian
 
 H, W, D = 2, 3, 4
 
-add = jax.jit(gaussian.add)
+add = jax.jit(gaussian.add_batch)
 merge = jax.jit(gaussian.merge)
-of_batch = jax.jit(gaussian.of_batch)
-whiten = jax.jit(gaussian.whiten, static_argnums=(1, 2))
+of_batch = jax.jit(gaussian.batch_moments)
+whiten = jax.jit(gaussian.whitening_matrices, static_argnums=(1, 2))
 mahalanobis = jax.jit(gaussian.mahalanobis)
-left_out_distance = jax.jit(gaussian.left_out_distance)
+left_out_distance = jax.jit(gaussian.leave_one_out_distance)
 ROWS = 64  # Vectors are filled up to so many, so that one compilation does for any number of them.
 
 
@@ -161,9 +161,9 @@ def test_bands_say_what_the_squares_say():
     random = np.random.default_rng(d)
     x, mean = (random.normal(size=(*n, 3, 2, d)).astype(np.float32) for n in ((5,), ()))
     whiten = np.tril(random.normal(size=(3, 2, d, d))).astype(np.float32)
-    bands = gaussian.bands(jnp.asarray(whiten))
+    bands = gaussian.cut_into_bands(jnp.asarray(whiten))
     assert sum(band.size for band in bands) <= whiten.size, d
-    got = jax.jit(functools.partial(gaussian.mahalanobis_of_bands, bands=bands))(x, mean)
+    got = jax.jit(functools.partial(gaussian.mahalanobis_from_bands, bands=bands))(x, mean)
     np.testing.assert_allclose(got, mahalanobis(x, mean, whiten), rtol=1e-5, err_msg=f'{d}')
 
 
@@ -188,13 +188,13 @@ def test_left_out_distance_stays_finite_where_nothing_else_spans_the_vector():
 
 
 def root(m2, n):
-  return gaussian.whiten(gaussian.Moments(n, m2[..., 0], m2), 0.01)
+  return gaussian.whitening_matrices(gaussian.Moments(n, m2[..., 0], m2), 0.01)
 
 
 def test_no_second_array_of_covariances_is_made():
   moments = gaussian.empty(8, 32, 32)
   for function, arguments in (
-    (gaussian.add, (moments, jnp.zeros((4, 8, 32, 32)), jnp.ones(4, bool))),
+    (gaussian.add_batch, (moments, jnp.zeros((4, 8, 32, 32)), jnp.ones(4, bool))),
     (gaussian.merge, (moments, moments)),
     (root, (moments.m2, moments.n)),
   ):
@@ -210,7 +210,7 @@ def test_rows_of_the_map_split_over_devices_without_exchange():
   mesh = meshes.make_mesh('cpu', 8, 8)
   assert mesh.size == 8
   n, mean, m2 = gaussian.empty(8, W, D)
-  split = gaussian.Moments(n, *meshes.split(mesh, (mean, m2)))
+  split = gaussian.Moments(n, *meshes.shard_batch(mesh, (mean, m2)))
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'data'))
   arguments = split, jax.device_put(x, rows), every(x)
   adding = add.lower(*arguments).compile()
@@ -228,7 +228,7 @@ def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
   for images, channels, ridge, expected in (
     (100, 10, -0.1, 'detector.ridge .* got -0.1'),
     (100, 10, float('nan'), 'got nan'),
-    (1, 10, 0.01, '2 good images or more, got 1'),
+    (1, 10, 0.01, 'at least 2 good images, got 1'),
     (60, 100, 0.0, '60 good images .* 100 channels .* detector.channels=59 .* detector.ridge=0.01'),
     (100, 100, 0.0, 'more than 100 images'),
     (2, 100, 0.01, '^$'),

@@ -31,30 +31,30 @@ def photo(height, width, value=128):
 
 @hypothesis.given(masks, strategies.integers(0, 15))
 def test_masks_grow_to_all_sides(mask, by):
-  np.testing.assert_array_equal(heatmap._grown(mask, by), near(mask, by))
+  np.testing.assert_array_equal(heatmap._dilate(mask, by), near(mask, by))
 
 
 @hypothesis.given(masks)
 def test_an_outline_is_the_outermost_pixels_of_a_mask(mask):
   image = photo(*mask.shape)
-  drawn = heatmap.outline(image, mask)
+  drawn = heatmap.draw_outline(image, mask)
   border = mask & near(np.pad(~mask, 1, constant_values=True), 1)[1:-1, 1:-1]
-  np.testing.assert_array_equal(is_of(drawn, heatmap.CONTOUR), border)
-  np.testing.assert_array_equal(is_of(drawn, heatmap.CASING), near(border, 1) & ~border)
+  np.testing.assert_array_equal(is_of(drawn, heatmap.CONTOUR_COLOR), border)
+  np.testing.assert_array_equal(is_of(drawn, heatmap.CASING_COLOR), near(border, 1) & ~border)
   rest = ~near(border, 1)
   np.testing.assert_array_equal(drawn[rest], image[rest])
 
 
 def test_an_outline_is_seen_on_black_and_on_white():
   for value in (0, 255):
-    drawn = heatmap.outline(photo(500, 500, value), disc()).astype(int).sum(-1)
+    drawn = heatmap.draw_outline(photo(500, 500, value), disc()).astype(int).sum(-1)
     # From the line to the photograph or to the line's dark side.
     assert np.abs(np.diff(drawn[250])).max() > 300, value
 
 
 def test_outlines_are_wider_on_larger_pictures():
-  small = is_of(heatmap.outline(photo(60, 60), disc(60, 15)), heatmap.CONTOUR)
-  large = is_of(heatmap.outline(photo(1000, 1000), disc(1000, 250)), heatmap.CONTOUR)
+  small = is_of(heatmap.draw_outline(photo(60, 60), disc(60, 15)), heatmap.CONTOUR_COLOR)
+  large = is_of(heatmap.draw_outline(photo(1000, 1000), disc(1000, 250)), heatmap.CONTOUR_COLOR)
   assert small[30, :20].sum() == 1
   assert large[500, :300].sum() == 4
 
@@ -102,8 +102,8 @@ def test_the_unknown_is_dim_and_infinity_the_hottest():
 )
 def test_no_map_and_no_threshold_is_too_odd(anomaly, threshold):
   image = photo(*anomaly.shape)
-  scale = heatmap.scale(anomaly, threshold)
-  assert scale.low < scale.middle < scale.top
+  scale = heatmap.choose_color_scale(anomaly, threshold)
+  assert scale.low < scale.middle < scale.high
   assert heatmap.overlay(image, anomaly, threshold).shape == image.shape
 
 

@@ -182,10 +182,10 @@ def test_redirects_share_one_deadline(serve):
 
 def test_broken_answers_are_refused(serve):
   cases = [
-    ([b''], 'not whole, or no HTTP'),
-    ([b'\x89PNG\r\n\x1a\n'], 'not whole, or no HTTP'),
-    ([whole()[0][:-1]], 'not whole, or no HTTP'),
-    ([b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc'], 'not whole'),
+    ([b''], 'incomplete or not HTTP'),
+    ([b'\x89PNG\r\n\x1a\n'], 'incomplete or not HTTP'),
+    ([whole()[0][:-1]], 'incomplete or not HTTP'),
+    ([b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc'], 'incomplete'),
     (whole(b'', '404 No'), 'answers 404'),
     (whole(b'', '206 Partial Content'), 'answers 206'),
   ]
@@ -216,8 +216,8 @@ def test_three_redirects_are_followed_and_a_fourth_is_not(serve):
 def test_every_redirect_is_checked(serve, resolved, monkeypatch, location, reason):
   url = serve(lambda path: to(location)).replace('127.0.0.1', 'outside.example')
   resolved.update({'outside.example': '127.0.0.1', 'inside.example': '127.0.0.2'})
-  public = http._public  # This machine has no public address: one of its own stands for it.
-  monkeypatch.setattr(http, '_public', lambda ip: ip == '127.0.0.1' or public(ip))
+  public = http._is_public  # This machine has no public address: one of its own stands for it.
+  monkeypatch.setattr(http, '_is_public', lambda ip: ip == '127.0.0.1' or public(ip))
   with pytest.raises(DataError, match=reason) as error:
     http.get(url)
   assert 'secret' not in str(error.value)
@@ -254,12 +254,12 @@ def test_a_name_is_what_it_resolves_to(resolved, monkeypatch):
 @given(st.ip_addresses())
 def test_public_addresses_are_a_few_blocks(address):
   """No address is public that the registry calls private."""
-  assert not (http._public(str(address)) and address.is_private)
+  assert not (http._is_public(str(address)) and address.is_private)
 
 
 def test_known_servers_are_public():
   for address in ('8.8.8.8', '93.184.216.34', '2606:4700:4700::1111'):
-    assert http._public(address), address
+    assert http._is_public(address), address
 
 
 def test_a_host_is_looked_up_once_and_its_checked_address_used(serve, monkeypatch):
@@ -333,7 +333,7 @@ def test_urls_can_be_forbidden():
 
 @given(st.text() | st.text('ht:/@?#[]%.a1\n\\', max_size=30).map('http://'.__add__))
 def test_no_url_breaks_the_message(url):
-  assert http.shown(url).encode()
+  assert http.redact_url(url).encode()
 
 
 @pytest.fixture(scope='module')

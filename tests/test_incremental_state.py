@@ -5,15 +5,15 @@ from uadjax.errors import ModelError
 from uadjax.model import incremental_state
 
 KEPT = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
-RETAINED = incremental_state.Retained(
+RETAINED = incremental_state.RetainedEmbeddings(
   np.random.default_rng(0).random((2, 1, 2, 3), np.float32), np.array([1, 4], np.int32)
 )
 
 
 @pytest.fixture
 def folder(tmp_path):
-  incremental_state.save_kept(tmp_path, KEPT)
-  incremental_state.save_retained(tmp_path, RETAINED, 5)
+  incremental_state.save_state_arrays(tmp_path, KEPT)
+  incremental_state.save_retained_embeddings(tmp_path, RETAINED, 5)
   return tmp_path
 
 
@@ -26,8 +26,8 @@ def assert_same(kept):
 
 def test_what_is_loaded_is_what_was_saved(folder):
   before = incremental_state.load(folder)
-  assert_same(before.kept)
-  assert before.images == 5
+  assert_same(before.state_arrays)
+  assert before.num_images == 5
   for got, want in zip(before.retained, RETAINED, strict=True):
     assert got.dtype == want.dtype
     np.testing.assert_array_equal(got, want)
@@ -35,34 +35,34 @@ def test_what_is_loaded_is_what_was_saved(folder):
 
 @pytest.mark.parametrize('mapped', [False, True])
 def test_kept_arrays_are_there_before_the_rest(tmp_path, mapped):
-  incremental_state.save_kept(tmp_path, KEPT)
-  kept = incremental_state.load_kept(tmp_path, mapped)
+  incremental_state.save_state_arrays(tmp_path, KEPT)
+  kept = incremental_state.load_state_arrays(tmp_path, mapped)
   assert_same(kept)
   assert isinstance(kept['mean'], np.memmap) == mapped
 
 
 def test_what_is_written_into_a_mapped_array_stays_in_memory(folder):
   """As a detector does that consumes what it is given."""
-  incremental_state.load_kept(folder, mapped=True)['mean'][:] = 0.0
-  assert_same(incremental_state.load_kept(folder, mapped=True))
+  incremental_state.load_state_arrays(folder, memory_map=True)['mean'][:] = 0.0
+  assert_same(incremental_state.load_state_arrays(folder, memory_map=True))
 
 
 def test_what_is_loaded_does_not_need_its_files_any_more(folder):
   before = incremental_state.load(folder)
   for path in folder.iterdir():
     path.unlink()
-  assert_same(before.kept)
-  assert not isinstance(before.kept['mean'], np.memmap)  # Which would break with the file.
+  assert_same(before.state_arrays)
+  assert not isinstance(before.state_arrays['mean'], np.memmap)  # Which would break with the file.
 
 
 def test_there_is_no_pickle_in_it(tmp_path):
   with pytest.raises(ValueError, match='pickle'):
-    incremental_state.save_kept(tmp_path, {'any': np.array([object()])})
+    incremental_state.save_state_arrays(tmp_path, {'any': np.array([object()])})
 
 
 def test_the_notes_come_last(tmp_path):
   """So a folder that was left halfway is not taken for a whole one."""
-  incremental_state.save_kept(tmp_path, KEPT)
+  incremental_state.save_state_arrays(tmp_path, KEPT)
   with pytest.raises(ModelError, match='does not hold'):
     incremental_state.load(tmp_path)
 
@@ -89,8 +89,8 @@ def halved(path):
     lambda d: (d / 'mean.npy').write_bytes(b'PK\x03\x04harm'),
     lambda d: halved(d / 'mean.npy'),
     lambda d: pickled(d / 'mean.npy'),
-    lambda d: (d / 'retained_image.npy').unlink(),
-    lambda d: halved(d / 'retained_embedding.npy'),
+    lambda d: (d / 'retained_image_ids.npy').unlink(),
+    lambda d: halved(d / 'retained_embeddings.npy'),
     lambda d: [path.unlink() for path in d.iterdir()],
   ],
 )

@@ -85,7 +85,7 @@ def test_a_folder_is_listed_as_a_data_set_is(tmp_path):
   assert [source.name for source in found] == [str(path) for path in scanning.find_images(tmp_path)]
   assert len(found) == 8
   for source in found:
-    assert tmp_path / source.inner / Path(source.name).name == source.origin
+    assert tmp_path / source.subfolder / Path(source.name).name == source.origin
 
 
 def test_a_file_is_tried_whatever_its_name(tmp_path):
@@ -149,9 +149,9 @@ def test_wrong_types_are_named():
     (None, 'type NoneType'),
     (3.5, 'type float'),
     ({1, 2}, 'type set'),
-    (object(), r"An image can be a path or URL .*, \{'img': any of these\}, or a list"),
+    (object(), r"An input must be a path or URL .*, \{'img': any of these\}, or a list"),
     ('', 'an empty path'),
-    ({'image': RGB}, r"key 'img'; this one has \['image'\]"),
+    ({'image': RGB}, r"key 'img'; this one has the keys \['image'\]"),
     (Image.fromarray(RGB), r'type Image as an image\. Pass numpy\.asarray\(\) of it\.'),
     (io.BytesIO(PNG), r'type BytesIO as an image\. Pass what its read\(\) returns\.'),
   ):
@@ -170,19 +170,19 @@ def test_gray_arrays_are_repeated_and_strides_do_not_matter():
 
 def test_other_arrays_are_refused_with_the_way_out():
   for array, way in (
-    (RGB / 255, r'type float64; .* Scale its values'),
+    (RGB / 255, r'dtype float64; .* Scale its values'),
     (RGB.astype(np.uint16), r'uint16; .* Scale its values'),
     (RGB > 99, r'bool; .* Scale its values'),
     (np.array([['x']], object), r'object; .* Scale its values'),
     (RGB[None], r'\(1, 23, 31, 3\) .* list\(array\)'),
     (np.zeros((9, 9, 4), np.uint8), r'array\[\.\.\., :3\]'),
     (np.zeros((3, 9, 9), np.uint8), r'transpose\(1, 2, 0\)'),
-    (np.zeros((9, 9, 2), np.uint8), 'Pass one of these shapes'),
-    (np.zeros((9, 0, 3), np.uint8), 'Pass one of these shapes'),
-    (np.zeros((0, 9), np.uint8), 'Pass one of these shapes'),
-    (np.zeros((1, 1, 9, 9, 3), np.uint8), 'Pass one of these shapes'),
-    (np.zeros(9, np.uint8), 'Pass one of these shapes'),
-    (np.zeros((), np.uint8), 'Pass one of these shapes'),
+    (np.zeros((9, 9, 2), np.uint8), 'Pass an array of one of these shapes'),
+    (np.zeros((9, 0, 3), np.uint8), 'Pass an array of one of these shapes'),
+    (np.zeros((0, 9), np.uint8), 'Pass an array of one of these shapes'),
+    (np.zeros((1, 1, 9, 9, 3), np.uint8), 'Pass an array of one of these shapes'),
+    (np.zeros(9, np.uint8), 'Pass an array of one of these shapes'),
+    (np.zeros((), np.uint8), 'Pass an array of one of these shapes'),
   ):
     refused(array, rf'^Cannot read array_0000: its shape is .*{way}')
 
@@ -197,7 +197,7 @@ def test_what_is_missing_is_refused_at_once_where_it_is_all(tmp_path):
   refused(tmp_path / '\ud800.png', r'ud800\.png: ')
   refused(tmp_path / ('x' * 300), 'name too long')
   (tmp_path / 'sub').mkdir()
-  refused(tmp_path, r'no images in or below it; they must be \.jpg, ')
+  refused(tmp_path, r'no images in or below it; image files must end in \.jpg, ')
 
 
 def test_a_bad_file_in_a_folder_loses_no_other(tmp_path):
@@ -217,7 +217,7 @@ def test_a_bad_file_in_a_folder_loses_no_other(tmp_path):
       bad[source.origin.name] = str(error)
   assert good == ['1.png', '3.png', '9/1.png']
   assert list(bad) == ['2.png', '4.png', '5.png', '6.png', '7.png']
-  reasons = 'truncated', 'empty', 'No such file', 'symbolic links', 'no file, but a pipe'
+  reasons = 'truncated', 'empty', 'No such file', 'symbolic links', 'it is a pipe'
   for (name, told), reason in zip(bad.items(), reasons, strict=True):
     assert f'{tmp_path / name}: ' in told
     assert reason in told
@@ -311,15 +311,15 @@ def test_devices_are_not_read():
 def test_a_pipe_is_not_even_opened(tmp_path, monkeypatch):
   os.mkfifo(tmp_path / 'pipe.png')
   monkeypatch.setattr(os, 'open', None)
-  refused(tmp_path / 'pipe.png', 'no file, but a pipe')
+  refused(tmp_path / 'pipe.png', 'it is a pipe')
 
 
 def test_pipes_and_sockets_do_not_hang(tmp_path):
   os.mkfifo(tmp_path / 'pipe.png')
-  refused(tmp_path / 'pipe.png', 'no file, but a pipe')
+  refused(tmp_path / 'pipe.png', 'it is a pipe')
   with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(tmp_path):
     sock.bind('socket.png')  # A whole path may be too long for one.
-    refused(tmp_path / 'socket.png', r'socket\.png: it is no file')
+    refused(tmp_path / 'socket.png', r'socket\.png: it is a pipe')
 
 
 def archive() -> bytes:
@@ -396,10 +396,10 @@ def test_urls_are_fetched_as_access_allows(monkeypatch):
   source = only('HTTPS://Example.com/a.png')
   np.testing.assert_array_equal(inputs.read(source, access), RGB)
   np.testing.assert_array_equal(inputs.read(source), RGB)
-  assert asked == [(source.name, access), (source.name, http.PUBLIC)]
+  assert asked == [(source.name, access), (source.name, http.PUBLIC_ONLY)]
 
 
-@pytest.mark.parametrize('read', [inputs.read, lambda one: inputs.read(inputs.held(one))])
+@pytest.mark.parametrize('read', [inputs.read, lambda one: inputs.read(inputs.fetch(one))])
 def test_a_url_that_is_no_image_is_named_without_its_secrets(monkeypatch, read):
   monkeypatch.setattr(http, 'get', lambda url, access: b'<html>')
   with pytest.raises(

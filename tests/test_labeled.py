@@ -1,4 +1,4 @@
-"""Laws of labelled images: which are taken, and what is measured on them."""
+"""Laws of labeled images: which are taken, and what is measured on them."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def config_of(directory: Path):
   config = configs.base()
   config.data.ops = f'resize({SIDE})'  # Not resized at all.
   config.evaluate.batch_size = 4
-  config.calibrate.labelled = str(directory)
+  config.calibrate.labeled = str(directory)
   return config
 
 
@@ -78,7 +78,7 @@ def test_a_kind_that_is_missing_is_told(tmp_path, kept, said):
 
 
 def test_what_is_not_there_is_told_by_its_own_key(tmp_path):
-  with pytest.raises(DataError, match=r'calibrate\.labelled=.*nowhere'):
+  with pytest.raises(DataError, match=r'calibrate\.labeled=.*nowhere'):
     taken(tmp_path / 'nowhere')
 
 
@@ -86,7 +86,7 @@ def test_what_is_learned_from_tells_nothing(tmp_path):
   inside = folder(tmp_path / 'inside')
   (tmp_path / 'link').symlink_to(inside)
   training = layouts.load(tmp_path / 'link').train[1:]
-  with pytest.raises(DataError, match=r'2 images of calibrate\.labelled=.*good/1\.png'):
+  with pytest.raises(DataError, match=r'2 images of calibrate\.labeled=.*good/1\.png'):
     taken(inside, training)
 
 
@@ -133,9 +133,9 @@ def test_scores_are_those_of_each_image_by_itself(tmp_path):
   maps = maps_of(records)
   good = [map for map, record in zip(maps, records, strict=True) if not record.is_anomalous]
   bad = [map for map, record in zip(maps, records, strict=True) if record.is_anomalous]
-  np.testing.assert_allclose(found.normal, [map.mean() for map in good], rtol=1e-5)
-  np.testing.assert_allclose(found.peaks, [map.max() for map in good], rtol=1e-5)
-  np.testing.assert_allclose(found.anomalous, [map.mean() for map in bad], rtol=1e-5)
+  np.testing.assert_allclose(found.normal_scores, [map.mean() for map in good], rtol=1e-5)
+  np.testing.assert_allclose(found.normal_peaks, [map.max() for map in good], rtol=1e-5)
+  np.testing.assert_allclose(found.anomalous_scores, [map.mean() for map in bad], rtol=1e-5)
 
 
 def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
@@ -147,14 +147,16 @@ def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
     for record in records
   ]
   best = max(f1_above(value - 1e-3, maps, truths) for value in np.unique(maps))
-  assert f1_above(scored(records, config).pixel, maps, truths) == pytest.approx(best, abs=1e-9)
+  assert f1_above(scored(records, config).pixel_threshold, maps, truths) == pytest.approx(
+    best, abs=1e-9
+  )
 
 
 def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
   config = config_of(folder(tmp_path))
   found = scored(labeled.load(config, ()), config)
-  assert found.pixel is None
-  assert len(found.normal) == len(found.anomalous) == 3
+  assert found.pixel_threshold is None
+  assert len(found.normal_scores) == len(found.anomalous_scores) == 3
 
 
 def test_nothing_labelled_is_nothing_scored():

@@ -174,12 +174,12 @@ BAD_LINES = [
   (b'a.png /etc/passwd', 'path leaves the root', r'/etc/passwd leaves'),
   (b'C:\\data\\a.png', 'path leaves the root', 'leaves'),
   (b'\\\\server\\a.png', 'path leaves the root', 'leaves'),
-  (b'a.png b.png c.png', 'list syntax', r'3 parts.*a tab between'),
+  (b'a.png b.png c.png', 'list syntax', r'3 fields.*a tab between'),
   (b'\ta.png', 'list syntax', 'begins with a tab'),
   (b'a\xff.png', 'list syntax', r'byte 2 is not UTF-8'),
   (b'a.png\0', 'list syntax', 'null'),
   (b'c.png', 'missing file', r'no file .*c\.png\.$'),
-  (b'my c.png', 'missing file', r'no file .*my; where a path holds spaces'),
+  (b'my c.png', 'missing file', r'no file .*my; if a path contains spaces'),
   (b'a.png c.png', 'missing file', r'no file .*c\.png'),
   (b'c' * 300 + b'.png', 'missing file', 'no file'),
 ]
@@ -250,7 +250,7 @@ def test_errors_name_what_is_missing(tmp_path):
   with pytest.raises(DataError, match=r'No folder .*absent'):
     layouts.load(tmp_path / 'absent', 'bottle')
   directory = mvtec(tmp_path, 'bottle')
-  with pytest.raises(DataError, match=r"'botle' in .* mean 'bottle'\? There are: bottle\."):
+  with pytest.raises(DataError, match=r"'botle' in .* mean 'bottle'\? Available: bottle\."):
     layouts.load(tmp_path, 'botle')
   with pytest.raises(ConfigError, match=r"'coco'.*'auto', 'folder', 'mvtec', 'seglist'"):
     layouts.load(tmp_path, 'bottle', 'coco')

@@ -41,7 +41,7 @@ def test_training_leaves_what_the_contract_promises(trained, name):
     'fit_s', 'calibrate_s', 'evaluate_s', 'images_per_s', 'peak_memory_mb',
   }  # fmt: skip
   assert all(value > 0 for value in report['timing'].values())
-  assert 'moved' not in report
+  assert 'drift' not in report
   there = {path.name for path in workdir.iterdir()}
   assert {'model', 'pictures', 'scores.csv', 'disc.csv', 'report.html', 'config.yaml'} <= there
   assert not any(name.startswith('.') for name in there)  # Nor what was only for a while.
@@ -57,8 +57,8 @@ def test_training_leaves_what_the_contract_promises(trained, name):
     assert (workdir / report['models']['last_1']).is_dir()
   else:
     assert report['models'] == {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}}
-    assert report['learned'] == told['facts']
-    assert told['facts']['images'] == small_runs.TRAIN
+    assert report['summary'] == told['summary']
+    assert told['summary']['images'] == small_runs.TRAIN
     assert 'state' in there
     assert 'checkpoints' not in there
 
@@ -140,8 +140,12 @@ def test_predicting_agrees_with_evaluating(trained, name, drawn, tmp_path):
   for one in judged:
     row = evaluated[Path(one['input_path']).parts[-2:]]
     assert one['score'] == pytest.approx(float(row['score']), rel=1e-5)  # Other batch sizes.
-    assert one['threshold'] == limits['image']
-    assert one['label'] == row['label'] == verdict(one['score'], limits['review'], limits['image'])
+    assert one['image_threshold'] == limits['image_threshold']
+    assert (
+      one['label']
+      == row['label']
+      == verdict(one['score'], limits['review_threshold'], limits['image_threshold'])
+    )
   assert (tmp_path / 'predictions' / 'spot' / '000_res.png').is_file()
   assert (tmp_path / 'predictions' / 'good' / '000_res.json').is_file()
 
@@ -151,7 +155,7 @@ def test_thresholds_may_be_overridden(trained, drawn, tmp_path, mode):
   workdir = trained('padim')
   scores = sorted(float(row['score']) for row in table(workdir / 'scores.csv'))
   image, review = (scores[3] + scores[4]) / 2, (scores[1] + scores[2]) / 2
-  given = {'threshold': image, 'review_threshold': review, 'pixel_threshold': -1.0}
+  given = {'image_threshold': image, 'review_threshold': review, 'pixel_threshold': -1.0}
   more = [f'--config.{mode}.{name}={value}' for name, value in given.items()]
   more += [f'--config.mode={mode}', f'--config.{mode}.model_dir={workdir / "model"}']
   if mode == 'predict':
@@ -211,14 +215,14 @@ def test_a_finished_run_is_written_over_only_when_asked(
     after = small_runs.contents(workdir)
     assert [path for path in before if after[path] != before[path]] in ([], [Path('train.log')])
   said = capfd.readouterr().err
-  assert ('saved at step' if name == 'stfpm' else 'holds a finished run') in said
+  assert ('with a checkpoint of step' if name == 'stfpm' else 'holds a finished run') in said
   assert '--config.fit.overwrite=true' in said
   assert run(*words, other, '--config.fit.overwrite=true') == 0
   if name == 'stfpm':
     assert [p.name for p in (workdir / 'checkpoints' / 'rolling').iterdir()] == ['2']
   else:
-    projection = small_runs.arrays(workdir)['embedder/projection']
-    assert (projection != small_runs.arrays(trained(name))['embedder/projection']).any()
+    projection = small_runs.arrays(workdir)['feature_extractor/projection']
+    assert (projection != small_runs.arrays(trained(name))['feature_extractor/projection']).any()
     np.testing.assert_array_equal(np.load(workdir / 'state' / 'projection.npy'), projection)
 
 
@@ -310,13 +314,13 @@ WRONG = [
   (['--config.calibrate.budget=3'], 'calibrate.budget'),
   (['--config.fit.held_out=1.5'], 'fit.held_out'),
   (['--config.fit.batch_size=0'], 'fit.batch_size must be positive'),
-  (['--config.fit.batch_size=None'], 'cannot be None'),
+  (['--config.fit.batch_size=None'], 'not None'),
   (['--config.fit.learning_rate=nan'], 'fit.learning_rate must be zero or more and finite'),
   (['--config.fit.learning_rate=1e9', '--config.fit.steps=9'], 'training diverged'),
   (['--config.device=cpu:0,0'], 'must name different devices'),
   (['--config.mesh.data=0'], 'mesh.data=0'),
-  (['--config.mode=evaluate'], 'no model directory'),
-  (['--config.mode=predict', '--config.predict.input=nothing.png'], 'no model directory'),
+  (['--config.mode=evaluate'], 'not a model directory'),
+  (['--config.mode=predict', '--config.predict.input=nothing.png'], 'not a model directory'),
 ]
 
 

@@ -177,7 +177,7 @@ def test_what_can_be_used_is_learned_from_when_asked(bad, tmp_path):
   more = ('--config.check.enforce=false', f'--workdir={tmp_path}')
   assert run(*flags('padim', bad), *more) == 0
   told = result(tmp_path)
-  assert told['learned']['images'] == TRAIN
+  assert told['summary']['images'] == TRAIN
   counts = told['metrics']['counts']
   assert (counts['good'], counts['defective']) == (GOOD, 6)
   assert counts['without_mask'] == 1  # For it does not fit.
@@ -205,7 +205,7 @@ def test_listed_defects_are_never_learned_from(root, tmp_path):
   assert 'shows a defect; move its line to val.txt' in message
   more = ('--config.check.enforce=false', '--config.evaluate.do_eval=false')
   assert run(*flags('padim', data), *more, f'--workdir={tmp_path / "run"}') == 0
-  assert result(tmp_path / 'run')['learned']['images'] == TRAIN
+  assert result(tmp_path / 'run')['summary']['images'] == TRAIN
 
 
 def test_what_nothing_is_left_of_is_refused_all_the_same(tmp_path):
@@ -213,14 +213,14 @@ def test_what_nothing_is_left_of_is_refused_all_the_same(tmp_path):
     (tmp_path / 'data').mkdir(exist_ok=True)
     (tmp_path / f'data/{number}.png').touch()
   message = refused('padim', tmp_path / 'data', tmp_path, '--config.check.enforce=false')
-  assert 'Nothing is left to learn from' in message
+  assert 'No usable training images remain' in message
 
 
 def test_a_train_split_of_one_image_is_refused(root, tmp_path):
   (tmp_path / 'data').mkdir()
   shutil.copy(root / 'plain/000.png', tmp_path / 'data')
   message = refused('stfpm', tmp_path / 'data', tmp_path)
-  assert '1 good images to learn from; at least 3 are needed' in message
+  assert '1 good training images; at least 3 are needed' in message
 
 
 # Conversion and split.
@@ -283,7 +283,7 @@ def test_folders_are_learned_from_and_judged_as_far_as_they_tell(learned):
   assert metrics['at_threshold']['iou'] is None
   assert len(table(workdir / 'scores.csv')) == 6
   # STFPM learns from four fifths, and chooses its step by half of the rest.
-  assert manifest(workdir)['thresholds']['normals'] == 1
+  assert manifest(workdir)['thresholds']['num_normals'] == 1
 
 
 def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_path):
@@ -293,7 +293,7 @@ def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_
   assert 'metrics' not in told
   assert not (workdir / 'curves').exists()
   limits = manifest(workdir)['thresholds']
-  assert limits['normals'] == TRAIN
+  assert limits['num_normals'] == TRAIN
   more = (
     f'--config.predict.model_dir={workdir / "model"}',
     f'--config.predict.input={root / "disc/test"}',
@@ -304,7 +304,7 @@ def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_
   assert len(found) == GOOD + 6
   assert len({one['score'] for one in found}) == GOOD + 6
   for one in found:
-    assert (one['label'] == 'NG') == (one['score'] > limits['image'])
+    assert (one['label'] == 'NG') == (one['score'] > limits['image_threshold'])
 
 
 def test_a_data_set_is_judged_alike_in_every_layout(trained, root, tmp_path):
@@ -392,19 +392,19 @@ def test_images_that_share_a_stem_are_all_shown_and_all_told(trained, root, tmp_
   }
 
 
-# Thresholds from labelled images.
+# Thresholds from labeled images.
 
 
-def labelled(directory, method='f1'):
-  return (f'--config.calibrate.labelled={directory}', f'--config.calibrate.method={method}')
+def labeled(directory, method='f1'):
+  return (f'--config.calibrate.labeled={directory}', f'--config.calibrate.method={method}')
 
 
 @pytest.mark.parametrize('name', ['padim', 'stfpm'])  # Each way of learning once.
 def test_f1_on_labelled_images_reaches_the_oracle_on_the_same_images(root, name, tmp_path):
-  words = (*flags(name, root / 'disc'), *labelled(root / 'disc'))
+  words = (*flags(name, root / 'disc'), *labeled(root / 'disc'))
   assert run(*words, f'--workdir={tmp_path}') == 0
   limits = manifest(tmp_path)['thresholds']
-  assert (limits['method'], limits['normals'], limits['labelled']) == ('f1', GOOD, 6)
+  assert (limits['method'], limits['num_normals'], limits['num_anomalous']) == ('f1', GOOD, 6)
   metrics = result(tmp_path)['metrics']
   assert metrics['at_threshold']['image_f1'] == pytest.approx(metrics['image_f1_max'], abs=1e-6)
   assert metrics['at_threshold']['pixel_f1'] == pytest.approx(metrics['pixel_f1_max'], abs=1e-6)
@@ -417,25 +417,25 @@ def test_where_misses_are_dear_none_is_left(root, tmp_path):
   for kind in ('good', 'spot'):
     shutil.copytree(root / 'disc/test' / kind, shown / kind)
   words = (*flags('padim', root / 'disc'), '--config.calibrate.miss_cost=1000')
-  assert run(*words, *labelled(shown, 'cost'), f'--workdir={tmp_path / "run"}') == 0
+  assert run(*words, *labeled(shown, 'cost'), f'--workdir={tmp_path / "run"}') == 0
   limits = manifest(tmp_path / 'run')['thresholds']
-  assert (limits['method'], limits['normals'], limits['labelled']) == ('cost', GOOD, 2)
-  assert limits['missed'] == 0
+  assert (limits['method'], limits['num_normals'], limits['num_anomalous']) == ('cost', GOOD, 2)
+  assert limits['num_missed'] == 0
   assert result(tmp_path / 'run')['metrics']['at_threshold']['miss_rate']['spot'] == 0
 
 
 REFUSED = [
-  ('disc', 'disc', 'normals', "means nothing to calibrate.method 'normals'"),
-  ('disc', '', 'cost', "calibrate.method 'cost' needs labelled images"),
+  ('disc', 'disc', 'normals', "calibrate.method 'normals' does not use"),
+  ('disc', '', 'cost', "calibrate.method 'cost' needs labeled images"),
   ('disc', 'disc', 'f2', "Unknown calibrate.method 'f2'"),
-  ('bins', 'bins', 'f1', f'{TRAIN} images of calibrate.labelled='),
+  ('bins', 'bins', 'f1', f'{TRAIN} images of calibrate.labeled='),
   ('disc', 'plain', 'f1', f'has {TRAIN} good and 0 defective images'),
-  ('disc', 'nowhere', 'f1', 'calibrate.labelled'),
+  ('disc', 'nowhere', 'f1', 'calibrate.labeled'),
 ]
 
 
 def test_labelled_images_that_set_no_threshold_are_refused(root, tmp_path):
   for number, (data, shown, method, said) in enumerate(REFUSED):
-    words = labelled(root / shown if shown else '', method)
+    words = labeled(root / shown if shown else '', method)
     message = refused('padim', root / data, tmp_path / str(number), *words)
     assert said in message, (data, shown, method, message)

@@ -64,15 +64,15 @@ def extended(trained, halves, early):
 @pytest.mark.parametrize('name', NAMES)
 def test_thresholds_come_from_all_images_each_left_out(trained, name):
   limits = manifest(trained(name))['thresholds']
-  assert limits['normals'] == small_runs.TRAIN
-  assert limits['expected'] == pytest.approx(1 / (small_runs.TRAIN + 1))
+  assert limits['num_normals'] == small_runs.TRAIN
+  assert limits['expected_false_alarm_rate'] == pytest.approx(1 / (small_runs.TRAIN + 1))
 
 
 def test_the_bank_has_its_share_of_all_patches(trained):
   report = result(trained('patchcore'))
-  bank = arrays(trained('patchcore'))['bank/rows']
-  assert len(bank) == report['learned']['bank_rows'] == RATIO * small_runs.TRAIN * PATCHES
-  assert report['learned']['covering_radius'] > 0
+  bank = arrays(trained('patchcore'))['memory_bank/rows']
+  assert len(bank) == report['summary']['bank_rows'] == RATIO * small_runs.TRAIN * PATCHES
+  assert report['summary']['covering_radius'] > 0
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -83,7 +83,7 @@ def test_scores_do_not_depend_on_batches_nor_devices(trained, name):
   assert len(set(want.values())) == len(want) == 9
   for defect, score in scores(other).items():
     assert score == pytest.approx(want[defect], rel=1e-4)
-  for key in ('image', 'pixel'):
+  for key in ('image_threshold', 'pixel_threshold'):
     limit = manifest(one)['thresholds'][key]
     assert manifest(other)['thresholds'][key] == pytest.approx(limit, rel=1e-3)
 
@@ -101,43 +101,45 @@ def test_padim_extended_is_padim_fitted_on_all(trained, extended):
   for key, value in manifest(whole)['thresholds'].items():
     close = value if isinstance(value, str) else pytest.approx(value, rel=1e-3)
     assert manifest(later)['thresholds'][key] == close, key
-  assert manifest(later)['facts'] == {'images': small_runs.TRAIN}
-  moved = result(later)['moved']
+  assert manifest(later)['summary'] == {'images': small_runs.TRAIN}
+  moved = result(later)['drift']
   assert (moved['images_before'], moved['images_after']) == (HALF, small_runs.TRAIN)
   assert moved['mean_shift'] > 0
 
 
 def test_padim_keeps_its_projection_whatever_the_seed(early, extended):
-  key = 'embedder/projection'
+  key = 'feature_extractor/projection'
   other = extended('padim', '--config.seed=4')
   np.testing.assert_array_equal(arrays(other)[key], arrays(early('padim'))[key])
 
 
 def test_patchcore_extended_has_its_share_of_all_patches(early, extended):
   before, later = early('patchcore'), extended('patchcore')
-  moved = result(later)['moved']
-  assert moved['bank_rows_before'] == len(arrays(before)['bank/rows']) == HALF * RATIO * PATCHES
+  moved = result(later)['drift']
+  assert (
+    moved['bank_rows_before'] == len(arrays(before)['memory_bank/rows']) == HALF * RATIO * PATCHES
+  )
   assert (
     moved['bank_rows_after']
-    == len(arrays(later)['bank/rows'])
+    == len(arrays(later)['memory_bank/rows'])
     == small_runs.TRAIN * RATIO * PATCHES
   )
-  assert 0 < moved['share_kept'] <= 1
-  assert result(later)['learned']['images'] == small_runs.TRAIN
-  assert manifest(later)['thresholds']['normals'] == small_runs.TRAIN
-  image = np.load(later / 'state' / 'image.npy')
+  assert 0 < moved['share_retained'] <= 1
+  assert result(later)['summary']['images'] == small_runs.TRAIN
+  assert manifest(later)['thresholds']['num_normals'] == small_runs.TRAIN
+  image = np.load(later / 'state' / 'image_id.npy')
   assert set(image.tolist()) <= set(range(small_runs.TRAIN))
-  assert (image < HALF).sum() == pytest.approx(moved['share_kept'] * moved['bank_rows_before'])
+  assert (image < HALF).sum() == pytest.approx(moved['share_retained'] * moved['bank_rows_before'])
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_an_extended_run_tells_by_how_much_it_moved(early, extended, name):
   before, later = early(name), extended(name)
-  moved = result(later)['moved']
-  for key in ('image', 'pixel'):
-    assert moved[f'{key}_threshold_before'] == manifest(before)['thresholds'][key]
-    assert moved[f'{key}_threshold_after'] == manifest(later)['thresholds'][key]
-  assert 'Moved: ' in (later / 'train.log').read_text()
+  moved = result(later)['drift']
+  for key in ('image_threshold', 'pixel_threshold'):
+    assert moved[f'{key}_before'] == manifest(before)['thresholds'][key]
+    assert moved[f'{key}_after'] == manifest(later)['thresholds'][key]
+  assert 'Drift: ' in (later / 'train.log').read_text()
 
 
 def test_a_run_is_extended_in_its_own_folder(early, extended, halves, tmp_path):
@@ -145,8 +147,8 @@ def test_a_run_is_extended_in_its_own_folder(early, extended, halves, tmp_path):
   more = (f'--config.fit.extend={workdir / "model"}', '--config.fit.overwrite=true')
   assert run(*flags('padim', halves, 'late'), f'--workdir={workdir}', *more) == 0
   assert small_runs.contents(workdir / 'state') == small_runs.contents(extended('padim') / 'state')
-  before = manifest(early('padim'))['thresholds']['image']
-  assert result(workdir)['moved']['image_threshold_before'] == before
+  before = manifest(early('padim'))['thresholds']['image_threshold']
+  assert result(workdir)['drift']['image_threshold_before'] == before
 
 
 def test_what_extends_must_be_of_the_same_kind(early, halves, tmp_path, capfd):
@@ -190,7 +192,7 @@ def test_the_backbone_must_have_the_same_weights(early, halves, tmp_path):
   more = (f'--config.fit.extend={before / "model"}', f'--workdir={tmp_path}')
   assert run(*flags('padim', halves, 'late'), *more) == 1
   message = result(tmp_path)['err_msg']
-  assert 'backbone.weights are embedded in uadjax' in message
+  assert 'backbone.weights is embedded in uadjax' in message
   assert 'elsewhere.pth' in message
 
 
@@ -201,7 +203,7 @@ def test_settings_of_descent_are_refused(drawn, name, tmp_path):
     assert run(*flags(name, drawn), f'--workdir={workdir}', f'--config.{word}') == 1, word
     message = result(workdir)['err_msg']
     assert message.startswith(word.partition('=')[0]), message
-    assert 'sees every image once; leave it out' in message, word
+    assert 'sees every image once; remove it' in message, word
     assert 'fit.extend' in message, word
 
 
@@ -209,7 +211,7 @@ def test_stfpm_is_not_extended(early, drawn, tmp_path):
   more = (f'--config.fit.extend={early("padim") / "model"}', f'--workdir={tmp_path}')
   assert run(*flags('stfpm', drawn), *more) == 1
   message = result(tmp_path)['err_msg']
-  assert 'fit.extend is for PaDiM and PatchCore' in message
+  assert 'fit.extend applies to PaDiM and PatchCore' in message
   assert 'fit.resume' in message
   assert not (tmp_path / 'model').exists()
 
@@ -221,9 +223,9 @@ def test_too_few_images_to_leave_one_out_are_refused(drawn, tmp_path):
     shutil.copy(drawn / 'disc' / 'train' / 'good' / f'{number:03d}.png', few)
   words = flags('patchcore', tmp_path / 'data', 'few')
   assert run(*words, f'--workdir={tmp_path}') == 1
-  assert '2 good images to learn from; at least 3' in result(tmp_path)['err_msg']
+  assert '2 good training images; at least 3' in result(tmp_path)['err_msg']
   assert run(*words, f'--workdir={tmp_path}', '--config.check.enforce=false') == 1
-  assert '2 good images are too few' in result(tmp_path)['err_msg']
+  assert 'needs at least 3 good images, got 2' in result(tmp_path)['err_msg']
 
 
 def test_a_bank_with_little_room_is_reduced_on_the_way(trained, drawn, tmp_path):
@@ -234,12 +236,12 @@ def test_a_bank_with_little_room_is_reduced_on_the_way(trained, drawn, tmp_path)
   four = int(message.partition('at least ')[2].split()[0])
   short = (*short[:1], f'--config.detector.max_bytes={four * 6 // 4}')
   assert run(*flags('patchcore', drawn), f'--workdir={tmp_path}', *short) == 0
-  learned = result(tmp_path)['learned']
+  learned = result(tmp_path)['summary']
   assert learned['images'] == small_runs.TRAIN
   assert learned['bank_rows'] == RATIO * small_runs.TRAIN * PATCHES
   # Selections of selections: everything is covered, if not as tightly.
-  assert learned['covering_radius'] > result(trained('patchcore'))['learned']['covering_radius']
-  image = np.load(tmp_path / 'state' / 'image.npy')
+  assert learned['covering_radius'] > result(trained('patchcore'))['summary']['covering_radius']
+  image = np.load(tmp_path / 'state' / 'image_id.npy')
   assert len(set(image.tolist())) > 6
   assert set(image.tolist()) <= set(range(small_runs.TRAIN))
 

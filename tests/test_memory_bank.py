@@ -10,19 +10,19 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError
 from uadjax.numerics import coreset
-from uadjax.numerics.collectives import ALONE
+from uadjax.numerics.collectives import SINGLE_SHARD
 
 H, W, D = 2, 2, 3
 PATCHES = H * W
 KEY = jax.random.key(5)
 EACH = coreset.bytes_per_point(D)
 
-put = jax.jit(memory_bank.append, static_argnames='over', donate_argnums=0)
+put = jax.jit(memory_bank.append, static_argnames='shards', donate_argnums=0)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -32,12 +32,12 @@ def one_way_to_measure():
   All ways are tested in test_coreset.py.
   """
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(coreset, '_SHARES', ())
+    patch.setattr(coreset, '_SUBSET_SHARES', ())
     yield
 
 
 def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
-  spec = Spec(8, 8, images, seen, **more)
+  spec = RunContext(8, 8, images, seen, **more)
   return capacity.configure_bank(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
 
 
@@ -56,7 +56,7 @@ def fold(bank, plan, x, first=0, size=4):
     valid = np.arange(size) < len(part)
     padded = np.concatenate([part, np.full((size - len(part), H, W, D), 77, np.float32)])
     index = np.where(valid, first + start + np.arange(size), -1).astype(np.int32)
-    bank = memory_bank.compact(KEY, bank, plan, size) if plan.bounded else bank
+    bank = memory_bank.compact(KEY, bank, plan, size) if plan.needs_compaction else bank
     chosen.append(int(bank.num_selected[0]))
     bank = put(bank, jnp.asarray(padded), jnp.asarray(valid), jnp.asarray(index), plan.shards)
   return bank, chosen
@@ -74,7 +74,7 @@ def farthest(patches, rows):
 
 def assert_rows_are_patches(patches, x):
   """Every row is a patch of the image it names, and none is there twice."""
-  rows, image = np.asarray(patches.rows), np.asarray(patches.image)
+  rows, image = np.asarray(patches.embeddings), np.asarray(patches.image_id)
   assert len(np.unique(rows, axis=0)) == len(rows)
   for row, number in zip(rows, image, strict=True):
     assert (x[number].reshape(PATCHES, D) == row).all(axis=1).any()
@@ -93,16 +93,16 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
     index = np.where(valid, random.integers(0, 1000, 3), -1).astype(np.int32)
     batch = np.where(np.reshape(valid, (3, 1, 1, 1)), x[3 * start : 3 * start + 3], np.nan)
     batch, valid, index = jnp.asarray(batch, jnp.float32), jnp.asarray(valid), jnp.asarray(index)
-    bank = put(bank, batch, valid, index, ALONE)
+    bank = put(bank, batch, valid, index, SINGLE_SHARD)
     want += [(batch[i], index[i]) for i in range(3) if valid[i]]
   count = PATCHES * len(want)
   assert (bank.num_rows, bank.num_images) == (count, len(want))
   assert (bank.num_selected, bank.covering_radius) == (0, 0)
   got = jax.tree.map(lambda x: x[:count], bank.patches)
   np.testing.assert_array_equal(
-    got.rows, np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
+    got.embeddings, np.reshape([patches for patches, _ in want], (-1, D)).astype(np.float32)
   )
-  np.testing.assert_array_equal(got.image, np.repeat([i for _, i in want], PATCHES))
+  np.testing.assert_array_equal(got.image_id, np.repeat([i for _, i in want], PATCHES))
 
 
 def test_everything_is_kept_while_there_is_room():
@@ -151,11 +151,13 @@ CASES = [(0.02, 64), (0.1, 45)]
 @pytest.mark.parametrize(('ratio', 'rows'), CASES)
 def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
   done = []
-  sized = plan(62, ratio=ratio, rows=rows, track=lambda items, _, what: done.append(what) or items)
+  sized = plan(
+    62, ratio=ratio, rows=rows, progress=lambda items, _, what: done.append(what) or items
+  )
   assert sized.needs_compaction
   x = embeddings(62)
   bank = settled(sized, x)
-  assert set(done) == {'Making room', 'Selecting the coreset'}
+  assert set(done) == {'Compacting the memory bank', 'Selecting the coreset'}
   assert len(bank.patches.embeddings) == min(round(ratio * 62 * PATCHES), rows // 2)
   assert len(bank.patches.embeddings) == len(bank.patches.image_id) == len(bank.patches.patch_id)
   assert bank.num_images == 62
@@ -213,16 +215,16 @@ def test_a_bank_that_has_room_is_left_alone():
 
 
 def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
-  with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ hold .* 3.8 images') as refused:
+  with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ holds .* 3.8 images') as refused:
     plan(10, rows=15)
-  (needed,) = re.findall(r'at least (\d+) are needed', str(refused.value))
-  capacity.configure_bank(D, PATCHES, Spec(8, 8, 10), 0.1, int(needed), 0)
+  (needed,) = re.findall(r'at least (\d+) bytes are needed', str(refused.value))
+  capacity.configure_bank(D, PATCHES, RunContext(8, 8, 10), 0.1, int(needed), 0)
 
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
   sized = plan(62, rows=45)
   bank, _ = fold(memory_bank.empty(sized, D), sized, embeddings(8))
-  with pytest.raises(ConfigError, match=r'of 11 images, .* batches of 6; lower fit.batch_size or'):
+  with pytest.raises(ConfigError, match=r'of 11 images, .* batches of 6\. Lower fit.batch_size or'):
     memory_bank.compact(KEY, bank, sized, 6)
   assert memory_bank.compact(KEY, bank, sized, 5).num_rows <= 22
 
@@ -236,7 +238,7 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   further = plan(more, seen=images, ratio=0.25, rows=rows)
   bank = memory_bank.from_arrays(memory_bank.empty(further, D), kept, further)
   np.testing.assert_array_equal(
-    bank.patches.embeddings[: len(old.patches.embeddings)], kept['rows']
+    bank.patches.embeddings[: len(old.patches.embeddings)], kept['embeddings']
   )
   bank, _ = fold(bank, further, x[images:], first=images)
   bank = memory_bank.select_coreset(KEY, bank, further)
@@ -248,7 +250,7 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   is_old = np.asarray(bank.patches.image_id) < images
   assert 0 < is_old.sum() < len(is_old)
   of_old = {row.tobytes() for row in np.asarray(bank.patches.embeddings)[is_old]}
-  assert of_old <= {row.tobytes() for row in kept['rows']}
+  assert of_old <= {row.tobytes() for row in kept['embeddings']}
   assert old.covering_radius <= bank.covering_radius
   assert farthest(x, bank.patches.embeddings) <= bank.covering_radius * (1 + 1e-5)
 
@@ -263,9 +265,9 @@ def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
     KEY, memory_bank.from_arrays(memory_bank.empty(further, D), kept, further), further
   )
   rows = np.asarray(again.patches.embeddings)
-  assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['rows']}
-  assert len(rows) == len(kept['rows'])
-  assert (again.covering_radius, again.num_images) == (kept['radius'], 16)
+  assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['embeddings']}
+  assert len(rows) == len(kept['embeddings'])
+  assert (again.covering_radius, again.num_images) == (kept['covering_radius'], 16)
 
 
 def test_a_projection_decides_what_stays_but_not_how_it_looks():
@@ -359,7 +361,7 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   )
   found = []
   for devices in numbers:
-    sized = plan(images, seen=first, ratio=0.25, shards=on(devices), spare=1)
+    sized = plan(images, seen=first, ratio=0.25, shards=on(devices), max_extra_images_per_shard=1)
     bank = memory_bank.empty(sized, D)
     if before:
       bank = memory_bank.from_arrays(bank, kept, sized)
@@ -371,15 +373,15 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
     without = leave_out.coreset_without_fold(stand_ins, sized, 2, sized.coreset_size)
     found.append(jax.device_get((memory_bank.select_coreset(KEY, bank, sized), stand_ins, without)))
   for got in found[1:]:
-    np.testing.assert_allclose(got[0].radius, found[0][0].radius, rtol=1e-5)
-    got, want = ((bank._replace(radius=0), *rest) for bank, *rest in (got, found[0]))
+    np.testing.assert_allclose(got[0].covering_radius, found[0][0].covering_radius, rtol=1e-5)
+    got, want = ((bank._replace(covering_radius=0), *rest) for bank, *rest in (got, found[0]))
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 @pytest.mark.parametrize('devices', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_device_makes_room_for_itself(devices):
   x = embeddings(31 * devices, 1)
-  sized = plan(len(x), ratio=0.1, rows=45, shards=on(devices), spare=1)
+  sized = plan(len(x), ratio=0.1, rows=45, shards=on(devices), max_extra_images_per_shard=1)
   bank, _ = fold(memory_bank.empty(sized, D), sized, x, size=4 * devices)
   assert (np.asarray(bank.num_rows) <= 45).all()
   settled = memory_bank.select_coreset(KEY, bank, sized)

@@ -11,7 +11,7 @@ import pytest
 from uadjax import backbones, create_model
 from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.model import model_dir, scoring
@@ -38,14 +38,14 @@ def variables():
 def embed(variables):
   """The embeddings of n images, computed once: they are given to any number of devices."""
   embedders = {
-    name: jax.jit(make(Spec(SIZE, SIZE, 3)).one_pass.embed) for name, make in MAKERS.items()
+    name: jax.jit(make(RunContext(SIZE, SIZE, 3)).one_pass.embed) for name, make in MAKERS.items()
   }
 
   def embed(name, n):
     pixels = images(n)
     one = Batch(pixels, np.ones(n, bool), np.arange(n, dtype=np.int32))
-    state = MAKERS[name](Spec(SIZE, SIZE, 3)).init(jax.random.key(0), variables)
-    embedder = MAKERS[name](Spec(SIZE, SIZE, 3)).one_pass.feature_extractor(state)
+    state = MAKERS[name](RunContext(SIZE, SIZE, 3)).init(jax.random.key(0), variables)
+    embedder = MAKERS[name](RunContext(SIZE, SIZE, 3)).one_pass.feature_extractor(state)
     return np.asarray(embedders[name](embedder, one))
 
   return embed
@@ -71,27 +71,29 @@ def learned(name, variables, features, devices):
   """All that a run makes of images: what is kept, what is fitted, and scores."""
   n = len(features)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
-  spec = Spec(SIZE, SIZE, n, shards=meshes.shards(mesh), spare=ROWS // devices)
+  spec = RunContext(
+    SIZE, SIZE, n, shards=meshes.shards(mesh), max_extra_images_per_shard=ROWS // devices
+  )
   detector = MAKERS[name](spec)
   once, split = detector.one_pass, detector.sharding_specs
   assert (split is None) == (devices == 1)
-  state = loop.initial(detector, variables, 0, mesh)
+  state = loop.initial_state(detector, variables, 0, mesh)
   update = jax.jit(detector.update, donate_argnums=0)
   for batch in batches(features):
-    state, _ = update(state, meshes.split(mesh, batch))
-  largest = state.moments.m2 if name == 'padim' else state.bank.patches.rows
+    state, _ = update(state, meshes.shard_batch(mesh, batch))
+  largest = state.moments.m2 if name == 'padim' else state.memory_bank.patches.embeddings
   assert largest.addressable_shards[-1].data.shape[0] == len(largest) // devices
   kept = {k: np.asarray(v) for k, v in once.calibration_coresets(state, {}).items()}
   state = once.finalize(state)
   kept |= {k: np.array(v) for k, v in once.state_arrays(state).items()}
   fitted = jax.device_get(detector.to_fitted(state))
   reference = once.leave_fold_out(variables, {k: np.array(v) for k, v in kept.items()}, 1)
-  test = meshes.split(mesh, images(ROWS, 1))
-  first = meshes.split(mesh, next(batches(features)))
+  test = meshes.shard_batch(mesh, images(ROWS, 1))
+  first = meshes.shard_batch(mesh, next(batches(features)))
   placed = fitted
   if split:
-    placed = meshes.place(mesh, split.pad_to_shards(fitted), split.fitted)
-    reference = meshes.place(mesh, split.pad_to_shards(reference), split.held_out_model)
+    placed = meshes.put_on_mesh(mesh, split.pad_to_shards(fitted), split.fitted)
+    reference = meshes.put_on_mesh(mesh, split.pad_to_shards(reference), split.held_out_model)
   scores = jax.device_get(jax.jit(detector.score)(placed, test))
   left_out = jax.device_get(jax.jit(once.score_held_out)(reference, first))
   return kept, fitted, scores, jax.tree.map(lambda x: x[: min(n, ROWS)], left_out)
@@ -116,7 +118,7 @@ def test_any_number_of_devices_learns_and_says_the_same(name, n, numbers, variab
   )
   for also, *got in others:
     for key, value in kept.items():
-      if name == 'patchcore' and key != 'radius':  # Picks, in their order.
+      if name == 'patchcore' and key != 'covering_radius':  # Picks, in their order.
         np.testing.assert_array_equal(also[key], value, err_msg=key)
       else:
         scale = np.abs(value).max()
@@ -127,19 +129,19 @@ def test_any_number_of_devices_learns_and_says_the_same(name, n, numbers, variab
 
 def test_on_one_cpu_what_is_learned_stays_in_one_piece_unless_told():
   mesh = meshes.make_mesh('cpu', 4, 0)
-  assert meshes.apart(mesh, 'auto').size == meshes.apart(mesh, 'never').size == 1
-  assert meshes.apart(mesh, 'always').size == 4
+  assert meshes.state_mesh(mesh, 'auto').size == meshes.state_mesh(mesh, 'never').size == 1
+  assert meshes.state_mesh(mesh, 'always').size == 4
   with pytest.raises(ConfigError, match=r"one of .*'always'.*, got 'sometimes'"):
-    meshes.apart(mesh, 'sometimes')
+    meshes.state_mesh(mesh, 'sometimes')
 
 
 @pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
 def test_a_run_that_is_split_leaves_the_same_model(name, fitted):
-  split = '--config.mesh.data=3', '--config.mesh.split=always'
-  one, many = (model_dir.calibration(fitted(name, *flags)) for flags in ((), split))
-  assert many.path == one.path
-  np.testing.assert_allclose(many.image, one.image, rtol=1e-5)
-  np.testing.assert_allclose(many.map, one.map, rtol=1e-5)
+  split = '--config.mesh.data=3', '--config.mesh.shard_state=always'
+  one, many = (model_dir.load_calibration_scores(fitted(name, *flags)) for flags in ((), split))
+  assert many.paths == one.paths
+  np.testing.assert_allclose(many.scores, one.scores, rtol=1e-5)
+  np.testing.assert_allclose(many.peaks, one.peaks, rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['padim', 'patchcore', 'stfpm'])
@@ -157,13 +159,15 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   mesh = meshes.make_mesh('cpu', 8, 0)
   model = model_dir.load(directory, mesh)
   if name != 'stfpm':  # Of which nothing is split.
-    learned = model.fitted.whiten if name == 'padim' else model.fitted.bank.rows
+    learned = model.fitted.whitening if name == 'padim' else model.fitted.memory_bank.rows
     assert learned.addressable_shards[0].data.shape[0] == len(learned) // 8
   records = [Record(path) for path in files]
 
   def scorer(fitted, batch):
     return model.score(fitted, batch.image)
 
-  found = scoring.score(scorer, model.fitted, records, model.ops, 3, mesh, model.split)
+  found = scoring.score_records(
+    scorer, model.fitted, records, model.ops, 3, mesh, model.fitted_specs
+  )
   for a, b in zip(found, one, strict=True):
-    assert a.image == pytest.approx(b.score, rel=1e-5)
+    assert a.score == pytest.approx(b.score, rel=1e-5)

@@ -218,12 +218,12 @@ def test_ranking_is_counted(case):
   labels, scores = case
   r = ranked(labels, scores)
   bad, good = scores[labels], scores[~labels]
-  assert r.score.tolist() == thresholds(bad)
-  assert r.anomalous.tolist() == [sum(bad >= score) for score in r.score]
-  assert r.overlap.tolist() == r.anomalous.tolist()
-  assert r.normal_above.tolist() == [sum(good > score) for score in r.score]
-  assert r.normal.tolist() == [sum(good >= score) for score in r.score]
-  assert r.normals == len(good)
+  assert r.scores.tolist() == thresholds(bad)
+  assert r.num_anomalous.tolist() == [sum(bad >= score) for score in r.scores]
+  assert r.overlap.tolist() == r.num_anomalous.tolist()
+  assert r.num_normal_above.tolist() == [sum(good > score) for score in r.scores]
+  assert r.num_normal.tolist() == [sum(good >= score) for score in r.scores]
+  assert r.total_normals == len(good)
 
 
 @given(labelled_scores(), st.lists(st.integers(0, 30)), st.integers(1, 9), st.integers(1, 3))
@@ -234,7 +234,7 @@ def test_chunks_batches_and_threads_change_nothing(case, cuts, batch, threads):
   kept = [chunk.copy() for chunk in chunks]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(metrics, '_BATCH', batch)
-    patch.setattr(metrics, '_THREADS', threads)
+    patch.setattr(metrics, '_NUM_THREADS', threads)
     parts = metrics.rank(scores[labels], iter(chunks))
   for a, b in zip(whole, parts, strict=True):
     np.testing.assert_array_equal(a, b)
@@ -257,7 +257,7 @@ def test_no_more_than_a_batch_is_held(monkeypatch):
       most[0] = max(most[0], alive[0])
       yield np.arange(10.0).view(Chunk)
 
-  assert metrics.rank(np.array([4.0]), chunks()).normals == 500
+  assert metrics.rank(np.array([4.0]), chunks()).total_normals == 500
   assert most[0] <= 11
 
 
@@ -361,7 +361,7 @@ def slow_confusion(pred, truth):
 @given(st.data(), MASKS)
 def test_confusion_is_counted(data, truth):
   pred = data.draw(hnp.arrays(bool, truth.shape))
-  found = metrics.Confusion.of(pred, truth)
+  found = metrics.Confusion.from_predictions(pred, truth)
   assert found == (
     (pred & truth).sum(), (pred & ~truth).sum(), (~pred & truth).sum(), (~pred & ~truth).sum()
   )  # fmt: skip
@@ -374,7 +374,7 @@ def test_confusion_is_counted(data, truth):
 @given(*[hnp.arrays(bool, (3, 8)) for _ in range(2)], st.integers(0, 8), st.integers(0, 8))
 def test_confusion_is_a_monoid(pred, truth, i, j):
   i, j = sorted((i, j))
-  of = metrics.Confusion.of
+  of = metrics.Confusion.from_predictions
   a, b, c = (of(pred[:, s], truth[:, s]) for s in (slice(i), slice(i, j), slice(j, None)))
   assert a.merge(b).merge(c) == a.merge(b.merge(c)) == of(pred, truth)
   assert a.merge(metrics.Confusion()) == metrics.Confusion().merge(a) == a
@@ -382,10 +382,10 @@ def test_confusion_is_a_monoid(pred, truth, i, j):
 
 def test_a_model_that_never_fires_is_not_rewarded():
   """PaddleX's mIoU of it is 1."""
-  silent = metrics.Confusion.of(np.zeros(9, bool), np.arange(9) < 2)
+  silent = metrics.Confusion.from_predictions(np.zeros(9, bool), np.arange(9) < 2)
   assert (silent.recall, silent.f1, silent.iou, silent.dice, silent.kappa) == (0, 0, 0, 0, 0)
   assert silent.precision is None
-  nothing = metrics.Confusion.of(np.zeros(9, bool), np.zeros(9, bool))
+  nothing = metrics.Confusion.from_predictions(np.zeros(9, bool), np.zeros(9, bool))
   assert (nothing.recall, nothing.f1, nothing.iou, nothing.kappa) == (None, None, None, None)
   assert nothing.accuracy == 1
 

@@ -10,13 +10,15 @@ import safetensors.numpy
 
 from uadjax import config as configs
 from uadjax.backbones import weights
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.errors import ModelError
 from uadjax.model import array_file, calibration, model_dir
 from uadjax.system import files
 
-NORMALS = calibration.Peaks(('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25]))
-LIMITS = calibration.from_normals(NORMALS.image, NORMALS.map, 0.01)
+NORMALS = calibration.CalibrationScores(
+  ('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25])
+)
+LIMITS = calibration.from_normals(NORMALS.scores, NORMALS.peaks, 0.01)
 WEIGHTS = weights.Provenance('resnet18', 'random', '')
 
 
@@ -28,7 +30,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def fitted(config):
-  backbone, detector = model_dir.assemble(config, Spec(32, 32))
+  backbone, detector = model_dir.build_detector(config, RunContext(32, 32))
   variables = backbone.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
   return detector.to_fitted(detector.init(jax.random.key(2), variables))
 
@@ -42,15 +44,15 @@ def directory(tmp_path, config, fitted):
 def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
   model = model_dir.load(directory)
   assert model.name == 'STFPM'
-  assert model.limits == LIMITS
+  assert model.thresholds == LIMITS
   assert model.weights == WEIGHTS
-  assert configs.plain(model.config) == configs.plain(config)
+  assert configs.to_plain_dict(model.config) == configs.to_plain_dict(config)
   assert jax.tree.structure(model.fitted) == jax.tree.structure(fitted)
   jax.tree.map(np.testing.assert_array_equal, model.fitted, fitted)
 
 
 def test_a_loaded_model_scores_as_the_fitted_one(directory, config, fitted):
-  _, detector = model_dir.assemble(config, Spec(32, 32))
+  _, detector = model_dir.build_detector(config, RunContext(32, 32))
   model = model_dir.load(directory)
   images = jax.random.randint(jax.random.key(3), (2, 32, 32, 3), 0, 256).astype(jnp.uint8)
   before, after = jax.jit(detector.score)(fitted, images), model.score(model.fitted, images)
@@ -90,7 +92,7 @@ def test_a_file_that_safetensors_wrote_is_read(directory, fitted):
 @pytest.mark.parametrize('piece', [100, 1 << 20])
 def test_arrays_stay_in_the_memory_that_they_were_read_into(directory, fitted, monkeypatch, piece):
   """Those of the sizes that big ones have; a copy of gigabytes would double the peak."""
-  monkeypatch.setattr(array_file, '_PIECE', piece)
+  monkeypatch.setattr(array_file, '_CHUNK_BYTES', piece)
   loaded = jax.tree.leaves(model_dir.load(directory).fitted)
   content = (directory / 'fitted.safetensors').read_bytes()
   starts = {
@@ -114,16 +116,16 @@ def test_there_is_no_pickle_in_it(directory):
 
 
 def test_the_scores_that_thresholds_stand_on_are_kept(directory, tmp_path):
-  found = model_dir.calibration(directory)
-  assert found.path == NORMALS.path
-  np.testing.assert_array_equal(found.image, NORMALS.image)
-  np.testing.assert_array_equal(found.map, NORMALS.map)
-  assert model_dir.calibration(tmp_path) is None
+  found = model_dir.load_calibration_scores(directory)
+  assert found.paths == NORMALS.paths
+  np.testing.assert_array_equal(found.scores, NORMALS.scores)
+  np.testing.assert_array_equal(found.peaks, NORMALS.peaks)
+  assert model_dir.load_calibration_scores(tmp_path) is None
 
 
 def test_an_old_model_is_replaced_whole(directory, config, fitted):
-  model_dir.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
-  assert model_dir.load(directory).limits.image == 0.75
+  model_dir.save(directory, config, fitted, LIMITS._replace(image_threshold=0.75), NORMALS, WEIGHTS)
+  assert model_dir.load(directory).thresholds.image_threshold == 0.75
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
 
@@ -133,16 +135,18 @@ def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monk
 
   monkeypatch.setattr(files, 'write_json', full)
   with pytest.raises(OSError, match='No space'):
-    model_dir.save(directory, config, fitted, LIMITS._replace(image=0.75), NORMALS, WEIGHTS)
+    model_dir.save(
+      directory, config, fitted, LIMITS._replace(image_threshold=0.75), NORMALS, WEIGHTS
+    )
   monkeypatch.undo()
-  assert model_dir.load(directory).limits == LIMITS
+  assert model_dir.load(directory).thresholds == LIMITS
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
 
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, error):
   place, rename = tmp_path / 'deep' / 'place', pathlib.Path.replace
-  with files.replacing(place) as fresh:
+  with files.atomic_directory(place) as fresh:
     (fresh / 'old').touch()
 
   def refuse(path, target):
@@ -151,7 +155,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
     return rename(path, target)
 
   monkeypatch.setattr(pathlib.Path, 'replace', refuse)
-  with pytest.raises(error), files.replacing(place) as fresh:
+  with pytest.raises(error), files.atomic_directory(place) as fresh:
     (fresh / 'new').touch()
   assert [path.name for path in place.iterdir()] == ['old']
   assert [path.name for path in place.parent.iterdir()] == ['place']
@@ -166,7 +170,7 @@ def _change_manifest(directory, **fields):
 @pytest.mark.parametrize(
   ('harm', 'words'),
   [
-    (lambda d: (d / 'manifest.json').unlink(), 'is no model directory'),
+    (lambda d: (d / 'manifest.json').unlink(), 'is not a model directory'),
     (lambda d: (d / 'manifest.json').write_text('{'), 'cannot be read'),
     (lambda d: (d / 'manifest.json').write_text('[]'), 'cannot be read'),
     (lambda d: _change_manifest(d, format=99), 'format 99'),

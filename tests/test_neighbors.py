@@ -16,7 +16,7 @@ BUDGETS = st.sampled_from([1, 60, 2**22])
 
 @functools.partial(jax.jit, static_argnames=('k', 'approx', 'max_elements'))
 def search(queries, bank, k=1, **options):
-  return neighbors.nearest(queries, neighbors.index(bank), k, **options)
+  return neighbors.nearest(queries, neighbors.build_index(bank), k, **options)
 
 
 def slow_nearest(queries, bank, k):
@@ -102,7 +102,7 @@ def test_of_more_equal_rows_than_candidates_the_first_is_found():
 def test_equal_distances_are_ordered_by_row_however_they_were_nominated():
   bank = jnp.array([[1.0], [-1.0], [3.0]])
   found = jnp.array([[2, 1, 0]], jnp.int32)
-  got = neighbors._ordered(jnp.zeros((1, 1)), bank, found, 3)
+  got = neighbors._sort_candidates(jnp.zeros((1, 1)), bank, found, 3)
   np.testing.assert_array_equal(got.row, [[0, 1, 2]])
 
 
@@ -137,13 +137,13 @@ def test_the_row_for_other_runtimes_is_as_near(offset):
   queries, bank = normal(40, 6, 1, offset), normal(300, 6, 2, offset)
   bank[100:200] = bank[:100]
   queries[:20] = bank[:20]
-  index = neighbors.index(jnp.asarray(bank))
-  got = jax.jit(neighbors.nearest_row)(queries, index)
+  index = neighbors.build_index(jnp.asarray(bank))
+  got = jax.jit(neighbors.nearest_for_export)(queries, index)
   assert got.row.shape == (40, 1)
   np.testing.assert_array_equal(got.distance[:20], 0)
   np.testing.assert_allclose(got.distance, slow_nearest(queries, bank, 1)[0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(got.distance, true_distances(queries, bank, got.row), rtol=2e-6)
-  used = primitives(jax.make_jaxpr(neighbors.nearest_row)(queries, index).jaxpr)
+  used = primitives(jax.make_jaxpr(neighbors.nearest_for_export)(queries, index).jaxpr)
   assert not {'sort', 'top_k', 'while', 'scan'} & set(used)
 
 
@@ -151,7 +151,7 @@ def test_the_row_for_other_runtimes_is_as_near(offset):
 def test_centering_is_exact_and_removes_the_offset(offset):
   bank = normal(500, 7, offset=offset)
   bank[:, 3] = offset  # A dimension in which nothing happens.
-  made = neighbors.index(jnp.asarray(bank))
+  made = neighbors.build_index(jnp.asarray(bank))
   center = np.asarray(made.center, np.float64)
   np.testing.assert_array_equal(np.asarray(made.rows, np.float64) + center, bank)
   assert np.abs(made.rows).max() < 20
@@ -192,7 +192,7 @@ def jaxprs(jaxpr):
 
 
 def trace(q, n, **options):
-  prepared = neighbors.index(jnp.asarray(normal(n, 2)))
+  prepared = neighbors.build_index(jnp.asarray(normal(n, 2)))
   return jax.make_jaxpr(functools.partial(neighbors.nearest, **options))(
     jnp.asarray(normal(q, 2)), prepared
   ).jaxpr
@@ -219,7 +219,7 @@ def test_a_table_that_fits_is_not_looped_over():
 
 def test_any_number_of_queries_can_be_exported():
   queries = jnp.asarray(normal(6, 3))
-  bank = neighbors.index(jnp.asarray(normal(400, 3, 1)))
+  bank = neighbors.build_index(jnp.asarray(normal(400, 3, 1)))
   (q,) = export.symbolic_shape('q')
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), bank)
   exported = export.export(jax.jit(neighbors.nearest))(
@@ -230,8 +230,8 @@ def test_any_number_of_queries_can_be_exported():
 
 
 def test_recall_of_the_approximate_search_is_whole_on_a_cpu():
-  prepared = neighbors.index(jnp.asarray(normal(700, 5)))
-  assert neighbors.recall(jnp.asarray(normal(20, 5, 1)), prepared, 3) == 1.0
+  prepared = neighbors.build_index(jnp.asarray(normal(700, 5)))
+  assert neighbors.measure_recall(jnp.asarray(normal(20, 5, 1)), prepared, 3) == 1.0
 
 
 @pytest.mark.parametrize('budget', [3000, 2**22])
@@ -243,11 +243,11 @@ def test_the_approximate_search_is_the_exact_one_on_a_cpu(budget):
 
 def test_share_found_counts_neighbors_in_any_order():
   exact, found = jnp.array([[1, 2], [3, 4]]), jnp.array([[2, 9], [4, 3]])
-  assert neighbors._share_found(exact, found) == 0.75
+  assert neighbors._recall(exact, found) == 0.75
 
 
 def test_impossible_arguments_are_named():
-  prepared = neighbors.index(jnp.asarray(normal(5, 3)))
+  prepared = neighbors.build_index(jnp.asarray(normal(5, 3)))
   for options, message in (({'k': 0}, 'k = 0'), ({'max_elements': 0}, 'max_elements = 0')):
     with pytest.raises(ValueError, match=message):
       neighbors.nearest(jnp.asarray(normal(2, 3)), prepared, **options)

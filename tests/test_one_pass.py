@@ -77,28 +77,28 @@ def averaging(told=None):
     return Scores(distance, 2 * distance.max(axis=(1, 2)))
 
   once = OnePass(
-    folds=FOLDS,
-    embedder=lambda state: state.offset,
+    num_folds=FOLDS,
+    feature_extractor=lambda state: state.offset,
     embed=embed,
-    compile=lambda state: None,
-    stand_ins=stand_ins,
-    settle=settle,
-    make_room=make_room,
-    kept=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
+    compile_finalize=lambda state: None,
+    calibration_coresets=stand_ins,
+    finalize=settle,
+    before_update=make_room,
+    state_arrays=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
     extend=lambda state, kept: State(state.offset, kept['total'], kept['n'], kept['folded']),
-    reference=reference,
-    score_left_out=score_left_out,
-    facts=lambda kept, embeddings: {},
-    moved=lambda before, after: {},
+    leave_fold_out=reference,
+    score_held_out=score_left_out,
+    summary=lambda kept, embeddings: {},
+    drift=lambda before, after: {},
   )
   return Detector(
     init=lambda key, variables: State(
       variables['offset'], jnp.zeros(SHAPE), jnp.zeros(()), jnp.zeros(MOST, jnp.int32)
     ),
-    prepare=None,
+    precompute=None,
     update=update,
     validate=None,
-    finish=lambda state: state.total / state.n,
+    to_fitted=lambda state: state.total / state.n,
     score=lambda fitted, images: Scores(jnp.zeros((1, 1, 1)), jnp.zeros(1)),
     one_pass=once,
   )
@@ -106,7 +106,9 @@ def averaging(told=None):
 
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
-  root = demo.draw(tmp_path_factory.mktemp('drawn'), size=40, train=10, test_good=1, test_defect=1)
+  root = demo.write_dataset(
+    tmp_path_factory.mktemp('drawn'), size=40, train=10, test_good=1, test_defect=1
+  )
   return layouts.load(root, 'disc').train
 
 
@@ -127,9 +129,9 @@ def fold(detector, records, folder, before=None, batch_size=4, devices=1):
   variables = {'offset': jnp.float32(OFFSET)}
   mesh = meshes.make_mesh('cpu', devices, 0)
   once = detector.one_pass
-  folded = one_pass.fold(detector, once, variables, config, records, before, mesh, folder)
+  folded = one_pass.fit_one_pass(detector, once, variables, config, records, before, mesh, folder)
   # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
-  kept = incremental_state.load_kept(folder)
+  kept = incremental_state.load_state_arrays(folder)
   np.testing.assert_allclose(folded.fitted, kept['total'] / kept['n'], rtol=1e-6)
   return folded, kept
 
@@ -138,7 +140,9 @@ def earlier(kept, images, retained):
   """What a run over so many images left, with this many of them retained."""
   numbers = np.linspace(0, images - 1, retained).astype(np.int32)
   embedding = np.stack([np.full(SHAPE, number, np.float32) for number in numbers])
-  return incremental_state.Learned(kept, incremental_state.Retained(embedding, numbers), images)
+  return incremental_state.IncrementalState(
+    kept, incremental_state.RetainedEmbeddings(embedding, numbers), images
+  )
 
 
 @pytest.mark.parametrize(('batch_size', 'devices'), [(4, 1), (1, 1), (32, 1), (4, 8), (32, 8)])
@@ -182,29 +186,29 @@ def test_numbers_count_from_the_first_image_and_what_is_no_image_has_none():
   batch = Batch(
     np.zeros((3, 1, 1, 3), np.uint8), np.array([True, True, False]), np.array([0, 1, -1], np.int32)
   )
-  counted = one_pass.numbered(batch, 7)
+  counted = one_pass.offset_indices(batch, 7)
   np.testing.assert_array_equal(counted.index, [7, 8, -1])
   assert counted.index.dtype == np.int32
-  np.testing.assert_array_equal(one_pass.numbered(batch, 0).index, batch.index)
+  np.testing.assert_array_equal(one_pass.offset_indices(batch, 0).index, batch.index)
 
 
 def retain(records, before, count, seed=0, devices=1):
   mesh = meshes.make_mesh('cpu', devices, 0)
   once, offset = averaging().one_pass, jnp.float32(OFFSET)
   embedder = meshes.replicate(mesh, offset)
-  return one_pass.retain(once, embedder, records, before, count, OPS, seed, mesh)
+  return one_pass.retain_embeddings(once, embedder, records, before, count, OPS, seed, mesh)
 
 
 @pytest.mark.parametrize(('count', 'want'), [(1, 1), (6, 6), (10, 10), (32, 10)])
 @pytest.mark.parametrize('devices', [1, 8])
 def test_as_many_embeddings_are_retained_as_asked(records, embeddings, count, want, devices):
   retained = retain(records, None, count, devices=devices)
-  assert len(set(retained.image.tolist())) == len(retained.image) == want
-  np.testing.assert_allclose(retained.embedding, embeddings[retained.image], rtol=1e-6)
+  assert len(set(retained.image_ids.tolist())) == len(retained.image_ids) == want
+  np.testing.assert_allclose(retained.embeddings, embeddings[retained.image_ids], rtol=1e-6)
 
 
 def test_which_are_retained_is_decided_by_the_seed(records):
-  a, b, c = (retain(records, None, 5, seed).image.tolist() for seed in (1, 1, 2))
+  a, b, c = (retain(records, None, 5, seed).image_ids.tolist() for seed in (1, 1, 2))
   assert a == b != c
 
 
@@ -224,20 +228,20 @@ def test_old_and_new_are_retained_in_proportion(
 ):
   before = earlier({}, images, retained)
   after = retain(records[:new], before, count)
-  old, fresh = after.image < images, after.image >= images
+  old, fresh = after.image_ids < images, after.image_ids >= images
   assert (old.sum(), fresh.sum()) == (from_old, from_new)
-  assert len(set(after.image.tolist())) == len(after.image)
-  assert set(after.image[old].tolist()) <= set(before.retained.image.tolist())
-  assert (after.embedding[old] == after.image[old, None, None, None]).all()
+  assert len(set(after.image_ids.tolist())) == len(after.image_ids)
+  assert set(after.image_ids[old].tolist()) <= set(before.retained.image_ids.tolist())
+  assert (after.embeddings[old] == after.image_ids[old, None, None, None]).all()
   np.testing.assert_allclose(
-    after.embedding[fresh], embeddings[after.image[fresh] - images], rtol=1e-6
+    after.embeddings[fresh], embeddings[after.image_ids[fresh] - images], rtol=1e-6
   )
 
 
 def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99):
   mesh, variables = meshes.make_mesh('cpu', devices, 0), {'offset': jnp.float32(OFFSET)}
   once = averaging(told).one_pass
-  return one_pass.score_left_out(
+  return one_pass.score_leave_one_out(
     once, variables, folder, records, before, OPS, batch_size, mesh, most
   )
 
@@ -258,10 +262,10 @@ def test_every_image_is_scored_by_the_reference_of_its_fold(
   """In the order of the records, though they are scored fold by fold."""
   fold(averaging(), records, tmp_path)
   peaks = left_out(records, tmp_path, None, None, batch_size, devices)
-  assert peaks.path == tuple(str(record.path) for record in records)
+  assert peaks.paths == tuple(str(record.path) for record in records)
   want = slow_left_out(embeddings, range(10))
-  np.testing.assert_allclose(peaks.map, want, rtol=1e-5)
-  np.testing.assert_allclose(peaks.image, 2 * want, rtol=1e-5)
+  np.testing.assert_allclose(peaks.peaks, want, rtol=1e-5)
+  np.testing.assert_allclose(peaks.scores, 2 * want, rtol=1e-5)
 
 
 def test_retained_embeddings_are_scored_after_the_files_as_those_would_be(
@@ -272,25 +276,25 @@ def test_retained_embeddings_are_scored_after_the_files_as_those_would_be(
   early.mkdir()
   late.mkdir()
   _, kept = fold(averaging(), records[:7], early)
-  before = incremental_state.Learned(kept, retain(records[:7], None, 4), 7)
+  before = incremental_state.IncrementalState(kept, retain(records[:7], None, 4), 7)
   told = []
   fold(averaging(told), records[7:], late, before)
   assert ('stand_ins', 10, ['folded', 'n', 'stood', 'total']) in told
   peaks = left_out(records[7:], late, before)
-  want = slow_left_out(embeddings, range(10))[[7, 8, 9, *before.retained.image]]
-  np.testing.assert_allclose(peaks.map, want, rtol=1e-5)
-  np.testing.assert_allclose(peaks.image, 2 * want, rtol=1e-5)
-  assert peaks.path == (*(str(record.path) for record in records[7:]), '', '', '', '')
+  want = slow_left_out(embeddings, range(10))[[7, 8, 9, *before.retained.image_ids]]
+  np.testing.assert_allclose(peaks.peaks, want, rtol=1e-5)
+  np.testing.assert_allclose(peaks.scores, 2 * want, rtol=1e-5)
+  assert peaks.paths == (*(str(record.path) for record in records[7:]), '', '', '', '')
 
 
 def test_folds_of_no_image_need_no_reference(records, tmp_path):
   """Of a run over one image after nine, and one of those."""
   told = []
   fold(averaging(), records, tmp_path)
-  before = incremental_state.Learned({}, retain(records[:9], None, 1), 9)
+  before = incremental_state.IncrementalState({}, retain(records[:9], None, 1), 9)
   peaks = left_out(records[9:], tmp_path, before, told)
-  assert len(peaks.image) == 2
-  folds = {0, int(before.retained.image[0]) % FOLDS}
+  assert len(peaks.scores) == 2
+  folds = {0, int(before.retained.image_ids[0]) % FOLDS}
   assert {note for note in told if note[0] == 'reference'} == {('reference', f) for f in folds}
 
 
@@ -298,18 +302,18 @@ def test_folds_of_no_image_need_no_reference(records, tmp_path):
 def test_of_many_images_some_whole_folds_are_scored(records, embeddings, tmp_path, most):
   told = []
   fold(averaging(), records, tmp_path)
-  before = incremental_state.Learned({}, retain(records, None, 5), 10)
+  before = incremental_state.IncrementalState({}, retain(records, None, 5), 10)
   peaks = left_out([*records, *records], tmp_path, before, told, most=most)
   fewest = max(most, FOLDS)
   folds = set(range(-(-FOLDS * fewest // 20)))
   assert {note[1] for note in told if note[0] == 'reference'} == folds
-  files = [path for path in peaks.path if path]
+  files = [path for path in peaks.paths if path]
   assert len(files) == min(fewest, sum(n % FOLDS in folds for n in range(10, 30)))
-  assert len(peaks.path) - len(files) == sum(n % FOLDS in folds for n in before.retained.image)
+  assert len(peaks.paths) - len(files) == sum(n % FOLDS in folds for n in before.retained.image_ids)
   # The images are known by their scores.
   alone = slow_left_out(embeddings, range(10))
   at = {str(record.path): n for n, record in enumerate(records)}
-  for path, score in zip(files, peaks.map, strict=False):
+  for path, score in zip(files, peaks.peaks, strict=False):
     base = np.abs(alone[at[path]] % 100 - score % 100)
     assert base < 1e-3
     assert int(score // 100) in folds

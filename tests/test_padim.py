@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from uadjax import backbones
 from uadjax.detectors import padim
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.numerics import projections
@@ -32,7 +32,7 @@ def variables():
 
 
 def make(spec=None, **options):
-  spec = Spec(SIZE, SIZE, 12) if spec is None else spec
+  spec = RunContext(SIZE, SIZE, 12) if spec is None else spec
   return padim.make(BACKBONE, spec, **{'channels': CHANNELS, 'ridge': RIDGE, **options})
 
 
@@ -64,7 +64,7 @@ def whole(update, start):
 
 @pytest.fixture(scope='module')
 def fitted(detector, whole):
-  return jax.jit(detector.finish)(whole)  # Within a jit it consumes nothing.
+  return jax.jit(detector.to_fitted)(whole)  # Within a jit it consumes nothing.
 
 
 def slow_bilinear(x, size):
@@ -121,7 +121,7 @@ def assert_same(a, b, rtol=1e-4):
 def test_score_is_the_definition(variables, projection, enlarge, slow):
   detector = make(projection=projection, enlarge=enlarge)
   state = detector.init(jax.random.key(0), variables)
-  drawn = state.embedder.projection
+  drawn = state.feature_extractor.projection
   state, _ = jax.jit(detector.update)(state, batch(images(12)))
   scores = jax.jit(detector.score)(detector.to_fitted(state), jnp.asarray(images(2, seed=1)))
   train = slow_embed(variables, images(12), drawn, slow)
@@ -150,7 +150,7 @@ def test_any_batch_size_and_padding_give_the_same_model(update, start, whole, ro
 
 def test_embeddings_may_stand_for_their_images(detector, update, start, whole):
   once, part = detector.one_pass, batch(images(12))
-  features = jax.jit(once.embed)(once.embedder(start), part)
+  features = jax.jit(once.embed)(once.feature_extractor(start), part)
   state, _ = update(start, part._replace(image=part.image[:, :0, :0], features=features))
   assert_same(state.moments, whole.moments, rtol=1e-5)
 
@@ -160,50 +160,56 @@ def test_leaving_an_image_out_equals_refitting_without_it(
   detector, update, score, start, whole, variables, left_out
 ):
   pixels, once = images(12), detector.one_pass
-  kept = jax.tree.map(np.asarray, once.kept(whole))
-  reference = once.reference(variables, kept, 0)
+  kept = jax.tree.map(np.asarray, once.state_arrays(whole))
+  reference = once.leave_fold_out(variables, kept, 0)
   its_own = batch(pixels[left_out : left_out + 1], left_out)
-  got = jax.jit(once.score_left_out)(reference, its_own)
+  got = jax.jit(once.score_held_out)(reference, its_own)
   refitted, _ = update(start, batch(np.delete(pixels, left_out, axis=0)))
-  want = score(jax.jit(detector.finish)(refitted), its_own.image)
+  want = score(jax.jit(detector.to_fitted)(refitted), its_own.image)
   np.testing.assert_allclose(got.map, want.map, rtol=2e-3)
   np.testing.assert_allclose(got.image, want.image, rtol=2e-3)
-  included = score(jax.jit(detector.finish)(whole), its_own.image)
+  included = score(jax.jit(detector.to_fitted)(whole), its_own.image)
   assert got.image[0] > 1.05 * included.image[0]  # An image is nearer to what it was part of.
 
 
 def test_a_reference_consumes_only_what_may_be_written_to(detector, whole, variables):
   """Gigabytes are whitened where they lie; what JAX holds is not, and both are the same."""
-  kept = jax.tree.map(np.asarray, detector.one_pass.kept(whole))
+  kept = jax.tree.map(np.asarray, detector.one_pass.state_arrays(whole))
   before, own = kept['m2'].copy(), kept['m2'].copy()
   with pytest.raises(ValueError, match='read-only'):
     kept['m2'][:] = 0.0
-  apart = detector.one_pass.reference(variables, kept, 0)
+  apart = detector.one_pass.leave_fold_out(variables, kept, 0)
   np.testing.assert_array_equal(kept['m2'], before)
-  in_place = detector.one_pass.reference(variables, {**kept, 'm2': own}, 0)
-  np.testing.assert_array_equal(own, apart.fitted.whiten)
-  np.testing.assert_array_equal(in_place.fitted.whiten, apart.fitted.whiten)
+  in_place = detector.one_pass.leave_fold_out(variables, {**kept, 'm2': own}, 0)
+  np.testing.assert_array_equal(own, apart.fitted.whitening)
+  np.testing.assert_array_equal(in_place.fitted.whitening, apart.fitted.whitening)
 
 
 def test_extended_by_the_other_half_equals_fitted_at_once(detector, update, start, whole):
   pixels, once = images(12), detector.one_pass
   half, _ = update(start, batch(pixels[:5]))
-  kept = jax.tree.map(np.asarray, once.kept(half))
+  kept = jax.tree.map(np.asarray, once.state_arrays(half))
   extended, _ = update(once.extend(start, kept), batch(pixels[5:], 5))
   assert_same(extended.moments, whole.moments)
-  assert_same(detector.finish(extended), jax.jit(detector.finish)(whole), rtol=1e-3)
+  assert_same(detector.to_fitted(extended), jax.jit(detector.to_fitted)(whole), rtol=1e-3)
 
 
 def test_an_extended_run_keeps_the_projection_whatever_its_seed(detector, start, whole, variables):
   other = detector.init(jax.random.key(1), variables)
-  assert (other.embedder.projection != start.embedder.projection).any()
-  kept = jax.tree.map(np.asarray, detector.one_pass.kept(whole))
+  assert (other.feature_extractor.projection != start.feature_extractor.projection).any()
+  kept = jax.tree.map(np.asarray, detector.one_pass.state_arrays(whole))
   extended = detector.one_pass.extend(other, kept)
-  np.testing.assert_array_equal(extended.embedder.projection, start.embedder.projection)
-  fitted = detector.finish(extended)  # And it is part of the model.
-  np.testing.assert_array_equal(fitted.embedder.projection, start.embedder.projection)
-  reference = detector.one_pass.reference(variables, kept, 0)
-  np.testing.assert_array_equal(reference.fitted.embedder.projection, start.embedder.projection)
+  np.testing.assert_array_equal(
+    extended.feature_extractor.projection, start.feature_extractor.projection
+  )
+  fitted = detector.to_fitted(extended)  # And it is part of the model.
+  np.testing.assert_array_equal(
+    fitted.feature_extractor.projection, start.feature_extractor.projection
+  )
+  reference = detector.one_pass.leave_fold_out(variables, kept, 0)
+  np.testing.assert_array_equal(
+    reference.fitted.feature_extractor.projection, start.feature_extractor.projection
+  )
 
 
 def test_means_move_by_standard_deviations():
@@ -231,17 +237,19 @@ def test_sharded_equals_single(score, fitted):
     mesh = meshes.make_mesh('cpu', devices, 8)
     assert mesh.size == devices
     copy = meshes.replicate(mesh, fitted)
-    results.append(score(copy, meshes.split(mesh, images(8, seed=1))))
+    results.append(score(copy, meshes.shard_batch(mesh, images(8, seed=1))))
     assert len(results[-1].map.sharding.device_set) == devices
   assert_same(results[1], results[0])
 
 
 def test_too_few_images_for_no_ridge_are_refused():
-  with pytest.raises(ConfigError, match=r'8 good images cannot fill .* 8 channels'):
-    make(Spec(SIZE, SIZE, 8), ridge=0.0)
-  make(Spec(SIZE, SIZE, 9), ridge=0.0)
-  make(Spec(SIZE, SIZE, 4, seen=5), ridge=0.0)  # Those of the run that is extended count too.
-  make(Spec(SIZE, SIZE), ridge=0.0)  # A model that is only opened fits nothing.
+  with pytest.raises(ConfigError, match=r'8 good images are too few .* 8 channels'):
+    make(RunContext(SIZE, SIZE, 8), ridge=0.0)
+  make(RunContext(SIZE, SIZE, 9), ridge=0.0)
+  make(
+    RunContext(SIZE, SIZE, 4, num_previous_images=5), ridge=0.0
+  )  # Those of the run that is extended count too.
+  make(RunContext(SIZE, SIZE), ridge=0.0)  # A model that is only opened fits nothing.
 
 
 @pytest.mark.parametrize(

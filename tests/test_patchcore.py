@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from uadjax import backbones
 from uadjax.detectors import patchcore
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.numerics import coreset, neighbors as knn
@@ -25,7 +25,7 @@ def one_way_to_measure():
   All ways are tested in test_coreset.py.
   """
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(coreset, '_SHARES', ())
+    patch.setattr(coreset, '_SUBSET_SHARES', ())
     yield
 
 
@@ -39,7 +39,7 @@ def batch(n, seed=0, first=0):
 
 
 def make(count=6, seen=0, **options):
-  return patchcore.make(BACKBONE, Spec(SIZE, SIZE, count, seen), **{'ratio': 0.1, **options})
+  return patchcore.make(BACKBONE, RunContext(SIZE, SIZE, count, seen), **{'ratio': 0.1, **options})
 
 
 def embedded(x, first=0):
@@ -69,7 +69,7 @@ def stood(detector, variables, one, before=None):
   if before is not None:
     state = detector.one_pass.extend(state, before)
   state, _ = jax.jit(detector.update)(state, one)
-  return jax.tree.map(np.asarray, detector.one_pass.stand_ins(state, before or {}))
+  return jax.tree.map(np.asarray, detector.one_pass.calibration_coresets(state, before or {}))
 
 
 def learn(detector, variables, batches, kept=None):
@@ -79,10 +79,10 @@ def learn(detector, variables, batches, kept=None):
   if kept is not None:
     state = once.extend(state, kept)
   for one in batches:
-    if once.make_room:
-      state = once.make_room(state, len(one.valid))
+    if once.before_update:
+      state = once.before_update(state, len(one.valid))
     state, _ = update(state, one)
-  return once.settle(state)
+  return once.finalize(state)
 
 
 @pytest.fixture(scope='module')
@@ -92,12 +92,12 @@ def state(detector, variables, embeddings):
 
 @pytest.fixture(scope='module')
 def fitted(detector, state):
-  return detector.finish(state)
+  return detector.to_fitted(state)
 
 
 @pytest.fixture(scope='module')
 def kept(detector, state):
-  return jax.tree.map(np.asarray, detector.one_pass.kept(state))
+  return jax.tree.map(np.asarray, detector.one_pass.state_arrays(state))
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +112,7 @@ def score(detector):
 
 @pytest.fixture(scope='module')
 def left_out(detector):
-  return jax.jit(detector.one_pass.score_left_out)
+  return jax.jit(detector.one_pass.score_held_out)
 
 
 # The paper, slowly and in float64.
@@ -195,11 +195,11 @@ def test_more_channels_than_there_are_change_nothing(embeddings, variables):
 
 def test_score_is_that_of_the_paper(score, fitted, kept, variables):
   pixels = images(3, seed=9)
-  assert len(kept['rows']) == round(0.1 * 6 * GRID**2)
+  assert len(kept['embeddings']) == round(0.1 * 6 * GRID**2)
   xs = [slow_embed(variables, one) for one in pixels]
   got = score(fitted, pixels)
-  assert_scores(got, xs, kept['rows'])
-  plain = [slow_score(x, kept['rows'], reweight=False)[1] for x in xs]
+  assert_scores(got, xs, kept['embeddings'])
+  plain = [slow_score(x, kept['embeddings'], reweight=False)[1] for x in xs]
   assert (got.image < 0.99 * np.array(plain)).all()  # The weight weighs.
 
 
@@ -211,32 +211,32 @@ def test_score_is_that_of_the_paper_with_other_settings(options, rows, kept, var
   """Also of a bank that has fewer rows than neighbors are asked for."""
   xs = embeddings[:2] + np.float32(0.1) * embeddings[2:4, ::-1]
   got = jax.jit(make(**options).one_pass.score_held_out)(
-    fitted_to(variables, kept['rows'][:rows]), embedded(xs)
+    fitted_to(variables, kept['embeddings'][:rows]), embedded(xs)
   )
-  assert_scores(got, xs, kept['rows'][:rows], **options)
+  assert_scores(got, xs, kept['embeddings'][:rows], **options)
 
 
 def fitted_to(variables, rows):
-  return patchcore.Fitted(variables, knn.index(jnp.asarray(rows)))
+  return patchcore.Fitted(variables, knn.build_index(jnp.asarray(rows)))
 
 
 def test_embeddings_far_from_the_origin_are_scored_alike(left_out, kept, variables, embeddings):
-  rows, xs = kept['rows'] + np.float32(100), embeddings[:2, ::-1] + np.float32(100)
+  rows, xs = kept['embeddings'] + np.float32(100), embeddings[:2, ::-1] + np.float32(100)
   far = fitted_to(variables, rows)
   assert (far.memory_bank.center > 50).any()  # Which is what could be forgotten.
   assert_scores(left_out(far, embedded(xs)), xs, rows)
 
 
 def test_huge_distances_do_not_overflow(left_out, kept, variables, embeddings):
-  got = left_out(fitted_to(variables, 1e3 * kept['rows']), embedded(1e4 * embeddings[:2]))
+  got = left_out(fitted_to(variables, 1e3 * kept['embeddings']), embedded(1e4 * embeddings[:2]))
   assert np.isfinite(got.map).all()
   assert (got.image > 0).all()
   assert np.isfinite(got.image).all()
 
 
 def test_patches_of_the_bank_have_no_distance(left_out, kept, variables):
-  x = np.resize(kept['rows'], (2, GRID, GRID, 192))
-  got = left_out(fitted_to(variables, kept['rows']), embedded(x))
+  x = np.resize(kept['embeddings'], (2, GRID, GRID, 192))
+  got = left_out(fitted_to(variables, kept['embeddings']), embedded(x))
   np.testing.assert_array_equal(got.map, 0)
   np.testing.assert_array_equal(got.image, 0)
 
@@ -256,7 +256,7 @@ def test_sharded_equals_single(detector, fitted):
     mesh = meshes.make_mesh('cpu', devices, 8)
     assert mesh.size == devices
     copy = meshes.replicate(mesh, fitted)
-    results.append(jax.jit(detector.score)(copy, meshes.split(mesh, images(8, seed=3))))
+    results.append(jax.jit(detector.score)(copy, meshes.shard_batch(mesh, images(8, seed=3))))
   single, sharded = results
   assert len(sharded.map.sharding.device_set) == 8
   np.testing.assert_allclose(sharded.map, single.map, rtol=1e-5)
@@ -278,11 +278,15 @@ def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
       part = [np.concatenate(pair) for pair in zip(part, extra, strict=True)]
     own, metrics = update(own, Batch(*part))
   assert metrics['images'] == 6
-  got = detector.one_pass.settle(own)
-  np.testing.assert_allclose(got.bank.patches.rows, kept['rows'], rtol=1e-3, atol=1e-4)
-  np.testing.assert_array_equal(got.bank.patches.image, kept['image'])
-  assert (got.bank.seen, len(got.bank.patches.rows)) == (6, 38)
-  assert got.bank.radius == pytest.approx(float(state.bank.radius), rel=1e-4)
+  got = detector.one_pass.finalize(own)
+  np.testing.assert_allclose(
+    got.memory_bank.patches.embeddings, kept['embeddings'], rtol=1e-3, atol=1e-4
+  )
+  np.testing.assert_array_equal(got.memory_bank.patches.image_id, kept['image_id'])
+  assert (got.memory_bank.num_images, len(got.memory_bank.patches.embeddings)) == (6, 38)
+  assert got.memory_bank.covering_radius == pytest.approx(
+    float(state.memory_bank.covering_radius), rel=1e-4
+  )
 
 
 def test_embeddings_stand_for_images(detector, variables, embeddings):
@@ -290,12 +294,12 @@ def test_embeddings_stand_for_images(detector, variables, embeddings):
   update = jax.jit(detector.update)
   from_images, _ = update(state, batch(6))
   from_embeddings, _ = update(state, embedded(embeddings)._replace(image=images(6, 5)))
-  got, want = (state.bank.patches.rows for state in (from_embeddings, from_images))
+  got, want = (state.memory_bank.patches.embeddings for state in (from_embeddings, from_images))
   np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 def rows_of(fitted):
-  return np.asarray(fitted.bank.rows + fitted.bank.center[None])
+  return np.asarray(fitted.memory_bank.rows + fitted.memory_bank.center[None])
 
 
 def known(rows, x):
@@ -309,12 +313,12 @@ def test_an_image_is_left_out_by_a_bank_of_the_others(
   fold, detector, left_out, kept, stand_ins, variables, embeddings
 ):
   """As large as the bank, which has rows of it."""
-  reference = detector.one_pass.reference(variables, kept | stand_ins, fold)
+  reference = detector.one_pass.leave_fold_out(variables, kept | stand_ins, fold)
   rows = rows_of(reference)
-  assert rows.shape == kept['rows'].shape
+  assert rows.shape == kept['embeddings'].shape
   assert known(rows, np.delete(embeddings, fold, axis=0)).all()
   assert not known(rows, embeddings[fold]).any()
-  assert (kept['image'] == fold).any()
+  assert (kept['image_id'] == fold).any()
   got = left_out(reference, embedded(embeddings[fold][None]))
   assert_scores(got, embeddings[fold][None], rows)
 
@@ -327,7 +331,7 @@ def test_what_an_image_shows_does_not_touch_the_bank_it_is_scored_by(
   other = stood(detector, variables, embedded(changed))
 
   def rows(some, fold):
-    return rows_of(detector.one_pass.reference(variables, kept | some, fold))
+    return rows_of(detector.one_pass.leave_fold_out(variables, kept | some, fold))
 
   np.testing.assert_array_equal(rows(other, 2), rows(stand_ins, 2))
   assert not np.array_equal(rows(other, 3), rows(stand_ins, 3))
@@ -353,7 +357,7 @@ def test_seen_and_unseen_images_are_scored_alike(variables):
     return np.mean(old[:, None] > new[None])
 
   anew = [once.leave_fold_out(variables, arrays, fold) for fold in range(10)]
-  rows, image = arrays['rows'], arrays['image']
+  rows, image = arrays['embeddings'], arrays['image_id']
   # Rows again and again, so that all are one compilation: the nearest is as near.
   masked = [np.resize(rows[image % 10 != fold], rows.shape) for fold in range(10)]
   assert abs(chance(anew) - 0.5) < 0.13  # Two standard errors.
@@ -361,10 +365,10 @@ def test_seen_and_unseen_images_are_scored_alike(variables):
 
 
 def test_a_fold_that_all_patches_are_of_cannot_be_left_out(detector, kept, stand_ins, variables):
-  alone = stand_ins | {'stand_in_image': np.full_like(stand_ins['stand_in_image'], 3)}
-  with pytest.raises(ConfigError, match=r'All 38 rows .* together; raise detector.ratio'):
-    detector.one_pass.reference(variables, kept | alone, 3)
-  assert len(rows_of(detector.one_pass.reference(variables, kept | alone, 2))) == 38
+  alone = stand_ins | {'calibration_image_id': np.full_like(stand_ins['calibration_image_id'], 3)}
+  with pytest.raises(ConfigError, match=r'All 38 rows .* fold 3, .* Raise detector.ratio'):
+    detector.one_pass.leave_fold_out(variables, kept | alone, 3)
+  assert len(rows_of(detector.one_pass.leave_fold_out(variables, kept | alone, 2))) == 38
 
 
 def test_what_stood_in_before_does_so_again(variables, embeddings, kept, stand_ins):
@@ -372,12 +376,12 @@ def test_what_stood_in_before_does_so_again(variables, embeddings, kept, stand_i
   further = make(count=6, seen=6)
   new = np.flip(embeddings, axis=2) + np.float32(0.5)
   got = stood(further, variables, embedded(new, first=6), kept | stand_ins)
-  assert set(got['stand_in_image'].tolist()) == set(range(12))
-  old = got['stand_in_image'] < 6
-  assert known(got['stand_in_rows'][~old], new).all()
-  left = np.concatenate([stand_ins['stand_in_rows'], kept['rows']])
-  assert known(got['stand_in_rows'][old], left).all()
-  assert not known(got['stand_in_rows'][old], kept['rows']).all()
+  assert set(got['calibration_image_id'].tolist()) == set(range(12))
+  old = got['calibration_image_id'] < 6
+  assert known(got['calibration_embeddings'][~old], new).all()
+  left = np.concatenate([stand_ins['calibration_embeddings'], kept['embeddings']])
+  assert known(got['calibration_embeddings'][old], left).all()
+  assert not known(got['calibration_embeddings'][old], kept['embeddings']).all()
 
 
 def test_what_was_learned_can_be_extended(variables, embeddings, kept):
@@ -385,37 +389,39 @@ def test_what_was_learned_can_be_extended(variables, embeddings, kept):
   further = make(count=6, seen=6)
   new = np.flip(embeddings, axis=2) + np.float32(0.5)
   settled = learn(further, variables, [embedded(new, first=6)], kept)
-  extended = settled.bank.patches
-  assert settled.bank.seen == 12
-  assert len(extended.rows) == round(0.1 * 12 * GRID**2)
-  old = np.asarray(extended.image) < 6
+  extended = settled.memory_bank.patches
+  assert settled.memory_bank.num_images == 12
+  assert len(extended.embeddings) == round(0.1 * 12 * GRID**2)
+  old = np.asarray(extended.image_id) < 6
   assert 0 < old.sum() < len(old)
-  whole = np.concatenate([kept['rows'], new.reshape(-1, 192)])
-  assert {row.tobytes() for row in np.asarray(extended.rows)} <= {row.tobytes() for row in whole}
-  assert {r.tobytes() for r in np.asarray(extended.rows)[old]} <= {
-    r.tobytes() for r in kept['rows']
+  whole = np.concatenate([kept['embeddings'], new.reshape(-1, 192)])
+  assert {row.tobytes() for row in np.asarray(extended.embeddings)} <= {
+    row.tobytes() for row in whole
+  }
+  assert {r.tobytes() for r in np.asarray(extended.embeddings)[old]} <= {
+    r.tobytes() for r in kept['embeddings']
   }
   moved = further.one_pass.drift(
     kept, jax.tree.map(np.asarray, further.one_pass.state_arrays(settled))
   )
-  assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_kept': old.sum() / 38}
+  assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_retained': old.sum() / 38}
 
 
 def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
   """Eight images pass through a bank of six; what remains is half of what fits."""
   each = 4 * (192 + 64 + 2)
   small = make(count=8, ratio=0.9, max_bytes=6 * GRID**2 * each)
-  assert detector.one_pass.make_room is None
+  assert detector.one_pass.before_update is None
   x = np.concatenate([embeddings, embeddings[:2, ::-1]])
-  bank = learn(small, variables, [embedded(x[i : i + 1], i) for i in range(8)]).bank
-  assert len(bank.patches.rows) == 6 * GRID**2 // 2
-  away = np.linalg.norm(x.reshape(-1, 1, 192) - np.asarray(bank.patches.rows)[None], axis=-1)
-  assert 0 < away.min(axis=1).max() <= bank.radius * (1 + 1e-5)
+  bank = learn(small, variables, [embedded(x[i : i + 1], i) for i in range(8)]).memory_bank
+  assert len(bank.patches.embeddings) == 6 * GRID**2 // 2
+  away = np.linalg.norm(x.reshape(-1, 1, 192) - np.asarray(bank.patches.embeddings)[None], axis=-1)
+  assert 0 < away.min(axis=1).max() <= bank.covering_radius * (1 + 1e-5)
 
 
 def test_facts_tell_how_the_fold_went(detector, kept, embeddings):
-  facts = detector.one_pass.facts(kept, embeddings)
-  away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['rows'][None], axis=-1)
+  facts = detector.one_pass.summary(kept, embeddings)
+  away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['embeddings'][None], axis=-1)
   radius = pytest.approx(away.min(axis=1).max(), rel=1e-4)
   assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius, 'folds': 6}
 
@@ -425,7 +431,7 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
 ):
   once, two = make(approx=True).one_pass, embedded(embeddings[:2])
   assert once.summary(kept, embeddings)['approx_recall'] == 1.0
-  fitted = fitted_to(variables, kept['rows'])
+  fitted = fitted_to(variables, kept['embeddings'])
   got, want = jax.jit(once.score_held_out)(fitted, two), left_out(fitted, two)
   np.testing.assert_allclose(got.map, want.map, rtol=1e-5)
   np.testing.assert_allclose(got.image, want.image, rtol=1e-5)

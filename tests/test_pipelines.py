@@ -1,4 +1,4 @@
-"""From a name, a directory or a YAML file to a model; errors name the way out."""
+"""From a name, a directory or a YAML file to a model; errors name the fix."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_an_unknown_name_lists_those_there_are():
 
 
 def test_the_run_of_a_model_is_not_the_model(directory):
-  with pytest.raises(ModelError, match=r'is no model directory.*/model'):
+  with pytest.raises(ModelError, match=r'is not a model directory.*/model'):
     uadjax.create_model(str(directory.parent))
 
 
@@ -85,11 +85,13 @@ def test_the_device_of_the_file_holds_unless_another_is_named(directory, tmp_pat
 
 
 def test_what_is_written_can_be_read_and_is_not_written_over(tmp_path):
-  path = pipelines.write(tmp_path / 'new')
+  path = pipelines.write_settings(tmp_path / 'new')
   assert path.name == 'anomaly_detection.yaml'
-  assert configs.plain(pipelines.read(path)) == configs.plain(pipelines.default())
-  with pytest.raises(ConfigError, match='is there already'):
-    pipelines.write(tmp_path / 'new')
+  assert configs.to_plain_dict(pipelines.read_settings(path)) == configs.to_plain_dict(
+    pipelines.default_settings()
+  )
+  with pytest.raises(ConfigError, match='exists already'):
+    pipelines.write_settings(tmp_path / 'new')
 
 
 def test_the_content_of_a_file_may_be_given(directory):

@@ -22,13 +22,13 @@ def images(ops, seed, defects=DEFECTS):
     map = rng.integers(0, 3, (ops.height, ops.width)).astype(np.float32)  # Ties abound.
     restored = ops.restore(map, *size)
     truth = rng.random(size) < 0.3 if defect != 'good' else np.zeros(size, bool)
-    yield map, restored.map, restored.seen, truth
+    yield map, restored.anomaly_map, restored.visible, truth
 
 
 def collected(ops, added):
-  pixels = pixel_scores.nothing(ops, len(SIZES))
+  pixels = pixel_scores.empty(ops, len(SIZES))
   for one in added:
-    pixel_scores.add(pixels, *one)
+    pixel_scores.add_image(pixels, *one)
   return pixels
 
 
@@ -74,7 +74,7 @@ def test_a_ranking_counts_every_seen_pixel_at_its_original_size(text):
   found = pixel_scores.ranking(collected(ops, added))
   columns, normals = slow_ranking(added)
   for name, want in zip(
-    ('score', 'anomalous', 'normal_above', 'normal', 'overlap'), columns, strict=True
+    ('scores', 'num_anomalous', 'num_normal_above', 'num_normal', 'overlap'), columns, strict=True
   ):
     np.testing.assert_allclose(getattr(found, name), want, rtol=1e-12, err_msg=name)
   assert found.total_normals == normals
@@ -94,7 +94,7 @@ def test_pixels_outside_the_crop_do_not_count():
 
 def test_there_is_no_ranking_of_one_kind():
   ops = transforms.parse('resize(5)')
-  assert pixel_scores.ranking(pixel_scores.nothing(ops, 0)) is None
+  assert pixel_scores.ranking(pixel_scores.empty(ops, 0)) is None
   good = [*images(ops, 2, ('good',) * 4)]
   assert pixel_scores.ranking(collected(ops, good)) is None
   bad = [(map, values, seen, np.ones_like(truth)) for map, values, seen, truth in good]
@@ -112,12 +112,12 @@ def saved(path, height, width):
 def test_the_truth_of_an_image_is_its_mask(tmp_path):
   mask = saved(tmp_path / 'mask.png', 5, 4)
   bad = Record(tmp_path / 'x.png', 'cut', mask)
-  assert np.argwhere(pixel_scores.read(bad, (5, 4), 0)).tolist() == [[1, 2], [3, 0]]
-  assert np.argwhere(pixel_scores.read(bad, (5, 4), 9)).tolist() == [[3, 0]]
-  assert pixel_scores.read(bad._replace(mask=None), (5, 4), 0) is None
+  assert np.argwhere(pixel_scores.read_defect_mask(bad, (5, 4), 0)).tolist() == [[1, 2], [3, 0]]
+  assert np.argwhere(pixel_scores.read_defect_mask(bad, (5, 4), 9)).tolist() == [[3, 0]]
+  assert pixel_scores.read_defect_mask(bad._replace(mask=None), (5, 4), 0) is None
   # Whoever calls an image good means all of it.
   for good in (Record(bad.path), Record(bad.path, mask=mask)):
-    truth = pixel_scores.read(good, (5, 4), 0)
+    truth = pixel_scores.read_defect_mask(good, (5, 4), 0)
     assert truth.shape == (5, 4)
     assert not truth.any()
 
@@ -127,12 +127,12 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
   for size in ((4, 5), (5, 5), (50, 40)):
     said = rf'mask\.png is 4x5 pixels, but its image .*x\.png is {size[1]}x{size[0]}'
     with pytest.raises(DataError, match=said):
-      pixel_scores.read(record, size, 0)
+      pixel_scores.read_defect_mask(record, size, 0)
   (tmp_path / 'mask.png').write_bytes(b'')
   with pytest.raises(DataError, match=r'Cannot read .*mask\.png'):
-    pixel_scores.read(record, (5, 4), 0)
+    pixel_scores.read_defect_mask(record, (5, 4), 0)
 
 
 def test_a_record_is_read_as_a_path_or_not_at_all():
   with pytest.raises(DataError, match='gone'):
-    pixel_scores.read(Record(Path('x.png'), 'cut', Path('gone.png')), (5, 4), 0)
+    pixel_scores.read_defect_mask(Record(Path('x.png'), 'cut', Path('gone.png')), (5, 4), 0)

@@ -131,10 +131,11 @@ def test_several_devices_say_the_same_in_the_same_order(model, directory, folder
 def test_the_peak_at_original_size_is_that_at_network_size(model, folder):
   for one in model.predict(folder):
     h, w = one.size
-    y, x = np.unravel_index(one._map.argmax(), one._map.shape)
-    at_x, at_y = one.peak_at
-    assert at_y + 0.5 == pytest.approx((y + 0.5) * h / 32, abs=1.5 * h / 32)
-    assert at_x + 0.5 == pytest.approx((x + 0.5) * w / 48, abs=1.5 * w / 48)
+    at_x, at_y = one.peak_position
+    y, x = int((at_y + 0.5) * 32 / h), int((at_x + 0.5) * 48 / w)
+    # Of peaks that are nearly equal, the smaller one may be the larger between the pixels.
+    around = one._network_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+    assert around.max() >= 0.98 * one._network_map.max()
 
 
 @pytest.mark.parametrize('rows', [1, 2])
@@ -182,11 +183,11 @@ class Stub:
 
   def __init__(self):
     self.most = self.read = self.yielded = 0
-    limits = calibration.Limits(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
+    limits = calibration.Thresholds(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
     model = model_dir.Model(
       'Stub', None, transforms.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
     )
-    self.predictor = predictor.open_on(model, mesh.devices('cpu')[:2])
+    self.predictor = predictor.open_on_devices(model, mesh.select_devices('cpu')[:2])
 
   def images(self, number):
     for n in range(number):
@@ -203,7 +204,7 @@ def test_what_is_on_its_way_is_bounded_and_in_order(rows):
     assert one.score == number % 251
   assert stub.yielded == 2000
   # Waiting to be taken, being computed, being put together, being yielded.
-  assert stub.most <= (3 * max(2, threads.cores()) + 2) * rows
+  assert stub.most <= (3 * max(2, threads.num_cores()) + 2) * rows
 
 
 def test_a_result_comes_before_the_next_image_does():
@@ -245,7 +246,7 @@ def test_leaving_early_leaves_no_thread_behind():
 
 
 def test_what_is_saved_is_what_was_yielded(model, folder, paths, tmp_path):
-  results = list(predictor.saved(model.predict(folder, 2), tmp_path))
+  results = list(predictor.save_results(model.predict(folder, 2), tmp_path))
   assert [one.input_path for one in results] == [str(path) for path in paths]
   for path, one in zip(paths, results, strict=True):
     place = tmp_path / path.relative_to(folder).parent
@@ -261,5 +262,5 @@ def test_images_of_one_name_are_saved_under_several(tmp_path):
     image.save(tmp_path / name)
   found = sorted(tmp_path.rglob('*.*'))
   output = tmp_path / 'out'
-  assert len(list(predictor.saved(Stub().predictor.predict(found), output))) == len(found)
+  assert len(list(predictor.save_results(Stub().predictor.predict(found), output))) == len(found)
   assert len({path.name.casefold() for path in output.glob('*.json')}) == len(found)

@@ -124,7 +124,7 @@ def test_verdicts_and_metrics_are_the_same(runs, count):
   close(found, expected, ['score'])
   assert [row['label'] for row in found] == [row['label'] for row in expected]
   metrics, told = (
-    config.flat(json.loads((at / 'evaluate_result.json').read_text())['metrics'])
+    config.flatten(json.loads((at / 'evaluate_result.json').read_text())['metrics'])
     for at in (many, one)
   )
   assert metrics.keys() == told.keys()
@@ -156,7 +156,7 @@ def test_only_the_first_process_writes(runs, name):
 @pytest.mark.parametrize('count', [3, 4])
 def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
   # Twelve images to learn from, which three processes share as evenly as four do.
-  root = demo.draw(tmp_path / 'drawn', size=60, train=15, test_good=2, test_defect=1)
+  root = demo.write_dataset(tmp_path / 'drawn', size=60, train=15, test_good=2, test_defect=1)
   flags = [f'--workdir={tmp_path / "run"}', f'--config.data.root={root}', '--config=stfpm']
   flags += [
     f'--config.fit.batch_size={count * (count - 1)}',
@@ -174,15 +174,15 @@ def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
   (_, told), _, *others = ended(processes)
   for code, said in ((1, told), *others):
     assert code == 1
-    assert 'Lost: A process of this run is gone' in said
+    assert 'ProcessLost: A process of this run ended or cannot be reached' in said
     assert 'Traceback' not in said
   result = json.loads((tmp_path / 'run' / 'train_result.json').read_text())
-  assert result['err_type'] == 'Lost'
+  assert result['err_type'] == 'ProcessLost'
   step = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
   more = ['--config.fit.resume=latest', f'--config.fit.steps={step + 2}']
   for code, said in ended(started(count - 1, [*flags, *more])):
     assert code == 0, said
-    assert f'Going on from step {step}' in said
+    assert f'Resuming from step {step}' in said
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,9 @@ def test_who_waits_for_others_in_vain_is_told_so():
   )
   run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert run.returncode == 1
-  assert run.stderr.startswith('Lost: The processes of this run did not meet within hosts.wait_s=1')
+  assert run.stderr.startswith(
+    'ProcessLost: The processes of this run did not connect within hosts.wait_s=1'
+  )
 
 
 @pytest.mark.slow
@@ -309,10 +311,10 @@ def test_one_that_hangs_is_not_waited_for_for_ever():
     'options = config.base().hosts\n'
     f'options.update({options} | {{"index": int(sys.argv[1])}})\n'
     'processes.join(options)\n'
-    'processes.meet("the start", 60)\n'
+    'processes.barrier("the start", 60)\n'
     'if options.index: time.sleep(60)\n'
-    'try: processes.meet("the work", 2)\n'
-    'except processes.Lost as error: print(error); processes.leave(error)'
+    'try: processes.barrier("the work", 2)\n'
+    'except processes.ProcessLost as error: print(error); processes.exit_process(error)'
   )
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
   first, late = (
@@ -326,7 +328,9 @@ def test_one_that_hangs_is_not_waited_for_for_ever():
   finally:
     late.kill()
     late.communicate()
-  assert 'Not all processes of this run have come to the work within hosts.wait_s=2 s' in said
+  assert (
+    "Not all processes of this run reached the barrier 'the work' within hosts.wait_s=2 s" in said
+  )
 
 
 def test_whose_heart_does_not_beat_is_found():
@@ -335,9 +339,9 @@ def test_whose_heart_does_not_beat_is_found():
     beats = {'alive/0': str(now), 'alive/1': '3', 'alive/2': str(now // 3)}
     if now == 9:
       del beats['alive/1']  # It has ended as it should.
-    assert processes._silent(beats, heard, float(now), 4.0) == ('1' if 5 <= now < 9 else '')
+    assert processes._stale_process(beats, heard, float(now), 4.0) == ('1' if 5 <= now < 9 else '')
 
 
 def test_other_errors_are_left_as_they_are():
   error = ValueError('closed by peer')
-  assert processes.told(error) is error  # Of one process alone.
+  assert processes.explain(error) is error  # Of one process alone.

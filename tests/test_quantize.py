@@ -32,8 +32,8 @@ def models(exported):
   for name in small_runs.NAMES:
     # Far above all scores: no label hangs on the last digit.
     model = model_dir.load(exported(name))
-    high = model.limits._replace(image=1e6, review=1e6)
-    found[name] = model._replace(limits=high)
+    high = model.thresholds._replace(image_threshold=1e6, review_threshold=1e6)
+    found[name] = model._replace(thresholds=high)
   return found
 
 
@@ -48,7 +48,7 @@ def tested(models, drawn):
 @pytest.fixture
 def lenient(monkeypatch):
   """Rankings of random weights on few images say nothing."""
-  monkeypatch.setattr(quantization_check, 'AUROC_FALL', 1.0)
+  monkeypatch.setattr(quantization_check, 'MAX_AUROC_DROP', 1.0)
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +59,9 @@ def resnets(fitted):
   def resnet(name):
     more = ('--config.fit.steps=1',) if name == 'stfpm' else ()
     model = model_dir.load(fitted(name, '--config.backbone.weights=random', *more))
-    return model._replace(limits=model.limits._replace(image=1e6, review=1e6))
+    return model._replace(
+      thresholds=model.thresholds._replace(image_threshold=1e6, review_threshold=1e6)
+    )
 
   return resnet
 
@@ -74,9 +76,9 @@ def exact(resnets, tmp_path_factory):
 def test_int8_is_smaller_and_runs_at_any_batch(resnets, exact, tested, lenient, tmp_path):
   path = tmp_path / 'it.onnx'
   done = exporter.export(resnets('padim'), output=path, quantize='int8')
-  assert done.bytes < 0.6 * exact.bytes
+  assert done.num_bytes < 0.6 * exact.num_bytes
   session = onnxruntime.InferenceSession(path)
-  want = runtimes.open(exact.path).run(tested)
+  want = runtimes.open_graph(exact.path).run(tested)
   for count in (1, 2, 5):
     map, score = session.run(None, {'image': tested[:count]})
     assert map.shape == (count, 32, 48)
@@ -87,8 +89,8 @@ def test_int8_is_smaller_and_runs_at_any_batch(resnets, exact, tested, lenient, 
 def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, tmp_path):
   path = tmp_path / 'it.onnx'
   done = exporter.export(resnets('padim'), output=path, quantize='fp16')
-  assert done.bytes < 0.65 * exact.bytes
-  want, got = (runtimes.open(one).run(tested) for one in (exact.path, path))
+  assert done.num_bytes < 0.65 * exact.num_bytes
+  want, got = (runtimes.open_graph(one).run(tested) for one in (exact.path, path))
   np.testing.assert_allclose(got.image, want.image, rtol=1e-2)
   np.testing.assert_allclose(got.map, want.map, rtol=1e-2, atol=1e-2 * want.map.max())
 
@@ -124,15 +126,15 @@ def test_a_quantized_graph_says_so(models, lenient, tmp_path):
   model, path = models['patchcore'], tmp_path / 'it.onnx'
   done = exporter.export(model, output=path, quantize='int8')
   onnx.checker.check_model(path, full_check=True)
-  runtime = runtimes.open(path)
-  assert runtime.about['quantize'] == 'int8'
-  assert runtime.about['thresholds'] == model.limits._asdict()
-  assert runtimes.open(model.directory / 'model.onnx').about['quantize'] == ''
+  runtime = runtimes.open_graph(path)
+  assert runtime.metadata['quantize'] == 'int8'
+  assert runtime.metadata['thresholds'] == model.thresholds._asdict()
+  assert runtimes.open_graph(model.directory / 'model.onnx').metadata['quantize'] == ''
   assert onnx.load(path).producer_name == 'uadjax'
   told = json.loads((tmp_path / 'it.onnx.json').read_text())
   assert told['quantize'] == 'int8'
   assert 'agreement' not in told  # For it does not agree.
-  assert told['quantized'] == done.quantized.told()
+  assert told['quantized'] == done.quantized.to_dict()
   assert told['quantized']['bytes_after'] == path.stat().st_size
   assert told['quantized']['images'] == {'good': small_runs.TRAIN, 'test': 9}
   assert told['quantized']['auroc'] == pytest.approx(done.quantized.test.auroc)
@@ -149,18 +151,18 @@ def test_it_is_never_taken_for_the_exact_one(models, lenient, tmp_path, monkeypa
   small = exporter.export(model, quantize='int8').path
   assert small == directory / 'model.int8.onnx'
   exporter.export(model, output=directory / 'model.onnx', quantize='fp16')
-  assert not cached_graph.ready(directory).is_relative_to(directory)
+  assert not cached_graph.get_or_export(directory).is_relative_to(directory)
   exporter.export(model)
-  assert cached_graph.ready(directory) == directory / 'model.onnx'
+  assert cached_graph.get_or_export(directory) == directory / 'model.onnx'
   shutil.copy(small, directory / 'model.onnx')  # And what lies beside it is the exact one's.
-  assert not cached_graph.ready(directory).is_relative_to(directory)
+  assert not cached_graph.get_or_export(directory).is_relative_to(directory)
 
 
-@pytest.mark.parametrize('kind', exporter.KINDS)
+@pytest.mark.parametrize('kind', exporter.QUANTIZATIONS)
 def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_path, monkeypatch):
   model = models['stfpm']
-  on = quantization_check.pictures(model, None, None)
-  seen = np.stack([on.taken(path) for path in on.good])
+  on = quantization_check.select_images(model, None, None)
+  seen = np.stack([on.read_input(path) for path in on.good])
   scores = np.sort(np.asarray(model.score(model.fitted, seen).image))
 
   def shifted(*arguments):
@@ -172,19 +174,21 @@ def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_pa
     made.graph.node.append(onnx.helper.make_node('Mul', ['unshifted', 'half'], ['score']))
     return made
 
-  quantize_of_kind = quantize.KINDS[kind]
-  monkeypatch.setitem(quantize.KINDS, kind, shifted)
-  low = model.limits._replace(image=0.9 * float(scores[0]), review=0.9 * float(scores[0]))
+  quantize_of_kind = quantize.QUANTIZERS[kind]
+  monkeypatch.setitem(quantize.QUANTIZERS, kind, shifted)
+  low = model.thresholds._replace(
+    image_threshold=0.9 * float(scores[0]), review_threshold=0.9 * float(scores[0])
+  )
   with pytest.raises(
     errors.ExportError, match=r'1 of 1 labels change.*9 of 9 labels change.*Nothing was written'
   ):
-    exporter.export(model._replace(limits=low), output=tmp_path / 'it.onnx', quantize=kind)
+    exporter.export(model._replace(thresholds=low), output=tmp_path / 'it.onnx', quantize=kind)
   assert not [*tmp_path.iterdir()]
 
 
 def test_the_tolerance_is_what_it_says():
   def kept(*numbers):
-    return quantization_check.Kept(*numbers).holds
+    return quantization_check.QuantizationAgreement(*numbers).is_within_tolerance
 
   assert kept(3, 1, 0.1)  # One always may.
   assert not kept(3, 2, 0.1)
@@ -197,22 +201,22 @@ def test_the_tolerance_is_what_it_says():
 
 
 def test_nothing_that_is_not_a_number_is_kept(models):
-  on = quantization_check.pictures(models['padim'], None, None)
+  on = quantization_check.select_images(models['padim'], None, None)
 
   def scores(value):
     return lambda images: types.Scores(None, np.full(len(images), value, np.float32))
 
   records = [record_types.Record(path) for path in on.good]
-  limits = models['padim'].limits
+  limits = models['padim'].thresholds
   found = quantization_check.compare([scores(1), scores(np.nan)], records, on, limits, None)
-  assert not found.holds
+  assert not found.is_within_tolerance
 
 
 def test_what_is_thrown_inside_is_told_and_nothing_is_left(models, tmp_path, monkeypatch):
   def broken(*_):
     raise RuntimeError('no such operation\nTraceback')
 
-  monkeypatch.setitem(quantize.KINDS, 'int8', broken)
+  monkeypatch.setitem(quantize.QUANTIZERS, 'int8', broken)
   with pytest.raises(errors.ExportError, match=r'cannot be quantized: no such operation\. Nothing'):
     exporter.export(models['padim'], output=tmp_path / 'it.onnx', quantize='int8')
   assert not [*tmp_path.iterdir()]
@@ -230,7 +234,7 @@ def test_what_there_is_not_is_refused(models):
 
 
 def test_arrays_beside_the_file_are_refused(models, tmp_path, monkeypatch):
-  monkeypatch.setattr(onnx_files, '_LIMIT', 1000)
+  monkeypatch.setattr(onnx_files, '_MAX_PROTOBUF_BYTES', 1000)
   with pytest.raises(errors.ExportError, match='two gigabytes'):
     exporter.export(models['padim'], output=tmp_path / 'it.onnx', quantize='fp16')
   assert not [*tmp_path.iterdir()]
@@ -241,27 +245,27 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
   shutil.copytree(models['patchcore'].directory, directory)
   (directory / 'calibration.csv').unlink()
   model = models['patchcore']
-  config = configs.from_plain(configs.plain(model.config), '')
+  config = configs.from_plain_dict(configs.to_plain_dict(model.config), '')
   config.data.root = str(tmp_path / 'gone')
   model = model._replace(directory=directory, config=config)
-  for kind in exporter.KINDS:
+  for kind in exporter.QUANTIZATIONS:
     with pytest.raises(errors.ConfigError, match=r'export\.images=DIR'):
       exporter.export(model, quantize=kind)
-  of_set = exporter.export(model, quantize='fp16', images=drawn / 'disc').quantized
+  of_set = exporter.export(model, quantize='fp16', image_folder=drawn / 'disc').quantized
   assert of_set.good.images == small_runs.TRAIN
   assert of_set.test.auroc is not None
   folder = exporter.export(
-    model, quantize='fp16', images=drawn / 'disc' / 'test' / 'good'
+    model, quantize='fp16', image_folder=drawn / 'disc' / 'test' / 'good'
   ).quantized
   assert folder.good.images == small_runs.GOOD
   assert folder.test is None
-  assert folder.told()['auroc'] is None
+  assert folder.to_dict()['auroc'] is None
 
 
 def test_a_fixed_batch_and_a_cameras_pixels(models, lenient, tmp_path):
   path = tmp_path / 'it.onnx'
-  exporter.export(models['padim'], output=path, batch=3, camera=(57, 75), quantize='int8')
-  runtime = runtimes.open(path)
+  exporter.export(models['padim'], output=path, batch=3, camera_size=(57, 75), quantize='int8')
+  runtime = runtimes.open_graph(path)
   assert runtime.batch == 3
   assert runtime.run(np.zeros((3, 57, 75, 3), np.uint8)).map.shape == (3, 57, 75)
 
@@ -270,21 +274,23 @@ def test_the_last_batch_is_filled_with_images(drawn):
   def taken(path):
     return np.full((2, 2, 3), int(path.name), np.uint8)
 
-  chunks = [*quantization_check.chunks([Path(name) for name in '12345'], taken, 3, 3)]
+  chunks = [*quantization_check.read_batches([Path(name) for name in '12345'], taken, 3, 3)]
   assert [count for _, count in chunks] == [3, 2]
   assert chunks[1][0][:, 0, 0, 0].tolist() == [4, 5, 4]
-  loose = [len(images) for images, _ in quantization_check.chunks([Path('1')] * 5, taken, 3, None)]
+  loose = [
+    len(images) for images, _ in quantization_check.read_batches([Path('1')] * 5, taken, 3, None)
+  ]
   assert loose == [3, 2]
 
 
 def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
   kinds = get_args(get_args(get_args(options.Quantize)[0])[0])
-  assert kinds == exporter.KINDS
+  assert kinds == exporter.QUANTIZATIONS
   directory, path = str(models['padim'].directory), tmp_path / 'a.onnx'
   assert cli.main(['export', directory, '--output', str(path), '--quantize', 'fp16', '--json']) == 0
   assert json.loads(capsys.readouterr().out)['quantized']['kind'] == 'fp16'
   assert cli.main(['export', directory, '--format', 'tflite', '--quantize', 'fp16']) == 2
-  assert 'for onnx alone' in capsys.readouterr().err
+  assert 'requires onnx' in capsys.readouterr().err
   flags = [
     f'--config={small_runs.CONFIGS / "padim"}.py',
     f'--workdir={tmp_path}',

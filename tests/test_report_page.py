@@ -1,4 +1,4 @@
-"""The page of a report in a browser: what moves, what is counted, what never runs."""
+"""Tests of the HTML report in a browser."""
 
 from typing import NamedTuple
 
@@ -15,47 +15,47 @@ from uadjax.numerics import metrics
 
 HOSTILE = '<img src=x onerror=run()>\u2028"\'&amp;'
 CLOSING = '</script><script>run()</script>'
-LIMITS = calibration.Limits(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
+THRESHOLDS = calibration.Thresholds(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
 
 
 class Case(NamedTuple):
-  """Test images with scores, of which a report is made."""
+  """Data of a report: records, anomaly maps and scores."""
 
   records: list[Record]
   maps: list[np.ndarray]
-  drawn: curves.Curves
+  curve_data: curves.CurveData
 
   @property
   def scored(self):
-    return list(zip(self.drawn.defects, self.drawn.scores.tolist(), strict=True))
+    return list(zip(self.curve_data.defects, self.curve_data.scores.tolist(), strict=True))
 
   @property
   def scores(self):
-    return self.drawn.scores.tolist()
+    return self.curve_data.scores.tolist()
 
 
 def make(folder, defects, masks=True):
   rng = np.random.default_rng(0)
   good = np.array([defect == 'good' for defect in defects], bool)
   scores = np.where(good, rng.normal(1.3, 0.4, len(good)), rng.normal(2.4, 0.7, len(good)))
-  scores = scores.round(3)  # As the page shows them.
+  scores = scores.round(3)  # The precision of the scores in the report.
   maps = [rng.gamma(2.0, 1.0, (16, 16)).astype(np.float32) for _ in defects]
   records = [make_record(folder, i, defect, rng, masks) for i, defect in enumerate(defects)]
   both = good.any() and (~good).any()
   pixels = None
   if masks and both:
     pixels = metrics.rank(rng.gamma(4, 1, 500), [rng.gamma(2, 1, 5000)], np.full(500, 0.01))
-  drawn = curves.Curves(
+  curve_data = curves.CurveData(
     title=f'A model on {CLOSING}',
-    limits=LIMITS,
+    thresholds=THRESHOLDS,
     scores=scores,
     defects=defects,
-    image=metrics.rank(scores[~good], [scores[good]]) if both else None,
-    pixel=pixels,
-    pixel_alarms=40,
-    calibration=rng.normal(1.3, 0.4, 50),
+    image_ranking=metrics.rank(scores[~good], [scores[good]]) if both else None,
+    pixel_ranking=pixels,
+    num_pixel_alarms=40,
+    calibration_scores=rng.normal(1.3, 0.4, 50),
   )
-  return Case(records, maps, drawn)
+  return Case(records, maps, curve_data)
 
 
 def make_record(folder, i, defect, rng, masks):
@@ -69,27 +69,28 @@ def make_record(folder, i, defect, rng, masks):
   return Record(path, defect, folder / f'{i}_mask.png')
 
 
-def write(case, path, number=200):
-  chosen = gallery.choose(case.records, case.drawn.scores, LIMITS, number)
+def write(case, path, num_pictures=200):
+  chosen = gallery.choose(case.records, case.curve_data.scores, THRESHOLDS, num_pictures)
   ops = transforms.parse('resize(20)|center_crop(16)')
-  shots = gallery.make_pictures(case.records, case.maps, chosen, ops, LIMITS.pixel)
-  about = {
+  pictures = gallery.make_pictures(case.records, case.maps, chosen, ops, THRESHOLDS.pixel_threshold)
+  provenance = {
     'model': {'name': HOSTILE, 'arrays_sha256': 'ab' * 32},
     'timing': {'fit_s': 1.25},
     'config': {'name': CLOSING},
   }
-  found = {'image_auroc': 0.9, 'pixel_auroc': None, 'au_pro': None, 'counts': {'good': 1}}
-  report.write(path, case.drawn, found, case.records, shots, about)
+  report_metrics = {'image_auroc': 0.9, 'pixel_auroc': None, 'au_pro': None, 'counts': {'good': 1}}
+  report.write(path, case.curve_data, report_metrics, case.records, pictures, provenance)
   return path
 
 
-def counts(case, review, ng):
-  """Of each kind: images, OK, review, NG."""
+def counts(case, review_threshold, image_threshold):
+  """Return the number of images, OK, review and NG by defect type."""
   table = {}
-  for kind in set(case.drawn.defects):
-    mine = [s for defect, s in case.scored if defect == kind]
-    ok, called = sum(s <= review for s in mine), sum(s > ng for s in mine)
-    table[kind] = [len(mine), ok, len(mine) - ok - called, called]
+  for name in set(case.curve_data.defects):
+    scores = [s for defect, s in case.scored if defect == name]
+    num_ok = sum(s <= review_threshold for s in scores)
+    num_ng = sum(s > image_threshold for s in scores)
+    table[name] = [len(scores), num_ok, len(scores) - num_ok - num_ng, num_ng]
   return table
 
 
@@ -106,15 +107,15 @@ def file(case, tmp_path_factory):
 
 @pytest.fixture
 def show(browser):
-  """Open a report; whatever it asks for, complains of or runs by the name of run fails the test."""
-  pages, asked, said = [], [], []
+  """Opens a report. Console messages, injected code and external requests fail the test."""
+  pages, requests, messages = [], [], []
 
   def show(path, width=1280, height=900, scheme='light'):
     page = browser.new_page(viewport={'width': width, 'height': height}, color_scheme=scheme)
     page.add_init_script('window.run = () => { window.ran = true; };')
-    page.on('request', lambda request: asked.append((request.url, path.as_uri())))
-    page.on('console', lambda message: said.append(message.text))
-    page.on('pageerror', lambda error: said.append(str(error)))
+    page.on('request', lambda request: requests.append((request.url, path.as_uri())))
+    page.on('console', lambda message: messages.append(message.text))
+    page.on('pageerror', lambda error: messages.append(str(error)))
     page.goto(path.as_uri())
     pages.append(page)
     return page
@@ -123,41 +124,50 @@ def show(browser):
   for page in pages:
     assert page.evaluate('window.ran') is None
     page.close()
-  assert said == []
-  assert [url for url, own in asked if url != own and not url.startswith('data:')] == []
+  assert messages == []
+  external = [url for url, report_url in requests if url != report_url]
+  assert [url for url in external if not url.startswith('data:')] == []
 
 
 def table(page):
-  """Counts by kind, as they stand in the page."""
-  rows = page.locator('#kinds tbody tr:not(.held-out)').all()
-  found = {}
+  """Return the displayed counts by defect type."""
+  rows = page.locator('#defect-types tbody tr:not(.held-out)').all()
+  counts_by_type = {}
   for row in rows:
     cells = row.locator('td.count').all_inner_texts()
-    found[row.locator('th bdi').inner_text()] = [int(cell) for cell in cells[:4]]
-  return found
+    name = row.locator('th bdi').inner_text()
+    counts_by_type[name] = [int(cell) for cell in cells[:4]]
+  return counts_by_type
 
 
 def thresholds(page):
-  return [float(page.get_attribute(f'#handle-{key}', 'aria-valuenow')) for key in ('review', 'ng')]
+  handles = '#review-threshold-handle', '#image-threshold-handle'
+  return [float(page.get_attribute(handle, 'aria-valuenow')) for handle in handles]
 
 
-def told(page, name):
-  """A number beside its name in the list of rates."""
+def rate(page, name):
+  """Return the number beside a name in the list of rates."""
   return page.inner_text(f'#numbers dt:text-is("{name}") + dd strong')
 
 
 def assert_counted(page, case):
-  review, ng = thresholds(page)
-  want = counts(case, review, ng)
-  assert table(page) == want
-  good, bad = want['good'], np.sum([n for kind, n in want.items() if kind != 'good'], axis=0)
-  assert page.locator('#key li').nth(3).inner_text().startswith(f'{good[3]} of {good[0]}')
-  assert page.locator('#key li').nth(4).inner_text().startswith(f'{bad[0] - bad[3]} of {bad[0]}')
-  f1 = 2 * bad[3] / (2 * bad[3] + good[3] + bad[0] - bad[3])
-  assert told(page, 'F1') == f'{f1:.3f}'
-  precision = bad[3] / (bad[3] + good[3])
-  assert abs(float(told(page, 'Precision').split()[0]) - 100 * precision) <= 0.5
-  # The operating point of ROC has moved there.
+  expected = counts(case, *thresholds(page))
+  assert table(page) == expected
+  good = expected['good']
+  defective = np.sum([n for name, n in expected.items() if name != 'good'], axis=0)
+  num_missed = defective[0] - defective[3]
+  assert page.locator('#key-numbers li').nth(3).inner_text().startswith(f'{good[3]} of {good[0]}')
+  assert (
+    page.locator('#key-numbers li')
+    .nth(4)
+    .inner_text()
+    .startswith(f'{num_missed} of {defective[0]}')
+  )
+  f1 = 2 * defective[3] / (2 * defective[3] + good[3] + num_missed)
+  assert rate(page, 'F1') == f'{f1:.3f}'
+  precision = defective[3] / (defective[3] + good[3])
+  assert abs(float(rate(page, 'Precision').split()[0]) - 100 * precision) <= 0.5
+  # The operating point of the ROC curve follows the threshold.
   mark, grid = page.locator('#roc .mark.Images'), page.locator('#roc clipPath rect')
   box = {k: float(grid.get_attribute(k)) for k in ('x', 'y', 'width', 'height')}
   share = (float(mark.get_attribute('cx')) - box['x'] - 2) / (box['width'] - 4)
@@ -168,33 +178,33 @@ def test_dragging_a_threshold_moves_the_counts(show, file, case):
   page = show(file)
   assert thresholds(page) == [1.5, 2.0]
   assert_counted(page, case)
-  for key, by in (('ng', -60), ('review', -90), ('ng', 150)):
-    before = table(page)
-    grip = page.locator(f'#handle-{key} .grip').bounding_box()
+  for key, offset in (('image', -60), ('review', -90), ('image', 150)):
+    previous = table(page)
+    grip = page.locator(f'#{key}-threshold-handle .grip').bounding_box()
     x, y = grip['x'] + grip['width'] / 2, grip['y'] + grip['height'] / 2
     page.mouse.move(x, y)
     page.mouse.down()
-    page.mouse.move(x + by, y + 3, steps=3)
-    assert_counted(page, case)  # While it is held,
+    page.mouse.move(x + offset, y + 3, steps=3)
+    assert_counted(page, case)  # While dragging.
     page.mouse.up()
-    assert_counted(page, case)  # and afterwards.
-    assert table(page) != before
+    assert_counted(page, case)  # After dragging.
+    assert table(page) != previous
   page.click('#reset')
   assert thresholds(page) == [1.5, 2.0]
 
 
 def test_thresholds_move_by_keyboard_and_by_number_and_never_cross(show, file, case):
   page = show(file)
-  page.focus('#handle-review')
+  page.focus('#review-threshold-handle')
   for press in ('ArrowRight', 'Shift+ArrowRight', 'PageUp', 'ArrowLeft'):
-    before = thresholds(page)[0]
+    previous = thresholds(page)[0]
     page.keyboard.press(press)
-    assert (thresholds(page)[0] > before) == (press != 'ArrowLeft')
+    assert (thresholds(page)[0] > previous) == (press != 'ArrowLeft')
     assert_counted(page, case)
   page.keyboard.press('End')
-  review, ng = thresholds(page)
-  assert review == ng > max(case.scores)
-  page.fill('#ng', '1.234')
+  review_threshold, image_threshold = thresholds(page)
+  assert review_threshold == image_threshold > max(case.scores)
+  page.fill('#image-threshold', '1.234')
   page.keyboard.press('Enter')
   assert thresholds(page) == [1.234, 1.234]
   assert_counted(page, case)
@@ -205,13 +215,13 @@ def test_thresholds_move_by_touch(browser, file, case):
   context = browser.new_context(viewport={'width': 390, 'height': 844}, has_touch=True)
   page = context.new_page()
   page.goto(file.as_uri())
-  page.locator('#handle-ng').scroll_into_view_if_needed()
-  grip = page.locator('#handle-ng .grip').bounding_box()
+  page.locator('#image-threshold-handle').scroll_into_view_if_needed()
+  grip = page.locator('#image-threshold-handle .grip').bounding_box()
   assert grip['height'] >= 22
   session = context.new_cdp_session(page)
   x, y = grip['x'] + grip['width'] / 2, grip['y'] + grip['height'] / 2
-  for kind, at in (('touchStart', x), ('touchMove', x - 30), ('touchMove', x - 70)):
-    points = [{'x': at, 'y': y}]
+  for kind, touch_x in (('touchStart', x), ('touchMove', x - 30), ('touchMove', x - 70)):
+    points = [{'x': touch_x, 'y': y}]
     session.send('Input.dispatchTouchEvent', {'type': kind, 'touchPoints': points})
   session.send('Input.dispatchTouchEvent', {'type': 'touchEnd', 'touchPoints': []})
   assert thresholds(page)[1] < 2.0
@@ -220,44 +230,45 @@ def test_thresholds_move_by_touch(browser, file, case):
 
 
 def tiles(page):
-  """Score and verdict of each tile."""
+  """Return score and verdict of each tile."""
   scores = page.locator('#tiles .score').all_inner_texts()
   return list(
     zip(map(float, scores), page.locator('#tiles .verdict').all_inner_texts(), strict=True)
   )
 
 
-def wrongs(case):
-  """On the wrong side of the threshold, the farthest first."""
-  signed = [
-    (s - 2.0 if defect == 'good' else 2.0 - s, defect == 'good', s) for defect, s in case.scored
+def misclassified_scores(case):
+  """Return the scores of misclassified images, the farthest from the threshold first."""
+  errors = [
+    (s - 2.0 if defect == 'good' else 2.0 - s, s)
+    for defect, s in case.scored
+    if (s > 2.0) == (defect == 'good')
   ]
-  wrong = [(far, s) for far, good, s in signed if (s > 2.0) == good]
-  return [s for _, s in sorted(wrong, reverse=True)]
+  return [s for _, s in sorted(errors, reverse=True)]
 
 
 @pytest.mark.slow
-def test_the_gallery_shows_the_worst_first_and_sorts_and_filters(show, file, case):
+def test_the_gallery_shows_misclassified_images_first_and_sorts_and_filters(show, file, case):
   page = show(file)
   page.click('#more')
-  want = wrongs(case)
-  assert len(want) > 3
+  expected = misclassified_scores(case)
+  assert len(expected) > 3
   scores = [score for score, _ in tiles(page)]
-  assert scores[: len(want)] == want
+  assert scores[: len(expected)] == expected
   assert sorted(scores) == sorted(case.scores)
   page.select_option('#order', 'high')
   assert [score for score, _ in tiles(page)] == sorted(case.scores, reverse=True)
   page.select_option('#order', 'low')
   assert [score for score, _ in tiles(page)] == sorted(case.scores)
-  page.select_option('#by-label', 'review')
+  page.select_option('#label-filter', 'review')
   assert [score for score, _ in tiles(page)] == sorted(s for s in case.scores if 1.5 < s <= 2.0)
-  page.select_option('#by-label', 'wrong')
-  assert sorted(score for score, _ in tiles(page)) == sorted(want)
-  page.select_option('#by-label', '')
-  page.select_option('#by-kind', label=CLOSING)
-  mine = [s for defect, s in case.scored if defect == CLOSING]
-  assert [score for score, _ in tiles(page)] == sorted(mine)
-  page.fill('#ng', '100')
+  page.select_option('#label-filter', 'misclassified')
+  assert sorted(score for score, _ in tiles(page)) == sorted(expected)
+  page.select_option('#label-filter', '')
+  page.select_option('#type-filter', label=CLOSING)
+  scores = [s for defect, s in case.scored if defect == CLOSING]
+  assert [score for score, _ in tiles(page)] == sorted(scores)
+  page.fill('#image-threshold', '100')
   page.keyboard.press('Enter')
   assert all('missed' in verdict for _, verdict in tiles(page))
 
@@ -265,55 +276,55 @@ def test_the_gallery_shows_the_worst_first_and_sorts_and_filters(show, file, cas
 PIXELS = '(selector) => document.querySelector(selector).toDataURL()'
 
 
-def changed(page, selector, before):
-  """Wait until the pixels of a canvas are others; what they are."""
-  test = f'([selector, before]) => !["data:,", before].includes(({PIXELS})(selector))'
-  page.wait_for_function(test, arg=[selector, before])
+def changed(page, selector, previous):
+  """Wait until the pixels of a canvas have changed, and return them."""
+  test = f'([selector, previous]) => !["data:,", previous].includes(({PIXELS})(selector))'
+  page.wait_for_function(test, arg=[selector, previous])
   return page.evaluate(PIXELS, selector)
 
 
 @pytest.mark.slow
 def test_settings_change_the_pixels_of_the_pictures(show, file):
   page = show(file)
-  page.select_option('#by-kind', label=CLOSING)
+  page.select_option('#type-filter', label=CLOSING)
   canvas = '#tiles li:first-child canvas'
   page.locator(canvas).scroll_into_view_if_needed()
-  now = changed(page, canvas, '')
+  current = changed(page, canvas, '')
   page.fill('#opacity', '0')
-  now = changed(page, canvas, now)
+  current = changed(page, canvas, current)
   page.uncheck('#show-truth')
-  now = changed(page, canvas, now)
-  value = page.inner_text('#pixel-value')
+  current = changed(page, canvas, current)
+  value = page.inner_text('#pixel-threshold-value')
   assert float(value) == 3.0
-  page.fill('#pixel', '60')
-  assert float(page.inner_text('#pixel-value')) < 3.0
-  now = changed(page, canvas, now)
-  page.uncheck('#show-marked')
-  changed(page, canvas, now)
+  page.fill('#pixel-threshold', '60')
+  assert float(page.inner_text('#pixel-threshold-value')) < 3.0
+  current = changed(page, canvas, current)
+  page.uncheck('#show-outlines')
+  changed(page, canvas, current)
 
 
 @pytest.mark.slow
-def test_a_picture_is_enlarged_and_put_back(show, file):
+def test_a_picture_is_enlarged_and_closed(show, file):
   page = show(file)
   assert not page.is_visible('#zoom')
   page.locator('#tiles button').first.focus()
   page.keyboard.press('Enter')
   first = page.inner_text('#zoom-name')
-  now = changed(page, '#zoom-canvas', '')
+  current = changed(page, '#zoom-canvas', '')
   page.keyboard.press('ArrowRight')
   assert page.inner_text('#zoom-name') != first
-  now = changed(page, '#zoom-canvas', now)
+  current = changed(page, '#zoom-canvas', current)
   page.keyboard.press('+')
-  now = changed(page, '#zoom-canvas', now)
+  current = changed(page, '#zoom-canvas', current)
   page.hover('#zoom-canvas')
   page.mouse.wheel(0, -300)
-  now = changed(page, '#zoom-canvas', now)
+  current = changed(page, '#zoom-canvas', current)
   page.mouse.down()
   page.mouse.move(500, 500)
   page.mouse.up()
-  now = changed(page, '#zoom-canvas', now)
-  page.fill('#opacity', '0')  # The same settings.
-  changed(page, '#zoom-canvas', now)
+  current = changed(page, '#zoom-canvas', current)
+  page.fill('#opacity', '0')  # The settings are in the dialog.
+  changed(page, '#zoom-canvas', current)
   page.focus('#close')
   page.keyboard.press('ArrowLeft')
   assert page.inner_text('#zoom-name') == first
@@ -323,63 +334,67 @@ def test_a_picture_is_enlarged_and_put_back(show, file):
   assert page.evaluate('document.activeElement.closest("#tiles") !== null')
 
 
-def test_names_are_text_whatever_they_look_like(show, file):
+def test_names_are_shown_as_text(show, file):
   page = show(file)
   assert page.title() == f'A model on {CLOSING}'
   assert page.inner_text('h1') == f'A model on {CLOSING}'
-  assert page.locator('#kinds th', has_text=CLOSING).count() == 1
+  assert page.locator('#defect-types th', has_text=CLOSING).count() == 1
   assert page.locator('#tiles .path', has_text='<img src=x').count() > 5
-  assert page.locator('#about dd', has_text='<img src=x').count() == 1
+  assert page.locator('#provenance dd', has_text='<img src=x').count() == 1
   assert page.locator('img').count() == 0
   assert page.locator('script').count() == 4
 
 
-def test_what_is_slipped_into_the_file_neither_runs_nor_reaches_out(browser, file, tmp_path):
-  more = '<script>run()</script><img src="http://127.0.0.1:9/x.png" onerror="run()">'
-  (tmp_path / 'report.html').write_text(file.read_text().replace('</body>', f'{more}</body>'))
+def test_injected_html_neither_runs_nor_sends_requests(browser, file, tmp_path):
+  injected = '<script>run()</script><img src="http://127.0.0.1:9/x.png" onerror="run()">'
+  (tmp_path / 'report.html').write_text(file.read_text().replace('</body>', f'{injected}</body>'))
   page, refused = browser.new_page(), []
   page.add_init_script('window.run = () => { window.ran = true; };')
   page.on('requestfailed', lambda request: refused.append((request.url, request.failure)))
   page.goto((tmp_path / 'report.html').as_uri())
-  assert page.locator('#key li').count() == 5
+  assert page.locator('#key-numbers li').count() == 5
   assert page.evaluate('window.ran') is None
-  assert refused == [('http://127.0.0.1:9/x.png', 'csp')]  # By the browser, not by the network.
+  assert refused == [
+    ('http://127.0.0.1:9/x.png', 'csp')
+  ]  # Blocked by the policy, not by the network.
   page.close()
 
 
 @pytest.mark.slow
-def test_hovering_over_a_curve_tells_its_values(show, file):
+def test_hovering_over_a_curve_shows_its_values(show, file):
   page = show(file)
   page.locator('#roc svg').scroll_into_view_if_needed()
   page.hover('#roc svg')
-  tip = page.locator('#roc .tip')
-  assert tip.is_visible()
-  assert 'false alarms' in tip.text_content()
+  tooltip = page.locator('#roc .tooltip')
+  assert tooltip.is_visible()
+  assert 'false alarms' in tooltip.text_content()
 
 
 COLLISIONS = """() => {
-  const groups = ['body > *, main > *', '#key li', '#limits > *', '.bar > *', '#numbers > div',
-    '#histogram .name, #histogram .tick', '#histogram .grip', '#roc svg > text:not(.tip)',
-    '#pr svg > text:not(.tip)', '#pro svg > text:not(.tip)', '#curves figure', '#tiles li',
-    '.caption > *', '#kinds td, #kinds th', '.zoom-head > *', '.zoom-buttons > *',
+  const groups = ['body > *, main > *', '#key-numbers li', '#thresholds > *', '.bar > *',
+    '#numbers > div',
+    '#histogram .name, #histogram .tick', '#histogram .grip', '#roc svg > text:not(.tooltip)',
+    '#pr svg > text:not(.tooltip)', '#pro svg > text:not(.tooltip)', '#curves figure', '#tiles li',
+    '.caption > *', '#defect-types td, #defect-types th', '.zoom-head > *', '.zoom-buttons > *',
     'dialog[open] > *'];
-  const found = [];
+  const problems = [];
   for (const group of groups) {
     const boxes = [...document.querySelectorAll(group)].filter((e) => e.checkVisibility()
-      && !e.matches('.skip, .unseen, dialog, main, header') && e.getBoundingClientRect().width > 0);
+      && !e.matches('.skip, .visually-hidden, dialog, main, header')
+      && e.getBoundingClientRect().width > 0);
     boxes.forEach((a, i) => {
       const p = a.getBoundingClientRect();
-      if (p.left < -1 || p.right > innerWidth + 1) found.push(`${a.outerHTML} sticks out`);
+      if (p.left < -1 || p.right > innerWidth + 1) problems.push(`${a.outerHTML} sticks out`);
       for (const b of boxes.slice(i + 1)) {
         if (a.contains(b) || b.contains(a)) continue;
         const q = b.getBoundingClientRect();
         const [w, h] = [Math.min(p.right, q.right) - Math.max(p.left, q.left),
           Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top)];
-        if (w > 1.5 && h > 1.5) found.push(`${group}: ${a.textContent} | ${b.textContent}`);
+        if (w > 1.5 && h > 1.5) problems.push(`${group}: ${a.textContent} | ${b.textContent}`);
       }
     });
   }
-  return found;
+  return problems;
 }"""
 
 
@@ -394,9 +409,9 @@ def test_nothing_overlaps_or_is_cut_off(show, file, width):
   assert page.evaluate('document.querySelector("dialog").scrollWidth') <= width
 
 
-COLUMNS = """() => [...document.querySelectorAll('#kinds tr')].map((row) =>
+COLUMNS = """() => [...document.querySelectorAll('#defect-types tr')].map((row) =>
   [...row.children].map((cell) => Math.round(cell.getBoundingClientRect().right)))"""
-LINES = """() => [...document.querySelectorAll('#kinds td, #kinds thead th')].map((cell) => {
+LINES = """() => [...document.querySelectorAll('#defect-types :is(td, thead th)')].map((cell) => {
   const range = document.createRange();
   range.selectNodeContents(cell.firstChild);
   return range.getClientRects().length;
@@ -405,7 +420,7 @@ LINES = """() => [...document.querySelectorAll('#kinds td, #kinds thead th')].ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize('width', [390, 1280])
-def test_numbers_stand_under_their_titles_each_in_one_line(show, file, width):
+def test_numbers_are_aligned_with_their_headings_in_one_line(show, file, width):
   page = show(file, width)
   columns = page.evaluate(COLUMNS)
   assert columns == [columns[0]] * len(columns)
@@ -413,12 +428,12 @@ def test_numbers_stand_under_their_titles_each_in_one_line(show, file, width):
 
 
 @pytest.mark.slow
-def test_it_is_dark_where_the_reader_wants_it(show, file):
+def test_the_report_follows_the_color_scheme(show, file):
   def lightness(scheme):
     page = show(file, scheme=scheme)
     colors = [
-      page.evaluate(f'getComputedStyle(document.body).{what}')
-      for what in ('backgroundColor', 'color')
+      page.evaluate(f'getComputedStyle(document.body).{name}')
+      for name in ('backgroundColor', 'color')
     ]
     return [sum(map(int, color[4:-1].split(','))) for color in colors]
 
@@ -445,7 +460,7 @@ def test_every_control_has_a_name(show, file):
   (['good', 'cut'], True, 0, ['This report has no pictures.']),
   ([], True, 0, ['There are no test images.', 'This report has no pictures.']),
 ])  # fmt: skip
-def test_a_sentence_takes_the_place_of_what_cannot_be_shown(
+def test_missing_parts_are_replaced_by_a_sentence(
   show, tmp_path, defects, masks, pictures, sentences
 ):
   small = make(tmp_path, defects, masks)
@@ -453,20 +468,20 @@ def test_a_sentence_takes_the_place_of_what_cannot_be_shown(
   text = page.inner_text('body')
   for sentence in sentences:
     assert sentence in text
-  for odd in ('NaN', 'undefined', 'null', 'Infinity'):
-    assert odd not in text
+  for placeholder in ('NaN', 'undefined', 'null', 'Infinity'):
+    assert placeholder not in text
   assert page.evaluate(COLLISIONS) == []
   if defects:
-    page.focus('#handle-ng')
+    page.focus('#image-threshold-handle')
     page.keyboard.press('ArrowRight')
     assert table(page) == counts(small, *thresholds(page))
 
 
 @pytest.mark.slow
-def test_no_more_pictures_than_asked_for_yet_every_image_is_counted(show, case, tmp_path):
+def test_the_number_of_pictures_is_limited_but_every_image_is_counted(show, case, tmp_path):
   page = show(write(case, tmp_path / 'report.html', 9))
   assert page.locator('#tiles li').count() == 9
-  assert '9 of 9 pictures, of 62 images' in page.inner_text('#shown')
+  assert '9 of 9 pictures, of 62 images' in page.inner_text('#visible-count')
   assert_counted(page, case)
 
 
@@ -476,11 +491,13 @@ def test_scores_that_are_infinite_or_span_decades_are_shown(show, tmp_path):
   scores = np.array([0.001, 0.01, 0.1, 0.2, 1.8, 40, 900, np.inf])
   good = np.arange(8) < 4
   ranking = metrics.rank(scores[~good], [scores[good]])
-  drawn = wide.drawn._replace(scores=scores, image=ranking, calibration=None)
-  wide = wide._replace(drawn=drawn)
+  curve_data = wide.curve_data._replace(
+    scores=scores, image_ranking=ranking, calibration_scores=None
+  )
+  wide = wide._replace(curve_data=curve_data)
   page = show(write(wide, tmp_path / 'report.html'))
   assert table(page) == counts(wide, 1.5, 2.0)
-  page.focus('#handle-ng')
+  page.focus('#image-threshold-handle')
   page.keyboard.press('ArrowLeft')
   assert 1.5 < thresholds(page)[1] < 2.0
   page.keyboard.press('Home')

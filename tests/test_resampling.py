@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from uadjax.numerics import resampling
 
-enlarge = jax.jit(resampling.enlarge, static_argnums=(1, 2, 3))
+enlarge = jax.jit(resampling.upsample, static_argnums=(1, 2, 3))
 
 
 def slow_bilinear(x, height, width):
@@ -84,5 +84,5 @@ def test_averaging_is_adaptive_pooling():
     for i in range(after):
       start, end = math.floor(i * before / after), math.ceil((i + 1) * before / after)
       want.append(sum(x[start:end]) / (end - start))
-    got = resampling.averaging_matrix(after, before) @ x
+    got = resampling.adaptive_pool_matrix(after, before) @ x
     np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=f'{after} {before}')

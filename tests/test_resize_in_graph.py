@@ -25,7 +25,7 @@ def _noise(shape, seed=0):
 
 def _shrunk(ops, image):
   frame = ops.frame(*image.shape[:2])
-  shrink = jax.jit(lambda x: resize_in_graph.shrink(x, frame, ops.height, ops.width))
+  shrink = jax.jit(lambda x: resize_in_graph.resize_images(x, frame, ops.height, ops.width))
   return np.asarray(shrink(image[None]))[0]
 
 
@@ -65,8 +65,8 @@ def test_maps_go_back_as_they_do_elsewhere():
   for text, size in CASES:
     ops = transforms.parse(text)
     maps = np.random.default_rng(1).normal(size=(2, ops.height, ops.width)).astype(np.float32)
-    want = np.stack([ops.restore(map, *size).map for map in maps])
-    got = jax.jit(lambda maps, ops=ops, size=size: resize_in_graph.enlarge(maps, ops, *size))(
+    want = np.stack([ops.restore(map, *size).anomaly_map for map in maps])
+    got = jax.jit(lambda maps, ops=ops, size=size: resize_in_graph.restore_maps(maps, ops, *size))(
       jnp.asarray(maps)
     )
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5, err_msg=f'{text}, {size}')

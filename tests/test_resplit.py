@@ -120,7 +120,7 @@ def test_percentages_that_are_refused(tmp_path, percents):
 
 
 def test_what_cannot_be_split_stays_as_it_is(tmp_path):
-  with pytest.raises(DataError, match=r'only the layout seglist is split; convert'):
+  with pytest.raises(DataError, match=r'only the layout seglist can be split; convert'):
     resplit(tmp_path, 80, 20, 0)
   make(tmp_path, good=1, bad=2)
   with pytest.raises(DataError, match='at least 2 images'):
@@ -128,7 +128,9 @@ def test_what_cannot_be_split_stays_as_it_is(tmp_path):
   png(tmp_path / 'other.png', 0)
   (tmp_path / 'val.txt').write_text('images/good 0.png\tother.png\nlost.png\n')
   before = (tmp_path / 'train.txt').read_bytes()
-  with pytest.raises(DataError, match=r'(?s)2 things .*no file .*lost\.png.*listed with two masks'):
+  with pytest.raises(
+    DataError, match=r'(?s)2 problems:.*no file .*lost\.png.*listed with two masks'
+  ):
     resplit(tmp_path, 80, 20, 0)
   assert (tmp_path / 'train.txt').read_bytes() == before
   assert not [*tmp_path.glob('*.bak')]

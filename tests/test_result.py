@@ -15,9 +15,9 @@ from uadjax.data import inputs, transforms
 from uadjax.errors import ConfigError, DataError
 from uadjax.inference.result import Result
 from uadjax.model import calibration
-from uadjax.numerics.regions import regions, run_lengths
+from uadjax.numerics.regions import encode_run_lengths, find_regions
 
-LIMITS = calibration.Limits(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
+LIMITS = calibration.Thresholds(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
 OPS = transforms.parse('resize(16)')
 
 
@@ -31,14 +31,16 @@ def verdict(name='a/part.png', score=3.0, pixels=None, inner=''):
 
 @pytest.fixture
 def unread():
-  return Result.unread(inputs.Source('b.png', b''), 'b', LIMITS, 'Cannot read b.png: it is empty.')
+  return Result.unreadable(
+    inputs.Source('b.png', b''), 'b', LIMITS, 'Cannot read b.png: it is empty.'
+  )
 
 
 def test_it_is_a_mapping_of_its_attributes():
   one = verdict()
   assert isinstance(one, Mapping)
   assert list(one) == [
-    'input_path', 'score', 'label', 'threshold', 'pred', 'anomaly_map', 'regions',
+    'input_path', 'score', 'label', 'image_threshold', 'pred', 'anomaly_map', 'regions',
   ]  # fmt: skip
   assert all(one[key] is getattr(one, key) for key in one if key not in ('pred',))
   assert dict(one)['label'] == 'NG'
@@ -62,7 +64,7 @@ def test_mask_and_map_have_the_original_size():
   assert one.pred.shape == one.anomaly_map.shape == (20, 30)
   assert one.pred.dtype == np.uint8
   assert one.anomaly_map.dtype == np.float32
-  np.testing.assert_array_equal(one.pred == 255, one.anomaly_map > LIMITS.pixel)
+  np.testing.assert_array_equal(one.pred == 255, one.anomaly_map > LIMITS.pixel_threshold)
   assert set(np.unique(one.pred)) == {0, 255}
 
 
@@ -70,13 +72,13 @@ def test_nothing_outside_a_crop_is_marked():
   source = inputs.Source('x', np.zeros((32, 64, 3), np.uint8))
   ops = transforms.parse('center_crop(16)')
   one = Result(source, 'x', ops, LIMITS, (32, 64), 3.0, np.full((16, 16), 2.0, np.float32))
-  assert one.marked.any()
-  assert not one.marked[~one.seen].any()
+  assert one.predicted_mask.any()
+  assert not one.predicted_mask[~one.visible].any()
 
 
 @hypothesis.given(arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=7)))
 def test_run_lengths_are_those_of_coco(mask):
-  told = run_lengths(mask)
+  told = encode_run_lengths(mask)
   flat = [bit for n, bit in zip(told['counts'], [0, 1] * 99, strict=False) for _ in range(n)]
   assert told['size'] == list(mask.shape)
   np.testing.assert_array_equal(np.array(flat, bool).reshape(mask.shape[::-1]).T, mask)
@@ -98,7 +100,7 @@ def test_regions_are_those_that_a_flood_finds(mask, random):
     at = max(seen, key=lambda p: (map[p], (-p[0], -p[1])))
     box = (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
     expected.append((box, len(seen), float(map[at]), at[::-1]))
-  assert sorted(map_ for map_ in regions(mask, map)) == sorted(expected)
+  assert sorted(map_ for map_ in find_regions(mask, map)) == sorted(expected)
 
 
 def test_regions_come_with_the_largest_peak_first():
@@ -109,7 +111,7 @@ def test_regions_come_with_the_largest_peak_first():
   assert [region.peak for region in one.regions] == [5.0, 3.0]
   assert one.regions[0].box == (12, 12, 15, 15)
   assert one.regions[0].area == 9
-  assert one.peak_at == (12, 12)
+  assert one.peak_position == (12, 12)
 
 
 def test_json_is_what_every_parser_reads(tmp_path):
@@ -186,7 +188,7 @@ def test_what_could_not_be_read_says_why(unread, tmp_path, capsys):
   assert dict(unread) == {'input_path': 'b.png', 'error': 'Cannot read b.png: it is empty.'}
   assert unread.img == {}
   assert np.isnan(unread.score)
-  assert (unread.label, unread.threshold, unread.regions) == ('', LIMITS.image, [])
+  assert (unread.label, unread.image_threshold, unread.regions) == ('', LIMITS.image_threshold, [])
   assert unread.pred.shape == unread.anomaly_map.shape == (0, 0)
   with pytest.raises(DataError, match='it is empty'):
     unread.picture()

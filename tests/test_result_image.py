@@ -36,7 +36,7 @@ def place(sheet, panel):
 
 
 def drawn(image, anomaly, peak_at, what, threshold=16.0):
-  return np.asarray(result_image.picture(image, anomaly, anomaly > threshold, peak_at, what))
+  return np.asarray(result_image.draw_result(image, anomaly, anomaly > threshold, peak_at, what))
 
 
 def test_the_original_is_untouched_beside_the_map():
@@ -74,13 +74,13 @@ def test_marked_regions_are_outlined():
   image, (anomaly, peak_at) = photo(200, 300), faint(200, 300)
   anomaly[80:120, 60:140] = 20
   over = heatmap.overlay(image, anomaly, 16.0)
-  place(drawn(image, anomaly, peak_at, told('OK')), heatmap.outline(over, anomaly > 16))
+  place(drawn(image, anomaly, peak_at, told('OK')), heatmap.draw_outline(over, anomaly > 16))
 
 
 def test_labels_are_told_apart_without_color():
   image, (anomaly, peak_at) = photo(64, 64), faint(64, 64)
   pictures = [
-    result_image.picture(image, anomaly, anomaly > 16, peak_at, told(la)) for la in LABELS
+    result_image.draw_result(image, anomaly, anomaly > 16, peak_at, told(la)) for la in LABELS
   ]
   badges = [np.asarray(picture.convert('L'))[10:46, 14:130].astype(int) for picture in pictures]
   for one, other in itertools.combinations(badges, 2):
@@ -91,10 +91,10 @@ def test_labels_are_told_apart_without_color():
 
 def test_the_pointer_is_where_the_score_is_and_stays_on_the_gauge():
   for score in (0.0, 5.0, 14.5, 16.5, 31.0):
-    place_of = result_image._places(told(score=score))
+    place_of = result_image._gauge_mapping(told(score=score))
     assert place_of(16.0) == 0.5
     assert place_of(score) == pytest.approx(score / 32)
-  place_of = result_image._places(told())
+  place_of = result_image._gauge_mapping(told())
   assert [place_of(v) for v in (-np.inf, -1e9, 1e9, np.inf, np.nan)] == [0, 0, 1, 1, 1]
 
 

@@ -36,7 +36,7 @@ def test_a_runtime_judges_as_the_model_does(directory, graph, backend):
 
 def test_a_model_that_has_a_graph_needs_no_second_one(directory, graph, tmp_path, monkeypatch):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  assert cached_graph.ready(directory) == graph
+  assert cached_graph.get_or_export(directory) == graph
   assert not [*tmp_path.iterdir()]
 
 
@@ -46,11 +46,11 @@ def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkey
   told = beside.read_text()
   try:
     beside.write_text(told.replace('"arrays_sha256": "', '"arrays_sha256": "0'))
-    kept = cached_graph.ready(directory)
+    kept = cached_graph.get_or_export(directory)
   finally:
     beside.write_text(told)
   assert kept.parent == tmp_path / 'exports'
-  assert cached_graph.ready(directory) == graph
+  assert cached_graph.get_or_export(directory) == graph
 
 
 def test_thresholds_of_ones_own_are_kept(directory, graph):
@@ -61,23 +61,23 @@ def test_thresholds_of_ones_own_are_kept(directory, graph):
 
 def test_what_cannot_be_is_refused(directory, graph, tmp_path, monkeypatch):
   with pytest.raises(UnknownName, match='choose from'):
-    runtimes.open(graph, 'torch')
+    runtimes.open_graph(graph, 'torch')
   with pytest.raises(UnknownName, match='choose from'):
     create_model(model_dir=directory, backend='torch')
   with pytest.raises(ConfigError, match='computes on the CPU'):
     create_model(model_dir=directory, backend='auto', device='gpu:0')
   with pytest.raises(ModelError, match='uadjax export MODEL_DIR'):
-    runtimes.open(tmp_path / 'none.onnx')
+    runtimes.open_graph(tmp_path / 'none.onnx')
   damaged = tmp_path / 'damaged.onnx'
   damaged.write_bytes(graph.read_bytes()[:1000])
-  for backend in runtimes.installed():
+  for backend in runtimes.installed_backends():
     with pytest.raises(ModelError, match='cannot be opened'):
-      runtimes.open(damaged, backend)
-  monkeypatch.setattr(runtimes, '_installed', lambda name: False)
+      runtimes.open_graph(damaged, backend)
+  monkeypatch.setattr(runtimes, '_is_installed', lambda name: False)
   with pytest.raises(ConfigError, match=r'pip install .uadjax\[openvino\]'):
-    runtimes.open(graph, 'openvino')
+    runtimes.open_graph(graph, 'openvino')
   with pytest.raises(ConfigError, match=r'pip install .uadjax\[export\]'):
-    runtimes.open(graph)
+    runtimes.open_graph(graph)
 
 
 @pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
@@ -94,7 +94,7 @@ import sys
 import numpy as np
 from uadjax.export import runtimes
 sys.setswitchinterval(1e-6)
-run = runtimes.open(Path({str(graph)!r}), {backend!r}).run
+run = runtimes.open_graph(Path({str(graph)!r}), {backend!r}).run
 start = threading.Barrier(8)
 def infer():
   start.wait()

@@ -25,11 +25,11 @@ def test_every_score_is_counted_once_and_every_bin_called_one_thing(
   review, ng = sorted([a * scale, b * scale])
   if positive:
     scores, review, ng = np.exp(scores / scale), np.exp(review / scale), np.exp(ng / scale)
-  edges, _ = score_histogram.bins(scores, review, ng, about)
+  edges, _ = score_histogram.bin_edges(scores, review, ng, about)
   assert len(edges) < 2 * about + 6
   assert (np.diff(edges) > 0).all()
   assert not np.isfinite(ng) or ng in edges
-  counts = score_histogram.counted(scores, edges)
+  counts = score_histogram.count_per_bin(scores, edges)
   assert counts.sum() == len(scores)
   for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
     inside = [low < score <= high for score in scores if np.isfinite(score)]
@@ -38,27 +38,27 @@ def test_every_score_is_counted_once_and_every_bin_called_one_thing(
     assert count == sum(inside) + ends
   if np.isfinite(ng):
     finite = scores[np.isfinite(scores)]
-    above = score_histogram.counted(finite, edges)[edges[:-1] >= ng].sum()
+    above = score_histogram.count_per_bin(finite, edges)[edges[:-1] >= ng].sum()
     assert above == (finite > ng).sum()
 
 
 def test_a_wide_review_band_begins_at_an_edge():
-  edges, log = score_histogram.bins(np.linspace(0, 10, 50), 3.3, 5.0)
+  edges, log = score_histogram.bin_edges(np.linspace(0, 10, 50), 3.3, 5.0)
   assert not log
   assert {3.3, 5.0} <= set(edges)
 
 
 def test_scores_over_decades_are_shown_by_decades():
   for most, log in ((1.9, False), (21.0, True)):
-    assert score_histogram.bins(np.array([0.1, most]), 1.0, 1.5)[1] is log, most
+    assert score_histogram.bin_edges(np.array([0.1, most]), 1.0, 1.5)[1] is log, most
     # Zero has no logarithm.
-    assert not score_histogram.bins(np.array([0.0, most]), 1.0, 1.5)[1], most
+    assert not score_histogram.bin_edges(np.array([0.0, most]), 1.0, 1.5)[1], most
 
 
 def drawn(rows, width, review=1.8, ng=2.0):
-  figure = figures.blank(width, 4.5)
+  figure = figures.new_figure(width, 4.5)
   with figures.style():
-    score_histogram.panel(figure, figures.Box(0, 0, width, 4.5), rows, review, ng)
+    score_histogram.draw(figure, figures.Box(0, 0, width, 4.5), rows, review, ng)
   (axes,) = figure.axes
   return axes
 
@@ -97,12 +97,12 @@ def test_bars_are_dark_where_images_are_called_wrongly_and_say_so():
   ]
   assert dark == [[False, False, True], [True, False, False]]
   assert 'dark: defective but OK, good but NG' in axes.get_xlabel()
-  assert 'rows: each to its own scale' in axes.get_xlabel()
+  assert 'each row has its own scale' in axes.get_xlabel()
 
 
 def test_names_take_two_lines_at_most():
   assert (
-    score_histogram._folded('good, held out (thresholds)', 16) == 'good, held out\n(thresholds)'
+    score_histogram._wrap_name('good, held out (thresholds)', 16) == 'good, held out\n(thresholds)'
   )
-  assert score_histogram._folded('a b c d e f g h', 3).count('\n') == 0
-  assert max(map(len, score_histogram._folded('a_very_long_name indeed', 9).split('\n'))) <= 9
+  assert score_histogram._wrap_name('a b c d e f g h', 3).count('\n') == 0
+  assert max(map(len, score_histogram._wrap_name('a_very_long_name indeed', 9).split('\n'))) <= 9

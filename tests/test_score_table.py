@@ -17,7 +17,7 @@ from uadjax import cli, create_model, main
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.inference import score_table, table_shards
-from uadjax.system.progress import silently
+from uadjax.system.progress import no_progress
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +83,9 @@ def cut_off(after):
 @pytest.mark.parametrize('count', [1, 3, 13])
 def test_parts_together_tell_of_every_image_once(form, count, model, listed, wanted, tmp_path):
   for index in reversed(range(count)):
-    score_table.judge(model, listed, score_table.Table(tmp_path, form, (index, count)), 2, silently)
+    score_table.score_images(
+      model, listed, score_table.Table(tmp_path, form, (index, count)), 2, no_progress
+    )
   assert told(tmp_path) == wanted
   assert all(path.stat().st_size for path in tmp_path.glob('part-*'))
   assert len(list(tmp_path.glob(f'part-*.{form}'))) in range(1, count + 1)
@@ -102,13 +104,15 @@ def test_cut_off_runs_go_on_with_any_number_of_processes(
     for index in range(count):
       table = score_table.Table(folder, form, (index, count))
       try:
-        judged += score_table.judge(model, listed, table, 2, cut_off(after)).counts.total()
+        judged += score_table.score_images(model, listed, table, 2, cut_off(after)).counts.total()
       except KeyboardInterrupt:
         judged += after
         part = folder / f'_part-{index:05d}-of-{count:05d}.jsonl'
         with part.open('a') as file:  # Killed within a line.
           file.write('{"path": "torn')
-  last = score_table.judge(model, listed, score_table.Table(folder, form, (0, 1)), 2, silently)
+  last = score_table.score_images(
+    model, listed, score_table.Table(folder, form, (0, 1)), 2, no_progress
+  )
   assert judged + last.counts.total() == 11
   assert told(folder) == wanted
   assert not list(folder.glob('_part-*'))
@@ -117,9 +121,9 @@ def test_cut_off_runs_go_on_with_any_number_of_processes(
 def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
   few = sorted(listed.parent.glob('*.png'))[:4]
   table = score_table.Table(tmp_path, 'parquet', (0, 1))
-  score_table.judge(model, few[:2], table, 2, silently)
-  more = score_table.judge(model, few, table, 2, silently)
-  assert (more.counts.total(), more.before.total()) == (2, 2)
+  score_table.score_images(model, few[:2], table, 2, no_progress)
+  more = score_table.score_images(model, few, table, 2, no_progress)
+  assert (more.counts.total(), more.previous_counts.total()) == (2, 2)
   names = sorted(path.name for path in tmp_path.glob('part-*'))
   assert names == ['part-00000-of-00001.2.parquet', 'part-00000-of-00001.parquet']
   assert len(told(tmp_path)) == 4
@@ -127,7 +131,9 @@ def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
 
 def test_rows_tell_what_results_do(model, listed, tmp_path):
   one = listed.parent / '3.png'
-  score_table.judge(model, one, score_table.Table(tmp_path, 'parquet', (0, 1)), 1, silently)
+  score_table.score_images(
+    model, one, score_table.Table(tmp_path, 'parquet', (0, 1)), 1, no_progress
+  )
   (row,), (result,) = rows(tmp_path), model.predict(one)
   summary = result.summary()
   assert [row['height'], row['width']] == summary['size']
@@ -138,32 +144,34 @@ def test_rows_tell_what_results_do(model, listed, tmp_path):
 
 def test_tables_are_not_mixed(model, listed, tmp_path):
   table = score_table.Table(tmp_path, 'jsonl', (0, 2))
-  score_table.judge(model, listed, table, 2, silently)
+  score_table.score_images(model, listed, table, 2, no_progress)
   with pytest.raises(ConfigError, match="format is 'jsonl', not 'parquet'"):
-    score_table.judge(model, listed, table._replace(format='parquet'), 2, silently)
-  moved = model.model._replace(limits=model.model.limits._replace(image=1e9))
+    score_table.score_images(model, listed, table._replace(format='parquet'), 2, no_progress)
+  moved = model.model._replace(thresholds=model.model.thresholds._replace(image_threshold=1e9))
   with pytest.raises(ConfigError, match=r'threshold is .*, not 1000000000\.0'):
-    score_table.judge(model._replace(model=moved), listed, table, 2, silently)
+    score_table.score_images(model._replace(model=moved), listed, table, 2, no_progress)
   with pytest.raises(UnknownName, match=r"'csv'.*parquet.*jsonl"):
-    score_table.judge(model, listed, table._replace(format='csv'), 2, silently)
+    score_table.score_images(model, listed, table._replace(format='csv'), 2, no_progress)
   (tmp_path / '_table.json').unlink()
-  with pytest.raises(ConfigError, match='not what they are of'):
-    score_table.judge(model, listed, table, 2, silently)
+  with pytest.raises(ConfigError, match='which names their model'):
+    score_table.score_images(model, listed, table, 2, no_progress)
 
 
 def test_other_spellings_of_the_same_images_are_pointed_out(model, listed, tmp_path, caplog):
   table = score_table.Table(tmp_path / 'table', 'jsonl', (0, 1))
-  score_table.judge(model, listed.parent / '1.png', table, 2, silently)
+  score_table.score_images(model, listed.parent / '1.png', table, 2, no_progress)
   assert not caplog.records
   other = tmp_path / 'other'
   other.symlink_to(listed.parent)
-  score_table.judge(model, other / '1.png', table, 2, silently)
-  assert 'tells of 1 images, and of none of these' in caplog.text
+  score_table.score_images(model, other / '1.png', table, 2, no_progress)
+  assert 'None of these images are in' in caplog.text
 
 
 def test_a_file_is_no_table(model, listed):
   with pytest.raises(ConfigError, match=r'list\.txt cannot be a folder'):
-    score_table.judge(model, listed, score_table.Table(listed, 'jsonl', (0, 1)), 2, silently)
+    score_table.score_images(
+      model, listed, score_table.Table(listed, 'jsonl', (0, 1)), 2, no_progress
+    )
 
 
 def test_a_part_has_one_process(model, listed, tmp_path):
@@ -171,26 +179,30 @@ def test_a_part_has_one_process(model, listed, tmp_path):
 
   def meddle(items, total, what):
     for item in items:
-      with pytest.raises(ConfigError, match='Another process is at part 0/1'):
-        score_table.judge(model, listed, table, 2, silently)
+      with pytest.raises(ConfigError, match='Another process is writing shard 0/1'):
+        score_table.score_images(model, listed, table, 2, no_progress)
       yield item
 
-  assert score_table.judge(model, listed, table, 2, meddle).counts.total() == 11
+  assert score_table.score_images(model, listed, table, 2, meddle).counts.total() == 11
   assert len(told(tmp_path)) == 11
 
 
 def test_damaged_parts_are_named(model, listed, tmp_path):
   table = score_table.Table(tmp_path, 'jsonl', (0, 1))
-  score_table.judge(model, listed, table, 2, silently)
+  score_table.score_images(model, listed, table, 2, no_progress)
   (tmp_path / 'part-00000-of-00001.jsonl').write_text('{}\n')
-  with pytest.raises(DataError, match=r'00001\.jsonl is no part'):
-    score_table.judge(model, listed, table, 2, silently)
+  with pytest.raises(DataError, match=r'00001\.jsonl is not a valid shard'):
+    score_table.score_images(model, listed, table, 2, no_progress)
 
 
 def test_what_cannot_be_read_at_all_leaves_nothing(model, tmp_path):
   with pytest.raises(DataError, match='nowhere'):
-    score_table.judge(
-      model, tmp_path / 'nowhere', score_table.Table(tmp_path / 't', 'jsonl', (0, 1)), 2, silently
+    score_table.score_images(
+      model,
+      tmp_path / 'nowhere',
+      score_table.Table(tmp_path / 't', 'jsonl', (0, 1)),
+      2,
+      no_progress,
     )
   assert not list(tmp_path.iterdir())
 
@@ -205,13 +217,13 @@ def test_a_list_of_nothing_is_refused(model, tmp_path):
   ('told', 'wanted'), [('0/1', (0, 1)), ('3/4', (3, 4)), ('auto', (0, 1)), ('10/200', (10, 200))]
 )
 def test_shares_are_read(told, wanted):
-  assert processes.part(told) == wanted
+  assert processes.resolve_shard(told) == wanted
 
 
 def test_asking_for_a_share_takes_no_device():
   code = (
     'from uadjax.distributed import processes; from jax._src import xla_bridge; '
-    "print(processes.part('auto'), xla_bridge.backends_are_initialized())"
+    "print(processes.resolve_shard('auto'), xla_bridge.backends_are_initialized())"
   )
   run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert run.stdout.strip() == '(0, 1) False'
@@ -220,7 +232,7 @@ def test_asking_for_a_share_takes_no_device():
 @pytest.mark.parametrize('told', ['', '1', '4/4', '-1/4', '1/4/2', 'a/b', '0/0'])
 def test_wrong_shares_are_refused(told):
   with pytest.raises(ConfigError, match='got ' + repr(told)):
-    processes.part(told)
+    processes.resolve_shard(told)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +245,7 @@ def test_wrong_shares_are_refused(told):
 def test_launchers_tell_shares(names, monkeypatch):
   for name, value in zip(names, '250', strict=True):
     monkeypatch.setenv(name, value)
-  assert processes.part('auto') == (2, 5)
+  assert processes.resolve_shard('auto') == (2, 5)
 
 
 def test_the_command_and_the_mode_leave_the_same_table(directory, listed, wanted, tmp_path, capsys):
@@ -241,11 +253,11 @@ def test_the_command_and_the_mode_leave_the_same_table(directory, listed, wanted
   words = ['predict', directory, listed, '--table', table, '--batch-size', '2', '--json']
   assert cli.main([*map(str, words)]) == 1  # One image is broken.
   said = json.loads(capsys.readouterr().out)
-  assert (said['part'], said['judged_before'], said['judged']['unreadable']) == ([0, 1], {}, 1)
+  assert (said['shard'], said['scored_before'], said['scored']['unreadable']) == ([0, 1], {}, 1)
   assert told(table) == wanted
   assert cli.main([*map(str, words)]) == 1  # It is still broken.
   said = json.loads(capsys.readouterr().out)
-  assert (said['judged'], said['judged_before']['unreadable']) == ({}, 1)
+  assert (said['scored'], said['scored_before']['unreadable']) == ({}, 1)
   flags = {
     'mode': 'predict', 'predict.model_dir': directory, 'predict.input': listed,
     'predict.table': tmp_path / 'mode', 'predict.batch_size': 2, 'predict.shard': '0/1',

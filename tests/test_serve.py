@@ -58,8 +58,8 @@ def asked(directory, **limits):
   """A service in this process."""
   limits = {'batch': 8, **limits}
   settings = options.Settings({'disc': directory, 'again': directory}, backend='auto', **limits)
-  options.check(settings)
-  application = apps.build(settings)
+  options.validate_settings(settings)
+  application = apps.build_app(settings)
   client = Warm(application, raise_server_exceptions=False)
   client.service = application.state.service
   return client
@@ -115,7 +115,7 @@ def test_it_says_what_predict_says_whatever_form_the_request_has(ask, photos, kn
       assert said(result) == expected(known[str(path)])
       assert result['size'] == list(known[str(path)].size)
       assert result['model'] == ('again' if 'model=again' in str(answer.url) else 'disc')
-      assert result['threshold'] == known[str(path)].threshold
+      assert result['imageThreshold'] == known[str(path)].image_threshold
       assert 'image' not in result
       assert 'heatmap' not in result
 
@@ -178,9 +178,9 @@ JSON, RAW = {'Content-Type': 'application/json'}, {'Content-Type': 'application/
     (b'{"image": "?"}', JSON, 422, 'neither base64 nor a URL'),
     (b'{"image": "aGVsbG8="}', JSON, 422, 'not a JPEG, PNG'),
     (b'{"image": "http://127.0.0.1/x.png"}', JSON, 422, 'URLs are not allowed'),
-    (b'{"image": "aGVsbG8=", "model": "bolt"}', JSON, 404, "no model 'bolt'; choose from ['disc'"),
+    (b'{"image": "aGVsbG8=", "model": "bolt"}', JSON, 404, "model 'bolt'; choose from ['disc'"),
     (b'', RAW, 422, 'body is empty'),
-    (bomb(), RAW, 413, 'More than 4000 pixels'),
+    (bomb(), RAW, 413, 'at most 4000 are allowed'),
     (b'x' * 200_001, RAW, 413, 'more than 200000 bytes'),
     (b'<image/>', {'Content-Type': 'text/xml'}, 415, 'send application/json'),
     (b'', {}, 415, 'send application/json'),
@@ -269,7 +269,7 @@ def test_a_full_queue_refuses_and_recovers(directory, photos):
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.headers['Retry-After'] == '1'
     assert client.post(ROUTE, json={'image': coded(photos[0])}).status_code == 200
-    assert client.service._under_way == 0
+    assert client.service._num_images_in_progress == 0
 
 
 def test_what_is_misspelled_is_not_passed_over(ask, photos):
@@ -277,9 +277,9 @@ def test_what_is_misspelled_is_not_passed_over(ask, photos):
   content, file = photos[0].read_bytes(), {'image': ('x.png', photos[0].read_bytes())}
   for answer, told in (
     (ask.post(f'{ROUTE}?modell=again', content=content, headers=RAW), "'modell' in the query"),
-    (ask.post(f'{ROUTE}?model=again', json={'image': coded(photos[0])}), 'beside JSON'),
+    (ask.post(f'{ROUTE}?model=again', json={'image': coded(photos[0])}), 'of a JSON request'),
     (ask.post(ROUTE, files=file, data={'Model': 'again'}), "'Model' in the form"),
-    (ask.post(f'{ROUTE}?model=again', files=file, data={'model': 'disc'}), 'once is enough'),
+    (ask.post(f'{ROUTE}?model=again', files=file, data={'model': 'disc'}), 'send it once'),
   ):
     assert answer.status_code == 422
     assert told in answer.json()['errorMsg']
@@ -287,12 +287,12 @@ def test_what_is_misspelled_is_not_passed_over(ask, photos):
 
 def test_a_secret_that_was_forgotten_does_not_open_the_service(monkeypatch):
   with pytest.raises(ConfigError, match='is empty'):
-    serve.token('')
+    serve.resolve_token('')
   monkeypatch.setenv('UADJAX_TOKEN', '')
   with pytest.raises(ConfigError, match='is empty'):
-    serve.token(None)
+    serve.resolve_token(None)
   monkeypatch.delenv('UADJAX_TOKEN')
-  assert serve.token(None) == ''
+  assert serve.resolve_token(None) == ''
 
 
 def test_damaged_arrays_are_not_hidden_by_a_graph_of_them(directory, tmp_path):
@@ -312,15 +312,15 @@ def test_several_images_of_one_request_need_room_for_each(directory, photos):
   with asked(directory, queue=4) as client:
     assert post(4).status_code == 200
     assert post(5).status_code == 400
-    client.service._under_way = 1
+    client.service._num_images_in_progress = 1
     assert post(3).status_code == 200
     assert post(4).status_code == 503
-    client.service._under_way = 4
+    client.service._num_images_in_progress = 4
     # Nothing of it was read.
     assert client.post('/v2/models/disc/infer', content=b'no JSON').status_code == 503
-    client.service._under_way = 0
+    client.service._num_images_in_progress = 0
     assert client.post('/v2/models/disc/infer', content=b'no JSON').status_code == 400
-    assert client.service._under_way == 0
+    assert client.service._num_images_in_progress == 0
 
 
 def test_what_takes_too_long_is_given_up(directory, photos):
@@ -335,15 +335,15 @@ def test_what_takes_too_long_is_given_up(directory, photos):
 
 def test_of_more_than_can_be_answered_in_time_the_first_are(directory, photos, monkeypatch):
   """Rather than all being begun, and none ended."""
-  picture = requests.picture
+  picture = requests.read_image
 
   def slowly(*arguments):
     time.sleep(0.2)
     return picture(*arguments)
 
-  monkeypatch.setattr(requests, 'picture', slowly)
+  monkeypatch.setattr(requests, 'read_image', slowly)
   with asked(directory, deadline_s=2.0, batch=1) as client:
-    monkeypatch.setattr(client.service, 'threads', concurrent.futures.ThreadPoolExecutor(2))
+    monkeypatch.setattr(client.service, 'executor', concurrent.futures.ThreadPoolExecutor(2))
     post = lambda _: client.post(ROUTE, json={'image': coded(photos[0])})  # noqa: E731
     with concurrent.futures.ThreadPoolExecutor(40) as threads:
       statuses = [answer.status_code for answer in threads.map(post, range(40))]
@@ -389,7 +389,7 @@ def test_the_open_inference_protocol(ask, photos, known):
     ({'datatype': 'UINT8', 'shape': [99, 1, 1, 3], 'data': []}, 'between 1 and 64'),
     ({'datatype': 'BYTES', 'shape': [2], 'data': ['x']}, '2 strings'),
     ({'datatype': 'BYTES', 'shape': [1], 'data': ['?']}, 'base64'),
-    ({'name': 'picture', 'datatype': 'BYTES', 'shape': [1], 'data': ['?']}, "no input 'picture'"),
+    ({'name': 'picture', 'datatype': 'BYTES', 'shape': [1], 'data': ['?']}, "input 'picture'"),
   ],
 )
 def test_tensors_that_are_none(ask, tensor, message):
@@ -401,7 +401,7 @@ def test_tensors_that_are_none(ask, tensor, message):
 
 def test_the_settings_are_checked(directory):
   with pytest.raises(ConfigError, match='queue must be'):
-    options.check(options.Settings({'disc': directory}, queue=0))
+    options.validate_settings(options.Settings({'disc': directory}, queue=0))
 
 
 # A process of its own.

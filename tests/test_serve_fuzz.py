@@ -18,7 +18,7 @@ from uadjax.serve import app as apps, settings as options
 @pytest.fixture(scope='module')
 def api(trained, served):
   settings = options.Settings({'disc': trained('padim') / 'model'}, max_bytes=100_000)
-  with served(apps.build(settings)) as address:
+  with served(apps.build_app(settings)) as address:
     yield schemathesis.openapi.from_url(f'{address}/openapi.json')
 
 

@@ -39,7 +39,7 @@ def test_a_signal_that_comes_while_an_object_ends_is_heard(number):
   hook = sys.unraisablehook
 
   def stopped():
-    with signals.raised():
+    with signals.raise_on_signal():
       Ends(number)
       gc.collect()
       time.sleep(10)
@@ -59,7 +59,7 @@ def test_what_else_is_swallowed_is_told_as_ever(monkeypatch):
     def __del__(self):
       raise ValueError('as ever')
 
-  with signals.raised():
+  with signals.raise_on_signal():
     Fails()
     gc.collect()
   assert [str(one.exc_value) for one in told] == ['as ever']

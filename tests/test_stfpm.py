@@ -5,10 +5,10 @@ import pytest
 
 from uadjax import backbones
 from uadjax.detectors import stfpm
-from uadjax.detectors.base import Spec
+from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.numerics import resampling
-from uadjax.numerics.collectives import ALONE
+from uadjax.numerics.collectives import SINGLE_SHARD
 from uadjax.types import Batch
 
 STAGES = ('layer1', 'layer2')  # Two, so that a product is one; few, for compiling takes long.
@@ -30,8 +30,8 @@ def variables():
   return jax.jit(BACKBONE.init)(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
 
 
-def make(shards=ALONE, **options):
-  spec = Spec(SIZE, SIZE, 8, learning_rate=lambda step: 0.1, shards=shards)
+def make(shards=SINGLE_SHARD, **options):
+  spec = RunContext(SIZE, SIZE, 8, learning_rate=lambda step: 0.1, shards=shards)
   return stfpm.make(BACKBONE, spec, **options)
 
 
@@ -66,8 +66,8 @@ def test_score_is_the_product_of_stage_distances(detector, state):
   for stage in STAGES:
     for k in range(2):
       distance = slow_distance(np.asarray(teacher[stage][k]), np.asarray(student[stage][k]))
-      want[k] *= resampling.enlarge(jnp.asarray(distance[None], jnp.float32), SIZE, SIZE)[0]
-  scores = jax.jit(detector.score)(detector.finish(state), pixels)
+      want[k] *= resampling.upsample(jnp.asarray(distance[None], jnp.float32), SIZE, SIZE)[0]
+  scores = jax.jit(detector.score)(detector.to_fitted(state), pixels)
   np.testing.assert_allclose(scores.map, want, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(scores.image, want.max((1, 2)), rtol=1e-4)
 
@@ -109,7 +109,7 @@ def test_rows_that_are_not_valid_change_nothing(detector, state):
 
 def test_kept_features_change_nothing(detector, state):
   learn = batch(4)
-  kept = learn._replace(features=detector.prepare(state, learn))
+  kept = learn._replace(features=detector.precompute(state, learn))
   with_, without = (jax.jit(detector.update)(state, b) for b in (kept, learn))
   np.testing.assert_allclose(with_[1]['loss'], without[1]['loss'], rtol=1e-5)
   for a, b in zip(jax.tree.leaves(with_[0]), jax.tree.leaves(without[0]), strict=True):
@@ -147,7 +147,7 @@ def test_black_images_have_finite_gradients(detector, state):
 
 
 def test_batched_equals_one_by_one(detector, state):
-  fitted, pixels = detector.finish(state), images(3)
+  fitted, pixels = detector.to_fitted(state), images(3)
   together = detector.score(fitted, pixels)
   for k in range(3):
     alone = detector.score(fitted, pixels[k : k + 1])
@@ -182,7 +182,7 @@ def test_one_update_is_the_same_on_any_number_of_devices(state, kept, numbers):
     assert mesh.size == devices
     detector = make(shards=meshes.shards(mesh))
     copy = meshes.replicate(mesh, jax.tree.map(jnp.copy, state))
-    rows = meshes.split(mesh, batch(8))
+    rows = meshes.shard_batch(mesh, batch(8))
     if kept:
       rows = rows._replace(features=jax.jit(detector.precompute)(copy, rows))
     results.append(jax.jit(detector.update)(copy, rows))

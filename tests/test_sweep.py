@@ -34,7 +34,7 @@ seed, images = int(flags['config.seed']), 10
 told = {{
   'done_flag': True, 'metrics': {{'image_auroc': 0.9 + seed / 100, 'pixel_auroc': None}},
   'timing': {{'fit_s': seed, 'calibrate_s': 1, 'evaluate_s': 2, 'peak_memory_mb': 100}},
-  'learned': {{'images': images}}, 'from_to': [began, time.time()],
+  'summary': {{'images': images}}, 'from_to': [began, time.time()],
   'cores': sorted(os.sched_getaffinity(0)), 'cuda': os.environ.get('CUDA_VISIBLE_DEVICES'),
 }}
 (folder / 'train_result.json').write_text(json.dumps(told))
@@ -51,7 +51,9 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def carried_out(workdir, runs, places=PLACES, part=(0, 1), overrides=('--config.fit.log_every=5',)):
-  return list(sweep.sweep(sweep.missing(runs, workdir, part), workdir, overrides, places))
+  return list(
+    sweep.run_sweep(sweep.unfinished_runs(runs, workdir, part), workdir, overrides, places)
+  )
 
 
 def ran(workdir):
@@ -63,7 +65,7 @@ def ran(workdir):
 
 
 def test_every_run_is_carried_out_once(stand_in, tmp_path):
-  runs = sweep.plan(['padim', 'patchcore:ten'], ['nut', 'bolt'], [3, 4])
+  runs = sweep.plan_runs(['padim', 'patchcore:ten'], ['nut', 'bolt'], [3, 4])
   assert len(set(runs)) == 8
   outcomes = carried_out(tmp_path / 'w', runs)
   assert sorted(one.run for one in outcomes) == sorted(runs)
@@ -79,7 +81,7 @@ def test_every_run_is_carried_out_once(stand_in, tmp_path):
 
 @pytest.mark.parametrize('count', [2, 3, 9])
 def test_hosts_share_the_runs(stand_in, tmp_path, count):
-  runs = sweep.plan(['padim'], ['nut', 'bolt'], [3, 4])
+  runs = sweep.plan_runs(['padim'], ['nut', 'bolt'], [3, 4])
   found = [carried_out(tmp_path / 'w', runs, part=(index, count)) for index in range(count)]
   each = [[one.run for one in of_host] for of_host in found]
   assert sorted(itertools.chain(*each)) == sorted(runs)
@@ -87,18 +89,18 @@ def test_hosts_share_the_runs(stand_in, tmp_path, count):
 
 
 def test_a_run_that_fails_keeps_no_other_from_going_on(stand_in, tmp_path):
-  runs = sweep.plan(['padim'], ['broken', 'bolt'], [3])
+  runs = sweep.plan_runs(['padim'], ['broken', 'bolt'], [3])
   outcomes = {one.run.category: one for one in carried_out(tmp_path / 'w', runs)}
   assert outcomes['broken'].error == 'DataError: no such images'
-  assert outcomes['bolt'].told
-  assert outcomes['bolt'].told['images'] == 10
+  assert outcomes['bolt'].summary
+  assert outcomes['bolt'].summary['images'] == 10
   again = carried_out(tmp_path / 'w', runs)  # It is tried again.
   assert [one.run.category for one in again] == ['broken']
 
 
 def test_each_place_has_one_run_at_a_time(stand_in, tmp_path, monkeypatch):
   monkeypatch.setenv('TAKES', '0.2')
-  runs = sweep.plan(['padim'], ['bolt'], range(5))
+  runs = sweep.plan_runs(['padim'], ['bolt'], range(5))
   carried_out(tmp_path / 'w', runs)
   times = [json.loads(path.read_text())['from_to'] for path in tmp_path.rglob('train_result.json')]
   for began, _ in times:
@@ -107,7 +109,9 @@ def test_each_place_has_one_run_at_a_time(stand_in, tmp_path, monkeypatch):
 
 def test_runs_under_way_are_stopped(stand_in, tmp_path, monkeypatch):
   monkeypatch.setenv('TAKES', '60')
-  outcomes = sweep.sweep(sweep.plan(['padim'], ['bolt', 'broken'], [3]), tmp_path / 'w', (), PLACES)
+  outcomes = sweep.run_sweep(
+    sweep.plan_runs(['padim'], ['bolt', 'broken'], [3]), tmp_path / 'w', (), PLACES
+  )
   assert next(outcomes).run.category == 'broken'
   end = time.monotonic() + 30
   while len(ran(tmp_path / 'w')) < 2:
@@ -120,38 +124,38 @@ def test_runs_under_way_are_stopped(stand_in, tmp_path, monkeypatch):
 
 
 def test_what_saved_checkpoints_goes_on(stand_in, tmp_path):
-  (run,) = runs = sweep.plan(['stfpm'], ['bolt'], [3])
-  (run.folder(tmp_path) / 'checkpoints' / 'rolling' / '7').mkdir(parents=True)
+  (run,) = runs = sweep.plan_runs(['stfpm'], ['bolt'], [3])
+  (run.run_dir(tmp_path) / 'checkpoints' / 'rolling' / '7').mkdir(parents=True)
   carried_out(tmp_path, runs)
   (call,) = ran(tmp_path)['stfpm/bolt/seed_3']
   assert '--config.fit.resume=latest' in call
 
 
 def test_a_run_that_was_left_behind_is_not_begun_twice(stand_in, tmp_path):
-  (run,) = runs = sweep.plan(['padim'], ['bolt'], [3])
-  folder = run.folder(tmp_path / 'w')
+  (run,) = runs = sweep.plan_runs(['padim'], ['bolt'], [3])
+  folder = run.run_dir(tmp_path / 'w')
   folder.mkdir(parents=True)
   with (folder / '.lock').open('wb') as lock:
-    assert files.locked(lock)
+    assert files.try_lock(lock)
     (outcome,) = carried_out(tmp_path / 'w', runs)
-    assert 'another sweep is at it' in outcome.error
+    assert 'locked by another sweep' in outcome.error
   assert not ran(tmp_path / 'w')
-  assert carried_out(tmp_path / 'w', runs)[0].told
+  assert carried_out(tmp_path / 'w', runs)[0].summary
 
 
 def test_what_came_to_nothing_binds_nobody(stand_in, tmp_path):
-  runs = sweep.plan(['padim'], ['broken'], [3])
+  runs = sweep.plan_runs(['padim'], ['broken'], [3])
   carried_out(tmp_path / 'w', runs)
   carried_out(tmp_path / 'w', runs, overrides=())
 
 
 def test_wrong_settings_are_refused_before_anything_runs():
   with pytest.raises(ConfigError, match="'nonsense'"):
-    sweep.plan(['padim'], ['bolt'], [3], {'nonsense': '3'})
+    sweep.plan_runs(['padim'], ['bolt'], [3], {'nonsense': '3'})
 
 
 def test_sweeps_are_not_mixed(stand_in, tmp_path):
-  runs = sweep.plan(['padim'], ['bolt'], [3])
+  runs = sweep.plan_runs(['padim'], ['bolt'], [3])
   carried_out(tmp_path / 'w', runs)
   with pytest.raises(ConfigError, match=r'log_every=5.*not \[\]'):
     carried_out(tmp_path / 'w', runs, overrides=())
@@ -163,7 +167,7 @@ def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
   for jobs in (1, len(cores)):
     dealt = [place.cores for place in slots.device_slots('cpu', jobs)]
     assert sorted(itertools.chain(*dealt)) == cores
-  with pytest.raises(ConfigError, match=f'jobs={len(cores) + 1}'):
+  with pytest.raises(ConfigError, match=f'got {len(cores) + 1}'):
     slots.device_slots('cpu', len(cores) + 1)
   with pytest.raises(ConfigError, match="Unknown device 'cup'"):
     slots.device_slots('cup')
@@ -172,7 +176,7 @@ def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
 def test_a_process_keeps_to_its_cores(stand_in, tmp_path):
   core = min(os.sched_getaffinity(0))
   place = slots.Slot('one', (), {}, (core,))
-  carried_out(tmp_path / 'w', sweep.plan(['padim'], ['bolt'], [3]), [place])
+  carried_out(tmp_path / 'w', sweep.plan_runs(['padim'], ['bolt'], [3]), [place])
   (path,) = tmp_path.rglob('train_result.json')
   assert json.loads(path.read_text())['cores'] == [core]
   assert len(os.sched_getaffinity(0)) >= 1  # Ours are as they were.
@@ -185,7 +189,7 @@ def test_a_process_sees_its_gpu_alone(visible, wanted, monkeypatch):
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
   found = [place.environment['CUDA_VISIBLE_DEVICES'] for place in slots.device_slots('gpu:0,2')]
   assert found == (wanted or ['GPU-a', 'GPU-c'])
-  with pytest.raises(ConfigError, match='jobs=3'):
+  with pytest.raises(ConfigError, match='jobs is 3'):
     slots.device_slots('gpu:0,2', 3)
 
 

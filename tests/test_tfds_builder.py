@@ -15,7 +15,7 @@ from uadjax.data.tfds_builders import mvtec_ad  # noqa: E402
 @pytest.fixture
 def tree(tmp_path):
   few = {'train': 3, 'test_good': 1, 'test_defect': 1, 'size': 24}
-  root = demo.draw(tmp_path / 'manual', **few)
+  root = demo.write_dataset(tmp_path / 'manual', **few)
   shutil.copytree(root / 'disc', root / 'bottle')
   (root / 'bottle/ground_truth/spot/000_mask.png').unlink()
   return root
@@ -38,9 +38,9 @@ def assert_tells(loaded, splits: record_types.Splits):
     for record in records:
       (row,) = [row for path, row in examples.items() if str(record.path).endswith(path)]
       np.testing.assert_array_equal(row['image'], image_io.decode(record.path))
-      assert row['label'] == record.anomalous
+      assert row['label'] == record.is_anomalous
       assert row['defect'].decode() == record.defect
-      assert row['has_mask'] == (record.mask is not None or not record.anomalous)
+      assert row['has_mask'] == (record.mask is not None or not record.is_anomalous)
       mask = image_io.read_mask(record.mask) if record.mask else np.zeros((24, 24), bool)
       np.testing.assert_array_equal(row['mask'][..., 0] > 0, mask)
 

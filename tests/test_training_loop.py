@@ -34,10 +34,10 @@ def summing(losses=None):
 
   return Detector(
     init=lambda key, variables: State(jnp.zeros(())),
-    prepare=None,
+    precompute=None,
     update=update,
     validate=None if losses is None else validate,
-    finish=lambda state: state,
+    to_fitted=lambda state: state,
     score=lambda fitted, images: Scores(jnp.zeros((1, 1, 1)), jnp.zeros(1)),
   )
 
@@ -68,7 +68,9 @@ def test_hooks_see_every_step_with_its_state():
 
 def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
   detector = summing(losses=[9.0, 5.0, 2.0, 4.0, 1.0, 3.0])
-  judge, best_yet = hooks.choosing(detector, [ones(2), ones(1)], every=1, total=5, best=None)
+  judge, best_yet = hooks.make_best_step_hook(
+    detector, [ones(2), ones(1)], eval_every=1, num_steps=5, best=None
+  )
   looped(detector, 5, [judge])
   best = best_yet()
   assert (best.step, best.loss, float(best.state.total)) == (4, 1.0, 4.0)
@@ -76,14 +78,16 @@ def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
 
 def test_the_last_step_is_judged_whatever_the_cadence():
   detector = summing(losses=[9.0, 5.0, 2.0])
-  judge, best_yet = hooks.choosing(detector, [ones(1)], every=100, total=2, best=None)
+  judge, best_yet = hooks.make_best_step_hook(
+    detector, [ones(1)], eval_every=100, num_steps=2, best=None
+  )
   looped(detector, 2, [judge])
   assert best_yet().step == 2
 
 
 def test_a_diverged_loss_is_one_clear_error():
   detector = summing(losses=[0.0, float('nan')])
-  judge, _ = hooks.choosing(detector, [ones(1)], every=1, total=1, best=None)
+  judge, _ = hooks.make_best_step_hook(detector, [ones(1)], eval_every=1, num_steps=1, best=None)
   with pytest.raises(ConfigError, match=r'nan at step 1.*fit\.learning_rate'):
     looped(detector, 1, [judge])
 
@@ -103,7 +107,9 @@ def test_steps_are_epochs_of_full_batches(fields, images, steps):
 
 
 def test_warm_up_is_linear_then_constant():
-  rate = loop.schedule(ml_collections.ConfigDict({'warmup_steps': 4, 'learning_rate': 0.4}))
+  rate = loop.learning_rate_schedule(
+    ml_collections.ConfigDict({'warmup_steps': 4, 'learning_rate': 0.4})
+  )
   np.testing.assert_allclose(
     [rate(s) for s in (0, 1, 2, 4, 99)], [0, 0.1, 0.2, 0.4, 0.4], rtol=1e-6
   )
@@ -116,7 +122,7 @@ def test_batches_are_placed_one_ahead():
     placed.append(batch)
     return batch
 
-  stream = scoring.ahead(iter(range(4)), place)
+  stream = scoring.prefetch_to_device(iter(range(4)), place)
   assert next(stream) == 0
   assert placed == [0, 1]
   assert list(stream) == [1, 2, 3]
@@ -125,16 +131,18 @@ def test_batches_are_placed_one_ahead():
 @pytest.fixture
 def managers(tmp_path):
   with (
-    checkpoint.manager(tmp_path, 'rolling') as rolling,
-    checkpoint.manager(tmp_path, 'best') as keeper,
+    checkpoint.open_manager(tmp_path, 'rolling') as rolling,
+    checkpoint.open_manager(tmp_path, 'best') as keeper,
   ):
     yield tmp_path, rolling, keeper
 
 
 def saved(detector, managers, steps, every_s, stop=None, state=None, start=0, best=None):
   _, rolling, keeper = managers
-  judge, best_yet = hooks.choosing(detector, [ones(1)], 1, steps, best)
-  hook, _ = hooks.saving(rolling, keeper, best_yet, every_s, steps, stop or threading.Event())
+  judge, best_yet = hooks.make_best_step_hook(detector, [ones(1)], 1, steps, best)
+  hook, _ = hooks.make_checkpoint_hook(
+    rolling, keeper, best_yet, every_s, steps, stop or threading.Event()
+  )
   looped(detector, steps, [judge, hook], state, start)
   return best_yet()
 
@@ -142,13 +150,13 @@ def saved(detector, managers, steps, every_s, stop=None, state=None, start=0, be
 def test_the_last_five_steps_and_the_best_are_kept(managers):
   losses = np.array([9, 8, 1, *range(2, 20)], np.float32)
   saved(summing(losses), managers, 9, every_s=0.0)
-  assert checkpoint.steps(managers[0], 'rolling') == [5, 6, 7, 8, 9]
-  assert checkpoint.steps(managers[0], 'best')[-1] == 2
+  assert checkpoint.saved_steps(managers[0], 'rolling') == [5, 6, 7, 8, 9]
+  assert checkpoint.saved_steps(managers[0], 'best')[-1] == 2
 
 
 def test_a_short_run_writes_only_its_end(managers):
   saved(summing([3.0, 2.0, 1.0, 0.0]), managers, 3, every_s=60.0)
-  assert checkpoint.steps(managers[0], 'rolling') == [3]
+  assert checkpoint.saved_steps(managers[0], 'rolling') == [3]
 
 
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(managers):
@@ -156,7 +164,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(managers):
   stop.set()
   with pytest.raises(Interrupted, match=r'step 1/5.*fit\.resume=latest'):
     saved(summing([3.0] * 9), managers, 5, every_s=60.0, stop=stop)
-  assert checkpoint.steps(managers[0], 'rolling') == [1]
+  assert checkpoint.saved_steps(managers[0], 'rolling') == [1]
 
 
 @pytest.mark.parametrize('cut', [1, 2, 3, 4, 5])
@@ -175,7 +183,7 @@ def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
 
 @pytest.mark.parametrize(
   ('choice', 'words'),
-  [('last', "'latest', 'best' or a step, got 'last'"), ('latest', 'holds no checkpoint')],
+  [('last', "'latest', 'best' or a step, got 'last'"), ('latest', 'has no checkpoint')],
 )
 def test_what_cannot_be_resumed_is_named(managers, choice, words):
   _, rolling, keeper = managers
@@ -187,7 +195,7 @@ def test_the_initial_state_is_its_own_to_be_donated():
   variables = {'params': {'w': jnp.ones(3)}}
   detector = summing()._replace(init=lambda key, v: v)
   mesh = meshes.make_mesh('cpu', 1, 1)
-  state = loop.initial(detector, variables, 0, mesh)
+  state = loop.initial_state(detector, variables, 0, mesh)
   jax.block_until_ready(
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
   )
@@ -196,20 +204,22 @@ def test_the_initial_state_is_its_own_to_be_donated():
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
-  root = demo.draw(tmp_path_factory.mktemp('drawn'), size=24, train=7, test_good=1, test_defect=1)
+  root = demo.write_dataset(
+    tmp_path_factory.mktemp('drawn'), size=24, train=7, test_good=1, test_defect=1
+  )
   return layouts.load(root, 'disc').train
 
 
 def reading():
   """Its frozen part is each image's own pixel sums, so that a row that strays is noticed."""
   return summing()._replace(
-    prepare=lambda state, batch: {'sums': batch.image.astype(jnp.float32).sum((1, 2))}
+    precompute=lambda state, batch: {'sums': batch.image.astype(jnp.float32).sum((1, 2))}
   )
 
 
 def test_kept_features_are_those_of_their_own_images(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
-  kept = feature_cache.remember(reading(), None, drawn, ops, 4, 1 << 20, mesh)
+  kept = feature_cache.cache_features(reading(), None, drawn, ops, 4, 1 << 20, mesh)
   batches = batch_streams.train_batches(drawn, ops, 4, seed=5)
   seen = set()
   for batch, _ in zip(batches, range(6), strict=False):
@@ -224,6 +234,6 @@ def test_features_over_the_limit_are_not_kept(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):
-    kept = feature_cache.remember(reading(), None, drawn, ops, 4, limit, mesh)
+    kept = feature_cache.cache_features(reading(), None, drawn, ops, 4, limit, mesh)
     batch = next(batch_streams.eval_batches(drawn, ops, 4))
     assert (kept(batch).features is not None) == there

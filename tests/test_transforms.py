@@ -124,7 +124,7 @@ def test_empty_files_are_called_empty(tmp_path):
   path.touch()
   with path.open('rb') as file:
     for source in (path, str(path), b'', file):
-      for read in (image_io.decode, image_io.image_size, image_io.read_raw):
+      for read in (image_io.decode, image_io.image_size, image_io.read_raw_mask):
         with pytest.raises(DataError, match=r'it is empty \(0 bytes\)\.$'):
           read(source)
   with pytest.raises(DataError, match='not a JPEG'):
@@ -135,14 +135,14 @@ def test_other_unreadable_things(tmp_path):
   text = tmp_path / 'notes.png'
   text.write_text('%!PS not an image')
   for path in (text, tmp_path / 'absent.png', tmp_path):
-    for read in (image_io.decode, image_io.image_size, image_io.read_mask, image_io.check):
+    for read in (image_io.decode, image_io.image_size, image_io.read_mask, image_io.verify):
       with pytest.raises(DataError, match=path.name):
         read(path)
-  with pytest.raises(DataError, match=r'floats reach from 0 to 7'):
+  with pytest.raises(DataError, match=r'float values range from 0 to 7'):
     image_io.decode(saved(Image.fromarray(np.array([[0.0, 7.0]], np.float32)), 'TIFF'))
   with pytest.raises(DataError, match='not 8 or 16 bit'):
     image_io.decode(saved(Image.fromarray(np.array([[0, 70000]], np.int32)), 'TIFF'))
-  with pytest.raises(DataError, match='floats'):
+  with pytest.raises(DataError, match='float values'):
     image_io.decode(saved(Image.fromarray(np.array([[0.5, np.nan]], np.float32)), 'TIFF'))
 
 
@@ -273,10 +273,10 @@ CHAINS = [
 def test_a_constant_map_comes_back_constant(text, h, w):
   ops = transforms.parse(text)
   restored = ops.restore(np.full((ops.height, ops.width), 0.7, np.float32), h, w)
-  assert restored.map.shape == restored.seen.shape == (h, w)
-  np.testing.assert_allclose(restored.map, 0.7, rtol=1e-6)
+  assert restored.anomaly_map.shape == restored.visible.shape == (h, w)
+  np.testing.assert_allclose(restored.anomaly_map, 0.7, rtol=1e-6)
   if text == 'resize(32)':
-    assert restored.seen.all()
+    assert restored.visible.all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -291,13 +291,13 @@ def test_restore_is_bilinear_at_the_original_pixels(text, h, w):
   x = (np.arange(w) + 0.5 - frame.left) / right
   low = -1e-6  # A center on an edge is inside at its start and outside at its end.
   rows, columns = ((z > low) & (z < n + low) for z, n in ((y, ops.height), (x, ops.width)))
-  np.testing.assert_array_equal(restored.seen, np.outer(rows, columns))
-  np.testing.assert_array_equal(restored.map[~restored.seen], values.min())
+  np.testing.assert_array_equal(restored.visible, np.outer(rows, columns))
+  np.testing.assert_array_equal(restored.anomaly_map[~restored.visible], values.min())
   if down < 1 or right < 1:
     return  # Shrinking is antialiased; the other laws hold there.
   tall = [np.interp(y[rows], np.arange(ops.height) + 0.5, column) for column in values.T]
   wide = [np.interp(x[columns], np.arange(ops.width) + 0.5, row) for row in np.transpose(tall)]
-  np.testing.assert_allclose(restored.map[np.ix_(rows, columns)], wide, atol=1e-5)
+  np.testing.assert_allclose(restored.anomaly_map[np.ix_(rows, columns)], wide, atol=1e-5)
 
 
 def test_a_blob_comes_back_where_it_was():
@@ -308,7 +308,7 @@ def test_a_blob_comes_back_where_it_was():
     rows, columns = np.indices(size) + 0.5
     blob = np.exp(-(((rows - y) / 9) ** 2) - ((columns - x) / 9) ** 2)
     seen = ops.apply(gray3(np.round(blob * 255).astype(np.uint8)))[..., 0]
-    restored = ops.restore(seen.astype(np.float32), *size).map.astype(float)
+    restored = ops.restore(seen.astype(np.float32), *size).anomaly_map.astype(float)
     assert abs((restored * rows).sum() / restored.sum() - y) < 1, (text, size)
     assert abs((restored * columns).sum() / restored.sum() - x) < 1, (text, size)
 

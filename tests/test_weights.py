@@ -300,7 +300,7 @@ def test_another_network_is_refused(tmp_path):
   for change, match in (
     ({'conv1.weight': np.ones((64, 3, 3, 3), 'f')}, r'\(64, 3, 7, 7\).*\(64, 3, 3, 3\)'),
     ({'layer1.0.conv1.weight': None}, r'no tensor layer1\.0\.conv1\.weight'),
-    ({'layer1.2.conv1.weight': np.ones(1, 'f')}, r'also has a tensor layer1\.2'),
+    ({'layer1.2.conv1.weight': np.ones(1, 'f')}, r'unexpected tensor layer1\.2'),
     ({'bn1.bias': np.full(64, np.nan, 'f')}, r'bn1\.bias has values that are not finite'),
     ({'bn1.bias': np.full(64, 1e300)}, r'bn1\.bias has values that are not finite'),
     ({'bn1.bias': np.ones(64, np.int8)}, r'bn1\.bias has type int8'),
@@ -407,7 +407,7 @@ def test_tensors_beyond_their_storage_are_refused(write):
 def test_archives_do_not_inflate_without_bound(monkeypatch):
   with pytest.raises(ValueError, match='compressed'):
     formats.read(torch_zip(state_dict(few()), zipfile.ZIP_DEFLATED))
-  monkeypatch.setattr(formats, '_INFLATED', 100)
+  monkeypatch.setattr(formats, '_MAX_INFLATED_BYTES', 100)
   with pytest.raises(ValueError, match='inflates'):
     formats.read(npz(few()))
 
@@ -523,8 +523,8 @@ def test_auto_is_embedded_elsewhere_and_says_why(monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   choice = pretrained_weights.choose('resnet18', 'auto', ('layer2', 'layer3'), NOWHERE)
   assert choice[:2] == ('compact', 'embedded')
-  assert 'Could not download' in choice.why
-  assert 'backbone.weights=FILE' in choice.why
+  assert 'Could not download' in choice.fallback_reason
+  assert 'backbone.weights=FILE' in choice.fallback_reason
 
 
 @pytest.mark.parametrize(
@@ -534,7 +534,9 @@ def test_nothing_imitates_other_networks(monkeypatch, tmp_path, name, stages):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   with pytest.raises(WeightsError, match='Could not download'):
     pretrained_weights.choose(name, 'auto', stages, NOWHERE)
-  with pytest.raises(WeightsError, match=r"imitate \['layer1', 'layer2', 'layer3'\] of resnet18"):
+  with pytest.raises(
+    WeightsError, match=r"support stages \['layer1', 'layer2', 'layer3'\] of resnet18"
+  ):
     pretrained_weights.choose(name, 'embedded', stages)
 
 
@@ -545,7 +547,7 @@ def test_what_is_named_is_chosen():
 
 def test_the_compact_network_has_no_weights_of_imagenet():
   assert pretrained_weights.choose('compact', 'auto', ('layer1',)) == ('compact', 'embedded', '')
-  with pytest.raises(WeightsError, match='Nobody published ImageNet weights of compact'):
+  with pytest.raises(WeightsError, match='no published ImageNet weights for compact'):
     pretrained_weights.load('imagenet', backbones.build('compact', ('layer1',)))
 
 

@@ -41,7 +41,7 @@ _NONNEGATIVE_KEYS = (
   'evaluate.save_pictures',
   'evaluate.report_pictures',
 )
-_THRESHOLD_NAMES = ('threshold', 'review_threshold', 'pixel_threshold')
+_THRESHOLD_NAMES = ('image_threshold', 'review_threshold', 'pixel_threshold')
 _THRESHOLD_KEYS = tuple(
   f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLD_NAMES
 )
@@ -93,10 +93,10 @@ def base() -> Config:
         },
       },
       'calibrate': {
-        'method': 'normals',  # Or 'confident'; or, with labelled images, 'f1' or 'cost'.
+        'method': 'normals',  # Or 'confident'; or, with labeled images, 'f1' or 'cost'.
         'budget': 0.01,  # Share of good images that may be called NG.
         'review_budget': 0.05,  # Share of good images that may be called NG or to be reviewed.
-        'labelled': '',  # A data set directory with good and defective images, for f1 and cost.
+        'labeled': '',  # A data set directory with good and defective images, for f1 and cost.
         'miss_cost': 10.0,  # Of a missed defect, in false alarms.
         'images': 500,  # At most so many are left out one by one; more cost more than they tell.
         'retain': 32,  # Images whose embeddings are kept for a run that extends this one.
@@ -139,7 +139,7 @@ def base() -> Config:
       },
       'mesh': {
         'data': -1,  # -1: all devices that `device` selects.
-        'split': 'auto',  # What is learned, over devices with memories of their own; always, never.
+        'shard_state': 'auto',  # What is learned, over devices with memories of their own; always, never.
       },
     }
   )

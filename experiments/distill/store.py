@@ -17,7 +17,7 @@ from distill import losses, student
 from uadjax.backbones import compact
 from uadjax.system import files
 
-_CHECKPOINT_DIR, _METADATA_FILE = 'checkpoint', 'notes.json'
+_CHECKPOINT_DIR, _METADATA_FILE = 'checkpoint', 'metadata.json'
 _EPSILON = 1e-5  # BatchNorm's.
 
 
@@ -49,14 +49,14 @@ def load(directory: Path) -> tuple[student.Recipe, student.State, losses.Scales]
     with np.load(folder / f'{name}.npz') as file:
       leaves = [jnp.asarray(file[str(i)]) for i in range(len(file.files))]
     trees[name] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
-  batch_stats, step, scales = trees.pop('rest')
+  batch_stats, step, scales = trees.pop('stats_and_scales')
   return recipe, student.State(batch_stats=batch_stats, step=step, **trees), scales
 
 
 def _state_trees(state: student.State, scales: losses.Scales) -> dict[str, Any]:
   trees = state._asdict()
-  stats_and_scales = trees.pop('stats'), trees.pop('step'), scales
-  return {**trees, 'rest': stats_and_scales}
+  stats_and_scales = trees.pop('batch_stats'), trees.pop('step'), scales
+  return {**trees, 'stats_and_scales': stats_and_scales}
 
 
 def export_tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

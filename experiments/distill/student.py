@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, UInt8
 import optax
 
-from distill import losses, pictures, views
+from distill import losses, synthetic_images, views
 from uadjax import backbones
 from uadjax.backbones import compact
 from uadjax.types import Variables
@@ -132,7 +132,9 @@ def apply_student(
   return student_features, new_batch_stats
 
 
-@functools.partial(jax.jit, static_argnames=('recipe', 'steady', 'late'), donate_argnames='state')
+@functools.partial(
+  jax.jit, static_argnames=('recipe', 'use_running_stats', 'large_views'), donate_argnames='state'
+)
 def train_step(
   state: State,
   teacher_variables: Variables,
@@ -204,7 +206,7 @@ def generate_images(recipe: Recipe, step: int, batch_size: int = 1) -> Array:
   """The pictures that are looked at in a step."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
   key = jax.random.fold_in(key, step // recipe.steps_per_image_set)
-  return pictures.generate(key, recipe.num_images, at_once=batch_size)
+  return synthetic_images.generate(key, recipe.num_images, batch_size=batch_size)
 
 
 def measure_scales(recipe: Recipe, variables: Variables, num_batches: int = 16) -> losses.Scales:
@@ -217,7 +219,7 @@ def measure_scales(recipe: Recipe, variables: Variables, num_batches: int = 16) 
   batches_per_set = math.ceil(num_batches / 2)
   features = []
   for i in range(2):
-    source_images = pictures.generate(jax.random.fold_in(key, i), recipe.num_images)
+    source_images = synthetic_images.generate(jax.random.fold_in(key, i), recipe.num_images)
     keys = jax.random.split(jax.random.fold_in(key, 2 + i), batches_per_set)
     features += [
       extract_features(views.render_views(k, source_images, num_views, view_size)) for k in keys

@@ -30,7 +30,7 @@ def twin_rows(num_views: int) -> tuple[np.ndarray, np.ndarray]:
   return damaged - 1, damaged
 
 
-@functools.partial(jax.jit, static_argnames=('count', 'side'))
+@functools.partial(jax.jit, static_argnames=('num_views', 'side'))
 def render_views(
   key: Key, source_images: Float[Array, 'n s s 3'], num_views: int, side: int
 ) -> UInt8[Array, 'b v v 3']:
@@ -60,7 +60,7 @@ def _render_view(
     (next(draws) * len(source_images)).astype(jnp.int32), len(source_images) - 1
   )
   damage = _random_damage(draws, side)
-  damage = damage._replace(cover=damage.coverage * is_damaged.astype(jnp.float32))
+  damage = damage._replace(coverage=damage.coverage * is_damaged.astype(jnp.float32))
   x, y = _view_coordinates(draws, side, source_images.shape[1])
   x, y = x + damage.coverage * damage.displacement[0], y + damage.coverage * damage.displacement[1]
   image = _sample_bilinear(source_images, image_index, x, y)

@@ -89,7 +89,7 @@ class Stage(nn.Module):
     self, x: Float[Array, 'b h w c'], train: bool = False, use_running_stats: bool = False
   ) -> Float[Array, 'b _h _w _c']:
     """Compute; with `steady`, training leaves BatchNorm's statistics as they are, and uses them."""
-    conv_bn = functools.partial(_ConvBatchNorm, axis=self.axis_name)
+    conv_bn = functools.partial(_ConvBatchNorm, axis_name=self.axis_name)
     x = _space_to_depth(x, self.config.space_to_depth)
     for i, (channels, kernel_size, stride) in enumerate(self.config.stem):
       x = conv_bn(channels, kernel_size, stride, name=f'enter_{i}')(x, train, use_running_stats)

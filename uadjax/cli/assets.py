@@ -49,7 +49,7 @@ def _weights_info(arch: str) -> dict[str, Any]:
   with path.open('rb') as file:
     sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
   is_intact = sha256.startswith(path.stem.rpartition('-')[2])
-  return {**info, 'bytes': path.stat().st_size, 'sha256': sha256, 'whole': is_intact}
+  return {**info, 'bytes': path.stat().st_size, 'sha256': sha256, 'intact': is_intact}
 
 
 def _format_info(info: dict[str, Any]) -> list[text.Text]:
@@ -57,10 +57,10 @@ def _format_info(info: dict[str, Any]) -> list[text.Text]:
   if not info['cached']:
     hint = f'not in the cache; get it: uadjax weights {info["name"]}'
     return [text.Text.assemble((f'· {info["name"]:<16}', 'dim'), hint)]
-  sign, style = console.SIGNS['OK' if info['whole'] else 'NG']
+  sign, style = console.SIGNS['OK' if info['intact'] else 'NG']
   size = f'{info["bytes"] / 1e6:.0f} MB'
   description = (
-    size if info['whole'] else f'{size}, damaged: get it anew: uadjax weights {info["name"]}'
+    size if info['intact'] else f'{size}, damaged: get it anew: uadjax weights {info["name"]}'
   )
   return [
     text.Text.assemble((f'{sign} {info["name"]:<16}', style), description),

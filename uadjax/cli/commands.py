@@ -83,7 +83,7 @@ def root(
   batch_size: options.BatchSize = None,
   override: options.PipelineOverrides = None,
   allow_private_urls: options.AllowPrivateUrls = False,
-  threshold: options.ImageThreshold = None,
+  image_threshold: options.ImageThreshold = None,
   review_threshold: options.ReviewThreshold = None,
   pixel_threshold: options.PixelThreshold = None,
   save_path: options.SavePath = None,
@@ -145,7 +145,7 @@ def _write_pipeline_config(name: str, folder: Path) -> None:
     'uadjax predict runs/bolts/model photos/',
     'uadjax predict runs/bolts/model a.png b.png --json --no-save',
     'uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects',
-    'uadjax predict runs/bolts/model photos/ --threshold 0.8 --device gpu:0,1',
+    'uadjax predict runs/bolts/model photos/ --image-threshold 0.8 --device gpu:0,1',
     'uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4',
   )
 )
@@ -159,7 +159,7 @@ def predict(
   batch_size: options.BatchSize = None,
   override: options.PipelineOverrides = None,
   allow_private_urls: options.AllowPrivateUrls = False,
-  threshold: options.ImageThreshold = None,
+  image_threshold: options.ImageThreshold = None,
   review_threshold: options.ReviewThreshold = None,
   pixel_threshold: options.PixelThreshold = None,
   save_path: options.SavePath = None,

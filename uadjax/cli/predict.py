@@ -28,7 +28,7 @@ class PredictOptions(NamedTuple):
   batch_size: int | None
   override: Sequence[str] | None
   allow_private_urls: bool
-  threshold: float | None
+  image_threshold: float | None
   review_threshold: float | None
   pixel_threshold: float | None
   save_path: Path | None
@@ -121,9 +121,9 @@ def tabulate_scores(
   counts, (shard_index, num_shards) = summary.counts, table.shard
   if options.as_json:
     shard_fields = {
-      'part': [shard_index, num_shards],
-      'judged': dict(counts),
-      'judged_before': dict(summary.previous_counts),
+      'shard': [shard_index, num_shards],
+      'scored': dict(counts),
+      'scored_before': dict(summary.previous_counts),
     }
     console.print_json({'table': str(folder), **shard_fields})
   else:
@@ -137,7 +137,7 @@ def tabulate_scores(
 def _create_pipeline(
   pipeline_name: str, use_hpip: bool, settings: Mapping[str, str], options: PredictOptions
 ) -> pipelines.Pipeline:
-  threshold_names = ('threshold', 'review_threshold', 'pixel_threshold')
+  threshold_names = ('image_threshold', 'review_threshold', 'pixel_threshold')
   thresholds = {
     key: getattr(options, key) for key in threshold_names if getattr(options, key) is not None
   }

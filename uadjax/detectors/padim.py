@@ -21,7 +21,7 @@ from uadjax import backbones
 from uadjax.detectors.base import Detector, OnePass, RunContext, ShardingSpecs
 from uadjax.errors import ConfigError, Setting, UnknownName
 from uadjax.numerics import collectives, gaussian, projections, resampling
-from uadjax.numerics.collectives import SINGLE_SHARD, Shards
+from uadjax.numerics.collectives import Shards, SINGLE_SHARD
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section IV-D).

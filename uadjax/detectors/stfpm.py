@@ -84,7 +84,7 @@ def make(
 
   def update_shard(state: State, batch: Batch, axis_name: str | None) -> tuple[State, Metrics]:
     """One step, by this device's rows of the batch; BatchNorm and the gradient are of all."""
-    targets, network = teacher_features(state, batch), backbone.clone(axis=axis_name)
+    targets, network = teacher_features(state, batch), backbone.clone(axis_name=axis_name)
     images = backbones.normalize(jnp.asarray(batch.image))
 
     def loss_fn(params: Any) -> tuple[Array, Variables]:

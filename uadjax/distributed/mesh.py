@@ -15,7 +15,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax.errors import ConfigError, MissingDevice, Setting
-from uadjax.numerics.collectives import SINGLE_SHARD, Shards
+from uadjax.numerics.collectives import Shards, SINGLE_SHARD
 from uadjax.system import threads
 
 Mesh = jax.sharding.Mesh
@@ -125,7 +125,7 @@ def shards(mesh: Mesh) -> Shards:
 
     (axis_name,) = mesh.axis_names
     return jax.shard_map(
-      functools.partial(f, axis=axis_name),
+      functools.partial(f, axis_name=axis_name),
       mesh=mesh,
       in_specs=jax.tree.map(partition_spec, in_specs),
       out_specs=jax.tree.map(partition_spec, out_specs),
@@ -154,7 +154,9 @@ def state_mesh(mesh: Mesh, shard_state: str) -> Mesh:
     ConfigError: `split` is none of these.
   """
   if shard_state not in _SHARD_STATE_CHOICES:
-    raise ConfigError(f'mesh.split must be one of {_SHARD_STATE_CHOICES}, got {shard_state!r}.')
+    raise ConfigError(
+      f'mesh.shard_state must be one of {_SHARD_STATE_CHOICES}, got {shard_state!r}.'
+    )
   shares_memory = mesh.devices.ravel()[0].platform == 'cpu' and jax.process_count() == 1
   is_unsharded = shard_state == 'never' or (shard_state == 'auto' and shares_memory)
   return single_device_mesh(mesh) if is_unsharded else mesh

@@ -20,7 +20,7 @@ from uadjax.visualization import figures, score_histogram
 PRO_LIMIT = 0.3  # False alarms up to which the area under PRO counts.
 
 _OPTIMISM_NOTE = (
-  ' The threshold was set by labelled images: if these are among them, that is optimistic.'
+  ' The threshold was set by labeled images: if these are among them, that is optimistic.'
 )
 
 Vertices = tuple[Float[np.ndarray, ' _k'], Float[np.ndarray, ' _k']]

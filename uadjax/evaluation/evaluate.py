@@ -209,7 +209,7 @@ def _metrics_at_threshold(image_results: Sequence[ImageResult]) -> dict[str, Any
   has_masks = any(image_result.confusion for image_result in image_results)
   region_sizes, region_hits = (
     np.concatenate([getattr(image_result, name) for image_result in image_results])
-    for name in ('sizes', 'found')
+    for name in ('region_sizes', 'region_hits')
   )
   return {
     'image_precision': image_confusion.precision,

@@ -1,4 +1,4 @@
-"""Images that somebody has labelled good or defective, for thresholds that are set by them."""
+"""Images that somebody has labeled good or defective, for thresholds that are set by them."""
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
@@ -35,14 +35,14 @@ class LabeledScores(NamedTuple):
 
 
 def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ...]:
-  """List the images of `calibrate.labelled`: those to test on, or all where these lack good ones.
+  """List the images of `calibrate.labeled`: those to test on, or all where these lack good ones.
 
   Raises:
     DataError: a kind is missing, an image is one to be learned from, or a file is unreadable.
   """
-  directory = config.calibrate.labelled
+  directory = config.calibrate.labeled
   if not Path(directory).is_dir():
-    raise DataError(f'calibrate.labelled={directory} is not there; name a data set directory.')
+    raise DataError(f'calibrate.labeled={directory} is not there; name a data set directory.')
   splits = layouts.load(directory, mask_threshold=config.data.mask_threshold)
   records = splits.test
   if all(record.is_anomalous for record in records):
@@ -50,7 +50,7 @@ def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ..
   num_defective = sum(record.is_anomalous for record in records)
   if not 0 < num_defective < len(records):
     raise DataError(
-      f'calibrate.labelled={directory} has {len(records) - num_defective} good and {num_defective} '
+      f'calibrate.labeled={directory} has {len(records) - num_defective} good and {num_defective} '
       'defective images; a threshold between them needs both.'
     )
   training_paths = {record.path.resolve() for record in training_records}
@@ -58,7 +58,7 @@ def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ..
     record.path for record in records if record.path.resolve() in training_paths
   ]:
     raise DataError(
-      f'{len(overlapping_paths)} images of calibrate.labelled={directory} are to be learned from, such as '
+      f'{len(overlapping_paths)} images of calibrate.labeled={directory} are to be learned from, such as '
       f'{overlapping_paths[0]}; their scores tell nothing. Name other images.'
     )
   with concurrent.futures.ThreadPoolExecutor() as pool:  # Before hours of fitting, not after.
@@ -82,7 +82,7 @@ def score(
   mesh: mesh.Mesh,
   fitted_specs: Any = None,
 ) -> LabeledScores | None:
-  """Score labelled images; None where there are none."""
+  """Score labeled images; None where there are none."""
   if not records:
     return None
   ops = transforms.parse(config.data.ops)

@@ -126,7 +126,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
   predictor = pipelines.create_model(
     model_dir=options.model_dir or workdir / 'model',
     device=config.device,
-    image_threshold=options.threshold,
+    image_threshold=options.image_threshold,
     review_threshold=options.review_threshold,
     pixel_threshold=options.pixel_threshold,
     backend=options.backend,
@@ -168,9 +168,9 @@ def _predict_to_table(predictor: predictors.Predictor, options: Config) -> Resul
     'model_dir': str(predictor.model.directory),
     'failed': table_summary.num_unreadable,
     'table': options.table,
-    'part': list(table.shard),
-    'judged': dict(table_summary.counts),
-    'judged_before': dict(table_summary.previous_counts),
+    'shard': list(table.shard),
+    'scored': dict(table_summary.counts),
+    'scored_before': dict(table_summary.previous_counts),
   }
 
 
@@ -195,14 +195,14 @@ def _load_for_evaluation(config: Config, workdir: Path) -> model_dir.Model:
   """The model to evaluate, with the thresholds that are overridden."""
   options = config.evaluate
   model = _load_on_mesh(config, options.model_dir or workdir / 'model')
-  thresholds = options.threshold, options.review_threshold, options.pixel_threshold
-  return model._replace(limits=calibration.override(model.thresholds, *thresholds))
+  thresholds = options.image_threshold, options.review_threshold, options.pixel_threshold
+  return model._replace(thresholds=calibration.override(model.thresholds, *thresholds))
 
 
 def _load_on_mesh(config: Config, directory: Path | str) -> model_dir.Model:
   """A model on the devices of the configuration, split over them where fitting splits it."""
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
-  return model_dir.load(directory, meshes.state_mesh(mesh, config.mesh.split))
+  return model_dir.load(directory, meshes.state_mesh(mesh, config.mesh.shard_state))
 
 
 MODES: Mapping[str, Callable[[Config, Path], Result]] = {

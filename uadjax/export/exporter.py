@@ -162,7 +162,7 @@ def export(
   graph = graphs.from_model(
     model, batch if output_format.supports_any_batch else batch or 1, camera_size
   )
-  graph = graph._replace(about={**graph.metadata, 'quantize': quantize})
+  graph = graph._replace(metadata={**graph.metadata, 'quantize': quantize})
   comparison_images = verify.select_images(model, camera_size, image_folder)
   with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as temporary_folder:
     path = Path(temporary_folder) / output.name
@@ -205,10 +205,10 @@ def _write_and_verify(
     with progress.show_status(f'Comparing {path.name} with the model'):
       for load in (output_format.load, *output_format.other_loaders()):
         agreements.append(verify.compare(model, load(path), graph.batch, comparison_images))
-        if not agreements[-1].holds:
+        if not agreements[-1].is_within_tolerance:
           break
     agreement = agreements[-1]
-    if agreement.holds:
+    if agreement.is_within_tolerance:
       return file_info, max(agreements, key=lambda result: (result.score, result.map))
     failure = (
       f'{path.name} does not say what the model says: {agreement}, where {verify.TOLERANCE:g} is '
@@ -223,7 +223,7 @@ def _write_and_verify(
     reason = 'a good image lies as near to a threshold as rounding moves it'
   else:
     images = (
-      comparison_images.graph_inputs[agreement.worst :]
+      comparison_images.graph_inputs[agreement.worst_index :]
       if agreement
       else comparison_images.graph_inputs
     )

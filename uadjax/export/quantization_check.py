@@ -37,7 +37,7 @@ class QuantizationAgreement(NamedTuple):
 
   Attributes:
     images: compared.
-    label_changes: images that are labelled otherwise.
+    label_changes: images that are labeled otherwise.
     score_change: the largest change of an image's score, relative to it.
     auroc: of the float graph; None where a class is missing.
     auroc_quantized: of the quantized one.

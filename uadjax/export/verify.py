@@ -43,7 +43,7 @@ class Agreement(NamedTuple):
     source: what they are.
     score: the largest difference of an image's score, relative to it.
     map: the largest difference of a map's value, relative to the largest of its map.
-    flips: images that are labelled otherwise.
+    flips: images that are labeled otherwise.
     worst: number of the image that differs most.
   """
 
@@ -62,7 +62,7 @@ class Agreement(NamedTuple):
   def to_dict(self) -> dict[str, Any]:
     """The same, as JSON can hold it."""
     fields = {**self._asdict(), 'tolerance': TOLERANCE}
-    del fields['worst']
+    del fields['worst_index']
     return fields
 
   def __str__(self) -> str:

@@ -66,7 +66,7 @@ def create_model(
   if backend != _JAX and (device or 'auto').partition(':')[0] not in ('auto', 'cpu'):
     raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
   if backend != _JAX and shard_model:
-    raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with split.")
+    raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with shard_model.")
   devices = meshes.local_devices(meshes.select_devices(device or 'auto'))
   name, directory = _resolve_model(str(model_name), model_dir)
   if name and (actual_name := model_dirs.read_info(directory).name) != name:
@@ -81,7 +81,7 @@ def create_model(
   thresholds = calibration.override(
     calibrated_thresholds, image_threshold, review_threshold, pixel_threshold
   )
-  return base_predictor._replace(model=base_predictor.model._replace(limits=thresholds))
+  return base_predictor._replace(model=base_predictor.model._replace(thresholds=thresholds))
 
 
 def _open_in_jax(
@@ -180,11 +180,11 @@ def create_pipeline(
     model_settings.model_name,
     model_settings.model_dir,
     settings.device,
-    image_threshold=model_settings.threshold,
+    image_threshold=model_settings.image_threshold,
     review_threshold=model_settings.review_threshold,
     pixel_threshold=model_settings.pixel_threshold,
     backend=_runtime_backend(settings.backend) if settings.use_hpip else settings.backend,
-    shard_model=settings.split,
+    shard_model=settings.shard_model,
     access=access,
   )
   return Pipeline(settings.lock(), model)
@@ -202,14 +202,14 @@ def default_settings() -> Config:
       'device': 'auto',
       'use_hpip': False,
       'backend': _JAX,  # Or auto, onnxruntime, openvino: use_hpip is backend=auto.
-      'split': False,  # What is learned, over several devices, where it is too large for one.
+      'shard_model': False,  # What is learned, over several devices, where it is too large for one.
       'SubModules': {
         'AnomalyDetection': {
           'module_name': 'anomaly_detection',
           'model_name': '',
           'model_dir': '',
           'batch_size': 1,
-          'threshold': config_dict.placeholder(float),
+          'image_threshold': config_dict.placeholder(float),
           'review_threshold': config_dict.placeholder(float),
           'pixel_threshold': config_dict.placeholder(float),
         }
@@ -227,7 +227,7 @@ def read_settings(pipeline: str | Path) -> Config:
   if path.suffix not in ('.yaml', '.yml'):
     raise UnknownName(
       f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or name a YAML file, such as '
-      '`pipelines.write` leaves.',
+      '`pipelines.write_settings` leaves.',
       key='pipeline',
       value=str(pipeline),
       allowed=NAMES,

@@ -142,7 +142,7 @@ class Result(Mapping[str, Any]):
   def _keys(self) -> tuple[str, ...]:
     if self.error:
       return 'input_path', 'error'
-    return 'input_path', 'score', 'label', 'threshold', 'pred', 'anomaly_map', 'regions'
+    return 'input_path', 'score', 'label', 'image_threshold', 'pred', 'anomaly_map', 'regions'
 
   def summary(self) -> dict[str, Any]:
     """The verdict without its pixels, as JSON can hold it."""
@@ -152,7 +152,7 @@ class Result(Mapping[str, Any]):
       'input_path': self.input_path,
       'score': self.score,
       'label': self.label,
-      'threshold': self.image_threshold,
+      'image_threshold': self.image_threshold,
       'review_threshold': self.thresholds.review_threshold,
       'pixel_threshold': self.thresholds.pixel_threshold,
       'size': list(self.size),

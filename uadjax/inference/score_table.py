@@ -167,7 +167,7 @@ def _prepare_table(table: Table, model: predictor.Predictor) -> None:
   info = {
     'model_name': loaded_model.name,
     'arrays_sha256': model_dir.read_info(loaded_model.directory).arrays_sha256,
-    'threshold': loaded_model.thresholds.image_threshold,
+    'image_threshold': loaded_model.thresholds.image_threshold,
     'review_threshold': loaded_model.thresholds.review_threshold,
     'pixel_threshold': loaded_model.thresholds.pixel_threshold,
     'format': table.format,

@@ -1,4 +1,4 @@
-"""Thresholds from good images that the detector has not learned from, or from labelled ones.
+"""Thresholds from good images that the detector has not learned from, or from labeled ones.
 
 An image is OK at or below `review`, NG above `image`, and to be looked at in between.
 
@@ -22,7 +22,7 @@ from uadjax.errors import ConfigError, DataError, Setting, UnknownName
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
 _LABELED_METHODS = ('f1', 'cost')
-_MANUAL = 'given'  # Of thresholds that nothing stands on.
+_MANUAL = 'manual'  # Of thresholds that nothing stands on.
 
 
 class Thresholds(NamedTuple):
@@ -33,17 +33,17 @@ class Thresholds(NamedTuple):
     pixel: a pixel whose map value exceeds it is marked.
     review: an image whose score exceeds it, but not `image`, is to be looked at; at most `image`.
     method: 'normals': on average over calibrations the budget is kept; 'confident': it is kept
-      with `confidence`; 'f1' and 'cost': from labelled images.
-    budget: the share of good images that may be called NG; in labelled methods of the pixel
+      with `confidence`; 'f1' and 'cost': from labeled images.
+    budget: the share of good images that may be called NG; in labeled methods of the pixel
       threshold alone, and only where no masks were given.
     review_budget: the share of good images that may exceed `review`.
     normals: number of good images that it was set on.
-    expected: the share of unseen good images that will be called NG, in expectation. In labelled
+    expected: the share of unseen good images that will be called NG, in expectation. In labeled
       methods the share of the given ones, on which the threshold was also chosen: optimistic.
     bound: what that share does not exceed, with `confidence`; optimistic likewise (Clopper and
       Pearson 1934).
     needed: number of good images from which 'confident' keeps the budget.
-    labelled: number of defective images that it was set on; 0 without labels.
+    labeled: number of defective images that it was set on; 0 without labels.
     missed: how many of them are not NG.
     confidence: of `bound` and `needed`.
   """
@@ -163,7 +163,7 @@ def from_labeled(
   """
   if method not in _LABELED_METHODS:
     raise UnknownName(
-      f'Unknown method for labelled images {method!r}; choose from {_LABELED_METHODS}.'
+      f'Unknown method for labeled images {method!r}; choose from {_LABELED_METHODS}.'
     )
   _validate_miss_cost(miss_cost)
   n, m = (
@@ -176,14 +176,16 @@ def from_labeled(
   )
   num_false_alarms = int((normal_scores > image_threshold).sum())
   return normals_thresholds._replace(
-    image=image_threshold,
-    pixel=normals_thresholds.pixel_threshold if pixel_threshold is None else pixel_threshold,
-    review=min(normals_thresholds.review_threshold, image_threshold),
+    image_threshold=image_threshold,
+    pixel_threshold=normals_thresholds.pixel_threshold
+    if pixel_threshold is None
+    else pixel_threshold,
+    review_threshold=min(normals_thresholds.review_threshold, image_threshold),
     method=method,
-    expected=num_false_alarms / n,
-    bound=_rate_upper_bound(num_false_alarms, n),
-    labelled=m,
-    missed=int((anomalous_scores <= image_threshold).sum()),
+    expected_false_alarm_rate=num_false_alarms / n,
+    false_alarm_rate_bound=_rate_upper_bound(num_false_alarms, n),
+    num_anomalous=m,
+    num_missed=int((anomalous_scores <= image_threshold).sum()),
   )
 
 
@@ -218,16 +220,24 @@ def override(
 
   Where those of images are, what was promised of the calibrated ones is dropped.
   """
-  overrides = {'image': image_threshold, 'review': review_threshold, 'pixel': pixel_threshold}
+  overrides = {
+    'image_threshold': image_threshold,
+    'review_threshold': review_threshold,
+    'pixel_threshold': pixel_threshold,
+  }
   for name, value in overrides.items():
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-      raise ConfigError(f'The {name} threshold must be a finite number, got {value!r}.')
+      raise ConfigError(f'{name} must be a finite number, got {value!r}.')
   thresholds = thresholds._replace(
     **{name: value for name, value in overrides.items() if value is not None}
   )
   if image_threshold is not None or review_threshold is not None:
-    thresholds = thresholds._replace(method=_MANUAL, expected=math.nan, bound=math.nan)
-  return thresholds._replace(review=min(thresholds.review_threshold, thresholds.image_threshold))
+    thresholds = thresholds._replace(
+      method=_MANUAL, expected_false_alarm_rate=math.nan, false_alarm_rate_bound=math.nan
+    )
+  return thresholds._replace(
+    review_threshold=min(thresholds.review_threshold, thresholds.image_threshold)
+  )
 
 
 def label(score: float, thresholds: Thresholds) -> str:
@@ -251,16 +261,16 @@ def validate_settings(
   _validate_miss_cost(miss_cost)
   if method in _LABELED_METHODS and not labeled:
     raise ConfigError(
-      f'calibrate.method {method!r} needs labelled images.',
-      key='calibrate.labelled',
+      f'calibrate.method {method!r} needs labeled images.',
+      key='calibrate.labeled',
       hint=(
         'Name a dataset directory with good and defective ones in ',
-        Setting('calibrate.labelled'), ', or pass ', Setting('calibrate.method', 'normals'), '.',
+        Setting('calibrate.labeled'), ', or pass ', Setting('calibrate.method', 'normals'), '.',
       ),
     )  # fmt: skip
   if labeled and method not in _LABELED_METHODS:
     raise ConfigError(
-      f'calibrate.labelled means nothing to calibrate.method {method!r}; leave it out, or choose '
+      f'calibrate.labeled means nothing to calibrate.method {method!r}; leave it out, or choose '
       f'a method from {_LABELED_METHODS}.'
     )
 

@@ -47,10 +47,10 @@ def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
 
 def save_retained_embeddings(folder: Path, retained: RetainedEmbeddings, num_images: int) -> None:
   """Write the embeddings, and the notes that make the folder whole."""
-  np.save(folder / 'retained_embedding.npy', retained.embeddings, allow_pickle=False)
-  np.save(folder / 'retained_image.npy', retained.image_ids, allow_pickle=False)
+  np.save(folder / 'retained_embeddings.npy', retained.embeddings, allow_pickle=False)
+  np.save(folder / 'retained_image_ids.npy', retained.image_ids, allow_pickle=False)
   arrays = sorted(path.stem for path in folder.glob('*.npy'))
-  files.write_json(folder / _METADATA_FILE, {'images': num_images, 'arrays': arrays})
+  files.write_json(folder / _METADATA_FILE, {'num_images': num_images, 'arrays': arrays})
 
 
 def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def load(folder: Path) -> IncrementalState:
     retained = RetainedEmbeddings(
       *(state_arrays.pop(f'retained_{name}') for name in RetainedEmbeddings._fields)
     )
-    return IncrementalState(state_arrays, retained, metadata['images'])
+    return IncrementalState(state_arrays, retained, metadata['num_images'])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ModelError(
       f'{folder} does not hold what learning more needs ({error}); a run of PaDiM or PatchCore '

@@ -25,7 +25,7 @@ from uadjax.model import array_file, calibration as calibration
 from uadjax.system import files
 from uadjax.types import Config, Scores
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _MANIFEST_FILE = 'manifest.json'
 _CALIBRATION_FILE = 'calibration.csv'
 
@@ -115,7 +115,7 @@ def save_manifest(
     'jax': jax.__version__,
     'thresholds': thresholds._asdict(),
     'weights': weights._asdict(),
-    'facts': dict(summary),
+    'summary': dict(summary),
     'arrays_sha256': arrays_sha256,
     'config': configs.to_plain_dict(config),
   }
@@ -250,7 +250,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     raise ModelError(f'{path} cannot be read: expected an object.')
   if manifest.get('format') != _FORMAT_VERSION:
     raise ModelError(
-      f'{path} is of format {manifest.get("format")!r}; this uadjax reads {_FORMAT_VERSION}.'
+      f'{path} has format {manifest.get("format")!r}, but this version of uadjax reads format '
+      f'{_FORMAT_VERSION} only. Fit the model again: uadjax fit DATASET, or '
+      'python -m uadjax.main with the config.yaml of its run.'
     )
   for key in ('model_name', 'thresholds', 'weights', 'arrays_sha256', 'config'):
     if key not in manifest:

@@ -18,7 +18,7 @@ from uadjax.model import calibration
 from uadjax.system import progress
 from uadjax.types import Batch, Scores
 
-OnDevice = TypeVar('Placed')
+OnDevice = TypeVar('OnDevice')
 
 
 class ScoredRecord(NamedTuple):

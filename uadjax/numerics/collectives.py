@@ -98,7 +98,7 @@ class Shards(NamedTuple):
 
 
 def _on_single_shard(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-  return functools.partial(f, axis=None)
+  return functools.partial(f, axis_name=None)
 
 
 SINGLE_SHARD = Shards(1, _on_single_shard)

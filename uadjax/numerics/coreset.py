@@ -119,7 +119,7 @@ def make_point_set(
   return PointSet(points, point_id, *_center_and_sketch(points, valid, point_id, axis_name))
 
 
-@functools.partial(jax.jit, static_argnames='axis')
+@functools.partial(jax.jit, static_argnames='axis_name')
 def _center_and_sketch(
   points: Float[Array, 'n d'],
   valid: Bool[Array, ' n'],
@@ -158,7 +158,7 @@ def _center_and_sketch(
   return center, _for_each_block(sketch_block, sketch)
 
 
-@functools.partial(jax.jit, static_argnames=('centers', 'axis'))
+@functools.partial(jax.jit, static_argnames=('max_centers', 'axis_name'))
 def init(
   key: Key,
   valid: Bool[Array, ' n'],
@@ -186,7 +186,7 @@ def init(
   )
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnames='axis')
+@functools.partial(jax.jit, donate_argnums=1, static_argnames='axis_name')
 def select_until(
   point_set: PointSet, selection: Selection, target: Int[Array, ''], axis_name: str | None = None
 ) -> Selection:

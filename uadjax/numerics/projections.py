@@ -130,7 +130,7 @@ def _gaussian(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d'
   return jax.random.normal(key, (sum(channels), d)) / d**0.5
 
 
-def _nearest_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'after before']:
+def _nearest_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
   # Integers: the pixel below the center (i + ½)·before/after, with no rounding to go wrong.
   nearest = (2 * np.arange(new_size) + 1) * old_size // (2 * new_size)
   return np.eye(old_size, dtype=np.float32)[nearest]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 
-def bilinear_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'after before']:
+def bilinear_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
   """Rows of weights that resample an axis linearly, pixel centers at half integers.
 
   Ends are held (PyTorch's `align_corners=False`); no anti-aliasing, which enlarging does not need.
@@ -39,7 +39,7 @@ def pool_matrix(size: int) -> Float[np.ndarray, 'size size']:
   return sum((np.eye(size, k=k) for k in (-1, 0, 1)), np.zeros((size, size))).astype(np.float32) / 3
 
 
-def adaptive_pool_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'after before']:
+def adaptive_pool_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
   """Rows of weights that average runs of an axis, so many that `after` are left.
 
   Runs overlap where sizes do not divide (PyTorch's `adaptive_avg_pool1d`).

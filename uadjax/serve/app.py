@@ -87,7 +87,7 @@ def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
     request: Request, call_next: Callable[[Request], Awaitable[Response]]
   ) -> Response:
     start, log_id = time.perf_counter(), response_module.new_log_id()
-    request.state.log_id, request.state.told = log_id, {}
+    request.state.log_id, request.state.log_fields = log_id, {}
     if is_authorized(request):
       try:
         response = await call_next(request)
@@ -96,7 +96,7 @@ def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
       except ClientDisconnect:
         response = _error_response(request, 400, 'The client went before its request was whole.')
       except Exception:  # A fault of ours.
-        observability.LOG.exception('fault', extra={'told': {'logId': log_id}})
+        observability.LOG.exception('internal_error', extra={'log_fields': {'logId': log_id}})
         response = _error_response(request, 500, 'The service failed; its log has why.')
     else:
       response = _error_response(
@@ -120,16 +120,16 @@ def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
       'path': request.url.path,
       'status': response.status_code,
       'ms': round(1000 * seconds, 1),
-      **request.state.told,
+      **request.state.log_fields,
     }
-    observability.LOG.info('request', extra={'told': log_fields})
+    observability.LOG.info('request', extra={'log_fields': log_fields})
     return response
 
 
 def _error_response(
   request: Request, status: int, problem: str, headers: dict[str, str] | None = None
 ) -> Response:
-  request.state.told['problem'] = problem
+  request.state.log_fields['problem'] = problem
   if request.url.path.startswith(protocol.PREFIX):
     return response_module.json_response({'error': problem}, status, headers)
   return response_module.json_response(
@@ -212,7 +212,7 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
           request.state.log_id, 0, response_module.SUCCESS, result=verdict
         )
         response = await service.run_in_thread(response_module.json_response, envelope)
-      request.state.told = {
+      request.state.log_fields = {
         'model': model.name, 'score': result.score, 'label': result.label,
         'bytes': len(content), 'size': list(result.size),
       }  # fmt: skip

@@ -52,7 +52,7 @@ class Metrics:
 
 
 class JsonFormatter(logging.Formatter):
-  """A line of JSON for each record; what is passed as `extra={'told': {...}}` is in it."""
+  """A line of JSON for each record; what is passed as `extra={'log_fields': {...}}` is in it."""
 
   def format(self, record: logging.LogRecord) -> str:
     """The line."""
@@ -61,7 +61,7 @@ class JsonFormatter(logging.Formatter):
       'time': f'{timestamp}.{int(record.msecs):03d}Z',
       'level': record.levelname,
       'message': record.getMessage(),
-      **getattr(record, 'told', {}),
+      **getattr(record, 'log_fields', {}),
     }
     if record.exc_info:
       fields['traceback'] = self.formatException(record.exc_info)

@@ -136,7 +136,7 @@ def make_router(service: Service) -> fastapi.APIRouter:
         )
       results = await asyncio.gather(*(service.predict(served_model, image) for image in images))
       outputs = await service.run_in_thread(_encode_outputs, results, output_names)
-      request.state.told = {
+      request.state.log_fields = {
         'model': name, 'images': len(results), 'labels': [result.label for result in results]
       }  # fmt: skip
     id_field = {'id': infer_request.id} if infer_request.id else {}

@@ -49,7 +49,7 @@ def verdict_to_dict(
     'size': list(result.size),
     'score': result.score,
     'label': result.label,
-    'threshold': result.image_threshold,
+    'imageThreshold': result.image_threshold,
     'reviewThreshold': result.thresholds.review_threshold,
     'pixelThreshold': result.thresholds.pixel_threshold,
     'regions': [region._asdict() for region in result.regions],

@@ -34,7 +34,7 @@ class _Verdict(pydantic.BaseModel):
   size: list[int] = pydantic.Field(description='Height and width.')
   score: float | None
   label: str = pydantic.Field(description='OK, review or NG.')
-  threshold: float | None = pydantic.Field(description='null: no score exceeds it.')
+  imageThreshold: float | None = pydantic.Field(description='null: no score exceeds it.')
   reviewThreshold: float | None
   pixelThreshold: float | None
   regions: list[_Region]

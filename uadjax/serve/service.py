@@ -49,7 +49,7 @@ class Service:
       self.admission.release()
     for name, model in self.models.items():
       self.batchers[name] = model.make_batcher(self.metrics.batch_sizes.labels(name).observe)
-      observability.LOG.info('ready', extra={'told': model.describe()})
+      observability.LOG.info('ready', extra={'log_fields': model.describe()})
 
   async def close(self) -> None:
     """Stop computing."""

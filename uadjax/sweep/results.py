@@ -47,7 +47,7 @@ def load_summary(workdir: Path) -> RunSummary | None:
     'calibrate_s': timing['calibrate_s'],
     'evaluate_s': timing['evaluate_s'],
     'fit_peak_mb': timing['peak_memory_mb'],
-    **result.get('learned', {}),
+    **result.get('summary', {}),
   }
 
 

@@ -24,10 +24,10 @@ import sys
 from uadjax.distributed import mesh
 from uadjax import errors
 try:
-  found = mesh.devices(sys.argv[1])
+  devices = mesh.select_devices(sys.argv[1])
 except errors.UserError as error:
   sys.exit(str(error))
-print(found[0].platform, *(device.local_hardware_id for device in found))
+print(devices[0].platform, *(device.local_hardware_id for device in devices))
 """
 
 

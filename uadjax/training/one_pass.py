@@ -163,9 +163,9 @@ def _padding_like(batch: Batch) -> Batch:
   return zeros._replace(index=zeros.index - 1)
 
 
-def _concatenate_shards(pieces: list[Batch], axis: str | None) -> Batch:
+def _concatenate_shards(pieces: list[Batch], axis_name: str | None) -> Batch:
   """On every device its own rows: whose they are the batch itself tells."""
-  del axis
+  del axis_name
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *pieces)
 
 

@@ -29,12 +29,12 @@ def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
   """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
   options = config.calibrate
   calibration.validate_settings(
-    options.budget, options.review_budget, options.method, options.miss_cost, options.labelled
+    options.budget, options.review_budget, options.method, options.miss_cost, options.labeled
   )
   learns_in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   _validate_fit_options(config.fit, learns_in_one_pass)
   workdirs.require_no_conflict(workdir, config)
-  labeled_records = labeled.load(config, splits.train) if options.labelled else ()
+  labeled_records = labeled.load(config, splits.train) if options.labeled else ()
   return (_train_one_pass if learns_in_one_pass else _train_by_gradient)(
     config, splits.train, labeled_records, workdir
   )
@@ -97,7 +97,7 @@ def _train_one_pass(
   previous_state = _load_previous_state(config, previous_info) if previous_info else None
   num_previous = previous_state.num_images if previous_state else 0
   mesh = _make_mesh(config, 0)  # Batches are padded: any number of devices will do.
-  state_mesh = meshes.state_mesh(mesh, config.mesh.split)
+  state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   detector_spec = RunContext(
     ops.height, ops.width, len(records), num_previous, progress=progress.show_progress,
     shards=meshes.shards(state_mesh),
@@ -194,7 +194,7 @@ def _train_one_pass(
   return {
     **_output_paths(workdir),
     'models': {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}},
-    'learned': summary,
+    'summary': summary,
     **drift,
     'timing': _timing(fit_seconds, len(records), time.perf_counter() - calibration_start, peak_mb),
   }
@@ -270,7 +270,7 @@ def _report_drift(
     'pixel_threshold_after': new_thresholds.pixel_threshold,
   }
   log.LOG.info('Moved: %s', _format_numbers(drift))
-  return {'moved': drift}
+  return {'drift': drift}
 
 
 def _format_numbers(numbers: dict[str, int | float]) -> str:

@@ -15,4 +15,4 @@ if nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then
 fi
 echo 'No GPU here: simulating four devices.'
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-4}"
-exec "${PYTHON:-python}" -m uadjax.main "$@" --config.mesh.split=always
+exec "${PYTHON:-python}" -m uadjax.main "$@" --config.mesh.shard_state=always

@@ -17,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from uadjax.data.demo import picture
+from uadjax.data.demo import rendering
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import files
 from uadjax.system.progress import no_progress, Progress
 
 DEFAULT_CATEGORY = 'disc'  # Where none is named.
 TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')
-CATEGORIES = tuple(sorted(picture.PRODUCTS))
+CATEGORIES = tuple(sorted(rendering.PRODUCTS))
 VERSION = 2  # Of the drawing.
 
 _CATEGORY_GROUPS = {'all': CATEGORIES, 'textures': TEXTURES, 'objects': OBJECTS}
@@ -92,8 +92,8 @@ def write_dataset(
       _RenderJob(category, split, defect, number, seed, size)
       for category in categories
       for split, defect, num_images in (
-        ('train', picture.GOOD, train),
-        ('test', picture.GOOD, test_good),
+        ('train', rendering.GOOD, train),
+        ('test', rendering.GOOD, test_good),
         *(('test', defect, test_defect) for defect in defect_names(category) if defect in defects),
       )
       for number in range(num_images)
@@ -142,7 +142,7 @@ def expand_category(category: str) -> list[str]:
 
 def defect_names(*categories: str) -> list[str]:
   """Names of the defects of some categories; of all, where none is named."""
-  products = [picture.PRODUCTS[category] for category in categories or CATEGORIES]
+  products = [rendering.PRODUCTS[category] for category in categories or CATEGORIES]
   return sorted({defect for product in products for defect in product.defects})
 
 
@@ -156,10 +156,10 @@ def _write_images(jobs: Sequence[_RenderJob], folders: dict[str, Path]) -> Itera
   """Draw and save, on all cores: NumPy leaves the lock to others while it computes."""
 
   def write_image(job: _RenderJob) -> None:
-    rendered_image, name = picture.render_image(*job), f'{job.number:03d}'
+    rendered_image, name = rendering.render_image(*job), f'{job.number:03d}'
     folder = folders[job.category]
     _save_image(rendered_image.pixels, folder / job.split / job.defect / f'{name}.png')
-    if job.defect != picture.GOOD:
+    if job.defect != rendering.GOOD:
       mask_pixels = rendered_image.mask[..., None].astype(np.uint8) * 255
       _save_image(mask_pixels, folder / 'ground_truth' / job.defect / f'{name}_mask.png')
 
@@ -170,7 +170,7 @@ def _write_images(jobs: Sequence[_RenderJob], folders: dict[str, Path]) -> Itera
     pool.shutdown(cancel_futures=True)
 
 
-def _save_image(pixels: picture.Pixels, path: Path) -> None:
+def _save_image(pixels: rendering.Pixels, path: Path) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
   image.save(path, compress_type=_PNG_COMPRESS_TYPE)

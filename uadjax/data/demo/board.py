@@ -9,7 +9,7 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax.data.demo import artwork, components, defects, noise, scene
-from uadjax.data.demo.scene import SurfaceFn, View, Surface
+from uadjax.data.demo.scene import Surface, SurfaceFn, View
 
 _LACQUER, _LACQUER_OVER_COPPER = np.array([0.010, 0.075, 0.030]), np.array([0.022, 0.155, 0.058])
 _COPPER = np.array([0.52, 0.30, 0.14])

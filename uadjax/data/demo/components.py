@@ -10,7 +10,7 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax.data.demo import noise
-from uadjax.data.demo.scene import View, Surface
+from uadjax.data.demo.scene import Surface, View
 
 _TIN, _EPOXY = np.array([0.42, 0.42, 0.40]), np.array([0.020, 0.020, 0.021])
 

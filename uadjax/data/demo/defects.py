@@ -11,7 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax.data.demo import noise, scene
-from uadjax.data.demo.scene import SurfaceFn, View, Surface
+from uadjax.data.demo.scene import Surface, SurfaceFn, View
 
 Plane = Float[np.ndarray, 's s']
 Tone = Sequence[float]  # A color; (one,) of a monochrome camera.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax.data.demo import defects, noise, scene
-from uadjax.data.demo.scene import SurfaceFn, View, Surface
+from uadjax.data.demo.scene import Surface, SurfaceFn, View
 
 _NUM_THREADS = 40
 _TABLE_COLOR = 0.03

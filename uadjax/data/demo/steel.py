@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from uadjax.data.demo import defects, noise, scene
-from uadjax.data.demo.scene import View, Surface
+from uadjax.data.demo.scene import Surface, View
 
 
 def make_surface(rng: np.random.Generator, view: View) -> Surface:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax.data.demo import defects, noise, scene
-from uadjax.data.demo.scene import SurfaceFn, View, Surface
+from uadjax.data.demo.scene import Surface, SurfaceFn, View
 
 _OUTER_RADIUS, _THICKNESS = 0.36, 0.03
 _LAMP = (-0.75, -0.55, 1.1)

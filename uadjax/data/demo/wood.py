@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from uadjax.data.demo import defects, noise, scene
-from uadjax.data.demo.scene import SurfaceFn, View, Surface
+from uadjax.data.demo.scene import Surface, SurfaceFn, View
 
 _LIGHT_COLOR, _DARK_COLOR = np.array([0.42, 0.235, 0.105]), np.array([0.17, 0.075, 0.026])
 

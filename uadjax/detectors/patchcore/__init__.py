@@ -23,7 +23,7 @@ from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _SIGMA = 4.0  # Of the blur, in pixels at network size (section 3.3).
-_CORESET_PREFIX = 'stand_in_'  # Before the names of the arrays that references are made from.
+_CORESET_PREFIX = 'calibration_'  # Before the names of the arrays that references are made from.
 _NUM_RECALL_QUERIES = 4096  # Queries that the recall of the approximate search is measured on.
 
 Stages = dict[str, Float[Array, 'b _h _w _c']]
@@ -109,7 +109,7 @@ def make(
     memory_bank = memory_banks.append(
       state.memory_bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index), shards
     )
-    return state._replace(bank=memory_bank), {'images': memory_bank.num_images}
+    return state._replace(memory_bank=memory_bank), {'images': memory_bank.num_images}
 
   def to_fitted(state: State | FinalState) -> Fitted:
     return Fitted(state.backbone, knn.build_index(state.memory_bank.patches.embeddings))
@@ -175,7 +175,7 @@ def make(
     return score
 
   def pad_to_shards(fitted: Fitted) -> Fitted:
-    return fitted._replace(bank=knn.pad_index(fitted.memory_bank, shards.num_shards))
+    return fitted._replace(memory_bank=knn.pad_index(fitted.memory_bank, shards.num_shards))
 
   def score_held_out(held_out_model: Fitted, batch: Batch) -> Scores:
     return score_embeddings(held_out_model, embed(held_out_model.backbone, batch))
@@ -224,7 +224,7 @@ def _make_one_pass(
 
   def before_update(state: State, num_images: int) -> State:
     return state._replace(
-      bank=memory_banks.compact(state.key, state.memory_bank, bank_config, num_images)
+      memory_bank=memory_banks.compact(state.key, state.memory_bank, bank_config, num_images)
     )
 
   def calibration_coresets(state: State, previous_arrays: Arrays) -> Arrays:
@@ -238,26 +238,26 @@ def _make_one_pass(
 
   def leave_fold_out(variables: Variables, arrays: Arrays, fold: int) -> Fitted:
     coreset = leave_out.coreset_without_fold(
-      selection.from_arrays(arrays, _CORESET_PREFIX), bank_config, fold, len(arrays['rows'])
+      selection.from_arrays(arrays, _CORESET_PREFIX), bank_config, fold, len(arrays['embeddings'])
     )
     if not len(coreset):
       raise ConfigError(
-        f'All {len(arrays["rows"])} rows of the bank are of images that are left out together; '
+        f'All {len(arrays["embeddings"])} rows of the bank are of images that are left out together; '
         f'raise detector.ratio, which is {bank_config.ratio}, or detector.max_bytes.'
       )
     return Fitted(variables, knn.build_index(coreset))
 
   def summary(arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
     statistics = {
-      'images': int(arrays['seen']),
-      'bank_rows': len(arrays['rows']),
-      'covering_radius': float(arrays['radius']),
+      'images': int(arrays['num_images']),
+      'bank_rows': len(arrays['embeddings']),
+      'covering_radius': float(arrays['covering_radius']),
       'folds': bank_config.num_folds,
     }
     if approx:
       queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_NUM_RECALL_QUERIES]
       statistics['approx_recall'] = knn.measure_recall(
-        queries, knn.build_index(jnp.asarray(arrays['rows']))
+        queries, knn.build_index(jnp.asarray(arrays['embeddings']))
       )
     return statistics
 
@@ -268,12 +268,12 @@ def _make_one_pass(
     compile_finalize=lambda state: None,  # The selection depends on how many images there were.
     calibration_coresets=calibration_coresets,
     finalize=lambda state: FinalState(
-      state.backbone, memory_banks.select_coreset(state.key, state.bank, bank_config)
+      state.backbone, memory_banks.select_coreset(state.key, state.memory_bank, bank_config)
     ),
     before_update=before_update if bank_config.needs_compaction else None,
-    state_arrays=lambda state: memory_banks.state_arrays(state.bank),
+    state_arrays=lambda state: memory_banks.state_arrays(state.memory_bank),
     extend=lambda state, arrays: state._replace(
-      bank=memory_banks.from_arrays(state.bank, arrays, bank_config)
+      memory_bank=memory_banks.from_arrays(state.memory_bank, arrays, bank_config)
     ),
     leave_fold_out=leave_fold_out,
     score_held_out=score_held_out,
@@ -342,10 +342,10 @@ def _weight(
 
 def _drift(previous_arrays: Arrays, new_arrays: Arrays) -> dict[str, int | float]:
   """How many rows there were and are, and the share of the old ones that stayed."""
-  num_retained = int((new_arrays['image'] < previous_arrays['seen']).sum())
-  num_old_rows, num_new_rows = len(previous_arrays['rows']), len(new_arrays['rows'])
+  num_retained = int((new_arrays['image_id'] < previous_arrays['num_images']).sum())
+  num_old_rows, num_new_rows = len(previous_arrays['embeddings']), len(new_arrays['embeddings'])
   return {
     'bank_rows_before': num_old_rows,
     'bank_rows_after': num_new_rows,
-    'share_kept': num_retained / num_old_rows,
+    'share_retained': num_retained / num_old_rows,
   }

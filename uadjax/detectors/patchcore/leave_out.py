@@ -40,7 +40,7 @@ def select_calibration_coresets(
   ]
   rows_per_fold = math.ceil(OVERSAMPLING * bank_config.coreset_size / bank_config.num_folds)
   low_dim_config = bank_config._replace(
-    dim=min(bank_config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
+    projection_dim=min(bank_config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
   )
   coresets = []
   for fold in bank_config.progress(

@@ -114,7 +114,7 @@ def _append_shard(
     0, len(x), append_image, (memory_bank.patches, memory_bank.num_rows[0])
   )
   num_images = memory_bank.num_images + collectives.psum(jnp.sum(valid, dtype=jnp.int32), axis_name)
-  return memory_bank._replace(patches=patches, cursor=num_rows[None], seen=num_images)
+  return memory_bank._replace(patches=patches, num_rows=num_rows[None], num_images=num_images)
 
 
 def compact(
@@ -157,7 +157,9 @@ def compact(
 
 
 @functools.partial(
-  jax.jit, donate_argnums=1, static_argnames=('dim', 'count', 'everything', 'over')
+  jax.jit,
+  donate_argnums=1,
+  static_argnames=('projection_dim', 'num_selected', 'reselect_all', 'shards'),
 )
 def _compact_shards(
   key: Key,
@@ -185,7 +187,7 @@ def _compact_shards(
       else jnp.maximum(memory_bank.covering_radius, new_radius)
     )
     return _move_selected(memory_bank, selection.centers, start, selection.taken)._replace(
-      radius=covering_radius
+      covering_radius=covering_radius
     )
 
   return shards.shard_map(compact_shard, (BANK_SPECS,), BANK_SPECS)(memory_bank)
@@ -209,8 +211,8 @@ def select_coreset(key: Key, memory_bank: MemoryBank, bank_config: BankConfig) -
 def state_arrays(final_coreset: Coreset) -> dict[str, Array]:
   """By name, as files hold it."""
   return final_coreset.patches._asdict() | {
-    'seen': final_coreset.num_images,
-    'radius': final_coreset.covering_radius,
+    'num_images': final_coreset.num_images,
+    'covering_radius': final_coreset.covering_radius,
   }
 
 
@@ -226,12 +228,17 @@ def from_arrays(memory_bank: MemoryBank, arrays: Arrays, bank_config: BankConfig
     filled_patches = jax.tree.map(
       lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, 0, 0), memory_bank.patches, patches
     )
-    return memory_bank._replace(patches=filled_patches, chosen=num_rows, cursor=jnp.copy(num_rows))
+    return memory_bank._replace(
+      patches=filled_patches, num_selected=num_rows, num_rows=jnp.copy(num_rows)
+    )
 
   fill_shards = bank_config.shards.shard_map(fill_shard, (BANK_SPECS, True, True), BANK_SPECS)
-  num_images, covering_radius = jnp.asarray(arrays['seen']), jnp.asarray(arrays['radius'])
+  num_images, covering_radius = (
+    jnp.asarray(arrays['num_images']),
+    jnp.asarray(arrays['covering_radius']),
+  )
   return jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))._replace(
-    seen=num_images, radius=covering_radius
+    num_images=num_images, covering_radius=covering_radius
   )
 
 
@@ -253,4 +260,4 @@ def _move_selected(
 
   patches = jax.lax.fori_loop(0, num_centers, move_row, memory_bank.patches)
   num_rows = (start + num_centers)[None]
-  return memory_bank._replace(patches=patches, chosen=num_rows, cursor=jnp.copy(num_rows))
+  return memory_bank._replace(patches=patches, num_selected=num_rows, num_rows=jnp.copy(num_rows))

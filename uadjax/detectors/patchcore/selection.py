@@ -90,7 +90,7 @@ def to_host(x: Array, shards: Shards) -> np.ndarray:
   return np.asarray(jax.jit(shards.shard_map(collectives.all_gather_tiled, (True,), False))(x))
 
 
-@functools.partial(jax.jit, static_argnames='over')
+@functools.partial(jax.jit, static_argnames='shards')
 def valid_mask(
   patches: Patches, rows_per_shard: Int[Array, ' s'], shards: Shards
 ) -> Bool[Array, ' n']:
@@ -118,7 +118,7 @@ def project(key: Key, embeddings: Float[Array, 'n d'], projection_dim: int) -> F
   )
 
 
-@functools.partial(jax.jit, static_argnames=('room', 'over'))
+@functools.partial(jax.jit, static_argnames=('max_centers', 'shards'))
 def _init_selection(
   key: Key,
   embeddings: Float[Array, 'n d'],
@@ -132,14 +132,14 @@ def _init_selection(
     embeddings, valid, patch_id
   )
   init = shards.shard_map(
-    functools.partial(coreset.init, centers=max_centers),
+    functools.partial(coreset.init, max_centers=max_centers),
     (False, True, True),
     coreset.SELECTION_SPECS,
   )
   return point_set.center, point_set.sketch, init(key, valid, patch_id)
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnames='over')
+@functools.partial(jax.jit, donate_argnums=1, static_argnames='shards')
 def _select_until(
   point_set: coreset.PointSet, selection: coreset.Selection, target: Int[Array, ''], shards: Shards
 ) -> coreset.Selection:
@@ -149,7 +149,7 @@ def _select_until(
   )
 
 
-@functools.partial(jax.jit, static_argnames='over')
+@functools.partial(jax.jit, static_argnames='shards')
 def _gather_rows(patches: Patches, rows: Int[Array, ' m'], shards: Shards) -> Patches:
   def gather_shard(patches: Patches, rows: Int[Array, ' m'], axis_name: str | None) -> Patches:
     return jax.tree.map(lambda x: collectives.gather_rows(x, rows, axis_name), patches)

@@ -19,7 +19,7 @@ _FIELDS = 5
 Key = jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('count', 'side', 'at_once'))
+@functools.partial(jax.jit, static_argnames=('num_images', 'side', 'batch_size'))
 def generate(
   key: Key, num_images: int, side: int = SIDE, batch_size: int = 1
 ) -> Float[Array, 'n s s 3']:
