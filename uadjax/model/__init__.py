@@ -1,6 +1,6 @@
-"""Everything that scoring needs and that is saved: model directory, thresholds, scores of records.
+"""Fitted models on disk and their scores: model directory, arrays, thresholds, records.
 
-`model_dir` is the directory with its manifest, `array_file` the arrays in it, `calibration` the
-thresholds, `scoring` the scores of many records on any mesh, and `incremental_state` what learning
-from more images needs.
+`model_dir` handles the directory and its manifest, `array_file` the arrays in it, `calibration` the
+thresholds, `scoring` the scores of many records on any mesh, and `incremental_state` the state that
+fitting further images needs.
 """

@@ -1,4 +1,4 @@
-"""The arrays of a model as one safetensors file, written and hashed piece by piece."""
+"""Arrays of a model in one safetensors file, written and hashed in chunks."""
 
 from collections.abc import Iterator
 import hashlib
@@ -15,28 +15,28 @@ from uadjax.errors import ModelError
 
 ARRAYS_FILE = 'fitted.safetensors'
 
-# The types of arrays in fitted models, by safetensors' names.
+# Fitted models have arrays of these types, here by safetensors' names.
 _DTYPES = {
   'F32': np.dtype('f4'),
   'I32': np.dtype('i4'),
   'U8': np.dtype('u1'),
   'BOOL': np.dtype('?'),
 }
-_ALIGNMENT = 64  # Bytes: JAX takes memory of the host as its own, uncopied, where it is aligned so.
-_CHUNK_BYTES = 1 << 20  # Bytes hashed while they are in the processor's cache, being copied.
+_ALIGNMENT = 64  # JAX uses host memory without a copy only if it is aligned to 64 bytes.
+_CHUNK_BYTES = 1 << 20  # A chunk is hashed while it is in the CPU cache from being copied.
 
 
 def save_arrays(folder: Path, fitted: Any) -> str:
-  """Write the fitted arrays into the folder of a model; the manifest comes after them.
+  """Write fitted arrays as `fitted.safetensors` into the folder of a model.
 
-  The file is as safetensors has it: 8 bytes that tell the length of a JSON header, the header, the
-  raw little-endian arrays. It is written and hashed piece by piece, from where the arrays lie.
+  The file has safetensors' format: 8 bytes with the length of a JSON header, the header, and the
+  raw little-endian arrays. It is written and hashed in chunks, without copying the arrays.
 
   Returns:
-    The SHA-256 of the file.
+    The SHA-256 of the file, which the manifest has to contain.
   """
   leaves, type_names = leaves_by_path(fitted), {dtype: name for name, dtype in _DTYPES.items()}
-  # All that fill whole units of alignment first, so that each of them begins with one.
+  # Arrays whose size is a multiple of the alignment come first, so that each of them is aligned.
   names = sorted(leaves, key=lambda name: (leaves[name].nbytes % _ALIGNMENT != 0, name))
   header, end = {}, 0
   for name in names:
@@ -55,22 +55,26 @@ def save_arrays(folder: Path, fitted: Any) -> str:
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
-  """Leaves of a tree by their path, as the file names them."""
+  """Return the leaves of a tree by path, such as `bank/rows`: their names in the file."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
 def _byte_chunks(leaf: Any) -> Iterator[memoryview]:
-  """The bytes of an array, from where they lie."""
+  """Return chunks of an array's bytes, without copying a NumPy array."""
   data = np.asarray(leaf).reshape(-1).view(np.uint8).data
   return (data[offset : offset + _CHUNK_BYTES] for offset in range(0, len(data), _CHUNK_BYTES))
 
 
 def read_file(path: Path) -> tuple[mmap.mmap, str]:
-  """Read a file for arrays to lie in, and take its SHA-256.
+  """Read a file into anonymous memory, and return the memory and the file's SHA-256.
 
-  Read and not mapped: what is opened stays as it was hashed, whatever becomes of the file. Pages of
-  its own rather than malloc's: they are aligned, and return to the system with the last array.
+  The file is read rather than mapped, so that the data stays as hashed even if the file changes.
+  The memory has pages of its own rather than malloc's: they are aligned, and are returned to the
+  system with the last array.
+
+  Raises:
+    ModelError: the file cannot be read.
   """
   digest = hashlib.sha256()
   try:
@@ -87,7 +91,7 @@ def read_file(path: Path) -> tuple[mmap.mmap, str]:
 
 
 def parse_arrays(buffer: mmap.mmap) -> dict[str, np.ndarray]:
-  """The arrays of a safetensors file, where they lie."""
+  """Return the arrays of a safetensors file by name, as views of its bytes."""
   data_start = 8 + int.from_bytes(buffer[:8], 'little')
   header = json.loads(buffer[8:data_start])
   header.pop('__metadata__', None)

@@ -1,11 +1,14 @@
-"""Thresholds from good images that the detector has not learned from, or from labeled ones.
+"""Calibration: decision thresholds from scores of held-out good images, or of labeled images.
 
-An image is OK at or below `review`, NG above `image`, and to be looked at in between.
+An image is OK if its score is at most the review threshold, NG if it is above the image threshold,
+and 'review' in between.
 
-What good images tell is free of any assumption but that unseen ones are of the same kind. Let a
-threshold be one of n scores, with `above` of the others above it. The share of unseen good images
-above it is then a draw of Beta(above + 1, n − above), however scores are distributed (Wilks 1941);
-ties only make it smaller. `expected` is its mean, `bound` its 95 % quantile.
+Good images suffice for a distribution-free guarantee, which assumes only that unseen good images
+are exchangeable with them. Let the threshold be an order statistic of n scores, with `num_above`
+scores above it. Over many calibrations, each with n new images, the share of unseen good images
+above it has the distribution Beta(num_above + 1, n − num_above), whatever the distribution of
+scores (Wilks 1941); ties only make the share smaller. The mean of this Beta distribution is the
+expected false-alarm rate, its 95 % quantile the bound.
 
 Letters: n good images, m defective ones, k distinct map values of defective pixels.
 """
@@ -22,30 +25,34 @@ from uadjax.errors import ConfigError, DataError, Setting, UnknownName
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
 _LABELED_METHODS = ('f1', 'cost')
-_MANUAL = 'manual'  # Of thresholds that nothing stands on.
+_MANUAL = 'manual'  # Thresholds set by hand have this method; no calibration supports them.
 
 
 class Thresholds(NamedTuple):
-  """Thresholds, and what they stand on; plain numbers and text, as JSON can hold them.
+  """Decision thresholds and how they were calibrated; only numbers and text, to be stored as JSON.
 
   Attributes:
-    image: an image whose score exceeds it is NG.
-    pixel: a pixel whose map value exceeds it is marked.
-    review: an image whose score exceeds it, but not `image`, is to be looked at; at most `image`.
-    method: 'normals': on average over calibrations the budget is kept; 'confident': it is kept
-      with `confidence`; 'f1' and 'cost': from labeled images.
-    budget: the share of good images that may be called NG; in labeled methods of the pixel
-      threshold alone, and only where no masks were given.
-    review_budget: the share of good images that may exceed `review`.
-    normals: number of good images that it was set on.
-    expected: the share of unseen good images that will be called NG, in expectation. In labeled
-      methods the share of the given ones, on which the threshold was also chosen: optimistic.
-    bound: what that share does not exceed, with `confidence`; optimistic likewise (Clopper and
-      Pearson 1934).
-    needed: number of good images from which 'confident' keeps the budget.
-    labeled: number of defective images that it was set on; 0 without labels.
-    missed: how many of them are not NG.
-    confidence: of `bound` and `needed`.
+    image_threshold: an image with a larger score is NG.
+    pixel_threshold: a pixel with a larger anomaly-map value is marked as anomalous.
+    review_threshold: an image with a larger score, but not above `image_threshold`, is for review;
+      at most `image_threshold`.
+    method: 'normals' keeps the budgets on average over calibrations, 'confident' keeps them with
+      probability `confidence`, 'f1' and 'cost' use labeled images. 'manual' means that the image or
+      review threshold was set by hand; budgets and counts are still those of the calibration.
+    budget: allowed share of good images that are NG, and of those with a marked pixel. For 'f1' and
+      'cost' it only applies to marked pixels, and only if there were no masks.
+    review_budget: allowed share of good images above `review_threshold`, NG ones included.
+    num_normals: number of good images used for calibration.
+    expected_false_alarm_rate: expected share of unseen good images that are NG; NaN if manual. For
+      'f1' and 'cost' the share of good calibration images that are NG, which is optimistic because
+      the threshold was chosen on them.
+    false_alarm_rate_bound: upper limit, with confidence `confidence`, of the share of unseen good
+      images that are NG (Clopper and Pearson 1934); NaN if manual. For 'f1' and 'cost' it is
+      optimistic for the same reason.
+    num_normals_required: smallest number of good images for which 'confident' keeps the budget.
+    num_anomalous: number of defective images used for calibration; 0 without labels.
+    num_missed: number of these defective images that are not NG.
+    confidence: confidence level of `false_alarm_rate_bound` and `num_normals_required`.
   """
 
   image_threshold: float
@@ -64,12 +71,15 @@ class Thresholds(NamedTuple):
 
   @property
   def is_manual(self) -> bool:
-    """Whether the image thresholds were set by hand."""
+    """Return whether the image or review threshold was set by hand."""
     return self.method == _MANUAL
 
   @property
   def is_over_budget(self) -> bool:
-    """Whether good images were too few for what the method is to keep."""
+    """Return whether there were too few good images for 'normals' or 'confident' to keep `budget`.
+
+    Other methods do not aim at the budget, so it is False for them.
+    """
     rate = {
       'normals': self.expected_false_alarm_rate,
       'confident': self.false_alarm_rate_bound,
@@ -77,17 +87,22 @@ class Thresholds(NamedTuple):
     return rate > self.budget + 1e-9
 
   def __str__(self) -> str:
+    """Return the thresholds and their expected false-alarm rate as one sentence."""
     review_text = f'review above {self.review_threshold:.4g}'
     if self.review_threshold >= self.image_threshold:
       review_text = 'nothing to review'
       if self.method not in (*_LABELED_METHODS, _MANUAL):
-        review_text += f' (a band takes more than {self.num_normals} good images)'
-    threshold_text = f'NG above {self.image_threshold:.4g}, {review_text}, pixels marked above {self.pixel_threshold:.4g}'
+        review_text += f' (a review band needs more than {self.num_normals} good images)'
+    threshold_text = (
+      f'NG above {self.image_threshold:.4g}, {review_text}, '
+      f'pixels marked above {self.pixel_threshold:.4g}'
+    )
     if self.method in _LABELED_METHODS:
       return f'{threshold_text}: {_describe_labeled_method(self)}.'
     if self.is_manual:
-      return f'{threshold_text}: set by hand, so that nothing is promised of unseen good images.'
-    return f'{threshold_text}: {(_describe_over_budget if self.is_over_budget else _describe_normals_method)(self)}.'
+      return f'{threshold_text}: set by hand, so the false-alarm rate is unknown.'
+    describe = _describe_over_budget if self.is_over_budget else _describe_normals_method
+    return f'{threshold_text}: {describe(self)}.'
 
 
 def from_normals(
@@ -97,25 +112,32 @@ def from_normals(
   review_budget: float = 0.05,
   confident: bool = False,
 ) -> Thresholds:
-  """Set thresholds by quantiles of good images.
+  """Return thresholds just above order statistics of the scores of held-out good images.
 
-  On average the budget is kept by the conformal quantile (Vovk et al. 2005, section 2.2); with 95 %
-  confidence, so in 19 of 20 calibrations, by a tolerance limit (Wilks 1941), which lies higher.
-  Where good images are too few for either, it is their maximum, and `over_budget` says so.
+  The order statistic is the conformal quantile, which keeps a budget on average over calibrations
+  (Vovk et al. 2005, section 2.2), or a tolerance limit (Wilks 1941), which is no lower and keeps it
+  with 95 % confidence, that is, in 19 of 20 calibrations. If there are too few good images for
+  `budget`, it is their maximum score, and `Thresholds.is_over_budget` is True. The threshold is
+  higher by a relative margin of 1e-4, so that an image with that score is not above it in another
+  runtime either.
 
-  The pixel threshold is set likewise on the maps' peaks, so that as few good images show any
-  marked pixel.
+  The pixel threshold is derived from the peaks as the image threshold is from the scores, so that
+  the share of good images with any marked pixel keeps `budget`, too.
 
   Args:
-    scores: image scores.
-    peaks: the largest map value of each image.
-    budget: share of good images that may be called NG, in (0, 1).
-    review_budget: share of good images that may be reviewed or called NG, in [budget, 1).
-    confident: keep both budgets with confidence rather than on average.
+    scores: scores of the good images.
+    peaks: largest anomaly-map value of each good image.
+    budget: allowed share of good images that are NG, in (0, 1).
+    review_budget: allowed share of good images that are NG or for review, in [budget, 1).
+    confident: True to keep both budgets with 95 % confidence rather than on average.
+
+  Raises:
+    ConfigError: a budget is out of range.
+    DataError: there is no score, or one is not finite.
   """
   _validate_budgets(budget, review_budget)
   n = _count_finite_scores(scores, 'good')
-  _count_finite_scores(peaks, 'good')  # As many; but they may not be numbers.
+  _count_finite_scores(peaks, 'good')  # The peaks must be finite, too.
   rank_for_budget = _confident_rank if confident else _average_rank
   rank, review_rank = rank_for_budget(n, budget), rank_for_budget(n, review_budget)
   sorted_scores, sorted_peaks = np.sort(scores).tolist(), np.sort(peaks).tolist()
@@ -143,33 +165,39 @@ def from_labeled(
   miss_cost: float = 10.0,
   pixel_threshold: float | None = None,
 ) -> Thresholds:
-  """Set the image threshold where it tells the given images apart best.
+  """Return thresholds whose image threshold separates labeled images best.
 
-  It lies midway between two neighboring scores; of several that are equally good it is the lowest,
-  which misses fewest. The review threshold comes from the good images, as without labels, for
-  defects of a kind that was not given. So does the pixel threshold where there are no masks: image
-  labels do not tell where a defect is.
+  The image threshold lies midway between two neighboring scores, or just below or above all scores;
+  of several equally good ones it is the lowest, which misses fewest defects. The review threshold
+  is that of `from_normals`, because kinds of defects that were not labeled may have lower scores;
+  it is lowered to the image threshold if it would lie above. The pixel threshold is that of
+  `from_normals`, too, if there are no masks, because image labels do not locate defects.
 
   Args:
-    normal: scores of good images that the detector has not learned from.
-    peaks: the largest map value of each of them.
-    anomalous: scores of defective images.
-    method: 'f1', the largest F1; or 'cost', the least false alarms + miss_cost · misses.
-    budget: share of good images that may show marked pixels, if `pixel` is None.
-    review_budget: as for `from_normals`.
-    miss_cost: what a missed defect costs, in false alarms.
-    pixel: the map's threshold, which `pixel_by_f1` finds from masks for either method: what a
-      pixel missed costs nobody knows, but that marks should cover defects holds always.
+    normal_scores: scores of good images that were held out from fitting.
+    peaks: largest anomaly-map value of each good image.
+    anomalous_scores: scores of defective images.
+    method: 'f1' for the largest F1 of defective images, 'cost' for the least number of false alarms
+      + miss_cost · number of misses.
+    budget: allowed share of good images with marked pixels, if `pixel_threshold` is None.
+    review_budget: allowed share of good images above the review threshold, in [budget, 1).
+    miss_cost: cost of a missed defect relative to that of a false alarm.
+    pixel_threshold: threshold of the anomaly map, from `pixel_threshold_by_f1` for either method:
+      the cost of a missed pixel is unknown, but marks should always cover defects. None if there
+      are no masks.
+
+  Raises:
+    UnknownName: `method` is neither 'f1' nor 'cost'.
+    ConfigError: a budget or the cost is out of range.
+    DataError: there is no score of a class, or one is not finite.
   """
   if method not in _LABELED_METHODS:
     raise UnknownName(
       f'Unknown method for labeled images {method!r}; choose from {_LABELED_METHODS}.'
     )
   _validate_miss_cost(miss_cost)
-  n, m = (
-    _count_finite_scores(normal_scores, 'good'),
-    _count_finite_scores(anomalous_scores, 'defective'),
-  )
+  n = _count_finite_scores(normal_scores, 'good')
+  m = _count_finite_scores(anomalous_scores, 'defective')
   normals_thresholds = from_normals(normal_scores, peaks, budget, review_budget)
   image_threshold = _best_image_threshold(
     normal_scores, anomalous_scores, miss_cost if method == 'cost' else None
@@ -194,18 +222,24 @@ def pixel_threshold_by_f1(
   num_anomalous: Int[np.ndarray, ' k'],
   num_normal: Int[np.ndarray, ' k'],
 ) -> float:
-  """Find the map's threshold of the largest pixel F1; of several the lowest.
+  """Return the anomaly-map threshold with the largest pixel F1; of equally good ones the lowest.
 
-  It lies just below a value of a defective pixel, for raising it up to the next one loses none
-  of them.
+  It lies just below the map value of a defective pixel, which is thus still marked: raising a
+  threshold up to there loses no defective pixel, and marks no more normal ones.
 
   Args:
-    score: the distinct values of defective pixels, from the largest on.
-    anomalous: number of defective pixels at or above each.
-    normal: number of normal pixels at or above each. All three as in `metrics.Ranking`.
+    scores: distinct map values of defective pixels, descending, as in `metrics.Ranking`.
+    num_anomalous: for each of these values, the number of defective pixels with at least this
+      value; the last number is that of all defective pixels.
+    num_normal: for each of these values, the number of normal pixels with at least this value.
+
+  Raises:
+    DataError: there are no defective pixels.
   """
   if not len(scores):
-    raise DataError('Masks set a pixel threshold only where they mark some pixel; none does.')
+    raise DataError(
+      'A pixel threshold from masks needs at least one defective pixel, but all masks are empty.'
+    )
   f1 = 2 * num_anomalous / (num_anomalous + num_normal + num_anomalous[-1])
   return _just_below(float(scores[np.flatnonzero(f1 == f1.max())[-1]]))
 
@@ -216,9 +250,14 @@ def override(
   review_threshold: float | None = None,
   pixel_threshold: float | None = None,
 ) -> Thresholds:
-  """Replace thresholds; an image threshold below the review threshold pulls that down to itself.
+  """Return thresholds with some of them replaced by hand; None keeps a threshold.
 
-  Where those of images are, what was promised of the calibrated ones is dropped.
+  The review threshold is lowered to the image threshold if it would lie above. A new image or
+  review threshold makes the method 'manual' and both false-alarm rates NaN, since no calibration
+  supports them; a new pixel threshold does not.
+
+  Raises:
+    ConfigError: a threshold is not a finite number.
   """
   overrides = {
     'image_threshold': image_threshold,
@@ -241,7 +280,7 @@ def override(
 
 
 def label(score: float, thresholds: Thresholds) -> str:
-  """Tell 'OK', 'review' or 'NG'; a score that is NaN is NG, for it was never seen to be good."""
+  """Return 'OK', 'review' or 'NG' for an image score; NaN is NG, as it is not a valid score."""
   if score <= thresholds.review_threshold:
     return 'OK'
   return 'review' if score <= thresholds.image_threshold else 'NG'
@@ -254,7 +293,19 @@ def validate_settings(
   miss_cost: float = 10.0,
   labeled: str = '',
 ) -> None:
-  """Refuse what cannot be carried out; before hours of fitting, not after."""
+  """Raise an error for invalid settings of calibration; call it before fitting, which takes hours.
+
+  Args:
+    budget: allowed share of good images that are NG, in (0, 1).
+    review_budget: allowed share of good images that are NG or for review, in [budget, 1).
+    method: one of METHODS.
+    miss_cost: cost of a missed defect relative to that of a false alarm; positive and finite.
+    labeled: dataset directory of labeled images, which 'f1' and 'cost' need; '' for other methods.
+
+  Raises:
+    UnknownName: there is no such method.
+    ConfigError: a value is out of range, or `method` and `labeled` do not match.
+  """
   _validate_budgets(budget, review_budget)
   if method not in METHODS:
     raise UnknownName(f'Unknown calibrate.method {method!r}; choose from {METHODS}.')
@@ -264,14 +315,14 @@ def validate_settings(
       f'calibrate.method {method!r} needs labeled images.',
       key='calibrate.labeled',
       hint=(
-        'Name a dataset directory with good and defective ones in ',
+        'Set a dataset directory with good and defective images in ',
         Setting('calibrate.labeled'), ', or pass ', Setting('calibrate.method', 'normals'), '.',
       ),
     )  # fmt: skip
   if labeled and method not in _LABELED_METHODS:
     raise ConfigError(
-      f'calibrate.labeled means nothing to calibrate.method {method!r}; leave it out, or choose '
-      f'a method from {_LABELED_METHODS}.'
+      f'calibrate.method {method!r} does not use calibrate.labeled; unset calibrate.labeled, or '
+      f'choose a method from {_LABELED_METHODS}.'
     )
 
 
@@ -281,11 +332,11 @@ def _validate_budgets(budget: float, review_budget: float) -> None:
   if not budget <= review_budget < 1:
     raise ConfigError(
       f'calibrate.review_budget must lie between calibrate.budget ({budget}) and 1, got '
-      f'{review_budget}: images called NG have exceeded the review threshold, too.',
+      f'{review_budget}: images that are NG also exceed the review threshold.',
       key='calibrate.review_budget',
       value=review_budget,
       allowed=(budget, 1),
-      hint=('Pass ', Setting('calibrate.review_budget', budget), ' for no review.'),
+      hint=('Pass ', Setting('calibrate.review_budget', budget), ' for no review band.'),
     )
 
 
@@ -295,43 +346,68 @@ def _validate_miss_cost(miss_cost: float) -> None:
 
 
 def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:
+  """Return the number of scores; raise DataError if there are none, or some are not finite.
+
+  The error calls the images by `kind`, 'good' or 'defective'.
+  """
   if not len(scores):
     raise DataError(
-      f'Calibration needs at least one {kind} image that was not learned from, got none.'
+      f'Calibration needs at least one {kind} image that was held out from fitting, got none.'
     )
   if num_nonfinite := int((~np.isfinite(scores)).sum()):
     raise DataError(
-      f'{num_nonfinite} of {len(scores)} scores of {kind} images are no finite numbers, so no threshold can '
-      'be set; fit the model again, at a smaller fit.learning_rate if it descends one.'
+      f'{num_nonfinite} of {len(scores)} scores of {kind} images are not finite, so no threshold '
+      'can be set. Fit the model again; for STFPM, with a smaller fit.learning_rate.'
     )
   return len(scores)
 
 
 def _average_rank(n: int, budget: float) -> int:
-  """Of n + 1 exchangeable scores the last exceeds this one of the others with chance <= budget."""
+  """Return the ascending rank, from 1, of the conformal quantile of n scores.
+
+  An unseen score, exchangeable with them, exceeds the score of rank r with probability at most
+  (n + 1 − r) / (n + 1). This is the smallest rank for which that is at most `budget`, or n if there
+  is none.
+  """
+  # The small number hides rounding errors of a product that should be an integer.
   return min(n, max(1, math.ceil((1 - budget) * (n + 1) - 1e-9)))
 
 
 def _confident_rank(n: int, budget: float) -> int:
+  """Return the ascending rank, from 1, of the upper tolerance limit of n scores (Wilks 1941).
+
+  The share of unseen scores above the score of rank r has the distribution Beta(n − r + 1, r). This
+  is the smallest rank for which its `CONFIDENCE` quantile is at most `budget`, or n if there is
+  none.
+  """
   ranks = np.arange(1, n + 1)
   valid_ranks = ranks[special.betaincinv(n - ranks + 1, ranks, CONFIDENCE) <= budget]
   return int(valid_ranks[0]) if len(valid_ranks) else n
 
 
 def _rate_upper_bound(num_above: int, n: int) -> float:
-  """Upper limit of a share of which `above` of n were seen."""
+  """Return the one-sided upper confidence limit of a false-alarm rate (Clopper and Pearson 1934).
+
+  Of the n scores of good images, `num_above` are above the threshold; the confidence level is
+  `CONFIDENCE`.
+  """
   return (
     float(special.betaincinv(num_above + 1, n - num_above, CONFIDENCE)) if num_above < n else 1.0
   )
 
 
 def _num_normals_required(budget: float) -> int:
-  """How many scores it takes for their maximum to keep the budget with confidence."""
+  """Return the smallest number of scores whose maximum keeps the budget with confidence.
+
+  It is the smallest n with (1 − budget)ⁿ <= 1 − `CONFIDENCE`.
+  """
   return max(1, math.ceil(math.log1p(-CONFIDENCE) / math.log1p(-budget) - 1e-9))
 
 
-# In another batch size a score may come out an ulp of float32 larger or smaller; in another runtime
-# by what exports are allowed to differ, and the image that a threshold stands on must stay below.
+# A threshold just above a score is higher by a relative margin, so that the image with that score
+# is not above it when it is scored again. In another batch size the score may differ by an ulp of
+# float32, in another runtime by the tolerance of exports. Scores near 0 count as _MIN_MAGNITUDE, so
+# that the margin is never 0.
 _ULP_MARGIN, _EXPORT_MARGIN, _MIN_MAGNITUDE = 1e-6, 1e-4, 1e-30
 
 
@@ -348,13 +424,16 @@ def _best_image_threshold(
   anomalous_scores: Float[np.ndarray, ' m'],
   miss_cost: float | None,
 ) -> float:
-  """Find the threshold of the least cost, or of the largest F1 where there is none."""
+  """Return the threshold with the least cost, or with the largest F1 if `miss_cost` is None.
+
+  Candidates are a threshold below all scores, the midpoints of neighboring scores, and a threshold
+  above all scores. The lowest of equally good candidates is returned.
+  """
   scores = np.unique(np.concatenate([normal_scores, anomalous_scores]).astype(np.float64))
   lower, upper = scores[:-1], scores[1:]
   midpoints = lower / 2 + upper / 2
-  separators = np.where(
-    (lower <= midpoints) & (midpoints < upper), midpoints, lower
-  )  # No double may be between.
+  # If no double lies between two scores, the lower score itself separates them.
+  separators = np.where((lower <= midpoints) & (midpoints < upper), midpoints, lower)
   candidates = np.array(
     [_just_below(float(scores[0])), *separators, _just_above(float(scores[-1]))]
   )
@@ -367,38 +446,49 @@ def _best_image_threshold(
     loss = -2 * num_hits / (num_hits + num_false_alarms + len(anomalous_scores))
   else:
     loss = num_false_alarms + miss_cost * num_misses
-  # Equal but for rounding: 3 · 0.1 is a little more than 0.3.
+  # Equal losses may differ by rounding: 3 · 0.1 is a little more than 0.3.
   max_equal_loss = loss.min() + 1e-12 * abs(loss.min())
   return float(candidates[np.flatnonzero(loss <= max_equal_loss)[0]])
 
 
 def _describe_normals_method(thresholds: Thresholds) -> str:
+  expected, bound, confidence = _describe_rates(thresholds)
   return (
-    f'of unseen good images {_format_percent(thresholds.expected_false_alarm_rate)} are expected to be NG, and at most '
-    f'{_format_percent(thresholds.false_alarm_rate_bound)} with {_format_percent(thresholds.confidence)} confidence (budget '
-    f'{_format_percent(thresholds.budget)}, set on {thresholds.num_normals} good images held or left out)'
+    f'expected false-alarm rate {expected} on unseen good images, at most {bound} with '
+    f'{confidence} (budget {_format_percent(thresholds.budget)}, calibrated on '
+    f'{thresholds.num_normals} good images held out from fitting)'
   )
 
 
 def _describe_over_budget(thresholds: Thresholds) -> str:
+  # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
   num_required_on_average = max(1, math.ceil(1 / thresholds.budget - 1e-9) - 1)
-  confidence_text = f'{_format_percent(thresholds.confidence)} confidence'
+  expected, bound, confidence = _describe_rates(thresholds)
   return (
-    f'with {thresholds.num_normals} good images held or left out nothing below '
-    f'{_format_percent(thresholds.expected_false_alarm_rate)} false alarms can be promised on average, or '
-    f'{_format_percent(thresholds.false_alarm_rate_bound)} with {confidence_text}; a budget of {_format_percent(thresholds.budget)} needs '
-    f'{num_required_on_average} on average, {thresholds.num_normals_required} with {confidence_text}'
+    f'{thresholds.num_normals} good images held out from fitting cannot guarantee a false-alarm '
+    f'rate below {expected} on average, or below {bound} with {confidence}; to keep a budget of '
+    f'{_format_percent(thresholds.budget)} on average takes {num_required_on_average} images, with '
+    f'{confidence} {thresholds.num_normals_required}'
   )
 
 
 def _describe_labeled_method(thresholds: Thresholds) -> str:
-  criterion = {'f1': 'the best F1', 'cost': 'the least cost'}[thresholds.method]
+  criterion = {'f1': 'largest F1', 'cost': 'least cost'}[thresholds.method]
   num_false_alarms = round(thresholds.expected_false_alarm_rate * thresholds.num_normals)
+  expected, bound, confidence = _describe_rates(thresholds)
   return (
-    f'{criterion} on {thresholds.num_anomalous} defective and {thresholds.num_normals} good images, of which it misses '
-    f'{thresholds.num_missed} and calls {num_false_alarms} NG ({_format_percent(thresholds.expected_false_alarm_rate)}; at most '
-    f'{_format_percent(thresholds.false_alarm_rate_bound)} with {_format_percent(thresholds.confidence)} confidence), optimistic because '
-    'it was chosen on the same images'
+    f'{criterion} on {thresholds.num_anomalous} defective and {thresholds.num_normals} good images '
+    f'({thresholds.num_missed} missed, {num_false_alarms} false alarms or {expected}, at most '
+    f'{bound} with {confidence}), optimistic because the threshold was chosen on these images'
+  )
+
+
+def _describe_rates(thresholds: Thresholds) -> tuple[str, str, str]:
+  """Return the expected false-alarm rate, its bound and the confidence of the bound, as text."""
+  return (
+    _format_percent(thresholds.expected_false_alarm_rate),
+    _format_percent(thresholds.false_alarm_rate_bound),
+    f'{_format_percent(thresholds.confidence)} confidence',
   )
 
 
@@ -407,12 +497,12 @@ def _format_percent(fraction: float) -> str:
 
 
 class CalibrationScores(NamedTuple):
-  """What is left of scored images without their maps.
+  """Scores of the calibration images, without their anomaly maps.
 
   Attributes:
-    path: the files, '' where only embeddings were kept.
-    image: image scores.
-    map: largest map values.
+    paths: paths of the images; '' for images of which only the embeddings were retained.
+    scores: image scores.
+    peaks: largest anomaly-map value of each image.
   """
 
   paths: tuple[str, ...]

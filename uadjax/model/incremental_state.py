@@ -1,7 +1,7 @@
-"""What learning more needs, in the folder `state/` beside the model: arrays, and some embeddings.
+"""State for incremental fitting, in the folder `state/` next to the model: arrays and embeddings.
 
-The embeddings of a few images let a run that extends this one set its thresholds on old images as
-well, which it no longer has.
+The embeddings of a few images let a run that extends this one calibrate its thresholds on old
+images as well, although their pixels are no longer available.
 """
 
 import json
@@ -19,19 +19,19 @@ _METADATA_FILE = 'state.json'
 
 
 class RetainedEmbeddings(NamedTuple):
-  """Embeddings of images that were folded in, and the numbers of those images."""
+  """Embeddings of some of the fitted images, and the ids of these images."""
 
   embeddings: Float[np.ndarray, 'b h w d']
   image_ids: Int[np.ndarray, ' b']
 
 
 class IncrementalState(NamedTuple):
-  """What is read back.
+  """State of an earlier run, which a further run extends.
 
   Attributes:
-    kept: see `OnePass.kept`.
+    state_arrays: arrays by name, as `OnePass.state_arrays` of the detector returned them.
     retained: embeddings for calibration.
-    images: folded in so far.
+    num_images: number of images that have been fitted so far.
   """
 
   state_arrays: Arrays
@@ -40,13 +40,13 @@ class IncrementalState(NamedTuple):
 
 
 def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
-  """Write the arrays one by one, without a copy of any: a covariance may have gigabytes."""
+  """Write arrays one by one, without copies, because a covariance may have gigabytes."""
   for name, value in state_arrays.items():
     np.save(folder / f'{name}.npy', np.asarray(value), allow_pickle=False)
 
 
 def save_retained_embeddings(folder: Path, retained: RetainedEmbeddings, num_images: int) -> None:
-  """Write the embeddings, and the notes that make the folder whole."""
+  """Write the embeddings, and last the metadata that completes the folder."""
   np.save(folder / 'retained_embeddings.npy', retained.embeddings, allow_pickle=False)
   np.save(folder / 'retained_image_ids.npy', retained.image_ids, allow_pickle=False)
   arrays = sorted(path.stem for path in folder.glob('*.npy'))
@@ -54,9 +54,9 @@ def save_retained_embeddings(folder: Path, retained: RetainedEmbeddings, num_ima
 
 
 def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, Any]:
-  """Read the arrays, or map them into memory.
+  """Return the state arrays of a folder, read or mapped into memory, without retained embeddings.
 
-  What is written into a mapped array takes the place of the file's pages in memory; the file stays.
+  Mapped arrays are copy-on-write: writing into them changes memory, never the file.
   """
   return {
     path.stem: _read_array(path, memory_map)
@@ -66,10 +66,10 @@ def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, Any]:
 
 
 def load(folder: Path) -> IncrementalState:
-  """Read a folder.
+  """Read the state of an earlier run from its folder.
 
   Raises:
-    ModelError: it is not there or not whole.
+    ModelError: the folder is missing or incomplete.
   """
   try:
     metadata = json.loads((folder / _METADATA_FILE).read_text())
@@ -80,13 +80,14 @@ def load(folder: Path) -> IncrementalState:
     return IncrementalState(state_arrays, retained, metadata['num_images'])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ModelError(
-      f'{folder} does not hold what learning more needs ({error}); a run of PaDiM or PatchCore '
-      'leaves it beside its model. Name its model directory in fit.extend, or leave that out.'
+      f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '
+      'writes one next to its model. Set fit.extend to the model directory of such a run, or '
+      'leave it empty to start from scratch.'
     ) from None
 
 
 def _read_array(path: Path, memory_map: bool = False) -> Any:
-  """Read one array; np.load would also open zip files, and fail in more ways."""
+  """Return one array. Unlike this, np.load would also open zip files, and fail in more ways."""
   if memory_map:
     return np.lib.format.open_memmap(path, mode='c')
   with path.open('rb') as file:

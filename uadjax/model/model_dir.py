@@ -1,7 +1,7 @@
-"""The model directory: what scoring needs, as `manifest.json` and `fitted.safetensors`.
+"""Model directory: a fitted model as `manifest.json`, `fitted.safetensors` and `calibration.csv`.
 
-Everything downstream of fitting opens one of these and nothing else. The arrays may take gigabytes:
-they are written from where they lie, and read into the memory that they then stay in.
+Everything after fitting opens a model directory and nothing else. The arrays may have gigabytes:
+they are written without a copy, and read into the memory in which they stay.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from uadjax.data import transforms
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, ModelError
-from uadjax.model import array_file, calibration as calibration
+from uadjax.model import array_file, calibration
 from uadjax.system import files
 from uadjax.types import Config, Scores
 
@@ -31,18 +31,19 @@ _CALIBRATION_FILE = 'calibration.csv'
 
 
 class Model(NamedTuple):
-  """An opened model directory.
+  """Model loaded from a model directory.
 
   Attributes:
-    name: the detector's, such as STFPM.
-    config: the resolved configuration that it was fitted with.
-    ops: the pixel path from files to network size.
-    fitted: the arrays.
+    name: name of the detector, such as STFPM.
+    config: resolved configuration of the fit.
+    ops: pixel operations from files to images at network size.
+    fitted: fitted arrays; None if they were not loaded.
     score: jitted (fitted, uint8 images [b h w 3]) -> Scores.
-    limits: the calibrated thresholds.
-    weights: where the backbone's weights came from.
-    directory: where it lies.
-    split: what of `fitted` lies split over devices, see `mesh.place`; None where it is whole.
+    thresholds: calibrated thresholds.
+    weights: origin of the backbone's weights.
+    directory: path of the model directory.
+    fitted_specs: which arrays of `fitted` are sharded over devices: True (along the first axis) or
+      False (replicated), for leaves or whole subtrees; None if nothing is sharded.
   """
 
   name: str
@@ -57,7 +58,7 @@ class Model(NamedTuple):
 
 
 class ModelInfo(NamedTuple):
-  """What a model directory says of itself; see `Model`."""
+  """Contents of a model's manifest, with the fields of `Model` and the SHA-256 of the arrays."""
 
   name: str
   config: Config
@@ -66,12 +67,10 @@ class ModelInfo(NamedTuple):
   arrays_sha256: str
 
 
-def build_detector(
-  config: Config, detector_spec: RunContext
-) -> tuple[backbones.Backbone, Detector]:
-  """Make the backbone and the detector of a configuration, without any array."""
+def build_detector(config: Config, context: RunContext) -> tuple[backbones.Backbone, Detector]:
+  """Return the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
-  return backbone, detectors.build(config.detector.to_dict(), backbone, detector_spec)
+  return backbone, detectors.build(config.detector.to_dict(), backbone, context)
 
 
 def save(
@@ -82,7 +81,7 @@ def save(
   calibration_scores: calibration.CalibrationScores,
   weights: pretrained_weights.Provenance,
 ) -> None:
-  """Write a model directory, whole or not at all; one that is there is replaced."""
+  """Write a model directory atomically; an existing one is replaced."""
   with files.atomic_directory(directory) as new_directory:
     arrays_sha256 = array_file.save_arrays(new_directory, fitted)
     save_manifest(new_directory, config, thresholds, calibration_scores, weights, {}, arrays_sha256)
@@ -97,9 +96,11 @@ def save_manifest(
   summary: Mapping[str, int | float],
   arrays_sha256: str,
 ) -> None:
-  """Write what the arrays are: configuration, thresholds, origin and hash.
+  """Write `manifest.json` and `calibration.csv` into the folder of a model.
 
-  The scores of good images that the thresholds stand on go into a table beside it.
+  The manifest has the configuration, the thresholds, the origin of the weights, the detector's
+  summary of the fit, and the hash of the arrays. The table has the scores of the good images from
+  which the thresholds were calibrated.
   """
   rows = zip(
     calibration_scores.paths,
@@ -123,23 +124,23 @@ def save_manifest(
 
 
 def load_calibration_scores(directory: Path) -> calibration.CalibrationScores | None:
-  """The good images that a model's thresholds stand on; None where that is not there."""
+  """Return the scores of the good images of the calibration; None if they cannot be read."""
   try:
     with (directory / _CALIBRATION_FILE).open(newline='', encoding='utf-8') as file:
       rows = [
         (row['path'], float(row['score']), float(row['peak'])) for row in csv.DictReader(file)
       ]
   except (OSError, KeyError, ValueError):
-    return None  # A model can do without.
+    return None  # A model works without them.
   paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
   return calibration.CalibrationScores(paths, np.array(scores), np.array(peaks))
 
 
 def read_info(directory: Path | str) -> ModelInfo:
-  """Read what a model directory is, without its arrays.
+  """Read the manifest of a model directory.
 
   Raises:
-    ModelError: it is not there, not whole, or of another format.
+    ModelError: the manifest is missing, incomplete, or of another format.
   """
   directory = Path(directory)
   manifest = _read_manifest(directory)
@@ -149,20 +150,24 @@ def read_info(directory: Path | str) -> ModelInfo:
     weights = pretrained_weights.Provenance(**manifest['weights'])
   except (ConfigError, TypeError, AttributeError) as error:
     raise ModelError(
-      f'{directory / _MANIFEST_FILE} is not of this version of uadjax: {error}'
+      f'{directory / _MANIFEST_FILE} does not match this version of uadjax: {error}'
     ) from None
   return ModelInfo(manifest['model_name'], config, thresholds, weights, manifest['arrays_sha256'])
 
 
 def open_without_arrays(directory: Path, score: Callable[[Any, Any], Scores]) -> Model:
-  """A model directory without its arrays, for what scores by other means."""
+  """Load a model without its arrays, for a `score` that does not use them, such as a runtime's."""
   name, config, thresholds, weights, _ = read_info(directory)
   ops = transforms.parse(config.data.ops)
   return Model(name, config, ops, None, score, thresholds, weights, directory)
 
 
 def verify_arrays(directory: Path) -> None:
-  """Raise ModelError where the arrays are not those that were saved."""
+  """Verify that the arrays of a model directory have the SHA-256 that its manifest names.
+
+  Raises:
+    ModelError: the arrays are unreadable or damaged.
+  """
   path = directory / array_file.ARRAYS_FILE
   try:
     with path.open('rb') as file:
@@ -175,22 +180,21 @@ def verify_arrays(directory: Path) -> None:
 def _require_same_digest(directory: Path, digest: str, expected_digest: str) -> None:
   if digest != expected_digest:
     raise ModelError(
-      f'{directory / array_file.ARRAYS_FILE} is damaged: its SHA-256 is {digest[:12]}…, the manifest '
-      f'says '
-      f'{expected_digest[:12]}…. Fit the model again, or restore the file.'
+      f'{directory / array_file.ARRAYS_FILE} is damaged: its SHA-256 is {digest[:12]}…, but the '
+      f'manifest says {expected_digest[:12]}…. Fit the model again, or restore the file.'
     )
 
 
 def load(directory: Path | str, state_mesh: mesh.Mesh | None = None) -> Model:
-  """Open a model directory.
+  """Load the model of a model directory.
 
   Args:
-    directory: where it lies.
-    apart: devices to split what is learned over, which may be too large for one; then batches are
-      split over them as well. None, or one device: not split.
+    directory: path of the model directory.
+    state_mesh: devices over which to shard the fitted arrays, which may be too large for one;
+      batches are then sharded over them as well. None or a single device to shard nothing.
 
   Raises:
-    ModelError: it is not there, not whole, or of another format.
+    ModelError: the model is missing, incomplete, damaged, or of another format.
   """
   directory = Path(directory)
   name, config, thresholds, weights, arrays_sha256 = read_info(directory)
@@ -198,7 +202,7 @@ def load(directory: Path | str, state_mesh: mesh.Mesh | None = None) -> Model:
   backbone, detector = build_detector(config, RunContext(ops.height, ops.width))
   buffer, digest = array_file.read_file(directory / array_file.ARRAYS_FILE)
   _require_same_digest(directory, digest, arrays_sha256)
-  # Structure alone: no array is made but the file's own.
+  # Only the structure is computed; the only arrays are those of the file.
   abstract_fitted = jax.eval_shape(
     lambda: detector.to_fitted(_initial_state(backbone, detector, ops))
   )
@@ -207,7 +211,8 @@ def load(directory: Path | str, state_mesh: mesh.Mesh | None = None) -> Model:
   if expected_leaves.keys() != stored_arrays.keys():
     mismatched_names = sorted(expected_leaves.keys() ^ stored_arrays.keys())
     raise ModelError(
-      f'{directory / array_file.ARRAYS_FILE} does not fit its manifest: see {mismatched_names[:3]}.'
+      f'{directory / array_file.ARRAYS_FILE} does not match its manifest: '
+      f'{mismatched_names[:3]} are missing or unexpected. Fit the model again, or restore the file.'
     )
   fitted = jax.tree.unflatten(
     jax.tree.structure(abstract_fitted), [stored_arrays[name] for name in expected_leaves]
@@ -217,15 +222,16 @@ def load(directory: Path | str, state_mesh: mesh.Mesh | None = None) -> Model:
       config, RunContext(ops.height, ops.width, shards=mesh.shards(state_mesh))
     )
   specs = detector.sharding_specs
+  fitted_specs = None
   if specs and state_mesh is not None:
-    fitted, specs = (
-      mesh.put_on_mesh(state_mesh, specs.pad_to_shards(fitted), specs.fitted),
-      specs.fitted,
-    )
+    fitted_specs = specs.fitted
+    fitted = mesh.put_on_mesh(state_mesh, specs.pad_to_shards(fitted), fitted_specs)
   else:
-    fitted = jax.device_put(fitted)  # Not jax.numpy.asarray, which copies always.
+    fitted = jax.device_put(fitted)  # Unlike this, jax.numpy.asarray always copies.
   jitted_score = jax.jit(detector.score)
-  return Model(name, config, ops, fitted, jitted_score, thresholds, weights, directory, specs)
+  return Model(
+    name, config, ops, fitted, jitted_score, thresholds, weights, directory, fitted_specs
+  )
 
 
 def _initial_state(backbone: Any, detector: Detector, ops: transforms.Ops) -> Any:
@@ -239,22 +245,22 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     manifest = json.loads(path.read_text())
   except FileNotFoundError:
     if (directory / 'model' / _MANIFEST_FILE).is_file():
-      hint = f'The model of this run is {directory / "model"}.'
+      hint = f'The model of this run is {directory / "model"}; name that.'
     else:
-      hint = 'A run leaves one in <workdir>/model, or <workdir>/<category>/model; name that.'
+      hint = 'A run writes its model to <workdir>/model or <workdir>/<category>/model; name that.'
     problem = f'it has no {_MANIFEST_FILE}' if directory.is_dir() else 'there is no such folder'
-    raise ModelError(f'{directory} is no model directory: {problem}. {hint}') from None
+    raise ModelError(f'{directory} is not a model directory: {problem}. {hint}') from None
   except (OSError, ValueError) as error:
     raise ModelError(f'{path} cannot be read: {error}') from None
   if not isinstance(manifest, dict):
-    raise ModelError(f'{path} cannot be read: expected an object.')
+    raise ModelError(f'{path} cannot be read: a manifest is a JSON object. Fit the model again.')
   if manifest.get('format') != _FORMAT_VERSION:
     raise ModelError(
       f'{path} has format {manifest.get("format")!r}, but this version of uadjax reads format '
-      f'{_FORMAT_VERSION} only. Fit the model again: uadjax fit DATASET, or '
+      f'{_FORMAT_VERSION} only. Fit the model again with `uadjax fit DATASET`, or '
       'python -m uadjax.main with the config.yaml of its run.'
     )
   for key in ('model_name', 'thresholds', 'weights', 'arrays_sha256', 'config'):
     if key not in manifest:
-      raise ModelError(f'{path} lacks {key!r}; fit the model again, or restore the file.')
+      raise ModelError(f'{path} lacks {key!r}. Fit the model again, or restore the file.')
   return manifest

@@ -1,4 +1,4 @@
-"""Records in, scores out: in order, on any mesh, one compilation."""
+"""Scores of records: in order, on any mesh, with one compilation."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ OnDevice = TypeVar('OnDevice')
 
 
 class ScoredRecord(NamedTuple):
-  """One record with its raw scores, the map at network size."""
+  """Record with its raw scores; the anomaly map has network size."""
 
   record: Record
   anomaly_map: Float[np.ndarray, 'h w']
@@ -32,7 +32,7 @@ class ScoredRecord(NamedTuple):
 def collect_calibration_scores(
   scored_records: Iterable[ScoredRecord],
 ) -> calibration.CalibrationScores:
-  """Score images to the end, and keep what thresholds are set by."""
+  """Return the scores and peaks of all records, which calibration needs, without their maps."""
   rows = [
     (str(scored_record.record.path), scored_record.score, float(scored_record.anomaly_map.max()))
     for scored_record in scored_records
@@ -44,7 +44,7 @@ def collect_calibration_scores(
 
 
 def image_scorer(detector: Detector) -> Callable[[Any, Batch], Scores]:
-  """The detector's score of a batch from files, jitted."""
+  """Return the detector's jitted scoring function, (fitted, batch) -> scores."""
   scorer = jax.jit(detector.score)
   return lambda fitted, batch: scorer(fitted, batch.image)
 
@@ -58,23 +58,25 @@ def score_records(
   mesh: meshes.Mesh,
   specs: Any = None,
 ) -> Iterator[ScoredRecord]:
-  """Score images from their files; the last batch is padded, so that there is one compilation.
+  """Score images from their files, in order.
 
-  While a batch is being used, the next one is being computed.
+  The last batch is padded, so that there is one compilation. While a batch is being used, the next
+  one is being computed.
 
   Args:
     scorer: (fitted, batch) -> scores.
-    fitted: what it needs; filled up, where it is split.
+    fitted: fitted arrays, padded to equal shards if they are sharded.
     records: the images.
-    ops: from files to images.
-    batch_size: images at once.
-    mesh: the devices.
-    split: what of `fitted` is split over them, see `mesh.place`; None where each has all of it.
+    ops: pixel operations from files to images at network size.
+    batch_size: number of images per batch; rounded up to a multiple of the devices.
+    mesh: devices to compute on.
+    specs: which arrays of `fitted` are sharded over the mesh: True (along the first axis) or False
+      (replicated), for leaves or whole subtrees; None if nothing is sharded.
   """
   if specs is None:
     mesh, specs = meshes.mesh_that_fits(mesh, fitted), False
   padded_batch_size = mesh.size * math.ceil(batch_size / mesh.size)
-  fitted = meshes.put_on_mesh(mesh, fitted, specs)  # Where it is not there yet.
+  fitted = meshes.put_on_mesh(mesh, fitted, specs)
   batches = batch_streams.eval_batches(
     records, ops, padded_batch_size, *processes.index_and_count()
   )
@@ -93,7 +95,10 @@ def score_records(
 def prefetch_to_device(
   batches: Iterable[Batch], to_device: Callable[[Batch], OnDevice]
 ) -> Iterator[OnDevice]:
-  """Place each batch on the devices while the one before it is being computed."""
+  """Yield `to_device` of each batch, called while the batch before is still in use.
+
+  JAX computes asynchronously, so the devices work on a batch while the caller uses the last one.
+  """
   queue = collections.deque()
   for batch in batches:
     queue.append(to_device(batch))

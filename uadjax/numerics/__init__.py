@@ -1,5 +1,5 @@
-"""Mathematics on arrays, without images, settings or files.
+"""Mathematics on arrays, independent of images, settings and files.
 
-Functions here raise `ValueError`, know no configuration key and show no progress. Each module is
-one idea, and its test holds the slow, obvious definition.
+Functions here raise `ValueError`, know no configuration key and show no progress. Each module
+implements one idea, and its test contains the slow, obvious definition.
 """

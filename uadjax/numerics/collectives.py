@@ -1,9 +1,11 @@
-"""What the shards of an array say to each other.
+"""Collective operations between the shards of an array.
 
-A function that is to run on every shard takes `axis`, the name of the mesh's axis that the array is
-split over; None where it is not split, and the one shard is all there is. It never sees a mesh.
+A function that runs on every shard takes `axis_name`, the name of the mesh axis over which arrays
+are sharded, or None if there is a single shard; it never sees a mesh. With None nothing is
+communicated: the operations return their argument, except that `all_gather` adds an axis, and
+`gather_rows` selects rows.
 
-Letters: s shards, n rows of a shard, m rows that are asked for.
+Letters: b images, h rows of pixels or patches of an image, as far as they are on this shard.
 """
 
 from collections.abc import Callable
@@ -18,39 +20,42 @@ Tree = TypeVar('Tree')
 
 
 def axis_size(axis_name: str | None) -> int:
-  """How many shards there are."""
+  """Return the number of shards: 1 if `axis_name` is None."""
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def axis_index(axis_name: str | None) -> Any:
-  """Which of them this one is."""
+  """Return the index of this shard: 0 if `axis_name` is None."""
   return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def all_gather(tree: Tree, axis_name: str | None) -> Tree:
-  """What every shard has, one after the other along a new first axis."""
+  """Return the leaves of all shards, on every shard, stacked along a new first axis."""
   if axis_name is None:
     return jax.tree.map(lambda x: x[None], tree)
   return jax.lax.all_gather(tree, axis_name)
 
 
 def all_gather_tiled(tree: Tree, axis_name: str | None) -> Tree:
-  """What every shard has, one after the other along the first axis."""
+  """Return the leaves of all shards, on every shard, concatenated along the first axis."""
   return tree if axis_name is None else jax.lax.all_gather(tree, axis_name, tiled=True)
 
 
 def psum(tree: Tree, axis_name: str | None) -> Tree:
-  """The sum over all shards."""
+  """Return the sum of every leaf over all shards."""
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def pmean(tree: Tree, axis_name: str | None) -> Tree:
-  """The mean over all shards."""
+  """Return the mean of every leaf over all shards."""
   return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def local_slice(tree: Tree, axis_name: str | None) -> Tree:
-  """This shard's rows of what all of them have; they must be a multiple of the shards."""
+  """Return this shard's part of leaves that are replicated: the inverse of `all_gather_tiled`.
+
+  Leaves are cut along the first axis, whose size must be a multiple of the number of shards.
+  """
   if axis_name is None:
     return tree
   num_shards, shard_index = axis_size(axis_name), axis_index(axis_name)
@@ -63,17 +68,34 @@ def local_slice(tree: Tree, axis_name: str | None) -> Tree:
 
 
 def images_to_rows(x: Float[Array, 'b h ...'], axis_name: str | None) -> Float[Array, '_b _h ...']:
-  """From some images whole to some rows of all images; rows must be a multiple of the shards."""
+  """Reshard a batch from whole images to rows of all images (all-to-all).
+
+  On each of s shards, b whole images of h rows become h / s rows of all s · b images. The number of
+  rows must be a multiple of the number of shards.
+  """
   return x if axis_name is None else jax.lax.all_to_all(x, axis_name, 1, 0, tiled=True)
 
 
 def rows_to_images(x: Float[Array, 'b h ...'], axis_name: str | None) -> Float[Array, '_b _h ...']:
-  """And back."""
+  """Reshard a batch from rows of all images to whole images: the inverse of `images_to_rows`.
+
+  On each of s shards, h rows of all b images become b / s whole images of s · h rows (all-to-all).
+  The number of images must be a multiple of the number of shards.
+  """
   return x if axis_name is None else jax.lax.all_to_all(x, axis_name, 0, 1, tiled=True)
 
 
 def gather_rows(rows: Array, positions: Int[Array, '...'], axis_name: str | None) -> Array:
-  """The rows at positions in the whole, wherever they are; positions must lie within it."""
+  """Return rows of an array that is sharded along its first axis, on every shard.
+
+  The result has the shape of `positions`, followed by that of a row. Every row is summed over the
+  shards, all but one of which contribute zeros.
+
+  Args:
+    rows: this shard's rows.
+    positions: positions in the whole array, the same on all shards; must lie within the array.
+    axis_name: mesh axis over which the rows are sharded, or None if there is a single shard.
+  """
   if axis_name is None:
     return rows[positions]
   local = positions - axis_index(axis_name) * len(rows)
@@ -84,13 +106,14 @@ def gather_rows(rows: Array, positions: Int[Array, '...'], axis_name: str | None
 
 
 class Shards(NamedTuple):
-  """Over how many devices batches are split, and what is learned where it can be.
+  """Number of shards, and the transformation that makes a function run on each of them.
 
   Attributes:
-    number: of parts, all of the same size.
-    over: (function, given, gives) -> the function of whole arrays that runs `function(..., axis)`
-      on each part. `given`, a tuple, tells of the arguments and `gives` of the result whether they
-      are split along the first axis (True) or the same on all (False), for leaves or whole trees.
+    num_shards: number of shards. A sharded axis is a multiple of it, as shards have equal sizes.
+    shard_map: transformation (f, in_specs, out_specs) -> function of whole arrays. That function
+      runs `f(..., axis_name=...)` on every shard, with this shard's part of the arrays. A spec is
+      True (sharded along the first axis) or False (replicated), for a leaf or a whole subtree;
+      `in_specs` is a tuple with one spec per argument.
   """
 
   num_shards: int
@@ -101,4 +124,5 @@ def _on_single_shard(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Ca
   return functools.partial(f, axis_name=None)
 
 
+# With a single shard, functions get whole arrays and `axis_name` None; specs do not matter.
 SINGLE_SHARD = Shards(1, _on_single_shard)

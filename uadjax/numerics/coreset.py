@@ -1,24 +1,29 @@
-"""Greedy k-center: few points that no other point is far from.
+"""Greedy k-center selection: choose few centers such that no point is far from its nearest one.
 
-Gonzalez 1985; for coresets Sener and Savarese 2018, arXiv 1708.00489, algorithm 1.
+The algorithm is that of Gonzalez 1985; Sener and Savarese 2018 (arXiv 1708.00489, algorithm 1) use
+it for coresets.
 
-Plain greedy selection takes the farthest point, measures all points against it, and so on: one
-pass over memory for every center. The same centers are found here with far less work:
+Plain greedy selection takes the point farthest from all centers as the next center, measures all
+points against it, and repeats: one pass over memory per center. This module selects the same
+centers with far less work:
 
-- A pass measures all points against many centers at once, as a matrix product. The points farthest
-  away are set aside as candidates; whatever is not among them is at most `bound` away from the
-  centers, and further centers only bring it nearer. So as long as the farthest candidate, kept up
-  to date with each new center, stays beyond `bound`, it is the farthest of all points.
-- Most points are far from any new center. Their distances are bounded from below in few
-  dimensions: those in which the points vary most, and the length of what is left as one more, since
-  lengths differ by no more than vectors do. Only where the bound leaves room is the distance taken.
+- Many centers per pass. The points farthest from the centers become candidates. Let `bound` be the
+  largest distance of any other point to its nearest center; more centers only reduce it. The
+  distances of the candidates are updated after each new center. As long as that of the farthest
+  candidate exceeds `bound`, this candidate is the farthest of all points and hence the next center.
+  Then one pass measures all points against all new centers, as a matrix product.
+- Lower bounds of distances. Most points are far from every new center. The sketch of a point has
+  its coordinates along the directions of largest variance and the norm of the residual. Norms
+  differ by no more than the vectors do, so sketches are no farther apart than their points. The
+  exact distance of a point to a new center is computed only if the distance of their sketches is
+  below the distance of the point to its nearest center so far.
 
-The points may be split over devices: each measures its own, and all take the same centers from the
-candidates of all. Which point comes first of equals, and which is the very first, is decided by the
-points' numbers, so that the picks are the same however the points are split.
+The points may be sharded over devices: each shard measures its own points, and all shards select
+the same centers from the candidates of all. The ids of points decide which one is the first center
+and which one of equally far points comes first, so the selection does not depend on the sharding.
 
-Letters: n points (of a shard), d dimensions, s dimensions of the sketch, k fresh centers, b points
-of a block, c candidates of all shards.
+Letters: n points (of a shard), d dimensions, s dimensions of a sketch, m centers at most, k new
+centers of a pass, b points of a block, c candidates of all shards.
 """
 
 from collections.abc import Callable
@@ -32,30 +37,35 @@ from jaxtyping import Array, Bool, Float, Int
 from uadjax.numerics import collectives
 from uadjax.types import Key
 
-_CANDIDATES = 4096
-_GROUP = 16  # Neighboring points become candidates together: fewer have to be sorted.
-_MAX_NEW_CENTERS = 1024  # Centers of one pass, at most.
-_CHUNK = 64  # Centers that a block of points is measured against while it is in the cache.
-_BLOCK = 4096
-_SUBSET_SHARES = (8, 2)  # 1/8 or 1/2 of a block is taken out where no more is in question.
-_SKETCH = 64
-_SAMPLE = 8192  # Points that the directions of largest variance are found from.
-_CENTER_STEPS = 16  # Steps to a standard deviation that the center is rounded to.
-_ROUNDING_MARGIN = 1e-5  # Of the squared norms, on the bounds: to err only towards more work.
-_MAX_ID = 2**31 - 1  # No number is larger.
+_CANDIDATES = 4096  # Candidates of all shards together, approximately.
+_GROUP = 16  # Adjacent points become candidates together, so that fewer values are sorted.
+_MAX_NEW_CENTERS = 1024  # A pass selects no more centers than this.
+_CHUNK = 64  # A block of points is measured against 64 centers at a time, while it is in the cache.
+_BLOCK = 4096  # Points are processed in blocks of this size.
+# Points that need exact distances are gathered from their block if they are at most 1/8 or 1/2 of
+# it; otherwise the whole block is measured.
+_SUBSET_SHARES = (8, 2)
+_SKETCH = 64  # A sketch has at most this many dimensions.
+_SAMPLE = 8192  # Directions of largest variance are estimated from about as many points as this.
+_CENTER_STEPS = 16  # The center is rounded to steps of at least 1/16 of a standard deviation.
+# Lower bounds are reduced by this fraction of the squared norms: rounding errors then only cause
+# more work.
+_ROUNDING_MARGIN = 1e-5
+_MAX_ID = 2**31 - 1  # No id of a point and no random number of `init` is larger.
 _EXACT = jax.lax.Precision.HIGHEST
 
 _Carry = tuple[Int[Array, ' k'], Int[Array, ''], Float[Array, ' c']]
 
 
 class PointSet(NamedTuple):
-  """The points to choose from.
+  """Points to select centers from, with their sketches.
 
   Attributes:
-    points: as they are.
-    number: of each point, by which equals are told apart.
-    center: about their mean; norms are taken from there, so that a common offset costs no digits.
-    sketch: the points in few dimensions, in which distances are no larger.
+    points: coordinates, from which `center` is not subtracted.
+    point_id: unique id of each point; of equally far points the one with the smallest id is taken.
+    center: rounded mean of a sample of the points. It is subtracted before norms and products are
+      computed, so that a common offset costs no precision.
+    sketch: low-dimensional representation of each point: sketches are no farther apart than points.
   """
 
   points: Float[Array, 'n d']
@@ -65,12 +75,13 @@ class PointSet(NamedTuple):
 
 
 class NewCenters(NamedTuple):
-  """New centers.
+  """Centers selected in one pass.
 
   Attributes:
-    place: positions in all shards together; -1 where there is none.
-    point: themselves, minus the cloud's center.
-    sketch: in few dimensions.
+    position: position of each center among the points of all shards (shard index · n + row); -1 in
+      unused entries, whose `point` and `sketch` are arbitrary.
+    point: coordinates of each center, minus `PointSet.center`.
+    sketch: sketch of each center.
   """
 
   position: Int[Array, ' k']
@@ -79,14 +90,15 @@ class NewCenters(NamedTuple):
 
 
 class Selection(NamedTuple):
-  """A selection under way.
+  """State of a selection.
 
   Attributes:
-    centers: positions, in all shards together, of the centers in the order they were taken; -1
-      where none is yet.
-    taken: how many there are.
-    distance: squared, of every point to its nearest center; -1 of centers, and -inf of points that
-      do not take part.
+    centers: positions of the centers among the points of all shards (shard index · n + row), in the
+      order of selection; -1 in unused entries.
+    num_centers: number of centers selected so far.
+    squared_distance: squared distance of each point to its nearest center; -1 for centers, and -inf
+      for excluded points. Before the first center: inf for the point drawn to become the first one,
+      and the largest finite number for all other points that are not excluded.
   """
 
   centers: Int[Array, ' m']
@@ -95,16 +107,21 @@ class Selection(NamedTuple):
 
 
 def covering_radius(selection: Selection) -> Float[Array, '']:
-  """The covering radius: how far the farthest point is from its nearest center."""
+  """Return the covering radius: the largest distance of a point to its nearest center.
+
+  Excluded points do not count. The radius is inf before the first center, and 0 if all points are
+  centers. On one shard of a sharded selection it is the radius of that shard's points; the overall
+  radius is the maximum over all shards.
+  """
   return jnp.sqrt(jnp.maximum(selection.squared_distance.max(), 0.0))
 
 
 def bytes_per_point(d: int) -> int:
-  """Bytes that a selection needs for each point of d dimensions, the point included."""
+  """Return the bytes per point of `d` dimensions of a `PointSet` and `Selection` in float32."""
   return 4 * (d + min(_SKETCH, d + 1) + 2)
 
 
-# How the parts of each are held by shards: split (True), or the same on all (False).
+# For `Shards.shard_map`: a field is sharded along its first axis (True) or replicated (False).
 POINT_SET_SPECS = PointSet(True, True, False, True)  # pyright: ignore[reportArgumentType]
 SELECTION_SPECS = Selection(False, False, True)  # pyright: ignore[reportArgumentType]
 
@@ -115,7 +132,15 @@ def make_point_set(
   point_id: Int[Array, ' n'],
   axis_name: str | None = None,
 ) -> PointSet:
-  """Sketch the points; only those that are valid decide how."""
+  """Return the points with their center and sketches.
+
+  Args:
+    points: coordinates of this shard's points.
+    valid: False for points that must not affect the center and the directions of the sketches. They
+      are sketched nevertheless; only `valid` of `init` excludes points from the selection.
+    point_id: unique id of each point.
+    axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
+  """
   return PointSet(points, point_id, *_center_and_sketch(points, valid, point_id, axis_name))
 
 
@@ -126,12 +151,18 @@ def _center_and_sketch(
   point_id: Int[Array, ' n'],
   axis_name: str | None,
 ) -> tuple[Float[Array, ' d'], Float[Array, 'n s']]:
-  """Center and sketch, from a sample that does not depend on how points are split."""
+  """Return the center of the points, and the sketch of each point.
+
+  A sketch has the coordinates of the point minus the center along the `_SKETCH` - 1 directions of
+  largest variance (principal components) and the norm of the residual. Center and directions are
+  estimated from valid points, sampled by a hash of their ids so that the sample does not depend on
+  the sharding.
+  """
   size = min(len(points), 2 * _SAMPLE // collectives.axis_size(axis_name) + _GROUP)
   sampling_rate = _SAMPLE / jnp.maximum(collectives.psum(valid.sum(), axis_name), 1).astype(
     jnp.float32
   )
-  # Knuth's multiplicative hash, of which the upper bits are the good ones.
+  # In Knuth's multiplicative hash the upper bits are the well-mixed ones.
   hashes = (point_id.astype(jnp.uint32) * jnp.uint32(2654435761)) >> 8
   is_sampled = valid & (hashes.astype(jnp.float32) < sampling_rate * 2.0**24)
   rows = jnp.nonzero(is_sampled, size=size, fill_value=len(points))[0]
@@ -143,13 +174,13 @@ def _center_and_sketch(
   scatter = jnp.einsum('nd,ne->de', deviations, deviations, precision=_EXACT)
   scatter = collectives.psum(scatter, axis_name)
   center = _round_to_coarse_steps(mean, jnp.sqrt(jnp.diagonal(scatter) / num_sampled))
-  # Whatever the basis, bounds hold; variance only decides how tight they are.
+  # The bounds hold for every orthonormal basis; the variance only decides how tight they are.
   basis = jnp.linalg.eigh(scatter)[1][:, -(_SKETCH - 1) :]
 
   def sketch_block(start: Int[Array, ''], sketch: Float[Array, 'n s']) -> Float[Array, 'n s']:
     x = jax.lax.dynamic_slice_in_dim(points, start, min(_BLOCK, len(points))) - center[None]
     leading = jnp.einsum('bd,ds->bs', x, basis, precision=_EXACT)
-    # Not from the difference of squares: of a short rest it keeps no digit, and bounds would fail.
+    # A difference of squared norms would lose all digits of a short residual: bounds would fail.
     residual = x - jnp.einsum('bs,ds->bd', leading, basis, precision=_EXACT)
     x = jnp.concatenate([leading, jnp.linalg.norm(residual, axis=1, keepdims=True)], axis=1)
     return jax.lax.dynamic_update_slice_in_dim(sketch, x, start, 0)
@@ -166,7 +197,19 @@ def init(
   max_centers: int,
   axis_name: str | None = None,
 ) -> Selection:
-  """Draw the first center from the points that take part; make room for so many."""
+  """Draw the first center uniformly at random, and return a selection still without centers.
+
+  Each valid point gets random bits that depend on its id, and the smallest bits win, so that the
+  draw does not depend on the sharding. The drawn point is only marked as the farthest one;
+  `select_until` then selects it first. Without valid points it selects none.
+
+  Args:
+    key: the same key draws the same point.
+    valid: False for points that are excluded from the selection.
+    point_id: unique id of each point.
+    max_centers: number of centers that the selection can hold.
+    axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
+  """
   random_bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)) >> 1)(point_id)
   min_bits = collectives.all_gather(
     jnp.min(random_bits, where=valid, initial=_MAX_ID), axis_name
@@ -180,9 +223,8 @@ def init(
   return Selection(
     jnp.full(max_centers, -1, jnp.int32),
     jnp.zeros((), jnp.int32),
-    jnp.where(
-      is_first, jnp.inf, initial_distance
-    ),  # The farthest is the first; where none takes part, none is.
+    # The drawn point has the largest distance, so it is selected first.
+    jnp.where(is_first, jnp.inf, initial_distance),
   )
 
 
@@ -190,10 +232,20 @@ def init(
 def select_until(
   point_set: PointSet, selection: Selection, target: Int[Array, ''], axis_name: str | None = None
 ) -> Selection:
-  """Take centers until there are `target`, or no point is left."""
+  """Select centers until there are `target` of them, or all valid points are centers.
 
-  def global_max(distance: Float[Array, ' n']) -> Float[Array, '']:
-    return collectives.all_gather(distance.max(), axis_name).max()
+  Each center is the point farthest from all previous ones, and of several the one with the smallest
+  id: the result is that of plain greedy selection.
+
+  Args:
+    point_set: points to select from.
+    selection: state from `init` or an earlier call; its buffers are donated.
+    target: total number of centers, earlier ones included; at most `max_centers` of `init`.
+    axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
+  """
+
+  def global_max(squared_distance: Float[Array, ' n']) -> Float[Array, '']:
+    return collectives.all_gather(squared_distance.max(), axis_name).max()
 
   def needs_more(carry: tuple[Selection, Float[Array, '']]) -> Bool[Array, '']:
     return (carry[0].num_centers < target) & (carry[1] >= 0)
@@ -210,15 +262,15 @@ def select_until(
       selection.num_centers + jnp.arange(_MAX_NEW_CENTERS),
       len(selection.centers),
     )
-    distance = _update_distances(
+    squared_distance = _update_distances(
       point_set, selection.squared_distance, new_centers, num_new, axis_name
     )
     selection = Selection(
       selection.centers.at[slots].set(new_centers.position, mode='drop'),
       selection.num_centers + num_new,
-      distance,
+      squared_distance,
     )
-    return selection, global_max(distance)
+    return selection, global_max(squared_distance)
 
   return jax.lax.while_loop(
     needs_more, select_batch, (selection, global_max(selection.squared_distance))
@@ -227,14 +279,30 @@ def select_until(
 
 def _pick_centers(
   point_set: PointSet,
-  distance: Float[Array, ' n'],
+  squared_distance: Float[Array, ' n'],
   farthest: Float[Array, ''],
   max_new: Int[Array, ''],
   axis_name: str | None,
 ) -> tuple[NewCenters, Int[Array, '']]:
-  """Take the next centers that are sure to be those of plain selection: one, or many."""
-  num_groups = -(-len(distance) // _GROUP)
-  grouped = jnp.pad(distance, (0, num_groups * _GROUP - len(distance)), constant_values=-jnp.inf)
+  """Return the next centers, one or many, and their number.
+
+  The candidates are the points of the groups of adjacent points with the largest maximum distances,
+  and the farthest point itself; the squared distance of every other point to its nearest center is
+  at most `bound`. The farthest candidate is picked, the distances of the others are updated, and
+  this repeats while the squared distance of the farthest candidate exceeds `bound`, that is, while
+  it is certain to be the farthest of all points. The first pick is certain without this check.
+
+  Args:
+    point_set: points to select from.
+    squared_distance: squared distance of each point of this shard to its nearest center.
+    farthest: maximum of `squared_distance` over all shards.
+    max_new: number of centers that are still needed; a pass picks at most `_MAX_NEW_CENTERS`.
+    axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
+  """
+  num_groups = -(-len(squared_distance) // _GROUP)
+  grouped = jnp.pad(
+    squared_distance, (0, num_groups * _GROUP - len(squared_distance)), constant_values=-jnp.inf
+  )
   grouped = grouped.reshape(num_groups, _GROUP)
   num_candidate_groups = min(
     -(-_CANDIDATES // _GROUP // collectives.axis_size(axis_name)), num_groups
@@ -244,9 +312,11 @@ def _pick_centers(
   )
   bound, group_ids = collectives.all_gather(group_maxima[-1], axis_name).max(), group_ids[:-1]
   rows = (group_ids[:, None] * _GROUP + jnp.arange(_GROUP)[None]).reshape(-1)
-  rows = jnp.minimum(rows, len(distance) - 1)  # Those beyond the end are infinitely near.
-  # The farthest of smallest number comes first: of equals, it may not be among the candidates.
-  is_farthest = distance == farthest
+  # Rows beyond the end are padding, whose distance is -inf.
+  rows = jnp.minimum(rows, len(squared_distance) - 1)
+  # The farthest point with the smallest id becomes the first candidate: where many points are
+  # equally far, the groups may not contain it.
+  is_farthest = squared_distance == farthest
   first = jnp.argmin(jnp.where(is_farthest, point_set.point_id, _MAX_ID))
   candidate_rows = jnp.append(first, rows).astype(jnp.int32)
   is_duplicate = is_farthest[first] & (rows == first)
@@ -257,7 +327,7 @@ def _pick_centers(
       point_set.points[candidate_rows] - point_set.center[None],
       point_set.sketch[candidate_rows],
       point_set.point_id[candidate_rows],
-      collectives.axis_index(axis_name) * len(distance) + candidate_rows,
+      collectives.axis_index(axis_name) * len(squared_distance) + candidate_rows,
       remaining,
     ),
     axis_name,
@@ -266,22 +336,23 @@ def _pick_centers(
 
   def certain(carry: _Carry) -> Bool[Array, '']:
     _, num_picked, remaining = carry
+    # The limit is at least 0, because picked candidates have -1.
     return (num_picked < jnp.minimum(max_new, _MAX_NEW_CENTERS)) & (
       remaining.max() > jnp.maximum(bound, 0.0)
     )
 
   def take_next(carry: _Carry) -> _Carry:
     picks, num_picked, remaining = carry
-    # Of equals that of the smallest number, as in plain selection.
+    # Ties go to the smallest id, as in plain greedy selection.
     is_max = remaining == remaining.max()
     min_id = jnp.min(ids, where=is_max, initial=_MAX_ID)
     pick = jnp.argmax(is_max & (ids == min_id)).astype(jnp.int32)
     product = jnp.einsum('cd,d->c', candidates, candidates[pick], precision=_EXACT)
-    squared_distance = jnp.maximum(squared_norms + squared_norms[pick] - 2 * product, 0.0)
+    to_pick = jnp.maximum(squared_norms + squared_norms[pick] - 2 * product, 0.0)
     return (
       picks.at[num_picked].set(pick),
       num_picked + 1,
-      jnp.minimum(remaining, squared_distance).at[pick].set(-1.0),
+      jnp.minimum(remaining, to_pick).at[pick].set(-1.0),
     )
 
   initial = jnp.full(_MAX_NEW_CENTERS, -1, jnp.int32), jnp.zeros((), jnp.int32)
@@ -293,40 +364,55 @@ def _pick_centers(
 
 def _update_distances(
   point_set: PointSet,
-  distance: Float[Array, ' n'],
+  squared_distance: Float[Array, ' n'],
   new_centers: NewCenters,
   num_new: Int[Array, ''],
   axis_name: str | None,
 ) -> Float[Array, ' n']:
-  """Bring the distances up to date with `count` fresh centers."""
+  """Return each point's squared distance to its nearest center, new centers included.
+
+  For every block of points and chunk of centers, the sketches bound the distances from below. Exact
+  distances are computed only for points whose bound is below the current distance: for a gathered
+  subset of the block if they are few, else for the whole block. New centers get -1.
+
+  Args:
+    point_set: points of this shard.
+    squared_distance: squared distance of each point to its nearest center so far.
+    new_centers: the new centers of all shards.
+    num_new: number of new centers; further entries of `new_centers` are unused.
+    axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
+  """
   centers, sketches = new_centers.point, new_centers.sketch
-  block_size, num_points = min(_BLOCK, len(distance)), len(distance)
+  block_size, num_points = min(_BLOCK, len(squared_distance)), len(squared_distance)
   subset_sizes = [block_size // share for share in _SUBSET_SHARES if block_size // share]
 
-  def update_block(start: Int[Array, ''], distance: Float[Array, ' n']) -> Float[Array, ' n']:
+  def update_block(
+    start: Int[Array, ''], squared_distance: Float[Array, ' n']
+  ) -> Float[Array, ' n']:
     sketch = jax.lax.dynamic_slice_in_dim(point_set.sketch, start, block_size)
 
-    def update_chunk(i: Int[Array, ''], distance: Float[Array, ' b']) -> Float[Array, ' b']:
+    def update_chunk(i: Int[Array, ''], squared_distance: Float[Array, ' b']) -> Float[Array, ' b']:
       chunk_index = i * _CHUNK + jnp.arange(_CHUNK)
       is_near = (
         _nearest_squared_distance(
           sketch, sketches[chunk_index], chunk_index < num_new, _ROUNDING_MARGIN
         )
-        < distance
+        < squared_distance
       )
 
       def update_subset(subset_size: int) -> Float[Array, ' b']:
         rows = jnp.nonzero(is_near, size=subset_size, fill_value=num_points)[0]
         x = point_set.points[jnp.minimum(start + rows, num_points - 1)] - point_set.center[None]
         new_distance = _nearest_squared_distance(x, centers[chunk_index], chunk_index < num_new)
-        return distance.at[rows].min(new_distance, mode='drop')
+        return squared_distance.at[rows].min(new_distance, mode='drop')
 
       def update_all() -> Float[Array, ' b']:
         x = (
           jax.lax.dynamic_slice_in_dim(point_set.points, start, block_size) - point_set.center[None]
         )
         return jnp.minimum(
-          distance, _nearest_squared_distance(x, centers[chunk_index], chunk_index < num_new)
+          squared_distance,
+          _nearest_squared_distance(x, centers[chunk_index], chunk_index < num_new),
         )
 
       branches = [functools.partial(update_subset, subset_size) for subset_size in subset_sizes]
@@ -334,13 +420,13 @@ def _update_distances(
       return jax.lax.switch(branch_index, [*branches, update_all])
 
     num_chunks = (num_new + _CHUNK - 1) // _CHUNK
-    block_distance = jax.lax.dynamic_slice_in_dim(distance, start, block_size)
+    block_distance = jax.lax.dynamic_slice_in_dim(squared_distance, start, block_size)
     updated_distance = jax.lax.fori_loop(0, num_chunks, update_chunk, block_distance)
-    return jax.lax.dynamic_update_slice_in_dim(distance, updated_distance, start, 0)
+    return jax.lax.dynamic_update_slice_in_dim(squared_distance, updated_distance, start, 0)
 
-  distance = _for_each_block(update_block, distance)
+  squared_distance = _for_each_block(update_block, squared_distance)
   local_position = new_centers.position - collectives.axis_index(axis_name) * num_points
-  return distance.at[
+  return squared_distance.at[
     jnp.where((local_position >= 0) & (local_position < num_points), local_position, num_points)
   ].set(-1.0, mode='drop')
 
@@ -348,7 +434,11 @@ def _update_distances(
 def _nearest_squared_distance(
   x: Float[Array, 'b s'], centers: Float[Array, 'k s'], valid: Bool[Array, ' k'], slack: float = 0.0
 ) -> Float[Array, ' b']:
-  """Squared distance to the nearest known center, less `slack` times the squared norms."""
+  """Return the squared distance of each row of `x` to the nearest valid center; inf without any.
+
+  The vectors are points or sketches. The squared distance is reduced by `slack` times the squared
+  norms of the row and of the center, which makes it a lower bound despite rounding.
+  """
   squared_norms = jnp.where(valid, (1 - slack) * jnp.sum(centers**2, axis=1), jnp.inf)
   product = jnp.einsum('ks,bs->kb', centers, x, precision=_EXACT)
   nearest = jnp.min(squared_norms[:, None] - 2 * product, axis=0)
@@ -356,7 +446,12 @@ def _nearest_squared_distance(
 
 
 def _for_each_block(update_block: Callable[[Array, Array], Array], rows: Array) -> Array:
-  """Call (start, rows) -> rows for each block; the last overlaps, which must do no harm."""
+  """Update `rows` block by block, by `update_block(start, rows) -> rows`.
+
+  The function gets and returns all rows, and updates the `min(_BLOCK, len(rows))` rows from `start`
+  on. All blocks have the same size, so the last one may overlap the one before it: updating a row
+  twice must give the same result as once.
+  """
   n, size = len(rows), min(_BLOCK, len(rows))
   return jax.lax.fori_loop(
     0, -(-n // size), lambda i, rows: update_block(jnp.minimum(i * size, n - size), rows), rows
@@ -366,7 +461,11 @@ def _for_each_block(update_block: Callable[[Array, Array], Array], rows: Array) 
 def _round_to_coarse_steps(
   mean: Float[Array, ' d'], deviation: Float[Array, ' d']
 ) -> Float[Array, ' d']:
-  """A mean in steps so coarse that the order in which it was added up does not show."""
+  """Round a mean to multiples of a step, so coarse that the order of summation does not matter.
+
+  The result thus does not depend on the sharding. The step of a dimension is a power of two between
+  1 and 2 times the standard deviation / `_CENTER_STEPS`, or larger if the deviation is close to 0.
+  """
   min_step = jnp.maximum(2.0**-18 * jnp.abs(mean), jnp.finfo(jnp.float32).tiny)
   _, exponent = jnp.frexp(jnp.maximum(deviation / _CENTER_STEPS, min_step))
   step = jnp.ldexp(jnp.ones_like(mean), exponent)

@@ -1,11 +1,13 @@
-"""A Gaussian for every position of a map: gathered in one pass, then distances to it.
+"""One Gaussian distribution of vectors per position of a map: moments and distances.
 
-The statistic is a monoid (`empty`, `of_batch`, `merge`): batches, shards, epochs and resumed runs
-combine by the same function. Its covariances are large (5 GB for 550 channels on a 64x64 map), so
-everything here works one column of the map at a time, in place: no second array of that size is
-made. Columns rather than rows, so that a mesh may split the rows and the loop needs no exchange.
+`Moments` form a monoid (`empty`, `batch_moments`, `merge`): batches, shards, epochs and resumed
+runs combine by the same function. The covariances are large (5 GB for 550 channels on a 64x64 map),
+so `add_batch` and `whitening_matrices` process one column of the map at a time, in place, without a
+second array of that size. They loop over columns rather than rows so that a mesh may shard the rows
+and the loop needs no communication.
 
-Letters: b batch, h w map, d embedding (i and j are two copies of d).
+Letters: b batch, h w map, p positions (h times w), d length of a vector (i and j are two copies of
+d). Each element of a batch has one vector per position.
 """
 
 from collections.abc import Sequence
@@ -17,25 +19,27 @@ from jax import lax, numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-# Thresholds stand on these products: accelerators would round to 8 or 11 bits of mantissa.
+# Thresholds depend on these products. By default, accelerators would round their factors to 8 or 11
+# bits of mantissa.
 _EXACT = lax.Precision.HIGHEST
 
-# Covariances up to this size are factored by LAPACK, larger ones by products of blocks. On a CPU
-# OpenBLAS starts its threads for each larger one, and they wait for each other: whitening 4096
-# positions of 100 channels took 3.2 s with LAPACK alone and takes 0.4 s; one position of 550
-# channels, 130 ms and 3 ms.
+# LAPACK factors covariances up to this size; larger ones are factored by products of blocks. On a
+# CPU, OpenBLAS would start its threads for each larger matrix, and they wait for each other. With
+# blocks, whitening 4096 positions of 100 channels takes 0.4 s instead of 3.2 s; one position of 550
+# channels takes 3 ms instead of 130 ms.
 _LEAF_SIZE = 16
 
-_NUM_BANDS = 4  # More save little of what is read, and cost a product each.
+# Bands per whitening matrix. More would read little less memory, and each costs a matrix product.
+_NUM_BANDS = 4
 
 
 class Moments(NamedTuple):
-  """What is known of the vectors seen so far.
+  """Moments of the vectors at each position.
 
   Attributes:
-    n: their number at each position, a float as it only enters divisions.
-    mean: their mean; 0 where there are none.
-    m2: the sum of the outer products of their deviations from the mean.
+    n: number of vectors per position, a float because it only enters divisions.
+    mean: mean of the vectors; 0 if n is 0.
+    m2: sum of the outer products of the vectors' deviations from the mean.
   """
 
   n: Float[Array, '']
@@ -44,42 +48,47 @@ class Moments(NamedTuple):
 
 
 def empty(h: int, w: int, d: int) -> Moments:
-  """Moments of nothing: what `merge` leaves the other side unchanged by."""
+  """Return the moments of no vectors: the identity element of `merge`."""
   return Moments(jnp.zeros(()), jnp.zeros((h, w, d)), jnp.zeros((h, w, d, d)))
 
 
 def batch_moments(x: Float[Array, 'b h w d'], valid: Bool[Array, ' b']) -> Moments:
-  """Moments of the valid rows of a batch."""
+  """Return the moments of the vectors x[valid]."""
   return add_batch(empty(*x.shape[1:]), x, valid)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-  """Moments of the union (pairwise update of Chan et al. 1979).
+  """Return the moments of the union of two sets of vectors (Chan et al. 1979, pairwise update).
 
-  Jit it with `a` donated: the sum then takes the place of a's.
+  When jitted with `a` donated, the result takes the memory of `a`.
   """
   n = a.n + b.n
-  share = b.n / jnp.maximum(n, 1.0)  # Both may be empty.
+  share = b.n / jnp.maximum(n, 1.0)  # Both sets may be empty.
   shift = b.mean - a.mean
-  # A product of broadcasts fuses into the sum, where an einsum would write its result out first.
+  # A broadcast product fuses into the sum, whereas an einsum would first write its result out.
   outer_product = shift[..., :, None] * shift[..., None, :]
   return Moments(n, a.mean + share * shift, a.m2 + b.m2 + a.n * share * outer_product)
 
 
 def add_batch(moments: Moments, x: Float[Array, 'b h w d'], valid: Bool[Array, ' b']) -> Moments:
-  """Fold a batch in: `merge(moments, of_batch(x, valid))`, in place where `moments` is donated."""
+  """Return the moments with the vectors x[valid] added, in place if `moments` is donated.
+
+  The result equals `merge(moments, batch_moments(x, valid))` up to rounding, but needs no second
+  array of covariances.
+  """
   count = jnp.sum(valid, dtype=jnp.float32)
   n = moments.n + count
   share = count / jnp.maximum(n, 1.0)
   mask = valid[:, None, None]
-  # With y = x − mean and s the mean of y, merging needs Σ(y−s)(y−s)ᵀ + n_a·share·s·sᵀ. That is
-  # Σ(y−αs)(y−αs)ᵀ for α = 1 − √(1−share): one product, which cannot lose positive definiteness.
+  # With y = x − mean and s the mean of y over the batch, `merge` would add to m2 the sum
+  # Σ(y−s)(y−s)ᵀ + moments.n·share·s·sᵀ. That is Σ(y−αs)(y−αs)ᵀ for α = 1 − √(1−share): one product,
+  # which cannot lose positive definiteness.
   alpha = 1.0 - jnp.sqrt(1.0 - share)
 
   def add_column(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
     mean, m2 = carry
     center = _take_column(mean, j, 1)
-    # Deviations before sums: small numbers, even far from the origin.
+    # Deviations from the old mean are small numbers even if the vectors are far from the origin.
     y = jnp.where(mask, _take_column(x, j, 2) - center[None], 0.0)
     shift = y.sum(axis=0) / jnp.maximum(count, 1.0)
     scaled_deviations = jnp.where(mask, y - alpha * shift[None], 0.0)
@@ -96,12 +105,16 @@ def add_batch(moments: Moments, x: Float[Array, 'b h w d'], valid: Bool[Array, '
 def whitening_matrices(
   moments: Moments, ridge: float, num_held_out: int = 0
 ) -> Float[Array, 'h w d d']:
-  """Lower triangles W with WᵀW = (m2 / (n − 1 − left_out) + ridge·I)⁻¹, in place of m2 if donated.
+  """Return each position's lower triangular W with WᵀW = (m2/(n − 1 − num_held_out) + ridge·I)⁻¹.
+
+  ‖W(x − mean)‖ is then the Mahalanobis distance of x. The result takes the memory of `m2` if
+  `moments` is donated.
 
   Args:
-    moments: of at least 2 + `left_out` vectors.
-    ridge: added to the variances; `check` says when 0 will do. A singular covariance gives NaN.
-    left_out: 1 for what `left_out_distance` takes, 0 for what `mahalanobis` takes.
+    moments: moments of at least 2 + `num_held_out` vectors.
+    ridge: value added to the variances. With 0, a singular covariance gives NaN.
+    num_held_out: number of vectors that will be removed from the Gaussian later: 0 for
+      `mahalanobis`, 1 for `leave_one_out_distance`.
   """
   ridge_matrix = ridge * jnp.eye(moments.m2.shape[-1])[None]
   degrees_of_freedom = moments.n - 1.0 - num_held_out
@@ -116,15 +129,24 @@ def whitening_matrices(
 def mahalanobis(
   x: Float[Array, 'b h w d'], mean: Float[Array, 'h w d'], whitening: Float[Array, 'h w d d']
 ) -> Float[Array, 'b h w']:
-  """Distance of each vector to the Gaussian of its position, in standard deviations."""
+  """Return the Mahalanobis distance of each vector to the Gaussian of its position.
+
+  Args:
+    x: vectors.
+    mean: mean of each Gaussian.
+    whitening: matrices from `whitening_matrices`.
+  """
   return jnp.sqrt(_squared_mahalanobis(x, mean, whitening))
 
 
-def cut_into_bands(whitening: Float[Array, 'h w d d']) -> list[Float[np.ndarray, 'n _c _r']]:
-  """Cut whitening matrices into bands of rows, each as wide as it is not zero, and transpose them.
+def cut_into_bands(whitening: Float[Array, 'h w d d']) -> list[Float[np.ndarray, 'p _c _r']]:
+  """Cut whitening matrices into bands of rows for `mahalanobis_from_bands`.
 
-  A triangle has half of the numbers of a square, and reading them takes most of the time of
-  scoring a single image.
+  Each band lacks the columns that are zero in all its rows. A triangle has half as many numbers as
+  a square, and reading them takes most of the time of scoring a single image.
+
+  Returns:
+    Bands from top to bottom, of all positions, transposed: r rows of W with their first c columns.
   """
   d = whitening.shape[-1]
   ends = [d * i // _NUM_BANDS for i in range(_NUM_BANDS + 1)]
@@ -139,9 +161,18 @@ def cut_into_bands(whitening: Float[Array, 'h w d d']) -> list[Float[np.ndarray,
 def mahalanobis_from_bands(
   x: Float[Array, 'b h w d'],
   mean: Float[Array, 'h w d'],
-  bands: Sequence[Float[np.ndarray, 'n _c _r']],
+  bands: Sequence[Float[np.ndarray, 'p _c _r']],
 ) -> Float[Array, 'b h w']:
-  """The same as `mahalanobis`, by rows times matrices: what inference runtimes are quick at."""
+  """Return the Mahalanobis distance of each vector to the Gaussian of its position.
+
+  The result equals that of `mahalanobis` up to rounding. It is computed as row vectors times
+  matrices, which inference runtimes do fastest.
+
+  Args:
+    x: vectors.
+    mean: mean of each Gaussian.
+    bands: whitening matrices, cut by `cut_into_bands`.
+  """
   _, h, w, d = x.shape
   y = jnp.transpose((x - mean[None]).reshape(-1, h * w, d), (1, 0, 2))
   squared_norms = [
@@ -157,37 +188,40 @@ def leave_one_out_distance(
   mean: Float[Array, 'h w d'],
   whitening: Float[Array, 'h w d d'],
 ) -> Float[Array, 'b h w']:
-  """Distance of each vector to the Gaussian fitted to all of the `n` vectors but itself.
+  """Return each vector's Mahalanobis distance to the Gaussian of all other vectors at its position.
+
+  The Gaussian's covariance is that of the n − 1 other fitted vectors, plus the ridge.
 
   Args:
-    x: some of the vectors that were fitted.
-    n: number of vectors that were fitted, at least 3.
-    mean: of all of them.
-    whiten: of all of them, from `whiten(moments, ridge, left_out=1)`.
+    x: some of the n fitted vectors of each position.
+    n: number of fitted vectors per position, at least 3.
+    mean: mean of all n fitted vectors.
+    whitening: `whitening_matrices(moments, ridge, num_held_out=1)` for the moments of all n.
   """
-  # Without x the mean lies at x − n/(n−1)·δ, where δ = x − mean, and the covariance is A − c·δδᵀ,
-  # where A⁻¹ = WᵀW: a downdate by one row, which Sherman and Morrison invert.
+  # Without x, the mean is x − n/(n−1)·δ, where δ = x − mean, and the covariance is A − c·δδᵀ, where
+  # A⁻¹ = WᵀW. The Sherman-Morrison formula gives the inverse of this rank-one downdate.
   q = _squared_mahalanobis(x, mean, whitening)
   c = n / ((n - 1.0) * (n - 2.0))
-  denominator = jnp.maximum(1.0 - c * q, jnp.finfo(q.dtype).eps)  # Positive, but for rounding.
+  # Only rounding can make 1 − cq negative.
+  denominator = jnp.maximum(1.0 - c * q, jnp.finfo(q.dtype).eps)
   return n / (n - 1.0) * jnp.sqrt(q / denominator)
 
 
 def _squared_mahalanobis(
   x: Float[Array, 'b h w d'], mean: Float[Array, 'h w d'], whitening: Float[Array, 'h w d d']
 ) -> Float[Array, 'b h w']:
-  # Each position a plain product of matrices, in the order they lie in memory: for eight images on
-  # a CPU five times as fast as 'hwij,bhwj->bhwi'.
+  # With the batch as last axis, each position is a plain matrix product in the order of memory. For
+  # eight images on a CPU, this is five times as fast as 'hwij,bhwj->bhwi'.
   y = jnp.transpose(x - mean[None], (1, 2, 3, 0))
   z = jnp.einsum('hwij,hwjb->hwib', whitening, y, precision=_EXACT)
   return jnp.transpose(jnp.sum(z**2, axis=2), (2, 0, 1))
 
 
 def _inverse_cholesky(a: Float[Array, 'h d d']) -> Float[Array, 'h d d']:
-  """Lower triangles W with WᵀW = a⁻¹, by blocks: Cholesky's factor and its inverse at once.
+  """Return lower triangular W with WᵀW = a⁻¹: the inverse of the Cholesky factor of `a`.
 
-  Where the factor of [[A, Bᵀ], [B, C]] is [[L, 0], [M, N]], its inverse is
-  [[L⁻¹, 0], [−N⁻¹ML⁻¹, N⁻¹]], with M = BL⁻ᵀ and N the factor of C − MMᵀ.
+  It is computed recursively by blocks: if the factor of a = [[A, Bᵀ], [B, C]] is [[L, 0], [M, N]],
+  its inverse is [[L⁻¹, 0], [−N⁻¹ML⁻¹, N⁻¹]], with M = BL⁻ᵀ and N the factor of C − MMᵀ.
   """
   size = a.shape[-1]
   if size <= _LEAF_SIZE:

@@ -1,7 +1,7 @@
-"""How well scores tell defects from normal, exactly and in bounded memory.
+"""Metrics of how well scores separate anomalous from normal, exact and in bounded memory.
 
-Every number that needs no threshold follows from one `Ranking`. Between two distinct anomalous
-scores only normals come and go, so that counting normals at the anomalous scores loses nothing.
+All threshold-free metrics follow from one `Ranking`. Between two distinct anomalous scores only
+the count of normal ones changes, so counting normal scores at the anomalous ones loses nothing.
 
 Letters: n normal, m anomalous images or pixels; k distinct anomalous scores; p points of a curve;
 h w image, r regions of its ground truth.
@@ -16,30 +16,28 @@ import numpy as np
 
 from uadjax.numerics import regions
 
-# Normal scores sorted at once: 128 MiB. More would hardly be faster, less searches more often.
+# Normal scores are sorted in batches of this size (128 MiB). Larger ones would hardly be faster;
+# smaller ones would need more searches.
 _BATCH = 1 << 25
-_NUM_THREADS = 2  # Sorting lets go of the GIL. Each thread holds counts for every anomalous score.
+# Sorting releases the GIL. Each thread holds counts for every anomalous score.
+_NUM_THREADS = 2
 
-_AREA_BOUNDS = (
-  100,
-  1000,
-  10000,
-)  # Of regions, in pixels: where one class ends and the next begins.
+_AREA_BOUNDS = (100, 1000, 10000)  # Each is the least area in pixels of the next class of regions.
 _AREA_CLASSES = ('<100', '100-999', '1000-9999', '>=10000')
 
 Curve = tuple[Float[np.ndarray, ' p'], Float[np.ndarray, ' p']]
 
 
 class Ranking(NamedTuple):
-  """Where anomalous scores stand among normal ones, from the largest distinct score down.
+  """Cumulative counts at each distinct anomalous score, from the largest score down.
 
   Attributes:
-    score: the distinct scores of anomalous images or pixels.
-    anomalous: number of anomalous ones that score as much or more.
-    normal_above: number of normal ones that score more.
-    normal: number of normal ones that score as much or more.
-    overlap: weight of the anomalous ones that score as much or more.
-    normals: number of all normal ones.
+    scores: distinct scores of anomalous images or pixels, descending.
+    num_anomalous: number of anomalous scores that are at least as large.
+    num_normal_above: number of normal scores that are larger.
+    num_normal: number of normal scores that are at least as large.
+    overlap: total weight of the anomalous scores that are at least as large.
+    total_normals: number of all normal scores.
   """
 
   scores: Float[np.ndarray, ' k']
@@ -55,23 +53,21 @@ def rank(
   normal_scores: Iterable[Float[np.ndarray, ' _n']],
   weights: Float[np.ndarray, ' m'] | None = None,
 ) -> Ranking:
-  """Count anomalous and normal scores at each distinct anomalous one.
+  """Return the counts of anomalous and normal scores at each distinct anomalous score.
 
   Args:
-    anomalous: scores; infinite ones are as good as any.
-    normal: scores in chunks of any size, say one of each image; consumed once. Some are held for a
-      while: a chunk must not be overwritten by the next.
-    weight: of the anomalous, see `region_weights`; by default they count alike.
+    anomalous_scores: scores of anomalous images or pixels; may be infinite.
+    normal_scores: scores of normal ones in chunks of any size, such as one per image. Consumed
+      once; chunks are held for a while, so a chunk must not be overwritten by the next.
+    weights: weights of the anomalous scores, see `region_weights`; None for equal weights.
 
   Raises:
-    ValueError: where a class is missing, or a score is NaN.
+    ValueError: a class is empty, or a score is NaN.
   """
   _require_no_nan(anomalous_scores)
   order = np.argsort(anomalous_scores)[::-1]
   scores = anomalous_scores[order]
-  last_of_ties = np.flatnonzero(
-    np.append(scores[1:] != scores[:-1], [True] * (len(scores) > 0))
-  )  # Of ties.
+  last_of_ties = np.flatnonzero(np.append(scores[1:] != scores[:-1], [True] * (len(scores) > 0)))
   overlap = (
     (last_of_ties + 1.0)
     if weights is None
@@ -81,7 +77,8 @@ def rank(
   num_below, num_not_above, total_normals = _count_below(scores[::-1], normal_scores)
   if not len(scores) or not total_normals:
     raise ValueError(
-      f'A ranking needs both classes, got {len(anomalous_scores)} anomalous and {total_normals} normal scores.'
+      f'A ranking needs scores of both classes, got {len(anomalous_scores)} anomalous and '
+      f'{total_normals} normal scores.'
     )
   return Ranking(
     scores,
@@ -94,28 +91,36 @@ def rank(
 
 
 def roc_curve(ranking: Ranking) -> Curve:
-  """False-positive rate and recall at the corners of the curve, from (0, 0) to (1, 1)."""
+  """Return the ROC curve: false-positive rates and recalls, from (0, 0) to (1, 1)."""
   return _staircase(ranking, ranking.num_anomalous / ranking.num_anomalous[-1])
 
 
 def pro_curve(ranking: Ranking) -> Curve:
-  """False-positive rate and mean overlap of regions; of a ranking by `region_weights`."""
+  """Return the PRO curve: false-positive rates and mean overlaps of regions, from (0, 0) to (1, 1).
+
+  The ranking must be weighted by `region_weights`.
+  """
   return _staircase(ranking, ranking.overlap / ranking.overlap[-1])
 
 
 def pr_curve(ranking: Ranking) -> Curve:
-  """Recall and the best precision there, from (0, 1) on; between two points precision dips."""
-  recall, precision = (
-    ranking.num_anomalous / ranking.num_anomalous[-1],
-    ranking.num_anomalous / (ranking.num_anomalous + ranking.num_normal),
-  )
+  """Return the precision-recall curve: recalls and the best precision at each, from (0, 1) on.
+
+  Between two points the precision is lower than at either end.
+  """
+  recall = ranking.num_anomalous / ranking.num_anomalous[-1]
+  precision = ranking.num_anomalous / (ranking.num_anomalous + ranking.num_normal)
   return np.append(0.0, recall), np.append(1.0, precision)
 
 
 def auroc(ranking: Ranking) -> float:
-  """Chance that an anomaly outscores a normal; ties count half (Mann and Whitney 1947)."""
+  """Return the area under the ROC curve.
+
+  It is the probability that an anomalous score exceeds a normal one, where ties count half (Mann
+  and Whitney 1947).
+  """
   counts = np.diff(ranking.num_anomalous, prepend=0)
-  # Integers, which hold 2^31 pixels of each class: nothing is rounded before the quotient.
+  # Integers hold 2^31 pixels of each class, so nothing is rounded before the division.
   doubled_wins = int(
     counts @ (2 * ranking.total_normals - ranking.num_normal_above - ranking.num_normal)
   )
@@ -123,28 +128,27 @@ def auroc(ranking: Ranking) -> float:
 
 
 def average_precision(ranking: Ranking) -> float:
-  """Mean precision over recall, by steps and not by trapezoids, as scikit-learn has it."""
+  """Return the mean precision over recall, by steps rather than trapezoids, as in scikit-learn."""
   recall, precision = pr_curve(ranking)
   return float(np.diff(recall) @ precision[1:])
 
 
 def f1_max(ranking: Ranking) -> float:
-  """F1 at the best of all thresholds: an oracle, for nobody knows that one beforehand."""
-  # More normals only lower it: the best threshold is an anomalous score.
-  return float(
-    (
-      2
-      * ranking.num_anomalous
-      / (ranking.num_anomalous + ranking.num_normal + ranking.num_anomalous[-1])
-    ).max()
-  )
+  """Return F1 at the best threshold in hindsight (an oracle, unknown beforehand)."""
+  # Between anomalous scores a lower threshold only adds false positives, so one of them is best.
+  tp = ranking.num_anomalous
+  return float((2 * tp / (tp + ranking.num_normal + tp[-1])).max())
 
 
 def au_pro(ranking: Ranking, max_fpr: float = 0.3) -> float:
-  """Area under the PRO curve up to a false-positive rate, as a share of what is possible.
+  """Return the area under the PRO curve up to a false-positive rate, divided by that rate.
 
-  Bergmann et al. 2021, 'The MVTec Anomaly Detection Dataset', section 5.1.2. The ranking must be by
-  `region_weights`, its normals all normal pixels, those of good images included; limit in (0, 1].
+  Bergmann et al. 2021, 'The MVTec Anomaly Detection Dataset', section 5.1.2.
+
+  Args:
+    ranking: ranking of pixels weighted by `region_weights`; its normal scores are those of all
+      normal pixels, including the ones of good images.
+    max_fpr: false-positive rate to integrate up to, in (0, 1].
   """
   fpr, overlap = pro_curve(ranking)
   num_inside = int(np.searchsorted(fpr, max_fpr, 'right'))
@@ -156,7 +160,10 @@ def au_pro(ranking: Ranking, max_fpr: float = 0.3) -> float:
 
 
 def region_weights(mask: Bool[np.ndarray, 'h w']) -> Float[np.ndarray, ' m']:
-  """One over the size of its region for each pixel of `x[mask]`: every region weighs one."""
+  """Return 1 / (area of its region) for each pixel of the mask, in the order of `x[mask]`.
+
+  The weights of every region sum to one, as the PRO curve requires.
+  """
   labels, sizes = regions.label_regions(mask)
   return (1 / sizes)[labels[mask] - 1]
 
@@ -164,7 +171,7 @@ def region_weights(mask: Bool[np.ndarray, 'h w']) -> Float[np.ndarray, ' m']:
 def region_hits(
   pred: Bool[np.ndarray, 'h w'], truth: Bool[np.ndarray, 'h w']
 ) -> tuple[Int64[np.ndarray, ' r'], Bool[np.ndarray, ' r']]:
-  """Sizes of the true regions in pixels, and whether any pixel of theirs is marked."""
+  """Return the area of each true region in pixels, and whether it has any predicted pixel."""
   labels, sizes = regions.label_regions(truth)
   return sizes, np.bincount(labels[pred], minlength=len(sizes) + 1)[1:] > 0
 
@@ -172,7 +179,10 @@ def region_hits(
 def miss_rate_by_size(
   sizes: Int[np.ndarray, ' r'], is_hit: Bool[np.ndarray, ' r']
 ) -> dict[str, dict[str, int | float]]:
-  """Number of regions and share of missed ones by decade of area; decades without are left out."""
+  """Return the number of regions and the fraction of missed ones for each class of area.
+
+  Classes are decades of pixels; those without regions are excluded.
+  """
   decade = np.digitize(sizes, _AREA_BOUNDS)
   hits = {name: is_hit[decade == i] for i, name in enumerate(_AREA_CLASSES)}
   return {
@@ -183,10 +193,10 @@ def miss_rate_by_size(
 
 
 class Confusion(NamedTuple):
-  """Counts of pixels or images at a threshold; a monoid whose empty element is `Confusion()`.
+  """Confusion counts of pixels or images at a threshold, a monoid with identity `Confusion()`.
 
-  A quotient of nothing by nothing is None. A model that never fires where there are defects has no
-  precision, but a recall, F1, IoU and Dice of 0.
+  Metrics that are 0 / 0 are None: if nothing is predicted although there are defects, precision is
+  None, but recall, F1, IoU and Dice are 0.
   """
 
   tp: int = 0
@@ -198,7 +208,7 @@ class Confusion(NamedTuple):
   def from_predictions(
     cls, pred: Bool[np.ndarray, '*shape'], truth: Bool[np.ndarray, '*shape']
   ) -> 'Confusion':
-    """Compare one by one."""
+    """Return the counts of predictions compared with the ground truth, element by element."""
     num_predicted, num_defective, tp = (
       int(np.count_nonzero(x)) for x in (pred, truth, pred & truth)
     )
@@ -207,17 +217,17 @@ class Confusion(NamedTuple):
     )
 
   def merge(self, other: 'Confusion') -> 'Confusion':
-    """Counts of both together."""
+    """Return the sum of both counts."""
     return Confusion(*(a + b for a, b in zip(self, other, strict=True)))
 
   @property
   def precision(self) -> float | None:
-    """Share of the marked that is defective."""
+    """Fraction of the predicted positives that are defective."""
     return _ratio(self.tp, self.tp + self.fp)
 
   @property
   def recall(self) -> float | None:
-    """Share of the defective that is marked."""
+    """Fraction of the defective ones that are predicted."""
     return _ratio(self.tp, self.tp + self.fn)
 
   @property
@@ -227,22 +237,22 @@ class Confusion(NamedTuple):
 
   @property
   def iou(self) -> float | None:
-    """Intersection of the marked and the defective over their union."""
+    """Intersection of the predicted and the defective over their union."""
     return _ratio(self.tp, self.tp + self.fp + self.fn)
 
   @property
   def dice(self) -> float | None:
-    """Twice the intersection over the sum of both sizes: the name of F1 among pixels."""
+    """Twice the intersection over the sum of both sizes; equals F1."""
     return self.f1
 
   @property
   def accuracy(self) -> float | None:
-    """Share that is judged right."""
+    """Fraction of correct predictions."""
     return _ratio(self.tp + self.tn, sum(self))
 
   @property
   def kappa(self) -> float | None:
-    """Agreement beyond chance as a share of what is possible (Cohen 1960)."""
+    """Agreement beyond chance, as a fraction of the possible maximum (Cohen 1960)."""
     tp, fp, fn, tn = self
     chance = (tp + fp) * (fp + tn) + (tp + fn) * (fn + tn)
     return _ratio(2 * (tp * tn - fp * fn), chance)
@@ -253,7 +263,11 @@ def _ratio(numerator: int, denominator: int) -> float | None:
 
 
 def _staircase(ranking: Ranking, y: Float[np.ndarray, ' k']) -> Curve:
-  """Level while only normals pass, then a rise; it slopes where normals tie with anomalies."""
+  """Return a curve of `y` over the false-positive rate, from (0, 0) to (1, 1).
+
+  It is level between distinct anomalous scores and rises at each of them: vertically, or with a
+  slope if normal scores tie with it.
+  """
   fpr = (
     np.stack([ranking.num_normal_above, ranking.num_normal], axis=1).ravel() / ranking.total_normals
   )
@@ -263,12 +277,12 @@ def _staircase(ranking: Ranking, y: Float[np.ndarray, ' k']) -> Curve:
 def _count_below(
   scores: Float[np.ndarray, ' k'], chunks: Iterable[Float[np.ndarray, ' _n']]
 ) -> tuple[Int64[np.ndarray, ' k'], Int64[np.ndarray, ' k'], int]:
-  """Number of values below each of the ascending scores, of those not above, and of all."""
-  num_below, num_not_above, total = (
-    np.zeros(len(scores), np.int64),
-    np.zeros(len(scores), np.int64),
-    0,
-  )
+  """Return for ascending scores how many values are below, and how many not above, each of them.
+
+  The third result is the number of all values.
+  """
+  num_below, num_not_above = np.zeros((2, len(scores)), np.int64)
+  total = 0
 
   def search(values: Float[np.ndarray, ' _n']) -> tuple[np.ndarray, np.ndarray]:
     values.sort()
@@ -287,7 +301,7 @@ def _count_below(
 def _concatenate_chunks(
   chunks: Iterable[Float[np.ndarray, ' _n']],
 ) -> Iterator[Float[np.ndarray, ' _n']]:
-  """Join chunks into arrays of our own that are large enough for a search to pay."""
+  """Yield copies of chunks, concatenated to arrays large enough for a search to pay off."""
   pending: list[np.ndarray] = []
   size = 0
   for chunk in chunks:
@@ -303,4 +317,4 @@ def _concatenate_chunks(
 def _require_no_nan(scores: Float[np.ndarray, ' _n']) -> None:
   num_nan = int(np.isnan(scores).sum())
   if num_nan:
-    raise ValueError(f'A ranking needs numbers, got {num_nan} NaN among {len(scores)} scores.')
+    raise ValueError(f'Scores must not be NaN, got {num_nan} NaN among {len(scores)} scores.')

@@ -1,11 +1,12 @@
-"""The nearest rows of a bank, exactly.
+"""Exact search of the nearest neighbors in a memory bank.
 
-`|a - b|²` is `|b|² - 2ab + |a|²`, where `|a|²` is the same for all rows b: one matrix product ranks
-them. But its rounding grows with the norms and not with the distance, so it only nominates a few
-candidates; their distances are then taken directly, and order them.
+The squared distance of a query a and a row b is ``|b|² - 2ab + |a|²``, where ``|a|²`` is the same
+for all rows, so one matrix product ranks them. But its rounding error grows with the norms and not
+with the distance. Therefore it only selects a few candidates, which are then sorted by distances
+that are computed directly from the differences.
 
-The rows may be split over devices: each finds the nearest of its own, and the nearest of all are
-among them.
+The rows may be sharded over devices: each shard searches its own rows, and the nearest rows of the
+whole bank are among the results of all shards.
 
 Letters: q queries, n bank rows, d dimensions, k neighbors, c candidates.
 """
@@ -20,22 +21,22 @@ import numpy as np
 
 from uadjax.numerics import collectives
 
-# Candidates beyond k, so that rows whose order the product's rounding swapped are still among them.
+# Rounding of the product may swap the order of rows, so more than k candidates are selected.
 NUM_EXTRA_CANDIDATES = 3
-CHUNK = 32  # Rows whose minimum is taken first: see _smallest.
-_MAX_TABLE_ELEMENTS = (
-  2**20
-)  # Numbers of the table of candidates, queries x candidates x dimensions.
-RECALL_TARGET = 0.95  # Of the approximate search, on TPU.
+CHUNK = 32  # Minima of chunks of 32 rows are computed first, see `_smallest`.
+# A larger table of differences (queries x candidates x dimensions) is computed per candidate.
+_MAX_TABLE_ELEMENTS = 2**20
+RECALL_TARGET = 0.95  # The approximate search aims at this recall on TPU.
 
 
 class Index(NamedTuple):
-  """What the search needs of a bank; made once by `index` and stored with the model.
+  """Memory bank prepared for the search by `build_index`, and stored with the model.
 
   Attributes:
-    rows: the bank minus center.
-    center: a rounded mean, so coarse that subtracting it is exact (see `index`).
-    squares: squared norms of rows.
+    rows: rows of the bank, minus `center`.
+    center: mean of the bank, rounded so coarsely that subtracting it is exact; 0 in dimensions
+      whose mean is small, see `build_index`.
+    squared_norms: squared norms of `rows`.
   """
 
   rows: Float[Array, 'n d']
@@ -44,11 +45,11 @@ class Index(NamedTuple):
 
 
 class Neighbors(NamedTuple):
-  """The nearest rows, ascending by distance; equal distances by row.
+  """Nearest rows of each query, ascending by distance, and by row for equal distances.
 
   Attributes:
-    distance: Euclidean.
-    row: position in the bank.
+    distance: Euclidean distances.
+    row: positions of the rows in the bank.
   """
 
   distance: Float[Array, 'q k']
@@ -56,15 +57,17 @@ class Neighbors(NamedTuple):
 
 
 def build_index(memory_bank: Float[Array, 'n d']) -> Index:
-  """Prepare a bank for searching.
+  """Return a memory bank prepared for the search.
 
-  A common offset is what the matrix product cannot bear, so it is subtracted: in every dimension
-  the mean, rounded to a power of two of about four to eight deviations, and only where it is at
-  least two such steps. Any x between half and twice the center is then subtracted without rounding
-  (Sterbenz), and all others have center 0: distances and ties stay those of the bank as given.
+  A common offset would cost the matrix product its precision, so a center is subtracted. In each
+  dimension it is the mean, rounded to a multiple of a step, which is a power of two of four to
+  eight standard deviations (more if they are close to 0). It is 0 in dimensions where the rounded
+  mean is below two steps. Subtracting the center from values between half and twice the center,
+  that is, at least those within two standard deviations of the mean, is exact (Sterbenz lemma), so
+  their distances and ties are those of the original bank.
   """
   mean, deviation = memory_bank.mean(axis=0), memory_bank.std(axis=0)
-  # A mean is known to some 2^-20 of itself: a constant dimension must not get a finer step.
+  # The mean has a relative error of about 2^-20: a constant dimension must not get a finer step.
   min_step = jnp.maximum(2.0**-12 * jnp.abs(mean), jnp.finfo(memory_bank.dtype).tiny)
   _, exponent = jnp.frexp(jnp.maximum(4 * deviation, min_step))
   step = jnp.ldexp(jnp.ones_like(mean), exponent)
@@ -82,29 +85,34 @@ def nearest(
   approx: bool = False,
   max_elements: int = 2**22,
 ) -> Neighbors:
-  """Find the k nearest rows of the bank, or all where it has fewer: min(k, n) columns.
+  """Find the k nearest rows of the bank for each query, or all rows if there are fewer than k.
 
   Args:
-    queries: vectors as the bank's were before `index`.
-    index: of the bank.
-    k: neighbors per query.
-    approx: let accelerators miss a few neighbors (`jax.lax.approx_min_k`); exact on CPU.
-    max_elements: of the queries x rows table that may exist at once. One that fits is not looped
-      over; nor is one with a symbolic number of queries, whatever its size.
+    queries: vectors, not centered.
+    index: index of the bank.
+    k: number of neighbors per query.
+    approx: True to let accelerators miss a few neighbors (`jax.lax.approx_min_k`); the search on
+      CPU is always exact.
+    max_elements: maximum number of elements of the queries x rows table in memory; larger tables
+      are computed in blocks, except if the number of queries is symbolic (`jax.export`).
 
   Returns:
-    Distances within 2e-6 of those of their rows, relatively. The true square of the nearest one
-    exceeds the least there is by at most 1e-6 of the query's squared distance to the center
-    (measured in 384 dimensions on CPU), which is nothing unless the rows near a query differ by
-    less than about a hundredth of their norms. Vectors of whole numbers are ranked without any
-    error while their squared norms stay below 2^22.
+    Neighbors in min(k, n) columns. Distances have a relative error of at most 2e-6. The first row
+    may not be the nearest one, if rounding excluded that from the candidates: its squared distance
+    exceeds the smallest one by at most 1e-6 of the query's squared distance to the center (measured
+    in 384 dimensions on CPU). This only matters if the rows near a query differ from each other by
+    less than about a hundredth of their norms. Vectors of integers are ranked without error if
+    their squared norms are below 2^22. With `approx` more rows may be missed.
 
   Raises:
-    ValueError: for an empty bank, or k or max_elements below 1.
+    ValueError: the bank is empty, or `k` or `max_elements` is below 1.
   """
   q, (n, _) = queries.shape[0], index.rows.shape
   if n < 1 or k < 1 or max_elements < 1:
-    raise ValueError(f'{n} rows, k = {k} and max_elements = {max_elements} must be at least 1.')
+    raise ValueError(
+      'A search needs at least 1 row, k >= 1 and max_elements >= 1, got '
+      f'{n} rows, k = {k}, max_elements = {max_elements}.'
+    )
 
   def search(query_block: Float[Array, 'p d'], rows_per_block: int) -> Neighbors:
     candidates = _find_candidates(
@@ -115,7 +123,7 @@ def nearest(
   queries -= index.center[None]
   if not isinstance(q, int):
     return search(queries, n)
-  # As square as can be: a product of such blocks reads the least.
+  # Blocks are as square as possible, because their product then reads the least memory.
   queries_per_block = _even_block_size(q, max(math.isqrt(max_elements), max_elements // n))
   rows_per_block = _even_block_size(n, max_elements // max(1, queries_per_block))
   if queries_per_block == q:
@@ -126,7 +134,7 @@ def nearest(
 
   starts = jnp.minimum(jnp.arange(0, q, queries_per_block), q - queries_per_block)
   out = jax.lax.map(search_block, starts)
-  # The last block overlaps the one before: only its end is new.
+  # The last block overlaps the one before, so only its end is new.
   num_new = q - (len(starts) - 1) * queries_per_block
   return jax.tree.map(
     lambda x: jnp.concatenate(
@@ -136,14 +144,20 @@ def nearest(
   )
 
 
+# For `Shards.shard_map`: a field is sharded along its first axis (True) or replicated (False).
 INDEX_SPECS = Index(True, False, True)  # pyright: ignore[reportArgumentType]
-_PADDING_VALUE = 1e18  # Of rows that only fill up; their squares are infinite.
+# Padding rows are far from every query, but finite, because products with infinity may be NaN. Only
+# their entries of `Index.squared_norms` are infinite.
+_PADDING_VALUE = 1e18
 
 
 def pad_index(index: Index, num_shards: int) -> Index:
-  """The index with rows that are never found, so that so many parts of it are equal."""
+  """Return the index padded to a multiple of `num_shards` rows.
+
+  A search finds the padding rows last, only if there are fewer than k other rows.
+  """
   num_missing = -len(index.rows) % num_shards
-  # What a host has stays there.
+  # NumPy arrays stay on the host.
   pad: Any = np.pad if isinstance(index.rows, np.ndarray) else jnp.pad
   rows = pad(index.rows, ((0, num_missing), (0, 0)), constant_values=_PADDING_VALUE)
   return Index(
@@ -154,9 +168,18 @@ def pad_index(index: Index, num_shards: int) -> Index:
 def nearest_sharded(
   queries: Float[Array, 'q d'], index: Index, k: int, approx: bool, axis_name: str | None
 ) -> Neighbors:
-  """The same as `nearest`, where each shard has rows and queries of its own.
+  """Find the k nearest rows of a sharded bank for this shard's queries.
 
-  Rows are those of the whole. Where it has fewer than k, distances of what fills up are infinite.
+  Args:
+    queries: this shard's vectors, not centered; as many as on every other shard.
+    index: this shard's rows of the index.
+    k: number of neighbors per query.
+    approx: True to let accelerators miss a few neighbors; the search on CPU is always exact.
+    axis_name: mesh axis over which queries and rows are sharded, or None for a single shard.
+
+  Returns:
+    Neighbors, whose rows are positions in the whole bank. If the bank has fewer than k rows, the
+    padding rows of `pad_index` come last, at distances of about 1e18 or more.
   """
   if axis_name is None:
     return nearest(queries, index, k, approx=approx)
@@ -166,7 +189,7 @@ def nearest_sharded(
   )
 
   def send_back(x: Array) -> Array:
-    # To whom asked: of every shard what it found.
+    # Each shard receives the results of all shards for its queries, side by side.
     x = jax.lax.all_to_all(x, axis_name, 0, 0, tiled=True).reshape(-1, len(queries), x.shape[1])
     return jnp.moveaxis(x, 0, 1).reshape(len(queries), -1)
 
@@ -179,7 +202,14 @@ def nearest_sharded(
 def take_rows(
   index: Index, positions: Int[Array, 'b k'], axis_name: str | None
 ) -> Float[Array, 'b k d']:
-  """Rows that `nearest_of_all` told of, without the center."""
+  """Return the rows of a sharded index at positions in the whole bank, minus the center.
+
+  Args:
+    index: this shard's rows of the index.
+    positions: positions in the whole bank, for each of this shard's queries, such as
+      `Neighbors.row` of `nearest_sharded`; as many as on every other shard.
+    axis_name: mesh axis over which the index is sharded, or None if there is a single shard.
+  """
   if axis_name is None:
     return jnp.take(index.rows, positions, axis=0, mode='clip')
   return collectives.local_slice(
@@ -191,13 +221,14 @@ def take_rows(
 
 
 def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
-  """Find the nearest row as other runtimes do it best: no sort, no top-k, no loop, one candidate.
+  """Find the nearest row with operations that other runtimes execute fast: no sort, top-k or loop.
 
-  Which row it is `nearest` may see otherwise where two are equally near but for the product's
-  rounding; the distance is exact for the row that is told, and bounded as there.
+  The row is an argmin of the matrix product, that is, a single candidate. It may differ from that
+  of `nearest` if two rows are equally near up to rounding of the product. The distance is that of
+  the returned row, computed directly, with a relative error of at most 2e-6.
   """
   queries -= index.center[None]
-  # Rows of the product belong to queries, so that the bank is the side that runtimes pack ahead.
+  # The bank is the right-hand side of the product, which runtimes pack ahead of time.
   table = jnp.matmul(queries, -2 * index.rows.T, precision=jax.lax.Precision.HIGHEST)
   row = jnp.argmin(table + index.squared_norms[None], axis=1).astype(jnp.int32)
   difference = queries - jnp.take(index.rows, row, axis=0, mode='clip')
@@ -205,7 +236,7 @@ def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
 
 
 def measure_recall(queries: Float[Array, 'q d'], index: Index, k: int = 1) -> float:
-  """Measure the share of the k nearest rows that the approximate search finds on this device."""
+  """Return the share of the k nearest rows that the approximate search finds on this device."""
   search = jax.jit(nearest, static_argnames=('k', 'approx'))
   exact, approximate = (
     search(queries, index, k, approx=use_approx).row for use_approx in (False, True)
@@ -218,7 +249,7 @@ def _recall(exact: Int[Array, 'q k'], approximate: Int[Array, 'q k']) -> Float[A
 
 
 def _even_block_size(total: int, max_size: int) -> int:
-  """Size of the fewest blocks within a limit, made as even as can be."""
+  """Return the block size that splits `total` evenly into as few blocks as `max_size` allows."""
   num_blocks = max(1, -(-total // max_size))
   return -(-total // num_blocks)
 
@@ -230,12 +261,16 @@ def _find_candidates(
   approx: bool,
   rows_per_block: int,
 ) -> Int32[Array, 'q c']:
-  """The rows of least |b|² - 2ab, from blocks of `height` rows."""
+  """Return the positions of the rows b with the smallest ``|b|² - 2ab`` for each query a.
+
+  Queries are minus the center, as the rows are; the table is computed for blocks of
+  `rows_per_block` rows.
+  """
   n = index.rows.shape[0]
   scaled_queries = -2 * queries
 
   def smallest_in_block(rows, squared_norms, num_smallest: int) -> tuple[Array, Array]:
-    # Rows first: a minimum over them is then one of whole vectors of queries, which CPUs like.
+    # With rows as the first axis, minima over them are vectorized over queries: fast on CPUs.
     table = jnp.einsum('nd,qd->nq', rows, scaled_queries, precision=jax.lax.Precision.HIGHEST)
     table += squared_norms[:, None]
     if approx:
@@ -255,14 +290,14 @@ def _find_candidates(
       jax.lax.dynamic_slice_in_dim(x, start, rows_per_block)
       for x in (index.rows, index.squared_norms)
     )
-    # The last block overlaps the one before: what was seen must not be found twice.
+    # The last block overlaps the one before, whose rows must not be selected twice.
     squared_norms = jnp.where(
       start + jnp.arange(rows_per_block) < i * rows_per_block, jnp.inf, squared_norms
     )
     values, positions = smallest_in_block(rows, squared_norms, num_per_block)
     values = jnp.concatenate([best[0], values], axis=1)
     positions = jnp.concatenate([best[1], positions + start], axis=1)
-    # Of equal values top_k takes the first, which are those of smaller rows.
+    # Of equal values top_k takes the first, which belong to rows at lower positions.
     negated_values, order = jax.lax.top_k(-values, num_candidates)
     return -negated_values, jnp.take_along_axis(positions, order, axis=1)
 
@@ -274,10 +309,12 @@ def _find_candidates(
 def _smallest(
   table: Float[Array, 'n q'], num_smallest: int
 ) -> tuple[Float[Array, 'q c'], Int32[Array, 'q c']]:
-  """The `count` least entries of every column and their rows; of equal ones the first rows.
+  """Return the smallest entries of every column, and their rows; ties go to the first rows.
 
-  They lie in the `count` chunks of least minimum: every chunk before holds an entry before them.
-  Sorting is slow, and so are searches for a minimum's place; minima alone are not.
+  The `num_smallest` entries lie in the `num_smallest` chunks of `CHUNK` rows with the smallest
+  minima, because the minimum of each of these chunks is no larger than any entry of other chunks.
+  So only the entries of these chunks are sorted. Sorting is slow, and so is an argmin;
+  minima alone are fast.
   """
   n, q = table.shape
   if n <= 2 * CHUNK * num_smallest:
@@ -288,7 +325,7 @@ def _smallest(
   if remainder:
     minima = jnp.concatenate([minima, table[num_chunks * CHUNK :].min(axis=0, keepdims=True)])
   _, chunks = jax.lax.top_k(-minima.T, num_smallest)
-  # By position, so that of equal entries the first row comes first again.
+  # Chunks are sorted by position, so that ties go to the first row again.
   rows = jnp.sort(chunks, axis=1)[:, :, None] * CHUNK + jnp.arange(CHUNK)[None, None]
   rows = rows.reshape(q, num_smallest * CHUNK)
   entries = jnp.take_along_axis(table, jnp.minimum(rows, n - 1).T, axis=0).T
@@ -302,7 +339,10 @@ def _sort_candidates(
   candidates: Int32[Array, 'q c'],
   k: int,
 ) -> Neighbors:
-  """The k nearest candidates by distances taken directly."""
+  """Return the k nearest candidates, by distances computed directly from the differences.
+
+  Queries are minus the center, as the rows are; candidates are positions of rows.
+  """
   q, c = candidates.shape
 
   def squared_distance_to(candidate: Int32[Array, 'q m']) -> Float[Array, 'q m']:
@@ -310,7 +350,7 @@ def _sort_candidates(
 
   if isinstance(q, int) and q * c * rows.shape[1] <= _MAX_TABLE_ELEMENTS:
     squared_distance = squared_distance_to(candidates)
-  else:  # One candidate at a time.
+  else:  # The table would be too large, so candidates are processed one at a time.
     squared_distance = jnp.concatenate(
       [squared_distance_to(candidates[:, i : i + 1]) for i in range(c)], axis=1
     )

@@ -1,7 +1,7 @@
-"""Fewer channels: linear maps from the channels of all stages to an embedding.
+"""Random linear projections of the channels of all stages to an embedding of fewer channels.
 
-Every method is a matrix, choosing channels too (its columns are then one-hot, and the product is
-exact): one code path, one leaf in the model, nothing static but its shape.
+Every method is a matrix, even channel selection (its columns are one-hot, and the product is
+exact): there is one code path and one leaf in the model, and only its shape is static.
 
 Letters: b batch, h w map of a stage, H W map of the embedding, c channels of all stages, d
 embedding.
@@ -19,26 +19,28 @@ from uadjax.types import Key
 
 
 def draw(key: Key, method: str, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
-  """Draw a projection at random.
+  """Draw a random projection.
 
   Args:
     key: the same key draws the same projection.
-    method: one of METHODS. 'sample' chooses channels, as the PaDiM paper does; 'h_sample' equally
-      many of each stage; 'ortho' has orthonormal columns (Kim et al. 2021, 'Semi-orthogonal
-      Embedding for Efficient Unsupervised Anomaly Segmentation', arXiv 2105.14737); 'svd_ortho'
-      likewise, the orthogonal factor UVᵀ of a Gaussian matrix; 'gaussian' has independent entries
-      of variance 1/d, and so keeps squared lengths in the mean.
-    channels: of each stage.
-    d: channels to keep.
+    method: one of METHODS. 'sample' selects random channels, as in the PaDiM paper. 'h_sample'
+      selects equally many of each stage. 'ortho' has orthonormal columns (Kim et al. 2021,
+      'Semi-orthogonal Embedding for Efficient Unsupervised Anomaly Segmentation', arXiv
+      2105.14737). 'svd_ortho' also has orthonormal columns: it is the orthogonal factor UVᵀ of a
+      Gaussian matrix. 'gaussian' has independent entries of variance 1/d, which preserves squared
+      lengths on average.
+    channels: number of channels of each stage.
+    d: number of channels of the embedding.
 
   Raises:
-    ValueError: there is no such method, there are not as many channels as `d`, or `d` is not
-      positive.
+    ValueError: the method is unknown, or `d` is not between 1 and the number of channels.
   """
   if method not in _METHODS:
     raise ValueError(f'Unknown projection {method!r}; choose from {list(METHODS)}.')
   if not 1 <= d <= sum(channels):
-    raise ValueError(f'Cannot keep {d} channels of {sum(channels)}.')
+    raise ValueError(
+      f'Cannot keep {d} channels of {sum(channels)}; keep at least 1 and at most all.'
+    )
   return _METHODS[method](key, channels, d)
 
 
@@ -49,23 +51,23 @@ def project(
   width: int,
   upsampling: str = 'bilinear',
 ) -> Float[Array, 'b {height} {width} d']:
-  """Bring the stages to one grid, concatenate their channels, project.
+  """Resize the stages to one grid, concatenate their channels, and project them.
 
-  Projecting a pixel and blending pixels commute, so each stage is projected at its own size, and
-  the maps of all c channels are never made.
+  Projecting a pixel and interpolating between pixels commute, so each stage is projected at its own
+  size, and the maps of all c channels are never computed.
 
   Args:
-    projection: from `draw`.
-    stages: feature maps, in the order of the channels `draw` was given.
-    height: of the grid, in its own pixels.
-    width: likewise.
-    enlarge: 'bilinear', or 'nearest' as in the published PaDiM, which repeats pixels.
+    projection: matrix from `draw`.
+    stages: feature maps, in the order of `channels` of `draw`.
+    height: height of the grid in pixels.
+    width: width of the grid in pixels.
+    upsampling: 'bilinear', or 'nearest' as in the published PaDiM code, which repeats pixels.
 
   Raises:
-    ValueError: there is no such way to enlarge.
+    ValueError: the upsampling method is unknown.
   """
   if upsampling not in _UPSAMPLING_MATRICES:
-    raise ValueError(f'Unknown enlarge {upsampling!r}; choose from {list(UPSAMPLING_METHODS)}.')
+    raise ValueError(f'Unknown upsampling {upsampling!r}; choose from {list(UPSAMPLING_METHODS)}.')
   matrix_fn = _UPSAMPLING_MATRICES[upsampling]
   ends = np.cumsum([x.shape[-1] for x in stages])
   out = jnp.zeros((stages[0].shape[0], height, width, projection.shape[1]))
@@ -98,9 +100,9 @@ def _sample_per_stage(key: Key, channels: tuple[int, ...], d: int) -> Float[Arra
 
 
 def _channels_per_stage(channels: tuple[int, ...], d: int) -> tuple[int, ...]:
-  """How many channels each stage gives: equally many, but no more than it has."""
+  """Return the number of channels to select from each stage: equally many, but at most all."""
   counts, remaining = dict[int, int](), d
-  # The smallest first: what one cannot give, those after it share.
+  # Small stages come first, so that larger ones make up for what they lack.
   for num_stages_left, stage in zip(
     range(len(channels), 0, -1),
     sorted(range(len(channels)), key=lambda s: channels[s]),
@@ -117,7 +119,8 @@ def _one_hot(indices, c: int) -> Float[Array, 'c d']:
 
 def _orthonormal(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
   q, r = jnp.linalg.qr(jax.random.normal(key, (sum(channels), d)))
-  # QR leaves the signs to the implementation; positive diagonals make it unique and q uniform.
+  # Signs of a QR decomposition depend on the implementation; a positive diagonal of r makes it
+  # unique and q uniformly distributed.
   return q * jnp.sign(jnp.diagonal(r))[None]
 
 
@@ -131,7 +134,7 @@ def _gaussian(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d'
 
 
 def _nearest_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
-  # Integers: the pixel below the center (i + ½)·before/after, with no rounding to go wrong.
+  # The nearest pixel contains the center (i + ½)·old_size/new_size; integers avoid rounding errors.
   nearest = (2 * np.arange(new_size) + 1) * old_size // (2 * new_size)
   return np.eye(old_size, dtype=np.float32)[nearest]
 

@@ -1,4 +1,4 @@
-"""Connected regions of masks, and masks as run lengths.
+"""Connected regions of masks, and run-length encoding of masks.
 
 Letters: h w image, r regions.
 """
@@ -14,19 +14,19 @@ from scipy import ndimage
 def label_regions(
   mask: Bool[np.ndarray, 'h w'],
 ) -> tuple[Int32[np.ndarray, 'h w'], Int64[np.ndarray, ' r']]:
-  """Number the 8-connected regions of a mask from 1 on; with their sizes in pixels."""
+  """Return labels of the 8-connected regions of a mask, from 1 on, and the regions' areas."""
   labels, num_regions = cast(tuple[np.ndarray, int], ndimage.label(mask, np.ones((3, 3))))
   return labels, np.bincount(labels[mask], minlength=num_regions + 1)[1:]
 
 
 class Region(NamedTuple):
-  """Marked pixels that touch each other, at a corner at least.
+  """Region of 8-connected pixels of a mask.
 
   Attributes:
-    box: left, top, right, bottom in pixels of the original; the last two are just outside.
+    box: left, top, right and bottom in pixels of the original image; the last two are exclusive.
     area: number of pixels.
-    peak: the largest map value.
-    at: where that is, x and y.
+    peak: largest value of the anomaly map in the region.
+    at: x and y of the peak.
   """
 
   box: tuple[int, int, int, int]
@@ -38,9 +38,9 @@ class Region(NamedTuple):
 def find_regions(
   mask: Bool[np.ndarray, 'h w'], anomaly_map: Float[np.ndarray, 'h w']
 ) -> list[Region]:
-  """Find what is marked, from the top down."""
+  """Return the regions of a mask, from top to bottom, with their peaks in the anomaly map."""
   if not mask.any():
-    return []  # There may be no pixel at all.
+    return []  # The image may be empty, for which the code below fails.
   labels, sizes = label_regions(mask)
   regions = []
   for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
@@ -59,7 +59,7 @@ def find_regions(
 
 
 def encode_run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:
-  """Write a mask as COCO's uncompressed run lengths: down the columns, beginning with zeros."""
+  """Encode a mask as COCO's uncompressed run lengths: column by column, background first."""
   flat = mask.ravel(order='F')
   ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
   counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
@@ -67,7 +67,16 @@ def encode_run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]
 
 
 def decode_run_lengths(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.ndarray, 'h w']:
-  """Decode COCO's run lengths, column by column and background first, compressed or not."""
+  """Decode COCO's run lengths, column by column and background first.
+
+  Args:
+    counts: run lengths as a list, or compressed as a string.
+    h: height of the mask.
+    w: width of the mask.
+
+  Raises:
+    ValueError: the run lengths do not cover the mask exactly, or the string is not valid.
+  """
   lengths = decompress_run_lengths(counts) if isinstance(counts, str) else counts
   if sum(lengths) != h * w or min(lengths, default=-1) < 0:
     raise ValueError(f'its run lengths sum to {sum(lengths)}, not to {w}x{h} pixels')
@@ -76,19 +85,22 @@ def decode_run_lengths(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.n
 
 
 def decompress_run_lengths(text: str) -> list[int]:
-  """Read COCO's compressed run lengths: six bits a character, differences from the last but one.
+  """Return the run lengths of COCO's compressed string, like `rleFrString` of cocoapi's maskApi.c.
 
-  As `rleFrString` of cocoapi's maskApi.c.
+  Each character has six bits; numbers are differences from the last but one.
+
+  Raises:
+    ValueError: a character is not in the alphabet.
   """
   counts: list[int] = []
   value = shift = 0
   for character in text:
     bits = ord(character) - 48
     if not 0 <= bits < 64:
-      raise ValueError(f'the character {character!r} is none of compressed run lengths')
+      raise ValueError(f'{character!r} is not a valid character of compressed run lengths')
     value |= (bits & 31) << shift
     shift += 5
-    if not bits & 32:  # The last of this number; its sign is in bit 16.
+    if not bits & 32:  # The number ends here; its sign is in bit 16.
       value -= (1 << shift) if bits & 16 else 0
       counts.append(value + (counts[-2] if len(counts) > 2 else 0))
       value = shift = 0

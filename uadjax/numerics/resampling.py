@@ -1,4 +1,4 @@
-"""Maps of anomaly scores: linear resampling as matrices, and grey morphology.
+"""Resampling of anomaly maps by matrices, and gray-scale morphology.
 
 A linear map of an axis is a matrix, computed once in NumPy: exact, differentiable, and with a
 symbolic batch in every exporter.
@@ -13,19 +13,20 @@ import numpy as np
 
 
 def bilinear_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
-  """Rows of weights that resample an axis linearly, pixel centers at half integers.
+  """Return the matrix that resamples an axis linearly, with pixel centers at half integers.
 
-  Ends are held (PyTorch's `align_corners=False`); no anti-aliasing, which enlarging does not need.
+  As PyTorch's `align_corners=False`: values beyond the ends repeat, without anti-aliasing, which
+  upsampling does not need.
   """
   centers = np.clip((np.arange(new_size) + 0.5) * old_size / new_size - 0.5, 0, old_size - 1)
-  # A tent of width one around each center; on a grid of step one its values sum to one.
+  # Each row is a tent of half-width one around its center; at integers its values sum to one.
   return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(old_size))).astype(np.float32)
 
 
 def blur_matrix(size: int, sigma: float) -> Float[np.ndarray, 'size size']:
-  """Rows of weights that blur an axis with a Gaussian of `sigma` pixels, cut off at four sigma.
+  """Return the matrix that blurs an axis with a Gaussian of `sigma` pixels, cut off at four sigma.
 
-  Borders are mirrored, the edge itself included, as in `scipy.ndimage.gaussian_filter`.
+  Borders are mirrored, including the edge pixel, as in `scipy.ndimage.gaussian_filter`.
   """
   radius = int(4 * sigma + 0.5)
   weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
@@ -35,14 +36,14 @@ def blur_matrix(size: int, sigma: float) -> Float[np.ndarray, 'size size']:
 
 
 def pool_matrix(size: int) -> Float[np.ndarray, 'size size']:
-  """Rows of weights that average three neighbors of an axis, zeros beyond its ends counted."""
+  """Return the matrix that averages windows of three along an axis, padded with zeros."""
   return sum((np.eye(size, k=k) for k in (-1, 0, 1)), np.zeros((size, size))).astype(np.float32) / 3
 
 
 def adaptive_pool_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
-  """Rows of weights that average runs of an axis, so many that `after` are left.
+  """Return the matrix of PyTorch's `adaptive_avg_pool1d`: averages of `new_size` runs of an axis.
 
-  Runs overlap where sizes do not divide (PyTorch's `adaptive_avg_pool1d`).
+  Runs overlap if `old_size` is not a multiple of `new_size`.
   """
   starts = np.arange(new_size) * old_size // new_size
   ends = -(-(np.arange(new_size) + 1) * old_size // new_size)
@@ -54,9 +55,9 @@ def adaptive_pool_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new
 def apply_separable(
   row_matrix: Float[Array, 'H h'], column_matrix: Float[Array, 'W w'], x: Float[Array, 'b h w c']
 ) -> Float[Array, 'b H W c']:
-  """Map the two axes of an image by a matrix each."""
-  # Plain products of matrices, which every runtime has, in the order that moves nothing.
-  # Accelerators would round to 8 or 11 bits of mantissa: thresholds stand on more.
+  """Apply one matrix to the rows and one to the columns of images."""
+  # Plain matrix products exist in every runtime, and in this order no axis is transposed.
+  # By default accelerators would round to 8 or 11 bits of mantissa; thresholds need more.
   _, h, w, c = x.shape
   exact = jax.lax.Precision.HIGHEST
   x = jnp.matmul(row_matrix, x.reshape(-1, h, w * c), precision=exact)
@@ -66,7 +67,7 @@ def apply_separable(
 def upsample(
   x: Float[Array, 'b h w'], height: int, width: int, sigma: float = 0.0
 ) -> Float[Array, 'b H W']:
-  """Resample maps bilinearly; with a sigma, blur them then by so many pixels of the result."""
+  """Resample maps bilinearly to `height` x `width`, then blur them by `sigma` pixels if not 0."""
   row_matrix, column_matrix = (
     bilinear_matrix(height, x.shape[1]),
     bilinear_matrix(width, x.shape[2]),
@@ -82,7 +83,7 @@ def upsample(
 
 
 def grey_opening(x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:
-  """Erase bright spots that a disk of `radius` pixels does not fit into: erosion, then dilation.
+  """Erase bright spots that do not contain a disk of `radius` pixels: erosion, then dilation.
 
   Borders are mirrored, as in `scipy.ndimage.grey_opening`.
   """
@@ -93,7 +94,7 @@ def _reduce_over_disk(reduce_fn, x: Float[Array, 'b h w'], radius: int) -> Float
   _, height, width = x.shape
   padded = jnp.pad(x, ((0, 0), (radius, radius), (radius, radius)), mode='symmetric')
   out = x
-  # Slices rather than reduce_window: a disk is no window, and ONNX Runtime refuses 4-D MaxPool.
+  # Not reduce_window: a disk is not a window, and ONNX Runtime refuses 4-D MaxPool.
   for dy in range(-radius, radius + 1):
     half_width = int((radius**2 - dy**2) ** 0.5)
     for dx in range(-half_width, half_width + 1):
