@@ -1,4 +1,4 @@
-"""Types that all packages share: batches, scores, and names for arrays.
+"""Types that all packages share: batches, scores, and aliases for arrays.
 
 Letters used in shapes throughout: b batch, h w image or map, c channels, n images.
 """
@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
 Key: TypeAlias = jax.Array  # A typed key of jax.random.key.
-Variables = Mapping[str, Any]  # A linen module's variable collections.
+Variables = Mapping[str, Any]  # The variable collections of a linen module.
 Metrics = dict[str, jax.Array]
-Arrays = Mapping[str, Any]  # Arrays by name, as files hold them.
+Arrays = Mapping[str, Any]  # Arrays by name, as they are stored in files.
 Config = Any  # An ml_collections.ConfigDict, whose fields no type checker can know.
 
 
@@ -22,9 +22,10 @@ class Batch(NamedTuple):
 
   Attributes:
     image: RGB pixels.
-    valid: False for rows that only fill the batch up; they must change nothing.
-    index: each row's position in its list of records, -1 where not valid.
-    features: what `Detector.prepare` made of these images, where it was kept; else None.
+    valid: False for padding rows, which must not influence any result.
+    index: position of each image in its list of records; -1 where not valid.
+    features: features of these images computed earlier, by `Detector.precompute` or
+      `OnePass.embed`; None to compute them from `image`.
   """
 
   image: UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']
@@ -34,7 +35,12 @@ class Batch(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """How anomalous images are: the larger, the more. Raw, neither normalized nor clamped."""
+  """Raw anomaly scores: larger is more anomalous; neither normalized nor clamped.
+
+  Attributes:
+    map: anomaly map, one score per pixel.
+    image: one anomaly score per image.
+  """
 
   map: Float[Array, 'b h w'] | Float[np.ndarray, 'b h w']
   image: Float[Array, ' b'] | Float[np.ndarray, ' b']

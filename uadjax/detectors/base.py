@@ -1,6 +1,6 @@
-"""The interface of a detector: pure functions over arrays, and what their maker is given.
+"""The interface of a detector: pure functions over arrays, and the run they are built for.
 
-Letters: b batch, h w image or map.
+Letters: b batch, H W image at network size.
 """
 
 from collections.abc import Callable
@@ -12,21 +12,24 @@ from uadjax import types
 from uadjax.numerics import collectives
 from uadjax.system.progress import no_progress, Progress
 
-Schedule = Callable[[Any], Any]  # Step -> learning rate, as optax has it.
+Schedule = Callable[[Any], Any]  # Step -> learning rate, as in optax.
 
 
 class RunContext(NamedTuple):
-  """What the maker of a detector is told about the run.
+  """The run that a detector is built for.
 
   Attributes:
-    height: of the images at network size, in pixels.
-    width: likewise.
-    images: an upper bound on the number of images that will be folded in.
-    seen: number of images that were folded in before, by a run that this one extends.
-    learning_rate: schedule for detectors that descend a gradient.
-    track: shows progress.
-    shards: over which devices batches are split, and what is learned where it can be.
-    spare: images more than its even share that one of them may be given.
+    height: height of the images at network size, in pixels.
+    width: width of the images at network size, in pixels.
+    max_images: upper bound on the number of training images of this run; 0 to build a detector that
+      only scores.
+    num_previous_images: number of images that earlier runs, which this one extends, learned from; 0
+      for a run that extends none. They are not counted in `max_images`.
+    learning_rate: schedule for detectors that are trained by gradient descent.
+    progress: wrapper of iterables that shows progress.
+    shards: shards over which batches are split, and the detector's state where it can be.
+    max_extra_images_per_shard: number of images that one shard may receive beyond an even share of
+      `max_images`.
   """
 
   height: int
@@ -40,13 +43,16 @@ class RunContext(NamedTuple):
 
 
 class ShardingSpecs(NamedTuple):
-  """What of a detector is split over devices: True, or the same on all: False, for whole subtrees.
+  """Sharding of a detector's arrays: trees of booleans, each for one array or a whole subtree.
+
+  True stands for arrays that are sharded along their first axis, False for replicated ones.
 
   Attributes:
-    state: of the State, until it is settled.
-    fitted: of Fitted.
-    reference: of what images that are left out are scored by.
-    fill: Fitted, or such a reference -> the same with its parts equal.
+    state: booleans for the State before `OnePass.finalize`; they do not apply to the final State.
+    fitted: booleans for Fitted.
+    held_out_model: booleans for the model that scores held-out images.
+    pad_to_shards: (Fitted or held-out model) -> the same model, its sharded arrays padded so that
+      all shards are equal in size.
   """
 
   state: Any
@@ -56,28 +62,34 @@ class ShardingSpecs(NamedTuple):
 
 
 class OnePass(NamedTuple):
-  """What detectors can do that see every image once: leave one out, and go on learning.
+  """Functions of a detector that sees every training image once.
+
+  They finish the fit, score the training images of each fold by a model without that fold (for
+  calibration), and extend the model by further images.
 
   Attributes:
-    folds: number of references: image i, counted from the very first one learned from, is of fold
-      i % folds.
-    embedder: State -> what `embed` needs: all that images meet before what is being learned.
-    embed: (embedder, Batch) -> embeddings, which may stand in a batch for its images. So they can
-      be computed on all devices, and be folded in on one.
-    compile: the shapes of a State -> None: compiles ahead what `settle` and `finish` will run.
-    stand_ins: (State after the last image, what this gave and `kept` in an earlier run or {}) ->
-      arrays by name: what references need besides `kept`. Must come before `settle`.
-    settle: State -> State, after the last image: ends the learning.
-    make_room: (State, number of images) -> State that has room for so many more; None where there
-      always is.
-    kept: settled State -> arrays by name: what learning more needs, without the backbone.
-    extend: (initial State, kept arrays) -> State that goes on from there.
-    reference: (backbone variables, kept arrays and stand-ins, fold) -> Reference: what scoring
-      images of that fold needs. May consume the arrays.
-    score_left_out: (Reference of its fold, Batch) -> Scores, as if the image had not been folded
-      in.
-    facts: (kept arrays, embeddings of some images) -> numbers that tell how the fold went.
-    moved: (kept before, kept after) -> numbers that tell by how much further images changed it.
+    num_folds: number of folds. Image i, counted from the first image ever learned from, is in fold
+      i % num_folds.
+    feature_extractor: State -> the fixed parameters that `embed` takes.
+    embed: (feature extractor, Batch) -> embeddings, which can replace the images of a batch as
+      `Batch.features`. This lets all devices compute embeddings even where only one learns.
+    compile_finalize: State whose leaves are shapes -> None. Compiles ahead of time what `finalize`
+      and `Detector.to_fitted` run.
+    calibration_coresets: (State after the last image, arrays of the run that is extended or {}) ->
+      arrays by name that `leave_fold_out` needs in addition to those of `state_arrays`. Must be
+      called before `finalize`, whose result may lack what they are made from.
+    finalize: State after the last image -> final State.
+    before_update: (State, number of images in the next batch) -> State with space for them; None
+      where space never runs out.
+    state_arrays: final State -> arrays by name, without the backbone: what `extend` needs.
+    extend: (initial State, state arrays) -> State that continues from there.
+    leave_fold_out: (backbone variables, one dict of state arrays and calibration coresets, fold) ->
+      model without the images of this fold, to score them. May consume the arrays.
+    score_held_out: (model without the image's fold, Batch) -> Scores, as if the detector had not
+      learned from the image.
+    summary: (state arrays, embeddings of some images) -> statistics of the fit by name.
+    drift: (state arrays before, state arrays after) -> statistics by name of how much further
+      images changed the model.
   """
 
   num_folds: int
@@ -96,29 +108,31 @@ class OnePass(NamedTuple):
 
 
 class Detector(NamedTuple):
-  """Pure functions that together are an anomaly detector.
+  """An anomaly detector: pure functions over a State, which learns, and a Fitted, which scores.
 
   Attributes:
-    init: (key, backbone variables) -> State.
-    prepare: (State, Batch) -> features: the part of `update`'s work that does not depend on what
-      is being learned, so that `fit` may keep it for images that come again; None where there is
-      no such part, or images do not come again.
-    update: (State, Batch) -> (State, metrics). Folds one batch of normal images in; jitted, State
-      donated.
-    validate: (State, Batch) -> metrics, weighted means over the valid rows of held-out normal
-      images; None for detectors that learn in one pass.
-    finish: State -> Fitted. Runs once, on a settled state where there is such; keeps what scoring
-      needs and nothing more, and may consume the state.
-    score: (Fitted, uint8 images [b h w 3]) -> Scores(map [b h w], image [b]). Pure; the only thing
-      exported, in this form or the next.
-    one_pass: what there is besides where every image is seen once; None where images come again.
-    portable: Fitted -> (images -> Scores): the same scores from operations that every runtime has
-      and is quick at, with whatever does not depend on images computed ahead; None where `score`
-      is that already.
-    around: (Fitted, images, tolerance) -> (low, high) Scores, between which the score of a runtime
-      lies that rounds by no more than that, where a threshold within makes it jump; None where
-      nothing jumps.
-    split: what of it `Spec.shards` split; None where all devices have all of it.
+    init: (key, backbone variables) -> initial State.
+    precompute: (State, Batch) -> features: the intermediate result of `update` that no training
+      step changes, to be cached for images that are seen again; None where there is no such result,
+      or every image is seen once.
+    update: (State, Batch of normal images) -> (State, metrics). One training step; callers
+      jit it, with the State donated.
+    validate: (State, Batch of held-out normal images) -> metrics, averaged over the valid rows;
+      None for detectors that learn in one pass.
+    to_fitted: State -> Fitted, which holds only what scoring needs. Called once, after
+      `OnePass.finalize` where there is one; may consume the State.
+    score: (Fitted, uint8 images [b H W 3]) -> Scores(map [b H W], image [b]). Pure. Exports
+      contain this function or the one from `export_score_fn`, and nothing else.
+    one_pass: further functions of a detector that sees every image once; None for detectors that
+      see images repeatedly.
+    export_score_fn: Fitted -> (images -> Scores). Returns a function with the same scores, made
+      of operations that every runtime supports and runs fast; all that does not depend on images
+      is computed ahead. None where `score` already is such a function.
+    score_bounds: (Fitted, images, tolerance) -> (low, high) Scores, between which lie the scores of
+      any runtime with a relative rounding error of at most `tolerance`. For detectors with an
+      internal threshold at which the score jumps; None where the score is continuous.
+    sharding_specs: the parts that `RunContext.shards` shard; None where every device holds
+      everything.
   """
 
   init: Callable[[types.Key, types.Variables], Any]
@@ -126,7 +140,7 @@ class Detector(NamedTuple):
   update: Callable[[Any, types.Batch], tuple[Any, types.Metrics]]
   validate: Callable[[Any, types.Batch], types.Metrics] | None
   to_fitted: Callable[[Any], Any]
-  score: Callable[[Any, UInt8[Array, 'b h w 3']], types.Scores]
+  score: Callable[[Any, UInt8[Array, 'b H W 3']], types.Scores]
   one_pass: OnePass | None = None
   export_score_fn: Callable[[Any], Callable[[UInt8[Array, 'b H W 3']], types.Scores]] | None = None
   score_bounds: (

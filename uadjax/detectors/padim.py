@@ -1,11 +1,13 @@
-"""PaDiM: a Gaussian at every position, and the distance to it in standard deviations.
+"""PaDiM: one Gaussian of embeddings per position; the score is the Mahalanobis distance to it.
 
 Defard et al. 2020, 'PaDiM: a Patch Distribution Modeling Framework', arXiv 2011.08785, section III.
 
-The Gaussians may be split over devices by rows of the map: each sees all images at its own rows.
+The Gaussians may be sharded by rows of the feature map: each device then holds the Gaussians of
+some rows, and receives the embeddings of all images at these rows. Zeros pad the rows where shards
+would differ in size.
 
-Letters: b batch, h w map of the first stage, c channels of all stages, d embedding, H W image at
-network size.
+Letters: b batch, h w feature map of the first stage, c channels of all stages, d channels of the
+embedding, H W image at network size.
 """
 
 from collections.abc import Callable
@@ -24,30 +26,43 @@ from uadjax.numerics import collectives, gaussian, projections, resampling
 from uadjax.numerics.collectives import Shards, SINGLE_SHARD
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
-_SIGMA = 4.0  # Of the blur, in pixels at network size (section IV-D).
-# Of the map, whitened at a time. A loop over one alone XLA would unroll, and round differently.
+_SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section IV-D).
+# Columns of the feature map that `_whiten_on_host` whitens at a time. With a single column, XLA
+# would unroll the loop over columns and round differently than for the whole map.
 _COLUMNS_AT_ONCE = 4
-# How the parts are held by shards: split (True), or the same on all (False).
+# Sharding of the fields of `Moments`: True along the first axis, the rows; False for replicated.
 _MOMENTS_SPECS = gaussian.Moments(False, True, True)  # pyright: ignore[reportArgumentType]
-Stages = dict[str, Float[Array, 'b _h _w _c']]
+Stages = dict[str, Float[Array, 'b _h _w _c']]  # The backbone's feature maps by stage.
 
 
 class FeatureExtractor(NamedTuple):
-  """The backbone, and the projection of its channels."""
+  """Fixed parameters of the embedding.
+
+  Attributes:
+    backbone: variables of the pretrained backbone.
+    projection: matrix that maps the concatenated channels of all stages to those of the embedding.
+  """
 
   backbone: Variables
   projection: Float[Array, 'c d']
 
 
 class State(NamedTuple):
-  """What is carried."""
+  """Training state: the feature extractor, and the moments of all embeddings so far."""
 
   feature_extractor: FeatureExtractor
   moments: gaussian.Moments
 
 
 class Fitted(NamedTuple):
-  """What scoring needs."""
+  """Parameters for scoring.
+
+  Attributes:
+    feature_extractor: backbone variables and projection.
+    mean: mean embedding at each position (μ in section III-B).
+    whitening: lower triangular W at each position, with WᵀW = Σ⁻¹ for the covariance Σ of
+      equation 1.
+  """
 
   feature_extractor: FeatureExtractor
   mean: Float[Array, 'h w d']
@@ -55,7 +70,16 @@ class Fitted(NamedTuple):
 
 
 class HeldOutModel(NamedTuple):
-  """What scoring an image that was folded in needs: how many there were."""
+  """Parameters for scoring each training image by the Gaussians of all other training images.
+
+  `gaussian.leave_one_out_distance` removes the image from the Gaussians by a formula, so that one
+  model serves all images.
+
+  Attributes:
+    fitted: Gaussians of all n training images, for `gaussian.leave_one_out_distance` only: their
+      covariances are divided by n - 2 instead of n - 1, so they must not score new images.
+    num_images: number n of training images.
+  """
 
   fitted: Fitted
   num_images: Float[Array, '']
@@ -70,16 +94,21 @@ def make(
   enlarge: str = 'bilinear',
   ridge: float = 0.01,
 ) -> Detector:
-  """Describe PaDiM.
+  """Build the PaDiM detector.
 
   Args:
-    backbone: its stages are brought to the grid of the first.
-    spec: image size and number of images.
-    channels: of the embedding.
-    projection: how they are made from those of all stages: one of `projections.METHODS`; the paper
-      draws single channels ('sample').
-    enlarge: how deeper stages are brought to the grid: bilinear, or nearest as authors do.
-    ridge: added to the variances (equation 1's ε).
+    backbone: network whose stages are upsampled to the size of the first and concatenated.
+    context: image size, number of images and shards.
+    channels: number of channels of the embedding, at most those of all stages together.
+    projection: method that reduces the channels of all stages to `channels`, one of
+      `projections.METHODS`; the paper samples channels ('sample').
+    enlarge: upsampling of the deeper stages: 'bilinear', or 'nearest' as in the authors' code.
+    ridge: constant added to the variances, ε of equation 1.
+
+  Raises:
+    ConfigError: `channels` is out of range; or, unless `context.max_images` is 0, `ridge` is
+      negative or there are too few images.
+    UnknownName: the projection or upsampling method does not exist.
   """
   if context.max_images:
     validate_settings(context.num_previous_images + context.max_images, channels, ridge)
@@ -106,7 +135,8 @@ def make(
     )
   if not 1 <= channels <= sum(channels_per_stage):
     raise ConfigError(
-      f'detector.channels={channels}, but the stages have {sum(channels_per_stage)} channels.',
+      f'detector.channels={channels}, but the stages of the backbone have '
+      f'{sum(channels_per_stage)} channels.',
       key='detector.channels',
       value=channels,
       allowed=(1, sum(channels_per_stage)),
@@ -116,7 +146,8 @@ def make(
         '.',
       ),
     )
-  shards, padded_height = context.shards, h + -h % context.shards.num_shards
+  shards = context.shards
+  padded_height = h + -h % shards.num_shards
 
   def init(key: Key, variables: Variables) -> State:
     projection_matrix = projections.draw(key, projection, channels_per_stage, channels)
@@ -132,11 +163,16 @@ def make(
   def extract_features(
     feature_extractor: FeatureExtractor, images: UInt8[Array, 'b H W 3']
   ) -> Float[Array, 'b h w d']:
+    """Return the embeddings of images: the backbone's stages, projected (section III-A).
+
+    The deeper stages are upsampled to the size of the first.
+    """
     stages = cast(Stages, backbone.apply(feature_extractor.backbone, backbones.normalize(images)))
     feature_maps = [stages[name] for name in backbone.stages]
     return projections.project(feature_extractor.projection, feature_maps, h, w, enlarge)
 
   def embed(feature_extractor: FeatureExtractor, batch: Batch) -> Float[Array, 'b h w d']:
+    """Return the precomputed embeddings of a batch, or compute those of its images."""
     return (
       extract_features(feature_extractor, jnp.asarray(batch.image))
       if batch.features is None
@@ -144,20 +180,24 @@ def make(
     )
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
+    """Add a batch's valid images to the moments; the metric is the number of images so far."""
     x = embed(state.feature_extractor, batch)
     moments = _add_batch(state.moments, x, jnp.asarray(batch.valid), shards)
     return state._replace(moments=moments), {'images': moments.n}
 
   def to_fitted(state: State) -> Fitted:
+    """Return the Gaussians without padding rows; consumes the state."""
     n, mean, m2 = state.moments
     return Fitted(state.feature_extractor, mean[:h], _whiten(m2, n, ridge, 0, shards)[:h])
 
   def pad_to_shards(model: Fitted | HeldOutModel) -> Fitted | HeldOutModel:
+    """Pad the Gaussians with rows of zeros to a multiple of the number of shards."""
     if isinstance(model, HeldOutModel):
       return model._replace(fitted=pad_to_shards(model.fitted))
     return Fitted(model.feature_extractor, *(_pad_rows(x, 0, padded_height) for x in model[1:]))
 
   def score_distances(distance: Float[Array, 'b h w']) -> Scores:
+    """Upsample and blur distances to anomaly maps; the image score is the map's maximum."""
     anomaly_map = resampling.upsample(distance, context.height, context.width, _SIGMA)
     return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
 
@@ -170,6 +210,7 @@ def make(
     )
 
   def export_score_fn(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
+    """Return `score` for fixed parameters, with the whitening matrices cut into bands ahead."""
     feature_extractor, mean, whitening = fitted
     bands = gaussian.cut_into_bands(whitening)
 
@@ -181,6 +222,7 @@ def make(
     return score
 
   def score_held_out(held_out_model: HeldOutModel, batch: Batch) -> Scores:
+    """Score training images, each by the Gaussians of all other training images."""
     (feature_extractor, mean, whitening), num_images = held_out_model
 
     def distance_fn(x: Array, mean: Array, whitening: Array) -> Array:
@@ -209,23 +251,29 @@ def make(
 
 
 def validate_settings(num_images: int, channels: int, ridge: float) -> None:
-  """Refuse Gaussians that cannot be fitted.
+  """Raise an error if covariances cannot be estimated with these settings.
+
+  Args:
+    num_images: number of training images, at least 2.
+    channels: number of channels of the embedding.
+    ridge: constant added to the variances. With 0, covariances of at most `channels` images are
+      singular.
 
   Raises:
-    ConfigError: `ridge` is negative, or covariances of so few images would be singular.
+    ConfigError: `ridge` is negative, or there are too few images.
   """
   if not ridge >= 0:
     raise ConfigError(
-      f'detector.ridge must be 0 or more, got {ridge}; the paper has 0.01.',
+      f'detector.ridge must be 0 or more, got {ridge}; the paper uses 0.01.',
       key='detector.ridge',
       value=ridge,
       allowed=(0, None),
     )
   if num_images < 2:
-    raise ConfigError(f'A covariance needs 2 good images or more, got {num_images}; add images.')
+    raise ConfigError(f'A covariance needs at least 2 good images, got {num_images}; add images.')
   if ridge == 0 and num_images <= channels:
     raise ConfigError(
-      f'{num_images} good images cannot fill a covariance of {channels} channels with '
+      f'{num_images} good images are too few for a covariance of {channels} channels with '
       'detector.ridge=0.',
       key='detector.ridge',
       value=ridge,
@@ -246,12 +294,23 @@ def _make_one_pass(
   embed: Callable[[FeatureExtractor, Batch], Float[Array, 'b h w d']],
   score_held_out: Callable[[HeldOutModel, Batch], Scores],
 ) -> OnePass:
-  """What there is besides; one reference serves all images: each is left out in closed form."""
+  """Return PaDiM's functions for one-pass learning.
+
+  All training images are in a single fold, since one `HeldOutModel` excludes each image by itself.
+
+  Args:
+    h: height of the feature map, without the padding rows that the state may have.
+    ridge: constant added to the variances.
+    shards: shards of the state's rows.
+    embed: (feature extractor, batch) -> embeddings.
+    score_held_out: (held-out model, batch of training images) -> scores.
+  """
 
   def compile_finalize(state: State) -> None:
     _whiten.lower(state.moments.m2, state.moments.n, ridge, 0, shards).compile()
 
   def state_arrays(state: State) -> Arrays:
+    """Return projection and moments by name, without padding rows."""
     n, mean, m2 = state.moments
     return {
       'projection': state.feature_extractor.projection,
@@ -261,6 +320,7 @@ def _make_one_pass(
     }
 
   def leave_fold_out(variables: Variables, arrays: Arrays, fold: int) -> HeldOutModel:
+    """Return the model for the only fold; overwrites `arrays['m2']` if it is writeable."""
     del fold
     n, mean, projection = (jnp.asarray(arrays[k]) for k in ('n', 'mean', 'projection'))
     whitening = jax.device_put(_whiten_on_host(arrays['m2'], n, ridge, 1))
@@ -268,7 +328,7 @@ def _make_one_pass(
 
   return OnePass(
     num_folds=1,
-    feature_extractor=lambda state: state.embedder,
+    feature_extractor=lambda state: state.feature_extractor,
     embed=embed,
     compile_finalize=compile_finalize,
     calibration_coresets=lambda state, previous_arrays: {},
@@ -286,7 +346,14 @@ def _make_one_pass(
 def _add_batch(
   moments: gaussian.Moments, x: Float[Array, 'b h w d'], valid: Bool[Array, ' b'], shards: Shards
 ) -> gaussian.Moments:
-  """Fold images in: every device its rows of all of them."""
+  """Add the embeddings of valid images to the moments; each device adds all images to its rows.
+
+  Args:
+    moments: moments sharded by row, and padded to equal shards.
+    x: embeddings sharded by image, without padding rows.
+    valid: False for images that only pad the batch; sharded like `x`.
+    shards: shards of the images and of the rows.
+  """
 
   def add_shard(
     moments: gaussian.Moments, x: Array, valid: Array, axis_name: str | None
@@ -307,7 +374,17 @@ def _map_over_rows(
   gaussians: tuple[Float[Array, '_h w d'], Float[Array, '_h w d d']],
   shards: Shards,
 ) -> Float[Array, 'b h w']:
-  """Measure where each device has the Gaussians of its rows; back by image."""
+  """Return the distance of each embedding to the Gaussian at its position.
+
+  Each device computes the distances of all images at the rows whose Gaussians it holds. The result
+  is sharded by image again, and has no padding rows.
+
+  Args:
+    distance_fn: (embeddings, means, whitening matrices) -> distances, for some rows.
+    x: embeddings sharded by image, without padding rows.
+    gaussians: means and whitening matrices, sharded by row and padded to equal shards.
+    shards: shards of the images and of the rows.
+  """
 
   def shard_distance(x: Array, gaussians: tuple[Array, Array], axis_name: str | None) -> Array:
     return collectives.rows_to_images(
@@ -324,9 +401,19 @@ def _map_over_rows(
 def _whiten(
   m2: Float[Array, 'h w d d'], n: Float[Array, ''], ridge: float, num_held_out: int, shards: Shards
 ) -> Float[Array, 'h w d d']:
-  """Turn the products into whitening matrices where they lie: there may be gigabytes of them."""
+  """Return the whitening matrix of each position, in the memory of `m2`, which may be gigabytes.
+
+  Args:
+    m2: sums of outer products of deviations from the mean; donated.
+    n: number of training images.
+    ridge: constant added to the variances.
+    num_held_out: 1 for matrices that `gaussian.leave_one_out_distance` takes, whose covariances
+      are `m2` / (n - 2); 0 for `m2` / (n - 1).
+    shards: shards of the rows.
+  """
 
   def whiten_shard(m2: Array, n: Array, axis_name: str | None) -> Array:
+    # The matrices do not depend on the mean.
     return gaussian.whitening_matrices(
       gaussian.Moments(n, jnp.zeros(m2.shape[:3]), m2), ridge, num_held_out
     )
@@ -337,7 +424,18 @@ def _whiten(
 def _whiten_on_host(
   m2: Float[np.ndarray, 'h w d d'], n: Float[Array, ''], ridge: float, num_held_out: int
 ) -> Float[np.ndarray, 'h w d d']:
-  """Do the same to what lies in the host's memory: in place, if it may be written to."""
+  """Return the whitening matrix of each position in host memory, from `m2` in host memory.
+
+  The device holds only a few columns of the map at a time, and a writeable `m2` is not copied.
+
+  Args:
+    m2: sums of outer products of deviations from the mean; overwritten by the result if it is
+      writeable.
+    n: number of training images.
+    ridge: constant added to the variances.
+    num_held_out: 1 for matrices that `gaussian.leave_one_out_distance` takes, whose covariances
+      are `m2` / (n - 2); 0 for `m2` / (n - 1).
+  """
   out = m2 if m2.flags.writeable else m2.copy()
   for j in range(0, out.shape[1], _COLUMNS_AT_ONCE):
     columns = np.s_[:, j : j + _COLUMNS_AT_ONCE]
@@ -346,26 +444,43 @@ def _whiten_on_host(
 
 
 def _extend(state: State, arrays: Arrays) -> State:
+  """Return the initial state with the projection and moments of the run that it extends.
+
+  Args:
+    state: initial state, whose backbone variables and number of rows remain.
+    arrays: projection and moments of the earlier run, without padding rows.
+  """
   n, mean, m2, projection = (jnp.array(arrays[k]) for k in ('n', 'mean', 'm2', 'projection'))
-  feature_extractor, padded_height = (
-    state.feature_extractor._replace(projection=projection),
-    len(state.moments.mean),
-  )
+  padded_height = len(state.moments.mean)
   return State(
-    feature_extractor,
+    state.feature_extractor._replace(projection=projection),
     gaussian.Moments(n, _pad_rows(mean, 0, padded_height), _pad_rows(m2, 0, padded_height)),
   )
 
 
 def _pad_rows(x: Array | np.ndarray, axis: int, num_rows: int) -> Any:
-  """With rows of zeros up to so many, where it lies."""
+  """Pad the rows of a map with zeros to `num_rows`; NumPy arrays stay in host memory.
+
+  Args:
+    x: Gaussians or embeddings.
+    axis: axis of the rows: 0 for Gaussians, 1 for embeddings, which are batched.
+    num_rows: number of rows after padding. If `x` has as many, it is returned as it is.
+  """
   padding = [(0, num_rows - x.shape[i] if i == axis else 0) for i in range(x.ndim)]
   pad = np.pad if isinstance(x, np.ndarray) else jnp.pad
   return pad(x, padding) if x.shape[axis] < num_rows else x
 
 
 def _drift(previous_arrays: Arrays, new_arrays: Arrays) -> dict[str, int | float]:
-  """How far the means moved, in standard deviations of single channels (root mean square)."""
+  """Return the number of images before and after a run, and the shift of the mean embeddings.
+
+  At each position, each channel's shift is divided by its standard deviation before the run. The
+  result is the root mean square of these quotients over positions and channels.
+
+  Args:
+    previous_arrays: moments before the run: 'n', 'mean' and 'm2'.
+    new_arrays: moments after the run: 'n' and 'mean'.
+  """
   variance = np.diagonal(previous_arrays['m2'], axis1=-2, axis2=-1) / max(
     previous_arrays['n'] - 1, 1
   )

@@ -1,4 +1,6 @@
-"""STFPM: a student learns the teacher's features of normal images, and fails on anything else.
+"""STFPM: a student learns to match a teacher's features of normal images.
+
+On anomalies, which the student has not seen, the features differ; the score is their distance.
 
 Wang et al. 2021, 'Student-Teacher Feature Pyramid Matching for Anomaly Detection',
 arXiv 2103.04257, sections 3.2 (training) and 3.3 (scoring).
@@ -19,11 +21,18 @@ from uadjax.detectors.base import Detector, RunContext
 from uadjax.numerics import collectives, resampling
 from uadjax.types import Batch, Key, Metrics, Scores, Variables
 
-Features = Mapping[str, Float[Array, 'b _h _w _c']]  # By stage; unit vectors over channels.
+Features = Mapping[str, Float[Array, 'b _h _w _c']]  # Feature maps by stage.
 
 
 class State(NamedTuple):
-  """What training carries: the frozen teacher, the student, and the optimizer."""
+  """Training state.
+
+  Attributes:
+    teacher: variables of the pretrained network, which are not trained.
+    student: variables of the trained network: its parameters and BatchNorm statistics.
+    opt_state: state of the optimizer.
+    step: number of training steps so far.
+  """
 
   teacher: Variables
   student: Variables
@@ -32,7 +41,7 @@ class State(NamedTuple):
 
 
 class Fitted(NamedTuple):
-  """What scoring needs."""
+  """Parameters for scoring: the variables of both networks."""
 
   teacher: Variables
   student: Variables
@@ -48,43 +57,58 @@ def make(
   floor: float = 0.0,
   opening: int = 0,
 ) -> Detector:
-  """Describe STFPM.
+  """Build the STFPM detector.
 
   Args:
-    backbone: teacher and student alike; its stages are the ones compared.
-    spec: image size and learning rate.
-    momentum: of SGD.
-    weight_decay: L2, added to the gradient as in the paper's SGD.
-    half: whether the distance is ½‖t̂−ŝ‖² as in the paper's equation 1, or without ½ as in PaddleX.
-    floor: map values below it become 0 (PaddleX: 0.01).
-    opening: radius in pixels of the disk that opens the map (PaddleX: 4); 0 for none.
+    backbone: architecture of both teacher and student, which are compared stage by stage.
+    context: image size, learning-rate schedule and shards.
+    momentum: momentum of SGD.
+    weight_decay: factor of the L2 penalty, whose gradient is added to the loss gradient before
+      momentum, as in the paper's SGD.
+    half: True for the distance ½‖t̂−ŝ‖² of equation 1; False for no factor ½, as in PaddleX. The
+      anomaly map multiplies the distances of all stages, so it has this factor once per stage.
+    floor: threshold below which values of the anomaly map become 0; 0 for none. It must suit
+      `half` (PaddleX: 0.01, with `half` False).
+    opening: radius in pixels of the disk for a grey opening of the anomaly map after `floor`, which
+      removes smaller peaks (PaddleX: 4); 0 for no opening.
   """
   optimizer = optax.chain(
     optax.add_decayed_weights(weight_decay), optax.sgd(context.learning_rate, momentum)
   )
-  weight, shards = 0.5 if half else 1.0, context.shards
+  weight = 0.5 if half else 1.0
+  shards = context.shards
 
   def init(key: Key, variables: Variables) -> State:
     images = jnp.zeros((1, context.height, context.width, 3))
-    student = jax.jit(backbone.init)(key, images)
+    student = jax.jit(backbone.init)(key, images)  # Random weights, as in the paper.
     return State(variables, student, optimizer.init(student['params']), jnp.zeros((), jnp.int32))
 
   def extract_features(variables: Variables, images: UInt8[Array, 'b H W 3']) -> Features:
+    """Return the feature maps of teacher or student, each position's vector of unit length."""
     stages = backbone.apply(variables, backbones.normalize(images))
     return _unit_vectors(cast(Features, stages))
 
   def precompute(state: State, batch: Batch) -> Features:
+    """Return the teacher's features of a batch, which no training step changes."""
     return extract_features(state.teacher, jnp.asarray(batch.image))
 
   def teacher_features(state: State, batch: Batch) -> Features:
+    """Return the precomputed teacher's features of a batch, or compute those of its images."""
     return precompute(state, batch) if batch.features is None else batch.features
 
   def update(state: State, batch: Batch) -> tuple[State, Metrics]:
     return shards.shard_map(update_shard, (False, True), False)(state, batch)
 
   def update_shard(state: State, batch: Batch, axis_name: str | None) -> tuple[State, Metrics]:
-    """One step, by this device's rows of the batch; BatchNorm and the gradient are of all."""
-    targets, network = teacher_features(state, batch), backbone.clone(axis_name=axis_name)
+    """Train the student one step; BatchNorm statistics and gradient are averaged over shards.
+
+    Args:
+      state: replicated training state.
+      batch: this shard's images, all of which count: `batch.valid` is not read.
+      axis_name: mesh axis over which the batch is sharded, or None when not sharded.
+    """
+    targets = teacher_features(state, batch)
+    network = backbone.clone(axis_name=axis_name)  # BatchNorm averages over this axis.
     images = backbones.normalize(jnp.asarray(batch.image))
 
     def loss_fn(params: Any) -> tuple[Array, Variables]:
@@ -113,10 +137,13 @@ def make(
     return Fitted(state.teacher, state.student)
 
   def score_with_floor(fitted: Fitted, images: UInt8[Array, 'b H W 3'], floor: float) -> Scores:
-    teacher, student = (
-      extract_features(fitted.teacher, images),
-      extract_features(fitted.student, images),
-    )
+    """Return the scores of images, with values of the anomaly map below `floor` set to 0.
+
+    The anomaly map is the product of all stages' upsampled distances, the image score its maximum
+    (section 3.3). Floor and opening are not in the paper.
+    """
+    teacher = extract_features(fitted.teacher, images)
+    student = extract_features(fitted.student, images)
     anomaly_map = jnp.ones(images.shape[:3])
     for stage in backbone.stages:
       distance = weight * _squared_distance(teacher[stage], student[stage])
@@ -133,7 +160,11 @@ def make(
   def score_bounds(
     fitted: Fitted, images: UInt8[Array, 'b H W 3'], tolerance: float
   ) -> tuple[Scores, Scores]:
-    # A higher floor makes no value larger, nor does opening what is smaller.
+    """Return lower and upper bounds of the scores, for rounding errors of up to `tolerance`.
+
+    They are the scores for a floor that is raised, and lowered, by the relative tolerance. Raising
+    the floor raises no value, and a grey opening keeps the order of two maps.
+    """
     low, high = (
       score_with_floor(fitted, images, floor * (1 + sign * tolerance)) for sign in (1, -1)
     )
@@ -151,7 +182,10 @@ def make(
 
 
 def _unit_vectors(features: Features) -> Features:
-  """Unit vectors over channels; a vector of zeros stays one, with a finite gradient."""
+  """Scale each position's vector to unit length; zero vectors stay zero, with finite gradient.
+
+  Vectors shorter than 1e-12 are divided by 1e-12.
+  """
   return {
     stage: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24))
     for stage, x in features.items()
@@ -165,7 +199,16 @@ def _squared_distance(
 
 
 def _loss(teacher: Features, student: Features, weight: float) -> Float[Array, ' b']:
-  """Mean distance over positions, summed over stages, per image (equations 1 to 3)."""
+  """Return the loss of each image (equations 1 to 3, with a factor of 1 for each stage).
+
+  Args:
+    teacher: the teacher's feature maps by stage, of unit vectors.
+    student: the student's feature maps by stage, of unit vectors.
+    weight: factor of the squared distance, ½ in the paper.
+
+  Returns:
+    The weighted squared distance, averaged over positions and summed over stages.
+  """
   terms = [
     weight * _squared_distance(teacher[stage], student[stage]).mean(axis=(1, 2))
     for stage in teacher

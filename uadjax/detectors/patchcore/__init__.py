@@ -1,7 +1,7 @@
-"""PatchCore: a patch is as anomalous as it is far from the nearest of all normal patches.
+"""PatchCore: the anomaly score of a patch is the distance to the nearest normal patch.
 
 Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 2106.08265, sections
-3.1 (patches), 3.2 (coreset) and 3.3 (scoring).
+3.1 (patch embeddings), 3.2 (coreset of the memory bank) and 3.3 (scoring).
 
 Letters: b batch, h w patch grid, d embedding, n bank rows, k neighbors, H W image at network size.
 """
@@ -18,19 +18,19 @@ import numpy as np
 from uadjax import backbones
 from uadjax.detectors.base import Detector, OnePass, RunContext, ShardingSpecs
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as memory_banks, selection
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
-_SIGMA = 4.0  # Of the blur, in pixels at network size (section 3.3).
-_CORESET_PREFIX = 'calibration_'  # Before the names of the arrays that references are made from.
-_NUM_RECALL_QUERIES = 4096  # Queries that the recall of the approximate search is measured on.
+_SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section 3.3).
+_CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
+_NUM_RECALL_QUERIES = 4096  # Patches that the recall of the approximate search is measured on.
 
-Stages = dict[str, Float[Array, 'b _h _w _c']]
+Stages = dict[str, Float[Array, 'b _h _w _c']]  # Feature maps of the backbone by stage name.
 
 
 class State(NamedTuple):
-  """What is carried: the backbone, a key for selections, and the bank."""
+  """Training state: the backbone, the key of all coreset selections, and the memory bank."""
 
   backbone: Variables
   key: Key
@@ -38,14 +38,14 @@ class State(NamedTuple):
 
 
 class FinalState(NamedTuple):
-  """What is left of it in the end."""
+  """State after `OnePass.finalize`, which selects the coreset of the memory bank."""
 
   backbone: Variables
   memory_bank: memory_banks.Coreset
 
 
 class Fitted(NamedTuple):
-  """What scoring needs."""
+  """Parameters for scoring: the backbone, and the coreset with its search index."""
 
   backbone: Variables
   memory_bank: knn.Index
@@ -63,25 +63,35 @@ def make(
   max_bytes: int = 2 << 30,
   approx: bool = False,
 ) -> Detector:
-  """Describe PatchCore.
+  """Build the PatchCore detector.
 
   Args:
-    backbone: its stages describe the patches, on the first one's grid.
-    spec: image size and number of images.
-    ratio: share of all patches that the bank keeps.
-    coreset_dim: dimensions of the random projection in which the bank is selected (the paper's); 0
-      selects in all of them, which here is affordable and better (experiments/README.md).
-    neighbors: b of equation 7; the matched row is its own first neighbor.
-    reweight: whether the image score is weighted as there; else it is the largest patch distance.
-    channels: to average the embedding down to (the paper: 1024); 0 leaves it as it is.
-    max_bytes: for the bank while it fills, see `memory_bank`; what remains is at most half.
-    approx: let accelerators miss a few nearest neighbors (`jax.lax.approx_min_k`).
+    backbone: network whose stages, upsampled to the size of the first, give the patch embeddings.
+    context: image size, number of images, progress and shards.
+    ratio: share of all patches that the coreset keeps.
+    coreset_dim: number of dimensions of the random projection in which the coreset is selected, as
+      in the paper; 0 selects in all dimensions, which is affordable here and more accurate
+      (experiments/README.md). Coresets for calibration are projected in either case (`leave_out`).
+    neighbors: number of support samples, b of equation 7, of which the nearest row m* is the first;
+      at least 2 with `reweight`.
+    reweight: True to reweight the image score by equation 7; False to use the largest patch
+      distance.
+    channels: number of channels that embeddings are averaged down to (the paper: 1024); 0, or no
+      fewer than the embeddings have, for no averaging.
+    max_bytes: bytes that each device may use for the memory bank and for selecting from it. The
+      coreset takes at most half.
+    approx: True to let accelerators miss the nearest row of a few patches
+      (`jax.lax.approx_min_k`). Support samples are always searched exactly.
+
+  Raises:
+    ConfigError: `ratio` or `neighbors` is out of range, or `max_bytes` is too small.
   """
   _validate_settings(ratio, neighbors, reweight)
 
   def extract_features(
     variables: Variables, images: UInt8[Array, 'b H W 3']
   ) -> Float[Array, 'b h w d']:
+    """Return the patch embeddings of images (section 3.1)."""
     stages = cast(Stages, backbone.apply(variables, backbones.normalize(images)))
     return _patch_embeddings([stages[name] for name in backbone.stages], channels)
 
@@ -89,10 +99,8 @@ def make(
   variable_shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image_struct)
   pixel_struct = jax.ShapeDtypeStruct(image_struct.shape, jnp.uint8)
   _, h, w, d = jax.eval_shape(extract_features, variable_shapes, pixel_struct).shape
-  bank_config, shards = (
-    capacity.configure_bank(d, h * w, context, ratio, max_bytes, coreset_dim),
-    context.shards,
-  )
+  bank_config = capacity.configure_bank(d, h * w, context, ratio, max_bytes, coreset_dim)
+  shards = context.shards
 
   def init(key: Key, variables: Variables) -> State:
     return State(variables, key, memory_banks.empty(bank_config, d))
@@ -115,57 +123,64 @@ def make(
     return Fitted(state.backbone, knn.build_index(state.memory_bank.patches.embeddings))
 
   def score_embeddings(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
+    """Score patch embeddings sharded by image against a memory bank sharded by row."""
+
     def score_shard(
       memory_bank: knn.Index, x: Float[Array, 'b h w d'], axis_name: str | None
     ) -> Scores:
       def support_samples(rows: Int[Array, ' b']) -> Float[Array, 'b k d']:
+        """Return the rows N_b(m*) nearest to each row m*, minus the bank's center."""
         nearest_embedding = (
           knn.take_rows(memory_bank, rows[:, None], axis_name)[:, 0] + memory_bank.center[None]
         )
-        return knn.take_rows(
-          memory_bank,
-          knn.nearest_sharded(nearest_embedding, memory_bank, neighbors, False, axis_name).row,
-          axis_name,
-        )
+        support = knn.nearest_sharded(nearest_embedding, memory_bank, neighbors, False, axis_name)
+        return knn.take_rows(memory_bank, support.row, axis_name)
 
       nearest = knn.nearest_sharded(x.reshape(-1, x.shape[-1]), memory_bank, 1, approx, axis_name)
-      return reweighted_scores(memory_bank, x, nearest, support_samples)
+      return scores_from_nearest(memory_bank, x, nearest, support_samples)
 
     return shards.shard_map(score_shard, (knn.INDEX_SPECS, True), True)(fitted.memory_bank, x)
 
-  def reweighted_scores(
+  def scores_from_nearest(
     memory_bank: knn.Index,
     x: Float[Array, 'b h w d'],
     nearest: knn.Neighbors,
     support_samples: Callable[[Int[Array, ' b']], Float[Array, 'b k d']],
   ) -> Scores:
-    # A row without neighbors tells nothing.
+    """Return anomaly maps and image scores, given the nearest row of each patch.
+
+    Args:
+      memory_bank: this shard of the bank; only its size and center are used.
+      x: patch embeddings.
+      nearest: position of the nearest row of each patch, and the distance to it.
+      support_samples: positions of rows -> their nearest rows, as embeddings minus the center.
+    """
+    # A single row has no neighbors: the weight would be 0, and so would every image score.
     bank_too_small = len(memory_bank.rows) * shards.num_shards < 2
-    distance_and_score = _patch_and_image_scores(
+    distance, image_score = _patch_and_image_scores(
       memory_bank, x, nearest, None if bank_too_small or not reweight else support_samples
     )
-    return Scores(
-      resampling.upsample(distance_and_score[0], context.height, context.width, _SIGMA),
-      distance_and_score[1],
-    )
+    return Scores(resampling.upsample(distance, context.height, context.width, _SIGMA), image_score)
 
   def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
     return score_embeddings(fitted, extract_features(fitted.backbone, images))
 
   def export_score_fn(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
+    """Return `score` for a fixed memory bank, with the neighbors of its rows computed ahead."""
     memory_bank = fitted.memory_bank
     bank_neighbors = jax.jit(knn.nearest, static_argnums=2)(
       memory_bank.rows + memory_bank.center[None], memory_bank, neighbors
     )
 
     def support_samples(rows: Int[Array, ' b']) -> Float[Array, 'b k d']:
+      """Return the rows N_b(m*) nearest to each row m*, minus the bank's center."""
       return knn.take_rows(
         memory_bank, jnp.take(bank_neighbors.row, rows, axis=0, mode='clip'), None
       )
 
     def score(images: UInt8[Array, 'b H W 3']) -> Scores:
       x = extract_features(fitted.backbone, images)
-      return reweighted_scores(
+      return scores_from_nearest(
         memory_bank,
         x,
         knn.nearest_for_export(x.reshape(-1, x.shape[-1]), memory_bank),
@@ -175,9 +190,11 @@ def make(
     return score
 
   def pad_to_shards(fitted: Fitted) -> Fitted:
+    """Pad the memory bank to equal shards, with rows that are never the nearest."""
     return fitted._replace(memory_bank=knn.pad_index(fitted.memory_bank, shards.num_shards))
 
   def score_held_out(held_out_model: Fitted, batch: Batch) -> Scores:
+    """Score training images, all of one fold, against a memory bank without that fold."""
     return score_embeddings(held_out_model, embed(held_out_model.backbone, batch))
 
   one_pass = _make_one_pass(bank_config, embed, score_held_out, approx)
@@ -202,15 +219,21 @@ def make(
 
 
 def _validate_settings(ratio: float, neighbors: int, reweight: bool) -> None:
-  """Refuse what cannot be."""
   if not 0 < ratio <= 1:
     raise ConfigError(
-      f'detector.ratio must lie in (0, 1], got {ratio}; the paper has 0.01 to 0.25.'
+      f'detector.ratio must lie in (0, 1], got {ratio}; the paper uses 0.01 to 0.25.',
+      key='detector.ratio',
+      value=ratio,
+      allowed=(0, 1),
     )
   if reweight and neighbors < 2:
     raise ConfigError(
-      f'detector.neighbors must be 2 or more, got {neighbors}: the matched row itself is one. Or '
-      'set detector.reweight=false.'
+      f'detector.neighbors must be 2 or more, got {neighbors}: the nearest row counts as its own '
+      'first neighbor.',
+      key='detector.neighbors',
+      value=neighbors,
+      allowed=(2, None),
+      hint=('Choose 2 or more, or set ', Setting('detector.reweight', False), '.'),
     )
 
 
@@ -220,7 +243,17 @@ def _make_one_pass(
   score_held_out: Callable[[Fitted, Batch], Scores],
   approx: bool,
 ) -> OnePass:
-  """What there is besides; references are banks without a fold, see `leave_out`."""
+  """Return PatchCore's functions for one-pass learning.
+
+  The memory bank that scores a held-out fold is selected from the calibration coresets of all other
+  folds, see `leave_out`.
+
+  Args:
+    bank_config: sizes and settings of the memory bank.
+    embed: (backbone variables, Batch) -> patch embeddings.
+    score_held_out: (model without one fold, Batch of images of this fold) -> Scores.
+    approx: True to measure the recall of the approximate search for the summary.
+  """
 
   def before_update(state: State, num_images: int) -> State:
     return state._replace(
@@ -242,8 +275,17 @@ def _make_one_pass(
     )
     if not len(coreset):
       raise ConfigError(
-        f'All {len(arrays["embeddings"])} rows of the bank are of images that are left out together; '
-        f'raise detector.ratio, which is {bank_config.ratio}, or detector.max_bytes.'
+        f'All {len(arrays["embeddings"])} rows of the memory bank come from images of fold '
+        f'{fold}, so none is left to score this fold by.',
+        key='detector.ratio',
+        value=bank_config.ratio,
+        hint=(
+          'Raise ',
+          Setting('detector.ratio'),
+          f', which is {bank_config.ratio}, or ',
+          Setting('detector.max_bytes'),
+          '.',
+        ),
       )
     return Fitted(variables, knn.build_index(coreset))
 
@@ -265,7 +307,8 @@ def _make_one_pass(
     num_folds=bank_config.num_folds,
     feature_extractor=lambda state: state.backbone,
     embed=embed,
-    compile_finalize=lambda state: None,  # The selection depends on how many images there were.
+    # Nothing is compiled ahead, because shapes depend on the final number of images.
+    compile_finalize=lambda state: None,
     calibration_coresets=calibration_coresets,
     finalize=lambda state: FinalState(
       state.backbone, memory_banks.select_coreset(state.key, state.memory_bank, bank_config)
@@ -285,7 +328,15 @@ def _make_one_pass(
 def _patch_embeddings(
   stages: list[Float[Array, 'b _h _w _c']], channels: int
 ) -> Float[Array, 'b h w d']:
-  """Average 3x3 neighborhoods, bring all stages to the grid of the first, and concatenate."""
+  """Return locally aware patch embeddings (section 3.1).
+
+  Averages 3x3 neighborhoods of each stage, upsamples all stages bilinearly to the size of the
+  first, and concatenates their channels.
+
+  Args:
+    stages: feature maps of the backbone.
+    channels: number of channels to average the embeddings down to; 0 for no averaging.
+  """
   _, h, w, _ = stages[0].shape
   resampled = []
   for x in stages:
@@ -309,15 +360,17 @@ def _patch_and_image_scores(
   nearest: knn.Neighbors,
   support_samples: Callable[[Int[Array, ' b']], Float[Array, 'b k d']] | None,
 ) -> tuple[Float[Array, 'b h w'], Float[Array, ' b']]:
-  """Distance of each patch, and the score of the image: the largest, weighted by neighbors if any.
+  """Return the distance of each patch to the bank, and the image scores (equations 6 and 7).
 
-  Section 3.3, equations 6 and 7.
+  The image score is the distance of the image's farthest patch, reweighted by the neighborhood of
+  the nearest row of this patch.
 
   Args:
-    bank: rows.
-    x: patches.
-    found: the nearest row of each.
-    around: positions of rows -> the rows nearest to each, itself first; None not to weight.
+    memory_bank: bank that was searched; only the center that was subtracted from its rows is used.
+    x: patch embeddings, from which the center is not subtracted.
+    nearest: position of the nearest row of each patch of the batch, and the distance to it.
+    support_samples: positions of rows, one per image -> the rows nearest to each, itself first, as
+      embeddings minus the center; None for no reweighting.
   """
   _, h, w, d = x.shape
   distance = nearest.distance.reshape(-1, h * w)
@@ -325,9 +378,8 @@ def _patch_and_image_scores(
   score = distance.max(axis=1)
   if support_samples is not None:
     patch = jnp.take_along_axis(x.reshape(-1, h * w, d), max_index[:, None, None], axis=1)[:, 0]
-    nearest_row = jnp.take_along_axis(nearest.row.reshape(-1, h * w), max_index[:, None], axis=1)[
-      :, 0
-    ]
+    rows = nearest.row.reshape(-1, h * w)
+    nearest_row = jnp.take_along_axis(rows, max_index[:, None], axis=1)[:, 0]
     score *= _weight(patch - memory_bank.center[None], support_samples(nearest_row), score)
   return distance.reshape(-1, h, w), score
 
@@ -335,13 +387,22 @@ def _patch_and_image_scores(
 def _weight(
   patch: Float[Array, 'b d'], support_samples: Float[Array, 'b k d'], distance: Float[Array, ' b']
 ) -> Float[Array, ' b']:
-  """1 − the share of the matched row in a softmax over the distances to its neighbors (eq. 7)."""
+  """Return the weight of the image score in equation 7.
+
+  It is 1 minus the share of the nearest row m* in a softmax over the patch's distances to the
+  support samples.
+
+  Args:
+    patch: farthest patch of each image, minus the bank's center.
+    support_samples: rows N_b(m*) nearest to the row m*, itself included, minus the bank's center.
+    distance: distance between the patch and m*, which is the patch's nearest row.
+  """
   support_distance = jnp.sqrt(jnp.sum((patch[:, None] - support_samples) ** 2, axis=-1))
   return 1 - jnp.exp(distance - special.logsumexp(support_distance, axis=1))
 
 
 def _drift(previous_arrays: Arrays, new_arrays: Arrays) -> dict[str, int | float]:
-  """How many rows there were and are, and the share of the old ones that stayed."""
+  """Return the number of bank rows before and after, and the share of old rows still there."""
   num_retained = int((new_arrays['image_id'] < previous_arrays['num_images']).sum())
   num_old_rows, num_new_rows = len(previous_arrays['embeddings']), len(new_arrays['embeddings'])
   return {

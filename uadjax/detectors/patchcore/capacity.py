@@ -1,8 +1,8 @@
-"""How large a bank of patches may become.
+"""Sizes of PatchCore's memory bank.
 
-It has room for the patches of all images, or for as many as fit into the bytes that a device may
-spend on them and on selecting from them. In the end a share of all remains, and no more than half
-of what fits.
+The bank holds the patches of all images, or as many as fit into the bytes that a device may spend
+on them and on selecting from them. The final coreset is a share of all patches, and at most half of
+what fits.
 """
 
 import math
@@ -14,25 +14,27 @@ from uadjax.numerics import coreset
 from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import Progress
 
-OVERSAMPLING = (
-  4  # So many times the ratio is kept where there will be a selection from what is kept.
-)
+# Intermediate coresets, which later selections choose from, keep this many times as many rows as
+# their part of the final coreset.
+OVERSAMPLING = 4
 _MAX_FOLDS = 10
 
 
 class BankConfig(NamedTuple):
-  """Sizes and settings of a bank.
+  """Sizes and settings of a memory bank.
 
   Attributes:
-    patches: of an image.
-    ratio: share of all patches that is kept in the end.
-    capacity: rows of a shard until room must be made.
-    bounded: whether that can happen.
-    final: rows in the end.
-    folds: that images are dealt to, to leave them out.
-    dim: of the random projection that selections are made in; 0 for none.
-    track: (items, number, what is done) -> items, while progress is shown.
-    shards: over which devices the rows are split.
+    patches_per_image: number of patches of an image.
+    ratio: share of all patches that the final coreset keeps, if memory suffices.
+    capacity: number of rows that one shard holds before it must be compacted.
+    needs_compaction: True if the images of the run can exceed the capacity of a shard.
+    coreset_size: number of rows of the final coreset, over all shards: `ratio` times all patches of
+      this run and earlier ones, or what memory allows.
+    num_folds: number of folds that images are assigned to, to hold them out for calibration.
+    projection_dim: number of dimensions of the random projection for selections; 0 for none.
+    progress: (items, number of items, description) -> the items, showing progress as they are
+      iterated over.
+    shards: shards of the rows.
   """
 
   patches_per_image: int
@@ -54,22 +56,31 @@ def configure_bank(
   max_bytes: int,
   projection_dim: int,
 ) -> BankConfig:
-  """Size a bank for the images of the spec, after those that an earlier run folded in.
+  """Return the sizes of a memory bank for the images of a run and of those that it extends.
+
+  Args:
+    d: number of channels of a patch embedding.
+    patches_per_image: number of patches of an image.
+    context: numbers of images of this run and of earlier ones, progress, and shards.
+    ratio: share of all patches that the final coreset keeps.
+    max_bytes: bytes that each device may use for the bank and for selecting from it.
+    projection_dim: number of dimensions of the random projection for selections; 0 for none.
 
   Raises:
-    ConfigError: max_bytes, which every device may use, hold too few images to select from.
+    ConfigError: `max_bytes` holds the patches of fewer than 4 images.
   """
-  num_images, num_previous_images, num_shards = (
-    context.max_images,
-    context.num_previous_images,
-    context.shards.num_shards,
-  )
+  num_images, num_previous_images = context.max_images, context.num_previous_images
+  num_shards = context.shards.num_shards
   bytes_per_patch = coreset.bytes_per_point(d) + 4 * projection_dim
   max_rows = max_bytes // bytes_per_patch
   if max_rows < 4 * patches_per_image:
+    min_bytes = 4 * patches_per_image * bytes_per_patch
     raise ConfigError(
-      f'detector.max_bytes={max_bytes} hold the patches of {max_rows / patches_per_image:.1f} images; at least '
-      f'{4 * patches_per_image * bytes_per_patch} are needed, for 4.'
+      f'detector.max_bytes={max_bytes} holds the patches of only '
+      f'{max_rows / patches_per_image:.1f} images; at least {min_bytes} bytes are needed, for 4.',
+      key='detector.max_bytes',
+      value=max_bytes,
+      allowed=(min_bytes, None),
     )
   max_coreset_size = num_shards * (max_rows // 2)
   previous_coreset_size, coreset_size = (
@@ -79,15 +90,14 @@ def configure_bank(
   images_per_shard = math.ceil(max(num_images, 1) / num_shards) + context.max_extra_images_per_shard
   needed_rows = math.ceil(previous_coreset_size / num_shards) + images_per_shard * patches_per_image
   num_folds = min(_MAX_FOLDS, max(1, num_previous_images + num_images))
-  capacity, coreset_size = min(needed_rows, max_rows), max(1, coreset_size)
   return BankConfig(
     patches_per_image,
     ratio,
-    capacity,
-    needed_rows > max_rows,
-    coreset_size,
-    num_folds,
-    projection_dim,
-    context.progress,
-    context.shards,
+    capacity=min(needed_rows, max_rows),
+    needs_compaction=needed_rows > max_rows,
+    coreset_size=max(1, coreset_size),
+    num_folds=num_folds,
+    projection_dim=projection_dim,
+    progress=context.progress,
+    shards=context.shards,
   )

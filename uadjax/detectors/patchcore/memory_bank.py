@@ -1,12 +1,14 @@
-"""PatchCore's memory of normal patches: filled image by image, reduced when it is full.
+"""PatchCore's memory bank of normal patches: filled image by image, compacted when it is full.
 
-What makes room is a k-center selection of the patches that came since the last time; when the
-selected alone fill half of the bank, one of them all. Each keeps more than is needed, so that the
-last selection still has a choice. The radii of selections of selections add up: what is reported is
-their sum, which no patch that was ever folded in exceeds (Charikar et al. 2004, section 3).
+Compaction reduces the patches added since the last compaction to a k-center coreset, which is put
+behind the earlier coresets. Once the coresets would fill more than half of the bank, it instead
+reduces all rows to a single coreset of half the capacity. Each compaction keeps more rows than
+needed, so that the final selection still has a choice. The reported covering radius bounds the
+distance of every patch ever added to its nearest row: coresets of different patches contribute the
+largest of their radii, a coreset of coresets adds its own (Charikar et al. 2004, section 3).
 
-The rows may be split over devices: each keeps the patches of the images that it was given, and
-makes room for itself.
+The rows may be sharded: each device keeps the patches of the images that it received, and compacts
+them without regard to other shards. Only the final selection is made over all shards.
 
 Letters: n rows, d embedding, b batch, h w patch grid, s shards, m centers.
 """
@@ -22,22 +24,24 @@ from jaxtyping import Array, Bool, Float, Int
 from uadjax.detectors.patchcore import selection as selections
 from uadjax.detectors.patchcore.capacity import BankConfig, OVERSAMPLING
 from uadjax.detectors.patchcore.selection import Patches
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.numerics import collectives, coreset
 from uadjax.numerics.collectives import Shards
 from uadjax.types import Arrays, Key
 
 
 class MemoryBank(NamedTuple):
-  """Patches, and what is known of them.
+  """Memory bank of patches while it fills.
 
   Attributes:
-    patches: those of one image at the end of every shard are scratch.
-    chosen: how many rows at the beginning of each shard are left of a selection.
-    cursor: how many rows of each shard are in use.
-    seen: images folded in, those of earlier runs included.
-    radius: every patch ever folded in is at most as far from some row in use; of selections in a
-      projection, as far there.
+    patches: rows, sharded. Each shard has `capacity` rows, and scratch rows at its end: the patches
+      of padding images are written there, and never in use.
+    num_selected: number of rows at the beginning of each shard that are coresets already; the rows
+      behind them were added since the last compaction.
+    num_rows: number of rows in use in each shard, those of coresets included.
+    num_images: number of images added over all shards, those of earlier runs included.
+    covering_radius: upper bound on the distance of every patch ever added to its nearest row in
+      use; in the projected space if selections use a projection.
   """
 
   patches: Patches
@@ -48,25 +52,32 @@ class MemoryBank(NamedTuple):
 
 
 class Coreset(NamedTuple):
-  """What remains of a bank in the end: rows as they were selected, whole on all devices."""
+  """Final memory bank: rows in the order of their selection, replicated on all devices.
+
+  Attributes:
+    patches: rows of the coreset.
+    num_images: number of images ever added, those of earlier runs included.
+    covering_radius: upper bound on the distance of every patch ever added to its nearest row; in
+      the projected space if selections use a projection.
+  """
 
   patches: Patches
   num_images: Int[Array, '']
   covering_radius: Float[Array, '']
 
 
-# How the parts are held by shards: split (True), or the same on all (False).
+# Fields sharded along their first axis (True) or replicated on all devices (False).
 BANK_SPECS = MemoryBank(True, True, True, False, False)  # pyright: ignore[reportArgumentType]
 
 
 def empty(bank_config: BankConfig, d: int) -> MemoryBank:
-  """A bank of nothing, made where it belongs."""
+  """Create an empty memory bank for embeddings of `d` channels, already sharded."""
   size = bank_config.capacity + bank_config.patches_per_image
 
   def empty_shard(axis_name: str | None) -> MemoryBank:
     image_id, patch_id = (jnp.full(size, -1, jnp.int32) for _ in range(2))
     num_selected, num_rows = (jnp.zeros(1, jnp.int32) for _ in range(2))
-    # Buffers of their own each, for all of them are donated.
+    # Each array needs a buffer of its own, because all of them are donated.
     patches = Patches(jnp.zeros((size, d)), image_id, patch_id)
     return MemoryBank(patches, num_selected, num_rows, jnp.zeros((), jnp.int32), jnp.zeros(()))
 
@@ -80,7 +91,17 @@ def append(
   image_index: Int[Array, ' b'],
   shards: Shards,
 ) -> MemoryBank:
-  """Append the patches of the valid images, in place where the bank is donated."""
+  """Append the patches of the valid images, in place where the bank is donated to jit.
+
+  Every device appends the images that it holds to its own shard.
+
+  Args:
+    memory_bank: bank with space for the images, see `compact`.
+    x: patch embeddings, sharded by image.
+    valid: False for padding images.
+    image_index: `Patches.image_id` of each image, counted from the first image ever added.
+    shards: shards of the bank and of the images.
+  """
   return shards.shard_map(_append_shard, (BANK_SPECS, True, True, True), BANK_SPECS)(
     memory_bank, x, valid, image_index
   )
@@ -100,7 +121,7 @@ def _append_shard(
   def append_image(i: Array, carry: tuple[Patches, Array]) -> tuple[Patches, Array]:
     patches, num_rows = carry
     row = jnp.where(valid[i], num_rows, scratch_row)
-    # Beyond 2^31 patches numbers come again, and of equals another may come first.
+    # Patch ids wrap around beyond 2^31 patches, after which ties may be broken differently.
     image_id = jnp.full(num_patches, image_index[i], jnp.int32)
     new_patches = Patches(
       x[i].reshape(num_patches, d), image_id, image_index[i] * num_patches + patch_offsets
@@ -120,7 +141,17 @@ def _append_shard(
 def compact(
   key: Key, memory_bank: MemoryBank, bank_config: BankConfig, num_images: int
 ) -> MemoryBank:
-  """Reduce every shard by itself if so many images would not fit in any more."""
+  """Compact all shards, each by itself, if the next images would not fit into one of them.
+
+  Args:
+    key: key of the random projection and of the first centers.
+    memory_bank: bank to compact; donated if it is compacted, returned unchanged otherwise.
+    bank_config: sizes and settings of the bank.
+    num_images: number of images that will be appended next, in equal parts to all shards.
+
+  Raises:
+    ConfigError: the images do not fit, and alone take more than half of the capacity.
+  """
   num_new_rows = (
     math.ceil(num_images / bank_config.shards.num_shards) * bank_config.patches_per_image
   )
@@ -133,16 +164,18 @@ def compact(
   half_capacity = bank_config.capacity // 2
   if num_new_rows > half_capacity:
     raise ConfigError(
-      f'detector.max_bytes hold the patches of {bank_config.capacity // bank_config.patches_per_image} images, too few for '
-      f'batches of {num_images}; lower fit.batch_size or raise detector.max_bytes.'
+      'detector.max_bytes holds the patches of '
+      f'{bank_config.capacity // bank_config.patches_per_image} images, too few for batches of '
+      f'{num_images}.',
+      key='detector.max_bytes',
+      hint=('Lower ', Setting('fit.batch_size'), ' or raise ', Setting('detector.max_bytes'), '.'),
     )
-  start, num_selected = (
-    starts.max(),
-    math.ceil(OVERSAMPLING * bank_config.ratio * (stops - starts).max()),
-  )
+  start = starts.max()
+  num_selected = math.ceil(OVERSAMPLING * bank_config.ratio * (stops - starts).max())
   reselect_all = start + num_selected > half_capacity
   num_selected = half_capacity if reselect_all else num_selected
-  for _ in bank_config.progress(range(1), 1, 'Making room'):
+  # A single item, so that progress names the step while the fit pauses.
+  for _ in bank_config.progress(range(1), 1, 'Compacting the memory bank'):
     memory_bank = jax.block_until_ready(
       _compact_shards(
         key,
@@ -169,24 +202,35 @@ def _compact_shards(
   reselect_all: bool,
   shards: Shards,
 ) -> MemoryBank:
+  """Reduce all rows of each shard, or those since the last compaction, to a k-center coreset.
+
+  Args:
+    key: key of the random projection and of the first centers.
+    memory_bank: bank to compact; donated.
+    projection_dim: number of dimensions of the random projection; 0 for none.
+    num_selected: number of rows to select in each shard; all candidates if these are fewer.
+    reselect_all: True to select from all rows; False to keep earlier coresets, and to select from
+      the rows added since the last compaction.
+    shards: shards of the rows.
+  """
+
   def compact_shard(memory_bank: MemoryBank, axis_name: str | None) -> MemoryBank:
     start = jnp.zeros((), jnp.int32) if reselect_all else memory_bank.num_selected[0]
-    embeddings, patch_id = (
-      selections.project(key, memory_bank.patches.embeddings, projection_dim),
-      memory_bank.patches.patch_id,
-    )
+    embeddings = selections.project(key, memory_bank.patches.embeddings, projection_dim)
+    patch_id = memory_bank.patches.patch_id
     valid = selections.range_mask(len(embeddings), start, memory_bank.num_rows[0])
     point_set = coreset.make_point_set(embeddings, valid, patch_id)
     selection = coreset.init(key, valid, patch_id, num_selected)
     selection = coreset.select_until(point_set, selection, jnp.int32(num_selected))
-    # What was kept before stands for patches as far away as it did.
+    # Radii add up only if rows of earlier coresets, which stand for other patches, are dropped.
+    # Otherwise a patch belongs to either an earlier coreset or the new one.
     new_radius = collectives.all_gather(coreset.covering_radius(selection), axis_name).max()
     covering_radius = (
       memory_bank.covering_radius + new_radius
       if reselect_all
       else jnp.maximum(memory_bank.covering_radius, new_radius)
     )
-    return _move_selected(memory_bank, selection.centers, start, selection.taken)._replace(
+    return _move_selected(memory_bank, selection.centers, start, selection.num_centers)._replace(
       covering_radius=covering_radius
     )
 
@@ -194,7 +238,13 @@ def _compact_shards(
 
 
 def select_coreset(key: Key, memory_bank: MemoryBank, bank_config: BankConfig) -> Coreset:
-  """Select the rows that stay, and drop the others with the scratch."""
+  """Select the final coreset from the rows of all shards (section 3.2).
+
+  Args:
+    key: key of the random projection and of the first center.
+    memory_bank: bank to select from.
+    bank_config: settings and `coreset_size`; a bank with fewer rows is selected entirely.
+  """
   patches = memory_bank.patches
   valid = selections.valid_mask(patches, memory_bank.num_rows, bank_config.shards)
   selection = selections.k_center(
@@ -209,7 +259,10 @@ def select_coreset(key: Key, memory_bank: MemoryBank, bank_config: BankConfig) -
 
 
 def state_arrays(final_coreset: Coreset) -> dict[str, Array]:
-  """By name, as files hold it."""
+  """Return the arrays of a coreset by the names that they have in files.
+
+  These are the fields of `Patches`, `num_images` and `covering_radius`.
+  """
   return final_coreset.patches._asdict() | {
     'num_images': final_coreset.num_images,
     'covering_radius': final_coreset.covering_radius,
@@ -217,7 +270,15 @@ def state_arrays(final_coreset: Coreset) -> dict[str, Array]:
 
 
 def from_arrays(memory_bank: MemoryBank, arrays: Arrays, bank_config: BankConfig) -> MemoryBank:
-  """Begin an empty bank with what was kept of a settled one."""
+  """Fill an empty memory bank with the coreset of an earlier run, to add more images.
+
+  The rows are split over the shards, and count as already compacted.
+
+  Args:
+    memory_bank: empty bank.
+    arrays: arrays of the coreset, from `state_arrays`.
+    bank_config: shards of the rows.
+  """
   patches, rows_per_shard = selections.scatter_evenly(
     selections.from_arrays(arrays), bank_config.shards
   )
@@ -233,12 +294,9 @@ def from_arrays(memory_bank: MemoryBank, arrays: Arrays, bank_config: BankConfig
     )
 
   fill_shards = bank_config.shards.shard_map(fill_shard, (BANK_SPECS, True, True), BANK_SPECS)
-  num_images, covering_radius = (
-    jnp.asarray(arrays['num_images']),
-    jnp.asarray(arrays['covering_radius']),
-  )
   return jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))._replace(
-    num_images=num_images, covering_radius=covering_radius
+    num_images=jnp.asarray(arrays['num_images']),
+    covering_radius=jnp.asarray(arrays['covering_radius']),
   )
 
 
@@ -248,7 +306,17 @@ def _move_selected(
   start: Int[Array, ''],
   num_centers: Int[Array, ''],
 ) -> MemoryBank:
-  """Move the first `count` centers to `start`, in place: ascending, none is overwritten unread."""
+  """Replace all rows of a shard from `start` on by the selected rows among them.
+
+  The rows before `start` stay. Selected rows move in ascending order, in place, so that none is
+  overwritten before it is read.
+
+  Args:
+    memory_bank: one shard of the bank.
+    centers: positions of the selected rows within the shard, all from `start` on; padded with -1.
+    start: position of the first row to overwrite.
+    num_centers: number of selected rows.
+  """
   sorted_centers = jnp.sort(jnp.where(centers < 0, len(memory_bank.patches.embeddings), centers))
 
   def move_row(i: Array, patches: Patches) -> Patches:

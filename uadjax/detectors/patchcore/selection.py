@@ -1,7 +1,8 @@
-"""Selecting from patches that may be split over devices.
+"""Coreset selection from patches that may be sharded over devices.
 
-Each device holds some of the rows, and all select together. A patch's number tells where it stands
-among all patches ever folded in, so that what is selected does not depend on who holds it.
+Each device holds some of the rows, and all devices select one coreset together (whereas
+`memory_bank.compact` selects in each shard by itself). Ties are broken by the id of a patch, which
+does not depend on its device, so that the selection does not depend on how the rows are sharded.
 
 Letters: n rows, d embedding, e fewer dimensions, s shards, m rows that are selected.
 """
@@ -21,11 +22,18 @@ from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import no_progress
 from uadjax.types import Arrays, Key
 
-_MIN_PROGRESS_STEP = 1024  # Centers between two signs of life, at least.
+_MIN_PROGRESS_STEP = 1024  # Centers between two progress updates, at least.
 
 
 class Patches(NamedTuple):
-  """Patches, the image that each is from, and their numbers."""
+  """Patch embeddings and their origin.
+
+  Attributes:
+    embeddings: patch embeddings.
+    image_id: image of each patch, counted from the first image ever added, earlier runs included.
+    patch_id: id of each patch: `image_id` times the number of patches per image, plus the position
+      in the image's patch grid. Breaks ties.
+  """
 
   embeddings: Float[Array, 'n d']
   image_id: Int[Array, ' n']
@@ -33,7 +41,7 @@ class Patches(NamedTuple):
 
 
 def from_arrays(arrays: Arrays, prefix: str = '') -> Patches:
-  """The patches among arrays by name."""
+  """Return the patches whose fields `arrays` holds under the names of the fields with a prefix."""
   return Patches(*(jnp.asarray(arrays[prefix + name]) for name in Patches._fields))
 
 
@@ -45,19 +53,31 @@ def k_center(
   num_centers: int,
   description: str = '',
 ) -> coreset.Selection:
-  """Select so many of the valid rows, or all there are; progress is shown of what is named."""
-  # Always room for as many, so that all selections of a run are one compilation.
+  """Select rows of all shards by greedy k-center (section 3.2).
+
+  Args:
+    key: key of the random projection and of the first center.
+    patches: rows to select from, sharded.
+    valid: False for rows that must not be selected.
+    bank_config: random projection, progress and shards.
+    num_centers: number of rows to select; all valid rows if these are fewer.
+    description: text of the progress; empty to show none.
+
+  Returns:
+    The selection. Its centers are positions counted over all shards, of which the first
+    `num_centers` are in use.
+  """
+  # Selections of up to `coreset_size` centers share a buffer size, and thus compiled functions.
   max_centers = max(num_centers, bank_config.coreset_size)
   embeddings = project(key, patches.embeddings, bank_config.projection_dim)
   center, sketch, selection = _init_selection(
     key, embeddings, patches.patch_id, valid, max_centers, bank_config.shards
   )
   point_set = coreset.PointSet(embeddings, patches.patch_id, center, sketch)
-  # Not too often: a pass that ends early for being told of measures fewer centers at once.
-  targets = [
-    *range(step := max(_MIN_PROGRESS_STEP, num_centers // 50), num_centers, step),
-    num_centers,
-  ]
+  # A pass over the rows measures their distances to several centers at once, but to fewer if it
+  # must stop at a target. Therefore targets are few.
+  step = max(_MIN_PROGRESS_STEP, num_centers // 50)
+  targets = [*range(step, num_centers, step), num_centers]
   progress = bank_config.progress if description else no_progress
   for target in progress(targets, len(targets), description):
     selection = _select_until(point_set, selection, jnp.int32(target), bank_config.shards)
@@ -66,12 +86,18 @@ def k_center(
 
 
 def take_selected(patches: Patches, selection: coreset.Selection, shards: Shards) -> Patches:
-  """The rows that were selected, in that order, on every device."""
+  """Return the selected rows in the order of their selection, replicated on all devices."""
   return _gather_rows(patches, selection.centers[: int(selection.num_centers)], shards)
 
 
 def scatter_evenly(patches: Patches, shards: Shards) -> tuple[Patches, Int[np.ndarray, ' s']]:
-  """Split rows that all devices have, as evenly as can be, and tell how many each got."""
+  """Split replicated rows into consecutive shards of equal size, the last padded with zeros.
+
+  Several of the last shards may hold padding only, if the rows are few.
+
+  Returns:
+    The sharded patches, and the number of rows of each shard that are not padding.
+  """
   num_shards, n = shards.num_shards, len(patches.embeddings)
   shard_size = math.ceil(n / num_shards)
   rows_per_shard = np.clip(n - shard_size * np.arange(num_shards), 0, shard_size).astype(np.int32)
@@ -86,7 +112,7 @@ def scatter_evenly(patches: Patches, shards: Shards) -> tuple[Patches, Int[np.nd
 
 
 def to_host(x: Array, shards: Shards) -> np.ndarray:
-  """What is split over devices, on the host."""
+  """Return all shards of an array, concatenated in host memory."""
   return np.asarray(jax.jit(shards.shard_map(collectives.all_gather_tiled, (True,), False))(x))
 
 
@@ -94,7 +120,7 @@ def to_host(x: Array, shards: Shards) -> np.ndarray:
 def valid_mask(
   patches: Patches, rows_per_shard: Int[Array, ' s'], shards: Shards
 ) -> Bool[Array, ' n']:
-  """Which rows are: the first of every shard, up to its cursor."""
+  """Return a sharded mask of the rows in use: the first `rows_per_shard` of each shard."""
 
   def shard_mask(patches: Patches, num_rows: Array, axis_name: str | None) -> Bool[Array, ' n']:
     return range_mask(len(patches.embeddings), jnp.int32(0), num_rows[0])
@@ -103,13 +129,22 @@ def valid_mask(
 
 
 def range_mask(n: int, start: Int[Array, ''], stop: Int[Array, '']) -> Bool[Array, ' n']:
-  """Which of a shard's rows lie from `start` to before `stop`."""
+  """Return a mask of length n that is True from `start` to before `stop`."""
   rows = jnp.arange(n)
   return (rows >= start) & (rows < stop)
 
 
 def project(key: Key, embeddings: Float[Array, 'n d'], projection_dim: int) -> Float[Array, 'n _e']:
-  """The rows in the few random dimensions that selections are made in; 0 leaves them all."""
+  """Project embeddings at random to few dimensions for a selection (section 3.2).
+
+  The projection preserves squared distances in expectation.
+
+  Args:
+    key: the same key gives the same projection.
+    embeddings: rows to project.
+    projection_dim: number of dimensions; the embeddings are returned unchanged for 0, and if they
+      have no more dimensions than this.
+  """
   if not 0 < projection_dim < embeddings.shape[1]:
     return embeddings
   projection = jax.random.normal(jax.random.fold_in(key, 1), (embeddings.shape[1], projection_dim))
@@ -127,7 +162,19 @@ def _init_selection(
   max_centers: int,
   shards: Shards,
 ) -> tuple[Float[Array, ' d'], Float[Array, 'n e'], coreset.Selection]:
-  """Center and sketch, without the rows, of which there would be a copy; the first center."""
+  """Return `PointSet.center` and `PointSet.sketch` of the rows, and a selection of one center.
+
+  The first center is drawn at random. The caller builds the PointSet: returned from here, jit would
+  copy its embeddings.
+
+  Args:
+    key: key of the first center.
+    embeddings: rows to select from, sharded.
+    patch_id: ids of the rows, which break ties.
+    valid: False for rows that must not be selected.
+    max_centers: largest number of centers that the selection can hold.
+    shards: shards of the rows.
+  """
   point_set = shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)(
     embeddings, valid, patch_id
   )
@@ -143,6 +190,7 @@ def _init_selection(
 def _select_until(
   point_set: coreset.PointSet, selection: coreset.Selection, target: Int[Array, ''], shards: Shards
 ) -> coreset.Selection:
+  """Continue a selection until it has `target` centers in total, or no row is left."""
   in_specs = coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False
   return shards.shard_map(coreset.select_until, in_specs, coreset.SELECTION_SPECS)(
     point_set, selection, target
@@ -151,6 +199,8 @@ def _select_until(
 
 @functools.partial(jax.jit, static_argnames='shards')
 def _gather_rows(patches: Patches, rows: Int[Array, ' m'], shards: Shards) -> Patches:
+  """Return the patches at positions counted over all shards, replicated on all devices."""
+
   def gather_shard(patches: Patches, rows: Int[Array, ' m'], axis_name: str | None) -> Patches:
     return jax.tree.map(lambda x: collectives.gather_rows(x, rows, axis_name), patches)
 
