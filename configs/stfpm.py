@@ -2,13 +2,13 @@
 
 Wang et al. 2021, arXiv 2103.04257, section 4.1. `python -m uadjax.main --config=configs/stfpm.py
 --config.data.root=DIR --config.data.category=NAME`. Measured on MVTec AD bottle, seed 3: image
-AUROC 1.000, pixel AUROC 0.988; more, with commands and a rival, in experiments/README.md.
+AUROC 1.000, pixel AUROC 0.988. experiments/README.md has further results, with commands and a
+comparison with anomalib.
 
 Variants, after a colon (`--config=configs/stfpm.py:paddlex`):
 
-- `paddlex`: batches of one, 5000 steps, no ½, and the thresholding and opening of PaddleX.
-- `quick`: a minute on two cores, to see the machinery turn; the weights are random and the scores
-  worth nothing.
+- `paddlex`: batch size 1, 5000 steps, no factor ½, and the thresholding and opening of PaddleX.
+- `quick`: smoke test of a minute on two cores; the weights are random and the scores meaningless.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ from uadjax.types import Config
 
 
 def get_config(arg: str = '') -> Config:
-  """The paper's settings, or a variant's."""
+  """Return the paper's settings, or those of the variant `arg`."""
   if arg and arg not in _VARIANTS:
     raise UnknownName(f'Unknown variant {arg!r} of stfpm; choose from {sorted(_VARIANTS)}.')
   config = defaults.base()
@@ -36,7 +36,8 @@ def get_config(arg: str = '') -> Config:
   )
   config.fit.epochs = 100
   config.fit.batch_size = 32
-  config.fit.learning_rate = 0.4  # Large, for the loss averages over positions of unit vectors.
+  # Large, because the loss is a mean over positions of unit vectors.
+  config.fit.learning_rate = 0.4
   if arg:
     _VARIANTS[arg](config)
   return config

@@ -1,6 +1,6 @@
-"""Finds defects in images without ever having seen one.
+"""Image anomaly detection in JAX: finds defects after training on defect-free images only.
 
-Public names resolve at first use (PEP 562), so that `import uadjax` costs nothing: it imports
+Public names are imported at first use (PEP 562), so that `import uadjax` is fast: it imports
 neither jax nor TensorFlow.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from uadjax.inference.result import Result as Result
   from uadjax.model.model_dir import Model as Model
 
-_PUBLIC = {  # Name -> module that defines it.
+_PUBLIC = {  # Module of each public name.
   'Detector': 'uadjax.detectors.base',
   'Model': 'uadjax.model.model_dir',
   'Result': 'uadjax.inference.result',

@@ -1,4 +1,4 @@
-"""`python -m uadjax`: the same as `uadjax`."""
+"""Entry point of `python -m uadjax`, which runs the `uadjax` command."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Configurations: defaults, files, overrides. Only files of `configs/` are ever run as Python.
+"""Configurations: defaults, files and overrides. YAML files are never executed.
 
-`ml_collections.config_flags` answers a misspelled key with a traceback before any work directory
-exists, cannot set a field whose value is None, and executes whatever file it is given, YAML too.
-So keys are set here by text, onto the same ConfigDict; `experiment.flags` reads flags.
+This module replaces `ml_collections.config_flags`, which answers a misspelled key with a traceback
+before any work directory exists, cannot set a field whose value is None, and executes every file,
+even YAML. Here text values are assigned to the same ConfigDict; `experiment.flags` parses flags.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,61 +50,62 @@ _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 
 
 def base() -> Config:
-  """Everything that does not depend on the detector, which each file of `configs/` adds."""
+  """Return the default configuration without `detector`, which the files in `configs/` add."""
   return ml_collections.ConfigDict(
     {
       'mode': 'train',
       'device': 'auto',
-      'seed': 3,  # Every random choice comes from it.
+      'seed': 3,  # Seed of every random choice.
       'data': {
-        'root': '',  # Empty: a few images that uadjax draws itself.
+        'root': '',  # Empty for the synthetic images of the demo.
         'category': '',
         'layout': 'auto',
         'ops': 'resize(256)',
-        'mask_threshold': 0,  # Ground truth above it is a defect.
+        'mask_threshold': 0,  # Pixels of a mask above it are defects.
       },
-      'backbone': {'name': 'resnet18', 'weights': 'auto'},  # auto: ImageNet's, or embedded ones.
+      # With 'auto': ImageNet weights, or the built-in backbone if these are unavailable.
+      'backbone': {'name': 'resnet18', 'weights': 'auto'},
       'fit': {
         'epochs': 1,
-        'steps': config_dict.placeholder(int),  # Wins over epochs when set.
+        'steps': config_dict.placeholder(int),  # Takes precedence over epochs.
         'batch_size': 32,
         'learning_rate': 0.0,
         'warmup_steps': 0,
-        'held_out': 0.2,  # Share of the good images that is not trained on.
-        'log_every': 10,  # Steps.
-        'eval_every': config_dict.placeholder(int),  # Steps; an epoch when not set.
-        'checkpoint_every_s': 60.0,  # The first after as long: short runs write only their end.
-        'cache_bytes': 2 << 30,  # Decoded images and the frozen part of their features, each.
-        'resume': '',  # 'latest', 'best', or a step of `checkpoints/rolling`.
-        'overwrite': False,  # Start a run over that is there already.
-        'extend': '',  # A model directory of PaDiM or PatchCore to go on from, with further images.
+        'held_out': 0.2,  # Fraction of the good images for validation and calibration.
+        'log_every': 10,  # Interval in steps.
+        'eval_every': config_dict.placeholder(int),  # Interval in steps; one epoch when not set.
+        'checkpoint_every_s': 60.0,  # Interval in seconds; shorter runs save the last step only.
+        'cache_bytes': 2 << 30,  # Limit for decoded images, and again for their frozen features.
+        'resume': '',  # 'latest', 'best', or a step in `checkpoints/rolling`.
+        'overwrite': False,  # Whether to replace an existing run.
+        'extend': '',  # Model directory of PaDiM or PatchCore to extend with further images.
       },
       'check': {
-        'enforce': True,  # Train only on data that pass the check.
-        'convert': {  # Before the check: labels of another tool become a `seglist`.
+        'enforce': True,  # Whether to reject datasets with problems, instead of excluding images.
+        'convert': {  # Converts labels of another tool to a `seglist`, before the check.
           'enable': False,
           'src_dataset_type': '',  # LabelMe, VOC, COCO or MVTec_AD.
-          'output': '',  # A folder that is empty or not there.
+          'output': '',  # Empty or new folder.
         },
-        'split': {  # Before the check, after conversion: the lists of a `seglist` drawn anew.
+        'split': {  # Draws the lists of a `seglist` at random, after conversion, before the check.
           'enable': False,
           'train_percent': 80,
           'val_percent': 20,
         },
       },
       'calibrate': {
-        'method': 'normals',  # Or 'confident'; or, with labeled images, 'f1' or 'cost'.
-        'budget': 0.01,  # Share of good images that may be called NG.
-        'review_budget': 0.05,  # Share of good images that may be called NG or to be reviewed.
-        'labeled': '',  # A data set directory with good and defective images, for f1 and cost.
-        'miss_cost': 10.0,  # Of a missed defect, in false alarms.
-        'images': 500,  # At most so many are left out one by one; more cost more than they tell.
-        'retain': 32,  # Images whose embeddings are kept for a run that extends this one.
+        'method': 'normals',  # Or 'confident'; with labeled images 'f1' or 'cost'.
+        'budget': 0.01,  # Fraction of good images that may be labeled NG.
+        'review_budget': 0.05,  # Fraction of good images that may be labeled NG or review.
+        'labeled': '',  # Dataset directory with good and defective images, for f1 and cost.
+        'miss_cost': 10.0,  # Cost of a missed defect relative to a false alarm.
+        'images': 500,  # Maximum number of leave-one-out scores; more take time for little gain.
+        'retain': 32,  # Number of images whose embeddings are saved for a run that extends this.
       },
       'evaluate': {
         'do_eval': True,
         'save_pictures': 16,
-        'report_pictures': 200,  # In report.html; 0 for no report.
+        'report_pictures': 200,  # Number of pictures in report.html; 0 for no report.
         'batch_size': 16,
         'model_dir': '',
         **_threshold_placeholders(),
@@ -113,57 +114,59 @@ def base() -> Config:
         'input': '',
         'batch_size': 8,
         'model_dir': '',
-        'backend': 'jax',  # Or auto, onnxruntime, openvino: the exported graph, quicker on a CPU.
-        # A folder for a row per image instead of pictures, see uadjax/inference/score_table.py;
+        # The others, auto, onnxruntime and openvino, run the exported graph, faster on a CPU.
+        'backend': 'jax',
+        # Folder of a table with a row per image, instead of pictures; see inference.score_table.
         'table': '',
-        'format': 'parquet',  # or jsonl;
-        'shard': 'auto',  # I/N: of N processes, this is number I and judges its share.
+        'format': 'parquet',  # Or jsonl; format of the table.
+        'shard': 'auto',  # I/N for process I of N, which scores its share of the images.
         **_threshold_placeholders(),
       },
       'export': {
         'format': 'onnx',  # Or stablehlo, savedmodel, tflite.
-        'output': '',  # A file; model.<format> in the model directory when empty.
+        'output': '',  # Output file; model.<format> in the model directory when empty.
         'model_dir': '',
-        'batch': config_dict.placeholder(int),  # Images at once; any number when not set.
-        'include_resize': '',  # HEIGHTxWIDTH of a camera, whose images are then taken as they are.
-        'images': '',  # A folder to compare on; the images of the thresholds when empty.
-        'quantize': '',  # Or int8, fp16: a smaller ONNX file, judged by its labels and its AUROC.
+        'batch': config_dict.placeholder(int),  # Fixed batch size; any size when not set.
+        'include_resize': '',  # HEIGHTxWIDTH of a camera, whose images the graph resizes itself.
+        'images': '',  # Folder of images for verification; the calibration images when empty.
+        'quantize': '',  # Or int8, fp16: a smaller ONNX file, verified by labels and AUROC.
       },
       'hosts': {
-        # HOST:PORT of the first process; jax; none: see uadjax/distributed/processes.py.
+        # Or HOST:PORT of the first process, jax or none; see uadjax/distributed/processes.py.
         'coordinator': 'auto',
-        'count': 0,  # Processes, where a coordinator is named,
-        'index': -1,  # of which this is one, from 0.
-        'wait_s': 300,  # For the others to come.
-        'heartbeat_s': 100,  # Until one that is silent is taken for lost.
+        'count': 0,  # Number of processes, if the coordinator is HOST:PORT.
+        'index': -1,  # Index of this process from 0, if the coordinator is HOST:PORT.
+        'wait_s': 300,  # Timeout of the start and of barriers, in seconds.
+        'heartbeat_s': 100,  # A process without a heartbeat for this long counts as lost.
       },
       'mesh': {
-        'data': -1,  # -1: all devices that `device` selects.
-        'shard_state': 'auto',  # What is learned, over devices with memories of their own; always, never.
+        'data': -1,  # Number of devices that share a batch; -1 for all that `device` selects.
+        # Or always, never; 'auto' shards the fitted state over devices with separate memory.
+        'shard_state': 'auto',
       },
     }
   )
 
 
 def _threshold_placeholders() -> dict[str, Any]:
-  """Of images, of review, of pixels: instead of those that the model was calibrated to."""
+  """Return unset image, review and pixel thresholds, which replace calibrated ones when set."""
   return {name: config_dict.placeholder(float) for name in _THRESHOLD_NAMES}
 
 
-# Where configs/ lies: in an installed package, and in a checkout.
+# Directory of the built-in configs in an installed package, and in a checkout.
 _CONFIG_DIRS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent / 'configs')
 
 
 def load(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
-  """Read a configuration, then set each dotted key to its value, which may be text, in turn.
+  """Read a configuration, apply overrides, validate it, and return it locked.
 
   Args:
-    source: `FILE.py[:argument]`, `FILE.yaml`, or `NAME[:argument]` of one of configs/.
-    overrides: keys and values.
+    source: `FILE.py[:argument]`, `FILE.yaml`, or `NAME[:argument]` of a config in configs/.
+    overrides: dotted keys with values, which may be text, in the order of their assignment.
 
   Raises:
-    ConfigError: for a missing or wrong file, an unknown key (with the nearest valid one), or a
-      text that is not of the key's type.
+    ConfigError: a file is missing or invalid, a key is unknown (the message suggests the closest
+      match), or a value has the wrong type or range.
   """
   name, _, argument = source.partition(':')
   path = _builtin_configs().get(name, Path(name))
@@ -174,7 +177,7 @@ def load(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
       value=name,
       allowed=sorted(_builtin_configs()),
       hint=(
-        'Name one, such as ',
+        'Pass an existing file, such as ',
         Setting('config', 'configs/stfpm.py'),
         f', or one of {sorted(_builtin_configs())}.',
       ),
@@ -193,7 +196,11 @@ def _builtin_configs() -> dict[str, Path]:
 
 
 def assign(config: Config, key: str, value: Any) -> None:
-  """Set one dotted key from text, or from a value as YAML gives it."""
+  """Assign a value, as text or as a YAML value, to a dotted key.
+
+  Raises:
+    ConfigError: the key is unknown or a section, or the value has the wrong type.
+  """
   *section_names, name = key.split('.')
   parent = node = config
   for segment in [*section_names, name]:
@@ -206,23 +213,25 @@ def assign(config: Config, key: str, value: Any) -> None:
       raise ConfigError(f'Unknown config key {key!r}; {hint}')
     parent, node = node, node[segment]
   if isinstance(node, ml_collections.ConfigDict):
-    raise ConfigError(f'{key!r} is a section; set one of {sorted(f"{key}.{k}" for k in node)}.')
+    raise ConfigError(
+      f'Config key {key!r} is a section; set one of {sorted(f"{key}.{k}" for k in node)}.'
+    )
   value_type = parent.get_type(name)
   if value is None or (value == 'None' and value_type is not str):
     if key in _OPTIONAL_KEYS:
       parent[name] = None
       return
-    raise ConfigError(f'{key} must be {_describe_type(value_type)}, and cannot be None.')
+    raise ConfigError(f'{key} must be {_describe_type(value_type)}, not None.')
   try:
     parent[name] = _cast(value_type, value)
   except (ValueError, TypeError, yaml.YAMLError):
     raise ConfigError(
-      f'{key} must be {_describe_type(value_type)}, got {value!r}; its value was {node!r}.'
+      f'{key} must be {_describe_type(value_type)}, got {value!r}; its current value is {node!r}.'
     ) from None
 
 
 def keys(config: Config, prefix: str = '') -> Iterator[str]:
-  """All dotted keys."""
+  """Yield the dotted keys of all values in a configuration."""
   for name in config:
     if isinstance(config[name], ml_collections.ConfigDict):
       yield from keys(config[name], f'{prefix}{name}.')
@@ -231,7 +240,7 @@ def keys(config: Config, prefix: str = '') -> Iterator[str]:
 
 
 def to_plain_dict(config: Config) -> dict[str, Any]:
-  """The configuration as JSON and YAML can hold it."""
+  """Return a configuration as nested dictionaries, with lists for tuples, for JSON and YAML."""
   return {
     k: to_plain_dict(v)
     if isinstance(v, ml_collections.ConfigDict)
@@ -243,21 +252,29 @@ def to_plain_dict(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-  """The resolved configuration, to be read back by `load`."""
+  """Return a configuration as YAML, which `load` reads."""
   return yaml.safe_dump(to_plain_dict(config), sort_keys=False)
 
 
 def from_plain_dict(values: Mapping[str, Any], source: str) -> Config:
-  """The inverse of `plain`; what is missing has its default, and `where` names the file in errors.
+  """Return the configuration for nested dictionaries, the inverse of `to_plain_dict`.
 
-  A model directory thus stays readable when a later version knows more keys.
+  Missing keys get their defaults, so that model directories remain readable when a later version
+  adds keys.
+
+  Args:
+    values: nested dictionaries with at least detector.name and detector.layers.
+    source: name of the file that the values come from, for error messages.
+
+  Raises:
+    ConfigError: the detector is missing, a key is unknown, or a value has the wrong type.
   """
   config = base()
   detector = values.get('detector')
   if not isinstance(detector, Mapping) or not {'name', 'layers'} <= detector.keys():
     raise ConfigError(
-      f'{source} lacks detector.name or detector.layers; start from a config.yaml that a run has '
-      'saved, or from configs/*.py.'
+      f'{source} lacks detector.name or detector.layers; start from the config.yaml of a run, or '
+      'from configs/*.py.'
     )
   config.detector = {k: tuple(v) if isinstance(v, list) else v for k, v in detector.items()}
   for key, value in flatten(values).items():
@@ -283,28 +300,30 @@ def _from_yaml(path: Path) -> Config:
   try:
     values = yaml.safe_load(path.read_text())
   except (yaml.YAMLError, UnicodeDecodeError) as error:
-    raise ConfigError(f'{path} is no YAML: {error}') from None
+    raise ConfigError(f'{path} is not valid YAML: {error}') from None
   if not isinstance(values, dict):
-    raise ConfigError(f'{path} holds no configuration: expected sections such as data and fit.')
+    raise ConfigError(
+      f'{path} is not a configuration; it must be a mapping with sections such as data and fit.'
+    )
   return from_plain_dict(values, str(path))
 
 
 def _from_python(path: Path, argument: str) -> Config:
   module_spec = importlib.util.spec_from_file_location(f'uadjax_config_{path.stem}', path)
   if module_spec is None or module_spec.loader is None:
-    raise ConfigError(f'{path} is neither Python nor YAML; name a config such as configs/stfpm.py.')
+    raise ConfigError(f'{path} is neither .py nor .yaml; pass a file such as configs/stfpm.py.')
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
   except SyntaxError as error:
-    raise ConfigError(f'{path} is no Python: {error}') from None
+    raise ConfigError(f'{path} is not valid Python: {error}') from None
   if not hasattr(module, 'get_config'):
-    raise ConfigError(f'{path} has no get_config(arg); see configs/stfpm.py.')
+    raise ConfigError(f'{path} does not define get_config(arg); see configs/stfpm.py.')
   return module.get_config(argument)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Values by dotted key."""
+  """Return the values of nested dictionaries by dotted key."""
   leaves = {}
   for key, value in values.items():
     if isinstance(value, Mapping):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class Setting(NamedTuple):
-  """A setting that a message names.
+  """Setting that a message mentions.
 
   Attributes:
     key: dotted key of the configuration, or one of the names in OTHER_KEYS.
@@ -25,14 +25,14 @@ class Setting(NamedTuple):
   value: Any = ...
 
   def __str__(self) -> str:
-    """The setting as the active front end writes it."""
+    """Return the setting as the active front end writes it."""
     return _FORMAT.get()(self)
 
 
 SettingFormat = Callable[[Setting], str]
 Hint = str | Sequence[str | Setting]
 
-# Settings that are no keys of the configuration, as Python names them.
+# Settings that are not keys of the configuration, with their spelling in Python.
 OTHER_KEYS = {
   'access.private': 'Access(private=True)',
   'config': 'config',
@@ -41,7 +41,7 @@ OTHER_KEYS = {
 
 
 def format_plain(setting: Setting) -> str:
-  """The setting without a front end: fit.overwrite=true."""
+  """Return a setting as written without a front end: fit.overwrite=true."""
   if setting.key == 'access.private':
     return OTHER_KEYS[setting.key]
   return setting.key if setting.value is ... else f'{setting.key}={format_value(setting.value)}'
@@ -51,7 +51,7 @@ _FORMAT = contextvars.ContextVar[SettingFormat]('setting_format', default=format
 
 
 def format_value(value: Any) -> str:
-  """A value as options and configuration files take it: true, layer1,layer2."""
+  """Return a value as options and configuration files take it, such as true or layer1,layer2."""
   if isinstance(value, bool):
     return str(value).lower()
   if isinstance(value, list | tuple):
@@ -60,7 +60,7 @@ def format_value(value: Any) -> str:
 
 
 class _ErrorWithHint(BaseException):
-  """Base class: a message, data about the setting, and a hint.
+  """Base class of errors with a message, data about the wrong setting, and a hint.
 
   Attributes:
     message: what is wrong.
@@ -94,19 +94,19 @@ class _ErrorWithHint(BaseException):
 
 
 class UserError(_ErrorWithHint, Exception):
-  """Something that a user can cause and fix: shown as one message, never as a traceback."""
+  """Error that a user can cause and fix; shown as one message, never as a traceback."""
 
 
 class UnknownName(UserError):
-  """A name or key that is in no table."""
+  """Name or key that does not exist."""
 
 
 class ConfigError(UserError):
-  """A configuration that cannot be carried out."""
+  """Configuration that is invalid or cannot be run."""
 
 
 class MissingDevice(ConfigError):
-  """A kind of device that JAX does not find on this machine."""
+  """Kind of device that JAX does not find on this machine."""
 
 
 class DataError(UserError):
@@ -118,23 +118,23 @@ class WeightsError(UserError):
 
 
 class ModelError(UserError):
-  """A model directory or checkpoint that cannot be opened."""
+  """Model directory or checkpoint that cannot be opened."""
 
 
 class ExportError(UserError):
-  """A graph that cannot be written, or does not say what its model says."""
+  """Graph that cannot be written, or whose scores differ from those of its model."""
 
 
 class Interrupted(_ErrorWithHint):
-  """The run was asked to stop.
+  """Run that was stopped on request, for example by a signal.
 
-  Derives from BaseException, so that `except Exception` does not catch it.
+  It derives from BaseException, so that `except Exception` does not catch it.
   """
 
 
 @contextlib.contextmanager
 def setting_format(format_setting: SettingFormat) -> Iterator[None]:
-  """Write settings in this format, in text made inside and in errors that leave."""
+  """Use a format for settings in texts made inside the block and in errors raised from it."""
   token = _FORMAT.set(format_setting)
   try:
     yield

@@ -1,4 +1,4 @@
-"""The doorway: `python -m uadjax.main --config=FILE [--workdir=DIR] [--config.key=value ...]`."""
+"""Command `python -m uadjax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]`."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from uadjax.training import workdir as workdirs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Run the experiment that the flags describe; returns the exit status."""
+  """Run the experiment that the flags describe, and return the exit status, 0 or 1."""
   parser = argparse.ArgumentParser(
     prog='python -m uadjax.main',
     description='Run an experiment.',
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   memory.retain_freed_pages()
   mesh.use_cores_as_devices()
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
-  mode = mode if mode in experiment.MODES else 'train'  # Of the file that tells of a failure.
+  # A failure before the config is loaded goes to the result file of this mode.
+  mode = mode if mode in experiment.MODES else 'train'
   try:
     with errors.setting_format(flags.format_setting):
       config = configs.load(arguments.config, overrides)
@@ -61,21 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes.is_multiprocess():
       processes.exit_process(error)
     return 1
-  # The mode did its work, and found errors.
+  # A mode that finishes may still have found invalid data or unreadable images.
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1
 
 
 def _report_failure(error: Exception | Interrupted, workdir: Path | None, mode: str) -> None:
-  """Say why a run failed: on the console, in its log and in its result file."""
+  """Write the error of a failed run to the console, its log and its result file."""
   log_path = workdir and workdir / f'{mode}.log'
   if isinstance(error, UserError | Interrupted):
-    error.setting_format = flags.format_setting  # It may come from another thread.
+    # An error from another thread has no format, as `setting_format` applies to one thread only.
+    error.setting_format = flags.format_setting
   if isinstance(error, UserError | OSError | Interrupted):
     logging.report_error(error, log_path)
   else:
     logging.report_internal_error(error, log_path)
   if workdir and workdir.is_dir():
-    with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
+    with contextlib.suppress(OSError):  # The disk may be full or read-only.
       workdirs.write_failure(workdir, mode, error)
 
 

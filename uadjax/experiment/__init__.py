@@ -1,7 +1,7 @@
-"""An experiment by mode: from a configuration to the files in its work directory.
+"""Experiments: runs of a mode, from a configuration to the files in a work directory.
 
-Modes are functions (configuration, work directory) -> result in the table `MODES`: train, evaluate,
-predict, check_dataset, export. `fit_model` is training from Python.
+The modes are the functions (configuration, work directory) -> result in the table `MODES`: train,
+evaluate, predict, check_dataset, export. The module `fit_model` is training from Python.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,14 +31,19 @@ Result = dict[str, Any]
 
 
 def run(config: Config, workdir: Path) -> Result:
-  """Carry out `config.mode`; the result is that of its result file."""
-  # Whatever is made outside a mesh belongs on the chosen device too.
+  """Run `config.mode` on the configured device, and return the result for JSON.
+
+  Raises:
+    UserError: the data, the settings or the machine do not allow the run.
+    Interrupted: the run was asked to stop.
+  """
+  # Arrays that are created outside a mesh must be on the chosen device, too.
   with jax.default_device(meshes.local_devices(meshes.select_devices(config.device))[0]):
     return MODES[require_mode(config.mode)](config, workdir)
 
 
 def run_logged(config: Config, workdir: Path) -> Result:
-  """The same, with its log and result file in `workdir`."""
+  """Run `config.mode` as `run` does, and write a log and a result file into `workdir`."""
   mode = require_mode(config.mode)
   workdirs.create(workdir)
   with signals.raise_on_signal(), log.logging_to(workdir / f'{mode}.log'):
@@ -46,21 +51,25 @@ def run_logged(config: Config, workdir: Path) -> Result:
       result = run(config, workdir)
       workdirs.write_result(workdir, mode, result)
     except (Exception, Interrupted) as error:
-      with contextlib.suppress(OSError):  # Of a disk that is full or read-only, say.
+      with contextlib.suppress(OSError):  # The disk may be full or read-only.
         workdirs.write_failure(workdir, mode, error)
       raise
   return result
 
 
 def require_mode(name: str) -> str:
-  """The name, if it is a mode's."""
+  """Return `name`, if it is the name of a mode.
+
+  Raises:
+    UnknownName: there is no mode of that name.
+  """
   if name not in MODES:
     raise UnknownName(f'Unknown mode {name!r}; choose from {sorted(MODES)}.')
   return name
 
 
 def train(config: Config, workdir: Path) -> Result:
-  """Fit, calibrate, save and evaluate a detector, or one for each category of a group."""
+  """Fit, calibrate, save and evaluate a detector, or one detector per category of a group."""
   return _run_over_categories(_train, resolve_backbone.resolve_backbone(config, workdir), workdir)
 
 
@@ -68,7 +77,7 @@ def _train(config: Config, workdir: Path) -> Result:
   splits = prepare.checked_splits(config)
   processes.barrier('fitting', config.hosts.wait_s)
   training_result = training.train(config, splits, workdir)
-  processes.barrier('judging', config.hosts.wait_s)
+  processes.barrier('evaluation', config.hosts.wait_s)
   timing, start = training_result.pop('timing'), time.perf_counter()
   model = _load_on_mesh(config, workdir / 'model')
   load_s = time.perf_counter() - start
@@ -82,7 +91,7 @@ def _train(config: Config, workdir: Path) -> Result:
 
 
 def check_dataset(config: Config, workdir: Path) -> Result:
-  """Convert and split the data set if asked to, then tell all that is wrong with it."""
+  """Convert and resplit the dataset if configured, then report all problems in it."""
   result = _run_over_categories(prepare.run_check, prepare.convert_and_resplit(config), workdir)
   if 'categories' in result:
     result['check_pass'] = all(
@@ -92,36 +101,47 @@ def check_dataset(config: Config, workdir: Path) -> Result:
 
 
 def evaluate_model(config: Config, workdir: Path) -> Result:
-  """Evaluate a model directory on the test set that the configuration names."""
+  """Evaluate the model directory `evaluate.model_dir` on the test set of the configuration."""
 
   def evaluate_category(config: Config, workdir: Path) -> Result:
     model = _load_for_evaluation(config, workdir)
     if config.data.ops != model.config.data.ops:
-      log.LOG.info('data.ops is that of the model, %s.', model.ops)
+      log.LOG.info(
+        'Using data.ops of the model, %s; the value in the config is ignored.', model.ops
+      )
     if config.detector.name.lower() != model.name.lower():
-      log.LOG.info('The model is a %s, whatever the configuration says.', model.name)
+      log.LOG.info('Evaluating a %s model; the detector in the config is ignored.', model.name)
     return evaluate_run.evaluate_and_report(
       model, prepare.checked_test_set(config), config, workdir
     )
 
-  if not config.data.root:  # Then the model's own data are meant, not what is drawn.
+  if not config.data.root:  # The default is the dataset of the model, not the demo dataset.
     config = config.copy_and_resolve_references().unlock()
     config.data = model_dir.read_info(config.evaluate.model_dir or workdir / 'model').config.data
   return _run_over_categories(evaluate_category, config, workdir)
 
 
 def predict_files(config: Config, workdir: Path) -> Result:
-  """Score a file or a folder; leave a picture and a JSON file for each image."""
+  """Score the images of `predict.input`, and save a result image and a JSON file for each.
+
+  With `predict.table` the results become rows of a table instead.
+
+  Raises:
+    ConfigError: a `predict` setting is missing or contradicts another.
+    DataError: no file could be read.
+  """
   options = config.predict
   if not options.input:
-    raise ConfigError('predict.input is not set; name an image or a folder.')
+    raise ConfigError('predict.input is empty; set it to an image or a folder.')
   if processes.is_multiprocess() and not options.table:
     raise ConfigError(
-      'Several processes judge images into one table; name a folder that all see in predict.table.'
+      'Prediction with several processes writes a table; set predict.table to a folder that all '
+      'processes share.'
     )
   if options.shard != 'auto' and not options.table:
     raise ConfigError(
-      f'predict.shard={options.shard} is of a table; name its folder in predict.table, or leave it out.'
+      f'predict.shard is {options.shard!r}, but predict.table is empty; set predict.table to the '
+      "folder of the table, or leave predict.shard at 'auto'."
     )
   predictor = pipelines.create_model(
     model_dir=options.model_dir or workdir / 'model',
@@ -134,7 +154,8 @@ def predict_files(config: Config, workdir: Path) -> Result:
   if options.table:
     return _predict_to_table(predictor, options)
   output_dir = workdir / 'predictions'
-  shutil.rmtree(output_dir, ignore_errors=True)  # Of an earlier run, maybe of other images.
+  # Results of an earlier run may belong to other images.
+  shutil.rmtree(output_dir, ignore_errors=True)
   output_dir.mkdir()
   results = predictor.predict(options.input, options.batch_size, skip=output_dir)
   summaries = []
@@ -146,7 +167,9 @@ def predict_files(config: Config, workdir: Path) -> Result:
     log.LOG.log(level, '%s', result.error or result.headline)
   num_failed = sum('error' in summary for summary in summaries)
   if num_failed == len(summaries):
-    raise DataError(f'None of {num_failed} files could be read; the first: {summaries[0]["error"]}')
+    raise DataError(
+      f'None of the {num_failed} files could be read. First error: {summaries[0]["error"]}'
+    )
   if num_failed:
     log.LOG.warning('%d of %d files could not be read.', num_failed, len(summaries))
   return {'model_dir': str(predictor.model.directory), 'failed': num_failed, 'results': summaries}
@@ -162,7 +185,8 @@ def _predict_to_table(predictor: predictors.Predictor, options: Config) -> Resul
   log.LOG.info('%s: %s.', table.folder, table_summary)
   if table_summary.num_unreadable:
     log.LOG.warning(
-      '%d images could not be read; their rows say why.', table_summary.num_unreadable
+      '%d images could not be read; their rows in the table contain the error.',
+      table_summary.num_unreadable,
     )
   return {
     'model_dir': str(predictor.model.directory),
@@ -175,7 +199,7 @@ def _predict_to_table(predictor: predictors.Predictor, options: Config) -> Resul
 
 
 def export_model(config: Config, workdir: Path) -> Result:
-  """Write a model for another runtime, and compare it with the original there."""
+  """Export a model for another runtime, and verify its scores against those of the model."""
   options = config.export
   model = model_dir.load(options.model_dir or workdir / 'model')
   export_result = exporter.export(
@@ -192,7 +216,7 @@ def export_model(config: Config, workdir: Path) -> Result:
 
 
 def _load_for_evaluation(config: Config, workdir: Path) -> model_dir.Model:
-  """The model to evaluate, with the thresholds that are overridden."""
+  """Load the model to evaluate, and apply the thresholds of the configuration to it."""
   options = config.evaluate
   model = _load_on_mesh(config, options.model_dir or workdir / 'model')
   thresholds = options.image_threshold, options.review_threshold, options.pixel_threshold
@@ -200,7 +224,7 @@ def _load_for_evaluation(config: Config, workdir: Path) -> model_dir.Model:
 
 
 def _load_on_mesh(config: Config, directory: Path | str) -> model_dir.Model:
-  """A model on the devices of the configuration, split over them where fitting splits it."""
+  """Load a model onto the configured devices, sharded as in fitting."""
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
   return model_dir.load(directory, meshes.state_mesh(mesh, config.mesh.shard_state))
 
@@ -217,14 +241,17 @@ MODES: Mapping[str, Callable[[Config, Path], Result]] = {
 def _run_over_categories(
   run_category: Callable[[Config, Path], Result], config: Config, workdir: Path
 ) -> Result:
-  """Do it for one category in `workdir`, or for each of a group in `workdir/<category>`.
+  """Run one category in `workdir`, or each category of a group in `workdir/<category>`.
 
-  In a group a category that fails is reported, and the others go on.
+  In a group, a failed category is reported after the other categories have run.
+
+  Raises:
+    UserError: at least one category of a group failed.
   """
   categories = data.expand(config.data)
   is_demo = not config.data.root
   if is_demo:
-    log.LOG.info('data.root is not set: using pictures that uadjax draws itself.')
+    log.LOG.info('data.root is empty; using the synthetic images of the demo dataset.')
   if categories == [config.data.category] or (is_demo and not config.data.category):
     category_config = _category_config(config, categories[0])
     return _write_summary(
@@ -238,12 +265,10 @@ def _run_over_categories(
   results, failures = {}, {}
   for category in categories:
     category_config, category_dir = _category_config(config, category), workdir / category
-    # A sweep that was cut off goes on where it was, keeps what has no steps to go on with but is
-    # done, and begins the rest.
-    is_resuming, saved_steps = (
-      config.mode == 'train' and config.fit.resume,
-      workdirs.saved_steps(category_dir),
-    )
+    # An interrupted group resumes categories with checkpoints, keeps finished categories that have
+    # none (one-pass detectors), and starts the others.
+    is_resuming = config.mode == 'train' and config.fit.resume
+    saved_steps = workdirs.saved_steps(category_dir)
     if not saved_steps:
       category_config.fit.resume = ''
     category_dir.mkdir(parents=True, exist_ok=True)
@@ -254,7 +279,7 @@ def _run_over_categories(
         and (category_result := workdirs.finished_result(category_dir, category_config))
       ):
         results[category] = category_result
-        log.LOG.info('%s: done before.', category)
+        log.LOG.info('%s: already finished, skipped.', category)
         continue
       results[category] = _write_summary(
         category_config,
@@ -277,7 +302,7 @@ def _run_over_categories(
 def _write_summary(
   config: Config, workdir: Path, result: Result, results: Mapping[str, Result]
 ) -> Result:
-  """Write the CSV, and add what concerns all categories to the result."""
+  """Write the metrics as CSV, and return the result with their mean and the metrics by category."""
   label = workdirs.category_name(config)
   metrics_by_category = {
     category or label: category_result['metrics']

@@ -1,4 +1,4 @@
-"""A model against a test set, and all that is left of it for people: log, curves, report."""
+"""Evaluation of a model on a test set, with its log, pictures, curves and report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from uadjax.system import logging
 from uadjax.training import workdir as workdirs
 from uadjax.types import Config
 
-_NUM_REPORT_PICTURES = 200  # In a report that somebody asks for.
+_NUM_REPORT_PICTURES = 200  # Number of pictures in a report by `write_report`.
 
 
 def evaluate_and_report(
@@ -28,19 +28,19 @@ def evaluate_and_report(
   timing: Mapping[str, float] | None = None,
   report_path: Path | None = None,
 ) -> dict[str, Any]:
-  """Evaluate; leave scores, pictures, curves and the report; what the result file tells.
+  """Evaluate a model, write scores, pictures, curves and report, and return the result for JSON.
 
   Args:
-    model: what is evaluated.
-    test: what on; nothing is done without any.
-    config: of the run.
-    workdir: where things are left.
-    timing: seconds that it took to make the model, for the report.
-    page: the report; None for report.html in `workdir`.
+    model: model to evaluate.
+    test_records: records of the test images; if empty, nothing is evaluated.
+    config: configuration of the run.
+    workdir: directory for the outputs.
+    timing: durations of the training in seconds by name, for the report.
+    report_path: HTML file of the report, or None for report.html in `workdir`.
   """
   result: dict[str, Any] = {'weights': model.weights._asdict()}
   if not test_records:
-    logging.LOG.info('There are no test images: the model is not evaluated.')
+    logging.LOG.info('The dataset has no test images; skipping the evaluation.')
     return result
   options, run_label = config.evaluate, workdirs.category_name(config)
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
@@ -75,32 +75,39 @@ def evaluate_and_report(
     reports.write(
       report_path, titled_curves, evaluation.metrics, test_records, pictures, report_metadata
     )
-    logging.LOG.info('Look at %s', report_path)
+    logging.LOG.info('Report: %s', report_path)
   return {'metrics': evaluation.metrics, 'timing': {'evaluate_s': evaluate_s}, **result}
 
 
 def write_report(
   model_dir: Path, dataset: Path, category: str, report_path: Path, device: str
 ) -> dict[str, Any]:
-  """Evaluate a model on a data set, and leave nothing but the report; the metrics.
+  """Evaluate a model on a dataset, write only the report, and return the metrics.
 
-  What the check finds wrong is told and left out.
+  Test images that fail the dataset check are logged and excluded.
 
   Args:
-    model_dir: of the model.
-    dataset: the root of a data set in any layout.
-    category: below it; '' where the root is one itself.
-    output: the page, which is replaced; beside it comes a JSON file of the same stem.
-    device: as `device` of a configuration.
+    model_dir: model directory.
+    dataset: root of a dataset in any layout.
+    category: category below the root, or '' if the root is a single category.
+    report_path: HTML file of the report, which is overwritten; a JSON file of the same stem is
+      written next to it.
+    device: devices, such as 'auto', 'cpu', 'gpu:0,1' or 'tpu'.
+
+  Raises:
+    ConfigError: `report_path` is not an HTML file name, the JSON file is not that of a report, or
+      the dataset has no test images.
   """
   if report_path.suffix not in ('.html', '.htm') or report_path.is_dir():
     raise ConfigError(
-      f'{report_path} is no name of a page; name a file such as {report_path / "report.html"}.'
+      f'The report must be a .html or .htm file, got {report_path}; use for example '
+      f'{report_path / "report.html"}.'
     )
   json_path = report_path.with_suffix('.json')
   if json_path.exists() and not report_path.exists():
     raise ConfigError(
-      f'{json_path} is there already, and no report; name another page than {report_path}.'
+      f'{json_path} already exists and does not belong to a report; use another file name than '
+      f'{report_path}.'
     )
   model = model_dirs.load(model_dir)
   config = model.config.copy_and_resolve_references().unlock()
@@ -124,4 +131,4 @@ def _describe_metrics(metrics: Mapping[str, Any]) -> str:
   ]
   counts = metrics['counts']
   image_counts = f'{counts["good"]} good and {counts["defective"]} defective test images'
-  return f'{", ".join(metric_texts) or "an AUROC needs both"} ({image_counts})'
+  return f'{", ".join(metric_texts) or "AUROC is undefined without both classes"} ({image_counts})'

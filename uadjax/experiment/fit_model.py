@@ -1,4 +1,4 @@
-"""From a folder of good images to a model that is ready: `fit_model`."""
+"""Training from Python: `fit_model`, from a folder of good images to a predictor."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,20 +20,24 @@ def fit_model(
   *,
   overrides: Mapping[str, Any] | None = None,
 ) -> predictor.Predictor:
-  """Fit a detector to a data set, set its thresholds, evaluate and save it; open it.
+  """Fit a detector to a dataset, calibrate, evaluate and save it, and return a predictor.
 
   Args:
-    dataset: a folder of good images, or any that `python -m uadjax.main` takes: with images to test
-      on it is evaluated, too.
-    model_name: 'STFPM', 'PaDiM' or 'PatchCore' in any case; a variant of its configuration after a
-      colon, such as 'PatchCore:ten'.
-    workdir: for all that it leaves, such as model/ and report.html; runs/<model>_<folder> where
-      none is named.
+    dataset: folder of good images, or a dataset in any layout that `python -m uadjax.main` reads;
+      the model is evaluated if the dataset has test images.
+    model_name: 'STFPM', 'PaDiM' or 'PatchCore' (case-insensitive), optionally with a variant of its
+      configuration after a colon, such as 'PatchCore:ten'.
+    workdir: directory for the outputs, such as model/ and report.html; by default
+      runs/<model>_<folder>.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
-    overrides: value by dotted key of the configuration, such as {'fit.overwrite': True}.
+    overrides: values by dotted configuration key, such as {'fit.overwrite': True}.
+
+  Returns:
+    A predictor that uses the saved model on `device`.
 
   Raises:
-    UserError: whatever is wrong with the data, the settings or the machine, and the way out.
+    UserError: the data, the settings or the machine do not allow the fit; the message says how
+      to fix it.
   """
   with errors.setting_format(format_setting):
     _, run_dir = run_training(dataset, model_name, workdir, device, overrides or {})
@@ -41,9 +45,9 @@ def fit_model(
 
 
 def format_setting(setting: Setting) -> str:
-  """Write a setting as an argument of `fit_model`."""
+  """Format a setting as an argument of `fit_model`."""
   value = '...' if setting.value is ... else repr(setting.value)
-  if setting.key in errors.OTHER_KEYS or setting.key == 'device':  # An argument of its own.
+  if setting.key in errors.OTHER_KEYS or setting.key == 'device':  # These are separate arguments.
     name = errors.OTHER_KEYS.get(setting.key, setting.key)
     return name if setting.value is ... or '(' in name else f'{name}={value}'
   return f'overrides={{{setting.key!r}: {value}}}'
@@ -56,9 +60,14 @@ def run_training(
   device: str | None,
   overrides: Mapping[str, Any],
 ) -> tuple[experiment.Result, Path]:
-  """The result of that experiment, and where it lies."""
-  if not str(dataset) or not Path(dataset).is_dir():  # Before weights are fetched for it.
-    raise DataError(f'{str(dataset)!r} is no folder; name one that holds good images.')
+  """Run the training that `fit_model` describes, and return its result and work directory.
+
+  Raises:
+    UserError: the data, the settings or the machine do not allow the training.
+  """
+  # Check this first, so that weights are not downloaded needlessly.
+  if not str(dataset) or not Path(dataset).is_dir():
+    raise DataError(f'{str(dataset)!r} is not a folder; pass a folder of good images.')
   name, colon, variant = model_name.partition(':')
   titles = {title.lower(): title for title in detectors.TITLES}
   if name.lower() not in titles:
@@ -67,8 +76,8 @@ def run_training(
   config = configs.load(name.lower() + colon + variant, [*settings.items()])
   if data.expand(config.data) != [config.data.category]:
     raise ConfigError(
-      f'{config.data.category!r} is a group, each of its categories with a model of its own; name '
-      'one of them, or use `python -m uadjax.main`.'
+      f'{config.data.category!r} is a group, and every category in it needs its own model; set '
+      'data.category to one of them, or use `python -m uadjax.main`.'
     )
   memory.retain_freed_pages()
   mesh.use_cores_as_devices()

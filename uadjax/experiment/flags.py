@@ -1,4 +1,4 @@
-"""Flags of an experiment, read and written: `--config.KEY=VALUE`."""
+"""Command line flags `--config.KEY=VALUE` of an experiment: parsing and formatting."""
 
 from collections.abc import Sequence
 import shlex
@@ -7,13 +7,16 @@ from uadjax import errors
 from uadjax.errors import Setting
 
 _PREFIX = '--config.'
-# Settings that are no keys of the configuration.
+# Settings that are not keys of the configuration.
 _OWN_FLAGS = {'config': '--config', 'workdir': '--workdir'}
 _OTHER_COMMAND_FLAGS = {'access.private': '--allow-private-urls of uadjax predict'}
 
 
 def extract_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-  """Take `--config.key=value`, `--config.key value` and `--config.flag` out of the arguments."""
+  """Split arguments into overrides (key, value) and the other arguments.
+
+  Overrides are written `--config.key=value`, `--config.key value` or, for true, `--config.key`.
+  """
   overrides, other_arguments, remaining_words = [], [], list(argv)
   while remaining_words:
     word = remaining_words.pop(0)
@@ -32,7 +35,7 @@ def extract_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[
 
 
 def format_setting(setting: Setting) -> str:
-  """Write a setting as a flag that can be pasted into a shell."""
+  """Format a setting as a flag that can be pasted into a shell."""
   if setting.key in _OTHER_COMMAND_FLAGS:
     return _OTHER_COMMAND_FLAGS[setting.key]
   flag = _OWN_FLAGS.get(setting.key, _PREFIX + setting.key)

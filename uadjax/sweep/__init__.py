@@ -1,8 +1,8 @@
-"""Detectors x categories x seeds: each a run in a process of its own, on a device of its own.
+"""Sweeps over detectors, categories and seeds: every run has its own process and device.
 
-Hosts share a sweep by turns, without knowing of each other. What is finished is not repeated, so
-that a sweep which was cut off goes on, on fewer or more devices and hosts, too; a run that saved
-checkpoints goes on at the last.
+Host i of n takes every n-th run, without communication. Finished runs are not repeated, so that an
+interrupted sweep can continue, even on fewer or more devices and hosts; a run with checkpoints
+resumes from the latest.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -25,24 +25,24 @@ from uadjax.system import files, logging
 from uadjax.training import workdir as workdirs
 
 _SWEEP_FILE, _LOCK_FILE = 'sweep.json', '.lock'
-_NUM_ERROR_LINES = 3  # Of what a process says that leaves no result.
-_LOG_INTERVAL_S = 20.0  # Without a sign of life, at most.
-_STOP_TIMEOUT_S = 30.0  # For runs that are asked to stop, to save where they are.
+_NUM_ERROR_LINES = 3  # Number of last output lines that explain a failed process.
+_LOG_INTERVAL_S = 20.0  # Maximum time without a log line.
+_STOP_TIMEOUT_S = 30.0  # Time for stopped runs to save a checkpoint.
 
 
 def config_label(config: str) -> str:
-  """A config's name in tables: 'patchcore:ten' for configs/patchcore.py:ten."""
+  """Return the name of a config in tables: 'patchcore:ten' for configs/patchcore.py:ten."""
   path, colon, variant = config.partition(':')
   return Path(path).stem + colon + variant
 
 
 class Run(NamedTuple):
-  """One of a sweep.
+  """Run of a sweep.
 
   Attributes:
-    config: a name of configs/, a file, or either with a variant after a colon.
-    category: of the data set.
-    seed: of the run.
+    config: config file or name in configs/, optionally with a variant after a colon.
+    category: category of the dataset.
+    seed: random seed.
   """
 
   config: str
@@ -51,11 +51,11 @@ class Run(NamedTuple):
 
   @property
   def config_label(self) -> str:
-    """The config's name in tables."""
+    """The name of the config in tables, such as 'patchcore:ten'."""
     return config_label(self.config)
 
   def run_dir(self, workdir: Path) -> Path:
-    """Where it goes."""
+    """Return the work directory of the run below that of the sweep."""
     return workdir / self.config_label.replace(':', '_') / self.category / f'seed_{self.seed}'
 
   def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What came of a run: what it tells of itself, or why it failed."""
+  """Outcome of a run: its summary, or None and an error message."""
 
   run: Run
   summary: results.RunSummary | None
@@ -76,10 +76,19 @@ def plan_runs(
   seeds: Sequence[int],
   settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Run]:
-  """All of them; every seed of all categories before the next: cut off, there is a table, too.
+  """Return the runs of a sweep, ordered by seed, category and config.
+
+  All runs of a seed precede those of the next, so that an interrupted sweep still gives a table of
+  all configs and categories.
+
+  Args:
+    config_names: config files or names in configs/.
+    categories: categories of the dataset.
+    seeds: random seeds.
+    settings: overrides by dotted key to validate; they do not become part of a run.
 
   Raises:
-    UserError: a model is no config, or one of the settings by dotted key is none of its.
+    UserError: a config does not exist, or a setting is invalid for it.
   """
   for config_name in config_names:
     configs.load(config_name, [*settings.items()])
@@ -94,7 +103,7 @@ def plan_runs(
 def unfinished_runs(
   runs: Sequence[Run], workdir: Path, shard: tuple[int, int] = (0, 1)
 ) -> list[Run]:
-  """Those of this host's part, which is one of so many, that are not finished."""
+  """Return the unfinished runs of this host; `shard` is its index and the number of hosts."""
   shard_index, num_shards = shard
   return [
     run
@@ -109,29 +118,26 @@ def run_sweep(
   overrides: Sequence[str],
   available_slots: Sequence[slots.Slot],
 ) -> Generator[Outcome, None, None]:
-  """Carry out runs; yield them as they end.
+  """Execute runs in parallel, and yield their outcomes as they end.
 
-  One that fails keeps no other from going on. When the iterator is closed, those that are under way
-  are asked to stop.
+  A failed run does not affect the others. Closing the iterator stops the running processes.
 
   Args:
-    runs: that are `missing`.
-    workdir: for all runs of the sweep, a folder each.
-    overrides: `--config.KEY=VALUE` for every run.
-    places: where they go.
+    runs: runs to execute, such as those of `unfinished_runs`.
+    workdir: directory of the sweep, with a subdirectory for every run.
+    overrides: flags `--config.KEY=VALUE` for every run.
+    available_slots: slots, each of which executes one run at a time.
 
   Raises:
-    ConfigError: the folder holds a sweep with other overrides, which a table could not tell apart.
+    ConfigError: `workdir` holds a sweep with other overrides, whose runs would look alike in a
+      table.
   """
   record_sweep(workdir, overrides, bool(runs))
   free_slots: queue.SimpleQueue[slots.Slot] = queue.SimpleQueue()
   for slot in available_slots:
     free_slots.put(slot)
-  running_processes, lock, stop_event = (
-    set[subprocess.Popen[bytes]](),
-    threading.Lock(),
-    threading.Event(),
-  )
+  running_processes = set[subprocess.Popen[bytes]]()
+  lock, stop_event = threading.Lock(), threading.Event()
 
   def run_in_free_slot(run: Run) -> Outcome:
     slot = free_slots.get()
@@ -149,11 +155,9 @@ def run_sweep(
       )
       yield from (future.result() for future in finished_futures)
       if not finished_futures:
-        num_running, num_queued = (
-          len(running_processes),
-          len(pending_futures) - len(running_processes),
-        )
-        logging.LOG.info('%d runs under way, %d to come.', num_running, num_queued)
+        num_running = len(running_processes)
+        num_queued = len(pending_futures) - num_running
+        logging.LOG.info('%d runs in progress, %d queued.', num_running, num_queued)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
@@ -186,26 +190,26 @@ def _execute_run(
     *(sys.executable, '-m', 'uadjax.main', f'--config={run.config}', f'--workdir={run_dir}'),
     *(f'--config.data.category={run.category}', f'--config.seed={run.seed}'),
     *(*overrides, *slot.flags, f'--config.{start_override}'),
-    '--config.hosts.coordinator=none',  # A run of its own, whoever has started us.
+    '--config.hosts.coordinator=none',  # A single-process run, even if a cluster started the sweep.
   ]
   if slot.cores:
-    os.sched_setaffinity(0, slot.cores)  # Of this thread; its processes inherit it.
+    os.sched_setaffinity(0, slot.cores)  # Affects this thread only; its child processes inherit it.
   run_dir.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryFile() as output, (run_dir / _LOCK_FILE).open('wb') as lock_file:
     if not files.try_lock(lock_file):
-      return Outcome(run, None, 'another sweep is at it, or what that one left; see its log.')
+      return Outcome(run, None, 'locked by another sweep or by a process of it; see its log.')
     with lock:
       if stop_event.is_set():
-        return Outcome(run, None, 'not begun.')
+        return Outcome(run, None, 'not started.')
       process = subprocess.Popen(
         command,
         env={**os.environ, **slot.environment},
         stdout=output,
         stderr=subprocess.STDOUT,
-        pass_fds=(lock_file.fileno(),),  # Locked as long as it runs, whatever becomes of us.
+        pass_fds=(lock_file.fileno(),),  # The run holds the lock, even after the sweep has ended.
       )
       running_processes.add(process)
-    logging.LOG.info('%s: begins on %s; log: %s', run, slot.name, run_dir / 'train.log')
+    logging.LOG.info('%s: started on %s; log: %s', run, slot.name, run_dir / 'train.log')
     with process:
       process.wait()
       with lock:
@@ -218,10 +222,15 @@ def _execute_run(
 
 
 def record_sweep(workdir: Path, overrides: Sequence[str], add_machine: bool) -> list[str]:
-  """Note what a sweep is of; the machines that it ran on, this one added if it is to run here.
+  """Record the overrides and machines of a sweep in `workdir`, and return its machines.
+
+  Args:
+    workdir: directory of the sweep.
+    overrides: flags `--config.KEY=VALUE` for every run.
+    add_machine: whether runs will execute on this machine; if not, nothing is written.
 
   Raises:
-    ConfigError: see `sweep`.
+    ConfigError: `workdir` holds finished runs of a sweep with other overrides.
   """
   path = workdir / _SWEEP_FILE
   previous_sweep: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -230,10 +239,11 @@ def record_sweep(workdir: Path, overrides: Sequence[str], add_machine: bool) -> 
   )
   if previous_sweep and previous_sweep['overrides'] != list(overrides) and any(finished_summaries):
     raise ConfigError(
-      f'{workdir} holds a sweep with the overrides {previous_sweep["overrides"]}, not {list(overrides)}.',
+      f'{workdir} holds a sweep with the overrides {previous_sweep["overrides"]}, not '
+      f'{list(overrides)}.',
       key='workdir',
       value=workdir,
-      hint=('Name another ', Setting('workdir'), '.'),
+      hint=('Use another ', Setting('workdir'), '.'),
     )
   machines: list[str] = previous_sweep.get('machines', [])
   if add_machine:

@@ -1,4 +1,4 @@
-"""What finished runs tell, as one table: over seeds, and over categories in the mean."""
+"""Table of the finished runs of a sweep: statistics over seeds, and means over categories."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 from uadjax.sweep import tables
 from uadjax.system import files
 
-RunSummary = dict[str, Any]  # What a run tells of itself, without nesting.
-# Detector, category, what each seed told.
-Rows = list[tuple[str, str, dict[int, RunSummary]]]
+RunSummary = dict[str, Any]  # Flat dictionary of the metrics and timings of a run.
+Rows = list[tuple[str, str, dict[int, RunSummary]]]  # Config label, category, summary by seed.
 
 
 class Column(NamedTuple):
-  """A number of every run: its title, what is shown of several, and how exactly."""
+  """Column of the table: title, average over several runs, and number of decimal digits."""
 
   title: str
   average: Callable[[Iterable[float]], float]
@@ -33,7 +32,7 @@ COLUMNS = {
 
 
 def load_summary(workdir: Path) -> RunSummary | None:
-  """What the finished run in a folder tells; None where there is none."""
+  """Return the summary of the finished run in `workdir`, or None if there is none."""
   path = workdir / 'train_result.json'
   result = json.loads(path.read_text()) if path.is_file() else {}
   if not result.get('done_flag'):
@@ -52,7 +51,10 @@ def load_summary(workdir: Path) -> RunSummary | None:
 
 
 def summarize_runs(runs: Iterable[tuple[str, str, int, RunSummary]]) -> Rows:
-  """Sort (detector, category, seed, what it told); for several categories then their mean."""
+  """Group runs (config label, category, seed, summary) into rows, one per config and category.
+
+  Configs with several categories get a further row with the mean over categories.
+  """
   runs_by_config: dict[str, dict[str, dict[int, RunSummary]]] = {}
   for config_label, category, seed, summary in runs:
     runs_by_config.setdefault(config_label, {}).setdefault(category, {})[seed] = summary
@@ -69,7 +71,7 @@ def summarize_runs(runs: Iterable[tuple[str, str, int, RunSummary]]) -> Rows:
 
 
 def _mean_over_categories(categories: Sequence[Mapping[int, RunSummary]]) -> dict[int, RunSummary]:
-  """The mean over categories, for each seed that all of them have."""
+  """Return the mean over categories by seed, for the seeds that all categories have."""
   seeds = sorted(set.intersection(*(set(runs_by_seed) for runs_by_seed in categories)))
   means = {}
   for seed in seeds:
@@ -87,7 +89,7 @@ def _mean_over_categories(categories: Sequence[Mapping[int, RunSummary]]) -> dic
 
 
 def format_cells(summaries: Iterable[RunSummary]) -> list[str]:
-  """The numbers of one run, or of several."""
+  """Return the cells of a table row for one or several runs, in the order of `COLUMNS`."""
   summaries = list(summaries)
   return [
     tables.format_cell(
@@ -99,7 +101,7 @@ def format_cells(summaries: Iterable[RunSummary]) -> list[str]:
 
 
 def write_tables(rows: Rows, workdir: Path, footnote: str) -> str:
-  """Write the table as table.md and table.csv; the former's text."""
+  """Write table.md and table.csv into `workdir`, and return the text of table.md."""
   leading_titles, markdown_rows, csv_rows = ['detector', 'category', 'seeds'], [], []
   for config_label, category, runs_by_seed in rows:
     leading_cells = [config_label, category, len(runs_by_seed)]
@@ -118,8 +120,8 @@ def write_tables(rows: Rows, workdir: Path, footnote: str) -> str:
     [*leading_titles, *(column.title for column in COLUMNS.values())], markdown_rows
   )
   text = (
-    f'{markdown}\n\nOver seeds: AUROC and AU-PRO mean (range), others median (range); in the rows '
-    f'of means categories are averaged first, seed by seed.\n{footnote}\n'
+    f'{markdown}\n\nOver seeds: AUROC and AU-PRO mean (range), others median (range). Rows of '
+    f'means average the categories first, for each seed.\n{footnote}\n'
   )
   files.write_text(workdir / 'table.md', text)
   column_names = [key + suffix for key in COLUMNS for suffix in ('', '_low', '_high')]

@@ -1,7 +1,7 @@
-"""Where runs go: one at a time on each device, which is all that its process sees.
+"""Slots for the runs of a sweep: one run at a time per device, the only device its process sees.
 
-JAX takes most of the memory of every accelerator that it sees, so that a process which was only
-told to compute on one would keep all others from theirs.
+The other devices must be hidden, because JAX reserves most of the memory of every accelerator that
+it sees, even if it computes on one only.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ import uadjax
 from uadjax.errors import ConfigError
 from uadjax.system import threads
 
-# In a process of its own: what asks JAX for its devices keeps them until it ends.
+# Runs in a child process, because a process that asks JAX for devices keeps them until it ends.
 _DEVICE_QUERY = """
 import sys
 from uadjax.distributed import mesh
@@ -32,13 +32,13 @@ print(devices[0].platform, *(device.local_hardware_id for device in devices))
 
 
 class Slot(NamedTuple):
-  """A place for one run at a time.
+  """Slot that executes one run at a time.
 
   Attributes:
-    name: of the device.
-    flags: of a run there.
-    environment: variables that hide other devices.
-    cores: of the CPU, which it may use; none for all.
+    name: name of the device, for logs.
+    flags: command line flags that select the device.
+    environment: environment variables that hide other devices.
+    cores: CPU cores that the run may use; empty for all.
   """
 
   name: str
@@ -48,15 +48,15 @@ class Slot(NamedTuple):
 
 
 def device_slots(device: str, jobs: int = 0) -> list[Slot]:
-  """One for each device that `auto`, `cpu`, `gpu`, `gpu:0,1` or `tpu` names, here.
+  """Return a slot for each selected device of this host, or `jobs` slots on a CPU.
 
   Args:
-    device: as of a configuration.
-    jobs: on a CPU so many, its cores dealt to them; 0 for one with all of them. Elsewhere each
-      device has one.
+    device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
+    jobs: number of slots on a CPU, which share its cores; 0 for one slot with all cores.
+      Accelerators always have one slot each.
 
   Raises:
-    ConfigError: there is no such device, or there are too few cores.
+    ConfigError: the device does not exist, or `jobs` does not match the cores or devices.
   """
   query = subprocess.run(
     [sys.executable, '-c', _DEVICE_QUERY, device], capture_output=True, text=True, check=False
@@ -69,7 +69,8 @@ def device_slots(device: str, jobs: int = 0) -> list[Slot]:
     return _cpu_slots(jobs or 1)
   if jobs not in (0, len(device_ids)):
     raise ConfigError(
-      f'jobs={jobs}, but each of {len(device_ids)} devices of {device!r} has one; leave it out.'
+      f'jobs is {jobs}, but {device!r} selects {len(device_ids)} device(s), with one job each; do '
+      'not set jobs.'
     )
   return [_accelerator_slot(platform_name, device_id) for device_id in device_ids]
 
@@ -77,14 +78,14 @@ def device_slots(device: str, jobs: int = 0) -> list[Slot]:
 def _cpu_slots(jobs: int) -> list[Slot]:
   core_ids = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   if not 0 < jobs <= threads.num_cores():
-    raise ConfigError(f'jobs={jobs}, but there are {threads.num_cores()} cores; each needs one.')
+    raise ConfigError(f'jobs must be between 0 and {threads.num_cores()} (CPU cores), got {jobs}.')
   flags = ('--config.device=cpu',)
   return [Slot(f'cpu job {job}', flags, {}, tuple(core_ids[job::jobs])) for job in range(jobs)]
 
 
 def _accelerator_slot(platform_name: str, device_id: str) -> Slot:
   if platform_name == 'tpu':
-    # What libtpu wants to be told of a chip that is all there is.
+    # libtpu needs the topology of the visible chips, which is a single chip.
     single_chip_variables = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
     return Slot(
       f'tpu:{device_id}',
@@ -99,7 +100,7 @@ def _accelerator_slot(platform_name: str, device_id: str) -> Slot:
 
 
 def describe_machine() -> str:
-  """This machine, today: what a table that was taken up again elsewhere must not blur."""
+  """Return CPU, date and uadjax version, which tables list for every machine of a sweep."""
   cpu_info = Path('/proc/cpuinfo')
   cpu_models = (
     re.findall(r'model name\s*: (.+)', cpu_info.read_text()) if cpu_info.is_file() else []

@@ -1,4 +1,4 @@
-"""Numbers of several runs as cells of a table: a center, and what the others lie between."""
+"""Cells and Markdown tables for numbers of several runs: a center and a range."""
 
 from collections.abc import Callable, Iterable, Sequence
 import statistics
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class CenterAndRange(NamedTuple):
-  """A mean or median, and what it lies between."""
+  """Mean or median of several numbers, with their minimum and maximum."""
 
   center: float
   low: float
@@ -17,13 +17,13 @@ def center_and_range(
   values: Iterable[float | int | None],
   average: Callable[[Iterable[float]], float] = statistics.median,
 ) -> CenterAndRange | None:
-  """The center and range of those that are numbers; None if none is."""
+  """Return the center and range of the values that are not None, or None if all are."""
   numbers = [value for value in values if value is not None]
   return CenterAndRange(average(numbers), min(numbers), max(numbers)) if numbers else None
 
 
 def format_cell(value_range: CenterAndRange | None, digits: int) -> str:
-  """The center, and the range unless it is one number."""
+  """Return 'center (low-high)', the center alone if low and high look equal, or a dash for None."""
   if value_range is None:
     return '—'
   center, low, high = (f'{value:.{digits}f}' for value in value_range)
@@ -31,6 +31,6 @@ def format_cell(value_range: CenterAndRange | None, digits: int) -> str:
 
 
 def markdown_table(column_titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """A table."""
+  """Return a Markdown table."""
   lines = [column_titles, ['---'] * len(column_titles), *rows]
   return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)

@@ -1,5 +1,5 @@
-"""Fitting a detector: the loop, its hooks and checkpoints, one-pass fitting, the work directory.
+"""Training of a detector: fit loop, hooks, checkpoints, one-pass fitting and work directory.
 
-`train` fits, calibrates and saves one detector; everything else here is a part of that. Only here
-are Orbax checkpoints and clu used.
+`train.train` fits, calibrates and saves one detector with the help of the other modules. No other
+package uses Orbax checkpoints or clu.
 """

@@ -1,7 +1,8 @@
-"""Checkpoints: the only room that knows Orbax.
+"""Checkpoints, the only module that reads and writes them with Orbax.
 
-`rolling/` holds the last five steps; `best/` that of the lowest held-out loss, and the best before.
-Each is whole or not there: Orbax writes beside and renames.
+`rolling/` holds the last five steps that were saved, `best/` the step of the lowest held-out loss
+and the best step before it. A checkpoint is complete or absent: Orbax writes a temporary directory
+and renames it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,14 +15,12 @@ from orbax import checkpoint as ocp
 
 from uadjax.errors import ModelError
 
-_MAX_TO_KEEP = {
-  'rolling': 5,
-  'best': 2,
-}  # Until the next rolling one, the best before may be wanted.
+# Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
+_MAX_TO_KEEP = {'rolling': 5, 'best': 2}
 
 
 class RestoredCheckpoint(NamedTuple):
-  """A checkpoint read back: a state, its step, and what was noted beside it."""
+  """Training state read from a checkpoint, with its step and the metadata saved with it."""
 
   step: int
   state: Any
@@ -33,10 +32,10 @@ Manager = ocp.CheckpointManager
 
 @contextlib.contextmanager
 def open_manager(directory: Path, kind: str) -> Iterator[Manager]:
-  """Open `directory/kind`, `kind` being rolling or best."""
+  """Open the checkpoint manager of `directory/kind`, where `kind` is 'rolling' or 'best'."""
   options = ocp.CheckpointManagerOptions(
     preservation_policy=ocp.checkpoint_managers.LatestN(_MAX_TO_KEEP[kind]),
-    # Synchronous: the next update donates the very buffers that would still be being written.
+    # Synchronous, because the next update donates the buffers that are being written.
     enable_async_checkpointing=False,
   )
   with ocp.CheckpointManager((directory / kind).resolve(), options=options) as manager:
@@ -44,15 +43,14 @@ def open_manager(directory: Path, kind: str) -> Iterator[Manager]:
 
 
 def saved_steps(directory: Path, kind: str) -> list[int]:
-  """The steps at which there is a whole checkpoint, ascending."""
+  """Return the steps that have a complete checkpoint, in ascending order."""
   return sorted(int(path.name) for path in (directory / kind).glob('*') if path.name.isdigit())
 
 
 def save(manager: Manager, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
-  """Write a state with notes.
+  """Save a state with metadata, and delete existing checkpoints of this step and later ones.
 
-  What is there of this step or later ones is of a run that was cut off or taken up again from an
-  earlier step: this one rewrites it.
+  Those come from a run that was interrupted, or resumed from an earlier step.
   """
   for existing_step in manager.all_steps():
     if existing_step >= step:
@@ -67,10 +65,15 @@ def save(manager: Manager, step: int, state: Any, metadata: Mapping[str, Any]) -
 
 
 def restore(manager: Manager, step: int, target: Any) -> RestoredCheckpoint:
-  """Read a step back, with the shapes, types and placement of `like`."""
+  """Read the checkpoint of a step, with the shapes, dtypes and sharding of `target`.
+
+  Raises:
+    ModelError: the step has no checkpoint, or its arrays do not match `target`.
+  """
   if step not in manager.all_steps():
     raise ModelError(
-      f'No checkpoint of step {step} in {manager.directory}; there are {sorted(manager.all_steps())}.'
+      f'{manager.directory} has no checkpoint of step {step}; choose from '
+      f'{sorted(manager.all_steps())}.'
     )
   abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
   try:
@@ -82,6 +85,7 @@ def restore(manager: Manager, step: int, target: Any) -> RestoredCheckpoint:
     )
   except (ValueError, KeyError, FileNotFoundError) as error:
     raise ModelError(
-      f'The checkpoint of step {step} in {manager.directory} is not of this configuration: {error}'
+      f'The checkpoint of step {step} in {manager.directory} does not match the configuration: '
+      f'{error}'
     ) from error
   return RestoredCheckpoint(step, items['state'], dict(items['notes']))

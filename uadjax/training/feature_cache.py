@@ -1,7 +1,7 @@
-"""The part of a training step that never changes, computed once and kept.
+"""Cache of the features that a training step computes with frozen parameters.
 
-Its features are addressed by `Batch.index`, live in host memory under a byte limit, and never enter
-the state.
+The features are indexed by `Batch.index`, stay in host memory below a size limit, and are not part
+of the training state.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,17 +28,18 @@ def cache_features(
   max_bytes: int,
   mesh: meshes.Mesh,
 ) -> Callable[[Batch], Batch]:
-  """Compute the part of the work that never changes once, if all of it fits into `limit` bytes.
+  """Compute `detector.precompute` once for all records, if the features fit into `max_bytes`.
 
-  Always in the order of the records and in the same batches, so that a resumed run continues with
-  the very same bits.
+  The batches always follow the order of the records, so that a resumed run continues with bitwise
+  identical features.
 
   Returns:
-    A function that adds the kept features to a batch of these records, or returns it as it is.
+    A function that adds the cached features to a batch of these records. It returns the batch
+    unchanged if nothing is cached: without `precompute`, with several processes, or over the limit.
   """
   if detector.precompute is None or not records:
     return lambda batch: batch
-  if processes.is_multiprocess():  # In every epoch an image may be another process's.
+  if processes.is_multiprocess():  # An image may belong to another process in every epoch.
     return lambda batch: batch
   prepare = jax.jit(detector.precompute)
   blank_batch = Batch(
@@ -54,7 +55,8 @@ def cache_features(
   )
   if num_bytes > max_bytes:
     logging.LOG.info(
-      'The frozen features of %d images take %d MB, over fit.cache_bytes: computed at every step.',
+      'The frozen features of %d images take %d MB, more than fit.cache_bytes allows; computing '
+      'them at every step.',
       len(records), num_bytes >> 20,
     )  # fmt: skip
     return lambda batch: batch

@@ -1,7 +1,7 @@
-"""Hooks of the fit loop: logging and TensorBoard, the best step, checkpoints.
+"""Hooks of the fit loop: logging and TensorBoard, best step, checkpoints.
 
-A hook is (step, state, metrics) -> None, called after each step. It must be done with the state
-when it returns: the next update donates its buffers.
+A hook is a function (step, state, metrics) -> None that the loop calls after each step. It must not
+use the state after it returns, because the next update donates the buffers of the state.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,13 @@ from uadjax.types import Batch, Metrics
 
 
 class StepTimer(NamedTuple):
-  """Seconds since it was last read, in all and of them waiting for data."""
+  """Timer of the fit loop; each reading restarts the interval that it measures.
+
+  Attributes:
+    read_elapsed: () -> seconds since the previous reading.
+    read_data_wait: () -> seconds of waiting for data since the previous reading.
+    time_iterator: iterator -> iterator of the same items whose waiting time is counted.
+  """
 
   read_elapsed: Callable[[], float]
   read_data_wait: Callable[[], float]
@@ -34,7 +40,7 @@ class StepTimer(NamedTuple):
 
 
 def start_timer() -> StepTimer:
-  """Start a clock."""
+  """Start a timer of the time per step and of the time spent waiting for data."""
   last_read, wait_seconds = time.perf_counter(), 0.0
 
   def read_elapsed() -> float:
@@ -69,19 +75,17 @@ def make_log_hook(
   timer: StepTimer,
   write_scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
 ) -> Callable[[int, Any, Metrics], None]:
-  """Make the hook that logs a line and TensorBoard scalars each `every` steps, and at the end."""
+  """Make the hook that writes a log line and scalars every `log_every` steps and at the last."""
   last_logged_step = start_step
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
     nonlocal last_logged_step
     if step % log_every and step != num_steps:
       return
-    values = {k: float(v) for k, v in metrics.items()}  # Waits for the device.
+    values = {k: float(v) for k, v in metrics.items()}  # Blocks until the device has the metrics.
     steps_since_log, last_logged_step = step - last_logged_step, step
-    step_s, data_s = (
-      timer.read_elapsed() / steps_since_log,
-      timer.read_data_wait() / steps_since_log,
-    )
+    step_s = timer.read_elapsed() / steps_since_log
+    data_s = timer.read_data_wait() / steps_since_log
     eta = datetime.timedelta(seconds=round((num_steps - step) * step_s))
     logging.LOG.info(
       'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  ETA %s',
@@ -100,8 +104,9 @@ _SHORT_NAMES = {'learning_rate': 'lr'}
 
 @contextlib.contextmanager
 def open_tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-  """Open an event file; yields (step, scalars) -> None."""
-  tensorflow.import_tensorflow()  # Quietly; clu imports it too.
+  """Open a TensorBoard event file and yield the function (step, scalars) -> None that writes it."""
+  # Before clu imports TensorFlow, so that its start-up messages are suppressed.
+  tensorflow.import_tensorflow()
   from clu import metric_writers
 
   writer = metric_writers.SummaryWriter(str(directory))
@@ -115,7 +120,10 @@ Hook = Callable[[int, Any, Metrics], None]
 
 
 class BestStep(NamedTuple):
-  """The state of the lowest held-out loss; of the last step, with NaN, where none is measured."""
+  """Training state with the lowest held-out loss.
+
+  For detectors without `validate` it is the state of the last step, with a loss of NaN.
+  """
 
   step: int
   loss: float
@@ -129,7 +137,22 @@ def make_best_step_hook(
   num_steps: int,
   best: BestStep | None,
 ) -> tuple[Hook, Callable[[], BestStep | None]]:
-  """Make the hook that keeps the state of the lowest held-out loss, and what tells it."""
+  """Make the hook that keeps a copy of the state with the lowest held-out loss.
+
+  Args:
+    detector: detector whose `validate` computes the loss.
+    validation_batches: held-out normal images, already on the devices.
+    eval_every: interval of evaluations in steps; the last step is always evaluated.
+    num_steps: number of the last step.
+    best: best step of the run that is resumed, if any.
+
+  Returns:
+    The hook, and a function that returns the best step so far. Without `detector.validate` the
+    function returns None.
+
+  Raises:
+    ConfigError: raised by the hook when the held-out loss is not finite.
+  """
   if detector.validate is None:
     return lambda step, state, metrics: None, lambda: None
   validate = jax.jit(detector.validate)
@@ -144,7 +167,7 @@ def make_best_step_hook(
     if not math.isfinite(loss):
       raise ConfigError(
         f'The held-out loss is {loss} at step {step}: training diverged. Lower '
-        'fit.learning_rate, or warm it up with fit.warmup_steps.'
+        'fit.learning_rate, or raise fit.warmup_steps.'
       )
     if best is None or loss < best.loss:
       best = BestStep(step, loss, jax.tree.map(jnp.copy, state))
@@ -160,17 +183,18 @@ def make_checkpoint_hook(
   num_steps: int,
   stop_event: threading.Event,
 ) -> tuple[Hook, Callable[[], float]]:
-  """Make the hook that writes checkpoints by the clock, at the end, and when asked to stop.
+  """Make the hook that saves checkpoints every `interval_s`, at the last step and on a stop.
 
   Returns:
-    The hook, and a function that tells how many seconds it has spent writing.
+    The hook, and a function that returns the total seconds spent on saving.
+
+  Raises:
+    Interrupted: raised by the hook after `stop_event` was set and the checkpoint was saved.
   """
   next_save_time = time.monotonic() + interval_s
-  resumed_best = get_best()
-  saved_best_step, save_seconds = (
-    resumed_best and resumed_best.step,
-    0.0,
-  )  # What a run goes on with is on disk already.
+  resumed_best, save_seconds = get_best(), 0.0
+  # The best step of a resumed run is on disk already.
+  saved_best_step = resumed_best and resumed_best.step
 
   def hook(step: int, state: Any, metrics: Metrics) -> None:
     nonlocal next_save_time, saved_best_step, save_seconds
@@ -181,7 +205,7 @@ def make_checkpoint_hook(
       and step != num_steps
     ):
       return
-    # The best one first: a rolling checkpoint must never refer to a best that is not on disk.
+    # Save the best step first: a rolling checkpoint needs the best step until then on disk.
     best = get_best()
     if best is not None and best.step != saved_best_step:
       checkpoint.save(best_manager, best.step, best.state, {'loss': best.loss})
@@ -191,8 +215,8 @@ def make_checkpoint_hook(
     next_save_time = time.monotonic() + interval_s
     if stop_requested and step != num_steps:
       raise Interrupted(
-        f'Stopped at step {step}/{num_steps}; it is saved.',
-        hint=('Go on with ', Setting('fit.resume', 'latest'), '.'),
+        f'Training stopped at step {step}/{num_steps}; a checkpoint is saved.',
+        hint=('Resume with ', Setting('fit.resume', 'latest'), '.'),
       )
 
   return hook, lambda: save_seconds

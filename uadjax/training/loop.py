@@ -1,8 +1,8 @@
-"""The one loop that fits any detector.
+"""Fit loop for every detector, and the gradient fit with checkpoints that is built on it.
 
-What happens between two batches is a hook, (step, state, metrics) -> None, called after each
-step; its cadence is its own business. A hook must be done with the state when it returns: the next
-update donates its buffers.
+After each step the loop calls hooks (step, state, metrics) -> None; each hook decides at which
+steps it acts. A hook must not use the state after it returns, because the next update donates the
+buffers of the state.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,13 @@ UpdateFn = Callable[[Any, Batch], tuple[Any, Metrics]]
 
 
 class Splits(NamedTuple):
-  """The good images: to learn from, to choose the best step by, to set the threshold by."""
+  """Random split of the normal images of a training set.
+
+  Attributes:
+    train: images that the detector learns from.
+    validation: held-out images that select the best step.
+    calibration: held-out images that calibrate the thresholds.
+  """
 
   train: Sequence[Record]
   validation: Sequence[Record]
@@ -38,13 +44,14 @@ class Splits(NamedTuple):
 
 
 class GradientFit(NamedTuple):
-  """How a fit went.
+  """Result of a fit by gradient descent.
 
   Attributes:
-    fitted: what scoring needs, of the best step.
-    best: that step.
-    seconds: from the first file opened to `fitted` ready, without writing checkpoints.
-    images: how many were folded in by this process.
+    fitted: parameters for scoring, from the best step.
+    best: step with the lowest held-out loss.
+    fit_seconds: wall time from opening the first file until `fitted` is ready, without writing
+      checkpoints.
+    num_images: number of images in the steps since the start or the resumed step, repeats included.
   """
 
   fitted: Any
@@ -54,12 +61,12 @@ class GradientFit(NamedTuple):
 
 
 def total_steps(options: Config, num_images: int) -> int:
-  """Steps of the whole run: `fit.steps`, or as many as `fit.epochs` passes take."""
+  """Return the number of steps of a run: `fit.steps` if set, else that of `fit.epochs` epochs."""
   return options.steps or max(1, options.epochs * num_images // min(options.batch_size, num_images))
 
 
 def learning_rate_schedule(options: Config) -> optax.Schedule:
-  """Linear warm-up, then a constant rate, as in STFPM's paper."""
+  """Return the learning rate schedule: linear warm-up, then the constant rate of STFPM's paper."""
   initial_rate = 0.0 if options.warmup_steps else options.learning_rate
   return optax.warmup_constant_schedule(initial_rate, options.learning_rate, options.warmup_steps)
 
@@ -73,17 +80,16 @@ def fit(
   workdir: Path,
   stop_event: threading.Event,
 ) -> GradientFit:
-  """Fold in the images to learn from, and keep the best step.
+  """Train on `splits.train` and return the best step by the loss on `splits.validation`.
 
   Raises:
-    Interrupted: `stop` was set; a checkpoint of the last step is saved.
+    ConfigError: `fit.resume` names no usable checkpoint, or the held-out loss is not finite.
+    Interrupted: `stop_event` was set; a checkpoint of the last step is saved.
   """
   options, checkpoint_dir = config.fit, workdir / 'checkpoints'
   ops = transforms.parse(config.data.ops)
-  batch_size, process_shard = (
-    min(options.batch_size, len(splits.train)),
-    processes.index_and_count(),
-  )
+  batch_size = min(options.batch_size, len(splits.train))
+  process_shard = processes.index_and_count()
   num_steps = total_steps(options, len(splits.train))
   with contextlib.ExitStack() as stack:
     rolling_manager = stack.enter_context(checkpoint.open_manager(checkpoint_dir, 'rolling'))
@@ -93,20 +99,16 @@ def fit(
       options.resume, num_steps, rolling_manager, best_manager, state
     )
     write_scalars = stack.enter_context(fit_hooks.open_tensorboard(workdir / 'tensorboard'))
-    start_time, timer = (
-      time.perf_counter(),
-      fit_hooks.start_timer(),
-    )  # Nothing is imported after this.
+    # All slow imports are done: from here on, time counts as fit time.
+    start_time, timer = time.perf_counter(), fit_hooks.start_timer()
 
     def cache_features_of(records: Sequence[Record]) -> Callable[[Batch], Batch]:
       return feature_cache.cache_features(
         detector, state, records, ops, batch_size, options.cache_bytes, mesh
       )
 
-    add_train_features, add_validation_features = (
-      cache_features_of(splits.train),
-      cache_features_of(splits.validation),
-    )
+    add_train_features = cache_features_of(splits.train)
+    add_validation_features = cache_features_of(splits.validation)
     batches = batch_streams.train_batches(
       splits.train,
       ops,
@@ -160,16 +162,26 @@ def run(
   hooks: Sequence[fit_hooks.Hook],
   before_update: Callable[[Any, int], Any] | None = None,
 ) -> Any:
-  """The loop itself."""
+  """Call `update` once per step and the hooks after it, and return the last state.
+
+  Args:
+    update: function (state, batch) -> (state, metrics); it is jitted, with the state donated.
+    state: state before the first step.
+    batches: one batch per step.
+    steps: numbers of the steps.
+    hooks: functions (step, state, metrics) -> None, called in this order after each step.
+    before_update: function (state, number of rows of the next batch) -> state, called before each
+      update outside of jit, or None.
+  """
   update = jax.jit(update, donate_argnums=0)
   previous_metrics: Metrics = {}
-  for step, batch in zip(steps, batches, strict=False):  # Steps first: zip must not eat a batch.
+  # Pass steps before batches, so that zip does not consume a batch after the last step.
+  for step, batch in zip(steps, batches, strict=False):
     if before_update is not None:
       state = before_update(state, len(batch.valid))
     state, metrics = update(state, batch)
-    jax.block_until_ready(
-      previous_metrics
-    )  # Two steps in flight keep the device busy and memory bounded.
+    # Two steps in flight keep the device busy and bound the memory.
+    jax.block_until_ready(previous_metrics)
     previous_metrics = metrics
     for hook in hooks:
       hook(step, state, metrics)
@@ -177,8 +189,8 @@ def run(
 
 
 def initial_state(detector: Detector, variables: Variables, seed: int, mesh: meshes.Mesh) -> Any:
-  """The state before the first step, on the mesh, in buffers of its own that may be donated."""
-  # The variables alone are others' too; a copy of the state may be gigabytes.
+  """Return the state before the first step, on the mesh, in buffers that may be donated."""
+  # Copy the variables only: they are shared with the caller, and the state may take gigabytes.
   state = detector.init(jax.random.key(seed), meshes.replicate(mesh, variables, copy=True))
   return meshes.put_on_mesh(
     mesh, state, detector.sharding_specs.state if detector.sharding_specs else False
@@ -192,10 +204,24 @@ def resume(
   best_manager: checkpoint.Manager,
   state: Any,
 ) -> tuple[int, Any, fit_hooks.BestStep | None]:
-  """Read back the step to go on from (`latest`, `best` or a number), and the best until then.
+  """Restore the checkpoint to resume from, and the best step up to it.
 
-  A best step beyond it, left by a run that was killed before its next rolling checkpoint, is
-  passed over: going on reaches it again, on a CPU to the bit.
+  A later best step, from a run that was killed before its next rolling checkpoint, is ignored: the
+  resumed run reaches it again, on a CPU with bitwise identical parameters.
+
+  Args:
+    resume_from: 'latest', 'best', a step of the rolling checkpoints, or '' to start at step 0.
+    num_steps: number of steps of the whole run.
+    rolling_manager: manager of the rolling checkpoints.
+    best_manager: manager of the best steps.
+    state: initial state, which gives the shapes, dtypes and sharding.
+
+  Returns:
+    The step, its state, and the best step or None.
+
+  Raises:
+    ConfigError: `resume_from` is invalid, there is no checkpoint, or it is beyond `num_steps`.
+    ModelError: the step has no checkpoint, or the checkpoint does not match the configuration.
   """
   if not resume_from:
     return 0, state, None
@@ -205,15 +231,17 @@ def resume(
   saved_steps = manager.all_steps()
   if not saved_steps:
     raise ConfigError(
-      f'fit.resume={resume_from}, but {manager.directory} holds no checkpoint; leave fit.resume out.'
+      f'fit.resume is {resume_from!r}, but {manager.directory} has no checkpoint; leave fit.resume '
+      'empty to start a new run.'
     )
   step = int(resume_from) if resume_from.isdigit() else max(saved_steps)
   start_step, state, _ = checkpoint.restore(manager, step, state)
   if start_step > num_steps:
     raise ConfigError(
-      f'Step {start_step} is beyond the {num_steps} steps of this run; raise fit.steps.'
+      f'The checkpoint of step {start_step} is beyond the {num_steps} steps of this run; raise '
+      'fit.steps or fit.epochs.'
     )
-  logging.LOG.info('Going on from step %d of %s.', start_step, manager.directory)
+  logging.LOG.info('Resuming from step %d in %s.', start_step, manager.directory)
   best_steps = [step for step in best_manager.all_steps() if step <= start_step]
   if not best_steps:
     return start_step, state, None

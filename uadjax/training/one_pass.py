@@ -1,7 +1,7 @@
-"""Learning in one pass: every good image is folded in once, and none is held out.
+"""One-pass fitting: the detector sees every normal image once, and no image is held out.
 
-What is learned is calibrated by leaving each image out of it, in closed form or with those of its
-fold, and can be taken up again later with further images.
+Thresholds come from leave-one-out scores: each image is scored by a model without it, in closed
+form or without its fold. A later run can extend the saved state with further images.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,13 +29,14 @@ from uadjax.types import Batch, Config, Scores, Variables
 
 
 class OnePassFit(NamedTuple):
-  """How a fold went.
+  """Result of a one-pass fit.
 
   Attributes:
-    fitted: what scoring needs.
-    embedder: what embedding needs, on the mesh.
-    seconds: from the first file opened to `fitted` ready, without writing the kept arrays.
-    apart: seconds more, for what only calibration needs: the stand-ins.
+    fitted: parameters for scoring.
+    feature_extractor: parameters for embedding images, on the mesh.
+    fit_seconds: wall time from opening the first file until `fitted` is ready, without writing the
+      state arrays and without `calibration_seconds`.
+    calibration_seconds: wall time of computing and writing the calibration coresets.
   """
 
   fitted: Any
@@ -54,15 +55,25 @@ def fit_one_pass(
   mesh: meshes.Mesh,
   state_dir: Path,
 ) -> OnePassFit:
-  """Fold the images in, after those that `before` stands for; leave the kept arrays in `folder`."""
+  """Fit a one-pass detector to all records, and write its state arrays into `state_dir`.
+
+  Args:
+    detector: detector to fit.
+    one_pass: one-pass functions of the detector.
+    variables: variables of the backbone.
+    config: configuration of the run.
+    records: normal images to learn from.
+    previous_state: state of the run to extend, or None for a new model.
+    mesh: devices that embed the images.
+    state_dir: existing directory for the state arrays and the calibration coresets.
+  """
   ops = transforms.parse(config.data.ops)
   num_steps = math.ceil(len(records) / config.fit.batch_size)
-  rows_per_piece = meshes.micro_batch_size(mesh, config.fit.batch_size)
-  pieces_per_batch = math.ceil(len(records) / num_steps / rows_per_piece)  # As even as can be.
-  num_previous, sharding_specs = (
-    previous_state.num_images if previous_state else 0,
-    detector.sharding_specs,
-  )
+  micro_batch_size = meshes.micro_batch_size(mesh, config.fit.batch_size)
+  # The smallest number that covers all images in `num_steps`, so that batches are evenly filled.
+  num_micro_batches = math.ceil(len(records) / num_steps / micro_batch_size)
+  num_previous = previous_state.num_images if previous_state else 0
+  sharding_specs = detector.sharding_specs
   state_mesh = mesh if sharding_specs else meshes.single_device_mesh(mesh)
   state = loop.initial_state(detector, variables, config.seed, state_mesh)
   if previous_state:
@@ -70,61 +81,58 @@ def fit_one_pass(
     state = meshes.put_on_mesh(
       state_mesh, extended_state, sharding_specs.state if sharding_specs else False
     )
-  # Its own: the updates will donate the state.
+  # Copy the parameters, because the updates donate the state.
   feature_extractor = meshes.replicate(mesh, one_pass.feature_extractor(state), copy=True)
   embed = jax.jit(one_pass.embed)
 
-  def embed_piece(piece: Batch) -> Batch:
-    features = embed(feature_extractor, meshes.shard_batch(mesh, piece))
-    # Pixels are no longer needed, but an image keeps one of them: XLA crashes (JAX 0.11) where a
-    # sharded program takes an empty array and returns it beside others.
-    piece = offset_indices(piece, num_previous)._replace(
-      image=piece.image[:, :1, :1], features=features
+  def embed_micro_batch(micro_batch: Batch) -> Batch:
+    features = embed(feature_extractor, meshes.shard_batch(mesh, micro_batch))
+    # Pixels are no longer needed, but one per image stays: XLA (JAX 0.11) crashes when a sharded
+    # program takes an empty array and returns it with others.
+    micro_batch = offset_indices(micro_batch, num_previous)._replace(
+      image=micro_batch.image[:, :1, :1], features=features
     )
-    return meshes.shard_batch(state_mesh, piece)
+    return meshes.shard_batch(state_mesh, micro_batch)
 
-  tensorflow.import_tensorflow()  # Nothing is imported after this.
+  tensorflow.import_tensorflow()  # Slow, and therefore before the fit time starts.
   start_time, timer = time.perf_counter(), fit_hooks.start_timer()
   with contextlib.ExitStack() as stack:
     image_batches = batch_streams.eval_batches(
-      records, ops, rows_per_piece, *processes.index_and_count()
+      records, ops, micro_batch_size, *processes.index_and_count()
     )
     stack.callback(image_batches.close)
-    # Programs of several devices are compiled one after the other, when they are first called.
+    # Programs for several devices are not compiled ahead, but when they are first called.
     compilation = None
     if state_mesh.size == 1:
       executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
       device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-      abstract, batch_sharding = (
-        (_abstract(state), _abstract(feature_extractor)),
-        meshes.batch_sharding(state_mesh),
-      )
       compilation = executor.submit(
         _compile_ahead,
         detector,
         one_pass,
-        *abstract,
-        rows_per_piece * pieces_per_batch,
+        _abstract(state),
+        _abstract(feature_extractor),
+        micro_batch_size * num_micro_batches,
         ops,
         device,
-        batch_sharding,
+        meshes.batch_sharding(state_mesh),
       )
     hooks = [
       fit_hooks.make_log_hook(
-        num_steps, 0, rows_per_piece * pieces_per_batch, config.fit.log_every, timer
+        num_steps, 0, micro_batch_size * num_micro_batches, config.fit.log_every, timer
       ),
       stack.enter_context(progress.progress_bar(num_steps, 0, f'Fitting {config.detector.name}')),
     ]
     concatenate = jax.jit(meshes.shards(state_mesh).shard_map(_concatenate_shards, (True,), True))
-    batches = _join_pieces(
-      scoring.prefetch_to_device(timer.time_iterator(image_batches), embed_piece),
-      pieces_per_batch,
+    batches = _join_micro_batches(
+      scoring.prefetch_to_device(timer.time_iterator(image_batches), embed_micro_batch),
+      num_micro_batches,
       concatenate,
     )
     steps = range(1, num_steps + 1)
     state = loop.run(detector.update, state, batches, steps, hooks, one_pass.before_update)
     if compilation:
-      compilation.result()  # Raises what it raised.
+      compilation.result()  # Re-raises an exception of the compilation.
     calibration_start = time.perf_counter()
     calibration_coresets = one_pass.calibration_coresets(
       state, previous_state.state_arrays if previous_state else {}
@@ -148,13 +156,15 @@ def fit_one_pass(
   )
 
 
-def _join_pieces(
-  pieces: Iterable[Batch], pieces_per_batch: int, concatenate: Callable[[list[Batch]], Batch]
+def _join_micro_batches(
+  micro_batches: Iterable[Batch],
+  num_micro_batches: int,
+  concatenate: Callable[[list[Batch]], Batch],
 ) -> Iterator[Batch]:
-  """Join so many batches into one; the last is filled up with rows that are not valid."""
-  pieces = iter(pieces)
-  while group := list(itertools.islice(pieces, pieces_per_batch)):
-    num_missing = pieces_per_batch - len(group)
+  """Concatenate every `num_micro_batches` micro-batches; pad the last batch with invalid rows."""
+  micro_batches = iter(micro_batches)
+  while group := list(itertools.islice(micro_batches, num_micro_batches)):
+    num_missing = num_micro_batches - len(group)
     yield concatenate([*group, *([_padding_like(group[0])] * num_missing if num_missing else [])])
 
 
@@ -163,10 +173,10 @@ def _padding_like(batch: Batch) -> Batch:
   return zeros._replace(index=zeros.index - 1)
 
 
-def _concatenate_shards(pieces: list[Batch], axis_name: str | None) -> Batch:
-  """On every device its own rows: whose they are the batch itself tells."""
+def _concatenate_shards(micro_batches: list[Batch], axis_name: str | None) -> Batch:
+  """Concatenate the rows of one shard; their order is free, as `Batch.index` identifies images."""
   del axis_name
-  return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *pieces)
+  return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *micro_batches)
 
 
 def _compile_ahead(
@@ -179,20 +189,20 @@ def _compile_ahead(
   device: Any,
   batch_sharding: Any,
 ) -> None:
-  """Compile what follows the embedding, while that is compiled and the first files are read.
+  """Compile `update` and the end of the fit, while the first images are read and embedded.
 
-  For states on one device only. Takes shapes: JAX finds the executables again when the same
+  Works for states on a single device only. Shapes suffice: JAX reuses the executables when the same
   functions are called with arrays on the same default device, which is a setting of each thread.
 
   Args:
-    detector: whose `update` is compiled.
-    once: whose functions for the end of the fit are compiled.
+    detector: detector whose `update` is compiled.
+    one_pass: one-pass functions of the detector; their `compile_finalize` is called.
     state: shapes and sharding of the detector's state.
-    embedder: shapes and sharding of what `once.embed` takes.
-    rows: images of a batch.
-    ops: give height and width of the images.
+    feature_extractor: shapes and sharding of the parameters that `one_pass.embed` takes.
+    batch_size: number of images per batch.
+    ops: transforms that give the height and width of the images.
     device: JAX's default device in the calling thread.
-    rows_sharding: of a batch's rows.
+    batch_sharding: sharding of the rows of a batch.
   """
 
   def abstract_array(dtype: Any, *shape: int) -> Any:
@@ -224,31 +234,31 @@ def score_leave_one_out(
   max_images: int,
   sharding_specs: ShardingSpecs | None = None,
 ) -> calibration.CalibrationScores:
-  """Score images that were folded in, each as if it had not been; after them, those retained.
+  """Score training images and then retained images, each by a model without the image's fold.
 
   Args:
-    once: of the detector.
-    variables: of the backbone.
-    folder: holds what was kept.
-    records: folded in after those that `before` stands for.
-    before: its retained embeddings are scored as well.
-    ops: from files to images.
-    batch_size: images at once.
-    mesh: to score the records on.
-    most: of the records. Where there are more, whole folds are passed over, for each takes
-      PatchCore a selection; a few hundred scores are enough to set thresholds.
-    split: of the detector.
+    one_pass: one-pass functions of the detector.
+    variables: variables of the backbone.
+    state_dir: directory with the state arrays and calibration coresets of the fit.
+    records: images of this run, in the order in which the detector learned from them.
+    previous_state: state of the run that was extended, whose retained embeddings are scored too.
+    ops: transforms from files to images.
+    batch_size: number of images per batch.
+    mesh: devices that score the records.
+    max_images: maximum number of records to score. Beyond it, whole folds are skipped, because each
+      costs PatchCore a selection; a few hundred scores are enough to set thresholds.
+    sharding_specs: sharding of the detector, or None if it is replicated.
   """
   scorer = jax.jit(one_pass.score_held_out)
   num_previous = previous_state.num_images if previous_state else 0
-  max_images = max(max_images, one_pass.num_folds)  # One of each fold at least.
+  max_images = max(max_images, one_pass.num_folds)  # At least one image per fold.
   num_scored_folds = math.ceil(one_pass.num_folds * min(1.0, max_images / len(records)))
 
   def in_scored_fold(image_ids: Int[np.ndarray, ' num_files']) -> Int[np.ndarray, ' _']:
     return np.flatnonzero(image_ids % one_pass.num_folds < num_scored_folds)
 
   file_indices = in_scored_fold(np.arange(num_previous, num_previous + len(records)))
-  # Evenly: neighbors in a folder may be alike.
+  # Evenly spaced, because neighbors in a folder may be similar.
   positions = (
     np.linspace(0, len(file_indices) - 1, min(max_images, len(file_indices)))
     .round()
@@ -274,11 +284,9 @@ def score_leave_one_out(
       held_out_model = meshes.put_on_mesh(
         mesh, sharding_specs.pad_to_shards(held_out_model), sharding_specs.held_out_model
       )
-    new_indices, old_indices = (
-      fold_indices[fold_indices < num_files],
-      fold_indices[fold_indices >= num_files],
-    )
-    if len(new_indices):  # There are no batches of none.
+    new_indices = fold_indices[fold_indices < num_files]
+    old_indices = fold_indices[fold_indices >= num_files]
+    if len(new_indices):  # `score_records` needs at least one record.
       fold_records = [records[i] for i in file_indices[new_indices].tolist()]
       model_specs = sharding_specs.held_out_model if sharding_specs else None
       fold_scores = scoring.collect_calibration_scores(
@@ -288,7 +296,7 @@ def score_leave_one_out(
       )
       scores[new_indices], peaks[new_indices] = fold_scores.scores, fold_scores.peaks
     for i in old_indices:
-      assert previous_state is not None  # Whose images they are.
+      assert previous_state is not None  # All old images are retained images of that state.
       embedding = previous_state.retained.embeddings[retained_indices[i - num_files]]
       retained_scores = _score_retained(
         scorer, held_out_model, embedding, ops, mesh if sharding_specs else None
@@ -305,7 +313,8 @@ def _score_retained(
   ops: transforms.Ops,
   mesh: meshes.Mesh | None,
 ) -> Scores:
-  num_rows = mesh.size // processes.index_and_count()[1] if mesh else 1  # As many of the same.
+  # The single image is repeated, because a sharded scorer needs a row for every device.
+  num_rows = mesh.size // processes.index_and_count()[1] if mesh else 1
   blank_images = np.zeros((num_rows, ops.height, ops.width, 3), np.uint8)
   repeated_embedding = np.broadcast_to(embedding, (num_rows, *embedding.shape))
   batch = Batch(
@@ -326,14 +335,24 @@ def retain_embeddings(
   seed: int,
   mesh: meshes.Mesh,
 ) -> incremental_state.RetainedEmbeddings:
-  """Choose `count` of all images ever folded in at random, and keep their embeddings.
+  """Draw a random sample of all images learned so far, and return their embeddings.
 
-  Old ones are chosen from those retained, in the proportion that all old images have.
+  Images of earlier runs are drawn from those retained, in proportion to their share of all images.
+
+  Args:
+    one_pass: one-pass functions of the detector.
+    feature_extractor: parameters that `one_pass.embed` takes.
+    records: images of this run, in the order in which the detector learned from them.
+    previous_state: state of the run that was extended, or None.
+    num_embeddings: size of the sample; smaller if there are fewer images.
+    ops: transforms from files to images.
+    seed: seed of the random choice.
+    mesh: devices that embed the images.
   """
   rng = np.random.default_rng(seed)
   num_previous = previous_state.num_images if previous_state else 0
   num_old_target = round(num_embeddings * num_previous / (num_previous + len(records)))
-  # At least one is new: there are no batches of none.
+  # At least one image is new, because `eval_batches` needs at least one record.
   num_old = (
     min(num_old_target, num_embeddings - 1, len(previous_state.retained.image_ids))
     if previous_state
@@ -363,6 +382,6 @@ def retain_embeddings(
 
 
 def offset_indices(batch: Batch, offset: int) -> Batch:
-  """Count the images of a batch from the very first image learned from."""
+  """Add `offset`, the number of images of earlier runs, to the indices of the valid rows."""
   index = np.where(np.asarray(batch.valid), np.asarray(batch.index) + offset, -1)
   return batch._replace(index=index.astype(np.int32))

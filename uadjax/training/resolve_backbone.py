@@ -1,4 +1,4 @@
-"""Which backbone `backbone.weights` means: settled before a run begins, and saved with it."""
+"""Resolution of `backbone.weights`, such as 'auto', to a definite backbone before a run."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from uadjax.types import Config
 
 
 def resolve_backbone(config: Config, workdir: Path) -> Config:
-  """The configuration without 'auto' and 'embedded' in doubt; says so where that costs something.
+  """Return the configuration with definite `backbone.name` and `backbone.weights`.
 
-  A run that goes on, or extends another, has the backbone of before: a network that is there by
-  now must not change it.
+  A run that is resumed or that extends another keeps the backbone of that run, even if ImageNet
+  weights have become available since. Logs a warning when they are unavailable.
   """
   resolved_config = config.copy_and_resolve_references().unlock()
   backbone, layers = resolved_config.backbone, tuple(resolved_config.detector.layers)
@@ -25,19 +25,22 @@ def resolve_backbone(config: Config, workdir: Path) -> Config:
   ):
     backbone.update(previous_backbone)
     return resolved_config
-  backbones.build(backbone.name, layers)  # Unknown names are told before anything is fetched.
+  backbones.build(backbone.name, layers)  # Rejects unknown names before anything is downloaded.
   choice = weights.choose(backbone.name, backbone.weights, layers)
   if choice.fallback_reason:
     logging.LOG.warning(
-      'Embedded weights are used, for those of ImageNet could not be had: PatchCore loses '
-      'about 0.01 of image AUROC (experiments/README.md). %s', choice.fallback_reason,
+      'ImageNet weights are unavailable; using the built-in backbone. PatchCore loses about 0.01 '
+      'of image AUROC (experiments/README.md). %s', choice.fallback_reason,
     )  # fmt: skip
   backbone.update({'name': choice.name, 'weights': choice.weights})
   return resolved_config
 
 
 def _previous_backbone(config: Config, workdir: Path) -> dict[str, Any]:
-  """Name and weights of the run that is extended or gone on with; what is wrong is told later."""
+  """Return name and weights of the backbone of the run to extend or to resume.
+
+  If the configuration of that run is unreadable, the result is empty; `workdir` reports the error.
+  """
   if config.fit.extend:
     backbone = model_dir.read_info(config.fit.extend).config.backbone
     return {'name': backbone.name, 'weights': backbone.weights}

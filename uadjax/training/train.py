@@ -1,4 +1,4 @@
-"""One detector from good images to a model directory: fitted, calibrated, saved."""
+"""Training of one detector: fit to normal images, calibrate thresholds, save a model directory."""
 
 from collections.abc import Sequence
 import logging
@@ -21,12 +21,22 @@ from uadjax.types import Config
 
 Result = dict[str, Any]
 
-# What a run that extends another must share with it.
+# Settings that a run must share with the run that it extends.
 _FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
 
 
 def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
-  """Fit, calibrate and save; the result is what `train_result.json` tells of it."""
+  """Fit and calibrate a detector, save its model directory, and return the result for JSON.
+
+  Args:
+    config: configuration of the run, with a definite backbone (see `resolve_backbone`).
+    splits: records of the dataset; only `train` is used, and its images are normal.
+    workdir: work directory; the model is saved in its subfolder `model`.
+
+  Raises:
+    UserError: the settings are invalid, `workdir` holds another run, or images are unreadable.
+    Interrupted: the run was asked to stop.
+  """
   options = config.calibrate
   calibration.validate_settings(
     options.budget, options.review_budget, options.method, options.miss_cost, options.labeled
@@ -43,7 +53,7 @@ def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
 def _train_by_gradient(
   config: Config, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
 ) -> Result:
-  """Learn from most images; choose the best step and set thresholds by the others."""
+  """Train on most images; the held-out rest selects the best step and calibrates thresholds."""
   held_out_fraction = config.fit.held_out
   fractions = [1 - held_out_fraction, held_out_fraction / 2, held_out_fraction / 2]
   splits = loop.Splits(*record_types.partition(records, fractions, config.seed))
@@ -56,10 +66,10 @@ def _train_by_gradient(
   backbone, detector = model_dir.build_detector(config, detector_spec)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   log.LOG.info(
-    '%s: %d good images to learn from, %d to choose the best step, %d to calibrate; %s (weights: '
-    '%s), on %d device(s) of %s%s',
-    workdirs.category_name(config), *map(len, splits), config.backbone.name, weights.source, mesh.size,
-    config.device, processes.describe_process(),
+    '%s: %d good images for training, %d for validation, %d for calibration; %s (weights: %s), on '
+    '%d device(s) of %s%s',
+    workdirs.category_name(config), *map(len, splits), config.backbone.name, weights.source,
+    mesh.size, config.device, processes.describe_process(),
   )  # fmt: skip
   workdirs.prepare(workdir, config)
   with signals.stop_event_on_signal() as stop_event:
@@ -90,13 +100,13 @@ def _train_by_gradient(
 def _train_one_pass(
   config: Config, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
 ) -> Result:
-  """Learn from every image; set thresholds by leaving each out."""
+  """Train on every image; leave-one-out scores calibrate the thresholds."""
   ops, options = transforms.parse(config.data.ops), config.fit
-  # Read now: a run that extends its own model is about to replace it.
+  # Read the model now, because a run that extends its own model will replace it.
   previous_info = model_dir.read_info(options.extend) if options.extend else None
   previous_state = _load_previous_state(config, previous_info) if previous_info else None
   num_previous = previous_state.num_images if previous_state else 0
-  mesh = _make_mesh(config, 0)  # Batches are padded: any number of devices will do.
+  mesh = _make_mesh(config, 0)  # Batches are padded, so any number of devices works.
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   detector_spec = RunContext(
     ops.height, ops.width, len(records), num_previous, progress=progress.show_progress,
@@ -105,20 +115,22 @@ def _train_one_pass(
   )  # fmt: skip
   backbone, detector = model_dir.build_detector(config, detector_spec)
   one_pass_functions = detector.one_pass
-  assert one_pass_functions is not None  # The table says so.
+  assert one_pass_functions is not None  # `detectors.learns_in_one_pass` is true for this detector.
   if num_previous + len(records) < _MIN_IMAGES:
     raise ConfigError(
-      f'{len(records)} good images are too few to leave one out; at least {_MIN_IMAGES} are needed.'
+      f'Leave-one-out calibration needs at least {_MIN_IMAGES} good images, got {len(records)}; '
+      'add images.'
     )
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   if previous_info:
     _require_same_weights(weights, previous_info.weights)
   log.LOG.info(
-    '%s: %d good images to learn from%s; %s (weights: %s), on %d device(s) of %s%s',
-    workdirs.category_name(config), len(records), f', after {num_previous} before' if num_previous else '',
+    '%s: %d good images for training%s; %s (weights: %s), on %d device(s) of %s%s',
+    workdirs.category_name(config), len(records),
+    f', after {num_previous} in earlier runs' if num_previous else '',
     config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),
   )  # fmt: skip
-  # Spared, for it may be they that are extended.
+  # Keep model and state until they are replaced, because this run may extend them.
   workdirs.prepare(workdir, config, keep=('model', 'state'))
   with (
     files.atomic_directory(workdir / 'state') as state_dir,
@@ -141,10 +153,8 @@ def _train_one_pass(
     labeled_scores = labeled.score(
       scoring.image_scorer(detector), padded_fitted, labeled_records, config, mesh, fitted_specs
     )
-    del (
-      one_pass_fit,
-      padded_fitted,
-    )  # Its Gaussians may take gigabytes, and so may those that follow.
+    # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
+    del one_pass_fit, padded_fitted
     memory.release_free_memory()
     batch_size = config.evaluate.batch_size
     max_images = config.calibrate.images
@@ -189,7 +199,7 @@ def _train_one_pass(
       if previous_info and previous_state
       else {}
     )
-  log.LOG.info('Learned: %s', _format_numbers(summary))
+  log.LOG.info('Summary: %s', _format_numbers(summary))
   _log_saved_model(workdir, thresholds)
   return {
     **_output_paths(workdir),
@@ -200,16 +210,20 @@ def _train_one_pass(
   }
 
 
-_MIN_IMAGES = 3  # Leaving one of them out must leave two, for a variance.
+_MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 
 
 def _validate_fit_options(options: Config, learns_in_one_pass: bool) -> None:
-  """Refuse settings that would be silently passed over."""
+  """Reject fit settings that are invalid or that the detector would ignore silently."""
   if not learns_in_one_pass:
     if not 0 < options.held_out < 1:
-      raise ConfigError(f'fit.held_out must lie between 0 and 1, got {options.held_out}.')
+      raise ConfigError(
+        f'fit.held_out must be between 0 and 1 (exclusive), got {options.held_out}.'
+      )
     if options.extend:
-      raise ConfigError('fit.extend is for PaDiM and PatchCore; STFPM goes on with fit.resume.')
+      raise ConfigError(
+        'fit.extend applies to PaDiM and PatchCore only; resume STFPM with fit.resume.'
+      )
     return
   unused_settings = {
     'fit.steps': options.steps is not None,
@@ -220,24 +234,25 @@ def _validate_fit_options(options: Config, learns_in_one_pass: bool) -> None:
   for key, is_set in unused_settings.items():
     if is_set:
       raise ConfigError(
-        f'{key} means nothing to a detector that sees every image once; leave it out. To learn '
-        'from further images, name a model directory in fit.extend.'
+        f'{key} does not apply to a detector that sees every image once; remove it. To learn from '
+        'further images, set fit.extend to a model directory.'
       )
 
 
 def _load_previous_state(
   config: Config, previous_info: model_dir.ModelInfo
 ) -> incremental_state.IncrementalState:
-  """What the run that is extended has learned, if this one is of its kind."""
+  """Load the state of the run to extend, after comparing the settings that must be equal."""
   directory = Path(config.fit.extend)
   settings, previous_settings = (
     configs.flatten(configs.to_plain_dict(c)) for c in (config, previous_info.config)
   )
-  # The name first: options of another detector would only confuse.
+  # Compare the name first: for another detector, messages about its options would be misleading.
   for key in ('detector.name', *settings):
     if key.startswith(_FIXED_ON_EXTEND) and previous_settings.get(key) != settings[key]:
       raise ConfigError(
-        f'{key} is {settings[key]!r}, but the model to extend, {directory}, has {previous_settings.get(key)!r}.',
+        f'{key} is {settings[key]!r}, but the model to extend, {directory}, has '
+        f'{previous_settings.get(key)!r}.',
         key=key,
         value=settings[key],
         allowed=(previous_settings.get(key),),
@@ -251,8 +266,9 @@ def _require_same_weights(
 ) -> None:
   if weights.sha256 != previous_weights.sha256:
     raise ConfigError(
-      f'backbone.weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend '
-      f'has {previous_weights.source} ({previous_weights.sha256[:12]}…); its features are others. Pass those.'
+      f'backbone.weights is {weights.source} ({weights.sha256[:12]}…), but the model to extend has '
+      f'{previous_weights.source} ({previous_weights.sha256[:12]}…), whose features differ. Set '
+      'backbone.weights to those weights.'
     )
 
 
@@ -261,7 +277,7 @@ def _report_drift(
   previous_thresholds: calibration.Thresholds,
   new_thresholds: calibration.Thresholds,
 ) -> Result:
-  """Tell by how much further images moved what was learned, and the thresholds."""
+  """Log and return how far the further images moved the fitted state and the thresholds."""
   drift = {
     **statistics,
     'image_threshold_before': previous_thresholds.image_threshold,
@@ -269,7 +285,7 @@ def _report_drift(
     'pixel_threshold_before': previous_thresholds.pixel_threshold,
     'pixel_threshold_after': new_thresholds.pixel_threshold,
   }
-  log.LOG.info('Moved: %s', _format_numbers(drift))
+  log.LOG.info('Drift: %s', _format_numbers(drift))
   return {'drift': drift}
 
 
@@ -286,7 +302,7 @@ def _calibrate_thresholds(
   calibration_scores: calibration.CalibrationScores,
   labeled_scores: labeled.LabeledScores | None,
 ) -> calibration.Thresholds:
-  """Thresholds by the method that the configuration names."""
+  """Return thresholds by the method `calibrate.method`; labeled scores are None without labels."""
   options = config.calibrate
   budgets = options.budget, options.review_budget
   if labeled_scores is None:

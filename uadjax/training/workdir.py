@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, and the result file that each mode leaves there."""
+"""Work directory of a run: protection of existing runs, and the result file of each mode."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -15,7 +15,7 @@ from uadjax.system import files
 from uadjax.training import checkpoint
 from uadjax.types import Config
 
-# Changing one of these halfway would make a run that no configuration describes.
+# If one of these changed on resuming, no single configuration would describe the run.
 _FIXED_ON_RESUME = (
   'seed', 'data.', 'backbone.', 'detector.',
   'fit.batch_size', 'fit.held_out', 'fit.learning_rate', 'fit.warmup_steps', 'fit.eval_every',
@@ -24,11 +24,15 @@ _FIXED_ON_RESUME = (
 _RUN_FOLDERS = (
   'checkpoints', 'tensorboard', 'pictures', 'curves', 'predictions', 'model', 'state',
 )  # fmt: skip
-_START_OVER_HINT = (Setting('fit.overwrite', True), ', or name another ', Setting('workdir'), '.')
+_START_OVER_HINT = (Setting('fit.overwrite', True), ', or use another ', Setting('workdir'), '.')
 
 
 def default_workdir(config: Config, variant: str = '') -> Path:
-  """Where a run goes that was not told: named after the detector, its variant and the data."""
+  """Return `runs/<detector>_<variant>_<category>`, the default work directory.
+
+  Without a category, the name is that of the data folder, or of a parent if the folder is called
+  'good' or similar.
+  """
   data = config.data
   folder_names = reversed(Path(data.root).resolve().parts if data.root else ())
   informative_names = (
@@ -41,44 +45,53 @@ def default_workdir(config: Config, variant: str = '') -> Path:
 
 
 def category_name(config: Config) -> str:
-  """The category's name; of a root that is the category itself, the folder's."""
+  """Return the name of the category, or of the folder if `data.root` is a single category."""
   return Path(config.data.root, config.data.category).resolve().name
 
 
 def create(workdir: Path) -> None:
-  """Make the folder, if it is not there."""
+  """Create the work directory, if it does not exist.
+
+  Raises:
+    ConfigError: it cannot be created.
+  """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(
-      f'The work directory {workdir} cannot be made ({error.strerror}).',
+      f'Cannot create the work directory {workdir} ({error.strerror}).',
       key='workdir',
       value=workdir,
-      hint=('Name another ', Setting('workdir'), '.'),
+      hint=('Use another ', Setting('workdir'), '.'),
     ) from None
 
 
 def saved_steps(workdir: Path) -> list[int]:
-  """The steps that are saved."""
+  """Return the steps of the rolling checkpoints in a work directory, in ascending order."""
   return checkpoint.saved_steps(workdir / 'checkpoints', 'rolling')
 
 
 def require_no_conflict(workdir: Path, config: Config) -> None:
-  """Refuse to write over a run unasked, or to go on with another."""
+  """Check that a run may start in `workdir`.
+
+  Raises:
+    ConfigError: `workdir` holds a run and neither `fit.resume` nor `fit.overwrite` is set, or the
+      run to resume does not exist or has other settings.
+  """
   resume_from, steps = config.fit.resume, saved_steps(workdir)
   if resume_from:
     _require_same_run(workdir / 'config.yaml', config)
     if resume_from not in ('latest', 'best', *map(str, steps)):
       raise ConfigError(
-        f"fit.resume must be 'latest', 'best' or one of {steps}, got {resume_from!r}."
+        f"fit.resume must be 'latest', 'best' or one of the steps {steps}, got {resume_from!r}."
       )
   elif steps and not config.fit.overwrite:
     raise ConfigError(
-      f'{workdir} holds a run, saved at step {steps[-1]}.',
+      f'{workdir} holds a run with a checkpoint of step {steps[-1]}.',
       key='workdir',
       value=workdir,
       hint=(
-        'Go on with ',
+        'Resume with ',
         Setting('fit.resume', 'latest'),
         ', start over with ',
         *_START_OVER_HINT,
@@ -94,7 +107,11 @@ def require_no_conflict(workdir: Path, config: Config) -> None:
 
 
 def finished_result(workdir: Path, config: Config) -> dict[str, Any] | None:
-  """The result of a run of this configuration that is there and went well."""
+  """Return the result of the successful training run in `workdir`, or None if there is none.
+
+  Raises:
+    ConfigError: that run has other settings than `config`.
+  """
   path = workdir / 'train_result.json'
   if not path.is_file():
     return None
@@ -106,9 +123,14 @@ def finished_result(workdir: Path, config: Config) -> dict[str, Any] | None:
 
 
 def prepare(workdir: Path, config: Config, keep: Sequence[str] = ()) -> None:
-  """Begin a run, or go on with the one that is there; `check` comes before.
+  """Write the configuration, and delete result files and, when overwriting, the folders of a run.
 
-  Of a run that is started over, the folders to `spare` stay until new ones take their place.
+  Call `require_no_conflict` first.
+
+  Args:
+    workdir: work directory of the run.
+    config: configuration of the run.
+    keep: names of folders that an overwriting run must not delete, because it replaces them later.
   """
   if config.fit.overwrite and not config.fit.resume:
     for name in set(_RUN_FOLDERS) - set(keep):
@@ -119,7 +141,7 @@ def prepare(workdir: Path, config: Config, keep: Sequence[str] = ()) -> None:
 
 
 def without_run_options(config: Config) -> Config:
-  """The configuration without what concerns one folder, to be passed back elsewhere."""
+  """Return a copy with the default resume, overwrite, extend and host settings, for reuse."""
   portable_config = config.copy_and_resolve_references().unlock()
   portable_config.fit.update({'resume': '', 'overwrite': False, 'extend': ''})
   portable_config.hosts.update({'coordinator': 'auto', 'count': 0, 'index': -1})
@@ -127,12 +149,15 @@ def without_run_options(config: Config) -> Config:
 
 
 def write_result(workdir: Path, mode: str, result: Mapping[str, Any]) -> None:
-  """Write the result file of a mode that did what it should."""
+  """Write `<mode>_result.json` of a run that succeeded."""
   files.write_json(workdir / f'{mode}_result.json', {'done_flag': True, **result})
 
 
 def write_failure(workdir: Path, mode: str, error: BaseException) -> None:
-  """Write why a mode did not; the result of a run that was only not written over stays."""
+  """Write `<mode>_result.json` of a run that failed; keep the result of a finished training run.
+
+  Such a result remains when a further training run refused to overwrite it.
+  """
   path = workdir / f'{mode}_result.json'
   if mode == 'train' and path.is_file() and '"done_flag": true' in path.read_text():
     return
@@ -143,20 +168,22 @@ def write_failure(workdir: Path, mode: str, error: BaseException) -> None:
 def _require_same_run(config_path: Path, config: Config) -> None:
   if not config_path.is_file():
     raise ConfigError(
-      f'fit.resume is set, but there is no run to go on with in {config_path.parent}.'
+      f'fit.resume is set, but {config_path.parent} holds no run to resume; leave fit.resume empty '
+      'to start a new run.'
     )
   try:
     previous_settings = configs.flatten(yaml.safe_load(config_path.read_text()))
   except (yaml.YAMLError, AttributeError):
     raise ConfigError(
-      f'{config_path} is damaged.', hint=('Pass ', Setting('fit.overwrite', True), ' instead.')
+      f'{config_path} is damaged.',
+      hint=('Start over with ', Setting('fit.overwrite', True), ' instead of resuming.'),
     ) from None
   for key, value in configs.flatten(configs.to_plain_dict(config)).items():
     if key.startswith(_FIXED_ON_RESUME) and previous_settings.get(key) != value:
       raise ConfigError(
-        f'{key} is {value!r}, but the run to go on with has {previous_settings.get(key)!r}.',
+        f'{key} is {value!r}, but the run to resume has {previous_settings.get(key)!r}.',
         key=key,
         value=value,
         allowed=previous_settings.get(key),
-        hint=('Leave it, or begin a new run in another ', Setting('workdir'), '.'),
+        hint=('Do not change it, or start a new run in another ', Setting('workdir'), '.'),
       )
