@@ -1,7 +1,7 @@
-"""Pretrained networks by name, as feature extractors: their stages are what detectors compare.
+"""Pretrained backbones by name: feature extractors whose stages detectors compare.
 
-Networks are modules here; the files that hold their weights are the business of `weights`. The
-table below is the only place where a name becomes code.
+Modules of this package define the networks, and `weights` reads the files that hold their weights.
+The table `_BACKBONES` is the only place that maps a name to a network.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Backbone = resnet.ResNet | compact.Compact
 
 class _BackboneEntry(NamedTuple):
   make: Callable[..., Backbone]
-  stages: tuple[str, ...]  # That there are.
+  stages: tuple[str, ...]
 
 
 def _resnet_entry(**options: Any) -> _BackboneEntry:
@@ -36,13 +36,17 @@ _BACKBONES = {
   'wide_resnet50_2': _resnet_entry(depths=(3, 4, 6, 3), bottleneck=True, width=128),
 }
 
-# ImageNet's, of RGB on [0, 1]: what every published weight was trained on.
+# All published weights were trained with these statistics of ImageNet, for RGB on [0, 1].
 _IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 def build(name: str, stages: tuple[str, ...]) -> Backbone:
-  """Describe the backbone that `name` names, up to the last of `stages`."""
+  """Return the module of a backbone, cut after the last of `stages`.
+
+  Raises:
+    UnknownName: the table has no backbone `name`, or the backbone lacks one of `stages`.
+  """
   if name not in _BACKBONES:
     raise UnknownName(
       f'Unknown backbone {name!r}; choose from {sorted(_BACKBONES)}.',
@@ -54,13 +58,17 @@ def build(name: str, stages: tuple[str, ...]) -> Backbone:
   unknown_stages = [stage for stage in stages if stage not in available_stages]
   if unknown_stages or not stages:
     raise UnknownName(
-      f'Unknown stages {unknown_stages} of {name}; choose one or more from {list(available_stages)}.'
+      f'Stages {list(stages)} are not valid for {name}; choose one or more from '
+      f'{list(available_stages)}.'
     )
   return make(arch=name, stages=tuple(stages))
 
 
 def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:
-  """What backbones take, from pixels. Inside the graph, so that serving cannot forget it."""
-  # Two passes over the pixels rather than three, where nobody fuses them.
+  """Return images normalized by ImageNet's mean and standard deviation, as backbones expect.
+
+  Part of the computation graph, so that serving cannot omit it.
+  """
+  # Without fusion this takes two passes over the pixels instead of three.
   x = images.astype(jnp.float32) - (255 * _IMAGENET_MEAN)[None, None, None]
   return x * (1 / (255 * _IMAGENET_STD))[None, None, None]

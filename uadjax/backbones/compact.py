@@ -1,12 +1,12 @@
-"""A compact network with the stages of ResNet-18, distilled from it on generated images alone.
+"""Compact network with three stages of ResNet-18, distilled from it on synthetic images only.
 
-Its stages have ResNet-18's names, channels and strides, so that whatever works on those works on
-these; experiments/distill_backbone.py is the recipe of its weights. Time on a CPU goes with the
-multiplications, of which this network has 60 % of ResNet-18's: it is thin inside, and begins with
-blocks of 2x2 pixels instead of a large kernel and a pool. From stage to stage passes the output
-alone: each can then be taught on its own, with the teacher's output for input.
+Its stages have the names, channels and strides of ResNet-18's and can replace them.
+experiments/distill_backbone.py made its weights. Time on a CPU is proportional to multiplications,
+of which this network has 60 % of ResNet-18's: its inner layers are narrow, and it begins with
+blocks of 2x2 pixels instead of a large kernel and a pool. Each stage depends only on the output
+of the previous stage. So it can be trained separately, with the teacher's output as input.
 
-Letters: b batch, h w map, c channels.
+Axes: b batch, h height, w width, c channels.
 """
 
 import functools
@@ -20,13 +20,13 @@ from uadjax.backbones import convolution
 
 
 class StageConfig(NamedTuple):
-  """What a stage is made of.
+  """Architecture of a stage: space-to-depth, stem, residual blocks, projection, in this order.
 
   Attributes:
-    enter: channels, size and stride of the convolutions that it begins with.
-    depth: residual blocks of two 3x3 convolutions, as wide as the last of those.
-    channels: of its output, brought there by a 1x1 convolution.
-    fold: side of the blocks of pixels that become one with more channels first.
+    stem: channels, kernel size and stride of each convolution of the stem.
+    depth: number of residual blocks of two 3x3 convolutions, as wide as the end of the stem.
+    channels: number of output channels, which a 1x1 convolution produces.
+    space_to_depth: side of the pixel blocks that are moved into channels at the input; 1 for none.
   """
 
   stem: tuple[tuple[int, int, int], ...]
@@ -46,12 +46,13 @@ STAGES = tuple(STAGE_CONFIGS)
 
 
 class Compact(nn.Module):
-  """The network up to the last stage asked for.
+  """Compact network up to the last requested stage.
 
   Attributes:
-    stages: the stages returned; nothing after the last of them is computed or has parameters.
-    arch: its name.
-    axis: that a batch to train on is split over, for BatchNorm to see all of it.
+    stages: names of the returned stages. Later stages are not computed and have no parameters.
+    arch: name of the architecture.
+    axis_name: mesh axis over which training batches are sharded, so that BatchNorm uses statistics
+      of the whole batch; None when not sharded.
   """
 
   stages: tuple[str, ...] = STAGES
@@ -60,14 +61,17 @@ class Compact(nn.Module):
 
   @property
   def depths(self) -> tuple[int, ...]:
-    """Blocks in each stage."""
+    """Number of residual blocks in each stage."""
     return tuple(config.depth for config in STAGE_CONFIGS.values())
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b h w 3'], train: bool = False
   ) -> dict[str, Float[Array, 'b _h _w _c']]:
-    """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
+    """Return the feature maps of the requested stages, by name.
+
+    In training, BatchNorm normalizes by batch statistics and updates its running statistics.
+    """
     outputs = {}
     for name, config in STAGE_CONFIGS.items():
       x = Stage(config, self.axis_name, name=name)(x, train)
@@ -79,7 +83,7 @@ class Compact(nn.Module):
 
 
 class Stage(nn.Module):
-  """A stage as planned; of images or of the output of the stage before."""
+  """Stage of the compact network, which takes images or the output of the previous stage."""
 
   config: StageConfig
   axis_name: str | None = None
@@ -88,7 +92,10 @@ class Stage(nn.Module):
   def __call__(
     self, x: Float[Array, 'b h w c'], train: bool = False, use_running_stats: bool = False
   ) -> Float[Array, 'b _h _w _c']:
-    """Compute; with `steady`, training leaves BatchNorm's statistics as they are, and uses them."""
+    """Return the output of the stage.
+
+    With `use_running_stats`, BatchNorm in training uses its running statistics and keeps them.
+    """
     conv_bn = functools.partial(_ConvBatchNorm, axis_name=self.axis_name)
     x = _space_to_depth(x, self.config.space_to_depth)
     for i, (channels, kernel_size, stride) in enumerate(self.config.stem):
@@ -102,7 +109,7 @@ class Stage(nn.Module):
 
 
 def _space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:
-  """Make blocks of side x side pixels one with as many times the channels, zeros beyond the end."""
+  """Move square blocks of pixels into channels, with zero padding at the bottom and right."""
   _, h, w, c = x.shape
   rows, columns = -(-h // block_size), -(-w // block_size)
   x = jnp.pad(x, ((0, 0), (0, rows * block_size - h), (0, columns * block_size - w), (0, 0)))
@@ -111,7 +118,7 @@ def _space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array,
 
 
 class _ConvBatchNorm(nn.Module):
-  """A convolution, its BatchNorm, and a ReLU unless `linear`."""
+  """Convolution, BatchNorm, and a ReLU unless `linear`."""
 
   features: int
   kernel_size: int
@@ -123,7 +130,6 @@ class _ConvBatchNorm(nn.Module):
   def __call__(
     self, x: Float[Array, 'b h w c'], train: bool, use_running_stats: bool
   ) -> Float[Array, 'b _h _w _c']:
-    """Compute."""
     x = convolution.Conv(self.features, self.kernel_size, self.stride, name='conv')(x, train)
     use_running_average = not train or use_running_stats
     x = nn.BatchNorm(

@@ -1,11 +1,11 @@
-"""Convolution and pooling, with gradients that suit a CPU.
+"""Convolution and max-pooling with custom gradients that are fast on a CPU.
 
-XLA's own are sound on accelerators. On a CPU its weight gradient treats the incoming gradient as an
-enormous kernel, and that of max-pooling scatters element by element; what is here instead takes a
-third off a training step (experiments/README.md). For inference the plain operations are used:
-exporters do not know custom derivatives.
+XLA's own gradients suit accelerators. On a CPU, its weight gradient treats the incoming gradient as
+an enormous kernel, and its max-pooling gradient scatters element by element. The gradients here
+shorten a training step by a third (experiments/README.md). Inference uses the plain operations,
+because exporters do not support custom derivatives.
 
-Letters: b batch, h w map, c channels in, o channels out, k kernel.
+Axes: b batch, h height, w width, c input channels, o output channels, k kernel.
 """
 
 import functools
@@ -16,16 +16,16 @@ from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-_CACHE_BYTES = 8 << 20  # Bytes of shifted images per product, to stay in a CPU's cache.
+_CACHE_BYTES = 8 << 20  # Shifted images of one product must fit into a CPU's cache.
 
-# torchvision's: by the fan out, and not truncated.
+# torchvision initializes kernels by their fan-out, from a normal distribution without truncation.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def conv(
   x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c o'], stride: int = 1
 ) -> Float[Array, 'b _h _w o']:
-  """Convolve with a square kernel of odd size, padded by half of it on every side."""
+  """Convolve with a square kernel of odd size and padding of half the kernel size."""
   half = kernel.shape[0] // 2
   padding = ((half, half), (half, half))
   return lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=_LAYOUT)
@@ -35,7 +35,7 @@ def conv(
 def conv_custom_grad(
   x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c o'], stride: int = 1
 ) -> Float[Array, 'b _h _w o']:
-  """Convolve as `conv` does, with a faster weight gradient on a CPU alone."""
+  """Convolve like `conv`, with a custom weight gradient that is used on a CPU only."""
   return conv(x, kernel, stride)
 
 
@@ -60,9 +60,10 @@ conv_custom_grad.defvjp(_forward, _backward)
 
 
 def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:
-  """All taps from one matrix product: x shifted sideways against g shifted up and down.
+  """Return the kernel gradient, all taps from one matrix product.
 
-  A few images at a time, so that the shifted copies stay in the cache.
+  The factors are x shifted horizontally and g shifted vertically. A few images are processed at a
+  time, so that the shifted copies stay in the cache.
   """
   x, taps = _stride_to_channels(x, g, kernel_size, stride)
   (b, rows, _, c), (_, _, width, o) = x.shape, g.shape
@@ -87,17 +88,17 @@ def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array
 
 
 def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tuple[Array, int]:
-  """Pad x, and fold blocks of stride x stride pixels into channels.
+  """Pad x and move blocks of stride x stride pixels into channels.
 
   Returns:
-    x of a convolution without stride or padding that has the same output, and its kernel's size.
+    Input and kernel size of an equivalent convolution without stride or padding.
   """
   if kernel_size == 1:
     return x[:, ::stride, ::stride], 1
   (_, height, width, _), (b, h, w, _) = x.shape, g.shape
   taps, half = -(-kernel_size // stride), kernel_size // 2
   rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
-  # A last row or column that no stride reaches is cut off, hence the maximum with zero.
+  # Where no stride reaches the last row or column, it is cut off, so the padding is at least zero.
   end_padding = max(rows - half - height, 0), max(columns - half - width, 0)
   x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))[
     :, :rows, :columns
@@ -107,9 +108,10 @@ def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tu
 
 
 def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
-  """Pool 3x3 with stride 2, after a ReLU, where a padding of zeros is as good as -inf.
+  """Max-pool 3x3 with stride 2 and zero padding; x must come from a ReLU.
 
-  Padded by hand and called by keyword: jax2onnx silently drops the padding of a pool.
+  For such x, zero padding is equivalent to padding by -inf. The padding is a separate operation and
+  arguments are passed by keyword, because jax2onnx silently drops the padding of a pool.
   """
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='VALID')
@@ -117,7 +119,7 @@ def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
 
 @jax.custom_vjp
 def max_pool_custom_grad(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:
-  """Pool as `max_pool` does, with a gradient that is no scatter; ties share it."""
+  """Max-pool like `max_pool`, with a gradient that needs no scatter and is shared by ties."""
   return max_pool(x)
 
 
@@ -134,7 +136,7 @@ max_pool_custom_grad.defvjp(
 
 
 class Conv(nn.Module):
-  """A convolution without bias; its one parameter is `kernel` (HWIO)."""
+  """Convolution without bias; its only parameter is `kernel` (HWIO)."""
 
   features: int
   kernel_size: int
@@ -142,7 +144,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w o']:
-    """Convolve."""
+    """Convolve x; in training, with the weight gradient that is fast on a CPU."""
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', _KERNEL_INIT, shape)
     return (conv_custom_grad if train else conv)(x, kernel, self.stride)

@@ -1,9 +1,9 @@
-"""ResNet and Wide-ResNet, tensor for tensor torchvision's (He et al. 2015, arXiv 1512.03385).
+"""ResNet and Wide-ResNet with the tensors of torchvision (He et al. 2015, arXiv 1512.03385).
 
-Bottlenecks have their stride on the 3x3 convolution (v1.5). Modules bear torchvision's names, with
+Bottlenecks have their stride on the 3x3 convolution (v1.5). Modules have torchvision's names, with
 an underscore where a list is indexed: `layer1_0/conv1/kernel` is `layer1.0.conv1.weight`.
 
-Letters: b batch, h w map, c channels.
+Axes: b batch, h height, w width, c channels.
 """
 
 from flax import linen as nn
@@ -15,15 +15,16 @@ STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 
 
 class ResNet(nn.Module):
-  """A residual network up to the last stage asked for.
+  """Residual network up to the last requested stage.
 
   Attributes:
-    arch: its name, under which weights are published.
-    stages: the stages returned; nothing after the last of them is computed or has parameters.
-    depths: blocks in each stage.
-    bottleneck: whether a block is 1x1, 3x3, 1x1 instead of two 3x3.
-    width: channels of the 3x3 convolution of a first-stage bottleneck.
-    axis: that a batch to train on is split over, for BatchNorm to see all of it.
+    arch: name of the architecture, under which weights are published.
+    stages: names of the returned stages. Later stages are not computed and have no parameters.
+    depths: number of blocks in each stage.
+    bottleneck: whether blocks have 1x1, 3x3 and 1x1 convolutions instead of two 3x3 convolutions.
+    width: channels of the 3x3 convolution in bottlenecks of the first stage.
+    axis_name: mesh axis over which training batches are sharded, so that BatchNorm uses statistics
+      of the whole batch; None when not sharded.
   """
 
   arch: str
@@ -37,7 +38,10 @@ class ResNet(nn.Module):
   def __call__(
     self, x: Float[Array, 'b h w 3'], train: bool = False
   ) -> dict[str, Float[Array, 'b _h _w _c']]:
-    """Compute the stages; in training, BatchNorm sees the batch and moves its statistics."""
+    """Return the feature maps of the requested stages, by name.
+
+    In training, BatchNorm normalizes by batch statistics and updates its running statistics.
+    """
     x = convolution.Conv(64, 7, 2, name='conv1')(x, train)
     x = nn.relu(_batch_norm('bn1', train, self.axis_name)(x))
     x = (convolution.max_pool_custom_grad if train else convolution.max_pool)(x)
@@ -59,7 +63,14 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-  """A residual block: basic, or a bottleneck of `inner` channels and four times the output."""
+  """Residual block, basic or bottleneck.
+
+  Attributes:
+    channels: output channels of a basic block; a bottleneck has four times as many.
+    stride: stride of the first 3x3 convolution.
+    bottleneck_channels: channels inside a bottleneck; None for a basic block.
+    axis_name: mesh axis over which training batches are sharded; None when not sharded.
+  """
 
   channels: int
   stride: int
@@ -68,7 +79,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w _c']:
-    """Add what the convolutions make of x to x, through a projection where shapes differ."""
+    """Add the output of the convolutions to x, which is projected first if shapes differ."""
     if self.bottleneck_channels is None:
       kernel_sizes, strides = (3, 3), (self.stride, 1)
       features = (self.channels, self.channels)

@@ -1,5 +1,5 @@
 """Several devices and several processes: meshes, placement, barriers, cluster environments.
 
-`mesh` is about the devices that arrays lie on, `processes` about the processes that share a run,
-and `cluster_env` about what Slurm, Open MPI and TPU pods say of them.
+`mesh` places arrays on devices, `processes` coordinates the processes of a run, and `cluster_env`
+reads what SLURM, Open MPI and TPU pods report about them.
 """

@@ -1,4 +1,4 @@
-"""What SLURM, Open MPI and TPU pods say of the processes that they have started as one run."""
+"""Process counts, ranks and GPUs as reported by SLURM, Open MPI and TPU pods."""
 
 import importlib.util
 import os
@@ -6,8 +6,8 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 
-# Of processes that are started together: how many, which this is, which of its host, and how many
-# a host has, such as 2(x3),1.
+# Each launcher's variables for the number of processes, the rank, the rank on the host, and the
+# number of processes per host, such as 2(x3),1.
 _OPEN_MPI_VARIABLES = tuple(
   f'OMPI_COMM_WORLD_{name}' for name in ('SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_SIZE')
 )
@@ -18,21 +18,19 @@ _SLURM_VARIABLES = (
   'SLURM_STEP_TASKS_PER_NODE',
 )
 _OPEN_MPI_4_URI_VARIABLE = 'OMPI_MCA_orte_hnp_uri'
-_PORT_RANGE = (
-  61440,
-  4096,
-)  # From which JAX takes one by the number of a job: the first, and how many.
+# JAX derives the coordinator's port from the SLURM job ID: first port and number of ports.
+_PORT_RANGE = (61440, 4096)
 
 
 class LaunchInfo(NamedTuple):
-  """One of several processes that something has started as one run.
+  """Place of this process among the processes that SLURM or Open MPI started as one run.
 
   Attributes:
-    size: how many processes.
-    rank: which of them this is.
-    local: which of those of its host.
-    of_host: how many of them a host has at most.
-    by_slurm: or else by Open MPI.
+    size: number of processes.
+    rank: index of this process.
+    local_rank: index of this process among those on its host.
+    max_processes_per_host: largest number of processes on any host.
+    is_slurm: whether SLURM started them; otherwise Open MPI did.
   """
 
   size: int
@@ -43,8 +41,8 @@ class LaunchInfo(NamedTuple):
 
 
 def launch_info() -> LaunchInfo | None:
-  """What SLURM or Open MPI says of the processes that it has started, if they are several."""
-  # Open MPI first: SLURM may have started it, whose numbers are then of its daemons.
+  """Return what SLURM or Open MPI reports, or None if it did not start several processes."""
+  # Open MPI comes first: if SLURM started Open MPI, SLURM's variables describe Open MPI's daemons.
   variables = _OPEN_MPI_VARIABLES if _OPEN_MPI_VARIABLES[0] in os.environ else _SLURM_VARIABLES
   *numbers, processes_per_host = (os.environ.get(name, '') for name in variables)
   if not all(number.isdigit() for number in numbers):
@@ -59,12 +57,12 @@ def launch_info() -> LaunchInfo | None:
 
 
 def is_detected_by_jax(launch: LaunchInfo) -> bool:
-  """Whether JAX finds the first process by itself: Open MPI 5 has not what it goes by."""
+  """Return whether JAX detects the coordinator itself; it cannot under Open MPI 5."""
   return launch.is_slurm or _OPEN_MPI_4_URI_VARIABLE in os.environ
 
 
 def is_tpu_host() -> bool:
-  """Whether this is a host of TPUs, perhaps one of several."""
+  """Return whether this host has TPUs, alone or as part of a pod."""
   has_device_file = any(
     Path(device_file).exists() for device_file in ('/dev/accel0', '/dev/vfio/0')
   )
@@ -72,11 +70,14 @@ def is_tpu_host() -> bool:
 
 
 def local_gpu_ids(launch: LaunchInfo | None) -> list[int] | None:
-  """The GPUs of this process, for JAX; an empty list means all that it sees.
+  """Return the GPUs of this process, as `local_device_ids` of `jax.distributed.initialize`.
 
-  One for each process that SLURM or Open MPI has started, as JAX has it, but not where a host has
-  one process, of which JAX would hide all GPUs but the first, or where each process sees only its
-  own, of which JAX would look for another.
+  As in JAX, each process that SLURM or Open MPI started gets the GPU of its local rank. There are
+  two exceptions: with one process per host, JAX would hide all GPUs but the first, and where each
+  process sees only its own GPUs, JAX would look for one that is not visible.
+
+  Returns:
+    None for JAX's default, an empty list for all visible GPUs, otherwise the local rank.
   """
   if launch is None or 'JAX_LOCAL_DEVICE_IDS' in os.environ:
     return None
@@ -88,10 +89,13 @@ def local_gpu_ids(launch: LaunchInfo | None) -> list[int] | None:
 
 
 def set_step_port() -> None:
-  """Give every step of a SLURM job a port of its own; JAX goes by the job, and steps collide."""
+  """Set a separate coordinator port for each step of a SLURM job, unless one is set.
+
+  JAX derives the port from the job ID alone, so steps of one job would collide.
+  """
   job, step = (os.environ.get(name, '') for name in ('SLURM_JOB_ID', 'SLURM_STEP_ID'))
   if job.isdigit() and step.isdigit():
     first_port, num_ports = _PORT_RANGE
-    # A prime, so that steps of neighboring jobs, which may share a host, differ as well.
+    # 1009 is a prime, so that steps of neighboring jobs, which may share a host, differ as well.
     port = first_port + (int(job) + 1009 * int(step)) % num_ports
     os.environ.setdefault('JAX_COORDINATOR_PORT', str(port))

@@ -1,6 +1,7 @@
-"""Placement: the only room that knows meshes and NamedSharding.
+"""Device meshes and placement of arrays; the only module that uses Mesh and NamedSharding.
 
-One axis, `data`: rows of a batch are split over it, and of what is learned what `Split` names.
+Meshes have one axis, `data`. The rows of a batch are sharded along it, and so are the leaves of the
+fitted state that the detector's `ShardingSpecs` mark.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +23,19 @@ Mesh = jax.sharding.Mesh
 Tree = TypeVar('Tree')
 
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
-_MAX_REPLICATED_BYTES = 2 << 30  # Bytes.
+_MAX_REPLICATED_BYTES = 2 << 30
 _ROWS_PER_CORE = 2
 _SHARD_STATE_CHOICES = 'auto', 'always', 'never'
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
 
 
 def select_devices(name: str) -> list[Any]:
-  """The devices that `auto`, `cpu`, `gpu`, `gpu:0,1` or `tpu` names."""
+  """Return the JAX devices selected by `auto`, `cpu`, `gpu`, `gpu:0,1` or `tpu`.
+
+  Raises:
+    ConfigError: `name` is malformed, or an index is out of range or repeated.
+    MissingDevice: JAX finds no such device.
+  """
   platform, _, numbers = name.partition(':')
   if platform != 'auto' and platform not in _PLATFORMS:
     raise ConfigError(f'Unknown device {name!r}; choose auto, cpu, gpu, gpu:0,1 or tpu.')
@@ -38,14 +44,14 @@ def select_devices(name: str) -> list[Any]:
   except RuntimeError:
     platforms = sorted({d.platform for d in jax.devices()})
     raise MissingDevice(
-      f'No {platform} for device={name!r}: JAX finds {platforms} here.',
+      f'JAX finds no {platform} for device={name!r}; it finds {platforms}.',
       key='device',
       value=name,
       allowed=tuple(platforms),
       hint=(
         'Use ',
         Setting('device', 'auto'),
-        ", or install JAX for it, such as pip install 'jax[cuda13]' for NVIDIA.",
+        ", or install JAX for that device, such as pip install 'jax[cuda13]' for NVIDIA.",
       ),
     ) from None
   if not numbers:
@@ -57,31 +63,42 @@ def select_devices(name: str) -> list[Any]:
     return [available[index] for index in indices]
   except (ValueError, IndexError):
     raise ConfigError(
-      f'device={name!r} must name different devices of 0 to {len(available) - 1}, such as {platform}:0.'
+      f'device={name!r} must name different devices from 0 to {len(available) - 1}, '
+      f'such as {platform}:0.'
     ) from None
 
 
 def local_devices(devices: Sequence[Any]) -> list[Any]:
-  """Those of this process."""
+  """Return the devices that belong to this process."""
   return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def make_mesh(device: str, axis_size: int, batch_size: int) -> Mesh:
-  """A mesh over `data` devices, -1 for all, of which a batch of `rows` divides over evenly.
+  """Return a mesh of at most `axis_size` devices that divides a batch evenly.
 
-  A batch that STFPM's BatchNorm sees cannot be padded, so devices stay idle rather than that.
+  Devices that would need a padded batch stay idle, because padding would change the BatchNorm
+  statistics of STFPM.
+
+  Args:
+    device: name of the devices, as for `select_devices`.
+    axis_size: number of devices (the setting mesh.data); -1 for all.
+    batch_size: number of images in a batch, over all processes.
+
+  Raises:
+    ConfigError: there are fewer devices, or processes cannot get equal shares of a batch.
   """
   available = select_devices(device)
   num_devices = len(available) if axis_size == -1 else axis_size
   if not 0 < num_devices <= len(available):
     raise ConfigError(
-      f'mesh.data={axis_size}, but {device!r} has 1 to {len(available)} devices; -1 takes all.'
+      f'mesh.data={axis_size} is out of range: device={device!r} allows 1 to {len(available)}, '
+      'or -1 for all devices.'
     )
   num_processes = jax.process_count()
   if batch_size % num_processes or num_devices < num_processes:
     raise ConfigError(
-      f'Batches of {batch_size} images on {num_devices} devices cannot be shared evenly by {num_processes} processes; '
-      f'use a fit.batch_size that is a multiple of {num_processes}, and mesh.data=-1.'
+      f'{num_processes} processes cannot share batches of {batch_size} images on {num_devices} '
+      f'devices evenly; set fit.batch_size to a multiple of {num_processes}, and mesh.data=-1.'
     )
   devices_per_process = max(
     n for n in range(1, num_devices // num_processes + 1) if batch_size % (n * num_processes) == 0
@@ -94,28 +111,34 @@ def make_mesh(device: str, axis_size: int, batch_size: int) -> Mesh:
 
 
 def mesh_of(devices: Sequence[Any]) -> Mesh:
-  """A mesh of these devices."""
+  """Return a mesh with these devices along the axis `data`."""
   return Mesh(np.array(devices), ('data',))
 
 
 def use_cores_as_devices() -> None:
-  """Let JAX see every core of the CPU as a device, unless told how many; before it computes.
+  """Make JAX treat every CPU core as a device, unless the environment sets a device count.
 
-  XLA leaves most of a core idle when it runs a convolution on two; with a device for each, two
-  cores take two thirds of the time (experiments/README.md).
+  Has no effect after JAX's first computation. XLA leaves most of one core idle when it runs a
+  convolution on two; with one device per core, two cores take two thirds of the time
+  (experiments/README.md).
   """
   is_configured = 'JAX_NUM_CPU_DEVICES' in os.environ or _DEVICE_COUNT_FLAG in os.environ.get(
     'XLA_FLAGS', ''
   )
   num_devices: Any = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
   if not is_configured and num_devices == -1:
-    with contextlib.suppress(RuntimeError):  # It has computed before, and keeps what it has.
+    with contextlib.suppress(RuntimeError):  # JAX is initialized and keeps its devices.
       jax.config.update('jax_num_cpu_devices', threads.num_cores())
 
 
-@functools.cache  # What is compiled for it is found again by it.
+# Compiled functions are cached by their `Shards`, so each mesh always yields the same object.
+@functools.cache
 def shards(mesh: Mesh) -> Shards:
-  """As many parts as the mesh has devices."""
+  """Return the `Shards` of a mesh: one shard per device, and `shard_map` over its axis.
+
+  In `in_specs` and `out_specs` of `shard_map`, True means sharded along the first axis and False
+  replicated, each for a leaf or a whole subtree.
+  """
   if mesh.size == 1:
     return SINGLE_SHARD
 
@@ -129,16 +152,17 @@ def shards(mesh: Mesh) -> Shards:
       mesh=mesh,
       in_specs=jax.tree.map(partition_spec, in_specs),
       out_specs=jax.tree.map(partition_spec, out_specs),
-      check_vma=False,  # It cannot tell that what all have gathered is the same on all.
+      check_vma=False,  # JAX cannot infer that the result of all_gather is replicated.
     )
 
   return Shards(mesh.size, shard_map)
 
 
 def micro_batch_size(mesh: Mesh, batch_size: int) -> int:
-  """How many images of a batch to compute features of at once: a multiple of the devices.
+  """Return the number of images per feature extraction step, a multiple of the mesh size.
 
-  On a CPU few, whose activations stay in its caches (experiments/README.md); else all of them.
+  On a CPU it is small, so that activations stay in the caches (experiments/README.md). On other
+  devices it covers the whole batch.
   """
   rows_per_device = math.ceil(batch_size / mesh.size)
   is_cpu = mesh.devices.ravel()[0].platform == 'cpu'
@@ -146,12 +170,15 @@ def micro_batch_size(mesh: Mesh, batch_size: int) -> int:
 
 
 def state_mesh(mesh: Mesh, shard_state: str) -> Mesh:
-  """The devices over which what is learned is split: 'auto', 'always' or 'never'.
+  """Return the mesh over which the fitted state is sharded: `mesh` or its first device.
 
-  The devices of one CPU share their memory: there it stays in one piece, unless told otherwise.
+  Args:
+    mesh: the mesh of the run.
+    shard_state: 'always', 'never', or 'auto' for always except on the CPU of a single process,
+      whose devices share one memory.
 
   Raises:
-    ConfigError: `split` is none of these.
+    ConfigError: `shard_state` is none of these.
   """
   if shard_state not in _SHARD_STATE_CHOICES:
     raise ConfigError(
@@ -163,12 +190,15 @@ def state_mesh(mesh: Mesh, shard_state: str) -> Mesh:
 
 
 def single_device_mesh(mesh: Mesh) -> Mesh:
-  """A mesh of its first device alone."""
+  """Return a mesh that has only the first device of `mesh`."""
   return Mesh(mesh.devices.ravel()[:1], mesh.axis_names)
 
 
 def mesh_that_fits(mesh: Mesh, tree: Any) -> Mesh:
-  """The mesh; of CPU devices, which share their memory, only one where copies would fill it."""
+  """Return the mesh, or its first device alone if replicas of `tree` would fill CPU memory.
+
+  CPU devices share one memory, so each replica adds to it; other devices are never reduced.
+  """
   return (
     mesh
     if len(devices_that_fit(mesh.devices.ravel().tolist(), tree)) > 1
@@ -177,7 +207,10 @@ def mesh_that_fits(mesh: Mesh, tree: Any) -> Mesh:
 
 
 def devices_that_fit(devices: Sequence[Any], tree: Any) -> Sequence[Any]:
-  """The devices; of those of a CPU only the first where copies of the tree would fill memory."""
+  """Return the devices, or only the first if replicas of `tree` would fill CPU memory.
+
+  CPU devices share one memory, so each replica adds to it; other devices are never reduced.
+  """
   num_bytes = len(devices) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   return (
     devices[:1] if devices[0].platform == 'cpu' and num_bytes > _MAX_REPLICATED_BYTES else devices
@@ -185,22 +218,28 @@ def devices_that_fit(devices: Sequence[Any], tree: Any) -> Sequence[Any]:
 
 
 def replicate(mesh: Mesh, tree: Tree, copy: bool = False) -> Tree:
-  """Put every leaf on every device; `own` copies also what is there, so that it may be donated."""
+  """Replicate every leaf on every device of the mesh.
+
+  Args:
+    mesh: the devices.
+    tree: the arrays.
+    copy: whether to copy leaves that already lie on the devices, so that the result may be donated.
+  """
   return put_on_mesh(mesh, _copy_tree(tree) if copy else tree, False)
 
 
 @jax.jit
 def _copy_tree(tree: Any) -> Any:
-  return jax.tree.map(jnp.copy, tree)  # One compilation, where single copies would be many.
+  return jax.tree.map(jnp.copy, tree)  # Copying under jit compiles once instead of per shape.
 
 
 def put_on_mesh(mesh: Mesh, tree: Tree, is_sharded: Any) -> Tree:
-  """Split what is to be, along the first axis, and put the rest on every device.
+  """Place arrays on the mesh, each sharded along its first axis or replicated.
 
   Args:
-    mesh: whose devices there are parts for.
-    tree: of arrays.
-    split: True or False, for the leaves of the tree or for whole subtrees.
+    mesh: the devices.
+    tree: the arrays; with several processes, each process holds all of them.
+    is_sharded: True (sharded) or False (replicated), for leaves or whole subtrees of `tree`.
   """
 
   def tree_shardings(is_sharded: bool, subtree: Any) -> Any:
@@ -215,7 +254,7 @@ def put_on_mesh(mesh: Mesh, tree: Tree, is_sharded: Any) -> Tree:
 
 
 def _put_array(x: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
-  """Of what every process has whole, its own part."""
+  """Place an array that every process holds in full; each process copies only its own shards."""
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
     return jax.device_put(x, sharding)
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -225,19 +264,19 @@ def _put_array(x: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
 
 
 def to_host(mesh: Mesh, tree: Any) -> Any:
-  """On the host, as NumPy arrays, wherever it was computed."""
+  """Return the tree as NumPy arrays on the host, gathered from the devices of all processes."""
   if jax.process_count() > 1:
     tree = jax.jit(lambda tree: tree, out_shardings=_named_sharding(mesh))(tree)
   return jax.device_get(tree)
 
 
 def batch_sharding(mesh: Mesh) -> jax.sharding.NamedSharding:
-  """Where the rows of a batch are."""
+  """Return the sharding of a batch: rows distributed over the devices of the mesh."""
   return _named_sharding(mesh, *mesh.axis_names if mesh.size > 1 else ())
 
 
 def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
-  """Put each device's share of the rows on it; a process gives those of its own devices."""
+  """Shard the rows of a batch over the mesh; each process passes the rows of its own devices."""
   sharding = _named_sharding(mesh, 'data')
   if jax.process_count() == 1:
     return jax.device_put(batch, sharding)

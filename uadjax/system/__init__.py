@@ -1,5 +1,5 @@
 """Operating-system helpers: files, HTTP, threads, memory, signals, logging, progress.
 
-What belongs here knows nothing of images, detectors or settings. It also holds the one place where
-TensorFlow is imported without its noise.
+Nothing here depends on images, detectors or settings. `tensorflow` is the only place that imports
+TensorFlow, without its log output.
 """

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writing of files and directories: complete or absent, never partial."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
@@ -15,18 +15,18 @@ from typing import Any, BinaryIO
 
 
 def cache_dir() -> Path:
-  """The folder for what can be had again: `UADJAX_CACHE`, or ~/.cache/uadjax."""
+  """Return the folder for files that can be recreated: $UADJAX_CACHE or ~/.cache/uadjax."""
   return Path(os.environ.get('UADJAX_CACHE') or '~/.cache/uadjax').expanduser()
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-  """Yield a file that takes the place of `path` if all goes well, else vanishes."""
+  """Yield an open binary file that replaces `path` on success and is deleted on an exception."""
   descriptor, temporary_name = tempfile.mkstemp(prefix='.', dir=path.parent)
   try:
     with os.fdopen(descriptor, 'wb') as file:
       yield file
-    Path(temporary_name).chmod(0o644)  # mkstemp's is for its owner alone.
+    Path(temporary_name).chmod(0o644)  # mkstemp grants access to the owner only.
     Path(temporary_name).replace(path)
   except BaseException:
     Path(temporary_name).unlink(missing_ok=True)
@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def try_lock(file: Any) -> bool:
-  """Whether no other process has locked an open file; it is ours then, until it is closed."""
+  """Lock an open file until it is closed; return False if another process has locked it."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -43,25 +43,26 @@ def try_lock(file: Any) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Write a file, whole or not at all."""
+  """Write a UTF-8 text file atomically."""
   with atomic_write(path) as file:
-    file.write(text.encode('utf-8', 'backslashreplace'))  # Of names that are no UTF-8: \udcff.
+    # File names that are not UTF-8 hold surrogates such as \udcff, which UTF-8 cannot encode.
+    file.write(text.encode('utf-8', 'backslashreplace'))
 
 
 def to_json(value: Any, indent: int | None = 2, ensure_ascii: bool = False) -> str:
-  """Turn into JSON that every parser reads: what is not a finite number becomes null."""
+  """Return strict JSON, which every parser reads: NaN and infinities become null."""
   return json.dumps(
     _replace_nonfinite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False
   )
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Write a value as JSON."""
+  """Write a value as strict JSON, atomically; NaN and infinities become null."""
   write_text(path, to_json(value) + '\n')
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-  """Write a table, its first row the titles."""
+  """Write rows, the first of which has the column names, as a CSV file, atomically."""
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows(rows)
   write_text(path, text.getvalue())
@@ -69,7 +70,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-  """Yield an empty folder that takes the place of `directory` if all goes well, else vanishes."""
+  """Yield an empty folder that replaces `directory` on success and is deleted on an exception."""
   directory.parent.mkdir(parents=True, exist_ok=True)
   temporary_dir = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
   new_dir, old_dir = temporary_dir / 'new', temporary_dir / 'old'

@@ -1,7 +1,8 @@
-"""Images from the network: only from where they may come, only so much, only for so long.
+"""Download of images from untrusted URLs, with limits on addresses, size and time.
 
-The standard library's client over a connection of ours: no other that we know has the checked
-address be the connected one, TLS still verify the name, and one deadline hold for the whole.
+Uses the standard library's client over a connection that is opened here, to combine three
+guarantees: it connects to exactly the address that was checked, TLS verifies the host name, and one
+deadline applies to the whole download.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,26 +21,25 @@ from uadjax.errors import DataError, Setting
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
 _DEFAULT_PORTS = {'http': 80, 'https': 443}
-_SAFE_CHARACTERS = (
-  "%/?:@!$&'()*+,;=~"  # Stay as they are in a path and its query: '%' is quoted already.
-)
+# These stay unquoted in a path and its query; '%' is among them because URLs are quoted already.
+_SAFE_CHARACTERS = "%/?:@!$&'()*+,;=~"
 
-# All of IPv6 that was given out. Outside lie this machine, the local network, and IPv4 in disguise
-# (mapped, NAT64); inside, Teredo and 6to4 are disguises too.
+# Public IPv6 addresses are in 2000::/3 only. Outside it are this machine, the local network, and
+# embedded IPv4 addresses (mapped, NAT64). Teredo and 6to4, inside it, embed IPv4 addresses too.
 _GLOBAL_UNICAST = ipaddress.IPv6Network('2000::/3')
 _TUNNEL_NETWORKS = (ipaddress.IPv6Network('2001::/32'), ipaddress.IPv6Network('2002::/16'))
 
 
 class Access(NamedTuple):
-  """What may be fetched.
+  """Permissions and limits for downloads.
 
   Attributes:
-    urls: whether any URL may be.
-    private: whether it may come from addresses that are not on the public internet: those of this
-      machine, of the local network, of a cloud's own services.
-    max_bytes: of an answer, without its headers.
-    timeout_s: for a URL with all its redirects. To look a host up is the system's, which has its
-      own limit.
+    urls: whether URLs may be fetched at all.
+    private: whether addresses outside the public internet are allowed: those of this machine, of
+      the local network, and of a cloud's own services.
+    max_bytes: maximum size of a response, without its headers.
+    timeout_s: time limit for a URL with all its redirects. Host names are resolved by the system,
+      which has a limit of its own.
   """
 
   urls: bool = True
@@ -48,17 +48,17 @@ class Access(NamedTuple):
   timeout_s: float = 10.0
 
 
-PUBLIC_ONLY = Access()  # What may be fetched where nobody says so.
+PUBLIC_ONLY = Access()
 
 
 class _Target(NamedTuple):
-  """A URL, taken apart.
+  """Components of a URL that a request needs.
 
   Attributes:
     scheme: 'http' or 'https'.
-    host: a name in ASCII, or an address without brackets.
-    port: given or the scheme's.
-    path: with the query, quoted.
+    host: host name in ASCII, or an address without brackets.
+    port: port in the URL, or the default of the scheme.
+    path: quoted path and query.
   """
 
   scheme: str
@@ -68,14 +68,15 @@ class _Target(NamedTuple):
 
 
 def get(url: str, access: Access = PUBLIC_ONLY) -> bytes:
-  """Fetch what a URL, or one that it redirects to, holds. No proxy is asked.
+  """Return the content of a URL; redirects are followed, proxies are ignored.
 
   Raises:
-    DataError: with the URL and the reason; never with a password or a query.
+    DataError: the download failed. The message names the URL, without user, password and query,
+      and the reason.
   """
   if not access.urls:
     raise DataError(
-      f'Cannot fetch {redact_url(url)}: URLs are not allowed here; give the image itself.'
+      f'Cannot fetch {redact_url(url)}: URLs are not allowed here; pass the image itself.'
     )
   deadline = time.monotonic() + access.timeout_s
   current_url = url
@@ -89,11 +90,11 @@ def get(url: str, access: Access = PUBLIC_ONLY) -> bytes:
         if response.status not in _REDIRECT_STATUSES:
           return _read_content(response, access.max_bytes)
         current_url = urllib.parse.urljoin(current_url, response.headers.get('Location', ''))
-    reason = f'it is redirected more than {_MAX_REDIRECTS} times'
+    reason = f'it redirects more than {_MAX_REDIRECTS} times'
   except TimeoutError:
-    reason = f'it takes longer than {access.timeout_s:g} s; allow more (timeout_s)'
+    reason = f'it takes longer than {access.timeout_s:g} s; increase timeout_s to allow it'
   except http.client.HTTPException as error:
-    reason = f'the answer is not whole, or no HTTP ({type(error).__name__})'
+    reason = f'the response is incomplete or not HTTP ({type(error).__name__})'
   except ssl.SSLCertVerificationError as error:
     reason = f'its certificate is not accepted: {error.verify_message.rstrip(".")}'
   except OSError as error:
@@ -105,14 +106,14 @@ def get(url: str, access: Access = PUBLIC_ONLY) -> bytes:
 
 
 def redact_url(url: str) -> str:
-  """A URL as messages may name it: without user, password and query."""
+  """Return the URL without user, password and query, for messages."""
   try:
     components = urllib.parse.urlsplit(url)
-    components.port  # noqa: B018  # Raises where a password with a slash is taken for it.
+    components.port  # noqa: B018  # Raises if part of a password is parsed as the port.
   except ValueError:
     return 'the URL'
   if not components.netloc:
-    return f'{components.scheme}:...'  # As 'data:', which holds all of an image.
+    return f'{components.scheme}:...'  # A data: URL contains a whole image.
   text = f'{components.scheme}://{components.netloc.rpartition("@")[2]}{components.path}'
   text = ''.join(character if character.isprintable() else '?' for character in text)
   return (text if len(text) <= 200 else text[:200] + '...') + ('?...' if components.query else '')
@@ -125,14 +126,14 @@ def _parse_target(url: str) -> _Target:
     port = components.port
     path = urllib.parse.quote(components.path or '/', _SAFE_CHARACTERS)
     query = urllib.parse.quote(components.query, _SAFE_CHARACTERS)
-  except ValueError:  # Its text may hold the password.
-    raise DataError('it is no valid URL') from None
+  except ValueError:  # The text of this error may contain the password.
+    raise DataError('it is not a valid URL') from None
   if components.scheme not in _DEFAULT_PORTS:
-    raise DataError(f'only http and https are fetched, not {components.scheme!r}')
+    raise DataError(f'only http and https are supported, not {components.scheme!r}')
   if not host:
-    raise DataError('it names no host')
+    raise DataError('it has no host')
   if '@' in components.netloc:
-    raise DataError('it holds a user or a password, which are not sent; leave them out')
+    raise DataError('it contains a user or a password, which are never sent; remove them')
   path += f'?{query}' if query else ''
   return _Target(components.scheme, host, port or _DEFAULT_PORTS[components.scheme], path)
 
@@ -146,28 +147,31 @@ def _connect(
     sock = stack.enter_context(_connect_to_any(addresses, deadline))
     if target.scheme == 'https':
       context = ssl.create_default_context()
-      sock.settimeout(_remaining_s(deadline))  # Of a handshake it is a timeout for the whole.
+      sock.settimeout(_remaining_s(deadline))  # Limits the handshake as a whole.
       sock = stack.enter_context(context.wrap_socket(sock, server_hostname=target.host))
     stack.enter_context(_close_at_deadline(sock, deadline))
     connection = http.client.HTTPConnection(target.host, target.port)
-    connection.default_port = _DEFAULT_PORTS[target.scheme]  # Is left out of the header Host.
+    connection.default_port = _DEFAULT_PORTS[target.scheme]  # The Host header omits it.
     connection.sock = sock
     yield connection
 
 
 def _resolve_addresses(target: _Target, access: Access) -> Sequence[Any]:
-  """Where a host may be reached. Nobody looks it up again, for the answer could be another."""
+  """Return the allowed addresses of a host.
+
+  The connection uses these addresses: a second lookup could return other, unchecked ones.
+  """
   try:
     addresses = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
   except (OSError, UnicodeError):
-    raise DataError(f'no address of {target.host} is known') from None
+    raise DataError(f'the host {target.host} cannot be resolved') from None
   allowed_addresses = [
     address for address in addresses if access.private or _is_public(address[4][0])
   ]
-  if not allowed_addresses:  # The address is not told: whoever asks a server may not know it.
+  if not allowed_addresses:  # Clients of a server must not learn the address from the message.
     raise DataError(
       f'{target.host} is not on the public internet; allow private addresses '
-      f'({Setting("access.private", True)}) if everyone who can pass URLs may see what is there'
+      f'({Setting("access.private", True)}) if everyone who can pass URLs may read what they serve'
     )
   return allowed_addresses
 
@@ -184,7 +188,10 @@ def _is_public(address: str | int) -> bool:
 
 
 def _connect_to_any(addresses: Sequence[Any], deadline: float) -> socket.socket:
-  """Connect to the first address that answers; the others leave the last its share of time."""
+  """Connect to the first address that answers.
+
+  Each attempt may use an equal share of the remaining time, so that every address gets a try.
+  """
   *earlier_addresses, last_address = addresses
   for index, address in enumerate(earlier_addresses):
     with contextlib.suppress(OSError):
@@ -213,16 +220,16 @@ def _remaining_s(deadline: float) -> float:
 
 @contextlib.contextmanager
 def _close_at_deadline(sock: socket.socket, deadline: float) -> Iterator[None]:
-  """Shut a connection down at the deadline, whatever waits for it then.
+  """Shut the connection down at the deadline, which ends calls that block on it.
 
-  A socket's own timeout begins anew with every byte that drips in.
+  A socket's own timeout would start again with every byte received.
   """
-  expired = threading.Event()
+  deadline_event = threading.Event()
 
   def shut_down() -> None:
-    expired.set()
-    with contextlib.suppress(OSError):  # The other side was quicker.
-      socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own does not bear other threads.
+    deadline_event.set()
+    with contextlib.suppress(OSError):  # The peer may have closed the connection.
+      socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket.shutdown is not thread-safe.
 
   timer = threading.Timer(_remaining_s(deadline), shut_down)
   timer.daemon = True
@@ -232,7 +239,7 @@ def _close_at_deadline(sock: socket.socket, deadline: float) -> Iterator[None]:
     yield
   finally:
     timer.cancel()
-    if expired.is_set():
+    if deadline_event.is_set():
       raise TimeoutError
 
 
@@ -242,7 +249,7 @@ def _send_request(
   headers = {
     'User-Agent': 'uadjax',
     'Accept': 'image/*',
-    'Accept-Encoding': 'identity',  # What is small stays small.
+    'Accept-Encoding': 'identity',  # Compression would defeat max_bytes.
     'Connection': 'close',
   }
   connection.request('GET', target.path, headers=headers)
@@ -252,10 +259,10 @@ def _send_request(
 def _read_content(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
   if response.status != 200:
     raise DataError(f'the server answers {response.status}')
-  # What is announced is refused before it comes, what is not, once it has come.
+  # An announced size is checked before reading; otherwise one byte beyond the limit is read.
   content = b'' if (response.length or 0) > max_bytes else response.read(max_bytes + 1)
   if len(content) > max_bytes or (response.length or 0) > max_bytes:
-    raise DataError(f'it has more than {max_bytes} bytes; allow more (max_bytes)')
+    raise DataError(f'it has more than {max_bytes} bytes; increase max_bytes to allow it')
   if response.length:
     raise http.client.IncompleteRead(content, response.length)
   return content

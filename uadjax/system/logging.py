@@ -1,4 +1,4 @@
-"""Logging of the package: console, log file, and how failures are reported."""
+"""Logging of the package: console, log file, and error reports."""
 
 from collections.abc import Iterator
 import contextlib
@@ -19,7 +19,7 @@ _LINE_FORMATTER = logging.Formatter('%(asctime)s %(levelname)s %(message)s')
 
 @contextlib.contextmanager
 def logging_to(file: Path | None = None) -> Iterator[None]:
-  """Send the package's messages to the console and, where named, append them to a file."""
+  """Log the package's messages to the console and, if `file` is given, append them to it."""
   handlers: list[logging.Handler] = [_console_handler()]
   if file is not None:
     handlers.append(logging.FileHandler(file))
@@ -37,28 +37,32 @@ def logging_to(file: Path | None = None) -> Iterator[None]:
 
 
 def report_error(error: BaseException, file: Path | None) -> None:
-  """Say why a run failed, to the console and the log."""
+  """Print an error that a user can fix to stderr and append it to the log file."""
   message = f'{type(error).__name__}: {error}'
   print(message, file=sys.stderr)
   _append_to_file(file, message)
 
 
 def report_internal_error(error: Exception, file: Path | None) -> None:
-  """Say that something went wrong that no user can cause, the traceback in the log alone."""
+  """Report an internal error, which users cannot fix.
+
+  The traceback is written to the log file, or to stderr without a writable log file.
+  """
   traceback_text = ''.join(traceback.format_exception(error))
   traceback_location = (
-    f'; its traceback is in {file}'
+    f'; the traceback is in {file}.'
     if _append_to_file(file, traceback_text)
     else f':\n{traceback_text}'
   )
   print(
-    f'{type(error).__name__}: {error}\nThis is a fault of uadjax, or of the machine{traceback_location}.',
+    f'{type(error).__name__}: {error}\n'
+    f'Internal error: a bug in uadjax or a fault of the machine{traceback_location}',
     file=sys.stderr,
   )
 
 
 def _append_to_file(file: Path | None, text: str) -> bool:
-  """Whether it could be written."""
+  """Append text to a file and return whether that was possible."""
   try:
     if file is not None and file.parent.is_dir():
       with file.open('a') as stream:
@@ -70,7 +74,7 @@ def _append_to_file(file: Path | None, text: str) -> bool:
 
 
 def relative_log_path(workdir: Path) -> str:
-  """The log that is being written, as seen from a folder."""
+  """Return the path of the active log file relative to `workdir`, or '' without a log file."""
   for handler in LOG.handlers:
     if isinstance(handler, logging.FileHandler):
       return os.path.relpath(handler.baseFilename, workdir)
@@ -82,6 +86,6 @@ def _console_handler() -> logging.Handler:
     return rich.logging.RichHandler(
       console=CONSOLE, show_path=False, show_level=False, highlighter=None
     )
-  handler = logging.StreamHandler()  # Rich would wrap what a pipe or a file takes at 80 columns.
+  handler = logging.StreamHandler()  # Rich would wrap lines in pipes and files at 80 columns.
   handler.setFormatter(_LINE_FORMATTER)
   return handler

@@ -1,19 +1,19 @@
-"""The process's own memory: how it is kept, and how much there was of it."""
+"""Memory of this process: behavior of the C allocator, and peak usage."""
 
 import ctypes
 import resource
 import sys
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # Of mallopt, in glibc's malloc.h.
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # From glibc's malloc.h.
 
 
 def retain_freed_pages() -> None:
-  """Let glibc keep the memory that it was given, instead of returning it after every step.
+  """Make glibc keep freed memory instead of returning it to the system after every step.
 
   XLA on a CPU allocates its working memory anew for each call. By default glibc maps and unmaps
-  every large block, so that each training step pays for a page fault per 4 KiB. What that costs
-  varies with the machine, from nothing upward (experiments/README.md). Does nothing where the C
-  library is not glibc.
+  every large block, so that each training step pays for a page fault per 4 KiB. The cost depends
+  on the machine and may be zero (experiments/README.md). Does nothing if the C library is not
+  glibc.
   """
   if not sys.platform.startswith('linux'):
     return
@@ -26,8 +26,8 @@ def retain_freed_pages() -> None:
 def release_free_memory() -> None:
   """Return free memory to the system, between phases that take gigabytes each.
 
-  After `keep_pages` the C library may keep what is freed, and hardly ever fits another large array
-  into it. Does nothing where it is not glibc.
+  After `retain_freed_pages` the C library may keep freed memory that is too fragmented for another
+  large array. Does nothing if the C library is not glibc.
   """
   if not sys.platform.startswith('linux'):
     return
@@ -37,6 +37,6 @@ def release_free_memory() -> None:
 
 
 def peak_mb() -> int:
-  """The largest resident size that the process has had, in MB."""
+  """Return the peak resident size of this process, in MiB."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak // (1 << 20 if sys.platform == 'darwin' else 1 << 10)

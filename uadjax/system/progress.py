@@ -1,4 +1,4 @@
-"""Progress bars where there is a terminal, a line now and then elsewhere."""
+"""Progress bars on a terminal, and log lines at intervals elsewhere."""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
@@ -13,28 +13,28 @@ import rich.progress
 from uadjax.system import logging
 from uadjax.types import Metrics
 
-# (items, their number, what is done) -> the items, while progress is shown.
+# (items, total, description) -> the items; progress is shown while they are consumed.
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def no_progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-  """Show no progress."""
+  """Return the items without showing progress."""
   return items
 
 
-_LOG_INTERVAL_S = 10.0  # Without a sign of life, at most.
+_LOG_INTERVAL_S = 10.0
 
 Item = TypeVar('Item')
 
 
 def is_interactive() -> bool:
-  """Whether bars are shown: where there is a terminal that can move its cursor."""
-  # Not `is_terminal`, which FORCE_COLOR makes true of a pipe.
+  """Return whether the console is a terminal that can show progress bars."""
+  # `is_terminal` does not suffice: FORCE_COLOR makes it true for a pipe.
   return logging.CONSOLE.file.isatty() and not logging.CONSOLE.is_dumb_terminal
 
 
 def show_progress(items: Iterable[Item], total: int | None, description: str) -> Iterator[Item]:
-  """Iterate with a progress bar where there is a terminal, with a line now and then elsewhere."""
+  """Yield the items with a progress bar on a terminal, or a log line at intervals elsewhere."""
   if is_interactive():
     with _make_progress_bar() as progress:
       yield from progress.track(items, total, description=description)
@@ -44,24 +44,24 @@ def show_progress(items: Iterable[Item], total: int | None, description: str) ->
     yield item
     now = time.monotonic()
     if now - last_logged > _LOG_INTERVAL_S and num_done != total:
-      remaining = total and datetime.timedelta(
+      remaining_time = total and datetime.timedelta(
         seconds=round((now - start) / num_done * (total - num_done))
       )
       logging.LOG.info(
-        '%s: %d%s', description, num_done, f' of {total}, ETA {remaining}' if total else ''
+        '%s: %d%s', description, num_done, f' of {total}, ETA {remaining_time}' if total else ''
       )
       last_logged = now
 
 
 @contextlib.contextmanager
 def show_status(description: str) -> Iterator[None]:
-  """Show what is being waited for, where there is a terminal that can."""
+  """Show a spinner with a description on a terminal; do nothing elsewhere."""
   with logging.CONSOLE.status(f'{description} …') if is_interactive() else contextlib.nullcontext():
     yield
 
 
 def _make_progress_bar() -> rich.progress.Progress:
-  """A bar that leaves stdout alone, which may well be a pipe."""
+  """Return a progress bar that does not redirect stdout, which may be a pipe."""
   columns = (
     *rich.progress.Progress.get_default_columns()[:3],
     rich.progress.MofNCompleteColumn(),
@@ -80,7 +80,10 @@ def _make_progress_bar() -> rich.progress.Progress:
 def progress_bar(
   total: int, start: int, description: str
 ) -> Iterator[Callable[[int, Any, Metrics], None]]:
-  """Open a progress bar; yields the hook that moves it. Silent without a terminal."""
+  """Yield a training hook (step, state, metrics) that moves a progress bar to the step.
+
+  Shows nothing without a terminal.
+  """
   with _make_progress_bar() as bar_display:
     task = bar_display.add_task(description, total=total, completed=start)
     yield lambda step, state, metrics: bar_display.update(task, completed=step)

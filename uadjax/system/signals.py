@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: leave cleanly, or note the wish and finish the step."""
+"""Handling of SIGTERM and Ctrl-C: raise an exception, or set an event and finish the step."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -15,10 +15,10 @@ _RETRY_DELAY_S = 0.05
 
 @contextlib.contextmanager
 def raise_on_signal() -> Iterator[None]:
-  """Raise Interrupted where the program is; what is being written has its own cleaning up.
+  """Raise Interrupted in the main thread on SIGTERM or SIGINT, so that context managers clean up.
 
-  It may be in a place from which Python lets nothing out, such as an object's end; then it is
-  raised again, a little later.
+  Python discards exceptions in some places, such as the finalization of an object. The signal is
+  then sent again a little later.
   """
 
   def raise_interrupted(signal_number: int, frame: Any) -> None:
@@ -31,7 +31,8 @@ def raise_on_signal() -> Iterator[None]:
       previous_hook(unraisable)
       return
     signal_number = next(number for number in _SIGNALS if number.name in str(unraisable.exc_value))
-    main_thread_id = threading.main_thread().ident  # No other is woken by what is to be woken.
+    # A signal sent to another thread would not interrupt the blocking calls of the main thread.
+    main_thread_id = threading.main_thread().ident
     threading.Timer(_RETRY_DELAY_S, signal.pthread_kill, (main_thread_id, signal_number)).start()
 
   with _signal_handlers(raise_interrupted):
@@ -44,14 +45,17 @@ def raise_on_signal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_event_on_signal() -> Iterator[threading.Event]:
-  """Set an event that the loop looks at between steps; a second signal does what it did before."""
+  """Yield an event that the first SIGTERM or SIGINT sets, for a loop to check between steps.
+
+  A second signal is handled as before the call.
+  """
   stop_event = threading.Event()
   with contextlib.ExitStack() as stack:
 
     def request_stop(signal_number: int, frame: Any) -> None:
       stop_event.set()
       stack.close()
-      print('Stopping after this step; once more to stop at once.', file=sys.stderr)
+      print('Stopping after this step; a second signal stops at once.', file=sys.stderr)
 
     stack.enter_context(_signal_handlers(request_stop))
     yield stop_event
@@ -60,7 +64,7 @@ def stop_event_on_signal() -> Iterator[threading.Event]:
 @contextlib.contextmanager
 def _signal_handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
-    yield  # Only the main thread may handle signals; others are not sent any.
+    yield  # Python allows signal handlers in the main thread only.
     return
   previous_handlers = {
     signal_number: signal.signal(signal_number, handler) for signal_number in _SIGNALS

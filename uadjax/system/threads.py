@@ -1,4 +1,4 @@
-"""Threads that work ahead, and stop when nobody wants more."""
+"""Thread pools and prefetching, which stop when their context manager exits."""
 
 from collections.abc import Iterator
 from concurrent import futures
@@ -13,15 +13,15 @@ Item = TypeVar('Item')
 
 
 def num_cores() -> int:
-  """How many this process may use."""
-  if hasattr(os, 'sched_getaffinity'):  # Not on every system.
+  """Return the number of CPU cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # Some systems, such as macOS, lack it.
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def thread_pool(num_threads: int, name: str) -> Iterator[futures.ThreadPoolExecutor]:
-  """A thread pool in the caller's context that drops waiting work on exit."""
+  """Yield a thread pool that copies the caller's context and cancels pending work on exit."""
   context = contextvars.copy_context()
 
   def set_context() -> None:
@@ -37,9 +37,10 @@ def thread_pool(num_threads: int, name: str) -> Iterator[futures.ThreadPoolExecu
 
 @contextlib.contextmanager
 def prefetch(items: Iterator[Item], num_ahead: int) -> Iterator[Iterator[Item]]:
-  """Take items in a thread of its own, so many ahead of their use.
+  """Yield an iterator over the items, which a background thread reads up to `num_ahead` ahead.
 
-  It may wait long for the next item, as for a camera's: what came before is yielded meanwhile.
+  Items already read are available while the thread waits for the next, for example from a camera.
+  An exception in the thread is raised by the iterator.
   """
   buffer: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(num_ahead)
   stop_event = threading.Event()
@@ -57,7 +58,7 @@ def prefetch(items: Iterator[Item], num_ahead: int) -> Iterator[Iterator[Item]]:
         if not put(item):
           return
       put(None)
-    except BaseException as error:  # Raised where the items are used.
+    except BaseException as error:  # The consumer raises it.
       put(None, error)
 
   def consume() -> Iterator[Item]:

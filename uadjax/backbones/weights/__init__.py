@@ -1,7 +1,7 @@
-"""A backbone's variables: from a file, torchvision's servers or this package, or at random.
+"""Variables of a backbone, from a file, torchvision's servers, this package, or a random generator.
 
-Formats of files are read in `formats` and `unpickler` (no pickle is executed), names of tensors are
-translated in `key_mapping`, and published files are fetched and verified in `download`.
+`formats` and `unpickler` read files without executing a pickle, `key_mapping` translates names of
+tensors, and `download` fetches and verifies published files.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from uadjax.types import Variables
 
 TORCHVISION = 'https://download.pytorch.org/models'
 
-# The eight hexadecimal digits begin the file's SHA-256.
+# The eight hexadecimal digits are the beginning of the file's SHA-256.
 FILES = {
   'resnet18': 'resnet18-f37072fd.pth',
   'resnet34': 'resnet34-b627a593.pth',
@@ -30,22 +30,22 @@ FILES = {
   'resnet101': 'resnet101-63fe2227.pth',
   'wide_resnet50_2': 'wide_resnet50_2-95faca4d.pth',
 }
-# Of torchvision, code and weights; of ours, which were distilled from those.
+# torchvision licenses weights like its code. The embedded weights were distilled from them.
 _LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
-# With its card and origin beside it.
+# compact.json, in the same folder, records how these weights were made.
 EMBEDDED = Path(compact.__file__).with_name('compact.safetensors')
-_DISTILLED_FROM = 'resnet18'  # By the compact network.
+_DISTILLED_FROM = 'resnet18'
 _CONFIG_KEY = 'backbone.weights'
 
 
 class Provenance(NamedTuple):
-  """Where weights came from.
+  """Origin of weights.
 
   Attributes:
-    name: of the file, or 'random'.
-    source: URL or path.
-    sha256: of the whole file; empty for random weights.
-    license: SPDX identifier, where it is known.
+    name: name of the file, or 'random'.
+    source: URL, path or description.
+    sha256: SHA-256 of the file; empty for random weights.
+    license: SPDX identifier; empty if unknown.
   """
 
   name: str
@@ -55,7 +55,13 @@ class Provenance(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """Which network, which weights, and why not those that `auto` means first, if so."""
+  """Selected backbone and weights.
+
+  Attributes:
+    name: name of the backbone.
+    weights: 'imagenet', 'embedded', 'random' or a file.
+    fallback_reason: why 'auto' did not select ImageNet weights; empty otherwise.
+  """
 
   name: str
   weights: str
@@ -63,20 +69,20 @@ class Choice(NamedTuple):
 
 
 def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCHVISION) -> Choice:
-  """Decide what 'auto' and 'embedded' stand for.
+  """Return the backbone and weights that 'auto' or 'embedded' selects; keep any other choice.
 
-  'auto' is ImageNet's weights where they are cached or can be downloaded. The embedded weights are
-  those of the compact network, which has the stages of ResNet-18 but the last.
+  'auto' selects ImageNet weights if they are cached or can be downloaded, otherwise the embedded
+  weights. These belong to the compact network, which replaces all stages of ResNet-18 but the last.
 
   Raises:
-    WeightsError: 'auto' has neither, or 'embedded' is not of such a network.
+    WeightsError: 'auto' finds no weights, or 'embedded' does not support the network or its stages.
   """
-  if name not in (*FILES, compact.NAME):  # Which is told where it is built.
+  if name not in (*FILES, compact.NAME):  # `backbones.build` reports the unknown name.
     return Choice(name, weights)
   can_use_embedded = name == _DISTILLED_FROM and set(stages) <= set(compact.STAGES)
   if weights == 'auto' and name != compact.NAME:
     reason = ''
-    # One that is damaged is removed, and then fetched anew.
+    # The first attempt removes a damaged file from the cache, the second downloads it again.
     for _ in range(2 if cache_path(name).is_file() else 1):
       try:
         fetch_published(name, base_url)
@@ -89,14 +95,14 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
   if weights in ('auto', 'embedded'):
     if name != compact.NAME and not can_use_embedded:
       raise WeightsError(
-        f'The embedded weights imitate {list(compact.STAGES)} of {_DISTILLED_FROM}, not {list(stages)} '
-        f'of {name}.',
+        f'The embedded weights support stages {list(compact.STAGES)} of {_DISTILLED_FROM}, '
+        f'not {list(stages)} of {name}.',
         key=_CONFIG_KEY,
         value=weights,
         hint=(
-          'Choose others (',
+          'Choose other weights (',
           Setting(_CONFIG_KEY),
-          ": 'imagenet', 'random' or a file), or that network.",
+          ": 'imagenet', 'random' or a file), or that network and its stages.",
         ),
       )
     return Choice(compact.NAME, 'embedded')
@@ -106,19 +112,20 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
 def load(
   weights: str, module: Backbone, base_url: str = TORCHVISION
 ) -> tuple[Variables, Provenance]:
-  """Read the variables of `module`.
+  """Return the variables of a backbone and their origin.
 
   Args:
-    weights: a file, 'imagenet' (torchvision's), 'embedded' (of this package) or 'random'; `choose`
-      comes first where it may be 'auto'.
-    module: up to its last stage.
-    base: where torchvision's files are.
+    weights: a file, 'imagenet' (torchvision's), 'embedded' (this package's) or 'random'. `choose`
+      resolves 'auto'.
+    module: the backbone, up to the last stage that is needed.
+    base_url: server folder of torchvision's files.
 
   Raises:
-    WeightsError: naming the file, the tensor or stage, what was expected, and the way out.
+    WeightsError: the file is missing, damaged or from another network. The message names the file,
+      the tensor or stage, the expected value, and the fix.
   """
   if weights == 'random':
-    # A key that no configured seed gives: a student must not begin as its teacher.
+    # No configured seed yields this key, so that a student never starts equal to its teacher.
     key = jax.random.fold_in(jax.random.key(0), 1)
     variables = jax.jit(module.init)(key, jnp.zeros((1, 32, 32, 3)))
     return variables, Provenance('random', 'random initialization', '')
@@ -143,22 +150,27 @@ def load(
 
 
 def cache_path(arch: str) -> Path:
-  """Where torchvision's file lies once it has been downloaded."""
+  """Return the path at which torchvision's weights are cached."""
   return files.cache_dir() / 'weights' / FILES[arch]
 
 
 def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
-  """Find torchvision's file in the cache, which is filled first where it has to be."""
+  """Return the cached path and the URL of torchvision's weights, downloading them if necessary.
+
+  Raises:
+    WeightsError: the backbone has no published weights, or the file cannot be downloaded or is
+      damaged.
+  """
   if arch not in FILES:
     raise WeightsError(
-      f'Nobody published ImageNet weights of {arch}.',
+      f'There are no published ImageNet weights for {arch}.',
       key='backbone.name',
       value=arch,
       allowed=sorted(FILES),
       hint=(
-        'Choose another ',
+        'Choose other weights (',
         Setting(_CONFIG_KEY),
-        f', or one of {sorted(FILES)} (',
+        f'), or one of {sorted(FILES)} (',
         Setting('backbone.name'),
         ').',
       ),
@@ -175,7 +187,7 @@ def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
       str(error),
       key=_CONFIG_KEY,
       hint=(
-        f'Run again to download it, put the file at {path}, or name a file that you have with ',
+        f'Run again to download it, put the file at {path}, or name another file with ',
         Setting(_CONFIG_KEY, 'FILE'),
         '.',
       ),
@@ -188,38 +200,41 @@ def _parse_variables(data: bytes, module: Backbone, path: Path) -> Variables:
     tensors = formats.read(data)
   except ValueError as error:
     raise WeightsError(
-      f'{path} is damaged or holds no weights: {error}. Give a state_dict as .pth, .safetensors, '
+      f'{path} is damaged or holds no weights: {error}. Pass a state_dict as .pth, .safetensors, '
       f'.npz or .pdparams, or download the file again.'
     ) from error
   tensors_by_name = {
     key_mapping.to_torchvision_name(name, module.depths): value for name, value in tensors.items()
   }
-  expected = key_mapping.expected_tensors(module)
-  _require_matching_tensors(tensors_by_name, expected, module, path)
+  expected_tensors = key_mapping.expected_tensors(module)
+  _require_matching_tensors(tensors_by_name, expected_tensors, module, path)
   flat_variables = {
     variable_path: _to_leaf(tensors_by_name[name], name, path)
-    for name, (variable_path, _) in expected.items()
+    for name, (variable_path, _) in expected_tensors.items()
   }
   return traverse_util.unflatten_dict(flat_variables)
 
 
 def _require_matching_tensors(
-  tensors_by_name: formats.Tensors, expected: dict[str, Any], module: Backbone, path: Path
+  tensors_by_name: formats.Tensors,
+  expected_tensors: dict[str, Any],
+  module: Backbone,
+  path: Path,
 ) -> None:
-  """Refuse what is not, tensor for tensor, the network up to its last stage."""
+  """Raise WeightsError unless names and shapes are the network's, up to its last stage."""
   needed_modules, available_modules = (
-    key_mapping.top_level_modules(expected),
+    key_mapping.top_level_modules(expected_tensors),
     key_mapping.top_level_modules(tensors_by_name),
   )
   for top_level_module in needed_modules:
     if top_level_module not in available_modules:
       raise WeightsError(
-        f'{path} has no {top_level_module}, which {module.arch} with stages {list(module.stages)} needs; it '
-        f'has {available_modules}.',
+        f'{path} has no {top_level_module}, which {module.arch} with stages '
+        f'{list(module.stages)} needs; it has {available_modules}.',
         key='detector.layers',
         value=module.stages,
         hint=(
-          'Name a file that holds it (',
+          'Choose a file that has it (',
           Setting(_CONFIG_KEY, 'FILE'),
           '), or other stages (',
           Setting('detector.layers'),
@@ -227,33 +242,33 @@ def _require_matching_tensors(
         ),
       )
   hint = (
-    f'Name the file of a {module.arch} (',
+    f'Choose weights of {module.arch} (',
     Setting(_CONFIG_KEY),
     '), or another ',
     Setting('backbone.name'),
     '.',
   )
-  for name, (_, shape) in expected.items():
+  for name, (_, shape) in expected_tensors.items():
     if name not in tensors_by_name:
-      raise WeightsError(f'{path} is not of {module.arch}: it has no tensor {name}.', hint=hint)
+      raise WeightsError(f'{path} does not fit {module.arch}: it has no tensor {name}.', hint=hint)
     if tensors_by_name[name].shape != shape:
       raise WeightsError(
-        f'{path} is not of {module.arch}: {name} should have shape {shape} and has '
+        f'{path} does not fit {module.arch}: {name} must have shape {shape}, but has '
         f'{tensors_by_name[name].shape}.',
         hint=hint,
       )
   for name in tensors_by_name:
     if (
-      name not in expected
+      name not in expected_tensors
       and key_mapping.top_level_module(name) in needed_modules
       and not name.endswith('_tracked')
     ):
-      raise WeightsError(f'{path} is not of {module.arch}: it also has a tensor {name}.', hint=hint)
+      raise WeightsError(f'{path} does not fit {module.arch}: unexpected tensor {name}.', hint=hint)
 
 
 def _to_leaf(value: np.ndarray, name: str, path: Path) -> jax.Array:
   if value.dtype.kind != 'f' and value.dtype != jnp.bfloat16:
-    raise WeightsError(f'{path}: {name} has type {value.dtype}; weights are floating point.')
+    raise WeightsError(f'{path}: {name} has type {value.dtype}; weights must be floating point.')
   with np.errstate(over='ignore'):
     value = value.astype(np.float32)
   if not np.isfinite(value).all():

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it broke off, checked before it gets its name."""
+"""Download of a file over HTTP that resumes after an interruption and verifies the checksum."""
 
 import hashlib
 import http.client
@@ -12,14 +12,16 @@ from rich import console, progress
 from uadjax.errors import WeightsError
 
 _CHUNK_BYTES = 1 << 20
-_TIMEOUT_S = 10.0  # Of silence, not of the whole file.
+_TIMEOUT_S = 10.0  # Limits the time without data, not the whole download.
 
 
 def fetch(url: str, target: Path, digest: str) -> None:
-  """Download a file whose SHA-256 begins with `digest`; what has arrived so far is in `.part`.
+  """Download a file whose SHA-256 begins with `digest`.
+
+  An incomplete download is kept next to `target`, with the suffix `.part`, and resumed.
 
   Raises:
-    WeightsError: where it cannot be had, or is not what it should be.
+    WeightsError: the download failed, or the checksum differs.
   """
   partial_path = target.with_name(target.name + '.part')
   try:
@@ -27,24 +29,24 @@ def fetch(url: str, target: Path, digest: str) -> None:
     _resume_download(url, partial_path)
     verify(partial_path, digest, url)
     partial_path.replace(target)
-  except (OSError, http.client.HTTPException) as error:  # HTTP errors and timeouts are OSErrors.
+  except (OSError, http.client.HTTPException) as error:  # HTTPError and timeouts are OSErrors.
     raise WeightsError(f'Could not download {url}: {error}.') from error
 
 
 def verify(path: Path, digest: str, source: str) -> None:
-  """Remove a file, and say so, unless its SHA-256 begins with `digest`."""
+  """Delete a file and raise WeightsError unless its SHA-256 begins with `digest`."""
   with path.open('rb') as file:
     actual_digest = hashlib.file_digest(file, 'sha256').hexdigest()
   if not actual_digest.startswith(digest):
     path.unlink()
     raise WeightsError(
-      f'{source} is damaged: its SHA-256 should begin with {digest} and is {actual_digest}. '
+      f'{source} is damaged: its SHA-256 must begin with {digest}, but is {actual_digest}. '
       f'{path} was removed.'
     )
 
 
 def _resume_download(url: str, partial_path: Path) -> None:
-  """Append what is missing, or start again where the server cannot continue."""
+  """Append the missing bytes, or start again if the server does not support ranges."""
   num_bytes = partial_path.stat().st_size if partial_path.exists() else 0
   headers = {'Range': f'bytes={num_bytes}-'} if num_bytes else {}
   try:
@@ -55,7 +57,7 @@ def _resume_download(url: str, partial_path: Path) -> None:
     error.close()
     if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
       raise
-    return  # All of it is here, or more than all: the checksum will tell.
+    return  # The file is complete or too long, which the checksum shows.
   with response:
     range_matches = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
     is_resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT and range_matches
@@ -66,7 +68,7 @@ def _resume_download(url: str, partial_path: Path) -> None:
       num_bytes = _copy_with_progress(response, file, partial_path.stem, num_bytes, total_bytes)
   if total_bytes is not None and num_bytes < total_bytes:
     raise OSError(
-      f'broke off after {num_bytes} of {total_bytes} bytes; the next run continues from there'
+      f'it broke off after {num_bytes} of {total_bytes} bytes; the next run resumes there'
     )
 
 

@@ -1,7 +1,7 @@
-"""Tensors from files of PyTorch, Paddle, safetensors and NumPy, without the first two.
+"""Tensors from PyTorch, Paddle, safetensors and NumPy files, without importing PyTorch or Paddle.
 
-The format is told by the content. A file is hostile until shown otherwise: nothing in it is
-executed, and no more is allocated than it has bytes, except that NumPy's archives may be deflated.
+The content determines the format. Files are not trusted: nothing in them is executed, and no more
+memory is allocated than a file has bytes, except for NumPy archives, which may be deflated.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,28 +18,25 @@ from uadjax.backbones.weights import unpickler
 
 Tensors = dict[str, np.ndarray]
 
-_LEGACY_MAGIC = (
-  b'\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.'  # torch.save before 1.6.
-)
+# torch.save wrote this format before version 1.6.
+_LEGACY_MAGIC = b'\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.'
 _SAFETENSORS_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': jnp.bfloat16}
-_MAX_INFLATED_BYTES = (
-  4 << 30
-)  # Bytes of an inflated archive: more than ten times the largest ResNet.
-_WRAPPER_KEYS = ('state_dict', 'model', 'state_dict')  # Lightning, MoCo and others nest one.
-_PADDLE_SLICES_KEY = 'UnpackBigParamInfor@@'  # Paddle's table of tensors that it cut into slices.
+_MAX_INFLATED_BYTES = 4 << 30  # This is more than ten times the largest ResNet.
+_WRAPPER_KEYS = ('state_dict', 'model', 'state_dict')  # Lightning, MoCo and others nest these.
+_PADDLE_SLICES_KEY = 'UnpackBigParamInfor@@'  # Paddle lists here the tensors it cut into slices.
 
 
 def read(data: bytes) -> Tensors:
-  """Every tensor of a file's content, by its name there, in the file's own number format.
+  """Return the tensors in the content of a file, by their names in it, with their dtypes in it.
 
   Raises:
-    ValueError: saying what is wrong with the file; its subject is the file.
+    ValueError: the file cannot be read. The message is a clause about the file ("it is empty").
   """
   try:
     return _choose_reader(data)(data)
   except MemoryError:
-    raise ValueError('it asks for more memory than there is') from None
-  except Exception as error:  # Whatever parsers of hostile bytes may come up with.
+    raise ValueError('it requires more memory than is available') from None
+  except Exception as error:  # Parsers may raise anything on hostile bytes.
     message = str(error) if type(error) is ValueError else f'{type(error).__name__}: {error}'
     raise ValueError(message[:300]) from error
 
@@ -47,8 +44,8 @@ def read(data: bytes) -> Tensors:
 def _choose_reader(data: bytes) -> Callable[[bytes], Tensors]:
   if data[:4] == b'PK\x03\x04':
     return _read_zip
-  # Before pickles: the length of the header may well begin with their first byte. Of a pickle, read
-  # as a length, it would be enormous.
+  # This test precedes that for pickles, because the header's length may begin with the same byte.
+  # The first bytes of a pickle, read as a length, would be enormous.
   if data[8:9] == b'{' and int.from_bytes(data[:8], 'little') < len(data):
     return _read_safetensors
   if data.startswith(_LEGACY_MAGIC):
@@ -57,11 +54,13 @@ def _choose_reader(data: bytes) -> Callable[[bytes], Tensors]:
     return _read_pickle
   if data[8:9] == b'{':
     return _read_safetensors
-  raise ValueError(f'it begins with {data[:16]!r}' if data else 'it is empty')
+  raise ValueError(
+    f'it begins with {data[:16]!r}, which is not a known format' if data else 'it is empty'
+  )
 
 
 def _read_safetensors(data: bytes) -> Tensors:
-  # safetensors.numpy does not know bfloat16.
+  # safetensors.numpy does not support bfloat16.
   tensors = {}
   for name, tensor in safetensors.deserialize(data):
     if tensor['dtype'] in _SAFETENSORS_DTYPES:
@@ -80,7 +79,7 @@ def _read_zip(data: bytes) -> Tensors:
       return _read_torch_zip(archive, pickle_names[0].removesuffix('data.pkl'))
     if all(e.filename.endswith('.npy') for e in entries):
       return {e.filename.removesuffix('.npy'): _read_npy(archive.read(e)) for e in entries}
-  raise ValueError('it is a zip archive, but neither of PyTorch nor of NumPy')
+  raise ValueError('it is a zip archive from neither PyTorch nor NumPy')
 
 
 def _read_npy(data: bytes) -> np.ndarray:
@@ -107,7 +106,10 @@ def _read_torch_zip(archive: zipfile.ZipFile, root: str) -> Tensors:
 
 
 def _read_torch_legacy(data: bytes) -> Tensors:
-  """Five pickles (magic, version, machine, content, keys), then each storage behind its length."""
+  """Read the format of torch.save before version 1.6.
+
+  It has five pickles (magic, version, machine, content, keys), then each storage after its length.
+  """
   stream = io.BytesIO(data)
   (_, _, (machine_info, _), (content, storages), (keys, _)) = (
     unpickler.load(stream) for _ in range(5)
@@ -128,12 +130,12 @@ def _read_pickle(data: bytes) -> Tensors:
 def _state_dict_tensors(
   content: Any, storage_bytes: Mapping[str, bytes], is_big_endian: bool
 ) -> Tensors:
-  """The tensors of a state_dict, or of the one that a checkpoint has under a usual name."""
+  """Return the tensors of a state_dict, or of one that a checkpoint nests under a usual key."""
   for key in _WRAPPER_KEYS:
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
   if not isinstance(content, dict):
-    raise ValueError(f'it holds a {type(content).__name__}, not tensors by name')
+    raise ValueError(f'it holds a {type(content).__name__}, not a dict of tensors')
   tensors = {}
   for name, value in content.items():
     if isinstance(value, unpickler.Tensor):
@@ -157,7 +159,8 @@ def _tensor_view(
   content = storage_bytes.get(storage.key, b'')
   if num_elements * storage.dtype.itemsize > len(content):
     raise ValueError(
-      f'tensor {name} needs {num_elements * storage.dtype.itemsize} bytes, its storage has {len(content)}'
+      f'tensor {name} needs {num_elements * storage.dtype.itemsize} bytes, but its storage has '
+      f'{len(content)}'
     )
   if not math.prod(shape):
     return np.zeros(shape, storage.dtype)
@@ -169,7 +172,7 @@ def _tensor_view(
 
 
 def _join_slices(tensors: Tensors, slice_table: Any) -> Tensors:
-  """Put together what Paddle cut into slices below 1 GiB, as old pickle protocols need."""
+  """Join tensors that Paddle cut into slices below 1 GiB, as old pickle protocols require."""
   for name, entry in (slice_table or {}).items():
     slices = [tensors.pop(key) for key in entry['slices']]
     tensors[name] = np.concatenate(slices).reshape(entry['OriginShape'])

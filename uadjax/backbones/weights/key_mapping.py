@@ -1,4 +1,4 @@
-"""What a backbone's tensors are called in files: torchvision's and timm's names, and Paddle's."""
+"""Names of a backbone's tensors in the files of torchvision, timm and Paddle."""
 
 from collections.abc import Iterable
 import itertools
@@ -11,7 +11,7 @@ from uadjax.backbones import Backbone, resnet
 
 TOP_LEVEL_MODULES = ('conv1', 'bn1', *resnet.STAGES)
 
-VariablePath = tuple[str, ...]  # Of a leaf in a module's variables.
+VariablePath = tuple[str, ...]  # Keys that lead to a leaf of a module's variables.
 
 _TORCHVISION_LEAVES = {
   'kernel': 'weight',
@@ -24,7 +24,7 @@ _PADDLE_LEAVES = {'_mean': 'running_mean', '_variance': 'running_var'}
 
 
 def expected_tensors(module: Backbone) -> dict[str, tuple[VariablePath, tuple[int, ...]]]:
-  """What `module` needs: by torchvision's name, the path in its variables and the file's shape."""
+  """Return, by torchvision name, the path of each variable and the tensor's shape in a file."""
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), images)
   tensors = {}
@@ -40,7 +40,7 @@ def expected_tensors(module: Backbone) -> dict[str, tuple[VariablePath, tuple[in
 
 
 def to_torchvision_name(name: str, depths: tuple[int, ...]) -> str:
-  """The name that torchvision has for a tensor of torchvision, timm, Paddle or PaddleClas."""
+  """Return the torchvision name of a tensor named by torchvision, timm, Paddle or PaddleClas."""
   name = name.removeprefix('module.')
   prefix, _, leaf = name.rpartition('.')
   name = f'{prefix}.{_PADDLE_LEAVES.get(leaf, leaf)}'
@@ -54,20 +54,20 @@ def to_torchvision_name(name: str, depths: tuple[int, ...]) -> str:
 
 
 def _block_prefix(block_index: int, depths: tuple[int, ...]) -> str:
-  """PaddleClas counts blocks through all stages."""
+  """Return the torchvision prefix of a block that PaddleClas numbers across all stages."""
   starts = (0, *itertools.accumulate(depths))
   for stage, start, depth in zip(resnet.STAGES, starts, depths, strict=False):
     if block_index < start + depth:
       return f'{stage}.{block_index - start}'
-  return f'layer5.{block_index - starts[-1]}'  # There is none, so that this is of another network.
+  return f'layer5.{block_index - starts[-1]}'  # No backbone has it, so the file does not fit.
 
 
 def top_level_module(name: str) -> str:
-  """The part of the network that a tensor of torchvision's name belongs to."""
+  """Return the top-level module, such as layer1, of a tensor named as in torchvision."""
   return name.split('.')[0]
 
 
 def top_level_modules(tensor_names: Iterable[str]) -> list[str]:
-  """The parts that tensors of these names belong to, in the order of the network."""
+  """Return the top-level modules to which the tensors belong, in the order of the network."""
   present = {top_level_module(name) for name in tensor_names}
   return [module_name for module_name in TOP_LEVEL_MODULES if module_name in present]

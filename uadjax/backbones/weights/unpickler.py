@@ -1,7 +1,8 @@
-"""Reads the pickles of PyTorch and Paddle without unpickling: nothing in them is ever called.
+"""Reader of PyTorch and Paddle pickles that never calls a function which a pickle names.
 
-A pickle is a program. `pickletools` decodes its instructions; the machine below carries out the few
-that weights need, on plain data, and refuses every other. What a pickle may name is one table.
+A pickle is a program. `pickletools` decodes its instructions; `_PickleMachine` executes the few
+that weights need, on plain data, and rejects all others. `_ALLOWED_GLOBALS` has every name that a
+pickle may use.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,13 @@ import numpy as np
 
 
 class Storage(NamedTuple):
-  """Numbers that lie elsewhere in the file."""
+  """Reference to numbers elsewhere in the file.
+
+  Attributes:
+    key: name of the storage in the file.
+    dtype: type of the numbers.
+    length: number of elements.
+  """
 
   key: str
   dtype: np.dtype
@@ -23,7 +30,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-  """A view of a storage; offset and strides in elements. Nothing of it has been checked."""
+  """Unverified view of a storage, with offset and strides in elements."""
 
   storage: Storage
   offset: int
@@ -32,13 +39,13 @@ class Tensor(NamedTuple):
 
 
 class _Global(NamedTuple):
-  """What a pickle named, by name only."""
+  """Class or function that a pickle refers to, by name only."""
 
   name: str
 
 
 class Holder:
-  """A NumPy array or dtype, which a pickle first makes and then fills; a user sees its `value`."""
+  """NumPy array or dtype in `value`, which a pickle creates empty and fills later."""
 
   def __init__(self, value: Any = None):
     self.value = value
@@ -61,7 +68,7 @@ _STORAGE_DTYPES = {
 def _make_dtype(name: str | bytes, *_: Any) -> Holder:
   dtype = np.dtype(name.decode() if isinstance(name, bytes) else name)
   if dtype.kind not in 'fiub':
-    raise ValueError(f'it holds an array of {dtype}')
+    raise ValueError(f'it holds an array of type {dtype}, which is not numeric')
   return Holder(dtype)
 
 
@@ -77,9 +84,9 @@ def _make_dict(pairs: Any = ()) -> dict[Any, Any]:
 
 
 def _update_dict(target: Any, items: list[Any]) -> dict[Any, Any]:
-  # Hashing a deeply nested tuple would overflow the interpreter's stack.
+  # Hashing a deeply nested tuple as a key would overflow the interpreter's stack.
   if type(target) is not dict or not all(isinstance(key, str | int) for key in items[::2]):
-    raise ValueError('it has keys that are neither text nor numbers')
+    raise ValueError('it has dictionary keys that are neither strings nor integers')
   target.update(zip(items[::2], items[1::2], strict=True))
   return target
 
@@ -89,7 +96,8 @@ _NUMPY_CALLS = {
   'scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
 }
 
-# Everything that may be called, as plain functions of ours. Protocol 2 has the names of Python 2.
+# Everything that a pickle may call, replaced by functions that handle plain data. Pickles of
+# protocol 2 use the names of Python 2.
 _ALLOWED_CALLS: Mapping[str, Callable[..., Any]] = {
   'collections.OrderedDict': _make_dict,
   'torch._utils._rebuild_tensor_v2': lambda storage, offset, shape, strides, *_: Tensor(
@@ -97,7 +105,7 @@ _ALLOWED_CALLS: Mapping[str, Callable[..., Any]] = {
   ),
   'torch._utils._rebuild_parameter': lambda data, *_: data,
   'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
-  'builtins.tuple': tuple,  # How Paddle saves a tensor on its own: (name, array).
+  'builtins.tuple': tuple,  # Paddle saves a single tensor as (name, array).
   '__builtin__.tuple': tuple,
   '_codecs.encode': lambda text, *_: text.encode('latin1'),
   'numpy.dtype': _make_dtype,
@@ -127,12 +135,14 @@ _CONSTANT_OPCODES = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TU
 
 
 def load(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
-  """Read one pickle, and the storages that it names, leaving the stream behind it.
+  """Read one pickle and leave the stream after it.
 
-  Arrays and dtypes come as holders of a `value`, torch's tensors as `Tensor`.
+  Returns:
+    The object and the storages that it refers to, by key. NumPy arrays and dtypes are `Holder`s,
+    PyTorch tensors are `Tensor`s.
 
   Raises:
-    ValueError, TypeError or LookupError where the pickle is damaged or not of weights.
+    ValueError, TypeError, LookupError: the pickle is damaged or holds more than weights.
   """
   machine = _PickleMachine()
   for opcode, argument, _ in pickletools.genops(stream):
@@ -141,7 +151,7 @@ def load(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
 
 
 class _PickleMachine:
-  """The stack of a pickle, the stacks that marks set aside, and the memo."""
+  """Interpreter of pickle instructions: a stack, the stacks saved at marks, and the memo."""
 
   def __init__(self):
     self.stack: list[Any] = []
@@ -150,7 +160,7 @@ class _PickleMachine:
     self.storages: dict[str, Storage] = {}
 
   def execute(self, name: str, argument: Any) -> None:
-    """Carry out one instruction."""
+    """Execute one instruction."""
     stack = self.stack
     if name in _LITERAL_OPCODES:
       stack.append(argument)
@@ -213,11 +223,11 @@ class _PickleMachine:
         self.storages[storage.key] = storage
         stack.append(storage)
       case _:
-        raise ValueError(f'its pickle has the instruction {name}, which no weights need')
+        raise ValueError(f'its pickle has the instruction {name}, which weights do not need')
 
   def _pop(self, count: int) -> list[Any]:
     if len(self.stack) < count:
-      raise ValueError('its pickle takes more than it has')
+      raise ValueError('its pickle pops more values than its stack has')
     values = self.stack[-count:]
     del self.stack[-count:]
     return values
@@ -230,13 +240,13 @@ class _PickleMachine:
 def _resolve_global(module: Any, name: Any) -> _Global:
   full_name = f'{module}.{name}' if isinstance(module, str) and isinstance(name, str) else 'no name'
   if full_name not in _ALLOWED_GLOBALS:
-    raise ValueError(f'its pickle asks for {full_name[:100]}, which no weights need')
+    raise ValueError(f'its pickle refers to {full_name[:100]}, which weights do not need')
   return _Global(full_name)
 
 
 def _call_function(function: Any, arguments: Any) -> Any:
   if not isinstance(function, _Global) or function.name not in _ALLOWED_CALLS:
-    raise ValueError('its pickle calls what is no function')
+    raise ValueError('its pickle calls an object that is not an allowed function')
   return _ALLOWED_CALLS[function.name](*arguments)
 
 
@@ -246,13 +256,13 @@ def _build(target: Any, state: Any) -> None:
   elif isinstance(target, Holder):
     _, shape, dtype, is_fortran_order, raw = state
     target.value = _make_array(raw, dtype, shape, 'F' if is_fortran_order else 'C')
-  elif type(target) is not dict:  # A state_dict's `_metadata` is of no use here.
-    raise ValueError('its pickle sets the state of what has none')
+  elif type(target) is not dict:  # The state of a dict is a state_dict's `_metadata`: ignored.
+    raise ValueError('its pickle sets the state of an object that has none')
 
 
 def _extend_list(target: Any, items: list[Any]) -> None:
   if type(target) is not list:
-    raise ValueError('its pickle appends to what is no list')
+    raise ValueError('its pickle appends to an object that is not a list')
   target.extend(items)
 
 
@@ -263,5 +273,5 @@ def _make_storage(
   if (
     kind != 'storage' or name not in _STORAGE_DTYPES or not isinstance(key, str) or view is not None
   ):
-    raise ValueError('its pickle describes a storage that is none')
+    raise ValueError('its pickle describes an invalid storage')
   return Storage(key, _STORAGE_DTYPES[name], length)
