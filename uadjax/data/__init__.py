@@ -1,7 +1,8 @@
-"""Everything from bytes to a batch: layouts, decoding, resizing, checks, label formats, batches.
+"""Data pipeline, from files to batches: layouts, decoding, resizing, checks, label conversion.
 
-The functions here take the `data` section of a configuration. Reading a file is `image_io`,
-resizing it `transforms`, a dataset `layouts`, an input of `predict` `inputs`, batches `batches`.
+The functions here take the `data` section of a configuration. `image_io` decodes files,
+`transforms` resizes images, `layouts` lists datasets, `inputs` lists the inputs of `predict`, and
+`batches` builds batches.
 """
 
 from pathlib import Path
@@ -12,7 +13,10 @@ from uadjax.types import Config
 
 
 def load(config: Config) -> records.Splits:
-  """List the images that a `data` config names; with an empty root, those of the demo."""
+  """List the images of the dataset that a `data` config names.
+
+  An empty `root` means the demo dataset.
+  """
   root, category = _dataset_folder(config)
   return layouts.load(root, category, _layout_name(config), config.mask_threshold)
 
@@ -20,7 +24,13 @@ def load(config: Config) -> records.Splits:
 def check_dataset(
   config: Config, min_images: int = checks.MIN_IMAGES, progress: Progress = no_progress
 ) -> checks.Report:
-  """Check the images that a `data` config names."""
+  """Check the dataset that a `data` config names; an empty `root` means the demo dataset.
+
+  Args:
+    config: the `data` section of a configuration.
+    min_images: smallest number of good training images that is not an error.
+    progress: wrapper that shows progress.
+  """
   root, category = _dataset_folder(config, progress)
   return checks.check(
     root, category, _layout_name(config), config.mask_threshold, min_images, progress
@@ -28,9 +38,13 @@ def check_dataset(
 
 
 def expand(config: Config) -> list[str]:
-  """The categories that a `data` config names; with an empty root, the demo's."""
+  """Return the categories that `config.category` selects, which may be a group such as 'all'.
+
+  An empty `root` means the demo dataset.
+  """
   if not config.root:
-    from uadjax.data import demo  # Whoever has images of his own need not load what draws some.
+    # Imported here because users with their own images do not need the renderer.
+    from uadjax.data import demo
 
     return demo.expand_category(config.category)
   return layouts.expand(config.root, config.category)

@@ -1,8 +1,9 @@
-"""Records become batches of network images, on tf.data.
+"""Batches of network images from records, with tf.data.
 
-Which image stands where is a pure function of its position in the run: position p belongs to epoch
-p // n and takes image shuffle(p % n) of it. So a run that starts late costs nothing, and continues
-bit by bit as if it had never stopped; and of every global batch each host reads its own share.
+The order of images is a pure function of the position in the run: position p belongs to epoch
+p // n and takes image shuffle(p % n) of that epoch. Starting at a later step therefore costs
+nothing, a resumed run is bit-identical to an uninterrupted one, and each host reads only
+its share of every global batch.
 
 Letters: b batch, n images, h w network image.
 """
@@ -22,7 +23,7 @@ from uadjax.errors import ConfigError, DataError
 from uadjax.system import tensorflow
 from uadjax.types import Batch
 
-_PREFETCH = 2  # Batches; more would only hold memory.
+_PREFETCH = 2  # Batches; more would only use memory.
 
 _open_streams: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
@@ -37,17 +38,21 @@ def train_batches(
   num_hosts: int = 1,
   cache_bytes: int = 2**30,
 ) -> Generator[Batch, None, None]:
-  """Shuffled full batches without end; what is left of an epoch goes into the next.
+  """Generate shuffled full batches indefinitely; a batch may span two epochs.
 
   Args:
-    records: the images, every one once per epoch.
-    ops: bring an image to network size.
-    batch_size: of the global batch.
-    seed: decides the order, another in each epoch.
-    start: step to begin with; the batches are those of a run that began with 0.
-    host: which share of every global batch this process reads.
-    hosts: number of shares.
-    cache_bytes: for keeping images at network size; those beyond are decoded every time.
+    records: images, each of which occurs once per epoch.
+    ops: operations that bring an image to network size.
+    batch_size: size of the global batch.
+    seed: seed of the order, which differs in each epoch.
+    start: first step; batches equal those of a run that started at step 0.
+    host_index: index of this process, which selects its share of every global batch.
+    num_hosts: number of processes, each of which reads one share.
+    cache_bytes: memory for images at network size; images that do not fit are decoded every time.
+
+  Raises:
+    DataError: there are no records; or, while iterating, an image cannot be read.
+    ConfigError: the batch size is not a positive multiple of `num_hosts`.
   """
   tf = tensorflow.import_tensorflow()
   host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
@@ -70,9 +75,14 @@ def eval_batches(
   host_index: int = 0,
   num_hosts: int = 1,
 ) -> Generator[Batch, None, None]:
-  """Every image once and in order; the last batch is filled up with rows that are not valid.
+  """Generate batches that contain every image once and in order.
 
-  All hosts get equally many batches, all of the same shape.
+  The last batch is padded with rows that are marked as not valid, so that all hosts get the same
+  number of batches of the same shape.
+
+  Raises:
+    DataError: there are no records; or, while iterating, an image cannot be read.
+    ConfigError: the batch size is not a positive multiple of `num_hosts`.
   """
   tf = tensorflow.import_tensorflow()
   host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
@@ -88,17 +98,17 @@ def _host_batch_size(
   records: Sequence[Record], batch_size: int, host_index: int, num_hosts: int
 ) -> int:
   if not records:
-    raise DataError('There are no images to read.')
+    raise DataError('The dataset has no images to read.')
   if batch_size < 1 or batch_size % num_hosts or not 0 <= host_index < num_hosts:
     raise ConfigError(
-      f'A batch of {batch_size} cannot be shared by {num_hosts} hosts (this is number {host_index});'
+      f'A batch of {batch_size} cannot be shared by {num_hosts} hosts (this is host {host_index});'
       f' use a positive multiple of {num_hosts}.'
     )
   return batch_size // num_hosts
 
 
 def _positions(tf: Any, start: int, batch_size: int, host_batch_size: int, host_index: int) -> Any:
-  """Positions in the run of the images this host reads, from step `start` on."""
+  """Return the positions in the run of the images that this host reads from step `start` on."""
   local_positions = tf.data.Dataset.range(start * host_batch_size, np.iinfo(np.int64).max)
   return _map_dataset(
     tf,
@@ -110,7 +120,7 @@ def _positions(tf: Any, start: int, batch_size: int, host_batch_size: int, host_
 
 
 def _map_dataset(tf: Any, f: Callable[..., Any], dataset: Any, **options: Any) -> Any:
-  # AutoGraph would look for the source of f, and warn where there is none.
+  # AutoGraph would look for the source code of f and warn if it cannot find any.
   return dataset.map(tf.autograph.experimental.do_not_convert(f), **options)
 
 
@@ -148,22 +158,23 @@ def _batch_stream(
 
 @atexit.register
 def _close_all() -> None:
-  """Ends tf.data's threads while they can still get the interpreter, or its exit would hang."""
+  """End tf.data's threads while they can still take the GIL; otherwise the exit would hang."""
   for batches in list(_open_streams):
-    with contextlib.suppress(ValueError):  # Another thread is inside.
+    with contextlib.suppress(ValueError):  # Another thread is executing the generator.
       batches.close()
 
 
 def _cached_reader(
   records: Sequence[Record], ops: transforms.Ops, cache_bytes: int, failures: list[Exception]
 ) -> Callable[[Int[np.ndarray, '']], UInt8[np.ndarray, 'h w 3']]:
-  """From index to network image; remembers the first images, as many as fit.
+  """Return a function from index to network image that caches the first images, as many as fit.
 
-  tf.data would turn an exception into InvalidArgumentError and print it: failures are put aside.
+  The function appends exceptions to `failures` instead of raising them, because tf.data would turn
+  them into InvalidArgumentError and print them.
   """
   shape = (ops.height, ops.width, 3)
   num_cached = min(len(records), cache_bytes // int(np.prod(shape)))
-  cache = np.empty((num_cached, *shape), np.uint8)  # Takes memory only where it is written.
+  cache = np.empty((num_cached, *shape), np.uint8)  # Pages take memory only once written.
   is_cached = np.zeros(num_cached, bool)
 
   def read_image(index: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Geometry without pixels: which rectangle of the original a network image shows.
+"""Geometry of image ops: which rectangle of the original a network image shows.
 
-A chain of ops is a chain of frames, the first of which is the original itself.
+Each op maps a frame to a frame; the first frame is the original image itself.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from uadjax.errors import DataError
 
 
 class Frame(NamedTuple):
-  """What an image shows: a rectangle of the original, and in how many pixels.
+  """Rectangle of the original that an image shows, and the image's size.
 
   Attributes:
-    top: edge of the rectangle in pixels of the original, as are left, bottom and right.
-    left: likewise.
-    bottom: likewise.
-    right: likewise.
-    height: of the image, in its own pixels.
-    width: likewise.
+    top: upper edge of the rectangle, in pixels of the original.
+    left: left edge of the rectangle, in pixels of the original.
+    bottom: lower edge of the rectangle, in pixels of the original.
+    right: right edge of the rectangle, in pixels of the original.
+    height: height of the image in its own pixels.
+    width: width of the image in its own pixels.
   """
 
   top: float
@@ -31,17 +31,17 @@ class Frame(NamedTuple):
 
 
 def full_frame(h: int, w: int) -> Frame:
-  """The original itself."""
+  """Return the frame of an h x w original."""
   return Frame(0.0, 0.0, float(h), float(w), h, w)
 
 
 def resize(frame: Frame, height: int, width: int) -> Frame:
-  """The same rectangle in other pixels."""
+  """Return a frame that shows the same rectangle at another size."""
   return frame._replace(height=height, width=width)
 
 
 def keep_ratio(frame: Frame, height: int, width: int) -> Frame:
-  """Scale until (height, width) is covered, and cuts the overhang."""
+  """Scale with the aspect ratio kept until (height, width) is covered, and crop the overhang."""
   scale = max(height / frame.height, width / frame.width)
   h, w = min(height / scale, frame.height), min(width / scale, frame.width)
   cropped = _crop(frame, (frame.height - h) / 2, (frame.width - w) / 2, h, w)
@@ -49,11 +49,15 @@ def keep_ratio(frame: Frame, height: int, width: int) -> Frame:
 
 
 def center_crop(frame: Frame, height: int, width: int) -> Frame:
-  """Keep whole pixels: of an odd overhang, the larger half goes at the bottom and the right."""
+  """Crop the center at whole pixels; an odd overhang loses one pixel more at bottom and right.
+
+  Raises:
+    DataError: the crop is larger than the image.
+  """
   if height > frame.height or width > frame.width:
     raise DataError(
       f'Cannot crop {height} x {width} from an image of {frame.height} x {frame.width};'
-      " put 'resize(...)' before 'center_crop(...)'."
+      " add 'resize(...)' before 'center_crop(...)'."
     )
   top, left = (frame.height - height) // 2, (frame.width - width) // 2
   return _crop(frame, top, left, height, width)._replace(height=height, width=width)
@@ -62,7 +66,7 @@ def center_crop(frame: Frame, height: int, width: int) -> Frame:
 def _crop(
   frame: Frame, top: float | int, left: float | int, height: float | int, width: float | int
 ) -> Frame:
-  """A part of the frame, given in the frame's own pixels."""
+  """Return the part of a frame inside a rectangle that is given in the frame's own pixels."""
   y_scale = (frame.bottom - frame.top) / frame.height
   x_scale = (frame.right - frame.left) / frame.width
   return frame._replace(
@@ -74,8 +78,19 @@ def _crop(
 
 
 def pixel_range(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
-  """First and end of the n pixels whose centers lie in [low, high), and these edges in the map."""
-  # Edges are sums of quotients: a center on one must not change sides by the last bit.
+  """Find the pixels of the original that a map covers along one axis.
+
+  Args:
+    low: lower edge of the frame, in pixels of the original.
+    high: upper edge of the frame, in pixels of the original.
+    n: number of pixels of the original.
+    size: number of pixels of the map.
+
+  Returns:
+    First pixel and end (exclusive) of the pixels whose centers lie in [low, high), and the
+    coordinates of these two edges in the map.
+  """
+  # The tolerance absorbs rounding of the edges for pixel centers that lie exactly on an edge.
   first, end = max(math.ceil(low - 0.5 - 1e-9), 0), min(math.ceil(high - 0.5 - 1e-9), n)
   scale = size / (high - low)
   return first, end, (first - low) * scale, (end - low) * scale

@@ -1,9 +1,9 @@
-"""Decoding: a file becomes upright RGB pixels, or the values of a mask.
+"""Decoding of image files to upright RGB pixels, and of mask files to their values.
 
-Training, evaluation, `predict`, the server and the tests all decode here, on Pillow, so that the
-same file gets the same score everywhere.
+Training, evaluation, `predict`, the server and the tests all decode with this module, based on
+Pillow, so that the same file gets the same score everywhere.
 
-Letters: h w the original.
+Letters: h w height and width of the original.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from uadjax.errors import DataError
 
-Source = str | Path | bytes | BinaryIO  # A file, its content, or an open one.
+Source = str | Path | bytes | BinaryIO  # Path, content of a file, or open file.
 
-# Nothing else is ever opened: Pillow would start Ghostscript for a file that claims to be EPS.
+# Other formats are never opened: Pillow would start Ghostscript for a file that claims to be EPS.
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
 
-MAX_PIXELS = 178_956_970  # Pillow's limit too, which others in the process may have lifted.
+MAX_PIXELS = 178_956_970  # Equals Pillow's limit, which other code in the process may have lifted.
 
-# EXIF orientation -> transpose first?, then the step through rows and through columns.
+# EXIF orientation -> whether to transpose first, then the step through rows and through columns.
 _ORIENTATIONS = {
   1: (False, 1, 1),
   2: (False, 1, -1),
@@ -45,14 +45,14 @@ _num_suppressing = 0
 
 
 def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
-  """Read a picture as upright RGB.
+  """Decode an image to upright RGB.
 
   Gray becomes RGB. 16-bit gray is scaled by its full range (65535 is white), float gray by [0, 1].
-  Alpha is dropped, as `cv2.imread` and `Image.convert('RGB')` do: an inspection image is what the
-  camera saw, and nothing is seen through it. Of several frames the first is taken.
+  Alpha is dropped, as `cv2.imread` and `Image.convert('RGB')` do, because an inspection camera does
+  not record transparency. Only the first frame of a file is used.
 
   Raises:
-    DataError: with the file and the reason, for whatever cannot be read.
+    DataError: the image cannot be read; the message names the file and the reason.
   """
   with _open_image(source) as image:
     image.load()
@@ -60,12 +60,12 @@ def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
 
 
 class RawMask(NamedTuple):
-  """The values of a mask as they are in its file.
+  """Values of a mask as stored in its file.
 
   Attributes:
-    values: 0-255, 0-65535 in 16 bits, the index in a palette (which is the class in masks that
-      labeling tools write), the largest channel of a color. Alpha is ignored.
-    colored: whether the file has several channels.
+    values: 0-255 for 8 bits, 0-65535 for 16 bits, the palette index (which is the class in masks
+      that labeling tools write), or the largest channel of a color. Alpha is ignored.
+    is_color: whether the file has several channels.
   """
 
   values: Num[np.ndarray, 'h w']
@@ -73,7 +73,11 @@ class RawMask(NamedTuple):
 
 
 def read_raw_mask(source: Source) -> RawMask:
-  """Read a mask, turned upright as its image is; raises as `decode` does."""
+  """Read the values of a mask, turned upright by its EXIF orientation.
+
+  Raises:
+    DataError: the mask cannot be read; the message names the file and the reason.
+  """
   with _open_image(source) as image:
     image.load()
     is_single_channel = image.mode in ('L', 'P', 'F') or image.mode.startswith('I')
@@ -85,30 +89,33 @@ def read_raw_mask(source: Source) -> RawMask:
 
 
 def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
-  """Read a defect mask: True where the raw value exceeds the threshold."""
+  """Read a defect mask, which is True where the raw value exceeds the threshold."""
   return read_raw_mask(source).values > threshold
 
 
 def has_defect(mask: Source | None, threshold: int = 0) -> bool:
-  """Whether a mask marks any pixel; none that is not there does."""
+  """Return whether a mask marks any pixel as defective; False without a mask."""
   return mask is not None and bool(read_mask(mask, threshold).any())
 
 
 class TooLarge(DataError):
-  """An image of more pixels than are decoded."""
+  """Error for an image with more than `MAX_PIXELS` pixels."""
 
 
 def image_size(source: Source) -> tuple[int, int]:
-  """Height and width of the upright picture, from its header where the format allows."""
+  """Return height and width of the upright image, from its header where the format allows."""
   with _open_image(source) as image:
     is_transposed = _orientation(image)[0]
     return (image.width, image.height) if is_transposed else (image.height, image.width)
 
 
 def verify(source: Source) -> None:
-  """Raise DataError where a picture's header, or a PNG's checksums, are wrong.
+  """Check an image's header, and the checksums of a PNG.
 
-  Much quicker than decoding; a JPEG that ends too early passes.
+  This is much faster than decoding, but accepts a truncated JPEG.
+
+  Raises:
+    DataError: the header or a checksum is wrong.
   """
   with _open_image(source) as image:
     image.verify()
@@ -121,17 +128,19 @@ def _open_image(source: Source) -> Iterator[Image.Image]:
   try:
     with _suppress_warnings(), Image.open(file, formats=_FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
-        raise TooLarge(f'its {image.width} x {image.height} pixels are more than {MAX_PIXELS}.')
+        raise TooLarge(
+          f'it has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are allowed.'
+        )
       yield image
   except DataError as error:
     raise type(error)(f'Cannot read {name}: {error}') from None
   except Image.DecompressionBombError:
     raise TooLarge(
-      f'Cannot read {name}: it has too many pixels; {MAX_PIXELS} are the most.'
+      f'Cannot read {name}: it has too many pixels; at most {MAX_PIXELS} are allowed.'
     ) from None
   except UnidentifiedImageError:
     reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
-    if _is_empty(source):  # As where a disk was full, or a copy was interrupted.
+    if _is_empty(source):  # A full disk or an interrupted copy leaves empty files.
       reason = 'it is empty (0 bytes)'
     raise DataError(f'Cannot read {name}: {reason}.') from None
   except Exception as error:  # Pillow raises nearly anything on damaged files.
@@ -146,13 +155,16 @@ def _is_empty(source: Source) -> bool:
     if isinstance(source, str | Path):
       return Path(source).stat().st_size == 0
     return source.seek(0, io.SEEK_END) == 0
-  except OSError:  # It cannot be told of a pipe, or of what is gone by now.
+  except OSError:  # The size of a pipe or a deleted file is unknown.
     return False
 
 
 @contextlib.contextmanager
 def _suppress_warnings() -> Iterator[None]:
-  """Silence Pillow while any thread is inside; `catch_warnings` alone does not bear threads."""
+  """Silence Pillow's warnings while any thread is inside.
+
+  `warnings.catch_warnings` by itself is not thread-safe.
+  """
   global _num_suppressing
   with _suppression_lock:
     if not _num_suppressing:
@@ -172,27 +184,29 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
   if image.mode.startswith('I') or image.mode == 'F':
     gray = _gray_from_float(image) if image.mode == 'F' else _gray_from_16_bit(image)
     return np.repeat(gray[..., None], 3, axis=-1)
-  if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Have no direct way, or only a noisy one, to RGB.
+  if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Pillow has no direct lossless conversion to RGB.
     image = image.convert('LA' if image.mode == 'La' else 'RGBA')
   return np.asarray(image.convert('RGB'))
 
 
 def _gray_from_16_bit(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
   values = np.asarray(image).astype(np.int64)
-  if values.min() < 0 or values.max() > 65535:  # Mode 'I' holds 32-bit TIFFs as well.
+  if values.min() < 0 or values.max() > 65535:  # Mode 'I' includes 32-bit TIFFs.
     raise DataError(f'its values {values.min()} to {values.max()} are not 8 or 16 bit.')
-  return ((values + 128) // 257).astype(np.uint8)  # Rounds, for 65535 = 255 * 257.
+  return ((values + 128) // 257).astype(np.uint8)  # Adding 128 rounds, because 65535 = 255 * 257.
 
 
 def _gray_from_float(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
   values = np.asarray(image)
-  if not (values.min() >= 0.0 and values.max() <= 1.0):  # So worded that NaN is refused.
-    raise DataError(f'its floats reach from {values.min():g} to {values.max():g}, not 0 to 1.')
+  if not (values.min() >= 0.0 and values.max() <= 1.0):  # The negated form also rejects NaN.
+    raise DataError(
+      f'its float values range from {values.min():g} to {values.max():g}; they must be in [0, 1].'
+    )
   return np.round(values * 255.0).astype(np.uint8)
 
 
 def _orientation(image: Image.Image) -> tuple[bool, int, int]:
-  if image.format == 'TIFF':  # Pillow turns these itself, and reports the upright size.
+  if image.format == 'TIFF':  # Pillow rotates TIFFs itself and reports the upright size.
     return _ORIENTATIONS[1]
   return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _ORIENTATIONS[1])
 

@@ -1,6 +1,6 @@
-"""What users give becomes a stream of images, each with a name, none opened before its turn.
+"""Inputs of `predict`: conversion of user inputs to a lazy stream of named image sources.
 
-Letters: h w the image.
+Letters: h w height and width of an image.
 """
 
 import collections
@@ -23,9 +23,9 @@ from uadjax.system import http
 
 Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded image, pixels.
 
-_URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # 'C:\\' is none.
+_URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # Does not match 'C:\\'.
 _CONTAINERS = list | tuple | Iterator
-_LIST_SUFFIX = '.txt'  # Of a file that lists images.
+_LIST_SUFFIX = '.txt'  # Suffix of a file that lists images.
 
 _ALLOWED_INPUTS = (
   'a path or URL of an image, a folder, an array (uint8; [h w 3] in RGB, or [h w]), the bytes of an'
@@ -34,12 +34,12 @@ _ALLOWED_INPUTS = (
 
 
 class Source(NamedTuple):
-  """Where an image comes from.
+  """Named source of one image.
 
   Attributes:
-    name: what results call it: path, URL, or 'array_0000'. Can always be encoded.
-    origin: what `read` reads; an array is the user's own.
-    inner: the image's folder, relative to the one that it was found in; else Path().
+    name: name of the image in results: path, URL, or generated, such as 'array_0000'; valid UTF-8.
+    origin: file, URL, encoded image or pixels that `read` reads; an array is not copied.
+    subfolder: folder of the image relative to the input folder that was searched; else Path().
   """
 
   name: str
@@ -48,20 +48,20 @@ class Source(NamedTuple):
 
 
 def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
-  """List the images in what a user gives, in order; folders in natural order, each in its turn.
+  """List the image sources of a user's input, lazily and in order; folders in natural order.
 
-  A folder is walked once, however many links lead to it. What cannot be read is a source like any
-  other, for the rest must go on: `read` raises. Only where it is all that was given, it is refused
-  here and now.
+  A folder is walked once, even if several links lead to it. An unreadable item is listed like any
+  other, so that the remaining ones are processed; `read` raises the error. The error of a single
+  input is raised here.
 
   Args:
-    inputs: path, URL, folder, array, bytes of an image file, {'img': any of these}, or a list,
-      tuple or iterator of any of these, however deep.
-    skip: a folder that is passed over, as that of the results is.
+    inputs: path, URL, folder, array, bytes of an image file, {'img': any of these}, or an
+      arbitrarily nested list, tuple or iterator of any of these.
+    skip: folder to exclude, such as the folder of the results.
 
   Raises:
-    DataError: the only input cannot be opened, or has no image in it; or, when its turn comes, an
-      input is of no such type, or a list contains itself.
+    DataError: the single input cannot be opened or contains no image; or, during iteration, an
+      input has an unsupported type, or a list contains itself.
   """
   item = inputs.get('img') if isinstance(inputs, Mapping) else inputs
   is_single = not isinstance(item, _CONTAINERS | Mapping)
@@ -70,10 +70,10 @@ def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
 
 
 def read(source: Source, access: http.Access = http.PUBLIC_ONLY) -> UInt8[np.ndarray, 'h w 3']:
-  """Read an image as `image_io.decode` does; an array is taken as it is, gray becoming RGB.
+  """Read an image as upright RGB; arrays are returned unchanged, except that gray becomes RGB.
 
   Raises:
-    DataError: with the name and the reason.
+    DataError: the image cannot be read; the message has its name and the reason.
   """
   if isinstance(source.origin, np.ndarray):
     return _to_rgb(source.origin, source.name)
@@ -81,18 +81,18 @@ def read(source: Source, access: http.Access = http.PUBLIC_ONLY) -> UInt8[np.nda
     with _open_regular(source.origin, source.name) as file:
       return image_io.decode(file)
   content = fetch(source, access).origin
-  assert isinstance(content, bytes)  # All else is dealt with above.
+  assert isinstance(content, bytes)  # The branches above handle all other types.
   try:
     return image_io.decode(content)
-  except DataError as error:  # Bytes have no name of their own to be called by.
+  except DataError as error:  # The message of `decode` has no name, because bytes have none.
     raise DataError(f'{_name_without_secrets(source)}: {error}') from None
 
 
 def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
-  """Fetch what lies behind a URL, so that it is fetched once; anything else is at hand.
+  """Download the source of a URL, so that later reads need no network; return others unchanged.
 
   Raises:
-    DataError: as `http.get`.
+    DataError: the URL is not allowed or the download fails.
   """
   if not isinstance(source.origin, str):
     return source
@@ -107,13 +107,13 @@ def _list_sources(inputs: Any, is_single: bool, skip: Path | None) -> Iterator[S
   counters = collections.defaultdict(itertools.count)
   for origin in _flatten(inputs):
     for source in _expand_origin(origin, counters, skip):
-      if is_single and source.origin is origin:  # And not one of the images in a folder.
+      if is_single and source.origin is origin:  # Not an image that was listed from a folder.
         _require_readable(source)
       yield source
 
 
 def _flatten(inputs: Any) -> Iterator[Origin]:
-  """Take lists apart, with a stack of our own: they may be nested deeper than Python's."""
+  """Flatten nested containers with an explicit stack, so that depth is not limited by recursion."""
   stack: list[tuple[Any, Iterator[Any]]] = [(None, iter([inputs]))]
   open_ids = {id(None)}
   while stack:
@@ -132,10 +132,13 @@ def _flatten(inputs: Any) -> Iterator[Origin]:
 
 
 def _container_items(item: Any) -> Iterator[Any] | None:
-  """What a container holds; None for what is none. An open file would be its lines."""
+  """Return an iterator over a container's items; None for other types and for open files.
+
+  An open file is an iterator, too, but over lines.
+  """
   if isinstance(item, Mapping):
     if 'img' not in item:
-      raise DataError(f"A dict of an image has the key 'img'; this one has {list(item)}.")
+      raise DataError(f"A dict must have the key 'img'; this one has the keys {list(item)}.")
     return iter([item['img']])
   return iter(item) if isinstance(item, _CONTAINERS) and not isinstance(item, io.IOBase) else None
 
@@ -154,9 +157,9 @@ def _to_origin(item: Any) -> Origin:
     hint = ' Pass numpy.asarray() of it.'
   elif isinstance(item, io.IOBase):
     hint = ' Pass what its read() returns.'
-  description = 'an empty path' if isinstance(item, str) else f'what is of type {type_name}'
+  description = 'an empty path' if isinstance(item, str) else f'a value of type {type_name}'
   raise DataError(
-    f'Cannot read {description} as an image.{hint} An image can be {_ALLOWED_INPUTS}.'
+    f'Cannot read {description} as an image.{hint} An input must be {_ALLOWED_INPUTS}.'
   )
 
 
@@ -168,7 +171,7 @@ def _expand_origin(
   elif isinstance(origin, Path) and origin.suffix.lower() == _LIST_SUFFIX and origin.is_file():
     yield from _read_list(origin)
   elif isinstance(origin, str):
-    # One with a password is refused when it is read, and not told.
+    # `read` refuses a URL with a password; its name must not reveal the password.
     has_credentials = '@' in origin.split('?')[0]
     yield Source(http.redact_url(origin) if has_credentials else _printable(origin), origin)
   elif isinstance(origin, Path):
@@ -179,7 +182,7 @@ def _expand_origin(
 
 
 def _read_list(path: Path) -> Iterator[Source]:
-  """The images that a text file lists, relative to its folder."""
+  """Yield the images that a text file lists; paths are relative to its folder."""
   is_empty = True
   with path.open(encoding='utf-8', errors='surrogateescape') as file:
     for line in filter(None, (line.rstrip('\r\n') for line in file)):
@@ -187,31 +190,31 @@ def _read_list(path: Path) -> Iterator[Source]:
       origin = line if _URL.match(line) else path.parent / line
       yield Source(_printable(origin), origin)
   if is_empty:
-    raise DataError(f'{_printable(path)} lists no image; it must have a path or URL in each line.')
+    raise DataError(f'{_printable(path)} lists no image; put one path or URL in each line.')
 
 
 def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
-  """Find what `scanning.below` does, but list a folder only when all before it was yielded.
+  """Yield the images below a folder in natural order; list each subfolder only when it is reached.
 
-  A folder that cannot be listed is a source itself, and so is one without any image.
+  A subfolder that cannot be listed is itself yielded as a source, and so is a root without images.
   """
-  pending, visited, is_empty = [root], set(), True
+  pending_folders, visited_ids, is_empty = [root], set(), True
   if skip and skip.exists():
-    visited.add(_folder_id(skip))
-  while pending:
-    folder = pending.pop()
+    visited_ids.add(_folder_id(skip))
+  while pending_folders:
+    folder = pending_folders.pop()
     subfolder = folder.relative_to(root)
     try:
       folder_id = _folder_id(folder)
-      if folder_id in visited:
+      if folder_id in visited_ids:
         continue
-      visited.add(folder_id)
+      visited_ids.add(folder_id)
       images, folders = _list_folder(folder)
     except OSError:
       is_empty = False
       yield Source(_printable(folder), folder, subfolder.parent)
       continue
-    pending += [folder / name for name in reversed(folders)]
+    pending_folders += [folder / name for name in reversed(folders)]
     for name in images:
       is_empty = False
       yield Source(_printable(folder / name), folder / name, subfolder)
@@ -220,13 +223,13 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
 
 
 def _folder_id(folder: Path) -> tuple[int, int]:
-  """What a folder is known by, whatever links lead to it."""
+  """Return the device and inode of a folder, which are the same for all links to it."""
   status = folder.stat()
   return status.st_dev, status.st_ino
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-  """Names of the images and of the folders in a folder; hidden ones are passed over."""
+  """Return the names of the images and of the subfolders in a folder, without hidden ones."""
   images, folders = [], []
   with os.scandir(folder) as entries:
     for entry in entries:
@@ -246,12 +249,12 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
 def _is_folder(entry: Path | os.DirEntry) -> bool:
   try:
     return entry.is_dir()
-  except OSError:  # A link to itself, a name too long: `read` will say.
+  except OSError:  # `read` reports errors such as a link to itself or a name that is too long.
     return False
 
 
 def _printable(name: Path | str) -> str:
-  """A name that can be printed and written: bytes that are no UTF-8 are spelled out."""
+  """Return a name that can be printed and written, with invalid UTF-8 bytes escaped."""
   return str(name).encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
@@ -263,18 +266,23 @@ def _require_readable(source: Source) -> None:
 
 
 def _open_regular(path: Path, name: str) -> BinaryIO:
-  """Open a regular file: nothing else, for a pipe can wait forever, and a device never end."""
+  """Open a regular file; refuse pipes, which can block forever, and devices, which may be endless.
+
+  Raises:
+    DataError: the file cannot be opened or is not a regular file.
+  """
 
   def opener(_: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # By now it may be a pipe.
+    # The path may have become a pipe since it was checked.
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
 
   try:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-      raise DataError(f'Cannot read {name}: it is no file, but a pipe, a socket or a device.')
-    return open(name, 'rb', opener=opener)  # Messages name a file as it was opened.
+      raise DataError(f'Cannot read {name}: it is a pipe, a socket or a device, not a file.')
+    return open(name, 'rb', opener=opener)  # `name` appears in error messages; `opener` has `path`.
   except IsADirectoryError:
-    reason = f'no images in or below it; they must be {", ".join(scanning.SUFFIXES)}'
+    reason = f'no images in or below it; image files must end in {", ".join(scanning.SUFFIXES)}'
     raise DataError(f'Cannot read the folder {name}: {reason}.') from None
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
@@ -290,13 +298,13 @@ def _to_rgb(array: np.ndarray, name: str) -> UInt8[np.ndarray, 'h w 3']:
   elif array.ndim == 3 and array.shape[-1] == 4:
     hint = 'Drop the alpha with array[..., :3]'
   elif array.ndim == 3 and array.shape[-1] not in (1, 3) and array.shape[0] in (1, 3):
-    hint = 'Bring the channels to the end with array.transpose(1, 2, 0)'
+    hint = 'Move the channels to the end with array.transpose(1, 2, 0)'
   elif not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
-    hint = 'Pass one of these shapes'
+    hint = 'Pass an array of one of these shapes'
   if hint:
     raise DataError(
-      f'Cannot read {name}: its shape is {array.shape} and its type {array.dtype}; an image is '
-      f'uint8, (height, width, 3) in RGB or (height, width) in gray. {hint}.'
+      f'Cannot read {name}: its shape is {array.shape} and its dtype {array.dtype}; an image must '
+      f'be uint8, (height, width, 3) in RGB or (height, width) in gray. {hint}.'
     )
   with_channels = array.reshape(*array.shape[:2], -1)
   return with_channels if with_channels.shape[-1] == 3 else np.repeat(with_channels, 3, axis=-1)

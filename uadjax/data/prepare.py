@@ -1,4 +1,4 @@
-"""Data sets on trial: prepared, checked, and let through to training or not."""
+"""Preparation of a run's dataset: conversion, new splits, the check, and the usable images."""
 
 import logging
 from pathlib import Path
@@ -14,20 +14,20 @@ from uadjax.types import Config
 
 
 def checked_splits(config: Config) -> records.Splits:
-  """The images, if they pass the check; where that is not asked for, those that can be used.
+  """Check the dataset and return its images; with `check.enforce=false`, the usable ones.
 
   Raises:
-    DataError: with all that is wrong.
-    ConfigError: there is something to prepare, which is another mode's business.
+    DataError: the check failed, or no training images remain; the message lists all problems.
+    ConfigError: `check.convert` or `check.split` is enabled, which needs the mode check_dataset.
   """
   for name in ('convert', 'split'):
     if config.check[name].enable:
       raise ConfigError(
-        f'check.{name} changes files, which only the check of a data set may.',
+        f'check.{name} changes files, which only the mode check_dataset may do.',
         key=f'check.{name}.enable',
-        hint=('Run that first: ', Setting('mode', 'check_dataset'), '.'),
+        hint=('Run it first: ', Setting('mode', 'check_dataset'), '.'),
       )
-  # A model that is extended may learn from a single image more.
+  # One additional image is enough to extend a model.
   report = data.check_dataset(
     config.data, 1 if config.fit.extend else checks.MIN_IMAGES, progress.show_progress
   )
@@ -40,11 +40,13 @@ def checked_splits(config: Config) -> records.Splits:
 
 
 def checked_test_set(config: Config) -> tuple[Record, ...]:
-  """The test images, if nothing is wrong with them; what is learned from does not matter.
+  """Check the dataset and return its test images, ignoring problems of training images.
+
+  With `check.enforce=false`, return the usable test images.
 
   Raises:
-    DataError: with all that is wrong.
-    ConfigError: there are none.
+    DataError: the check of the test images failed; the message lists all problems.
+    ConfigError: there are no test images.
   """
   report = data.check_dataset(config.data, progress=progress.show_progress)
   test = report.splits.test
@@ -57,26 +59,34 @@ def checked_test_set(config: Config) -> tuple[Record, ...]:
     test = checks.require_valid(report).test
   if not test:
     raise ConfigError(
-      f'{Path(config.data.root, config.data.category)} has no test images; there must be a folder '
+      f'{Path(config.data.root, config.data.category)} has no test images; put them into a folder '
       'test/good or test/<defect>.'
     )
   return test
 
 
 def run_check(config: Config, workdir: Path) -> dict[str, Any]:
-  """Check a data set, and leave pictures and the result."""
+  """Check the dataset, write pictures into `workdir`, and return the result for its JSON file."""
   report = data.check_dataset(config.data, progress=progress.show_progress)
   log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
   return reports.write(report, workdir)
 
 
 def convert_and_resplit(config: Config) -> Config:
-  """Convert and split the data set if asked to; the configuration of what comes of it."""
+  """Convert and split the dataset where the config enables it.
+
+  Returns:
+    The configuration, which names the converted dataset.
+
+  Raises:
+    ConfigError: a setting that this needs is missing or wrong.
+    DataError: the dataset cannot be converted or split.
+  """
   return _resplit_lists(_convert_labels(config))
 
 
 def _convert_labels(config: Config) -> Config:
-  """The configuration, its data those that another tool's labels became."""
+  """Convert another tool's labels; return the configuration for the converted dataset."""
   options = config.check.convert
   if not options.enable:
     return config
@@ -87,7 +97,7 @@ def _convert_labels(config: Config) -> Config:
   conversion = convert.convert(source, options.src_dataset_type, target, progress.show_progress)
   type_counts = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
   log.LOG.info(
-    'Converted %s to %s: %d images to learn from, %d to test on; of all of them: %s.',
+    'Converted %s to %s: %d training images, %d test images. Images per defect: %s.',
     source, target, conversion.num_train, conversion.num_val, type_counts,
   )  # fmt: skip
   for note in conversion.notes:
@@ -98,29 +108,29 @@ def _convert_labels(config: Config) -> Config:
 
 
 def _resplit_lists(config: Config) -> Config:
-  """The configuration, the lists of its data drawn anew."""
+  """Draw new train and val lists; return the configuration unchanged."""
   options = config.check.split
   if not options.enable:
     return config
   _require_root(config, 'check.split')
   if config.data.layout not in ('auto', 'seglist'):
     raise ConfigError(
-      f'check.split draws the lists of a seglist anew, but data.layout is {config.data.layout!r}; '
-      'convert the data with check.convert first, or leave check.split out.'
+      f'check.split needs the layout seglist, but data.layout is {config.data.layout!r}; convert '
+      'the data with check.convert first, or disable check.split.'
     )
   directory = Path(config.data.root, config.data.category)
   summary = resplit.resplit(
     directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
   )
   log.LOG.info(
-    'Lists of %s drawn anew: %d images to learn from, %d to test on (%d defective); the old ones '
-    'are %s.',
+    'Drew new lists for %s: %d training images, %d test images (%d defective). Backups of the old '
+    'lists: %s.',
     directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
   )  # fmt: skip
   return config
 
 
 def _require_root(config: Config, setting_name: str) -> None:
-  """Keep an empty root from meaning the folder that the user happens to be in."""
+  """Raise ConfigError for an empty root, which would otherwise mean the current directory."""
   if not config.data.root:
-    raise ConfigError(f'data.root is not set; name the data set that {setting_name} is for.')
+    raise ConfigError(f'data.root is not set; set it to the dataset for {setting_name}.')

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, and how it is told."""
+"""Problems of a dataset, and their messages."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import NamedTuple
 from uadjax.errors import DataError
 
 ERROR, WARNING = 'error', 'warning'
-_MAX_MESSAGES = 10  # Sentences; the rest is counted.
+_MAX_MESSAGES = 10  # Messages that are shown; the others are only counted.
 
 
 class Problem(NamedTuple):
-  """One thing that is wrong.
+  """One problem of a dataset.
 
   Attributes:
-    severity: ERROR, which nothing can be learned from, or WARNING, which is legal.
-    kind: what it is, in a word or three; the same for all problems of a kind.
-    path: the file or folder to look at.
-    message: a sentence that names it, and the way out.
+    severity: ERROR, which prevents training, or WARNING, which may be intended.
+    kind: short name that all problems of this kind share, such as 'size mismatch'.
+    path: file or folder that has the problem.
+    message: sentence that names the path, the problem and the fix.
   """
 
   severity: str
@@ -27,25 +27,25 @@ class Problem(NamedTuple):
 
 
 def error(kind: str, path: Path, message: str) -> Problem:
-  """Make a problem that refuses training."""
+  """Return a problem that prevents training."""
   return Problem(ERROR, kind, path, message)
 
 
 def warning(kind: str, path: Path, message: str) -> Problem:
-  """Make a problem that may be meant so."""
+  """Return a problem that may be intended."""
   return Problem(WARNING, kind, path, message)
 
 
 def raise_errors(problems: Iterable[Problem]) -> None:
-  """Raise DataError where one of them is an error, with up to ten sentences."""
+  """Raise DataError with up to ten messages if any of the problems is an error."""
   messages = [problem.message for problem in problems if problem.severity == ERROR]
   if len(messages) == 1:
     raise DataError(messages[0])
   if messages:
-    raise DataError(f'{len(messages)} things are wrong:\n  {join_messages(messages)}')
+    raise DataError(f'{len(messages)} problems:\n  {join_messages(messages)}')
 
 
 def join_messages(messages: Sequence[str]) -> str:
-  """Up to ten sentences in lines of their own, and how many more there are."""
+  """Join up to ten messages, one per line, and append the number of the others."""
   remainder = [f'and {len(messages) - _MAX_MESSAGES} more'] if len(messages) > _MAX_MESSAGES else []
   return '\n  '.join([*messages[:_MAX_MESSAGES], *remainder])

@@ -1,4 +1,4 @@
-"""Records: the images of a dataset as files, and how they are split."""
+"""Records of a dataset's images, and their partition into splits."""
 
 from collections.abc import Sequence
 import math
@@ -11,12 +11,12 @@ from uadjax.errors import ConfigError, DataError
 
 
 class Record(NamedTuple):
-  """One image of a dataset, as files.
+  """Files and label of one image.
 
   Attributes:
-    path: the image.
-    defect: 'good', or the type of defect, which is the folder's name.
-    mask: ground truth, nonzero where defective; None where there is none.
+    path: file of the image.
+    defect: 'good', or the type of defect, which is the name of a folder.
+    mask: file of the ground truth, nonzero where defective; None if there is none.
   """
 
   path: Path
@@ -25,12 +25,12 @@ class Record(NamedTuple):
 
   @property
   def is_anomalous(self) -> bool:
-    """Whether the image shows a defect."""
+    """Return whether the image shows a defect."""
     return self.defect != 'good'
 
 
 class Splits(NamedTuple):
-  """What is learned from, and what is tested on; test may be empty."""
+  """Training images and test images of a category; `test` may be empty."""
 
   train: tuple[Record, ...]
   test: tuple[Record, ...]
@@ -39,25 +39,31 @@ class Splits(NamedTuple):
 def partition(
   records: Sequence[Record], fractions: Sequence[float], seed: int
 ) -> tuple[tuple[Record, ...], ...]:
-  """Partition records at random into parts of about these fractions, none of them empty.
+  """Partition records at random into nonempty groups whose sizes are about these fractions.
 
-  The same records, fractions and seed give the same parts; each keeps the order of the records.
+  The same records, fractions and seed give the same groups; each keeps the order of the records.
 
   Args:
-    records: what to partition.
+    records: records to partition.
     fractions: relative sizes, such as (0.8, 0.2).
-    seed: decides which record falls where.
+    seed: seed of the random permutation.
+
+  Raises:
+    ConfigError: a fraction is not positive and finite.
+    DataError: there are fewer records than groups.
   """
   if not fractions or not all(0 < fraction < math.inf for fraction in fractions):
-    raise ConfigError(f'Cannot split by the fractions {list(fractions)}; all must be positive.')
+    raise ConfigError(
+      f'Cannot split by the fractions {list(fractions)}; all must be positive and finite.'
+    )
   if len(records) < len(fractions):
     raise DataError(
-      f'Cannot split {len(records)} images into {len(fractions)} parts; at least {len(fractions)}'
-      f' images are needed in {records[0].path.parent if records else "the data set"}.'
+      f'Cannot split {len(records)} images into {len(fractions)} groups; at least {len(fractions)}'
+      f' images are needed in {records[0].path.parent if records else "the dataset"}.'
     )
   group_ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
   group_sizes = np.diff(group_ends, prepend=0)
-  while not group_sizes.all():  # The largest part lends to the empty ones.
+  while not group_sizes.all():  # Move records from the largest group to an empty one.
     group_sizes[group_sizes.argmin()] += 1
     group_sizes[group_sizes.argmax()] -= 1
   permutation = np.random.default_rng(seed).permutation(len(records))

@@ -1,7 +1,7 @@
-"""The lists of a `seglist` data set, drawn anew.
+"""New random lists for a `seglist` dataset.
 
-Good images are shared out at random; those with a defect go to val.txt, always. The old lists are
-kept beside the new ones as `*.bak`.
+Good images are split at random; defective images always go to val.txt. The old lists are kept next
+to the new ones as `*.bak`.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ _LISTS = ('train.txt', 'val.txt')
 
 
 class Summary(NamedTuple):
-  """What was drawn.
+  """Sizes of the new lists.
 
   Attributes:
-    train: number of images to learn from.
-    val: number of images to test on.
-    defective: how many of these show a defect.
-    backups: names of the files that hold the old lists.
+    train: number of training images.
+    val: number of test images.
+    defective: number of test images with a defect.
+    backups: names of the files with the old lists.
   """
 
   train: int
@@ -38,20 +38,20 @@ class Summary(NamedTuple):
 def resplit(
   directory: Path, train_percent: int, val_percent: int, seed: int, mask_threshold: int = 0
 ) -> Summary:
-  """Share the images of train.txt and val.txt out again.
+  """Split the images of train.txt and val.txt at random into two new lists.
 
-  The outcome depends on the images and the seed alone, not on how they were shared out before.
+  The result depends only on the images and the seed, not on the previous split.
 
   Args:
     directory: folder of the lists.
-    train_percent: how many of the good images are learned from.
-    val_percent: how many of the good images are tested on; the two sum to 100.
-    seed: decides which image falls where.
-    mask_threshold: an image is defective where its mask has a value above it.
+    train_percent: percentage of the good images that become training images.
+    val_percent: percentage of the good images that become test images; the two sum to 100.
+    seed: seed of the random split.
+    mask_threshold: limit above which a mask value makes an image defective.
 
   Raises:
     ConfigError: the percentages are not positive integers that sum to 100.
-    DataError: there are no such lists, or what they name cannot be read.
+    DataError: there are no lists, or a listed file cannot be read.
   """
   _validate_percentages(train_percent, val_percent)
   lines = _read_lists(directory)
@@ -68,7 +68,7 @@ def resplit(
     for chunk in records.partition(good, (train_percent / 100, val_percent / 100), seed)
   )
   val_lines += defective
-  # Both old lists are safe before the first is replaced, and there is a list at every moment.
+  # Both old lists are backed up before the first is replaced, and each list exists at all times.
   backups = [_back_up(directory / name) for name in _LISTS if (directory / name).is_file()]
   for name, split_lines in zip(_LISTS, (train_lines, val_lines), strict=True):
     files.write_text(directory / name, _format_list(split_lines, directory))
@@ -76,9 +76,8 @@ def resplit(
 
 
 def _validate_percentages(train_percent: int, val_percent: int) -> None:
-  are_integers = all(
-    type(percent) is int for percent in (train_percent, val_percent)
-  )  # bool is no int.
+  # isinstance() would accept bool.
+  are_integers = all(type(percent) is int for percent in (train_percent, val_percent))
   if not are_integers or min(train_percent, val_percent) <= 0 or train_percent + val_percent != 100:
     raise ConfigError(
       f'check.split.train_percent={train_percent} and check.split.val_percent={val_percent} must be'
@@ -87,12 +86,16 @@ def _validate_percentages(train_percent: int, val_percent: int) -> None:
 
 
 def _read_lists(directory: Path) -> list[seglist.Line]:
-  """The images of both lists, each once, in the order of their paths."""
+  """Return the images of both lists, each once, sorted by path.
+
+  Raises:
+    DataError: there are no lists, a listed file cannot be used, or an image has two masks.
+  """
   list_files = [directory / name for name in _LISTS if (directory / name).is_file()]
   if not list_files:
     raise DataError(
-      f'{directory} has neither train.txt nor val.txt, and only the layout seglist is split;'
-      ' convert other data first, with check.convert.enable=True.'
+      f'{directory} has neither train.txt nor val.txt, and only the layout seglist can be split; '
+      'convert other data first, with check.convert.enable=True.'
     )
   lines: dict[Path, seglist.Line] = {}
   all_problems: list[problems.Problem] = []
@@ -102,14 +105,14 @@ def _read_lists(directory: Path) -> list[seglist.Line]:
     for line in file_lines:
       if lines.setdefault(line.image, line).mask != line.mask:
         masks = f'{lines[line.image].mask} and {line.mask}'
-        message = f'{line.image} is listed with two masks, {masks}; keep one line of it.'
+        message = f'{line.image} is listed with two masks, {masks}; delete one of the lines.'
         all_problems.append(problems.error('listed twice', line.image, message))
   problems.raise_errors(all_problems)
   return [lines[image] for image in sorted(lines)]
 
 
 def _back_up(file: Path) -> str:
-  """Copy a list to the first of .bak, .bak.1, .bak.2 … that is free."""
+  """Copy a list to the first free name of .bak, .bak.1, .bak.2 …, and return that name."""
   backup, suffix = file.with_name(f'{file.name}.bak'), 0
   while backup.exists():
     suffix += 1
@@ -119,7 +122,7 @@ def _back_up(file: Path) -> str:
 
 
 def _format_list(lines: Sequence[seglist.Line], directory: Path) -> str:
-  """A list. The tab is there even without a mask, for names may hold spaces."""
+  """Format lines as a list, with a tab even without a mask, because names may contain spaces."""
   return ''.join(
     f'{_relative_posix(line.image, directory)}\t{_relative_posix(line.mask, directory)}\n'
     for line in lines

@@ -1,7 +1,7 @@
-"""Resizing: pixels become a network image, and a map goes back to the original size.
+"""Resizing of images to network size, and of anomaly maps back to the original size.
 
-Whatever the ops are, a network image shows one rectangle of the original (a `geometry.Frame`) and
-is sampled once: `resize(256)|center_crop(224)` gives what resizing and then cropping would.
+For any chain of ops, a network image shows one rectangle of the original (a `geometry.Frame`) and
+is sampled once: `resize(256)|center_crop(224)` equals resizing followed by cropping.
 
 Letters: h w the original, height width the network image.
 """
@@ -20,11 +20,11 @@ from uadjax.errors import ConfigError
 
 
 class RestoredMap(NamedTuple):
-  """A map at the original size.
+  """Anomaly map at the size of the original.
 
   Attributes:
-    map: where not seen, the map's minimum.
-    seen: whether the network saw the pixel; False outside the crop.
+    anomaly_map: scores of the pixels; those that are not visible have the map's minimum.
+    visible: True for pixels that the network image shows; False outside of the crop.
   """
 
   anomaly_map: Float[np.ndarray, 'h w']
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
 
 class Ops(NamedTuple):
-  """How an original becomes a network image, and how a map comes back."""
+  """Chain of ops from an original to a network image, and back for anomaly maps."""
 
   steps: tuple[Step, ...]
 
@@ -49,37 +49,37 @@ class Ops(NamedTuple):
 
   @property
   def height(self) -> int:
-    """Height of the network image; every op ends at the size it names."""
+    """Height of the network image, which is that of the last op."""
     return self.steps[-1].height
 
   @property
   def width(self) -> int:
-    """Width of the network image."""
+    """Width of the network image, which is that of the last op."""
     return self.steps[-1].width
 
   def frame(self, h: int, w: int) -> geometry.Frame:
-    """The rectangle of an h x w original that the network sees."""
+    """Return the rectangle of an h x w original that the network image shows."""
     frame = geometry.full_frame(h, w)
     for name, height, width in self.steps:
       frame = geometry.OPS[name](frame, height, width)
-    # Rounding must not carry an edge out of the picture.
+    # Rounding must not move an edge out of the image.
     return frame._replace(bottom=min(frame.bottom, float(h)), right=min(frame.right, float(w)))
 
   def apply(self, image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'height width 3']:
-    """Bring an image to network size, bilinearly and with antialiasing."""
+    """Resize an image to network size, bilinearly and with antialiasing."""
     frame = self.frame(*image.shape[:2])
     box = (frame.left, frame.top, frame.right, frame.bottom)
     pil_image = Image.fromarray(image)
     return np.asarray(pil_image.resize((self.width, self.height), Image.Resampling.BILINEAR, box))
 
   def restore(self, anomaly_map: Float[np.ndarray, 'height width'], h: int, w: int) -> RestoredMap:
-    """Bring a map at network size back to the h x w original."""
+    """Resize an anomaly map at network size back to the h x w original."""
     frame = self.frame(h, w)
     top, bottom, box_top, box_bottom = geometry.pixel_range(frame.top, frame.bottom, h, self.height)
     left, right, box_left, box_right = geometry.pixel_range(frame.left, frame.right, w, self.width)
     restored = RestoredMap(np.full((h, w), anomaly_map.min(), np.float32), np.zeros((h, w), bool))
     if top < bottom and left < right:
-      # The outermost pixels may begin outside the frame; there the map goes on as it ends.
+      # The outermost pixels may begin outside of the frame, where the map's edge is repeated.
       margin = math.ceil(
         max(-box_top, -box_left, box_bottom - self.height, box_right - self.width, 0)
       )
@@ -93,13 +93,19 @@ class Ops(NamedTuple):
 
 
 def parse(text: str) -> Ops:
-  """Read ops such as 'resize(256)|center_crop(224)'; two arguments are height and width."""
+  """Parse ops such as 'resize(256)|center_crop(224)'; two arguments are height and width.
+
+  Raises:
+    ConfigError: an op is unknown or malformed, or a crop is larger than its input.
+  """
   steps = tuple(_parse_step(op_text, text) for op_text in text.split('|'))
   for previous, step in itertools.pairwise(steps):
     if step.name == 'center_crop' and (
       step.height > previous.height or step.width > previous.width
     ):
-      raise ConfigError(f'{text!r} crops {step[1:]} from the smaller {previous[1:]}.')
+      raise ConfigError(
+        f'{text!r} crops {step[1:]} from the smaller {previous[1:]}; crop at most that size.'
+      )
   return Ops(steps)
 
 
@@ -109,8 +115,7 @@ def _parse_step(op_text: str, text: str) -> Step:
   step = Step(name, int(height), int(width or height))
   if name not in geometry.OPS or not step.height or not step.width:
     raise ConfigError(
-      f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(geometry.OPS)}, with '
-      f'one'
-      " positive size or height and width, as in 'resize(256)|center_crop(224)'."
+      f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(geometry.OPS)}, '
+      "with one positive size or height and width, as in 'resize(256)|center_crop(224)'."
     )
   return step

@@ -1,6 +1,6 @@
-"""The check of a data set: every file is decoded, and all that is wrong is told at once.
+"""Check of a dataset: it decodes every file and reports all problems at once.
 
-Letters: h w an image.
+Letters: h w height and width of an image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +20,14 @@ from uadjax.data.records import Record
 from uadjax.errors import DataError, Setting
 from uadjax.system.progress import no_progress, Progress
 
-MIN_IMAGES = 3  # One to be left out, and two others for a variance; or three parts, for STFPM.
-_MAX_LISTED_VALUES = 4  # Of a mask that are spelled out.
+# Leave-one-out needs two images in addition to the held-out one, for a variance. STFPM splits the
+# images into three groups.
+MIN_IMAGES = 3
+_MAX_LISTED_VALUES = 4  # Values of a mask that a message lists.
 _UNREADABLE, _DEFECT_IN_TRAINING = 'unreadable file', 'defects in training'
 _IN_TRAIN_AND_TEST = 'duplicate in train and test'
 
-# What files of labeling tools are called and what is in them; who writes such. Where a tool embeds
-# the image itself, only the two ends of a file are sure to hold more than pixels.
+# Suffix of a label file -> patterns in its content and the labeling tool that writes them.
 _LABEL_SIGNATURES = {
   '.json': (
     (rb'"shapes"\s*:', 'LabelMe'),
@@ -34,22 +35,22 @@ _LABEL_SIGNATURES = {
   ),
   '.xml': ((rb'<annotation[\s>]', 'VOC'),),
 }
-_MAX_OPENED_FILES, _END_BYTES = (
-  3,
-  1 << 16,
-)  # Files of a folder that are looked into; bytes of either end.
+_MAX_OPENED_FILES = 3  # Files of one folder that are searched for the patterns.
+# Bytes that are read at either end of a file. Some tools embed the image, so that only the two ends
+# are sure to contain more than pixels.
+_END_BYTES = 1 << 16
 
 
 class Report(NamedTuple):
-  """What a check found; as text, the message of the check.
+  """Result of a check; `str()` of it is the message for the user.
 
   Attributes:
-    directory: of the category.
-    splits: its images, as far as they can be told.
-    problems: what is wrong, errors first.
-    shares: of the pixels of a mask, those that are defective; by readable mask.
-    mask_threshold: mask values above it are defects.
-    by_mask: whether nothing but its mask tells if an image is good.
+    directory: folder of the category.
+    splits: images of the category, as far as they could be listed.
+    problems: all problems, errors first.
+    defective_fractions: fraction of defective pixels of each readable mask.
+    mask_threshold: mask values above it count as defective.
+    labels_by_mask: whether masks alone determine which images are good.
   """
 
   directory: Path
@@ -61,12 +62,12 @@ class Report(NamedTuple):
 
   @property
   def errors(self) -> list[Problem]:
-    """What training is refused for."""
+    """Problems that prevent training."""
     return [problem for problem in self.problems if problem.severity == ERROR]
 
   @property
   def passed(self) -> bool:
-    """Whether nothing speaks against training."""
+    """Return whether there are no errors, so that training may start."""
     return not self.errors
 
   def __str__(self) -> str:
@@ -76,11 +77,9 @@ class Report(NamedTuple):
     num_defective = sum(record.is_anomalous for record in test)
     num_unreadable = len(_error_paths(self, _UNREADABLE))
     lines = [
-      f'{verdict} {self.directory}: {len(train)} images to learn from, {len(test)} to test on '
+      f'{verdict} {self.directory}: {len(train)} training images, {len(test)} test images '
       f'({len(test) - num_defective} good, {num_defective} defective)'
-      + (
-        f'; unreadable files among them and their masks: {num_unreadable}' if num_unreadable else ''
-      )
+      + (f'; unreadable images and masks: {num_unreadable}' if num_unreadable else '')
       + f'. Errors: {num_errors}, warnings: {num_warnings}.'
     ]
     for (severity, kind), group in itertools.groupby(
@@ -100,28 +99,33 @@ def check(
   min_images: int = MIN_IMAGES,
   progress: Progress = no_progress,
 ) -> Report:
-  """Look for whatever is wrong with one category.
+  """Check one category of a dataset and report all its problems.
 
   Args:
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
-    layout: as `layouts.load` has it.
-    mask_threshold: mask values above it are defects.
-    fewest: good images that can be learned from; 1 for a model that is extended.
-    track: shows progress.
+    layout: 'mvtec', 'seglist', 'folder', or 'auto'; see `layouts.load`.
+    mask_threshold: mask values above it count as defective.
+    min_images: smallest number of good training images that is not an error; 1 to extend a model.
+    progress: wrapper that shows progress.
 
   Raises:
-    DataError: there is no such folder at all.
-    ConfigError: the layout has no such name.
+    DataError: the folder does not exist.
+    ConfigError: there is no layout of that name.
   """
   listing = layouts.scan(root, category, layout)
   image_inspections, mask_inspections = _inspect_files(listing.splits, mask_threshold, progress)
   splits = listing.splits
   if listing.labels_by_mask:
-    splits = record_types.Splits(*(
-      tuple(layouts.label_by_mask(r, r.mask is not None and mask_inspections[r.mask].defective_fraction > 0) for r in records)
-      for records in splits
-    ))  # fmt: skip
+    masks_with_defect = {
+      path for path, inspection in mask_inspections.items() if inspection.defective_fraction > 0
+    }
+    splits = record_types.Splits(
+      *(
+        tuple(layouts.label_by_mask(record, record.mask in masks_with_defect) for record in records)
+        for records in splits
+      )
+    )
   all_problems = [
     *listing.problems,
     *(
@@ -155,33 +159,38 @@ def check(
 
 
 def require_valid(report: Report) -> record_types.Splits:
-  """The images, where the check passed; else raise DataError."""
+  """Return the images of a report that has no errors.
+
+  Raises:
+    DataError: the check failed; the message lists the problems.
+  """
   if report.passed:
     return report.splits
-  hint = 'Mend the data', ', or pass ', Setting('check.enforce', False), ' to use the rest'
+  hint = 'Fix the data', ', or pass ', Setting('check.enforce', False), ' to use the other images'
   raise DataError(
     f'{report}\n', hint=(*(hint if _usable_or_empty(report).train else hint[:1]), '.')
   )
 
 
 def usable_splits(report: Report) -> record_types.Splits:
-  """The images that can be used, whatever the check found.
+  """Return the images that can be used in spite of the errors of a check.
 
-  Left out are unreadable images, defects that were to be learned from, and good test images that
-  are learned from as well, for they flatter; in a list, where nothing else tells whether an image
-  is good, those whose mask cannot be read. Masks that cannot be read or do not fit count as absent.
+  Excluded are unreadable images, defective training images, and good test images that are also
+  training images, because they would make the metrics look too good. In a seglist, where masks
+  determine which images are good, images with unreadable masks are excluded as well. In other
+  layouts, masks that are unreadable or have the wrong size count as absent.
 
   Raises:
-    DataError: nothing is left to learn from.
+    DataError: no training images remain.
   """
   splits = _usable_or_empty(report)
   if not splits.train:
-    raise DataError(f'{report}\nNothing is left to learn from.')
+    raise DataError(f'{report}\nNo usable training images remain.')
   return splits
 
 
 def _usable_or_empty(report: Report) -> record_types.Splits:
-  """The images that `salvage` leaves, which may be none."""
+  """Return the images that `usable_splits` selects; unlike it, allow an empty training split."""
   unreadable = _error_paths(report, _UNREADABLE)
   bad_masks = unreadable | _error_paths(report, 'size mismatch')
   defects_in_training, duplicates = (
@@ -204,19 +213,21 @@ def _usable_or_empty(report: Report) -> record_types.Splits:
 
 
 def describe_excluded(report: Report, splits: record_types.Splits) -> str:
-  """Say how much of what was checked is not in these splits; nothing where all is."""
+  """Describe in a sentence which checked images and masks are not in `splits`; '' if all are."""
   clauses, num_masks_excluded = [], 0
-  purposes = ('learn from', 'test on')
-  for purpose, checked, used in zip(purposes, report.splits, splits, strict=True):
-    if len(used) < len(checked):
-      clauses.append(f'{len(checked) - len(used)} of {len(checked)} images to {purpose}')
-    paths_with_mask = {record.path for record in checked if record.mask}
+  for split, all_records, usable_records in zip(
+    ('training', 'test'), report.splits, splits, strict=True
+  ):
+    if len(usable_records) < len(all_records):
+      num_excluded = len(all_records) - len(usable_records)
+      clauses.append(f'{num_excluded} of {len(all_records)} {split} images')
+    paths_with_mask = {record.path for record in all_records if record.mask}
     num_masks_excluded += sum(
-      record.mask is None and record.path in paths_with_mask for record in used
+      record.mask is None and record.path in paths_with_mask for record in usable_records
     )
   if num_masks_excluded:
     clauses.append(f'the masks of {num_masks_excluded} other images')
-  return f'Left out for what the check found: {", ".join(clauses)}.' if clauses else ''
+  return f'Excluded because of problems in the data: {", ".join(clauses)}.' if clauses else ''
 
 
 def _error_paths(report: Report, kind: str) -> set[Path]:
@@ -224,13 +235,13 @@ def _error_paths(report: Report, kind: str) -> set[Path]:
 
 
 class _Inspection(NamedTuple):
-  """What opening a file told.
+  """Properties of one image or mask file.
 
   Attributes:
-    size: height and width; None where it cannot be read.
-    digest: of an image's pixels, whatever file they are stored in.
-    share: of a mask's pixels, those that are defective.
-    problems: what is wrong with the file by itself.
+    size: height and width; None for an unreadable file.
+    digest: hash of an image's pixels, which does not depend on the file format.
+    defective_fraction: fraction of a mask's pixels that are defective.
+    problems: problems of the file by itself.
   """
 
   size: tuple[int, int] | None = None
@@ -242,7 +253,7 @@ class _Inspection(NamedTuple):
 def _inspect_files(
   splits: record_types.Splits, threshold: int, progress: Progress
 ) -> tuple[dict[Path, _Inspection], dict[Path, _Inspection]]:
-  """Decode every image and every mask once."""
+  """Decode every image and every mask once; return the inspections of images and of masks."""
   records = [*splits.train, *splits.test]
   image_paths = list(dict.fromkeys(record.path for record in records))
   mask_paths = list(dict.fromkeys(record.mask for record in records if record.mask))
@@ -263,7 +274,7 @@ def _inspect_image(path: Path) -> _Inspection:
   except DataError as error:
     return _Inspection(problems=(dataset_problems.error(_UNREADABLE, path, str(error)),))
   height, width = image.shape[:2]
-  # Its shape too: pictures of one color may differ in nothing else.
+  # The shape is included because images of a single color may differ in nothing else.
   content = f'{height} {width} '.encode() + image.tobytes()
   return _Inspection((height, width), hashlib.sha256(content).digest())
 
@@ -275,15 +286,15 @@ def _inspect_mask(path: Path, threshold: int) -> _Inspection:
     return _Inspection(problems=(dataset_problems.error(_UNREADABLE, path, str(error)),))
   mask_problems = []
   if is_color:
-    message = f'{path} is in color; the largest of its channels counts. Store masks as 8-bit gray.'
+    message = f'{path} is in color; its largest channel is used. Store masks as 8-bit gray.'
     mask_problems.append(dataset_problems.warning('mask in color', path, message))
   unique_values = np.unique(values)
   if len(unique_values) > 2:
     listed_values = ', '.join(f'{value:g}' for value in unique_values[:_MAX_LISTED_VALUES])
     last_value = f', … {unique_values[-1]:g}' if len(unique_values) > _MAX_LISTED_VALUES else ''
     message = (
-      f'{path} is not binary: it has {len(unique_values)} values, {listed_values}{last_value}. Those above '
-      f'data.mask_threshold={threshold} count as defective.'
+      f'{path} is not binary: it has {len(unique_values)} values, {listed_values}{last_value}. '
+      f'Values above data.mask_threshold={threshold} count as defective.'
     )
     mask_problems.append(dataset_problems.warning('mask not binary', path, message))
   height, width = values.shape
@@ -315,7 +326,7 @@ def _size_mismatches(
 def _label_contradictions(
   test: Sequence[Record], mask_inspections: Mapping[Path, _Inspection], threshold: int
 ) -> Iterator[Problem]:
-  """Where folder and mask tell different things of an image."""
+  """Yield a problem for each test image whose folder and mask contradict each other."""
   for record in test:
     if record.mask is None or not mask_inspections[record.mask].size:
       continue
@@ -328,20 +339,20 @@ def _label_contradictions(
     if record.is_anomalous and not has_defect:
       message = (
         f'{record.mask} marks nothing: no value in it is above data.mask_threshold={threshold}, '
-        f'but {record.path} is said to be defective ({record.defect}).'
+        f'but {record.path} is in a folder of defective images ({record.defect}).'
       )
       yield dataset_problems.warning('empty mask', record.mask, message)
 
 
 def _missing_masks(listing: layouts.Listing, test: Sequence[Record]) -> Iterator[Problem]:
-  """Defective images without ground truth: legal, and left out of pixel metrics."""
+  """Yield a warning for defective images without a mask, which pixel metrics exclude."""
   defective_records = [record for record in test if record.is_anomalous]
   if listing.labels_by_mask:
     defect_types = {record.defect for record in defective_records} - {'defect'}
     for record in itertools.chain(*listing.splits):
       if record.mask is None and record.defect in defect_types:
         message = (
-          f'{record.path} has no mask, and so is taken as good, though others of '
+          f'{record.path} has no mask and therefore counts as good, although other images in '
           f'{record.path.parent} are defective.'
         )
         yield dataset_problems.warning('no mask', record.path, message)
@@ -349,14 +360,14 @@ def _missing_masks(listing: layouts.Listing, test: Sequence[Record]) -> Iterator
   without_mask = [r for r in defective_records if r.mask is None and listing.has_masks]
   if without_mask and without_mask == defective_records:
     message = (
-      f'None of the {len(without_mask)} defective images in {listing.directory} has a mask; there will '
-      'be no pixel metrics.'
+      f'None of the {len(without_mask)} defective images in {listing.directory} has a mask, so '
+      'pixel metrics cannot be computed.'
     )
     yield dataset_problems.warning('no mask', listing.directory, message)
     return
   for record in without_mask:
     message = (
-      f'{record.path} is defective ({record.defect}) and has no mask: left out of pixel metrics.'
+      f'{record.path} is defective ({record.defect}) and has no mask; pixel metrics exclude it.'
     )
     yield dataset_problems.warning('no mask', record.path, message)
 
@@ -369,8 +380,9 @@ def _shared_masks(test: Sequence[Record]) -> Iterator[Problem]:
     first_record = record_by_mask.setdefault(record.mask, record)
     if first_record.path != record.path:
       message = (
-        f'{record.mask} is the mask of {first_record.path} and of {record.path}; if they are not the same '
-        f'picture, give each its own, such as {record.path.name}_mask.png in the mvtec layout.'
+        f'{record.mask} is the mask of both {first_record.path} and {record.path}; unless they are '
+        f'the same image, give each its own, such as {record.path.name}_mask.png in the mvtec '
+        'layout.'
       )
       yield dataset_problems.warning('shared mask', record.mask, message)
 
@@ -378,10 +390,9 @@ def _shared_masks(test: Sequence[Record]) -> Iterator[Problem]:
 def _duplicates(
   splits: record_types.Splits, image_inspections: Mapping[Path, _Inspection]
 ) -> Iterator[Problem]:
-  """Pictures that come twice, by their pixels."""
-  records_by_digest: dict[
-    bytes, tuple[list[Record], list[Record]]
-  ] = {}  # Those of training, of test.
+  """Yield a problem for each image whose pixels equal those of another image."""
+  # Digest -> training records and test records.
+  records_by_digest: dict[bytes, tuple[list[Record], list[Record]]] = {}
   for split_index, records in enumerate(splits):
     for record in records:
       if digest := image_inspections[record.path].digest:
@@ -397,38 +408,41 @@ def _duplicates(
 def _duplicates_in_split(records: Sequence[Record], split: str) -> Iterator[Problem]:
   for record in records[1:]:
     first_path = records[0].path
-    message = f'{record.path} shows the same picture as {first_path}; both are in the {split} set.'
+    message = f'{record.path} is the same image as {first_path}; both are in the {split} set.'
     if first_path == record.path:
       message = f'{first_path} is listed more than once in the {split} set.'
     yield dataset_problems.warning('duplicate', record.path, message)
 
 
 def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Iterator[Problem]:
-  """A test image that is learned from too: if it is defective, that must not be learned."""
+  """Yield an error for a test image whose pixels are also in the training set.
+
+  A good one makes metrics too optimistic; a defective one must not be trained on.
+  """
   if not test_record.is_anomalous:
-    message = f'{test_record.path} of the test set shows the same picture as {train[0].path} of the'
+    message = f'{test_record.path} in the test set is the same image as {train[0].path} in the'
     if any(record.path == test_record.path for record in train):
       message = f'{test_record.path} is in the test set and in the'
-    message += ' training set; metrics on it flatter: remove one.'
+    message += ' training set, which makes metrics too optimistic; remove one of them.'
     yield dataset_problems.error(_IN_TRAIN_AND_TEST, test_record.path, message)
     return
   for record in train:
     if record.is_anomalous:
-      continue  # Its own mask says so already.
+      continue  # `layouts.defects_in_training` already reports images whose own mask has a defect.
     message = (
-      f'{record.path} is learned from, and shows the same picture as {test_record.path} of the test set, '
+      f'{record.path} in the training set is the same image as {test_record.path} in the test set, '
       f'which is defective ({test_record.defect}); remove {record.path}.'
     )
     if test_record.path == record.path:
       message = (
-        f'{record.path} is learned from, and is in the test set as defective ({test_record.defect}); '
-        'take it out of the training set.'
+        f'{record.path} is in the training set, and in the test set as defective '
+        f'({test_record.defect}); remove it from the training set.'
       )
     yield dataset_problems.error(_DEFECT_IN_TRAINING, record.path, message)
 
 
 def _foreign_labels(train: Sequence[Record]) -> Iterator[Problem]:
-  """Files of labeling tools beside pictures that are all taken for good."""
+  """Yield a warning for each training folder that contains label files, which are not read."""
   for folder in dict.fromkeys(record.path.parent for record in train):
     visible_paths = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
     for suffix in _LABEL_SIGNATURES:
@@ -438,17 +452,17 @@ def _foreign_labels(train: Sequence[Record]) -> Iterator[Problem]:
       for path in label_files[:_MAX_OPENED_FILES]:
         if tool := _labeling_tool(path):
           message = (
-            f'{folder} holds {len(label_files)} *{suffix} files such as {path}, which looks like labels of'
-            f' {tool}. They are not read: every picture there is learned from as good. If some are '
-            'not, convert the labels first, with mode check_dataset and check.convert.enable=true, '
-            f'check.convert.src_dataset_type={tool}.'
+            f'{folder} has {len(label_files)} *{suffix} files such as {path}, which looks like '
+            f'{tool} labels. They are not read: every image there is used for training as good. If '
+            'some are not good, convert the labels first, with mode check_dataset and '
+            f'check.convert.enable=true, check.convert.src_dataset_type={tool}.'
           )
           yield dataset_problems.warning('labels of another tool', folder, message)
           break
 
 
 def _labeling_tool(path: Path) -> str:
-  """Who wrote such a file; nothing where it is none of labels, or cannot be told."""
+  """Return the name of the labeling tool that wrote a file; '' if it is unknown or unreadable."""
   try:
     with path.open('rb') as file:
       content = file.read(_END_BYTES)
@@ -467,18 +481,14 @@ def _labeling_tool(path: Path) -> str:
 def _insufficient_splits(
   listing: layouts.Listing, splits: record_types.Splits, min_images: int
 ) -> Iterator[Problem]:
-  """Splits that are too small, or of one kind only."""
+  """Yield a problem for each split that is too small or lacks good or defective images."""
   directory = listing.directory
   empty_paths = [problem.path for problem in listing.problems if problem.kind == 'empty split']
   num_good = sum(not record.is_anomalous for record in splits.train)
   if not splits.train and not any(path != directory / 'test' for path in empty_paths):
-    yield dataset_problems.error(
-      'empty split', directory, f'{directory} has no images to learn from.'
-    )
+    yield dataset_problems.error('empty split', directory, f'{directory} has no training images.')
   elif splits.train and num_good < min_images:
-    message = (
-      f'{directory} has {num_good} good images to learn from; at least {min_images} are needed.'
-    )
+    message = f'{directory} has {num_good} good training images; at least {min_images} are needed.'
     yield dataset_problems.error('too few images', directory, message)
   if not splits.test:
     if directory / 'test' not in empty_paths:
@@ -489,6 +499,6 @@ def _insufficient_splits(
   for count, label in ((len(splits.test) - num_defective, 'good'), (num_defective, 'defective')):
     if not count:
       message = (
-        f'{directory} has no {label} test images; metrics that need both kinds are left out.'
+        f'{directory} has no {label} test images; metrics that need both classes are omitted.'
       )
       yield dataset_problems.warning(f'no {label} test images', directory, message)

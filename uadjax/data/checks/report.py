@@ -1,4 +1,4 @@
-"""The files that a check of a data set leaves: sample pictures, a histogram, what is wrong."""
+"""Files that a dataset check writes: sample pictures, a histogram, and a sheet of problems."""
 
 import collections
 from collections.abc import Sequence
@@ -22,23 +22,25 @@ from uadjax.errors import DataError
 from uadjax.system import files
 from uadjax.visualization import heatmap
 
-_SAMPLE_SIDE = 400  # Pixels of a sample.
-_CELL_WIDTH, _COLUMNS, _MAX_CELLS = (
-  260,
-  4,
-  40,
-)  # Pixels of a thumbnail; how many of them on the sheet.
+_SAMPLE_SIDE = 400  # Longer side of a sample in pixels.
+_CELL_WIDTH, _COLUMNS, _MAX_CELLS = 260, 4, 40  # Layout of the problem sheet; width in pixels.
 _LINE_HEIGHT = 15  # Pixels.
-_UNREADABLE_GRAY = 200  # Gray of a file that cannot be shown.
-_GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Told apart by every color-blind reader.
+_UNREADABLE_GRAY = 200  # Gray level of unreadable files.
+_GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Distinct for color-blind readers.
 _TEXT_COLORS = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
 
 def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[str, Any]:
-  """Write pictures into `workdir/check_dataset`; what is there already is replaced.
+  """Write the pictures of a check into `workdir/check_dataset`, which is replaced if it exists.
+
+  Args:
+    report: result of the check.
+    workdir: work directory of the run.
+    num_samples: number of sample pictures per split.
 
   Returns:
-    `check_dataset_result.json` but its done_flag, with paths relative to workdir.
+    The content of `check_dataset_result.json` without its done_flag, with paths relative to
+    `workdir`.
   """
   train, test = report.splits
   with files.atomic_directory(workdir / 'check_dataset') as folder:
@@ -48,7 +50,7 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
       for split, records in (('train', train), ('val', test))
     }
     with warnings.catch_warnings():
-      warnings.filterwarnings('ignore', 'Glyph')  # A name in letters that the font has not.
+      warnings.filterwarnings('ignore', 'Glyph')  # The font lacks letters of some names.
       _draw_histogram(report).savefig(folder / 'histogram.png')
     analysis = {'histogram': 'check_dataset/histogram.png'}
     if (sheet := _problem_sheet(report)) is not None:
@@ -61,7 +63,7 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
       'train_samples': len(train),
       'val_sample_paths': sample_paths['val'],
       'val_samples': len(test),
-      'num_classes': 1,  # The normal one: the only one that is learned.
+      'num_classes': 1,  # Training learns only the normal class.
       'defects': dict(collections.Counter(r.defect for r in test if r.is_anomalous)),
     },
     'analysis': analysis,
@@ -78,11 +80,11 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
 def _write_samples(
   report: checks.Report, records: Sequence[Record], folder: Path, split: str, num_samples: int
 ) -> list[str]:
-  """Write pictures of readable images, in turn of every type, and spread over each."""
+  """Write sample pictures of readable images, evenly chosen per defect; return their paths."""
   error_paths = {problem.path for problem in report.errors}
   sample_paths = []
   for record in _choose_evenly([r for r in records if r.path not in error_paths], num_samples):
-    name = f'{split}_{len(sample_paths) + 1:02d}.png'  # By number: names may come twice.
+    name = f'{split}_{len(sample_paths) + 1:02d}.png'  # Names of images may repeat; numbers do not.
     mask = (
       record.mask
       if record.mask in report.defective_fractions and record.mask not in error_paths
@@ -94,7 +96,7 @@ def _write_samples(
 
 
 def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
-  """Choose about as many of each type, and those far from each other in the list."""
+  """Choose about equally many records of each defect, evenly spaced in the list."""
   records_by_defect: dict[str, list[Record]] = collections.defaultdict(list)
   for record in records:
     records_by_defect[record.defect].append(record)
@@ -112,7 +114,7 @@ def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
 
 
 def _sample_image(record: Record, mask: Path | None, report: checks.Report) -> Image.Image:
-  """Show an image beside itself with its mask outlined."""
+  """Render an image next to a copy with its mask outlined."""
   image = image_io.decode(record.path)
   tiles = [heatmap.TitledImage(record.defect, _resize_to_fit(image, _SAMPLE_SIDE))]
   if mask is not None:
@@ -131,17 +133,17 @@ def _format_percent(fraction: float) -> str:
 
 
 def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.ndarray, 'H W 3']:
-  """Bring an image to a size for looking at, its longer side as given."""
+  """Resize an image for display so that its longer side has `side` pixels."""
   height, width = image.shape[:2]
   scale = side / max(height, width)
   size = max(1, round(width * scale)), max(1, round(height * scale))
-  # Enlarged pixels are shown as what they are.
+  # Enlarged images show their pixels as squares.
   resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
   return np.asarray(Image.fromarray(image).resize(size, resampling))
 
 
 def _draw_histogram(report: checks.Report) -> figure.Figure:
-  """Draw images per split and type, and how much of the defective ones is defective."""
+  """Draw the number of images per split and defect, and the defective area of each defect."""
   train, test = report.splits
   num_normal = sum(not record.is_anomalous for record in train)
   rows = [('train: good', num_normal, _GOOD_COLOR)]
@@ -159,7 +161,7 @@ def _draw_histogram(report: checks.Report) -> figure.Figure:
   count_axes.bar_label(bars, padding=3)
   count_axes.margins(x=0.12)
   count_axes.set(title='Images', xlabel='number of images')
-  # A name is no formula, whatever dollars it holds.
+  # Names may contain dollar signs, which must not start a formula.
   count_axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], parse_math=False)
   count_axes.invert_yaxis()
   _draw_defective_area(area_axes, report, defect_names, first_defect_row)
@@ -171,8 +173,8 @@ def _draw_histogram(report: checks.Report) -> figure.Figure:
 def _draw_defective_area(
   axes: Any, report: checks.Report, defect_names: Sequence[str], first_row: int
 ) -> None:
-  """Draw a dot per defective image, at the share of its pixels that is defective."""
-  rng = np.random.default_rng(0)  # Moves dots apart, always alike.
+  """Draw a dot per defective image at its percentage of defective pixels."""
+  rng = np.random.default_rng(0)  # Jitter with a fixed seed, so that plots are reproducible.
   all_percentages: list[float] = []
   for row, defect in enumerate(defect_names, first_row):
     masks = [
@@ -203,17 +205,17 @@ def _draw_defective_area(
 
 
 def _log_ticks(ratio: float) -> ticker.Locator:
-  """As many per decade as find room where the largest value is so many times the smallest."""
+  """Return log-scale ticks, fewer per decade the larger the ratio of largest to smallest value."""
   return ticker.LogLocator(subs=range(1, 10) if ratio < 4 else (1, 2, 5) if ratio < 100 else (1,))
 
 
 def _format_plain(value: float) -> str:
-  """A number without an exponent, however small."""
+  """Format a number without an exponent."""
   return np.format_float_positional(float(f'{value:.6g}'), trim='-')
 
 
 def _problem_sheet(report: checks.Report) -> Image.Image | None:
-  """Show offending images with what is wrong, errors first; None where there are none."""
+  """Draw thumbnails of images with their problems, errors first; None without problems."""
   problems_by_path: dict[Path, list[Problem]] = {}
   for problem in report.problems:
     problems_by_path.setdefault(problem.path, []).append(problem)
@@ -241,7 +243,7 @@ def _problem_sheet(report: checks.Report) -> Image.Image | None:
 
 
 def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
-  """The image, or the mask in black and white; plain gray where it cannot be read."""
+  """Return a thumbnail of an image or, in black and white, of a mask; gray if unreadable."""
   try:
     if path in report.defective_fractions:
       mask: Bool[np.ndarray, 'h w'] = image_io.read_mask(path, report.mask_threshold)
@@ -254,7 +256,7 @@ def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
 def _problem_cell(
   thumbnail: UInt8[np.ndarray, 'h w 3'], problems: Sequence[Problem], report: checks.Report
 ) -> Image.Image:
-  """A thumbnail above the sentences of its file."""
+  """Draw a thumbnail above the messages of its problems."""
   lines = [
     (line, _TEXT_COLORS[problem.severity])
     for problem in problems
@@ -270,5 +272,5 @@ def _problem_cell(
 
 
 def _strip_directory(text: str, report: checks.Report) -> str:
-  """A path or sentence without the data set's folder, which is the same in all of them."""
+  """Remove the dataset's folder, which all paths share, from a path or message."""
   return text.replace(f'{report.directory}/', '')

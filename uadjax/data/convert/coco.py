@@ -1,7 +1,8 @@
-"""COCO: JSON files that list images, categories, and instances as polygons or run lengths.
+"""Reader of COCO: JSON files that list images, categories, and instances.
 
-An image without instances is good. The polygons of one instance are its parts: their union, as in
-pycocotools, and no holes; holes are what run lengths are for.
+An instance is a set of polygons, a run-length code or a bounding box. An image without instances is
+good. The mask of an instance is the union of its polygons, as in pycocotools, so that polygons
+cannot have holes; run lengths can.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +19,18 @@ from uadjax.errors import DataError
 from uadjax.numerics import regions
 from uadjax.system.progress import Progress
 
-_MAX_LISTED_PROBLEMS = 5  # Files that cannot be used; a folder of LabelMe's has one per image.
-_HELD_OUT_WORDS = ('val', 'valid', 'validation', 'test')  # In the path of a JSON file.
+_MAX_LISTED_PROBLEMS = 5  # Unusable files to list: a LabelMe folder has one JSON file per image.
+_HELD_OUT_WORDS = ('val', 'valid', 'validation', 'test')  # Words in the path of a JSON file.
 
 
 class _CocoFile(NamedTuple):
-  """A JSON file, read.
+  """Content of a JSON file.
 
   Attributes:
-    path: relative to the source, with '/'.
-    images: its entries.
-    instances: by the id of their image.
-    labels: names of categories by id.
+    relative_path: path relative to the source, with '/'.
+    image_entries: entries of the list 'images'.
+    instances_by_image: entries of the list 'annotations', by the id of their image.
+    category_names: names of categories, by id.
   """
 
   relative_path: str
@@ -39,15 +40,15 @@ class _CocoFile(NamedTuple):
 
   @property
   def is_held_out(self) -> bool:
-    """Whether its name says that nothing is learned from its images."""
+    """Return whether the file's path says that its images are held out from training."""
     return not set(re.split('[^a-z]+', self.relative_path.lower())).isdisjoint(_HELD_OUT_WORDS)
 
 
 def read(source: Path, progress: Progress) -> samples.SourceContents:
-  """Read the images that the JSON files below a folder list."""
+  """Read the images that the JSON files below a folder list, and their masks."""
   images = samples.index_images(source)
   paths = samples.find_files(source, '.json')
-  # COCO has other files for the same images; those of captions and keypoints would double them.
+  # COCO also has files with captions and keypoints of the same images, which would count twice.
   paths = [path for path in paths if path.stem.startswith('instances')] or paths
   files: list[_CocoFile] = []
   problems: list[str] = []
@@ -67,12 +68,10 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   ]
   if not jobs and not problems:
     problems.append(f'No JSON file below {source} lists images and annotations as COCO does.')
-  found_samples, sample_problems = samples.collect_samples(jobs, progress, 'Reading labels')
-  num_unlisted = len(set(images) - {sample.image for sample in found_samples})
-  notes = (
-    [f'{num_unlisted} images that no JSON file lists were passed over.'] if num_unlisted else []
-  )
-  return samples.SourceContents(found_samples, [*problems, *sample_problems], notes)
+  listed_samples, sample_problems = samples.collect_samples(jobs, progress, 'Reading labels')
+  num_unlisted = len(set(images) - {sample.image for sample in listed_samples})
+  notes = [f'{num_unlisted} images that no JSON file lists were ignored.'] if num_unlisted else []
+  return samples.SourceContents(listed_samples, [*problems, *sample_problems], notes)
 
 
 def _read_file(path: Path, relative_path: str) -> _CocoFile:
@@ -80,7 +79,7 @@ def _read_file(path: Path, relative_path: str) -> _CocoFile:
   keys = ('images', 'annotations', 'categories')
   if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in keys):
     raise DataError(
-      f'{relative_path}: no COCO file, for it lacks one of {keys}; move it elsewhere.'
+      f'{relative_path}: not a COCO file, because it lacks one of {keys}; move it elsewhere.'
     )
   instances_by_image: dict[Any, list[Any]] = {
     _require_id(entry, 'id', relative_path): [] for entry in data['images']
@@ -92,7 +91,8 @@ def _read_file(path: Path, relative_path: str) -> _CocoFile:
   if orphan_instances:
     ids = sorted({str(instance['image_id']) for instance in orphan_instances})[:5]
     raise DataError(
-      f'{relative_path}: {len(orphan_instances)} annotations of images it does not list: {ids}.'
+      f'{relative_path}: {len(orphan_instances)} annotations have an image_id that the file does '
+      f'not list: {ids}.'
     )
   category_names = {
     _require_id(category, 'id', relative_path): str(category.get('name'))
@@ -129,10 +129,13 @@ def _read_sample(
 
 
 def _find_image(file_name: str, relative_path: str, images: samples.ImageIndex) -> Path:
-  """The image whose path ends as the file says.
+  """Find the image whose path ends with `file_name`.
 
-  Of several the one nearest to the JSON file, where annotations/instances_train2017.json is near
-  to train2017/.
+  Among several, choose the one nearest to the JSON file; for annotations/instances_train2017.json,
+  the folder train2017/ is also near.
+
+  Raises:
+    DataError: no image matches, or several match equally well.
   """
   normalized_path = samples.to_posix(file_name)
   matches = images.find_by_ending(re.sub(r'^([a-zA-Z]:)?(/|\.\./)*', '', normalized_path))
@@ -148,16 +151,17 @@ def _find_image(file_name: str, relative_path: str, images: samples.ImageIndex) 
     if len(candidates) == 1:
       return candidates[0]
   raise DataError(
-    f'{relative_path}: no image {file_name!r}.'
-    if not matches
-    else f'{relative_path}: {file_name!r} may be any of {[images.relative_to_root(p) for p in matches[:5]]}.'
+    f'{relative_path}: {file_name!r} is ambiguous: it matches '
+    f'{[images.relative_to_root(p) for p in matches[:5]]}; list images with their folders.'
+    if matches
+    else f'{relative_path}: no image {file_name!r}.'
   )
 
 
 def _read_shape(
   instance: dict[str, Any], category_names: Mapping[Any, str], height: int, width: int
 ) -> samples.Shape:
-  """An instance; a crowd, of which run lengths are often made, is one like any other."""
+  """Convert an instance to a shape; crowds, often run-length encoded, are no exception."""
   category = instance.get('category_id')
   label = category_names.get(category) if isinstance(category, int | str) else None
   if label is None:
@@ -190,7 +194,7 @@ def _decode_run_lengths(
 ) -> Bool[np.ndarray, 'h w']:
   counts, size = segmentation.get('counts'), segmentation.get('size')
   if size != [height, width]:
-    raise DataError(f'its run lengths are of size {size}, and the image is {[height, width]}')
+    raise DataError(f'its run lengths have size {size}, but the image has {[height, width]}')
   if not isinstance(counts, str) and not (
     isinstance(counts, list) and all(isinstance(count, int) for count in counts)
   ):

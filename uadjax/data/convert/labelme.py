@@ -1,9 +1,9 @@
-"""LabelMe: a JSON file per labeled image, as the labelme tool writes it.
+"""Reader of LabelMe: one JSON file per labeled image, as the labelme tool writes it.
 
-An image without such a file is good, where there are such files at all. Shapes are painted in their
-order, as labelme's own export does, so that a later shape called '__ignore__' or '_background_'
-cuts a hole. Points and lines are refused: they have no area, and a width made up here would become
-the truth that pixels are measured against.
+An image without a JSON file is good, unless no JSON files exist at all. Shapes are painted in
+their order, as in labelme's own export, so that a later shape called '__ignore__' or '_background_'
+cuts a hole. Points and lines are rejected because they have no area: an invented width would become
+the ground truth of pixel metrics.
 """
 
 import base64
@@ -25,28 +25,27 @@ from uadjax.system.progress import Progress
 
 FillFn = Callable[[Float[np.ndarray, 'n 2'], int, int], Bool[np.ndarray, 'h w']]
 
-# Type of shape -> points it needs at least, and how it is filled.
+# Type of shape -> its smallest number of points and the function that fills it.
 _FILLED_SHAPES: dict[str, tuple[int, FillFn]] = {
   'polygon': (3, outlines.fill_polygon),
   'oriented_rectangle': (4, outlines.fill_polygon),
-  'rectangle': (2, outlines.fill_rectangle),  # Other tools write all four corners.
+  'rectangle': (2, outlines.fill_rectangle),  # Some tools write all four corners.
   'circle': (2, outlines.fill_circle),
 }
 _WITHOUT_AREA = ('point', 'points', 'line', 'linestrip')
 
 
 def read(source: Path, progress: Progress) -> samples.SourceContents:
-  """Read all images below a folder and the JSON files that label some of them."""
+  """Read all images below a folder, and their masks from the JSON files that label them."""
   images = samples.index_images(source)
   json_paths = samples.find_files(source, '.json')
   if not json_paths:
-    # Else whatever is defective would be learned from.
+    # Without this error, defective images would become training images.
     message = (
-      f'No LabelMe annotations in {source}: not a single *.json; name the tool that made its'
+      f'No LabelMe annotations (*.json) in {source}; name the format of the labels, or the folder '
+      'that contains both labels and images.'
     )
-    return samples.SourceContents(
-      [], [f'{message} labels, or the folder that holds them beside the images.']
-    )
+    return samples.SourceContents([], [message])
   held_out = _read_held_out(source)
   jobs = [functools.partial(_read_labeled_sample, path, images, held_out) for path in json_paths]
   labeled_samples, problems = samples.collect_samples(jobs, progress, 'Reading labels')
@@ -60,7 +59,7 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
     jobs, progress, 'Reading unlabeled images'
   )
   notes = (
-    [f'{len(unlabeled_samples)} images without a JSON file were taken for good.']
+    [f'{len(unlabeled_samples)} images without a JSON file count as good.']
     if unlabeled_samples
     else []
   )
@@ -70,7 +69,7 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
 
 
 def _read_held_out(source: Path) -> set[str]:
-  """The JSON files that PaddleX's val_anno_list.txt names."""
+  """Return the paths of the JSON files that PaddleX's val_anno_list.txt names."""
   path = source / 'val_anno_list.txt'
   if not path.is_file():
     return set()
@@ -85,7 +84,7 @@ def _read_labeled_sample(
   data = read_json(path, relative_path)
   if not isinstance(data, dict) or not isinstance(data.get('shapes'), list):
     raise DataError(
-      f"{relative_path}: no LabelMe file, for it has no list 'shapes'; move it elsewhere."
+      f"{relative_path}: not a LabelMe file, because it has no list 'shapes'; move it elsewhere."
     )
   image = _find_image(path, relative_path, data, images)
   is_embedded = isinstance(image, bytes)
@@ -109,11 +108,19 @@ def _read_labeled_sample(
 
 
 def read_json(path: Path, relative_path: str) -> Any:
-  """Read a JSON file; DataError where it is none."""
+  """Read a JSON file.
+
+  Args:
+    path: the file.
+    relative_path: name of the file in messages.
+
+  Raises:
+    DataError: the file cannot be read, or is not JSON in UTF-8.
+  """
   try:
     return json.loads(path.read_text('utf-8-sig'))
-  except (ValueError, RecursionError) as error:  # Decoding errors are ValueErrors as well.
-    raise DataError(f'{relative_path}: no JSON in UTF-8: {error}.') from None
+  except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError.
+    raise DataError(f'{relative_path}: not JSON in UTF-8: {error}.') from None
   except OSError as error:
     raise DataError(f'{relative_path}: cannot be read: {error.strerror}.') from None
 
@@ -121,7 +128,7 @@ def read_json(path: Path, relative_path: str) -> Any:
 def _find_image(
   path: Path, relative_path: str, data: dict[str, Any], images: samples.ImageIndex
 ) -> Path | bytes:
-  """By imagePath as seen from the JSON file, else by the same stem beside it, else embedded."""
+  """Find an image by imagePath relative to the JSON file, else by stem, else embedded in it."""
   image_path = data.get('imagePath') or ''
   expected_path = Path(os.path.normpath(path.parent / samples.to_posix(str(image_path))))
   if expected_path.is_relative_to(images.root):
@@ -130,14 +137,17 @@ def _find_image(
       return matching_image
   elif expected_path.is_file():
     raise DataError(
-      f'{relative_path}: its image {image_path} lies outside of {images.root}; convert a folder that holds both.'
+      f'{relative_path}: its image {image_path} lies outside of {images.root}; convert a folder '
+      'that contains both.'
     )
   same_stem = images.find_by_stem(samples.strip_suffix(relative_path))
   if len(same_stem) == 1:
     return same_stem[0]
   if data.get('imageData') and not same_stem:
     return _decode_base64(data['imageData'], relative_path)
-  raise DataError(f'{relative_path}: no image {image_path!r}, and none of the same name beside it.')
+  raise DataError(
+    f'{relative_path}: no image {image_path!r}, and no image of the same name next to it.'
+  )
 
 
 def _read_shape(entry: Any, height: int, width: int) -> samples.Shape:
@@ -145,13 +155,15 @@ def _read_shape(entry: Any, height: int, width: int) -> samples.Shape:
   label, shape_type = entry.get('label'), entry.get('shape_type')
   if not isinstance(label, str) or not label.strip():
     raise DataError('it has no label')
-  shape_type = str(shape_type or 'polygon')  # The first versions knew nothing else and named none.
+  shape_type = str(shape_type or 'polygon')  # Early versions had only polygons and no shape_type.
   if shape_type == 'mask':
     return samples.Shape(label, _read_mask_shape(entry, height, width))
   if shape_type in _WITHOUT_AREA:
-    raise DataError(f'a {shape_type} {label!r} has no area; outline the defect by a polygon')
+    raise DataError(f'a {shape_type} {label!r} has no area; outline the defect with a polygon')
   if shape_type not in _FILLED_SHAPES:
-    raise DataError(f'unknown type {shape_type!r}; known are {sorted([*_FILLED_SHAPES, "mask"])}')
+    raise DataError(
+      f'unknown shape_type {shape_type!r}; allowed are {sorted([*_FILLED_SHAPES, "mask"])}'
+    )
   min_points, fill = _FILLED_SHAPES[shape_type]
   corners = outlines.require_points(
     min_points, outlines.parse_points(entry.get('points')), shape_type
@@ -160,7 +172,7 @@ def _read_shape(entry: Any, height: int, width: int) -> samples.Shape:
 
 
 def _read_mask_shape(entry: dict[str, Any], height: int, width: int) -> Bool[np.ndarray, 'h w']:
-  """A mask that covers the rectangle whose upper left corner is the first point."""
+  """Read a shape's embedded mask, whose upper left corner lies at the shape's first point."""
   cropped_mask = image_io.read_mask(_decode_base64(entry.get('mask'), 'its mask'))
   corner = outlines.require_points(1, outlines.parse_points(entry.get('points')), 'mask')[0]
   left, top = np.round(corner).astype(int)
@@ -178,4 +190,4 @@ def _decode_base64(text: Any, description: str) -> bytes:
   try:
     return base64.b64decode(text, validate=False)
   except (TypeError, ValueError, binascii.Error):
-    raise DataError(f'{description}: no picture in base64') from None
+    raise DataError(f'{description}: not an image in base64') from None

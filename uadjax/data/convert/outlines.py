@@ -1,6 +1,6 @@
-"""Outlines become masks, by the conventions of the tools that wrote them.
+"""Rasterization of outlines to masks, by the conventions of the tools that wrote them.
 
-Letters: h w image, n points.
+Letters: h w height and width of the image, n points.
 """
 
 import math
@@ -12,11 +12,15 @@ from PIL import Image, ImageDraw
 
 from uadjax.errors import DataError
 
-_MAX_COORDINATE = 1e6  # Pixels; Pillow counts them in 32 bits, and no image is that large.
+_MAX_COORDINATE = 1e6  # Pixels; Pillow counts pixels in 32 bits, and no image is that large.
 
 
 def parse_points(values: Any) -> Float[np.ndarray, 'n 2']:
-  """Check a list of [x, y] pairs; DataError where it is anything else."""
+  """Convert a list of [x, y] pairs to an array; an empty list or None gives no points.
+
+  Raises:
+    DataError: the values are not pairs of finite numbers, or are too large.
+  """
   try:
     coordinates = np.array(values, np.float64) if values else np.zeros((0, 2))
   except (TypeError, ValueError):
@@ -29,21 +33,25 @@ def parse_points(values: Any) -> Float[np.ndarray, 'n 2']:
 def require_points(
   min_count: int, coordinates: Float[np.ndarray, 'n 2'], shape_type: str
 ) -> Float[np.ndarray, 'n 2']:
-  """The points themselves; DataError where they are too few."""
+  """Return the points unchanged if there are enough of them.
+
+  Raises:
+    DataError: there are fewer than `min_count` points.
+  """
   if len(coordinates) < min_count:
-    raise DataError(f'a {shape_type} needs {min_count} points and has {len(coordinates)}')
+    raise DataError(f'a {shape_type} needs {min_count} points but has {len(coordinates)}')
   return coordinates
 
 
 def fill_polygon(outline: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np.ndarray, 'h w']:
-  """Fill as labelme and PaddleX do: by Pillow, every pixel that the outline touches included."""
+  """Fill a polygon with Pillow, as labelme and PaddleX do; touched pixels are included."""
   canvas = Image.new('1', (w, h))
   ImageDraw.Draw(canvas).polygon([(x, y) for x, y in outline.tolist()], outline=1, fill=1)
   return np.array(canvas)
 
 
 def fill_rectangle(corners: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np.ndarray, 'h w']:
-  """Fill the smallest upright rectangle around points, its edges included, as labelme does."""
+  """Fill the bounding rectangle of the points, including its edges, as labelme does."""
   canvas = Image.new('1', (w, h))
   box = (*corners.min(0).tolist(), *corners.max(0).tolist())
   ImageDraw.Draw(canvas).rectangle(box, outline=1, fill=1)
@@ -53,7 +61,7 @@ def fill_rectangle(corners: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np
 def fill_circle(
   center_and_edge: Float[np.ndarray, 'n 2'], h: int, w: int
 ) -> Bool[np.ndarray, 'h w']:
-  """Fill a circle, given by its center and a point on it, as labelme does."""
+  """Fill a circle, given by its center and a point on its edge, as labelme does."""
   (center_x, center_y), (edge_x, edge_y) = center_and_edge[:2].tolist()
   radius = math.hypot(center_x - edge_x, center_y - edge_y)
   canvas = Image.new('1', (w, h))
@@ -65,12 +73,13 @@ def fill_circle(
 def fill_polygon_even_odd(
   outline: Float[np.ndarray, 'n 2'], h: int, w: int
 ) -> Bool[np.ndarray, 'h w']:
-  """Fill as COCO means it: a pixel belongs to the ring if its center lies inside (even-odd).
+  """Fill a polygon by COCO's convention: pixels whose centers lie inside by the even-odd rule.
 
-  A ring so thin that it holds no center is drawn by its outline: a defect it is all the same.
+  A polygon so thin that it contains no pixel center is drawn as its outline, because it still marks
+  a defect.
   """
   (x, y), (next_x, next_y) = outline.T, np.roll(outline, -1, axis=0).T
-  # Every edge crosses the center lines of some rows; right of a crossing, inside and outside swap.
+  # Each edge crosses the center lines of some rows; inside and outside swap right of a crossing.
   first_row = np.clip(np.ceil(np.minimum(y, next_y) - 0.5), 0, h).astype(int)
   num_rows = np.clip(np.ceil(np.maximum(y, next_y) - 0.5), 0, h).astype(int) - first_row
   edge = np.repeat(np.arange(len(x)), num_rows)

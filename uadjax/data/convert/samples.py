@@ -1,4 +1,4 @@
-"""What every labeled source becomes: images, each with a type of defect and a mask."""
+"""Samples of a labeled source: images, each with a type of defect and a mask."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -18,19 +18,16 @@ from uadjax.errors import DataError
 from uadjax.system.progress import Progress
 
 GOOD = 'good'
-EXCLUDED_LABELS = (
-  '__ignore__',
-  '_background_',
-)  # Labels that mark no defect, as labelme names them.
+EXCLUDED_LABELS = ('__ignore__', '_background_')  # labelme's names of regions without a defect.
 
 
 class Shape(NamedTuple):
-  """A region and what it was called.
+  """Labeled region of an image.
 
   Attributes:
-    label: type of the defect, or one of EXCLUDED.
-    mask: the pixels it covers.
-    box: whether it is a mere bounding box.
+    label: type of the defect, or one of `EXCLUDED_LABELS`.
+    mask: pixels that the region covers.
+    is_box: whether the region is only a bounding box.
   """
 
   label: str
@@ -39,15 +36,15 @@ class Shape(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """One image of a source.
+  """Image of a source with its label and mask.
 
   Attributes:
-    name: its path below the images of its type, with '/'.
-    image: the file, or its content where the source embeds it.
-    defect: 'good', or the type.
-    mask: a PNG, 255 where defective.
-    held_out: whether the source itself keeps the image from training.
-    boxes: number of its defects that are mere bounding boxes.
+    name: path of the image below the folder of its defect, with '/'.
+    image: file of the image, or its content if the source embeds it.
+    defect: 'good', or the type of defect.
+    mask: encoded PNG, 255 where defective.
+    held_out: whether the source itself excludes the image from training.
+    num_boxes: number of defects that are only bounding boxes.
   """
 
   name: str
@@ -59,7 +56,7 @@ class Sample(NamedTuple):
 
 
 class SourceContents(NamedTuple):
-  """A source as read: every image that can be used, and one line for everything that cannot."""
+  """Usable images of a source, one message for each problem, and notes for the user."""
 
   samples: Sequence[Sample]
   problems: Sequence[str]
@@ -67,9 +64,9 @@ class SourceContents(NamedTuple):
 
 
 class ImageIndex(NamedTuple):
-  """The images below a folder, found by names that other machines may spell another way.
+  """Index of the images below a folder, by names that ignore case and Unicode composition.
 
-  Labeling happens on Windows, where case does not count, and on macOS, which takes accents apart.
+  Labels may come from Windows, which ignores case, or from macOS, which decomposes accents.
   """
 
   root: Path
@@ -77,7 +74,7 @@ class ImageIndex(NamedTuple):
   paths_by_stem: dict[str, list[Path]]
 
   def find_by_path(self, path: str) -> Path | None:
-    """The image at a path relative to the root; its exact spelling comes first."""
+    """Return the image at a path relative to the root, preferring the exact spelling."""
     matches = [
       p
       for p in self.find_by_ending(path)
@@ -87,7 +84,7 @@ class ImageIndex(NamedTuple):
     return (exact_matches or matches)[0] if exact_matches or len(matches) == 1 else None
 
   def find_by_ending(self, path: str) -> list[Path]:
-    """All images whose path ends with this one."""
+    """Return all images whose path ends with this relative path."""
     candidates = self.paths_by_name.get(_normalize_path(path.rpartition('/')[2]), [])
     return [
       p
@@ -96,7 +93,7 @@ class ImageIndex(NamedTuple):
     ]
 
   def find_by_stem(self, path: str) -> list[Path]:
-    """All images at a path relative to the root that is given without suffix."""
+    """Return all images at a path relative to the root, which is given without suffix."""
     candidates = self.paths_by_stem.get(_normalize_path(path.rpartition('/')[2]), [])
     return [
       p
@@ -105,16 +102,16 @@ class ImageIndex(NamedTuple):
     ]
 
   def relative_to_root(self, path: Path) -> str:
-    """An image's path relative to the root, with '/'."""
+    """Return the path of an image relative to the root, with '/'."""
     return path.relative_to(self.root).as_posix()
 
   def __iter__(self):
-    """The images, sorted."""
+    """Iterate over the images, sorted by path."""
     return iter(sorted(path for paths in self.paths_by_name.values() for path in paths))
 
 
 def index_images(root: Path) -> ImageIndex:
-  """List the images below a folder."""
+  """Build the index of the images below a folder."""
   index = ImageIndex(root, {}, {})
   for path in find_files(root, *scanning.SUFFIXES):
     index.paths_by_name.setdefault(_normalize_path(path.name), []).append(path)
@@ -123,7 +120,7 @@ def index_images(root: Path) -> ImageIndex:
 
 
 def find_files(root: Path, *suffixes: str) -> list[Path]:
-  """All files below a folder with one of the suffixes, in any case; hidden ones are passed over."""
+  """Return all files below a folder with one of the suffixes, ignoring case and hidden files."""
   return sorted(
     path
     for path in root.rglob('*')
@@ -134,19 +131,19 @@ def find_files(root: Path, *suffixes: str) -> list[Path]:
 
 
 def to_posix(path: str) -> str:
-  r"""A path as Windows or any other system wrote it, with '/' and without '.' and 'a/..'."""
+  """Normalize a path of Windows or any other system: with '/' and without '.' and 'a/..'."""
   return os.path.normpath(PureWindowsPath(path).as_posix())
 
 
 def strip_suffix(path: str) -> str:
-  """A path with '/', less the suffix of its last part."""
+  """Return a path without the suffix of its last component."""
   return path[: len(path) - len(Path(path).suffix)]
 
 
 def collect_samples(
   jobs: Sequence[Callable[[], Sample]], progress: Progress, description: str
 ) -> tuple[list[Sample], list[str]]:
-  """Run all jobs; the second list has a line for every problem that one of them raised."""
+  """Run all jobs; return their samples and the messages of the DataErrors that they raised."""
   results: list[Sample] = []
   problems: list[str] = []
   for read_sample in progress(jobs, len(jobs), description):
@@ -158,20 +155,20 @@ def collect_samples(
 
 
 def good_sample(name: str, image: Path | bytes, held_out: bool = False) -> Sample:
-  """An image without defects."""
+  """Return a sample without defects."""
   return Sample(name, image, GOOD, _encode_empty_mask(*image_io.image_size(image)), held_out)
 
 
 def sample_from_shapes(
   name: str, image: Path | bytes, shapes: Sequence[Shape], held_out: bool = False
 ) -> Sample:
-  """An image whose shapes are painted one over the other.
+  """Return a sample whose mask is made of shapes painted over each other in their order.
 
-  So a later shape with an excluded label cuts a hole into those below it. An image that shows
-  defects of several types is 'combined', as in MVTec AD.
+  A later shape with an excluded label cuts a hole into those below it. An image with several types
+  of defects has the type 'combined', as in MVTec AD.
 
   Raises:
-    DataError: shapes that cover no pixel or are called good, a line for each.
+    DataError: a shape covers no pixel or is labeled as good; the message has a line for each.
   """
   height, width = image_io.image_size(image)
   problems = [problem for shape in shapes if (problem := _shape_problem(name, shape))]
@@ -191,30 +188,41 @@ def sample_from_shapes(
     defect,
     encode_png(canvas > 0),
     held_out,
-    sum(shape.box for shape in visible_shapes),
+    sum(shape.is_box for shape in visible_shapes),
   )
 
 
 def require_matching_size(
   image: Path | bytes, name: str, labeled_height: Any, labeled_width: Any
 ) -> tuple[int, int]:
-  """The size of an image; DataError where its labels were made for another one."""
+  """Return height and width of an image, which must agree with the labeled size if that is known.
+
+  Args:
+    image: file of the image, or its content.
+    name: name of the image in messages.
+    labeled_height: height according to the labels; None or 0 if unknown.
+    labeled_width: width according to the labels; None or 0 if unknown.
+
+  Raises:
+    DataError: the labels were made for an image of another size.
+  """
   size = image_io.image_size(image)
   if labeled_height and labeled_width and (labeled_height, labeled_width) != size:
     raise DataError(
-      f'{name}: labeled as {labeled_width}x{labeled_height} pixels, but the image is {size[1]}x{size[0]}.'
+      f'{name}: labeled as {labeled_width}x{labeled_height} pixels, but the image is '
+      f'{size[1]}x{size[0]}.'
     )
   return size
 
 
 def encode_png(mask: Bool[np.ndarray, 'h w']) -> bytes:
-  """Encode a mask: 255 where true."""
+  """Encode a mask as a PNG with 255 where it is True and 0 elsewhere."""
   buffer = io.BytesIO()
   Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, 'PNG')
   return buffer.getvalue()
 
 
-@functools.lru_cache(8)  # Most images of a source have one size.
+@functools.lru_cache(8)  # Most images of a source have the same size.
 def _encode_empty_mask(height: int, width: int) -> bytes:
   return encode_png(np.zeros((height, width), bool))
 
@@ -223,7 +231,9 @@ def _shape_problem(name: str, shape: Shape) -> str | None:
   if not shape.mask.any():
     return f'{name}: a shape {shape.label!r} lies outside of the image or covers no pixel.'
   if shape.label.strip().lower() in scanning.NORMAL_FOLDER_NAMES:
-    return f"{name}: a shape is called {shape.label!r}; call it '_background_' if it is no defect."
+    return (
+      f"{name}: a shape is labeled {shape.label!r}; label it '_background_' if it is not a defect."
+    )
   return None
 
 

@@ -1,8 +1,8 @@
-"""Pascal VOC: masks whose values are classes, else XML files with bounding boxes.
+"""Reader of Pascal VOC: masks whose values are classes, or XML files with bounding boxes.
 
 Folders are JPEGImages, SegmentationClass (labelme's older export: SegmentationClassPNG),
-Annotations and ImageSets. A mask wins over a bounding box; boxes are filled. Images that lists of
-ImageSets leave out are passed over; where there are no lists, an image without labels is good.
+Annotations and ImageSets. A mask takes precedence over bounding boxes; boxes are filled. Images
+that the lists in ImageSets do not name are ignored; without lists, an image without labels is good.
 """
 
 from collections.abc import Mapping
@@ -20,22 +20,23 @@ from uadjax.data.convert import outlines, samples
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
 
-_VOID_CLASS = 255  # Neither defect nor background, in a mask of class numbers...
-_VOID_COLOR = (224, 224, 192)  # ... and in one of colors.
+# Pixels that are neither defect nor background, in a mask of class numbers and in one of colors.
+_VOID_CLASS = 255
+_VOID_COLOR = (224, 224, 192)
 _NON_DEFECT_LABELS = ('background', '_background_', '__ignore__', 'ignored', 'void')
 
 
 class _VocFiles(NamedTuple):
-  """What is known of a source.
+  """Files and class names of a VOC folder; a stem is a path without suffix.
 
   Attributes:
-    images: those that labels may name.
-    masks: by path without suffix.
-    boxes: likewise.
-    names: of classes, by number in masks.
-    colors: names of classes by color, where masks are colored; else empty.
-    held_out: images that lists keep from training, by path without suffix.
-    listed: whether there are lists.
+    images: images that labels may name.
+    mask_paths: files of masks, by stem.
+    xml_paths: files with bounding boxes, by stem.
+    class_names: names of classes, by their value in masks.
+    names_by_color: names of classes, by their color in colored masks; else empty.
+    held_out: stems of the images that lists exclude from training.
+    has_image_sets: whether there are lists.
   """
 
   images: samples.ImageIndex
@@ -48,7 +49,7 @@ class _VocFiles(NamedTuple):
 
 
 def read(source: Path, progress: Progress) -> samples.SourceContents:
-  """Read the images of a VOC folder, or of the only one in a folder such as VOCdevkit."""
+  """Read the images and masks of a VOC folder, or of the only one in a folder like VOCdevkit."""
   root = _find_root(source)
   folder = root / 'JPEGImages' if (root / 'JPEGImages').is_dir() else root
   train, held_out = _read_image_sets(root)
@@ -67,28 +68,26 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
     bool(train or held_out),
   )
   if not files.mask_paths and not files.xml_paths:
-    # Else whatever is defective would be learned from.
+    # Without this error, defective images would become training images.
     message = f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png'
     return samples.SourceContents(
-      [], [f'{message}; name the tool that made its labels, or their folder.']
+      [], [f'{message}; name the format of the labels, or the folder that contains them.']
     )
   labeled_stems = files.mask_paths.keys() | files.xml_paths.keys()
   mask_paths = set(files.mask_paths.values())
   image_paths = [path for path in images if path not in mask_paths]
   image_stems = {samples.strip_suffix(images.relative_to_root(path)) for path in image_paths}
-  # A label whose image is missing may be that of a defect under another name.
+  # Labels without an image must be reported: the image of a defect may have another name.
   sample_stems = sorted(train | held_out if files.has_image_sets else image_stems | labeled_stems)
   jobs = [functools.partial(_read_sample, stem, files) for stem in sample_stems]
-  read_samples, problems = samples.collect_samples(jobs, progress, 'Reading labels')
+  listed_samples, problems = samples.collect_samples(jobs, progress, 'Reading labels')
   num_unlisted = len(image_stems - train - held_out) if files.has_image_sets else 0
   notes = (
-    [f'{num_unlisted} images that no list of ImageSets names were passed over.']
-    if num_unlisted
-    else []
+    [f'{num_unlisted} images that no list in ImageSets names were ignored.'] if num_unlisted else []
   )
   if num_unlabeled := len(set(sample_stems) - labeled_stems):
-    notes.append(f'{num_unlabeled} images without an XML file or a mask were taken for good.')
-  return samples.SourceContents(read_samples, problems, notes)
+    notes.append(f'{num_unlabeled} images without an XML file or a mask count as good.')
+  return samples.SourceContents(listed_samples, problems, notes)
 
 
 def _find_root(source: Path) -> Path:
@@ -107,7 +106,7 @@ def _files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _read_image_sets(root: Path) -> tuple[frozenset[str], frozenset[str]]:
-  """Names of images to learn from and of those held out, of segmentation or else of detection."""
+  """Return the stems of training and of held-out images, for segmentation or else detection."""
   for task in ('Segmentation', 'Main'):
     folder = root / 'ImageSets' / task
     stems_by_set = {
@@ -129,12 +128,12 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_class_names(path: Path) -> dict[int, str]:
-  """Read labelme's class_names.txt: the number of a line is the value in masks."""
+  """Read labelme's class_names.txt, where the index of a line is the class value in masks."""
   return dict(enumerate(_read_lines(path)))
 
 
 def _read_color_names(path: Path) -> dict[tuple[int, ...], str]:
-  """Read CVAT's labelmap.txt: `name:red,green,blue:parts:actions`."""
+  """Read CVAT's labelmap.txt, whose lines are `name:red,green,blue:parts:actions`."""
   names_by_color: dict[tuple[int, ...], str] = {}
   for line in _read_lines(path):
     name, color, *_ = (*line.split(':'), '')
@@ -146,11 +145,11 @@ def _read_color_names(path: Path) -> dict[tuple[int, ...], str]:
 
 def _read_sample(stem: str, files: _VocFiles) -> samples.Sample:
   matches = files.images.find_by_stem(stem)
-  if len(matches) != 1:
+  if not matches:
+    raise DataError(f'{stem}: no such image.')
+  if len(matches) > 1:
     file_names = ', '.join(path.name for path in matches)
-    raise DataError(
-      f'{stem}: {f"{file_names} share its labels; rename all but one" if matches else "no such image"}.'
-    )
+    raise DataError(f'{stem}: {file_names} share its labels; rename all but one.')
   image, name = matches[0], files.images.relative_to_root(matches[0])
   held_out = stem in files.held_out
   if stem in files.mask_paths:
@@ -162,7 +161,7 @@ def _read_sample(stem: str, files: _VocFiles) -> samples.Sample:
       name, image, _read_box_shapes(name, image, files.xml_paths[stem]), held_out
     )
   if files.mask_paths and files.has_image_sets:
-    raise DataError(f'{name}: listed, but without a mask; one without defects is black all over.')
+    raise DataError(f'{name}: listed, but without a mask; add one, all black if it is good.')
   return samples.good_sample(name, image, held_out)
 
 
@@ -191,7 +190,11 @@ def _read_mask_shapes(
 
 
 def _read_mask(path: Path, is_colored: bool) -> Int[np.ndarray, 'h w'] | Int[np.ndarray, 'h w 3']:
-  """The raw mask: numbers of classes, or colors."""
+  """Read the raw values of a mask: class numbers, or colors.
+
+  Raises:
+    DataError: the mask cannot be read, or has only the values 0 and 255 (void).
+  """
   image_io.verify(path)
   with Image.open(path, formats=['PNG']) as mask:
     has_class_numbers = mask.mode in ('P', 'L') and not is_colored
@@ -203,7 +206,8 @@ def _read_mask(path: Path, is_colored: bool) -> Int[np.ndarray, 'h w'] | Int[np.
       and values.any()
     ):
       raise DataError(
-        f'{path.name}: a mask of 0 and 255 alone, and in VOC 255 is void; write defects as 1.'
+        f'{path.name}: the mask has only the values 0 and 255, but 255 means void in VOC; write '
+        'defects as 1.'
       )
   return values
 
@@ -212,7 +216,7 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
   try:
     root = ElementTree.parse(xml_path).getroot()
   except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
-    raise DataError(f'{xml_path.name}: no XML: {error}.') from None
+    raise DataError(f'{xml_path.name}: not XML: {error}.') from None
   sizes = [_parse_float(root.findtext(f'size/{key}')) for key in ('height', 'width')]
   height, width = samples.require_matching_size(image, name, *sizes)
   shapes: list[samples.Shape] = []
@@ -224,11 +228,11 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
     ]
     if not label or None in edges:
       problems.append(
-        f'{xml_path.name}: object {object_number} has no name or no bounding box of numbers.'
+        f'{xml_path.name}: object {object_number} lacks a name or a numeric bounding box.'
       )
       continue
     corners = outlines.parse_points(np.reshape(np.array(edges, float), (2, 2)).tolist())
-    # VOC counts pixels from one.
+    # VOC counts pixels from one, so coordinates are shifted.
     shapes.append(
       samples.Shape(label, outlines.fill_rectangle(corners - 1, height, width), is_box=True)
     )

@@ -1,9 +1,9 @@
-"""A data set that is drawn: parts and materials as an inspection camera sees them.
+"""Demo dataset: rendered parts and materials as an inspection camera sees them.
 
-It is there before any real image is, and every pixel of its truth is known. What varies among good
-pictures (light, place, grain, weave, noise) is what a detector must learn to pass over.
+It needs no real images, and its ground truth is exact. Good images vary in light, position, grain,
+weave and noise, which a detector must learn to ignore.
 
-Defects were made as strong as it takes for the demo to be neither trivial nor hopeless.
+The strength of the defects makes the demo neither trivial nor infeasible.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,16 @@ from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import files
 from uadjax.system.progress import no_progress, Progress
 
-DEFAULT_CATEGORY = 'disc'  # Where none is named.
+DEFAULT_CATEGORY = 'disc'
 TEXTURES, OBJECTS = ('fabric', 'steel', 'wood'), ('board', 'disc')
 CATEGORIES = tuple(sorted(rendering.PRODUCTS))
-VERSION = 2  # Of the drawing.
+VERSION = 2  # Version of the rendered images; increase it when they change.
 
 _CATEGORY_GROUPS = {'all': CATEGORIES, 'textures': TEXTURES, 'objects': OBJECTS}
-_MIN_SIZE = 16  # Pixels; a washer's ring has four then.
-_PNG_COMPRESS_TYPE = (
-  3  # Of zlib: noise holds no longer repeats; as small as others, at a fraction of the time.
-)
+_MIN_SIZE = 16  # Pixels; at this size, a washer's ring is four pixels wide.
+# Strategy Z_RLE of zlib: noise has no long repeats, so the files are as small as with other
+# strategies, in a fraction of the time.
+_PNG_COMPRESS_TYPE = 3
 _FULL_SET = {'train': 60, 'test_good': 15, 'test_defect': 4, 'size': 256}
 
 
@@ -55,34 +55,32 @@ def write_dataset(
   defects: Sequence[str] = ('missing', 'scratch', 'spot'),
   progress: Progress = no_progress,
 ) -> Path:
-  """Write categories in MVTec's layout; all of it or, interrupted, nothing.
+  """Render categories of the demo dataset in MVTec AD's layout; write all of them or nothing.
 
-  The same arguments write the same bytes, and a picture does not depend on how many there are.
+  The same arguments write the same bytes, and an image does not depend on the number of images.
 
   Args:
-    directory: where the categories will lie; any that is there already is replaced.
-    seed: decides every picture.
-    train: number of good pictures to learn from, of each category.
-    test_good: number of good pictures to test on.
-    test_defect: number of pictures of each defect.
-    size: side of the pictures in pixels.
-    categories: some of `CATEGORIES`.
-    defects: some of `kinds()`; a category goes without those that it cannot have.
-    track: shows progress.
+    directory: folder of the categories; existing ones of the same name are replaced.
+    seed: seed of all images.
+    train: number of good training images per category.
+    test_good: number of good test images per category.
+    test_defect: number of test images per defect.
+    size: side of the images in pixels.
+    categories: names from `CATEGORIES`.
+    defects: names from `defect_names()`; a category skips those that it does not support.
+    progress: wrapper that shows progress.
 
   Returns:
-    The directory: the root of this data set.
+    The directory, which is the root of the dataset.
 
   Raises:
-    UnknownName: for a category or defect that there is not.
-    ConfigError: for a size at which nothing could be told.
+    UnknownName: there is no category or defect of that name.
+    ConfigError: the size is too small to show defects.
   """
   _require_names('category', categories, CATEGORIES)
   _require_names('defect', defects, defect_names())
   if size < _MIN_SIZE:
-    raise ConfigError(
-      f'The demo set cannot be {size} pixels wide; at least {_MIN_SIZE} are needed.'
-    )
+    raise ConfigError(f'Demo images cannot be {size} pixels wide; at least {_MIN_SIZE} are needed.')
   with contextlib.ExitStack() as exit_stack:
     folders = {
       category: exit_stack.enter_context(files.atomic_directory(Path(directory) / category))
@@ -110,7 +108,7 @@ def write_full_dataset(
   categories: Sequence[str] = CATEGORIES,
   progress: Progress = no_progress,
 ) -> Path:
-  """Draw the demo set as people get it: every category with every defect."""
+  """Render the demo dataset in its default configuration: all categories with all defects."""
   options = {**_FULL_SET, 'size': size}
   return write_dataset(
     directory, seed, **options, categories=categories, defects=defect_names(), progress=progress
@@ -118,7 +116,7 @@ def write_full_dataset(
 
 
 def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Progress = no_progress) -> Path:
-  """The demo set in the user's cache; a category is drawn when first asked for."""
+  """Return the root of the demo dataset in the user's cache; render the category on first use."""
   directory = files.cache_dir() / f'demo-{VERSION}'
   if not (directory / category).is_dir():
     _require_names('category', [category], CATEGORIES)
@@ -130,18 +128,21 @@ def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Progress = no_pro
         )
         / category
       )
-      with contextlib.suppress(OSError):  # Another process was quicker.
+      with contextlib.suppress(OSError):  # Another process has written the category first.
         category_folder.rename(directory / category)
   return directory
 
 
 def expand_category(category: str) -> list[str]:
-  """The categories that a name stands for: itself, or those of 'all', 'textures', 'objects'."""
+  """Return the categories that a name selects: itself, or those of a group.
+
+  Groups are 'all', 'textures' and 'objects'; an empty name means `DEFAULT_CATEGORY`.
+  """
   return list(_CATEGORY_GROUPS.get(category or DEFAULT_CATEGORY, (category or DEFAULT_CATEGORY,)))
 
 
 def defect_names(*categories: str) -> list[str]:
-  """Names of the defects of some categories; of all, where none is named."""
+  """Return the names of the defects of some categories, or of all if none is given."""
   products = [rendering.PRODUCTS[category] for category in categories or CATEGORIES]
   return sorted({defect for product in products for defect in product.defects})
 
@@ -149,11 +150,11 @@ def defect_names(*categories: str) -> list[str]:
 def _require_names(noun: str, names: Sequence[str], choices: Sequence[str]) -> None:
   for name in names:
     if name not in choices:
-      raise UnknownName(f'The demo set has no {noun} {name!r}; choose from {sorted(choices)}.')
+      raise UnknownName(f'The demo dataset has no {noun} {name!r}; choose from {sorted(choices)}.')
 
 
 def _write_images(jobs: Sequence[_RenderJob], folders: dict[str, Path]) -> Iterator[None]:
-  """Draw and save, on all cores: NumPy leaves the lock to others while it computes."""
+  """Render and save images in a thread per core, because NumPy releases the GIL."""
 
   def write_image(job: _RenderJob) -> None:
     rendered_image, name = rendering.render_image(*job), f'{job.number:03d}'

@@ -1,8 +1,9 @@
-"""What is printed and etched on the circuit board: the same on every one, so drawn once.
+"""Artwork of the circuit board: prints and etchings, which are the same on all boards.
 
-Every plane tells how far inside a line or ring a point is; negative outside.
+They are drawn once, as planes with the depth of each point inside a line or ring, which is negative
+outside.
 
-Letters: s the side of a picture; a that of the drawing.
+Letters: s side of an image; a side of the drawing.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from scipy import ndimage
 from uadjax.data.demo import noise, scene
 
 _SIDE = 512
-_GLYPHS = {  # Strokes (y, x) in a box of 2 by 1.
+_GLYPHS = {  # Polylines of points (y, x) in a box of 2 by 1.
   'C': ((0, 1), (0, 0), (2, 0), (2, 1)),
   'R': ((2, 0), (0, 0), (0, 1), (1, 1), (1, 0), (2, 1)),
   'U': ((0, 0), (2, 0), (2, 1), (0, 1)),
@@ -34,11 +35,11 @@ _SILK_LABELS = (  # (text, y, x, height) of the first letter's upper left corner
   ('C3', 0.555, 0.330, 0.024), ('U2', 0.515, 0.890, 0.030), ('Y1', 0.930, 0.235, 0.028),
   ('C4', 0.465, 0.515, 0.024), ('7240', 0.935, 0.560, 0.028),
 )  # fmt: skip
-_LASER_MARKS = (  # What a laser wrote on the two circuits.
+_LASER_MARKS = (  # Marks on the two circuits: (text, y, x, height) as above.
   ('2471', 0.285, 0.200, 0.034), ('C03', 0.350, 0.200, 0.026),
   ('R7104', 0.655, 0.655, 0.030), ('2230', 0.720, 0.655, 0.030), ('U3', 0.785, 0.655, 0.022),
 )  # fmt: skip
-_FRAMES = (  # Printed outlines: y, x, half the height, half the width.
+_FRAMES = (  # Printed rectangles: (y, x, half the height, half the width).
   (0.11, 0.58, 0.030, 0.068), (0.205, 0.58, 0.030, 0.068), (0.30, 0.58, 0.030, 0.068),
   (0.645, 0.20, 0.052, 0.034), (0.645, 0.355, 0.052, 0.034), (0.84, 0.26, 0.065, 0.135),
 )  # fmt: skip
@@ -75,14 +76,14 @@ Drawing = Float[np.ndarray, 'a a']
 
 
 class Artwork(NamedTuple):
-  """What is on every board.
+  """Depth fields of the prints and etchings on every board.
 
   Attributes:
     trace: copper lines under the lacquer.
-    ring: bare copper about a drilled hole.
-    drill: the hole.
+    ring: bare copper around drilled holes.
+    drill: drilled holes.
     silk: white print.
-    laser: marks on the circuits.
+    laser: laser marks on the circuits.
   """
 
   trace: np.ndarray
@@ -93,7 +94,7 @@ class Artwork(NamedTuple):
 
 
 def sample_artwork(y: Plane, x: Plane) -> Artwork:
-  """Look the artwork up at coordinates of the board, 0 to 1."""
+  """Interpolate the artwork at coordinates of the board from 0 to 1."""
   pixel_coordinates = np.stack([y, x]) * _SIDE - 0.5
   return Artwork(
     *(
@@ -115,7 +116,10 @@ def _draw_artwork() -> Artwork:
 
 
 def _depth_field(lines: Sequence[tuple[Sequence[tuple[float, float]], float]]) -> Drawing:
-  """Depth inside the nearest of some lines of half these widths; far away, just outside."""
+  """Return the depth inside the nearest of some lines, given as (points, half width).
+
+  Points far from all lines have a small negative depth.
+  """
   y, x = scene.grid(_SIDE)
   field = np.full((_SIDE, _SIDE), -0.05)
   for points, half_width in lines:

@@ -1,6 +1,6 @@
-"""A small circuit board, from above.
+"""Demo category 'board': a small circuit board from above.
 
-Letters: s the side of a picture; r rows of pins; n pins of a row.
+Letters: s side of an image; r rows of pins; n pins of a row.
 """
 
 import functools
@@ -13,7 +13,7 @@ from uadjax.data.demo.scene import Surface, SurfaceFn, View
 
 _LACQUER, _LACQUER_OVER_COPPER = np.array([0.010, 0.075, 0.030]), np.array([0.022, 0.155, 0.058])
 _COPPER = np.array([0.52, 0.30, 0.14])
-# Parts by number: a circuit's marks would be left in the air, were it gone.
+# Indices of components. Circuits are not removable, because their laser marks would remain.
 _REMOVABLE_COMPONENTS = [
   index for index, component in enumerate(components.COMPONENTS) if component.kind != 'circuit'
 ]
@@ -22,10 +22,8 @@ _SMALL_COMPONENTS = [
   for index, component in enumerate(components.COMPONENTS)
   if component.kind in ('resistor', 'ceramic')
 ]
-_HALF_ROW_LENGTH, _MAX_PINS = (
-  0.13,
-  6,
-)  # Half the length of the longest row of pins; how many these are.
+# Half the length of the longest row of pins, and its number of pins.
+_HALF_ROW_LENGTH, _MAX_PINS = 0.13, 6
 
 
 def make_surface(
@@ -35,14 +33,14 @@ def make_surface(
   tip_offsets: Float[np.ndarray, 'r n'] | None = None,
   rotated_component: tuple[int, float] | None = None,
 ) -> Surface:
-  """Draw a board.
+  """Draw a circuit board.
 
   Args:
-    rng: decides what differs between good boards.
-    stage: where it is looked at.
-    absent: number of a part that was forgotten.
-    lean: how far the tips of pins are aside, in pitches, by row and pin.
-    askew: number of a part, and how far it is turned.
+    rng: random generator for the variation between good boards.
+    view: view of the camera.
+    missing_component: index of a component to omit.
+    tip_offsets: sideways offsets of the tips of pins, in pitches, by row and pin.
+    rotated_component: index of a component, and the angle by which it is rotated.
   """
   view = _place_board(rng, view)
   board_artwork = artwork.sample_artwork(view.y, view.x)
@@ -64,10 +62,8 @@ def make_surface(
     )
   for component_index, component in enumerate(components.COMPONENTS):
     half_size = max(component.half_height, component.half_width)
-    shift, rotation = (
-      rng.normal(0, 0.0012, 2),
-      rng.normal(0, 0.0006 / half_size),
-    )  # As machines place parts.
+    # Tolerances of a machine that places components.
+    shift, rotation = rng.normal(0, 0.0012, 2), rng.normal(0, 0.0006 / half_size)
     if component.kind != 'circuit':
       components.draw_pads(
         components.cut_window(
@@ -94,7 +90,7 @@ def make_surface(
 
 
 def _place_board(rng: np.random.Generator, view: View) -> View:
-  """Lay the board down, never quite straight."""
+  """Shift and rotate the view a little, because boards never lie quite straight."""
   angle, (dy, dx) = rng.normal(0, 0.007), rng.normal(0, 0.004, 2)
   y, x = view.y - 0.5, view.x - 0.5
   return view._replace(
@@ -104,7 +100,7 @@ def _place_board(rng: np.random.Generator, view: View) -> View:
 
 
 def _draw_laminate(rng: np.random.Generator, view: View, board_artwork: artwork.Artwork) -> Surface:
-  """Green lacquer over glass cloth and copper, printed and drilled."""
+  """Draw the empty board: green lacquer over glass cloth and copper, printed and drilled."""
   size = view.size
   weave = np.sin(2 * np.pi * 46 * view.x) * np.sin(2 * np.pi * 46 * view.y)
   cloud, grain = noise.octaves(rng, size, 2, 30), noise.octaves(rng, size, 30, 300, fade=0.2)
@@ -124,24 +120,25 @@ def _draw_laminate(rng: np.random.Generator, view: View, board_artwork: artwork.
 def _omit_component(
   rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
-  """Forget a part."""
-  return make_surface(scene_rng, view, absent=int(rng.choice(_REMOVABLE_COMPONENTS)))
+  """Omit a component."""
+  return make_surface(scene_rng, view, missing_component=int(rng.choice(_REMOVABLE_COMPONENTS)))
 
 
 def _deform_component(
   rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
-  """Bend pins that are neighbors, or solder a part askew."""
+  """Bend neighboring pins, or rotate a component."""
   if rng.random() < 0.4:
     angle = rng.choice([-1, 1]) * rng.uniform(0.15, 0.6)
-    return make_surface(scene_rng, view, askew=(int(rng.choice(_SMALL_COMPONENTS)), float(angle)))
+    index = int(rng.choice(_SMALL_COMPONENTS))
+    return make_surface(scene_rng, view, rotated_component=(index, float(angle)))
   tip_offsets = np.zeros((len(components.PIN_ROWS), _MAX_PINS))
   row_index, num_bent = int(rng.integers(len(components.PIN_ROWS))), int(rng.integers(1, 4))
   first_pin = int(rng.integers(components.PIN_ROWS[row_index].num_pins - num_bent + 1))
   tip_offsets[row_index, first_pin : first_pin + num_bent] = rng.choice([-1, 1]) * rng.uniform(
     0.22, 0.42, num_bent
   )
-  return make_surface(scene_rng, view, lean=tip_offsets)
+  return make_surface(scene_rng, view, tip_offsets=tip_offsets)
 
 
 PRODUCT = scene.Product(
@@ -151,7 +148,7 @@ PRODUCT = scene.Product(
     'deformation': _deform_component,
     'missing': _omit_component,
     'scratch': functools.partial(defects.add_scratch, exposed_color=(0.60, 0.46, 0.28)),
-    # Flux that was not washed off is pale.
+    # The spot is flux that was not washed off, which is pale.
     'spot': functools.partial(
       defects.add_spot, transmission=(0.7,), deposit_color=(0.085, 0.088, 0.070)
     ),

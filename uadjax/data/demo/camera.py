@@ -1,6 +1,6 @@
-"""An inspection camera: optics, exposure, sensor.
+"""Model of an inspection camera: optics, exposure, sensor.
 
-Letters: s the side of a picture; c channels.
+Letters: s side of an image; c channels.
 """
 
 from jaxtyping import Float, UInt8
@@ -14,10 +14,10 @@ Color = Float[np.ndarray, 's s c']
 
 
 def expose(rng: np.random.Generator, light: Color) -> Color:
-  """Turn light into the levels of a picture, 0 to 255, before there is noise."""
+  """Convert light to levels of an image from 0 to 255, without noise."""
   size, _, channels = light.shape
   y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
-  tilt_y, tilt_x = rng.normal(0, 0.04, 2)  # The lamp is never quite where it was.
+  tilt_y, tilt_x = rng.normal(0, 0.04, 2)  # Tolerance of the lamp's position.
   vignette = 1 - 0.3 * (y**2 + x**2) + tilt_y * y + tilt_x * x
   channel_gain = rng.normal(1, 0.012, channels) * rng.normal(1, 0.025)
   blurred = ndimage.gaussian_filter(
@@ -29,7 +29,7 @@ def expose(rng: np.random.Generator, light: Color) -> Color:
 
 
 def add_sensor_noise(rng: np.random.Generator, levels: Color) -> UInt8[np.ndarray, 's s c']:
-  """Add the sensor's noise, more where there is more light, and round."""
+  """Add sensor noise, whose variance grows with the level, and round to integers."""
   sigma = np.sqrt(0.2 + 0.005 * levels)
   noisy = levels + sigma * rng.standard_normal(levels.shape)
   return np.round(np.clip(noisy, 0, _MAX_LEVEL)).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Parts of a circuit board, and how each is drawn on it.
+"""Components of a circuit board, and the functions that draw them.
 
-Letters: s the side of a picture; h w a window of it; n pins of a row.
+Letters: h w height and width of a window of the board; n pins of a row.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ Plane = Float[np.ndarray, 'h w']
 
 
 class Component(NamedTuple):
-  """A part on the board.
+  """Component on the board; lengths are in sides of the board.
 
   Attributes:
-    kind: how it is drawn.
-    y: of its center, in sides of the board.
-    x: likewise.
-    high: half its height on the board.
-    wide: half its width.
+    kind: key of the function in `_DRAW_BODY` that draws it.
+    y: vertical coordinate of its center.
+    x: horizontal coordinate of its center.
+    half_height: half its extent along y.
+    half_width: half its extent along x.
   """
 
   kind: str
@@ -36,13 +36,13 @@ class Component(NamedTuple):
 
 
 class PinRow(NamedTuple):
-  """Pins along a side of a circuit.
+  """Row of pins along a side of a circuit; lengths are in sides of the board.
 
   Attributes:
-    y: of the middle of the row, where pins leave the body.
-    x: likewise.
-    turn: way the pins point, in right angles: 0 is right, 1 down.
-    n: number of pins.
+    y: vertical coordinate of the middle of the row, where pins leave the body.
+    x: horizontal coordinate of the middle of the row.
+    quarter_turns: direction of the pins in right angles: 0 is right, 1 is down.
+    num_pins: number of pins.
   """
 
   y: float
@@ -60,23 +60,24 @@ COMPONENTS = (
 )  # fmt: skip
 PIN_ROWS = (
   PinRow(0.30, 0.325, 0, 6), PinRow(0.30, 0.155, 2, 6),
-  PinRow(0.72, 0.815, 0, 6), PinRow(0.72, 0.585, 2, 6), PinRow(0.835, 0.70, 1, 5), PinRow(0.605, 0.70, 3, 5),
+  PinRow(0.72, 0.815, 0, 6), PinRow(0.72, 0.585, 2, 6),
+  PinRow(0.835, 0.70, 1, 5), PinRow(0.605, 0.70, 3, 5),
 )  # fmt: skip
-_PIN_PITCH, _PIN_LENGTH = 0.040, 0.034  # Between pins; length of one.
+_PIN_PITCH, _PIN_LENGTH = 0.040, 0.034
 
 
 class BoardWindow(NamedTuple):
-  """A window of a board: what is laid on it stays on the board.
+  """Window of a board's surface; painting into it changes the board, because it holds views.
 
   Attributes:
-    y: of its pixels, from where a part is placed, along its own axes.
-    x: likewise.
-    pixel: side of one.
-    height: of the board's surface; see `Surface`.
-    color: likewise.
-    gloss: likewise.
-    solder: noise of melted tin.
-    grain: noise of what is molded or rolled.
+    y: coordinates of the pixels along the vertical axis of the component, from its center.
+    x: coordinates of the pixels along the horizontal axis of the component, from its center.
+    pixel_size: side of a pixel.
+    height: height of the board's surface in the window.
+    color: color of the board's surface in the window.
+    gloss: gloss of the board's surface in the window.
+    solder: noise that modulates solder.
+    grain: noise that modulates molded and rolled materials.
   """
 
   y: Plane
@@ -89,7 +90,7 @@ class BoardWindow(NamedTuple):
   grain: Plane
 
   def paint(self, depth: Plane, color: np.ndarray, gloss: float, height: Plane | float) -> None:
-    """Lay something over what is there, where `depth` is positive."""
+    """Blend a material over the surface in place, where `depth` is positive."""
     coverage = noise.linear_step(depth, self.pixel_size)
     self.height[:] += coverage * (height - self.height)
     self.color[:] += coverage[..., None] * (color - self.color)
@@ -103,7 +104,7 @@ def cut_window(
   pose: tuple[float, float, float],
   half_size: float,
 ) -> BoardWindow:
-  """The patch about a place (y, x) and a turn, as far as `reach` and a little more."""
+  """Return the window around a pose (y, x, angle) that extends a little beyond `half_size`."""
   y, x, angle = pose
   slices = tuple(
     slice(
@@ -119,7 +120,7 @@ def cut_window(
 
 
 def draw_pins(window: BoardWindow, row: PinRow, tip_offsets: Float[np.ndarray, ' n']) -> None:
-  """Draw pads with solder on them, and on these the pins, their tips `lean` pitches aside."""
+  """Draw the soldered pads and the pins of a row; `tip_offsets` are in pitches, sideways."""
   outward, sideways = (
     (window.x, window.y), (window.y, window.x), (-window.x, window.y), (-window.y, window.x)
   )[row.quarter_turns]  # fmt: skip
@@ -141,11 +142,10 @@ def draw_pins(window: BoardWindow, row: PinRow, tip_offsets: Float[np.ndarray, '
 
 
 def draw_pads(window: BoardWindow, component: Component) -> None:
-  """Draw the two pads of a part with two ends."""
+  """Draw the two pads of a component with two ends."""
   half_length, half_breadth, along, across = _principal_axes(window, component)
-  relative_width = (
-    1.1 if component.kind in ('resistor', 'ceramic') else 0.3
-  )  # The others stand on narrow feet.
+  # Resistors and ceramics end in wide metal caps, other components in narrow feet.
+  relative_width = 1.1 if component.kind in ('resistor', 'ceramic') else 0.3
   _draw_solder(
     window,
     _box_depth(
@@ -159,7 +159,7 @@ def draw_pads(window: BoardWindow, component: Component) -> None:
 
 
 def draw_body(window: BoardWindow, component: Component) -> None:
-  """Draw the part itself."""
+  """Draw the body of a component."""
   _DRAW_BODY[component.kind](window, component)
 
 
@@ -170,7 +170,7 @@ def _draw_solder(window: BoardWindow, depth: Plane) -> None:
 
 
 def _principal_axes(window: BoardWindow, component: Component) -> tuple[float, float, Plane, Plane]:
-  """Half the length and breadth of a part, and coordinates along and across it."""
+  """Return half the length and breadth of a component, and coordinates along and across it."""
   if component.half_width > component.half_height:
     return component.half_width, component.half_height, window.x, window.y
   return component.half_height, component.half_width, window.y, window.x
@@ -179,13 +179,13 @@ def _principal_axes(window: BoardWindow, component: Component) -> tuple[float, f
 def _box_depth(
   y: Plane, x: Plane, half_height: float, half_width: float, corner_radius: float = 0.0
 ) -> Plane:
-  """Depth inside a box about the origin, half as high and wide, with rounded corners."""
+  """Return the depth inside a box with rounded corners around the origin; negative outside."""
   dy, dx = abs(y) - half_height + corner_radius, abs(x) - half_width + corner_radius
   return corner_radius - np.hypot(dy.clip(0), dx.clip(0)) - np.minimum(np.maximum(dy, dx), 0)
 
 
 def _draw_two_ended(window: BoardWindow, component: Component, base_color: Sequence[float]) -> None:
-  """A block with metal ends."""
+  """Draw a block with metal ends."""
   half_length, _, along, _ = _principal_axes(window, component)
   grain = window.grain[..., None]
   depth = _box_depth(window.y, window.x, component.half_height, component.half_width, 0.003)
@@ -214,7 +214,7 @@ def _draw_ceramic(window: BoardWindow, component: Component) -> None:
 
 
 def _draw_circuit(window: BoardWindow, component: Component) -> None:
-  """A molded block with a dimple at its first pin."""
+  """Draw a molded block with a dimple at its first pin."""
   depth = _box_depth(window.y, window.x, component.half_height, component.half_width, 0.005)
   dimple = 0.012 - np.hypot(
     window.y + component.half_height - 0.028, window.x + component.half_width - 0.028
@@ -227,7 +227,7 @@ def _draw_circuit(window: BoardWindow, component: Component) -> None:
 
 
 def _draw_can(window: BoardWindow, component: Component) -> None:
-  """An electrolytic capacitor: a black foot, and an aluminum can with a printed segment."""
+  """Draw an electrolytic capacitor: a black foot and an aluminum can with a printed segment."""
   window.paint(
     _box_depth(window.y, window.x, component.half_height, component.half_width, 0.02),
     _EPOXY,
@@ -244,7 +244,7 @@ def _draw_can(window: BoardWindow, component: Component) -> None:
 
 
 def _draw_crystal(window: BoardWindow, component: Component) -> None:
-  """A drawn steel case with a flange."""
+  """Draw a deep-drawn steel case with a flange."""
   depth = _box_depth(
     window.y, window.x, component.half_height, component.half_width, component.half_height
   )

@@ -1,8 +1,8 @@
-"""Defects that befall any product: each takes one in place, and gives the same one, damaged.
+"""Defects that any product can have: each function draws a product and returns it damaged.
 
-They differ in strength, from what an eye must look for to what none would miss.
+Their strength varies from barely visible to obvious.
 
-Letters: s the side of a picture.
+Letters: s side of an image.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from uadjax.data.demo import noise, scene
 from uadjax.data.demo.scene import Surface, SurfaceFn, View
 
 Plane = Float[np.ndarray, 's s']
-Tone = Sequence[float]  # A color; (one,) of a monochrome camera.
+Tone = Sequence[float]  # Color; a single value for a monochrome camera.
 
 _BRIGHTNESS = {'hair': 0.012, 'lint': 0.75, 'dust': 0.25}
 
@@ -26,7 +26,7 @@ def add_scratch(
   view: View,
   exposed_color: Tone = (0.9,),
 ) -> Surface:
-  """Draw a groove with raised rims; `bare` is what shows in it."""
+  """Add a groove with raised rims, in which `exposed_color` shows."""
   surface = make_surface(scene_rng, view)
   strength = rng.uniform(0.25, 0.85)
   along, across = _local_coordinates(rng, view, surface.product_coverage)
@@ -48,7 +48,10 @@ def add_spot(
   transmission: Tone = (0.2,),
   deposit_color: Tone = (0.0,),
 ) -> Surface:
-  """Spill something that dries with a rim: a color of its own, and a share of what is below."""
+  """Add a dried stain with a pronounced rim.
+
+  Its color is `deposit_color` plus the fraction `transmission` of the color below.
+  """
   surface = make_surface(scene_rng, view)
   strength = rng.uniform(0.35, 0.95)
   along, across = _local_coordinates(rng, view, surface.product_coverage)
@@ -69,7 +72,7 @@ def add_spot(
 def add_contamination(
   rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
-  """Drop a hair, a fiber of cloth or a few grains of dust."""
+  """Add a hair, a fiber of cloth or a few grains of dust."""
   surface = make_surface(scene_rng, view)
   contaminant = rng.choice(sorted(_BRIGHTNESS))
   coverage = (
@@ -93,7 +96,7 @@ def add_dent(
   view: View,
   softness: float = 1.0,
 ) -> Surface:
-  """Press something blunt into it, the deeper the softer it is."""
+  """Add a dent of a blunt object, whose depth is proportional to `softness`."""
   surface = make_surface(scene_rng, view)
   along, across = _local_coordinates(rng, view, surface.product_coverage)
   radius, elongation = rng.uniform(0.025, 0.06), rng.uniform(1, 1.8)
@@ -106,7 +109,7 @@ def add_dent(
 def warp_view(
   rng: np.random.Generator, view: View, center: tuple[float, float], radius: float
 ) -> View:
-  """Pull what is near a point (y, x) aside, by up to half the radius."""
+  """Warp the view near a point (y, x), in one direction and by up to half the radius."""
   dy, dx = view.y - center[0], view.x - center[1]
   weight = np.exp(-(((dy**2 + dx**2) / radius**2) ** 1.5))
   direction, shift = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.25, 0.5)
@@ -116,7 +119,7 @@ def warp_view(
 
 
 def choose_point(rng: np.random.Generator, product_coverage: Plane) -> tuple[float, float]:
-  """Choose a point (y, x) well inside the product and the picture, as far as there is one."""
+  """Choose a point (y, x) well inside the product and the image, as far as possible."""
   size = len(product_coverage)
   depth = noise.blur(product_coverage, size / 60)
   margin = round(0.1 * size)
@@ -129,7 +132,7 @@ def choose_point(rng: np.random.Generator, product_coverage: Plane) -> tuple[flo
 def _local_coordinates(
   rng: np.random.Generator, view: View, product_coverage: Plane
 ) -> tuple[Plane, Plane]:
-  """Coordinates about a point of the product, turned at random."""
+  """Return coordinates around a random point of the product, along randomly rotated axes."""
   y, x = scene.grid(view.size)
   (center_y, center_x), angle = choose_point(rng, product_coverage), rng.uniform(0, np.pi)
   dy, dx = y - center_y, x - center_x
@@ -137,7 +140,7 @@ def _local_coordinates(
 
 
 def _thin_line(across: Plane, width: float, pixel: float) -> Plane:
-  """A line that may be thinner than a pixel: then it covers only a share of it, half at least."""
+  """Return the coverage of pixels by a line; one thinner than a pixel still covers half of it."""
   visible_width = max(width, 0.7 * pixel)
   return max(width / visible_width, 0.5) * np.exp(-((across / visible_width) ** 2))
 
@@ -147,12 +150,12 @@ def _blend(color: np.ndarray, tone: Tone | np.ndarray, weight: Plane) -> np.ndar
 
 
 def _height_correction(coverage: Plane) -> float:
-  """How much of a height is left where what is thinner than a pixel is drawn a pixel wide."""
+  """Return the factor for the height of a thin object that is drawn a pixel wide."""
   return 1 / max(coverage.max(), 1e-9) * min(1.0, coverage.max())
 
 
 def _fiber_coverage(rng: np.random.Generator, view: View, product_coverage: Plane) -> Plane:
-  """A strand that turns as it likes."""
+  """Return the coverage of pixels by a randomly curved fiber."""
   y, x = scene.grid(view.size)
   num_steps, length = 24, rng.uniform(0.13, 0.32)
   curvature = np.cumsum(rng.normal(0, 0.035, num_steps)) + rng.normal(0, 0.04)

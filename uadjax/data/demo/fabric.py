@@ -1,6 +1,6 @@
-"""Twill off the loom, before a monochrome camera.
+"""Demo category 'fabric': twill off the loom, in front of a monochrome camera.
 
-Letters: s the side of a picture; u v coordinates in threads, across warp and weft.
+Letters: s side of an image; u v coordinates in threads, across warp and weft.
 """
 
 import functools
@@ -24,7 +24,7 @@ def make_surface(rng: np.random.Generator, view: View) -> Surface:
   angle = rng.normal(0, 0.012)
   u = _NUM_THREADS * (view.x + angle * view.y) + rng.uniform(0, 300)
   v = _NUM_THREADS * (view.y - angle * view.x) + rng.uniform(0, 300)
-  u += 0.16 * noise.octaves(rng, size, 2, 30, stretch=0.3)  # Threads are not drawn with a ruler.
+  u += 0.16 * noise.octaves(rng, size, 2, 30, stretch=0.3)  # Threads are not perfectly straight.
   v += 0.16 * noise.octaves(rng, size, 2, 30, stretch=3)
   warp = _thread_height(u) + 0.62 * np.cos(2 * np.pi * (np.floor(u) + v) / 3)
   weft = _thread_height(v) - 0.62 * np.cos(2 * np.pi * (u + np.floor(v)) / 3) - 0.35
@@ -37,18 +37,18 @@ def make_surface(rng: np.random.Generator, view: View) -> Surface:
   weft_color = _WEFT_COLOR * (1 + 0.09 * weft_shade + 0.12 * fuzz)
   color = np.clip(warp_on_top * warp_color + (1 - warp_on_top) * weft_color, 0.005, 1)
   pile_height = np.maximum(warp, weft)
-  color *= 0.55 + 0.45 * noise.smoothstep(0.5 + 0.6 * pile_height)  # Little light gets between.
+  color *= 0.55 + 0.45 * noise.smoothstep(0.5 + 0.6 * pile_height)  # Gaps get little light.
   height = 0.0042 * pile_height + 0.0006 * fuzz + 0.004 * noise.octaves(rng, size, 1, 5, fade=1.5)
   return Surface(height, color[..., None], np.full_like(u, 0.012), 6, np.ones_like(u))
 
 
 def _thread_height(across: Plane) -> Plane:
-  """Height of the thread in whose place one is: round, 1 in the middle."""
+  """Return the height of a round thread, 1 in its middle, at coordinates across the threads."""
   return np.sqrt(np.maximum(1 - (2 * (across - np.floor(across)) - 1) ** 2, 0))
 
 
 def _thread_shades(rng: np.random.Generator, across: Plane, along: Plane) -> Plane:
-  """No two threads took the dye alike, nor one all along its way."""
+  """Return the shade of the dye, which differs between threads and along each thread."""
   shade_by_thread = rng.uniform(-1.7, 1.7, 512)
   return 0.6 * shade_by_thread[np.floor(across).astype(int) % 512] + 0.6 * along
 
@@ -56,7 +56,7 @@ def _thread_shades(rng: np.random.Generator, across: Plane, along: Plane) -> Pla
 def _pull_threads(
   rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
-  """Pull the threads aside."""
+  """Displace the threads near a point."""
   center = tuple(rng.uniform(0.2, 0.8, 2))
   return make_surface(scene_rng, defects.warp_view(rng, view, center, rng.uniform(0.08, 0.15)))
 
@@ -64,7 +64,7 @@ def _pull_threads(
 def _tear_hole(
   rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
-  """Tear a hole: what lies under the cloth shows, and ends of threads stand out."""
+  """Tear a hole that shows the table below, with frayed threads at its rim."""
   surface = make_surface(scene_rng, view)
   y, x = scene.grid(view.size)
   center_y, center_x = rng.uniform(0.15, 0.85, 2)

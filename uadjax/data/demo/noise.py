@@ -1,6 +1,6 @@
-"""What nature draws with: noise, soft edges, strokes, blots.
+"""Building blocks of natural textures: noise, soft edges, strokes, blots.
 
-Letters: h w a picture, or a window of it; n values.
+Letters: h w height and width of an image or a window of it; n values.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ def octaves(
   fade: float | int = 1,
   stretch: float | int = 1,
 ) -> Plane:
-  """Draw noise of mean 0 and variance 1; opposite borders match.
+  """Draw periodic band-limited noise with mean 0 and variance 1.
 
   Args:
-    rng: decides all.
-    size: side in pixels.
-    low: coarsest detail, in waves per picture.
-    high: finest detail, likewise.
-    fade: amplitudes fall with the frequency to this power; at 1 all octaves are alike.
-    stretch: how much longer the detail is along x than along y.
+    rng: random generator.
+    size: side of the noise in pixels.
+    low: lowest frequency, in waves per image.
+    high: highest frequency, in waves per image.
+    fade: power of the frequency by which amplitudes fall; at 1 all octaves have equal weight.
+    stretch: factor by which details are longer along x than along y.
   """
   gain = _spectral_gain(size, low, high, fade, stretch)
   plane = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size))) * gain, (size, size))
   return (plane - plane.mean()) / plane.std()
 
 
-@functools.lru_cache(64)  # A category asks for the same few again and again.
+@functools.lru_cache(64)  # All images of a category use the same few spectra.
 def _spectral_gain(
   size: int, low: float | int, high: float | int, fade: float | int, stretch: float | int
 ) -> np.ndarray:
@@ -49,7 +49,7 @@ def _spectral_gain(
 
 
 def periodic_1d(rng: np.random.Generator, position: Plane, n: int, fade: float = 0.5) -> Plane:
-  """Look up noise of one dimension: n values for `at` from 0 to 1, with unit variance; periodic."""
+  """Interpolate periodic 1-D noise of n values and unit variance at positions from 0 to 1."""
   spectrum = np.fft.rfft(rng.standard_normal(n))
   spectrum[1:] *= np.arange(1, len(spectrum)) ** -fade
   spectrum[0] = 0
@@ -58,25 +58,28 @@ def periodic_1d(rng: np.random.Generator, position: Plane, n: int, fade: float =
 
 
 def linear_step(distance: Plane, softness: float) -> Plane:
-  """1 where the signed distance to an edge is positive, 0 beyond it, with a ramp between."""
+  """Return 1 where the signed distance to an edge is positive, else 0, with a ramp between."""
   return np.clip(distance / softness + 0.5, 0, 1)
 
 
 def smoothstep(plane: Plane) -> Plane:
-  """Turn a ramp from 0 to 1 into an S."""
+  """Return the cubic smoothstep of a plane that is clipped to [0, 1]."""
   ramp = np.clip(plane, 0, 1)
   return ramp * ramp * (3 - 2 * ramp)
 
 
 def blur(plane: Plane, sigma: float) -> Plane:
-  """Gaussian blur; the picture goes on as it ends."""
+  """Blur with a Gaussian; values beyond the border repeat those at the border."""
   return ndimage.gaussian_filter(plane, sigma, mode='nearest', truncate=3)
 
 
 def blot_distance(
   rng: np.random.Generator, y: Plane, x: Plane, radius: float, roughness: float = 0.08
 ) -> Plane:
-  """Signed distance, about, to the rim of an irregular blot about the origin; positive inside."""
+  """Return the approximate signed distance to the rim of an irregular blot; positive inside.
+
+  The blot is centered at the origin of the coordinates y and x.
+  """
   angle = np.arctan2(y, x)
   ripple = sum(
     rng.normal(0, roughness * 2 / k**0.7) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
@@ -86,7 +89,7 @@ def blot_distance(
 
 
 def polyline_distance(y: Plane, x: Plane, points: Sequence[tuple[float, float]]) -> Plane:
-  """Distance to a polyline through points (y, x)."""
+  """Return the distance to a polyline through points (y, x)."""
   squared_distance = np.full(y.shape, np.inf)
   for (y0, x0), (y1, x1) in itertools.pairwise(points):
     dy, dx = y1 - y0, x1 - x0

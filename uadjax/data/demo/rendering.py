@@ -1,6 +1,6 @@
-"""One picture of the demo set: a product, what is wrong with it, and the exact mask of that.
+"""Rendering of one image of the demo dataset, with its defect and the exact mask of it.
 
-Letters: s the side of a picture; c channels, 1 of a monochrome camera or 3.
+Letters: s side of an image; c channels, 1 for a monochrome camera, else 3.
 """
 
 from typing import NamedTuple
@@ -20,22 +20,21 @@ PRODUCTS = {
 }
 GOOD = 'good'
 
-_MIN_DIFFERENCE = (
-  4.0  # Levels of 255 by which a pixel and those beside it must differ: twice the noise.
-)
-_MIN_AREA = 4e-4  # Share of a picture that a defect must cover.
+# Levels of 255 by which the neighborhood of a pixel must differ to be masked; twice the noise.
+_MIN_DIFFERENCE = 4.0
+_MIN_AREA = 4e-4  # Fraction of an image that a defect must cover.
 _MAX_ATTEMPTS = 16
 
 Pixels = UInt8[np.ndarray, 's s c']
 
 
 class RenderedImage(NamedTuple):
-  """A product as the camera saw it.
+  """Rendered image of a product.
 
   Attributes:
-    pixels: the picture.
-    twin: the same without a defect, down to the noise.
-    mask: where they differ.
+    pixels: the image.
+    defect_free: the same image without the defect, with identical noise.
+    mask: True where the two differ.
   """
 
   pixels: Pixels
@@ -46,10 +45,18 @@ class RenderedImage(NamedTuple):
 def render_image(
   category: str, split: str, defect: str, number: int, seed: int, size: int
 ) -> RenderedImage:
-  """Take the picture with this number of a part ('train', 'test') and defect; of no others.
+  """Render one image of the demo dataset, independently of all others.
 
-  What is the same for all sizes is decided by the seed, but details are not: noise is drawn for
-  each pixel.
+  For one seed, the composition is the same at all sizes, but details differ, because noise is drawn
+  per pixel.
+
+  Args:
+    category: name of a product in `PRODUCTS`.
+    split: 'train' or 'test'.
+    defect: 'good', or the name of a defect of the product.
+    number: index of the image within its split and defect.
+    seed: seed of the dataset.
+    size: side of the image in pixels.
   """
   product = PRODUCTS[category]
   name = f'{category}/{split}/{defect}/{number}'.encode()
@@ -69,7 +76,7 @@ def render_image(
   levels, mask = good_levels, np.zeros((size, size), bool)
   if defect == GOOD:
     return RenderedImage(defect_free, defect_free, mask)
-  for attempt in range(_MAX_ATTEMPTS):  # Some fall where they do not show.
+  for attempt in range(_MAX_ATTEMPTS):  # A defect may land where it is invisible.
     add_defect = product.defects[defect]
     levels = expose_surface(
       add_defect(random_stream(4, attempt), product.make_surface, random_stream(2), view)
@@ -77,7 +84,7 @@ def render_image(
     mask = _visible_difference(levels, good_levels)
     if mask.sum() >= max(1, _MIN_AREA * size**2):
       break
-  # What nobody could see is taken back: outside the mask, nothing differs at all.
+  # Invisible differences are undone, so that the images are identical outside of the mask.
   visible_levels = np.where(mask[..., None], levels, good_levels)
   return RenderedImage(camera.add_sensor_noise(random_stream(3), visible_levels), defect_free, mask)
 
@@ -85,7 +92,7 @@ def render_image(
 def _visible_difference(
   first: Float[np.ndarray, 's s c'], second: Float[np.ndarray, 's s c']
 ) -> Bool[np.ndarray, 's s']:
-  """Where two pictures differ so much that an eye could tell."""
+  """Return a mask of the pixels where two images differ visibly."""
   squared_difference = ((first - second) ** 2).max(axis=-1)
   local_mean = noise.blur(squared_difference, max(len(squared_difference) / 300, 0.5))
   return np.sqrt(local_mean) > _MIN_DIFFERENCE

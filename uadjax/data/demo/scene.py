@@ -1,8 +1,8 @@
-"""A product before the camera: what it is made of, and how light falls on it.
+"""Scene of a product in front of the camera: its surface, and the light on it.
 
-Lengths are in sides of the picture, y down, x right, z toward the camera; light is linear.
+Lengths are in sides of the image, y down, x right, z toward the camera; light is linear.
 
-Letters: s the side of a picture; c channels, 1 of a monochrome camera or 3.
+Letters: s side of an image; c channels, 1 for a monochrome camera, else 3.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ Color = Float[np.ndarray, 's s c']
 
 
 class View(NamedTuple):
-  """Where a product is looked at.
+  """Coordinates of the pixels on the product, and the position of the lamp.
 
   Attributes:
-    y: of every pixel, 0 to 1; bent where the product is.
-    x: likewise.
-    lamp: where the light is (y, x, z).
+    y: vertical coordinate of every pixel, 0 to 1; warped where the product is deformed.
+    x: horizontal coordinate of every pixel, 0 to 1; warped where the product is deformed.
+    lamp: position (y, x, z) of the lamp.
   """
 
   y: Plane
@@ -32,24 +32,24 @@ class View(NamedTuple):
 
   @property
   def size(self) -> int:
-    """Side in pixels."""
+    """Side of the image in pixels."""
     return len(self.y)
 
   @property
   def pixel_size(self) -> float:
-    """Side of a pixel."""
+    """Side of a pixel, as a fraction of the image's side."""
     return 1 / len(self.y)
 
 
 class Surface(NamedTuple):
-  """What light meets.
+  """Surface that reflects the light.
 
   Attributes:
-    height: above the ground.
-    color: share of the light that is scattered.
+    height: height above the ground.
+    color: fraction of the light that is scattered, per channel.
     gloss: strength of the highlight.
-    polish: how narrow the highlight is: exponent of Blinn and Phong.
-    part: how much of a pixel is the product; the rest is what it lies on.
+    shininess: exponent of the Blinn-Phong highlight; larger is narrower.
+    product_coverage: fraction of each pixel that shows the product and not its support.
   """
 
   height: Plane
@@ -59,18 +59,20 @@ class Surface(NamedTuple):
   product_coverage: Plane
 
 
-SurfaceFn = Callable[..., Surface]  # (rng, stage) and what a defect of its own may ask for.
+# Arguments are (rng, view), and keywords for the product's own defects.
+SurfaceFn = Callable[..., Surface]
+# Arguments are (rng of the defect, function that draws the product, and its rng and view).
 DefectFn = Callable[[np.random.Generator, SurfaceFn, np.random.Generator, View], Surface]
 
 
 class Product(NamedTuple):
-  """A category.
+  """Category of the demo dataset.
 
   Attributes:
-    make: draws a good one.
-    defects: by name, what draws a bad one: (what decides the defect, make, make's own arguments).
-    lamp: where the light is, about (y, x, z).
-    ambient: share of the light that comes from everywhere.
+    make_surface: function that draws a good product.
+    defects: functions that draw a defective product, by name of the defect.
+    lamp: approximate position (y, x, z) of the lamp.
+    ambient: fraction of the light that comes from all directions.
   """
 
   make_surface: SurfaceFn
@@ -80,14 +82,14 @@ class Product(NamedTuple):
 
 
 def shade(surface: Surface, view: View, ambient: float) -> Color:
-  """Light that reaches the camera; 1 of a white sheet in the middle."""
+  """Return the light that reaches the camera; a white sheet in the center gives 1."""
   y, x = grid(view.size)
   ly, lx, lz = view.lamp[0] + 0.5 - y, view.lamp[1] + 0.5 - x, view.lamp[2]
   lamp_distance = np.sqrt(ly**2 + lx**2 + lz**2)
   slope_y, slope_x = np.gradient(surface.height, view.pixel_size)
   normal_z = 1 / np.sqrt(1 + slope_y**2 + slope_x**2)
   diffuse = np.maximum(lz - slope_y * ly - slope_x * lx, 0) * normal_z / lamp_distance
-  # Half way between light and camera, which is far above: (ly, lx, lz + far).
+  # Blinn-Phong half vector for a camera far above: (ly, lx, lz + lamp_distance).
   half_vector_length = np.sqrt(ly**2 + lx**2 + (lz + lamp_distance) ** 2)
   highlight = (
     np.clip(
@@ -105,30 +107,28 @@ def shade(surface: Surface, view: View, ambient: float) -> Color:
 
 
 def grid(size: int) -> tuple[Plane, Plane]:
-  """Coordinates y and x of the pixels, 0 to 1."""
+  """Return the coordinates y and x of pixel centers, from 0 to 1."""
   y, x = (np.mgrid[:size, :size] + 0.5) / size
   return y, x
 
 
 def make_view(size: int, lamp: tuple[float, float, float]) -> View:
-  """Look at nothing yet."""
+  """Return a view without deformation."""
   return View(*grid(size), lamp)
 
 
 def _sky_visibility(height: Plane) -> Plane:
-  """Share of the sky that is seen, about: less in pits and beside walls."""
+  """Return the approximate fraction of visible sky, which is lower in pits and next to walls."""
   size = len(height)
   fine_blur, coarse_blur = noise.blur(height, size / 100), noise.blur(height, size / 30)
   return 1 / (1 + 18 * np.maximum(fine_blur - height, 0) + 18 * np.maximum(coarse_blur - height, 0))
 
 
 def _lamp_visibility(height: Plane, view: View) -> Plane:
-  """Share of the lamp that is seen: soft shadows, by steps toward the light."""
+  """Return the visible fraction of the lamp (soft shadows), by marching toward the light."""
   ly, lx, lz = view.lamp
   horizontal_distance, size = np.hypot(ly, lx), view.size
-  shadow_length = (
-    (height.max() - height.min()) * horizontal_distance / lz * size
-  )  # Pixels that a shadow is long.
+  shadow_length = (height.max() - height.min()) * horizontal_distance / lz * size  # Pixels.
   num_steps = int(np.ceil(shadow_length))
   padded = np.pad(height, num_steps, 'edge')
   shadow = np.zeros_like(height)
@@ -139,7 +139,6 @@ def _lamp_visibility(height: Plane, view: View) -> Plane:
       - height
     )
     excess_height = height_difference - step / size * lz / horizontal_distance
-    shadow = np.maximum(
-      shadow, excess_height / (0.003 + 0.35 * step / size)
-    )  # Softer further away.
+    # Shadows get softer with the distance from the object.
+    shadow = np.maximum(shadow, excess_height / (0.003 + 0.35 * step / size))
   return 1 - 0.85 * np.clip(shadow, 0, 1)

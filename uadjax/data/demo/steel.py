@@ -1,7 +1,4 @@
-"""Cold-rolled steel sheet under a near lamp, before a monochrome camera.
-
-Letters: s the side of a picture.
-"""
+"""Demo category 'steel': cold-rolled sheet under a near lamp, with a monochrome camera."""
 
 import functools
 
@@ -12,7 +9,7 @@ from uadjax.data.demo.scene import Surface, View
 
 
 def make_surface(rng: np.random.Generator, view: View) -> Surface:
-  """Draw a piece of the sheet."""
+  """Draw a piece of steel sheet."""
   size = view.size
   broad_bands = noise.octaves(rng, size, 1, 60, fade=0.9, stretch=40)
   streaks = noise.octaves(rng, size, 20, 400, fade=0.3, stretch=30)

@@ -1,6 +1,6 @@
-"""Turned metal washers on a conveyor belt, before a monochrome camera.
+"""Demo category 'disc': turned metal washers on a conveyor belt, with a monochrome camera.
 
-Letters: s the side of a picture; r polar radius and a angle about the washer's center.
+Letters: s side of an image; r polar radius and a angle around the washer's center.
 """
 
 from typing import NamedTuple
@@ -18,13 +18,13 @@ Plane = Float[np.ndarray, 's s']
 
 
 class Pose(NamedTuple):
-  """A washer in place.
+  """Position of a washer, as polar coordinates of the pixels.
 
   Attributes:
-    r: distance from its center, where the outer edge is 1.
-    a: angle about its center, from the picture's x to its y.
-    hole: radius of the hole.
-    edge: size of a pixel in r, for soft edges.
+    r: distance from the washer's center, 1 at the outer edge.
+    a: angle around the washer's center, from the image's x axis to its y axis.
+    hole_radius: radius of the hole, in units of r.
+    pixel_size: size of a pixel in units of r, for soft edges.
   """
 
   r: Plane
@@ -34,7 +34,7 @@ class Pose(NamedTuple):
 
 
 def make_surface(rng: np.random.Generator, view: View, bite_mask: Plane | None = None) -> Surface:
-  """Draw a washer; where `bite` is 1, a piece is broken out."""
+  """Draw a washer; a piece is broken out where `bite_mask` is 1."""
   pose = _random_pose(rng, view)
   belt_height, belt_color = _draw_belt(rng, view.size)
   body_mask = noise.linear_step(1 - pose.r, pose.pixel_size) * noise.linear_step(
@@ -69,7 +69,7 @@ def _random_pose(rng: np.random.Generator, view: View) -> Pose:
 
 
 def _draw_belt(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
-  """Height and color of dark woven rubber, worn along the way it runs, and dusty."""
+  """Return height and color of the belt: dusty woven rubber, worn along its direction."""
   y, x = scene.grid(size)
   u, v = np.pi * (34 * x + rng.random()), np.pi * (34 * y + rng.random())
   weave = np.sin(u) * np.sin(v)
@@ -81,7 +81,7 @@ def _draw_belt(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
 
 
 def _draw_metal(rng: np.random.Generator, pose: Pose, view: View) -> tuple[Plane, Plane, Plane]:
-  """Color, height and gloss of a lathe's work: fine rings, and fans where the light glances."""
+  """Return color, height and gloss of turned metal, with fine rings and fans of highlights."""
   phase = rng.uniform(0, 1)
   radius, angle = np.clip(pose.r / 2, 0, 1), np.mod(pose.a / (2 * np.pi) + phase, 1)
   rings = 0.6 * noise.periodic_1d(rng, radius, 360, 0.0) + 0.6 * noise.periodic_1d(
@@ -110,13 +110,13 @@ def _break_edge(
     x - 0.5 - edge_radius * np.cos(direction),
     radius,
   )
-  return make_surface(scene_rng, view, bite=noise.linear_step(depth, 1.5 * view.pixel_size))
+  return make_surface(scene_rng, view, bite_mask=noise.linear_step(depth, 1.5 * view.pixel_size))
 
 
 def _deform_rim(
   rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
-  """Knock a part of the rim out of round."""
+  """Deform a section of the rim."""
   direction, edge_radius = rng.uniform(0, 2 * np.pi), _OUTER_RADIUS * rng.uniform(0.8, 1.0)
   center = (0.5 + edge_radius * np.sin(direction), 0.5 + edge_radius * np.cos(direction))
   return make_surface(scene_rng, defects.warp_view(rng, view, center, rng.uniform(0.07, 0.13)))

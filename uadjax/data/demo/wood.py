@@ -1,7 +1,4 @@
-"""Planed boards of a brown wood, oiled.
-
-Letters: s the side of a picture.
-"""
+"""Demo category 'wood': planed and oiled boards of a brown wood."""
 
 import functools
 
@@ -14,7 +11,7 @@ _LIGHT_COLOR, _DARK_COLOR = np.array([0.42, 0.235, 0.105]), np.array([0.17, 0.07
 
 
 def make_surface(rng: np.random.Generator, view: View) -> Surface:
-  """Draw a piece of a board whose grain runs along x."""
+  """Draw a piece of a wooden board whose grain runs along x."""
   size = view.size
   drift = 0.045 * noise.octaves(rng, size, 0.8, 6, fade=1.4, stretch=4)
   waves = 0.004 * noise.octaves(rng, size, 5, 40, fade=1, stretch=6)
@@ -38,7 +35,7 @@ def make_surface(rng: np.random.Generator, view: View) -> Surface:
 def _tear_splinter(
   rng: np.random.Generator, make_surface: SurfaceFn, scene_rng: np.random.Generator, view: View
 ) -> Surface:
-  """Tear out a splinter along the grain."""
+  """Tear a splinter out along the grain."""
   surface = make_surface(scene_rng, view)
   y, x = scene.grid(view.size)
   center_y, center_x = rng.uniform(0.12, 0.88, 2)

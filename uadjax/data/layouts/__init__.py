@@ -1,9 +1,9 @@
-"""Folders become records: the layouts that are read, and what is wrong where one cannot be.
+"""Dataset layouts, which convert folders to records and report their problems.
 
-A layout is one module here and one line of `_LAYOUTS`. No file is opened, but for the masks of a
-`seglist`, which alone tell what is good. Hidden files are passed over, and whatever is listed is in
-natural order ('2.png' before '10.png') or in that of its list, so that a dataset is the same on
-every machine.
+A layout is one module here and one line of `_LAYOUTS`. Listing opens no image file, except the
+masks of a `seglist`, where only masks determine which images are good. Hidden files are ignored.
+Images are in natural order ('2.png' before '10.png') or in the order of their list, so that a
+dataset is the same on every machine.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ from uadjax.errors import ConfigError, DataError
 
 
 class Listing(NamedTuple):
-  """What a folder holds, before a file is opened.
+  """Images of a category as listed before any image is opened.
 
   Attributes:
-    directory: the folder.
-    layout: how it is laid out; never 'auto'.
-    splits: the images.
-    problems: what is wrong so far; with an error among them nothing can be loaded.
+    directory: folder of the category.
+    layout: name of its layout, never 'auto'.
+    splits: records of the images.
+    problems: problems of the listing; `load` raises if one of them is an error.
   """
 
   directory: Path
@@ -36,12 +36,12 @@ class Listing(NamedTuple):
 
   @property
   def labels_by_mask(self) -> bool:
-    """Whether a record's defect is only what its mask shows, if it shows any; see `judged`."""
+    """Return whether an image is defective only if its mask marks a defect; see `label_by_mask`."""
     return _LAYOUTS[self.layout].labels_by_mask
 
   @property
   def has_masks(self) -> bool:
-    """Whether defective images are expected to have ground truth."""
+    """Return whether defective images are expected to have ground truth."""
     return _LAYOUTS[self.layout].has_masks
 
 
@@ -53,16 +53,16 @@ def load(
   Args:
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
-    layout: 'mvtec', 'seglist', 'folder', or 'auto', which is 'mvtec' where there is a folder
-      'train', else 'seglist' where there is a file 'train.txt', else 'mvtec' where there is a
-      folder 'test'.
-    mask_threshold: in a seglist, an image is defective where its mask has a value above it, and
-      good where there is none, or no mask.
+    layout: 'mvtec', 'seglist', 'folder', or 'auto', which means 'mvtec' if there is a folder
+      'train', else 'seglist' if there is a file 'train.txt', else 'mvtec' if there is a folder
+      'test', else 'folder'.
+    mask_threshold: limit for a seglist, where an image is defective if its mask has a value above
+      it, and good otherwise or without a mask.
 
   Raises:
-    DataError: a folder or listed file is missing, there is nothing to learn from, or a seglist
-      has defects in its training set.
-    ConfigError: the layout has no such name.
+    DataError: a folder or listed file is missing, there are no training images, or a seglist has
+      defects in its training set.
+    ConfigError: there is no layout of that name.
   """
   listing = scan(root, category, layout)
   problems.raise_errors(listing.problems)
@@ -81,11 +81,18 @@ def load(
 
 
 def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
-  """List the images as `load` does, and what is wrong instead of raising it.
+  """List the images of one category, and the problems of its folder instead of raising them.
+
+  In a seglist, defects are those that paths suggest; `label_by_mask` corrects them.
+
+  Args:
+    root: folder of categories, or, with an empty category, the category itself.
+    category: name of a folder in root.
+    layout: 'mvtec', 'seglist', 'folder', or 'auto'; see `load`.
 
   Raises:
-    DataError: there is no such folder at all.
-    ConfigError: the layout has no such name.
+    DataError: the folder does not exist.
+    ConfigError: there is no layout of that name.
   """
   if layout not in NAMES:
     raise ConfigError(
@@ -105,17 +112,20 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
 
 
 def label_by_mask(record: Record, has_defect: bool) -> Record:
-  """The record of a listing by mask, now that the mask was read."""
+  """Return the record with defect 'good' unless its mask has a defect.
+
+  This is for layouts whose images are defective only if their mask marks a defect.
+  """
   return record if has_defect else record._replace(defect='good')
 
 
 def defects_in_training(train: Sequence[Record]) -> list[Problem]:
-  """A problem for every image that must not be learned from."""
+  """Return an error for every defective image among the training records."""
   return [
     problems.error(
       'defects in training',
       record.path,
-      f'{record.path} is to be learned from, but its mask {record.mask} shows a defect; move its '
+      f'{record.path} is in the training set, but its mask {record.mask} shows a defect; move its '
       'line to val.txt.',
     )
     for record in train
@@ -124,15 +134,18 @@ def defects_in_training(train: Sequence[Record]) -> list[Problem]:
 
 
 def categories(root: str | Path) -> list[str]:
-  """Names of the folders in root that hold images in one of the layouts."""
+  """Return the names of the folders in root that contain images in one of the layouts."""
   return [path.name for path in scanning.folders_in(_require_folder(root)) if _is_category(path)]
 
 
 def expand(root: str | Path, category: str) -> list[str]:
-  """The categories that a name stands for: itself, or those of a group that are in root.
+  """Return the categories that a name selects: itself, or those of a group that are in root.
 
-  Groups are 'textures' and 'objects', as MVTec AD sorts its categories, and 'all', which is
-  whatever root holds.
+  Groups are 'textures' and 'objects', as MVTec AD groups its categories, and 'all', which is every
+  category in root.
+
+  Raises:
+    DataError: root has no category of the group.
   """
   if category not in ('all', *mvtec.GROUPS):
     return [category]
@@ -143,7 +156,7 @@ def expand(root: str | Path, category: str) -> list[str]:
       f': none of {", ".join(mvtec.GROUPS[category])}' if category in mvtec.GROUPS else ''
     )
     raise DataError(
-      f'No category for {category!r} in {root}{expected_note}; there are: {_join_names(available)}.'
+      f'No category of {category!r} in {root}{expected_note}. Available: {_join_names(available)}.'
     )
   return names
 
@@ -151,22 +164,22 @@ def expand(root: str | Path, category: str) -> list[str]:
 def mask_size_mismatch(
   record: Record, image_size: tuple[int, int], mask_size: tuple[int, int]
 ) -> str:
-  """Say that a mask has not the height and width of its image; nothing where it has."""
+  """Return a message if image and mask differ in (height, width); '' if they agree."""
   if image_size == mask_size:
     return ''
   return (
     f'{record.mask} is {mask_size[1]}x{mask_size[0]} pixels, but its image {record.path} is '
-    f'{image_size[1]}x{image_size[0]}; give the mask the size of the image.'
+    f'{image_size[1]}x{image_size[0]}; resize the mask to match the image.'
   )
 
 
 class Layout(NamedTuple):
-  """One way to lay out a data set.
+  """One way to organize the files of a dataset.
 
   Attributes:
-    splits: folder -> its records, and what is wrong.
-    fits: whether a folder is laid out so.
-    by_mask: whether a record's defect is only what its mask shows, if it shows any.
+    read: function from a category's folder to its records and problems.
+    detect: function that returns whether a folder has this layout.
+    labels_by_mask: whether an image is defective only if its mask marks a defect.
     has_masks: whether defective images are expected to have ground truth.
   """
 
@@ -176,7 +189,7 @@ class Layout(NamedTuple):
   has_masks: bool = True
 
 
-# 'auto' is the first that fits.
+# 'auto' selects the first layout whose `detect` returns True.
 _LAYOUTS = {
   'mvtec': Layout(mvtec.read_splits, mvtec.detect),
   'seglist': Layout(seglist.read_splits, seglist.detect, labels_by_mask=True),
@@ -197,7 +210,7 @@ def _is_category(directory: Path) -> bool:
 
 def _require_folder(root: str | Path) -> Path:
   if not Path(root).is_dir():
-    raise DataError(f'No folder {root}; data.root must name the folder that holds the categories.')
+    raise DataError(f'No folder {root}; set data.root to the folder that contains the categories.')
   return Path(root)
 
 
@@ -205,7 +218,7 @@ def _unknown_category_message(root: Path, category: str) -> str:
   available = categories(root)
   close_matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
   suggestion = f' Did you mean {close_matches[0]!r}?' if close_matches else ''
-  return f'No category {category!r} in {root}.{suggestion} There are: {_join_names(available)}.'
+  return f'No category {category!r} in {root}.{suggestion} Available: {_join_names(available)}.'
 
 
 def _join_names(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The layout of a plain folder: good images, and a folder for each type of defect."""
+"""Layout of a plain folder: good images, and a subfolder for each type of defect."""
 
 from pathlib import Path
 
@@ -8,12 +8,16 @@ from uadjax.data.records import Record
 
 
 def detect(directory: Path) -> bool:
-  """Any folder may be one."""
+  """Return True, because any folder may have this layout."""
   return True
 
 
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
-  """Normal images, here or in 'good' or 'normal'; any other folder is a type of defect."""
+  """List the images of a plain folder.
+
+  Normal images lie in the folder itself or in a subfolder 'good', 'normal' or 'ok'; any other
+  subfolder contains the images of one type of defect.
+  """
   subfolders = scanning.folders_in(directory)
   normal_folders = [
     folder for folder in subfolders if folder.name.lower() in scanning.NORMAL_FOLDER_NAMES
@@ -30,11 +34,13 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   if train:
     return records.Splits(train, test), []
   message = (
-    f'No normal images in {directory}; put them there, or into a folder {scanning.NORMAL_FOLDER_NAMES[0]!r} or'
-    f' {scanning.NORMAL_FOLDER_NAMES[1]!r} in it, as {", ".join(scanning.SUFFIXES)}.'
+    f'No normal images in {directory}; put {", ".join(scanning.SUFFIXES)} files there, or into a '
+    f'subfolder {" or ".join(map(repr, scanning.NORMAL_FOLDER_NAMES[:2]))}.'
   )
   if category_names := [
     f.name for f in subfolders if (f / 'train').is_dir() or (f / 'train.txt').is_file()
   ]:
-    message = f'{directory} holds categories: set data.category to one of {category_names}, or all.'
+    message = (
+      f'{directory} contains categories; set data.category to one of {category_names}, or to all.'
+    )
   return records.Splits(train, test), [problems.error('empty split', directory, message)]

@@ -1,4 +1,4 @@
-"""Images, masks and folders in a directory, in natural order: what several layouts need."""
+"""Functions that list images, masks and folders in natural order, shared by the layouts."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,22 @@ from uadjax.data.problems import Problem
 from uadjax.data.records import Record
 from uadjax.errors import DataError
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # In any case.
-NORMAL_FOLDER_NAMES = ('good', 'normal', 'ok')  # Names of a folder of normal images, in any case.
+# Suffixes of images and names of folders of normal images, both in lower case; any case matches.
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+NORMAL_FOLDER_NAMES = ('good', 'normal', 'ok')
 
 
 def find_images(directory: Path) -> list[Path]:
-  """All images in a folder and the folders in it; DataError where there is none."""
+  """Return all images in a folder and, recursively, in its subfolders.
+
+  Raises:
+    DataError: there are no images.
+  """
   images = _find_images(directory)
   if not images:
-    raise DataError(f'No images in or below {directory}; they must be {", ".join(SUFFIXES)}.')
+    raise DataError(
+      f'No images in or below {directory}; image files must end in {", ".join(SUFFIXES)}.'
+    )
   return images
 
 
@@ -26,18 +33,24 @@ SplitsAndProblems = tuple[records.Splits, list[Problem]]
 
 
 def training_records(folder: Path) -> tuple[tuple[Record, ...], list[Problem]]:
-  """Good images of a folder to learn from, and a problem where there is none."""
+  """Return records of the normal images of a folder, or a problem if there are none."""
   images = images_in(folder) if folder.is_dir() else []
   if images:
     return tuple(Record(path) for path in images), []
-  message = f'No images in {folder}; they must be {", ".join(SUFFIXES)}.'
+  message = f'No images in {folder}; image files must end in {", ".join(SUFFIXES)}.'
   if not folder.is_dir():
-    message = f'No folder {folder}; it must hold the normal images to learn from.'
+    message = f'No folder {folder}; it must contain the normal training images.'
   return (), [problems.error('empty split', folder, message)]
 
 
 def defect_records(folder: Path, defect: str, mask_folder: Path | None) -> list[Record]:
-  """Images of a folder that is called after a defect, with their masks from another."""
+  """Return records of the images of one defect.
+
+  Args:
+    folder: folder of the images.
+    defect: type of defect; the name of a folder of normal images counts as 'good'.
+    mask_folder: folder of their masks, which may be absent.
+  """
   defect = 'good' if defect.lower() in NORMAL_FOLDER_NAMES else defect
   masks = collections.defaultdict(list)
   for path in images_in(mask_folder) if mask_folder and mask_folder.is_dir() else ():
@@ -46,7 +59,7 @@ def defect_records(folder: Path, defect: str, mask_folder: Path | None) -> list[
 
 
 def _find_mask(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
-  """Find a mask by name. Where images share a stem, a suffix tells whose it is, if one does."""
+  """Find the mask of an image by name; prefer the image's suffix if several masks match."""
   for name in (f'{image.name}_mask', f'{image.stem}_mask', image.name, image.stem):
     if name in masks:
       return min(masks[name], key=lambda mask: mask.suffix.lower() != image.suffix.lower())
@@ -54,7 +67,7 @@ def _find_mask(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
 
 
 def images_in(folder: Path) -> list[Path]:
-  """Image files in a folder, in natural order."""
+  """Return the image files in a folder, in natural order and without hidden ones."""
   return [
     path for path in _visible_entries(folder) if path.suffix.lower() in SUFFIXES and path.is_file()
   ]
@@ -68,7 +81,7 @@ def _find_images(directory: Path) -> list[Path]:
 
 
 def folders_in(directory: Path) -> list[Path]:
-  """Folders in a folder that are not hidden, in natural order."""
+  """Return the subfolders of a folder, in natural order and without hidden ones."""
   return [path for path in _visible_entries(directory) if path.is_dir()]
 
 
@@ -78,6 +91,7 @@ def _visible_entries(directory: Path) -> list[Path]:
 
 
 def natural_sort_key(path: Path) -> tuple[list[str | int], str]:
-  """What to sort by, so that '2.png' comes before '10.png'."""
-  segments = re.split(r'(\d+)', path.name)  # Text and digits take turns: only like meets like.
+  """Return a sort key that puts '2.png' before '10.png'."""
+  # Text and digits alternate, so that sorting never compares a string with an integer.
+  segments = re.split(r'(\d+)', path.name)
   return [int(segment) if i % 2 else segment for i, segment in enumerate(segments)], path.name

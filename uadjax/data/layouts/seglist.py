@@ -1,10 +1,10 @@
-"""Lists of images and masks, as PaddleX reads them, become pairs of paths.
+"""Layout of PaddleX: train.txt and val.txt list pairs of image and mask.
 
-A line is `image mask`, relative to the list's folder, or `image` alone. Where it has a tab, that is
-what separates, and paths may hold spaces (`my image.png` and a tab is an image alone). An image
-that is its own mask is one alone, too: so PaddleX's conversion of MVTec AD lists good ones. Lists
-come from Windows as well: CRLF, a byte order mark and backslashes are read, blank lines passed
-over. Nothing outside the folder is ever named by a list, whoever wrote it.
+A line is `image mask`, relative to the list's folder, or `image` alone. If a line has a tab, the
+tab separates the two and paths may contain spaces (`my image.png` and a tab is an image alone). An
+image that is its own mask has no mask, because PaddleX's conversion of MVTec AD lists good images
+this way. Lists may come from Windows: CRLF, a byte order mark and backslashes are accepted. Blank
+lines are ignored. For safety, a path outside of the list's folder is an error.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from uadjax.data.records import Record
 
 
 class Line(NamedTuple):
-  """A line that names an image, which is there; so is its mask."""
+  """Image of one line of a list, and its mask; both files exist."""
 
   image: Path
   mask: Path | None
@@ -30,7 +30,7 @@ class _OutsideRootError(ValueError):
 
 
 def read_list(file: Path) -> tuple[list[Line], list[Problem]]:
-  """Read a list: the lines that can be used, and what is wrong with the others."""
+  """Read a list; return its usable lines and the problems of the others."""
   try:
     content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
   except OSError as error:
@@ -47,16 +47,18 @@ def read_list(file: Path) -> tuple[list[Line], list[Problem]]:
     except ValueError as error:
       line_problems.append(problems.error('list syntax', file, f'{location}: {error}'))
       continue
-    missing = [path for path in paths if not _is_file(path)]
+    missing_paths = [path for path in paths if not _is_file(path)]
     hint = (
-      '; where a path holds spaces, put a tab between the two' if b' ' in raw_line.strip() else ''
+      '; if a path contains spaces, put a tab between image and mask'
+      if b' ' in raw_line.strip()
+      else ''
     )
     line_problems += [
-      problems.error('missing file', path, f'{location}: there is no file {path}{hint}.')
-      for path in missing
+      problems.error('missing file', path, f'{location}: no file {path}{hint}.')
+      for path in missing_paths
     ]
-    if paths and paths[0] not in missing:
-      mask = paths[1] if len(paths) == 2 and paths[1] not in (*missing, paths[0]) else None
+    if paths and paths[0] not in missing_paths:
+      mask = paths[1] if len(paths) == 2 and paths[1] not in (*missing_paths, paths[0]) else None
       lines.append(Line(paths[0], mask))
   return lines, line_problems
 
@@ -67,58 +69,60 @@ def _fields(raw_line: bytes) -> list[str]:
   except UnicodeDecodeError as error:
     raise ValueError(f'byte {error.start + 1} is not UTF-8; save the list as UTF-8.') from None
   if '\0' in text:
-    raise ValueError('it holds a null character; save the list as UTF-8.')
+    raise ValueError('it contains a null character; save the list as UTF-8.')
   if not text.strip():
     return []
-  # Not str.split(): an ideographic space, say, may be part of a name.
+  # str.split() would also split at, for example, an ideographic space, which may be part of a name.
   fields = [field.strip(' ') for field in text.split('\t' if '\t' in text else ' ')]
   if '\t' in text and not fields[0]:
     raise ValueError('it begins with a tab; the image comes first.')
   fields = [field for field in fields if field]
   if len(fields) > 2:
     raise ValueError(
-      f"it has {len(fields)} parts, not 'image mask'; where a path holds spaces, put a tab between"
-      ' the two.'
+      f"it has {len(fields)} fields, not 'image mask'; if a path contains spaces, put a tab between"
+      ' image and mask.'
     )
   return fields
 
 
 def _resolve_inside(text: str, directory: Path) -> Path:
-  """The path in the directory that a list means; links are followed, for they were put there."""
+  """Return the path in the directory that a field of a list names.
+
+  Symbolic links may lead out of the directory, because its owner put them there.
+
+  Raises:
+    _OutsideRootError: the path leaves the directory.
+  """
   posix_text = text.replace('\\', '/')
   root = Path(os.path.normpath(directory.absolute()))
-  resolved = Path(os.path.normpath(root / posix_text))
-  if PureWindowsPath(posix_text).drive or not resolved.is_relative_to(root):
+  normalized_path = Path(os.path.normpath(root / posix_text))
+  if PureWindowsPath(posix_text).drive or not normalized_path.is_relative_to(root):
     raise _OutsideRootError(
-      f'{text} leaves {directory}; paths must be relative to it, and stay inside.'
+      f'{text} leaves {directory}; paths must be relative to it and stay inside.'
     )
-  return directory / resolved.relative_to(root)
+  return directory / normalized_path.relative_to(root)
 
 
 def _is_file(path: Path) -> bool:
   try:
     return path.is_file()
-  except OSError:  # Such as a name that is too long for any file.
+  except OSError:  # Raised, for example, for a name that is too long for any file.
     return False
 
 
-_SPLIT_FOLDER_NAMES = (
-  'train',
-  'val',
-  'test',
-)  # Names of a folder that say nothing of defects, likewise.
+_SPLIT_FOLDER_NAMES = ('train', 'val', 'test')  # Folders named after splits, not after defects.
 
 
 def detect(directory: Path) -> bool:
-  """Whether there is a list to learn from."""
+  """Return whether there is a list of training images."""
   return (directory / 'train.txt').is_file()
 
 
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
-  """<category>/{train.txt, val.txt}, which name images and masks: PaddleX's layout."""
+  """List the images that train.txt and val.txt name, with their masks."""
   train_lines, train_problems = read_list(directory / 'train.txt')
   val_lines, val_problems = [], []
-  if (directory / 'val.txt').exists():  # Fitting needs no test set.
+  if (directory / 'val.txt').exists():  # The test set is optional.
     val_lines, val_problems = read_list(directory / 'val.txt')
   if not train_lines and not train_problems:
     message = f"{directory / 'train.txt'} lists no image; a line must be 'image mask', or 'image'."
@@ -131,7 +135,7 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
 
 
 def _defect_name(image: Path, directory: Path) -> str:
-  """What a defect of this image is called: the first telling folder in 'images', if there is."""
+  """Return the type of defect: the first folder below 'images' that names one, else 'defect'."""
   top_folder, *subfolders = image.relative_to(directory).parts[:-1] or ('',)
   candidates = [
     name

@@ -1,4 +1,4 @@
-"""Builders for TensorFlow Datasets, one module per dataset; importing one registers it.
+"""Builders for TensorFlow Datasets, one module per dataset; importing a module registers it.
 
-Nothing else imports them: they are for those who have their data in TensorFlow Datasets.
+The rest of uadjax does not import them: they are for users whose data is in TensorFlow Datasets.
 """

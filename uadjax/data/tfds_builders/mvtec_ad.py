@@ -1,10 +1,10 @@
-"""MVTec AD, or any data set in its layout, for TensorFlow Datasets.
+"""MVTec AD, or any dataset in its layout, for TensorFlow Datasets.
 
     import uadjax.data.tfds_builders.mvtec_ad  # Registers 'mvtec_ad'.
     config = tfds.download.DownloadConfig(manual_dir='/data/mvtec_ad')
     tfds.load('mvtec_ad/bottle', download_and_prepare_kwargs={'download_config': config})
 
-A category of one's own: `tfds.load('mvtec_ad', builder_kwargs={'category': 'washer'}, ...)`.
+For a category of your own: `tfds.load('mvtec_ad', builder_kwargs={'category': 'washer'}, ...)`.
 
 Bergmann, Fauser, Sattlegger, Steger: MVTec AD, CVPR 2019.
 """
@@ -32,24 +32,24 @@ _CITATION = """\
 
 
 class MvtecAd(tfds.core.GeneratorBasedBuilder):
-  """Good images to learn from; good and defective ones, with masks, to test on."""
+  """Builder of a train split of good images and a test split of good and defective images."""
 
   VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012  The base class has it so.
+  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012  The base class declares it so.
   BUILDER_CONFIGS = [  # noqa: RUF012
     tfds.core.BuilderConfig(name=name, description=f'The category {name!r}.')
     for name in sorted(mvtec.TEXTURES + mvtec.OBJECTS)
   ]
-  # Only for checksums of downloads, of which there are none; to find it out, TFDS 4.9.10 needs
-  # importlib_resources, which it does not declare.
+  # TFDS needs the path only for checksums of downloads, which do not exist here. To determine it,
+  # TFDS 4.9.10 imports importlib_resources, which it does not declare as a dependency.
   code_path = None
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
   Get {_ARCHIVE} from https://www.mvtec.com/company/research/datasets/mvtec-ad (CC BY-NC-SA 4.0) and
-  put it, or the folders of categories in it, into manual_dir.
+  put it, or the category folders that it contains, into manual_dir.
   """
 
   def __init__(self, *, category: str | None = None, **kwargs: Any):
-    """Takes any category by name, in place of a config."""
+    """Create a builder; `category` selects a category by name, instead of a config."""
     if category is not None:
       kwargs['config'] = tfds.core.BuilderConfig(name=category)
     super().__init__(**kwargs)
@@ -61,7 +61,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         {
           'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
           'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-          'has_mask': np.bool_,  # False where a defect comes without its ground truth.
+          'has_mask': np.bool_,  # False for a defective image without ground truth.
           'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
           'defect': tfds.features.Text(),
           'path': tfds.features.Text(),
@@ -76,7 +76,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     manual_dir = Path(dl_manager.manual_dir)
     category = self.info.config_name or ''
     if not (manual_dir / category).is_dir() and (manual_dir / _ARCHIVE).is_file():
-      method = tfds.download.ExtractMethod.TAR  # By its name TFDS would not know .tar.xz.
+      method = tfds.download.ExtractMethod.TAR  # TFDS does not recognize the suffix .tar.xz.
       archive = tfds.download.Resource(path=manual_dir / _ARCHIVE, extract_method=method)
       manual_dir = Path(dl_manager.extract(archive))
     splits = layouts.load(manual_dir, category, 'mvtec')
@@ -94,7 +94,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
       mask = image_io.read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool)
       if mask.shape != image.shape[:2]:
         raise DataError(
-          f'{record.mask} is {mask.shape}, but its image {record.path} is {image.shape[:2]}.'
+          f'{record.mask} has shape {mask.shape}, but its image {record.path} has shape '
+          f'{image.shape[:2]}; resize the mask to match the image.'
         )
       path = record.path.relative_to(root).as_posix()
       yield (
