@@ -1,7 +1,7 @@
-"""Which operation of a graph comes out otherwise: found by halving.
+"""Bisection of a graph that differs from its model, for the first operation that differs.
 
-The function is cut off after one of its operations, exported and run; where that differs, the
-operation is the first such one or comes after it.
+The function is truncated after one of its operations, exported and run. If that result differs, the
+first operation that differs is this one or an earlier one.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ def first_mismatch(
   images: Any,
   tolerance: float,
 ) -> str:
-  """Tell of the first operation that differs.
+  """Describe the first operation whose result differs once the graph is exported.
 
   Args:
-    graph: that differs as a whole.
-    write: exports one.
-    load: opens what was written.
-    images: [n h w 3] to run on, of which as many are taken as the graph takes.
-    tolerance: relative to the largest value of an operation's result.
+    graph: graph whose output, as a whole, differs from the model's.
+    write: function (graph, path) that exports a graph.
+    load: function (path) that opens an exported graph for running.
+    images: images [n h w 3] to run on; only the first batch of the graph is used.
+    tolerance: allowed difference, relative to the largest value of an operation's result.
   """
   images = images[: graph.batch or 1]
   graph = graph._replace(batch=len(images))
@@ -53,14 +53,14 @@ def first_mismatch(
       value = _evaluate_jaxpr(closed_jaxpr.replace(jaxpr=truncated_jaxpr), images).astype(
         jnp.float32
       )
-      return value, value.sum()[None]  # As a map; and something for a score.
+      return value, value.sum()[None]  # Any value serves as a score.
 
     with tempfile.TemporaryDirectory() as folder:
-      path = Path(folder) / 'cut'
+      path = Path(folder) / 'truncated'
       try:
         write(graph._replace(call=truncated_call), path)
         actual = np.asarray(load(path)(images).map)
-      except Exception:  # What cannot be made comes out otherwise, too.
+      except Exception:  # An operation that cannot be exported or run counts as a mismatch.
         return True
     expected = np.asarray(jax.jit(truncated_call)(images)[0])
     if actual.shape != expected.shape:
@@ -77,8 +77,8 @@ def first_mismatch(
     mismatched_output = next(filter(has_mismatch, output_operations), None)
     if mismatched_output is None:
       return (
-        'no operation differs where each is exported as what it is made of: the exporter takes a '
-        'whole function for something else'
+        'no single operation differs; the exporter replaces a whole function instead of its '
+        'operations'
       )
     dependency_chain = _dependency_chain(mismatched_output, operations)
     last_good, first_bad = -1, len(dependency_chain) - 1
@@ -88,11 +88,15 @@ def first_mismatch(
         (last_good, middle) if has_mismatch(dependency_chain[middle]) else (middle, first_bad)
       )
   position = f'number {operations.index(dependency_chain[first_bad]) + 1} of {len(operations)}'
-  return f'the first operation that differs is {_describe_operation(dependency_chain[first_bad])}, {position}'
+  description = _describe_operation(dependency_chain[first_bad])
+  return f'the first operation that differs is {description}, {position}'
 
 
 def _evaluate_jaxpr(closed_jaxpr: Any, images: Any) -> Any:
-  """The first result of operations, one by one; pools as the function that exporters know."""
+  """Evaluate a jaxpr operation by operation and return its first output.
+
+  Max pooling is called as `nn.max_pool`, which exporters map to a built-in operation.
+  """
   jaxpr = closed_jaxpr.jaxpr
   env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed_jaxpr.consts, images], strict=True))
   for equation in jaxpr.eqns:
@@ -116,7 +120,10 @@ def _evaluate_jaxpr(closed_jaxpr: Any, images: Any) -> Any:
 
 
 def _dependency_chain(operation: Any, operations: list[Any]) -> list[Any]:
-  """The operations that one depends on, and itself: where one differs, those after it do."""
+  """Return the operations that an operation depends on, in order, and the operation itself.
+
+  If one of them differs, those after it are expected to differ too, which bisection needs.
+  """
   needed_vars, dependencies = set(operation.outvars), []
   for equation in reversed(operations):
     if needed_vars & set(equation.outvars):
@@ -126,7 +133,7 @@ def _dependency_chain(operation: Any, operations: list[Any]) -> list[Any]:
 
 
 def _image_dependent_operations(jaxpr: Any) -> list[Any]:
-  """The operations whose result depends on the images."""
+  """Return the operations whose result depends on the images."""
   dependent_vars, dependent_operations = set(jaxpr.invars), []
   for equation in jaxpr.eqns:
     if any(atom in dependent_vars for atom in equation.invars if isinstance(atom, core.Var)):

@@ -1,4 +1,4 @@
-"""The exact ONNX graph of a model directory, exported once where it is not there."""
+"""Cache of exact ONNX graphs: each model directory is exported once, when first needed."""
 
 import hashlib
 import json
@@ -11,24 +11,27 @@ from uadjax.export import runtimes
 from uadjax.model import model_dir
 from uadjax.system import files, logging
 
-_METADATA_BYTES = (
-  1 << 16
-)  # Bytes at the end of an ONNX file: its metadata, which come after its arrays.
+# Bytes at the end of an ONNX file that hold its metadata, which follow its arrays.
+_METADATA_BYTES = 1 << 16
 
 
 def get_or_export(directory: Path) -> Path:
-  """The exact ONNX file of a model directory that takes any number of images at network size.
+  """Return the exact ONNX file of a model, for batches of any size at network resolution.
 
-  It is `model.onnx` there, where that is such a file and of these arrays; else it is written into
-  the user's cache, once.
+  `model.onnx` in the model directory is used if it is such a graph of the model's current arrays.
+  Otherwise the model is exported into the user's cache, once.
+
+  Raises:
+    ConfigError: the cache folder cannot be written.
+    ExportError: the model cannot be exported.
   """
   info = model_dir.read_info(directory)
-  # Damaged arrays must not go unnoticed for years behind a graph of them.
+  # Detect damaged arrays although only their graph is used.
   model_dir.verify_arrays(directory)
   local_path = directory / f'model{runtimes.SUFFIX}'
   if local_path.is_file() and _is_usable(local_path, info.arrays_sha256):
     return local_path
-  # Some options change the score, but no array.
+  # Some options change the score but no array, so the hash of the arrays is not enough.
   settings = configs.to_plain_dict(info.config)
   key_fields = [
     uadjax.__version__,
@@ -39,22 +42,24 @@ def get_or_export(directory: Path) -> Path:
   digest = hashlib.sha256(json.dumps([*key_fields, settings['backbone']]).encode()).hexdigest()
   cached_path = files.cache_dir() / 'exports' / f'{digest[:16]}{runtimes.SUFFIX}'
   if not cached_path.is_file():
-    from uadjax.export import exporter  # Opening a graph that is there needs none of the exporters.
+    # Opening a cached graph needs none of the exporters.
+    from uadjax.export import exporter
 
-    logging.LOG.info('Exporting %s to ONNX, once.', directory)
+    logging.LOG.info('Exporting %s to ONNX (once; the graph is cached).', directory)
     try:
       cached_path.parent.mkdir(parents=True, exist_ok=True)
       exporter.export(model_dir.load(directory), output=cached_path)
     except OSError as error:
       raise ConfigError(
-        f'The exported graph cannot be kept in {cached_path.parent} ({error.strerror or error}); name a '
-        f'folder for it in UADJAX_CACHE, or export it into the model directory: uadjax export '
-        f'{directory}.'
+        f'The exported graph cannot be saved in {cached_path.parent} '
+        f'({error.strerror or error}). Set UADJAX_CACHE to a writable folder, or export into the '
+        f'model directory: uadjax export {directory}.'
       ) from None
   return cached_path
 
 
 def _is_usable(path: Path, arrays_sha256: str) -> bool:
+  """Return whether a file is an exact graph of these arrays, with a free batch size, no resize."""
   sidecar = path.with_name(f'{path.name}.json')
   try:
     info = json.loads(sidecar.read_text())
@@ -71,7 +76,10 @@ def _is_usable(path: Path, arrays_sha256: str) -> bool:
 
 
 def _is_exact(path: Path, arrays_sha256: str) -> bool:
-  """Whether an ONNX file says so itself, for what lies beside it may be another's."""
+  """Return whether an ONNX file's own metadata name these arrays and no quantization.
+
+  The JSON file next to it is no proof, since it may belong to another graph.
+  """
   with path.open('rb') as file:
     file.seek(max(0, path.stat().st_size - _METADATA_BYTES))
     tail = file.read()

@@ -1,4 +1,4 @@
-"""Models for other runtimes: written, run, and compared with the original before they are done."""
+"""Export of models to other runtimes, with verification before the file is put in place."""
 
 from collections.abc import Callable, Sequence
 import importlib.util
@@ -24,20 +24,21 @@ from uadjax.export import (
 from uadjax.model import model_dir
 from uadjax.system import files, progress
 
-_MAX_ARRAY_BYTES = 2**31 - 2**24  # Bytes that such a file may have, and what is not arrays.
+# The limit of a whole file is 2 GB; the margin is for everything except arrays.
+_MAX_ARRAY_BYTES = 2**31 - 2**24
 
 
 class _Format(NamedTuple):
-  """A way to write a graph.
+  """File format of exported graphs.
 
   Attributes:
-    suffix: of the file.
-    write: (Graph, path) -> facts of the file, as JSON can hold them.
-    load: opens the file as its users do.
-    others: what opens it by the other runtimes that are installed.
-    any_batch: whether the number of images may be left open.
-    needs: packages that are not always there.
-    limit: bytes of arrays that fit.
+    suffix: file suffix.
+    write: function (graph, path) that writes a file and returns its JSON-compatible metadata.
+    load: function (path) that opens the file in the format's main runtime.
+    other_loaders: function that returns loaders for the other installed runtimes.
+    supports_any_batch: whether the batch size may stay free.
+    required_packages: optional packages that writing needs.
+    max_array_bytes: largest total size of the arrays, in bytes; None for no limit.
   """
 
   suffix: str
@@ -69,14 +70,14 @@ QUANTIZATIONS = tuple(quantization.QUANTIZERS)
 
 
 class ExportResult(NamedTuple):
-  """What was written.
+  """Exported graph and its verification.
 
   Attributes:
-    path: the graph.
-    bytes: of it and what lies beside it.
-    about: what the .json beside it says.
-    agreement: how far it is from the model; of a quantized graph, how far the float one was.
-    quantized: what a quantized graph kept; None where it is none.
+    path: file of the graph.
+    num_bytes: total size of the graph and its accompanying files.
+    metadata: content of the JSON file next to the graph.
+    agreement: differences between the float graph and the model.
+    quantized: comparison of the quantized graph with the float graph; None if not quantized.
   """
 
   path: Path
@@ -86,7 +87,7 @@ class ExportResult(NamedTuple):
   quantized: quantization.QuantizationResult | None = None
 
   def to_dict(self) -> dict[str, Any]:
-    """The same, as JSON can hold it."""
+    """Return path, size and metadata of the export as JSON-compatible values."""
     return {'output': str(self.path), 'bytes': self.num_bytes, **self.metadata}
 
   def __str__(self) -> str:
@@ -102,24 +103,27 @@ def export(
   image_folder: Path | None = None,
   quantize: str = '',
 ) -> ExportResult:
-  """Write a model for another runtime, unless it would say something else there.
+  """Export a model to a file for another runtime, and verify the file against the model.
 
   Args:
-    model: opened.
+    model: opened model directory.
     format: one of FORMATS.
-    output: the file; `model.<format>`, or `model.<quantize>.<format>`, in the model's directory
-      where none is named.
-    batch: how many images the graph takes at once; None for any number, or one in TFLite.
-    camera: height and width of a camera's images; resizing is part of the graph then.
-    images: a folder of images to compare on, instead of those that the thresholds stand on; a data
-      set, too, where the graph is quantized.
-    quantize: one of KINDS, to make the graph smaller; '' to leave it exact.
+    output: file to write; by default `model.<format>`, or `model.<quantize>.<format>`, in the
+      model's directory.
+    batch: batch size of the graph; None for any size (in TFLite, for 1).
+    camera_size: height and width of the camera's images, which are then resized inside the graph;
+      None for a graph that takes images at network resolution.
+    image_folder: folder of images to verify on, instead of the calibration images; for a quantized
+      graph it may also be a dataset.
+    quantize: one of QUANTIZATIONS, for a smaller graph; '' for an exact graph.
 
   Raises:
-    UnknownName: there is no such format, or no such kind.
-    ConfigError: a batch below 1, a folder that is not there, or no image to quantize by.
-    ExportError: the model is too large for the format, cannot be written in it, or does not say
-      there what it should; nothing is left of it then.
+    UnknownName: unknown `format` or `quantize`.
+    ConfigError: the batch size is below 1, a folder is missing or read-only, or no image is
+      available for quantization.
+    DataError: `image_folder` has no images.
+    ExportError: the model is too large for the format or cannot be written in it, or the results
+      differ. In these cases no file is written.
   """
   if format not in _FORMATS:
     raise UnknownName(f'Unknown export.format {format!r}; choose from {list(FORMATS)}.')
@@ -133,28 +137,29 @@ def export(
       f"Exporting to {format} needs {missing_packages[0]}: pip install 'uadjax[export]'."
     )
   if batch is not None and batch < 1:
-    raise ConfigError(f'export.batch must be 1 or more, or left out for any number; got {batch}.')
+    raise ConfigError(f'export.batch must be 1 or more, or unset for any size; got {batch}.')
   array_bytes = graphs.array_bytes(model)
   if output_format.max_array_bytes is not None and array_bytes > output_format.max_array_bytes:
     raise ExportError(
-      f'The arrays of {model.directory} have {array_bytes / 1e9:.1f} GB, and {format} holds 2 GB at '
-      'most; export to onnx, or fit with fewer detector.channels.'
+      f'The arrays of {model.directory} take {array_bytes / 1e9:.1f} GB, but {format} is limited '
+      'to 2 GB. Export to onnx, or fit with fewer detector.channels.'
     )
   output = (
     output or model.directory / f'model{"." * bool(quantize)}{quantize}{output_format.suffix}'
   )
   if not output.parent.is_dir():
-    raise ConfigError(f'There is no folder {output.parent} to export to.')
+    raise ConfigError(f'Cannot export: the folder {output.parent} does not exist.')
   if not os.access(output.parent, os.W_OK):
     raise ConfigError(
-      f'{output.parent} cannot be written to.',
+      f'The folder {output.parent} is not writable.',
       key='export.output',
       value=output,
-      hint=('Name another ', Setting('export.output'), '.'),
+      hint=('Choose another ', Setting('export.output'), '.'),
     )
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
     raise ConfigError(
-      f'{output} is a folder; name the file to write, as model{output_format.suffix} in it.'
+      f'{output} is a folder; name the file to write, such as '
+      f'{output / f"model{output_format.suffix}"}.'
     )
   evaluation_images = (
     quantization_check.select_images(model, camera_size, image_folder) if quantize else None
@@ -197,7 +202,15 @@ def _write_and_verify(
   model: model_dir.Model,
   comparison_images: verify.ComparisonImages,
 ) -> tuple[dict[str, Any], verify.Agreement]:
-  """Write a graph and compare it with its model; of one that differs, look for where."""
+  """Write a graph and compare it with its model in every installed runtime.
+
+  Returns:
+    The metadata of the file, and the agreement of the runtime that differs most.
+
+  Raises:
+    ExportError: the graph cannot be written or run, or it differs. The message names the first
+      operation that differs.
+  """
   load, agreements = output_format.load, []
   try:
     with progress.show_status(f'Writing {path.name}'):
@@ -211,16 +224,19 @@ def _write_and_verify(
     if agreement.is_within_tolerance:
       return file_info, max(agreements, key=lambda result: (result.score, result.map))
     failure = (
-      f'{path.name} does not say what the model says: {agreement}, where {verify.TOLERANCE:g} is '
-      'allowed and no label may be another'
+      f'{path.name} differs from the model: {agreement} (allowed: {verify.TOLERANCE:g} and no '
+      'changed label)'
     )
-  except Exception as error:  # Of converters and runtimes, of any class.
-    if isinstance(error, ConfigError | OSError):  # Of a disk that is full, say.
+  except Exception as error:  # Converters and runtimes raise errors of any class.
+    if isinstance(error, ConfigError | OSError):  # The disk may be full, for example.
       raise
     first_line = str(error).strip().partition('\n')[0]
-    failure, agreement = f'{path.name} cannot be made: {first_line or type(error).__name__}', None
+    failure, agreement = (
+      f'{path.name} cannot be exported: {first_line or type(error).__name__}',
+      None,
+    )
   if agreement and max(agreement.score, agreement.map) <= verify.TOLERANCE:
-    reason = 'a good image lies as near to a threshold as rounding moves it'
+    reason = 'the score of an image is so close to a threshold that rounding changes its label'
   else:
     images = (
       comparison_images.graph_inputs[agreement.worst_index :]
@@ -232,20 +248,24 @@ def _write_and_verify(
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
-  """Read a size such as '1024x1280', height and width; nothing is None."""
+  """Parse a size such as '1024x1280' (height x width); the empty string gives None.
+
+  Raises:
+    ConfigError: the text is not a size.
+  """
   if not text:
     return None
   match = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
   if not match:
     raise ConfigError(
-      f"export.include_resize={text!r} is no size; write the camera's height and width, such as "
+      f"export.include_resize={text!r} is not a size. Pass the camera's height and width, such as "
       '1024x1280.'
     )
   return int(match[1]), int(match[2])
 
 
 def _move_into_place(folder: Path, output: Path) -> None:
-  """Put all files where they belong, the graph itself last; arrays of an earlier one go."""
+  """Move the files next to `output`, the graph last, and delete arrays of a previous graph."""
   if output.is_dir():
     shutil.rmtree(output)
   arrays_name = f'{output.name}.data'

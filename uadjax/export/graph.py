@@ -1,4 +1,4 @@
-"""What is exported: a function from uint8 images to a map and a score, its arrays inside."""
+"""Graphs for export: functions from uint8 images to anomaly maps and scores, arrays included."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from uadjax.export import resize_in_graph
 from uadjax.model import model_dir
 from uadjax.types import Scores
 
-Outputs = tuple[Any, Any]  # Map [b H W] and score [b].
+Outputs = tuple[Any, Any]  # Anomaly maps [b H W] and image scores [b].
 
 
 class Graph(NamedTuple):
-  """A function to be written in some format.
+  """Function to be exported.
 
   Attributes:
-    call: images [b height width 3] -> map [b height width] and score [b].
-    height: of its images, in pixels.
-    width: likewise.
-    batch: how many images it takes at once; None for any number.
-    about: what readers of the file should know, as JSON can hold it.
+    call: images [b height width 3] -> anomaly maps [b height width] and image scores [b].
+    height: height of the images, in pixels.
+    width: width of the images, in pixels.
+    batch: fixed batch size; None for any size.
+    metadata: JSON-compatible information for readers of the file.
   """
 
   call: Callable[[UInt8[Array, 'b H W 3']], Outputs]
@@ -37,27 +37,27 @@ class Graph(NamedTuple):
 
   @property
   def input_shape(self) -> tuple[int | None, int, int, int]:
-    """Of its images."""
+    """Shape of the input images, its first entry None when the batch size is free."""
     return self.batch, self.height, self.width, 3
 
   def input_spec(self, batch: int = 1) -> jax.ShapeDtypeStruct:
-    """What it takes, for tracing; so many images where it takes any number."""
+    """Return the input's shape and type for tracing, with `batch` images if the size is free."""
     return jax.ShapeDtypeStruct((self.batch or batch, *self.input_shape[1:]), np.uint8)
 
 
 def from_model(
   model: model_dir.Model, batch: int | None, camera_size: tuple[int, int] | None
 ) -> Graph:
-  """The function of a model.
+  """Build the graph of a model.
 
   Args:
-    model: opened.
-    batch: number of images, None for any.
-    camera: height and width of the camera's images, which are then resized in the graph, and the
-      map back; None to take images at network size.
+    model: opened model directory.
+    batch: fixed batch size; None for any size.
+    camera_size: height and width of the camera's images, which the graph then resizes to network
+      resolution, and its maps back; None for a graph that takes images at network resolution.
   """
   ops, fitted = model.ops, model.fitted
-  # Made anew: of what was jitted, a trace of some other purpose may be kept.
+  # Build the detector again, because jitted functions of the model may hold other traces.
   _, detector = model_dir.build_detector(model.config, RunContext(ops.height, ops.width))
   if detector.export_score_fn is None:
     score_fn: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
@@ -81,7 +81,14 @@ def from_model(
 
 
 def metadata(model: model_dir.Model, height: int, width: int, has_resize: bool) -> dict[str, Any]:
-  """What goes beside every graph: thresholds, the pixel path, origins."""
+  """Return the metadata of a graph: thresholds, preprocessing and origin of the arrays.
+
+  Args:
+    model: model that the graph computes.
+    height: height of the graph's images.
+    width: width of the graph's images.
+    has_resize: whether the graph itself resizes camera images.
+  """
   return {
     'model_name': model.name,
     'uadjax': uadjax.__version__,
@@ -92,7 +99,7 @@ def metadata(model: model_dir.Model, height: int, width: int, has_resize: bool) 
       'width': width,
       'ops': str(model.ops),
       'ops_in_graph': has_resize,
-      'how': 'none: give it the pixels of the camera'
+      'how': 'none: pass the pixels of the camera'
       if has_resize
       else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io',
     },
@@ -102,14 +109,17 @@ def metadata(model: model_dir.Model, height: int, width: int, has_resize: bool) 
 
 
 def array_bytes(model: model_dir.Model) -> int:
-  """Bytes of a model's arrays, which a graph holds all."""
+  """Return the total size in bytes of a model's arrays, all of which a graph contains."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.fitted))
 
 
 def prepare_inputs(
   ops: transforms.Ops, image: UInt8[np.ndarray, 'h w 3'], camera_size: tuple[int, int] | None
 ):
-  """An image as a graph takes it, and as the network does."""
+  """Return an image twice: as input of the graph, and at network resolution.
+
+  Both are the same unless the graph resizes images of `camera_size` (height and width) itself.
+  """
   if not camera_size:
     graph_input = ops.apply(image)
     return graph_input, graph_input

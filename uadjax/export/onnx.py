@@ -1,4 +1,4 @@
-"""ONNX: one file that ONNX Runtime, OpenVINO and many others run."""
+"""ONNX export: one file for ONNX Runtime, OpenVINO and other runtimes."""
 
 from collections.abc import Callable
 import contextlib
@@ -16,17 +16,20 @@ from uadjax.export import graph as graphs, runtimes
 from uadjax.system import files
 
 REQUIRED_PACKAGES = 'jax2onnx', 'onnx', 'onnxruntime'
-OPSET = 18  # Runtimes know it since the beginning of 2023, and nothing later is needed.
-_MAX_PROTOBUF_BYTES = (
-  2**31 - 2**24
-)  # Bytes that a protocol buffer may have, and what is not arrays.
+# Runtimes support opset 18 since the beginning of 2023, and the graphs need nothing newer.
+OPSET = 18
+# The limit of a protocol buffer is 2 GB; the margin is for everything except arrays.
+_MAX_PROTOBUF_BYTES = 2**31 - 2**24
 
 
 def write(graph: graphs.Graph, path: Path) -> Any:
-  """Write a graph; arrays of two gigabytes or more go into a file beside it.
+  """Write a graph as an ONNX file; arrays of two gigabytes or more are saved next to it.
 
   Returns:
-    Facts of the file.
+    Metadata of the file: opset and name of the external data.
+
+  Raises:
+    ExportError: the graph does not pass the ONNX checker.
   """
   import jax2onnx
   import onnx
@@ -46,12 +49,12 @@ def write(graph: graphs.Graph, path: Path) -> Any:
     model.producer_name, model.producer_version = 'uadjax', graph.metadata.get('uadjax', '')
     model.metadata_props[runtimes.METADATA_KEY] = files.to_json(graph.metadata, indent=None)
     for node in model.graph:
-      for value in node.outputs:  # Some of jax2onnx's shapes are wrong, and none is needed.
+      for value in node.outputs:  # Some shapes by jax2onnx are wrong, and none is needed.
         if value not in model.graph.outputs:
           value.shape = None
     arrays = [value.const_value for value in model.graph.initializers.values()]
     num_bytes = sum(array.nbytes for array in arrays if array is not None)
-    # Folding constants may make a second copy of some.
+    # Constant folding may duplicate some arrays, hence the factor 2.
     external_data = f'{path.name}.data' if 2 * num_bytes > _MAX_PROTOBUF_BYTES else None
     onnx_ir.save(model, path, external_data=external_data)
   if not external_data:
@@ -64,26 +67,27 @@ def write(graph: graphs.Graph, path: Path) -> Any:
 
 
 def load(path: Path) -> runtimes.RunFunction:
-  """Run it on ONNX Runtime."""
+  """Open an ONNX file in ONNX Runtime."""
   return runtimes.open_graph(path, 'onnxruntime').run
 
 
 def other_loaders() -> list[Callable[[Path], runtimes.RunFunction]]:
-  """Run it on what else is installed: OpenVINO rounds, and divides, in ways of its own."""
+  """Return loaders for the other installed runtimes; OpenVINO rounds and divides differently."""
   names = [name for name in runtimes.installed_backends() if name != 'onnxruntime']
   return [lambda path, name=name: runtimes.open_graph(path, name).run for name in names]
 
 
 def _simplify(path: Path) -> None:
-  """Cancel transposes and fold constants, as ONNX Runtime would whenever it opens the file.
+  """Cancel transposes and fold constants in an ONNX file, in place.
 
-  Others, which do not, are a quarter slower without (experiments/README.md).
+  ONNX Runtime would do so each time it opens the file. Runtimes that do not are 25 % slower on the
+  original file (experiments/README.md).
   """
   import onnx
   import onnxruntime
 
   options = onnxruntime.SessionOptions()
-  options.log_severity_level = 3  # Errors alone.
+  options.log_severity_level = 3  # Errors only.
   options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
   with tempfile.TemporaryDirectory(dir=path.parent, prefix='.') as folder:
     simplified_path = Path(folder) / path.name
@@ -102,9 +106,9 @@ def _simplify(path: Path) -> None:
 
 
 def _fuse_padding_into_pools(graph: Any) -> None:
-  """Let max-pools pad by themselves: a pass over the largest map of the network less.
+  """Fuse padding into the max-pools after it, which saves a pass over the largest feature map.
 
-  They pad with -inf where zeros were, which is the same after a ReLU, and pools come after one.
+  Pools pad with -inf instead of zeros. The result is the same, since their input comes from a ReLU.
   """
   import onnx
 
@@ -123,7 +127,7 @@ def _fuse_padding_into_pools(graph: Any) -> None:
       for attribute in pad_attributes
     )
     if has_padding or any([*begin_pads[:2], *end_pads[:2]]):
-      continue  # Padded already, or not in height and width.
+      continue  # The pool pads already, or the padding is not in height and width.
     for attribute in pad_attributes:
       pool.attribute.remove(attribute)
     pool_pads = [*begin_pads[2:].tolist(), *end_pads[2:].tolist()]
@@ -135,7 +139,7 @@ def _fuse_padding_into_pools(graph: Any) -> None:
 
 @contextlib.contextmanager
 def _suppress_warnings():
-  """Without what converters say of shapes that are not known yet."""
+  """Suppress the converters' warnings about shapes that are not known yet."""
   logger = logging.getLogger('onnx_ir')
   previous_level, logger.level = logger.level, logging.ERROR
   try:

@@ -1,7 +1,7 @@
-"""Whether a graph that rounds is as good as its original: judged by what it is for.
+"""Check of quantized graphs by labels and AUROC, since their scores cannot match to 1e-4.
 
-Good images that the thresholds stand on must keep their labels, and on the test images of the data
-set defects must be told from good ones as before.
+The calibration images (good ones) must keep their labels, and the image AUROC on the dataset's test
+images must not drop.
 
 Letters: r graphs, n images, h w image.
 """
@@ -22,25 +22,25 @@ from uadjax.export import graph as graphs, runtimes
 from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
 
-# An image AUROC that falls by a point has lost more than methods differ by on easy products.
+# On easy products, methods differ by less than one point of image AUROC.
 MAX_AUROC_DROP = 0.01
-# A score as near to its threshold as rounding moves it is on neither side: of a hundred images two
-# may lie there. Of few images one always may.
+# Rounding can move a score across a nearby threshold. So 2 % of the labels may change, and one
+# label in a small set.
 MAX_LABEL_CHANGE_SHARE = 0.02
 
-_MAX_IMAGES = 200  # Images of each kind at most, spread over all.
+_MAX_IMAGES = 200  # At most this many good images and test images, sampled evenly.
 _BATCH_SIZE = 4
 
 
 class QuantizationAgreement(NamedTuple):
-  """What a quantized graph kept on some images.
+  """Agreement of a quantized graph with the float graph on a set of images.
 
   Attributes:
-    images: compared.
-    label_changes: images that are labeled otherwise.
-    score_change: the largest change of an image's score, relative to it.
-    auroc: of the float graph; None where a class is missing.
-    auroc_quantized: of the quantized one.
+    images: number of images compared.
+    label_changes: number of images whose label differs.
+    score_change: largest relative change of an image score.
+    auroc: image AUROC of the float graph; None if a class is missing.
+    auroc_quantized: image AUROC of the quantized graph; None if a class is missing.
   """
 
   images: int
@@ -51,7 +51,7 @@ class QuantizationAgreement(NamedTuple):
 
   @property
   def is_within_tolerance(self) -> bool:
-    """Whether it is as good, within the tolerance; no NaN is."""
+    """Return whether labels and AUROC are within tolerance and all scores are finite."""
     max_label_changes = max(1, int(MAX_LABEL_CHANGE_SHARE * self.images))
     auroc_drop = (self.auroc or 0.0) - (self.auroc_quantized or 0.0)
     return (
@@ -62,21 +62,21 @@ class QuantizationAgreement(NamedTuple):
 
   def __str__(self) -> str:
     text = (
-      f'{self.label_changes} of {self.images} labels change, scores by {self.score_change:.2g} at '
-      'most'
+      f'{self.label_changes} of {self.images} labels change, scores change by at most '
+      f'{self.score_change:.2g}'
     )
     if self.auroc is None:
       return text
-    return f'{text}, image AUROC {self.auroc:.4f} becomes {self.auroc_quantized:.4f}'
+    return f'{text}, image AUROC changes from {self.auroc:.4f} to {self.auroc_quantized:.4f}'
 
 
 class EvaluationImages(NamedTuple):
-  """What is measured and judged on.
+  """Images for quantizing a graph and for comparing it with the float graph.
 
   Attributes:
-    good: good images.
-    test: test images, of both classes where there are such.
-    taken: reads a file as the graph takes it.
+    good: paths of good images.
+    test: records of test images, good and defective.
+    read_input: function that reads an image file as input of the graph.
   """
 
   good: Sequence[Path]
@@ -87,19 +87,19 @@ class EvaluationImages(NamedTuple):
 def select_images(
   model: model_dir.Model, camera_size: tuple[int, int] | None, folder: Path | None
 ) -> EvaluationImages:
-  """Choose what to judge on.
+  """Select images for quantization: calibration images and test images of the dataset.
 
-  Good images are those that the thresholds stand on. Test images are those of the data set that the
-  model was fitted on, where it is still there.
+  The calibration images are those named in the model's calibration.csv. The dataset is the one that
+  the model was fitted on; without it there are no test images.
 
   Args:
-    model: of which.
-    camera: height and width of the camera's images; None for network size.
-    folder: a data set, or a folder of good images, instead.
+    model: model to be quantized.
+    camera_size: height and width of the camera's images; None for network resolution.
+    folder: dataset or folder of good images to use when those of the model are missing.
 
   Raises:
-    DataError: the folder is none.
-    ConfigError: no image is here.
+    DataError: `folder` is not a folder of images.
+    ConfigError: no good image is available.
   """
   splits = _load_splits(model, folder)
   calibration_scores = model_dir.load_calibration_scores(model.directory)
@@ -111,10 +111,10 @@ def select_images(
     good_paths = [record.path for record in splits.train if not record.is_anomalous] or good_paths
   if not good_paths:
     raise ConfigError(
-      'export.quantize needs good images to measure and judge on, and none that calibration.csv of '
-      f'{model.directory} names is here.',
+      'export.quantize needs good images, and none of those in calibration.csv of '
+      f'{model.directory} exists on this machine.',
       key='export.images',
-      hint=('Name a folder of some, or the data set, with ', Setting('export.images', 'DIR'), '.'),
+      hint=('Name a folder of good images or a dataset: ', Setting('export.images', 'DIR'), '.'),
     )
 
   def read_input(path: Path) -> UInt8[np.ndarray, 'h w 3']:
@@ -132,7 +132,15 @@ def compare(
   thresholds: calibration.Thresholds,
   batch: int | None,
 ) -> QuantizationAgreement:
-  """Compare the labels and the ranking of two graphs."""
+  """Compare the labels and the image AUROC of two graphs.
+
+  Args:
+    runs: functions that run the float and the quantized graph, in this order.
+    records: images to compare on.
+    evaluation_images: set that the images come from, for its `read_input`.
+    thresholds: thresholds of the labels.
+    batch: batch size of the graphs; None for any size.
+  """
   paths = [record.path for record in records]
   batch_scores = []
   for images, num_images in read_batches(
@@ -161,7 +169,15 @@ def read_batches(
   chunk_size: int,
   batch: int | None,
 ) -> Iterator[tuple[UInt8[np.ndarray, 'r h w 3'], int]]:
-  """Images as a graph takes them, and how many; a fixed batch is filled up with the same again."""
+  """Yield batches of graph inputs with the number of images in each, padding excluded.
+
+  Args:
+    paths: image files.
+    read_input: function that reads an image file as input of the graph.
+    chunk_size: number of images per batch.
+    batch: fixed batch size of the graph, to which batches are padded by repeating their images;
+      None for any size.
+  """
   for start in range(0, len(paths), chunk_size):
     images = np.stack([read_input(path) for path in paths[start : start + chunk_size]])
     num_images = len(images)
@@ -169,13 +185,13 @@ def read_batches(
 
 
 def sample_evenly(items: Sequence[Any], count: int) -> list[Any]:
-  """At most so many, evenly spread over all."""
+  """Return at most `count` items, evenly spaced from the first to the last."""
   indices = np.linspace(0, len(items) - 1, min(count, len(items)))
   return [items[index] for index in indices.astype(int)]
 
 
 def _load_splits(model: model_dir.Model, folder: Path | None) -> records.Splits:
-  """The data set of a folder; else that of the model, empty where it is not there any more."""
+  """Read the dataset in a folder, or without one the model's dataset, empty if it is missing."""
   data_config = model.config.data
   if folder:
     return _read_dataset(folder, '', 'auto', data_config.mask_threshold)
@@ -192,7 +208,7 @@ def _load_splits(model: model_dir.Model, folder: Path | None) -> records.Splits:
 def _read_dataset(
   root: str | Path, category: str, layout: str, mask_threshold: int
 ) -> records.Splits:
-  """The images of a data set; that there is nothing to learn from does not matter."""
+  """List the images of a dataset, which need not have training images."""
   listing = layouts.scan(root, category, layout)
   return (
     layouts.load(root, category, layout, mask_threshold)
@@ -205,5 +221,5 @@ def _auroc(scores: Float[np.ndarray, ' n'], is_anomalous: Bool[np.ndarray, ' n']
   if is_anomalous.all() or not is_anomalous.any():
     return None
   if np.isnan(scores).any():
-    return 0.0  # Nothing is told from anything.
+    return 0.0  # A NaN score cannot be ranked.
   return metrics.auroc(metrics.rank(scores[is_anomalous], [scores[~is_anomalous]]))

@@ -1,8 +1,7 @@
-"""Smaller ONNX graphs: convolutions in eight bits, or arrays stored in sixteen.
+"""Quantization of ONNX graphs: convolutions in 8 bits, or arrays stored in 16 bits.
 
-Such a graph does not say what its model says to the last digit, so it is judged by what it is for
-(`quantization_check`). Thresholds stand on distances; norms, means and all that is compared stay
-float32.
+A quantized graph cannot match its model to 1e-4, so `quantization_check` compares labels and AUROC.
+Thresholds apply to distances, so norms, means and everything compared with them stay float32.
 """
 
 from collections.abc import Callable
@@ -19,22 +18,21 @@ from uadjax.export import onnx as onnx_files, quantization_check, runtimes
 from uadjax.model import calibration
 from uadjax.system import progress
 
-_NUM_CALIBRATION_IMAGES = (
-  48  # Images that activations are measured on: more widen few ranges, and take longer.
-)
-_MIN_ARRAY_SIZE = 1 << 16  # Numbers in an array: smaller ones do not pay.
+# Images for measuring activation ranges. More images widen few ranges, and take longer.
+_NUM_CALIBRATION_IMAGES = 48
+_MIN_ARRAY_SIZE = 1 << 16  # Arrays with fewer elements are not worth converting.
 _PRODUCT_OPS = ('Conv', 'MatMul', 'Gemm', 'Einsum', 'Gather')
 
 
 class QuantizationResult(NamedTuple):
-  """What became of a graph.
+  """Quantized graph compared with its float graph.
 
   Attributes:
-    kind: one of KINDS.
-    bytes_before: of the float graph.
-    bytes_after: of the quantized one.
-    good: on good images that the thresholds stand on; None where none is here.
-    test: on test images; None where there are none.
+    kind: one of QUANTIZERS.
+    bytes_before: size of the float graph's file.
+    bytes_after: size of the quantized graph's file.
+    good: agreement on good images; None without any.
+    test: agreement on test images; None without any.
   """
 
   kind: str
@@ -45,11 +43,11 @@ class QuantizationResult(NamedTuple):
 
   @property
   def is_within_tolerance(self) -> bool:
-    """Whether it may be used instead of the float graph."""
+    """Return whether the quantized graph may replace the float graph."""
     return all(agreement.is_within_tolerance for agreement in (self.good, self.test) if agreement)
 
   def to_dict(self) -> dict[str, Any]:
-    """The same, as JSON can hold it."""
+    """Return sizes, agreements and tolerances as JSON-compatible values."""
     agreements = {'good': self.good, 'test': self.test}
     available_agreements = {name: agreement for name, agreement in agreements.items() if agreement}
     field_names = ('images', 'label_changes', 'score_change')
@@ -77,23 +75,23 @@ class QuantizationResult(NamedTuple):
       if agreement
     ]
     if self.test is None:
-      sentences.append('no test images were at hand, so that nothing is known of defects')
+      sentences.append('no test images available, so defects were not checked')
     return f'{self.kind}, {self.bytes_before / 1e6:.1f} MB in float32; {"; ".join(sentences)}'
 
 
 def validate_options(kind: str, format: str) -> None:
-  """Refuse what there is not.
+  """Raise an error unless graphs of `format` can be quantized as `kind`.
 
   Raises:
-    UnknownName: there is no such kind.
-    ConfigError: the format is not quantized.
+    UnknownName: `kind` is not one of QUANTIZERS.
+    ConfigError: `format` is not 'onnx'.
   """
   if kind not in QUANTIZERS:
     raise UnknownName(f'Unknown export.quantize {kind!r}; choose from {list(QUANTIZERS)}.')
   if format != 'onnx':
     raise ConfigError(
-      f'export.quantize={kind} is for onnx alone, since only there the result is run and judged '
-      f'before it is done; export to onnx, or to {format} without export.quantize.'
+      f'export.quantize={kind} requires onnx, the only format with verification of '
+      f'quantized graphs; export to onnx, or to {format} without export.quantize.'
     )
 
 
@@ -104,24 +102,24 @@ def quantize(
   batch: int | None,
   evaluation_images: quantization_check.EvaluationImages,
 ) -> QuantizationResult:
-  """Replace an ONNX file by its quantized form, and judge that.
+  """Quantize an ONNX file in place, and compare the result with the float graph.
 
   Args:
-    kind: one of KINDS.
-    path: of the file.
-    limits: thresholds of its labels.
-    batch: images it takes at once; None for any number.
-    on: the pictures.
+    kind: one of QUANTIZERS.
+    path: ONNX file, which is replaced.
+    thresholds: thresholds of the labels.
+    batch: batch size of the graph; None for any size.
+    evaluation_images: images to measure activations on and to compare on.
 
   Raises:
-    ExportError: it cannot be made, or is not as good.
+    ExportError: the graph cannot be quantized, or labels or AUROC change too much.
   """
   import onnx
 
   if path.with_name(f'{path.name}.data').exists():
     raise ExportError(
-      f'{path.name} has two gigabytes or more, which are not quantized; fit with fewer '
-      'detector.channels, or leave export.quantize out. Nothing was written.'
+      f'{path.name} is 2 GB or larger and cannot be quantized; fit with fewer '
+      'detector.channels, or omit export.quantize. Nothing was written.'
     )
   bytes_before, quantized_path = path.stat().st_size, path.with_name(f'smaller-{path.name}')
   try:
@@ -131,7 +129,7 @@ def quantize(
       onnx.save(model, quantized_path)
       onnx.checker.check_model(quantized_path, full_check=True)
     runs = [onnx_files.load(graph_path) for graph_path in (path, quantized_path)]
-    with progress.show_status(f'Judging {path.name}'):
+    with progress.show_status(f'Comparing {path.name} with the float graph'):
       good_agreement = quantization_check.compare(
         runs,
         [Record(image_path) for image_path in evaluation_images.good],
@@ -148,7 +146,7 @@ def quantize(
       )
   except DataError:
     raise
-  except Exception as error:  # Of converters and runtimes, of any class.
+  except Exception as error:  # Converters and runtimes raise errors of any class.
     first_line = str(error).strip().partition('\n')[0]
     raise ExportError(
       f'{path.name} cannot be quantized: {first_line or type(error).__name__}. Nothing was written.'
@@ -159,10 +157,10 @@ def quantize(
   if not result.is_within_tolerance:
     other_kinds = ' or '.join(other_kind for other_kind in QUANTIZERS if other_kind != kind)
     raise ExportError(
-      f'{path.name} is not as good quantized: {result}, where image AUROC may fall by '
-      f'{quantization_check.MAX_AUROC_DROP:g} and {100 * quantization_check.MAX_LABEL_CHANGE_SHARE:g} % of the '
-      f'labels, or one, may change; '
-      f'leave export.quantize out, or try {other_kinds}. Nothing was written.'
+      f'{path.name} loses accuracy when quantized: {result} (allowed: an image AUROC drop of '
+      f'{quantization_check.MAX_AUROC_DROP:g}, and changes of one label or '
+      f'{100 * quantization_check.MAX_LABEL_CHANGE_SHARE:g} % of them). Omit export.quantize, or '
+      f'try {other_kinds}. Nothing was written.'
     )
   quantized_path.replace(path)
   return result
@@ -174,7 +172,7 @@ def _to_int8(
   batch: int | None,
   evaluation_images: quantization_check.EvaluationImages,
 ) -> Any:
-  """Convolutions in eight bits: weights by channel, activations by what good images excite."""
+  """Quantize convolutions to 8 bits: weights per channel, activation ranges from good images."""
   import onnx
   from onnxruntime import quantization
 
@@ -199,20 +197,20 @@ def _to_int8(
     op_types_to_quantize=['Conv'],
     nodes_to_exclude=_input_convolutions(onnx.load(path)),
     per_channel=True,
-    # Behind a ReLU a sign would be a wasted bit; nor does ONNX Runtime 1.31 open a signed one of
-    # this opset. Seven bits for the weights, which CPUs without VNNI do not saturate, changed 7 of
-    # 160 labels of screw instead of 3 (PatchCore, ResNet-18), and as many of toothbrush.
+    # After a ReLU a sign bit would be wasted, and ONNX Runtime 1.31 does not open signed
+    # activations of this opset. 7-bit weights, which do not saturate on CPUs without VNNI, changed
+    # 7 of 160 labels of screw instead of 3 (PatchCore, ResNet-18), and as many of toothbrush.
     activation_type=quantization.QuantType.QUInt8,
     weight_type=quantization.QuantType.QInt8,
-    extra_options={'QDQKeepRemovableActivations': True},  # For `_unround` to find them.
+    extra_options={'QDQKeepRemovableActivations': True},  # `_restore_float_inputs` looks for them.
   )
   return _restore_float_inputs(onnx.load(quantized_path))
 
 
 def _restore_float_inputs(model: Any) -> Any:
-  """Give what convolutions take in eight bits to all others as it was: features among them.
+  """Connect all nodes but convolutions to the float tensors again, the features among them.
 
-  The quantizer gives every reader of a tensor the rounded one.
+  The quantizer connects every reader of a quantized tensor to the rounded one.
   """
   producers = {name: node for node in model.graph.node for name in node.output}
 
@@ -221,7 +219,7 @@ def _restore_float_inputs(model: Any) -> Any:
     if dequantize is None or dequantize.op_type != 'DequantizeLinear':
       return name
     source = producers[dequantize.input[0]].input[0] if dequantize.input[0] in producers else name
-    # Convolutions give eight bits as well, or ONNX Runtime would not compute them so.
+    # The output of a convolution stays rounded, or ONNX Runtime would not compute it in 8 bits.
     return name if source in producers and producers[source].op_type == 'Conv' else source
 
   for node in model.graph.node:
@@ -231,10 +229,10 @@ def _restore_float_inputs(model: Any) -> Any:
 
 
 def _input_convolutions(model: Any) -> list[str]:
-  """Convolutions of the image itself: few weights, and whatever they round all others see.
+  """Return the names of convolutions of the image itself, which stay float32.
 
-  In eight bits, too, they changed 6 of 160 labels of screw instead of 3, and 2 of 42 of toothbrush
-  instead of 1 (PatchCore, ResNet-18).
+  They have few weights, and all later layers see their rounding errors. In 8 bits they changed 6 of
+  160 labels of screw instead of 3, and 2 of 42 of toothbrush instead of 1 (PatchCore, ResNet-18).
   """
   weight_shapes = {array.name: array.dims for array in model.graph.initializer}
   convolutions = [node for node in model.graph.node if node.op_type == 'Conv']
@@ -247,11 +245,11 @@ def _to_fp16(
   batch: int | None,
   evaluation_images: quantization_check.EvaluationImages,
 ) -> Any:
-  """Large factors stored in sixteen bits, and cast to float32 when the file is opened.
+  """Store large factors in half precision, cast to float32 when the file is opened.
 
   Activations stay float32: ONNX Runtime's CPU provider has no convolution in half precision on x86,
-  and casts around each. A backbone in half precision took 134 ms where it took 117 (PatchCore,
-  ResNet-18, one image, two threads), and its scores moved as far.
+  and casts around each. With the backbone in half precision an image took 134 ms instead of 117
+  (PatchCore, ResNet-18, batch size 1, two threads), and scores changed as much.
   """
   import onnx
 
@@ -259,7 +257,7 @@ def _to_fp16(
   factor_uses: dict[str, list[bool]] = {}
   for node in model.graph.node:
     for input_index, name in enumerate(node.input):
-      # What is added, such as means and the norms of a bank, is compared with its like: float32.
+      # Summands, such as means and the norms of a memory bank, are compared and stay float32.
       factor_uses.setdefault(name, []).append(node.op_type in _PRODUCT_OPS and input_index < 2)
   cast_nodes = []
   for array in model.graph.initializer:
@@ -282,7 +280,10 @@ def _to_fp16(
 
 
 def _to_half_precision(array: np.ndarray) -> np.ndarray | None:
-  """The same in half precision; None where that does not pay, or loses more than rounding does."""
+  """Convert an array to half precision; return None if it is too small or loses too much.
+
+  The largest error may be half a unit in the last place of the largest value (2^-11).
+  """
   if array.dtype != np.float32 or array.ndim < 2 or array.size < _MIN_ARRAY_SIZE:
     return None
   with np.errstate(over='ignore'):
@@ -300,7 +301,7 @@ QUANTIZERS: dict[
 
 
 def _copy_metadata(model: Any, original: Any) -> None:
-  """Say of a graph what its original says: origin, metadata, and the operations it needs alone."""
+  """Copy producer and metadata of a graph, and drop the operator sets that it does not use."""
   used_domains = {node.domain for node in model.graph.node}
   opsets = [opset for opset in model.opset_import if opset.domain in used_domains]
   del model.opset_import[:], model.metadata_props[:]
@@ -311,7 +312,7 @@ def _copy_metadata(model: Any, original: Any) -> None:
 
 @contextlib.contextmanager
 def _silence_root_logger():
-  """Without the quantizer's advice, which would set up logging for the whole process."""
+  """Suppress the quantizer's advice, which would also set up logging for the whole process."""
   root_logger, null_handler = logging.getLogger(), logging.NullHandler()
   previous_level = root_logger.level
   root_logger.addHandler(null_handler)

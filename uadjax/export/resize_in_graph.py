@@ -1,8 +1,8 @@
-"""From a camera's pixels to the network's and back, as part of a graph.
+"""Resizing inside a graph, from camera to network resolution and back.
 
-Pillow resizes bytes in integers: each axis is a sum of few pixels with weights of 22 bits, rounded
-to a byte in between. The same sums in the graph give the same bytes, so that the score is that of
-the one pixel path. Maps go back in floats, by a matrix for each axis.
+Pillow resizes bytes with integers: along each axis a pixel is a sum of few pixels with 22-bit
+weights, rounded to a byte after each axis. The same sums in the graph give the same bytes, and so
+the same scores as preprocessing by Pillow. Maps are resized in floats, by one matrix per axis.
 
 Letters: b batch, H W camera's image, h w network's image, k taps.
 """
@@ -22,24 +22,31 @@ from uadjax.data import geometry, transforms
 from uadjax.errors import ExportError
 from uadjax.numerics import resampling
 
-_WEIGHT_BITS = 22  # Of a weight, as Pillow has it.
+_WEIGHT_BITS = 22  # Fractional bits of Pillow's weights.
 
 
 class Taps(NamedTuple):
-  """What each pixel of a resampled axis is the sum of.
+  """Weighted sums that resample an axis, one row per output pixel.
 
   Attributes:
-    place: pixels before; where there are fewer than k, any.
-    weight: theirs; 0 there.
+    indices: input pixels of each sum; arbitrary where the weight is 0.
+    weights: weights of the input pixels, padded with 0 to k taps.
   """
 
-  indices: Int[np.ndarray, 'after k']
-  weights: Float[np.ndarray, 'after k']
+  indices: Int[np.ndarray, 'output k']
+  weights: Float[np.ndarray, 'output k']
 
 
 def bilinear_taps(input_size: int, output_size: int, low: float, high: float) -> Taps:
-  """Weights that resample [low, high) of an axis linearly, widened where it shrinks (Pillow)."""
-  # In Pillow's very types and order of operations: bytes are rounded from their results.
+  """Return the taps of Pillow's bilinear filter, which is widened when the axis shrinks.
+
+  Args:
+    input_size: number of pixels along the axis.
+    output_size: number of pixels after resampling.
+    low: start of the interval [low, high) of the axis to resample, in pixels.
+    high: end of the interval.
+  """
+  # Types and order of operations are Pillow's: bytes are rounded from these results.
   scale, low = float(np.float32(high) - np.float32(low)) / output_size, float(np.float32(low))
   support = max(scale, 1.0)
   indices = np.zeros((output_size, 2 * math.ceil(support) + 1), np.int32)
@@ -55,7 +62,7 @@ def bilinear_taps(input_size: int, output_size: int, low: float, high: float) ->
 
 
 class _ResizePass(NamedTuple):
-  """One axis resampled."""
+  """Resampling of one axis."""
 
   axis: int
   taps: Taps
@@ -64,12 +71,22 @@ class _ResizePass(NamedTuple):
 def resize_images(
   images: UInt8[Array, 'b H W 3'], frame: geometry.Frame, height: int, width: int
 ) -> UInt8[Array, 'b {height} {width} 3']:
-  """What `transforms.Ops.apply` makes of images, to the bit."""
+  """Resize images bit-identically to `transforms.Ops.apply`.
+
+  Args:
+    images: camera images.
+    frame: part of the images to resize.
+    height: height of the result.
+    width: width of the result.
+
+  Raises:
+    ExportError: the resizing of the installed Pillow is unknown.
+  """
   x = images.astype(jnp.int32)
   for resize_pass in _resize_passes(frame, images.shape[1], images.shape[2], height, width):
     weighted_sum = _weighted_sums(x, resize_pass, jnp)
-    # Of non-negative numbers a division, which every runtime has, is the shift. OpenVINO divides
-    # integers as floats, and compares them so, too: it may come out at the next one.
+    # A right shift, written as a division of non-negative integers, which every runtime has.
+    # OpenVINO divides and compares integers as floats, so the quotient may be 1 too large.
     x = jax.lax.div(weighted_sum, jnp.int32(1 << _WEIGHT_BITS))
     is_too_large = weighted_sum - x * jnp.int32(1 << _WEIGHT_BITS) < 0
     x = jnp.minimum(x - is_too_large.astype(jnp.int32), 255)
@@ -79,7 +96,10 @@ def resize_images(
 def _resize_passes(
   frame: geometry.Frame, input_height: int, input_width: int, height: int, width: int
 ) -> Sequence[_ResizePass]:
-  """The axes to resample, in Pillow's order, which rounds in between: it depends on its version."""
+  """Return the axes to resample in the order of the installed Pillow version.
+
+  Pillow rounds between the axes, so the order matters. It is found by resizing noise.
+  """
   horizontal = _ResizePass(2, bilinear_taps(input_width, width, frame.left, frame.right))
   vertical = _ResizePass(1, bilinear_taps(input_height, height, frame.top, frame.bottom))
   if (frame.left, frame.right, width) == (0, input_width, input_width):
@@ -98,7 +118,8 @@ def _resize_passes(
     if np.array_equal(x[0], np.asarray(expected)):
       return passes
   raise ExportError(
-    f'Pillow {PIL.__version__} resizes otherwise than is known here; leave include_resize out.'
+    f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce. Install '
+    'another version of Pillow, or omit export.include_resize.'
   )
 
 
@@ -116,7 +137,10 @@ def _weighted_sums(x: Any, resize_pass: _ResizePass, xp: Any) -> Any:
 def restore_maps(
   anomaly_maps: Float[Array, 'b h w'], ops: transforms.Ops, height: int, width: int
 ) -> Array:
-  """What `transforms.Ops.restore` makes of maps: [b height width], their minimum where unseen."""
+  """Resize maps to camera resolution [b height width] as `transforms.Ops.restore` does.
+
+  Pixels outside the crop that the network saw get the minimum of their map.
+  """
   frame = ops.frame(height, width)
   vertical = geometry.pixel_range(frame.top, frame.bottom, height, ops.height)
   horizontal = geometry.pixel_range(frame.left, frame.right, width, ops.width)
@@ -140,10 +164,19 @@ def restore_maps(
 def _upsampling_matrix(
   first: int, end: int, start: float, stop: float, size: int, margin: int
 ) -> Float[np.ndarray, '{end-first} {size}']:
-  """The matrix from a map's axis to the pixels that the network saw."""
+  """Return the matrix that resamples an axis of a map to camera pixels.
+
+  Args:
+    first: first camera pixel that the network saw.
+    end: camera pixel after the last one that it saw.
+    start: position of `first` on the map's axis.
+    stop: position of `end` on the map's axis.
+    size: size of the map's axis.
+    margin: pixels by which the map is extended at both ends.
+  """
   axis_taps = bilinear_taps(size + 2 * margin, end - first, start + margin, stop + margin)
   matrix = np.zeros((end - first, size))
-  # Beyond its ends a map goes on as it ends.
+  # Beyond its ends a map is continued by its outermost values.
   indices = np.clip(axis_taps.indices - margin, 0, size - 1)
   np.add.at(matrix, (np.arange(end - first)[:, None], indices), axis_taps.weights)
   return matrix.astype(np.float32)

@@ -1,9 +1,9 @@
-"""Exported ONNX graphs on an inference runtime: ONNX Runtime, or OpenVINO where it is installed.
+"""Inference runtimes for exported ONNX graphs: ONNX Runtime and, if installed, OpenVINO.
 
-Both compute in float32. OpenVINO by itself takes bfloat16 on CPUs that have it, silently, which
-moves scores by up to a percent.
+Both compute in float32. By default OpenVINO silently uses bfloat16 on CPUs that support it, which
+changes scores by up to 1 %.
 
-Never imports TensorFlow.
+This module never imports TensorFlow.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,21 +22,21 @@ from uadjax.errors import ConfigError, ModelError, UnknownName
 from uadjax.system import threads
 from uadjax.types import Scores
 
-INPUT_NAME, OUTPUT_NAMES = 'image', ('map', 'score')  # Names in every graph.
-SUFFIX = '.onnx'  # Of the file.
-METADATA_KEY = 'uadjax'  # The key of the metadata, which is JSON.
+INPUT_NAME, OUTPUT_NAMES = 'image', ('map', 'score')  # The same in every graph.
+SUFFIX = '.onnx'
+METADATA_KEY = 'uadjax'  # Key of uadjax's metadata, a JSON text, in an ONNX file.
 
 RunFunction = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]
 
 
 class Runtime(NamedTuple):
-  """A graph that is ready to run.
+  """Graph loaded into an inference runtime.
 
   Attributes:
-    name: the runtime's, with its version.
-    run: uint8 images -> Scores, as NumPy arrays; may be called by several threads.
-    about: what the graph says of itself; see `export.graph.about`.
-    batch: images it takes at once; None for any number.
+    name: name and version of the runtime.
+    run: thread-safe function from uint8 images to Scores of NumPy arrays.
+    metadata: metadata inside the graph; see `export.graph.metadata`.
+    batch: fixed batch size; None for any size.
   """
 
   name: str
@@ -46,34 +46,34 @@ class Runtime(NamedTuple):
 
 
 def open_graph(path: Path, backend: str = 'auto') -> Runtime:
-  """Open an ONNX file that `export` wrote.
+  """Open an ONNX file written by `uadjax export`.
 
   Args:
-    path: of the file.
-    backend: one of BACKENDS; 'auto' is ONNX Runtime, or OpenVINO where that alone is installed.
+    path: ONNX file.
+    backend: one of BACKENDS; 'auto' is ONNX Runtime, or OpenVINO if only that is installed.
 
   Raises:
-    UnknownName: there is no such backend.
-    ConfigError: it is not installed, or cannot be imported.
-    ModelError: the file is not there, damaged, or none of ours.
+    UnknownName: unknown backend.
+    ConfigError: the backend is not installed, or cannot be imported.
+    ModelError: the file is missing, damaged, or was not written by uadjax.
   """
   backend = resolve_backend(backend)
   if not path.is_file():
-    raise ModelError(f'{path} is not there; `uadjax export MODEL_DIR` writes one.')
+    raise ModelError(f'{path} does not exist; `uadjax export MODEL_DIR` writes an ONNX file.')
   try:
     return _OPENERS[backend](path)
-  except ImportError as error:  # A shared library of it may be missing.
+  except ImportError as error:  # A shared library may be missing.
     raise ConfigError(f'{backend} is installed but cannot be imported: {error}') from None
-  except (RuntimeError, ValueError, KeyError) as error:  # What both raise on damaged files.
+  except (RuntimeError, ValueError, KeyError) as error:  # Damaged files raise any of these.
     raise ModelError(f'{path} cannot be opened by {backend}: {error}') from None
 
 
 def resolve_backend(backend: str) -> str:
-  """The runtime that a backend stands for.
+  """Return the backend itself, or for 'auto' the fastest installed runtime.
 
   Raises:
-    UnknownName: there is no such backend.
-    ConfigError: it is not installed.
+    UnknownName: unknown backend.
+    ConfigError: the backend is not installed.
   """
   if backend not in BACKENDS:
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
@@ -85,12 +85,12 @@ def resolve_backend(backend: str) -> str:
 
 
 def installed_backends() -> list[str]:
-  """The runtimes that are here, the faster one first."""
+  """Return the names of the installed runtimes, the fastest first."""
   return [name for name in _OPENERS if _is_installed(name)]
 
 
 def _open_openvino(path: Path) -> Runtime:
-  # It reports its use to its makers, by a process it forks, where it finds the package for that.
+  # OpenVINO sends usage telemetry from a forked process, unless this package is missing.
   sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
   import openvino
 
@@ -104,8 +104,8 @@ def _open_openvino(path: Path) -> Runtime:
   }
   compiled_model = core.compile_model(model, 'CPU', config)
   batch, *image_shape = model.input(INPUT_NAME).get_partial_shape()
-  # The first inference initializes OpenVINO's Python binding. Two threads that do so at once
-  # can wait for each other for ever (seen with 2026.4.1).
+  # The first inference initializes OpenVINO's Python binding. Two threads that do so at the same
+  # time can deadlock (seen with 2026.4.1).
   batch_size = batch.get_length() if batch.is_static else 1
   blank_images = np.zeros(
     (batch_size, *(dimension.get_length() for dimension in image_shape)), np.uint8
@@ -125,9 +125,9 @@ def _open_onnxruntime(path: Path) -> Runtime:
   import onnxruntime
 
   options = onnxruntime.SessionOptions()
-  options.log_severity_level = 3  # Errors alone.
+  options.log_severity_level = 3  # Errors only.
   options.intra_op_num_threads = threads.num_cores()
-  # Fails in an exception of its own, which is no RuntimeError.
+  # ONNX Runtime's exceptions are not RuntimeErrors, and have no public base class.
   error_types = tuple(
     error
     for error in vars(
@@ -154,7 +154,7 @@ def _is_installed(backend: str) -> bool:
   return importlib.util.find_spec(backend) is not None
 
 
-# The faster one first (experiments/README.md).
+# The faster runtime first (experiments/README.md).
 _OPENERS: dict[str, Callable[[Path], Runtime]] = {
   'onnxruntime': _open_onnxruntime,
   'openvino': _open_openvino,

@@ -1,4 +1,4 @@
-"""StableHLO: what XLA compiles, for CPU, CUDA and TPU, callable by JAX without uadjax."""
+"""StableHLO export: XLA programs for CPU, CUDA and TPU that JAX runs without uadjax."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,23 @@ from uadjax.types import Scores
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def write(graph: graphs.Graph, path: Path) -> Any:
-  """Write what `jax.export.deserialize` reads, and its text with large arrays left out.
-
-  Returns:
-    Facts of the file.
-  """
+def export_graph(graph: graphs.Graph) -> export.Exported:
+  """Export a graph for `PLATFORMS`, with a symbolic batch size unless it is fixed."""
   batch = export.symbolic_shape('b')[0] if graph.batch is None else graph.batch
   input_spec = jax.ShapeDtypeStruct((batch, *graph.input_shape[1:]), np.uint8)
-  jitted = jax.jit(graph.call)
-  exported = export.export(jitted, platforms=PLATFORMS)(input_spec)
+  return export.export(jax.jit(graph.call), platforms=PLATFORMS)(input_spec)
+
+
+def write(graph: graphs.Graph, path: Path) -> Any:
+  """Write a file for `jax.export.deserialize`, and a text form without large arrays next to it.
+
+  Returns:
+    Metadata of the file: versions and platforms.
+  """
+  exported = export_graph(graph)
   path.write_bytes(exported.serialize())
-  lowered = jitted.trace(input_spec).lower(lowering_platforms=PLATFORMS)
+  traced = jax.jit(graph.call).trace(*exported.in_avals)
+  lowered = traced.lower(lowering_platforms=PLATFORMS)
   module: Any = lowered.compiler_ir('stablehlo')
   text = module.operation.get_asm(large_elements_limit=16)
   path.with_name(f'{path.name}.mlir').write_text(text)
@@ -36,6 +41,6 @@ def write(graph: graphs.Graph, path: Path) -> Any:
 
 
 def load(path: Path) -> runtimes.RunFunction:
-  """Run it as its users do."""
+  """Open a StableHLO file with JAX only, as its users do."""
   exported = export.deserialize(bytearray(path.read_bytes()))
   return lambda images: Scores(*jax.device_get(jax.jit(exported.call)(images)))

@@ -1,4 +1,4 @@
-"""SavedModel and TFLite: StableHLO inside a TensorFlow function."""
+"""SavedModel and TFLite export: StableHLO wrapped in a TensorFlow function."""
 
 import contextlib
 from pathlib import Path
@@ -19,7 +19,7 @@ STABLEHLO_VERSION = '1.8.0'
 
 
 def write_savedmodel(graph: graphs.Graph, path: Path) -> Any:
-  """Write a folder that TensorFlow Serving takes: its signature has named outputs."""
+  """Write a SavedModel folder for TensorFlow Serving, its inputs and outputs named."""
   with _quiet_tensorflow() as tf:
     module: Any = tf.Module()
     module.score = _tf_function(tf, graph)
@@ -29,7 +29,7 @@ def write_savedmodel(graph: graphs.Graph, path: Path) -> Any:
 
 
 def load_savedmodel(path: Path) -> runtimes.RunFunction:
-  """Run it by TensorFlow."""
+  """Open a SavedModel in TensorFlow."""
   with _quiet_tensorflow() as tf:
     signature = tf.saved_model.load(str(path)).signatures['serving_default']
 
@@ -41,7 +41,11 @@ def load_savedmodel(path: Path) -> runtimes.RunFunction:
 
 
 def write_tflite(graph: graphs.Graph, path: Path) -> Any:
-  """Write what phones and boards run, of TFLite's own operations alone."""
+  """Write a TFLite file for phones and embedded boards, of TFLite's built-in ops only.
+
+  Raises:
+    ExportError: TensorFlow cannot convert the graph.
+  """
   with _quiet_tensorflow() as tf:
     function = _tf_function(tf, graph)
     module: Any = tf.Module()
@@ -51,14 +55,14 @@ def write_tflite(graph: graphs.Graph, path: Path) -> Any:
     )
     try:
       path.write_bytes(converter.convert())
-    except Exception as error:  # Of many classes, none of them public.
+    except Exception as error:  # The converter raises many classes, none of them public.
       first_line = str(error).strip().partition('\n')[0]
-      raise ExportError(f'TensorFlow cannot turn this model into TFLite: {first_line}') from None
+      raise ExportError(f'TensorFlow cannot convert this model to TFLite: {first_line}') from None
   return {'tensorflow': tf.__version__}
 
 
 def load_tflite(path: Path) -> runtimes.RunFunction:
-  """Run it by the interpreter."""
+  """Open a TFLite file in TensorFlow's interpreter."""
   with _quiet_tensorflow() as tf:
     interpreter = tf.lite.Interpreter(str(path))
     interpreter.allocate_tensors()
@@ -82,9 +86,7 @@ def _tf_function(tf: Any, graph: graphs.Graph) -> Any:
   """
   from tensorflow.compiler.tf2xla.python import xla
 
-  batch = jax.export.symbolic_shape('b')[0] if graph.batch is None else graph.batch
-  input_spec = jax.ShapeDtypeStruct((batch, *graph.input_shape[1:]), np.uint8)
-  exported = jax.export.export(jax.jit(graph.call), platforms=stablehlo.PLATFORMS)(input_spec)
+  exported = stablehlo.export_graph(graph)
   output_shapes = [
     [size if isinstance(size, int) else None for size in output.shape]
     for output in exported.out_avals
@@ -102,7 +104,6 @@ def _tf_function(tf: Any, graph: graphs.Graph) -> Any:
     )
     return dict(zip(runtimes.OUTPUT_NAMES, outputs, strict=True))
 
-  # Named as Keras and its tools name them.
   tensor_spec = tf.TensorSpec(graph.input_shape, np.uint8, name=runtimes.INPUT_NAME)
   return tf.function(call, input_signature=[tensor_spec], autograph=False)
 
@@ -114,7 +115,7 @@ def _serialize(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
   try:
     module = dialect.deserialize_portable_artifact_str(exported.mlir_module_serialized)
     return dialect.serialize_portable_artifact_str(module, STABLEHLO_VERSION)
-  except Exception as error:  # JAX documents no class for it.
+  except Exception as error:  # JAX documents no exception class for this.
     reason = str(error).strip().partition('\n')[0]
     raise ExportError(
       f'JAX {jax.__version__} cannot write this model as StableHLO {STABLEHLO_VERSION}, which '
@@ -125,7 +126,7 @@ def _serialize(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
 
 @contextlib.contextmanager
 def _quiet_tensorflow():
-  """TensorFlow, which warns of what is none of the user's business."""
+  """Import TensorFlow without warnings and logs that are irrelevant to users."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     import tensorflow as tf

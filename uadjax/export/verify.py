@@ -1,4 +1,4 @@
-"""Whether an exported graph says what the model says."""
+"""Verification of exported graphs: their scores, maps and labels must match the model's."""
 
 from collections.abc import Callable, Sequence
 import itertools
@@ -16,18 +16,18 @@ from uadjax.export import graph as graphs, quantization_check, runtimes
 from uadjax.model import calibration, model_dir
 from uadjax.types import Scores
 
-TOLERANCE = 1e-4  # Of an image's score, and of its map's largest value.
+TOLERANCE = 1e-4  # Relative to an image's score, and to the largest value of its map.
 _MAX_IMAGES = 24
 _BATCH_SIZE = 4
 
 
 class ComparisonImages(NamedTuple):
-  """What is compared on.
+  """Images for comparing a graph with its model.
 
   Attributes:
-    taken: as the graph takes them.
-    seen: the same at network size.
-    source: what they are.
+    graph_inputs: images as input of the graph.
+    network_inputs: the same images at network resolution.
+    source: where the images come from, for messages.
   """
 
   graph_inputs: UInt8[np.ndarray, 'n H W 3']
@@ -36,15 +36,15 @@ class ComparisonImages(NamedTuple):
 
 
 class Agreement(NamedTuple):
-  """How far a graph's results are from the model's.
+  """Differences between the results of a graph and of its model.
 
   Attributes:
-    images: compared.
-    source: what they are.
-    score: the largest difference of an image's score, relative to it.
-    map: the largest difference of a map's value, relative to the largest of its map.
-    flips: images that are labeled otherwise.
-    worst: number of the image that differs most.
+    images: number of images compared.
+    source: where the images come from.
+    score: largest relative difference of an image score.
+    map: largest difference of a map value, relative to the largest value of its map.
+    flips: number of images whose label differs.
+    worst_index: index of the image that differs most.
   """
 
   images: int
@@ -56,43 +56,43 @@ class Agreement(NamedTuple):
 
   @property
   def is_within_tolerance(self) -> bool:
-    """Whether they are the same, within the tolerance; no NaN is."""
+    """Return whether scores and maps agree within TOLERANCE, without NaN, and labels are equal."""
     return self.score <= TOLERANCE and self.map <= TOLERANCE and not self.flips
 
   def to_dict(self) -> dict[str, Any]:
-    """The same, as JSON can hold it."""
+    """Return the differences and the tolerance as JSON-compatible values."""
     fields = {**self._asdict(), 'tolerance': TOLERANCE}
     del fields['worst_index']
     return fields
 
   def __str__(self) -> str:
-    label_text = f'{self.flips} labels are others' if self.flips else 'no label is another'
     return (
-      f'on {self.images} {self.source} scores differ by {self.score:.1g} at most, maps by '
-      f'{self.map:.1g}, and {label_text}'
+      f'on {self.images} {self.source} scores differ by at most {self.score:.1g}, maps by '
+      f'{self.map:.1g}, and {self.flips or "no"} labels differ'
     )
 
 
 def select_images(
   model: model_dir.Model, camera_size: tuple[int, int] | None, folder: Path | None
 ) -> ComparisonImages:
-  """Choose what to compare on: images of a folder; else those that the thresholds stand on.
+  """Select images to compare on: those of a folder, or else the model's calibration images.
 
-  Where these are gone, as on another machine, pictures are drawn.
+  If the calibration images are missing, for example on another machine, images of the synthetic
+  demo dataset are used.
 
   Args:
-    model: of which.
-    camera: height and width of the camera's images; None for network size.
-    folder: with images.
+    model: model to compare with.
+    camera_size: height and width of the camera's images; None for network resolution.
+    folder: folder of images; None for the calibration images.
 
   Raises:
-    DataError: there is no image in the folder.
+    DataError: the folder contains no images.
   """
   if folder:
     sources = itertools.islice(inputs.expand(folder), _MAX_IMAGES)
     originals, source = [inputs.read(image_input) for image_input in sources], f'images of {folder}'
     if not originals:
-      raise DataError(f'There is no image in {folder} to compare on.')
+      raise DataError(f'{folder} contains no images to compare the graph and the model on.')
   elif paths := _paths_near_thresholds(model):
     originals, source = [image_io.decode(path) for path in paths], 'good images'
   else:
@@ -100,7 +100,7 @@ def select_images(
       (demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good').iterdir()
     )
     originals = [image_io.decode(path) for path in demo_paths[:_MAX_IMAGES]]
-    source = 'drawn pictures (calibration.csv names no image that is here)'
+    source = 'synthetic images (no image of calibration.csv exists here)'
   pairs = [graphs.prepare_inputs(model.ops, image, camera_size) for image in originals]
   graph_inputs, network_inputs = (np.stack(images) for images in zip(*pairs, strict=True))
   return ComparisonImages(graph_inputs, network_inputs, source)
@@ -112,13 +112,16 @@ def compare(
   batch: int | None,
   comparison_images: ComparisonImages,
 ) -> Agreement:
-  """Run the graph and the model on the same pictures.
+  """Compare the scores, maps and labels of a graph with those of its model.
+
+  If the detector provides bounds of rounding errors (`score_bounds`), only the excess over these
+  bounds counts as difference.
 
   Args:
-    model: what is right.
-    run: the graph.
-    batch: images it takes at once; None for any number, of which several are then tried.
-    on: the pictures.
+    model: reference.
+    run: function that runs the graph.
+    batch: batch size of the graph; None for any size, in which case two sizes are tried.
+    comparison_images: images to run both on.
   """
 
   def reference_scores(score_fn: Callable[[Any], Scores]) -> Scores:
@@ -163,7 +166,10 @@ def compare(
 
 
 def _paths_near_thresholds(model: model_dir.Model) -> Sequence[str]:
-  """Half of them those whose labels flip first, the others spread over all."""
+  """Select calibration images: half have scores next to a threshold, half are evenly spaced.
+
+  Scores near a threshold are the most likely to change their label.
+  """
   calibration_scores = model_dir.load_calibration_scores(model.directory)
   if calibration_scores is None:
     return []
@@ -183,7 +189,7 @@ def _paths_near_thresholds(model: model_dir.Model) -> Sequence[str]:
 
 
 def _score_in_batches(run: runtimes.RunFunction, images: np.ndarray, batch: int | None) -> Scores:
-  """Score all; where any number will do, one alone first, then several at once."""
+  """Score all images; a graph without fixed batch size gets one image first, then batches."""
   starts = (
     [0, *range(1, len(images), _BATCH_SIZE)] if batch is None else range(0, len(images), batch)
   )
@@ -199,7 +205,11 @@ def _score_in_batches(run: runtimes.RunFunction, images: np.ndarray, batch: int 
 
 
 def _relative_excess(actual: Any, low: Any, high: Any) -> Float[np.ndarray, ' n']:
-  """How far each image's [n ...] values are outside, relative to its largest; NaN if one is."""
+  """Return the largest excess per image of values [n ...] outside [low, high].
+
+  The excess is relative to the largest absolute value of `high` for the image, and NaN if any value
+  is NaN.
+  """
   actual, low, high = (np.asarray(x).reshape(len(x), -1) for x in (actual, low, high))
   scale = np.maximum(np.abs(high).max(axis=1), np.finfo(np.float32).tiny)
   return np.maximum(np.maximum(low - actual, actual - high), 0).max(axis=1) / scale

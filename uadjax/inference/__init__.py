@@ -1,5 +1,6 @@
-"""From images to verdicts: open a model, predict, draw, and save the results.
+"""Inference: open a model, predict, draw, and save results.
 
-`pipelines` is the entry (`create_model`, `create_pipeline`), `predictor` does the work, `result` is
-what comes out, `score_table` is for folders that are too large for results in memory.
+`pipelines` is the entry point (`create_model`, `create_pipeline`). `predictor` scores images,
+`result` holds the verdict on one image, and `score_table` writes verdicts on folders that are too
+large for results in memory.
 """

@@ -1,7 +1,7 @@
-"""The model that answers until there is one of the user's own: fitted on the demo set when needed.
+"""Demo model for users without a model: fitted on the synthetic demo dataset when first needed.
 
-It is fitted by a process of its own, on the CPU: the devices may be the caller's already, and what
-only predicts need not import TensorFlow.
+It is fitted in a subprocess on the CPU, since the caller may already use the devices, and since
+prediction does not import TensorFlow.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from uadjax.errors import ModelError
 from uadjax.system import files, logging, progress
 from uadjax.types import Config
 
-DEFAULT_TITLE = 'PatchCore'  # Where no detector is named.
+DEFAULT_TITLE = 'PatchCore'  # Detector of the demo model if none is named.
 
 
 def ensure_model_dir(title: str, fit_command: str) -> Path:
-  """The demo model's directory in the user's cache; it is fitted where there is none yet.
+  """Return the demo model's directory in the user's cache, and fit the model if it is missing.
 
   Args:
-    title: of the detector.
-    own: the command that fits a model to images of one's own, to be told.
+    title: title of the detector, such as 'PatchCore'.
+    fit_command: command that fits a model on the user's images, for the warning.
 
   Raises:
-    ModelError: it could not be fitted.
+    ModelError: the demo model could not be fitted.
   """
   config = demo_config(title.lower())
   config_text = configs.to_yaml(config)
@@ -41,11 +41,11 @@ def ensure_model_dir(title: str, fit_command: str) -> Path:
     files.cache_dir() / 'demo-models' / f'{config.detector.name}-{digest.hexdigest()[:12]}'
   )
   logging.LOG.warning(
-    'No model directory was named, so this is a demo: %s fitted on drawn pictures (%s), with %s '
-    'weights; what it says of yours means nothing. Fit one on your good images with `%s`, and name '
-    'its directory: model_dir=RUN/model.%s',
+    'No model directory was given, so a demo model is used: %s fitted on synthetic images (%s) '
+    'with %s weights. Its verdict on your images is meaningless. Fit a model on your good images '
+    'with `%s`, and pass its directory as model_dir=RUN/model.%s',
     title, config.data.category, config.backbone.weights, fit_command,
-    '' if model_dir.is_dir() else ' Now it is being fitted, once, which takes a minute or two.',
+    '' if model_dir.is_dir() else ' The demo model is fitted now, once, in a minute or two.',
   )  # fmt: skip
   if not model_dir.is_dir():
     _fit_in_subprocess(config_text, model_dir)
@@ -53,11 +53,11 @@ def ensure_model_dir(title: str, fit_command: str) -> Path:
 
 
 def demo_config(name: str) -> Config:
-  """The settings: those of the detector, and few steps."""
+  """Return the config of the demo model: that of the detector, with few training steps."""
   config = configs.load(
     name, [('data.category', demo.DEFAULT_CATEGORY), ('evaluate.do_eval', False)]
   )
-  # Nothing is downloaded for a demo.
+  # A demo must not download anything.
   has_imagenet_weights = weights.cache_path(config.backbone.name).is_file()
   config.backbone.weights = 'imagenet' if has_imagenet_weights else 'embedded'
   if not detectors.learns_in_one_pass(config.detector.name):
@@ -66,15 +66,19 @@ def demo_config(name: str) -> Config:
 
 
 def _fit_in_subprocess(config_text: str, model_dir: Path) -> None:
-  """Run the experiment, and keep the model of it."""
+  """Run the experiment in a subprocess, and move its model to `model_dir`.
+
+  Raises:
+    ModelError: the run failed.
+  """
   model_dir.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='.', dir=model_dir.parent) as temp_dir:
     config_file, workdir = Path(temp_dir) / 'demo.yaml', Path(temp_dir) / 'run'
     files.write_text(config_file, config_text)
-    # -P: modules are not looked for in the folder where the user happens to be.
+    # -P: Python does not search the current folder for modules.
     command = [sys.executable, '-P', '-m', 'uadjax.main']
     command += [f'--config={config_file}', f'--workdir={workdir}']
-    source_root = str(Path(uadjax.__file__).parent.parent)  # Wherever this process has it from.
+    source_root = str(Path(uadjax.__file__).parent.parent)  # The subprocess runs the same uadjax.
     import_paths = [source_root, *filter(None, [os.environ.get('PYTHONPATH')])]
     environment = {
       **os.environ,
@@ -92,12 +96,12 @@ def _fit_in_subprocess(config_text: str, model_dir: Path) -> None:
     try:
       (workdir / 'model').rename(model_dir)
     except OSError:
-      if not model_dir.is_dir():  # Else another process was quicker.
+      if not model_dir.is_dir():  # Otherwise another process has fitted it first.
         raise
 
 
 def _failure_reason(workdir: Path, stderr: str) -> str:
-  """Why a run failed: as its result says, or else the last that it told."""
+  """Return why a run failed, from its result file or else from its last line of output."""
   result_file = workdir / 'train_result.json'
   if result_file.is_file():
     return json.loads(result_file.read_text())['err_msg']

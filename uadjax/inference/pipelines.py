@@ -1,4 +1,4 @@
-"""From a name to a model that is ready: `create_model` and `create_pipeline`."""
+"""Entry points of inference: `create_model` and `create_pipeline`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import difflib
@@ -41,37 +41,39 @@ def create_model(
   """Open a model directory for `predict`.
 
   Args:
-    model_name: 'STFPM', 'PaDiM' or 'PatchCore' in any case; or a model directory.
-    model_dir: where the model lies, `<workdir>/model` of the run that fitted it. Without one a demo
-      answers, fitted on drawn pictures when it is first needed, and a warning says so.
-    device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'; several share the work.
-    threshold: instead of the one that the model was calibrated to; so the next two.
-    review_threshold: images above it, and not NG, are to be reviewed.
-    pixel_threshold: pixels above it are marked.
+    model_name: 'STFPM', 'PaDiM' or 'PatchCore' (case-insensitive), or a model directory.
+    model_dir: model directory, which is `<workdir>/model` of the run that fitted it. Without one a
+      demo model is used, with a warning; it is fitted on synthetic images when first needed.
+    device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'. Several devices share the batches.
+    image_threshold: score above which images are NG; None for the calibrated threshold.
+    review_threshold: score above which images that are not NG need review; None for the calibrated
+      threshold.
+    pixel_threshold: map value above which pixels are marked; None for the calibrated threshold.
     backend: 'jax', or an inference runtime, which is faster on a CPU: 'onnxruntime', 'openvino', or
-      'auto' for the installed one; if none is installed, or the model cannot be exported, JAX
-      computes and a warning says why. Runtimes compute the model's ONNX graph in float32; it is
-      exported once.
-    split: what is learned over the devices, where it is too large for one: a bank by its rows, say.
-      All compute every batch together; else each has batches of its own.
-    access: which URLs may be read.
+      'auto' for the one installed. With 'auto', JAX is used, with a warning, if no runtime is
+      installed or the model cannot be exported. Runtimes compute the model's ONNX graph, which is
+      exported once, in float32.
+    shard_model: whether to shard the fitted arrays over the devices, such as a memory bank by its
+      rows, when they are too large for one device. All devices then compute every batch together.
+    access: policy on the URLs that may be read.
 
   Raises:
-    UnknownName: no detector has this name, and no directory either.
-    ModelError: the directory is not there, not whole, or of another detector.
-    ConfigError: there is no such device, or a threshold is no number.
+    UnknownName: the name is neither a detector nor a directory.
+    ModelError: the model directory is missing, damaged, or of another detector.
+    ConfigError: the device does not exist, or a threshold is not a number.
   """
   if backend not in BACKENDS:
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
   if backend != _JAX and (device or 'auto').partition(':')[0] not in ('auto', 'cpu'):
-    raise ConfigError(f"{backend} computes on the CPU; leave device={device!r} out, or use 'jax'.")
+    raise ConfigError(f"{backend} computes on the CPU; omit device={device!r}, or use 'jax'.")
   if backend != _JAX and shard_model:
-    raise ConfigError(f"{backend} has the whole graph on one device; use 'jax' with shard_model.")
+    raise ConfigError(f"{backend} cannot shard a model; use 'jax' with shard_model.")
   devices = meshes.local_devices(meshes.select_devices(device or 'auto'))
   name, directory = _resolve_model(str(model_name), model_dir)
   if name and (actual_name := model_dirs.read_info(directory).name) != name:
     raise ModelError(
-      f'The model in {directory} is {actual_name}, not {name}; leave the name out, or name another one.'
+      f'The model in {directory} is {actual_name}, not {name}; omit the name, or choose another '
+      'directory.'
     )
   if backend == _JAX:
     base_predictor = _open_in_jax(directory, devices, shard_model, access)
@@ -87,11 +89,11 @@ def create_model(
 def _open_in_jax(
   directory: Path, devices: Sequence[Any], shard_model: bool, access: http.Access
 ) -> predictor.Predictor:
-  """Open a model directory for JAX, on all of the devices."""
+  """Open a model directory for JAX on devices, its arrays copied to each or sharded."""
   with jax.default_device(devices[0]):
     mesh = meshes.mesh_of(devices if shard_model else devices[:1])
     model = model_dirs.load(directory, mesh)
-    if model.fitted_specs is None:  # There may be nothing to split.
+    if model.fitted_specs is None:  # Not every model has arrays to shard.
       return predictor.open_on_devices(model, devices, access)
     return predictor.open_sharded(model, mesh, access)
 
@@ -99,10 +101,11 @@ def _open_in_jax(
 def _open_graph(
   directory: Path, backend: str, devices: Sequence[Any], access: http.Access
 ) -> predictor.Predictor:
-  """Open the exported graph of a model directory; 'auto' falls back to JAX where that fails.
+  """Open the exported graph of a model directory; 'auto' falls back to JAX if that fails.
 
   Raises:
-    ConfigError, ExportError: as `predictor.open_graph`, unless the backend is 'auto'.
+    ConfigError: the backend is not installed, unless it is 'auto'.
+    ExportError: the model cannot be exported, unless the backend is 'auto'.
   """
   try:
     return predictor.open_graph(directory, backend, access)
@@ -110,17 +113,17 @@ def _open_graph(
     if backend != runtimes.BACKENDS[0]:
       raise
     logging.LOG.warning(
-      'JAX computes for %s, more slowly than an inference runtime would: %s', directory, error
+      'Using JAX for %s, which is slower than an inference runtime: %s', directory, error
     )
     return _open_in_jax(directory, devices, False, access)
 
 
 class Pipeline(NamedTuple):
-  """A model with its settings.
+  """Predictor with the settings of a YAML file.
 
   Attributes:
-    config: the settings, as the YAML file has them.
-    model: what carries them out.
+    config: settings, with the keys of the YAML file.
+    model: predictor that the settings were applied to.
   """
 
   config: Config
@@ -136,7 +139,14 @@ class Pipeline(NamedTuple):
     strict: bool = False,
     skip: Path | None = None,
   ) -> Iterator[Result]:
-    """Yield a result for each image, in order; see `Predictor.predict`."""
+    """Yield a result for each image, in order.
+
+    Args:
+      input: images in any form that `Predictor.predict` takes.
+      batch_size: images per call of the detector; None for the batch size in the settings.
+      strict: whether to raise an error at the first unreadable image.
+      skip: folder to skip, such as that of the results.
+    """
     default_batch_size = self.config.SubModules.AnomalyDetection.batch_size
     return self.model.predict(
       input, default_batch_size if batch_size is None else batch_size, strict, skip
@@ -153,21 +163,24 @@ def create_pipeline(
   overrides: Mapping[str, Any] | None = None,
   access: http.Access = http.PUBLIC_ONLY,
 ) -> Pipeline:
-  """Make a pipeline from its name, a YAML file, or the content of one.
+  """Create a pipeline from its name, a YAML file, or the content of one.
 
   Args:
-    pipeline: 'anomaly_detection', or a YAML file in either form of PaddleX.
-    device: as for `create_model`; None for that of the file.
-    use_hpip: run the exported graph on an inference runtime, as `create_model(backend='auto')`.
-    config: the content of a YAML file, instead of one.
-    enable_hpi: another name of `use_hpip`.
-    overrides: value by dotted key, such as 'SubModules.AnomalyDetection.model_dir', or by the last
-      part of one.
-    access: which URLs may be read.
+    pipeline: 'anomaly_detection', or a YAML file in either format of PaddleX.
+    device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'; None for the device in the settings.
+    use_hpip: whether to run the exported graph on an inference runtime, as
+      `create_model(backend='auto')` does; None for the value in the settings.
+    config: content of a YAML file, to use instead of `pipeline`.
+    enable_hpi: PaddleX's newer name of `use_hpip`.
+    overrides: values by dotted key, such as 'SubModules.AnomalyDetection.model_dir', or by the last
+      part of a key.
+    access: policy on the URLs that may be read.
 
   Raises:
-    ConfigError: an unknown key (with the nearest valid one), or a value that is not of its type.
-    UnknownName, ModelError: as `create_model`.
+    ConfigError: a key is unknown (the error names the closest valid key), or a value has the wrong
+      type.
+    UnknownName: the pipeline, model or backend is unknown.
+    ModelError: the model directory is missing, damaged, or of another detector.
   """
   settings = read_settings(pipeline) if config is None else _with_defaults(config, 'config')
   for key, value in (overrides or {}).items():
@@ -195,14 +208,14 @@ def _runtime_backend(backend: str) -> str:
 
 
 def default_settings() -> Config:
-  """The settings that a YAML file may have."""
+  """Return the default settings, which have all keys that a YAML file may set."""
   return ml_collections.ConfigDict(
     {
       'pipeline_name': NAMES[0],
       'device': 'auto',
       'use_hpip': False,
-      'backend': _JAX,  # Or auto, onnxruntime, openvino: use_hpip is backend=auto.
-      'shard_model': False,  # What is learned, over several devices, where it is too large for one.
+      'backend': _JAX,  # Or auto, onnxruntime, openvino. use_hpip=True means backend=auto.
+      'shard_model': False,  # Shard the fitted arrays over devices if one is too small for them.
       'SubModules': {
         'AnomalyDetection': {
           'module_name': 'anomaly_detection',
@@ -220,14 +233,19 @@ def default_settings() -> Config:
 
 
 def read_settings(pipeline: str | Path) -> Config:
-  """The settings of a name or a YAML file, with defaults for what it leaves out."""
+  """Read the settings of a pipeline name or YAML file, with defaults for missing keys.
+
+  Raises:
+    UnknownName: `pipeline` is neither a known name nor a YAML file.
+    ConfigError: the file cannot be read, or has an unknown key or a value of the wrong type.
+  """
   if str(pipeline) in NAMES:
     return default_settings()
   path = Path(pipeline)
   if path.suffix not in ('.yaml', '.yml'):
     raise UnknownName(
-      f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or name a YAML file, such as '
-      '`pipelines.write_settings` leaves.',
+      f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or pass a YAML file, such as '
+      '`pipelines.write_settings` writes.',
       key='pipeline',
       value=str(pipeline),
       allowed=NAMES,
@@ -240,16 +258,20 @@ def read_settings(pipeline: str | Path) -> Config:
 
 
 def write_settings(folder: str | Path) -> Path:
-  """Leave the settings as a YAML file to start from."""
+  """Write the default settings to a folder, as a YAML file to start from.
+
+  Raises:
+    ConfigError: the file exists already.
+  """
   path = Path(folder) / f'{NAMES[0]}.yaml'
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
-    raise ConfigError(f'{path} is there already; move it away, or name another folder.')
+    raise ConfigError(f'{path} exists already; move it, or choose another folder.')
   files.write_text(path, configs.to_yaml(default_settings()))
   return path
 
 
-# Of PaddleX 3.0-beta, whose files are about.
+# Keys of PaddleX 3.0-beta, whose YAML files are still in use.
 _PADDLEX_BETA_KEYS = {
   'Global.pipeline_name': 'pipeline_name',
   'Pipeline.model': 'SubModules.AnomalyDetection.model_name',
@@ -262,8 +284,9 @@ _KEY_ALIASES = {'enable_hpi': 'use_hpip', 'Pipeline.enable_hpi': 'use_hpip'}
 
 
 def _with_defaults(values: Any, source: str) -> Config:
+  """Return the default settings updated by the content of a YAML file, PaddleX beta included."""
   if not isinstance(values, Mapping):
-    raise ConfigError(f'{source} holds no pipeline: expected sections such as SubModules.')
+    raise ConfigError(f'{source} is not a pipeline; expected sections such as SubModules.')
   settings = default_settings()
   for key, value in configs.flatten(values).items():
     if value is not None and key not in _IGNORED_KEYS:
@@ -276,7 +299,11 @@ def _with_defaults(values: Any, source: str) -> Config:
 
 
 def _full_key(settings: Config, key: str) -> str:
-  """The dotted key of its last part; also of one that is nearly that."""
+  """Return the dotted key whose last part is `key`; unknown keys are returned unchanged.
+
+  Raises:
+    ConfigError: `key` is close to a known last part, so probably misspelled.
+  """
   if '.' in key or key in settings:
     return key
   full_keys = {full_key.split('.')[-1]: full_key for full_key in configs.keys(settings)}
@@ -287,16 +314,21 @@ def _full_key(settings: Config, key: str) -> str:
 
 
 def _resolve_model(name: str, directory: str | Path | None) -> tuple[str, Path]:
-  """The detector's title, '' for any, and the model directory."""
+  """Return the title of the detector ('' for any) and the model directory.
+
+  Raises:
+    UnknownName: `name` is neither a detector nor a directory.
+    ModelError: the demo model, used if no directory is given, could not be fitted.
+  """
   titles = {title.lower(): title for title in detectors.TITLES}
   if not directory and Path(name).is_dir() and name:
     return '', Path(name)
   if name and name.lower() not in titles:
     raise UnknownName(
-      f'Unknown model {name!r}; choose from {sorted(titles.values())}, or name a model directory.'
+      f'Unknown model {name!r}; choose from {sorted(titles.values())}, or pass a model directory.'
     )
   if not directory:
-    # Imported here: it draws images and fits, which opening a model directory does not need.
+    # Opening a model directory does not need the code that draws images and fits.
     from uadjax.inference import demo_model
 
     title = titles.get(name.lower(), demo_model.DEFAULT_TITLE)

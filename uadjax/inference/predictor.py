@@ -1,11 +1,11 @@
-"""Images in, verdicts out, in order: files are read by threads while devices or runtimes compute.
+"""Prediction: threads read images while devices or runtimes score them; results come in order.
 
-A batch is computed by one device as it is, padded to its full size. So a score depends neither on
-what else is in the batch nor on the number of devices, and there is one compilation per batch size.
+Each batch is padded to full size and scored by one device. So a score depends neither on the other
+images in the batch nor on the number of devices, and there is one compilation per batch size.
 
-Never imports TensorFlow.
+This module never imports TensorFlow.
 
-Letters: b batch, h w the original, height width the network image.
+Letters: b batch, h w the original image, height width the network image.
 """
 
 import collections
@@ -33,16 +33,16 @@ Future = futures.Future
 
 
 class Predictor(NamedTuple):
-  """A model that is ready to judge images.
+  """Model that is ready to score images.
 
   Attributes:
-    model: the opened model directory.
-    devices: they share the batches; or the name of an inference runtime, which has its own threads.
-    scorers: what each of them does with images at network size.
-    at_once: how many batches are computed at once.
-    access: which URLs may be read.
-    nameless: under which names results of images without a file were to be saved; a camera gives
-      one after the other, each in a call of its own.
+    model: opened model directory.
+    devices: devices that share the batches, or the name of an inference runtime.
+    scorers: one function per device that scores images at network resolution.
+    max_concurrent_batches: number of batches that are scored at the same time.
+    access: policy on the URLs that may be read.
+    anonymous_names: names used so far for results of images without a file, such as those of a
+      camera, which come in separate calls; maps each to its last number.
   """
 
   model: model_dir.Model
@@ -63,22 +63,28 @@ class Predictor(NamedTuple):
 
     Args:
       input: path, URL, directory, RGB or gray uint8 array [h w 3] or [h w], {'img': any of
-        these}, or a list or other iterable of any of these, which is read as results are taken.
+        these}, or a list or other iterable of any of these, which is read lazily.
       batch_size: images per call of the detector. Scores of the same image differ by rounding
-        between batch sizes, and not at all within one.
-      strict: raise for the first image that cannot be read, instead of a result with `error` set.
-      skip: a folder that is passed over, as that of the results is.
+        between batch sizes, but not between batches of one size.
+      strict: whether to raise an error at the first unreadable image, instead of yielding a result
+        with `error` set.
+      skip: folder to skip when directories are listed, such as that of the results.
 
     Raises:
-      DataError: all that is given is one file, folder or array, and it cannot be read; or, when its
-        turn comes, what is given is nothing that could be an image.
+      ConfigError: `batch_size` is not a whole number of at least 1.
+      DataError: `input` is a single file, folder or array that cannot be read; or, during
+        iteration, an item has a type that cannot be an image.
     """
     return self.predict_sources(inputs.expand(input, skip), batch_size, strict)
 
   def predict_sources(
     self, sources: Iterator[inputs.Source], batch_size: int, strict: bool
   ) -> Generator[Result, None, None]:
-    """Do so with images that `inputs.expand` has found."""
+    """Yield a result for each image listed by `inputs.expand`, in order.
+
+    Raises:
+      ConfigError: `batch_size` is not a whole number of at least 1.
+    """
     if not isinstance(batch_size, int) or batch_size < 1:
       raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
     return _iterate_results(self, sources, batch_size, strict)
@@ -87,7 +93,10 @@ class Predictor(NamedTuple):
 def open_on_devices(
   model: model_dir.Model, devices: Sequence[Any], access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
-  """Bring a model to devices; of CPU devices only one where copies would fill their memory."""
+  """Copy a model to devices, each of which scores batches of its own.
+
+  Only one CPU device is used if copies of the model for all would fill the memory.
+  """
   devices = meshes.devices_that_fit(devices, model.fitted)
   scorers = [
     _device_scorer(device, model.score, jax.device_put(model.fitted, device)) for device in devices
@@ -98,7 +107,7 @@ def open_on_devices(
 def open_sharded(
   model: model_dir.Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
-  """Judge by a model that lies split over devices: all of them compute every batch together."""
+  """Return a predictor for a sharded model: all devices of the mesh score each batch together."""
 
   def score_padded(images: UInt8[np.ndarray, 'b height width 3']) -> Scores:
     num_images, num_padding = len(images), -len(images) % mesh.size
@@ -110,18 +119,23 @@ def open_sharded(
 
 
 def open_graph(directory: Path, backend: str, access: http.Access = http.PUBLIC_ONLY) -> Predictor:
-  """Open the exported graph of a model directory; it is exported first where there is none.
+  """Open the exported graph of a model directory, which is exported first if necessary.
 
   Args:
-    directory: of the model, whose own arrays are not read.
-    backend: see `runtimes.open`.
-    access: which URLs may be read.
+    directory: model directory, whose own arrays are not loaded.
+    backend: one of `runtimes.BACKENDS`.
+    access: policy on the URLs that may be read.
+
+  Raises:
+    UnknownName: unknown backend.
+    ConfigError: the backend is not installed, or the cache folder cannot be written.
+    ExportError: the model cannot be exported.
   """
-  backend = runtimes.resolve_backend(backend)  # Before a graph is exported for it.
+  backend = runtimes.resolve_backend(backend)  # Fails early, before a graph is exported.
   runtime = runtimes.open_graph(cached_graph.get_or_export(directory), backend)
-  logging.LOG.info('Computed by %s.', runtime.name)
-  model = model_dir.open_without_arrays(directory, lambda unused, images: runtime.run(images))
-  # One is computed by all cores, the next one's images are brought meanwhile.
+  logging.LOG.info('Scoring with %s.', runtime.name)
+  model = model_dir.open_without_arrays(directory, lambda _, images: runtime.run(images))
+  # All cores score one batch, while the images of the next one are collected.
   return Predictor(model, [runtime.name], [runtime.run], 2, access, {})
 
 
@@ -134,7 +148,13 @@ def _device_scorer(
 def save_results(
   results: Iterator[Result], folder: Path, pictures: bool = True
 ) -> Iterator[Result]:
-  """Save each result in threads, a few ahead; yield those that are saved, in order."""
+  """Save results to a folder in threads, and yield each when it is saved, in order.
+
+  Args:
+    results: results to save, of which a few are taken ahead.
+    folder: folder for the files.
+    pictures: whether to save pictures, too, and not only JSON.
+  """
   with futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-save') as save_pool:
     pending: collections.deque[tuple[Future[Any], Result]] = collections.deque()
     for result in results:
@@ -152,14 +172,14 @@ def _wait_until_saved(future: 'Future[Any]', result: Result) -> Result:
 
 
 class _LoadedImage(NamedTuple):
-  """An image on its way: read, or not.
+  """Image as network input, or the reason why it is unreadable.
 
   Attributes:
-    source: where it came from; what was fetched is held.
-    stem: see `Result`.
-    size: height and width of the original.
-    pixels: at network size; None where it could not be read.
-    error: why.
+    source: origin of the image, which holds its content if that was downloaded.
+    stem: start of the names of files that the result is saved as.
+    size: height and width of the original image.
+    pixels: image at network resolution; None if unreadable.
+    error: why the image is unreadable, or ''.
   """
 
   source: inputs.Source
@@ -184,7 +204,7 @@ def _score_batch(
   image_futures: Sequence['Future[_LoadedImage]'],
   batch_size: int,
 ) -> list[Result]:
-  """Score a batch on a device, when it has been read."""
+  """Wait until the images of a batch are loaded, and score them on the batch's device."""
   ops, thresholds = predictor.model.ops, predictor.model.thresholds
   pixels = np.zeros((batch_size, ops.height, ops.width, 3), np.uint8)
   loaded_images = [future.result() for future in image_futures]
@@ -196,7 +216,7 @@ def _score_batch(
   return [
     Result.unreadable(image.source, image.stem, thresholds, image.error)
     if image.pixels is None
-    # A copy, or one result that is kept would keep the maps of its batch.
+    # The map is copied, so that a result does not keep all maps of its batch in memory.
     else Result(
       image.source,
       image.stem,
@@ -235,7 +255,7 @@ def _submit_batches(
   read_pool: futures.Executor,
   score_pool: futures.Executor,
 ) -> Iterator['Future[list[Result]]']:
-  """Begin with a batch each time that one is asked for."""
+  """Start reading and scoring one batch per iteration, and yield its future."""
   used_names: dict[str, int] = {}
   for batch_index in itertools.count():
     image_futures = [
@@ -252,10 +272,10 @@ def _submit_batches(
 def _unique_stem(
   source: inputs.Source, used_names: dict[str, int], anonymous_names: dict[str, int]
 ) -> str:
-  """A name for the results of an image that no other has in their folder: x, x_2, x_3."""
+  """Return a name for an image's results that is unique in their folder: x, x_2, x_3."""
   used_names = used_names if isinstance(source.origin, Path | str) else anonymous_names
   stem = _shorten(PurePath(source.name).stem)
-  first_key = f'{source.subfolder}/{stem}'.casefold()  # Some file systems know no case.
+  first_key = f'{source.subfolder}/{stem}'.casefold()  # Some file systems ignore case.
   for number in itertools.count(used_names.get(first_key, 0) + 1):
     used_names[first_key] = number
     name = stem if number == 1 else f'{stem}_{number}'
@@ -263,19 +283,20 @@ def _unique_stem(
     if number == 1 or key not in used_names:
       used_names.setdefault(key, 1)
       return name
-  raise AssertionError  # There is always another number.
+  raise AssertionError  # Unreachable: the counter is infinite.
 
 
 def _shorten(name: str) -> str:
-  """Leave room for what follows: names of files have 255 bytes at most."""
+  """Shorten a name to 200 bytes, since file names, suffix included, have at most 255."""
   return os.fsdecode(os.fsencode(name)[:200])
 
 
 def num_concurrent_batches(devices: Sequence[Any]) -> int:
-  """How many batches are computed at once.
+  """Return how many batches to score at the same time.
 
-  On a CPU one for each core, for XLA leaves most of a second one idle (experiments/README.md); else
-  two for each device, so that one is brought there while the other is computed.
+  On a CPU it is one per core, since XLA leaves most of a second core idle for one batch
+  (experiments/README.md). Otherwise it is two per device, so that one batch is transferred while
+  the other is computed.
   """
   return (
     max(len(devices), threads.num_cores()) if devices[0].platform == 'cpu' else 2 * len(devices)

@@ -1,9 +1,9 @@
-"""The verdict on one image: a mapping that prints, draws and saves itself.
+"""Result of one image: a mapping with methods to print, draw and save it.
 
-What is large, the map and the mask at original size, is made when it is asked for: a list of a
-hundred thousand results holds their maps at network size only.
+Maps and masks at original resolution are computed when needed, so that a list of many results holds
+only their maps at network resolution.
 
-Letters: h w the original, height width the network image.
+Letters: h w the original image, height width the network image.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,17 +23,17 @@ from uadjax.numerics import regions as region_ops
 from uadjax.system import files
 from uadjax.visualization import result_image
 
-MASK_FORMATS = ('rle', 'nested', 'none')  # How JSON holds a mask.
-UNREADABLE = 'unreadable'  # Where images are counted by label, those that have none.
+MASK_FORMATS = ('rle', 'nested', 'none')  # Ways to write a mask in JSON.
+UNREADABLE = 'unreadable'  # Label of unreadable images in counts by label.
 _IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class Result(Mapping[str, Any]):
-  """The verdict on one image.
+  """Verdict on one image, with its score, anomaly map and anomalous regions.
 
-  As a mapping it has `input_path`, `score`, `label` ('OK', 'review' or 'NG'), `threshold`, `pred`,
-  `anomaly_map` and `regions`, which are attributes too; of an image that could not be read
-  `input_path` and `error`.
+  As a mapping it has the keys `input_path`, `score`, `label` ('OK', 'review' or 'NG'),
+  `image_threshold`, `pred`, `anomaly_map` and `regions`, which are attributes, too. The result of
+  an unreadable image has the keys `input_path` and `error`.
   """
 
   def __init__(
@@ -46,16 +46,16 @@ class Result(Mapping[str, Any]):
     score: float,
     anomaly_map: Float[np.ndarray, 'height width'],
   ):
-    """Hold what the network said.
+    """Create the result of a scored image.
 
     Args:
-      source: where the image came from.
-      stem: what names begin with that the result is saved under in a directory.
-      ops: bring the map back to the original size.
-      limits: thresholds.
-      size: height and width of the original.
-      score: of the image.
-      map: at network size.
+      source: origin of the image.
+      stem: start of the names of files that the result is saved as in a directory.
+      ops: preprocessing, which also restores the map to original resolution.
+      thresholds: thresholds that decide on the label and the mask.
+      size: height and width of the original image.
+      score: anomaly score of the image.
+      anomaly_map: anomaly map at network resolution.
     """
     self.input_path = source.name
     self.score = score
@@ -69,9 +69,15 @@ class Result(Mapping[str, Any]):
   def unreadable(
     cls, source: inputs.Source, stem: str, thresholds: calibration.Thresholds, error: str
   ) -> 'Result':
-    """The result of an image that could not be read, and why.
+    """Create the result of an unreadable image.
 
-    Its score is NaN, its label empty, its map and mask have no pixels.
+    Its score is NaN, its label is empty, and its map and mask have no pixels.
+
+    Args:
+      source: origin of the image.
+      stem: start of the names of files that the result is saved as in a directory.
+      thresholds: thresholds of the model.
+      error: why the image is unreadable.
     """
     empty_map = np.zeros((0, 0), np.float32)
     result = cls(source, stem, transforms.Ops(()), thresholds, (0, 0), math.nan, empty_map)
@@ -81,43 +87,43 @@ class Result(Mapping[str, Any]):
 
   @property
   def image_threshold(self) -> float:
-    """An image whose score exceeds it is NG."""
+    """Score above which an image is NG."""
     return self.thresholds.image_threshold
 
   @functools.cached_property
   def restored(self) -> transforms.RestoredMap:
-    """The map at original size, and which pixels the network saw."""
+    """Anomaly map at original resolution, and the mask of the pixels that the network saw."""
     return self._ops.restore(self._network_map, *self.size)
 
   @property
   def anomaly_map(self) -> Float[np.ndarray, 'h w']:
-    """Raw map values at original size; the map's minimum where the network saw nothing."""
+    """Raw map values at original resolution; the map's minimum outside a crop."""
     return self.restored.anomaly_map
 
   @property
   def visible(self) -> Bool[np.ndarray, 'h w']:
-    """The pixels that the network saw: all but those outside a crop."""
+    """Mask of the pixels that the network saw, which are all but those outside a crop."""
     return self.restored.visible
 
   @functools.cached_property
   def predicted_mask(self) -> Bool[np.ndarray, 'h w']:
-    """The pixels that exceed the pixel threshold."""
+    """Mask of the pixels whose map value exceeds the pixel threshold."""
     return self.visible & (self.anomaly_map > self.thresholds.pixel_threshold)
 
   @property
   def pred(self) -> UInt8[np.ndarray, 'h w']:
-    """The mask: 255 where marked, else 0."""
+    """Predicted mask: 255 for anomalous pixels, else 0."""
     return self.predicted_mask * np.uint8(255)
 
   @functools.cached_property
   def regions(self) -> list[region_ops.Region]:
-    """What is marked, by its peak from the largest on."""
+    """Connected regions of the predicted mask, the highest peak first."""
     regions = region_ops.find_regions(self.predicted_mask, self.anomaly_map)
     return sorted(regions, key=lambda region: (-region.peak, region.box))
 
   @property
   def peak_position(self) -> tuple[int, int]:
-    """Where the map is largest, x and y, counted from 0."""
+    """Pixel x, y of the largest map value, counted from 0."""
     y, x = divmod(int(self.anomaly_map.argmax()), self.size[1])
     return x, y
 
@@ -132,7 +138,7 @@ class Result(Mapping[str, Any]):
   def __len__(self) -> int:
     return len(self._keys())
 
-  # Of a mapping they would compare all pixels.
+  # Mapping's own methods would compare all pixels.
   __eq__ = object.__eq__
   __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
@@ -145,7 +151,7 @@ class Result(Mapping[str, Any]):
     return 'input_path', 'score', 'label', 'image_threshold', 'pred', 'anomaly_map', 'regions'
 
   def summary(self) -> dict[str, Any]:
-    """The verdict without its pixels, as JSON can hold it."""
+    """Return the verdict without map and mask, as JSON-compatible values."""
     if self.error:
       return {'input_path': self.input_path, 'error': self.error}
     return {
@@ -164,14 +170,17 @@ class Result(Mapping[str, Any]):
     return self.summary() if self.error else {**self.summary(), 'pred': '...'}
 
   def to_json(self, masks: str = 'rle') -> dict[str, Any]:
-    """The verdict as JSON can hold it.
+    """Return the verdict as JSON-compatible values.
 
     Args:
-      masks: `pred` as 'rle', run lengths as COCO has them (down the columns, beginning with zeros);
-        'nested', rows of 0 and 255; or 'none'.
+      masks: format of `pred`: 'rle' for run lengths as in COCO (down the columns, beginning with
+        zeros), 'nested' for rows of 0 and 255, 'none' to omit it.
+
+    Raises:
+      ConfigError: unknown format.
     """
     if masks not in MASK_FORMATS:
-      raise ConfigError(f'masks={masks!r} is no way to write a mask; choose from {MASK_FORMATS}.')
+      raise ConfigError(f'Unknown mask format masks={masks!r}; choose from {MASK_FORMATS}.')
     fields = self.summary()
     if masks != 'none' and not self.error:
       fields['pred'] = (
@@ -181,12 +190,12 @@ class Result(Mapping[str, Any]):
 
   @property
   def json(self) -> dict[str, Any]:
-    """The verdict as JSON can hold it, the mask as run lengths; what `save_to_json` writes."""
+    """Verdict as JSON-compatible values, the mask as run lengths, as `save_to_json` writes it."""
     return self.to_json()
 
   @property
   def img(self) -> dict[str, Image.Image]:
-    """The picture, under 'res'; none of an image that could not be read."""
+    """Picture of the result under the key 'res'; empty for an unreadable image."""
     return {} if self.error else {'res': self.picture()}
 
   def print(
@@ -196,13 +205,13 @@ class Result(Mapping[str, Any]):
     ensure_ascii: bool = False,
     format_json: bool | None = None,
   ) -> None:
-    """Print the verdict, its mask as '...'.
+    """Print the verdict without map and mask.
 
     Args:
-      json_format: as indented JSON rather than in one line.
-      indent: spaces.
-      ensure_ascii: escape all other letters.
-      format_json: another name of `json_format`; the original systems use both.
+      json_format: whether to print indented JSON rather than one line.
+      indent: number of spaces per level of JSON.
+      ensure_ascii: whether to escape characters that are not ASCII.
+      format_json: alias of `json_format`, since PaddleX uses both.
     """
     if json_format if format_json is None else format_json:
       print(files.to_json(self._printed_fields(), indent, ensure_ascii))
@@ -211,7 +220,7 @@ class Result(Mapping[str, Any]):
 
   @property
   def headline(self) -> str:
-    """The verdict in one line, for people."""
+    """One-line verdict for display, with score and thresholds."""
     threshold_text = f'NG above {self.image_threshold:.3g}'
     if self.thresholds.review_threshold < self.image_threshold:
       threshold_text += f', review above {self.thresholds.review_threshold:.3g}'
@@ -219,10 +228,10 @@ class Result(Mapping[str, Any]):
     return f'{name}   {self.label}   score {self.score:.3g}   ({threshold_text})'
 
   def picture(self) -> Image.Image:
-    """Draw the original beside its overlay, at original resolution.
+    """Draw the image next to its heatmap overlay, at original resolution.
 
     Raises:
-      DataError: the image could not be read, or cannot any more.
+      DataError: the image was unreadable, or can no longer be read.
     """
     if self.error:
       raise DataError(self.error)
@@ -234,19 +243,21 @@ class Result(Mapping[str, Any]):
       self.thresholds.review_threshold,
       self.thresholds.pixel_threshold,
     )
-    visible_map = np.where(
-      self.visible, self.anomaly_map, np.float32('nan')
-    )  # Dimmed where not seen.
+    visible_map = np.where(self.visible, self.anomaly_map, np.float32('nan'))  # NaN is dimmed.
     return result_image.draw_result(
       inputs.read(self._source), visible_map, self.predicted_mask, self.peak_position, verdict
     )
 
   def save_to_img(self, save_path: str | Path) -> Path | None:
-    """Save the picture; an image that could not be read has none.
+    """Save the picture and return its path; an unreadable image has none.
 
     Args:
-      save_path: an image file, or a directory for `<stem>_res<suffix>` to be saved in, in the same
-        folder below it as the image has below the directory that it was found in.
+      save_path: image file, or directory in which `<stem>_res<suffix>` is saved, in the subfolder
+        that the image has in the directory that was predicted.
+
+    Raises:
+      ConfigError: the suffix of `save_path` is not that of an image format.
+      DataError: the image can no longer be read.
     """
     if self.error:
       return None
@@ -254,8 +265,8 @@ class Result(Mapping[str, Any]):
     path = self._output_path(save_path, suffix if suffix in _IMAGE_SUFFIXES else '.png')
     if path.suffix.lower() not in _IMAGE_SUFFIXES:
       raise ConfigError(
-        f'A picture cannot be saved as {str(path)!r}; choose a suffix from {_IMAGE_SUFFIXES}, or a '
-        'directory (with a / at its end if it is not there yet).'
+        f'Cannot save a picture as {str(path)!r}; choose a suffix from {_IMAGE_SUFFIXES}, or a '
+        'directory (with a trailing / if it does not exist yet).'
       )
     with files.atomic_write(path) as file:
       self.picture().save(file, Image.registered_extensions()[path.suffix.lower()], **_SAVE_OPTIONS)
@@ -268,14 +279,21 @@ class Result(Mapping[str, Any]):
     ensure_ascii: bool = False,
     masks: str = 'rle',
   ) -> Path:
-    """Save the verdict as JSON; the arguments are those of `save_to_img`, `print` and `to_json`."""
+    """Save the verdict as JSON and return its path.
+
+    Args:
+      save_path: JSON file, or directory in which `<stem>_res.json` is saved.
+      indent: number of spaces per level.
+      ensure_ascii: whether to escape characters that are not ASCII.
+      masks: format of the mask: 'rle', 'nested' or 'none'.
+    """
     path, fields = self._output_path(save_path, '.json'), self.to_json(masks)
     files.write_text(path, files.to_json(fields, indent, ensure_ascii) + '\n')
     return path
 
   def save_all(self, save_path: str | Path) -> list[Path]:
-    """Save the picture and the JSON file in a directory."""
-    folder = f'{save_path}/'  # Also where it is not there yet and has a suffix.
+    """Save the picture and the JSON file in a directory, and return their paths."""
+    folder = f'{save_path}/'  # With the slash, a missing folder whose name has a suffix works, too.
     saved_paths = self.save_to_img(folder), self.save_to_json(folder)
     return [path for path in saved_paths if path]
 
@@ -286,12 +304,12 @@ class Result(Mapping[str, Any]):
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
-  # The last of the class: annotations below it would take it for the type.
+  # Must be last in the class: in annotations below it, `str` would mean this property.
   @property
   def str(self) -> str:
-    """The verdict in one line, as `print` has it."""
+    """Verdict in one line, as `print` writes it."""
     return repr(self._printed_fields())
 
 
-# Of PNG four times as fast as the default, and a fifth larger; of JPEG and WebP.
+# Level 1 writes PNG four times as fast as the default, 20 % larger. JPEG and WebP have a quality.
 _SAVE_OPTIONS = {'compress_level': 1, 'quality': 95}

@@ -1,9 +1,9 @@
-"""Verdicts on many images as one table in a folder, a part for each of several processes.
+"""Table of verdicts on many images, sharded over independent processes.
 
-The processes need not know of each other: all list the same images, a hash of the path tells whose
-each is, and none waits for another or is lost with it. Images that any part tells of are passed
-over, so that a run that was cut off goes on where it was, and nothing is scored twice, on fewer or
-more processes, too.
+The processes do not communicate. All list the same images, and a hash of the path decides which
+process scores an image, so that none waits for another or fails with it. Images that any shard
+contains are skipped. So an interrupted run resumes, and no image is scored twice, even on fewer or
+more processes.
 """
 
 import collections
@@ -26,12 +26,12 @@ _INFO_FILE = '_table.json'
 
 
 class Table(NamedTuple):
-  """What a table is to be.
+  """Location and format of a table.
 
   Attributes:
-    folder: of its parts.
+    folder: folder of the shards.
     format: one of `table_shards.FORMATS`.
-    part: which of them is this process's, and of how many.
+    shard: index of this process's shard, and number of shards.
   """
 
   folder: Path
@@ -40,11 +40,11 @@ class Table(NamedTuple):
 
 
 class TableSummary(NamedTuple):
-  """What came of a part.
+  """Number of images by label in a process's shard, UNREADABLE included.
 
   Attributes:
-    counts: images by label, those that could not be read among them, of this time.
-    before: the same of those given that were in the table before.
+    counts: images scored in this run.
+    previous_counts: images that earlier runs had scored.
   """
 
   counts: collections.Counter[str]
@@ -52,7 +52,7 @@ class TableSummary(NamedTuple):
 
   @property
   def num_unreadable(self) -> int:
-    """How many images could not be read, now or before."""
+    """Number of unreadable images, in this run and earlier ones."""
     return self.counts[UNREADABLE] + self.previous_counts[UNREADABLE]
 
   def __str__(self) -> str:
@@ -62,7 +62,7 @@ class TableSummary(NamedTuple):
       else 'none'
       for counts in self
     )
-    return f'judged {current_text}, before {previous_text}'
+    return f'scored {current_text}, previously scored {previous_text}'
 
 
 def score_images(
@@ -73,26 +73,25 @@ def score_images(
   progress: Progress,
   strict: bool = False,
 ) -> TableSummary:
-  """Judge this process's share of the images that are not in the table yet.
+  """Score the images of this process's shard that are not in the table yet.
 
   Args:
-    one: the model.
-    given: as `Predictor.predict` takes it; listed twice, so no generator.
-    table: where rows go: path, score, label, height, width, marked_pixels, regions and error.
-    batch_size: images at once.
-    track: shows progress.
-    strict: stop at the first image that cannot be read.
+    model: predictor.
+    input: images in any form that `Predictor.predict` takes, except a generator, since they are
+      listed twice.
+    table: table for the rows of path, score, label, height, width, marked_pixels, regions, error.
+    batch_size: images per call of the detector.
+    progress: function that wraps the results to show progress.
+    strict: whether to raise an error at the first unreadable image.
 
   Raises:
-    ConfigError: the table is of another model, or another process is at this part.
-    UnknownName: no such format.
-    DataError: as `Predictor.predict`.
+    ConfigError: the table belongs to another model, or another process is writing this shard.
+    UnknownName: unknown table format.
+    DataError: there are no images, a shard is damaged, or with `strict` an image is unreadable.
   """
   if table.format not in table_shards.FORMATS:
-    raise UnknownName(
-      f'Unknown format of a table {table.format!r}; choose from {table_shards.FORMATS}.'
-    )
-  sources = inputs.expand(input, table.folder)  # Raises where there is nothing to read at all.
+    raise UnknownName(f'Unknown table format {table.format!r}; choose from {table_shards.FORMATS}.')
+  sources = inputs.expand(input, table.folder)  # Raises an error if there is nothing to read.
   shard_hashes = {
     path_hash for image in sources if _belongs_to(path_hash := _path_hash(image.name), table.shard)
   }
@@ -109,14 +108,14 @@ def score_images(
         num_unrelated += 1
     if num_unrelated and shard_hashes and not previous_counts:
       logging.LOG.warning(
-        '%s tells of %d images, and of none of these: the same ones must be spelled as before.',
+        'None of these images are in %s (%d others are). Are paths spelled as in earlier runs?',
         table.folder, num_unrelated,
       )  # fmt: skip
     total = len(pending_hashes)
     pending_images = _pending(inputs.expand(input, table.folder), pending_hashes)
-    # Closed, so that nothing is being read any more when a part is finished, or left.
+    # Closing stops the reading threads before the shard is finished, or abandoned after an error.
     with contextlib.closing(model.predict_sources(pending_images, batch_size, strict)) as results:
-      for result in progress(results, total, 'Judging'):
+      for result in progress(results, total, 'Scoring'):
         counts[result.label or UNREADABLE] += 1
         shard_file.write(files.to_json(_table_row(result), None).encode() + b'\n')
         shard_file.flush()
@@ -127,7 +126,7 @@ def score_images(
 def _pending(
   images: Iterator[inputs.Source], pending_hashes: set[bytes]
 ) -> Iterator[inputs.Source]:
-  """The images that are left, each once."""
+  """Yield the images that have not been scored, each once."""
   for image in images:
     if (path_hash := _path_hash(image.name)) in pending_hashes:
       pending_hashes.remove(path_hash)
@@ -135,18 +134,18 @@ def _pending(
 
 
 def _path_hash(path: str) -> bytes:
-  """What a path is remembered by: of millions of them the paths would fill the memory."""
+  """Return a short hash of a path, since millions of paths would fill the memory."""
   return hashlib.blake2b(path.encode('utf-8', 'backslashreplace'), digest_size=12).digest()
 
 
 def _belongs_to(path_hash: bytes, shard: tuple[int, int]) -> bool:
-  """Whether it is this part's, however many images there are beside it."""
+  """Return whether a path belongs to a shard, independently of all other images."""
   index, count = shard
   return int.from_bytes(path_hash) % count == index
 
 
 def _table_row(result: Result) -> dict[str, Any]:
-  """A verdict as a row; thresholds are those of the whole table."""
+  """Return a result as a row, without the thresholds, which are the same for the whole table."""
   if result.error:
     return {**dict.fromkeys(table_shards.COLUMNS), 'path': result.input_path, 'error': result.error}
   row = result.summary()
@@ -156,12 +155,17 @@ def _table_row(result: Result) -> dict[str, Any]:
 
 
 def _prepare_table(table: Table, model: predictor.Predictor) -> None:
-  """Tell what the table is of, or refuse to mix it with another's."""
+  """Record the model and the thresholds of a table, or check that they match.
+
+  Raises:
+    ConfigError: the folder cannot be created, or holds a table of another model, other thresholds
+      or another format.
+  """
   try:
     table.folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(
-      f'{table.folder} cannot be a folder for a table ({error.strerror}); name another.'
+      f'{table.folder} cannot be a folder for a table ({error.strerror}); choose another.'
     ) from None
   loaded_model, path = model.model, table.folder / _INFO_FILE
   info = {
@@ -177,15 +181,16 @@ def _prepare_table(table: Table, model: predictor.Predictor) -> None:
   except FileNotFoundError:
     if table_shards.has_shards(table.folder):
       raise ConfigError(
-        f'{table.folder} holds parts of a table, but not what they are of ({_INFO_FILE}); name another.'
+        f'{table.folder} holds shards of a table, but not {_INFO_FILE}, which names their model; '
+        'choose another folder.'
       ) from None
     files.write_json(path, info)
     return
   except ValueError as error:
-    raise ConfigError(f'{path} is damaged ({error}); name another folder.') from None
+    raise ConfigError(f'{path} is damaged ({error}); choose another folder.') from None
   for key, value in info.items():
     if existing_info.get(key) != value:
       raise ConfigError(
-        f'{table.folder} holds a table whose {key} is {existing_info.get(key)!r}, not {value!r}; name '
-        'another folder.'
+        f'{table.folder} holds a table whose {key} is {existing_info.get(key)!r}, not {value!r}; '
+        'choose another folder.'
       )

@@ -1,7 +1,7 @@
-"""The parts of a table on disk: each grows as JSON lines, and becomes whole in the end.
+"""Shards of a table on disk: written as JSON lines, and converted when they are finished.
 
-A name that begins with _ is passed over by what reads whole folders, such as pandas and Arrow: so
-growing parts are called, until they are whole, as Parquet or as JSON lines.
+Names of unfinished shards begin with _, because readers of whole folders, such as pandas and Arrow,
+skip such files. Finished shards are Parquet or JSON lines.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,34 +17,34 @@ from uadjax.errors import ConfigError, DataError, Setting
 from uadjax.system import files
 
 FORMATS = ('parquet', 'jsonl')
-# Of an image that could not be read all are null but the path and why.
+# For an unreadable image, all columns but `path` and `error` are null.
 COLUMNS = 'path', 'score', 'label', 'height', 'width', 'marked_pixels', 'regions', 'error'
 _UNFINISHED_PREFIX = '_'
 _SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
-_ROWS_PER_BATCH = 10_000  # Rows that are held in memory.
+_ROWS_PER_BATCH = 10_000  # Number of rows in memory at a time.
 
 
 def has_shards(folder: Path) -> bool:
-  """Whether there is some part."""
+  """Return whether a folder has any shards, finished or not."""
   return any(_SHARD_NAME.match(path.name) for path in folder.iterdir())
 
 
 @contextlib.contextmanager
 def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
-  """Open this process's part where it ends, without a line that was cut off; and no other's.
+  """Open and lock an unfinished shard for appending, after removing an incomplete last line.
 
   Raises:
-    ConfigError: another process is at this part.
+    ConfigError: another process is writing this shard.
   """
   index, count = shard
   path = folder / f'{_UNFINISHED_PREFIX}part-{index:05d}-of-{count:05d}.jsonl'
   with path.open('a+b') as file:
     if not _try_lock(file):
       raise ConfigError(
-        f'Another process is at part {index}/{count} of {folder}.',
+        f'Another process is writing shard {index}/{count} of {folder}.',
         key='predict.shard',
         value=f'{index}/{count}',
-        hint=('Give each its own ', Setting('predict.shard'), '.'),
+        hint=('Give each process its own ', Setting('predict.shard'), '.'),
       )
     _drop_partial_line(file)
     try:
@@ -56,9 +56,9 @@ def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
 
 
 def _try_lock(file: BinaryIO) -> bool:
-  """Whether no other process has it open; it is ours then, until it is closed."""
+  """Lock a file until it is closed; return False if another process has locked or renamed it."""
   try:
-    # Not one that was finished while we opened it, and has another name now, or none.
+    # Another process may just have finished the shard, and renamed or removed its file.
     is_same_file = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
   except FileNotFoundError:
     return False
@@ -66,7 +66,7 @@ def _try_lock(file: BinaryIO) -> bool:
 
 
 def _drop_partial_line(file: BinaryIO) -> None:
-  """Cut off a last line that has no end."""
+  """Truncate a file after its last complete line."""
   file.seek(0)
   end = 0
   for line in file:
@@ -76,7 +76,14 @@ def _drop_partial_line(file: BinaryIO) -> None:
 
 
 def take_over(folder: Path, file_format: str, shard: tuple[int, int]) -> None:
-  """Finish what processes left that there are no more: parts of another number of them."""
+  """Finish shards that runs with another number of processes left unfinished.
+
+  Args:
+    folder: folder of the table.
+    file_format: one of FORMATS.
+    shard: index of this process's shard, and number of shards. A process takes over the shards
+      whose index modulo that number is its own.
+  """
   index, count = shard
   for path in sorted(folder.glob(f'{_UNFINISHED_PREFIX}part-*')):
     match = _SHARD_NAME.match(path.name)
@@ -88,7 +95,7 @@ def take_over(folder: Path, file_format: str, shard: tuple[int, int]) -> None:
 
 
 def finish_shard(unfinished_path: Path, file_format: str) -> None:
-  """Make a part whole, under the first name that is free; an empty one vanishes."""
+  """Convert an unfinished shard under the first free name; remove it if it is empty."""
   if not unfinished_path.stat().st_size:
     unfinished_path.unlink()
     return
@@ -110,7 +117,7 @@ def finish_shard(unfinished_path: Path, file_format: str) -> None:
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
   with path.open('rb') as file:
     for line in file:
-      if line.endswith(b'\n'):  # Another process may be writing the last one.
+      if line.endswith(b'\n'):  # Another process may be writing the last line.
         yield json.loads(line)
 
 
@@ -139,9 +146,13 @@ def _schema(pyarrow: Any) -> Any:
 
 
 def scored_paths(folder: Path) -> Iterator[tuple[str, str | None]]:
-  """The images that any part tells of, and their labels; None where they could not be read."""
+  """Yield path and label of each image in any shard; the label of an unreadable image is None.
+
+  Raises:
+    DataError: a shard is damaged.
+  """
   read_files: set[Path] = set()
-  # A part that becomes whole meanwhile vanishes, and is found under its other name.
+  # A shard that is finished during this loop is renamed, and found under its new name.
   while unread_files := sorted(set(folder.glob('*part-*')) - read_files):
     for path in unread_files:
       read_files.add(path)
@@ -162,5 +173,5 @@ def _scored_paths_in(shard_file: Path) -> Iterator[tuple[str, str | None]]:
       yield from ((row['path'], row['label']) for row in _read_rows(shard_file))
   except (ValueError, KeyError, TypeError) as error:
     raise DataError(
-      f'{shard_file} is no part of a table: {error}. Remove it, or mend it.'
+      f'{shard_file} is not a valid shard of a table: {error}. Repair or remove it.'
     ) from None

@@ -1,5 +1,5 @@
-"""Drawing: heatmaps, images with their verdict, figures and histograms.
+"""Drawing: heatmaps, result pictures with their verdict, figures and score histograms.
 
-Everything here turns arrays and numbers into pictures; it knows no model and no settings.
-matplotlib draws here, in the figures of `evaluation`, and in the report of `data.checks`.
+The functions convert arrays and numbers to pictures, independently of models and settings.
+matplotlib is used here, in the figures of `evaluation`, and in the report of `data.checks`.
 """

@@ -1,8 +1,8 @@
-"""Pages to draw on: boxes with titles, words that cover nothing, files that come out the same.
+"""Matplotlib figures: titled axes, labels that do not cover lines, reproducible files.
 
-No pyplot: figures are plain objects, so that threads do not share them.
+pyplot is not used, so that threads share no figures.
 
-Letters: p points of a drawing, in pixels of the page; c places for words.
+Letters: p points of a drawing, in pixels of the figure; c candidate positions of a label.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ Axes = mpl_axes.Axes
 Figure = mpl_figure.Figure
 
 TEXT_COLOR, MUTED_COLOR = '#222222', '#6E6E6E'
-DPI = 128  # A page of ten inches is 1280 pixels wide.
+DPI = 128  # A figure of ten inches is 1280 pixels wide.
 
-# Whatever the user's matplotlibrc says.
+# All settings that matter start from matplotlib's defaults, not from the user's matplotlibrc.
 _RC_GROUPS = ('axes', 'figure', 'font', 'grid', 'lines', 'patch', 'path', 'savefig', 'svg', 'text')
 _RC_PARAMS: dict[Any, Any] = {
   **{
@@ -43,7 +43,7 @@ _RC_PARAMS: dict[Any, Any] = {
   'font.size': 9.5,
   'svg.hashsalt': 'uadjax',
   'text.color': TEXT_COLOR,
-  'text.parse_math': False,  # A dollar in the name of a defect is a dollar.
+  'text.parse_math': False,  # Names of defects may contain dollar signs.
   'xtick.color': TEXT_COLOR,
   'ytick.color': TEXT_COLOR,
 }
@@ -51,11 +51,11 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
   'png': {'metadata': {'Software': None}, 'pil_kwargs': {'compress_level': 3}},
   'svg': {'metadata': {'Date': None, 'Creator': None}},
 }
-_LOCK = threading.Lock()  # matplotlib's settings belong to the process.
+_LOCK = threading.Lock()  # matplotlib's settings are global to the process.
 
 
 class Box(NamedTuple):
-  """A part of a page, in inches from its lower left corner."""
+  """Rectangle on a figure, in inches from its lower left corner."""
 
   left: float
   bottom: float
@@ -64,7 +64,7 @@ class Box(NamedTuple):
 
 
 class TextLine(NamedTuple):
-  """A line of text."""
+  """Line of text with its style."""
 
   text: str
   color: str = TEXT_COLOR
@@ -72,12 +72,12 @@ class TextLine(NamedTuple):
 
 
 class Label(NamedTuple):
-  """What is written beside a point.
+  """Text label of a point.
 
   Attributes:
-    words: lines, from the top.
-    near: the point, in the units of the data.
-    leader: color of a thin line from the text to the point; none where empty.
+    lines: lines of text, from the top.
+    point: labeled point, in data coordinates.
+    leader_color: color of a thin line from the text to the point; '' for no line.
   """
 
   lines: Sequence[TextLine]
@@ -87,19 +87,22 @@ class Label(NamedTuple):
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-  """Draw and write in one style, whatever the user's own; one thread at a time."""
+  """Apply uadjax's style instead of the user's, in one thread at a time."""
   families, _ = _load_fonts()
   with _LOCK, matplotlib.rc_context({**_RC_PARAMS, 'font.family': families}):
     yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-  """Take an empty page, so many inches wide and high."""
+  """Return an empty figure of the given width and height, in inches."""
   return Figure(figsize=(width, height), dpi=DPI, facecolor='white')
 
 
 def write(path: Path, figure: Figure) -> None:
-  """Write a page as PNG and SVG without date, version or random name: same page, same bytes."""
+  """Write a figure as PNG and SVG; equal figures give equal bytes.
+
+  Dates, versions and random identifiers are omitted.
+  """
   for suffix, options in _SAVE_OPTIONS.items():
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, **options)
@@ -115,7 +118,7 @@ def add_titled_axes(
   top: float = 0.55,
   bottom: float = 0.65,
 ) -> Axes:
-  """Make room for axes in a box, margins in inches, under a title."""
+  """Add axes to a box of a figure, under a title; margins are in inches."""
   width, height = figure.get_size_inches()
   title_y = (box.bottom + box.height - 0.35) / height
   figure.text((box.left + 0.2) / width, title_y, title, weight='bold', size=11)
@@ -129,7 +132,7 @@ def add_titled_axes(
 
 
 def max_text_width(figure: Figure, lines: Sequence[str], size: float) -> float:
-  """Width in inches of the widest of lines of text."""
+  """Return the width in inches of the widest line of text."""
   renderer = backend_agg.FigureCanvasAgg(figure).get_renderer()
   texts = [figure.text(0, 0, line, size=size) for line in lines]
   width_in_pixels = max(text.get_window_extent(renderer).width for text in texts)
@@ -139,7 +142,7 @@ def max_text_width(figure: Figure, lines: Sequence[str], size: float) -> float:
 
 
 def show_message(axes: Axes, text: str) -> None:
-  """Say why there is nothing to see."""
+  """Replace axes by a message, for example why there is nothing to plot."""
   axes.set_axis_off()
   wrapped_text = textwrap.fill(text, 40)
   transform = axes.transAxes
@@ -158,7 +161,7 @@ def show_message(axes: Axes, text: str) -> None:
 def sample_line(
   axes: Axes, x: Float[np.ndarray, ' _'], y: Float[np.ndarray, ' _']
 ) -> Float[np.ndarray, 'p 2']:
-  """Points of a line as it will be drawn, two pixels apart."""
+  """Return points two pixels apart on a line as it will be drawn."""
   vertices = axes.transData.transform(np.stack([x, y], axis=1))
   cumulative_length = np.cumsum(np.hypot(*np.diff(vertices, axis=0, prepend=vertices[:1]).T))
   positions = np.arange(0, cumulative_length[-1], 2)
@@ -168,15 +171,17 @@ def sample_line(
 def place_labels(
   axes: Axes, labels: Sequence[Label], occupied_points: Float[np.ndarray, 'p 2']
 ) -> Float[np.ndarray, '_ 2']:
-  """Write labels where they cover nothing drawn, close to what they tell of.
+  """Draw labels close to their points, where they cover nothing drawn.
 
   Args:
-    axes: they stay inside.
-    wanted: a few: all orders are tried, since the first may take the only good place of the next.
-    drawn: points that they must not cover, as `trail` and this function return them.
+    axes: axes that the labels stay inside.
+    labels: a few labels. All orders are tried, since the first label may take the only good
+      position of the next.
+    occupied_points: points that labels must not cover, as returned by `sample_line` and by this
+      function.
 
   Returns:
-    the points that are covered now, those of `drawn` among them.
+    The occupied points, those of the labels and their leaders included.
   """
   texts = [_create_texts(axes, label) for label in labels]
   renderer = backend_agg.FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
@@ -193,7 +198,7 @@ def place_labels(
     for i in order:
       size = np.array([extents[i][:, 0].max(), heights[i] * len(texts[i])])
       start = axes.transData.transform(labels[i].point)
-      # Room around the other points, so that their leaders have a way out.
+      # Space around the other points stays free for their leaders.
       other_points = [
         axes.transData.transform(other_label.point) + neighborhood
         for other_label in labels
@@ -218,9 +223,9 @@ def place_labels(
 
 
 def _create_texts(axes: Axes, label: Label) -> list[Any]:
-  """Make the lines of a label, to be put somewhere."""
+  """Create the text objects of a label, to be positioned later."""
   background: Any = None
-  if label.leader_color:  # Over other leaders, and whatever else there was no way around.
+  if label.leader_color:  # The label may cover other leaders, or lines that fill the axes.
     background = {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8, 'pad': 1}
   return [
     axes.text(0, 0, line.text, color=line.color, weight=line.weight, size=9, bbox=background)
@@ -236,7 +241,7 @@ def _position_label(
   width: float,
   label: Label,
 ) -> None:
-  """Put lines of a height above a corner, and draw their leader."""
+  """Position the lines of a label above its lower left corner, and draw its leader."""
   to_axes_coordinates = axes.transAxes.inverted()
   size = np.array([width, line_height * len(texts)])
   for index, text in enumerate(texts):
@@ -252,7 +257,7 @@ def _position_label(
 def _leader_points(
   start: Float[np.ndarray, ' 2'], end: Float[np.ndarray, ' 2']
 ) -> Float[np.ndarray, '_ 2']:
-  """Points of a line that ends before the first letter; none if it is too short to be drawn."""
+  """Return points of a leader, which ends before the text; none if it is too short to draw."""
   distance = float(np.hypot(*(end - start)))
   if distance < 0.15 * DPI:
     return np.zeros((0, 2))
@@ -267,10 +272,20 @@ def _find_free_corner(
   occupied_points: Float[np.ndarray, 'p 2'],
   has_leader: bool,
 ) -> tuple[Float[np.ndarray, ' 2'], float]:
-  """Find the lower left corner of a box of a size: it covers least, is near, its leader is free.
+  """Find the best lower left corner for a label.
+
+  The label must cover as few occupied points as possible. Among such corners, a near one whose
+  leader crosses little is chosen.
+
+  Args:
+    axes: axes that the label stays inside.
+    size: width and height of the label, in pixels.
+    start: labeled point, in pixels.
+    occupied_points: points to avoid.
+    has_leader: whether a leader is drawn.
 
   Returns:
-    the corner, and what is bad about it.
+    The corner and its cost.
   """
   cell_size, gap = 4, 0.1 * DPI
   lower_left, upper_right = np.array(axes.bbox.min), np.array(axes.bbox.max)
@@ -286,10 +301,10 @@ def _find_free_corner(
   corners = corners[is_least_covered]
   costs = np.hypot(*(np.clip(start, corners, corners + size) - start).T)
   if has_leader:
-    nearest = np.argsort(costs, kind='stable')[::4]  # Every fourth will do, and is faster.
+    nearest = np.argsort(costs, kind='stable')[::4]  # Every fourth candidate suffices.
     corners = corners[nearest]
     ends = np.clip(start, corners, corners + size)
-    # Cells around a cell that are taken: words take whole blocks, a line but a row.
+    # The number of occupied cells around a cell distinguishes text, which fills blocks, from lines.
     neighbor_counts = _box_sums(np.pad((occupancy > 0).astype(np.float64), 1), 3, 3)
     weights = 5.0 * (neighbor_counts > 0) + 200.0 * (neighbor_counts >= 6)
     costs = costs[nearest] + _crossing_costs(start, ends, weights, lower_left, cell_size)
@@ -298,7 +313,7 @@ def _find_free_corner(
 
 
 def _box_sums(occupancy: Float[np.ndarray, '_ _'], w: int, h: int) -> Float[np.ndarray, '_ _']:
-  """Sums over all boxes of one size at once (Crow 1984)."""
+  """Return the sums over all boxes of w x h cells, by an integral image (Crow 1984)."""
   integral_image = np.pad(occupancy.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
   return (
     integral_image[w:, h:]
@@ -315,7 +330,7 @@ def _crossing_costs(
   lower_left: Float[np.ndarray, ' 2'],
   cell_size: int,
 ) -> Float[np.ndarray, ' c']:
-  """Weight of the pixels that each line from one start crosses; none where it starts."""
+  """Return the weight of the cells that each line from `start` crosses, away from its start."""
   fractions = np.linspace(0, 1, 48)
   points = start + fractions[:, None] * (ends - start)[:, None]
   i, j = np.moveaxis(((points - lower_left) // cell_size).astype(int), -1, 0)
@@ -325,20 +340,20 @@ def _crossing_costs(
 
 
 def shorten_middle(name: str, max_letters: int) -> str:
-  """Leave out the middle of a long name: types often differ at the end."""
+  """Shorten a long name in the middle, because names of defects often differ at the end."""
   half = (max_letters - 1) // 2
   return name if len(name) <= max_letters else f'{name[:half]}…{name[-half:]}'
 
 
 def replace_missing_glyphs(text: str) -> str:
-  """Put a box for what no font has; matplotlib would warn of each."""
+  """Replace characters that no font has by a box; matplotlib would warn about each."""
   _, supported_characters = _load_fonts()
   return ''.join(letter if ord(letter) in supported_characters else '□' for letter in text)
 
 
 @functools.cache
 def _load_fonts() -> tuple[list[str], frozenset[int]]:
-  """Families to write with, and the characters that they have."""
+  """Return the font families to use, and the code points that they support."""
   installed_fonts = set(font_manager.get_font_names())
   families = ['DejaVu Sans', *(name for name in pil_drawing.CJK_FONTS if name in installed_fonts)]
   fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families]

@@ -1,4 +1,4 @@
-"""Smooth lines and clear letters on pictures, in whatever script the letters are."""
+"""Antialiased lines and text in any script, drawn with Pillow."""
 
 from collections.abc import Sequence
 import functools
@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
-Number = float | int  # Whoever checks types at run time takes no int for a float.
+Number = float | int  # Type checkers at run time do not accept an int as a float.
 Point = tuple[Number, Number]
 
-_SUPERSAMPLING = 4  # Lines are drawn so many times as large, and made small again.
+_SUPERSAMPLING = 4  # Lines are drawn enlarged by this factor, and then reduced.
 
-# Chinese, Japanese and Korean, as systems bring them along.
+# Fonts for Chinese, Japanese and Korean that operating systems include.
 CJK_FONTS = (
   'Noto Sans CJK SC',
   'Noto Sans CJK JP',
@@ -36,14 +36,14 @@ def draw_lines(
   color: Color,
   fill: bool = False,
 ) -> None:
-  """Draw lines with round ends and smooth edges; what is outside the canvas is left out.
+  """Draw lines with round ends and smooth edges, clipped at the canvas.
 
   Args:
-    canvas: is drawn on.
-    through: the points of each line; (0, 0) is the corner of the first pixel, not its center.
-    width: of the lines, in pixels.
-    color: of the lines.
-    filled: fill also what they enclose.
+    canvas: image to draw on, in place.
+    lines: points of each line; (0, 0) is the corner of the first pixel, not its center.
+    width: line width in pixels.
+    color: line color.
+    fill: whether to fill the areas that the lines enclose, too.
   """
   points = np.array([point for line in lines for point in line])
   top_left = np.floor(points.min(0) - width / 2 - 1)
@@ -71,18 +71,18 @@ def draw_text(
   bold: bool = False,
   font_path: str = '',
 ) -> None:
-  """Write a line of text, its letters of a size in pixels; anchors are Pillow's."""
+  """Draw a line of text; `size` is in pixels, and `anchor` is one of Pillow's anchors."""
   loaded_font = _load_font(font_path or bundled_font(bold), round(size))
   ImageDraw.Draw(canvas).text(position, text, color, loaded_font, anchor)
 
 
 def text_width(text: str, size: Number, bold: bool = False) -> float:
-  """How long a line of text will be, in pixels."""
+  """Return the width of a line of text in pixels."""
   return _load_font(bundled_font(bold), round(size)).getlength(text)
 
 
 def shorten_to_width(text: str, size: Number, max_width: Number, font_path: str = '') -> str:
-  """Leave out of a long text's middle what does not fit: names often differ at the end."""
+  """Shorten a text in the middle to fit a width, because names often differ at the end."""
   loaded_font = _load_font(font_path or bundled_font(), round(size))
   for num_removed in range(len(text)):
     num_letters = len(text) - num_removed
@@ -94,13 +94,17 @@ def shorten_to_width(text: str, size: Number, max_width: Number, font_path: str 
 
 
 def bundled_font(bold: bool = False) -> str:
-  """The font that matplotlib brings along: Latin, Greek, Cyrillic, Arabic and more."""
+  """Return the path of matplotlib's own font: Latin, Greek, Cyrillic, Arabic and more."""
   file_name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
   return str(Path(matplotlib.get_data_path(), 'fonts', 'ttf', file_name))
 
 
 def choose_font(text: str) -> tuple[str, str]:
-  """Find the font that has most of the letters of a text, and put a box for those it lacks."""
+  """Choose the font that supports most characters of a text.
+
+  Returns:
+    The path of the font, and the text with a box for each character that the font lacks.
+  """
   best_font = bundled_font()
   if _missing_letters(text, best_font):
     best_font = min(
@@ -128,5 +132,5 @@ def _installed_cjk_fonts() -> list[str]:
 
 @functools.lru_cache(64)
 def _load_font(font_path: str, size: int) -> ImageFont.FreeTypeFont:
-  # The same letters wherever it runs: not every Pillow brings Raqm along.
+  # Raqm is not part of every Pillow; basic layout gives the same pixels everywhere.
   return ImageFont.truetype(font_path, size, layout_engine=ImageFont.Layout.BASIC)

@@ -1,8 +1,8 @@
-"""The picture of one result: the photograph as it is, the map over it, the verdict above both.
+"""Picture of one result: the image, its heatmap overlay, and the verdict above both.
 
-Nothing of the photograph is resampled. Letters and lines grow with it, since people look at the
-whole; `em` is the height of the letters in pixels, and all other measures are multiples of it.
-No color is needed to read it: labels differ in words, signs and in how dark they are.
+The image is not resampled. Text and lines scale with the image, since the picture is viewed as a
+whole: `em` is the font height in pixels, and all other sizes are multiples of it. The picture is
+readable without colors, since labels differ in words, signs and darkness.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,21 +22,22 @@ _BACKGROUND_COLOR, _TEXT_COLOR, _MUTED_COLOR, _BLACK = (
   (90, 90, 90),
   (0, 0, 0),
 )
-_MAX_EM = 256  # Letters, in pixels, of pictures beyond any screen.
-_GAUGE_WIDTH = 17  # Width in em, as are those of the narrowest header and of one in a single row.
-_MIN_WIDTH, _SINGLE_ROW_WIDTH = 25, 46
+_MAX_EM = 256  # Limit of the font height for images larger than any screen.
+# Widths in em: of the gauge, of the narrowest header, and of the narrowest header in a single row.
+_GAUGE_WIDTH, _MIN_WIDTH, _SINGLE_ROW_WIDTH = 17, 25, 46
 
 
 class Verdict(NamedTuple):
-  """What is told of an image.
+  """Decision on an image, with score and thresholds.
 
   Attributes:
-    name: of its file.
+    name: name of the image file.
     label: 'OK', 'review' or 'NG'.
-    score: how anomalous it is.
-    image: the score above which it is NG.
-    review: the score above which it is reviewed; at least `image` where there is no such band.
-    pixel: the map value above which pixels are marked.
+    score: anomaly score of the image.
+    image_threshold: score above which an image is NG.
+    review_threshold: score above which an image needs review; at least `image_threshold` without a
+      review band.
+    pixel_threshold: map value above which pixels are marked.
   """
 
   name: str
@@ -48,13 +49,13 @@ class Verdict(NamedTuple):
 
 
 class _LabelStyle(NamedTuple):
-  """How a label looks (colors of Okabe and Ito 2008).
+  """Appearance of a label's badge (colors of Okabe and Ito 2008).
 
   Attributes:
-    fill: of the badge.
-    line: its border.
-    ink: its sign and word.
-    sign: lines of the sign, in a square of side 1.
+    fill_color: color of the background.
+    border_color: color of the border.
+    text_color: color of the sign and the word.
+    sign_lines: lines of the sign, in a unit square.
   """
 
   fill_color: pil_drawing.Color
@@ -69,7 +70,7 @@ def _arc_points(
   start: pil_drawing.Number,
   end: pil_drawing.Number,
 ) -> list[pil_drawing.Point]:
-  """Points of an arc; degrees run clockwise from the right, as y runs down."""
+  """Return points of an arc; angles are in degrees, clockwise from the right, as y runs down."""
   angles = np.radians(np.linspace(start, end, 73))
   x, y = center
   return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles.tolist()]
@@ -80,7 +81,7 @@ _QUESTION_MARK = [
   [(0.5, 0.96), (0.5, 0.97)],
 ]
 _LABEL_STYLES = {
-  # Quiet where all is well, and loud where it is not.
+  # OK is pale, and the labels that need attention have strong colors.
   'OK': _LabelStyle(
     _BACKGROUND_COLOR, (0, 128, 93), (0, 112, 82), [[(0.05, 0.55), (0.38, 0.88), (0.95, 0.15)]]
   ),
@@ -92,7 +93,7 @@ _LABEL_STYLES = {
     [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]],
   ),
 }
-# Ever darker, for those who see no colors.
+# The zones get darker from OK to NG, for readers who see no colors.
 _ZONE_COLORS = {'OK': (170, 222, 207), 'review': (240, 180, 40), 'NG': (190, 75, 0)}
 
 
@@ -103,16 +104,16 @@ def draw_result(
   peak_position: tuple[int, int],
   verdict: Verdict,
 ) -> Image.Image:
-  """Show a result: two panels side by side, or one above the other where they are very wide.
+  """Draw a result as two panels, side by side or, if the image is very wide, stacked.
 
   Args:
-    image: the photograph.
-    anomaly: raw map values; NaN where the network did not look, which is dimmed.
-    pred: the marked pixels, which are outlined.
-    peak_at: x and y of the largest map value, where it or the marked region
-      around it gets a ring unless the label is 'OK': there are two thresholds, and an image can be
-      NG without a marked pixel.
-    told: the verdict.
+    image: image at original resolution.
+    anomaly_map: raw map values; NaN where the network did not see the image, which is dimmed.
+    pred: mask of the anomalous pixels, which are outlined.
+    peak_position: x and y of the largest map value. Unless the label is 'OK', a ring is drawn
+      around it or around its anomalous region, because an image can be NG without anomalous
+      pixels: the image threshold and the pixel threshold differ.
+    verdict: label, score and thresholds of the image.
   """
   height, width = pred.shape
   is_stacked = width > 2 * height
@@ -121,7 +122,7 @@ def draw_result(
   captions = ['original', _map_caption(anomaly_map, pred, verdict)]
   caption_widths = [math.ceil(pil_drawing.text_width(text, 0.85 * em)) for text in captions]
   column_widths = [max(width, caption_widths[0]), max(width + 6 * em, caption_widths[1])]
-  bar_height = max(height, 6 * em)  # Shorter, and its numbers would meet.
+  bar_height = max(height, 6 * em)  # The numbers of a shorter bar would overlap.
   content_width = max(column_widths) if is_stacked else sum(column_widths) + em
   total_width = max(content_width, _MIN_WIDTH * em) + 2 * em
   top = _header_height(total_width, em) + 2 * em
@@ -133,7 +134,7 @@ def draw_result(
   canvas.paste(Image.fromarray(overlay_image), map_origin)
   if verdict.label != 'OK':
     _draw_ring(canvas, map_origin, pred, peak_position, em)
-  # After the ring, which may reach out of its panel.
+  # The image is pasted after the ring, which may extend beyond its panel.
   canvas.paste(Image.fromarray(image), (em, top))
   for text, (x, y) in zip(captions, [(em, top), map_origin], strict=True):
     pil_drawing.draw_text(canvas, (x, y - 0.45 * em), text, 0.85 * em, _MUTED_COLOR, 'ls')
@@ -156,13 +157,12 @@ def draw_result(
 def _map_caption(
   anomaly_map: Float[np.ndarray, 'h w'], pred: Bool[np.ndarray, 'h w'], verdict: Verdict
 ) -> str:
-  phrases = [
-    f'anomaly map, {"outlined" if pred.any() else "nothing"} above {_format_number(verdict.pixel_threshold)}'
-  ]
+  contour_text = 'outlined' if pred.any() else 'nothing'
+  phrases = [f'anomaly map, {contour_text} above {_format_number(verdict.pixel_threshold)}']
   if verdict.label != 'OK':
     phrases.append('ring at its peak')
   if np.isnan(anomaly_map).any():
-    phrases.append('dark where not looked at')
+    phrases.append('dark outside the crop')
   return ', '.join(phrases)
 
 
@@ -178,7 +178,7 @@ def _draw_ring(
   peak_position: tuple[int, int],
   em: int,
 ) -> None:
-  """Ring the peak, or the marked region that it is in: nothing small may hide below the ring."""
+  """Draw a ring around the peak or its anomalous region, wide enough not to hide small defects."""
   height, width = pred.shape
   line_width = max(heatmap.line_width(height, width), em / 10)
   radius, (x, y) = max(0.03 * math.sqrt(height * width), 0.45 * em), peak_position
@@ -200,7 +200,7 @@ def _draw_color_bar(
   background_color: Sequence[float],
   em: int,
 ) -> None:
-  """Draw the scale upright, the threshold on it as the contour is drawn."""
+  """Draw a vertical color bar, with a tick in the style of the contour at the threshold."""
   x, y = round(position[0]), round(position[1])
   bar = np.repeat(heatmap.color_bar(height, background_color)[:, None], em, axis=1)
   canvas.paste(Image.fromarray(bar), (x, y))
@@ -232,7 +232,7 @@ def _header_height(width: int, em: int) -> int:
 
 
 def _draw_header(canvas: Image.Image, verdict: Verdict, marked_share: float, em: int) -> None:
-  """Write badge, name and score, and draw the gauge beside or below them."""
+  """Draw badge, name and score, and the gauge next to or below them."""
   is_single_row = canvas.width >= _SINGLE_ROW_WIDTH * em
   gauge_x = canvas.width - (_GAUGE_WIDTH + 1) * em if is_single_row else em
   text_x = em + _draw_badge(canvas, (em, 0.8 * em), verdict.label, em) + em
@@ -249,7 +249,7 @@ def _draw_header(canvas: Image.Image, verdict: Verdict, marked_share: float, em:
 
 
 def _draw_badge(canvas: Image.Image, position: pil_drawing.Point, label: str, em: int) -> float:
-  """Draw sign and word of a label, and return their width."""
+  """Draw the badge of a label with its sign and word, and return its width."""
   label_style = _LABEL_STYLES[label]
   x, y = position
   height, text_size, border_width = 2.4 * em, 1.25 * em, 0.14 * em
@@ -274,7 +274,7 @@ def _draw_badge(canvas: Image.Image, position: pil_drawing.Point, label: str, em
 def _draw_gauge(
   canvas: Image.Image, position: pil_drawing.Point, verdict: Verdict, em: int
 ) -> None:
-  """Draw the zones of scores, a pointer at this one, numbers where zones meet."""
+  """Draw a gauge of the score: zones of the labels, the thresholds between them, a pointer."""
   x, y = position[0], position[1] + 0.7 * em
   width, height, text_size = _GAUGE_WIDTH * em, 1.05 * em, 0.8 * em
   to_share = _gauge_mapping(verdict)
@@ -316,7 +316,7 @@ def _draw_gauge(
     _MUTED_COLOR,
     'la',
   )
-  # Only above, so that it covers no word.
+  # The pointer stays above the zones, so that it covers no text.
   pointer_top, half_width = y - 0.62 * em, 0.36 * em
   pointer = [
     (score_x, y),
@@ -328,7 +328,10 @@ def _draw_gauge(
 
 
 def _gauge_mapping(verdict: Verdict) -> Callable[[float], float]:
-  """Make the map from scores to shares of the gauge, in whose middle an image becomes NG."""
+  """Return a function from scores to positions on the gauge, from 0 to 1.
+
+  The image threshold is in the middle.
+  """
   finite_values = [
     v
     for v in (verdict.image_threshold, verdict.review_threshold, verdict.score)

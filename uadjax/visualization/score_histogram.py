@@ -1,4 +1,4 @@
-"""Where the scores of images lie: a strip for each kind of image, thresholds across all of them.
+"""Score histograms, one strip per group of images, with the thresholds across all strips.
 
 Letters: n images, k edges of bins.
 """
@@ -13,20 +13,24 @@ import numpy as np
 
 from uadjax.visualization import figures
 
-# Okabe and Ito 2008: told apart by every color-blind reader.
-_CORRECT_COLORS = {
-  True: '#56B4E9',
-  False: '#E69F00',
-}  # Good and defective, as they should be called,
-_WRONG_COLORS = {True: '#004C7A', False: '#A33B00'}  # and otherwise: far darker, on grey paper too.
+# Colors by `Row.is_good`, which color-blind readers can distinguish (Okabe and Ito 2008). Those of
+# wrong labels are much darker, so that they differ in grayscale, too.
+_CORRECT_COLORS = {True: '#56B4E9', False: '#E69F00'}
+_WRONG_COLORS = {True: '#004C7A', False: '#A33B00'}
 _REVIEW_COLOR = '#F7F2C4'
 
-_FONT_SIZE = 8.5  # Names and counts: the strips need the room.
-_COLUMN_WIDTHS = {'OK': 0.4, 'review': 0.56, 'NG': 0.4}  # Inches from one right edge to the next.
+_FONT_SIZE = 8.5  # Names and counts are small, since the strips need the space.
+_COLUMN_WIDTHS = {'OK': 0.4, 'review': 0.56, 'NG': 0.4}  # In inches.
 
 
 class Row(NamedTuple):
-  """Images that are counted together."""
+  """Group of images that share a strip, for example those of one type of defect.
+
+  Attributes:
+    name: name of the group.
+    scores: anomaly scores, which may be infinite.
+    is_good: whether the images are good.
+  """
 
   name: str
   scores: Float[np.ndarray, ' n']
@@ -40,16 +44,16 @@ def draw(
   review_threshold: float,
   image_threshold: float,
 ) -> None:
-  """Draw a strip for each row; beside it how many of its images are called what.
+  """Draw a histogram strip for each row, with the number of images per label next to it.
 
   Args:
-    figure: to draw on.
-    box: where.
-    rows: from the top; scores may be infinite.
-    review: images above it are looked at; at most `ng`.
-    ng: images above it are called defective.
+    figure: figure to draw on.
+    box: part of the figure to use.
+    rows: groups of images, from the top.
+    review_threshold: score above which images need review; at most `image_threshold`.
+    image_threshold: score above which images are NG.
   """
-  title = 'Scores: where images lie'
+  title = 'Score histograms'
   if not rows:
     figures.show_message(
       figures.add_titled_axes(figure, box, title, 0.5, 0.5), 'There are no images.'
@@ -63,7 +67,7 @@ def draw(
   right = 0.12 + sum(_COLUMN_WIDTHS[name] for name in column_names)
   axes = figures.add_titled_axes(figure, box, title, left, right, top=1.03, bottom=0.82)
   all_scores = np.concatenate([row.scores for row in rows]).astype(np.float64)
-  # A bin is as wide as can be seen and hovered over: an eighth of an inch.
+  # Bins are an eighth of an inch wide, so that they can be seen and hovered over.
   edges, is_log = bin_edges(
     all_scores, review_threshold, image_threshold, int(8 * _size_in_inches(axes)[0])
   )
@@ -79,10 +83,10 @@ def draw(
   num_infinite = int(np.isinf(all_scores).sum())
   infinite_text = f'; {num_infinite} infinite' * bool(num_infinite)
   axes.set_xlabel(
-    f'score (dark: defective but OK, good but NG{infinite_text})\nrows: each to its own scale'
+    f'score (dark: defective but OK, good but NG{infinite_text})\neach row has its own scale'
   )
   num_decades = np.log10(edges[-1] / edges[0]) if is_log else 0
-  max_ticks = max(2, int(_size_in_inches(axes)[0] / 0.5))  # Ticks that have room for their numbers.
+  max_ticks = max(2, int(_size_in_inches(axes)[0] / 0.5))  # More tick labels would overlap.
   log_locator = ticker.LogLocator(subs=(1, 2, 5) if num_decades < 2 else (1,), numticks=max_ticks)
   axes.xaxis.set_major_locator(log_locator if is_log else ticker.MaxNLocator(max_ticks + 1))
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f'{value:.4g}'))
@@ -95,10 +99,19 @@ def bin_edges(
   image_threshold: float,
   num_bins: int = 40,
 ) -> tuple[Float[np.ndarray, ' k'], bool]:
-  """Edges of so many bins, thresholds that are finite among them: a bin is called one thing.
+  """Return edges of bins that cover all scores; finite thresholds are edges.
+
+  So all images in a bin have the same label, unless the review band is narrower than a bin.
+
+  Args:
+    scores: anomaly scores; infinite ones are ignored.
+    review_threshold: score above which images need review.
+    image_threshold: score above which images are NG.
+    num_bins: approximate number of bins.
 
   Returns:
-    edges, and whether they are even in the logarithm, as where scores span more than a decade.
+    The edges, and whether the bins are equally wide on a logarithmic scale, which is the case if
+    the scores are positive and the largest is more than 20 times the smallest.
   """
   values = np.concatenate([scores, [review_threshold, image_threshold]])
   values = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
@@ -125,7 +138,7 @@ def bin_edges(
   )
   edges = inverse(pivot + step * np.arange(first_index, last_index + 1))
   if np.isfinite(image_threshold):
-    edges[-first_index] = image_threshold  # Not an ulp beside it.
+    edges[-first_index] = image_threshold  # Rounding may have moved this edge.
   if num_review_bins:
     edges[-first_index - num_review_bins] = review_threshold
   return edges, is_log
@@ -134,9 +147,9 @@ def bin_edges(
 def count_per_bin(
   scores: Float[np.ndarray, ' n'], edges: Float[np.ndarray, ' k']
 ) -> Float[np.ndarray, ' _']:
-  """Number of scores in each bin, open below and closed above as scores are called.
+  """Count the scores in each bin; bins include their upper edge, as labels do.
 
-  What lies beyond the edges is in the outermost bins.
+  Scores beyond the edges are counted in the outermost bins.
   """
   bin_indices = np.searchsorted(edges, scores.astype(np.float64), 'left') - 1
   clipped_indices = np.clip(bin_indices, 0, len(edges) - 2)
@@ -153,9 +166,9 @@ def _draw_strip(
 ) -> None:
   counts = count_per_bin(row.scores, edges)
   is_nonempty = counts > 0
-  # One image among thousands is still seen.
+  # A single image among thousands stays visible.
   heights = np.maximum(0.8 * counts / counts.max(), 0.09)[is_nonempty]
-  # A review band narrower than a bin has no edge of its own: dark is what holds a wrong one.
+  # A review band narrower than a bin has no edges, so a bin with any wrong label is dark.
   is_wrong = row.scores > image_threshold if row.is_good else row.scores <= review_threshold
   has_wrong = count_per_bin(row.scores[is_wrong], edges) > 0
   colors = np.where(has_wrong, _WRONG_COLORS[row.is_good], _CORRECT_COLORS[row.is_good])[
@@ -172,7 +185,7 @@ def _draw_strip(
 def _draw_thresholds(
   axes: figures.Axes, left: float, review_threshold: float, image_threshold: float
 ) -> None:
-  """Draw the thresholds; name them above the rows, each at a height of its own."""
+  """Draw the thresholds, their names above the rows at different heights."""
   threshold_lines: list[tuple[str, float, float, Any]] = [('NG', image_threshold, 0.42, '-')]
   if review_threshold < image_threshold:
     threshold_lines.append(('review', review_threshold, 0.16, (0, (3, 2))))
@@ -191,7 +204,7 @@ def _draw_thresholds(
         [threshold, threshold], [0, top], color=figures.TEXT_COLOR, linewidth=1.1, **line_options
       )
       axes_x = axes.transAxes.inverted().transform(axes.transData.transform((threshold, 0)))[0]
-      # The words stand to the left, over the names, where there is room for them.
+      # The text is to the left of its line, above the row names, if there is enough space.
       alignment, shift = ('right', -0.05) if left + axes_x * width > 1.75 else ('left', 0.05)
       text = f'{name} above {f"{threshold:#.3g}".rstrip(".")}'
       background = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}
@@ -206,7 +219,7 @@ def _draw_count_table(
   review_threshold: float,
   image_threshold: float,
 ) -> None:
-  """Write beside each row how many of its images are called what; what is wrong, dark."""
+  """Write the number of images per label next to each row, wrong labels dark."""
   width, height = _size_in_inches(axes)
   right_edges = 1 + np.cumsum([_COLUMN_WIDTHS[name] for name in column_names]) / width
   column_positions = dict(zip(column_names, right_edges, strict=True))
@@ -235,7 +248,7 @@ def _draw_count_table(
 
 
 def _wrap_name(name: str, max_letters: int) -> str:
-  """Write a name in one or two lines of at most so many letters."""
+  """Wrap a name into one or two lines of at most `max_letters` letters."""
   lines = textwrap.wrap(
     figures.replace_missing_glyphs(name),
     max_letters,
@@ -248,5 +261,5 @@ def _wrap_name(name: str, max_letters: int) -> str:
 
 
 def _size_in_inches(axes: figures.Axes) -> tuple[float, float]:
-  """Width and height of axes."""
+  """Return width and height of axes in inches."""
   return axes.bbox.width / figures.DPI, axes.bbox.height / figures.DPI
