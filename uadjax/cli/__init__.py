@@ -1,14 +1,14 @@
-"""The `uadjax` command: its options, one module per command, and what it prints.
+"""The `uadjax` command: its options, one module per command, and its console output.
 
-Everything here turns words of a command line into calls of the library and results into text on the
-console; nothing imports it but the entry points.
+This package translates command lines to library calls, and results to console output. Only the
+entry points import it.
 """
 
 from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Carry out a command; returns the exit status, see `commands.main`."""
+  """Run a command and return its exit status; see `commands.main`."""
   from uadjax.cli import commands
 
   return commands.main(argv)

@@ -1,4 +1,4 @@
-"""What is needed before images are judged: something to try on, and weights to start from."""
+"""The commands `uadjax demo` (a synthetic dataset) and `uadjax weights` (pretrained backbones)."""
 
 import hashlib
 from pathlib import Path
@@ -14,18 +14,18 @@ from uadjax.system import progress
 
 
 def draw_demo(directory: Path, seed: int, size: int, overwrite: bool) -> None:
-  """Draw the demo set, unless it would take the place of something."""
+  """Write the demo dataset; refuse to replace existing folders unless `overwrite` is set."""
   folders = [directory / category for category in demo.CATEGORIES]
-  existing = [folder for folder in folders if folder.exists()]
-  if existing and not overwrite:
-    raise ConfigError(f'{existing[0]} is there already; name another folder, or pass --overwrite.')
+  existing_folders = [folder for folder in folders if folder.exists()]
+  if existing_folders and not overwrite:
+    raise ConfigError(f'{existing_folders[0]} exists; name another folder, or pass --overwrite.')
   demo.write_full_dataset(directory, seed, size, progress=progress.show_progress)
   for folder in folders:
-    console.print_line(f'Drawn: {runtime.to_printable(str(folder))}')
+    console.print_line(f'Written: {runtime.to_printable(str(folder))}')
 
 
 def show_weights(name: str | None, as_json: bool) -> None:
-  """Tell of one backbone's weights, which are downloaded where they are not there; or of all."""
+  """Print the state of one backbone's weights, after downloading missing ones, or of all."""
   if name is not None and name not in pretrained_weights.FILES:
     raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(pretrained_weights.FILES)}.')
   if name is not None:
@@ -40,7 +40,7 @@ def show_weights(name: str | None, as_json: bool) -> None:
 
 
 def _weights_info(arch: str) -> dict[str, Any]:
-  """What is known of the weights of a backbone, without downloading any."""
+  """Return name, path, source and hash of a backbone's weights, without downloading any."""
   path = pretrained_weights.cache_path(arch)
   info = {'name': arch, 'cached': path.is_file(), 'path': str(path)}
   info['source'] = f'{pretrained_weights.TORCHVISION}/{path.name}'
@@ -53,14 +53,14 @@ def _weights_info(arch: str) -> dict[str, Any]:
 
 
 def _format_info(info: dict[str, Any]) -> list[text.Text]:
-  """The same for people; paths and hashes at the end of lines, where they can be copied."""
+  """Format the state of weights as lines that end in paths or hashes, for easy copying."""
   if not info['cached']:
-    hint = f'not in the cache; get it: uadjax weights {info["name"]}'
+    hint = f'not in the cache; to download: uadjax weights {info["name"]}'
     return [text.Text.assemble((f'· {info["name"]:<16}', 'dim'), hint)]
   sign, style = console.SIGNS['OK' if info['intact'] else 'NG']
   size = f'{info["bytes"] / 1e6:.0f} MB'
   description = (
-    size if info['intact'] else f'{size}, damaged: get it anew: uadjax weights {info["name"]}'
+    size if info['intact'] else f'{size}, damaged; to download again: uadjax weights {info["name"]}'
   )
   return [
     text.Text.assemble((f'{sign} {info["name"]:<16}', style), description),

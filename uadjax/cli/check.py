@@ -1,4 +1,4 @@
-"""A data set checked: all that is wrong with it as a table, then in sentences."""
+"""The command `uadjax check`: a table of problem counts, then all messages."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ _SEVERITY_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 def check_dataset(
   dataset: Path, category: str, layout: str, output: Path | None, as_json: bool
 ) -> None:
-  """Check each category that is named; exit with 1 where errors are found."""
+  """Check each named category; exit with status 1 if a check finds errors."""
   if not dataset.is_dir():
-    raise DataError(f'{dataset} is no folder; name one that holds images.')
+    raise DataError(f'{dataset} is not a folder; name a folder that holds images.')
   config = configs.base()
   config.data.update({'root': str(dataset), 'category': category, 'layout': layout})
   all_passed = True
@@ -39,7 +39,7 @@ def check_dataset(
 
 
 def _check_category(config: Config, folder: Path | None, as_json: bool) -> bool:
-  """Whether nothing speaks against training on one category, which is told."""
+  """Check one category, print the result, and return whether it can be trained on."""
   report = data.check_dataset(config.data, progress=progress.show_progress)
   train, test = report.splits
   defect_counts = collections.Counter(record.defect for record in test if record.is_anomalous)
@@ -69,24 +69,24 @@ def _check_category(config: Config, folder: Path | None, as_json: bool) -> bool:
   console.print_line(_count_table(len(train), len(test), defect_counts))
   _print_problems(report.problems)
   if folder:
-    console.print_line(f'Pictures and all problems: {runtime.to_printable(str(folder))}')
+    console.print_line(f'Sample pictures and all problems: {runtime.to_printable(str(folder))}')
   return report.passed
 
 
 def _count_table(num_train: int, num_test: int, defect_counts: Mapping[str, int]) -> table.Table:
-  """How many images there are of which kind."""
+  """Return a table of the number of images per split and defect type."""
   rich_table = table.Table(box=box.SIMPLE_HEAD)
   rich_table.add_column('images')
-  rich_table.add_column('number', justify='right')
-  rich_table.add_row('to learn from', str(num_train))
-  rich_table.add_row('to test on: good', str(num_test - sum(defect_counts.values())))
+  rich_table.add_column('count', justify='right')
+  rich_table.add_row('train: good', str(num_train))
+  rich_table.add_row('test: good', str(num_test - sum(defect_counts.values())))
   for defect, count in sorted(defect_counts.items()):
-    rich_table.add_row(text.Text(f'to test on: {runtime.to_printable(defect)}'), str(count))
+    rich_table.add_row(text.Text(f'test: {runtime.to_printable(defect)}'), str(count))
   return rich_table
 
 
 def _print_problems(all_problems: Sequence[Problem]) -> None:
-  """Count problems of a kind in a table, then tell of each below it, where paths stay whole."""
+  """Print a table of problem counts, then all messages without wrapping, to keep paths intact."""
   messages_by_kind: dict[tuple[str, str], list[str]] = {}
   for problem in sorted(all_problems, key=lambda p: (p.severity, p.kind)):
     messages_by_kind.setdefault((problem.severity, problem.kind), []).append(problem.message)
@@ -94,7 +94,7 @@ def _print_problems(all_problems: Sequence[Problem]) -> None:
     return
   rich_table = table.Table(box=box.SIMPLE_HEAD)
   rich_table.add_column('problem')
-  rich_table.add_column('number', justify='right')
+  rich_table.add_column('count', justify='right')
   for (severity, kind), messages in messages_by_kind.items():
     rich_table.add_row(_kind_heading(severity, kind), str(len(messages)))
   console.print_line(rich_table)

@@ -1,6 +1,6 @@
-"""The `uadjax` command: as users of PaddleX know it, without a command, and with commands.
+"""The commands of `uadjax`; without a command it takes PaddleX's options.
 
-Help, version and completion are quick: whatever imports jax is imported inside the commands.
+Help, version and completion must be fast, so modules that import JAX are imported inside commands.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from uadjax.cli import options, runtime
 
 
 def _examples_epilog(*lines: str) -> str:
-  """The end of a help text."""
+  """Format command lines as the examples that end a help text."""
   return '\n'.join(['Examples', *(f'  [cyan]{line}[/]' for line in lines)])
 
 
@@ -31,21 +31,21 @@ app = typer.Typer(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Carry out a command; returns the exit status.
+  """Run a command and return its exit status.
 
-  It is 0 where all went well, whatever the images look like; 1 where something failed, such as a
-  file that could not be read; 2 for a wrong option, value or key; 3 where --fail-on found what it
-  asks for; 130 and 143 where Ctrl-C and SIGTERM ended it.
+  The status is 0 for success, regardless of the labels; 1 for a failure, such as an unreadable
+  file; 2 for an invalid option, value or key; 3 if an image has a label that --fail-on rejects; 130
+  and 143 if Ctrl-C and SIGTERM ended the command.
   """
   arguments = sys.argv[1:] if argv is None else list(argv)
   for stream in (sys.stdout, sys.stderr):
-    if stream is not None:  # Nor may a sign fail that the locale has not.
+    if stream is not None:  # A character that the locale lacks must not make the command fail.
       stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
   try:
     return app(arguments, prog_name='uadjax', standalone_mode=False) or 0
   except typer.TyperException as error:
     context = getattr(error, 'ctx', None)
-    as_json = '--json' in arguments  # Nothing else is sure to have been understood.
+    as_json = '--json' in arguments  # After a parse error there are no parsed options.
     if context and not as_json:
       print(context.get_usage(), file=sys.stderr)
     runtime.print_error(error, error.format_message(), as_json)
@@ -100,16 +100,17 @@ def root(
     ),
   ] = False,
 ):
-  """Find defects in images without ever having seen one.
+  """Detect anomalies in images with models trained on normal images only.
 
-  Without a command it is spelled as in PaddleX.
-  A dash and an underscore in options are the same.
+  Without a command, the options are those of PaddleX.
+  Dashes and underscores in options are interchangeable.
   """
   explicit_names = [name for name in context.params if _is_explicit(context, name)]
   if context.invoked_subcommand:
     if explicit_names:
       name = next(p.opts[0] for p in context.command.params if p.name == explicit_names[0])
-      raise typer.BadParameter(f'write it after {context.invoked_subcommand!r}.', param_hint=name)
+      message = f'pass this option after {context.invoked_subcommand!r}.'
+      raise typer.BadParameter(message, param_hint=name)
   elif get_pipeline_config is not None:
     _write_pipeline_config(get_pipeline_config, config_save_path or save_path or Path())
   elif inputs:
@@ -121,7 +122,7 @@ def root(
       inputs, pipeline, use_hpip, model_settings, predict_module.select_options(context.params)
     )
   elif explicit_names:
-    raise typer.BadParameter('name an image, a URL or a folder.', param_hint='--input')
+    raise typer.BadParameter('missing; name an image, a URL or a folder.', param_hint='--input')
   else:
     print(context.get_help())
 
@@ -173,13 +174,13 @@ def predict(
   format: options.TableFormat = 'parquet',
   shard: options.TableShard = 'auto',
 ):
-  """Judge images: OK, to be reviewed, or NG.
+  """Score images and label each one OK, review or NG.
 
   Exit status:
-    0  all well, whatever the images look like
+    0  success, regardless of the labels
     1  an image or the model could not be read
-    2  a wrong option, value or setting
-    3  --fail-on found what it asks for
+    2  an invalid option, value or setting
+    3  an image has a label that --fail-on rejects
   """
   from uadjax.cli import predict as predict_module
 
@@ -190,7 +191,7 @@ def predict(
     return
   for name in ('format', 'shard'):
     if _is_explicit(context, name):
-      raise typer.BadParameter('it is for --table.', param_hint=f'--{name}')
+      raise typer.BadParameter('only valid with --table.', param_hint=f'--{name}')
   predict_module.predict_images(inputs, 'anomaly_detection', False, model_settings, predict_options)
 
 
@@ -211,10 +212,10 @@ def fit(
   override: options.ConfigOverrides = None,
   as_json: options.AsJson = False,
 ):
-  """Fit a detector to good images, set its thresholds, and evaluate it.
+  """Fit a detector to normal images, calibrate its thresholds, and evaluate it.
 
-  DATASET is a folder of good images;
-  if it has test images, the model is evaluated on them.
+  DATASET is a folder of normal images.
+  If it has test images, the model is evaluated on them.
   """
   from uadjax.cli import fit as fit_module, predict as predict_module
 
@@ -247,8 +248,8 @@ def sweep(
 ):
   """Fit and evaluate every model on every category with every seed.
 
-  Each run has a process and a device of its own.
-  What is finished is not repeated: a sweep that was cut off goes on.
+  Each run has its own process and device.
+  Finished runs are skipped, so an interrupted sweep can be resumed.
   """
   from uadjax.cli import sweep as sweep_module
 
@@ -270,9 +271,9 @@ def check(
   output: options.CheckOutput = None,
   as_json: options.AsJson = False,
 ):
-  """Tell all that is wrong with a data set.
+  """Check a dataset and list all its problems.
 
-  Exit status 1 where training would be refused.
+  The exit status is 1 if training would reject the dataset.
   """
   from uadjax.cli import check as check_module
 
@@ -298,11 +299,11 @@ def export(
   quantize: options.Quantize = None,
   as_json: options.AsJson = False,
 ):
-  """Write a model for another runtime: pixels in, map and score out.
+  """Export a model for another runtime: pixels in, anomaly map and score out.
 
-  What is written is run and compared with the model;
-  where a score or a label differs, nothing is left of it.
-  A quantized graph may differ a little, and is judged by its labels and its AUROC.
+  The exported graph is run and compared with the model.
+  If a score or a label differs, nothing is written.
+  A quantized graph is checked by label agreement and AUROC instead.
   """
   with runtime.prepare():
     from uadjax.cli import console
@@ -328,7 +329,7 @@ def report(
   device: options.Device = None,
   as_json: options.AsJson = False,
 ):
-  """Write one HTML page that shows how well a model does on a data set."""
+  """Evaluate a model on a dataset and write the results as an HTML report."""
   with runtime.prepare():
     from uadjax.cli import console
     from uadjax.distributed import mesh
@@ -345,12 +346,12 @@ def report(
 @app.command(epilog=_examples_epilog('uadjax demo drawn/', 'uadjax check drawn/ --category all'))
 @runtime.report_errors
 def demo(
-  directory: Annotated[Path, typer.Argument(metavar='DIR', help='Where its folders are written.')],
+  directory: Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write to.')],
   seed: options.DemoSeed = 0,
   size: options.DemoImageSize = 256,
   overwrite: options.Overwrite = False,
 ):
-  """Draw a data set of five products, with and without defects, to try things on."""
+  """Write a synthetic dataset of five products, with and without defects."""
   with runtime.prepare():
     from uadjax.cli import assets
 
@@ -360,11 +361,10 @@ def demo(
 @app.command(epilog=_examples_epilog('uadjax weights', 'uadjax weights resnet18'))
 @runtime.report_errors
 def weights(name: options.Backbone = None, as_json: options.AsJson = False):
-  """Tell which backbone weights are in the cache, or download some into it.
+  """List the cached backbone weights, or download those of one backbone.
 
-  The cache is ~/.cache/uadjax, or UADJAX_CACHE.
-  Copied to a machine without a network, it is
-  all that fitting needs there.
+  The cache is ~/.cache/uadjax, or the folder that UADJAX_CACHE names.
+  To fit models on a machine without a network, copy the cache to it.
   """
   with runtime.prepare():
     from uadjax.cli import assets
@@ -395,10 +395,10 @@ def serve(
   token: options.Token = None,
   drain: options.Drain = 30.0,
 ):
-  """Judge images over HTTP, and on a page in the browser.
+  """Serve models over HTTP, with a web page to try them in the browser.
 
-  Requests are computed together as they come.
-  SIGTERM lets those that were accepted finish.
+  Concurrent requests are batched.
+  On SIGTERM the service finishes the accepted requests.
   """
   with runtime.prepare():
     from uadjax.cli import serve as serve_module

@@ -1,4 +1,4 @@
-"""What commands print: for people in color where there is a terminal, for machines as lines."""
+"""Console output of the commands: colored text on a terminal, JSON lines for programs."""
 
 from collections.abc import Mapping
 import sys
@@ -10,7 +10,7 @@ from uadjax.cli import runtime
 from uadjax.inference.result import Result, UNREADABLE
 from uadjax.system import files, logging, progress
 
-# A sign besides the color, which not everyone sees, nor every terminal shows.
+# Signs duplicate the colors, which not every reader sees and not every terminal shows.
 SIGNS = {'OK': ('✓', 'green'), 'review': ('?', 'yellow'), 'NG': ('✗', 'bold red')}
 SIGNS |= {UNREADABLE: ('!', 'magenta')}
 _WIDTH = max(map(len, SIGNS))
@@ -18,23 +18,25 @@ _STDOUT = console.Console(highlight=False)
 
 
 def print_line(content: str | text.Text | table.Table) -> None:
-  """Print for people. Lines are not broken, so that paths can be copied."""
+  """Print text or a table to stdout; lines are not wrapped, so that paths can be copied."""
   if sys.stdout and sys.stdout.isatty() and progress.is_interactive():
-    logging.CONSOLE.print(content, soft_wrap=True, highlight=False, markup=False)  # Above a bar.
+    # The console of the progress bar prints above the bar.
+    logging.CONSOLE.print(content, soft_wrap=True, highlight=False, markup=False)
     return
-  with _STDOUT.capture() as capture:  # It answers a reader who left with an exit of its own.
+  # On a broken pipe Rich would exit with its own status; `print` raises BrokenPipeError instead.
+  with _STDOUT.capture() as capture:
     _STDOUT.print(content, soft_wrap=True, markup=False)
   print(capture.get(), end='', flush=True)
 
 
 def print_json(value: Any) -> None:
-  """Print for machines: one line, in ASCII, whatever the locale and the names of files are."""
-  # Newlines stand between items alone: those in strings are escaped.
+  """Print a value as one line of ASCII JSON, which no locale or file name can break."""
+  # Newlines occur only between items: JSON escapes those inside strings.
   print(files.to_json(value, 0, ensure_ascii=True).replace('\n', ''), flush=True)
 
 
 def verdict_line(result: Result) -> text.Text:
-  """One line of an image, its path at the end, where it may be long."""
+  """Format label, score and path of an image; the path comes last because it may be long."""
   if result.error:
     return _verdict_text(UNREADABLE, result.error)
   return _verdict_text(result.label, f'{result.score:>10.4g}  {result.input_path}')
@@ -48,11 +50,11 @@ def _verdict_text(label: str, details: str) -> text.Text:
 
 
 def summary_table(counts: Mapping[str, int]) -> table.Table:
-  """How many images have which label."""
+  """Return a table of the number and share of images per label."""
   rich_table = table.Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1))
   total = sum(counts.values())
   rich_table.add_column('label', 'images')
-  rich_table.add_column('number', str(total), justify='right')
+  rich_table.add_column('count', str(total), justify='right')
   rich_table.add_column('share', justify='right')
   for label, (sign, style) in SIGNS.items():
     if (count := counts[label]) or label in ('OK', 'NG'):

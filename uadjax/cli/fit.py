@@ -1,4 +1,4 @@
-"""A model fitted to a data set, and what to do with it next: what `uadjax fit` does."""
+"""The command `uadjax fit`: fits a model, then prints its metrics and output paths."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ def fit(
   overrides: Mapping[str, str],
   as_json: bool,
 ) -> None:
-  """Fit, and tell what came out."""
+  """Fit a model, then print its metrics and the paths of its report and directory."""
   with runtime.prepare():
     result, run_dir = fit_model.run_training(dataset, model, workdir, device, overrides)
   if as_json:
@@ -33,7 +33,7 @@ def fit(
   metrics = result.get('metrics')
   if metrics:
     rich_table = table.Table(box=box.SIMPLE_HEAD)
-    rich_table.add_column('on the test images')
+    rich_table.add_column('test images')
     rich_table.add_column('', justify='right')
     for key, title in _METRIC_TITLES.items():
       if (value := metrics[key]) is not None:

@@ -1,6 +1,6 @@
-"""The options of the `uadjax` command, each spelled and explained once.
+"""Options of the `uadjax` command, each defined once.
 
-An underscore in an option is the same as a dash.
+Dashes and underscores in option names are interchangeable.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ import typer
 if TYPE_CHECKING:
   Context = typer.Context
 else:
-  Context = typer.Context.__base__  # What Typer really passes, whatever its annotation says.
+  Context = typer.Context.__base__  # Typer passes this class, despite its own annotation.
 
-# Told here once more, for completion must not wait for jax; a test holds them to the originals.
+# Copies, because completion must not wait for importing JAX; a test compares them with the source.
 MODELS = ('PaDiM', 'PatchCore', 'STFPM')
 BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2')
 DEVICES = ('auto', 'cpu', 'gpu', 'gpu:0', 'gpu:0,1', 'tpu')
@@ -23,7 +23,7 @@ _PADDLEX_PANEL = 'Without a command'
 
 
 def with_dashes(word: str) -> str:
-  """The one spelling that options and commands are looked up by."""
+  """Replace underscores by dashes, the canonical spelling of options and commands."""
   return word.replace('_', '-')
 
 
@@ -41,33 +41,31 @@ def _complete_backbone(incomplete: str) -> list[str]:
 
 InputArgument = Annotated[
   list[str],
-  typer.Argument(metavar='INPUT', help='Images, URLs, folders, or .txt files that list some.'),
+  typer.Argument(metavar='INPUT', help='Images, URLs, folders, or .txt files that list them.'),
 ]
 ModelDirArgument = Annotated[
-  Path, typer.Argument(metavar='MODEL_DIR', help='RUN/model of the run that fitted it.')
+  Path, typer.Argument(metavar='MODEL_DIR', help='Model directory: RUN/model of a finished run.')
 ]
 Dataset = Annotated[
   Path,
-  typer.Argument(metavar='DATASET', help='A category, or a folder of them (then --category).'),
+  typer.Argument(metavar='DATASET', help='One category, or a folder of several (--category).'),
 ]
-DatasetRoot = Annotated[
-  Path, typer.Argument(metavar='DATASET', help='The folder that holds the categories.')
-]
+DatasetRoot = Annotated[Path, typer.Argument(metavar='DATASET', help='Folder of the categories.')]
 
-# As users of PaddleX know them.
+# These options have the names that PaddleX gives them.
 Pipeline = Annotated[
   str,
   typer.Option(
     metavar='NAME',
     rich_help_panel=_PADDLEX_PANEL,
     show_default=False,
-    help='anomaly_detection, which is the default, or a YAML file.',
+    help='anomaly_detection (default), or a YAML file.',
   ),
 ]
 InputOption = Annotated[
   list[str] | None,
   typer.Option(
-    '--input', metavar='WHAT', help='Image, URL or folder; may come again.',
+    '--input', metavar='INPUT', help='Image, URL or folder; repeatable.',
     rich_help_panel=_PADDLEX_PANEL, show_default=False,
   ),
 ]  # fmt: skip
@@ -75,14 +73,14 @@ ModelName = Annotated[
   str | None,
   typer.Option(
     '--model', metavar='NAME', autocompletion=_complete_model, rich_help_panel=_PADDLEX_PANEL,
-    help=f'{", ".join(MODELS)}: what --model-dir must hold; else a demo of it.',
+    help=f'{", ".join(MODELS)}: must match --model-dir; without it, selects a demo.',
   ),
 ]  # fmt: skip
 ModelDirOption = Annotated[
   Path | None,
   typer.Option(
     '--model-dir', metavar='DIR', rich_help_panel=_PADDLEX_PANEL,
-    help='RUN/model of the run that fitted it.',
+    help='Model directory: RUN/model of a finished run.',
   ),
 ]  # fmt: skip
 UseHpip = Annotated[
@@ -90,7 +88,7 @@ UseHpip = Annotated[
   typer.Option(
     '--use-hpip',
     metavar='',
-    help='Run the exported graph on an inference runtime, which is quicker on a CPU.',
+    help='Run the exported graph on an inference runtime: faster on a CPU.',
     rich_help_panel=_PADDLEX_PANEL,
   ),
 ]
@@ -98,92 +96,94 @@ Backend = Annotated[
   str | None,
   typer.Option(
     metavar='NAME', rich_help_panel=_MODEL_PANEL, show_default=False,
-    help='jax (default), auto, onnxruntime or openvino: runs the exported graph.',
+    help='jax (default), or for the exported graph: auto, onnxruntime, openvino.',
   ),
 ]  # fmt: skip
 GetPipelineConfig = Annotated[
   str | None,
   typer.Option(
     '--get-pipeline-config', metavar='NAME', rich_help_panel=_PADDLEX_PANEL,
-    help='Write a YAML file of settings into --save-path.',
+    help='Write the settings as a YAML file into --save-path.',
   ),
 ]  # fmt: skip
 ConfigSavePath = Annotated[
   Path | None,
-  typer.Option('--config-save-path', metavar='DIR', hidden=True),  # Of PaddleX, for the above.
+  # PaddleX's name for the output folder of --get-pipeline-config.
+  typer.Option('--config-save-path', metavar='DIR', hidden=True),
 ]
 
 Device = Annotated[
   str | None,
   typer.Option(
-    metavar='DEVICE', autocompletion=_complete_device, rich_help_panel=_MODEL_PANEL, show_default=False,
+    metavar='DEVICE', autocompletion=_complete_device,
+    rich_help_panel=_MODEL_PANEL, show_default=False,
     help='auto (default), cpu, gpu, gpu:0,1 or tpu.',
   ),
 ]  # fmt: skip
 BatchSize = Annotated[
   int | None,
-  typer.Option(
-    metavar='N', rich_help_panel=_MODEL_PANEL, help='Images computed at once; default 1.'
-  ),
+  typer.Option(metavar='N', rich_help_panel=_MODEL_PANEL, help='Images per batch; default 1.'),
 ]
 PipelineOverrides = Annotated[
   list[str] | None,
   typer.Option(
     '--override', metavar='KEY=X', rich_help_panel=_MODEL_PANEL, show_default=False,
-    help='Any setting of the pipeline; may come again.',
+    help='Any setting of the pipeline; repeatable.',
   ),
 ]  # fmt: skip
 AllowPrivateUrls = Annotated[
   bool,
   typer.Option(
     '--allow-private-urls', metavar='', rich_help_panel=_MODEL_PANEL,
-    help='Fetch from this machine and the local network, too.',
+    help='Also fetch URLs of this machine and the local network.',
   ),
 ]  # fmt: skip
 
 ImageThreshold = Annotated[
   float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='An image above it is NG.'),
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='NG if the score exceeds it.'),
 ]
 ReviewThreshold = Annotated[
   float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='Above it, to be reviewed.'),
+  typer.Option(
+    metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='Review if the score exceeds it.'
+  ),
 ]
 PixelThreshold = Annotated[
   float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='A pixel above it is marked.'),
+  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='Mark pixels that exceed it.'),
 ]
 
 SavePath = Annotated[
   Path | None,
   typer.Option(
     metavar='DIR', rich_help_panel=_RESULTS_PANEL, show_default=False,
-    help='For pictures and JSON files; default output.',
+    help='Folder for pictures and JSON files; default output.',
   ),
 ]  # fmt: skip
 NoPictures = Annotated[
   bool,
   typer.Option(
-    '--no-pictures', help='Save JSON alone.', metavar='', rich_help_panel=_RESULTS_PANEL
+    '--no-pictures', help='Save JSON files only.', metavar='', rich_help_panel=_RESULTS_PANEL
   ),
 ]
 NoSave = Annotated[
   bool,
   typer.Option(
-    '--no-save', metavar='', rich_help_panel=_RESULTS_PANEL, help='Save nothing, only tell.'
+    '--no-save', metavar='', rich_help_panel=_RESULTS_PANEL, help='Save nothing; only print.'
   ),
 ]
 AsJson = Annotated[
   bool,
   typer.Option(
-    '--json', metavar='', rich_help_panel=_RESULTS_PANEL, help='Tell in JSON, an object per line.'
+    '--json', metavar='', rich_help_panel=_RESULTS_PANEL, help='Print JSON, one object per line.'
   ),
 ]
 MaskFormat = Annotated[
   Literal['rle', 'nested', 'none'] | None,
   typer.Option(
-    rich_help_panel=_RESULTS_PANEL, show_default=False, metavar='HOW',
-    help='How --json holds masks: rle, nested or none (default).',
+    rich_help_panel=_RESULTS_PANEL, show_default=False, metavar='FORMAT',
+    help='Format of masks in --json: rle, nested or none (default).',
   ),
 ]  # fmt: skip
 Strict = Annotated[
@@ -192,56 +192,56 @@ Strict = Annotated[
     '--strict',
     metavar='',
     rich_help_panel=_RESULTS_PANEL,
-    help='Stop at the first image that cannot be read.',
+    help='Stop at the first unreadable image.',
   ),
 ]
 FailOn = Annotated[
   Literal['ng', 'review'] | None,
   typer.Option(
     rich_help_panel=_RESULTS_PANEL, show_default=False, metavar='LABEL', case_sensitive=False,
-    help='ng: exit with status 3 if an image is NG; review: or is to be reviewed.',
+    help='Exit with status 3 if an image is NG (ng), or NG or review (review).',
   ),
 ]  # fmt: skip
 
 _TABLE_PANEL = 'Many images'
 SweepModels = Annotated[
   str,
-  typer.Option(metavar='A,B', help='Names of configs, variants after a colon: patchcore:ten.'),
+  typer.Option(metavar='A,B', help='Config names; a variant follows a colon: patchcore:ten.'),
 ]
-Categories = Annotated[str, typer.Option(metavar='A,B', help='Names; or all, textures, objects.')]
-Seeds = Annotated[str, typer.Option(metavar='A,B', help='Seeds, or ranges of them: 3-7.')]
-SweepDir = Annotated[
-  Path, typer.Option(metavar='DIR', help='A folder for each run, and the table.')
+Categories = Annotated[
+  str, typer.Option(metavar='A,B', help='Categories; or all, textures, objects.')
 ]
+Seeds = Annotated[str, typer.Option(metavar='A,B', help='Seeds, or ranges: 3-7.')]
+SweepDir = Annotated[Path, typer.Option(metavar='DIR', help='Folder for all runs and the table.')]
 SweepDevice = Annotated[
   str,
   typer.Option(
     metavar='DEVICE', autocompletion=_complete_device,
-    help='auto, cpu, gpu, gpu:0,1 or tpu; each device has one run at a time.',
+    help='auto, cpu, gpu, gpu:0,1 or tpu; one run at a time per device.',
   ),
 ]  # fmt: skip
 Jobs = Annotated[
   int,
   typer.Option(
     metavar='N', min=0, show_default=False,
-    help='On a CPU: so many runs at a time, which share its cores; default one.',
+    help='Concurrent runs on a CPU, which share its cores; default 1.',
   ),
 ]  # fmt: skip
 SweepShard = Annotated[
   str,
   typer.Option(
     metavar='I/N',
-    help='Of N hosts, this is number I (from 0); auto: as SLURM or Open MPI says.',
+    help='Run shard I (from 0) of N hosts; auto: from SLURM or Open MPI.',
   ),
 ]  # fmt: skip
 TableOnly = Annotated[
-  bool, typer.Option('--table-only', metavar='', help='Run nothing: tabulate what is finished.')
+  bool, typer.Option('--table-only', metavar='', help='Run nothing; tabulate finished runs.')
 ]
 TableDir = Annotated[
   Path | None,
   typer.Option(
     metavar='DIR', rich_help_panel=_TABLE_PANEL, show_default=False,
-    help='Leave a row per image there, and nothing else. Goes on where it was cut off.',
+    help='Write only a table, with a row per image, to this folder. Resumable.',
   ),
 ]  # fmt: skip
 TableFormat = Annotated[
@@ -252,7 +252,7 @@ TableShard = Annotated[
   str,
   typer.Option(
     metavar='I/N', rich_help_panel=_TABLE_PANEL,
-    help='Of N processes, this is number I (from 0); auto: as SLURM, Open MPI or a TPU pod says.',
+    help='Score shard I (from 0) of N processes; auto: from SLURM, Open MPI or a TPU pod.',
   ),
 ]  # fmt: skip
 
@@ -260,21 +260,21 @@ Detector = Annotated[
   str,
   typer.Option(
     '--model', metavar='NAME', autocompletion=_complete_model,
-    help=f'{", ".join(MODELS)}; a variant after a colon: PatchCore:ten.',
+    help=f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten.',
   ),
 ]  # fmt: skip
 Workdir = Annotated[
   Path | None,
   typer.Option(
     metavar='DIR', show_default=False,
-    help='For the model, the report and all else; default runs/NAME_DATASET.',
+    help='Folder for all outputs; default runs/NAME_DATASET.',
   ),
 ]  # fmt: skip
 ConfigOverrides = Annotated[
   list[str] | None,
   typer.Option(
     '--override', metavar='KEY=X', show_default=False,
-    help='Any setting of the experiment; may come again.',
+    help='Any setting of the experiment; repeatable.',
   ),
 ]  # fmt: skip
 
@@ -286,93 +286,95 @@ GraphFile = Annotated[
   Path | None,
   typer.Option(
     '--output', metavar='FILE', show_default=False,
-    help='Default: model.onnx and so on, in MODEL_DIR.',
+    help='Default: model.onnx (or another suffix) in MODEL_DIR.',
   ),
 ]  # fmt: skip
 ExportBatch = Annotated[
   int | None,
-  typer.Option(metavar='N', show_default=False, help='Images at once; default any number.'),
+  typer.Option(metavar='N', show_default=False, help='Fixed batch size; default any.'),
 ]
 IncludeResize = Annotated[
   str,
   typer.Option(
     metavar='HxW', show_default=False,
-    help="Take a camera's images of this height and width, and give maps of that size.",
+    help='Take camera images of this height and width; return anomaly maps of that size.',
   ),
 ]  # fmt: skip
 ComparisonImages = Annotated[
   Path | None,
   typer.Option(
     metavar='DIR', show_default=False,
-    help='Images to compare on, or with --quantize a data set; default those of the thresholds.',
+    help='Images to verify on, or with --quantize a dataset; default: the calibration images.',
   ),
 ]  # fmt: skip
 Quantize = Annotated[
   Literal['int8', 'fp16'] | None,
   typer.Option(
     metavar='KIND', show_default=False,
-    help='int8: smaller and quicker; fp16: smaller. For onnx; nothing is left of a bad one.',
+    help='int8: smaller and faster; fp16: smaller. ONNX only; not written if inaccurate.',
   ),
 ]  # fmt: skip
 
 Category = Annotated[
   str,
-  typer.Option(metavar='NAME', show_default=False, help='A folder in DATASET; for check also all.'),
+  typer.Option(
+    metavar='NAME', show_default=False, help='A folder in DATASET; check also takes all.'
+  ),
 ]
 Layout = Annotated[str, typer.Option(metavar='NAME', help='auto, mvtec, folder or seglist.')]
 CheckOutput = Annotated[
   Path | None,
-  typer.Option(metavar='DIR', help='Leave sample pictures, a histogram and the result here.'),
+  typer.Option(metavar='DIR', help='Folder for sample pictures, a histogram and the result.'),
 ]
 ReportOutput = Annotated[
-  Path, typer.Option(metavar='FILE', help='The page (.html); its data go into a .json beside it.')
+  Path,
+  typer.Option(metavar='FILE', help='HTML file to write; its data is saved next to it as .json.'),
 ]
 Backbone = Annotated[
   str | None,
   typer.Argument(
     metavar='NAME', autocompletion=_complete_backbone, show_default=False,
-    help=f'To download: {", ".join(BACKBONES)}.',
+    help=f'Backbone to download: {", ".join(BACKBONES)}.',
   ),
 ]  # fmt: skip
-DemoSeed = Annotated[int, typer.Option(metavar='N', help='Decides every picture.')]
-DemoImageSize = Annotated[int, typer.Option(metavar='N', help='Side of the pictures in pixels.')]
+DemoSeed = Annotated[int, typer.Option(metavar='N', help='Random seed of the images.')]
+DemoImageSize = Annotated[int, typer.Option(metavar='N', help='Side of the images in pixels.')]
 Overwrite = Annotated[
-  bool, typer.Option('--overwrite', metavar='', help='Replace categories that are there.')
+  bool, typer.Option('--overwrite', metavar='', help='Replace existing categories.')
 ]
 
-# A service.
+# Options of the service.
 _LIMITS_PANEL = 'Limits'
 ModelDirs = Annotated[
   list[str] | None,
   typer.Argument(
     metavar='[NAME=]MODEL_DIR', show_default=False,
-    help='Model directories, the first answers where no name is given; a demo without any.',
+    help='Model directories; the first is the default model. Without one, a demo model.',
   ),
 ]  # fmt: skip
 Host = Annotated[
-  str, typer.Option(metavar='ADDRESS', help='Where to listen; 0.0.0.0 for all addresses.')
+  str, typer.Option(metavar='ADDRESS', help='Address to listen on; 0.0.0.0 for all.')
 ]
-Port = Annotated[int, typer.Option(metavar='N', min=0, max=65535, help='0 for any that is free.')]
+Port = Annotated[int, typer.Option(metavar='N', min=0, max=65535, help='0 for any free port.')]
 ServiceBackend = Annotated[
   str,
   typer.Option(
     metavar='NAME', rich_help_panel=_MODEL_PANEL,
-    help='auto: an inference runtime on a CPU where one is installed, else jax; or jax, '
-    'onnxruntime, openvino.',
+    help='jax, onnxruntime, openvino, or auto: on a CPU an installed inference runtime, else jax.',
   ),
 ]  # fmt: skip
 ServiceBatch = Annotated[
   int,
   typer.Option(
     '--batch', metavar='N', min=0, rich_help_panel=_LIMITS_PANEL, show_default=False,
-    help='Images computed together, at most; 1 for none. By default what suits the device.',
+    help='Maximum batch size; 1 disables batching. The default depends on the device.',
   ),
 ]  # fmt: skip
 Queue = Annotated[
   int,
   typer.Option(
     metavar='N', min=1, rich_help_panel=_LIMITS_PANEL,
-    help='Images being answered, at most; beyond, requests are refused (503).',
+    help='Maximum number of images in progress; beyond it requests fail (503).',
   ),
 ]  # fmt: skip
 Deadline = Annotated[
@@ -380,33 +382,33 @@ Deadline = Annotated[
   typer.Option(
     metavar='SECONDS',
     rich_help_panel=_LIMITS_PANEL,
-    help='For a request; then it is given up (504).',
+    help='Time limit of a request, which then fails (504).',
   ),
 ]
 MaxBytes = Annotated[
   int,
-  typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Of a body, and of a URL.'),
+  typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Limit of a body or a URL.'),
 ]
 MaxPixels = Annotated[
-  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Of an image.')
+  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Limit of an image.')
 ]
 AllowUrls = Annotated[
   bool,
   typer.Option(
-    '--allow-urls', rich_help_panel=_LIMITS_PANEL, help='Fetch images from public addresses.'
+    '--allow-urls', rich_help_panel=_LIMITS_PANEL, help='Fetch images from public URLs.'
   ),
 ]
 Token = Annotated[
   str | None,
   typer.Option(
     metavar='TOKEN', envvar='UADJAX_TOKEN', rich_help_panel=_LIMITS_PANEL, show_default=False,
-    help='Requests must bear it: Authorization: Bearer TOKEN.',
+    help='Requests must send it: Authorization: Bearer TOKEN.',
   ),
 ]  # fmt: skip
 Drain = Annotated[
   float,
   typer.Option(
     metavar='SECONDS', rich_help_panel=_LIMITS_PANEL,
-    help='After SIGTERM, for requests that were accepted.',
+    help='Time limit of accepted requests after SIGTERM.',
   ),
 ]  # fmt: skip

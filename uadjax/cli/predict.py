@@ -1,4 +1,4 @@
-"""Images judged, told and saved: what `uadjax predict` and the spelling without a command do."""
+"""The command `uadjax predict`, also for `uadjax` without a command: scores and saves images."""
 
 import collections
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -16,13 +16,14 @@ from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.inference import pipelines, predictor, score_table
 from uadjax.inference.result import Result, UNREADABLE
+from uadjax.model import calibration
 from uadjax.system import http, progress
 
-_FAIL_ON_STATUS = 3  # Exit status of --fail-on.
+_FAIL_ON_STATUS = 3
 
 
 class PredictOptions(NamedTuple):
-  """The options that both spellings have; see `options`."""
+  """Options that `uadjax predict` and `uadjax` without a command share; see `options`."""
 
   device: str | None
   batch_size: int | None
@@ -41,7 +42,7 @@ class PredictOptions(NamedTuple):
 
 
 def select_options(command_options: Mapping[str, Any]) -> PredictOptions:
-  """Pick them from all options of a command."""
+  """Select the fields of `PredictOptions` from all options of a command."""
   return PredictOptions(**{name: command_options[name] for name in PredictOptions._fields})
 
 
@@ -52,17 +53,17 @@ def predict_images(
   settings: Mapping[str, str],
   options: PredictOptions,
 ) -> None:
-  """Judge images with a pipeline.
+  """Score images with a pipeline, print the results, and save them.
 
   Args:
     inputs: paths, URLs and folders.
-    pipeline: its name, or a YAML file.
-    use_hpip: run the exported graph.
-    named: settings that have options of their own.
-    own: all else.
+    pipeline_name: name of a pipeline, or path of a YAML file.
+    use_hpip: whether to run the exported graph on an inference runtime.
+    settings: values of pipeline settings that have options of their own.
+    options: all other options.
   """
   if options.masks and not options.as_json:
-    raise typer.BadParameter('it is for the lines of --json.', param_hint='--masks')
+    raise typer.BadParameter('only valid with --json.', param_hint='--masks')
   folder = None if options.no_save else options.save_path or Path('output')
   with runtime.prepare():
     pipeline = _create_pipeline(pipeline_name, use_hpip, settings, options)
@@ -71,7 +72,7 @@ def predict_images(
     start = time.perf_counter()
     results = pipeline.predict(pipeline_input, options.batch_size, options.strict, folder)
     total = sum(1 for _ in sources.expand(pipeline_input, folder))
-    # Closed, so that what is being saved is whole before anything is said of it.
+    # Closing the generator finishes the files that are being saved before the summary is printed.
     with contextlib.closing(
       _save_results(results, folder, not options.no_pictures)
     ) as saved_results:
@@ -89,20 +90,20 @@ def tabulate_scores(
   table_format: str,
   shard: str,
 ) -> None:
-  """Judge a share of many images into a table.
+  """Score one shard of many images and write the results into a table.
 
   Args:
-    inputs: as for `judge`; so the next two.
-    named: settings.
-    own: all else; of results nothing is asked for.
-    folder: of the table.
-    form: its format.
-    shard: of the images.
+    inputs: paths, URLs and folders.
+    settings: values of pipeline settings that have options of their own.
+    options: all other options; those that save results are rejected.
+    folder: folder of the table.
+    table_format: 'parquet' or 'jsonl'.
+    shard: shard of the images as I/N, or 'auto'.
   """
   for name in ('save_path', 'no_pictures', 'no_save', 'masks'):
     if getattr(options, name):
       option = f'--{name.replace("_", "-")}'
-      raise typer.BadParameter('it means nothing beside --table.', param_hint=option)
+      raise typer.BadParameter('not valid with --table.', param_hint=option)
   with runtime.prepare():
     table = score_table.Table(folder, table_format, processes.resolve_shard(shard))
     pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
@@ -117,7 +118,7 @@ def tabulate_scores(
         options.strict,
       )
     except Interrupted as interruption:
-      raise Interrupted(f'{interruption} The same command goes on with {folder}.') from None
+      raise Interrupted(f'{interruption} Repeat the command to resume {folder}.') from None
   counts, (shard_index, num_shards) = summary.counts, table.shard
   if options.as_json:
     shard_fields = {
@@ -129,7 +130,7 @@ def tabulate_scores(
   else:
     console.print_line(console.summary_table(counts + summary.previous_counts))
     console.print_line(
-      f'Table: {runtime.to_printable(str(folder))}, part {shard_index} of {num_shards}: {summary}.'
+      f'Table: {runtime.to_printable(str(folder))}, shard {shard_index}/{num_shards}: {summary}.'
     )
   _exit_by_counts(counts + summary.previous_counts, options.fail_on)
 
@@ -151,19 +152,19 @@ def _create_pipeline(
 
 
 def _unwrap_single_input(inputs: Sequence[str]) -> str | list[str]:
-  """What is alone is refused at once where it cannot be read."""
+  """Return a single input by itself, so that an unreadable one is rejected immediately."""
   return inputs[0] if len(inputs) == 1 else list(inputs)
 
 
 def _require_separate_folder(inputs: Sequence[str], folder: Path | None) -> None:
-  """Refuse to save among the images: a_res.png may be one of them."""
+  """Raise ConfigError if the results folder holds the images, which results could overwrite."""
   for path in map(Path, inputs):
     if folder and path.is_dir() and folder.is_dir() and path.samefile(folder):
       raise ConfigError(f'{folder} holds the images; name another folder with --save-path.')
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, str]:
-  """Values by key, of KEY=VALUE."""
+  """Return the values of KEY=VALUE assignments by key."""
   pairs = [assignment.partition('=') for assignment in assignments]
   for key, equals, _ in pairs:
     if not equals:
@@ -180,10 +181,10 @@ def _save_results(
 def _print_results(
   results: Iterator[Result], total: int, folder: Path | None, options: PredictOptions
 ) -> collections.Counter[str]:
-  """Print each result; how many there are with each label."""
+  """Print each result, and return the number of images per label."""
   counts = collections.Counter[str]()
   try:
-    for result in progress.show_progress(results, total, 'Judging'):
+    for result in progress.show_progress(results, total, 'Scoring'):
       counts[result.label or UNREADABLE] += 1
       if options.as_json:
         console.print_json(result.to_json(options.masks or 'none'))
@@ -191,7 +192,7 @@ def _print_results(
         console.print_line(console.verdict_line(result))
   except Interrupted as interruption:
     num_scored = counts.total()
-    scored_text = f' The first {num_scored} of {total} images were judged' if num_scored else ''
+    scored_text = f' The first {num_scored} of {total} images were scored' if num_scored else ''
     location_text = f'; their results are in {folder}' if num_scored and folder else ''
     raise Interrupted(
       f'{interruption}{scored_text}{location_text}{"." if scored_text else ""}'
@@ -200,14 +201,17 @@ def _print_results(
 
 
 def _print_summary(
-  counts: collections.Counter[str], seconds: float, thresholds: Any, folder: Path | None
+  counts: collections.Counter[str],
+  seconds: float,
+  thresholds: calibration.Thresholds,
+  folder: Path | None,
 ) -> None:
   console.print_line(console.summary_table(counts))
-  review_text = (
-    f', review above {thresholds.review:.4g}' if thresholds.review < thresholds.image else ''
-  )
+  review_text = ''
+  if thresholds.review_threshold < thresholds.image_threshold:
+    review_text = f', review above {thresholds.review_threshold:.4g}'
   rate = f'{counts.total() / seconds:.1f} images/s'
-  console.print_line(f'{rate}; NG above {thresholds.image:.4g}{review_text}.')
+  console.print_line(f'{rate}; NG above {thresholds.image_threshold:.4g}{review_text}.')
   if folder:
     console.print_line(f'Results: {runtime.to_printable(str(folder))}')
 

@@ -1,4 +1,4 @@
-"""What surrounds every command: preparing JAX, signals, error messages and the exit status."""
+"""Setup that all commands share: memory, signals, logging, error messages and exit status."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -16,8 +16,8 @@ from uadjax import errors
 from uadjax.errors import Setting
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
-_SIGNAL_STATUS_BASE = 128  # As shells have it: plus the number of the signal.
-_OPTION_BY_SETTING = {  # Settings that have an option of their own.
+_SIGNAL_STATUS_BASE = 128  # Shells report 128 plus the number of the signal.
+_OPTION_BY_SETTING = {
   'access.private': '--allow-private-urls',
   'config': '--models',
   'device': '--device',
@@ -26,14 +26,12 @@ _OPTION_BY_SETTING = {  # Settings that have an option of their own.
   'predict.shard': '--shard',
   'workdir': '--workdir',
 }
-_COMMANDS_WITH_OVERRIDE = (
-  'fit',
-  'sweep',
-)  # Commands whose --override takes any setting of an experiment.
+# The --override of these commands takes any setting of an experiment.
+_COMMANDS_WITH_OVERRIDE = ('fit', 'sweep')
 
 
 def report_errors(command: Callable[..., None]) -> Callable[..., None]:
-  """Make a command tell of its failures in one message, and exit with their status."""
+  """Wrap a command so that a failure becomes one error message and an exit status."""
   format_for_command = functools.partial(format_setting, command.__name__)
 
   @functools.wraps(command)
@@ -46,22 +44,22 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
     except BrokenPipeError:
       discard_stdout()
       raise typer.Exit(_SIGNAL_STATUS_BASE + signal.SIGPIPE) from None
-    except BaseException as error:  # Interrupted is no Exception.
+    except BaseException as error:  # Interrupted does not derive from Exception.
       raise typer.Exit(_report_failure(error, options.get('as_json', False))) from None
 
   return wrapper
 
 
 def format_setting(command: str, setting: Setting) -> str:
-  """Write a setting as an option of a command that can be pasted into a shell.
+  """Format a setting as an option of a command, quoted so that it can be pasted into a shell.
 
-  Commands that only have options of their own point to `python -m uadjax.main`, which has all.
+  Commands without --override point to `python -m uadjax.main`, which takes every setting.
   """
   option = _OPTION_BY_SETTING.get(setting.key)
   if option is None and command in _COMMANDS_WITH_OVERRIDE:
     return f'--override {shlex.quote(errors.format_plain(setting))}'
   if option is None:
-    from uadjax.experiment import flags  # Loads JAX.
+    from uadjax.experiment import flags  # Imports JAX, so it is not at the top.
 
     return f'{flags.format_setting(setting)} of python -m uadjax.main'
   if setting.value is ... or setting.value is True:
@@ -71,7 +69,7 @@ def format_setting(command: str, setting: Setting) -> str:
 
 @contextlib.contextmanager
 def prepare() -> Iterator[None]:
-  """Be ready to compute, to be interrupted, and to log to stderr."""
+  """Prepare a command: memory reuse, interruption by signals, and logging to stderr."""
   from uadjax.system import logging, memory, signals
 
   memory.retain_freed_pages()
@@ -80,32 +78,32 @@ def prepare() -> Iterator[None]:
 
 
 def print_error(error: BaseException, message: str, as_json: bool) -> None:
-  """Say what is wrong: to people on stderr, in one piece; to machines as an object on stdout."""
+  """Print an error as one message on stderr, or with `as_json` as an object on stdout."""
   if as_json:
     print(json.dumps({'error': message, 'type': type(error).__name__}), flush=True)
   else:
-    print('Error:', to_printable(message, allowed='\n'), file=sys.stderr)
+    print('Error:', to_printable(message, allowed_chars='\n'), file=sys.stderr)
 
 
-def to_printable(string: str, allowed: str = '') -> str:
-  """Escape what would move the cursor or color the terminal, and what is no UTF-8."""
+def to_printable(string: str, allowed_chars: str = '') -> str:
+  """Escape what could move the cursor or color the terminal, and what is not valid UTF-8."""
   return ''.join(
-    c if c.isprintable() or c in allowed else c.encode('unicode_escape').decode('ascii')
+    c if c.isprintable() or c in allowed_chars else c.encode('unicode_escape').decode('ascii')
     for c in string
   )
 
 
 def discard_stdout() -> None:
-  """Let what is yet to be flushed go nowhere: nobody reads it."""
+  """Discard buffered output, so that flushing does not fail after the reader has gone."""
   with contextlib.suppress(OSError, ValueError):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_failure(error: BaseException, as_json: bool) -> int:
-  """The exit status of a failure, which is told."""
+  """Print the message of a failure, and return its exit status."""
   from uadjax.system import logging
 
-  if isinstance(error, KeyboardInterrupt):  # Before signals were taken care of.
+  if isinstance(error, KeyboardInterrupt):  # Ctrl-C came before the signal handlers were set.
     error = errors.Interrupted(f'Stopped by {signal.SIGINT.name}.')
   expected_errors = errors.UserError, errors.Interrupted, OSError
   if as_json or isinstance(error, expected_errors):

@@ -1,4 +1,4 @@
-"""Models behind a port: what `uadjax serve` is told, understood."""
+"""The command `uadjax serve`: checks its packages, the token and the model directories."""
 
 from collections.abc import Sequence
 import importlib.util
@@ -11,32 +11,33 @@ from uadjax.model import model_dir
 
 
 def require_packages() -> None:
-  """Refuse where the packages of the service are missing."""
+  """Raise ConfigError if a package of the service is missing."""
   for package in ('fastapi', 'orjson', 'prometheus_client', 'python_multipart', 'uvicorn'):
     if importlib.util.find_spec(package) is None:
       raise ConfigError(f"The service needs {package}: pip install 'uadjax[serve]'.")
 
 
 def resolve_token(option: str | None) -> str:
-  """The token; '' where none was given.
+  """Return the token of the service; '' without one.
 
   Raises:
-    ConfigError: an empty one was given: a secret that was forgotten must not open the service.
+    ConfigError: the token is empty; a forgotten secret must not disable authentication.
   """
   if option == '' or (option is None and os.environ.get('UADJAX_TOKEN') == ''):
     raise ConfigError(
-      '--token or UADJAX_TOKEN is empty: give a secret, or neither for a service open to all.'
+      '--token or UADJAX_TOKEN is empty: set it to a secret, or set neither to serve without '
+      'authentication.'
     )
   return option or ''
 
 
 def parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
-  """Model directories by name, from NAME=DIR or DIR, which is named after its run.
+  """Parse NAME=DIR arguments into model directories by name; a bare DIR is named after its run.
 
-  Without any the demo model is served.
+  Without arguments, the demo model is served.
 
   Raises:
-    ConfigError: two have one name, or a name could not be part of a URL.
+    ConfigError: two models have the same name, or a name cannot be part of a URL.
     ModelError: a directory holds no model.
   """
   if not arguments:
@@ -47,15 +48,15 @@ def parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
     name, equals, path = argument.partition('=')
     directory = Path(path if equals else argument)
     if not equals:
-      resolved = directory.resolve()
-      name = resolved.parent.name if resolved.name == 'model' else resolved.name
+      absolute_dir = directory.resolve()
+      name = absolute_dir.parent.name if absolute_dir.name == 'model' else absolute_dir.name
     if not name or not name.replace('-', '').replace('_', '').replace('.', '').isalnum():
       raise ConfigError(
-        f'{name!r} is no name for a model: letters, digits, dots, dashes and underscores; pass '
+        f'{name!r} is not a valid model name; use letters, digits, dots, dashes and underscores: '
         f'NAME={directory}.'
       )
     if name in directories:
-      raise ConfigError(f'Two models would be called {name!r}; pass NAME={directory} for one.')
-    model_dir.read_info(directory)  # Raises for what is no model directory.
+      raise ConfigError(f'Two models have the name {name!r}; pass NAME={directory} for one.')
+    model_dir.read_info(directory)  # Raises ModelError if this is not a model directory.
     directories[name] = directory
   return directories

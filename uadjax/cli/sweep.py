@@ -1,4 +1,4 @@
-"""Many runs and their table: what `uadjax sweep` does."""
+"""The command `uadjax sweep`: runs many experiments and tabulates their results."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -19,7 +19,7 @@ from uadjax.system import logging, progress
 
 
 class SweepOptions(NamedTuple):
-  """What a sweep is of; see `options`."""
+  """Options that select the runs of a sweep; see `options`."""
 
   dataset: Path
   models: str
@@ -32,14 +32,15 @@ class SweepOptions(NamedTuple):
 def run_sweep(
   options: SweepOptions, device: str, jobs: int, shard: str, table_only: bool, as_json: bool
 ) -> None:
-  """Carry out this host's part, and leave the table of all that is finished."""
+  """Run this host's shard of a sweep, and write the table of all finished runs."""
   with runtime.prepare():
-    # Whatever folder it is called from.
+    # Absolute, so that the settings do not depend on the working directory.
     root = str(options.dataset.resolve())
     settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
     runs = _plan_runs(options, settings)
     overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-    host_shard = processes.resolve_shard(shard, may_ask_jax=False)  # The devices are for the runs.
+    # Asking JAX would occupy the devices, which the runs need.
+    host_shard = processes.resolve_shard(shard, may_ask_jax=False)
     failures: list[str] = []
     try:
       if not table_only:
@@ -47,9 +48,7 @@ def run_sweep(
           runs, options.workdir, overrides, slots.device_slots(device, jobs), host_shard
         )
     except Interrupted as interruption:
-      raise Interrupted(
-        f'{interruption} The same command goes on with {options.workdir}.'
-      ) from None
+      raise Interrupted(f'{interruption} Repeat the command to resume {options.workdir}.') from None
     finished_results = {run: results.load_summary(run.run_dir(options.workdir)) for run in runs}
     rows = results.summarize_runs(
       (run.config_label, run.category, run.seed, result)
@@ -57,8 +56,8 @@ def run_sweep(
       if result
     )
     if not rows:
-      hint = 'Leave --table-only out.' if table_only else ' '.join(failures[:1])
-      raise UserError(f'There is no finished run of these in {options.workdir}. {hint}')
+      hint = 'Run without --table-only first.' if table_only else ' '.join(failures[:1])
+      raise UserError(f'{options.workdir} has no finished run of this sweep. {hint}')
     machines = sweeps.record_sweep(options.workdir, overrides, add_machine=False)
     description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
     text = results.write_tables(rows, options.workdir, description)
@@ -69,7 +68,7 @@ def run_sweep(
   if as_json:
     console.print_json({**counts, 'failed': failures, 'table': str(options.workdir / 'table.csv')})
   else:
-    console.print_line(runtime.to_printable(text, allowed='\n'))
+    console.print_line(runtime.to_printable(text, allowed_chars='\n'))
     table_path = runtime.to_printable(str(options.workdir / 'table.md'))
     console.print_line(
       f'{counts["finished"]} of {counts["runs"]} runs are finished. Table: {table_path}'
@@ -81,7 +80,7 @@ def run_sweep(
 
 def _plan_runs(options: SweepOptions, settings: Mapping[str, str]) -> list[sweeps.Run]:
   if not options.dataset.is_dir():
-    raise ConfigError(f'{str(options.dataset)!r} is no folder; name the root of a data set.')
+    raise ConfigError(f'{str(options.dataset)!r} is not a folder; name the root of a dataset.')
   categories = [
     name
     for group in _parse_list(options.categories, '--categories')
@@ -98,18 +97,20 @@ def _plan_runs(options: SweepOptions, settings: Mapping[str, str]) -> list[sweep
 def _parse_list(text: str, option: str) -> list[str]:
   items = [item.strip() for item in text.split(',') if item.strip()]
   if not items:
-    raise typer.BadParameter('name at least one.', param_hint=option)
+    raise typer.BadParameter('the list is empty; name at least one.', param_hint=option)
   return items
 
 
 def _parse_seeds(text: str) -> range:
-  """Of 3 that, of 3-7 all five."""
+  """Parse a seed, such as 3, or a range that includes both ends, such as 3-7."""
   match = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
   if not match:
-    raise typer.BadParameter(f'{text!r} is neither a seed nor a range.', param_hint='--seeds')
+    message = f'{text!r} is neither a seed (3) nor a range (3-7).'
+    raise typer.BadParameter(message, param_hint='--seeds')
   seeds = range(int(match[1]), int(match[2] or match[1]) + 1)
   if not seeds:
-    raise typer.BadParameter(f'{text!r} has none; write the smaller first.', param_hint='--seeds')
+    message = f'{text!r} is an empty range; write the smaller seed first.'
+    raise typer.BadParameter(message, param_hint='--seeds')
   return seeds
 
 
@@ -120,17 +121,17 @@ def _run_missing(
   device_slots: Sequence[slots.Slot],
   shard: tuple[int, int],
 ) -> list[str]:
-  """The runs that failed, and why."""
+  """Run the unfinished runs of a shard, and return which ones failed and why."""
   shard_index, num_shards = shard
   missing_runs = sweeps.unfinished_runs(runs, workdir, shard)
   num_missing = len(missing_runs)
   logging.LOG.info(
-    '%d runs; of part %d of %d there are %d to be done, on %s.',
-    len(runs), shard_index, num_shards, num_missing, ', '.join(slot.name for slot in device_slots),
+    '%d runs in total; %d left in shard %d/%d, on %s.',
+    len(runs), num_missing, shard_index, num_shards, ', '.join(slot.name for slot in device_slots),
   )  # fmt: skip
   failures = []
   titles = [column.title for column in results.COLUMNS.values()]
-  # Closed before anything is said, so that no run goes on unseen.
+  # Closing stops the runs before an error is reported, so that none continues unnoticed.
   with contextlib.closing(
     sweeps.run_sweep(missing_runs, workdir, overrides, device_slots)
   ) as outcomes:

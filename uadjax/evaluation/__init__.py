@@ -1,4 +1,5 @@
-"""How good a model is: predicted records compared with labels and masks.
+"""Evaluation of a model: its predictions compared with labels and masks.
 
-Metrics of a test set, their curves, thresholds from labeled images, and the HTML report.
+The package has metrics of a test set, their curves, scores of labeled images from which thresholds
+are calibrated, and the HTML report.
 """

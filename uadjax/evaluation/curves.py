@@ -1,6 +1,6 @@
-"""Pictures that tell at a glance what a model finds: scores, ROC, precision and recall, PRO.
+"""Figures of an evaluation: score histogram, ROC, precision-recall and PRO curves.
 
-Letters: n images, m good images of calibration, k vertices of a curve.
+Letters: n images, m calibration images, k vertices of a curve.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,33 +12,33 @@ from jaxtyping import Bool, Float
 from matplotlib import ticker
 import numpy as np
 
-from uadjax.model import calibration as calibration
+from uadjax.model import calibration
 from uadjax.numerics import metrics
 from uadjax.system import files
 from uadjax.visualization import figures, score_histogram
 
-PRO_LIMIT = 0.3  # False alarms up to which the area under PRO counts.
+PRO_LIMIT = 0.3  # False alarm rate up to which the area under the PRO curve is integrated.
 
 _OPTIMISM_NOTE = (
-  ' The threshold was set by labeled images: if these are among them, that is optimistic.'
+  ' The threshold was set on labeled images; if they include these, the numbers are optimistic.'
 )
 
 Vertices = tuple[Float[np.ndarray, ' _k'], Float[np.ndarray, ' _k']]
 
 
 class CurveData(NamedTuple):
-  """What is drawn.
+  """Data that the figures of an evaluation show.
 
   Attributes:
-    title: of the model and the test set.
-    limits: thresholds; called is what exceeds them.
-    scores: of the test images; may be infinite.
-    defects: of each image 'good', or the type of its defect.
-    image: ranking of the images; None where a class is missing.
-    pixel: ranking of the pixels, weighted by region; None where there are no masks.
-    pixel_alarms: number of normal pixels that exceed `limits.pixel`: a ranking counts normal ones
-      at the scores of anomalous ones alone.
-    calibration: scores of good images that the thresholds were set on, if they are at hand.
+    title: name of the model and the test set.
+    thresholds: calibrated thresholds; scores above them are detections.
+    scores: scores of the test images; may be infinite.
+    defects: defect type of each image, or 'good'.
+    image_ranking: ranking of the images; None if a class is missing.
+    pixel_ranking: ranking of the pixels, weighted by region; None if there are no masks.
+    num_pixel_alarms: number of normal pixels that exceed the pixel threshold. It is not in the
+      ranking, which counts normal pixels only at the scores of anomalous ones.
+    calibration_scores: scores of the good images that the thresholds were calibrated on, or None.
   """
 
   title: str
@@ -52,7 +52,7 @@ class CurveData(NamedTuple):
 
 
 class LineStyle(NamedTuple):
-  """How images and pixels are told apart, also without color."""
+  """Style that distinguishes curves of images from those of pixels, also without color."""
 
   name: str
   color: str
@@ -62,15 +62,15 @@ class LineStyle(NamedTuple):
 
 
 class Line(NamedTuple):
-  """A curve, and what is said of it.
+  """Curve with its operating point and labels.
 
   Attributes:
-    look: of images or pixels.
-    x: of its vertices.
-    y: likewise.
-    point: where the calibrated threshold puts the model; None where it calls nothing.
-    area: what the curve amounts to.
-    told: what `point` means.
+    style: style of images or of pixels.
+    x: horizontal coordinates of the vertices.
+    y: vertical coordinates of the vertices.
+    operating_point: point of the curve at the calibrated threshold; None if nothing exceeds it.
+    area_text: area under the curve, as text.
+    point_text: description of the operating point, in two lines.
   """
 
   style: LineStyle
@@ -81,16 +81,17 @@ class Line(NamedTuple):
   point_text: tuple[str, str]
 
 
-# Okabe and Ito 2008: told apart by every color-blind reader. The disk shows around the square.
+# Colors of Okabe and Ito (2008), which color-blind readers can distinguish. The markers differ in
+# size, so that a disk remains visible behind a square.
 IMAGE_STYLE = LineStyle('Images', '#0072B2', '-', 'o', 10)
 PIXEL_STYLE = LineStyle('Pixels', '#D55E00', (0, (5, 1.5)), 's', 6.5)
 
 
 def draw(folder: Path, data: CurveData) -> None:
-  """Replace `folder` by pictures, each as PNG and SVG: all or nothing; same data, same bytes.
+  """Write the figures as PNG and SVG; equal data give equal bytes.
 
-  `curves` is all on a page; `histogram`, `roc`, `pr` and `pro` are its parts. A sentence takes the
-  place of what cannot be drawn.
+  `curves` is the overview, of which `histogram`, `roc`, `pr` and `pro` are the panels. A sentence
+  replaces a curve that cannot be drawn. The folder is replaced atomically.
   """
   with figures.style(), files.atomic_directory(folder) as new_folder:
     figures.write(new_folder / 'curves', _overview_figure(data))
@@ -103,12 +104,12 @@ def draw(folder: Path, data: CurveData) -> None:
 
 
 def summary(data: CurveData) -> str:
-  """Tell in a sentence or two what the thresholds do to the test images."""
+  """Summarize in a sentence or two how the thresholds classify the test images."""
   is_good, is_ng = _good_mask(data), data.scores > data.thresholds.image_threshold
   is_review = (data.scores > data.thresholds.review_threshold) & ~is_ng
   clauses = []
   if (~is_good).any():
-    clauses.append(f'{_count_phrase(is_ng[~is_good], "defective")} found')
+    clauses.append(f'{_count_phrase(is_ng[~is_good], "defective")} detected')
   if is_good.any():
     clauses.append(f'{_count_phrase(is_ng[is_good], "good")} called defective')
   if not clauses:
@@ -118,15 +119,15 @@ def summary(data: CurveData) -> str:
   review_texts = [
     f'{n} {kind}' for n, kind in zip(review_counts, ('defective', 'good'), strict=True) if n
   ]
-  review_clause = f'; {" and ".join(review_texts)} more {"is" if sum(review_counts) == 1 else "are"} to be reviewed'
-  review_clause *= bool(review_texts)
+  verb = 'needs' if sum(review_counts) == 1 else 'need'
+  review_clause = f'; {" and ".join(review_texts)} more {verb} review' * bool(review_texts)
   return (
     f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(data.thresholds.num_anomalous)}'
   )
 
 
 def roc(data: CurveData) -> list[Line]:
-  """Found against false alarms, of images and of pixels."""
+  """Return the ROC curves of images and of pixels: recall against false alarm rate."""
   lines = []
   for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
     false_alarm_rate, recall = (
@@ -134,7 +135,7 @@ def roc(data: CurveData) -> list[Line]:
       _share_above(ranking, ranking.num_anomalous, threshold),
     )
     point_text = (
-      f'{format_percent(recall)} found,',
+      f'{format_percent(recall)} recall,',
       f'{format_percent(false_alarm_rate)} false alarms',
     )
     area_text = f'AUROC {metrics.auroc(ranking):.3f}'
@@ -147,26 +148,29 @@ def roc(data: CurveData) -> list[Line]:
 
 
 def pr(data: CurveData) -> list[Line]:
-  """Right alarms against found, of images and of pixels: steps, with average precision as area."""
+  """Return the precision-recall curves of images and of pixels.
+
+  They are step functions, so that the area below is the average precision.
+  """
   lines = []
   for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
     recall, precision = metrics.pr_curve(ranking)
     num_defects = int(ranking.num_anomalous[-1])
     chance = num_defects / (num_defects + ranking.total_normals)
-    # From the first defect on, where precision is known, to where everything is called.
+    # Precision is defined from the first detected defect on; at full recall it falls to chance.
     x = np.append(np.repeat(recall, 2)[1:-1], 1.0)
     y = np.append(np.repeat(precision, 2)[2:], chance)
     recall_at_threshold = _share_above(ranking, ranking.num_anomalous, threshold)
     num_hits = round(recall_at_threshold * num_defects)
-    operating_point, point_text = None, ('nothing exceeds it', '')
+    operating_point, point_text = None, ('no alarms', '')
     if num_hits + num_false_alarms:
       operating_point = (recall_at_threshold, num_hits / (num_hits + num_false_alarms))
-      # After a defect precision falls, and jumps at the next: there the threshold stands.
+      # Precision falls after a defect and jumps at the next; the threshold lies on that jump.
       index = int(np.searchsorted(x, recall_at_threshold, 'right')) - 1
       x, y = np.insert(x, index, operating_point[0]), np.insert(y, index, operating_point[1])
       point_text = (
-        f'{format_percent(operating_point[1])} of alarms right,',
-        f'{format_percent(recall_at_threshold)} found',
+        f'{format_percent(operating_point[1])} precision,',
+        f'{format_percent(recall_at_threshold)} recall',
       )
     area_text = f'AP {metrics.average_precision(ranking):.3f} (chance {chance:.3f})'
     lines.append(Line(style, *thin(x, y), operating_point, area_text, point_text))
@@ -174,7 +178,10 @@ def pr(data: CurveData) -> list[Line]:
 
 
 def pro(data: CurveData) -> list[Line]:
-  """Mean share of a region that is found against false alarms, of pixels."""
+  """Return the PRO curve of the pixels: mean overlap with a region against false alarm rate.
+
+  Bergmann et al. 2020, "Uninformed Students".
+  """
   lines = []
   for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
     if style is PIXEL_STYLE:
@@ -183,7 +190,7 @@ def pro(data: CurveData) -> list[Line]:
         _share_above(ranking, ranking.overlap, threshold),
       )
       point_text = (
-        f'{format_percent(mean_overlap)} of a region found,',
+        f'{format_percent(mean_overlap)} mean overlap,',
         f'{format_percent(false_alarm_rate)} false alarms',
       )
       area_text = (
@@ -204,9 +211,9 @@ def pro(data: CurveData) -> list[Line]:
 def thin(
   x: Float[np.ndarray, ' k'], y: Float[np.ndarray, ' k'], num_segments: int = 500
 ) -> Vertices:
-  """Cut a curve into so many stretches of one length; keep the first and last vertex of each.
+  """Thin a curve: cut it into segments of equal length and keep the end vertices of each.
 
-  So a curve never moves by more than the length of a stretch, and its ends and steps stay.
+  The curve moves by at most the length of a segment, and its ends and steps remain.
   """
   if len(x) <= 2 * num_segments:
     return x, y
@@ -217,14 +224,14 @@ def thin(
 
 
 def format_percent(share: float) -> str:
-  """Write a share with as many digits as tell it from none and from all."""
+  """Format a share as a percentage, with enough digits to distinguish it from 0 % and 100 %."""
   distance = 100 * min(share, 1 - share)
   digits = max(0, int(np.ceil(-np.log10(distance) - 1e-9))) if distance > 0 else 0
   return f'{100 * share:.{digits}f} %'
 
 
 def _count_phrase(mask: Bool[np.ndarray, ' _'], class_name: str) -> str:
-  """Begin a sentence on some of all images of a kind."""
+  """Return the beginning of a sentence, such as '3 of 5 good images are'."""
   count, total = int(mask.sum()), len(mask)
   verb = 'is' if 1 in (count, total) else 'are'
   return f'{count} of {total} {class_name} image{"s" * (total > 1)} {verb}'
@@ -235,7 +242,7 @@ def _good_mask(data: CurveData) -> Bool[np.ndarray, ' n']:
 
 
 def _complete_rankings(data: CurveData) -> Iterator[tuple[LineStyle, metrics.Ranking, float, int]]:
-  """Rankings that have both classes, each with its threshold and the normal ones above it."""
+  """Yield each ranking with both classes, its style, threshold and number of false alarms."""
   thresholds = data.thresholds
   num_image_alarms = int((data.scores[_good_mask(data)] > thresholds.image_threshold).sum())
   for style, ranking, threshold, num_false_alarms in (
@@ -247,13 +254,13 @@ def _complete_rankings(data: CurveData) -> Iterator[tuple[LineStyle, metrics.Ran
 
 
 def _share_above(ranking: metrics.Ranking, cumulative: np.ndarray, threshold: float) -> float:
-  """Share of what is counted among the anomalous that exceeds a threshold."""
+  """Return the share of a cumulative count over the anomalous scores above a threshold."""
   num_above = int(np.searchsorted(-ranking.scores, -threshold, 'left'))
   return float(cumulative[num_above - 1] / cumulative[-1]) if num_above else 0.0
 
 
 def _missing_curve_text(data: CurveData, style: LineStyle) -> list[figures.TextLine]:
-  """Say why there is no curve."""
+  """Return the lines that explain why a curve is missing."""
   missing_class = 'defective' if 'good' in data.defects else 'good'
   sentences = {
     IMAGE_STYLE: ('Images: no curve', f'without {missing_class} images'),
@@ -263,20 +270,20 @@ def _missing_curve_text(data: CurveData, style: LineStyle) -> list[figures.TextL
 
 
 def _roc_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
-  axes = _curve_axes(figure, box, 'ROC: what is found, for how many false alarms')
-  axes.set(xlabel='false alarms, of all good', ylabel='found, of all defective')
+  axes = _curve_axes(figure, box, 'ROC: recall and false alarms')
+  axes.set(xlabel='false alarm rate', ylabel='recall')
   _draw_lines(axes, roc(data), data, (IMAGE_STYLE, PIXEL_STYLE), diagonal=1.0)
 
 
 def _pr_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
-  axes = _curve_axes(figure, box, 'Precision and recall: is an alarm right?')
-  axes.set(xlabel='found, of all defective (recall)', ylabel='right, of all alarms (precision)')
+  axes = _curve_axes(figure, box, 'Precision and recall')
+  axes.set(xlabel='recall', ylabel='precision (correct share of alarms)')
   _draw_lines(axes, pr(data), data, (IMAGE_STYLE, PIXEL_STYLE))
 
 
 def _pro_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
-  axes = _curve_axes(figure, box, 'PRO: how much of each region is found')
-  axes.set(xlabel='false alarms, of all good pixels', ylabel='found, mean over regions')
+  axes = _curve_axes(figure, box, 'PRO: per-region overlap')
+  axes.set(xlabel='false alarm rate of pixels', ylabel='overlap, mean over regions')
   lines = pro(data)
   for line in lines:
     x_max = max(1.15 * PRO_LIMIT, 1.1 * line.operating_point[0] if line.operating_point else 0)
@@ -300,7 +307,7 @@ def _histogram_panel(figure: figures.Figure, box: figures.Box, data: CurveData) 
 
 
 _PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, CurveData], None]] = {
-  'histogram': _histogram_panel,  # First: it needs no explanation.
+  'histogram': _histogram_panel,
   'roc': _roc_panel,
   'pr': _pr_panel,
   'pro': _pro_panel,
@@ -308,7 +315,7 @@ _PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, CurveData], None]] 
 
 
 def _overview_figure(data: CurveData) -> figures.Figure:
-  """Put everything on one page under a sentence that says it."""
+  """Draw all panels on one page, below the title and the summary."""
   has_curves = any(True for _ in _complete_rankings(data))
   lines = textwrap.wrap(summary(data), 125)
   if data.defects and not has_curves:
@@ -321,7 +328,7 @@ def _overview_figure(data: CurveData) -> figures.Figure:
   )
   for index, line in enumerate(lines):
     figure.text(0.02, 1 - (0.73 + 0.22 * index) / height, line, size=10.5)
-  if not has_curves:  # No room is given to what cannot be drawn.
+  if not has_curves:
     _histogram_panel(figure, figures.Box(0, 0, 10, panels_height), data)
     return figure
   for index, draw_panel in enumerate(_PANELS.values()):
@@ -330,12 +337,15 @@ def _overview_figure(data: CurveData) -> figures.Figure:
 
 
 def _histogram_rows(data: CurveData, max_types: int = 10) -> list[score_histogram.Row]:
-  """Good images, then the types of defects, the hardest first; the easiest beyond `most` as one."""
+  """Return histogram rows: good images, then defect types, the hardest first.
+
+  Beyond `max_types`, the easiest types are merged into one row.
+  """
   defects = np.array(data.defects, str)
   scores_by_defect = {name: data.scores[defects == name] for name in set(data.defects)}
   rows = []
   if data.calibration_scores is not None and len(data.calibration_scores):
-    # Labels, where they are given, set the thresholds instead.
+    # With labeled images, these scores did not set the thresholds.
     name = 'good, held out' + ' (thresholds)' * (not data.thresholds.num_anomalous)
     rows.append(score_histogram.Row(name, data.calibration_scores, True))
   if 'good' in scores_by_defect:
@@ -380,18 +390,18 @@ def _draw_lines(
   styles: Sequence[LineStyle],
   diagonal: float = 0.0,
 ) -> None:
-  """Draw curves and operating points, then write beside each what it says.
+  """Draw curves with operating points and labels, and explain missing ones.
 
   Args:
-    axes: to draw in.
-    lines: what there is.
-    data: that they are of.
-    looks: what there should be.
-    diagonal: where the line of chance ends; 0 for none.
+    axes: axes to draw in.
+    lines: curves to draw.
+    data: data of the evaluation, which explain missing curves.
+    styles: styles of the curves that are expected.
+    diagonal: end of the chance line on both axes; 0 for no such line.
   """
   if not lines:
     sentences = [
-      ' '.join(words.text for words in _missing_curve_text(data, style)) for style in styles
+      ' '.join(text_line.text for text_line in _missing_curve_text(data, style)) for style in styles
     ]
     figures.show_message(axes, '. '.join(sentences) + '.')
     return
@@ -413,20 +423,22 @@ def _draw_lines(
   labels = []
   for line in lines:
     point_texts = (f'at the threshold {line.point_text[0]}', line.point_text[1])
-    words = [figures.TextLine(f'{line.style.name}  {line.area_text}', line.style.color, 'bold')]
-    words += [figures.TextLine(text) for text in point_texts if text]
+    text_lines = [
+      figures.TextLine(f'{line.style.name}  {line.area_text}', line.style.color, 'bold')
+    ]
+    text_lines += [figures.TextLine(text) for text in point_texts if text]
     middle = len(line.x) // 2
     anchor = line.operating_point or (float(line.x[middle]), float(line.y[middle]))
-    labels.append(figures.Label(words, anchor, line.style.color))
-  occupied = figures.place_labels(axes, labels, np.concatenate(trails))
+    labels.append(figures.Label(text_lines, anchor, line.style.color))
+  occupied_points = figures.place_labels(axes, labels, np.concatenate(trails))
   for style in set(styles) - {line.style for line in lines}:
-    occupied = figures.place_labels(
-      axes, [figures.Label(_missing_curve_text(data, style), (1.0, 0.0))], occupied
+    occupied_points = figures.place_labels(
+      axes, [figures.Label(_missing_curve_text(data, style), (1.0, 0.0))], occupied_points
     )
   if diagonal:
     label_position = (0.62 * diagonal, 0.62 * diagonal)
     figures.place_labels(
       axes,
       [figures.Label([figures.TextLine('chance', figures.MUTED_COLOR)], label_position)],
-      occupied,
+      occupied_points,
     )

@@ -1,4 +1,4 @@
-"""A model against a test set: numbers, a CSV row and pictures, all at original resolution."""
+"""Evaluation of a model on a test set: metrics, CSV files and pictures, at original resolution."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,17 @@ from uadjax.visualization import heatmap
 
 
 class ImageResult(NamedTuple):
-  """What is kept of a test image beside its pixels.
+  """Result of a test image, except for its pixels.
 
   Attributes:
-    record: the image.
-    score: of the image.
-    label: the verdict: OK, review or NG.
-    confusion: of its seen pixels; None where it is not known which are defective.
-    sizes: of the defective regions the network saw, in pixels.
-    found: whether any pixel of each is marked.
-    unseen: number of pixels outside the crop.
-    unseen_defects: how many of them are defective.
+    record: record of the image.
+    score: anomaly score.
+    label: verdict: OK, review or NG.
+    confusion: confusion counts of the visible pixels; None without ground truth.
+    region_sizes: size of each visible defective region in pixels.
+    region_hits: whether any pixel of each region is marked.
+    num_cropped_pixels: number of pixels outside the crop.
+    num_cropped_defect_pixels: number of defective pixels outside the crop.
   """
 
   record: Record
@@ -48,12 +48,12 @@ class ImageResult(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """Numbers, and what is drawn of them.
+  """Metrics of a test set, and the data of its figures.
 
   Attributes:
-    metrics: as of the result file.
-    curves: scores and rankings.
-    maps: at network size, of each image; in a file without a name.
+    metrics: metrics, as in the result file; one that lacks a class (no defects, no masks) is None.
+    curve_data: scores and rankings.
+    anomaly_maps: anomaly map of each image at network size, in an anonymous file.
   """
 
   metrics: dict[str, Any]
@@ -70,14 +70,13 @@ def evaluate(
   workdir: Path,
   num_pictures: int,
 ) -> Evaluation:
-  """Score a test set and measure; leave `scores.csv`, and pictures spread over the defects.
+  """Score a test set and compute its metrics; write `scores.csv` and pictures.
 
-  Returns:
-    metrics as of the result file. A metric that lacks a class (no defects, no masks) is None.
+  The pictures are spread evenly over the defect types.
   """
   pictured_records = _choose_across_defects(records, num_pictures)
   folder = workdir / 'pictures'
-  shutil.rmtree(folder, ignore_errors=True)  # Of an earlier evaluation, maybe of other images.
+  shutil.rmtree(folder, ignore_errors=True)  # An earlier evaluation may have had other images.
   folder.mkdir(parents=True)
   image_results: list[ImageResult] = []
   pixels = pixel_scores.empty(model.ops, len(records))
@@ -101,9 +100,9 @@ def evaluate(
     )
     truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
     if record in pictured_records:
-      # By number: images in other folders, or of another suffix, may have the same name.
+      # Numbers keep names unique: images in different folders may have the same stem.
       path = folder / f'{record.defect}_{len(image_results):04d}_{record.path.stem}.png'
-      # Four times as fast as the default, and a fifth larger.
+      # Level 1 is four times as fast as the default, and makes files a fifth larger.
       picture(model, record, result, truth).save(path, compress_level=1)
     pixel_scores.add_image(
       pixels, scored_image.anomaly_map, result.anomaly_map, result.visible, truth
@@ -133,7 +132,7 @@ def evaluate(
 def compare_with_mask(
   record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> ImageResult:
-  """Compare one result with the truth, as far as that is known."""
+  """Compare a result with the ground truth, if there is one."""
   if truth is None:
     return ImageResult(record, result.score, result.label)
   visible = result.visible
@@ -149,7 +148,7 @@ def compare_with_mask(
 
 
 def rank_images(image_results: Sequence[ImageResult]) -> metrics.Ranking | None:
-  """Rank the images; None where there are only good or only defective ones."""
+  """Rank the images by score; return None unless both classes are present."""
   is_anomalous = np.array(
     [image_result.record.is_anomalous for image_result in image_results], bool
   )
@@ -166,12 +165,13 @@ def compute_metrics(
   image_ranking: metrics.Ranking | None,
   pixel_ranking: metrics.Ranking | None,
 ) -> dict[str, Any]:
-  """Image metrics over all images; pixel metrics over the seen pixels of those with a mask."""
+  """Compute image metrics over all images, pixel metrics over visible pixels with ground truth."""
   return {
     **_ranking_metrics(image_ranking, 'image'),
     **_ranking_metrics(pixel_ranking, 'pixel'),
     'au_pro': metrics.au_pro(pixel_ranking) if pixel_ranking else None,
-    'oracles': ['image_f1_max', 'pixel_f1_max'],  # At thresholds that nobody knows beforehand.
+    # These metrics are at the best threshold in hindsight.
+    'oracles': ['image_f1_max', 'pixel_f1_max'],
     'at_threshold': _metrics_at_threshold(image_results),
     'counts': {
       'good': sum(not image_result.record.is_anomalous for image_result in image_results),
@@ -195,7 +195,7 @@ def _ranking_metrics(ranking: metrics.Ranking | None, prefix: str) -> dict[str, 
 
 
 def _metrics_at_threshold(image_results: Sequence[ImageResult]) -> dict[str, Any]:
-  """What the calibrated thresholds do: images are called where NG, pixels where marked."""
+  """Compute metrics at the calibrated thresholds; positive are NG images and marked pixels."""
   is_anomalous = np.array(
     [image_result.record.is_anomalous for image_result in image_results], bool
   )
@@ -218,9 +218,11 @@ def _metrics_at_threshold(image_results: Sequence[ImageResult]) -> dict[str, Any
     'false_alarm_rate': _mean(is_ng[~is_anomalous]),
     'review_rate': {'good': _mean((verdicts == 'review')[~is_anomalous]),
                     'defective': _mean((verdicts == 'review')[is_anomalous])},
-    'miss_rate': {d: _mean(~is_ng[defects == d]) for d in sorted(set(defects[is_anomalous].tolist()))},
+    'miss_rate': {defect: _mean(~is_ng[defects == defect])
+                  for defect in sorted(set(defects[is_anomalous].tolist()))},
     'miss_rate_by_region_size': metrics.miss_rate_by_size(region_sizes, region_hits),
-    **{name: getattr(pixel_confusion, key) if has_masks else None for name, key in _PIXEL_METRICS.items()},
+    **{name: getattr(pixel_confusion, key) if has_masks else None
+       for name, key in _PIXEL_METRICS.items()},
   }  # fmt: skip
 
 
@@ -247,7 +249,7 @@ def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
 def picture(
   model: model_dir.Model, record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> Image.Image:
-  """Show image, ground truth, heatmap and prediction side by side."""
+  """Draw image, ground truth, heatmap and prediction side by side."""
   image = image_io.decode(record.path)
   truth_tiles = (
     [] if truth is None else [heatmap.TitledImage('ground truth', heatmap.render_mask(truth))]
@@ -264,13 +266,14 @@ def picture(
   return heatmap.join_side_by_side(tiles, headline)
 
 
+# Image_recall and False_alarm_rate are at the calibrated threshold.
 _CSV_COLUMNS = {
   'Image_AUROC': 'image_auroc',
   'Pixel_AUROC': 'pixel_auroc',
   'PRO_score': 'au_pro',
   'Image_AP': 'image_ap',
   'Pixel_AP': 'pixel_ap',
-  'Image_recall': 'image_recall',  # This one and the next at the calibrated threshold.
+  'Image_recall': 'image_recall',
   'False_alarm_rate': 'false_alarm_rate',
   'Image_F1_max_oracle': 'image_f1_max',
   'Pixel_F1_max_oracle': 'pixel_f1_max',
@@ -278,7 +281,7 @@ _CSV_COLUMNS = {
 
 
 def mean_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-  """The mean of each metric over the categories that have it."""
+  """Return the mean of each metric over the categories that have it."""
   flat_rows = [_flatten(row) for row in rows.values()]
   values_by_metric = {key: [row[key] for row in flat_rows] for key in _CSV_COLUMNS.values()}
   numbers_by_metric = {
@@ -294,7 +297,7 @@ def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_csv(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-  """Write a row per category, and for several the mean of those that have a number."""
+  """Write a row of metrics per category, and for several categories a row of means."""
   rows = {**rows, 'mean': mean_metrics(rows)} if len(rows) > 1 else rows
   table = [
     [name, *(_flatten(row)[key] for key in _CSV_COLUMNS.values())] for name, row in rows.items()
@@ -303,7 +306,7 @@ def write_csv(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _choose_across_defects(records: Sequence[Record], num_records: int) -> set[Record]:
-  """Choose records in turn from every defect and the good ones."""
+  """Choose records, alternating between the defect types and the good images."""
   records_by_defect: dict[str, list[Record]] = collections.defaultdict(list)
   for record in records:
     records_by_defect[record.defect].append(record)

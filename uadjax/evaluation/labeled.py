@@ -1,4 +1,4 @@
-"""Images that somebody has labeled good or defective, for thresholds that are set by them."""
+"""Scores of images labeled good or defective, from which thresholds are calibrated."""
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
@@ -19,13 +19,13 @@ from uadjax.types import Batch, Config, Scores
 
 
 class LabeledScores(NamedTuple):
-  """What `calibration.from_labelled` takes.
+  """Scores of labeled images, as `calibration.from_labeled` needs them.
 
   Attributes:
-    normal: scores of the good images.
-    peaks: the largest map value of each of them.
-    anomalous: scores of the defective images.
-    pixel: the map's threshold of the largest pixel F1; None where there are no masks.
+    normal_scores: scores of the good images.
+    normal_peaks: largest map value of each good image.
+    anomalous_scores: scores of the defective images.
+    pixel_threshold: threshold of the map with the largest pixel F1; None without masks.
   """
 
   normal_scores: Float[np.ndarray, ' n']
@@ -35,14 +35,14 @@ class LabeledScores(NamedTuple):
 
 
 def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ...]:
-  """List the images of `calibrate.labeled`: those to test on, or all where these lack good ones.
+  """List the images of `calibrate.labeled`: its test split, or all if that has no good images.
 
   Raises:
-    DataError: a kind is missing, an image is one to be learned from, or a file is unreadable.
+    DataError: a class is missing, an image is a training image, or a file is unreadable.
   """
   directory = config.calibrate.labeled
   if not Path(directory).is_dir():
-    raise DataError(f'calibrate.labeled={directory} is not there; name a data set directory.')
+    raise DataError(f'calibrate.labeled={directory} is not a folder; name the folder of a dataset.')
   splits = layouts.load(directory, mask_threshold=config.data.mask_threshold)
   records = splits.test
   if all(record.is_anomalous for record in records):
@@ -58,17 +58,18 @@ def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ..
     record.path for record in records if record.path.resolve() in training_paths
   ]:
     raise DataError(
-      f'{len(overlapping_paths)} images of calibrate.labeled={directory} are to be learned from, such as '
-      f'{overlapping_paths[0]}; their scores tell nothing. Name other images.'
+      f'{len(overlapping_paths)} images of calibrate.labeled={directory} are training images, such '
+      f'as {overlapping_paths[0]}; their scores are biased. Name other images.'
     )
-  with concurrent.futures.ThreadPoolExecutor() as pool:  # Before hours of fitting, not after.
+  # Unreadable files must fail before hours of fitting, not after.
+  with concurrent.futures.ThreadPoolExecutor() as pool:
     for _ in pool.map(
       lambda record: _require_readable_mask(record, config.data.mask_threshold), records
     ):
       pass
   logging.LOG.info(
-    'Thresholds by %d good and %d defective images of %s: what is measured on the same images '
-    'afterwards is optimistic.',
+    'Calibrating thresholds on %d good and %d defective images of %s; metrics on these images will '
+    'be optimistic.',
     len(records) - num_defective, num_defective, directory,
   )  # fmt: skip
   return records
@@ -82,7 +83,7 @@ def score(
   mesh: mesh.Mesh,
   fitted_specs: Any = None,
 ) -> LabeledScores | None:
-  """Score labeled images; None where there are none."""
+  """Score labeled images; return None without any."""
   if not records:
     return None
   ops = transforms.parse(config.data.ops)

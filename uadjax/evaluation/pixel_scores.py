@@ -1,4 +1,4 @@
-"""Maps of test images beside what is known of them, at original resolution and in bounded memory.
+"""Pixel scores of a test set with their ground truth, at original resolution, in bounded memory.
 
 Letters: h w original image, height width network image, m defective pixels.
 """
@@ -19,10 +19,10 @@ Mask = Bool[np.ndarray, 'h w']
 
 
 def read_defect_mask(record: Record, size: tuple[int, int], mask_threshold: int) -> Mask | None:
-  """Read which pixels are defective: none of a good image; None where nobody has told.
+  """Read the mask of defective pixels: all False for a good image, None without ground truth.
 
   Raises:
-    DataError: the mask cannot be read, or has not the (height, width) of its image.
+    DataError: the mask cannot be read, or its size differs from the (height, width) of its image.
   """
   if not record.is_anomalous:
     return np.zeros(size, bool)
@@ -35,18 +35,18 @@ def read_defect_mask(record: Record, size: tuple[int, int], mask_threshold: int)
 
 
 class PixelScores(NamedTuple):
-  """What a ranking of pixels needs of the images so far.
+  """Pixel scores of the images added so far, for a ranking of pixels.
 
-  Defective pixels are few: their map values are kept. Normal ones are enlarged again, image by
-  image, when they are counted, from maps at network size in a file without a name.
+  Defective pixels are few, so their map values are stored. Values of normal pixels are upsampled
+  again, image by image, when they are counted, from maps at network size in an anonymous file.
 
   Attributes:
-    ops: bring maps back to the original size.
-    maps: at network size, as many as there are images at most.
-    normal: of each image so far its size, and its normal pixels as bits; of one without truth no
-      bits.
-    anomalous: map values of the defective pixels of each.
-    weight: of these, see `metrics.region_weights`.
+    ops: preprocessing, which can restore maps to the original size.
+    anomaly_maps: maps at network size, with space for all images.
+    normal_masks: size of each image added so far, and its normal pixels as packed bits; no bits
+      for an image without ground truth.
+    anomalous_scores: map values of the defective pixels of each image.
+    region_weights: weights of the defective pixels, see `metrics.region_weights`.
   """
 
   ops: transforms.Ops
@@ -57,9 +57,9 @@ class PixelScores(NamedTuple):
 
 
 def empty(ops: transforms.Ops, num_images: int) -> PixelScores:
-  """Begin with no pixels, and room for so many images."""
+  """Create pixel scores without images, with space for the maps of `num_images`."""
   shape = (max(num_images, 1), ops.height, ops.width)
-  with tempfile.TemporaryFile() as file:  # The map outlives it.
+  with tempfile.TemporaryFile() as file:  # The memory map remains valid after the file is closed.
     anomaly_maps = np.memmap(file, np.float32, 'w+', shape=shape)
   return PixelScores(ops, anomaly_maps, [], [], [])
 
@@ -71,10 +71,14 @@ def add_image(
   visible: Mask,
   truth: Mask | None,
 ) -> None:
-  """Add an image: its map, that at original size, the pixels the network saw, the defective ones.
+  """Add an image; without ground truth only its map is stored.
 
-  What was not seen is left out, and so is an image of which nobody knows what is defective; its map
-  is kept.
+  Args:
+    pixel_scores: pixel scores to add to.
+    anomaly_map: map at network size.
+    restored_map: map at original size.
+    visible: pixels that the network saw; the others are excluded.
+    truth: defective pixels, or None without ground truth.
   """
   pixel_scores.anomaly_maps[len(pixel_scores.normal_masks)] = anomaly_map
   if truth is None:
@@ -87,7 +91,7 @@ def add_image(
 
 
 def ranking(pixel_scores: PixelScores) -> metrics.Ranking | None:
-  """Rank the pixels of all images; None where there are only normal or only defective ones."""
+  """Rank the pixels of all images by score; return None unless both classes are present."""
   defective_scores = np.concatenate([np.zeros(0, np.float32), *pixel_scores.anomalous_scores])
   if not len(defective_scores) or not any(bits.any() for _, bits in pixel_scores.normal_masks):
     return None

@@ -1,7 +1,8 @@
-"""The HTTP service `uadjax serve`: FastAPI and uvicorn, batches across requests, a page at /.
+"""The HTTP service `uadjax serve`: FastAPI and uvicorn, dynamic batching, and a web page at /.
 
-`app` has PaddleX's routes, `protocol` the Open Inference Protocol's, both over `service`. Files in
-`page` are what a browser gets; whatever the report needs as well lies in `uadjax/web`.
+`app` has PaddleX's routes and `protocol` those of the Open Inference Protocol, both on top of
+`service`. The folder `page` holds the web page; files it shares with the report are in
+`uadjax/web`.
 """
 
 import asyncio
@@ -17,16 +18,16 @@ from uadjax.serve.settings import Settings
 
 
 def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None:
-  """Answer requests until SIGTERM or Ctrl-C; what was accepted by then is answered still.
+  """Serve requests until SIGTERM or Ctrl-C, then finish those that were accepted.
 
   Args:
-    settings: of the service.
-    host: address to listen at; 0.0.0.0 for all of the machine's.
-    port: 0 for any that is free.
+    settings: settings of the service.
+    host: address to listen on; 0.0.0.0 for all addresses of the machine.
+    port: port to listen on; 0 for any free one.
 
   Raises:
-    UserError: the settings are wrong, or a model cannot be opened.
-    OSError: the port is taken.
+    UserError: a setting is invalid, or a model cannot be opened.
+    OSError: the port is in use.
   """
   settings = settings_module.with_fallbacks(settings)
   settings_module.validate_settings(settings)
@@ -47,9 +48,11 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
     for signal_number in (signal.SIGTERM, signal.SIGINT)
   }
   try:
-    server.run()  # Hears the signals itself, and raises them again when it is done.
+    server.run()  # Uvicorn handles the signals itself, and raises them again once it has stopped.
   except SystemExit as exit_error:
-    raise OSError(f'Cannot listen at {host}:{port}; another program may.') from exit_error
+    raise OSError(
+      f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
+    ) from exit_error
   finally:
     for signal_number, handler in previous_handlers.items():
       signal.signal(signal_number, handler)
@@ -58,11 +61,11 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
 
 
 def _ignore_signal(signal_number: int, frame: FrameType | None) -> None:
-  """A service that was told to stop, and did, has not failed."""
+  """Ignore a signal that uvicorn raises again, since a requested stop is a success."""
 
 
 def _is_reportable(record: logging.LogRecord) -> bool:
-  """All but where a request ended that was given up, by its client or when the time was over."""
+  """Return whether to log a record: not if its request was canceled or its client disconnected."""
   exception_type = record.exc_info[0] if record.exc_info else None
   return exception_type is None or not issubclass(
     exception_type, (asyncio.CancelledError, ClientDisconnect)
@@ -70,7 +73,7 @@ def _is_reportable(record: logging.LogRecord) -> bool:
 
 
 def _configure_logging() -> None:
-  """Lines of JSON on stderr, uvicorn's own among them."""
+  """Log to stderr as lines of JSON, including uvicorn's messages."""
   handler = logging.StreamHandler()
   handler.setFormatter(observability.JsonFormatter())
   handler.addFilter(_is_reportable)

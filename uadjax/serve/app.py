@@ -1,4 +1,4 @@
-"""The service as an ASGI application: PaddleX's route, the Open Inference Protocol, the page."""
+"""The ASGI application: PaddleX's route, the Open Inference Protocol, and the web page."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,11 +30,12 @@ _PAGE_PREFIX = '/page/'
 
 
 def build_app(settings: Settings, stop_server: Callable[[], Any] = lambda: None) -> fastapi.FastAPI:
-  """Make the application.
+  """Build the application, which opens the models when it starts.
 
   Args:
-    settings: checked.
-    stop: called where a model cannot be opened; `app.state.service.failure` is why.
+    settings: validated settings of the service.
+    stop_server: function to call when a model cannot be opened, after the error was stored in
+      `app.state.service.failure`.
   """
   service = Service(settings)
 
@@ -56,9 +57,10 @@ def build_app(settings: Settings, stop_server: Callable[[], Any] = lambda: None)
   app = fastapi.FastAPI(
     title='uadjax',
     version=uadjax.__version__,
-    description='Judges images: how anomalous, where, and whether that is too much.',
+    description='Detects anomalies in images: anomaly score, anomaly map, and verdict.',
     lifespan=lifespan,
-    docs_url=None,  # Both load their scripts from elsewhere, where a plant has no way to.
+    # Both pages load scripts from the internet, which is often blocked in plant networks.
+    docs_url=None,
     redoc_url=None,
   )
   app.state.service = service
@@ -71,7 +73,7 @@ def build_app(settings: Settings, stop_server: Callable[[], Any] = lambda: None)
 
 
 def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
-  """Around every request: who may ask, what it is called, how long it took."""
+  """Add authentication, an id, metrics and a log line to every request."""
   token = service.settings.token
 
   def is_authorized(request: Request) -> bool:
@@ -91,18 +93,23 @@ def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
     if is_authorized(request):
       try:
         response = await call_next(request)
-      except asyncio.CancelledError:  # Time to drain is over.
-        response = _error_response(request, 503, 'The service stops; ask another.')
+      except asyncio.CancelledError:  # The time to drain is over.
+        response = _error_response(
+          request, 503, 'The service is shutting down; send the request to another instance.'
+        )
       except ClientDisconnect:
-        response = _error_response(request, 400, 'The client went before its request was whole.')
-      except Exception:  # A fault of ours.
+        response = _error_response(
+          request, 400, 'The client disconnected before its request was complete.'
+        )
+      except Exception:  # A bug: no request should cause it.
         observability.LOG.exception('internal_error', extra={'log_fields': {'logId': log_id}})
-        response = _error_response(request, 500, 'The service failed; its log has why.')
+        response = _error_response(request, 500, 'Internal error; see the log of the service.')
     else:
       response = _error_response(
         request, 401,
-        'The token is wrong.' if 'authorization' in request.headers
-        else 'A token is needed: send Authorization: Bearer TOKEN.',
+        'The token is wrong; send Authorization: Bearer TOKEN.'
+        if 'authorization' in request.headers
+        else 'The token is missing; send Authorization: Bearer TOKEN.',
         {'WWW-Authenticate': 'Bearer'},
       )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -111,7 +118,7 @@ def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
     service.metrics.requests.labels(path, response.status_code).inc()
     service.metrics.request_seconds.labels(path).observe(seconds)
     response.headers['X-Log-Id'] = log_id
-    if path in _UNAUTHENTICATED_PATHS[1:]:  # Asked every few seconds.
+    if path in _UNAUTHENTICATED_PATHS[1:]:  # Health checks would fill the log.
       return response
     log_fields = {
       'logId': log_id,
@@ -138,7 +145,7 @@ def _error_response(
 
 
 def _add_error_handlers(app: fastapi.FastAPI) -> None:
-  """Every refusal has the envelope, or what the protocol has instead."""
+  """Answer every rejected request with the envelope, or with the protocol's error object."""
 
   @app.exception_handler(requests.RequestError)
   async def handle_request_error(request: Request, error: requests.RequestError) -> Response:
@@ -164,14 +171,14 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
   @app.get('/health', responses=schema.HEALTH_RESPONSES)
   async def health(request: Request) -> Response:
-    """Whether the service runs; /v2/health/ready tells whether it is warm."""
+    """Report that the service runs; /v2/health/ready reports whether its models are warm."""
     return response_module.json_response(
       response_module.envelope(request.state.log_id, 0, 'Healthy')
     )
 
   @app.get('/models', responses=schema.MODELS_RESPONSES)
   async def list_models(request: Request) -> Response:
-    """Names, thresholds and preprocessing of the models, the first one first."""
+    """List name, thresholds and preprocessing of each model; the first is the default."""
     service.get_model('')
     descriptions = [model.describe() for model in service.models.values()]
     result = {'models': descriptions, 'limits': service.settings.request_limits()}
@@ -181,7 +188,7 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
 
   @app.get('/metrics', response_class=responses.PlainTextResponse)
   async def metrics() -> Response:
-    """Numbers for Prometheus."""
+    """Return the metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=observability.CONTENT_TYPE)
 
   @app.post(
@@ -190,7 +197,7 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
     openapi_extra=schema.PREDICT_OPENAPI,
   )
   async def detect_anomalies(request: Request) -> Response:
-    """Judge an image: JSON as PaddleX has it, a form with a file, or the bytes of a file."""
+    """Detect anomalies in an image: JSON as in PaddleX, a form with a file, or a raw file."""
     async with service.reserve_queue():
       content = await requests.read_body(request, service.settings.max_bytes)
       options = await requests.parse_request(request, content)

@@ -1,9 +1,9 @@
-"""Images of many requests, computed together.
+"""Dynamic batching of the images of concurrent requests.
 
-Whoever is free takes what waits, at most a batch of it: nobody waits for a batch to fill up. So
-batches are as large as the load makes them, and one request alone is not slower than without.
+A free worker takes whatever is queued, up to a full batch, without waiting for a batch to fill up.
+So the batch size follows the load, and a single request is as fast as without batching.
 
-Letters: r rows of a batch, h w the network image.
+Letters: h w network image.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ Image = UInt8[np.ndarray, 'h w 3']
 
 
 class Prediction(NamedTuple):
-  """What a detector says of one image."""
+  """Anomaly score and anomaly map of one image."""
 
   score: float
   anomaly_map: Float[np.ndarray, 'h w']
 
 
 class Batcher:
-  """Gives images to a detector in batches of the sizes that leave every score what it is."""
+  """Queue of images, and workers that score them in batches."""
 
   def __init__(
     self,
@@ -37,13 +37,13 @@ class Batcher:
     max_concurrent_batches: int,
     on_batch: Callable[[int], Any] = lambda num_images: None,
   ):
-    """Begin; to be called where an event loop runs.
+    """Start the workers; requires a running event loop.
 
     Args:
-      scorers: of the devices, which take turns.
-      sizes: of batches, ascending; fewer images are padded to the next one.
-      at_once: batches that are computed at the same time.
-      seen: told how many images a batch has.
+      scorers: functions that score a batch, one per device; workers are spread over them.
+      batch_sizes: allowed batch sizes, ascending; a batch is padded to the next one.
+      max_concurrent_batches: number of workers and thus of batches scored concurrently.
+      on_batch: function to call with the number of images of each batch.
     """
     self._batch_sizes, self._on_batch = batch_sizes, on_batch
     self._queue: collections.deque[tuple[Image, asyncio.Future[Prediction]]] = collections.deque()
@@ -55,7 +55,7 @@ class Batcher:
     ]
 
   async def score(self, image: Image) -> Prediction:
-    """Wait for what the detector says; one that is cancelled is not computed."""
+    """Queue an image and wait for its prediction; canceled images are not scored."""
     future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
     async with self._not_empty:
       self._queue.append((image, future))
@@ -63,7 +63,7 @@ class Batcher:
     return await future
 
   async def close(self) -> None:
-    """Stop; what waits is cancelled."""
+    """Stop the workers, and cancel the queued images."""
     for task in self._workers:
       task.cancel()
     await asyncio.gather(*self._workers, return_exceptions=True)
@@ -96,7 +96,7 @@ class Batcher:
           future.set_result(prediction)
 
   def _take_batch(self) -> list[tuple[Image, asyncio.Future[Prediction]]]:
-    """What came first and is still wanted, a batch at most."""
+    """Remove the oldest images from the queue, at most a batch, and drop canceled ones."""
     items = []
     while self._queue and len(items) < self._batch_sizes[-1]:
       item = self._queue.popleft()
@@ -113,7 +113,7 @@ def score_batch(
   batch = np.zeros((batch_size, *images[0].shape), np.uint8)
   batch[: len(images)] = images
   scores = scorer(batch)
-  # Copies, or one answer that is kept would keep the maps of its batch.
+  # Without the copy, a single prediction would keep the maps of its whole batch in memory.
   return [
     Prediction(float(scores.image[row]), np.array(scores.map[row])) for row in range(len(images))
   ]
@@ -122,10 +122,10 @@ def score_batch(
 def exact_batch_sizes(
   scorer: runtimes.RunFunction, height: int, width: int, max_batch_size: int
 ) -> tuple[int, ...]:
-  """The batch sizes, up to the largest, at which an image has the very answer of a full batch.
+  """Return the batch sizes, ascending, at which predictions equal those of a full batch exactly.
 
-  The order in which a runtime adds up may depend on a batch's size, never on what the images show:
-  so a few images tell of all. The first call at each size is also what warms up.
+  The summation order of a runtime may depend on the batch size, but not on the contents of images,
+  so a few random images suffice. The first call at each size also warms up the runtime.
   """
   rng = np.random.default_rng(0)
   images = list(rng.integers(0, 256, (max_batch_size, height, width, 3), np.uint8))
@@ -140,5 +140,5 @@ def exact_batch_sizes(
 
 
 def _successive_halves(size: int) -> list[int]:
-  """Half of it, half of that, and so on until one."""
+  """Return half of a size, half of that, and so on down to 1."""
   return [] if size == 1 else [size // 2, *_successive_halves(size // 2)]

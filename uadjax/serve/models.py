@@ -1,4 +1,4 @@
-"""The models of a service: opened, warmed up, and each with a batcher of its own."""
+"""Models of the service: opening, warm-up, and batchers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +11,16 @@ from uadjax.serve import batching
 from uadjax.serve.settings import Settings
 from uadjax.system import progress
 
-_MAX_ACCELERATOR_BATCH = 8  # Images at once on an accelerator.
+_MAX_ACCELERATOR_BATCH = 8
 
 
 class ServedModel(NamedTuple):
-  """A model that was warmed up.
+  """Model that is open and warmed up.
 
   Attributes:
-    name: by which requests call it.
-    predictor: opened.
-    sizes: of batches, which leave every score what it is.
+    name: name of the model in requests.
+    predictor: predictor of the model.
+    batch_sizes: batch sizes, ascending, at which predictions equal those of a full batch exactly.
   """
 
   name: str
@@ -28,7 +28,7 @@ class ServedModel(NamedTuple):
   batch_sizes: tuple[int, ...]
 
   def describe(self) -> dict[str, Any]:
-    """What users may want to know, as JSON can hold it."""
+    """Return name, detector, devices, thresholds and preprocessing, ready for JSON."""
     model = self.predictor.model
     thresholds: calibration.Thresholds = model.thresholds
     return {
@@ -37,15 +37,15 @@ class ServedModel(NamedTuple):
       'computed_by': ', '.join(map(str, self.predictor.devices)),
       'batch_sizes': list(self.batch_sizes),
       'thresholds': {
-        'image': thresholds.image_threshold,
-        'review': thresholds.review_threshold,
-        'pixel': thresholds.pixel_threshold,
+        'imageThreshold': thresholds.image_threshold,
+        'reviewThreshold': thresholds.review_threshold,
+        'pixelThreshold': thresholds.pixel_threshold,
       },
       'preprocessing': str(model.ops),
     }
 
   def make_batcher(self, on_batch: Callable[[int], Any]) -> batching.Batcher:
-    """What computes for it; to be called where an event loop runs."""
+    """Start a batcher for the model; requires a running event loop."""
     predictor = self.predictor
     return batching.Batcher(
       predictor.scorers, self.batch_sizes, predictor.max_concurrent_batches, on_batch
@@ -53,19 +53,19 @@ class ServedModel(NamedTuple):
 
 
 def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
-  """Open a model and compute once at each batch size; takes seconds.
+  """Open a model and run it once at each batch size, which takes seconds.
 
   Raises:
-    UserError: as `create_model` does.
+    UserError: the model cannot be opened; see `pipelines.create_model`.
   """
   on_cpu = mesh.select_devices(settings.device)[0].platform == 'cpu'
-  # An accelerator is JAX's; on a CPU an inference runtime is faster.
+  # Accelerators are used through JAX; on a CPU an inference runtime is faster.
   backend = settings.backend if settings.backend != 'auto' or on_cpu else 'jax'
   predictor = pipelines.create_model(
     model_dir=directory, device=settings.device, backend=backend, access=settings.access
   )
-  # A CPU is busy with one: several together take as long, and who came first waits for the last
-  # (experiments/README.md).
+  # One image occupies a whole CPU: a batch takes as long as its images one after another, and the
+  # first would wait for the last (experiments/README.md).
   max_batch_size = settings.batch or (1 if on_cpu else _MAX_ACCELERATOR_BATCH)
   ops = predictor.model.ops
   with progress.show_status(f'Warming up {name}'):

@@ -1,4 +1,4 @@
-"""What a service tells of itself: numbers for Prometheus, and a line of JSON for each request."""
+"""Observability of the service: metrics for Prometheus, and a line of JSON for each request."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-  """Of one service; two in a process do not share them."""
+  """Prometheus metrics of one service, in a registry of its own."""
 
   def __init__(self) -> None:
     self.registry = registry.CollectorRegistry()
@@ -25,37 +25,37 @@ class Metrics:
     )
     self.request_seconds = prometheus_client.Histogram(
       'uadjax_request_seconds',
-      'From first byte to answer.',
+      'Seconds from the first byte of a request to its response.',
       ['path'],
       buckets=_LATENCY_BUCKETS,
       **registry_option,
     )
     self.scored_images = prometheus_client.Counter(
-      'uadjax_images', 'Images judged.', ['model', 'label'], **registry_option
+      'uadjax_images', 'Images scored.', ['model', 'label'], **registry_option
     )
     self.batch_sizes = prometheus_client.Histogram(
       'uadjax_batch_images',
-      'Images computed together.',
+      'Images per batch.',
       ['model'],
       buckets=_BATCH_SIZE_BUCKETS,
       **registry_option,
     )
     self.images_in_progress = prometheus_client.Gauge(
       'uadjax_images_under_way',
-      'Images being answered: read, waiting or computed.',
+      'Images in progress: read, queued or scored.',
       **registry_option,
     )
 
   def render(self) -> bytes:
-    """In Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     return prometheus_client.generate_latest(self.registry)
 
 
 class JsonFormatter(logging.Formatter):
-  """A line of JSON for each record; what is passed as `extra={'log_fields': {...}}` is in it."""
+  """Formatter of log records as JSON, with fields passed as `extra={'log_fields': {...}}`."""
 
   def format(self, record: logging.LogRecord) -> str:
-    """The line."""
+    """Format a record as one line of JSON."""
     timestamp = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))
     fields = {
       'time': f'{timestamp}.{int(record.msecs):03d}Z',

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, over HTTP: what KServe, Triton and others speak."""
+"""The Open Inference Protocol, version 2, over HTTP, as in KServe, Triton and others."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ _STRICT_CONFIG = pydantic.ConfigDict(extra='forbid', strict=True)
 
 
 class InputTensor(pydantic.BaseModel):
-  """An input."""
+  """Input tensor."""
 
   model_config = _STRICT_CONFIG
   name: str
@@ -39,7 +39,7 @@ class InputTensor(pydantic.BaseModel):
 
 
 class RequestedOutput(pydantic.BaseModel):
-  """An output that is wanted."""
+  """Output tensor to include in the response."""
 
   model_config = _STRICT_CONFIG
   name: str
@@ -47,7 +47,7 @@ class RequestedOutput(pydantic.BaseModel):
 
 
 class InferRequest(pydantic.BaseModel):
-  """A request."""
+  """Inference request."""
 
   model_config = _STRICT_CONFIG
   inputs: list[InputTensor] = pydantic.Field(min_length=1, max_length=1)
@@ -72,7 +72,7 @@ _INFER_BODY = {
 
 
 def make_router(service: Service) -> fastapi.APIRouter:
-  """The routes."""
+  """Return the routes of the protocol for a service."""
   router = fastapi.APIRouter(prefix=PREFIX)
 
   @router.get('/health/live')
@@ -121,7 +121,7 @@ def make_router(service: Service) -> fastapi.APIRouter:
         output_name for output_name in output_names if output_name not in _OUTPUT_NAMES
       ]:
         raise requests.RequestError(
-          400, f'There is no output {unknown_names[0]!r}; choose from {_OUTPUT_NAMES}.'
+          400, f'Unknown output {unknown_names[0]!r}; choose from {_OUTPUT_NAMES}.'
         )
       num_extra_images = _num_images(infer_request, service.settings.queue) - 1
       await stack.enter_async_context(service.reserve_queue(num_extra_images))
@@ -132,7 +132,8 @@ def make_router(service: Service) -> fastapi.APIRouter:
       )
       if 'map' in output_names and len({image.size for image in images}) > 1:
         raise requests.RequestError(
-          400, "Maps of images of several sizes are no tensor; name outputs without 'map'."
+          400,
+          "Maps of images of different sizes do not form a tensor; request outputs without 'map'.",
         )
       results = await asyncio.gather(*(service.predict(served_model, image) for image in images))
       outputs = await service.run_in_thread(_encode_outputs, results, output_names)
@@ -153,34 +154,36 @@ def _parse_request(content: bytes) -> InferRequest:
 
 
 def _num_images(infer_request: InferRequest, max_images: int) -> int:
-  """How many images a request has."""
+  """Return the number of images of a request, from the shape of its input."""
   shape = infer_request.inputs[0].shape
   if not shape or not 0 < shape[0] <= max_images:
     raise requests.RequestError(
-      400, f'inputs.0.shape: {shape[:1]} images; between 1 and {max_images} are answered.'
+      400, f'inputs.0.shape: got {shape[:1]} images; send between 1 and {max_images}.'
     )
   return shape[0]
 
 
 def _read_images(tensor: InputTensor, ops: Any, settings: Any) -> list[requests.InputImage]:
   if tensor.name != _INPUT_NAME:
-    raise requests.RequestError(400, f'There is no input {tensor.name!r}; it is {_INPUT_NAME!r}.')
+    raise requests.RequestError(400, f'Unknown input {tensor.name!r}; it must be {_INPUT_NAME!r}.')
   if tensor.datatype == 'UINT8':
     images = _to_array(tensor)
     if images.shape[1] * images.shape[2] > settings.max_pixels:
-      raise requests.RequestError(413, f'More than {settings.max_pixels} pixels are not taken.')
+      raise requests.RequestError(
+        413, f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
+      )
     return [
       requests.InputImage(inputs.Source('image', image), image.shape[:2], ops.apply(image))
       for image in images
     ]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
     raise requests.RequestError(
-      400, f'{_INPUT_NAME} is UINT8 of [b, h, w, 3], or BYTES of [b]; got {tensor.datatype} of '
-      f'{tensor.shape}.'
+      400, f'{_INPUT_NAME!r} must be UINT8 of shape [b, h, w, 3] or BYTES of shape [b]; got '
+      f'{tensor.datatype} of shape {tensor.shape}.'
     )  # fmt: skip
   if len(tensor.data) != tensor.shape[0] or not all(isinstance(x, str) for x in tensor.data):
     raise requests.RequestError(
-      400, f'BYTES of {tensor.shape} are {tensor.shape[0]} strings in base64.'
+      400, f'BYTES of shape {tensor.shape} must be {tensor.shape[0]} strings in base64.'
     )
   try:
     files = [base64.b64decode(text, validate=True) for text in tensor.data]
@@ -196,9 +199,11 @@ def _read_images(tensor: InputTensor, ops: Any, settings: Any) -> list[requests.
 
 
 def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
-  """Numbers in a list, nested or not, as an array."""
+  """Convert a flat or nested list of numbers to an array."""
   error = requests.RequestError(
-    400, f'UINT8 of [b, h, w, 3] are that many whole numbers from 0 to 255, got {tensor.shape}.'
+    400,
+    'UINT8 data must have a shape [b, h, w, 3] without zeros, and b*h*w*3 whole numbers from 0 to '
+    f'255; got shape {tensor.shape}.',
   )
   if len(tensor.shape) != 4 or tensor.shape[3] != 3 or not all(tensor.shape):
     raise error

@@ -1,6 +1,6 @@
-"""From the body of a request to pixels: what may come in, and how much of it.
+"""Parsing of requests: from the body to the pixels of an image, within limits.
 
-Letters: h w the original, height width the network image.
+Letters: h w original image, height width network image.
 """
 
 import base64
@@ -30,12 +30,12 @@ _TRUE_VALUES, _FALSE_VALUES = ('true', '1', 'yes'), ('false', '0', 'no', '')
 
 
 class RequestError(Exception):
-  """A request that is not answered.
+  """Request that the service rejects.
 
   Attributes:
-    status: of HTTP.
-    problem: what is wrong, and the way out.
-    headers: of the answer.
+    status: HTTP status of the response.
+    problem: description of the problem and how to fix it.
+    headers: additional headers of the response.
   """
 
   def __init__(self, status: int, problem: str, headers: dict[str, str] | None = None):
@@ -44,7 +44,7 @@ class RequestError(Exception):
 
 
 class PredictRequest(pydantic.BaseModel):
-  """An image, and what is wanted of it."""
+  """Image and options of a JSON request."""
 
   model_config = pydantic.ConfigDict(extra='forbid', strict=True)
 
@@ -52,21 +52,21 @@ class PredictRequest(pydantic.BaseModel):
     description='A JPEG, PNG, BMP, TIFF or WebP file in base64; or its URL, if allowed.',
     min_length=1,
   )
-  visualize: bool | None = pydantic.Field(None, description='Whether the answer has a picture.')
-  heatmap: bool | None = pydantic.Field(None, description='Whether the answer has the map.')
-  labelMap: bool | None = pydantic.Field(None, description='False: an answer without labelMap.')
-  model: str | None = pydantic.Field(None, description='Which model; the first if none.')
+  visualize: bool | None = pydantic.Field(None, description='Return a picture.')
+  heatmap: bool | None = pydantic.Field(None, description='Return the anomaly map.')
+  labelMap: bool | None = pydantic.Field(None, description='False: omit labelMap.')
+  model: str | None = pydantic.Field(None, description='Name of the model; default: the first.')
 
 
 class RequestOptions(NamedTuple):
-  """What a request asks for, whatever form it came in.
+  """Image and options of a request, independent of the format of its body.
 
   Attributes:
-    image: an encoded image, or a URL.
-    visualize: whether the answer has a picture.
-    heatmap: whether it has the map.
-    label_map: whether it has the mask, a number for each pixel.
-    model: by name; '' for the first.
+    image: bytes of an image file, or a URL.
+    visualize: whether to return the original next to its overlay, as one picture.
+    heatmap: whether to return the anomaly map.
+    label_map: whether to return the mask, one number per pixel.
+    model: name of the model; '' for the first.
   """
 
   image: bytes | str
@@ -77,12 +77,12 @@ class RequestOptions(NamedTuple):
 
 
 class InputImage(NamedTuple):
-  """An image that was read.
+  """Decoded image of a request.
 
   Attributes:
-    source: it as it came, for pictures to be drawn on.
+    source: encoded original, which pictures are drawn on.
     size: height and width of the original.
-    pixels: at network size.
+    pixels: image at network size.
   """
 
   source: inputs.Source
@@ -91,13 +91,13 @@ class InputImage(NamedTuple):
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-  """All of a request's body.
+  """Return the body of a request.
 
   Raises:
-    Refused: it has more bytes than that, or is compressed.
+    RequestError: the body has more than `max_bytes` bytes, or is compressed.
   """
   if request.headers.get('content-encoding', 'identity') != 'identity':
-    raise RequestError(415, 'Send the body as it is, without Content-Encoding.')
+    raise RequestError(415, 'Send the body uncompressed, without Content-Encoding.')
   too_large_error = RequestError(
     413, f'The body has more than {max_bytes} bytes; send a smaller image.'
   )
@@ -114,15 +114,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 async def parse_request(request: Request, content: bytes) -> RequestOptions:
-  """Read a body: JSON, a form with a file, or the file itself.
+  """Parse a request whose body is JSON, a form with a file, or an image file.
 
   Raises:
-    Refused: it is none of these.
+    RequestError: the body is none of these, or an option is unknown or invalid.
   """
   content_type = request.headers.get('content-type', '').partition(';')[0].strip().lower()
   query = dict(request.query_params)
   if content_type == _JSON_TYPE:
-    _require_known_names(query, 'the query beside JSON, which says it all', ())
+    _require_known_names(query, 'the query of a JSON request', ())
     return _parse_json(content)
   _require_known_names(query, 'the query', _OPTION_NAMES)
   if content_type == _FORM_TYPE:
@@ -130,25 +130,27 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
     files = [value for name in _FILE_FIELDS for value in form.getlist(name)]
     if len(files) != 1 or not isinstance(files[0], datastructures.UploadFile):
       raise RequestError(
-        422, f"The form needs one file, in a field called 'image' (curl: -F image=@FILE); it has "
-        f'{", ".join(form) or "nothing"}, and {sum(map(_is_file, form.values()))} files.'
-      )  # fmt: skip
+        422,
+        "The form needs one file, in a field named 'image' (curl: -F image=@FILE); got fields "
+        f'{list(form)} with {sum(map(_is_file, form.values()))} files.',
+      )
     image = await files[0].read()
     fields = {name: value for name, value in form.items() if isinstance(value, str)}
     await form.close()
     _require_known_names(fields, 'the form', _OPTION_NAMES)
     if duplicates := sorted(fields.keys() & query.keys()):
-      raise RequestError(422, f'{duplicates[0]!r} is in the query and in the form; once is enough.')
+      raise RequestError(422, f'{duplicates[0]!r} is in both the query and the form; send it once.')
     query |= fields
   elif content_type in _RAW_TYPES:
     image = content
   else:
     raise RequestError(
       415,
-      f'Content-Type {content_type!r} is not understood; send {_JSON_TYPE}, {_FORM_TYPE} or {", ".join(_RAW_TYPES)}.',
+      f'Content-Type {content_type!r} is not supported; send {_JSON_TYPE}, {_FORM_TYPE} or '
+      f'{", ".join(_RAW_TYPES)}.',
     )
   if not image:
-    raise RequestError(422, 'There is no image: the body is empty.')
+    raise RequestError(422, 'The image is missing: the body is empty.')
   flags = (
     _parse_flag(query, 'visualize'),
     _parse_flag(query, 'heatmap'),
@@ -158,10 +160,10 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
 
 
 def read_image(image: bytes | str, ops: transforms.Ops, settings: Settings) -> InputImage:
-  """Read an image; takes its time, in a thread.
+  """Decode an image, after fetching it if it is a URL; slow, so call it in a thread.
 
   Raises:
-    Refused: it cannot be read, may not be, or has too many pixels.
+    RequestError: the image cannot be read, has too many pixels, or its URL is not allowed.
   """
   try:
     content = http.get(image, settings.access) if isinstance(image, str) else image
@@ -169,14 +171,16 @@ def read_image(image: bytes | str, ops: transforms.Ops, settings: Settings) -> I
     if height * width > settings.max_pixels:
       raise RequestError(
         413,
-        f'The image has {width} x {height} pixels, and {settings.max_pixels} are the most here.',
+        f'The image has {width} x {height} pixels; at most {settings.max_pixels} are allowed.',
       )
-    decoded = image_io.decode(content)
+    pixels = image_io.decode(content)
   except image_io.TooLarge:
-    raise RequestError(413, f'More than {settings.max_pixels} pixels are not taken.') from None
+    raise RequestError(
+      413, f'The image has too many pixels; at most {settings.max_pixels} are allowed.'
+    ) from None
   except DataError as error:
     raise RequestError(422, str(error)) from None
-  return InputImage(inputs.Source('image', content), decoded.shape[:2], ops.apply(decoded))
+  return InputImage(inputs.Source('image', content), pixels.shape[:2], ops.apply(pixels))
 
 
 def _parse_json(content: bytes) -> RequestOptions:
@@ -186,14 +190,15 @@ def _parse_json(content: bytes) -> RequestOptions:
     raise RequestError(422, describe_errors(error)) from None
   image: bytes | str = request.image
   if not request.image.startswith(('http://', 'https://')):
-    encoded = (
+    base64_text = (
       request.image.partition(',')[2] if request.image.startswith('data:') else request.image
     )
     try:
-      image = base64.b64decode(encoded, validate=True)
+      image = base64.b64decode(base64_text, validate=True)
     except (binascii.Error, ValueError):
       raise RequestError(
-        422, 'image: neither base64 nor a URL (http:// or https://); lines must not be broken.'
+        422,
+        'image: neither base64 nor a URL (http:// or https://); remove line breaks from base64.',
       ) from None
   label_map = request.labelMap is not False
   return RequestOptions(
@@ -202,7 +207,7 @@ def _parse_json(content: bytes) -> RequestOptions:
 
 
 def describe_errors(error: pydantic.ValidationError) -> str:
-  """What is wrong with JSON, one after the other."""
+  """Format the problems of a JSON body in one line."""
   messages = []
   for detail in error.errors(include_url=False, include_context=False, include_input=False):
     location = '.'.join(map(str, detail['loc']))
@@ -220,7 +225,7 @@ async def _parse_form(request: Request, content: bytes) -> datastructures.FormDa
     )
     return await parser.parse()
   except (formparsers.MultiPartException, KeyError, ValueError, AssertionError) as error:
-    reason = getattr(error, 'message', '') or 'its parts cannot be told apart'
+    reason = getattr(error, 'message', '') or 'its parts cannot be separated'
     raise RequestError(422, f'The form cannot be read: {reason}.') from None
 
 
@@ -229,14 +234,14 @@ def _is_file(value: Any) -> bool:
 
 
 def _require_known_names(names: Iterable[str], location: str, allowed_names: Sequence[str]) -> None:
-  """Refuse what would be passed over: of a model that is misspelled another would judge."""
+  """Reject unknown names: ignoring a misspelled `model` would silently select the default model."""
   if unknown_names := sorted(set(names) - set(allowed_names)):
-    hint = f'choose from {", ".join(allowed_names)}' if allowed_names else 'leave it out'
-    raise RequestError(422, f'There is no {unknown_names[0]!r} in {location}; {hint}.')
+    hint = f'choose from {", ".join(allowed_names)}' if allowed_names else 'move it to the body'
+    raise RequestError(422, f'Unknown field {unknown_names[0]!r} in {location}; {hint}.')
 
 
 def _parse_flag(query: dict[str, Any], name: str, default: str = '') -> bool:
   value = query.get(name, default).lower()
   if value not in (*_TRUE_VALUES, *_FALSE_VALUES):
-    raise RequestError(422, f'{name}: {value!r} is neither true nor false.')
+    raise RequestError(422, f'{name} must be true or false, got {value!r}.')
   return value in _TRUE_VALUES

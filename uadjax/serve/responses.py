@@ -1,4 +1,4 @@
-"""What the service answers: the envelope, and the verdict on an image as JSON."""
+"""Responses of the service: PaddleX's envelope, and the verdict on an image as JSON."""
 
 import base64
 import io
@@ -17,17 +17,17 @@ SUCCESS = 'Success'
 
 
 def new_log_id() -> str:
-  """By which an answer is found in the log."""
+  """Return a new id for a response and its log line."""
   return uuid.uuid4().hex
 
 
 def envelope(log_id: str, code: int, message: str, **fields: Any) -> dict[str, Any]:
-  """What every answer has."""
+  """Return the JSON object of a response: PaddleX's three fields, and any others."""
   return {'logId': log_id, 'errorCode': code, 'errorMsg': message, **fields}
 
 
 def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-  """JSON; what is not a finite number becomes null."""
+  """Return a JSON response; numbers that are not finite become null."""
   content = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
   return Response(content, status, headers, 'application/json')
 
@@ -35,14 +35,14 @@ def json_response(data: Any, status: int = 200, headers: dict[str, str] | None =
 def verdict_to_dict(
   model: str, result: Result, visualize: bool, heatmap: bool, label_map: bool
 ) -> dict[str, Any]:
-  """What a result says; takes its time, in a thread.
+  """Convert a result to a dict for JSON; slow, so call it in a thread.
 
   Args:
-    model: by name.
-    result: of one image.
-    visualize: with a picture: the original beside its overlay.
-    heatmap: with the map, in 256 steps.
-    label_map: with the mask, a number for each pixel.
+    model: name of the model.
+    result: result of one image.
+    visualize: whether to include the original next to its overlay, as one picture.
+    heatmap: whether to include the anomaly map, quantized to 256 levels.
+    label_map: whether to include the mask, one number per pixel.
   """
   fields = {
     'model': model,
@@ -64,7 +64,7 @@ def verdict_to_dict(
 
 
 def _encode_heatmap(result: Result) -> dict[str, Any]:
-  """The map as a gray picture: `low + value / 255 * (high - low)` is what a pixel stands for."""
+  """Encode a map as a gray PNG, in which v stands for `low + v / 255 * (high - low)`."""
   low, high = float(result.anomaly_map.min()), float(result.anomaly_map.max())
   scaled = (result.anomaly_map - low) * np.float32(255 / (high - low) if high > low else 0)
   gray = Image.fromarray(np.nan_to_num(scaled).round().astype(np.uint8))

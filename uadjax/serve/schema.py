@@ -1,4 +1,4 @@
-"""What OpenAPI says of bodies that are read by hand."""
+"""OpenAPI schemas of bodies that are parsed and written without FastAPI's models."""
 
 from typing import Any
 
@@ -14,7 +14,9 @@ class _Envelope(pydantic.BaseModel):
 
 
 class _Region(pydantic.BaseModel):
-  box: list[int] = pydantic.Field(description='Left, top, right, bottom; the last just outside.')
+  box: list[int] = pydantic.Field(
+    description='Left, top, right, bottom; right and bottom exclusive.'
+  )
   area: int
   peak: float
   at: list[int]
@@ -22,23 +24,23 @@ class _Region(pydantic.BaseModel):
 
 class _Heatmap(pydantic.BaseModel):
   image: str = pydantic.Field(description='A gray PNG in base64.')
-  low: float = pydantic.Field(description='What 0 stands for.')
-  high: float = pydantic.Field(description='What 255 stands for.')
+  low: float = pydantic.Field(description='Map value of level 0.')
+  high: float = pydantic.Field(description='Map value of level 255.')
 
 
 class _Verdict(pydantic.BaseModel):
-  model: str = pydantic.Field(description='Which one judged, by name.')
+  model: str = pydantic.Field(description='Name of the model.')
   labelMap: list[int] | None = pydantic.Field(
-    None, description='Row by row, 255 where anomalous, else 0.'
+    None, description='One value per pixel, row by row: 255 if anomalous, else 0.'
   )
   size: list[int] = pydantic.Field(description='Height and width.')
   score: float | None
   label: str = pydantic.Field(description='OK, review or NG.')
-  imageThreshold: float | None = pydantic.Field(description='null: no score exceeds it.')
+  imageThreshold: float | None = pydantic.Field(description='null: infinite, no score exceeds it.')
   reviewThreshold: float | None
   pixelThreshold: float | None
   regions: list[_Region]
-  image: str | None = pydantic.Field(None, description='If asked for: a JPEG in base64.')
+  image: str | None = pydantic.Field(None, description='If requested: a JPEG in base64.')
   heatmap: _Heatmap | None = None
 
 
@@ -47,9 +49,9 @@ class _VerdictResponse(_Envelope):
 
 
 class _RequestLimits(pydantic.BaseModel):
-  max_bytes: int = pydantic.Field(description='Of a request.')
-  max_pixels: int = pydantic.Field(description='Of an image.')
-  queue: int = pydantic.Field(description='Images under way at a time.')
+  max_bytes: int = pydantic.Field(description='Maximum size of a request body.')
+  max_pixels: int = pydantic.Field(description='Maximum number of pixels of an image.')
+  queue: int = pydantic.Field(description='Maximum number of images in progress.')
   deadline_s: float
 
 
@@ -64,13 +66,13 @@ class _ModelListResponse(_Envelope):
 
 def _error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
   descriptions = {
-    401: 'No token, or a wrong one.',
-    404: 'There is no such model.',
-    413: 'Too many bytes or pixels.',
-    415: 'A body of another type.',
-    422: 'No image that can be read; errorMsg lists the problems.',
-    503: 'Too much to do, or not warm yet; try again.',
-    504: 'Not answered in time.',
+    401: 'The token is missing or wrong.',
+    404: 'The model is unknown.',
+    413: 'The request has too many bytes or pixels.',
+    415: 'The type of the body is not supported.',
+    422: 'The image or an option is invalid; errorMsg lists the problems.',
+    503: 'The queue is full, or the models are not warm yet; try again.',
+    504: 'The deadline has passed.',
   }
   return {status: {'model': _Envelope, 'description': descriptions[status]} for status in statuses}
 
@@ -88,13 +90,13 @@ _QUERY_PARAMETERS = [
     'in': 'query',
     'required': False,
     'schema': {'type': 'string' if name == 'model' else 'boolean'},
-    'description': f'{description} With JSON it is in the body.',
+    'description': f'{description} JSON requests have it in the body.',
   }
   for name, description in {
-    'visualize': 'Whether the answer has a picture.',
-    'heatmap': 'Whether the answer has the map.',
-    'labelMap': 'False: an answer without labelMap.',
-    'model': 'Which model; the first one where none is named.',
+    'visualize': 'Return a picture.',
+    'heatmap': 'Return the anomaly map.',
+    'labelMap': 'False: omit labelMap.',
+    'model': 'Name of the model; default: the first.',
   }.items()
 ]
 _FILE_SCHEMA = {'type': 'string', 'format': 'binary'}

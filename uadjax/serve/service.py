@@ -1,6 +1,6 @@
-"""The state that requests share: opened models with their batchers, admission, and the metrics.
+"""Shared state of all requests: models with their batchers, queue, admission, and metrics.
 
-The application (`app`) and the Open Inference Protocol (`protocol`) are routes over it.
+The routes on top of it are in `app` (PaddleX's) and `protocol` (Open Inference Protocol).
 """
 
 import asyncio
@@ -18,7 +18,17 @@ _RETRY_HEADERS = {'Retry-After': '1'}
 
 
 class Service:
-  """What requests share: models, how many requests are under way, and the numbers of it all."""
+  """Shared state of the service.
+
+  Attributes:
+    settings: validated settings.
+    metrics: Prometheus metrics.
+    models: warm models by name.
+    batchers: batchers by name of the model; complete once the service is ready.
+    failure: error that kept a model from opening, or None.
+    executor: threads for blocking functions.
+    admission: semaphore that requests hold while their images are decoded and scored.
+  """
 
   def __init__(self, settings: Settings):
     self.settings = settings
@@ -27,65 +37,65 @@ class Service:
     self.batchers: dict[str, batching.Batcher] = {}
     self.failure: BaseException | None = None
     self.executor = futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-serve')
-    # Who came first is answered first: what all of them began none would end in time.
+    # First in, first out: if all requests started at once, none would meet its deadline.
     self.admission = asyncio.Semaphore(0)
     self._num_images_in_progress = 0
 
   @property
   def is_ready(self) -> bool:
-    """Whether every model is warm."""
+    """Return whether every model is warm."""
     return len(self.batchers) == len(self.settings.models)
 
   async def open(self) -> None:
-    """Open and warm up the models, one after the other."""
+    """Open and warm up the models one by one, then admit requests."""
     for name, directory in self.settings.models.items():
       self.models[name] = await self.run_in_thread(
         models.open_model, name, directory, self.settings
       )
     largest_batch = max(model.batch_sizes[-1] for model in self.models.values())
-    for _ in range(
-      2 * max(threads.num_cores(), largest_batch)
-    ):  # One half is read while one is computed.
+    # One half of the admitted images is decoded while the other half is scored.
+    for _ in range(2 * max(threads.num_cores(), largest_batch)):
       self.admission.release()
     for name, model in self.models.items():
       self.batchers[name] = model.make_batcher(self.metrics.batch_sizes.labels(name).observe)
       observability.LOG.info('ready', extra={'log_fields': model.describe()})
 
   async def close(self) -> None:
-    """Stop computing."""
+    """Stop the batchers and the threads."""
     for batcher in self.batchers.values():
       await batcher.close()
     self.executor.shutdown(wait=False, cancel_futures=True)
 
   async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-    """Wait for what takes its time, done in a thread."""
+    """Run a blocking function in a thread, and return its result."""
     return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
 
   def get_model(self, name: str) -> models.ServedModel:
-    """By name; the first where none is named.
+    """Return the model of that name, or the first one for ''.
 
     Raises:
-      requests.Refused: there is none of that name, or it is not warm yet.
+      requests.RequestError: the name is unknown, or not every model is warm yet.
     """
     names = list(self.settings.models)
     if name and name not in names:
-      raise requests.RequestError(404, f'There is no model {name!r}; choose from {names}.')
+      raise requests.RequestError(404, f'Unknown model {name!r}; choose from {names}.')
     if not self.is_ready:
-      raise requests.RequestError(503, 'The models are being warmed up; try again.', _RETRY_HEADERS)
+      raise requests.RequestError(503, 'The models are warming up; try again.', _RETRY_HEADERS)
     return self.models[name or names[0]]
 
   @contextlib.asynccontextmanager
   async def reserve_queue(self, num_images: int = 1) -> AsyncIterator[None]:
-    """Room for so many images, until their deadline.
+    """Reserve places in the queue for a number of images, and enforce the deadline.
 
     Raises:
-      requests.Refused: there is no room, or the time is over.
+      requests.RequestError: the queue is full, or the deadline has passed.
     """
     max_images = self.settings.queue
     if self._num_images_in_progress + num_images > max_images:
       raise requests.RequestError(
         503,
-        f'{self._num_images_in_progress} images are under way, and {max_images} are the most; try again.',
+        f'{self._num_images_in_progress} images are in progress, {num_images} more would exceed '
+        f'the maximum of {max_images}; try again.',
         _RETRY_HEADERS,
       )
     self._num_images_in_progress += num_images
@@ -96,8 +106,8 @@ class Service:
     except TimeoutError:
       raise requests.RequestError(
         504,
-        f'There was no answer within {self.settings.deadline_s:g} s; send fewer or smaller images '
-        'at a time, or ask the operator for a longer deadline.',
+        f'The request exceeded the deadline of {self.settings.deadline_s:g} s; send fewer or '
+        'smaller images at a time, or ask the operator for a longer deadline.',
         _RETRY_HEADERS,
       ) from None
     finally:
@@ -105,7 +115,7 @@ class Service:
       self.metrics.images_in_progress.set(self._num_images_in_progress)
 
   async def predict(self, served_model: models.ServedModel, image: requests.InputImage) -> Result:
-    """The verdict on an image that was read."""
+    """Score a decoded image, and return the result with its verdict."""
     prediction = await self.batchers[served_model.name].score(image.pixels)
     model = served_model.predictor.model
     result = Result(

@@ -1,4 +1,4 @@
-"""What a service is told before it begins."""
+"""Settings of the service, and their validation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,20 +13,21 @@ _BACKENDS = 'jax', *runtimes.BACKENDS
 
 
 class Settings(NamedTuple):
-  """Of a service.
+  """Settings of the service.
 
   Attributes:
-    models: model directory by name; the first answers where a request names none.
+    models: model directories by name; the first is the default of requests.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
     backend: 'jax', or an inference runtime: 'auto', 'onnxruntime' or 'openvino'.
-    batch: images that are computed at once, at most; 1 for none together, 0 for what suits.
-    queue: images that are being answered, at most; a request beyond is refused (503).
-    deadline_s: for each request, from its first byte on; then it is given up (504).
-    max_bytes: of a request's body, and of what a URL holds.
-    max_pixels: of an image; a file's header tells, before anything is decoded.
-    access: which URLs may be read; by default none.
-    token: that requests must bear; '' for none.
-    drain_s: how long requests that were accepted may take when the service is to stop.
+    batch: maximum batch size; 1 disables batching, 0 selects a size that suits the device.
+    queue: maximum number of images in progress; requests beyond it are rejected (503).
+    deadline_s: seconds from the first byte of a request after which it fails (504).
+    max_bytes: maximum size of a request body, and of a file at a URL.
+    max_pixels: maximum number of pixels of an image, compared with the header of the file before
+      decoding.
+    access: URLs that may be fetched; by default none.
+    token: secret that requests must send; '' to serve without authentication.
+    drain_s: seconds that accepted requests may take after a stop signal.
   """
 
   models: Mapping[str, Path]
@@ -42,14 +43,14 @@ class Settings(NamedTuple):
   drain_s: float = 30.0
 
   def request_limits(self) -> dict[str, int | float]:
-    """What clients had better know."""
+    """Return the limits that clients need to know, by name."""
     return {
       name: getattr(self, name) for name in ('max_bytes', 'max_pixels', 'queue', 'deadline_s')
     }
 
 
 def with_fallbacks(settings: Settings) -> Settings:
-  """Replace a missing device or runtime by 'auto', with a warning: a slow service beats none.
+  """Replace a missing device or runtime by 'auto', with a warning, so that the service starts.
 
   Raises:
     ConfigError, UnknownName: the name of the device or runtime is unknown.
@@ -69,10 +70,10 @@ def with_fallbacks(settings: Settings) -> Settings:
 
 
 def validate_settings(settings: Settings) -> None:
-  """Refuse what no service can be run with.
+  """Check that a service can run with these settings.
 
   Raises:
-    ConfigError: with the value, and what is allowed.
+    ConfigError: a setting is invalid; the message has its value and the allowed ones.
   """
   for name, minimum in {'queue': 1, 'max_bytes': 1, 'max_pixels': 1, 'batch': 0}.items():
     value = getattr(settings, name)
@@ -82,8 +83,8 @@ def validate_settings(settings: Settings) -> None:
     value = getattr(settings, name)
     if not value > 0:
       raise ConfigError(f'{name} must be positive, got {value}.')
-  mesh.select_devices(settings.device)  # Raises where there is none.
+  mesh.select_devices(settings.device)  # Raises ConfigError if there is no such device.
   if settings.backend not in _BACKENDS:
     raise ConfigError(f'backend must be one of {_BACKENDS}, got {settings.backend!r}.')
   if settings.token and (not settings.token.isascii() or ' ' in settings.token):
-    raise ConfigError('A token is of ASCII letters without spaces.')
+    raise ConfigError('The token must consist of ASCII characters without spaces.')

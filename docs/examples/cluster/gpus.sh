@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One run on the GPUs of this machine: one process, whose batches and what it learns they share.
+# One run on the GPUs of this machine: one process that shards batches and model state over them.
 #
 #   ./gpus.sh --config=patchcore --workdir=runs/bolts --config.data.root=bolts
 #   GPUS=0,1 ./gpus.sh ...   # only these
 #
-# Without GPUs it runs on four devices that the CPU simulates, splitting what GPUs would split.
+# Without GPUs it runs on four devices simulated by the CPU, with the same sharding as on GPUs.
 #
-# Needs NVIDIA GPUs and JAX for them: pip install 'jax[cuda13]'. PYTHON names another python.
-# Tried without GPUs only.
+# Requires NVIDIA GPUs and JAX for them: pip install 'jax[cuda13]'. PYTHON selects the interpreter.
+# Tested without GPUs only.
 set -euo pipefail
 
 if nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then

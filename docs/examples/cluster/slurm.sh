@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# One run over the nodes of a SLURM job: a process on each, with all GPUs that the job has there.
+# One run on the nodes of a SLURM job: one process per node, with all GPUs of the job on that node.
 #
 #   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=16 \
 #     slurm.sh --config=patchcore --workdir=runs/bolts --config.data.root=bolts
-#   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-task=1 slurm.sh ...   # a process for each GPU
+#   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-task=1 slurm.sh ...   # one process per GPU
 #
-# Outside of a job (./slurm.sh ...) it starts two processes on this machine, with laptop.sh.
-# STFPM saves when SLURM asks it to stop. A job that SLURM itself starts again, as after a lost node
-# or preemption, goes on from there; one that ran out of time does when submitted again with
+# Outside a job (./slurm.sh ...) it starts two processes on this machine, with laptop.sh.
+# STFPM saves a checkpoint when SLURM stops it. A job that SLURM restarts, for example after a lost
+# node or preemption, resumes from the checkpoint. Resubmit a job that ran out of time with
 # --config.fit.resume=latest.
 #
-# Needs the environment, data and workdir in folders that all nodes see, and sbatch called with the
-# environment activated. PYTHON names another python.
-# Tried with SLURM 22.05.8 of Debian 12: two nodes on one machine, simulated devices, no GPUs.
+# Requires the environment, data and workdir in folders shared by all nodes; call sbatch in the
+# activated environment. PYTHON selects the interpreter.
+# Tested with SLURM 22.05.8 of Debian 12: two nodes on one machine, simulated devices, no GPUs.
 #SBATCH --job-name=uadjax
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=%x-%j.log
@@ -32,6 +32,6 @@ for flag in "$@"; do
     command+=(--config.fit.resume=latest)
   fi
 done
-# Since 22.05 srun does not take it from the job.
+# Since SLURM 22.05 srun does not inherit this value from the job.
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 exec srun --label "${command[@]}"

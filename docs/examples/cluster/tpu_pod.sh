@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# One run on a TPU pod slice of Google Cloud: makes it, runs on all its hosts, fetches the run,
-# deletes it.
+# One run on a TPU pod slice of Google Cloud: creates the slice, runs on all its hosts, downloads
+# the run, deletes the slice.
 #
 #   ZONE=europe-west4-b ./tpu_pod.sh bolts runs/bolts --config=patchcore   # DATA WORKDIR FLAGS...
 #
 # Without ZONE it simulates two hosts of two devices each on this machine, with laptop.sh.
-# The data are copied to every host. Only the first host's results are fetched, which are the run's.
-# STFPM needs a folder that all hosts share, which this script does not make.
+# The data is copied to every host. The first host writes the results, which are downloaded. STFPM
+# requires a folder shared by all hosts, which this script does not create.
 #
-# Needs gcloud with a project and TPU quota, and this repository. TYPE and VERSION choose the slice.
-# Tried without TPUs only: simulated, and with a gcloud that writes down what it is asked.
+# Requires gcloud with a project and TPU quota, and this repository. TYPE and VERSION select the
+# slice. Tested without TPUs only: simulated, and with a fake gcloud that records its arguments.
 set -euo pipefail
 
 if [[ $# -lt 3 ]]; then
@@ -25,11 +25,11 @@ if [[ -z ${ZONE:-} ]]; then
     --config.data.root="$data" --workdir="$workdir"
 fi
 if [[ "$*" == *stfpm* ]]; then
-  echo 'STFPM needs a folder that all hosts share; see docs/devices.md.' >&2
+  echo 'STFPM requires a folder shared by all hosts; see docs/devices.md.' >&2
   exit 2
 fi
 
-name=uadjax-$(date +%Y%m%d-%H%M%S)-$$ # No other's: it is deleted in any case.
+name=uadjax-$(date +%Y%m%d-%H%M%S)-$$ # Unique, because it is deleted in any case.
 tpu() { gcloud compute tpus tpu-vm "$1" "${@:2}" --zone="$ZONE"; }
 on_all() { tpu ssh "$name" --worker=all --command="$1"; }
 wheel=$(mktemp -d)
@@ -40,7 +40,7 @@ tpu create "$name" --accelerator-type="${TYPE:-v5litepod-16}" \
   --version="${VERSION:-v2-alpha-tpuv5-lite}"
 tpu scp --recurse "$wheel" "$name:wheel" --worker=all
 tpu scp --recurse "$data" "$name:data" --worker=all
-# The hosts' own Python may be too old.
+# The system Python of the hosts may be too old.
 on_all 'pip install -q uv && python3 -m uv venv -q --python 3.12 env &&
   python3 -m uv pip install -q --python env/bin/python wheel/*.whl "jax[tpu]"'
 on_all "env/bin/python -m uadjax.main$(printf ' %q' "$@") --config.data.root=data --workdir=run"

@@ -2,8 +2,9 @@
 //
 //   score GRAPH.onnx IMAGE.ppm [MAP.bin]
 //
-// Prints {"score": ..., "label": "OK" | "review" | "NG", "threshold": ...}; MAP.bin gets the map,
-// H*W floats row by row. The graph resizes: it takes the camera's pixels as they are.
+// Prints {"score": ..., "label": "OK" | "review" | "NG", "image_threshold": ...} and writes the
+// anomaly map to MAP.bin: H*W floats, row by row. Resizing is part of the graph, whose input is the
+// image at its original size.
 
 #include <openvino/openvino.hpp>
 
@@ -34,9 +35,9 @@ struct Image {
   std::vector<std::uint8_t> pixels;  // RGB, row by row.
 };
 
-struct Limits {
-  double review = 0;
-  double image = 0;
+struct Thresholds {
+  double image_threshold = 0;
+  double review_threshold = 0;
 };
 
 struct Result {
@@ -44,7 +45,7 @@ struct Result {
   std::vector<float> map;
 };
 
-std::string size_of(std::size_t height, std::size_t width) {
+std::string format_size(std::size_t height, std::size_t width) {
   return std::to_string(height) + "x" + std::to_string(width);
 }
 
@@ -60,16 +61,18 @@ bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-// Reads the next number of a PPM's header, past white space and comments; 0 if there is none.
-std::size_t header_number(const std::string& bytes, std::size_t& at) {
-  while (at < bytes.size() && (is_space(bytes[at]) || bytes[at] == '#')) {
-    if (bytes[at] == '#') at = std::min(bytes.find('\n', at), bytes.size() - 1);
-    ++at;
+// Reads the next number of a PPM header and advances the position; skips white space and comments.
+// Returns 0 if there is no number.
+std::size_t read_header_number(const std::string& bytes, std::size_t& position) {
+  while (position < bytes.size() && (is_space(bytes[position]) || bytes[position] == '#')) {
+    if (bytes[position] == '#') position = std::min(bytes.find('\n', position), bytes.size() - 1);
+    ++position;
   }
   std::size_t number = 0;
-  for (; at < bytes.size() && is_digit(bytes[at]); ++at) {
-    number = 10 * number + static_cast<std::size_t>(bytes[at] - '0');
-    if (number > 1'000'000) return 0;  // No camera's; and products of two cannot overflow.
+  for (; position < bytes.size() && is_digit(bytes[position]); ++position) {
+    number = 10 * number + static_cast<std::size_t>(bytes[position] - '0');
+    // No camera has such a size, and below it height * width * 3 cannot overflow.
+    if (number > 1'000'000) return 0;
   }
   return number;
 }
@@ -78,53 +81,55 @@ std::size_t header_number(const std::string& bytes, std::size_t& at) {
 Image read_ppm(const std::string& path) {
   const std::string bytes = read_file(path);
   if (bytes.size() < 3 || bytes.compare(0, 2, "P6") != 0 || !is_space(bytes[2])) {
-    throw Error(path + " is no binary PPM: it does not begin with P6.");
+    throw Error(path + " is not a binary PPM: it does not begin with P6.");
   }
-  std::size_t at = 2;
+  std::size_t position = 2;
   Image image;
-  image.width = header_number(bytes, at);
-  image.height = header_number(bytes, at);
-  const std::size_t largest = header_number(bytes, at);
-  if (!image.width || !image.height || !largest || at == bytes.size() || !is_space(bytes[at])) {
-    throw Error(path + " is no binary PPM: its header is damaged.");
+  image.width = read_header_number(bytes, position);
+  image.height = read_header_number(bytes, position);
+  const std::size_t max_value = read_header_number(bytes, position);
+  if (!image.width || !image.height || !max_value || position == bytes.size() ||
+      !is_space(bytes[position])) {
+    throw Error(path + " is not a binary PPM: its header is damaged.");
   }
-  if (largest != 255) {
-    throw Error(path + " must have 8 bits per channel, its largest value 255; it is " +
-                std::to_string(largest) + ".");
+  if (max_value != 255) {
+    throw Error(path + " must have 8 bits per channel, with maximum value 255, not " +
+                std::to_string(max_value) + ".");
   }
-  ++at;
-  const std::size_t want = 3 * image.height * image.width;
-  if (bytes.size() - at != want) {
-    throw Error(path + " should have " + std::to_string(want) + " bytes of pixels for " +
-                size_of(image.height, image.width) + ", and has " +
-                std::to_string(bytes.size() - at) + ".");
+  ++position;
+  const std::size_t expected_bytes = 3 * image.height * image.width;
+  const std::size_t actual_bytes = bytes.size() - position;
+  if (actual_bytes != expected_bytes) {
+    throw Error(path + " should have " + std::to_string(expected_bytes) + " bytes of pixels for " +
+                format_size(image.height, image.width) + ", but has " +
+                std::to_string(actual_bytes) + ".");
   }
-  image.pixels.assign(bytes.begin() + static_cast<std::ptrdiff_t>(at), bytes.end());
+  image.pixels.assign(bytes.begin() + static_cast<std::ptrdiff_t>(position), bytes.end());
   return image;
 }
 
-// --- What the graph says of itself ---------------------------------------------------------------
+// --- The metadata --------------------------------------------------------------------------------
 
-// Reads the number at thresholds.NAME of a JSON object; what else is in it is skipped. A real
-// program would use a JSON library.
-double threshold(const std::string& json, const std::string& name) {
-  const Error missing("The graph's metadata have no number thresholds." + name + ".");
-  const std::vector<std::string> wanted = {"", "thresholds"};
-  std::vector<std::string> open;  // The names of what is open: objects and lists.
-  std::string last;               // The last string, which before a colon is a name.
+// Reads the number at thresholds.NAME of a JSON object and skips everything else. A real program
+// would use a JSON library.
+double read_threshold(const std::string& json, const std::string& name) {
+  const Error missing("The graph's metadata has no number thresholds." + name + ".");
+  const std::vector<std::string> target = {"", "thresholds"};
+  std::vector<std::string> open_names;  // Names of the objects and lists around position i.
+  std::string last_string;              // Before a colon, this is the name of a field.
   for (std::size_t i = 0; i < json.size(); ++i) {
     const char c = json[i];
     if (c == '"') {
       const std::size_t begin = ++i;
       while (i < json.size() && json[i] != '"') i += json[i] == '\\' ? 2 : 1;
       if (i >= json.size()) throw missing;
-      last = json.substr(begin, i - begin);
+      last_string = json.substr(begin, i - begin);
     } else if (c == '{' || c == '[') {
-      open.push_back(open.empty() ? "" : last);
+      open_names.push_back(open_names.empty() ? "" : last_string);
     } else if (c == '}' || c == ']') {
-      if (open.empty()) throw missing;
-      open.pop_back();
-    } else if (c == ':' && open == wanted && last == name) {
+      if (open_names.empty()) throw missing;
+      open_names.pop_back();
+    } else if (c == ':' && open_names == target && last_string == name) {
       const char* begin = json.c_str() + i + 1;
       char* end = nullptr;
       const double number = std::strtod(begin, &end);
@@ -135,25 +140,27 @@ double threshold(const std::string& json, const std::string& name) {
   throw missing;
 }
 
-Limits limits_of(const ov::Model& model, const std::string& path) {
-  // OpenVINO has the metadata of ONNX files there.
-  const std::vector<std::string> place = {"framework", "uadjax"};
-  if (!model.has_rt_info(place)) {
-    throw Error(path + " is no graph of uadjax; `uadjax export MODEL_DIR` writes one.");
+Thresholds read_thresholds(const ov::Model& model, const std::string& path) {
+  // OpenVINO stores the metadata of ONNX files under "framework".
+  const std::vector<std::string> key = {"framework", "uadjax"};
+  if (!model.has_rt_info(key)) {
+    throw Error(path + " is not a graph exported by uadjax; write one with "
+                "`uadjax export MODEL_DIR`.");
   }
-  const auto about = model.get_rt_info<std::string>(place);
-  return {threshold(about, "review"), threshold(about, "image")};
+  const auto metadata = model.get_rt_info<std::string>(key);
+  return {read_threshold(metadata, "image_threshold"),
+          read_threshold(metadata, "review_threshold")};
 }
 
-const char* label_of(double score, const Limits& limits) {
-  if (score <= limits.review) return "OK";
-  return score <= limits.image ? "review" : "NG";  // NaN, never seen to be good, is NG.
+const char* label_score(double score, const Thresholds& thresholds) {
+  if (score <= thresholds.review_threshold) return "OK";
+  return score <= thresholds.image_threshold ? "review" : "NG";  // NaN is NG.
 }
 
 // --- The graph -----------------------------------------------------------------------------------
 
 std::shared_ptr<ov::Model> read_graph(ov::Core& core, const std::string& path) {
-  if (!std::filesystem::is_regular_file(path)) throw Error(path + " is not there.");
+  if (!std::filesystem::is_regular_file(path)) throw Error(path + " does not exist.");
   try {
     return core.read_model(path);
   } catch (const ov::Exception& error) {
@@ -161,32 +168,34 @@ std::shared_ptr<ov::Model> read_graph(ov::Core& core, const std::string& path) {
   }
 }
 
-void check_size(const Image& image, const std::string& image_path, const ov::Model& model,
-                const std::string& graph_path) {
-  const ov::PartialShape shape = model.input("image").get_partial_shape();  // Images, H, W, RGB.
+void require_size(const Image& image, const std::string& image_path, const ov::Model& model,
+                  const std::string& graph_path) {
+  const ov::PartialShape shape = model.input("image").get_partial_shape();  // [batch, H, W, 3].
   if (shape.rank() != 4 || shape[1].is_dynamic() || shape[2].is_dynamic()) {
-    throw Error(graph_path + " is no graph of uadjax: its input has another shape.");
+    throw Error(graph_path + " has a wrong input shape; export it with --include-resize.");
   }
   const auto height = static_cast<std::size_t>(shape[1].get_length());
   const auto width = static_cast<std::size_t>(shape[2].get_length());
   if (height != image.height || width != image.width) {
-    const std::string own = size_of(image.height, image.width);
-    throw Error(image_path + " is " + own + " (height x width), but " + graph_path + " takes " +
-                size_of(height, width) + "; export it with --include-resize " + own + ".");
+    const std::string image_size = format_size(image.height, image.width);
+    throw Error(image_path + " is " + image_size + " (height x width), but " + graph_path +
+                " requires " + format_size(height, width) + "; export it with --include-resize " +
+                image_size + ".");
   }
   if (!shape[0].compatible(1)) {
-    throw Error(graph_path + " takes several images at once; export it with --batch 1.");
+    throw Error(graph_path + " requires batches of several images; export it with --batch 1.");
   }
 }
 
 Result run(ov::Core& core, const std::shared_ptr<ov::Model>& model, Image& image) {
-  // By itself OpenVINO computes in bfloat16 on CPUs that have it, without a word, which moves
-  // scores by up to a percent; the thresholds were set on float32.
+  // On CPUs with bfloat16 OpenVINO would use it by default, which changes scores by up to 1 %; the
+  // thresholds were calibrated in float32.
   ov::CompiledModel compiled =
       core.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32),
                          ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY));
   ov::InferRequest request = compiled.create_infer_request();
-  // A view, no copy: of 8 bits, as they are. What was compiled may score many images in turn.
+  // The tensor is a view of the 8-bit pixels, not a copy. A real program would compile once and
+  // score many images.
   request.set_tensor("image", ov::Tensor(ov::element::u8, {1, image.height, image.width, 3},
                                          image.pixels.data()));
   request.infer();
@@ -206,7 +215,7 @@ void write_map(const std::string& path, const std::vector<float>& map) {
   if (!file) throw Error(path + " cannot be written.");
 }
 
-// Every digit that tells two floats, or two doubles, apart; JSON has no NaN.
+// Formats a number with enough digits to read it back exactly. JSON has no NaN and no infinity.
 template <class Number>
 std::string to_json(Number number) {
   if (!std::isfinite(number)) return "null";
@@ -221,13 +230,13 @@ void score(const std::string& graph_path, const std::string& image_path,
   Image image = read_ppm(image_path);
   ov::Core core;
   const std::shared_ptr<ov::Model> model = read_graph(core, graph_path);
-  const Limits limits = limits_of(*model, graph_path);
-  check_size(image, image_path, *model, graph_path);
+  const Thresholds thresholds = read_thresholds(*model, graph_path);
+  require_size(image, image_path, *model, graph_path);
   const Result result = run(core, model, image);
   if (!map_path.empty()) write_map(map_path, result.map);
   std::cout << "{\"score\": " << to_json(result.score) << ", \"label\": \""
-            << label_of(result.score, limits) << "\", \"threshold\": " << to_json(limits.image)
-            << "}\n";
+            << label_score(result.score, thresholds)
+            << "\", \"image_threshold\": " << to_json(thresholds.image_threshold) << "}\n";
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Asks a service about an image: `client photo.png [http://localhost:8000]`. Needs libcurl:
+// Sends an image to the service: `client photo.png [http://localhost:8000]`. Requires libcurl:
 //   g++ -std=c++17 -O2 -Wall -Wextra client.cpp -o client -lcurl
-// The answer is JSON, which it prints; read it with the JSON library of your house.
+// Prints the response, which is JSON; parse it with a JSON library of your choice.
 #include <curl/curl.h>
 
 #include <cstdio>
@@ -14,10 +14,10 @@ static size_t append(char *data, size_t size, size_t count, void *text) {
   return size * count;
 }
 
-static std::string judge(const std::string &image, const std::string &url) {
+static std::string score_image(const std::string &image, const std::string &url) {
   CURL *curl = curl_easy_init();
-  if (!curl) throw std::runtime_error("libcurl does not begin");
-  std::string answer;
+  if (!curl) throw std::runtime_error("libcurl cannot be initialized");
+  std::string response;
   const std::string route = url + "/image-anomaly-detection";
   curl_slist *headers = curl_slist_append(nullptr, "Content-Type: application/octet-stream");
   curl_easy_setopt(curl, CURLOPT_URL, route.c_str());
@@ -25,7 +25,7 @@ static std::string judge(const std::string &image, const std::string &url) {
   curl_easy_setopt(curl, CURLOPT_POSTFIELDS, image.data());
   curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(image.size()));
   curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, append);
-  curl_easy_setopt(curl, CURLOPT_WRITEDATA, &answer);
+  curl_easy_setopt(curl, CURLOPT_WRITEDATA, &response);
   curl_easy_setopt(curl, CURLOPT_TIMEOUT, 60L);
   const CURLcode code = curl_easy_perform(curl);
   long status = 0;
@@ -33,8 +33,8 @@ static std::string judge(const std::string &image, const std::string &url) {
   curl_slist_free_all(headers);
   curl_easy_cleanup(curl);
   if (code != CURLE_OK) throw std::runtime_error(curl_easy_strerror(code));
-  if (status != 200) throw std::runtime_error(std::to_string(status) + ": " + answer);
-  return answer;
+  if (status != 200) throw std::runtime_error(std::to_string(status) + ": " + response);
+  return response;
 }
 
 int main(int argc, char **argv) {
@@ -49,7 +49,7 @@ int main(int argc, char **argv) {
   }
   const std::string image{std::istreambuf_iterator<char>(file), {}};
   try {
-    std::puts(judge(image, argc > 2 ? argv[2] : "http://localhost:8000").c_str());
+    std::puts(score_image(image, argc > 2 ? argv[2] : "http://localhost:8000").c_str());
   } catch (const std::exception &error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

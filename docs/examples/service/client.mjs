@@ -1,14 +1,14 @@
-// Asks a service about an image: `node client.mjs photo.png [http://localhost:8000]`. In a browser
-// the same `fetch` takes a File as its body.
+// Sends an image to the service: `node client.mjs photo.png [http://localhost:8000]`. In a browser
+// the body of the same `fetch` is a File.
 import {readFile} from 'node:fs/promises';
 
 const [path, url = 'http://localhost:8000'] = process.argv.slice(2);
-const answer = await fetch(`${url}/image-anomaly-detection`, {
+const response = await fetch(`${url}/image-anomaly-detection`, {
   method: 'POST',
-  headers: {'Content-Type': 'application/octet-stream'}, // The file as it is: nothing is encoded.
+  headers: {'Content-Type': 'application/octet-stream'}, // The file itself, not base64.
   body: await readFile(path),
 });
-const told = await answer.json();
-if (!answer.ok) throw new Error(`${answer.status}: ${told.errorMsg}`);
-const {label, score, regions} = told.result;
+const body = await response.json();
+if (!response.ok) throw new Error(`${response.status}: ${body.errorMsg}`);
+const {label, score, regions} = body.result;
 console.log(label, score, JSON.stringify(regions));

@@ -1,7 +1,7 @@
-"""Asks a service about an image: `python client.py photo.png [http://localhost:8000]`.
+"""Sends an image to the service: `python client.py photo.png [http://localhost:8000]`.
 
-The standard library is all it needs. A service that has too much to do says so (503) and is asked
-again; anything else that is wrong is raised with what the service says of it.
+It needs the standard library only. A busy service (status 503) is asked again; every other error is
+raised with the message of the service.
 """
 
 import base64
@@ -14,34 +14,41 @@ import urllib.error
 import urllib.request
 
 
-def judge(
-  image: bytes, url: str = 'http://localhost:8000', token: str = '', tries: int = 5, **wanted: Any
+def score_image(
+  image: bytes,
+  url: str = 'http://localhost:8000',
+  token: str = '',
+  max_attempts: int = 5,
+  **options: Any,
 ) -> dict[str, Any]:
-  """The service's verdict: score, label, threshold, regions and more.
+  """Return the verdict of the service: score, label, thresholds, regions and more.
 
   Args:
     image: an encoded image.
-    url: of the service.
-    token: that it wants, if it does.
-    tries: how often it is asked where it has too much to do.
-    **wanted: visualize=True, heatmap=True, model='bolts'.
+    url: URL of the service.
+    token: token of the service, if it requires one.
+    max_attempts: maximum number of requests while the service is busy.
+    **options: request fields, such as visualize=True, heatmap=True or model='bolts'.
+
+  Raises:
+    RuntimeError: the service returned an error.
   """
-  body = json.dumps({'image': base64.b64encode(image).decode(), **wanted}).encode()
+  body = json.dumps({'image': base64.b64encode(image).decode(), **options}).encode()
   headers = {'Content-Type': 'application/json'}
   if token:
     headers['Authorization'] = f'Bearer {token}'
   request = urllib.request.Request(f'{url}/image-anomaly-detection', body, headers)
-  for left in reversed(range(tries)):
+  for remaining_attempts in reversed(range(max_attempts)):
     try:
-      with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)['result']
+      with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)['result']
     except urllib.error.HTTPError as error:
-      if error.code != 503 or not left:
+      if error.code != 503 or not remaining_attempts:
         raise RuntimeError(f'{error.code}: {json.load(error)["errorMsg"]}') from None
       time.sleep(float(error.headers.get('Retry-After', 1)))
   raise AssertionError('unreachable')
 
 
 if __name__ == '__main__':
-  verdict = judge(Path(sys.argv[1]).read_bytes(), *sys.argv[2:3])
+  verdict = score_image(Path(sys.argv[1]).read_bytes(), *sys.argv[2:3])
   print(verdict['label'], verdict['score'], verdict['regions'])

@@ -1,7 +1,7 @@
-"""One HTML file that shows a whole evaluation, without any network, and the same as JSON.
+"""The HTML report of an evaluation: one file that needs no network, and its data as JSON.
 
-The charts are a few hundred lines of our own over SVG: of the libraries that can be inlined, uPlot
-and Observable Plot have no draggable thresholds, and Plotly weighs 3.5 MB.
+The charts are drawn by a few hundred lines of custom SVG code. Other libraries that can be inlined
+are unsuitable: uPlot and Observable Plot have no draggable thresholds, and Plotly takes 3.5 MB.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,23 +22,23 @@ def write(
   pictures: Sequence[gallery.Picture],
   provenance_info: Mapping[str, Any],
 ) -> None:
-  """Write the page, and beside it with the suffix .json what it is drawn from.
+  """Write the report as HTML, and its data next to it with the suffix .json.
 
-  Pictures that would make it larger than 20 MB are left out from the end, and it is said.
+  The last pictures are omitted, with a warning, if the report would exceed 20 MB.
 
   Args:
-    path: of the page.
-    drawn: scores, curves and thresholds.
-    metrics: as of the result file.
-    records: the images, as many and in the order of `drawn.scores`.
-    shots: pictures of some of them, the most important first.
-    about: where all of this comes from; see `provenance.of`.
+    path: path of the HTML file.
+    curve_data: scores, rankings and thresholds.
+    metrics: metrics, as in the result file.
+    records: records of the images, in the order of `curve_data.scores`.
+    pictures: pictures of some images, the most important first.
+    provenance_info: origin of the model and the data; see `provenance.collect`.
   """
   report_data = content.build(curve_data, metrics, records, pictures, provenance_info)
   html_report = document.render(report_data, pictures)
   if html_report.num_pictures < len(pictures):
     logging.LOG.warning(
-      '%s shows the first %d of %d pictures: more would not fit into %.0f MB.',
+      '%s shows the first %d of %d pictures; more would exceed %.0f MB.',
       path.name, html_report.num_pictures, len(pictures), document.MAX_BYTES / 1e6,
     )  # fmt: skip
   files.write_text(path, html_report.text)

@@ -1,204 +1,223 @@
-// Scores of every kind of image under two thresholds that can be dragged, and three curves.
+// Histograms of scores by defect type with draggable thresholds; ROC, precision-recall and PRO
+// curves.
 
 const axis = (() => {
   const { edges, log } = report.axis;
-  const [forward, back] = log ? [Math.log, Math.exp] : [(v) => v, (v) => v];
+  const [forward, inverse] = log ? [Math.log, Math.exp] : [(v) => v, (v) => v];
   const [low, high] = [forward(edges[0]), forward(edges.at(-1))];
-  const place = (value) => {
-    const at = value <= 0 && log ? 0 : (forward(value) - low) / (high - low);
-    return Math.min(1, Math.max(0, at));
+  const toShare = (value) => {
+    const share = value <= 0 && log ? 0 : (forward(value) - low) / (high - low);
+    return Math.min(1, Math.max(0, share));
   };
-  const value = (share) => back(low + Math.min(1, Math.max(0, share)) * (high - low));
-  return { edges, log, forward, place, value };
+  const toValue = (share) => inverse(low + Math.min(1, Math.max(0, share)) * (high - low));
+  return { edges, log, forward, toShare, toValue };
 })();
 
-// Round numbers, at most so many.
-function ticks(low, high, most) {
-  const rough = (high - low) / most;
-  const unit = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((factor) => factor * unit >= rough) * unit;
+// Returns round numbers, about `maxCount` of them at most.
+function chooseTicks(low, high, maxCount) {
+  const minStep = (high - low) / maxCount;
+  const unit = 10 ** Math.floor(Math.log10(minStep));
+  const step = [1, 2, 5, 10].find((factor) => factor * unit >= minStep) * unit;
   const first = Math.ceil(low / step);
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
 }
 
-function scoreTicks(width) {
+function chooseScoreTicks(width) {
   const [low, high] = [axis.edges[0], axis.edges.at(-1)];
-  const most = Math.max(2, Math.floor(width / 70));
+  const maxCount = Math.max(2, Math.floor(width / 70));
   if (axis.log) {
     for (const steps of [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 5], [1]]) {
-      const found = [];
+      const ticks = [];
       for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++) {
-        found.push(...steps.map((step) => step * 10 ** e).filter((v) => v >= low && v <= high));
+        ticks.push(...steps.map((step) => step * 10 ** e).filter((v) => v >= low && v <= high));
       }
-      if (found.length <= most && found.length > 1) return found;
+      if (ticks.length <= maxCount && ticks.length > 1) return ticks;
     }
   }
-  return ticks(low, high, most);
+  return chooseTicks(low, high, maxCount);
 }
 
-function binned(scores) {
+function countByBin(sortedScores) {
   const counts = new Array(axis.edges.length - 1).fill(0);
   let bin = 0;
-  for (const score of scores) {
+  for (const score of sortedScores) {
     while (bin < counts.length - 1 && score > axis.edges[bin + 1]) bin++;
     counts[bin]++;
   }
   return counts;
 }
 
-const HANDLES = { ng: { name: 'NG', y: 12 }, review: { name: 'Review', y: 37 } };
+const HANDLES = {
+  imageThreshold: { id: 'image-threshold-handle', name: 'Image threshold', label: 'NG', y: 12 },
+  reviewThreshold:
+    { id: 'review-threshold-handle', name: 'Review threshold', label: 'Review', y: 37 },
+};
 
 function drawHistogram(frame, hint) {
-  const rows = [...heldOut, ...kinds].map((kind) => ({ ...kind, counts: binned(kind.scores) }));
+  const rows = [...heldOutTypes, ...defectTypes].map((defectType) =>
+    ({ ...defectType, counts: countByBin(defectType.scores) }));
   const handles = Object.fromEntries(Object.keys(HANDLES).map((key) => [key, makeHandle(key)]));
   let box;
 
-  function lay() {
+  function draw() {
     const width = frame.clientWidth;
     if (!width) return;
-    const beside = width >= 560;  // Else names stand above their strips.
-    const left = beside ? Math.min(190, 24 + 7.2 * Math.max(...rows.map((r) => r.name.length))) : 8;
-    const tall = beside ? 36 : 52;
-    box = { left, top: 56, width: width - left - 14, height: rows.length * tall };
-    const full = box.top + box.height + 28;
-    const svg = draw('svg', { width, height: full, viewBox: `0 0 ${width} ${full}` });
-    const clips = draw('defs');
+    const namesBeside = width >= 560;  // On narrow screens names stand above their strips.
+    const longestName = Math.max(...rows.map(({ name }) => name.length));
+    const left = namesBeside ? Math.min(190, 24 + 7.2 * longestName) : 8;
+    const rowHeight = namesBeside ? 36 : 52;
+    box = { left, top: 56, width: width - left - 14, height: rows.length * rowHeight };
+    const height = box.top + box.height + 28;
+    const svg = makeSvg('svg', { width, height, viewBox: `0 0 ${width} ${height}` });
+    const clips = makeSvg('defs');
     for (const key of ['above', 'below']) {
-      clips.append(draw('clipPath', { id: key },
-        draw('rect', { y: 0, height: full, id: `${key}-rect` })));
+      clips.append(makeSvg('clipPath', { id: key },
+        makeSvg('rect', { y: 0, height, id: `${key}-rect` })));
     }
-    const zone = draw('rect', { id: 'zone', y: box.top - 8, height: box.height + 8 });
-    const base = (i) => box.top + (i + 1) * tall;
-    svg.append(clips, zone, ...rows.map((row, i) => strip(row, base(i))));
-    for (const tick of scoreTicks(box.width)) {
-      const x = box.left + box.width * axis.place(tick);
+    const zone = makeSvg('rect', { id: 'zone', y: box.top - 8, height: box.height + 8 });
+    const base = (i) => box.top + (i + 1) * rowHeight;
+    svg.append(clips, zone, ...rows.map((row, i) => makeStrip(row, base(i))));
+    for (const tick of chooseScoreTicks(box.width)) {
+      const x = box.left + box.width * axis.toShare(tick);
       const y = box.top + box.height;
-      svg.append(draw('line', { x1: x, x2: x, y1: y, y2: y + 4, class: 'axis' }),
-        draw('text', { x, y: y + 18, class: 'tick' }, number(tick)));
+      svg.append(makeSvg('line', { x1: x, x2: x, y1: y, y2: y + 4, class: 'axis' }),
+        makeSvg('text', { x, y: y + 18, class: 'tick' }, formatNumber(tick)));
     }
-    svg.append(handles.ng, handles.review);  // Its grip covers the other's line.
-    svg.append(...rows.map((row, i) => nameOf(row, base(i), beside)));
+    // The grip of the review threshold comes last: it covers the line of the image threshold.
+    svg.append(handles.imageThreshold, handles.reviewThreshold);
+    svg.append(...rows.map((row, i) => makeName(row, base(i), namesBeside)));
     frame.replaceChildren(svg);
-    place();
+    update();
   }
 
-  function nameOf({ name, counted }, y, beside) {
-    const letters = Math.floor((beside ? box.left - 16 : box.width) / 7);
-    const short = name.length > letters ? `${name.slice(0, letters - 1)}…` : name;
-    const at = beside ? { x: box.left - 10, y: y - 8 } : { x: box.left, y: y - 32 };
-    const looks = `name${beside ? ' end' : ''}${counted ? '' : ' held-out'}`;
-    return draw('text', { ...at, class: looks, 'aria-hidden': 'true' }, short);
+  function makeName({ name, heldOut }, y, namesBeside) {
+    const maxLetters = Math.floor((namesBeside ? box.left - 16 : box.width) / 7);
+    const shortName = name.length > maxLetters ? `${name.slice(0, maxLetters - 1)}…` : name;
+    const position = namesBeside ? { x: box.left - 10, y: y - 8 } : { x: box.left, y: y - 32 };
+    const classes = `name${namesBeside ? ' end' : ''}${heldOut ? ' held-out' : ''}`;
+    return makeSvg('text', { ...position, class: classes, 'aria-hidden': 'true' }, shortName);
   }
 
-  function strip(row, y) {
-    const most = Math.max(...row.counts, 1);
-    const x = (value) => (box.left + box.width * axis.place(value)).toFixed(1);
+  function makeStrip(row, y) {
+    const maxCount = Math.max(...row.counts, 1);
+    const x = (value) => (box.left + box.width * axis.toShare(value)).toFixed(1);
     const path = row.counts.map((count, i) => {
       if (!count) return '';
-      const top = y - Math.max(26 * count / most, 4);  // One among thousands is still seen.
+      // The minimum height keeps a single image visible among thousands.
+      const top = y - Math.max(26 * count / maxCount, 4);
       return `M${x(axis.edges[i])} ${y}V${top.toFixed(1)}H${x(axis.edges[i + 1])}V${y}z`;
     }).join('');
-    const kind = row.good ? 'good' : 'bad';
+    const className = row.good ? 'good' : 'defective';
+    // Misclassified scores: good ones above the image threshold, defective ones below the review
+    // threshold.
     const clip = `url(#${row.good ? 'above' : 'below'})`;
-    const looks = row.counted ? 'strip' : 'strip held-out';
-    const group = draw('g', { class: looks, 'aria-hidden': 'true' },
-      draw('line', { x1: box.left, x2: box.left + box.width, y1: y, y2: y, class: 'base' }),
-      draw('path', { d: path, class: `bars ${kind}` }),
-      draw('path', { d: path, class: `bars ${kind} wrong`, 'clip-path': clip }));
-    const hit = draw('rect',
-      { x: box.left, y: y - 30, width: box.width, height: 30, class: 'hit' });
-    hit.addEventListener('pointermove', (event) => {
+    const group = makeSvg('g', { class: row.heldOut ? 'held-out' : '', 'aria-hidden': 'true' },
+      makeSvg('line', { x1: box.left, x2: box.left + box.width, y1: y, y2: y, class: 'base' }),
+      makeSvg('path', { d: path, class: `bars ${className}` }),
+      makeSvg('path', { d: path, class: `bars ${className} misclassified`, 'clip-path': clip }));
+    const hitArea = makeSvg('rect',
+      { x: box.left, y: y - 30, width: box.width, height: 30, class: 'hit-area' });
+    hitArea.addEventListener('pointermove', (event) => {
       const value = valueAt(event.clientX);
       const i = Math.max(0, axis.edges.findIndex((edge) => edge >= value) - 1);
-      const some = row.counts[i] === 1 ? '1 image' : `${row.counts[i]} images`;
-      const [from, to] = [axis.edges[i], axis.edges[i + 1]].map((edge) => number(edge));
-      hint.textContent = `${row.name}: ${some} of ${row.scores.length} between ${from} and ${to}`;
+      const [from, to] = [axis.edges[i], axis.edges[i + 1]].map((edge) => formatNumber(edge));
+      hint.textContent = `${row.name}: ${row.counts[i]} of ${row.scores.length} images between `
+        + `${from} and ${to}`;
     });
-    hit.addEventListener('pointerleave', explain);
-    group.append(hit);
+    hitArea.addEventListener('pointerleave', showLegend);
+    group.append(hitArea);
     return group;
   }
 
-  function explain() {
+  function showLegend() {
     hint.replaceChildren(
-      make('span', { class: 'swatch good' }), 'good ', make('span', { class: 'swatch good wrong' }),
-      'good but NG ', make('span', { class: 'swatch bad' }), 'defective ',
-      make('span', { class: 'swatch bad wrong' }), 'defective but OK',
-      make('span', {}, 'Drag a threshold, or move it by arrow keys.'));
+      make('span', { class: 'swatch good' }), 'good ',
+      make('span', { class: 'swatch good misclassified' }), 'good but NG ',
+      make('span', { class: 'swatch defective' }), 'defective ',
+      make('span', { class: 'swatch defective misclassified' }), 'defective but OK',
+      make('span', {}, 'Drag a threshold, or move it with the arrow keys.'));
   }
 
   const valueAt = (clientX) => {
-    const at = (clientX - frame.getBoundingClientRect().left - box.left) / box.width;
-    return Number(axis.value(at).toPrecision(6));
+    const share = (clientX - frame.getBoundingClientRect().left - box.left) / box.width;
+    return Number(axis.toValue(share).toPrecision(6));
   };
 
   function makeHandle(key) {
-    const handle = draw('g', {
-      id: `handle-${key}`, class: `handle ${key}`, role: 'slider', tabindex: 0,
-      'aria-label': `${HANDLES[key].name} threshold`, 'aria-orientation': 'horizontal',
+    const { id, name } = HANDLES[key];
+    const isReview = key === 'reviewThreshold';
+    const handle = makeSvg('g', {
+      id, class: `handle${isReview ? ' review-threshold' : ''}`, role: 'slider', tabindex: 0,
+      'aria-label': name, 'aria-orientation': 'horizontal',
       'aria-valuemin': axis.edges[0], 'aria-valuemax': axis.edges.at(-1),
-    }, draw('line', { class: 'reach' }), draw('line', { class: 'line' }),
-      draw('rect', { class: 'grip', rx: 11, height: 22 }), draw('text', { class: 'grip-text' }));
-    let held = 0;  // How far beside the line it was taken: it must not jump.
-    const to = (event, settled) => moveTo({ [key]: valueAt(event.clientX - held) }, settled);
+    }, makeSvg('line', { class: 'grab-area' }), makeSvg('line', { class: 'line' }),
+      makeSvg('rect', { class: 'grip', rx: 11, height: 22 }),
+      makeSvg('text', { class: 'grip-text' }));
+    let dragOffset = 0;  // Distance from the line to where it was grabbed, so that it never jumps.
+    const drag = (event, isFinal) =>
+      setThresholds({ [key]: valueAt(event.clientX - dragOffset) }, isFinal);
     handle.addEventListener('pointerdown', (event) => {
       if (event.button) return;
       handle.setPointerCapture(event.pointerId);
       const frameLeft = frame.getBoundingClientRect().left;
-      held = event.clientX - frameLeft - box.left - box.width * axis.place(limits[key]);
+      dragOffset =
+        event.clientX - frameLeft - box.left - box.width * axis.toShare(thresholds[key]);
       handle.focus({ focusVisible: false });
       event.preventDefault();
     });
     handle.addEventListener('pointermove', (event) => {
-      if (handle.hasPointerCapture(event.pointerId)) to(event, false);
+      if (handle.hasPointerCapture(event.pointerId)) drag(event, false);
     });
-    handle.addEventListener('lostpointercapture', () => moveTo({ [key]: limits[key] }));
+    handle.addEventListener('lostpointercapture', () => setThresholds({ [key]: thresholds[key] }));
     handle.addEventListener('keydown', (event) => {
       const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10,
         PageUp: 10, Home: -Infinity, End: Infinity }[event.key];
       if (steps === undefined) return;
       event.preventDefault();
-      const share = axis.place(limits[key]) + steps * (event.shiftKey ? 10 : 1) / 400;
-      moveTo({ [key]: Number(axis.value(share).toPrecision(6)) });
+      const share = axis.toShare(thresholds[key]) + steps * (event.shiftKey ? 10 : 1) / 400;
+      setThresholds({ [key]: Number(axis.toValue(share).toPrecision(6)) });
     });
     return handle;
   }
 
-  function place() {
+  function update() {
     if (!box) return;
-    const x = (value) => box.left + box.width * axis.place(value);
+    const x = (value) => box.left + box.width * axis.toShare(value);
     const bottom = box.top + box.height;
-    for (const [key, { name, y }] of Object.entries(HANDLES)) {
-      const [reach, line, grip, text] = handles[key].children;
-      const at = x(limits[key]);
-      for (const one of [reach, line]) fill(one, { x1: at, x2: at, y1: y + 11, y2: bottom }, []);
-      text.textContent = `${name} > ${number(limits[key])}`;
-      const wide = 7 * text.textContent.length + 20;
-      const middle = Math.min(box.left + box.width + 12 - wide / 2, Math.max(wide / 2 + 1, at));
-      fill(grip, { x: middle - wide / 2, width: wide, y: y - 11 }, []);
-      fill(text, { x: middle, y: y + 4.5 }, []);
-      const value = { 'aria-valuenow': limits[key], 'aria-valuetext': number(limits[key]) };
-      fill(handles[key], value, []);
+    for (const [key, { label, y }] of Object.entries(HANDLES)) {
+      const [grabArea, line, grip, text] = handles[key].children;
+      const value = thresholds[key];
+      const lineX = x(value);
+      for (const element of [grabArea, line]) {
+        configure(element, { x1: lineX, x2: lineX, y1: y + 11, y2: bottom });
+      }
+      text.textContent = `${label} > ${formatNumber(value)}`;
+      const width = 7 * text.textContent.length + 20;
+      const middle =
+        Math.min(box.left + box.width + 12 - width / 2, Math.max(width / 2 + 1, lineX));
+      configure(grip, { x: middle - width / 2, width, y: y - 11 });
+      configure(text, { x: middle, y: y + 4.5 });
+      configure(handles[key], { 'aria-valuenow': value, 'aria-valuetext': formatNumber(value) });
     }
-    const [review, ng] = [x(limits.review), x(limits.ng)];
-    fill(find('zone'), { x: review, width: Math.max(0, ng - review) }, []);
-    fill(find('above-rect'), { x: ng, width: box.left + box.width + 2 - ng }, []);
-    fill(find('below-rect'), { x: box.left - 2, width: review - box.left + 2 }, []);
+    const [reviewX, imageX] = [x(thresholds.reviewThreshold), x(thresholds.imageThreshold)];
+    configure(find('zone'), { x: reviewX, width: Math.max(0, imageX - reviewX) });
+    configure(find('above-rect'), { x: imageX, width: box.left + box.width + 2 - imageX });
+    configure(find('below-rect'), { x: box.left - 2, width: reviewX - box.left + 2 });
   }
 
-  explain();
-  new ResizeObserver(lay).observe(frame);
-  lay();
-  follow(place);
+  showLegend();
+  new ResizeObserver(draw).observe(frame);
+  draw();
+  onThresholds(update);
 }
 
-// A curve's vertices, operating points and what they say; images follow the thresholds.
+// The operating points of image curves follow the thresholds.
 const PANELS = {
-  roc: { title: 'ROC', x: 'false alarms, of all good', y: 'found, of all defective',
-    at: ({ alarms, recall }) => [alarms, recall] },
-  pr: { title: 'Precision and recall', x: 'found, of all defective', y: 'right, of all alarms',
-    at: ({ recall, precision }) => [recall, precision] },
-  pro: { title: 'PRO', x: 'false alarms, of all good pixels', y: 'found, mean over regions' },
+  roc: { title: 'ROC', x: 'false-alarm rate', y: 'recall',
+    operatingPoint: ({ falseAlarmRate, recall }) => [falseAlarmRate, recall] },
+  pr: { title: 'Precision and recall', x: 'recall', y: 'precision',
+    operatingPoint: ({ recall, precision }) => [recall, precision] },
+  pro: { title: 'PRO', x: 'false-positive rate of pixels', y: 'mean overlap of regions' },
 };
 
 function drawCurve(frame, key) {
@@ -210,105 +229,107 @@ function drawCurve(frame, key) {
     return;
   }
   const holder = make('div', { class: 'chart' });
-  const list = make('ul', { class: 'legend' });
-  frame.append(holder, list);
-  const points = (line) =>
-    (line.name === 'Images' ? panel.at(rates()) : line.point) ?? [null, null];
-  const until = key === 'pro' ? Math.min(1, Math.max(1.15 * report.curves.pro_limit,
+  const legend = make('ul', { class: 'legend' });
+  frame.append(holder, legend);
+  const operatingPoint = (line) =>
+    (line.name === 'Images' ? panel.operatingPoint(computeRates()) : line.point) ?? [null, null];
+  const maxX = key === 'pro' ? Math.min(1, Math.max(1.15 * report.curves.pro_limit,
     ...lines.map((line) => 1.1 * (line.point?.[0] ?? 0)))) : 1;
   let marks;
 
-  function lay() {
+  function draw() {
     const width = holder.clientWidth;
     if (!width) return;
     const box = { left: 62, top: 10, width: width - 86, height: Math.min(300, 0.78 * width) };
-    const [x, y] = [(v) => box.left + box.width * v / until, (v) => box.top + box.height * (1 - v)];
-    const full = box.top + box.height + 44;
-    const label = [panel.title, ...lines.map((line) => `${line.name} ${line.area}`)].join(', ');
-    const svg = draw('svg', { width, height: full, viewBox: `0 0 ${width} ${full}`, role: 'img',
-      'aria-label': label });
-    for (const share of ticks(0, until, 5)) {
-      const [at, told] = [x(share), `${number(100 * share)} %`];
-      svg.append(draw('line', { x1: at, x2: at, y1: y(1), y2: y(0), class: 'grid' }),
-        draw('text', { x: at, y: y(0) + 18, class: 'tick' }, told));
+    const [x, y] = [(v) => box.left + box.width * v / maxX, (v) => box.top + box.height * (1 - v)];
+    const height = box.top + box.height + 44;
+    const description = [panel.title, ...lines.map(({ name, area }) => `${name} ${area}`)];
+    const svg = makeSvg('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img',
+      'aria-label': description.join(', ') });
+    for (const share of chooseTicks(0, maxX, 5)) {
+      const [tickX, text] = [x(share), `${formatNumber(100 * share)} %`];
+      svg.append(makeSvg('line', { x1: tickX, x2: tickX, y1: y(1), y2: y(0), class: 'grid' }),
+        makeSvg('text', { x: tickX, y: y(0) + 18, class: 'tick' }, text));
     }
-    for (const share of ticks(0, 1, 5)) {
-      const [at, told] = [y(share), `${number(100 * share)} %`];
-      svg.append(draw('line', { x1: x(0), x2: x(until), y1: at, y2: at, class: 'grid' }),
-        draw('text', { x: box.left - 6, y: at + 4, class: 'tick end' }, told));
+    for (const share of chooseTicks(0, 1, 5)) {
+      const [tickY, text] = [y(share), `${formatNumber(100 * share)} %`];
+      svg.append(makeSvg('line', { x1: x(0), x2: x(maxX), y1: tickY, y2: tickY, class: 'grid' }),
+        makeSvg('text', { x: box.left - 6, y: tickY + 4, class: 'tick end' }, text));
     }
     svg.append(
-      draw('text', { x: x(until / 2), y: full - 4, class: 'tick' }, panel.x),
-      draw('text', { x: -y(0.5), y: 11, transform: 'rotate(-90)', class: 'tick' }, panel.y));
+      makeSvg('text', { x: x(maxX / 2), y: height - 4, class: 'tick' }, panel.x),
+      makeSvg('text', { x: -y(0.5), y: 11, transform: 'rotate(-90)', class: 'tick' }, panel.y));
     const clip = `inside-${key}`;
-    svg.append(draw('clipPath', { id: clip }, draw('rect',
+    svg.append(makeSvg('clipPath', { id: clip }, makeSvg('rect',
       { x: x(0) - 2, y: y(1) - 3, width: box.width + 4, height: box.height + 6 })));
     if (key !== 'pr') {
-      svg.append(draw('line', { x1: x(0), y1: y(0), x2: x(until), y2: y(until), class: 'chance' }));
+      svg.append(
+        makeSvg('line', { x1: x(0), y1: y(0), x2: x(maxX), y2: y(maxX), class: 'chance' }));
     }
     for (const line of lines) {
       const d = line.x.map((v, i) => `${x(v).toFixed(1)} ${y(line.y[i]).toFixed(1)}`);
-      svg.append(draw('path', { d: `M${d.join('L')}`, class: `curve ${line.name}`,
+      svg.append(makeSvg('path', { d: `M${d.join('L')}`, class: `curve ${line.name}`,
         'clip-path': `url(#${clip})` }));
     }
-    marks = lines.map((line) => {
-      const mark = line.name === 'Images' ? draw('circle', { r: 6.5 })
-        : draw('rect', { width: 11, height: 11 });
-      return fill(mark, { class: `mark ${line.name}` }, []);
-    });
-    const tip = draw('text', { class: 'tip' });
-    const dot = draw('circle', { r: 4, class: 'dot' });
-    svg.append(...marks, dot, tip);
-    svg.addEventListener('pointermove', (event) => hover(event, svg, box, x, y, tip, dot));
+    marks = lines.map(({ name }) => configure(
+      name === 'Images' ? makeSvg('circle', { r: 6.5 })
+        : makeSvg('rect', { width: 11, height: 11 }), { class: `mark ${name}` }));
+    const tooltip = makeSvg('text', { class: 'tooltip' });
+    const dot = makeSvg('circle', { r: 4, class: 'dot' });
+    svg.append(...marks, dot, tooltip);
+    svg.addEventListener('pointermove', (event) =>
+      showTooltip(event, svg, box, x, y, tooltip, dot));
     svg.addEventListener('pointerleave', () => {
-      for (const one of [tip, dot]) one.classList.remove('on');
+      for (const element of [tooltip, dot]) element.classList.remove('visible');
     });
     holder.replaceChildren(svg);
-    holder.place = () => lines.forEach((line, i) => {
-      const [px, py] = points(line);
-      marks[i].classList.toggle('gone', px === null || py === null);
+    holder.placeMarks = () => lines.forEach((line, i) => {
+      const [px, py] = operatingPoint(line);
+      marks[i].classList.toggle('hidden', px === null || py === null);
       const [cx, cy] = [x(px ?? 0), y(py ?? 0)];
-      fill(marks[i], { cx, cy, x: cx - 5.5, y: cy - 5.5 }, []);
+      configure(marks[i], { cx, cy, x: cx - 5.5, y: cy - 5.5 });
     });
-    tell();
+    update();
   }
 
-  function hover(event, svg, box, x, y, tip, dot) {
+  // Shows the values of the nearest vertex of a curve.
+  function showTooltip(event, svg, box, x, y, tooltip, dot) {
     const corner = svg.getBoundingClientRect();
-    const [mx, my] = [event.clientX - corner.left, event.clientY - corner.top];
-    let best = { far: Infinity };
-    for (const line of lines) {
-      line.x.forEach((v, i) => {
-        const far = Math.hypot(x(v) - mx, y(line.y[i]) - my);
-        if (v <= until && far < best.far) best = { far, line, v, w: line.y[i] };
+    const [mouseX, mouseY] = [event.clientX - corner.left, event.clientY - corner.top];
+    let nearest = { distance: Infinity };
+    for (const { name, x: xs, y: ys } of lines) {
+      xs.forEach((vx, i) => {
+        const distance = Math.hypot(x(vx) - mouseX, y(ys[i]) - mouseY);
+        if (vx <= maxX && distance < nearest.distance) nearest = { distance, name, vx, vy: ys[i] };
       });
     }
-    const [px, py] = [x(best.v), y(best.w)];
-    tip.textContent = `${best.line.name}: ${says(key, best.v, best.w)}`;
-    fill(dot, { cx: px, cy: py }, []);
-    [tip, dot].forEach((one) => one.classList.add('on'));
-    const half = tip.getComputedTextLength() / 2;
+    const [px, py] = [x(nearest.vx), y(nearest.vy)];
+    tooltip.textContent = `${nearest.name}: ${describePoint(key, nearest.vx, nearest.vy)}`;
+    configure(dot, { cx: px, cy: py });
+    for (const element of [tooltip, dot]) element.classList.add('visible');
+    const half = tooltip.getComputedTextLength() / 2;
     const middle = Math.min(box.left + box.width - half, Math.max(box.left + half, px));
-    fill(tip, { x: middle, y: py > box.top + 40 ? py - 14 : py + 24 }, []);
+    configure(tooltip, { x: middle, y: py > box.top + 40 ? py - 14 : py + 24 });
   }
 
-  function tell() {
-    holder.place?.();
-    list.replaceChildren(...lines.map((line) => {
-      const [px, py] = points(line);
-      const told = px === null || py === null ? 'nothing exceeds the threshold'
-        : `at the threshold ${says(key, px, py)}`;
+  function update() {
+    holder.placeMarks?.();
+    legend.replaceChildren(...lines.map((line) => {
+      const [px, py] = operatingPoint(line);
+      const text = px === null || py === null ? 'nothing exceeds the threshold'
+        : `at the threshold ${describePoint(key, px, py)}`;
       return make('li', {}, make('span', { class: `sample ${line.name}` }),
-        make('strong', {}, `${line.name} ${line.area}`), make('span', {}, told));
+        make('strong', {}, `${line.name} ${line.area}`), make('span', {}, text));
     }), ...missing.map((sentence) => make('li', {}, make('span', {}, sentence))));
   }
 
-  new ResizeObserver(lay).observe(holder);
-  lay();
-  follow(tell);
+  new ResizeObserver(draw).observe(holder);
+  draw();
+  onThresholds(update);
 }
 
-function says(key, x, y) {
-  if (key === 'pr') return `${percent(y)} of alarms right, ${percent(x)} found`;
-  return `${percent(y)} found, ${percent(x)} false alarms`;
+function describePoint(key, x, y) {
+  const [percentX, percentY] = [formatPercent(x), formatPercent(y)];
+  if (key === 'pr') return `precision ${percentY}, recall ${percentX}`;
+  return `${key === 'pro' ? 'overlap' : 'recall'} ${percentY}, false alarms ${percentX}`;
 }

@@ -1,4 +1,4 @@
-"""What a report says, as plain numbers and text: the page is drawn from it, and its twin is it."""
+"""Data of a report as plain numbers and text, the input of the HTML page and the JSON file."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -13,12 +13,9 @@ from uadjax.model import calibration
 from uadjax.visualization import score_histogram
 
 _NUM_BINS = 72
-_NON_FINITE_TEXT = {
-  'inf': 'Infinity',
-  '-inf': '-Infinity',
-  'nan': 'NaN',
-}  # As JavaScript reads them.
-_DIGITS = 6  # Of shares: far below what is seen.
+# JavaScript's Number() parses these texts.
+_NON_FINITE_TEXT = {'inf': 'Infinity', '-inf': '-Infinity', 'nan': 'NaN'}
+_DIGITS = 6  # Curves are rounded far below what is visible.
 
 
 def build(
@@ -28,7 +25,10 @@ def build(
   pictures: Sequence[gallery.Picture],
   provenance_info: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Gather it; see `report.write`. What is no finite number is text: Infinity, -Infinity, NaN."""
+  """Collect the data of a report; see `report.write` for the arguments.
+
+  Numbers that are not finite become the texts Infinity, -Infinity and NaN.
+  """
   thresholds = curve_data.thresholds
   names = provenance.relative_paths([record.path for record in records])
   rows = zip(names, curve_data.defects, curve_data.scores.tolist(), strict=True)
@@ -36,32 +36,40 @@ def build(
     [] if curve_data.calibration_scores is None else curve_data.calibration_scores.tolist()
   )
   return _to_plain({
-    'format': 1,
+    'format': 2,
     'title': curve_data.title,
     'summary': curves.summary(curve_data),
     'metrics': metrics,
     'thresholds': {
-      'review': min(thresholds.review_threshold, thresholds.image_threshold),
-      'ng': thresholds.image_threshold,
-      'pixel': thresholds.pixel_threshold,
-      'how': 'As given' if thresholds.is_manual else 'As calibrated',
-      'stand_on': str(thresholds),
+      'review_threshold': min(thresholds.review_threshold, thresholds.image_threshold),
+      'image_threshold': thresholds.image_threshold,
+      'pixel_threshold': thresholds.pixel_threshold,
+      'method': 'Manual thresholds' if thresholds.is_manual else 'Calibrated thresholds',
+      'description': str(thresholds),
     },
-    'kinds': _defect_types(curve_data),
+    'defect_types': _defect_types(curve_data),
     'images': [
-      {'path': name, 'defect': defect, 'score': score, 'label': calibration.label(score, thresholds)}
+      {
+        'path': name,
+        'defect': defect,
+        'score': score,
+        'label': calibration.label(score, thresholds),
+      }
       for name, defect, score in rows
     ],
     'held_out': held_out_scores,
     'axis': _score_axis(curve_data),
     'curves': _curve_panels(curve_data),
-    'pictures': {'images': [picture.image_index for picture in pictures], 'coarse': _count_coarse(pictures)},
-    'about': provenance_info,
+    'pictures': {
+      'images': [picture.image_index for picture in pictures],
+      'coarse': _count_coarse(pictures),
+    },
+    'provenance': provenance_info,
   })  # fmt: skip
 
 
 def _defect_types(curve_data: curves.CurveData) -> list[dict[str, Any]]:
-  """Good images, then the types of defects, the hardest first."""
+  """List 'good', if present, then the types of defects, the hardest first."""
   defects = np.array(curve_data.defects, str)
 
   def detection_ease(name: str) -> tuple[float, float, str]:
@@ -78,7 +86,7 @@ def _defect_types(curve_data: curves.CurveData) -> list[dict[str, Any]]:
 
 
 def _score_axis(curve_data: curves.CurveData) -> dict[str, Any]:
-  """Bins of the scores; even in the logarithm where those span more than a decade."""
+  """Return the bin edges of the score axis, logarithmic if scores span more than a decade."""
   thresholds, held_out_scores = curve_data.thresholds, curve_data.calibration_scores
   all_scores = (
     curve_data.scores
@@ -93,12 +101,12 @@ def _score_axis(curve_data: curves.CurveData) -> dict[str, Any]:
 
 
 def _curve_panels(curve_data: curves.CurveData) -> dict[str, Any]:
-  """Lines by panel; where there are none, why."""
+  """Return the curves by panel, and the reasons for missing ones."""
   defects = set(curve_data.defects)
   missing_class = 'good' if 'good' not in defects else 'defective'
   reasons = {
-    'Images': f'No curve of images: the test set has no {missing_class} images.',
-    'Pixels': 'No curve of pixels: no mask tells which are defective, or no others are seen.',
+    'Images': f'No image curve: the test set has no {missing_class} images.',
+    'Pixels': 'No pixel curve: the test set has no masks, or no normal pixels.',
   }
   lines_by_panel = {
     'roc': curves.roc(curve_data),
@@ -127,12 +135,12 @@ def _line_dict(line: curves.Line) -> dict[str, Any]:
 
 
 def _count_coarse(pictures: Sequence[gallery.Picture]) -> int:
-  """How many pictures were encoded more coarsely, to fit."""
+  """Return the number of pictures that were encoded more coarsely to fit."""
   return sum(picture.is_coarse for picture in pictures)
 
 
 def _to_plain(value: Any) -> Any:
-  """As JSON can hold it, and UTF-8: names of files may be neither."""
+  """Convert a value to JSON types; escape text that is not valid UTF-8, such as file names."""
   if isinstance(value, Mapping):
     return {_to_plain(str(key)): _to_plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):

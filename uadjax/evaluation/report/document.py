@@ -1,7 +1,7 @@
-"""The page as text: template, style, scripts and data in one file that asks nothing of a network.
+"""Rendering of a report: template, style, scripts and data in one self-contained HTML file.
 
-Whatever a file or a defect is called, it comes as data and is shown as text. The browser is told to
-run nothing but the scripts of this package, by their hash.
+Names of files and defects are embedded as data and shown as text. A content security policy with
+hashes lets the browser run only the scripts of this package.
 """
 
 import base64
@@ -18,30 +18,35 @@ import numpy as np
 
 from uadjax.evaluation.report import gallery
 
-MAX_BYTES = 20_000_000  # So that it can be sent by mail.
+MAX_BYTES = 20_000_000  # A report must be small enough for an e-mail.
 
-# The one in `web` is the service's page's, too.
+# The web page of the service also uses the script in `web`.
 _SCRIPTS = (
   'evaluation/report/state.js',
   'evaluation/report/charts.js',
   'web/contour.js',
   'evaluation/report/pictures.js',
   'evaluation/report/gallery.js',
-  'evaluation/report/page.js',
+  'evaluation/report/main.js',
 )
 
 
 class RenderedReport(NamedTuple):
-  """A page, and the number of its pictures: as many as fit."""
+  """HTML text of a report, and the number of pictures that fit into it."""
 
   text: str
   num_pictures: int
 
 
 def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) -> RenderedReport:
-  """Write the page around what it is to say; see `content.of`."""
+  """Render a report as HTML, with as many of the pictures as fit.
+
+  Args:
+    report_data: data of the report; see `content.build`.
+    pictures: pictures, the most important first.
+  """
   folder = resources.files('uadjax.evaluation.report')
-  style = (folder / 'page.css').read_text('utf-8')
+  style = (folder / 'style.css').read_text('utf-8')
   script = '\n'.join(
     resources.files('uadjax').joinpath(name).read_text('utf-8') for name in _SCRIPTS
   )
@@ -60,12 +65,12 @@ def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) 
     np.searchsorted(np.cumsum([len(p) + 1 for p in picture_texts]), remaining_bytes, 'right')
   )
   substitutions['pictures'] = f'[{",".join(picture_texts[:num_pictures])}]'
-  template = string.Template((folder / 'page.html').read_text('utf-8'))
+  template = string.Template((folder / 'template.html').read_text('utf-8'))
   return RenderedReport(template.substitute(substitutions), num_pictures)
 
 
 def _content_security_policy(style: str, script: str) -> str:
-  """What the browser may do: show what is here."""
+  """Return a policy that allows only inline images, this style and this script."""
   return (
     f"default-src 'none'; img-src data: blob:; style-src {_csp_hash(style)}; "
     f"script-src {_csp_hash(script)}; base-uri 'none'; form-action 'none'"
@@ -78,7 +83,7 @@ def _csp_hash(text: str) -> str:
 
 
 def _to_script_json(value: Any) -> str:
-  """JSON that ends no script element, in ASCII: nothing in it means anything to HTML."""
+  """Encode a value as ASCII JSON without characters that HTML interprets, such as </script>."""
   text = json.dumps(value, separators=(',', ':'), allow_nan=False)
   return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
 
@@ -89,9 +94,9 @@ def _picture_dict(picture: gallery.Picture) -> dict[str, Any]:
     'width': picture.width,
     'height': picture.height,
     'scale': picture.scale,
-    'seen': picture.visible_box,
+    'visible_box': picture.visible_box,
     'photo': _data_uri('webp', picture.photo),
-    'heat': _data_uri('png', picture.heatmap),
+    'heatmap': _data_uri('png', picture.heatmap),
     'truth': picture.truth and _data_uri('png', picture.truth),
   }
 

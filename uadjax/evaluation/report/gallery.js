@@ -1,204 +1,217 @@
-// The gallery: tiles in an order of one's choice, one of them enlarged.
+// Gallery: pictures as tiles, sorted and filtered, and one picture enlarged.
 
-const shots = read('pictures').map((picture) => ({ ...picture, ...images[picture.image] }));
-let shown = [];
+const pictures = read('pictures').map((picture) => ({ ...picture, ...images[picture.image] }));
+let visiblePictures = [];
 
-const PAGE = 60;  // Tiles at first, and with each further request.
-let most = PAGE;
+const TILES_PER_STEP = 60;  // Tiles shown at first, and added by each click on the button below.
+let numTiles = TILES_PER_STEP;
 
-// How far on the wrong side of the NG threshold, or less than 0: on the right one.
-function wrongness(shot) {
-  if (shot.score === limits.ng) return 0;
-  const [score, ng] = [shot.score, limits.ng].map((v) => (axis.log && v > 0 ? axis.forward(v) : v));
-  return good.get(shot.defect) ? score - ng : ng - score;
+// Distance from the image threshold; positive on the wrong side of it.
+function signedError(picture) {
+  const { imageThreshold } = thresholds;
+  if (picture.score === imageThreshold) return 0;
+  const [score, threshold] = [picture.score, imageThreshold].map((v) =>
+    (axis.log && v > 0 ? axis.forward(v) : v));
+  return isGoodType.get(picture.defect) ? score - threshold : threshold - score;
 }
 
-const byName = new Intl.Collator('en', { numeric: true }).compare;
+const compareNames = new Intl.Collator('en', { numeric: true }).compare;
+const typeIndices = new Map(report.defect_types.map(({ name }, i) => [name, i]));
 const ORDERS = {
-  worst: (a, b) => isWrong(b) - isWrong(a) || wrongness(b) - wrongness(a),
+  misclassified: (a, b) =>
+    isMisclassified(b) - isMisclassified(a) || signedError(b) - signedError(a),
   high: (a, b) => b.score - a.score,
   low: (a, b) => a.score - b.score,
-  defect: (a, b) => place.get(a.defect) - place.get(b.defect) || b.score - a.score,
-  name: (a, b) => byName(a.path, b.path),
+  defect: (a, b) =>
+    typeIndices.get(a.defect) - typeIndices.get(b.defect) || b.score - a.score,
+  name: (a, b) => compareNames(a.path, b.path),
 };
-const place = new Map(report.kinds.map(({ name }, i) => [name, i]));
 
-function isWrong(shot) {
-  return good.get(shot.defect) === (verdict(shot.score) === 'NG');
+function isMisclassified(picture) {
+  return isGoodType.get(picture.defect) === (labelScore(picture.score) === 'NG');
 }
 
-function mistake(shot) {
-  if (!isWrong(shot)) return '';
-  return good.get(shot.defect) ? 'false alarm' : 'missed';
+function errorName(picture) {
+  if (!isMisclassified(picture)) return '';
+  return isGoodType.get(picture.defect) ? 'false alarm' : 'missed';
 }
 
-function makeTile(shot) {
-  shot.canvas = make('canvas');
-  shot.canvas.style.aspectRatio = `${shot.width} / ${shot.height}`;
-  shot.verdict = make('span', { class: 'verdict' });
-  shot.button = make('button', { type: 'button' }, shot.canvas,
-    make('span', { class: 'caption' }, shot.verdict,
-      make('span', { class: 'score' }, number(shot.score)),
-      make('bdi', { class: 'path', title: shot.path }, shot.path)));
-  shot.button.addEventListener('click', () => zoom.open(shot));
-  shot.tile = make('li', {}, shot.button);
-  shot.tile.shot = shot;
-  near.observe(shot.tile);
+function makeTile(picture) {
+  picture.canvas = make('canvas');
+  picture.canvas.style.aspectRatio = `${picture.width} / ${picture.height}`;
+  picture.verdict = make('span', { class: 'verdict' });
+  picture.button = make('button', { type: 'button' }, picture.canvas,
+    make('span', { class: 'caption' }, picture.verdict,
+      make('span', { class: 'score' }, formatNumber(picture.score)),
+      make('bdi', { class: 'path', title: picture.path }, picture.path)));
+  picture.button.addEventListener('click', () => zoom.open(picture));
+  picture.tile = make('li', {}, picture.button);
+  picture.tile.picture = picture;
+  viewportObserver.observe(picture.tile);
 }
 
-// Only what is near the screen is drawn: hundreds of canvases would not fit into a phone.
-const near = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    target.shot.near = isIntersecting;
-    if (isIntersecting) paintTile(target.shot);
-    else fill(target.shot.canvas, { width: 0, height: 0 }, []);
+// Only tiles near the viewport are painted: hundreds of canvases exceed the memory of a phone.
+const viewportObserver = new IntersectionObserver((entries) => {
+  for (const { target: { picture }, isIntersecting } of entries) {
+    picture.isNearViewport = isIntersecting;
+    if (isIntersecting) paintTile(picture);
+    else configure(picture.canvas, { width: 0, height: 0 });
   }
 }, { rootMargin: '400px' });
 
-async function paintTile(shot) {
-  const ready = await load(shot);
-  if (!shot.near) return;
-  const { canvas } = shot;
+async function paintTile(picture) {
+  const layers = await loadLayers(picture);
+  if (!picture.isNearViewport) return;
+  const { canvas } = picture;
   const ratio = Math.min(window.devicePixelRatio, 2);
   const width = Math.max(1, Math.round(canvas.clientWidth * ratio));
-  const height = Math.max(1, Math.round(width * shot.height / shot.width));
-  if (canvas.width !== width || canvas.height !== height) fill(canvas, { width, height }, []);
-  paint(canvas.getContext('2d'), shot, ready, { x: 0, y: 0, width, height }, ratio);
+  const height = Math.max(1, Math.round(width * picture.height / picture.width));
+  if (canvas.width !== width || canvas.height !== height) configure(canvas, { width, height });
+  paintPicture(canvas.getContext('2d'), picture, layers, { x: 0, y: 0, width, height }, ratio);
 }
 
-function label(shot) {
-  const [said, wrong] = [verdict(shot.score), mistake(shot)];
-  const key = said + wrong;
-  if (shot.labelled === key) return;
-  shot.labelled = key;
-  shot.verdict.replaceChildren(badge(said));
-  if (wrong) shot.verdict.append(make('span', { class: 'wrong' }, wrong));
-  shot.button.setAttribute('aria-label',
-    `${shot.path}: ${said}${wrong && `, ${wrong}`}, score ${number(shot.score)}, ${shot.defect}`);
+function showVerdict(picture) {
+  const [label, error] = [labelScore(picture.score), errorName(picture)];
+  const key = label + error;
+  if (picture.displayedVerdict === key) return;
+  picture.displayedVerdict = key;
+  picture.verdict.replaceChildren(makeBadge(label));
+  if (error) picture.verdict.append(make('span', { class: 'error' }, error));
+  picture.button.setAttribute('aria-label', `${picture.path}: ${label}${error && `, ${error}`}, `
+    + `score ${formatNumber(picture.score)}, ${picture.defect}`);
 }
 
 function arrange() {
-  const [said, kind] = [find('by-label').value, find('by-kind').value];
-  shown = shots
-    .filter((shot) => !said || (said === 'wrong' ? isWrong(shot) : verdict(shot.score) === said))
-    .filter((shot) => !kind || place.get(shot.defect) === Number(kind))
+  const [label, typeIndex] = [find('label-filter').value, find('type-filter').value];
+  visiblePictures = pictures
+    .filter((picture) => !label || (label === 'misclassified' ? isMisclassified(picture)
+      : labelScore(picture.score) === label))
+    .filter(({ defect }) => !typeIndex || typeIndices.get(defect) === Number(typeIndex))
     .sort(ORDERS[find('order').value]);
-  lay();
-  const some = shots.length < images.length ? `; the others are in the counts above` : '';
+  showTiles();
+  const others = pictures.length < images.length ? '; all images are counted above' : '';
   const { coarse } = report.pictures;
-  find('shown').textContent = shots.length
-    ? `${shown.length} of ${shots.length} pictures, of ${images.length} images${some}.`
-      + (coarse ? ` ${coarse} are coarse, to keep this file small.` : '')
+  find('visible-count').textContent = pictures.length
+    ? `${visiblePictures.length} of ${pictures.length} pictures, of ${images.length} images`
+      + `${others}.` + (coarse ? ` ${coarse} have a lower quality to limit the file size.` : '')
     : 'This report has no pictures.';
 }
 
-function lay() {
-  find('tiles').replaceChildren(...shown.slice(0, most).map((shot) => shot.tile));
-  find('more').textContent = `Show ${Math.min(PAGE, shown.length - most)} more`;
-  find('more').hidden = shown.length <= most;
+function showTiles() {
+  find('tiles').replaceChildren(...visiblePictures.slice(0, numTiles).map(({ tile }) => tile));
+  find('more').textContent =
+    `Show ${Math.min(TILES_PER_STEP, visiblePictures.length - numTiles)} more`;
+  find('more').hidden = visiblePictures.length <= numTiles;
 }
 
-let asked = 0;
+let frameRequest = 0;
 function repaint() {
-  cancelAnimationFrame(asked);
-  asked = requestAnimationFrame(() => {
-    shown.filter((shot) => shot.near).forEach(paintTile);
+  cancelAnimationFrame(frameRequest);
+  frameRequest = requestAnimationFrame(() => {
+    visiblePictures.filter((picture) => picture.isNearViewport).forEach(paintTile);
     zoom.paint();
   });
 }
 
-// A level of the map as a value: those below the middle are not marked, see `Scale`.
-function valueOf(level) {
-  const [low, middle, high] = shots[0].scale;
-  return level < 128 ? low + (middle - low) * level / 128
-    : middle + (high - middle) * (level - 128) / 128;
+// Converts a level of the quantized map to a value, see `uadjax.evaluation.report.gallery.Scale`.
+function levelToValue(level) {
+  const [low, threshold, high] = pictures[0].scale;
+  return level < 128 ? low + (threshold - low) * level / 128
+    : threshold + (high - threshold) * (level - 128) / 128;
 }
 
 function startGallery() {
-  find('by-kind').append(make('option', { value: '' }, 'all'),
-    ...report.kinds.map(({ name }, i) => make('option', { value: i }, name)));
-  shots.forEach(makeTile);
-  for (const id of ['order', 'by-label', 'by-kind']) find(id).addEventListener('change', arrange);
+  find('type-filter').append(make('option', { value: '' }, 'all'),
+    ...report.defect_types.map(({ name }, i) => make('option', { value: i }, name)));
+  pictures.forEach(makeTile);
+  for (const id of ['order', 'label-filter', 'type-filter']) {
+    find(id).addEventListener('change', arrange);
+  }
   find('more').addEventListener('click', () => {
-    most += PAGE;
-    lay();
+    numTiles += TILES_PER_STEP;
+    showTiles();
   });
-  const change = () => {
-    over.opacity = find('opacity').value / 100;
-    over.level = find('pixel').value - 0.5;
-    over.marked = find('show-marked').checked;
-    over.truth = find('show-truth').checked;
-    if (shots.length) find('pixel-value').textContent = number(valueOf(find('pixel').value));
+  const readSettings = () => {
+    const pixelThreshold = find('pixel-threshold').value;
+    overlay.opacity = find('opacity').value / 100;
+    overlay.pixelLevel = pixelThreshold - 0.5;
+    overlay.outlines = find('show-outlines').checked;
+    overlay.truth = find('show-truth').checked;
+    if (pictures.length) {
+      find('pixel-threshold-value').textContent = formatNumber(levelToValue(pixelThreshold));
+    }
     repaint();
   };
-  find('tools').addEventListener('input', change);
-  change();
+  find('tools').addEventListener('input', readSettings);
+  readSettings();
   new ResizeObserver(repaint).observe(find('tiles'));
-  follow((settled) => {
-    shots.forEach(label);
-    if (settled) arrange();  // Tiles must not dance while a threshold is dragged.
-    zoom.tell();
+  onThresholds((isFinal) => {
+    pictures.forEach(showVerdict);
+    if (isFinal) arrange();  // Tiles keep their places while a threshold is being dragged.
+    zoom.update();
   });
 }
 
 const zoom = (() => {
   const [dialog, canvas] = [find('zoom'), find('zoom-canvas')];
-  let shot;
-  let view = { scale: 1, x: 0, y: 0 };  // Pixels of the screen that the picture's middle is off.
+  let picture;
+  let view = { scale: 1, x: 0, y: 0 };  // CSS pixels from the canvas' center to the picture's.
 
-  function open(which) {
-    shot = which;
+  function open(newPicture) {
+    picture = newPicture;
     view = { scale: 1, x: 0, y: 0 };
     if (!dialog.open) {
-      find('zoom-tools').append(find('tools'));  // The same settings, within reach.
+      find('zoom-tools').append(find('tools'));  // The overlay settings move into the dialog.
       dialog.showModal();
     }
-    tell();
-    paintNow();
+    update();
+    paint();
   }
 
-  function tell() {
+  function update() {
     if (!dialog.open) return;
-    find('zoom-name').textContent = shot.path;
-    const wrong = mistake(shot);
-    const truth = !good.get(shot.defect) && !shot.truth ? ['no ground truth'] : [];
-    const told = [wrong, shot.defect, `score ${number(shot.score, 6)}`, ...truth,
-      `${shown.indexOf(shot) + 1} of ${shown.length}`].filter(Boolean);
-    find('zoom-told').replaceChildren(badge(verdict(shot.score)),
-      ...told.map((text) => make('bdi', {}, text)));
+    find('zoom-name').textContent = picture.path;
+    const { defect, score, truth } = picture;
+    const note = !isGoodType.get(defect) && !truth ? 'no ground truth' : '';
+    const texts = [errorName(picture), defect, `score ${formatNumber(score, 6)}`, note,
+      `${visiblePictures.indexOf(picture) + 1} of ${visiblePictures.length}`].filter(Boolean);
+    find('zoom-info').replaceChildren(makeBadge(labelScore(score)),
+      ...texts.map((text) => make('bdi', {}, text)));
   }
 
-  async function paintNow() {
+  async function paint() {
     if (!dialog.open) return;
-    const which = shot;
-    const ready = await load(which);
-    if (which !== shot || !dialog.open) return;
+    const currentPicture = picture;
+    const layers = await loadLayers(currentPicture);
+    if (currentPicture !== picture || !dialog.open) return;
     const ratio = window.devicePixelRatio;
-    const wide = Math.round(canvas.clientWidth * ratio);
-    const tall = Math.round(canvas.clientHeight * ratio);
-    fill(canvas, { width: wide, height: tall }, []);
-    const fit = Math.min(wide / shot.width, tall / shot.height) * view.scale;
-    const [width, height] = [shot.width * fit, shot.height * fit];
-    const [x, y] = [(wide - width) / 2 + view.x * ratio, (tall - height) / 2 + view.y * ratio];
-    paint(canvas.getContext('2d'), shot, ready, { x, y, width, height }, ratio);
+    const canvasWidth = Math.round(canvas.clientWidth * ratio);
+    const canvasHeight = Math.round(canvas.clientHeight * ratio);
+    configure(canvas, { width: canvasWidth, height: canvasHeight });
+    const scale =
+      Math.min(canvasWidth / picture.width, canvasHeight / picture.height) * view.scale;
+    const [width, height] = [picture.width * scale, picture.height * scale];
+    const x = (canvasWidth - width) / 2 + view.x * ratio;
+    const y = (canvasHeight - height) / 2 + view.y * ratio;
+    paintPicture(canvas.getContext('2d'), picture, layers, { x, y, width, height }, ratio);
   }
 
-  function step(by) {
-    const next = shown[shown.indexOf(shot) + by];
+  function step(offset) {
+    const next = visiblePictures[visiblePictures.indexOf(picture) + offset];
     if (next) open(next);
   }
 
-  // What lies at (x, y) from the middle of the screen stays there.
-  function scaleBy(factor, x = 0, y = 0) {
+  // Zooms about the point (x, y), which is relative to the center of the canvas.
+  function zoomBy(factor, x = 0, y = 0) {
     const scale = Math.min(16, Math.max(1, view.scale * factor));
-    const by = scale / view.scale;
+    const ratio = scale / view.scale;
     view = scale === 1 ? { scale, x: 0, y: 0 }
-      : { scale, x: x - by * (x - view.x), y: y - by * (y - view.y) };
-    paintNow();
+      : { scale, x: x - ratio * (x - view.x), y: y - ratio * (y - view.y) };
+    paint();
   }
 
-  const KEYS = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), '+': () => scaleBy(1.5),
-    '=': () => scaleBy(1.5), '-': () => scaleBy(1 / 1.5), 0: () => scaleBy(0) };
+  const KEYS = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), '+': () => zoomBy(1.5),
+    '=': () => zoomBy(1.5), '-': () => zoomBy(1 / 1.5), 0: () => zoomBy(0) };
   dialog.addEventListener('keydown', (event) => {
     if (!KEYS[event.key] || event.target.matches('input')) return;
     event.preventDefault();
@@ -206,43 +219,44 @@ const zoom = (() => {
   });
   dialog.addEventListener('close', () => {
     find('tools-place').append(find('tools'));
-    shot.button.focus();
+    picture.button.focus();
   });
   canvas.addEventListener('wheel', (event) => {
     event.preventDefault();
     const box = canvas.getBoundingClientRect();
-    scaleBy(Math.exp(-event.deltaY / 400),
+    zoomBy(Math.exp(-event.deltaY / 400),
       event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2);
   }, { passive: false });
 
-  // One pointer drags; two pinch.
-  const held = new Map();
+  // One pointer drags; two pointers pinch.
+  const pointers = new Map();
   canvas.addEventListener('pointerdown', (event) => {
     canvas.setPointerCapture(event.pointerId);
-    held.set(event.pointerId, [event.clientX, event.clientY]);
+    pointers.set(event.pointerId, [event.clientX, event.clientY]);
   });
   canvas.addEventListener('pointermove', (event) => {
-    if (!held.has(event.pointerId)) return;
-    const before = held.get(event.pointerId);
-    held.set(event.pointerId, [event.clientX, event.clientY]);
-    if (held.size === 1) {
+    if (!pointers.has(event.pointerId)) return;
+    const previous = pointers.get(event.pointerId);
+    const current = [event.clientX, event.clientY];
+    pointers.set(event.pointerId, current);
+    if (pointers.size === 1) {
       if (view.scale > 1) {
-        view.x += event.clientX - before[0];
-        view.y += event.clientY - before[1];
-        paintNow();
+        view.x += current[0] - previous[0];
+        view.y += current[1] - previous[1];
+        paint();
       }
     } else {
-      const [[id, other]] = [...held].filter(([id]) => id !== event.pointerId);
-      const far = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
-      if (id) scaleBy(far([event.clientX, event.clientY]) / far(before));
+      const [[id, other]] = [...pointers].filter(([pointerId]) => pointerId !== event.pointerId);
+      const distance = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
+      if (id) zoomBy(distance(current) / distance(previous));
     }
   });
-  for (const end of ['pointerup', 'pointercancel']) {
-    canvas.addEventListener(end, (event) => held.delete(event.pointerId));
+  for (const type of ['pointerup', 'pointercancel']) {
+    canvas.addEventListener(type, (event) => pointers.delete(event.pointerId));
   }
-  const BUTTONS = { before: () => step(-1), after: () => step(1), 'zoom-in': () => scaleBy(1.5),
-    'zoom-out': () => scaleBy(1 / 1.5), close: () => dialog.close() };
-  for (const [id, act] of Object.entries(BUTTONS)) find(id).addEventListener('click', act);
-  new ResizeObserver(paintNow).observe(canvas);
-  return { open, tell, paint: paintNow };
+  const BUTTONS = { previous: () => step(-1), next: () => step(1), 'zoom-in': () => zoomBy(1.5),
+    'zoom-out': () => zoomBy(1 / 1.5), close: () => dialog.close() };
+  for (const [id, action] of Object.entries(BUTTONS)) find(id).addEventListener('click', action);
+  new ResizeObserver(paint).observe(canvas);
+  return { open, update, paint };
 })();

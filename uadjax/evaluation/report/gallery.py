@@ -1,9 +1,9 @@
-"""Pictures of a report: which images are shown, and how they fit into it.
+"""Pictures of a report: selection of images, and encoding within a limit of bytes.
 
-A picture is a photo, its map and its mask, each as small as serves: the browser lays them over one
-another, so that opacity and threshold can be moved.
+A picture consists of a photo, an anomaly map and a mask, each as small as possible. The browser
+overlays them, so that the reader can change opacity and threshold.
 
-Letters: n images, h w map at whatever size.
+Letters: n images, h w image or map of any size.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration
 from uadjax.system import progress
 
-MAX_BYTES = 13_000_000  # Of all pictures; in base64 they are a third larger.
+MAX_BYTES = 13_000_000  # Limit of all pictures together; base64 makes them a third larger.
 
 _PHOTO_SIDE, _HEATMAP_SIDE = 512, 192  # Pixels along the longer side.
 _ENCODINGS = (
@@ -33,11 +33,11 @@ _ENCODINGS = (
   (256, 45),
   (192, 30),
 )
-_NUM_THREADS = 2  # Decoding and encoding let go of the GIL.
+_NUM_THREADS = 2  # Decoding and encoding release the GIL.
 
 
 class Scale(NamedTuple):
-  """Map values at the levels 0, between 127 and 128, and 255: one scale for all pictures."""
+  """Map values at level 0, between levels 127 and 128, and at level 255, for all pictures."""
 
   low: float
   threshold: float
@@ -45,18 +45,19 @@ class Scale(NamedTuple):
 
 
 class Picture(NamedTuple):
-  """A picture.
+  """Encoded image with its anomaly map and mask.
 
   Attributes:
-    place: of the image among all that were evaluated.
-    width: of the photo in pixels.
-    height: likewise.
-    scale: of the map's levels.
-    seen: left, top, right, bottom of what the network saw, as shares of width and height.
-    photo: WebP.
-    heat: levels of the map as a gray PNG.
-    truth: defective pixels as a black-and-white PNG; None where there are none, or none is known.
-    coarse: whether the photo was encoded more coarsely than usual, to fit.
+    image_index: index of the image among all evaluated ones.
+    width: width of the photo in pixels.
+    height: height of the photo in pixels.
+    scale: map values of the levels.
+    visible_box: left, top, right and bottom of the part that the network saw, as shares of width
+      and height.
+    photo: image as WebP.
+    heatmap: levels of the anomaly map as a gray PNG.
+    truth: defective pixels as a black-and-white PNG; None without any, or without ground truth.
+    is_coarse: whether the photo was encoded more coarsely than usual to fit.
   """
 
   image_index: int
@@ -76,30 +77,30 @@ def choose(
   thresholds: calibration.Thresholds,
   num_images: int,
 ) -> list[int]:
-  """Choose so many images, the most telling first.
+  """Choose up to `num_images` images, the most informative first.
 
-  First come false alarms and misses in turn, each farthest from the threshold first; then all kinds
-  of images in turn, each spread over its scores.
+  False alarms and misses alternate at the beginning, those farthest from the threshold first. Then
+  classes and defect types alternate, with correctly classified images spread evenly over scores.
   """
   is_good = np.array([not record.is_anomalous for record in records], bool)
-  is_ng = ~(scores <= thresholds.image_threshold)  # So is what is no number.
+  is_ng = ~(scores <= thresholds.image_threshold)  # NaN counts as NG.
   order = np.argsort(scores, kind='stable')
   indices_by_score = order.tolist()
   false_alarms = [i for i in reversed(indices_by_score) if is_good[i] and is_ng[i]]
   misses = [i for i in indices_by_score if not is_good[i] and not is_ng[i]]
-  misclassified = _interleave([false_alarms, misses])
+  misclassified_indices = _interleave([false_alarms, misses])
   correct_by_defect: dict[str, list[int]] = {}
   for i in indices_by_score:
-    if is_good[i] != is_ng[i]:  # Called good or defective, as it is.
+    if is_good[i] != is_ng[i]:  # The verdict is correct.
       correct_by_defect.setdefault(records[i].defect, []).append(i)
-  correct = _interleave(
+  correct_indices = _interleave(
     [_order_evenly(correct_by_defect[name]) for name in sorted(correct_by_defect)]
   )
-  return (misclassified + correct)[:num_images]
+  return (misclassified_indices + correct_indices)[:num_images]
 
 
 def _interleave(groups: Iterable[Sequence[int]]) -> list[int]:
-  """The first of each group, then the second of each, and so on."""
+  """Return the first item of each group, then the second of each, and so on."""
   entries = [
     (position, group_index, i)
     for group_index, group in enumerate(groups)
@@ -109,7 +110,7 @@ def _interleave(groups: Iterable[Sequence[int]]) -> list[int]:
 
 
 def _order_evenly(items: Sequence[int]) -> list[int]:
-  """Bring items into an order, each beginning of which is spread evenly over all of them."""
+  """Reorder items so that every prefix is spread evenly over all of them (van der Corput)."""
   num_bits = max(len(items) - 1, 1).bit_length()
   return [
     items[index] for index in sorted(range(len(items)), key=lambda r: f'{r:0{num_bits}b}'[::-1])
@@ -124,15 +125,15 @@ def make_pictures(
   pixel_threshold: float,
   mask_threshold: int = 0,
 ) -> list[Picture]:
-  """Make pictures of chosen images, in threads.
+  """Encode pictures of selected images, in threads.
 
   Args:
-    records: all images.
-    maps: of all of them, at network size; may lie in a file.
-    chosen: which to show.
-    ops: how originals became network images.
-    threshold: of the maps.
-    mask_threshold: mask values above it are defects.
+    records: records of all images.
+    anomaly_maps: maps of all images at network size; may be memory-mapped.
+    indices: indices of the images to show.
+    ops: preprocessing of the images.
+    pixel_threshold: map value above which pixels are marked.
+    mask_threshold: mask value above which pixels are defective.
   """
   scale = shared_scale([anomaly_maps[i] for i in indices], pixel_threshold)
   max_bytes = MAX_BYTES // max(len(indices), 1)
@@ -153,7 +154,7 @@ def make_picture(
   mask_threshold: int,
   max_bytes: int,
 ) -> Picture:
-  """Make a picture of about so many bytes at most."""
+  """Encode the picture of one image in at most about `max_bytes`."""
   image = image_io.decode(record.path)
   size = image.shape[0], image.shape[1]
   heatmap, visible = ops.restore(anomaly_map, *_fit_within(size, _HEATMAP_SIDE))
@@ -176,7 +177,7 @@ def make_picture(
 
 
 def shared_scale(anomaly_maps: Sequence[Float[np.ndarray, 'h w']], pixel_threshold: float) -> Scale:
-  """Let the levels reach from the least to the largest value of all."""
+  """Return a scale that covers the finite values of all maps."""
   finite_values = [
     values
     for values in (anomaly_map[np.isfinite(anomaly_map)] for anomaly_map in anomaly_maps)
@@ -190,7 +191,7 @@ def shared_scale(anomaly_maps: Sequence[Float[np.ndarray, 'h w']], pixel_thresho
 
 
 def quantize_map(anomaly_map: Float[np.ndarray, 'h w'], scale: Scale) -> UInt8[np.ndarray, 'h w']:
-  """Quantize a map: half of the levels for what is not marked, whose structure tells much too."""
+  """Quantize a map to levels: half of them below the threshold, where structure matters as well."""
   low, middle, high = scale
   below = np.clip((anomaly_map - low) / (middle - low), 0, 1)
   above = np.clip((anomaly_map - middle) / (high - middle), 0, 1)
@@ -202,7 +203,10 @@ def quantize_map(anomaly_map: Float[np.ndarray, 'h w'], scale: Scale) -> UInt8[n
 def _encode_photo(
   image: UInt8[np.ndarray, 'h w 3'], max_bytes: int
 ) -> tuple[bytes, tuple[int, int], bool]:
-  """The first encoding that fits, its height and width, and whether it is not the usual one."""
+  """Return a photo in the first encoding that fits, its (height, width), and whether it is coarse.
+
+  If none fits, the last and smallest encoding is used.
+  """
   photo, size, is_coarse = b'', (0, 0), False
   for side, quality in _ENCODINGS:
     size = height, width = _fit_within((image.shape[0], image.shape[1]), side)
@@ -216,7 +220,7 @@ def _encode_photo(
 
 
 def _encode_mask(truth: Bool[np.ndarray, 'h w']) -> bytes:
-  """Shrink a mask so that no defect vanishes, be it one pixel."""
+  """Encode a downsampled mask, in which even a defect of one pixel remains."""
   height, width = _fit_within((truth.shape[0], truth.shape[1]), _PHOTO_SIDE)
   gray = Image.fromarray(truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
   return _encode(Image.fromarray(np.asarray(gray) > 0), 'PNG', optimize=True)
@@ -229,13 +233,13 @@ def _encode(image: Image.Image, image_format: str, **options: int | bool) -> byt
 
 
 def _fit_within(size: tuple[int, int], side: int) -> tuple[int, int]:
-  """The largest size of that shape whose longer side is not longer than this, and none grows."""
+  """Return a size scaled down, if necessary, so that its longer side has at most `side` pixels."""
   factor = min(1.0, side / max(size))
   return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def _bounding_box(visible: Bool[np.ndarray, 'h w']) -> tuple[float, float, float, float]:
-  """Left, top, right, bottom of a rectangle, as shares."""
+  """Return left, top, right and bottom of the visible rectangle, as shares of width and height."""
   rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
   if not len(rows):
     return 0.0, 0.0, 0.0, 0.0

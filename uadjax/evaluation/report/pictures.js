@@ -1,16 +1,16 @@
-// A photo, the map laid over it in color, and outlines of what is marked and what is true.
+// Painting a picture: an image with its heatmap, anomalous regions and ground truth.
 
 const colors = read('colors').match(/../g).map((byte) => parseInt(byte, 16));
-const over = { opacity: 0.65, level: 127.5, marked: true, truth: true };
+const overlay = { opacity: 0.65, pixelLevel: 127.5, outlines: true, truth: true };
 
-async function opened(uri) {
+async function decodeImage(uri) {
   const image = new Image();
   image.src = uri;
   await image.decode();
   return image;
 }
 
-function pixels(image) {
+function readGray(image) {
   const canvas = make('canvas', { width: image.width, height: image.height });
   const context = canvas.getContext('2d', { willReadFrequently: true });
   context.drawImage(image, 0, 0);
@@ -19,8 +19,9 @@ function pixels(image) {
   return { gray, width: image.width, height: image.height };
 }
 
-// The hotter the more opaque: what is normal stays visible. Half of the levels are not marked.
-function tinted({ gray, width, height }) {
+// Larger values are more opaque, so that normal regions stay visible. Half of the levels lie below
+// the pixel threshold, see `uadjax.evaluation.report.gallery.quantize_map`.
+function colorize({ gray, width, height }) {
   const canvas = make('canvas', { width, height });
   const image = new ImageData(width, height);
   gray.forEach((level, i) => {
@@ -31,53 +32,55 @@ function tinted({ gray, width, height }) {
   return canvas;
 }
 
-const loading = new Map();
-function load(picture) {
-  if (!loading.has(picture)) loading.set(picture, loaded(picture));
-  return loading.get(picture);
+const layersByPicture = new Map();  // Promises, so that each picture is decoded once.
+function loadLayers(picture) {
+  if (!layersByPicture.has(picture)) layersByPicture.set(picture, decodeLayers(picture));
+  return layersByPicture.get(picture);
 }
 
-async function loaded(picture) {
-  const [photo, heat, truth] = await Promise.all(
-    [picture.photo, picture.heat, picture.truth].map((uri) => uri && opened(uri)));
-  const levels = pixels(heat);
-  const outlines = new Map();
+async function decodeLayers(picture) {
+  const [photo, heatmap, truth] = await Promise.all(
+    [picture.photo, picture.heatmap, picture.truth].map((uri) => uri && decodeImage(uri)));
+  const levels = readGray(heatmap);
+  const outlines = new Map();  // By level; holds the current level only.
   return {
     photo,
-    tint: tinted(levels),
-    truth: truth && contour(pixels(truth), 127.5),
-    marked() {
-      if (!outlines.has(over.level)) outlines.clear();
-      if (!outlines.size) outlines.set(over.level, contour(levels, over.level));
-      return outlines.get(over.level);
+    tint: colorize(levels),
+    truth: truth && contour(readGray(truth), 127.5),
+    outline() {
+      const { pixelLevel } = overlay;
+      if (!outlines.has(pixelLevel)) outlines.clear();
+      if (!outlines.size) outlines.set(pixelLevel, contour(levels, pixelLevel));
+      return outlines.get(pixelLevel);
     },
   };
 }
 
-// Draws into a box of a canvas, lines as wide as a pixel of the screen asks for.
-function paint(context, picture, ready, { x, y, width, height }, ratio) {
+// Paints into a box of a canvas. `ratio` is device pixels per CSS pixel.
+function paintPicture(context, picture, layers, { x, y, width, height }, ratio) {
   context.globalAlpha = 1;
-  context.drawImage(ready.photo, x, y, width, height);
-  context.globalAlpha = over.opacity;
-  context.drawImage(ready.tint, x, y, width, height);
+  context.drawImage(layers.photo, x, y, width, height);
+  context.globalAlpha = overlay.opacity;
+  context.drawImage(layers.tint, x, y, width, height);
   context.globalAlpha = 1;
-  const [left, top, right, bottom] = picture.seen;
+  const [left, top, right, bottom] = picture.visible_box;
   const outside = new Path2D();
   outside.rect(x, y, width, height);
   outside.rect(x + left * width, y + top * height, (right - left) * width, (bottom - top) * height);
-  context.fillStyle = 'rgb(128 128 128 / 55%)';  // What the network did not see.
+  context.fillStyle = 'rgb(128 128 128 / 55%)';  // Pixels that are not part of the model's input.
   context.fill(outside, 'evenodd');
-  const line = (unit, color, dash) => {
+  const drawPath = (unitPath, color, dashes) => {
     const path = new Path2D();
-    path.addPath(unit, new DOMMatrix([width, 0, 0, height, x, y]));
+    path.addPath(unitPath, new DOMMatrix([width, 0, 0, height, x, y]));
     context.lineJoin = 'round';
-    for (const [stroke, wide, dashes] of [['rgb(0 0 0 / 70%)', 3.5, []], [color, 1.75, dash]]) {
-      context.setLineDash(dashes.map((length) => length * ratio));
-      context.strokeStyle = stroke;
-      context.lineWidth = wide * ratio;
+    const strokes = [['rgb(0 0 0 / 70%)', 3.5, []], [color, 1.75, dashes]];
+    for (const [strokeColor, lineWidth, strokeDashes] of strokes) {
+      context.setLineDash(strokeDashes.map((length) => length * ratio));
+      context.strokeStyle = strokeColor;
+      context.lineWidth = lineWidth * ratio;
       context.stroke(path);
     }
   };
-  if (over.marked) line(ready.marked(), '#00E5FF', []);
-  if (over.truth && ready.truth) line(ready.truth, '#FFFFFF', [5, 4]);
+  if (overlay.outlines) drawPath(layers.outline(), '#00E5FF', []);
+  if (overlay.truth && layers.truth) drawPath(layers.truth, '#FFFFFF', [5, 4]);
 }

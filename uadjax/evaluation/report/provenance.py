@@ -1,4 +1,4 @@
-"""Where a report comes from: model, weights, data, versions, times."""
+"""Provenance of a report: model, weights, data, versions and times."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
@@ -17,18 +17,18 @@ from uadjax import config as configs
 from uadjax.data.records import Record
 from uadjax.model import model_dir
 
-_NUM_THREADS = 2  # Hashing lets go of the GIL.
+_NUM_THREADS = 2  # Hashing releases the GIL.
 
 
 def collect(
   model: model_dir.Model, records: Sequence[Record], timing: Mapping[str, float]
 ) -> dict[str, Any]:
-  """Tell what a report stands on.
+  """Collect the provenance of a report, ready for JSON.
 
   Args:
-    model: what was evaluated.
-    records: what on.
-    timing: seconds, by what they were spent on: `fit_s`, `calibrate_s`, `evaluate_s`, if known.
+    model: evaluated model.
+    records: records of the test images.
+    timing: known durations in seconds: `fit_s`, `calibrate_s`, `evaluate_s`.
   """
   masks = [record.mask for record in records if record.mask is not None]
   return {
@@ -39,7 +39,7 @@ def collect(
       'pixels': str(model.ops),
     },
     'weights': model.weights._asdict(),
-    'thresholds': {'stand on': str(model.thresholds), **model.thresholds._asdict()},
+    'thresholds': {'description': str(model.thresholds), **model.thresholds._asdict()},
     'data': {
       'test_images': len(records),
       'masks': len(masks),
@@ -58,22 +58,22 @@ def collect(
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-  """SHA-256 of files, by content and by path from their common folder on, in whatever order."""
+  """Return a SHA-256 of files that depends on contents and relative paths, but not on the order."""
   unique_paths = sorted(set(paths))
   with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
     hashes = list(pool.map(_sha256, unique_paths))
   digest = hashlib.sha256()
   for name, content in sorted(zip(relative_paths(unique_paths), hashes, strict=True)):
-    # A name has no null in it: no other list of files reads the same.
+    # Names contain no null byte, so different lists of files give different input.
     digest.update(os.fsencode(name) + b'\0' + content)
   return digest.hexdigest()
 
 
 def relative_paths(paths: Sequence[Path]) -> list[str]:
-  """Paths from their common folder on; as they are, where they have none."""
+  """Return paths relative to their common folder, or unchanged if they have none."""
   try:
     root = os.path.commonpath([path.absolute().parent for path in paths])
-  except ValueError:  # Of several drives, or there are no paths.
+  except ValueError:  # The paths are on different drives, or the list is empty.
     return [path.as_posix() for path in paths]
   return [path.absolute().relative_to(root).as_posix() for path in paths]
 

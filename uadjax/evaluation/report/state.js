@@ -1,116 +1,129 @@
-// What the page knows, and what the thresholds make of it.
+// State of the report: its data, the thresholds, and the counts and rates that follow from them.
 
 const find = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(find(id).textContent);
 const report = read('report');
 
-// Strings that are appended become text, never HTML: names of files and defects come from anywhere.
-function fill(element, attributes, children) {
+// Appended strings become text nodes, never HTML: names of files and defects are untrusted.
+function configure(element, attributes, children = []) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
 }
 const make = (tag, attributes = {}, ...children) =>
-  fill(document.createElement(tag), attributes, children);
-const draw = (tag, attributes = {}, ...children) =>
-  fill(document.createElementNS('http://www.w3.org/2000/svg', tag), attributes, children);
+  configure(document.createElement(tag), attributes, children);
+const makeSvg = (tag, attributes = {}, ...children) =>
+  configure(document.createElementNS('http://www.w3.org/2000/svg', tag), attributes, children);
 
 const images = report.images.map((image) => ({ ...image, score: Number(image.score) }));
-const good = new Map(report.kinds.map((kind) => [kind.name, kind.good]));
+const isGoodType = new Map(report.defect_types.map(({ name, good }) => [name, good]));
 
-// Scores of each kind, sorted so that counting is searching.
-const sorted = (scores) => Float64Array.from(scores).sort();
-const kinds = report.kinds.map(({ name }) => ({
+// Scores of each defect type, sorted for binary search. Held-out images of the training set have a
+// row of their own, and are not test images.
+const sortScores = (scores) => Float64Array.from(scores).sort();
+const defectTypes = report.defect_types.map(({ name, good }) => ({
   name,
-  good: good.get(name),
-  counted: true,
-  scores: sorted(images.filter((image) => image.defect === name).map((image) => image.score)),
+  good,
+  heldOut: false,
+  scores: sortScores(images.filter((image) => image.defect === name).map(({ score }) => score)),
 }));
-const heldOut = [{
+const heldOutTypes = [{
   name: 'good, held out',
   good: true,
-  counted: false,
-  scores: sorted(report.held_out.map(Number)),
+  heldOut: true,
+  scores: sortScores(report.held_out.map(Number)),
 }].filter(({ scores }) => scores.length);
 
-const calibrated = { review: Number(report.thresholds.review), ng: Number(report.thresholds.ng) };
-const limits = { ...calibrated };
-const followers = [];
+const calibrated = {
+  reviewThreshold: Number(report.thresholds.review_threshold),
+  imageThreshold: Number(report.thresholds.image_threshold),
+};
+const thresholds = { ...calibrated };
+const listeners = [];
 
-// A follower is told whether the threshold stays there, or is still being dragged.
-function follow(follower) {
-  followers.push(follower);
-  follower(true);
+// Calls a listener now and after every change of a threshold. Its argument is false while the
+// threshold is still being dragged.
+function onThresholds(listener) {
+  listeners.push(listener);
+  listener(true);
 }
 
-function moveTo(changes, settled = true) {
-  Object.assign(limits, changes);
-  // Neither passes the other: the one that is moved takes the other along.
-  if ('ng' in changes) limits.review = Math.min(limits.review, limits.ng);
-  else limits.ng = Math.max(limits.ng, limits.review);
-  for (const follower of followers) follower(settled);
+// The review threshold never exceeds the image threshold: changing either one moves the other.
+function setThresholds(changes, isFinal = true) {
+  Object.assign(thresholds, changes);
+  const { reviewThreshold, imageThreshold } = thresholds;
+  if ('imageThreshold' in changes) {
+    thresholds.reviewThreshold = Math.min(reviewThreshold, imageThreshold);
+  } else {
+    thresholds.imageThreshold = Math.max(imageThreshold, reviewThreshold);
+  }
+  for (const listener of listeners) listener(isFinal);
 }
 
-const verdict = (score) =>
-  score <= limits.review ? 'OK' : score <= limits.ng ? 'review' : 'NG';
+const labelScore = (score) => (score <= thresholds.reviewThreshold ? 'OK'
+  : score <= thresholds.imageThreshold ? 'review' : 'NG');
 
-function above(scores, limit) {
+function countAbove(scores, threshold) {
   let [low, high] = [0, scores.length];
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (scores[middle] <= limit) low = middle + 1;
+    if (scores[middle] <= threshold) low = middle + 1;
     else high = middle;
   }
   return scores.length - low;
 }
 
-function tally({ scores }) {
-  const [more, ng] = [above(scores, limits.review), above(scores, limits.ng)];
-  return { images: scores.length, OK: scores.length - more, review: more - ng, NG: ng };
+function countLabels({ scores }) {
+  const numNotOk = countAbove(scores, thresholds.reviewThreshold);
+  const numNg = countAbove(scores, thresholds.imageThreshold);
+  return { images: scores.length, OK: scores.length - numNotOk, review: numNotOk - numNg,
+    NG: numNg };
 }
 
-// Over all test images that are good, or all that are defective.
-function total(ofGood) {
+// Sums over all good test images, or over all defective ones.
+function sumCounts(isGood) {
   const sum = { images: 0, OK: 0, review: 0, NG: 0 };
-  for (const kind of kinds.filter((one) => one.good === ofGood)) {
-    for (const [name, count] of Object.entries(tally(kind))) sum[name] += count;
+  for (const defectType of defectTypes.filter(({ good }) => good === isGood)) {
+    for (const [name, count] of Object.entries(countLabels(defectType))) sum[name] += count;
   }
   return sum;
 }
 
-function rates() {
-  const [right, bad] = [total(true), total(false)];
-  const share = (part, whole) => (whole ? part / whole : null);
+function computeRates() {
+  const [good, defective] = [sumCounts(true), sumCounts(false)];
+  const numMissed = defective.images - defective.NG;
+  const ratio = (part, total) => (total ? part / total : null);
   return {
-    right,
-    bad,
-    alarms: share(right.NG, right.images),
-    missed: share(bad.images - bad.NG, bad.images),
-    recall: share(bad.NG, bad.images),
-    precision: share(bad.NG, bad.NG + right.NG),
-    f1: share(2 * bad.NG, 2 * bad.NG + right.NG + bad.images - bad.NG),
+    good,
+    defective,
+    numMissed,
+    falseAlarmRate: ratio(good.NG, good.images),
+    missRate: ratio(numMissed, defective.images),
+    recall: ratio(defective.NG, defective.images),
+    precision: ratio(defective.NG, defective.NG + good.NG),
+    f1: ratio(2 * defective.NG, 2 * defective.NG + good.NG + numMissed),
   };
 }
 
-// A share with as many digits as tell it from none and from all.
-function percent(share) {
+// Uses as many digits as are needed to distinguish a share from 0 and 100 %.
+function formatPercent(share) {
   if (share === null) return '–';
   const distance = 100 * Math.min(share, 1 - share);
   const digits = distance > 0 ? Math.max(0, Math.ceil(-Math.log10(distance) - 1e-9)) : 0;
   return `${(100 * share).toFixed(digits)}\u00a0%`;
 }
 
-const number = (value, digits = 4) =>
+const formatNumber = (value, digits = 4) =>
   Number.isFinite(value) ? String(Number(value.toPrecision(digits)))
     : String(value).replace('Infinity', '∞').replace('-', '−');
 
-// Okabe and Ito 2008, and a shape besides: told apart without color.
+// Colors of Okabe and Ito 2008. Each label also has its own shape, for readers without color.
 const SHAPES = {
   OK: 'M8 2a6 6 0 1 0 .01 0z',
   review: 'M8 1.5 15 14H1z',
   NG: 'M2.5 2.5h11v11h-11z',
 };
-const shape = (label) =>
-  draw('svg', { viewBox: '0 0 16 16', class: `shape ${label}`, 'aria-hidden': 'true' },
-    draw('path', { d: SHAPES[label] }));
-const badge = (label) => make('span', { class: 'badge' }, shape(label), label);
+const makeShape = (label) =>
+  makeSvg('svg', { viewBox: '0 0 16 16', class: `shape ${label}`, 'aria-hidden': 'true' },
+    makeSvg('path', { d: SHAPES[label] }));
+const makeBadge = (label) => make('span', { class: 'badge' }, makeShape(label), label);

@@ -1,166 +1,176 @@
-// The cards: photograph, map and verdicts of each image, in an order of one's choice.
+// The grid of cards: image, heatmap and verdicts, sorted and filtered.
 
-import { badge, even, find, make, plural, soon } from './dom.js';
-import { outlines, levels, opened, paint, tinted } from './heat.js';
-import { chosen, disagree, isJudged, items, labelOf, labels, models, on, over } from './state.js';
+import { find, formatPadded, make, makeBadge, oncePerFrame, plural } from './dom.js';
+import { colorize, decodeImage, paint, readLevels, traceOutlines } from './heatmap.js';
+import { isDisagreement, isScored, items, labelOf, labelsOf, models, on, selectedModels }
+  from './state.js';
 
-const PHOTO = 480;  // Pixels of a card's photograph at most.
-const MAP = 224;
-let show = () => {};
-let outlined = '';  // Pixel thresholds.
-export const shown = [];  // In their order.
+const MAX_IMAGE_SIDE = 480;  // Pixels.
+const MAX_HEATMAP_SIDE = 224;
+let openItem = () => {};
+let paintedThresholds = '';  // Pixel thresholds of the outlines that are drawn.
+export const visibleItems = [];  // In the order of their cards.
 
 export function startGrid(enlarge) {
-  show = enlarge;
-  for (const id of ['order', 'show']) find(id).addEventListener('change', arrange);
+  openItem = enlarge;
+  for (const id of ['order', 'filter']) find(id).addEventListener('change', arrange);
   on('models', () => {
-    items.forEach(dress);
-    const several = chosen.length > 1;
-    find('tiles').classList.toggle('several', several);
-    const option = find('show').querySelector('[value=disagree]');
-    option.hidden = option.disabled = !several;
-    if (!several && find('show').value === 'disagree') find('show').value = '';
+    items.forEach(makeCanvases);
+    const isComparison = selectedModels.length > 1;
+    find('tiles').classList.toggle('comparison', isComparison);
+    const option = find('filter').querySelector('[value=disagree]');
+    option.hidden = option.disabled = !isComparison;
+    if (!isComparison && find('filter').value === 'disagree') find('filter').value = '';
     arrange();
   });
-  on('items', soon(() => {
+  on('items', oncePerFrame(() => {
     items.forEach((item) => item.tile ?? makeTile(item));
-    items.forEach(label);
+    items.forEach(showVerdicts);
     arrange();
     repaint();
   }));
-  on('limits', (settled) => {
-    items.forEach(label);
-    if (settled) arrange();  // Cards must not dance while a threshold is dragged.
-    const now = chosen.map((name) => models.get(name).limits.pixel).join();
-    if (now !== outlined) repaint();
-    outlined = now;
+  on('thresholds', (isFinal) => {
+    items.forEach(showVerdicts);
+    if (isFinal) arrange();  // Cards keep their places while a threshold is being dragged.
+    const pixelThresholds =
+      selectedModels.map((name) => models.get(name).thresholds.pixelThreshold).join();
+    if (pixelThresholds !== paintedThresholds) repaint();
+    paintedThresholds = pixelThresholds;
   });
-  on('over', repaint);
+  on('overlay', repaint);
   new ResizeObserver(repaint).observe(find('tiles'));
 }
 
 function makeTile(item) {
   item.views = make('span', { class: 'views' });
-  item.told = make('span', { class: 'told' });
-  item.button = make('button', { type: 'button' }, item.views, item.told,
+  item.verdicts = make('span', { class: 'verdicts' });
+  item.button = make('button', { type: 'button' }, item.views, item.verdicts,
     make('bdi', { class: 'path', title: item.name }, item.name));
-  item.button.addEventListener('click', () => isJudged(item) && show(item));
+  item.button.addEventListener('click', () => isScored(item) && openItem(item));
   item.tile = make('li', {}, item.button);
   item.tile.item = item;
-  dress(item);
-  near.observe(item.tile);
+  makeCanvases(item);
+  viewportObserver.observe(item.tile);
 }
 
-// A picture for each model.
-function dress(item) {
+// One canvas per model.
+function makeCanvases(item) {
   if (!item.tile) return;
-  item.labelled = '';
-  item.canvases = chosen.map(() => make('canvas', { width: 0, height: 0 }));
+  item.displayedLabels = '';
+  item.canvases = selectedModels.map(() => make('canvas', { width: 0, height: 0 }));
   item.views.replaceChildren(...item.canvases);
-  label(item);
+  showVerdicts(item);
   paintTile(item);
 }
 
-function label(item) {
+function showVerdicts(item) {
   if (!item.tile) return;
-  const said = labels(item);
-  const key = said.join();
-  if (item.labelled === key) return;
-  item.labelled = key;
-  item.tile.classList.toggle('apart', disagree(item));
-  item.button.setAttribute('aria-disabled', String(!isJudged(item)));
-  item.told.replaceChildren(...chosen.map((name) => line(item, name)));
+  const key = labelsOf(item).join();
+  if (item.displayedLabels === key) return;
+  item.displayedLabels = key;
+  item.tile.classList.toggle('disagree', isDisagreement(item));
+  item.button.setAttribute('aria-disabled', String(!isScored(item)));
+  item.verdicts.replaceChildren(...selectedModels.map((name) => makeVerdict(item, name)));
 }
 
-function line(item, name) {
-  const said = labelOf(item, name);
+function makeVerdict(item, name) {
+  const label = labelOf(item, name);
   const row = make('span', { class: 'verdict' });
-  if (chosen.length > 1) row.append(make('bdi', { class: 'model' }, name));
-  if (!said) row.append(make('span', { class: 'waiting' }, 'waiting'));
-  else row.append(badge(said));
+  if (selectedModels.length > 1) row.append(make('bdi', { class: 'model' }, name));
+  if (!label) row.append(make('span', { class: 'waiting' }, 'waiting'));
+  else row.append(makeBadge(label));
   const score = item.results.get(name)?.score;
-  if (said === 'failed') row.append(make('span', { class: 'problem' }, item.errors.get(name)));
-  else if (said) row.append(make('span', { class: 'score' }, even(score ?? NaN)));
+  if (label === 'failed') row.append(make('span', { class: 'problem' }, item.errors.get(name)));
+  else if (label) row.append(make('span', { class: 'score' }, formatPadded(score ?? NaN)));
   return row;
 }
 
-// Only what is near the screen is drawn, and holds a photograph.
-const near = new IntersectionObserver((entries) => {
+// Only cards near the viewport are painted and hold decoded images.
+const viewportObserver = new IntersectionObserver((entries) => {
   for (const { target: { item }, isIntersecting } of entries) {
-    item.near = isIntersecting;
+    item.isNearViewport = isIntersecting;
     if (isIntersecting) paintTile(item);
     else release(item);
   }
 }, { rootMargin: '400px' });
 
 export function release(item) {
-  item.photo?.then((bitmap) => bitmap?.close());
-  item.photo = null;
+  item.bitmap?.then((bitmap) => bitmap?.close());
+  item.bitmap = null;
   for (const canvas of item.canvases ?? []) canvas.width = canvas.height = 0;
   for (const result of item.results.values()) result.tint = result.outline = null;
 }
 
-export function forget(item) {
+export function removeItem(item) {
   release(item);
-  if (item.tile) near.unobserve(item.tile);
+  if (item.tile) viewportObserver.unobserve(item.tile);
 }
 
 async function paintTile(item) {
-  if (!item.near) return;
-  item.photo ??= opened(item.file, PHOTO).catch(() => null);
-  const held = item.photo;
-  const photo = await held;
-  const names = [...chosen];
+  if (!item.isNearViewport) return;
+  item.bitmap ??= decodeImage(item.file, MAX_IMAGE_SIDE).catch(() => null);
+  const decoding = item.bitmap;
+  const bitmap = await decoding;
+  const names = [...selectedModels];
   const results = names.map((name) => item.results.get(name));
-  const maps = await Promise.all(results.map((result) => result && (result.small ??=
-    levels(result, MAP))));
-  if (held !== item.photo || names.some((name, i) => name !== chosen[i])) return;
-  item.tile.classList.toggle('blank', !photo && !results.some(Boolean));
+  const heatmaps = await Promise.all(results.map((result) =>
+    result && (result.levels ??= readLevels(result, MAX_HEATMAP_SIDE))));
+  if (decoding !== item.bitmap || names.some((name, i) => name !== selectedModels[i])) return;
+  item.tile.classList.toggle('blank', !bitmap && !results.some(Boolean));
   names.forEach((name, i) => {
-    const [result, heat, canvas] = [results[i], maps[i], item.canvases[i]];
-    const [high, wide] = result?.size ?? [photo?.height ?? 1, photo?.width ?? 1];
+    const [result, canvas] = [results[i], item.canvases[i]];
+    const [imageHeight, imageWidth] = result?.size ?? [bitmap?.height ?? 1, bitmap?.width ?? 1];
     const ratio = Math.min(window.devicePixelRatio, 2);
-    const fit = ratio * canvas.clientWidth / Math.max(wide, high);
-    const [width, height] = [wide, high].map((side) => Math.max(1, Math.round(side * fit)));
+    const scale = ratio * canvas.clientWidth / Math.max(imageWidth, imageHeight);
+    const [width, height] =
+      [imageWidth, imageHeight].map((side) => Math.max(1, Math.round(side * scale)));
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
-    if (result) follow(result, heat, models.get(name));
-    paint(canvas, ratio, { photo, tint: result?.tint, outline: result?.outline });
+    if (result) updateOverlay(result, heatmaps[i], models.get(name));
+    paint(canvas, ratio, { bitmap, tint: result?.tint, outline: result?.outline });
   });
 }
 
-function follow(result, heat, { limits, calibrated }) {
-  result.tint ??= tinted(heat, calibrated.pixel);
-  if (result.outline && result.outlined === limits.pixel) return;
-  result.outline = outlines(heat, limits.pixel);
-  result.outlined = limits.pixel;
+function updateOverlay(result, heatmap, { thresholds: { pixelThreshold }, calibrated }) {
+  result.tint ??= colorize(heatmap, calibrated.pixelThreshold);
+  if (result.outline && result.outlineThreshold === pixelThreshold) return;
+  result.outline = traceOutlines(heatmap, pixelThreshold);
+  result.outlineThreshold = pixelThreshold;
 }
 
-const repaint = soon(() => shown.filter((item) => item.near).forEach(paintTile));
+const repaint = oncePerFrame(() =>
+  visibleItems.filter((item) => item.isNearViewport).forEach(paintTile));
 
-const score = (item) => item.results.get(chosen[0])?.score ?? Infinity;
-const rank = (item) => ['failed', 'judged', ''].indexOf(
-  labelOf(item, chosen[0]) && (item.results.has(chosen[0]) ? 'judged' : 'failed'));
+const firstScore = (item) => item.results.get(selectedModels[0])?.score ?? Infinity;
 
-function wanted(item, what) {
-  if (!what) return true;
-  return what === 'disagree' ? disagree(item) : labels(item).includes(what);
+// Failed items come first, then scored ones, then those that are waiting.
+const FAILED = 0, SCORED = 1, WAITING = 2;
+function rank(item) {
+  if (item.results.has(selectedModels[0])) return SCORED;
+  return labelOf(item, selectedModels[0]) ? FAILED : WAITING;
 }
 
-// New order only where there is one: who is somewhere in it by keyboard stays there.
+function matches(item, filter) {
+  if (!filter) return true;
+  return filter === 'disagree' ? isDisagreement(item) : labelsOf(item).includes(filter);
+}
+
+// The cards are replaced only when their order changes, and the focused card keeps the focus.
 function arrange() {
-  const what = find('show').value;
-  const next = items.filter((item) => item.tile && wanted(item, what));
-  if (find('order').value === 'worst') {
-    next.sort((a, b) => rank(a) - rank(b) || (rank(a) === 1 ? score(b) - score(a) || 0 : 0));
+  const filter = find('filter').value;
+  const next = items.filter((item) => item.tile && matches(item, filter));
+  if (find('order').value === 'score') {
+    next.sort((a, b) => rank(a) - rank(b)
+      || (rank(a) === SCORED ? firstScore(b) - firstScore(a) || 0 : 0));
   }
-  if (next.length !== shown.length || next.some((item, i) => item !== shown[i])) {
-    shown.splice(0, shown.length, ...next);
-    const held = document.activeElement;
+  if (next.length !== visibleItems.length || next.some((item, i) => item !== visibleItems[i])) {
+    visibleItems.splice(0, visibleItems.length, ...next);
+    const focused = document.activeElement;
     find('tiles').replaceChildren(...next.map(({ tile }) => tile));
-    if (held?.isConnected && held.closest('#tiles')) held.focus({ preventScroll: true });
+    if (focused?.isConnected && focused.closest('#tiles')) focused.focus({ preventScroll: true });
   }
-  const apart = chosen.length > 1
-    ? `; the models disagree on ${plural(items.filter(disagree).length, 'image')}` : '';
-  find('shown').textContent = `${next.length} of ${plural(items.length, 'image')}${apart}.`;
+  const disagreements = selectedModels.length > 1
+    ? `; the models disagree on ${plural(items.filter(isDisagreement).length, 'image')}` : '';
+  find('visible-count').textContent =
+    `${next.length} of ${plural(items.length, 'image')}${disagreements}.`;
 }

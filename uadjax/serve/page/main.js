@@ -1,141 +1,147 @@
-// The page: what is asked of the service, four images at a time, and how far that has come.
+// Entry point: the request queue, progress and announcements, and the page's controls.
 
-import { find, make, plural, save } from './dom.js';
-import { forget, startGrid } from './grid.js';
-import { startIntake } from './intake.js';
+import { downloadJson, find, make, plural } from './dom.js';
+import { removeItem, startGrid } from './grid.js';
 import { startPanels } from './panel.js';
-import { judge, listModels, token } from './service.js';
-import { choose, chosen, counts, isDone, items, know, labels, models, on, summary, tell }
-  from './state.js';
+import { listModels, scoreImage, token } from './service.js';
+import { countLabels, emit, isDone, items, labelsOf, models, on, selectedModels, selectModels,
+  setModels, summarize } from './state.js';
+import { startUpload } from './upload.js';
 import { enlarge, startZoom } from './zoom.js';
 
-const AT_ONCE = 4;
-const SILENCE = 3000;  // Milliseconds between two announcements.
-let queue = [];  // Of { item, name }.
-let [running, stop] = [0, new AbortController()];
+const MAX_REQUESTS = 4;
+const ANNOUNCEMENT_INTERVAL = 3000;  // Milliseconds.
+let queue = [];  // { item, name } of requests that are not sent yet.
+let [numRunning, abortController] = [0, new AbortController()];
 
-function ask(item) {
-  for (const name of chosen) {
-    if (item.asked.has(name)) continue;
-    item.asked.add(name);
+function enqueue(item) {
+  for (const name of selectedModels) {
+    if (item.requested.has(name)) continue;
+    item.requested.add(name);
     queue.push({ item, name });
   }
 }
 
-function pump() {
-  while (running < AT_ONCE && queue.length) {
+function sendRequests() {
+  while (numRunning < MAX_REQUESTS && queue.length) {
     const { item, name } = queue.shift();
-    if (chosen.includes(name)) one(item, name);
-    else item.asked.delete(name);  // Another model was chosen meanwhile.
+    if (selectedModels.includes(name)) sendRequest(item, name);
+    else item.requested.delete(name);  // The model has been deselected meanwhile.
   }
 }
 
-async function one(item, name) {
-  const { signal } = stop;
-  running++;
+async function sendRequest(item, name) {
+  const { signal } = abortController;
+  numRunning++;
   try {
-    item.results.set(name, await judge(item.file, name, signal, wait));
+    item.results.set(name, await scoreImage(item.file, name, signal, onBusy));
   } catch (error) {
     if (!signal.aborted) item.errors.set(name, error.message);
   }
   if (signal.aborted) return;
-  running--;
-  tell('items');
-  pump();
+  numRunning--;
+  emit('items');
+  sendRequests();
 }
 
-function add({ images, others }) {
+function add({ images, numSkipped }) {
   for (const { name, file } of images) {
-    items.push({ name, file, results: new Map(), errors: new Map(), asked: new Set() });
+    items.push({ name, file, results: new Map(), errors: new Map(), requested: new Set() });
   }
-  find('left-out').hidden = images.length > 0 && !others;
-  find('left-out').textContent = others ? `Left out: ${plural(others, 'file')} of the folder, no `
-    + 'image.' : 'There is no image in it.';
-  items.forEach(ask);
-  tell('items');
-  pump();
+  find('skipped').hidden = images.length > 0 && !numSkipped;
+  find('skipped').textContent = numSkipped
+    ? `Skipped ${plural(numSkipped, 'file')} of the folder that ${numSkipped === 1
+      ? 'is not an image' : 'are not images'}.` : 'No images found.';
+  items.forEach(enqueue);
+  emit('items');
+  sendRequests();
 }
 
 function clear() {
-  stop.abort();
-  [stop, queue, running, waiting] = [new AbortController(), [], 0, 0];
-  items.forEach(forget);
+  abortController.abort();
+  [abortController, queue, numRunning, numBusy] = [new AbortController(), [], 0, 0];
+  items.forEach(removeItem);
   items.length = 0;
-  notice('');
-  find('left-out').hidden = true;
-  tell('items');
+  showNotice('');
+  find('skipped').hidden = true;
+  emit('items');
   find('files').focus();
 }
 
-function again() {
+function retry() {
   for (const item of items) {
-    for (const name of item.errors.keys()) item.asked.delete(name);
+    for (const name of item.errors.keys()) item.requested.delete(name);
     item.errors.clear();
-    ask(item);
+    enqueue(item);
   }
-  tell('items');
-  pump();
+  emit('items');
+  sendRequests();
 }
 
-// As long as any request waits, it is told why.
-let waiting = 0;
-function wait(text) {
-  waiting += text ? 1 : -1;
-  if (text || !waiting) notice(text);
+// The reason is shown as long as at least one request waits for the service.
+let numBusy = 0;
+function onBusy(reason) {
+  numBusy += reason ? 1 : -1;
+  if (reason || !numBusy) showNotice(reason);
 }
 
-function notice(text) {
+function showNotice(text) {
   find('notice').hidden = !text;
   if (find('notice').textContent !== text) find('notice').textContent = text;
 }
 
-let [said, timer] = ['', 0];
-function speak(text, now) {
-  said = text;
-  if (now) {
+let [announcement, timer] = ['', 0];
+function announce(text, immediately) {
+  announcement = text;
+  if (immediately) {
     clearTimeout(timer);
     timer = 0;
-    find('spoken').textContent = said;
+    find('announcement').textContent = announcement;
   } else {
-    timer ||= setTimeout(() => speak(said, true), SILENCE);
+    timer ||= setTimeout(() => announce(announcement, true), ANNOUNCEMENT_INTERVAL);
   }
 }
 
-function progress() {
-  const some = items.length > 0;
-  const done = items.filter(isDone).length;
-  const failed = items.filter((item) => isDone(item) && labels(item).includes('failed')).length;
-  document.body.classList.toggle('some', some);
-  for (const id of ['progress', 'images', 'download', 'clear']) find(id).hidden = !some;
-  find('call').hidden = find('what').hidden = some;
-  find('again').hidden = !failed;
-  [find('bar').max, find('bar').value] = [Math.max(1, items.length), done];
-  find('done').textContent = `${done - failed} of ${items.length} judged`
-    + (failed ? `, ${failed} failed` : '');
-  if (some) speak(`${find('done').textContent}. ${tally()}`, done === items.length);
+function showProgress() {
+  const hasItems = items.length > 0;
+  const numDone = items.filter(isDone).length;
+  const numFailed =
+    items.filter((item) => isDone(item) && labelsOf(item).includes('failed')).length;
+  document.body.classList.toggle('has-items', hasItems);
+  for (const id of ['progress', 'images', 'download', 'clear']) find(id).hidden = !hasItems;
+  find('command').hidden = find('intro').hidden = hasItems;
+  find('retry').hidden = !numFailed;
+  [find('progress-bar').max, find('progress-bar').value] = [Math.max(1, items.length), numDone];
+  find('progress-text').textContent = `${numDone - numFailed} of ${items.length} scored`
+    + (numFailed ? `, ${numFailed} failed` : '');
+  if (hasItems) {
+    announce(`${find('progress-text').textContent}. ${describeCounts()}`,
+      numDone === items.length);
+  }
 }
 
-const tally = () => chosen.map((name) => {
-  const { OK, review, NG } = counts(name);
-  return `${chosen.length > 1 ? `${name}: ` : ''}${OK} OK, ${review} to review, ${NG} NG`;
+const describeCounts = () => selectedModels.map((name) => {
+  const { OK, review, NG } = countLabels(name);
+  return `${selectedModels.length > 1 ? `${name}: ` : ''}${OK} OK, ${review} review, ${NG} NG`;
 }).join('; ');
 
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-function tellCall() {
+const quoteForShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+function showCommand() {
   const url = new URL('/image-anomaly-detection', location.href);
-  if (chosen.length && models.size > 1) url.searchParams.set('model', chosen[0]);
-  const bearer = token.needed ? ['-H "Authorization: Bearer $TOKEN"'] : [];
-  find('curl').textContent = ['curl', ...bearer, "-H 'Content-Type: application/octet-stream'",
-    '--data-binary @image.png', quoted(url.href)].join(' ');
+  if (selectedModels.length && models.size > 1) url.searchParams.set('model', selectedModels[0]);
+  const authorization = token.required ? ['-H "Authorization: Bearer $TOKEN"'] : [];
+  find('curl').textContent = ['curl', ...authorization,
+    "-H 'Content-Type: application/octet-stream'", '--data-binary @image.png',
+    quoteForShell(url.href)].join(' ');
 }
 
 function startToken() {
-  token.show = (wrong) => {
+  token.show = (wasRejected) => {
     find('token').hidden = false;
-    find('token-told').textContent = wrong ? 'That token was refused.'
-      : 'This service needs a token; it is kept in this tab only.';
+    find('token-hint').textContent = wasRejected ? 'The service rejected this token.'
+      : 'This service requires a token. It is stored for this browser tab only.';
     find('token-value').focus();
-    tellCall();
+    showCommand();
   };
   find('token').addEventListener('submit', (event) => {
     event.preventDefault();
@@ -145,56 +151,58 @@ function startToken() {
   });
 }
 
-function startChoice() {
+function startModelChoice() {
   const names = [...models.keys()];
-  const options = () => names.map((name) => make('option', { value: name }, name));
-  find('first').append(...options());
-  find('second').append(make('option', { value: '' }, 'none'), ...options());
-  find('second-choice').hidden = names.length < 2;
-  find('choice').hidden = false;
+  const makeOptions = () => names.map((name) => make('option', { value: name }, name));
+  find('first-model').append(...makeOptions());
+  find('second-model').append(make('option', { value: '' }, 'none'), ...makeOptions());
+  find('second-model-label').hidden = names.length < 2;
+  find('model-choice').hidden = false;
   const change = () => {
-    choose(find('first').value, find('second').value);
-    for (const option of find('second').options) option.disabled = option.value === chosen[0];
-    if (chosen.length < 2) find('second').value = '';
-    items.forEach(ask);
-    tell('items');
-    pump();
-    tellCall();
+    selectModels(find('first-model').value, find('second-model').value);
+    for (const option of find('second-model').options) {
+      option.disabled = option.value === selectedModels[0];
+    }
+    if (selectedModels.length < 2) find('second-model').value = '';
+    items.forEach(enqueue);
+    emit('items');
+    sendRequests();
+    showCommand();
   };
-  for (const id of ['first', 'second']) find(id).addEventListener('change', change);
+  for (const id of ['first-model', 'second-model']) find(id).addEventListener('change', change);
   change();
 }
 
-async function open() {
+async function loadModels() {
   for (;;) {
     try {
-      know(await listModels(notice));
-      notice('');
+      setModels(await listModels(showNotice));
+      showNotice('');
       break;
     } catch (error) {
-      notice(error.message);
+      showNotice(error.message);
       await new Promise((resolve) => setTimeout(resolve, 3000));
     }
   }
-  startChoice();
+  startModelChoice();
 }
 
 startToken();
 startPanels();
 startGrid(enlarge);
 startZoom();
-startIntake(add);
-on('items', progress);
-on('limits', (settled) => settled && items.length && speak(tally()));
+startUpload(add);
+on('items', showProgress);
+on('thresholds', (isFinal) => isFinal && items.length && announce(describeCounts()));
 find('clear').addEventListener('click', clear);
-find('again').addEventListener('click', again);
+find('retry').addEventListener('click', retry);
 find('download').addEventListener('click', () =>
-  save('verdicts.json', `${JSON.stringify(summary(), null, 2)}\n`));
+  downloadJson('verdicts.json', `${JSON.stringify(summarize(), null, 2)}\n`));
 find('copy').hidden = !navigator.clipboard;
 find('copy').addEventListener('click', async () => {
   await navigator.clipboard.writeText(find('curl').textContent);
   find('copy').textContent = 'Copied';
   setTimeout(() => { find('copy').textContent = 'Copy'; }, 2000);
 });
-tellCall();
-open();
+showCommand();
+loadModels();

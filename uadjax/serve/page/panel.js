@@ -1,159 +1,169 @@
-// Thresholds of the models: sliders with numbers, all scores in a strip, and what becomes of them.
+// Thresholds of each model: sliders with number fields, a dot plot of all scores, and label counts.
 
-import { badge, decimals, draw, fill, find, make, number, soon } from './dom.js';
-import { chosen, counts, items, models, move, on, span, verdict } from './state.js';
+import { configure, find, formatInRange, formatNumber, make, makeBadge, makeSvg, oncePerFrame }
+  from './dom.js';
+import { countLabels, items, labelScore, models, on, selectedModels, setThresholds, THRESHOLD_KEYS,
+  valueRange } from './state.js';
 
-const STEPS = 1000;  // Of a slider.
-const NAMES = { image: 'NG above', review: 'Review above', pixel: 'Pixels marked above' };
-const followers = new Set();  // { element, place }
+const SLIDER_STEPS = 1000;
+const NAMES = { imageThreshold: 'Image threshold', reviewThreshold: 'Review threshold',
+  pixelThreshold: 'Pixel threshold' };
+const HINTS = { imageThreshold: 'Higher scores are NG.',
+  reviewThreshold: 'Higher scores are review or NG.',
+  pixelThreshold: 'Higher values of the anomaly map are outlined.' };
+const controls = new Set();  // { element, update }
 
-// A slider and a number for a threshold; it follows as long as it is in the page.
-export function control(name, key) {
-  const whose = chosen.length > 1 ? `, ${name}` : '';
-  const range = make('input', { type: 'range', min: 0, max: STEPS, 'data-key': key,
-    'aria-label': `${NAMES[key]}${whose}` });
-  const exact = make('input', { type: 'number', step: 'any', 'data-key': key,
-    'aria-label': `${NAMES[key]}, as a number${whose}` });
-  const element = make('div', { class: 'control' },
-    make('span', { 'aria-hidden': 'true' }, NAMES[key]), range, exact);
-  const place = () => {
-    const [low, high] = span(name, key);
-    const value = models.get(name).limits[key];
-    if (document.activeElement !== range || !range.dragged) {
-      range.value = Math.round(STEPS * (value - low) / (high - low));
+// A slider and a number field for a threshold. It is updated while it is in the document.
+export function makeControl(name, key) {
+  const suffix = selectedModels.length > 1 ? `, ${name}` : '';
+  const slider = make('input', { type: 'range', min: 0, max: SLIDER_STEPS, 'data-key': key,
+    'aria-label': `${NAMES[key]}${suffix}` });
+  const field = make('input', { type: 'number', step: 'any', 'data-key': key,
+    'aria-label': `${NAMES[key]}, as a number${suffix}` });
+  const element = make('div', { class: 'control', title: HINTS[key] },
+    make('span', { 'aria-hidden': 'true' }, NAMES[key]), slider, field);
+  const update = () => {
+    const [low, high] = valueRange(name, key);
+    const value = models.get(name).thresholds[key];
+    if (document.activeElement !== slider || !slider.isDragged) {
+      slider.value = Math.round(SLIDER_STEPS * (value - low) / (high - low));
     }
-    range.setAttribute('aria-valuetext', number(value));
-    exact.value = Number.isFinite(value) ? Number(value.toPrecision(6)) : '';
+    slider.setAttribute('aria-valuetext', formatNumber(value));
+    field.value = Number.isFinite(value) ? Number(value.toPrecision(6)) : '';
   };
-  const to = (settled) => {
-    const [low, high] = span(name, key);
-    range.dragged = !settled;
-    move(name, { [key]: Number((low + range.value / STEPS * (high - low)).toPrecision(6)) },
-      settled);
+  const readSlider = (isFinal) => {
+    const [low, high] = valueRange(name, key);
+    slider.isDragged = !isFinal;
+    const value = Number((low + slider.value / SLIDER_STEPS * (high - low)).toPrecision(6));
+    setThresholds(name, { [key]: value }, isFinal);
   };
-  range.addEventListener('input', () => to(false));
-  range.addEventListener('change', () => to(true));
-  exact.addEventListener('change', () => {
-    move(name, Number.isNaN(exact.valueAsNumber) ? {} : { [key]: exact.valueAsNumber });
+  slider.addEventListener('input', () => readSlider(false));
+  slider.addEventListener('change', () => readSlider(true));
+  field.addEventListener('change', () => {
+    setThresholds(name, Number.isNaN(field.valueAsNumber) ? {} : { [key]: field.valueAsNumber });
   });
-  followers.add({ element, place });
-  place();
+  controls.add({ element, update });
+  update();
   return element;
 }
 
-function follow() {
-  for (const one of followers) {
-    if (one.element.isConnected) one.place();
-    else followers.delete(one);
+function updateControls() {
+  for (const control of controls) {
+    if (control.element.isConnected) control.update();
+    else controls.delete(control);
   }
 }
 
-function panel(name) {
-  const several = chosen.length > 1;
+function makePanel(name) {
+  const isComparison = selectedModels.length > 1;
   const chart = make('div', { class: 'strip' });
-  const tally = make('p', { class: 'tally', 'data-model': name });
-  const reset = make('button', { type: 'button' }, 'As calibrated');
-  reset.addEventListener('click', () => move(name, models.get(name).calibrated));
+  const labelCounts = make('p', { class: 'label-counts', 'data-model': name });
+  const reset = make('button', { type: 'button' }, 'Reset to calibrated');
+  reset.addEventListener('click', () => setThresholds(name, models.get(name).calibrated));
   const title = make('h2', {}, 'Thresholds');
-  if (several) title.append(' of ', make('bdi', {}, name));
+  if (isComparison) title.append(' of ', make('bdi', {}, name));
   const element = make('section', { class: 'card panel',
-    'aria-label': several ? `Thresholds of ${name}` : 'Thresholds' },
-    title, make('div', { class: 'split' },
-      make('div', {}, chart, tally),
+    'aria-label': isComparison ? `Thresholds of ${name}` : 'Thresholds' },
+    title, make('div', { class: 'columns' },
+      make('div', {}, chart, labelCounts),
       make('div', { class: 'controls' },
-        ...['image', 'review', 'pixel'].map((key) => control(name, key)), reset)));
+        ...THRESHOLD_KEYS.map((key) => makeControl(name, key)), reset)));
   let dots = [];
   let lines = {};
+  let zone;
   let x = () => 0;
-  let drawn = '';
+  let drawnState = '';
 
-  // Dots that would cover each other stand upon each other.
-  function lay() {
+  // Draws the dot plot. Dots that would overlap are stacked.
+  function draw() {
     const width = chart.clientWidth;
     if (!width) return;
     const scores = items.map((item) => item.results.get(name)?.score).filter(Number.isFinite);
-    const [low, high] = span(name, 'image');
-    const same = [width, low, high, scores].join();
-    if (same === drawn) return;
-    drawn = same;
+    const [low, high] = valueRange(name, 'imageThreshold');
+    const state = [width, low, high, scores].join();
+    if (state === drawnState) return;
+    drawnState = state;
     x = (v) => 8 + (width - 16) * Math.min(1, Math.max(0, (v - low) / (high - low)));
-    const size = 8;
-    const piles = Map.groupBy?.(scores, (score) => Math.round(x(score) / size))
+    const dotSize = 8;
+    const stacks = Map.groupBy?.(scores, (score) => Math.round(x(score) / dotSize))
       ?? scores.reduce((all, score) => {
-        const key = Math.round(x(score) / size);
+        const key = Math.round(x(score) / dotSize);
         return all.set(key, [...all.get(key) ?? [], score]);
       }, new Map());
-    const most = Math.max(1, ...[...piles.values()].map((pile) => pile.length));
-    const [tall, step] = [78, Math.min(size, 62 / most)];
-    const full = tall + 58;
-    const svg = draw('svg', { width, height: full, viewBox: `0 0 ${width} ${full}`,
-      role: 'img', 'aria-label': `${scores.length} scores, ${number(low)} to ${number(high)}` });
-    const zone = draw('rect', { class: 'zone', y: 36, height: tall });
-    const base = tall + 36;
-    svg.append(zone, draw('line', { x1: 0, x2: width, y1: base, y2: base, class: 'axis' }));
-    dots = [...piles].flatMap(([key, pile]) => pile.map((score, i) => {
-      const dot = draw('circle', { cx: key * size, cy: base - 5 - i * step, r: 3.6 });
+    const maxCount = Math.max(1, ...[...stacks.values()].map((stack) => stack.length));
+    const [plotHeight, step] = [78, Math.min(dotSize, 62 / maxCount)];
+    const height = plotHeight + 58;
+    const svg = makeSvg('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img',
+      'aria-label':
+        `${scores.length} scores, ${formatNumber(low)} to ${formatNumber(high)}` });
+    zone = makeSvg('rect', { class: 'zone', y: 36, height: plotHeight });
+    const base = plotHeight + 36;
+    svg.append(zone, makeSvg('line', { x1: 0, x2: width, y1: base, y2: base, class: 'axis' }));
+    dots = [...stacks].flatMap(([key, stack]) => stack.map((score, i) => {
+      const dot = makeSvg('circle', { cx: key * dotSize, cy: base - 5 - i * step, r: 3.6 });
       svg.append(dot);
       return { dot, score };
     }));
-    lines = Object.fromEntries(['review', 'image'].map((key) => [key, {
-      line: draw('line', { class: `limit ${key}`, y1: key === 'image' ? 16 : 34, y2: base }),
-      text: draw('text', { y: key === 'image' ? 12 : 30, class: 'end-text' }),
-    }]));
+    lines = Object.fromEntries(['reviewThreshold', 'imageThreshold'].map((key) => {
+      const isReview = key === 'reviewThreshold';
+      return [key, {
+        line: makeSvg('line', { class: `threshold${isReview ? ' review-threshold' : ''}`,
+          y1: isReview ? 34 : 16, y2: base }),
+        text: makeSvg('text', { y: isReview ? 30 : 12, class: 'threshold-text' }),
+      }];
+    }));
     const marks = Object.values(lines);
     svg.append(...marks.map(({ line }) => line), ...marks.map(({ text }) => text));
-    lines.zone = zone;
-    const unit = high - low;
-    svg.append(draw('text', { x: 0, y: base + 15, class: 'tick' }, decimals(low, unit)),
-      draw('text', { x: width, y: base + 15, class: 'tick end' }, decimals(high, unit)));
+    const [y, range] = [base + 15, high - low];
+    svg.append(makeSvg('text', { x: 0, y, class: 'tick' }, formatInRange(low, range)),
+      makeSvg('text', { x: width, y, class: 'tick end' }, formatInRange(high, range)));
     chart.replaceChildren(svg);
   }
 
-  function place() {
-    lay();
-    if (!drawn) return;
-    const { limits, calibrated } = models.get(name);
-    reset.disabled = Object.keys(limits).every((key) => limits[key] === calibrated[key]);
-    const wide = chart.clientWidth;
-    for (const [key, told] of [['review', 'review above'], ['image', 'NG above']]) {
-      const { line, text } = lines[key];
-      const at = x(limits[key]);
-      fill(line, { x1: at, x2: at });
-      text.textContent = `${told} ${number(limits[key])}`;
+  function update() {
+    draw();
+    if (!drawnState) return;
+    const { thresholds, calibrated } = models.get(name);
+    reset.disabled = THRESHOLD_KEYS.every((key) => thresholds[key] === calibrated[key]);
+    const width = chart.clientWidth;
+    for (const [key, { line, text }] of Object.entries(lines)) {
+      const lineX = x(thresholds[key]);
+      configure(line, { x1: lineX, x2: lineX });
+      text.textContent = `${NAMES[key].toLowerCase()} ${formatNumber(thresholds[key])}`;
       const half = 4.1 * text.textContent.length;
-      // Beside its own line, away from the other one.
-      const beside = at + (key === 'image' ? half + 3 : -half - 3);
-      fill(text, { x: Math.min(wide - half, Math.max(half, beside)) });
+      // Each text stands beside its own line, on the side away from the other line.
+      const textX = lineX + (key === 'imageThreshold' ? half + 3 : -half - 3);
+      configure(text, { x: Math.min(width - half, Math.max(half, textX)) });
     }
-    fill(lines.zone, { x: x(limits.review),
-      width: Math.max(0, x(limits.image) - x(limits.review)) });
-    for (const { dot, score } of dots) dot.setAttribute('class', verdict(score, limits));
-    const found = counts(name);
-    const kinds = ['OK', 'review', 'NG', ...(found.failed ? ['failed'] : [])];
-    tally.replaceChildren(...kinds.map((label) =>
-      make('span', { class: 'count' }, badge(label), make('strong', {}, found[label]))));
+    const [from, to] = [x(thresholds.reviewThreshold), x(thresholds.imageThreshold)];
+    configure(zone, { x: from, width: Math.max(0, to - from) });
+    for (const { dot, score } of dots) dot.setAttribute('class', labelScore(score, thresholds));
+    const counts = countLabels(name);
+    const labels = ['OK', 'review', 'NG', ...(counts.failed ? ['failed'] : [])];
+    labelCounts.replaceChildren(...labels.map((label) => make('span', { class: 'count' },
+      makeBadge(label), make('strong', {}, counts[label]))));
   }
-  new ResizeObserver(place).observe(chart);
-  return { element, place };
+  new ResizeObserver(update).observe(chart);
+  return { element, update };
 }
 
 let panels = [];
-const place = soon(() => panels.forEach((one) => one.place()));
+const updatePanels = oncePerFrame(() => panels.forEach((panel) => panel.update()));
 
 export function startPanels() {
   on('models', () => {
-    panels = chosen.map(panel);
+    panels = selectedModels.map(makePanel);
     find('panels').replaceChildren(...panels.map(({ element }) => element));
-    place();
+    updatePanels();
   });
-  on('limits', () => {
-    follow();
-    place();
+  on('thresholds', () => {
+    updateControls();
+    updatePanels();
   });
   on('items', () => {
     find('panels').hidden = !items.length;
-    follow();
-    place();
+    updateControls();
+    updatePanels();
   });
   find('panels').hidden = true;
 }

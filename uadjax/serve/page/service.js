@@ -1,30 +1,30 @@
-// The service: what it is asked, who may ask, and how long to wait where it has no time.
+// Client of the service: requests, authentication, and retries while the service is busy.
 
-const KEY = 'uadjax-token';
-const LONGEST = 30;  // Seconds between two attempts.
-let wrong = false;
-let wanted = null;
+const STORAGE_KEY = 'uadjax-token';
+const MAX_RETRY_SECONDS = 30;
+let wasRejected = false;
+let pendingToken = null;  // A promise with its resolve function, while the user enters a token.
 
 export const token = {
-  get: () => sessionStorage.getItem(KEY) ?? '',
-  needed: false,
-  show: () => {},  // Set by who has a form for it.
+  get: () => sessionStorage.getItem(STORAGE_KEY) ?? '',
+  required: false,
+  show: () => {},  // Set by the module that owns the form.
   set(value) {
-    if (value) sessionStorage.setItem(KEY, value);
-    else sessionStorage.removeItem(KEY);
-    wanted?.resolve();
-    wanted = null;
+    if (value) sessionStorage.setItem(STORAGE_KEY, value);
+    else sessionStorage.removeItem(STORAGE_KEY);
+    pendingToken?.resolve();
+    pendingToken = null;
   },
 };
 
-function given() {
-  token.needed = true;
-  if (!wanted) {
-    wanted = Promise.withResolvers?.() ?? {};
-    wanted.promise ??= new Promise((resolve) => { wanted.resolve = resolve; });
-    token.show(wrong);
+function requestToken() {
+  token.required = true;
+  if (!pendingToken) {
+    pendingToken = Promise.withResolvers?.() ?? {};
+    pendingToken.promise ??= new Promise((resolve) => { pendingToken.resolve = resolve; });
+    token.show(wasRejected);
   }
-  return wanted.promise;
+  return pendingToken.promise;
 }
 
 const pause = (seconds, signal) => new Promise((resolve) => {
@@ -35,14 +35,17 @@ const pause = (seconds, signal) => new Promise((resolve) => {
   });
 });
 
-// The answer's result; asks again as long as it is told to. Throws what the service says is wrong.
-// `waiting` is told why once it has to wait, and '' when it does no longer.
-async function ask(path, { waiting, signal, ...options } = {}) {
-  let held = false;
+// Returns the result of the response; retries on 503 and on 401 with another token, and throws the
+// message of any other error. `onBusy` is called with the reason when the service is busy, and with
+// '' when it no longer is.
+async function send(path, { onBusy, signal, ...options } = {}) {
+  let isBusy = false;
   for (;;) {
     signal?.throwIfAborted();
-    const used = token.get();
-    const headers = { ...options.headers, ...(used && { Authorization: `Bearer ${used}` }) };
+    const sentToken = token.get();
+    const headers = {
+      ...options.headers, ...(sentToken && { Authorization: `Bearer ${sentToken}` }),
+    };
     let response;
     try {
       response = await fetch(path, { ...options, headers, signal });
@@ -50,41 +53,43 @@ async function ask(path, { waiting, signal, ...options } = {}) {
       signal?.throwIfAborted();
       throw new Error('The service cannot be reached.', { cause: error });
     }
-    const told = await response.json().catch(() => ({}));
-    if (held && response.status !== 503) waiting?.('');
-    held &&= response.status === 503;
-    if (response.ok) return told.result;
-    const problem = told.errorMsg || `The service answered ${response.status}.`;
+    const body = await response.json().catch(() => ({}));
+    if (isBusy && response.status !== 503) onBusy?.('');
+    isBusy &&= response.status === 503;
+    if (response.ok) return body.result;
+    const problem = body.errorMsg || `The service returned status ${response.status}.`;
     if (response.status === 503) {
       const seconds = Number(response.headers.get('Retry-After')) || 1;
-      if (!held) waiting?.(problem);
-      held = true;
-      await pause(Math.min(seconds, LONGEST), signal);
+      if (!isBusy) onBusy?.(problem);
+      isBusy = true;
+      await pause(Math.min(seconds, MAX_RETRY_SECONDS), signal);
     } else if (response.status === 401) {
-      if (used !== token.get()) continue;  // Another one was given meanwhile.
-      wrong = Boolean(used);
-      await given();
+      if (sentToken !== token.get()) continue;  // The user has entered another token meanwhile.
+      wasRejected = Boolean(sentToken);
+      await requestToken();
     } else {
       throw new Error(problem);
     }
   }
 }
 
-let most = Infinity;  // Bytes of a file.
-export const listModels = (waiting) => ask('/models', { waiting }).then(({ models, limits }) => {
-  most = limits.max_bytes;
+let maxBytes = Infinity;  // Maximum size of a file.
+export const listModels = (onBusy) => send('/models', { onBusy }).then(({ models, limits }) => {
+  maxBytes = limits.max_bytes;
   return models;
 });
 
-export async function judge(file, model, signal, waiting) {
-  // Not sent: a refusal in the midst of it looks like a service that is gone.
-  if (file.size > most) throw new Error(`It has ${file.size} bytes; ${most} are the most here.`);
+export async function scoreImage(file, model, signal, onBusy) {
+  // Checked here: a server that rejects a body while it is being sent looks like a lost connection.
+  if (file.size > maxBytes) {
+    throw new Error(`The file has ${file.size} bytes; the maximum is ${maxBytes}.`);
+  }
   const query = new URLSearchParams({ heatmap: true, labelMap: false, model });
-  const result = await ask(`/image-anomaly-detection?${query}`, {
-    method: 'POST', body: file, signal, waiting,
+  const result = await send(`/image-anomaly-detection?${query}`, {
+    method: 'POST', body: file, signal, onBusy,
     headers: { 'Content-Type': 'application/octet-stream' },
   });
-  const { heatmap: { image, low, high }, ...told } = result;
+  const { heatmap: { image, low, high }, ...fields } = result;
   const bytes = Uint8Array.from(atob(image), (letter) => letter.charCodeAt(0));
-  return { ...told, low, high, map: new Blob([bytes], { type: 'image/png' }) };
+  return { ...fields, low, high, heatmap: new Blob([bytes], { type: 'image/png' }) };
 }

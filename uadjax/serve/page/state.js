@@ -1,103 +1,114 @@
-// What the page knows: models with their thresholds, images with their verdicts.
+// State of the page: models with their thresholds, images with their results.
 
-export const models = new Map();  // By name: { name, calibrated, limits, about }.
-export const chosen = [];  // Names of one model, or of two that are compared.
+export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
+
+export const models = new Map();  // By name: { name, calibrated, thresholds }.
+export const selectedModels = [];  // Name of the model, or of the two models being compared.
 export const items = [];  // { name, file, results and errors by model }.
-export const over = { opacity: 0.7, marked: true };  // What is laid over images.
+export const overlay = { opacity: 0.7, outlines: true };
 
 const bus = new EventTarget();
 
-// Topics: models, items, limits (detail: whether they stay there, or are still dragged), over.
-export const on = (topic, act) => bus.addEventListener(topic, ({ detail }) => act(detail));
-export const tell = (topic, detail) => bus.dispatchEvent(new CustomEvent(topic, { detail }));
+// Topics: models, items, overlay, and thresholds (detail: false while a slider is being dragged).
+export const on = (topic, callback) =>
+  bus.addEventListener(topic, ({ detail }) => callback(detail));
+export const emit = (topic, detail) => bus.dispatchEvent(new CustomEvent(topic, { detail }));
 
-export function know(about) {
-  for (const one of about) {
-    // What is not finite is no number in JSON: such a threshold is never exceeded.
+export function setModels(descriptions) {
+  for (const { name, thresholds } of descriptions) {
+    // JSON has no infinity: null is a threshold that no value exceeds.
     const calibrated = Object.fromEntries(
-      Object.entries(one.thresholds).map(([key, value]) => [key, value ?? Infinity]));
-    models.set(one.name, { name: one.name, calibrated, limits: { ...calibrated }, about: one });
+      THRESHOLD_KEYS.map((key) => [key, thresholds[key] ?? Infinity]));
+    models.set(name, { name, calibrated, thresholds: { ...calibrated } });
   }
-  chosen.splice(0, 2, about[0].name);
+  selectedModels.splice(0, 2, descriptions[0].name);
 }
 
-export function choose(first, second) {
-  chosen.splice(0, 2, ...(second && second !== first ? [first, second] : [first]));
-  tell('models');
+export function selectModels(first, second) {
+  selectedModels.splice(0, 2, ...(second && second !== first ? [first, second] : [first]));
+  emit('models');
 }
 
-// Neither passes the other: the one that is moved takes the other along.
-export function move(name, changes, settled = true) {
-  const { limits } = models.get(name);
-  Object.assign(limits, changes);
-  if ('image' in changes) limits.review = Math.min(limits.review, limits.image);
-  else limits.image = Math.max(limits.image, limits.review);
-  tell('limits', settled);
+// The review threshold never exceeds the image threshold: changing either one moves the other.
+export function setThresholds(name, changes, isFinal = true) {
+  const { thresholds } = models.get(name);
+  Object.assign(thresholds, changes);
+  const { imageThreshold, reviewThreshold } = thresholds;
+  if ('imageThreshold' in changes) {
+    thresholds.reviewThreshold = Math.min(reviewThreshold, imageThreshold);
+  } else {
+    thresholds.imageThreshold = Math.max(imageThreshold, reviewThreshold);
+  }
+  emit('thresholds', isFinal);
 }
 
-export function verdict(score, { review, image }) {
-  if (score === null) return 'NG';  // It was never seen to be good.
-  return score <= review ? 'OK' : score <= image ? 'review' : 'NG';
+export function labelScore(score, { reviewThreshold, imageThreshold }) {
+  if (score === null) return 'NG';  // A score that is not a finite number.
+  return score <= reviewThreshold ? 'OK' : score <= imageThreshold ? 'review' : 'NG';
 }
 
-// OK, review or NG; failed; or '' while it is waiting.
+// Returns OK, review, NG or failed; '' while the item is waiting.
 export function labelOf(item, name) {
   const result = item.results.get(name);
-  if (result) return verdict(result.score, models.get(name).limits);
+  if (result) return labelScore(result.score, models.get(name).thresholds);
   return item.errors.has(name) ? 'failed' : '';
 }
 
-export const labels = (item) => chosen.map((name) => labelOf(item, name));
-export const isDone = (item) => chosen.every((name) => labelOf(item, name));
-export const isJudged = (item) => chosen.some((name) => item.results.has(name));
+export const labelsOf = (item) => selectedModels.map((name) => labelOf(item, name));
+export const isDone = (item) => selectedModels.every((name) => labelOf(item, name));
+export const isScored = (item) => selectedModels.some((name) => item.results.has(name));
 
-export function disagree(item) {
-  const [a, b] = labels(item);
-  return Boolean(a && b && a !== b);
+export function isDisagreement(item) {
+  const [first, second] = labelsOf(item);
+  return Boolean(first && second && first !== second);
 }
 
-export function counts(name) {
-  const found = { OK: 0, review: 0, NG: 0, failed: 0, '': 0 };
-  for (const item of items) found[labelOf(item, name)]++;
-  return found;
+export function countLabels(name) {
+  const counts = { OK: 0, review: 0, NG: 0, failed: 0, '': 0 };
+  for (const item of items) counts[labelOf(item, name)]++;
+  return counts;
 }
 
-// What values reach from and to, thresholds included, with some air.
-export function span(name, key) {
-  const { calibrated, limits } = models.get(name);
+// Returns the range of map values or scores, thresholds included, with a margin.
+export function valueRange(name, key) {
+  const { calibrated, thresholds } = models.get(name);
   const results = items.map((item) => item.results.get(name)).filter(Boolean);
-  const values = key === 'pixel' ? results.flatMap(({ low, high }) => [low, high])
+  const isPixel = key === 'pixelThreshold';
+  const keys = isPixel ? ['pixelThreshold'] : ['imageThreshold', 'reviewThreshold'];
+  const values = isPixel ? results.flatMap(({ low, high }) => [low, high])
     : results.map(({ score }) => score);
-  const all = [...values, ...(key === 'pixel' ? [calibrated.pixel]
-    : [calibrated.image, calibrated.review])].filter(Number.isFinite);
+  const all = [...values, ...keys.map((k) => calibrated[k])].filter(Number.isFinite);
   if (!all.length) return [0, 1];
   const [low, high] = [all.reduce((a, b) => Math.min(a, b)), all.reduce((a, b) => Math.max(a, b))];
-  const air = values.length ? 0.06 * (high - low) : 0;
-  const [from, to] = high - low > 1e-9 * Math.abs(high) ? [low - air, high + air]
+  const margin = values.length ? 0.06 * (high - low) : 0;
+  const [from, to] = high - low > 1e-9 * Math.abs(high) ? [low - margin, high + margin]
     : [low - (Math.abs(low) || 1), high + (Math.abs(high) || 1)];
-  const moved = (key === 'pixel' ? [limits.pixel] : [limits.image, limits.review])
-    .filter(Number.isFinite);
-  return [Math.min(from, ...moved), Math.max(to, ...moved)];
+  const current = keys.map((k) => thresholds[k]).filter(Number.isFinite);
+  return [Math.min(from, ...current), Math.max(to, ...current)];
 }
 
-export function summary() {
+export function summarize() {
   return {
     made_by: 'uadjax',
-    models: chosen.map((name) => ({
-      model: name, thresholds: named(models.get(name).limits),
-      thresholds_as_calibrated: named(models.get(name).calibrated),
+    models: selectedModels.map((name) => ({
+      model: name, thresholds: toSnakeCase(models.get(name).thresholds),
+      calibrated_thresholds: toSnakeCase(models.get(name).calibrated),
     })),
     images: items.map((item) => ({
       name: item.name,
-      verdicts: chosen.map((name) => {
+      verdicts: selectedModels.map((name) => {
         const result = item.results.get(name);
-        if (!result) return { model: name, error: item.errors.get(name) ?? 'not judged yet' };
+        if (!result) return { model: name, error: item.errors.get(name) ?? 'not scored yet' };
+        // The service found the regions at its own pixel threshold, not at that of the slider.
         const { size, score, regions, pixelThreshold } = result;
         return { model: name, score, label: labelOf(item, name), size, regions,
-          regions_above: pixelThreshold };
+          regions_pixel_threshold: pixelThreshold };
       }),
     })),
   };
 }
 
-const named = ({ image, review, pixel }) => ({ image, review, pixel });
+const toSnakeCase = ({ imageThreshold, reviewThreshold, pixelThreshold }) => ({
+  image_threshold: imageThreshold, review_threshold: reviewThreshold,
+  pixel_threshold: pixelThreshold,
+});

@@ -1,176 +1,188 @@
-// One image, large: its maps, what is marked, and values under the cursor.
+// One image enlarged: heatmaps, regions, and the anomaly map value under the cursor.
 
-import { badge, even, find, fill, make, number } from './dom.js';
-import { outlines, levels, opened, paint, regions, tinted, valueOf } from './heat.js';
-import { shown } from './grid.js';
-import { control } from './panel.js';
-import { chosen, isJudged, labelOf, models, on, over, tell } from './state.js';
+import { configure, find, formatNumber, formatPadded, make, makeBadge } from './dom.js';
+import { visibleItems } from './grid.js';
+import { colorize, decodeImage, findRegions, levelToValue, paint, readLevels, traceOutlines }
+  from './heatmap.js';
+import { makeControl } from './panel.js';
+import { emit, isScored, labelOf, models, on, overlay, selectedModels } from './state.js';
 
-const LARGEST = 1600;  // Pixels of a photograph; of a map, which is smoother:
-const MAP = 1024;
-const LISTED = 12;  // Regions.
+const MAX_IMAGE_SIDE = 1600;  // Pixels.
+const MAX_HEATMAP_SIDE = 1024;  // Anomaly maps are smoother than images.
+const MAX_REGIONS = 12;
 const dialog = find('zoom');
 let item = null;
 let views = [];
-let photo = null;
+let bitmap = null;
 
-// A picture of the image for each model, with what it says below.
+// A canvas with verdict, pixel threshold and regions below it, for one model.
 function makeView(name) {
-  const canvas = make('canvas', { role: 'img', 'aria-label': `Map by ${name}` });
+  const canvas = make('canvas', { role: 'img', 'aria-label': `Heatmap of ${name}` });
   const holder = make('div', { class: 'holder' }, canvas);
-  const told = make('span', { class: 'verdict' });
+  const verdict = make('span', { class: 'verdict' });
   const list = make('ol', { class: 'regions' });
-  const about = make('details', {}, make('summary', {}, 'Regions'), list);
-  const element = make('figure', {}, holder, make('figcaption', {}, told, control(name, 'pixel'),
-    about));
-  const view = { name, canvas, holder, told, about, list, element };
-  canvas.addEventListener('pointermove', (event) => point(event, canvas));
-  canvas.addEventListener('pointerleave', () => hint());
+  const details = make('details', {}, make('summary', {}, 'Regions'), list);
+  const element = make('figure', {}, holder,
+    make('figcaption', {}, verdict, makeControl(name, 'pixelThreshold'), details));
+  const view = { name, canvas, holder, verdict, details, list, element };
+  canvas.addEventListener('pointermove', (event) => showPixel(event, canvas));
+  canvas.addEventListener('pointerleave', showHint);
   return view;
 }
 
-function hint() {
-  find('cursor').textContent = 'Point at a pixel to read the map there; the arrow keys go on.';
+function showHint() {
+  find('cursor').textContent = 'Point at a pixel to read its anomaly map value. The arrow keys '
+    + 'show the previous or next image.';
 }
 
-function point(event, canvas) {
+function showPixel(event, canvas) {
   const box = canvas.getBoundingClientRect();
-  const share = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-  if (share.some((part) => part < 0 || part >= 1)) return;
-  const told = views.filter(({ heat }) => heat).map(({ name, heat, result: { size } }) => {
-    const [x, y] = [Math.floor(share[0] * size[1]), Math.floor(share[1] * size[0])];
-    const [u, v] = [Math.floor(share[0] * heat.width), Math.floor(share[1] * heat.height)];
-    const value = valueOf(heat, heat.gray[v * heat.width + u]);
-    const marked = value > models.get(name).limits.pixel ? 'marked' : 'not marked';
-    const at = `x ${x}, y ${y}: `;
-    return { at, said: `${views.length > 1 ? `${name} ` : ''}${number(value)}, ${marked}` };
+  const [shareX, shareY] =
+    [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  if ([shareX, shareY].some((share) => share < 0 || share >= 1)) return;
+  const readings = views.filter(({ heatmap }) => heatmap).map(({ name, heatmap, result }) => {
+    const [x, y] = [Math.floor(shareX * result.size[1]), Math.floor(shareY * result.size[0])];
+    const [u, v] = [Math.floor(shareX * heatmap.width), Math.floor(shareY * heatmap.height)];
+    const value = levelToValue(heatmap, heatmap.gray[v * heatmap.width + u]);
+    const side = value > models.get(name).thresholds.pixelThreshold ? 'above' : 'below';
+    const prefix = views.length > 1 ? `${name} ` : '';
+    return { position: `x ${x}, y ${y}: `,
+      text: `${prefix}${formatNumber(value)}, ${side} the pixel threshold` };
   });
-  const [first] = told;
-  if (first) find('cursor').textContent = first.at + told.map(({ said }) => said).join('; ');
+  const [first] = readings;
+  if (!first) return;
+  find('cursor').textContent = first.position + readings.map(({ text }) => text).join('; ');
 }
 
-export async function enlarge(which) {
-  item = which;
+export async function enlarge(newItem) {
+  item = newItem;
   if (!dialog.open) {
-    find('zoom-tools').prepend(find('tools'));  // The same settings, within reach.
-    views = chosen.map(makeView);
+    find('zoom-tools').prepend(find('tools'));  // The overlay settings move into the dialog.
+    views = selectedModels.map(makeView);
     find('views').replaceChildren(...views.map(({ element }) => element));
-    find('views').classList.toggle('several', views.length > 1);
-    for (const { holder } of views) watch.observe(holder);
+    find('views').classList.toggle('comparison', views.length > 1);
+    for (const { holder } of views) resizeObserver.observe(holder);
     dialog.showModal();
   }
-  hint();
-  head();
-  const mine = views;
-  const loaded = await Promise.all([
-    opened(which.file, LARGEST).catch(() => null),
-    ...views.map(({ name }) => which.results.has(name) && levels(which.results.get(name), MAP)),
+  showHint();
+  updateHead();
+  const currentViews = views;
+  const [newBitmap, ...heatmaps] = await Promise.all([
+    decodeImage(newItem.file, MAX_IMAGE_SIDE).catch(() => null),
+    ...views.map(({ name }) =>
+      newItem.results.has(name) && readLevels(newItem.results.get(name), MAX_HEATMAP_SIDE)),
   ]);
-  if (item !== which || mine !== views || !dialog.open) {
-    loaded[0]?.close();
+  if (item !== newItem || currentViews !== views || !dialog.open) {
+    newBitmap?.close();
     return;
   }
-  photo?.close();
-  photo = loaded[0];
+  bitmap?.close();
+  bitmap = newBitmap;
   views.forEach((view, i) => {
-    [view.heat, view.result] = [loaded[i + 1] || null, which.results.get(view.name)];
-    view.tint = view.heat && tinted(view.heat, models.get(view.name).calibrated.pixel);
-    view.limit = null;
+    [view.heatmap, view.result] = [heatmaps[i] || null, newItem.results.get(view.name)];
+    const { pixelThreshold } = models.get(view.name).calibrated;
+    view.tint = view.heatmap && colorize(view.heatmap, pixelThreshold);
+    view.pixelThreshold = null;
   });
-  if (!photo) find('cursor').textContent = 'This browser cannot show photographs of that format.';
-  refresh();
+  if (!bitmap) find('cursor').textContent = 'This browser cannot show images of that format.';
+  update();
 }
 
-function head() {
+function updateHead() {
   find('zoom-name').textContent = item.name;
-  const at = shown.filter(isJudged);
-  const [{ size: [high, wide] }] = item.results.values();
-  find('zoom-told').textContent = `${at.indexOf(item) + 1} of ${at.length}, ${wide} × ${high}`;
-  for (const { name, told } of views) {
+  const scored = visibleItems.filter(isScored);
+  const [{ size: [height, width] }] = item.results.values();
+  find('zoom-info').textContent =
+    `${scored.indexOf(item) + 1} of ${scored.length}, ${width} × ${height}`;
+  for (const { name, verdict } of views) {
     const score = item.results.get(name)?.score;
-    told.replaceChildren(...(chosen.length > 1 ? [make('bdi', { class: 'model' }, name)] : []),
-      badge(labelOf(item, name) || 'waiting'),
-      score === undefined ? item.errors.get(name) ?? '' : `score ${number(score ?? NaN, 6)}`);
+    verdict.replaceChildren(
+      ...(selectedModels.length > 1 ? [make('bdi', { class: 'model' }, name)] : []),
+      makeBadge(labelOf(item, name) || 'waiting'),
+      score === undefined ? item.errors.get(name) ?? '' : `score ${formatNumber(score ?? NaN, 6)}`);
   }
 }
 
-// What the thresholds make of it; the service has said it of its own.
-function refresh() {
+// Recomputes outlines and regions at the current pixel threshold. At the calibrated threshold the
+// exact regions of the service are shown.
+function update() {
   if (!dialog.open) return;
-  head();
+  updateHead();
   for (const view of views) {
-    const { name, heat, result } = view;
-    const { limits: { pixel }, calibrated } = models.get(name);
-    view.about.hidden = !result;  // Else there is room from the first: nothing jumps.
-    if (heat && view.limit !== pixel) {
-      view.limit = pixel;
-      view.outline = outlines(heat, pixel);
-      view.regions = pixel === calibrated.pixel ? result.regions
-        : regions(heat, pixel, result.size);
-      list(view);
+    const { name, heatmap, result } = view;
+    const { thresholds: { pixelThreshold }, calibrated } = models.get(name);
+    view.details.hidden = !result;
+    if (heatmap && view.pixelThreshold !== pixelThreshold) {
+      view.pixelThreshold = pixelThreshold;
+      view.outline = traceOutlines(heatmap, pixelThreshold);
+      view.regions = pixelThreshold === calibrated.pixelThreshold ? result.regions
+        : findRegions(heatmap, pixelThreshold, result.size);
+      listRegions(view);
     }
   }
-  paintNow();
+  paintViews();
 }
 
-function list({ about, list: element, regions: found, result }) {
-  const more = found.length > LISTED ? `, the ${LISTED} highest are listed` : '';
-  about.firstChild.textContent = found.length === 1 ? '1 region' : `${found.length} regions${more}`;
-  const [high, wide] = result.size;
-  element.replaceChildren(...found.slice(0, LISTED).map(({ peak, at, area }) => make('li', {},
-    `peak ${number(peak)} at x ${at[0]}, y ${at[1]}; ${area} of ${high * wide} pixels`)));
+function listRegions({ details, list, regions, result }) {
+  const more = regions.length > MAX_REGIONS ? `, showing the ${MAX_REGIONS} highest peaks` : '';
+  details.firstChild.textContent =
+    regions.length === 1 ? '1 region' : `${regions.length} regions${more}`;
+  const [height, width] = result.size;
+  list.replaceChildren(...regions.slice(0, MAX_REGIONS).map(({ peak, at, area }) => make('li', {},
+    `peak ${formatNumber(peak)} at x ${at[0]}, y ${at[1]}; ${area} of ${height * width} pixels`)));
 }
 
-function paintNow() {
-  for (const { canvas, holder, tint, outline, result, regions: found } of views) {
-    const [high, wide] = result?.size ?? [photo?.height ?? 1, photo?.width ?? 1];
+function paintViews() {
+  for (const { canvas, holder, tint, outline, result, regions } of views) {
+    const [imageHeight, imageWidth] = result?.size ?? [bitmap?.height ?? 1, bitmap?.width ?? 1];
     const ratio = window.devicePixelRatio;
-    const fit = Math.min(holder.clientWidth / wide, holder.clientHeight / high);
-    if (!(fit > 0)) continue;
-    const [width, height] = [wide * fit, high * fit];
-    fill(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
+    const scale = Math.min(holder.clientWidth / imageWidth, holder.clientHeight / imageHeight);
+    if (!(scale > 0)) continue;
+    const [width, height] = [imageWidth * scale, imageHeight * scale];
+    configure(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
     [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
-    const boxes = find('boxes').checked && result ? found.slice(0, LISTED) : [];
-    paint(canvas, ratio, { photo, tint, outline: result && outline,
+    const boxes = find('boxes').checked && result ? regions.slice(0, MAX_REGIONS) : [];
+    paint(canvas, ratio, { bitmap, tint, outline: result && outline,
       boxes: boxes.map(({ box: [left, top, right, bottom], peak }) => ({
-        box: [left / wide, top / high, right / wide, bottom / high], name: even(peak, 3),
+        box: [left / imageWidth, top / imageHeight, right / imageWidth, bottom / imageHeight],
+        name: formatPadded(peak, 3),
       })) });
   }
 }
 
-const watch = new ResizeObserver(paintNow);
+const resizeObserver = new ResizeObserver(paintViews);
 
-function step(by) {
-  const all = shown.filter(isJudged);
-  const next = all[all.indexOf(item) + by];
+function step(offset) {
+  const scored = visibleItems.filter(isScored);
+  const next = scored[scored.indexOf(item) + offset];
   if (next) enlarge(next);
 }
 
 export function startZoom() {
-  const keys = { ArrowLeft: -1, ArrowRight: 1 };
+  const offsets = { ArrowLeft: -1, ArrowRight: 1 };
   dialog.addEventListener('keydown', (event) => {
-    if (!keys[event.key] || event.target.matches('input')) return;
+    if (!offsets[event.key] || event.target.matches('input')) return;
     event.preventDefault();
-    step(keys[event.key]);
+    step(offsets[event.key]);
   });
-  find('before').addEventListener('click', () => step(-1));
-  find('after').addEventListener('click', () => step(1));
+  find('previous').addEventListener('click', () => step(-1));
+  find('next').addEventListener('click', () => step(1));
   find('close').addEventListener('click', () => dialog.close());
   dialog.addEventListener('close', () => {
     find('tools-place').append(find('tools'));
-    watch.disconnect();
-    photo?.close();
-    [photo, views] = [null, []];
+    resizeObserver.disconnect();
+    bitmap?.close();
+    [bitmap, views] = [null, []];
     find('views').replaceChildren();
     item?.button.focus();
     item = null;
   });
-  find('boxes').addEventListener('change', paintNow);
+  find('boxes').addEventListener('change', paintViews);
   find('tools').addEventListener('input', () => {
-    over.opacity = find('opacity').value / 100;
-    over.marked = find('marked').checked;
-    tell('over');
-    paintNow();
+    overlay.opacity = find('opacity').value / 100;
+    overlay.outlines = find('outlines').checked;
+    emit('overlay');
+    paintViews();
   });
-  on('limits', refresh);
+  on('thresholds', update);
 }

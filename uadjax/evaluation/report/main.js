@@ -1,0 +1,156 @@
+// Key numbers, threshold form, verdicts by defect type, and provenance. Starts all sections.
+
+function writeHeader() {
+  find('title').textContent = report.title;
+  const { method, description } = report.thresholds;
+  find('summary').textContent = (images.length ? `${method}: ` : '') + report.summary;
+  find('threshold-description').textContent = `Thresholds: ${description}`;
+  const { metrics } = report;
+  const fixed = [['Image AUROC', metrics.image_auroc], ['Pixel AUROC', metrics.pixel_auroc],
+    ['AU-PRO', metrics.au_pro]];
+  const tiles = fixed.map(([name, value]) =>
+    makeKeyNumber(name, Number.isFinite(value) ? value.toFixed(4) : '–'));
+  const [falseAlarms, misses] = [makeKeyNumber('False alarms', ''), makeKeyNumber('Missed', '')];
+  find('key-numbers').append(...tiles, falseAlarms, misses);
+  onThresholds(() => {
+    const { good, defective, numMissed, falseAlarmRate, missRate } = computeRates();
+    const update = (tile, count, total, text, emptyText) => {
+      tile.firstChild.textContent = total ? `${count} of ${total}` : '–';
+      tile.lastChild.textContent = total ? text : emptyText;
+    };
+    update(falseAlarms, good.NG, good.images,
+      `False alarms (${formatPercent(falseAlarmRate)})`, 'No good images');
+    update(misses, numMissed, defective.images,
+      `Missed (${formatPercent(missRate)})`, 'No defective images');
+  });
+}
+
+const makeKeyNumber = (name, value) =>
+  make('li', {}, make('strong', {}, value), make('span', {}, name));
+
+const INPUT_IDS = { reviewThreshold: 'review-threshold', imageThreshold: 'image-threshold' };
+
+function startThresholdForm() {
+  for (const [key, id] of Object.entries(INPUT_IDS)) {
+    find(id).addEventListener('change', () => {
+      const value = find(id).valueAsNumber;
+      setThresholds(Number.isNaN(value) ? {} : { [key]: value });
+    });
+  }
+  find('thresholds').addEventListener('submit', (event) => event.preventDefault());
+  find('reset').addEventListener('click', () => {
+    setThresholds(calibrated);
+    find('pixel-threshold').value = 128;
+    find('tools').dispatchEvent(new Event('input'));
+  });
+  onThresholds((isFinal) => {
+    for (const [key, id] of Object.entries(INPUT_IDS)) {
+      const value = thresholds[key];
+      find(id).value = Number.isFinite(value) ? Number(value.toPrecision(6)) : '';
+    }
+    const { good, defective, numMissed, falseAlarmRate, missRate, recall, precision, f1 } =
+      computeRates();
+    const sum = (name) => `${good[name] + defective[name]}`;
+    const byClass = (name) => `${good[name]} good, ${defective[name]} defective`;
+    const numbers = [
+      ...['OK', 'review', 'NG'].map((name) => [makeBadge(name), sum(name), byClass(name)]),
+      ['False alarms', formatPercent(falseAlarmRate), `${good.NG} of ${good.images} good are NG`],
+      ['Missed', formatPercent(missRate),
+        `${numMissed} of ${defective.images} defective are not NG`],
+      ['Precision', formatPercent(precision), 'defective images among NG'],
+      ['Recall', formatPercent(recall), 'NG among defective images'],
+      ['F1', f1 === null ? '–' : f1.toFixed(3), 'of precision and recall'],
+    ];
+    find('numbers').replaceChildren(...numbers.map(([name, value, explanation]) =>
+      make('div', {}, make('dt', {}, name),
+        make('dd', {}, make('strong', {}, value), make('span', {}, explanation)))));
+    if (isFinal) {
+      find('announcement').textContent = `${sum('OK')} OK, ${sum('review')} review, `
+        + `${sum('NG')} NG; false alarms ${formatPercent(falseAlarmRate)}, `
+        + `missed ${formatPercent(missRate)}.`;
+    }
+  });
+}
+
+function writeDefectTypes() {
+  if (!images.length) {
+    find('defect-types').append(make('p', { class: 'sentence' }, 'There are no test images.'));
+    return;
+  }
+  const head = ['Defect type', 'All', 'OK', 'Review', 'NG', 'Error rate'].map((name) =>
+    make('th', { scope: 'col' }, name));
+  const rows = [...defectTypes, ...heldOutTypes].map((defectType) => {
+    const cells = Array.from({ length: 5 }, () => make('td', { class: 'count' }));
+    const bars = ['NG', 'review', 'OK'].map((name) => make('span', { class: name }));
+    const header = make('div', { class: 'defect-type' }, make('bdi', {}, defectType.name),
+      make('span', { class: 'stack' }, ...bars));
+    const row = make('tr', { class: defectType.heldOut ? 'held-out' : '' },
+      make('th', { scope: 'row' }, header), ...cells);
+    return { defectType, cells, bars, row };
+  });
+  find('defect-types').append(make('table', {}, make('thead', {}, make('tr', {}, ...head)),
+    make('tbody', {}, ...rows.map(({ row }) => row))),
+    make('p', { class: 'hint' },
+      'Error rate: share of good images that are NG, or of defective images that are not NG.'
+      + (heldOutTypes.length ? ' Held-out images are not test images, and are not counted '
+        + 'elsewhere.' : '')));
+  onThresholds(() => {
+    for (const { defectType, cells, bars } of rows) {
+      const counts = countLabels(defectType);
+      const numErrors = defectType.good ? counts.NG : counts.images - counts.NG;
+      const errorName = defectType.good ? 'false alarms' : 'missed';
+      ['images', 'OK', 'review', 'NG'].forEach((name, i) => cells[i].textContent = counts[name]);
+      cells[4].replaceChildren(formatPercent(numErrors / counts.images),
+        make('small', {}, errorName));
+      cells[4].classList.toggle('has-errors', numErrors > 0);
+      bars.forEach((bar) => bar.style.flexGrow = counts[bar.className]);
+    }
+  });
+}
+
+// Names that end in `_s` are seconds, unless they are rates such as `images_per_s`.
+const isInSeconds = (name) => /(?<!per)_s$/.test(name);
+const toWords = (name) => name.replace(/(?<!per)_s$/, '').replaceAll('_', ' ');
+const isGroup = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
+
+function formatValue(value) {
+  if (value === null || value === '') return '–';
+  if (Array.isArray(value)) return value.map(formatValue).join(', ');
+  return typeof value === 'number' && !Number.isInteger(value) ? formatNumber(value, 6)
+    : String(value);
+}
+
+function makeList(group) {
+  return make('dl', { class: 'properties' }, ...Object.entries(group).map(([name, value]) =>
+    make('div', {}, make('dt', {}, toWords(name)), make('dd', {},
+      isGroup(value) ? makeList(value) : formatValue(value) + (isInSeconds(name) ? ' s' : '')))));
+}
+
+function writeProvenance() {
+  const { config, ...groups } = report.provenance;
+  const section = find('provenance');
+  for (const [name, value] of Object.entries(groups)) {
+    section.append(make('section', {}, make('h3', {}, toWords(name)),
+      isGroup(value) ? makeList(value) : make('p', {}, formatValue(value))));
+  }
+  for (const [name, value] of [
+    ['All metrics', report.metrics], ['Resolved configuration', config],
+  ]) {
+    if (value) {
+      section.append(make('details', {}, make('summary', {}, name),
+        make('pre', { tabindex: 0 }, JSON.stringify(value, null, 2))));
+    }
+  }
+}
+
+writeHeader();
+startThresholdForm();
+writeDefectTypes();
+if (images.length) drawHistogram(find('histogram'), find('histogram-hint'));
+for (const panel of ['roc', 'pr', 'pro']) {
+  const figure = make('figure', { id: panel });
+  find('curves').append(figure);
+  drawCurve(figure, panel);
+}
+startGallery();
+writeProvenance();
