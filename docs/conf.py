@@ -93,7 +93,7 @@ docs/reference/export
 
 ```{toctree}
 :hidden:
-:caption: Measured
+:caption: Measurements
 
 experiments/README
 docs/comparison
