@@ -1,10 +1,11 @@
-"""What the CPU's own gradients and kept pages are worth: one STFPM update, four ways, in turn.
+"""Time of an STFPM update with XLA's or our gradients, and with or without retained pages.
 
   python experiments/cpu_step.py
 
-An update of ResNet-18's layer1-3 on 32 images of 256x256 pixels, the teacher's features kept, in a
-fresh process each: XLA's gradients or those of `backbones/convolution.py`, glibc as it is or told
-to keep its pages (`system.memory`). Random weights and images: neither changes the time.
+The four settings alternate, each in a separate process. An update covers ResNet-18's layer1-3 on 32
+images of 256x256 pixels, with cached teacher features. Gradients are XLA's or those of
+`backbones/convolution.py`. glibc runs with its defaults or retains freed pages (`system.memory`).
+Weights and images are random, which does not change the time.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from uadjax.types import Batch
 
 
 def measure_update_seconds(gradients: str, page_policy: str, num_updates: int = 5) -> float:
-  """Median seconds per update in this process."""
+  """Return the median seconds per update in this process."""
   if page_policy == 'retained':
     memory.retain_freed_pages()
   if gradients == 'xla':
@@ -44,7 +45,7 @@ def measure_update_seconds(gradients: str, page_policy: str, num_updates: int = 
   batch = batch._replace(features=jax.block_until_ready(jax.jit(detector.precompute)(state, batch)))
   update = jax.jit(detector.update)
   times = []
-  for _ in range(num_updates + 1):  # The first compiles.
+  for _ in range(num_updates + 1):  # The first update compiles.
     start_time = time.perf_counter()
     state, _ = jax.block_until_ready(update(state, batch))
     times.append(time.perf_counter() - start_time)
@@ -52,9 +53,11 @@ def measure_update_seconds(gradients: str, page_policy: str, num_updates: int = 
 
 
 def main() -> None:
-  """Print a table, or with two arguments the seconds of one way."""
+  """Print a table, or with two arguments the seconds of one setting."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('setting', nargs='*', help='xla|ours as_is|kept: measure this one here')
+  parser.add_argument(
+    'setting', nargs='*', help='xla|uadjax as_is|retained: measure in this process'
+  )
   parser.add_argument('--rounds', type=int, default=2)
   flags = parser.parse_args()
   if flags.setting:
@@ -73,7 +76,7 @@ def main() -> None:
       durations_by_setting[setting].append(float(process.stdout))
   for (gradients, page_policy), times in durations_by_setting.items():
     print(
-      f'{gradients:>5} gradients, pages {page_policy:>5}: ' + '  '.join(f'{t:.2f} s' for t in times)
+      f'{gradients:>6} gradients, pages {page_policy:>8}: ' + '  '.join(f'{t:.2f} s' for t in times)
     )
 
 

@@ -1,4 +1,4 @@
-"""One run on one device and on several: what devices cost, and whether answers agree over seeds.
+"""Cost of several devices, and agreement of scores with those of one device, over seeds.
 
   DATA=../shared/data/mvtec_ad
   WEIGHTS=../shared/weights/resnet18_imagenet_bnfolded.pth
@@ -8,12 +8,13 @@
     --configs=configs/stfpm.py --devices=1,8 --seeds=5 --workdir=runs/devices_stfpm \
     -- --config.fit.steps=100 --config.fit.batch_size=8 '--config.data.ops=resize(128)'
 
-Devices of a CPU are simulated: they share its cores and its memory, so that more of them than cores
-only cost. What is learned is split over them all the same (mesh.shard_state=always), batches are as large
-for any number. Each run is a fresh process; numbers of devices take turns within a seed. Finished
-runs are not repeated. The table is printed and left in --workdir: seconds and MB are medians
-(range), AUROCs means (range); `differs` is the largest difference to one device of a seed's test
-scores, relatively (of detectors that descend a gradient it tells how far rounding was amplified).
+Devices of a CPU are simulated: they share its cores and its memory, so more devices than cores only
+add cost. The fitted state is sharded nevertheless (mesh.shard_state=always), and batches have the
+same size for any number of devices. Each run is a separate process; numbers of devices alternate
+within a seed. Finished runs are not repeated. The table is printed and written to --workdir.
+Seconds and MB are medians (range), AUROCs means (range). `max difference` is the largest relative
+difference of a test score from the score on one device with the same seed. For detectors that train
+by gradient descent it shows how far rounding was amplified.
 """
 
 import argparse
@@ -40,14 +41,14 @@ _METRIC_COLUMNS = {
 
 
 def run_folder(workdir: Path, config: str, devices: int, seed: int) -> Path:
-  """Where a run goes."""
+  """Return the folder of a run."""
   return (
     workdir / sweep.config_label(config).replace(':', '_') / f'devices_{devices}' / f'seed_{seed}'
   )
 
 
 def read_test_scores(folder: Path) -> np.ndarray:
-  """Of the test images."""
+  """Read the scores of the test images."""
   with (folder / 'scores.csv').open(newline='') as file:
     return np.array([float(row['score']) for row in csv.DictReader(file)])
 
@@ -55,7 +56,7 @@ def read_test_scores(folder: Path) -> np.ndarray:
 def max_relative_difference(
   run_folders: Sequence[Path], single_device_folders: Sequence[Path]
 ) -> str:
-  """By how much scores differ from those of one device."""
+  """Return the largest relative difference of scores from those of one device."""
   pairs = [
     (read_test_scores(a), read_test_scores(b))
     for a, b in zip(run_folders, single_device_folders, strict=True)
@@ -64,18 +65,18 @@ def max_relative_difference(
 
 
 def main() -> None:
-  """Run what is missing, then tabulate."""
+  """Make the missing runs, then print the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   for flag in ('--root', '--category', '--weights', '--configs'):
     parser.add_argument(flag, required=True)
-  parser.add_argument('--devices', default='1,2,8', help='numbers of them; the first must be 1')
+  parser.add_argument('--devices', default='1,2,8', help='numbers of devices; the first must be 1')
   parser.add_argument(
-    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
   )
   parser.add_argument('--workdir', type=Path, default=Path('runs/devices'))
-  parser.add_argument('overrides', nargs='*', help='after --, for every run')
+  parser.add_argument('overrides', nargs='*', help='after --: flags for every run')
   flags = parser.parse_args()
   configs, device_counts = flags.configs.split(','), [int(n) for n in flags.devices.split(',')]
   seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
@@ -116,7 +117,8 @@ def main() -> None:
     *(title for title, _, _ in _METRIC_COLUMNS.values()),
     'max difference',
   ]
-  text = f'{tables.markdown_table(titles, rows)}\n\n{flags.seeds} seeds; {subprocess_runs.describe_machine()}.\n'
+  notes = f'{flags.seeds} seeds; {subprocess_runs.describe_machine()}.'
+  text = f'{tables.markdown_table(titles, rows)}\n\n{notes}\n'
   (flags.workdir / 'table.md').write_text(text)
   print(text)
 

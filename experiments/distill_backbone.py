@@ -1,15 +1,16 @@
-r"""Distill ResNet-18's layer1-3 into the embedded backbone, on generated pictures alone.
+r"""Distill ResNet-18's layer1-3 into the embedded backbone, on synthetic images only.
 
   python experiments/distill_backbone.py TEACHER RUN --minutes 150
   python experiments/distill_backbone.py TEACHER RUN --minutes 150 --resume
-  python experiments/distill_backbone.py TEACHER RUN --resume --minutes 0 --judge DATA/screw
+  python experiments/distill_backbone.py TEACHER RUN --resume --minutes 0 --evaluate DATA/screw
 
 TEACHER is a file of ResNet-18's ImageNet weights. RUN receives the log (log.jsonl), a checkpoint
-every few minutes, and compact.safetensors with its card. A run that was cut off goes on with the
-same recipe and, on a CPU, the same bits; it may be given its minutes in pieces. The schedule needs
-the number of steps: choose what the minutes allow. On an accelerator, larger batches:
+every few minutes, and compact.safetensors with its card. An interrupted run resumes with the same
+recipe and, on a CPU, the same bits, so its minutes can be split over several calls. The schedule
+needs the number of steps: choose what the minutes allow. On an accelerator use larger batches:
 
-  ... --set batch=256 late_batch=96 pictures=512 looks=4 rate=0.006 --paint 64
+  ... --set batch_size=256 late_batch_size=96 num_images=512 steps_per_image_set=4 \
+    learning_rate=0.006 --generate_batch 64
 """
 
 import argparse
@@ -30,7 +31,7 @@ from uadjax.types import Variables
 
 
 def main() -> None:
-  """Learn until the minutes or the steps are over; then export, and judge what is to be judged."""
+  """Train until the minutes or the steps are over; then export and evaluate."""
   flags = _parse_flags()
   memory.retain_freed_pages()
   flags.run.mkdir(parents=True, exist_ok=True)
@@ -60,13 +61,13 @@ def main() -> None:
 
 
 class JsonLog:
-  """Lines of JSON, in a file and on the screen."""
+  """Log of JSON lines, in a file and on the screen."""
 
   def __init__(self, path: Path):
     self.path = path
 
   def write(self, record: dict[str, Any]) -> None:
-    """Add a line."""
+    """Append a record and print it."""
     text = json.dumps(record)
     with self.path.open('a') as file:
       file.write(text + '\n')
@@ -82,7 +83,7 @@ def _train(
   metadata: dict[str, Any],
   log: JsonLog,
 ) -> student.State:
-  """Learn, with a checkpoint every so often and at the end."""
+  """Train, with a checkpoint every few minutes and at the end."""
   start_time = last_save_time = last_log_time = time.monotonic()
   first_step = last_logged_step = int(state.step)
   source_images, pending_terms = None, []
@@ -95,7 +96,7 @@ def _train(
     state, loss_terms = student.train_step(
       state, teacher_variables, scales, source_images, recipe, use_running_stats, large_views
     )
-    jax.block_until_ready(pending_terms[-1:])  # One step ahead of the device is enough.
+    jax.block_until_ready(pending_terms[-1:])  # The host stays one step ahead of the device.
     pending_terms.append(loss_terms)
     if time.monotonic() - last_log_time > flags.log_every or step + 1 == recipe.steps:
       means = {
@@ -126,7 +127,7 @@ def _evaluate_networks(
 
 
 def _hash_sources() -> dict[str, str]:
-  """SHA-256 of the files that make the recipe."""
+  """Return the SHA-256 of the source files that determine the result."""
   folder = Path(__file__).parent
   paths = [Path(__file__), *sorted((folder / 'distill').glob('*.py')), Path(compact.__file__)]
   return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
@@ -143,7 +144,7 @@ def _parse_recipe(settings: list[str]) -> student.Recipe:
   for setting in settings:
     name, _, value = setting.partition('=')
     if name not in recipe._fields:
-      raise SystemExit(f'No {name!r} in a recipe; choose from {list(recipe._fields)}.')
+      raise SystemExit(f'--set: unknown setting {name!r}; choose from {list(recipe._fields)}.')
     recipe = recipe._replace(**{name: type(getattr(recipe, name))(value)})
   return recipe
 
@@ -154,17 +155,19 @@ def _parse_flags() -> argparse.Namespace:
   )
   parser.add_argument('teacher', type=Path, help="file of ResNet-18's weights")
   parser.add_argument('run', type=Path, help='folder of the run')
-  parser.add_argument('--minutes', type=float, default=float('inf'), help='then stop; go on later')
-  parser.add_argument('--resume', action='store_true', help='go on from the checkpoint')
-  parser.add_argument('--set', nargs='*', default=[], metavar='NAME=VALUE', help='of the recipe')
+  parser.add_argument('--minutes', type=float, default=float('inf'), help='time limit')
+  parser.add_argument('--resume', action='store_true', help='resume from the checkpoint')
+  parser.add_argument(
+    '--set', nargs='*', default=[], metavar='NAME=VALUE', help='settings of the recipe'
+  )
   parser.add_argument('--evaluate', type=Path, nargs='*', default=[], help='folders of categories')
-  parser.add_argument('--evaluate_teacher', action='store_true', help='judge the teacher as well')
-  parser.add_argument('--save-every', type=float, default=5.0, help='minutes')
-  parser.add_argument('--log-every', type=float, default=30.0, help='seconds')
-  parser.add_argument('--generate_batch', type=int, default=1, help='pictures painted side by side')
+  parser.add_argument('--evaluate_teacher', action='store_true', help='evaluate the teacher, too')
+  parser.add_argument('--save-every', type=float, default=5.0, help='minutes between checkpoints')
+  parser.add_argument('--log-every', type=float, default=30.0, help='seconds between log lines')
+  parser.add_argument('--generate_batch', type=int, default=1, help='images generated at a time')
   flags = parser.parse_args()
   if flags.resume and flags.set:
-    parser.error('--resume goes on with the recipe of the checkpoint; leave out --set.')
+    parser.error('--resume uses the recipe of the checkpoint; run without --set.')
   return flags
 
 

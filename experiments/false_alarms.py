@@ -1,21 +1,21 @@
-"""False alarms on unseen good images beside the budget that the thresholds were set for.
+"""False-alarm rates on unseen good images, compared with the budget of the thresholds.
 
   DATA=../shared/data/mvtec_ad
   WEIGHTS=../shared/weights/resnet18_imagenet_bnfolded.pth
   python experiments/false_alarms.py --root=$DATA --weights=$WEIGHTS --categories=all --seeds=3 \
     --config=configs/padim.py --config=configs/patchcore.py
 
-Each run is a fresh process with a folder of its own; finished runs are not repeated, and those of
-`uadjax sweep` with the same settings and --workdir count. A run scores good images that were held
-or left out (`model/calibration.csv`: path, score, peak) and the test images (`scores.csv`: path,
-defect, score, label). From the first, thresholds are set for every budget; on the second they are
-counted. What follows `--` is passed on to every run. The table is printed, and left in --workdir as
-false_alarms.md and false_alarms.csv.
+Each run is a separate process with its own folder. Finished runs are not repeated, and those of
+`uadjax sweep` with the same settings and --workdir are used, too. A run scores held-out good images
+(`model/calibration.csv`: path, score, peak) and the test images (`scores.csv`: path, defect, score,
+label). The script calibrates thresholds for every budget on the former, and counts verdicts on the
+latter. Arguments after `--` are passed on to every run. The table is printed, and written to
+--workdir as false_alarms.md and false_alarms.csv.
 
-false alarms: share of the good test images that are NG. In brackets what their number allows: the
-95 % interval of Clopper and Pearson (1934). Seeds share the test images, so they are averaged and
-not added up; categories are added up.
-at most: what the share of all unseen good images exceeds in one of 20 calibrations.
+false alarms: share of the good test images that are NG. In parentheses the 95 % interval of Clopper
+and Pearson (1934). Seeds share the test images, so they are averaged, not summed; categories are
+summed.
+at most: bound that the share of all unseen good images exceeds in one of 20 calibrations.
 """
 
 import argparse
@@ -42,18 +42,18 @@ _TITLES = (
 
 
 class VerdictCounts(NamedTuple):
-  """Verdicts on test images at one budget; numbers of images, means where there are several seeds.
+  """Numbers of test images by verdict at one budget; means over seeds.
 
   Attributes:
-    normals: left out or held out to set the threshold.
-    expected: share of unseen good images above it.
-    bound: of that share.
-    good: test images without a defect.
-    false_alarms: how many of them are NG.
-    reviewed: how many of them are to be reviewed.
-    defective: test images with a defect.
-    missed: how many of them are not NG.
-    passed: how many of them are OK.
+    normals: held-out good images that calibrate the threshold.
+    expected: expected false-alarm rate on unseen good images.
+    bound: upper bound of the false-alarm rate.
+    good: good test images.
+    false_alarms: good test images that are NG.
+    reviewed: good test images that are to be reviewed.
+    defective: defective test images.
+    missed: defective test images that are not NG.
+    passed: defective test images that are OK.
   """
 
   normals: float
@@ -70,7 +70,7 @@ class VerdictCounts(NamedTuple):
 def count_verdicts(
   folder: Path, budget: float, review_budget: float, is_confident: bool
 ) -> VerdictCounts:
-  """Set the threshold of a finished run for a budget, and hold the test images against it."""
+  """Calibrate the thresholds of a finished run for a budget, and count verdicts on test images."""
   calibration_rows = _read_csv(folder / 'model' / 'calibration.csv')
   scores = np.array([float(row['score']) for row in calibration_rows])
   peaks = np.array([float(row['peak']) for row in calibration_rows])
@@ -95,12 +95,12 @@ def count_verdicts(
 
 
 def average_over_seeds(counts: Iterable[VerdictCounts]) -> VerdictCounts:
-  """Over seeds."""
+  """Average counts over seeds."""
   return VerdictCounts(*map(statistics.fmean, zip(*counts, strict=True)))
 
 
 def sum_over_categories(counts: Sequence[VerdictCounts]) -> VerdictCounts:
-  """Over categories: test images are added up; what is promised is weighted by the good ones."""
+  """Sum counts over categories; expected rates and bounds are weighted by good test images."""
   good = sum(c.good for c in counts)
   expected, bound = (
     sum(getattr(c, key) * c.good for c in counts) / max(good, 1) for key in ('expected', 'bound')
@@ -110,7 +110,7 @@ def sum_over_categories(counts: Sequence[VerdictCounts]) -> VerdictCounts:
 
 
 def confidence_interval(hits: float, n: float) -> tuple[float, float]:
-  """What a share of which `hits` of n were seen lies between, in 19 of 20 cases."""
+  """Return the 95 % confidence interval of a share of which `hits` of n were observed."""
   low = special.betaincinv(hits, n - hits + 1, 0.025) if hits else 0.0
   high = special.betaincinv(hits + 1, n - hits, 0.975) if hits < n else 1.0
   return float(low), float(high)
@@ -122,9 +122,10 @@ def write_table(
   """Print the table, and write it as Markdown and CSV."""
   table_rows = [
     [
-      detector, category, seeds, f'{c.normals:.0f}', _format_percent(budget), _format_percent(c.expected),
-      _format_percent(c.bound), f'{c.good:.0f}', _format_share_with_interval(c.false_alarms, c.good),
-      _format_share(c.reviewed, c.good), f'{c.defective:.0f}', _format_share(c.missed, c.defective),
+      detector, category, seeds, f'{c.normals:.0f}', _format_percent(budget),
+      _format_percent(c.expected), _format_percent(c.bound), f'{c.good:.0f}',
+      _format_share_with_interval(c.false_alarms, c.good), _format_share(c.reviewed, c.good),
+      f'{c.defective:.0f}', _format_share(c.missed, c.defective),
       _format_share(c.passed, c.defective),
     ]
     for detector, category, seeds, budget, c in rows
@@ -140,7 +141,7 @@ def write_table(
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
   if not path.is_file():
-    sys.exit(f'{path} is absent: that run was of an older uadjax. Name another --workdir.')
+    sys.exit(f'{path} is missing: an older uadjax made this run. Pass another --workdir.')
   with path.open(newline='', encoding='utf-8') as file:
     return list(csv.DictReader(file))
 
@@ -194,23 +195,23 @@ def _count_all(
 
 
 def main() -> None:
-  """Run what is missing, then count and tabulate."""
+  """Make the missing runs, then count verdicts and print the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--root', required=True)
   parser.add_argument('--weights', required=True)
-  parser.add_argument('--config', action='append', help='may be given again; PaDiM if it is not')
+  parser.add_argument('--config', action='append', help='may be repeated; default PaDiM')
   parser.add_argument('--categories', default='all', help='names; or all, textures, objects')
   parser.add_argument(
-    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
   )
   parser.add_argument('--workdir', type=Path, default=Path('runs/false_alarms'))
   parser.add_argument('--budgets', default='0.01,0.05,0.1,0.2', help='shares of good images')
   parser.add_argument('--review_budget', type=float, default=0.05, help='at least the budget')
   parser.add_argument('--confident', action='store_true', help='keep budgets with 95 %% confidence')
-  parser.add_argument('--table-only', action='store_true', help='run nothing; count what is there')
-  parser.add_argument('overrides', nargs='*', help='after --, for every run')
+  parser.add_argument('--table-only', action='store_true', help='run nothing; count finished runs')
+  parser.add_argument('overrides', nargs='*', help='after --: flags for every run')
   flags = parser.parse_args()
   flags.config = flags.config or ['configs/padim.py']
   flags.budgets = [float(budget) for budget in flags.budgets.split(',')]
@@ -229,9 +230,12 @@ def main() -> None:
       print(run, *(results.format_cells([summary]) if summary else [error]), flush=True)
   machines = sweep.record_sweep(flags.workdir, overrides, add_machine=False)
   if not (rows := _count_all(runs, flags)):
-    sys.exit(f'There is no finished run of these in {flags.workdir}.')
+    sys.exit(f'{flags.workdir} contains no finished run of these; see the errors above.')
   guarantee = 'with 95 % confidence' if flags.confident else 'on average'
-  notes = [f'Budgets are to be kept {guarantee}.', f'Machine: {"; ".join(machines) or "unknown"}.']
+  notes = [
+    f'Thresholds keep their budget {guarantee}.',
+    f'Machine: {"; ".join(machines) or "unknown"}.',
+  ]
   if flags.overrides:
     notes.append(f'Overrides: {" ".join(flags.overrides)}.')
   write_table(rows, flags.workdir, ' '.join(notes))

@@ -1,10 +1,10 @@
-"""Milliseconds per image in the backbone, with one CPU device and with one for every core.
+"""Milliseconds per image in the backbone, with one CPU device and with one device per core.
 
   python experiments/features.py
 
-ResNet-18 up to layer3 at 256x256 with random weights, batches of 16, inference. Each setting is a
-fresh process, in turn; beside it the rate of a plain matrix product in the same process, which says
-what the machine could do at that moment.
+ResNet-18 up to layer3 at 256x256 pixels with random weights, batches of 16, inference. Settings
+alternate, each in a separate process. The rate of a plain matrix product in the same process shows
+the speed of the machine at that moment.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _BATCH = 16
 
 
 def min_seconds(call, repeats: int = 5) -> float:
-  """Seconds of the quickest of some calls; the first one, which compiles, does not count."""
+  """Return the seconds of the fastest call; the first call, which compiles, is excluded."""
   jax.block_until_ready(call())
   seconds = []
   for _ in range(repeats):
@@ -35,7 +35,7 @@ def min_seconds(call, repeats: int = 5) -> float:
 
 
 def measure() -> None:
-  """Print a line for the devices that this process has."""
+  """Measure with the devices of this process and print a line."""
   mesh = meshes.make_mesh('cpu', -1, _BATCH)
   backbone = backbones.build('resnet18', ('layer2', 'layer3'))
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
@@ -48,12 +48,13 @@ def measure() -> None:
   flops_per_s = 20 * 2 * 256 * 4096 * 384 / min_seconds(lambda: product(a, b))
   seconds_per_image = min_seconds(lambda: extract_features(variables, images)) / _BATCH
   print(
-    f'{mesh.size} devices: {1e3 * seconds_per_image:.1f} ms per image; product {flops_per_s / 1e9:.0f} GFLOP/s'
+    f'{mesh.size} devices: {1e3 * seconds_per_image:.1f} ms per image; '
+    f'product {flops_per_s / 1e9:.0f} GFLOP/s'
   )
 
 
 def main() -> None:
-  """Measure in turn."""
+  """Measure alternating settings, each in a separate process."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--in_process', action='store_true', help='measure in this process')

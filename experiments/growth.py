@@ -1,17 +1,19 @@
-"""How the time and memory of fitting grow with the number of images.
+"""Growth of the time and memory of fitting with the number of images.
 
   python experiments/growth.py --root=../shared/data/mvtec_ad --category=screw \
     --weights=../shared/weights/resnet18_imagenet_bnfolded.pth --log=runs/growth.jsonl
 
-The images: the good ones of a category in turn, reduced to 256x256 pixels, each with noise of its
-own (seeded), as JPEG files in a temporary folder (TMPDIR names another disk; its size is printed).
-They resemble each other more than as many real ones would, and decode faster than large PNG files.
+The images are the good ones of a category, repeated in order and reduced to 256x256 pixels. Each
+gets its own seeded noise. They are JPEG files in a temporary folder (TMPDIR selects another disk;
+the script prints its size). They resemble each other more than as many real images would, and
+decode faster than large PNG files.
 
-Each fit is a fresh process, without evaluation: PaDiM, PatchCore 1 % with room for all patches up
-to --unbounded-to images (1.8 MB of memory each), and from --bounded-from images on with max_bytes
-of 512 MiB. Seconds are from the first file opened to the fitted model, compilation included; memory
-is the largest resident size until then. The thresholds, which every image is scored once more
-for, are not in it. Finished fits are appended to --log at once, and are not repeated.
+Each fit is a separate process, without evaluation. The variants are PaDiM, PatchCore 1 % with
+memory for all patches up to --unbounded-to images (1.8 MB each), and from --bounded-from images on
+PatchCore with max_bytes of 512 MiB. Seconds last from the first file opened to the fitted model,
+compilation included; memory is the largest resident size until then. Threshold calibration, which
+scores every image once more, is excluded. Finished fits are appended to --log at once, and are not
+repeated.
 """
 
 import argparse
@@ -35,7 +37,7 @@ _MAX_BYTES = 512 << 20
 
 
 class FitVariant(NamedTuple):
-  """What is fitted, and how it is drawn."""
+  """Variant of a detector, and its style in the plot."""
 
   title: str
   config: str
@@ -47,7 +49,9 @@ _PADIM = FitVariant('PaDiM', 'configs/padim.py', (), 's-C0')
 _UNBOUNDED = FitVariant(
   'PatchCore 1 %',
   'configs/patchcore.py',
-  (f'--config.detector.max_bytes={1 << 40}',),  # More than there is: the default bounds it, too.
+  (
+    f'--config.detector.max_bytes={1 << 40}',
+  ),  # No machine has as much; the default is a bound, too.
   'o-C1',
 )
 _BOUNDED = FitVariant(
@@ -59,7 +63,7 @@ _BOUNDED = FitVariant(
 
 
 def load_source_images(root: str, category: str) -> list[UInt8[np.ndarray, '256 256 3']]:
-  """The good images at network size."""
+  """Load the good images at network size."""
   ops = transforms.parse('resize(256)')
   return [ops.apply(image_io.decode(record.path)) for record in layouts.load(root, category).train]
 
@@ -67,10 +71,10 @@ def load_source_images(root: str, category: str) -> list[UInt8[np.ndarray, '256 
 def add_noisy_images(
   folder: Path, images: Sequence[UInt8[np.ndarray, '256 256 3']], n: int, noise: float
 ) -> int:
-  """Add files until there are n; returns their size in MB."""
+  """Add files up to a number of n, and return the size of all in MB."""
   for i in range(len(list(folder.iterdir())), n):
     pixels = images[i % len(images)]
-    # Of the number alone: a sweep that was cut off goes on with the same files.
+    # The seed is the index alone, so a resumed sweep uses the same files.
     noisy_pixels = pixels + np.random.default_rng(i).normal(0, noise, pixels.shape)
     noisy_image = Image.fromarray(noisy_pixels.round().clip(0, 255).astype(np.uint8))
     noisy_image.save(folder / f'{i:06d}.jpg', quality=95)
@@ -78,7 +82,7 @@ def add_noisy_images(
 
 
 def fit(variant: FitVariant, root: Path, weights: str) -> results.RunSummary:
-  """Fit in a fresh process."""
+  """Fit in a separate process."""
   flags = [
     *subprocess_runs.run_flags(str(root), 'noisy', weights),
     '--config.evaluate.do_eval=false',
@@ -88,7 +92,7 @@ def fit(variant: FitVariant, root: Path, weights: str) -> results.RunSummary:
 
 
 def variants_for(n: int, flags: argparse.Namespace) -> list[FitVariant]:
-  """What is fitted to n images."""
+  """Return the variants that are fitted to n images."""
   variants = [_PADIM]
   if n <= flags.unbounded_to:
     variants.append(_UNBOUNDED)
@@ -98,7 +102,7 @@ def variants_for(n: int, flags: argparse.Namespace) -> list[FitVariant]:
 
 
 def measure(flags: argparse.Namespace) -> list[FitRecord]:
-  """Fit what is not in the log yet; returns what was asked for."""
+  """Make the fits that the log lacks, and return the requested ones."""
   log_records = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
   records_by_key = {
     (record['category'], record['variant'], record['images']): record for record in log_records
@@ -119,8 +123,8 @@ def measure(flags: argparse.Namespace) -> list[FitRecord]:
         )
         summary = fit(variant, Path(root), flags.weights)
         records_by_key[key] = {
-          'category': flags.category, 'variant': variant.title, 'images': n, 'machine': subprocess_runs.describe_machine(),
-          **summary,
+          'category': flags.category, 'variant': variant.title, 'images': n,
+          'machine': subprocess_runs.describe_machine(), **summary,
         }  # fmt: skip
         with flags.log.open('a') as file:
           file.write(json.dumps(records_by_key[key]) + '\n')
@@ -133,7 +137,7 @@ def measure(flags: argparse.Namespace) -> list[FitRecord]:
 
 
 def growth_exponent(fits: Sequence[FitRecord], start: int) -> str:
-  """Slope of log seconds over log images by least squares, from `start` images on."""
+  """Return the slope of log seconds over log images by least squares, from `start` images on."""
   selected = [record for record in fits if record['images'] >= start]
   if len(selected) < 2:
     return '—'
@@ -143,7 +147,7 @@ def growth_exponent(fits: Sequence[FitRecord], start: int) -> str:
 
 
 def draw(fits: Sequence[FitRecord], path: Path) -> None:
-  """Time and memory over the number of images, on logarithmic axes."""
+  """Draw time and memory over the number of images, on logarithmic axes."""
   fig = figure.Figure(figsize=(9, 4), layout='constrained')
   panels = fig.subplots(1, 2)
   image_counts = sorted({record['images'] for record in fits})
@@ -158,7 +162,7 @@ def draw(fits: Sequence[FitRecord], path: Path) -> None:
         panel.plot(*zip(*points, strict=True), variant.style, label=variant.title)
     panel.set(xscale='log', yscale='log', xlabel='images', title=title)
     panel.set_xticks(image_counts, [str(n) for n in image_counts])
-    # Plain numbers, also where there is no power of ten in sight.
+    # Plain numbers, even if the axis contains no power of ten.
     panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     panel.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
     panel.minorticks_off()
@@ -168,7 +172,7 @@ def draw(fits: Sequence[FitRecord], path: Path) -> None:
 
 
 def main() -> None:
-  """Fit what is missing, then print the tables and draw the plot."""
+  """Make the missing fits, then print the tables and draw the plot."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -181,7 +185,12 @@ def main() -> None:
   )
   parser.add_argument('--bounded-from', type=int, default=1000)
   parser.add_argument('--unbounded-to', type=int, default=5000)
-  parser.add_argument('--slope-from', type=int, default=200, help='fewer: start-up counts most')
+  parser.add_argument(
+    '--slope-from',
+    type=int,
+    default=200,
+    help='smallest number of images; with fewer, start-up dominates',
+  )
   parser.add_argument('--noise', type=float, default=4.0, help='standard deviation, of 255')
   parser.add_argument('--log', type=Path, default=Path('runs/growth.jsonl'))
   parser.add_argument('--plot', type=Path, default=Path(__file__).with_suffix('.png'))
@@ -205,7 +214,7 @@ def main() -> None:
   print(
     tables.markdown_table(['detector', 'seconds grow as images to the power of (range)'], slopes)
   )
-  print(f'\nMachine: {"; ".join(sorted({one["machine"] for one in fits}))}.')
+  print(f'\nMachine: {"; ".join(sorted({record["machine"] for record in fits}))}.')
   draw(fits, flags.plot)
   print(f'Plot: {flags.plot}, {flags.plot.stat().st_size >> 10} kB.')
 

@@ -1,13 +1,13 @@
-"""Milliseconds per call of exported graphs, beside anomalib's PyTorch modules and OpenVINO exports.
+"""Milliseconds per call of exported graphs, PyTorch modules and OpenVINO exports of anomalib.
 
-python experiments/inference_speed.py --anomalib_python PEER/bin/python padim=RUN/model patchcore=RUN/model \
-  stfpm=RUN/model
+  python experiments/inference_speed.py --anomalib_python PEER/bin/python padim=RUN/model \
+    patchcore=RUN/model stfpm=RUN/model
 
-Every system runs in a process of its own, in turn, several times over; all in float32, on as many
-threads as there are cores, from images that are decoded and of network size: uadjax from bytes, to
-map and score; anomalib from floats that are normalized, without its pre- and post-processing. Its
-PatchCore has as many bank rows as ours. Its arrays are drawn at random: what they hold does not
-change the time. Needs anomalib and openvino in the peer's environment.
+Systems alternate over several rounds, each in a separate process, all in float32 on as many threads
+as there are cores. Images are decoded and have network size. uadjax computes from bytes to map and
+score; anomalib computes from normalized floats, without its pre- and post-processing. Its PatchCore
+has as many memory bank rows as ours. Its arrays are random, which does not change the time. Its
+environment needs anomalib and openvino.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _ANOMALIB_RUNTIMES = 'torch', 'openvino'
 
 
 def median_milliseconds(call: Any) -> float:
-  """Median milliseconds of some calls, after a few that warm up."""
+  """Return the median milliseconds of a call, after some calls to warm up."""
   seconds = []
   for _ in range(5 + _CALLS):
     start_time = time.perf_counter()
@@ -38,7 +38,7 @@ def median_milliseconds(call: Any) -> float:
 
 
 def time_uadjax(system: str, directory: Path) -> dict[int, float]:
-  """Time a model of uadjax."""
+  """Return the milliseconds of a uadjax model by batch size."""
   import jax
   import numpy as np
 
@@ -62,7 +62,7 @@ def time_uadjax(system: str, directory: Path) -> dict[int, float]:
 
 
 def time_anomalib(system: str, detector: str, rows: int) -> dict[int, float]:
-  """Time a model of anomalib; runs in its own environment."""
+  """Return the milliseconds of an anomalib model by batch size; runs in its environment."""
   import logging
   import warnings
 
@@ -71,7 +71,7 @@ def time_anomalib(system: str, detector: str, rows: int) -> dict[int, float]:
   import timm  # pyright: ignore[reportMissingImports]
   import torch  # pyright: ignore[reportMissingImports]
 
-  create_timm_model = timm.create_model  # No downloads.
+  create_timm_model = timm.create_model  # Replaced to avoid downloads.
   timm.create_model = lambda *args, **kwargs: create_timm_model(
     *args, **{**kwargs, 'pretrained': False}
   )
@@ -108,13 +108,13 @@ def time_anomalib(system: str, detector: str, rows: int) -> dict[int, float]:
       }
       request = openvino.compile_model(path, 'CPU', config).create_infer_request()
     milliseconds[n] = median_milliseconds(
-      lambda images=images: request.infer({'x': images.numpy()})
+      lambda images=images, request=request: request.infer({'x': images.numpy()})
     )
   return milliseconds
 
 
 def matmul_gflops() -> float:
-  """Billions of operations per second of a large float32 product, in the same manner."""
+  """Return the GFLOP/s of a large float32 matrix product, timed in the same way."""
   import numpy as np
 
   a = np.random.default_rng(0).random((1536, 1536), np.float32)
@@ -128,16 +128,15 @@ def main() -> None:
   )
   parser.add_argument('models', nargs='*', metavar='DETECTOR=DIR')
   parser.add_argument(
-    '--anomalib_python', metavar='PYTHON', help='of the environment with anomalib'
+    '--anomalib_python', metavar='PYTHON', help='Python of the environment with anomalib'
   )
   parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument(
-    '--measure', nargs=4, help=argparse.SUPPRESS
-  )  # What a process of its own does.
+  # Separate processes are started with this flag.
+  parser.add_argument('--measure', nargs=4, help=argparse.SUPPRESS)
   flags = parser.parse_args()
   if flags.measure:
     library, system, detector, argument = flags.measure
-    if library == 'peak':
+    if library == 'matmul':
       print(json.dumps({0: matmul_gflops()}))
     elif library == 'uadjax':
       print(json.dumps(time_uadjax(system, Path(argument))))
@@ -164,7 +163,7 @@ def main() -> None:
         (flags.anomalib_python, 'anomalib', system, name, str(rows))
         for system in _ANOMALIB_RUNTIMES
       ]
-  jobs.append((sys.executable, 'peak', 'numpy', '', ''))
+  jobs.append((sys.executable, 'matmul', 'numpy', '', ''))
   times: dict[tuple[str, ...], list[dict[str, float]]] = {job[1:4]: [] for job in jobs}
   for round_index in range(flags.rounds):
     for python, *job in jobs:
@@ -176,7 +175,7 @@ def main() -> None:
         continue
       times[tuple(job[:3])].append(json.loads(output))
       print(round_index + 1, job[:3], output, file=sys.stderr, flush=True)
-  gflops = [record['0'] for record in times.pop(('peak', 'numpy', ''))]
+  gflops = [record['0'] for record in times.pop(('matmul', 'numpy', ''))]
   table = []
   for (library, system, name), records in times.items():
     cells = [
@@ -187,9 +186,10 @@ def main() -> None:
     table.append([name, f'{library}, {system}', *cells])
   print(tables.markdown_table(['', 'runs on', *(f'batch {n}' for n in _BATCHES)], table))
   print(
-    f'\nMilliseconds per call: median of {flags.rounds} processes (range), of each the median of '
-    f'{_CALLS} calls. A product of matrices runs at '
-    f'{tables.format_cell(tables.center_and_range(gflops), 0)} GFLOP/s. {subprocess_runs.describe_machine()}.'
+    f'\nMilliseconds per call: median (range) over {flags.rounds} processes of the median of '
+    f'{_CALLS} calls. A matrix product reaches '
+    f'{tables.format_cell(tables.center_and_range(gflops), 0)} GFLOP/s. '
+    f'{subprocess_runs.describe_machine()}.'
   )
 
 

@@ -1,13 +1,13 @@
-"""What `detector.max_bytes` costs PatchCore: one selection of all patches, or selections of them.
+"""Cost of `detector.max_bytes` for PatchCore: several selections instead of one from all patches.
 
   python experiments/merge_reduce.py --root=../shared/data/mvtec_ad --category=bottle --seeds=3 \
     --weights=../shared/weights/resnet18_imagenet_bnfolded.pth
 
-PatchCore 1 % with room for all patches, and with a --share of that room, so that room must be made
-every time it is full (a quarter: four times or more). Both in turn and with the same batches, each
-in a fresh process; finished runs in --workdir are not repeated. The radius is the one reported,
-which no patch exceeds: exact for one selection, for several the sum of their radii. Differences are
-capped - one-shot.
+PatchCore 1 % runs with memory for all patches, and with a --share of that memory. Then the memory
+bank is compacted every time it is full (with a quarter: four times or more). Both variants
+alternate with the same batches, each in a separate process; finished runs in --workdir are not
+repeated. The covering radius is the reported one, which no patch exceeds: exact for one selection,
+the sum of the radii for several. Differences are capped - one-shot.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from uadjax.numerics import coreset
 from uadjax.sweep import results, tables
 
 _CONFIG = 'configs/patchcore.py'
-_PATCHES, _DIMENSIONS = 32 * 32, 128 + 256  # Of ResNet-18's layer2 and layer3 at 256x256 pixels.
+# Patches per image and dimensions of ResNet-18's layer2 and layer3 at 256x256 pixels.
+_PATCHES, _DIMENSIONS = 32 * 32, 128 + 256
 _COLUMNS = {
   'bank_rows': ('bank rows', 0),
   'covering_radius': ('covering radius', 3),
@@ -34,16 +35,16 @@ _COLUMNS = {
 
 
 def choose_byte_limits(images: int, share: float) -> tuple[dict[str, int], int]:
-  """max_bytes of both ways, and a batch size that the smaller has room for."""
+  """Return max_bytes of both variants, and a batch size that fits the smaller limit."""
   unlimited_bytes = images * _PATCHES * coreset.bytes_per_point(_DIMENSIONS)
-  batch = max(1, min(16, int(share * images) // 2))  # Room for more than half is never made.
+  batch = max(1, min(16, int(share * images) // 2))  # Compaction never frees more than half.
   return {'one-shot': unlimited_bytes, f'capped to {share:g}': int(share * unlimited_bytes)}, batch
 
 
 def measure(
   flags: argparse.Namespace, seed: int, byte_limits: dict[str, int], batch: int
 ) -> list[results.RunSummary]:
-  """Both ways with one seed."""
+  """Return the runs of both variants with one seed; make those that are missing."""
   summaries = []
   for variant, max_bytes in byte_limits.items():
     workdir = flags.workdir / flags.category / f'{max_bytes}_bytes' / f'seed_{seed}'
@@ -58,7 +59,7 @@ def measure(
 
 
 def format_columns(summary: results.RunSummary) -> list[str]:
-  """The columns of one run."""
+  """Return the table cells of one run."""
   return [
     tables.format_cell(tables.center_and_range([summary[key]]), digits)
     for key, (_, digits) in _COLUMNS.items()
@@ -66,7 +67,7 @@ def format_columns(summary: results.RunSummary) -> list[str]:
 
 
 def differences(pairs: Sequence[Sequence[results.RunSummary]]) -> list[str]:
-  """Median and range over seeds, by column."""
+  """Return the differences of the variants by column: median and range over seeds."""
   columns = []
   for key, (_, digits) in _COLUMNS.items():
     values = [capped[key] - one_shot[key] for one_shot, capped in pairs]
@@ -77,14 +78,14 @@ def differences(pairs: Sequence[Sequence[results.RunSummary]]) -> list[str]:
 
 
 def main() -> None:
-  """Carry out what is missing, then print the table."""
+  """Make the missing runs, then print the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   for flag in ('--root', '--category', '--weights'):
     parser.add_argument(flag, required=True)
   parser.add_argument(
-    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
   )
   parser.add_argument('--share', type=float, default=0.25)
   parser.add_argument('--workdir', type=Path, default=Path('runs/merge_reduce'))
@@ -105,7 +106,8 @@ def main() -> None:
   )
   print(f'\n{tables.markdown_table(["seed", "variant", *titles], rows)}\n')
   print(
-    f'{flags.category}, {images} images, batches of {batch}; {sizes}. {subprocess_runs.describe_machine()}.'
+    f'{flags.category}, {images} images, batches of {batch}; {sizes}. '
+    f'{subprocess_runs.describe_machine()}.'
   )
 
 

@@ -1,14 +1,14 @@
-"""Pixel metrics of a test set: `numerics.metrics` beside the straightforward sort of all pixels.
+"""Pixel metrics of a test set: `numerics.metrics` compared with a plain sort of all pixels.
 
   python experiments/pixel_metrics.py --images=160 --size=1024 --rounds=3
 
-Maps and masks are made up: smooth noise, log-normal, as distances are; three images of four have
-irregular defects of various size, 2 % of all pixels, whose scores overlap with normal ones.
-They lie in a temporary folder (TMPDIR names another disk) as .npy files, and both sides take turns,
-each time in a fresh process: from the files, which then are in the page cache, to AUROC, average
-precision, F1-max and AU-PRO of the pixels. The weights of regions are the same function in both.
-The straightforward side is np.argsort without stability, which is faster than what scikit-learn
-asks for. Peak is the process's largest resident size, imports included.
+Maps and masks are synthetic: smooth noise, log-normal like distances. Three images of four have
+irregular defects of various sizes, 2 % of all pixels, whose scores overlap with normal ones. They
+are .npy files in a temporary folder (TMPDIR selects another disk). Both implementations alternate,
+each time in a separate process. The time lasts from the files, which are then in the page cache, to
+AUROC, average precision, F1-max and AU-PRO of the pixels. Both use the same function for the
+weights of regions. The straightforward one uses np.argsort without stability, which is faster than
+what scikit-learn uses. Peak is the process's largest resident size, imports included.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from uadjax.numerics import metrics
 AnomalyMap = Float32[np.ndarray, 'h w']
 Mask = Bool[np.ndarray, 'h w']
 
-_DEFECTIVE_PIXEL_SHARE = 0.027  # Of a defective image: 2 % of all pixels.
-_KNOT_SPACINGS = (64, 16, 32)  # Pixels from one knot of the noise to the next.
+_DEFECTIVE_PIXEL_SHARE = 0.027  # Share in a defective image; 2 % of all pixels.
+_KNOT_SPACINGS = (64, 16, 32)  # Pixels between knots of the noise.
 
 
 def smooth_noise(rng: np.random.Generator, size: int, knot_spacing: int) -> AnomalyMap:
-  """Smooth noise of about unit variance."""
+  """Return smooth noise of about unit variance."""
   knots = rng.standard_normal((-(-size // knot_spacing) + 1,) * 2, dtype=np.float32)
   return np.asarray(ndimage.zoom(knots, knot_spacing, order=1))[:size, :size]
 
 
 def write_test_set(folder: Path, num_images: int, size: int) -> None:
-  """Write maps and masks; each depends on its number alone."""
+  """Write maps and masks; each depends on its index alone."""
   for i in range(num_images):
     rng = np.random.default_rng(i)
     scores, mask = (
@@ -58,13 +58,13 @@ def write_test_set(folder: Path, num_images: int, size: int) -> None:
 
 
 def read_pairs(folder: Path) -> Iterator[tuple[AnomalyMap, Mask]]:
-  """Read map and mask of each image."""
+  """Yield the map and the mask of each image."""
   for path in sorted(folder.glob('map_*.npy')):
     yield np.load(path), np.load(path.with_name(path.name.replace('map', 'mask')))
 
 
 def uadjax_metrics(folder: Path) -> dict[str, float]:
-  """Anomalous pixels are gathered first; normal ones pass by image by image."""
+  """Compute the metrics from all anomalous pixels, and normal pixels image by image."""
   anomalous, weights = zip(
     *((scores[mask], metrics.region_weights(mask)) for scores, mask in read_pairs(folder)),
     strict=True,
@@ -80,14 +80,14 @@ def uadjax_metrics(folder: Path) -> dict[str, float]:
 
 
 def straightforward_metrics(folder: Path) -> dict[str, float]:
-  """Sort all pixels, then cumulative sums at the last of each tie."""
+  """Compute the metrics by sorting all pixels, with cumulative sums at the last of each tie."""
   flat_arrays = []
   for scores, mask in read_pairs(folder):
     weights = np.zeros(scores.shape)
     weights[mask] = metrics.region_weights(mask)
     flat_arrays.append((scores.ravel(), mask.ravel(), weights.ravel()))
   scores, mask, weights = (np.concatenate(arrays) for arrays in zip(*flat_arrays, strict=True))
-  del flat_arrays  # As generous to its memory as a careful author would be.
+  del flat_arrays  # A careful author would free this memory.
   order = np.argsort(scores)[::-1]
   scores, mask, weights = scores[order], mask[order], weights[order]
   del order
@@ -111,7 +111,7 @@ _IMPLEMENTATIONS = {'uadjax': uadjax_metrics, 'straightforward': straightforward
 
 
 def measure(implementation: str, folder: Path) -> dict[str, float]:
-  """One side in this process: its results, seconds and peak in MB."""
+  """Run an implementation in this process; return its results, seconds and peak in MB."""
   start = time.perf_counter()
   results = _IMPLEMENTATIONS[implementation](folder)
   seconds = time.perf_counter() - start
@@ -120,15 +120,16 @@ def measure(implementation: str, folder: Path) -> dict[str, float]:
 
 
 def measure_in_subprocess(implementation: str, folder: Path) -> dict[str, float]:
-  """The same in a process of its own."""
-  command = [sys.executable, __file__, f'--side={implementation}', f'--folder={folder}']
+  """Run an implementation in a separate process; return what `measure` returns."""
+  command = [sys.executable, __file__, f'--implementation={implementation}', f'--folder={folder}']
   out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
   return json.loads(out)
 
 
 def compare(folder: Path, rounds: int) -> None:
-  """Let both sides take turns; print the table."""
-  print('| round | ours s | straightforward s | ratio | ours MB | straightforward MB | differ by |')
+  """Run both implementations alternately and print the table."""
+  titles = ['round', 'uadjax s', 'straightforward s', 'ratio', 'uadjax MB', 'straightforward MB']
+  print(f'| {" | ".join([*titles, "max difference"])} |')
   print('|---|---|---|---|---|---|---|')
   ratios, results = [], {}
   for i in range(rounds):
@@ -140,17 +141,17 @@ def compare(folder: Path, rounds: int) -> None:
     a, b = results['uadjax'], results['straightforward']
     max_difference = max(abs(a[key] - b[key]) for key in _METRIC_NAMES)
     if max_difference > 1e-9:
-      raise SystemExit(f'The sides disagree by {max_difference}: {results}')
+      raise SystemExit(f'Results differ by {max_difference}, more than 1e-9: {results}')
     ratios.append(b['seconds'] / a['seconds'])
     cells = [f'{a["seconds"]:.1f}', f'{b["seconds"]:.1f}', f'{ratios[-1]:.1f}']
     cells += [f'{a["peak MB"]:.0f}', f'{b["peak MB"]:.0f}', f'{max_difference:.0e}']
     print(f'| {i + 1} | {" | ".join(cells)} |', flush=True)
-  metrics_text = ', '.join(f'{key} {results["ours"][key]:.6f}' for key in _METRIC_NAMES)
+  metrics_text = ', '.join(f'{key} {results["uadjax"][key]:.6f}' for key in _METRIC_NAMES)
   print(f'\nMedian ratio {statistics.median(ratios):.1f}. {metrics_text}.')
 
 
 def main() -> None:
-  """Make the files, then compare."""
+  """Write the test set, then compare the implementations."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -160,7 +161,7 @@ def main() -> None:
   parser.add_argument(
     '--implementation',
     choices=_IMPLEMENTATIONS,
-    help='measure one side of --folder in this process',
+    help='measure it on --folder in this process',
   )
   parser.add_argument('--folder', type=Path)
   flags = parser.parse_args()

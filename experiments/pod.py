@@ -1,16 +1,16 @@
-"""What a slice of a TPU pod would do, by arithmetic: nothing here is measured on one.
+"""Estimate of what a TPU pod slice would do; nothing here is measured on one.
 
   python experiments/pod.py
   python experiments/pod.py --chips=16 --share=0.3
 
-Operations of an image and bytes between devices are those that traffic.py and shards.py read off
-the compiled programs, by their formulas. A chip is told of by what its maker publishes (TPU v5e:
-cloud.google.com/tpu/docs/v5e), and by guesses that you should make your own: the share of its peak
-that is reached, the bytes per second that a collective brings to a chip, and how long a step takes
-that waits for the one before it. Reading files is not in it: predict_speed.py measures that.
+Operations per image and bytes between devices are those that traffic.py and shards.py read from the
+compiled programs, as formulas. The chip is described by published figures (TPU v5e:
+cloud.google.com/tpu/docs/v5e) and by assumptions that you should replace with your own: the share
+of peak performance that is reached, the bytes per second that a collective delivers to a chip, and
+the duration of a sequential step. Reading files is not included; predict_speed.py measures it.
 
-Letters: c chips, b images of a batch on each, p patches of an image, d numbers of a patch, n
-patches to select from, k that are selected.
+Letters: c chips, b images of a batch per chip, p patches per image, d dimensions of a patch, n
+patches to select from, k selected patches.
 """
 
 import argparse
@@ -20,28 +20,26 @@ import subprocess_runs
 
 from uadjax.sweep import tables
 
-# Of ResNet-18 at 256x256 pixels: traffic.py.
-_FEATURE_FLOPS, _STEP_FLOPS = (
-  3.6e9,
-  13.7e9,
-)  # Operations of an image: to layer3; of a training step of STFPM.
-_GRADIENT_BYTES = 11.2e6  # Bytes of STFPM's.
-_PADIM_SHAPE = 64 * 64, 100  # p, d
+# Figures of ResNet-18 at 256x256 pixels, from traffic.py.
+_FEATURE_FLOPS = 3.6e9  # Operations per image up to layer3.
+_STEP_FLOPS = 13.7e9  # Operations per image of a training step of STFPM.
+_GRADIENT_BYTES = 11.2e6  # Gradients of STFPM.
+_PADIM_SHAPE = 64 * 64, 100  # Patches p and dimensions d.
 _PATCHCORE_SHAPE = 32 * 32, 384
-_SKETCH_DIM, _NUM_CANDIDATES, _MAX_NEW_CENTERS = 64, 4096, 1024  # numerics/coreset.py.
-_PRODUCTS_PER_FLOAT32 = (
-  6  # Products of bfloat16 that one of float32 in full precision takes on a TPU.
-)
+# Constants of numerics/coreset.py.
+_SKETCH_DIM, _NUM_CANDIDATES, _MAX_NEW_CENTERS = 64, 4096, 1024
+# A TPU computes a float32 product in full precision as six bfloat16 products.
+_PRODUCTS_PER_FLOAT32 = 6
 
 
 def batch_rows(flags: argparse.Namespace) -> list[list[Any]]:
-  """Milliseconds of a batch: computing, and what passes between chips meanwhile or after."""
+  """Return table rows with the milliseconds to compute a batch and to communicate for it."""
   c, b = flags.chips, flags.batch
   flops_per_s, bytes_per_s = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
   p, d = _PADIM_SHAPE
   rows = [
-    ['PaDiM: fold in', b * _FEATURE_FLOPS, 'b p d 4', b * p * d * 4],
-    ['PatchCore: fold in', b * _FEATURE_FLOPS, '0', 0],
+    ['PaDiM: update', b * _FEATURE_FLOPS, 'b p d 4', b * p * d * 4],
+    ['PatchCore: update', b * _FEATURE_FLOPS, '0', 0],
     ['STFPM: training step', b * _STEP_FLOPS, 'gradients', _GRADIENT_BYTES],
   ]
   p, d = _PATCHCORE_SHAPE
@@ -56,14 +54,19 @@ def batch_rows(flags: argparse.Namespace) -> list[list[Any]]:
     ['PatchCore: score, bank replicated', b * _FEATURE_FLOPS + search_flops, '0', 0],
   ]
   return [
-    [title, f'{1e3 * flops / flops_per_s:.1f}', formula, f'{num_bytes / 1e6:.0f}', f'{1e3 * num_bytes / bytes_per_s:.1f}',
+    [title, f'{1e3 * flops / flops_per_s:.1f}', formula, f'{num_bytes / 1e6:.0f}',
+     f'{1e3 * num_bytes / bytes_per_s:.1f}',
      f'{b * c / (flops / flops_per_s + num_bytes / bytes_per_s):,.0f}']
     for title, flops, formula, num_bytes in rows
   ]  # fmt: skip
 
 
 def coreset_rows(flags: argparse.Namespace) -> list[list[Any]]:
-  """Seconds to select: measuring, taking one after the other, telling all of the candidates."""
+  """Return table rows with the seconds of a coreset selection.
+
+  They are the seconds to compute distances, to select centers one after the other, and to exchange
+  candidates.
+  """
   c, rows = flags.chips, []
   flops_per_s, bytes_per_s = flags.tflops * 1e12 * flags.share, flags.gbytes * 1e9
   _, d = _PATCHCORE_SHAPE
@@ -71,7 +74,7 @@ def coreset_rows(flags: argparse.Namespace) -> list[list[Any]]:
   for n, share in ((214_016, 0.1), (7_000_000, 0.01), (7_000_000, 0.1)):
     k = share * n
     measure_s = 2 * n / c * k * _SKETCH_DIM * _PRODUCTS_PER_FLOAT32 / flops_per_s
-    # Each center is measured against the candidates, which are read from memory for it.
+    # For each center, distances to all candidates are updated, which reads these from memory.
     select_s = k * (
       _NUM_CANDIDATES * numbers_per_point * 4 / (flags.hbm * 1e9) + flags.step_us * 1e-6
     )
@@ -90,21 +93,27 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--chips', type=int, default=64)
-  parser.add_argument('--batch', type=int, default=32, help='images on each chip')
-  parser.add_argument('--rows', type=int, default=100_000, help='of a bank')
-  parser.add_argument('--tflops', type=float, default=197, help='of bfloat16, a chip (published)')
-  parser.add_argument('--hbm', type=float, default=819, help='GB/s (published)')
-  parser.add_argument('--share', type=float, default=0.2, help='of the peak (a guess)')
-  parser.add_argument('--gbytes', type=float, default=100, help='GB/s brought to a chip (a guess)')
-  parser.add_argument('--step_us', type=float, default=10, help='of a sequential step (a guess)')
+  parser.add_argument('--batch', type=int, default=32, help='images per chip')
+  parser.add_argument('--rows', type=int, default=100_000, help='rows of the memory bank')
+  parser.add_argument(
+    '--tflops', type=float, default=197, help='bfloat16 TFLOP/s per chip (published)'
+  )
+  parser.add_argument('--hbm', type=float, default=819, help='memory GB/s per chip (published)')
+  parser.add_argument('--share', type=float, default=0.2, help='share of peak reached (assumed)')
+  parser.add_argument(
+    '--gbytes', type=float, default=100, help='collective GB/s to a chip (assumed)'
+  )
+  parser.add_argument('--step_us', type=float, default=10, help='us per sequential step (assumed)')
   flags = parser.parse_args()
-  titles = ['', 'ms to compute', 'bytes to each', 'MB', 'ms to move', 'images/s']
+  titles = ['', 'ms to compute', 'bytes per chip', 'MB', 'ms to communicate', 'images/s']
   print(tables.markdown_table(titles, batch_rows(flags)) + '\n')
-  titles = ['patches', 'kept', 'MB of each', 's to measure', 's to take', 's to tell', 's']
+  titles = [
+    'patches', 'selected', 'MB per chip', 's for distances', 's to select', 's to exchange', 's',
+  ]  # fmt: skip
   print(tables.markdown_table(titles, coreset_rows(flags)))
   assumptions = ', '.join(f'{key} {value}' for key, value in vars(flags).items())
   print(
-    f'\nBy arithmetic, of {assumptions}; {subprocess_runs.describe_machine().rpartition(", ")[2]}.'
+    f'\nEstimated with {assumptions}; {subprocess_runs.describe_machine().rpartition(", ")[2]}.'
   )
 
 

@@ -1,13 +1,12 @@
-"""Whether predicting a directory keeps the cores busy: reading alone, scoring alone, and both.
+"""Use of the cores by prediction of a directory, compared with reading and scoring alone.
 
   python experiments/predict_speed.py --model=runs/bottle/model \
     --images=../shared/data/mvtec_ad/screw/test
 
-Reading: files to pixels at network size, in as many threads as predicting has. Scoring: batches
-that are there already, as many at once as predicting computes. Predicting: `predict` of the
-directory. Where both parts need the same cores, as on a CPU, nothing is faster than the sum of
-their times: `bound`.
-Rounds in turn; images per second.
+Reading: files to pixels at network size, in as many threads as prediction uses. Scoring: batches in
+memory, as many at a time as prediction computes. Predicting: `predict` of the directory. If reading
+and scoring need the same cores, as on a CPU, prediction takes at least the sum of their times:
+`bound`. Rounds alternate; figures are images per second.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from uadjax.system import memory, threads
 
 
 def read_images(predictor: predictor.Predictor, paths: list[Path]) -> list[np.ndarray]:
-  """Bring all images to network size."""
+  """Read all images and resize them to network size."""
 
   def read_image(path: Path) -> np.ndarray:
     return predictor.model.ops.apply(inputs.read(inputs.Source(str(path), path)))
@@ -39,7 +38,7 @@ def read_images(predictor: predictor.Predictor, paths: list[Path]) -> list[np.nd
 def score_batches(
   predictor: predictor.Predictor, pixels: list[np.ndarray], batch_size: int
 ) -> None:
-  """Score batches, each on the next device."""
+  """Score batches on alternating devices."""
   num_scored = len(pixels) - len(pixels) % batch_size
   batches = [
     np.stack(pixels[start : start + batch_size]) for start in range(0, num_scored, batch_size)
@@ -55,7 +54,7 @@ def score_batches(
 def measure(
   predictor: predictor.Predictor, folder: Path, batch_size: int, rounds: int
 ) -> list[str]:
-  """One line of the table."""
+  """Measure with one batch size and return the table row."""
   paths = scanning.find_images(folder)
   pixels = read_images(predictor, paths)
   list(predictor.predict(paths[: batch_size * len(predictor.devices)], batch_size))  # Compiles.

@@ -1,4 +1,4 @@
-"""The picture at the top of README: what PatchCore finds in drawn parts, each category fitted anew.
+"""Picture at the top of README: results of PatchCore on synthetic parts, one model per category.
 
 python experiments/readme_picture.py --output docs/picture.png
 """
@@ -13,7 +13,7 @@ from PIL import Image
 import uadjax
 from uadjax.data import demo
 
-# Category, defect, number of the picture.
+# Category, defect, number of the image.
 _EXAMPLES = (
   ('disc', 'scratch', 0),
   ('board', 'missing', 0),
@@ -24,7 +24,7 @@ _COLUMNS, _GAP = 2, 12
 
 
 def result_pictures() -> Iterator[Image.Image]:
-  """Fit a model to each category, and judge a picture with it."""
+  """Fit a model to each category, and yield the picture of its result on an image."""
   for category, defect, image_number in _EXAMPLES:
     folder = demo.cached_dataset(category) / category
     with tempfile.TemporaryDirectory() as workdir:
@@ -35,7 +35,7 @@ def result_pictures() -> Iterator[Image.Image]:
 
 
 def main() -> None:
-  """Lay the pictures out in columns."""
+  """Arrange the pictures in columns and save them."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -1,4 +1,4 @@
-"""Speed, memory and accuracy beside a rival: both on this machine, in turn, in fresh processes.
+"""Speed, memory and accuracy compared with another library, alternating on the same machine.
 
   DATA=../shared/data/mvtec_ad
   PEER="PEER_VENV/bin/python ../shared/peers/anomalib_bench.py"
@@ -7,18 +7,18 @@
     --rival="$PEER {model} {root} {category} --ratio {ratio}" \
     --cases=padim:toothbrush:3,patchcore:screw:1,patchcore@0.1:toothbrush:2
 
-A case is config:category:rounds, with PatchCore's ratio after an @ (0.01 where there is none). A
-round is a run of ours, with a seed of its own, and one of the rival's; who goes first alternates.
-Finished rounds are appended to --log at once, and are not repeated. `--ours-only N` adds N runs of
-ours with further seeds: they count for the AUROCs alone, since nothing ran in turn with them.
+A case is config:category:rounds, with PatchCore's ratio after an @ (default 0.01). A round is a run
+of uadjax, with its own seed, and a run of the rival, each in a separate process; the order
+alternates. Finished rounds are appended to --log at once, and are not repeated. `--ours-only N`
+adds N runs of uadjax with further seeds. They count for the AUROCs only, as they do not alternate.
 
-The rival's last line is JSON: fit_s, test_s, peak_mb, image_AUROC, pixel_AUROC. What is compared:
-- fit: of ours from the first file opened to the fitted model, compilation included. The thresholds
-  that we then find by leaving images out have a column of their own.
-- test: of ours from the model's files to the numbers, with 16 pictures.
-- peak: largest resident size of the whole process, tests included: of ours as the operating system
-  counts it, of theirs as they say.
-Ratios are medians of those within a round.
+The rival's last line is JSON: fit_s, test_s, peak_mb, image_AUROC, pixel_AUROC. The script compares
+- fit: for uadjax from the first file opened to the fitted model, compilation included. Threshold
+  calibration with held-out images has its own column.
+- test: for uadjax from the model's files to the metrics, with 16 result images.
+- peak: largest resident size of the whole process, tests included; for uadjax as the operating
+  system reports it, for the rival as it reports itself.
+Ratios are medians over the ratios within a round.
 """
 
 import argparse
@@ -36,11 +36,9 @@ import subprocess_runs
 from uadjax.sweep import results, tables
 
 RoundRecord = dict[str, Any]  # A line of the log.
-_FIRST_EXTRA_SEED = (
-  101  # Seeds from here on are of runs of ours alone, whatever the number of rounds.
-)
-_DEFAULT_RATIO = '0.01'  # That of configs/patchcore.py.
-# Ours, theirs, title, digits.
+_FIRST_EXTRA_SEED = 101  # Seeds from here on are of runs of uadjax without the rival.
+_DEFAULT_RATIO = '0.01'  # The ratio of configs/patchcore.py.
+# Key of uadjax, key of the rival, title, digits.
 _COSTS = (
   ('fit_s', 'fit_s', 'fit s', 1),
   ('evaluate_s', 'test_s', 'test s', 1),
@@ -54,13 +52,13 @@ _MEASURES = (*_COSTS, *_SCORES)
 
 
 class Case(NamedTuple):
-  """What is compared.
+  """Case to compare.
 
   Attributes:
-    model: a config's name, and the rival's.
-    ratio: of PatchCore, as text; empty for the config's own.
-    category: a folder of the data.
-    rounds: how often.
+    model: name of the config, and of the rival's model.
+    ratio: PatchCore's ratio as text; empty for the config's default.
+    category: folder of the dataset.
+    rounds: number of rounds.
   """
 
   model: str
@@ -74,7 +72,7 @@ class Case(NamedTuple):
 
 
 def parse_cases(text: str) -> list[Case]:
-  """Read `config[@ratio]:category:rounds,...`."""
+  """Parse `config[@ratio]:category:rounds,...`."""
   cases = []
   for item in text.split(','):
     match = re.fullmatch(r'(\w+)(?:@([\d.]+))?:(\w+):(\d+)', item)
@@ -86,7 +84,7 @@ def parse_cases(text: str) -> list[Case]:
 
 
 def run_uadjax(case: Case, root: str, weights: str, seed: int) -> results.RunSummary:
-  """One run of ours."""
+  """Run uadjax once."""
   flags = subprocess_runs.run_flags(root, case.category, weights, seed)
   if case.ratio:
     flags.append(f'--config.detector.ratio={case.ratio}')
@@ -95,14 +93,14 @@ def run_uadjax(case: Case, root: str, weights: str, seed: int) -> results.RunSum
 
 
 def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
-  """One run of the rival's, in a folder that takes what it leaves behind."""
+  """Run the rival once, in a temporary folder for its files."""
   command_line = template.format(
     model=case.model,
     root=shlex.quote(str(Path(root).absolute())),
     category=case.category,
     ratio=case.ratio or _DEFAULT_RATIO,
   )
-  # Not resolved: a virtual environment's Python is a link, and must stay one.
+  # Links are not resolved: the Python of a virtual environment must stay a link.
   command = [
     str(Path(word).absolute()) if '/' in word and Path(word).exists() else word
     for word in shlex.split(command_line)
@@ -113,11 +111,14 @@ def run_rival(case: Case, root: str, template: str) -> results.RunSummary:
     report = json.loads(lines[-1])
     return {name: report[name] for _, name, *_ in _MEASURES}
   except (IndexError, KeyError, ValueError):
-    sys.exit(f'The last line of {shlex.join(command)} is not the JSON expected: {lines[-1:]}')
+    sys.exit(
+      f'The last line of {shlex.join(command)} must be JSON with the keys '
+      f'{[name for _, name, *_ in _MEASURES]}, not {lines[-1:]}'
+    )
 
 
 def measure_round(case: Case, seed: int, flags: argparse.Namespace) -> RoundRecord:
-  """One round: both in turn, or ours alone."""
+  """Run one round: both systems, or uadjax alone."""
   runners = {
     'uadjax': lambda: run_uadjax(case, flags.root, flags.weights, seed),
     'rival': lambda: (
@@ -125,7 +126,7 @@ def measure_round(case: Case, seed: int, flags: argparse.Namespace) -> RoundReco
     ),
   }
   order = list(runners) if seed % 2 else list(reversed(runners))
-  summaries = {side: runners[side]() for side in order}
+  summaries = {system: runners[system]() for system in order}
   return {
     'case': str(case),
     'seed': seed,
@@ -135,20 +136,20 @@ def measure_round(case: Case, seed: int, flags: argparse.Namespace) -> RoundReco
 
 
 def describe_round(record: RoundRecord) -> str:
-  """A line of progress."""
+  """Describe a round in a line."""
   descriptions = []
-  for side, key_index in (('uadjax', 0), ('rival', 1)):
-    if record[side]:
+  for system, key_index in (('uadjax', 0), ('rival', 1)):
+    if record[system]:
       values = (
-        f'{title} {record[side][names[key_index]]:.{digits}f}'
+        f'{title} {record[system][names[key_index]]:.{digits}f}'
         for *names, title, digits in _MEASURES
       )
-      descriptions.append(f'{side}: {"  ".join(values)}')
+      descriptions.append(f'{system}: {"  ".join(values)}')
   return f'{record["case"]}, seed {record["seed"]}  ' + '\n  '.join(descriptions)
 
 
 def table_rows(rounds: Sequence[RoundRecord]) -> list[list[str]]:
-  """Three rows of a case: ours, theirs, ratios."""
+  """Return the table rows of a case: uadjax, rival, ratios."""
   uadjax_summaries = [record['uadjax'] for record in rounds]
   pairs = [(record['uadjax'], record['rival']) for record in rounds if record['rival']]
   uadjax_cells, rival_cells, ratio_cells = [], [], []
@@ -189,12 +190,12 @@ def table_rows(rounds: Sequence[RoundRecord]) -> list[list[str]]:
   return [
     [name, 'uadjax', run_counts, *uadjax_cells, thresholds],
     [name, 'rival', str(len(pairs)), *rival_cells, '—'],
-    [name, 'ours / rival', '', *ratio_cells, '', '', ''],
+    [name, 'uadjax / rival', '', *ratio_cells, '', '', ''],
   ]
 
 
 def main() -> None:
-  """Carry out what is missing, then print the table."""
+  """Run the missing rounds, then print the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument(flag, required=True)
   parser.add_argument('--cases', type=parse_cases, required=True)
   parser.add_argument('--log', type=Path, default=Path('runs/rival.jsonl'))
-  parser.add_argument('--ours-only', type=int, default=0, help='further runs of ours, per case')
+  parser.add_argument('--ours-only', type=int, default=0, help='further runs of uadjax per case')
   flags = parser.parse_args()
   flags.log.parent.mkdir(parents=True, exist_ok=True)
   log_records = [json.loads(line) for line in flags.log.open()] if flags.log.is_file() else []
@@ -222,9 +223,9 @@ def main() -> None:
     rows += table_rows([records_by_seed[seed] for seed in seeds])
     machines.update(records_by_seed[seed]['machine'] for seed in seeds)
   titles = [title for *_, title, _ in _MEASURES]
-  print(f'\n{tables.markdown_table(["case", "side", "runs", *titles, "thresholds s"], rows)}\n')
+  print(f'\n{tables.markdown_table(["case", "system", "runs", *titles, "thresholds s"], rows)}\n')
   print(
-    'Medians (range). Runs of ours: in turn with the rival + alone, for the AUROCs. '
+    'Medians (range). Runs of uadjax: alternating with the rival + alone, for the AUROCs. '
     f'Machine: {"; ".join(sorted(machines))}.'
   )
 

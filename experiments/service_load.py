@@ -2,12 +2,14 @@
 
   python experiments/service_load.py RUN/model IMAGE [--requests 10000]
 
-For 1, 8 and 64 clients, with batching (--batch 8) and without (--batch 1), in turn: requests per
-second, and the median and 99th percentile of their time. Clients are coroutines of this process,
-each of which sends the image's bytes again as soon as it was answered; they take a part of the same
-cores. Then so many requests to one service: how many were answered otherwise than the first, and
-its memory before, after a tenth, and at the end; then a burst beyond its queue, and SIGTERM while
-clients go on.
+First, 1, 8 and 64 clients alternate with batching (--batch 8) and without (--batch 1). The table
+has requests per second, and the median and 99th percentile of the latency. Clients are coroutines
+of this process. Each sends the image again as soon as it has its response; clients use the same
+cores as the service.
+
+Then --requests requests go to one service. The script prints the statuses, the number of different
+scores, and the memory before, after a tenth, and at the end. Then it sends a burst that exceeds the
+queue, and SIGTERM during requests.
 """
 
 import argparse
@@ -37,14 +39,13 @@ _ROUTE = '/image-anomaly-detection'
 
 
 class LoadResult(NamedTuple):
-  """What clients saw.
+  """Responses that clients received.
 
   Attributes:
-    statuses: how often each was answered; 0 where the connection was closed, -1 where it could not
-      be made.
-    seconds: of the answered ones, in order.
-    scores: how often each.
-    lasted: seconds in all.
+    statuses: number of responses by HTTP status; 0 for a closed connection, -1 for a failed one.
+    seconds: latency of each successful request, in order.
+    scores: number of responses by score.
+    duration: total seconds.
   """
 
   statuses: collections.Counter[int]
@@ -55,7 +56,7 @@ class LoadResult(NamedTuple):
 
 @contextlib.contextmanager
 def running_service(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-  """A service, warm."""
+  """Run a service and yield its process and URL once it is ready."""
   with socket.socket() as probe_socket:
     probe_socket.bind(('127.0.0.1', 0))
     port = probe_socket.getsockname()[1]
@@ -65,7 +66,7 @@ def running_service(model: Path, *options: str) -> Iterator[tuple[subprocess.Pop
   try:
     while True:
       if process.poll() is not None:
-        sys.exit(f'The service ended with {process.returncode}.')
+        sys.exit(f'The service ended with exit status {process.returncode}.')
       with contextlib.suppress(httpx.TransportError):
         if httpx.get(f'{url}/v2/health/ready').status_code == 200:
           break
@@ -77,7 +78,7 @@ def running_service(model: Path, *options: str) -> Iterator[tuple[subprocess.Pop
 
 
 async def send_requests(url: str, image: bytes, clients: int, requests: int) -> LoadResult:
-  """Let clients send so many requests in all; they stop early where nobody listens."""
+  """Send requests from several clients; a client stops if it cannot connect."""
   statuses: collections.Counter[int] = collections.Counter()
   scores: collections.Counter[float] = collections.Counter()
   seconds, num_remaining = [], requests
@@ -107,13 +108,13 @@ async def send_requests(url: str, image: bytes, clients: int, requests: int) -> 
 
 
 def resident_mb(process: subprocess.Popen[str]) -> int:
-  """Of a process, now."""
+  """Return the resident size of a process in MB."""
   status = Path(f'/proc/{process.pid}/status').read_text()
   return int(re.findall(r'VmRSS:\s+(\d+)', status)[0]) >> 10
 
 
 def format_columns(result: LoadResult) -> list[str]:
-  """Requests per second, median and 99th percentile."""
+  """Return requests per second, and median and 99th percentile of the latency."""
   percentiles = statistics.quantiles(result.seconds, n=100)
   return [
     f'{len(result.seconds) / result.duration:.1f}',
@@ -123,7 +124,7 @@ def format_columns(result: LoadResult) -> list[str]:
 
 
 def main() -> None:
-  """Measure, and print tables."""
+  """Measure and print the results."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -132,7 +133,7 @@ def main() -> None:
   parser.add_argument('--requests', type=int, default=10_000)
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument(
-    '--requests_per_row', type=int, default=256, help='requests for a line of the table'
+    '--requests_per_row', type=int, default=256, help='requests for a row of the table'
   )
   flags = parser.parse_args()
   image = flags.image.read_bytes()
@@ -157,15 +158,17 @@ def main() -> None:
     memory_mb.append(resident_mb(process))
     statuses = first_tenth.statuses + remainder.statuses
     print(
-      f'\n{flags.requests} requests: {dict(statuses)}, {len(first_tenth.scores + remainder.scores)} different '
-      f'scores; {memory_mb[0]} MB before, {memory_mb[1]} after a tenth, {memory_mb[2]} at the end.',
+      f'\n{flags.requests} requests: {dict(statuses)}, '
+      f'{len(first_tenth.scores + remainder.scores)} different scores; '
+      f'{memory_mb[0]} MB before, {memory_mb[1]} after a tenth, {memory_mb[2]} at the end.',
       flush=True,
     )
   with running_service(flags.model, '--queue', '16') as (process, url):
     burst_result = asyncio.run(send_requests(url, image, 256, 256))
     later_result = asyncio.run(send_requests(url, image, 8, 32))
     print(
-      f'A burst of 256 on a queue of 16: {dict(burst_result.statuses)}; then {dict(later_result.statuses)}.',
+      f'A burst of 256 on a queue of 16: {dict(burst_result.statuses)}; '
+      f'then {dict(later_result.statuses)}.',
       flush=True,
     )
 

@@ -1,16 +1,16 @@
-"""What a bank that is split costs each device: memory, seconds and bytes between devices.
+"""Cost of a sharded memory bank per device: memory, seconds and bytes between devices.
 
   python experiments/shards.py
-  python experiments/shards.py --rows=214016 --devices=1 --share=0.1   # on a GPU, say
+  python experiments/shards.py --rows=214016 --devices=1 --share=0.1   # for example on a GPU
 
-A coreset is selected from n random patches of 384 dimensions, a share of them, and patches of 8
-images look for their nearest in a bank of n rows; on 1, 2, 4 and 8 devices, which on a CPU are
-simulated: they share its cores and its memory, so that seconds tell what splitting costs and
-nothing of what it gains. Megabytes are what XLA plans for each device: its part of what goes in and
-comes out, and what is needed between. Bytes between devices are those of the collectives in the
-compiled program, what each device receives; of a selection for each pass, of which it makes many.
+A coreset is selected from n random patches of 384 dimensions, and the patches of 8 images search
+for their nearest neighbor in n rows. Both run on 1, 2, 4 and 8 devices. On a CPU these are
+simulated: they share its cores and its memory, so seconds show what sharding costs, not what it
+gains. Megabytes are what XLA plans per device: its shard of inputs and outputs, and temporary
+memory. Bytes between devices are those of the collectives in the compiled program that each device
+receives; for a selection, per pass, of which it makes many.
 
-The medians of three rounds (range); the tables are printed, and drawn as shards.png.
+Figures are medians (range) over three rounds. The table is printed, and drawn as shards.png.
 """
 
 import argparse
@@ -42,12 +42,12 @@ _SHAPE = re.compile(r'(\w+)\[([\d,]*)\]')
 
 
 class Cost(NamedTuple):
-  """Of one function on some devices.
+  """Cost of one function on a number of devices.
 
   Attributes:
-    seconds: of each round.
-    megabytes: that XLA plans for each device.
-    moved: bytes by kind of collective, in the program once.
+    seconds: seconds of each round.
+    megabytes: MB that XLA plans per device.
+    collective_bytes: bytes that a device receives, by kind of collective, in one execution.
   """
 
   seconds: Sequence[float]
@@ -56,7 +56,7 @@ class Cost(NamedTuple):
 
 
 def collective_bytes(compiled: Any) -> dict[str, int]:
-  """Bytes that each device receives in every collective of a program, by kind."""
+  """Return the bytes that each device receives in the collectives of a program, by kind."""
   bytes_by_kind: dict[str, int] = {}
   for line in compiled.as_text().splitlines():
     result = line.partition(' = ')[2]
@@ -70,7 +70,7 @@ def collective_bytes(compiled: Any) -> dict[str, int]:
 
 
 def planned_mb(compiled: Any) -> float:
-  """What XLA plans for one device."""
+  """Return the MB that XLA plans per device."""
   analysis = compiled.memory_analysis()
   total_bytes = (
     analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
@@ -79,7 +79,7 @@ def planned_mb(compiled: Any) -> float:
 
 
 def measure(compiled: Any, make_arguments: Callable[[], Sequence[Any]], rounds: int) -> Cost:
-  """Call it; what is given is made anew each time, for it may be donated."""
+  """Time a compiled function; arguments are made anew for each call, as it may donate them."""
   seconds = []
   for _ in range(rounds):
     arguments = jax.block_until_ready(make_arguments())
@@ -90,7 +90,7 @@ def measure(compiled: Any, make_arguments: Callable[[], Sequence[Any]], rounds: 
 
 
 def random_points(mesh: meshes.Mesh, n: int) -> jax.Array:
-  """Random patches in a few thousand clusters, on their devices."""
+  """Return random patches in a few thousand clusters, sharded over the mesh."""
   sharding = meshes.batch_sharding(mesh)
 
   @functools.partial(jax.jit, out_shardings=sharding)
@@ -104,7 +104,7 @@ def random_points(mesh: meshes.Mesh, n: int) -> jax.Array:
 
 
 def measure_selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
-  """Select a share of n patches."""
+  """Measure the selection of a share of n patches."""
   shards, num_centers = meshes.shards(mesh), round(share * n)
   x, sharding = random_points(mesh, n), meshes.batch_sharding(mesh)
   point_ids = jax.device_put(np.arange(n, dtype=np.int32), sharding)
@@ -130,7 +130,7 @@ def measure_selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> C
 
 
 def measure_search(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost:
-  """Find the nearest of n rows for the patches of eight images."""
+  """Measure the search for the nearest of n rows for the patches of eight images."""
   del share
   shards = meshes.shards(mesh)
   index = neighbors.pad_index(
@@ -150,7 +150,7 @@ OPERATIONS = {'selection': measure_selection, 'search': measure_search}
 
 
 def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
-  """Memory of a device and seconds over the rows, a line for each number of devices."""
+  """Draw memory per device and seconds over the rows, a line for each number of devices."""
   fig = figure.Figure(figsize=(9, 7), layout='constrained')
   panels = fig.subplots(2, 2)
   device_counts = sorted({devices for _, _, devices in costs})
@@ -161,12 +161,12 @@ def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
       label = f'{devices} device{"s" if devices > 1 else ""}'
       panel_row[0].plot(rows, [cost.megabytes for cost in device_costs], 'o-', label=label)
       panel_row[1].plot(rows, [np.median(cost.seconds) for cost in device_costs], 'o-', label=label)
-    panel_row[0].set(title=f'{operation}: MB of each device')
+    panel_row[0].set(title=f'{operation}: MB per device')
     panel_row[1].set(title=f'{operation}: seconds')
     for panel in panel_row:
       panel.set(xscale='log', yscale='log', xlabel='rows')
       panel.set_xticks(rows, [f'{n:,}' for n in rows])
-      # Plain numbers, also where there is no power of ten in sight.
+      # Plain numbers, even if the axis contains no power of ten.
       panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       panel.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
       panel.minorticks_off()
@@ -176,7 +176,7 @@ def draw(costs: dict[tuple[str, int, int], Cost], path: Path) -> None:
 
 
 def main() -> None:
-  """Measure, print and draw."""
+  """Measure, print the table and draw the plot."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -199,7 +199,7 @@ def main() -> None:
         seconds = tables.format_cell(tables.center_and_range(cost.seconds), 2)
         rows.append([operation, n, devices, f'{cost.megabytes:.0f}', seconds, transfers or '—'])
         print(*rows[-1], flush=True)
-  titles = ['work', 'rows', 'devices', 'MB of each', 's', 'received by each, once']
+  titles = ['operation', 'rows', 'devices', 'MB per device', 's', 'received per device']
   print('\n' + tables.markdown_table(titles, rows))
   print(f'\n{jax.devices()[0].device_kind}; {subprocess_runs.describe_machine()}.')
   draw(costs, flags.plot)

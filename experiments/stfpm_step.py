@@ -1,13 +1,13 @@
-"""Seconds per STFPM training step beside anomalib's: both on this machine, in turn.
+"""Seconds per STFPM training step, compared with anomalib's, alternating on the same machine.
 
   DATA=../shared/data/mvtec_ad
   PEER="PEER_VENV/bin/python ../shared/peers/anomalib_bench.py stfpm $DATA bottle"
   python experiments/stfpm_step.py --root=$DATA --category=bottle --rival="$PEER" \
     --weights=../shared/weights/resnet18_imagenet_bnfolded.pth
 
-Steps of 32 images of 256x256 pixels, decoding included. Ours: the log of a whole run, without the
-first ten steps, which compile. Theirs: the difference in fit time of a run of 6 and a run of 1
-step, so that start-up does not count; bottle's first 6 batches have 32 images each.
+Steps have 32 images of 256x256 pixels, decoding included. For uadjax: the log of a whole run,
+without the first ten steps, which compile. For anomalib: the difference in fit time between 6 steps
+and 1 step, so that start-up does not count; bottle's first 6 batches have 32 images each.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import tempfile
 
 
 def uadjax_step_seconds(root: str, category: str, weights: str) -> float:
-  """Seconds per step of one run."""
+  """Return the seconds per step of a run of uadjax."""
   with tempfile.TemporaryDirectory() as workdir:
     command = (
       f'{sys.executable} -m uadjax.main --config=configs/stfpm.py --workdir={workdir} '
@@ -34,7 +34,7 @@ def uadjax_step_seconds(root: str, category: str, weights: str) -> float:
 
 
 def anomalib_step_seconds(command: str) -> float:
-  """Seconds per step of anomalib."""
+  """Return the seconds per step of anomalib."""
   one_step_fit, six_step_fit = (_fit_seconds(f'{command} --steps {n}') for n in (1, 6))
   return (six_step_fit - one_step_fit) / 5
 
@@ -45,7 +45,7 @@ def _fit_seconds(command: str) -> float:
 
 
 def main() -> None:
-  """Print a line per round, and the medians."""
+  """Measure; print a line per round, and the medians."""
   parser = argparse.ArgumentParser(description=__doc__)
   for flag in ('--root', '--category', '--weights', '--rival'):
     parser.add_argument(flag, required=True)

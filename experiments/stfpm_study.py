@@ -1,19 +1,19 @@
-"""STFPM's learning rate and number of steps: a table of accuracy, over seeds, and its picture.
+"""STFPM's learning rate and number of steps: a table of accuracy over seeds, and its plot.
 
   DATA=../shared/data/mvtec_ad
   WEIGHTS=../shared/weights/resnet18_imagenet_bnfolded.pth
   python experiments/stfpm_study.py --root=$DATA --category=toothbrush --weights=$WEIGHTS
 
-PaddleX's tutorial has such a table: one run per cell, a rate that decays whatever the table says,
-and a measure that no good image enters. Here a rate is constant after `--warmups` steps of linear
-warm-up, every cell has several seeds, and good test images count: an image AUROC needs them, and
-false alarms are theirs alone. `--steps` are stages of one run, each taken up where the one before
-stopped, which to the bit is what a run of that length has (tests/test_main.py says so); of each
-the step of the lowest held-out loss is judged. Finished stages are not repeated, so that a study
-that was cut off goes on. What follows `--` is passed on to every run.
+PaddleX's tutorial has such a table: one run per cell, a rate that decays regardless of the table,
+and a metric that ignores good images. Here the rate is constant after `--warmups` steps of linear
+warm-up, every cell has several seeds, and good test images count: image AUROC and false alarms
+need them. `--steps` are stages of one run. Each stage resumes the previous one, which equals an
+uninterrupted run to the bit (see tests/test_main.py). In each stage the step with the lowest
+held-out loss is evaluated. Finished stages are not repeated, so an interrupted study continues.
+Arguments after `--` are passed on to every run.
 
-It prints the table, and leaves it in --workdir as table.md, with table.csv (a row for each stage of
-each run) and study.png.
+The script prints the table, and writes table.md, table.csv (a row for each stage of each run) and
+study.png to --workdir.
 """
 
 import argparse
@@ -31,7 +31,8 @@ import subprocess_runs
 
 from uadjax.sweep import results, tables
 
-_METRICS = {  # Key in evaluate_result.json -> title; the last three at the calibrated thresholds.
+# Key in evaluate_result.json -> title; the last three are at the calibrated thresholds.
+_METRICS = {
   'image_auroc': 'image AUROC',
   'pixel_auroc': 'pixel AUROC',
   'image_recall': 'recall',
@@ -41,21 +42,21 @@ _METRICS = {  # Key in evaluate_result.json -> title; the last three at the cali
 
 
 class Run(NamedTuple):
-  """One student; its stages are numbers of steps."""
+  """Training run of one student, in stages of a number of steps."""
 
   rate: float
   warmup: int
   seed: int
 
   def folder(self, workdir: Path) -> Path:
-    """Where it goes."""
+    """Return the folder of the run."""
     return workdir / f'rate_{self.rate:g}_warmup_{self.warmup}' / f'seed_{self.seed}'
 
 
 def run_stage(
   run: Run, steps: int, is_first: bool, workdir: Path, flags: Sequence[str]
 ) -> results.RunSummary:
-  """Train a student until `steps`; what was measured then, or that it diverged."""
+  """Train up to `steps`; return the metrics, or {'diverged': True}."""
   folder = run.folder(workdir)
   path = folder / f'steps_{steps}.json'
   if path.is_file():
@@ -80,7 +81,7 @@ def run_stage(
 
 
 def format_cell(summaries: Sequence[results.RunSummary], key: str) -> str:
-  """Mean and range over the seeds that did not diverge, and how many did."""
+  """Return mean and range over the seeds that did not diverge, and the number that did."""
   num_diverged = sum('diverged' in summary for summary in summaries)
   text = tables.format_cell(
     tables.center_and_range([summary.get(key) for summary in summaries], statistics.mean), 3
@@ -92,7 +93,7 @@ Rows = dict[tuple[float, int, int], list[results.RunSummary]]  # By rate, warm-u
 
 
 def format_table(rows: Rows) -> str:
-  """The rows in Markdown."""
+  """Return the rows as a Markdown table."""
   titles = ['learning rate', 'warm-up', 'steps', 'seeds', *_METRICS.values()]
   return tables.markdown_table(
     titles,
@@ -110,7 +111,7 @@ def format_table(rows: Rows) -> str:
 
 
 def draw(rows: Rows, path: Path, title: str) -> None:
-  """Image AUROC over steps: a line per rate and warm-up, a band from the lowest to the highest."""
+  """Draw image AUROC over steps: a line per rate and warm-up, and a band for the range."""
   fig = figure.Figure(figsize=(8, 4.5), layout='constrained')
   axes = fig.subplots()
   for rate, warmup in dict.fromkeys(key[:2] for key in rows):
@@ -138,7 +139,7 @@ def draw(rows: Rows, path: Path, title: str) -> None:
 
 
 def main() -> None:
-  """Train, tabulate, draw."""
+  """Run the missing stages, print the table and draw the plot."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -148,10 +149,10 @@ def main() -> None:
   parser.add_argument('--warmups', default='0,50')
   parser.add_argument('--steps', default='50,100,200')
   parser.add_argument(
-    '--seeds', type=int, default=3, help=f'how many, from {subprocess_runs.FIRST_SEED} on'
+    '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
   )
   parser.add_argument('--workdir', type=Path, default=Path('runs/stfpm_study'))
-  parser.add_argument('overrides', nargs='*', help='after --, for every run')
+  parser.add_argument('overrides', nargs='*', help='after --: flags for every run')
   flags = parser.parse_args()
   rates = [float(rate) for rate in flags.rates.split(',')]
   warmups = [int(steps) for steps in flags.warmups.split(',')]
@@ -166,7 +167,7 @@ def main() -> None:
     ]
     summary: results.RunSummary = {}
     for steps in stage_steps:
-      # One that diverged does not come back.
+      # A run that diverged does not recover.
       if 'diverged' not in summary:
         summary = run_stage(run, steps, steps == stage_steps[0], flags.workdir, common_flags)
       summaries_by_cell.setdefault((rate, warmup, steps), {})[seed] = summary

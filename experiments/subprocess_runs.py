@@ -1,4 +1,4 @@
-"""Runs of uadjax in fresh processes, and what they tell, for the scripts beside this one."""
+"""Runs of uadjax in separate processes, and their results, for the other scripts."""
 
 from collections.abc import Sequence
 import os
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from uadjax.sweep import results, slots
 
-FIRST_SEED = 3  # The configs' own.
+FIRST_SEED = 3  # The seed in configs/.
 _LAST_LINES = 12
 
 
 class CompletedCommand(NamedTuple):
-  """A command that did what it should.
+  """Output of a command that succeeded.
 
   Attributes:
-    stdout: what it printed.
-    peak_mb: largest resident size of its process, from beginning to end.
+    stdout: standard output of the command.
+    peak_mb: largest resident size of its process in MB.
   """
 
   stdout: str
@@ -27,10 +27,10 @@ class CompletedCommand(NamedTuple):
 
 
 def run_command(command: Sequence[str], cwd: Path | None = None) -> CompletedCommand:
-  """Run a command to its end; if it fails so does this script, with the command's last lines."""
+  """Run a command; if it fails, exit with its last lines of output."""
   with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
     with subprocess.Popen(command, cwd=cwd, stdout=out, stderr=err) as process:
-      # Only this way of waiting tells the memory of one child.
+      # Other ways to wait do not report the memory of a single child process.
       _, status, usage = os.wait4(process.pid, 0)
       process.returncode = os.waitstatus_to_exitcode(status)
     texts = []
@@ -39,14 +39,14 @@ def run_command(command: Sequence[str], cwd: Path | None = None) -> CompletedCom
       texts.append(stream.read())
   if process.returncode:
     last_lines = '\n  '.join(''.join(texts).splitlines()[-_LAST_LINES:])
-    sys.exit(f'Exit status {process.returncode} of: {" ".join(command)}\n  {last_lines}')
+    sys.exit(f'{" ".join(command)} failed with exit status {process.returncode}:\n  {last_lines}')
   return CompletedCommand(
     texts[0], usage.ru_maxrss // (1 << 20 if sys.platform == 'darwin' else 1 << 10)
   )
 
 
 def run_flags(root: str, category: str, weights: str, seed: int = FIRST_SEED) -> list[str]:
-  """What every run must be told."""
+  """Return the config flags that every run needs."""
   return [
     f'--config.data.root={root}',
     f'--config.data.category={category}',
@@ -56,17 +56,17 @@ def run_flags(root: str, category: str, weights: str, seed: int = FIRST_SEED) ->
 
 
 def train(config: str, workdir: Path, flags: Sequence[str]) -> results.RunSummary:
-  """Train and evaluate in a fresh process, over whatever is in `workdir`."""
+  """Train and evaluate in a separate process, and overwrite any run in `workdir`."""
   command = [sys.executable, '-m', 'uadjax.main', f'--config={config}', f'--workdir={workdir}']
   completed = run_command([*command, '--config.fit.overwrite=true', *flags])
   summary = results.load_summary(workdir)
   if summary is None:
-    sys.exit(f'{workdir} holds no finished run, though uadjax.main had no complaint.')
+    sys.exit(f'uadjax.main succeeded, but {workdir} contains no finished run.')
   return {**summary, 'process_peak_mb': completed.peak_mb}
 
 
 def describe_machine() -> str:
-  """This machine, today, and the commit: what a log that was taken up again must not blur."""
+  """Return machine, date and commit, so that resumed logs stay unambiguous."""
   git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
   commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or 'unknown'
   return f'{slots.describe_machine()}, commit {commit}'

@@ -1,12 +1,13 @@
-"""What a batch costs each device, and what passes between them: read off the compiled programs.
+"""Cost of a batch per device and bytes between devices, read from the compiled programs.
 
   python experiments/traffic.py
   python experiments/traffic.py --devices=2 --batch=64
 
-For every detector, of ResNet-18 at 256x256 pixels: features of a batch, folding it in (of STFPM a
-training step, its teacher included), and scoring it, on 8 devices. Nothing is run: operations are
-XLA's count, megabytes what it plans, bytes between devices those of the collectives' results, what
-each device receives. Random weights: they change none of it. PatchCore's bank has 10,240 rows.
+For every detector, with ResNet-18 at 256x256 pixels on 8 devices: extract features of a batch,
+update the state with it (for STFPM a training step, its teacher included), and score it. Nothing is
+run. Operations are XLA's count, megabytes are what XLA plans, and bytes between devices are the
+results of collectives that each device receives. Weights are random, which changes none of it.
+PatchCore's memory bank has 10,240 rows.
 """
 
 import argparse
@@ -36,7 +37,7 @@ _IMAGE_SIZE, _NUM_IMAGES, _NUM_BANK_ROWS = 256, 64, 10_240
 def program_row(
   title: str, function: Any, arguments: tuple[Any, ...], images_per_device: int
 ) -> list[Any]:
-  """A row of the table: per device."""
+  """Compile a function and return its table row, with costs per device."""
   compiled = jax.jit(function).lower(*arguments).compile()
   cost = compiled.cost_analysis()
   assert cost is not None
@@ -55,7 +56,7 @@ def program_row(
 
 
 def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
-  """Of one detector."""
+  """Compile the functions of one detector and return their table rows."""
   config = configs.load(name)
   spec = RunContext(
     _IMAGE_SIZE,
@@ -97,11 +98,11 @@ def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
 
 
 def _make_fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
-  """What scoring needs; a bank of so many rows is not selected but made up."""
+  """Return the fitted arrays; PatchCore gets a random memory bank instead of a selected one."""
   if not hasattr(state, 'memory_bank'):
     return detector.to_fitted(state)
   rows = jax.random.normal(
-    jax.random.key(0), (_NUM_BANK_ROWS, state.memory_bank.patches.rows.shape[-1])
+    jax.random.key(0), (_NUM_BANK_ROWS, state.memory_bank.patches.embeddings.shape[-1])
   )
   index = neighbors.pad_index(neighbors.build_index(rows), mesh.size)
   sharding_specs = detector.sharding_specs
@@ -114,7 +115,7 @@ def _make_fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
 
 
 def main() -> None:
-  """Compile and tell."""
+  """Compile all programs and print the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -127,7 +128,7 @@ def main() -> None:
     for name in ('padim', 'patchcore', 'stfpm')
     for row in detector_rows(name, mesh, flags.batch)
   ]
-  titles = ['', 'GFLOP per image', 'MB planned for each', 'received by each']
+  titles = ['', 'GFLOP per image', 'MB planned per device', 'received per device']
   print('\n' + tables.markdown_table(titles, table_rows))
   print(
     f'\nBatches of {flags.batch} on {flags.devices} devices; {subprocess_runs.describe_machine()}.'

@@ -1,1 +1,1 @@
-"""The parts of distill_backbone.py: generated pictures, and a student that learns from them."""
+"""Modules of distill_backbone.py: synthetic images, and a student that is trained on them."""

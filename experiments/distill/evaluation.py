@@ -1,4 +1,4 @@
-"""What features are worth: PatchCore with 1 % of the patches, and milliseconds per image."""
+"""Evaluation of backbones: PatchCore with 1 % of the patches, and milliseconds per image."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,18 +21,18 @@ _BATCH_SIZE = 8
 
 
 def image_auroc(backbone: Any, variables: Variables, folder: Path, seed: int = 3) -> float:
-  """Fit PatchCore on a category's good images, and tell its defects from its good test images.
+  """Fit PatchCore to a category's good images and return the image AUROC on its test images.
 
   Args:
-    module: the backbone, with stages layer2 and layer3.
-    variables: its own.
-    folder: of a category, as MVTec has it.
-    seed: of the selection.
+    backbone: network with stages layer2 and layer3.
+    variables: variables of the backbone.
+    folder: folder of a category in the MVTec layout.
+    seed: seed of the coreset selection.
   """
   splits = layouts.load(folder)
   detector = patchcore.make(backbone, RunContext(256, 256, len(splits.train)), ratio=0.01)
   assert detector.one_pass is not None
-  # A copy of the variables: updates consume what they are given.
+  # The variables are copied because updates donate their buffers.
   state = detector.init(jax.random.key(seed), jax.tree.map(jnp.array, variables))
   update, score = jax.jit(detector.update, donate_argnums=0), jax.jit(detector.score)
   for batch in _read_batches(splits.train):
@@ -57,7 +57,10 @@ def _read_batches(records: Sequence[Record]) -> Iterator[Batch]:
 def milliseconds_per_image(
   networks: Sequence[tuple[Any, Variables]], batch_size: int = 1, rounds: int = 30
 ) -> list[float]:
-  """The quickest of some calls of each network in turn, by image of 256x256 pixels."""
+  """Return milliseconds per image of 256x256 pixels for the fastest call of each network.
+
+  Networks alternate within each round.
+  """
   images = jnp.asarray(
     np.random.default_rng(0).integers(0, 256, (batch_size, 256, 256, 3), np.uint8)
   )
@@ -67,6 +70,6 @@ def milliseconds_per_image(
     for i, (apply_fn, (_, variables)) in enumerate(zip(apply_fns, networks, strict=True)):
       start_time = time.perf_counter()
       jax.block_until_ready(apply_fn(variables, images))
-      if round_index:  # The first one compiles.
+      if round_index:  # The first round compiles.
         min_times[i] = min(min_times[i], 1e3 * (time.perf_counter() - start_time) / batch_size)
   return min_times

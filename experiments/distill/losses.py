@@ -1,10 +1,11 @@
-"""How far the student's features are from the teacher's, in the ways that detectors look at them.
+"""Distance of the student's features from the teacher's, in the ways that detectors use them.
 
-PatchCore compares patches by their distance, PaDiM by theirs in units of each channel's spread,
-STFPM by direction: `match` and `turn` are between those. What all of them live by is how features
-change where something is wrong (`change`), and which patches are alike (`neighbors`).
+PatchCore compares patches by their distance, PaDiM by their distance in units of each channel's
+standard deviation, STFPM by direction. The terms `match` and `turn` lie between these. All
+detectors depend on how features change at a defect (`change`), and on which patches are alike
+(`neighbors`).
 
-Letters: b batch, h w map, c channels, p patches, d embedding.
+Letters: b batch, h w feature map, c channels, p patches, d embedding.
 """
 
 from collections.abc import Mapping
@@ -22,12 +23,13 @@ StageFeatures = Mapping[str, FeatureMaps]
 
 LOSS_WEIGHTS = {'match': 1.0, 'turn': 0.5, 'change': 0.5, 'neighbors': 0.1}
 _EPSILON = 1e-6
-_NUM_NEIGHBORS = 5  # Neighbors whose mean distance is the temperature.
-_NUM_IMAGES, _PATCHES_PER_IMAGE = 8, 32  # Images that patches are compared of, and patches of each.
+_NUM_NEIGHBORS = 5  # Half of their mean distance is the temperature.
+# Sampled images, and sampled patches per image, in `neighbors`.
+_NUM_IMAGES, _PATCHES_PER_IMAGE = 8, 32
 
 
 class Scale(NamedTuple):
-  """Mean and standard deviation of a stage's channels, of the teacher on generated images."""
+  """Mean and standard deviation of the teacher's channels in a stage, on synthetic images."""
 
   mean: Float[Array, ' c']
   std: Float[Array, ' c']
@@ -37,7 +39,7 @@ Scales = Mapping[str, Scale]
 
 
 def measure_scale(x: FeatureMaps) -> Scale:
-  """Measure one; channels that hardly ever move count as moving a little."""
+  """Measure the scale of feature maps; nearly constant channels get a minimum deviation."""
   std = x.std(axis=(0, 1, 2))
   return Scale(x.mean(axis=(0, 1, 2)), jnp.maximum(std, 0.1 * std.mean()))
 
@@ -45,14 +47,15 @@ def measure_scale(x: FeatureMaps) -> Scale:
 def distillation_loss(
   teacher_features: StageFeatures, student_features: StageFeatures, scales: Scales, key: jax.Array
 ) -> tuple[Array, dict[str, Array]]:
-  """The loss, and its parts by kind and stage.
+  """Return the loss, and its terms by name and stage.
 
-  Each part is 1 for a student that knows only the teacher's mean, `neighbors` excepted.
+  Each term except `neighbors` is 1 for a student that returns only the teacher's mean.
   """
   loss_terms = {}
   for stage, t in teacher_features.items():
     s, (mean, std) = student_features[stage], scales[stage]
-    # Divided by the square root: between plain distances and those in units of the spread.
+    # Dividing by the square root lies between plain distances and distances in units of the
+    # standard deviation.
     normalizer = jnp.sqrt(std * std.mean())[None, None, None]
     error, relative_std = (s - t) / normalizer, std / jnp.sqrt(std * std.mean())
     loss_terms[f'match_{stage}'] = jnp.mean(error**2) / jnp.mean(relative_std**2)
@@ -67,15 +70,16 @@ def distillation_loss(
 
 
 def _cosine_distance(t: FeatureMaps, s: FeatureMaps) -> Array:
-  """One less the cosine, in the mean over positions."""
+  """Return 1 - cosine, averaged over positions."""
   dot, tt, ss = (jnp.sum(x, axis=-1) for x in (t * s, t * t, s * s))
   return jnp.mean(1 - dot * jax.lax.rsqrt(tt * ss + _EPSILON))
 
 
 def _damage_response_loss(t: FeatureMaps, s: FeatureMaps) -> Array:
-  """Squared error of the difference between damaged twins, relative to its size in each pair.
+  """Return the error of the feature change between intact and damaged views.
 
-  Relative, so that a faint scratch counts as much as a hole.
+  The squared error is relative to the squared change of each pair, so that a faint scratch counts
+  as much as a hole.
   """
   intact, damaged = views.twin_rows(len(t))
   dt, ds = t[damaged] - t[intact], s[damaged] - s[intact]
@@ -86,7 +90,7 @@ def _damage_response_loss(t: FeatureMaps, s: FeatureMaps) -> Array:
 def _neighbor_divergence(
   teacher_features: StageFeatures, student_features: StageFeatures, key: jax.Array
 ) -> Array:
-  """Divergence between which patches are near which, for the teacher and for the student."""
+  """Return the KL divergence of the student's patch neighborhoods from the teacher's."""
   batch = len(next(iter(teacher_features.values())))
   keys = jax.random.split(key)
   image_indices = jax.random.permutation(keys[0], batch)[:_NUM_IMAGES, None]
@@ -110,7 +114,7 @@ def _neighbor_divergence(
 
 
 def _patch_embeddings(stages: StageFeatures) -> Float[Array, 'b p d']:
-  """What PatchCore makes of the second and third stage."""
+  """Return the patch embeddings that PatchCore computes from the second and third stage."""
   fine, coarse = stages['layer2'], stages['layer3']
   fine_size, coarse_size = fine.shape[1], coarse.shape[1]
   pooling = jnp.asarray(resampling.pool_matrix(fine_size))
@@ -128,7 +132,7 @@ def _patch_embeddings(stages: StageFeatures) -> Float[Array, 'b p d']:
 
 
 def _pairwise_distances(x: Float[Array, 'p d']) -> Float[Array, 'p p']:
-  """Squared distances; to itself a patch is far away."""
+  """Return squared distances; the distance of a patch to itself is set to a large value."""
   x = x - x.mean(axis=0, keepdims=True)
   norms = jnp.sum(x**2, axis=-1)
   squared = norms[:, None] + norms[None, :] - 2 * x @ x.T

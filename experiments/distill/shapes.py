@@ -1,11 +1,11 @@
-"""A layer of a picture: a grid of cells, turned and bent, with a shape in each.
+"""Layer of a synthetic image: a rotated and distorted grid of cells, each with a shape.
 
-Whether a cell holds something, where, how large, how turned and in which color follows from a hash
-of the cell. So one pass over the pixels draws one shape or a thousand, and costs the same: layers
-from coarse to fine make the power law of sizes that occlusion gives to photographs (dead leaves;
-Lee, Mumford and Huang 2001), and regular ones make tilings, weaves, brushes and print.
+A hash of the cell decides whether it contains a shape, and its position, size, rotation and color.
+So one pass over the pixels draws one shape or a thousand at the same cost. Layers from coarse to
+fine yield the power law of sizes that occlusion gives to photographs (dead leaves; Lee, Mumford and
+Huang 2001). Regular layers yield tilings, weaves, brushes and print.
 
-Letters: s side of the canvas, f fields of noise.
+Letters: s side of the canvas, f noise fields.
 """
 
 from typing import NamedTuple
@@ -17,32 +17,46 @@ Plane = Float[Array, 's s']
 
 
 class Layer(NamedTuple):
-  """Numbers that a layer is drawn from; lengths in cells, unless said.
+  """Parameters that a layer is drawn from; lengths are in cells unless stated otherwise.
 
   Attributes:
-    cells: across the canvas.
-    turn, shift, stretch: of the grid.
-    bend: how far noise moves the grid.
-    salt: makes the hash another.
-    density: share of cells that hold something.
-    jitter: how far shapes are off their cells' centers.
-    size: largest radius. `spread`: share by which others are smaller.
-    slim: how many times longer than wide.
-    turned: whether each shape is turned on its own.
-    norms: weights of round, square and diamond, which add up to one.
-    lobes: depth of three and of six lobes.
-    ring: width of an outline, as a share of the radius; 0 fills the shape.
-    strokes: whether strokes are drawn instead: ends of three, and their half width.
-    soft: width of the edge in pixels.
-    opacity: of the fill.
-    color: of the layer; `tone` and `hue`: how much shapes differ from it.
-    grain: amplitude of noise. `field`: which noise.
-    wave: amplitude, frequency per cell in two directions, hardness, and how noise bends it.
-    local: whether the wave turns with the shape. `rings`: whether it spreads from its middle.
-    bump: height of shapes, as a share of their radius; `bevel`: share of the radius that rises.
-    rough: height of grain and of waves, in pixels.
-    shadow: darkness around shapes.
-    holds: whether later layers may be confined to this one's shapes. `confined`: whether this is.
+    cells_across: cells across the canvas.
+    rotation: rotation of the grid.
+    shift: offset of the grid.
+    stretch: aspect of the grid.
+    grid_distortion: amplitude of the noise that moves the grid.
+    hash_salt: salt of the hash.
+    density: share of cells that contain a shape.
+    jitter: largest offset of shapes from the centers of their cells.
+    max_radius: largest radius of a shape.
+    size_variation: share by which the smallest shapes are smaller.
+    elongation: length of a shape divided by its width.
+    shape_rotation: range of the random rotation of each shape.
+    norm_weights: weights of round, square and diamond; they sum to one.
+    lobe_depths: depth of three and of six lobes.
+    outline_width: width of an outline, as a share of the radius; 0 fills the shape.
+    uses_strokes: whether strokes are drawn instead of shapes.
+    stroke_ends: end points of the three strokes.
+    stroke_half_width: half width of strokes.
+    edge_softness: width of the edge in pixels.
+    opacity: opacity of the fill.
+    color: color of the layer.
+    tone_variation: difference in brightness between shapes.
+    hue_variation: difference in hue between shapes.
+    noise_amplitude: amplitude of the noise in a shape.
+    noise_index: index of the noise field.
+    wave_amplitude: amplitude of the wave pattern.
+    wave_frequency: x and y frequency of the first wave, and y frequency of a second (0: none).
+    wave_hardness: gain of the wave before clipping.
+    wave_distortion: phase noise of the wave.
+    wave_follows_shape: whether the wave rotates with the shape.
+    has_rings: whether the wave spreads from the center of the shape.
+    relief_height: height of shapes, as a share of their radius.
+    bevel_width: share of the radius over which the height rises.
+    roughness: height of noise and waves in pixels.
+    shadow_strength: darkness around shapes.
+    confines_later_layers: whether later layers may be confined to the shapes of this layer.
+    is_confined: whether this layer is confined.
   """
 
   cells_across: Array
@@ -85,7 +99,7 @@ class Layer(NamedTuple):
 
 
 class Canvas(NamedTuple):
-  """What has been drawn: linear colors, heights in pixels, and what confines later layers."""
+  """Canvas with linear colors, heights in pixels, and the mask that confines later layers."""
 
   color: Float[Array, 's s 3']
   height: Plane
@@ -93,7 +107,7 @@ class Canvas(NamedTuple):
 
 
 def draw_layer(canvas: Canvas, layer: Layer, noise: Float[Array, 'f s s']) -> Canvas:
-  """Draw a layer over what there is."""
+  """Draw a layer on top of the canvas."""
   canvas_size = canvas.height.shape[0]
   noise_field = noise[layer.noise_index]
   grid_x, grid_y = _grid_coordinates(layer, canvas_size, noise)
@@ -102,13 +116,13 @@ def draw_layer(canvas: Canvas, layer: Layer, noise: Float[Array, 'f s s']) -> Ca
   x, y = grid_x - column - 0.5, grid_y - row - 0.5
   x, y = x - layer.jitter * (random_values[0] - 0.5), y - layer.jitter * (random_values[1] - 0.5)
   radius = layer.max_radius * (1 - layer.size_variation * random_values[2])
-  # A turn by half its tangent: no sine for each pixel.
+  # The half-angle tangent avoids a sine for every pixel.
   t = layer.shape_rotation * (2 * random_values[3] - 1)
   cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
   x, y = (cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius * layer.elongation
   shape_distance = _shape_distance(layer, x, y)
   distance = jnp.where(layer.uses_strokes > 0, _stroke_distance(layer, x, y), shape_distance)
-  # One cell is side / cells pixels; `depth` is in radii.
+  # A cell has canvas_size / cells_across pixels; `distance` is in radii.
   pixel_distance = distance * radius * canvas_size / layer.cells_across
   allowed_mask = jnp.where(layer.is_confined > 0, canvas.allowed_mask, 1.0)
   presence = jnp.where(random_values[4] < layer.density, allowed_mask, 0.0)
@@ -153,7 +167,7 @@ def draw_layer(canvas: Canvas, layer: Layer, noise: Float[Array, 'f s s']) -> Ca
 def _grid_coordinates(
   layer: Layer, canvas_size: int, noise: Float[Array, 'f s s']
 ) -> tuple[Plane, Plane]:
-  """Coordinates in cells."""
+  """Return x and y of every pixel in cells."""
   pixel_centers = (jnp.arange(canvas_size, dtype=jnp.float32) + 0.5) / canvas_size - 0.5
   x, y = pixel_centers[None, :], pixel_centers[:, None]
   cosine, sine = jnp.cos(layer.rotation), jnp.sin(layer.rotation)
@@ -165,7 +179,7 @@ def _grid_coordinates(
 
 
 def _hash_cells(column: Plane, row: Plane, salt: UInt32[Array, '']) -> list[Plane]:
-  """Eight numbers of [0, 1) for each cell."""
+  """Return eight pseudo-random numbers in [0, 1) for the cell of every pixel."""
   hash_bits = column.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
   hash_bits += row.astype(jnp.int32).astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + salt
   values = []
@@ -180,7 +194,7 @@ def _hash_cells(column: Plane, row: Plane, salt: UInt32[Array, '']) -> list[Plan
 
 
 def _shape_distance(layer: Layer, x: Plane, y: Plane) -> Plane:
-  """How far outside a shape of radius one; negative inside."""
+  """Return the distance to a shape of radius one; it is negative inside."""
   ax, ay = jnp.abs(x), jnp.abs(y)
   r = jnp.sqrt(x * x + y * y + 1e-6)
   norm = (
@@ -189,9 +203,8 @@ def _shape_distance(layer: Layer, x: Plane, y: Plane) -> Plane:
     + layer.norm_weights[2] * (ax + ay)
   )
   cosine = x / r
-  triple_angle_cosine = cosine * (
-    4 * cosine * cosine - 3
-  )  # Cosines of three and six times the angle.
+  # Lobes use the cosines of three and six times the angle.
+  triple_angle_cosine = cosine * (4 * cosine * cosine - 3)
   distance = (
     norm
     - 1
@@ -204,8 +217,8 @@ def _shape_distance(layer: Layer, x: Plane, y: Plane) -> Plane:
 
 
 def _stroke_distance(layer: Layer, x: Plane, y: Plane) -> Plane:
-  """How far outside three strokes that share their middle end, the first one bent."""
-  y = y / layer.elongation  # Strokes are slim already.
+  """Return the distance to a bent line of three strokes; it is negative inside."""
+  y = y / layer.elongation  # Strokes are thin already.
   min_squared_distance = jnp.full_like(x, 1e3)
   for i in range(3):
     (ax, ay), (bx, by) = layer.stroke_ends[i], layer.stroke_ends[i + 1]
@@ -221,7 +234,7 @@ def _stroke_distance(layer: Layer, x: Plane, y: Plane) -> Plane:
 
 
 def _wave_pattern(layer: Layer, noise_field: Plane, x: Plane, y: Plane) -> Plane:
-  """Stripes, bent by noise; with a second direction, a weave of both."""
+  """Return stripes distorted by noise; a second direction turns them into a weave."""
   phase = layer.wave_distortion * noise_field
   first_wave = jnp.sin(layer.wave_frequency[0] * x + layer.wave_frequency[1] * y + phase)
   second_wave = jnp.where(

@@ -1,4 +1,4 @@
-"""A run on disk: checkpoints to go on from, and the weights to ship."""
+"""Files of a run: the checkpoint to resume from, and the weights to ship."""
 
 from collections.abc import Mapping
 import hashlib
@@ -18,13 +18,13 @@ from uadjax.backbones import compact
 from uadjax.system import files
 
 _CHECKPOINT_DIR, _METADATA_FILE = 'checkpoint', 'metadata.json'
-_EPSILON = 1e-5  # BatchNorm's.
+_EPSILON = 1e-5  # Epsilon of BatchNorm.
 
 
 def save(directory: Path, state: student.State, scales: losses.Scales, metadata: Mapping) -> None:
-  """Write a checkpoint, whole or not at all; the last one is replaced.
+  """Write a checkpoint atomically; it replaces the last one.
 
-  Few files and none large: some machines give back no others.
+  It has few files, all small: some machines give back no larger ones.
   """
   with files.atomic_directory(directory / _CHECKPOINT_DIR) as temporary_dir:
     for name, tree in _state_trees(state, scales).items():
@@ -34,10 +34,10 @@ def save(directory: Path, state: student.State, scales: losses.Scales, metadata:
 
 
 def load(directory: Path) -> tuple[student.Recipe, student.State, losses.Scales]:
-  """Read the checkpoint back; ends the script where there is none."""
+  """Read the checkpoint; exit if there is none."""
   folder = directory / _CHECKPOINT_DIR
   if not folder.is_dir():
-    sys.exit(f'{directory} holds no checkpoint; leave out --resume.')
+    sys.exit(f'{directory} contains no checkpoint to resume from; run without --resume.')
   recipe = student.Recipe(**json.loads((folder / _METADATA_FILE).read_text())['recipe'])
   scales = {
     stage: losses.Scale(jnp.zeros(plan.channels), jnp.zeros(plan.channels))
@@ -60,9 +60,9 @@ def _state_trees(state: student.State, scales: losses.Scales) -> dict[str, Any]:
 
 
 def export_tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The network as files have it: torchvision's names and axes, half precision, norms folded.
+  """Return the network's tensors with torchvision's names and axes, in half precision.
 
-  Every BatchNorm is there, but only adds: what it multiplied by is in the convolution before it.
+  Every BatchNorm is kept but only adds: its factor is folded into the preceding convolution.
   """
   params: Any = traverse_util.flatten_dict(variables['params'])
   batch_stats: Any = traverse_util.flatten_dict(variables['batch_stats'])
@@ -79,7 +79,7 @@ def export_tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     tensors[f'{tensor_prefix}.conv.weight'] = (kernel * factor[None, None, None]).transpose(
       3, 2, 0, 1
     )
-    # The folded one must change nothing: its variance and BatchNorm's epsilon make one.
+    # A folded BatchNorm must not scale: its variance plus BatchNorm's epsilon is one.
     batch_norm = {'weight': jnp.ones_like(bias), 'bias': bias}
     batch_norm |= {
       'running_mean': jnp.zeros_like(bias),
@@ -90,7 +90,7 @@ def export_tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def export(path: Path, state: student.State, card: Mapping[str, Any]) -> dict[str, Any]:
-  """Write the averaged weights, and beside them a card that tells where they come from."""
+  """Write the averaged weights, and next to them a card with their origin; return the card."""
   tensors = export_tensors(state.average_variables)
   data = safetensors.save(tensors, {'format': 'uadjax compact'})
   with files.atomic_write(path) as file:

@@ -1,4 +1,4 @@
-"""The student, how it is taught, and one step of it."""
+"""Student network: its training settings, its state and its training step."""
 
 from collections.abc import Callable
 import functools
@@ -20,19 +20,23 @@ Teacher = Callable[[Variables, UInt8[Array, 'b v v 3']], losses.StageFeatures]
 
 
 class Recipe(NamedTuple):
-  """All that decides what is learned; a run that is taken up again keeps it.
+  """Settings that determine the result of training; a resumed run keeps them.
 
   Attributes:
-    seed: every random number comes from it and the step.
-    steps: of the whole run.
-    batch, side: views of a step, and their pixels across; fours, and eights.
-    late_batch, late_side: in the last part, when views are as large as a detector's images.
-    pictures: painted at once. `looks`: steps until the next ones are.
-    rate: the highest learning rate.
-    led: share of the steps until which a stage is, ever less often, given the teacher's features
-      of the stage before instead of its own: it learns on sound input, and then on real one.
-    steady: share of the steps after which BatchNorm keeps its statistics.
-    late: share of the steps after which views are large.
+    seed: seed of all random numbers, together with the step.
+    steps: training steps of the whole run.
+    batch_size: views per step, a multiple of four.
+    view_size: width of views in pixels, a multiple of eight.
+    late_batch_size: views per step in the last part of the run.
+    late_view_size: width of views in the last part, as large as a detector's images.
+    num_images: synthetic images that are generated at a time.
+    steps_per_image_set: training steps until the next images are generated.
+    learning_rate: highest learning rate.
+    teacher_forcing_share: share of the steps during which a stage is fed, with falling probability,
+      the teacher's features of the previous stage instead of the student's. It learns first on
+      correct input, and then on real input.
+    frozen_stats_from: share of the steps after which BatchNorm freezes its statistics.
+    large_views_from: share of the steps after which views are large.
   """
 
   seed: int = 0
@@ -50,7 +54,7 @@ class Recipe(NamedTuple):
 
 
 class State(NamedTuple):
-  """What a run carries; `average` is the moving one of variables that is shipped."""
+  """Training state; `average_variables`, a moving average, is shipped."""
 
   params: Any
   batch_stats: Any
@@ -60,12 +64,12 @@ class State(NamedTuple):
 
 
 def build_teacher() -> backbones.Backbone:
-  """Describe the teacher."""
+  """Return the teacher network."""
   return backbones.build('resnet18', compact.STAGES)
 
 
 def learning_rate_schedule(recipe: Recipe) -> optax.Schedule:
-  """A short warm-up, then half a cosine."""
+  """Return a schedule with a short warm-up and a cosine decay."""
   warmup_steps = min(300, recipe.steps // 10)
   return optax.warmup_cosine_decay_schedule(
     0.0, recipe.learning_rate, warmup_steps, recipe.steps, recipe.learning_rate / 100
@@ -73,7 +77,7 @@ def learning_rate_schedule(recipe: Recipe) -> optax.Schedule:
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-  """Muon for kernels, as matrices from all inputs to outputs; Adam for the rest."""
+  """Return Muon for kernels, as matrices from all inputs to outputs, and Adam for the rest."""
 
   def kernel_dimensions(params: Any) -> Any:
     dimension_numbers = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
@@ -82,13 +86,13 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
   return optax.contrib.muon(
     learning_rate_schedule(recipe),
     weight_decay=0.01,
-    consistent_rms=0.2,  # Steps as large as Adam's, so that one rate serves both.
+    consistent_rms=0.2,  # Steps are as large as Adam's, so one rate suits both.
     muon_weight_dimension_numbers=kernel_dimensions,
   )
 
 
 def init_state(recipe: Recipe, scales: losses.Scales) -> State:
-  """A student that knows nothing but its channels' scales: no weight of the teacher goes in."""
+  """Return a new student, which knows only the teacher's channel scales, none of its weights."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), 0)
   module = compact.Compact()
   variables = jax.jit(module.init)(key, jnp.zeros((1, 64, 64, 3)))
@@ -111,15 +115,16 @@ def apply_student(
   is_teacher_forced: Array,
   use_running_stats: bool,
 ) -> tuple[losses.StageFeatures, Any]:
-  """The student's stages in training, and BatchNorm's statistics after it.
+  """Return the student's features in training, and BatchNorm's new statistics.
 
   Args:
-    params: of `compact.Compact`.
-    stats: likewise.
-    images: normalized.
-    taught: the teacher's features of them.
-    led: for each image, whether stages are given the teacher's features instead of their own.
-    steady: leave the statistics as they are.
+    params: parameters of `compact.Compact`.
+    batch_stats: BatchNorm statistics of `compact.Compact`.
+    images: normalized images.
+    teacher_features: the teacher's features of the images.
+    is_teacher_forced: for each image, whether a stage is fed the teacher's features of the previous
+      stage instead of the student's.
+    use_running_stats: normalize with the running statistics and keep them.
   """
   x, student_features, new_batch_stats = images, {}, {}
   for name, plan in compact.STAGE_CONFIGS.items():
@@ -144,19 +149,19 @@ def train_step(
   use_running_stats: bool,
   large_views: bool,
 ) -> tuple[State, dict[str, Array]]:
-  """Look at some views as the teacher does, and learn from the difference."""
+  """Run a training step on new views of the images; return the state and the loss terms."""
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), 1), state.step)
   keys = jax.random.split(key, 3)
   num_views, view_size = view_count_and_size(recipe, large_views)
   images = backbones.normalize(views.render_views(keys[0], source_images, num_views, view_size))
   teacher_features = cast(losses.StageFeatures, build_teacher().apply(teacher_variables, images))
   progress = state.step / recipe.steps
-  # Twins alike: they must differ by their damage alone.
+  # Both views of a pair are forced or neither: they must differ by their damage alone.
   is_teacher_forced = jax.random.uniform(keys[1], (-(-num_views // views.TWINS),)) > progress / max(
     recipe.teacher_forcing_share, 1e-6
   )
   is_teacher_forced = jnp.repeat(is_teacher_forced, views.TWINS)[:num_views]
-  # What the moving average has seen is more than the last few batches.
+  # The moving average covers more than the last few batches.
   batch_stats = state.average_variables['batch_stats'] if use_running_stats else state.batch_stats
 
   def loss_fn(params: Any) -> tuple[Array, Any]:
@@ -186,7 +191,7 @@ def train_step(
 
 
 def view_count_and_size(recipe: Recipe, large_views: bool) -> tuple[int, int]:
-  """Views of a step, and their pixels across."""
+  """Return the number of views of a step and their width in pixels."""
   return (
     (recipe.late_batch_size, recipe.late_view_size)
     if large_views
@@ -195,7 +200,7 @@ def view_count_and_size(recipe: Recipe, large_views: bool) -> tuple[int, int]:
 
 
 def training_phase(recipe: Recipe, step: int) -> tuple[bool, bool]:
-  """Whether the statistics are steady at a step, and whether views are large."""
+  """Return whether statistics are frozen at a step, and whether views are large."""
   return (
     step >= recipe.frozen_stats_from * recipe.steps,
     step >= recipe.large_views_from * recipe.steps,
@@ -203,14 +208,14 @@ def training_phase(recipe: Recipe, step: int) -> tuple[bool, bool]:
 
 
 def generate_images(recipe: Recipe, step: int, batch_size: int = 1) -> Array:
-  """The pictures that are looked at in a step."""
+  """Return the synthetic images of a step."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
   key = jax.random.fold_in(key, step // recipe.steps_per_image_set)
   return synthetic_images.generate(key, recipe.num_images, batch_size=batch_size)
 
 
 def measure_scales(recipe: Recipe, variables: Variables, num_batches: int = 16) -> losses.Scales:
-  """The scales of the teacher's channels, on pictures that are not learned from."""
+  """Measure the scales of the teacher's channels, on images that are not used for training."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), 3)
   num_views, view_size = view_count_and_size(recipe, large_views=False)
   extract_features = jax.jit(

@@ -1,6 +1,6 @@
-"""Pictures out of nothing: noise, layers of shapes, and light. No photograph is involved.
+"""Synthetic images made of noise, layers of shapes, and light. No photograph is involved.
 
-Letters: n pictures, s their side, f fields of noise, l layers.
+Letters: n images, s image width, f noise fields, l layers.
 """
 
 import functools
@@ -23,7 +23,7 @@ Key = jax.Array
 def generate(
   key: Key, num_images: int, side: int = SIDE, batch_size: int = 1
 ) -> Float[Array, 'n s s 3']:
-  """Paint pictures of linear colors, mostly on [0, 1]; `at_once` on a device."""
+  """Generate images with linear colors, mostly in [0, 1], `batch_size` at a time on a device."""
   keys = jax.random.split(key, num_images)
   generate_image = functools.partial(_generate_image, side=side)
   return jax.lax.map(generate_image, keys, batch_size=batch_size if batch_size > 1 else None)
@@ -37,7 +37,7 @@ def _generate_image(key: Key, side: int) -> Float[Array, 's s 3']:
   initial_canvas = shapes.Canvas(background, jnp.zeros((side, side)), jnp.ones((side, side)))
 
   def draw_layer(canvas: shapes.Canvas, layer: shapes.Layer) -> tuple[shapes.Canvas, None]:
-    # One by one, pictures do without layers that hold nothing.
+    # With batch_size=1, empty layers are skipped.
     new_canvas = jax.lax.cond(
       layer.density > 0, lambda: shapes.draw_layer(canvas, layer, noise), lambda: canvas
     )
@@ -48,7 +48,10 @@ def _generate_image(key: Key, side: int) -> Float[Array, 's s 3']:
 
 
 def noise_fields(key: Key, side: int) -> Float[Array, 'f s s']:
-  """Noise with spectra 1/f^a of unit variance, some stretched, some folded into veins or stains."""
+  """Return noise of unit variance with 1/f^a spectra.
+
+  Some fields are stretched, and some are shaped into veins or stains.
+  """
   keys = jax.random.split(key, 5)
   power = jax.random.uniform(keys[0], (_FIELDS, 1, 1), minval=0.4, maxval=2.4)
   stretch = jnp.exp(1.2 * jax.random.normal(keys[1], (_FIELDS, 1, 1)))
@@ -68,12 +71,12 @@ def noise_fields(key: Key, side: int) -> Float[Array, 'f s s']:
 
 
 def _random_layers(key: Key) -> shapes.Layer:
-  """Draw the numbers of all layers, from coarse to fine but for some disorder."""
+  """Draw the parameters of all layers, from coarse to fine with some disorder."""
   key, layers_key, salt_key = jax.random.split(key, 3)
-  # All at once: each draw of its own would take long to compile.
+  # All numbers are drawn at once: separate draws would take long to compile.
   draws = iter(jax.random.uniform(layers_key, (128, _LAYERS)))
   shared = jax.random.uniform(key, (6,))
-  has_single_object = shared[0] < 0.4  # Before a ground.
+  has_single_object = shared[0] < 0.4  # An object in front of a background.
 
   def u(low: float, high: float, *shape: int) -> Array:
     samples = jnp.stack([next(draws) for _ in range(math.prod(shape))], axis=-1)
@@ -91,7 +94,7 @@ def _random_layers(key: Key) -> shapes.Layer:
   is_object = has_single_object & (jnp.arange(_LAYERS) == 2)
   is_gray = shared[1] < 0.3
   chroma = jnp.where(is_gray, 0.0, shared[2])
-  shared_angles = shared[3:5] * math.pi  # Shared: a picture has few directions.
+  shared_angles = shared[3:5] * math.pi  # Shared because an image has few directions.
   rotation = jnp.where(chance(0.4), shared_angles[0], jnp.where(chance(0.5), shared_angles[1], 0.0))
   norm_weights = jax.nn.softmax(6 * u(0, 1, 3), axis=-1)
   wave_frequency = jnp.stack([jnp.exp(u(1.0, 4.0)), choose(0.5, u(-20, 20), 0.0)], axis=-1)
@@ -101,11 +104,11 @@ def _random_layers(key: Key) -> shapes.Layer:
   )
   object_mask = jnp.where(is_object, 1.0, 0.0)
   has_rings = chance(0.25)
-  # Before an object the ground stays plain in many pictures, and what comes later is on the object.
+  # Behind an object the background is often plain, and later layers are on the object.
   is_before_object = has_single_object & (jnp.arange(_LAYERS) < 2)
   density = jnp.where(is_regular, choose(0.3, u(0.3, 1), 1.0), u(0.1, 0.9))
   density = jnp.where(is_before_object & chance(0.7), 0.0, density)
-  # Some pictures are crowded, some nearly empty; fine layers are many shapes each.
+  # Some images are crowded, some nearly empty. Fine layers have many shapes each.
   fill_rate = 0.1 + 0.8 * shared[5]
   density = jnp.where(chance(fill_rate * (1 - 0.5 * fineness)), density, 0.0)
   brightness = u(0.0, 1.0) ** 1.3
@@ -152,7 +155,7 @@ def _random_layers(key: Key) -> shapes.Layer:
 
 
 def _random_background(key: Key, noise: Float[Array, 'f s s']) -> Float[Array, 's s 3']:
-  """A color with noise, more in its brightness than in its hue, from none to a cloudscape."""
+  """Return a color with noise, none to cloud-like, more in its brightness than in its hue."""
   keys = jax.random.split(key, 4)
   brightness = jax.random.uniform(keys[0])
   color = brightness * (1 + 0.25 * jax.random.normal(keys[1], (3,)))
@@ -166,7 +169,7 @@ def _random_background(key: Key, noise: Float[Array, 'f s s']) -> Float[Array, '
 def _apply_lighting(
   key: Key, canvas: shapes.Canvas, noise_field: shapes.Plane
 ) -> Float[Array, 's s 3']:
-  """Light from one side: shading and gloss by the slope of the heights, and an uneven lamp."""
+  """Light the canvas from one side: shading and gloss by the slope, and an uneven lamp."""
   keys = jax.random.split(key, 4)
   angle = jax.random.uniform(keys[0]) * (2 * math.pi)
   tilt = jax.random.uniform(keys[1], minval=0.2, maxval=1.2)
@@ -177,7 +180,7 @@ def _apply_lighting(
   normal_z = jax.lax.rsqrt(1 + dx * dx + dy * dy)
   diffuse = jnp.maximum((lz - lx * dx - ly * dy) * normal_z, 0.0)
   shading = 1 + strength * (diffuse / lz - 1)
-  # Halfway between the lamp and a viewer above.
+  # The half vector lies between the lamp and a viewer above.
   hz = jnp.sqrt((1 + lz) / 2)
   specular = jnp.clip((hz - (lx * dx + ly * dy) / (2 * hz)) * normal_z, 0, 1)
   power = jnp.exp2(1 + 6 * jax.random.uniform(keys[3]))

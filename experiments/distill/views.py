@@ -1,9 +1,9 @@
-"""What a camera makes of pictures: a crop from somewhere, a lens, a sensor, a file.
+"""Views of synthetic images as a camera takes them: random crop, lens, sensor, file compression.
 
-Every fourth view is the one before it with something wrong in one place: a spot, a scratch, a dent,
-a piece of elsewhere. What a detector must see is how features change then.
+Every fourth view repeats the previous one with a local damage: a spot, a scratch, a dent, or a
+displaced piece. Detectors must see how features change there.
 
-Letters: b views, v their side, n pictures, s theirs.
+Letters: b views, v view width, n images, s image width.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
 import numpy as np
 
-TWINS = 4  # Row 3 of every four is row 2, damaged.
+TWINS = 4  # In every four rows, row 3 is a damaged copy of row 2.
 
 Key = jax.Array
-RandomDraws = Iterator[Array]  # Of independent numbers of [0, 1).
+RandomDraws = Iterator[Array]  # Independent numbers in [0, 1).
 Plane = Float[Array, 'v v']
 Planes = Float[Array, '3 v v']
 
 
 def twin_rows(num_views: int) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of intact views that have a damaged twin, and the rows of those."""
+  """Return the rows of intact views with a damaged copy, and the rows of these copies."""
   damaged = np.arange(TWINS - 1, num_views, TWINS)
   return damaged - 1, damaged
 
@@ -34,7 +34,7 @@ def twin_rows(num_views: int) -> tuple[np.ndarray, np.ndarray]:
 def render_views(
   key: Key, source_images: Float[Array, 'n s s 3'], num_views: int, side: int
 ) -> UInt8[Array, 'b v v 3']:
-  """Look at pictures, drawn with replacement."""
+  """Render views of images that are drawn with replacement."""
   rows = jnp.arange(num_views)
   is_damaged = rows % TWINS == TWINS - 1
   source_rows = jnp.where(is_damaged, rows - 1, rows)
@@ -43,7 +43,7 @@ def render_views(
 
 
 class Damage(NamedTuple):
-  """A blemish: how far it covers each pixel, how it moves and how it colors what is there."""
+  """Local damage: its coverage of each pixel, the displacement and the color that it adds."""
 
   coverage: Plane
   displacement: Float[Array, '2']
@@ -54,7 +54,7 @@ class Damage(NamedTuple):
 def _render_view(
   source_images: Array, key: Key, is_damaged: Array, side: int
 ) -> UInt8[Array, 'v v 3']:
-  # All chances of a view at once: each draw of its own would take long to compile.
+  # All numbers of a view are drawn at once: separate draws would take long to compile.
   draws = iter(jax.random.uniform(key, (64,)))
   image_index = jnp.minimum(
     (next(draws) * len(source_images)).astype(jnp.int32), len(source_images) - 1
@@ -78,7 +78,7 @@ def _uniform(draws: RandomDraws, low: float, high: float) -> Array:
 
 
 def _normal(draws: RandomDraws) -> Array:
-  """Nearly normal, and never further than three standard deviations."""
+  """Draw a nearly normal number, within three standard deviations."""
   return 2 * (next(draws) + next(draws) + next(draws)) - 3
 
 
@@ -96,7 +96,7 @@ def _random_damage(draws: RandomDraws, side: int) -> Damage:
   along += 0.5 * across**2 / size
   r = jnp.sqrt((along / size) ** 2 + (across * elongation / size) ** 2 + 1e-6)
   coverage = jnp.clip((1.0 - r) / _uniform(draws, 0.05, 1.0), 0, 1)
-  # Bent or exchanged, or colored over; some are both.
+  # Damage displaces pixels, colors them, or both.
   kind = next(draws)
   displacement_scale = jnp.where(kind < 0.35, 0.15, jnp.where(kind < 0.6, 0.8, 0.0))
   displacement = displacement_scale * jnp.stack([_normal(draws), _normal(draws)])
@@ -107,8 +107,9 @@ def _random_damage(draws: RandomDraws, side: int) -> Damage:
 
 
 def _view_coordinates(draws: RandomDraws, side: int, source_size: int) -> tuple[Plane, Plane]:
-  """Where in the picture, from 0 to 1, each pixel looks."""
-  # Magnified nearly twofold at most; from the smallest views, all of it is made half as large.
+  """Return for each pixel its x and y in the image, from 0 to 1."""
+  # Views magnify an image nearly twofold at most. The smallest views show all of it at half
+  # its size.
   min_zoom = min(0.6 * side / source_size, 0.9)
   zoom = jnp.exp(_uniform(draws, math.log(min_zoom), math.log(1.05)))
   free_angle = _uniform(draws, 0.0, 2 * math.pi)
@@ -131,7 +132,7 @@ def _view_coordinates(draws: RandomDraws, side: int, source_size: int) -> tuple[
 def _sample_bilinear(
   source_images: Array, image_index: Array, x: Plane, y: Plane
 ) -> Float[Array, 'v v 3']:
-  """Interpolate a picture linearly; beyond its edges it is mirrored."""
+  """Interpolate an image linearly; it is mirrored beyond its edges."""
   side = source_images.shape[1]
   x, y = (1 - jnp.abs(1 - jnp.mod(z, 2.0)) for z in (x, y))
   x, y = (jnp.clip(z * side - 0.5, 0, side - 1.001) for z in (x, y))
@@ -145,7 +146,7 @@ def _sample_bilinear(
 
 
 def _adjust_tones(draws: RandomDraws, image: Float[Array, 'v v 3']) -> Float[Array, 'v v 3']:
-  """Expose, tint, take away color, put on a curve, negate, fade the corners."""
+  """Change exposure, tint, saturation, gamma, polarity, contrast and vignette."""
   exposure, gamma = jnp.exp(0.05 + 0.35 * _normal(draws)), jnp.exp(0.3 * _normal(draws) - 0.3)
   tint = jnp.exp(0.12 * jnp.stack([_normal(draws) for _ in range(3)]))
   image = image * (exposure * tint)[None, None]
@@ -161,7 +162,7 @@ def _adjust_tones(draws: RandomDraws, image: Float[Array, 'v v 3']) -> Float[Arr
 
 
 def _blur_or_sharpen(draws: RandomDraws, image: Planes) -> Planes:
-  """Defocus by a Gaussian, as a matrix; sharpen now and then."""
+  """Blur with a Gaussian, as a matrix product, or sharpen, or do neither."""
   sigma = jnp.exp(_uniform(draws, -1.5, 0.6))
   positions = jnp.arange(image.shape[1], dtype=jnp.float32)
   matrix = jnp.exp(-0.5 * ((positions[:, None] - positions[None, :]) / sigma) ** 2)
@@ -172,18 +173,18 @@ def _blur_or_sharpen(draws: RandomDraws, image: Planes) -> Planes:
 
 
 def _add_sensor_noise(draws: RandomDraws, key: Key, image: Planes) -> Planes:
-  """Add noise, common to the channels and not."""
+  """Add noise, partly shared by the channels."""
   random_bits = jax.random.bits(key, image.shape, jnp.uint32)
   bytes_ = [
     ((random_bits >> jnp.uint32(k)) & jnp.uint32(255)).astype(jnp.float32) for k in (0, 8, 16, 24)
   ]
-  noise = (bytes_[0] + bytes_[1] + bytes_[2] + bytes_[3] - 510) / 148  # Nearly normal.
+  noise = (bytes_[0] + bytes_[1] + bytes_[2] + bytes_[3] - 510) / 148  # The sum is nearly normal.
   amount, color_share = jnp.exp(_uniform(draws, -7.0, -3.2)), next(draws)
   return image + amount * (color_share * noise + (1 - color_share) * noise[:1])
 
 
 def _compress_jpeg(draws: RandomDraws, image: Planes) -> Planes:
-  """Round the cosines of blocks of 8x8, as half of all files: coarser for high ones and for hue."""
+  """Quantize the DCT of 8x8 blocks in half of the views, coarser for high frequencies and hue."""
   side, step = image.shape[1], jnp.exp(_uniform(draws, -5.0, -2.6))
   matrix = jnp.asarray(np.kron(np.eye(side // 8, dtype=np.float32), DCT))
   frequency = jnp.arange(side) % 8
@@ -198,7 +199,7 @@ def _compress_jpeg(draws: RandomDraws, image: Planes) -> Planes:
 
 
 def _transform_both_axes(matrix: Float[Array, 'v v'], image: Planes) -> Planes:
-  """Map both axes."""
+  """Apply a matrix to both axes."""
   return jnp.einsum('Hh,chw,Ww->cHW', matrix, image, matrix)
 
 
