@@ -321,6 +321,14 @@ def test_it_is_told_in_one_sentence():
     assert '50 good images' in told
 
 
+def test_why_there_is_nothing_to_review_is_told():
+  scores = np.arange(60.0)
+  few = str(calibration.from_normals(scores[:20], scores[:20], 0.01))
+  assert 'nothing to review (a review band needs more than 20 good images)' in few
+  equal = str(calibration.from_normals(scores, scores, 0.05, 0.05))
+  assert 'nothing to review (the review budget equals the budget)' in equal
+
+
 def test_a_labelled_threshold_is_said_to_be_optimistic():
   normal, anomalous = np.arange(20.0), np.array([17.5, 30, 31])
   told = str(calibration.from_labeled(normal, normal, anomalous, 'f1', 0.01))

@@ -76,6 +76,17 @@ def test_yaml_runs_no_python(tmp_path):
     configs.load(str(file))
 
 
+def test_a_wrong_key_is_answered_with_all_keys_that_it_may_stand_for():
+  keys = ['predict.image_threshold', 'predict.review_threshold', 'fit.steps', 'a_threshold']
+  closest = configs.closest_keys
+  assert closest('predict.threshold', keys) == (
+    "'predict.image_threshold' or 'predict.review_threshold'"
+  )
+  assert closest('fit.step', keys) == "'fit.steps'"
+  assert closest('threshold', keys) == "'a_threshold'"
+  assert closest('qqq', keys) == ''
+
+
 def test_an_unknown_variant_lists_the_variants():
   with pytest.raises(UnknownName, match=r"\['paddlex', 'quick'\]"):
     configs.load(STFPM + ':padlex')

@@ -183,3 +183,11 @@ def test_a_harmed_model_gets_one_clear_error(directory, harm, words):
   harm(directory)
   with pytest.raises(ModelError, match=words):
     model_dir.load(directory)
+
+
+def test_a_model_of_another_format_is_refused_with_a_way_to_fit_again(directory, config, fitted):
+  model_dir.save(directory, config, fitted, LIMITS, NORMALS, WEIGHTS)
+  path = directory / 'manifest.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 2}))
+  with pytest.raises(ModelError, match=r'format 2.* reads format 3 only.*uadjax fit DATASET'):
+    model_dir.load(directory)

@@ -195,6 +195,18 @@ def _builtin_configs() -> dict[str, Path]:
   return {path.stem: path for path in folder.glob('*.py')}
 
 
+def closest_keys(key: str, valid_keys: Sequence[str]) -> str:
+  """Return the valid keys that a wrong key may stand for, quoted, or '' if there is none.
+
+  If valid keys end with the last part of the wrong one, such as `image_threshold` with `threshold`,
+  these are all returned; else the one that is spelled most like it.
+  """
+  section, _, name = key.rpartition('.')
+  longer = [k for k in valid_keys if k.endswith(f'_{name}') and k.rpartition('.')[0] == section]
+  matches = longer or difflib.get_close_matches(key, valid_keys, 1, cutoff=0.5)
+  return ' or '.join(map(repr, matches))
+
+
 def assign(config: Config, key: str, value: Any) -> None:
   """Assign a value, as text or as a YAML value, to a dotted key.
 
@@ -206,10 +218,8 @@ def assign(config: Config, key: str, value: Any) -> None:
   for segment in [*section_names, name]:
     if not isinstance(node, ml_collections.ConfigDict) or segment not in node:
       valid_keys = sorted(keys(config))
-      close_matches = difflib.get_close_matches(key, valid_keys, 1, cutoff=0.5)
-      hint = (
-        f'did you mean {close_matches[0]!r}?' if close_matches else f'choose from {valid_keys}.'
-      )
+      matches = closest_keys(key, valid_keys)
+      hint = f'did you mean {matches}?' if matches else f'choose from {valid_keys}.'
       raise ConfigError(f'Unknown config key {key!r}; {hint}')
     parent, node = node, node[segment]
   if isinstance(node, ml_collections.ConfigDict):

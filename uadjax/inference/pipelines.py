@@ -1,7 +1,6 @@
 """Entry points of inference: `create_model` and `create_pipeline`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,9 +306,9 @@ def _full_key(settings: Config, key: str) -> str:
   if '.' in key or key in settings:
     return key
   full_keys = {full_key.split('.')[-1]: full_key for full_key in configs.keys(settings)}
-  close_matches = difflib.get_close_matches(key, full_keys, 1)
-  if close_matches and key not in full_keys:
-    raise ConfigError(f'Unknown config key {key!r}; did you mean {close_matches[0]!r}?')
+  matches = configs.closest_keys(key, list(full_keys))
+  if matches and key not in full_keys:
+    raise ConfigError(f'Unknown config key {key!r}; did you mean {matches}?')
   return full_keys.get(key, key)
 
 

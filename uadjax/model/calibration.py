@@ -92,7 +92,12 @@ class Thresholds(NamedTuple):
     if self.review_threshold >= self.image_threshold:
       review_text = 'nothing to review'
       if self.method not in (*_LABELED_METHODS, _MANUAL):
-        review_text += f' (a review band needs more than {self.num_normals} good images)'
+        reason = (
+          f'a review band needs more than {self.num_normals} good images'
+          if self.review_budget > self.budget
+          else 'the review budget equals the budget'
+        )
+        review_text += f' ({reason})'
     threshold_text = (
       f'NG above {self.image_threshold:.4g}, {review_text}, '
       f'pixels marked above {self.pixel_threshold:.4g}'

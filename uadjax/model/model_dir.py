@@ -257,8 +257,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
   if manifest.get('format') != _FORMAT_VERSION:
     raise ModelError(
       f'{path} has format {manifest.get("format")!r}, but this version of uadjax reads format '
-      f'{_FORMAT_VERSION} only. Fit the model again with `uadjax fit DATASET`, or '
-      'python -m uadjax.main with the config.yaml of its run.'
+      f'{_FORMAT_VERSION} only. Fit the model again with `uadjax fit DATASET`; '
+      'CHANGELOG.md lists the settings that were renamed.'
     )
   for key in ('model_name', 'thresholds', 'weights', 'arrays_sha256', 'config'):
     if key not in manifest:
