@@ -38,6 +38,7 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 HOMES = {
   'clu': {'training'},
   'fastapi': {'serve'},
+  'filelock': {'system'},
   'flax': {'backbones', 'detectors', 'export'},  # Export looks into modules to find a difference.
   'jax2onnx': {'export'},
   'matplotlib': {'visualization', 'evaluation', 'data'},  # Of data, the figures of its check.

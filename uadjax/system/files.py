@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import math
@@ -34,12 +33,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def try_lock(file: Any) -> bool:
-  """Lock an open file until it is closed; return False if another process has locked it."""
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  return True
+  """Lock an open file until it is closed; return False if it is already locked elsewhere.
+
+  A child process that inherits the descriptor keeps the lock until it ends, except on Windows.
+  """
+  import filelock  # Takes long to import, and few commands lock a file.
+
+  return filelock.lock_descriptor(file.fileno(), blocking=False)
 
 
 def write_text(path: Path, text: str) -> None:

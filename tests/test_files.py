@@ -1,0 +1,53 @@
+"""A locked file is locked for everyone else, until whoever locked it closes it or ends."""
+
+import subprocess
+import sys
+
+from uadjax.system import files
+
+# Exits with status 0 if it can lock the file, and with 3 if another process has locked it.
+LOCKING = (
+  'import sys; from uadjax.system import files\n'
+  'with open(sys.argv[1], "r+b") as file: sys.exit(0 if files.try_lock(file) else 3)'
+)
+
+
+def is_free(path):
+  status = subprocess.run([sys.executable, '-c', LOCKING, path]).returncode
+  assert status in (0, 3)
+  return status == 0
+
+
+def test_a_locked_file_is_refused_to_others_until_it_is_closed(tmp_path):
+  path = tmp_path / 'table'
+  path.write_bytes(b'a line\n')
+  with path.open('r+b') as file, path.open('r+b') as second:
+    assert files.try_lock(file)
+    assert files.try_lock(file)  # As often as one likes.
+    assert not files.try_lock(second)  # In the same process, too.
+    assert not is_free(path)
+  assert is_free(path)
+
+
+def test_locking_leaves_the_file_and_its_folder_as_they_are(tmp_path):
+  path = tmp_path / 'table'
+  path.write_bytes(b'a line\n')
+  with path.open('a+b') as file:
+    file.seek(2)
+    assert files.try_lock(file)
+    assert file.tell() == 2
+  assert path.read_bytes() == b'a line\n'
+  assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_process_that_inherits_a_lock_holds_it_until_it_ends(tmp_path):
+  path = tmp_path / 'lock'
+  waiting = [sys.executable, '-c', 'input()']
+  with path.open('wb') as file:
+    assert files.try_lock(file)
+    child = subprocess.Popen(waiting, stdin=subprocess.PIPE, pass_fds=(file.fileno(),))
+  try:
+    assert not is_free(path)
+  finally:
+    child.communicate(b'\n')
+  assert is_free(path)
