@@ -1,5 +1,6 @@
 """Laws of the drawn data set."""
 
+from concurrent import futures
 import hashlib
 import itertools
 from pathlib import Path
@@ -14,6 +15,7 @@ from uadjax import data
 from uadjax.data import checks, demo, image_io, layouts
 from uadjax.data.demo import rendering
 from uadjax.errors import ConfigError, UnknownName
+from uadjax.system import threads
 
 FEW = {'train': 2, 'test_good': 1, 'test_defect': 1}
 KINDS = [(category, kind) for category in demo.CATEGORIES for kind in demo.defect_names(category)]
@@ -41,6 +43,20 @@ def whole(tmp_path_factory):
   few = {'train': 4, 'test_good': 2, 'test_defect': 1, 'size': 64}
   root = tmp_path_factory.mktemp('whole')
   return demo.write_dataset(root, **few, categories=demo.CATEGORIES, defects=demo.defect_names())
+
+
+def test_images_are_rendered_on_as_many_cores_as_the_process_may_use(tmp_path, monkeypatch):
+  num_threads = []
+  pool = futures.ThreadPoolExecutor
+
+  def make_pool(count):
+    num_threads.append(count)
+    return pool(count)
+
+  monkeypatch.setattr(futures, 'ThreadPoolExecutor', make_pool)
+  monkeypatch.setattr(threads, 'num_cores', lambda: 3)
+  demo.write_dataset(tmp_path, **FEW, size=32)
+  assert num_threads == [3]
 
 
 def test_same_seed_same_bytes(tmp_path):

@@ -17,6 +17,7 @@ from uadjax.errors import Setting
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _SIGNAL_STATUS_BASE = 128  # Shells report 128 plus the number of the signal.
+_SIGPIPE = getattr(signal, 'SIGPIPE', 13)  # Windows lacks it; 13 is its number elsewhere.
 _OPTION_BY_SETTING = {
   'access.private': '--allow-private-urls',
   'config': '--models',
@@ -43,7 +44,7 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
       raise
     except BrokenPipeError:
       discard_stdout()
-      raise typer.Exit(_SIGNAL_STATUS_BASE + signal.SIGPIPE) from None
+      raise typer.Exit(_SIGNAL_STATUS_BASE + _SIGPIPE) from None
     except BaseException as error:  # Interrupted does not derive from Exception.
       raise typer.Exit(_report_failure(error, options.get('as_json', False))) from None
 

@@ -206,7 +206,8 @@ def _execute_run(
         env={**os.environ, **slot.environment},
         stdout=output,
         stderr=subprocess.STDOUT,
-        pass_fds=(lock_file.fileno(),),  # The run holds the lock, even after the sweep has ended.
+        # The run holds the lock, even after the sweep has ended; Windows cannot pass descriptors.
+        pass_fds=(lock_file.fileno(),) if os.name == 'posix' else (),
       )
       running_processes.add(process)
     logging.LOG.info('%s: started on %s; log: %s', run, slot.name, run_dir / 'train.log')

@@ -1,8 +1,12 @@
 """Memory of this process: behavior of the C allocator, and peak usage."""
 
 import ctypes
-import resource
 import sys
+
+try:
+  import resource
+except ImportError:  # Windows lacks it.
+  resource = None
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # From glibc's malloc.h.
 
@@ -36,7 +40,9 @@ def release_free_memory() -> None:
     malloc_trim(0)
 
 
-def peak_mb() -> int:
-  """Return the peak resident size of this process, in MiB."""
+def peak_mb() -> int | None:
+  """Return the peak resident size of this process, in MiB; None on Windows."""
+  if resource is None:
+    return None
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak // (1 << 20 if sys.platform == 'darwin' else 1 << 10)

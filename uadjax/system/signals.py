@@ -1,5 +1,6 @@
 """Handling of SIGTERM and Ctrl-C: raise an exception, or set an event and finish the step."""
 
+import _thread
 from collections.abc import Callable, Iterator
 import contextlib
 import signal
@@ -31,9 +32,7 @@ def raise_on_signal() -> Iterator[None]:
       previous_hook(unraisable)
       return
     signal_number = next(number for number in _SIGNALS if number.name in str(unraisable.exc_value))
-    # A signal sent to another thread would not interrupt the blocking calls of the main thread.
-    main_thread_id = threading.main_thread().ident
-    threading.Timer(_RETRY_DELAY_S, signal.pthread_kill, (main_thread_id, signal_number)).start()
+    threading.Timer(_RETRY_DELAY_S, _signal_main_thread, [signal_number]).start()
 
   with _signal_handlers(raise_interrupted):
     sys.unraisablehook = handle_unraisable
@@ -59,6 +58,16 @@ def stop_event_on_signal() -> Iterator[threading.Event]:
 
     stack.enter_context(_signal_handlers(request_stop))
     yield stop_event
+
+
+def _signal_main_thread(signal_number: signal.Signals) -> None:
+  """Send a signal to the main thread; one sent to another would not interrupt a blocking call."""
+  if hasattr(signal, 'pthread_kill'):  # Windows lacks it.
+    main_thread_id = threading.main_thread().ident
+    assert main_thread_id is not None
+    signal.pthread_kill(main_thread_id, signal_number)
+  else:
+    _thread.interrupt_main(signal_number)
 
 
 @contextlib.contextmanager

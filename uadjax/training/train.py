@@ -323,7 +323,7 @@ def _output_paths(workdir: Path) -> Result:
   return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml'}
 
 
-def _timing(fit_s: float, num_images: int, calibrate_s: float, peak_mb: int) -> Result:
+def _timing(fit_s: float, num_images: int, calibrate_s: float, peak_mb: int | None) -> Result:
   return {
     'fit_s': fit_s,
     'calibrate_s': calibrate_s,

@@ -9,7 +9,6 @@ The strength of the defects makes the demo neither trivial nor infeasible.
 from collections.abc import Iterator, Sequence
 import concurrent.futures
 import contextlib
-import os
 from pathlib import Path
 import tempfile
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from PIL import Image
 
 from uadjax.data.demo import rendering
 from uadjax.errors import ConfigError, UnknownName
-from uadjax.system import files
+from uadjax.system import files, threads
 from uadjax.system.progress import no_progress, Progress
 
 DEFAULT_CATEGORY = 'disc'
@@ -164,7 +163,7 @@ def _write_images(jobs: Sequence[_RenderJob], folders: dict[str, Path]) -> Itera
       mask_pixels = rendered_image.mask[..., None].astype(np.uint8) * 255
       _save_image(mask_pixels, folder / 'ground_truth' / job.defect / f'{name}_mask.png')
 
-  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+  pool = concurrent.futures.ThreadPoolExecutor(threads.num_cores())
   try:
     yield from pool.map(write_image, jobs)
   finally:
