@@ -461,7 +461,7 @@ def _describe_normals_method(thresholds: Thresholds) -> str:
   return (
     f'expected false-alarm rate {expected} on unseen good images, at most {bound} with '
     f'{confidence} (budget {_format_percent(thresholds.budget)}, calibrated on '
-    f'{thresholds.num_normals} good images held out from fitting)'
+    f'{thresholds.num_normals} good images)'
   )
 
 
@@ -470,8 +470,8 @@ def _describe_over_budget(thresholds: Thresholds) -> str:
   num_required_on_average = max(1, math.ceil(1 / thresholds.budget - 1e-9) - 1)
   expected, bound, confidence = _describe_rates(thresholds)
   return (
-    f'{thresholds.num_normals} good images held out from fitting cannot guarantee a false-alarm '
-    f'rate below {expected} on average, or below {bound} with {confidence}; to keep a budget of '
+    f'calibration on {thresholds.num_normals} good images cannot guarantee a false-alarm rate '
+    f'below {expected} on average, or below {bound} with {confidence}; to keep a budget of '
     f'{_format_percent(thresholds.budget)} on average takes {num_required_on_average} images, with '
     f'{confidence} {thresholds.num_normals_required}'
   )
