@@ -157,7 +157,7 @@ def test_what_is_shipped_computes_what_was_learned(tmp_path, state):
   x = jax.random.normal(jax.random.key(3), (2, 64, 64, 3))
   apply = jax.jit(compact.Compact().apply)
   shipped, _ = weights.load(str(tmp_path / 'compact.safetensors'), compact.Compact())
-  before, after = apply(state.average, x), apply(shipped, x)
+  before, after = apply(state.average_variables, x), apply(shipped, x)
   for stage, y in before.items():
     np.testing.assert_allclose(after[stage], y, rtol=0.01, atol=0.01 * float(y.std()))
 
