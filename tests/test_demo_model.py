@@ -39,7 +39,7 @@ def test_it_answers_and_is_fitted_once(cache, caplog):
   (place,) = (cache / 'demo-models').iterdir()
   before = (place / 'manifest.json').stat().st_mtime_ns
   assert COMMAND in caplog.text
-  assert 'is being fitted' in caplog.text
+  assert 'is fitted now' in caplog.text
   caplog.clear()
   assert answer(demo_model.DEFAULT_TITLE.upper(), disc / 'good' / '000.png').score == good.score
   assert answer('', disc / 'missing' / '000.png').score > good.score

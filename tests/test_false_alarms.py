@@ -27,7 +27,7 @@ def test_unseen_good_images_score_as_those_left_out(shared, tmp_path, name, cate
     '--config.evaluate.save_pictures=0',
   ]
   assert main.main(flags) == 0
-  left_out = model_dir.calibration(tmp_path / 'model').image
+  left_out = model_dir.load_calibration_scores(tmp_path / 'model').scores
   with (tmp_path / 'scores.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   unseen = np.array([float(row['score']) for row in rows if row['defect'] == 'good'])
