@@ -132,7 +132,7 @@ BAD = [
   ('mvtec', lambda d: to_color(d / 'ground_truth/cut/0_mask.png'),
    'warning', 'mask in color', 'ground_truth/cut/0_mask.png', 'largest channel'),
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/9_mask.png', 255),
-   'warning', 'mask without image', 'ground_truth/cut/9_mask.png', 'no image in .*test/cut'),
+   'warning', 'mask without image', 'ground_truth/cut/9_mask.png', 'no matching .*test/cut'),
   ('mvtec', lambda d: (d / 'ground_truth/hole/0_mask.png').unlink(),
    'warning', 'no mask', 'test/hole/0.png', r'defective \(hole\)'),
   ('mvtec', lambda d: mask(d / 'ground_truth/hole/0_mask.png'),

@@ -235,7 +235,7 @@ def test_what_there_is_not_is_refused(models):
 
 def test_arrays_beside_the_file_are_refused(models, tmp_path, monkeypatch):
   monkeypatch.setattr(onnx_files, '_MAX_PROTOBUF_BYTES', 1000)
-  with pytest.raises(errors.ExportError, match='two gigabytes'):
+  with pytest.raises(errors.ExportError, match='2 GB or larger'):
     exporter.export(models['padim'], output=tmp_path / 'it.onnx', quantize='fp16')
   assert not [*tmp_path.iterdir()]
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from uadjax import create_model
 
@@ -47,11 +48,15 @@ print(json.dumps([memory.peak_mb(), threads.num_cores() > 0, stopped]))
   assert (tmp_path / 'file').read_text() == 'text'
 
 
+@pytest.mark.slow
 def test_a_model_predicts_the_same_without_posix(fitted):
   model_dir = fitted('padim')
   code = f"""
 import json
 import numpy as np
+import pytest
+
+import pytest
 from uadjax import create_model
 image = np.random.default_rng(0).integers(0, 256, ({IMAGE_SIZE}, {IMAGE_SIZE}, 3), dtype=np.uint8)
 (result,) = create_model(model_dir=sys.argv[1]).predict([image])
