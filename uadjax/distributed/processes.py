@@ -30,11 +30,10 @@ from uadjax.types import Config
 
 # Resuming a run needs these entries of its work directory.
 _SHARED_FILES = ('checkpoints', 'config.yaml')
-# Matches JAX's runtime errors that Gloo, NCCL or the coordination service caused. Errors of the
-# operating system are not listed, because JAX quotes those of Python callbacks, too.
+# Matches errors with which JAX, Gloo and the coordination service report a lost process.
 _LOST_PROCESS_PATTERN = re.compile(
-  r'Gloo|closed by (remote )?peer|remote process exit|[Cc]oordination|heartbeat'
-  r'|DEADLINE_EXCEEDED|UNAVAILABLE'
+  r'closed by peer|Connection reset|Broken pipe|[Cc]oordination|heartbeat|DEADLINE_EXCEEDED'
+  r'|UNAVAILABLE|[Tt]imed out|Gloo'
 )
 _LOST_KEY, _HEARTBEAT_KEY = 'uadjax/lost', 'uadjax/alive'  # Keys in JAX's coordination service.
 _HEARTBEAT_TIMEOUT_FACTOR = 0.6  # A fraction of JAX's timeout, so that this check comes first.
@@ -250,30 +249,16 @@ def process_workdir(workdir: Path) -> Iterator[Path]:
 
 
 def explain(error: Exception | Interrupted) -> Exception | Interrupted:
-  """Return the error, or a ProcessLost with a hint if it is a symptom of a lost process.
-
-  Only errors of JAX's runtime are symptoms, or errors raised from one. An OSError is not, even if
-  it reads 'Broken pipe' or 'Connection timed out': standard output or a network file system may
-  have failed.
-  """
-  runtime_error = _runtime_error(error)
+  """Return the error, or a ProcessLost with a hint if it is a symptom of a lost process."""
   if (
     not is_multiprocess()
     or isinstance(error, UserError)
-    or not _LOST_PROCESS_PATTERN.search(str(runtime_error or ''))
+    or not _LOST_PROCESS_PATTERN.search(str(error))
   ):
     return error
   return ProcessLost(
-    _LOST_PROCESS_MESSAGE.format(f' ({str(runtime_error).splitlines()[0][:120]})'),
-    hint=_RESTART_HINT,
+    _LOST_PROCESS_MESSAGE.format(f' ({str(error).splitlines()[0][:120]})'), hint=_RESTART_HINT
   )
-
-
-def _runtime_error(error: BaseException | None) -> BaseException | None:
-  """Return the error if it is of JAX's runtime, else the one from which it was raised, if any."""
-  while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
-    error = error.__cause__
-  return error
 
 
 def exit_process(error: BaseException) -> NoReturn:
