@@ -130,10 +130,8 @@ def roc(data: CurveData) -> list[Line]:
   """Return the ROC curves of images and of pixels: recall against false alarm rate."""
   lines = []
   for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
-    false_alarm_rate, recall = (
-      num_false_alarms / ranking.total_normals,
-      _share_above(ranking, ranking.num_anomalous, threshold),
-    )
+    false_alarm_rate = num_false_alarms / ranking.total_normals
+    recall = _share_above(ranking, ranking.num_anomalous, threshold)
     point_text = (
       f'{format_percent(recall)} recall,',
       f'{format_percent(false_alarm_rate)} false alarms',
@@ -185,10 +183,8 @@ def pro(data: CurveData) -> list[Line]:
   lines = []
   for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
     if style is PIXEL_STYLE:
-      false_alarm_rate, mean_overlap = (
-        num_false_alarms / ranking.total_normals,
-        _share_above(ranking, ranking.overlap, threshold),
-      )
+      false_alarm_rate = num_false_alarms / ranking.total_normals
+      mean_overlap = _share_above(ranking, ranking.overlap, threshold)
       point_text = (
         f'{format_percent(mean_overlap)} mean overlap,',
         f'{format_percent(false_alarm_rate)} false alarms',

@@ -306,8 +306,7 @@ def _full_key(settings: Config, key: str) -> str:
   if '.' in key or key in settings:
     return key
   full_keys = {full_key.split('.')[-1]: full_key for full_key in configs.keys(settings)}
-  matches = configs.closest_keys(key, list(full_keys))
-  if matches and key not in full_keys:
+  if key not in full_keys and (matches := configs.closest_keys(key, list(full_keys))):
     raise ConfigError(f'Unknown config key {key!r}; did you mean {matches}?')
   return full_keys.get(key, key)
 
