@@ -50,11 +50,9 @@ def time_uadjax(system: str, directory: Path) -> dict[int, float]:
     ops = model.ops
     score_images: Any = lambda images: jax.device_get(model.score(model.fitted, images))  # noqa: E731
   else:
-    runtime = runtimes.open_graph(cached_graph.get_or_export(directory), system)
-    score_images, ops = (
-      runtime.run,
-      model_dir.open_without_arrays(directory, lambda _, images: score_images(images)).ops,
-    )
+    info = model_dir.read_info(directory)
+    score_images = runtimes.open_graph(cached_graph.get_or_export(info), system).run
+    ops = info.ops
   rng = np.random.default_rng(0)
   shape = ops.height, ops.width, 3
   images = {n: rng.integers(0, 256, (n, *shape), np.uint8) for n in _BATCHES}

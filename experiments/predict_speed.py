@@ -45,9 +45,9 @@ def score_batches(
   ]
 
   def score_batch(index: int) -> None:
-    predictor.scorers[index % len(predictor.scorers)](batches[index])
+    predictor.scorer.runs[index % len(predictor.scorer.runs)](batches[index])
 
-  with futures.ThreadPoolExecutor(predictor.max_concurrent_batches) as pool:
+  with futures.ThreadPoolExecutor(predictor.scorer.concurrency) as pool:
     list(pool.map(score_batch, range(len(batches))))
 
 

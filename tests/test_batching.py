@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 
+from uadjax.model.scorer import Scorer
 from uadjax.serve import batching
 from uadjax.types import Scores
 
@@ -24,7 +25,7 @@ def scored(values, run=mean, sizes=(1, 2, 4), at_once=2):
   seen = []
 
   async def ask():
-    batcher = batching.Batcher([run], sizes, at_once, seen.append)
+    batcher = batching.Batcher(Scorer([run], at_once, sizes), seen.append)
     try:
       return await asyncio.gather(
         *(batcher.score(image(value)) for value in values), return_exceptions=True
@@ -55,7 +56,7 @@ def test_what_waits_is_computed_together():
   seen = []
 
   async def ask():
-    batcher = batching.Batcher([slow], (1, 2, 4, 8), 1, seen.append)
+    batcher = batching.Batcher(Scorer([slow], 1, (1, 2, 4, 8)), seen.append)
     first = asyncio.create_task(batcher.score(image(0)))
     await asyncio.to_thread(begun.wait, 10)
     others = [asyncio.create_task(batcher.score(image(value))) for value in range(1, 6)]
@@ -84,12 +85,13 @@ def test_who_fails_fails_those_of_its_batch_alone():
 
 
 def test_only_batch_sizes_that_change_no_answer_are_used():
-  assert batching.exact_batch_sizes(mean, 2, 3, 8) == (1, 2, 4, 8)
-  assert batching.exact_batch_sizes(mean, 2, 3, 1) == (1,)
+  assert batching.exact_batch_sizes(Scorer([mean]), 2, 3, 8) == (1, 2, 4, 8)
+  assert batching.exact_batch_sizes(Scorer([mean]), 2, 3, 1) == (1,)
 
   def rounds(images):
     """As a runtime may that adds up in another order for two."""
     scores = mean(images)
     return scores._replace(image=scores.image * (1 + 1e-12 * (len(images) == 2)))
 
-  assert batching.exact_batch_sizes(rounds, 2, 3, 8) == (1, 4, 8)
+  assert batching.exact_batch_sizes(Scorer([rounds]), 2, 3, 8) == (1, 4, 8)
+  assert batching.exact_batch_sizes(Scorer([mean, rounds]), 2, 3, 8) == (1, 4, 8)

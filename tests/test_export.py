@@ -324,7 +324,7 @@ def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
     fitted('patchcore', '--config.detector.reweight=false'),
   ]
   assert len({model_dir.read_info(one).arrays_sha256 for one in directories}) == 1
-  assert len({cached_graph.get_or_export(one) for one in directories}) == 2
+  assert len({cached_graph.get_or_export(model_dir.read_info(one)) for one in directories}) == 2
 
 
 def test_a_difference_of_another_runtime_is_found_there(models, tmp_path, monkeypatch):

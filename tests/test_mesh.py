@@ -14,6 +14,7 @@ from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
+from uadjax.inference import predictor
 from uadjax.model import model_dir, scoring
 from uadjax.training import loop
 from uadjax.types import Batch
@@ -169,5 +170,6 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   found = scoring.score_records(
     scorer, model.fitted, records, model.ops, 3, mesh, model.fitted_specs
   )
-  for a, b in zip(found, one, strict=True):
-    assert a.score == pytest.approx(b.score, rel=1e-5)
+  evaluated = predictor.open_on_mesh(model, mesh).predict(files, 3)
+  for a, b, c in zip(found, evaluated, one, strict=True):
+    assert a.score == b.score == pytest.approx(c.score, rel=1e-5)

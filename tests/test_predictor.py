@@ -116,10 +116,11 @@ def test_a_model_that_is_opened_again_says_the_same(model, directory, folder, tm
 
 
 def test_image_sizes_and_short_batches_compile_nothing_anew(directory, folder):
-  fresh = create_model(model_dir=directory, device='cpu:0')
+  model = model_dir.load(directory)
+  fresh = predictor.open_on_devices(model, jax.devices()[:1])
   results = [*fresh.predict(folder, 4), *fresh.predict([folder] * 2, 4)]
   assert len({one.size for one in results}) > 2
-  assert fresh.model.score._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+  assert model.score._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_several_devices_say_the_same_in_the_same_order(model, directory, folder):
@@ -134,8 +135,8 @@ def test_the_peak_at_original_size_is_that_at_network_size(model, folder):
     at_x, at_y = one.peak_position
     y, x = int((at_y + 0.5) * 32 / h), int((at_x + 0.5) * 48 / w)
     # Of peaks that are nearly equal, the smaller one may be the larger between the pixels.
-    around = one._network_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
-    assert around.max() >= 0.98 * one._network_map.max()
+    around = one.network_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+    assert around.max() >= 0.98 * one.network_map.max()
 
 
 @pytest.mark.parametrize('rows', [1, 2])
@@ -184,9 +185,10 @@ class Stub:
   def __init__(self):
     self.most = self.read = self.yielded = 0
     limits = calibration.Thresholds(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
-    model = model_dir.Model(
-      'Stub', None, transforms.parse('resize(4)'), (), jax.jit(means), limits, None, Path()
+    info = model_dir.ModelInfo(
+      'Stub', None, transforms.parse('resize(4)'), limits, None, Path(), ''
     )
+    model = model_dir.Model(*info, (), jax.jit(means))
     self.predictor = predictor.open_on_devices(model, mesh.select_devices('cpu')[:2])
 
   def images(self, number):

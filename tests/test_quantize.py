@@ -151,11 +151,11 @@ def test_it_is_never_taken_for_the_exact_one(models, lenient, tmp_path, monkeypa
   small = exporter.export(model, quantize='int8').path
   assert small == directory / 'model.int8.onnx'
   exporter.export(model, output=directory / 'model.onnx', quantize='fp16')
-  assert not cached_graph.get_or_export(directory).is_relative_to(directory)
+  assert not cached_graph.get_or_export(model_dir.read_info(directory)).is_relative_to(directory)
   exporter.export(model)
-  assert cached_graph.get_or_export(directory) == directory / 'model.onnx'
+  assert cached_graph.get_or_export(model_dir.read_info(directory)) == directory / 'model.onnx'
   shutil.copy(small, directory / 'model.onnx')  # And what lies beside it is the exact one's.
-  assert not cached_graph.get_or_export(directory).is_relative_to(directory)
+  assert not cached_graph.get_or_export(model_dir.read_info(directory)).is_relative_to(directory)
 
 
 @pytest.mark.parametrize('kind', exporter.QUANTIZATIONS)

@@ -9,6 +9,7 @@ import pytest
 from uadjax import create_model
 from uadjax.errors import ConfigError, ModelError, UnknownName
 from uadjax.export import cached_graph, runtimes
+from uadjax.model import model_dir
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +37,7 @@ def test_a_runtime_judges_as_the_model_does(directory, graph, backend):
 
 def test_a_model_that_has_a_graph_needs_no_second_one(directory, graph, tmp_path, monkeypatch):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  assert cached_graph.get_or_export(directory) == graph
+  assert cached_graph.get_or_export(model_dir.read_info(directory)) == graph
   assert not [*tmp_path.iterdir()]
 
 
@@ -46,17 +47,16 @@ def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkey
   told = beside.read_text()
   try:
     beside.write_text(told.replace('"arrays_sha256": "', '"arrays_sha256": "0'))
-    kept = cached_graph.get_or_export(directory)
+    kept = cached_graph.get_or_export(model_dir.read_info(directory))
   finally:
     beside.write_text(told)
   assert kept.parent == tmp_path / 'exports'
-  assert cached_graph.get_or_export(directory) == graph
+  assert cached_graph.get_or_export(model_dir.read_info(directory)) == graph
 
 
 def test_thresholds_of_ones_own_are_kept(directory, graph):
   fast = create_model(model_dir=directory, backend='auto', image_threshold=0.5)
   assert fast.model.thresholds.image_threshold == 0.5
-  assert fast.model.fitted is None  # No array is read twice.
 
 
 def test_what_cannot_be_is_refused(directory, graph, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ _suppression = contextlib.ExitStack()
 _num_suppressing = 0
 
 
-def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
+def decode(source: Source, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, 'h w 3']:
   """Decode an image to upright RGB.
 
   Gray becomes RGB. 16-bit gray is scaled by its full range (65535 is white), float gray by [0, 1].
@@ -52,9 +52,10 @@ def decode(source: Source) -> UInt8[np.ndarray, 'h w 3']:
   not record transparency. Only the first frame of a file is used.
 
   Raises:
+    TooLarge: the image has more than `max_pixels` pixels.
     DataError: the image cannot be read; the message names the file and the reason.
   """
-  with _open_image(source) as image:
+  with _open_image(source, max_pixels) as image:
     image.load()
     return _to_upright(_to_rgb(image), image)
 
@@ -99,7 +100,7 @@ def has_defect(mask: Source | None, threshold: int = 0) -> bool:
 
 
 class TooLarge(DataError):
-  """Error for an image with more than `MAX_PIXELS` pixels."""
+  """Error for an image with too many pixels."""
 
 
 def image_size(source: Source) -> tuple[int, int]:
@@ -122,21 +123,21 @@ def verify(source: Source) -> None:
 
 
 @contextlib.contextmanager
-def _open_image(source: Source) -> Iterator[Image.Image]:
+def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
   file = io.BytesIO(source) if isinstance(source, bytes) else source
   name = source if isinstance(source, str | Path) else getattr(source, 'name', 'the image')
   try:
     with _suppress_warnings(), Image.open(file, formats=_FORMATS) as image:
-      if image.width * image.height > MAX_PIXELS:
+      if image.width * image.height > max_pixels:
         raise TooLarge(
-          f'it has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are allowed.'
+          f'it has {image.width} x {image.height} pixels; at most {max_pixels} are allowed.'
         )
       yield image
   except DataError as error:
     raise type(error)(f'Cannot read {name}: {error}') from None
   except Image.DecompressionBombError:
     raise TooLarge(
-      f'Cannot read {name}: it has too many pixels; at most {MAX_PIXELS} are allowed.'
+      f'Cannot read {name}: it has too many pixels; at most {max_pixels} are allowed.'
     ) from None
   except UnidentifiedImageError:
     reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'

@@ -1,6 +1,6 @@
 """Inputs of `predict`: conversion of user inputs to a lazy stream of named image sources.
 
-Letters: h w height and width of an image.
+Letters: h w height and width of an image, height width the network image.
 """
 
 import collections
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax.data import image_io
+from uadjax.data import image_io, transforms
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system import http
@@ -69,8 +69,17 @@ def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
   return itertools.chain([next(sources)], sources) if is_single else sources
 
 
-def read(source: Source, access: http.Access = http.PUBLIC_ONLY) -> UInt8[np.ndarray, 'h w 3']:
+def read(
+  source: Source,
+  access: http.Access = http.PUBLIC_ONLY,
+  max_pixels: int = image_io.MAX_PIXELS,
+) -> UInt8[np.ndarray, 'h w 3']:
   """Read an image as upright RGB; arrays are returned unchanged, except that gray becomes RGB.
+
+  Args:
+    source: the image.
+    access: policy on the URLs that may be read.
+    max_pixels: largest number of pixels of an encoded image; the error for more is a `TooLarge`.
 
   Raises:
     DataError: the image cannot be read; the message has its name and the reason.
@@ -79,13 +88,13 @@ def read(source: Source, access: http.Access = http.PUBLIC_ONLY) -> UInt8[np.nda
     return _to_rgb(source.origin, source.name)
   if isinstance(source.origin, Path):
     with _open_regular(source.origin, source.name) as file:
-      return image_io.decode(file)
+      return image_io.decode(file, max_pixels)
   content = fetch(source, access).origin
   assert isinstance(content, bytes)  # The branches above handle all other types.
   try:
-    return image_io.decode(content)
+    return image_io.decode(content, max_pixels)
   except DataError as error:  # The message of `decode` has no name, because bytes have none.
-    raise DataError(f'{_name_without_secrets(source)}: {error}') from None
+    raise type(error)(f'{_name_without_secrets(source)}: {error}') from None
 
 
 def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
@@ -97,6 +106,55 @@ def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
   if not isinstance(source.origin, str):
     return source
   return source._replace(origin=http.get(source.origin, access))
+
+
+class LoadedImage(NamedTuple):
+  """Image at network size, or the reason why it is unreadable.
+
+  Attributes:
+    source: origin of the image, which holds its content if that was downloaded.
+    size: height and width of the original.
+    pixels: image at network size; None if it is unreadable.
+    error: why it is unreadable.
+  """
+
+  source: Source
+  size: tuple[int, int] = (0, 0)
+  pixels: UInt8[np.ndarray, 'height width 3'] | None = None
+  error: DataError | None = None
+
+  def require_pixels(self) -> UInt8[np.ndarray, 'height width 3']:
+    """Return the image at network size; raise the error if it is unreadable."""
+    if self.pixels is None:
+      raise self.error or DataError(self.source.name)
+    return self.pixels
+
+
+def load(
+  source: Source,
+  ops: transforms.Ops,
+  access: http.Access = http.PUBLIC_ONLY,
+  max_pixels: int = image_io.MAX_PIXELS,
+  keep_original: bool = False,
+) -> LoadedImage:
+  """Fetch an image, decode it, and bring it to network size; every scored image is read here.
+
+  Args:
+    source: the image.
+    ops: pixel operations from the original to network size.
+    access: policy on the URLs that may be read.
+    max_pixels: largest number of pixels of an original; the error for more is a `TooLarge`.
+    keep_original: whether the source of the result holds the original's pixels, so that it need
+      not be decoded again.
+  """
+  try:
+    source = fetch(source, access)
+    image = read(source, access, max_pixels)
+  except DataError as error:
+    return LoadedImage(source, error=error)
+  if keep_original:
+    source = source._replace(origin=image)
+  return LoadedImage(source, (image.shape[0], image.shape[1]), ops.apply(image))
 
 
 def _name_without_secrets(source: Source) -> str:

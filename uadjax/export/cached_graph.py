@@ -15,7 +15,7 @@ from uadjax.system import files, logging
 _METADATA_BYTES = 1 << 16
 
 
-def get_or_export(directory: Path) -> Path:
+def get_or_export(info: model_dir.ModelInfo) -> Path:
   """Return the exact ONNX file of a model, for batches of any size at network resolution.
 
   `model.onnx` in the model directory is used if it is such a graph of the model's current arrays.
@@ -25,10 +25,9 @@ def get_or_export(directory: Path) -> Path:
     ConfigError: the cache folder cannot be written.
     ExportError: the model cannot be exported.
   """
-  info = model_dir.read_info(directory)
   # Detect damaged arrays although only their graph is used.
-  model_dir.verify_arrays(directory)
-  local_path = directory / f'model{runtimes.SUFFIX}'
+  model_dir.verify_arrays(info)
+  local_path = info.directory / f'model{runtimes.SUFFIX}'
   if local_path.is_file() and _is_usable(local_path, info.arrays_sha256):
     return local_path
   # Some options change the score but no array, so the hash of the arrays is not enough.
@@ -45,15 +44,15 @@ def get_or_export(directory: Path) -> Path:
     # Opening a cached graph needs none of the exporters.
     from uadjax.export import exporter
 
-    logging.LOG.info('Exporting %s to ONNX (once; the graph is cached).', directory)
+    logging.LOG.info('Exporting %s to ONNX (once; the graph is cached).', info.directory)
     try:
       cached_path.parent.mkdir(parents=True, exist_ok=True)
-      exporter.export(model_dir.load(directory), output=cached_path)
+      exporter.export(model_dir.load_arrays(info), output=cached_path)
     except OSError as error:
       raise ConfigError(
         f'The exported graph cannot be saved in {cached_path.parent} '
         f'({error.strerror or error}). Set UADJAX_CACHE to a writable folder, or export into the '
-        f'model directory: uadjax export {directory}.'
+        f'model directory: uadjax export {info.directory}.'
       ) from None
   return cached_path
 

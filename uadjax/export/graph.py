@@ -104,7 +104,7 @@ def metadata(model: model_dir.Model, height: int, width: int, has_resize: bool) 
       else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io',
     },
     'weights': model.weights._asdict(),
-    'arrays_sha256': model_dir.read_info(model.directory).arrays_sha256,
+    'arrays_sha256': model.arrays_sha256,
   }
 
 
@@ -113,15 +113,10 @@ def array_bytes(model: model_dir.Model) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.fitted))
 
 
-def prepare_inputs(
-  ops: transforms.Ops, image: UInt8[np.ndarray, 'h w 3'], camera_size: tuple[int, int] | None
-):
-  """Return an image twice: as input of the graph, and at network resolution.
+def input_ops(ops: transforms.Ops, camera_size: tuple[int, int] | None) -> transforms.Ops:
+  """Return the operations from an image to the input of a graph.
 
-  Both are the same unless the graph resizes images of `camera_size` (height and width) itself.
+  They are those of the model, unless the graph resizes images of `camera_size` (height and width)
+  itself.
   """
-  if not camera_size:
-    graph_input = ops.apply(image)
-    return graph_input, graph_input
-  graph_input = transforms.parse(f'resize({camera_size[0]}, {camera_size[1]})').apply(image)
-  return graph_input, ops.apply(graph_input)
+  return transforms.parse('resize({}, {})'.format(*camera_size)) if camera_size else ops

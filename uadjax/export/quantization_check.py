@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from uadjax import data
-from uadjax.data import image_io, layouts, records
+from uadjax.data import inputs, layouts, records
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError, Setting
-from uadjax.export import graph as graphs, runtimes
+from uadjax.export import graph as graphs
 from uadjax.model import calibration, model_dir
+from uadjax.model.scorer import RunFunction, Scorer
 from uadjax.numerics import metrics
 
 # On easy products, methods differ by less than one point of image AUROC.
@@ -117,8 +118,10 @@ def select_images(
       hint=('Name a folder of good images or a dataset: ', Setting('export.images', 'DIR'), '.'),
     )
 
+  graph_ops = graphs.input_ops(model.ops, camera_size)
+
   def read_input(path: Path) -> UInt8[np.ndarray, 'h w 3']:
-    return graphs.prepare_inputs(model.ops, image_io.decode(path), camera_size)[0]
+    return inputs.load(inputs.Source(str(path), path), graph_ops).require_pixels()
 
   return EvaluationImages(
     sample_evenly(good_paths, _MAX_IMAGES), sample_evenly(splits.test, _MAX_IMAGES), read_input
@@ -126,7 +129,7 @@ def select_images(
 
 
 def compare(
-  runs: Sequence[runtimes.RunFunction],
+  runs: Sequence[RunFunction],
   records: Sequence[Record],
   evaluation_images: EvaluationImages,
   thresholds: calibration.Thresholds,
@@ -141,13 +144,13 @@ def compare(
     thresholds: thresholds of the labels.
     batch: batch size of the graphs; None for any size.
   """
-  paths = [record.path for record in records]
-  batch_scores = []
-  for images, num_images in read_batches(
-    paths, evaluation_images.read_input, batch or _BATCH_SIZE, batch
-  ):
-    batch_scores.append([np.asarray(run(images).image)[:num_images] for run in runs])
-  float_scores, quantized_scores = np.concatenate(batch_scores, axis=1).astype(np.float64)
+  batch_size, pairs = batch or _BATCH_SIZE, []
+  scorers = [Scorer([run], batch_sizes=(batch_size,)) for run in runs]
+  for i in range(0, len(records), batch_size):
+    images = [evaluation_images.read_input(r.path) for r in records[i : i + batch_size]]
+    predictions = [scorer.score(images) for scorer in scorers]
+    pairs += [[p.score for p in pair] for pair in zip(*predictions, strict=True)]
+  float_scores, quantized_scores = np.array(pairs).T
   labels = (
     [calibration.label(float(x), thresholds) for x in scores]
     for scores in (float_scores, quantized_scores)

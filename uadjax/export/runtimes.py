@@ -19,14 +19,13 @@ from jaxtyping import UInt8
 import numpy as np
 
 from uadjax.errors import ConfigError, ModelError, UnknownName
+from uadjax.model.scorer import RunFunction
 from uadjax.system import threads
 from uadjax.types import Scores
 
 INPUT_NAME, OUTPUT_NAMES = 'image', ('map', 'score')  # The same in every graph.
 SUFFIX = '.onnx'
 METADATA_KEY = 'uadjax'  # Key of uadjax's metadata, a JSON text, in an ONNX file.
-
-RunFunction = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]
 
 
 class Runtime(NamedTuple):

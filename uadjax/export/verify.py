@@ -1,6 +1,6 @@
 """Verification of exported graphs: their scores, maps and labels must match the model's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +9,12 @@ import jax
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax.data import demo, image_io, inputs
+from uadjax.data import demo, inputs
 from uadjax.detectors.base import RunContext
 from uadjax.errors import DataError
-from uadjax.export import graph as graphs, quantization_check, runtimes
+from uadjax.export import graph as graphs, quantization_check
 from uadjax.model import calibration, model_dir
+from uadjax.model.scorer import RunFunction, Scorer
 from uadjax.types import Scores
 
 TOLERANCE = 1e-4  # Relative to an image's score, and to the largest value of its map.
@@ -89,26 +90,28 @@ def select_images(
     DataError: the folder contains no images.
   """
   if folder:
-    sources = itertools.islice(inputs.expand(folder), _MAX_IMAGES)
-    originals, source = [inputs.read(image_input) for image_input in sources], f'images of {folder}'
-    if not originals:
+    sources = list(itertools.islice(inputs.expand(folder), _MAX_IMAGES))
+    description = f'images of {folder}'
+    if not sources:
       raise DataError(f'{folder} contains no images to compare the graph and the model on.')
-  elif paths := _paths_near_thresholds(model):
-    originals, source = [image_io.decode(path) for path in paths], 'good images'
   else:
-    demo_paths = sorted(
-      (demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good').iterdir()
-    )
-    originals = [image_io.decode(path) for path in demo_paths[:_MAX_IMAGES]]
-    source = 'synthetic images (no image of calibration.csv exists here)'
-  pairs = [graphs.prepare_inputs(model.ops, image, camera_size) for image in originals]
-  graph_inputs, network_inputs = (np.stack(images) for images in zip(*pairs, strict=True))
-  return ComparisonImages(graph_inputs, network_inputs, source)
+    paths, description = _paths_near_thresholds(model), 'good images'
+    if not paths:
+      demo_images = demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good'
+      paths = sorted(demo_images.iterdir())[:_MAX_IMAGES]
+      description = 'synthetic images (no image of calibration.csv exists here)'
+    sources = [inputs.Source(str(path), path) for path in paths]
+  graph_ops = graphs.input_ops(model.ops, camera_size)
+  graph_inputs = np.stack([inputs.load(s, graph_ops).require_pixels() for s in sources])
+  network_inputs = (
+    np.stack([model.ops.apply(image) for image in graph_inputs]) if camera_size else graph_inputs
+  )
+  return ComparisonImages(graph_inputs, network_inputs, description)
 
 
 def compare(
   model: model_dir.Model,
-  run: runtimes.RunFunction,
+  run: RunFunction,
   batch: int | None,
   comparison_images: ComparisonImages,
 ) -> Agreement:
@@ -123,23 +126,19 @@ def compare(
     batch: batch size of the graph; None for any size, in which case two sizes are tried.
     comparison_images: images to run both on.
   """
+  graph_inputs, network_inputs, source = comparison_images
+  ops, thresholds = model.ops, model.thresholds
 
   def reference_scores(score_fn: Callable[[Any], Scores]) -> Scores:
-    scores = _score_in_batches(
-      lambda x: jax.device_get(score_fn(x)), comparison_images.network_inputs, _BATCH_SIZE
-    )
-    if comparison_images.graph_inputs.shape == comparison_images.network_inputs.shape:
+    scorer = Scorer([lambda x: jax.device_get(score_fn(x))], batch_sizes=(_BATCH_SIZE,))
+    scores = scorer.score_all(network_inputs)
+    if graph_inputs.shape == network_inputs.shape:
       return scores
-    maps = [
-      model.ops.restore(anomaly_map, *comparison_images.graph_inputs.shape[1:3]).anomaly_map
-      for anomaly_map in scores.map
-    ]
+    maps = [ops.restore(x, *graph_inputs.shape[1:3]).anomaly_map for x in scores.map]
     return scores._replace(map=np.stack(maps))
 
   expected = reference_scores(lambda x: model.score(model.fitted, x))
-  _, detector = model_dir.build_detector(
-    model.config, RunContext(model.ops.height, model.ops.width)
-  )
+  _, detector = model_dir.build_detector(model.config, RunContext(ops.height, ops.width))
   low = high = expected
   score_bounds = detector.score_bounds
   if score_bounds is not None:
@@ -148,16 +147,15 @@ def compare(
       reference_scores(lambda x, bound_index=bound_index: bounds_fn(model.fitted, x)[bound_index])
       for bound_index in (0, 1)
     )
-  actual = _score_in_batches(run, comparison_images.graph_inputs, batch)
-  labels = (
-    [calibration.label(float(x), model.thresholds) for x in result.image]
-    for result in (expected, actual)
-  )
+  # Where the batch size is free, a single image and a batch are tried.
+  batch_sizes = (1, _BATCH_SIZE) if batch is None else (batch,)
+  actual = Scorer([run], batch_sizes=batch_sizes).score_all(graph_inputs)
+  labels = ([calibration.label(float(x), thresholds) for x in s.image] for s in (expected, actual))
   score_differences = _relative_excess(actual.image, low.image, high.image)
   map_differences = _relative_excess(actual.map, low.map, high.map)
   return Agreement(
-    len(comparison_images.graph_inputs),
-    comparison_images.source,
+    len(graph_inputs),
+    source,
     float(score_differences.max()),
     float(map_differences.max()),
     sum(a != b for a, b in zip(*labels, strict=True)),
@@ -165,43 +163,20 @@ def compare(
   )
 
 
-def _paths_near_thresholds(model: model_dir.Model) -> Sequence[str]:
+def _paths_near_thresholds(model: model_dir.Model) -> list[Path]:
   """Select calibration images: half have scores next to a threshold, half are evenly spaced.
 
   Scores near a threshold are the most likely to change their label.
   """
-  calibration_scores = model_dir.load_calibration_scores(model.directory)
-  if calibration_scores is None:
+  scored = model_dir.load_calibration_scores(model.directory)
+  if scored is None:
     return []
-  available_indices = [
-    i for i, path in enumerate(calibration_scores.paths) if path and Path(path).is_file()
-  ]
+  available = [i for i, path in enumerate(scored.paths) if path and Path(path).is_file()]
   thresholds = np.array([model.thresholds.image_threshold, model.thresholds.review_threshold])
-  distances = np.abs(calibration_scores.scores[:, None] - thresholds).min(axis=1)
-  nearest_indices = sorted(available_indices, key=lambda i: distances[i])
-  selected_indices = dict.fromkeys(
-    [
-      *nearest_indices[: _MAX_IMAGES // 2],
-      *quantization_check.sample_evenly(available_indices, _MAX_IMAGES),
-    ]
-  )
-  return [calibration_scores.paths[i] for i in [*selected_indices][:_MAX_IMAGES]]
-
-
-def _score_in_batches(run: runtimes.RunFunction, images: np.ndarray, batch: int | None) -> Scores:
-  """Score all images; a graph without fixed batch size gets one image first, then batches."""
-  starts = (
-    [0, *range(1, len(images), _BATCH_SIZE)] if batch is None else range(0, len(images), batch)
-  )
-  batch_scores = []
-  for start, end in zip(starts, [*starts[1:], len(images)], strict=True):
-    chunk = images[start:end]
-    batch_size = batch or len(chunk)
-    padded_chunk = np.concatenate(
-      [chunk, np.zeros((batch_size - len(chunk), *chunk.shape[1:]), np.uint8)]
-    )
-    batch_scores.append(Scores(*(np.asarray(x)[: len(chunk)] for x in run(padded_chunk))))
-  return Scores(*(np.concatenate(arrays) for arrays in zip(*batch_scores, strict=True)))
+  distances = np.abs(scored.scores[:, None] - thresholds).min(axis=1)
+  nearest = sorted(available, key=lambda i: distances[i])[: _MAX_IMAGES // 2]
+  selected = dict.fromkeys([*nearest, *quantization_check.sample_evenly(available, _MAX_IMAGES)])
+  return [Path(scored.paths[i]) for i in [*selected][:_MAX_IMAGES]]
 
 
 def _relative_excess(actual: Any, low: Any, high: Any) -> Float[np.ndarray, ' n']:

@@ -69,52 +69,52 @@ def create_model(
     raise ConfigError(f"{backend} cannot shard a model; use 'jax' with shard_model.")
   devices = meshes.local_devices(meshes.select_devices(device or 'auto'))
   name, directory = _resolve_model(str(model_name), model_dir)
-  if name and (actual_name := model_dirs.read_info(directory).name) != name:
+  info = model_dirs.read_info(directory)
+  if name and info.name != name:
     raise ModelError(
-      f'The model in {directory} is {actual_name}, not {name}; omit the name, or choose another '
+      f'The model in {directory} is {info.name}, not {name}; omit the name, or choose another '
       'directory.'
     )
   if backend == _JAX:
-    base_predictor = _open_in_jax(directory, devices, shard_model, access)
+    opened = _open_in_jax(info, devices, shard_model, access)
   else:
-    base_predictor = _open_graph(directory, backend, devices, access)
-  calibrated_thresholds = base_predictor.model.thresholds
+    opened = _open_graph(info, backend, devices, access)
   thresholds = calibration.override(
-    calibrated_thresholds, image_threshold, review_threshold, pixel_threshold
+    info.thresholds, image_threshold, review_threshold, pixel_threshold
   )
-  return base_predictor._replace(model=base_predictor.model._replace(thresholds=thresholds))
+  return opened._replace(model=info._replace(thresholds=thresholds))
 
 
 def _open_in_jax(
-  directory: Path, devices: Sequence[Any], shard_model: bool, access: http.Access
+  info: model_dirs.ModelInfo, devices: Sequence[Any], shard_model: bool, access: http.Access
 ) -> predictor.Predictor:
-  """Open a model directory for JAX on devices, its arrays copied to each or sharded."""
+  """Open a model for JAX on devices, its arrays copied to each or sharded."""
   with jax.default_device(devices[0]):
     mesh = meshes.mesh_of(devices if shard_model else devices[:1])
-    model = model_dirs.load(directory, mesh)
+    model = model_dirs.load_arrays(info, mesh)
     if model.fitted_specs is None:  # Not every model has arrays to shard.
       return predictor.open_on_devices(model, devices, access)
-    return predictor.open_sharded(model, mesh, access)
+    return predictor.open_on_mesh(model, mesh, access)
 
 
 def _open_graph(
-  directory: Path, backend: str, devices: Sequence[Any], access: http.Access
+  info: model_dirs.ModelInfo, backend: str, devices: Sequence[Any], access: http.Access
 ) -> predictor.Predictor:
-  """Open the exported graph of a model directory; 'auto' falls back to JAX if that fails.
+  """Open the exported graph of a model; 'auto' falls back to JAX if that fails.
 
   Raises:
     ConfigError: the backend is not installed, unless it is 'auto'.
     ExportError: the model cannot be exported, unless the backend is 'auto'.
   """
   try:
-    return predictor.open_graph(directory, backend, access)
+    return predictor.open_graph(info, backend, access)
   except (ConfigError, ExportError) as error:
     if backend != runtimes.BACKENDS[0]:
       raise
     logging.LOG.warning(
-      'Using JAX for %s, which is slower than an inference runtime: %s', directory, error
+      'Using JAX for %s, which is slower than an inference runtime: %s', info.directory, error
     )
-    return _open_in_jax(directory, devices, False, access)
+    return _open_in_jax(info, devices, False, access)
 
 
 class Pipeline(NamedTuple):

@@ -63,7 +63,7 @@ class Result(Mapping[str, Any]):
     self.thresholds = thresholds
     self.size = size
     self.error = ''
-    self._source, self._stem, self._ops, self._network_map = source, stem, ops, anomaly_map
+    self._source, self._stem, self._ops, self.network_map = source, stem, ops, anomaly_map
 
   @classmethod
   def unreadable(
@@ -93,7 +93,15 @@ class Result(Mapping[str, Any]):
   @functools.cached_property
   def restored(self) -> transforms.RestoredMap:
     """Anomaly map at original resolution, and the mask of the pixels that the network saw."""
-    return self._ops.restore(self._network_map, *self.size)
+    return self._ops.restore(self.network_map, *self.size)
+
+  def read_image(self) -> UInt8[np.ndarray, 'h w 3']:
+    """Return the original, which is decoded from its file unless its pixels were passed or kept.
+
+    Raises:
+      DataError: the image can no longer be read.
+    """
+    return inputs.read(self._source)
 
   @property
   def anomaly_map(self) -> Float[np.ndarray, 'h w']:
@@ -245,7 +253,7 @@ class Result(Mapping[str, Any]):
     )
     visible_map = np.where(self.visible, self.anomaly_map, np.float32('nan'))  # NaN is dimmed.
     return result_image.draw_result(
-      inputs.read(self._source), visible_map, self.predicted_mask, self.peak_position, verdict
+      self.read_image(), visible_map, self.predicted_mask, self.peak_position, verdict
     )
 
   def save_to_img(self, save_path: str | Path) -> Path | None:

@@ -18,7 +18,6 @@ from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.inference import predictor, table_shards
 from uadjax.inference.result import Result, UNREADABLE
-from uadjax.model import model_dir
 from uadjax.system import files, logging
 from uadjax.system.progress import Progress
 
@@ -170,7 +169,7 @@ def _prepare_table(table: Table, model: predictor.Predictor) -> None:
   loaded_model, path = model.model, table.folder / _INFO_FILE
   info = {
     'model_name': loaded_model.name,
-    'arrays_sha256': model_dir.read_info(loaded_model.directory).arrays_sha256,
+    'arrays_sha256': loaded_model.arrays_sha256,
     'image_threshold': loaded_model.thresholds.image_threshold,
     'review_threshold': loaded_model.thresholds.review_threshold,
     'pixel_threshold': loaded_model.thresholds.pixel_threshold,

@@ -30,18 +30,34 @@ _MANIFEST_FILE = 'manifest.json'
 _CALIBRATION_FILE = 'calibration.csv'
 
 
-class Model(NamedTuple):
-  """Model loaded from a model directory.
+class ModelInfo(NamedTuple):
+  """Contents of a model's manifest, which is read once when a model is opened.
 
   Attributes:
     name: name of the detector, such as STFPM.
     config: resolved configuration of the fit.
     ops: pixel operations from files to images at network size.
-    fitted: fitted arrays; None if they were not loaded.
-    score: jitted (fitted, uint8 images [b h w 3]) -> Scores.
     thresholds: calibrated thresholds.
     weights: origin of the backbone's weights.
     directory: path of the model directory.
+    arrays_sha256: SHA-256 of the file of the fitted arrays.
+  """
+
+  name: str
+  config: Config
+  ops: transforms.Ops
+  thresholds: calibration.Thresholds
+  weights: pretrained_weights.Provenance
+  directory: Path
+  arrays_sha256: str
+
+
+class Model(NamedTuple):
+  """Model loaded with its arrays: the fields of `ModelInfo`, and what computes scores.
+
+  Attributes:
+    fitted: fitted arrays.
+    score: jitted (fitted, uint8 images [b h w 3]) -> Scores.
     fitted_specs: which arrays of `fitted` are sharded over devices: True (along the first axis) or
       False (replicated), for leaves or whole subtrees; None if nothing is sharded.
   """
@@ -49,22 +65,18 @@ class Model(NamedTuple):
   name: str
   config: Config
   ops: transforms.Ops
-  fitted: Any
-  score: Callable[[Any, Any], Scores]
   thresholds: calibration.Thresholds
   weights: pretrained_weights.Provenance
   directory: Path
+  arrays_sha256: str
+  fitted: Any
+  score: Callable[[Any, Any], Scores]
   fitted_specs: Any = None
 
-
-class ModelInfo(NamedTuple):
-  """Contents of a model's manifest, with the fields of `Model` and the SHA-256 of the arrays."""
-
-  name: str
-  config: Config
-  thresholds: calibration.Thresholds
-  weights: pretrained_weights.Provenance
-  arrays_sha256: str
+  @property
+  def info(self) -> ModelInfo:
+    """The model without its arrays."""
+    return ModelInfo(*self[: len(ModelInfo._fields)])
 
 
 def build_detector(config: Config, context: RunContext) -> tuple[backbones.Backbone, Detector]:
@@ -146,92 +158,82 @@ def read_info(directory: Path | str) -> ModelInfo:
   manifest = _read_manifest(directory)
   try:
     config = configs.from_plain_dict(manifest['config'], str(directory / _MANIFEST_FILE))
+    ops = transforms.parse(config.data.ops)
     thresholds = calibration.Thresholds(**manifest['thresholds'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
   except (ConfigError, TypeError, AttributeError) as error:
     raise ModelError(
       f'{directory / _MANIFEST_FILE} does not match this version of uadjax: {error}'
     ) from None
-  return ModelInfo(manifest['model_name'], config, thresholds, weights, manifest['arrays_sha256'])
+  name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
+  return ModelInfo(name, config, ops, thresholds, weights, directory, arrays_sha256)
 
 
-def open_without_arrays(directory: Path, score: Callable[[Any, Any], Scores]) -> Model:
-  """Load a model without its arrays, for a `score` that does not use them, such as a runtime's."""
-  name, config, thresholds, weights, _ = read_info(directory)
-  ops = transforms.parse(config.data.ops)
-  return Model(name, config, ops, None, score, thresholds, weights, directory)
-
-
-def verify_arrays(directory: Path) -> None:
+def verify_arrays(info: ModelInfo) -> None:
   """Verify that the arrays of a model directory have the SHA-256 that its manifest names.
 
   Raises:
     ModelError: the arrays are unreadable or damaged.
   """
-  path = directory / array_file.ARRAYS_FILE
+  path = info.directory / array_file.ARRAYS_FILE
   try:
     with path.open('rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
   except OSError as error:
     raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
-  _require_same_digest(directory, digest, read_info(directory).arrays_sha256)
+  _require_same_digest(info, digest)
 
 
-def _require_same_digest(directory: Path, digest: str, expected_digest: str) -> None:
-  if digest != expected_digest:
+def _require_same_digest(info: ModelInfo, digest: str) -> None:
+  if digest != info.arrays_sha256:
     raise ModelError(
-      f'{directory / array_file.ARRAYS_FILE} is damaged: its SHA-256 is {digest[:12]}…, but the '
-      f'manifest says {expected_digest[:12]}…. Fit the model again, or restore the file.'
+      f'{info.directory / array_file.ARRAYS_FILE} is damaged: its SHA-256 is {digest[:12]}…, but '
+      f'the manifest says {info.arrays_sha256[:12]}…. Fit the model again, or restore the file.'
     )
 
 
 def load(directory: Path | str, state_mesh: mesh.Mesh | None = None) -> Model:
-  """Load the model of a model directory.
+  """Load the model of a model directory; see `load_arrays`."""
+  return load_arrays(read_info(directory), state_mesh)
+
+
+def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
+  """Load the model of a manifest that was read.
 
   Args:
-    directory: path of the model directory.
+    info: contents of the manifest.
     state_mesh: devices over which to shard the fitted arrays, which may be too large for one;
       batches are then sharded over them as well. None or a single device to shard nothing.
 
   Raises:
-    ModelError: the model is missing, incomplete, damaged, or of another format.
+    ModelError: the arrays are missing or damaged.
   """
-  directory = Path(directory)
-  name, config, thresholds, weights, arrays_sha256 = read_info(directory)
-  ops = transforms.parse(config.data.ops)
-  backbone, detector = build_detector(config, RunContext(ops.height, ops.width))
-  buffer, digest = array_file.read_file(directory / array_file.ARRAYS_FILE)
-  _require_same_digest(directory, digest, arrays_sha256)
+  ops, path = info.ops, info.directory / array_file.ARRAYS_FILE
+  backbone, detector = build_detector(info.config, RunContext(ops.height, ops.width))
+  buffer, digest = array_file.read_file(path)
+  _require_same_digest(info, digest)
   # Only the structure is computed; the only arrays are those of the file.
   abstract_fitted = jax.eval_shape(
     lambda: detector.to_fitted(_initial_state(backbone, detector, ops))
   )
-  stored_arrays = array_file.parse_arrays(buffer)
-  expected_leaves = array_file.leaves_by_path(abstract_fitted)
-  if expected_leaves.keys() != stored_arrays.keys():
-    mismatched_names = sorted(expected_leaves.keys() ^ stored_arrays.keys())
+  arrays = array_file.parse_arrays(buffer)
+  names = array_file.leaves_by_path(abstract_fitted).keys()
+  if names != arrays.keys():
     raise ModelError(
-      f'{directory / array_file.ARRAYS_FILE} does not match its manifest: '
-      f'{mismatched_names[:3]} are missing or unexpected. Fit the model again, or restore the file.'
+      f'{path} does not match its manifest: {sorted(names ^ arrays.keys())[:3]} are missing or '
+      'unexpected. Fit the model again, or restore the file.'
     )
-  fitted = jax.tree.unflatten(
-    jax.tree.structure(abstract_fitted), [stored_arrays[name] for name in expected_leaves]
-  )
+  fitted = jax.tree.unflatten(jax.tree.structure(abstract_fitted), [arrays[name] for name in names])
+  specs = None
   if state_mesh is not None and state_mesh.size > 1:
-    _, detector = build_detector(
-      config, RunContext(ops.height, ops.width, shards=mesh.shards(state_mesh))
-    )
-  specs = detector.sharding_specs
-  fitted_specs = None
+    context = RunContext(ops.height, ops.width, shards=mesh.shards(state_mesh))
+    _, detector = build_detector(info.config, context)
+    specs = detector.sharding_specs
   if specs and state_mesh is not None:
-    fitted_specs = specs.fitted
-    fitted = mesh.put_on_mesh(state_mesh, specs.pad_to_shards(fitted), fitted_specs)
+    fitted = mesh.put_on_mesh(state_mesh, specs.pad_to_shards(fitted), specs.fitted)
   else:
     fitted = jax.device_put(fitted)  # Unlike this, jax.numpy.asarray always copies.
-  jitted_score = jax.jit(detector.score)
-  return Model(
-    name, config, ops, fitted, jitted_score, thresholds, weights, directory, fitted_specs
-  )
+  return Model(*info, fitted, jax.jit(detector.score), specs and specs.fitted)
 
 
 def _initial_state(backbone: Any, detector: Detector, ops: transforms.Ops) -> Any:

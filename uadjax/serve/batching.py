@@ -8,51 +8,29 @@ Letters: h w network image.
 
 import asyncio
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
-from typing import Any, NamedTuple
 
-from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax.export import runtimes
-
-Image = UInt8[np.ndarray, 'h w 3']
-
-
-class Prediction(NamedTuple):
-  """Anomaly score and anomaly map of one image."""
-
-  score: float
-  anomaly_map: Float[np.ndarray, 'h w']
+from uadjax.model.scorer import Image, Prediction, Scorer
 
 
 class Batcher:
   """Queue of images, and workers that score them in batches."""
 
-  def __init__(
-    self,
-    scorers: Sequence[runtimes.RunFunction],
-    batch_sizes: Sequence[int],
-    max_concurrent_batches: int,
-    on_batch: Callable[[int], Any] = lambda num_images: None,
-  ):
+  def __init__(self, scorer: Scorer, on_batch: Callable[[int], object] = lambda num_images: None):
     """Start the workers; requires a running event loop.
 
     Args:
-      scorers: functions that score a batch, one per device; workers are spread over them.
-      batch_sizes: allowed batch sizes, ascending; a batch is padded to the next one.
-      max_concurrent_batches: number of workers and thus of batches scored concurrently.
+      scorer: scorer, with as many workers as it scores batches concurrently.
       on_batch: function to call with the number of images of each batch.
     """
-    self._batch_sizes, self._on_batch = batch_sizes, on_batch
+    self._scorer, self._on_batch = scorer, on_batch
     self._queue: collections.deque[tuple[Image, asyncio.Future[Prediction]]] = collections.deque()
     self._not_empty = asyncio.Condition()
-    self._threads = futures.ThreadPoolExecutor(max_concurrent_batches, 'uadjax-batch')
-    self._workers = [
-      asyncio.create_task(self._run_worker(scorers[index % len(scorers)]))
-      for index in range(max_concurrent_batches)
-    ]
+    self._threads = futures.ThreadPoolExecutor(scorer.concurrency, 'uadjax-batch')
+    self._workers = [asyncio.create_task(self._run_worker(i)) for i in range(scorer.concurrency)]
 
   async def score(self, image: Image) -> Prediction:
     """Queue an image and wait for its prediction; canceled images are not scored."""
@@ -71,7 +49,7 @@ class Batcher:
       future.cancel()
     self._threads.shutdown(wait=False, cancel_futures=True)
 
-  async def _run_worker(self, scorer: runtimes.RunFunction) -> None:
+  async def _run_worker(self, index: int) -> None:
     loop = asyncio.get_running_loop()
     while True:
       async with self._not_empty:
@@ -82,9 +60,7 @@ class Batcher:
       self._on_batch(len(items))
       images, result_futures = zip(*items, strict=True)
       try:
-        predictions = await loop.run_in_executor(
-          self._threads, score_batch, scorer, images, self._batch_sizes
-        )
+        predictions = await loop.run_in_executor(self._threads, self._scorer.score, images, index)
       except Exception as error:
         predictions = [error] * len(result_futures)
       for future, prediction in zip(result_futures, predictions, strict=True):
@@ -98,29 +74,15 @@ class Batcher:
   def _take_batch(self) -> list[tuple[Image, asyncio.Future[Prediction]]]:
     """Remove the oldest images from the queue, at most a batch, and drop canceled ones."""
     items = []
-    while self._queue and len(items) < self._batch_sizes[-1]:
+    while self._queue and len(items) < self._scorer.batch_sizes[-1]:
       item = self._queue.popleft()
       if not item[1].done():
         items.append(item)
     return items
 
 
-def score_batch(
-  scorer: runtimes.RunFunction, images: Sequence[Image], batch_sizes: Sequence[int]
-) -> list[Prediction]:
-  """Score images in one batch of the smallest size that holds them."""
-  batch_size = next(size for size in batch_sizes if size >= len(images))
-  batch = np.zeros((batch_size, *images[0].shape), np.uint8)
-  batch[: len(images)] = images
-  scores = scorer(batch)
-  # Without the copy, a single prediction would keep the maps of its whole batch in memory.
-  return [
-    Prediction(float(scores.image[row]), np.array(scores.map[row])) for row in range(len(images))
-  ]
-
-
 def exact_batch_sizes(
-  scorer: runtimes.RunFunction, height: int, width: int, max_batch_size: int
+  scorer: Scorer, height: int, width: int, max_batch_size: int
 ) -> tuple[int, ...]:
   """Return the batch sizes, ascending, at which predictions equal those of a full batch exactly.
 
@@ -129,16 +91,18 @@ def exact_batch_sizes(
   """
   rng = np.random.default_rng(0)
   images = list(rng.integers(0, 256, (max_batch_size, height, width, 3), np.uint8))
-  full_batch = score_batch(scorer, images, [max_batch_size])
-  sizes = [max_batch_size]
-  for size in _successive_halves(max_batch_size):
-    predictions = score_batch(scorer, images[:size], [size])
-    pairs = zip(predictions, full_batch[:size], strict=True)
-    if all(a.score == b.score and np.array_equal(a.anomaly_map, b.anomaly_map) for a, b in pairs):
-      sizes.insert(0, size)
-  return tuple(sizes)
+  devices = range(len(scorer.runs))
 
+  def predict(size: int) -> list[list[Prediction]]:
+    return [scorer.with_batch_size(size).score(images[:size], device) for device in devices]
 
-def _successive_halves(size: int) -> list[int]:
-  """Return half of a size, half of that, and so on down to 1."""
-  return [] if size == 1 else [size // 2, *_successive_halves(size // 2)]
+  def equals_full_batch(size: int) -> bool:
+    return all(
+      a.score == b.score and np.array_equal(a.anomaly_map, b.anomaly_map)
+      for predictions, full_batch in zip(predict(size), full_batches, strict=True)
+      for a, b in zip(predictions, full_batch[:size], strict=True)
+    )
+
+  full_batches = predict(max_batch_size)
+  smaller_sizes = [max_batch_size >> n for n in range(max_batch_size.bit_length() - 1, 0, -1)]
+  return (*filter(equals_full_batch, smaller_sizes), max_batch_size)

@@ -1,12 +1,11 @@
 """Models of the service: opening, warm-up, and batchers."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from uadjax.distributed import mesh
-from uadjax.inference import pipelines, predictor as predictors
-from uadjax.model import calibration
+from uadjax.inference import pipelines
+from uadjax.inference.predictor import Predictor
 from uadjax.serve import batching
 from uadjax.serve.settings import Settings
 from uadjax.system import progress
@@ -19,37 +18,28 @@ class ServedModel(NamedTuple):
 
   Attributes:
     name: name of the model in requests.
-    predictor: predictor of the model.
-    batch_sizes: batch sizes, ascending, at which predictions equal those of a full batch exactly.
+    predictor: predictor of the model; at the batch sizes of its scorer, predictions equal those of
+      a full batch exactly.
   """
 
   name: str
-  predictor: predictors.Predictor
-  batch_sizes: tuple[int, ...]
+  predictor: Predictor
 
-  def describe(self) -> dict[str, Any]:
+  def describe(self) -> dict[str, object]:
     """Return name, detector, devices, thresholds and preprocessing, ready for JSON."""
     model = self.predictor.model
-    thresholds: calibration.Thresholds = model.thresholds
     return {
       'name': self.name,
       'detector': model.name,
       'computed_by': ', '.join(map(str, self.predictor.devices)),
-      'batch_sizes': list(self.batch_sizes),
+      'batch_sizes': list(self.predictor.scorer.batch_sizes),
       'thresholds': {
-        'imageThreshold': thresholds.image_threshold,
-        'reviewThreshold': thresholds.review_threshold,
-        'pixelThreshold': thresholds.pixel_threshold,
+        'imageThreshold': model.thresholds.image_threshold,
+        'reviewThreshold': model.thresholds.review_threshold,
+        'pixelThreshold': model.thresholds.pixel_threshold,
       },
       'preprocessing': str(model.ops),
     }
-
-  def make_batcher(self, on_batch: Callable[[int], Any]) -> batching.Batcher:
-    """Start a batcher for the model; requires a running event loop."""
-    predictor = self.predictor
-    return batching.Batcher(
-      predictor.scorers, self.batch_sizes, predictor.max_concurrent_batches, on_batch
-    )
 
 
 def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
@@ -67,15 +57,7 @@ def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
   # One image occupies a whole CPU: a batch takes as long as its images one after another, and the
   # first would wait for the last (experiments/README.md).
   max_batch_size = settings.batch or (1 if on_cpu else _MAX_ACCELERATOR_BATCH)
-  ops = predictor.model.ops
+  ops, scorer = predictor.model.ops, predictor.scorer
   with progress.show_status(f'Warming up {name}'):
-    sizes_per_device = [
-      batching.exact_batch_sizes(scorer, ops.height, ops.width, max_batch_size)
-      for scorer in predictor.scorers
-    ]
-  common_sizes = tuple(
-    size
-    for size in sizes_per_device[0]
-    if all(size in device_sizes for device_sizes in sizes_per_device)
-  )
-  return ServedModel(name, predictor, common_sizes)
+    sizes = batching.exact_batch_sizes(scorer, ops.height, ops.width, max_batch_size)
+  return ServedModel(name, predictor._replace(scorer=scorer._replace(batch_sizes=sizes)))

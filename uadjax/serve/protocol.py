@@ -16,8 +16,10 @@ from starlette.responses import Response
 
 import uadjax
 from uadjax.data import inputs
+from uadjax.data.transforms import Ops
 from uadjax.serve import requests, responses
 from uadjax.serve.service import Service
+from uadjax.serve.settings import Settings
 
 PREFIX = '/v2'
 _INPUT_NAME = 'image'
@@ -163,7 +165,7 @@ def _num_images(infer_request: InferRequest, max_images: int) -> int:
   return shape[0]
 
 
-def _read_images(tensor: InputTensor, ops: Any, settings: Any) -> list[requests.InputImage]:
+def _read_images(tensor: InputTensor, ops: Ops, settings: Settings) -> list[inputs.LoadedImage]:
   if tensor.name != _INPUT_NAME:
     raise requests.RequestError(400, f'Unknown input {tensor.name!r}; it must be {_INPUT_NAME!r}.')
   if tensor.datatype == 'UINT8':
@@ -172,10 +174,7 @@ def _read_images(tensor: InputTensor, ops: Any, settings: Any) -> list[requests.
       raise requests.RequestError(
         413, f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
       )
-    return [
-      requests.InputImage(inputs.Source('image', image), image.shape[:2], ops.apply(image))
-      for image in images
-    ]
+    return [inputs.load(inputs.Source('image', image), ops) for image in images]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
     raise requests.RequestError(
       400, f'{_INPUT_NAME!r} must be UINT8 of shape [b, h, w, 3] or BYTES of shape [b]; got '
@@ -189,13 +188,7 @@ def _read_images(tensor: InputTensor, ops: Any, settings: Any) -> list[requests.
     files = [base64.b64decode(text, validate=True) for text in tensor.data]
   except (binascii.Error, ValueError):
     raise requests.RequestError(400, 'BYTES must be image files in base64.') from None
-  decoded_images = []
-  for index, content in enumerate(files):
-    try:
-      decoded_images.append(requests.read_image(content, ops, settings))
-    except requests.RequestError as error:
-      raise requests.RequestError(error.status, f'image {index}: {error.problem}') from None
-  return decoded_images
+  return [requests.read_image(x, ops, settings, f'image {i}') for i, x in enumerate(files)]
 
 
 def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:

@@ -1,23 +1,17 @@
-"""Parsing of requests: from the body to the pixels of an image, within limits.
-
-Letters: h w original image, height width network image.
-"""
+"""Parsing of requests: from the body to the pixels of an image, within limits."""
 
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import UInt8
-import numpy as np
 import pydantic
 from starlette import datastructures, formparsers
 from starlette.requests import Request
 
 from uadjax.data import image_io, inputs, transforms
-from uadjax.errors import DataError
+from uadjax.data.inputs import LoadedImage
 from uadjax.serve.settings import Settings
-from uadjax.system import http
 
 _JSON_TYPE, _FORM_TYPE = 'application/json', 'multipart/form-data'
 _RAW_TYPES = (
@@ -74,20 +68,6 @@ class RequestOptions(NamedTuple):
   heatmap: bool
   label_map: bool
   model: str
-
-
-class InputImage(NamedTuple):
-  """Decoded image of a request.
-
-  Attributes:
-    source: encoded original, which pictures are drawn on.
-    size: height and width of the original.
-    pixels: image at network size.
-  """
-
-  source: inputs.Source
-  size: tuple[int, int]
-  pixels: UInt8[np.ndarray, 'height width 3']
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -159,28 +139,26 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
   return RequestOptions(image, *flags, query.get('model', ''))
 
 
-def read_image(image: bytes | str, ops: transforms.Ops, settings: Settings) -> InputImage:
-  """Decode an image, after fetching it if it is a URL; slow, so call it in a thread.
+def read_image(
+  image: bytes | str, ops: transforms.Ops, settings: Settings, name: str = 'image'
+) -> LoadedImage:
+  """Load an image, after fetching it if it is a URL; slow, so call it in a thread.
+
+  Args:
+    image: bytes of an image file, or a URL.
+    ops: pixel operations to network size.
+    settings: settings, for the limits.
+    name: name of the image in error messages.
 
   Raises:
     RequestError: the image cannot be read, has too many pixels, or its URL is not allowed.
   """
-  try:
-    content = http.get(image, settings.access) if isinstance(image, str) else image
-    height, width = image_io.image_size(content)
-    if height * width > settings.max_pixels:
-      raise RequestError(
-        413,
-        f'The image has {width} x {height} pixels; at most {settings.max_pixels} are allowed.',
-      )
-    pixels = image_io.decode(content)
-  except image_io.TooLarge:
-    raise RequestError(
-      413, f'The image has too many pixels; at most {settings.max_pixels} are allowed.'
-    ) from None
-  except DataError as error:
-    raise RequestError(422, str(error)) from None
-  return InputImage(inputs.Source('image', content), pixels.shape[:2], ops.apply(pixels))
+  source = inputs.Source(name, image)
+  loaded_image = inputs.load(source, ops, settings.access, settings.max_pixels)
+  if loaded_image.error:
+    status = 413 if isinstance(loaded_image.error, image_io.TooLarge) else 422
+    raise RequestError(status, str(loaded_image.error))
+  return loaded_image
 
 
 def _parse_json(content: bytes) -> RequestOptions:

@@ -9,6 +9,7 @@ from concurrent import futures
 import contextlib
 from typing import Any
 
+from uadjax.data.inputs import LoadedImage
 from uadjax.inference.result import Result
 from uadjax.serve import batching, models, observability, requests
 from uadjax.serve.settings import Settings
@@ -52,12 +53,14 @@ class Service:
       self.models[name] = await self.run_in_thread(
         models.open_model, name, directory, self.settings
       )
-    largest_batch = max(model.batch_sizes[-1] for model in self.models.values())
+    scorers = {name: model.predictor.scorer for name, model in self.models.items()}
+    largest_batch = max(scorer.batch_sizes[-1] for scorer in scorers.values())
     # One half of the admitted images is decoded while the other half is scored.
     for _ in range(2 * max(threads.num_cores(), largest_batch)):
       self.admission.release()
     for name, model in self.models.items():
-      self.batchers[name] = model.make_batcher(self.metrics.batch_sizes.labels(name).observe)
+      on_batch = self.metrics.batch_sizes.labels(name).observe
+      self.batchers[name] = batching.Batcher(scorers[name], on_batch)
       observability.LOG.info('ready', extra={'log_fields': model.describe()})
 
   async def close(self) -> None:
@@ -114,18 +117,9 @@ class Service:
       self._num_images_in_progress -= num_images
       self.metrics.images_in_progress.set(self._num_images_in_progress)
 
-  async def predict(self, served_model: models.ServedModel, image: requests.InputImage) -> Result:
+  async def predict(self, served_model: models.ServedModel, image: LoadedImage) -> Result:
     """Score a decoded image, and return the result with its verdict."""
-    prediction = await self.batchers[served_model.name].score(image.pixels)
-    model = served_model.predictor.model
-    result = Result(
-      image.source,
-      'image',
-      model.ops,
-      model.thresholds,
-      image.size,
-      prediction.score,
-      prediction.anomaly_map,
-    )
+    prediction = await self.batchers[served_model.name].score(image.require_pixels())
+    result = served_model.predictor.result(image, prediction, 'image')
     self.metrics.scored_images.labels(served_model.name, result.label).inc()
     return result

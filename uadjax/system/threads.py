@@ -1,6 +1,7 @@
 """Thread pools and prefetching, which stop when their context manager exits."""
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import contextlib
 import contextvars
@@ -10,6 +11,7 @@ import threading
 from typing import TypeVar
 
 Item = TypeVar('Item')
+Output = TypeVar('Output')
 
 
 def num_cores() -> int:
@@ -33,6 +35,19 @@ def thread_pool(num_threads: int, name: str) -> Iterator[futures.ThreadPoolExecu
     yield pool
   finally:
     pool.shutdown(cancel_futures=True)
+
+
+def map_ahead(
+  pool: futures.Executor, function: Callable[[Item], Output], items: Iterable[Item], num_ahead: int
+) -> Iterator[Output]:
+  """Yield the results of a function in order, computed in a pool for up to `num_ahead` items."""
+  pending: collections.deque[futures.Future[Output]] = collections.deque()
+  for item in items:
+    pending.append(pool.submit(function, item))
+    if len(pending) > num_ahead:
+      yield pending.popleft().result()
+  while pending:
+    yield pending.popleft().result()
 
 
 @contextlib.contextmanager

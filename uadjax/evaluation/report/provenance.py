@@ -35,7 +35,7 @@ def collect(
     'model': {
       'name': model.name,
       'directory': str(model.directory),
-      'arrays_sha256': model_dir.read_info(model.directory).arrays_sha256,
+      'arrays_sha256': model.arrays_sha256,
       'pixels': str(model.ops),
     },
     'weights': model.weights._asdict(),

@@ -1,0 +1,124 @@
+"""Scoring of images at network size, in batches padded to sizes that are compiled already.
+
+`predict`, evaluation, the service and the checks of exported graphs all score with a `Scorer`.
+
+Letters: b batch, h w network image, n images.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from uadjax.distributed import mesh as meshes
+from uadjax.model.model_dir import Model
+from uadjax.system import threads
+from uadjax.types import Scores
+
+RunFunction = Callable[[UInt8[np.ndarray, 'b h w 3']], Scores]
+Image = UInt8[np.ndarray, 'h w 3']
+
+
+class Prediction(NamedTuple):
+  """Anomaly score and anomaly map of one image."""
+
+  score: float
+  anomaly_map: Float[np.ndarray, 'h w']
+
+
+class Scorer(NamedTuple):
+  """Functions that score batches of images.
+
+  A score depends on the size of the batch by rounding, but not on the other images in it.
+
+  Attributes:
+    runs: functions that score a batch, one per device or group of devices; any thread may call
+      them.
+    concurrency: number of batches to score at the same time.
+    batch_sizes: allowed batch sizes, ascending; a batch is padded to the next one.
+    multiple: number that every batch size must be a multiple of.
+  """
+
+  runs: Sequence[RunFunction]
+  concurrency: int = 1
+  batch_sizes: tuple[int, ...] = (1,)
+  multiple: int = 1
+
+  def with_batch_size(self, batch_size: int) -> 'Scorer':
+    """Return the scorer for batches of one size, rounded up to what the devices can share."""
+    return self._replace(batch_sizes=(batch_size + -batch_size % self.multiple,))
+
+  def score(self, images: Sequence[Image], batch_index: int = 0) -> list[Prediction]:
+    """Score images in one batch of the smallest size that holds them.
+
+    Args:
+      images: images at network size, at most as many as the largest batch size.
+      batch_index: number of the batch; batches with successive numbers are scored by different
+        devices.
+    """
+    if not images:
+      return []
+    batch_size = next(size for size in self.batch_sizes if size >= len(images))
+    batch = np.zeros((batch_size, *images[0].shape), np.uint8)
+    batch[: len(images)] = images
+    scores = self.runs[batch_index % len(self.runs)](batch)
+    maps, image_scores = np.asarray(scores.map), np.asarray(scores.image)
+    # Without the copy, a single prediction would keep the maps of its whole batch in memory.
+    return [Prediction(float(image_scores[i]), maps[i].copy()) for i in range(len(images))]
+
+  def score_all(self, images: UInt8[np.ndarray, 'n h w 3']) -> Scores:
+    """Score any number of images in order; the first batch has the smallest size."""
+    first, step = self.batch_sizes[0], self.batch_sizes[-1]
+    ends = [*range(first, len(images), step), len(images)]
+    predictions = [
+      p for i, j in zip([0, *ends], ends, strict=False) for p in self.score(list(images[i:j]))
+    ]
+    return Scores(
+      np.stack([p.anomaly_map for p in predictions]),
+      np.array([p.score for p in predictions], np.float32),
+    )
+
+
+def on_devices(model: Model, devices: Sequence[Any]) -> Scorer:
+  """Return a scorer that copies a model to devices, each of which scores batches of its own."""
+
+  def run_on(device: Any) -> RunFunction:
+    fitted = jax.device_put(model.fitted, device)
+    return lambda images: jax.device_get(model.score(fitted, jax.device_put(images, device)))
+
+  # On a CPU it is one batch per core, since XLA leaves most of a second core idle for one batch
+  # (experiments/README.md). Otherwise it is two per device, so that one batch is transferred while
+  # the other is computed.
+  is_cpu = devices[0].platform == 'cpu'
+  concurrency = max(len(devices), threads.num_cores()) if is_cpu else 2 * len(devices)
+  return Scorer([run_on(device) for device in devices], concurrency)
+
+
+def on_mesh(model: Model, mesh: meshes.Mesh) -> Scorer:
+  """Return a scorer whose batches all devices of a mesh share.
+
+  A model that is not sharded is copied to each device, or stays on one if copies would fill the
+  memory.
+  """
+  specs = model.fitted_specs
+  if specs is None:
+    mesh, specs = meshes.mesh_that_fits(mesh, model.fitted), False
+  fitted = meshes.put_on_mesh(mesh, model.fitted, specs)
+  processes = sorted({device.process_index for device in mesh.devices.flat})
+
+  # Devices that communicate must all start the batches in the same order.
+  start_lock = threading.Lock() if mesh.size > 1 else contextlib.nullcontext()
+
+  def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
+    own_rows = np.split(images, len(processes))[processes.index(jax.process_index())]
+    with start_lock:
+      scores = model.score(fitted, meshes.shard_batch(mesh, own_rows))
+    return meshes.to_host(mesh, scores)
+
+  is_cpu = mesh.devices.flat[0].platform == 'cpu'
+  concurrency = max(2, threads.num_cores() // mesh.size) if is_cpu else 2
+  return Scorer([run], 1 if len(processes) > 1 else concurrency, multiple=mesh.size)
