@@ -27,8 +27,8 @@ def images(ops, seed, defects=DEFECTS):
 
 def collected(ops, added):
   pixels = pixel_scores.empty(ops, len(SIZES))
-  for one in added:
-    pixel_scores.add_image(pixels, *one)
+  for i, (map, values, seen, truth) in enumerate(added):
+    pixel_scores.add_image(pixels, i, map, transforms.RestoredMap(values, seen), truth)
   return pixels
 
 

@@ -2,7 +2,9 @@
 
 import collections
 from collections.abc import Mapping, Sequence
+import contextlib
 import functools
+import itertools
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
@@ -11,15 +13,15 @@ from jaxtyping import Bool, Float, Int64
 import numpy as np
 from PIL import Image
 
-from uadjax.data import image_io, inputs
+from uadjax.data import inputs
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.evaluation import curves, pixel_scores
+from uadjax.inference import predictor as predictors
 from uadjax.inference.result import Result
-from uadjax.model import model_dir, scoring
+from uadjax.model import model_dir
 from uadjax.numerics import metrics
-from uadjax.system import files
-from uadjax.types import Batch, Scores
+from uadjax.system import files, progress, threads
 from uadjax.visualization import heatmap
 
 
@@ -78,36 +80,32 @@ def evaluate(
   folder = workdir / 'pictures'
   shutil.rmtree(folder, ignore_errors=True)  # An earlier evaluation may have had other images.
   folder.mkdir(parents=True)
-  image_results: list[ImageResult] = []
+  picture_paths = {record.path for record in pictured_records}
   pixels = pixel_scores.empty(model.ops, len(records))
 
-  def scorer(fitted: Any, batch: Batch) -> Scores:
-    return model.score(fitted, batch.image)
+  def load(source: inputs.Source) -> inputs.LoadedImage:
+    is_pictured = source.origin in picture_paths
+    return inputs.load(source, model.ops, keep_original=is_pictured)
 
-  scoring_args = model.fitted, records, model.ops, batch_size, mesh, model.fitted_specs
-  for scored_image in scoring.score_records(scorer, *scoring_args):
-    record = scored_image.record
-    size = image_io.image_size(record.path)
-    source = inputs.Source(str(record.path), record.path)
-    result = Result(
-      source,
-      record.path.stem,
-      model.ops,
-      model.thresholds,
-      size,
-      scored_image.score,
-      scored_image.anomaly_map,
-    )
-    truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
+  def compare(item: tuple[int, Record, Result]) -> ImageResult:
+    i, record, result = item
+    truth = pixel_scores.read_defect_mask(record, result.size, mask_threshold)
     if record in pictured_records:
       # Numbers keep names unique: images in different folders may have the same stem.
-      path = folder / f'{record.defect}_{len(image_results):04d}_{record.path.stem}.png'
+      path = folder / f'{record.defect}_{i:04d}_{record.path.stem}.png'
       # Level 1 is four times as fast as the default, and makes files a fifth larger.
       picture(model, record, result, truth).save(path, compress_level=1)
-    pixel_scores.add_image(
-      pixels, scored_image.anomaly_map, result.anomaly_map, result.visible, truth
-    )
-    image_results.append(compare_with_mask(record, result, truth))
+    pixel_scores.add_image(pixels, i, result.network_map, result.restored, truth)
+    return compare_with_mask(record, result, truth)
+
+  predictor = predictors.open_on_mesh(model, mesh)
+  sources = (inputs.Source(str(record.path), record.path) for record in records)
+  results = predictor.predict_sources(sources, batch_size, strict=True, load=load)
+  num_cores = threads.num_cores()
+  with contextlib.closing(results), threads.thread_pool(num_cores, 'uadjax-compare') as pool:
+    shown_results = progress.show_progress(results, len(records), 'Scoring')
+    items = zip(itertools.count(), records, shown_results)
+    image_results = list(threads.map_ahead(pool, compare, items, 2 * num_cores))
   rows = [
     [image_result.record.path, image_result.record.defect, image_result.score, image_result.label]
     for image_result in image_results
@@ -250,7 +248,7 @@ def picture(
   model: model_dir.Model, record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> Image.Image:
   """Draw image, ground truth, heatmap and prediction side by side."""
-  image = image_io.decode(record.path)
+  image = result.read_image()
   truth_tiles = (
     [] if truth is None else [heatmap.TitledImage('ground truth', heatmap.render_mask(truth))]
   )

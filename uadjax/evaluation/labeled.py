@@ -91,9 +91,10 @@ def score(
   scores_by_class: dict[bool, list[float]] = {False: [], True: []}
   normal_peaks: list[float] = []
   batch_size = config.evaluate.batch_size
-  for scored_image in scoring.score_records(
+  scored_images = scoring.score_records(
     scorer, fitted, records, ops, batch_size, mesh, fitted_specs
-  ):
+  )
+  for i, scored_image in enumerate(scored_images):
     scores_by_class[scored_image.record.is_anomalous].append(scored_image.score)
     if not scored_image.record.is_anomalous:
       normal_peaks.append(float(scored_image.anomaly_map.max()))
@@ -101,9 +102,7 @@ def score(
     truth = pixel_scores.read_defect_mask(scored_image.record, size, config.data.mask_threshold)
     if truth is not None:
       restored = ops.restore(scored_image.anomaly_map, *size)
-      pixel_scores.add_image(
-        pixels, scored_image.anomaly_map, restored.anomaly_map, restored.visible, truth
-      )
+      pixel_scores.add_image(pixels, i, scored_image.anomaly_map, restored, truth)
   pixel_ranking = pixel_scores.ranking(pixels)
   pixel_threshold = None
   if pixel_ranking is not None:

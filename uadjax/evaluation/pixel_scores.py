@@ -14,6 +14,7 @@ from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.numerics import metrics
+from uadjax.system import threads
 
 Mask = Bool[np.ndarray, 'h w']
 
@@ -34,6 +35,22 @@ def read_defect_mask(record: Record, size: tuple[int, int], mask_threshold: int)
   return truth
 
 
+class ImagePixels(NamedTuple):
+  """Pixels of an image with ground truth.
+
+  Attributes:
+    size: height and width of the original.
+    normal_bits: its normal pixels that the network saw, as packed bits.
+    anomalous_scores: map values of its defective pixels that the network saw.
+    region_weights: weights of the defective pixels, see `metrics.region_weights`.
+  """
+
+  size: tuple[int, int]
+  normal_bits: UInt8[np.ndarray, ' bytes']
+  anomalous_scores: Float[np.ndarray, ' m']
+  region_weights: Float[np.ndarray, ' m']
+
+
 class PixelScores(NamedTuple):
   """Pixel scores of the images added so far, for a ranking of pixels.
 
@@ -42,69 +59,69 @@ class PixelScores(NamedTuple):
 
   Attributes:
     ops: preprocessing, which can restore maps to the original size.
-    anomaly_maps: maps at network size, with space for all images.
-    normal_masks: size of each image added so far, and its normal pixels as packed bits; no bits
-      for an image without ground truth.
-    anomalous_scores: map values of the defective pixels of each image.
-    region_weights: weights of the defective pixels, see `metrics.region_weights`.
+    anomaly_maps: maps at network size of all images.
+    images: pixels of each image; None without ground truth, and before the image is added.
   """
 
   ops: transforms.Ops
   anomaly_maps: Float[np.ndarray, 'n height width']
-  normal_masks: list[tuple[tuple[int, ...], UInt8[np.ndarray, ' bytes']]]
-  anomalous_scores: list[Float[np.ndarray, ' m']]
-  region_weights: list[Float[np.ndarray, ' m']]
+  images: list[ImagePixels | None]
 
 
 def empty(ops: transforms.Ops, num_images: int) -> PixelScores:
-  """Create pixel scores without images, with space for the maps of `num_images`."""
+  """Create pixel scores without images, with space for `num_images`."""
   shape = (max(num_images, 1), ops.height, ops.width)
   with tempfile.TemporaryFile() as file:  # The memory map remains valid after the file is closed.
     anomaly_maps = np.memmap(file, np.float32, 'w+', shape=shape)
-  return PixelScores(ops, anomaly_maps, [], [], [])
+  return PixelScores(ops, anomaly_maps, [None] * num_images)
 
 
 def add_image(
   pixel_scores: PixelScores,
+  index: int,
   anomaly_map: Float[np.ndarray, 'height width'],
-  restored_map: Float[np.ndarray, 'h w'],
-  visible: Mask,
+  restored: transforms.RestoredMap,
   truth: Mask | None,
 ) -> None:
-  """Add an image; without ground truth only its map is stored.
+  """Add an image; without ground truth only its map is stored. Threads may add different images.
 
   Args:
     pixel_scores: pixel scores to add to.
+    index: position of the image.
     anomaly_map: map at network size.
-    restored_map: map at original size.
-    visible: pixels that the network saw; the others are excluded.
+    restored: map at original size; pixels that the network did not see are excluded.
     truth: defective pixels, or None without ground truth.
   """
-  pixel_scores.anomaly_maps[len(pixel_scores.normal_masks)] = anomaly_map
+  pixel_scores.anomaly_maps[index] = anomaly_map
   if truth is None:
-    pixel_scores.normal_masks.append((visible.shape, np.zeros(0, np.uint8)))
     return
-  pixel_scores.normal_masks.append((truth.shape, np.packbits(visible & ~truth)))
-  defective = truth & visible
-  pixel_scores.anomalous_scores.append(restored_map[defective])
-  pixel_scores.region_weights.append(metrics.region_weights(defective))
+  height, width = truth.shape
+  defective = truth & restored.visible
+  pixel_scores.images[index] = ImagePixels(
+    (height, width),
+    np.packbits(restored.visible & ~truth),
+    restored.anomaly_map[defective],
+    metrics.region_weights(defective),
+  )
 
 
 def ranking(pixel_scores: PixelScores) -> metrics.Ranking | None:
   """Rank the pixels of all images by score; return None unless both classes are present."""
-  defective_scores = np.concatenate([np.zeros(0, np.float32), *pixel_scores.anomalous_scores])
-  if not len(defective_scores) or not any(bits.any() for _, bits in pixel_scores.normal_masks):
+  images = [image for image in pixel_scores.images if image]
+  scores = np.concatenate([np.zeros(0, np.float32), *(image.anomalous_scores for image in images)])
+  if not len(scores) or not any(image.normal_bits.any() for image in images):
     return None
-  return metrics.rank(
-    defective_scores, _normal_scores(pixel_scores), np.concatenate(pixel_scores.region_weights)
-  )
+  weights = np.concatenate([image.region_weights for image in images])
+  return metrics.rank(scores, _normal_scores(pixel_scores), weights)
 
 
 def _normal_scores(pixel_scores: PixelScores) -> Iterator[Float[np.ndarray, ' _n']]:
-  for anomaly_map, (size, bits) in zip(
-    pixel_scores.anomaly_maps, pixel_scores.normal_masks, strict=False
-  ):
-    if not len(bits):
-      continue
-    normal_mask = np.unpackbits(bits, count=size[0] * size[1]).astype(bool).reshape(size)
-    yield pixel_scores.ops.restore(anomaly_map, size[0], size[1]).anomaly_map[normal_mask]
+  def normal_scores(item: tuple[Float[np.ndarray, 'height width'], ImagePixels]) -> np.ndarray:
+    anomaly_map, (size, bits, *_) = item
+    is_normal = np.unpackbits(bits, count=size[0] * size[1]).astype(bool).reshape(size)
+    return pixel_scores.ops.restore(anomaly_map, *size).anomaly_map[is_normal]
+
+  maps_and_images = zip(pixel_scores.anomaly_maps, pixel_scores.images, strict=False)
+  items = ((anomaly_map, image) for anomaly_map, image in maps_and_images if image)
+  with threads.thread_pool(threads.num_cores(), 'uadjax-rank') as pool:
+    yield from threads.map_ahead(pool, normal_scores, items, threads.num_cores())
