@@ -22,7 +22,10 @@ def load(config: Config) -> records.Splits:
 
 
 def check_dataset(
-  config: Config, min_images: int = checks.MIN_IMAGES, progress: Progress = no_progress
+  config: Config,
+  min_images: int = checks.MIN_IMAGES,
+  progress: Progress = no_progress,
+  on_test_image: checks.ImageFunction | None = None,
 ) -> checks.Report:
   """Check the dataset that a `data` config names; an empty `root` means the demo dataset.
 
@@ -30,10 +33,17 @@ def check_dataset(
     config: the `data` section of a configuration.
     min_images: smallest number of good training images that is not an error.
     progress: wrapper that shows progress.
+    on_test_image: see `checks.check`.
   """
   root, category = _dataset_folder(config, progress)
   return checks.check(
-    root, category, _layout_name(config), config.mask_threshold, min_images, progress
+    root,
+    category,
+    _layout_name(config),
+    config.mask_threshold,
+    min_images,
+    progress,
+    on_test_image,
   )
 
 

@@ -39,16 +39,22 @@ def checked_splits(config: Config) -> records.Splits:
   return splits
 
 
-def checked_test_set(config: Config) -> tuple[Record, ...]:
+def checked_test_set(
+  config: Config, on_image: checks.ImageFunction | None = None
+) -> tuple[Record, ...]:
   """Check the dataset and return its test images, ignoring problems of training images.
 
   With `check.enforce=false`, return the usable test images.
+
+  Args:
+    config: configuration of the run.
+    on_image: function to call in a thread with path and pixels of each readable test image.
 
   Raises:
     DataError: the check of the test images failed; the message lists all problems.
     ConfigError: there are no test images.
   """
-  report = data.check_dataset(config.data, progress=progress.show_progress)
+  report = data.check_dataset(config.data, progress=progress.show_progress, on_test_image=on_image)
   test = report.splits.test
   test_files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))

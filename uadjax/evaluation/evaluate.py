@@ -71,10 +71,19 @@ def evaluate(
   mask_threshold: int,
   workdir: Path,
   num_pictures: int,
+  loaded_images: Mapping[Path, inputs.LoadedImage] | None = None,
 ) -> Evaluation:
   """Score a test set and compute its metrics; write `scores.csv` and pictures.
 
-  The pictures are spread evenly over the defect types.
+  Args:
+    model: model to evaluate.
+    records: test images.
+    mesh: devices that score each batch together.
+    batch_size: number of images per batch.
+    mask_threshold: mask value above which pixels are defective.
+    workdir: directory for the outputs.
+    num_pictures: number of pictures, which are spread evenly over the defect types.
+    loaded_images: images at network size by their file, which need not be read again.
   """
   pictured_records = _choose_across_defects(records, num_pictures)
   folder = workdir / 'pictures'
@@ -84,8 +93,10 @@ def evaluate(
   pixels = pixel_scores.empty(model.ops, len(records))
 
   def load(source: inputs.Source) -> inputs.LoadedImage:
-    is_pictured = source.origin in picture_paths
-    return inputs.load(source, model.ops, keep_original=is_pictured)
+    path = Path(source.name)
+    if loaded_images and path in loaded_images:
+      return loaded_images[path]
+    return inputs.load(source, model.ops, keep_original=path in picture_paths)
 
   def compare(item: tuple[int, Record, Result]) -> ImageResult:
     i, record, result = item

@@ -111,9 +111,7 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
       )
     if config.detector.name.lower() != model.name.lower():
       log.LOG.info('Evaluating a %s model; the detector in the config is ignored.', model.name)
-    return evaluate_run.evaluate_and_report(
-      model, prepare.checked_test_set(config), config, workdir
-    )
+    return evaluate_run.check_and_evaluate(model, config, workdir)
 
   if not config.data.root:  # The default is the dataset of the model, not the demo dataset.
     config = config.copy_and_resolve_references().unlock()

@@ -6,7 +6,11 @@ import tempfile
 import time
 from typing import Any
 
-from uadjax.data import prepare
+from jaxtyping import UInt8
+import numpy as np
+
+from uadjax.data import inputs, prepare
+from uadjax.data.inputs import LoadedImage
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
@@ -17,6 +21,7 @@ from uadjax.system import logging
 from uadjax.training import workdir as workdirs
 from uadjax.types import Config
 
+_MAX_CACHE_BYTES = 1 << 29
 _NUM_REPORT_PICTURES = 200  # Number of pictures in a report by `write_report`.
 
 
@@ -27,6 +32,7 @@ def evaluate_and_report(
   workdir: Path,
   timing: Mapping[str, float] | None = None,
   report_path: Path | None = None,
+  loaded_images: Mapping[Path, LoadedImage] | None = None,
 ) -> dict[str, Any]:
   """Evaluate a model, write scores, pictures, curves and report, and return the result for JSON.
 
@@ -37,6 +43,7 @@ def evaluate_and_report(
     workdir: directory for the outputs.
     timing: durations of the training in seconds by name, for the report.
     report_path: HTML file of the report, or None for report.html in `workdir`.
+    loaded_images: images that need not be read again; see `evaluate.evaluate`.
   """
   result: dict[str, Any] = {'weights': model.weights._asdict()}
   if not test_records:
@@ -47,7 +54,14 @@ def evaluate_and_report(
   mask_threshold = config.data.mask_threshold
   start = time.perf_counter()
   evaluation = evaluate.evaluate(
-    model, test_records, mesh, options.batch_size, mask_threshold, workdir, options.save_pictures
+    model,
+    test_records,
+    mesh,
+    options.batch_size,
+    mask_threshold,
+    workdir,
+    options.save_pictures,
+    loaded_images or {},
   )
   evaluate_s = time.perf_counter() - start
   titled_curves = evaluation.curve_data._replace(
@@ -72,11 +86,44 @@ def evaluate_and_report(
       model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}
     )
     report_path = report_path or workdir / 'report.html'
+    report_path.parent.mkdir(parents=True, exist_ok=True)
     reports.write(
       report_path, titled_curves, evaluation.metrics, test_records, pictures, report_metadata
     )
     logging.LOG.info('Report: %s', report_path)
   return {'metrics': evaluation.metrics, 'timing': {'evaluate_s': evaluate_s}, **result}
+
+
+def check_and_evaluate(
+  model: model_dirs.Model, config: Config, workdir: Path, report_path: Path | None = None
+) -> dict[str, Any]:
+  """Check the test set of a dataset, and evaluate a model on it as `evaluate_and_report` does.
+
+  The check decodes every image; as many as fit into `_MAX_CACHE_BYTES` need no second decoding.
+
+  Raises:
+    DataError: the check failed, unless `check.enforce` is false.
+    ConfigError: there are no test images.
+  """
+  loaded_images: dict[Path, LoadedImage] = {}
+  max_images = _MAX_CACHE_BYTES // (3 * model.ops.height * model.ops.width)
+
+  def keep(path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
+    if len(loaded_images) < max_images:
+      source = inputs.Source(str(path), image)
+      loaded_images[path] = inputs.load(source, model.ops)._replace(
+        source=source._replace(origin=path)
+      )
+
+  test_records = prepare.checked_test_set(config, keep)
+  return evaluate_and_report(
+    model,
+    test_records,
+    config,
+    workdir,
+    report_path=report_path,
+    loaded_images=loaded_images,
+  )
 
 
 def write_report(
@@ -115,12 +162,8 @@ def write_report(
   config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})
   config.evaluate.update({'save_pictures': 0, 'report_pictures': _NUM_REPORT_PICTURES})
   config.check.enforce = False
-  test_records = prepare.checked_test_set(config)
-  report_path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
-    return evaluate_and_report(model, test_records, config, Path(folder), report_path=report_path)[
-      'metrics'
-    ]
+    return check_and_evaluate(model, config, Path(folder), report_path)['metrics']
 
 
 def _describe_metrics(metrics: Mapping[str, Any]) -> str:

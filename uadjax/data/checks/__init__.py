@@ -3,7 +3,7 @@
 Letters: h w height and width of an image.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import functools
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 
+from jaxtyping import UInt8
 import numpy as np
 
 from uadjax.data import image_io, layouts, problems as dataset_problems, records as record_types
@@ -19,6 +20,8 @@ from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record
 from uadjax.errors import DataError, Setting
 from uadjax.system.progress import no_progress, Progress
+
+ImageFunction = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
 
 # Leave-one-out needs two images in addition to the held-out one, for a variance. STFPM splits the
 # images into three groups.
@@ -98,6 +101,7 @@ def check(
   mask_threshold: int = 0,
   min_images: int = MIN_IMAGES,
   progress: Progress = no_progress,
+  on_test_image: ImageFunction | None = None,
 ) -> Report:
   """Check one category of a dataset and report all its problems.
 
@@ -108,13 +112,16 @@ def check(
     mask_threshold: mask values above it count as defective.
     min_images: smallest number of good training images that is not an error; 1 to extend a model.
     progress: wrapper that shows progress.
+    on_test_image: function to call in a thread with path and pixels of each readable test image.
 
   Raises:
     DataError: the folder does not exist.
     ConfigError: there is no layout of that name.
   """
   listing = layouts.scan(root, category, layout)
-  image_inspections, mask_inspections = _inspect_files(listing.splits, mask_threshold, progress)
+  image_inspections, mask_inspections = _inspect_files(
+    listing.splits, mask_threshold, progress, on_test_image
+  )
   splits = listing.splits
   if listing.labels_by_mask:
     masks_with_defect = {
@@ -251,13 +258,20 @@ class _Inspection(NamedTuple):
 
 
 def _inspect_files(
-  splits: record_types.Splits, threshold: int, progress: Progress
+  splits: record_types.Splits,
+  threshold: int,
+  progress: Progress,
+  on_test_image: ImageFunction | None,
 ) -> tuple[dict[Path, _Inspection], dict[Path, _Inspection]]:
   """Decode every image and every mask once; return the inspections of images and of masks."""
   records = [*splits.train, *splits.test]
   image_paths = list(dict.fromkeys(record.path for record in records))
   mask_paths = list(dict.fromkeys(record.mask for record in records if record.mask))
-  jobs = [functools.partial(_inspect_image, path) for path in image_paths]
+  test_paths = {record.path for record in splits.test} if on_test_image else set()
+  jobs = [
+    functools.partial(_inspect_image, path, on_test_image if path in test_paths else None)
+    for path in image_paths
+  ]
   jobs += [functools.partial(_inspect_mask, path, threshold) for path in mask_paths]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     results = pool.map(lambda job: job(), jobs)
@@ -268,11 +282,13 @@ def _inspect_files(
   )
 
 
-def _inspect_image(path: Path) -> _Inspection:
+def _inspect_image(path: Path, on_image: ImageFunction | None) -> _Inspection:
   try:
     image = image_io.decode(path)
   except DataError as error:
     return _Inspection(problems=(dataset_problems.error(_UNREADABLE, path, str(error)),))
+  if on_image:
+    on_image(path, image)
   height, width = image.shape[:2]
   # The shape is included because images of a single color may differ in nothing else.
   content = f'{height} {width} '.encode() + image.tobytes()
