@@ -98,8 +98,8 @@ def evaluate(
       return loaded_images[path]
     return inputs.load(source, model.ops, keep_original=path in picture_paths)
 
-  def compare(item: tuple[int, Record, Result]) -> ImageResult:
-    i, record, result = item
+  def compare(item: tuple[Result, Record, int]) -> ImageResult:
+    result, record, i = item
     truth = pixel_scores.read_defect_mask(record, result.size, mask_threshold)
     if record in pictured_records:
       # Numbers keep names unique: images in different folders may have the same stem.
@@ -115,24 +115,27 @@ def evaluate(
   num_cores = threads.num_cores()
   with contextlib.closing(results), threads.thread_pool(num_cores, 'uadjax-compare') as pool:
     shown_results = progress.show_progress(results, len(records), 'Scoring')
-    items = zip(itertools.count(), records, shown_results)
+    items = zip(shown_results, records, itertools.count(), strict=False)
     image_results = list(threads.map_ahead(pool, compare, items, 2 * num_cores))
-  rows = [
-    [image_result.record.path, image_result.record.defect, image_result.score, image_result.label]
-    for image_result in image_results
-  ]
+  rows = [[r.record.path, r.record.defect, r.score, r.label] for r in image_results]
   files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
-  image_ranking, pixel_ranking = rank_images(image_results), pixel_scores.ranking(pixels)
-  metric_values = compute_metrics(image_results, image_ranking, pixel_ranking)
+  return _summarize(model, image_results, pixels)
+
+
+def _summarize(
+  model: model_dir.Model, results: Sequence[ImageResult], pixels: pixel_scores.PixelScores
+) -> Evaluation:
+  image_ranking, pixel_ranking = rank_images(results), pixel_scores.ranking(pixels)
+  metric_values = compute_metrics(results, image_ranking, pixel_ranking)
   calibration_scores = model_dir.load_calibration_scores(model.directory)
   curve_data = curves.CurveData(
     model.name,
     model.thresholds,
-    np.array([image_result.score for image_result in image_results]),
-    [image_result.record.defect for image_result in image_results],
+    np.array([r.score for r in results]),
+    [r.record.defect for r in results],
     image_ranking,
     pixel_ranking,
-    _merge_confusions(image_results).fp,
+    _merge_confusions(results).fp,
     None if calibration_scores is None else calibration_scores.scores,
   )
   return Evaluation(metric_values, curve_data, pixels.anomaly_maps)
@@ -144,110 +147,100 @@ def compare_with_mask(
   """Compare a result with the ground truth, if there is one."""
   if truth is None:
     return ImageResult(record, result.score, result.label)
-  visible = result.visible
+  pred, visible = result.predicted_mask, result.visible
   return ImageResult(
     record,
     result.score,
     result.label,
-    metrics.Confusion.from_predictions(result.predicted_mask[visible], truth[visible]),
-    *metrics.region_hits(result.predicted_mask, truth & visible),
+    metrics.Confusion.from_predictions(pred[visible], truth[visible]),
+    *metrics.region_hits(pred, truth & visible),
     int((~visible).sum()),
     int((truth & ~visible).sum()),
   )
 
 
-def rank_images(image_results: Sequence[ImageResult]) -> metrics.Ranking | None:
+def rank_images(results: Sequence[ImageResult]) -> metrics.Ranking | None:
   """Rank the images by score; return None unless both classes are present."""
-  is_anomalous = np.array(
-    [image_result.record.is_anomalous for image_result in image_results], bool
-  )
-  scores = np.array([image_result.score for image_result in image_results])
-  return (
-    metrics.rank(scores[is_anomalous], [scores[~is_anomalous]])
-    if 0 < is_anomalous.sum() < len(is_anomalous)
-    else None
-  )
+  is_anomalous = np.array([r.record.is_anomalous for r in results], bool)
+  scores = np.array([r.score for r in results])
+  if is_anomalous.all() or not is_anomalous.any():
+    return None
+  return metrics.rank(scores[is_anomalous], [scores[~is_anomalous]])
 
 
 def compute_metrics(
-  image_results: Sequence[ImageResult],
+  results: Sequence[ImageResult],
   image_ranking: metrics.Ranking | None,
   pixel_ranking: metrics.Ranking | None,
 ) -> dict[str, Any]:
   """Compute image metrics over all images, pixel metrics over visible pixels with ground truth."""
+  num_defective = sum(r.record.is_anomalous for r in results)
   return {
     **_ranking_metrics(image_ranking, 'image'),
     **_ranking_metrics(pixel_ranking, 'pixel'),
     'au_pro': metrics.au_pro(pixel_ranking) if pixel_ranking else None,
     # These metrics are at the best threshold in hindsight.
     'oracles': ['image_f1_max', 'pixel_f1_max'],
-    'at_threshold': _metrics_at_threshold(image_results),
+    'at_threshold': _metrics_at_threshold(results),
     'counts': {
-      'good': sum(not image_result.record.is_anomalous for image_result in image_results),
-      'defective': sum(image_result.record.is_anomalous for image_result in image_results),
-      'without_mask': sum(image_result.confusion is None for image_result in image_results),
-      'unseen_pixels': sum(image_result.num_cropped_pixels for image_result in image_results),
-      'unseen_defect_pixels': sum(
-        image_result.num_cropped_defect_pixels for image_result in image_results
-      ),
+      'good': len(results) - num_defective,
+      'defective': num_defective,
+      'without_mask': sum(r.confusion is None for r in results),
+      'unseen_pixels': sum(r.num_cropped_pixels for r in results),
+      'unseen_defect_pixels': sum(r.num_cropped_defect_pixels for r in results),
     },
   }
+
+
+_RANKING_METRICS = {
+  'auroc': metrics.auroc,
+  'ap': metrics.average_precision,
+  'f1_max': metrics.f1_max,
+}
 
 
 def _ranking_metrics(ranking: metrics.Ranking | None, prefix: str) -> dict[str, float | None]:
   return {
     f'{prefix}_{name}': metric(ranking) if ranking else None
-    for name, metric in {
-      'auroc': metrics.auroc, 'ap': metrics.average_precision, 'f1_max': metrics.f1_max,
-    }.items()
-  }  # fmt: skip
+    for name, metric in _RANKING_METRICS.items()
+  }
 
 
-def _metrics_at_threshold(image_results: Sequence[ImageResult]) -> dict[str, Any]:
+def _metrics_at_threshold(results: Sequence[ImageResult]) -> dict[str, Any]:
   """Compute metrics at the calibrated thresholds; positive are NG images and marked pixels."""
-  is_anomalous = np.array(
-    [image_result.record.is_anomalous for image_result in image_results], bool
-  )
-  verdicts = np.array([image_result.label for image_result in image_results])
-  defects = np.array([image_result.record.defect for image_result in image_results])
-  is_ng = verdicts == 'NG'
-  image_confusion, pixel_confusion = (
-    metrics.Confusion.from_predictions(is_ng, is_anomalous),
-    _merge_confusions(image_results),
-  )
-  has_masks = any(image_result.confusion for image_result in image_results)
-  region_sizes, region_hits = (
-    np.concatenate([getattr(image_result, name) for image_result in image_results])
-    for name in ('region_sizes', 'region_hits')
-  )
+  is_anomalous = np.array([r.record.is_anomalous for r in results], bool)
+  labels, defects = np.array([[r.label, r.record.defect] for r in results]).reshape(-1, 2).T
+  is_ng, is_review = labels == 'NG', labels == 'review'
+  image, pixel = metrics.Confusion.from_predictions(is_ng, is_anomalous), _merge_confusions(results)
+  has_masks = any(r.confusion for r in results)
+  sizes = np.concatenate([r.region_sizes for r in results])
+  hits = np.concatenate([r.region_hits for r in results])
   return {
-    'image_precision': image_confusion.precision,
-    'image_recall': image_confusion.recall,
-    'image_f1': image_confusion.f1,
+    'image_precision': image.precision,
+    'image_recall': image.recall,
+    'image_f1': image.f1,
     'false_alarm_rate': _mean(is_ng[~is_anomalous]),
-    'review_rate': {'good': _mean((verdicts == 'review')[~is_anomalous]),
-                    'defective': _mean((verdicts == 'review')[is_anomalous])},
-    'miss_rate': {defect: _mean(~is_ng[defects == defect])
-                  for defect in sorted(set(defects[is_anomalous].tolist()))},
-    'miss_rate_by_region_size': metrics.miss_rate_by_size(region_sizes, region_hits),
-    **{name: getattr(pixel_confusion, key) if has_masks else None
-       for name, key in _PIXEL_METRICS.items()},
-  }  # fmt: skip
+    'review_rate': {
+      'good': _mean(is_review[~is_anomalous]),
+      'defective': _mean(is_review[is_anomalous]),
+    },
+    'miss_rate': {
+      d: _mean(~is_ng[defects == d]) for d in sorted({*defects[is_anomalous].tolist()})
+    },
+    'miss_rate_by_region_size': metrics.miss_rate_by_size(sizes, hits),
+    **{
+      name: getattr(pixel, name.removeprefix('pixel_')) if has_masks else None
+      for name in _PIXEL_METRICS
+    },
+  }
 
 
-_PIXEL_METRICS = {
-  'pixel_precision': 'precision',
-  'pixel_recall': 'recall',
-  'pixel_f1': 'f1',
-  'iou': 'iou',
-  'dice': 'dice',
-  'accuracy': 'accuracy',
-  'kappa': 'kappa',
-}
+# Names without their prefix are properties of `metrics.Confusion`.
+_PIXEL_METRICS = 'pixel_precision', 'pixel_recall', 'pixel_f1', 'iou', 'dice', 'accuracy', 'kappa'
 
 
-def _merge_confusions(image_results: Sequence[ImageResult]) -> metrics.Confusion:
-  confusions = [image_result.confusion for image_result in image_results if image_result.confusion]
+def _merge_confusions(results: Sequence[ImageResult]) -> metrics.Confusion:
+  confusions = [r.confusion for r in results if r.confusion]
   return functools.reduce(metrics.Confusion.merge, confusions, metrics.Confusion())
 
 
@@ -260,19 +253,13 @@ def picture(
 ) -> Image.Image:
   """Draw image, ground truth, heatmap and prediction side by side."""
   image = result.read_image()
-  truth_tiles = (
-    [] if truth is None else [heatmap.TitledImage('ground truth', heatmap.render_mask(truth))]
-  )
-  tiles = [
-    heatmap.TitledImage('image', image),
-    *truth_tiles,
-    heatmap.TitledImage(
-      'heatmap', heatmap.overlay(image, result.anomaly_map, model.thresholds.pixel_threshold)
-    ),
-    heatmap.TitledImage('prediction', heatmap.draw_outline(image, result.predicted_mask)),
-  ]
-  headline = f'{record.defect}/{result.headline}'
-  return heatmap.join_side_by_side(tiles, headline)
+  overlay = heatmap.overlay(image, result.anomaly_map, model.thresholds.pixel_threshold)
+  tiles = {'image': image}
+  if truth is not None:
+    tiles['ground truth'] = heatmap.render_mask(truth)
+  tiles |= {'heatmap': overlay, 'prediction': heatmap.draw_outline(image, result.predicted_mask)}
+  titled_images = [heatmap.TitledImage(title, tile) for title, tile in tiles.items()]
+  return heatmap.join_side_by_side(titled_images, f'{record.defect}/{result.headline}')
 
 
 # Image_recall and False_alarm_rate are at the calibrated threshold.
@@ -292,13 +279,11 @@ _CSV_COLUMNS = {
 def mean_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
   """Return the mean of each metric over the categories that have it."""
   flat_rows = [_flatten(row) for row in rows.values()]
-  values_by_metric = {key: [row[key] for row in flat_rows] for key in _CSV_COLUMNS.values()}
-  numbers_by_metric = {
-    key: [v for v in values if v is not None] for key, values in values_by_metric.items()
-  }
-  return {
-    key: float(np.mean(values)) if values else None for key, values in numbers_by_metric.items()
-  }
+  means = {}
+  for key in _CSV_COLUMNS.values():
+    values = [row[key] for row in flat_rows if row[key] is not None]
+    means[key] = float(np.mean(values)) if values else None
+  return means
 
 
 def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,16 +293,13 @@ def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
 def write_csv(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
   """Write a row of metrics per category, and for several categories a row of means."""
   rows = {**rows, 'mean': mean_metrics(rows)} if len(rows) > 1 else rows
-  table = [
-    [name, *(_flatten(row)[key] for key in _CSV_COLUMNS.values())] for name, row in rows.items()
-  ]
+  flat_rows = {name: _flatten(row) for name, row in rows.items()}
+  table = [[name, *(row[key] for key in _CSV_COLUMNS.values())] for name, row in flat_rows.items()]
   files.write_csv(path, [['category', *_CSV_COLUMNS], *table])
 
 
 def _choose_across_defects(records: Sequence[Record], num_records: int) -> set[Record]:
   """Choose records, alternating between the defect types and the good images."""
-  records_by_defect: dict[str, list[Record]] = collections.defaultdict(list)
-  for record in records:
-    records_by_defect[record.defect].append(record)
-  rank_in_group = {r: i for group in records_by_defect.values() for i, r in enumerate(group)}
-  return set(sorted(records, key=lambda record: rank_in_group[record])[:num_records])
+  counters = collections.defaultdict(itertools.count)
+  ranks = {record: next(counters[record.defect]) for record in records}
+  return set(sorted(records, key=lambda record: ranks[record])[:num_records])
