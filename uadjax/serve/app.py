@@ -6,22 +6,15 @@ import contextlib
 import importlib.resources
 import secrets
 import time
-from typing import Any
 
 import fastapi
-from fastapi import exceptions, responses
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 import uadjax
-from uadjax.serve import (
-  observability,
-  protocol,
-  requests,
-  responses as response_module,
-  schema,
-)
+from uadjax.serve import observability, protocol, requests, responses, schema
 from uadjax.serve.service import Service
 from uadjax.serve.settings import Settings
 
@@ -29,7 +22,9 @@ _UNAUTHENTICATED_PATHS = ('/', '/health', '/v2/health/live', '/v2/health/ready')
 _PAGE_PREFIX = '/page/'
 
 
-def build_app(settings: Settings, stop_server: Callable[[], Any] = lambda: None) -> fastapi.FastAPI:
+def build_app(
+  settings: Settings, stop_server: Callable[[], object] = lambda: None
+) -> fastapi.FastAPI:
   """Build the application, which opens the models when it starts.
 
   Args:
@@ -74,47 +69,31 @@ def build_app(settings: Settings, stop_server: Callable[[], Any] = lambda: None)
 
 def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
   """Add authentication, an id, metrics and a log line to every request."""
-  token = service.settings.token
-
-  def is_authorized(request: Request) -> bool:
-    path = request.url.path
-    if not token or path in _UNAUTHENTICATED_PATHS or path.startswith(_PAGE_PREFIX):
-      return True
-    scheme, _, credentials = request.headers.get('authorization', '').partition(' ')
-    is_valid_token = secrets.compare_digest(credentials.strip().encode(), token.encode())
-    return scheme.lower() == 'bearer' and is_valid_token
 
   @app.middleware('http')
   async def handle_request(
     request: Request, call_next: Callable[[Request], Awaitable[Response]]
   ) -> Response:
-    start, log_id = time.perf_counter(), response_module.new_log_id()
+    start, log_id = time.perf_counter(), responses.new_log_id()
     request.state.log_id, request.state.log_fields = log_id, {}
-    if is_authorized(request):
+    if _is_authorized(request, service.settings.token):
       try:
         response = await call_next(request)
       except asyncio.CancelledError:  # The time to drain is over.
-        response = _error_response(
-          request, 503, 'The service is shutting down; send the request to another instance.'
-        )
+        problem = 'The service is shutting down; send the request to another instance.'
+        response = _error_response(request, 503, problem)
       except ClientDisconnect:
-        response = _error_response(
-          request, 400, 'The client disconnected before its request was complete.'
-        )
+        problem = 'The client disconnected before its request was complete.'
+        response = _error_response(request, 400, problem)
       except Exception:  # A bug: no request should cause it.
         observability.LOG.exception('internal_error', extra={'log_fields': {'logId': log_id}})
         response = _error_response(request, 500, 'Internal error; see the log of the service.')
     else:
-      response = _error_response(
-        request, 401,
-        'The token is wrong; send Authorization: Bearer TOKEN.'
-        if 'authorization' in request.headers
-        else 'The token is missing; send Authorization: Bearer TOKEN.',
-        {'WWW-Authenticate': 'Bearer'},
-      )  # fmt: skip
+      state = 'wrong' if 'authorization' in request.headers else 'missing'
+      problem = f'The token is {state}; send Authorization: Bearer TOKEN.'
+      response = _error_response(request, 401, problem, {'WWW-Authenticate': 'Bearer'})
     seconds = time.perf_counter() - start
-    route = request.scope.get('route')
-    path = getattr(route, 'path', 'other')
+    path = getattr(request.scope.get('route'), 'path', 'other')
     service.metrics.requests.labels(path, response.status_code).inc()
     service.metrics.request_seconds.labels(path).observe(seconds)
     response.headers['X-Log-Id'] = log_id
@@ -133,15 +112,22 @@ def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
     return response
 
 
+def _is_authorized(request: Request, token: str) -> bool:
+  path = request.url.path
+  if not token or path in _UNAUTHENTICATED_PATHS or path.startswith(_PAGE_PREFIX):
+    return True
+  scheme, _, credentials = request.headers.get('authorization', '').partition(' ')
+  is_valid_token = secrets.compare_digest(credentials.strip().encode(), token.encode())
+  return scheme.lower() == 'bearer' and is_valid_token
+
+
 def _error_response(
-  request: Request, status: int, problem: str, headers: dict[str, str] | None = None
+  request: Request, status: int, problem: str, headers: responses.Headers = None
 ) -> Response:
   request.state.log_fields['problem'] = problem
   if request.url.path.startswith(protocol.PREFIX):
-    return response_module.json_response({'error': problem}, status, headers)
-  return response_module.json_response(
-    response_module.envelope(request.state.log_id, status, problem), status, headers
-  )
+    return responses.json_response({'error': problem}, status, headers)
+  return responses.error_envelope(request.state.log_id, status, problem, headers)
 
 
 def _add_error_handlers(app: fastapi.FastAPI) -> None:
@@ -153,28 +139,19 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 
   @app.exception_handler(HTTPException)
   async def handle_http_exception(request: Request, error: HTTPException) -> Response:
-    headers = dict(error.headers or {})
-    return _error_response(
-      request, error.status_code, f'{error.detail}: {request.url.path}', headers
-    )
+    problem = f'{error.detail}: {request.url.path}'
+    return _error_response(request, error.status_code, problem, dict(error.headers or {}))
 
-  @app.exception_handler(exceptions.RequestValidationError)
-  async def handle_validation_error(
-    request: Request, error: exceptions.RequestValidationError
-  ) -> Response:
-    problems = '; '.join(
-      f'{".".join(map(str, detail["loc"]))}: {detail["msg"]}' for detail in error.errors()
-    )
-    return _error_response(request, 422, problems)
+  @app.exception_handler(RequestValidationError)
+  async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
+    return _error_response(request, 422, requests.describe_errors(error.errors()))
 
 
 def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
   @app.get('/health', responses=schema.HEALTH_RESPONSES)
   async def health(request: Request) -> Response:
     """Report that the service runs; /v2/health/ready reports whether its models are warm."""
-    return response_module.json_response(
-      response_module.envelope(request.state.log_id, 0, 'Healthy')
-    )
+    return responses.envelope(request.state.log_id, 'Healthy')
 
   @app.get('/models', responses=schema.MODELS_RESPONSES)
   async def list_models(request: Request) -> Response:
@@ -182,11 +159,9 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
     service.get_model('')
     descriptions = [model.describe() for model in service.models.values()]
     result = {'models': descriptions, 'limits': service.settings.request_limits()}
-    return response_module.json_response(
-      response_module.envelope(request.state.log_id, 0, response_module.SUCCESS, result=result)
-    )
+    return responses.envelope(request.state.log_id, result=result)
 
-  @app.get('/metrics', response_class=responses.PlainTextResponse)
+  @app.get('/metrics', response_class=PlainTextResponse)
   async def metrics() -> Response:
     """Return the metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=observability.CONTENT_TYPE)
@@ -207,18 +182,9 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
           requests.read_image, options.image, model.predictor.model.ops, service.settings
         )
         result = await service.predict(model, image)
-        verdict = await service.run_in_thread(
-          response_module.verdict_to_dict,
-          model.name,
-          result,
-          options.visualize,
-          options.heatmap,
-          options.label_map,
+        response = await service.run_in_thread(
+          responses.verdict, request.state.log_id, model.name, result, options
         )
-        envelope = response_module.envelope(
-          request.state.log_id, 0, response_module.SUCCESS, result=verdict
-        )
-        response = await service.run_in_thread(response_module.json_response, envelope)
       request.state.log_fields = {
         'model': model.name, 'score': result.score, 'label': result.label,
         'bytes': len(content), 'size': list(result.size),

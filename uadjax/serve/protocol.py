@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import Sequence
 import contextlib
 import math
 from typing import Any
@@ -17,7 +18,9 @@ from starlette.responses import Response
 import uadjax
 from uadjax.data import inputs
 from uadjax.data.transforms import Ops
+from uadjax.inference.result import Result
 from uadjax.serve import requests, responses
+from uadjax.serve.requests import RequestError
 from uadjax.serve.service import Service
 from uadjax.serve.settings import Settings
 
@@ -119,12 +122,8 @@ def make_router(service: Service) -> fastapi.APIRouter:
       await stack.enter_async_context(service.reserve_queue())
       infer_request = _parse_request(await requests.read_body(request, service.settings.max_bytes))
       output_names = [output.name for output in infer_request.outputs or ()] or list(_OUTPUT_NAMES)
-      if unknown_names := [
-        output_name for output_name in output_names if output_name not in _OUTPUT_NAMES
-      ]:
-        raise requests.RequestError(
-          400, f'Unknown output {unknown_names[0]!r}; choose from {_OUTPUT_NAMES}.'
-        )
+      if unknown := [x for x in output_names if x not in _OUTPUT_NAMES]:
+        raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {_OUTPUT_NAMES}.')
       num_extra_images = _num_images(infer_request, service.settings.queue) - 1
       await stack.enter_async_context(service.reserve_queue(num_extra_images))
       ops = served_model.predictor.model.ops
@@ -133,7 +132,7 @@ def make_router(service: Service) -> fastapi.APIRouter:
         _read_images, infer_request.inputs[0], ops, service.settings
       )
       if 'map' in output_names and len({image.size for image in images}) > 1:
-        raise requests.RequestError(
+        raise RequestError(
           400,
           "Maps of images of different sizes do not form a tensor; request outputs without 'map'.",
         )
@@ -152,14 +151,14 @@ def _parse_request(content: bytes) -> InferRequest:
   try:
     return InferRequest.model_validate_json(content)
   except pydantic.ValidationError as error:
-    raise requests.RequestError(400, requests.describe_errors(error)) from None
+    raise RequestError(400, requests.describe_errors(error.errors())) from None
 
 
 def _num_images(infer_request: InferRequest, max_images: int) -> int:
   """Return the number of images of a request, from the shape of its input."""
   shape = infer_request.inputs[0].shape
   if not shape or not 0 < shape[0] <= max_images:
-    raise requests.RequestError(
+    raise RequestError(
       400, f'inputs.0.shape: got {shape[:1]} images; send between 1 and {max_images}.'
     )
   return shape[0]
@@ -167,33 +166,33 @@ def _num_images(infer_request: InferRequest, max_images: int) -> int:
 
 def _read_images(tensor: InputTensor, ops: Ops, settings: Settings) -> list[inputs.LoadedImage]:
   if tensor.name != _INPUT_NAME:
-    raise requests.RequestError(400, f'Unknown input {tensor.name!r}; it must be {_INPUT_NAME!r}.')
+    raise RequestError(400, f'Unknown input {tensor.name!r}; it must be {_INPUT_NAME!r}.')
   if tensor.datatype == 'UINT8':
     images = _to_array(tensor)
     if images.shape[1] * images.shape[2] > settings.max_pixels:
-      raise requests.RequestError(
+      raise RequestError(
         413, f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
       )
     return [inputs.load(inputs.Source('image', image), ops) for image in images]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
-    raise requests.RequestError(
+    raise RequestError(
       400, f'{_INPUT_NAME!r} must be UINT8 of shape [b, h, w, 3] or BYTES of shape [b]; got '
       f'{tensor.datatype} of shape {tensor.shape}.'
     )  # fmt: skip
   if len(tensor.data) != tensor.shape[0] or not all(isinstance(x, str) for x in tensor.data):
-    raise requests.RequestError(
+    raise RequestError(
       400, f'BYTES of shape {tensor.shape} must be {tensor.shape[0]} strings in base64.'
     )
   try:
     files = [base64.b64decode(text, validate=True) for text in tensor.data]
   except (binascii.Error, ValueError):
-    raise requests.RequestError(400, 'BYTES must be image files in base64.') from None
+    raise RequestError(400, 'BYTES must be image files in base64.') from None
   return [requests.read_image(x, ops, settings, f'image {i}') for i, x in enumerate(files)]
 
 
 def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
   """Convert a flat or nested list of numbers to an array."""
-  error = requests.RequestError(
+  error = RequestError(
     400,
     'UINT8 data must have a shape [b, h, w, 3] without zeros, and b*h*w*3 whole numbers from 0 to '
     f'255; got shape {tensor.shape}.',
@@ -210,23 +209,17 @@ def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
   return values.astype(np.uint8).reshape(tensor.shape)
 
 
-def _encode_outputs(results: Any, output_names: list[str]) -> list[dict[str, Any]]:
+def _encode_outputs(results: Sequence[Result], output_names: list[str]) -> list[dict[str, Any]]:
+  def tensor(name: str, datatype: str, data: Any) -> dict[str, Any]:
+    return {'name': name, 'datatype': datatype, 'shape': list(np.shape(data)), 'data': data}
+
   outputs = []
   for name in output_names:
     if name == 'map':
-      anomaly_maps = np.stack([result.anomaly_map for result in results])
-      outputs.append(
-        {
-          'name': name,
-          'datatype': 'FP32',
-          'shape': list(anomaly_maps.shape),
-          'data': anomaly_maps.ravel(),
-        }
-      )
+      maps = np.stack([result.anomaly_map for result in results])
+      outputs.append({**tensor(name, 'FP32', maps), 'data': maps.ravel()})
     elif name == 'score':
-      scores = np.array([result.score for result in results], np.float32)
-      outputs.append({'name': name, 'datatype': 'FP32', 'shape': [len(scores)], 'data': scores})
+      outputs.append(tensor(name, 'FP32', np.array([r.score for r in results], np.float32)))
     else:
-      labels = [result.label for result in results]
-      outputs.append({'name': name, 'datatype': 'BYTES', 'shape': [len(labels)], 'data': labels})
+      outputs.append(tensor(name, 'BYTES', [r.label for r in results]))
   return outputs

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pydantic
@@ -14,10 +14,8 @@ from uadjax.data.inputs import LoadedImage
 from uadjax.serve.settings import Settings
 
 _JSON_TYPE, _FORM_TYPE = 'application/json', 'multipart/form-data'
-_RAW_TYPES = (
-  'application/octet-stream',
-  *(f'image/{subtype}' for subtype in ('jpeg', 'png', 'bmp', 'tiff', 'webp')),
-)
+_IMAGE_TYPES = 'image/jpeg', 'image/png', 'image/bmp', 'image/tiff', 'image/webp'
+_RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
 _OPTION_NAMES = 'visualize', 'heatmap', 'labelMap', 'model'
 _TRUE_VALUES, _FALSE_VALUES = ('true', '1', 'yes'), ('false', '0', 'no', '')
@@ -107,12 +105,12 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
   _require_known_names(query, 'the query', _OPTION_NAMES)
   if content_type == _FORM_TYPE:
     form = await _parse_form(request, content)
-    files = [value for name in _FILE_FIELDS for value in form.getlist(name)]
-    if len(files) != 1 or not isinstance(files[0], datastructures.UploadFile):
+    files = [x for name in _FILE_FIELDS for x in form.getlist(name) if not isinstance(x, str)]
+    if len(files) != 1:
       raise RequestError(
         422,
         "The form needs one file, in a field named 'image' (curl: -F image=@FILE); got fields "
-        f'{list(form)} with {sum(map(_is_file, form.values()))} files.',
+        f'{list(form)} with {len(files)} files.',
       )
     image = await files[0].read()
     fields = {name: value for name, value in form.items() if isinstance(value, str)}
@@ -131,12 +129,9 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
     )
   if not image:
     raise RequestError(422, 'The image is missing: the body is empty.')
-  flags = (
-    _parse_flag(query, 'visualize'),
-    _parse_flag(query, 'heatmap'),
-    _parse_flag(query, 'labelMap', 'true'),
-  )
-  return RequestOptions(image, *flags, query.get('model', ''))
+  flags = {'visualize': 'false', 'heatmap': 'false', 'labelMap': 'true', **query}
+  visualize, heatmap, label_map = (_parse_flag(flags, name) for name in _OPTION_NAMES[:3])
+  return RequestOptions(image, visualize, heatmap, label_map, query.get('model', ''))
 
 
 def read_image(
@@ -165,7 +160,7 @@ def _parse_json(content: bytes) -> RequestOptions:
   try:
     request = PredictRequest.model_validate_json(content)
   except pydantic.ValidationError as error:
-    raise RequestError(422, describe_errors(error)) from None
+    raise RequestError(422, describe_errors(error.errors())) from None
   image: bytes | str = request.image
   if not request.image.startswith(('http://', 'https://')):
     base64_text = (
@@ -184,13 +179,10 @@ def _parse_json(content: bytes) -> RequestOptions:
   )
 
 
-def describe_errors(error: pydantic.ValidationError) -> str:
-  """Format the problems of a JSON body in one line."""
-  messages = []
-  for detail in error.errors(include_url=False, include_context=False, include_input=False):
-    location = '.'.join(map(str, detail['loc']))
-    messages.append(f'{location}: {detail["msg"]}' if location else detail['msg'])
-  return '; '.join(messages)
+def describe_errors(errors: Iterable[Mapping[str, Any]]) -> str:
+  """Format the errors that pydantic lists in one line."""
+  texts = (('.'.join(map(str, error['loc'])), error['msg']) for error in errors)
+  return '; '.join(f'{place}: {text}' if place else text for place, text in texts)
 
 
 async def _parse_form(request: Request, content: bytes) -> datastructures.FormData:
@@ -207,10 +199,6 @@ async def _parse_form(request: Request, content: bytes) -> datastructures.FormDa
     raise RequestError(422, f'The form cannot be read: {reason}.') from None
 
 
-def _is_file(value: Any) -> bool:
-  return isinstance(value, datastructures.UploadFile)
-
-
 def _require_known_names(names: Iterable[str], location: str, allowed_names: Sequence[str]) -> None:
   """Reject unknown names: ignoring a misspelled `model` would silently select the default model."""
   if unknown_names := sorted(set(names) - set(allowed_names)):
@@ -218,8 +206,8 @@ def _require_known_names(names: Iterable[str], location: str, allowed_names: Seq
     raise RequestError(422, f'Unknown field {unknown_names[0]!r} in {location}; {hint}.')
 
 
-def _parse_flag(query: dict[str, Any], name: str, default: str = '') -> bool:
-  value = query.get(name, default).lower()
+def _parse_flag(query: Mapping[str, str], name: str) -> bool:
+  value = query[name].lower()
   if value not in (*_TRUE_VALUES, *_FALSE_VALUES):
     raise RequestError(422, f'{name} must be true or false, got {value!r}.')
   return value in _TRUE_VALUES

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from typing import Any
 import uuid
 
 import numpy as np
@@ -11,9 +10,11 @@ from PIL import Image
 from starlette.responses import Response
 
 from uadjax.inference.result import Result
+from uadjax.serve.requests import RequestOptions
 
 _JPEG_QUALITY = 90
 SUCCESS = 'Success'
+Headers = dict[str, str] | None
 
 
 def new_log_id() -> str:
@@ -21,30 +22,25 @@ def new_log_id() -> str:
   return uuid.uuid4().hex
 
 
-def envelope(log_id: str, code: int, message: str, **fields: Any) -> dict[str, Any]:
-  """Return the JSON object of a response: PaddleX's three fields, and any others."""
-  return {'logId': log_id, 'errorCode': code, 'errorMsg': message, **fields}
-
-
-def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(data: object, status: int = 200, headers: Headers = None) -> Response:
   """Return a JSON response; numbers that are not finite become null."""
   content = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
   return Response(content, status, headers, 'application/json')
 
 
-def verdict_to_dict(
-  model: str, result: Result, visualize: bool, heatmap: bool, label_map: bool
-) -> dict[str, Any]:
-  """Convert a result to a dict for JSON; slow, so call it in a thread.
+def envelope(log_id: str, message: str = SUCCESS, **fields: object) -> Response:
+  """Return a successful response with PaddleX's three fields, and any others."""
+  return json_response({'logId': log_id, 'errorCode': 0, 'errorMsg': message, **fields})
 
-  Args:
-    model: name of the model.
-    result: result of one image.
-    visualize: whether to include the original next to its overlay, as one picture.
-    heatmap: whether to include the anomaly map, quantized to 256 levels.
-    label_map: whether to include the mask, one number per pixel.
-  """
-  fields = {
+
+def error_envelope(log_id: str, status: int, problem: str, headers: Headers = None) -> Response:
+  """Return the response to a rejected request, with PaddleX's three fields."""
+  return json_response({'logId': log_id, 'errorCode': status, 'errorMsg': problem}, status, headers)
+
+
+def verdict(log_id: str, model: str, result: Result, options: RequestOptions) -> Response:
+  """Return the verdict on an image as the request wants it; slow, so call it in a thread."""
+  fields: dict[str, object] = {
     'model': model,
     'size': list(result.size),
     'score': result.score,
@@ -54,16 +50,16 @@ def verdict_to_dict(
     'pixelThreshold': result.thresholds.pixel_threshold,
     'regions': [region._asdict() for region in result.regions],
   }
-  if label_map:
+  if options.label_map:
     fields['labelMap'] = result.pred.ravel()
-  if visualize:
+  if options.visualize:
     fields['image'] = _encode_image(result.picture(), 'JPEG', quality=_JPEG_QUALITY)
-  if heatmap:
+  if options.heatmap:
     fields['heatmap'] = _encode_heatmap(result)
-  return fields
+  return envelope(log_id, result=fields)
 
 
-def _encode_heatmap(result: Result) -> dict[str, Any]:
+def _encode_heatmap(result: Result) -> dict[str, str | float]:
   """Encode a map as a gray PNG, in which v stands for `low + v / 255 * (high - low)`."""
   low, high = float(result.anomaly_map.min()), float(result.anomaly_map.max())
   scaled = (result.anomaly_map - low) * np.float32(255 / (high - low) if high > low else 0)
@@ -71,7 +67,7 @@ def _encode_heatmap(result: Result) -> dict[str, Any]:
   return {'image': _encode_image(gray, 'PNG', compress_level=1), 'low': low, 'high': high}
 
 
-def _encode_image(image: Image.Image, image_format: str, **save_options: Any) -> str:
+def _encode_image(image: Image.Image, image_format: str, **save_options: int) -> str:
   buffer = io.BytesIO()
   image.convert('RGB' if image_format == 'JPEG' else 'L').save(buffer, image_format, **save_options)
   return base64.b64encode(buffer.getvalue()).decode()

@@ -64,53 +64,52 @@ class _ModelListResponse(_Envelope):
   result: _ModelList
 
 
-def _error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-  descriptions = {
-    401: 'The token is missing or wrong.',
-    404: 'The model is unknown.',
-    413: 'The request has too many bytes or pixels.',
-    415: 'The type of the body is not supported.',
-    422: 'The image or an option is invalid; errorMsg lists the problems.',
-    503: 'The queue is full, or the models are not warm yet; try again.',
-    504: 'The deadline has passed.',
-  }
-  return {status: {'model': _Envelope, 'description': descriptions[status]} for status in statuses}
-
-
-HEALTH_RESPONSES: dict[int | str, dict[str, Any]] = {200: {'model': _Envelope}}
-MODELS_RESPONSES = {200: {'model': _ModelListResponse}, **_error_responses(401, 503)}
-VERDICT_RESPONSES = {
-  200: {'model': _VerdictResponse},
-  **_error_responses(401, 404, 413, 415, 422, 503, 504),
+_ERRORS = {
+  401: 'The token is missing or wrong.',
+  404: 'The model is unknown.',
+  413: 'The request has too many bytes or pixels.',
+  415: 'The type of the body is not supported.',
+  422: 'The image or an option is invalid; errorMsg lists the problems.',
+  503: 'The queue is full, or the models are not warm yet; try again.',
+  504: 'The deadline has passed.',
 }
+_ERROR_RESPONSES = {n: {'model': _Envelope, 'description': text} for n, text in _ERRORS.items()}
 
-_QUERY_PARAMETERS = [
-  {
-    'name': name,
-    'in': 'query',
-    'required': False,
-    'schema': {'type': 'string' if name == 'model' else 'boolean'},
-    'description': f'{description} JSON requests have it in the body.',
-  }
-  for name, description in {
-    'visualize': 'Return a picture.',
-    'heatmap': 'Return the anomaly map.',
-    'labelMap': 'False: omit labelMap.',
-    'model': 'Name of the model; default: the first.',
-  }.items()
-]
+Responses = dict[int | str, dict[str, Any]]
+HEALTH_RESPONSES: Responses = {200: {'model': _Envelope}}
+MODELS_RESPONSES: Responses = {
+  200: {'model': _ModelListResponse},
+  401: _ERROR_RESPONSES[401],
+  503: _ERROR_RESPONSES[503],
+}
+VERDICT_RESPONSES: Responses = {200: {'model': _VerdictResponse}, **_ERROR_RESPONSES}
+
+_OPTIONS = {
+  'visualize': 'Return a picture.',
+  'heatmap': 'Return the anomaly map.',
+  'labelMap': 'False: omit labelMap.',
+  'model': 'Name of the model; default: the first.',
+}
 _FILE_SCHEMA = {'type': 'string', 'format': 'binary'}
+_FORM_SCHEMA = {'type': 'object', 'properties': {'image': _FILE_SCHEMA}, 'required': ['image']}
+_BODY_SCHEMAS = {
+  'application/json': requests.PredictRequest.model_json_schema(),
+  'multipart/form-data': _FORM_SCHEMA,
+  'application/octet-stream': _FILE_SCHEMA,
+  'image/*': _FILE_SCHEMA,
+}
 PREDICT_OPENAPI: dict[str, Any] = {
-  'parameters': _QUERY_PARAMETERS,
+  'parameters': [
+    {
+      'name': name,
+      'in': 'query',
+      'schema': {'type': 'string' if name == 'model' else 'boolean'},
+      'description': f'{description} JSON requests have it in the body.',
+    }
+    for name, description in _OPTIONS.items()
+  ],
   'requestBody': {
     'required': True,
-    'content': {
-      'application/json': {'schema': requests.PredictRequest.model_json_schema()},
-      'multipart/form-data': {
-        'schema': {'type': 'object', 'properties': {'image': _FILE_SCHEMA}, 'required': ['image']}
-      },
-      'application/octet-stream': {'schema': _FILE_SCHEMA},
-      'image/*': {'schema': _FILE_SCHEMA},
-    },
+    'content': {media_type: {'schema': schema} for media_type, schema in _BODY_SCHEMAS.items()},
   },
 }

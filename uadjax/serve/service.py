@@ -11,7 +11,8 @@ from typing import Any
 
 from uadjax.data.inputs import LoadedImage
 from uadjax.inference.result import Result
-from uadjax.serve import batching, models, observability, requests
+from uadjax.serve import batching, models, observability
+from uadjax.serve.requests import RequestError
 from uadjax.serve.settings import Settings
 from uadjax.system import threads
 
@@ -50,9 +51,8 @@ class Service:
   async def open(self) -> None:
     """Open and warm up the models one by one, then admit requests."""
     for name, directory in self.settings.models.items():
-      self.models[name] = await self.run_in_thread(
-        models.open_model, name, directory, self.settings
-      )
+      opening = self.run_in_thread(models.open_model, name, directory, self.settings)
+      self.models[name] = await opening
     scorers = {name: model.predictor.scorer for name, model in self.models.items()}
     largest_batch = max(scorer.batch_sizes[-1] for scorer in scorers.values())
     # One half of the admitted images is decoded while the other half is scored.
@@ -77,13 +77,13 @@ class Service:
     """Return the model of that name, or the first one for ''.
 
     Raises:
-      requests.RequestError: the name is unknown, or not every model is warm yet.
+      RequestError: the name is unknown, or not every model is warm yet.
     """
     names = list(self.settings.models)
     if name and name not in names:
-      raise requests.RequestError(404, f'Unknown model {name!r}; choose from {names}.')
+      raise RequestError(404, f'Unknown model {name!r}; choose from {names}.')
     if not self.is_ready:
-      raise requests.RequestError(503, 'The models are warming up; try again.', _RETRY_HEADERS)
+      raise RequestError(503, 'The models are warming up; try again.', _RETRY_HEADERS)
     return self.models[name or names[0]]
 
   @contextlib.asynccontextmanager
@@ -91,31 +91,31 @@ class Service:
     """Reserve places in the queue for a number of images, and enforce the deadline.
 
     Raises:
-      requests.RequestError: the queue is full, or the deadline has passed.
+      RequestError: the queue is full, or the deadline has passed.
     """
     max_images = self.settings.queue
     if self._num_images_in_progress + num_images > max_images:
-      raise requests.RequestError(
-        503,
+      problem = (
         f'{self._num_images_in_progress} images are in progress, {num_images} more would exceed '
-        f'the maximum of {max_images}; try again.',
-        _RETRY_HEADERS,
+        f'the maximum of {max_images}; try again.'
       )
-    self._num_images_in_progress += num_images
-    self.metrics.images_in_progress.set(self._num_images_in_progress)
+      raise RequestError(503, problem, _RETRY_HEADERS)
+    self._add_images_in_progress(num_images)
     try:
       async with asyncio.timeout(self.settings.deadline_s):
         yield
     except TimeoutError:
-      raise requests.RequestError(
-        504,
+      problem = (
         f'The request exceeded the deadline of {self.settings.deadline_s:g} s; send fewer or '
-        'smaller images at a time, or ask the operator for a longer deadline.',
-        _RETRY_HEADERS,
-      ) from None
+        'smaller images at a time, or ask the operator for a longer deadline.'
+      )
+      raise RequestError(504, problem, _RETRY_HEADERS) from None
     finally:
-      self._num_images_in_progress -= num_images
-      self.metrics.images_in_progress.set(self._num_images_in_progress)
+      self._add_images_in_progress(-num_images)
+
+  def _add_images_in_progress(self, num_images: int) -> None:
+    self._num_images_in_progress += num_images
+    self.metrics.images_in_progress.set(self._num_images_in_progress)
 
   async def predict(self, served_model: models.ServedModel, image: LoadedImage) -> Result:
     """Score a decoded image, and return the result with its verdict."""
