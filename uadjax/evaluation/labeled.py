@@ -54,19 +54,14 @@ def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ..
       'defective images; a threshold between them needs both.'
     )
   training_paths = {record.path.resolve() for record in training_records}
-  if overlapping_paths := [
-    record.path for record in records if record.path.resolve() in training_paths
-  ]:
+  if overlap := [r.path for r in records if r.path.resolve() in training_paths]:
     raise DataError(
-      f'{len(overlapping_paths)} images of calibrate.labeled={directory} are training images, such '
-      f'as {overlapping_paths[0]}; their scores are biased. Name other images.'
+      f'{len(overlap)} images of calibrate.labeled={directory} are training images, such as '
+      f'{overlap[0]}; their scores are biased. Name other images.'
     )
   # Unreadable files must fail before hours of fitting, not after.
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    for _ in pool.map(
-      lambda record: _require_readable_mask(record, config.data.mask_threshold), records
-    ):
-      pass
+    list(pool.map(lambda record: _require_readable(record, config.data.mask_threshold), records))
   logging.LOG.info(
     'Calibrating thresholds on %d good and %d defective images of %s; metrics on these images will '
     'be optimistic.',
@@ -90,32 +85,24 @@ def score(
   pixels = pixel_scores.empty(ops, len(records))
   scores_by_class: dict[bool, list[float]] = {False: [], True: []}
   normal_peaks: list[float] = []
-  batch_size = config.evaluate.batch_size
-  scored_images = scoring.score_records(
-    scorer, fitted, records, ops, batch_size, mesh, fitted_specs
-  )
-  for i, scored_image in enumerate(scored_images):
-    scores_by_class[scored_image.record.is_anomalous].append(scored_image.score)
-    if not scored_image.record.is_anomalous:
-      normal_peaks.append(float(scored_image.anomaly_map.max()))
-    size = image_io.image_size(scored_image.record.path)
-    truth = pixel_scores.read_defect_mask(scored_image.record, size, config.data.mask_threshold)
+  batch_size, mask_threshold = config.evaluate.batch_size, config.data.mask_threshold
+  scored = scoring.score_records(scorer, fitted, records, ops, batch_size, mesh, fitted_specs)
+  for i, (record, anomaly_map, image_score) in enumerate(scored):
+    scores_by_class[record.is_anomalous].append(image_score)
+    if not record.is_anomalous:
+      normal_peaks.append(float(anomaly_map.max()))
+    size = image_io.image_size(record.path)
+    truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
     if truth is not None:
-      restored = ops.restore(scored_image.anomaly_map, *size)
-      pixel_scores.add_image(pixels, i, scored_image.anomaly_map, restored, truth)
-  pixel_ranking = pixel_scores.ranking(pixels)
-  pixel_threshold = None
-  if pixel_ranking is not None:
+      pixel_scores.add_image(pixels, i, anomaly_map, ops.restore(anomaly_map, *size), truth)
+  ranking, pixel_threshold = pixel_scores.ranking(pixels), None
+  if ranking is not None:
     pixel_threshold = calibration.pixel_threshold_by_f1(
-      pixel_ranking.scores, pixel_ranking.num_anomalous, pixel_ranking.num_normal
+      ranking.scores, ranking.num_anomalous, ranking.num_normal
     )
-  return LabeledScores(
-    np.array(scores_by_class[False]),
-    np.array(normal_peaks),
-    np.array(scores_by_class[True]),
-    pixel_threshold,
-  )
+  good, defective = np.array(scores_by_class[False]), np.array(scores_by_class[True])
+  return LabeledScores(good, np.array(normal_peaks), defective, pixel_threshold)
 
 
-def _require_readable_mask(record: Record, mask_threshold: int) -> None:
+def _require_readable(record: Record, mask_threshold: int) -> None:
   pixel_scores.read_defect_mask(record, image_io.decode(record.path).shape[:2], mask_threshold)

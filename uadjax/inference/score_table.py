@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
-from uadjax.inference import predictor, table_shards
+from uadjax.inference import table_shards
+from uadjax.inference.predictor import Predictor
 from uadjax.inference.result import Result, UNREADABLE
+from uadjax.model.model_dir import ModelInfo
 from uadjax.system import files, logging
 from uadjax.system.progress import Progress
 
@@ -65,7 +67,7 @@ class TableSummary(NamedTuple):
 
 
 def score_images(
-  model: predictor.Predictor,
+  predictor: Predictor,
   input: Any,
   table: Table,
   batch_size: int,
@@ -75,7 +77,7 @@ def score_images(
   """Score the images of this process's shard that are not in the table yet.
 
   Args:
-    model: predictor.
+    predictor: predictor of the model.
     input: images in any form that `Predictor.predict` takes, except a generator, since they are
       listed twice.
     table: table for the rows of path, score, label, height, width, marked_pixels, regions, error.
@@ -91,10 +93,9 @@ def score_images(
   if table.format not in table_shards.FORMATS:
     raise UnknownName(f'Unknown table format {table.format!r}; choose from {table_shards.FORMATS}.')
   sources = inputs.expand(input, table.folder)  # Raises an error if there is nothing to read.
-  shard_hashes = {
-    path_hash for image in sources if _belongs_to(path_hash := _path_hash(image.name), table.shard)
-  }
-  _prepare_table(table, model)
+  hashes = (_path_hash(source.name) for source in sources)
+  shard_hashes = {path_hash for path_hash in hashes if _belongs_to(path_hash, table.shard)}
+  _prepare_table(table, predictor.model)
   counts, previous_counts = collections.Counter[str](), collections.Counter[str]()
   with table_shards.open_shard(table.folder, table.shard) as shard_file:
     table_shards.take_over(table.folder, table.format, table.shard)
@@ -112,8 +113,9 @@ def score_images(
       )  # fmt: skip
     total = len(pending_hashes)
     pending_images = _pending(inputs.expand(input, table.folder), pending_hashes)
+    results = predictor.predict_sources(pending_images, batch_size, strict)
     # Closing stops the reading threads before the shard is finished, or abandoned after an error.
-    with contextlib.closing(model.predict_sources(pending_images, batch_size, strict)) as results:
+    with contextlib.closing(results):
       for result in progress(results, total, 'Scoring'):
         counts[result.label or UNREADABLE] += 1
         shard_file.write(files.to_json(_table_row(result), None).encode() + b'\n')
@@ -153,7 +155,7 @@ def _table_row(result: Result) -> dict[str, Any]:
   return {name: row[name] for name in table_shards.COLUMNS}
 
 
-def _prepare_table(table: Table, model: predictor.Predictor) -> None:
+def _prepare_table(table: Table, model: ModelInfo) -> None:
   """Record the model and the thresholds of a table, or check that they match.
 
   Raises:
@@ -166,13 +168,13 @@ def _prepare_table(table: Table, model: predictor.Predictor) -> None:
     raise ConfigError(
       f'{table.folder} cannot be a folder for a table ({error.strerror}); choose another.'
     ) from None
-  loaded_model, path = model.model, table.folder / _INFO_FILE
+  path, thresholds = table.folder / _INFO_FILE, model.thresholds
   info = {
-    'model_name': loaded_model.name,
-    'arrays_sha256': loaded_model.arrays_sha256,
-    'image_threshold': loaded_model.thresholds.image_threshold,
-    'review_threshold': loaded_model.thresholds.review_threshold,
-    'pixel_threshold': loaded_model.thresholds.pixel_threshold,
+    'model_name': model.name,
+    'arrays_sha256': model.arrays_sha256,
+    'image_threshold': thresholds.image_threshold,
+    'review_threshold': thresholds.review_threshold,
+    'pixel_threshold': thresholds.pixel_threshold,
     'format': table.format,
   }
   try:

@@ -1,4 +1,4 @@
-"""Scores of records: in order, on any mesh, with one compilation."""
+"""Scores of records for calibration: in order, on any mesh, with one compilation."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,14 +33,10 @@ def collect_calibration_scores(
   scored_records: Iterable[ScoredRecord],
 ) -> calibration.CalibrationScores:
   """Return the scores and peaks of all records, which calibration needs, without their maps."""
-  rows = [
-    (str(scored_record.record.path), scored_record.score, float(scored_record.anomaly_map.max()))
-    for scored_record in scored_records
-  ]
+  rows = [(str(r.record.path), r.score, float(r.anomaly_map.max())) for r in scored_records]
   paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
-  return calibration.CalibrationScores(
-    paths, np.array(scores, np.float64), np.array(peaks, np.float64)
-  )
+  scores, peaks = np.array(scores, np.float64), np.array(peaks, np.float64)
+  return calibration.CalibrationScores(paths, scores, peaks)
 
 
 def image_scorer(detector: Detector) -> Callable[[Any, Batch], Scores]:
@@ -75,20 +71,14 @@ def score_records(
   """
   if specs is None:
     mesh, specs = meshes.mesh_that_fits(mesh, fitted), False
-  padded_batch_size = mesh.size * math.ceil(batch_size / mesh.size)
+  batch_size += -batch_size % mesh.size
   fitted = meshes.put_on_mesh(mesh, fitted, specs)
-  batches = batch_streams.eval_batches(
-    records, ops, padded_batch_size, *processes.index_and_count()
-  )
-  pending_scores = prefetch_to_device(
-    batches, lambda batch: scorer(fitted, meshes.shard_batch(mesh, batch))
-  )
-  remaining_records = iter(records)
-  for scores in progress.show_progress(
-    pending_scores, math.ceil(len(records) / padded_batch_size), 'Scoring'
-  ):
+  batches = batch_streams.eval_batches(records, ops, batch_size, *processes.index_and_count())
+  pending = prefetch_to_device(batches, lambda x: scorer(fitted, meshes.shard_batch(mesh, x)))
+  remaining = iter(records)
+  for scores in progress.show_progress(pending, math.ceil(len(records) / batch_size), 'Scoring'):
     scores = meshes.to_host(mesh, scores)
-    for row, record in enumerate(itertools.islice(remaining_records, padded_batch_size)):
+    for row, record in enumerate(itertools.islice(remaining, batch_size)):
       yield ScoredRecord(record, scores.map[row], float(scores.image[row]))
 
 
