@@ -1,15 +1,20 @@
 """What is measured, against a slow loop over every image and pixel."""
 
+import collections
 from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import small_runs
 
-from uadjax.data import inputs, transforms
+from uadjax.data import image_io, inputs, layouts, transforms
 from uadjax.data.records import Record
+from uadjax.distributed import mesh as meshes
 from uadjax.evaluation import evaluate
 from uadjax.inference.result import Result
-from uadjax.model import calibration
+from uadjax.model import calibration, model_dir
 
 OPS = transforms.parse('resize(4)')
 LIMITS = calibration.Thresholds(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
@@ -148,3 +153,44 @@ def test_pictures_are_spread_over_the_defects():
   assert {d: sum(r.defect == d for r in chosen) for d in ('good', 'spot', 'scratch')} == {
     'good': 3, 'spot': 2, 'scratch': 2,
   }  # fmt: skip
+
+
+def evaluation_flags(trained, drawn, workdir):
+  return (
+    *small_runs.flags('padim', drawn),
+    '--config.mode=evaluate',
+    f'--config.evaluate.model_dir={trained("padim") / "model"}',
+    f'--workdir={workdir}',
+  )
+
+
+def test_evaluating_imports_no_tensorflow(trained, drawn, tmp_path):
+  code = (
+    'import sys; from uadjax import main; '
+    'print(main.main(sys.argv[1:]), "tensorflow" in sys.modules)'
+  )
+  command = [sys.executable, '-c', code, *evaluation_flags(trained, drawn, tmp_path)]
+  out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+  assert out.split()[-2:] == ['0', 'False']
+
+
+def test_a_test_image_is_decoded_once(trained, drawn, tmp_path, monkeypatch):
+  """The check of the dataset included; and once where pictures of all are drawn."""
+  decode, counts = image_io.decode, collections.Counter()
+
+  def counted(source, *args):
+    counts[str(getattr(source, 'name', source))] += 1
+    return decode(source, *args)
+
+  monkeypatch.setattr(image_io, 'decode', counted)
+  no_pictures = '--config.evaluate.save_pictures=0', '--config.evaluate.report_pictures=0'
+  flags = evaluation_flags(trained, drawn, tmp_path / 'run')
+  assert small_runs.run(*flags, *no_pictures) == 0
+  records = layouts.load(drawn, 'disc').test
+  assert [counts[str(record.path)] for record in records] == [1] * len(records)
+  counts.clear()
+  model = model_dir.load(trained('padim') / 'model')
+  mesh = meshes.make_mesh('cpu', 2, 0)
+  evaluate.evaluate(model, records, mesh, 4, 0, tmp_path, len(records))
+  assert len([*tmp_path.glob('pictures/*.png')]) == len(records)
+  assert [counts[str(record.path)] for record in records] == [1] * len(records)

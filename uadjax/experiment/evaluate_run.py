@@ -74,13 +74,9 @@ def evaluate_and_report(
     picture_indices = gallery.choose(
       test_records, titled_curves.scores, model.thresholds, options.report_pictures
     )
+    maps, pixel_threshold = evaluation.anomaly_maps, model.thresholds.pixel_threshold
     pictures = gallery.make_pictures(
-      test_records,
-      evaluation.anomaly_maps,
-      picture_indices,
-      model.ops,
-      model.thresholds.pixel_threshold,
-      mask_threshold,
+      test_records, maps, picture_indices, model.ops, pixel_threshold, mask_threshold
     )
     report_metadata = provenance.collect(
       model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}
@@ -110,20 +106,11 @@ def check_and_evaluate(
 
   def keep(path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
     if len(loaded_images) < max_images:
-      source = inputs.Source(str(path), image)
-      loaded_images[path] = inputs.load(source, model.ops)._replace(
-        source=source._replace(origin=path)
-      )
+      loaded = inputs.load(inputs.Source(str(path), image), model.ops)
+      loaded_images[path] = loaded._replace(source=inputs.Source(str(path), path))
 
   test_records = prepare.checked_test_set(config, keep)
-  return evaluate_and_report(
-    model,
-    test_records,
-    config,
-    workdir,
-    report_path=report_path,
-    loaded_images=loaded_images,
-  )
+  return evaluate_and_report(model, test_records, config, workdir, None, report_path, loaded_images)
 
 
 def write_report(

@@ -127,7 +127,7 @@ class Result(Mapping[str, Any]):
   def regions(self) -> list[region_ops.Region]:
     """Connected regions of the predicted mask, the highest peak first."""
     regions = region_ops.find_regions(self.predicted_mask, self.anomaly_map)
-    return sorted(regions, key=lambda region: (-region.peak, region.box))
+    return sorted(regions, key=lambda r: (-r.peak, r.box))
 
   @property
   def peak_position(self) -> tuple[int, int]:
@@ -190,10 +190,10 @@ class Result(Mapping[str, Any]):
     if masks not in MASK_FORMATS:
       raise ConfigError(f'Unknown mask format masks={masks!r}; choose from {MASK_FORMATS}.')
     fields = self.summary()
-    if masks != 'none' and not self.error:
-      fields['pred'] = (
-        region_ops.encode_run_lengths(self.predicted_mask) if masks == 'rle' else self.pred.tolist()
-      )
+    if masks == 'rle' and not self.error:
+      fields['pred'] = region_ops.encode_run_lengths(self.predicted_mask)
+    elif masks == 'nested' and not self.error:
+      fields['pred'] = self.pred.tolist()
     return fields
 
   @property
@@ -281,11 +281,7 @@ class Result(Mapping[str, Any]):
     return path
 
   def save_to_json(
-    self,
-    save_path: str | Path,
-    indent: int = 4,
-    ensure_ascii: bool = False,
-    masks: str = 'rle',
+    self, save_path: str | Path, indent: int = 4, ensure_ascii: bool = False, masks: str = 'rle'
   ) -> Path:
     """Save the verdict as JSON and return its path.
 

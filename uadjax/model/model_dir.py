@@ -114,12 +114,8 @@ def save_manifest(
   summary of the fit, and the hash of the arrays. The table has the scores of the good images from
   which the thresholds were calibrated.
   """
-  rows = zip(
-    calibration_scores.paths,
-    calibration_scores.scores.tolist(),
-    calibration_scores.peaks.tolist(),
-    strict=True,
-  )
+  paths, scores, peaks = calibration_scores
+  rows = zip(paths, scores.tolist(), peaks.tolist(), strict=True)
   files.write_csv(folder / _CALIBRATION_FILE, [('path', 'score', 'peak'), *rows])
   manifest = {
     'format': _FORMAT_VERSION,
@@ -139,9 +135,7 @@ def load_calibration_scores(directory: Path) -> calibration.CalibrationScores | 
   """Return the scores of the good images of the calibration; None if they cannot be read."""
   try:
     with (directory / _CALIBRATION_FILE).open(newline='', encoding='utf-8') as file:
-      rows = [
-        (row['path'], float(row['score']), float(row['peak'])) for row in csv.DictReader(file)
-      ]
+      rows = [(r['path'], float(r['score']), float(r['peak'])) for r in csv.DictReader(file)]
   except (OSError, KeyError, ValueError):
     return None  # A model works without them.
   paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
