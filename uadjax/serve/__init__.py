@@ -32,21 +32,20 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
   settings = settings_module.with_fallbacks(settings)
   settings_module.validate_settings(settings)
   application = app_module.build_app(settings, lambda: setattr(server, 'should_exit', True))
+  drain_s = max(1, round(settings.drain_s))
   config = uvicorn.Config(
     application,
     host,
     port,
     log_config=None,
     access_log=False,
-    timeout_graceful_shutdown=max(1, round(settings.drain_s)),
     server_header=False,
+    timeout_graceful_shutdown=drain_s,
   )
   server = uvicorn.Server(config)
   _configure_logging()
-  previous_handlers = {
-    signal_number: signal.signal(signal_number, _ignore_signal)
-    for signal_number in (signal.SIGTERM, signal.SIGINT)
-  }
+  signals = signal.SIGTERM, signal.SIGINT
+  previous_handlers = {number: signal.signal(number, _ignore_signal) for number in signals}
   try:
     server.run()  # Uvicorn handles the signals itself, and raises them again once it has stopped.
   except SystemExit as exit_error:
@@ -54,8 +53,8 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
       f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
     ) from exit_error
   finally:
-    for signal_number, handler in previous_handlers.items():
-      signal.signal(signal_number, handler)
+    for number, handler in previous_handlers.items():
+      signal.signal(number, handler)
   if failure := application.state.service.failure:
     raise failure
 
@@ -66,10 +65,8 @@ def _ignore_signal(signal_number: int, frame: FrameType | None) -> None:
 
 def _is_reportable(record: logging.LogRecord) -> bool:
   """Return whether to log a record: not if its request was canceled or its client disconnected."""
-  exception_type = record.exc_info[0] if record.exc_info else None
-  return exception_type is None or not issubclass(
-    exception_type, (asyncio.CancelledError, ClientDisconnect)
-  )
+  error = record.exc_info[1] if record.exc_info else None
+  return not isinstance(error, asyncio.CancelledError | ClientDisconnect)
 
 
 def _configure_logging() -> None:

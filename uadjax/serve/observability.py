@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import prometheus_client
-from prometheus_client import registry
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 LOG = logging.getLogger('uadjax.serve')
@@ -18,33 +18,17 @@ class Metrics:
   """Prometheus metrics of one service, in a registry of its own."""
 
   def __init__(self) -> None:
-    self.registry = registry.CollectorRegistry()
-    registry_option: dict[str, Any] = {'registry': self.registry}
-    self.requests = prometheus_client.Counter(
-      'uadjax_requests', 'Requests answered.', ['path', 'status'], **registry_option
-    )
-    self.request_seconds = prometheus_client.Histogram(
-      'uadjax_request_seconds',
-      'Seconds from the first byte of a request to its response.',
-      ['path'],
-      buckets=_LATENCY_BUCKETS,
-      **registry_option,
-    )
-    self.scored_images = prometheus_client.Counter(
-      'uadjax_images', 'Images scored.', ['model', 'label'], **registry_option
-    )
-    self.batch_sizes = prometheus_client.Histogram(
-      'uadjax_batch_images',
-      'Images per batch.',
-      ['model'],
-      buckets=_BATCH_SIZE_BUCKETS,
-      **registry_option,
-    )
-    self.images_in_progress = prometheus_client.Gauge(
-      'uadjax_images_under_way',
-      'Images in progress: read, queued or scored.',
-      **registry_option,
-    )
+    self.registry = CollectorRegistry()
+    registry: dict[str, Any] = {'registry': self.registry}
+    self.requests = Counter('uadjax_requests', 'Requests answered.', ['path', 'status'], **registry)
+    text = 'Seconds from the first byte of a request to its response.'
+    options = {'buckets': _LATENCY_BUCKETS, **registry}
+    self.request_seconds = Histogram('uadjax_request_seconds', text, ['path'], **options)
+    self.scored_images = Counter('uadjax_images', 'Images scored.', ['model', 'label'], **registry)
+    options = {'buckets': _BATCH_SIZE_BUCKETS, **registry}
+    self.batch_sizes = Histogram('uadjax_batch_images', 'Images per batch.', ['model'], **options)
+    text = 'Images in progress: read, queued or scored.'
+    self.images_in_progress = Gauge('uadjax_images_under_way', text, **registry)
 
   def render(self) -> bytes:
     """Return the metrics in Prometheus' text format."""

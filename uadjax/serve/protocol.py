@@ -27,6 +27,14 @@ from uadjax.serve.settings import Settings
 PREFIX = '/v2'
 _INPUT_NAME = 'image'
 _OUTPUT_NAMES = ('score', 'label', 'map')
+_TENSORS = {
+  'inputs': [{'name': 'image', 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
+  'outputs': [
+    {'name': 'score', 'datatype': 'FP32', 'shape': [-1]},
+    {'name': 'label', 'datatype': 'BYTES', 'shape': [-1]},
+    {'name': 'map', 'datatype': 'FP32', 'shape': [-1, -1, -1]},
+  ],
+}
 _STRICT_CONFIG = pydantic.ConfigDict(extra='forbid', strict=True)
 
 
@@ -90,25 +98,14 @@ def make_router(service: Service) -> fastapi.APIRouter:
 
   @router.get('', responses={401: _ERROR_RESPONSES[401]})
   async def server_metadata() -> Response:
-    return responses.json_response(
-      {'name': 'uadjax', 'version': uadjax.__version__, 'extensions': []}
-    )
+    version = uadjax.__version__
+    return responses.json_response({'name': 'uadjax', 'version': version, 'extensions': []})
 
   @router.get('/models/{name}', responses=_ERROR_RESPONSES)
   async def model_metadata(name: str) -> Response:
-    served_model = service.get_model(name)
-    return responses.json_response(
-      {
-        'name': name,
-        'platform': f'uadjax_{served_model.predictor.model.name.lower()}',
-        'inputs': [{'name': _INPUT_NAME, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
-        'outputs': [
-          {'name': 'score', 'datatype': 'FP32', 'shape': [-1]},
-          {'name': 'label', 'datatype': 'BYTES', 'shape': [-1]},
-          {'name': 'map', 'datatype': 'FP32', 'shape': [-1, -1, -1]},
-        ],
-      }
-    )
+    detector = service.get_model(name).predictor.model.name
+    metadata = {'name': name, 'platform': f'uadjax_{detector.lower()}', **_TENSORS}
+    return responses.json_response(metadata)
 
   @router.get('/models/{name}/ready', responses=_ERROR_RESPONSES)
   async def model_ready(name: str) -> Response:
@@ -117,34 +114,36 @@ def make_router(service: Service) -> fastapi.APIRouter:
 
   @router.post('/models/{name}/infer', responses=_ERROR_RESPONSES, openapi_extra=_INFER_BODY)
   async def infer(name: str, request: Request) -> Response:
-    served_model = service.get_model(name)
-    async with contextlib.AsyncExitStack() as stack:
-      await stack.enter_async_context(service.reserve_queue())
-      infer_request = _parse_request(await requests.read_body(request, service.settings.max_bytes))
-      output_names = [output.name for output in infer_request.outputs or ()] or list(_OUTPUT_NAMES)
-      if unknown := [x for x in output_names if x not in _OUTPUT_NAMES]:
-        raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {_OUTPUT_NAMES}.')
-      num_extra_images = _num_images(infer_request, service.settings.queue) - 1
-      await stack.enter_async_context(service.reserve_queue(num_extra_images))
-      ops = served_model.predictor.model.ops
-      await stack.enter_async_context(service.admission)
-      images = await service.run_in_thread(
-        _read_images, infer_request.inputs[0], ops, service.settings
-      )
-      if 'map' in output_names and len({image.size for image in images}) > 1:
-        raise RequestError(
-          400,
-          "Maps of images of different sizes do not form a tensor; request outputs without 'map'.",
-        )
-      results = await asyncio.gather(*(service.predict(served_model, image) for image in images))
-      outputs = await service.run_in_thread(_encode_outputs, results, output_names)
-      request.state.log_fields = {
-        'model': name, 'images': len(results), 'labels': [result.label for result in results]
-      }  # fmt: skip
-    id_field = {'id': infer_request.id} if infer_request.id else {}
-    return responses.json_response({'model_name': name, **id_field, 'outputs': outputs})
+    return responses.json_response(await _infer(service, name, request))
 
   return router
+
+
+async def _infer(service: Service, name: str, request: Request) -> dict[str, object]:
+  """Score the images of an inference request, and return the response."""
+  model, settings = service.get_model(name), service.settings
+  async with contextlib.AsyncExitStack() as stack:
+    await stack.enter_async_context(service.reserve_queue())
+    infer_request = _parse_request(await requests.read_body(request, settings.max_bytes))
+    output_names = [output.name for output in infer_request.outputs or ()] or list(_OUTPUT_NAMES)
+    if unknown := [x for x in output_names if x not in _OUTPUT_NAMES]:
+      raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {_OUTPUT_NAMES}.')
+    num_extra_images = _num_images(infer_request, settings.queue) - 1
+    await stack.enter_async_context(service.reserve_queue(num_extra_images))
+    await stack.enter_async_context(service.admission)
+    tensor, ops = infer_request.inputs[0], model.predictor.model.ops
+    images = await service.run_in_thread(_read_images, tensor, ops, settings)
+    if 'map' in output_names and len({image.size for image in images}) > 1:
+      raise RequestError(
+        400,
+        "Maps of images of different sizes do not form a tensor; request outputs without 'map'.",
+      )
+    results = await asyncio.gather(*(service.predict(model, image) for image in images))
+    outputs = await service.run_in_thread(_encode_outputs, results, output_names)
+  labels = [result.label for result in results]
+  request.state.log_fields = {'model': name, 'images': len(results), 'labels': labels}
+  id_field = {'id': infer_request.id} if infer_request.id else {}
+  return {'model_name': name, **id_field, 'outputs': outputs}
 
 
 def _parse_request(content: bytes) -> InferRequest:

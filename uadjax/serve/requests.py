@@ -76,17 +76,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
   """
   if request.headers.get('content-encoding', 'identity') != 'identity':
     raise RequestError(415, 'Send the body uncompressed, without Content-Encoding.')
-  too_large_error = RequestError(
-    413, f'The body has more than {max_bytes} bytes; send a smaller image.'
-  )
+  problem = f'The body has more than {max_bytes} bytes; send a smaller image.'
   content_length = request.headers.get('content-length', '')
   if content_length.isdigit() and int(content_length) > max_bytes:
-    raise too_large_error
+    raise RequestError(413, problem)
   chunks, num_bytes = [], 0
   async for chunk in request.stream():
     num_bytes += len(chunk)
     if num_bytes > max_bytes:
-      raise too_large_error
+      raise RequestError(413, problem)
     chunks.append(chunk)
   return b''.join(chunks)
 
@@ -107,11 +105,8 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
     form = await _parse_form(request, content)
     files = [x for name in _FILE_FIELDS for x in form.getlist(name) if not isinstance(x, str)]
     if len(files) != 1:
-      raise RequestError(
-        422,
-        "The form needs one file, in a field named 'image' (curl: -F image=@FILE); got fields "
-        f'{list(form)} with {len(files)} files.',
-      )
+      problem = "The form needs one file, in a field named 'image' (curl: -F image=@FILE)"
+      raise RequestError(422, f'{problem}; got fields {list(form)} with {len(files)} files.')
     image = await files[0].read()
     fields = {name: value for name, value in form.items() if isinstance(value, str)}
     await form.close()
@@ -122,11 +117,8 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
   elif content_type in _RAW_TYPES:
     image = content
   else:
-    raise RequestError(
-      415,
-      f'Content-Type {content_type!r} is not supported; send {_JSON_TYPE}, {_FORM_TYPE} or '
-      f'{", ".join(_RAW_TYPES)}.',
-    )
+    types = f'{_JSON_TYPE}, {_FORM_TYPE} or {", ".join(_RAW_TYPES)}'
+    raise RequestError(415, f'Content-Type {content_type!r} is not supported; send {types}.')
   if not image:
     raise RequestError(422, 'The image is missing: the body is empty.')
   flags = {'visualize': 'false', 'heatmap': 'false', 'labelMap': 'true', **query}
@@ -169,10 +161,8 @@ def _parse_json(content: bytes) -> RequestOptions:
     try:
       image = base64.b64decode(base64_text, validate=True)
     except (binascii.Error, ValueError):
-      raise RequestError(
-        422,
-        'image: neither base64 nor a URL (http:// or https://); remove line breaks from base64.',
-      ) from None
+      problem = 'neither base64 nor a URL (http:// or https://); remove line breaks from base64.'
+      raise RequestError(422, f'image: {problem}') from None
   label_map = request.labelMap is not False
   return RequestOptions(
     image, bool(request.visualize), bool(request.heatmap), label_map, request.model or ''
