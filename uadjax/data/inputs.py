@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 import re
 import stat
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from jaxtyping import UInt8
 import numpy as np
@@ -47,7 +47,7 @@ class Source(NamedTuple):
   subfolder: Path = Path()
 
 
-def expand(inputs: Any, skip: Path | None = None) -> Iterator[Source]:
+def expand(inputs: object, skip: Path | None = None) -> Iterator[Source]:
   """List the image sources of a user's input, lazily and in order; folders in natural order.
 
   A folder is walked once, even if several links lead to it. An unreadable item is listed like any
@@ -89,8 +89,7 @@ def read(
   if isinstance(source.origin, Path):
     with _open_regular(source.origin, source.name) as file:
       return image_io.decode(file, max_pixels)
-  content = fetch(source, access).origin
-  assert isinstance(content, bytes)  # The branches above handle all other types.
+  content = http.get(source.origin, access) if isinstance(source.origin, str) else source.origin
   try:
     return image_io.decode(content, max_pixels)
   except DataError as error:  # The message of `decode` has no name, because bytes have none.
@@ -161,7 +160,7 @@ def _name_without_secrets(source: Source) -> str:
   return http.redact_url(source.name) if _URL.match(source.name) else source.name
 
 
-def _list_sources(inputs: Any, is_single: bool, skip: Path | None) -> Iterator[Source]:
+def _list_sources(inputs: object, is_single: bool, skip: Path | None) -> Iterator[Source]:
   counters = collections.defaultdict(itertools.count)
   for origin in _flatten(inputs):
     for source in _expand_origin(origin, counters, skip):
@@ -170,9 +169,9 @@ def _list_sources(inputs: Any, is_single: bool, skip: Path | None) -> Iterator[S
       yield source
 
 
-def _flatten(inputs: Any) -> Iterator[Origin]:
+def _flatten(inputs: object) -> Iterator[Origin]:
   """Flatten nested containers with an explicit stack, so that depth is not limited by recursion."""
-  stack: list[tuple[Any, Iterator[Any]]] = [(None, iter([inputs]))]
+  stack: list[tuple[object, Iterator[object]]] = [(None, iter([inputs]))]
   open_ids = {id(None)}
   while stack:
     for item in stack[-1][1]:
@@ -189,7 +188,7 @@ def _flatten(inputs: Any) -> Iterator[Origin]:
       open_ids.remove(id(stack.pop()[0]))
 
 
-def _container_items(item: Any) -> Iterator[Any] | None:
+def _container_items(item: object) -> Iterator[object] | None:
   """Return an iterator over a container's items; None for other types and for open files.
 
   An open file is an iterator, too, but over lines.
@@ -201,7 +200,7 @@ def _container_items(item: Any) -> Iterator[Any] | None:
   return iter(item) if isinstance(item, _CONTAINERS) and not isinstance(item, io.IOBase) else None
 
 
-def _to_origin(item: Any) -> Origin:
+def _to_origin(item: object) -> Origin:
   if isinstance(item, np.ndarray | bytes):
     return item
   if isinstance(item, bytearray | memoryview):
@@ -298,10 +297,10 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
       elif entry.name.lower().endswith(scanning.SUFFIXES):
         images.append(entry.name)
 
-  def sort_key(name: str) -> Any:
-    return scanning.natural_sort_key(Path(name))
+  def in_order(names: list[str]) -> list[str]:
+    return sorted(names, key=lambda name: scanning.natural_sort_key(Path(name)))
 
-  return sorted(images, key=sort_key), sorted(folders, key=sort_key)
+  return in_order(images), in_order(folders)
 
 
 def _is_folder(entry: Path | os.DirEntry) -> bool:

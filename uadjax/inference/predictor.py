@@ -55,7 +55,7 @@ class Predictor(NamedTuple):
     return f'{self.model.name} of {self.model.directory} on {devices}: {self.model.thresholds}'
 
   def predict(
-    self, input: Any, batch_size: int = 1, strict: bool = False, skip: Path | None = None
+    self, input: object, batch_size: int = 1, strict: bool = False, skip: Path | None = None
   ) -> Iterator[Result]:
     """Yield a result for each image, in order.
 

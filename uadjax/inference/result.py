@@ -174,7 +174,7 @@ class Result(Mapping[str, Any]):
       'regions': [region._asdict() for region in self.regions],
     }
 
-  def _printed_fields(self) -> dict[str, Any]:
+  def _printed_fields(self) -> dict[str, object]:
     return self.summary() if self.error else {**self.summary(), 'pred': '...'}
 
   def to_json(self, masks: str = 'rle') -> dict[str, Any]:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
@@ -68,7 +68,7 @@ class TableSummary(NamedTuple):
 
 def score_images(
   predictor: Predictor,
-  input: Any,
+  input: object,
   table: Table,
   batch_size: int,
   progress: Progress,
@@ -145,7 +145,7 @@ def _belongs_to(path_hash: bytes, shard: tuple[int, int]) -> bool:
   return int.from_bytes(path_hash) % count == index
 
 
-def _table_row(result: Result) -> dict[str, Any]:
+def _table_row(result: Result) -> dict[str, object]:
   """Return a result as a row, without the thresholds, which are the same for the whole table."""
   if result.error:
     return {**dict.fromkeys(table_shards.COLUMNS), 'path': result.input_path, 'error': result.error}
