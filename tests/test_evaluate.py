@@ -179,7 +179,7 @@ def test_a_test_image_is_decoded_once(trained, drawn, tmp_path, monkeypatch):
   decode, counts = image_io.decode, collections.Counter()
 
   def counted(source, *args):
-    counts[str(getattr(source, 'name', source))] += 1
+    counts[str(source if isinstance(source, Path) else source.name)] += 1
     return decode(source, *args)
 
   monkeypatch.setattr(image_io, 'decode', counted)

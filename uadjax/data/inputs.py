@@ -111,13 +111,16 @@ class LoadedImage(NamedTuple):
   """Image at network size, or the reason why it is unreadable.
 
   Attributes:
-    source: origin of the image, which holds its content if that was downloaded.
+    source: the image as it was listed.
+    reread_source: the same for reading the original again: with its content if that was
+      downloaded, or with its pixels if they were kept.
     size: height and width of the original.
     pixels: image at network size; None if it is unreadable.
     error: why it is unreadable.
   """
 
   source: Source
+  reread_source: Source
   size: tuple[int, int] = (0, 0)
   pixels: UInt8[np.ndarray, 'height width 3'] | None = None
   error: DataError | None = None
@@ -143,17 +146,17 @@ def load(
     ops: pixel operations from the original to network size.
     access: policy on the URLs that may be read.
     max_pixels: largest number of pixels of an original; the error for more is a `TooLarge`.
-    keep_original: whether the source of the result holds the original's pixels, so that it need
-      not be decoded again.
+    keep_original: whether `reread_source` holds the original's pixels, so that it need not be
+      decoded again.
   """
   try:
-    source = fetch(source, access)
-    image = read(source, access, max_pixels)
+    fetched = fetch(source, access)
+    image = read(fetched, access, max_pixels)
   except DataError as error:
-    return LoadedImage(source, error=error)
+    return LoadedImage(source, source, error=error)
   if keep_original:
-    source = source._replace(origin=image)
-  return LoadedImage(source, (image.shape[0], image.shape[1]), ops.apply(image))
+    fetched = fetched._replace(origin=image)
+  return LoadedImage(source, fetched, (image.shape[0], image.shape[1]), ops.apply(image))
 
 
 def _name_without_secrets(source: Source) -> str:

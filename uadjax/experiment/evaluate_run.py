@@ -107,7 +107,8 @@ def check_and_evaluate(
   def keep(path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
     if len(loaded_images) < max_images:
       loaded = inputs.load(inputs.Source(str(path), image), model.ops)
-      loaded_images[path] = loaded._replace(source=inputs.Source(str(path), path))
+      source = inputs.Source(str(path), path)
+      loaded_images[path] = loaded._replace(source=source, reread_source=source)
 
   test_records = prepare.checked_test_set(config, keep)
   return evaluate_and_report(model, test_records, config, workdir, None, report_path, loaded_images)

@@ -105,7 +105,7 @@ class Predictor(NamedTuple):
   def result(self, image: LoadedImage, prediction: Prediction, stem: str) -> Result:
     """Return the result of an image; files it is saved as begin with `stem`."""
     model = self.model
-    return Result(image.source, stem, model.ops, model.thresholds, image.size, *prediction)
+    return Result(image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction)
 
   def _results(
     self, scored_images: Generator[ScoredImage, None, None], strict: bool

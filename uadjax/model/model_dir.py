@@ -76,7 +76,10 @@ class Model(NamedTuple):
   @property
   def info(self) -> ModelInfo:
     """The model without its arrays."""
-    return ModelInfo(*self[: len(ModelInfo._fields)])
+    return ModelInfo(
+      self.name, self.config, self.ops, self.thresholds, self.weights, self.directory,
+      self.arrays_sha256,
+    )  # fmt: skip
 
 
 def build_detector(config: Config, context: RunContext) -> tuple[backbones.Backbone, Detector]:
