@@ -104,10 +104,11 @@ def on_mesh(model: Model, mesh: meshes.Mesh) -> Scorer:
   A model that is not sharded is copied to each device, or stays on one if copies would fill the
   memory.
   """
-  specs = model.fitted_specs
-  if specs is None:
-    mesh, specs = meshes.mesh_that_fits(mesh, model.fitted), False
-  fitted = meshes.put_on_mesh(mesh, model.fitted, specs)
+  if model.fitted_specs is None:
+    mesh = meshes.mesh_that_fits(mesh, model.fitted)
+    fitted = meshes.replicate(mesh, model.fitted)
+  else:
+    fitted = meshes.put_on_mesh(mesh, model.fitted, model.fitted_specs)
   processes = sorted({device.process_index for device in mesh.devices.flat})
 
   # Devices that communicate must all start the batches in the same order.
