@@ -242,13 +242,11 @@ def test_the_provenance_of_a_report(tmp_path):
   )
   normals = calibration.CalibrationScores(('a',), np.array([1.0]), np.array([2.0]))
   model_dir.save(tmp_path / 'model', config, {'x': jnp.zeros(3)}, THRESHOLDS, normals, weights)
-  ops = transforms.parse('resize(32)')
-  model = model_dir.Model(
-    'PaDiM', config, ops, {}, lambda f, x: Scores(x, x), THRESHOLDS, weights, tmp_path / 'model'
-  )
+  info = model_dir.read_info(tmp_path / 'model')
+  model = model_dir.Model(*info, {}, lambda f, x: Scores(x, x))
   [image, mask] = write_files(tmp_path, {'a.png': b'a', 'mask.png': b'b'})
   info = provenance.collect(model, [Record(image, 'cut', mask)], {'fit_s': 1.5})
-  assert info['model']['arrays_sha256'] == model_dir.read_info(tmp_path / 'model').arrays_sha256
+  assert info['model']['arrays_sha256'] == model.arrays_sha256
   assert info['weights'] == weights._asdict()
   assert info['thresholds']['description'] == str(THRESHOLDS)
   assert info['data']['sha256'] == provenance.fingerprint([image, mask])
