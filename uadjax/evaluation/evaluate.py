@@ -7,7 +7,7 @@ import functools
 import itertools
 from pathlib import Path
 import shutil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jaxtyping import Bool, Float, Int64
 import numpy as np
@@ -23,6 +23,9 @@ from uadjax.model import model_dir
 from uadjax.numerics import metrics
 from uadjax.system import files, progress, threads
 from uadjax.visualization import heatmap
+
+# Metrics by name, as in the result file; one that lacks a class (no defects, no masks) is None.
+Metrics: TypeAlias = dict[str, Any]
 
 
 class ImageResult(NamedTuple):
@@ -53,12 +56,12 @@ class Evaluation(NamedTuple):
   """Metrics of a test set, and the data of its figures.
 
   Attributes:
-    metrics: metrics, as in the result file; one that lacks a class (no defects, no masks) is None.
+    metrics: the metrics.
     curve_data: scores and rankings.
     anomaly_maps: anomaly map of each image at network size, in an anonymous file.
   """
 
-  metrics: dict[str, Any]
+  metrics: Metrics
   curve_data: curves.CurveData
   anomaly_maps: Float[np.ndarray, 'n height width']
 
@@ -172,7 +175,7 @@ def compute_metrics(
   results: Sequence[ImageResult],
   image_ranking: metrics.Ranking | None,
   pixel_ranking: metrics.Ranking | None,
-) -> dict[str, Any]:
+) -> Metrics:
   """Compute image metrics over all images, pixel metrics over visible pixels with ground truth."""
   num_defective = sum(r.record.is_anomalous for r in results)
   return {
@@ -206,7 +209,7 @@ def _ranking_metrics(ranking: metrics.Ranking | None, prefix: str) -> dict[str, 
   }
 
 
-def _metrics_at_threshold(results: Sequence[ImageResult]) -> dict[str, Any]:
+def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:
   """Compute metrics at the calibrated thresholds; positive are NG images and marked pixels."""
   is_anomalous = np.array([r.record.is_anomalous for r in results], bool)
   labels, defects = np.array([[r.label, r.record.defect] for r in results]).reshape(-1, 2).T
@@ -276,7 +279,7 @@ _CSV_COLUMNS = {
 }
 
 
-def mean_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+def mean_metrics(rows: Mapping[str, Metrics]) -> dict[str, float | None]:
   """Return the mean of each metric over the categories that have it."""
   flat_rows = [_flatten(row) for row in rows.values()]
   means = {}
@@ -286,11 +289,11 @@ def mean_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float | Non
   return means
 
 
-def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(row: Metrics) -> Metrics:
   return {**row, **row.get('at_threshold', {})}
 
 
-def write_csv(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Mapping[str, Metrics]) -> None:
   """Write a row of metrics per category, and for several categories a row of means."""
   rows = {**rows, 'mean': mean_metrics(rows)} if len(rows) > 1 else rows
   flat_rows = {name: _flatten(row) for name, row in rows.items()}

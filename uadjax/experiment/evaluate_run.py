@@ -154,7 +154,7 @@ def write_report(
     return check_and_evaluate(model, config, Path(folder), report_path)['metrics']
 
 
-def _describe_metrics(metrics: Mapping[str, Any]) -> str:
+def _describe_metrics(metrics: evaluate.Metrics) -> str:
   metric_texts = [
     f'{key} {value:.4f}{" (oracle)" if key in metrics["oracles"] else ""}'
     for key, value in metrics.items()

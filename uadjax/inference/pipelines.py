@@ -86,7 +86,7 @@ def create_model(
 
 
 def _open_in_jax(
-  info: model_dirs.ModelInfo, devices: Sequence[Any], shard_model: bool, access: http.Access
+  info: model_dirs.ModelInfo, devices: Sequence[jax.Device], shard_model: bool, access: http.Access
 ) -> predictor.Predictor:
   """Open a model for JAX on devices, its arrays copied to each or sharded."""
   with jax.default_device(devices[0]):
@@ -98,7 +98,7 @@ def _open_in_jax(
 
 
 def _open_graph(
-  info: model_dirs.ModelInfo, backend: str, devices: Sequence[Any], access: http.Access
+  info: model_dirs.ModelInfo, backend: str, devices: Sequence[jax.Device], access: http.Access
 ) -> predictor.Predictor:
   """Open the exported graph of a model; 'auto' falls back to JAX if that fails.
 

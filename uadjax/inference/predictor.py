@@ -14,7 +14,9 @@ import contextlib
 import itertools
 import os
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
 
 from uadjax.data import inputs
 from uadjax.data.inputs import LoadedImage
@@ -123,7 +125,7 @@ class Predictor(NamedTuple):
 
 
 def open_on_devices(
-  model: Model, devices: Sequence[Any], access: http.Access = http.PUBLIC_ONLY
+  model: Model, devices: Sequence[jax.Device], access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
   """Copy a model to devices, each of which scores batches of its own.
 

@@ -233,7 +233,7 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
   return Model(*info, fitted, jax.jit(detector.score), specs and specs.fitted)
 
 
-def _initial_state(backbone: Any, detector: Detector, ops: transforms.Ops) -> Any:
+def _initial_state(backbone: backbones.Backbone, detector: Detector, ops: transforms.Ops) -> Any:
   images = jax.numpy.zeros((1, ops.height, ops.width, 3))
   return detector.init(jax.random.key(0), backbone.init(jax.random.key(0), images))
 

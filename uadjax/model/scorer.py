@@ -8,7 +8,7 @@ Letters: b batch, h w network image, n images.
 from collections.abc import Callable, Sequence
 import contextlib
 import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Float, UInt8
@@ -83,10 +83,10 @@ class Scorer(NamedTuple):
     )
 
 
-def on_devices(model: Model, devices: Sequence[Any]) -> Scorer:
+def on_devices(model: Model, devices: Sequence[jax.Device]) -> Scorer:
   """Return a scorer that copies a model to devices, each of which scores batches of its own."""
 
-  def run_on(device: Any) -> RunFunction:
+  def run_on(device: jax.Device) -> RunFunction:
     fitted = jax.device_put(model.fitted, device)
     return lambda images: jax.device_get(model.score(fitted, jax.device_put(images, device)))
 
