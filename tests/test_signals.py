@@ -45,8 +45,9 @@ def test_a_signal_that_comes_while_an_object_ends_is_heard(number):
       time.sleep(10)
 
   began = time.monotonic()
-  with pytest.raises(Interrupted, match=number.name):
+  with pytest.raises(Interrupted, match=number.name) as error:
     stopped()
+  assert error.value.signal_number == number
   assert time.monotonic() - began < 9  # While it sleeps.
   assert sys.unraisablehook is hook
 

@@ -129,7 +129,12 @@ class Interrupted(_ErrorWithHint):
   """Run that was stopped on request, for example by a signal.
 
   It derives from BaseException, so that `except Exception` does not catch it.
+
+  Attributes:
+    signal_number: signal that stopped the run, if one did.
   """
+
+  signal_number: int | None = None
 
 
 @contextlib.contextmanager

@@ -118,7 +118,8 @@ def tabulate_scores(
         options.strict,
       )
     except Interrupted as interruption:
-      raise Interrupted(f'{interruption} Repeat the command to resume {folder}.') from None
+      interruption.hint = (f'Repeat the command to resume {folder}.',)
+      raise
   counts, (shard_index, num_shards) = summary.counts, table.shard
   if options.as_json:
     shard_fields = {
@@ -192,11 +193,10 @@ def _print_results(
         console.print_line(console.verdict_line(result))
   except Interrupted as interruption:
     num_scored = counts.total()
-    scored_text = f' The first {num_scored} of {total} images were scored' if num_scored else ''
-    location_text = f'; their results are in {folder}' if num_scored and folder else ''
-    raise Interrupted(
-      f'{interruption}{scored_text}{location_text}{"." if scored_text else ""}'
-    ) from None
+    if num_scored:
+      location_text = f'; their results are in {folder}' if folder else ''
+      interruption.hint = (f'The first {num_scored} of {total} images were scored{location_text}.',)
+    raise
   return counts
 
 

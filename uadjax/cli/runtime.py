@@ -112,8 +112,5 @@ def _report_failure(error: BaseException, as_json: bool) -> int:
   if not isinstance(error, expected_errors):
     logging.report_internal_error(error, None)  # pyright: ignore[reportArgumentType]
   if isinstance(error, errors.Interrupted):
-    signal_numbers = (
-      number for number in (signal.SIGINT, signal.SIGTERM) if number.name in str(error)
-    )
-    return _SIGNAL_STATUS_BASE + next(signal_numbers, signal.SIGINT)
+    return _SIGNAL_STATUS_BASE + (error.signal_number or signal.SIGINT)
   return EXIT_USAGE if isinstance(error, errors.ConfigError | errors.UnknownName) else EXIT_FAILURE

@@ -48,7 +48,8 @@ def run_sweep(
           runs, options.workdir, overrides, slots.device_slots(device, jobs), host_shard
         )
     except Interrupted as interruption:
-      raise Interrupted(f'{interruption} Repeat the command to resume {options.workdir}.') from None
+      interruption.hint = (f'Repeat the command to resume {options.workdir}.',)
+      raise
     finished_results = {run: results.load_summary(run.run_dir(options.workdir)) for run in runs}
     rows = results.summarize_runs(
       (run.config_label, run.category, run.seed, result)

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from typing import Any
+import types
 
 from uadjax.errors import Interrupted
 
@@ -22,17 +22,19 @@ def raise_on_signal() -> Iterator[None]:
   then sent again a little later.
   """
 
-  def raise_interrupted(signal_number: int, frame: Any) -> None:
-    raise Interrupted(f'Stopped by {signal.Signals(signal_number).name}.')
+  def raise_interrupted(signal_number: int, frame: types.FrameType | None) -> None:
+    error = Interrupted(f'Stopped by {signal.Signals(signal_number).name}.')
+    error.signal_number = signal_number
+    raise error
 
   previous_hook = sys.unraisablehook
 
-  def handle_unraisable(unraisable: Any) -> None:
-    if not isinstance(unraisable.exc_value, Interrupted):
+  def handle_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+    error = unraisable.exc_value
+    if not isinstance(error, Interrupted) or error.signal_number is None:
       previous_hook(unraisable)
       return
-    signal_number = next(number for number in _SIGNALS if number.name in str(unraisable.exc_value))
-    threading.Timer(_RETRY_DELAY_S, _signal_main_thread, [signal_number]).start()
+    threading.Timer(_RETRY_DELAY_S, _signal_main_thread, [error.signal_number]).start()
 
   with _signal_handlers(raise_interrupted):
     sys.unraisablehook = handle_unraisable
@@ -51,7 +53,7 @@ def stop_event_on_signal() -> Iterator[threading.Event]:
   stop_event = threading.Event()
   with contextlib.ExitStack() as stack:
 
-    def request_stop(signal_number: int, frame: Any) -> None:
+    def request_stop(signal_number: int, frame: types.FrameType | None) -> None:
       stop_event.set()
       stack.close()
       print('Stopping after this step; a second signal stops at once.', file=sys.stderr)
@@ -60,26 +62,23 @@ def stop_event_on_signal() -> Iterator[threading.Event]:
     yield stop_event
 
 
-def _signal_main_thread(signal_number: signal.Signals) -> None:
+def _signal_main_thread(signal_number: int) -> None:
   """Send a signal to the main thread; one sent to another would not interrupt a blocking call."""
-  if hasattr(signal, 'pthread_kill'):  # Windows lacks it.
-    main_thread_id = threading.main_thread().ident
-    assert main_thread_id is not None
+  main_thread_id = threading.main_thread().ident
+  if hasattr(signal, 'pthread_kill') and main_thread_id:  # Windows lacks it.
     signal.pthread_kill(main_thread_id, signal_number)
   else:
     _thread.interrupt_main(signal_number)
 
 
 @contextlib.contextmanager
-def _signal_handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _signal_handlers(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     yield  # Python allows signal handlers in the main thread only.
     return
-  previous_handlers = {
-    signal_number: signal.signal(signal_number, handler) for signal_number in _SIGNALS
-  }
+  previous_handlers = {number: signal.signal(number, handler) for number in _SIGNALS}
   try:
     yield
   finally:
-    for signal_number, previous_handler in previous_handlers.items():
-      signal.signal(signal_number, previous_handler)
+    for number, previous_handler in previous_handlers.items():
+      signal.signal(number, previous_handler)

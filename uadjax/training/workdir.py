@@ -159,7 +159,7 @@ def write_failure(workdir: Path, mode: str, error: BaseException) -> None:
   Such a result remains when a further training run refused to overwrite it.
   """
   path = workdir / f'{mode}_result.json'
-  if mode == 'train' and path.is_file() and '"done_flag": true' in path.read_text():
+  if mode == 'train' and path.is_file() and json.loads(path.read_text())['done_flag']:
     return
   failure = {'done_flag': False, 'err_type': type(error).__name__, 'err_msg': str(error)}
   files.write_json(path, failure)
