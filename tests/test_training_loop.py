@@ -14,7 +14,7 @@ from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.model import scoring
-from uadjax.training import checkpoint, feature_cache, hooks, loop
+from uadjax.training import checkpoint, hooks, loop
 from uadjax.types import Batch, Scores
 
 
@@ -68,26 +68,22 @@ def test_hooks_see_every_step_with_its_state():
 
 def test_the_best_step_is_the_one_of_the_lowest_held_out_loss():
   detector = summing(losses=[9.0, 5.0, 2.0, 4.0, 1.0, 3.0])
-  judge, best_yet = hooks.make_best_step_hook(
-    detector, [ones(2), ones(1)], eval_every=1, num_steps=5, best=None
-  )
+  judge = hooks.BestStepHook(detector.validate, [ones(2), ones(1)], eval_every=1, num_steps=5)
   looped(detector, 5, [judge])
-  best = best_yet()
+  best = judge.best
   assert (best.step, best.loss, float(best.state.total)) == (4, 1.0, 4.0)
 
 
 def test_the_last_step_is_judged_whatever_the_cadence():
   detector = summing(losses=[9.0, 5.0, 2.0])
-  judge, best_yet = hooks.make_best_step_hook(
-    detector, [ones(1)], eval_every=100, num_steps=2, best=None
-  )
+  judge = hooks.BestStepHook(detector.validate, [ones(1)], eval_every=100, num_steps=2)
   looped(detector, 2, [judge])
-  assert best_yet().step == 2
+  assert judge.best.step == 2
 
 
 def test_a_diverged_loss_is_one_clear_error():
   detector = summing(losses=[0.0, float('nan')])
-  judge, _ = hooks.make_best_step_hook(detector, [ones(1)], eval_every=1, num_steps=1, best=None)
+  judge = hooks.BestStepHook(detector.validate, [ones(1)], eval_every=1, num_steps=1)
   with pytest.raises(ConfigError, match=r'nan at step 1.*fit\.learning_rate'):
     looped(detector, 1, [judge])
 
@@ -130,41 +126,35 @@ def test_batches_are_placed_one_ahead():
 
 @pytest.fixture
 def managers(tmp_path):
-  with (
-    checkpoint.open_manager(tmp_path, 'rolling') as rolling,
-    checkpoint.open_manager(tmp_path, 'best') as keeper,
-  ):
-    yield tmp_path, rolling, keeper
+  with checkpoint.open_managers(tmp_path) as managers:
+    yield managers
 
 
 def saved(detector, managers, steps, every_s, stop=None, state=None, start=0, best=None):
-  _, rolling, keeper = managers
-  judge, best_yet = hooks.make_best_step_hook(detector, [ones(1)], 1, steps, best)
-  hook, _ = hooks.make_checkpoint_hook(
-    rolling, keeper, best_yet, every_s, steps, stop or threading.Event()
-  )
+  judge = hooks.BestStepHook(detector.validate, [ones(1)], 1, steps, best)
+  hook = hooks.CheckpointHook(managers, judge, every_s, steps, stop or threading.Event())
   looped(detector, steps, [judge, hook], state, start)
-  return best_yet()
+  return judge.best
 
 
-def test_the_last_five_steps_and_the_best_are_kept(managers):
+def test_the_last_five_steps_and_the_best_are_kept(managers, tmp_path):
   losses = np.array([9, 8, 1, *range(2, 20)], np.float32)
   saved(summing(losses), managers, 9, every_s=0.0)
-  assert checkpoint.saved_steps(managers[0], 'rolling') == [5, 6, 7, 8, 9]
-  assert checkpoint.saved_steps(managers[0], 'best')[-1] == 2
+  assert checkpoint.saved_steps(tmp_path, 'rolling') == [5, 6, 7, 8, 9]
+  assert checkpoint.saved_steps(tmp_path, 'best')[-1] == 2
 
 
-def test_a_short_run_writes_only_its_end(managers):
+def test_a_short_run_writes_only_its_end(managers, tmp_path):
   saved(summing([3.0, 2.0, 1.0, 0.0]), managers, 3, every_s=60.0)
-  assert checkpoint.saved_steps(managers[0], 'rolling') == [3]
+  assert checkpoint.saved_steps(tmp_path, 'rolling') == [3]
 
 
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(managers):
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(managers, tmp_path):
   stop = threading.Event()
   stop.set()
   with pytest.raises(Interrupted, match=r'step 1/5.*fit\.resume=latest'):
     saved(summing([3.0] * 9), managers, 5, every_s=60.0, stop=stop)
-  assert checkpoint.saved_steps(managers[0], 'rolling') == [1]
+  assert checkpoint.saved_steps(tmp_path, 'rolling') == [1]
 
 
 @pytest.mark.parametrize('cut', [1, 2, 3, 4, 5])
@@ -172,8 +162,7 @@ def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
   losses = [9.0, 5.0, 2.0, 4.0, 1.0, 3.0, 6.0]
   detector = summing(losses)
   straight = saved(detector, managers, 6, every_s=0.0)
-  _, rolling, keeper = managers
-  start, state, best = loop.resume(str(cut + 1), 6, rolling, keeper, State(jnp.zeros(())))
+  start, state, best = loop.resume(str(cut + 1), 6, managers, State(jnp.zeros(())))
   assert start == cut + 1
   assert best is None or best.step <= start
   again = saved(detector, managers, 6, 0.0, state=state, start=start, best=best)
@@ -186,9 +175,8 @@ def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
   [('last', "'latest', 'best' or a step, got 'last'"), ('latest', 'has no checkpoint')],
 )
 def test_what_cannot_be_resumed_is_named(managers, choice, words):
-  _, rolling, keeper = managers
   with pytest.raises(ConfigError, match=words):
-    loop.resume(choice, 9, rolling, keeper, State(jnp.zeros(())))
+    loop.resume(choice, 9, managers, State(jnp.zeros(())))
 
 
 def test_the_initial_state_is_its_own_to_be_donated():
@@ -219,7 +207,7 @@ def reading():
 
 def test_kept_features_are_those_of_their_own_images(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
-  kept = feature_cache.cache_features(reading(), None, drawn, ops, 4, 1 << 20, mesh)
+  kept = loop.cache_features(reading(), None, drawn, ops, 4, 1 << 20, mesh)
   batches = batch_streams.train_batches(drawn, ops, 4, seed=5)
   seen = set()
   for batch, _ in zip(batches, range(6), strict=False):
@@ -234,6 +222,6 @@ def test_features_over_the_limit_are_not_kept(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):
-    kept = feature_cache.cache_features(reading(), None, drawn, ops, 4, limit, mesh)
+    kept = loop.cache_features(reading(), None, drawn, ops, 4, limit, mesh)
     batch = next(batch_streams.eval_batches(drawn, ops, 4))
     assert (kept(batch).features is not None) == there

@@ -6,12 +6,10 @@ import datetime
 import time
 from typing import Any, TypeVar
 
-import rich.console
-import rich.logging
 import rich.progress
 
 from uadjax.system import logging
-from uadjax.types import Metrics
+from uadjax.types import Metrics, PyTree
 
 # (items, total, description) -> the items; progress is shown while they are consumed.
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -44,12 +42,9 @@ def show_progress(items: Iterable[Item], total: int | None, description: str) ->
     yield item
     now = time.monotonic()
     if now - last_logged > _LOG_INTERVAL_S and num_done != total:
-      remaining_time = total and datetime.timedelta(
-        seconds=round((now - start) / num_done * (total - num_done))
-      )
-      logging.LOG.info(
-        '%s: %d%s', description, num_done, f' of {total}, ETA {remaining_time}' if total else ''
-      )
+      remaining_s = round((now - start) / num_done * ((total or num_done) - num_done))
+      rest = f' of {total}, ETA {datetime.timedelta(seconds=remaining_s)}' if total else ''
+      logging.LOG.info('%s: %d%s', description, num_done, rest)
       last_logged = now
 
 
@@ -67,19 +62,16 @@ def _make_progress_bar() -> rich.progress.Progress:
     rich.progress.MofNCompleteColumn(),
     rich.progress.TimeRemainingColumn(),
   )
+  hidden = not is_interactive()
   return rich.progress.Progress(
-    *columns,
-    console=logging.CONSOLE,
-    transient=True,
-    disable=not is_interactive(),
-    redirect_stdout=False,
+    *columns, console=logging.CONSOLE, transient=True, disable=hidden, redirect_stdout=False
   )
 
 
 @contextlib.contextmanager
 def progress_bar(
   total: int, start: int, description: str
-) -> Iterator[Callable[[int, Any, Metrics], None]]:
+) -> Iterator[Callable[[int, PyTree, Metrics], None]]:
   """Yield a training hook (step, state, metrics) that moves a progress bar to the step.
 
   Shows nothing without a terminal.

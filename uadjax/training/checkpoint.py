@@ -8,38 +8,48 @@ and renames it.
 from collections.abc import Iterator, Mapping
 import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from orbax import checkpoint as ocp
 
 from uadjax.errors import ModelError
+from uadjax.types import PyTree
 
 # Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
 _MAX_TO_KEEP = {'rolling': 5, 'best': 2}
+Manager = ocp.CheckpointManager
+
+
+class Managers(NamedTuple):
+  """Checkpoint managers of a run: of its last steps, and of its best steps."""
+
+  rolling: Manager
+  best: Manager
 
 
 class RestoredCheckpoint(NamedTuple):
   """Training state read from a checkpoint, with its step and the metadata saved with it."""
 
   step: int
-  state: Any
-  metadata: dict[str, Any]
-
-
-Manager = ocp.CheckpointManager
+  state: PyTree
+  metadata: Mapping[str, float]
 
 
 @contextlib.contextmanager
-def open_manager(directory: Path, kind: str) -> Iterator[Manager]:
-  """Open the checkpoint manager of `directory/kind`, where `kind` is 'rolling' or 'best'."""
-  options = ocp.CheckpointManagerOptions(
-    preservation_policy=ocp.checkpoint_managers.LatestN(_MAX_TO_KEEP[kind]),
-    # Synchronous, because the next update donates the buffers that are being written.
-    enable_async_checkpointing=False,
-  )
-  with ocp.CheckpointManager((directory / kind).resolve(), options=options) as manager:
-    yield manager
+def open_managers(directory: Path) -> Iterator[Managers]:
+  """Open the checkpoint managers of `directory/rolling` and `directory/best`."""
+  with contextlib.ExitStack() as stack:
+    managers = {}
+    for kind, max_to_keep in _MAX_TO_KEEP.items():
+      options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
+        # Synchronous, because the next update donates the buffers that are being written.
+        enable_async_checkpointing=False,
+      )
+      manager = ocp.CheckpointManager((directory / kind).resolve(), options=options)
+      managers[kind] = stack.enter_context(manager)
+    yield Managers(**managers)
 
 
 def saved_steps(directory: Path, kind: str) -> list[int]:
@@ -47,7 +57,7 @@ def saved_steps(directory: Path, kind: str) -> list[int]:
   return sorted(int(path.name) for path in (directory / kind).glob('*') if path.name.isdigit())
 
 
-def save(manager: Manager, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+def save(manager: Manager, step: int, state: PyTree, metadata: Mapping[str, float]) -> None:
   """Save a state with metadata, and delete existing checkpoints of this step and later ones.
 
   Those come from a run that was interrupted, or resumed from an earlier step.
@@ -55,16 +65,11 @@ def save(manager: Manager, step: int, state: Any, metadata: Mapping[str, Any]) -
   for existing_step in manager.all_steps():
     if existing_step >= step:
       manager.delete(existing_step)
-  manager.save(
-    step,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(dict(metadata))
-    ),
-    force=True,
-  )
+  items = {'state': ocp.args.StandardSave(state), 'notes': ocp.args.JsonSave(dict(metadata))}
+  manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
-def restore(manager: Manager, step: int, target: Any) -> RestoredCheckpoint:
+def restore(manager: Manager, step: int, target: PyTree) -> RestoredCheckpoint:
   """Read the checkpoint of a step, with the shapes, dtypes and sharding of `target`.
 
   Raises:
@@ -76,16 +81,12 @@ def restore(manager: Manager, step: int, target: Any) -> RestoredCheckpoint:
       f'{sorted(manager.all_steps())}.'
     )
   abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+  items = {'state': ocp.args.StandardRestore(abstract_state), 'notes': ocp.args.JsonRestore()}
   try:
-    items = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore()
-      ),
-    )
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
   except (ValueError, KeyError, FileNotFoundError) as error:
     raise ModelError(
       f'The checkpoint of step {step} in {manager.directory} does not match the configuration: '
       f'{error}'
     ) from error
-  return RestoredCheckpoint(step, items['state'], dict(items['notes']))
+  return RestoredCheckpoint(step, restored['state'], restored['notes'])

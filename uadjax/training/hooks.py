@@ -6,104 +6,94 @@ use the state after it returns, because the next update donates the buffers of t
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import datetime
 import math
 from pathlib import Path
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 
-from uadjax.detectors.base import Detector
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted, Setting
 from uadjax.system import logging, tensorflow
 from uadjax.training import checkpoint
-from uadjax.types import Batch, Metrics
+from uadjax.types import Batch, Metrics, PyTree
 
-
-class StepTimer(NamedTuple):
-  """Timer of the fit loop; each reading restarts the interval that it measures.
-
-  Attributes:
-    read_elapsed: () -> seconds since the previous reading.
-    read_data_wait: () -> seconds of waiting for data since the previous reading.
-    time_iterator: iterator -> iterator of the same items whose waiting time is counted.
-  """
-
-  read_elapsed: Callable[[], float]
-  read_data_wait: Callable[[], float]
-  time_iterator: Callable[[Iterator[Any]], Iterator[Any]]
-
-
-def start_timer() -> StepTimer:
-  """Start a timer of the time per step and of the time spent waiting for data."""
-  last_read, wait_seconds = time.perf_counter(), 0.0
-
-  def read_elapsed() -> float:
-    nonlocal last_read
-    previous_read, last_read = last_read, time.perf_counter()
-    return last_read - previous_read
-
-  def read_data_wait() -> float:
-    nonlocal wait_seconds
-    seconds, wait_seconds = wait_seconds, 0.0
-    return seconds
-
-  def time_iterator(iterator: Iterator[Any]) -> Iterator[Any]:
-    nonlocal wait_seconds
-    while True:
-      start = time.perf_counter()
-      try:
-        item = next(iterator)
-      except StopIteration:
-        return
-      wait_seconds += time.perf_counter() - start
-      yield item
-
-  return StepTimer(read_elapsed, read_data_wait, time_iterator)
-
-
-def make_log_hook(
-  num_steps: int,
-  start_step: int,
-  batch_size: int,
-  log_every: int,
-  timer: StepTimer,
-  write_scalars: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
-) -> Callable[[int, Any, Metrics], None]:
-  """Make the hook that writes a log line and scalars every `log_every` steps and at the last."""
-  last_logged_step = start_step
-
-  def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal last_logged_step
-    if step % log_every and step != num_steps:
-      return
-    values = {k: float(v) for k, v in metrics.items()}  # Blocks until the device has the metrics.
-    steps_since_log, last_logged_step = step - last_logged_step, step
-    step_s = timer.read_elapsed() / steps_since_log
-    data_s = timer.read_data_wait() / steps_since_log
-    eta = datetime.timedelta(seconds=round((num_steps - step) * step_s))
-    logging.LOG.info(
-      'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  ETA %s',
-      step, num_steps, '  '.join(f'{_SHORT_NAMES.get(k, k)} {v:.4g}' for k, v in values.items()),
-      step_s, data_s, batch_size / step_s, eta,
-    )  # fmt: skip
-    write_scalars(
-      step, {**values, 'step_s': step_s, 'data_s': data_s, 'images_per_s': batch_size / step_s}
-    )
-
-  return hook
-
+Hook = Callable[[int, PyTree, Metrics], None]
+ScalarWriter = Callable[[int, Mapping[str, float]], None]
+Item = TypeVar('Item')
 
 _SHORT_NAMES = {'learning_rate': 'lr'}
 
 
+class StepTimer:
+  """Stopwatch for the time of steps, and for the part of it that is spent waiting for data."""
+
+  def __init__(self):
+    self._start, self._data_seconds = time.perf_counter(), 0.0
+
+  def restart(self) -> tuple[float, float]:
+    """Return the seconds since the last restart and those of waiting for data; then restart."""
+    start, data_seconds = self._start, self._data_seconds
+    self._start, self._data_seconds = time.perf_counter(), 0.0
+    return self._start - start, data_seconds
+
+  def time_iterator(self, items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items, and count the time of waiting for them."""
+    while True:
+      start = time.perf_counter()
+      try:
+        item = next(items)
+      except StopIteration:
+        return
+      self._data_seconds += time.perf_counter() - start
+      yield item
+
+
+@dataclasses.dataclass
+class LogHook:
+  """Hook that writes a log line and scalars every `log_every` steps and at the last step.
+
+  Attributes:
+    num_steps: number of the last step.
+    logged_step: step of the last line; at first the step at which the run starts.
+    batch_size: number of images per step.
+    log_every: interval of the lines in steps.
+    timer: stopwatch that the fit loop's batches run through.
+    write_scalars: function (step, scalars) -> None.
+  """
+
+  num_steps: int
+  logged_step: int
+  batch_size: int
+  log_every: int
+  timer: StepTimer
+  write_scalars: ScalarWriter = lambda step, values: None
+
+  def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
+    """Write a line, if one is due."""
+    if step % self.log_every and step != self.num_steps:
+      return
+    values = {k: float(v) for k, v in metrics.items()}  # Blocks until the device has the metrics.
+    step_s, data_s = (seconds / (step - self.logged_step) for seconds in self.timer.restart())
+    self.logged_step = step
+    metric_text = '  '.join(f'{_SHORT_NAMES.get(k, k)} {v:.4g}' for k, v in values.items())
+    eta = datetime.timedelta(seconds=round((self.num_steps - step) * step_s))
+    speed = {'step_s': step_s, 'data_s': data_s, 'images_per_s': self.batch_size / step_s}
+    logging.LOG.info(
+      'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  ETA %s',
+      step, self.num_steps, metric_text, *speed.values(), eta,
+    )  # fmt: skip
+    self.write_scalars(step, values | speed)
+
+
 @contextlib.contextmanager
-def open_tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def open_tensorboard(directory: Path) -> Iterator[ScalarWriter]:
   """Open a TensorBoard event file and yield the function (step, scalars) -> None that writes it."""
   # Before clu imports TensorFlow, so that its start-up messages are suppressed.
   tensorflow.import_tensorflow()
@@ -116,9 +106,6 @@ def open_tensorboard(directory: Path) -> Iterator[Callable[[int, Mapping[str, fl
     writer.close()
 
 
-Hook = Callable[[int, Any, Metrics], None]
-
-
 class BestStep(NamedTuple):
   """Training state with the lowest held-out loss.
 
@@ -127,96 +114,90 @@ class BestStep(NamedTuple):
 
   step: int
   loss: float
-  state: Any
+  state: PyTree
 
 
-def make_best_step_hook(
-  detector: Detector,
-  validation_batches: Sequence[Batch],
-  eval_every: int,
-  num_steps: int,
-  best: BestStep | None,
-) -> tuple[Hook, Callable[[], BestStep | None]]:
-  """Make the hook that keeps a copy of the state with the lowest held-out loss.
+@dataclasses.dataclass
+class BestStepHook:
+  """Hook that keeps a copy of the state with the lowest held-out loss.
 
-  Args:
-    detector: detector whose `validate` computes the loss.
-    validation_batches: held-out normal images, already on the devices.
+  Raises ConfigError if the loss is not finite.
+
+  Attributes:
+    validate: function (state, batch) -> metrics with the held-out loss; None to keep no state.
+    batches: held-out normal images, already on the devices.
     eval_every: interval of evaluations in steps; the last step is always evaluated.
     num_steps: number of the last step.
-    best: best step of the run that is resumed, if any.
-
-  Returns:
-    The hook, and a function that returns the best step so far. Without `detector.validate` the
-    function returns None.
-
-  Raises:
-    ConfigError: raised by the hook when the held-out loss is not finite.
+    best: best step so far; at first that of the run that is resumed, if any.
   """
-  if detector.validate is None:
-    return lambda step, state, metrics: None, lambda: None
-  validate = jax.jit(detector.validate)
 
-  def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal best
-    if step % eval_every and step != num_steps:
+  validate: Callable[[PyTree, Batch], Metrics] | None
+  batches: Sequence[Batch]
+  eval_every: int
+  num_steps: int
+  best: BestStep | None = None
+
+  def __post_init__(self):
+    self.validate = self.validate and jax.jit(self.validate)
+
+  def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
+    """Evaluate the state, if that is due, and keep it if it is the best."""
+    if self.validate is None or (step % self.eval_every and step != self.num_steps):
       return
-    counts = [int(batch.valid.sum()) for batch in validation_batches]
-    losses = [float(validate(state, batch)['loss']) for batch in validation_batches]
+    counts = [int(batch.valid.sum()) for batch in self.batches]
+    losses = [float(self.validate(state, batch)['loss']) for batch in self.batches]
     loss = float(np.average(losses, weights=counts))
     if not math.isfinite(loss):
       raise ConfigError(
         f'The held-out loss is {loss} at step {step}: training diverged. Lower '
         'fit.learning_rate, or raise fit.warmup_steps.'
       )
-    if best is None or loss < best.loss:
-      best = BestStep(step, loss, jax.tree.map(jnp.copy, state))
-
-  return hook, lambda: best
+    if self.best is None or loss < self.best.loss:
+      self.best = BestStep(step, loss, jax.tree.map(jnp.copy, state))
 
 
-def make_checkpoint_hook(
-  rolling_manager: checkpoint.Manager,
-  best_manager: checkpoint.Manager,
-  get_best: Callable[[], BestStep | None],
-  interval_s: float,
-  num_steps: int,
-  stop_event: threading.Event,
-) -> tuple[Hook, Callable[[], float]]:
-  """Make the hook that saves checkpoints every `interval_s`, at the last step and on a stop.
+@dataclasses.dataclass
+class CheckpointHook:
+  """Hook that saves checkpoints every `interval_s`, at the last step and on a stop.
 
-  Returns:
-    The hook, and a function that returns the total seconds spent on saving.
+  Raises Interrupted after `stop_event` was set and the checkpoint was saved.
 
-  Raises:
-    Interrupted: raised by the hook after `stop_event` was set and the checkpoint was saved.
+  Attributes:
+    managers: where checkpoints are saved.
+    best_step_hook: hook whose best step is saved as well; it must run before this one.
+    interval_s: seconds between checkpoints.
+    num_steps: number of the last step.
+    stop_event: event that asks the run to stop.
+    save_seconds: total time spent on saving.
   """
-  next_save_time = time.monotonic() + interval_s
-  resumed_best, save_seconds = get_best(), 0.0
-  # The best step of a resumed run is on disk already.
-  saved_best_step = resumed_best and resumed_best.step
 
-  def hook(step: int, state: Any, metrics: Metrics) -> None:
-    nonlocal next_save_time, saved_best_step, save_seconds
-    start_time, stop_requested = time.monotonic(), processes.any_process(stop_event.is_set())
-    if (
-      not stop_requested
-      and not processes.any_process(start_time >= next_save_time)
-      and step != num_steps
-    ):
+  managers: checkpoint.Managers
+  best_step_hook: BestStepHook
+  interval_s: float
+  num_steps: int
+  stop_event: threading.Event
+  save_seconds: float = 0.0
+
+  def __post_init__(self):
+    self._next_save_time = time.monotonic() + self.interval_s
+    self._saved_best = self.best_step_hook.best  # That of a resumed run is on disk already.
+
+  def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
+    """Save checkpoints, if they are due."""
+    start, is_last = time.monotonic(), step == self.num_steps
+    stop_requested = processes.any_process(self.stop_event.is_set())
+    if not (stop_requested or processes.any_process(start >= self._next_save_time) or is_last):
       return
     # Save the best step first: a rolling checkpoint needs the best step until then on disk.
-    best = get_best()
-    if best is not None and best.step != saved_best_step:
-      checkpoint.save(best_manager, best.step, best.state, {'loss': best.loss})
-      saved_best_step = best.step
-    checkpoint.save(rolling_manager, step, state, {})
-    save_seconds += time.monotonic() - start_time
-    next_save_time = time.monotonic() + interval_s
-    if stop_requested and step != num_steps:
+    best = self.best_step_hook.best
+    if best is not None and best is not self._saved_best:
+      checkpoint.save(self.managers.best, best.step, best.state, {'loss': best.loss})
+      self._saved_best = best
+    checkpoint.save(self.managers.rolling, step, state, {})
+    self.save_seconds += time.monotonic() - start
+    self._next_save_time = time.monotonic() + self.interval_s
+    if stop_requested and not is_last:
       raise Interrupted(
-        f'Training stopped at step {step}/{num_steps}; a checkpoint is saved.',
+        f'Training stopped at step {step}/{self.num_steps}; a checkpoint is saved.',
         hint=('Resume with ', Setting('fit.resume', 'latest'), '.'),
       )
-
-  return hook, lambda: save_seconds

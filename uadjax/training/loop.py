@@ -11,9 +11,10 @@ import math
 from pathlib import Path
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from uadjax.data import batches as batch_streams, transforms
@@ -23,10 +24,10 @@ from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError
 from uadjax.model import scoring
 from uadjax.system import logging, progress
-from uadjax.training import checkpoint, feature_cache, hooks as fit_hooks
-from uadjax.types import Batch, Config, Metrics, Variables
+from uadjax.training import checkpoint, hooks as fit_hooks
+from uadjax.types import Batch, Config, Metrics, PyTree, Variables
 
-UpdateFn = Callable[[Any, Batch], tuple[Any, Metrics]]
+UpdateFn = Callable[[PyTree, Batch], tuple[PyTree, Metrics]]
 
 
 class Splits(NamedTuple):
@@ -54,7 +55,7 @@ class GradientFit(NamedTuple):
     num_images: number of images in the steps since the start or the resumed step, repeats included.
   """
 
-  fitted: Any
+  fitted: PyTree
   best: fit_hooks.BestStep
   fit_seconds: float
   num_images: int
@@ -86,82 +87,58 @@ def fit(
     ConfigError: `fit.resume` names no usable checkpoint, or the held-out loss is not finite.
     Interrupted: `stop_event` was set; a checkpoint of the last step is saved.
   """
-  options, checkpoint_dir = config.fit, workdir / 'checkpoints'
-  ops = transforms.parse(config.data.ops)
+  options, ops = config.fit, transforms.parse(config.data.ops)
   batch_size = min(options.batch_size, len(splits.train))
-  process_shard = processes.index_and_count()
   num_steps = total_steps(options, len(splits.train))
+  process_shard = processes.index_and_count()
   with contextlib.ExitStack() as stack:
-    rolling_manager = stack.enter_context(checkpoint.open_manager(checkpoint_dir, 'rolling'))
-    best_manager = stack.enter_context(checkpoint.open_manager(checkpoint_dir, 'best'))
+    managers = stack.enter_context(checkpoint.open_managers(workdir / 'checkpoints'))
     state = initial_state(detector, variables, config.seed, mesh)
-    start_step, state, best = resume(
-      options.resume, num_steps, rolling_manager, best_manager, state
-    )
+    start_step, state, best = resume(options.resume, num_steps, managers, state)
     write_scalars = stack.enter_context(fit_hooks.open_tensorboard(workdir / 'tensorboard'))
     # All slow imports are done: from here on, time counts as fit time.
-    start_time, timer = time.perf_counter(), fit_hooks.start_timer()
+    start_time, timer = time.perf_counter(), fit_hooks.StepTimer()
 
-    def cache_features_of(records: Sequence[Record]) -> Callable[[Batch], Batch]:
-      return feature_cache.cache_features(
-        detector, state, records, ops, batch_size, options.cache_bytes, mesh
-      )
+    def make_placement(records: Sequence[Record]) -> Callable[[Batch], Batch]:
+      cache_bytes = options.cache_bytes
+      add = cache_features(detector, state, records, ops, batch_size, cache_bytes, mesh)
+      return lambda batch: meshes.shard_batch(mesh, add(batch))
 
-    add_train_features = cache_features_of(splits.train)
-    add_validation_features = cache_features_of(splits.validation)
+    place_train, place_validation = map(make_placement, (splits.train, splits.validation))
     batches = batch_streams.train_batches(
-      splits.train,
-      ops,
-      batch_size,
-      config.seed,
-      start_step,
-      *process_shard,
-      cache_bytes=options.cache_bytes,
+      splits.train, ops, batch_size, config.seed, start_step, *process_shard, options.cache_bytes
     )
     stack.callback(batches.close)
-    batches = timer.time_iterator(
-      scoring.prefetch_to_device(
-        batches, lambda batch: meshes.shard_batch(mesh, add_train_features(batch))
-      )
+    batches = timer.time_iterator(scoring.prefetch_to_device(batches, place_train))
+    validation = batch_streams.eval_batches(splits.validation, ops, batch_size, *process_shard)
+    eval_every = options.eval_every or max(1, len(splits.train) // batch_size)
+    best_step_hook = fit_hooks.BestStepHook(
+      detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best
     )
-    best_step_hook, get_best = fit_hooks.make_best_step_hook(
-      detector,
-      [
-        meshes.shard_batch(mesh, add_validation_features(b))
-        for b in batch_streams.eval_batches(splits.validation, ops, batch_size, *process_shard)
-      ],
-      options.eval_every or max(1, len(splits.train) // batch_size),
-      num_steps,
-      best,
+    log_hook = fit_hooks.LogHook(
+      num_steps, start_step, batch_size, options.log_every, timer, write_scalars
     )
-    checkpoint_hook, get_save_seconds = fit_hooks.make_checkpoint_hook(
-      rolling_manager, best_manager, get_best, options.checkpoint_every_s, num_steps, stop_event
+    title = f'Fitting {config.detector.name}'
+    progress_hook = stack.enter_context(progress.progress_bar(num_steps, start_step, title))
+    checkpoint_hook = fit_hooks.CheckpointHook(
+      managers, best_step_hook, options.checkpoint_every_s, num_steps, stop_event
     )
-    hooks = [
-      best_step_hook,
-      fit_hooks.make_log_hook(
-        num_steps, start_step, batch_size, options.log_every, timer, write_scalars
-      ),
-      stack.enter_context(
-        progress.progress_bar(num_steps, start_step, f'Fitting {config.detector.name}')
-      ),
-      checkpoint_hook,
-    ]
+    hooks = [best_step_hook, log_hook, progress_hook, checkpoint_hook]
     state = run(detector.update, state, batches, range(start_step + 1, num_steps + 1), hooks)
-    best = get_best() or fit_hooks.BestStep(num_steps, math.nan, state)
+    best = best_step_hook.best or fit_hooks.BestStep(num_steps, math.nan, state)
     fitted = jax.block_until_ready(detector.to_fitted(best.state))
-    fit_seconds = time.perf_counter() - start_time - get_save_seconds()
+    fit_seconds = time.perf_counter() - start_time - checkpoint_hook.save_seconds
   return GradientFit(fitted, best, fit_seconds, max(num_steps - start_step, 0) * batch_size)
 
 
 def run(
   update: UpdateFn,
-  state: Any,
+  state: PyTree,
   batches: Iterable[Batch],
   steps: Iterable[int],
   hooks: Sequence[fit_hooks.Hook],
-  before_update: Callable[[Any, int], Any] | None = None,
-) -> Any:
+  before_update: Callable[[PyTree, int], PyTree] | None = None,
+) -> PyTree:
   """Call `update` once per step and the hooks after it, and return the last state.
 
   Args:
@@ -188,7 +165,7 @@ def run(
   return state
 
 
-def initial_state(detector: Detector, variables: Variables, seed: int, mesh: meshes.Mesh) -> Any:
+def initial_state(detector: Detector, variables: Variables, seed: int, mesh: meshes.Mesh) -> PyTree:
   """Return the state before the first step, on the mesh, in buffers that may be donated."""
   # Copy the variables only: they are shared with the caller, and the state may take gigabytes.
   state = detector.init(jax.random.key(seed), meshes.replicate(mesh, variables, copy=True))
@@ -198,12 +175,8 @@ def initial_state(detector: Detector, variables: Variables, seed: int, mesh: mes
 
 
 def resume(
-  resume_from: str,
-  num_steps: int,
-  rolling_manager: checkpoint.Manager,
-  best_manager: checkpoint.Manager,
-  state: Any,
-) -> tuple[int, Any, fit_hooks.BestStep | None]:
+  resume_from: str, num_steps: int, managers: checkpoint.Managers, state: PyTree
+) -> tuple[int, PyTree, fit_hooks.BestStep | None]:
   """Restore the checkpoint to resume from, and the best step up to it.
 
   A later best step, from a run that was killed before its next rolling checkpoint, is ignored: the
@@ -212,8 +185,7 @@ def resume(
   Args:
     resume_from: 'latest', 'best', a step of the rolling checkpoints, or '' to start at step 0.
     num_steps: number of steps of the whole run.
-    rolling_manager: manager of the rolling checkpoints.
-    best_manager: manager of the best steps.
+    managers: where the checkpoints are saved.
     state: initial state, which gives the shapes, dtypes and sharding.
 
   Returns:
@@ -227,7 +199,7 @@ def resume(
     return 0, state, None
   if resume_from not in ('latest', 'best') and not resume_from.isdigit():
     raise ConfigError(f"fit.resume must be 'latest', 'best' or a step, got {resume_from!r}.")
-  manager = best_manager if resume_from == 'best' else rolling_manager
+  manager = managers.best if resume_from == 'best' else managers.rolling
   saved_steps = manager.all_steps()
   if not saved_steps:
     raise ConfigError(
@@ -242,8 +214,53 @@ def resume(
       'fit.steps or fit.epochs.'
     )
   logging.LOG.info('Resuming from step %d in %s.', start_step, manager.directory)
-  best_steps = [step for step in best_manager.all_steps() if step <= start_step]
+  best_steps = [step for step in managers.best.all_steps() if step <= start_step]
   if not best_steps:
     return start_step, state, None
-  step, best_state, metadata = checkpoint.restore(best_manager, max(best_steps), state)
+  step, best_state, metadata = checkpoint.restore(managers.best, max(best_steps), state)
   return start_step, state, fit_hooks.BestStep(step, metadata['loss'], best_state)
+
+
+def cache_features(
+  detector: Detector,
+  state: PyTree,
+  records: Sequence[Record],
+  ops: transforms.Ops,
+  batch_size: int,
+  max_bytes: int,
+  mesh: meshes.Mesh,
+) -> Callable[[Batch], Batch]:
+  """Compute `detector.precompute` once for all records, if the features fit into `max_bytes`.
+
+  The features stay in host memory and are not part of the training state. The batches always follow
+  the order of the records, so that a resumed run continues with bitwise identical features.
+
+  Returns:
+    A function that adds the cached features to a batch of these records. It returns the batch
+    unchanged if nothing is cached: without `precompute`, with several processes, or over the limit.
+  """
+  # With several processes, an image may belong to another process in every epoch.
+  if detector.precompute is None or not records or processes.is_multiprocess():
+    return lambda batch: batch
+  precompute, n = jax.jit(detector.precompute), len(records)
+  blank_batch = Batch(
+    np.zeros((batch_size, ops.height, ops.width, 3), np.uint8),
+    np.zeros(batch_size, bool),
+    np.zeros(batch_size, np.int32),
+  )
+  shapes = jax.eval_shape(precompute, state, blank_batch)
+  num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // batch_size * n
+  if num_bytes > max_bytes:
+    logging.LOG.info(
+      'The frozen features of %d images take %d MB, more than fit.cache_bytes allows; computing '
+      'them at every step.', n, num_bytes >> 20,
+    )  # fmt: skip
+    return lambda batch: batch
+  cache = jax.tree.map(lambda x: np.empty((n, *x.shape[1:]), x.dtype), shapes)
+  batches = batch_streams.eval_batches(records, ops, batch_size)
+  for batch in progress.show_progress(batches, math.ceil(n / batch_size), 'Frozen features'):
+    features = precompute(state, meshes.shard_batch(mesh, batch))
+    rows = batch.index[batch.valid]
+    for target, x in zip(jax.tree.leaves(cache), jax.tree.leaves(features), strict=True):
+      target[rows] = np.asarray(x)[batch.valid]
+  return lambda batch: batch._replace(features=jax.tree.map(lambda x: x[batch.index], cache))

@@ -95,7 +95,7 @@ def fit_one_pass(
     return meshes.shard_batch(state_mesh, micro_batch)
 
   tensorflow.import_tensorflow()  # Slow, and therefore before the fit time starts.
-  start_time, timer = time.perf_counter(), fit_hooks.start_timer()
+  start_time, timer = time.perf_counter(), fit_hooks.StepTimer()
   with contextlib.ExitStack() as stack:
     image_batches = batch_streams.eval_batches(
       records, ops, micro_batch_size, *processes.index_and_count()
@@ -118,7 +118,7 @@ def fit_one_pass(
         meshes.batch_sharding(state_mesh),
       )
     hooks = [
-      fit_hooks.make_log_hook(
+      fit_hooks.LogHook(
         num_steps, 0, micro_batch_size * num_micro_batches, config.fit.log_every, timer
       ),
       stack.enter_context(progress.progress_bar(num_steps, 0, f'Fitting {config.detector.name}')),
