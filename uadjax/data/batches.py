@@ -11,7 +11,7 @@ Letters: b batch, n images, h w network image.
 import atexit
 from collections.abc import Callable, Generator, Sequence
 import contextlib
-from typing import Any
+from typing import Any, TypeAlias
 import weakref
 
 from jaxtyping import Int, UInt8
@@ -22,6 +22,8 @@ from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
 from uadjax.system import tensorflow
 from uadjax.types import Batch
+
+Tensor: TypeAlias = Any  # A tf.Tensor; TensorFlow is imported on demand and has no types.
 
 _PREFETCH = 2  # Batches; more would only use memory.
 
@@ -54,18 +56,14 @@ def train_batches(
     DataError: there are no records; or, while iterating, an image cannot be read.
     ConfigError: the batch size is not a positive multiple of `num_hosts`.
   """
-  tf = tensorflow.import_tensorflow()
-  host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
+  tf, n = tensorflow.import_tensorflow(), len(records)
 
-  def shuffled_index(position: Any) -> Any:
-    epoch, offset = position // n, position % n
-    seeds = tf.cast(tf.stack([seed % 2**31, epoch % 2**31]), tf.int32)
-    return tf.random.experimental.index_shuffle(offset, seeds, n - 1)
+  def shuffled_index(position: Tensor) -> Tensor:
+    seeds = tf.cast(tf.stack([seed % 2**31, position // n % 2**31]), tf.int32)
+    return tf.random.experimental.index_shuffle(position % n, seeds, n - 1)
 
-  indices = _map_dataset(
-    tf, shuffled_index, _positions(tf, start, batch_size, host_batch_size, host_index)
-  )
-  return _batch_stream(tf, indices, records, ops, host_batch_size, cache_bytes)
+  host = host_index, num_hosts
+  return _batch_stream(records, ops, batch_size, host, shuffled_index, start, None, cache_bytes)
 
 
 def eval_batches(
@@ -84,19 +82,29 @@ def eval_batches(
     DataError: there are no records; or, while iterating, an image cannot be read.
     ConfigError: the batch size is not a positive multiple of `num_hosts`.
   """
-  tf = tensorflow.import_tensorflow()
-  host_batch_size, n = _host_batch_size(records, batch_size, host_index, num_hosts), len(records)
-  num_steps = -(-n // batch_size)
-  positions = _positions(tf, 0, batch_size, host_batch_size, host_index).take(
-    num_steps * host_batch_size
+  tf, n = tensorflow.import_tensorflow(), len(records)
+
+  def index_or_padding(position: Tensor) -> Tensor:
+    return tf.where(position < n, position, -1)
+
+  host = host_index, num_hosts
+  return _batch_stream(
+    records, ops, batch_size, host, index_or_padding, num_steps=-(-n // batch_size)
   )
-  indices = _map_dataset(tf, lambda position: tf.where(position < n, position, -1), positions)
-  return _batch_stream(tf, indices, records, ops, host_batch_size, cache_bytes=0)
 
 
-def _host_batch_size(
-  records: Sequence[Record], batch_size: int, host_index: int, num_hosts: int
-) -> int:
+def _batch_stream(
+  records: Sequence[Record],
+  ops: transforms.Ops,
+  batch_size: int,
+  host: tuple[int, int],
+  index_at: Callable[[Tensor], Tensor],
+  start: int = 0,
+  num_steps: int | None = None,
+  cache_bytes: int = 0,
+) -> Generator[Batch, None, None]:
+  """Return the batches of a host, given the index of the image at each position in the run."""
+  host_index, num_hosts = host
   if not records:
     raise DataError('The dataset has no images to read.')
   if batch_size < 1 or batch_size % num_hosts or not 0 <= host_index < num_hosts:
@@ -104,46 +112,21 @@ def _host_batch_size(
       f'A batch of {batch_size} cannot be shared by {num_hosts} hosts (this is host {host_index});'
       f' use a positive multiple of {num_hosts}.'
     )
-  return batch_size // num_hosts
-
-
-def _positions(tf: Any, start: int, batch_size: int, host_batch_size: int, host_index: int) -> Any:
-  """Return the positions in the run of the images that this host reads from step `start` on."""
-  local_positions = tf.data.Dataset.range(start * host_batch_size, np.iinfo(np.int64).max)
-  return _map_dataset(
-    tf,
-    lambda i: (
-      i // host_batch_size * batch_size + host_index * host_batch_size + i % host_batch_size
-    ),
-    local_positions,
-  )
-
-
-def _map_dataset(tf: Any, f: Callable[..., Any], dataset: Any, **options: Any) -> Any:
-  # AutoGraph would look for the source code of f and warn if it cannot find any.
-  return dataset.map(tf.autograph.experimental.do_not_convert(f), **options)
-
-
-def _batch_stream(
-  tf: Any,
-  indices: Any,
-  records: Sequence[Record],
-  ops: transforms.Ops,
-  host_batch_size: int,
-  cache_bytes: int,
-) -> Generator[Batch, None, None]:
-  failures: list[Exception] = []
-  shape = (ops.height, ops.width, 3)
+  tf, rows = tensorflow.import_tensorflow(), batch_size // num_hosts
+  shape, failures = (ops.height, ops.width, 3), []
   read_image = _cached_reader(records, ops, cache_bytes, failures)
 
-  def load_image(index: Any) -> tuple[Any, Any]:
+  def load_image(i: Tensor) -> tuple[Tensor, Tensor]:
+    index = index_at(i // rows * batch_size + host_index * rows + i % rows)
     image = tf.numpy_function(read_image, [index], tf.uint8, stateful=False)
     return tf.ensure_shape(image, shape), tf.cast(index, tf.int32)
 
-  dataset = _map_dataset(
-    tf, load_image, indices, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-  )
-  dataset = dataset.batch(host_batch_size, drop_remainder=True).prefetch(_PREFETCH)
+  # AutoGraph would look for the source code of the function and warn if it cannot find any.
+  load_image = tf.autograph.experimental.do_not_convert(load_image)
+  end = np.iinfo(np.int64).max if num_steps is None else num_steps * rows
+  dataset = tf.data.Dataset.range(start * rows, end)
+  dataset = dataset.map(load_image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  dataset = dataset.batch(rows, drop_remainder=True).prefetch(_PREFETCH)
 
   def generate() -> Generator[Batch, None, None]:
     for image, index in dataset.as_numpy_iterator():
@@ -177,7 +160,7 @@ def _cached_reader(
   cache = np.empty((num_cached, *shape), np.uint8)  # Pages take memory only once written.
   is_cached = np.zeros(num_cached, bool)
 
-  def read_image(index: Any) -> Any:
+  def read_image(index: Tensor) -> UInt8[np.ndarray, 'h w 3']:
     if index < 0 or failures:
       return np.zeros(shape, np.uint8)
     if index < num_cached and is_cached[index]:

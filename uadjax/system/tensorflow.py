@@ -2,15 +2,25 @@
 
 import contextlib
 import os
-from typing import Any
+import sys
+import types
+
+# Read by TensorFlow when it is imported. oneDNN logs at any level.
+_QUIET_ENVIRONMENT = {'TF_CPP_MIN_LOG_LEVEL': '2', 'TF_ENABLE_ONEDNN_OPTS': '0'}
 
 
-def import_tensorflow() -> Any:
+def import_tensorflow() -> types.ModuleType:
   """Return TensorFlow with little log output and without GPUs, which JAX uses."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # oneDNN logs at any level.
-  import tensorflow as tf
-
+  if 'tensorflow' in sys.modules:
+    import tensorflow as tf
+  else:
+    added = {key: value for key, value in _QUIET_ENVIRONMENT.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+      import tensorflow as tf
+    finally:
+      for key in added:
+        del os.environ[key]
   with contextlib.suppress(RuntimeError):  # TensorFlow is initialized already.
     tf.config.set_visible_devices([], 'GPU')
   return tf
