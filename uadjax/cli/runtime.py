@@ -110,7 +110,7 @@ def _report_failure(error: BaseException, as_json: bool) -> int:
   if as_json or isinstance(error, expected_errors):
     print_error(error, str(error), as_json)
   if not isinstance(error, expected_errors):
-    logging.report_internal_error(error, None)  # pyright: ignore[reportArgumentType]
+    logging.report_internal_error(error, None)
   if isinstance(error, errors.Interrupted):
     return _SIGNAL_STATUS_BASE + (error.signal_number or signal.SIGINT)
   return EXIT_USAGE if isinstance(error, errors.ConfigError | errors.UnknownName) else EXIT_FAILURE

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 
 def cache_dir() -> Path:
@@ -21,18 +21,18 @@ def cache_dir() -> Path:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
   """Yield an open binary file that replaces `path` on success and is deleted on an exception."""
-  descriptor, temporary_name = tempfile.mkstemp(prefix='.', dir=path.parent)
+  descriptor, name = tempfile.mkstemp(prefix='.', dir=path.parent)
   try:
     with os.fdopen(descriptor, 'wb') as file:
       yield file
-    Path(temporary_name).chmod(0o644)  # mkstemp grants access to the owner only.
-    Path(temporary_name).replace(path)
+    Path(name).chmod(0o644)  # mkstemp grants access to the owner only.
+    Path(name).replace(path)
   except BaseException:
-    Path(temporary_name).unlink(missing_ok=True)
+    Path(name).unlink(missing_ok=True)
     raise
 
 
-def try_lock(file: Any) -> bool:
+def try_lock(file: io.IOBase) -> bool:
   """Lock an open file until it is closed; return False if it is already locked elsewhere.
 
   A child process that inherits the descriptor keeps the lock until it ends, except on Windows.
@@ -49,19 +49,18 @@ def write_text(path: Path, text: str) -> None:
     file.write(text.encode('utf-8', 'backslashreplace'))
 
 
-def to_json(value: Any, indent: int | None = 2, ensure_ascii: bool = False) -> str:
+def to_json(value: object, indent: int | None = 2, ensure_ascii: bool = False) -> str:
   """Return strict JSON, which every parser reads: NaN and infinities become null."""
-  return json.dumps(
-    _replace_nonfinite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False
-  )
+  value = _replace_nonfinite(value)
+  return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
   """Write a value as strict JSON, atomically; NaN and infinities become null."""
   write_text(path, to_json(value) + '\n')
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
   """Write rows, the first of which has the column names, as a CSV file, atomically."""
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows(rows)
@@ -89,7 +88,7 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
     shutil.rmtree(temporary_dir, ignore_errors=True)
 
 
-def _replace_nonfinite(value: Any) -> Any:
+def _replace_nonfinite(value: object) -> object:
   if isinstance(value, dict):
     return {k: _replace_nonfinite(v) for k, v in value.items()}
   if isinstance(value, list | tuple):

@@ -8,6 +8,7 @@ deadline applies to the whole download.
 from collections.abc import Iterator, Sequence
 import contextlib
 import http.client
+from http.client import HTTPResponse
 import ipaddress
 import socket
 import ssl
@@ -20,6 +21,12 @@ from uadjax.errors import DataError, Setting
 
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
+_HEADERS = {
+  'User-Agent': 'uadjax',
+  'Accept': 'image/*',
+  'Accept-Encoding': 'identity',  # Compression would defeat max_bytes.
+  'Connection': 'close',
+}
 _DEFAULT_PORTS = {'http': 80, 'https': 443}
 # These stay unquoted in a path and its query; '%' is among them because URLs are quoted already.
 _SAFE_CHARACTERS = "%/?:@!$&'()*+,;=~"
@@ -28,6 +35,8 @@ _SAFE_CHARACTERS = "%/?:@!$&'()*+,;=~"
 # embedded IPv4 addresses (mapped, NAT64). Teredo and 6to4, inside it, embed IPv4 addresses too.
 _GLOBAL_UNICAST = ipaddress.IPv6Network('2000::/3')
 _TUNNEL_NETWORKS = (ipaddress.IPv6Network('2001::/32'), ipaddress.IPv6Network('2002::/16'))
+# As `socket.getaddrinfo` returns it: family, type, protocol, canonical name, address.
+_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 
 
 class Access(NamedTuple):
@@ -82,11 +91,7 @@ def get(url: str, access: Access = PUBLIC_ONLY) -> bytes:
   current_url = url
   try:
     for _ in range(1 + _MAX_REDIRECTS):
-      target = _parse_target(current_url)
-      with (
-        _connect(target, access, deadline) as connection,
-        _send_request(connection, target) as response,
-      ):
+      with _request(_parse_target(current_url), access, deadline) as response:
         if response.status not in _REDIRECT_STATUSES:
           return _read_content(response, access.max_bytes)
         current_url = urllib.parse.urljoin(current_url, response.headers.get('Location', ''))
@@ -115,7 +120,7 @@ def redact_url(url: str) -> str:
   if not components.netloc:
     return f'{components.scheme}:...'  # A data: URL contains a whole image.
   text = f'{components.scheme}://{components.netloc.rpartition("@")[2]}{components.path}'
-  text = ''.join(character if character.isprintable() else '?' for character in text)
+  text = ''.join(c if c.isprintable() else '?' for c in text)
   return (text if len(text) <= 200 else text[:200] + '...') + ('?...' if components.query else '')
 
 
@@ -139,9 +144,7 @@ def _parse_target(url: str) -> _Target:
 
 
 @contextlib.contextmanager
-def _connect(
-  target: _Target, access: Access, deadline: float
-) -> Iterator[http.client.HTTPConnection]:
+def _request(target: _Target, access: Access, deadline: float) -> Iterator[HTTPResponse]:
   addresses = _resolve_addresses(target, access)
   with contextlib.ExitStack() as stack:
     sock = stack.enter_context(_connect_to_any(addresses, deadline))
@@ -153,10 +156,12 @@ def _connect(
     connection = http.client.HTTPConnection(target.host, target.port)
     connection.default_port = _DEFAULT_PORTS[target.scheme]  # The Host header omits it.
     connection.sock = sock
-    yield connection
+    connection.request('GET', target.path, headers=_HEADERS)
+    with connection.getresponse() as response:
+      yield response
 
 
-def _resolve_addresses(target: _Target, access: Access) -> Sequence[Any]:
+def _resolve_addresses(target: _Target, access: Access) -> Sequence[_Address]:
   """Return the allowed addresses of a host.
 
   The connection uses these addresses: a second lookup could return other, unchecked ones.
@@ -165,50 +170,40 @@ def _resolve_addresses(target: _Target, access: Access) -> Sequence[Any]:
     addresses = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
   except (OSError, UnicodeError):
     raise DataError(f'the host {target.host} cannot be resolved') from None
-  allowed_addresses = [
-    address for address in addresses if access.private or _is_public(address[4][0])
-  ]
-  if not allowed_addresses:  # Clients of a server must not learn the address from the message.
+  allowed = [address for address in addresses if access.private or _is_public(address[4][0])]
+  if not allowed:  # Clients of a server must not learn the address from the message.
     raise DataError(
       f'{target.host} is not on the public internet; allow private addresses '
       f'({Setting("access.private", True)}) if everyone who can pass URLs may read what they serve'
     )
-  return allowed_addresses
+  return allowed
 
 
 def _is_public(address: str | int) -> bool:
   ip = ipaddress.ip_address(address)
-  if isinstance(ip, ipaddress.IPv6Address):
-    return (
-      ip in _GLOBAL_UNICAST
-      and ip.is_global
-      and not any(ip in tunnel for tunnel in _TUNNEL_NETWORKS)
-    )
-  return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+  if isinstance(ip, ipaddress.IPv4Address):
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+  is_tunnel = any(ip in network for network in _TUNNEL_NETWORKS)
+  return ip.is_global and ip in _GLOBAL_UNICAST and not is_tunnel
 
 
-def _connect_to_any(addresses: Sequence[Any], deadline: float) -> socket.socket:
+def _connect_to_any(addresses: Sequence[_Address], deadline: float) -> socket.socket:
   """Connect to the first address that answers.
 
   Each attempt may use an equal share of the remaining time, so that every address gets a try.
   """
-  *earlier_addresses, last_address = addresses
-  for index, address in enumerate(earlier_addresses):
-    with contextlib.suppress(OSError):
-      return _open_socket(address, _remaining_s(deadline) / (len(addresses) - index))
-  return _open_socket(last_address, _remaining_s(deadline))
-
-
-def _open_socket(address: Any, timeout_s: float) -> socket.socket:
-  family, socket_type, protocol, _, socket_address = address
-  sock = socket.socket(family, socket_type, protocol)
-  try:
-    sock.settimeout(timeout_s)
-    sock.connect(socket_address)
-  except BaseException:
-    sock.close()
-    raise
-  return sock
+  last_error = OSError()
+  for i, (family, kind, protocol, _, address) in enumerate(addresses):
+    with contextlib.ExitStack() as stack:
+      sock = stack.enter_context(socket.socket(family, kind, protocol))
+      try:
+        sock.settimeout(_remaining_s(deadline) / (len(addresses) - i))
+        sock.connect(address)
+        stack.pop_all()  # Leaves the socket open.
+        return sock
+      except OSError as error:
+        last_error = error
+  raise last_error
 
 
 def _remaining_s(deadline: float) -> float:
@@ -243,20 +238,7 @@ def _close_at_deadline(sock: socket.socket, deadline: float) -> Iterator[None]:
       raise TimeoutError
 
 
-def _send_request(
-  connection: http.client.HTTPConnection, target: _Target
-) -> http.client.HTTPResponse:
-  headers = {
-    'User-Agent': 'uadjax',
-    'Accept': 'image/*',
-    'Accept-Encoding': 'identity',  # Compression would defeat max_bytes.
-    'Connection': 'close',
-  }
-  connection.request('GET', target.path, headers=headers)
-  return connection.getresponse()
-
-
-def _read_content(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+def _read_content(response: HTTPResponse, max_bytes: int) -> bytes:
   if response.status != 200:
     raise DataError(f'the server answers {response.status}')
   # An announced size is checked before reading; otherwise one byte beyond the limit is read.

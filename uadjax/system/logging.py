@@ -10,7 +10,6 @@ import traceback
 
 import rich.console
 import rich.logging
-import rich.progress
 
 LOG = logging.getLogger('uadjax')
 CONSOLE = rich.console.Console(stderr=True)
@@ -24,14 +23,14 @@ def logging_to(file: Path | None = None) -> Iterator[None]:
   if file is not None:
     handlers.append(logging.FileHandler(file))
     handlers[-1].setFormatter(_LINE_FORMATTER)
-  previous_settings = LOG.handlers, LOG.level, LOG.propagate
+  previous_handlers, previous_level, previous_propagate = LOG.handlers, LOG.level, LOG.propagate
   LOG.handlers, LOG.propagate = handlers, False
   LOG.setLevel(logging.INFO)
   try:
     yield
   finally:
-    LOG.handlers, LOG.propagate = previous_settings[0], previous_settings[2]
-    LOG.setLevel(previous_settings[1])
+    LOG.handlers, LOG.propagate = previous_handlers, previous_propagate
+    LOG.setLevel(previous_level)
     for handler in handlers:
       handler.close()
 
@@ -43,22 +42,15 @@ def report_error(error: BaseException, file: Path | None) -> None:
   _append_to_file(file, message)
 
 
-def report_internal_error(error: Exception, file: Path | None) -> None:
+def report_internal_error(error: BaseException, file: Path | None) -> None:
   """Report an internal error, which users cannot fix.
 
   The traceback is written to the log file, or to stderr without a writable log file.
   """
-  traceback_text = ''.join(traceback.format_exception(error))
-  traceback_location = (
-    f'; the traceback is in {file}.'
-    if _append_to_file(file, traceback_text)
-    else f':\n{traceback_text}'
-  )
-  print(
-    f'{type(error).__name__}: {error}\n'
-    f'Internal error: a bug in uadjax or a fault of the machine{traceback_location}',
-    file=sys.stderr,
-  )
+  text = ''.join(traceback.format_exception(error))
+  location = f'; the traceback is in {file}.' if _append_to_file(file, text) else f':\n{text}'
+  print(f'{type(error).__name__}: {error}', file=sys.stderr)
+  print(f'Internal error: a bug in uadjax or a fault of the machine{location}', file=sys.stderr)
 
 
 def _append_to_file(file: Path | None, text: str) -> bool:
@@ -83,9 +75,7 @@ def relative_log_path(workdir: Path) -> str:
 
 def _console_handler() -> logging.Handler:
   if CONSOLE.is_terminal:
-    return rich.logging.RichHandler(
-      console=CONSOLE, show_path=False, show_level=False, highlighter=None
-    )
+    return rich.logging.RichHandler(console=CONSOLE, show_path=False, show_level=False)
   handler = logging.StreamHandler()  # Rich would wrap lines in pipes and files at 80 columns.
   handler.setFormatter(_LINE_FORMATTER)
   return handler

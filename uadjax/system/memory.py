@@ -1,5 +1,6 @@
 """Memory of this process: behavior of the C allocator, and peak usage."""
 
+from collections.abc import Callable
 import ctypes
 import sys
 
@@ -19,10 +20,7 @@ def retain_freed_pages() -> None:
   on the machine and may be zero (experiments/README.md). Does nothing if the C library is not
   glibc.
   """
-  if not sys.platform.startswith('linux'):
-    return
-  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-  if mallopt is not None:
+  if mallopt := _c_function('mallopt'):
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, -1)
 
@@ -33,10 +31,7 @@ def release_free_memory() -> None:
   After `retain_freed_pages` the C library may keep freed memory that is too fragmented for another
   large array. Does nothing if the C library is not glibc.
   """
-  if not sys.platform.startswith('linux'):
-    return
-  malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if malloc_trim is not None:
+  if malloc_trim := _c_function('malloc_trim'):
     malloc_trim(0)
 
 
@@ -46,3 +41,7 @@ def peak_mb() -> int | None:
     return None
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak // (1 << 20 if sys.platform == 'darwin' else 1 << 10)
+
+
+def _c_function(name: str) -> Callable[..., int] | None:
+  return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith('linux') else None

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import types
+from typing import Any
 
 from uadjax.errors import Interrupted
 
@@ -29,7 +30,7 @@ def raise_on_signal() -> Iterator[None]:
 
   previous_hook = sys.unraisablehook
 
-  def handle_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+  def handle_unraisable(unraisable: Any) -> None:
     error = unraisable.exc_value
     if not isinstance(error, Interrupted) or error.signal_number is None:
       previous_hook(unraisable)
@@ -68,7 +69,7 @@ def _signal_main_thread(signal_number: int) -> None:
   if hasattr(signal, 'pthread_kill') and main_thread_id:  # Windows lacks it.
     signal.pthread_kill(main_thread_id, signal_number)
   else:
-    _thread.interrupt_main(signal_number)
+    _thread.interrupt_main(signal.Signals(signal_number))
 
 
 @contextlib.contextmanager
