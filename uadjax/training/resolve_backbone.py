@@ -1,7 +1,6 @@
 """Resolution of `backbone.weights`, such as 'auto', to a definite backbone before a run."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,10 +19,8 @@ def resolve_backbone(config: Config, workdir: Path) -> Config:
   """
   resolved_config = config.copy_and_resolve_references().unlock()
   backbone, layers = resolved_config.backbone, tuple(resolved_config.detector.layers)
-  if backbone.weights == 'auto' and (
-    previous_backbone := _previous_backbone(resolved_config, workdir)
-  ):
-    backbone.update(previous_backbone)
+  if backbone.weights == 'auto' and (previous := _previous_backbone(resolved_config, workdir)):
+    backbone.update(previous)
     return resolved_config
   backbones.build(backbone.name, layers)  # Rejects unknown names before anything is downloaded.
   choice = weights.choose(backbone.name, backbone.weights, layers)
@@ -36,7 +33,7 @@ def resolve_backbone(config: Config, workdir: Path) -> Config:
   return resolved_config
 
 
-def _previous_backbone(config: Config, workdir: Path) -> dict[str, Any]:
+def _previous_backbone(config: Config, workdir: Path) -> dict[str, str]:
   """Return name and weights of the backbone of the run to extend or to resume.
 
   If the configuration of that run is unreadable, the result is empty; `workdir` reports the error.

@@ -33,14 +33,9 @@ def default_workdir(config: Config, variant: str = '') -> Path:
   Without a category, the name is that of the data folder, or of a parent if the folder is called
   'good' or similar.
   """
-  data = config.data
-  folder_names = reversed(Path(data.root).resolve().parts if data.root else ())
-  informative_names = (
-    folder_name
-    for folder_name in folder_names
-    if folder_name.lower() not in (*scanning.NORMAL_FOLDER_NAMES, 'train')
-  )
-  name = data.category or next(informative_names, '')
+  data, generic_names = config.data, (*scanning.NORMAL_FOLDER_NAMES, 'train')
+  folders = reversed(Path(data.root).resolve().parts if data.root else ())
+  name = data.category or next((f for f in folders if f.lower() not in generic_names), '')
   return Path('runs') / '_'.join(filter(None, (config.detector.name, variant, name)))
 
 
@@ -58,12 +53,9 @@ def create(workdir: Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ConfigError(
-      f'Cannot create the work directory {workdir} ({error.strerror}).',
-      key='workdir',
-      value=workdir,
-      hint=('Use another ', Setting('workdir'), '.'),
-    ) from None
+    message = f'Cannot create the work directory {workdir} ({error.strerror}).'
+    hint = ('Use another ', Setting('workdir'), '.')
+    raise ConfigError(message, key='workdir', value=workdir, hint=hint) from None
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -85,25 +77,13 @@ def require_no_conflict(workdir: Path, config: Config) -> None:
       raise ConfigError(
         f"fit.resume must be 'latest', 'best' or one of the steps {steps}, got {resume_from!r}."
       )
-  elif steps and not config.fit.overwrite:
-    raise ConfigError(
-      f'{workdir} holds a run with a checkpoint of step {steps[-1]}.',
-      key='workdir',
-      value=workdir,
-      hint=(
-        'Resume with ',
-        Setting('fit.resume', 'latest'),
-        ', start over with ',
-        *_START_OVER_HINT,
-      ),
-    )
-  elif (workdir / 'model').exists() and not config.fit.overwrite:
-    raise ConfigError(
-      f'{workdir} holds a finished run.',
-      key='workdir',
-      value=workdir,
-      hint=('Start over with ', *_START_OVER_HINT),
-    )
+  elif (steps or (workdir / 'model').exists()) and not config.fit.overwrite:
+    run, hint = 'a finished run', ('Start over with ', *_START_OVER_HINT)
+    if steps:
+      run = f'a run with a checkpoint of step {steps[-1]}'
+      resume_setting = Setting('fit.resume', 'latest')
+      hint = ('Resume with ', resume_setting, ', start over with ', *_START_OVER_HINT)
+    raise ConfigError(f'{workdir} holds {run}.', key='workdir', value=workdir, hint=hint)
 
 
 def finished_result(workdir: Path, config: Config) -> dict[str, Any] | None:
@@ -112,11 +92,8 @@ def finished_result(workdir: Path, config: Config) -> dict[str, Any] | None:
   Raises:
     ConfigError: that run has other settings than `config`.
   """
-  path = workdir / 'train_result.json'
-  if not path.is_file():
-    return None
-  result = json.loads(path.read_text())
-  if not result.pop('done_flag'):
+  result = _read_result(workdir / 'train_result.json')
+  if not result.pop('done_flag', False):
     return None
   _require_same_run(workdir / 'config.yaml', config)
   return result
@@ -159,10 +136,14 @@ def write_failure(workdir: Path, mode: str, error: BaseException) -> None:
   Such a result remains when a further training run refused to overwrite it.
   """
   path = workdir / f'{mode}_result.json'
-  if mode == 'train' and path.is_file() and json.loads(path.read_text())['done_flag']:
+  if mode == 'train' and _read_result(path).get('done_flag'):
     return
   failure = {'done_flag': False, 'err_type': type(error).__name__, 'err_msg': str(error)}
   files.write_json(path, failure)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+  return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _require_same_run(config_path: Path, config: Config) -> None:
@@ -174,16 +155,11 @@ def _require_same_run(config_path: Path, config: Config) -> None:
   try:
     previous_settings = configs.flatten(yaml.safe_load(config_path.read_text()))
   except (yaml.YAMLError, AttributeError):
-    raise ConfigError(
-      f'{config_path} is damaged.',
-      hint=('Start over with ', Setting('fit.overwrite', True), ' instead of resuming.'),
-    ) from None
+    hint = ('Start over with ', Setting('fit.overwrite', True), ' instead of resuming.')
+    raise ConfigError(f'{config_path} is damaged.', hint=hint) from None
   for key, value in configs.flatten(configs.to_plain_dict(config)).items():
     if key.startswith(_FIXED_ON_RESUME) and previous_settings.get(key) != value:
-      raise ConfigError(
-        f'{key} is {value!r}, but the run to resume has {previous_settings.get(key)!r}.',
-        key=key,
-        value=value,
-        allowed=previous_settings.get(key),
-        hint=('Do not change it, or start a new run in another ', Setting('workdir'), '.'),
-      )
+      previous = previous_settings.get(key)
+      message = f'{key} is {value!r}, but the run to resume has {previous!r}.'
+      hint = ('Do not change it, or start a new run in another ', Setting('workdir'), '.')
+      raise ConfigError(message, key=key, value=value, allowed=previous, hint=hint)
