@@ -13,28 +13,15 @@ Variants, after a colon (`--config=configs/padim.py:wide`):
 
 import ml_collections
 
-from uadjax import config as defaults
 from uadjax.errors import UnknownName
-from uadjax.types import Config
+from uadjax.training import settings
 
 
-def get_config(arg: str = '') -> Config:
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Return the paper's settings, or those of the variant `arg`."""
   if arg not in ('', 'wide'):
-    raise UnknownName(f"Unknown variant {arg!r} of padim; choose from ['wide'].")
-  config = defaults.base()
-  config.detector = ml_collections.ConfigDict(
-    {
-      'name': 'padim',
-      'layers': ('layer1', 'layer2', 'layer3'),
-      'channels': 100,
-      # Orthonormal mixtures of all channels (Kim et al. 2021). The paper samples single channels
-      # ('sample'), and the AUROC depends much on which ones.
-      'projection': 'ortho',
-      'enlarge': 'bilinear',
-      'ridge': 0.01,
-    }
-  )
+    raise UnknownName(f"Unknown variant {arg!r} of padim; choose from ['wide'].", allowed=('wide',))
+  config = settings.default_config('padim')
   config.fit.held_out = 0.0  # Trains on every image; thresholds come from leave-one-out scores.
   config.fit.batch_size = 32
   if arg == 'wide':

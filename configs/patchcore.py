@@ -14,29 +14,18 @@ Variants, after a colon (`--config=configs/patchcore.py:ten`):
 
 import ml_collections
 
-from uadjax import config as defaults
 from uadjax.errors import UnknownName
-from uadjax.types import Config
+from uadjax.training import settings
 
 
-def get_config(arg: str = '') -> Config:
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Return the paper's settings, or those of the variant `arg`."""
   if arg not in ('', 'ten'):
-    raise UnknownName(f"Unknown variant {arg!r} of patchcore; choose from ['ten'].")
-  config = defaults.base()
-  config.detector = ml_collections.ConfigDict(
-    {
-      'name': 'patchcore',
-      'layers': ('layer2', 'layer3'),
-      'ratio': 0.1 if arg == 'ten' else 0.01,
-      'coreset_dim': 0,  # Select in all dimensions, because a projection costs accuracy.
-      'neighbors': 9,  # As in anomalib; the paper gives no number.
-      'reweight': True,
-      'channels': 0,  # Do not average channels; the paper averages to 1024 for wider backbones.
-      'max_bytes': 2 << 30,
-      'approx': False,
-    }
-  )
+    message = f"Unknown variant {arg!r} of patchcore; choose from ['ten']."
+    raise UnknownName(message, allowed=('ten',))
+  config = settings.default_config('patchcore')
+  if arg == 'ten':
+    config.detector.ratio = 0.1
   config.fit.held_out = 0.0  # Trains on every image; thresholds come from leave-one-out scores.
   config.fit.batch_size = 16  # Does not affect the result; larger ones only take memory on a CPU.
   return config

@@ -13,27 +13,16 @@ Variants, after a colon (`--config=configs/stfpm.py:paddlex`):
 
 import ml_collections
 
-from uadjax import config as defaults
 from uadjax.errors import UnknownName
-from uadjax.types import Config
+from uadjax.training import settings
 
 
-def get_config(arg: str = '') -> Config:
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Return the paper's settings, or those of the variant `arg`."""
   if arg and arg not in _VARIANTS:
-    raise UnknownName(f'Unknown variant {arg!r} of stfpm; choose from {sorted(_VARIANTS)}.')
-  config = defaults.base()
-  config.detector = ml_collections.ConfigDict(
-    {
-      'name': 'stfpm',
-      'layers': ('layer1', 'layer2', 'layer3'),
-      'momentum': 0.9,
-      'weight_decay': 1e-4,
-      'half': True,
-      'floor': 0.0,
-      'opening': 0,
-    }
-  )
+    names = sorted(_VARIANTS)
+    raise UnknownName(f'Unknown variant {arg!r} of stfpm; choose from {names}.', allowed=names)
+  config = settings.default_config('stfpm')
   config.fit.epochs = 100
   config.fit.batch_size = 32
   # Large, because the loss is a mean over positions of unit vectors.
@@ -43,7 +32,7 @@ def get_config(arg: str = '') -> Config:
   return config
 
 
-def _apply_paddlex(config: Config) -> None:
+def _apply_paddlex(config: ml_collections.ConfigDict) -> None:
   config.fit.steps = 5000
   config.fit.batch_size = 1
   config.detector.half = False
@@ -51,7 +40,7 @@ def _apply_paddlex(config: Config) -> None:
   config.detector.opening = 4
 
 
-def _apply_quick(config: Config) -> None:
+def _apply_quick(config: ml_collections.ConfigDict) -> None:
   config.data.ops = 'resize(96)'
   config.backbone.weights = 'random'
   config.fit.steps = 30

@@ -22,13 +22,12 @@ import numpy as np
 from shards import collective_bytes, planned_mb
 import subprocess_runs
 
-from uadjax import config as configs
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.model import model_dir
 from uadjax.numerics import neighbors
 from uadjax.sweep import tables
-from uadjax.training import loop
+from uadjax.training import loop, settings
 from uadjax.types import Batch
 
 _IMAGE_SIZE, _NUM_IMAGES, _NUM_BANK_ROWS = 256, 64, 10_240
@@ -57,7 +56,7 @@ def program_row(
 
 def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   """Compile the functions of one detector and return their table rows."""
-  config = configs.load(name)
+  config = settings.load(name)
   spec = RunContext(
     _IMAGE_SIZE,
     _IMAGE_SIZE,

@@ -1,6 +1,7 @@
 """Who names no model gets the demo's, fitted once, and is told what it is."""
 
 import pytest
+import yaml
 
 import uadjax
 from uadjax import config as configs, detectors
@@ -10,6 +11,7 @@ from uadjax.detectors.base import RunContext
 from uadjax.errors import ModelError
 from uadjax.inference import demo_model
 from uadjax.model import model_dir
+from uadjax.training import settings
 
 COMMAND = '`uadjax fit DIR`'
 
@@ -62,13 +64,14 @@ def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
 def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   config = demo_model.demo_config(title.lower())
-  assert config.backbone.weights == 'embedded'  # For nothing is in this cache.
-  config.backbone.name = 'compact'
-  _, detector = model_dir.build_detector(config, RunContext(64, 64, 60, learning_rate=0.1))
-  assert (detector.one_pass is None) == bool(config.fit.steps)
+  assert config['backbone.weights'] == 'embedded'  # For nothing is in this cache.
   path = tmp_path / 'config.yaml'
-  path.write_text(configs.to_yaml(config))
-  assert configs.to_plain_dict(configs.load(str(path))) == configs.to_plain_dict(config)
+  path.write_text(yaml.safe_dump(config))
+  loaded = settings.load(str(path), [('backbone.name', 'compact')])
+  _, detector = model_dir.build_detector(loaded, RunContext(64, 64, 60, learning_rate=0.1))
+  assert (detector.one_pass is None) == bool(loaded.fit.steps)
+  flat = configs.flatten(configs.to_plain_dict(loaded)) | {'backbone.name': 'resnet18'}
+  assert flat == {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 
 def test_downloaded_weights_are_used(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ from uadjax.distributed.processes import ProcessLost
 from uadjax.errors import ConfigError, Interrupted, Setting, UserError
 from uadjax.experiment import fit_model, flags
 from uadjax.system import threads
+from uadjax.training import settings
 
 # Key and value; what is between them and the end of the word must survive a shell and a parser.
 SETTINGS = [
@@ -73,9 +74,9 @@ def test_settings_in_messages_can_be_pasted_back(spelling, read):
     words = told.removeprefix('It is wrong. Pass ').removesuffix('; or nothing.')
     overrides = read(words)
     assert [key for key, _ in overrides] == [setting.key]
-    config = configs.load('padim', overrides)
+    config = settings.load('padim', overrides)
     wanted = tuple(setting.value) if isinstance(setting.value, list) else setting.value
-    assert configs.flatten(config.to_dict())[setting.key] == wanted, words
+    assert configs.describe(config)[setting.key].value == wanted, words
 
 
 def test_each_front_end_has_its_own_words():
@@ -123,7 +124,7 @@ def test_errors_keep_their_data(kind):
 def test_every_setting_that_a_message_names_exists():
   """The keys of all `Setting(...)` in the package, constants resolved."""
   names = ('padim', 'patchcore', 'stfpm')
-  keys = {key for name in names for key in configs.keys(configs.load(name))}
+  keys = {key for name in names for key in configs.keys(settings.load(name))}
   keys |= set(errors.OTHER_KEYS)
   wrong, count = [], 0
   for path in Path(uadjax.__file__).parent.rglob('*.py'):

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import small_runs
 
-from uadjax import cli, create_model, errors, main, types
+from uadjax import cli, config as configs, create_model, errors, main, types
 from uadjax.backbones import convolution
 from uadjax.data import image_io, transforms
 from uadjax.detectors import base
@@ -23,6 +23,7 @@ from uadjax.export import (
   graph as graphs,
   onnx as onnx_files,
   runtimes,
+  settings,
   verify,
 )
 from uadjax.model import model_dir
@@ -241,8 +242,7 @@ def test_rounding_may_move_a_value_over_the_floor_and_no_more(models):
 
 
 def with_floor(model, floor):
-  config = model.config.copy_and_resolve_references()
-  config.detector.update(floor=floor, opening=1)
+  config = configs.replace(model.config, {'detector.floor': floor, 'detector.opening': 1})
   _, detector = model_dir.build_detector(config, base.RunContext(model.ops.height, model.ops.width))
   return model._replace(config=config, score=jax.jit(detector.score))
 
@@ -339,11 +339,11 @@ def test_a_difference_of_another_runtime_is_found_there(models, tmp_path, monkey
 
 
 def test_sizes_are_read():
-  assert exporter.parse_size('1024x1280') == (1024, 1280)
-  assert exporter.parse_size('') is None
+  assert settings.parse_size('1024x1280') == (1024, 1280)
+  assert settings.parse_size('') is None
   for wrong in ('0x5', '5', 'ax5', '-3x4'):
     with pytest.raises(errors.ConfigError, match='1024x1280'):
-      exporter.parse_size(wrong)
+      settings.parse_size(wrong)
 
 
 def test_the_command_tells_what_it_wrote(models, tmp_path, capsys):

@@ -7,8 +7,10 @@ import shutil
 import pytest
 
 import uadjax
-from uadjax import cli, config as configs
+from uadjax import cli
 from uadjax.errors import ConfigError, DataError, UnknownName
+from uadjax.model import model_dir
+from uadjax.training import settings
 
 SMALL = {
   'data.ops': 'resize(32, 48)', 'detector.layers': 'layer1,layer2', 'detector.channels': 9,
@@ -24,7 +26,7 @@ def test_a_plain_folder_becomes_a_model(drawn, tmp_path, monkeypatch):
   image = drawn / 'disc' / 'test' / 'missing' / '000.png'
   (now,), (later,) = (m.predict(image) for m in (model, uadjax.create_model(model_dir=saved)))
   assert now.score == later.score
-  assert model.model.config.fit.batch_size == 4
+  assert model_dir.read_info(saved).settings['fit']['batch_size'] == 4
   with pytest.raises(ConfigError, match='holds a finished run'):
     uadjax.fit_model(plain, 'PaDiM', overrides=SMALL)
 
@@ -81,7 +83,7 @@ def test_the_command_does_the_same(drawn, tmp_path, capsys):
 def test_configs_have_names(name):
   file, _, variant = name.partition(':')
   path = f'{Path(__file__).parent.parent}/configs/{file}.py:{variant}'
-  assert configs.to_plain_dict(configs.load(name)) == configs.to_plain_dict(configs.load(path))
+  assert settings.load(name) == settings.load(path)
 
 
 def test_what_fails_is_told_in_the_commands_own_words(trained, drawn, tmp_path, capsys):

@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax import config as configs
 from uadjax.data import image_io, layouts
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import DataError
 from uadjax.evaluation import labeled
+from uadjax.training import settings
 from uadjax.types import Scores
 
 SIDE = 8
@@ -44,11 +44,8 @@ def folder(root: Path) -> Path:
 
 
 def config_of(directory: Path):
-  config = configs.base()
-  config.data.ops = f'resize({SIDE})'  # Not resized at all.
-  config.evaluate.batch_size = 4
-  config.calibrate.labeled = str(directory)
-  return config
+  values = {'data.ops': f'resize({SIDE})', 'evaluate.batch_size': 4}  # Not resized at all.
+  return settings.load('padim', [*values.items(), ('calibrate.labeled', directory)])
 
 
 def taken(directory: Path, training=()) -> list[str]:

@@ -14,6 +14,7 @@ from uadjax.detectors.base import RunContext
 from uadjax.errors import ModelError
 from uadjax.model import array_file, calibration, model_dir
 from uadjax.system import files
+from uadjax.training import settings
 
 NORMALS = calibration.CalibrationScores(
   ('a.png', ''), np.array([0.25, 0.5]), np.array([0.125, 0.25])
@@ -25,7 +26,7 @@ WEIGHTS = weights.Provenance('resnet18', 'random', '')
 @pytest.fixture(scope='module')
 def config():
   file = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'stfpm.py'
-  return configs.load(str(file), [('detector.layers', 'layer1'), ('data.ops', 'resize(32)')])
+  return settings.load(str(file), [('detector.layers', 'layer1'), ('data.ops', 'resize(32)')])
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +47,9 @@ def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
   assert model.name == 'STFPM'
   assert model.thresholds == LIMITS
   assert model.weights == WEIGHTS
-  assert configs.to_plain_dict(model.config) == configs.to_plain_dict(config)
+  for name in ('data', 'backbone', 'detector'):
+    assert getattr(model.config, name) == getattr(config, name)
+  assert model_dir.read_info(directory).settings == configs.to_plain_dict(config)
   assert jax.tree.structure(model.fitted) == jax.tree.structure(fitted)
   jax.tree.map(np.testing.assert_array_equal, model.fitted, fitted)
 

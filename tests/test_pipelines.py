@@ -5,7 +5,6 @@ import pytest
 import yaml
 
 import uadjax
-from uadjax import config as configs
 from uadjax.errors import ConfigError, ModelError, UnknownName
 from uadjax.inference import pipelines
 
@@ -87,9 +86,7 @@ def test_the_device_of_the_file_holds_unless_another_is_named(directory, tmp_pat
 def test_what_is_written_can_be_read_and_is_not_written_over(tmp_path):
   path = pipelines.write_settings(tmp_path / 'new')
   assert path.name == 'anomaly_detection.yaml'
-  assert configs.to_plain_dict(pipelines.read_settings(path)) == configs.to_plain_dict(
-    pipelines.default_settings()
-  )
+  assert pipelines.read_settings(path) == pipelines.PipelineSettings()
   with pytest.raises(ConfigError, match='exists already'):
     pipelines.write_settings(tmp_path / 'new')
 

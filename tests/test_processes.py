@@ -15,6 +15,7 @@ from safetensors import numpy as safetensors
 from uadjax import config
 from uadjax.data import demo
 from uadjax.distributed import processes
+from uadjax.distributed.settings import HostSettings
 from uadjax.errors import ConfigError
 
 SMALL = [
@@ -189,8 +190,7 @@ def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
   ('at', 'count', 'index'), [(':1', 0, -1), (':1', 2, 2), (':1', 2, -1), ('', 2, 0), (':x', 2, 0)]
 )
 def test_a_coordinator_without_the_rest_is_refused(at, count, index):
-  options = config.base().hosts
-  options.update({'coordinator': f'127.0.0.1{at}', 'count': count, 'index': index})
+  options = HostSettings(f'127.0.0.1{at}', count, index)
   with pytest.raises(ConfigError, match=f'got {count}.*got {index}'):
     processes.join(options)
 
@@ -229,8 +229,7 @@ def joined(monkeypatch):
   """Gives what a process of an environment tells JAX; None of one that is alone."""
 
   def join(environment, **given):
-    options, told, environment = config.base().hosts, [], dict(environment)
-    options.update(given)
+    options, told, environment = HostSettings(**given), [], dict(environment)
     with monkeypatch.context() as patch:
       patch.setattr(os, 'environ', environment)
       patch.setattr('jax.distributed.initialize', lambda **given: told.append(given))
@@ -290,9 +289,8 @@ def test_where_jax_finds_nothing_the_error_says_what_to_pass(joined):
 def test_who_waits_for_others_in_vain_is_told_so():
   options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'index': 0, 'wait_s': 1}
   code = (
-    'from uadjax import config; from uadjax.distributed import processes; options = '
-    'config.base().hosts; '
-    f'options.update({options}); processes.join(options)'
+    'from uadjax.distributed import processes, settings; '
+    f'processes.join(settings.HostSettings(**{options}))'
   )
   run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert run.returncode == 1
@@ -307,9 +305,8 @@ def test_one_that_hangs_is_not_waited_for_for_ever():
   options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'wait_s': 60}
   code = (
     'import sys, time\n'
-    'from uadjax import config; from uadjax.distributed import processes\n'
-    'options = config.base().hosts\n'
-    f'options.update({options} | {{"index": int(sys.argv[1])}})\n'
+    'from uadjax.distributed import processes, settings\n'
+    f'options = settings.HostSettings(**{options}, index=int(sys.argv[1]))\n'
     'processes.join(options)\n'
     'processes.barrier("the start", 60)\n'
     'if options.index: time.sleep(60)\n'

@@ -245,8 +245,7 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
   shutil.copytree(models['patchcore'].directory, directory)
   (directory / 'calibration.csv').unlink()
   model = models['patchcore']
-  config = configs.from_plain_dict(configs.to_plain_dict(model.config), '')
-  config.data.root = str(tmp_path / 'gone')
+  config = configs.replace(model.config, {'data.root': str(tmp_path / 'gone')})
   model = model._replace(directory=directory, config=config)
   for kind in exporter.QUANTIZATIONS:
     with pytest.raises(errors.ConfigError, match=r'export\.images=DIR'):

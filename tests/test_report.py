@@ -19,6 +19,7 @@ from uadjax.data.records import Record
 from uadjax.evaluation import curves, report
 from uadjax.evaluation.report import content, document, gallery, provenance
 from uadjax.model import calibration, model_dir
+from uadjax.training import settings
 from uadjax.types import Scores
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
@@ -236,7 +237,7 @@ def test_the_fingerprint_depends_on_content_and_names_but_not_on_the_folder(tmp_
 
 
 def test_the_provenance_of_a_report(tmp_path):
-  config = configs.load(str(CONFIG))
+  config = settings.load(str(CONFIG))
   weights = pretrained_weights.Provenance(
     'r18.pth', 'https://example.org/r18.pth', 'abc', 'BSD-3-Clause'
   )

@@ -1,339 +1,269 @@
-"""Configurations: defaults, files and overrides. YAML files are never executed.
+"""Machinery of settings: typed trees with bounds and help, filled from files, text and overrides.
 
-This module replaces `ml_collections.config_flags`, which answers a misspelled key with a traceback
-before any work directory exists, cannot set a field whose value is None, and executes every file,
-even YAML. Here text values are assigned to the same ConfigDict; `experiment.flags` parses flags.
+A package declares its settings as a frozen dataclass whose fields are made by `field`; a field that
+is a dataclass itself is a section. `training.settings` composes the tree of a run. A dotted key,
+such as fit.batch_size, names one setting. Files in YAML are never executed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
 import difflib
 import importlib.util
 import math
+import os
 from pathlib import Path
-from typing import Any
+import types
+from typing import Any, NamedTuple, TypeVar
 
 import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax.errors import ConfigError, Setting
-from uadjax.types import Config
+from uadjax.errors import ConfigError, Setting, UnknownName, UserError
 
-_POSITIVE_KEYS = (
-  'fit.epochs',
-  'fit.steps',
-  'fit.batch_size',
-  'fit.log_every',
-  'fit.eval_every',
-  'evaluate.batch_size',
-  'predict.batch_size',
-  'calibrate.images',
-  'calibrate.retain',
-  'export.batch',
-)
-_NONNEGATIVE_KEYS = (
-  'seed',
-  'data.mask_threshold',
-  'fit.learning_rate',
-  'fit.warmup_steps',
-  'fit.checkpoint_every_s',
-  'fit.cache_bytes',
-  'evaluate.save_pictures',
-  'evaluate.report_pictures',
-)
-_THRESHOLD_NAMES = ('image_threshold', 'review_threshold', 'pixel_threshold')
-_THRESHOLD_KEYS = tuple(
-  f'{mode}.{name}' for mode in ('evaluate', 'predict') for name in _THRESHOLD_NAMES
-)
-_OPTIONAL_KEYS = ('fit.steps', 'fit.eval_every', 'export.batch', *_THRESHOLD_KEYS)
+Values = Mapping[str, object]
+S = TypeVar('S')
+
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
-
-
-def base() -> Config:
-  """Return the default configuration without `detector`, which the files in `configs/` add."""
-  return ml_collections.ConfigDict(
-    {
-      'mode': 'train',
-      'device': 'auto',
-      'seed': 3,  # Seed of every random choice.
-      'data': {
-        'root': '',  # Empty for the synthetic images of the demo.
-        'category': '',
-        'layout': 'auto',
-        'ops': 'resize(256)',
-        'mask_threshold': 0,  # Pixels of a mask above it are defects.
-      },
-      # With 'auto': ImageNet weights, or the built-in backbone if these are unavailable.
-      'backbone': {'name': 'resnet18', 'weights': 'auto'},
-      'fit': {
-        'epochs': 1,
-        'steps': config_dict.placeholder(int),  # Takes precedence over epochs.
-        'batch_size': 32,
-        'learning_rate': 0.0,
-        'warmup_steps': 0,
-        'held_out': 0.2,  # Fraction of the good images for validation and calibration.
-        'log_every': 10,  # Interval in steps.
-        'eval_every': config_dict.placeholder(int),  # Interval in steps; one epoch when not set.
-        'checkpoint_every_s': 60.0,  # Interval in seconds; shorter runs save the last step only.
-        'cache_bytes': 2 << 30,  # Limit for decoded images, and again for their frozen features.
-        'resume': '',  # 'latest', 'best', or a step in `checkpoints/rolling`.
-        'overwrite': False,  # Whether to replace an existing run.
-        'extend': '',  # Model directory of PaDiM or PatchCore to extend with further images.
-      },
-      'check': {
-        'enforce': True,  # Whether to reject datasets with problems, instead of excluding images.
-        'convert': {  # Converts labels of another tool to a `seglist`, before the check.
-          'enable': False,
-          'src_dataset_type': '',  # LabelMe, VOC, COCO or MVTec_AD.
-          'output': '',  # Empty or new folder.
-        },
-        'split': {  # Draws the lists of a `seglist` at random, after conversion, before the check.
-          'enable': False,
-          'train_percent': 80,
-          'val_percent': 20,
-        },
-      },
-      'calibrate': {
-        'method': 'normals',  # Or 'confident'; with labeled images 'f1' or 'cost'.
-        'budget': 0.01,  # Fraction of good images that may be labeled NG.
-        'review_budget': 0.05,  # Fraction of good images that may be labeled NG or review.
-        'labeled': '',  # Dataset directory with good and defective images, for f1 and cost.
-        'miss_cost': 10.0,  # Cost of a missed defect relative to a false alarm.
-        'images': 500,  # Maximum number of leave-one-out scores; more take time for little gain.
-        'retain': 32,  # Number of images whose embeddings are saved for a run that extends this.
-      },
-      'evaluate': {
-        'do_eval': True,
-        'save_pictures': 16,
-        'report_pictures': 200,  # Number of pictures in report.html; 0 for no report.
-        'batch_size': 16,
-        'model_dir': '',
-        **_threshold_placeholders(),
-      },
-      'predict': {
-        'input': '',
-        'batch_size': 8,
-        'model_dir': '',
-        # The others, auto, onnxruntime and openvino, run the exported graph, faster on a CPU.
-        'backend': 'jax',
-        # Folder of a table with a row per image, instead of pictures; see inference.score_table.
-        'table': '',
-        'format': 'parquet',  # Or jsonl; format of the table.
-        'shard': 'auto',  # I/N for process I of N, which scores its share of the images.
-        **_threshold_placeholders(),
-      },
-      'export': {
-        'format': 'onnx',  # Or stablehlo, savedmodel, tflite.
-        'output': '',  # Output file; model.<format> in the model directory when empty.
-        'model_dir': '',
-        'batch': config_dict.placeholder(int),  # Fixed batch size; any size when not set.
-        'include_resize': '',  # HEIGHTxWIDTH of a camera, whose images the graph resizes itself.
-        'images': '',  # Folder of images for verification; the calibration images when empty.
-        'quantize': '',  # Or int8, fp16: a smaller ONNX file, verified by labels and AUROC.
-      },
-      'hosts': {
-        # Or HOST:PORT of the first process, jax or none; see uadjax/distributed/processes.py.
-        'coordinator': 'auto',
-        'count': 0,  # Number of processes, if the coordinator is HOST:PORT.
-        'index': -1,  # Index of this process from 0, if the coordinator is HOST:PORT.
-        'wait_s': 300,  # Timeout of the start and of barriers, in seconds.
-        'heartbeat_s': 100,  # A process without a heartbeat for this long counts as lost.
-      },
-      'mesh': {
-        'data': -1,  # Number of devices that share a batch; -1 for all that `device` selects.
-        # Or always, never; 'auto' shards the fitted state over devices with separate memory.
-        'shard_state': 'auto',
-      },
-    }
-  )
-
-
-def _threshold_placeholders() -> dict[str, Any]:
-  """Return unset image, review and pixel thresholds, which replace calibrated ones when set."""
-  return {name: config_dict.placeholder(float) for name in _THRESHOLD_NAMES}
-
-
+_TYPE_TEXTS = {
+  int: 'a whole number',
+  float: 'a number',
+  bool: 'true or false',
+  str: 'text',
+  tuple: 'a list such as layer1,layer2',
+}
 # Directory of the built-in configs in an installed package, and in a checkout.
 _CONFIG_DIRS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent / 'configs')
 
 
-def load(source: str, overrides: Sequence[tuple[str, Any]] = ()) -> Config:
-  """Read a configuration, apply overrides, validate it, and return it locked.
+class Limits(NamedTuple):
+  """What is known about a setting beside its type and default.
+
+  Attributes:
+    help: one sentence.
+    unit: unit of the value, such as 's'.
+    minimum: smallest value.
+    above: bound that every value exceeds.
+    maximum: largest value.
+    below: bound that every value is less than.
+    choices: all values, for text.
+    check: function that raises an error for an invalid value.
+  """
+
+  help: str
+  unit: str = ''
+  minimum: float | None = None
+  above: float | None = None
+  maximum: float | None = None
+  below: float | None = None
+  choices: tuple[str, ...] = ()
+  check: Callable[[Any], object] | None = None
+
+  def __str__(self) -> str:
+    """Return the bounds or choices in words, or '' if every value of the type is valid."""
+    if self.choices:
+      return f'one of {", ".join(repr(choice) for choice in self.choices)}'
+    bounds = (
+      (self.minimum, 'at least {:g}'), (self.above, 'above {:g}'),
+      (self.maximum, 'at most {:g}'), (self.below, 'below {:g}'),
+    )  # fmt: skip
+    return ' and '.join(text.format(bound) for bound, text in bounds if bound is not None)
+
+  def allow(self, value: object) -> bool:
+    """Return whether a value of the right type is within the bounds or among the choices."""
+    if isinstance(value, str):
+      return not self.choices or value in self.choices
+    if not isinstance(value, int | float):
+      return True
+    return (
+      math.isfinite(value)
+      and (self.minimum is None or value >= self.minimum)
+      and (self.above is None or value > self.above)
+      and (self.maximum is None or value <= self.maximum)
+      and (self.below is None or value < self.below)
+    )
+
+
+class SettingInfo(NamedTuple):
+  """Setting of a tree: its dotted key, type, current value and limits.
+
+  Attributes:
+    key: dotted key.
+    type: int, float, bool, str or tuple.
+    is_optional: whether the value may be None.
+    value: value in the tree that was described; its default in a tree of defaults.
+    limits: help and bounds.
+  """
+
+  key: str
+  type: type
+  is_optional: bool
+  value: object
+  limits: Limits
+
+
+def field(default: S, help: str, **limits: Any) -> S:
+  """Declare a field of a settings dataclass; `limits` are the fields of `Limits`."""
+  return dataclasses.field(default=default, metadata={'limits': Limits(help, **limits)})
+
+
+def describe(settings: object, prefix: str = '') -> dict[str, SettingInfo]:
+  """Return all settings of a tree by dotted key."""
+  infos: dict[str, SettingInfo] = {}
+  for field in dataclasses.fields(settings):  # pyright: ignore[reportArgumentType]
+    key, value = prefix + field.name, getattr(settings, field.name)
+    if dataclasses.is_dataclass(value):
+      infos |= describe(value, f'{key}.')
+      continue
+    kinds = _kinds(field.type)
+    kind = getattr(kinds[0], '__origin__', kinds[0])  # tuple of tuple[str, ...].
+    infos[key] = SettingInfo(key, kind, len(kinds) > 1, value, field.metadata['limits'])
+  return infos
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+  """Return the members of a union, or a single type."""
+  return annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def from_values(kind: type[S], values: Values, source: str = 'the configuration') -> S:
+  """Return settings with the given values; the others have their defaults.
+
+  Therefore saved settings remain readable when a later version adds keys.
 
   Args:
-    source: `FILE.py[:argument]`, `FILE.yaml`, or `NAME[:argument]` of a config in configs/.
-    overrides: dotted keys with values, which may be text, in the order of their assignment.
-
-  Raises:
-    ConfigError: a file is missing or invalid, a key is unknown (the message suggests the closest
-      match), or a value has the wrong type or range.
-  """
-  name, _, argument = source.partition(':')
-  path = _builtin_configs().get(name, Path(name))
-  if not path.is_file():
-    raise ConfigError(
-      f'No config file {name!r}.',
-      key='config',
-      value=name,
-      allowed=sorted(_builtin_configs()),
-      hint=(
-        'Pass an existing file, such as ',
-        Setting('config', 'configs/stfpm.py'),
-        f', or one of {sorted(_builtin_configs())}.',
-      ),
-    )
-  is_yaml = path.suffix in ('.yaml', '.yml')
-  config = _from_yaml(path) if is_yaml else _from_python(path, argument)
-  for key, value in overrides:
-    assign(config, key, value)
-  _validate(config)
-  return config.lock()
-
-
-def _builtin_configs() -> dict[str, Path]:
-  folder = next((folder for folder in _CONFIG_DIRS if folder.is_dir()), _CONFIG_DIRS[0])
-  return {path.stem: path for path in folder.glob('*.py')}
-
-
-def closest_keys(key: str, valid_keys: Sequence[str]) -> str:
-  """Return the valid keys that a wrong key may stand for, quoted, or '' if there is none.
-
-  If valid keys end with the last part of the wrong one, such as `image_threshold` with `threshold`,
-  these are all returned; else the one that is spelled most like it.
-  """
-  section, _, name = key.rpartition('.')
-  longer = [k for k in valid_keys if k.endswith(f'_{name}') and k.rpartition('.')[0] == section]
-  matches = longer or difflib.get_close_matches(key, valid_keys, 1, cutoff=0.5)
-  return ' or '.join(map(repr, matches))
-
-
-def assign(config: Config, key: str, value: Any) -> None:
-  """Assign a value, as text or as a YAML value, to a dotted key.
-
-  Raises:
-    ConfigError: the key is unknown or a section, or the value has the wrong type.
-  """
-  *section_names, name = key.split('.')
-  parent = node = config
-  for segment in [*section_names, name]:
-    if not isinstance(node, ml_collections.ConfigDict) or segment not in node:
-      valid_keys = sorted(keys(config))
-      matches = closest_keys(key, valid_keys)
-      hint = f'did you mean {matches}?' if matches else f'choose from {valid_keys}.'
-      raise ConfigError(f'Unknown config key {key!r}; {hint}')
-    parent, node = node, node[segment]
-  if isinstance(node, ml_collections.ConfigDict):
-    raise ConfigError(
-      f'Config key {key!r} is a section; set one of {sorted(f"{key}.{k}" for k in node)}.'
-    )
-  value_type = parent.get_type(name)
-  if value is None or (value == 'None' and value_type is not str):
-    if key in _OPTIONAL_KEYS:
-      parent[name] = None
-      return
-    raise ConfigError(f'{key} must be {_describe_type(value_type)}, not None.')
-  try:
-    parent[name] = _cast(value_type, value)
-  except (ValueError, TypeError, yaml.YAMLError):
-    raise ConfigError(
-      f'{key} must be {_describe_type(value_type)}, got {value!r}; its current value is {node!r}.'
-    ) from None
-
-
-def keys(config: Config, prefix: str = '') -> Iterator[str]:
-  """Yield the dotted keys of all values in a configuration."""
-  for name in config:
-    if isinstance(config[name], ml_collections.ConfigDict):
-      yield from keys(config[name], f'{prefix}{name}.')
-    else:
-      yield prefix + name
-
-
-def to_plain_dict(config: Config) -> dict[str, Any]:
-  """Return a configuration as nested dictionaries, with lists for tuples, for JSON and YAML."""
-  return {
-    k: to_plain_dict(v)
-    if isinstance(v, ml_collections.ConfigDict)
-    else list(v)
-    if isinstance(v, tuple)
-    else v
-    for k, v in config.items()
-  }
-
-
-def to_yaml(config: Config) -> str:
-  """Return a configuration as YAML, which `load` reads."""
-  return yaml.safe_dump(to_plain_dict(config), sort_keys=False)
-
-
-def from_plain_dict(values: Mapping[str, Any], source: str) -> Config:
-  """Return the configuration for nested dictionaries, the inverse of `to_plain_dict`.
-
-  Missing keys get their defaults, so that model directories remain readable when a later version
-  adds keys.
-
-  Args:
-    values: nested dictionaries with at least detector.name and detector.layers.
+    kind: dataclass of the tree.
+    values: values by dotted key or in nested mappings; may be text.
     source: name of the file that the values come from, for error messages.
 
   Raises:
-    ConfigError: the detector is missing, a key is unknown, or a value has the wrong type.
+    ConfigError: a key is unknown (the message suggests the closest match), or a value is invalid.
   """
-  config = base()
-  detector = values.get('detector')
-  if not isinstance(detector, Mapping) or not {'name', 'layers'} <= detector.keys():
+  flat, sections = flatten(values), {}
+  for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+    kinds = _kinds(field.type)
+    if all(map(dataclasses.is_dataclass, kinds)) and len(kinds) > 1:
+      choices = {kind().name: kind for kind in kinds}
+      name = flat.get(key := f'{field.name}.name')
+      if name not in choices:
+        error, problem = UnknownName, f'Unknown {key} {name!r} in {source}'
+        if name is None:
+          error, problem = ConfigError, f'{source} lacks {key}'
+        raise error(f'{problem}; choose from {list(choices)}.', key=key, value=name,
+                    allowed=tuple(choices))  # fmt: skip
+      sections[field.name] = choices[name]()
+  return replace(kind(**sections), flat)
+
+
+def replace(settings: S, values: Values) -> S:
+  """Return a copy of a tree with other values, which are by dotted key and may be text.
+
+  Raises:
+    ConfigError: a key is unknown or a section, or a value has the wrong type or is out of bounds.
+  """
+  infos = describe(settings)
+  for key in values:
+    if key not in infos:
+      raise unknown_key(key, tuple(infos))
+  return _replace(settings, {key: _convert(infos[key], value) for key, value in values.items()})
+
+
+def _replace(settings: S, values: Values) -> S:
+  changes: dict[str, Any] = {}
+  sections: dict[str, dict[str, object]] = {}
+  for key, value in values.items():
+    name, _, rest = key.partition('.')
+    if rest:
+      sections.setdefault(name, {})[rest] = value
+    else:
+      changes[name] = value
+  changes |= {name: _replace(getattr(settings, name), own) for name, own in sections.items()}
+  return dataclasses.replace(settings, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def unknown_key(key: str, keys: Sequence[str]) -> ConfigError:
+  """Return the error for a key that is none of `keys`; it suggests the closest ones."""
+  section_keys = [k for k in keys if k.startswith(f'{key}.')]
+  if section_keys:
+    message = f'Config key {key!r} is a section; set one of {section_keys}.'
+    return ConfigError(message, key=key, allowed=section_keys)
+  matches = closest_keys(key, keys)
+  hint = f'did you mean {" or ".join(map(repr, matches))}?' if matches else f'choose from {keys}.'
+  return ConfigError(f'Unknown config key {key!r}; {hint}', key=key, allowed=matches or keys)
+
+
+def closest_keys(key: str, keys: Sequence[str]) -> tuple[str, ...]:
+  """Return the keys that a wrong key may stand for.
+
+  If keys end with the last part of the wrong one, such as `image_threshold` with `threshold`, these
+  are all returned; else the one that is spelled most like it, in the same section if that exists.
+  """
+  section, _, name = key.rpartition('.')
+  siblings = [k for k in keys if k.rpartition('.')[0] == section]
+  if longer := tuple(k for k in siblings if k.endswith(f'_{name}')):
+    return longer
+  if section and siblings:
+    return tuple(difflib.get_close_matches(key, siblings, 1, cutoff=0))
+  return tuple(difflib.get_close_matches(key, keys, 1, cutoff=0.5))
+
+
+def _convert(info: SettingInfo, value: object) -> object:
+  """Return a value in the type of a setting, after checking its bounds."""
+  key, kind, limits = info.key, info.type, info.limits
+  if value is None or (value == 'None' and kind is not str):
+    if info.is_optional:
+      return None
     raise ConfigError(
-      f'{source} lacks detector.name or detector.layers; start from the config.yaml of a run, or '
-      'from configs/*.py.'
+      f'{key} must be {_TYPE_TEXTS[kind]}, not None.', key=key, allowed=_TYPE_TEXTS[kind]
     )
-  config.detector = {k: tuple(v) if isinstance(v, list) else v for k, v in detector.items()}
-  for key, value in flatten(values).items():
-    assign(config, key, value)
-  return config
-
-
-def _validate(config: Config) -> None:
-  values = flatten(to_plain_dict(config))
-  for key in _THRESHOLD_KEYS:
-    if (threshold := values[key]) is not None and not math.isfinite(threshold):
-      raise ConfigError(f'{key} must be finite, got {threshold}.')
-  for key in (*_POSITIVE_KEYS, *_NONNEGATIVE_KEYS):
-    value = values.get(key)
-    if value is None:
-      continue
-    if not 0 <= value < math.inf or (key in _POSITIVE_KEYS and not value):
-      requirement = 'positive' if key in _POSITIVE_KEYS else 'zero or more'
-      raise ConfigError(f'{key} must be {requirement} and finite, got {value}.')
-
-
-def _from_yaml(path: Path) -> Config:
   try:
-    values = yaml.safe_load(path.read_text())
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
-    raise ConfigError(f'{path} is not valid YAML: {error}') from None
-  if not isinstance(values, dict):
+    converted = _cast(kind, value)
+  except (ValueError, TypeError, OverflowError):
+    message = f'{key} must be {_TYPE_TEXTS[kind]}, got {value!r}; its current value is '
     raise ConfigError(
-      f'{path} is not a configuration; it must be a mapping with sections such as data and fit.'
+      f'{message}{info.value!r}.', key=key, value=value, allowed=_TYPE_TEXTS[kind]
+    ) from None
+  if not limits.allow(converted):
+    requirement = str(limits) or 'finite'
+    error = UnknownName if limits.choices else ConfigError
+    allowed = limits.choices or requirement
+    raise error(
+      f'{key} must be {requirement}, got {value!r}.', key=key, value=value, allowed=allowed
     )
-  return from_plain_dict(values, str(path))
+  if limits.check:
+    try:
+      limits.check(converted)
+    except UserError as error:
+      if error.key is None:
+        error.key, error.value = key, converted
+      raise
+  return converted
 
 
-def _from_python(path: Path, argument: str) -> Config:
-  module_spec = importlib.util.spec_from_file_location(f'uadjax_config_{path.stem}', path)
-  if module_spec is None or module_spec.loader is None:
-    raise ConfigError(f'{path} is neither .py nor .yaml; pass a file such as configs/stfpm.py.')
-  module = importlib.util.module_from_spec(module_spec)
-  try:
-    module_spec.loader.exec_module(module)
-  except SyntaxError as error:
-    raise ConfigError(f'{path} is not valid Python: {error}') from None
-  if not hasattr(module, 'get_config'):
-    raise ConfigError(f'{path} does not define get_config(arg); see configs/stfpm.py.')
-  return module.get_config(argument)
+def _cast(kind: type, value: object) -> Any:
+  if kind is tuple:
+    if isinstance(value, str):
+      value = [item.strip(' \'"') for item in value.strip('()[] ').split(',') if item.strip()]
+    if not isinstance(value, Sequence):
+      raise TypeError(value)
+    return tuple(_cast(str, item) for item in value)
+  if not isinstance(value, str | int | float | os.PathLike):
+    raise TypeError(value)
+  text = str(value)
+  if kind is bool:
+    if text.lower() not in _TRUE + _FALSE:
+      raise ValueError(text)
+    return text.lower() in _TRUE
+  if kind is int:
+    number = float(text) if 'e' in text.lower() else int(text)
+    if number != int(number):
+      raise ValueError(text)
+    return int(number)
+  return kind(text)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Return the values of nested dictionaries by dotted key."""
+def flatten(values: Values, prefix: str = '') -> dict[str, Any]:
+  """Return the values of nested mappings by dotted key."""
   leaves = {}
   for key, value in values.items():
     if isinstance(value, Mapping):
@@ -343,28 +273,88 @@ def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return leaves
 
 
-def _cast(value_type: type, value: Any) -> Any:
-  if value_type is tuple:
-    if isinstance(value, str):
-      value = [item.strip(' \'"') for item in value.strip('()[] ').split(',') if item.strip()]
-    return tuple(value)
-  text = str(value)
-  if value_type is bool:
-    if text.lower() not in _TRUE + _FALSE:
-      raise ValueError(text)
-    return text.lower() in _TRUE
-  if value_type is int:
-    number = float(text) if 'e' in text.lower() else int(text)
-    if number != int(number):
-      raise ValueError(text)
-    return int(number)
-  return value_type(text)
+def keys(settings: object) -> Iterable[str]:
+  """Return the dotted keys of all settings of a tree."""
+  return describe(settings)
 
 
-def _describe_type(value_type: type) -> str:
-  return {
-    int: 'a whole number',
-    float: 'a number',
-    bool: 'true or false',
-    tuple: 'a list such as layer1,layer2',
-  }.get(value_type, f'a {value_type.__name__}')
+def to_plain_dict(settings: object) -> dict[str, Any]:
+  """Return a tree as nested dictionaries, with lists for tuples, for JSON and YAML."""
+
+  def to_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+
+  return dataclasses.asdict(settings, dict_factory=to_dict)  # pyright: ignore[reportArgumentType]
+
+
+def to_yaml(settings: object) -> str:
+  """Return a tree as YAML."""
+  return yaml.safe_dump(to_plain_dict(settings), sort_keys=False)
+
+
+def to_config_dict(settings: object) -> ml_collections.ConfigDict:
+  """Return a tree as a ConfigDict, for the functions `get_config` in configs/."""
+  config = ml_collections.ConfigDict(dataclasses.asdict(settings))  # pyright: ignore[reportArgumentType]
+  for info in describe(settings).values():
+    if info.value is None:
+      *sections, name = info.key.split('.')
+      node = config
+      for section in sections:
+        node = node[section]
+      node[name] = config_dict.placeholder(info.type)
+  return config
+
+
+def read(source: str) -> dict[str, Any]:
+  """Read the values of a configuration by dotted key.
+
+  Args:
+    source: `FILE.py[:argument]`, `FILE.yaml`, or `NAME[:argument]` of a config in configs/.
+
+  Raises:
+    ConfigError: the file is missing or invalid.
+  """
+  name, _, argument = source.partition(':')
+  folder = next((folder for folder in _CONFIG_DIRS if folder.is_dir()), _CONFIG_DIRS[0])
+  builtin_configs = {path.stem: path for path in folder.glob('*.py')}
+  path = builtin_configs.get(name, Path(name))
+  if not path.is_file():
+    names = sorted(builtin_configs)
+    example = Setting('config', 'configs/stfpm.py')
+    raise ConfigError(
+      f'No config file {name!r}.',
+      key='config',
+      value=name,
+      allowed=names,
+      hint=('Pass an existing file, such as ', example, f', or one of {names}.'),
+    )
+  return flatten(
+    _read_yaml(path) if path.suffix in ('.yaml', '.yml') else _run_python(path, argument)
+  )
+
+
+def _read_yaml(path: Path) -> Values:
+  try:
+    values = yaml.safe_load(path.read_text())
+  except (yaml.YAMLError, UnicodeDecodeError) as error:
+    raise ConfigError(f'{path} is not valid YAML: {error}', key='config', value=path) from None
+  if not isinstance(values, dict):
+    message = 'is not a configuration; it must be a mapping with sections such as data and fit.'
+    raise ConfigError(f'{path} {message}', key='config', value=path)
+  return values
+
+
+def _run_python(path: Path, argument: str) -> Values:
+  module_spec = importlib.util.spec_from_file_location(f'uadjax_config_{path.stem}', path)
+  if module_spec is None or module_spec.loader is None:
+    problem = 'is neither .py nor .yaml; pass a file such as configs/stfpm.py.'
+    raise ConfigError(f'{path} {problem}', key='config', value=path)
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise ConfigError(f'{path} is not valid Python: {error}', key='config', value=path) from None
+  if not hasattr(module, 'get_config'):
+    problem = 'does not define get_config(arg); see configs/stfpm.py.'
+    raise ConfigError(f'{path} {problem}', key='config', value=path)
+  return module.get_config(argument).to_dict()

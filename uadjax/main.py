@@ -6,12 +6,12 @@ import contextlib
 from pathlib import Path
 import sys
 
-from uadjax import config as configs, errors, experiment
+from uadjax import errors, experiment
 from uadjax.distributed import mesh, processes
 from uadjax.errors import Interrupted, UserError
 from uadjax.experiment import flags
 from uadjax.system import logging, memory
-from uadjax.training import workdir as workdirs
+from uadjax.training import settings, workdir as workdirs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   mode = mode if mode in experiment.MODES else 'train'
   try:
     with errors.setting_format(flags.format_setting):
-      config = configs.load(arguments.config, overrides)
+      config = settings.load(arguments.config, overrides)
       mode = experiment.require_mode(config.mode)
       workdir = workdir or workdirs.default_workdir(config, arguments.config.partition(':')[2])
       processes.join(

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Mapping, Sequence
+import dataclasses
 from pathlib import Path
 
 from rich import box, table, text
@@ -12,9 +13,9 @@ from uadjax.cli import console, runtime
 from uadjax.data import problems
 from uadjax.data.checks import report as reports
 from uadjax.data.problems import Problem
+from uadjax.data.settings import DataSettings
 from uadjax.errors import DataError
 from uadjax.system import files, progress
-from uadjax.types import Config
 
 _SEVERITY_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 
@@ -25,22 +26,23 @@ def check_dataset(
   """Check each named category; exit with status 1 if a check finds errors."""
   if not dataset.is_dir():
     raise DataError(f'{dataset} is not a folder; name a folder that holds images.')
-  config = configs.base()
-  config.data.update({'root': str(dataset), 'category': category, 'layout': layout})
+  settings = DataSettings(str(dataset), category)
+  settings = configs.replace(settings, {'layout': layout})
   all_passed = True
   with runtime.prepare():
-    category_names = data.expand(config.data)
+    category_names = data.expand(settings)
     for category_name in category_names:
-      config.data.category = category_name
       folder = output / category_name if output and len(category_names) > 1 else output
-      all_passed &= _check_category(config, folder, as_json)
+      all_passed &= _check_category(
+        dataclasses.replace(settings, category=category_name), folder, as_json
+      )
   if not all_passed:
     raise typer.Exit(runtime.EXIT_FAILURE)
 
 
-def _check_category(config: Config, folder: Path | None, as_json: bool) -> bool:
+def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) -> bool:
   """Check one category, print the result, and return whether it can be trained on."""
-  report = data.check_dataset(config.data, progress=progress.show_progress)
+  report = data.check_dataset(settings, progress=progress.show_progress)
   train, test = report.splits
   defect_counts = collections.Counter(record.defect for record in test if record.is_anomalous)
   if folder:

@@ -307,10 +307,10 @@ def export(
   """
   with runtime.prepare():
     from uadjax.cli import console
-    from uadjax.export import exporter
+    from uadjax.export import exporter, settings
     from uadjax.model import model_dir as model_dirs
 
-    camera_size = exporter.parse_size(include_resize)
+    camera_size = settings.parse_size(include_resize)
     model = model_dirs.load(model_dir)
     exported = exporter.export(model, format, output, batch, camera_size, images, quantize or '')
     if as_json:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from uadjax import data
+from uadjax import config as configs, data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.records import Record
@@ -21,7 +21,7 @@ def checked_splits(config: Config) -> records.Splits:
     ConfigError: `check.convert` or `check.split` is enabled, which needs the mode check_dataset.
   """
   for name in ('convert', 'split'):
-    if config.check[name].enable:
+    if getattr(config.check, name).enable:
       raise ConfigError(
         f'check.{name} changes files, which only the mode check_dataset may do.',
         key=f'check.{name}.enable',
@@ -108,9 +108,9 @@ def _convert_labels(config: Config) -> Config:
   )  # fmt: skip
   for note in conversion.notes:
     log.LOG.warning('%s', note)
-  converted_config = config.copy_and_resolve_references().unlock()
-  converted_config.data.update({'root': str(target), 'category': '', 'layout': 'seglist'})
-  return converted_config
+  return configs.replace(
+    config, {'data.root': str(target), 'data.category': '', 'data.layout': 'seglist'}
+  )
 
 
 def _resplit_lists(config: Config) -> Config:

@@ -6,6 +6,7 @@ evaluate, predict, check_dataset, export. The module `fit_model` is training fro
 
 from collections.abc import Callable, Mapping
 import contextlib
+import dataclasses
 import logging
 from pathlib import Path
 import shutil
@@ -20,7 +21,7 @@ from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
 from uadjax.evaluation import evaluate
 from uadjax.experiment import evaluate_run
-from uadjax.export import exporter
+from uadjax.export import exporter, settings as export_settings
 from uadjax.inference import pipelines, predictor as predictors, score_table
 from uadjax.model import calibration, model_dir
 from uadjax.system import files, logging as log, progress, signals
@@ -114,8 +115,8 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
     return evaluate_run.check_and_evaluate(model, config, workdir)
 
   if not config.data.root:  # The default is the dataset of the model, not the demo dataset.
-    config = config.copy_and_resolve_references().unlock()
-    config.data = model_dir.read_info(config.evaluate.model_dir or workdir / 'model').config.data
+    info = model_dir.read_info(config.evaluate.model_dir or workdir / 'model')
+    config = dataclasses.replace(config, data=info.config.data)
   return _run_over_categories(evaluate_category, config, workdir)
 
 
@@ -205,7 +206,7 @@ def export_model(config: Config, workdir: Path) -> Result:
     options.format,
     Path(options.output) if options.output else None,
     options.batch,
-    exporter.parse_size(options.include_resize),
+    export_settings.parse_size(options.include_resize),
     Path(options.images) if options.images else None,
     options.quantize,
   )
@@ -268,7 +269,7 @@ def _run_over_categories(
     is_resuming = config.mode == 'train' and config.fit.resume
     saved_steps = workdirs.saved_steps(category_dir)
     if not saved_steps:
-      category_config.fit.resume = ''
+      category_config = configs.replace(category_config, {'fit.resume': ''})
     category_dir.mkdir(parents=True, exist_ok=True)
     try:
       if (
@@ -324,6 +325,4 @@ def _write_summary(
 
 
 def _category_config(config: Config, category: str) -> Config:
-  category_config = config.copy_and_resolve_references()
-  category_config.data.category = category
-  return category_config
+  return configs.replace(config, {'data.category': category})

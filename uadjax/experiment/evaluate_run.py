@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
+from uadjax import config as configs
 from uadjax.data import inputs, prepare
 from uadjax.data.inputs import LoadedImage
 from uadjax.data.records import Record
@@ -19,10 +20,10 @@ from uadjax.evaluation.report import gallery, provenance
 from uadjax.model import model_dir as model_dirs
 from uadjax.system import logging
 from uadjax.training import workdir as workdirs
+from uadjax.training.settings import Settings
 from uadjax.types import Config
 
 _MAX_CACHE_BYTES = 1 << 29
-_NUM_REPORT_PICTURES = 200  # Number of pictures in a report by `write_report`.
 
 
 def evaluate_and_report(
@@ -145,11 +146,9 @@ def write_report(
       f'{report_path}.'
     )
   model = model_dirs.load(model_dir)
-  config = model.config.copy_and_resolve_references().unlock()
-  config.device = device
-  config.data.update({'root': str(dataset), 'category': category, 'layout': 'auto'})
-  config.evaluate.update({'save_pictures': 0, 'report_pictures': _NUM_REPORT_PICTURES})
-  config.check.enforce = False
+  values = {'data.root': str(dataset), 'data.category': category, 'data.layout': 'auto'}
+  values |= {'device': device, 'check.enforce': False, 'evaluate.save_pictures': 0}
+  config = configs.replace(Settings(**vars(model.config)), values)
   with tempfile.TemporaryDirectory() as folder:
     return check_and_evaluate(model, config, Path(folder), report_path)['metrics']
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uadjax import config as configs, data, detectors, errors, experiment
+from uadjax import data, detectors, errors, experiment
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError, Setting, UnknownName
 from uadjax.inference import pipelines, predictor
 from uadjax.system import memory
-from uadjax.training import workdir as workdirs
+from uadjax.training import settings, workdir as workdirs
 
 
 def fit_model(
@@ -72,8 +72,8 @@ def run_training(
   titles = {title.lower(): title for title in detectors.TITLES}
   if name.lower() not in titles:
     raise UnknownName(f'Unknown model {name!r}; choose from {sorted(titles.values())}.')
-  settings = {'data.root': str(dataset), 'device': device or 'auto', **overrides, 'mode': 'train'}
-  config = configs.load(name.lower() + colon + variant, [*settings.items()])
+  values = {'data.root': str(dataset), 'device': device or 'auto', **overrides, 'mode': 'train'}
+  config = settings.load(name.lower() + colon + variant, values.items())
   if data.expand(config.data) != [config.data.category]:
     raise ConfigError(
       f'{config.data.category!r} is a group, and every category in it needs its own model; set '

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 import importlib.util
 import os
 from pathlib import Path
-import re
 import shutil
 import tempfile
 from typing import Any, NamedTuple
@@ -245,23 +244,6 @@ def _write_and_verify(
     )
     reason = bisect.first_mismatch(graph, output_format.write, load, images, verify.TOLERANCE)
   raise ExportError(f'{failure}; {reason}. Nothing was written.')
-
-
-def parse_size(text: str) -> tuple[int, int] | None:
-  """Parse a size such as '1024x1280' (height x width); the empty string gives None.
-
-  Raises:
-    ConfigError: the text is not a size.
-  """
-  if not text:
-    return None
-  match = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
-  if not match:
-    raise ConfigError(
-      f"export.include_resize={text!r} is not a size. Pass the camera's height and width, such as "
-      '1024x1280.'
-    )
-  return int(match[1]), int(match[2])
 
 
 def _move_into_place(folder: Path, output: Path) -> None:

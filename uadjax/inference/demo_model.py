@@ -11,6 +11,9 @@ from pathlib import Path
 import subprocess
 import sys
 import tempfile
+from typing import Any
+
+import yaml
 
 import uadjax
 from uadjax import config as configs, detectors
@@ -18,7 +21,6 @@ from uadjax.backbones import weights
 from uadjax.data import demo
 from uadjax.errors import ModelError
 from uadjax.system import files, logging, progress
-from uadjax.types import Config
 
 DEFAULT_TITLE = 'PatchCore'  # Detector of the demo model if none is named.
 
@@ -34,17 +36,15 @@ def ensure_model_dir(title: str, fit_command: str) -> Path:
     ModelError: the demo model could not be fitted.
   """
   config = demo_config(title.lower())
-  config_text = configs.to_yaml(config)
+  config_text = yaml.safe_dump(config)
   digest = hashlib.sha256(f'{uadjax.__version__} {demo.VERSION} {config_text}'.encode())
   digest.update(weights.EMBEDDED.read_bytes())
-  model_dir = (
-    files.cache_dir() / 'demo-models' / f'{config.detector.name}-{digest.hexdigest()[:12]}'
-  )
+  model_dir = files.cache_dir() / 'demo-models' / f'{title.lower()}-{digest.hexdigest()[:12]}'
   logging.LOG.warning(
     'No model directory was given, so a demo model is used: %s fitted on synthetic images (%s) '
     'with %s weights. Its verdict on your images is meaningless. Fit a model on your good images '
     'with `%s`, and pass its directory as model_dir=RUN/model.%s',
-    title, config.data.category, config.backbone.weights, fit_command,
+    title, config['data.category'], config['backbone.weights'], fit_command,
     '' if model_dir.is_dir() else ' The demo model is fitted now, once, in a minute or two.',
   )  # fmt: skip
   if not model_dir.is_dir():
@@ -52,16 +52,15 @@ def ensure_model_dir(title: str, fit_command: str) -> Path:
   return model_dir
 
 
-def demo_config(name: str) -> Config:
-  """Return the config of the demo model: that of the detector, with few training steps."""
-  config = configs.load(
-    name, [('data.category', demo.DEFAULT_CATEGORY), ('evaluate.do_eval', False)]
-  )
+def demo_config(name: str) -> dict[str, Any]:
+  """Return the settings of the demo model by key: the detector's, with few training steps."""
+  config = configs.read(name)
+  config |= {'data.category': demo.DEFAULT_CATEGORY, 'evaluate.do_eval': False}
   # A demo must not download anything.
-  has_imagenet_weights = weights.cache_path(config.backbone.name).is_file()
-  config.backbone.weights = 'imagenet' if has_imagenet_weights else 'embedded'
-  if not detectors.learns_in_one_pass(config.detector.name):
-    config.fit.update({'steps': 60, 'batch_size': 8})
+  has_imagenet_weights = weights.cache_path(config['backbone.name']).is_file()
+  config['backbone.weights'] = 'imagenet' if has_imagenet_weights else 'embedded'
+  if not detectors.learns_in_one_pass(name):
+    config |= {'fit.steps': 60, 'fit.batch_size': 8}
   return config
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
-from ml_collections.config_dict import config_dict
 import yaml
 
 from uadjax import config as configs, detectors
@@ -15,13 +13,11 @@ from uadjax.errors import ConfigError, ExportError, ModelError, UnknownName
 from uadjax.export import runtimes
 from uadjax.inference import predictor
 from uadjax.inference.result import Result
+from uadjax.inference.settings import BACKENDS, PIPELINES as NAMES, PipelineSettings
 from uadjax.model import calibration, model_dir as model_dirs
 from uadjax.system import files, http, logging
-from uadjax.types import Config
 
-NAMES = ('anomaly_detection',)
 _JAX = 'jax'
-BACKENDS = (_JAX, *runtimes.BACKENDS)
 _FIT_COMMAND = 'uadjax fit DIR'
 
 
@@ -125,7 +121,7 @@ class Pipeline(NamedTuple):
     model: predictor that the settings were applied to.
   """
 
-  config: Config
+  config: PipelineSettings
   model: predictor.Predictor
 
   def __repr__(self) -> str:
@@ -182,11 +178,10 @@ def create_pipeline(
     ModelError: the model directory is missing, damaged, or of another detector.
   """
   settings = read_settings(pipeline) if config is None else _with_defaults(config, 'config')
-  for key, value in (overrides or {}).items():
-    configs.assign(settings, _full_key(settings, key), value)
-  for use_runtime in (use_hpip, enable_hpi):
-    settings.use_hpip = settings.use_hpip if use_runtime is None else use_runtime
-  settings.device = device or settings.device
+  values = {_full_key(key): value for key, value in (overrides or {}).items()}
+  arguments = {'use_hpip': use_hpip if enable_hpi is None else enable_hpi, 'device': device or None}
+  values |= {key: value for key, value in arguments.items() if value is not None}
+  settings = configs.replace(settings, values)
   model_settings = settings.SubModules.AnomalyDetection
   model = create_model(
     model_settings.model_name,
@@ -199,39 +194,14 @@ def create_pipeline(
     shard_model=settings.shard_model,
     access=access,
   )
-  return Pipeline(settings.lock(), model)
+  return Pipeline(settings, model)
 
 
 def _runtime_backend(backend: str) -> str:
   return runtimes.BACKENDS[0] if backend == _JAX else backend
 
 
-def default_settings() -> Config:
-  """Return the default settings, which have all keys that a YAML file may set."""
-  return ml_collections.ConfigDict(
-    {
-      'pipeline_name': NAMES[0],
-      'device': 'auto',
-      'use_hpip': False,
-      'backend': _JAX,  # Or auto, onnxruntime, openvino. use_hpip=True means backend=auto.
-      'shard_model': False,  # Shard the fitted arrays over devices if one is too small for them.
-      'SubModules': {
-        'AnomalyDetection': {
-          'module_name': 'anomaly_detection',
-          'model_name': '',
-          'model_dir': '',
-          'batch_size': 1,
-          'image_threshold': config_dict.placeholder(float),
-          'review_threshold': config_dict.placeholder(float),
-          'pixel_threshold': config_dict.placeholder(float),
-        }
-      },
-      'Serving': {'visualize': True},
-    }
-  )
-
-
-def read_settings(pipeline: str | Path) -> Config:
+def read_settings(pipeline: str | Path) -> PipelineSettings:
   """Read the settings of a pipeline name or YAML file, with defaults for missing keys.
 
   Raises:
@@ -239,7 +209,7 @@ def read_settings(pipeline: str | Path) -> Config:
     ConfigError: the file cannot be read, or has an unknown key or a value of the wrong type.
   """
   if str(pipeline) in NAMES:
-    return default_settings()
+    return PipelineSettings()
   path = Path(pipeline)
   if path.suffix not in ('.yaml', '.yml'):
     raise UnknownName(
@@ -266,7 +236,7 @@ def write_settings(folder: str | Path) -> Path:
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     raise ConfigError(f'{path} exists already; move it, or choose another folder.')
-  files.write_text(path, configs.to_yaml(default_settings()))
+  files.write_text(path, configs.to_yaml(PipelineSettings()))
   return path
 
 
@@ -282,32 +252,30 @@ _IGNORED_KEYS = ('Global.input', 'Pipeline.pp_option', 'Pipeline.hpi_params')
 _KEY_ALIASES = {'enable_hpi': 'use_hpip', 'Pipeline.enable_hpi': 'use_hpip'}
 
 
-def _with_defaults(values: Any, source: str) -> Config:
+def _with_defaults(values: object, source: str) -> PipelineSettings:
   """Return the default settings updated by the content of a YAML file, PaddleX beta included."""
   if not isinstance(values, Mapping):
     raise ConfigError(f'{source} is not a pipeline; expected sections such as SubModules.')
-  settings = default_settings()
-  for key, value in configs.flatten(values).items():
-    if value is not None and key not in _IGNORED_KEYS:
-      configs.assign(settings, _PADDLEX_BETA_KEYS.get(key) or _KEY_ALIASES.get(key) or key, value)
-  if settings.pipeline_name not in NAMES:
-    raise UnknownName(
-      f'{source}: unknown pipeline {settings.pipeline_name!r}; choose from {NAMES}.'
-    )
-  return settings
+  aliases = _PADDLEX_BETA_KEYS | _KEY_ALIASES
+  return configs.from_values(
+    PipelineSettings,
+    {
+      aliases.get(key, key): value
+      for key, value in configs.flatten(values).items()
+      if value is not None and key not in _IGNORED_KEYS
+    },
+  )
 
 
-def _full_key(settings: Config, key: str) -> str:
+def _full_key(key: str) -> str:
   """Return the dotted key whose last part is `key`; unknown keys are returned unchanged.
 
   Raises:
     ConfigError: `key` is close to a known last part, so probably misspelled.
   """
-  if '.' in key or key in settings:
-    return key
-  full_keys = {full_key.split('.')[-1]: full_key for full_key in configs.keys(settings)}
-  if key not in full_keys and (matches := configs.closest_keys(key, list(full_keys))):
-    raise ConfigError(f'Unknown config key {key!r}; did you mean {matches}?')
+  full_keys = {k.rpartition('.')[2]: k for k in configs.describe(PipelineSettings())}
+  if '.' not in key and key not in full_keys and configs.closest_keys(key, tuple(full_keys)):
+    raise configs.unknown_key(key, tuple(full_keys))
   return full_keys.get(key, key)
 
 

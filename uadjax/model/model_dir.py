@@ -20,8 +20,9 @@ from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import transforms
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
-from uadjax.errors import ConfigError, ModelError
+from uadjax.errors import ModelError, UserError
 from uadjax.model import array_file, calibration
+from uadjax.model.settings import ModelSettings
 from uadjax.system import files
 from uadjax.types import Config, Scores
 
@@ -35,7 +36,7 @@ class ModelInfo(NamedTuple):
 
   Attributes:
     name: name of the detector, such as STFPM.
-    config: resolved configuration of the fit.
+    config: settings that scoring needs.
     ops: pixel operations from files to images at network size.
     thresholds: calibrated thresholds.
     weights: origin of the backbone's weights.
@@ -63,7 +64,7 @@ class Model(NamedTuple):
   """
 
   name: str
-  config: Config
+  config: ModelSettings
   ops: transforms.Ops
   thresholds: calibration.Thresholds
   weights: pretrained_weights.Provenance
@@ -85,7 +86,7 @@ class Model(NamedTuple):
 def build_detector(config: Config, context: RunContext) -> tuple[backbones.Backbone, Detector]:
   """Return the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
-  return backbone, detectors.build(config.detector.to_dict(), backbone, context)
+  return backbone, detectors.build(vars(config.detector), backbone, context)
 
 
 def save(
@@ -154,16 +155,22 @@ def read_info(directory: Path | str) -> ModelInfo:
   directory = Path(directory)
   manifest = _read_manifest(directory)
   try:
-    config = configs.from_plain_dict(manifest['config'], str(directory / _MANIFEST_FILE))
+    values = {name: manifest['config'][name] for name in ('data', 'backbone', 'detector')}
+    config = configs.from_values(ModelSettings, values, str(directory / _MANIFEST_FILE))
     ops = transforms.parse(config.data.ops)
     thresholds = calibration.Thresholds(**manifest['thresholds'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
-  except (ConfigError, TypeError, AttributeError) as error:
+  except (UserError, KeyError, TypeError, AttributeError) as error:
     raise ModelError(
       f'{directory / _MANIFEST_FILE} does not match this version of uadjax: {error}'
     ) from None
   name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
   return ModelInfo(name, config, ops, thresholds, weights, directory, arrays_sha256)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+  """Return all settings of the run that fitted a model, as its manifest has them."""
+  return _read_manifest(directory)['config']
 
 
 def verify_arrays(info: ModelInfo) -> None:

@@ -18,11 +18,10 @@ import threading
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from uadjax import config as configs
 from uadjax.errors import ConfigError, Setting
 from uadjax.sweep import results, slots
 from uadjax.system import files, logging
-from uadjax.training import workdir as workdirs
+from uadjax.training import settings as run_settings, workdir as workdirs
 
 _SWEEP_FILE, _LOCK_FILE = 'sweep.json', '.lock'
 _NUM_ERROR_LINES = 3  # Number of last output lines that explain a failed process.
@@ -91,7 +90,7 @@ def plan_runs(
     UserError: a config does not exist, or a setting is invalid for it.
   """
   for config_name in config_names:
-    configs.load(config_name, [*settings.items()])
+    run_settings.load(config_name, settings.items())
   return [
     Run(config_name, category, seed)
     for seed in seeds

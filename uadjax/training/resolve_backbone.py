@@ -1,11 +1,13 @@
 """Resolution of `backbone.weights`, such as 'auto', to a definite backbone before a run."""
 
+import dataclasses
 from pathlib import Path
 
 import yaml
 
 from uadjax import backbones
 from uadjax.backbones import weights
+from uadjax.backbones.settings import BackboneSettings
 from uadjax.model import model_dir
 from uadjax.system import logging
 from uadjax.types import Config
@@ -17,11 +19,9 @@ def resolve_backbone(config: Config, workdir: Path) -> Config:
   A run that is resumed or that extends another keeps the backbone of that run, even if ImageNet
   weights have become available since. Logs a warning when they are unavailable.
   """
-  resolved_config = config.copy_and_resolve_references().unlock()
-  backbone, layers = resolved_config.backbone, tuple(resolved_config.detector.layers)
-  if backbone.weights == 'auto' and (previous := _previous_backbone(resolved_config, workdir)):
-    backbone.update(previous)
-    return resolved_config
+  backbone, layers = config.backbone, config.detector.layers
+  if backbone.weights == 'auto' and (previous := _previous_backbone(config, workdir)):
+    return dataclasses.replace(config, backbone=previous)
   backbones.build(backbone.name, layers)  # Rejects unknown names before anything is downloaded.
   choice = weights.choose(backbone.name, backbone.weights, layers)
   if choice.fallback_reason:
@@ -29,23 +29,21 @@ def resolve_backbone(config: Config, workdir: Path) -> Config:
       'ImageNet weights are unavailable; using the built-in backbone. PatchCore loses about 0.01 '
       'of image AUROC (experiments/README.md). %s', choice.fallback_reason,
     )  # fmt: skip
-  backbone.update({'name': choice.name, 'weights': choice.weights})
-  return resolved_config
+  return dataclasses.replace(config, backbone=BackboneSettings(choice.name, choice.weights))
 
 
-def _previous_backbone(config: Config, workdir: Path) -> dict[str, str]:
-  """Return name and weights of the backbone of the run to extend or to resume.
+def _previous_backbone(config: Config, workdir: Path) -> BackboneSettings | None:
+  """Return the backbone of the run to extend or to resume.
 
-  If the configuration of that run is unreadable, the result is empty; `workdir` reports the error.
+  If the configuration of that run is unreadable, the result is None; `workdir` reports the error.
   """
   if config.fit.extend:
-    backbone = model_dir.read_info(config.fit.extend).config.backbone
-    return {'name': backbone.name, 'weights': backbone.weights}
+    return model_dir.read_info(config.fit.extend).config.backbone
   config_path = workdir / 'config.yaml'
   if config.fit.resume and config_path.is_file():
     try:
       backbone = yaml.safe_load(config_path.read_text())['backbone']
-      return {'name': backbone['name'], 'weights': backbone['weights']}
+      return BackboneSettings(backbone['name'], backbone['weights'])
     except (yaml.YAMLError, TypeError, KeyError):
-      return {}
-  return {}
+      return None
+  return None

@@ -1,6 +1,7 @@
 """Work directory of a run: protection of existing runs, and the result file of each mode."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 from pathlib import Path
 import shutil
@@ -119,10 +120,9 @@ def prepare(workdir: Path, config: Config, keep: Sequence[str] = ()) -> None:
 
 def without_run_options(config: Config) -> Config:
   """Return a copy with the default resume, overwrite, extend and host settings, for reuse."""
-  portable_config = config.copy_and_resolve_references().unlock()
-  portable_config.fit.update({'resume': '', 'overwrite': False, 'extend': ''})
-  portable_config.hosts.update({'coordinator': 'auto', 'count': 0, 'index': -1})
-  return portable_config
+  fit = dataclasses.replace(config.fit, resume='', overwrite=False, extend='')
+  hosts = dataclasses.replace(config.hosts, coordinator='auto', count=0, index=-1)
+  return dataclasses.replace(config, fit=fit, hosts=hosts)
 
 
 def write_result(workdir: Path, mode: str, result: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import PIL
 
 import uadjax
-from uadjax import config as configs
 from uadjax.data.records import Record
 from uadjax.model import model_dir
 
@@ -53,7 +52,7 @@ def collect(
       'python': platform.python_version(),
     },
     'timing': dict(timing),
-    'config': configs.to_plain_dict(model.config),
+    'config': model_dir.read_settings(model.directory),
   }
 
 

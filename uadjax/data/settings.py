@@ -1,0 +1,54 @@
+"""Settings of datasets: the sections `data` and `check` of a run."""
+
+import dataclasses
+
+from uadjax.config import field
+from uadjax.data import layouts, transforms
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """Section `data`: where the images are and how they are read."""
+
+  root: str = field('', 'Folder of the dataset; empty for the synthetic images of the demo.')
+  category: str = field('', 'Category below the root, or a group: all, textures, objects.')
+  layout: str = field('auto', 'Layout of the dataset.', choices=layouts.NAMES)
+  ops: str = field(
+    'resize(256)', 'Steps from a file to network size, separated by |.', check=transforms.parse
+  )
+  mask_threshold: int = field(0, 'Pixels of a mask above it are defects.', minimum=0, maximum=65535)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertSettings:
+  """Section `check.convert`: conversion of another tool's labels, before the check."""
+
+  enable: bool = field(False, 'Whether to convert labels to the layout seglist.')
+  src_dataset_type: str = field(
+    '',
+    'Format of the labels.',
+    choices=('', 'LabelMe', 'VOC', 'COCO', 'MVTec_AD'),
+  )
+  output: str = field('', 'Empty or new folder for the converted dataset.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSettings:
+  """Section `check.split`: random lists of a `seglist`, after conversion, before the check."""
+
+  enable: bool = field(False, 'Whether to draw new lists of training and test images.')
+  train_percent: int = field(
+    80, 'Share of the good images for training.', unit='%', above=0, below=100
+  )
+  val_percent: int = field(
+    20, 'Share of the good images for testing.', unit='%', above=0, below=100
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckSettings:
+  """Section `check`: the check of a dataset, and what may prepare it in mode check_dataset."""
+
+  enforce: bool = field(True, 'Whether to reject datasets with problems; else images are excluded.')
+  convert: ConvertSettings = dataclasses.field(default_factory=ConvertSettings)
+  split: SplitSettings = dataclasses.field(default_factory=SplitSettings)

@@ -1,0 +1,69 @@
+"""Settings of the detectors: the section `detector` of a run, one dataclass per detector."""
+
+import dataclasses
+
+from uadjax.config import field
+from uadjax.numerics import projections
+
+_LAYERS_HELP = 'Stages of the backbone whose features are used.'
+
+
+@dataclasses.dataclass(frozen=True)
+class PadimSettings:
+  """Section `detector` of PaDiM."""
+
+  name: str = field('padim', 'Detector.', choices=('padim',))
+  layers: tuple[str, ...] = field(('layer1', 'layer2', 'layer3'), _LAYERS_HELP)
+  channels: int = field(100, 'Number of channels of the embedding.', minimum=1)
+  # Orthonormal mixtures of all channels (Kim et al. 2021). The paper samples single channels
+  # ('sample'), and the AUROC depends much on which ones.
+  projection: str = field(
+    'ortho', 'Reduction of all channels to `channels`.', choices=projections.METHODS
+  )
+  enlarge: str = field(
+    'bilinear', 'Upsampling of the deeper stages.', choices=projections.UPSAMPLING_METHODS
+  )
+  ridge: float = field(0.01, 'Constant added to the variances.', minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchcoreSettings:
+  """Section `detector` of PatchCore."""
+
+  name: str = field('patchcore', 'Detector.', choices=('patchcore',))
+  layers: tuple[str, ...] = field(('layer2', 'layer3'), _LAYERS_HELP)
+  ratio: float = field(0.01, 'Share of all patches in the memory bank.', above=0, maximum=1)
+  coreset_dim: int = field(
+    0, 'Dimensions in which patches are selected; 0 for all, which is most accurate.', minimum=0
+  )
+  neighbors: int = field(9, 'Number of neighbors that reweight the image score.', minimum=1)
+  reweight: bool = field(True, 'Whether to reweight the image score, as in equation 7.')
+  # The paper averages to 1024 for wider backbones.
+  channels: int = field(0, 'Number of channels to average embeddings to; 0 for all.', minimum=0)
+  max_bytes: int = field(
+    2 << 30, 'Memory limit of the memory bank on each device.', unit='bytes', minimum=1
+  )
+  approx: bool = field(
+    False, 'Whether accelerators may miss the nearest neighbor of a few patches.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class StfpmSettings:
+  """Section `detector` of STFPM."""
+
+  name: str = field('stfpm', 'Detector.', choices=('stfpm',))
+  layers: tuple[str, ...] = field(('layer1', 'layer2', 'layer3'), _LAYERS_HELP)
+  momentum: float = field(0.9, 'Momentum of SGD.', minimum=0, below=1)
+  weight_decay: float = field(1e-4, 'Factor of the L2 penalty.', minimum=0)
+  half: bool = field(True, 'Whether distances have the factor ½ of equation 1.')
+  floor: float = field(0.0, 'Values of the anomaly map below it become 0.', minimum=0)
+  opening: int = field(0, 'Radius of a grey opening of the anomaly map.', unit='pixels', minimum=0)
+
+
+DetectorSettings = PadimSettings | PatchcoreSettings | StfpmSettings
+BY_NAME: dict[str, type[DetectorSettings]] = {
+  'padim': PadimSettings,
+  'patchcore': PatchcoreSettings,
+  'stfpm': StfpmSettings,
+}

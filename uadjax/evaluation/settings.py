@@ -1,0 +1,25 @@
+"""Settings of evaluation: the section `evaluate` of a run."""
+
+import dataclasses
+
+from uadjax.config import field
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+  """Section `evaluate`."""
+
+  do_eval: bool = field(True, 'Whether to evaluate after training.')
+  save_pictures: int = field(16, 'Number of pictures to save.', minimum=0)
+  report_pictures: int = field(200, 'Number of pictures in report.html; 0: no report.', minimum=0)
+  batch_size: int = field(16, 'Images per batch.', minimum=1)
+  model_dir: str = field('', 'Model directory; empty for the model of the run.')
+  image_threshold: float | None = field(
+    None, 'NG if the score exceeds it; replaces the calibrated.'
+  )
+  review_threshold: float | None = field(
+    None, 'Review if the score exceeds it; replaces the calibrated.'
+  )
+  pixel_threshold: float | None = field(
+    None, 'Mark pixels that exceed it; replaces the calibrated.'
+  )

@@ -1,0 +1,48 @@
+"""Settings of export: the section `export` of a run."""
+
+import dataclasses
+import re
+
+from uadjax.config import field
+from uadjax.errors import ConfigError
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+  """Parse a size such as '1024x1280' (height x width); the empty string gives None.
+
+  Raises:
+    ConfigError: the text is not a size.
+  """
+  if not text:
+    return None
+  match = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
+  if not match:
+    raise ConfigError(
+      f"{text!r} is not a size. Pass the camera's height and width, such as 1024x1280.",
+      key='export.include_resize',
+      value=text,
+    )
+  return int(match[1]), int(match[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+  """Section `export`."""
+
+  format: str = field(
+    'onnx', 'Format of the graph.', choices=('onnx', 'stablehlo', 'savedmodel', 'tflite')
+  )
+  output: str = field('', 'File to write; default: model.onnx (or another suffix) in the model.')
+  model_dir: str = field('', 'Model directory; empty for the model of the run.')
+  batch: int | None = field(None, 'Fixed batch size; default any.', minimum=1)
+  include_resize: str = field(
+    '', 'HEIGHTxWIDTH of a camera, whose images the graph resizes itself.', check=parse_size
+  )
+  images: str = field(
+    '', 'Images to verify on, or to quantize a dataset; default: the calibration images.'
+  )
+  quantize: str = field(
+    '',
+    'int8: smaller and faster; fp16: smaller. ONNX only; not written if inaccurate.',
+    choices=('', 'int8', 'fp16'),
+  )

@@ -1,0 +1,38 @@
+"""Settings of a model, and the section `calibrate` of a run."""
+
+import dataclasses
+
+from uadjax.backbones.settings import BackboneSettings
+from uadjax.config import field
+from uadjax.data.settings import DataSettings
+from uadjax.detectors.settings import DetectorSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateSettings:
+  """Section `calibrate`: how thresholds are chosen."""
+
+  method: str = field(
+    'normals',
+    'Method: normals or confident; with labeled images f1 or cost.',
+    choices=('normals', 'confident', 'f1', 'cost'),
+  )
+  budget: float = field(0.01, 'Share of good images that may be NG.', above=0, below=1)
+  review_budget: float = field(
+    0.05, 'Share of good images that may be NG or review.', above=0, below=1
+  )
+  labeled: str = field('', 'Dataset with good and defective images, for f1 and cost.')
+  miss_cost: float = field(10.0, 'Cost of a missed defect relative to a false alarm.', above=0)
+  images: int = field(500, 'Maximum number of leave-one-out scores.', minimum=1)
+  retain: int = field(
+    32, 'Number of images whose embeddings are saved for a run that extends this one.', minimum=1
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+  """What scoring needs of the settings of the run that fitted a model."""
+
+  data: DataSettings = dataclasses.field(default_factory=DataSettings)
+  backbone: BackboneSettings = dataclasses.field(default_factory=BackboneSettings)
+  detector: DetectorSettings

@@ -1,0 +1,92 @@
+"""Settings of a run: the section `fit`, and the tree of all sections.
+
+Each package declares its own section. They are composed here, in the first package that takes the
+whole, since sweeps and experiments, which load them, are on one level.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+
+import ml_collections
+
+from uadjax import config as configs
+from uadjax.backbones.settings import BackboneSettings
+from uadjax.config import field
+from uadjax.data.settings import CheckSettings, DataSettings
+from uadjax.detectors.settings import BY_NAME, DetectorSettings
+from uadjax.distributed.settings import HostSettings, MeshSettings
+from uadjax.evaluation.settings import EvaluateSettings
+from uadjax.export.settings import ExportSettings
+from uadjax.inference.settings import PredictSettings
+from uadjax.model.settings import CalibrateSettings
+
+MODES = ('train', 'evaluate', 'predict', 'check_dataset', 'export')
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+  """Section `fit`."""
+
+  epochs: int = field(1, 'Number of passes over the images.', minimum=1)
+  steps: int | None = field(None, 'Number of steps; takes precedence over epochs.', minimum=1)
+  batch_size: int = field(32, 'Images per step.', minimum=1)
+  learning_rate: float = field(0.0, 'Learning rate of SGD.', minimum=0)
+  warmup_steps: int = field(0, 'Steps in which the learning rate rises from 0.', minimum=0)
+  held_out: float = field(
+    0.2, 'Share of the good images for validation and calibration.', minimum=0, below=1
+  )
+  log_every: int = field(10, 'Interval of log lines.', unit='steps', minimum=1)
+  eval_every: int | None = field(
+    None, 'Interval of validation; one epoch when not set.', unit='steps', minimum=1
+  )
+  checkpoint_every_s: float = field(
+    60.0, 'Interval of checkpoints; shorter runs save the last step only.', unit='s', minimum=0
+  )
+  cache_bytes: int = field(
+    2 << 30,
+    'Memory limit for decoded images, and again for their features.',
+    unit='bytes',
+    minimum=0,
+  )
+  resume: str = field('', 'latest, best, or the step of a checkpoint to continue from.')
+  overwrite: bool = field(False, 'Whether to replace an existing run.')
+  extend: str = field('', 'Model directory of PaDiM or PatchCore to extend with further images.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Settings of a run."""
+
+  mode: str = field('train', 'What the run does.', choices=MODES)
+  device: str = field('auto', 'auto, cpu, gpu, tpu, or some of several devices: gpu:0,1.')
+  seed: int = field(3, 'Seed of every random choice.', minimum=0, maximum=2**32 - 1)
+  data: DataSettings = dataclasses.field(default_factory=DataSettings)
+  backbone: BackboneSettings = dataclasses.field(default_factory=BackboneSettings)
+  detector: DetectorSettings
+  fit: FitSettings = dataclasses.field(default_factory=FitSettings)
+  check: CheckSettings = dataclasses.field(default_factory=CheckSettings)
+  calibrate: CalibrateSettings = dataclasses.field(default_factory=CalibrateSettings)
+  evaluate: EvaluateSettings = dataclasses.field(default_factory=EvaluateSettings)
+  predict: PredictSettings = dataclasses.field(default_factory=PredictSettings)
+  export: ExportSettings = dataclasses.field(default_factory=ExportSettings)
+  hosts: HostSettings = dataclasses.field(default_factory=HostSettings)
+  mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+
+
+def load(source: str, overrides: Iterable[tuple[str, object]] = ()) -> Settings:
+  """Read the settings of a run, apply overrides, and check types and bounds.
+
+  Args:
+    source: `FILE.py[:argument]`, `FILE.yaml`, or `NAME[:argument]` of a config in configs/.
+    overrides: dotted keys with values, which may be text, in the order of their assignment.
+
+  Raises:
+    ConfigError: a file is missing or invalid, a key is unknown (the message suggests the closest
+      match), or a value has the wrong type or is out of bounds.
+  """
+  return configs.from_values(Settings, configs.read(source) | dict(overrides), source)
+
+
+def default_config(detector: str) -> ml_collections.ConfigDict:
+  """Return the defaults with the section of a detector, for `get_config` in configs/ to edit."""
+  return configs.to_config_dict(Settings(detector=BY_NAME[detector]()))
