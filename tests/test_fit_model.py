@@ -26,7 +26,7 @@ def test_a_plain_folder_becomes_a_model(drawn, tmp_path, monkeypatch):
   image = drawn / 'disc' / 'test' / 'missing' / '000.png'
   (now,), (later,) = (m.predict(image) for m in (model, uadjax.create_model(model_dir=saved)))
   assert now.score == later.score
-  assert model_dir.read_info(saved).settings['fit']['batch_size'] == 4
+  assert model_dir.read_settings(saved)['fit']['batch_size'] == 4
   with pytest.raises(ConfigError, match='holds a finished run'):
     uadjax.fit_model(plain, 'PaDiM', overrides=SMALL)
 

@@ -49,7 +49,7 @@ def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
   assert model.weights == WEIGHTS
   for name in ('data', 'backbone', 'detector'):
     assert getattr(model.config, name) == getattr(config, name)
-  assert model_dir.read_info(directory).settings == configs.to_plain_dict(config)
+  assert model_dir.read_settings(directory) == configs.to_plain_dict(config)
   assert jax.tree.structure(model.fitted) == jax.tree.structure(fitted)
   jax.tree.map(np.testing.assert_array_equal, model.fitted, fitted)
 

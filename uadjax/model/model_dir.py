@@ -45,7 +45,7 @@ class ModelInfo(NamedTuple):
   """
 
   name: str
-  config: Config
+  config: ModelSettings
   ops: transforms.Ops
   thresholds: calibration.Thresholds
   weights: pretrained_weights.Provenance
