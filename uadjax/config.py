@@ -19,7 +19,7 @@ import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax.errors import ConfigError, Setting, UnknownName, UserError
+from uadjax.errors import about, ConfigError, Setting, UnknownName
 
 Values = Mapping[str, object]
 S = TypeVar('S')
@@ -231,12 +231,8 @@ def _convert(info: SettingInfo, value: object) -> object:
       f'{key} must be {requirement}, got {value!r}.', key=key, value=value, allowed=allowed
     )
   if limits.check:
-    try:
+    with about(key, converted):
       limits.check(converted)
-    except UserError as error:
-      if error.key is None:
-        error.key, error.value = key, converted
-      raise
   return converted
 
 

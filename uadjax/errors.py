@@ -148,3 +148,14 @@ def setting_format(format_setting: SettingFormat) -> Iterator[None]:
     raise
   finally:
     _FORMAT.reset(token)
+
+
+@contextlib.contextmanager
+def about(key: str, value: object) -> Iterator[None]:
+  """Name the setting that an error raised inside the block is about, if the error names none."""
+  try:
+    yield
+  except UserError as error:
+    if error.key is None:
+      error.key, error.value = key, value
+    raise

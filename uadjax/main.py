@@ -9,7 +9,7 @@ import sys
 from uadjax import errors, experiment
 from uadjax.distributed import mesh, processes
 from uadjax.errors import Interrupted, UserError
-from uadjax.experiment import flags
+from uadjax.experiment import flags, validation
 from uadjax.system import logging, memory
 from uadjax.training import settings, workdir as workdirs
 
@@ -20,8 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog='python -m uadjax.main',
     description='Run an experiment.',
     epilog='Example: --config=configs/stfpm.py --config.data.root=DIR --config.data.category=NAME. '
-    f'Modes (--config.mode=): {", ".join(experiment.MODES)}. All keys: uadjax/config.py, '
-    'configs/*.py.',
+    f'Modes (--config.mode=): {", ".join(settings.MODES)}. All keys: uadjax config.',
     allow_abbrev=False,
   )
   parser.add_argument(
@@ -42,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   mesh.use_cores_as_devices()
   workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
   # A failure before the config is loaded goes to the result file of this mode.
-  mode = mode if mode in experiment.MODES else 'train'
+  mode, has_started = mode if mode in settings.MODES else 'train', False
   try:
     with errors.setting_format(flags.format_setting):
       config = settings.load(arguments.config, overrides)
-      mode = experiment.require_mode(config.mode)
+      mode = config.mode
       workdir = workdir or workdirs.default_workdir(config, arguments.config.partition(':')[2])
       processes.join(
         config.hosts,
@@ -55,10 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
       )
       with processes.process_workdir(workdir) as workdir:
+        validation.validate(config, workdir)
+        has_started = True
         result = experiment.run_logged(config, workdir)
   except (Exception, Interrupted) as failure:
     error = processes.explain(failure)
-    _report_failure(error, workdir, mode)
+    _report_failure(error, workdir, mode, has_started)
     if processes.is_multiprocess():
       processes.exit_process(error)
     return 1
@@ -66,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1
 
 
-def _report_failure(error: Exception | Interrupted, workdir: Path | None, mode: str) -> None:
-  """Write the error of a failed run to the console, its log and its result file."""
-  log_path = workdir and workdir / f'{mode}.log'
+def _report_failure(
+  error: Exception | Interrupted, workdir: Path | None, mode: str, has_started: bool = True
+) -> None:
+  """Write the error of a run to the console, its result file and, if it has started, its log."""
+  log_path = workdir / f'{mode}.log' if workdir and has_started else None
   if isinstance(error, UserError | Interrupted):
     # An error from another thread has no format, as `setting_format` applies to one thread only.
     error.setting_format = flags.format_setting

@@ -8,7 +8,7 @@ from uadjax import config as configs, data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.records import Record
-from uadjax.errors import ConfigError, Setting
+from uadjax.errors import ConfigError
 from uadjax.system import logging as log, progress
 from uadjax.types import Config
 
@@ -18,15 +18,7 @@ def checked_splits(config: Config) -> records.Splits:
 
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
-    ConfigError: `check.convert` or `check.split` is enabled, which needs the mode check_dataset.
   """
-  for name in ('convert', 'split'):
-    if getattr(config.check, name).enable:
-      raise ConfigError(
-        f'check.{name} changes files, which only the mode check_dataset may do.',
-        key=f'check.{name}.enable',
-        hint=('Run it first: ', Setting('mode', 'check_dataset'), '.'),
-      )
   # One additional image is enough to extend a model.
   report = data.check_dataset(
     config.data, 1 if config.fit.extend else checks.MIN_IMAGES, progress.show_progress
@@ -85,7 +77,7 @@ def convert_and_resplit(config: Config) -> Config:
     The configuration, which names the converted dataset.
 
   Raises:
-    ConfigError: a setting that this needs is missing or wrong.
+    ConfigError: a setting is wrong.
     DataError: the dataset cannot be converted or split.
   """
   return _resplit_lists(_convert_labels(config))
@@ -96,9 +88,6 @@ def _convert_labels(config: Config) -> Config:
   options = config.check.convert
   if not options.enable:
     return config
-  _require_root(config, 'check.convert')
-  if not options.output:
-    raise ConfigError('check.convert.output is not set; name a folder for the converted data.')
   source, target = Path(config.data.root, config.data.category), Path(options.output)
   conversion = convert.convert(source, options.src_dataset_type, target, progress.show_progress)
   type_counts = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
@@ -118,12 +107,6 @@ def _resplit_lists(config: Config) -> Config:
   options = config.check.split
   if not options.enable:
     return config
-  _require_root(config, 'check.split')
-  if config.data.layout not in ('auto', 'seglist'):
-    raise ConfigError(
-      f'check.split needs the layout seglist, but data.layout is {config.data.layout!r}; convert '
-      'the data with check.convert first, or disable check.split.'
-    )
   directory = Path(config.data.root, config.data.category)
   summary = resplit.resplit(
     directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
@@ -134,9 +117,3 @@ def _resplit_lists(config: Config) -> Config:
     directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
   )  # fmt: skip
   return config
-
-
-def _require_root(config: Config, setting_name: str) -> None:
-  """Raise ConfigError for an empty root, which would otherwise mean the current directory."""
-  if not config.data.root:
-    raise ConfigError(f'data.root is not set; set it to the dataset for {setting_name}.')

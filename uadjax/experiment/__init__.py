@@ -1,7 +1,8 @@
 """Experiments: runs of a mode, from a configuration to the files in a work directory.
 
-The modes are the functions (configuration, work directory) -> result in the table `MODES`: train,
-evaluate, predict, check_dataset, export. The module `fit_model` is training from Python.
+The modes are the functions (configuration, work directory) -> result in the table `_RUN_BY_MODE`.
+`validation` refuses a run before it reads, fetches or writes anything. `fit_model` is training from
+Python.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,20 +19,21 @@ import jax
 from uadjax import config as configs, data
 from uadjax.data import prepare
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError, DataError, Interrupted, UnknownName, UserError
+from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.evaluation import evaluate
-from uadjax.experiment import evaluate_run
+from uadjax.experiment import evaluate_run, validation
 from uadjax.export import exporter, settings as export_settings
 from uadjax.inference import pipelines, predictor as predictors, score_table
+from uadjax.inference.settings import PredictSettings
 from uadjax.model import calibration, model_dir
 from uadjax.system import files, logging as log, progress, signals
 from uadjax.training import resolve_backbone, train as training, workdir as workdirs
-from uadjax.types import Config
+from uadjax.training.settings import Settings
 
 Result = dict[str, Any]
 
 
-def run(config: Config, workdir: Path) -> Result:
+def run(config: Settings, workdir: Path) -> Result:
   """Run `config.mode` on the configured device, and return the result for JSON.
 
   Raises:
@@ -40,12 +42,15 @@ def run(config: Config, workdir: Path) -> Result:
   """
   # Arrays that are created outside a mesh must be on the chosen device, too.
   with jax.default_device(meshes.local_devices(meshes.select_devices(config.device))[0]):
-    return MODES[require_mode(config.mode)](config, workdir)
+    return _RUN_BY_MODE[config.mode](config, workdir)
 
 
-def run_logged(config: Config, workdir: Path) -> Result:
-  """Run `config.mode` as `run` does, and write a log and a result file into `workdir`."""
-  mode = require_mode(config.mode)
+def run_logged(config: Settings, workdir: Path) -> Result:
+  """Run `config.mode` as `run` does, and write a log and a result file into `workdir`.
+
+  Call `validation.validate` first, so that a run that cannot start leaves nothing behind.
+  """
+  mode = config.mode
   workdirs.create(workdir)
   with signals.raise_on_signal(), log.logging_to(workdir / f'{mode}.log'):
     try:
@@ -58,23 +63,12 @@ def run_logged(config: Config, workdir: Path) -> Result:
   return result
 
 
-def require_mode(name: str) -> str:
-  """Return `name`, if it is the name of a mode.
-
-  Raises:
-    UnknownName: there is no mode of that name.
-  """
-  if name not in MODES:
-    raise UnknownName(f'Unknown mode {name!r}; choose from {sorted(MODES)}.')
-  return name
-
-
-def train(config: Config, workdir: Path) -> Result:
+def train(config: Settings, workdir: Path) -> Result:
   """Fit, calibrate, save and evaluate a detector, or one detector per category of a group."""
   return _run_over_categories(_train, resolve_backbone.resolve_backbone(config, workdir), workdir)
 
 
-def _train(config: Config, workdir: Path) -> Result:
+def _train(config: Settings, workdir: Path) -> Result:
   splits = prepare.checked_splits(config)
   processes.barrier('fitting', config.hosts.wait_s)
   training_result = training.train(config, splits, workdir)
@@ -91,7 +85,7 @@ def _train(config: Config, workdir: Path) -> Result:
   return {'model_name': model.name, **training_result, 'timing': timing, **evaluation_result}
 
 
-def check_dataset(config: Config, workdir: Path) -> Result:
+def check_dataset(config: Settings, workdir: Path) -> Result:
   """Convert and resplit the dataset if configured, then report all problems in it."""
   result = _run_over_categories(prepare.run_check, prepare.convert_and_resplit(config), workdir)
   if 'categories' in result:
@@ -101,10 +95,10 @@ def check_dataset(config: Config, workdir: Path) -> Result:
   return result
 
 
-def evaluate_model(config: Config, workdir: Path) -> Result:
+def evaluate_model(config: Settings, workdir: Path) -> Result:
   """Evaluate the model directory `evaluate.model_dir` on the test set of the configuration."""
 
-  def evaluate_category(config: Config, workdir: Path) -> Result:
+  def evaluate_category(config: Settings, workdir: Path) -> Result:
     model = _load_for_evaluation(config, workdir)
     if config.data.ops != model.config.data.ops:
       log.LOG.info(
@@ -120,28 +114,15 @@ def evaluate_model(config: Config, workdir: Path) -> Result:
   return _run_over_categories(evaluate_category, config, workdir)
 
 
-def predict_files(config: Config, workdir: Path) -> Result:
+def predict_files(config: Settings, workdir: Path) -> Result:
   """Score the images of `predict.input`, and save a result image and a JSON file for each.
 
   With `predict.table` the results become rows of a table instead.
 
   Raises:
-    ConfigError: a `predict` setting is missing or contradicts another.
     DataError: no file could be read.
   """
   options = config.predict
-  if not options.input:
-    raise ConfigError('predict.input is empty; set it to an image or a folder.')
-  if processes.is_multiprocess() and not options.table:
-    raise ConfigError(
-      'Prediction with several processes writes a table; set predict.table to a folder that all '
-      'processes share.'
-    )
-  if options.shard != 'auto' and not options.table:
-    raise ConfigError(
-      f'predict.shard is {options.shard!r}, but predict.table is empty; set predict.table to the '
-      "folder of the table, or leave predict.shard at 'auto'."
-    )
   predictor = pipelines.create_model(
     model_dir=options.model_dir or workdir / 'model',
     device=config.device,
@@ -174,7 +155,7 @@ def predict_files(config: Config, workdir: Path) -> Result:
   return {'model_dir': str(predictor.model.directory), 'failed': num_failed, 'results': summaries}
 
 
-def _predict_to_table(predictor: predictors.Predictor, options: Config) -> Result:
+def _predict_to_table(predictor: predictors.Predictor, options: PredictSettings) -> Result:
   table = score_table.Table(
     Path(options.table), options.format, processes.resolve_shard(options.shard)
   )
@@ -197,7 +178,7 @@ def _predict_to_table(predictor: predictors.Predictor, options: Config) -> Resul
   }
 
 
-def export_model(config: Config, workdir: Path) -> Result:
+def export_model(config: Settings, workdir: Path) -> Result:
   """Export a model for another runtime, and verify its scores against those of the model."""
   options = config.export
   model = model_dir.load(options.model_dir or workdir / 'model')
@@ -214,7 +195,7 @@ def export_model(config: Config, workdir: Path) -> Result:
   return {'model_dir': str(model.directory), **export_result.to_dict()}
 
 
-def _load_for_evaluation(config: Config, workdir: Path) -> model_dir.Model:
+def _load_for_evaluation(config: Settings, workdir: Path) -> model_dir.Model:
   """Load the model to evaluate, and apply the thresholds of the configuration to it."""
   options = config.evaluate
   model = _load_on_mesh(config, options.model_dir or workdir / 'model')
@@ -222,13 +203,13 @@ def _load_for_evaluation(config: Config, workdir: Path) -> model_dir.Model:
   return model._replace(thresholds=calibration.override(model.thresholds, *thresholds))
 
 
-def _load_on_mesh(config: Config, directory: Path | str) -> model_dir.Model:
+def _load_on_mesh(config: Settings, directory: Path | str) -> model_dir.Model:
   """Load a model onto the configured devices, sharded as in fitting."""
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
   return model_dir.load(directory, meshes.state_mesh(mesh, config.mesh.shard_state))
 
 
-MODES: Mapping[str, Callable[[Config, Path], Result]] = {
+_RUN_BY_MODE: Mapping[str, Callable[[Settings, Path], Result]] = {
   'train': train,
   'evaluate': evaluate_model,
   'predict': predict_files,
@@ -238,7 +219,7 @@ MODES: Mapping[str, Callable[[Config, Path], Result]] = {
 
 
 def _run_over_categories(
-  run_category: Callable[[Config, Path], Result], config: Config, workdir: Path
+  run_category: Callable[[Settings, Path], Result], config: Settings, workdir: Path
 ) -> Result:
   """Run one category in `workdir`, or each category of a group in `workdir/<category>`.
 
@@ -248,10 +229,9 @@ def _run_over_categories(
     UserError: at least one category of a group failed.
   """
   categories = data.expand(config.data)
-  is_demo = not config.data.root
-  if is_demo:
+  if not config.data.root:
     log.LOG.info('data.root is empty; using the synthetic images of the demo dataset.')
-  if categories == [config.data.category] or (is_demo and not config.data.category):
+  if validation.is_single(config, categories):
     category_config = _category_config(config, categories[0])
     return _write_summary(
       category_config,
@@ -299,7 +279,7 @@ def _run_over_categories(
 
 
 def _write_summary(
-  config: Config, workdir: Path, result: Result, results: Mapping[str, Result]
+  config: Settings, workdir: Path, result: Result, results: Mapping[str, Result]
 ) -> Result:
   """Write the metrics as CSV, and return the result with their mean and the metrics by category."""
   label = workdirs.category_name(config)
@@ -324,5 +304,5 @@ def _write_summary(
   return result
 
 
-def _category_config(config: Config, category: str) -> Config:
+def _category_config(config: Settings, category: str) -> Settings:
   return configs.replace(config, {'data.category': category})

@@ -7,6 +7,7 @@ from typing import Any
 from uadjax import data, detectors, errors, experiment
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError, Setting, UnknownName
+from uadjax.experiment import validation
 from uadjax.inference import pipelines, predictor
 from uadjax.system import memory
 from uadjax.training import settings, workdir as workdirs
@@ -82,4 +83,5 @@ def run_training(
   memory.retain_freed_pages()
   mesh.use_cores_as_devices()
   run_dir = Path(workdir or workdirs.default_workdir(config, variant))
+  validation.validate(config, run_dir)
   return experiment.run_logged(config, run_dir), run_dir

@@ -12,12 +12,12 @@ from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError, Setting
+from uadjax.errors import ConfigError, DataError, Setting
 from uadjax.evaluation import labeled
 from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
 from uadjax.training import hooks, loop, one_pass, workdir as workdirs
-from uadjax.types import Config
+from uadjax.training.settings import Settings
 
 Result = dict[str, Any]
 
@@ -25,7 +25,7 @@ Result = dict[str, Any]
 _FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
 
 
-def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
+def train(config: Settings, splits: record_types.Splits, workdir: Path) -> Result:
   """Fit and calibrate a detector, save its model directory, and return the result for JSON.
 
   Args:
@@ -37,21 +37,66 @@ def train(config: Config, splits: record_types.Splits, workdir: Path) -> Result:
     UserError: the settings are invalid, `workdir` holds another run, or images are unreadable.
     Interrupted: the run was asked to stop.
   """
-  options = config.calibrate
+  validate(config)
+  workdirs.require_no_conflict(workdir, config)
+  labeled_records = labeled.load(config, splits.train) if config.calibrate.labeled else ()
+  in_one_pass = detectors.learns_in_one_pass(config.detector.name)
+  train_detector = _train_one_pass if in_one_pass else _train_by_gradient
+  return train_detector(config, splits.train, labeled_records, workdir)
+
+
+def validate(config: Settings) -> None:
+  """Check settings that depend on each other or on the model to extend, before reading images.
+
+  Raises:
+    UserError: a setting is invalid, or the detector would ignore it silently.
+  """
+  options, fit = config.calibrate, config.fit
   calibration.validate_settings(
     options.budget, options.review_budget, options.method, options.miss_cost, options.labeled
   )
-  learns_in_one_pass = detectors.learns_in_one_pass(config.detector.name)
-  _validate_fit_options(config.fit, learns_in_one_pass)
-  workdirs.require_no_conflict(workdir, config)
-  labeled_records = labeled.load(config, splits.train) if options.labeled else ()
-  return (_train_one_pass if learns_in_one_pass else _train_by_gradient)(
-    config, splits.train, labeled_records, workdir
-  )
+  if options.labeled and not Path(options.labeled).is_dir():
+    raise DataError(
+      f'{options.labeled} is not a folder of labeled images.',
+      key='calibrate.labeled',
+      value=options.labeled,
+    )
+  if not detectors.learns_in_one_pass(config.detector.name):
+    if not fit.held_out:
+      raise ConfigError(
+        'A detector that is trained in steps needs images for validation and calibration.',
+        key='fit.held_out',
+        value=fit.held_out,
+        allowed='above 0 and below 1',
+      )
+    if fit.extend:
+      raise ConfigError(
+        'Only PaDiM and PatchCore can be extended.',
+        key='fit.extend',
+        value=fit.extend,
+        hint=('Resume training with ', Setting('fit.resume', 'latest'), '.'),
+      )
+    return
+  unused = {'steps': None, 'epochs': 1, 'held_out': 0, 'resume': ''}
+  for name, default in unused.items():
+    if (value := getattr(fit, name)) != default:
+      raise ConfigError(
+        f'fit.{name} does not apply to a detector that sees every image once; remove it.',
+        key=f'fit.{name}',
+        value=value,
+        allowed=(default,),
+        hint=(
+          'To learn from further images, set ',
+          Setting('fit.extend'),
+          ' to a model directory.',
+        ),
+      )
+  if fit.extend:
+    _require_same_settings(config, model_dir.read_info(fit.extend))
 
 
 def _train_by_gradient(
-  config: Config, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
+  config: Settings, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
 ) -> Result:
   """Train on most images; the held-out rest selects the best step and calibrates thresholds."""
   held_out_fraction = config.fit.held_out
@@ -98,13 +143,14 @@ def _train_by_gradient(
 
 
 def _train_one_pass(
-  config: Config, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
+  config: Settings, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
 ) -> Result:
   """Train on every image; leave-one-out scores calibrate the thresholds."""
   ops, options = transforms.parse(config.data.ops), config.fit
   # Read the model now, because a run that extends its own model will replace it.
   previous_info = model_dir.read_info(options.extend) if options.extend else None
-  previous_state = _load_previous_state(config, previous_info) if previous_info else None
+  state_dir = Path(options.extend).resolve().parent / 'state'
+  previous_state = incremental_state.load(state_dir) if options.extend else None
   num_previous = previous_state.num_images if previous_state else 0
   mesh = _make_mesh(config, 0)  # Batches are padded, so any number of devices works.
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
@@ -213,52 +259,22 @@ def _train_one_pass(
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 
 
-def _validate_fit_options(options: Config, learns_in_one_pass: bool) -> None:
-  """Reject fit settings that are invalid or that the detector would ignore silently."""
-  if not learns_in_one_pass:
-    if not 0 < options.held_out < 1:
-      raise ConfigError(
-        f'fit.held_out must be between 0 and 1 (exclusive), got {options.held_out}.'
-      )
-    if options.extend:
-      raise ConfigError(
-        'fit.extend applies to PaDiM and PatchCore only; resume STFPM with fit.resume.'
-      )
-    return
-  unused_settings = {
-    'fit.steps': options.steps is not None,
-    'fit.epochs': options.epochs != 1,
-    'fit.held_out': options.held_out != 0,
-    'fit.resume': bool(options.resume),
-  }
-  for key, is_set in unused_settings.items():
-    if is_set:
-      raise ConfigError(
-        f'{key} does not apply to a detector that sees every image once; remove it. To learn from '
-        'further images, set fit.extend to a model directory.'
-      )
-
-
-def _load_previous_state(
-  config: Config, previous_info: model_dir.ModelInfo
-) -> incremental_state.IncrementalState:
-  """Load the state of the run to extend, after comparing the settings that must be equal."""
-  directory = Path(config.fit.extend)
+def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo) -> None:
+  """Compare the settings that must be those of the run to extend."""
   settings, previous_settings = (
     configs.flatten(configs.to_plain_dict(c)) for c in (config, previous_info.config)
   )
   # Compare the name first: for another detector, messages about its options would be misleading.
   for key in ('detector.name', *settings):
-    if key.startswith(_FIXED_ON_EXTEND) and previous_settings.get(key) != settings[key]:
+    value, previous = settings[key], previous_settings.get(key)
+    if key.startswith(_FIXED_ON_EXTEND) and previous != value:
       raise ConfigError(
-        f'{key} is {settings[key]!r}, but the model to extend, {directory}, has '
-        f'{previous_settings.get(key)!r}.',
+        f'{key} is {value!r}, but the model to extend, {config.fit.extend}, has {previous!r}.',
         key=key,
-        value=settings[key],
-        allowed=(previous_settings.get(key),),
-        hint=('Pass ', Setting(key, previous_settings.get(key)), '.'),
+        value=value,
+        allowed=(previous,),
+        hint=('Pass ', Setting(key, previous), '.'),
       )
-  return incremental_state.load(directory.resolve().parent / 'state')
 
 
 def _require_same_weights(
@@ -266,9 +282,12 @@ def _require_same_weights(
 ) -> None:
   if weights.sha256 != previous_weights.sha256:
     raise ConfigError(
-      f'backbone.weights is {weights.source} ({weights.sha256[:12]}…), but the model to extend has '
-      f'{previous_weights.source} ({previous_weights.sha256[:12]}…), whose features differ. Set '
-      'backbone.weights to those weights.'
+      f'The weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend has '
+      f'{previous_weights.source} ({previous_weights.sha256[:12]}…), whose features differ.',
+      key='backbone.weights',
+      value=weights.source,
+      allowed=(previous_weights.source,),
+      hint=('Set ', Setting('backbone.weights'), ' to those weights.'),
     )
 
 
@@ -293,12 +312,12 @@ def _format_numbers(numbers: dict[str, int | float]) -> str:
   return ', '.join(f'{key} {value:.6g}' for key, value in numbers.items())
 
 
-def _make_mesh(config: Config, num_rows: int) -> meshes.Mesh:
+def _make_mesh(config: Settings, num_rows: int) -> meshes.Mesh:
   return meshes.make_mesh(config.device, config.mesh.data, num_rows)
 
 
 def _calibrate_thresholds(
-  config: Config,
+  config: Settings,
   calibration_scores: calibration.CalibrationScores,
   labeled_scores: labeled.LabeledScores | None,
 ) -> calibration.Thresholds:

@@ -66,7 +66,7 @@ def convert(
       f'Unknown check.convert.src_dataset_type {source_format!r}; choose from {[*_READERS]}.'
     )
   source, target = source.resolve(), target.resolve()
-  _require_convertible(source, target)
+  require_convertible(source, target)
   contents = _READERS[formats_by_lowercase[source_format.lower()]](source, progress)
   entries = _plan_entries(contents.samples)
   problems = [*contents.problems, *_listing_problems(entries)]
@@ -99,7 +99,8 @@ class _OutputEntry(NamedTuple):
   mask_path: str
 
 
-def _require_convertible(source: Path, target: Path) -> None:
+def require_convertible(source: Path, target: Path) -> None:
+  """Raise an error unless `source` exists and `target` is a new or empty folder outside it."""
   if not source.is_dir():
     raise DataError(f'No folder {source}; it must contain the dataset to convert.')
   if target.is_relative_to(source):
