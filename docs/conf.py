@@ -17,6 +17,7 @@ import typer.cli
 
 import uadjax
 from uadjax.cli import commands
+from uadjax.training import settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # For configs/.
 
@@ -83,6 +84,7 @@ colabs/accelerators
 docs/reference/python
 docs/reference/command_line
 docs/reference/configuration
+docs/reference/settings
 docs/reference/detectors
 docs/reference/backbones
 docs/reference/numerics
@@ -116,7 +118,23 @@ def _help() -> str:
   )
 
 
-_ADDED = {root_doc: lambda: _CONTENTS, 'docs/reference/command_line': _help}
+def _settings() -> str:
+  """A table of the settings of each section, in Markdown."""
+  sections: dict[str, list[str]] = {}
+  for entry in settings.catalog():
+    info, section = entry.info, entry.info.key.rpartition('.')[0] or 'run'
+    cells = [f'`{info.key}`', entry.format_default(), str(info), info.limits.help]
+    row = ' | '.join(cell.replace('|', '&#124;') for cell in cells)
+    sections.setdefault(section, []).append(f'| {row} |')
+  head = '| key | default | type and bounds | |\n|---|---|---|---|\n'
+  return ''.join(f'\n## {name}\n\n{head}' + '\n'.join(rows) for name, rows in sections.items())
+
+
+_ADDED = {
+  root_doc: lambda: _CONTENTS,
+  'docs/reference/command_line': _help,
+  'docs/reference/settings': _settings,
+}
 
 
 def _complete(app: application.Sphinx, page: str, source: list[str]) -> None:

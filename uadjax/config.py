@@ -101,6 +101,11 @@ class SettingInfo(NamedTuple):
   value: object
   limits: Limits
 
+  def __str__(self) -> str:
+    """Return type, bounds and unit in words, such as 'a whole number, at least 1 (steps)'."""
+    unit = f' ({self.limits.unit})' if self.limits.unit else ''
+    return ', '.join(filter(None, (_TYPE_TEXTS[self.type], str(self.limits)))) + unit
+
 
 def field(default: S, help: str, **limits: Any) -> S:
   """Declare a field of a settings dataclass; `limits` are the fields of `Limits`."""

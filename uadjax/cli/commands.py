@@ -226,6 +226,20 @@ def fit(
 
 
 @app.command(
+  epilog=_examples_epilog('uadjax config', 'uadjax config fit', 'uadjax config fit.batch_size')
+)
+@runtime.report_errors
+def config(key: options.ConfigKey = '', as_json: options.AsJson = False):
+  """List the settings of an experiment: type, default, bounds and one sentence for each.
+
+  Set them with --override of fit and sweep, or in an experiment with --config.KEY=VALUE.
+  """
+  from uadjax.cli import settings
+
+  settings.show_settings(key, as_json)
+
+
+@app.command(
   epilog=_examples_epilog(
     'uadjax sweep mvtec_ad/ --models padim,patchcore --seeds 3-7',
     'uadjax sweep mvtec_ad/ --models patchcore --categories screw,bottle --device gpu:0,1',

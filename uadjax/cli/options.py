@@ -274,7 +274,7 @@ ConfigOverrides = Annotated[
   list[str] | None,
   typer.Option(
     '--override', metavar='KEY=X', show_default=False,
-    help='Any setting of the experiment; repeatable.',
+    help='Any setting of uadjax config; repeatable.',
   ),
 ]  # fmt: skip
 
@@ -315,6 +315,9 @@ Quantize = Annotated[
   ),
 ]  # fmt: skip
 
+ConfigKey = Annotated[
+  str, typer.Argument(metavar='KEY', help='A setting or a section.', show_default=False)
+]
 Category = Annotated[
   str,
   typer.Option(

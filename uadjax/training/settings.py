@@ -6,10 +6,11 @@ whole, since sweeps and experiments, which load them, are on one level.
 
 from collections.abc import Iterable
 import dataclasses
+from typing import NamedTuple
 
 import ml_collections
 
-from uadjax import config as configs
+from uadjax import config as configs, errors
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.config import field
 from uadjax.data.settings import CheckSettings, DataSettings
@@ -90,3 +91,34 @@ def load(source: str, overrides: Iterable[tuple[str, object]] = ()) -> Settings:
 def default_config(detector: str) -> ml_collections.ConfigDict:
   """Return the defaults with the section of a detector, for `get_config` in configs/ to edit."""
   return configs.to_config_dict(Settings(detector=BY_NAME[detector]()))
+
+
+class CatalogEntry(NamedTuple):
+  """Setting, and its default in the built-in config of each detector that has it."""
+
+  info: configs.SettingInfo
+  defaults: dict[str, object]
+
+  def format_default(self) -> str:
+    """Return the default, or several with the detectors that have them."""
+    names_by_default: dict[str, list[str]] = {}
+    for name, value in self.defaults.items():
+      text = 'not set' if value is None else errors.format_value(value) or "''"
+      names_by_default.setdefault(text, []).append(name)
+    if len(names_by_default) == 1 and len(self.defaults) == len(BY_NAME):
+      return next(iter(names_by_default))
+    return '; '.join(f'{text} ({", ".join(names)})' for text, names in names_by_default.items())
+
+
+def catalog() -> list[CatalogEntry]:
+  """Return every setting of a run, in the order of the tree.
+
+  An option of several detectors that means something else in each is listed for each.
+  """
+  entries: dict[tuple[str, configs.Limits], CatalogEntry] = {}
+  for name in BY_NAME:
+    for key, info in configs.describe(load(name)).items():
+      entry = entries.setdefault((key, info.limits), CatalogEntry(info, {}))
+      entry.defaults[name] = info.value
+  sections = [field.name for field in dataclasses.fields(Settings)]
+  return sorted(entries.values(), key=lambda e: sections.index(e.info.key.partition('.')[0]))
