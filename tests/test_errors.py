@@ -88,7 +88,9 @@ def test_each_front_end_has_its_own_words():
     ["overrides={'fit.overwrite': True}", 'workdir', "overrides={'backbone.weights': 'FILE'}"],
   ]
   assert fit_option(Setting('access.private', True)) == '--allow-private-urls'
-  assert fit_option(Setting('export.images', 'my images')) == "'--images=my images'"
+  assert fit_option(Setting('calibrate.labeled')) == '--override calibrate.labeled=...'
+  export_option = functools.partial(runtime.format_setting, 'export')
+  assert export_option(Setting('export.images', 'my images')) == "'--images=my images'"
   assert [str(setting) for setting in settings] == [
     'fit.overwrite=true', 'workdir', 'backbone.weights=FILE'
   ]  # fmt: skip

@@ -360,7 +360,7 @@ def report(
 @app.command(epilog=_examples_epilog('uadjax demo drawn/', 'uadjax check drawn/ --category all'))
 @runtime.report_errors
 def demo(
-  directory: Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write to.')],
+  directory: options.DemoDir,
   seed: options.DemoSeed = 0,
   size: options.DemoImageSize = 256,
   overwrite: options.Overwrite = False,

@@ -1,12 +1,16 @@
-"""Options of the `uadjax` command, each defined once.
+"""Options of the `uadjax` command, each defined once; those of a setting have its help and bounds.
 
 Dashes and underscores in option names are interchangeable.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, TYPE_CHECKING
+from typing import Annotated, Any, Literal, TYPE_CHECKING
 
 import typer
+
+from uadjax import errors
+from uadjax.export.settings import ExportSettings
+from uadjax.inference.settings import AnomalyDetectionSettings, PredictSettings
 
 if TYPE_CHECKING:
   Context = typer.Context
@@ -19,7 +23,8 @@ BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2')
 DEVICES = ('auto', 'cpu', 'gpu', 'gpu:0', 'gpu:0,1', 'tpu')
 
 _MODEL_PANEL, _THRESHOLDS_PANEL, _RESULTS_PANEL = 'Model', 'Thresholds', 'Results'
-_PADDLEX_PANEL = 'Without a command'
+_PADDLEX_PANEL, _TABLE_PANEL, _LIMITS_PANEL = 'Without a command', 'Many images', 'Limits'
+_DIR_HELP = 'Model directory: RUN/model of a finished run.'
 
 
 def with_dashes(word: str) -> str:
@@ -39,73 +44,69 @@ def _complete_backbone(incomplete: str) -> list[str]:
   return [name for name in BACKBONES if name.startswith(incomplete)]
 
 
+def _argument(metavar: str, help: str, **more: Any) -> Any:
+  return typer.Argument(metavar=metavar, help=help, show_default=False, **more)
+
+
+def _option(metavar: str, help: str, panel: str | None = None, name: str = '', **more: Any) -> Any:
+  """Return an option with a value; its default is part of `help` if it needs explanation."""
+  names = (name,) if name else ()
+  more = {'show_default': False, **more}
+  return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
+
+
+def _flag(name: str, help: str, panel: str | None = None) -> Any:
+  return typer.Option(name, metavar='', help=help, rich_help_panel=panel)
+
+
+def _setting(kind: type, field_name: str, metavar: str, panel: str | None = None) -> Any:
+  """Return an option for a field of a settings dataclass, with its help, default and bounds."""
+  field = kind.__dataclass_fields__[field_name]
+  limits = field.metadata['limits']
+  default = '' if field.default is None else errors.format_value(field.default)
+  choices = [name for name in limits.choices if name not in limits.help]
+  help = f'{limits.help.removesuffix(".")}: {", ".join(choices)}.' if choices else limits.help
+  help += f' Default: {default}.' if default else ''
+  bounds = {} if limits.minimum is None else {'min': limits.minimum}
+  return _option(metavar, help, panel, **bounds)
+
+
 InputArgument = Annotated[
-  list[str],
-  typer.Argument(metavar='INPUT', help='Images, URLs, folders, or .txt files that list them.'),
+  list[str], _argument('INPUT', 'Images, URLs, folders, or .txt files that list them.')
 ]
-ModelDirArgument = Annotated[
-  Path, typer.Argument(metavar='MODEL_DIR', help='Model directory: RUN/model of a finished run.')
-]
+ModelDirArgument = Annotated[Path, _argument('MODEL_DIR', _DIR_HELP)]
 Dataset = Annotated[
-  Path,
-  typer.Argument(metavar='DATASET', help='One category, or a folder of several (--category).'),
+  Path, _argument('DATASET', 'One category, or a folder of several (--category).')
 ]
-DatasetRoot = Annotated[Path, typer.Argument(metavar='DATASET', help='Folder of the categories.')]
+DatasetRoot = Annotated[Path, _argument('DATASET', 'Folder of the categories.')]
 
 # These options have the names that PaddleX gives them.
 Pipeline = Annotated[
-  str,
-  typer.Option(
-    metavar='NAME',
-    rich_help_panel=_PADDLEX_PANEL,
-    show_default=False,
-    help='anomaly_detection (default), or a YAML file.',
-  ),
+  str, _option('NAME', 'anomaly_detection (default), or a YAML file.', _PADDLEX_PANEL)
 ]
 InputOption = Annotated[
   list[str] | None,
-  typer.Option(
-    '--input', metavar='INPUT', help='Image, URL or folder; repeatable.',
-    rich_help_panel=_PADDLEX_PANEL, show_default=False,
-  ),
-]  # fmt: skip
+  _option('INPUT', 'Image, URL or folder; repeatable.', _PADDLEX_PANEL, '--input'),
+]
 ModelName = Annotated[
   str | None,
-  typer.Option(
-    '--model', metavar='NAME', autocompletion=_complete_model, rich_help_panel=_PADDLEX_PANEL,
-    help=f'{", ".join(MODELS)}: must match --model-dir; without it, selects a demo.',
+  _option(
+    'NAME', f'{", ".join(MODELS)}: must match --model-dir; without it, selects a demo.',
+    _PADDLEX_PANEL, '--model', autocompletion=_complete_model,
   ),
 ]  # fmt: skip
-ModelDirOption = Annotated[
-  Path | None,
-  typer.Option(
-    '--model-dir', metavar='DIR', rich_help_panel=_PADDLEX_PANEL,
-    help='Model directory: RUN/model of a finished run.',
-  ),
-]  # fmt: skip
+ModelDirOption = Annotated[Path | None, _option('DIR', _DIR_HELP, _PADDLEX_PANEL, '--model-dir')]
 UseHpip = Annotated[
   bool,
-  typer.Option(
-    '--use-hpip',
-    metavar='',
-    help='Run the exported graph on an inference runtime: faster on a CPU.',
-    rich_help_panel=_PADDLEX_PANEL,
+  _flag(
+    '--use-hpip', 'Run the exported graph on an inference runtime: faster on a CPU.', _PADDLEX_PANEL
   ),
 ]
-Backend = Annotated[
-  str | None,
-  typer.Option(
-    metavar='NAME', rich_help_panel=_MODEL_PANEL, show_default=False,
-    help='jax (default), or for the exported graph: auto, onnxruntime, openvino.',
-  ),
-]  # fmt: skip
+Backend = Annotated[str | None, _setting(PredictSettings, 'backend', 'NAME', _MODEL_PANEL)]
 GetPipelineConfig = Annotated[
   str | None,
-  typer.Option(
-    '--get-pipeline-config', metavar='NAME', rich_help_panel=_PADDLEX_PANEL,
-    help='Write the settings as a YAML file into --save-path.',
-  ),
-]  # fmt: skip
+  _option('NAME', 'Write the settings as a YAML file into --save-path.', _PADDLEX_PANEL),
+]
 ConfigSavePath = Annotated[
   Path | None,
   # PaddleX's name for the output folder of --get-pipeline-config.
@@ -114,304 +115,191 @@ ConfigSavePath = Annotated[
 
 Device = Annotated[
   str | None,
-  typer.Option(
-    metavar='DEVICE', autocompletion=_complete_device,
-    rich_help_panel=_MODEL_PANEL, show_default=False,
-    help='auto (default), cpu, gpu, gpu:0,1 or tpu.',
+  _option(
+    'DEVICE', 'auto (default), cpu, gpu, gpu:0,1 or tpu.', _MODEL_PANEL,
+    autocompletion=_complete_device,
   ),
 ]  # fmt: skip
 BatchSize = Annotated[
-  int | None,
-  typer.Option(metavar='N', rich_help_panel=_MODEL_PANEL, help='Images per batch; default 1.'),
+  int | None, _setting(AnomalyDetectionSettings, 'batch_size', 'N', _MODEL_PANEL)
 ]
 PipelineOverrides = Annotated[
   list[str] | None,
-  typer.Option(
-    '--override', metavar='KEY=X', rich_help_panel=_MODEL_PANEL, show_default=False,
-    help='Any setting of the pipeline; repeatable.',
-  ),
-]  # fmt: skip
+  _option('KEY=X', 'Any setting of the pipeline; repeatable.', _MODEL_PANEL, '--override'),
+]
 AllowPrivateUrls = Annotated[
   bool,
-  typer.Option(
-    '--allow-private-urls', metavar='', rich_help_panel=_MODEL_PANEL,
-    help='Also fetch URLs of this machine and the local network.',
+  _flag(
+    '--allow-private-urls', 'Also fetch URLs of this machine and the local network.', _MODEL_PANEL
   ),
-]  # fmt: skip
-
+]
 ImageThreshold = Annotated[
-  float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='NG if the score exceeds it.'),
+  float | None, _setting(PredictSettings, 'image_threshold', 'X', _THRESHOLDS_PANEL)
 ]
 ReviewThreshold = Annotated[
-  float | None,
-  typer.Option(
-    metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='Review if the score exceeds it.'
-  ),
+  float | None, _setting(PredictSettings, 'review_threshold', 'X', _THRESHOLDS_PANEL)
 ]
 PixelThreshold = Annotated[
-  float | None,
-  typer.Option(metavar='X', rich_help_panel=_THRESHOLDS_PANEL, help='Mark pixels that exceed it.'),
+  float | None, _setting(PredictSettings, 'pixel_threshold', 'X', _THRESHOLDS_PANEL)
 ]
 
 SavePath = Annotated[
   Path | None,
-  typer.Option(
-    metavar='DIR', rich_help_panel=_RESULTS_PANEL, show_default=False,
-    help='Folder for pictures and JSON files; default output.',
-  ),
-]  # fmt: skip
-NoPictures = Annotated[
-  bool,
-  typer.Option(
-    '--no-pictures', help='Save JSON files only.', metavar='', rich_help_panel=_RESULTS_PANEL
-  ),
+  _option('DIR', 'Folder for pictures and JSON files; default output.', _RESULTS_PANEL),
 ]
-NoSave = Annotated[
-  bool,
-  typer.Option(
-    '--no-save', metavar='', rich_help_panel=_RESULTS_PANEL, help='Save nothing; only print.'
-  ),
-]
-AsJson = Annotated[
-  bool,
-  typer.Option(
-    '--json', metavar='', rich_help_panel=_RESULTS_PANEL, help='Print JSON, one object per line.'
-  ),
-]
+NoPictures = Annotated[bool, _flag('--no-pictures', 'Save JSON files only.', _RESULTS_PANEL)]
+NoSave = Annotated[bool, _flag('--no-save', 'Save nothing; only print.', _RESULTS_PANEL)]
+AsJson = Annotated[bool, _flag('--json', 'Print JSON, one object per line.', _RESULTS_PANEL)]
 MaskFormat = Annotated[
   Literal['rle', 'nested', 'none'] | None,
-  typer.Option(
-    rich_help_panel=_RESULTS_PANEL, show_default=False, metavar='FORMAT',
-    help='Format of masks in --json: rle, nested or none (default).',
-  ),
-]  # fmt: skip
-Strict = Annotated[
-  bool,
-  typer.Option(
-    '--strict',
-    metavar='',
-    rich_help_panel=_RESULTS_PANEL,
-    help='Stop at the first unreadable image.',
-  ),
+  _option('FORMAT', 'Format of masks in --json: rle, nested or none (default).', _RESULTS_PANEL),
 ]
+Strict = Annotated[bool, _flag('--strict', 'Stop at the first unreadable image.', _RESULTS_PANEL)]
 FailOn = Annotated[
   Literal['ng', 'review'] | None,
-  typer.Option(
-    rich_help_panel=_RESULTS_PANEL, show_default=False, metavar='LABEL', case_sensitive=False,
-    help='Exit with status 3 if an image is NG (ng), or NG or review (review).',
+  _option(
+    'LABEL', 'Exit with status 3 if an image is NG (ng), or NG or review (review).', _RESULTS_PANEL,
+    case_sensitive=False,
   ),
 ]  # fmt: skip
+TableDir = Annotated[
+  Path | None,
+  _option(
+    'DIR', 'Write only a table, with a row per image, to this folder. Resumable.', _TABLE_PANEL
+  ),
+]
+TableFormat = Annotated[
+  Literal['parquet', 'jsonl'], _setting(PredictSettings, 'format', 'NAME', _TABLE_PANEL)
+]
+TableShard = Annotated[str, _setting(PredictSettings, 'shard', 'I/N', _TABLE_PANEL)]
 
-_TABLE_PANEL = 'Many images'
 SweepModels = Annotated[
   str,
-  typer.Option(metavar='A,B', help='Config names; a variant follows a colon: patchcore:ten.'),
+  _option('A,B', 'Config names; a variant follows a colon: patchcore:ten.', show_default=True),
 ]
 Categories = Annotated[
-  str, typer.Option(metavar='A,B', help='Categories; or all, textures, objects.')
+  str, _option('A,B', 'Categories; or all, textures, objects.', show_default=True)
 ]
-Seeds = Annotated[str, typer.Option(metavar='A,B', help='Seeds, or ranges: 3-7.')]
-SweepDir = Annotated[Path, typer.Option(metavar='DIR', help='Folder for all runs and the table.')]
+Seeds = Annotated[str, _option('A,B', 'Seeds, or ranges: 3-7.', show_default=True)]
+SweepDir = Annotated[Path, _option('DIR', 'Folder for all runs and the table.', show_default=True)]
 SweepDevice = Annotated[
   str,
-  typer.Option(
-    metavar='DEVICE', autocompletion=_complete_device,
-    help='auto, cpu, gpu, gpu:0,1 or tpu; one run at a time per device.',
+  _option(
+    'DEVICE', 'auto, cpu, gpu, gpu:0,1 or tpu; one run at a time per device.', show_default=True,
+    autocompletion=_complete_device,
   ),
 ]  # fmt: skip
 Jobs = Annotated[
-  int,
-  typer.Option(
-    metavar='N', min=0, show_default=False,
-    help='Concurrent runs on a CPU, which share its cores; default 1.',
-  ),
-]  # fmt: skip
+  int, _option('N', 'Concurrent runs on a CPU, which share its cores; default 1.', min=0)
+]
 SweepShard = Annotated[
-  str,
-  typer.Option(
-    metavar='I/N',
-    help='Run shard I (from 0) of N hosts; auto: from SLURM or Open MPI.',
-  ),
-]  # fmt: skip
-TableOnly = Annotated[
-  bool, typer.Option('--table-only', metavar='', help='Run nothing; tabulate finished runs.')
+  str, _option('I/N', 'Run shard I (from 0) of N hosts; auto (default): from SLURM or Open MPI.')
 ]
-TableDir = Annotated[
-  Path | None,
-  typer.Option(
-    metavar='DIR', rich_help_panel=_TABLE_PANEL, show_default=False,
-    help='Write only a table, with a row per image, to this folder. Resumable.',
-  ),
-]  # fmt: skip
-TableFormat = Annotated[
-  Literal['parquet', 'jsonl'],
-  typer.Option(metavar='NAME', rich_help_panel=_TABLE_PANEL, help='parquet or jsonl.'),
-]
-TableShard = Annotated[
-  str,
-  typer.Option(
-    metavar='I/N', rich_help_panel=_TABLE_PANEL,
-    help='Score shard I (from 0) of N processes; auto: from SLURM, Open MPI or a TPU pod.',
-  ),
-]  # fmt: skip
+TableOnly = Annotated[bool, _flag('--table-only', 'Run nothing; tabulate finished runs.')]
 
 Detector = Annotated[
   str,
-  typer.Option(
-    '--model', metavar='NAME', autocompletion=_complete_model,
-    help=f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten.',
+  _option(
+    'NAME', f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten.', name='--model',
+    autocompletion=_complete_model, show_default=True,
   ),
 ]  # fmt: skip
 Workdir = Annotated[
-  Path | None,
-  typer.Option(
-    metavar='DIR', show_default=False,
-    help='Folder for all outputs; default runs/NAME_DATASET.',
-  ),
-]  # fmt: skip
+  Path | None, _option('DIR', 'Folder for all outputs; default runs/NAME_DATASET.')
+]
 ConfigOverrides = Annotated[
   list[str] | None,
-  typer.Option(
-    '--override', metavar='KEY=X', show_default=False,
-    help='Any setting of uadjax config; repeatable.',
-  ),
-]  # fmt: skip
+  _option('KEY=X', 'Any setting of uadjax config; repeatable.', name='--override'),
+]
+ConfigKey = Annotated[str, _argument('KEY', 'A setting or a section.')]
 
 ExportFormat = Annotated[
-  Literal['onnx', 'stablehlo', 'savedmodel', 'tflite'],
-  typer.Option(metavar='NAME', help='onnx, stablehlo, savedmodel or tflite.'),
+  Literal['onnx', 'stablehlo', 'savedmodel', 'tflite'], _setting(ExportSettings, 'format', 'NAME')
 ]
-GraphFile = Annotated[
-  Path | None,
-  typer.Option(
-    '--output', metavar='FILE', show_default=False,
-    help='Default: model.onnx (or another suffix) in MODEL_DIR.',
-  ),
-]  # fmt: skip
-ExportBatch = Annotated[
-  int | None,
-  typer.Option(metavar='N', show_default=False, help='Fixed batch size; default any.'),
-]
-IncludeResize = Annotated[
-  str,
-  typer.Option(
-    metavar='HxW', show_default=False,
-    help='Take camera images of this height and width; return anomaly maps of that size.',
-  ),
-]  # fmt: skip
-ComparisonImages = Annotated[
-  Path | None,
-  typer.Option(
-    metavar='DIR', show_default=False,
-    help='Images to verify on, or with --quantize a dataset; default: the calibration images.',
-  ),
-]  # fmt: skip
-Quantize = Annotated[
-  Literal['int8', 'fp16'] | None,
-  typer.Option(
-    metavar='KIND', show_default=False,
-    help='int8: smaller and faster; fp16: smaller. ONNX only; not written if inaccurate.',
-  ),
-]  # fmt: skip
+GraphFile = Annotated[Path | None, _setting(ExportSettings, 'output', 'FILE')]
+ExportBatch = Annotated[int | None, _setting(ExportSettings, 'batch', 'N')]
+IncludeResize = Annotated[str, _setting(ExportSettings, 'include_resize', 'HxW')]
+ComparisonImages = Annotated[Path | None, _setting(ExportSettings, 'images', 'DIR')]
+Quantize = Annotated[Literal['int8', 'fp16'] | None, _setting(ExportSettings, 'quantize', 'KIND')]
 
-ConfigKey = Annotated[
-  str, typer.Argument(metavar='KEY', help='A setting or a section.', show_default=False)
-]
-Category = Annotated[
-  str,
-  typer.Option(
-    metavar='NAME', show_default=False, help='A folder in DATASET; check also takes all.'
-  ),
-]
-Layout = Annotated[str, typer.Option(metavar='NAME', help='auto, mvtec, folder or seglist.')]
+Category = Annotated[str, _option('NAME', 'A folder in DATASET; check also takes all.')]
+Layout = Annotated[str, _option('NAME', 'auto, mvtec, folder or seglist.', show_default=True)]
 CheckOutput = Annotated[
-  Path | None,
-  typer.Option(metavar='DIR', help='Folder for sample pictures, a histogram and the result.'),
+  Path | None, _option('DIR', 'Folder for sample pictures, a histogram and the result.')
 ]
 ReportOutput = Annotated[
   Path,
-  typer.Option(metavar='FILE', help='HTML file to write; its data is saved next to it as .json.'),
+  _option('FILE', 'HTML file to write; its data is saved next to it as .json.', show_default=True),
 ]
 Backbone = Annotated[
   str | None,
-  typer.Argument(
-    metavar='NAME', autocompletion=_complete_backbone, show_default=False,
-    help=f'Backbone to download: {", ".join(BACKBONES)}.',
+  _argument(
+    'NAME', f'Backbone to download: {", ".join(BACKBONES)}.', autocompletion=_complete_backbone
   ),
-]  # fmt: skip
-DemoSeed = Annotated[int, typer.Option(metavar='N', help='Random seed of the images.')]
-DemoImageSize = Annotated[int, typer.Option(metavar='N', help='Side of the images in pixels.')]
-Overwrite = Annotated[
-  bool, typer.Option('--overwrite', metavar='', help='Replace existing categories.')
 ]
+DemoDir = Annotated[Path, _argument('DIR', 'Folder to write to.')]
+DemoSeed = Annotated[int, _option('N', 'Random seed of the images.', show_default=True)]
+DemoImageSize = Annotated[int, _option('N', 'Side of the images in pixels.', show_default=True)]
+Overwrite = Annotated[bool, _flag('--overwrite', 'Replace existing categories.')]
 
 # Options of the service.
-_LIMITS_PANEL = 'Limits'
 ModelDirs = Annotated[
   list[str] | None,
-  typer.Argument(
-    metavar='[NAME=]MODEL_DIR', show_default=False,
-    help='Model directories; the first is the default model. Without one, a demo model.',
+  _argument(
+    '[NAME=]MODEL_DIR',
+    'Model directories; the first is the default model. Without one, a demo model.',
   ),
-]  # fmt: skip
-Host = Annotated[
-  str, typer.Option(metavar='ADDRESS', help='Address to listen on; 0.0.0.0 for all.')
 ]
-Port = Annotated[int, typer.Option(metavar='N', min=0, max=65535, help='0 for any free port.')]
+Host = Annotated[
+  str, _option('ADDRESS', 'Address to listen on; 0.0.0.0 for all.', show_default=True)
+]
+Port = Annotated[int, _option('N', '0 for any free port.', show_default=True, min=0, max=65535)]
 ServiceBackend = Annotated[
   str,
-  typer.Option(
-    metavar='NAME', rich_help_panel=_MODEL_PANEL,
-    help='jax, onnxruntime, openvino, or auto: on a CPU an installed inference runtime, else jax.',
+  _option(
+    'NAME',
+    'jax, onnxruntime, openvino, or auto: on a CPU an installed inference runtime, else jax.',
+    _MODEL_PANEL,
+    show_default=True,
   ),
-]  # fmt: skip
+]
 ServiceBatch = Annotated[
   int,
-  typer.Option(
-    '--batch', metavar='N', min=0, rich_help_panel=_LIMITS_PANEL, show_default=False,
-    help='Maximum batch size; 1 disables batching. The default depends on the device.',
+  _option(
+    'N', 'Maximum batch size; 1 disables batching. The default depends on the device.',
+    _LIMITS_PANEL, '--batch', min=0,
   ),
 ]  # fmt: skip
 Queue = Annotated[
   int,
-  typer.Option(
-    metavar='N', min=1, rich_help_panel=_LIMITS_PANEL,
-    help='Maximum number of images in progress; beyond it requests fail (503).',
+  _option(
+    'N', 'Maximum number of images in progress; beyond it requests fail (503).', _LIMITS_PANEL,
+    show_default=True, min=1,
   ),
 ]  # fmt: skip
 Deadline = Annotated[
   float,
-  typer.Option(
-    metavar='SECONDS',
-    rich_help_panel=_LIMITS_PANEL,
-    help='Time limit of a request, which then fails (504).',
+  _option(
+    'SECONDS', 'Time limit of a request, which then fails (504).', _LIMITS_PANEL, show_default=True
   ),
 ]
 MaxBytes = Annotated[
-  int,
-  typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Limit of a body or a URL.'),
+  int, _option('N', 'Limit of a body or a URL.', _LIMITS_PANEL, show_default=True, min=1)
 ]
 MaxPixels = Annotated[
-  int, typer.Option(metavar='N', min=1, rich_help_panel=_LIMITS_PANEL, help='Limit of an image.')
+  int, _option('N', 'Limit of an image.', _LIMITS_PANEL, show_default=True, min=1)
 ]
-AllowUrls = Annotated[
-  bool,
-  typer.Option(
-    '--allow-urls', rich_help_panel=_LIMITS_PANEL, help='Fetch images from public URLs.'
-  ),
-]
+AllowUrls = Annotated[bool, _flag('--allow-urls', 'Fetch images from public URLs.', _LIMITS_PANEL)]
 Token = Annotated[
   str | None,
-  typer.Option(
-    metavar='TOKEN', envvar='UADJAX_TOKEN', rich_help_panel=_LIMITS_PANEL, show_default=False,
-    help='Requests must send it: Authorization: Bearer TOKEN.',
+  _option(
+    'TOKEN', 'Requests must send it: Authorization: Bearer TOKEN.', _LIMITS_PANEL,
+    envvar='UADJAX_TOKEN',
   ),
 ]  # fmt: skip
 Drain = Annotated[
   float,
-  typer.Option(
-    metavar='SECONDS', rich_help_panel=_LIMITS_PANEL,
-    help='Time limit of accepted requests after SIGTERM.',
+  _option(
+    'SECONDS', 'Time limit of accepted requests after SIGTERM.', _LIMITS_PANEL, show_default=True
   ),
-]  # fmt: skip
+]

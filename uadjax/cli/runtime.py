@@ -18,13 +18,11 @@ from uadjax.errors import Setting
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _SIGNAL_STATUS_BASE = 128  # Shells report 128 plus the number of the signal.
 _SIGPIPE = getattr(signal, 'SIGPIPE', 13)  # Windows lacks it; 13 is its number elsewhere.
+# Options that every command has that can fail because of them; the others are those of a section.
 _OPTION_BY_SETTING = {
   'access.private': '--allow-private-urls',
   'config': '--models',
   'device': '--device',
-  'export.images': '--images',
-  'export.output': '--output',
-  'predict.shard': '--shard',
   'workdir': '--workdir',
 }
 # The --override of these commands takes any setting of an experiment.
@@ -56,8 +54,12 @@ def format_setting(command: str, setting: Setting) -> str:
 
   Commands without --override point to `python -m uadjax.main`, which takes every setting.
   """
-  option = _OPTION_BY_SETTING.get(setting.key)
+  section, _, name = setting.key.rpartition('.')
+  option = f'--{name.replace("_", "-")}' if section == command else None
+  option = _OPTION_BY_SETTING.get(setting.key, option)
   if option is None and command in _COMMANDS_WITH_OVERRIDE:
+    # Without a value the setting is only named, but --override always takes one.
+    setting = setting._replace(value='...') if setting.value is ... else setting
     return f'--override {shlex.quote(errors.format_plain(setting))}'
   if option is None:
     from uadjax.experiment import flags  # Imports JAX, so it is not at the top.
@@ -81,7 +83,10 @@ def prepare() -> Iterator[None]:
 def print_error(error: BaseException, message: str, as_json: bool) -> None:
   """Print an error as one message on stderr, or with `as_json` as an object on stdout."""
   if as_json:
-    print(json.dumps({'error': message, 'type': type(error).__name__}), flush=True)
+    data = {name: getattr(error, name, None) for name in ('key', 'value', 'allowed')}
+    fields = {name: value for name, value in data.items() if value is not None}
+    content = {'error': message, 'type': type(error).__name__, **fields}
+    print(json.dumps(content, default=str), flush=True)
   else:
     print('Error:', to_printable(message, allowed_chars='\n'), file=sys.stderr)
 
