@@ -176,7 +176,9 @@ def test_only_front_ends_write_command_line_options():
 
 
 def test_numerics_import_only_types_and_name_no_settings():
-  keys = '|'.join(sorted({key.partition('.')[0] for key in configs.keys(settings.load('padim'))}))
+  keys = '|'.join(
+    sorted({key.partition('.')[0] for key in configs.describe(settings.load('padim'))})
+  )
   wrong = []
   for module, path in MODULES.items():
     if package(module) == 'numerics':

@@ -361,7 +361,7 @@ def test_every_setting_is_listed(uadjax):
   listed = objects(out)
   assert status == 0
   assert {one['key'] for one in listed} == {
-    key for name in detectors.TITLES for key in configs.keys(settings.load(name.lower()))
+    key for name in detectors.TITLES for key in configs.describe(settings.load(name.lower()))
   }
   assert all(one['help'].endswith('.') and one['type'] for one in listed)
   (one,) = objects(uadjax('config', 'fit.batch_size', '--json')[1])

@@ -126,7 +126,7 @@ def test_errors_keep_their_data(kind):
 def test_every_setting_that_a_message_names_exists():
   """The keys of all `Setting(...)` in the package, constants resolved."""
   names = ('padim', 'patchcore', 'stfpm')
-  keys = {key for name in names for key in configs.keys(settings.load(name))}
+  keys = {key for name in names for key in configs.describe(settings.load(name))}
   keys |= set(errors.OTHER_KEYS)
   wrong, count = [], 0
   for path in Path(uadjax.__file__).parent.rglob('*.py'):

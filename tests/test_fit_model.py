@@ -27,8 +27,9 @@ def test_a_plain_folder_becomes_a_model(drawn, tmp_path, monkeypatch):
   (now,), (later,) = (m.predict(image) for m in (model, uadjax.create_model(model_dir=saved)))
   assert now.score == later.score
   assert model_dir.read_settings(saved)['fit']['batch_size'] == 4
-  with pytest.raises(ConfigError, match='holds a finished run'):
+  with pytest.raises(ConfigError) as caught:
     uadjax.fit_model(plain, 'PaDiM', overrides=SMALL)
+  assert caught.value.key == 'workdir'
 
 
 @pytest.mark.parametrize('categories', [1, 2])
@@ -61,8 +62,9 @@ def test_what_is_no_folder_is_refused_and_leaves_none(dataset, tmp_path, monkeyp
 
 
 def test_a_wrong_setting_names_the_nearest(drawn):
-  with pytest.raises(ConfigError, match=r"'fit\.batchsize'.*'fit\.batch_size'"):
+  with pytest.raises(ConfigError) as caught:
     uadjax.fit_model(drawn, overrides={'fit.batchsize': 4})
+  assert (caught.value.key, caught.value.allowed) == ('fit.batchsize', ('fit.batch_size',))
 
 
 def test_the_command_does_the_same(drawn, tmp_path, capsys):
@@ -94,4 +96,4 @@ def test_what_fails_is_told_in_the_commands_own_words(trained, drawn, tmp_path, 
   assert '--override fit.overwrite=true' in capsys.readouterr().err
   assert json.loads((tmp_path / 'a' / 'train_result.json').read_text())['done_flag']
   assert cli.main([*words[:-1], '--workdir', str(tmp_path / 'b'), '--override=fit.steps=3']) == 2
-  assert not json.loads((tmp_path / 'b' / 'train_result.json').read_text())['done_flag']
+  assert not (tmp_path / 'b').exists()

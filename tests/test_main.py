@@ -299,32 +299,16 @@ def test_a_resumed_run_must_be_the_same_run(trained, flags, tmp_path):
 
 WRONG = [
   (['--config.fit.step=3'], "did you mean 'fit.steps'"),
-  (
-    ['--config.mode=trian'],
-    "choose from ['check_dataset', 'evaluate', 'export', 'predict', 'train']",
-  ),
-  (['--config.device=gpuu'], 'choose auto, cpu, gpu'),
-  (['--config.data.root=/nowhere/at/all'], '/nowhere/at/all'),
+  (['--config.mode=trian'], 'check_dataset'),
   (['--config.data.category=dics'], "'disc'"),
-  (['--config.data.ops=rezise(32)'], 'rezise'),
-  (['--config.backbone.name=resnet19', '--config.backbone.weights=random'], 'resnet101'),
-  (['--config.backbone.weights=/no/file.pth'], '/no/file.pth'),
-  (['--config.detector.name=stfmp'], "['padim', 'patchcore', 'stfpm']"),
-  (['--config.detector.layers=layer9', '--config.backbone.weights=random'], 'layer9'),
-  (['--config.calibrate.budget=3'], 'calibrate.budget'),
-  (['--config.fit.held_out=1.5'], 'fit.held_out'),
-  (['--config.fit.batch_size=0'], 'fit.batch_size must be positive'),
-  (['--config.fit.batch_size=None'], 'not None'),
-  (['--config.fit.learning_rate=nan'], 'fit.learning_rate must be zero or more and finite'),
   (['--config.fit.learning_rate=1e9', '--config.fit.steps=9'], 'training diverged'),
-  (['--config.device=cpu:0,0'], 'must name different devices'),
-  (['--config.mesh.data=0'], 'mesh.data=0'),
   (['--config.mode=evaluate'], 'not a model directory'),
   (['--config.mode=predict', '--config.predict.input=nothing.png'], 'not a model directory'),
 ]
 
 
 def test_what_a_user_gets_wrong_is_one_message(flags, tmp_path, capfd):
+  """Which keys are refused, test_settings.py shows."""
   for number, (words, message) in enumerate(WRONG):
     workdir = tmp_path / str(number)
     workdir.mkdir()

@@ -106,21 +106,25 @@ def test_the_content_of_a_file_may_be_given(directory):
   ],
 )
 def test_a_wrong_key_names_the_nearest(key, near):
-  with pytest.raises(ConfigError, match=f'{key}.*{near}'):
+  with pytest.raises(ConfigError) as caught:
     uadjax.create_pipeline(overrides={key: '1'})
+  assert (caught.value.key, caught.value.allowed) == (key, (near,))
 
 
 def test_a_value_of_another_type_is_refused():
-  with pytest.raises(ConfigError, match=r"batch_size must be a whole number, got 'many'"):
-    uadjax.create_pipeline(overrides={'batch_size': 'many'})
+  key = 'SubModules.AnomalyDetection.batch_size'
+  for value in ('many', 0):
+    with pytest.raises(ConfigError) as caught:
+      uadjax.create_pipeline(overrides={'batch_size': value})
+    assert (caught.value.key, caught.value.value) == (key, value)
 
 
 def test_unknown_pipelines_are_refused(tmp_path):
-  with pytest.raises(UnknownName, match=r"'ocr'.*anomaly_detection"):
-    uadjax.create_pipeline('ocr')
   (tmp_path / 'ocr.yaml').write_text('pipeline_name: ocr')
-  with pytest.raises(UnknownName, match=r"'ocr'.*anomaly_detection"):
-    uadjax.create_pipeline(tmp_path / 'ocr.yaml')
+  for pipeline in ('ocr', tmp_path / 'ocr.yaml'):
+    with pytest.raises(UnknownName) as caught:
+      uadjax.create_pipeline(pipeline)
+    assert (caught.value.value, caught.value.allowed) == ('ocr', pipelines.NAMES)
   for text in ('[1, 2]', '{', ''):
     (tmp_path / 'ocr.yaml').write_text(text)
     with pytest.raises(ConfigError, match=r'ocr\.yaml'):

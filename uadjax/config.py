@@ -5,7 +5,7 @@ is a dataclass itself is a section. `training.settings` composes the tree of a r
 such as fit.batch_size, names one setting. Files in YAML are never executed.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import importlib.util
@@ -13,16 +13,25 @@ import math
 import os
 from pathlib import Path
 import types
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax.errors import about, ConfigError, Setting, UnknownName
+from uadjax.errors import about, ConfigError, refuse, Setting, UnknownName
 
 Values = Mapping[str, object]
-S = TypeVar('S')
+T = TypeVar('T')
+
+
+class Settings(Protocol):
+  """Instance of a dataclass whose fields are settings or sections."""
+
+  __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+S = TypeVar('S', bound=Settings)
 
 _TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
 _TYPE_TEXTS = {
@@ -107,15 +116,15 @@ class SettingInfo(NamedTuple):
     return ', '.join(filter(None, (_TYPE_TEXTS[self.type], str(self.limits)))) + unit
 
 
-def field(default: S, help: str, **limits: Any) -> S:
+def field(default: T, help: str, **limits: Any) -> T:
   """Declare a field of a settings dataclass; `limits` are the fields of `Limits`."""
   return dataclasses.field(default=default, metadata={'limits': Limits(help, **limits)})
 
 
-def describe(settings: object, prefix: str = '') -> dict[str, SettingInfo]:
+def describe(settings: Settings, prefix: str = '') -> dict[str, SettingInfo]:
   """Return all settings of a tree by dotted key."""
   infos: dict[str, SettingInfo] = {}
-  for field in dataclasses.fields(settings):  # pyright: ignore[reportArgumentType]
+  for field in dataclasses.fields(settings):
     key, value = prefix + field.name, getattr(settings, field.name)
     if dataclasses.is_dataclass(value):
       infos |= describe(value, f'{key}.')
@@ -145,18 +154,18 @@ def from_values(kind: type[S], values: Values, source: str = 'the configuration'
     ConfigError: a key is unknown (the message suggests the closest match), or a value is invalid.
   """
   flat, sections = flatten(values), {}
-  for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+  for field in dataclasses.fields(kind):
     kinds = _kinds(field.type)
-    if all(map(dataclasses.is_dataclass, kinds)) and len(kinds) > 1:
-      choices = {kind().name: kind for kind in kinds}
-      name = flat.get(key := f'{field.name}.name')
-      if name not in choices:
-        error, problem = UnknownName, f'Unknown {key} {name!r} in {source}'
-        if name is None:
-          error, problem = ConfigError, f'{source} lacks {key}'
-        raise error(f'{problem}; choose from {list(choices)}.', key=key, value=name,
-                    allowed=tuple(choices))  # fmt: skip
-      sections[field.name] = choices[name]()
+    if len(kinds) == 1 or not dataclasses.is_dataclass(kinds[0]):
+      continue
+    choices = {kind().name: kind for kind in kinds}
+    key = f'{field.name}.name'
+    if key not in flat:
+      refuse(key, None, f'{source} lacks {key}; choose from {list(choices)}.', allowed=choices)
+    if (name := flat[key]) not in choices:
+      message = f'Unknown {key} {name!r}; choose from {list(choices)}.'
+      raise UnknownName(message, key=key, value=name, allowed=tuple(choices))
+    sections[field.name] = choices[name]()
   return replace(kind(**sections), flat)
 
 
@@ -183,7 +192,7 @@ def _replace(settings: S, values: Values) -> S:
     else:
       changes[name] = value
   changes |= {name: _replace(getattr(settings, name), own) for name, own in sections.items()}
-  return dataclasses.replace(settings, **changes)  # pyright: ignore[reportArgumentType]
+  return dataclasses.replace(settings, **changes)
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> ConfigError:
@@ -215,26 +224,19 @@ def closest_keys(key: str, keys: Sequence[str]) -> tuple[str, ...]:
 def _convert(info: SettingInfo, value: object) -> object:
   """Return a value in the type of a setting, after checking its bounds."""
   key, kind, limits = info.key, info.type, info.limits
-  if value is None or (value == 'None' and kind is not str):
-    if info.is_optional:
-      return None
-    raise ConfigError(
-      f'{key} must be {_TYPE_TEXTS[kind]}, not None.', key=key, allowed=_TYPE_TEXTS[kind]
-    )
+  if info.is_optional and value in (None, 'None'):
+    return None
   try:
     converted = _cast(kind, value)
   except (ValueError, TypeError, OverflowError):
-    message = f'{key} must be {_TYPE_TEXTS[kind]}, got {value!r}; its current value is '
-    raise ConfigError(
-      f'{message}{info.value!r}.', key=key, value=value, allowed=_TYPE_TEXTS[kind]
-    ) from None
+    requirement = _TYPE_TEXTS[kind]
+    message = f'{key} must be {requirement}, got {value!r}; its current value is {info.value!r}.'
+    raise ConfigError(message, key=key, value=value, allowed=requirement) from None
   if not limits.allow(converted):
     requirement = str(limits) or 'finite'
     error = UnknownName if limits.choices else ConfigError
-    allowed = limits.choices or requirement
-    raise error(
-      f'{key} must be {requirement}, got {value!r}.', key=key, value=value, allowed=allowed
-    )
+    message = f'{key} must be {requirement}, got {value!r}.'
+    raise error(message, key=key, value=value, allowed=limits.choices or requirement)
   if limits.check:
     with about(key, converted):
       limits.check(converted)
@@ -274,28 +276,23 @@ def flatten(values: Values, prefix: str = '') -> dict[str, Any]:
   return leaves
 
 
-def keys(settings: object) -> Iterable[str]:
-  """Return the dotted keys of all settings of a tree."""
-  return describe(settings)
-
-
-def to_plain_dict(settings: object) -> dict[str, Any]:
+def to_plain_dict(settings: Settings) -> dict[str, Any]:
   """Return a tree as nested dictionaries, with lists for tuples, for JSON and YAML."""
 
   def to_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
 
-  return dataclasses.asdict(settings, dict_factory=to_dict)  # pyright: ignore[reportArgumentType]
+  return dataclasses.asdict(settings, dict_factory=to_dict)
 
 
-def to_yaml(settings: object) -> str:
+def to_yaml(settings: Settings) -> str:
   """Return a tree as YAML."""
   return yaml.safe_dump(to_plain_dict(settings), sort_keys=False)
 
 
-def to_config_dict(settings: object) -> ml_collections.ConfigDict:
+def to_config_dict(settings: Settings) -> ml_collections.ConfigDict:
   """Return a tree as a ConfigDict, for the functions `get_config` in configs/."""
-  config = ml_collections.ConfigDict(dataclasses.asdict(settings))  # pyright: ignore[reportArgumentType]
+  config = ml_collections.ConfigDict(dataclasses.asdict(settings))
   for info in describe(settings).values():
     if info.value is None:
       *sections, name = info.key.split('.')
@@ -320,28 +317,21 @@ def read(source: str) -> dict[str, Any]:
   builtin_configs = {path.stem: path for path in folder.glob('*.py')}
   path = builtin_configs.get(name, Path(name))
   if not path.is_file():
-    names = sorted(builtin_configs)
-    example = Setting('config', 'configs/stfpm.py')
-    raise ConfigError(
-      f'No config file {name!r}.',
-      key='config',
-      value=name,
-      allowed=names,
-      hint=('Pass an existing file, such as ', example, f', or one of {names}.'),
-    )
-  return flatten(
-    _read_yaml(path) if path.suffix in ('.yaml', '.yml') else _run_python(path, argument)
-  )
+    names, example = sorted(builtin_configs), Setting('config', 'configs/stfpm.py')
+    hint = 'Pass an existing file, such as ', example, f', or one of {names}.'
+    refuse('config', name, f'No config file {name!r}.', *hint, allowed=names)
+  is_yaml = path.suffix in ('.yaml', '.yml')
+  return flatten(_read_yaml(path) if is_yaml else _run_python(path, argument))
 
 
 def _read_yaml(path: Path) -> Values:
   try:
     values = yaml.safe_load(path.read_text())
   except (yaml.YAMLError, UnicodeDecodeError) as error:
-    raise ConfigError(f'{path} is not valid YAML: {error}', key='config', value=path) from None
+    refuse('config', path, f'{path} is not valid YAML: {error}')
   if not isinstance(values, dict):
-    message = 'is not a configuration; it must be a mapping with sections such as data and fit.'
-    raise ConfigError(f'{path} {message}', key='config', value=path)
+    problem = 'is not a configuration; it must be a mapping with sections such as data and fit.'
+    refuse('config', path, f'{path} {problem}')
   return values
 
 
@@ -349,13 +339,12 @@ def _run_python(path: Path, argument: str) -> Values:
   module_spec = importlib.util.spec_from_file_location(f'uadjax_config_{path.stem}', path)
   if module_spec is None or module_spec.loader is None:
     problem = 'is neither .py nor .yaml; pass a file such as configs/stfpm.py.'
-    raise ConfigError(f'{path} {problem}', key='config', value=path)
+    refuse('config', path, f'{path} {problem}')
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
   except SyntaxError as error:
-    raise ConfigError(f'{path} is not valid Python: {error}', key='config', value=path) from None
+    refuse('config', path, f'{path} is not valid Python: {error}')
   if not hasattr(module, 'get_config'):
-    problem = 'does not define get_config(arg); see configs/stfpm.py.'
-    raise ConfigError(f'{path} {problem}', key='config', value=path)
+    refuse('config', path, f'{path} does not define get_config(arg); see configs/stfpm.py.')
   return module.get_config(argument).to_dict()

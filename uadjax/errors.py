@@ -10,7 +10,7 @@ This module imports no library.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 
 class Setting(NamedTuple):
@@ -148,6 +148,13 @@ def setting_format(format_setting: SettingFormat) -> Iterator[None]:
     raise
   finally:
     _FORMAT.reset(token)
+
+
+def refuse(
+  key: str, value: object, message: str, *hint: str | Setting, allowed: object = None
+) -> NoReturn:
+  """Raise the ConfigError for a setting with an invalid value."""
+  raise ConfigError(message, key=key, value=value, allowed=allowed, hint=hint)
 
 
 @contextlib.contextmanager

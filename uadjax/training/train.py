@@ -12,7 +12,7 @@ from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError, DataError, Setting
+from uadjax.errors import ConfigError, refuse, Setting
 from uadjax.evaluation import labeled
 from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
@@ -55,42 +55,21 @@ def validate(config: Settings) -> None:
   calibration.validate_settings(
     options.budget, options.review_budget, options.method, options.miss_cost, options.labeled
   )
-  if options.labeled and not Path(options.labeled).is_dir():
-    raise DataError(
-      f'{options.labeled} is not a folder of labeled images.',
-      key='calibrate.labeled',
-      value=options.labeled,
-    )
+  if (labeled_dir := options.labeled) and not Path(labeled_dir).is_dir():
+    refuse('calibrate.labeled', labeled_dir, f'There is no folder {labeled_dir}.')
   if not detectors.learns_in_one_pass(config.detector.name):
     if not fit.held_out:
-      raise ConfigError(
-        'A detector that is trained in steps needs images for validation and calibration.',
-        key='fit.held_out',
-        value=fit.held_out,
-        allowed='above 0 and below 1',
-      )
+      message = 'Training in steps needs images for validation and calibration.'
+      refuse('fit.held_out', fit.held_out, message, allowed='above 0 and below 1')
     if fit.extend:
-      raise ConfigError(
-        'Only PaDiM and PatchCore can be extended.',
-        key='fit.extend',
-        value=fit.extend,
-        hint=('Resume training with ', Setting('fit.resume', 'latest'), '.'),
-      )
+      hint = 'Resume training with ', Setting('fit.resume', 'latest'), '.'
+      refuse('fit.extend', fit.extend, 'Only PaDiM and PatchCore can be extended.', *hint)
     return
-  unused = {'steps': None, 'epochs': 1, 'held_out': 0, 'resume': ''}
-  for name, default in unused.items():
+  hint = 'To learn from further images, set ', Setting('fit.extend'), ' to a model directory.'
+  for name, default in {'steps': None, 'epochs': 1, 'held_out': 0, 'resume': ''}.items():
     if (value := getattr(fit, name)) != default:
-      raise ConfigError(
-        f'fit.{name} does not apply to a detector that sees every image once; remove it.',
-        key=f'fit.{name}',
-        value=value,
-        allowed=(default,),
-        hint=(
-          'To learn from further images, set ',
-          Setting('fit.extend'),
-          ' to a model directory.',
-        ),
-      )
+      message = f'fit.{name} does not apply to a detector that sees every image once; remove it.'
+      refuse(f'fit.{name}', value, message, *hint, allowed=default)
   if fit.extend:
     _require_same_settings(config, model_dir.read_info(fit.extend))
 
@@ -268,27 +247,23 @@ def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo)
   for key in ('detector.name', *settings):
     value, previous = settings[key], previous_settings.get(key)
     if key.startswith(_FIXED_ON_EXTEND) and previous != value:
-      raise ConfigError(
-        f'{key} is {value!r}, but the model to extend, {config.fit.extend}, has {previous!r}.',
-        key=key,
-        value=value,
-        allowed=(previous,),
-        hint=('Pass ', Setting(key, previous), '.'),
+      message = (
+        f'{key} is {value!r}, but the model to extend, {config.fit.extend}, has {previous!r}.'
       )
+      refuse(key, value, message, 'Pass ', Setting(key, previous), '.', allowed=(previous,))
 
 
 def _require_same_weights(
   weights: pretrained_weights.Provenance, previous_weights: pretrained_weights.Provenance
 ) -> None:
   if weights.sha256 != previous_weights.sha256:
-    raise ConfigError(
+    message = (
       f'The weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend has '
-      f'{previous_weights.source} ({previous_weights.sha256[:12]}…), whose features differ.',
-      key='backbone.weights',
-      value=weights.source,
-      allowed=(previous_weights.source,),
-      hint=('Set ', Setting('backbone.weights'), ' to those weights.'),
+      f'{previous_weights.source} ({previous_weights.sha256[:12]}…), whose features differ.'
     )
+    hint = 'Set ', Setting('backbone.weights'), ' to those weights.'
+    allowed = (previous_weights.source,)
+    refuse('backbone.weights', weights.source, message, *hint, allowed=allowed)
 
 
 def _report_drift(
