@@ -161,12 +161,11 @@ def test_what_extends_must_be_of_the_same_kind(early, halves, tmp_path, capfd):
     more = (f'--config.fit.extend={early(name) / "model"}', f'--config.{word}')
     workdir = tmp_path / str(number)
     assert run(*flags(name, halves, 'late'), f'--workdir={workdir}', *more) == 1, word
-    assert 'Traceback' not in capfd.readouterr().err, word
-    message = result(workdir)['err_msg']
-    assert message.startswith(f'{key} is '), (word, message)
+    message = capfd.readouterr().err
+    assert message.startswith(f'ConfigError: {key} is '), (word, message)
     assert all(value in message for value in values), (word, message)
     assert f'--config.{key}={values[1]}' in message, (word, message)
-    assert not (workdir / 'model').exists(), word
+    assert not workdir.exists(), word
 
 
 def test_a_detector_is_not_extended_by_another(early, halves, tmp_path):
@@ -192,27 +191,28 @@ def test_the_backbone_must_have_the_same_weights(early, halves, tmp_path):
   more = (f'--config.fit.extend={before / "model"}', f'--workdir={tmp_path}')
   assert run(*flags('padim', halves, 'late'), *more) == 1
   message = result(tmp_path)['err_msg']
-  assert 'backbone.weights is embedded in uadjax' in message
+  assert 'embedded in uadjax' in message
   assert 'elsewhere.pth' in message
+  assert '--config.backbone.weights' in message
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_settings_of_descent_are_refused(drawn, name, tmp_path):
+def test_settings_of_descent_are_refused(drawn, name, tmp_path, capfd):
   for word in ('fit.steps=5', 'fit.epochs=2', 'fit.held_out=0.2', 'fit.resume=latest'):
     workdir = tmp_path / word
     assert run(*flags(name, drawn), f'--workdir={workdir}', f'--config.{word}') == 1, word
-    message = result(workdir)['err_msg']
-    assert message.startswith(word.partition('=')[0]), message
-    assert 'sees every image once; remove it' in message, word
-    assert 'fit.extend' in message, word
+    message = capfd.readouterr().err
+    assert message.startswith(f'ConfigError: {word.partition("=")[0]} does not apply'), message
+    assert '--config.fit.extend' in message, word
+    assert not workdir.exists()
 
 
 def test_stfpm_is_not_extended(early, drawn, tmp_path):
   more = (f'--config.fit.extend={early("padim") / "model"}', f'--workdir={tmp_path}')
   assert run(*flags('stfpm', drawn), *more) == 1
   message = result(tmp_path)['err_msg']
-  assert 'fit.extend applies to PaDiM and PatchCore' in message
-  assert 'fit.resume' in message
+  assert 'PaDiM and PatchCore' in message
+  assert '--config.fit.resume=latest' in message
   assert not (tmp_path / 'model').exists()
 
 

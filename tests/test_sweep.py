@@ -150,15 +150,17 @@ def test_what_came_to_nothing_binds_nobody(stand_in, tmp_path):
 
 
 def test_wrong_settings_are_refused_before_anything_runs():
-  with pytest.raises(ConfigError, match="'nonsense'"):
+  with pytest.raises(ConfigError) as caught:
     sweep.plan_runs(['padim'], ['bolt'], [3], {'nonsense': '3'})
+  assert caught.value.key == 'nonsense'
 
 
 def test_sweeps_are_not_mixed(stand_in, tmp_path):
   runs = sweep.plan_runs(['padim'], ['bolt'], [3])
   carried_out(tmp_path / 'w', runs)
-  with pytest.raises(ConfigError, match=r'log_every=5.*not \[\]'):
+  with pytest.raises(ConfigError) as caught:
     carried_out(tmp_path / 'w', runs, overrides=())
+  assert (caught.value.key, caught.value.value) == ('workdir', tmp_path / 'w')
 
 
 def test_jobs_on_a_cpu_share_its_cores(stand_in, tmp_path, monkeypatch):
