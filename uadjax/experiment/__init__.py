@@ -31,6 +31,7 @@ from uadjax.training import resolve_backbone, train as training, workdir as work
 from uadjax.training.settings import Settings
 
 Result = dict[str, Any]
+Run = Callable[[Settings, Path], Result]
 
 
 def run(config: Settings, workdir: Path) -> Result:
@@ -76,22 +77,18 @@ def _train(config: Settings, workdir: Path) -> Result:
   timing, start = training_result.pop('timing'), time.perf_counter()
   model = _load_on_mesh(config, workdir / 'model')
   load_s = time.perf_counter() - start
-  evaluation_result = {}
+  evaluation = {}
   if config.evaluate.do_eval:
-    evaluation_result = evaluate_run.evaluate_and_report(
-      model, splits.test, config, workdir, timing
-    )
-  timing['evaluate_s'] = load_s + evaluation_result.pop('timing', {}).get('evaluate_s', 0.0)
-  return {'model_name': model.name, **training_result, 'timing': timing, **evaluation_result}
+    evaluation = evaluate_run.evaluate_and_report(model, splits.test, config, workdir, timing)
+  timing['evaluate_s'] = load_s + evaluation.pop('timing', {}).get('evaluate_s', 0.0)
+  return {'model_name': model.name, **training_result, 'timing': timing, **evaluation}
 
 
 def check_dataset(config: Settings, workdir: Path) -> Result:
   """Convert and resplit the dataset if configured, then report all problems in it."""
   result = _run_over_categories(prepare.run_check, prepare.convert_and_resplit(config), workdir)
-  if 'categories' in result:
-    result['check_pass'] = all(
-      category_result['check_pass'] for category_result in result['categories'].values()
-    )
+  if categories := result.get('categories'):
+    result['check_pass'] = all(category['check_pass'] for category in categories.values())
   return result
 
 
@@ -138,43 +135,37 @@ def predict_files(config: Settings, workdir: Path) -> Result:
   shutil.rmtree(output_dir, ignore_errors=True)
   output_dir.mkdir()
   results = predictor.predict(options.input, options.batch_size, skip=output_dir)
+  saved_results = predictors.save_results(results, output_dir)
   summaries = []
-  for result in progress.show_progress(
-    predictors.save_results(results, output_dir), None, 'Predicting'
-  ):
+  for result in progress.show_progress(saved_results, None, 'Predicting'):
     summaries.append(result.summary())
     level = logging.WARNING if result.error else logging.INFO
     log.LOG.log(level, '%s', result.error or result.headline)
-  num_failed = sum('error' in summary for summary in summaries)
-  if num_failed == len(summaries):
-    raise DataError(
-      f'None of the {num_failed} files could be read. First error: {summaries[0]["error"]}'
-    )
-  if num_failed:
-    log.LOG.warning('%d of %d files could not be read.', num_failed, len(summaries))
-  return {'model_dir': str(predictor.model.directory), 'failed': num_failed, 'results': summaries}
+  errors = [summary['error'] for summary in summaries if 'error' in summary]
+  if len(errors) == len(summaries):
+    raise DataError(f'None of the {len(errors)} files could be read. First error: {errors[0]}')
+  if errors:
+    log.LOG.warning('%d of %d files could not be read.', len(errors), len(summaries))
+  directory = str(predictor.model.directory)
+  return {'model_dir': directory, 'failed': len(errors), 'results': summaries}
 
 
 def _predict_to_table(predictor: predictors.Predictor, options: PredictSettings) -> Result:
-  table = score_table.Table(
-    Path(options.table), options.format, processes.resolve_shard(options.shard)
-  )
-  table_summary = score_table.score_images(
+  shard = processes.resolve_shard(options.shard)
+  table = score_table.Table(Path(options.table), options.format, shard)
+  summary = score_table.score_images(
     predictor, options.input, table, options.batch_size, progress.show_progress
   )
-  log.LOG.info('%s: %s.', table.folder, table_summary)
-  if table_summary.num_unreadable:
-    log.LOG.warning(
-      '%d images could not be read; their rows in the table contain the error.',
-      table_summary.num_unreadable,
-    )
+  log.LOG.info('%s: %s.', table.folder, summary)
+  if num_failed := summary.num_unreadable:
+    log.LOG.warning('%d images could not be read; their rows contain the error.', num_failed)
   return {
     'model_dir': str(predictor.model.directory),
-    'failed': table_summary.num_unreadable,
+    'failed': num_failed,
     'table': options.table,
-    'shard': list(table.shard),
-    'scored': dict(table_summary.counts),
-    'scored_before': dict(table_summary.previous_counts),
+    'shard': list(shard),
+    'scored': dict(summary.counts),
+    'scored_before': dict(summary.previous_counts),
   }
 
 
@@ -209,18 +200,7 @@ def _load_on_mesh(config: Settings, directory: Path | str) -> model_dir.Model:
   return model_dir.load(directory, meshes.state_mesh(mesh, config.mesh.shard_state))
 
 
-_RUN_BY_MODE: Mapping[str, Callable[[Settings, Path], Result]] = {
-  'train': train,
-  'evaluate': evaluate_model,
-  'predict': predict_files,
-  'check_dataset': check_dataset,
-  'export': export_model,
-}
-
-
-def _run_over_categories(
-  run_category: Callable[[Settings, Path], Result], config: Settings, workdir: Path
-) -> Result:
+def _run_over_categories(run_category: Run, config: Settings, workdir: Path) -> Result:
   """Run one category in `workdir`, or each category of a group in `workdir/<category>`.
 
   In a group, a failed category is reported after the other categories have run.
@@ -232,77 +212,73 @@ def _run_over_categories(
   if not config.data.root:
     log.LOG.info('data.root is empty; using the synthetic images of the demo dataset.')
   if validation.is_single(config, categories):
-    category_config = _category_config(config, categories[0])
-    return _write_summary(
-      category_config,
-      workdir,
-      category_result := run_category(category_config, workdir),
-      {categories[0]: category_result},
-    )
+    config = configs.replace(config, {'data.category': categories[0]})
+    return _with_metrics(config, workdir, run_category(config, workdir))
   log.LOG.info('%s: %s', config.data.category, ', '.join(categories))
   files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.without_run_options(config)))
   results, failures = {}, {}
   for category in categories:
-    category_config, category_dir = _category_config(config, category), workdir / category
-    # An interrupted group resumes categories with checkpoints, keeps finished categories that have
-    # none (one-pass detectors), and starts the others.
-    is_resuming = config.mode == 'train' and config.fit.resume
-    saved_steps = workdirs.saved_steps(category_dir)
-    if not saved_steps:
-      category_config = configs.replace(category_config, {'fit.resume': ''})
+    category_config = configs.replace(config, {'data.category': category})
+    category_dir = workdir / category
     category_dir.mkdir(parents=True, exist_ok=True)
     try:
-      if (
-        is_resuming
-        and not saved_steps
-        and (category_result := workdirs.finished_result(category_dir, category_config))
-      ):
-        results[category] = category_result
-        log.LOG.info('%s: already finished, skipped.', category)
-        continue
-      results[category] = _write_summary(
-        category_config,
-        category_dir,
-        category_result := run_category(category_config, category_dir),
-        {category: category_result},
-      )
-      workdirs.write_result(category_dir, config.mode, results[category])
+      results[category] = _run_in_group(run_category, category_config, category_dir)
     except UserError as error:
       failures[category] = str(error)
       workdirs.write_failure(category_dir, config.mode, error)
       log.LOG.error('%s: %s', category, error)
-  result = _write_summary(config, workdir, {'categories': results}, results)
+  result = _with_metrics(config, workdir, {'categories': results}, results)
   if failures:
     messages = ' '.join(f'{category}: {message}' for category, message in failures.items())
     raise UserError(f'{len(failures)} of {len(categories)} categories failed. {messages}')
   return result
 
 
-def _write_summary(
-  config: Settings, workdir: Path, result: Result, results: Mapping[str, Result]
-) -> Result:
-  """Write the metrics as CSV, and return the result with their mean and the metrics by category."""
-  label = workdirs.category_name(config)
-  metrics_by_category = {
-    category or label: category_result['metrics']
-    for category, category_result in results.items()
-    if 'metrics' in category_result
-  }
-  if not metrics_by_category:
-    return result
-  evaluate.write_csv(workdir / f'{label}.csv', metrics_by_category)
-  result = {
-    'metrics': evaluate.mean_metrics(metrics_by_category),
-    **result,
-    'per_category': metrics_by_category,
-  }
-  if config.mode == 'train':
-    evaluation_result = {
-      key: result[key] for key in ('metrics', 'weights', 'per_category') if key in result
-    }
-    workdirs.write_result(workdir, 'evaluate', evaluation_result)
+def _run_in_group(run_category: Run, config: Settings, workdir: Path) -> Result:
+  """Run a category of a group, and write its result.
+
+  An interrupted group resumes categories with checkpoints, keeps finished categories that have none
+  (one-pass detectors), and starts the others.
+  """
+  if not workdirs.saved_steps(workdir):
+    is_resuming = config.mode == 'train' and config.fit.resume
+    config = configs.replace(config, {'fit.resume': ''})
+    if is_resuming and (finished := workdirs.finished_result(workdir, config)):
+      log.LOG.info('%s: already finished, skipped.', config.data.category)
+      return finished
+  result = _with_metrics(config, workdir, run_category(config, workdir))
+  workdirs.write_result(workdir, config.mode, result)
   return result
 
 
-def _category_config(config: Settings, category: str) -> Settings:
-  return configs.replace(config, {'data.category': category})
+def _with_metrics(
+  config: Settings, workdir: Path, result: Result, results: Mapping[str, Result] | None = None
+) -> Result:
+  """Write the metrics of a run, or of the `results` of a group, as CSV.
+
+  Returns:
+    The result with the mean of the metrics, and with the metrics by category.
+  """
+  label = workdirs.category_name(config)
+  metrics = {
+    category or label: category_result['metrics']
+    for category, category_result in (results or {config.data.category: result}).items()
+    if 'metrics' in category_result
+  }
+  if not metrics:
+    return result
+  evaluate.write_csv(workdir / f'{label}.csv', metrics)
+  result = {'metrics': evaluate.mean_metrics(metrics), **result, 'per_category': metrics}
+  if config.mode == 'train':
+    keys = [key for key in ('metrics', 'weights', 'per_category') if key in result]
+    workdirs.write_result(workdir, 'evaluate', {key: result[key] for key in keys})
+  return result
+
+
+_RUN_BY_MODE: Mapping[str, Run] = {
+  'train': train,
+  'evaluate': evaluate_model,
+  'predict': predict_files,
+  'check_dataset': check_dataset,
+  'export': export_model,
+}
