@@ -29,13 +29,12 @@ def check_dataset(
   settings = DataSettings(str(dataset), category)
   settings = configs.replace(settings, {'layout': layout})
   all_passed = True
-  with runtime.prepare():
-    category_names = data.expand(settings)
-    for category_name in category_names:
-      folder = output / category_name if output and len(category_names) > 1 else output
-      all_passed &= _check_category(
-        dataclasses.replace(settings, category=category_name), folder, as_json
-      )
+  category_names = data.expand(settings)
+  for category_name in category_names:
+    folder = output / category_name if output and len(category_names) > 1 else output
+    all_passed &= _check_category(
+      dataclasses.replace(settings, category=category_name), folder, as_json
+    )
   if not all_passed:
     raise typer.Exit(runtime.EXIT_FAILURE)
 

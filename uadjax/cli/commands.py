@@ -3,7 +3,7 @@
 Help, version and completion must be fast, so modules that import JAX are imported inside commands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 import sys
 from typing import Annotated
@@ -17,6 +17,13 @@ from uadjax.cli import options, runtime
 def _examples_epilog(*lines: str) -> str:
   """Format command lines as the examples that end a help text."""
   return '\n'.join(['Examples', *(f'  [cyan]{line}[/]' for line in lines)])
+
+
+def _command(*examples: str) -> Callable[[Callable[..., None]], object]:
+  """Make a function a command whose help ends with examples."""
+  return lambda function: app.command(epilog=_examples_epilog(*examples))(
+    runtime.report_errors(function)
+  )
 
 
 app = typer.Typer(
@@ -141,16 +148,13 @@ def _write_pipeline_config(name: str, folder: Path) -> None:
   print(f'Settings: {pipelines.write_settings(folder)}')
 
 
-@app.command(
-  epilog=_examples_epilog(
-    'uadjax predict runs/bolts/model photos/',
-    'uadjax predict runs/bolts/model a.png b.png --json --no-save',
-    'uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects',
-    'uadjax predict runs/bolts/model photos/ --image-threshold 0.8 --device gpu:0,1',
-    'uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4',
-  )
+@_command(
+  'uadjax predict runs/bolts/model photos/',
+  'uadjax predict runs/bolts/model a.png b.png --json --no-save',
+  'uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects',
+  'uadjax predict runs/bolts/model photos/ --image-threshold 0.8 --device gpu:0,1',
+  'uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4',
 )
-@runtime.report_errors
 def predict(
   context: options.Context,
   model_dir: options.ModelDirArgument,
@@ -195,14 +199,11 @@ def predict(
   predict_module.predict_images(inputs, 'anomaly_detection', False, model_settings, predict_options)
 
 
-@app.command(
-  epilog=_examples_epilog(
-    'uadjax fit bolts/',
-    'uadjax fit mvtec_ad/ --category screw --model padim',
-    'uadjax fit bolts/ --override fit.batch_size=8',
-  )
+@_command(
+  'uadjax fit bolts/',
+  'uadjax fit mvtec_ad/ --category screw --model padim',
+  'uadjax fit bolts/ --override fit.batch_size=8',
 )
-@runtime.report_errors
 def fit(
   dataset: options.Dataset,
   model: options.Detector = 'PatchCore',
@@ -225,10 +226,7 @@ def fit(
   fit_module.fit(dataset, model, workdir, device, overrides, as_json)
 
 
-@app.command(
-  epilog=_examples_epilog('uadjax config', 'uadjax config fit', 'uadjax config fit.batch_size')
-)
-@runtime.report_errors
+@_command('uadjax config', 'uadjax config fit', 'uadjax config fit.batch_size')
 def config(key: options.ConfigKey = '', as_json: options.AsJson = False):
   """List the settings of an experiment: type, default, bounds and one sentence for each.
 
@@ -239,14 +237,11 @@ def config(key: options.ConfigKey = '', as_json: options.AsJson = False):
   settings.show_settings(key, as_json)
 
 
-@app.command(
-  epilog=_examples_epilog(
-    'uadjax sweep mvtec_ad/ --models padim,patchcore --seeds 3-7',
-    'uadjax sweep mvtec_ad/ --models patchcore --categories screw,bottle --device gpu:0,1',
-    'srun uadjax sweep mvtec_ad/ --models stfpm,patchcore:ten',
-  )
+@_command(
+  'uadjax sweep mvtec_ad/ --models padim,patchcore --seeds 3-7',
+  'uadjax sweep mvtec_ad/ --models patchcore --categories screw,bottle --device gpu:0,1',
+  'srun uadjax sweep mvtec_ad/ --models stfpm,patchcore:ten',
 )
-@runtime.report_errors
 def sweep(
   dataset: options.DatasetRoot,
   models: options.SweepModels = 'padim,patchcore',
@@ -271,13 +266,10 @@ def sweep(
   sweep_module.run_sweep(sweep_options, device, jobs, shard, table_only, as_json)
 
 
-@app.command(
-  epilog=_examples_epilog(
-    'uadjax check bolts/',
-    'uadjax check mvtec_ad/ --category all --output checked/',
-  )
+@_command(
+  'uadjax check bolts/',
+  'uadjax check mvtec_ad/ --category all --output checked/',
 )
-@runtime.report_errors
 def check(
   dataset: options.Dataset,
   category: options.Category = '',
@@ -294,15 +286,12 @@ def check(
   check_module.check_dataset(dataset, category, layout, output, as_json)
 
 
-@app.command(
-  epilog=_examples_epilog(
-    'uadjax export runs/bolts/model',
-    'uadjax export runs/bolts/model --include-resize 1024x1280 --output bolts.onnx',
-    'uadjax export runs/bolts/model --format tflite',
-    'uadjax export runs/bolts/model --quantize int8',
-  )
+@_command(
+  'uadjax export runs/bolts/model',
+  'uadjax export runs/bolts/model --include-resize 1024x1280 --output bolts.onnx',
+  'uadjax export runs/bolts/model --format tflite',
+  'uadjax export runs/bolts/model --quantize int8',
 )
-@runtime.report_errors
 def export(
   model_dir: options.ModelDirArgument,
   format: options.ExportFormat = 'onnx',
@@ -319,22 +308,20 @@ def export(
   If a score or a label differs, nothing is written.
   A quantized graph is checked by label agreement and AUROC instead.
   """
-  with runtime.prepare():
-    from uadjax.cli import console
-    from uadjax.export import exporter, settings
-    from uadjax.model import model_dir as model_dirs
+  from uadjax.cli import console
+  from uadjax.export import exporter, settings
+  from uadjax.model import model_dir as model_dirs
 
-    camera_size = settings.parse_size(include_resize)
-    model = model_dirs.load(model_dir)
-    exported = exporter.export(model, format, output, batch, camera_size, images, quantize or '')
-    if as_json:
-      console.print_json(exported.to_dict())
-    else:
-      console.print_line(runtime.to_printable(str(exported)))
+  camera_size = settings.parse_size(include_resize)
+  model = model_dirs.load(model_dir)
+  exported = exporter.export(model, format, output, batch, camera_size, images, quantize or '')
+  if as_json:
+    console.print_json(exported.to_dict())
+  else:
+    console.print_line(runtime.to_printable(str(exported)))
 
 
-@app.command(epilog=_examples_epilog('uadjax report runs/bolts/model bolts/ --output bolts.html'))
-@runtime.report_errors
+@_command('uadjax report runs/bolts/model bolts/ --output bolts.html')
 def report(
   model_dir: options.ModelDirArgument,
   dataset: options.Dataset,
@@ -344,21 +331,19 @@ def report(
   as_json: options.AsJson = False,
 ):
   """Evaluate a model on a dataset and write the results as an HTML report."""
-  with runtime.prepare():
-    from uadjax.cli import console
-    from uadjax.distributed import mesh
-    from uadjax.experiment import evaluate_run
+  from uadjax.cli import console
+  from uadjax.distributed import mesh
+  from uadjax.experiment import evaluate_run
 
-    mesh.use_cores_as_devices()
-    metrics = evaluate_run.write_report(model_dir, dataset, category, output, device or 'auto')
-    if as_json:
-      console.print_json(metrics)
-    else:
-      console.print_line(f'Report: {runtime.to_printable(str(output))}')
+  mesh.use_cores_as_devices()
+  metrics = evaluate_run.write_report(model_dir, dataset, category, output, device or 'auto')
+  if as_json:
+    console.print_json(metrics)
+  else:
+    console.print_line(f'Report: {runtime.to_printable(str(output))}')
 
 
-@app.command(epilog=_examples_epilog('uadjax demo drawn/', 'uadjax check drawn/ --category all'))
-@runtime.report_errors
+@_command('uadjax demo drawn/', 'uadjax check drawn/ --category all')
 def demo(
   directory: options.DemoDir,
   seed: options.DemoSeed = 0,
@@ -366,34 +351,28 @@ def demo(
   overwrite: options.Overwrite = False,
 ):
   """Write a synthetic dataset of five products, with and without defects."""
-  with runtime.prepare():
-    from uadjax.cli import assets
+  from uadjax.cli import assets
 
-    assets.draw_demo(directory, seed, size, overwrite)
+  assets.draw_demo(directory, seed, size, overwrite)
 
 
-@app.command(epilog=_examples_epilog('uadjax weights', 'uadjax weights resnet18'))
-@runtime.report_errors
+@_command('uadjax weights', 'uadjax weights resnet18')
 def weights(name: options.Backbone = None, as_json: options.AsJson = False):
   """List the cached backbone weights, or download those of one backbone.
 
   The cache is ~/.cache/uadjax, or the folder that UADJAX_CACHE names.
   To fit models on a machine without a network, copy the cache to it.
   """
-  with runtime.prepare():
-    from uadjax.cli import assets
+  from uadjax.cli import assets
 
-    assets.show_weights(name, as_json)
+  assets.show_weights(name, as_json)
 
 
-@app.command(
-  epilog=_examples_epilog(
-    'uadjax serve runs/bolts/model',
-    'uadjax serve bolts=runs/bolts/model nuts=runs/nuts/model --port 80 --host 0.0.0.0',
-    'curl -F image=@photo.png localhost:8000/image-anomaly-detection',
-  )
+@_command(
+  'uadjax serve runs/bolts/model',
+  'uadjax serve bolts=runs/bolts/model nuts=runs/nuts/model --port 80 --host 0.0.0.0',
+  'curl -F image=@photo.png localhost:8000/image-anomaly-detection',
 )
-@runtime.report_errors
 def serve(
   models: options.ModelDirs = None,
   host: options.Host = '127.0.0.1',
@@ -414,24 +393,23 @@ def serve(
   Concurrent requests are batched.
   On SIGTERM the service finishes the accepted requests.
   """
-  with runtime.prepare():
-    from uadjax.cli import serve as serve_module
+  from uadjax.cli import serve as serve_module
 
-    serve_module.require_packages()
-    from uadjax import serve as service_module
-    from uadjax.system import http
+  serve_module.require_packages()
+  from uadjax import serve as service_module
+  from uadjax.system import http
 
-    settings = service_module.Settings(
-      serve_module.parse_model_dirs(models or ()),
-      device or 'auto',
-      backend,
-      batch,
-      queue,
-      deadline,
-      max_bytes,
-      max_pixels,
-      http.Access(urls=allow_urls, max_bytes=max_bytes),
-      serve_module.resolve_token(token),
-      drain,
-    )
-    service_module.serve(settings, host, port)
+  settings = service_module.Settings(
+    serve_module.parse_model_dirs(models or ()),
+    device or 'auto',
+    backend,
+    batch,
+    queue,
+    deadline,
+    max_bytes,
+    max_pixels,
+    http.Access(urls=allow_urls, max_bytes=max_bytes),
+    serve_module.resolve_token(token),
+    drain,
+  )
+  service_module.serve(settings, host, port)

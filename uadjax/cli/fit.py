@@ -25,8 +25,7 @@ def fit(
   as_json: bool,
 ) -> None:
   """Fit a model, then print its metrics and the paths of its report and directory."""
-  with runtime.prepare():
-    result, run_dir = fit_model.run_training(dataset, model, workdir, device, overrides)
+  result, run_dir = fit_model.run_training(dataset, model, workdir, device, overrides)
   if as_json:
     console.print_json({'workdir': str(run_dir), **result})
     return

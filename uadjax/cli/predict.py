@@ -65,18 +65,15 @@ def predict_images(
   if options.masks and not options.as_json:
     raise typer.BadParameter('only valid with --json.', param_hint='--masks')
   folder = None if options.no_save else options.save_path or Path('output')
-  with runtime.prepare():
-    pipeline = _create_pipeline(pipeline_name, use_hpip, settings, options)
-    pipeline_input = _unwrap_single_input(inputs)
-    _require_separate_folder(inputs, folder)
-    start = time.perf_counter()
-    results = pipeline.predict(pipeline_input, options.batch_size, options.strict, folder)
-    total = sum(1 for _ in sources.expand(pipeline_input, folder))
-    # Closing the generator finishes the files that are being saved before the summary is printed.
-    with contextlib.closing(
-      _save_results(results, folder, not options.no_pictures)
-    ) as saved_results:
-      counts = _print_results(saved_results, total, folder, options)
+  pipeline = _create_pipeline(pipeline_name, use_hpip, settings, options)
+  pipeline_input = _unwrap_single_input(inputs)
+  _require_separate_folder(inputs, folder)
+  start = time.perf_counter()
+  results = pipeline.predict(pipeline_input, options.batch_size, options.strict, folder)
+  total = sum(1 for _ in sources.expand(pipeline_input, folder))
+  # Closing the generator finishes the files that are being saved before the summary is printed.
+  with contextlib.closing(_save_results(results, folder, not options.no_pictures)) as saved_results:
+    counts = _print_results(saved_results, total, folder, options)
   if not options.as_json:
     _print_summary(counts, time.perf_counter() - start, pipeline.model.model.thresholds, folder)
   _exit_by_counts(counts, options.fail_on)
@@ -104,22 +101,21 @@ def tabulate_scores(
     if getattr(options, name):
       option = f'--{name.replace("_", "-")}'
       raise typer.BadParameter('not valid with --table.', param_hint=option)
-  with runtime.prepare():
-    table = score_table.Table(folder, table_format, processes.resolve_shard(shard))
-    pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
-    batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
-    try:
-      summary = score_table.score_images(
-        pipeline.model,
-        _unwrap_single_input(inputs),
-        table,
-        batch_size,
-        progress.show_progress,
-        options.strict,
-      )
-    except Interrupted as interruption:
-      interruption.hint = (f'Repeat the command to resume {folder}.',)
-      raise
+  table = score_table.Table(folder, table_format, processes.resolve_shard(shard))
+  pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
+  batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
+  try:
+    summary = score_table.score_images(
+      pipeline.model,
+      _unwrap_single_input(inputs),
+      table,
+      batch_size,
+      progress.show_progress,
+      options.strict,
+    )
+  except Interrupted as interruption:
+    interruption.hint = (f'Repeat the command to resume {folder}.',)
+    raise
   counts, (shard_index, num_shards) = summary.counts, table.shard
   if options.as_json:
     shard_fields = {

@@ -30,13 +30,13 @@ _COMMANDS_WITH_OVERRIDE = ('fit', 'sweep')
 
 
 def report_errors(command: Callable[..., None]) -> Callable[..., None]:
-  """Wrap a command so that a failure becomes one error message and an exit status."""
+  """Wrap a command so that it is set up, and a failure becomes one message and an exit status."""
   format_for_command = functools.partial(format_setting, command.__name__)
 
   @functools.wraps(command)
   def wrapper(*args: Any, **options: Any) -> None:
     try:
-      with errors.setting_format(format_for_command):
+      with errors.setting_format(format_for_command), _setup():
         command(*args, **options)
     except (typer.TyperException, typer.Exit, SystemExit):
       raise
@@ -71,8 +71,8 @@ def format_setting(command: str, setting: Setting) -> str:
 
 
 @contextlib.contextmanager
-def prepare() -> Iterator[None]:
-  """Prepare a command: memory reuse, interruption by signals, and logging to stderr."""
+def _setup() -> Iterator[None]:
+  """Set up a command: memory reuse, interruption by signals, and logging to stderr."""
   from uadjax.system import logging, memory, signals
 
   memory.retain_freed_pages()

@@ -33,35 +33,34 @@ def run_sweep(
   options: SweepOptions, device: str, jobs: int, shard: str, table_only: bool, as_json: bool
 ) -> None:
   """Run this host's shard of a sweep, and write the table of all finished runs."""
-  with runtime.prepare():
-    # Absolute, so that the settings do not depend on the working directory.
-    root = str(options.dataset.resolve())
-    settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
-    runs = _plan_runs(options, settings)
-    overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-    # Asking JAX would occupy the devices, which the runs need.
-    host_shard = processes.resolve_shard(shard, may_ask_jax=False)
-    failures: list[str] = []
-    try:
-      if not table_only:
-        failures = _run_missing(
-          runs, options.workdir, overrides, slots.device_slots(device, jobs), host_shard
-        )
-    except Interrupted as interruption:
-      interruption.hint = (f'Repeat the command to resume {options.workdir}.',)
-      raise
-    finished_results = {run: results.load_summary(run.run_dir(options.workdir)) for run in runs}
-    rows = results.summarize_runs(
-      (run.config_label, run.category, run.seed, result)
-      for run, result in finished_results.items()
-      if result
-    )
-    if not rows:
-      hint = 'Run without --table-only first.' if table_only else ' '.join(failures[:1])
-      raise UserError(f'{options.workdir} has no finished run of this sweep. {hint}')
-    machines = sweeps.record_sweep(options.workdir, overrides, add_machine=False)
-    description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
-    text = results.write_tables(rows, options.workdir, description)
+  # Absolute, so that the settings do not depend on the working directory.
+  root = str(options.dataset.resolve())
+  settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
+  runs = _plan_runs(options, settings)
+  overrides = [f'--config.{key}={value}' for key, value in settings.items()]
+  # Asking JAX would occupy the devices, which the runs need.
+  host_shard = processes.resolve_shard(shard, may_ask_jax=False)
+  failures: list[str] = []
+  try:
+    if not table_only:
+      failures = _run_missing(
+        runs, options.workdir, overrides, slots.device_slots(device, jobs), host_shard
+      )
+  except Interrupted as interruption:
+    interruption.hint = (f'Repeat the command to resume {options.workdir}.',)
+    raise
+  finished_results = {run: results.load_summary(run.run_dir(options.workdir)) for run in runs}
+  rows = results.summarize_runs(
+    (run.config_label, run.category, run.seed, result)
+    for run, result in finished_results.items()
+    if result
+  )
+  if not rows:
+    hint = 'Run without --table-only first.' if table_only else ' '.join(failures[:1])
+    raise UserError(f'{options.workdir} has no finished run of this sweep. {hint}')
+  machines = sweeps.record_sweep(options.workdir, overrides, add_machine=False)
+  description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
+  text = results.write_tables(rows, options.workdir, description)
   counts = {
     'runs': len(runs),
     'finished': sum(result is not None for result in finished_results.values()),
