@@ -8,12 +8,13 @@ such as fit.batch_size, names one setting. Files in YAML are never executed.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import math
 import os
 from pathlib import Path
 import types
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable, TypeVar
 
 import ml_collections
 from ml_collections.config_dict import config_dict
@@ -25,6 +26,7 @@ Values = Mapping[str, object]
 T = TypeVar('T')
 
 
+@runtime_checkable
 class Settings(Protocol):
   """Instance of a dataclass whose fields are settings or sections."""
 
@@ -126,7 +128,7 @@ def describe(settings: Settings, prefix: str = '') -> dict[str, SettingInfo]:
   infos: dict[str, SettingInfo] = {}
   for field in dataclasses.fields(settings):
     key, value = prefix + field.name, getattr(settings, field.name)
-    if dataclasses.is_dataclass(value):
+    if isinstance(value, Settings):
       infos |= describe(value, f'{key}.')
       continue
     kinds = _kinds(field.type)
@@ -292,14 +294,11 @@ def to_yaml(settings: Settings) -> str:
 
 def to_config_dict(settings: Settings) -> ml_collections.ConfigDict:
   """Return a tree as a ConfigDict, for the functions `get_config` in configs/."""
-  config = ml_collections.ConfigDict(dataclasses.asdict(settings))
+  config: Any = ml_collections.ConfigDict(dataclasses.asdict(settings))
   for info in describe(settings).values():
     if info.value is None:
       *sections, name = info.key.split('.')
-      node = config
-      for section in sections:
-        node = node[section]
-      node[name] = config_dict.placeholder(info.type)
+      functools.reduce(getattr, sections, config)[name] = config_dict.placeholder(info.type)
   return config
 
 
