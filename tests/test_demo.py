@@ -5,7 +5,6 @@ import hashlib
 import itertools
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from PIL import Image
 import pytest
@@ -14,6 +13,7 @@ from scipy import ndimage
 from uadjax import data
 from uadjax.data import checks, demo, image_io, layouts
 from uadjax.data.demo import rendering
+from uadjax.data.settings import DataSettings
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import threads
 
@@ -208,9 +208,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def config(category=''):
-  return ml_collections.ConfigDict(
-    {'root': '', 'category': category, 'layout': 'auto', 'mask_threshold': 0}
-  )
+  return DataSettings(category=category)
 
 
 def test_load_falls_back_on_the_demo(cache):
@@ -220,8 +218,7 @@ def test_load_falls_back_on_the_demo(cache):
   before = digest(cache)
   assert data.load(config('disc')) == splits
   assert digest(cache) == before
-  there = config('disc')
-  there.root = str(demo.cached_dataset())
+  there = DataSettings(str(demo.cached_dataset()), 'disc')
   assert data.load(there) == splits
 
 

@@ -49,7 +49,7 @@ def config_of(directory: Path):
 
 
 def taken(directory: Path, training=()) -> list[str]:
-  records = labeled.load(config_of(directory), training)
+  records = labeled.load(str(directory), 0, training)
   return [record.path.relative_to(directory).as_posix() for record in records]
 
 
@@ -114,7 +114,7 @@ def maps_of(records):
 
 def scored(records, config):
   mesh = meshes.make_mesh('cpu', 1, 0)
-  return labeled.score(dark, jnp.float32(255), records, config, mesh)
+  return labeled.score(dark, jnp.float32(255), records, config.data, 4, mesh)
 
 
 def f1_above(threshold, values, truths):
@@ -125,7 +125,7 @@ def f1_above(threshold, values, truths):
 
 def test_scores_are_those_of_each_image_by_itself(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labeled.load(config, ())
+  records = labeled.load(config.calibrate.labeled, config.data.mask_threshold, ())
   found = scored(records, config)
   maps = maps_of(records)
   good = [map for map, record in zip(maps, records, strict=True) if not record.is_anomalous]
@@ -137,7 +137,7 @@ def test_scores_are_those_of_each_image_by_itself(tmp_path):
 
 def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labeled.load(config, ())
+  records = labeled.load(config.calibrate.labeled, config.data.mask_threshold, ())
   maps = maps_of(records)
   truths = [
     image_io.read_mask(record.mask) if record.mask else np.zeros((SIDE, SIDE), bool)
@@ -151,7 +151,7 @@ def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
 
 def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
   config = config_of(folder(tmp_path))
-  found = scored(labeled.load(config, ()), config)
+  found = scored(labeled.load(config.calibrate.labeled, config.data.mask_threshold, ()), config)
   assert found.pixel_threshold is None
   assert len(found.normal_scores) == len(found.anomalous_scores) == 3
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -15,7 +14,7 @@ from uadjax.data import demo, image_io, layouts, transforms
 from uadjax.detectors.base import Detector, OnePass
 from uadjax.distributed import mesh as meshes
 from uadjax.model import incremental_state
-from uadjax.training import one_pass
+from uadjax.training import one_pass, settings
 from uadjax.types import Batch, Scores
 
 SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
@@ -120,12 +119,8 @@ def embeddings(records):
 
 
 def fold(detector, records, folder, before=None, batch_size=4, devices=1):
-  config = ml_collections.ConfigDict({
-    'seed': 0,
-    'data': {'ops': f'resize({SIZE})'},
-    'detector': {'name': 'averaging'},
-    'fit': {'batch_size': batch_size, 'log_every': 10},
-  })  # fmt: skip
+  values = {'seed': 0, 'data.ops': f'resize({SIZE})', 'fit.batch_size': batch_size}
+  config = settings.load('padim', values.items())
   variables = {'offset': jnp.float32(OFFSET)}
   mesh = meshes.make_mesh('cpu', devices, 0)
   once = detector.one_pass

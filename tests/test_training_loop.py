@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.model import scoring
 from uadjax.training import checkpoint, hooks, loop
+from uadjax.training.settings import FitSettings
 from uadjax.types import Batch, Scores
 
 
@@ -98,14 +98,12 @@ def test_a_diverged_loss_is_one_clear_error():
   ],
 )
 def test_steps_are_epochs_of_full_batches(fields, images, steps):
-  options = ml_collections.ConfigDict({'steps': None, **fields})
+  options = FitSettings(**fields)
   assert loop.total_steps(options, images) == steps
 
 
 def test_warm_up_is_linear_then_constant():
-  rate = loop.learning_rate_schedule(
-    ml_collections.ConfigDict({'warmup_steps': 4, 'learning_rate': 0.4})
-  )
+  rate = loop.learning_rate_schedule(FitSettings(warmup_steps=4, learning_rate=0.4))
   np.testing.assert_allclose(
     [rate(s) for s in (0, 1, 2, 4, 99)], [0, 0.1, 0.2, 0.4, 0.4], rtol=1e-6
   )

@@ -15,7 +15,6 @@ Variables = Mapping[str, Any]  # The variable collections of a linen module.
 Metrics = dict[str, jax.Array]
 PyTree: TypeAlias = Any  # A tree of arrays, as JAX takes and returns it.
 Arrays = Mapping[str, Any]  # Arrays by name, as they are stored in files.
-Config = Any  # An ml_collections.ConfigDict, whose fields no type checker can know.
 
 
 class Batch(NamedTuple):

@@ -8,11 +8,11 @@ The functions here take the `data` section of a configuration. `image_io` decode
 from pathlib import Path
 
 from uadjax.data import checks, layouts, records
+from uadjax.data.settings import DataSettings
 from uadjax.system.progress import no_progress, Progress
-from uadjax.types import Config
 
 
-def load(config: Config) -> records.Splits:
+def load(config: DataSettings) -> records.Splits:
   """List the images of the dataset that a `data` config names.
 
   An empty `root` means the demo dataset.
@@ -22,7 +22,7 @@ def load(config: Config) -> records.Splits:
 
 
 def check_dataset(
-  config: Config,
+  config: DataSettings,
   min_images: int = checks.MIN_IMAGES,
   progress: Progress = no_progress,
   on_test_image: checks.ImageFunction | None = None,
@@ -47,7 +47,7 @@ def check_dataset(
   )
 
 
-def expand(config: Config) -> list[str]:
+def expand(config: DataSettings) -> list[str]:
   """Return the categories that `config.category` selects, which may be a group such as 'all'.
 
   An empty `root` means the demo dataset.
@@ -60,7 +60,7 @@ def expand(config: Config) -> list[str]:
   return layouts.expand(config.root, config.category)
 
 
-def _dataset_folder(config: Config, progress: Progress = no_progress) -> tuple[Path, str]:
+def _dataset_folder(config: DataSettings, progress: Progress = no_progress) -> tuple[Path, str]:
   if not config.root:
     from uadjax.data import demo
 
@@ -69,5 +69,5 @@ def _dataset_folder(config: Config, progress: Progress = no_progress) -> tuple[P
   return Path(config.root), config.category
 
 
-def _layout_name(config: Config) -> str:
+def _layout_name(config: DataSettings) -> str:
   return config.layout if config.root else 'auto'

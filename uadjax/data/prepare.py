@@ -1,29 +1,32 @@
 """Preparation of a run's dataset: conversion, new splits, the check, and the usable images."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
-from uadjax import config as configs, data
+from uadjax import data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.records import Record
+from uadjax.data.settings import CheckSettings, ConvertSettings, DataSettings, SplitSettings
 from uadjax.errors import ConfigError
 from uadjax.system import logging as log, progress
-from uadjax.types import Config
 
 
-def checked_splits(config: Config) -> records.Splits:
+def checked_splits(settings: DataSettings, enforce: bool, min_images: int) -> records.Splits:
   """Check the dataset and return its images; with `check.enforce=false`, the usable ones.
+
+  Args:
+    settings: section `data` of the configuration.
+    enforce: the setting check.enforce.
+    min_images: smallest number of good training images that is not an error.
 
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
   """
-  # One additional image is enough to extend a model.
-  report = data.check_dataset(
-    config.data, 1 if config.fit.extend else checks.MIN_IMAGES, progress.show_progress
-  )
-  splits = checks.require_valid(report) if config.check.enforce else checks.usable_splits(report)
+  report = data.check_dataset(settings, min_images, progress.show_progress)
+  splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
   if report.problems:
     log.LOG.warning('%s', report)
   if message := checks.describe_excluded(report, splits):
@@ -32,63 +35,65 @@ def checked_splits(config: Config) -> records.Splits:
 
 
 def checked_test_set(
-  config: Config, on_image: checks.ImageFunction | None = None
+  settings: DataSettings, enforce: bool, on_image: checks.ImageFunction | None = None
 ) -> tuple[Record, ...]:
   """Check the dataset and return its test images, ignoring problems of training images.
 
   With `check.enforce=false`, return the usable test images.
 
   Args:
-    config: configuration of the run.
+    settings: section `data` of the configuration.
+    enforce: the setting check.enforce.
     on_image: function to call in a thread with path and pixels of each readable test image.
 
   Raises:
     DataError: the check of the test images failed; the message lists all problems.
     ConfigError: there are no test images.
   """
-  report = data.check_dataset(config.data, progress=progress.show_progress, on_test_image=on_image)
+  report = data.check_dataset(settings, progress=progress.show_progress, on_test_image=on_image)
   test = report.splits.test
   test_files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))
-  if not report.passed and not config.check.enforce:
+  if not report.passed and not enforce:
     log.LOG.warning('%s', report)
     test = checks.usable_splits(report).test
   else:
     test = checks.require_valid(report).test
   if not test:
     raise ConfigError(
-      f'{Path(config.data.root, config.data.category)} has no test images; put them into a folder '
+      f'{Path(settings.root, settings.category)} has no test images; put them into a folder '
       'test/good or test/<defect>.'
     )
   return test
 
 
-def run_check(config: Config, workdir: Path) -> dict[str, Any]:
+def run_check(settings: DataSettings, workdir: Path) -> dict[str, Any]:
   """Check the dataset, write pictures into `workdir`, and return the result for its JSON file."""
-  report = data.check_dataset(config.data, progress=progress.show_progress)
+  report = data.check_dataset(settings, progress=progress.show_progress)
   log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
   return reports.write(report, workdir)
 
 
-def convert_and_resplit(config: Config) -> Config:
+def convert_and_resplit(settings: DataSettings, check: CheckSettings, seed: int) -> DataSettings:
   """Convert and split the dataset where the config enables it.
 
   Returns:
-    The configuration, which names the converted dataset.
+    The settings of the dataset, which name the converted one.
 
   Raises:
     ConfigError: a setting is wrong.
     DataError: the dataset cannot be converted or split.
   """
-  return _resplit_lists(_convert_labels(config))
+  settings = _convert_labels(settings, check.convert)
+  _resplit_lists(settings, check.split, seed)
+  return settings
 
 
-def _convert_labels(config: Config) -> Config:
-  """Convert another tool's labels; return the configuration for the converted dataset."""
-  options = config.check.convert
+def _convert_labels(settings: DataSettings, options: ConvertSettings) -> DataSettings:
+  """Convert another tool's labels; return the settings of the converted dataset."""
   if not options.enable:
-    return config
-  source, target = Path(config.data.root, config.data.category), Path(options.output)
+    return settings
+  source, target = Path(settings.root, settings.category), Path(options.output)
   conversion = convert.convert(source, options.src_dataset_type, target, progress.show_progress)
   type_counts = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
   log.LOG.info(
@@ -97,23 +102,19 @@ def _convert_labels(config: Config) -> Config:
   )  # fmt: skip
   for note in conversion.notes:
     log.LOG.warning('%s', note)
-  return configs.replace(
-    config, {'data.root': str(target), 'data.category': '', 'data.layout': 'seglist'}
-  )
+  return dataclasses.replace(settings, root=str(target), category='', layout='seglist')
 
 
-def _resplit_lists(config: Config) -> Config:
-  """Draw new train and val lists; return the configuration unchanged."""
-  options = config.check.split
+def _resplit_lists(settings: DataSettings, options: SplitSettings, seed: int) -> None:
+  """Draw new train and val lists."""
   if not options.enable:
-    return config
-  directory = Path(config.data.root, config.data.category)
+    return
+  directory = Path(settings.root, settings.category)
   summary = resplit.resplit(
-    directory, options.train_percent, options.val_percent, config.seed, config.data.mask_threshold
+    directory, options.train_percent, options.val_percent, seed, settings.mask_threshold
   )
   log.LOG.info(
     'Drew new lists for %s: %d training images, %d test images (%d defective). Backups of the old '
     'lists: %s.',
     directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
   )  # fmt: skip
-  return config

@@ -25,8 +25,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from uadjax.distributed import cluster_env
+from uadjax.distributed.settings import HostSettings
 from uadjax.errors import ConfigError, Interrupted, Setting, UserError
-from uadjax.types import Config
 
 # Resuming a run needs these entries of its work directory.
 _SHARED_FILES = ('checkpoints', 'config.yaml')
@@ -77,7 +77,7 @@ class ProcessLost(UserError):
 FailureCallback = Callable[[ProcessLost, bool], None]
 
 
-def join(options: Config, on_failure: FailureCallback | None = None) -> None:
+def join(options: HostSettings, on_failure: FailureCallback | None = None) -> None:
   """Join this process to a multi-process run, if there is one, and monitor its heartbeats.
 
   Must be called before JAX computes anything.

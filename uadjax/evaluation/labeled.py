@@ -10,12 +10,13 @@ import numpy as np
 
 from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
+from uadjax.data.settings import DataSettings
 from uadjax.distributed import mesh
 from uadjax.errors import DataError
 from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration, scoring
 from uadjax.system import logging
-from uadjax.types import Batch, Config, Scores
+from uadjax.types import Batch, Scores
 
 
 class LabeledScores(NamedTuple):
@@ -34,16 +35,17 @@ class LabeledScores(NamedTuple):
   pixel_threshold: float | None
 
 
-def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ...]:
+def load(
+  directory: str, mask_threshold: int, training_records: Sequence[Record]
+) -> tuple[Record, ...]:
   """List the images of `calibrate.labeled`: its test split, or all if that has no good images.
 
   Raises:
     DataError: a class is missing, an image is a training image, or a file is unreadable.
   """
-  directory = config.calibrate.labeled
   if not Path(directory).is_dir():
     raise DataError(f'calibrate.labeled={directory} is not a folder; name the folder of a dataset.')
-  splits = layouts.load(directory, mask_threshold=config.data.mask_threshold)
+  splits = layouts.load(directory, mask_threshold=mask_threshold)
   records = splits.test
   if all(record.is_anomalous for record in records):
     records = splits.train + splits.test
@@ -61,7 +63,7 @@ def load(config: Config, training_records: Sequence[Record]) -> tuple[Record, ..
     )
   # Unreadable files must fail before hours of fitting, not after.
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(lambda record: _require_readable(record, config.data.mask_threshold), records))
+    list(pool.map(lambda record: _require_readable(record, mask_threshold), records))
   logging.LOG.info(
     'Calibrating thresholds on %d good and %d defective images of %s; metrics on these images will '
     'be optimistic.',
@@ -74,25 +76,25 @@ def score(
   scorer: Callable[[Any, Batch], Scores],
   fitted: Any,
   records: Sequence[Record],
-  config: Config,
+  data: DataSettings,
+  batch_size: int,
   mesh: mesh.Mesh,
   fitted_specs: Any = None,
 ) -> LabeledScores | None:
   """Score labeled images; return None without any."""
   if not records:
     return None
-  ops = transforms.parse(config.data.ops)
+  ops = transforms.parse(data.ops)
   pixels = pixel_scores.empty(ops, len(records))
   scores_by_class: dict[bool, list[float]] = {False: [], True: []}
   normal_peaks: list[float] = []
-  batch_size, mask_threshold = config.evaluate.batch_size, config.data.mask_threshold
   scored = scoring.score_records(scorer, fitted, records, ops, batch_size, mesh, fitted_specs)
   for i, (record, anomaly_map, image_score) in enumerate(scored):
     scores_by_class[record.is_anomalous].append(image_score)
     if not record.is_anomalous:
       normal_peaks.append(float(anomaly_map.max()))
     size = image_io.image_size(record.path)
-    truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
+    truth = pixel_scores.read_defect_mask(record, size, data.mask_threshold)
     if truth is not None:
       pixel_scores.add_image(pixels, i, anomaly_map, ops.restore(anomaly_map, *size), truth)
   ranking, pixel_threshold = pixel_scores.ranking(pixels), None

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from uadjax import config as configs, data
-from uadjax.data import prepare
+from uadjax.data import checks, prepare
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.evaluation import evaluate
@@ -70,7 +70,9 @@ def train(config: Settings, workdir: Path) -> Result:
 
 
 def _train(config: Settings, workdir: Path) -> Result:
-  splits = prepare.checked_splits(config)
+  # One additional image is enough to extend a model.
+  min_images = 1 if config.fit.extend else checks.MIN_IMAGES
+  splits = prepare.checked_splits(config.data, config.check.enforce, min_images)
   processes.barrier('fitting', config.hosts.wait_s)
   training_result = training.train(config, splits, workdir)
   processes.barrier('evaluation', config.hosts.wait_s)
@@ -86,7 +88,9 @@ def _train(config: Settings, workdir: Path) -> Result:
 
 def check_dataset(config: Settings, workdir: Path) -> Result:
   """Convert and resplit the dataset if configured, then report all problems in it."""
-  result = _run_over_categories(prepare.run_check, prepare.convert_and_resplit(config), workdir)
+  dataset = prepare.convert_and_resplit(config.data, config.check, config.seed)
+  config = dataclasses.replace(config, data=dataset)
+  result = _run_over_categories(lambda c, w: prepare.run_check(c.data, w), config, workdir)
   if categories := result.get('categories'):
     result['check_pass'] = all(category['check_pass'] for category in categories.values())
   return result

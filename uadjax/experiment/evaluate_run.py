@@ -21,7 +21,6 @@ from uadjax.model import model_dir as model_dirs
 from uadjax.system import logging
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
-from uadjax.types import Config
 
 _MAX_CACHE_BYTES = 1 << 29
 
@@ -29,7 +28,7 @@ _MAX_CACHE_BYTES = 1 << 29
 def evaluate_and_report(
   model: model_dirs.Model,
   test_records: Sequence[Record],
-  config: Config,
+  config: Settings,
   workdir: Path,
   timing: Mapping[str, float] | None = None,
   report_path: Path | None = None,
@@ -92,7 +91,7 @@ def evaluate_and_report(
 
 
 def check_and_evaluate(
-  model: model_dirs.Model, config: Config, workdir: Path, report_path: Path | None = None
+  model: model_dirs.Model, config: Settings, workdir: Path, report_path: Path | None = None
 ) -> dict[str, Any]:
   """Check the test set of a dataset, and evaluate a model on it as `evaluate_and_report` does.
 
@@ -111,7 +110,7 @@ def check_and_evaluate(
       source = inputs.Source(str(path), path)
       loaded_images[path] = loaded._replace(source=source, reread_source=source)
 
-  test_records = prepare.checked_test_set(config, keep)
+  test_records = prepare.checked_test_set(config.data, config.check.enforce, keep)
   return evaluate_and_report(model, test_records, config, workdir, None, report_path, loaded_images)
 
 

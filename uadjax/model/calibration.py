@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 import numpy as np
 from scipy import special
 
-from uadjax.errors import ConfigError, DataError, Setting, UnknownName
+from uadjax.errors import ConfigError, DataError, refuse, Setting, UnknownName
 
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
@@ -313,7 +313,8 @@ def validate_settings(
   """
   _validate_budgets(budget, review_budget)
   if method not in METHODS:
-    raise UnknownName(f'Unknown calibrate.method {method!r}; choose from {METHODS}.')
+    message = f'Unknown calibrate.method {method!r}; choose from {METHODS}.'
+    raise UnknownName(message, key='calibrate.method', value=method, allowed=METHODS)
   _validate_miss_cost(miss_cost)
   if method in _LABELED_METHODS and not labeled:
     raise ConfigError(
@@ -325,15 +326,15 @@ def validate_settings(
       ),
     )  # fmt: skip
   if labeled and method not in _LABELED_METHODS:
-    raise ConfigError(
-      f'calibrate.method {method!r} does not use calibrate.labeled; unset calibrate.labeled, or '
-      f'choose a method from {_LABELED_METHODS}.'
-    )
+    message = f'calibrate.method {method!r} does not use labeled images.'
+    hint = 'Choose one of ', f'{_LABELED_METHODS} (', Setting('calibrate.method'), ').'
+    refuse('calibrate.labeled', labeled, message, *hint, allowed='')
 
 
 def _validate_budgets(budget: float, review_budget: float) -> None:
   if not 0 < budget < 1:
-    raise ConfigError(f'calibrate.budget must lie between 0 and 1, got {budget}.')
+    message = f'calibrate.budget must lie between 0 and 1, got {budget}.'
+    refuse('calibrate.budget', budget, message, allowed=(0, 1))
   if not budget <= review_budget < 1:
     raise ConfigError(
       f'calibrate.review_budget must lie between calibrate.budget ({budget}) and 1, got '
@@ -347,7 +348,8 @@ def _validate_budgets(budget: float, review_budget: float) -> None:
 
 def _validate_miss_cost(miss_cost: float) -> None:
   if not 0 < miss_cost < math.inf:
-    raise ConfigError(f'calibrate.miss_cost must be positive and finite, got {miss_cost}.')
+    message = f'calibrate.miss_cost must be positive and finite, got {miss_cost}.'
+    refuse('calibrate.miss_cost', miss_cost, message, allowed='above 0')
 
 
 def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:

@@ -22,9 +22,9 @@ from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
 from uadjax.errors import ModelError, UserError
 from uadjax.model import array_file, calibration
-from uadjax.model.settings import ModelSettings
+from uadjax.model.settings import HasDetector, ModelSettings
 from uadjax.system import files
-from uadjax.types import Config, Scores
+from uadjax.types import Scores
 
 _FORMAT_VERSION = 3
 _MANIFEST_FILE = 'manifest.json'
@@ -83,7 +83,7 @@ class Model(NamedTuple):
     )  # fmt: skip
 
 
-def build_detector(config: Config, context: RunContext) -> tuple[backbones.Backbone, Detector]:
+def build_detector(config: HasDetector, context: RunContext) -> tuple[backbones.Backbone, Detector]:
   """Return the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
   return backbone, detectors.build(vars(config.detector), backbone, context)
@@ -91,7 +91,7 @@ def build_detector(config: Config, context: RunContext) -> tuple[backbones.Backb
 
 def save(
   directory: Path,
-  config: Config,
+  config: HasDetector,
   fitted: Any,
   thresholds: calibration.Thresholds,
   calibration_scores: calibration.CalibrationScores,
@@ -105,7 +105,7 @@ def save(
 
 def save_manifest(
   folder: Path,
-  config: Config,
+  config: HasDetector,
   thresholds: calibration.Thresholds,
   calibration_scores: calibration.CalibrationScores,
   weights: pretrained_weights.Provenance,

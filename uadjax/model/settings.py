@@ -1,6 +1,7 @@
 """Settings of a model, and the section `calibrate` of a run."""
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.config import field
@@ -27,6 +28,21 @@ class CalibrateSettings:
   retain: int = field(
     32, 'Number of images whose embeddings are saved for a run that extends this one.', minimum=1
   )
+
+
+@runtime_checkable
+class HasDetector(Protocol):
+  """Settings with a backbone and a detector: those of a model, or of a whole run."""
+
+  @property
+  def backbone(self) -> BackboneSettings:
+    """Section `backbone`."""
+    ...
+
+  @property
+  def detector(self) -> DetectorSettings:
+    """Section `detector`."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ from uadjax.errors import ConfigError
 from uadjax.model import scoring
 from uadjax.system import logging, progress
 from uadjax.training import checkpoint, hooks as fit_hooks
-from uadjax.types import Batch, Config, Metrics, PyTree, Variables
+from uadjax.training.settings import FitSettings, Settings
+from uadjax.types import Batch, Metrics, PyTree, Variables
 
 UpdateFn = Callable[[PyTree, Batch], tuple[PyTree, Metrics]]
 
@@ -61,12 +62,12 @@ class GradientFit(NamedTuple):
   num_images: int
 
 
-def total_steps(options: Config, num_images: int) -> int:
+def total_steps(options: FitSettings, num_images: int) -> int:
   """Return the number of steps of a run: `fit.steps` if set, else that of `fit.epochs` epochs."""
   return options.steps or max(1, options.epochs * num_images // min(options.batch_size, num_images))
 
 
-def learning_rate_schedule(options: Config) -> optax.Schedule:
+def learning_rate_schedule(options: FitSettings) -> optax.Schedule:
   """Return the learning rate schedule: linear warm-up, then the constant rate of STFPM's paper."""
   initial_rate = 0.0 if options.warmup_steps else options.learning_rate
   return optax.warmup_constant_schedule(initial_rate, options.learning_rate, options.warmup_steps)
@@ -75,7 +76,7 @@ def learning_rate_schedule(options: Config) -> optax.Schedule:
 def fit(
   detector: Detector,
   variables: Variables,
-  config: Config,
+  config: Settings,
   splits: Splits,
   mesh: meshes.Mesh,
   workdir: Path,

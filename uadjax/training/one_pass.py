@@ -25,7 +25,8 @@ from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
 from uadjax.system import progress, tensorflow
 from uadjax.training import hooks as fit_hooks, loop
-from uadjax.types import Batch, Config, Scores, Variables
+from uadjax.training.settings import Settings
+from uadjax.types import Batch, Scores, Variables
 
 
 class OnePassFit(NamedTuple):
@@ -49,7 +50,7 @@ def fit_one_pass(
   detector: Detector,
   one_pass: OnePass,
   variables: Variables,
-  config: Config,
+  config: Settings,
   records: Sequence[Record],
   previous_state: incremental_state.IncrementalState | None,
   mesh: meshes.Mesh,

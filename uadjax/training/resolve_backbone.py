@@ -10,10 +10,10 @@ from uadjax.backbones import weights
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.model import model_dir
 from uadjax.system import logging
-from uadjax.types import Config
+from uadjax.training.settings import Settings
 
 
-def resolve_backbone(config: Config, workdir: Path) -> Config:
+def resolve_backbone(config: Settings, workdir: Path) -> Settings:
   """Return the configuration with definite `backbone.name` and `backbone.weights`.
 
   A run that is resumed or that extends another keeps the backbone of that run, even if ImageNet
@@ -32,7 +32,7 @@ def resolve_backbone(config: Config, workdir: Path) -> Config:
   return dataclasses.replace(config, backbone=BackboneSettings(choice.name, choice.weights))
 
 
-def _previous_backbone(config: Config, workdir: Path) -> BackboneSettings | None:
+def _previous_backbone(config: Settings, workdir: Path) -> BackboneSettings | None:
   """Return the backbone of the run to extend or to resume.
 
   If the configuration of that run is unreadable, the result is None; `workdir` reports the error.

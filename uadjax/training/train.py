@@ -39,7 +39,9 @@ def train(config: Settings, splits: record_types.Splits, workdir: Path) -> Resul
   """
   validate(config)
   workdirs.require_no_conflict(workdir, config)
-  labeled_records = labeled.load(config, splits.train) if config.calibrate.labeled else ()
+  labeled_records = ()
+  if directory := config.calibrate.labeled:
+    labeled_records = labeled.load(directory, config.data.mask_threshold, splits.train)
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
   return train_detector(config, splits.train, labeled_records, workdir)
@@ -103,7 +105,9 @@ def _train_by_gradient(
   calibration_scores = scoring.collect_calibration_scores(
     scoring.score_records(scorer, gradient_fit.fitted, splits.calibration, ops, batch_size, mesh)
   )
-  labeled_scores = labeled.score(scorer, gradient_fit.fitted, labeled_records, config, mesh)
+  labeled_scores = labeled.score(
+    scorer, gradient_fit.fitted, labeled_records, config.data, batch_size, mesh
+  )
   thresholds = _calibrate_thresholds(config, calibration_scores, labeled_scores)
   model_dir.save(
     workdir / 'model', config, gradient_fit.fitted, thresholds, calibration_scores, weights
@@ -175,13 +179,13 @@ def _train_one_pass(
       else one_pass_fit.fitted
     )
     fitted_specs = sharding_specs.fitted if sharding_specs else None
+    scorer, batch_size = scoring.image_scorer(detector), config.evaluate.batch_size
     labeled_scores = labeled.score(
-      scoring.image_scorer(detector), padded_fitted, labeled_records, config, mesh, fitted_specs
+      scorer, padded_fitted, labeled_records, config.data, batch_size, mesh, fitted_specs
     )
     # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
     del one_pass_fit, padded_fitted
     memory.release_free_memory()
-    batch_size = config.evaluate.batch_size
     max_images = config.calibrate.images
     calibration_scores = one_pass.score_leave_one_out(
       one_pass_functions,

@@ -14,7 +14,7 @@ from uadjax.data.layouts import scanning
 from uadjax.errors import ConfigError, Setting
 from uadjax.system import files
 from uadjax.training import checkpoint
-from uadjax.types import Config
+from uadjax.training.settings import Settings
 
 # If one of these changed on resuming, no single configuration would describe the run.
 _FIXED_ON_RESUME = (
@@ -28,7 +28,7 @@ _RUN_FOLDERS = (
 _START_OVER_HINT = (Setting('fit.overwrite', True), ', or use another ', Setting('workdir'), '.')
 
 
-def default_workdir(config: Config, variant: str = '') -> Path:
+def default_workdir(config: Settings, variant: str = '') -> Path:
   """Return `runs/<detector>_<variant>_<category>`, the default work directory.
 
   Without a category, the name is that of the data folder, or of a parent if the folder is called
@@ -40,7 +40,7 @@ def default_workdir(config: Config, variant: str = '') -> Path:
   return Path('runs') / '_'.join(filter(None, (config.detector.name, variant, name)))
 
 
-def category_name(config: Config) -> str:
+def category_name(config: Settings) -> str:
   """Return the name of the category, or of the folder if `data.root` is a single category."""
   return Path(config.data.root, config.data.category).resolve().name
 
@@ -64,7 +64,7 @@ def saved_steps(workdir: Path) -> list[int]:
   return checkpoint.saved_steps(workdir / 'checkpoints', 'rolling')
 
 
-def require_no_conflict(workdir: Path, config: Config) -> None:
+def require_no_conflict(workdir: Path, config: Settings) -> None:
   """Check that a run may start in `workdir`.
 
   Raises:
@@ -87,7 +87,7 @@ def require_no_conflict(workdir: Path, config: Config) -> None:
     raise ConfigError(f'{workdir} holds {run}.', key='workdir', value=workdir, hint=hint)
 
 
-def finished_result(workdir: Path, config: Config) -> dict[str, Any] | None:
+def finished_result(workdir: Path, config: Settings) -> dict[str, Any] | None:
   """Return the result of the successful training run in `workdir`, or None if there is none.
 
   Raises:
@@ -100,7 +100,7 @@ def finished_result(workdir: Path, config: Config) -> dict[str, Any] | None:
   return result
 
 
-def prepare(workdir: Path, config: Config, keep: Sequence[str] = ()) -> None:
+def prepare(workdir: Path, config: Settings, keep: Sequence[str] = ()) -> None:
   """Write the configuration, and delete result files and, when overwriting, the folders of a run.
 
   Call `require_no_conflict` first.
@@ -118,7 +118,7 @@ def prepare(workdir: Path, config: Config, keep: Sequence[str] = ()) -> None:
   files.write_text(workdir / 'config.yaml', configs.to_yaml(without_run_options(config)))
 
 
-def without_run_options(config: Config) -> Config:
+def without_run_options(config: Settings) -> Settings:
   """Return a copy with the default resume, overwrite, extend and host settings, for reuse."""
   fit = dataclasses.replace(config.fit, resume='', overwrite=False, extend='')
   hosts = dataclasses.replace(config.hosts, coordinator='auto', count=0, index=-1)
@@ -146,7 +146,7 @@ def _read_result(path: Path) -> dict[str, Any]:
   return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _require_same_run(config_path: Path, config: Config) -> None:
+def _require_same_run(config_path: Path, config: Settings) -> None:
   if not config_path.is_file():
     raise ConfigError(
       f'fit.resume is set, but {config_path.parent} holds no run to resume; leave fit.resume empty '
