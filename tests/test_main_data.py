@@ -430,9 +430,9 @@ REFUSED = [
   ('disc', 'disc', 'normals', "calibrate.method 'normals' does not use"),
   ('disc', '', 'cost', "calibrate.method 'cost' needs labeled images"),
   ('disc', 'disc', 'f2', 'calibrate.method'),
-  ('bins', 'bins', 'f1', f'{TRAIN} images of calibrate.labeled='),
+  ('bins', 'bins', 'f1', f'{TRAIN} images of '),
   ('disc', 'plain', 'f1', f'has {TRAIN} good and 0 defective images'),
-  ('disc', 'nowhere', 'f1', 'calibrate.labeled'),
+  ('disc', 'nowhere', 'f1', 'nowhere'),
 ]
 
 

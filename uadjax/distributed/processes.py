@@ -107,9 +107,12 @@ def join(options: HostSettings, on_failure: FailureCallback | None = None) -> No
       num_processes, process_index = launch.size, launch.rank
     if not re.fullmatch(r'.+:\d+', coordinator) or not 0 <= process_index < num_processes:
       raise ConfigError(
-        f'hosts.coordinator={coordinator!r} must be auto, jax, none, or HOST:PORT of the first '
-        f'process; HOST:PORT needs hosts.count (got {num_processes}), the number of processes, '
-        f'and hosts.index (got {process_index}), from 0 to hosts.count - 1.'
+        f'The coordinator {coordinator!r} must be auto, jax, none, or HOST:PORT of the first '
+        f'process, which needs a number of processes (got {num_processes}) and an index from 0 '
+        f'(got {process_index}).',
+        key='hosts.coordinator',
+        value=coordinator,
+        hint=('Set ', Setting('hosts.count'), ' and ', Setting('hosts.index'), '.'),
       )
     initialize_arguments = {
       'coordinator_address': coordinator,

@@ -12,7 +12,7 @@ from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
 from uadjax.data.settings import DataSettings
 from uadjax.distributed import mesh
-from uadjax.errors import DataError
+from uadjax.errors import DataError, Setting
 from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration, scoring
 from uadjax.system import logging
@@ -44,23 +44,22 @@ def load(
     DataError: a class is missing, an image is a training image, or a file is unreadable.
   """
   if not Path(directory).is_dir():
-    raise DataError(f'calibrate.labeled={directory} is not a folder; name the folder of a dataset.')
+    raise DataError(f'No folder {directory}.', key='calibrate.labeled', value=directory)
   splits = layouts.load(directory, mask_threshold=mask_threshold)
   records = splits.test
   if all(record.is_anomalous for record in records):
     records = splits.train + splits.test
   num_defective = sum(record.is_anomalous for record in records)
   if not 0 < num_defective < len(records):
-    raise DataError(
-      f'calibrate.labeled={directory} has {len(records) - num_defective} good and {num_defective} '
-      'defective images; a threshold between them needs both.'
-    )
+    message = f'{directory} has {len(records) - num_defective} good and {num_defective} defective'
+    message += ' images; a threshold between them needs both.'
+    raise DataError(message, key='calibrate.labeled', value=directory)
   training_paths = {record.path.resolve() for record in training_records}
   if overlap := [r.path for r in records if r.path.resolve() in training_paths]:
-    raise DataError(
-      f'{len(overlap)} images of calibrate.labeled={directory} are training images, such as '
-      f'{overlap[0]}; their scores are biased. Name other images.'
-    )
+    message = f'{len(overlap)} images of {directory} are training images, such as {overlap[0]};'
+    hint = 'Name other images: ', Setting('calibrate.labeled'), '.'
+    message += ' their scores are biased.'
+    raise DataError(message, key='calibrate.labeled', value=directory, hint=hint)
   # Unreadable files must fail before hours of fitting, not after.
   with concurrent.futures.ThreadPoolExecutor() as pool:
     list(pool.map(lambda record: _require_readable(record, mask_threshold), records))

@@ -6,7 +6,7 @@ from typing import Any
 
 from uadjax import data, detectors, errors, experiment
 from uadjax.distributed import mesh
-from uadjax.errors import ConfigError, DataError, Setting, UnknownName
+from uadjax.errors import DataError, refuse, Setting, UnknownName
 from uadjax.experiment import validation
 from uadjax.inference import pipelines, predictor
 from uadjax.system import memory
@@ -76,10 +76,10 @@ def run_training(
   values = {'data.root': str(dataset), 'device': device or 'auto', **overrides, 'mode': 'train'}
   config = settings.load(name.lower() + colon + variant, values.items())
   if data.expand(config.data) != [config.data.category]:
-    raise ConfigError(
-      f'{config.data.category!r} is a group, and every category in it needs its own model; set '
-      'data.category to one of them, or use `python -m uadjax.main`.'
-    )
+    category = config.data.category
+    message = f'{category!r} is a group, and every category in it needs its own model.'
+    hint = 'Set ', Setting('data.category'), ' to one of them, or use `python -m uadjax.main`.'
+    refuse('data.category', category, message, *hint)
   memory.retain_freed_pages()
   mesh.use_cores_as_devices()
   run_dir = Path(workdir or workdirs.default_workdir(config, variant))

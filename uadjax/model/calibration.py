@@ -364,7 +364,8 @@ def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:
   if num_nonfinite := int((~np.isfinite(scores)).sum()):
     raise DataError(
       f'{num_nonfinite} of {len(scores)} scores of {kind} images are not finite, so no threshold '
-      'can be set. Fit the model again; for STFPM, with a smaller fit.learning_rate.'
+      'can be set.',
+      hint=('Fit again; for STFPM, with a smaller ', Setting('fit.learning_rate'), '.'),
     )
   return len(scores)
 

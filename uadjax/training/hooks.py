@@ -148,10 +148,10 @@ class BestStepHook:
     losses = [float(self.validate(state, batch)['loss']) for batch in self.batches]
     loss = float(np.average(losses, weights=counts))
     if not math.isfinite(loss):
-      raise ConfigError(
-        f'The held-out loss is {loss} at step {step}: training diverged. Lower '
-        'fit.learning_rate, or raise fit.warmup_steps.'
-      )
+      message = f'The held-out loss is {loss} at step {step}: training diverged.'
+      rate, warmup = Setting('fit.learning_rate'), Setting('fit.warmup_steps')
+      hint = 'Lower ', rate, ', or raise ', warmup, '.'
+      raise ConfigError(message, key='fit.learning_rate', hint=hint)
     if self.best is None or loss < self.best.loss:
       self.best = BestStep(step, loss, jax.tree.map(jnp.copy, state))
 

@@ -21,7 +21,7 @@ from uadjax.data import batches as batch_streams, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError
+from uadjax.errors import refuse, Setting
 from uadjax.model import scoring
 from uadjax.system import logging, progress
 from uadjax.training import checkpoint, hooks as fit_hooks
@@ -199,21 +199,19 @@ def resume(
   if not resume_from:
     return 0, state, None
   if resume_from not in ('latest', 'best') and not resume_from.isdigit():
-    raise ConfigError(f"fit.resume must be 'latest', 'best' or a step, got {resume_from!r}.")
+    message = f"fit.resume must be 'latest', 'best' or a step, got {resume_from!r}."
+    refuse('fit.resume', resume_from, message, allowed=('latest', 'best'))
   manager = managers.best if resume_from == 'best' else managers.rolling
   saved_steps = manager.all_steps()
   if not saved_steps:
-    raise ConfigError(
-      f'fit.resume is {resume_from!r}, but {manager.directory} has no checkpoint; leave fit.resume '
-      'empty to start a new run.'
-    )
+    message = f'{manager.directory} has no checkpoint.'
+    refuse('fit.resume', resume_from, message, 'Start a new run: ', Setting('fit.resume', ''), '.')
   step = int(resume_from) if resume_from.isdigit() else max(saved_steps)
   start_step, state, _ = checkpoint.restore(manager, step, state)
   if start_step > num_steps:
-    raise ConfigError(
-      f'The checkpoint of step {start_step} is beyond the {num_steps} steps of this run; raise '
-      'fit.steps or fit.epochs.'
-    )
+    message = f'The checkpoint of step {start_step} is beyond the {num_steps} steps of this run.'
+    hint = 'Raise ', Setting('fit.steps'), ' or ', Setting('fit.epochs'), '.'
+    refuse('fit.steps', num_steps, message, *hint)
   logging.LOG.info('Resuming from step %d in %s.', start_step, manager.directory)
   best_steps = [step for step in managers.best.all_steps() if step <= start_step]
   if not best_steps:
@@ -253,8 +251,8 @@ def cache_features(
   num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // batch_size * n
   if num_bytes > max_bytes:
     logging.LOG.info(
-      'The frozen features of %d images take %d MB, more than fit.cache_bytes allows; computing '
-      'them at every step.', n, num_bytes >> 20,
+      'The frozen features of %d images take %d MB, more than %s allows; computing them at every '
+      'step.', n, num_bytes >> 20, Setting('fit.cache_bytes'),
     )  # fmt: skip
     return lambda batch: batch
   cache = jax.tree.map(lambda x: np.empty((n, *x.shape[1:]), x.dtype), shapes)

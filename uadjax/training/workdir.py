@@ -11,7 +11,7 @@ import yaml
 
 from uadjax import config as configs
 from uadjax.data.layouts import scanning
-from uadjax.errors import ConfigError, Setting
+from uadjax.errors import ConfigError, refuse, Setting
 from uadjax.system import files
 from uadjax.training import checkpoint
 from uadjax.training.settings import Settings
@@ -75,9 +75,8 @@ def require_no_conflict(workdir: Path, config: Settings) -> None:
   if resume_from:
     _require_same_run(workdir / 'config.yaml', config)
     if resume_from not in ('latest', 'best', *map(str, steps)):
-      raise ConfigError(
-        f"fit.resume must be 'latest', 'best' or one of the steps {steps}, got {resume_from!r}."
-      )
+      message = f"fit.resume must be 'latest', 'best' or one of the steps {steps}."
+      refuse('fit.resume', resume_from, message, allowed=('latest', 'best', *steps))
   elif (steps or (workdir / 'model').exists()) and not config.fit.overwrite:
     run, hint = 'a finished run', ('Start over with ', *_START_OVER_HINT)
     if steps:
@@ -148,10 +147,9 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 def _require_same_run(config_path: Path, config: Settings) -> None:
   if not config_path.is_file():
-    raise ConfigError(
-      f'fit.resume is set, but {config_path.parent} holds no run to resume; leave fit.resume empty '
-      'to start a new run.'
-    )
+    message = f'{config_path.parent} holds no run to resume.'
+    hint = 'Start a new run: ', Setting('fit.resume', ''), '.'
+    refuse('fit.resume', config.fit.resume, message, *hint)
   try:
     previous_settings = configs.flatten(yaml.safe_load(config_path.read_text()))
   except (yaml.YAMLError, AttributeError):
