@@ -18,7 +18,7 @@ import threading
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from uadjax.errors import ConfigError, Setting
+from uadjax.errors import refuse, Setting
 from uadjax.sweep import results, slots
 from uadjax.system import files, logging
 from uadjax.training import settings as run_settings, workdir as workdirs
@@ -104,11 +104,8 @@ def unfinished_runs(
 ) -> list[Run]:
   """Return the unfinished runs of this host; `shard` is its index and the number of hosts."""
   shard_index, num_shards = shard
-  return [
-    run
-    for run in runs[shard_index::num_shards]
-    if results.load_summary(run.run_dir(workdir)) is None
-  ]
+  shard_runs = runs[shard_index::num_shards]
+  return [run for run in shard_runs if results.load_summary(run.run_dir(workdir)) is None]
 
 
 def run_sweep(
@@ -238,13 +235,9 @@ def record_sweep(workdir: Path, overrides: Sequence[str], add_machine: bool) -> 
     results.load_summary(path.parent) for path in workdir.glob('*/*/*/train_result.json')
   )
   if previous_sweep and previous_sweep['overrides'] != list(overrides) and any(finished_summaries):
-    raise ConfigError(
-      f'{workdir} holds a sweep with the overrides {previous_sweep["overrides"]}, not '
-      f'{list(overrides)}.',
-      key='workdir',
-      value=workdir,
-      hint=('Use another ', Setting('workdir'), '.'),
-    )
+    previous = previous_sweep['overrides']
+    message = f'{workdir} holds a sweep with the overrides {previous}, not {list(overrides)}.'
+    refuse('workdir', workdir, message, 'Use another ', Setting('workdir'), '.')
   machines: list[str] = previous_sweep.get('machines', [])
   if add_machine:
     machines = list(dict.fromkeys([*machines, slots.describe_machine()]))

@@ -39,12 +39,8 @@ def load_summary(workdir: Path) -> RunSummary | None:
     return None
   metrics, timing = result.get('metrics', {}), result['timing']
   return {
-    'image_auroc': metrics.get('image_auroc'),
-    'pixel_auroc': metrics.get('pixel_auroc'),
-    'au_pro': metrics.get('au_pro'),
-    'fit_s': timing['fit_s'],
-    'calibrate_s': timing['calibrate_s'],
-    'evaluate_s': timing['evaluate_s'],
+    **{key: metrics.get(key) for key in ('image_auroc', 'pixel_auroc', 'au_pro')},
+    **{key: timing[key] for key in ('fit_s', 'calibrate_s', 'evaluate_s')},
     'fit_peak_mb': timing['peak_memory_mb'],
     **result.get('summary', {}),
   }
@@ -59,43 +55,40 @@ def summarize_runs(runs: Iterable[tuple[str, str, int, RunSummary]]) -> Rows:
   for config_label, category, seed, summary in runs:
     runs_by_config.setdefault(config_label, {}).setdefault(category, {})[seed] = summary
   rows: Rows = []
-  for config_label, runs_by_category in runs_by_config.items():
-    rows += [
-      (config_label, category, runs_by_seed) for category, runs_by_seed in runs_by_category.items()
-    ]
-    if len(runs_by_category) > 1 and (
-      means := _mean_over_categories(list(runs_by_category.values()))
-    ):
-      rows.append((config_label, f'mean of {len(runs_by_category)}', means))
+  for label, by_category in runs_by_config.items():
+    rows += [(label, category, by_seed) for category, by_seed in by_category.items()]
+    means = _mean_over_categories([*by_category.values()]) if len(by_category) > 1 else None
+    if means:
+      rows.append((label, f'mean of {len(by_category)}', means))
   return rows
 
 
 def _mean_over_categories(categories: Sequence[Mapping[int, RunSummary]]) -> dict[int, RunSummary]:
   """Return the mean over categories by seed, for the seeds that all categories have."""
-  seeds = sorted(set.intersection(*(set(runs_by_seed) for runs_by_seed in categories)))
-  means = {}
-  for seed in seeds:
-    ranges = {
-      key: tables.center_and_range(
-        [runs_by_seed[seed][key] for runs_by_seed in categories], statistics.mean
-      )
-      for key in COLUMNS
-    }
-    means[seed] = {
-      key: center_and_range.center if center_and_range else None
-      for key, center_and_range in ranges.items()
-    }
-  return means
+
+  def mean(seed: int, key: str) -> float | None:
+    values = tables.center_and_range(
+      [by_seed[seed][key] for by_seed in categories], statistics.mean
+    )
+    return values.center if values else None
+
+  seeds = sorted(set.intersection(*map(set, categories)))
+  return {seed: {key: mean(seed, key) for key in COLUMNS} for seed in seeds}
 
 
 def format_cells(summaries: Iterable[RunSummary]) -> list[str]:
   """Return the cells of a table row for one or several runs, in the order of `COLUMNS`."""
-  summaries = list(summaries)
+  ranges = _ranges([*summaries])
   return [
-    tables.format_cell(
-      tables.center_and_range([summary[key] for summary in summaries], column.average),
-      column.digits,
-    )
+    tables.format_cell(cell, column.digits)
+    for cell, column in zip(ranges, COLUMNS.values(), strict=True)
+  ]
+
+
+def _ranges(summaries: Sequence[RunSummary]) -> list[tables.CenterAndRange | None]:
+  """Return the average and range of each column."""
+  return [
+    tables.center_and_range([summary[key] for summary in summaries], column.average)
     for key, column in COLUMNS.items()
   ]
 
@@ -103,19 +96,11 @@ def format_cells(summaries: Iterable[RunSummary]) -> list[str]:
 def write_tables(rows: Rows, workdir: Path, footnote: str) -> str:
   """Write table.md and table.csv into `workdir`, and return the text of table.md."""
   leading_titles, markdown_rows, csv_rows = ['detector', 'category', 'seeds'], [], []
-  for config_label, category, runs_by_seed in rows:
-    leading_cells = [config_label, category, len(runs_by_seed)]
-    markdown_rows.append([*leading_cells, *format_cells(runs_by_seed.values())])
-    ranges = [
-      tables.center_and_range([summary[key] for summary in runs_by_seed.values()], column.average)
-      for key, column in COLUMNS.items()
-    ]
-    csv_rows.append(
-      [
-        *leading_cells,
-        *(number for center_and_range in ranges for number in center_and_range or ('', '', '')),
-      ]
-    )
+  for label, category, by_seed in rows:
+    leading_cells = [label, category, len(by_seed)]
+    markdown_rows.append([*leading_cells, *format_cells(by_seed.values())])
+    ranges = _ranges([*by_seed.values()])
+    csv_rows.append([*leading_cells, *(x for cell in ranges for x in cell or ('', '', ''))])
   markdown = tables.markdown_table(
     [*leading_titles, *(column.title for column in COLUMNS.values())], markdown_rows
   )

@@ -87,24 +87,17 @@ def _accelerator_slot(platform_name: str, device_id: str) -> Slot:
   if platform_name == 'tpu':
     # libtpu needs the topology of the visible chips, which is a single chip.
     single_chip_variables = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
-    return Slot(
-      f'tpu:{device_id}',
-      ('--config.device=tpu',),
-      {'TPU_VISIBLE_CHIPS': device_id, **single_chip_variables},
-    )
-  visible_devices = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
-  environment = {
-    'CUDA_VISIBLE_DEVICES': visible_devices[int(device_id)] if visible_devices else device_id
-  }
+    environment = {'TPU_VISIBLE_CHIPS': device_id, **single_chip_variables}
+    return Slot(f'tpu:{device_id}', ('--config.device=tpu',), environment)
+  visible = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
+  environment = {'CUDA_VISIBLE_DEVICES': visible[int(device_id)] if visible else device_id}
   return Slot(f'gpu:{device_id}', ('--config.device=gpu',), environment)
 
 
 def describe_machine() -> str:
   """Return CPU, date and uadjax version, which tables list for every machine of a sweep."""
   cpu_info = Path('/proc/cpuinfo')
-  cpu_models = (
-    re.findall(r'model name\s*: (.+)', cpu_info.read_text()) if cpu_info.is_file() else []
-  )
-  cpu_model = cpu_models[0] if cpu_models else platform.machine()
-  version = uadjax.__version__
-  return f'{os.cpu_count()} cores of {cpu_model}, {datetime.date.today()}, uadjax {version}'
+  text = cpu_info.read_text() if cpu_info.is_file() else ''
+  match, version = re.search(r'model name\s*: (.+)', text), uadjax.__version__
+  model = match[1] if match else platform.machine()
+  return f'{os.cpu_count()} cores of {model}, {datetime.date.today()}, uadjax {version}'
