@@ -105,40 +105,31 @@ def tabulate_scores(
   pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
   batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
   try:
+    images, bar = _unwrap_single_input(inputs), progress.show_progress
     summary = score_table.score_images(
-      pipeline.model,
-      _unwrap_single_input(inputs),
-      table,
-      batch_size,
-      progress.show_progress,
-      options.strict,
+      pipeline.model, images, table, batch_size, bar, options.strict
     )
   except Interrupted as interruption:
     interruption.hint = (f'Repeat the command to resume {folder}.',)
     raise
-  counts, (shard_index, num_shards) = summary.counts, table.shard
+  counts, previous_counts = summary.counts, summary.previous_counts
   if options.as_json:
-    shard_fields = {
-      'shard': [shard_index, num_shards],
-      'scored': dict(counts),
-      'scored_before': dict(summary.previous_counts),
-    }
-    console.print_json({'table': str(folder), **shard_fields})
+    scored = {'scored': dict(counts), 'scored_before': dict(previous_counts)}
+    console.print_json({'table': str(folder), 'shard': [*table.shard], **scored})
   else:
-    console.print_line(console.summary_table(counts + summary.previous_counts))
-    console.print_line(
-      f'Table: {runtime.to_printable(str(folder))}, shard {shard_index}/{num_shards}: {summary}.'
-    )
-  _exit_by_counts(counts + summary.previous_counts, options.fail_on)
+    console.print_line(console.summary_table(counts + previous_counts))
+    index, num_shards = table.shard
+    path = runtime.to_printable(str(folder))
+    console.print_line(f'Table: {path}, shard {index}/{num_shards}: {summary}.')
+  _exit_by_counts(counts + previous_counts, options.fail_on)
 
 
 def _create_pipeline(
   pipeline_name: str, use_hpip: bool, settings: Mapping[str, str], options: PredictOptions
 ) -> pipelines.Pipeline:
-  threshold_names = ('image_threshold', 'review_threshold', 'pixel_threshold')
-  thresholds = {
-    key: getattr(options, key) for key in threshold_names if getattr(options, key) is not None
-  }
+  names = ('image_threshold', 'review_threshold', 'pixel_threshold')
+  values = {name: getattr(options, name) for name in names}
+  thresholds = {name: value for name, value in values.items() if value is not None}
   return pipelines.create_pipeline(
     pipeline_name,
     options.device,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import itertools
 from pathlib import Path
 import re
 import sys
@@ -33,6 +34,7 @@ def run_sweep(
   options: SweepOptions, device: str, jobs: int, shard: str, table_only: bool, as_json: bool
 ) -> None:
   """Run this host's shard of a sweep, and write the table of all finished runs."""
+  workdir = options.workdir
   # Absolute, so that the settings do not depend on the working directory.
   root = str(options.dataset.resolve())
   settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
@@ -43,36 +45,29 @@ def run_sweep(
   failures: list[str] = []
   try:
     if not table_only:
-      failures = _run_missing(
-        runs, options.workdir, overrides, slots.device_slots(device, jobs), host_shard
-      )
+      device_slots = slots.device_slots(device, jobs)
+      failures = _run_missing(runs, workdir, overrides, device_slots, host_shard)
   except Interrupted as interruption:
-    interruption.hint = (f'Repeat the command to resume {options.workdir}.',)
+    interruption.hint = (f'Repeat the command to resume {workdir}.',)
     raise
-  finished_results = {run: results.load_summary(run.run_dir(options.workdir)) for run in runs}
+  summaries = {run: results.load_summary(run.run_dir(workdir)) for run in runs}
+  finished = {run: summary for run, summary in summaries.items() if summary}
   rows = results.summarize_runs(
-    (run.config_label, run.category, run.seed, result)
-    for run, result in finished_results.items()
-    if result
+    (run.config_label, run.category, run.seed, summary) for run, summary in finished.items()
   )
   if not rows:
     hint = 'Run without --table-only first.' if table_only else ' '.join(failures[:1])
-    raise UserError(f'{options.workdir} has no finished run of this sweep. {hint}')
-  machines = sweeps.record_sweep(options.workdir, overrides, add_machine=False)
+    raise UserError(f'{workdir} has no finished run of this sweep. {hint}')
+  machines = sweeps.record_sweep(workdir, overrides, add_machine=False)
   description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
-  text = results.write_tables(rows, options.workdir, description)
-  counts = {
-    'runs': len(runs),
-    'finished': sum(result is not None for result in finished_results.values()),
-  }
+  text = results.write_tables(rows, workdir, description)
   if as_json:
-    console.print_json({**counts, 'failed': failures, 'table': str(options.workdir / 'table.csv')})
+    counts = {'runs': len(runs), 'finished': len(finished), 'failed': failures}
+    console.print_json({**counts, 'table': str(workdir / 'table.csv')})
   else:
     console.print_line(runtime.to_printable(text, allowed_chars='\n'))
-    table_path = runtime.to_printable(str(options.workdir / 'table.md'))
-    console.print_line(
-      f'{counts["finished"]} of {counts["runs"]} runs are finished. Table: {table_path}'
-    )
+    path = runtime.to_printable(str(workdir / 'table.md'))
+    console.print_line(f'{len(finished)} of {len(runs)} runs are finished. Table: {path}')
   if failures:
     print(f'Error: {len(failures)} runs failed.', *failures, sep='\n  ', file=sys.stderr)
     raise typer.Exit(runtime.EXIT_FAILURE)
@@ -81,17 +76,11 @@ def run_sweep(
 def _plan_runs(options: SweepOptions, settings: Mapping[str, str]) -> list[sweeps.Run]:
   if not options.dataset.is_dir():
     raise ConfigError(f'{str(options.dataset)!r} is not a folder; name the root of a dataset.')
-  categories = [
-    name
-    for group in _parse_list(options.categories, '--categories')
-    for name in layouts.expand(options.dataset, group)
-  ]
-  seeds = [
-    seed
-    for seed_range in _parse_list(options.seeds, '--seeds')
-    for seed in _parse_seeds(seed_range)
-  ]
-  return sweeps.plan_runs(_parse_list(options.models, '--models'), categories, seeds, settings)
+  groups = _parse_list(options.categories, '--categories')
+  categories = [name for group in groups for name in layouts.expand(options.dataset, group)]
+  ranges = map(_parse_seeds, _parse_list(options.seeds, '--seeds'))
+  models = _parse_list(options.models, '--models')
+  return sweeps.plan_runs(models, categories, [*itertools.chain(*ranges)], settings)
 
 
 def _parse_list(text: str, option: str) -> list[str]:
@@ -131,16 +120,14 @@ def _run_missing(
   )  # fmt: skip
   failures = []
   titles = [column.title for column in results.COLUMNS.values()]
+  sweep = sweeps.run_sweep(missing_runs, workdir, overrides, device_slots)
   # Closing stops the runs before an error is reported, so that none continues unnoticed.
-  with contextlib.closing(
-    sweeps.run_sweep(missing_runs, workdir, overrides, device_slots)
-  ) as outcomes:
-    for run_number, (run, result, error) in enumerate(
-      progress.show_progress(outcomes, num_missing, 'Sweeping'), 1
-    ):
-      titled_cells = zip(titles, results.format_cells([result]), strict=True) if result else ()
-      message = error or '  '.join(f'{title} {cell}' for title, cell in titled_cells)
-      logging.LOG.info('[%d/%d] %s: %s', run_number, num_missing, run, message)
+  with contextlib.closing(sweep) as outcomes:
+    shown = progress.show_progress(outcomes, num_missing, 'Sweeping')
+    for number, (run, summary, error) in enumerate(shown, 1):
+      cells = zip(titles, results.format_cells([summary]), strict=True) if summary else ()
+      message = error or '  '.join(f'{title} {cell}' for title, cell in cells)
+      logging.LOG.info('[%d/%d] %s: %s', number, num_missing, run, message)
       if error:
         failures.append(f'{run}: {error}')
   return failures
