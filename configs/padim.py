@@ -11,13 +11,12 @@ Variants, after a colon (`--config=configs/padim.py:wide`):
 - `wide`: Wide-ResNet-50-2 and 550 channels, the paper's best; 5 GB of covariances.
 """
 
-import ml_collections
-
+from uadjax.config import ConfigDict
 from uadjax.errors import UnknownName
 from uadjax.training import settings
 
 
-def get_config(arg: str = '') -> ml_collections.ConfigDict:
+def get_config(arg: str = '') -> ConfigDict:
   """Return the paper's settings, or those of the variant `arg`."""
   if arg not in ('', 'wide'):
     raise UnknownName(f"Unknown variant {arg!r} of padim; choose from ['wide'].", allowed=('wide',))

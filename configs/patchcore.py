@@ -12,13 +12,12 @@ Variants, after a colon (`--config=configs/patchcore.py:ten`):
   time.
 """
 
-import ml_collections
-
+from uadjax.config import ConfigDict
 from uadjax.errors import UnknownName
 from uadjax.training import settings
 
 
-def get_config(arg: str = '') -> ml_collections.ConfigDict:
+def get_config(arg: str = '') -> ConfigDict:
   """Return the paper's settings, or those of the variant `arg`."""
   if arg not in ('', 'ten'):
     message = f"Unknown variant {arg!r} of patchcore; choose from ['ten']."

@@ -11,13 +11,12 @@ Variants, after a colon (`--config=configs/stfpm.py:paddlex`):
 - `quick`: smoke test of a minute on two cores; the weights are random and the scores meaningless.
 """
 
-import ml_collections
-
+from uadjax.config import ConfigDict
 from uadjax.errors import UnknownName
 from uadjax.training import settings
 
 
-def get_config(arg: str = '') -> ml_collections.ConfigDict:
+def get_config(arg: str = '') -> ConfigDict:
   """Return the paper's settings, or those of the variant `arg`."""
   if arg and arg not in _VARIANTS:
     names = sorted(_VARIANTS)
@@ -32,7 +31,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   return config
 
 
-def _apply_paddlex(config: ml_collections.ConfigDict) -> None:
+def _apply_paddlex(config: ConfigDict) -> None:
   config.fit.steps = 5000
   config.fit.batch_size = 1
   config.detector.half = False
@@ -40,7 +39,7 @@ def _apply_paddlex(config: ml_collections.ConfigDict) -> None:
   config.detector.opening = 4
 
 
-def _apply_quick(config: ml_collections.ConfigDict) -> None:
+def _apply_quick(config: ConfigDict) -> None:
   config.data.ops = 'resize(96)'
   config.backbone.weights = 'random'
   config.fit.steps = 30

@@ -14,7 +14,7 @@ import math
 import os
 from pathlib import Path
 import types
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable, TypeAlias, TypeVar
 
 import ml_collections
 from ml_collections.config_dict import config_dict
@@ -23,6 +23,7 @@ import yaml
 from uadjax.errors import about, ConfigError, refuse, Setting, UnknownName
 
 Values = Mapping[str, object]
+ConfigDict: TypeAlias = Any  # An ml_collections.ConfigDict; no type checker can know its fields.
 T = TypeVar('T')
 
 
@@ -292,10 +293,11 @@ def to_yaml(settings: Settings) -> str:
   return yaml.safe_dump(to_plain_dict(settings), sort_keys=False)
 
 
-def to_config_dict(settings: Settings) -> ml_collections.ConfigDict:
+def to_config_dict(settings: Settings) -> ConfigDict:
   """Return a tree as a ConfigDict, for the functions `get_config` in configs/."""
-  config: Any = ml_collections.ConfigDict(dataclasses.asdict(settings))
-  for info in describe(settings).values():
+  infos = describe(settings)
+  config: ConfigDict = ml_collections.ConfigDict(dataclasses.asdict(settings))
+  for info in infos.values():
     if info.value is None:
       *sections, name = info.key.split('.')
       functools.reduce(getattr, sections, config)[name] = config_dict.placeholder(info.type)

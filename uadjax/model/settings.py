@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Protocol, runtime_checkable
 
+from uadjax import config as configs
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.config import field
 from uadjax.data.settings import DataSettings
@@ -31,7 +32,7 @@ class CalibrateSettings:
 
 
 @runtime_checkable
-class HasDetector(Protocol):
+class HasDetector(configs.Settings, Protocol):
   """Settings with a backbone and a detector: those of a model, or of a whole run."""
 
   @property

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 import dataclasses
 from typing import NamedTuple
 
-import ml_collections
-
 from uadjax import config as configs, errors
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.config import field
@@ -88,7 +86,7 @@ def load(source: str, overrides: Iterable[tuple[str, object]] = ()) -> Settings:
   return configs.from_values(Settings, configs.read(source) | dict(overrides), source)
 
 
-def default_config(detector: str) -> ml_collections.ConfigDict:
+def default_config(detector: str) -> configs.ConfigDict:
   """Return the defaults with the section of a detector, for `get_config` in configs/ to edit."""
   return configs.to_config_dict(Settings(detector=BY_NAME[detector]()))
 
