@@ -86,7 +86,7 @@ def wrong_values(info):
   """Values of another type or out of bounds."""
   if not info.is_optional:
     yield None
-  yield {'a': 'mapping'} if info.type is str else 'many'
+  yield ['a', 'list'] if info.type is str else 'many'
   limits = info.limits
   if info.type in (int, float):
     yield from (bound for bound in (limits.above, limits.below) if bound is not None)

@@ -143,7 +143,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
   return annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
 
 
-def from_values(kind: type[S], values: Values, source: str = 'the configuration') -> S:
+def from_values(kind: type[T], values: Values, source: str = 'the configuration') -> T:
   """Return settings with the given values; the others have their defaults.
 
   Therefore saved settings remain readable when a later version adds keys.
@@ -156,6 +156,7 @@ def from_values(kind: type[S], values: Values, source: str = 'the configuration'
   Raises:
     ConfigError: a key is unknown (the message suggests the closest match), or a value is invalid.
   """
+  assert dataclasses.is_dataclass(kind)
   flat, sections = flatten(values), {}
   for field in dataclasses.fields(kind):
     kinds = _kinds(field.type)
@@ -165,7 +166,8 @@ def from_values(kind: type[S], values: Values, source: str = 'the configuration'
     key = f'{field.name}.name'
     if key not in flat:
       refuse(key, None, f'{source} lacks {key}; choose from {list(choices)}.', allowed=choices)
-    if (name := flat[key]) not in choices:
+    name = flat[key]
+    if not isinstance(name, str) or name not in choices:
       message = f'Unknown {key} {name!r}; choose from {list(choices)}.'
       raise UnknownName(message, key=key, value=name, allowed=tuple(choices))
     sections[field.name] = choices[name]()

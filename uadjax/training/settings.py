@@ -83,7 +83,13 @@ def load(source: str, overrides: Iterable[tuple[str, object]] = ()) -> Settings:
     ConfigError: a file is missing or invalid, a key is unknown (the message suggests the closest
       match), or a value has the wrong type or is out of bounds.
   """
-  return configs.from_values(Settings, configs.read(source) | dict(overrides), source)
+  values, changes = configs.read(source), dict(overrides)
+  name, own_name = changes.get('detector.name'), values.get('detector.name')
+  if isinstance(name, str) and name in BY_NAME and name != own_name:
+    hint = 'Use ', errors.Setting('config', name), '.'
+    message = f'{source} has settings of {own_name}, not of {name}.'
+    errors.refuse('detector.name', name, message, *hint, allowed=(own_name,))
+  return configs.from_values(Settings, values | changes, source)
 
 
 def default_config(detector: str) -> configs.ConfigDict:
