@@ -43,7 +43,7 @@ HOMES = {
   'flax': {'backbones', 'detectors', 'export'},  # Export looks into modules to find a difference.
   'jax2onnx': {'export'},
   'matplotlib': {'visualization', 'evaluation', 'data'},  # Of data, the figures of its check.
-  'ml_collections': {'config', 'inference'},  # Of inference, the settings of a pipeline.
+  'ml_collections': {'config'},
   'onnx': {'export'},
   'onnxruntime': {'export'},
   'openvino': {'export'},

@@ -49,7 +49,7 @@ _CONFIG_DIRS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent 
 
 
 class Limits(NamedTuple):
-  """What is known about a setting beside its type and default.
+  """Help, unit, bounds and choices of a setting.
 
   Attributes:
     help: one sentence.
@@ -196,7 +196,7 @@ def _replace(settings: S, values: Values) -> S:
       sections.setdefault(name, {})[rest] = value
     else:
       changes[name] = value
-  changes |= {name: _replace(getattr(settings, name), own) for name, own in sections.items()}
+  changes |= {name: _replace(getattr(settings, name), sections[name]) for name in sections}
   return dataclasses.replace(settings, **changes)
 
 

@@ -55,9 +55,10 @@ def format_setting(command: str, setting: Setting) -> str:
   Commands without --override point to `python -m uadjax.main`, which takes every setting.
   """
   section, _, name = setting.key.rpartition('.')
-  option = f'--{name.replace("_", "-")}' if section == command else None
-  option = _OPTION_BY_SETTING.get(setting.key, option)
-  if option is None and command in _COMMANDS_WITH_OVERRIDE:
+  takes_override = command in _COMMANDS_WITH_OVERRIDE
+  own_option = f'--{name.replace("_", "-")}' if section == command and not takes_override else None
+  option = _OPTION_BY_SETTING.get(setting.key, own_option)
+  if option is None and takes_override:
     # Without a value the setting is only named, but --override always takes one.
     setting = setting._replace(value='...') if setting.value is ... else setting
     return f'--override {shlex.quote(errors.format_plain(setting))}'

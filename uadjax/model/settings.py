@@ -48,7 +48,7 @@ class HasDetector(configs.Settings, Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-  """What scoring needs of the settings of the run that fitted a model."""
+  """Sections that scoring needs of the settings of the run that fitted a model."""
 
   data: DataSettings = dataclasses.field(default_factory=DataSettings)
   backbone: BackboneSettings = dataclasses.field(default_factory=BackboneSettings)
