@@ -132,8 +132,7 @@ def _train_one_pass(
   ops, options = transforms.parse(config.data.ops), config.fit
   # Read the model now, because a run that extends its own model will replace it.
   previous_info = model_dir.read_info(options.extend) if options.extend else None
-  state_dir = Path(options.extend).resolve().parent / 'state'
-  previous_state = incremental_state.load(state_dir) if options.extend else None
+  previous_state = _load_previous_state(config, previous_info) if previous_info else None
   num_previous = previous_state.num_images if previous_state else 0
   mesh = _make_mesh(config, 0)  # Batches are padded, so any number of devices works.
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
@@ -240,6 +239,14 @@ def _train_one_pass(
 
 
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
+
+
+def _load_previous_state(
+  config: Settings, previous_info: model_dir.ModelInfo
+) -> incremental_state.IncrementalState:
+  """Load the state of the run to extend, after comparing the settings that must be equal."""
+  _require_same_settings(config, previous_info)
+  return incremental_state.load(Path(config.fit.extend).resolve().parent / 'state')
 
 
 def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo) -> None:
