@@ -10,7 +10,7 @@ This module imports no library.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 
 class Setting(NamedTuple):
@@ -22,7 +22,7 @@ class Setting(NamedTuple):
   """
 
   key: str
-  value: Any = ...
+  value: object = ...
 
   def __str__(self) -> str:
     """Return the setting as the active front end writes it."""
@@ -50,7 +50,7 @@ def format_plain(setting: Setting) -> str:
 _FORMAT = contextvars.ContextVar[SettingFormat]('setting_format', default=format_plain)
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
   """Return a value as options and configuration files take it, such as true or layer1,layer2."""
   if isinstance(value, bool):
     return str(value).lower()
@@ -76,8 +76,8 @@ class _ErrorWithHint(BaseException):
     message: str = '',
     *,
     key: str | None = None,
-    value: Any = None,
-    allowed: Any = None,
+    value: object = None,
+    allowed: object = None,
     hint: Hint | None = None,
   ):
     super().__init__(message)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import sys
-from typing import Any
 
 from rich import box, console, table, text
 
@@ -29,7 +28,7 @@ def print_line(content: str | text.Text | table.Table) -> None:
   print(capture.get(), end='', flush=True)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
   """Print a value as one line of ASCII JSON, which no locale or file name can break."""
   # Newlines occur only between items: JSON escapes those inside strings.
   print(files.to_json(value, 0, ensure_ascii=True).replace('\n', ''), flush=True)

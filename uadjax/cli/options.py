@@ -44,22 +44,24 @@ def _complete_backbone(incomplete: str) -> list[str]:
   return [name for name in BACKBONES if name.startswith(incomplete)]
 
 
-def _argument(metavar: str, help: str, **more: Any) -> Any:
+def _argument(metavar: str, help: str, **more: Any) -> object:
   return typer.Argument(metavar=metavar, help=help, show_default=False, **more)
 
 
-def _option(metavar: str, help: str, panel: str | None = None, name: str = '', **more: Any) -> Any:
+def _option(
+  metavar: str, help: str, panel: str | None = None, name: str = '', **more: Any
+) -> object:
   """Return an option with a value; its default is part of `help` if it needs explanation."""
   names = (name,) if name else ()
   more = {'show_default': False, **more}
   return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 
-def _flag(name: str, help: str, panel: str | None = None) -> Any:
+def _flag(name: str, help: str, panel: str | None = None) -> object:
   return typer.Option(name, metavar='', help=help, rich_help_panel=panel)
 
 
-def _setting(kind: type, field_name: str, metavar: str, panel: str | None = None) -> Any:
+def _setting(kind: type, field_name: str, metavar: str, panel: str | None = None) -> object:
   """Return an option for a field of a settings dataclass, with its help, default and bounds."""
   field = kind.__dataclass_fields__[field_name]
   limits = field.metadata['limits']

@@ -129,7 +129,7 @@ class Pipeline(NamedTuple):
 
   def predict(
     self,
-    input: Any,
+    input: object,
     batch_size: int | None = None,
     strict: bool = False,
     skip: Path | None = None,
@@ -153,9 +153,9 @@ def create_pipeline(
   device: str | None = None,
   use_hpip: bool | None = None,
   *,
-  config: Mapping[str, Any] | None = None,
+  config: Mapping[str, object] | None = None,
   enable_hpi: bool | None = None,
-  overrides: Mapping[str, Any] | None = None,
+  overrides: Mapping[str, object] | None = None,
   access: http.Access = http.PUBLIC_ONLY,
 ) -> Pipeline:
   """Create a pipeline from its name, a YAML file, or the content of one.

@@ -73,7 +73,7 @@ def plan_runs(
   config_names: Sequence[str],
   categories: Sequence[str],
   seeds: Sequence[int],
-  settings: Mapping[str, Any] = MappingProxyType({}),
+  settings: Mapping[str, object] = MappingProxyType({}),
 ) -> list[Run]:
   """Return the runs of a sweep, ordered by seed, category and config.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import statistics
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class CenterAndRange(NamedTuple):
@@ -30,7 +30,7 @@ def format_cell(value_range: CenterAndRange | None, digits: int) -> str:
   return center if low == high else f'{center} ({low}-{high})'
 
 
-def markdown_table(column_titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(column_titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   """Return a Markdown table."""
   lines = [column_titles, ['---'] * len(column_titles), *rows]
   return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
