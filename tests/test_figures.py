@@ -109,14 +109,3 @@ def test_files_name_neither_day_nor_version(tmp_path):
     figures.write(tmp_path / 'blank', figures.new_figure(1.0, 1.0))
   assert not re.search(rb'<dc:date>|Matplotlib v', (tmp_path / 'blank.svg').read_bytes())
   assert b'Software' not in (tmp_path / 'blank.png').read_bytes()
-
-
-def test_what_no_font_has_becomes_a_box():
-  assert figures.replace_missing_glyphs('crack 7 µm') == 'crack 7 µm'
-  assert figures.replace_missing_glyphs('a\nb\ud800') == 'a□b□'
-
-
-def test_long_names_keep_their_ends():
-  assert figures.shorten_middle('scratch', 7) == 'scratch'
-  short = figures.shorten_middle('manipulated_front_of_head', 11)
-  assert short == 'manip…_head'

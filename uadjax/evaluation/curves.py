@@ -15,7 +15,7 @@ import numpy as np
 from uadjax.model import calibration
 from uadjax.numerics import metrics
 from uadjax.system import files
-from uadjax.visualization import figures, score_histogram
+from uadjax.visualization import figures, fonts, score_histogram
 
 PRO_LIMIT = 0.3  # False alarm rate up to which the area under the PRO curve is integrated.
 
@@ -98,7 +98,7 @@ def draw(folder: Path, data: CurveData) -> None:
     for name, draw_panel in _PANELS.items():
       figure = figures.new_figure(7.5, 5.6)
       draw_panel(figure, figures.Box(0, 0, 7.5, 5.6), data)
-      title = figures.replace_missing_glyphs(figures.shorten_middle(data.title, 90))
+      title = fonts.printable(fonts.shorten_middle(data.title, 90))
       figure.text(0.98, 0.015, title, ha='right', size=8, color=figures.MUTED_COLOR)
       figures.write(new_folder / name, figure)
 
@@ -319,9 +319,7 @@ def _overview_figure(data: CurveData) -> figures.Figure:
   panels_height = 9.0 if has_curves else 5.0
   height = panels_height + 0.68 + 0.22 * len(lines)
   figure = figures.new_figure(10.0, height)
-  figure.text(
-    0.02, 1 - 0.42 / height, figures.replace_missing_glyphs(data.title), weight='bold', size=15
-  )
+  figure.text(0.02, 1 - 0.42 / height, fonts.printable(data.title), weight='bold', size=15)
   for index, line in enumerate(lines):
     figure.text(0.02, 1 - (0.73 + 0.22 * index) / height, line, size=10.5)
   if not has_curves:

@@ -22,7 +22,7 @@ from uadjax.inference.result import Result
 from uadjax.model import model_dir
 from uadjax.numerics import metrics
 from uadjax.system import files, progress, threads
-from uadjax.visualization import heatmap
+from uadjax.visualization import heatmap, sheet
 
 # Metrics by name, as in the result file; one that lacks a class (no defects, no masks) is None.
 Metrics: TypeAlias = dict[str, Any]
@@ -108,7 +108,7 @@ def evaluate(
       # Numbers keep names unique: images in different folders may have the same stem.
       path = folder / f'{record.defect}_{i:04d}_{record.path.stem}.png'
       # Level 1 is four times as fast as the default, and makes files a fifth larger.
-      picture(model, record, result, truth).save(path, compress_level=1)
+      picture(record, result, truth).save(path, compress_level=1)
     pixel_scores.add_image(pixels, i, result.network_map, result.restored, truth)
     return compare_with_mask(record, result, truth)
 
@@ -251,18 +251,18 @@ def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
   return float(values.mean()) if len(values) else None
 
 
-def picture(
-  model: model_dir.Model, record: Record, result: Result, truth: pixel_scores.Mask | None
-) -> Image.Image:
-  """Draw image, ground truth, heatmap and prediction side by side."""
+def picture(record: Record, result: Result, truth: pixel_scores.Mask | None) -> Image.Image:
+  """Draw image, ground truth, anomaly map and prediction side by side."""
   image = result.read_image()
-  overlay = heatmap.overlay(image, result.anomaly_map, model.thresholds.pixel_threshold)
-  tiles = {'image': image}
-  if truth is not None:
-    tiles['ground truth'] = heatmap.render_mask(truth)
-  tiles |= {'heatmap': overlay, 'prediction': heatmap.draw_outline(image, result.predicted_mask)}
-  titled_images = [heatmap.TitledImage(title, tile) for title, tile in tiles.items()]
-  return heatmap.join_side_by_side(titled_images, f'{record.defect}/{result.headline}')
+  images = {
+    'image': image,
+    **({} if truth is None else {'ground truth': heatmap.render_mask(truth)}),
+    'anomaly map': result.overlay(image),
+    'prediction': heatmap.draw_outline(image, result.predicted_mask),
+  }
+  panels = [sheet.TitledImage(*item) for item in images.items()]
+  name = f'{record.defect}/{record.path.name}'
+  return sheet.draw_sheet(panels, name, result.caption, result.label, result.color_scale)
 
 
 # Image_recall and False_alarm_rate are at the calibrated threshold.

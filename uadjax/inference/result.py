@@ -21,7 +21,7 @@ from uadjax.errors import ConfigError, DataError
 from uadjax.model import calibration
 from uadjax.numerics import regions as region_ops
 from uadjax.system import files
-from uadjax.visualization import result_image
+from uadjax.visualization import heatmap, sheet
 
 MASK_FORMATS = ('rle', 'nested', 'none')  # Ways to write a mask in JSON.
 UNREADABLE = 'unreadable'  # Label of unreadable images in counts by label.
@@ -229,11 +229,15 @@ class Result(Mapping[str, Any]):
   @property
   def headline(self) -> str:
     """One-line verdict for display, with score and thresholds."""
-    threshold_text = f'NG above {self.image_threshold:.3g}'
+    return f'{PurePath(self.input_path).name}   {self.label}   {self.caption}'
+
+  @property
+  def caption(self) -> str:
+    """Score and thresholds for display."""
+    text = f'score {self.score:.3g}, NG above {self.image_threshold:.3g}'
     if self.thresholds.review_threshold < self.image_threshold:
-      threshold_text += f', review above {self.thresholds.review_threshold:.3g}'
-    name = PurePath(self.input_path).name
-    return f'{name}   {self.label}   score {self.score:.3g}   ({threshold_text})'
+      text += f', review above {self.thresholds.review_threshold:.3g}'
+    return text
 
   def picture(self) -> Image.Image:
     """Draw the image next to its heatmap overlay, at original resolution.
@@ -243,18 +247,24 @@ class Result(Mapping[str, Any]):
     """
     if self.error:
       raise DataError(self.error)
-    verdict = result_image.Verdict(
-      PurePath(self.input_path).name,
-      self.label,
-      self.score,
-      self.thresholds.image_threshold,
-      self.thresholds.review_threshold,
-      self.thresholds.pixel_threshold,
-    )
-    visible_map = np.where(self.visible, self.anomaly_map, np.float32('nan'))  # NaN is dimmed.
-    return result_image.draw_result(
-      self.read_image(), visible_map, self.predicted_mask, self.peak_position, verdict
-    )
+    image, mask = self.read_image(), self.predicted_mask
+    panels = [
+      sheet.TitledImage('image', image),
+      sheet.TitledImage('anomaly map', heatmap.draw_outline(self.overlay(image), mask)),
+    ]
+    caption = f'{self.caption}, {100 * mask.mean():.2g} % of the pixels marked'
+    name = PurePath(self.input_path).name
+    return sheet.draw_sheet(panels, name, caption, self.label, self.color_scale)
+
+  @property
+  def color_scale(self) -> heatmap.ColorScale:
+    """Color scale of the model."""
+    return heatmap.color_scale(self.thresholds.pixel_threshold, self.thresholds.image_threshold)
+
+  def overlay(self, image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w 3']:
+    """Draw the anomaly map over the original image, which is dimmed outside a crop."""
+    visible_map = np.where(self.visible, self.anomaly_map, np.float32('nan'))
+    return heatmap.overlay(image, visible_map, self.color_scale)
 
   def save_to_img(self, save_path: str | Path) -> Path | None:
     """Save the picture and return its path; an unreadable image has none.

@@ -7,7 +7,6 @@ Letters: p points of a drawing, in pixels of the figure; c candidate positions o
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import functools
 import io
 import itertools
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float
 import matplotlib
-from matplotlib import axes as mpl_axes, figure as mpl_figure, font_manager
+from matplotlib import axes as mpl_axes, figure as mpl_figure
 from matplotlib.backends import backend_agg
 import numpy as np
 
-from uadjax.visualization import pil_drawing
+from uadjax.visualization import fonts
 
 Axes = mpl_axes.Axes
 Figure = mpl_figure.Figure
@@ -88,8 +87,7 @@ class Label(NamedTuple):
 @contextlib.contextmanager
 def style() -> Iterator[None]:
   """Apply uadjax's style instead of the user's, in one thread at a time."""
-  families, _ = _load_fonts()
-  with _LOCK, matplotlib.rc_context({**_RC_PARAMS, 'font.family': families}):
+  with _LOCK, matplotlib.rc_context({**_RC_PARAMS, 'font.family': list(fonts.font_files())}):
     yield
 
 
@@ -337,24 +335,3 @@ def _crossing_costs(
   point_weights = weights[np.clip(i, 0, weights.shape[0] - 1), np.clip(j, 0, weights.shape[1] - 1)]
   lengths = np.hypot(*(ends - start).T)
   return lengths * (point_weights * (lengths[:, None] * fractions > 0.15 * DPI)).mean(axis=1)
-
-
-def shorten_middle(name: str, max_letters: int) -> str:
-  """Shorten a long name in the middle, because names of defects often differ at the end."""
-  half = (max_letters - 1) // 2
-  return name if len(name) <= max_letters else f'{name[:half]}…{name[-half:]}'
-
-
-def replace_missing_glyphs(text: str) -> str:
-  """Replace characters that no font has by a box; matplotlib would warn about each."""
-  _, supported_characters = _load_fonts()
-  return ''.join(letter if ord(letter) in supported_characters else '□' for letter in text)
-
-
-@functools.cache
-def _load_fonts() -> tuple[list[str], frozenset[int]]:
-  """Return the font families to use, and the code points that they support."""
-  installed_fonts = set(font_manager.get_font_names())
-  families = ['DejaVu Sans', *(name for name in pil_drawing.CJK_FONTS if name in installed_fonts)]
-  fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families]
-  return families, frozenset().union(*(font.get_charmap() for font in fonts))

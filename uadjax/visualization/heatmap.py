@@ -1,133 +1,107 @@
-"""Heatmaps, outlines and masks of anomaly maps, drawn over the image."""
+"""Colors, outlines and masks of anomaly maps, drawn over the image.
 
-from collections.abc import Sequence
+All pictures use one rule, which `web/heatmap.js` repeats for browsers: an anomaly map is
+transparent up to the pixel threshold, and its colors run from there to an upper end that follows
+from the thresholds. So good images look clean, and the images of a model are comparable.
+
+Letters: h w an image and its map, n map values.
+"""
+
 import math
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, UInt8
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
-# Lightness increases evenly, which color-blind readers see too (Smith and van der Walt 2015). The
-# colormap begins in blue, not in black, so that low map values are visible on dark products.
-_COLORMAP = matplotlib.colormaps['plasma']
-CONTOUR_COLOR = (0, 229, 255)  # Cyan is absent from plasma and rare on products.
+OPACITY = 0.7  # Of the highest values.
+CONTOUR_COLOR = (0, 229, 255)  # Cyan is absent from the colors and rare on products.
 CASING_COLOR = (16, 16, 16)  # A dark edge makes the contour visible on white products.
-_TITLE_HEIGHT = 22
-_MAX_SAMPLE_PIXELS = 40_000  # A quantile of this many pixels is as good as that of all.
-_MIN_SPAN = 1e-30
-
-
-class TitledImage(NamedTuple):
-  """Image with a title."""
-
-  title: str
-  image: UInt8[np.ndarray, 'h w 3']
+# Every sixteenth color of matplotlib's plasma but the darkest, which are hardly seen on dark
+# products. Lightness increases evenly, which color-blind readers see, too (Smith and van der Walt
+# 2015).
+_COLOR_STOPS = np.frombuffer(bytes.fromhex(
+  '7e03a79511a1a92395bb3586cb4777d95969e56c5bf0804df89540fcac32fdc427f8df24eff821'
+), np.uint8).reshape(-1, 3)  # fmt: skip
+_MIN_ALPHA = 0.6  # Opacity just above the threshold, as a share of that of the highest values.
+_DIMMED = 0.4  # Brightness of pixels without a map value.
+_SQUARE = np.ones((3, 3), bool)
 
 
 class ColorScale(NamedTuple):
-  """Map values of a color scale, which is linear in each of its halves.
+  """Map values of the first and the last color.
 
   Attributes:
-    low: value of the first color.
-    middle: pixel threshold, so that it has the same color in all pictures of a model.
-    high: value of the last color; at least as far from the middle as `low`.
+    low: pixel threshold, up to which values are transparent.
+    high: value from which on values have the last color.
   """
 
   low: float
-  middle: float
   high: float
 
 
-def choose_color_scale(anomaly_map: Float[np.ndarray, 'h w'], pixel_threshold: float) -> ColorScale:
-  """Choose a color scale that shows the structure of a map but highlights only defects.
+def color_scale(pixel_threshold: float, image_threshold: float) -> ColorScale:
+  """Return the color scale of a model, which its thresholds determine.
 
-  The scale begins at the map's 1 % quantile, since low values of many detectors are far from zero,
-  and ends at its peak. A map that is flat, or far from the threshold, is not stretched.
+  It spans the larger magnitude of the thresholds: a defect of twice the threshold has the last
+  color. An infinite pixel threshold, which marks no pixel or all, is both ends.
   """
-  step = max(1, math.isqrt(anomaly_map.size // _MAX_SAMPLE_PIXELS))
-  sample = anomaly_map[::step, ::step]
-  finite_values = sample[np.isfinite(sample)]
-  peak = float(np.max(anomaly_map, initial=-np.inf, where=np.isfinite(anomaly_map)))
-  # A threshold that marks no pixels, or all, may be infinite.
-  middle = next((v for v in (pixel_threshold, peak) if math.isfinite(v)), 0.0)
-  low_quantile = float(np.quantile(finite_values, 0.01)) if len(finite_values) else middle
-  span = max(middle - low_quantile, abs(middle) / 2)
-  if span < _MIN_SPAN:  # The threshold is zero, and all values exceed it.
-    span = max(peak - middle, _MIN_SPAN)
-  return ColorScale(middle - span, middle, max(peak, middle + span))
+  sizes = [abs(v) for v in (pixel_threshold, image_threshold) if math.isfinite(v)]
+  return ColorScale(pixel_threshold, pixel_threshold + (max(sizes, default=0.0) or 1.0))
+
+
+def colors_at(
+  values: Float[np.ndarray, ' n'], scale: ColorScale
+) -> tuple[UInt8[np.ndarray, 'n 3'], Float[np.ndarray, ' n']]:
+  """Return colors and opacities of map values; values up to the threshold have opacity 0."""
+  span = scale.high - scale.low
+  with np.errstate(over='ignore', invalid='ignore'):
+    shares = (values.astype(np.float64) - scale.low) / span if span > 0 else np.ones(len(values))
+    levels = np.floor(255 * np.clip(shares, 0, 1) + 0.5)
+    is_marked = values > scale.low
+  # The share of an infinite value, or at an infinite threshold, may be NaN.
+  levels = np.where(np.isnan(levels), 255, levels).astype(np.uint8)
+  alpha = np.where(is_marked, _MIN_ALPHA + (1 - _MIN_ALPHA) * levels / 255, 0)
+  return _PALETTE[levels], alpha
+
+
+def _palette() -> UInt8[np.ndarray, '256 3']:
+  positions, stops = np.linspace(0, 1, 256), np.linspace(0, 1, len(_COLOR_STOPS))
+  channels = [np.interp(positions, stops, channel) for channel in _COLOR_STOPS.T]
+  return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+_PALETTE = _palette()
 
 
 def overlay(
   image: UInt8[np.ndarray, 'h w 3'],
   anomaly_map: Float[np.ndarray, 'h w'],
-  pixel_threshold: float,
-  opacity: float = 0.7,
+  scale: ColorScale,
+  opacity: float = OPACITY,
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Blend an image with the colors of its anomaly map; dim it where the map is NaN.
-
-  High values are more opaque. The pixel threshold is the middle of the color scale, so that defects
-  have the colors of the upper half.
+  """Blend an image with the colors of its anomaly map.
 
   Args:
     image: image at the resolution of the map.
-    anomaly_map: raw map values; NaN where the network did not see the image.
-    pixel_threshold: map value above which pixels are anomalous.
+    anomaly_map: raw map values; NaN where the network did not see the image, which is dimmed.
+    scale: color scale of the model.
     opacity: opacity of the highest values.
   """
-  index_image = Image.fromarray(
-    _color_indices(anomaly_map, choose_color_scale(anomaly_map, pixel_threshold))
-  )
-  colors, opacities = _colors_and_opacities(opacity)
-  alpha_mask = index_image.point((255 * opacities).round().astype(int).tolist())
-  index_image.putpalette(colors.tobytes())
-  return np.array(Image.composite(index_image.convert('RGB'), Image.fromarray(image), alpha_mask))
+  result = image.copy()
+  unknown = np.isnan(anomaly_map)
+  result[unknown] = _DIMMED * result[unknown]
+  with np.errstate(over='ignore'):
+    marked = anomaly_map > scale.low
+  colors, alpha = colors_at(anomaly_map[marked], scale)
+  alpha = (opacity * alpha)[:, None].astype(np.float32)
+  result[marked] = np.rint(alpha * colors + (1 - alpha) * result[marked])
+  return result
 
 
-def color_bar(
-  height: int, background_color: Sequence[float], opacity: float = 0.7
-) -> UInt8[np.ndarray, 'h 3']:
-  """Return the colors of a scale from high to low, blended with a color as by `overlay`."""
-  colors, opacities = _colors_and_opacities(opacity)
-  indices = np.linspace(255, 1, height).round().astype(int)
-  alpha = opacities[indices][:, None]
-  return (
-    (colors[indices] * alpha + np.asarray(background_color) * (1 - alpha)).round().astype(np.uint8)
-  )
-
-
-def _colors_and_opacities(
-  opacity: float,
-) -> tuple[UInt8[np.ndarray, '256 3'], Float[np.ndarray, ' 256']]:
-  """Return colors and opacities, first those of NaN, then those of a scale in 255 steps."""
-  positions = np.linspace(0, 1, 255)
-  colors = np.concatenate([np.zeros((1, 3), np.uint8), _COLORMAP(positions, bytes=True)[:, :3]])
-  # Colors are faint far below the threshold, as in a good image, and strong just above it.
-  relative_opacities = np.where(positions < 0.5, 0.66 * (2 * positions), positions**0.6)
-  return colors, np.concatenate([[0.6], opacity * relative_opacities])
-
-
-def _color_indices(
-  anomaly_map: Float[np.ndarray, 'h w'], color_scale: ColorScale
-) -> UInt8[np.ndarray, 'h w']:
-  """Return the step on the color scale of each map value, from 1 to 255; 0 for NaN."""
-  # Above the middle the upper slope, which is flatter, gives the smaller value.
-  lower_slope, upper_slope = (
-    127 / (color_scale.middle - color_scale.low),
-    127 / (color_scale.high - color_scale.middle),
-  )
-  with np.errstate(over='ignore', invalid='ignore'):
-    indices = np.asarray(anomaly_map, np.float32) - np.float32(color_scale.middle)
-    indices = np.minimum(indices * np.float32(lower_slope), indices * np.float32(upper_slope))
-    indices += np.float32(128)
-  np.clip(indices, 1, 255, out=indices)
-  return np.fmax(indices, 0, out=indices).astype(np.uint8)  # `fmax` turns NaN into 0.
-
-
-def line_width(height: int, width: int) -> int:
-  """Return a line width in pixels that is visible on an image of the given size."""
-  return max(1, round(math.sqrt(height * width) / 250))
+def color_bar(height: int) -> UInt8[np.ndarray, 'h 3']:
+  """Return the colors of a scale from high to low."""
+  return _PALETTE[np.linspace(255, 0, height).round().astype(int)]
 
 
 def draw_outline(
@@ -137,55 +111,21 @@ def draw_outline(
   result = image.copy()
   if not mask.any():
     return result
-  border_width = line_width(*mask.shape)
-  casing_width = (border_width + 1) // 2
+  width = max(1, round(math.sqrt(mask.size) / 250))  # Visible on an image of this size.
+  casing_width = (width + 1) // 2
   rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
   window = (
     slice(max(0, rows[0] - casing_width), rows[-1] + casing_width + 1),
     slice(max(0, columns[0] - casing_width), columns[-1] + casing_width + 1),
   )
-  padded_mask = np.pad(mask[window], 1)  # A mask has a border also at the edge of the image.
-  interior = ~_dilate(~padded_mask, border_width)
-  border = padded_mask & ~interior
-  casing = _dilate(border, casing_width) & ~border
-  result[window][casing[1:-1, 1:-1]] = CASING_COLOR
-  result[window][border[1:-1, 1:-1]] = CONTOUR_COLOR
+  # A mask has a border also at the edge of the image, beyond which erosion finds no pixels.
+  border = mask[window] & ~ndimage.binary_erosion(mask[window], _SQUARE, width)
+  casing = ndimage.binary_dilation(border, _SQUARE, casing_width) & ~border
+  result[window][casing] = CASING_COLOR
+  result[window][border] = CONTOUR_COLOR
   return result
-
-
-def _dilate(mask: Bool[np.ndarray, 'h w'], radius: int) -> Bool[np.ndarray, 'h w']:
-  """Dilate a mask by a square that extends `radius` pixels to all sides."""
-  for axis in (0, 1):
-    current_radius, max_radius = 0, min(radius, mask.shape[axis] - 1)
-    while current_radius < max_radius:
-      # A larger step would leave gaps.
-      step = min(current_radius + 1, max_radius - current_radius)
-      source, mask = np.moveaxis(mask, axis, 0), mask.copy()
-      target = np.moveaxis(mask, axis, 0)
-      target[step:] |= source[:-step]
-      target[:-step] |= source[step:]
-      current_radius += step
-  return mask
 
 
 def render_mask(mask: Bool[np.ndarray, 'h w']) -> UInt8[np.ndarray, 'h w 3']:
   """Render a mask as an RGB image, defects white."""
   return np.repeat((mask * np.uint8(255))[..., None], 3, axis=2)
-
-
-def join_side_by_side(titled_images: Sequence[TitledImage], headline: str) -> Image.Image:
-  """Arrange images of one size in a row, each under its title, all under a headline."""
-  height, width = titled_images[0].image.shape[:2]
-  gap = 4
-  canvas = Image.new(
-    'RGB', (len(titled_images) * (width + gap) - gap, height + 2 * _TITLE_HEIGHT), (255, 255, 255)
-  )
-  draw = ImageDraw.Draw(canvas)
-  draw.text((4, 3), headline, (0, 0, 0), ImageFont.load_default(15))
-  for index, titled_image in enumerate(titled_images):
-    left = index * (width + gap)
-    draw.text(
-      (left + 4, _TITLE_HEIGHT + 4), titled_image.title, (80, 80, 80), ImageFont.load_default(13)
-    )
-    canvas.paste(Image.fromarray(titled_image.image), (left, 2 * _TITLE_HEIGHT))
-  return canvas

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib import collections as shapes, ticker
 import numpy as np
 
-from uadjax.visualization import figures
+from uadjax.visualization import figures, fonts
 
 # Colors by `Row.is_good`, which color-blind readers can distinguish (Okabe and Ito 2008). Those of
 # wrong labels are much darker, so that they differ in grayscale, too.
@@ -250,14 +250,14 @@ def _draw_count_table(
 def _wrap_name(name: str, max_letters: int) -> str:
   """Wrap a name into one or two lines of at most `max_letters` letters."""
   lines = textwrap.wrap(
-    figures.replace_missing_glyphs(name),
+    fonts.printable(name),
     max_letters,
     break_long_words=False,
     break_on_hyphens=False,
   )
   if len(lines) > 2:
-    lines = [figures.shorten_middle(figures.replace_missing_glyphs(name), max_letters)]
-  return '\n'.join(figures.shorten_middle(line, max_letters) for line in lines)
+    lines = [fonts.shorten_middle(fonts.printable(name), max_letters)]
+  return '\n'.join(fonts.shorten_middle(line, max_letters) for line in lines)
 
 
 def _size_in_inches(axes: figures.Axes) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.system import files
-from uadjax.visualization import heatmap
+from uadjax.visualization import heatmap, sheet
 
 _SAMPLE_SIDE = 400  # Longer side of a sample in pixels.
 _CELL_WIDTH, _COLUMNS, _MAX_CELLS = 260, 4, 40  # Layout of the problem sheet; width in pixels.
@@ -116,16 +116,16 @@ def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
 def _sample_image(record: Record, mask: Path | None, report: checks.Report) -> Image.Image:
   """Render an image next to a copy with its mask outlined."""
   image = image_io.decode(record.path)
-  tiles = [heatmap.TitledImage(record.defect, _resize_to_fit(image, _SAMPLE_SIDE))]
+  tiles = [sheet.TitledImage(record.defect, _resize_to_fit(image, _SAMPLE_SIDE))]
   if mask is not None:
     truth = image_io.read_mask(mask, report.mask_threshold)
     outlined = heatmap.draw_outline(image, truth)
     caption = f'mask: {_format_percent(report.defective_fractions[mask])} defective'
-    tiles.append(heatmap.TitledImage(caption, _resize_to_fit(outlined, _SAMPLE_SIDE)))
+    tiles.append(sheet.TitledImage(caption, _resize_to_fit(outlined, _SAMPLE_SIDE)))
   else:
     caption = 'no mask: nothing to outline' if record.is_anomalous else 'good: nothing to outline'
-    tiles.append(heatmap.TitledImage(caption, tiles[0].image))
-  return heatmap.join_side_by_side(tiles, _strip_directory(str(record.path), report))
+    tiles.append(sheet.TitledImage(caption, tiles[0].image))
+  return sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
 
 
 def _format_percent(fraction: float) -> str:

@@ -1,0 +1,48 @@
+"""Fonts and names: every file name can be drawn, with a box for what no font has."""
+
+import functools
+
+from matplotlib import font_manager
+
+DEFAULT_FAMILY = 'DejaVu Sans'  # Part of matplotlib: Latin, Greek, Cyrillic, Arabic and more.
+# Fonts for Chinese, Japanese and Korean that operating systems include.
+_CJK_FAMILIES = (
+  *('Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans SC', 'Source Han Sans SC'),
+  *('WenQuanYi Zen Hei', 'Microsoft YaHei', 'SimHei', 'PingFang SC', 'Arial Unicode MS'),
+)
+
+
+@functools.cache
+def font_files() -> dict[str, str]:
+  """Return the path of each available font by its family, the default first."""
+  installed = set(font_manager.get_font_names())
+  families = [DEFAULT_FAMILY, *(name for name in _CJK_FAMILIES if name in installed)]
+  return {name: font_manager.findfont(name) for name in families}
+
+
+def printable(text: str, *families: str) -> str:
+  """Replace each character that none of these fonts has, or of all fonts without any, by a box."""
+  fonts = [font_files()[name] for name in families or font_files()]
+  letters = frozenset().union(*map(_supported_letters, fonts))
+  return ''.join(letter if ord(letter) in letters else '□' for letter in text)
+
+
+def best_family(text: str) -> str:
+  """Return the font family that has most characters of a text."""
+  return max(font_files(), key=lambda name: _num_supported(text, name))
+
+
+def _num_supported(text: str, family: str) -> int:
+  letters = _supported_letters(font_files()[family])
+  return sum(ord(letter) in letters for letter in text)
+
+
+@functools.cache
+def _supported_letters(path: str) -> frozenset[int]:
+  return frozenset(font_manager.get_font(path).get_charmap())
+
+
+def shorten_middle(name: str, max_letters: int) -> str:
+  """Shorten a long name in the middle, because names of defects often differ at the end."""
+  half = max(0, max_letters - 1) // 2
+  return name if len(name) <= max_letters else f'{name[:half]}…{name[len(name) - half :]}'
