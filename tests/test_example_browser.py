@@ -43,7 +43,7 @@ def site(tmp_path_factory):
   if npm is None:
     pytest.skip('needs npm, for onnxruntime-web')
   folder = tmp_path_factory.mktemp('site')
-  for name in ('index.html', 'score.js'):
+  for name in ('index.html', 'score.js', 'heatmap.js'):
     shutil.copy(EXAMPLE / name, folder)
   (version,) = set(re.findall(r'onnxruntime-web@([\d.]+\d)', (EXAMPLE / 'README.md').read_text()))
   # Two files are extracted instead of installing 100 MB.

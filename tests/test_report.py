@@ -21,6 +21,7 @@ from uadjax.evaluation.report import content, document, gallery, provenance
 from uadjax.model import calibration, model_dir
 from uadjax.training import settings
 from uadjax.types import Scores
+from uadjax.visualization import heatmap
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'padim.py'
 THRESHOLDS = calibration.Thresholds(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
@@ -88,18 +89,17 @@ def test_correct_images_are_distributed_over_defect_types_and_scores():
     assert np.diff([*ranks, 64]).tolist() == [8] * 8
 
 
-@given(
-  values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=20),
-  threshold=st.one_of(st.floats(-1e6, 1e6), st.sampled_from([np.inf, -np.inf])),
-)
-def test_levels_keep_the_order_of_values_and_the_side_of_the_threshold(values, threshold):
-  anomaly_map = np.array([sorted(values)], np.float32)
-  scale = gallery.shared_scale([anomaly_map], threshold)
-  levels = gallery.quantize_map(anomaly_map, scale)[0]
-  assert (np.diff(levels.astype(int)) >= 0).all()
-  if np.isfinite(threshold):
-    np.testing.assert_array_equal(levels > 127, anomaly_map[0] > threshold)
-  assert scale.low < scale.threshold < scale.high
+@given(values=st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_levels_stand_for_values_and_their_extremes_are_exact(values):
+  anomaly_map = np.array([values], np.float32)
+  levels, low, high = heatmap.to_levels(anomaly_map)
+  finite = np.isfinite(anomaly_map)
+  decoded = low + levels[finite] / 255 * (float(high) - low)
+  tolerance = (float(high) - low) / 500
+  np.testing.assert_allclose(decoded, anomaly_map[finite], rtol=1e-5, atol=tolerance)
+  if finite.any() and low < high:
+    assert (levels[anomaly_map == np.float32(high)] == 255).all()
+    assert (levels[anomaly_map == np.float32(low)] == 0).all()
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def decode(data):
 def test_a_picture_keeps_its_aspect_ratio_visible_box_and_smallest_defect(scene):
   record, anomaly_map = scene
   ops = transforms.parse('keep_ratio(32)|center_crop(24)')
-  [picture] = gallery.make_pictures([record], anomaly_map[None, :24, :24], [0], ops, 3.0)
+  [picture] = gallery.make_pictures([record], anomaly_map[None, :24, :24], [0], ops)
   assert (picture.width, picture.height) == (512, 256)
   assert decode(picture.photo).shape == (256, 512, 3)
   truth = decode(picture.truth)
@@ -132,18 +132,18 @@ def test_a_picture_keeps_its_aspect_ratio_visible_box_and_smallest_defect(scene)
   left, top, right, bottom = picture.visible_box
   # The middle three quarters of the central square.
   np.testing.assert_allclose([left, top, right, bottom], [0.3125, 0.125, 0.6875, 0.875], atol=0.01)
-  heatmap = decode(picture.heatmap)
-  assert heatmap.shape == (96, 192)
-  assert heatmap.max() == 255 > heatmap[48, 10] == 0
+  levels = decode(picture.heatmap)
+  assert levels.shape == (96, 192)
+  assert levels.max() == 255 > levels[48, 10] == 0
+  assert (picture.low, picture.high) == (anomaly_map[:24, :24].min(), anomaly_map[:24, :24].max())
 
 
 def test_the_quality_of_a_picture_is_reduced_until_it_fits(scene):
   record, anomaly_map = scene
-  scale = gallery.shared_scale([anomaly_map], 3.0)
   ops = transforms.parse('resize(32)')
   sizes = []
   for max_bytes in (10**6, 60_000, 12_000):
-    picture = gallery.make_picture(0, record, anomaly_map, ops, scale, 0, max_bytes)
+    picture = gallery.make_picture(0, record, anomaly_map, ops, 0, max_bytes)
     sizes.append(len(picture.photo) + len(picture.heatmap) + len(picture.truth))
     assert sizes[-1] <= max_bytes
     assert picture.is_coarse == (max_bytes < 10**6)
@@ -156,10 +156,8 @@ def embedded(text, name):
 
 
 def make_fake_picture(index, num_bytes):
-  scale = gallery.Scale(0.0, 1.0, 2.0)
-  return gallery.Picture(
-    index, 4, 4, scale, (0.0, 0.0, 1.0, 1.0), bytes(num_bytes), b'', None, False
-  )
+  visible_box = 0.0, 0.0, 1.0, 1.0
+  return gallery.Picture(index, 4, 4, 0.0, 2.0, visible_box, bytes(num_bytes), b'', None, False)
 
 
 def test_a_report_has_at_most_20_megabytes_and_warns_of_omitted_pictures(tmp_path, caplog):
@@ -188,7 +186,7 @@ def test_the_json_file_equals_the_embedded_data_and_names_are_escaped(tmp_path):
   text = (tmp_path / 'report.html').read_text()
   data = json.loads((tmp_path / 'report.json').read_text())
   assert embedded(text, 'report') == data
-  assert text.count('</script>') == 4  # Three with data, one with code.
+  assert text.count('</script>') == 3  # Two with data, one with code.
   assert '\u2028' not in text
   assert [image['defect'] for image in data['images']] == [*names[:4], 'odd\\udcff', 'good']
   assert [image['score'] for image in data['images']] == [0, 1, 2, 3, 'Infinity', 0.1]

@@ -72,7 +72,7 @@ def make_record(folder, i, defect, rng, masks):
 def write(case, path, num_pictures=200):
   chosen = gallery.choose(case.records, case.curve_data.scores, THRESHOLDS, num_pictures)
   ops = transforms.parse('resize(20)|center_crop(16)')
-  pictures = gallery.make_pictures(case.records, case.maps, chosen, ops, THRESHOLDS.pixel_threshold)
+  pictures = gallery.make_pictures(case.records, case.maps, chosen, ops)
   provenance = {
     'model': {'name': HOSTILE, 'arrays_sha256': 'ab' * 32},
     'timing': {'fit_s': 1.25},
@@ -294,10 +294,10 @@ def test_settings_change_the_pixels_of_the_pictures(show, file):
   current = changed(page, canvas, current)
   page.uncheck('#show-truth')
   current = changed(page, canvas, current)
-  value = page.inner_text('#pixel-threshold-value')
-  assert float(value) == 3.0
-  page.fill('#pixel-threshold', '60')
-  assert float(page.inner_text('#pixel-threshold-value')) < 3.0
+  # The color bar is labeled with the pixel threshold and the upper end.
+  assert page.inner_text('#color-bar').split() == ['Pixel', 'threshold', '3', '6']
+  page.fill('#pixel-threshold', '1.5')
+  assert page.inner_text('#color-bar').split()[2:] == ['1.5', '3.5']
   current = changed(page, canvas, current)
   page.uncheck('#show-outlines')
   changed(page, canvas, current)
@@ -342,7 +342,7 @@ def test_names_are_shown_as_text(show, file):
   assert page.locator('#tiles .path', has_text='<img src=x').count() > 5
   assert page.locator('#provenance dd', has_text='<img src=x').count() == 1
   assert page.locator('img').count() == 0
-  assert page.locator('script').count() == 4
+  assert page.locator('script').count() == 3
 
 
 def test_injected_html_neither_runs_nor_sends_requests(browser, file, tmp_path):

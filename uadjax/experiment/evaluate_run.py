@@ -74,10 +74,8 @@ def evaluate_and_report(
     picture_indices = gallery.choose(
       test_records, titled_curves.scores, model.thresholds, options.report_pictures
     )
-    maps, pixel_threshold = evaluation.anomaly_maps, model.thresholds.pixel_threshold
-    pictures = gallery.make_pictures(
-      test_records, maps, picture_indices, model.ops, pixel_threshold, mask_threshold
-    )
+    maps = evaluation.anomaly_maps
+    pictures = gallery.make_pictures(test_records, maps, picture_indices, model.ops, mask_threshold)
     report_metadata = provenance.collect(
       model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}
     )

@@ -201,10 +201,14 @@ _PAGE_HEADERS = {
 
 
 def _add_page_routes(app: fastapi.FastAPI) -> None:
-  folder = importlib.resources.files('uadjax.serve') / 'page'
-  files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name[0] not in '._'}
-  shared_script = importlib.resources.files('uadjax') / 'web' / 'contour.js'
-  files[shared_script.name] = shared_script.read_bytes()
+  package = importlib.resources.files('uadjax')
+  folders = package / 'serve' / 'page', package / 'web'  # The latter is also that of the report.
+  files = {
+    file.name: file.read_bytes()
+    for folder in folders
+    for file in folder.iterdir()
+    if file.name[0] not in '._'
+  }
 
   def file_response(name: str) -> Response:
     suffix = name[name.rindex('.') :]

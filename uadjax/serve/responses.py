@@ -4,13 +4,13 @@ import base64
 import io
 import uuid
 
-import numpy as np
 import orjson
 from PIL import Image
 from starlette.responses import Response
 
 from uadjax.inference.result import Result
 from uadjax.serve.requests import RequestOptions
+from uadjax.visualization import heatmap
 
 _JPEG_QUALITY = 90
 SUCCESS = 'Success'
@@ -61,10 +61,9 @@ def verdict(log_id: str, model: str, result: Result, options: RequestOptions) ->
 
 def _encode_heatmap(result: Result) -> dict[str, str | float]:
   """Encode a map as a gray PNG, in which v stands for `low + v / 255 * (high - low)`."""
-  low, high = float(result.anomaly_map.min()), float(result.anomaly_map.max())
-  scaled = (result.anomaly_map - low) * np.float32(255 / (high - low) if high > low else 0)
-  gray = Image.fromarray(np.nan_to_num(scaled).round().astype(np.uint8))
-  return {'image': _encode_image(gray, 'PNG', compress_level=1), 'low': low, 'high': high}
+  levels, low, high = heatmap.to_levels(result.anomaly_map)
+  image = _encode_image(Image.fromarray(levels), 'PNG', compress_level=1)
+  return {'image': image, 'low': low, 'high': high}
 
 
 def _encode_image(image: Image.Image, image_format: str, **save_options: int) -> str:

@@ -99,6 +99,22 @@ def overlay(
   return result
 
 
+def to_levels(
+  anomaly_map: Float[np.ndarray, 'h w'],
+) -> tuple[UInt8[np.ndarray, 'h w'], float, float]:
+  """Quantize a map to gray levels, and return the map values of levels 0 and 255.
+
+  Level v stands for `low + v / 255 * (high - low)`. Infinite values become the extremes.
+  """
+  finite = np.isfinite(anomaly_map)
+  low, high = 0.0, 0.0
+  if finite.any():
+    low = float(np.min(anomaly_map, where=finite, initial=np.inf))
+    high = float(np.max(anomaly_map, where=finite, initial=-np.inf))
+  shares = (np.clip(anomaly_map, low, high) - low) / (high - low or 1)
+  return np.nan_to_num(255 * shares).round().astype(np.uint8), low, high
+
+
 def color_bar(height: int) -> UInt8[np.ndarray, 'h 3']:
   """Return the colors of a scale from high to low."""
   return _PALETTE[np.linspace(255, 0, height).round().astype(int)]

@@ -5,9 +5,9 @@ const SEGMENTS = ['', 'LT', 'TR', 'LR', 'RB', 'LTRB', 'TB', 'LB', 'BL', 'BT', 'T
   'RT', 'TL', ''];
 
 // Returns closed outlines of the values above a level, as a path over the unit square.
-export function contour({ gray, width, height }, level) {
+export function contour({ values, width, height }, level) {
   const valueAt = (x, y) =>
-    (x < 0 || y < 0 || x >= width || y >= height ? -1 : gray[y * width + x]);
+    (x < 0 || y < 0 || x >= width || y >= height ? -Infinity : values[y * width + x]);
   const nextPoints = new Map();
   const points = new Map();
   for (let y = -1; y < height; y++) {
@@ -21,9 +21,9 @@ export function contour({ gray, width, height }, level) {
         const [ex, ey] = [x + (side === 'R'), y + (side === 'B')];
         const isVertical = side === 'L' || side === 'R';
         const key = 2 * ((ey + 1) * (width + 2) + ex + 1) + isVertical;
-        const [from, to] = isVertical ? [valueAt(ex, ey), valueAt(ex, ey + 1)]
-          : [valueAt(ex, ey), valueAt(ex + 1, ey)];
-        const offset = (level - from) / (to - from) + 0.5;
+        const [from, to] = [valueAt(ex, ey), valueAt(ex + !isVertical, ey + isVertical)];
+        const isInside = Number.isFinite(from) && Number.isFinite(to);
+        const offset = 0.5 + (isInside ? (level - from) / (to - from) : 0.5);
         const [px, py] = isVertical ? [0.5, offset] : [offset, 0.5];
         points.set(key, [(ex + px) / width, (ey + py) / height]);
         return key;

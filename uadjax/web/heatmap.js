@@ -56,17 +56,17 @@ export function readMap(image, low, high) {
   const context = canvas.getContext('2d', { willReadFrequently: true });
   context.drawImage(image, 0, 0);
   const { data } = context.getImageData(0, 0, width, height);
-  const values = Float64Array.from({ length: width * height },
+  const values = Float32Array.from({ length: width * height },
     (_, i) => (data[4 * i] === 255 ? high : low + data[4 * i] / 255 * (high - low)));
   return { values, width, height };
 }
 
-// Returns a color bar with the pixel threshold and the upper end at its ends.
-export function makeColorBar(scale, format, name = 'Anomaly map') {
+// Returns a color bar between the pixel threshold and the upper end, which label it.
+export function makeColorBar(scale, format, name = 'Pixel threshold') {
   const bar = Object.assign(document.createElement('span'), { className: 'color-bar' });
-  const stops = COLOR_STOPS.map((color) => `rgb(${color})`);
   const gradient = Object.assign(document.createElement('span'), { className: 'gradient' });
+  const stops = COLOR_STOPS.map((color) => `rgb(${color})`);
   gradient.style.background = `linear-gradient(to right, ${stops})`;
-  bar.append(name, ` above ${format(scale.low)}`, gradient, format(scale.high));
+  bar.append(`${name} ${format(scale.low)}`, gradient, format(scale.high));
   return bar;
 }

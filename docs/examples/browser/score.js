@@ -1,11 +1,10 @@
 // Scores an image with a graph of `uadjax export --include-resize`. Resizing is part of the graph:
 // its input is the image at its original size, and the anomaly map has the same size.
 
+import { colorize, colorScale, makeColorBar } from './heatmap.js';
+
 const find = (id) => document.getElementById(id);
 const SYMBOLS = { OK: '✓', review: '?', NG: '✕' };
-// Nine colors of plasma (Smith and van der Walt 2015), interpolated linearly.
-const COLORS = [[13, 8, 135], [76, 2, 161], [126, 3, 168], [170, 35, 149], [204, 71, 120],
-  [230, 108, 92], [248, 149, 64], [253, 197, 39], [240, 249, 33]];
 
 let ort, graph, metadata, image, heatmap;
 let queue = Promise.resolve();  // Actions run one after another, in the order they were requested.
@@ -116,38 +115,14 @@ function labelScore(value) {
   return value <= (imageThreshold ?? Infinity) ? 'review' : 'NG';
 }
 
-// The same range as `uadjax.visualization.heatmap.scale`: the pixel threshold is in the middle, so
-// that half of the colors are for anomalous pixels, and noise of a good image is not amplified.
-function colorRange(map) {
-  const sorted = map.slice().sort();
-  const peak = sorted.at(-1);
-  const middle = metadata?.thresholds.pixel_threshold ?? peak;
-  const percentile = sorted[Math.floor(0.01 * (sorted.length - 1))];
-  const halfRange =
-    Math.max(middle - percentile, Math.abs(middle) / 2) || Math.max(peak - middle, 1e-30);
-  return { low: middle - halfRange, middle, high: Math.max(peak, middle + halfRange), peak };
-}
-
-function colorAt(share) {
-  const position = share * (COLORS.length - 1);
-  const index = Math.min(Math.floor(position), COLORS.length - 2);
-  return COLORS[index].map((c, i) => c + (COLORS[index + 1][i] - c) * (position - index));
-}
-
-function colorize({ map, width, height }, { low, middle, high }) {
-  const pixels = new ImageData(width, height);
-  map.forEach((value, i) => {
-    const unclipped = value < middle
-      ? 0.5 * (value - low) / (middle - low)
-      : 0.5 + 0.5 * (value - middle) / (high - middle);
-    const share = Math.min(Math.max(unclipped, 0), 1);
-    // Normal pixels are nearly transparent.
-    const opacity = share < 0.5 ? 1.32 * share : share ** 0.6;
-    pixels.data.set([...colorAt(share), 255 * opacity], 4 * i);
-  });
-  const canvas = Object.assign(document.createElement('canvas'), { width, height });
-  canvas.getContext('2d').putImageData(pixels, 0, 0);
-  return canvas;
+// Without thresholds the colors run from the lowest value of the image to the highest.
+function scaleOf(map) {
+  if (!metadata) {
+    const [low, high] = [Math.min, Math.max].map((extreme) => map.reduce((a, b) => extreme(a, b)));
+    return { low, high };
+  }
+  const { pixel_threshold: pixelThreshold, image_threshold: imageThreshold } = metadata.thresholds;
+  return colorScale(pixelThreshold ?? Infinity, imageThreshold ?? Infinity);
 }
 
 function paint() {
@@ -163,11 +138,14 @@ function paint() {
 }
 
 function showResult(result) {
-  const format = (value) => (value == null ? '∞' : Number(value.toPrecision(4)).toString());
-  const range = colorRange(result.map);
-  heatmap = colorize(result, range);
+  const format = (value) =>
+    String(Number((value ?? Infinity).toPrecision(4))).replace('Infinity', '∞');
+  const { map: values, width, height } = result;
+  const scale = scaleOf(values);
+  heatmap = colorize({ values, width, height }, scale);
   paint();
-  const peakIndex = result.map.indexOf(range.peak);
+  const peak = values.reduce((a, b) => Math.max(a, b));
+  const peakIndex = values.indexOf(peak);
   const peakPosition = `${peakIndex % result.width}, ${Math.floor(peakIndex / result.width)}`;
   find('canvas').setAttribute('aria-label',
     `${image.name} with its heatmap; peak at ${peakPosition}`);
@@ -175,7 +153,7 @@ function showResult(result) {
     result.label ? `${SYMBOLS[result.label]} ${result.label}` : 'No label';
   find('label').dataset.label = result.label;
   find('score').textContent = format(result.score);
-  const details = { 'Peak of the anomaly map': format(range.peak),
+  const details = { 'Peak of the anomaly map': format(peak),
     'Peak position (x, y)': peakPosition };
   if (metadata) {
     const { image_threshold: imageThreshold, review_threshold: reviewThreshold,
@@ -194,9 +172,8 @@ function showResult(result) {
     }
     return row;
   }));
-  find('low').textContent = format(range.low);
-  find('middle').textContent = metadata ? `${format(range.middle)}, pixel threshold` : '';
-  find('high').textContent = format(range.high);
+  find('color-bar').replaceChildren(
+    makeColorBar(scale, format, metadata ? undefined : 'Lowest value'));
   find('result').hidden = false;
 }
 
@@ -280,8 +257,6 @@ for (const [type, isDragging] of [['dragover', true], ['dragleave', false], ['dr
   });
 }
 find('opacity').addEventListener('input', paint);
-const colorStops = COLORS.map((rgb) => `rgb(${rgb})`).join(', ');
-find('color-bar').style.background = `linear-gradient(to right, ${colorStops})`;
 
 const query = new URLSearchParams(location.search);
 const fileName = (url) => new URL(url, location.href).pathname.split('/').at(-1);

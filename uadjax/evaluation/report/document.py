@@ -13,18 +13,19 @@ import json
 import string
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 
 from uadjax.evaluation.report import gallery
 
 MAX_BYTES = 20_000_000  # A report must be small enough for an e-mail.
 
-# The web page of the service also uses the script in `web`.
+# The web page of the service also uses the scripts in `web`.
 _SCRIPTS = (
+  'web/elements.js',
+  'web/heatmap.js',
+  'web/contour.js',
   'evaluation/report/state.js',
   'evaluation/report/charts.js',
-  'web/contour.js',
   'evaluation/report/pictures.js',
   'evaluation/report/gallery.js',
   'evaluation/report/main.js',
@@ -50,13 +51,11 @@ def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) 
   script = '\n'.join(
     resources.files('uadjax').joinpath(name).read_text('utf-8') for name in _SCRIPTS
   )
-  colors = matplotlib.colormaps['plasma'](np.arange(256), bytes=True)[:, :3]
   substitutions = {
     'policy': _content_security_policy(style, script),
     'title': html.escape(report_data['title']),
     'style': style,
     'script': script,
-    'colors': colors.tobytes().hex(),
     'report': _to_script_json(report_data),
   }
   picture_texts = [_to_script_json(_picture_dict(picture)) for picture in pictures]
@@ -93,7 +92,8 @@ def _picture_dict(picture: gallery.Picture) -> dict[str, Any]:
     'image': picture.image_index,
     'width': picture.width,
     'height': picture.height,
-    'scale': picture.scale,
+    'low': picture.low,
+    'high': picture.high,
     'visible_box': picture.visible_box,
     'photo': _data_uri('webp', picture.photo),
     'heatmap': _data_uri('png', picture.heatmap),

@@ -104,20 +104,16 @@ function showTiles() {
   find('more').hidden = visiblePictures.length <= numTiles;
 }
 
-let frameRequest = 0;
-function repaint() {
-  cancelAnimationFrame(frameRequest);
-  frameRequest = requestAnimationFrame(() => {
-    visiblePictures.filter((picture) => picture.isNearViewport).forEach(paintTile);
-    zoom.paint();
-  });
-}
+const repaint = oncePerFrame(() => {
+  visiblePictures.filter((picture) => picture.isNearViewport).forEach(paintTile);
+  zoom.paint();
+});
 
-// Converts a level of the quantized map to a value, see `uadjax.evaluation.report.gallery.Scale`.
-function levelToValue(level) {
-  const [low, threshold, high] = pictures[0].scale;
-  return level < 128 ? low + (threshold - low) * level / 128
-    : threshold + (high - threshold) * (level - 128) / 128;
+function setPixelThreshold(value) {
+  overlay.pixelThreshold = value;
+  find('pixel-threshold').value = value;
+  find('color-bar').replaceChildren(makeColorBar(currentScale(), formatNumber));
+  repaint();
 }
 
 function startGallery() {
@@ -131,19 +127,20 @@ function startGallery() {
     numTiles += TILES_PER_STEP;
     showTiles();
   });
-  const readSettings = () => {
-    const pixelThreshold = find('pixel-threshold').value;
+  const values = [calibratedPixelThreshold, ...pictures.flatMap(({ low, high }) => [low, high])]
+    .filter(Number.isFinite);
+  if (values.length) {
+    configure(find('pixel-threshold'), { min: Math.min(...values), max: Math.max(...values) });
+  }
+  find('pixel-threshold').addEventListener('input', ({ target }) =>
+    setPixelThreshold(target.valueAsNumber));
+  find('tools').addEventListener('input', () => {
     overlay.opacity = find('opacity').value / 100;
-    overlay.pixelLevel = pixelThreshold - 0.5;
     overlay.outlines = find('show-outlines').checked;
     overlay.truth = find('show-truth').checked;
-    if (pictures.length) {
-      find('pixel-threshold-value').textContent = formatNumber(levelToValue(pixelThreshold));
-    }
     repaint();
-  };
-  find('tools').addEventListener('input', readSettings);
-  readSettings();
+  });
+  setPixelThreshold(calibratedPixelThreshold);
   new ResizeObserver(repaint).observe(find('tiles'));
   onThresholds((isFinal) => {
     pictures.forEach(showVerdict);

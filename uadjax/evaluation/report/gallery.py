@@ -9,7 +9,6 @@ Letters: n images, h w image or map of any size.
 from collections.abc import Iterable, Sequence
 from concurrent import futures
 import io
-import math
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, UInt8
@@ -21,6 +20,7 @@ from uadjax.data.records import Record
 from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration
 from uadjax.system import progress
+from uadjax.visualization import heatmap
 
 MAX_BYTES = 13_000_000  # Limit of all pictures together; base64 makes them a third larger.
 
@@ -36,14 +36,6 @@ _ENCODINGS = (
 _NUM_THREADS = 2  # Decoding and encoding release the GIL.
 
 
-class Scale(NamedTuple):
-  """Map values at level 0, between levels 127 and 128, and at level 255, for all pictures."""
-
-  low: float
-  threshold: float
-  high: float
-
-
 class Picture(NamedTuple):
   """Encoded image with its anomaly map and mask.
 
@@ -51,7 +43,8 @@ class Picture(NamedTuple):
     image_index: index of the image among all evaluated ones.
     width: width of the photo in pixels.
     height: height of the photo in pixels.
-    scale: map values of the levels.
+    low: map value of level 0.
+    high: map value of level 255.
     visible_box: left, top, right and bottom of the part that the network saw, as shares of width
       and height.
     photo: image as WebP.
@@ -63,7 +56,8 @@ class Picture(NamedTuple):
   image_index: int
   width: int
   height: int
-  scale: Scale
+  low: float
+  high: float
   visible_box: tuple[float, float, float, float]
   photo: bytes
   heatmap: bytes
@@ -122,7 +116,6 @@ def make_pictures(
   anomaly_maps: Sequence[Float[np.ndarray, 'h w']] | Float[np.ndarray, 'n h w'],
   indices: Sequence[int],
   ops: transforms.Ops,
-  pixel_threshold: float,
   mask_threshold: int = 0,
 ) -> list[Picture]:
   """Encode pictures of selected images, in threads.
@@ -132,14 +125,12 @@ def make_pictures(
     anomaly_maps: maps of all images at network size; may be memory-mapped.
     indices: indices of the images to show.
     ops: preprocessing of the images.
-    pixel_threshold: map value above which pixels are marked.
     mask_threshold: mask value above which pixels are defective.
   """
-  scale = shared_scale([anomaly_maps[i] for i in indices], pixel_threshold)
   max_bytes = MAX_BYTES // max(len(indices), 1)
 
   def picture_at(i: int) -> Picture:
-    return make_picture(i, records[i], anomaly_maps[i], ops, scale, mask_threshold, max_bytes)
+    return make_picture(i, records[i], anomaly_maps[i], ops, mask_threshold, max_bytes)
 
   with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
     return list(progress.show_progress(pool.map(picture_at, indices), len(indices), 'Pictures'))
@@ -150,16 +141,16 @@ def make_picture(
   record: Record,
   anomaly_map: Float[np.ndarray, 'h w'],
   ops: transforms.Ops,
-  scale: Scale,
   mask_threshold: int,
   max_bytes: int,
 ) -> Picture:
   """Encode the picture of one image in at most about `max_bytes`."""
   image = image_io.decode(record.path)
   size = image.shape[0], image.shape[1]
-  heatmap, visible = ops.restore(anomaly_map, *_fit_within(size, _HEATMAP_SIDE))
+  small_map, visible = ops.restore(anomaly_map, *_fit_within(size, _HEATMAP_SIDE))
+  levels, low, high = heatmap.to_levels(small_map)
   truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
-  heatmap_png = _encode(Image.fromarray(quantize_map(heatmap, scale)), 'PNG', optimize=True)
+  heatmap_png = _encode(Image.fromarray(levels), 'PNG', optimize=True)
   truth_png = None if truth is None or not truth.any() else _encode_mask(truth)
   remaining_bytes = max_bytes - len(heatmap_png) - len(truth_png or b'')
   photo, (height, width), is_coarse = _encode_photo(image, remaining_bytes)
@@ -167,36 +158,13 @@ def make_picture(
     image_index,
     width,
     height,
-    scale,
+    low,
+    high,
     _bounding_box(visible),
     photo,
     heatmap_png,
     truth_png,
     is_coarse,
-  )
-
-
-def shared_scale(anomaly_maps: Sequence[Float[np.ndarray, 'h w']], pixel_threshold: float) -> Scale:
-  """Return a scale that covers the finite values of all maps."""
-  finite_values = [
-    values
-    for values in (anomaly_map[np.isfinite(anomaly_map)] for anomaly_map in anomaly_maps)
-    if values.size
-  ]
-  low = min((float(values.min()) for values in finite_values), default=0.0)
-  high = max((float(values.max()) for values in finite_values), default=1.0)
-  middle = min(max(pixel_threshold, low), high) if math.isinf(pixel_threshold) else pixel_threshold
-  gap = max(1e-6 * max(abs(low), abs(middle), abs(high)), float(np.finfo(np.float32).tiny))
-  return Scale(min(low, middle - gap), middle, max(high, middle + gap))
-
-
-def quantize_map(anomaly_map: Float[np.ndarray, 'h w'], scale: Scale) -> UInt8[np.ndarray, 'h w']:
-  """Quantize a map to levels: half of them below the threshold, where structure matters as well."""
-  low, middle, high = scale
-  below = np.clip((anomaly_map - low) / (middle - low), 0, 1)
-  above = np.clip((anomaly_map - middle) / (high - middle), 0, 1)
-  return np.where(anomaly_map > middle, 128 + np.floor(127 * above), np.floor(127 * below)).astype(
-    np.uint8
   )
 
 

@@ -40,8 +40,7 @@ function startThresholdForm() {
   find('thresholds').addEventListener('submit', (event) => event.preventDefault());
   find('reset').addEventListener('click', () => {
     setThresholds(calibrated);
-    find('pixel-threshold').value = 128;
-    find('tools').dispatchEvent(new Event('input'));
+    setPixelThreshold(calibratedPixelThreshold);
   });
   onThresholds((isFinal) => {
     for (const [key, id] of Object.entries(INPUT_IDS)) {

@@ -1,19 +1,7 @@
 // State of the report: its data, the thresholds, and the counts and rates that follow from them.
 
-const find = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(find(id).textContent);
 const report = read('report');
-
-// Appended strings become text nodes, never HTML: names of files and defects are untrusted.
-function configure(element, attributes, children = []) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-const make = (tag, attributes = {}, ...children) =>
-  configure(document.createElement(tag), attributes, children);
-const makeSvg = (tag, attributes = {}, ...children) =>
-  configure(document.createElementNS('http://www.w3.org/2000/svg', tag), attributes, children);
 
 const images = report.images.map((image) => ({ ...image, score: Number(image.score) }));
 const isGoodType = new Map(report.defect_types.map(({ name, good }) => [name, good]));
@@ -38,6 +26,7 @@ const calibrated = {
   reviewThreshold: Number(report.thresholds.review_threshold),
   imageThreshold: Number(report.thresholds.image_threshold),
 };
+const calibratedPixelThreshold = Number(report.thresholds.pixel_threshold);
 const thresholds = { ...calibrated };
 const listeners = [];
 
@@ -112,18 +101,3 @@ function formatPercent(share) {
   const digits = distance > 0 ? Math.max(0, Math.ceil(-Math.log10(distance) - 1e-9)) : 0;
   return `${(100 * share).toFixed(digits)}\u00a0%`;
 }
-
-const formatNumber = (value, digits = 4) =>
-  Number.isFinite(value) ? String(Number(value.toPrecision(digits)))
-    : String(value).replace('Infinity', '∞').replace('-', '−');
-
-// Colors of Okabe and Ito 2008. Each label also has its own shape, for readers without color.
-const SHAPES = {
-  OK: 'M8 2a6 6 0 1 0 .01 0z',
-  review: 'M8 1.5 15 14H1z',
-  NG: 'M2.5 2.5h11v11h-11z',
-};
-const makeShape = (label) =>
-  makeSvg('svg', { viewBox: '0 0 16 16', class: `shape ${label}`, 'aria-hidden': 'true' },
-    makeSvg('path', { d: SHAPES[label] }));
-const makeBadge = (label) => make('span', { class: 'badge' }, makeShape(label), label);

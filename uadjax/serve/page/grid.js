@@ -1,14 +1,17 @@
 // The grid of cards: image, heatmap and verdicts, sorted and filtered.
 
-import { find, formatPadded, make, makeBadge, oncePerFrame, plural } from './dom.js';
-import { colorize, decodeImage, paint, readLevels, traceOutlines } from './heatmap.js';
-import { isDisagreement, isScored, items, labelOf, labelsOf, models, on, selectedModels }
-  from './state.js';
+import { contour } from './contour.js';
+import { formatPadded, plural } from './dom.js';
+import { find, formatNumber, make, makeBadge, oncePerFrame } from './elements.js';
+import { colorize, makeColorBar } from './heatmap.js';
+import { decodeImage, paint, readResultMap } from './picture.js';
+import { colorScaleOf, isDisagreement, isScored, items, labelOf, labelsOf, models, on,
+  selectedModels } from './state.js';
 
 const MAX_IMAGE_SIDE = 480;  // Pixels.
 const MAX_HEATMAP_SIDE = 224;
 let openItem = () => {};
-let paintedThresholds = '';  // Pixel thresholds of the outlines that are drawn.
+let paintedThresholds = '';  // Pixel thresholds of the colors and outlines that are drawn.
 export const visibleItems = [];  // In the order of their cards.
 
 export function startGrid(enlarge) {
@@ -22,6 +25,7 @@ export function startGrid(enlarge) {
     option.hidden = option.disabled = !isComparison;
     if (!isComparison && find('filter').value === 'disagree') find('filter').value = '';
     arrange();
+    showColorBars();
   });
   on('items', oncePerFrame(() => {
     items.forEach((item) => item.tile ?? makeTile(item));
@@ -34,11 +38,20 @@ export function startGrid(enlarge) {
     if (isFinal) arrange();  // Cards keep their places while a threshold is being dragged.
     const pixelThresholds =
       selectedModels.map((name) => models.get(name).thresholds.pixelThreshold).join();
-    if (pixelThresholds !== paintedThresholds) repaint();
+    if (pixelThresholds === paintedThresholds) return;
     paintedThresholds = pixelThresholds;
+    showColorBars();
+    repaint();
   });
   on('overlay', repaint);
   new ResizeObserver(repaint).observe(find('tiles'));
+}
+
+function showColorBars() {
+  find('color-bars').replaceChildren(...selectedModels.map((name) => {
+    const title = selectedModels.length > 1 ? `${name}: pixel threshold` : undefined;
+    return makeColorBar(colorScaleOf(name), formatNumber, title);
+  }));
 }
 
 function makeTile(item) {
@@ -98,7 +111,7 @@ export function release(item) {
   item.bitmap?.then((bitmap) => bitmap?.close());
   item.bitmap = null;
   for (const canvas of item.canvases ?? []) canvas.width = canvas.height = 0;
-  for (const result of item.results.values()) result.tint = result.outline = null;
+  for (const result of item.results.values()) result.paintedThreshold = null;
 }
 
 export function removeItem(item) {
@@ -113,8 +126,8 @@ async function paintTile(item) {
   const bitmap = await decoding;
   const names = [...selectedModels];
   const results = names.map((name) => item.results.get(name));
-  const heatmaps = await Promise.all(results.map((result) =>
-    result && (result.levels ??= readLevels(result, MAX_HEATMAP_SIDE))));
+  const maps = await Promise.all(results.map((result) =>
+    result && (result.map ??= readResultMap(result, MAX_HEATMAP_SIDE))));
   if (decoding !== item.bitmap || names.some((name, i) => name !== selectedModels[i])) return;
   item.tile.classList.toggle('blank', !bitmap && !results.some(Boolean));
   names.forEach((name, i) => {
@@ -126,16 +139,19 @@ async function paintTile(item) {
       [imageWidth, imageHeight].map((side) => Math.max(1, Math.round(side * scale)));
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
-    if (result) updateOverlay(result, heatmaps[i], models.get(name));
+    if (result) updateOverlay(result, maps[i], name);
     paint(canvas, ratio, { bitmap, tint: result?.tint, outline: result?.outline });
   });
 }
 
-function updateOverlay(result, heatmap, { thresholds: { pixelThreshold }, calibrated }) {
-  result.tint ??= colorize(heatmap, calibrated.pixelThreshold);
-  if (result.outline && result.outlineThreshold === pixelThreshold) return;
-  result.outline = traceOutlines(heatmap, pixelThreshold);
-  result.outlineThreshold = pixelThreshold;
+// `overlay` has a map (or a result), and its colors and outline at the current pixel threshold.
+export function updateOverlay(overlay, map, name) {
+  const { pixelThreshold } = models.get(name).thresholds;
+  if (overlay.paintedThreshold === pixelThreshold) return false;
+  overlay.paintedThreshold = pixelThreshold;
+  overlay.tint = colorize(map, colorScaleOf(name));
+  overlay.outline = contour(map, pixelThreshold);
+  return true;
 }
 
 const repaint = oncePerFrame(() =>

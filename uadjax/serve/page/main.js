@@ -1,6 +1,7 @@
 // Entry point: the request queue, progress and announcements, and the page's controls.
 
-import { downloadJson, find, make, plural } from './dom.js';
+import { downloadJson, plural } from './dom.js';
+import { find, make } from './elements.js';
 import { removeItem, startGrid } from './grid.js';
 import { startPanels } from './panel.js';
 import { listModels, scoreImage, token } from './service.js';

@@ -1,7 +1,8 @@
 // Thresholds of each model: sliders with number fields, a dot plot of all scores, and label counts.
 
-import { configure, find, formatInRange, formatNumber, make, makeBadge, makeSvg, oncePerFrame }
-  from './dom.js';
+import { formatInRange } from './dom.js';
+import { configure, find, formatNumber, make, makeBadge, makeSvg, oncePerFrame }
+  from './elements.js';
 import { countLabels, items, labelScore, models, on, selectedModels, setThresholds, THRESHOLD_KEYS,
   valueRange } from './state.js';
 

@@ -1,11 +1,13 @@
 // State of the page: models with their thresholds, images with their results.
 
+import { colorScale, OPACITY } from './heatmap.js';
+
 export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
 
 export const models = new Map();  // By name: { name, calibrated, thresholds }.
 export const selectedModels = [];  // Name of the model, or of the two models being compared.
 export const items = [];  // { name, file, results and errors by model }.
-export const overlay = { opacity: 0.7, outlines: true };
+export const overlay = { opacity: OPACITY, outlines: true };
 
 const bus = new EventTarget();
 
@@ -22,6 +24,12 @@ export function setModels(descriptions) {
     models.set(name, { name, calibrated, thresholds: { ...calibrated } });
   }
   selectedModels.splice(0, 2, descriptions[0].name);
+}
+
+// Colors follow the pixel threshold; the upper end is that of the calibrated image threshold.
+export function colorScaleOf(name) {
+  const { thresholds: { pixelThreshold }, calibrated: { imageThreshold } } = models.get(name);
+  return colorScale(pixelThreshold, imageThreshold);
 }
 
 export function selectModels(first, second) {

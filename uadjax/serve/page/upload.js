@@ -1,6 +1,6 @@
 // Adding images: drag and drop, file dialogs and the clipboard; folders are read recursively.
 
-import { find } from './dom.js';
+import { find } from './elements.js';
 
 const IMAGE_SUFFIX = /\.(jpe?g|png|bmp|tiff?|webp)$/i;
 const compareNames = new Intl.Collator('en', { numeric: true }).compare;

@@ -1,10 +1,10 @@
-// One image enlarged: heatmaps, regions, and the anomaly map value under the cursor.
+// One image enlarged: anomaly maps, regions, and the map value under the cursor.
 
-import { configure, find, formatNumber, formatPadded, make, makeBadge } from './dom.js';
-import { visibleItems } from './grid.js';
-import { colorize, decodeImage, findRegions, levelToValue, paint, readLevels, traceOutlines }
-  from './heatmap.js';
+import { formatPadded } from './dom.js';
+import { configure, find, formatNumber, make, makeBadge } from './elements.js';
+import { updateOverlay, visibleItems } from './grid.js';
 import { makeControl } from './panel.js';
+import { decodeImage, findRegions, paint, readResultMap } from './picture.js';
 import { emit, isScored, labelOf, models, on, overlay, selectedModels } from './state.js';
 
 const MAX_IMAGE_SIDE = 1600;  // Pixels.
@@ -40,10 +40,10 @@ function showPixel(event, canvas) {
   const [shareX, shareY] =
     [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   if ([shareX, shareY].some((share) => share < 0 || share >= 1)) return;
-  const readings = views.filter(({ heatmap }) => heatmap).map(({ name, heatmap, result }) => {
+  const readings = views.filter(({ map }) => map).map(({ name, map, result }) => {
     const [x, y] = [Math.floor(shareX * result.size[1]), Math.floor(shareY * result.size[0])];
-    const [u, v] = [Math.floor(shareX * heatmap.width), Math.floor(shareY * heatmap.height)];
-    const value = levelToValue(heatmap, heatmap.gray[v * heatmap.width + u]);
+    const [u, v] = [Math.floor(shareX * map.width), Math.floor(shareY * map.height)];
+    const value = map.values[v * map.width + u];
     const side = value > models.get(name).thresholds.pixelThreshold ? 'above' : 'below';
     const prefix = views.length > 1 ? `${name} ` : '';
     return { position: `x ${x}, y ${y}: `,
@@ -67,10 +67,10 @@ export async function enlarge(newItem) {
   showHint();
   updateHead();
   const currentViews = views;
-  const [newBitmap, ...heatmaps] = await Promise.all([
+  const [newBitmap, ...maps] = await Promise.all([
     decodeImage(newItem.file, MAX_IMAGE_SIDE).catch(() => null),
-    ...views.map(({ name }) =>
-      newItem.results.has(name) && readLevels(newItem.results.get(name), MAX_HEATMAP_SIDE)),
+    ...views.map(({ name }) => newItem.results.get(name))
+      .map((result) => result && readResultMap(result, MAX_HEATMAP_SIDE)),
   ]);
   if (item !== newItem || currentViews !== views || !dialog.open) {
     newBitmap?.close();
@@ -79,10 +79,8 @@ export async function enlarge(newItem) {
   bitmap?.close();
   bitmap = newBitmap;
   views.forEach((view, i) => {
-    [view.heatmap, view.result] = [heatmaps[i] || null, newItem.results.get(view.name)];
-    const { pixelThreshold } = models.get(view.name).calibrated;
-    view.tint = view.heatmap && colorize(view.heatmap, pixelThreshold);
-    view.pixelThreshold = null;
+    [view.map, view.result] = [maps[i] || null, newItem.results.get(view.name)];
+    view.tint = view.outline = view.paintedThreshold = null;
   });
   if (!bitmap) find('cursor').textContent = 'This browser cannot show images of that format.';
   update();
@@ -103,20 +101,18 @@ function updateHead() {
   }
 }
 
-// Recomputes outlines and regions at the current pixel threshold. At the calibrated threshold the
-// exact regions of the service are shown.
+// Recomputes colors, outlines and regions at the current pixel threshold. At the calibrated
+// threshold the exact regions of the service are shown.
 function update() {
   if (!dialog.open) return;
   updateHead();
   for (const view of views) {
-    const { name, heatmap, result } = view;
+    const { name, map, result } = view;
     const { thresholds: { pixelThreshold }, calibrated } = models.get(name);
     view.details.hidden = !result;
-    if (heatmap && view.pixelThreshold !== pixelThreshold) {
-      view.pixelThreshold = pixelThreshold;
-      view.outline = traceOutlines(heatmap, pixelThreshold);
+    if (map && updateOverlay(view, map, name)) {
       view.regions = pixelThreshold === calibrated.pixelThreshold ? result.regions
-        : findRegions(heatmap, pixelThreshold, result.size);
+        : findRegions(map, pixelThreshold, result.size);
       listRegions(view);
     }
   }

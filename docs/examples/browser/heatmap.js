@@ -1,0 +1,1 @@
+../../../uadjax/web/heatmap.js
