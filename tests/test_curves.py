@@ -197,7 +197,7 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   scores = [1.0] * 19 + [2.5] + [2.2] * 9 + [1.9]
   data = curves_of(scores, ['good'] * 20 + ['bent $lead$', 'b--c'] * 5, 2.0, 1.5)
   curves.draw(tmp_path, data)
-  for text in ('at the threshold 90 % recall,', '5 % false alarms', 'AUROC 0.950'):
+  for text in ('at the threshold 90 % recall, 5 % false alarms', 'Images  AUROC 0.950'):
     assert text in words(tmp_path, 'roc')
     assert text in words(tmp_path, 'curves')
   assert 'at the threshold 90 % precision,' in words(tmp_path, 'pr')

@@ -6,7 +6,7 @@ Letters: n images, m calibration images, k vertices of a curve.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 import textwrap
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Bool, Float
 from matplotlib import ticker
@@ -56,13 +56,13 @@ class LineStyle(NamedTuple):
 
   name: str
   color: str
-  dashes: Any
+  dashes: str | tuple[float, tuple[float, ...]]
   marker: str
   marker_size: float
 
 
 class Line(NamedTuple):
-  """Curve with its operating point and labels.
+  """Curve with its operating point and texts.
 
   Attributes:
     style: style of images or of pixels.
@@ -70,7 +70,7 @@ class Line(NamedTuple):
     y: vertical coordinates of the vertices.
     operating_point: point of the curve at the calibrated threshold; None if nothing exceeds it.
     area_text: area under the curve, as text.
-    point_text: description of the operating point, in two lines.
+    point_text: description of the operating point.
   """
 
   style: LineStyle
@@ -78,7 +78,27 @@ class Line(NamedTuple):
   y: Float[np.ndarray, ' k']
   operating_point: tuple[float, float] | None
   area_text: str
-  point_text: tuple[str, str]
+  point_text: str
+
+
+class _Ranked(NamedTuple):
+  """Ranking with both classes, and its counts above the calibrated threshold.
+
+  Attributes:
+    style: style of images or of pixels.
+    ranking: ranking of the scores.
+    num_false_alarms: number of normal images or pixels above the threshold.
+    false_alarm_rate: share of them.
+    recall: share of anomalous ones above the threshold.
+    mean_overlap: mean share of a region above the threshold.
+  """
+
+  style: LineStyle
+  ranking: metrics.Ranking
+  num_false_alarms: int
+  false_alarm_rate: float
+  recall: float
+  mean_overlap: float
 
 
 # Colors of Okabe and Ito (2008), which color-blind readers can distinguish. The markers differ in
@@ -97,16 +117,17 @@ def draw(folder: Path, data: CurveData) -> None:
     figures.write(new_folder / 'curves', _overview_figure(data))
     for name, draw_panel in _PANELS.items():
       figure = figures.new_figure(7.5, 5.6)
-      draw_panel(figure, figures.Box(0, 0, 7.5, 5.6), data)
+      draw_panel(figure.subplots(), data)
       title = fonts.printable(fonts.shorten_middle(data.title, 90))
-      figure.text(0.98, 0.015, title, ha='right', size=8, color=figures.MUTED_COLOR)
+      figure.supxlabel(title, x=0.98, ha='right', size=8, color=figures.MUTED_COLOR)
       figures.write(new_folder / name, figure)
 
 
 def summary(data: CurveData) -> str:
   """Summarize in a sentence or two how the thresholds classify the test images."""
-  is_good, is_ng = _good_mask(data), data.scores > data.thresholds.image_threshold
-  is_review = (data.scores > data.thresholds.review_threshold) & ~is_ng
+  t = data.thresholds
+  is_good, is_ng = _good_mask(data), data.scores > t.image_threshold
+  is_review = (data.scores > t.review_threshold) & ~is_ng
   clauses = []
   if (~is_good).any():
     clauses.append(f'{_count_phrase(is_ng[~is_good], "defective")} detected')
@@ -121,27 +142,16 @@ def summary(data: CurveData) -> str:
   ]
   verb = 'needs' if sum(review_counts) == 1 else 'need'
   review_clause = f'; {" and ".join(review_texts)} more {verb} review' * bool(review_texts)
-  return (
-    f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(data.thresholds.num_anomalous)}'
-  )
+  return f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(t.num_anomalous)}'
 
 
 def roc(data: CurveData) -> list[Line]:
   """Return the ROC curves of images and of pixels: recall against false alarm rate."""
   lines = []
-  for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
-    false_alarm_rate = num_false_alarms / ranking.total_normals
-    recall = _share_above(ranking, ranking.num_anomalous, threshold)
-    point_text = (
-      f'{format_percent(recall)} recall,',
-      f'{format_percent(false_alarm_rate)} false alarms',
-    )
-    area_text = f'AUROC {metrics.auroc(ranking):.3f}'
-    lines.append(
-      Line(
-        style, *thin(*metrics.roc_curve(ranking)), (false_alarm_rate, recall), area_text, point_text
-      )
-    )
+  for r in _complete_rankings(data):
+    curve, point = thin(*metrics.roc_curve(r.ranking)), (r.false_alarm_rate, r.recall)
+    text = f'{format_percent(r.recall)} recall, {format_percent(r.false_alarm_rate)} false alarms'
+    lines.append(Line(r.style, *curve, point, f'AUROC {metrics.auroc(r.ranking):.3f}', text))
   return lines
 
 
@@ -151,27 +161,23 @@ def pr(data: CurveData) -> list[Line]:
   They are step functions, so that the area below is the average precision.
   """
   lines = []
-  for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
-    recall, precision = metrics.pr_curve(ranking)
-    num_defects = int(ranking.num_anomalous[-1])
-    chance = num_defects / (num_defects + ranking.total_normals)
+  for r in _complete_rankings(data):
+    recalls, precisions = metrics.pr_curve(r.ranking)
+    num_defects = int(r.ranking.num_anomalous[-1])
+    chance = num_defects / (num_defects + r.ranking.total_normals)
     # Precision is defined from the first detected defect on; at full recall it falls to chance.
-    x = np.append(np.repeat(recall, 2)[1:-1], 1.0)
-    y = np.append(np.repeat(precision, 2)[2:], chance)
-    recall_at_threshold = _share_above(ranking, ranking.num_anomalous, threshold)
-    num_hits = round(recall_at_threshold * num_defects)
-    operating_point, point_text = None, ('no alarms', '')
-    if num_hits + num_false_alarms:
-      operating_point = (recall_at_threshold, num_hits / (num_hits + num_false_alarms))
+    x = np.append(np.repeat(recalls, 2)[1:-1], 1.0)
+    y = np.append(np.repeat(precisions, 2)[2:], chance)
+    num_hits = round(r.recall * num_defects)
+    point, text = None, 'no alarms'
+    if num_alarms := num_hits + r.num_false_alarms:
+      point = (r.recall, num_hits / num_alarms)
       # Precision falls after a defect and jumps at the next; the threshold lies on that jump.
-      index = int(np.searchsorted(x, recall_at_threshold, 'right')) - 1
-      x, y = np.insert(x, index, operating_point[0]), np.insert(y, index, operating_point[1])
-      point_text = (
-        f'{format_percent(operating_point[1])} precision,',
-        f'{format_percent(recall_at_threshold)} recall',
-      )
-    area_text = f'AP {metrics.average_precision(ranking):.3f} (chance {chance:.3f})'
-    lines.append(Line(style, *thin(x, y), operating_point, area_text, point_text))
+      index = int(np.searchsorted(x, r.recall, 'right')) - 1
+      x, y = np.insert(x, index, point[0]), np.insert(y, index, point[1])
+      text = f'{format_percent(point[1])} precision, {format_percent(r.recall)} recall'
+    area_text = f'AP {metrics.average_precision(r.ranking):.3f} (chance {chance:.3f})'
+    lines.append(Line(r.style, *thin(x, y), point, area_text, text))
   return lines
 
 
@@ -181,25 +187,13 @@ def pro(data: CurveData) -> list[Line]:
   Bergmann et al. 2020, "Uninformed Students".
   """
   lines = []
-  for style, ranking, threshold, num_false_alarms in _complete_rankings(data):
-    if style is PIXEL_STYLE:
-      false_alarm_rate = num_false_alarms / ranking.total_normals
-      mean_overlap = _share_above(ranking, ranking.overlap, threshold)
-      point_text = (
-        f'{format_percent(mean_overlap)} mean overlap,',
-        f'{format_percent(false_alarm_rate)} false alarms',
-      )
-      area_text = (
-        f'AU-PRO {metrics.au_pro(ranking, PRO_LIMIT):.3f} up to {format_percent(PRO_LIMIT)}'
-      )
+  for r in _complete_rankings(data):
+    if r.style is PIXEL_STYLE:
+      curve, point = thin(*metrics.pro_curve(r.ranking)), (r.false_alarm_rate, r.mean_overlap)
+      overlap, rate = format_percent(r.mean_overlap), format_percent(r.false_alarm_rate)
+      area = f'AU-PRO {metrics.au_pro(r.ranking, PRO_LIMIT):.3f} up to {format_percent(PRO_LIMIT)}'
       lines.append(
-        Line(
-          style,
-          *thin(*metrics.pro_curve(ranking)),
-          (false_alarm_rate, mean_overlap),
-          area_text,
-          point_text,
-        )
+        Line(r.style, *curve, point, area, f'{overlap} mean overlap, {rate} false alarms')
       )
   return lines
 
@@ -237,72 +231,73 @@ def _good_mask(data: CurveData) -> Bool[np.ndarray, ' n']:
   return np.array([defect == 'good' for defect in data.defects], bool)
 
 
-def _complete_rankings(data: CurveData) -> Iterator[tuple[LineStyle, metrics.Ranking, float, int]]:
-  """Yield each ranking with both classes, its style, threshold and number of false alarms."""
-  thresholds = data.thresholds
-  num_image_alarms = int((data.scores[_good_mask(data)] > thresholds.image_threshold).sum())
+def _complete_rankings(data: CurveData) -> Iterator[_Ranked]:
+  """Yield the rankings with both classes."""
+  t = data.thresholds
+  num_image_alarms = int((data.scores[_good_mask(data)] > t.image_threshold).sum())
   for style, ranking, threshold, num_false_alarms in (
-    (IMAGE_STYLE, data.image_ranking, thresholds.image_threshold, num_image_alarms),
-    (PIXEL_STYLE, data.pixel_ranking, thresholds.pixel_threshold, data.num_pixel_alarms),
+    (IMAGE_STYLE, data.image_ranking, t.image_threshold, num_image_alarms),
+    (PIXEL_STYLE, data.pixel_ranking, t.pixel_threshold, data.num_pixel_alarms),
   ):
     if ranking is not None and len(ranking.scores) and ranking.total_normals:
-      yield style, ranking, threshold, num_false_alarms
+      num_above = int(np.searchsorted(-ranking.scores, -threshold, 'left'))
+      recall, overlap = (
+        float(counts[num_above - 1] / counts[-1]) if num_above else 0.0
+        for counts in (ranking.num_anomalous, ranking.overlap)
+      )
+      rate = num_false_alarms / ranking.total_normals
+      yield _Ranked(style, ranking, num_false_alarms, rate, recall, overlap)
 
 
-def _share_above(ranking: metrics.Ranking, cumulative: np.ndarray, threshold: float) -> float:
-  """Return the share of a cumulative count over the anomalous scores above a threshold."""
-  num_above = int(np.searchsorted(-ranking.scores, -threshold, 'left'))
-  return float(cumulative[num_above - 1] / cumulative[-1]) if num_above else 0.0
+def _missing_reason(data: CurveData, style: LineStyle) -> str:
+  """Return why a curve is missing."""
+  if style is PIXEL_STYLE:
+    return 'without masks of defects'
+  return f'without {"defective" if "good" in data.defects else "good"} images'
 
 
-def _missing_curve_text(data: CurveData, style: LineStyle) -> list[figures.TextLine]:
-  """Return the lines that explain why a curve is missing."""
-  missing_class = 'defective' if 'good' in data.defects else 'good'
-  sentences = {
-    IMAGE_STYLE: ('Images: no curve', f'without {missing_class} images'),
-    PIXEL_STYLE: ('Pixels: no curve', 'without masks of defects'),
-  }
-  return [figures.TextLine(line, figures.MUTED_COLOR) for line in sentences[style]]
+def hardest_first(data: CurveData) -> list[str]:
+  """Return the types of defects, those with the smallest share of detected images first."""
+  defects, threshold = np.array(data.defects, str), data.thresholds.image_threshold
+
+  def detection_ease(name: str) -> tuple[float, float, str]:
+    scores = np.sort(data.scores[defects == name])
+    return float((scores > threshold).mean()), float(scores[len(scores) // 2]), name
+
+  return sorted(set(data.defects) - {'good'}, key=detection_ease)
 
 
-def _roc_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
-  axes = _curve_axes(figure, box, 'ROC: recall and false alarms')
-  axes.set(xlabel='false alarm rate', ylabel='recall')
+def _roc_panel(axes: figures.Axes, data: CurveData) -> None:
+  axes.set(title='ROC: recall and false alarms', xlabel='false alarm rate', ylabel='recall')
   _draw_lines(axes, roc(data), data, (IMAGE_STYLE, PIXEL_STYLE), diagonal=1.0)
 
 
-def _pr_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
-  axes = _curve_axes(figure, box, 'Precision and recall')
+def _pr_panel(axes: figures.Axes, data: CurveData) -> None:
+  axes.set(title='Precision and recall')
   axes.set(xlabel='recall', ylabel='precision (correct share of alarms)')
   _draw_lines(axes, pr(data), data, (IMAGE_STYLE, PIXEL_STYLE))
 
 
-def _pro_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
-  axes = _curve_axes(figure, box, 'PRO: per-region overlap')
+def _pro_panel(axes: figures.Axes, data: CurveData) -> None:
+  axes.set(title='PRO: per-region overlap')
   axes.set(xlabel='false alarm rate of pixels', ylabel='overlap, mean over regions')
-  lines = pro(data)
+  lines, x_max = pro(data), 1.15 * PRO_LIMIT
   for line in lines:
-    x_max = max(1.15 * PRO_LIMIT, 1.1 * line.operating_point[0] if line.operating_point else 0)
-    axes.set_xlim(-0.02 * x_max, x_max)
+    x_max = max(x_max, 1.1 * line.operating_point[0] if line.operating_point else 0)
     is_counted = line.x <= PRO_LIMIT
     x = np.append(line.x[is_counted], PRO_LIMIT)
     y = np.append(line.y[is_counted], np.interp(PRO_LIMIT, line.x, line.y))
     axes.fill_between(x, y, color=line.style.color, alpha=0.12, linewidth=0)
-  _draw_lines(axes, lines, data, (PIXEL_STYLE,), diagonal=axes.get_xlim()[1])
+  _draw_lines(axes, lines, data, (PIXEL_STYLE,), diagonal=x_max, x_max=x_max)
 
 
-def _histogram_panel(figure: figures.Figure, box: figures.Box, data: CurveData) -> None:
-  thresholds = data.thresholds
-  score_histogram.draw(
-    figure,
-    box,
-    _histogram_rows(data),
-    min(thresholds.review_threshold, thresholds.image_threshold),
-    thresholds.image_threshold,
-  )
+def _histogram_panel(axes: figures.Axes, data: CurveData) -> None:
+  t = data.thresholds
+  review_threshold = min(t.review_threshold, t.image_threshold)
+  score_histogram.draw(axes, _histogram_rows(data), review_threshold, t.image_threshold)
 
 
-_PANELS: Mapping[str, Callable[[figures.Figure, figures.Box, CurveData], None]] = {
+_PANELS: Mapping[str, Callable[[figures.Axes, CurveData], None]] = {
   'histogram': _histogram_panel,
   'roc': _roc_panel,
   'pr': _pr_panel,
@@ -315,18 +310,19 @@ def _overview_figure(data: CurveData) -> figures.Figure:
   has_curves = any(True for _ in _complete_rankings(data))
   lines = textwrap.wrap(summary(data), 125)
   if data.defects and not has_curves:
-    lines.append(f'There are no curves {_missing_curve_text(data, IMAGE_STYLE)[1].text}.')
-  panels_height = 9.0 if has_curves else 5.0
-  height = panels_height + 0.68 + 0.22 * len(lines)
-  figure = figures.new_figure(10.0, height)
-  figure.text(0.02, 1 - 0.42 / height, fonts.printable(data.title), weight='bold', size=15)
+    lines.append(f'There are no curves {_missing_reason(data, IMAGE_STYLE)}.')
+  header = 0.6 + 0.22 * len(lines)
+  height = header + (10.0 if has_curves else 5.0)
+  figure = figures.new_figure(10.0, height, header)
+  title = fonts.printable(fonts.shorten_middle(data.title, 75))
+  figure.text(0.02, 1 - 0.42 / height, title, weight='bold', size=15)
   for index, line in enumerate(lines):
     figure.text(0.02, 1 - (0.73 + 0.22 * index) / height, line, size=10.5)
-  if not has_curves:
-    _histogram_panel(figure, figures.Box(0, 0, 10, panels_height), data)
-    return figure
-  for index, draw_panel in enumerate(_PANELS.values()):
-    draw_panel(figure, figures.Box(5 * (index % 2), 4.5 * (1 - index // 2), 5, 4.5), data)
+  if has_curves:
+    for axes, draw_panel in zip(figure.subplots(2, 2).flat, _PANELS.values(), strict=True):
+      draw_panel(axes, data)
+  else:
+    _histogram_panel(figure.subplots(), data)
   return figure
 
 
@@ -335,46 +331,22 @@ def _histogram_rows(data: CurveData, max_types: int = 10) -> list[score_histogra
 
   Beyond `max_types`, the easiest types are merged into one row.
   """
-  defects = np.array(data.defects, str)
-  scores_by_defect = {name: data.scores[defects == name] for name in set(data.defects)}
-  rows = []
+  defects, rows = np.array(data.defects, str), []
   if data.calibration_scores is not None and len(data.calibration_scores):
     # With labeled images, these scores did not set the thresholds.
-    name = 'good, held out' + ' (thresholds)' * (not data.thresholds.num_anomalous)
+    name = 'good, held out' + '\n(thresholds)' * (not data.thresholds.num_anomalous)
     rows.append(score_histogram.Row(name, data.calibration_scores, True))
-  if 'good' in scores_by_defect:
-    rows.append(score_histogram.Row('good', scores_by_defect.pop('good'), True))
-
-  def detection_ease(name: str) -> tuple[float, float, str]:
-    scores = np.sort(scores_by_defect[name])
-    return (
-      float((scores > data.thresholds.image_threshold).mean()),
-      float(scores[len(scores) // 2]),
-      name,
-    )
-
-  hardest_first = sorted(scores_by_defect, key=detection_ease)
-  separate_types = (
-    hardest_first if len(hardest_first) <= max_types else hardest_first[: max_types - 1]
-  )
-  rows += [score_histogram.Row(name, scores_by_defect[name], False) for name in separate_types]
-  remaining_scores = [scores_by_defect[name] for name in hardest_first[len(separate_types) :]]
-  if remaining_scores:
-    rows.append(
-      score_histogram.Row(
-        f'{len(remaining_scores)} other types', np.concatenate(remaining_scores), False
-      )
-    )
+  if 'good' in data.defects:
+    rows.append(score_histogram.Row('good', data.scores[defects == 'good'], True))
+  names = hardest_first(data)
+  num_separate = len(names) if len(names) <= max_types else max_types - 1
+  for name in names[:num_separate]:
+    short_name = fonts.printable(fonts.shorten_middle(name, 20))
+    rows.append(score_histogram.Row(short_name, data.scores[defects == name], False))
+  if others := names[num_separate:]:
+    scores = data.scores[np.isin(defects, others)]
+    rows.append(score_histogram.Row(f'{len(others)} other types', scores, False))
   return rows
-
-
-def _curve_axes(figure: figures.Figure, box: figures.Box, title: str) -> figures.Axes:
-  axes = figures.add_titled_axes(figure, box, title, left=0.85, right=0.3)
-  axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03))
-  for axis in (axes.xaxis, axes.yaxis):
-    axis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f'{100 * share:.4g} %'))
-  axes.grid(color='#EAEAEA', linewidth=0.7)
-  return axes
 
 
 def _draw_lines(
@@ -383,8 +355,9 @@ def _draw_lines(
   data: CurveData,
   styles: Sequence[LineStyle],
   diagonal: float = 0.0,
+  x_max: float = 1.02,
 ) -> None:
-  """Draw curves with operating points and labels, and explain missing ones.
+  """Draw curves with operating points and a legend, which also explains missing ones.
 
   Args:
     axes: axes to draw in.
@@ -392,47 +365,32 @@ def _draw_lines(
     data: data of the evaluation, which explain missing curves.
     styles: styles of the curves that are expected.
     diagonal: end of the chance line on both axes; 0 for no such line.
+    x_max: end of the horizontal axis.
   """
+  drawn_styles = [line.style for line in lines]
+  missing = [
+    f'{style.name}: no curve {_missing_reason(data, style)}'
+    for style in styles
+    if style not in drawn_styles
+  ]
   if not lines:
-    sentences = [
-      ' '.join(text_line.text for text_line in _missing_curve_text(data, style)) for style in styles
-    ]
-    figures.show_message(axes, '. '.join(sentences) + '.')
+    figures.show_message(axes, f'{". ".join(missing)}.')
     return
-  trails = []
+  axes.set(xlim=(-0.02 * x_max, x_max), ylim=(-0.02, 1.03))
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f'{100 * share:.4g} %'))
+  axes.grid(color='#EAEAEA', linewidth=0.7)
+  for style, x, y, point, area_text, point_text in lines:
+    text = f'{style.name}  {area_text}\nat the threshold {point_text}'
+    # The marker of the legend's entry stands at the operating point alone.
+    line_style = {'color': style.color, 'linestyle': style.dashes, 'linewidth': 1.8}
+    marker = {'marker': style.marker, 'markersize': style.marker_size, 'markeredgecolor': 'white'}
+    axes.plot(x, y, **line_style)
+    position = ([point[0]], [point[1]]) if point else ([], [])
+    axes.plot(*position, label=text, zorder=3, **line_style, **marker)
   if diagonal:
-    ends = np.array([0, diagonal])
-    axes.plot(ends, ends, color=figures.MUTED_COLOR, linewidth=1, linestyle=(0, (1, 2)))
-    trails.append(figures.sample_line(axes, ends, ends))
-  for style, x, y, operating_point, *_ in lines:
-    axes.plot(x, y, color=style.color, linewidth=1.8, linestyle=style.dashes)
-    trails.append(figures.sample_line(axes, x, y))
-    if operating_point:
-      marker_options = {
-        'color': style.color,
-        'markersize': style.marker_size,
-        'markeredgecolor': 'white',
-      }
-      axes.plot(*operating_point, style.marker, zorder=3, **marker_options)
-  labels = []
-  for line in lines:
-    point_texts = (f'at the threshold {line.point_text[0]}', line.point_text[1])
-    text_lines = [
-      figures.TextLine(f'{line.style.name}  {line.area_text}', line.style.color, 'bold')
-    ]
-    text_lines += [figures.TextLine(text) for text in point_texts if text]
-    middle = len(line.x) // 2
-    anchor = line.operating_point or (float(line.x[middle]), float(line.y[middle]))
-    labels.append(figures.Label(text_lines, anchor, line.style.color))
-  occupied_points = figures.place_labels(axes, labels, np.concatenate(trails))
-  for style in set(styles) - {line.style for line in lines}:
-    occupied_points = figures.place_labels(
-      axes, [figures.Label(_missing_curve_text(data, style), (1.0, 0.0))], occupied_points
-    )
-  if diagonal:
-    label_position = (0.62 * diagonal, 0.62 * diagonal)
-    figures.place_labels(
-      axes,
-      [figures.Label([figures.TextLine('chance', figures.MUTED_COLOR)], label_position)],
-      occupied_points,
-    )
+    chance_style = {'color': figures.MUTED_COLOR, 'linewidth': 1, 'linestyle': (0, (1, 2))}
+    axes.plot([0, diagonal], [0, diagonal], label='chance', **chance_style)
+  for text in missing:
+    axes.plot([], [], ' ', label=text)
+  figures.add_legend(axes, offset=4.2)

@@ -70,18 +70,7 @@ def build(
 
 def _defect_types(curve_data: curves.CurveData) -> list[dict[str, Any]]:
   """List 'good', if present, then the types of defects, the hardest first."""
-  defects = np.array(curve_data.defects, str)
-
-  def detection_ease(name: str) -> tuple[float, float, str]:
-    scores = curve_data.scores[defects == name]
-    return (
-      float((scores > curve_data.thresholds.image_threshold).mean()),
-      float(np.sort(scores)[len(scores) // 2]),
-      name,
-    )
-
-  good_names = [name for name in set(curve_data.defects) if name == 'good']
-  names = good_names + sorted(set(curve_data.defects) - {'good'}, key=detection_ease)
+  names = ['good'] * ('good' in curve_data.defects) + curves.hardest_first(curve_data)
   return [{'name': name, 'good': name == 'good'} for name in names]
 
 
