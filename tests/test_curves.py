@@ -9,6 +9,7 @@ import pytest
 from uadjax.evaluation import curves
 from uadjax.model import calibration
 from uadjax.numerics import metrics
+from uadjax.system.text import format_percent
 
 NAMES = {f'{name}.{suffix}' for name in ('curves', 'histogram', 'roc', 'pr', 'pro')
          for suffix in ('png', 'svg')}  # fmt: skip
@@ -281,9 +282,9 @@ def test_the_hardest_types_come_first_and_the_easiest_of_many_as_one(tmp_path):
   assert text.index('type 00') < text.index('type 08') < text.index('5 other types')
 
 
-def test_shares_are_told_from_none_and_all():
+def test_shares_are_distinct_from_none_and_all():
   said = {
     0.0: '0 %', 1.0: '100 %', 0.914: '91 %', 0.034: '3 %', 0.01: '1 %',
     0.0004: '0.04 %', 0.9997: '99.97 %', 0.996: '99.6 %', 0.001: '0.1 %',
   }  # fmt: skip
-  assert {share: curves.format_percent(share) for share in said} == said
+  assert {share: format_percent(share) for share in said} == said

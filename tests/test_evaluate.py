@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_runs
 
-from uadjax.data import image_io, inputs, layouts, transforms
+from uadjax.data import image_io, inputs, layouts, selection, transforms
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
 from uadjax.evaluation import evaluate
@@ -148,7 +148,7 @@ def test_the_mean_row_leaves_out_what_has_no_number(tmp_path):
 
 def test_pictures_are_spread_over_the_defects():
   records = [Record(Path(f'{d}{i}'), d) for d in ('good', 'spot', 'scratch') for i in range(9)]
-  chosen = evaluate._choose_across_defects(records, 7)
+  chosen = selection.spread_over_defects(records, 7)
   assert len(chosen) == 7
   assert {d: sum(r.defect == d for r in chosen) for d in ('good', 'spot', 'scratch')} == {
     'good': 3, 'spot': 2, 'scratch': 2,

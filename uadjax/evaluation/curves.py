@@ -15,6 +15,7 @@ import numpy as np
 from uadjax.model import calibration
 from uadjax.numerics import metrics
 from uadjax.system import files
+from uadjax.system.text import format_percent
 from uadjax.visualization import figures, fonts, score_histogram
 
 PRO_LIMIT = 0.3  # False alarm rate up to which the area under the PRO curve is integrated.
@@ -211,13 +212,6 @@ def thin(
   segment_ends = np.flatnonzero(np.diff(np.floor(arc_length * (num_segments / arc_length[-1]))))
   indices = np.unique(np.concatenate([[0], segment_ends, segment_ends + 1, [len(x) - 1]]))
   return x[indices], y[indices]
-
-
-def format_percent(share: float) -> str:
-  """Format a share as a percentage, with enough digits to distinguish it from 0 % and 100 %."""
-  distance = 100 * min(share, 1 - share)
-  digits = max(0, int(np.ceil(-np.log10(distance) - 1e-9))) if distance > 0 else 0
-  return f'{100 * share:.{digits}f} %'
 
 
 def _count_phrase(mask: Bool[np.ndarray, ' _'], class_name: str) -> str:

@@ -1,6 +1,5 @@
 """Evaluation of a model on a test set: metrics, CSV files and pictures, at original resolution."""
 
-import collections
 from collections.abc import Mapping, Sequence
 import contextlib
 import functools
@@ -13,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 import numpy as np
 from PIL import Image
 
-from uadjax.data import inputs
+from uadjax.data import inputs, selection
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.evaluation import curves, pixel_scores
@@ -88,7 +87,7 @@ def evaluate(
     num_pictures: number of pictures, which are spread evenly over the defect types.
     loaded_images: images at network size by their file, which need not be read again.
   """
-  pictured_records = _choose_across_defects(records, num_pictures)
+  pictured_records = set(selection.spread_over_defects(records, num_pictures))
   folder = workdir / 'pictures'
   shutil.rmtree(folder, ignore_errors=True)  # An earlier evaluation may have had other images.
   folder.mkdir(parents=True)
@@ -299,10 +298,3 @@ def write_csv(path: Path, rows: Mapping[str, Metrics]) -> None:
   flat_rows = {name: _flatten(row) for name, row in rows.items()}
   table = [[name, *(row[key] for key in _CSV_COLUMNS.values())] for name, row in flat_rows.items()]
   files.write_csv(path, [['category', *_CSV_COLUMNS], *table])
-
-
-def _choose_across_defects(records: Sequence[Record], num_records: int) -> set[Record]:
-  """Choose records, alternating between the defect types and the good images."""
-  counters = collections.defaultdict(itertools.count)
-  ranks = {record: next(counters[record.defect]) for record in records}
-  return set(sorted(records, key=lambda record: ranks[record])[:num_records])

@@ -21,6 +21,7 @@ import numpy as np
 from scipy import special
 
 from uadjax.errors import ConfigError, DataError, refuse, Setting, UnknownName
+from uadjax.system.text import format_percent
 
 METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
@@ -463,7 +464,7 @@ def _describe_normals_method(thresholds: Thresholds) -> str:
   expected, bound, confidence = _describe_rates(thresholds)
   return (
     f'expected false-alarm rate {expected} on unseen good images, at most {bound} with '
-    f'{confidence} (budget {_format_percent(thresholds.budget)}, calibrated on '
+    f'{confidence} (budget {format_percent(thresholds.budget, 2)}, calibrated on '
     f'{thresholds.num_normals} good images)'
   )
 
@@ -471,12 +472,13 @@ def _describe_normals_method(thresholds: Thresholds) -> str:
 def _describe_over_budget(thresholds: Thresholds) -> str:
   # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
   num_required_on_average = max(1, math.ceil(1 / thresholds.budget - 1e-9) - 1)
+  budget = format_percent(thresholds.budget, 2)
   expected, bound, confidence = _describe_rates(thresholds)
   return (
     f'calibration on {thresholds.num_normals} good images cannot guarantee a false-alarm rate '
     f'below {expected} on average, or below {bound} with {confidence}; to keep a budget of '
-    f'{_format_percent(thresholds.budget)} on average takes {num_required_on_average} images, with '
-    f'{confidence} {thresholds.num_normals_required}'
+    f'{budget} on average takes {num_required_on_average} images, with {confidence} '
+    f'{thresholds.num_normals_required}'
   )
 
 
@@ -494,14 +496,10 @@ def _describe_labeled_method(thresholds: Thresholds) -> str:
 def _describe_rates(thresholds: Thresholds) -> tuple[str, str, str]:
   """Return the expected false-alarm rate, its bound and the confidence of the bound, as text."""
   return (
-    _format_percent(thresholds.expected_false_alarm_rate),
-    _format_percent(thresholds.false_alarm_rate_bound),
-    f'{_format_percent(thresholds.confidence)} confidence',
+    format_percent(thresholds.expected_false_alarm_rate, 2),
+    format_percent(thresholds.false_alarm_rate_bound, 2),
+    f'{format_percent(thresholds.confidence, 2)} confidence',
   )
-
-
-def _format_percent(fraction: float) -> str:
-  return f'{100 * fraction:.2g} %' if fraction < 0.1 else f'{100 * fraction:.0f} %'
 
 
 class CalibrationScores(NamedTuple):

@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Sequence
-import itertools
 from pathlib import Path
 import textwrap
 from typing import Any
@@ -14,12 +13,13 @@ from matplotlib.backends import backend_agg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from uadjax.data import checks, image_io
+from uadjax.data import checks, image_io, selection
 from uadjax.data.layouts import scanning
 from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.system import files
+from uadjax.system.text import format_percent
 from uadjax.visualization import heatmap, sheet
 
 _SAMPLE_SIDE = 400  # Longer side of a sample in pixels.
@@ -96,21 +96,10 @@ def _write_samples(
 
 
 def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
-  """Choose about equally many records of each defect, evenly spaced in the list."""
-  records_by_defect: dict[str, list[Record]] = collections.defaultdict(list)
-  for record in records:
-    records_by_defect[record.defect].append(record)
-  round_robin = itertools.chain(*itertools.zip_longest(*records_by_defect.values()))
-  num_by_defect = collections.Counter(
-    r.defect for r in list(filter(None, round_robin))[:num_samples]
-  )
-  return [
-    records_by_defect[defect][index]
-    for defect, count in sorted(
-      num_by_defect.items(), key=lambda item: (item[0] != 'good', item[0])
-    )
-    for index in (np.arange(count) * len(records_by_defect[defect]) // count).tolist()
-  ]
+  """Choose about equally many records of each defect, good ones first."""
+  chosen = set(selection.spread_over_defects(records, num_samples))
+  key = {record: (record.is_anomalous, record.defect, i) for i, record in enumerate(records)}
+  return sorted(chosen, key=key.__getitem__)
 
 
 def _sample_image(record: Record, mask: Path | None, report: checks.Report) -> Image.Image:
@@ -120,16 +109,12 @@ def _sample_image(record: Record, mask: Path | None, report: checks.Report) -> I
   if mask is not None:
     truth = image_io.read_mask(mask, report.mask_threshold)
     outlined = heatmap.draw_outline(image, truth)
-    caption = f'mask: {_format_percent(report.defective_fractions[mask])} defective'
+    caption = f'mask: {format_percent(report.defective_fractions[mask], 2)} defective'
     tiles.append(sheet.TitledImage(caption, _resize_to_fit(outlined, _SAMPLE_SIDE)))
   else:
     caption = 'no mask: nothing to outline' if record.is_anomalous else 'good: nothing to outline'
     tiles.append(sheet.TitledImage(caption, tiles[0].image))
   return sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
-
-
-def _format_percent(fraction: float) -> str:
-  return f'{100 * fraction:.2g} %'
 
 
 def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.ndarray, 'H W 3']:

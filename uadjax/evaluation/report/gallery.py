@@ -6,7 +6,7 @@ overlays them, so that the reader can change opacity and threshold.
 Letters: n images, h w image or map of any size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 import io
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
-from uadjax.data import image_io, transforms
+from uadjax.data import image_io, selection, transforms
 from uadjax.data.records import Record
 from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration
@@ -82,33 +82,15 @@ def choose(
   indices_by_score = order.tolist()
   false_alarms = [i for i in reversed(indices_by_score) if is_good[i] and is_ng[i]]
   misses = [i for i in indices_by_score if not is_good[i] and not is_ng[i]]
-  misclassified_indices = _interleave([false_alarms, misses])
+  misclassified_indices = selection.interleave([false_alarms, misses])
   correct_by_defect: dict[str, list[int]] = {}
   for i in indices_by_score:
     if is_good[i] != is_ng[i]:  # The verdict is correct.
       correct_by_defect.setdefault(records[i].defect, []).append(i)
-  correct_indices = _interleave(
-    [_order_evenly(correct_by_defect[name]) for name in sorted(correct_by_defect)]
+  correct_indices = selection.interleave(
+    [selection.order_evenly(correct_by_defect[name]) for name in sorted(correct_by_defect)]
   )
   return (misclassified_indices + correct_indices)[:num_images]
-
-
-def _interleave(groups: Iterable[Sequence[int]]) -> list[int]:
-  """Return the first item of each group, then the second of each, and so on."""
-  entries = [
-    (position, group_index, i)
-    for group_index, group in enumerate(groups)
-    for position, i in enumerate(group)
-  ]
-  return [i for _, _, i in sorted(entries)]
-
-
-def _order_evenly(items: Sequence[int]) -> list[int]:
-  """Reorder items so that every prefix is spread evenly over all of them (van der Corput)."""
-  num_bits = max(len(items) - 1, 1).bit_length()
-  return [
-    items[index] for index in sorted(range(len(items)), key=lambda r: f'{r:0{num_bits}b}'[::-1])
-  ]
 
 
 def make_pictures(
