@@ -225,7 +225,7 @@ function drawCurve(frame, key) {
   const panel = PANELS[key];
   frame.append(make('h3', {}, panel.title));
   if (!lines.length) {
-    frame.append(make('p', { class: 'sentence' }, missing.join(' ')));
+    frame.append(make('p', { class: 'hint' }, missing.join(' ')));
     return;
   }
   const holder = make('div', { class: 'chart' });

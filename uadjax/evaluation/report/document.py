@@ -19,7 +19,8 @@ from uadjax.evaluation.report import gallery
 
 MAX_BYTES = 20_000_000  # A report must be small enough for an e-mail.
 
-# The web page of the service also uses the scripts in `web`.
+# The web page of the service also uses the files in `web`.
+_STYLES = 'web/base.css', 'evaluation/report/style.css'
 _SCRIPTS = (
   'web/elements.js',
   'web/heatmap.js',
@@ -46,11 +47,7 @@ def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) 
     report_data: data of the report; see `content.build`.
     pictures: pictures, the most important first.
   """
-  folder = resources.files('uadjax.evaluation.report')
-  style = (folder / 'style.css').read_text('utf-8')
-  script = '\n'.join(
-    resources.files('uadjax').joinpath(name).read_text('utf-8') for name in _SCRIPTS
-  )
+  style, script = _read(*_STYLES), _read(*_SCRIPTS)
   substitutions = {
     'policy': _content_security_policy(style, script),
     'title': html.escape(report_data['title']),
@@ -64,8 +61,13 @@ def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) 
     np.searchsorted(np.cumsum([len(p) + 1 for p in picture_texts]), remaining_bytes, 'right')
   )
   substitutions['pictures'] = f'[{",".join(picture_texts[:num_pictures])}]'
-  template = string.Template((folder / 'template.html').read_text('utf-8'))
+  template = string.Template(_read('evaluation/report/template.html'))
   return RenderedReport(template.substitute(substitutions), num_pictures)
+
+
+def _read(*names: str) -> str:
+  """Return the joined texts of files in the package."""
+  return '\n'.join((resources.files('uadjax') / name).read_text('utf-8') for name in names)
 
 
 def _content_security_policy(style: str, script: str) -> str:

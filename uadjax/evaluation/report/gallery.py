@@ -25,6 +25,7 @@ from uadjax.visualization import heatmap
 MAX_BYTES = 13_000_000  # Limit of all pictures together; base64 makes them a third larger.
 
 _PHOTO_SIDE, _HEATMAP_SIDE = 512, 192  # Pixels along the longer side.
+# Side and quality of photos, from fine to coarse.
 _ENCODINGS = (
   (_PHOTO_SIDE, 82),
   (_PHOTO_SIDE, 65),
@@ -76,21 +77,18 @@ def choose(
   False alarms and misses alternate at the beginning, those farthest from the threshold first. Then
   classes and defect types alternate, with correctly classified images spread evenly over scores.
   """
-  is_good = np.array([not record.is_anomalous for record in records], bool)
   is_ng = ~(scores <= thresholds.image_threshold)  # NaN counts as NG.
-  order = np.argsort(scores, kind='stable')
-  indices_by_score = order.tolist()
-  false_alarms = [i for i in reversed(indices_by_score) if is_good[i] and is_ng[i]]
-  misses = [i for i in indices_by_score if not is_good[i] and not is_ng[i]]
-  misclassified_indices = selection.interleave([false_alarms, misses])
-  correct_by_defect: dict[str, list[int]] = {}
-  for i in indices_by_score:
-    if is_good[i] != is_ng[i]:  # The verdict is correct.
-      correct_by_defect.setdefault(records[i].defect, []).append(i)
-  correct_indices = selection.interleave(
-    [selection.order_evenly(correct_by_defect[name]) for name in sorted(correct_by_defect)]
-  )
-  return (misclassified_indices + correct_indices)[:num_images]
+  false_alarms: list[int] = []
+  misses: list[int] = []
+  correct: dict[str, list[int]] = {record.defect: [] for record in records}
+  for i in np.argsort(scores, kind='stable').tolist():
+    if records[i].is_anomalous == is_ng[i]:
+      correct[records[i].defect].append(i)
+    else:
+      (false_alarms if is_ng[i] else misses).append(i)
+  misclassified = selection.interleave([false_alarms[::-1], misses])
+  evenly = [selection.order_evenly(correct[name]) for name in sorted(correct)]
+  return (misclassified + selection.interleave(evenly))[:num_images]
 
 
 def make_pictures(
@@ -136,17 +134,9 @@ def make_picture(
   truth_png = None if truth is None or not truth.any() else _encode_mask(truth)
   remaining_bytes = max_bytes - len(heatmap_png) - len(truth_png or b'')
   photo, (height, width), is_coarse = _encode_photo(image, remaining_bytes)
+  visible_box = _bounding_box(visible)
   return Picture(
-    image_index,
-    width,
-    height,
-    low,
-    high,
-    _bounding_box(visible),
-    photo,
-    heatmap_png,
-    truth_png,
-    is_coarse,
+    image_index, width, height, low, high, visible_box, photo, heatmap_png, truth_png, is_coarse
   )
 
 
@@ -190,13 +180,6 @@ def _fit_within(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _bounding_box(visible: Bool[np.ndarray, 'h w']) -> tuple[float, float, float, float]:
   """Return left, top, right and bottom of the visible rectangle, as shares of width and height."""
-  rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-  if not len(rows):
-    return 0.0, 0.0, 0.0, 0.0
+  left, top, right, bottom = Image.fromarray(visible).getbbox() or (0, 0, 0, 0)
   height, width = visible.shape
-  return (
-    float(columns[0] / width),
-    float(rows[0] / height),
-    float((columns[-1] + 1) / width),
-    float((rows[-1] + 1) / height),
-  )
+  return left / width, top / height, right / width, bottom / height

@@ -73,7 +73,7 @@ function startThresholdForm() {
 
 function writeDefectTypes() {
   if (!images.length) {
-    find('defect-types').append(make('p', { class: 'sentence' }, 'There are no test images.'));
+    find('defect-types').append(make('p', { class: 'hint' }, 'There are no test images.'));
     return;
   }
   const head = ['Defect type', 'All', 'OK', 'Review', 'NG', 'Error rate'].map((name) =>
