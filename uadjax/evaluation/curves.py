@@ -24,8 +24,6 @@ _OPTIMISM_NOTE = (
   ' The threshold was set on labeled images; if they include these, the numbers are optimistic.'
 )
 
-Vertices = tuple[Float[np.ndarray, ' _k'], Float[np.ndarray, ' _k']]
-
 
 class CurveData(NamedTuple):
   """Data that the figures of an evaluation show.
@@ -137,11 +135,9 @@ def summary(data: CurveData) -> str:
   if not clauses:
     return 'There are no test images.'
   clauses[0] += ' at the threshold'
-  review_counts = int((is_review & ~is_good).sum()), int((is_review & is_good).sum())
-  review_texts = [
-    f'{n} {kind}' for n, kind in zip(review_counts, ('defective', 'good'), strict=True) if n
-  ]
-  verb = 'needs' if sum(review_counts) == 1 else 'need'
+  counts = {'defective': (is_review & ~is_good).sum(), 'good': (is_review & is_good).sum()}
+  review_texts = [f'{n} {name}' for name, n in counts.items() if n]
+  verb = 'needs' if is_review.sum() == 1 else 'need'
   review_clause = f'; {" and ".join(review_texts)} more {verb} review' * bool(review_texts)
   return f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(t.num_anomalous)}'
 
@@ -201,7 +197,7 @@ def pro(data: CurveData) -> list[Line]:
 
 def thin(
   x: Float[np.ndarray, ' k'], y: Float[np.ndarray, ' k'], num_segments: int = 500
-) -> Vertices:
+) -> tuple[Float[np.ndarray, ' _k'], Float[np.ndarray, ' _k']]:
   """Thin a curve: cut it into segments of equal length and keep the end vertices of each.
 
   The curve moves by at most the length of a segment, and its ends and steps remain.
@@ -287,8 +283,7 @@ def _pro_panel(axes: figures.Axes, data: CurveData) -> None:
 
 def _histogram_panel(axes: figures.Axes, data: CurveData) -> None:
   t = data.thresholds
-  review_threshold = min(t.review_threshold, t.image_threshold)
-  score_histogram.draw(axes, _histogram_rows(data), review_threshold, t.image_threshold)
+  score_histogram.draw(axes, _histogram_rows(data), t.review_threshold, t.image_threshold)
 
 
 _PANELS: Mapping[str, Callable[[figures.Axes, CurveData], None]] = {
