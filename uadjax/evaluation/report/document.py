@@ -25,6 +25,7 @@ _SCRIPTS = (
   'web/elements.js',
   'web/heatmap.js',
   'web/contour.js',
+  'web/thresholds.js',
   'evaluation/report/state.js',
   'evaluation/report/charts.js',
   'evaluation/report/pictures.js',

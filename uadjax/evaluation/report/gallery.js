@@ -6,6 +6,8 @@ let visiblePictures = [];
 const TILES_PER_STEP = 60;  // Tiles shown at first, and added by each click on the button below.
 let numTiles = TILES_PER_STEP;
 
+const labelOf = ({ score }) => labelScore(score, thresholds);
+
 // Distance from the image threshold; positive on the wrong side of it.
 function signedError(picture) {
   const { imageThreshold } = thresholds;
@@ -28,7 +30,7 @@ const ORDERS = {
 };
 
 function isMisclassified(picture) {
-  return isGoodType.get(picture.defect) === (labelScore(picture.score) === 'NG');
+  return isGoodType.get(picture.defect) === (labelOf(picture) === 'NG');
 }
 
 function errorName(picture) {
@@ -71,7 +73,7 @@ async function paintTile(picture) {
 }
 
 function showVerdict(picture) {
-  const [label, error] = [labelScore(picture.score), errorName(picture)];
+  const [label, error] = [labelOf(picture), errorName(picture)];
   const key = label + error;
   if (picture.displayedVerdict === key) return;
   picture.displayedVerdict = key;
@@ -85,7 +87,7 @@ function arrange() {
   const [label, typeIndex] = [find('label-filter').value, find('type-filter').value];
   visiblePictures = pictures
     .filter((picture) => !label || (label === 'misclassified' ? isMisclassified(picture)
-      : labelScore(picture.score) === label))
+      : labelOf(picture) === label))
     .filter(({ defect }) => !typeIndex || typeIndices.get(defect) === Number(typeIndex))
     .sort(ORDERS[find('order').value]);
   showTiles();
@@ -172,7 +174,7 @@ const zoom = (() => {
     const note = !isGoodType.get(defect) && !truth ? 'no ground truth' : '';
     const texts = [errorName(picture), defect, `score ${formatNumber(score, 6)}`, note,
       `${visiblePictures.indexOf(picture) + 1} of ${visiblePictures.length}`].filter(Boolean);
-    find('zoom-info').replaceChildren(makeBadge(labelScore(score)),
+    find('zoom-info').replaceChildren(makeBadge(labelOf(picture)),
       ...texts.map((text) => make('bdi', {}, text)));
   }
 

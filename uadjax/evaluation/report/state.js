@@ -37,20 +37,10 @@ function onThresholds(listener) {
   listener(true);
 }
 
-// The review threshold never exceeds the image threshold: changing either one moves the other.
 function setThresholds(changes, isFinal = true) {
-  Object.assign(thresholds, changes);
-  const { reviewThreshold, imageThreshold } = thresholds;
-  if ('imageThreshold' in changes) {
-    thresholds.reviewThreshold = Math.min(reviewThreshold, imageThreshold);
-  } else {
-    thresholds.imageThreshold = Math.max(imageThreshold, reviewThreshold);
-  }
+  changeThresholds(thresholds, changes);
   for (const listener of listeners) listener(isFinal);
 }
-
-const labelScore = (score) => (score <= thresholds.reviewThreshold ? 'OK'
-  : score <= thresholds.imageThreshold ? 'review' : 'NG');
 
 function countAbove(scores, threshold) {
   let [low, high] = [0, scores.length];

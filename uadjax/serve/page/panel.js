@@ -3,8 +3,9 @@
 import { formatInRange } from './dom.js';
 import { configure, find, formatNumber, make, makeBadge, makeSvg, oncePerFrame }
   from './elements.js';
-import { countLabels, items, labelScore, models, on, selectedModels, setThresholds, THRESHOLD_KEYS,
-  valueRange } from './state.js';
+import { countLabels, items, models, on, selectedModels, setThresholds, THRESHOLD_KEYS, valueRange }
+  from './state.js';
+import { labelScore } from './thresholds.js';
 
 const SLIDER_STEPS = 1000;
 const NAMES = { imageThreshold: 'Image threshold', reviewThreshold: 'Review threshold',
@@ -86,11 +87,11 @@ function makePanel(name) {
     drawnState = state;
     x = (v) => 8 + (width - 16) * Math.min(1, Math.max(0, (v - low) / (high - low)));
     const dotSize = 8;
-    const stacks = Map.groupBy?.(scores, (score) => Math.round(x(score) / dotSize))
-      ?? scores.reduce((all, score) => {
-        const key = Math.round(x(score) / dotSize);
-        return all.set(key, [...all.get(key) ?? [], score]);
-      }, new Map());
+    const stacks = new Map();
+    for (const score of scores) {
+      const key = Math.round(x(score) / dotSize);
+      stacks.set(key, [...stacks.get(key) ?? [], score]);
+    }
     const maxCount = Math.max(1, ...[...stacks.values()].map((stack) => stack.length));
     const [plotHeight, step] = [78, Math.min(dotSize, 62 / maxCount)];
     const height = plotHeight + 58;

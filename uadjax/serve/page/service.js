@@ -20,8 +20,8 @@ export const token = {
 function requestToken() {
   token.required = true;
   if (!pendingToken) {
-    pendingToken = Promise.withResolvers?.() ?? {};
-    pendingToken.promise ??= new Promise((resolve) => { pendingToken.resolve = resolve; });
+    pendingToken = {};
+    pendingToken.promise = new Promise((resolve) => { pendingToken.resolve = resolve; });
     token.show(wasRejected);
   }
   return pendingToken.promise;

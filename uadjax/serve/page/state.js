@@ -1,6 +1,7 @@
 // State of the page: models with their thresholds, images with their results.
 
 import { colorScale, OPACITY } from './heatmap.js';
+import { changeThresholds, labelScore } from './thresholds.js';
 
 export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
 
@@ -37,22 +38,9 @@ export function selectModels(first, second) {
   emit('models');
 }
 
-// The review threshold never exceeds the image threshold: changing either one moves the other.
 export function setThresholds(name, changes, isFinal = true) {
-  const { thresholds } = models.get(name);
-  Object.assign(thresholds, changes);
-  const { imageThreshold, reviewThreshold } = thresholds;
-  if ('imageThreshold' in changes) {
-    thresholds.reviewThreshold = Math.min(reviewThreshold, imageThreshold);
-  } else {
-    thresholds.imageThreshold = Math.max(imageThreshold, reviewThreshold);
-  }
+  changeThresholds(models.get(name).thresholds, changes);
   emit('thresholds', isFinal);
-}
-
-export function labelScore(score, { reviewThreshold, imageThreshold }) {
-  if (score === null) return 'NG';  // A score that is not a finite number.
-  return score <= reviewThreshold ? 'OK' : score <= imageThreshold ? 'review' : 'NG';
 }
 
 // Returns OK, review, NG or failed; '' while the item is waiting.
