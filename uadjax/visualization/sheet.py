@@ -103,7 +103,9 @@ def _draw_color_bar(
   draw.multiline_text((text_x, y + height), text, _TEXT_COLOR, font, 'ld')
 
 
-def _fit(text: str, size: float, max_width: float) -> tuple[ImageFont.FreeTypeFont, str]:
+def _fit(
+  text: str, size: float | int, max_width: float | int
+) -> tuple[ImageFont.FreeTypeFont, str]:
   """Return the font for a text, and the text in this font, shortened to a width."""
   family = fonts.best_family(text)
   font, text = _font(size, family=family), fonts.printable(text, family)
@@ -115,7 +117,7 @@ def _fit(text: str, size: float, max_width: float) -> tuple[ImageFont.FreeTypeFo
 
 @functools.lru_cache(64)
 def _font(
-  size: float, bold: bool = False, family: str = fonts.DEFAULT_FAMILY
+  size: float | int, bold: bool = False, family: str = fonts.DEFAULT_FAMILY
 ) -> ImageFont.FreeTypeFont:
   path = fonts.font_files()[family]
   path = path.replace('DejaVuSans.ttf', 'DejaVuSans-Bold.ttf') if bold else path
