@@ -108,17 +108,17 @@ def test_colors_get_lighter_and_denser_up_to_the_upper_end(pixel, image, seed):
   assert len(set(lightness[values[marked] >= scale.high])) <= 1
 
 
-def test_the_scale_spans_the_larger_threshold():
+def test_the_scale_spans_half_the_larger_threshold():
   for pixel, image, ends in (
-    (16.0, 16.0, (16, 32)), (8.0, 16.0, (8, 24)), (16.0, 8.0, (16, 32)), (-3.0, -2.0, (-3, 0)),
-    (0.0, 0.0, (0, 1)), (2.0, np.inf, (2, 4)), (np.inf, 16.0, (np.inf, np.inf)),
+    (16.0, 16.0, (16, 24)), (8.0, 16.0, (8, 16)), (16.0, 8.0, (16, 24)), (-3.0, -2.0, (-3, -1.5)),
+    (0.0, 0.0, (0, 1)), (2.0, np.inf, (2, 3)), (np.inf, 16.0, (np.inf, np.inf)),
     (-np.inf, np.inf, (-np.inf, -np.inf)),
   ):  # fmt: skip
     assert heatmap.color_scale(pixel, image) == ends, (pixel, image)
 
 
 def test_colors_are_those_of_plasma_but_the_darkest():
-  plasma = matplotlib.colormaps['plasma'](np.linspace(0.25, 1, 256))[:, :3] * 255
+  plasma = matplotlib.colormaps['plasma'](np.linspace(5 / 16, 1, 256))[:, :3] * 255
   bar = heatmap.color_bar(256)[::-1]
   np.testing.assert_allclose(bar, plasma, atol=6)
   assert heatmap.color_bar(1).shape == (1, 3)

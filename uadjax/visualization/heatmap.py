@@ -14,14 +14,14 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from scipy import ndimage
 
-OPACITY = 0.7  # Of the highest values.
+OPACITY = 0.75  # Of the highest values.
 CONTOUR_COLOR = (0, 229, 255)  # Cyan is absent from the colors and rare on products.
 CASING_COLOR = (16, 16, 16)  # A dark edge makes the contour visible on white products.
 # Every sixteenth color of matplotlib's plasma but the darkest, which are hardly seen on dark
 # products. Lightness increases evenly, which color-blind readers see, too (Smith and van der Walt
 # 2015).
 _COLOR_STOPS = np.frombuffer(bytes.fromhex(
-  '7e03a79511a1a92395bb3586cb4777d95969e56c5bf0804df89540fcac32fdc427f8df24eff821'
+  '9511a1a92395bb3586cb4777d95969e56c5bf0804df89540fcac32fdc427f8df24eff821'
 ), np.uint8).reshape(-1, 3)  # fmt: skip
 _MIN_ALPHA = 0.6  # Opacity just above the threshold, as a share of that of the highest values.
 _DIMMED = 0.4  # Brightness of pixels without a map value.
@@ -43,11 +43,12 @@ class ColorScale(NamedTuple):
 def color_scale(pixel_threshold: float, image_threshold: float) -> ColorScale:
   """Return the color scale of a model, which its thresholds determine.
 
-  It spans the larger magnitude of the thresholds: a defect of twice the threshold has the last
-  color. An infinite pixel threshold, which marks no pixel or all, is both ends.
+  It spans half the larger magnitude of the thresholds, so that a defect of 1.5 times the threshold
+  has the last color: most defects of MVTec AD peak there or higher. An infinite pixel threshold,
+  which marks no pixel or all, is both ends.
   """
   sizes = [abs(v) for v in (pixel_threshold, image_threshold) if math.isfinite(v)]
-  return ColorScale(pixel_threshold, pixel_threshold + (max(sizes, default=0.0) or 1.0))
+  return ColorScale(pixel_threshold, pixel_threshold + (0.5 * max(sizes, default=0.0) or 1.0))
 
 
 def colors_at(

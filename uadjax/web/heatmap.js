@@ -1,10 +1,10 @@
 // Colors of anomaly maps, by the same rule as `uadjax.visualization.heatmap`: transparent up to the
 // pixel threshold, and colored from there to an upper end that follows from the thresholds.
 
-export const OPACITY = 0.7;  // Of the highest values.
+export const OPACITY = 0.75;  // Of the highest values.
 const MIN_ALPHA = 0.6;  // Opacity just above the threshold, as a share of that of the highest.
 // Every sixteenth color of matplotlib's plasma but the darkest.
-const COLOR_STOPS = '7e03a79511a1a92395bb3586cb4777d95969e56c5bf0804df89540fcac32fdc427f8df24eff821'
+const COLOR_STOPS = '9511a1a92395bb3586cb4777d95969e56c5bf0804df89540fcac32fdc427f8df24eff821'
   .match(/.{6}/g).map((color) => color.match(/../g).map((byte) => parseInt(byte, 16)));
 
 // 256 colors as red, green, blue and alpha.
@@ -20,7 +20,7 @@ for (let level = 0; level < 256; level++) {
 // Returns the values of the first and the last color. A threshold may be infinite.
 export function colorScale(pixelThreshold, imageThreshold) {
   const sizes = [pixelThreshold, imageThreshold].filter(Number.isFinite).map(Math.abs);
-  return { low: pixelThreshold, high: pixelThreshold + (Math.max(0, ...sizes) || 1) };
+  return { low: pixelThreshold, high: pixelThreshold + (0.5 * Math.max(0, ...sizes) || 1) };
 }
 
 // Returns the first index of the color of a value in the palette; -1 for a transparent one.
