@@ -67,6 +67,6 @@ export function makeColorBar(scale, format, name = 'Pixel threshold') {
   const gradient = Object.assign(document.createElement('span'), { className: 'gradient' });
   const stops = COLOR_STOPS.map((color) => `rgb(${color})`);
   gradient.style.background = `linear-gradient(to right, ${stops})`;
-  bar.append(`${name} ${format(scale.low)}`, gradient, format(scale.high));
+  bar.append(`${name} ${format(scale.low)}`.trim(), gradient, format(scale.high));
   return bar;
 }

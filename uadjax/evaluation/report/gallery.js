@@ -114,7 +114,7 @@ const repaint = oncePerFrame(() => {
 function setPixelThreshold(value) {
   overlay.pixelThreshold = value;
   find('pixel-threshold').value = value;
-  find('color-bar').replaceChildren(makeColorBar(currentScale(), formatNumber));
+  find('color-bar').replaceChildren(makeColorBar(currentScale(), formatNumber, ''));
   repaint();
 }
 
