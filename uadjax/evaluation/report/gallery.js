@@ -113,7 +113,7 @@ const repaint = oncePerFrame(() => {
 
 function setPixelThreshold(value) {
   overlay.pixelThreshold = value;
-  find('pixel-threshold').value = value;
+  if (Number.isFinite(value)) find('pixel-threshold').value = value;
   find('color-bar').replaceChildren(makeColorBar(currentScale(), formatNumber, ''));
   repaint();
 }
