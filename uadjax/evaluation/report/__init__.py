@@ -6,7 +6,6 @@ are unsuitable: uPlot and Observable Plot have no draggable thresholds, and Plot
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from uadjax.data.records import Record
 from uadjax.evaluation import curves
@@ -17,10 +16,10 @@ from uadjax.system import files, logging
 def write(
   path: Path,
   curve_data: curves.CurveData,
-  metrics: Mapping[str, Any],
+  metrics: Mapping[str, object],
   records: Sequence[Record],
   pictures: Sequence[gallery.Picture],
-  provenance_info: Mapping[str, Any],
+  provenance_info: Mapping[str, object],
 ) -> None:
   """Write the report as HTML, and its data next to it with the suffix .json.
 

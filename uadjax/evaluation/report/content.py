@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import math
-from typing import Any
 
 import numpy as np
 
@@ -20,11 +19,11 @@ _DIGITS = 6  # Curves are rounded far below what is visible.
 
 def build(
   curve_data: curves.CurveData,
-  metrics: Mapping[str, Any],
+  metrics: Mapping[str, object],
   records: Sequence[Record],
   pictures: Sequence[gallery.Picture],
-  provenance_info: Mapping[str, Any],
-) -> dict[str, Any]:
+  provenance_info: Mapping[str, object],
+) -> dict[str, object]:
   """Collect the data of a report; see `report.write` for the arguments.
 
   Numbers that are not finite become the texts Infinity, -Infinity and NaN.
@@ -41,7 +40,7 @@ def build(
     _NUM_BINS,
   )
   defect_types = ['good'] * ('good' in curve_data.defects) + curves.hardest_first(curve_data)
-  return _to_plain({
+  report_data = {
     'format': 2,
     'title': curve_data.title,
     'summary': curves.summary(curve_data),
@@ -66,7 +65,8 @@ def build(
       'coarse': sum(picture.is_coarse for picture in pictures),
     },
     'provenance': provenance_info,
-  })  # fmt: skip
+  }
+  return {key: _to_plain(value) for key, value in report_data.items()}
 
 
 def _curve_panels(curve_data: curves.CurveData) -> dict[str, object]:
@@ -94,14 +94,18 @@ def _curve_panels(curve_data: curves.CurveData) -> dict[str, object]:
   return panels
 
 
-def _to_plain(value: object) -> Any:
+def _to_plain(value: object) -> object:
   """Convert a value to JSON types; escape text that is not valid UTF-8, such as file names."""
   if isinstance(value, Mapping):
-    return {_to_plain(str(key)): _to_plain(item) for key, item in value.items()}
+    return {_escape(str(key)): _to_plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
     return [_to_plain(item) for item in value]
   if isinstance(value, float) and not math.isfinite(value):
     return _NON_FINITE_TEXT[str(value)]
   if isinstance(value, str):
-    return value.encode('utf-8', 'backslashreplace').decode()
+    return _escape(value)
   return value
+
+
+def _escape(text: str) -> str:
+  return text.encode('utf-8', 'backslashreplace').decode()

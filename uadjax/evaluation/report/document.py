@@ -11,7 +11,7 @@ import html
 from importlib import resources
 import json
 import string
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,9 @@ class RenderedReport(NamedTuple):
   num_pictures: int
 
 
-def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) -> RenderedReport:
+def render(
+  report_data: Mapping[str, object], pictures: Sequence[gallery.Picture]
+) -> RenderedReport:
   """Render a report as HTML, with as many of the pictures as fit.
 
   Args:
@@ -51,7 +53,7 @@ def render(report_data: Mapping[str, Any], pictures: Sequence[gallery.Picture]) 
   style, script = _read(*_STYLES), _read(*_SCRIPTS)
   substitutions = {
     'policy': _content_security_policy(style, script),
-    'title': html.escape(report_data['title']),
+    'title': html.escape(str(report_data['title'])),
     'style': style,
     'script': script,
     'report': _to_script_json(report_data),
@@ -84,13 +86,13 @@ def _csp_hash(text: str) -> str:
   return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _to_script_json(value: Any) -> str:
+def _to_script_json(value: object) -> str:
   """Encode a value as ASCII JSON without characters that HTML interprets, such as </script>."""
   text = json.dumps(value, separators=(',', ':'), allow_nan=False)
   return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
 
 
-def _picture_dict(picture: gallery.Picture) -> dict[str, Any]:
+def _picture_dict(picture: gallery.Picture) -> dict[str, object]:
   return {
     'image': picture.image_index,
     'width': picture.width,
