@@ -217,8 +217,11 @@ def test_unusable_files_show_an_error(show, site, model, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_fits_a_phone_and_is_usable_by_keyboard(show, model, photos):
-  page = show(f'?model=model.onnx&image={photos[0].name}')
+def test_the_page_fits_a_phone_and_is_usable_by_keyboard(show, site, model, photos):
+  metadata = json.loads((site / 'model.onnx.json').read_text())
+  metadata['thresholds']['pixel_threshold'] = 0.0  # So that the anomaly map is visible.
+  (site / 'visible.json').write_text(json.dumps(metadata))
+  page = show(f'?model=model.onnx&metadata=visible.json&image={photos[0].name}')
   page.set_viewport_size({'width': 390, 'height': 844})
   result(page, photos[0])
   assert page.evaluate('document.documentElement.scrollWidth') == 390
