@@ -69,7 +69,7 @@ def _require_dataset(config: Settings) -> list[str]:
     from uadjax.data import demo
 
     categories, names = data.expand(config.data), demo.CATEGORIES
-    if set(categories) - set(names):
+    if {*categories} - {'', *names}:  # Empty for the default.
       message = f'The demo dataset has no category {category!r}; choose from {names}.'
       refuse('data.category', category, message, allowed=names)
     return categories
