@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 import textwrap
 import threading
+from typing import Any
 
 import matplotlib
 from matplotlib import axes as mpl_axes, figure as mpl_figure, layout_engine
@@ -26,7 +27,7 @@ _RC_GROUPS = (
   *('axes', 'figure', 'font', 'grid', 'legend', 'lines', 'patch', 'path', 'savefig', 'svg'),
   *('text', 'xt', 'yt'),
 )
-_RC_PARAMS = {
+_RC_PARAMS: dict[Any, Any] = {
   **{k: v for k, v in matplotlib.rcParamsDefault.items() if k.startswith(_RC_GROUPS)},
   'axes.axisbelow': True,
   'axes.edgecolor': MUTED_COLOR,
@@ -44,6 +45,10 @@ _RC_PARAMS = {
   'text.parse_math': False,  # Names of defects may contain dollar signs.
   'xtick.color': TEXT_COLOR,
   'ytick.color': TEXT_COLOR,
+}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+  'png': {'metadata': {'Software': None}, 'pil_kwargs': {'compress_level': 3}},
+  'svg': {'metadata': {'Date': None, 'Creator': None}},
 }
 _LOCK = threading.Lock()  # matplotlib's settings are global to the process.
 
@@ -70,10 +75,7 @@ def write(path: Path, figure: Figure) -> None:
   if layout := figure.get_layout_engine():
     layout.execute(figure)
     figure.set_layout_engine('none')  # Else each format would compute it again.
-  for suffix, options in (
-    ('png', {'metadata': {'Software': None}, 'pil_kwargs': {'compress_level': 3}}),
-    ('svg', {'metadata': {'Date': None, 'Creator': None}}),
-  ):
+  for suffix, options in _SAVE_OPTIONS.items():
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, **options)
     path.with_suffix(f'.{suffix}').write_bytes(buffer.getvalue())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import math
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def build(
   records: Sequence[Record],
   pictures: Sequence[gallery.Picture],
   provenance_info: Mapping[str, object],
-) -> dict[str, object]:
+) -> dict[str, Any]:
   """Collect the data of a report; see `report.write` for the arguments.
 
   Numbers that are not finite become the texts Infinity, -Infinity and NaN.

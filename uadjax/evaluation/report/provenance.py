@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 import platform
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ _NUM_THREADS = 2  # Hashing releases the GIL.
 
 def collect(
   model: model_dir.Model, records: Sequence[Record], timing: Mapping[str, float]
-) -> dict[str, object]:
+) -> dict[str, Any]:
   """Collect the provenance of a report, ready for JSON.
 
   Args:
