@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -40,6 +41,12 @@ def try_lock(file: io.IOBase) -> bool:
   import filelock  # Takes long to import, and few commands lock a file.
 
   return filelock.lock_descriptor(file.fileno(), blocking=False)
+
+
+def sha256(path: Path) -> str:
+  """Return the SHA-256 of a file, in hexadecimal."""
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

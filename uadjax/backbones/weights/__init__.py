@@ -1,13 +1,13 @@
 """Variables of a backbone, from a file, torchvision's servers, this package, or a random generator.
 
-`formats` and `unpickler` read files without executing a pickle, `key_mapping` translates names of
-tensors, and `download` fetches and verifies published files.
+`formats` and `pickle_interpreter` read files without calling what a pickle names, `key_mapping`
+translates names of tensors, and `download` fetches and verifies published files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import traverse_util
 import jax
@@ -35,7 +35,8 @@ _LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
 # compact.json, in the same folder, records how these weights were made.
 EMBEDDED = Path(compact.__file__).with_name('compact.safetensors')
 _DISTILLED_FROM = 'resnet18'
-_CONFIG_KEY = 'backbone.weights'
+_NAME, _LAYERS = Setting('backbone.name'), Setting('detector.layers')
+_WEIGHTS, _FILE = Setting('backbone.weights'), Setting('backbone.weights', 'FILE')
 
 
 class Provenance(NamedTuple):
@@ -79,8 +80,9 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
   """
   if name not in (*FILES, compact.NAME):  # `backbones.build` reports the unknown name.
     return Choice(name, weights)
-  can_use_embedded = name == _DISTILLED_FROM and set(stages) <= set(compact.STAGES)
-  if weights == 'auto' and name != compact.NAME:
+  is_compact = name == compact.NAME
+  can_embed = is_compact or (name == _DISTILLED_FROM and set(stages) <= set(compact.STAGES))
+  if weights == 'auto' and not is_compact:
     reason = ''
     # The first attempt removes a damaged file from the cache, the second downloads it again.
     for _ in range(2 if cache_path(name).is_file() else 1):
@@ -89,24 +91,20 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
         return Choice(name, 'imagenet')
       except WeightsError as error:
         reason = str(error)
-    if not can_use_embedded:
+    if not can_embed:
       raise WeightsError(reason)
     return Choice(compact.NAME, 'embedded', reason)
-  if weights in ('auto', 'embedded'):
-    if name != compact.NAME and not can_use_embedded:
-      raise WeightsError(
-        f'The embedded weights support stages {list(compact.STAGES)} of {_DISTILLED_FROM}, '
-        f'not {list(stages)} of {name}.',
-        key=_CONFIG_KEY,
-        value=weights,
-        hint=(
-          'Choose other weights (',
-          Setting(_CONFIG_KEY),
-          ": 'imagenet', 'random' or a file), or that network and its stages.",
-        ),
-      )
-    return Choice(compact.NAME, 'embedded')
-  return Choice(name, weights)
+  if weights not in ('auto', 'embedded'):
+    return Choice(name, weights)
+  if not can_embed:
+    raise WeightsError(
+      f'The embedded weights support stages {list(compact.STAGES)} of {_DISTILLED_FROM}, '
+      f'not {list(stages)} of {name}.',
+      key=_WEIGHTS.key,
+      value=weights,
+      hint=('Set ', _WEIGHTS, " to 'imagenet', 'random' or a file, or choose those stages."),
+    )
+  return Choice(compact.NAME, 'embedded')
 
 
 def load(
@@ -140,13 +138,13 @@ def load(
   except OSError as error:
     raise WeightsError(
       f'Cannot read weights {path}: {error.strerror}.',
-      key=_CONFIG_KEY,
+      key=_WEIGHTS.key,
       value=weights,
-      hint=(Setting(_CONFIG_KEY), " is 'auto', 'imagenet', 'embedded', 'random' or a file."),
+      hint=(_WEIGHTS, " is 'auto', 'imagenet', 'embedded', 'random' or a file."),
     ) from None
-  variables = _parse_variables(data, module, path)
-  spdx_license = _LICENSES.get(weights, '')
-  return variables, Provenance(path.name, source, hashlib.sha256(data).hexdigest(), spdx_license)
+  digest = hashlib.sha256(data).hexdigest()
+  provenance = Provenance(path.name, source, digest, _LICENSES.get(weights, ''))
+  return _parse_variables(data, module, path), provenance
 
 
 def cache_path(arch: str) -> Path:
@@ -163,17 +161,11 @@ def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
   """
   if arch not in FILES:
     raise WeightsError(
-      f'There are no published ImageNet weights for {arch}.',
-      key='backbone.name',
+      f'There are no published ImageNet weights for {arch}, only for {sorted(FILES)}.',
+      key=_NAME.key,
       value=arch,
       allowed=sorted(FILES),
-      hint=(
-        'Choose other weights (',
-        Setting(_CONFIG_KEY),
-        f'), or one of {sorted(FILES)} (',
-        Setting('backbone.name'),
-        ').',
-      ),
+      hint=('Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'),
     )
   path = cache_path(arch)
   digest, url = path.stem.rpartition('-')[2], f'{base_url}/{path.name}'
@@ -185,12 +177,8 @@ def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
   except WeightsError as error:
     raise WeightsError(
       str(error),
-      key=_CONFIG_KEY,
-      hint=(
-        f'Run again to download it, put the file at {path}, or name another file with ',
-        Setting(_CONFIG_KEY, 'FILE'),
-        '.',
-      ),
+      key=_WEIGHTS.key,
+      hint=(f'Run again, put the file at {path}, or name another with ', _FILE, '.'),
     ) from error
   return path, url
 
@@ -203,67 +191,50 @@ def _parse_variables(data: bytes, module: Backbone, path: Path) -> Variables:
       f'{path} is damaged or holds no weights: {error}. Pass a state_dict as .pth, .safetensors, '
       f'.npz or .pdparams, or download the file again.'
     ) from error
-  tensors_by_name = {
+  tensors = {
     key_mapping.to_torchvision_name(name, module.depths): value for name, value in tensors.items()
   }
-  expected_tensors = key_mapping.expected_tensors(module)
-  _require_matching_tensors(tensors_by_name, expected_tensors, module, path)
-  flat_variables = {
-    variable_path: _to_leaf(tensors_by_name[name], name, path)
-    for name, (variable_path, _) in expected_tensors.items()
-  }
-  return traverse_util.unflatten_dict(flat_variables)
+  expected = key_mapping.expected_tensors(module)
+  _require_stages(tensors, expected, module, path)
+  if mismatch := next(_mismatches(tensors, expected), ''):
+    raise WeightsError(
+      f'{path} does not fit {module.arch}: {mismatch}.',
+      hint=(f'Choose weights of {module.arch} (', _WEIGHTS, ') or another ', _NAME, '.'),
+    )
+  leaves = {keys: _to_leaf(tensors[name], name, path) for name, (keys, _) in expected.items()}
+  return traverse_util.unflatten_dict(leaves)
 
 
-def _require_matching_tensors(
-  tensors_by_name: formats.Tensors,
-  expected_tensors: dict[str, Any],
-  module: Backbone,
-  path: Path,
+def _require_stages(
+  tensors: Iterable[str], expected: Iterable[str], module: Backbone, path: Path
 ) -> None:
-  """Raise WeightsError unless names and shapes are the network's, up to its last stage."""
-  needed_modules, available_modules = (
-    key_mapping.top_level_modules(expected_tensors),
-    key_mapping.top_level_modules(tensors_by_name),
-  )
-  for top_level_module in needed_modules:
-    if top_level_module not in available_modules:
+  available_modules = key_mapping.top_level_modules(tensors)
+  for needed_module in key_mapping.top_level_modules(expected):
+    if needed_module not in available_modules:
       raise WeightsError(
-        f'{path} has no {top_level_module}, which {module.arch} with stages '
-        f'{list(module.stages)} needs; it has {available_modules}.',
-        key='detector.layers',
+        f'{path} has no {needed_module}, which {module.arch} with stages {list(module.stages)} '
+        f'needs; it has {available_modules}.',
+        key=_LAYERS.key,
         value=module.stages,
-        hint=(
-          'Choose a file that has it (',
-          Setting(_CONFIG_KEY, 'FILE'),
-          '), or other stages (',
-          Setting('detector.layers'),
-          ').',
-        ),
+        hint=('Choose another file (', _FILE, ') or other stages (', _LAYERS, ').'),
       )
-  hint = (
-    f'Choose weights of {module.arch} (',
-    Setting(_CONFIG_KEY),
-    '), or another ',
-    Setting('backbone.name'),
-    '.',
-  )
-  for name, (_, shape) in expected_tensors.items():
-    if name not in tensors_by_name:
-      raise WeightsError(f'{path} does not fit {module.arch}: it has no tensor {name}.', hint=hint)
-    if tensors_by_name[name].shape != shape:
-      raise WeightsError(
-        f'{path} does not fit {module.arch}: {name} must have shape {shape}, but has '
-        f'{tensors_by_name[name].shape}.',
-        hint=hint,
-      )
-  for name in tensors_by_name:
-    if (
-      name not in expected_tensors
-      and key_mapping.top_level_module(name) in needed_modules
-      and not name.endswith('_tracked')
-    ):
-      raise WeightsError(f'{path} does not fit {module.arch}: unexpected tensor {name}.', hint=hint)
+
+
+def _mismatches(tensors: formats.Tensors, expected: key_mapping.ExpectedTensors) -> Iterator[str]:
+  """Yield the differences between names and shapes of a file and those of a network.
+
+  A file may have further stages, a head, and counters of BatchNorm.
+  """
+  for name, (_, shape) in expected.items():
+    if name not in tensors:
+      yield f'it has no tensor {name}'
+    elif tensors[name].shape != shape:
+      yield f'{name} must have shape {shape}, but has {tensors[name].shape}'
+  modules = key_mapping.top_level_modules(expected)
+  for name in tensors:
+    is_counter = name.endswith('_tracked')
+    if name not in expected and name.split('.')[0] in modules and not is_counter:
+      yield f'unexpected tensor {name}'
 
 
 def _to_leaf(value: np.ndarray, name: str, path: Path) -> jax.Array:

@@ -1,15 +1,15 @@
 """Download of a file over HTTP that resumes after an interruption and verifies the checksum."""
 
-import hashlib
 import http.client
 from pathlib import Path
-import sys
+import shutil
 import urllib.error
 import urllib.request
 
-from rich import console, progress
+import rich.progress
 
 from uadjax.errors import WeightsError
+from uadjax.system import files, logging, progress
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 10.0  # Limits the time without data, not the whole download.
@@ -35,8 +35,7 @@ def fetch(url: str, target: Path, digest: str) -> None:
 
 def verify(path: Path, digest: str, source: str) -> None:
   """Delete a file and raise WeightsError unless its SHA-256 begins with `digest`."""
-  with path.open('rb') as file:
-    actual_digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  actual_digest = files.sha256(path)
   if not actual_digest.startswith(digest):
     path.unlink()
     raise WeightsError(
@@ -49,42 +48,28 @@ def _resume_download(url: str, partial_path: Path) -> None:
   """Append the missing bytes, or start again if the server does not support ranges."""
   num_bytes = partial_path.stat().st_size if partial_path.exists() else 0
   headers = {'Range': f'bytes={num_bytes}-'} if num_bytes else {}
+  request = urllib.request.Request(url, headers=headers)
   try:
-    response = urllib.request.urlopen(
-      urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S
-    )
+    response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
   except urllib.error.HTTPError as error:
     error.close()
     if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
       raise
     return  # The file is complete or too long, which the checksum shows.
-  with response:
-    range_matches = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
-    is_resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT and range_matches
-    num_bytes = num_bytes if is_resumed else 0
-    content_length = response.headers.get('Content-Length')
-    total_bytes = num_bytes + int(content_length) if content_length else None
-    with partial_path.open('ab' if is_resumed else 'wb') as file:
-      num_bytes = _copy_with_progress(response, file, partial_path.stem, num_bytes, total_bytes)
-  if total_bytes is not None and num_bytes < total_bytes:
-    raise OSError(
-      f'it broke off after {num_bytes} of {total_bytes} bytes; the next run resumes there'
-    )
-
-
-def _copy_with_progress(response, file, title: str, num_bytes: int, total_bytes: int | None) -> int:
-  columns = (
-    progress.TextColumn('{task.description}'),
-    progress.BarColumn(),
-    progress.DownloadColumn(),
-    progress.TransferSpeedColumn(),
-    progress.TimeRemainingColumn(),
+  range_matches = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
+  is_resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT and range_matches
+  length = int(response.headers.get('Content-Length') or 0)
+  reader = rich.progress.wrap_file(
+    response,
+    length,
+    description=partial_path.stem,
+    console=logging.CONSOLE,
+    disable=not progress.is_interactive(),
   )
-  terminal = console.Console(file=sys.stderr)
-  with progress.Progress(*columns, console=terminal, disable=not terminal.is_terminal) as bar:
-    task = bar.add_task(title, completed=num_bytes, total=total_bytes)
-    while chunk := response.read(_CHUNK_BYTES):
-      file.write(chunk)
-      num_bytes += len(chunk)
-      bar.update(task, completed=num_bytes)
-  return num_bytes
+  with reader as content, partial_path.open('ab' if is_resumed else 'wb') as file:
+    shutil.copyfileobj(content, file, _CHUNK_BYTES)
+    total_bytes = length + (num_bytes if is_resumed else 0)
+    if file.tell() < total_bytes:
+      raise OSError(
+        f'it broke off after {file.tell()} of {total_bytes} bytes; the next run resumes there'
+      )

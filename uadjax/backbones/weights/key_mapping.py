@@ -9,22 +9,16 @@ from jax import numpy as jnp
 
 from uadjax.backbones import Backbone, resnet
 
-TOP_LEVEL_MODULES = ('conv1', 'bn1', *resnet.STAGES)
+# By name: the keys that lead to a leaf of a module's variables, and the shape in a file.
+ExpectedTensors = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 
-VariablePath = tuple[str, ...]  # Keys that lead to a leaf of a module's variables.
-
-_TORCHVISION_LEAVES = {
-  'kernel': 'weight',
-  'scale': 'weight',
-  'bias': 'bias',
-  'mean': 'running_mean',
-  'var': 'running_var',
-}
+_TORCHVISION_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
+_TORCHVISION_LEAVES |= {'mean': 'running_mean', 'var': 'running_var'}
 _PADDLE_LEAVES = {'_mean': 'running_mean', '_variance': 'running_var'}
 
 
-def expected_tensors(module: Backbone) -> dict[str, tuple[VariablePath, tuple[int, ...]]]:
-  """Return, by torchvision name, the path of each variable and the tensor's shape in a file."""
+def expected_tensors(module: Backbone) -> ExpectedTensors:
+  """Return the path of each variable and the tensor's shape in a file, by torchvision's name."""
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), images)
   tensors = {}
@@ -62,12 +56,7 @@ def _block_prefix(block_index: int, depths: tuple[int, ...]) -> str:
   return f'layer5.{block_index - starts[-1]}'  # No backbone has it, so the file does not fit.
 
 
-def top_level_module(name: str) -> str:
-  """Return the top-level module, such as layer1, of a tensor named as in torchvision."""
-  return name.split('.')[0]
-
-
 def top_level_modules(tensor_names: Iterable[str]) -> list[str]:
-  """Return the top-level modules to which the tensors belong, in the order of the network."""
-  present = {top_level_module(name) for name in tensor_names}
-  return [module_name for module_name in TOP_LEVEL_MODULES if module_name in present]
+  """Return the top-level modules, such as layer1, of tensors, in the order of the network."""
+  present = {name.split('.')[0] for name in tensor_names}
+  return [name for name in ('conv1', 'bn1', *resnet.STAGES) if name in present]

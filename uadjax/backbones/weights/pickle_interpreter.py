@@ -1,0 +1,247 @@
+"""Interpreter of PyTorch's and Paddle's pickles that never calls a function which a pickle names.
+
+A pickle is a program. `pickletools` decodes its instructions; `_Interpreter` executes the few that
+weights need, on plain data, and rejects all others. `_GLOBALS` has every name that a pickle may
+use.
+
+A `pickle.Unpickler` with a restricted `find_class` is not enough for hostile files: a dictionary
+key of 200,000 nested tuples overflows its stack and ends the process, and it allocates 64 GB if a
+pickle of ten bytes asks for a memo of that size.
+"""
+
+from collections.abc import Callable, Mapping
+import io
+import math
+import pickletools
+from typing import Any, NamedTuple, TypeAlias
+
+from jax import numpy as jnp
+import numpy as np
+
+Value: TypeAlias = Any  # Content of a pickle: plain data of any type, not verified.
+
+
+class Storage(NamedTuple):
+  """Reference to numbers elsewhere in the file.
+
+  Attributes:
+    key: name of the storage in the file.
+    dtype: type of the numbers.
+    length: number of elements.
+  """
+
+  key: str
+  dtype: np.dtype
+  length: int
+
+
+class Tensor(NamedTuple):
+  """Unverified view of a storage, with offset and strides in elements."""
+
+  storage: Storage
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+
+class _Global(NamedTuple):
+  """Class or function that a pickle refers to, by name only."""
+
+  name: str
+
+
+class Holder:
+  """NumPy array or dtype in `value`, which a pickle creates empty and fills later."""
+
+  def __init__(self, value: np.ndarray | np.dtype | None = None):
+    self.value = value
+
+
+_STORAGE_DTYPES = {
+  f'torch.{name}Storage': np.dtype(dtype)
+  for name, dtype in zip(
+    ('Double', 'Float', 'Half', 'BFloat16', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool'),
+    ('<f8', '<f4', '<f2', jnp.bfloat16, '<i8', '<i4', '<i2', 'i1', 'u1', '?'),
+    strict=True,
+  )
+}
+
+
+def _make_dtype(name: str | bytes, *_: Value) -> Holder:
+  dtype = np.dtype(name.decode() if isinstance(name, bytes) else name)
+  if dtype.kind not in 'fiub':
+    raise ValueError(f'it holds an array of type {dtype}, which is not numeric')
+  return Holder(dtype)
+
+
+def _make_array(
+  raw: str | bytes | bytearray, dtype: Holder, shape: Value, order: str
+) -> np.ndarray:
+  raw = raw.encode('latin1') if isinstance(raw, str) else raw
+  if not isinstance(dtype.value, np.dtype) or math.prod(shape) * dtype.value.itemsize != len(raw):
+    raise ValueError(f'an array of shape {shape} and type {dtype.value} has {len(raw)} bytes')
+  return np.frombuffer(raw, dtype.value).reshape(shape, order='F' if order == 'F' else 'C')
+
+
+def _make_dict(pairs: Value = ()) -> dict[str | int, Value]:
+  return _update_dict({}, *(x for pair in pairs for x in pair) if isinstance(pairs, list) else ())
+
+
+def _update_dict(target: Value, *items: Value) -> dict[str | int, Value]:
+  # Hashing a deeply nested tuple as a key would overflow the interpreter's stack.
+  if type(target) is not dict or not all(isinstance(key, str | int) for key in items[::2]):
+    raise ValueError('it has dictionary keys that are neither strings nor integers')
+  target.update(zip(items[::2], items[1::2], strict=True))
+  return target
+
+
+def _extend_list(target: Value, *items: Value) -> list[Value]:
+  if type(target) is not list:
+    raise ValueError('its pickle appends to an object that is not a list')
+  target.extend(items)
+  return target
+
+
+# Everything that a pickle may call, replaced by functions that handle plain data. Pickles of
+# protocol 2 use the names of Python 2.
+_FUNCTIONS: Mapping[str, Callable[..., Value]] = {
+  'collections.OrderedDict': _make_dict,
+  'torch._utils._rebuild_tensor_v2': lambda *arguments: Tensor(*arguments[:4]),
+  'torch._utils._rebuild_parameter': lambda data, *_: data,
+  'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
+  'builtins.tuple': tuple,  # Paddle saves a single tensor as (name, array).
+  '__builtin__.tuple': tuple,
+  '_codecs.encode': lambda text, *_: text.encode('latin1'),
+  'numpy.dtype': _make_dtype,
+} | {
+  f'numpy.{core}.{name}': function
+  for core in ('core', '_core')
+  for name, function in {
+    'numeric._frombuffer': _make_array,
+    'multiarray._reconstruct': lambda *_: Holder(),
+    'multiarray.scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
+  }.items()
+}
+_GLOBALS = {*_FUNCTIONS, *_STORAGE_DTYPES, 'numpy.ndarray'}
+
+
+def _resolve_global(module: Value, name: Value) -> _Global:
+  full_name = f'{module}.{name}' if isinstance(module, str) and isinstance(name, str) else 'no name'
+  if full_name not in _GLOBALS:
+    raise ValueError(f'its pickle refers to {full_name[:100]}, which weights do not need')
+  return _Global(full_name)
+
+
+def _call_function(function: Value, arguments: Value) -> Value:
+  if not isinstance(function, _Global) or function.name not in _FUNCTIONS:
+    raise ValueError('its pickle calls an object that is not an allowed function')
+  return _FUNCTIONS[function.name](*arguments)
+
+
+def _set_state(target: Value, state: Value) -> Value:
+  if isinstance(target, Holder) and isinstance(target.value, np.dtype):
+    target.value = target.value.newbyteorder(state[1]) if state[1] in ('<', '>') else target.value
+  elif isinstance(target, Holder):
+    _, shape, dtype, is_fortran_order, raw = state
+    target.value = _make_array(raw, dtype, shape, 'F' if is_fortran_order else 'C')
+  elif type(target) is not dict:  # The state of a dict is a state_dict's `_metadata`: ignored.
+    raise ValueError('its pickle sets the state of an object that has none')
+  return target
+
+
+def _make_storage(
+  kind: Value, dtype: Value, key: Value, _: Value, length: Value, view: Value = None
+) -> Storage:
+  name = dtype.name if isinstance(dtype, _Global) else ''
+  is_valid = kind == 'storage' and name in _STORAGE_DTYPES and isinstance(key, str) and view is None
+  if not is_valid:
+    raise ValueError('its pickle describes an invalid storage')
+  return Storage(key, _STORAGE_DTYPES[name], length)
+
+
+# Instructions that are functions of the values they pop.
+_OPERATIONS: Mapping[str, Callable[..., Value]] = {
+  name: operation
+  for names, operation in {
+    'NONE': lambda: None,
+    'NEWTRUE': lambda: True,
+    'NEWFALSE': lambda: False,
+    'EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3': lambda *items: items,
+    'EMPTY_LIST LIST': lambda *items: list(items),
+    'EMPTY_DICT DICT': lambda *items: _update_dict({}, *items),
+    'APPEND APPENDS': _extend_list,
+    'SETITEM SETITEMS': _update_dict,
+    'STACK_GLOBAL': _resolve_global,
+    'REDUCE': _call_function,
+    'BUILD': _set_state,
+    'STOP': lambda value: value,
+  }.items()
+  for name in names.split()
+}
+# Types of the values that instructions contain, by the names of pickletools.
+_LITERAL_TYPES = {'int', 'int_or_bool', 'float', 'str', 'bytes', 'bytes_or_str', 'bytearray'}
+
+
+def load(stream: io.BytesIO) -> tuple[Value, dict[str, Storage]]:
+  """Read one pickle and leave the stream after it.
+
+  Returns:
+    The object and the storages that it refers to, by key. NumPy arrays and dtypes are `Holder`s,
+    PyTorch tensors are `Tensor`s.
+
+  Raises:
+    ValueError, TypeError, LookupError: the pickle is damaged or holds more than weights.
+  """
+  interpreter = _Interpreter()
+  for opcode, argument, _ in pickletools.genops(stream):
+    interpreter.execute(opcode, argument)
+  return interpreter.stack[-1], interpreter.storages
+
+
+class _Interpreter:
+  """Interpreter of pickle instructions: a stack, the stacks saved at marks, and the memo."""
+
+  def __init__(self):
+    self.stack: list[Value] = []
+    self.metastack: list[list[Value]] = []
+    self.memo: dict[int, Value] = {}
+    self.storages: dict[str, Storage] = {}
+
+  def execute(self, opcode: pickletools.OpcodeInfo, argument: Value) -> None:
+    """Execute one instruction, which pops its operands and then may push a value."""
+    operands = self._pop_operands(opcode.stack_before)
+    match opcode.name:
+      case 'PROTO' | 'FRAME':
+        return
+      case 'MARK':
+        self.metastack.append(self.stack)
+        self.stack = []
+        return
+      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
+        self.memo[argument] = self.stack[-1]
+        return
+      case 'MEMOIZE':
+        value = self.memo[len(self.memo)] = operands[0]
+      case 'GET' | 'BINGET' | 'LONG_BINGET':
+        value = self.memo[argument]
+      case 'GLOBAL':
+        value = _resolve_global(*argument.split(' ', 1))
+      case 'BINPERSID':
+        value = _make_storage(*operands[0])
+        self.storages[value.key] = value
+      case name if name in _OPERATIONS:
+        value = _OPERATIONS[name](*operands)
+      case name if opcode.stack_after and opcode.stack_after[0].name in _LITERAL_TYPES:
+        value = argument
+      case name:
+        raise ValueError(f'its pickle has the instruction {name}, which weights do not need')
+    self.stack.append(value)
+
+  def _pop_operands(self, stack_before: list[pickletools.StackObject]) -> list[Value]:
+    items = []
+    if pickletools.stackslice in stack_before:  # All values above the last mark.
+      items, self.stack = self.stack, self.metastack.pop()
+    count = sum(x not in (pickletools.markobject, pickletools.stackslice) for x in stack_before)
+    if len(self.stack) < count:
+      raise ValueError('its pickle pops more values than its stack has')
+    return [self.stack.pop() for _ in range(count)][::-1] + items
