@@ -129,9 +129,8 @@ def apply_student(
   x, student_features, new_batch_stats = images, {}, {}
   for name, plan in compact.STAGE_CONFIGS.items():
     variables = {'params': params[name], 'batch_stats': batch_stats[name]}
-    y, updates = compact.Stage(plan).apply(
-      variables, x, True, use_running_stats, mutable=['batch_stats']
-    )
+    stage = compact.Stage(plan)
+    y, updates = stage.apply(variables, x, not use_running_stats, mutable=['batch_stats'])
     student_features[name], new_batch_stats[name] = y, updates['batch_stats']
     x = jnp.where(is_teacher_forced[:, None, None, None], teacher_features[name], y)
   return student_features, new_batch_stats

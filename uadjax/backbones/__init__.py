@@ -6,7 +6,7 @@ The table `_BACKBONES` is the only place that maps a name to a network.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -23,7 +23,7 @@ class _BackboneEntry(NamedTuple):
   stages: tuple[str, ...]
 
 
-def _resnet_entry(**options: Any) -> _BackboneEntry:
+def _resnet_entry(**options: int | tuple[int, ...]) -> _BackboneEntry:
   return _BackboneEntry(functools.partial(resnet.ResNet, **options), resnet.STAGES)
 
 

@@ -89,23 +89,17 @@ class Stage(nn.Module):
   axis_name: str | None = None
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'b h w c'], train: bool = False, use_running_stats: bool = False
-  ) -> Float[Array, 'b _h _w _c']:
-    """Return the output of the stage.
-
-    With `use_running_stats`, BatchNorm in training uses its running statistics and keeps them.
-    """
-    conv_bn = functools.partial(_ConvBatchNorm, axis_name=self.axis_name)
+  def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b _h _w _c']:
+    """Return the output of the stage."""
+    conv_bn = functools.partial(_ConvBatchNorm, train=train, axis_name=self.axis_name)
     x = _space_to_depth(x, self.config.space_to_depth)
     for i, (channels, kernel_size, stride) in enumerate(self.config.stem):
-      x = conv_bn(channels, kernel_size, stride, name=f'enter_{i}')(x, train, use_running_stats)
+      x = conv_bn(channels, kernel_size, stride, name=f'enter_{i}')(x)
     for i in range(self.config.depth):
-      y = conv_bn(x.shape[-1], 3, name=f'{i}_conv1')(x, train, use_running_stats)
-      x = nn.relu(
-        x + conv_bn(x.shape[-1], 3, linear=True, name=f'{i}_conv2')(y, train, use_running_stats)
-      )
-    return conv_bn(self.config.channels, 1, name='leave')(x, train, use_running_stats)
+      y = conv_bn(x.shape[-1], 3, name=f'{i}_conv1')(x)
+      y = conv_bn(x.shape[-1], 3, is_linear=True, name=f'{i}_conv2')(y)
+      x = nn.relu(x + y)
+    return conv_bn(self.config.channels, 1, name='leave')(x)
 
 
 def _space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:
@@ -118,21 +112,18 @@ def _space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array,
 
 
 class _ConvBatchNorm(nn.Module):
-  """Convolution, BatchNorm, and a ReLU unless `linear`."""
+  """Convolution, BatchNorm, and a ReLU unless `is_linear`."""
 
   features: int
   kernel_size: int
   stride: int = 1
-  linear: bool = False
+  is_linear: bool = False
+  train: bool = False
   axis_name: str | None = None
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'b h w c'], train: bool, use_running_stats: bool
-  ) -> Float[Array, 'b _h _w _c']:
-    x = convolution.Conv(self.features, self.kernel_size, self.stride, name='conv')(x, train)
-    use_running_average = not train or use_running_stats
-    x = nn.BatchNorm(
-      use_running_average, axis_name=self.axis_name, momentum=0.9, epsilon=1e-5, name='bn'
-    )(x)
-    return x if self.linear else nn.relu(x)
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w _c']:
+    conv = convolution.Conv(self.features, self.kernel_size, self.stride, name='conv')
+    batch_norm = convolution.BatchNorm(not self.train, axis_name=self.axis_name, name='bn')
+    x = batch_norm(conv(x, self.train))
+    return x if self.is_linear else nn.relu(x)

@@ -21,6 +21,8 @@ _CACHE_BYTES = 8 << 20  # Shifted images of one product must fit into a CPU's ca
 # torchvision initializes kernels by their fan-out, from a normal distribution without truncation.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)  # As torchvision's.
+
 
 def conv(
   x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c o'], stride: int = 1
@@ -100,9 +102,8 @@ def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tu
   rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
   # Where no stride reaches the last row or column, it is cut off, so the padding is at least zero.
   end_padding = max(rows - half - height, 0), max(columns - half - width, 0)
-  x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))[
-    :, :rows, :columns
-  ]
+  x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))
+  x = x[:, :rows, :columns]
   x = x.reshape(b, h + taps - 1, stride, w + taps - 1, stride, -1)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + taps - 1, w + taps - 1, -1), taps
 

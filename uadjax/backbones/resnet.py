@@ -6,6 +6,8 @@ an underscore where a list is indexed: `layer1_0/conv1/kernel` is `layer1.0.conv
 Axes: b batch, h height, w width, c channels.
 """
 
+import functools
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -43,7 +45,7 @@ class ResNet(nn.Module):
     In training, BatchNorm normalizes by batch statistics and updates its running statistics.
     """
     x = convolution.Conv(64, 7, 2, name='conv1')(x, train)
-    x = nn.relu(_batch_norm('bn1', train, self.axis_name)(x))
+    x = nn.relu(convolution.BatchNorm(not train, axis_name=self.axis_name, name='bn1')(x))
     x = (convolution.max_pool_custom_grad if train else convolution.max_pool)(x)
     outputs = {}
     for stage_index, (stage, depth) in enumerate(zip(STAGES, self.depths, strict=True)):
@@ -81,25 +83,19 @@ class Block(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b _h _w _c']:
     """Add the output of the convolutions to x, which is projected first if shapes differ."""
     if self.bottleneck_channels is None:
-      kernel_sizes, strides = (3, 3), (self.stride, 1)
-      features = (self.channels, self.channels)
+      layers = [(self.channels, 3, self.stride), (self.channels, 3, 1)]
     else:
-      kernel_sizes, strides = (1, 3, 1), (1, self.stride, 1)
-      features = (self.bottleneck_channels, self.bottleneck_channels, 4 * self.channels)
-
+      width = self.bottleneck_channels
+      layers = [(width, 1, 1), (width, 3, self.stride), (4 * self.channels, 1, 1)]
+    batch_norm = functools.partial(
+      convolution.BatchNorm, use_running_average=not train, axis_name=self.axis_name
+    )
     y = x
-    for i, conv_arguments in enumerate(zip(features, kernel_sizes, strides, strict=True), 1):
-      y = convolution.Conv(*conv_arguments, name=f'conv{i}')(y, train)
-      y = _batch_norm(f'bn{i}', train, self.axis_name)(y)
-      y = nn.relu(y) if i < len(features) else y
+    for i, layer in enumerate(layers, 1):
+      y = convolution.Conv(*layer, name=f'conv{i}')(y, train)
+      y = batch_norm(name=f'bn{i}')(y)
+      y = nn.relu(y) if i < len(layers) else y
     if x.shape != y.shape:
-      x = convolution.Conv(features[-1], 1, self.stride, name='downsample_0')(x, train)
-      x = _batch_norm('downsample_1', train, self.axis_name)(x)
+      x = convolution.Conv(y.shape[-1], 1, self.stride, name='downsample_0')(x, train)
+      x = batch_norm(name='downsample_1')(x)
     return nn.relu(x + y)
-
-
-def _batch_norm(name: str, train: bool, axis_name: str | None) -> nn.BatchNorm:
-  use_running_average = not train
-  return nn.BatchNorm(
-    use_running_average, axis_name=axis_name, momentum=0.9, epsilon=1e-5, name=name
-  )
