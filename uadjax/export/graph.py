@@ -1,21 +1,21 @@
 """Graphs for export: functions from uint8 images to anomaly maps and scores, arrays included."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, UInt8
-import numpy as np
 
 import uadjax
 from uadjax.data import transforms
 from uadjax.detectors.base import RunContext
-from uadjax.export import resize_in_graph
+from uadjax.export import resize_in_graph, runtimes
 from uadjax.model import model_dir
-from uadjax.types import Scores
 
-Outputs = tuple[Any, Any]  # Anomaly maps [b H W] and image scores [b].
+Outputs = tuple[ArrayLike, ArrayLike]  # Anomaly maps [b H W] and image scores [b].
 
 
 class Graph(NamedTuple):
@@ -33,16 +33,12 @@ class Graph(NamedTuple):
   height: int
   width: int
   batch: int | None
-  metadata: dict[str, Any]
+  metadata: runtimes.Metadata
 
   @property
   def input_shape(self) -> tuple[int | None, int, int, int]:
     """Shape of the input images, its first entry None when the batch size is free."""
     return self.batch, self.height, self.width, 3
-
-  def input_spec(self, batch: int = 1) -> jax.ShapeDtypeStruct:
-    """Return the input's shape and type for tracing, with `batch` images if the size is free."""
-    return jax.ShapeDtypeStruct((self.batch or batch, *self.input_shape[1:]), np.uint8)
 
 
 def from_model(
@@ -59,36 +55,27 @@ def from_model(
   ops, fitted = model.ops, model.fitted
   # Build the detector again, because jitted functions of the model may hold other traces.
   _, detector = model_dir.build_detector(model.config, RunContext(ops.height, ops.width))
-  if detector.export_score_fn is None:
-    score_fn: Callable[[Any], Scores] = lambda images: detector.score(fitted, images)  # noqa: E731
-  else:
+  score_fn = functools.partial(detector.score, fitted)
+  if detector.export_score_fn is not None:
     score_fn = detector.export_score_fn(fitted)
   height, width = camera_size or (ops.height, ops.width)
 
   def call(images: UInt8[Array, 'b H W 3']) -> Outputs:
-    if camera_size:
-      images = resize_in_graph.resize_images(
-        images, ops.frame(height, width), ops.height, ops.width
-      )
+    if not camera_size:
+      anomaly_maps, image_scores = score_fn(images)
+      return anomaly_maps, image_scores
+    frame = ops.frame(height, width)
+    images = resize_in_graph.resize_images(images, frame, ops.height, ops.width)
     anomaly_maps, image_scores = score_fn(images)
-    return (
-      resize_in_graph.restore_maps(jnp.asarray(anomaly_maps), ops, height, width)
-      if camera_size
-      else anomaly_maps
-    ), image_scores
+    return resize_in_graph.restore_maps(jnp.asarray(anomaly_maps), ops, height, width), image_scores
 
-  return Graph(call, height, width, batch, metadata(model, height, width, camera_size is not None))
+  return Graph(call, height, width, batch, _metadata(model, height, width, bool(camera_size)))
 
 
-def metadata(model: model_dir.Model, height: int, width: int, has_resize: bool) -> dict[str, Any]:
-  """Return the metadata of a graph: thresholds, preprocessing and origin of the arrays.
-
-  Args:
-    model: model that the graph computes.
-    height: height of the graph's images.
-    width: width of the graph's images.
-    has_resize: whether the graph itself resizes camera images.
-  """
+def _metadata(
+  model: model_dir.Model, height: int, width: int, has_resize: bool
+) -> runtimes.Metadata:
+  how = 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io'
   return {
     'model_name': model.name,
     'uadjax': uadjax.__version__,
@@ -99,9 +86,7 @@ def metadata(model: model_dir.Model, height: int, width: int, has_resize: bool) 
       'width': width,
       'ops': str(model.ops),
       'ops_in_graph': has_resize,
-      'how': 'none: pass the pixels of the camera'
-      if has_resize
-      else 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io',
+      'how': 'none: pass the pixels of the camera' if has_resize else how,
     },
     'weights': model.weights._asdict(),
     'arrays_sha256': model.arrays_sha256,
@@ -120,3 +105,8 @@ def input_ops(ops: transforms.Ops, camera_size: tuple[int, int] | None) -> trans
   itself.
   """
   return transforms.parse('resize({}, {})'.format(*camera_size)) if camera_size else ops
+
+
+def first_line(error: Exception) -> str:
+  """Return the first line of an error's message, or the error's class without a message."""
+  return str(error).strip().partition('\n')[0] or type(error).__name__

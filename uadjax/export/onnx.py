@@ -1,19 +1,18 @@
 """ONNX export: one file for ONNX Runtime, OpenVINO and other runtimes."""
 
 from collections.abc import Callable
-import contextlib
-import logging
 from pathlib import Path
 import tempfile
-from typing import Any
-import warnings
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from uadjax.errors import ExportError
 from uadjax.export import graph as graphs, runtimes
-from uadjax.system import files
+from uadjax.system import files, logging
+
+Model: TypeAlias = Any  # An onnx.ModelProto; onnx is imported only to export.
 
 REQUIRED_PACKAGES = 'jax2onnx', 'onnx', 'onnxruntime'
 # Runtimes support opset 18 since the beginning of 2023, and the graphs need nothing newer.
@@ -22,7 +21,7 @@ OPSET = 18
 _MAX_PROTOBUF_BYTES = 2**31 - 2**24
 
 
-def write(graph: graphs.Graph, path: Path) -> Any:
+def write(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
   """Write a graph as an ONNX file; arrays of two gigabytes or more are saved next to it.
 
   Returns:
@@ -36,7 +35,7 @@ def write(graph: graphs.Graph, path: Path) -> Any:
   import onnx_ir
 
   input_shape = ('B' if graph.batch is None else graph.batch, *graph.input_shape[1:])
-  with _suppress_warnings():
+  with logging.silence('onnx_ir'):  # About shapes that are not known yet.
     model = jax2onnx.to_onnx(
       graph.call,
       [jax.ShapeDtypeStruct(input_shape, np.uint8)],  # pyright: ignore[reportArgumentType]
@@ -94,24 +93,29 @@ def _simplify(path: Path) -> None:
     options.optimized_model_filepath = str(simplified_path)
     onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     model = onnx.load(simplified_path)
-  _fuse_padding_into_pools(model.graph)
+  _fuse_padding_into_pools(model)
   used_names = {name for node in model.graph.node for name in node.input}
   for array in [array for array in model.graph.initializer if array.name not in used_names]:
     model.graph.initializer.remove(array)
-  used_domains = {node.domain for node in model.graph.node}
-  opsets = [opset for opset in model.opset_import if opset.domain in used_domains]
-  del model.opset_import[:]
-  model.opset_import.extend(opsets)
+  drop_unused_opsets(model)
   onnx.save(model, path)
 
 
-def _fuse_padding_into_pools(graph: Any) -> None:
+def drop_unused_opsets(model: Model) -> None:
+  """Drop the operator sets that no operation of a graph belongs to."""
+  used_domains = {node.domain for node in model.graph.node}
+  for opset in [opset for opset in model.opset_import if opset.domain not in used_domains]:
+    model.opset_import.remove(opset)
+
+
+def _fuse_padding_into_pools(model: Model) -> None:
   """Fuse padding into the max-pools after it, which saves a pass over the largest feature map.
 
   Pools pad with -inf instead of zeros. The result is the same, since their input comes from a ReLU.
   """
   import onnx
 
+  graph = model.graph
   initializers = {array.name: onnx.numpy_helper.to_array(array) for array in graph.initializer}
   pad_nodes = {node.output[0]: node for node in graph.node if node.op_type == 'Pad'}
   for pool in [node for node in graph.node if node.op_type == 'MaxPool']:
@@ -119,32 +123,14 @@ def _fuse_padding_into_pools(graph: Any) -> None:
     if pad is None or pad.input[1] not in initializers:
       continue
     begin_pads, end_pads = initializers[pad.input[1]].reshape(2, 4)
-    pad_attributes = [
-      attribute for attribute in pool.attribute if attribute.name in ('pads', 'auto_pad')
-    ]
-    has_padding = any(
-      any(attribute.ints) or attribute.s not in (b'', b'VALID', b'NOTSET')
-      for attribute in pad_attributes
-    )
+    attributes = [x for x in pool.attribute if x.name in ('pads', 'auto_pad')]
+    has_padding = any(any(x.ints) or x.s not in (b'', b'VALID', b'NOTSET') for x in attributes)
     if has_padding or any([*begin_pads[:2], *end_pads[:2]]):
       continue  # The pool pads already, or the padding is not in height and width.
-    for attribute in pad_attributes:
+    for attribute in attributes:
       pool.attribute.remove(attribute)
     pool_pads = [*begin_pads[2:].tolist(), *end_pads[2:].tolist()]
     pool.attribute.append(onnx.helper.make_attribute('pads', pool_pads))
     pool.input[0] = pad.input[0]
     if not any(pad.output[0] in node.input for node in graph.node):
       graph.node.remove(pad)
-
-
-@contextlib.contextmanager
-def _suppress_warnings():
-  """Suppress the converters' warnings about shapes that are not known yet."""
-  logger = logging.getLogger('onnx_ir')
-  previous_level, logger.level = logger.level, logging.ERROR
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      yield
-  finally:
-    logger.level = previous_level

@@ -5,8 +5,6 @@ Thresholds apply to distances, so norms, means and everything compared with them
 """
 
 from collections.abc import Callable
-import contextlib
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +12,10 @@ import numpy as np
 
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError, ExportError, UnknownName
-from uadjax.export import onnx as onnx_files, quantization_check, runtimes
+from uadjax.export import graph as graphs, onnx as onnx_files, quantization_check, runtimes
+from uadjax.export.quantization_check import EvaluationImages, QuantizationAgreement
 from uadjax.model import calibration
-from uadjax.system import progress
+from uadjax.system import logging, progress
 
 # Images for measuring activation ranges. More images widen few ranges, and take longer.
 _NUM_CALIBRATION_IMAGES = 48
@@ -38,27 +37,24 @@ class QuantizationResult(NamedTuple):
   kind: str
   bytes_before: int
   bytes_after: int
-  good: quantization_check.QuantizationAgreement | None
-  test: quantization_check.QuantizationAgreement | None
+  good: QuantizationAgreement | None
+  test: QuantizationAgreement | None
 
   @property
   def is_within_tolerance(self) -> bool:
     """Return whether the quantized graph may replace the float graph."""
-    return all(agreement.is_within_tolerance for agreement in (self.good, self.test) if agreement)
+    return all(agreement.is_within_tolerance for agreement in self._agreements().values())
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> dict[str, object]:
     """Return sizes, agreements and tolerances as JSON-compatible values."""
-    agreements = {'good': self.good, 'test': self.test}
-    available_agreements = {name: agreement for name, agreement in agreements.items() if agreement}
-    field_names = ('images', 'label_changes', 'score_change')
+    agreements = self._agreements()
     return {
       'kind': self.kind,
       'bytes_before': self.bytes_before,
       'bytes_after': self.bytes_after,
-      **{
-        key: {name: getattr(agreement, key) for name, agreement in available_agreements.items()}
-        for key in field_names
-      },
+      'images': {name: x.images for name, x in agreements.items()},
+      'label_changes': {name: x.label_changes for name, x in agreements.items()},
+      'score_change': {name: x.score_change for name, x in agreements.items()},
       'auroc': self.test.auroc if self.test else None,
       'auroc_quantized': self.test.auroc_quantized if self.test else None,
       'tolerance': {
@@ -67,13 +63,11 @@ class QuantizationResult(NamedTuple):
       },
     }
 
+  def _agreements(self) -> dict[str, QuantizationAgreement]:
+    return {name: x for name, x in (('good', self.good), ('test', self.test)) if x}
+
   def __str__(self) -> str:
-    agreements = (('good', self.good), ('test', self.test))
-    sentences = [
-      f'on {agreement.images} {name} images {agreement}'
-      for name, agreement in agreements
-      if agreement
-    ]
+    sentences = [f'on {x.images} {name} images {x}' for name, x in self._agreements().items()]
     if self.test is None:
       sentences.append('no test images available, so defects were not checked')
     return f'{self.kind}, {self.bytes_before / 1e6:.1f} MB in float32; {"; ".join(sentences)}'
@@ -100,7 +94,7 @@ def quantize(
   path: Path,
   thresholds: calibration.Thresholds,
   batch: int | None,
-  evaluation_images: quantization_check.EvaluationImages,
+  evaluation_images: EvaluationImages,
 ) -> QuantizationResult:
   """Quantize an ONNX file in place, and compare the result with the float graph.
 
@@ -114,76 +108,72 @@ def quantize(
   Raises:
     ExportError: the graph cannot be quantized, or labels or AUROC change too much.
   """
-  import onnx
-
   if path.with_name(f'{path.name}.data').exists():
     raise ExportError(
       f'{path.name} is 2 GB or larger and cannot be quantized; fit with fewer '
       'detector.channels, or omit export.quantize. Nothing was written.'
     )
-  bytes_before, quantized_path = path.stat().st_size, path.with_name(f'smaller-{path.name}')
+  quantized_path = path.with_name(f'smaller-{path.name}')
   try:
-    with progress.show_status(f'Quantizing {path.name}'), _silence_root_logger():
-      model = QUANTIZERS[kind](path, quantized_path, batch, evaluation_images)
-      _copy_metadata(model, onnx.load(path))
-      onnx.save(model, quantized_path)
-      onnx.checker.check_model(quantized_path, full_check=True)
+    with progress.show_status(f'Quantizing {path.name}'), logging.silence():
+      _write_quantized(kind, path, quantized_path, batch, evaluation_images)
     runs = [onnx_files.load(graph_path) for graph_path in (path, quantized_path)]
     with progress.show_status(f'Comparing {path.name} with the float graph'):
-      good_agreement = quantization_check.compare(
-        runs,
-        [Record(image_path) for image_path in evaluation_images.good],
-        evaluation_images,
-        thresholds,
-        batch,
-      )
-      test_agreement = (
-        quantization_check.compare(
-          runs, evaluation_images.test, evaluation_images, thresholds, batch
-        )
-        if evaluation_images.test
+      good, test = (
+        quantization_check.compare(runs, records, evaluation_images, thresholds, batch)
+        if records
         else None
+        for records in (list(map(Record, evaluation_images.good)), evaluation_images.test)
       )
   except DataError:
     raise
   except Exception as error:  # Converters and runtimes raise errors of any class.
-    first_line = str(error).strip().partition('\n')[0]
-    raise ExportError(
-      f'{path.name} cannot be quantized: {first_line or type(error).__name__}. Nothing was written.'
-    ) from None
-  result = QuantizationResult(
-    kind, bytes_before, quantized_path.stat().st_size, good_agreement, test_agreement
-  )
-  if not result.is_within_tolerance:
-    other_kinds = ' or '.join(other_kind for other_kind in QUANTIZERS if other_kind != kind)
-    raise ExportError(
-      f'{path.name} loses accuracy when quantized: {result} (allowed: an image AUROC drop of '
-      f'{quantization_check.MAX_AUROC_DROP:g}, and changes of one label or '
-      f'{100 * quantization_check.MAX_LABEL_CHANGE_SHARE:g} % of them). Omit export.quantize, or '
-      f'try {other_kinds}. Nothing was written.'
-    )
+    reason = graphs.first_line(error)
+    raise ExportError(f'{path.name} cannot be quantized: {reason}. Nothing was written.') from None
+  result = QuantizationResult(kind, path.stat().st_size, quantized_path.stat().st_size, good, test)
+  _require_accuracy(result, path.name)
   quantized_path.replace(path)
   return result
 
 
+def _require_accuracy(result: QuantizationResult, name: str) -> None:
+  if not result.is_within_tolerance:
+    other_kinds = ' or '.join(QUANTIZERS.keys() - {result.kind})
+    raise ExportError(
+      f'{name} loses accuracy when quantized: {result} (allowed: an image AUROC drop of '
+      f'{quantization_check.MAX_AUROC_DROP:g}, and changes of one label or '
+      f'{100 * quantization_check.MAX_LABEL_CHANGE_SHARE:g} % of them). Omit export.quantize, or '
+      f'try {other_kinds}. Nothing was written.'
+    )
+
+
+def _write_quantized(
+  kind: str, path: Path, quantized_path: Path, batch: int | None, images: EvaluationImages
+) -> None:
+  import onnx
+
+  model = QUANTIZERS[kind](path, quantized_path, batch, images)
+  original = onnx.load(path)
+  onnx_files.drop_unused_opsets(model)
+  del model.metadata_props[:]
+  model.metadata_props.extend(original.metadata_props)
+  model.producer_name, model.producer_version = original.producer_name, original.producer_version
+  onnx.save(model, quantized_path)
+  onnx.checker.check_model(quantized_path, full_check=True)
+
+
 def _to_int8(
-  path: Path,
-  quantized_path: Path,
-  batch: int | None,
-  evaluation_images: quantization_check.EvaluationImages,
-) -> Any:
+  path: Path, quantized_path: Path, batch: int | None, evaluation_images: EvaluationImages
+) -> onnx_files.Model:
   """Quantize convolutions to 8 bits: weights per channel, activation ranges from good images."""
   import onnx
   from onnxruntime import quantization
 
   class CalibrationReader(quantization.CalibrationDataReader):
     def __init__(self) -> None:
-      batches = quantization_check.read_batches(
-        quantization_check.sample_evenly(evaluation_images.good, _NUM_CALIBRATION_IMAGES),
-        evaluation_images.read_input,
-        batch or 1,
-        batch,
-      )
+      paths = quantization_check.sample_evenly(evaluation_images.good, _NUM_CALIBRATION_IMAGES)
+      read_input = evaluation_images.read_input
+      batches = quantization_check.read_batches(paths, read_input, batch or 1, batch)
       self._feeds = ({runtimes.INPUT_NAME: images} for images, _ in batches)
 
     def get_next(self) -> Any:
@@ -207,7 +197,7 @@ def _to_int8(
   return _restore_float_inputs(onnx.load(quantized_path))
 
 
-def _restore_float_inputs(model: Any) -> Any:
+def _restore_float_inputs(model: onnx_files.Model) -> onnx_files.Model:
   """Connect all nodes but convolutions to the float tensors again, the features among them.
 
   The quantizer connects every reader of a quantized tensor to the rounded one.
@@ -228,7 +218,7 @@ def _restore_float_inputs(model: Any) -> Any:
   return model
 
 
-def _input_convolutions(model: Any) -> list[str]:
+def _input_convolutions(model: onnx_files.Model) -> list[str]:
   """Return the names of convolutions of the image itself, which stay float32.
 
   They have few weights, and all later layers see their rounding errors. In 8 bits they changed 6 of
@@ -239,12 +229,7 @@ def _input_convolutions(model: Any) -> list[str]:
   return [node.name for node in convolutions if weight_shapes.get(node.input[1], (0, 3))[1] == 3]
 
 
-def _to_fp16(
-  path: Path,
-  quantized_path: Path,
-  batch: int | None,
-  evaluation_images: quantization_check.EvaluationImages,
-) -> Any:
+def _to_fp16(path: Path, *_: object) -> onnx_files.Model:
   """Store large factors in half precision, cast to float32 when the file is opened.
 
   Activations stay float32: ONNX Runtime's CPU provider has no convolution in half precision on x86,
@@ -254,25 +239,21 @@ def _to_fp16(
   import onnx
 
   model = onnx.load(path)
-  factor_uses: dict[str, list[bool]] = {}
-  for node in model.graph.node:
-    for input_index, name in enumerate(node.input):
-      # Summands, such as means and the norms of a memory bank, are compared and stay float32.
-      factor_uses.setdefault(name, []).append(node.op_type in _PRODUCT_OPS and input_index < 2)
-  cast_nodes = []
+  # Summands, such as means and the norms of a memory bank, are compared and stay float32.
+  summands = {
+    name
+    for node in model.graph.node
+    for i, name in enumerate(node.input)
+    if i > 1 or node.op_type not in _PRODUCT_OPS
+  }
+  cast_nodes, float32 = [], onnx.TensorProto.FLOAT
   for array in model.graph.initializer:
-    half_array = (
-      _to_half_precision(onnx.numpy_helper.to_array(array))
-      if all(factor_uses.get(array.name, [False]))
-      else None
-    )
-    if half_array is not None:
-      name, half_name = array.name, f'{array.name}_half'
+    name, half_name = array.name, f'{array.name}_half'
+    half_array = _to_half_precision(onnx.numpy_helper.to_array(array))
+    if name not in summands and half_array is not None:
       array.CopyFrom(onnx.numpy_helper.from_array(half_array, half_name))
-      float_type = onnx.TensorProto.FLOAT
-      cast_nodes.append(
-        onnx.helper.make_node('Cast', [half_name], [name], f'{name}_cast', to=float_type)
-      )
+      cast = onnx.helper.make_node('Cast', [half_name], [name], f'{name}_cast', to=float32)
+      cast_nodes.append(cast)
   nodes = [*cast_nodes, *model.graph.node]
   del model.graph.node[:]
   model.graph.node.extend(nodes)
@@ -292,33 +273,7 @@ def _to_half_precision(array: np.ndarray) -> np.ndarray | None:
   return half if max_error <= 2.0**-11 * np.abs(array).max() else None
 
 
-QUANTIZERS: dict[
-  str, Callable[[Path, Path, int | None, quantization_check.EvaluationImages], Any]
-] = {
+QUANTIZERS: dict[str, Callable[[Path, Path, int | None, EvaluationImages], onnx_files.Model]] = {
   'int8': _to_int8,
   'fp16': _to_fp16,
 }
-
-
-def _copy_metadata(model: Any, original: Any) -> None:
-  """Copy producer and metadata of a graph, and drop the operator sets that it does not use."""
-  used_domains = {node.domain for node in model.graph.node}
-  opsets = [opset for opset in model.opset_import if opset.domain in used_domains]
-  del model.opset_import[:], model.metadata_props[:]
-  model.opset_import.extend(opsets)
-  model.metadata_props.extend(original.metadata_props)
-  model.producer_name, model.producer_version = original.producer_name, original.producer_version
-
-
-@contextlib.contextmanager
-def _silence_root_logger():
-  """Suppress the quantizer's advice, which would also set up logging for the whole process."""
-  root_logger, null_handler = logging.getLogger(), logging.NullHandler()
-  previous_level = root_logger.level
-  root_logger.addHandler(null_handler)
-  root_logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    root_logger.setLevel(previous_level)
-    root_logger.removeHandler(null_handler)

@@ -1,10 +1,11 @@
 """StableHLO export: XLA programs for CPU, CUDA and TPU that JAX runs without uadjax."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax import export
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo as dialect
 import numpy as np
 
 from uadjax.export import graph as graphs, runtimes
@@ -20,7 +21,7 @@ def export_graph(graph: graphs.Graph) -> export.Exported:
   return export.export(jax.jit(graph.call), platforms=PLATFORMS)(input_spec)
 
 
-def write(graph: graphs.Graph, path: Path) -> Any:
+def write(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
   """Write a file for `jax.export.deserialize`, and a text form without large arrays next to it.
 
   Returns:
@@ -28,10 +29,10 @@ def write(graph: graphs.Graph, path: Path) -> Any:
   """
   exported = export_graph(graph)
   path.write_bytes(exported.serialize())
-  traced = jax.jit(graph.call).trace(*exported.in_avals)
-  lowered = traced.lower(lowering_platforms=PLATFORMS)
-  module: Any = lowered.compiler_ir('stablehlo')
-  text = module.operation.get_asm(large_elements_limit=16)
+  with ir.Context() as context:
+    dialect.register_dialect(context)
+    module = dialect.deserialize_portable_artifact(context, exported.mlir_module_serialized)
+    text = str(module.operation.get_asm(large_elements_limit=16))
   path.with_name(f'{path.name}.mlir').write_text(text)
   return {
     'jax': jax.__version__,

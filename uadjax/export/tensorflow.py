@@ -1,9 +1,10 @@
 """SavedModel and TFLite export: StableHLO wrapped in a TensorFlow function."""
 
+from collections.abc import Iterator
 import contextlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-import warnings
 
 import jax
 import jax.export
@@ -11,6 +12,7 @@ import numpy as np
 
 from uadjax.errors import ExportError
 from uadjax.export import graph as graphs, runtimes, stablehlo
+from uadjax.system import logging, tensorflow
 from uadjax.types import Scores
 
 # StableHLO 1.8.0 is from November 2024. Every supported TensorFlow (2.20 and newer) reads it; none
@@ -18,11 +20,10 @@ from uadjax.types import Scores
 STABLEHLO_VERSION = '1.8.0'
 
 
-def write_savedmodel(graph: graphs.Graph, path: Path) -> Any:
+def write_savedmodel(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
   """Write a SavedModel folder for TensorFlow Serving, its inputs and outputs named."""
   with _quiet_tensorflow() as tf:
-    module: Any = tf.Module()
-    module.score = _tf_function(tf, graph)
+    module = _tf_module(tf, graph)
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(path), module.score, options)
   return {'tensorflow': tf.__version__}
@@ -33,31 +34,28 @@ def load_savedmodel(path: Path) -> runtimes.RunFunction:
   with _quiet_tensorflow() as tf:
     signature = tf.saved_model.load(str(path)).signatures['serving_default']
 
-  def compute_scores(images: Any) -> Scores:
+  def compute_scores(images: np.ndarray) -> Scores:
     outputs = signature(**{runtimes.INPUT_NAME: tf.constant(images)})
     return Scores(*(outputs[name].numpy() for name in runtimes.OUTPUT_NAMES))
 
   return compute_scores
 
 
-def write_tflite(graph: graphs.Graph, path: Path) -> Any:
+def write_tflite(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
   """Write a TFLite file for phones and embedded boards, of TFLite's built-in ops only.
 
   Raises:
     ExportError: TensorFlow cannot convert the graph.
   """
   with _quiet_tensorflow() as tf:
-    function = _tf_function(tf, graph)
-    module: Any = tf.Module()
-    module.score = function
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-      [function.get_concrete_function()], module
-    )
+    module = _tf_module(tf, graph)
+    function = module.score.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
     try:
       path.write_bytes(converter.convert())
     except Exception as error:  # The converter raises many classes, none of them public.
-      first_line = str(error).strip().partition('\n')[0]
-      raise ExportError(f'TensorFlow cannot convert this model to TFLite: {first_line}') from None
+      reason = graphs.first_line(error)
+      raise ExportError(f'TensorFlow cannot convert this model to TFLite: {reason}') from None
   return {'tensorflow': tf.__version__}
 
 
@@ -68,15 +66,15 @@ def load_tflite(path: Path) -> runtimes.RunFunction:
     interpreter.allocate_tensors()
     signature_runner = interpreter.get_signature_runner()
 
-  def compute_scores(images: Any) -> Scores:
+  def compute_scores(images: np.ndarray) -> Scores:
     outputs = signature_runner(**{runtimes.INPUT_NAME: images})
     return Scores(*(outputs[name] for name in runtimes.OUTPUT_NAMES))
 
   return compute_scores
 
 
-def _tf_function(tf: Any, graph: graphs.Graph) -> Any:
-  """Wrap a graph as a TensorFlow function with named inputs and outputs.
+def _tf_module(tf: ModuleType, graph: graphs.Graph):
+  """Return a TensorFlow module whose `score` is a graph, with named inputs and outputs.
 
   JAX's own converter, `jax2tf`, targets the StableHLO of four weeks before the JAX release, which a
   released TensorFlow may not read yet. Therefore the artifact is written in `STABLEHLO_VERSION`.
@@ -87,25 +85,24 @@ def _tf_function(tf: Any, graph: graphs.Graph) -> Any:
   from tensorflow.compiler.tf2xla.python import xla
 
   exported = stablehlo.export_graph(graph)
-  output_shapes = [
-    [size if isinstance(size, int) else None for size in output.shape]
-    for output in exported.out_avals
-  ]
-  module = _serialize(exported, tf.__version__)
+  shapes = [[n if isinstance(n, int) else None for n in out.shape] for out in exported.out_avals]
+  artifact = _serialize(exported, tf.__version__)
 
-  def call(image: Any) -> dict[str, Any]:
+  def call(image):
     outputs: Any = xla.call_module(
       [image],
       version=exported.calling_convention_version,
-      module=module,
-      Tout=[tf.float32] * len(output_shapes),
-      Sout=output_shapes,
+      module=artifact,
+      Tout=[tf.float32] * len(shapes),
+      Sout=shapes,
       platforms=[platform.upper() for platform in exported.platforms],
     )
     return dict(zip(runtimes.OUTPUT_NAMES, outputs, strict=True))
 
+  module = tf.Module()
   tensor_spec = tf.TensorSpec(graph.input_shape, np.uint8, name=runtimes.INPUT_NAME)
-  return tf.function(call, input_signature=[tensor_spec], autograph=False)
+  module.score = tf.function(call, input_signature=[tensor_spec], autograph=False)
+  return module
 
 
 def _serialize(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
@@ -116,7 +113,7 @@ def _serialize(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
     module = dialect.deserialize_portable_artifact_str(exported.mlir_module_serialized)
     return dialect.serialize_portable_artifact_str(module, STABLEHLO_VERSION)
   except Exception as error:  # JAX documents no exception class for this.
-    reason = str(error).strip().partition('\n')[0]
+    reason = graphs.first_line(error)
     raise ExportError(
       f'JAX {jax.__version__} cannot write this model as StableHLO {STABLEHLO_VERSION}, which '
       f'TensorFlow {tensorflow_version} reads: {reason}. Install an older JAX, or export to '
@@ -125,15 +122,9 @@ def _serialize(exported: jax.export.Exported, tensorflow_version: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet_tensorflow():
+def _quiet_tensorflow() -> Iterator[ModuleType]:
   """Import TensorFlow without warnings and logs that are irrelevant to users."""
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')
-    import tensorflow as tf
-
-    previous_level = tf.get_logger().level
-    tf.get_logger().setLevel('ERROR')
-    try:
-      yield tf
-    finally:
-      tf.get_logger().setLevel(previous_level)
+  with logging.silence('tensorflow'):
+    tf = tensorflow.import_tensorflow()
+    tf.get_logger().setLevel('ERROR')  # The import may have changed it.
+    yield tf

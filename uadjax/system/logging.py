@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 import sys
 import traceback
+import warnings
 
 import rich.console
 import rich.logging
@@ -33,6 +34,26 @@ def logging_to(file: Path | None = None) -> Iterator[None]:
     LOG.setLevel(previous_level)
     for handler in handlers:
       handler.close()
+
+
+@contextlib.contextmanager
+def silence(name: str = '') -> Iterator[None]:
+  """Suppress Python's warnings and, below errors, a library's log messages.
+
+  Args:
+    name: name of the library's logger; '' for the root logger.
+  """
+  logger, handler = logging.getLogger(name), logging.NullHandler()
+  previous_level = logger.level
+  logger.addHandler(handler)  # Without one, logging would be set up for the whole process.
+  logger.setLevel(logging.ERROR)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    logger.setLevel(previous_level)
+    logger.removeHandler(handler)
 
 
 def report_error(error: BaseException, file: Path | None) -> None:
