@@ -199,6 +199,18 @@ def test_an_operation_that_comes_out_otherwise_is_named_and_nothing_is_left(
   assert not [*tmp_path.iterdir()]
 
 
+def test_a_difference_is_told_though_its_operation_cannot_be_found(models, tmp_path, monkeypatch):
+  def fail(*_):
+    raise AttributeError('with_unknown_names')
+
+  wrong = exporter._FORMATS['onnx']._replace(load=lambda path: lambda images: 1 / 0)
+  monkeypatch.setitem(exporter._FORMATS, 'onnx', wrong)
+  monkeypatch.setattr(bisect, 'first_mismatch', fail)
+  with pytest.raises(errors.ExportError, match=r'division by zero; .* cannot be found: with_unkn'):
+    exporter.export(models['padim'], output=tmp_path / 'x.onnx')
+  assert not [*tmp_path.iterdir()]
+
+
 def test_what_comes_after_a_pool_that_is_right_is_named(tmp_path):
   def call(images):
     x = nn.relu(images.astype(np.float32))

@@ -4,10 +4,10 @@ The function is truncated after one of its operations, exported and run. If that
 first operation that differs is this one or an earlier one.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from pathlib import Path
 import tempfile
-from typing import Any
 
 from flax import linen as nn
 import jax
@@ -15,16 +15,15 @@ from jax import numpy as jnp
 from jax.extend import core
 import numpy as np
 
-from uadjax.export import graph as graphs
+from uadjax.export import graph as graphs, runtimes
 from uadjax.system import progress
+
+Write = Callable[[graphs.Graph, Path], runtimes.Metadata]
+Load = Callable[[Path], runtimes.RunFunction]
 
 
 def first_mismatch(
-  graph: graphs.Graph,
-  write: Callable[[graphs.Graph, Path], Any],
-  load: Callable[[Path], Any],
-  images: Any,
-  tolerance: float,
+  graph: graphs.Graph, write: Write, load: Load, images: np.ndarray, tolerance: float
 ) -> str:
   """Describe the first operation whose result differs once the graph is exported.
 
@@ -38,61 +37,66 @@ def first_mismatch(
   images = images[: graph.batch or 1]
   graph = graph._replace(batch=len(images))
   closed_jaxpr = jax.make_jaxpr(graph.call)(images)
-  debug_info = closed_jaxpr.jaxpr.debug_info.with_unknown_names()
-  operations = _image_dependent_operations(closed_jaxpr.jaxpr)
+  jaxpr = closed_jaxpr.jaxpr
+  operations = _image_dependent_operations(jaxpr)
 
-  def has_mismatch(operation: Any) -> bool:
-    index = closed_jaxpr.jaxpr.eqns.index(operation)
-    truncated_jaxpr = closed_jaxpr.jaxpr.replace(
-      eqns=closed_jaxpr.jaxpr.eqns[: index + 1],
-      outvars=operation.outvars[:1],
-      debug_info=debug_info,
-    )
-
-    def truncated_call(images: Any) -> tuple[Any, Any]:
-      value = _evaluate_jaxpr(closed_jaxpr.replace(jaxpr=truncated_jaxpr), images).astype(
-        jnp.float32
-      )
-      return value, value.sum()[None]  # Any value serves as a score.
-
-    with tempfile.TemporaryDirectory() as folder:
-      path = Path(folder) / 'truncated'
-      try:
-        write(graph._replace(call=truncated_call), path)
-        actual = np.asarray(load(path)(images).map)
-      except Exception:  # An operation that cannot be exported or run counts as a mismatch.
-        return True
-    expected = np.asarray(jax.jit(truncated_call)(images)[0])
-    if actual.shape != expected.shape:
-      return True
-    scale = max(float(np.abs(expected).max(initial=0)), np.finfo(np.float32).tiny)
-    return not float(np.abs(actual - expected).max(initial=0)) <= tolerance * scale
+  def differs(operation: core.JaxprEqn) -> bool:
+    call = _truncated_call(closed_jaxpr, operation)
+    return not _agrees(graph._replace(call=call), write, load, images, tolerance)
 
   with progress.show_status('Looking for the operation that differs'):
-    output_operations = [
-      operation
-      for operation in operations
-      if set(operation.outvars) & set(closed_jaxpr.jaxpr.outvars)
-    ]
-    mismatched_output = next(filter(has_mismatch, output_operations), None)
+    outputs = [x for x in operations if set(x.outvars) & set(jaxpr.outvars)]
+    mismatched_output = next(filter(differs, outputs), None)
     if mismatched_output is None:
       return (
         'no single operation differs; the exporter replaces a whole function instead of its '
         'operations'
       )
-    dependency_chain = _dependency_chain(mismatched_output, operations)
-    last_good, first_bad = -1, len(dependency_chain) - 1
-    while first_bad - last_good > 1:
-      middle = (last_good + first_bad) // 2
-      last_good, first_bad = (
-        (last_good, middle) if has_mismatch(dependency_chain[middle]) else (middle, first_bad)
-      )
-  position = f'number {operations.index(dependency_chain[first_bad]) + 1} of {len(operations)}'
-  description = _describe_operation(dependency_chain[first_bad])
-  return f'the first operation that differs is {description}, {position}'
+    chain = _dependency_chain(mismatched_output, operations)
+    # The last operation differs, and so do all from the first one that differs.
+    operation = chain[bisect_left(chain[:-1], True, key=differs)]
+  position = f'number {operations.index(operation) + 1} of {len(operations)}'
+  return f'the first operation that differs is {_describe_operation(operation)}, {position}'
 
 
-def _evaluate_jaxpr(closed_jaxpr: Any, images: Any) -> Any:
+def _truncated_call(
+  closed_jaxpr: core.ClosedJaxpr, operation: core.JaxprEqn
+) -> Callable[[jax.Array], graphs.Outputs]:
+  """Return the function that ends after an operation; its result takes the place of the map."""
+  jaxpr = closed_jaxpr.jaxpr
+  truncated_jaxpr = jaxpr.replace(
+    eqns=jaxpr.eqns[: jaxpr.eqns.index(operation) + 1],
+    outvars=operation.outvars[:1],
+    debug_info=jaxpr.debug_info.with_unknown_names(),
+  )
+
+  def call(images: jax.Array) -> graphs.Outputs:
+    value = _evaluate_jaxpr(closed_jaxpr.replace(jaxpr=truncated_jaxpr), images)
+    value = value.astype(jnp.float32)
+    return value, value.sum()[None]  # Any value serves as a score.
+
+  return call
+
+
+def _agrees(
+  graph: graphs.Graph, write: Write, load: Load, images: np.ndarray, tolerance: float
+) -> bool:
+  """Return whether a graph's first output is the same once it is exported."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / 'truncated'
+    try:
+      write(graph, path)
+      actual = np.asarray(load(path)(images).map)
+    except Exception:  # An operation that cannot be exported or run counts as a mismatch.
+      return False
+  expected = np.asarray(jax.jit(graph.call)(images)[0])
+  if actual.shape != expected.shape:
+    return False
+  scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
+  return float(np.abs(actual - expected).max(initial=0)) <= tolerance * scale
+
+
+def _evaluate_jaxpr(closed_jaxpr: core.ClosedJaxpr, images: jax.Array) -> jax.Array:
   """Evaluate a jaxpr operation by operation and return its first output.
 
   Max pooling is called as `nn.max_pool`, which exporters map to a built-in operation.
@@ -100,26 +104,25 @@ def _evaluate_jaxpr(closed_jaxpr: Any, images: Any) -> Any:
   jaxpr = closed_jaxpr.jaxpr
   env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed_jaxpr.consts, images], strict=True))
   for equation in jaxpr.eqns:
-    params, input_vars = (
-      equation.params,
-      [atom for atom in equation.invars if isinstance(atom, core.Var)],
-    )
-    input_values = [env[var] for var in input_vars]
+    input_vars = _variables(equation.invars)
+    inputs, params = [env[var] for var in input_vars], equation.params
     if equation.primitive.name == 'reduce_window_max' and len(params['window_dimensions']) == 4:
       keys = 'window_dimensions', 'window_strides', 'padding'
       window, strides, padding = (params[key][1:3] for key in keys)
-      pooled = nn.max_pool(*input_values, window_shape=window, strides=strides, padding=padding)
+      pooled = nn.max_pool(*inputs, window_shape=window, strides=strides, padding=padding)
       env[equation.outvars[0]] = pooled
       continue
     single_jaxpr = jaxpr.replace(
       constvars=[], invars=input_vars, eqns=[equation], outvars=equation.outvars
     )
     evaluate = core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))
-    env.update(zip(equation.outvars, evaluate(*input_values), strict=True))
+    env.update(zip(equation.outvars, evaluate(*inputs), strict=True))
   return env[jaxpr.outvars[0]]
 
 
-def _dependency_chain(operation: Any, operations: list[Any]) -> list[Any]:
+def _dependency_chain(
+  operation: core.JaxprEqn, operations: list[core.JaxprEqn]
+) -> list[core.JaxprEqn]:
   """Return the operations that an operation depends on, in order, and the operation itself.
 
   If one of them differs, those after it are expected to differ too, which bisection needs.
@@ -127,22 +130,27 @@ def _dependency_chain(operation: Any, operations: list[Any]) -> list[Any]:
   needed_vars, dependencies = set(operation.outvars), []
   for equation in reversed(operations):
     if needed_vars & set(equation.outvars):
-      needed_vars.update(atom for atom in equation.invars if isinstance(atom, core.Var))
+      needed_vars.update(_variables(equation.invars))
       dependencies.append(equation)
   return dependencies[::-1]
 
 
-def _image_dependent_operations(jaxpr: Any) -> list[Any]:
+def _image_dependent_operations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
   """Return the operations whose result depends on the images."""
   dependent_vars, dependent_operations = set(jaxpr.invars), []
   for equation in jaxpr.eqns:
-    if any(atom in dependent_vars for atom in equation.invars if isinstance(atom, core.Var)):
+    if dependent_vars & set(_variables(equation.invars)):
       dependent_vars.update(equation.outvars)
       dependent_operations.append(equation)
   return dependent_operations
 
 
-def _describe_operation(equation: Any) -> str:
+def _variables(atoms: Iterable[object]) -> list[core.Var]:
+  """Return the variables among the inputs of an operation, which may also be literals."""
+  return [atom for atom in atoms if isinstance(atom, core.Var)]
+
+
+def _describe_operation(equation: core.JaxprEqn) -> str:
   name = equation.params.get('name') or equation.primitive.name
   inputs, outputs = (
     ', '.join(atom.aval.str_short() for atom in atoms)

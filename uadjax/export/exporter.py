@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from uadjax.errors import ConfigError, ExportError, Setting, UnknownName
 from uadjax.export import (
@@ -41,7 +43,7 @@ class _Format(NamedTuple):
   """
 
   suffix: str
-  write: Callable[[graphs.Graph, Path], dict[str, Any]]
+  write: Callable[[graphs.Graph, Path], runtimes.Metadata]
   load: Callable[[Path], runtimes.RunFunction]
   other_loaders: Callable[[], Sequence[Callable[[Path], runtimes.RunFunction]]] = lambda: ()
   supports_any_batch: bool = True
@@ -81,11 +83,11 @@ class ExportResult(NamedTuple):
 
   path: Path
   num_bytes: int
-  metadata: dict[str, Any]
+  metadata: runtimes.Metadata
   agreement: verify.Agreement
   quantized: quantization.QuantizationResult | None = None
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> dict[str, object]:
     """Return path, size and metadata of the export as JSON-compatible values."""
     return {'output': str(self.path), 'bytes': self.num_bytes, **self.metadata}
 
@@ -118,34 +120,56 @@ def export(
 
   Raises:
     UnknownName: unknown `format` or `quantize`.
-    ConfigError: the batch size is below 1, a folder is missing or read-only, or no image is
-      available for quantization.
+    ConfigError: the batch size is below 1, a folder is missing or read-only, or images are missing.
     DataError: `image_folder` has no images.
-    ExportError: the model is too large for the format or cannot be written in it, or the results
-      differ. In these cases no file is written.
+    ExportError: the format cannot hold the model, or results differ. Then no file is written.
   """
+  spec = _find_format(format, quantize, batch)
+  output = output or model.directory / f'model{"." * bool(quantize)}{quantize}{spec.suffix}'
+  _require_exportable(model, format, output)
+  select_images = quantization_check.select_images
+  evaluation_images = select_images(model, camera_size, image_folder) if quantize else None
+  images = verify.select_images(model, camera_size, image_folder)
+  graph = graphs.from_model(model, batch if spec.supports_any_batch else batch or 1, camera_size)
+  graph = graph._replace(metadata={**graph.metadata, 'quantize': quantize})
+  with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as folder:
+    path = Path(folder) / output.name
+    file_info, agreement = _write_and_verify(spec, graph, path, model, images)
+    quantized = None
+    if evaluation_images:
+      quantized = quantization.quantize(
+        quantize, path, model.thresholds, graph.batch, evaluation_images
+      )
+    check = {'quantized': quantized.to_dict()} if quantized else {'agreement': agreement.to_dict()}
+    metadata = {'format': format, **file_info, **_describe_graph(graph, path), **check}
+    files.write_json(path.with_name(f'{output.name}.json'), metadata)
+    num_bytes = _move_into_place(path.parent, output)
+  return ExportResult(output, num_bytes, metadata, agreement, quantized)
+
+
+def _find_format(format: str, quantize: str, batch: int | None) -> _Format:
+  """Return the description of a format that the options fit and whose packages are installed."""
   if format not in _FORMATS:
-    raise UnknownName(f'Unknown export.format {format!r}; choose from {list(FORMATS)}.')
-  output_format = _FORMATS[format]
+    raise UnknownName(f'Unknown export.format {format!r}; choose from {list(_FORMATS)}.')
   if quantize:
     quantization.validate_options(quantize, format)
-  if missing_packages := [
-    name for name in output_format.required_packages if importlib.util.find_spec(name) is None
-  ]:
-    raise ConfigError(
-      f"Exporting to {format} needs {missing_packages[0]}: pip install 'uadjax[export]'."
-    )
+  for name in _FORMATS[format].required_packages:
+    if importlib.util.find_spec(name) is None:
+      raise ConfigError(f"Exporting to {format} needs {name}: pip install 'uadjax[export]'.")
   if batch is not None and batch < 1:
     raise ConfigError(f'export.batch must be 1 or more, or unset for any size; got {batch}.')
+  return _FORMATS[format]
+
+
+def _require_exportable(model: model_dir.Model, format: str, output: Path) -> None:
+  """Raise an error unless the model fits into the format, and the output can be written."""
+  suffix, max_array_bytes = _FORMATS[format].suffix, _FORMATS[format].max_array_bytes
   array_bytes = graphs.array_bytes(model)
-  if output_format.max_array_bytes is not None and array_bytes > output_format.max_array_bytes:
+  if max_array_bytes is not None and array_bytes > max_array_bytes:
     raise ExportError(
       f'The arrays of {model.directory} take {array_bytes / 1e9:.1f} GB, but {format} is limited '
       'to 2 GB. Export to onnx, or fit with fewer detector.channels.'
     )
-  output = (
-    output or model.directory / f'model{"." * bool(quantize)}{quantize}{output_format.suffix}'
-  )
   if not output.parent.is_dir():
     raise ConfigError(f'Cannot export: the folder {output.parent} does not exist.')
   if not os.access(output.parent, os.W_OK):
@@ -157,50 +181,26 @@ def export(
     )
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
     raise ConfigError(
-      f'{output} is a folder; name the file to write, such as '
-      f'{output / f"model{output_format.suffix}"}.'
+      f'{output} is a folder; name the file to write, such as {output / f"model{suffix}"}.'
     )
-  evaluation_images = (
-    quantization_check.select_images(model, camera_size, image_folder) if quantize else None
-  )
-  graph = graphs.from_model(
-    model, batch if output_format.supports_any_batch else batch or 1, camera_size
-  )
-  graph = graph._replace(metadata={**graph.metadata, 'quantize': quantize})
-  comparison_images = verify.select_images(model, camera_size, image_folder)
-  with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as temporary_folder:
-    path = Path(temporary_folder) / output.name
-    file_info, agreement = _write_and_verify(output_format, graph, path, model, comparison_images)
-    comparison: dict[str, Any] = {'agreement': agreement.to_dict()}
-    quantized = None
-    if evaluation_images:
-      quantized = quantization.quantize(
-        quantize, path, model.thresholds, graph.batch, evaluation_images
-      )
-      comparison = {'quantized': quantized.to_dict()}
-    metadata = {
-      'format': format,
-      **file_info,
-      'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': list(graph.input_shape)},
-      'outputs': list(runtimes.OUTPUT_NAMES),
-      **graph.metadata,
-      **comparison,
-    }
-    files.write_json(path.with_name(f'{output.name}.json'), metadata)
-    num_bytes = sum(
-      file.stat().st_size for file in Path(temporary_folder).rglob('*') if file.is_file()
-    )
-    _move_into_place(Path(temporary_folder), output)
-  return ExportResult(output, num_bytes, metadata, agreement, quantized)
+
+
+def _describe_graph(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
+  return {
+    'sha256': files.sha256(path) if path.is_file() else '',  # A SavedModel is a folder.
+    'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': list(graph.input_shape)},
+    'outputs': list(runtimes.OUTPUT_NAMES),
+    **graph.metadata,
+  }
 
 
 def _write_and_verify(
-  output_format: _Format,
+  spec: _Format,
   graph: graphs.Graph,
   path: Path,
   model: model_dir.Model,
-  comparison_images: verify.ComparisonImages,
-) -> tuple[dict[str, Any], verify.Agreement]:
+  images: verify.ComparisonImages,
+) -> tuple[runtimes.Metadata, verify.Agreement]:
   """Write a graph and compare it with its model in every installed runtime.
 
   Returns:
@@ -210,44 +210,53 @@ def _write_and_verify(
     ExportError: the graph cannot be written or run, or it differs. The message names the first
       operation that differs.
   """
-  load, agreements = output_format.load, []
+  load, agreements = spec.load, []
   try:
     with progress.show_status(f'Writing {path.name}'):
-      file_info = output_format.write(graph, path)
+      file_info = spec.write(graph, path)
     with progress.show_status(f'Comparing {path.name} with the model'):
-      for load in (output_format.load, *output_format.other_loaders()):
-        agreements.append(verify.compare(model, load(path), graph.batch, comparison_images))
+      for load in (spec.load, *spec.other_loaders()):
+        agreements.append(verify.compare(model, load(path), graph.batch, images))
         if not agreements[-1].is_within_tolerance:
           break
-    agreement = agreements[-1]
-    if agreement.is_within_tolerance:
-      return file_info, max(agreements, key=lambda result: (result.score, result.map))
-    failure = (
-      f'{path.name} differs from the model: {agreement} (allowed: {verify.TOLERANCE:g} and no '
-      'changed label)'
-    )
+  except (ConfigError, OSError):  # The disk may be full, for example.
+    raise
   except Exception as error:  # Converters and runtimes raise errors of any class.
-    if isinstance(error, ConfigError | OSError):  # The disk may be full, for example.
-      raise
-    first_line = str(error).strip().partition('\n')[0]
-    failure, agreement = (
-      f'{path.name} cannot be exported: {first_line or type(error).__name__}',
-      None,
+    problem = f'{path.name} cannot be exported: {graphs.first_line(error)}'
+    raise _mismatch_error(problem, graph, spec, load, images.graph_inputs) from None
+  agreement = agreements[-1]
+  if agreement.is_within_tolerance:
+    return file_info, max(agreements, key=lambda x: (x.score, x.map))
+  problem = (
+    f'{path.name} differs from the model: {agreement} (allowed: {verify.TOLERANCE:g} and no '
+    'changed label)'
+  )
+  if max(agreement.score, agreement.map) <= verify.TOLERANCE:
+    raise ExportError(
+      f'{problem}; the score of an image is so close to a threshold that rounding changes its '
+      'label. Nothing was written.'
     )
-  if agreement and max(agreement.score, agreement.map) <= verify.TOLERANCE:
-    reason = 'the score of an image is so close to a threshold that rounding changes its label'
-  else:
-    images = (
-      comparison_images.graph_inputs[agreement.worst_index :]
-      if agreement
-      else comparison_images.graph_inputs
-    )
-    reason = bisect.first_mismatch(graph, output_format.write, load, images, verify.TOLERANCE)
-  raise ExportError(f'{failure}; {reason}. Nothing was written.')
+  raise _mismatch_error(problem, graph, spec, load, images.graph_inputs[agreement.worst_index :])
 
 
-def _move_into_place(folder: Path, output: Path) -> None:
-  """Move the files next to `output`, the graph last, and delete arrays of a previous graph."""
+def _mismatch_error(
+  problem: str, graph: graphs.Graph, spec: _Format, load: bisect.Load, images: np.ndarray
+) -> ExportError:
+  """Return an error that names the first operation which differs on some images."""
+  try:
+    reason = bisect.first_mismatch(graph, spec.write, load, images, verify.TOLERANCE)
+  except Exception as error:  # It takes the graph apart by internals of JAX, which may change.
+    reason = f'the operation that differs cannot be found: {graphs.first_line(error)}'
+  return ExportError(f'{problem}; {reason}. Nothing was written.')
+
+
+def _move_into_place(folder: Path, output: Path) -> int:
+  """Move the files next to `output`, the graph last, and delete arrays of a previous graph.
+
+  Returns:
+    The total size of the files, in bytes.
+  """
+  num_bytes = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
   if output.is_dir():
     shutil.rmtree(output)
   arrays_name = f'{output.name}.data'
@@ -255,3 +264,4 @@ def _move_into_place(folder: Path, output: Path) -> None:
     output.with_name(arrays_name).unlink(missing_ok=True)
   for path in sorted(folder.iterdir(), key=lambda path: path.name == output.name):
     path.replace(output.parent / path.name)
+  return num_bytes
