@@ -8,7 +8,9 @@ Letters: b batch, H W camera's image, h w network's image, k taps.
 """
 
 from collections.abc import Sequence
+import itertools
 import math
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -61,13 +63,6 @@ def bilinear_taps(input_size: int, output_size: int, low: float, high: float) ->
   return Taps(indices, weights)
 
 
-class _ResizePass(NamedTuple):
-  """Resampling of one axis."""
-
-  axis: int
-  taps: Taps
-
-
 def resize_images(
   images: UInt8[Array, 'b H W 3'], frame: geometry.Frame, height: int, width: int
 ) -> UInt8[Array, 'b {height} {width} 3']:
@@ -83,8 +78,8 @@ def resize_images(
     ExportError: the resizing of the installed Pillow is unknown.
   """
   x = images.astype(jnp.int32)
-  for resize_pass in _resize_passes(frame, images.shape[1], images.shape[2], height, width):
-    weighted_sum = _weighted_sums(x, resize_pass, jnp)
+  for axis, taps in _resize_passes(frame, images.shape[1], images.shape[2], height, width):
+    weighted_sum = _weighted_sums(x, axis, taps, jnp)
     # A right shift, written as a division of non-negative integers, which every runtime has.
     # OpenVINO divides and compares integers as floats, so the quotient may be 1 too large.
     x = jax.lax.div(weighted_sum, jnp.int32(1 << _WEIGHT_BITS))
@@ -95,41 +90,39 @@ def resize_images(
 
 def _resize_passes(
   frame: geometry.Frame, input_height: int, input_width: int, height: int, width: int
-) -> Sequence[_ResizePass]:
-  """Return the axes to resample in the order of the installed Pillow version.
+) -> Sequence[tuple[int, Taps]]:
+  """Return the axes to resample, with their taps, in the order of the installed Pillow version.
 
   Pillow rounds between the axes, so the order matters. It is found by resizing noise.
   """
-  horizontal = _ResizePass(2, bilinear_taps(input_width, width, frame.left, frame.right))
-  vertical = _ResizePass(1, bilinear_taps(input_height, height, frame.top, frame.bottom))
-  if (frame.left, frame.right, width) == (0, input_width, input_width):
-    return (
-      [vertical] if (frame.top, frame.bottom, height) != (0, input_height, input_height) else []
-    )
-  if (frame.top, frame.bottom, height) == (0, input_height, input_height):
-    return [horizontal]
+  passes = []
+  if (frame.left, frame.right, width) != (0, input_width, input_width):
+    passes.append((2, bilinear_taps(input_width, width, frame.left, frame.right)))
+  if (frame.top, frame.bottom, height) != (0, input_height, input_height):
+    passes.append((1, bilinear_taps(input_height, height, frame.top, frame.bottom)))
   noise = np.random.default_rng(0).integers(0, 256, (1, input_height, input_width, 3), np.uint8)
   box = (frame.left, frame.top, frame.right, frame.bottom)
   expected = Image.fromarray(noise[0]).resize((width, height), Image.Resampling.BILINEAR, box)
-  for passes in ((horizontal, vertical), (vertical, horizontal)):
+  for ordered_passes in itertools.permutations(passes):
     x = noise.astype(np.int32)
-    for resize_pass in passes:
-      x = np.minimum(_weighted_sums(x, resize_pass, np) >> _WEIGHT_BITS, 255)
+    for axis, taps in ordered_passes:
+      x = np.minimum(_weighted_sums(x, axis, taps, np) >> _WEIGHT_BITS, 255)
     if np.array_equal(x[0], np.asarray(expected)):
-      return passes
+      return ordered_passes
   raise ExportError(
     f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce. Install '
     'another version of Pillow, or omit export.include_resize.'
   )
 
 
-def _weighted_sums(x: Any, resize_pass: _ResizePass, xp: Any) -> Any:
-  weights = (resize_pass.taps.weights * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
+def _weighted_sums(x: Any, axis: int, taps: Taps, xp: ModuleType) -> Any:
+  """Return the sums along an axis, computed by NumPy or JAX (`xp`)."""
+  weights = (taps.weights * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
   shape = [1] * x.ndim
-  shape[resize_pass.axis] = len(weights)
+  shape[axis] = len(weights)
   sums = xp.full(shape, 1 << (_WEIGHT_BITS - 1), np.int32)
-  for tap_indices, tap_weights in zip(resize_pass.taps.indices.T, weights.T, strict=True):
-    tap_pixels = xp.take(x, xp.asarray(tap_indices), axis=resize_pass.axis)
+  for tap_indices, tap_weights in zip(taps.indices.T, weights.T, strict=True):
+    tap_pixels = xp.take(x, xp.asarray(tap_indices), axis=axis)
     sums = sums + tap_pixels * xp.asarray(tap_weights).reshape(shape)
   return sums
 
@@ -146,13 +139,9 @@ def restore_maps(
   horizontal = geometry.pixel_range(frame.left, frame.right, width, ops.width)
   overhangs = (-vertical[2], -horizontal[2], vertical[3] - ops.height, horizontal[3] - ops.width)
   margin = math.ceil(max(*overhangs, 0))
-  row_matrix, column_matrix = (
-    _upsampling_matrix(*vertical, ops.height, margin),
-    _upsampling_matrix(*horizontal, ops.width, margin),
-  )
-  visible_maps = resampling.apply_separable(
-    jnp.asarray(row_matrix), jnp.asarray(column_matrix), anomaly_maps[..., None]
-  )[..., 0]
+  rows = jnp.asarray(_upsampling_matrix(*vertical, ops.height, margin))
+  columns = jnp.asarray(_upsampling_matrix(*horizontal, ops.width, margin))
+  visible_maps = resampling.apply_separable(rows, columns, anomaly_maps[..., None])[..., 0]
   padding = ((vertical[0], height - vertical[1]), (horizontal[0], width - horizontal[1]))
   if not np.any(padding):
     return visible_maps

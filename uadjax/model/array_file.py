@@ -6,27 +6,22 @@ import itertools
 import json
 import mmap
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from uadjax.errors import ModelError
+from uadjax.types import Arrays
 
 ARRAYS_FILE = 'fitted.safetensors'
 
 # Fitted models have arrays of these types, here by safetensors' names.
-_DTYPES = {
-  'F32': np.dtype('f4'),
-  'I32': np.dtype('i4'),
-  'U8': np.dtype('u1'),
-  'BOOL': np.dtype('?'),
-}
+_DTYPES = {'F32': 'f4', 'I32': 'i4', 'U8': 'u1', 'BOOL': '?'}
 _ALIGNMENT = 64  # JAX uses host memory without a copy only if it is aligned to 64 bytes.
 _CHUNK_BYTES = 1 << 20  # A chunk is hashed while it is in the CPU cache from being copied.
 
 
-def save_arrays(folder: Path, fitted: Any) -> str:
+def save_arrays(folder: Path, fitted: object) -> str:
   """Write fitted arrays as `fitted.safetensors` into the folder of a model.
 
   The file has safetensors' format: 8 bytes with the length of a JSON header, the header, and the
@@ -35,14 +30,15 @@ def save_arrays(folder: Path, fitted: Any) -> str:
   Returns:
     The SHA-256 of the file, which the manifest has to contain.
   """
-  leaves, type_names = leaves_by_path(fitted), {dtype: name for name, dtype in _DTYPES.items()}
+  leaves = leaves_by_path(fitted)
+  type_names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
   # Arrays whose size is a multiple of the alignment come first, so that each of them is aligned.
   names = sorted(leaves, key=lambda name: (leaves[name].nbytes % _ALIGNMENT != 0, name))
   header, end = {}, 0
   for name in names:
-    begin, end = end, end + leaves[name].nbytes
-    entry = {'dtype': type_names[leaves[name].dtype], 'shape': leaves[name].shape}
-    header[name] = {**entry, 'data_offsets': [begin, end]}
+    leaf, begin = leaves[name], end
+    dtype, end = type_names[leaf.dtype], end + leaf.nbytes
+    header[name] = {'dtype': dtype, 'shape': leaf.shape, 'data_offsets': [begin, end]}
   header_bytes = json.dumps(header).encode()
   header_bytes += b' ' * (-(8 + len(header_bytes)) % _ALIGNMENT)
   digest = hashlib.sha256()
@@ -54,13 +50,13 @@ def save_arrays(folder: Path, fitted: Any) -> str:
   return digest.hexdigest()
 
 
-def leaves_by_path(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: object) -> Arrays:
   """Return the leaves of a tree by path, such as `bank/rows`: their names in the file."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def _byte_chunks(leaf: Any) -> Iterator[memoryview]:
+def _byte_chunks(leaf: jax.Array | np.ndarray) -> Iterator[memoryview]:
   """Return chunks of an array's bytes, without copying a NumPy array."""
   data = np.asarray(leaf).reshape(-1).view(np.uint8).data
   return (data[offset : offset + _CHUNK_BYTES] for offset in range(0, len(data), _CHUNK_BYTES))
