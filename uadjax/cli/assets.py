@@ -1,6 +1,5 @@
 """The commands `uadjax demo` (a synthetic dataset) and `uadjax weights` (pretrained backbones)."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from uadjax.backbones import weights as pretrained_weights
 from uadjax.cli import console, runtime
 from uadjax.data import demo
 from uadjax.errors import ConfigError, UnknownName
-from uadjax.system import progress
+from uadjax.system import files, progress
 
 
 def draw_demo(directory: Path, seed: int, size: int, overwrite: bool) -> None:
@@ -46,8 +45,7 @@ def _weights_info(arch: str) -> dict[str, Any]:
   info['source'] = f'{pretrained_weights.TORCHVISION}/{path.name}'
   if not info['cached']:
     return info
-  with path.open('rb') as file:
-    sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+  sha256 = files.sha256(path)
   is_intact = sha256.startswith(path.stem.rpartition('-')[2])
   return {**info, 'bytes': path.stat().st_size, 'sha256': sha256, 'intact': is_intact}
 
