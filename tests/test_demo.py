@@ -49,9 +49,9 @@ def test_images_are_rendered_on_as_many_cores_as_the_process_may_use(tmp_path, m
   num_threads = []
   pool = futures.ThreadPoolExecutor
 
-  def make_pool(count):
+  def make_pool(count, *args):
     num_threads.append(count)
-    return pool(count)
+    return pool(count, *args)
 
   monkeypatch.setattr(futures, 'ThreadPoolExecutor', make_pool)
   monkeypatch.setattr(threads, 'num_cores', lambda: 3)

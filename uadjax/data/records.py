@@ -9,6 +9,8 @@ import numpy as np
 
 from uadjax.errors import ConfigError, DataError
 
+GOOD = 'good'  # Type of defect of images without one, and the name of their folder.
+
 
 class Record(NamedTuple):
   """Files and label of one image.
@@ -20,13 +22,13 @@ class Record(NamedTuple):
   """
 
   path: Path
-  defect: str = 'good'
+  defect: str = GOOD
   mask: Path | None = None
 
   @property
   def is_anomalous(self) -> bool:
     """Return whether the image shows a defect."""
-    return self.defect != 'good'
+    return self.defect != GOOD
 
 
 class Splits(NamedTuple):
@@ -52,20 +54,21 @@ def partition(
     ConfigError: a fraction is not positive and finite.
     DataError: there are fewer records than groups.
   """
-  if not fractions or not all(0 < fraction < math.inf for fraction in fractions):
+  n = len(fractions)
+  if not n or not all(0 < fraction < math.inf for fraction in fractions):
     raise ConfigError(
       f'Cannot split by the fractions {list(fractions)}; all must be positive and finite.'
     )
-  if len(records) < len(fractions):
+  if len(records) < n:
     raise DataError(
-      f'Cannot split {len(records)} images into {len(fractions)} groups; at least {len(fractions)}'
+      f'Cannot split {len(records)} images into {n} groups; at least {n}'
       f' images are needed in {records[0].path.parent if records else "the dataset"}.'
     )
-  group_ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
-  group_sizes = np.diff(group_ends, prepend=0)
-  while not group_sizes.all():  # Move records from the largest group to an empty one.
-    group_sizes[group_sizes.argmin()] += 1
-    group_sizes[group_sizes.argmax()] -= 1
+  ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
+  sizes = np.diff(ends, prepend=0)
+  while not sizes.all():  # Move records from the largest group to an empty one.
+    sizes[sizes.argmin()] += 1
+    sizes[sizes.argmax()] -= 1
   permutation = np.random.default_rng(seed).permutation(len(records))
-  index_groups = np.split(permutation, np.cumsum(group_sizes)[:-1])
-  return tuple(tuple(records[i] for i in sorted(indices)) for indices in index_groups)
+  groups = np.split(permutation, np.cumsum(sizes)[:-1])
+  return tuple(tuple(records[i] for i in sorted(indices)) for indices in groups)

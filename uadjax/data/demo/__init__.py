@@ -6,17 +6,16 @@ weave and noise, which a detector must learn to ignore.
 The strength of the defects makes the demo neither trivial nor infeasible.
 """
 
-from collections.abc import Iterator, Sequence
-import concurrent.futures
+from collections.abc import Sequence
 import contextlib
 from pathlib import Path
 import tempfile
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from uadjax.data.demo import rendering
+from uadjax.data.records import GOOD
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import files, threads
 from uadjax.system.progress import no_progress, Progress
@@ -32,15 +31,6 @@ _MIN_SIZE = 16  # Pixels; at this size, a washer's ring is four pixels wide.
 # strategies, in a fraction of the time.
 _PNG_COMPRESS_TYPE = 3
 _FULL_SET = {'train': 60, 'test_good': 15, 'test_defect': 4, 'size': 256}
-
-
-class _RenderJob(NamedTuple):
-  category: str
-  split: str
-  defect: str
-  number: int
-  seed: int
-  size: int
 
 
 def write_dataset(
@@ -80,22 +70,34 @@ def write_dataset(
   _require_names('defect', defects, defect_names())
   if size < _MIN_SIZE:
     raise ConfigError(f'Demo images cannot be {size} pixels wide; at least {_MIN_SIZE} are needed.')
-  with contextlib.ExitStack() as exit_stack:
+  jobs = [
+    (category, split, defect, number)
+    for category in categories
+    for split, defect, count in (
+      ('train', GOOD, train),
+      ('test', GOOD, test_good),
+      *(('test', name, test_defect) for name in defect_names(category) if name in defects),
+    )
+    for number in range(count)
+  ]
+  with contextlib.ExitStack() as stack:
     folders = {
-      category: exit_stack.enter_context(files.atomic_directory(Path(directory) / category))
-      for category in categories
+      name: stack.enter_context(files.atomic_directory(Path(directory) / name))
+      for name in categories
     }
-    jobs = [
-      _RenderJob(category, split, defect, number, seed, size)
-      for category in categories
-      for split, defect, num_images in (
-        ('train', rendering.GOOD, train),
-        ('test', rendering.GOOD, test_good),
-        *(('test', defect, test_defect) for defect in defect_names(category) if defect in defects),
-      )
-      for number in range(num_images)
-    ]
-    for _ in progress(_write_images(jobs, folders), len(jobs), 'Drawing'):
+
+    def write_image(job: tuple[str, str, str, int]) -> None:
+      category, split, defect, number = job
+      image = rendering.render_image(*job, seed, size)
+      folder = folders[category]
+      _save_image(image.pixels, folder / split / defect / f'{number:03d}.png')
+      if defect != GOOD:
+        mask = image.mask[..., None].astype(np.uint8) * 255
+        _save_image(mask, folder / 'ground_truth' / defect / f'{number:03d}_mask.png')
+
+    # Threads use all cores, because NumPy releases the GIL.
+    pool = stack.enter_context(threads.thread_pool(threads.num_cores(), 'demo'))
+    for _ in progress(pool.map(write_image, jobs), len(jobs), 'Drawing'):
       pass
   return Path(directory)
 
@@ -120,15 +122,10 @@ def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Progress = no_pro
   if not (directory / category).is_dir():
     _require_names('category', [category], CATEGORIES)
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.', dir=directory) as temporary_folder:
-      category_folder = (
-        write_full_dataset(
-          temporary_folder, size=_FULL_SET['size'], categories=[category], progress=progress
-        )
-        / category
-      )
+    with tempfile.TemporaryDirectory(prefix='.', dir=directory) as temp_dir:
+      write_full_dataset(temp_dir, 0, _FULL_SET['size'], [category], progress)
       with contextlib.suppress(OSError):  # Another process has written the category first.
-        category_folder.rename(directory / category)
+        Path(temp_dir, category).rename(directory / category)
   return directory
 
 
@@ -137,37 +134,19 @@ def expand_category(category: str) -> list[str]:
 
   Groups are 'all', 'textures' and 'objects'; an empty name means `DEFAULT_CATEGORY`.
   """
-  return list(_CATEGORY_GROUPS.get(category or DEFAULT_CATEGORY, (category or DEFAULT_CATEGORY,)))
+  category = category or DEFAULT_CATEGORY
+  return list(_CATEGORY_GROUPS.get(category, (category,)))
 
 
 def defect_names(*categories: str) -> list[str]:
   """Return the names of the defects of some categories, or of all if none is given."""
-  products = [rendering.PRODUCTS[category] for category in categories or CATEGORIES]
-  return sorted({defect for product in products for defect in product.defects})
+  return sorted({d for name in categories or CATEGORIES for d in rendering.PRODUCTS[name].defects})
 
 
 def _require_names(noun: str, names: Sequence[str], choices: Sequence[str]) -> None:
   for name in names:
     if name not in choices:
       raise UnknownName(f'The demo dataset has no {noun} {name!r}; choose from {sorted(choices)}.')
-
-
-def _write_images(jobs: Sequence[_RenderJob], folders: dict[str, Path]) -> Iterator[None]:
-  """Render and save images in a thread per core, because NumPy releases the GIL."""
-
-  def write_image(job: _RenderJob) -> None:
-    rendered_image, name = rendering.render_image(*job), f'{job.number:03d}'
-    folder = folders[job.category]
-    _save_image(rendered_image.pixels, folder / job.split / job.defect / f'{name}.png')
-    if job.defect != rendering.GOOD:
-      mask_pixels = rendered_image.mask[..., None].astype(np.uint8) * 255
-      _save_image(mask_pixels, folder / 'ground_truth' / job.defect / f'{name}_mask.png')
-
-  pool = concurrent.futures.ThreadPoolExecutor(threads.num_cores())
-  try:
-    yield from pool.map(write_image, jobs)
-  finally:
-    pool.shutdown(cancel_futures=True)
 
 
 def _save_image(pixels: rendering.Pixels, path: Path) -> None:

@@ -3,7 +3,7 @@
 They are drawn once, as planes with the depth of each point inside a line or ring, which is negative
 outside.
 
-Letters: s side of an image; a side of the drawing.
+Letters: h w height and width of an image; a side of the drawing.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,9 @@ import numpy as np
 from scipy import ndimage
 
 from uadjax.data.demo import noise, scene
+from uadjax.data.demo.noise import Plane
+
+Point = tuple[float, float]
 
 _SIDE = 512
 _GLYPHS = {  # Polylines of points (y, x) in a box of 2 by 1.
@@ -43,36 +46,21 @@ _FRAMES = (  # Printed rectangles: (y, x, half the height, half the width).
   (0.11, 0.58, 0.030, 0.068), (0.205, 0.58, 0.030, 0.068), (0.30, 0.58, 0.030, 0.068),
   (0.645, 0.20, 0.052, 0.034), (0.645, 0.355, 0.052, 0.034), (0.84, 0.26, 0.065, 0.135),
 )  # fmt: skip
-_TRACES = (
-  ((0.20, 0.36), (0.20, 0.40), (0.11, 0.49), (0.11, 0.53)),
-  ((0.24, 0.36), (0.24, 0.43), (0.205, 0.465), (0.205, 0.53)),
-  ((0.28, 0.36), (0.28, 0.44), (0.30, 0.46), (0.30, 0.53)),
-  ((0.32, 0.36), (0.36, 0.40), (0.40, 0.40), (0.52, 0.52), (0.58, 0.52)),
-  ((0.36, 0.36), (0.42, 0.42), (0.42, 0.56), (0.47, 0.61), (0.53, 0.61)),
-  ((0.40, 0.36), (0.45, 0.36), (0.45, 0.41), (0.62, 0.52)),
-  ((0.20, 0.11), (0.20, 0.04), (0.62, 0.04), (0.70, 0.12), (0.70, 0.16)),
-  ((0.24, 0.11), (0.24, 0.07), (0.50, 0.07), (0.58, 0.15), (0.60, 0.19)),
-  ((0.32, 0.11), (0.32, 0.09), (0.48, 0.09), (0.52, 0.13), (0.52, 0.34), (0.60, 0.355)),
-  ((0.11, 0.63), (0.11, 0.68), (0.14, 0.71)),
-  ((0.205, 0.63), (0.205, 0.72)),
-  ((0.30, 0.63), (0.34, 0.63), (0.40, 0.69), (0.53, 0.69)),
-  ((0.21, 0.86), (0.21, 0.95), (0.62, 0.95), (0.64, 0.93), (0.64, 0.86)),
-  ((0.76, 0.54), (0.76, 0.46), (0.84, 0.38)),
-  ((0.72, 0.54), (0.72, 0.42), (0.78, 0.36), (0.84, 0.36), (0.84, 0.34)),
-  ((0.69, 0.355), (0.69, 0.40), (0.66, 0.44), (0.66, 0.54)),
-  ((0.84, 0.14), (0.84, 0.06), (0.78, 0.06), (0.75, 0.09), (0.75, 0.20), (0.70, 0.20)),
-  ((0.87, 0.70), (0.90, 0.70), (0.90, 0.48), (0.95, 0.43), (0.95, 0.10)),
-  ((0.70, 0.86), (0.70, 0.93), (0.80, 0.93), (0.83, 0.96), (0.97, 0.96)),
-  ((0.76, 0.86), (0.76, 0.90), (0.86, 0.90), (0.89, 0.87), (0.96, 0.87)),
-)  # fmt: skip
-_VIAS = (
-  (0.48, 0.22), (0.60, 0.46), (0.45, 0.50), (0.42, 0.62), (0.05, 0.40), (0.14, 0.71), (0.44, 0.95),
-  (0.07, 0.93), (0.95, 0.10), (0.76, 0.46), (0.90, 0.48), (0.97, 0.80), (0.04, 0.20), (0.62, 0.10),
-  (0.47, 0.80), (0.80, 0.41), (0.92, 0.93), (0.05, 0.58),
-)  # fmt: skip
-
-Plane = Float[np.ndarray, 's s']
-Drawing = Float[np.ndarray, 'a a']
+# Copper lines, separated by semicolons; points are y,x in thousandths of the board's side.
+_TRACES = """
+  200,360 200,400 110,490 110,530; 240,360 240,430 205,465 205,530; 280,360 280,440 300,460
+  300,530; 320,360 360,400 400,400 520,520 580,520; 360,360 420,420 420,560 470,610 530,610;
+  400,360 450,360 450,410 620,520; 200,110 200,40 620,40 700,120 700,160; 240,110 240,70 500,70
+  580,150 600,190; 320,110 320,90 480,90 520,130 520,340 600,355; 110,630 110,680 140,710; 205,630
+  205,720; 300,630 340,630 400,690 530,690; 210,860 210,950 620,950 640,930 640,860; 760,540
+  760,460 840,380; 720,540 720,420 780,360 840,360 840,340; 690,355 690,400 660,440 660,540;
+  840,140 840,60 780,60 750,90 750,200 700,200; 870,700 900,700 900,480 950,430 950,100; 700,860
+  700,930 800,930 830,960 970,960; 760,860 760,900 860,900 890,870 960,870
+"""
+_VIAS = """
+  480,220 600,460 450,500 420,620 50,400 140,710 440,950 70,930 950,100 760,460 900,480 970,800
+  40,200 620,100 470,800 800,410 920,930 50,580
+"""
 
 
 class Artwork(NamedTuple):
@@ -95,19 +83,15 @@ class Artwork(NamedTuple):
 
 def sample_artwork(y: Plane, x: Plane) -> Artwork:
   """Interpolate the artwork at coordinates of the board from 0 to 1."""
-  pixel_coordinates = np.stack([y, x]) * _SIDE - 0.5
-  return Artwork(
-    *(
-      ndimage.map_coordinates(plane, pixel_coordinates, order=1, mode='nearest')
-      for plane in _draw_artwork()
-    )
-  )
+  coordinates = np.stack([y, x]) * _SIDE - 0.5
+  planes = (ndimage.map_coordinates(p, coordinates, order=1, mode='nearest') for p in _draw())
+  return Artwork(*planes)
 
 
 @functools.cache
-def _draw_artwork() -> Artwork:
-  traces = [(points, 0.0055) for points in _TRACES]
-  drills = [(((y, x - 1e-4), (y, x + 1e-4)), 0.0065) for y, x in _VIAS]
+def _draw() -> Artwork:
+  traces = [(_parse_points(trace), 0.0055) for trace in _TRACES.split(';')]
+  drills = [(((y, x - 1e-4), (y, x + 1e-4)), 0.0065) for y, x in _parse_points(_VIAS)]
   rings = [(points, half_width + 0.0085) for points, half_width in drills]
   silk = [(points, 0.0024) for label in _SILK_LABELS for points in _text_strokes(*label)]
   silk += [(_frame_corners(*frame), 0.0022) for frame in _FRAMES]
@@ -115,7 +99,11 @@ def _draw_artwork() -> Artwork:
   return Artwork(*(_depth_field(lines) for lines in (traces, rings, drills, silk, laser)))
 
 
-def _depth_field(lines: Sequence[tuple[Sequence[tuple[float, float]], float]]) -> Drawing:
+def _parse_points(text: str) -> list[Point]:
+  return [(int(y) / 1000, int(x) / 1000) for y, x in (p.split(',') for p in text.split())]
+
+
+def _depth_field(lines: Sequence[tuple[Sequence[Point], float]]) -> Float[np.ndarray, 'a a']:
   """Return the depth inside the nearest of some lines, given as (points, half width).
 
   Points far from all lines have a small negative depth.
@@ -123,17 +111,15 @@ def _depth_field(lines: Sequence[tuple[Sequence[tuple[float, float]], float]]) -
   y, x = scene.grid(_SIDE)
   field = np.full((_SIDE, _SIDE), -0.05)
   for points, half_width in lines:
-    lower_corner, upper_corner = np.min(points, axis=0) - 0.05, np.max(points, axis=0) + 0.05
-    window = tuple(
-      slice(max(int(lower * _SIDE), 0), int(upper * _SIDE))
-      for lower, upper in zip(lower_corner, upper_corner, strict=True)
-    )
+    lower, upper = np.min(points, axis=0) - 0.05, np.max(points, axis=0) + 0.05
+    bounds = zip(lower, upper, strict=True)
+    window = tuple(slice(max(int(low * _SIDE), 0), int(high * _SIDE)) for low, high in bounds)
     depth = half_width - noise.polyline_distance(y[window], x[window], points)
     field[window] = np.maximum(field[window], depth)
   return field
 
 
-def _text_strokes(text: str, y: float, x: float, height: float) -> list[list[tuple[float, float]]]:
+def _text_strokes(text: str, y: float, x: float, height: float) -> list[list[Point]]:
   unit = height / 2
   return [
     [(y + unit * dy, x + unit * (dx + 1.55 * i)) for dy, dx in _GLYPHS[letter]]
@@ -141,8 +127,6 @@ def _text_strokes(text: str, y: float, x: float, height: float) -> list[list[tup
   ]
 
 
-def _frame_corners(
-  y: float, x: float, half_height: float, half_width: float
-) -> list[tuple[float, float]]:
+def _frame_corners(y: float, x: float, half_height: float, half_width: float) -> list[Point]:
   corners = [(-1, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]
   return [(y + half_height * dy, x + half_width * dx) for dy, dx in corners]

@@ -6,21 +6,19 @@ Letters: h w height and width of an image or a window of it; n values.
 from collections.abc import Sequence
 import functools
 import itertools
+from typing import TypeAlias
 
 from jaxtyping import Float
 import numpy as np
+from numpy.random import Generator
 from scipy import ndimage
 
-Plane = Float[np.ndarray, 'h w']
+Plane: TypeAlias = Float[np.ndarray, 'h w']
+Number: TypeAlias = float | int
 
 
 def octaves(
-  rng: np.random.Generator,
-  size: int,
-  low: float | int,
-  high: float | int,
-  fade: float | int = 1,
-  stretch: float | int = 1,
+  rng: Generator, size: int, low: Number, high: Number, fade: Number = 1, stretch: Number = 1
 ) -> Plane:
   """Draw periodic band-limited noise with mean 0 and variance 1.
 
@@ -38,17 +36,14 @@ def octaves(
 
 
 @functools.lru_cache(64)  # All images of a category use the same few spectra.
-def _spectral_gain(
-  size: int, low: float | int, high: float | int, fade: float | int, stretch: float | int
-) -> np.ndarray:
-  y = np.fft.fftfreq(size, 1 / size)[:, None]
-  x = np.fft.rfftfreq(size, 1 / size)[None] * stretch
+def _spectral_gain(size: int, low: Number, high: Number, fade: Number, stretch: Number) -> Plane:
+  y, x = np.fft.fftfreq(size, 1 / size)[:, None], np.fft.rfftfreq(size, 1 / size)[None] * stretch
   frequency = np.maximum(np.hypot(y, x), 1e-9)
   band = (1 - np.exp(-((frequency / low) ** 2))) * np.exp(-((frequency / high) ** 2))
   return band * frequency**-fade
 
 
-def periodic_1d(rng: np.random.Generator, position: Plane, n: int, fade: float = 0.5) -> Plane:
+def periodic_1d(rng: Generator, position: Plane, n: int, fade: float = 0.5) -> Plane:
   """Interpolate periodic 1-D noise of n values and unit variance at positions from 0 to 1."""
   spectrum = np.fft.rfft(rng.standard_normal(n))
   spectrum[1:] *= np.arange(1, len(spectrum)) ** -fade
@@ -74,7 +69,7 @@ def blur(plane: Plane, sigma: float) -> Plane:
 
 
 def blot_distance(
-  rng: np.random.Generator, y: Plane, x: Plane, radius: float, roughness: float = 0.08
+  rng: Generator, y: Plane, x: Plane, radius: float, roughness: float = 0.08
 ) -> Plane:
   """Return the approximate signed distance to the rim of an irregular blot; positive inside.
 
@@ -90,11 +85,9 @@ def blot_distance(
 
 def polyline_distance(y: Plane, x: Plane, points: Sequence[tuple[float, float]]) -> Plane:
   """Return the distance to a polyline through points (y, x)."""
-  squared_distance = np.full(y.shape, np.inf)
+  squared = np.full(y.shape, np.inf)
   for (y0, x0), (y1, x1) in itertools.pairwise(points):
     dy, dx = y1 - y0, x1 - x0
     fraction = np.clip(((y - y0) * dy + (x - x0) * dx) / (dy * dy + dx * dx), 0, 1)
-    squared_distance = np.minimum(
-      squared_distance, (y - y0 - fraction * dy) ** 2 + (x - x0 - fraction * dx) ** 2
-    )
-  return np.sqrt(squared_distance)
+    squared = np.minimum(squared, (y - y0 - fraction * dy) ** 2 + (x - x0 - fraction * dx) ** 2)
+  return np.sqrt(squared)

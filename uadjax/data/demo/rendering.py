@@ -1,31 +1,35 @@
 """Rendering of one image of the demo dataset, with its defect and the exact mask of it.
 
-Letters: s side of an image; c channels, 1 for a monochrome camera, else 3.
+Letters: h w height and width of an image; c channels, 1 for a monochrome camera, else 3.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 import zlib
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 import numpy as np
+from numpy.random import Generator
+from scipy import ndimage
 
-from uadjax.data.demo import board, camera, fabric, noise, scene, steel, washer, wood
+from uadjax.data.demo import board, materials, noise, scene, washer
+from uadjax.data.demo.scene import Color, Surface, View
+from uadjax.data.records import GOOD
 
 PRODUCTS = {
   'board': board.PRODUCT,
   'disc': washer.PRODUCT,
-  'fabric': fabric.PRODUCT,
-  'steel': steel.PRODUCT,
-  'wood': wood.PRODUCT,
+  'fabric': materials.FABRIC,
+  'steel': materials.STEEL,
+  'wood': materials.WOOD,
 }
-GOOD = 'good'
 
+_GAMMA, _MAX_LEVEL = 1 / 2.2, 255
 # Levels of 255 by which the neighborhood of a pixel must differ to be masked; twice the noise.
 _MIN_DIFFERENCE = 4.0
 _MIN_AREA = 4e-4  # Fraction of an image that a defect must cover.
 _MAX_ATTEMPTS = 16
 
-Pixels = UInt8[np.ndarray, 's s c']
+Pixels: TypeAlias = UInt8[np.ndarray, 'h w c']
 
 
 class RenderedImage(NamedTuple):
@@ -39,7 +43,7 @@ class RenderedImage(NamedTuple):
 
   pixels: Pixels
   defect_free: Pixels
-  mask: Bool[np.ndarray, 's s']
+  mask: Bool[np.ndarray, 'h w']
 
 
 def render_image(
@@ -58,41 +62,57 @@ def render_image(
     seed: seed of the dataset.
     size: side of the image in pixels.
   """
-  product = PRODUCTS[category]
-  name = f'{category}/{split}/{defect}/{number}'.encode()
+  product, name = PRODUCTS[category], f'{category}/{split}/{defect}/{number}'.encode()
 
-  def random_stream(*stream_ids: int) -> np.random.Generator:
+  def random_stream(*stream_ids: int) -> Generator:
     key = (zlib.crc32(name), *stream_ids)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
-  lamp = tuple(np.array(product.lamp) + random_stream(0).normal(0, 0.035, 3))
-  view = scene.make_view(size, lamp)
+  def draw(view: View, **options: object) -> Surface:
+    return product.draw(random_stream(2), view, **options)
 
-  def expose_surface(surface: scene.Surface) -> Float[np.ndarray, 's s c']:
-    return camera.expose(random_stream(1), scene.shade(surface, view, product.ambient))
+  def photograph(surface: Surface) -> Color:
+    return _expose(random_stream(1), scene.shade(surface, view))
 
-  good_levels = expose_surface(product.make_surface(random_stream(2), view))
-  defect_free = camera.add_sensor_noise(random_stream(3), good_levels)
-  levels, mask = good_levels, np.zeros((size, size), bool)
+  lamp_y, lamp_x, lamp_z = np.array(product.lamp) + random_stream(0).normal(0, 0.035, 3)
+  view = View(*scene.grid(size), (lamp_y, lamp_x, lamp_z))
+  good_levels = photograph(draw(view))
+  defect_free = _add_sensor_noise(random_stream(3), good_levels)
   if defect == GOOD:
-    return RenderedImage(defect_free, defect_free, mask)
+    return RenderedImage(defect_free, defect_free, np.zeros((size, size), bool))
+  levels, mask = good_levels, np.zeros((size, size), bool)
   for attempt in range(_MAX_ATTEMPTS):  # A defect may land where it is invisible.
-    add_defect = product.defects[defect]
-    levels = expose_surface(
-      add_defect(random_stream(4, attempt), product.make_surface, random_stream(2), view)
-    )
+    levels = photograph(product.defects[defect](random_stream(4, attempt), draw, view))
     mask = _visible_difference(levels, good_levels)
     if mask.sum() >= max(1, _MIN_AREA * size**2):
       break
   # Invisible differences are undone, so that the images are identical outside of the mask.
-  visible_levels = np.where(mask[..., None], levels, good_levels)
-  return RenderedImage(camera.add_sensor_noise(random_stream(3), visible_levels), defect_free, mask)
+  levels = np.where(mask[..., None], levels, good_levels)
+  return RenderedImage(_add_sensor_noise(random_stream(3), levels), defect_free, mask)
 
 
-def _visible_difference(
-  first: Float[np.ndarray, 's s c'], second: Float[np.ndarray, 's s c']
-) -> Bool[np.ndarray, 's s']:
+def _expose(rng: Generator, light: Color) -> Color:
+  """Convert light to levels of an image from 0 to 255: optics and exposure, without noise."""
+  size, _, channels = light.shape
+  y, x = (axis - 0.5 for axis in scene.grid(size))
+  tilt_y, tilt_x = rng.normal(0, 0.04, 2)  # Tolerance of the lamp's position.
+  vignette = 1 - 0.3 * (y**2 + x**2) + tilt_y * y + tilt_x * x
+  channel_gain = rng.normal(1, 0.012, channels) * rng.normal(1, 0.025)
+  sigma = rng.uniform(0.55, 0.8) * max(size / 256, 0.5)
+  blurred = ndimage.gaussian_filter(light, (sigma, sigma, 0), mode='nearest', truncate=3)
+  exposure = np.clip(blurred * vignette[..., None] * channel_gain, 0, None)
+  compressed = np.where(exposure > 0.7, 0.7 + 0.3 * np.tanh((exposure - 0.7) / 0.3), exposure)
+  return compressed**_GAMMA * _MAX_LEVEL
+
+
+def _add_sensor_noise(rng: Generator, levels: Color) -> Pixels:
+  """Add sensor noise, whose variance grows with the level, and round to integers."""
+  noisy = levels + np.sqrt(0.2 + 0.005 * levels) * rng.standard_normal(levels.shape)
+  return np.round(np.clip(noisy, 0, _MAX_LEVEL)).astype(np.uint8)
+
+
+def _visible_difference(first: Color, second: Color) -> Bool[np.ndarray, 'h w']:
   """Return a mask of the pixels where two images differ visibly."""
   squared_difference = ((first - second) ** 2).max(axis=-1)
-  local_mean = noise.blur(squared_difference, max(len(squared_difference) / 300, 0.5))
+  local_mean = noise.blur(squared_difference, max(len(first) / 300, 0.5))
   return np.sqrt(local_mean) > _MIN_DIFFERENCE

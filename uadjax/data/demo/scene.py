@@ -2,19 +2,22 @@
 
 Lengths are in sides of the image, y down, x right, z toward the camera; light is linear.
 
-Letters: s side of an image; c channels, 1 for a monochrome camera, else 3.
+Letters: h w height and width of an image; c channels, 1 for a monochrome camera, else 3.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Float
 import numpy as np
+from numpy.random import Generator
 
 from uadjax.data.demo import noise
+from uadjax.data.demo.noise import Plane
 
-Plane = Float[np.ndarray, 's s']
-Color = Float[np.ndarray, 's s c']
+Color: TypeAlias = Float[np.ndarray, 'h w c']
+
+_AMBIENT = 0.35  # Fraction of the light that comes from all directions.
 
 
 class View(NamedTuple):
@@ -36,7 +39,7 @@ class View(NamedTuple):
     return len(self.y)
 
   @property
-  def pixel_size(self) -> float:
+  def pixel(self) -> float:
     """Side of a pixel, as a fraction of the image's side."""
     return 1 / len(self.y)
 
@@ -49,61 +52,53 @@ class Surface(NamedTuple):
     color: fraction of the light that is scattered, per channel.
     gloss: strength of the highlight.
     shininess: exponent of the Blinn-Phong highlight; larger is narrower.
-    product_coverage: fraction of each pixel that shows the product and not its support.
+    coverage: fraction of each pixel that shows the product and not its support.
   """
 
   height: Plane
   color: Color
   gloss: Plane
   shininess: float
-  product_coverage: Plane
+  coverage: Plane
 
 
-# Arguments are (rng, view), and keywords for the product's own defects.
-SurfaceFn = Callable[..., Surface]
-# Arguments are (rng of the defect, function that draws the product, and its rng and view).
-DefectFn = Callable[[np.random.Generator, SurfaceFn, np.random.Generator, View], Surface]
+# Arguments are (view), and keywords for the product's own defects; always draws the same product.
+DrawFn = Callable[..., Surface]
+# Arguments are (rng of the defect, function that draws the product, and the view for it).
+DefectFn = Callable[[Generator, DrawFn, View], Surface]
 
 
 class Product(NamedTuple):
   """Category of the demo dataset.
 
   Attributes:
-    make_surface: function that draws a good product.
+    draw: function of (rng, view) that draws a good product.
     defects: functions that draw a defective product, by name of the defect.
     lamp: approximate position (y, x, z) of the lamp.
-    ambient: fraction of the light that comes from all directions.
   """
 
-  make_surface: SurfaceFn
+  draw: Callable[..., Surface]
   defects: Mapping[str, DefectFn]
-  lamp: tuple[float, float, float] = (-0.6, -0.5, 1.2)
-  ambient: float = 0.35
+  lamp: tuple[float, float, float]
 
 
-def shade(surface: Surface, view: View, ambient: float) -> Color:
+def shade(surface: Surface, view: View) -> Color:
   """Return the light that reaches the camera; a white sheet in the center gives 1."""
   y, x = grid(view.size)
   ly, lx, lz = view.lamp[0] + 0.5 - y, view.lamp[1] + 0.5 - x, view.lamp[2]
-  lamp_distance = np.sqrt(ly**2 + lx**2 + lz**2)
-  slope_y, slope_x = np.gradient(surface.height, view.pixel_size)
-  normal_z = 1 / np.sqrt(1 + slope_y**2 + slope_x**2)
-  diffuse = np.maximum(lz - slope_y * ly - slope_x * lx, 0) * normal_z / lamp_distance
-  # Blinn-Phong half vector for a camera far above: (ly, lx, lz + lamp_distance).
-  half_vector_length = np.sqrt(ly**2 + lx**2 + (lz + lamp_distance) ** 2)
-  highlight = (
-    np.clip(
-      (lz + lamp_distance - slope_y * ly - slope_x * lx) * normal_z / half_vector_length, 0, 1
-    )
-    ** surface.shininess
-  )
-  center_lamp_distance = np.sqrt(sum(coordinate**2 for coordinate in view.lamp))
-  falloff = (center_lamp_distance / lamp_distance) ** 2 * _lamp_visibility(surface.height, view)
-  diffuse_light = (
-    ambient * _sky_visibility(surface.height)
-    + (1 - ambient) * falloff * diffuse * center_lamp_distance / lz
-  )
-  return surface.color * diffuse_light[..., None] + (surface.gloss * highlight * falloff)[..., None]
+  distance = np.sqrt(ly**2 + lx**2 + lz**2)
+  dy, dx = np.gradient(surface.height, view.pixel)
+  normal_z = 1 / np.sqrt(1 + dy**2 + dx**2)
+  diffuse = np.maximum(lz - dy * ly - dx * lx, 0) * normal_z / distance
+  # Blinn-Phong half vector for a camera far above: (ly, lx, lz + distance).
+  half_vector = np.sqrt(ly**2 + lx**2 + (lz + distance) ** 2)
+  cosine = (lz + distance - dy * ly - dx * lx) * normal_z / half_vector
+  highlight = np.clip(cosine, 0, 1) ** surface.shininess
+  center_distance = np.sqrt(sum(coordinate**2 for coordinate in view.lamp))
+  falloff = (center_distance / distance) ** 2 * _lamp_visibility(surface.height, view)
+  sky_light = _AMBIENT * _sky_visibility(surface.height)
+  light = sky_light + (1 - _AMBIENT) * falloff * diffuse * center_distance / lz
+  return surface.color * light[..., None] + (surface.gloss * highlight * falloff)[..., None]
 
 
 def grid(size: int) -> tuple[Plane, Plane]:
@@ -112,33 +107,22 @@ def grid(size: int) -> tuple[Plane, Plane]:
   return y, x
 
 
-def make_view(size: int, lamp: tuple[float, float, float]) -> View:
-  """Return a view without deformation."""
-  return View(*grid(size), lamp)
-
-
 def _sky_visibility(height: Plane) -> Plane:
   """Return the approximate fraction of visible sky, which is lower in pits and next to walls."""
-  size = len(height)
-  fine_blur, coarse_blur = noise.blur(height, size / 100), noise.blur(height, size / 30)
-  return 1 / (1 + 18 * np.maximum(fine_blur - height, 0) + 18 * np.maximum(coarse_blur - height, 0))
+  fine, coarse = (noise.blur(height, len(height) / divisor) for divisor in (100, 30))
+  return 1 / (1 + 18 * np.maximum(fine - height, 0) + 18 * np.maximum(coarse - height, 0))
 
 
 def _lamp_visibility(height: Plane, view: View) -> Plane:
   """Return the visible fraction of the lamp (soft shadows), by marching toward the light."""
   ly, lx, lz = view.lamp
-  horizontal_distance, size = np.hypot(ly, lx), view.size
-  shadow_length = (height.max() - height.min()) * horizontal_distance / lz * size  # Pixels.
-  num_steps = int(np.ceil(shadow_length))
+  horizontal, size = np.hypot(ly, lx), view.size
+  num_steps = int(np.ceil((height.max() - height.min()) * horizontal / lz * size))
   padded = np.pad(height, num_steps, 'edge')
   shadow = np.zeros_like(height)
   for step in range(1, num_steps + 1):
-    dy, dx = round(step * ly / horizontal_distance), round(step * lx / horizontal_distance)
-    height_difference = (
-      padded[num_steps + dy : num_steps + dy + size, num_steps + dx : num_steps + dx + size]
-      - height
-    )
-    excess_height = height_difference - step / size * lz / horizontal_distance
+    top, left = (num_steps + round(step * axis / horizontal) for axis in (ly, lx))
+    excess = padded[top : top + size, left : left + size] - height - step / size * lz / horizontal
     # Shadows get softer with the distance from the object.
-    shadow = np.maximum(shadow, excess_height / (0.003 + 0.35 * step / size))
+    shadow = np.maximum(shadow, excess / (0.003 + 0.35 * step / size))
   return 1 - 0.85 * np.clip(shadow, 0, 1)
