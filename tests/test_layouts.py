@@ -138,7 +138,7 @@ WRITTEN = (
 
 def test_lists_as_they_are_written(tmp_path):
   touch(tmp_path / 'a.png', tmp_path / 'b.png', tmp_path / 'c d/e.png')
-  expected = [seglist.Line(tmp_path / 'a.png', tmp_path / 'b.png')], []
+  expected = [Record(tmp_path / 'a.png', 'defect', tmp_path / 'b.png')], []
   for content in WRITTEN:
     (tmp_path / 'list.txt').write_bytes(content)
     assert seglist.read_list(tmp_path / 'list.txt') == expected, content
@@ -148,7 +148,7 @@ def test_an_image_that_is_its_own_mask_has_none(tmp_path):
   touch(tmp_path / 'a.png')
   for content in (b'a.png a.png', b'a.png\ta.png\r\n', b'a.png .\\a.png', b'c d/../a.png\ta.png'):
     (tmp_path / 'list.txt').write_bytes(content)
-    expected = [seglist.Line(tmp_path / 'a.png', None)], []
+    expected = [Record(tmp_path / 'a.png', 'defect')], []
     assert seglist.read_list(tmp_path / 'list.txt') == expected, content
 
 
@@ -159,9 +159,9 @@ def test_names_with_spaces_and_of_any_alphabet(tmp_path):
   (tmp_path / 'list.txt').write_text('\n'.join(lines), encoding='utf-8')
   assert seglist.read_list(tmp_path / 'list.txt') == (
     [
-      seglist.Line(tmp_path / names[0], tmp_path / names[1]),
-      seglist.Line(tmp_path / names[2], None),
-      seglist.Line(tmp_path / '良品.png', tmp_path / names[2]),
+      Record(tmp_path / names[0], 'defect', tmp_path / names[1]),
+      Record(tmp_path / names[2], 'defect'),
+      Record(tmp_path / '良品.png', 'defect', tmp_path / names[2]),
     ],
     [],
   )
@@ -191,8 +191,8 @@ def test_what_is_wrong_with_a_line_is_told_with_its_number(tmp_path):
   for line, kind, told in BAD_LINES:
     file.write_bytes(b'a.png b.png\r\n\r\n' + line + b'\r\nb.png\r\n')
     lines, wrong = seglist.read_list(file)
-    assert lines[0] == seglist.Line(tmp_path / 'root/a.png', tmp_path / 'root/b.png'), line
-    assert lines[-1] == seglist.Line(tmp_path / 'root/b.png', None), line
+    assert lines[0] == Record(tmp_path / 'root/a.png', 'defect', tmp_path / 'root/b.png'), line
+    assert lines[-1] == Record(tmp_path / 'root/b.png', 'defect'), line
     assert wrong, line
     assert all(p.kind == kind and 'train.txt line 3: ' in p.message for p in wrong), wrong
     with pytest.raises(DataError, match=told):
@@ -212,9 +212,9 @@ def test_no_list_names_anything_outside(tmp_path_factory, parts):
   inside = tmp_path_factory.getbasetemp() / 'fuzzed/in'
   touch(inside.parent / 'a.png', inside / 'a.png', inside / 'in/a.png')
   (inside / 'train.txt').write_text(''.join(parts))
-  lines, _ = seglist.read_list(inside / 'train.txt')
+  records, _ = seglist.read_list(inside / 'train.txt')
   allowed = {inside / 'a.png', inside / 'in/a.png', None}
-  assert {path for line in lines for path in line} <= allowed
+  assert {path for record in records for path in (record.path, record.mask)} <= allowed
 
 
 def test_images_that_share_a_stem_have_masks_of_their_own(tmp_path):

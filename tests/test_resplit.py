@@ -35,7 +35,7 @@ def make(root: Path, good=20, bad=5) -> Path:
 
 def listed(root: Path) -> tuple[list[str], list[str]]:
   read = (seglist.read_list(root / name) for name in ('train.txt', 'val.txt'))
-  train, val = ([line.image.name for line in lines] for lines, wrong in read if not wrong)
+  train, val = ([record.path.name for record in records] for records, wrong in read if not wrong)
   return train, val
 
 

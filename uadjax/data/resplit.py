@@ -5,12 +5,11 @@ to the new ones as `*.bak`.
 """
 
 from collections.abc import Sequence
-import concurrent.futures
 from pathlib import Path
 import shutil
 from typing import NamedTuple
 
-from uadjax.data import image_io, problems, records
+from uadjax.data import layouts, problems, records as record_types
 from uadjax.data.layouts import seglist
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
@@ -53,39 +52,27 @@ def resplit(
     ConfigError: the percentages are not positive integers that sum to 100.
     DataError: there are no lists, or a listed file cannot be read.
   """
-  _validate_percentages(train_percent, val_percent)
-  lines = _read_lists(directory)
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    has_defect = [*pool.map(lambda line: image_io.has_defect(line.mask, mask_threshold), lines)]
-  defective = [line for line, is_defective in zip(lines, has_defect, strict=True) if is_defective]
-  good = [
-    Record(line.image, mask=line.mask)
-    for line, is_defective in zip(lines, has_defect, strict=True)
-    if not is_defective
-  ]
-  train_lines, val_lines = (
-    [seglist.Line(record.path, record.mask) for record in chunk]
-    for chunk in records.partition(good, (train_percent / 100, val_percent / 100), seed)
-  )
-  val_lines += defective
-  # Both old lists are backed up before the first is replaced, and each list exists at all times.
-  backups = [_back_up(directory / name) for name in _LISTS if (directory / name).is_file()]
-  for name, split_lines in zip(_LISTS, (train_lines, val_lines), strict=True):
-    files.write_text(directory / name, _format_list(split_lines, directory))
-  return Summary(len(train_lines), len(val_lines), len(defective), tuple(backups))
-
-
-def _validate_percentages(train_percent: int, val_percent: int) -> None:
+  percents = (train_percent, val_percent)
   # isinstance() would accept bool.
-  are_integers = all(type(percent) is int for percent in (train_percent, val_percent))
-  if not are_integers or min(train_percent, val_percent) <= 0 or train_percent + val_percent != 100:
+  if any(type(p) is not int or p <= 0 for p in percents) or sum(percents) != 100:
     raise ConfigError(
       f'check.split.train_percent={train_percent} and check.split.val_percent={val_percent} must be'
       ' integers above 0 that sum to 100, such as 80 and 20.'
     )
+  records = _read_lists(directory)
+  defective_masks = layouts.defective_masks(records, mask_threshold)
+  good = [r for r in records if r.mask not in defective_masks]
+  defective = [r for r in records if r.mask in defective_masks]
+  train, val = record_types.partition(good, (train_percent / 100, val_percent / 100), seed)
+  val = (*val, *defective)
+  # Both old lists are backed up before the first is replaced, and each list exists at all times.
+  backups = [_back_up(directory / name) for name in _LISTS if (directory / name).is_file()]
+  for name, split in zip(_LISTS, (train, val), strict=True):
+    files.write_text(directory / name, _format_list(split, directory))
+  return Summary(len(train), len(val), len(defective), tuple(backups))
 
 
-def _read_lists(directory: Path) -> list[seglist.Line]:
+def _read_lists(directory: Path) -> list[Record]:
   """Return the images of both lists, each once, sorted by path.
 
   Raises:
@@ -97,18 +84,20 @@ def _read_lists(directory: Path) -> list[seglist.Line]:
       f'{directory} has neither train.txt nor val.txt, and only the layout seglist can be split; '
       'convert other data first, with check.convert.enable=True.'
     )
-  lines: dict[Path, seglist.Line] = {}
-  all_problems: list[problems.Problem] = []
+  record_by_path: dict[Path, Record] = {}
+  issues: list[problems.Problem] = []
   for file in list_files:
-    file_lines, file_problems = seglist.read_list(file)
-    all_problems += file_problems
-    for line in file_lines:
-      if lines.setdefault(line.image, line).mask != line.mask:
-        masks = f'{lines[line.image].mask} and {line.mask}'
-        message = f'{line.image} is listed with two masks, {masks}; delete one of the lines.'
-        all_problems.append(problems.error('listed twice', line.image, message))
-  problems.raise_errors(all_problems)
-  return [lines[image] for image in sorted(lines)]
+    records, list_issues = seglist.read_list(file)
+    issues += list_issues
+    for path, _, mask in records:
+      first_mask = record_by_path.setdefault(path, Record(path, mask=mask)).mask
+      if first_mask != mask:
+        message = (
+          f'{path} is listed with two masks, {first_mask} and {mask}; delete one of the lines.'
+        )
+        issues.append(problems.error('listed twice', path, message))
+  problems.raise_errors(issues)
+  return [record_by_path[path] for path in sorted(record_by_path)]
 
 
 def _back_up(file: Path) -> str:
@@ -121,13 +110,10 @@ def _back_up(file: Path) -> str:
   return backup.name
 
 
-def _format_list(lines: Sequence[seglist.Line], directory: Path) -> str:
-  """Format lines as a list, with a tab even without a mask, because names may contain spaces."""
-  return ''.join(
-    f'{_relative_posix(line.image, directory)}\t{_relative_posix(line.mask, directory)}\n'
-    for line in lines
+def _format_list(records: Sequence[Record], directory: Path) -> str:
+  """Format records as a list, with a tab even without a mask, because names may contain spaces."""
+  fields = (
+    (path.relative_to(directory).as_posix() if path else '' for path in (r.path, r.mask))
+    for r in records
   )
-
-
-def _relative_posix(path: Path | None, directory: Path) -> str:
-  return path.relative_to(directory).as_posix() if path else ''
+  return ''.join('\t'.join(paths) + '\n' for paths in fields)

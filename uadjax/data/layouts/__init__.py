@@ -6,16 +6,16 @@ Images are in natural order ('2.png' before '10.png') or in the order of their l
 dataset is the same on every machine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import concurrent.futures
 import difflib
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax.data import image_io, problems, records as record_types
+from uadjax.data import image_io, problems
 from uadjax.data.layouts import folder, mvtec, scanning, seglist
 from uadjax.data.problems import Problem
-from uadjax.data.records import Record
+from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import ConfigError, DataError
 
 
@@ -24,30 +24,23 @@ class Listing(NamedTuple):
 
   Attributes:
     directory: folder of the category.
-    layout: name of its layout, never 'auto'.
     splits: records of the images.
     problems: problems of the listing; `load` raises if one of them is an error.
+    labels_by_mask: whether an image is defective only if its mask marks a defect; see
+      `label_by_mask`.
+    has_masks: whether defective images are expected to have ground truth.
   """
 
   directory: Path
-  layout: str
-  splits: record_types.Splits
+  splits: Splits
   problems: tuple[Problem, ...]
-
-  @property
-  def labels_by_mask(self) -> bool:
-    """Return whether an image is defective only if its mask marks a defect; see `label_by_mask`."""
-    return _LAYOUTS[self.layout].labels_by_mask
-
-  @property
-  def has_masks(self) -> bool:
-    """Return whether defective images are expected to have ground truth."""
-    return _LAYOUTS[self.layout].has_masks
+  labels_by_mask: bool
+  has_masks: bool
 
 
 def load(
   root: str | Path, category: str = '', layout: str = 'auto', mask_threshold: int = 0
-) -> record_types.Splits:
+) -> Splits:
   """List the images of one category.
 
   Args:
@@ -68,14 +61,8 @@ def load(
   problems.raise_errors(listing.problems)
   if not listing.labels_by_mask:
     return listing.splits
-
-  def label_record(record: Record) -> Record:
-    return label_by_mask(record, image_io.has_defect(record.mask, mask_threshold))
-
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    splits = record_types.Splits(
-      *(tuple(pool.map(label_record, records)) for records in listing.splits)
-    )
+  train, test = listing.splits
+  splits = label_by_mask(listing.splits, defective_masks([*train, *test], mask_threshold))
   problems.raise_errors(defects_in_training(splits.train))
   return splits
 
@@ -107,16 +94,30 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     raise DataError(_unknown_category_message(root, category))
   if layout == 'auto':
     layout = next(name for name, entry in _LAYOUTS.items() if entry.detect(directory))
-  splits, layout_problems = _LAYOUTS[layout].read(directory)
-  return Listing(directory, layout, splits, tuple(layout_problems))
+  entry = _LAYOUTS[layout]
+  splits, issues = entry.read(directory)
+  return Listing(directory, splits, tuple(issues), entry.labels_by_mask, entry.has_masks)
 
 
-def label_by_mask(record: Record, has_defect: bool) -> Record:
-  """Return the record with defect 'good' unless its mask has a defect.
+def defective_masks(records: Sequence[Record], mask_threshold: int) -> set[Path]:
+  """Return the masks of records that have a value above the threshold."""
+  masks = list(dict.fromkeys(record.mask for record in records if record.mask))
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    has_defect = pool.map(lambda mask: image_io.has_defect(mask, mask_threshold), masks)
+    return {mask for mask, is_defective in zip(masks, has_defect, strict=True) if is_defective}
+
+
+def label_by_mask(splits: Splits, defective_masks: Collection[Path]) -> Splits:
+  """Return the records with defect 'good' unless their mask is one of those with a defect.
 
   This is for layouts whose images are defective only if their mask marks a defect.
   """
-  return record if has_defect else record._replace(defect='good')
+  return Splits(
+    *(
+      tuple(r if r.mask in defective_masks else r._replace(defect=GOOD) for r in records)
+      for records in splits
+    )
+  )
 
 
 def defects_in_training(train: Sequence[Record]) -> list[Problem]:
@@ -150,13 +151,12 @@ def expand(root: str | Path, category: str) -> list[str]:
   if category not in ('all', *mvtec.GROUPS):
     return [category]
   available = categories(root)
-  names = [name for name in mvtec.GROUPS.get(category, available) if name in available]
+  members = mvtec.GROUPS.get(category)
+  names = [name for name in members or available if name in available]
   if not names:
-    expected_note = (
-      f': none of {", ".join(mvtec.GROUPS[category])}' if category in mvtec.GROUPS else ''
-    )
+    note = f': none of {", ".join(members)}' if members else ''
     raise DataError(
-      f'No category of {category!r} in {root}{expected_note}. Available: {_join_names(available)}.'
+      f'No category of {category!r} in {root}{note}. Available: {_join_names(available)}.'
     )
   return names
 
@@ -167,9 +167,10 @@ def mask_size_mismatch(
   """Return a message if image and mask differ in (height, width); '' if they agree."""
   if image_size == mask_size:
     return ''
+  (height, width), (mask_height, mask_width) = image_size, mask_size
   return (
-    f'{record.mask} is {mask_size[1]}x{mask_size[0]} pixels, but its image {record.path} is '
-    f'{image_size[1]}x{image_size[0]}; resize the mask to match the image.'
+    f'{record.mask} is {mask_width}x{mask_height} pixels, but its image {record.path} is '
+    f'{width}x{height}; resize the mask to match the image.'
   )
 
 
@@ -199,13 +200,9 @@ NAMES = ('auto', *_LAYOUTS)
 
 
 def _is_category(directory: Path) -> bool:
-  normal_folders = [
-    path
-    for path in scanning.folders_in(directory)
-    if path.name.lower() in scanning.NORMAL_FOLDER_NAMES
-  ]
-  has_train = (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
-  return has_train or any(scanning.images_in(path) for path in (directory, *normal_folders))
+  normal = (path for path in scanning.folders_in(directory) if scanning.is_normal(path.name))
+  has_images = any(scanning.files_in(path) for path in (directory, *normal))
+  return scanning.has_training_set(directory) or has_images
 
 
 def _require_folder(root: str | Path) -> Path:
@@ -216,8 +213,8 @@ def _require_folder(root: str | Path) -> Path:
 
 def _unknown_category_message(root: Path, category: str) -> str:
   available = categories(root)
-  close_matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
-  suggestion = f' Did you mean {close_matches[0]!r}?' if close_matches else ''
+  matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
+  suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
   return f'No category {category!r} in {root}.{suggestion} Available: {_join_names(available)}.'
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from uadjax.data import problems, records
+from uadjax.data import problems
 from uadjax.data.layouts import scanning
-from uadjax.data.records import Record
+from uadjax.data.records import Record, Splits
 
 
 def detect(directory: Path) -> bool:
@@ -19,28 +19,15 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   subfolder contains the images of one type of defect.
   """
   subfolders = scanning.folders_in(directory)
-  normal_folders = [
-    folder for folder in subfolders if folder.name.lower() in scanning.NORMAL_FOLDER_NAMES
-  ]
-  train = tuple(
-    Record(path) for folder in (directory, *normal_folders) for path in scanning.images_in(folder)
-  )
-  defect_folders = [folder for folder in subfolders if folder not in normal_folders]
-  test = tuple(
-    record
-    for folder in defect_folders
-    for record in scanning.defect_records(folder, folder.name, None)
-  )
+  normal = [directory, *(f for f in subfolders if scanning.is_normal(f.name))]
+  train = tuple(Record(path) for f in normal for path in scanning.files_in(f))
+  test = tuple(r for r in scanning.test_records(directory, None) if r.is_anomalous)
   if train:
-    return records.Splits(train, test), []
+    return Splits(train, test), []
   message = (
     f'No normal images in {directory}; put {", ".join(scanning.SUFFIXES)} files there, or into a '
     f'subfolder {" or ".join(map(repr, scanning.NORMAL_FOLDER_NAMES[:2]))}.'
   )
-  if category_names := [
-    f.name for f in subfolders if (f / 'train').is_dir() or (f / 'train.txt').is_file()
-  ]:
-    message = (
-      f'{directory} contains categories; set data.category to one of {category_names}, or to all.'
-    )
-  return records.Splits(train, test), [problems.error('empty split', directory, message)]
+  if names := [f.name for f in subfolders if scanning.has_training_set(f)]:
+    message = f'{directory} contains categories; set data.category to one of {names}, or to all.'
+  return Splits(train, test), [problems.error('empty split', directory, message)]

@@ -2,21 +2,14 @@
 
 from pathlib import Path
 
-from uadjax.data import problems, records as record_types
+from uadjax.data import problems
 from uadjax.data.layouts import scanning
+from uadjax.data.records import GOOD, Splits
 
 TEXTURES = ('carpet', 'grid', 'leather', 'tile', 'wood')
 OBJECTS = (
-  'bottle',
-  'cable',
-  'capsule',
-  'hazelnut',
-  'metal_nut',
-  'pill',
-  'screw',
-  'toothbrush',
-  'transistor',
-  'zipper',
+  *('bottle', 'cable', 'capsule', 'hazelnut', 'metal_nut', 'pill', 'screw', 'toothbrush'),
+  *('transistor', 'zipper'),
 )
 GROUPS = {'textures': TEXTURES, 'objects': OBJECTS}
 
@@ -32,36 +25,25 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
 
   Files are train/good/*, test/<defect>/*, and ground_truth/<defect>/<stem>_mask.png.
   """
-  train_folder, test_folder, mask_folder = (
-    directory / name for name in ('train', 'test', 'ground_truth')
-  )
-  train_records, layout_problems = scanning.training_records(train_folder / 'good')
-  test_records = tuple(
-    record
-    for folder in (scanning.folders_in(test_folder) if test_folder.is_dir() else ())
-    for record in scanning.defect_records(folder, folder.name, mask_folder / folder.name)
-  )
-  if test_folder.is_dir() and not test_records:
-    layout_problems.append(
-      problems.error('empty split', test_folder, f'No images in the folders of {test_folder}.')
-    )
-  layout_problems += [
-    problems.warning(
-      'defects in training',
-      folder,
-      f'{folder} ({len(scanning.images_in(folder))} images) is not used: training images are those '
-      f'in {train_folder / "good"}, and defective images belong in {test_folder / folder.name}.',
-    )
-    for folder in (scanning.folders_in(train_folder) if train_folder.is_dir() else ())
-    if folder.name != 'good' and scanning.images_in(folder)
-  ]
+  train, test, truth = (directory / name for name in ('train', 'test', 'ground_truth'))
+  train_records, issues = scanning.training_records(train / GOOD)
+  test_records = scanning.test_records(test, truth)
+  if test.is_dir() and not test_records:
+    issues.append(problems.error('empty split', test, f'No images in the folders of {test}.'))
+  for folder in scanning.folders_in(train):
+    if folder.name != GOOD and (images := scanning.files_in(folder)):
+      message = (
+        f'{folder} ({len(images)} images) is not used: training images are those in {train / GOOD},'
+        f' and defective images belong in {test / folder.name}.'
+      )
+      issues.append(problems.warning('defects in training', folder, message))
   used_masks = {record.mask for record in test_records}
-  layout_problems += [
+  issues += [
     problems.warning(
-      'mask without image', mask, f'{mask} has no matching image in {test_folder / folder.name}.'
+      'mask without image', mask, f'{mask} has no matching image in {test / folder.name}.'
     )
-    for folder in (scanning.folders_in(mask_folder) if mask_folder.is_dir() else ())
-    for mask in scanning.images_in(folder)
+    for folder in scanning.folders_in(truth)
+    for mask in scanning.files_in(folder)
     if mask not in used_masks
   ]
-  return record_types.Splits(train_records, test_records), layout_problems
+  return Splits(train_records, test_records), issues

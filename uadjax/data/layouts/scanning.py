@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 import re
 
-from uadjax.data import problems, records
+from uadjax.data import problems
 from uadjax.data.problems import Problem
-from uadjax.data.records import Record
+from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError
 
 # Suffixes of images and names of folders of normal images, both in lower case; any case matches.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-NORMAL_FOLDER_NAMES = ('good', 'normal', 'ok')
+NORMAL_FOLDER_NAMES = (GOOD, 'normal', 'ok')
+
+SplitsAndProblems = tuple[Splits, list[Problem]]
 
 
 def find_images(directory: Path) -> list[Path]:
@@ -21,7 +23,7 @@ def find_images(directory: Path) -> list[Path]:
   Raises:
     DataError: there are no images.
   """
-  images = _find_images(directory)
+  images = find_files(directory)
   if not images:
     raise DataError(
       f'No images in or below {directory}; image files must end in {", ".join(SUFFIXES)}.'
@@ -29,33 +31,63 @@ def find_images(directory: Path) -> list[Path]:
   return images
 
 
-SplitsAndProblems = tuple[records.Splits, list[Problem]]
+def find_files(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+  """Return the files with some suffixes in a folder and, recursively, in its subfolders."""
+  nested = (path for f in folders_in(directory) for path in find_files(f, suffixes))
+  return [*files_in(directory, suffixes), *nested]
+
+
+def files_in(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+  """Return the files in a folder with some suffixes, in natural order and without hidden ones."""
+  return [p for p in _visible(directory) if p.suffix.lower() in suffixes and p.is_file()]
+
+
+def folders_in(directory: Path) -> list[Path]:
+  """Return the subfolders of a folder, in natural order and without hidden ones."""
+  return [path for path in _visible(directory) if path.is_dir()]
+
+
+def is_normal(folder_name: str) -> bool:
+  """Return whether a folder of this name contains normal images."""
+  return folder_name.lower() in NORMAL_FOLDER_NAMES
+
+
+def has_training_set(directory: Path) -> bool:
+  """Return whether a folder has training images in the layout 'mvtec' or 'seglist'."""
+  return (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
 
 
 def training_records(folder: Path) -> tuple[tuple[Record, ...], list[Problem]]:
   """Return records of the normal images of a folder, or a problem if there are none."""
-  images = images_in(folder) if folder.is_dir() else []
-  if images:
-    return tuple(Record(path) for path in images), []
+  if images := files_in(folder):
+    return tuple(map(Record, images)), []
   message = f'No images in {folder}; image files must end in {", ".join(SUFFIXES)}.'
   if not folder.is_dir():
     message = f'No folder {folder}; it must contain the normal training images.'
   return (), [problems.error('empty split', folder, message)]
 
 
-def defect_records(folder: Path, defect: str, mask_folder: Path | None) -> list[Record]:
-  """Return records of the images of one defect.
+def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
+  """Return records of the images in the subfolders of a folder, each named after a defect.
 
   Args:
-    folder: folder of the images.
-    defect: type of defect; the name of a folder of normal images counts as 'good'.
-    mask_folder: folder of their masks, which may be absent.
+    folder: folder of the subfolders; the name of one of normal images counts as 'good'.
+    mask_folder: folder of subfolders with their masks; None if there are no masks.
   """
-  defect = 'good' if defect.lower() in NORMAL_FOLDER_NAMES else defect
+  return tuple(
+    record
+    for subfolder in folders_in(folder)
+    for record in defect_records(subfolder, mask_folder and mask_folder / subfolder.name)
+  )
+
+
+def defect_records(folder: Path, mask_folder: Path | None) -> list[Record]:
+  """Return records of the images of one defect, after which the folder is named."""
+  defect = GOOD if is_normal(folder.name) else folder.name
   masks = collections.defaultdict(list)
-  for path in images_in(mask_folder) if mask_folder and mask_folder.is_dir() else ():
+  for path in files_in(mask_folder) if mask_folder else ():
     masks[path.stem].append(path)
-  return [Record(path, defect, _find_mask(path, masks)) for path in images_in(folder)]
+  return [Record(path, defect, _find_mask(path, masks)) for path in files_in(folder)]
 
 
 def _find_mask(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
@@ -66,28 +98,10 @@ def _find_mask(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
   return None
 
 
-def images_in(folder: Path) -> list[Path]:
-  """Return the image files in a folder, in natural order and without hidden ones."""
-  return [
-    path for path in _visible_entries(folder) if path.suffix.lower() in SUFFIXES and path.is_file()
-  ]
-
-
-def _find_images(directory: Path) -> list[Path]:
-  return [
-    *images_in(directory),
-    *(path for folder in folders_in(directory) for path in _find_images(folder)),
-  ]
-
-
-def folders_in(directory: Path) -> list[Path]:
-  """Return the subfolders of a folder, in natural order and without hidden ones."""
-  return [path for path in _visible_entries(directory) if path.is_dir()]
-
-
-def _visible_entries(directory: Path) -> list[Path]:
-  entries = (path for path in directory.iterdir() if not path.name.startswith('.'))
-  return sorted(entries, key=natural_sort_key)
+def _visible(directory: Path) -> list[Path]:
+  """Return the entries of a folder that are not hidden; none if it does not exist."""
+  entries = directory.iterdir() if directory.is_dir() else ()
+  return sorted((p for p in entries if not p.name.startswith('.')), key=natural_sort_key)
 
 
 def natural_sort_key(path: Path) -> tuple[list[str | int], str]:

@@ -10,60 +10,57 @@ lines are ignored. For safety, a path outside of the list's folder is an error.
 import codecs
 import os
 from pathlib import Path, PureWindowsPath
-from typing import NamedTuple
 
-from uadjax.data import problems, records as record_types
+from uadjax.data import problems
 from uadjax.data.layouts import scanning
 from uadjax.data.problems import Problem
-from uadjax.data.records import Record
+from uadjax.data.records import Record, Splits
 
-
-class Line(NamedTuple):
-  """Image of one line of a list, and its mask; both files exist."""
-
-  image: Path
-  mask: Path | None
+_SPLIT_FOLDER_NAMES = ('train', 'val', 'test')  # Folders named after splits, not after defects.
 
 
 class _OutsideRootError(ValueError):
   pass
 
 
-def read_list(file: Path) -> tuple[list[Line], list[Problem]]:
-  """Read a list; return its usable lines and the problems of the others."""
+def read_list(file: Path) -> tuple[list[Record], list[Problem]]:
+  """Read a list; return records of its usable lines and the problems of the others.
+
+  The type of defect of a record is that which its path suggests.
+  """
   try:
     content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
   except OSError as error:
     return [], [problems.error('missing file', file, f'Cannot read {file}: {error.strerror}.')]
-  lines, line_problems = [], []
-  for line_number, raw_line in enumerate(content.splitlines(), 1):
-    location = f'{file} line {line_number}'
+  records, issues = [], []
+  for number, raw_line in enumerate(content.splitlines(), 1):
+    location = f'{file} line {number}'
     try:
-      fields = _fields(raw_line)
-      paths = [_resolve_inside(field, file.parent) for field in fields]
-    except _OutsideRootError as error:
-      line_problems.append(problems.error('path leaves the root', file, f'{location}: {error}'))
-      continue
+      paths = [_resolve_inside(field, file.parent) for field in _fields(raw_line)]
     except ValueError as error:
-      line_problems.append(problems.error('list syntax', file, f'{location}: {error}'))
+      is_outside = isinstance(error, _OutsideRootError)
+      kind = 'path leaves the root' if is_outside else 'list syntax'
+      issues.append(problems.error(kind, file, f'{location}: {error}'))
       continue
-    missing_paths = [path for path in paths if not _is_file(path)]
-    hint = (
-      '; if a path contains spaces, put a tab between image and mask'
-      if b' ' in raw_line.strip()
-      else ''
-    )
-    line_problems += [
-      problems.error('missing file', path, f'{location}: no file {path}{hint}.')
-      for path in missing_paths
+    missing = [path for path in paths if not _is_file(path)]
+    has_spaces = b' ' in raw_line.strip()
+    hint = '; if a path contains spaces, put a tab between image and mask' if has_spaces else ''
+    issues += [
+      problems.error('missing file', path, f'{location}: no file {path}{hint}.') for path in missing
     ]
-    if paths and paths[0] not in missing_paths:
-      mask = paths[1] if len(paths) == 2 and paths[1] not in (*missing_paths, paths[0]) else None
-      lines.append(Line(paths[0], mask))
-  return lines, line_problems
+    if paths and paths[0] not in missing:
+      image, *masks = paths
+      mask = next((mask for mask in masks if mask not in (*missing, image)), None)
+      records.append(Record(image, _defect_name(image, file.parent), mask))
+  return records, issues
 
 
 def _fields(raw_line: bytes) -> list[str]:
+  """Split a line into the paths of the image and the mask.
+
+  Raises:
+    ValueError: the line is not UTF-8 or has too many fields.
+  """
   try:
     text = raw_line.decode('utf-8')
   except UnicodeDecodeError as error:
@@ -93,14 +90,14 @@ def _resolve_inside(text: str, directory: Path) -> Path:
   Raises:
     _OutsideRootError: the path leaves the directory.
   """
-  posix_text = text.replace('\\', '/')
+  relative = text.replace('\\', '/')
   root = Path(os.path.normpath(directory.absolute()))
-  normalized_path = Path(os.path.normpath(root / posix_text))
-  if PureWindowsPath(posix_text).drive or not normalized_path.is_relative_to(root):
+  path = Path(os.path.normpath(root / relative))
+  if PureWindowsPath(relative).drive or not path.is_relative_to(root):
     raise _OutsideRootError(
       f'{text} leaves {directory}; paths must be relative to it and stay inside.'
     )
-  return directory / normalized_path.relative_to(root)
+  return directory / path.relative_to(root)
 
 
 def _is_file(path: Path) -> bool:
@@ -110,9 +107,6 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-_SPLIT_FOLDER_NAMES = ('train', 'val', 'test')  # Folders named after splits, not after defects.
-
-
 def detect(directory: Path) -> bool:
   """Return whether there is a list of training images."""
   return (directory / 'train.txt').is_file()
@@ -120,26 +114,19 @@ def detect(directory: Path) -> bool:
 
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   """List the images that train.txt and val.txt name, with their masks."""
-  train_lines, train_problems = read_list(directory / 'train.txt')
-  val_lines, val_problems = [], []
-  if (directory / 'val.txt').exists():  # The test set is optional.
-    val_lines, val_problems = read_list(directory / 'val.txt')
-  if not train_lines and not train_problems:
-    message = f"{directory / 'train.txt'} lists no image; a line must be 'image mask', or 'image'."
-    train_problems.append(problems.error('empty split', directory / 'train.txt', message))
-  records = [
-    tuple(Record(line.image, _defect_name(line.image, directory), line.mask) for line in lines)
-    for lines in (train_lines, val_lines)
-  ]
-  return record_types.Splits(*records), train_problems + val_problems
+  train_list, val_list = directory / 'train.txt', directory / 'val.txt'
+  train, issues = read_list(train_list)
+  if not train and not issues:
+    message = f"{train_list} lists no image; a line must be 'image mask', or 'image'."
+    issues.append(problems.error('empty split', train_list, message))
+  # The test set is optional.
+  test, test_issues = read_list(val_list) if val_list.exists() else ([], [])
+  return Splits(tuple(train), tuple(test)), issues + test_issues
 
 
 def _defect_name(image: Path, directory: Path) -> str:
   """Return the type of defect: the first folder below 'images' that names one, else 'defect'."""
   top_folder, *subfolders = image.relative_to(directory).parts[:-1] or ('',)
-  candidates = [
-    name
-    for name in subfolders
-    if name.lower() not in (*scanning.NORMAL_FOLDER_NAMES, *_SPLIT_FOLDER_NAMES)
-  ]
-  return candidates[0] if top_folder == 'images' and candidates else 'defect'
+  not_defects = (*scanning.NORMAL_FOLDER_NAMES, *_SPLIT_FOLDER_NAMES)
+  names = (name for name in subfolders if name.lower() not in not_defects)
+  return next(names, 'defect') if top_folder == 'images' else 'defect'

@@ -1,0 +1,301 @@
+"""Rules of a dataset check: each is a function from a dataset to its problems of a few kinds."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from pathlib import Path
+import re
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import UInt8
+import numpy as np
+
+from uadjax.data import image_io, layouts
+from uadjax.data.layouts import scanning
+from uadjax.data.problems import error, Problem, warning
+from uadjax.data.records import GOOD, Record, Splits
+from uadjax.errors import DataError
+
+ImageFunction: TypeAlias = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
+
+UNREADABLE, SIZE_MISMATCH = 'unreadable file', 'size mismatch'
+DEFECT_IN_TRAINING, IN_TRAIN_AND_TEST = 'defects in training', 'duplicate in train and test'
+_MAX_LISTED_VALUES = 4  # Values of a mask that a message lists.
+
+# Suffix of a label file -> patterns in its content and the labeling tool that writes them.
+_LABEL_SIGNATURES = {
+  '.json': ((rb'"shapes"\s*:', 'LabelMe'), (rb'"(annotations|(image|category)_id)"\s*:', 'COCO')),
+  '.xml': ((rb'<annotation[\s>]', 'VOC'),),
+}
+_MAX_OPENED_FILES = 3  # Files of one folder that are searched for the patterns.
+# Bytes that are read at either end of a file. Some tools embed the image, so that only the two ends
+# are sure to contain more than pixels.
+_END_BYTES = 1 << 16
+
+
+class Inspection(NamedTuple):
+  """Properties of one image or mask file.
+
+  Attributes:
+    size: height and width; None for an unreadable file.
+    digest: hash of an image's pixels, which does not depend on the file format.
+    defective_fraction: fraction of a mask's pixels that are defective.
+    problems: problems of the file by itself.
+  """
+
+  size: tuple[int, int] | None = None
+  digest: bytes = b''
+  defective_fraction: float = 0.0
+  problems: tuple[Problem, ...] = ()
+
+
+class Dataset(NamedTuple):
+  """Dataset to which the rules are applied.
+
+  Attributes:
+    listing: files as the layout lists them.
+    splits: images, labeled by their masks if the layout requires it.
+    images: inspections of the images, by path.
+    masks: inspections of the masks, by path.
+    mask_threshold: mask values above it count as defective.
+    min_images: smallest number of good training images that is not an error.
+  """
+
+  listing: layouts.Listing
+  splits: Splits
+  images: Mapping[Path, Inspection]
+  masks: Mapping[Path, Inspection]
+  mask_threshold: int
+  min_images: int
+
+
+def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspection:
+  """Decode an image, and call a function with path and pixels if it is readable."""
+  try:
+    image = image_io.decode(path)
+  except DataError as reason:
+    return Inspection(problems=(error(UNREADABLE, path, str(reason)),))
+  if on_image:
+    on_image(path, image)
+  height, width = image.shape[:2]
+  # The shape is included because images of a single color may differ in nothing else.
+  content = f'{height} {width} '.encode() + image.tobytes()
+  return Inspection((height, width), hashlib.sha256(content).digest())
+
+
+def inspect_mask(path: Path, threshold: int) -> Inspection:
+  """Decode a mask, in which values above the threshold are defective."""
+  try:
+    values, is_color = image_io.read_raw_mask(path)
+  except DataError as reason:
+    return Inspection(problems=(error(UNREADABLE, path, str(reason)),))
+  issues = []
+  if is_color:
+    message = f'{path} is in color; its largest channel is used. Store masks as 8-bit gray.'
+    issues.append(warning('mask in color', path, message))
+  unique = np.unique(values)
+  if len(unique) > 2:
+    listed = ', '.join(f'{value:g}' for value in unique[:_MAX_LISTED_VALUES])
+    last = f', … {unique[-1]:g}' if len(unique) > _MAX_LISTED_VALUES else ''
+    message = (
+      f'{path} is not binary: it has {len(unique)} values, {listed}{last}. Values above '
+      f'data.mask_threshold={threshold} count as defective.'
+    )
+    issues.append(warning('mask not binary', path, message))
+  fraction = float((values > threshold).mean())
+  return Inspection(values.shape, defective_fraction=fraction, problems=tuple(issues))
+
+
+def _file_problems(dataset: Dataset) -> Iterator[Problem]:
+  for inspection in (*dataset.images.values(), *dataset.masks.values()):
+    yield from inspection.problems
+
+
+def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
+  for record in (*dataset.splits.train, *dataset.splits.test):
+    size = dataset.images[record.path].size
+    mask_size = dataset.masks[record.mask].size if record.mask else None
+    message = size and mask_size and layouts.mask_size_mismatch(record, size, mask_size)
+    if record.mask and message:
+      yield error(SIZE_MISMATCH, record.mask, message)
+
+
+def _defects_in_training(dataset: Dataset) -> Iterator[Problem]:
+  yield from layouts.defects_in_training(dataset.splits.train)
+
+
+def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a problem for each test image whose folder and mask contradict each other."""
+  for path, defect, mask in dataset.splits.test:
+    if mask is None or not dataset.masks[mask].size:
+      continue
+    is_good, has_defect = defect == GOOD, dataset.masks[mask].defective_fraction > 0
+    if is_good and has_defect:
+      message = f'{path} is in a folder of good images, but its mask {mask} marks defects.'
+      yield error('good image with defects', path, message)
+    if not is_good and not has_defect:
+      message = (
+        f'{mask} marks nothing: no value in it is above data.mask_threshold='
+        f'{dataset.mask_threshold}, but {path} is in a folder of defective images ({defect}).'
+      )
+      yield warning('empty mask', mask, message)
+
+
+def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a warning for images without the mask that would make them defective."""
+  if not dataset.listing.labels_by_mask:
+    return
+  defects = {record.defect for record in dataset.splits.test if record.is_anomalous} - {'defect'}
+  for path, defect, mask in (*dataset.listing.splits.train, *dataset.listing.splits.test):
+    if mask is None and defect in defects:
+      message = (
+        f'{path} has no mask and therefore counts as good, although other images in {path.parent} '
+        'are defective.'
+      )
+      yield warning('no mask', path, message)
+
+
+def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a warning for defective images without a mask, which pixel metrics exclude."""
+  directory = dataset.listing.directory
+  defective = [record for record in dataset.splits.test if record.is_anomalous]
+  without_mask = [record for record in defective if record.mask is None]
+  if not dataset.listing.has_masks or not without_mask:
+    return
+  if without_mask == defective:
+    message = (
+      f'None of the {len(defective)} defective images in {directory} has a mask, so pixel metrics '
+      'cannot be computed.'
+    )
+    yield warning('no mask', directory, message)
+    return
+  for path, defect, _ in without_mask:
+    message = f'{path} is defective ({defect}) and has no mask; pixel metrics exclude it.'
+    yield warning('no mask', path, message)
+
+
+def _shared_masks(dataset: Dataset) -> Iterator[Problem]:
+  path_by_mask: dict[Path, Path] = {}
+  for path, defect, mask in dataset.splits.test:
+    if mask and defect != GOOD and (first_path := path_by_mask.setdefault(mask, path)) != path:
+      message = (
+        f'{mask} is the mask of both {first_path} and {path}; unless they are the same image, give '
+        f'each its own, such as {path.name}_mask.png in the mvtec layout.'
+      )
+      yield warning('shared mask', mask, message)
+
+
+def _duplicates(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a problem for each image whose pixels equal those of another image."""
+  # Digest -> training records and test records.
+  records_by_digest: dict[bytes, tuple[list[Record], list[Record]]] = {}
+  for index, records in enumerate(dataset.splits):
+    for record in records:
+      if digest := dataset.images[record.path].digest:
+        records_by_digest.setdefault(digest, ([], []))[index].append(record)
+  for train, test in records_by_digest.values():
+    split = 'training' if train else 'test'
+    first, *others = train or test
+    for path, _, _ in others:
+      message = f'{path} is the same image as {first.path}; both are in the {split} set.'
+      if path == first.path:
+        message = f'{path} is listed more than once in the {split} set.'
+      yield warning('duplicate', path, message)
+    for test_record in test if train else ():
+      yield from _test_image_in_training(test_record, train)
+
+
+def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Iterator[Problem]:
+  """Yield errors for a test image whose pixels are also in the training set.
+
+  A good one makes metrics too optimistic; a defective one must not be trained on.
+  """
+  path, defect, _ = test_record
+  if not test_record.is_anomalous:
+    twin = '' if path in {record.path for record in train} else _same_image(train[0].path)
+    message = (
+      f'{path}{twin} is in the test set and in the training set, which makes metrics too '
+      'optimistic; remove one of them.'
+    )
+    yield error(IN_TRAIN_AND_TEST, path, message)
+    return
+  # `layouts.defects_in_training` already reports images whose own mask has a defect.
+  for train_path in (record.path for record in train if not record.is_anomalous):
+    twin = '' if train_path == path else _same_image(path)
+    message = (
+      f'{train_path}{twin} is in the training set, but in the test set as defective ({defect}); '
+      f'remove {train_path} from the training set.'
+    )
+    yield error(DEFECT_IN_TRAINING, train_path, message)
+
+
+def _same_image(path: Path) -> str:
+  return f' (the same image as {path})'
+
+
+def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a warning for each training folder that contains label files, which are not read."""
+  if dataset.listing.labels_by_mask:
+    return
+  for folder in dict.fromkeys(record.path.parent for record in dataset.splits.train):
+    for suffix in _LABEL_SIGNATURES:
+      paths = scanning.files_in(folder, [suffix])
+      for path in paths[:_MAX_OPENED_FILES]:
+        if tool := _labeling_tool(path):
+          message = (
+            f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
+            'labels. They are not read: every image there is used for training as good. If some '
+            'are not good, convert the labels first, with mode check_dataset and '
+            f'check.convert.enable=true, check.convert.src_dataset_type={tool}.'
+          )
+          yield warning('labels of another tool', folder, message)
+          break
+
+
+def _labeling_tool(path: Path) -> str:
+  """Return the name of the labeling tool that wrote a file; '' if it is unknown or unreadable."""
+  try:
+    with path.open('rb') as file:
+      content = file.read(_END_BYTES)
+      file.seek(max(_END_BYTES, path.stat().st_size - _END_BYTES))
+      content += file.read(_END_BYTES)
+  except OSError:
+    return ''
+  signatures = _LABEL_SIGNATURES[path.suffix.lower()]
+  return next((tool for pattern, tool in signatures if re.search(pattern, content)), '')
+
+
+def _small_splits(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a problem for each split that is too small or lacks good or defective images."""
+  directory, (train, test) = dataset.listing.directory, dataset.splits
+  empty_paths = {p.path for p in dataset.listing.problems if p.kind == 'empty split'}
+  num_good = sum(not record.is_anomalous for record in train)
+  if not train and not empty_paths - {directory / 'test'}:
+    yield error('empty split', directory, f'{directory} has no training images.')
+  elif train and num_good < dataset.min_images:
+    message = (
+      f'{directory} has {num_good} good training images; at least {dataset.min_images} are needed.'
+    )
+    yield error('too few images', directory, message)
+  if not test:
+    if directory / 'test' not in empty_paths:
+      message = f'{directory} has no test images: a model can be trained, but not evaluated.'
+      yield warning('empty split', directory, message)
+    return
+  classes = {'defective' if record.is_anomalous else 'good' for record in test}
+  for label in sorted({'good', 'defective'} - classes):
+    message = f'{directory} has no {label} test images; metrics that need both classes are omitted.'
+    yield warning(f'no {label} test images', directory, message)
+
+
+RULES: tuple[Callable[[Dataset], Iterator[Problem]], ...] = (
+  _file_problems,
+  _size_mismatches,
+  _defects_in_training,
+  _label_contradictions,
+  _unlabeled_images,
+  _missing_masks,
+  _shared_masks,
+  _duplicates,
+  _foreign_labels,
+  _small_splits,
+)
