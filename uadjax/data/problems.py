@@ -45,7 +45,7 @@ def raise_errors(problems: Iterable[Problem]) -> None:
     raise DataError(f'{len(messages)} problems:\n  {join_messages(messages)}')
 
 
-def join_messages(messages: Sequence[str]) -> str:
-  """Join up to ten messages, one per line, and append the number of the others."""
-  remainder = [f'and {len(messages) - _MAX_MESSAGES} more'] if len(messages) > _MAX_MESSAGES else []
-  return '\n  '.join([*messages[:_MAX_MESSAGES], *remainder])
+def join_messages(messages: Sequence[str], limit: int = _MAX_MESSAGES) -> str:
+  """Join the first messages, one per line, and append the number of those above the limit."""
+  remainder = [f'and {len(messages) - limit} more'] if len(messages) > limit else []
+  return '\n  '.join([*messages[:limit], *remainder])

@@ -17,33 +17,31 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
     DataError: the folder is not a category and does not contain exactly one.
   """
   if not (source / 'train').is_dir():
-    categories = [path.parent.name for path in sorted(source.glob('*/train'))]
+    categories = [path.parent for path in sorted(source.glob('*/train'))]
     if not categories:
       raise DataError(
         f"{source} is not a category of MVTec AD: neither it nor a subfolder has a folder 'train';"
         " a category contains 'train/good', 'test' and 'ground_truth'."
       )
     if len(categories) > 1:
-      raise DataError(
-        f'{source} contains several categories; name one of them: {", ".join(categories)}.'
-      )
-    source = source / categories[0]
-  splits = layouts.load(source, layout='mvtec')
+      names = ', '.join(path.name for path in categories)
+      raise DataError(f'{source} contains several categories; name one of them: {names}.')
+    source = categories[0]
   jobs = [
     functools.partial(_read_sample, record, f'{split}/{record.path.name}', split == 'test')
-    for split, records in splits._asdict().items()
+    for split, records in layouts.load(source, layout='mvtec')._asdict().items()
     for record in records
   ]
-  return samples.SourceContents(*samples.collect_samples(jobs, progress, 'Reading masks'))
+  return samples.SourceContents(*samples.collect_samples(jobs, progress))
 
 
 def _read_sample(record: Record, name: str, held_out: bool) -> samples.Sample:
-  if not record.is_anomalous:
-    return samples.good_sample(name, record.path, held_out)
-  if record.mask is None:
-    raise DataError(f'{record.path}: no mask in ground_truth/{record.defect}; add one.')
-  mask = image_io.read_mask(record.mask)
-  samples.require_matching_size(record.path, f'{record.mask}: its image', *mask.shape)
-  return samples.sample_from_shapes(
-    name, record.path, [samples.Shape(record.defect, mask)], held_out
-  )
+  path, defect, mask_path = record
+  shapes = []
+  if record.is_anomalous:
+    if mask_path is None:
+      raise DataError(f'{path}: no mask in ground_truth/{defect}; add one.')
+    mask = image_io.read_mask(mask_path)
+    samples.require_matching_size(path, f'{mask_path}: its image', *mask.shape)
+    shapes = [samples.Shape(defect, mask)]
+  return samples.sample_from_shapes(name, path, shapes, held_out)

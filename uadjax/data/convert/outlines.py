@@ -4,7 +4,6 @@ Letters: h w height and width of the image, n points.
 """
 
 import math
-from typing import Any
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -15,11 +14,18 @@ from uadjax.errors import DataError
 _MAX_COORDINATE = 1e6  # Pixels; Pillow counts pixels in 32 bits, and no image is that large.
 
 
-def parse_points(values: Any) -> Float[np.ndarray, 'n 2']:
+def parse_points(
+  values: object, min_count: int = 0, shape_type: str = ''
+) -> Float[np.ndarray, 'n 2']:
   """Convert a list of [x, y] pairs to an array; an empty list or None gives no points.
 
+  Args:
+    values: the list.
+    min_count: smallest number of points of the shape.
+    shape_type: name of the type of shape in messages.
+
   Raises:
-    DataError: the values are not pairs of finite numbers, or are too large.
+    DataError: the values are not pairs of finite numbers, are too large or too few.
   """
   try:
     coordinates = np.array(values, np.float64) if values else np.zeros((0, 2))
@@ -27,17 +33,6 @@ def parse_points(values: Any) -> Float[np.ndarray, 'n 2']:
     coordinates = np.zeros(0)
   if coordinates.shape[1:] != (2,) or not (np.abs(coordinates) < _MAX_COORDINATE).all():
     raise DataError(f'points must be pairs [x, y] of finite numbers, not {str(values)[:60]}')
-  return coordinates
-
-
-def require_points(
-  min_count: int, coordinates: Float[np.ndarray, 'n 2'], shape_type: str
-) -> Float[np.ndarray, 'n 2']:
-  """Return the points unchanged if there are enough of them.
-
-  Raises:
-    DataError: there are fewer than `min_count` points.
-  """
   if len(coordinates) < min_count:
     raise DataError(f'a {shape_type} needs {min_count} points but has {len(coordinates)}')
   return coordinates
@@ -46,14 +41,14 @@ def require_points(
 def fill_polygon(outline: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np.ndarray, 'h w']:
   """Fill a polygon with Pillow, as labelme and PaddleX do; touched pixels are included."""
   canvas = Image.new('1', (w, h))
-  ImageDraw.Draw(canvas).polygon([(x, y) for x, y in outline.tolist()], outline=1, fill=1)
+  ImageDraw.Draw(canvas).polygon(outline.ravel().tolist(), outline=1, fill=1)
   return np.array(canvas)
 
 
 def fill_rectangle(corners: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np.ndarray, 'h w']:
   """Fill the bounding rectangle of the points, including its edges, as labelme does."""
   canvas = Image.new('1', (w, h))
-  box = (*corners.min(0).tolist(), *corners.max(0).tolist())
+  box = [*corners.min(0).tolist(), *corners.max(0).tolist()]
   ImageDraw.Draw(canvas).rectangle(box, outline=1, fill=1)
   return np.array(canvas)
 
@@ -62,10 +57,10 @@ def fill_circle(
   center_and_edge: Float[np.ndarray, 'n 2'], h: int, w: int
 ) -> Bool[np.ndarray, 'h w']:
   """Fill a circle, given by its center and a point on its edge, as labelme does."""
-  (center_x, center_y), (edge_x, edge_y) = center_and_edge[:2].tolist()
-  radius = math.hypot(center_x - edge_x, center_y - edge_y)
+  (x, y), (edge_x, edge_y) = center_and_edge[:2].tolist()
+  radius = math.hypot(x - edge_x, y - edge_y)
   canvas = Image.new('1', (w, h))
-  box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
+  box = (x - radius, y - radius, x + radius, y + radius)
   ImageDraw.Draw(canvas).ellipse(box, outline=1, fill=1)
   return np.array(canvas)
 

@@ -1,11 +1,13 @@
-"""Samples of a labeled source: images, each with a type of defect and a mask."""
+"""Samples of a labeled source, and functions that the readers of all formats share."""
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Sequence
 import functools
 import io
+import json
 import os
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 import unicodedata
 
 from jaxtyping import Bool
@@ -14,11 +16,13 @@ from PIL import Image
 
 from uadjax.data import image_io
 from uadjax.data.layouts import scanning
+from uadjax.data.records import GOOD
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
 
-GOOD = 'good'
 EXCLUDED_LABELS = ('__ignore__', '_background_')  # labelme's names of regions without a defect.
+
+Entry = TypeVar('Entry')
 
 
 class Shape(NamedTuple):
@@ -63,71 +67,45 @@ class SourceContents(NamedTuple):
   notes: Sequence[str] = ()
 
 
-class ImageIndex(NamedTuple):
+class ImageIndex:
   """Index of the images below a folder, by names that ignore case and Unicode composition.
 
   Labels may come from Windows, which ignores case, or from macOS, which decomposes accents.
+
+  Attributes:
+    root: the folder.
+    paths: files of the images, sorted.
   """
 
-  root: Path
-  paths_by_name: dict[str, list[Path]]
-  paths_by_stem: dict[str, list[Path]]
-
-  def find_by_path(self, path: str) -> Path | None:
-    """Return the image at a path relative to the root, preferring the exact spelling."""
-    matches = [
-      p
-      for p in self.find_by_ending(path)
-      if _normalize_path(self.relative_to_root(p)) == _normalize_path(path)
-    ]
-    exact_matches = [p for p in matches if self.relative_to_root(p) == path]
-    return (exact_matches or matches)[0] if exact_matches or len(matches) == 1 else None
-
-  def find_by_ending(self, path: str) -> list[Path]:
-    """Return all images whose path ends with this relative path."""
-    candidates = self.paths_by_name.get(_normalize_path(path.rpartition('/')[2]), [])
-    return [
-      p
-      for p in candidates
-      if f'/{_normalize_path(self.relative_to_root(p))}'.endswith(f'/{_normalize_path(path)}')
-    ]
-
-  def find_by_stem(self, path: str) -> list[Path]:
-    """Return all images at a path relative to the root, which is given without suffix."""
-    candidates = self.paths_by_stem.get(_normalize_path(path.rpartition('/')[2]), [])
-    return [
-      p
-      for p in candidates
-      if _normalize_path(strip_suffix(self.relative_to_root(p))) == _normalize_path(path)
-    ]
+  def __init__(self, root: Path):
+    self.root, self.paths = root, sorted(scanning.find_files(root))
+    self._by_ending: dict[str, list[Path]] = collections.defaultdict(list)
+    self._by_stem: dict[str, list[Path]] = collections.defaultdict(list)
+    for path in self.paths:
+      components = _normalize_path(self.relative_to_root(path)).split('/')
+      for i in range(len(components)):
+        self._by_ending['/'.join(components[i:])].append(path)
+      self._by_stem[_normalize_path(strip_suffix(self.relative_to_root(path)))].append(path)
 
   def relative_to_root(self, path: Path) -> str:
     """Return the path of an image relative to the root, with '/'."""
     return path.relative_to(self.root).as_posix()
 
-  def __iter__(self):
-    """Iterate over the images, sorted by path."""
-    return iter(sorted(path for paths in self.paths_by_name.values() for path in paths))
+  def find_by_path(self, path: str) -> Path | None:
+    """Return the image at a path relative to the root, preferring the exact spelling."""
+    depth = len(Path(path).parts)
+    names = {self.relative_to_root(p): p for p in self.find_by_ending(path)}
+    matches = {name: p for name, p in names.items() if len(Path(name).parts) == depth}
+    only_match = next(iter(matches.values())) if len(matches) == 1 else None
+    return matches.get(path, only_match)
 
+  def find_by_ending(self, path: str) -> list[Path]:
+    """Return all images whose path ends with this relative path."""
+    return self._by_ending.get(_normalize_path(path), [])
 
-def index_images(root: Path) -> ImageIndex:
-  """Build the index of the images below a folder."""
-  index = ImageIndex(root, {}, {})
-  for path in find_files(root, *scanning.SUFFIXES):
-    index.paths_by_name.setdefault(_normalize_path(path.name), []).append(path)
-    index.paths_by_stem.setdefault(_normalize_path(path.stem), []).append(path)
-  return index
-
-
-def find_files(root: Path, *suffixes: str) -> list[Path]:
-  """Return all files below a folder with one of the suffixes, ignoring case and hidden files."""
-  return sorted(
-    path
-    for path in root.rglob('*')
-    if path.suffix.lower() in suffixes
-    and not any(component.startswith('.') for component in path.relative_to(root).parts)
-    and path.is_file()
-  )
+  def find_by_stem(self, path: str) -> list[Path]:
+    """Return all images at a path relative to the root, which is given without suffix."""
+    return self._by_stem.get(_normalize_path(path), [])
 
 
 def to_posix(path: str) -> str:
@@ -140,23 +118,75 @@ def strip_suffix(path: str) -> str:
   return path[: len(path) - len(Path(path).suffix)]
 
 
+def read_lines(path: Path) -> list[str]:
+  """Return the lines of a text file that are not blank; none if the file does not exist."""
+  text = path.read_text('utf-8-sig', errors='replace') if path.is_file() else ''
+  return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_json(path: Path, name: str, tool: str, list_keys: Sequence[str]) -> dict[str, object]:
+  """Read a labeling tool's JSON file.
+
+  Args:
+    path: the file.
+    name: name of the file in messages.
+    tool: name of the tool in messages.
+    list_keys: keys that must have a list as their value.
+
+  Raises:
+    DataError: the file cannot be read, or is not JSON of that tool in UTF-8.
+  """
+  try:
+    content = json.loads(path.read_text('utf-8-sig'))
+  except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError.
+    raise DataError(f'{name}: not JSON in UTF-8: {error}.') from None
+  except OSError as error:
+    raise DataError(f'{name}: cannot be read: {error.strerror}.') from None
+  content = content if isinstance(content, dict) else {}
+  for key in list_keys:
+    if not isinstance(content.get(key), list):
+      raise DataError(
+        f'{name}: not a {tool} file, because it has no list {key!r}; move it elsewhere.'
+      )
+  return content
+
+
 def collect_samples(
-  jobs: Sequence[Callable[[], Sample]], progress: Progress, description: str
+  jobs: Sequence[Callable[[], Sample]], progress: Progress
 ) -> tuple[list[Sample], list[str]]:
   """Run all jobs; return their samples and the messages of the DataErrors that they raised."""
-  results: list[Sample] = []
+  samples: list[Sample] = []
   problems: list[str] = []
-  for read_sample in progress(jobs, len(jobs), description):
+  for read_sample in progress(jobs, len(jobs), 'Reading labels'):
     try:
-      results.append(read_sample())
+      samples.append(read_sample())
     except DataError as error:
       problems.extend(str(error).splitlines())
-  return results, problems
+  return samples, problems
 
 
-def good_sample(name: str, image: Path | bytes, held_out: bool = False) -> Sample:
-  """Return a sample without defects."""
-  return Sample(name, image, GOOD, _encode_empty_mask(*image_io.image_size(image)), held_out)
+def collect_shapes(
+  entries: Iterable[tuple[str, Entry]], read_shape: Callable[[Entry], Shape]
+) -> list[Shape]:
+  """Read the shapes of an image.
+
+  Args:
+    entries: labels as the file has them, with their location, which begins messages.
+    read_shape: function that converts one of them.
+
+  Raises:
+    DataError: `read_shape` raised a DataError; the message has a line for each.
+  """
+  shapes: list[Shape] = []
+  problems: list[str] = []
+  for location, entry in entries:
+    try:
+      shapes.append(read_shape(entry))
+    except DataError as error:
+      problems.append(f'{location} {error}.')
+  if problems:
+    raise DataError('\n'.join(problems))
+  return shapes
 
 
 def sample_from_shapes(
@@ -164,36 +194,31 @@ def sample_from_shapes(
 ) -> Sample:
   """Return a sample whose mask is made of shapes painted over each other in their order.
 
+  Without visible shapes, the image is good.
   A later shape with an excluded label cuts a hole into those below it. An image with several types
   of defects has the type 'combined', as in MVTec AD.
 
   Raises:
     DataError: a shape covers no pixel or is labeled as good; the message has a line for each.
   """
-  height, width = image_io.image_size(image)
-  problems = [problem for shape in shapes if (problem := _shape_problem(name, shape))]
+  problems = list(_shape_problems(name, shapes))
   if problems:
     raise DataError('\n'.join(problems))
+  height, width = image_io.image_size(image)
   canvas = np.zeros((height, width), np.int32)
   for layer, shape in enumerate(shapes, 1):
     canvas[shape.mask] = 0 if shape.label in EXCLUDED_LABELS else layer
-  visible_shapes = [shapes[layer - 1] for layer in np.unique(canvas) if layer]
-  if not visible_shapes:
-    return good_sample(name, image, held_out)
-  labels = {shape.label for shape in visible_shapes}
+  visible = [shapes[layer - 1] for layer in np.unique(canvas) if layer]
+  if not visible:
+    return Sample(name, image, GOOD, _encode_empty_mask(height, width), held_out)
+  labels = {shape.label for shape in visible}
   defect = labels.pop() if len(labels) == 1 else 'combined'
-  return Sample(
-    name,
-    image,
-    defect,
-    encode_png(canvas > 0),
-    held_out,
-    sum(shape.is_box for shape in visible_shapes),
-  )
+  num_boxes = sum(shape.is_box for shape in visible)
+  return Sample(name, image, defect, encode_png(canvas > 0), held_out, num_boxes)
 
 
 def require_matching_size(
-  image: Path | bytes, name: str, labeled_height: Any, labeled_width: Any
+  image: Path | bytes, name: str, labeled_height: object, labeled_width: object
 ) -> tuple[int, int]:
   """Return height and width of an image, which must agree with the labeled size if that is known.
 
@@ -206,11 +231,11 @@ def require_matching_size(
   Raises:
     DataError: the labels were made for an image of another size.
   """
-  size = image_io.image_size(image)
+  height, width = size = image_io.image_size(image)
   if labeled_height and labeled_width and (labeled_height, labeled_width) != size:
     raise DataError(
       f'{name}: labeled as {labeled_width}x{labeled_height} pixels, but the image is '
-      f'{size[1]}x{size[0]}.'
+      f'{width}x{height}.'
     )
   return size
 
@@ -227,14 +252,12 @@ def _encode_empty_mask(height: int, width: int) -> bytes:
   return encode_png(np.zeros((height, width), bool))
 
 
-def _shape_problem(name: str, shape: Shape) -> str | None:
-  if not shape.mask.any():
-    return f'{name}: a shape {shape.label!r} lies outside of the image or covers no pixel.'
-  if shape.label.strip().lower() in scanning.NORMAL_FOLDER_NAMES:
-    return (
-      f"{name}: a shape is labeled {shape.label!r}; label it '_background_' if it is not a defect."
-    )
-  return None
+def _shape_problems(name: str, shapes: Sequence[Shape]) -> Iterable[str]:
+  for label, mask, _ in shapes:
+    if not mask.any():
+      yield f'{name}: a shape {label!r} lies outside of the image or covers no pixel.'
+    elif scanning.is_normal(label.strip()):
+      yield f"{name}: a shape is labeled {label!r}; label it '_background_' if it is not a defect."
 
 
 def _normalize_path(path: str) -> str:
