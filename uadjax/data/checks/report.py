@@ -4,11 +4,10 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 import textwrap
-from typing import Any
 import warnings
 
-from jaxtyping import Bool, UInt8
-from matplotlib import figure, ticker
+from jaxtyping import UInt8
+from matplotlib import axes, figure, ticker
 from matplotlib.backends import backend_agg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from uadjax.data import checks, image_io, selection
 from uadjax.data.layouts import scanning
 from uadjax.data.problems import ERROR, Problem
-from uadjax.data.records import Record
+from uadjax.data.records import GOOD, Record
 from uadjax.errors import DataError
 from uadjax.system import files
 from uadjax.system.text import format_percent
@@ -30,7 +29,7 @@ _GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Distinct for color-blind re
 _TEXT_COLORS = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
 
-def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[str, Any]:
+def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[str, object]:
   """Write the pictures of a check into `workdir/check_dataset`, which is replaced if it exists.
 
   Args:
@@ -53,8 +52,8 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
       warnings.filterwarnings('ignore', 'Glyph')  # The font lacks letters of some names.
       _draw_histogram(report).savefig(folder / 'histogram.png')
     analysis = {'histogram': 'check_dataset/histogram.png'}
-    if (sheet := _problem_sheet(report)) is not None:
-      sheet.save(folder / 'problems.png')
+    if problem_sheet := _problem_sheet(report):
+      problem_sheet.save(folder / 'problems.png')
       analysis['problems'] = 'check_dataset/problems.png'
   return {
     'check_pass': report.passed,
@@ -80,17 +79,27 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
 def _write_samples(
   report: checks.Report, records: Sequence[Record], folder: Path, split: str, num_samples: int
 ) -> list[str]:
-  """Write sample pictures of readable images, evenly chosen per defect; return their paths."""
+  """Write sample pictures of readable images, evenly chosen per defect; return their paths.
+
+  Each is an image next to a copy with its mask outlined.
+  """
   error_paths = {problem.path for problem in report.errors}
+  fractions = {p: f for p, f in report.defective_fractions.items() if p not in error_paths}
+  readable = [record for record in records if record.path not in error_paths]
   sample_paths = []
-  for record in _choose_evenly([r for r in records if r.path not in error_paths], num_samples):
-    name = f'{split}_{len(sample_paths) + 1:02d}.png'  # Names of images may repeat; numbers do not.
-    mask = (
-      record.mask
-      if record.mask in report.defective_fractions and record.mask not in error_paths
-      else None
-    )
-    _sample_image(record, mask, report).save(folder / name)
+  for number, record in enumerate(_choose_evenly(readable, num_samples), 1):
+    image = outlined = image_io.decode(record.path)
+    caption = f'{"no mask" if record.is_anomalous else "good"}: nothing to outline'
+    if record.mask in fractions:
+      outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_threshold))
+      caption = f'mask: {format_percent(fractions[record.mask], 2)} defective'
+    tiles = [
+      sheet.TitledImage(title, _resize_to_fit(tile, _SAMPLE_SIDE))
+      for title, tile in ((record.defect, image), (caption, outlined))
+    ]
+    sample = sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
+    name = f'{split}_{number:02d}.png'  # Names of images may repeat; numbers do not.
+    sample.save(folder / name)
     sample_paths.append(f'check_dataset/demo_img/{name}')
   return sample_paths
 
@@ -100,21 +109,6 @@ def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
   chosen = set(selection.spread_over_defects(records, num_samples))
   key = {record: (record.is_anomalous, record.defect, i) for i, record in enumerate(records)}
   return sorted(chosen, key=key.__getitem__)
-
-
-def _sample_image(record: Record, mask: Path | None, report: checks.Report) -> Image.Image:
-  """Render an image next to a copy with its mask outlined."""
-  image = image_io.decode(record.path)
-  tiles = [sheet.TitledImage(record.defect, _resize_to_fit(image, _SAMPLE_SIDE))]
-  if mask is not None:
-    truth = image_io.read_mask(mask, report.mask_threshold)
-    outlined = heatmap.draw_outline(image, truth)
-    caption = f'mask: {format_percent(report.defective_fractions[mask], 2)} defective'
-    tiles.append(sheet.TitledImage(caption, _resize_to_fit(outlined, _SAMPLE_SIDE)))
-  else:
-    caption = 'no mask: nothing to outline' if record.is_anomalous else 'good: nothing to outline'
-    tiles.append(sheet.TitledImage(caption, tiles[0].image))
-  return sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
 
 
 def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.ndarray, 'H W 3']:
@@ -130,63 +124,54 @@ def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.nda
 def _draw_histogram(report: checks.Report) -> figure.Figure:
   """Draw the number of images per split and defect, and the defective area of each defect."""
   train, test = report.splits
-  num_normal = sum(not record.is_anomalous for record in train)
-  rows = [('train: good', num_normal, _GOOD_COLOR)]
-  if num_normal < len(train):
-    rows += [('train: defective', len(train) - num_normal, _DEFECT_COLOR)]
-  counts = collections.Counter(record.defect for record in test)
-  defect_names = sorted(defect for defect in counts if defect != 'good')
-  rows += [('test: good', counts['good'], _GOOD_COLOR)]
-  first_defect_row = len(rows)
-  rows += [(f'test: {defect}', counts[defect], _DEFECT_COLOR) for defect in defect_names]
+  counts = collections.Counter(f'test: {record.defect}' for record in test)
+  rows = ['test: good', *sorted(counts.keys() - {'test: good'})]
+  counts['train: good'] = sum(not record.is_anomalous for record in train)
+  if num_defective := len(train) - counts['train: good']:
+    counts['train: defective'] = num_defective
+    rows = ['train: defective', *rows]
+  rows = ['train: good', *rows]
+  colors = [_GOOD_COLOR if row.endswith(': good') else _DEFECT_COLOR for row in rows]
   fig = figure.Figure(figsize=(10, 1.6 + 0.34 * len(rows)), layout='constrained', dpi=120)
   backend_agg.FigureCanvasAgg(fig)
   count_axes, area_axes = fig.subplots(1, 2, sharey=True)
-  bars = count_axes.barh(range(len(rows)), [n for _, n, _ in rows], color=[c for _, _, c in rows])
+  bars = count_axes.barh(range(len(rows)), [counts[row] for row in rows], color=colors)
   count_axes.bar_label(bars, padding=3)
   count_axes.margins(x=0.12)
   count_axes.set(title='Images', xlabel='number of images')
   # Names may contain dollar signs, which must not start a formula.
-  count_axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], parse_math=False)
+  count_axes.set_yticks(range(len(rows)), rows, parse_math=False)
   count_axes.invert_yaxis()
-  _draw_defective_area(area_axes, report, defect_names, first_defect_row)
-  for axes in (count_axes, area_axes):
-    axes.spines[['top', 'right']].set_visible(False)
+  _draw_defective_area(area_axes, report, {row: i for i, row in enumerate(rows)})
+  for ax in (count_axes, area_axes):
+    ax.spines[['top', 'right']].set_visible(False)
   return fig
 
 
 def _draw_defective_area(
-  axes: Any, report: checks.Report, defect_names: Sequence[str], first_row: int
+  ax: axes.Axes, report: checks.Report, row_by_name: Mapping[str, int]
 ) -> None:
   """Draw a dot per defective image at its percentage of defective pixels."""
   rng = np.random.default_rng(0)  # Jitter with a fixed seed, so that plots are reproducible.
-  all_percentages: list[float] = []
-  for row, defect in enumerate(defect_names, first_row):
-    masks = [
-      r.mask
-      for r in report.splits.test
-      if r.defect == defect and r.mask in report.defective_fractions
-    ]
-    percentages = [
-      100 * fraction for mask in masks if mask and (fraction := report.defective_fractions[mask])
-    ]
-    jittered_rows = row + rng.uniform(-0.22, 0.22, len(percentages))
-    axes.scatter(percentages, jittered_rows, s=14, color=_DEFECT_COLOR, alpha=0.6, linewidths=0)
-    if percentages:
-      axes.plot(
-        [np.median(percentages)] * 2, [row - 0.36, row + 0.36], color='black', linewidth=1.5
-      )
-    all_percentages += percentages
-  axes.set(title='Defective area of an image', xlabel='defective pixels, % (line: median)')
-  if all_percentages:
-    axes.set_xscale('log')
-    axes.xaxis.set_major_locator(_log_ticks(max(all_percentages) / min(all_percentages)))
-    axes.xaxis.set_major_formatter(lambda value, _: _format_plain(value))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.grid(axis='x', alpha=0.3)
+  percentages: dict[str, list[float]] = collections.defaultdict(list)
+  for _, defect, mask in report.splits.test:
+    if defect != GOOD and mask and (fraction := report.defective_fractions.get(mask)):
+      percentages[defect].append(100 * fraction)
+  for defect, values in sorted(percentages.items()):
+    row = row_by_name[f'test: {defect}']
+    jittered_rows = row + rng.uniform(-0.22, 0.22, len(values))
+    ax.scatter(values, jittered_rows, s=14, color=_DEFECT_COLOR, alpha=0.6, linewidths=0)
+    ax.plot([np.median(values)] * 2, [row - 0.36, row + 0.36], color='black', linewidth=1.5)
+  ax.set(title='Defective area of an image', xlabel='defective pixels, % (line: median)')
+  if all_values := [value for values in percentages.values() for value in values]:
+    ax.set_xscale('log')
+    ax.xaxis.set_major_locator(_log_ticks(max(all_values) / min(all_values)))
+    ax.xaxis.set_major_formatter(lambda value, _: _format_plain(value))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+    ax.grid(axis='x', alpha=0.3)
   else:
-    axes.text(0.5, 0.5, 'no masks', transform=axes.transAxes, ha='center', color='gray')
-    axes.set_xticks([])
+    ax.text(0.5, 0.5, 'no masks', transform=ax.transAxes, ha='center', color='gray')
+    ax.set_xticks([])
 
 
 def _log_ticks(ratio: float) -> ticker.Locator:
@@ -201,59 +186,56 @@ def _format_plain(value: float) -> str:
 
 def _problem_sheet(report: checks.Report) -> Image.Image | None:
   """Draw thumbnails of images with their problems, errors first; None without problems."""
-  problems_by_path: dict[Path, list[Problem]] = {}
+  problems_by_path: dict[Path, list[Problem]] = collections.defaultdict(list)
   for problem in report.problems:
-    problems_by_path.setdefault(problem.path, []).append(problem)
-  cells, num_omitted = [], 0
-  for path, path_problems in problems_by_path.items():
-    if path.suffix.lower() not in scanning.SUFFIXES:
-      continue
-    if len(cells) == _MAX_CELLS:
-      num_omitted += 1
-      continue
-    cells.append(_problem_cell(_thumbnail(path, report), path_problems, report))
-  if not cells:
+    if problem.path.suffix.lower() in scanning.SUFFIXES:
+      problems_by_path[problem.path].append(problem)
+  if not problems_by_path:
     return None
+  files_to_show = itertools.islice(problems_by_path.items(), _MAX_CELLS)
+  cells = [_problem_cell(path, problems, report) for path, problems in files_to_show]
   rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
   heights = [max(cell.height for cell in row) for row in rows]
-  width = max(len(row) for row in rows) * _CELL_WIDTH
-  sheet = Image.new('RGB', (width, sum(heights) + 2 * _LINE_HEIGHT), 'white')
-  omitted_note = f'; {num_omitted} more in check_dataset_result.json' if num_omitted else ''
-  title = f'{len(cells)} files with problems (red: errors){omitted_note}'
-  ImageDraw.Draw(sheet).text((6, 6), title, 'black', ImageFont.load_default(13))
-  for row, top in zip(rows, np.cumsum([2 * _LINE_HEIGHT, *heights]).tolist(), strict=False):
+  size = len(rows[0]) * _CELL_WIDTH, sum(heights) + 2 * _LINE_HEIGHT
+  canvas = Image.new('RGB', size, 'white')
+  num_omitted = len(problems_by_path) - len(cells)
+  omitted = f'; {num_omitted} more in check_dataset_result.json' if num_omitted else ''
+  title = f'{len(cells)} files with problems (red: errors){omitted}'
+  ImageDraw.Draw(canvas).text((6, 6), title, 'black', ImageFont.load_default(13))
+  tops = itertools.accumulate(heights, initial=2 * _LINE_HEIGHT)
+  for row, top in zip(rows, tops, strict=False):
     for column, cell in enumerate(row):
-      sheet.paste(cell, (column * _CELL_WIDTH, top))
-  return sheet
+      canvas.paste(cell, (column * _CELL_WIDTH, top))
+  return canvas
 
 
-def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
-  """Return a thumbnail of an image or, in black and white, of a mask; gray if unreadable."""
-  try:
-    if path in report.defective_fractions:
-      mask: Bool[np.ndarray, 'h w'] = image_io.read_mask(path, report.mask_threshold)
-      return _resize_to_fit(heatmap.render_mask(mask), _CELL_WIDTH - 12)
-    return _resize_to_fit(image_io.decode(path), _CELL_WIDTH - 12)
-  except DataError:
-    return np.full((_CELL_WIDTH // 2, _CELL_WIDTH - 12, 3), _UNREADABLE_GRAY, np.uint8)
-
-
-def _problem_cell(
-  thumbnail: UInt8[np.ndarray, 'h w 3'], problems: Sequence[Problem], report: checks.Report
-) -> Image.Image:
+def _problem_cell(path: Path, problems: Sequence[Problem], report: checks.Report) -> Image.Image:
   """Draw a thumbnail above the messages of its problems."""
+  thumbnail = Image.fromarray(_thumbnail(path, report))
   lines = [
     (line, _TEXT_COLORS[problem.severity])
     for problem in problems
     for line in textwrap.wrap(_strip_directory(problem.message, report), 40)
   ]
-  height = thumbnail.shape[0]
-  cell = Image.new('RGB', (_CELL_WIDTH, height + _LINE_HEIGHT * (len(lines) + 1) + 6), 'white')
-  cell.paste(Image.fromarray(thumbnail), (6, 0))
-  draw = ImageDraw.Draw(cell)
-  for line_index, (line, color) in enumerate(lines):
-    draw.text((6, height + 4 + _LINE_HEIGHT * line_index), line, color, ImageFont.load_default(12))
+  height = thumbnail.height + _LINE_HEIGHT * (len(lines) + 1) + 6
+  cell = Image.new('RGB', (_CELL_WIDTH, height), 'white')
+  cell.paste(thumbnail, (6, 0))
+  draw, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
+  for i, (line, color) in enumerate(lines):
+    draw.text((6, thumbnail.height + 4 + _LINE_HEIGHT * i), line, color, font)
   return cell
+
+
+def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
+  """Return a thumbnail of an image or, in black and white, of a mask; gray if unreadable."""
+  width = _CELL_WIDTH - 12
+  try:
+    if path in report.defective_fractions:
+      mask = image_io.read_mask(path, report.mask_threshold)
+      return _resize_to_fit(heatmap.render_mask(mask), width)
+    return _resize_to_fit(image_io.decode(path), width)
+  except DataError:
+    return np.full((_CELL_WIDTH // 2, width, 3), _UNREADABLE_GRAY, np.uint8)
 
 
 def _strip_directory(text: str, report: checks.Report) -> str:
