@@ -3,11 +3,12 @@
 Each op maps a frame to a frame; the first frame is the original image itself.
 """
 
-from collections.abc import Callable
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from uadjax.errors import DataError
+
+Number: TypeAlias = float | int
 
 
 class Frame(NamedTuple):
@@ -63,18 +64,13 @@ def center_crop(frame: Frame, height: int, width: int) -> Frame:
   return _crop(frame, top, left, height, width)._replace(height=height, width=width)
 
 
-def _crop(
-  frame: Frame, top: float | int, left: float | int, height: float | int, width: float | int
-) -> Frame:
+def _crop(frame: Frame, top: Number, left: Number, height: Number, width: Number) -> Frame:
   """Return the part of a frame inside a rectangle that is given in the frame's own pixels."""
   y_scale = (frame.bottom - frame.top) / frame.height
   x_scale = (frame.right - frame.left) / frame.width
-  return frame._replace(
-    top=frame.top + y_scale * top,
-    left=frame.left + x_scale * left,
-    bottom=frame.top + y_scale * (top + height),
-    right=frame.left + x_scale * (left + width),
-  )
+  bottom, right = frame.top + y_scale * (top + height), frame.left + x_scale * (left + width)
+  top, left = frame.top + y_scale * top, frame.left + x_scale * left
+  return frame._replace(top=top, left=left, bottom=bottom, right=right)
 
 
 def pixel_range(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
@@ -96,8 +92,4 @@ def pixel_range(low: float, high: float, n: int, size: int) -> tuple[int, int, f
   return first, end, (first - low) * scale, (end - low) * scale
 
 
-OPS: dict[str, Callable[[Frame, int, int], Frame]] = {
-  'resize': resize,
-  'keep_ratio': keep_ratio,
-  'center_crop': center_crop,
-}
+OPS = {'resize': resize, 'keep_ratio': keep_ratio, 'center_crop': center_crop}

@@ -80,9 +80,8 @@ class Ops(NamedTuple):
     restored = RestoredMap(np.full((h, w), anomaly_map.min(), np.float32), np.zeros((h, w), bool))
     if top < bottom and left < right:
       # The outermost pixels may begin outside of the frame, where the map's edge is repeated.
-      margin = math.ceil(
-        max(-box_top, -box_left, box_bottom - self.height, box_right - self.width, 0)
-      )
+      overhang = max(-box_top, -box_left, box_bottom - self.height, box_right - self.width, 0)
+      margin = math.ceil(overhang)
       padded = Image.fromarray(np.pad(np.asarray(anomaly_map, np.float32), margin, mode='edge'))
       box = (box_left + margin, box_top + margin, box_right + margin, box_bottom + margin)
       size = (right - left, bottom - top)
@@ -100,9 +99,8 @@ def parse(text: str) -> Ops:
   """
   steps = tuple(_parse_step(op_text, text) for op_text in text.split('|'))
   for previous, step in itertools.pairwise(steps):
-    if step.name == 'center_crop' and (
-      step.height > previous.height or step.width > previous.width
-    ):
+    is_larger = step.height > previous.height or step.width > previous.width
+    if step.name == 'center_crop' and is_larger:
       raise ConfigError(
         f'{text!r} crops {step[1:]} from the smaller {previous[1:]}; crop at most that size.'
       )

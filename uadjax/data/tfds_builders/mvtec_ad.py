@@ -21,6 +21,8 @@ from uadjax.data.layouts import mvtec
 from uadjax.data.records import Record
 from uadjax.errors import DataError
 
+Example = tuple[str, dict[str, object]]
+
 _ARCHIVE = 'mvtec_anomaly_detection.tar.xz'
 _CITATION = """\
 @inproceedings{bergmann2019mvtec,
@@ -72,40 +74,33 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
       citation=_CITATION,
     )
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    manual_dir = Path(dl_manager.manual_dir)
-    category = self.info.config_name or ''
-    if not (manual_dir / category).is_dir() and (manual_dir / _ARCHIVE).is_file():
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[Example]]:
+    root, category = Path(dl_manager.manual_dir), self.info.config_name or ''
+    if not (root / category).is_dir() and (root / _ARCHIVE).is_file():
       method = tfds.download.ExtractMethod.TAR  # TFDS does not recognize the suffix .tar.xz.
-      archive = tfds.download.Resource(path=manual_dir / _ARCHIVE, extract_method=method)
-      manual_dir = Path(dl_manager.extract(archive))
-    splits = layouts.load(manual_dir, category, 'mvtec')
+      archive = tfds.download.Resource(path=root / _ARCHIVE, extract_method=method)
+      root = Path(dl_manager.extract(archive))
+    splits = layouts.load(root, category, 'mvtec')._asdict()
     return {
-      name: self._generate_examples(manual_dir, records)
-      for name, records in splits._asdict().items()
-      if records
+      name: self._generate_examples(root, records) for name, records in splits.items() if records
     }
 
-  def _generate_examples(
-    self, root: Path, records: tuple[Record, ...]
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
+  def _generate_examples(self, root: Path, records: tuple[Record, ...]) -> Iterator[Example]:
     for record in records:
       image = image_io.decode(record.path)
       mask = image_io.read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool)
-      if mask.shape != image.shape[:2]:
-        raise DataError(
-          f'{record.mask} has shape {mask.shape}, but its image {record.path} has shape '
-          f'{image.shape[:2]}; resize the mask to match the image.'
-        )
+      height, width = mask.shape
+      if problem := layouts.mask_size_mismatch(record, image.shape[:2], (height, width)):
+        raise DataError(problem)
       path = record.path.relative_to(root).as_posix()
-      yield (
-        path,
-        {
-          'image': image,
-          'mask': mask[..., None].astype(np.uint8) * 255,
-          'has_mask': record.mask is not None or not record.is_anomalous,
-          'label': int(record.is_anomalous),
-          'defect': record.defect,
-          'path': path,
-        },
-      )
+      example = {
+        'image': image,
+        'mask': mask[..., None].astype(np.uint8) * 255,
+        'has_mask': record.mask is not None or not record.is_anomalous,
+        'label': int(record.is_anomalous),
+        'defect': record.defect,
+        'path': path,
+      }
+      yield path, example
