@@ -1,7 +1,8 @@
 """Files that a dataset check writes: sample pictures, a histogram, and a sheet of problems."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import itertools
 from pathlib import Path
 import textwrap
 import warnings
