@@ -42,8 +42,8 @@ class Model(NamedTuple):
     thresholds: calibrated thresholds.
     weights: origin of the backbone's weights.
     directory: path of the model directory.
-    fitted_specs: which arrays of `fitted` are sharded over devices: True (along the first axis) or
-      False (replicated), for leaves or whole subtrees; None if nothing is sharded.
+    fitted_specs: `PartitionSpec`s of leaves or whole subtrees of `fitted`; None if nothing is
+      sharded.
   """
 
   name: str
@@ -204,7 +204,7 @@ def load(directory: Path | str, state_mesh: mesh.Mesh | None = None) -> Model:
   _require_same_digest(directory, digest, arrays_sha256)
   # Only the structure is computed; the only arrays are those of the file.
   abstract_fitted = jax.eval_shape(
-    lambda: detector.to_fitted(_initial_state(backbone, detector, ops))
+    lambda: detector.finalize(_initial_state(backbone, detector, ops))
   )
   stored_arrays = array_file.parse_arrays(buffer)
   expected_leaves = array_file.leaves_by_path(abstract_fitted)

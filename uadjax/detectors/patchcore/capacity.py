@@ -24,6 +24,7 @@ class BankConfig(NamedTuple):
   """Sizes and settings of a memory bank.
 
   Attributes:
+    d: number of channels of a patch embedding.
     patches_per_image: number of patches of an image.
     ratio: share of all patches that the final coreset keeps, if memory suffices.
     capacity: number of rows that one shard holds before it must be compacted.
@@ -37,6 +38,7 @@ class BankConfig(NamedTuple):
     shards: shards of the rows.
   """
 
+  d: int
   patches_per_image: int
   ratio: float
   capacity: int
@@ -63,8 +65,11 @@ def configure_bank(
     patches_per_image: number of patches of an image.
     context: numbers of images of this run and of earlier ones, progress, and shards.
     ratio: share of all patches that the final coreset keeps.
-    max_bytes: bytes that each device may use for the bank and for selecting from it.
-    projection_dim: number of dimensions of the random projection for selections; 0 for none.
+    max_bytes: bytes that each device may use for the bank and for selecting from it. The coreset
+      takes at most half.
+    projection_dim: number of dimensions of the random projection in which the coreset is selected,
+      as in the paper; 0 selects in all dimensions, which is affordable here and more accurate
+      (experiments/README.md). Coresets for calibration are projected in either case (`leave_out`).
 
   Raises:
     ConfigError: `max_bytes` holds the patches of fewer than 4 images.
@@ -91,6 +96,7 @@ def configure_bank(
   needed_rows = math.ceil(previous_coreset_size / num_shards) + images_per_shard * patches_per_image
   num_folds = min(_MAX_FOLDS, max(1, num_previous_images + num_images))
   return BankConfig(
+    d,
     patches_per_image,
     ratio,
     capacity=min(needed_rows, max_rows),
