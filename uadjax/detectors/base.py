@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol
 import jax
 from jaxtyping import Array, Float, UInt8
 import numpy as np
+import optax
 
-from uadjax import types
+from uadjax import backbones, types
 from uadjax.numerics import collectives
 from uadjax.system.progress import no_progress, Progress
 from uadjax.types import PyTree
 
-Schedule = Callable[[jax.Array | int], jax.Array | float]  # Step -> learning rate, as in optax.
 Images = UInt8[Array, 'b H W 3']
 Statistics = dict[str, int | float]
 
@@ -45,10 +45,17 @@ class RunContext(NamedTuple):
   width: int
   max_images: int = 0
   num_previous_images: int = 0
-  learning_rate: Schedule = lambda step: 0.0
+  learning_rate: optax.Schedule = lambda step: 0.0
   progress: Progress = no_progress
   shards: collectives.Shards = collectives.SINGLE_SHARD
   max_extra_images_per_shard: int = 0
+
+
+def stage_shapes(backbone: backbones.Backbone, context: RunContext) -> list[tuple[int, int, int]]:
+  """Return the height, width and number of channels of each stage of a backbone."""
+  image = jax.ShapeDtypeStruct((1, context.height, context.width, 3), np.float32)
+  stages = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x)[0], image)
+  return [stages[name].shape[1:] for name in backbone.stages]
 
 
 class InitFn(Protocol):
@@ -225,7 +232,7 @@ class SelectFn(Protocol):
 
 
 class Incremental(NamedTuple):
-  """What a fit leaves behind, so that a later run can learn from more images.
+  """Functions that let a later run learn from more images.
 
   Attributes:
     to_arrays: names the arrays of the last State.

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 import optax
 
 from uadjax import backbones
-from uadjax.detectors.base import Detector, RunContext, Schedule
+from uadjax.detectors.base import Detector, RunContext
 from uadjax.numerics import collectives, resampling
 from uadjax.numerics.collectives import Shards
 from uadjax.types import Batch, Key, Metrics, PyTree, Scores, Variables
@@ -49,7 +49,7 @@ class Config(NamedTuple):
   backbone: backbones.Backbone
   image_size: tuple[int, int]
   optimizer: optax.GradientTransformation
-  learning_rate: Schedule
+  learning_rate: optax.Schedule
   weight: float
   floor: float
   opening: int
@@ -99,9 +99,12 @@ def make(
     return functools.partial(function, config)
 
   return Detector(
-    *map(bind, (init, update)),
+    bind(init),
+    bind(update),
     finalize,
-    *map(bind, (score, precompute, validate)),
+    bind(score),
+    bind(precompute),
+    bind(validate),
     score_bounds=bind(score_bounds) if floor else None,
   )
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import contextlib
 import math
 import os
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 from jax import numpy as jnp
@@ -21,6 +21,7 @@ from uadjax.system import threads
 from uadjax.types import PyTree
 
 Mesh = jax.sharding.Mesh
+Device: TypeAlias = Any  # One of jax.devices(), whose class JAX does not export as a type.
 Tree = TypeVar('Tree')
 
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
@@ -30,7 +31,7 @@ _SHARD_STATE_CHOICES = 'auto', 'always', 'never'
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
 
 
-def select_devices(name: str) -> list[jax.Device]:
+def select_devices(name: str) -> list[Device]:
   """Return the JAX devices selected by `auto`, `cpu`, `gpu`, `gpu:0,1` or `tpu`.
 
   Raises:
@@ -69,7 +70,7 @@ def select_devices(name: str) -> list[jax.Device]:
     ) from None
 
 
-def local_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
+def local_devices(devices: Sequence[Device]) -> list[Device]:
   """Return the devices that belong to this process."""
   return [device for device in devices if device.process_index == jax.process_index()]
 
@@ -108,7 +109,7 @@ def make_mesh(device: str, axis_size: int, batch_size: int) -> Mesh:
   return mesh_of([d for local in by_process for d in local[:devices_per_process]])
 
 
-def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+def mesh_of(devices: Sequence[Device]) -> Mesh:
   """Return a mesh with these devices along the axis `data`."""
   return Mesh(np.array(devices), ('data',))
 
@@ -175,7 +176,7 @@ def mesh_that_fits(mesh: Mesh, tree: PyTree) -> Mesh:
   return mesh if len(devices) > 1 else single_device_mesh(mesh)
 
 
-def devices_that_fit(devices: Sequence[jax.Device], tree: PyTree) -> Sequence[jax.Device]:
+def devices_that_fit(devices: Sequence[Device], tree: PyTree) -> Sequence[Device]:
   """Return the devices, or only the first if replicas of `tree` would fill CPU memory.
 
   CPU devices share one memory, so each replica adds to it; other devices are never reduced.

@@ -74,8 +74,9 @@ def project(
   for x, stage_projection in zip(stages, jnp.split(projection, ends[:-1]), strict=True):
     x = jnp.einsum('bhwc,cd->bhwd', x, stage_projection, precision=jax.lax.Precision.HIGHEST)
     if x.shape[1:3] != (height, width):
-      sizes = (height, x.shape[1]), (width, x.shape[2])
-      x = resampling.apply_separable(*(jnp.asarray(matrix_fn(*pair)) for pair in sizes), x)
+      row_matrix = jnp.asarray(matrix_fn(height, x.shape[1]))
+      column_matrix = jnp.asarray(matrix_fn(width, x.shape[2]))
+      x = resampling.apply_separable(row_matrix, column_matrix, x)
     out += x
   return out
 

@@ -143,9 +143,8 @@ def _learn(
     features = embed(extractor, meshes.shard_batch(run.mesh, micro_batch))
     # Pixels are no longer needed, but one per image stays: XLA (JAX 0.11) crashes when a sharded
     # program takes an empty array and returns it with others.
-    micro_batch = offset_indices(micro_batch, run.previous.num_images)._replace(
-      image=micro_batch.image[:, :1, :1], features=features
-    )
+    micro_batch = micro_batch._replace(image=micro_batch.image[:, :1, :1], features=features)
+    micro_batch = offset_indices(micro_batch, run.previous.num_images)
     return meshes.shard_batch(state_mesh, micro_batch)
 
   with contextlib.ExitStack() as stack:
@@ -204,7 +203,8 @@ def _compile_ahead(
     return fitted, [x for x in jax.tree.leaves(state) if (x.shape, x.dtype) not in reused]
 
   images = struct((batch_size, ops.height, ops.width, 3), jnp.uint8)
-  batch = Batch(images, struct((batch_size,), jnp.bool), struct((batch_size,), jnp.int32))
+  valid, index = struct((batch_size,), jnp.bool), struct((batch_size,), jnp.int32)
+  batch = Batch._make((images, valid, index, None))
   features = jax.eval_shape(run.leave_one_out.embed, extractor, batch)
   features = jax.tree.map(lambda x: struct(x.shape, x.dtype), features)
   batch = batch._replace(image=struct((batch_size, 1, 1, 3), jnp.uint8), features=features)

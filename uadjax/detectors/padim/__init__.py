@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors.base import Detector, Incremental, LeaveOneOut, RunContext, ShardingSpecs
+from uadjax.detectors import base
 from uadjax.detectors.padim import gaussians
 from uadjax.errors import ConfigError, Setting, UnknownName
 from uadjax.numerics import gaussian, projections, resampling
@@ -119,13 +119,13 @@ _HELD_OUT_SPECS = HeldOutModel._make((_FITTED_SPECS, P()))
 
 def make(
   backbone: backbones.Backbone,
-  context: RunContext,
+  context: base.RunContext,
   *,
   channels: int = 100,
   projection: str = 'ortho',
   enlarge: str = 'bilinear',
   ridge: float = 0.01,
-) -> Detector:
+) -> base.Detector:
   """Build the PaDiM detector; `Config` describes the options.
 
   Raises:
@@ -136,7 +136,8 @@ def make(
   if context.max_images:
     validate_settings(context.num_previous_images + context.max_images, channels, ridge)
   image_size, shards = (context.height, context.width), context.shards
-  map_size, stage_channels = _feature_shape(backbone, *image_size)
+  shapes = base.stage_shapes(backbone, context)
+  map_size, stage_channels = shapes[0][:2], tuple(shape[2] for shape in shapes)
   config = Config(
     backbone, image_size, map_size, stage_channels, channels, projection, enlarge, ridge, shards
   )
@@ -145,11 +146,14 @@ def make(
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
 
-  specs = ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _HELD_OUT_SPECS, bind(pad_to_shards))
-  return Detector(
-    *map(bind, (init, update, finalize, score)),
-    leave_one_out=LeaveOneOut(1, *map(bind, (embed, leave_fold_out, score_held_out))),
-    incremental=Incremental(bind(to_arrays), bind(restore), summarize, drift),
+  specs = base.ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _HELD_OUT_SPECS, bind(pad_to_shards))
+  return base.Detector(
+    bind(init),
+    bind(update),
+    bind(finalize),
+    bind(score),
+    leave_one_out=base.LeaveOneOut(1, bind(embed), bind(leave_fold_out), bind(score_held_out)),
+    incremental=base.Incremental(bind(to_arrays), bind(restore), summarize, drift),
     sharding_specs=specs if shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
   )
@@ -226,22 +230,11 @@ def _validate_embedding(config: Config) -> None:
     )
 
 
-def _feature_shape(
-  backbone: backbones.Backbone, height: int, width: int
-) -> tuple[tuple[int, int], tuple[int, ...]]:
-  """Return height and width of the first stage, and the number of channels of each stage."""
-  image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-  features = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x)[0], image)
-  shapes = [cast(Stages, features)[name].shape for name in backbone.stages]
-  return (shapes[0][1], shapes[0][2]), tuple(shape[-1] for shape in shapes)
-
-
 def init(config: Config, key: Key, variables: Variables) -> State:
   """Draw the projection, and return the moments of no images."""
   projection = projections.draw(key, config.projection, config.stage_channels, config.channels)
-  moments = gaussians.empty(
-    config.padded_height, config.map_size[1], config.channels, config.shards
-  )
+  size = config.padded_height, config.map_size[1], config.channels
+  moments = gaussians.empty(*size, config.shards)
   return State(FeatureExtractor(variables, projection), moments)
 
 
@@ -343,9 +336,8 @@ def restore(config: Config, state: State, arrays: Arrays) -> State:
   """Return the initial state with the projection and moments of the run that it extends."""
   n, mean, m2, projection = (jnp.array(arrays[k]) for k in ('n', 'mean', 'm2', 'projection'))
   padded = (gaussians.pad_rows(x, 0, config.padded_height) for x in (mean, m2))
-  return State(
-    state.extractor._replace(projection=projection), gaussian.Moments._make((n, *padded))
-  )
+  extractor = state.extractor._replace(projection=projection)
+  return State(extractor, gaussian.Moments._make((n, *padded)))
 
 
 def summarize(arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors.base import Detector, Incremental, LeaveOneOut, RunContext, ShardingSpecs
+from uadjax.detectors import base
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, scoring, selection
 from uadjax.errors import ConfigError, Setting
 from uadjax.numerics import neighbors as knn, resampling
@@ -84,7 +84,7 @@ _FITTED_SPECS = Fitted._make((P(), knn.INDEX_SPECS))
 
 def make(
   backbone: backbones.Backbone,
-  context: RunContext,
+  context: base.RunContext,
   *,
   ratio: float = 0.01,
   coreset_dim: int = 0,
@@ -93,7 +93,7 @@ def make(
   channels: int = 0,
   max_bytes: int = 2 << 30,
   approx: bool = False,
-) -> Detector:
+) -> base.Detector:
   """Build the PatchCore detector; `Config` and `capacity.configure_bank` describe the options.
 
   Raises:
@@ -101,22 +101,30 @@ def make(
   """
   _validate_settings(ratio, neighbors, reweight)
   image_size = context.height, context.width
-  h, w, d = _grid_shape(backbone, *image_size, channels)
+  shapes = base.stage_shapes(backbone, context)
+  (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
+  d = channels if 0 < channels < d else d
   bank = capacity.configure_bank(d, h * w, context, ratio, max_bytes, coreset_dim)
   config = Config(backbone, image_size, channels, neighbors, reweight, approx, bank)
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
 
-  specs = ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _FITTED_SPECS, bind(pad_to_shards))
-  held_out = bank.num_folds, *map(bind, (embed, leave_fold_out, score_held_out, select_coresets))
+  specs = base.ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _FITTED_SPECS, bind(pad_to_shards))
+  leave_one_out = base.LeaveOneOut(
+    bank.num_folds, bind(embed), bind(leave_fold_out), bind(score_held_out), bind(select_coresets)
+  )
   compact_fn = bind(compact) if bank.needs_compaction else None
-  return Detector(
-    *map(bind, (init, update, finalize, score)),
-    leave_one_out=LeaveOneOut(*held_out),
-    incremental=Incremental(
-      to_arrays, bind(restore), bind(summarize), drift, compact_fn, bind(select)
-    ),
+  incremental = base.Incremental(
+    to_arrays, bind(restore), bind(summarize), drift, compact_fn, bind(select)
+  )
+  return base.Detector(
+    bind(init),
+    bind(update),
+    finalize,
+    bind(score),
+    leave_one_out=leave_one_out,
+    incremental=incremental,
     sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
   )
@@ -141,47 +149,30 @@ def _validate_settings(ratio: float, neighbors: int, reweight: bool) -> None:
     )
 
 
-def _grid_shape(
-  backbone: backbones.Backbone, height: int, width: int, channels: int
-) -> tuple[int, int, int]:
-  """Return height and width of the patch grid, and the number of channels of an embedding."""
-  image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-  variables = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image)
-  features = functools.partial(extract_features, backbone, channels)
-  pixels = jax.ShapeDtypeStruct(image.shape, jnp.uint8)
-  _, h, w, d = jax.eval_shape(features, variables, pixels).shape
-  return h, w, d
-
-
 def init(config: Config, key: Key, variables: Variables) -> State:
   """Return an empty memory bank."""
   return State(variables, key, banks.empty(config.bank))
 
 
 def extract_features(
-  backbone: backbones.Backbone, channels: int, variables: Variables, images: Images
+  config: Config, variables: Variables, images: Images
 ) -> Float[Array, 'b h w d']:
   """Return the locally aware patch embeddings of images (section 3.1).
 
   Averages 3x3 neighborhoods of each stage, upsamples all stages bilinearly to the size of the
   first, and concatenates their channels.
-
-  Args:
-    backbone: network of the stages.
-    channels: number of channels to average the embeddings down to; 0 for no averaging.
-    variables: variables of the backbone.
-    images: images at network size.
   """
+  backbone, channels = config.backbone, config.channels
   features = backbone.apply(variables, backbones.normalize(images))
   stages = cast(dict[str, Float[Array, 'b _h _w _c']], features)
   grid = stages[backbone.stages[0]].shape[1:3]
   resampled = []
   for x in (stages[name] for name in backbone.stages):
-    matrices = (
+    row_matrix, column_matrix = (
       jnp.asarray(resampling.bilinear_matrix(new, old) @ resampling.pool_matrix(old))
       for new, old in zip(grid, x.shape[1:3], strict=True)
     )
-    resampled.append(resampling.apply_separable(*matrices, x))
+    resampled.append(resampling.apply_separable(row_matrix, column_matrix, x))
   x = jnp.concatenate(resampled, axis=-1)
   if not 0 < channels < x.shape[-1]:
     return x
@@ -193,7 +184,7 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Float[Array, 'b
   """Return the precomputed patch embeddings of a batch, or compute those of its images."""
   if batch.features is not None:
     return batch.features
-  return extract_features(config.backbone, config.channels, variables, jnp.asarray(batch.image))
+  return extract_features(config, variables, jnp.asarray(batch.image))
 
 
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -204,9 +195,8 @@ def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
   return state._replace(memory_bank=memory_bank), {'images': memory_bank.num_images}
 
 
-def finalize(config: Config, state: State | FinalState) -> Fitted:
+def finalize(state: State | FinalState) -> Fitted:
   """Return the search index of the bank's rows."""
-  del config
   return Fitted(state.extractor, knn.build_index(state.memory_bank.patches.embeddings))
 
 
@@ -218,7 +208,7 @@ def pad_to_shards(config: Config, fitted: Fitted) -> Fitted:
 
 def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   """Score images by the distances of their patches to the memory bank."""
-  x = extract_features(config.backbone, config.channels, fitted.backbone, images)
+  x = extract_features(config, fitted.backbone, images)
   return _score_embeddings(config, fitted, x)
 
 
@@ -234,7 +224,7 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
   support = scoring.support_samples_table(index, config.neighbors) if is_reweighted else None
 
   def score(images: Images) -> Scores:
-    x = extract_features(config.backbone, config.channels, fitted.backbone, images)
+    x = extract_features(config, fitted.backbone, images)
     nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), index)
     return _scores_from_nearest(config, index, x, nearest, support)
 
@@ -275,9 +265,8 @@ def _scores_from_nearest(
 def select_coresets(config: Config, state: State, previous_arrays: Arrays) -> Arrays:
   """Return the calibration coresets of all folds, from which banks without a fold are selected."""
   previous = selection.from_arrays(previous_arrays, _CORESET_PREFIX) if previous_arrays else None
-  coresets = leave_out.select_calibration_coresets(
-    state.key, state.memory_bank, config.bank, previous
-  )
+  key, memory_bank = state.key, state.memory_bank
+  coresets = leave_out.select_calibration_coresets(key, memory_bank, config.bank, previous)
   return {_CORESET_PREFIX + name: value for name, value in coresets._asdict().items()}
 
 

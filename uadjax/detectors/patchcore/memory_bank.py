@@ -229,9 +229,8 @@ def select_coreset(key: Key, memory_bank: MemoryBank, config: BankConfig) -> Cor
   """
   patches = memory_bank.patches
   valid = selections.valid_mask(patches, memory_bank.num_rows, config.shards)
-  selection = selections.k_center(
-    key, patches, valid, config, config.coreset_size, 'Selecting the coreset'
-  )
+  size, title = config.coreset_size, 'Selecting the coreset'
+  selection = selections.k_center(key, patches, valid, config, size, title)
   radius = memory_bank.covering_radius + coreset.covering_radius(selection)
   patches = selections.take_selected(patches, selection, config.shards)
   return Coreset(patches, memory_bank.num_images, radius)
