@@ -2,8 +2,7 @@
 
 A function that runs on every shard takes `axis_name`, the name of the mesh axis over which arrays
 are sharded, or None if there is a single shard; it never sees a mesh. With None nothing is
-communicated: the operations return their argument, except that `all_gather` adds an axis, and
-`gather_rows` selects rows.
+communicated: the operations return their argument, except that `gather_rows` selects rows.
 
 Letters: b images, h rows of pixels or patches of an image, as far as they are on this shard.
 """
@@ -31,13 +30,6 @@ def axis_index(axis_name: str | None) -> Any:
   return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
-def all_gather(tree: Tree, axis_name: str | None) -> Tree:
-  """Return the leaves of all shards, on every shard, stacked along a new first axis."""
-  if axis_name is None:
-    return jax.tree.map(lambda x: x[None], tree)
-  return jax.lax.all_gather(tree, axis_name)
-
-
 def all_gather_tiled(tree: Tree, axis_name: str | None) -> Tree:
   """Return the leaves of all shards, on every shard, concatenated along the first axis."""
   return tree if axis_name is None else jax.lax.all_gather(tree, axis_name, tiled=True)
@@ -55,12 +47,12 @@ def pmean(tree: Tree, axis_name: str | None) -> Tree:
 
 def all_max(x: Array, axis_name: str | None) -> Array:
   """Return the largest of the values that the shards hold, one each."""
-  return all_gather(x, axis_name).max()
+  return x if axis_name is None else jax.lax.all_gather(x, axis_name).max()
 
 
 def all_min(x: Array, axis_name: str | None) -> Array:
   """Return the smallest of the values that the shards hold, one each."""
-  return all_gather(x, axis_name).min()
+  return x if axis_name is None else jax.lax.all_gather(x, axis_name).min()
 
 
 def local_slice(tree: Tree, axis_name: str | None) -> Tree:

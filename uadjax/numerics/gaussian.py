@@ -186,10 +186,8 @@ def mahalanobis_from_bands(
   """
   _, h, w, d = x.shape
   y = jnp.transpose((x - mean[None]).reshape(-1, h * w, d), (1, 0, 2))
-  squared_norms = [
-    jnp.sum(jnp.matmul(y[:, :, : band.shape[1]], band, precision=_EXACT) ** 2, axis=2)
-    for band in bands
-  ]
+  products = (jnp.matmul(y[:, :, : x.shape[1]], x, precision=_EXACT) for x in bands)
+  squared_norms = [jnp.sum(z**2, axis=2) for z in products]
   return jnp.sqrt(functools.reduce(jnp.add, squared_norms).T).reshape(-1, h, w)
 
 
