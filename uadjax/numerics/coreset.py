@@ -257,27 +257,34 @@ def select_until(
   return jax.lax.while_loop(needs_more, select_batch, with_farthest(selection))[0]
 
 
-def _pick_centers(
+class _Candidates(NamedTuple):
+  """Candidates of all shards for the next centers.
+
+  Attributes:
+    point: coordinates, minus `PointSet.center`.
+    sketch: sketches.
+    point_id: ids, which break ties.
+    position: positions among the points of all shards.
+    squared_distance: squared distances to the nearest center; -1 for a duplicate.
+  """
+
+  point: Float[Array, 'c d']
+  sketch: Float[Array, 'c s']
+  point_id: Int[Array, ' c']
+  position: Int[Array, ' c']
+  squared_distance: Float[Array, ' c']
+
+
+def _gather_candidates(
   point_set: PointSet,
   squared_distance: Float[Array, ' n'],
   farthest: Float[Array, ''],
-  max_new: Int[Array, ''],
   axis_name: str | None,
-) -> tuple[NewCenters, Int[Array, '']]:
-  """Return the next centers, one or many, and their number.
+) -> tuple[_Candidates, Float[Array, '']]:
+  """Return candidates, and a bound on the squared distance of all other points.
 
   The candidates are the points of the groups of adjacent points with the largest maximum distances,
-  and the farthest point itself; the squared distance of every other point to its nearest center is
-  at most `bound`. The farthest candidate is picked, the distances of the others are updated, and
-  this repeats while the squared distance of the farthest candidate exceeds `bound`, that is, while
-  it is certain to be the farthest of all points. The first pick is certain without this check.
-
-  Args:
-    point_set: points to select from.
-    squared_distance: squared distance of each point of this shard to its nearest center.
-    farthest: maximum of `squared_distance` over all shards.
-    max_new: number of centers that are still needed; a pass picks at most `_MAX_NEW_CENTERS`.
-    axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
+  and the farthest point itself.
   """
   n = len(squared_distance)
   num_groups = -(-n // _GROUP)
@@ -293,19 +300,41 @@ def _pick_centers(
   # equally far, the groups may not contain it.
   is_farthest = squared_distance == farthest
   first = jnp.argmin(jnp.where(is_farthest, point_set.point_id, _MAX_ID))
-  candidate_rows = jnp.append(first, rows).astype(jnp.int32)
   is_duplicate = is_farthest[first] & (rows == first)
-  remaining = jnp.where(is_duplicate, -1.0, grouped[group_ids].reshape(-1))
-  remaining = jnp.append(jnp.where(is_farthest[first], farthest, -jnp.inf), remaining)
-  local = (
-    point_set.points[candidate_rows] - point_set.center[None],
-    point_set.sketch[candidate_rows],
-    point_set.point_id[candidate_rows],
-    collectives.axis_index(axis_name) * n + candidate_rows,
-    remaining,
+  distance = jnp.where(is_duplicate, -1.0, grouped[group_ids].reshape(-1))
+  distance = jnp.append(jnp.where(is_farthest[first], farthest, -jnp.inf), distance)
+  rows = jnp.append(first, rows).astype(jnp.int32)
+  point = point_set.points[rows] - point_set.center[None]
+  position = collectives.axis_index(axis_name) * n + rows
+  candidates = _Candidates(
+    point, point_set.sketch[rows], point_set.point_id[rows], position, distance
   )
-  candidates, sketches, ids, positions, remaining = collectives.all_gather_tiled(local, axis_name)
-  squared_norms = jnp.sum(candidates**2, axis=1)
+  return collectives.all_gather_tiled(candidates, axis_name), bound
+
+
+def _pick_centers(
+  point_set: PointSet,
+  squared_distance: Float[Array, ' n'],
+  farthest: Float[Array, ''],
+  max_new: Int[Array, ''],
+  axis_name: str | None,
+) -> tuple[NewCenters, Int[Array, '']]:
+  """Return the next centers, one or many, and their number.
+
+  The farthest candidate is picked, the distances of the others are updated, and this repeats while
+  the squared distance of the farthest candidate exceeds that of all points that are no candidates,
+  that is, while it is certain to be the farthest of all points. The first pick is certain without
+  this check.
+
+  Args:
+    point_set: points to select from.
+    squared_distance: squared distance of each point of this shard to its nearest center.
+    farthest: maximum of `squared_distance` over all shards.
+    max_new: number of centers that are still needed; a pass picks at most `_MAX_NEW_CENTERS`.
+    axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
+  """
+  candidates, bound = _gather_candidates(point_set, squared_distance, farthest, axis_name)
+  points, squared_norms = candidates.point, jnp.sum(candidates.point**2, axis=1)
 
   def certain(carry: _Carry) -> Bool[Array, '']:
     _, num_picked, remaining = carry
@@ -317,18 +346,19 @@ def _pick_centers(
     picks, num_picked, remaining = carry
     # Ties go to the smallest id, as in plain greedy selection.
     is_max = remaining == remaining.max()
-    min_id = jnp.min(ids, where=is_max, initial=_MAX_ID)
-    pick = jnp.argmax(is_max & (ids == min_id)).astype(jnp.int32)
-    product = jnp.einsum('cd,d->c', candidates, candidates[pick], precision=_EXACT)
+    min_id = jnp.min(candidates.point_id, where=is_max, initial=_MAX_ID)
+    pick = jnp.argmax(is_max & (candidates.point_id == min_id)).astype(jnp.int32)
+    product = jnp.einsum('cd,d->c', points, points[pick], precision=_EXACT)
     to_pick = jnp.maximum(squared_norms + squared_norms[pick] - 2 * product, 0.0)
     remaining = jnp.minimum(remaining, to_pick).at[pick].set(-1.0)
     return picks.at[num_picked].set(pick), num_picked + 1, remaining
 
   initial = jnp.full(_MAX_NEW_CENTERS, -1, jnp.int32), jnp.zeros((), jnp.int32)
-  picks, num_picked, _ = jax.lax.while_loop(certain, take_next, take_next((*initial, remaining)))
-  candidate_index = jnp.maximum(picks, 0)
-  position = jnp.where(picks >= 0, positions[candidate_index], -1)
-  return NewCenters(position, candidates[candidate_index], sketches[candidate_index]), num_picked
+  first = take_next((*initial, candidates.squared_distance))
+  picks, num_picked, _ = jax.lax.while_loop(certain, take_next, first)
+  rows = jnp.maximum(picks, 0)
+  position = jnp.where(picks >= 0, candidates.position[rows], -1)
+  return NewCenters(position, points[rows], candidates.sketch[rows]), num_picked
 
 
 def _update_distances(
@@ -340,54 +370,64 @@ def _update_distances(
 ) -> Float[Array, ' n']:
   """Return each point's squared distance to its nearest center, new centers included.
 
-  For every block of points and chunk of centers, the sketches bound the distances from below. Exact
-  distances are computed only for points whose bound is below the current distance: for a gathered
-  subset of the block if they are few, else for the whole block. New centers get -1.
-
   Args:
     point_set: points of this shard.
     squared_distance: squared distance of each point to its nearest center so far.
-    new_centers: the new centers of all shards.
+    new_centers: the new centers of all shards, which get -1.
     num_new: number of new centers; further entries of `new_centers` are unused.
     axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
   """
-  centers, sketches = new_centers.point, new_centers.sketch
-  n, block_size = len(squared_distance), min(_BLOCK, len(squared_distance))
-  subset_sizes = [block_size // share for share in _SUBSET_SHARES if block_size // share]
+  n = len(squared_distance)
 
   def update_block(start: Array, squared_distance: Float[Array, ' n']) -> Float[Array, ' n']:
-    sketch = jax.lax.dynamic_slice_in_dim(point_set.sketch, start, block_size)
-
-    def update_chunk(i: Int[Array, ''], distance: Float[Array, ' b']) -> Float[Array, ' b']:
-      chunk = i * _CHUNK + jnp.arange(_CHUNK)
-      is_used = chunk < num_new
-      bound = _nearest_squared_distance(sketch, sketches[chunk], is_used, _ROUNDING_MARGIN)
-      is_near = bound < distance
-
-      def update_subset(subset_size: int) -> Float[Array, ' b']:
-        rows = jnp.nonzero(is_near, size=subset_size, fill_value=n)[0]
-        x = point_set.points[jnp.minimum(start + rows, n - 1)] - point_set.center[None]
-        new_distance = _nearest_squared_distance(x, centers[chunk], is_used)
-        return distance.at[rows].min(new_distance, mode='drop')
-
-      def update_all() -> Float[Array, ' b']:
-        x = jax.lax.dynamic_slice_in_dim(point_set.points, start, block_size)
-        x -= point_set.center[None]
-        return jnp.minimum(distance, _nearest_squared_distance(x, centers[chunk], is_used))
-
-      branches = [functools.partial(update_subset, size) for size in subset_sizes]
-      branch_index = jnp.sum(is_near.sum() > jnp.asarray(subset_sizes, jnp.int32))
-      return jax.lax.switch(branch_index, [*branches, update_all])
-
-    num_chunks = (num_new + _CHUNK - 1) // _CHUNK
-    distance = jax.lax.dynamic_slice_in_dim(squared_distance, start, block_size)
-    distance = jax.lax.fori_loop(0, num_chunks, update_chunk, distance)
+    distance = jax.lax.dynamic_slice_in_dim(squared_distance, start, min(_BLOCK, n))
+    distance = _update_block(point_set, distance, new_centers, num_new, start)
     return jax.lax.dynamic_update_slice_in_dim(squared_distance, distance, start, 0)
 
   squared_distance = _for_each_block(update_block, squared_distance)
   rows = new_centers.position - collectives.axis_index(axis_name) * n
   rows = jnp.where((rows >= 0) & (rows < n), rows, n)
   return squared_distance.at[rows].set(-1.0, mode='drop')
+
+
+def _update_block(
+  point_set: PointSet,
+  distance: Float[Array, ' b'],
+  new_centers: NewCenters,
+  num_new: Int[Array, ''],
+  start: Int[Array, ''],
+) -> Float[Array, ' b']:
+  """Return the squared distances of the block of points from `start` on to their nearest centers.
+
+  For every chunk of centers, the sketches bound the distances from below. Exact distances are
+  computed only for points whose bound is below the current distance: for a gathered subset of the
+  block if they are few, else for the whole block.
+  """
+  n, size = len(point_set.points), len(distance)
+  sketch = jax.lax.dynamic_slice_in_dim(point_set.sketch, start, size)
+  subset_sizes = [size // share for share in _SUBSET_SHARES if size // share]
+
+  def update_chunk(i: Int[Array, ''], distance: Float[Array, ' b']) -> Float[Array, ' b']:
+    chunk = i * _CHUNK + jnp.arange(_CHUNK)
+    is_used, centers = chunk < num_new, new_centers.point[chunk]
+    sketches = new_centers.sketch[chunk]
+    is_near = _nearest_squared_distance(sketch, sketches, is_used, _ROUNDING_MARGIN) < distance
+
+    def update_subset(subset_size: int) -> Float[Array, ' b']:
+      rows = jnp.nonzero(is_near, size=subset_size, fill_value=n)[0]
+      x = point_set.points[jnp.minimum(start + rows, n - 1)] - point_set.center[None]
+      new_distance = _nearest_squared_distance(x, centers, is_used)
+      return distance.at[rows].min(new_distance, mode='drop')
+
+    def update_all() -> Float[Array, ' b']:
+      x = jax.lax.dynamic_slice_in_dim(point_set.points, start, size) - point_set.center[None]
+      return jnp.minimum(distance, _nearest_squared_distance(x, centers, is_used))
+
+    branches = [functools.partial(update_subset, x) for x in subset_sizes]
+    branch_index = jnp.sum(is_near.sum() > jnp.asarray(subset_sizes, jnp.int32))
+    return jax.lax.switch(branch_index, [*branches, update_all])
+
+  return jax.lax.fori_loop(0, (num_new + _CHUNK - 1) // _CHUNK, update_chunk, distance)
 
 
 def _nearest_squared_distance(

@@ -164,9 +164,8 @@ def _learn(
       stack.enter_context(progress.progress_bar(num_steps, 0, f'Fitting {run.name}')),
     ]
     join = meshes.shards(state_mesh).shard_map(_concatenate_shards, (P('data'),), P('data'))
-    micro_batches = scoring.prefetch_to_device(
-      timer.time_iterator(image_batches), embed_micro_batch
-    )
+    timed = timer.time_iterator(image_batches)
+    micro_batches = scoring.prefetch_to_device(timed, embed_micro_batch)
     batches = _join_micro_batches(micro_batches, num_micro_batches, jax.jit(join))
     state = loop.run(update_with_space, state, batches, range(1, num_steps + 1), hooks)
   return state, finalize

@@ -74,8 +74,7 @@ def configure_bank(
   Raises:
     ConfigError: `max_bytes` holds the patches of fewer than 4 images.
   """
-  num_images, num_previous_images = context.max_images, context.num_previous_images
-  num_shards = context.shards.num_shards
+  num_images, num_shards = context.max_images, context.shards.num_shards
   bytes_per_patch = coreset.bytes_per_point(d) + 4 * projection_dim
   max_rows = max_bytes // bytes_per_patch
   if max_rows < 4 * patches_per_image:
@@ -88,21 +87,22 @@ def configure_bank(
       allowed=(min_bytes, None),
     )
   max_coreset_size = num_shards * (max_rows // 2)
-  previous_coreset_size, coreset_size = (
-    min(round(ratio * n * patches_per_image), max_coreset_size)
-    for n in (num_previous_images, num_previous_images + num_images)
-  )
+
+  def coreset_size(num_images: int) -> int:
+    return min(round(ratio * num_images * patches_per_image), max_coreset_size)
+
   images_per_shard = math.ceil(max(num_images, 1) / num_shards) + context.max_extra_images_per_shard
-  needed_rows = math.ceil(previous_coreset_size / num_shards) + images_per_shard * patches_per_image
-  num_folds = min(_MAX_FOLDS, max(1, num_previous_images + num_images))
+  previous_rows = math.ceil(coreset_size(context.num_previous_images) / num_shards)
+  needed_rows = previous_rows + images_per_shard * patches_per_image
+  total_images = context.num_previous_images + num_images
   return BankConfig(
     d,
     patches_per_image,
     ratio,
     capacity=min(needed_rows, max_rows),
     needs_compaction=needed_rows > max_rows,
-    coreset_size=max(1, coreset_size),
-    num_folds=num_folds,
+    coreset_size=max(1, coreset_size(total_images)),
+    num_folds=min(_MAX_FOLDS, max(1, total_images)),
     projection_dim=projection_dim,
     progress=context.progress,
     shards=context.shards,
