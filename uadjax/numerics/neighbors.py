@@ -11,6 +11,7 @@ whole bank are among the results of all shards.
 Letters: q queries, n bank rows, d dimensions, k neighbors, c candidates.
 """
 
+from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
@@ -126,21 +127,27 @@ def nearest(
   # Blocks are as square as possible, because their product then reads the least memory.
   queries_per_block = _even_block_size(q, max(math.isqrt(max_elements), max_elements // n))
   rows_per_block = _even_block_size(n, max_elements // max(1, queries_per_block))
-  if queries_per_block == q:
-    return search(queries, rows_per_block)
+  return _map_blocks(lambda x: search(x, rows_per_block), queries, queries_per_block)
 
-  def search_block(start: Int[Array, '']) -> Neighbors:
-    return search(jax.lax.dynamic_slice_in_dim(queries, start, queries_per_block), rows_per_block)
 
-  starts = jnp.minimum(jnp.arange(0, q, queries_per_block), q - queries_per_block)
-  out = jax.lax.map(search_block, starts)
+def _map_blocks(
+  search: Callable[[Array], Neighbors], queries: Float[Array, 'q d'], block_size: int
+) -> Neighbors:
+  """Return the neighbors of all queries, searched block by block."""
+  q = len(queries)
+  if block_size == q:
+    return search(queries)
+  starts = jnp.minimum(jnp.arange(0, q, block_size), q - block_size)
+  blocks = jax.lax.map(
+    lambda start: search(jax.lax.dynamic_slice_in_dim(queries, start, block_size)), starts
+  )
   # The last block overlaps the one before, so only its end is new.
-  first_new = len(starts) * queries_per_block - q
+  first_new = len(starts) * block_size - q
 
-  def join_blocks(x: Array) -> Array:
+  def join(x: Array) -> Array:
     return jnp.concatenate([x[:-1].reshape(-1, x.shape[-1]), x[-1, first_new:]])
 
-  return jax.tree.map(join_blocks, out)
+  return jax.tree.map(join, blocks)
 
 
 INDEX_SPECS = Index._make((P('data'), P(), P('data')))

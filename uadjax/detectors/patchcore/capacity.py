@@ -76,16 +76,7 @@ def configure_bank(
   """
   num_images, num_shards = context.max_images, context.shards.num_shards
   bytes_per_patch = coreset.bytes_per_point(d) + 4 * projection_dim
-  max_rows = max_bytes // bytes_per_patch
-  if max_rows < 4 * patches_per_image:
-    min_bytes = 4 * patches_per_image * bytes_per_patch
-    raise ConfigError(
-      f'detector.max_bytes={max_bytes} holds the patches of only '
-      f'{max_rows / patches_per_image:.1f} images; at least {min_bytes} bytes are needed, for 4.',
-      key='detector.max_bytes',
-      value=max_bytes,
-      allowed=(min_bytes, None),
-    )
+  max_rows = _max_rows(max_bytes, bytes_per_patch, patches_per_image)
   max_coreset_size = num_shards * (max_rows // 2)
 
   def coreset_size(num_images: int) -> int:
@@ -107,3 +98,17 @@ def configure_bank(
     progress=context.progress,
     shards=context.shards,
   )
+
+
+def _max_rows(max_bytes: int, bytes_per_patch: int, patches_per_image: int) -> int:
+  """Return the number of rows that fit into `max_bytes`, at least the patches of 4 images."""
+  max_rows, min_bytes = max_bytes // bytes_per_patch, 4 * patches_per_image * bytes_per_patch
+  if max_rows < 4 * patches_per_image:
+    raise ConfigError(
+      f'detector.max_bytes={max_bytes} holds the patches of only '
+      f'{max_rows / patches_per_image:.1f} images; at least {min_bytes} bytes are needed, for 4.',
+      key='detector.max_bytes',
+      value=max_bytes,
+      allowed=(min_bytes, None),
+    )
+  return max_rows
