@@ -65,7 +65,7 @@ def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   assert config.backbone.weights == 'embedded'  # For nothing is in this cache.
   config.backbone.name = 'compact'
   _, detector = model_dir.build_detector(config, RunContext(64, 64, 60, learning_rate=0.1))
-  assert (detector.one_pass is None) == bool(config.fit.steps)
+  assert (detector.leave_one_out is None) == bool(config.fit.steps)
   path = tmp_path / 'config.yaml'
   path.write_text(configs.to_yaml(config))
   assert configs.to_plain_dict(configs.load(str(path))) == configs.to_plain_dict(config)

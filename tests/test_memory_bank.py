@@ -234,7 +234,7 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
   old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
-  kept = jax.tree.map(np.asarray, memory_bank.state_arrays(old))
+  kept = jax.tree.map(np.asarray, memory_bank.to_arrays(old))
   further = plan(more, seen=images, ratio=0.25, rows=rows)
   bank = memory_bank.from_arrays(memory_bank.empty(further), kept, further)
   np.testing.assert_array_equal(
@@ -258,7 +258,7 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
   old = settled(plan(16, ratio=0.25), embeddings(16))
   kept, further = (
-    jax.tree.map(np.asarray, memory_bank.state_arrays(old)),
+    jax.tree.map(np.asarray, memory_bank.to_arrays(old)),
     plan(12, seen=16, ratio=0.25),
   )
   again = memory_bank.select_coreset(
@@ -357,7 +357,7 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   old = fold(memory_bank.empty(earlier), earlier, x[images:])[0]
   stood = leave_out.select_calibration_coresets(KEY, old, earlier, None)
   kept = jax.tree.map(
-    np.asarray, memory_bank.state_arrays(memory_bank.select_coreset(KEY, old, earlier))
+    np.asarray, memory_bank.to_arrays(memory_bank.select_coreset(KEY, old, earlier))
   )
   found = []
   for devices in numbers:

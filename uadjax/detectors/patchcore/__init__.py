@@ -310,7 +310,7 @@ def select(config: Config, state: State) -> FinalState:
 
 def to_arrays(state: FinalState) -> Arrays:
   """Return the coreset's arrays by name."""
-  return banks.state_arrays(state.memory_bank)
+  return banks.to_arrays(state.memory_bank)
 
 
 def restore(config: Config, state: State, arrays: Arrays) -> State:

@@ -236,7 +236,7 @@ def select_coreset(key: Key, memory_bank: MemoryBank, config: BankConfig) -> Cor
   return Coreset(patches, memory_bank.num_images, radius)
 
 
-def state_arrays(final_coreset: Coreset) -> dict[str, Array]:
+def to_arrays(final_coreset: Coreset) -> dict[str, Array]:
   """Return the arrays of a coreset by the names that they have in files.
 
   These are the fields of `Patches`, `num_images` and `covering_radius`.
@@ -252,7 +252,7 @@ def from_arrays(memory_bank: MemoryBank, arrays: Arrays, config: BankConfig) -> 
 
   Args:
     memory_bank: empty bank.
-    arrays: arrays of the coreset, from `state_arrays`.
+    arrays: arrays of the coreset, from `to_arrays`.
     config: shards of the rows.
   """
   patches, rows_per_shard = selections.scatter_evenly(selections.from_arrays(arrays), config.shards)
