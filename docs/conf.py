@@ -60,6 +60,7 @@ docs/thresholds
 docs/deploy
 docs/serve
 docs/devices
+docs/new_detector
 docs/pod
 docs/examples/cluster/README
 docs/examples/browser/README

@@ -27,6 +27,7 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from matplotlib import figure, ticker
 import numpy as np
 import subprocess_runs
@@ -110,14 +111,18 @@ def measure_selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> C
   point_ids = jax.device_put(np.arange(n, dtype=np.int32), sharding)
   valid = jax.device_put(np.ones(n, bool), sharding)
   point_set = jax.jit(
-    shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)
+    shards.shard_map(
+      coreset.make_point_set, (P('data'), P('data'), P('data')), coreset.POINT_SET_SPECS
+    )
   )(x, valid, point_ids)
   init_selection = functools.partial(coreset.init, max_centers=num_centers)
-  init = jax.jit(shards.shard_map(init_selection, (False, True, True), coreset.SELECTION_SPECS))
+  init = jax.jit(
+    shards.shard_map(init_selection, (P(), P('data'), P('data')), coreset.SELECTION_SPECS)
+  )
   select = jax.jit(
     shards.shard_map(
       coreset.select_until,
-      (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False),
+      (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, P()),
       coreset.SELECTION_SPECS,
     ),
     donate_argnums=1,
@@ -142,7 +147,7 @@ def measure_search(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> Cost
   def find_nearest(index: neighbors.Index, x: jax.Array, axis: str | None) -> neighbors.Neighbors:
     return neighbors.nearest_sharded(x, index, 1, False, axis)
 
-  search = jax.jit(shards.shard_map(find_nearest, (neighbors.INDEX_SPECS, True), True))
+  search = jax.jit(shards.shard_map(find_nearest, (neighbors.INDEX_SPECS, P('data')), P('data')))
   return measure(search.lower(index, queries).compile(), lambda: (index, queries), rounds)
 
 

@@ -71,14 +71,12 @@ def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
   index = np.arange(batch, dtype=np.int32)
   sharded_batch = meshes.shard_batch(mesh, Batch(images, np.ones(batch, bool), index))
   images_per_device, table_rows = batch // mesh.size, []
-  if one_pass := detector.one_pass:
-    feature_extractor = meshes.replicate(mesh, one_pass.feature_extractor(state), copy=True)
+  if detector.leave_one_out:
+    embed, extractor = detector.leave_one_out.embed, meshes.replicate(mesh, state.extractor, True)
     table_rows.append(
-      program_row(
-        f'{name}: features', one_pass.embed, (feature_extractor, sharded_batch), images_per_device
-      )
+      program_row(f'{name}: features', embed, (extractor, sharded_batch), images_per_device)
     )
-    features = meshes.shard_batch(mesh, jax.jit(one_pass.embed)(feature_extractor, sharded_batch))
+    features = meshes.shard_batch(mesh, jax.jit(embed)(extractor, sharded_batch))
     feature_batch = sharded_batch._replace(image=sharded_batch.image[:, :0, :0], features=features)
     table_rows.append(
       program_row(f'{name}: update', detector.update, (state, feature_batch), images_per_device)
@@ -99,7 +97,7 @@ def detector_rows(name: str, mesh: meshes.Mesh, batch: int) -> list[list[Any]]:
 def _make_fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
   """Return the fitted arrays; PatchCore gets a random memory bank instead of a selected one."""
   if not hasattr(state, 'memory_bank'):
-    return detector.to_fitted(state)
+    return detector.finalize(state)
   rows = jax.random.normal(
     jax.random.key(0), (_NUM_BANK_ROWS, state.memory_bank.patches.embeddings.shape[-1])
   )
@@ -108,7 +106,7 @@ def _make_fitted(detector: Detector, state: Any, mesh: meshes.Mesh) -> Any:
   assert sharding_specs is not None
   return meshes.put_on_mesh(
     mesh,
-    sharding_specs.fitted._replace(backbone=state.backbone, memory_bank=index),
+    sharding_specs.fitted._replace(backbone=state.extractor, memory_bank=index),
     sharding_specs.fitted,
   )
 

@@ -9,6 +9,7 @@ import hypothesis
 from hypothesis import strategies as st
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -266,15 +267,15 @@ def test_picks_are_those_of_plain_selection_with_the_constants_as_they_are():
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def select_split(points, number, valid, count, devices):
   shards = mesh.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
-  made = shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)(
+  made = shards.shard_map(coreset.make_point_set, (P('data'),) * 3, coreset.POINT_SET_SPECS)(
     points, valid, number
   )
   begin = functools.partial(coreset.init, jax.random.key(5), max_centers=count)
-  begun = shards.shard_map(begin, (True, True), coreset.SELECTION_SPECS)(valid, number)
+  begun = shards.shard_map(begin, (P('data'), P('data')), coreset.SELECTION_SPECS)(valid, number)
   advance = shards.shard_map(
     coreset.select_until,
-    (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False),
-    begun._replace(centers=False, num_centers=False, squared_distance=True),
+    (coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, P()),
+    coreset.SELECTION_SPECS,
   )
   return advance(made, begun, jnp.int32(count))
 

@@ -69,7 +69,7 @@ def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   path.write_text(yaml.safe_dump(config))
   loaded = settings.load(str(path), [('backbone.name', 'compact')])
   _, detector = model_dir.build_detector(loaded, RunContext(64, 64, 60, learning_rate=0.1))
-  assert (detector.one_pass is None) == bool(loaded.fit.steps)
+  assert (detector.leave_one_out is None) == bool(loaded.fit.steps)
   flat = configs.flatten(configs.to_plain_dict(loaded)) | {'backbone.name': 'resnet18'}
   assert flat == {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 

@@ -228,11 +228,11 @@ def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
   for images, channels, ridge, expected in (
     (100, 10, -0.1, 'detector.ridge .* got -0.1'),
     (100, 10, float('nan'), 'got nan'),
-    (1, 10, 0.01, 'at least 2 good images, got 1'),
-    (60, 100, 0.0, '60 good images .* 100 channels .* detector.channels=59 .* detector.ridge=0.01'),
-    (100, 100, 0.0, 'more than 100 images'),
-    (2, 100, 0.01, '^$'),
-    (101, 100, 0.0, '^$'),
+    (2, 10, 0.01, 'at least 3 good images, got 2'),
+    (60, 100, 0.0, '60 good images .* 100 channels .* detector.channels=58 .* detector.ridge=0.01'),
+    (101, 100, 0.0, 'at least 102 images'),
+    (3, 100, 0.01, '^$'),
+    (102, 100, 0.0, '^$'),
     (101, 100, 1.0, '^$'),
   ):
     told = ''
@@ -243,3 +243,12 @@ def test_gaussians_that_cannot_be_fitted_are_refused_and_others_pass():
     if not re.search(expected, told):
       wrong[images, channels, ridge] = told
   assert not wrong
+
+
+def test_leave_one_out_needs_enough_vectors_for_a_covariance_of_the_others():
+  """Three with a ridge; without, as many others as there are dimensions, and one more."""
+  assert [gaussian.min_vectors(d, 0.01) for d in (1, 5)] == [3, 3]
+  assert [gaussian.min_vectors(d, 0.0) for d in (1, 2, 5)] == [3, 4, 7]
+  for ridge in (-0.1, float('nan')):
+    with pytest.raises(ValueError, match='0 or more'):
+      gaussian.min_vectors(5, ridge)

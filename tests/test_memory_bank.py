@@ -63,7 +63,7 @@ def fold(bank, plan, x, first=0, size=4):
 
 
 def settled(plan, x):
-  return memory_bank.select_coreset(KEY, fold(memory_bank.empty(plan, D), plan, x)[0], plan)
+  return memory_bank.select_coreset(KEY, fold(memory_bank.empty(plan), plan, x)[0], plan)
 
 
 def farthest(patches, rows):
@@ -87,7 +87,7 @@ def assert_rows_are_patches(patches, x):
 def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
   """And nothing else: what fills a batch up may be anything."""
   random, x = np.random.default_rng(seed), embeddings(12, seed)
-  bank = memory_bank.empty(plan(12), D)
+  bank = memory_bank.empty(plan(12))
   want = []
   for start, valid in enumerate(patterns):
     index = np.where(valid, random.integers(0, 1000, 3), -1).astype(np.int32)
@@ -108,7 +108,7 @@ def test_what_is_valid_is_appended_whatever_the_pattern(patterns, seed):
 def test_everything_is_kept_while_there_is_room():
   sized, x = plan(9), embeddings(9)
   assert not sized.needs_compaction
-  bank, _ = fold(memory_bank.empty(sized, D), sized, x, size=3)
+  bank, _ = fold(memory_bank.empty(sized), sized, x, size=3)
   assert bank.num_rows == sized.capacity == 9 * PATCHES
   np.testing.assert_array_equal(bank.patches.embeddings[: 9 * PATCHES], x.reshape(-1, D))
   np.testing.assert_array_equal(
@@ -168,7 +168,7 @@ def test_a_full_bank_ends_with_the_share_or_half_of_what_fits(ratio, rows):
 def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
   """Whenever one looks, and in the end, though most patches are long gone."""
   sized, x = plan(62, ratio=ratio, rows=rows), embeddings(62, 1)
-  bank, reduced = memory_bank.empty(sized, D), []
+  bank, reduced = memory_bank.empty(sized), []
   for start in range(0, 62, 4):
     bank, chosen = fold(bank, sized, x[start : start + 4], start)
     reduced += chosen
@@ -181,12 +181,12 @@ def test_no_patch_ever_folded_in_is_farther_than_the_radius(ratio, rows):
 
 def test_fresh_patches_alone_are_selected_from_while_the_chosen_are_few():
   sized, x = plan(62, ratio=0.02, rows=64), embeddings(62)
-  bank, chosen = fold(memory_bank.empty(sized, D), sized, x[:36])
+  bank, chosen = fold(memory_bank.empty(sized), sized, x[:36])
   first, second = np.unique(chosen)[1:3]
   assert first == math.ceil(4 * 0.02 * 64)
   assert second == first + math.ceil(4 * 0.02 * 48)
   # The first choice has stayed as it was.
-  early, _ = fold(memory_bank.empty(sized, D), sized, x[:20])
+  early, _ = fold(memory_bank.empty(sized), sized, x[:20])
   np.testing.assert_array_equal(bank.patches.embeddings[:first], early.patches.embeddings[:first])
 
 
@@ -201,7 +201,7 @@ def test_making_room_covers_at_most_twice_as_far_as_selecting_at_once():
 
 def test_there_is_room_for_a_batch_whenever_one_was_made():
   sized = plan(100, ratio=0.1, rows=45)
-  bank = memory_bank.empty(sized, D)
+  bank = memory_bank.empty(sized)
   for start in range(0, 100, 4):
     bank = memory_bank.compact(KEY, bank, sized, 4)
     assert int(bank.num_rows[0]) + 4 * PATCHES <= sized.capacity
@@ -210,7 +210,7 @@ def test_there_is_room_for_a_batch_whenever_one_was_made():
 
 def test_a_bank_that_has_room_is_left_alone():
   sized = plan(62, rows=64)
-  bank, _ = fold(memory_bank.empty(sized, D), sized, embeddings(12))
+  bank, _ = fold(memory_bank.empty(sized), sized, embeddings(12))
   assert memory_bank.compact(KEY, bank, sized, 4) is bank
 
 
@@ -223,7 +223,7 @@ def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
   sized = plan(62, rows=45)
-  bank, _ = fold(memory_bank.empty(sized, D), sized, embeddings(8))
+  bank, _ = fold(memory_bank.empty(sized), sized, embeddings(8))
   with pytest.raises(ConfigError, match=r'of 11 images, .* batches of 6\. Lower fit.batch_size or'):
     memory_bank.compact(KEY, bank, sized, 6)
   assert memory_bank.compact(KEY, bank, sized, 5).num_rows <= 22
@@ -234,9 +234,9 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
   old = settled(plan(images, ratio=0.25, rows=rows), x[:images])
-  kept = jax.tree.map(np.asarray, memory_bank.state_arrays(old))
+  kept = jax.tree.map(np.asarray, memory_bank.to_arrays(old))
   further = plan(more, seen=images, ratio=0.25, rows=rows)
-  bank = memory_bank.from_arrays(memory_bank.empty(further, D), kept, further)
+  bank = memory_bank.from_arrays(memory_bank.empty(further), kept, further)
   np.testing.assert_array_equal(
     bank.patches.embeddings[: len(old.patches.embeddings)], kept['embeddings']
   )
@@ -258,11 +258,11 @@ def test_a_bank_can_be_taken_up_again(images, more, rows):
 def test_a_bank_that_is_taken_up_and_put_down_is_the_same():
   old = settled(plan(16, ratio=0.25), embeddings(16))
   kept, further = (
-    jax.tree.map(np.asarray, memory_bank.state_arrays(old)),
+    jax.tree.map(np.asarray, memory_bank.to_arrays(old)),
     plan(12, seen=16, ratio=0.25),
   )
   again = memory_bank.select_coreset(
-    KEY, memory_bank.from_arrays(memory_bank.empty(further, D), kept, further), further
+    KEY, memory_bank.from_arrays(memory_bank.empty(further), kept, further), further
   )
   rows = np.asarray(again.patches.embeddings)
   assert {x.tobytes() for x in rows} == {x.tobytes() for x in kept['embeddings']}
@@ -285,7 +285,7 @@ def test_a_projection_to_as_many_dimensions_is_none():
 
 
 def stood(plan, x, before=None):
-  bank, _ = fold(memory_bank.empty(plan, D), plan, x)
+  bank, _ = fold(memory_bank.empty(plan), plan, x)
   return leave_out.select_calibration_coresets(KEY, bank, plan, before)
 
 
@@ -326,7 +326,7 @@ def test_where_fewer_stand_in_than_asked_for_all_are_taken():
 
 def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   sized, x = plan(62, ratio=0.1, rows=45), embeddings(62)
-  bank, _ = fold(memory_bank.empty(sized, D), sized, x)
+  bank, _ = fold(memory_bank.empty(sized), sized, x)
   got = leave_out.select_calibration_coresets(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
   assert len(got.embeddings) <= 10 * math.ceil(4 * sized.coreset_size / 10)
@@ -354,15 +354,15 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
   """
   x, first = embeddings(images + 11), 11 if before else 0
   earlier = plan(11, ratio=0.25)
-  old = fold(memory_bank.empty(earlier, D), earlier, x[images:])[0]
+  old = fold(memory_bank.empty(earlier), earlier, x[images:])[0]
   stood = leave_out.select_calibration_coresets(KEY, old, earlier, None)
   kept = jax.tree.map(
-    np.asarray, memory_bank.state_arrays(memory_bank.select_coreset(KEY, old, earlier))
+    np.asarray, memory_bank.to_arrays(memory_bank.select_coreset(KEY, old, earlier))
   )
   found = []
   for devices in numbers:
     sized = plan(images, seen=first, ratio=0.25, shards=on(devices), max_extra_images_per_shard=1)
-    bank = memory_bank.empty(sized, D)
+    bank = memory_bank.empty(sized)
     if before:
       bank = memory_bank.from_arrays(bank, kept, sized)
     bank, _ = fold(bank, sized, x[:images], first, size=8)
@@ -382,7 +382,7 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
 def test_every_device_makes_room_for_itself(devices):
   x = embeddings(31 * devices, 1)
   sized = plan(len(x), ratio=0.1, rows=45, shards=on(devices), max_extra_images_per_shard=1)
-  bank, _ = fold(memory_bank.empty(sized, D), sized, x, size=4 * devices)
+  bank, _ = fold(memory_bank.empty(sized), sized, x, size=4 * devices)
   assert (np.asarray(bank.num_rows) <= 45).all()
   settled = memory_bank.select_coreset(KEY, bank, sized)
   assert len(settled.patches.embeddings) == sized.coreset_size == round(0.1 * len(x) * PATCHES)

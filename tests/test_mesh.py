@@ -39,15 +39,15 @@ def variables():
 def embed(variables):
   """The embeddings of n images, computed once: they are given to any number of devices."""
   embedders = {
-    name: jax.jit(make(RunContext(SIZE, SIZE, 3)).one_pass.embed) for name, make in MAKERS.items()
+    name: jax.jit(make(RunContext(SIZE, SIZE, 3)).leave_one_out.embed)
+    for name, make in MAKERS.items()
   }
 
   def embed(name, n):
     pixels = images(n)
     one = Batch(pixels, np.ones(n, bool), np.arange(n, dtype=np.int32))
     state = MAKERS[name](RunContext(SIZE, SIZE, 3)).init(jax.random.key(0), variables)
-    embedder = MAKERS[name](RunContext(SIZE, SIZE, 3)).one_pass.feature_extractor(state)
-    return np.asarray(embedders[name](embedder, one))
+    return np.asarray(embedders[name](state.extractor, one))
 
   return embed
 
@@ -76,7 +76,7 @@ def learned(name, variables, features, devices):
     SIZE, SIZE, n, shards=meshes.shards(mesh), max_extra_images_per_shard=ROWS // devices
   )
   detector = MAKERS[name](spec)
-  once, split = detector.one_pass, detector.sharding_specs
+  once, left, split = detector.leave_one_out, detector.incremental, detector.sharding_specs
   assert (split is None) == (devices == 1)
   state = loop.initial_state(detector, variables, 0, mesh)
   update = jax.jit(detector.update, donate_argnums=0)
@@ -84,10 +84,11 @@ def learned(name, variables, features, devices):
     state, _ = update(state, meshes.shard_batch(mesh, batch))
   largest = state.moments.m2 if name == 'padim' else state.memory_bank.patches.embeddings
   assert largest.addressable_shards[-1].data.shape[0] == len(largest) // devices
-  kept = {k: np.asarray(v) for k, v in once.calibration_coresets(state, {}).items()}
-  state = once.finalize(state)
-  kept |= {k: np.array(v) for k, v in once.state_arrays(state).items()}
-  fitted = jax.device_get(detector.to_fitted(state))
+  coresets = once.select_coresets(state, {}) if once.select_coresets else {}
+  kept = {k: np.asarray(v) for k, v in coresets.items()}
+  state = left.select(state) if left.select else state
+  kept |= {k: np.array(v) for k, v in left.to_arrays(state).items()}
+  fitted = jax.device_get(detector.finalize(state))
   reference = once.leave_fold_out(variables, {k: np.array(v) for k, v in kept.items()}, 1)
   test = meshes.shard_batch(mesh, images(ROWS, 1))
   first = meshes.shard_batch(mesh, next(batches(features)))
@@ -96,7 +97,7 @@ def learned(name, variables, features, devices):
     placed = meshes.put_on_mesh(mesh, split.pad_to_shards(fitted), split.fitted)
     reference = meshes.put_on_mesh(mesh, split.pad_to_shards(reference), split.held_out_model)
   scores = jax.device_get(jax.jit(detector.score)(placed, test))
-  left_out = jax.device_get(jax.jit(once.score_held_out)(reference, first))
+  left_out = jax.device_get(jax.jit(once.score)(reference, first))
   return kept, fitted, scores, jax.tree.map(lambda x: x[: min(n, ROWS)], left_out)
 
 

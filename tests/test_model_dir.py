@@ -33,7 +33,7 @@ def config():
 def fitted(config):
   backbone, detector = model_dir.build_detector(config, RunContext(32, 32))
   variables = backbone.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
-  return detector.to_fitted(detector.init(jax.random.key(2), variables))
+  return detector.finalize(detector.init(jax.random.key(2), variables))
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from uadjax.data import demo, image_io, layouts, transforms
-from uadjax.detectors.base import Detector, OnePass
+from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
 from uadjax.distributed import mesh as meshes
 from uadjax.model import incremental_state
-from uadjax.training import one_pass, settings
+from uadjax.training import one_pass
 from uadjax.types import Batch, Scores
 
 SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
@@ -23,7 +23,7 @@ SHAPE = (2, 2, 3)  # Of an embedding.
 
 
 class State(NamedTuple):
-  offset: jax.Array
+  extractor: jax.Array  # An offset.
   total: jax.Array
   n: jax.Array
   folded: jax.Array  # How often each number was folded in.
@@ -33,7 +33,7 @@ def thumbnails(pixels):
   return pixels[:, 8::16, 8::16] / np.float32(255)
 
 
-def averaging(told=None):
+def averaging(told=None, selects=True):
   """The mean of thumbnails; what happens on the host is noted in `told`."""
   told = [] if told is None else told
 
@@ -43,12 +43,12 @@ def averaging(told=None):
     return thumbnails(jnp.asarray(batch.image).astype(jnp.float32)) + offset
 
   def update(state, batch):
-    x, valid = embed(state.offset, batch), jnp.asarray(batch.valid)
+    x, valid = embed(state.extractor, batch), jnp.asarray(batch.valid)
     told.append(('traced', x.shape, batch.image.shape))
     total = state.total + jnp.sum(jnp.where(valid[:, None, None, None], x, 0.0), axis=0)
     folded = state.folded.at[jnp.where(valid, batch.index, MOST)].add(1, mode='drop')
     n = state.n + jnp.sum(valid, dtype=jnp.float32)
-    return State(state.offset, total, n, folded), {'images': n}
+    return State(state.extractor, total, n, folded), {'images': n}
 
   def make_room(state, images):
     told.append(('room', images))
@@ -75,31 +75,23 @@ def averaging(told=None):
     distance = jnp.abs(x - rest).sum(axis=-1) + 100 * fold
     return Scores(distance, 2 * distance.max(axis=(1, 2)))
 
-  once = OnePass(
-    num_folds=FOLDS,
-    feature_extractor=lambda state: state.offset,
-    embed=embed,
-    compile_finalize=lambda state: None,
-    calibration_coresets=stand_ins,
-    finalize=settle,
-    before_update=make_room,
-    state_arrays=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
-    extend=lambda state, kept: State(state.offset, kept['total'], kept['n'], kept['folded']),
-    leave_fold_out=reference,
-    score_held_out=score_left_out,
-    summary=lambda kept, embeddings: {},
+  incremental = Incremental(
+    to_arrays=lambda state: {'total': state.total, 'n': state.n, 'folded': state.folded},
+    restore=lambda state, kept: State(state.extractor, kept['total'], kept['n'], kept['folded']),
+    summarize=lambda kept, embeddings: {},
     drift=lambda before, after: {},
+    compact=make_room,
+    select=settle if selects else None,
   )
   return Detector(
     init=lambda key, variables: State(
       variables['offset'], jnp.zeros(SHAPE), jnp.zeros(()), jnp.zeros(MOST, jnp.int32)
     ),
-    precompute=None,
     update=update,
-    validate=None,
-    to_fitted=lambda state: state.total / state.n,
+    finalize=lambda state: state.total / state.n,
     score=lambda fitted, images: Scores(jnp.zeros((1, 1, 1)), jnp.zeros(1)),
-    one_pass=once,
+    leave_one_out=LeaveOneOut(FOLDS, embed, reference, score_left_out, stand_ins),
+    incremental=incremental,
   )
 
 
@@ -118,13 +110,18 @@ def embeddings(records):
   return thumbnails(pixels) + np.float32(OFFSET)
 
 
-def fold(detector, records, folder, before=None, batch_size=4, devices=1):
-  values = {'seed': 0, 'data.ops': f'resize({SIZE})', 'fit.batch_size': batch_size}
-  config = settings.load('padim', values.items())
+def a_run(detector, records, folder, before=None, devices=1, seed=0):
   variables = {'offset': jnp.float32(OFFSET)}
-  mesh = meshes.make_mesh('cpu', devices, 0)
-  once = detector.one_pass
-  folded = one_pass.fit_one_pass(detector, once, variables, config, records, before, mesh, folder)
+  functions = detector, detector.leave_one_out, detector.incremental
+  before, mesh = before or incremental_state.EMPTY, meshes.make_mesh('cpu', devices, 0)
+  return one_pass.OnePassRun(
+    'averaging', *functions, variables, records, before, OPS, seed, mesh, folder
+  )
+
+
+def fold(detector, records, folder, before=None, batch_size=4, devices=1):
+  run = a_run(detector, records, folder, before, devices)
+  folded = one_pass.fit_one_pass(run, batch_size, log_every=10)
   # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
   kept = incremental_state.load_state_arrays(folder)
   np.testing.assert_allclose(folded.fitted, kept['total'] / kept['n'], rtol=1e-6)
@@ -163,11 +160,13 @@ def test_a_fold_goes_on_from_an_earlier_one(records, embeddings, tmp_path):
 
 
 def test_batches_are_even_and_bring_no_pixels(records, tmp_path):
-  told = []
-  fold(averaging(told), records, tmp_path, batch_size=8)  # Rather 6 and 4 than 8 and 2.
-  traced = [note for note in told if note[0] == 'traced']
-  # In pieces of two; traced once, though it is compiled ahead.
-  assert traced == [('traced', (6, *SHAPE), (6, 1, 1, 3))]
+  for selects in (True, False):
+    told = []
+    detector = averaging(told, selects)
+    fold(detector, records, tmp_path, batch_size=8)  # Rather 6 and 4 than 8 and 2.
+    traced = [note for note in told if note[0] == 'traced']
+    # In pieces of two; traced once, though it is compiled ahead.
+    assert traced == [('traced', (6, *SHAPE), (6, 1, 1, 3))]
 
 
 def test_room_is_made_before_every_batch_and_stand_ins_before_the_end_is_settled(records, tmp_path):
@@ -188,10 +187,9 @@ def test_numbers_count_from_the_first_image_and_what_is_no_image_has_none():
 
 
 def retain(records, before, count, seed=0, devices=1):
-  mesh = meshes.make_mesh('cpu', devices, 0)
-  once, offset = averaging().one_pass, jnp.float32(OFFSET)
-  embedder = meshes.replicate(mesh, offset)
-  return one_pass.retain_embeddings(once, embedder, records, before, count, OPS, seed, mesh)
+  run = a_run(averaging(), records, None, before, devices, seed)
+  offset = meshes.replicate(run.mesh, jnp.float32(OFFSET))
+  return one_pass.retain_embeddings(run, offset, count)
 
 
 @pytest.mark.parametrize(('count', 'want'), [(1, 1), (6, 6), (10, 10), (32, 10)])
@@ -234,11 +232,8 @@ def test_old_and_new_are_retained_in_proportion(
 
 
 def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99):
-  mesh, variables = meshes.make_mesh('cpu', devices, 0), {'offset': jnp.float32(OFFSET)}
-  once = averaging(told).one_pass
-  return one_pass.score_leave_one_out(
-    once, variables, folder, records, before, OPS, batch_size, mesh, most
-  )
+  run = a_run(averaging(told), records, folder, before, devices)
+  return one_pass.score_leave_one_out(run, batch_size, most)
 
 
 def slow_left_out(embeddings, numbers):

@@ -9,7 +9,7 @@ from uadjax.detectors import padim
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, UnknownName
-from uadjax.numerics import projections
+from uadjax.numerics import gaussian, projections
 from uadjax.types import Batch
 
 STAGES = ('layer1', 'layer2')  # Two, so that one is enlarged; few, for compiling takes long.
@@ -64,7 +64,7 @@ def whole(update, start):
 
 @pytest.fixture(scope='module')
 def fitted(detector, whole):
-  return jax.jit(detector.to_fitted)(whole)  # Within a jit it consumes nothing.
+  return jax.jit(detector.finalize)(whole)  # Within a jit it consumes nothing.
 
 
 def slow_bilinear(x, size):
@@ -121,9 +121,9 @@ def assert_same(a, b, rtol=1e-4):
 def test_score_is_the_definition(variables, projection, enlarge, slow):
   detector = make(projection=projection, enlarge=enlarge)
   state = detector.init(jax.random.key(0), variables)
-  drawn = state.feature_extractor.projection
+  drawn = state.extractor.projection
   state, _ = jax.jit(detector.update)(state, batch(images(12)))
-  scores = jax.jit(detector.score)(detector.to_fitted(state), jnp.asarray(images(2, seed=1)))
+  scores = jax.jit(detector.score)(detector.finalize(state), jnp.asarray(images(2, seed=1)))
   train = slow_embed(variables, images(12), drawn, slow)
   want = [slow_map(train, x) for x in slow_embed(variables, images(2, seed=1), drawn, slow)]
   np.testing.assert_allclose(scores.map, want, rtol=1e-3)
@@ -149,8 +149,8 @@ def test_any_batch_size_and_padding_give_the_same_model(update, start, whole, ro
 
 
 def test_embeddings_may_stand_for_their_images(detector, update, start, whole):
-  once, part = detector.one_pass, batch(images(12))
-  features = jax.jit(once.embed)(once.feature_extractor(start), part)
+  part = batch(images(12))
+  features = jax.jit(detector.leave_one_out.embed)(start.extractor, part)
   state, _ = update(start, part._replace(image=part.image[:, :0, :0], features=features))
   assert_same(state.moments, whole.moments, rtol=1e-5)
 
@@ -159,56 +159,52 @@ def test_embeddings_may_stand_for_their_images(detector, update, start, whole):
 def test_leaving_an_image_out_equals_refitting_without_it(
   detector, update, score, start, whole, variables, left_out
 ):
-  pixels, once = images(12), detector.one_pass
-  kept = jax.tree.map(np.asarray, once.state_arrays(whole))
+  pixels, once = images(12), detector.leave_one_out
+  kept = jax.tree.map(np.asarray, detector.incremental.to_arrays(whole))
   reference = once.leave_fold_out(variables, kept, 0)
   its_own = batch(pixels[left_out : left_out + 1], left_out)
-  got = jax.jit(once.score_held_out)(reference, its_own)
+  got = jax.jit(once.score)(reference, its_own)
   refitted, _ = update(start, batch(np.delete(pixels, left_out, axis=0)))
-  want = score(jax.jit(detector.to_fitted)(refitted), its_own.image)
+  want = score(jax.jit(detector.finalize)(refitted), its_own.image)
   np.testing.assert_allclose(got.map, want.map, rtol=2e-3)
   np.testing.assert_allclose(got.image, want.image, rtol=2e-3)
-  included = score(jax.jit(detector.to_fitted)(whole), its_own.image)
+  included = score(jax.jit(detector.finalize)(whole), its_own.image)
   assert got.image[0] > 1.05 * included.image[0]  # An image is nearer to what it was part of.
 
 
 def test_a_reference_consumes_only_what_may_be_written_to(detector, whole, variables):
   """Gigabytes are whitened where they lie; what JAX holds is not, and both are the same."""
-  kept = jax.tree.map(np.asarray, detector.one_pass.state_arrays(whole))
+  kept = jax.tree.map(np.asarray, detector.incremental.to_arrays(whole))
   before, own = kept['m2'].copy(), kept['m2'].copy()
   with pytest.raises(ValueError, match='read-only'):
     kept['m2'][:] = 0.0
-  apart = detector.one_pass.leave_fold_out(variables, kept, 0)
+  apart = detector.leave_one_out.leave_fold_out(variables, kept, 0)
   np.testing.assert_array_equal(kept['m2'], before)
-  in_place = detector.one_pass.leave_fold_out(variables, {**kept, 'm2': own}, 0)
+  in_place = detector.leave_one_out.leave_fold_out(variables, {**kept, 'm2': own}, 0)
   np.testing.assert_array_equal(own, apart.fitted.whitening)
   np.testing.assert_array_equal(in_place.fitted.whitening, apart.fitted.whitening)
 
 
 def test_extended_by_the_other_half_equals_fitted_at_once(detector, update, start, whole):
-  pixels, once = images(12), detector.one_pass
+  pixels, once = images(12), detector.incremental
   half, _ = update(start, batch(pixels[:5]))
-  kept = jax.tree.map(np.asarray, once.state_arrays(half))
-  extended, _ = update(once.extend(start, kept), batch(pixels[5:], 5))
+  kept = jax.tree.map(np.asarray, once.to_arrays(half))
+  extended, _ = update(once.restore(start, kept), batch(pixels[5:], 5))
   assert_same(extended.moments, whole.moments)
-  assert_same(detector.to_fitted(extended), jax.jit(detector.to_fitted)(whole), rtol=1e-3)
+  assert_same(detector.finalize(extended), jax.jit(detector.finalize)(whole), rtol=1e-3)
 
 
 def test_an_extended_run_keeps_the_projection_whatever_its_seed(detector, start, whole, variables):
   other = detector.init(jax.random.key(1), variables)
-  assert (other.feature_extractor.projection != start.feature_extractor.projection).any()
-  kept = jax.tree.map(np.asarray, detector.one_pass.state_arrays(whole))
-  extended = detector.one_pass.extend(other, kept)
+  assert (other.extractor.projection != start.extractor.projection).any()
+  kept = jax.tree.map(np.asarray, detector.incremental.to_arrays(whole))
+  extended = detector.incremental.restore(other, kept)
+  np.testing.assert_array_equal(extended.extractor.projection, start.extractor.projection)
+  fitted = detector.finalize(extended)  # And it is part of the model.
+  np.testing.assert_array_equal(fitted.feature_extractor.projection, start.extractor.projection)
+  reference = detector.leave_one_out.leave_fold_out(variables, kept, 0)
   np.testing.assert_array_equal(
-    extended.feature_extractor.projection, start.feature_extractor.projection
-  )
-  fitted = detector.to_fitted(extended)  # And it is part of the model.
-  np.testing.assert_array_equal(
-    fitted.feature_extractor.projection, start.feature_extractor.projection
-  )
-  reference = detector.one_pass.leave_fold_out(variables, kept, 0)
-  np.testing.assert_array_equal(
-    reference.fitted.feature_extractor.projection, start.feature_extractor.projection
+    reference.fitted.feature_extractor.projection, start.extractor.projection
   )
 
 
@@ -217,7 +213,7 @@ def test_means_move_by_standard_deviations():
   m2 = 4 * np.diag([4.0, 16.0])[None, None]
   before = {'n': 5.0, 'mean': np.array([[[1.0, 2.0]]]), 'm2': m2}
   after = {'n': 9.0, 'mean': np.array([[[4.0, 6.0]]]), 'm2': 2 * m2}
-  told = make().one_pass.drift(before, after)
+  told = make().incremental.drift(before, after)
   assert told['images_before'] == 5
   assert told['images_after'] == 9
   assert told['mean_shift'] == pytest.approx(np.sqrt(((3 / 2) ** 2 + (4 / 4) ** 2) / 2))
@@ -243,13 +239,27 @@ def test_sharded_equals_single(score, fitted):
 
 
 def test_too_few_images_for_no_ridge_are_refused():
-  with pytest.raises(ConfigError, match=r'8 good images are too few .* 8 channels'):
-    make(RunContext(SIZE, SIZE, 8), ridge=0.0)
-  make(RunContext(SIZE, SIZE, 9), ridge=0.0)
-  make(
-    RunContext(SIZE, SIZE, 4, num_previous_images=5), ridge=0.0
-  )  # Those of the run that is extended count too.
+  with pytest.raises(ConfigError, match=r'9 good images are too few .* 8 channels'):
+    make(RunContext(SIZE, SIZE, 9), ridge=0.0)
+  make(RunContext(SIZE, SIZE, 10), ridge=0.0)
+  # Those of the run that is extended count too.
+  make(RunContext(SIZE, SIZE, 4, num_previous_images=6), ridge=0.0)
   make(RunContext(SIZE, SIZE), ridge=0.0)  # A model that is only opened fits nothing.
+
+
+@pytest.mark.parametrize('ridge', [0.0, RIDGE])
+def test_the_fewest_images_that_are_accepted_can_be_left_out(variables, ridge):
+  fewest = gaussian.min_vectors(CHANNELS, ridge)
+  with pytest.raises(ConfigError, match=f'{fewest - 1}'):
+    make(RunContext(SIZE, SIZE, fewest - 1), ridge=ridge)
+  detector = make(RunContext(SIZE, SIZE, fewest), ridge=ridge)
+  x = np.random.default_rng(3).normal(size=(fewest, 8, 8, CHANNELS)).astype(np.float32)
+  embedded = batch(images(fewest))._replace(features=jnp.asarray(x))
+  state, _ = jax.jit(detector.update)(detector.init(jax.random.key(0), variables), embedded)
+  arrays = jax.tree.map(np.asarray, detector.incremental.to_arrays(state))
+  model = detector.leave_one_out.leave_fold_out(variables, arrays, 0)
+  scores = jax.jit(detector.leave_one_out.score)(model, embedded)
+  assert np.isfinite(scores.map).all()
 
 
 @pytest.mark.parametrize(

@@ -60,29 +60,29 @@ def detector():
 @pytest.fixture(scope='module')
 def embeddings(detector, variables):
   """Of six images."""
-  return np.asarray(jax.jit(detector.one_pass.embed)(variables, batch(6)))
+  return np.asarray(jax.jit(detector.leave_one_out.embed)(variables, batch(6)))
 
 
 def stood(detector, variables, one, before=None):
   """What stands in for the images of a batch, as `onepass` has it."""
   state = detector.init(jax.random.key(1), variables)
   if before is not None:
-    state = detector.one_pass.extend(state, before)
+    state = detector.incremental.restore(state, before)
   state, _ = jax.jit(detector.update)(state, one)
-  return jax.tree.map(np.asarray, detector.one_pass.calibration_coresets(state, before or {}))
+  return jax.tree.map(np.asarray, detector.leave_one_out.select_coresets(state, before or {}))
 
 
 def learn(detector, variables, batches, kept=None):
   """Fold batches in and settle, as `onepass` does."""
-  once, update = detector.one_pass, jax.jit(detector.update)
+  once, update = detector.incremental, jax.jit(detector.update)
   state = detector.init(jax.random.key(1), variables)
   if kept is not None:
-    state = once.extend(state, kept)
+    state = once.restore(state, kept)
   for one in batches:
-    if once.before_update:
-      state = once.before_update(state, len(one.valid))
+    if once.compact:
+      state = once.compact(state, len(one.valid))
     state, _ = update(state, one)
-  return once.finalize(state)
+  return once.select(state)
 
 
 @pytest.fixture(scope='module')
@@ -92,12 +92,12 @@ def state(detector, variables, embeddings):
 
 @pytest.fixture(scope='module')
 def fitted(detector, state):
-  return detector.to_fitted(state)
+  return detector.finalize(state)
 
 
 @pytest.fixture(scope='module')
 def kept(detector, state):
-  return jax.tree.map(np.asarray, detector.one_pass.state_arrays(state))
+  return jax.tree.map(np.asarray, detector.incremental.to_arrays(state))
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +112,7 @@ def score(detector):
 
 @pytest.fixture(scope='module')
 def left_out(detector):
-  return jax.jit(detector.one_pass.score_held_out)
+  return jax.jit(detector.leave_one_out.score)
 
 
 # The paper, slowly and in float64.
@@ -181,7 +181,7 @@ def test_embedding_is_that_of_the_paper(embeddings, variables):
 
 def test_channels_are_averaged_down(embeddings, variables):
   """So many are left, each the mean of its run (192 do not divide by 10: runs overlap)."""
-  got = jax.jit(make(channels=10).one_pass.embed)(variables, batch(6))
+  got = jax.jit(make(channels=10).leave_one_out.embed)(variables, batch(6))
   assert got.shape == (6, GRID, GRID, 10)
   for i in range(10):
     run = embeddings[..., i * 192 // 10 : -(-(i + 1) * 192 // 10)]
@@ -189,7 +189,7 @@ def test_channels_are_averaged_down(embeddings, variables):
 
 
 def test_more_channels_than_there_are_change_nothing(embeddings, variables):
-  embed = make(channels=1000).one_pass.embed
+  embed = make(channels=1000).leave_one_out.embed
   assert jax.eval_shape(embed, variables, batch(1)).shape == (1, GRID, GRID, 192)
 
 
@@ -210,7 +210,7 @@ def test_score_is_that_of_the_paper(score, fitted, kept, variables):
 def test_score_is_that_of_the_paper_with_other_settings(options, rows, kept, variables, embeddings):
   """Also of a bank that has fewer rows than neighbors are asked for."""
   xs = embeddings[:2] + np.float32(0.1) * embeddings[2:4, ::-1]
-  got = jax.jit(make(**options).one_pass.score_held_out)(
+  got = jax.jit(make(**options).leave_one_out.score)(
     fitted_to(variables, kept['embeddings'][:rows]), embedded(xs)
   )
   assert_scores(got, xs, kept['embeddings'][:rows], **options)
@@ -278,7 +278,7 @@ def test_batches_of_any_size_and_rows_that_are_not_valid_give_the_same_bank(
       part = [np.concatenate(pair) for pair in zip(part, extra, strict=True)]
     own, metrics = update(own, Batch(*part))
   assert metrics['images'] == 6
-  got = detector.one_pass.finalize(own)
+  got = detector.incremental.select(own)
   np.testing.assert_allclose(
     got.memory_bank.patches.embeddings, kept['embeddings'], rtol=1e-3, atol=1e-4
   )
@@ -313,7 +313,7 @@ def test_an_image_is_left_out_by_a_bank_of_the_others(
   fold, detector, left_out, kept, stand_ins, variables, embeddings
 ):
   """As large as the bank, which has rows of it."""
-  reference = detector.one_pass.leave_fold_out(variables, kept | stand_ins, fold)
+  reference = detector.leave_one_out.leave_fold_out(variables, kept | stand_ins, fold)
   rows = rows_of(reference)
   assert rows.shape == kept['embeddings'].shape
   assert known(rows, np.delete(embeddings, fold, axis=0)).all()
@@ -331,7 +331,7 @@ def test_what_an_image_shows_does_not_touch_the_bank_it_is_scored_by(
   other = stood(detector, variables, embedded(changed))
 
   def rows(some, fold):
-    return rows_of(detector.one_pass.leave_fold_out(variables, kept | some, fold))
+    return rows_of(detector.leave_one_out.leave_fold_out(variables, kept | some, fold))
 
   np.testing.assert_array_equal(rows(other, 2), rows(stand_ins, 2))
   assert not np.array_equal(rows(other, 3), rows(stand_ins, 3))
@@ -344,11 +344,12 @@ def test_seen_and_unseen_images_are_scored_alike(variables):
   x = centers[random.integers(0, 300, (80, GRID, GRID))]
   x = (x + random.normal(size=x.shape) * 2 / 192**0.5).astype(np.float32)
   detector = make(count=40, ratio=0.05, reweight=False)
-  once, seen, unseen = detector.one_pass, embedded(x[:40]), embedded(x[40:])
+  once, seen, unseen = detector.leave_one_out, embedded(x[:40]), embedded(x[40:])
   settled = learn(detector, variables, [seen])
-  arrays = jax.tree.map(np.asarray, once.state_arrays(settled)) | stood(detector, variables, seen)
-  score = jax.jit(once.score_held_out)
-  new = np.asarray(score(detector.to_fitted(settled), unseen).image)
+  arrays = jax.tree.map(np.asarray, detector.incremental.to_arrays(settled))
+  arrays |= stood(detector, variables, seen)
+  score = jax.jit(once.score)
+  new = np.asarray(score(detector.finalize(settled), unseen).image)
 
   def chance(references):
     """That an image, left out with its fold, is scored higher than an unseen one."""
@@ -367,8 +368,8 @@ def test_seen_and_unseen_images_are_scored_alike(variables):
 def test_a_fold_that_all_patches_are_of_cannot_be_left_out(detector, kept, stand_ins, variables):
   alone = stand_ins | {'calibration_image_id': np.full_like(stand_ins['calibration_image_id'], 3)}
   with pytest.raises(ConfigError, match=r'All 38 rows .* fold 3, .* Raise detector.ratio'):
-    detector.one_pass.leave_fold_out(variables, kept | alone, 3)
-  assert len(rows_of(detector.one_pass.leave_fold_out(variables, kept | alone, 2))) == 38
+    detector.leave_one_out.leave_fold_out(variables, kept | alone, 3)
+  assert len(rows_of(detector.leave_one_out.leave_fold_out(variables, kept | alone, 2))) == 38
 
 
 def test_what_stood_in_before_does_so_again(variables, embeddings, kept, stand_ins):
@@ -401,8 +402,8 @@ def test_what_was_learned_can_be_extended(variables, embeddings, kept):
   assert {r.tobytes() for r in np.asarray(extended.embeddings)[old]} <= {
     r.tobytes() for r in kept['embeddings']
   }
-  moved = further.one_pass.drift(
-    kept, jax.tree.map(np.asarray, further.one_pass.state_arrays(settled))
+  moved = further.incremental.drift(
+    kept, jax.tree.map(np.asarray, further.incremental.to_arrays(settled))
   )
   assert moved == {'bank_rows_before': 38, 'bank_rows_after': 77, 'share_retained': old.sum() / 38}
 
@@ -411,7 +412,7 @@ def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
   """Eight images pass through a bank of six; what remains is half of what fits."""
   each = 4 * (192 + 64 + 2)
   small = make(count=8, ratio=0.9, max_bytes=6 * GRID**2 * each)
-  assert detector.one_pass.before_update is None
+  assert detector.incremental.compact is None
   x = np.concatenate([embeddings, embeddings[:2, ::-1]])
   bank = learn(small, variables, [embedded(x[i : i + 1], i) for i in range(8)]).memory_bank
   assert len(bank.patches.embeddings) == 6 * GRID**2 // 2
@@ -420,7 +421,7 @@ def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
 
 
 def test_facts_tell_how_the_fold_went(detector, kept, embeddings):
-  facts = detector.one_pass.summary(kept, embeddings)
+  facts = detector.incremental.summarize(kept, embeddings)
   away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['embeddings'][None], axis=-1)
   radius = pytest.approx(away.min(axis=1).max(), rel=1e-4)
   assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius, 'folds': 6}
@@ -429,10 +430,10 @@ def test_facts_tell_how_the_fold_went(detector, kept, embeddings):
 def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
   left_out, kept, variables, embeddings
 ):
-  once, two = make(approx=True).one_pass, embedded(embeddings[:2])
-  assert once.summary(kept, embeddings)['approx_recall'] == 1.0
+  approximate, two = make(approx=True), embedded(embeddings[:2])
+  assert approximate.incremental.summarize(kept, embeddings)['approx_recall'] == 1.0
   fitted = fitted_to(variables, kept['embeddings'])
-  got, want = jax.jit(once.score_held_out)(fitted, two), left_out(fitted, two)
+  got, want = jax.jit(approximate.leave_one_out.score)(fitted, two), left_out(fitted, two)
   np.testing.assert_allclose(got.map, want.map, rtol=1e-5)
   np.testing.assert_allclose(got.image, want.image, rtol=1e-5)
 

@@ -67,7 +67,7 @@ def test_score_is_the_product_of_stage_distances(detector, state):
     for k in range(2):
       distance = slow_distance(np.asarray(teacher[stage][k]), np.asarray(student[stage][k]))
       want[k] *= resampling.upsample(jnp.asarray(distance[None], jnp.float32), SIZE, SIZE)[0]
-  scores = jax.jit(detector.score)(detector.to_fitted(state), pixels)
+  scores = jax.jit(detector.score)(detector.finalize(state), pixels)
   np.testing.assert_allclose(scores.map, want, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(scores.image, want.max((1, 2)), rtol=1e-4)
 
@@ -88,7 +88,7 @@ def test_without_half_the_loss_doubles_and_the_map_quadruples_with_two_stages(va
   assert whole.validate(state, batch(2))['loss'] == pytest.approx(
     2 * float(halved.validate(state, batch(2))['loss']), rel=1e-6
   )
-  fitted = halved.to_fitted(state)
+  fitted = halved.finalize(state)
   np.testing.assert_allclose(
     whole.score(fitted, images(1)).map, 4 * halved.score(fitted, images(1)).map, rtol=1e-5
   )
@@ -147,7 +147,7 @@ def test_black_images_have_finite_gradients(detector, state):
 
 
 def test_batched_equals_one_by_one(detector, state):
-  fitted, pixels = detector.to_fitted(state), images(3)
+  fitted, pixels = detector.finalize(state), images(3)
   together = detector.score(fitted, pixels)
   for k in range(3):
     alone = detector.score(fitted, pixels[k : k + 1])
@@ -156,11 +156,11 @@ def test_batched_equals_one_by_one(detector, state):
 
 def test_floor_and_opening_of_paddlex(state):
   pixels = images(1)
-  raw = make().score(make().to_fitted(state), pixels).map
+  raw = make().score(make().finalize(state), pixels).map
   middle = float(np.median(raw))
-  floored = make(floor=middle).score(make().to_fitted(state), pixels).map
+  floored = make(floor=middle).score(make().finalize(state), pixels).map
   np.testing.assert_array_equal(floored, np.where(raw < middle, 0, raw))
-  opened = make(opening=4).score(make().to_fitted(state), pixels)
+  opened = make(opening=4).score(make().finalize(state), pixels)
   assert (np.asarray(opened.map) <= np.asarray(raw)).all()
   assert opened.image[0] == opened.map.max()
 

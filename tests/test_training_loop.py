@@ -37,7 +37,7 @@ def summing(losses=None):
     precompute=None,
     update=update,
     validate=None if losses is None else validate,
-    to_fitted=lambda state: state,
+    finalize=lambda state: state,
     score=lambda fitted, images: Scores(jnp.zeros((1, 1, 1)), jnp.zeros(1)),
   )
 

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
+PyTree: TypeAlias = Any  # A tree of arrays, or of what stands for them, such as PartitionSpecs.
 Key: TypeAlias = jax.Array  # A typed key of jax.random.key.
 Variables = Mapping[str, Any]  # The variable collections of a linen module.
 Metrics = dict[str, jax.Array]
@@ -25,7 +26,7 @@ class Batch(NamedTuple):
     valid: False for padding rows, which must not influence any result.
     index: position of each image in its list of records; -1 where not valid.
     features: features of these images computed earlier, by `Detector.precompute` or
-      `OnePass.embed`; None to compute them from `image`.
+      `LeaveOneOut.embed`; None to compute them from `image`.
   """
 
   image: UInt8[Array, 'b h w 3'] | UInt8[np.ndarray, 'b h w 3']

@@ -31,13 +31,14 @@ def image_auroc(backbone: Any, variables: Variables, folder: Path, seed: int = 3
   """
   splits = layouts.load(folder)
   detector = patchcore.make(backbone, RunContext(256, 256, len(splits.train)), ratio=0.01)
-  assert detector.one_pass is not None
+  assert detector.incremental is not None
+  assert detector.incremental.select is not None
   # The variables are copied because updates donate their buffers.
   state = detector.init(jax.random.key(seed), jax.tree.map(jnp.array, variables))
   update, score = jax.jit(detector.update, donate_argnums=0), jax.jit(detector.score)
   for batch in _read_batches(splits.train):
     state, _ = update(state, batch)
-  fitted = detector.to_fitted(detector.one_pass.finalize(state))
+  fitted = detector.finalize(detector.incremental.select(state))
   scores = [np.asarray(score(fitted, b.image).image)[b.valid] for b in _read_batches(splits.test)]
   scores, is_anomalous = np.concatenate(scores), np.array([r.is_anomalous for r in splits.test])
   return metrics.auroc(metrics.rank(scores[is_anomalous], [scores[~is_anomalous]]))

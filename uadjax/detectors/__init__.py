@@ -18,7 +18,9 @@ from uadjax.errors import ConfigError, UnknownName
 class _Entry(NamedTuple):
   title: str
   make: Callable[..., Detector]
-  learns_in_one_pass: bool  # True for detectors that see every image once and have a `one_pass`.
+  learns_in_one_pass: (
+    bool  # True for detectors that see every image once and have a `leave_one_out`.
+  )
 
 
 _DETECTORS = {

@@ -1,18 +1,27 @@
 """The interface of a detector: pure functions over arrays, and the run they are built for.
 
+Each detector has its own two trees of arrays: a State, which learns from batches of normal images,
+and a Fitted, which scores images. A detector that sees every image once has a State with a field
+`extractor`: the fixed parameters of its embeddings, which no update changes.
+
 Letters: b batch, H W image at network size.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
-from jaxtyping import Array, UInt8
+import jax
+from jaxtyping import Array, Float, UInt8
+import numpy as np
+import optax
 
-from uadjax import types
+from uadjax import backbones, types
 from uadjax.numerics import collectives
 from uadjax.system.progress import no_progress, Progress
+from uadjax.types import PyTree
 
-Schedule = Callable[[Any], Any]  # Step -> learning rate, as in optax.
+Images = UInt8[Array, 'b H W 3']
+Statistics = dict[str, int | float]
 
 
 class RunContext(NamedTuple):
@@ -36,114 +45,264 @@ class RunContext(NamedTuple):
   width: int
   max_images: int = 0
   num_previous_images: int = 0
-  learning_rate: Schedule = lambda step: 0.0
+  learning_rate: optax.Schedule = lambda step: 0.0
   progress: Progress = no_progress
   shards: collectives.Shards = collectives.SINGLE_SHARD
   max_extra_images_per_shard: int = 0
 
 
-class ShardingSpecs(NamedTuple):
-  """Sharding of a detector's arrays: trees of booleans, each for one array or a whole subtree.
-
-  True stands for arrays that are sharded along their first axis, False for replicated ones.
-
-  Attributes:
-    state: booleans for the State before `OnePass.finalize`; they do not apply to the final State.
-    fitted: booleans for Fitted.
-    held_out_model: booleans for the model that scores held-out images.
-    pad_to_shards: (Fitted or held-out model) -> the same model, its sharded arrays padded so that
-      all shards are equal in size.
-  """
-
-  state: Any
-  fitted: Any
-  held_out_model: Any
-  pad_to_shards: Callable[[Any], Any]
+def stage_shapes(backbone: backbones.Backbone, context: RunContext) -> list[tuple[int, int, int]]:
+  """Return the height, width and number of channels of each stage of a backbone."""
+  image = jax.ShapeDtypeStruct((1, context.height, context.width, 3), np.float32)
+  stages = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x)[0], image)
+  return [stages[name].shape[1:] for name in backbone.stages]
 
 
-class OnePass(NamedTuple):
-  """Functions of a detector that sees every training image once.
+class InitFn(Protocol):
+  """Makes the State before the first update."""
 
-  They finish the fit, score the training images of each fold by a model without that fold (for
-  calibration), and extend the model by further images.
+  def __call__(self, key: types.Key, variables: types.Variables, /) -> PyTree:
+    """Return the initial State.
+
+    Args:
+      key: key of all random choices.
+      variables: variables of the pretrained backbone, which the State holds without a copy.
+    """
+
+
+class UpdateFn(Protocol):
+  """Learns from a batch."""
+
+  def __call__(self, state: PyTree, batch: types.Batch, /) -> tuple[PyTree, types.Metrics]:
+    """Return the State after one training step on normal images, and metrics of the step.
+
+    Callers jit it, with the State donated. Rows that are not valid must change nothing, except that
+    detectors with `validate` are trained on full batches only.
+    """
+
+
+class FinalizeFn(Protocol):
+  """Reduces a State to what scoring needs."""
+
+  def __call__(self, state: PyTree, /) -> PyTree:
+    """Return the Fitted of the last State, which may be consumed."""
+
+
+class ScoreFn(Protocol):
+  """Scores images."""
+
+  def __call__(self, fitted: PyTree, images: Images, /) -> types.Scores:
+    """Return the anomaly maps [b H W] and image scores [b] of images at network size."""
+
+
+class PrecomputeFn(Protocol):
+  """Computes the part of an update that no training step changes."""
+
+  def __call__(self, state: PyTree, batch: types.Batch, /) -> PyTree:
+    """Return features, which may replace the images of the batch in later updates."""
+
+
+class ValidateFn(Protocol):
+  """Measures a State on held-out images."""
+
+  def __call__(self, state: PyTree, batch: types.Batch, /) -> types.Metrics:
+    """Return metrics of held-out normal images, averaged over the valid rows; `loss` is one."""
+
+
+class ExportScoreFn(Protocol):
+  """Makes a `ScoreFn` for a fixed Fitted that every runtime runs fast."""
+
+  def __call__(self, fitted: PyTree, /) -> Callable[[Images], types.Scores]:
+    """Return a function with the scores of `score`, made of operations that every runtime has.
+
+    All that does not depend on images is computed ahead.
+    """
+
+
+class ScoreBoundsFn(Protocol):
+  """Bounds scores where rounding can make them jump."""
+
+  def __call__(
+    self, fitted: PyTree, images: Images, tolerance: float, /
+  ) -> tuple[types.Scores, types.Scores]:
+    """Return bounds of the scores of any runtime with a relative rounding error of `tolerance`."""
+
+
+class EmbedFn(Protocol):
+  """Embeds images."""
+
+  def __call__(self, extractor: PyTree, batch: types.Batch, /) -> Array:
+    """Return the embeddings of a batch: its `features` if it has them, else those of its images."""
+
+
+class SelectCoresetsFn(Protocol):
+  """Selects what stands for the images of each fold."""
+
+  def __call__(self, state: PyTree, previous_arrays: types.Arrays, /) -> types.Arrays:
+    """Return arrays by name for `leave_fold_out`, in addition to those of `Incremental.to_arrays`.
+
+    Args:
+      state: State after the last image, before `Incremental.select`.
+      previous_arrays: arrays of the run that is extended, or none.
+    """
+
+
+class LeaveFoldOutFn(Protocol):
+  """Makes a model that has not learned from one fold."""
+
+  def __call__(self, variables: types.Variables, arrays: types.Arrays, fold: int, /) -> PyTree:
+    """Return a model for `LeaveOneOut.score`.
+
+    Args:
+      variables: variables of the backbone.
+      arrays: arrays of `Incremental.to_arrays` and `LeaveOneOut.select_coresets`; may be consumed.
+      fold: fold to leave out.
+    """
+
+
+class ScoreHeldOutFn(Protocol):
+  """Scores training images as if the detector had not learned from them."""
+
+  def __call__(self, model: PyTree, batch: types.Batch, /) -> types.Scores:
+    """Return the scores of images that belong to the fold without which `model` was made."""
+
+
+class LeaveOneOut(NamedTuple):
+  """Held-out scores of training images, for the calibration of detectors that learn in one pass.
 
   Attributes:
     num_folds: number of folds. Image i, counted from the first image ever learned from, is in fold
       i % num_folds.
-    feature_extractor: State -> the fixed parameters that `embed` takes.
-    embed: (feature extractor, Batch) -> embeddings, which can replace the images of a batch as
-      `Batch.features`. This lets all devices compute embeddings even where only one learns.
-    compile_finalize: State whose leaves are shapes -> None. Compiles ahead of time what `finalize`
-      and `Detector.to_fitted` run.
-    calibration_coresets: (State after the last image, arrays of the run that is extended or {}) ->
-      arrays by name that `leave_fold_out` needs in addition to those of `state_arrays`. Must be
-      called before `finalize`, whose result may lack what they are made from.
-    finalize: State after the last image -> final State.
-    before_update: (State, number of images in the next batch) -> State with space for them; None
-      where space never runs out.
-    state_arrays: final State -> arrays by name, without the backbone: what `extend` needs.
-    extend: (initial State, state arrays) -> State that continues from there.
-    leave_fold_out: (backbone variables, one dict of state arrays and calibration coresets, fold) ->
-      model without the images of this fold, to score them. May consume the arrays.
-    score_held_out: (model without the image's fold, Batch) -> Scores, as if the detector had not
-      learned from the image.
-    summary: (state arrays, embeddings of some images) -> statistics of the fit by name.
-    drift: (state arrays before, state arrays after) -> statistics by name of how much further
-      images changed the model.
+    embed: embeds images, so that all devices can do so even where only one learns.
+    leave_fold_out: makes the model that scores a fold.
+    score: scores images of the fold that a model lacks.
+    select_coresets: selects what stands for the images of each fold; None where the arrays of
+      `Incremental` suffice.
   """
 
   num_folds: int
-  feature_extractor: Callable[[Any], Any]
-  embed: Callable[[Any, types.Batch], Any]
-  compile_finalize: Callable[[Any], None]
-  calibration_coresets: Callable[[Any, types.Arrays], types.Arrays]
-  finalize: Callable[[Any], Any]
-  before_update: Callable[[Any, int], Any] | None
-  state_arrays: Callable[[Any], types.Arrays]
-  extend: Callable[[Any, types.Arrays], Any]
-  leave_fold_out: Callable[[types.Variables, types.Arrays, int], Any]
-  score_held_out: Callable[[Any, types.Batch], types.Scores]
-  summary: Callable[[types.Arrays, Any], dict[str, int | float]]
-  drift: Callable[[types.Arrays, types.Arrays], dict[str, int | float]]
+  embed: EmbedFn
+  leave_fold_out: LeaveFoldOutFn
+  score: ScoreHeldOutFn
+  select_coresets: SelectCoresetsFn | None = None
+
+
+class ToArraysFn(Protocol):
+  """Names the arrays that later runs need."""
+
+  def __call__(self, state: PyTree, /) -> types.Arrays:
+    """Return the arrays of the last State by name, without the backbone and without copies."""
+
+
+class RestoreFn(Protocol):
+  """Continues an earlier run."""
+
+  def __call__(self, state: PyTree, arrays: types.Arrays, /) -> PyTree:
+    """Return an initial State that has learned what the arrays of an earlier run hold."""
+
+
+class SummarizeFn(Protocol):
+  """Describes a fit."""
+
+  def __call__(
+    self, arrays: types.Arrays, embeddings: Float[np.ndarray, 'b h w d'], /
+  ) -> Statistics:
+    """Return statistics by name of the arrays of a fit, and of embeddings of some of its images."""
+
+
+class DriftFn(Protocol):
+  """Describes how much further images changed a model."""
+
+  def __call__(self, previous_arrays: types.Arrays, arrays: types.Arrays, /) -> Statistics:
+    """Return statistics by name of the difference between the arrays of two runs."""
+
+
+class CompactFn(Protocol):
+  """Makes space."""
+
+  def __call__(self, state: PyTree, num_images: int, /) -> PyTree:
+    """Return the State with space for a batch of so many images; called before each update."""
+
+
+class SelectFn(Protocol):
+  """Ends the fit."""
+
+  def __call__(self, state: PyTree, /) -> PyTree:
+    """Return the last State, reduced to what scoring and later runs need."""
+
+
+class Incremental(NamedTuple):
+  """Functions that let a later run learn from more images.
+
+  Attributes:
+    to_arrays: names the arrays of the last State.
+    restore: continues from such arrays.
+    summarize: describes a fit.
+    drift: describes how much a fit changed the one that it extends.
+    compact: makes space for the next batch; None where space never runs out.
+    select: reduces the last State before `to_arrays` and `Detector.finalize`; None where these take
+      the State as it is, with shapes that are the same from the first to the last image.
+  """
+
+  to_arrays: ToArraysFn
+  restore: RestoreFn
+  summarize: SummarizeFn
+  drift: DriftFn
+  compact: CompactFn | None = None
+  select: SelectFn | None = None
+
+
+class ShardingSpecs(NamedTuple):
+  """Sharding of a detector's arrays: trees of `jax.sharding.PartitionSpec`s.
+
+  Each spec is for one array or a whole subtree: `P('data')` shards along the first axis, `P()`
+  replicates.
+
+  Attributes:
+    state: specs of the State before `Incremental.select`.
+    fitted: specs of Fitted.
+    held_out_model: specs of the model that scores held-out images.
+    pad_to_shards: (Fitted or held-out model) -> the same model, its sharded arrays padded so that
+      all shards are equal in size.
+  """
+
+  state: PyTree
+  fitted: PyTree
+  held_out_model: PyTree
+  pad_to_shards: Callable[[PyTree], PyTree]
 
 
 class Detector(NamedTuple):
   """An anomaly detector: pure functions over a State, which learns, and a Fitted, which scores.
 
   Attributes:
-    init: (key, backbone variables) -> initial State.
-    precompute: (State, Batch) -> features: the intermediate result of `update` that no training
-      step changes, to be cached for images that are seen again; None where there is no such result,
-      or every image is seen once.
-    update: (State, Batch of normal images) -> (State, metrics). One training step; callers
-      jit it, with the State donated.
-    validate: (State, Batch of held-out normal images) -> metrics, averaged over the valid rows;
-      None for detectors that learn in one pass.
-    to_fitted: State -> Fitted, which holds only what scoring needs. Called once, after
-      `OnePass.finalize` where there is one; may consume the State.
-    score: (Fitted, uint8 images [b H W 3]) -> Scores(map [b H W], image [b]). Pure. Exports
-      contain this function or the one from `export_score_fn`, and nothing else.
-    one_pass: further functions of a detector that sees every image once; None for detectors that
-      see images repeatedly.
-    export_score_fn: Fitted -> (images -> Scores). Returns a function with the same scores, made
-      of operations that every runtime supports and runs fast; all that does not depend on images
-      is computed ahead. None where `score` already is such a function.
-    score_bounds: (Fitted, images, tolerance) -> (low, high) Scores, between which lie the scores of
-      any runtime with a relative rounding error of at most `tolerance`. For detectors with an
-      internal threshold at which the score jumps; None where the score is continuous.
-    sharding_specs: the parts that `RunContext.shards` shard; None where every device holds
+    init: makes the State before the first update.
+    update: learns from a batch of normal images.
+    finalize: reduces the last State to Fitted. A State of `incremental` that has a `select` is
+      first passed through that.
+    score: scores images. Exports contain this function or the one from `export_score_fn`, and
+      nothing else.
+    precompute: computes the part of `update` that may be cached for images that are seen again;
+      None where there is none, or every image is seen once.
+    validate: measures a State on held-out images; None for detectors that learn in one pass.
+    leave_one_out: held-out scores of training images; None for detectors with `validate`.
+    incremental: what a later run extends; None for detectors with `validate`.
+    sharding_specs: the arrays that `RunContext.shards` shard; None where every device holds
       everything.
+    export_score_fn: makes a function with the scores of `score` for all runtimes; None where
+      `score` already is such a function.
+    score_bounds: bounds scores, for detectors with an internal threshold at which the score jumps;
+      None where the score is continuous.
   """
 
-  init: Callable[[types.Key, types.Variables], Any]
-  precompute: Callable[[Any, types.Batch], Any] | None
-  update: Callable[[Any, types.Batch], tuple[Any, types.Metrics]]
-  validate: Callable[[Any, types.Batch], types.Metrics] | None
-  to_fitted: Callable[[Any], Any]
-  score: Callable[[Any, UInt8[Array, 'b H W 3']], types.Scores]
-  one_pass: OnePass | None = None
-  export_score_fn: Callable[[Any], Callable[[UInt8[Array, 'b H W 3']], types.Scores]] | None = None
-  score_bounds: (
-    Callable[[Any, UInt8[Array, 'b H W 3'], float], tuple[types.Scores, types.Scores]] | None
-  ) = None
+  init: InitFn
+  update: UpdateFn
+  finalize: FinalizeFn
+  score: ScoreFn
+  precompute: PrecomputeFn | None = None
+  validate: ValidateFn | None = None
+  leave_one_out: LeaveOneOut | None = None
+  incremental: Incremental | None = None
   sharding_specs: ShardingSpecs | None = None
+  export_score_fn: ExportScoreFn | None = None
+  score_bounds: ScoreBoundsFn | None = None

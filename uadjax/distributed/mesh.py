@@ -1,25 +1,27 @@
 """Device meshes and placement of arrays; the only module that uses Mesh and NamedSharding.
 
 Meshes have one axis, `data`. The rows of a batch are sharded along it, and so are the leaves of the
-fitted state that the detector's `ShardingSpecs` mark.
+fitted state whose `PartitionSpec` in the detector's `ShardingSpecs` says so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import contextlib
-import functools
 import math
 import os
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
 from uadjax.errors import ConfigError, MissingDevice, Setting
 from uadjax.numerics.collectives import Shards, SINGLE_SHARD
 from uadjax.system import threads
+from uadjax.types import PyTree
 
 Mesh = jax.sharding.Mesh
+Device: TypeAlias = Any  # One of jax.devices(), whose class JAX does not export as a type.
 Tree = TypeVar('Tree')
 
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
@@ -29,7 +31,7 @@ _SHARD_STATE_CHOICES = 'auto', 'always', 'never'
 _PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
 
 
-def select_devices(name: str) -> list[Any]:
+def select_devices(name: str) -> list[Device]:
   """Return the JAX devices selected by `auto`, `cpu`, `gpu`, `gpu:0,1` or `tpu`.
 
   Raises:
@@ -68,7 +70,7 @@ def select_devices(name: str) -> list[Any]:
     ) from None
 
 
-def local_devices(devices: Sequence[Any]) -> list[Any]:
+def local_devices(devices: Sequence[Device]) -> list[Device]:
   """Return the devices that belong to this process."""
   return [device for device in devices if device.process_index == jax.process_index()]
 
@@ -103,14 +105,11 @@ def make_mesh(device: str, axis_size: int, batch_size: int) -> Mesh:
   devices_per_process = max(
     n for n in range(1, num_devices // num_processes + 1) if batch_size % (n * num_processes) == 0
   )
-  devices_by_process = [
-    [d for d in available if d.process_index == process_index]
-    for process_index in range(num_processes)
-  ]
-  return mesh_of([d for local in devices_by_process for d in local[:devices_per_process]])
+  by_process = [[d for d in available if d.process_index == i] for i in range(num_processes)]
+  return mesh_of([d for local in by_process for d in local[:devices_per_process]])
 
 
-def mesh_of(devices: Sequence[Any]) -> Mesh:
+def mesh_of(devices: Sequence[Device]) -> Mesh:
   """Return a mesh with these devices along the axis `data`."""
   return Mesh(np.array(devices), ('data',))
 
@@ -122,40 +121,17 @@ def use_cores_as_devices() -> None:
   convolution on two; with one device per core, two cores take two thirds of the time
   (experiments/README.md).
   """
-  is_configured = 'JAX_NUM_CPU_DEVICES' in os.environ or _DEVICE_COUNT_FLAG in os.environ.get(
-    'XLA_FLAGS', ''
-  )
+  xla_flags = os.environ.get('XLA_FLAGS', '')
+  is_configured = 'JAX_NUM_CPU_DEVICES' in os.environ or _DEVICE_COUNT_FLAG in xla_flags
   num_devices: Any = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
   if not is_configured and num_devices == -1:
     with contextlib.suppress(RuntimeError):  # JAX is initialized and keeps its devices.
       jax.config.update('jax_num_cpu_devices', threads.num_cores())
 
 
-# Compiled functions are cached by their `Shards`, so each mesh always yields the same object.
-@functools.cache
 def shards(mesh: Mesh) -> Shards:
-  """Return the `Shards` of a mesh: one shard per device, and `shard_map` over its axis.
-
-  In `in_specs` and `out_specs` of `shard_map`, True means sharded along the first axis and False
-  replicated, each for a leaf or a whole subtree.
-  """
-  if mesh.size == 1:
-    return SINGLE_SHARD
-
-  def shard_map(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    def partition_spec(is_sharded: bool) -> jax.sharding.PartitionSpec:
-      return jax.sharding.PartitionSpec(*mesh.axis_names if is_sharded else ())
-
-    (axis_name,) = mesh.axis_names
-    return jax.shard_map(
-      functools.partial(f, axis_name=axis_name),
-      mesh=mesh,
-      in_specs=jax.tree.map(partition_spec, in_specs),
-      out_specs=jax.tree.map(partition_spec, out_specs),
-      check_vma=False,  # JAX cannot infer that the result of all_gather is replicated.
-    )
-
-  return Shards(mesh.size, shard_map)
+  """Return the `Shards` of a mesh: one per device."""
+  return Shards(mesh) if mesh.size > 1 else SINGLE_SHARD
 
 
 def micro_batch_size(mesh: Mesh, batch_size: int) -> int:
@@ -194,27 +170,20 @@ def single_device_mesh(mesh: Mesh) -> Mesh:
   return Mesh(mesh.devices.ravel()[:1], mesh.axis_names)
 
 
-def mesh_that_fits(mesh: Mesh, tree: Any) -> Mesh:
-  """Return the mesh, or its first device alone if replicas of `tree` would fill CPU memory.
-
-  CPU devices share one memory, so each replica adds to it; other devices are never reduced.
-  """
-  return (
-    mesh
-    if len(devices_that_fit(mesh.devices.ravel().tolist(), tree)) > 1
-    else single_device_mesh(mesh)
-  )
+def mesh_that_fits(mesh: Mesh, tree: PyTree) -> Mesh:
+  """Return the mesh, or its first device alone if replicas of `tree` would fill CPU memory."""
+  devices = devices_that_fit(mesh.devices.ravel().tolist(), tree)
+  return mesh if len(devices) > 1 else single_device_mesh(mesh)
 
 
-def devices_that_fit(devices: Sequence[Any], tree: Any) -> Sequence[Any]:
+def devices_that_fit(devices: Sequence[Device], tree: PyTree) -> Sequence[Device]:
   """Return the devices, or only the first if replicas of `tree` would fill CPU memory.
 
   CPU devices share one memory, so each replica adds to it; other devices are never reduced.
   """
-  num_bytes = len(devices) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-  return (
-    devices[:1] if devices[0].platform == 'cpu' and num_bytes > _MAX_REPLICATED_BYTES else devices
-  )
+  num_bytes = len(devices) * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  is_too_large = devices[0].platform == 'cpu' and num_bytes > _MAX_REPLICATED_BYTES
+  return devices[:1] if is_too_large else devices
 
 
 def replicate(mesh: Mesh, tree: Tree, copy: bool = False) -> Tree:
@@ -225,35 +194,29 @@ def replicate(mesh: Mesh, tree: Tree, copy: bool = False) -> Tree:
     tree: the arrays.
     copy: whether to copy leaves that already lie on the devices, so that the result may be donated.
   """
-  return put_on_mesh(mesh, _copy_tree(tree) if copy else tree, False)
+  return put_on_mesh(mesh, _copy_tree(tree) if copy else tree, P())
 
 
 @jax.jit
-def _copy_tree(tree: Any) -> Any:
+def _copy_tree(tree: PyTree) -> PyTree:
   return jax.tree.map(jnp.copy, tree)  # Copying under jit compiles once instead of per shape.
 
 
-def put_on_mesh(mesh: Mesh, tree: Tree, is_sharded: Any) -> Tree:
-  """Place arrays on the mesh, each sharded along its first axis or replicated.
+def put_on_mesh(mesh: Mesh, tree: Tree, specs: PyTree) -> Tree:
+  """Place arrays on the mesh.
 
   Args:
     mesh: the devices.
     tree: the arrays; with several processes, each process holds all of them.
-    is_sharded: True (sharded) or False (replicated), for leaves or whole subtrees of `tree`.
+    specs: `PartitionSpec`s of leaves or whole subtrees of `tree`.
   """
-
-  def tree_shardings(is_sharded: bool, subtree: Any) -> Any:
-    return jax.tree.map(
-      lambda _: _named_sharding(mesh, *mesh.axis_names if is_sharded else ()), subtree
-    )
-
-  shardings = jax.tree.map(tree_shardings, is_sharded, tree)
+  shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
   if jax.process_count() == 1:
     return jax.device_put(tree, shardings)
-  return jax.tree.map(_put_array, tree, shardings)
+  return jax.tree.map(_put_array, tree, jax.tree.broadcast(shardings, tree))
 
 
-def _put_array(x: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
+def _put_array(x: Any, sharding: NamedSharding) -> jax.Array:
   """Place an array that every process holds in full; each process copies only its own shards."""
   if isinstance(x, jax.Array) and not x.is_fully_addressable:
     return jax.device_put(x, sharding)
@@ -263,21 +226,21 @@ def _put_array(x: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def to_host(mesh: Mesh, tree: Any) -> Any:
+def to_host(mesh: Mesh, tree: PyTree) -> PyTree:
   """Return the tree as NumPy arrays on the host, gathered from the devices of all processes."""
   if jax.process_count() > 1:
-    tree = jax.jit(lambda tree: tree, out_shardings=_named_sharding(mesh))(tree)
+    tree = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
   return jax.device_get(tree)
 
 
-def batch_sharding(mesh: Mesh) -> jax.sharding.NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Return the sharding of a batch: rows distributed over the devices of the mesh."""
-  return _named_sharding(mesh, *mesh.axis_names if mesh.size > 1 else ())
+  return NamedSharding(mesh, P('data') if mesh.size > 1 else P())
 
 
 def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
   """Shard the rows of a batch over the mesh; each process passes the rows of its own devices."""
-  sharding = _named_sharding(mesh, 'data')
+  sharding = NamedSharding(mesh, P('data'))
   if jax.process_count() == 1:
     return jax.device_put(batch, sharding)
 
@@ -287,7 +250,3 @@ def shard_batch(mesh: Mesh, batch: Tree) -> Tree:
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
   return jax.tree.map(put_local_rows, batch)
-
-
-def _named_sharding(mesh: Mesh, *axes: Any) -> jax.sharding.NamedSharding:
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

@@ -6,7 +6,7 @@ images as well, although their pixels are no longer available.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -29,7 +29,7 @@ class IncrementalState(NamedTuple):
   """State of an earlier run, which a further run extends.
 
   Attributes:
-    state_arrays: arrays by name, as `OnePass.state_arrays` of the detector returned them.
+    state_arrays: arrays by name, as `Incremental.to_arrays` of the detector returned them.
     retained: embeddings for calibration.
     num_images: number of images that have been fitted so far.
   """
@@ -37,6 +37,10 @@ class IncrementalState(NamedTuple):
   state_arrays: Arrays
   retained: RetainedEmbeddings
   num_images: int
+
+
+# State of no run, for a new model.
+EMPTY = IncrementalState({}, RetainedEmbeddings(np.zeros((0, 0, 0, 0)), np.zeros(0, np.int32)), 0)
 
 
 def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
@@ -53,7 +57,7 @@ def save_retained_embeddings(folder: Path, retained: RetainedEmbeddings, num_ima
   files.write_json(folder / _METADATA_FILE, {'num_images': num_images, 'arrays': arrays})
 
 
-def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, Any]:
+def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, np.ndarray]:
   """Return the state arrays of a folder, read or mapped into memory, without retained embeddings.
 
   Mapped arrays are copy-on-write: writing into them changes memory, never the file.
@@ -86,7 +90,7 @@ def load(folder: Path) -> IncrementalState:
     ) from None
 
 
-def _read_array(path: Path, memory_map: bool = False) -> Any:
+def _read_array(path: Path, memory_map: bool = False) -> np.ndarray:
   """Return one array. Unlike this, np.load would also open zip files, and fail in more ways."""
   if memory_map:
     return np.lib.format.open_memmap(path, mode='c')

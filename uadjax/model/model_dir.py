@@ -59,8 +59,8 @@ class Model(NamedTuple):
   Attributes:
     fitted: fitted arrays.
     score: jitted (fitted, uint8 images [b h w 3]) -> Scores.
-    fitted_specs: which arrays of `fitted` are sharded over devices: True (along the first axis) or
-      False (replicated), for leaves or whole subtrees; None if nothing is sharded.
+    fitted_specs: `PartitionSpec`s of leaves or whole subtrees of `fitted`; None if nothing is
+      sharded.
   """
 
   name: str
@@ -218,7 +218,7 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
   _require_same_digest(info, digest)
   # Only the structure is computed; the only arrays are those of the file.
   abstract_fitted = jax.eval_shape(
-    lambda: detector.to_fitted(_initial_state(backbone, detector, ops))
+    lambda: detector.finalize(_initial_state(backbone, detector, ops))
   )
   arrays = array_file.parse_arrays(buffer)
   names = array_file.leaves_by_path(abstract_fitted).keys()

@@ -66,11 +66,10 @@ def score_records(
     ops: pixel operations from files to images at network size.
     batch_size: number of images per batch; rounded up to a multiple of the devices.
     mesh: devices to compute on.
-    specs: which arrays of `fitted` are sharded over the mesh: True (along the first axis) or False
-      (replicated), for leaves or whole subtrees; None if nothing is sharded.
+    specs: `PartitionSpec`s of leaves or whole subtrees of `fitted`; None if nothing is sharded.
   """
   if specs is None:
-    mesh, specs = meshes.mesh_that_fits(mesh, fitted), False
+    mesh, specs = meshes.mesh_that_fits(mesh, fitted), jax.sharding.PartitionSpec()
   batch_size += -batch_size % mesh.size
   fitted = meshes.put_on_mesh(mesh, fitted, specs)
   batches = batch_streams.eval_batches(records, ops, batch_size, *processes.index_and_count())

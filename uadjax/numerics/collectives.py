@@ -2,8 +2,7 @@
 
 A function that runs on every shard takes `axis_name`, the name of the mesh axis over which arrays
 are sharded, or None if there is a single shard; it never sees a mesh. With None nothing is
-communicated: the operations return their argument, except that `all_gather` adds an axis, and
-`gather_rows` selects rows.
+communicated: the operations return their argument, except that `gather_rows` selects rows.
 
 Letters: b images, h rows of pixels or patches of an image, as far as they are on this shard.
 """
@@ -16,6 +15,8 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from uadjax.types import PyTree
+
 Tree = TypeVar('Tree')
 
 
@@ -27,13 +28,6 @@ def axis_size(axis_name: str | None) -> int:
 def axis_index(axis_name: str | None) -> Any:
   """Return the index of this shard: 0 if `axis_name` is None."""
   return 0 if axis_name is None else jax.lax.axis_index(axis_name)
-
-
-def all_gather(tree: Tree, axis_name: str | None) -> Tree:
-  """Return the leaves of all shards, on every shard, stacked along a new first axis."""
-  if axis_name is None:
-    return jax.tree.map(lambda x: x[None], tree)
-  return jax.lax.all_gather(tree, axis_name)
 
 
 def all_gather_tiled(tree: Tree, axis_name: str | None) -> Tree:
@@ -51,6 +45,16 @@ def pmean(tree: Tree, axis_name: str | None) -> Tree:
   return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
+def all_max(x: Array, axis_name: str | None) -> Array:
+  """Return the largest of the values that the shards hold, one each."""
+  return x if axis_name is None else jax.lax.all_gather(x, axis_name).max()
+
+
+def all_min(x: Array, axis_name: str | None) -> Array:
+  """Return the smallest of the values that the shards hold, one each."""
+  return x if axis_name is None else jax.lax.all_gather(x, axis_name).min()
+
+
 def local_slice(tree: Tree, axis_name: str | None) -> Tree:
   """Return this shard's part of leaves that are replicated: the inverse of `all_gather_tiled`.
 
@@ -58,11 +62,10 @@ def local_slice(tree: Tree, axis_name: str | None) -> Tree:
   """
   if axis_name is None:
     return tree
-  num_shards, shard_index = axis_size(axis_name), axis_index(axis_name)
 
   def slice_shard(x: Array) -> Array:
-    shard_size = len(x) // num_shards
-    return jax.lax.dynamic_slice_in_dim(x, shard_index * shard_size, shard_size)
+    size = len(x) // axis_size(axis_name)
+    return jax.lax.dynamic_slice_in_dim(x, axis_index(axis_name) * size, size)
 
   return jax.tree.map(slice_shard, tree)
 
@@ -106,23 +109,41 @@ def gather_rows(rows: Array, positions: Int[Array, '...'], axis_name: str | None
 
 
 class Shards(NamedTuple):
-  """Number of shards, and the transformation that makes a function run on each of them.
+  """Shards of arrays: one per device of a mesh, or a single one.
 
   Attributes:
-    num_shards: number of shards. A sharded axis is a multiple of it, as shards have equal sizes.
-    shard_map: transformation (f, in_specs, out_specs) -> function of whole arrays. That function
-      runs `f(..., axis_name=...)` on every shard, with this shard's part of the arrays. A spec is
-      True (sharded along the first axis) or False (replicated), for a leaf or a whole subtree;
-      `in_specs` is a tuple with one spec per argument.
+    mesh: devices along the only axis, `data`; None for a single shard.
   """
 
-  num_shards: int
-  shard_map: Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
+  mesh: jax.sharding.Mesh | None = None
+
+  @property
+  def num_shards(self) -> int:
+    """Number of shards; a sharded axis is a multiple of it, as shards have equal sizes."""
+    return self.mesh.size if self.mesh else 1
+
+  def shard_map(
+    self, f: Callable[..., Any], in_specs: tuple[PyTree, ...], out_specs: PyTree
+  ) -> Callable[..., Any]:
+    """Return a function of whole arrays that runs `f(..., axis_name=...)` on every shard.
+
+    With a single shard, `f` gets whole arrays and `axis_name` None, without `jax.shard_map`:
+    exporters cannot take that.
+
+    Args:
+      f: function of this shard's part of the arrays.
+      in_specs: one tree of `PartitionSpec`s per argument.
+      out_specs: tree of `PartitionSpec`s of the result.
+    """
+    if self.mesh is None:
+      return functools.partial(f, axis_name=None)
+    return jax.shard_map(
+      functools.partial(f, axis_name=self.mesh.axis_names[0]),
+      mesh=self.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      check_vma=False,  # JAX cannot infer that the result of all_gather is replicated.
+    )
 
 
-def _on_single_shard(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-  return functools.partial(f, axis_name=None)
-
-
-# With a single shard, functions get whole arrays and `axis_name` None; specs do not matter.
-SINGLE_SHARD = Shards(1, _on_single_shard)
+SINGLE_SHARD = Shards()

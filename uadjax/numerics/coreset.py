@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from uadjax.numerics import collectives
@@ -121,9 +122,8 @@ def bytes_per_point(d: int) -> int:
   return 4 * (d + min(_SKETCH, d + 1) + 2)
 
 
-# For `Shards.shard_map`: a field is sharded along its first axis (True) or replicated (False).
-POINT_SET_SPECS = PointSet(True, True, False, True)  # pyright: ignore[reportArgumentType]
-SELECTION_SPECS = Selection(False, False, True)  # pyright: ignore[reportArgumentType]
+POINT_SET_SPECS = PointSet._make((P('data'), P('data'), P(), P('data')))
+SELECTION_SPECS = Selection._make((P(), P(), P('data')))
 
 
 def make_point_set(
@@ -159,9 +159,8 @@ def _center_and_sketch(
   the sharding.
   """
   size = min(len(points), 2 * _SAMPLE // collectives.axis_size(axis_name) + _GROUP)
-  sampling_rate = _SAMPLE / jnp.maximum(collectives.psum(valid.sum(), axis_name), 1).astype(
-    jnp.float32
-  )
+  num_valid = jnp.maximum(collectives.psum(valid.sum(), axis_name), 1)
+  sampling_rate = _SAMPLE / num_valid.astype(jnp.float32)
   # In Knuth's multiplicative hash the upper bits are the well-mixed ones.
   hashes = (point_id.astype(jnp.uint32) * jnp.uint32(2654435761)) >> 8
   is_sampled = valid & (hashes.astype(jnp.float32) < sampling_rate * 2.0**24)
@@ -211,21 +210,16 @@ def init(
     axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
   """
   random_bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)) >> 1)(point_id)
-  min_bits = collectives.all_gather(
-    jnp.min(random_bits, where=valid, initial=_MAX_ID), axis_name
-  ).min()
-  has_min_bits = valid & (random_bits == min_bits)
-  first_id = collectives.all_gather(
-    jnp.min(point_id, where=has_min_bits, initial=_MAX_ID), axis_name
-  ).min()
+  min_bits = jnp.min(random_bits, where=valid, initial=_MAX_ID)
+  has_min_bits = valid & (random_bits == collectives.all_min(min_bits, axis_name))
+  first_id = jnp.min(point_id, where=has_min_bits, initial=_MAX_ID)
+  first_id = collectives.all_min(first_id, axis_name)
   is_first = has_min_bits & (point_id == first_id)
-  initial_distance = jnp.where(valid, jnp.finfo(jnp.float32).max, -jnp.inf)
-  return Selection(
-    jnp.full(max_centers, -1, jnp.int32),
-    jnp.zeros((), jnp.int32),
-    # The drawn point has the largest distance, so it is selected first.
-    jnp.where(is_first, jnp.inf, initial_distance),
-  )
+  squared_distance = jnp.where(valid, jnp.finfo(jnp.float32).max, -jnp.inf)
+  # The drawn point has the largest distance, so it is selected first.
+  squared_distance = jnp.where(is_first, jnp.inf, squared_distance)
+  centers = jnp.full(max_centers, -1, jnp.int32)
+  return Selection(centers, jnp.zeros((), jnp.int32), squared_distance)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnames='axis_name')
@@ -244,37 +238,78 @@ def select_until(
     axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
   """
 
-  def global_max(squared_distance: Float[Array, ' n']) -> Float[Array, '']:
-    return collectives.all_gather(squared_distance.max(), axis_name).max()
+  def with_farthest(selection: Selection) -> tuple[Selection, Float[Array, '']]:
+    return selection, collectives.all_max(selection.squared_distance.max(), axis_name)
 
   def needs_more(carry: tuple[Selection, Float[Array, '']]) -> Bool[Array, '']:
     return (carry[0].num_centers < target) & (carry[1] >= 0)
 
-  def select_batch(
-    carry: tuple[Selection, Float[Array, '']],
-  ) -> tuple[Selection, Float[Array, '']]:
-    selection, farthest = carry
-    new_centers, num_new = _pick_centers(
-      point_set, selection.squared_distance, farthest, target - selection.num_centers, axis_name
-    )
-    slots = jnp.where(
-      new_centers.position >= 0,
-      selection.num_centers + jnp.arange(_MAX_NEW_CENTERS),
-      len(selection.centers),
-    )
-    squared_distance = _update_distances(
-      point_set, selection.squared_distance, new_centers, num_new, axis_name
-    )
-    selection = Selection(
-      selection.centers.at[slots].set(new_centers.position, mode='drop'),
-      selection.num_centers + num_new,
-      squared_distance,
-    )
-    return selection, global_max(squared_distance)
+  def select_batch(carry: tuple[Selection, Float[Array, '']]) -> tuple[Selection, Float[Array, '']]:
+    (centers, num_centers, distance), farthest = carry
+    max_new = target - num_centers
+    new_centers, num_new = _pick_centers(point_set, distance, farthest, max_new, axis_name)
+    slots = num_centers + jnp.arange(_MAX_NEW_CENTERS)
+    slots = jnp.where(new_centers.position >= 0, slots, len(centers))
+    centers = centers.at[slots].set(new_centers.position, mode='drop')
+    distance = _update_distances(point_set, distance, new_centers, num_new, axis_name)
+    return with_farthest(Selection(centers, num_centers + num_new, distance))
 
-  return jax.lax.while_loop(
-    needs_more, select_batch, (selection, global_max(selection.squared_distance))
-  )[0]
+  return jax.lax.while_loop(needs_more, select_batch, with_farthest(selection))[0]
+
+
+class _Candidates(NamedTuple):
+  """Candidates of all shards for the next centers.
+
+  Attributes:
+    point: coordinates, minus `PointSet.center`.
+    sketch: sketches.
+    point_id: ids, which break ties.
+    position: positions among the points of all shards.
+    squared_distance: squared distances to the nearest center; -1 for a duplicate.
+  """
+
+  point: Float[Array, 'c d']
+  sketch: Float[Array, 'c s']
+  point_id: Int[Array, ' c']
+  position: Int[Array, ' c']
+  squared_distance: Float[Array, ' c']
+
+
+def _gather_candidates(
+  point_set: PointSet,
+  squared_distance: Float[Array, ' n'],
+  farthest: Float[Array, ''],
+  axis_name: str | None,
+) -> tuple[_Candidates, Float[Array, '']]:
+  """Return candidates, and a bound on the squared distance of all other points.
+
+  The candidates are the points of the groups of adjacent points with the largest maximum distances,
+  and the farthest point itself.
+  """
+  n = len(squared_distance)
+  num_groups = -(-n // _GROUP)
+  grouped = jnp.pad(squared_distance, (0, num_groups * _GROUP - n), constant_values=-jnp.inf)
+  grouped = grouped.reshape(num_groups, _GROUP)
+  num_chosen = min(-(-_CANDIDATES // _GROUP // collectives.axis_size(axis_name)), num_groups)
+  maxima = jnp.append(grouped.max(axis=1), -jnp.inf)
+  group_maxima, group_ids = jax.lax.top_k(maxima, num_chosen + 1)
+  bound, group_ids = collectives.all_max(group_maxima[-1], axis_name), group_ids[:-1]
+  rows = (group_ids[:, None] * _GROUP + jnp.arange(_GROUP)[None]).reshape(-1)
+  rows = jnp.minimum(rows, n - 1)  # Rows beyond the end are padding, whose distance is -inf.
+  # The farthest point with the smallest id becomes the first candidate: where many points are
+  # equally far, the groups may not contain it.
+  is_farthest = squared_distance == farthest
+  first = jnp.argmin(jnp.where(is_farthest, point_set.point_id, _MAX_ID))
+  is_duplicate = is_farthest[first] & (rows == first)
+  distance = jnp.where(is_duplicate, -1.0, grouped[group_ids].reshape(-1))
+  distance = jnp.append(jnp.where(is_farthest[first], farthest, -jnp.inf), distance)
+  rows = jnp.append(first, rows).astype(jnp.int32)
+  point = point_set.points[rows] - point_set.center[None]
+  position = collectives.axis_index(axis_name) * n + rows
+  candidates = _Candidates(
+    point, point_set.sketch[rows], point_set.point_id[rows], position, distance
+  )
+  return collectives.all_gather_tiled(candidates, axis_name), bound
 
 
 def _pick_centers(
@@ -286,11 +321,10 @@ def _pick_centers(
 ) -> tuple[NewCenters, Int[Array, '']]:
   """Return the next centers, one or many, and their number.
 
-  The candidates are the points of the groups of adjacent points with the largest maximum distances,
-  and the farthest point itself; the squared distance of every other point to its nearest center is
-  at most `bound`. The farthest candidate is picked, the distances of the others are updated, and
-  this repeats while the squared distance of the farthest candidate exceeds `bound`, that is, while
-  it is certain to be the farthest of all points. The first pick is certain without this check.
+  The farthest candidate is picked, the distances of the others are updated, and this repeats while
+  the squared distance of the farthest candidate exceeds that of all points that are no candidates,
+  that is, while it is certain to be the farthest of all points. The first pick is certain without
+  this check.
 
   Args:
     point_set: points to select from.
@@ -299,67 +333,32 @@ def _pick_centers(
     max_new: number of centers that are still needed; a pass picks at most `_MAX_NEW_CENTERS`.
     axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
   """
-  num_groups = -(-len(squared_distance) // _GROUP)
-  grouped = jnp.pad(
-    squared_distance, (0, num_groups * _GROUP - len(squared_distance)), constant_values=-jnp.inf
-  )
-  grouped = grouped.reshape(num_groups, _GROUP)
-  num_candidate_groups = min(
-    -(-_CANDIDATES // _GROUP // collectives.axis_size(axis_name)), num_groups
-  )
-  group_maxima, group_ids = jax.lax.top_k(
-    jnp.append(grouped.max(axis=1), -jnp.inf), num_candidate_groups + 1
-  )
-  bound, group_ids = collectives.all_gather(group_maxima[-1], axis_name).max(), group_ids[:-1]
-  rows = (group_ids[:, None] * _GROUP + jnp.arange(_GROUP)[None]).reshape(-1)
-  # Rows beyond the end are padding, whose distance is -inf.
-  rows = jnp.minimum(rows, len(squared_distance) - 1)
-  # The farthest point with the smallest id becomes the first candidate: where many points are
-  # equally far, the groups may not contain it.
-  is_farthest = squared_distance == farthest
-  first = jnp.argmin(jnp.where(is_farthest, point_set.point_id, _MAX_ID))
-  candidate_rows = jnp.append(first, rows).astype(jnp.int32)
-  is_duplicate = is_farthest[first] & (rows == first)
-  remaining = jnp.where(is_duplicate, -1.0, grouped[group_ids].reshape(-1))
-  remaining = jnp.append(jnp.where(is_farthest[first], farthest, -jnp.inf), remaining)
-  candidates, sketches, ids, positions, remaining = collectives.all_gather_tiled(
-    (
-      point_set.points[candidate_rows] - point_set.center[None],
-      point_set.sketch[candidate_rows],
-      point_set.point_id[candidate_rows],
-      collectives.axis_index(axis_name) * len(squared_distance) + candidate_rows,
-      remaining,
-    ),
-    axis_name,
-  )
-  squared_norms = jnp.sum(candidates**2, axis=1)
+  candidates, bound = _gather_candidates(point_set, squared_distance, farthest, axis_name)
+  points, squared_norms = candidates.point, jnp.sum(candidates.point**2, axis=1)
 
   def certain(carry: _Carry) -> Bool[Array, '']:
     _, num_picked, remaining = carry
     # The limit is at least 0, because picked candidates have -1.
-    return (num_picked < jnp.minimum(max_new, _MAX_NEW_CENTERS)) & (
-      remaining.max() > jnp.maximum(bound, 0.0)
-    )
+    is_farthest = remaining.max() > jnp.maximum(bound, 0.0)
+    return (num_picked < jnp.minimum(max_new, _MAX_NEW_CENTERS)) & is_farthest
 
   def take_next(carry: _Carry) -> _Carry:
     picks, num_picked, remaining = carry
     # Ties go to the smallest id, as in plain greedy selection.
     is_max = remaining == remaining.max()
-    min_id = jnp.min(ids, where=is_max, initial=_MAX_ID)
-    pick = jnp.argmax(is_max & (ids == min_id)).astype(jnp.int32)
-    product = jnp.einsum('cd,d->c', candidates, candidates[pick], precision=_EXACT)
+    min_id = jnp.min(candidates.point_id, where=is_max, initial=_MAX_ID)
+    pick = jnp.argmax(is_max & (candidates.point_id == min_id)).astype(jnp.int32)
+    product = jnp.einsum('cd,d->c', points, points[pick], precision=_EXACT)
     to_pick = jnp.maximum(squared_norms + squared_norms[pick] - 2 * product, 0.0)
-    return (
-      picks.at[num_picked].set(pick),
-      num_picked + 1,
-      jnp.minimum(remaining, to_pick).at[pick].set(-1.0),
-    )
+    remaining = jnp.minimum(remaining, to_pick).at[pick].set(-1.0)
+    return picks.at[num_picked].set(pick), num_picked + 1, remaining
 
   initial = jnp.full(_MAX_NEW_CENTERS, -1, jnp.int32), jnp.zeros((), jnp.int32)
-  picks, num_picked, _ = jax.lax.while_loop(certain, take_next, take_next((*initial, remaining)))
-  candidate_index = jnp.maximum(picks, 0)
-  position = jnp.where(picks >= 0, positions[candidate_index], -1)
-  return NewCenters(position, candidates[candidate_index], sketches[candidate_index]), num_picked
+  first = take_next((*initial, candidates.squared_distance))
+  picks, num_picked, _ = jax.lax.while_loop(certain, take_next, first)
+  rows = jnp.maximum(picks, 0)
+  position = jnp.where(picks >= 0, candidates.position[rows], -1)
+  return NewCenters(position, points[rows], candidates.sketch[rows]), num_picked
 
 
 def _update_distances(
@@ -371,64 +370,64 @@ def _update_distances(
 ) -> Float[Array, ' n']:
   """Return each point's squared distance to its nearest center, new centers included.
 
-  For every block of points and chunk of centers, the sketches bound the distances from below. Exact
-  distances are computed only for points whose bound is below the current distance: for a gathered
-  subset of the block if they are few, else for the whole block. New centers get -1.
-
   Args:
     point_set: points of this shard.
     squared_distance: squared distance of each point to its nearest center so far.
-    new_centers: the new centers of all shards.
+    new_centers: the new centers of all shards, which get -1.
     num_new: number of new centers; further entries of `new_centers` are unused.
     axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
   """
-  centers, sketches = new_centers.point, new_centers.sketch
-  block_size, num_points = min(_BLOCK, len(squared_distance)), len(squared_distance)
-  subset_sizes = [block_size // share for share in _SUBSET_SHARES if block_size // share]
+  n = len(squared_distance)
 
-  def update_block(
-    start: Int[Array, ''], squared_distance: Float[Array, ' n']
-  ) -> Float[Array, ' n']:
-    sketch = jax.lax.dynamic_slice_in_dim(point_set.sketch, start, block_size)
-
-    def update_chunk(i: Int[Array, ''], squared_distance: Float[Array, ' b']) -> Float[Array, ' b']:
-      chunk_index = i * _CHUNK + jnp.arange(_CHUNK)
-      is_near = (
-        _nearest_squared_distance(
-          sketch, sketches[chunk_index], chunk_index < num_new, _ROUNDING_MARGIN
-        )
-        < squared_distance
-      )
-
-      def update_subset(subset_size: int) -> Float[Array, ' b']:
-        rows = jnp.nonzero(is_near, size=subset_size, fill_value=num_points)[0]
-        x = point_set.points[jnp.minimum(start + rows, num_points - 1)] - point_set.center[None]
-        new_distance = _nearest_squared_distance(x, centers[chunk_index], chunk_index < num_new)
-        return squared_distance.at[rows].min(new_distance, mode='drop')
-
-      def update_all() -> Float[Array, ' b']:
-        x = (
-          jax.lax.dynamic_slice_in_dim(point_set.points, start, block_size) - point_set.center[None]
-        )
-        return jnp.minimum(
-          squared_distance,
-          _nearest_squared_distance(x, centers[chunk_index], chunk_index < num_new),
-        )
-
-      branches = [functools.partial(update_subset, subset_size) for subset_size in subset_sizes]
-      branch_index = jnp.sum(is_near.sum() > jnp.asarray(subset_sizes, jnp.int32))
-      return jax.lax.switch(branch_index, [*branches, update_all])
-
-    num_chunks = (num_new + _CHUNK - 1) // _CHUNK
-    block_distance = jax.lax.dynamic_slice_in_dim(squared_distance, start, block_size)
-    updated_distance = jax.lax.fori_loop(0, num_chunks, update_chunk, block_distance)
-    return jax.lax.dynamic_update_slice_in_dim(squared_distance, updated_distance, start, 0)
+  def update_block(start: Array, squared_distance: Float[Array, ' n']) -> Float[Array, ' n']:
+    distance = jax.lax.dynamic_slice_in_dim(squared_distance, start, min(_BLOCK, n))
+    distance = _update_block(point_set, distance, new_centers, num_new, start)
+    return jax.lax.dynamic_update_slice_in_dim(squared_distance, distance, start, 0)
 
   squared_distance = _for_each_block(update_block, squared_distance)
-  local_position = new_centers.position - collectives.axis_index(axis_name) * num_points
-  return squared_distance.at[
-    jnp.where((local_position >= 0) & (local_position < num_points), local_position, num_points)
-  ].set(-1.0, mode='drop')
+  rows = new_centers.position - collectives.axis_index(axis_name) * n
+  rows = jnp.where((rows >= 0) & (rows < n), rows, n)
+  return squared_distance.at[rows].set(-1.0, mode='drop')
+
+
+def _update_block(
+  point_set: PointSet,
+  distance: Float[Array, ' b'],
+  new_centers: NewCenters,
+  num_new: Int[Array, ''],
+  start: Int[Array, ''],
+) -> Float[Array, ' b']:
+  """Return the squared distances of the block of points from `start` on to their nearest centers.
+
+  For every chunk of centers, the sketches bound the distances from below. Exact distances are
+  computed only for points whose bound is below the current distance: for a gathered subset of the
+  block if they are few, else for the whole block.
+  """
+  n, size = len(point_set.points), len(distance)
+  sketch = jax.lax.dynamic_slice_in_dim(point_set.sketch, start, size)
+  subset_sizes = [size // share for share in _SUBSET_SHARES if size // share]
+
+  def update_chunk(i: Int[Array, ''], distance: Float[Array, ' b']) -> Float[Array, ' b']:
+    chunk = i * _CHUNK + jnp.arange(_CHUNK)
+    is_used, centers = chunk < num_new, new_centers.point[chunk]
+    sketches = new_centers.sketch[chunk]
+    is_near = _nearest_squared_distance(sketch, sketches, is_used, _ROUNDING_MARGIN) < distance
+
+    def update_subset(subset_size: int) -> Float[Array, ' b']:
+      rows = jnp.nonzero(is_near, size=subset_size, fill_value=n)[0]
+      x = point_set.points[jnp.minimum(start + rows, n - 1)] - point_set.center[None]
+      new_distance = _nearest_squared_distance(x, centers, is_used)
+      return distance.at[rows].min(new_distance, mode='drop')
+
+    def update_all() -> Float[Array, ' b']:
+      x = jax.lax.dynamic_slice_in_dim(point_set.points, start, size) - point_set.center[None]
+      return jnp.minimum(distance, _nearest_squared_distance(x, centers, is_used))
+
+    branches = [functools.partial(update_subset, x) for x in subset_sizes]
+    branch_index = jnp.sum(is_near.sum() > jnp.asarray(subset_sizes, jnp.int32))
+    return jax.lax.switch(branch_index, [*branches, update_all])
+
+  return jax.lax.fori_loop(0, (num_new + _CHUNK - 1) // _CHUNK, update_chunk, distance)
 
 
 def _nearest_squared_distance(

@@ -91,13 +91,10 @@ def add_batch(moments: Moments, x: Float[Array, 'b h w d'], valid: Bool[Array, '
     # Deviations from the old mean are small numbers even if the vectors are far from the origin.
     y = jnp.where(mask, _take_column(x, j, 2) - center[None], 0.0)
     shift = y.sum(axis=0) / jnp.maximum(count, 1.0)
-    scaled_deviations = jnp.where(mask, y - alpha * shift[None], 0.0)
-    outer_products = jnp.einsum(
-      'bhi,bhj->hij', scaled_deviations, scaled_deviations, precision=_EXACT
-    )
-    return _replace_column(mean, center + share * shift, j), _replace_column(
-      m2, _take_column(m2, j, 1) + outer_products, j
-    )
+    y = jnp.where(mask, y - alpha * shift[None], 0.0)
+    outer_products = jnp.einsum('bhi,bhj->hij', y, y, precision=_EXACT)
+    mean = _replace_column(mean, center + share * shift, j)
+    return mean, _replace_column(m2, _take_column(m2, j, 1) + outer_products, j)
 
   return Moments(n, *lax.fori_loop(0, x.shape[2], add_column, (moments.mean, moments.m2)))
 
@@ -124,6 +121,20 @@ def whitening_matrices(
     return _replace_column(out, _inverse_cholesky(covariance), j)
 
   return lax.fori_loop(0, moments.m2.shape[1], whiten_column, moments.m2)
+
+
+def min_vectors(d: int, ridge: float) -> int:
+  """Return the least number of vectors for which `leave_one_out_distance` is defined.
+
+  Without one of them, the others must have a covariance, which n vectors of length d have for n of
+  2 or more, and which is singular for n of d or fewer unless a ridge is added.
+
+  Raises:
+    ValueError: the ridge is negative.
+  """
+  if not ridge >= 0:
+    raise ValueError(f'A ridge must be 0 or more, got {ridge}.')
+  return 1 + (2 if ridge else max(2, d + 1))
 
 
 def mahalanobis(
@@ -175,10 +186,8 @@ def mahalanobis_from_bands(
   """
   _, h, w, d = x.shape
   y = jnp.transpose((x - mean[None]).reshape(-1, h * w, d), (1, 0, 2))
-  squared_norms = [
-    jnp.sum(jnp.matmul(y[:, :, : band.shape[1]], band, precision=_EXACT) ** 2, axis=2)
-    for band in bands
-  ]
+  products = (jnp.matmul(y[:, :, : x.shape[1]], x, precision=_EXACT) for x in bands)
+  squared_norms = [jnp.sum(z**2, axis=2) for z in products]
   return jnp.sqrt(functools.reduce(jnp.add, squared_norms).T).reshape(-1, h, w)
 
 

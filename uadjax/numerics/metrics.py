@@ -68,11 +68,9 @@ def rank(
   order = np.argsort(anomalous_scores)[::-1]
   scores = anomalous_scores[order]
   last_of_ties = np.flatnonzero(np.append(scores[1:] != scores[:-1], [True] * (len(scores) > 0)))
-  overlap = (
-    (last_of_ties + 1.0)
-    if weights is None
-    else np.cumsum(weights[order], dtype=np.float64)[last_of_ties]
-  )
+  overlap = last_of_ties + 1.0
+  if weights is not None:
+    overlap = np.cumsum(weights[order], dtype=np.float64)[last_of_ties]
   scores = scores[last_of_ties]
   num_below, num_not_above, total_normals = _count_below(scores[::-1], normal_scores)
   if not len(scores) or not total_normals:
@@ -121,10 +119,9 @@ def auroc(ranking: Ranking) -> float:
   """
   counts = np.diff(ranking.num_anomalous, prepend=0)
   # Integers hold 2^31 pixels of each class, so nothing is rounded before the division.
-  doubled_wins = int(
-    counts @ (2 * ranking.total_normals - ranking.num_normal_above - ranking.num_normal)
-  )
-  return doubled_wins / (2 * int(ranking.num_anomalous[-1]) * ranking.total_normals)
+  total = ranking.total_normals
+  doubled_wins = int(counts @ (2 * total - ranking.num_normal_above - ranking.num_normal))
+  return doubled_wins / (2 * int(ranking.num_anomalous[-1]) * total)
 
 
 def average_precision(ranking: Ranking) -> float:
@@ -151,12 +148,9 @@ def au_pro(ranking: Ranking, max_fpr: float = 0.3) -> float:
     max_fpr: false-positive rate to integrate up to, in (0, 1].
   """
   fpr, overlap = pro_curve(ranking)
-  num_inside = int(np.searchsorted(fpr, max_fpr, 'right'))
-  edge_overlap = np.interp(max_fpr, fpr, overlap)
-  area = np.trapezoid(
-    np.append(overlap[:num_inside], edge_overlap), np.append(fpr[:num_inside], max_fpr)
-  )
-  return float(area / max_fpr)
+  n = int(np.searchsorted(fpr, max_fpr, 'right'))
+  y = np.append(overlap[:n], np.interp(max_fpr, fpr, overlap))
+  return float(np.trapezoid(y, np.append(fpr[:n], max_fpr)) / max_fpr)
 
 
 def region_weights(mask: Bool[np.ndarray, 'h w']) -> Float[np.ndarray, ' m']:
@@ -209,12 +203,8 @@ class Confusion(NamedTuple):
     cls, pred: Bool[np.ndarray, '*shape'], truth: Bool[np.ndarray, '*shape']
   ) -> 'Confusion':
     """Return the counts of predictions compared with the ground truth, element by element."""
-    num_predicted, num_defective, tp = (
-      int(np.count_nonzero(x)) for x in (pred, truth, pred & truth)
-    )
-    return cls(
-      tp, num_predicted - tp, num_defective - tp, pred.size - num_predicted - num_defective + tp
-    )
+    num_pred, num_true, tp = (int(np.count_nonzero(x)) for x in (pred, truth, pred & truth))
+    return cls(tp, num_pred - tp, num_true - tp, pred.size - num_pred - num_true + tp)
 
   def merge(self, other: 'Confusion') -> 'Confusion':
     """Return the sum of both counts."""
@@ -268,9 +258,8 @@ def _staircase(ranking: Ranking, y: Float[np.ndarray, ' k']) -> Curve:
   It is level between distinct anomalous scores and rises at each of them: vertically, or with a
   slope if normal scores tie with it.
   """
-  fpr = (
-    np.stack([ranking.num_normal_above, ranking.num_normal], axis=1).ravel() / ranking.total_normals
-  )
+  fpr = np.stack([ranking.num_normal_above, ranking.num_normal], axis=1).ravel()
+  fpr = fpr / ranking.total_normals
   return np.concatenate([[0.0], fpr, [1.0]]), np.repeat(np.append(0.0, y), 2)
 
 

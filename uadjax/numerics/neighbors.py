@@ -11,11 +11,13 @@ whole bank are among the results of all shards.
 Letters: q queries, n bank rows, d dimensions, k neighbors, c candidates.
 """
 
+from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Int32
 import numpy as np
 
@@ -115,9 +117,8 @@ def nearest(
     )
 
   def search(query_block: Float[Array, 'p d'], rows_per_block: int) -> Neighbors:
-    candidates = _find_candidates(
-      query_block, index, min(k + NUM_EXTRA_CANDIDATES, n), approx, rows_per_block
-    )
+    num_candidates = min(k + NUM_EXTRA_CANDIDATES, n)
+    candidates = _find_candidates(query_block, index, num_candidates, approx, rows_per_block)
     return _sort_candidates(query_block, index.rows, candidates, min(k, n))
 
   queries -= index.center[None]
@@ -126,26 +127,30 @@ def nearest(
   # Blocks are as square as possible, because their product then reads the least memory.
   queries_per_block = _even_block_size(q, max(math.isqrt(max_elements), max_elements // n))
   rows_per_block = _even_block_size(n, max_elements // max(1, queries_per_block))
-  if queries_per_block == q:
-    return search(queries, rows_per_block)
+  return _map_blocks(lambda x: search(x, rows_per_block), queries, queries_per_block)
 
-  def search_block(start: Int[Array, '']) -> Neighbors:
-    return search(jax.lax.dynamic_slice_in_dim(queries, start, queries_per_block), rows_per_block)
 
-  starts = jnp.minimum(jnp.arange(0, q, queries_per_block), q - queries_per_block)
-  out = jax.lax.map(search_block, starts)
-  # The last block overlaps the one before, so only its end is new.
-  num_new = q - (len(starts) - 1) * queries_per_block
-  return jax.tree.map(
-    lambda x: jnp.concatenate(
-      [x[:-1].reshape(-1, x.shape[-1]), x[-1, queries_per_block - num_new :]]
-    ),
-    out,
+def _map_blocks(
+  search: Callable[[Array], Neighbors], queries: Float[Array, 'q d'], block_size: int
+) -> Neighbors:
+  """Return the neighbors of all queries, searched block by block."""
+  q = len(queries)
+  if block_size == q:
+    return search(queries)
+  starts = jnp.minimum(jnp.arange(0, q, block_size), q - block_size)
+  blocks = jax.lax.map(
+    lambda start: search(jax.lax.dynamic_slice_in_dim(queries, start, block_size)), starts
   )
+  # The last block overlaps the one before, so only its end is new.
+  first_new = len(starts) * block_size - q
+
+  def join(x: Array) -> Array:
+    return jnp.concatenate([x[:-1].reshape(-1, x.shape[-1]), x[-1, first_new:]])
+
+  return jax.tree.map(join, blocks)
 
 
-# For `Shards.shard_map`: a field is sharded along its first axis (True) or replicated (False).
-INDEX_SPECS = Index(True, False, True)  # pyright: ignore[reportArgumentType]
+INDEX_SPECS = Index._make((P('data'), P(), P('data')))
 # Padding rows are far from every query, but finite, because products with infinity may be NaN. Only
 # their entries of `Index.squared_norms` are infinite.
 _PADDING_VALUE = 1e18
@@ -160,9 +165,8 @@ def pad_index(index: Index, num_shards: int) -> Index:
   # NumPy arrays stay on the host.
   pad: Any = np.pad if isinstance(index.rows, np.ndarray) else jnp.pad
   rows = pad(index.rows, ((0, num_missing), (0, 0)), constant_values=_PADDING_VALUE)
-  return Index(
-    rows, index.center, pad(index.squared_norms, (0, num_missing), constant_values=np.inf)
-  )
+  squared_norms = pad(index.squared_norms, (0, num_missing), constant_values=np.inf)
+  return Index(rows, index.center, squared_norms)
 
 
 def nearest_sharded(
@@ -183,19 +187,16 @@ def nearest_sharded(
   """
   if axis_name is None:
     return nearest(queries, index, k, approx=approx)
-  neighbors = nearest(collectives.all_gather_tiled(queries, axis_name), index, k, approx=approx)
-  neighbors = neighbors._replace(
-    row=neighbors.row + collectives.axis_index(axis_name) * len(index.rows)
-  )
+  all_queries = collectives.all_gather_tiled(queries, axis_name)
+  distance, row = nearest(all_queries, index, k, approx=approx)
+  row += collectives.axis_index(axis_name) * len(index.rows)
 
   def send_back(x: Array) -> Array:
     # Each shard receives the results of all shards for its queries, side by side.
     x = jax.lax.all_to_all(x, axis_name, 0, 0, tiled=True).reshape(-1, len(queries), x.shape[1])
     return jnp.moveaxis(x, 0, 1).reshape(len(queries), -1)
 
-  distance, row = jax.lax.sort(
-    (send_back(neighbors.distance), send_back(neighbors.row)), num_keys=2
-  )
+  distance, row = jax.lax.sort((send_back(distance), send_back(row)), num_keys=2)
   return Neighbors(distance[:, :k], row[:, :k])
 
 
@@ -212,12 +213,9 @@ def take_rows(
   """
   if axis_name is None:
     return jnp.take(index.rows, positions, axis=0, mode='clip')
-  return collectives.local_slice(
-    collectives.gather_rows(
-      index.rows, collectives.all_gather_tiled(positions, axis_name), axis_name
-    ),
-    axis_name,
-  )
+  positions = collectives.all_gather_tiled(positions, axis_name)
+  rows = collectives.gather_rows(index.rows, positions, axis_name)
+  return collectives.local_slice(rows, axis_name)
 
 
 def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
@@ -238,9 +236,7 @@ def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
 def measure_recall(queries: Float[Array, 'q d'], index: Index, k: int = 1) -> float:
   """Return the share of the k nearest rows that the approximate search finds on this device."""
   search = jax.jit(nearest, static_argnames=('k', 'approx'))
-  exact, approximate = (
-    search(queries, index, k, approx=use_approx).row for use_approx in (False, True)
-  )
+  exact, approximate = (search(queries, index, k, approx=x).row for x in (False, True))
   return float(_recall(exact, approximate))
 
 
@@ -255,11 +251,7 @@ def _even_block_size(total: int, max_size: int) -> int:
 
 
 def _find_candidates(
-  queries: Float[Array, 'q d'],
-  index: Index,
-  num_candidates: int,
-  approx: bool,
-  rows_per_block: int,
+  queries: Float[Array, 'q d'], index: Index, num_candidates: int, approx: bool, rows_per_block: int
 ) -> Int32[Array, 'q c']:
   """Return the positions of the rows b with the smallest ``|b|² - 2ab`` for each query a.
 
@@ -286,14 +278,11 @@ def _find_candidates(
 
   def merge_block(i, best: tuple[Array, Array]) -> tuple[Array, Array]:
     start = jnp.minimum(i * rows_per_block, n - rows_per_block)
-    rows, squared_norms = (
-      jax.lax.dynamic_slice_in_dim(x, start, rows_per_block)
-      for x in (index.rows, index.squared_norms)
-    )
+    rows = jax.lax.dynamic_slice_in_dim(index.rows, start, rows_per_block)
+    squared_norms = jax.lax.dynamic_slice_in_dim(index.squared_norms, start, rows_per_block)
     # The last block overlaps the one before, whose rows must not be selected twice.
-    squared_norms = jnp.where(
-      start + jnp.arange(rows_per_block) < i * rows_per_block, jnp.inf, squared_norms
-    )
+    is_repeated = start + jnp.arange(rows_per_block) < i * rows_per_block
+    squared_norms = jnp.where(is_repeated, jnp.inf, squared_norms)
     values, positions = smallest_in_block(rows, squared_norms, num_per_block)
     values = jnp.concatenate([best[0], values], axis=1)
     positions = jnp.concatenate([best[1], positions + start], axis=1)
@@ -334,10 +323,7 @@ def _smallest(
 
 
 def _sort_candidates(
-  queries: Float[Array, 'q d'],
-  rows: Float[Array, 'n d'],
-  candidates: Int32[Array, 'q c'],
-  k: int,
+  queries: Float[Array, 'q d'], rows: Float[Array, 'n d'], candidates: Int32[Array, 'q c'], k: int
 ) -> Neighbors:
   """Return the k nearest candidates, by distances computed directly from the differences.
 

@@ -74,9 +74,8 @@ def project(
   for x, stage_projection in zip(stages, jnp.split(projection, ends[:-1]), strict=True):
     x = jnp.einsum('bhwc,cd->bhwd', x, stage_projection, precision=jax.lax.Precision.HIGHEST)
     if x.shape[1:3] != (height, width):
-      row_matrix, column_matrix = (
-        jnp.asarray(matrix_fn(*sizes)) for sizes in ((height, x.shape[1]), (width, x.shape[2]))
-      )
+      row_matrix = jnp.asarray(matrix_fn(height, x.shape[1]))
+      column_matrix = jnp.asarray(matrix_fn(width, x.shape[2]))
       x = resampling.apply_separable(row_matrix, column_matrix, x)
     out += x
   return out
@@ -90,11 +89,10 @@ def _sample(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
 def _sample_per_stage(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
   keys = jax.random.split(key, len(channels))
   starts = np.cumsum((0, *channels))
+  counts = _channels_per_stage(channels, d)
   indices = [
     start + jnp.sort(jax.random.choice(k, c, (count,), replace=False))
-    for k, start, c, count in zip(
-      keys, starts, channels, _channels_per_stage(channels, d), strict=False
-    )
+    for k, start, c, count in zip(keys, starts, channels, counts, strict=False)
   ]
   return _one_hot(jnp.concatenate(indices), sum(channels))
 
@@ -103,12 +101,8 @@ def _channels_per_stage(channels: tuple[int, ...], d: int) -> tuple[int, ...]:
   """Return the number of channels to select from each stage: equally many, but at most all."""
   counts, remaining = dict[int, int](), d
   # Small stages come first, so that larger ones make up for what they lack.
-  for num_stages_left, stage in zip(
-    range(len(channels), 0, -1),
-    sorted(range(len(channels)), key=lambda s: channels[s]),
-    strict=True,
-  ):
-    counts[stage] = min(channels[stage], remaining // num_stages_left)
+  for i, stage in enumerate(sorted(range(len(channels)), key=lambda s: channels[s])):
+    counts[stage] = min(channels[stage], remaining // (len(channels) - i))
     remaining -= counts[stage]
   return tuple(counts[stage] for stage in range(len(channels)))
 

@@ -69,14 +69,9 @@ def upsample(
 ) -> Float[Array, 'b H W']:
   """Resample maps bilinearly to `height` x `width`, then blur them by `sigma` pixels if not 0."""
   row_matrix, column_matrix = (
-    bilinear_matrix(height, x.shape[1]),
-    bilinear_matrix(width, x.shape[2]),
+    blur_matrix(new, sigma) @ bilinear_matrix(new, old) if sigma else bilinear_matrix(new, old)
+    for new, old in ((height, x.shape[1]), (width, x.shape[2]))
   )
-  if sigma:
-    row_matrix, column_matrix = (
-      blur_matrix(height, sigma) @ row_matrix,
-      blur_matrix(width, sigma) @ column_matrix,
-    )
   exact = jax.lax.Precision.HIGHEST
   x = jnp.matmul(x, jnp.asarray(column_matrix).T, precision=exact)
   return jnp.matmul(jnp.asarray(row_matrix), x, precision=exact)

@@ -14,6 +14,7 @@ import time
 from typing import NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
@@ -125,9 +126,10 @@ def fit(
       managers, best_step_hook, options.checkpoint_every_s, num_steps, stop_event
     )
     hooks = [best_step_hook, log_hook, progress_hook, checkpoint_hook]
-    state = run(detector.update, state, batches, range(start_step + 1, num_steps + 1), hooks)
+    update = jax.jit(detector.update, donate_argnums=0)
+    state = run(update, state, batches, range(start_step + 1, num_steps + 1), hooks)
     best = best_step_hook.best or fit_hooks.BestStep(num_steps, math.nan, state)
-    fitted = jax.block_until_ready(detector.to_fitted(best.state))
+    fitted = jax.block_until_ready(detector.finalize(best.state))
     fit_seconds = time.perf_counter() - start_time - checkpoint_hook.save_seconds
   return GradientFit(fitted, best, fit_seconds, max(num_steps - start_step, 0) * batch_size)
 
@@ -138,25 +140,19 @@ def run(
   batches: Iterable[Batch],
   steps: Iterable[int],
   hooks: Sequence[fit_hooks.Hook],
-  before_update: Callable[[PyTree, int], PyTree] | None = None,
 ) -> PyTree:
   """Call `update` once per step and the hooks after it, and return the last state.
 
   Args:
-    update: function (state, batch) -> (state, metrics); it is jitted, with the state donated.
+    update: compiled function (state, batch) -> (state, metrics), which may consume the state.
     state: state before the first step.
     batches: one batch per step.
     steps: numbers of the steps.
     hooks: functions (step, state, metrics) -> None, called in this order after each step.
-    before_update: function (state, number of rows of the next batch) -> state, called before each
-      update outside of jit, or None.
   """
-  update = jax.jit(update, donate_argnums=0)
   previous_metrics: Metrics = {}
   # Pass steps before batches, so that zip does not consume a batch after the last step.
   for step, batch in zip(steps, batches, strict=False):
-    if before_update is not None:
-      state = before_update(state, len(batch.valid))
     state, metrics = update(state, batch)
     # Two steps in flight keep the device busy and bound the memory.
     jax.block_until_ready(previous_metrics)
@@ -170,9 +166,8 @@ def initial_state(detector: Detector, variables: Variables, seed: int, mesh: mes
   """Return the state before the first step, on the mesh, in buffers that may be donated."""
   # Copy the variables only: they are shared with the caller, and the state may take gigabytes.
   state = detector.init(jax.random.key(seed), meshes.replicate(mesh, variables, copy=True))
-  return meshes.put_on_mesh(
-    mesh, state, detector.sharding_specs.state if detector.sharding_specs else False
-  )
+  specs = detector.sharding_specs
+  return meshes.put_on_mesh(mesh, state, specs.state if specs else P())
 
 
 def resume(

@@ -132,8 +132,10 @@ def _train_one_pass(
   ops, options = transforms.parse(config.data.ops), config.fit
   # Read the model now, because a run that extends its own model will replace it.
   previous_info = model_dir.read_info(options.extend) if options.extend else None
-  previous_state = _load_previous_state(config, previous_info) if previous_info else None
-  num_previous = previous_state.num_images if previous_state else 0
+  previous = (
+    _load_previous_state(config, previous_info) if previous_info else incremental_state.EMPTY
+  )
+  num_previous = previous.num_images
   mesh = _make_mesh(config, 0)  # Batches are padded, so any number of devices works.
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   detector_spec = RunContext(
@@ -142,8 +144,6 @@ def _train_one_pass(
     max_extra_images_per_shard=meshes.micro_batch_size(mesh, options.batch_size) // mesh.size,
   )  # fmt: skip
   backbone, detector = model_dir.build_detector(config, detector_spec)
-  one_pass_functions = detector.one_pass
-  assert one_pass_functions is not None  # `detectors.learns_in_one_pass` is true for this detector.
   if num_previous + len(records) < _MIN_IMAGES:
     raise ConfigError(
       f'Leave-one-out calibration needs at least {_MIN_IMAGES} good images, got {len(records)}; '
@@ -164,12 +164,27 @@ def _train_one_pass(
     files.atomic_directory(workdir / 'state') as state_dir,
     files.atomic_directory(workdir / 'model') as model_folder,
   ):
-    one_pass_fit = one_pass.fit_one_pass(
-      detector, one_pass_functions, variables, config, records, previous_state, mesh, state_dir
+    leave_one_out, incremental = detector.leave_one_out, detector.incremental
+    # Every detector that learns in one pass has both.
+    assert leave_one_out is not None
+    assert incremental is not None
+    run = one_pass.OnePassRun(
+      config.detector.name,
+      detector,
+      leave_one_out,
+      incremental,
+      variables,
+      records,
+      previous,
+      ops,
+      config.seed,
+      mesh,
+      state_dir,
     )
+    one_pass_fit = one_pass.fit_one_pass(run, options.batch_size, options.log_every)
     peak_mb = memory.peak_mb()
     arrays_sha256 = array_file.save_arrays(model_folder, one_pass_fit.fitted)
-    feature_extractor, fit_seconds = one_pass_fit.feature_extractor, one_pass_fit.fit_seconds
+    extractor, fit_seconds = one_pass_fit.extractor, one_pass_fit.fit_seconds
     calibration_start = time.perf_counter() - one_pass_fit.calibration_seconds
     sharding_specs = detector.sharding_specs
     padded_fitted = (
@@ -185,46 +200,26 @@ def _train_one_pass(
     # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
     del one_pass_fit, padded_fitted
     memory.release_free_memory()
-    max_images = config.calibrate.images
     calibration_scores = one_pass.score_leave_one_out(
-      one_pass_functions,
-      variables,
-      state_dir,
-      records,
-      previous_state,
-      ops,
-      batch_size,
-      mesh,
-      max_images,
-      sharding_specs,
+      run, config.evaluate.batch_size, config.calibrate.images
     )
-    num_embeddings = config.calibrate.retain
-    retained_embeddings = one_pass.retain_embeddings(
-      one_pass_functions,
-      feature_extractor,
-      records,
-      previous_state,
-      num_embeddings,
-      ops,
-      config.seed,
-      mesh,
-    )
+    retained_embeddings = one_pass.retain_embeddings(run, extractor, config.calibrate.retain)
     thresholds = _calibrate_thresholds(config, calibration_scores, labeled_scores)
     incremental_state.save_retained_embeddings(
       state_dir, retained_embeddings, num_previous + len(records)
     )
     state_arrays = incremental_state.load_state_arrays(state_dir, memory_map=True)
-    summary = one_pass_functions.summary(state_arrays, retained_embeddings.embeddings)
+    summary = incremental.summarize(state_arrays, retained_embeddings.embeddings)
     model_dir.save_manifest(
       model_folder, config, thresholds, calibration_scores, weights, summary, arrays_sha256
     )
     drift = (
       _report_drift(
-        one_pass_functions.drift(previous_state.state_arrays, state_arrays),
+        incremental.drift(previous.state_arrays, state_arrays),
         previous_info.thresholds,
         thresholds,
       )
-      if previous_info and previous_state
+      if previous_info
       else {}
     )
   log.LOG.info('Summary: %s', _format_numbers(summary))

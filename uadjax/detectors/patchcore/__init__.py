@@ -7,17 +7,18 @@ Letters: b batch, h w patch grid, d embedding, n bank rows, k neighbors, H W ima
 """
 
 from collections.abc import Callable
+import functools
 from typing import cast, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jax.scipy import special
-from jaxtyping import Array, Float, Int, UInt8
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors.base import Detector, OnePass, RunContext, ShardingSpecs
-from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as memory_banks, selection
+from uadjax.detectors import base
+from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, scoring, selection
 from uadjax.errors import ConfigError, Setting
 from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
@@ -26,22 +27,48 @@ _SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section
 _CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
 _NUM_RECALL_QUERIES = 4096  # Patches that the recall of the approximate search is measured on.
 
-Stages = dict[str, Float[Array, 'b _h _w _c']]  # Feature maps of the backbone by stage name.
+Images = UInt8[Array, 'b H W 3']
+
+
+class Config(NamedTuple):
+  """Options and sizes.
+
+  Attributes:
+    backbone: network whose stages, upsampled to the size of the first, give the patch embeddings.
+    image_size: height and width of the images.
+    channels: number of channels that embeddings are averaged down to (the paper: 1024); 0, or no
+      fewer than the embeddings have, for no averaging.
+    neighbors: number of support samples, b of equation 7, of which the nearest row m* is the first;
+      at least 2 with `reweight`.
+    reweight: True to reweight the image score by equation 7; False to use the largest patch
+      distance.
+    approx: True to let accelerators miss the nearest row of a few patches
+      (`jax.lax.approx_min_k`). Support samples are always searched exactly.
+    bank: sizes and settings of the memory bank.
+  """
+
+  backbone: backbones.Backbone
+  image_size: tuple[int, int]
+  channels: int
+  neighbors: int
+  reweight: bool
+  approx: bool
+  bank: capacity.BankConfig
 
 
 class State(NamedTuple):
   """Training state: the backbone, the key of all coreset selections, and the memory bank."""
 
-  backbone: Variables
+  extractor: Variables
   key: Key
-  memory_bank: memory_banks.MemoryBank
+  memory_bank: banks.MemoryBank
 
 
 class FinalState(NamedTuple):
-  """State after `OnePass.finalize`, which selects the coreset of the memory bank."""
+  """State after the selection of the coreset of the memory bank."""
 
-  backbone: Variables
-  memory_bank: memory_banks.Coreset
+  extractor: Variables
+  memory_bank: banks.Coreset
 
 
 class Fitted(NamedTuple):
@@ -51,9 +78,13 @@ class Fitted(NamedTuple):
   memory_bank: knn.Index
 
 
+_STATE_SPECS = State._make((P(), P(), banks.BANK_SPECS))
+_FITTED_SPECS = Fitted._make((P(), knn.INDEX_SPECS))
+
+
 def make(
   backbone: backbones.Backbone,
-  context: RunContext,
+  context: base.RunContext,
   *,
   ratio: float = 0.01,
   coreset_dim: int = 0,
@@ -62,159 +93,40 @@ def make(
   channels: int = 0,
   max_bytes: int = 2 << 30,
   approx: bool = False,
-) -> Detector:
-  """Build the PatchCore detector.
-
-  Args:
-    backbone: network whose stages, upsampled to the size of the first, give the patch embeddings.
-    context: image size, number of images, progress and shards.
-    ratio: share of all patches that the coreset keeps.
-    coreset_dim: number of dimensions of the random projection in which the coreset is selected, as
-      in the paper; 0 selects in all dimensions, which is affordable here and more accurate
-      (experiments/README.md). Coresets for calibration are projected in either case (`leave_out`).
-    neighbors: number of support samples, b of equation 7, of which the nearest row m* is the first;
-      at least 2 with `reweight`.
-    reweight: True to reweight the image score by equation 7; False to use the largest patch
-      distance.
-    channels: number of channels that embeddings are averaged down to (the paper: 1024); 0, or no
-      fewer than the embeddings have, for no averaging.
-    max_bytes: bytes that each device may use for the memory bank and for selecting from it. The
-      coreset takes at most half.
-    approx: True to let accelerators miss the nearest row of a few patches
-      (`jax.lax.approx_min_k`). Support samples are always searched exactly.
+) -> base.Detector:
+  """Build the PatchCore detector; `Config` and `capacity.configure_bank` describe the options.
 
   Raises:
     ConfigError: `ratio` or `neighbors` is out of range, or `max_bytes` is too small.
   """
   _validate_settings(ratio, neighbors, reweight)
+  image_size = context.height, context.width
+  shapes = base.stage_shapes(backbone, context)
+  (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
+  d = channels if 0 < channels < d else d
+  bank = capacity.configure_bank(d, h * w, context, ratio, max_bytes, coreset_dim)
+  config = Config(backbone, image_size, channels, neighbors, reweight, approx, bank)
 
-  def extract_features(
-    variables: Variables, images: UInt8[Array, 'b H W 3']
-  ) -> Float[Array, 'b h w d']:
-    """Return the patch embeddings of images (section 3.1)."""
-    stages = cast(Stages, backbone.apply(variables, backbones.normalize(images)))
-    return _patch_embeddings([stages[name] for name in backbone.stages], channels)
+  def bind(function: Callable) -> Callable:
+    return functools.partial(function, config)
 
-  image_struct = jax.ShapeDtypeStruct((1, context.height, context.width, 3), jnp.float32)
-  variable_shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image_struct)
-  pixel_struct = jax.ShapeDtypeStruct(image_struct.shape, jnp.uint8)
-  _, h, w, d = jax.eval_shape(extract_features, variable_shapes, pixel_struct).shape
-  bank_config = capacity.configure_bank(d, h * w, context, ratio, max_bytes, coreset_dim)
-  shards = context.shards
-
-  def init(key: Key, variables: Variables) -> State:
-    return State(variables, key, memory_banks.empty(bank_config, d))
-
-  def embed(variables: Variables, batch: Batch) -> Float[Array, 'b h w d']:
-    return (
-      extract_features(variables, jnp.asarray(batch.image))
-      if batch.features is None
-      else batch.features
-    )
-
-  def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-    x = embed(state.backbone, batch)
-    memory_bank = memory_banks.append(
-      state.memory_bank, x, jnp.asarray(batch.valid), jnp.asarray(batch.index), shards
-    )
-    return state._replace(memory_bank=memory_bank), {'images': memory_bank.num_images}
-
-  def to_fitted(state: State | FinalState) -> Fitted:
-    return Fitted(state.backbone, knn.build_index(state.memory_bank.patches.embeddings))
-
-  def score_embeddings(fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
-    """Score patch embeddings sharded by image against a memory bank sharded by row."""
-
-    def score_shard(
-      memory_bank: knn.Index, x: Float[Array, 'b h w d'], axis_name: str | None
-    ) -> Scores:
-      def support_samples(rows: Int[Array, ' b']) -> Float[Array, 'b k d']:
-        """Return the rows N_b(m*) nearest to each row m*, minus the bank's center."""
-        nearest_embedding = (
-          knn.take_rows(memory_bank, rows[:, None], axis_name)[:, 0] + memory_bank.center[None]
-        )
-        support = knn.nearest_sharded(nearest_embedding, memory_bank, neighbors, False, axis_name)
-        return knn.take_rows(memory_bank, support.row, axis_name)
-
-      nearest = knn.nearest_sharded(x.reshape(-1, x.shape[-1]), memory_bank, 1, approx, axis_name)
-      return scores_from_nearest(memory_bank, x, nearest, support_samples)
-
-    return shards.shard_map(score_shard, (knn.INDEX_SPECS, True), True)(fitted.memory_bank, x)
-
-  def scores_from_nearest(
-    memory_bank: knn.Index,
-    x: Float[Array, 'b h w d'],
-    nearest: knn.Neighbors,
-    support_samples: Callable[[Int[Array, ' b']], Float[Array, 'b k d']],
-  ) -> Scores:
-    """Return anomaly maps and image scores, given the nearest row of each patch.
-
-    Args:
-      memory_bank: this shard of the bank; only its size and center are used.
-      x: patch embeddings.
-      nearest: position of the nearest row of each patch, and the distance to it.
-      support_samples: positions of rows -> their nearest rows, as embeddings minus the center.
-    """
-    # A single row has no neighbors: the weight would be 0, and so would every image score.
-    bank_too_small = len(memory_bank.rows) * shards.num_shards < 2
-    distance, image_score = _patch_and_image_scores(
-      memory_bank, x, nearest, None if bank_too_small or not reweight else support_samples
-    )
-    return Scores(resampling.upsample(distance, context.height, context.width, _SIGMA), image_score)
-
-  def score(fitted: Fitted, images: UInt8[Array, 'b H W 3']) -> Scores:
-    return score_embeddings(fitted, extract_features(fitted.backbone, images))
-
-  def export_score_fn(fitted: Fitted) -> Callable[[UInt8[Array, 'b H W 3']], Scores]:
-    """Return `score` for a fixed memory bank, with the neighbors of its rows computed ahead."""
-    memory_bank = fitted.memory_bank
-    bank_neighbors = jax.jit(knn.nearest, static_argnums=2)(
-      memory_bank.rows + memory_bank.center[None], memory_bank, neighbors
-    )
-
-    def support_samples(rows: Int[Array, ' b']) -> Float[Array, 'b k d']:
-      """Return the rows N_b(m*) nearest to each row m*, minus the bank's center."""
-      return knn.take_rows(
-        memory_bank, jnp.take(bank_neighbors.row, rows, axis=0, mode='clip'), None
-      )
-
-    def score(images: UInt8[Array, 'b H W 3']) -> Scores:
-      x = extract_features(fitted.backbone, images)
-      return scores_from_nearest(
-        memory_bank,
-        x,
-        knn.nearest_for_export(x.reshape(-1, x.shape[-1]), memory_bank),
-        support_samples,
-      )
-
-    return score
-
-  def pad_to_shards(fitted: Fitted) -> Fitted:
-    """Pad the memory bank to equal shards, with rows that are never the nearest."""
-    return fitted._replace(memory_bank=knn.pad_index(fitted.memory_bank, shards.num_shards))
-
-  def score_held_out(held_out_model: Fitted, batch: Batch) -> Scores:
-    """Score training images, all of one fold, against a memory bank without that fold."""
-    return score_embeddings(held_out_model, embed(held_out_model.backbone, batch))
-
-  one_pass = _make_one_pass(bank_config, embed, score_held_out, approx)
-  fitted_specs = Fitted(False, knn.INDEX_SPECS)  # pyright: ignore[reportArgumentType]
-  state_specs = State(False, False, memory_banks.BANK_SPECS)  # pyright: ignore[reportArgumentType]
-  sharding_specs = (
-    ShardingSpecs(state_specs, fitted_specs, fitted_specs, pad_to_shards)
-    if shards.num_shards > 1
-    else None
+  specs = base.ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _FITTED_SPECS, bind(pad_to_shards))
+  leave_one_out = base.LeaveOneOut(
+    bank.num_folds, bind(embed), bind(leave_fold_out), bind(score_held_out), bind(select_coresets)
   )
-  return Detector(
-    init,
-    None,
-    update,
-    None,
-    to_fitted,
-    score,
-    one_pass,
-    export_score_fn,
-    sharding_specs=sharding_specs,
+  compact_fn = bind(compact) if bank.needs_compaction else None
+  incremental = base.Incremental(
+    to_arrays, bind(restore), bind(summarize), drift, compact_fn, bind(select)
+  )
+  return base.Detector(
+    bind(init),
+    bind(update),
+    finalize,
+    bind(score),
+    leave_one_out=leave_one_out,
+    incremental=incremental,
+    sharding_specs=specs if context.shards.num_shards > 1 else None,
+    export_score_fn=bind(export_score_fn),
   )
 
 
@@ -237,116 +149,30 @@ def _validate_settings(ratio: float, neighbors: int, reweight: bool) -> None:
     )
 
 
-def _make_one_pass(
-  bank_config: capacity.BankConfig,
-  embed: Callable[[Variables, Batch], Float[Array, 'b h w d']],
-  score_held_out: Callable[[Fitted, Batch], Scores],
-  approx: bool,
-) -> OnePass:
-  """Return PatchCore's functions for one-pass learning.
-
-  The memory bank that scores a held-out fold is selected from the calibration coresets of all other
-  folds, see `leave_out`.
-
-  Args:
-    bank_config: sizes and settings of the memory bank.
-    embed: (backbone variables, Batch) -> patch embeddings.
-    score_held_out: (model without one fold, Batch of images of this fold) -> Scores.
-    approx: True to measure the recall of the approximate search for the summary.
-  """
-
-  def before_update(state: State, num_images: int) -> State:
-    return state._replace(
-      memory_bank=memory_banks.compact(state.key, state.memory_bank, bank_config, num_images)
-    )
-
-  def calibration_coresets(state: State, previous_arrays: Arrays) -> Arrays:
-    previous_coresets = (
-      selection.from_arrays(previous_arrays, _CORESET_PREFIX) if previous_arrays else None
-    )
-    coresets = leave_out.select_calibration_coresets(
-      state.key, state.memory_bank, bank_config, previous_coresets
-    )
-    return {_CORESET_PREFIX + name: value for name, value in coresets._asdict().items()}
-
-  def leave_fold_out(variables: Variables, arrays: Arrays, fold: int) -> Fitted:
-    coreset = leave_out.coreset_without_fold(
-      selection.from_arrays(arrays, _CORESET_PREFIX), bank_config, fold, len(arrays['embeddings'])
-    )
-    if not len(coreset):
-      raise ConfigError(
-        f'All {len(arrays["embeddings"])} rows of the memory bank come from images of fold '
-        f'{fold}, so none is left to score this fold by.',
-        key='detector.ratio',
-        value=bank_config.ratio,
-        hint=(
-          'Raise ',
-          Setting('detector.ratio'),
-          f', which is {bank_config.ratio}, or ',
-          Setting('detector.max_bytes'),
-          '.',
-        ),
-      )
-    return Fitted(variables, knn.build_index(coreset))
-
-  def summary(arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
-    statistics = {
-      'images': int(arrays['num_images']),
-      'bank_rows': len(arrays['embeddings']),
-      'covering_radius': float(arrays['covering_radius']),
-      'folds': bank_config.num_folds,
-    }
-    if approx:
-      queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_NUM_RECALL_QUERIES]
-      statistics['approx_recall'] = knn.measure_recall(
-        queries, knn.build_index(jnp.asarray(arrays['embeddings']))
-      )
-    return statistics
-
-  return OnePass(
-    num_folds=bank_config.num_folds,
-    feature_extractor=lambda state: state.backbone,
-    embed=embed,
-    # Nothing is compiled ahead, because shapes depend on the final number of images.
-    compile_finalize=lambda state: None,
-    calibration_coresets=calibration_coresets,
-    finalize=lambda state: FinalState(
-      state.backbone, memory_banks.select_coreset(state.key, state.memory_bank, bank_config)
-    ),
-    before_update=before_update if bank_config.needs_compaction else None,
-    state_arrays=lambda state: memory_banks.state_arrays(state.memory_bank),
-    extend=lambda state, arrays: state._replace(
-      memory_bank=memory_banks.from_arrays(state.memory_bank, arrays, bank_config)
-    ),
-    leave_fold_out=leave_fold_out,
-    score_held_out=score_held_out,
-    summary=summary,
-    drift=_drift,
-  )
+def init(config: Config, key: Key, variables: Variables) -> State:
+  """Return an empty memory bank."""
+  return State(variables, key, banks.empty(config.bank))
 
 
-def _patch_embeddings(
-  stages: list[Float[Array, 'b _h _w _c']], channels: int
+def extract_features(
+  config: Config, variables: Variables, images: Images
 ) -> Float[Array, 'b h w d']:
-  """Return locally aware patch embeddings (section 3.1).
+  """Return the locally aware patch embeddings of images (section 3.1).
 
   Averages 3x3 neighborhoods of each stage, upsamples all stages bilinearly to the size of the
   first, and concatenates their channels.
-
-  Args:
-    stages: feature maps of the backbone.
-    channels: number of channels to average the embeddings down to; 0 for no averaging.
   """
-  _, h, w, _ = stages[0].shape
+  backbone, channels = config.backbone, config.channels
+  features = backbone.apply(variables, backbones.normalize(images))
+  stages = cast(dict[str, Float[Array, 'b _h _w _c']], features)
+  grid = stages[backbone.stages[0]].shape[1:3]
   resampled = []
-  for x in stages:
+  for x in (stages[name] for name in backbone.stages):
     row_matrix, column_matrix = (
-      resampling.bilinear_matrix(new_size, old_size) @ resampling.pool_matrix(old_size)
-      for new_size, old_size in zip((h, w), x.shape[1:3], strict=True)
+      jnp.asarray(resampling.bilinear_matrix(new, old) @ resampling.pool_matrix(old))
+      for new, old in zip(grid, x.shape[1:3], strict=True)
     )
-    resampled.append(
-      resampling.apply_separable(jnp.asarray(row_matrix), jnp.asarray(column_matrix), x)
-    )
+    resampled.append(resampling.apply_separable(row_matrix, column_matrix, x))
   x = jnp.concatenate(resampled, axis=-1)
   if not 0 < channels < x.shape[-1]:
     return x
@@ -354,59 +180,168 @@ def _patch_embeddings(
   return jnp.einsum('bhwc,dc->bhwd', x, averaging_matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def _patch_and_image_scores(
-  memory_bank: knn.Index,
+def embed(config: Config, variables: Variables, batch: Batch) -> Float[Array, 'b h w d']:
+  """Return the precomputed patch embeddings of a batch, or compute those of its images."""
+  if batch.features is not None:
+    return batch.features
+  return extract_features(config, variables, jnp.asarray(batch.image))
+
+
+def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+  """Append a batch's valid images to the bank; the metric is the number of images so far."""
+  x, valid = embed(config, state.extractor, batch), jnp.asarray(batch.valid)
+  index, shards = jnp.asarray(batch.index), config.bank.shards
+  memory_bank = banks.append(state.memory_bank, x, valid, index, shards)
+  return state._replace(memory_bank=memory_bank), {'images': memory_bank.num_images}
+
+
+def finalize(state: State | FinalState) -> Fitted:
+  """Return the search index of the bank's rows."""
+  return Fitted(state.extractor, knn.build_index(state.memory_bank.patches.embeddings))
+
+
+def pad_to_shards(config: Config, fitted: Fitted) -> Fitted:
+  """Pad the memory bank to equal shards, with rows that are never the nearest."""
+  num_shards = config.bank.shards.num_shards
+  return fitted._replace(memory_bank=knn.pad_index(fitted.memory_bank, num_shards))
+
+
+def score(config: Config, fitted: Fitted, images: Images) -> Scores:
+  """Score images by the distances of their patches to the memory bank."""
+  x = extract_features(config, fitted.backbone, images)
+  return _score_embeddings(config, fitted, x)
+
+
+def score_held_out(config: Config, model: Fitted, batch: Batch) -> Scores:
+  """Score training images, all of one fold, against a memory bank without that fold."""
+  return _score_embeddings(config, model, embed(config, model.backbone, batch))
+
+
+def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:
+  """Return `score` for a fixed memory bank, with the neighbors of its rows computed ahead."""
+  index = fitted.memory_bank
+  is_reweighted = _is_reweighted(config, index)
+  support = scoring.support_samples_table(index, config.neighbors) if is_reweighted else None
+
+  def score(images: Images) -> Scores:
+    x = extract_features(config, fitted.backbone, images)
+    nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), index)
+    return _scores_from_nearest(config, index, x, nearest, support)
+
+  return score
+
+
+def _score_embeddings(config: Config, fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
+  """Score patch embeddings sharded by image against a memory bank sharded by row."""
+
+  def score_shard(index: knn.Index, x: Array, axis_name: str | None) -> Scores:
+    queries = x.reshape(-1, x.shape[-1])
+    nearest = knn.nearest_sharded(queries, index, 1, config.approx, axis_name)
+    support = None
+    if _is_reweighted(config, index):
+      support = scoring.support_samples_search(index, config.neighbors, axis_name)
+    return _scores_from_nearest(config, index, x, nearest, support)
+
+  in_specs = knn.INDEX_SPECS, P('data')
+  return config.bank.shards.shard_map(score_shard, in_specs, P('data'))(fitted.memory_bank, x)
+
+
+def _is_reweighted(config: Config, index: knn.Index) -> bool:
+  # A single row has no neighbors: the weight would be 0, and so would every image score.
+  return config.reweight and len(index.rows) * config.bank.shards.num_shards > 1
+
+
+def _scores_from_nearest(
+  config: Config,
+  index: knn.Index,
   x: Float[Array, 'b h w d'],
   nearest: knn.Neighbors,
-  support_samples: Callable[[Int[Array, ' b']], Float[Array, 'b k d']] | None,
-) -> tuple[Float[Array, 'b h w'], Float[Array, ' b']]:
-  """Return the distance of each patch to the bank, and the image scores (equations 6 and 7).
+  support: scoring.SupportSamplesFn | None,
+) -> Scores:
+  distance, score = scoring.patch_and_image_scores(x, nearest, index.center, support)
+  return Scores(resampling.upsample(distance, *config.image_size, _SIGMA), score)
 
-  The image score is the distance of the image's farthest patch, reweighted by the neighborhood of
-  the nearest row of this patch.
 
-  Args:
-    memory_bank: bank that was searched; only the center that was subtracted from its rows is used.
-    x: patch embeddings, from which the center is not subtracted.
-    nearest: position of the nearest row of each patch of the batch, and the distance to it.
-    support_samples: positions of rows, one per image -> the rows nearest to each, itself first, as
-      embeddings minus the center; None for no reweighting.
+def select_coresets(config: Config, state: State, previous_arrays: Arrays) -> Arrays:
+  """Return the calibration coresets of all folds, from which banks without a fold are selected."""
+  previous = selection.from_arrays(previous_arrays, _CORESET_PREFIX) if previous_arrays else None
+  key, memory_bank = state.key, state.memory_bank
+  coresets = leave_out.select_calibration_coresets(key, memory_bank, config.bank, previous)
+  return {_CORESET_PREFIX + name: value for name, value in coresets._asdict().items()}
+
+
+def leave_fold_out(config: Config, variables: Variables, arrays: Arrays, fold: int) -> Fitted:
+  """Return the model whose memory bank is selected from the coresets of all other folds.
+
+  Raises:
+    ConfigError: there are no other folds.
   """
-  _, h, w, d = x.shape
-  distance = nearest.distance.reshape(-1, h * w)
-  max_index = jnp.argmax(distance, axis=1)
-  score = distance.max(axis=1)
-  if support_samples is not None:
-    patch = jnp.take_along_axis(x.reshape(-1, h * w, d), max_index[:, None, None], axis=1)[:, 0]
-    rows = nearest.row.reshape(-1, h * w)
-    nearest_row = jnp.take_along_axis(rows, max_index[:, None], axis=1)[:, 0]
-    score *= _weight(patch - memory_bank.center[None], support_samples(nearest_row), score)
-  return distance.reshape(-1, h, w), score
+  coresets, num_rows = selection.from_arrays(arrays, _CORESET_PREFIX), len(arrays['embeddings'])
+  rows = leave_out.coreset_without_fold(coresets, config.bank, fold, num_rows)
+  if not len(rows):
+    ratio = config.bank.ratio
+    raise ConfigError(
+      f'All {num_rows} rows of the memory bank come from images of fold {fold}, so none is left to '
+      'score this fold by.',
+      key='detector.ratio',
+      value=ratio,
+      hint=(
+        'Raise ',
+        Setting('detector.ratio'),
+        f', which is {ratio}, or ',
+        Setting('detector.max_bytes'),
+        '.',
+      ),
+    )
+  return Fitted(variables, knn.build_index(rows))
 
 
-def _weight(
-  patch: Float[Array, 'b d'], support_samples: Float[Array, 'b k d'], distance: Float[Array, ' b']
-) -> Float[Array, ' b']:
-  """Return the weight of the image score in equation 7.
-
-  It is 1 minus the share of the nearest row m* in a softmax over the patch's distances to the
-  support samples.
-
-  Args:
-    patch: farthest patch of each image, minus the bank's center.
-    support_samples: rows N_b(m*) nearest to the row m*, itself included, minus the bank's center.
-    distance: distance between the patch and m*, which is the patch's nearest row.
-  """
-  support_distance = jnp.sqrt(jnp.sum((patch[:, None] - support_samples) ** 2, axis=-1))
-  return 1 - jnp.exp(distance - special.logsumexp(support_distance, axis=1))
+def compact(config: Config, state: State, num_images: int) -> State:
+  """Compact the memory bank if the next images would not fit."""
+  memory_bank = banks.compact(state.key, state.memory_bank, config.bank, num_images)
+  return state._replace(memory_bank=memory_bank)
 
 
-def _drift(previous_arrays: Arrays, new_arrays: Arrays) -> dict[str, int | float]:
+def select(config: Config, state: State) -> FinalState:
+  """Select the coreset of the memory bank (section 3.2)."""
+  coreset = banks.select_coreset(state.key, state.memory_bank, config.bank)
+  return FinalState(state.extractor, coreset)
+
+
+def to_arrays(state: FinalState) -> Arrays:
+  """Return the coreset's arrays by name."""
+  return banks.to_arrays(state.memory_bank)
+
+
+def restore(config: Config, state: State, arrays: Arrays) -> State:
+  """Return the initial state with the coreset of the run that it extends."""
+  memory_bank = banks.from_arrays(state.memory_bank, arrays, config.bank)
+  return state._replace(memory_bank=memory_bank)
+
+
+def summarize(
+  config: Config, arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']
+) -> dict[str, int | float]:
+  """Return sizes, the covering radius, and with `approx` the recall of the approximate search."""
+  statistics = {
+    'images': int(arrays['num_images']),
+    'bank_rows': len(arrays['embeddings']),
+    'covering_radius': float(arrays['covering_radius']),
+    'folds': config.bank.num_folds,
+  }
+  if config.approx:
+    queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_NUM_RECALL_QUERIES]
+    index = knn.build_index(jnp.asarray(arrays['embeddings']))
+    statistics['approx_recall'] = knn.measure_recall(queries, index)
+  return statistics
+
+
+def drift(previous_arrays: Arrays, arrays: Arrays) -> dict[str, int | float]:
   """Return the number of bank rows before and after, and the share of old rows still there."""
-  num_retained = int((new_arrays['image_id'] < previous_arrays['num_images']).sum())
-  num_old_rows, num_new_rows = len(previous_arrays['embeddings']), len(new_arrays['embeddings'])
+  num_retained = int((arrays['image_id'] < previous_arrays['num_images']).sum())
+  num_old_rows = len(previous_arrays['embeddings'])
   return {
     'bank_rows_before': num_old_rows,
-    'bank_rows_after': num_new_rows,
+    'bank_rows_after': len(arrays['embeddings']),
     'share_retained': num_retained / num_old_rows,
   }

@@ -24,6 +24,7 @@ class BankConfig(NamedTuple):
   """Sizes and settings of a memory bank.
 
   Attributes:
+    d: number of channels of a patch embedding.
     patches_per_image: number of patches of an image.
     ratio: share of all patches that the final coreset keeps, if memory suffices.
     capacity: number of rows that one shard holds before it must be compacted.
@@ -37,6 +38,7 @@ class BankConfig(NamedTuple):
     shards: shards of the rows.
   """
 
+  d: int
   patches_per_image: int
   ratio: float
   capacity: int
@@ -63,18 +65,45 @@ def configure_bank(
     patches_per_image: number of patches of an image.
     context: numbers of images of this run and of earlier ones, progress, and shards.
     ratio: share of all patches that the final coreset keeps.
-    max_bytes: bytes that each device may use for the bank and for selecting from it.
-    projection_dim: number of dimensions of the random projection for selections; 0 for none.
+    max_bytes: bytes that each device may use for the bank and for selecting from it. The coreset
+      takes at most half.
+    projection_dim: number of dimensions of the random projection in which the coreset is selected,
+      as in the paper; 0 selects in all dimensions, which is affordable here and more accurate
+      (experiments/README.md). Coresets for calibration are projected in either case (`leave_out`).
 
   Raises:
     ConfigError: `max_bytes` holds the patches of fewer than 4 images.
   """
-  num_images, num_previous_images = context.max_images, context.num_previous_images
-  num_shards = context.shards.num_shards
+  num_images, num_shards = context.max_images, context.shards.num_shards
   bytes_per_patch = coreset.bytes_per_point(d) + 4 * projection_dim
-  max_rows = max_bytes // bytes_per_patch
+  max_rows = _max_rows(max_bytes, bytes_per_patch, patches_per_image)
+  max_coreset_size = num_shards * (max_rows // 2)
+
+  def coreset_size(num_images: int) -> int:
+    return min(round(ratio * num_images * patches_per_image), max_coreset_size)
+
+  images_per_shard = math.ceil(max(num_images, 1) / num_shards) + context.max_extra_images_per_shard
+  previous_rows = math.ceil(coreset_size(context.num_previous_images) / num_shards)
+  needed_rows = previous_rows + images_per_shard * patches_per_image
+  total_images = context.num_previous_images + num_images
+  return BankConfig(
+    d,
+    patches_per_image,
+    ratio,
+    capacity=min(needed_rows, max_rows),
+    needs_compaction=needed_rows > max_rows,
+    coreset_size=max(1, coreset_size(total_images)),
+    num_folds=min(_MAX_FOLDS, max(1, total_images)),
+    projection_dim=projection_dim,
+    progress=context.progress,
+    shards=context.shards,
+  )
+
+
+def _max_rows(max_bytes: int, bytes_per_patch: int, patches_per_image: int) -> int:
+  """Return the number of rows that fit into `max_bytes`, at least the patches of 4 images."""
+  max_rows, min_bytes = max_bytes // bytes_per_patch, 4 * patches_per_image * bytes_per_patch
   if max_rows < 4 * patches_per_image:
-    min_bytes = 4 * patches_per_image * bytes_per_patch
     raise ConfigError(
       f'detector.max_bytes={max_bytes} holds the patches of only '
       f'{max_rows / patches_per_image:.1f} images; at least {min_bytes} bytes are needed, for 4.',
@@ -82,22 +111,4 @@ def configure_bank(
       value=max_bytes,
       allowed=(min_bytes, None),
     )
-  max_coreset_size = num_shards * (max_rows // 2)
-  previous_coreset_size, coreset_size = (
-    min(round(ratio * n * patches_per_image), max_coreset_size)
-    for n in (num_previous_images, num_previous_images + num_images)
-  )
-  images_per_shard = math.ceil(max(num_images, 1) / num_shards) + context.max_extra_images_per_shard
-  needed_rows = math.ceil(previous_coreset_size / num_shards) + images_per_shard * patches_per_image
-  num_folds = min(_MAX_FOLDS, max(1, num_previous_images + num_images))
-  return BankConfig(
-    patches_per_image,
-    ratio,
-    capacity=min(needed_rows, max_rows),
-    needs_compaction=needed_rows > max_rows,
-    coreset_size=max(1, coreset_size),
-    num_folds=num_folds,
-    projection_dim=projection_dim,
-    progress=context.progress,
-    shards=context.shards,
-  )
+  return max_rows

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from uadjax.detectors.patchcore import selection as selections
@@ -66,22 +67,21 @@ class Coreset(NamedTuple):
   covering_radius: Float[Array, '']
 
 
-# Fields sharded along their first axis (True) or replicated on all devices (False).
-BANK_SPECS = MemoryBank(True, True, True, False, False)  # pyright: ignore[reportArgumentType]
+BANK_SPECS = MemoryBank._make((P('data'), P('data'), P('data'), P(), P()))
 
 
-def empty(bank_config: BankConfig, d: int) -> MemoryBank:
-  """Create an empty memory bank for embeddings of `d` channels, already sharded."""
-  size = bank_config.capacity + bank_config.patches_per_image
+def empty(config: BankConfig) -> MemoryBank:
+  """Create an empty memory bank, already sharded."""
+  size = config.capacity + config.patches_per_image
 
   def empty_shard(axis_name: str | None) -> MemoryBank:
     image_id, patch_id = (jnp.full(size, -1, jnp.int32) for _ in range(2))
     num_selected, num_rows = (jnp.zeros(1, jnp.int32) for _ in range(2))
     # Each array needs a buffer of its own, because all of them are donated.
-    patches = Patches(jnp.zeros((size, d)), image_id, patch_id)
+    patches = Patches(jnp.zeros((size, config.d)), image_id, patch_id)
     return MemoryBank(patches, num_selected, num_rows, jnp.zeros((), jnp.int32), jnp.zeros(()))
 
-  return jax.jit(bank_config.shards.shard_map(empty_shard, (), BANK_SPECS))()
+  return jax.jit(config.shards.shard_map(empty_shard, (), BANK_SPECS))()
 
 
 def append(
@@ -102,9 +102,8 @@ def append(
     image_index: `Patches.image_id` of each image, counted from the first image ever added.
     shards: shards of the bank and of the images.
   """
-  return shards.shard_map(_append_shard, (BANK_SPECS, True, True, True), BANK_SPECS)(
-    memory_bank, x, valid, image_index
-  )
+  append_sharded = shards.shard_map(_append_shard, (BANK_SPECS, *[P('data')] * 3), BANK_SPECS)
+  return append_sharded(memory_bank, x, valid, image_index)
 
 
 def _append_shard(
@@ -123,77 +122,64 @@ def _append_shard(
     row = jnp.where(valid[i], num_rows, scratch_row)
     # Patch ids wrap around beyond 2^31 patches, after which ties may be broken differently.
     image_id = jnp.full(num_patches, image_index[i], jnp.int32)
-    new_patches = Patches(
-      x[i].reshape(num_patches, d), image_id, image_index[i] * num_patches + patch_offsets
-    )
-    patches = jax.tree.map(
-      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), patches, new_patches
-    )
+    patch_id = image_index[i] * num_patches + patch_offsets
+    new_patches = Patches(x[i].reshape(num_patches, d), image_id, patch_id)
+    patches = _put_rows(patches, new_patches, row)
     return patches, num_rows + jnp.where(valid[i], num_patches, 0)
 
-  patches, num_rows = jax.lax.fori_loop(
-    0, len(x), append_image, (memory_bank.patches, memory_bank.num_rows[0])
-  )
+  state = memory_bank.patches, memory_bank.num_rows[0]
+  patches, num_rows = jax.lax.fori_loop(0, len(x), append_image, state)
   num_images = memory_bank.num_images + collectives.psum(jnp.sum(valid, dtype=jnp.int32), axis_name)
   return memory_bank._replace(patches=patches, num_rows=num_rows[None], num_images=num_images)
 
 
-def compact(
-  key: Key, memory_bank: MemoryBank, bank_config: BankConfig, num_images: int
-) -> MemoryBank:
+def _put_rows(patches: Patches, new_patches: Patches, start: Array | int) -> Patches:
+  """Return the patches with the rows from `start` on replaced."""
+  return jax.tree.map(
+    lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), patches, new_patches
+  )
+
+
+def compact(key: Key, memory_bank: MemoryBank, config: BankConfig, num_images: int) -> MemoryBank:
   """Compact all shards, each by itself, if the next images would not fit into one of them.
 
   Args:
     key: key of the random projection and of the first centers.
     memory_bank: bank to compact; donated if it is compacted, returned unchanged otherwise.
-    bank_config: sizes and settings of the bank.
+    config: sizes and settings of the bank.
     num_images: number of images that will be appended next, in equal parts to all shards.
 
   Raises:
     ConfigError: the images do not fit, and alone take more than half of the capacity.
   """
-  num_new_rows = (
-    math.ceil(num_images / bank_config.shards.num_shards) * bank_config.patches_per_image
-  )
-  starts, stops = (
-    selections.to_host(x, bank_config.shards)
-    for x in (memory_bank.num_selected, memory_bank.num_rows)
-  )
-  if stops.max() + num_new_rows <= bank_config.capacity:
+  num_new_rows = math.ceil(num_images / config.shards.num_shards) * config.patches_per_image
+  starts = selections.to_host(memory_bank.num_selected, config.shards)
+  stops = selections.to_host(memory_bank.num_rows, config.shards)
+  if stops.max() + num_new_rows <= config.capacity:
     return memory_bank
-  half_capacity = bank_config.capacity // 2
+  half_capacity = config.capacity // 2
   if num_new_rows > half_capacity:
     raise ConfigError(
       'detector.max_bytes holds the patches of '
-      f'{bank_config.capacity // bank_config.patches_per_image} images, too few for batches of '
+      f'{config.capacity // config.patches_per_image} images, too few for batches of '
       f'{num_images}.',
       key='detector.max_bytes',
       hint=('Lower ', Setting('fit.batch_size'), ' or raise ', Setting('detector.max_bytes'), '.'),
     )
   start = starts.max()
-  num_selected = math.ceil(OVERSAMPLING * bank_config.ratio * (stops - starts).max())
+  num_selected = math.ceil(OVERSAMPLING * config.ratio * (stops - starts).max())
   reselect_all = start + num_selected > half_capacity
   num_selected = half_capacity if reselect_all else num_selected
   # A single item, so that progress names the step while the fit pauses.
-  for _ in bank_config.progress(range(1), 1, 'Compacting the memory bank'):
-    memory_bank = jax.block_until_ready(
-      _compact_shards(
-        key,
-        memory_bank,
-        bank_config.projection_dim,
-        num_selected,
-        bool(reselect_all),
-        bank_config.shards,
-      )
+  for _ in config.progress(range(1), 1, 'Compacting the memory bank'):
+    memory_bank = _compact_shards(
+      key, memory_bank, config.projection_dim, num_selected, bool(reselect_all), config.shards
     )
+    jax.block_until_ready(memory_bank)
   return memory_bank
 
 
-@functools.partial(
-  jax.jit,
-  donate_argnums=1,
-  static_argnames=('projection_dim', 'num_selected', 'reselect_all', 'shards'),
-)
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=(2, 3, 4, 5))
 def _compact_shards(
   key: Key,
   memory_bank: MemoryBank,
@@ -224,76 +210,60 @@ def _compact_shards(
     selection = coreset.select_until(point_set, selection, jnp.int32(num_selected))
     # Radii add up only if rows of earlier coresets, which stand for other patches, are dropped.
     # Otherwise a patch belongs to either an earlier coreset or the new one.
-    new_radius = collectives.all_gather(coreset.covering_radius(selection), axis_name).max()
-    covering_radius = (
-      memory_bank.covering_radius + new_radius
-      if reselect_all
-      else jnp.maximum(memory_bank.covering_radius, new_radius)
-    )
-    return _move_selected(memory_bank, selection.centers, start, selection.num_centers)._replace(
-      covering_radius=covering_radius
-    )
+    new_radius = collectives.all_max(coreset.covering_radius(selection), axis_name)
+    radius = memory_bank.covering_radius
+    radius = radius + new_radius if reselect_all else jnp.maximum(radius, new_radius)
+    memory_bank = _move_selected(memory_bank, selection.centers, start, selection.num_centers)
+    return memory_bank._replace(covering_radius=radius)
 
   return shards.shard_map(compact_shard, (BANK_SPECS,), BANK_SPECS)(memory_bank)
 
 
-def select_coreset(key: Key, memory_bank: MemoryBank, bank_config: BankConfig) -> Coreset:
+def select_coreset(key: Key, memory_bank: MemoryBank, config: BankConfig) -> Coreset:
   """Select the final coreset from the rows of all shards (section 3.2).
 
   Args:
     key: key of the random projection and of the first center.
     memory_bank: bank to select from.
-    bank_config: settings and `coreset_size`; a bank with fewer rows is selected entirely.
+    config: settings and `coreset_size`; a bank with fewer rows is selected entirely.
   """
   patches = memory_bank.patches
-  valid = selections.valid_mask(patches, memory_bank.num_rows, bank_config.shards)
-  selection = selections.k_center(
-    key, patches, valid, bank_config, bank_config.coreset_size, 'Selecting the coreset'
-  )
-  coreset_patches = selections.take_selected(patches, selection, bank_config.shards)
-  return Coreset(
-    coreset_patches,
-    memory_bank.num_images,
-    memory_bank.covering_radius + coreset.covering_radius(selection),
-  )
+  valid = selections.valid_mask(patches, memory_bank.num_rows, config.shards)
+  size, title = config.coreset_size, 'Selecting the coreset'
+  selection = selections.k_center(key, patches, valid, config, size, title)
+  radius = memory_bank.covering_radius + coreset.covering_radius(selection)
+  patches = selections.take_selected(patches, selection, config.shards)
+  return Coreset(patches, memory_bank.num_images, radius)
 
 
-def state_arrays(final_coreset: Coreset) -> dict[str, Array]:
+def to_arrays(final_coreset: Coreset) -> dict[str, Array]:
   """Return the arrays of a coreset by the names that they have in files.
 
   These are the fields of `Patches`, `num_images` and `covering_radius`.
   """
-  return final_coreset.patches._asdict() | {
-    'num_images': final_coreset.num_images,
-    'covering_radius': final_coreset.covering_radius,
-  }
+  arrays = final_coreset._asdict()
+  return arrays.pop('patches')._asdict() | arrays
 
 
-def from_arrays(memory_bank: MemoryBank, arrays: Arrays, bank_config: BankConfig) -> MemoryBank:
+def from_arrays(memory_bank: MemoryBank, arrays: Arrays, config: BankConfig) -> MemoryBank:
   """Fill an empty memory bank with the coreset of an earlier run, to add more images.
 
   The rows are split over the shards, and count as already compacted.
 
   Args:
     memory_bank: empty bank.
-    arrays: arrays of the coreset, from `state_arrays`.
-    bank_config: shards of the rows.
+    arrays: arrays of the coreset, from `to_arrays`.
+    config: shards of the rows.
   """
-  patches, rows_per_shard = selections.scatter_evenly(
-    selections.from_arrays(arrays), bank_config.shards
-  )
+  patches, rows_per_shard = selections.scatter_evenly(selections.from_arrays(arrays), config.shards)
 
   def fill_shard(
     memory_bank: MemoryBank, patches: Patches, num_rows: Int[Array, ' s'], axis_name: str | None
   ) -> MemoryBank:
-    filled_patches = jax.tree.map(
-      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, 0, 0), memory_bank.patches, patches
-    )
-    return memory_bank._replace(
-      patches=filled_patches, num_selected=num_rows, num_rows=jnp.copy(num_rows)
-    )
+    patches = _put_rows(memory_bank.patches, patches, 0)
+    return memory_bank._replace(patches=patches, num_selected=num_rows, num_rows=jnp.copy(num_rows))
 
-  fill_shards = bank_config.shards.shard_map(fill_shard, (BANK_SPECS, True, True), BANK_SPECS)
+  fill_shards = config.shards.shard_map(fill_shard, (BANK_SPECS, P('data'), P('data')), BANK_SPECS)
   return jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))._replace(
     num_images=jnp.asarray(arrays['num_images']),
     covering_radius=jnp.asarray(arrays['covering_radius']),
@@ -320,11 +290,9 @@ def _move_selected(
   sorted_centers = jnp.sort(jnp.where(centers < 0, len(memory_bank.patches.embeddings), centers))
 
   def move_row(i: Array, patches: Patches) -> Patches:
-    def move(x: Array) -> Array:
-      row = jax.lax.dynamic_slice_in_dim(x, sorted_centers[i], 1)
-      return jax.lax.dynamic_update_slice_in_dim(x, row, start + i, 0)
-
-    return jax.tree.map(move, patches)
+    center = sorted_centers[i]
+    row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, center, 1), patches)
+    return _put_rows(patches, row, start + i)
 
   patches = jax.lax.fori_loop(0, num_centers, move_row, memory_bank.patches)
   num_rows = (start + num_centers)[None]

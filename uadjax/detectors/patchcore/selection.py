@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
@@ -49,7 +50,7 @@ def k_center(
   key: Key,
   patches: Patches,
   valid: Bool[Array, ' n'],
-  bank_config: BankConfig,
+  config: BankConfig,
   num_centers: int,
   description: str = '',
 ) -> coreset.Selection:
@@ -59,7 +60,7 @@ def k_center(
     key: key of the random projection and of the first center.
     patches: rows to select from, sharded.
     valid: False for rows that must not be selected.
-    bank_config: random projection, progress and shards.
+    config: random projection, progress and shards.
     num_centers: number of rows to select; all valid rows if these are fewer.
     description: text of the progress; empty to show none.
 
@@ -68,19 +69,19 @@ def k_center(
     `num_centers` are in use.
   """
   # Selections of up to `coreset_size` centers share a buffer size, and thus compiled functions.
-  max_centers = max(num_centers, bank_config.coreset_size)
-  embeddings = project(key, patches.embeddings, bank_config.projection_dim)
+  max_centers = max(num_centers, config.coreset_size)
+  embeddings = project(key, patches.embeddings, config.projection_dim)
   center, sketch, selection = _init_selection(
-    key, embeddings, patches.patch_id, valid, max_centers, bank_config.shards
+    key, embeddings, patches.patch_id, valid, max_centers, config.shards
   )
   point_set = coreset.PointSet(embeddings, patches.patch_id, center, sketch)
   # A pass over the rows measures their distances to several centers at once, but to fewer if it
   # must stop at a target. Therefore targets are few.
   step = max(_MIN_PROGRESS_STEP, num_centers // 50)
   targets = [*range(step, num_centers, step), num_centers]
-  progress = bank_config.progress if description else no_progress
+  progress = config.progress if description else no_progress
   for target in progress(targets, len(targets), description):
-    selection = _select_until(point_set, selection, jnp.int32(target), bank_config.shards)
+    selection = _select_until(point_set, selection, jnp.int32(target), config.shards)
     jax.block_until_ready(selection)
   return selection
 
@@ -101,19 +102,15 @@ def scatter_evenly(patches: Patches, shards: Shards) -> tuple[Patches, Int[np.nd
   num_shards, n = shards.num_shards, len(patches.embeddings)
   shard_size = math.ceil(n / num_shards)
   rows_per_shard = np.clip(n - shard_size * np.arange(num_shards), 0, shard_size).astype(np.int32)
-
-  def slice_shard(patches: Patches, axis_name: str | None) -> Patches:
-    return collectives.local_slice(patches, axis_name)
-
-  padded = jax.tree.map(
-    lambda x: jnp.pad(x, [(0, shard_size * num_shards - n), *[(0, 0)] * (x.ndim - 1)]), patches
-  )
-  return jax.jit(shards.shard_map(slice_shard, (False,), True))(padded), rows_per_shard
+  num_missing = shard_size * num_shards - n
+  padded = jax.tree.map(lambda x: jnp.pad(x, [(0, num_missing), *[(0, 0)] * (x.ndim - 1)]), patches)
+  slice_shards = shards.shard_map(collectives.local_slice, (P(),), P('data'))
+  return jax.jit(slice_shards)(padded), rows_per_shard
 
 
 def to_host(x: Array, shards: Shards) -> np.ndarray:
   """Return all shards of an array, concatenated in host memory."""
-  return np.asarray(jax.jit(shards.shard_map(collectives.all_gather_tiled, (True,), False))(x))
+  return np.asarray(jax.jit(shards.shard_map(collectives.all_gather_tiled, (P('data'),), P()))(x))
 
 
 @functools.partial(jax.jit, static_argnames='shards')
@@ -122,10 +119,12 @@ def valid_mask(
 ) -> Bool[Array, ' n']:
   """Return a sharded mask of the rows in use: the first `rows_per_shard` of each shard."""
 
-  def shard_mask(patches: Patches, num_rows: Array, axis_name: str | None) -> Bool[Array, ' n']:
-    return range_mask(len(patches.embeddings), jnp.int32(0), num_rows[0])
+  def shard_mask(num_rows: Array, axis_name: str | None) -> Bool[Array, ' n']:
+    del axis_name
+    return range_mask(num_patches, jnp.int32(0), num_rows[0])
 
-  return shards.shard_map(shard_mask, (True, True), True)(patches, rows_per_shard)
+  num_patches = len(patches.embeddings) // shards.num_shards
+  return shards.shard_map(shard_mask, (P('data'),), P('data'))(rows_per_shard)
 
 
 def range_mask(n: int, start: Int[Array, ''], stop: Int[Array, '']) -> Bool[Array, ' n']:
@@ -148,9 +147,8 @@ def project(key: Key, embeddings: Float[Array, 'n d'], projection_dim: int) -> F
   if not 0 < projection_dim < embeddings.shape[1]:
     return embeddings
   projection = jax.random.normal(jax.random.fold_in(key, 1), (embeddings.shape[1], projection_dim))
-  return jnp.matmul(
-    embeddings, projection / projection_dim**0.5, precision=jax.lax.Precision.HIGHEST
-  )
+  projection /= projection_dim**0.5
+  return jnp.matmul(embeddings, projection, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.jit, static_argnames=('max_centers', 'shards'))
@@ -175,14 +173,12 @@ def _init_selection(
     max_centers: largest number of centers that the selection can hold.
     shards: shards of the rows.
   """
-  point_set = shards.shard_map(coreset.make_point_set, (True, True, True), coreset.POINT_SET_SPECS)(
-    embeddings, valid, patch_id
+  make_point_set = shards.shard_map(
+    coreset.make_point_set, (P('data'),) * 3, coreset.POINT_SET_SPECS
   )
-  init = shards.shard_map(
-    functools.partial(coreset.init, max_centers=max_centers),
-    (False, True, True),
-    coreset.SELECTION_SPECS,
-  )
+  point_set = make_point_set(embeddings, valid, patch_id)
+  init_fn = functools.partial(coreset.init, max_centers=max_centers)
+  init = shards.shard_map(init_fn, (P(), P('data'), P('data')), coreset.SELECTION_SPECS)
   return point_set.center, point_set.sketch, init(key, valid, patch_id)
 
 
@@ -191,17 +187,13 @@ def _select_until(
   point_set: coreset.PointSet, selection: coreset.Selection, target: Int[Array, ''], shards: Shards
 ) -> coreset.Selection:
   """Continue a selection until it has `target` centers in total, or no row is left."""
-  in_specs = coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, False
-  return shards.shard_map(coreset.select_until, in_specs, coreset.SELECTION_SPECS)(
-    point_set, selection, target
-  )
+  in_specs = coreset.POINT_SET_SPECS, coreset.SELECTION_SPECS, P()
+  select = shards.shard_map(coreset.select_until, in_specs, coreset.SELECTION_SPECS)
+  return select(point_set, selection, target)
 
 
 @functools.partial(jax.jit, static_argnames='shards')
 def _gather_rows(patches: Patches, rows: Int[Array, ' m'], shards: Shards) -> Patches:
   """Return the patches at positions counted over all shards, replicated on all devices."""
-
-  def gather_shard(patches: Patches, rows: Int[Array, ' m'], axis_name: str | None) -> Patches:
-    return jax.tree.map(lambda x: collectives.gather_rows(x, rows, axis_name), patches)
-
-  return shards.shard_map(gather_shard, (True, False), False)(patches, rows)
+  gather = shards.shard_map(collectives.gather_rows, (P('data'), P()), P())
+  return jax.tree.map(lambda x: gather(x, rows), patches)

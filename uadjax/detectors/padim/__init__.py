@@ -1,0 +1,362 @@
+"""PaDiM: one Gaussian of embeddings per position; the score is the Mahalanobis distance to it.
+
+Defard et al. 2020, 'PaDiM: a Patch Distribution Modeling Framework', arXiv 2011.08785, section III.
+
+Letters: b batch, h w feature map of the first stage, c channels of all stages, d channels of the
+embedding, H W image at network size.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import cast, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, UInt8
+import numpy as np
+
+from uadjax import backbones
+from uadjax.detectors import base
+from uadjax.detectors.padim import gaussians
+from uadjax.errors import ConfigError, Setting, UnknownName
+from uadjax.numerics import gaussian, projections, resampling
+from uadjax.numerics.collectives import Shards
+from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
+
+_SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section IV-D).
+
+Images = UInt8[Array, 'b H W 3']
+Stages = dict[str, Float[Array, 'b _h _w _c']]  # The backbone's feature maps by stage.
+
+
+class Config(NamedTuple):
+  """Options and sizes.
+
+  Attributes:
+    backbone: network whose stages are upsampled to the size of the first and concatenated.
+    image_size: height and width of the images.
+    map_size: height and width of the feature map of the first stage.
+    stage_channels: number of channels of each stage.
+    channels: number of channels of the embedding, at most those of all stages together.
+    projection: method that reduces the channels of all stages to `channels`, one of
+      `projections.METHODS`; the paper samples channels ('sample').
+    enlarge: upsampling of the deeper stages: 'bilinear', or 'nearest' as in the authors' code.
+    ridge: constant added to the variances, ε of equation 1.
+    shards: shards of the images and of the rows of the feature map.
+  """
+
+  backbone: backbones.Backbone
+  image_size: tuple[int, int]
+  map_size: tuple[int, int]
+  stage_channels: tuple[int, ...]
+  channels: int
+  projection: str
+  enlarge: str
+  ridge: float
+  shards: Shards
+
+  @property
+  def padded_height(self) -> int:
+    """Number of rows of the feature map, padded so that all shards are equal in size."""
+    return self.map_size[0] + -self.map_size[0] % self.shards.num_shards
+
+
+class FeatureExtractor(NamedTuple):
+  """Fixed parameters of the embedding.
+
+  Attributes:
+    backbone: variables of the pretrained backbone.
+    projection: matrix that maps the concatenated channels of all stages to those of the embedding.
+  """
+
+  backbone: Variables
+  projection: Float[Array, 'c d']
+
+
+class State(NamedTuple):
+  """Training state: the feature extractor, and the moments of all embeddings so far."""
+
+  extractor: FeatureExtractor
+  moments: gaussian.Moments
+
+
+class Fitted(NamedTuple):
+  """Parameters for scoring.
+
+  Attributes:
+    feature_extractor: backbone variables and projection.
+    mean: mean embedding at each position (μ in section III-B).
+    whitening: lower triangular W at each position, with WᵀW = Σ⁻¹ for the covariance Σ of
+      equation 1.
+  """
+
+  feature_extractor: FeatureExtractor
+  mean: Float[Array, 'h w d']
+  whitening: Float[Array, 'h w d d']
+
+
+class HeldOutModel(NamedTuple):
+  """Parameters for scoring each training image by the Gaussians of all other training images.
+
+  `gaussian.leave_one_out_distance` removes the image from the Gaussians by a formula, so that one
+  model serves all images.
+
+  Attributes:
+    fitted: Gaussians of all n training images, for `gaussian.leave_one_out_distance` only: their
+      covariances are divided by n - 2 instead of n - 1, so they must not score new images.
+    num_images: number n of training images.
+  """
+
+  fitted: Fitted
+  num_images: Float[Array, '']
+
+
+_STATE_SPECS = State._make((P(), gaussians.MOMENTS_SPECS))
+_FITTED_SPECS = Fitted._make((P(), P('data'), P('data')))
+_HELD_OUT_SPECS = HeldOutModel._make((_FITTED_SPECS, P()))
+
+
+def make(
+  backbone: backbones.Backbone,
+  context: base.RunContext,
+  *,
+  channels: int = 100,
+  projection: str = 'ortho',
+  enlarge: str = 'bilinear',
+  ridge: float = 0.01,
+) -> base.Detector:
+  """Build the PaDiM detector; `Config` describes the options.
+
+  Raises:
+    ConfigError: `channels` is out of range; or, unless `context.max_images` is 0, `ridge` is
+      negative or there are too few images.
+    UnknownName: the projection or upsampling method does not exist.
+  """
+  if context.max_images:
+    validate_settings(context.num_previous_images + context.max_images, channels, ridge)
+  image_size, shards = (context.height, context.width), context.shards
+  shapes = base.stage_shapes(backbone, context)
+  map_size, stage_channels = shapes[0][:2], tuple(shape[2] for shape in shapes)
+  config = Config(
+    backbone, image_size, map_size, stage_channels, channels, projection, enlarge, ridge, shards
+  )
+  _validate_embedding(config)
+
+  def bind(function: Callable) -> Callable:
+    return functools.partial(function, config)
+
+  specs = base.ShardingSpecs(_STATE_SPECS, _FITTED_SPECS, _HELD_OUT_SPECS, bind(pad_to_shards))
+  return base.Detector(
+    bind(init),
+    bind(update),
+    bind(finalize),
+    bind(score),
+    leave_one_out=base.LeaveOneOut(1, bind(embed), bind(leave_fold_out), bind(score_held_out)),
+    incremental=base.Incremental(bind(to_arrays), bind(restore), summarize, drift),
+    sharding_specs=specs if shards.num_shards > 1 else None,
+    export_score_fn=bind(export_score_fn),
+  )
+
+
+def validate_settings(num_images: int, channels: int, ridge: float) -> None:
+  """Raise an error if covariances, also those without one image, cannot be estimated.
+
+  Args:
+    num_images: number of training images, those of earlier runs included.
+    channels: number of channels of the embedding.
+    ridge: constant added to the variances. With 0, covariances of few images are singular.
+
+  Raises:
+    ConfigError: `ridge` is negative, or there are too few images.
+  """
+  if not ridge >= 0:
+    raise ConfigError(
+      f'detector.ridge must be 0 or more, got {ridge}; the paper uses 0.01.',
+      key='detector.ridge',
+      value=ridge,
+      allowed=(0, None),
+    )
+  min_images = gaussian.min_vectors(channels, ridge)
+  if num_images >= min_images:
+    return
+  if ridge:
+    raise ConfigError(
+      f'Leave-one-out calibration needs at least {min_images} good images, got {num_images}; add '
+      'images.'
+    )
+  few_channels = Setting('detector.channels', num_images - 2), ' or fewer, '
+  raise ConfigError(
+    f'{num_images} good images are too few for covariances of {channels} channels with '
+    f'detector.ridge=0: without the image that is left out, {min_images - 1} must remain.',
+    key='detector.ridge',
+    value=ridge,
+    hint=(
+      f'Use at least {min_images} images, ',
+      *(few_channels if num_images > 2 else ()),
+      'or ',
+      Setting('detector.ridge', 0.01),
+      '.',
+    ),
+  )
+
+
+def _validate_embedding(config: Config) -> None:
+  choices = {
+    'enlarge': (config.enlarge, projections.UPSAMPLING_METHODS),
+    'projection': (config.projection, projections.METHODS),
+  }
+  for name, (value, allowed) in choices.items():
+    if value not in allowed:
+      raise UnknownName(
+        f'Unknown detector.{name} {value!r}; choose from {list(allowed)}.',
+        key=f'detector.{name}',
+        value=value,
+        allowed=allowed,
+      )
+  max_channels = sum(config.stage_channels)
+  if not 1 <= config.channels <= max_channels:
+    raise ConfigError(
+      f'detector.channels={config.channels}, but the stages of the backbone have {max_channels} '
+      'channels.',
+      key='detector.channels',
+      value=config.channels,
+      allowed=(1, max_channels),
+      hint=(
+        f'Choose 1 to {max_channels}, or name more stages with ',
+        Setting('detector.layers'),
+        '.',
+      ),
+    )
+
+
+def init(config: Config, key: Key, variables: Variables) -> State:
+  """Draw the projection, and return the moments of no images."""
+  projection = projections.draw(key, config.projection, config.stage_channels, config.channels)
+  size = config.padded_height, config.map_size[1], config.channels
+  moments = gaussians.empty(*size, config.shards)
+  return State(FeatureExtractor(variables, projection), moments)
+
+
+def extract_features(
+  config: Config, extractor: FeatureExtractor, images: Images
+) -> Float[Array, 'b h w d']:
+  """Return the embeddings of images: the backbone's stages, projected (section III-A).
+
+  The deeper stages are upsampled to the size of the first.
+  """
+  network = config.backbone
+  stages = cast(Stages, network.apply(extractor.backbone, backbones.normalize(images)))
+  feature_maps = [stages[name] for name in network.stages]
+  return projections.project(extractor.projection, feature_maps, *config.map_size, config.enlarge)
+
+
+def embed(config: Config, extractor: FeatureExtractor, batch: Batch) -> Float[Array, 'b h w d']:
+  """Return the precomputed embeddings of a batch, or compute those of its images."""
+  if batch.features is not None:
+    return batch.features
+  return extract_features(config, extractor, jnp.asarray(batch.image))
+
+
+def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
+  """Add a batch's valid images to the moments; the metric is the number of images so far."""
+  x = embed(config, state.extractor, batch)
+  moments = gaussians.add_batch(state.moments, x, jnp.asarray(batch.valid), config.shards)
+  return state._replace(moments=moments), {'images': moments.n}
+
+
+def finalize(config: Config, state: State) -> Fitted:
+  """Return the Gaussians without padding rows; consumes the state."""
+  (n, mean, m2), h = state.moments, config.map_size[0]
+  whitening = gaussians.whiten(m2, n, config.ridge, 0, config.shards)
+  return Fitted(state.extractor, mean[:h], whitening[:h])
+
+
+def pad_to_shards(config: Config, model: Fitted | HeldOutModel) -> Fitted | HeldOutModel:
+  """Pad the Gaussians with rows of zeros to a multiple of the number of shards."""
+  if isinstance(model, HeldOutModel):
+    return model._replace(fitted=pad_to_shards(config, model.fitted))
+  padded = (gaussians.pad_rows(x, 0, config.padded_height) for x in model[1:])
+  return Fitted._make((model.feature_extractor, *padded))
+
+
+def score(config: Config, fitted: Fitted, images: Images) -> Scores:
+  """Score images by the Mahalanobis distances of their embeddings (section III-C)."""
+  extractor, mean, whitening = fitted
+  x = extract_features(config, extractor, images)
+  distance = gaussians.map_over_rows(gaussian.mahalanobis, x, mean, whitening, config.shards)
+  return _score_distances(config, distance)
+
+
+def _score_distances(config: Config, distance: Float[Array, 'b h w']) -> Scores:
+  """Upsample and blur distances to anomaly maps; the image score is the map's maximum."""
+  anomaly_map = resampling.upsample(distance, *config.image_size, _SIGMA)
+  return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
+
+
+def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:
+  """Return `score` for fixed parameters, with the whitening matrices cut into bands ahead."""
+  extractor, mean, whitening = fitted
+  bands = gaussian.cut_into_bands(whitening)
+
+  def score(images: Images) -> Scores:
+    x = extract_features(config, extractor, images)
+    return _score_distances(config, gaussian.mahalanobis_from_bands(x, mean, bands))
+
+  return score
+
+
+def leave_fold_out(config: Config, variables: Variables, arrays: Arrays, fold: int) -> HeldOutModel:
+  """Return the model for the only fold; overwrites `arrays['m2']` if it is writeable."""
+  del fold
+  n, mean, projection = (jnp.asarray(arrays[k]) for k in ('n', 'mean', 'projection'))
+  whitening = jax.device_put(gaussians.whiten_on_host(arrays['m2'], n, config.ridge, 1))
+  return HeldOutModel(Fitted(FeatureExtractor(variables, projection), mean, whitening), n)
+
+
+def score_held_out(config: Config, model: HeldOutModel, batch: Batch) -> Scores:
+  """Score training images, each by the Gaussians of all other training images."""
+  (extractor, mean, whitening), num_images = model
+
+  def distance_fn(x: Array, mean: Array, whitening: Array) -> Array:
+    return gaussian.leave_one_out_distance(x, num_images, mean, whitening)
+
+  x = embed(config, extractor, batch)
+  distance = gaussians.map_over_rows(distance_fn, x, mean, whitening, config.shards)
+  return _score_distances(config, distance)
+
+
+def to_arrays(config: Config, state: State) -> Arrays:
+  """Return projection and moments by name, without padding rows."""
+  (n, mean, m2), h = state.moments, config.map_size[0]
+  return {'projection': state.extractor.projection, 'n': n, 'mean': mean[:h], 'm2': m2[:h]}
+
+
+def restore(config: Config, state: State, arrays: Arrays) -> State:
+  """Return the initial state with the projection and moments of the run that it extends."""
+  n, mean, m2, projection = (jnp.array(arrays[k]) for k in ('n', 'mean', 'm2', 'projection'))
+  padded = (gaussians.pad_rows(x, 0, config.padded_height) for x in (mean, m2))
+  extractor = state.extractor._replace(projection=projection)
+  return State(extractor, gaussian.Moments._make((n, *padded)))
+
+
+def summarize(arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
+  """Return the number of images."""
+  del embeddings
+  return {'images': int(arrays['n'])}
+
+
+def drift(previous_arrays: Arrays, arrays: Arrays) -> dict[str, int | float]:
+  """Return the number of images before and after a run, and the shift of the mean embeddings.
+
+  At each position, each channel's shift is divided by its standard deviation before the run. The
+  result is the root mean square of these quotients over positions and channels.
+  """
+  n, mean, m2 = (previous_arrays[name] for name in ('n', 'mean', 'm2'))
+  variance = np.diagonal(m2, axis1=-2, axis2=-1) / max(n - 1, 1)
+  squared_shift = (np.asarray(arrays['mean']) - mean) ** 2 / np.maximum(variance, 1e-12)
+  return {
+    'images_before': int(n),
+    'images_after': int(arrays['n']),
+    'mean_shift': float(np.sqrt(squared_shift.mean())),
+  }
