@@ -149,15 +149,18 @@ def compare_with_mask(
   """Compare a result with the ground truth, if there is one."""
   if truth is None:
     return ImageResult(record, result.score, result.label)
-  pred, visible = result.predicted_mask, result.visible
+  pred, visible = result.predicted_mask, result.visible  # No invisible pixel is predicted.
+  visible_truth = truth & visible
+  num_cropped = visible.size - np.count_nonzero(visible)
+  confusion = metrics.Confusion.from_predictions(pred, visible_truth)
   return ImageResult(
     record,
     result.score,
     result.label,
-    metrics.Confusion.from_predictions(pred[visible], truth[visible]),
-    *metrics.region_hits(pred, truth & visible),
-    int((~visible).sum()),
-    int((truth & ~visible).sum()),
+    confusion._replace(tn=confusion.tn - num_cropped),
+    *metrics.region_hits(pred, visible_truth),
+    num_cropped,
+    np.count_nonzero(truth) - np.count_nonzero(visible_truth),
   )
 
 
