@@ -8,9 +8,9 @@ such as fit.batch_size, names one setting. Files in YAML are never executed.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
-import functools
 import importlib.util
 import math
+import operator
 import os
 from pathlib import Path
 import types
@@ -299,10 +299,11 @@ def to_config_dict(settings: Settings) -> ConfigDict:
   """Return a tree as a ConfigDict, for the functions `get_config` in configs/."""
   infos = describe(settings)
   config: ConfigDict = ml_collections.ConfigDict(dataclasses.asdict(settings))
-  for info in infos.values():
+  for key, info in infos.items():
     if info.value is None:
-      *sections, name = info.key.split('.')
-      functools.reduce(getattr, sections, config)[name] = config_dict.placeholder(info.type)
+      section, _, name = key.rpartition('.')
+      node: ConfigDict = operator.attrgetter(section)(config) if section else config
+      node[name] = config_dict.placeholder(info.type)
   return config
 
 

@@ -123,8 +123,8 @@ def _run_missing(
   sweep = sweeps.run_sweep(missing_runs, workdir, overrides, device_slots)
   # Closing stops the runs before an error is reported, so that none continues unnoticed.
   with contextlib.closing(sweep) as outcomes:
-    shown = progress.show_progress(outcomes, num_missing, 'Sweeping')
-    for number, (run, summary, error) in enumerate(shown, 1):
+    with_bar = progress.show_progress(outcomes, num_missing, 'Sweeping')
+    for number, (run, summary, error) in enumerate(with_bar, 1):
       cells = zip(titles, results.format_cells([summary]), strict=True) if summary else ()
       message = error or '  '.join(f'{title} {cell}' for title, cell in cells)
       logging.LOG.info('[%d/%d] %s: %s', number, num_missing, run, message)

@@ -12,7 +12,7 @@ from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError, refuse, Setting
+from uadjax.errors import about, ConfigError, refuse, Setting
 from uadjax.evaluation import labeled
 from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
@@ -73,7 +73,9 @@ def validate(config: Settings) -> None:
       message = f'fit.{name} does not apply to a detector that sees every image once; remove it.'
       refuse(f'fit.{name}', value, message, *hint, allowed=default)
   if fit.extend:
-    _require_same_settings(config, model_dir.read_info(fit.extend))
+    with about('fit.extend', fit.extend):
+      previous_info = model_dir.read_info(fit.extend)
+    _require_same_settings(config, previous_info)
 
 
 def _train_by_gradient(
