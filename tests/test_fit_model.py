@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -97,3 +99,63 @@ def test_what_fails_is_told_in_the_commands_own_words(trained, drawn, tmp_path, 
   assert json.loads((tmp_path / 'a' / 'train_result.json').read_text())['done_flag']
   assert cli.main([*words[:-1], '--workdir', str(tmp_path / 'b'), '--override=fit.steps=3']) == 2
   assert not (tmp_path / 'b').exists()
+
+
+# Prints which settings of the process a fit has changed, its threads, and how much memory glibc
+# retains of a large block that is freed after the fit.
+CHANGES = """
+import json, logging, os, signal, sys, threading, warnings
+import jax, numpy as np
+# Imports may add filters of warnings, and these are imported at first use.
+import orbax.checkpoint, requests, scipy.special, tensorflow
+import uadjax
+
+def settings():
+  found = {f'jax {name}': repr(value) for name, value in jax.config.values.items()}
+  found |= {f'signal {number}': repr(signal.getsignal(number)) for number in signal.valid_signals()}
+  found |= {f'variable {name}': value for name, value in os.environ.items()}
+  for name in ('', 'uadjax', 'jax', 'absl', 'orbax'):
+    logger = logging.getLogger(name)
+    found[f'logger {name}'] = repr([logger.level, logger.handlers, logger.propagate])
+  found['hooks'] = repr([sys.excepthook, sys.unraisablehook, threading.excepthook])
+  return found | {'folder': os.getcwd(), 'warnings': repr(warnings.filters)}
+
+def resident_pages():
+  return int(open('/proc/self/statm').read().split()[1])
+
+def retained_mb():
+  if sys.platform != 'linux':
+    return 0
+  before = resident_pages()
+  np.ones(1 << 28, np.uint8)
+  return (resident_pages() - before) * os.sysconf('SC_PAGESIZE') >> 20
+
+dataset, workdir, overrides, tune_process = json.loads(sys.argv[1])
+fit_model, before = uadjax.fit_model, settings()
+fit_model(dataset, 'padim', workdir, 'cpu', overrides=overrides, tune_process=tune_process)
+after = settings()
+changed = {
+  name: [before.get(name), after.get(name)]
+  for name in {**before, **after}
+  if before.get(name) != after.get(name)
+}
+threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+print(json.dumps([changed, threads, retained_mb()]))
+"""
+
+
+@pytest.mark.parametrize('tune_process', [False, True])
+def test_the_process_stays_as_it_was_unless_asked(drawn, tmp_path, monkeypatch, tune_process):
+  monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
+  arguments = str(drawn / 'disc'), str(tmp_path / 'run'), SMALL, tune_process
+  process = subprocess.run(
+    [sys.executable, '-c', CHANGES, json.dumps(arguments)], capture_output=True, text=True
+  )
+  assert process.returncode == 0, process.stderr
+  changed, threads, retained_mb = json.loads(process.stdout.splitlines()[-1])
+  assert threads == ['MainThread']
+  if tune_process:
+    assert list(changed) == ['jax jax_num_cpu_devices']
+  else:
+    assert not changed
+    assert retained_mb < 64
