@@ -57,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         validation.validate(config, workdir)
         has_started = True
         result = experiment.run_logged(config, workdir)
+      processes.leave()
   except (Exception, Interrupted) as failure:
     error = processes.explain(failure)
     _report_failure(error, workdir, mode, has_started)
     if processes.is_multiprocess():
-      processes.exit_process(error)
+      processes.exit_process()
     return 1
   # A mode that finishes may still have found invalid data or unreadable images.
   return 0 if result.get('check_pass', True) and not result.get('failed') else 1

@@ -8,7 +8,6 @@ from rich import box, table
 from uadjax.cli import console, runtime
 from uadjax.distributed import mesh
 from uadjax.experiment import fit_model
-from uadjax.system import memory
 
 _METRIC_TITLES = {
   'image_auroc': 'image AUROC',
@@ -27,7 +26,6 @@ def fit(
   as_json: bool,
 ) -> None:
   """Fit a model, then print its metrics and the paths of its report and directory."""
-  memory.retain_freed_pages()
   mesh.use_cores_as_devices()
   result, run_dir = fit_model.run_training(dataset, model, workdir, device, overrides)
   if as_json:

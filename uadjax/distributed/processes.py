@@ -1,13 +1,19 @@
-"""Multi-process runs: joining, barriers, heartbeats, work directories, and loss of a process.
+"""Multi-process runs: joining, barriers, loss of a process, and work directories.
 
 Every process runs the same program. Batches and fitted state are sharded over the devices of all
 processes, and every process receives the results, such as scores. Each could therefore write the
 whole result, but only the first does. The others write into temporary folders of their own, which
 are deleted, and reach the run's checkpoints, which Orbax writes jointly, through a symbolic link.
+
+JAX detects lost processes by their heartbeats. By default it then aborts all others with a stack
+dump, which no program can replace by a message. So a run sets `jax_enable_recoverability`, and one
+thread of each process asks JAX which processes live, reports a loss and ends its own process:
+https://docs.jax.dev/en/latest/fault_tolerance.html
+The first process has JAX's coordination service, without which JAX aborts the others. It therefore
+leaves last; if it is lost itself, the others end with the stack dump.
 """
 
-import atexit
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import os
@@ -30,29 +36,24 @@ from uadjax.errors import ConfigError, Interrupted, Setting, UserError
 
 # Resuming a run needs these entries of its work directory.
 _SHARED_FILES = ('checkpoints', 'config.yaml')
-# Matches errors with which JAX, Gloo and the coordination service report a lost process.
-_LOST_PROCESS_PATTERN = re.compile(
-  r'closed by peer|Connection reset|Broken pipe|[Cc]oordination|heartbeat|DEADLINE_EXCEEDED'
-  r'|UNAVAILABLE|[Tt]imed out|Gloo'
-)
-_LOST_KEY, _HEARTBEAT_KEY = 'uadjax/lost', 'uadjax/alive'  # Keys in JAX's coordination service.
-_HEARTBEAT_TIMEOUT_FACTOR = 0.6  # A fraction of JAX's timeout, so that this check comes first.
-_LOST_PROCESS_MESSAGE = (
-  'A process of this run ended or cannot be reached; its own log gives the reason.{}'
-)
+# JAX has no type for the errors with which it reports a lost process: its collective operations on
+# CPUs (Gloo) and its coordination service name themselves in the message. Most are of the first
+# type, but a compiled function may also raise its error as a ValueError.
+_RUNTIME_ERRORS = (jax.errors.JaxRuntimeError, ValueError)
+_LOST_PROCESS_PATTERN = re.compile(r'gloo|coordination|heartbeat', re.IGNORECASE)
 _RESTART_HINT = (
   'Restart all processes, on as many hosts as are available; ',
   Setting('fit.resume', 'latest'),
   ' resumes STFPM from its last checkpoint.',
 )
-_EXITING = threading.Event()
 # Every process passes the same barriers in the same order, so the number makes their names unique.
 _BARRIER_COUNTER = itertools.count()
 _EXTRA_INITIALIZATION_S = 60  # JAX's own timeout comes this much later than hosts.wait_s.
-# The first process exits after the others, which may still be closing files.
-_FIRST_PROCESS_EXIT_DELAY_S = 5.0
-# After a loss, every process has to exit before JAX notices the loss and aborts it.
-_LOST_EXIT_DELAY_S, _FIRST_PROCESS_LOST_EXIT_DELAY_S = 1.0, 3.0
+_END_TIMEOUT_S = 7 * 24 * 3600  # Processes may score shards of very different lengths.
+_leaving = threading.Event()  # This process ends or reports a failure; its watch need not.
+_POLL_INTERVAL_S = 1.0
+_REPORT_DELAY_S = 2.0  # The main thread, which knows more, may report a loss during this time.
+_EXIT_POLL_INTERVAL_S = 0.1
 _NO_COORDINATOR_MESSAGE = (
   'JAX cannot detect the first process of this run (it supports Open MPI in version 4 only{}).'
 )
@@ -78,7 +79,7 @@ FailureCallback = Callable[[ProcessLost, bool], None]
 
 
 def join(options: HostSettings, on_failure: FailureCallback | None = None) -> None:
-  """Join this process to a multi-process run, if there is one, and monitor its heartbeats.
+  """Join this process to a multi-process run, if there is one, and watch the other processes.
 
   Must be called before JAX computes anything.
 
@@ -94,49 +95,25 @@ def join(options: HostSettings, on_failure: FailureCallback | None = None) -> No
     ConfigError: `coordinator`, `count` and `index` are inconsistent, or JAX cannot detect the run.
     ProcessLost: the other processes do not connect within `wait_s`.
   """
-  coordinator = options.coordinator
-  if jax.distributed.is_initialized():
-    return
   launch = cluster_env.launch_info()
-  if coordinator == 'none' or (coordinator == 'auto' and not (launch or cluster_env.is_tpu_host())):
+  is_single = options.coordinator == 'auto' and not (launch or cluster_env.is_tpu_host())
+  if jax.distributed.is_initialized() or options.coordinator == 'none' or is_single:
     return
-  initialize_arguments = {}
-  if coordinator not in ('auto', 'jax'):
-    num_processes, process_index = options.count, options.index
-    if launch and (num_processes, process_index) == (0, -1):
-      num_processes, process_index = launch.size, launch.rank
-    if not re.fullmatch(r'.+:\d+', coordinator) or not 0 <= process_index < num_processes:
-      raise ConfigError(
-        f'The coordinator {coordinator!r} must be auto, jax, none, or HOST:PORT of the first '
-        f'process, which needs a number of processes (got {num_processes}) and an index from 0 '
-        f'(got {process_index}).',
-        key='hosts.coordinator',
-        value=coordinator,
-        hint=('Set ', Setting('hosts.count'), ' and ', Setting('hosts.index'), '.'),
-      )
-    initialize_arguments = {
-      'coordinator_address': coordinator,
-      'num_processes': num_processes,
-      'process_id': process_index,
-    }
-  elif launch and not cluster_env.is_detected_by_jax(launch):
-    # Under SLURM, JAX would read SLURM's variables, which describe Open MPI's daemons.
-    raise ConfigError(
-      _NO_COORDINATOR_MESSAGE.format(''), key='hosts.coordinator', hint=_COORDINATOR_HINT
-    )
-  elif launch and launch.is_slurm:
-    cluster_env.set_step_port()
+  address, count, index = _coordinator(options, launch)
   timeout_error = ProcessLost(
     f'The processes of this run did not connect within hosts.wait_s={options.wait_s} s '
-    f'(hosts.coordinator={coordinator}). Start all of them, with the same coordinator.'
+    f'(hosts.coordinator={options.coordinator}). Start all of them, with the same coordinator.'
   )
   # JAX's own timeout is longer, because JAX then aborts with a stack dump that cannot be caught.
-  timer = threading.Timer(options.wait_s, _abort, [on_failure, timeout_error, True])
+  timer = threading.Timer(options.wait_s, _abort, [on_failure, timeout_error])
   timer.daemon = True
   timer.start()
   try:
+    jax.config.update('jax_enable_recoverability', True)
     jax.distributed.initialize(
-      **initialize_arguments,
+      coordinator_address=address,
+      num_processes=count,
+      process_id=index,
       local_device_ids=cluster_env.local_gpu_ids(launch),
       initialization_timeout=options.wait_s + _EXTRA_INITIALIZATION_S,
       heartbeat_timeout_seconds=options.heartbeat_s,
@@ -149,7 +126,52 @@ def join(options: HostSettings, on_failure: FailureCallback | None = None) -> No
   finally:
     timer.cancel()
   if jax.distributed.is_initialized():
-    _monitor_heartbeats(on_failure, options.heartbeat_s)
+    watched = {*range(jax.process_count())}  # Initializes the devices, in this thread.
+    arguments = watched, on_failure, options.heartbeat_s
+    threading.Thread(target=_watch, args=arguments, name='uadjax-watch', daemon=True).start()
+
+
+def _coordinator(
+  options: HostSettings, launch: cluster_env.LaunchInfo | None
+) -> tuple[str | None, int | None, int | None]:
+  """Return the coordinator, the number of processes and the index; each None if JAX detects it."""
+  if options.coordinator not in ('auto', 'jax'):
+    count, index = options.count, options.index
+    if launch and (count, index) == (0, -1):
+      count, index = launch.size, launch.rank
+    if not re.fullmatch(r'.+:\d+', options.coordinator) or not 0 <= index < count:
+      raise ConfigError(
+        f'The coordinator {options.coordinator!r} must be auto, jax, none, or HOST:PORT of the '
+        f'first process, which needs a number of processes (got {count}) and an index from 0 '
+        f'(got {index}).',
+        key='hosts.coordinator',
+        value=options.coordinator,
+        hint=('Set ', Setting('hosts.count'), ' and ', Setting('hosts.index'), '.'),
+      )
+    return options.coordinator, count, index
+  if launch and not cluster_env.is_detected_by_jax(launch):
+    # Under SLURM, JAX would read SLURM's variables, which describe Open MPI's daemons.
+    message = _NO_COORDINATOR_MESSAGE.format('')
+    raise ConfigError(message, key='hosts.coordinator', hint=_COORDINATOR_HINT)
+  if launch and launch.is_slurm:
+    cluster_env.set_step_port()
+  return None, None, None
+
+
+def leave() -> None:
+  """Leave the run in an orderly way, when every process has finished.
+
+  Raises:
+    ProcessLost: a process was lost before it finished.
+  """
+  if not is_multiprocess():
+    return
+  barrier('the end', _END_TIMEOUT_S)
+  _leaving.set()
+  if jax.process_index() == 0:
+    while len(_live_processes({*range(jax.process_count())})) > 1:  # Waits for the others.
+      time.sleep(_EXIT_POLL_INTERVAL_S)
+  jax.distributed.shutdown()
 
 
 def is_multiprocess() -> bool:
@@ -179,19 +201,18 @@ def resolve_shard(shard: str, may_ask_jax: bool = True) -> tuple[int, int]:
     ConfigError: `shard` is malformed.
   """
   if shard == 'auto':
-    launch = cluster_env.launch_info()
-    if launch:
+    if launch := cluster_env.launch_info():
       return launch.rank, launch.size
     # Elsewhere JAX knows of no other process, and a query would reserve the memory of all GPUs.
     use_jax = jax.distributed.is_initialized() or (may_ask_jax and cluster_env.is_tpu_host())
     return index_and_count() if use_jax else (0, 1)
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
-  shard_index, num_shards = map(int, match.groups()) if match else (0, 0)
-  if not shard_index < num_shards:
+  index, count = map(int, match.groups()) if match else (0, 0)
+  if not index < count:
     raise ConfigError(
       f'The shard must be auto, or I/N with I from 0 to N - 1, such as 0/4; got {shard!r}.'
     )
-  return shard_index, num_shards
+  return index, count
 
 
 def barrier(name: str, wait_s: int) -> None:
@@ -229,9 +250,9 @@ def any_process(flag: bool) -> bool:
 
   Use it for decisions that depend on clocks or signals, which differ between processes.
   """
-  return (
-    bool(multihost_utils.process_allgather(np.asarray(flag)).any()) if is_multiprocess() else flag
-  )
+  if not is_multiprocess():
+    return flag
+  return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 @contextlib.contextmanager
@@ -252,114 +273,75 @@ def process_workdir(workdir: Path) -> Iterator[Path]:
 
 
 def explain(error: Exception | Interrupted) -> Exception | Interrupted:
-  """Return the error, or a ProcessLost with a hint if it is a symptom of a lost process."""
-  if (
-    not is_multiprocess()
-    or isinstance(error, UserError)
-    or not _LOST_PROCESS_PATTERN.search(str(error))
-  ):
+  """Return the error of a run, or a ProcessLost with a hint if JAX reports a lost process by it.
+
+  The caller reports the error and then calls `exit_process`.
+  """
+  if not is_multiprocess():
     return error
-  return ProcessLost(
-    _LOST_PROCESS_MESSAGE.format(f' ({str(error).splitlines()[0][:120]})'), hint=_RESTART_HINT
-  )
+  _leaving.set()
+  is_lost = isinstance(error, _RUNTIME_ERRORS) and _LOST_PROCESS_PATTERN.search(str(error))
+  return _lost(str(error).splitlines()[0][:120]) if is_lost else error
 
 
-def exit_process(error: BaseException) -> NoReturn:
-  """End this process at once, without waiting for the other processes.
+def exit_process() -> NoReturn:
+  """End this process at once, after its failure was reported.
 
-  An orderly exit could deadlock, because processes would wait for each other. The process that
-  notices a loss first publishes it, because others may be waiting for a process that still runs.
-  The first process exits last: once it is gone, JAX aborts the others, which could not report why.
+  An orderly exit could deadlock, because processes would wait for each other. The other processes
+  notice that this one has left JAX's coordination service. The first waits until they have left,
+  which takes `heartbeat_s` if one was killed.
   """
-  _EXITING.set()
-  if is_process_lost := isinstance(error, ProcessLost):
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      _coordination_client().key_value_set(_LOST_KEY, error.message, allow_overwrite=True)
-  if jax.process_index() == 0:
-    time.sleep(_FIRST_PROCESS_LOST_EXIT_DELAY_S if is_process_lost else _FIRST_PROCESS_EXIT_DELAY_S)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(1)
+  _leaving.set()
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    _coordination_client().shutdown()
+    while jax.process_index() == 0 and _live_processes({*range(jax.process_count())}):
+      time.sleep(_EXIT_POLL_INTERVAL_S)
+  _exit()
 
 
-def _monitor_heartbeats(on_failure: FailureCallback | None, heartbeat_s: float) -> None:
-  """Start a thread that ends this process when another one is lost.
-
-  The main thread may be blocked in a computation that never returns. The process that notices a
-  loss publishes it to all. Every process checks the heartbeats of the others, with a shorter
-  timeout than JAX, which would abort every process with a stack dump.
-  """
-  client, index = _coordination_client(), jax.process_index()
-  timeout_s = _HEARTBEAT_TIMEOUT_FACTOR * heartbeat_s
-  last_heartbeats: dict[str, tuple[str, float]] = {}
-
-  def monitor() -> None:
-    while not _EXITING.is_set():
-      with contextlib.suppress(jax.errors.JaxRuntimeError):  # Raised while no loss is published.
-        message = client.blocking_key_value_get(_LOST_KEY, 1000)
-        # A process that notices the loss itself reports it during the delay. The first exits last.
-        if not _EXITING.wait(_LOST_EXIT_DELAY_S if index else _FIRST_PROCESS_LOST_EXIT_DELAY_S):
-          _abort(on_failure, ProcessLost(message, hint=_RESTART_HINT), index == 0)
-        return
-      with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.key_value_set(
-          f'{_HEARTBEAT_KEY}/{index}', str(time.monotonic()), allow_overwrite=True
-        )
-        heartbeats = client.key_value_dir_get(_HEARTBEAT_KEY)
-        if stale_index := _stale_process(
-          dict(heartbeats), last_heartbeats, time.monotonic(), timeout_s
-        ):
-          reason = f' (No heartbeat from process {stale_index} for {timeout_s:g} s.)'
-          client.key_value_set(
-            _LOST_KEY, _LOST_PROCESS_MESSAGE.format(reason), allow_overwrite=True
-          )
-
-  def stop_monitor() -> None:
-    _EXITING.set()
-    thread.join()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      client.key_value_delete(f'{_HEARTBEAT_KEY}/{index}')  # Without a key it cannot look lost.
-
-  thread = threading.Thread(target=monitor, name='uadjax-listen', daemon=True)
-  thread.start()
-  atexit.register(stop_monitor)  # Runs before JAX's own exit handler shuts the client down.
+def _watch(watched: set[int], on_failure: FailureCallback | None, heartbeat_s: float) -> None:
+  """End this process when another one is lost; the main thread may be blocked by it for ever."""
+  with contextlib.suppress(jax.errors.JaxRuntimeError):  # Without its service, JAX aborts anyway.
+    while not _leaving.wait(_POLL_INTERVAL_S):
+      lost = watched - _live_processes(watched)
+      if lost and not _leaving.wait(_REPORT_DELAY_S):
+        names = ', '.join(map(str, sorted(lost)))
+        error = _lost(f'process {names} left or sent no heartbeat for {heartbeat_s:g} s')
+        _report(on_failure, error, jax.process_index() == 0)
+        exit_process()
 
 
-def _stale_process(
-  heartbeats: Mapping[str, str],
-  last_heartbeats: dict[str, tuple[str, float]],
-  now: float,
-  timeout_s: float,
-) -> str:
-  """Return the index of a process without a new heartbeat for `timeout_s`, or '' if all have one.
-
-  Args:
-    heartbeats: current heartbeat of each process, by key.
-    last_heartbeats: last new heartbeat of each key and when it was seen; updated in place.
-    now: current time in seconds.
-    timeout_s: longest time without a new heartbeat, in seconds.
-  """
-  stale_index = ''
-  for name, heartbeat in heartbeats.items():
-    if name not in last_heartbeats or last_heartbeats[name][0] != heartbeat:
-      last_heartbeats[name] = heartbeat, now
-    elif now - last_heartbeats[name][1] > timeout_s:
-      stale_index = name.rpartition('/')[2]
-  return stale_index
+def _live_processes(watched: set[int]) -> set[int]:
+  """Return those of the processes that live, after each of them has called this."""
+  return {*_coordination_client().get_live_nodes([*watched])}
 
 
 def _coordination_client() -> Any:
-  """Return the client of JAX's key-value store, by which the processes of a run communicate."""
+  """Return the client of JAX's coordination service, for which JAX has no public name."""
   from orbax.checkpoint import multihost
 
   return multihost.get_jax_distributed_client()
 
 
-def _abort(on_failure: FailureCallback | None, error: ProcessLost, owns_workdir: bool) -> NoReturn:
-  """Report the error and end the process, without calling JAX, which may be blocked."""
+def _lost(reason: str) -> ProcessLost:
+  message = 'A process of this run ended or cannot be reached; its own log gives the reason.'
+  return ProcessLost(f'{message} ({reason})', hint=_RESTART_HINT)
+
+
+def _abort(on_failure: FailureCallback | None, error: ProcessLost) -> NoReturn:
+  """Report the error and end the process, without calling JAX, which is blocked."""
+  _report(on_failure, error, True)
+  _exit()
+
+
+def _report(on_failure: FailureCallback | None, error: ProcessLost, owns_workdir: bool) -> None:
   if on_failure:
     on_failure(error, owns_workdir)
   else:
     print(f'{type(error).__name__}: {error}', file=sys.stderr)
+
+
+def _exit() -> NoReturn:
+  sys.stdout.flush()
   sys.stderr.flush()
   os._exit(1)
