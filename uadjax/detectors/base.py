@@ -7,6 +7,8 @@ and a Fitted, which scores images. A detector that sees every image once has a S
 Letters: b batch, H W image at network size.
 """
 
+# ruff: noqa: D102  # The docstring of a protocol is that of its function.
+
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -59,112 +61,131 @@ def stage_shapes(backbone: backbones.Backbone, context: RunContext) -> list[tupl
 
 
 class InitFn(Protocol):
-  """Makes the State before the first update."""
+  """Makes the State before the first update.
 
-  def __call__(self, key: types.Key, variables: types.Variables, /) -> PyTree:
-    """Return the initial State.
+  Returns the initial State.
 
-    Args:
-      key: key of all random choices.
-      variables: variables of the pretrained backbone, which the State holds without a copy.
-    """
+  Args:
+    key: key of all random choices.
+    variables: variables of the pretrained backbone, which the State holds without a copy.
+  """
+
+  def __call__(self, key: types.Key, variables: types.Variables, /) -> PyTree: ...
 
 
 class UpdateFn(Protocol):
-  """Learns from a batch."""
+  """Learns from a batch.
 
-  def __call__(self, state: PyTree, batch: types.Batch, /) -> tuple[PyTree, types.Metrics]:
-    """Return the State after one training step on normal images, and metrics of the step.
+  Returns the State after one training step on normal images, and metrics of the step.
 
-    Callers jit it, with the State donated. Rows that are not valid must change nothing, except that
-    detectors with `validate` are trained on full batches only.
-    """
+  Callers jit it, with the State donated. Rows that are not valid must change nothing, except that
+  detectors with `validate` are trained on full batches only.
+  """
+
+  def __call__(self, state: PyTree, batch: types.Batch, /) -> tuple[PyTree, types.Metrics]: ...
 
 
 class FinalizeFn(Protocol):
-  """Reduces a State to what scoring needs."""
+  """Reduces a State to what scoring needs.
 
-  def __call__(self, state: PyTree, /) -> PyTree:
-    """Return the Fitted of the last State, which may be consumed."""
+  Returns the Fitted of the last State, which may be consumed.
+  """
+
+  def __call__(self, state: PyTree, /) -> PyTree: ...
 
 
 class ScoreFn(Protocol):
-  """Scores images."""
+  """Scores images.
 
-  def __call__(self, fitted: PyTree, images: Images, /) -> types.Scores:
-    """Return the anomaly maps [b H W] and image scores [b] of images at network size."""
+  Returns the anomaly maps [b H W] and image scores [b] of images at network size.
+  """
+
+  def __call__(self, fitted: PyTree, images: Images, /) -> types.Scores: ...
 
 
 class PrecomputeFn(Protocol):
-  """Computes the part of an update that no training step changes."""
+  """Computes the part of an update that no training step changes.
 
-  def __call__(self, state: PyTree, batch: types.Batch, /) -> PyTree:
-    """Return features, which may replace the images of the batch in later updates."""
+  Returns features, which may replace the images of the batch in later updates.
+  """
+
+  def __call__(self, state: PyTree, batch: types.Batch, /) -> PyTree: ...
 
 
 class ValidateFn(Protocol):
-  """Measures a State on held-out images."""
+  """Measures a State on held-out images.
 
-  def __call__(self, state: PyTree, batch: types.Batch, /) -> types.Metrics:
-    """Return metrics of held-out normal images, averaged over the valid rows; `loss` is one."""
+  Returns metrics of held-out normal images, averaged over the valid rows; `loss` is one.
+  """
+
+  def __call__(self, state: PyTree, batch: types.Batch, /) -> types.Metrics: ...
 
 
 class ExportScoreFn(Protocol):
-  """Makes a `ScoreFn` for a fixed Fitted that every runtime runs fast."""
+  """Makes a `ScoreFn` for a fixed Fitted that every runtime runs fast.
 
-  def __call__(self, fitted: PyTree, /) -> Callable[[Images], types.Scores]:
-    """Return a function with the scores of `score`, made of operations that every runtime has.
+  Returns a function with the scores of `score`, made of operations that every runtime has.
 
-    All that does not depend on images is computed ahead.
-    """
+  All that does not depend on images is computed ahead.
+  """
+
+  def __call__(self, fitted: PyTree, /) -> Callable[[Images], types.Scores]: ...
 
 
 class ScoreBoundsFn(Protocol):
-  """Bounds scores where rounding can make them jump."""
+  """Bounds scores where rounding can make them jump.
+
+  Returns bounds of the scores of any runtime with a relative rounding error of `tolerance`.
+  """
 
   def __call__(
     self, fitted: PyTree, images: Images, tolerance: float, /
-  ) -> tuple[types.Scores, types.Scores]:
-    """Return bounds of the scores of any runtime with a relative rounding error of `tolerance`."""
+  ) -> tuple[types.Scores, types.Scores]: ...
 
 
 class EmbedFn(Protocol):
-  """Embeds images."""
+  """Embeds images.
 
-  def __call__(self, extractor: PyTree, batch: types.Batch, /) -> Array:
-    """Return the embeddings of a batch: its `features` if it has them, else those of its images."""
+  Returns the embeddings of a batch: its `features` if it has them, else those of its images.
+  """
+
+  def __call__(self, extractor: PyTree, batch: types.Batch, /) -> Array: ...
 
 
 class SelectCoresetsFn(Protocol):
-  """Selects what stands for the images of each fold."""
+  """Selects what stands for the images of each fold.
 
-  def __call__(self, state: PyTree, previous_arrays: types.Arrays, /) -> types.Arrays:
-    """Return arrays by name for `leave_fold_out`, in addition to those of `Incremental.to_arrays`.
+  Returns arrays by name for `leave_fold_out`, in addition to those of `Incremental.to_arrays`.
 
-    Args:
-      state: State after the last image, before `Incremental.select`.
-      previous_arrays: arrays of the run that is extended, or none.
-    """
+  Args:
+    state: State after the last image, before `Incremental.select`.
+    previous_arrays: arrays of the run that is extended, or none.
+  """
+
+  def __call__(self, state: PyTree, previous_arrays: types.Arrays, /) -> types.Arrays: ...
 
 
 class LeaveFoldOutFn(Protocol):
-  """Makes a model that has not learned from one fold."""
+  """Makes a model that has not learned from one fold.
 
-  def __call__(self, variables: types.Variables, arrays: types.Arrays, fold: int, /) -> PyTree:
-    """Return a model for `LeaveOneOut.score`.
+  Returns a model for `LeaveOneOut.score`.
 
-    Args:
-      variables: variables of the backbone.
-      arrays: arrays of `Incremental.to_arrays` and `LeaveOneOut.select_coresets`; may be consumed.
-      fold: fold to leave out.
-    """
+  Args:
+    variables: variables of the backbone.
+    arrays: arrays of `Incremental.to_arrays` and `LeaveOneOut.select_coresets`; may be consumed.
+    fold: fold to leave out.
+  """
+
+  def __call__(self, variables: types.Variables, arrays: types.Arrays, fold: int, /) -> PyTree: ...
 
 
 class ScoreHeldOutFn(Protocol):
-  """Scores training images as if the detector had not learned from them."""
+  """Scores training images as if the detector had not learned from them.
 
-  def __call__(self, model: PyTree, batch: types.Batch, /) -> types.Scores:
-    """Return the scores of images that belong to the fold without which `model` was made."""
+  Returns the scores of images that belong to the fold without which `model` was made.
+  """
+
+  def __call__(self, model: PyTree, batch: types.Batch, /) -> types.Scores: ...
 
 
 class LeaveOneOut(NamedTuple):
@@ -188,47 +209,59 @@ class LeaveOneOut(NamedTuple):
 
 
 class ToArraysFn(Protocol):
-  """Names the arrays that later runs need."""
+  """Names the arrays that later runs need.
 
-  def __call__(self, state: PyTree, /) -> types.Arrays:
-    """Return the arrays of the last State by name, without the backbone and without copies."""
+  Returns the arrays of the last State by name, without the backbone and without copies.
+  """
+
+  def __call__(self, state: PyTree, /) -> types.Arrays: ...
 
 
 class RestoreFn(Protocol):
-  """Continues an earlier run."""
+  """Continues an earlier run.
 
-  def __call__(self, state: PyTree, arrays: types.Arrays, /) -> PyTree:
-    """Return an initial State that has learned what the arrays of an earlier run hold."""
+  Returns an initial State that has learned what the arrays of an earlier run hold.
+  """
+
+  def __call__(self, state: PyTree, arrays: types.Arrays, /) -> PyTree: ...
 
 
 class SummarizeFn(Protocol):
-  """Describes a fit."""
+  """Describes a fit.
+
+  Returns statistics by name of the arrays of a fit, and of embeddings of some of its images.
+  """
 
   def __call__(
     self, arrays: types.Arrays, embeddings: Float[np.ndarray, 'b h w d'], /
-  ) -> Statistics:
-    """Return statistics by name of the arrays of a fit, and of embeddings of some of its images."""
+  ) -> Statistics: ...
 
 
 class DriftFn(Protocol):
-  """Describes how much further images changed a model."""
+  """Describes how much further images changed a model.
 
-  def __call__(self, previous_arrays: types.Arrays, arrays: types.Arrays, /) -> Statistics:
-    """Return statistics by name of the difference between the arrays of two runs."""
+  Returns statistics by name of the difference between the arrays of two runs.
+  """
+
+  def __call__(self, previous_arrays: types.Arrays, arrays: types.Arrays, /) -> Statistics: ...
 
 
 class CompactFn(Protocol):
-  """Makes space."""
+  """Makes space.
 
-  def __call__(self, state: PyTree, num_images: int, /) -> PyTree:
-    """Return the State with space for a batch of so many images; called before each update."""
+  Returns the State with space for a batch of so many images; called before each update.
+  """
+
+  def __call__(self, state: PyTree, num_images: int, /) -> PyTree: ...
 
 
 class SelectFn(Protocol):
-  """Ends the fit."""
+  """Ends the fit.
 
-  def __call__(self, state: PyTree, /) -> PyTree:
-    """Return the last State, reduced to what scoring and later runs need."""
+  Returns the last State, reduced to what scoring and later runs need.
+  """
+
+  def __call__(self, state: PyTree, /) -> PyTree: ...
 
 
 class Incremental(NamedTuple):

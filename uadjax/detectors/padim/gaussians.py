@@ -8,6 +8,7 @@ Letters: b batch, h w feature map, d channels of the embedding.
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -126,7 +127,7 @@ def whiten_on_host(
   return out
 
 
-def pad_rows(x: Array | np.ndarray, axis: int, num_rows: int) -> Array | np.ndarray:
+def pad_rows(x: Array | np.ndarray, axis: int, num_rows: int) -> Any:
   """Pad the rows of a map with zeros to `num_rows`; NumPy arrays stay in host memory.
 
   Args:
