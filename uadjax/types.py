@@ -10,11 +10,10 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 import numpy as np
 
-PyTree: TypeAlias = Any  # A tree of arrays, or of what stands for them, such as PartitionSpecs.
 Key: TypeAlias = jax.Array  # A typed key of jax.random.key.
 Variables = Mapping[str, Any]  # The variable collections of a linen module.
 Metrics = dict[str, jax.Array]
-PyTree: TypeAlias = Any  # A tree of arrays, as JAX takes and returns it.
+PyTree: TypeAlias = Any  # A tree of arrays, or of what stands for them, such as PartitionSpecs.
 Arrays = Mapping[str, Any]  # Arrays by name, as they are stored in files.
 
 

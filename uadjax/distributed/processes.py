@@ -32,7 +32,7 @@ import numpy as np
 
 from uadjax.distributed import cluster_env
 from uadjax.distributed.settings import HostSettings
-from uadjax.errors import ConfigError, Interrupted, Setting, UserError
+from uadjax.errors import ConfigError, Interrupted, refuse, Setting, UserError
 
 # Resuming a run needs these entries of its work directory.
 _SHARED_FILES = ('checkpoints', 'config.yaml')
@@ -140,14 +140,13 @@ def _coordinator(
     if launch and (count, index) == (0, -1):
       count, index = launch.size, launch.rank
     if not re.fullmatch(r'.+:\d+', options.coordinator) or not 0 <= index < count:
-      raise ConfigError(
+      message = (
         f'The coordinator {options.coordinator!r} must be auto, jax, none, or HOST:PORT of the '
         f'first process, which needs a number of processes (got {count}) and an index from 0 '
-        f'(got {index}).',
-        key='hosts.coordinator',
-        value=options.coordinator,
-        hint=('Set ', Setting('hosts.count'), ' and ', Setting('hosts.index'), '.'),
+        f'(got {index}).'
       )
+      hint = 'Set ', Setting('hosts.count'), ' and ', Setting('hosts.index'), '.'
+      refuse('hosts.coordinator', options.coordinator, message, *hint)
     return options.coordinator, count, index
   if launch and not cluster_env.is_detected_by_jax(launch):
     # Under SLURM, JAX would read SLURM's variables, which describe Open MPI's daemons.

@@ -151,7 +151,7 @@ def compare_with_mask(
     return ImageResult(record, result.score, result.label)
   pred, visible = result.predicted_mask, result.visible  # No invisible pixel is predicted.
   visible_truth = truth & visible
-  num_cropped = visible.size - np.count_nonzero(visible)
+  num_cropped = visible.size - int(np.count_nonzero(visible))
   confusion = metrics.Confusion.from_predictions(pred, visible_truth)
   return ImageResult(
     record,
@@ -160,7 +160,7 @@ def compare_with_mask(
     confusion._replace(tn=confusion.tn - num_cropped),
     *metrics.region_hits(pred, visible_truth),
     num_cropped,
-    np.count_nonzero(truth) - np.count_nonzero(visible_truth),
+    int(np.count_nonzero(truth) - np.count_nonzero(visible_truth)),
   )
 
 

@@ -82,7 +82,10 @@ def create_model(
 
 
 def _open_in_jax(
-  info: model_dirs.ModelInfo, devices: Sequence[jax.Device], shard_model: bool, access: http.Access
+  info: model_dirs.ModelInfo,
+  devices: Sequence[meshes.Device],
+  shard_model: bool,
+  access: http.Access,
 ) -> predictor.Predictor:
   """Open a model for JAX on devices, its arrays copied to each or sharded."""
   with jax.default_device(devices[0]):
@@ -94,7 +97,7 @@ def _open_in_jax(
 
 
 def _open_graph(
-  info: model_dirs.ModelInfo, backend: str, devices: Sequence[jax.Device], access: http.Access
+  info: model_dirs.ModelInfo, backend: str, devices: Sequence[meshes.Device], access: http.Access
 ) -> predictor.Predictor:
   """Open the exported graph of a model; 'auto' falls back to JAX if that fails.
 

@@ -16,8 +16,6 @@ import os
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-import jax
-
 from uadjax.data import inputs
 from uadjax.data.inputs import LoadedImage
 from uadjax.distributed import mesh as meshes
@@ -125,7 +123,7 @@ class Predictor(NamedTuple):
 
 
 def open_on_devices(
-  model: Model, devices: Sequence[jax.Device], access: http.Access = http.PUBLIC_ONLY
+  model: Model, devices: Sequence[meshes.Device], access: http.Access = http.PUBLIC_ONLY
 ) -> Predictor:
   """Copy a model to devices, each of which scores batches of its own.
 

@@ -83,10 +83,10 @@ class Scorer(NamedTuple):
     )
 
 
-def on_devices(model: Model, devices: Sequence[jax.Device]) -> Scorer:
+def on_devices(model: Model, devices: Sequence[meshes.Device]) -> Scorer:
   """Return a scorer that copies a model to devices, each of which scores batches of its own."""
 
-  def run_on(device: jax.Device) -> RunFunction:
+  def run_on(device: meshes.Device) -> RunFunction:
     fitted = jax.device_put(model.fitted, device)
     return lambda images: jax.device_get(model.score(fitted, jax.device_put(images, device)))
 

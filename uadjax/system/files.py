@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import BinaryIO
+from typing import Any, BinaryIO, IO
 
 
 def cache_dir() -> Path:
@@ -33,7 +33,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     raise
 
 
-def try_lock(file: io.IOBase) -> bool:
+def try_lock(file: IO[Any]) -> bool:
   """Lock an open file until it is closed; return False if it is already locked elsewhere.
 
   A child process that inherits the descriptor keeps the lock until it ends, except on Windows.

@@ -136,7 +136,8 @@ def draw_outline(
     slice(max(0, columns[0] - casing_width), columns[-1] + casing_width + 1),
   )
   # A mask has a border also at the edge of the image, beyond which erosion finds no pixels.
-  border = mask[window] & np.logical_not(ndimage.binary_erosion(mask[window], _SQUARE, width))
+  eroded = np.asarray(ndimage.binary_erosion(mask[window], _SQUARE, width), bool)
+  border = mask[window] & ~eroded
   casing = ndimage.binary_dilation(border, _SQUARE, casing_width) & ~border
   result[window][casing] = CASING_COLOR
   result[window][border] = CONTOUR_COLOR

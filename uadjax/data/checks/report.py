@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import itertools
 from pathlib import Path
 import textwrap
+from typing import Any
 import warnings
 
 from jaxtyping import UInt8
@@ -30,7 +31,7 @@ _GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Distinct for color-blind re
 _TEXT_COLORS = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
 
-def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[str, object]:
+def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[str, Any]:
   """Write the pictures of a check into `workdir/check_dataset`, which is replaced if it exists.
 
   Args:

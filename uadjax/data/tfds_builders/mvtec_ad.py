@@ -91,8 +91,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     for record in records:
       image = image_io.decode(record.path)
       mask = image_io.read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool)
-      height, width = mask.shape
-      if problem := layouts.mask_size_mismatch(record, image.shape[:2], (height, width)):
+      if problem := layouts.mask_size_mismatch(record, image.shape[:2], mask.shape[:2]):
         raise DataError(problem)
       path = record.path.relative_to(root).as_posix()
       example = {
