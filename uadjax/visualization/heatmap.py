@@ -137,7 +137,7 @@ def draw_outline(
   )
   # A mask has a border also at the edge of the image, beyond which erosion finds no pixels.
   eroded = np.asarray(ndimage.binary_erosion(mask[window], _SQUARE, width), bool)
-  border = mask[window] & ~eroded
+  border = np.logical_and(mask[window], ~eroded)
   casing = ndimage.binary_dilation(border, _SQUARE, casing_width) & ~border
   result[window][casing] = CASING_COLOR
   result[window][border] = CONTOUR_COLOR
