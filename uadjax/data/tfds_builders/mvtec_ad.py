@@ -90,8 +90,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, root: Path, records: tuple[Record, ...]) -> Iterator[Example]:
     for record in records:
       image = image_io.decode(record.path)
-      mask = image_io.read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool)
-      if problem := layouts.mask_size_mismatch(record, image.shape[:2], mask.shape[:2]):
+      mask = image_io.read_mask(record.mask) if record.mask else np.zeros_like(image[..., 0], bool)
+      if problem := layouts.mask_size_mismatch(record, image.shape[:2], mask.shape):
         raise DataError(problem)
       path = record.path.relative_to(root).as_posix()
       example = {
