@@ -79,4 +79,4 @@ def test_downloaded_weights_are_used(monkeypatch, tmp_path):
   place = weights.cache_path('resnet18')
   place.parent.mkdir()
   place.touch()
-  assert demo_model.demo_config('padim').backbone.weights == 'imagenet'
+  assert demo_model.demo_config('padim')['backbone.weights'] == 'imagenet'

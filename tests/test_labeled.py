@@ -75,15 +75,16 @@ def test_a_kind_that_is_missing_is_told(tmp_path, kept, said):
 
 
 def test_what_is_not_there_is_told_by_its_own_key(tmp_path):
-  with pytest.raises(DataError, match=r'calibrate\.labeled=.*nowhere'):
+  with pytest.raises(DataError) as caught:
     taken(tmp_path / 'nowhere')
+  assert caught.value.key == 'calibrate.labeled'
 
 
 def test_what_is_learned_from_tells_nothing(tmp_path):
   inside = folder(tmp_path / 'inside')
   (tmp_path / 'link').symlink_to(inside)
   training = layouts.load(tmp_path / 'link').train[1:]
-  with pytest.raises(DataError, match=r'2 images of calibrate\.labeled=.*good/1\.png'):
+  with pytest.raises(DataError, match=r'2 images of .*good/1\.png'):
     taken(inside, training)
 
 
