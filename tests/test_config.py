@@ -30,6 +30,7 @@ def test_text_becomes_the_type_of_the_key():
     ('detector.layers', 'layer1,layer3', ('layer1', 'layer3')),
     ('detector.layers', "('layer2',)", ('layer2',)),
     ('data.category', '3', '3'),
+    ('check.convert.src_dataset_type', 'labelme', 'LabelMe'),
     ('data.category', 'None', 'None'),
   ):
     config = settings.load(STFPM, [(key, text)])

@@ -237,6 +237,8 @@ def _convert(info: SettingInfo, value: object) -> object:
     requirement = _TYPE_TEXTS[kind]
     message = f'{key} must be {requirement}, got {value!r}; its current value is {info.value!r}.'
     raise ConfigError(message, key=key, value=value, allowed=requirement) from None
+  spellings = {choice.lower(): choice for choice in limits.choices}
+  converted = spellings.get(str(converted).lower(), converted)
   if not limits.allow(converted):
     requirement = str(limits) or 'finite'
     error = UnknownName if limits.choices else ConfigError
