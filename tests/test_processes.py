@@ -300,26 +300,36 @@ def test_who_waits_for_others_in_vain_is_told_so():
   )
 
 
-@pytest.mark.slow
-def test_one_that_hangs_is_not_waited_for_for_ever():
-  """It is alive, so that its heart beats, and comes too late."""
+def start_joined(code):
+  """Start two processes that pass one barrier and then run the code."""
   options = {'coordinator': f'127.0.0.1:{free_port()}', 'count': 2, 'wait_s': 60}
-  code = (
+  start = (
     'import sys, time\n'
     'from uadjax.distributed import processes, settings\n'
     f'options = settings.HostSettings(**{options}, index=int(sys.argv[1]))\n'
     'processes.join(options)\n'
     'processes.barrier("the start", 60)\n'
+  )
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
+  return [
+    subprocess.Popen(
+      [sys.executable, '-c', start + code, str(index)],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in range(2)
+  ]
+
+
+@pytest.mark.slow
+def test_one_that_hangs_is_not_waited_for_for_ever():
+  """It is alive, so that its heart beats, and comes too late."""
+  first, late = start_joined(
     'if options.index: time.sleep(60)\n'
     'try: processes.barrier("the work", 2)\n'
     'except processes.ProcessLost as error: print(error); processes.exit_process()'
-  )
-  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
-  first, late = (
-    subprocess.Popen(
-      [sys.executable, '-c', code, str(index)], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    for index in range(2)
   )
   try:
     said = first.communicate(timeout=120)[0]
@@ -329,6 +339,17 @@ def test_one_that_hangs_is_not_waited_for_for_ever():
   assert (
     "Not all processes of this run reached the barrier 'the work' within hosts.wait_s=2 s" in said
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('failing', [0, 1])
+def test_when_one_fails_the_other_ends_long_before_its_heartbeats_are_missed(failing):
+  both = start_joined(f'if options.index == {failing}: processes.exit_process()\ntime.sleep(90)')
+  began = time.monotonic()
+  results = ended(both)
+  assert time.monotonic() - began < 80
+  assert [code for code, _ in results] == [1, 1], results
+  assert 'ProcessLost: A process of this run ended or cannot be reached' in results[1 - failing][1]
 
 
 def test_only_what_jax_reports_is_a_lost_process(monkeypatch):
