@@ -184,6 +184,10 @@ class CheckpointHook:
 
   def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
     """Save checkpoints, if they are due."""
+    if processes.is_multiprocess():
+      # An update that a lost process has broken raises its error here, before another collective
+      # operation starts: Gloo aborts a process that receives the data of another operation.
+      jax.block_until_ready(metrics)
     start, is_last = time.monotonic(), step == self.num_steps
     stop_requested = processes.any_process(self.stop_event.is_set())
     if not (stop_requested or processes.any_process(start >= self._next_save_time) or is_last):
