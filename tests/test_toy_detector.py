@@ -30,7 +30,7 @@ def config(tmp_path_factory):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   with pytest.MonkeyPatch.context() as patch:
-    entry = detectors._Entry('Pooled', module.make, learns_in_one_pass=True)
+    entry = detectors._Entry('Pooled', module.make, module.Settings, learns_in_one_pass=True)
     patch.setitem(detectors._DETECTORS, 'pooled', entry)
     yield folder / 'config.py'
 
@@ -113,7 +113,7 @@ def test_its_graph_agrees(workdir, tmp_path):
 
 def test_no_array_is_a_constant_of_its_graph(config):
   backbone = backbones.build('resnet18', ('layer1',))
-  detector = detectors.build({'name': 'pooled', 'ridge': 0.1}, backbone, RunContext(32, 32))
+  detector = detectors.build(detectors.settings_types()['pooled'](), backbone, RunContext(32, 32))
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
 
   def fitted():

@@ -124,6 +124,11 @@ def field(default: T, help: str, **limits: Any) -> T:
   return dataclasses.field(default=default, metadata={'limits': Limits(help, **limits)})
 
 
+def one_of(kinds: Callable[[], Mapping[str, type]]) -> dict[str, object]:
+  """Return the metadata of a section whose setting `name` chooses one of several dataclasses."""
+  return {'kinds': kinds}
+
+
 def describe(settings: Settings, prefix: str = '') -> dict[str, SettingInfo]:
   """Return all settings of a tree by dotted key."""
   infos: dict[str, SettingInfo] = {}
@@ -159,10 +164,9 @@ def from_values(kind: type[T], values: Values, source: str = 'the configuration'
   assert dataclasses.is_dataclass(kind)
   flat, sections = flatten(values), {}
   for field in dataclasses.fields(kind):
-    kinds = _kinds(field.type)
-    if len(kinds) == 1 or not dataclasses.is_dataclass(kinds[0]):
+    if 'kinds' not in field.metadata:
       continue
-    choices = {kind().name: kind for kind in kinds}
+    choices = field.metadata['kinds']()
     key = f'{field.name}.name'
     if key not in flat:
       refuse(key, None, f'{source} lacks {key}; choose from {list(choices)}.', allowed=choices)

@@ -5,7 +5,7 @@ import dataclasses
 from uadjax.config import field
 from uadjax.numerics import projections
 
-NAMES = ('padim', 'patchcore', 'stfpm')
+_NAME_HELP = 'Detector; each has a config file of its own.'
 _LAYERS_HELP = 'Stages of the backbone whose features are used.'
 
 
@@ -13,7 +13,7 @@ _LAYERS_HELP = 'Stages of the backbone whose features are used.'
 class PadimSettings:
   """Section `detector` of PaDiM."""
 
-  name: str = field('padim', 'Detector.', choices=NAMES)
+  name: str = field('padim', _NAME_HELP)
   layers: tuple[str, ...] = field(('layer1', 'layer2', 'layer3'), _LAYERS_HELP)
   channels: int = field(100, 'Number of channels of the embedding.', minimum=1)
   # Orthonormal mixtures of all channels (Kim et al. 2021). The paper samples single channels
@@ -31,7 +31,7 @@ class PadimSettings:
 class PatchcoreSettings:
   """Section `detector` of PatchCore."""
 
-  name: str = field('patchcore', 'Detector.', choices=NAMES)
+  name: str = field('patchcore', _NAME_HELP)
   layers: tuple[str, ...] = field(('layer2', 'layer3'), _LAYERS_HELP)
   ratio: float = field(0.01, 'Share of all patches in the memory bank.', above=0, maximum=1)
   coreset_dim: int = field(
@@ -53,7 +53,7 @@ class PatchcoreSettings:
 class StfpmSettings:
   """Section `detector` of STFPM."""
 
-  name: str = field('stfpm', 'Detector.', choices=NAMES)
+  name: str = field('stfpm', _NAME_HELP)
   layers: tuple[str, ...] = field(('layer1', 'layer2', 'layer3'), _LAYERS_HELP)
   momentum: float = field(0.9, 'Momentum of SGD.', minimum=0, below=1)
   weight_decay: float = field(1e-4, 'Factor of the L2 penalty.', minimum=0)
@@ -63,6 +63,3 @@ class StfpmSettings:
 
 
 DetectorSettings = PadimSettings | PatchcoreSettings | StfpmSettings
-BY_NAME: dict[str, type[DetectorSettings]] = dict(
-  zip(NAMES, (PadimSettings, PatchcoreSettings, StfpmSettings), strict=True)
-)

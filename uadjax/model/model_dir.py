@@ -86,7 +86,7 @@ class Model(NamedTuple):
 def build_detector(config: HasDetector, context: RunContext) -> tuple[backbones.Backbone, Detector]:
   """Return the backbone and the detector of a configuration, without any array."""
   backbone = backbones.build(config.backbone.name, tuple(config.detector.layers))
-  return backbone, detectors.build(vars(config.detector), backbone, context)
+  return backbone, detectors.build(config.detector, backbone, context)
 
 
 def save(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Protocol, runtime_checkable
 
-from uadjax import config as configs
+from uadjax import config as configs, detectors
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.config import field
 from uadjax.data.settings import DataSettings
@@ -52,4 +52,4 @@ class ModelSettings:
 
   data: DataSettings = dataclasses.field(default_factory=DataSettings)
   backbone: BackboneSettings = dataclasses.field(default_factory=BackboneSettings)
-  detector: DetectorSettings
+  detector: DetectorSettings = dataclasses.field(metadata=configs.one_of(detectors.settings_types))

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import dataclasses
 from typing import NamedTuple
 
-from uadjax import config as configs, errors
+from uadjax import config as configs, detectors, errors
 from uadjax.backbones.settings import BackboneSettings
 from uadjax.config import field
 from uadjax.data.settings import CheckSettings, DataSettings
-from uadjax.detectors.settings import BY_NAME, DetectorSettings
+from uadjax.detectors.settings import DetectorSettings
 from uadjax.distributed.settings import HostSettings, MeshSettings
 from uadjax.evaluation.settings import EvaluateSettings
 from uadjax.export.settings import ExportSettings
@@ -61,7 +61,7 @@ class Settings:
   seed: int = field(3, 'Seed of every random choice.', minimum=0, maximum=2**32 - 1)
   data: DataSettings = dataclasses.field(default_factory=DataSettings)
   backbone: BackboneSettings = dataclasses.field(default_factory=BackboneSettings)
-  detector: DetectorSettings
+  detector: DetectorSettings = dataclasses.field(metadata=configs.one_of(detectors.settings_types))
   fit: FitSettings = dataclasses.field(default_factory=FitSettings)
   check: CheckSettings = dataclasses.field(default_factory=CheckSettings)
   calibrate: CalibrateSettings = dataclasses.field(default_factory=CalibrateSettings)
@@ -85,7 +85,7 @@ def load(source: str, overrides: Iterable[tuple[str, object]] = ()) -> Settings:
   """
   values, changes = configs.read(source), dict(overrides)
   name, own_name = changes.get('detector.name'), values.get('detector.name')
-  if isinstance(name, str) and name in BY_NAME and name != own_name:
+  if isinstance(name, str) and name in detectors.settings_types() and name != own_name:
     hint = 'Use ', errors.Setting('config', name), '.'
     message = f'{source} has settings of {own_name}, not of {name}.'
     errors.refuse('detector.name', name, message, *hint, allowed=(own_name,))
@@ -94,7 +94,7 @@ def load(source: str, overrides: Iterable[tuple[str, object]] = ()) -> Settings:
 
 def default_config(detector: str) -> configs.ConfigDict:
   """Return the defaults with the section of a detector, for `get_config` in configs/ to edit."""
-  return configs.to_config_dict(Settings(detector=BY_NAME[detector]()))
+  return configs.to_config_dict(Settings(detector=detectors.settings_types()[detector]()))
 
 
 class CatalogEntry(NamedTuple):
@@ -109,7 +109,7 @@ class CatalogEntry(NamedTuple):
     for name, value in self.defaults.items():
       text = 'not set' if value is None else errors.format_value(value) or "''"
       names_by_default.setdefault(text, []).append(name)
-    if len(names_by_default) == 1 and len(self.defaults) == len(BY_NAME):
+    if len(names_by_default) == 1 and len(self.defaults) == len(detectors.settings_types()):
       return next(iter(names_by_default))
     return '; '.join(f'{text} ({", ".join(names)})' for text, names in names_by_default.items())
 
@@ -120,7 +120,7 @@ def catalog() -> list[CatalogEntry]:
   An option of several detectors that means something else in each is listed for each.
   """
   entries: dict[tuple[str, configs.Limits], CatalogEntry] = {}
-  for name in BY_NAME:
+  for name in detectors.settings_types():
     for key, info in configs.describe(load(name)).items():
       entry = entries.setdefault((key, info.limits), CatalogEntry(info, {}))
       entry.defaults[name] = info.value
