@@ -6,11 +6,11 @@ from pathlib import Path
 import time
 from typing import Any
 
-from uadjax import config as configs, detectors
+from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types, transforms
 from uadjax.data.records import Record
-from uadjax.detectors.base import RunContext
+from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, ConfigError, refuse, Setting
 from uadjax.evaluation import labeled
@@ -18,6 +18,7 @@ from uadjax.model import array_file, calibration, incremental_state, model_dir, 
 from uadjax.system import files, logging as log, memory, progress, signals
 from uadjax.training import hooks, loop, one_pass, workdir as workdirs
 from uadjax.training.settings import Settings
+from uadjax.types import PyTree
 
 Result = dict[str, Any]
 
@@ -131,34 +132,21 @@ def _train_one_pass(
   config: Settings, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
 ) -> Result:
   """Train on every image; leave-one-out scores calibrate the thresholds."""
-  ops, options = transforms.parse(config.data.ops), config.fit
   # Read the model now, because a run that extends its own model will replace it.
-  previous_info = model_dir.read_info(options.extend) if options.extend else None
-  previous = (
-    _load_previous_state(config, previous_info) if previous_info else incremental_state.EMPTY
-  )
-  num_previous = previous.num_images
+  previous_info = model_dir.read_info(config.fit.extend) if config.fit.extend else None
+  previous = incremental_state.EMPTY
+  if previous_info:
+    previous = _load_previous_state(config, previous_info)
   mesh = _make_mesh(config, 0)  # Batches are padded, so any number of devices works.
-  state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
-  detector_spec = RunContext(
-    ops.height, ops.width, len(records), num_previous, progress=progress.show_progress,
-    shards=meshes.shards(state_mesh),
-    max_extra_images_per_shard=meshes.micro_batch_size(mesh, options.batch_size) // mesh.size,
-  )  # fmt: skip
-  backbone, detector = model_dir.build_detector(config, detector_spec)
-  if num_previous + len(records) < _MIN_IMAGES:
-    raise ConfigError(
-      f'Leave-one-out calibration needs at least {_MIN_IMAGES} good images, got {len(records)}; '
-      'add images.'
-    )
+  backbone, detector = _build_one_pass(config, len(records), previous.num_images, mesh)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   if previous_info:
     _require_same_weights(weights, previous_info.weights)
+  earlier = f', after {previous.num_images} in earlier runs' if previous.num_images else ''
   log.LOG.info(
     '%s: %d good images for training%s; %s (weights: %s), on %d device(s) of %s%s',
-    workdirs.category_name(config), len(records),
-    f', after {num_previous} in earlier runs' if num_previous else '',
-    config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),
+    workdirs.category_name(config), len(records), earlier, config.backbone.name, weights.source,
+    mesh.size, config.device, processes.describe_process(),
   )  # fmt: skip
   # Keep model and state until they are replaced, because this run may extend them.
   workdirs.prepare(workdir, config, keep=('model', 'state'))
@@ -167,63 +155,34 @@ def _train_one_pass(
     files.atomic_directory(workdir / 'model') as model_folder,
   ):
     leave_one_out, incremental = detector.leave_one_out, detector.incremental
-    # Every detector that learns in one pass has both.
-    assert leave_one_out is not None
+    assert leave_one_out is not None  # Every detector that learns in one pass has both.
     assert incremental is not None
+    ops, seed = transforms.parse(config.data.ops), config.seed
     run = one_pass.OnePassRun(
-      config.detector.name,
-      detector,
-      leave_one_out,
-      incremental,
-      variables,
-      records,
-      previous,
-      ops,
-      config.seed,
-      mesh,
-      state_dir,
-    )
-    one_pass_fit = one_pass.fit_one_pass(run, options.batch_size, options.log_every)
-    peak_mb = memory.peak_mb()
-    arrays_sha256 = array_file.save_arrays(model_folder, one_pass_fit.fitted)
-    extractor, fit_seconds = one_pass_fit.extractor, one_pass_fit.fit_seconds
-    calibration_start = time.perf_counter() - one_pass_fit.calibration_seconds
-    sharding_specs = detector.sharding_specs
-    padded_fitted = (
-      sharding_specs.pad_to_shards(one_pass_fit.fitted)
-      if sharding_specs and labeled_records
-      else one_pass_fit.fitted
-    )
-    fitted_specs = sharding_specs.fitted if sharding_specs else None
-    scorer, batch_size = scoring.image_scorer(detector), config.evaluate.batch_size
-    labeled_scores = labeled.score(
-      scorer, padded_fitted, labeled_records, config.data, batch_size, mesh, fitted_specs
-    )
-    # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
-    del one_pass_fit, padded_fitted
+      config.detector.name, detector, leave_one_out, incremental, variables, records, previous, ops,
+      seed, mesh, state_dir,
+    )  # fmt: skip
+    fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every)
+    peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
+    arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
+    calibration_start = time.perf_counter() - fit.calibration_seconds
+    labeled_scores = _score_labeled(config, detector, fit.fitted, labeled_records, mesh)
+    del fit  # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
     memory.release_free_memory()
-    calibration_scores = one_pass.score_leave_one_out(
-      run, config.evaluate.batch_size, config.calibrate.images
-    )
-    retained_embeddings = one_pass.retain_embeddings(run, extractor, config.calibrate.retain)
-    thresholds = _calibrate_thresholds(config, calibration_scores, labeled_scores)
-    incremental_state.save_retained_embeddings(
-      state_dir, retained_embeddings, num_previous + len(records)
-    )
-    state_arrays = incremental_state.load_state_arrays(state_dir, memory_map=True)
-    summary = incremental.summarize(state_arrays, retained_embeddings.embeddings)
+    scores = one_pass.score_leave_one_out(run, config.evaluate.batch_size, config.calibrate.images)
+    retained = one_pass.retain_embeddings(run, extractor, config.calibrate.retain)
+    thresholds = _calibrate_thresholds(config, scores, labeled_scores)
+    num_images = previous.num_images + len(records)
+    incremental_state.save_retained_embeddings(state_dir, retained, num_images)
+    arrays = incremental_state.load_state_arrays(state_dir, memory_map=True)
+    summary = incremental.summarize(arrays, retained.embeddings)
     model_dir.save_manifest(
-      model_folder, config, thresholds, calibration_scores, weights, summary, arrays_sha256
+      model_folder, config, thresholds, scores, weights, summary, arrays_sha256
     )
-    drift = (
-      _report_drift(
-        incremental.drift(previous.state_arrays, state_arrays),
-        previous_info.thresholds,
-        thresholds,
-      )
-      if previous_info
-      else {}
-    )
+    drift = {}
+    if previous_info:
+      change = incremental.drift(previous.state_arrays, arrays)
+      drift = _report_drift(change, previous_info.thresholds, thresholds)
   log.LOG.info('Summary: %s', _format_numbers(summary))
   _log_saved_model(workdir, thresholds)
   return {
@@ -231,8 +190,38 @@ def _train_one_pass(
     'models': {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}},
     'summary': summary,
     **drift,
-    'timing': _timing(fit_seconds, len(records), time.perf_counter() - calibration_start, peak_mb),
+    'timing': _timing(fit_s, len(records), time.perf_counter() - calibration_start, peak_mb),
   }
+
+
+def _build_one_pass(
+  config: Settings, num_images: int, num_previous: int, mesh: meshes.Mesh
+) -> tuple[backbones.Backbone, Detector]:
+  if num_previous + num_images < _MIN_IMAGES:
+    raise ConfigError(
+      f'Leave-one-out calibration needs at least {_MIN_IMAGES} good images, got {num_images}; '
+      'add images.'
+    )
+  ops, state_mesh = (
+    transforms.parse(config.data.ops),
+    meshes.state_mesh(mesh, config.mesh.shard_state),
+  )
+  extra = meshes.micro_batch_size(mesh, config.fit.batch_size) // mesh.size
+  context = RunContext(
+    ops.height, ops.width, num_images, num_previous, progress=progress.show_progress,
+    shards=meshes.shards(state_mesh), max_extra_images_per_shard=extra,
+  )  # fmt: skip
+  return model_dir.build_detector(config, context)
+
+
+def _score_labeled(
+  config: Settings, detector: Detector, fitted: PyTree, records: Sequence[Record], mesh: meshes.Mesh
+) -> labeled.LabeledScores | None:
+  specs, scorer = detector.sharding_specs, scoring.image_scorer(detector)
+  if specs and records:
+    fitted = specs.pad_to_shards(fitted)
+  batch_size, fitted_specs = config.evaluate.batch_size, specs.fitted if specs else None
+  return labeled.score(scorer, fitted, records, config.data, batch_size, mesh, fitted_specs)
 
 
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
