@@ -184,11 +184,12 @@ def test_a_test_image_is_decoded_once(trained, drawn, tmp_path, monkeypatch):
 
   monkeypatch.setattr(image_io, 'decode', counted)
   no_pictures = '--config.evaluate.save_pictures=0', '--config.evaluate.report_pictures=0'
-  flags = evaluation_flags(trained, drawn, tmp_path / 'run')
-  assert small_runs.run(*flags, *no_pictures) == 0
   records = layouts.load(drawn, 'disc').test
-  assert [counts[str(record.path)] for record in records] == [1] * len(records)
-  counts.clear()
+  training = *small_runs.flags('padim', drawn), f'--workdir={tmp_path / "new"}'
+  for flags in (evaluation_flags(trained, drawn, tmp_path / 'run'), training):
+    assert small_runs.run(*flags, *no_pictures) == 0
+    assert [counts[str(record.path)] for record in records] == [1] * len(records)
+    counts.clear()
   model = model_dir.load(trained('padim') / 'model')
   mesh = meshes.make_mesh('cpu', 2, 0)
   evaluate.evaluate(model, records, mesh, 4, 0, tmp_path, len(records))

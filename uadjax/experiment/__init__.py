@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from uadjax import config as configs, data
-from uadjax.data import checks, prepare
+from uadjax.data import checks, prepare, transforms
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.evaluation import evaluate
@@ -72,7 +72,9 @@ def train(config: Settings, workdir: Path) -> Result:
 def _train(config: Settings, workdir: Path) -> Result:
   # One additional image is enough to extend a model.
   min_images = 1 if config.fit.extend else checks.MIN_IMAGES
-  splits = prepare.checked_splits(config.data, config.check.enforce, min_images)
+  cache = evaluate_run.ImageCache(transforms.parse(config.data.ops))
+  on_test_image = cache.add if config.evaluate.do_eval else None
+  splits = prepare.checked_splits(config.data, config.check.enforce, min_images, on_test_image)
   processes.barrier('fitting', config.hosts.wait_s)
   training_result = training.train(config, splits, workdir)
   processes.barrier('evaluation', config.hosts.wait_s)
@@ -81,7 +83,9 @@ def _train(config: Settings, workdir: Path) -> Result:
   load_s = time.perf_counter() - start
   evaluation = {}
   if config.evaluate.do_eval:
-    evaluation = evaluate_run.evaluate_and_report(model, splits.test, config, workdir, timing)
+    evaluation = evaluate_run.evaluate_and_report(
+      model, splits.test, config, workdir, timing, None, cache.images
+    )
   timing['evaluate_s'] = load_s + evaluation.pop('timing', {}).get('evaluate_s', 0.0)
   return {'model_name': model.name, **training_result, 'timing': timing, **evaluation}
 

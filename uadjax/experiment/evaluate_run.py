@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 import numpy as np
 
 from uadjax import config as configs
-from uadjax.data import inputs, prepare
+from uadjax.data import inputs, prepare, transforms
 from uadjax.data.inputs import LoadedImage
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
@@ -22,7 +22,26 @@ from uadjax.system import logging
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
-_MAX_CACHE_BYTES = 1 << 29
+_MAX_CACHE_BYTES = 1 << 28
+
+
+class ImageCache:
+  """Images at network size that the dataset check has decoded, so that evaluation need not.
+
+  Attributes:
+    images: the images by their file, as many as fit into `_MAX_CACHE_BYTES`.
+  """
+
+  def __init__(self, ops: transforms.Ops):
+    self.images: dict[Path, LoadedImage] = {}
+    self._ops, self._max_images = ops, _MAX_CACHE_BYTES // (3 * ops.height * ops.width)
+
+  def add(self, path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
+    """Add an image at its original size; threads may do so at the same time."""
+    if len(self.images) < self._max_images:
+      loaded_image = inputs.load(inputs.Source(str(path), image), self._ops)
+      source = inputs.Source(str(path), path)
+      self.images[path] = loaded_image._replace(source=source, reread_source=source)
 
 
 def evaluate_and_report(
@@ -93,23 +112,13 @@ def check_and_evaluate(
 ) -> dict[str, Any]:
   """Check the test set of a dataset, and evaluate a model on it as `evaluate_and_report` does.
 
-  The check decodes every image; as many as fit into `_MAX_CACHE_BYTES` need no second decoding.
-
   Raises:
     DataError: the check failed, unless `check.enforce` is false.
     ConfigError: there are no test images.
   """
-  loaded_images: dict[Path, LoadedImage] = {}
-  max_images = _MAX_CACHE_BYTES // (3 * model.ops.height * model.ops.width)
-
-  def keep(path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
-    if len(loaded_images) < max_images:
-      loaded = inputs.load(inputs.Source(str(path), image), model.ops)
-      source = inputs.Source(str(path), path)
-      loaded_images[path] = loaded._replace(source=source, reread_source=source)
-
-  test_records = prepare.checked_test_set(config.data, config.check.enforce, keep)
-  return evaluate_and_report(model, test_records, config, workdir, None, report_path, loaded_images)
+  cache = ImageCache(model.ops)
+  test_records = prepare.checked_test_set(config.data, config.check.enforce, cache.add)
+  return evaluate_and_report(model, test_records, config, workdir, None, report_path, cache.images)
 
 
 def write_report(
