@@ -139,14 +139,14 @@ class BestStepHook:
 
   def __post_init__(self):
     self.validate = self.validate and jax.jit(self.validate)
+    self._counts = [int(batch.valid.sum()) for batch in self.batches]
 
   def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
     """Evaluate the state, if that is due, and keep it if it is the best."""
     if self.validate is None or (step % self.eval_every and step != self.num_steps):
       return
-    counts = [int(batch.valid.sum()) for batch in self.batches]
     losses = [float(self.validate(state, batch)['loss']) for batch in self.batches]
-    loss = float(np.average(losses, weights=counts))
+    loss = float(np.average(losses, weights=self._counts))
     if not math.isfinite(loss):
       message = f'The held-out loss is {loss} at step {step}: training diverged.'
       rate, warmup = Setting('fit.learning_rate'), Setting('fit.warmup_steps')
@@ -184,10 +184,6 @@ class CheckpointHook:
 
   def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
     """Save checkpoints, if they are due."""
-    if processes.is_multiprocess():
-      # An update that a lost process has broken raises its error here, before another collective
-      # operation starts: Gloo aborts a process that receives the data of another operation.
-      jax.block_until_ready(metrics)
     start, is_last = time.monotonic(), step == self.num_steps
     stop_requested = processes.any_process(self.stop_event.is_set())
     if not (stop_requested or processes.any_process(start >= self._next_save_time) or is_last):

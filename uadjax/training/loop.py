@@ -151,11 +151,14 @@ def run(
     hooks: functions (step, state, metrics) -> None, called in this order after each step.
   """
   previous_metrics: Metrics = {}
+  is_multiprocess = processes.is_multiprocess()
   # Pass steps before batches, so that zip does not consume a batch after the last step.
   for step, batch in zip(steps, batches, strict=False):
     state, metrics = update(state, batch)
-    # Two steps in flight keep the device busy and bound the memory.
-    jax.block_until_ready(previous_metrics)
+    # Two steps in flight keep the device busy and bound the memory. Several processes wait for each
+    # step: if a lost process broke it, the error must be raised before a hook starts another
+    # collective operation, because Gloo aborts a process that receives the data of another one.
+    jax.block_until_ready(metrics if is_multiprocess else previous_metrics)
     previous_metrics = metrics
     for hook in hooks:
       hook(step, state, metrics)
