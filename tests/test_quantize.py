@@ -204,7 +204,7 @@ def test_nothing_that_is_not_a_number_is_kept(models):
   on = quantization_check.select_images(models['padim'], None, None)
 
   def scores(value):
-    return lambda images: types.Scores(None, np.full(len(images), value, np.float32))
+    return lambda images: types.Scores(images[..., 0], np.full(len(images), value, np.float32))
 
   records = [record_types.Record(path) for path in on.good]
   limits = models['padim'].thresholds

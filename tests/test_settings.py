@@ -19,6 +19,7 @@ WRONG_TEXTS = {
   'data.category': ('train', 'dics', {}),
   'data.ops': ('train', 'rezise(32)', {}),
   'backbone.weights': ('train', '/no/file.pth', {}),
+  'detector.name': ('train', 'patchcoer', {}),
   'detector.layers': ('train', 'layer9', {}),
   'fit.resume': ('train', 'latest', {}),
   'fit.extend': ('train', '/nowhere', {}),

@@ -124,7 +124,7 @@ def field(default: T, help: str, **limits: Any) -> T:
   return dataclasses.field(default=default, metadata={'limits': Limits(help, **limits)})
 
 
-def one_of(kinds: Callable[[], Mapping[str, type]]) -> dict[str, object]:
+def one_of(kinds: Callable[[], Mapping[str, Callable[..., Settings]]]) -> dict[str, object]:
   """Return the metadata of a section whose setting `name` chooses one of several dataclasses."""
   return {'kinds': kinds}
 

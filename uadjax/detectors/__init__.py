@@ -4,7 +4,7 @@ Every detector is one module or package in this folder, named after its paper. T
 `_DETECTORS` is the only place where a name becomes code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from uadjax import backbones
@@ -22,7 +22,7 @@ from uadjax.errors import UnknownName
 class _Entry(NamedTuple):
   title: str
   make: Callable[..., Detector]
-  settings: type[DetectorSettings]
+  settings: Callable[..., DetectorSettings]
   learns_in_one_pass: bool  # Whether it sees every image once, and has a `leave_one_out`.
 
 
@@ -50,7 +50,7 @@ def build(
   return _find_entry(settings.name).make(backbone, context, **options)
 
 
-def settings_types() -> dict[str, type[DetectorSettings]]:
+def settings_types() -> Mapping[str, Callable[..., DetectorSettings]]:
   """Return the dataclass of the section `detector` for each detector."""
   return {name: entry.settings for name, entry in _DETECTORS.items()}
 

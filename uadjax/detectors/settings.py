@@ -1,12 +1,27 @@
 """Settings of the detectors: the section `detector` of a run, one dataclass per detector."""
 
 import dataclasses
+from typing import Protocol
 
-from uadjax.config import field
+from uadjax.config import field, Settings
 from uadjax.numerics import projections
 
 _NAME_HELP = 'Detector; each has a config file of its own.'
 _LAYERS_HELP = 'Stages of the backbone whose features are used.'
+
+
+class DetectorSettings(Settings, Protocol):
+  """Section `detector`: a dataclass with these settings, and the options of one detector."""
+
+  @property
+  def name(self) -> str:
+    """Name of the detector."""
+    ...
+
+  @property
+  def layers(self) -> tuple[str, ...]:
+    """Stages of the backbone whose features are used."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +75,3 @@ class StfpmSettings:
   half: bool = field(True, 'Whether distances have the factor ½ of equation 1.')
   floor: float = field(0.0, 'Values of the anomaly map below it become 0.', minimum=0)
   opening: int = field(0, 'Radius of a grey opening of the anomaly map.', unit='pixels', minimum=0)
-
-
-DetectorSettings = PadimSettings | PatchcoreSettings | StfpmSettings
