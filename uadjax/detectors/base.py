@@ -61,9 +61,7 @@ def stage_shapes(backbone: backbones.Backbone, context: RunContext) -> list[tupl
 
 
 class InitFn(Protocol):
-  """Makes the State before the first update.
-
-  Returns the initial State.
+  """Return the State before the first update.
 
   Args:
     key: key of all random choices.
@@ -74,9 +72,7 @@ class InitFn(Protocol):
 
 
 class UpdateFn(Protocol):
-  """Learns from a batch.
-
-  Returns the State after one training step on normal images, and metrics of the step.
+  """Return the State after one training step on normal images, and metrics of the step.
 
   Callers jit it, with the State donated. Rows that are not valid must change nothing, except that
   detectors with `validate` are trained on full batches only.
@@ -86,56 +82,51 @@ class UpdateFn(Protocol):
 
 
 class FinalizeFn(Protocol):
-  """Reduces a State to what scoring needs.
-
-  Returns the Fitted of the last State, which may be consumed.
-  """
+  """Return the Fitted of the last State, which may be consumed."""
 
   def __call__(self, state: PyTree, /) -> PyTree: ...
 
 
 class ScoreFn(Protocol):
-  """Scores images.
-
-  Returns the anomaly maps [b H W] and image scores [b] of images at network size.
-  """
+  """Return the anomaly maps [b H W] and image scores [b] of images at network size."""
 
   def __call__(self, fitted: PyTree, images: Images, /) -> types.Scores: ...
 
 
 class PrecomputeFn(Protocol):
-  """Computes the part of an update that no training step changes.
+  """Compute the part of an update that no training step changes.
 
-  Returns features, which may replace the images of the batch in later updates.
+  Returns:
+    Features, which may replace the images of the batch in later updates.
   """
 
   def __call__(self, state: PyTree, batch: types.Batch, /) -> PyTree: ...
 
 
 class ValidateFn(Protocol):
-  """Measures a State on held-out images.
+  """Return metrics of held-out normal images, averaged over the valid rows.
 
-  Returns metrics of held-out normal images, averaged over the valid rows; `loss` is one.
+  One of them is `loss`.
   """
 
   def __call__(self, state: PyTree, batch: types.Batch, /) -> types.Metrics: ...
 
 
 class ExportScoreFn(Protocol):
-  """Makes a `ScoreFn` for a fixed Fitted that every runtime runs fast.
+  """Return a function with the scores of `score` for a fixed Fitted, fast on every runtime.
 
-  Returns a function with the scores of `score`, made of operations that every runtime has.
-
-  All that does not depend on images is computed ahead.
+  It consists of operations that every runtime has. Everything that does not depend on images is
+  computed ahead.
   """
 
   def __call__(self, fitted: PyTree, /) -> Callable[[Images], types.Scores]: ...
 
 
 class ScoreBoundsFn(Protocol):
-  """Bounds scores where rounding can make them jump.
+  """Bound scores where rounding can make them jump.
 
-  Returns bounds of the scores of any runtime with a relative rounding error of `tolerance`.
+  Returns:
+    Bounds of the scores of any runtime with a relative rounding error of `tolerance`.
   """
 
   def __call__(
@@ -144,31 +135,27 @@ class ScoreBoundsFn(Protocol):
 
 
 class EmbedFn(Protocol):
-  """Embeds images.
-
-  Returns the embeddings of a batch: its `features` if it has them, else those of its images.
-  """
+  """Return the embeddings of a batch: its `features` if it has them, else those of its images."""
 
   def __call__(self, extractor: PyTree, batch: types.Batch, /) -> Array: ...
 
 
 class SelectCoresetsFn(Protocol):
-  """Selects what stands for the images of each fold.
-
-  Returns arrays by name for `leave_fold_out`, in addition to those of `Incremental.to_arrays`.
+  """Select embeddings that represent the images of each fold.
 
   Args:
     state: State after the last image, before `Incremental.select`.
     previous_arrays: arrays of the run that is extended, or none.
+
+  Returns:
+    Arrays by name for `leave_fold_out`, in addition to those of `Incremental.to_arrays`.
   """
 
   def __call__(self, state: PyTree, previous_arrays: types.Arrays, /) -> types.Arrays: ...
 
 
 class LeaveFoldOutFn(Protocol):
-  """Makes a model that has not learned from one fold.
-
-  Returns a model for `LeaveOneOut.score`.
+  """Return a model for `LeaveOneOut.score` that has not learned from one fold.
 
   Args:
     variables: variables of the backbone.
@@ -180,9 +167,10 @@ class LeaveFoldOutFn(Protocol):
 
 
 class ScoreHeldOutFn(Protocol):
-  """Scores training images as if the detector had not learned from them.
+  """Score training images as if the detector had not learned from them.
 
-  Returns the scores of images that belong to the fold without which `model` was made.
+  Returns:
+    The scores of images that belong to the fold without which `model` was made.
   """
 
   def __call__(self, model: PyTree, batch: types.Batch, /) -> types.Scores: ...
@@ -197,8 +185,8 @@ class LeaveOneOut(NamedTuple):
     embed: embeds images, so that all devices can do so even where only one learns.
     leave_fold_out: makes the model that scores a fold.
     score: scores images of the fold that a model lacks.
-    select_coresets: selects what stands for the images of each fold; None where the arrays of
-      `Incremental` suffice.
+    select_coresets: selects embeddings that represent the images of each fold; None where the
+      arrays of `Incremental` suffice.
   """
 
   num_folds: int
@@ -209,28 +197,22 @@ class LeaveOneOut(NamedTuple):
 
 
 class ToArraysFn(Protocol):
-  """Names the arrays that later runs need.
+  """Return the arrays of the last State that later runs need, by name.
 
-  Returns the arrays of the last State by name, without the backbone and without copies.
+  The backbone is not among them. Nothing is copied.
   """
 
   def __call__(self, state: PyTree, /) -> types.Arrays: ...
 
 
 class RestoreFn(Protocol):
-  """Continues an earlier run.
-
-  Returns an initial State that has learned what the arrays of an earlier run hold.
-  """
+  """Return an initial State that has learned what the arrays of an earlier run hold."""
 
   def __call__(self, state: PyTree, arrays: types.Arrays, /) -> PyTree: ...
 
 
 class SummarizeFn(Protocol):
-  """Describes a fit.
-
-  Returns statistics by name of the arrays of a fit, and of embeddings of some of its images.
-  """
+  """Return statistics by name of the arrays of a fit, and of embeddings of some of its images."""
 
   def __call__(
     self, arrays: types.Arrays, embeddings: Float[np.ndarray, 'b h w d'], /
@@ -238,28 +220,22 @@ class SummarizeFn(Protocol):
 
 
 class DriftFn(Protocol):
-  """Describes how much further images changed a model.
+  """Return statistics by name of how much further images changed a model.
 
-  Returns statistics by name of the difference between the arrays of two runs.
+  They compare the arrays of two runs.
   """
 
   def __call__(self, previous_arrays: types.Arrays, arrays: types.Arrays, /) -> Statistics: ...
 
 
 class CompactFn(Protocol):
-  """Makes space.
-
-  Returns the State with space for a batch of so many images; called before each update.
-  """
+  """Return the State with space for a batch of so many images; called before each update."""
 
   def __call__(self, state: PyTree, num_images: int, /) -> PyTree: ...
 
 
 class SelectFn(Protocol):
-  """Ends the fit.
-
-  Returns the last State, reduced to what scoring and later runs need.
-  """
+  """Return the last State, reduced to what scoring and later runs need."""
 
   def __call__(self, state: PyTree, /) -> PyTree: ...
 
