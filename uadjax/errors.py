@@ -153,7 +153,7 @@ def setting_format(format_setting: SettingFormat) -> Iterator[None]:
 def refuse(
   key: str, value: object, message: str, *hint: str | Setting, allowed: object = None
 ) -> NoReturn:
-  """Raise the ConfigError for a setting with an invalid value."""
+  """Raise a ConfigError for a setting with an invalid value."""
   raise ConfigError(message, key=key, value=value, allowed=allowed, hint=hint)
 
 

@@ -41,8 +41,8 @@ def build(
   """Build the detector named by `settings.name`.
 
   Args:
-    settings: section `detector` of a run. Beside `name` and `layers`, which selects the stages of
-      the backbone and is not used here, each field is a keyword argument of the detector's `make`.
+    settings: section `detector` of a run. Each field is a keyword argument of the detector's
+      `make`, except `name` and `layers`; the latter selected the stages of `backbone`.
     backbone: network whose stages are the features.
     context: image size, number of images and shards of the run.
   """

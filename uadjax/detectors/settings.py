@@ -74,4 +74,4 @@ class StfpmSettings:
   weight_decay: float = field(1e-4, 'Factor of the L2 penalty.', minimum=0)
   half: bool = field(True, 'Whether distances have the factor ½ of equation 1.')
   floor: float = field(0.0, 'Values of the anomaly map below it become 0.', minimum=0)
-  opening: int = field(0, 'Radius of a grey opening of the anomaly map.', unit='pixels', minimum=0)
+  opening: int = field(0, 'Radius of a gray opening of the anomaly map.', unit='pixels', minimum=0)

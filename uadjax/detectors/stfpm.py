@@ -41,8 +41,8 @@ class Config(NamedTuple):
       The anomaly map multiplies the distances of all stages, so it has this factor once per stage.
     floor: threshold below which values of the anomaly map become 0; 0 for none. It must suit
       `half` (PaddleX: 0.01, with `half` False).
-    opening: radius in pixels of the disk for a grey opening of the anomaly map after `floor`, which
-      removes smaller peaks (PaddleX: 4); 0 for no opening.
+    opening: radius in pixels of the disk for a gray opening of the anomaly map after `floor`,
+      which removes smaller peaks (PaddleX: 4); 0 for no opening.
     shards: shards of the images.
   """
 
@@ -199,7 +199,7 @@ def score_bounds(
   """Return lower and upper bounds of the scores, for rounding errors of up to `tolerance`.
 
   They are the scores for a floor that is raised, and lowered, by the relative tolerance. Raising
-  the floor raises no value, and a grey opening keeps the order of two maps.
+  the floor raises no value, and a gray opening keeps the order of two maps.
   """
   floors = (config.floor * (1 + sign * tolerance) for sign in (1, -1))
   low, high = (score(config._replace(floor=floor), fitted, images) for floor in floors)

@@ -7,7 +7,7 @@ are deleted, and reach the run's checkpoints, which Orbax writes jointly, throug
 
 JAX detects lost processes by their heartbeats. By default it then aborts all others with a stack
 dump, which no program can replace by a message. So a run sets `jax_enable_recoverability`, and one
-thread of each process asks JAX which processes live, reports a loss and ends its own process:
+thread of each process asks JAX which processes are alive, reports a loss and ends its process:
 https://docs.jax.dev/en/latest/fault_tolerance.html
 The first process has JAX's coordination service, without which JAX aborts the others. It therefore
 leaves last; if it is lost itself, the others end with the stack dump.
@@ -50,7 +50,7 @@ _RESTART_HINT = (
 _BARRIER_COUNTER = itertools.count()
 _EXTRA_INITIALIZATION_S = 60  # JAX's own timeout comes this much later than hosts.wait_s.
 _END_TIMEOUT_S = 7 * 24 * 3600  # Processes may score shards of very different lengths.
-_leaving = threading.Event()  # This process ends or reports a failure; its watch need not.
+_leaving = threading.Event()  # This process ends or reports a failure, so its watch must not.
 _POLL_INTERVAL_S = 1.0
 _REPORT_DELAY_S = 2.0  # The main thread, which knows more, may report a loss during this time.
 _EXIT_POLL_INTERVAL_S = 0.1
@@ -272,7 +272,7 @@ def process_workdir(workdir: Path) -> Iterator[Path]:
 
 
 def explain(error: Exception | Interrupted) -> Exception | Interrupted:
-  """Return the error of a run, or a ProcessLost with a hint if JAX reports a lost process by it.
+  """Return the error of a run, or a ProcessLost with a hint if it is how JAX reports a loss.
 
   The caller reports the error and then calls `exit_process`.
   """
@@ -299,8 +299,9 @@ def exit_process() -> NoReturn:
 
 
 def _watch(watched: set[int], on_failure: FailureCallback | None, heartbeat_s: float) -> None:
-  """End this process when another one is lost; the main thread may be blocked by it for ever."""
-  with contextlib.suppress(jax.errors.JaxRuntimeError):  # Without its service, JAX aborts anyway.
+  """End this process when another one is lost, which may block the main thread forever."""
+  # An error means that the coordination service is lost; JAX then aborts this process.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
     while not _leaving.wait(_POLL_INTERVAL_S):
       lost = watched - _live_processes(watched)
       if lost and not _leaving.wait(_REPORT_DELAY_S):
@@ -311,7 +312,7 @@ def _watch(watched: set[int], on_failure: FailureCallback | None, heartbeat_s: f
 
 
 def _live_processes(watched: set[int]) -> set[int]:
-  """Return those of the processes that live, after each of them has called this."""
+  """Return which of the processes are alive; waits until each of these has called this."""
   return {*_coordination_client().get_live_nodes([*watched])}
 
 

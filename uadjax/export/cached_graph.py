@@ -50,9 +50,10 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
 
 
 def _is_usable(path: Path, arrays_sha256: str) -> bool:
-  """Return whether a file is an exact graph of these arrays, with a free batch size, no resize.
+  """Return whether a file is an exact graph of these arrays, with a free batch size and no resize.
 
-  The JSON file next to it says so, and by the hash of the graph that it belongs to this one.
+  The JSON file next to the graph states this. It also has the hash of its graph, so that the file
+  of another graph is recognized.
   """
   try:
     metadata = json.loads(path.with_name(f'{path.name}.json').read_text())

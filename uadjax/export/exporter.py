@@ -245,7 +245,7 @@ def _mismatch_error(
   """Return an error that names the first operation which differs on some images."""
   try:
     reason = bisect.first_mismatch(graph, spec.write, load, images, verify.TOLERANCE)
-  except Exception as error:  # It takes the graph apart by internals of JAX, which may change.
+  except Exception as error:  # The search uses internals of JAX, which may change.
     reason = f'the operation that differs cannot be found: {graphs.first_line(error)}'
   return ExportError(f'{problem}; {reason}. Nothing was written.')
 

@@ -124,10 +124,10 @@ def whitening_matrices(
 
 
 def min_vectors(d: int, ridge: float) -> int:
-  """Return the least number of vectors for which `leave_one_out_distance` is defined.
+  """Return the smallest number of vectors for which `leave_one_out_distance` is defined.
 
-  Without one of them, the others must have a covariance, which n vectors of length d have for n of
-  2 or more, and which is singular for n of d or fewer unless a ridge is added.
+  When one vector is left out, the others must have a covariance: at least 2 vectors with a ridge,
+  and at least d + 1 vectors of length d without one, because of fewer it is singular.
 
   Raises:
     ValueError: the ridge is negative.

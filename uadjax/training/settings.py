@@ -1,7 +1,7 @@
 """Settings of a run: the section `fit`, and the tree of all sections.
 
-Each package declares its own section. They are composed here, in the first package that takes the
-whole, since sweeps and experiments, which load them, are on one level.
+Each package declares its own section. This package composes them, because it is below both
+`experiment` and `sweep`, which load them.
 """
 
 from collections.abc import Iterable
@@ -117,7 +117,7 @@ class CatalogEntry(NamedTuple):
 def catalog() -> list[CatalogEntry]:
   """Return every setting of a run, in the order of the tree.
 
-  An option of several detectors that means something else in each is listed for each.
+  An option whose bounds or help differ between detectors is listed once for each of them.
   """
   entries: dict[tuple[str, configs.Limits], CatalogEntry] = {}
   for name in detectors.settings_types():

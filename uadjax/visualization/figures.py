@@ -61,7 +61,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, header: float = 0.0) -> Figure:
-  """Return an empty figure, in inches; axes stay below a header of the given height."""
+  """Return an empty figure of a size in inches; axes stay below a header of the given height."""
   rect = (0.01, 0.01, 0.98, 0.98 - header / height)
   layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, rect=rect)
   return Figure(figsize=(width, height), dpi=_DPI, facecolor='white', layout=layout)
@@ -74,7 +74,7 @@ def write(path: Path, figure: Figure) -> None:
   """
   if layout := figure.get_layout_engine():
     layout.execute(figure)
-    figure.set_layout_engine('none')  # Else each format would compute it again.
+    figure.set_layout_engine('none')  # Otherwise each format would compute it again.
   for suffix, options in _SAVE_OPTIONS.items():
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, **options)
@@ -82,7 +82,7 @@ def write(path: Path, figure: Figure) -> None:
 
 
 def add_legend(axes: Axes, offset: float) -> None:
-  """Add a legend under axes, below their labels, which take an offset in lines of the legend."""
+  """Add a legend under axes; `offset` is the height of their labels, in lines of the legend."""
   axes.legend(loc='upper center', bbox_to_anchor=(0.5, 0), borderaxespad=offset)
 
 

@@ -21,14 +21,14 @@ def font_files() -> dict[str, str]:
 
 
 def printable(text: str, *families: str) -> str:
-  """Replace each character that none of these fonts has, or of all fonts without any, by a box."""
+  """Replace each character that no font of these families, by default of all, has by a box."""
   fonts = [font_files()[name] for name in families or font_files()]
   letters = frozenset().union(*map(_supported_letters, fonts))
   return ''.join(letter if ord(letter) in letters else '□' for letter in text)
 
 
 def best_family(text: str) -> str:
-  """Return the font family that has most characters of a text."""
+  """Return the font family that has the most characters of a text."""
   return max(font_files(), key=lambda name: _num_supported(text, name))
 
 

@@ -78,7 +78,7 @@ def draw_sheet(
 
 
 def _draw_badge(draw: ImageDraw.ImageDraw, label: str, em: int) -> int:
-  """Draw the badge of a label, and return its width and the space beside it; 0 for no label."""
+  """Draw the badge of a label; return its width with the space beside it, or 0 for no label."""
   if not label:
     return 0
   font, (fill, color) = _font(1.2 * em, bold=True), _LABEL_COLORS[label]

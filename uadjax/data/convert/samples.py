@@ -194,9 +194,8 @@ def sample_from_shapes(
 ) -> Sample:
   """Return a sample whose mask is made of shapes painted over each other in their order.
 
-  Without visible shapes, the image is good.
-  A later shape with an excluded label cuts a hole into those below it. An image with several types
-  of defects has the type 'combined', as in MVTec AD.
+  Without visible shapes, the image is good. A later shape with an excluded label cuts a hole into
+  those below it. An image with several types of defects has the type 'combined', as in MVTec AD.
 
   Raises:
     DataError: a shape covers no pixel or is labeled as good; the message has a line for each.

@@ -76,7 +76,7 @@ def support_samples_search(
 
 
 def support_samples_table(index: knn.Index, num_neighbors: int) -> SupportSamplesFn:
-  """Return a function that looks the support samples of rows up in a table computed ahead."""
+  """Return a function that looks up the support samples of rows in a table computed ahead."""
   search = jax.jit(knn.nearest, static_argnums=2)
   support_rows = search(index.rows + index.center[None], index, num_neighbors).row
 
