@@ -120,7 +120,7 @@ def _help() -> str:
 
 
 def _settings() -> str:
-  """A table of the settings of each section, in Markdown."""
+  """Return a table of the settings of each section, in Markdown."""
   sections: dict[str, list[str]] = {}
   for entry in settings.catalog():
     info, section = entry.info, entry.info.key.rpartition('.')[0] or 'run'

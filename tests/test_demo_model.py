@@ -64,7 +64,7 @@ def test_what_fails_is_told_and_leaves_nothing(monkeypatch, tmp_path):
 def test_every_detector_has_settings(title, monkeypatch, tmp_path):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
   config = demo_model.demo_config(title.lower())
-  assert config['backbone.weights'] == 'embedded'  # For nothing is in this cache.
+  assert config['backbone.weights'] == 'embedded'  # This cache is empty.
   path = tmp_path / 'config.yaml'
   path.write_text(yaml.safe_dump(config))
   loaded = settings.load(str(path), [('backbone.name', 'compact')])

@@ -175,7 +175,7 @@ def test_evaluating_imports_no_tensorflow(trained, drawn, tmp_path):
 
 
 def test_a_test_image_is_decoded_once(trained, drawn, tmp_path, monkeypatch):
-  """The check of the dataset included; and once where pictures of all are drawn."""
+  """Check and evaluation share one decoding; so do an evaluation alone and its pictures."""
   decode, counts = image_io.decode, collections.Counter()
 
   def counted(source, *args):

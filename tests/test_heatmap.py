@@ -87,7 +87,7 @@ def test_a_value_has_one_color_in_all_pictures_of_a_model():
   some_thresholds,
 )
 def test_only_what_exceeds_the_pixel_threshold_is_colored(anomaly, pixel, image):
-  """Whatever the thresholds; where there is no map value, the image is dimmed."""
+  """This holds for all thresholds; the image is dimmed where there is no map value."""
   picture = photo(*anomaly.shape, 200)
   colored = heatmap.overlay(picture, anomaly, heatmap.color_scale(pixel, image))
   unknown = np.isnan(anomaly)

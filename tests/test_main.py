@@ -309,7 +309,7 @@ WRONG = [
 
 
 def test_what_a_user_gets_wrong_is_one_message(flags, tmp_path, capfd):
-  """Which keys are refused, test_settings.py shows."""
+  """One error of each kind; test_settings.py tests all keys."""
   for number, (words, message) in enumerate(WRONG):
     workdir = tmp_path / str(number)
     workdir.mkdir()

@@ -23,7 +23,7 @@ SHAPE = (2, 2, 3)  # Of an embedding.
 
 
 class State(NamedTuple):
-  extractor: jax.Array  # An offset.
+  extractor: jax.Array  # An offset of the embeddings.
   total: jax.Array
   n: jax.Array
   folded: jax.Array  # How often each number was folded in.
@@ -163,9 +163,9 @@ def test_batches_are_even_and_bring_no_pixels(records, tmp_path):
   for selects in (True, False):
     told = []
     detector = averaging(told, selects)
-    fold(detector, records, tmp_path, batch_size=8)  # Rather 6 and 4 than 8 and 2.
+    fold(detector, records, tmp_path, batch_size=8)  # Batches of 6 and 4, not of 8 and 2.
     traced = [note for note in told if note[0] == 'traced']
-    # In pieces of two; traced once, though it is compiled ahead.
+    # The update is traced only once, although it is compiled ahead.
     assert traced == [('traced', (6, *SHAPE), (6, 1, 1, 3))]
 
 

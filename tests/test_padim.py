@@ -64,7 +64,7 @@ def whole(update, start):
 
 @pytest.fixture(scope='module')
 def fitted(detector, whole):
-  return jax.jit(detector.finalize)(whole)  # Within a jit it consumes nothing.
+  return jax.jit(detector.finalize)(whole)  # Inside a jit it does not consume the state.
 
 
 def slow_bilinear(x, size):
@@ -200,7 +200,7 @@ def test_an_extended_run_keeps_the_projection_whatever_its_seed(detector, start,
   kept = jax.tree.map(np.asarray, detector.incremental.to_arrays(whole))
   extended = detector.incremental.restore(other, kept)
   np.testing.assert_array_equal(extended.extractor.projection, start.extractor.projection)
-  fitted = detector.finalize(extended)  # And it is part of the model.
+  fitted = detector.finalize(extended)  # The projection is part of the model.
   np.testing.assert_array_equal(fitted.feature_extractor.projection, start.extractor.projection)
   reference = detector.leave_one_out.leave_fold_out(variables, kept, 0)
   np.testing.assert_array_equal(
@@ -242,7 +242,7 @@ def test_too_few_images_for_no_ridge_are_refused():
   with pytest.raises(ConfigError, match=r'9 good images are too few .* 8 channels'):
     make(RunContext(SIZE, SIZE, 9), ridge=0.0)
   make(RunContext(SIZE, SIZE, 10), ridge=0.0)
-  # Those of the run that is extended count too.
+  # Images of the run that is extended count, too.
   make(RunContext(SIZE, SIZE, 4, num_previous_images=6), ridge=0.0)
   make(RunContext(SIZE, SIZE), ridge=0.0)  # A model that is only opened fits nothing.
 

@@ -325,7 +325,7 @@ def start_joined(code):
 
 @pytest.mark.slow
 def test_one_that_hangs_is_not_waited_for_for_ever():
-  """It is alive, so that its heart beats, and comes too late."""
+  """A process that sends heartbeats may still reach a barrier too late."""
   first, late = start_joined(
     'if options.index: time.sleep(60)\n'
     'try: processes.barrier("the work", 2)\n'
@@ -354,8 +354,8 @@ def test_when_one_fails_the_other_ends_long_before_its_heartbeats_are_missed(fai
 
 def test_only_what_jax_reports_is_a_lost_process(monkeypatch):
   text = 'UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer'
-  losses = jax.errors.JaxRuntimeError(text), ValueError(text)  # JAX raises it as either.
-  for error in losses:  # One process alone has no others to lose.
+  losses = jax.errors.JaxRuntimeError(text), ValueError(text)  # JAX raises either type.
+  for error in losses:  # A single process has no others to lose.
     assert processes.explain(error) is error
   monkeypatch.setattr(processes, 'is_multiprocess', lambda: True)
   for error in losses:

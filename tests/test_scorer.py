@@ -1,4 +1,4 @@
-"""Every image gets its own score, in batches of allowed sizes alone."""
+"""Every image gets its own score, in batches of allowed sizes only."""
 
 import itertools
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_batches_have_allowed_sizes_and_change_no_score(sizes):
   seen.clear()
   scores = scorer.score_all(np.stack([image(i) for i in range(23)]))
   assert scores.image.tolist() == scores.map[:, 0, 0].tolist() == list(range(23))
-  assert seen[0] == sizes[0]  # So that more than one size is tried.
+  assert seen[0] == sizes[0]  # More than one size is tested.
   assert set(seen) <= set(sizes)
 
 
@@ -52,7 +52,7 @@ def test_successive_batches_go_to_different_devices():
 
 
 def test_devices_score_alone_and_together_alike():
-  """Batches of any size, which a mesh rounds up to what its devices can share."""
+  """A mesh rounds a batch size up to a multiple of its devices."""
   limits = calibration.Thresholds(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
   info = model_dir.ModelInfo('Stub', None, transforms.parse('resize(4)'), limits, None, Path(), '')
   model = model_dir.Model(*info, (), jax.jit(lambda _, images: mean(images)))

@@ -12,7 +12,8 @@ from uadjax.data import image_io
 from uadjax.experiment import validation
 from uadjax.training import settings
 
-# Of settings without choices or bounds: mode, what is to be wrong, and what it takes to be read.
+# Settings without choices or bounds: a mode that reads them, an invalid value, and other settings
+# without which they would be ignored.
 WRONG_TEXTS = {
   'device': ('train', 'gpuu', {}),
   'data.root': ('train', '/nowhere', {}),
@@ -60,8 +61,8 @@ CONTRADICTIONS = [
 
 @pytest.fixture(autouse=True)
 def untouched(trained, monkeypatch):
-  """Whoever reads an image or fetches weights fails."""
-  trained('padim')  # Before it is forbidden.
+  """Make every attempt to read an image or to fetch weights fail."""
+  trained('padim')  # Fitting reads images, so it must come first.
 
   def fail(*args, **options):
     raise AssertionError('too late')
@@ -72,7 +73,7 @@ def untouched(trained, monkeypatch):
 
 @pytest.fixture
 def load(drawn, fitted):
-  """Returns a function that loads settings that are right in every mode, but for some."""
+  """Return a function that loads settings, valid in every mode except for the given values."""
   model = {f'{mode}.model_dir': fitted('padim') for mode in ('evaluate', 'predict', 'export')}
 
   def load(name, **values):
@@ -85,7 +86,7 @@ def load(drawn, fitted):
 
 
 def wrong_values(info):
-  """Values of another type or out of bounds."""
+  """Yield values that have another type or are out of bounds."""
   if not info.is_optional:
     yield None
   yield ['a', 'list'] if info.type is str else 'many'
@@ -106,7 +107,7 @@ def test_values_of_another_type_or_out_of_bounds_name_their_key(name, load):
   for key, info in configs.describe(settings.load(name)).items():
     for value in wrong_values(info):
       if info.type is tuple and value == 'many':
-        continue  # A name of one layer.
+        continue  # This is a valid tuple with one layer.
       with pytest.raises(errors.UserError) as caught:
         load(name, **{key: value})
       assert caught.value.key == key, (key, value)
@@ -149,7 +150,7 @@ def test_a_refused_run_leaves_nothing(drawn, trained, tmp_path, capfd):
   assert '--config.fit.extend' in capfd.readouterr().err
   assert not (tmp_path / 'new').exists()
   before = small_runs.contents(trained('padim'))
-  weights = '--config.backbone.weights=auto'  # Which would be fetched.
+  weights = '--config.backbone.weights=auto'  # These would be downloaded.
   assert small_runs.run(*words, weights, f'--workdir={trained("padim")}') == 1
   assert '--config.fit.overwrite=true' in capfd.readouterr().err
   assert small_runs.contents(trained('padim')) == before

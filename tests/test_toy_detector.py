@@ -1,4 +1,4 @@
-"""The detector of docs/new_detector.md, as it is printed there, under the laws of the three."""
+"""The detector of docs/new_detector.md, from the code of the page, tested like built-in ones."""
 
 import importlib.util
 from pathlib import Path
@@ -22,7 +22,7 @@ CODE, CONFIG = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL)
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  """Adds the detector to the table; the path of its config file."""
+  """Add the detector to the table; yield the path of its config file."""
   folder = tmp_path_factory.mktemp('pooled')
   (folder / 'detector.py').write_text(CODE)
   (folder / 'config.py').write_text(CONFIG)
@@ -64,7 +64,7 @@ def test_it_is_fitted_saved_and_evaluated(workdir):
 
 
 def test_leaving_an_image_out_equals_fitting_the_others(workdir):
-  """By NumPy, from the embeddings that the run retained, which are those of all images."""
+  """NumPy computes the scores from the retained embeddings, which are those of all images."""
   retained = incremental_state.load(workdir / 'state').retained
   x = retained.embeddings[:, 0, 0].astype(np.float64)
   scores = model_dir.load_calibration_scores(workdir / 'model').scores
@@ -108,7 +108,7 @@ def test_it_learns_from_more_images(workdir, run, tmp_path):
 def test_its_graph_agrees(workdir, tmp_path):
   pytest.importorskip('onnxruntime', reason='needs the extra export')
   exporter.export(model_dir.load(workdir / 'model'), output=tmp_path / 'pooled.onnx')
-  assert (tmp_path / 'pooled.onnx').is_file()  # Which is only written if it agrees.
+  assert (tmp_path / 'pooled.onnx').is_file()  # It is only written if it agrees with the model.
 
 
 def test_no_array_is_a_constant_of_its_graph(config):
