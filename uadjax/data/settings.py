@@ -49,6 +49,6 @@ class SplitSettings:
 class CheckSettings:
   """Section `check`: the check of a dataset, and what may prepare it in mode check_dataset."""
 
-  enforce: bool = field(True, 'Whether to reject datasets with problems; else images are excluded.')
+  enforce: bool = field(True, 'Whether to reject a dataset with errors; if not, exclude images.')
   convert: ConvertSettings = dataclasses.field(default_factory=ConvertSettings)
   split: SplitSettings = dataclasses.field(default_factory=SplitSettings)

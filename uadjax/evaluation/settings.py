@@ -15,11 +15,11 @@ class EvaluateSettings:
   batch_size: int = field(16, 'Images per batch.', minimum=1)
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
   image_threshold: float | None = field(
-    None, 'NG if the score exceeds it; replaces the calibrated.'
+    None, 'NG if the score exceeds it; replaces the calibrated threshold.'
   )
   review_threshold: float | None = field(
-    None, 'Review if the score exceeds it; replaces the calibrated.'
+    None, 'Review if the score exceeds it; replaces the calibrated threshold.'
   )
   pixel_threshold: float | None = field(
-    None, 'Mark pixels that exceed it; replaces the calibrated.'
+    None, 'Mark pixels that exceed it; replaces the calibrated threshold.'
   )

@@ -34,12 +34,12 @@ class ExportSettings:
   )
   output: str = field('', 'File to write; default: model.onnx (or another suffix) in the model.')
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
-  batch: int | None = field(None, 'Fixed batch size; default any.', minimum=1)
+  batch: int | None = field(None, 'Fixed batch size; by default any.', minimum=1)
   include_resize: str = field(
     '', 'HEIGHTxWIDTH of a camera, whose images the graph resizes itself.', check=parse_size
   )
   images: str = field(
-    '', 'Images to verify on, or to quantize a dataset; default: the calibration images.'
+    '', 'Images to verify on (with quantize also a dataset); default: calibration images.'
   )
   quantize: str = field(
     '',

@@ -24,13 +24,13 @@ class PredictSettings:
     'auto', 'I/N: score shard I (from 0) of N processes; auto: from SLURM, Open MPI or a TPU pod.'
   )
   image_threshold: float | None = field(
-    None, 'NG if the score exceeds it; replaces the calibrated.'
+    None, 'NG if the score exceeds it; replaces the calibrated threshold.'
   )
   review_threshold: float | None = field(
-    None, 'Review if the score exceeds it; replaces the calibrated.'
+    None, 'Review if the score exceeds it; replaces the calibrated threshold.'
   )
   pixel_threshold: float | None = field(
-    None, 'Mark pixels that exceed it; replaces the calibrated.'
+    None, 'Mark pixels that exceed it; replaces the calibrated threshold.'
   )
 
 
@@ -43,13 +43,13 @@ class AnomalyDetectionSettings:
   model_dir: str = field('', 'Model directory; empty for a demo model.')
   batch_size: int = field(1, 'Images per batch.', minimum=1)
   image_threshold: float | None = field(
-    None, 'NG if the score exceeds it; replaces the calibrated.'
+    None, 'NG if the score exceeds it; replaces the calibrated threshold.'
   )
   review_threshold: float | None = field(
-    None, 'Review if the score exceeds it; replaces the calibrated.'
+    None, 'Review if the score exceeds it; replaces the calibrated threshold.'
   )
   pixel_threshold: float | None = field(
-    None, 'Mark pixels that exceed it; replaces the calibrated.'
+    None, 'Mark pixels that exceed it; replaces the calibrated threshold.'
   )
 
 
