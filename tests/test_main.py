@@ -200,6 +200,8 @@ def test_a_group_gets_a_run_each_and_a_mean_row(name, more, drawn, tmp_path):
     assert {'model', 'checkpoints' if name == 'stfpm' else 'state'} <= left
   if name == 'padim':  # What is learned in one pass is not learned again.
     assert (out / 'well' / 'model' / 'fitted.safetensors').stat().st_mtime_ns == before
+  assert run(*words, '--config.mode=evaluate') == 0  # The models are those of the categories.
+  assert [row['category'] for row in table(out / 'all.csv')] == ['bad', 'well', 'mean']
 
 
 @pytest.mark.parametrize(

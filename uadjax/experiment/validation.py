@@ -108,9 +108,14 @@ def _require_set(key: str, value: str, what: str) -> None:
 
 
 def _check_evaluation(config: Settings, workdir: Path) -> None:
-  _require_model('evaluate.model_dir', config.evaluate.model_dir, workdir)
+  directory, run_dir = config.evaluate.model_dir, workdir
   if config.data.root:
-    _require_dataset(config)
+    categories = _require_dataset(config)
+    if not directory and not is_single(config, categories):
+      # Each category has a model of its own; those that lack one fail, the others are evaluated.
+      folders = [workdir / category for category in categories]
+      run_dir = next((folder for folder in folders if (folder / 'model').is_dir()), folders[0])
+  _require_model('evaluate.model_dir', directory, run_dir)
 
 
 def _check_prediction(config: Settings, workdir: Path) -> None:
