@@ -107,11 +107,13 @@ const viewportObserver = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: '400px' });
 
-export function release(item) {
+function release(item) {
   item.bitmap?.then((bitmap) => bitmap?.close());
   item.bitmap = null;
   for (const canvas of item.canvases ?? []) canvas.width = canvas.height = 0;
-  for (const result of item.results.values()) result.paintedThreshold = null;
+  for (const result of item.results.values()) {
+    result.tint = result.outline = result.paintedThreshold = null;
+  }
 }
 
 export function removeItem(item) {
