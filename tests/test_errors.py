@@ -88,6 +88,10 @@ def test_each_front_end_has_its_own_words():
     ["overrides={'fit.overwrite': True}", 'workdir', "overrides={'backbone.weights': 'FILE'}"],
   ]
   assert fit_option(Setting('access.private', True)) == '--allow-private-urls'
+  config = Setting('config', 'padim')
+  assert fit_option(config) == '--model=padim'
+  assert runtime.format_setting('sweep', config) == '--models=padim'
+  assert fit_model.format_setting(config) == "model_name='padim'"
   assert fit_option(Setting('calibrate.labeled')) == '--override calibrate.labeled=...'
   export_option = functools.partial(runtime.format_setting, 'export')
   assert export_option(Setting('export.images', 'my images')) == "'--images=my images'"

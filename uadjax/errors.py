@@ -35,7 +35,7 @@ Hint = str | Sequence[str | Setting]
 # Settings that are not keys of the configuration, with their spelling in Python.
 OTHER_KEYS = {
   'access.private': 'Access(private=True)',
-  'config': 'config',
+  'config': 'model_name',
   'workdir': 'workdir',
 }
 

@@ -58,6 +58,8 @@ def format_setting(command: str, setting: Setting) -> str:
   takes_override = command in _COMMANDS_WITH_OVERRIDE
   own_option = f'--{name.replace("_", "-")}' if section == command and not takes_override else None
   option = _OPTION_BY_SETTING.get(setting.key, own_option)
+  if setting.key == 'config' and command == 'fit':
+    option = '--model'  # A single config, unlike the list of a sweep.
   if option is None and takes_override:
     # Without a value the setting is only named, but --override always takes one.
     setting = setting._replace(value='...') if setting.value is ... else setting
