@@ -44,8 +44,8 @@ def _check_training(config: Settings, workdir: Path) -> None:
   for name in ('convert', 'split'):
     if getattr(config.check, name).enable:
       message = f'check.{name} changes files, which only the mode check_dataset may do.'
-      hint = 'Run it first: ', Setting('mode', 'check_dataset'), '.'
-      refuse(f'check.{name}.enable', True, message, *hint)
+      hint = 'Run it first: `python -m uadjax.main --config.mode=check_dataset`.'
+      refuse(f'check.{name}.enable', True, message, hint)
   if not is_single(config, categories):
     # In a group, categories without checkpoints start anew, and finished ones are skipped.
     is_resuming, config = bool(config.fit.resume), configs.replace(config, {'fit.resume': ''})
