@@ -53,7 +53,8 @@ def _check_training(config: Settings, workdir: Path) -> None:
       workdirs.require_no_conflict(workdir / category, config)
   _require_backbone(config)
   if config.fit.extend or (config.fit.resume and (workdir / 'config.yaml').is_file()):
-    with about('fit.extend', config.fit.extend):
+    name = 'extend' if config.fit.extend else 'resume'
+    with about(f'fit.{name}', getattr(config.fit, name)):
       # The backbone is that of the earlier run, so nothing is fetched.
       config = resolve_backbone.resolve_backbone(config, workdir)
   training.validate(config)
