@@ -112,7 +112,7 @@ function release(item) {
   item.bitmap = null;
   for (const canvas of item.canvases ?? []) canvas.width = canvas.height = 0;
   for (const result of item.results.values()) {
-    result.tint = result.outline = result.paintedThreshold = null;
+    result.map = result.tint = result.outline = result.paintedThreshold = null;
   }
 }
 
