@@ -195,8 +195,8 @@ def _connect_to_any(addresses: Sequence[_Address], deadline: float) -> socket.so
   last_error = OSError()
   for i, (family, kind, protocol, _, address) in enumerate(addresses):
     with contextlib.ExitStack() as stack:
-      sock = stack.enter_context(socket.socket(family, kind, protocol))
       try:
+        sock = stack.enter_context(socket.socket(family, kind, protocol))
         sock.settimeout(_remaining_s(deadline) / (len(addresses) - i))
         sock.connect(address)
         stack.pop_all()  # Leaves the socket open.
