@@ -77,8 +77,13 @@ def _read_zip(data: bytes) -> Tensors:
     if pickle_names:
       return _read_torch_zip(archive, pickle_names[0].removesuffix('data.pkl'))
     if all(name.endswith('.npy') for name in names):
-      return dict(np.load(io.BytesIO(data), allow_pickle=False))
+      return {name.removesuffix('.npy'): _read_npy(archive.read(name)) for name in names}
   raise ValueError('it is a zip archive from neither PyTorch nor NumPy')
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+  # np.load would return the content of a file that is no array.
+  return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 def _read_torch_zip(archive: zipfile.ZipFile, root: str) -> Tensors:
