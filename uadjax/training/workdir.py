@@ -142,7 +142,12 @@ def write_failure(workdir: Path, mode: str, error: BaseException) -> None:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-  return json.loads(path.read_text()) if path.is_file() else {}
+  """Return the result in a file; an empty one if the file is missing or damaged."""
+  try:
+    result = json.loads(path.read_text()) if path.is_file() else {}
+  except ValueError:
+    return {}
+  return result if isinstance(result, dict) else {}
 
 
 def _require_same_run(config_path: Path, config: Settings) -> None:
