@@ -125,8 +125,8 @@ def join(options: HostSettings, on_failure: FailureCallback | None = None) -> No
     raise ConfigError(message, key='hosts.coordinator', hint=_COORDINATOR_HINT) from None
   finally:
     timer.cancel()
-  if jax.distributed.is_initialized():
-    watched = {*range(jax.process_count())}  # Initializes the devices, in this thread.
+  if is_multiprocess():  # Initializes the devices, in this thread.
+    watched = {*range(jax.process_count())}
     arguments = watched, on_failure, options.heartbeat_s
     threading.Thread(target=_watch, args=arguments, name='uadjax-watch', daemon=True).start()
 
