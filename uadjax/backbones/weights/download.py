@@ -66,7 +66,7 @@ def _resume_download(url: str, partial_path: Path) -> None:
     console=logging.CONSOLE,
     disable=not progress.is_interactive(),
   )
-  with reader as content, partial_path.open('ab' if is_resumed else 'wb') as file:
+  with response, reader as content, partial_path.open('ab' if is_resumed else 'wb') as file:
     shutil.copyfileobj(content, file, _CHUNK_BYTES)
     total_bytes = length + (num_bytes if is_resumed else 0)
     if file.tell() < total_bytes:
