@@ -55,7 +55,7 @@ def measure(
   predictor: predictor.Predictor, folder: Path, batch_size: int, rounds: int
 ) -> list[str]:
   """Measure with one batch size and return the table row."""
-  paths = scanning.find_images(folder)
+  paths = scanning.find_files(folder)
   pixels = read_images(predictor, paths)
   list(predictor.predict(paths[: batch_size * len(predictor.devices)], batch_size))  # Compiles.
   seconds: dict[str, list[float]] = {'reading': [], 'scoring': [], 'predicting': []}
@@ -100,7 +100,7 @@ def main() -> None:
   print(tables.markdown_table(titles, rows))
   print(
     f'\n{predictor.model.name}, {len(predictor.devices)} devices, '
-    f'{len(scanning.find_images(flags.images))} images. {subprocess_runs.describe_machine()}.'
+    f'{len(scanning.find_files(flags.images))} images. {subprocess_runs.describe_machine()}.'
   )
 
 

@@ -81,8 +81,8 @@ def test_a_folder_is_listed_as_a_data_set_is(tmp_path):
   image(tmp_path / 'z.png' / 'inside.jpg')  # A folder may be called so.
   (tmp_path / 'empty').mkdir()
   found = list(inputs.expand(tmp_path))
-  assert [source.origin for source in found] == scanning.find_images(tmp_path)
-  assert [source.name for source in found] == [str(path) for path in scanning.find_images(tmp_path)]
+  assert [source.origin for source in found] == scanning.find_files(tmp_path)
+  assert [source.name for source in found] == [str(path) for path in scanning.find_files(tmp_path)]
   assert len(found) == 8
   for source in found:
     assert tmp_path / source.subfolder / Path(source.name).name == source.origin

@@ -8,27 +8,12 @@ import re
 from uadjax.data import problems
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
-from uadjax.errors import DataError
 
 # Suffixes of images and names of folders of normal images, both in lower case; any case matches.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 NORMAL_FOLDER_NAMES = (GOOD, 'normal', 'ok')
 
 SplitsAndProblems = tuple[Splits, list[Problem]]
-
-
-def find_images(directory: Path) -> list[Path]:
-  """Return all images in a folder and, recursively, in its subfolders.
-
-  Raises:
-    DataError: there are no images.
-  """
-  images = find_files(directory)
-  if not images:
-    raise DataError(
-      f'No images in or below {directory}; image files must end in {", ".join(SUFFIXES)}.'
-    )
-  return images
 
 
 def find_files(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
