@@ -307,8 +307,10 @@ def _watch(watched: set[int], on_failure: FailureCallback | None, heartbeat_s: f
       if lost and not _leaving.wait(_REPORT_DELAY_S):
         names = ', '.join(map(str, sorted(lost)))
         error = _lost(f'process {names} left or sent no heartbeat for {heartbeat_s:g} s')
-        _report(on_failure, error, jax.process_index() == 0)
-        exit_process()
+        try:
+          _report(on_failure, error, jax.process_index() == 0)
+        finally:
+          exit_process()  # Also if the report fails: the main thread may be blocked.
 
 
 def _live_processes(watched: set[int]) -> set[int]:

@@ -246,11 +246,12 @@ def _to_fp16(path: Path, *_: object) -> onnx_files.Model:
     for i, name in enumerate(node.input)
     if i > 1 or node.op_type not in _PRODUCT_OPS
   }
+  factors = {name for node in model.graph.node for name in node.input} - summands
   cast_nodes, float32 = [], onnx.TensorProto.FLOAT
   for array in model.graph.initializer:
     name, half_name = array.name, f'{array.name}_half'
     half_array = _to_half_precision(onnx.numpy_helper.to_array(array))
-    if name not in summands and half_array is not None:
+    if name in factors and half_array is not None:
       array.CopyFrom(onnx.numpy_helper.from_array(half_array, half_name))
       cast = onnx.helper.make_node('Cast', [half_name], [name], f'{name}_cast', to=float32)
       cast_nodes.append(cast)

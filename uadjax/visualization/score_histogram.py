@@ -55,7 +55,7 @@ def draw(
   count_texts = []
   for index, row in enumerate(rows):
     _draw_strip(axes, -float(index), row, edges, review_threshold, image_threshold)
-    num_ng = int((row.scores > image_threshold).sum())
+    num_ng = int((~(row.scores <= image_threshold)).sum())  # NaN is NG, too.
     num_ok = int((row.scores <= review_threshold).sum())
     count_texts.append(f'{num_ok} / {len(row.scores) - num_ok - num_ng} / {num_ng}')
   positions = 0.3 - np.arange(len(rows))

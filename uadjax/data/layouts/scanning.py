@@ -18,7 +18,10 @@ SplitsAndProblems = tuple[Splits, list[Problem]]
 
 def find_files(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
   """Return the files with some suffixes in a folder and, recursively, in its subfolders."""
-  nested = (path for f in folders_in(directory) for path in find_files(f, suffixes))
+  # A link to a folder above would be followed without end.
+  own = directory.resolve()
+  folders = [f for f in folders_in(directory) if not own.is_relative_to(f.resolve())]
+  nested = (path for f in folders for path in find_files(f, suffixes))
   return [*files_in(directory, suffixes), *nested]
 
 
