@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 
 from uadjax.data import layouts, records as record_types
-from uadjax.data.layouts import mvtec as mvtecs, seglist
+from uadjax.data.layouts import mvtec as mvtecs, scanning, seglist
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
 
@@ -306,3 +306,11 @@ def test_bottle(shared: Path):
   assert sum(record.is_anomalous for record in test) == 63
   assert all((record.mask is not None) == record.is_anomalous for record in test)
   assert layouts.expand(shared / 'data/mvtec_ad', 'objects') == ['bottle', 'screw', 'toothbrush']
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+  folder = tmp_path / 'a' / 'b'
+  folder.mkdir(parents=True)
+  (folder / 'x.png').touch()
+  (folder / 'loop').symlink_to(tmp_path)
+  assert scanning.find_files(tmp_path) == [folder / 'x.png']

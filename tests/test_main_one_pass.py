@@ -75,7 +75,7 @@ def test_the_bank_has_its_share_of_all_patches(trained):
   assert report['summary']['covering_radius'] > 0
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
 def test_scores_do_not_depend_on_batches_nor_devices(trained, name):
   one = trained(name)
   other = trained(name, '--config.fit.batch_size=7', '--config.mesh.data=8')
@@ -113,6 +113,7 @@ def test_padim_keeps_its_projection_whatever_the_seed(early, extended):
   np.testing.assert_array_equal(arrays(other)[key], arrays(early('padim'))[key])
 
 
+@pytest.mark.slow
 def test_patchcore_extended_has_its_share_of_all_patches(early, extended):
   before, later = early('patchcore'), extended('patchcore')
   moved = result(later)['drift']

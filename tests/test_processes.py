@@ -145,10 +145,8 @@ def test_two_steps_of_stfpm_by_several_processes_are_those_of_one(runs, count):
     np.testing.assert_allclose(arrays[key], value, rtol=1e-3, atol=2e-5, err_msg=key)
 
 
-@pytest.mark.parametrize(
-  'name',
-  ['padim', *(pytest.param(name, marks=pytest.mark.slow) for name in ('patchcore', 'stfpm'))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['padim', 'patchcore', 'stfpm'])
 def test_only_the_first_process_writes(runs, name):
   left = {path.name for path in runs(name, 2).iterdir()}
   assert left == {path.name for path in runs(name, 1).iterdir()}
