@@ -19,8 +19,8 @@ SplitsAndProblems = tuple[Splits, list[Problem]]
 def find_files(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
   """Return the files with some suffixes in a folder and, recursively, in its subfolders."""
   # A link to a folder above would be followed without end.
-  own = directory.resolve()
-  folders = [f for f in folders_in(directory) if not own.is_relative_to(f.resolve())]
+  resolved = directory.resolve()
+  folders = [f for f in folders_in(directory) if not resolved.is_relative_to(f.resolve())]
   nested = (path for f in folders for path in find_files(f, suffixes))
   return [*files_in(directory, suffixes), *nested]
 
