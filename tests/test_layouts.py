@@ -249,6 +249,9 @@ def test_groups(tmp_path):
 def test_errors_name_what_is_missing(tmp_path):
   with pytest.raises(DataError, match=r'No folder .*absent'):
     layouts.load(tmp_path / 'absent', 'bottle')
+  touch(tmp_path / 'group/bottle/train/good/1.png')
+  with pytest.raises(DataError, match=r"contains categories.*data\.category.*'bottle'"):
+    layouts.load(tmp_path / 'group')
   directory = mvtec(tmp_path, 'bottle')
   with pytest.raises(DataError, match=r"'botle' in .* mean 'bottle'\? Available: bottle\."):
     layouts.load(tmp_path, 'botle')

@@ -13,7 +13,7 @@ from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, Setting
 from uadjax.inference import predictor
 from uadjax.model import model_dir, scoring
 from uadjax.training import loop
@@ -136,6 +136,27 @@ def test_on_one_cpu_what_is_learned_stays_in_one_piece_unless_told():
   assert meshes.state_mesh(mesh, 'always').size == 4
   with pytest.raises(ConfigError, match=r"one of .*'always'.*, got 'sometimes'"):
     meshes.state_mesh(mesh, 'sometimes')
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+  for axis_size in (0, -2, 1000):
+    with pytest.raises(ConfigError) as caught:
+      meshes.make_mesh('cpu', axis_size, 0)
+    assert (caught.value.key, caught.value.value) == ('mesh.data', axis_size)
+    assert Setting('mesh.data', -1) in caught.value.hint
+
+
+@pytest.mark.parametrize(
+  ('axis_size', 'batch_size', 'key', 'value'),
+  [(1, 4, 'mesh.data', 1), (-1, 3, 'fit.batch_size', 3)],
+)
+def test_processes_that_cannot_share_a_batch_are_refused(
+  axis_size, batch_size, key, value, monkeypatch
+):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ConfigError) as caught:
+    meshes.make_mesh('cpu', axis_size, batch_size)
+  assert (caught.value.key, caught.value.value) == (key, value)
 
 
 @pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 
-from uadjax.errors import ConfigError, MissingDevice, Setting
+from uadjax.errors import ConfigError, MissingDevice, refuse, Setting
 from uadjax.numerics.collectives import Shards, SINGLE_SHARD
 from uadjax.system import threads
 from uadjax.types import PyTree
@@ -92,16 +92,19 @@ def make_mesh(device: str, axis_size: int, batch_size: int) -> Mesh:
   available = select_devices(device)
   num_devices = len(available) if axis_size == -1 else axis_size
   if not 0 < num_devices <= len(available):
-    raise ConfigError(
-      f'mesh.data={axis_size} is out of range: device={device!r} allows 1 to {len(available)}, '
-      'or -1 for all devices.'
-    )
+    allowed = f'1 to {len(available)}, or -1 for all devices'
+    message = f'A mesh of {axis_size} devices is out of range: {device!r} allows {allowed}.'
+    refuse('mesh.data', axis_size, message, 'Use ', Setting('mesh.data', -1), '.', allowed=allowed)
   num_processes = jax.process_count()
-  if batch_size % num_processes or num_devices < num_processes:
-    raise ConfigError(
-      f'{num_processes} processes cannot share batches of {batch_size} images on {num_devices} '
-      f'devices evenly; set fit.batch_size to a multiple of {num_processes}, and mesh.data=-1.'
-    )
+  if num_devices < num_processes:
+    message = f'{num_processes} processes need a device each, but the mesh has {num_devices}.'
+    hint = 'Use ', Setting('mesh.data', -1), ' for all devices, or start fewer processes.'
+    refuse('mesh.data', axis_size, message, *hint, allowed=f'at least {num_processes}, or -1')
+  if batch_size % num_processes:
+    message = f'{num_processes} processes cannot share batches of {batch_size} images evenly.'
+    allowed = f'a multiple of {num_processes}'
+    hint = 'Set ', Setting('fit.batch_size'), f' to {allowed}.'
+    refuse('fit.batch_size', batch_size, message, *hint, allowed=allowed)
   devices_per_process = max(
     n for n in range(1, num_devices // num_processes + 1) if batch_size % (n * num_processes) == 0
   )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uadjax.errors import ConfigError, ExportError, Setting, UnknownName
+from uadjax.errors import ConfigError, ExportError, refuse, Setting, UnknownName
 from uadjax.export import (
   bisect,
   graph as graphs,
@@ -150,14 +150,16 @@ def export(
 def _find_format(format: str, quantize: str, batch: int | None) -> _Format:
   """Return the description of a format that the options fit and whose packages are installed."""
   if format not in _FORMATS:
-    raise UnknownName(f'Unknown export.format {format!r}; choose from {list(_FORMATS)}.')
+    message = f'Unknown format {format!r}; choose from {list(_FORMATS)}.'
+    raise UnknownName(message, key='export.format', value=format, allowed=tuple(_FORMATS))
   if quantize:
     quantization.validate_options(quantize, format)
   for name in _FORMATS[format].required_packages:
     if importlib.util.find_spec(name) is None:
       raise ConfigError(f"Exporting to {format} needs {name}: pip install 'uadjax[export]'.")
   if batch is not None and batch < 1:
-    raise ConfigError(f'export.batch must be 1 or more, or unset for any size; got {batch}.')
+    message = f'The batch size must be 1 or more, or unset for any size; got {batch}.'
+    refuse('export.batch', batch, message, allowed='at least 1')
   return _FORMATS[format]
 
 
@@ -168,7 +170,14 @@ def _require_exportable(model: model_dir.Model, format: str, output: Path) -> No
   if max_array_bytes is not None and array_bytes > max_array_bytes:
     raise ExportError(
       f'The arrays of {model.directory} take {array_bytes / 1e9:.1f} GB, but {format} is limited '
-      'to 2 GB. Export to onnx, or fit with fewer detector.channels.'
+      'to 2 GB.',
+      hint=(
+        'Use ',
+        Setting('export.format', 'onnx'),
+        ', or fit with a smaller ',
+        Setting('detector.channels'),
+        '.',
+      ),
     )
   if not output.parent.is_dir():
     raise ConfigError(f'Cannot export: the folder {output.parent} does not exist.')

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uadjax.data.records import Record
-from uadjax.errors import ConfigError, DataError, ExportError, UnknownName
+from uadjax.errors import DataError, ExportError, refuse, Setting, UnknownName
 from uadjax.export import graph as graphs, onnx as onnx_files, quantization_check, runtimes
 from uadjax.export.quantization_check import EvaluationImages, QuantizationAgreement
 from uadjax.model import calibration
@@ -81,12 +81,12 @@ def validate_options(kind: str, format: str) -> None:
     ConfigError: `format` is not 'onnx'.
   """
   if kind not in QUANTIZERS:
-    raise UnknownName(f'Unknown export.quantize {kind!r}; choose from {list(QUANTIZERS)}.')
+    message = f'Unknown quantization {kind!r}; choose from {list(QUANTIZERS)}.'
+    raise UnknownName(message, key='export.quantize', value=kind, allowed=tuple(QUANTIZERS))
   if format != 'onnx':
-    raise ConfigError(
-      f'export.quantize={kind} requires onnx, the only format with verification of '
-      f'quantized graphs; export to onnx, or to {format} without export.quantize.'
-    )
+    message = f'{kind} requires onnx, the only format with verification of quantized graphs.'
+    hint = 'Use ', Setting('export.format', 'onnx'), ', or omit ', Setting('export.quantize'), '.'
+    refuse('export.quantize', kind, message, *hint)
 
 
 def quantize(
@@ -110,8 +110,14 @@ def quantize(
   """
   if path.with_name(f'{path.name}.data').exists():
     raise ExportError(
-      f'{path.name} is 2 GB or larger and cannot be quantized; fit with fewer '
-      'detector.channels, or omit export.quantize. Nothing was written.'
+      f'{path.name} is 2 GB or larger and cannot be quantized. Nothing was written.',
+      hint=(
+        'Fit with a smaller ',
+        Setting('detector.channels'),
+        ', or omit ',
+        Setting('export.quantize'),
+        '.',
+      ),
     )
   quantized_path = path.with_name(f'smaller-{path.name}')
   try:
@@ -142,8 +148,9 @@ def _require_accuracy(result: QuantizationResult, name: str) -> None:
     raise ExportError(
       f'{name} loses accuracy when quantized: {result} (allowed: an image AUROC drop of '
       f'{quantization_check.MAX_AUROC_DROP:g}, and changes of one label or '
-      f'{100 * quantization_check.MAX_LABEL_CHANGE_SHARE:g} % of them). Omit export.quantize, or '
-      f'try {other_kinds}. Nothing was written.'
+      f'{100 * quantization_check.MAX_LABEL_CHANGE_SHARE:g} % of them). Nothing was '
+      'written.',
+      hint=('Omit ', Setting('export.quantize'), f', or try {other_kinds}.'),
     )
 
 

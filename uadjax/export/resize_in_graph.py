@@ -21,7 +21,7 @@ import PIL
 from PIL import Image
 
 from uadjax.data import geometry, transforms
-from uadjax.errors import ExportError
+from uadjax.errors import ExportError, Setting
 from uadjax.numerics import resampling
 
 _WEIGHT_BITS = 22  # Fractional bits of Pillow's weights.
@@ -110,8 +110,8 @@ def _resize_passes(
     if np.array_equal(x[0], np.asarray(expected)):
       return ordered_passes
   raise ExportError(
-    f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce. Install '
-    'another version of Pillow, or omit export.include_resize.'
+    f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce.',
+    hint=('Install another version of Pillow, or omit ', Setting('export.include_resize'), '.'),
   )
 
 

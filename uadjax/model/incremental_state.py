@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 import numpy as np
 
-from uadjax.errors import ModelError
+from uadjax.errors import ModelError, Setting
 from uadjax.system import files
 from uadjax.types import Arrays
 
@@ -85,8 +85,12 @@ def load(folder: Path) -> IncrementalState:
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ModelError(
       f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '
-      'writes one next to its model. Set fit.extend to the model directory of such a run, or '
-      'leave it empty to start from scratch.'
+      'writes one next to its model.',
+      hint=(
+        'Set ',
+        Setting('fit.extend'),
+        ' to the model directory of such a run, or omit it to start from scratch.',
+      ),
     ) from None
 
 

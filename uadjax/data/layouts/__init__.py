@@ -16,7 +16,7 @@ from uadjax.data import image_io, problems
 from uadjax.data.layouts import folder, mvtec, scanning, seglist
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError, Setting
 
 
 class Listing(NamedTuple):
@@ -207,7 +207,8 @@ def _is_category(directory: Path) -> bool:
 
 def _require_folder(root: str | Path) -> Path:
   if not Path(root).is_dir():
-    raise DataError(f'No folder {root}; set data.root to the folder that contains the categories.')
+    hint = 'Pass ', Setting('data.root'), ', the folder that contains the categories.'
+    raise DataError(f'No folder {root}.', hint=hint)
   return Path(root)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from uadjax.data import problems
 from uadjax.data.layouts import scanning
 from uadjax.data.records import Record, Splits
+from uadjax.errors import Setting
 
 
 def detect(directory: Path) -> bool:
@@ -29,5 +30,6 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
     f'subfolder {" or ".join(map(repr, scanning.NORMAL_FOLDER_NAMES[:2]))}.'
   )
   if names := [f.name for f in subfolders if scanning.has_training_set(f)]:
-    message = f'{directory} contains categories; set data.category to one of {names}, or to all.'
+    hint = f'Pass {Setting("data.category")}, which is one of {names}, or all.'
+    message = f'{directory} contains categories. {hint}'
   return Splits(train, test), [problems.error('empty split', directory, message)]
