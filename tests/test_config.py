@@ -107,6 +107,37 @@ def test_a_missing_file_is_named():
   assert (caught.value.key, caught.value.value) == ('config', 'nowhere.py')
 
 
+@pytest.mark.parametrize(
+  ('code', 'words'),
+  [
+    ('def get_config(arg):\n  return {}', 'returned dict'),
+    ('def get_config(arg):\n  pass', 'returned NoneType'),
+    ('from uadjax.config import base', r'line 1, raised ImportError: .*base'),
+    ('def get_config():\n  return 3', r'raised TypeError: get_config\(\) takes 0'),
+    (
+      'from uadjax.training import settings\n\ndef get_config(arg):\n'
+      "  config = settings.default_config('padim')\n  config.fit.steps = config.fit.step\n",
+      'line 5, raised AttributeError: .*step',
+    ),
+    (
+      'from uadjax.training import settings\n\ndef get_config(arg):\n'
+      "  return settings.default_config('ganomaly')\n",
+      "line 4, raised KeyError: 'ganomaly'",
+    ),
+    ('assert False', r'line 1, raised AssertionError\.'),
+    ('def get_config(arg)', 'not valid Python'),
+    ('config = 3', r'does not define get_config\(arg\)'),
+  ],
+)
+def test_whatever_a_config_raises_is_one_message(code, words, tmp_path):
+  file = tmp_path / 'own.py'
+  file.write_text(code)
+  with pytest.raises(ConfigError, match=words) as caught:
+    settings.load(str(file))
+  assert (caught.value.key, caught.value.value) == ('config', file)
+  assert str(file) in str(caught.value)
+
+
 def test_overrides_are_taken_out_of_the_arguments():
   argv = ['--config=a.py', '--config.x.y=1=2', '--workdir', 'w', '--config.z', '3', '--config.flag']
   overrides, rest = flags.extract_overrides(argv)

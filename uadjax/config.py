@@ -13,6 +13,7 @@ import math
 import operator
 import os
 from pathlib import Path
+import traceback
 import types
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable, TypeAlias, TypeVar
 
@@ -20,7 +21,7 @@ import ml_collections
 from ml_collections.config_dict import config_dict
 import yaml
 
-from uadjax.errors import about, ConfigError, refuse, Setting, UnknownName
+from uadjax.errors import about, ConfigError, refuse, Setting, UnknownName, UserError
 
 Values = Mapping[str, object]
 ConfigDict: TypeAlias = Any  # An ml_collections.ConfigDict; no type checker can know its fields.
@@ -44,6 +45,10 @@ _TYPE_TEXTS = {
   str: 'text',
   tuple: 'a list such as layer1,layer2',
 }
+_CONFIG_HINT = (
+  'Let get_config start from `uadjax.training.settings.default_config(NAME)`, as configs/stfpm.py '
+  'does.'
+)
 # Directory of the built-in configs in an installed package, and in a checkout.
 _CONFIG_DIRS = (Path(__file__).parent / 'configs', Path(__file__).parent.parent / 'configs')
 
@@ -353,8 +358,21 @@ def _run_python(path: Path, argument: str) -> Values:
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+      refuse('config', path, f'{path} does not define get_config(arg); see configs/stfpm.py.')
+    config = module.get_config(argument)
+    if not isinstance(config, ml_collections.ConfigDict):
+      problem = f'returned {type(config).__name__} instead of ConfigDict'
+      refuse('config', path, f'get_config in {path} {problem}.', _CONFIG_HINT)
+    values = config.to_dict()
+  except UserError:
+    raise
   except SyntaxError as error:
     refuse('config', path, f'{path} is not valid Python: {error}')
-  if not hasattr(module, 'get_config'):
-    refuse('config', path, f'{path} does not define get_config(arg); see configs/stfpm.py.')
-  return module.get_config(argument).to_dict()
+  except Exception as error:  # The file may raise an error of any class.
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == module_spec.origin]
+    location = f'{path}, line {lines[-1]},' if lines else str(path)
+    reason = traceback.format_exception_only(error)[0].strip()
+    refuse('config', path, f'{location} raised {reason.rstrip(".")}.', _CONFIG_HINT)
+  return values
