@@ -74,6 +74,25 @@ def test_a_wrong_yaml_gets_one_clear_error(tmp_path):
     with pytest.raises(ConfigError) as caught:
       settings.load(str(file))
     assert caught.value.key == key
+    assert str(file) in str(caught.value), text
+
+
+def test_only_errors_of_a_file_name_the_file(tmp_path):
+  file = tmp_path / 'config.yaml'
+  file.write_text('detector: {name: padim}\nfit: {epochs: 0}\n')
+  for override, is_of_file in (
+    (('fit.epochs', '3'), None),
+    (('fit.epochs', '0'), False),
+    (('fit.epoch', '3'), False),
+    (('fit.steps', '3'), True),
+    (('detector.name', 'padin'), False),
+  ):
+    if is_of_file is None:
+      assert settings.load(str(file), [override]).fit.epochs == 3
+      continue
+    with pytest.raises(UserError) as caught:
+      settings.load(str(file), [override])
+    assert (str(file) in str(caught.value)) == is_of_file, override
 
 
 def test_yaml_runs_no_python(tmp_path):

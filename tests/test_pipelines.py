@@ -125,7 +125,7 @@ def test_unknown_pipelines_are_refused(tmp_path):
     with pytest.raises(UnknownName) as caught:
       uadjax.create_pipeline(pipeline)
     assert (caught.value.value, caught.value.allowed) == ('ocr', pipelines.NAMES)
-  for text in ('[1, 2]', '{', ''):
+  for text in ('[1, 2]', '{', '', 'devise: cpu', 'shard_model: maybe'):
     (tmp_path / 'ocr.yaml').write_text(text)
     with pytest.raises(ConfigError, match=r'ocr\.yaml'):
       uadjax.create_pipeline(tmp_path / 'ocr.yaml')

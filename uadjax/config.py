@@ -153,7 +153,9 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
   return annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
 
 
-def from_values(kind: type[T], values: Values, source: str = 'the configuration') -> T:
+def from_values(
+  kind: type[T], values: Values, source: str = '', overrides: Values | None = None
+) -> T:
   """Return settings with the given values; the others have their defaults.
 
   Therefore saved settings remain readable when a later version adds keys.
@@ -162,19 +164,30 @@ def from_values(kind: type[T], values: Values, source: str = 'the configuration'
     kind: dataclass of the tree.
     values: values by dotted key or in nested mappings; may be text.
     source: name of the file that the values come from, for error messages.
+    overrides: values that take precedence, and are not from the file.
 
   Raises:
     ConfigError: a key is unknown (the message suggests the closest match), or a value is invalid.
   """
+  changes = flatten(overrides or {})
+  try:
+    return _from_flat_values(kind, flatten(values) | changes)
+  except UserError as error:
+    if source and error.key not in changes:
+      error.message = f'{source}: {error.message}'
+    raise
+
+
+def _from_flat_values(kind: type[T], flat: Values) -> T:
   assert dataclasses.is_dataclass(kind)
-  flat, sections = flatten(values), {}
+  sections: dict[str, Any] = {}
   for field in dataclasses.fields(kind):
     if 'kinds' not in field.metadata:
       continue
     choices = field.metadata['kinds']()
     key = f'{field.name}.name'
     if key not in flat:
-      refuse(key, None, f'{source} lacks {key}; choose from {list(choices)}.', allowed=choices)
+      refuse(key, None, f'{key} is missing; choose from {list(choices)}.', allowed=choices)
     name = flat[key]
     if not isinstance(name, str) or name not in choices:
       message = f'Unknown {key} {name!r}; choose from {list(choices)}.'

@@ -267,6 +267,7 @@ def _with_defaults(values: object, source: str) -> PipelineSettings:
       for key, value in configs.flatten(values).items()
       if value is not None and key not in _IGNORED_KEYS
     },
+    source,
   )
 
 

@@ -156,7 +156,7 @@ def read_info(directory: Path | str) -> ModelInfo:
   manifest = _read_manifest(directory)
   try:
     values = {name: manifest['config'][name] for name in ('data', 'backbone', 'detector')}
-    config = configs.from_values(ModelSettings, values, str(directory / _MANIFEST_FILE))
+    config = configs.from_values(ModelSettings, values)
     ops = transforms.parse(config.data.ops)
     thresholds = calibration.Thresholds(**manifest['thresholds'])
     weights = pretrained_weights.Provenance(**manifest['weights'])

@@ -89,7 +89,7 @@ def load(source: str, overrides: Iterable[tuple[str, object]] = ()) -> Settings:
     hint = 'Use ', errors.Setting('config', name), '.'
     message = f'{source} has settings of {own_name}, not of {name}.'
     errors.refuse('detector.name', name, message, *hint, allowed=(own_name,))
-  return configs.from_values(Settings, values | changes, source)
+  return configs.from_values(Settings, values, source, changes)
 
 
 def default_config(detector: str) -> configs.ConfigDict:
