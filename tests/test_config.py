@@ -48,6 +48,11 @@ def test_a_wrong_override_gets_one_clear_error():
     ('fit.batch_size', '0', 'at least 1'),
     ('evaluate.do_eval', 'maybe', 'true or false'),
     ('fit.learning_rate', '__import__("os")', 'a number'),
+    ('fit.learning_rate', '-1', 'at least 0'),
+    ('fit.learning_rate', 'inf', 'at least 0 and finite'),
+    ('fit.learning_rate', 'nan', 'at least 0 and finite'),
+    ('predict.image_threshold', 'inf', 'finite'),
+    ('seed', '9' * 400, 'at most'),
   ):
     with pytest.raises(ConfigError) as caught:
       settings.load(STFPM, [(key, text)])

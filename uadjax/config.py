@@ -93,7 +93,7 @@ class Limits(NamedTuple):
     if not isinstance(value, int | float):
       return True
     return (
-      math.isfinite(value)
+      abs(value) < math.inf
       and (self.minimum is None or value >= self.minimum)
       and (self.above is None or value > self.above)
       and (self.maximum is None or value <= self.maximum)
@@ -262,7 +262,8 @@ def _convert(info: SettingInfo, value: object) -> object:
   spellings = {choice.lower(): choice for choice in limits.choices}
   converted = spellings.get(str(converted).lower(), converted)
   if not limits.allow(converted):
-    requirement = str(limits) or 'finite'
+    is_finite = isinstance(converted, str) or abs(converted) < math.inf
+    requirement = ' and '.join(filter(None, (str(limits), '' if is_finite else 'finite')))
     error = UnknownName if limits.choices else ConfigError
     message = f'{key} must be {requirement}, got {value!r}.'
     raise error(message, key=key, value=value, allowed=limits.choices or requirement)
