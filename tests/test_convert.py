@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from uadjax import config as configs
 from uadjax.data import convert as converting, image_io, layouts
 from uadjax.data.convert import outlines
+from uadjax.data.settings import ConvertSettings
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.numerics import regions
 
@@ -732,3 +734,8 @@ def test_masks_are_upright_as_their_images(tmp_path):
   write(tmp_path / 'in/b.json', labelme('b.jpg', [shape('x', SQUARE)]))
   convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
   np.testing.assert_array_equal(mask(tmp_path / 'out', 'x/b.png'), block(5, 10, 4, 11))
+
+
+def test_settings_offer_what_can_be_converted():
+  choices = configs.describe(ConvertSettings())['src_dataset_type'].limits.choices
+  assert {*choices} == {'', *converting._READERS}

@@ -22,6 +22,7 @@ from uadjax.export import (
   exporter,
   graph as graphs,
   onnx as onnx_files,
+  quantize,
   runtimes,
   settings,
   verify,
@@ -62,7 +63,7 @@ PAIRS = [
 OTHER_PAIRS = [
   pytest.param(name, format, marks=pytest.mark.slow)
   for name in DETECTORS
-  for format in exporter.FORMATS
+  for format in exporter._FORMATS
   if (name, format) not in PAIRS
 ]
 
@@ -307,6 +308,14 @@ def test_images_that_are_gone_are_drawn(models, tmp_path, monkeypatch):
   assert 'synthetic images' in exporter.export(model_dir.load(moved)).agreement.source
 
 
+def test_settings_offer_what_the_exporter_can_write():
+  choices = {
+    key: info.limits.choices for key, info in configs.describe(settings.ExportSettings()).items()
+  }
+  assert choices['format'] == tuple(exporter._FORMATS)
+  assert choices['quantize'] == ('', *quantize.QUANTIZERS)
+
+
 def test_what_cannot_be_is_refused(models):
   for options, error, told in (
     ({'format': 'pdf'}, errors.UnknownName, 'choose from .*onnx'),
@@ -321,7 +330,7 @@ def test_what_cannot_be_is_refused(models):
 def test_a_folder_is_not_taken_for_the_file(models, tmp_path):
   precious = tmp_path / 'precious.txt'
   precious.write_text('mine')
-  for format in exporter.FORMATS:
+  for format in exporter._FORMATS:
     with pytest.raises(errors.ConfigError, match='is a folder; name the file'):
       exporter.export(models['padim'], format, tmp_path)
   assert precious.read_text() == 'mine'

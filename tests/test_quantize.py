@@ -158,7 +158,7 @@ def test_it_is_never_taken_for_the_exact_one(models, lenient, tmp_path, monkeypa
   assert not cached_graph.get_or_export(model_dir.read_info(directory)).is_relative_to(directory)
 
 
-@pytest.mark.parametrize('kind', exporter.QUANTIZATIONS)
+@pytest.mark.parametrize('kind', quantize.QUANTIZERS)
 def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_path, monkeypatch):
   model = models['stfpm']
   on = quantization_check.select_images(model, None, None)
@@ -222,7 +222,7 @@ def test_what_is_thrown_inside_is_told_and_nothing_is_left(models, tmp_path, mon
   assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize('format', sorted(set(exporter.FORMATS) - {'onnx'}))
+@pytest.mark.parametrize('format', sorted(exporter._FORMATS.keys() - {'onnx'}))
 def test_other_formats_are_refused(models, format):
   with pytest.raises(errors.ConfigError) as caught:
     exporter.export(models['padim'], format, quantize='int8')
@@ -250,7 +250,7 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
   model = models['patchcore']
   config = configs.replace(model.config, {'data.root': str(tmp_path / 'gone')})
   model = model._replace(directory=directory, config=config)
-  for kind in exporter.QUANTIZATIONS:
+  for kind in quantize.QUANTIZERS:
     with pytest.raises(errors.ConfigError, match=r'export\.images=DIR'):
       exporter.export(model, quantize=kind)
   of_set = exporter.export(model, quantize='fp16', image_folder=drawn / 'disc').quantized
@@ -287,7 +287,7 @@ def test_the_last_batch_is_filled_with_images(drawn):
 
 def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
   kinds = get_args(get_args(get_args(options.Quantize)[0])[0])
-  assert kinds == exporter.QUANTIZATIONS
+  assert kinds == tuple(quantize.QUANTIZERS)
   directory, path = str(models['padim'].directory), tmp_path / 'a.onnx'
   assert cli.main(['export', directory, '--output', str(path), '--quantize', 'fp16', '--json']) == 0
   assert json.loads(capsys.readouterr().out)['quantized']['kind'] == 'fp16'

@@ -66,8 +66,6 @@ _FORMATS = {
     '.tflite', tensorflow.write_tflite, tensorflow.load_tflite, supports_any_batch=False
   ),
 }
-FORMATS = tuple(_FORMATS)
-QUANTIZATIONS = tuple(quantization.QUANTIZERS)
 
 
 class ExportResult(NamedTuple):
@@ -108,7 +106,7 @@ def export(
 
   Args:
     model: opened model directory.
-    format: one of FORMATS.
+    format: 'onnx', 'stablehlo', 'savedmodel' or 'tflite'.
     output: file to write; by default `model.<format>`, or `model.<quantize>.<format>`, in the
       model's directory.
     batch: batch size of the graph; None for any size (in TFLite, for 1).
@@ -116,7 +114,7 @@ def export(
       None for a graph that takes images at network resolution.
     image_folder: folder of images to verify on, instead of the calibration images; for a quantized
       graph it may also be a dataset.
-    quantize: one of QUANTIZATIONS, for a smaller graph; '' for an exact graph.
+    quantize: 'int8' or 'fp16', for a smaller graph; '' for an exact graph.
 
   Raises:
     UnknownName: unknown `format` or `quantize`.
