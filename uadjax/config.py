@@ -262,7 +262,7 @@ def _convert(info: SettingInfo, value: object) -> object:
   spellings = {choice.lower(): choice for choice in limits.choices}
   converted = spellings.get(str(converted).lower(), converted)
   if not limits.allow(converted):
-    is_finite = isinstance(converted, str) or abs(converted) < math.inf
+    is_finite = not isinstance(converted, int | float) or abs(converted) < math.inf
     requirement = ' and '.join(filter(None, (str(limits), '' if is_finite else 'finite')))
     error = UnknownName if limits.choices else ConfigError
     message = f'{key} must be {requirement}, got {value!r}.'

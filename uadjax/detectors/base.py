@@ -262,7 +262,7 @@ class Incremental(NamedTuple):
 
 
 class ShardingSpecs(NamedTuple):
-  """Sharding of a detector's arrays: trees of `jax.sharding.PartitionSpec`s.
+  """Sharding of a detector's arrays: trees of `jax.sharding.PartitionSpec`.
 
   Each spec is for one array or a whole subtree: `P('data')` shards along the first axis, `P()`
   replicates.
