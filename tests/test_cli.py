@@ -289,6 +289,7 @@ def test_a_data_set_is_checked(drawn, uadjax, tmp_path):
   assert uadjax('check', tmp_path / 'nothing')[0] == 1
 
 
+@pytest.mark.slow
 def test_the_demo_set_takes_no_other_folders_place(uadjax, tmp_path):
   assert uadjax('demo', tmp_path, '--size', 32)[0] == 0
   assert uadjax('check', tmp_path / 'disc')[0] == 0

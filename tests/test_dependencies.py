@@ -124,6 +124,7 @@ def test_the_declared_ranges_can_be_installed_together(tmp_path):
   assert {'jax2onnx', 'onnxruntime', 'openvino', 'fastapi', 'pyright'} <= versions.keys()
 
 
+@pytest.mark.slow
 def test_sharded_programs_are_compiled_in_one_thread(drawn, tmp_path):
   """Programs of a split run compile in the main thread only."""
   threads = set()

@@ -336,6 +336,7 @@ def test_a_folder_is_not_taken_for_the_file(models, tmp_path):
   assert precious.read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
   exported, fitted, tmp_path, monkeypatch
 ):

@@ -69,6 +69,7 @@ def test_a_wrong_setting_names_the_nearest(drawn):
   assert (caught.value.key, caught.value.allowed) == ('fit.batchsize', ('fit.batch_size',))
 
 
+@pytest.mark.slow
 def test_the_command_does_the_same(drawn, tmp_path, capsys):
   words = ['fit', str(drawn), '--category', 'disc', '--model', 'PaDiM', '--device', 'cpu']
   words += [f'--override={key}={value}' for key, value in SMALL.items()]

@@ -112,6 +112,7 @@ def test_evaluating_again_gives_the_same_numbers(trained, name, tmp_path):
   assert table(tmp_path / 'disc.csv') == table(workdir / 'disc.csv')
 
 
+@pytest.mark.slow
 def test_a_saved_config_repeats_the_run(trained, tmp_path):
   config = trained('stfpm') / 'config.yaml'
   assert run(f'--config={config}', f'--workdir={tmp_path}', small_runs.NO_EVALUATION) == 0
@@ -278,6 +279,7 @@ def stopped(flags, workdir, number):
   assert not (workdir / 'model').exists()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(trained, flags, tmp_path, capfd):
   """Once without warning, then, resumed, by a signal that it may answer, then resumed again."""
   stopped(flags, tmp_path, signal.SIGKILL)

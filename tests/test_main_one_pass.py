@@ -229,6 +229,7 @@ def test_too_few_images_to_leave_one_out_are_refused(drawn, tmp_path):
   assert 'needs at least 3 good images, got 2' in result(tmp_path)['err_msg']
 
 
+@pytest.mark.slow
 def test_a_bank_with_little_room_is_reduced_on_the_way(trained, drawn, tmp_path):
   """Room for six images of twelve."""
   short = ('--config.fit.batch_size=2', '--config.detector.max_bytes=1')

@@ -212,6 +212,7 @@ def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
   assert found['a']['pixel_auroc'] == ''
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_table(drawn, tmp_path, capsys, monkeypatch):
   # As here, so that its processes need not compile what other runs have compiled.
   monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')

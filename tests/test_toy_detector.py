@@ -85,6 +85,7 @@ def test_predicting_agrees_with_the_arrays_and_the_thresholds(workdir, drawn):
     assert (result.label == 'NG') == (result.score > model.thresholds.image_threshold)
 
 
+@pytest.mark.slow
 def test_two_devices_learn_and_say_the_same(workdir, run, tmp_path, drawn):
   two = run(tmp_path / 'two', '--config.mesh.data=2', '--config.mesh.shard_state=always')
   single = small_runs.arrays(workdir)
@@ -96,6 +97,7 @@ def test_two_devices_learn_and_say_the_same(workdir, run, tmp_path, drawn):
     assert a.score == pytest.approx(b.score, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_it_learns_from_more_images(workdir, run, tmp_path):
   more = run(tmp_path / 'more', f'--config.fit.extend={workdir / "model"}')
   drift, n = small_runs.result(more)['drift'], small_runs.TRAIN
