@@ -3,6 +3,11 @@
 import dataclasses
 
 from uadjax.config import field
+from uadjax.inference.settings import (
+  IMAGE_THRESHOLD_HELP,
+  PIXEL_THRESHOLD_HELP,
+  REVIEW_THRESHOLD_HELP,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,12 +19,6 @@ class EvaluateSettings:
   report_pictures: int = field(200, 'Number of pictures in report.html; 0: no report.', minimum=0)
   batch_size: int = field(16, 'Images per batch.', minimum=1)
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
-  image_threshold: float | None = field(
-    None, 'NG if the score exceeds it; replaces the calibrated threshold.'
-  )
-  review_threshold: float | None = field(
-    None, 'Review if the score exceeds it; replaces the calibrated threshold.'
-  )
-  pixel_threshold: float | None = field(
-    None, 'Mark pixels that exceed it; replaces the calibrated threshold.'
-  )
+  image_threshold: float | None = field(None, IMAGE_THRESHOLD_HELP)
+  review_threshold: float | None = field(None, REVIEW_THRESHOLD_HELP)
+  pixel_threshold: float | None = field(None, PIXEL_THRESHOLD_HELP)

@@ -6,6 +6,9 @@ from uadjax.config import field
 
 BACKENDS = ('jax', 'auto', 'onnxruntime', 'openvino')
 PIPELINES = ('anomaly_detection',)
+IMAGE_THRESHOLD_HELP = 'NG if the score exceeds it; replaces the calibrated threshold.'
+REVIEW_THRESHOLD_HELP = 'Review if the score exceeds it; replaces the calibrated threshold.'
+PIXEL_THRESHOLD_HELP = 'Mark pixels that exceed it; replaces the calibrated threshold.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +26,9 @@ class PredictSettings:
   shard: str = field(
     'auto', 'I/N: score shard I (from 0) of N processes; auto: from SLURM, Open MPI or a TPU pod.'
   )
-  image_threshold: float | None = field(
-    None, 'NG if the score exceeds it; replaces the calibrated threshold.'
-  )
-  review_threshold: float | None = field(
-    None, 'Review if the score exceeds it; replaces the calibrated threshold.'
-  )
-  pixel_threshold: float | None = field(
-    None, 'Mark pixels that exceed it; replaces the calibrated threshold.'
-  )
+  image_threshold: float | None = field(None, IMAGE_THRESHOLD_HELP)
+  review_threshold: float | None = field(None, REVIEW_THRESHOLD_HELP)
+  pixel_threshold: float | None = field(None, PIXEL_THRESHOLD_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +39,9 @@ class AnomalyDetectionSettings:
   model_name: str = field('', 'STFPM, PaDiM or PatchCore; must match the model directory.')
   model_dir: str = field('', 'Model directory; empty for a demo model.')
   batch_size: int = field(1, 'Images per batch.', minimum=1)
-  image_threshold: float | None = field(
-    None, 'NG if the score exceeds it; replaces the calibrated threshold.'
-  )
-  review_threshold: float | None = field(
-    None, 'Review if the score exceeds it; replaces the calibrated threshold.'
-  )
-  pixel_threshold: float | None = field(
-    None, 'Mark pixels that exceed it; replaces the calibrated threshold.'
-  )
+  image_threshold: float | None = field(None, IMAGE_THRESHOLD_HELP)
+  review_threshold: float | None = field(None, REVIEW_THRESHOLD_HELP)
+  pixel_threshold: float | None = field(None, PIXEL_THRESHOLD_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
