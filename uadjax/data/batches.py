@@ -87,10 +87,8 @@ def eval_batches(
   def index_or_padding(position: Tensor) -> Tensor:
     return tf.where(position < n, position, -1)
 
-  host = host_index, num_hosts
-  return _batch_stream(
-    records, ops, batch_size, host, index_or_padding, num_steps=-(-n // batch_size)
-  )
+  host, num_steps = (host_index, num_hosts), -(-n // batch_size)
+  return _batch_stream(records, ops, batch_size, host, index_or_padding, 0, num_steps)
 
 
 def _batch_stream(
@@ -99,8 +97,8 @@ def _batch_stream(
   batch_size: int,
   host: tuple[int, int],
   index_at: Callable[[Tensor], Tensor],
-  start: int = 0,
-  num_steps: int | None = None,
+  start: int,
+  num_steps: int | None,
   cache_bytes: int = 0,
 ) -> Generator[Batch, None, None]:
   """Return the batches of a host, given the index of the image at each position in the run."""
@@ -150,28 +148,26 @@ def _close_all() -> None:
 def _cached_reader(
   records: Sequence[Record], ops: transforms.Ops, cache_bytes: int, failures: list[Exception]
 ) -> Callable[[Int[np.ndarray, '']], UInt8[np.ndarray, 'h w 3']]:
-  """Return a function from index to network image that caches the first images, as many as fit.
+  """Return a function from index to network image that caches as many images as fit.
 
   The function appends exceptions to `failures` instead of raising them, because tf.data would turn
   them into InvalidArgumentError and print them.
   """
-  shape = (ops.height, ops.width, 3)
-  num_cached = min(len(records), cache_bytes // int(np.prod(shape)))
-  cache = np.empty((num_cached, *shape), np.uint8)  # Pages take memory only once written.
-  is_cached = np.zeros(num_cached, bool)
+  blank = np.zeros((ops.height, ops.width, 3), np.uint8)
+  cache: dict[int, np.ndarray] = {}
 
   def read_image(index: Tensor) -> UInt8[np.ndarray, 'h w 3']:
     if index < 0 or failures:
-      return np.zeros(shape, np.uint8)
-    if index < num_cached and is_cached[index]:
-      return cache[index]
-    try:
-      image = ops.apply(image_io.decode(records[index].path))
-    except Exception as error:
-      failures.append(error)
-      return np.zeros(shape, np.uint8)
-    if index < num_cached:
-      cache[index], is_cached[index] = image, True
+      return blank
+    image = cache.get(int(index))
+    if image is None:
+      try:
+        image = ops.apply(image_io.decode(records[index].path))
+      except Exception as error:
+        failures.append(error)
+        return blank
+      if (len(cache) + 1) * image.nbytes <= cache_bytes:
+        cache[int(index)] = image
     return image
 
   return read_image

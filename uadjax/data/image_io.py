@@ -9,6 +9,7 @@ Letters: h w height and width of the original.
 from collections.abc import Iterator
 import contextlib
 import io
+import itertools
 from pathlib import Path
 import threading
 from typing import BinaryIO, NamedTuple
@@ -27,17 +28,9 @@ _FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
 
 MAX_PIXELS = 178_956_970  # Equals Pillow's limit, which other code in the process may have lifted.
 
-# EXIF orientation -> whether to transpose first, then the step through rows and through columns.
-_ORIENTATIONS = {
-  1: (False, 1, 1),
-  2: (False, 1, -1),
-  3: (False, -1, -1),
-  4: (False, -1, 1),
-  5: (True, 1, 1),
-  6: (True, 1, -1),
-  7: (True, -1, -1),
-  8: (True, -1, 1),
-}
+# EXIF orientation, 1 to 8 -> whether to transpose first, then the steps through rows and columns.
+_STEPS = (1, 1), (1, -1), (-1, -1), (-1, 1)
+_ORIENTATIONS = dict(enumerate(itertools.product((False, True), _STEPS), 1))
 
 _suppression_lock = threading.Lock()
 _suppression = contextlib.ExitStack()
@@ -82,9 +75,8 @@ def read_raw_mask(source: Source) -> RawMask:
   with _open_image(source) as image:
     image.load()
     is_single_channel = image.mode in ('L', 'P', 'F') or image.mode.startswith('I')
-    values = (
-      np.asarray(image) if is_single_channel else np.asarray(image.convert('RGB')).max(axis=-1)
-    )
+    pixels = np.asarray(image if is_single_channel else image.convert('RGB'))
+    values = pixels if is_single_channel else pixels.max(axis=-1)
     is_color = len(set(image.getbands()) - {'A', 'a'}) > 1
     return RawMask(_to_upright(values, image), is_color)
 
@@ -126,38 +118,33 @@ def verify(source: Source) -> None:
 def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
   file = io.BytesIO(source) if isinstance(source, bytes) else source
   name = source if isinstance(source, str | Path) else getattr(source, 'name', 'the image')
+  error_type, cause = DataError, None
   try:
     with _suppress_warnings(), Image.open(file, formats=_FORMATS) as image:
       if image.width * image.height > max_pixels:
-        raise TooLarge(
-          f'it has {image.width} x {image.height} pixels; at most {max_pixels} are allowed.'
-        )
+        size = f'{image.width} x {image.height} pixels'
+        raise TooLarge(f'it has {size}; at most {max_pixels} are allowed.')
       yield image
+    return
   except DataError as error:
-    raise type(error)(f'Cannot read {name}: {error}') from None
+    error_type, reason = type(error), str(error)
   except Image.DecompressionBombError:
-    raise TooLarge(
-      f'Cannot read {name}: it has too many pixels; at most {max_pixels} are allowed.'
-    ) from None
+    error_type, reason = TooLarge, f'it has too many pixels; at most {max_pixels} are allowed'
   except UnidentifiedImageError:
     reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
-    if _is_empty(source):  # A full disk or an interrupted copy leaves empty files.
+    if _is_empty(file):  # A full disk or an interrupted copy leaves empty files.
       reason = 'it is empty (0 bytes)'
-    raise DataError(f'Cannot read {name}: {reason}.') from None
   except Exception as error:  # Pillow raises nearly anything on damaged files.
-    reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-    raise DataError(f'Cannot read {name}: {reason.rstrip(".")}.') from error
+    cause, reason = error, getattr(error, 'strerror', None) or str(error) or type(error).__name__
+  raise error_type(f'Cannot read {name}: {reason.rstrip(".")}.') from cause
 
 
-def _is_empty(source: Source) -> bool:
-  if isinstance(source, bytes):
-    return not source
-  try:
-    if isinstance(source, str | Path):
-      return Path(source).stat().st_size == 0
-    return source.seek(0, io.SEEK_END) == 0
-  except OSError:  # The size of a pipe or a deleted file is unknown.
-    return False
+def _is_empty(file: str | Path | BinaryIO) -> bool:
+  with contextlib.suppress(OSError):  # The size of a pipe or a deleted file is unknown.
+    if isinstance(file, str | Path):
+      return Path(file).stat().st_size == 0
+    return file.seek(0, io.SEEK_END) == 0
+  return False
 
 
 @contextlib.contextmanager
@@ -182,38 +169,33 @@ def _suppress_warnings() -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
-  if image.mode.startswith('I') or image.mode == 'F':
-    gray = _gray_from_float(image) if image.mode == 'F' else _gray_from_16_bit(image)
-    return np.repeat(gray[..., None], 3, axis=-1)
+  if image.mode.startswith(('I', 'F')):
+    return np.repeat(_to_8_bit_gray(image)[..., None], 3, axis=-1)
   if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Pillow has no direct lossless conversion to RGB.
     image = image.convert('LA' if image.mode == 'La' else 'RGBA')
   return np.asarray(image.convert('RGB'))
 
 
-def _gray_from_16_bit(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
-  values = np.asarray(image).astype(np.int64)
-  if values.min() < 0 or values.max() > 65535:  # Mode 'I' includes 32-bit TIFFs.
-    raise DataError(f'its values {values.min()} to {values.max()} are not 8 or 16 bit.')
-  return ((values + 128) // 257).astype(np.uint8)  # Adding 128 rounds, because 65535 = 255 * 257.
-
-
-def _gray_from_float(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
+def _to_8_bit_gray(image: Image.Image) -> UInt8[np.ndarray, 'h w']:
   values = np.asarray(image)
-  if not (values.min() >= 0.0 and values.max() <= 1.0):  # The negated form also rejects NaN.
-    raise DataError(
-      f'its float values range from {values.min():g} to {values.max():g}; they must be in [0, 1].'
-    )
-  return np.round(values * 255.0).astype(np.uint8)
+  low, high = values.min(), values.max()
+  if image.mode == 'F':
+    if not (low >= 0.0 and high <= 1.0):  # The negated form also rejects NaN.
+      raise DataError(f'its float values range from {low:g} to {high:g}; they must be in [0, 1].')
+    return np.round(values * 255.0).astype(np.uint8)
+  if low < 0 or high > 65535:  # Mode 'I' includes 32-bit TIFFs.
+    raise DataError(f'its values {low} to {high} are not 8 or 16 bit.')
+  # Adding 128 rounds, because 65535 = 255 * 257.
+  return ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> tuple[bool, int, int]:
+def _orientation(image: Image.Image) -> tuple[bool, tuple[int, int]]:
   if image.format == 'TIFF':  # Pillow rotates TIFFs itself and reports the upright size.
     return _ORIENTATIONS[1]
   return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), _ORIENTATIONS[1])
 
 
 def _to_upright(values: Num[np.ndarray, '...'] | Bool[np.ndarray, '...'], image: Image.Image):
-  is_transposed, row_step, column_step = _orientation(image)
-  return np.ascontiguousarray(
-    (values.swapaxes(0, 1) if is_transposed else values)[::row_step, ::column_step]
-  )
+  is_transposed, (row_step, column_step) = _orientation(image)
+  upright = values.swapaxes(0, 1) if is_transposed else values
+  return np.ascontiguousarray(upright[::row_step, ::column_step])

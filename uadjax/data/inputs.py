@@ -27,11 +27,6 @@ _URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # Does not matc
 _CONTAINERS = list | tuple | Iterator
 _LIST_SUFFIX = '.txt'  # Suffix of a file that lists images.
 
-_ALLOWED_INPUTS = (
-  'a path or URL of an image, a folder, an array (uint8; [h w 3] in RGB, or [h w]), the bytes of an'
-  " image file, {'img': any of these}, or a list of any of these"
-)
-
 
 class Source(NamedTuple):
   """Named source of one image.
@@ -84,16 +79,17 @@ def read(
   Raises:
     DataError: the image cannot be read; the message has its name and the reason.
   """
-  if isinstance(source.origin, np.ndarray):
-    return _to_rgb(source.origin, source.name)
-  if isinstance(source.origin, Path):
-    with _open_regular(source.origin, source.name) as file:
+  origin, name = fetch(source, access).origin, source.name
+  if isinstance(origin, np.ndarray):
+    return _to_rgb(origin, name)
+  if isinstance(origin, Path):
+    with _open_regular(origin, name) as file:
       return image_io.decode(file, max_pixels)
-  content = http.get(source.origin, access) if isinstance(source.origin, str) else source.origin
   try:
-    return image_io.decode(content, max_pixels)
+    return image_io.decode(origin, max_pixels)
   except DataError as error:  # The message of `decode` has no name, because bytes have none.
-    raise type(error)(f'{_name_without_secrets(source)}: {error}') from None
+    public_name = http.redact_url(name) if _URL.match(name) else name
+    raise type(error)(f'{public_name}: {error}') from None
 
 
 def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
@@ -159,16 +155,15 @@ def load(
   return LoadedImage(source, fetched, (image.shape[0], image.shape[1]), ops.apply(image))
 
 
-def _name_without_secrets(source: Source) -> str:
-  return http.redact_url(source.name) if _URL.match(source.name) else source.name
-
-
 def _list_sources(inputs: object, is_single: bool, skip: Path | None) -> Iterator[Source]:
   counters = collections.defaultdict(itertools.count)
   for origin in _flatten(inputs):
     for source in _expand_origin(origin, counters, skip):
       if is_single and source.origin is origin:  # Not an image that was listed from a folder.
-        _require_readable(source)
+        if isinstance(origin, Path):
+          _open_regular(origin, source.name).close()
+        elif isinstance(origin, np.ndarray):
+          _to_rgb(origin, source.name)
       yield source
 
 
@@ -204,12 +199,10 @@ def _container_items(item: object) -> Iterator[object] | None:
 
 
 def _to_origin(item: object) -> Origin:
-  if isinstance(item, np.ndarray | bytes):
+  if isinstance(item, np.ndarray | bytes) or (isinstance(item, str) and _URL.match(item)):
     return item
   if isinstance(item, bytearray | memoryview):
     return bytes(item)
-  if isinstance(item, str) and _URL.match(item):
-    return item
   if isinstance(item, str | os.PathLike) and item != '':
     return Path(os.fsdecode(item))
   type_name, hint = type(item).__name__, ''
@@ -219,7 +212,9 @@ def _to_origin(item: object) -> Origin:
     hint = ' Pass what its read() returns.'
   description = 'an empty path' if isinstance(item, str) else f'a value of type {type_name}'
   raise DataError(
-    f'Cannot read {description} as an image.{hint} An input must be {_ALLOWED_INPUTS}.'
+    f'Cannot read {description} as an image.{hint} An input must be a path or URL of an image, a'
+    ' folder, an array (uint8; [h w 3] in RGB, or [h w]), the bytes of an image file,'
+    " {'img': any of these}, or a list of any of these."
   )
 
 
@@ -227,7 +222,9 @@ def _expand_origin(
   origin: Origin, counters: Mapping[str, Iterator[int]], skip: Path | None
 ) -> Iterator[Source]:
   if isinstance(origin, Path) and _is_folder(origin):
-    yield from _walk_folder(origin, skip)
+    images = _walk_folder(origin, skip)
+    yield next(images, Source(_printable(origin), origin))  # `read` raises the error if empty.
+    yield from images
   elif isinstance(origin, Path) and origin.suffix.lower() == _LIST_SUFFIX and origin.is_file():
     yield from _read_list(origin)
   elif isinstance(origin, str):
@@ -256,54 +253,37 @@ def _read_list(path: Path) -> Iterator[Source]:
 def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
   """Yield the images below a folder in natural order; list each subfolder only when it is reached.
 
-  A subfolder that cannot be listed is itself yielded as a source, and so is a root without images.
+  A subfolder that cannot be listed is itself yielded as a source.
   """
-  pending_folders, visited_ids, is_empty = [root], set(), True
-  if skip and skip.exists():
-    visited_ids.add(_folder_id(skip))
+  pending_folders, visited = [root], {skip.resolve()} if skip else set()
   while pending_folders:
     folder = pending_folders.pop()
-    subfolder = folder.relative_to(root)
+    resolved, subfolder = folder.resolve(), folder.relative_to(root)
+    if resolved in visited:
+      continue
+    visited.add(resolved)
     try:
-      folder_id = _folder_id(folder)
-      if folder_id in visited_ids:
-        continue
-      visited_ids.add(folder_id)
       images, folders = _list_folder(folder)
     except OSError:
-      is_empty = False
       yield Source(_printable(folder), folder, subfolder.parent)
       continue
     pending_folders += [folder / name for name in reversed(folders)]
     for name in images:
-      is_empty = False
       yield Source(_printable(folder / name), folder / name, subfolder)
-  if is_empty:
-    yield Source(_printable(root), root)
-
-
-def _folder_id(folder: Path) -> tuple[int, int]:
-  """Return the device and inode of a folder, which are the same for all links to it."""
-  status = folder.stat()
-  return status.st_dev, status.st_ino
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
   """Return the names of the images and of the subfolders in a folder, without hidden ones."""
-  images, folders = [], []
   with os.scandir(folder) as entries:
-    for entry in entries:
-      if entry.name.startswith('.'):
-        continue
-      if _is_folder(entry):
-        folders.append(entry.name)
-      elif entry.name.lower().endswith(scanning.SUFFIXES):
-        images.append(entry.name)
-
-  def in_order(names: list[str]) -> list[str]:
-    return sorted(names, key=lambda name: scanning.natural_sort_key(Path(name)))
-
-  return in_order(images), in_order(folders)
+    visible = [entry for entry in entries if not entry.name.startswith('.')]
+  visible.sort(key=lambda entry: scanning.natural_sort_key(Path(entry.name)))
+  folders = [entry.name for entry in visible if _is_folder(entry)]
+  images = [
+    entry.name
+    for entry in visible
+    if entry.name.lower().endswith(scanning.SUFFIXES) and not _is_folder(entry)
+  ]
+  return images, folders
 
 
 def _is_folder(entry: Path | os.DirEntry) -> bool:
@@ -316,13 +296,6 @@ def _is_folder(entry: Path | os.DirEntry) -> bool:
 def _printable(name: Path | str) -> str:
   """Return a name that can be printed and written, with invalid UTF-8 bytes escaped."""
   return str(name).encode('utf-8', 'backslashreplace').decode('utf-8')
-
-
-def _require_readable(source: Source) -> None:
-  if isinstance(source.origin, Path):
-    _open_regular(source.origin, source.name).close()
-  elif isinstance(source.origin, np.ndarray):
-    _to_rgb(source.origin, source.name)
 
 
 def _open_regular(path: Path, name: str) -> BinaryIO:
