@@ -85,13 +85,10 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
     yield new_dir
     if directory.exists():
       directory.replace(old_dir)
-    try:
-      new_dir.replace(directory)
-    except BaseException:
-      if old_dir.exists():
-        old_dir.replace(directory)
-      raise
+    new_dir.replace(directory)
   finally:
+    if old_dir.exists() and not directory.exists():  # Its replacement failed.
+      old_dir.replace(directory)
     shutil.rmtree(temporary_dir, ignore_errors=True)
 
 

@@ -129,8 +129,8 @@ def _parse_target(url: str) -> _Target:
     components = urllib.parse.urlsplit(url)
     host = (components.hostname or '').encode('idna').decode('ascii')
     port = components.port
-    path = urllib.parse.quote(components.path or '/', _SAFE_CHARACTERS)
-    query = urllib.parse.quote(components.query, _SAFE_CHARACTERS)
+    path = (components.path or '/') + (f'?{components.query}' if components.query else '')
+    path = urllib.parse.quote(path, _SAFE_CHARACTERS)
   except ValueError:  # The text of this error may contain the password.
     raise DataError('it is not a valid URL') from None
   if components.scheme not in _DEFAULT_PORTS:
@@ -139,7 +139,6 @@ def _parse_target(url: str) -> _Target:
     raise DataError('it has no host')
   if '@' in components.netloc:
     raise DataError('it contains a user or a password, which are never sent; remove them')
-  path += f'?{query}' if query else ''
   return _Target(components.scheme, host, port or _DEFAULT_PORTS[components.scheme], path)
 
 

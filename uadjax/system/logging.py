@@ -76,22 +76,17 @@ def report_internal_error(error: BaseException, file: Path | None) -> None:
 
 def _append_to_file(file: Path | None, text: str) -> bool:
   """Append text to a file and return whether that was possible."""
-  try:
-    if file is not None and file.parent.is_dir():
-      with file.open('a') as stream:
-        stream.write(text.rstrip() + '\n')
-        return True
-  except OSError:
-    pass
+  if file is not None:
+    with contextlib.suppress(OSError), file.open('a') as stream:
+      stream.write(text.rstrip() + '\n')
+      return True
   return False
 
 
 def relative_log_path(workdir: Path) -> str:
   """Return the path of the active log file relative to `workdir`, or '' without a log file."""
-  for handler in LOG.handlers:
-    if isinstance(handler, logging.FileHandler):
-      return os.path.relpath(handler.baseFilename, workdir)
-  return ''
+  paths = [h.baseFilename for h in LOG.handlers if isinstance(h, logging.FileHandler)]
+  return os.path.relpath(paths[0], workdir) if paths else ''
 
 
 def _console_handler() -> logging.Handler:

@@ -57,11 +57,7 @@ def show_status(description: str) -> Iterator[None]:
 
 def _make_progress_bar() -> rich.progress.Progress:
   """Return a progress bar that does not redirect stdout, which may be a pipe."""
-  columns = (
-    *rich.progress.Progress.get_default_columns()[:3],
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.TimeRemainingColumn(),
-  )
+  columns = *rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn()
   hidden = not is_interactive()
   return rich.progress.Progress(
     *columns, console=logging.CONSOLE, transient=True, disable=hidden, redirect_stdout=False

@@ -32,10 +32,10 @@ def raise_on_signal() -> Iterator[None]:
 
   def handle_unraisable(unraisable: Any) -> None:
     error = unraisable.exc_value
-    if not isinstance(error, Interrupted) or error.signal_number is None:
+    if isinstance(error, Interrupted) and error.signal_number is not None:
+      threading.Timer(_RETRY_DELAY_S, _signal_main_thread, [error.signal_number]).start()
+    else:
       previous_hook(unraisable)
-      return
-    threading.Timer(_RETRY_DELAY_S, _signal_main_thread, [error.signal_number]).start()
 
   with _signal_handlers(raise_interrupted):
     sys.unraisablehook = handle_unraisable

@@ -1,26 +1,24 @@
 """Import of TensorFlow on demand, without its log output and without accelerators."""
 
 import contextlib
+import functools
 import os
-import sys
 import types
 
 # Read by TensorFlow when it is imported. oneDNN logs at any level.
 _QUIET_ENVIRONMENT = {'TF_CPP_MIN_LOG_LEVEL': '2', 'TF_ENABLE_ONEDNN_OPTS': '0'}
 
 
+@functools.cache
 def import_tensorflow() -> types.ModuleType:
   """Return TensorFlow with little log output and without GPUs, which JAX uses."""
-  if 'tensorflow' in sys.modules:
+  added = {key: value for key, value in _QUIET_ENVIRONMENT.items() if key not in os.environ}
+  os.environ.update(added)
+  try:
     import tensorflow as tf
-  else:
-    added = {key: value for key, value in _QUIET_ENVIRONMENT.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-      import tensorflow as tf
-    finally:
-      for key in added:
-        del os.environ[key]
+  finally:
+    for key in added:
+      os.environ.pop(key, None)
   with contextlib.suppress(RuntimeError):  # TensorFlow is initialized already.
     tf.config.set_visible_devices([], 'GPU')
   return tf

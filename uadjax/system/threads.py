@@ -16,9 +16,8 @@ Output = TypeVar('Output')
 
 def num_cores() -> int:
   """Return the number of CPU cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):  # Some systems, such as macOS, lack it.
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+  # Some systems, such as macOS, lack `sched_getaffinity`.
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -57,36 +56,31 @@ def prefetch(items: Iterator[Item], num_ahead: int) -> Iterator[Iterator[Item]]:
   Items already read are available while the thread waits for the next, for example from a camera.
   An exception in the thread is raised by the iterator.
   """
-  buffer: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(num_ahead)
-  stop_event = threading.Event()
-
-  def put(item: Item | None, error: BaseException | None = None) -> bool:
-    while not stop_event.is_set():
-      with contextlib.suppress(queue.Full):
-        buffer.put((item, error), timeout=0.1)
-        return True
-    return False
+  buffer: queue.SimpleQueue[tuple[Item] | BaseException | None] = queue.SimpleQueue()
+  free_slots, stop_event = threading.Semaphore(num_ahead), threading.Event()
 
   def produce() -> None:
+    error = None
     try:
       for item in items:
-        if not put(item):
+        buffer.put((item,))
+        free_slots.acquire()
+        if stop_event.is_set():
           return
-      put(None)
-    except BaseException as error:  # The consumer raises it.
-      put(None, error)
+    except BaseException as exception:  # The consumer raises it.
+      error = exception
+    buffer.put(error)
 
   def consume() -> Iterator[Item]:
-    while True:
-      item, error = buffer.get()
-      if error:
-        raise error
-      if item is None:
-        return
-      yield item
+    while isinstance(entry := buffer.get(), tuple):
+      free_slots.release()
+      yield entry[0]
+    if entry:
+      raise entry
 
   threading.Thread(target=produce, name='uadjax-feed', daemon=True).start()
   try:
     yield consume()
   finally:
     stop_event.set()
+    free_slots.release()
