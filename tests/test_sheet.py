@@ -15,7 +15,7 @@ def photo(height, width, seed=3):
 
 
 def drawn(*images, name='000.png', caption=CAPTION, label='NG', scale=SCALE):
-  titled = [sheet.TitledImage(f'title {i}', image) for i, image in enumerate(images)]
+  titled = {f'title {i}': image for i, image in enumerate(images)}
   return np.asarray(sheet.draw_sheet(titled, name, caption, label, scale))
 
 
@@ -80,7 +80,7 @@ def test_long_names_widen_nothing():
 def test_long_captions_and_titles_are_not_cut_off():
   canvas = drawn(photo(8, 8), photo(8, 8), caption='m' * 99)
   assert (canvas[:, -4:] == 255).all()
-  titled = [sheet.TitledImage('m' * 20, photo(8, 8))] * 2
+  titled = {letter * 20: photo(8, 8) for letter in 'mw'}
   plain = np.asarray(sheet.draw_sheet(titled, 'name'))
   assert (plain[:, -4:] == 255).all()
 

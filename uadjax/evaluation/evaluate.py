@@ -262,9 +262,8 @@ def picture(record: Record, result: Result, truth: pixel_scores.Mask | None) -> 
     'anomaly map': result.overlay(image),
     'prediction': heatmap.draw_outline(image, result.predicted_mask),
   }
-  panels = [sheet.TitledImage(*item) for item in images.items()]
   name = f'{record.defect}/{record.path.name}'
-  return sheet.draw_sheet(panels, name, result.caption, result.label, result.color_scale)
+  return sheet.draw_sheet(images, name, result.caption, result.label, result.color_scale)
 
 
 # Image_recall and False_alarm_rate are at the calibrated threshold.

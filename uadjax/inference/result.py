@@ -248,13 +248,10 @@ class Result(Mapping[str, Any]):
     if self.error:
       raise DataError(self.error)
     image, mask = self.read_image(), self.predicted_mask
-    panels = [
-      sheet.TitledImage('image', image),
-      sheet.TitledImage('anomaly map', heatmap.draw_outline(self.overlay(image), mask)),
-    ]
+    images = {'image': image, 'anomaly map': heatmap.draw_outline(self.overlay(image), mask)}
     caption = f'{self.caption}, {100 * mask.mean():.2g} % of the pixels marked'
     name = PurePath(self.input_path).name
-    return sheet.draw_sheet(panels, name, caption, self.label, self.color_scale)
+    return sheet.draw_sheet(images, name, caption, self.label, self.color_scale)
 
   @property
   def color_scale(self) -> heatmap.ColorScale:

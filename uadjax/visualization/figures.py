@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import contextlib
 import io
 from pathlib import Path
+import re
 import textwrap
 import threading
 from typing import Any
@@ -23,12 +24,9 @@ TEXT_COLOR, MUTED_COLOR = '#222222', '#6E6E6E'
 _DPI = 128  # A figure of ten inches is 1280 pixels wide.
 
 # All settings that matter start from matplotlib's defaults, not from the user's matplotlibrc.
-_RC_GROUPS = (
-  *('axes', 'figure', 'font', 'grid', 'legend', 'lines', 'patch', 'path', 'savefig', 'svg'),
-  *('text', 'xt', 'yt'),
-)
+_RC_GROUPS = 'axes|figure|font|grid|legend|lines|patch|path|savefig|svg|text|xt|yt'
 _RC_PARAMS: dict[Any, Any] = {
-  **{k: v for k, v in matplotlib.rcParamsDefault.items() if k.startswith(_RC_GROUPS)},
+  **{k: v for k, v in matplotlib.rcParamsDefault.items() if re.match(_RC_GROUPS, k)},
   'axes.axisbelow': True,
   'axes.edgecolor': MUTED_COLOR,
   'axes.labelcolor': TEXT_COLOR,

@@ -29,12 +29,7 @@ def printable(text: str, *families: str) -> str:
 
 def best_family(text: str) -> str:
   """Return the font family that has the most characters of a text."""
-  return max(font_files(), key=lambda name: _num_supported(text, name))
-
-
-def _num_supported(text: str, family: str) -> int:
-  letters = _supported_letters(font_files()[family])
-  return sum(ord(letter) in letters for letter in text)
+  return min(font_files(), key=lambda family: printable(text, family).count('□'))
 
 
 @functools.cache

@@ -23,6 +23,9 @@ CASING_COLOR = (16, 16, 16)  # A dark edge makes the contour visible on white pr
 _COLOR_STOPS = np.frombuffer(bytes.fromhex(
   '9511a1a92395bb3586cb4777d95969e56c5bf0804df89540fcac32fdc427f8df24eff821'
 ), np.uint8).reshape(-1, 3)  # fmt: skip
+_POSITIONS, _STOPS = np.linspace(0, 1, 256), np.linspace(0, 1, len(_COLOR_STOPS))
+_CHANNELS = [np.interp(_POSITIONS, _STOPS, channel) for channel in _COLOR_STOPS.T]
+_PALETTE = np.rint(np.stack(_CHANNELS, axis=1)).astype(np.uint8)
 _MIN_ALPHA = 0.6  # Opacity just above the threshold, as a share of that of the highest values.
 _DIMMED = 0.4  # Brightness of pixels without a map value.
 _SQUARE = np.ones((3, 3), bool)
@@ -66,20 +69,10 @@ def colors_at(
   return _PALETTE[levels], alpha
 
 
-def _palette() -> UInt8[np.ndarray, '256 3']:
-  positions, stops = np.linspace(0, 1, 256), np.linspace(0, 1, len(_COLOR_STOPS))
-  channels = [np.interp(positions, stops, channel) for channel in _COLOR_STOPS.T]
-  return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
-
-
-_PALETTE = _palette()
-
-
 def overlay(
   image: UInt8[np.ndarray, 'h w 3'],
   anomaly_map: Float[np.ndarray, 'h w'],
   scale: ColorScale,
-  opacity: float = OPACITY,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Blend an image with the colors of its anomaly map.
 
@@ -87,7 +80,6 @@ def overlay(
     image: image at the resolution of the map.
     anomaly_map: raw map values; NaN where the network did not see the image, which is dimmed.
     scale: color scale of the model.
-    opacity: opacity of the highest values.
   """
   result = image.copy()
   unknown = np.isnan(anomaly_map)
@@ -95,7 +87,7 @@ def overlay(
   with np.errstate(over='ignore'):
     marked = anomaly_map > scale.low
   colors, alpha = colors_at(anomaly_map[marked], scale)
-  alpha = (opacity * alpha)[:, None].astype(np.float32)
+  alpha = (OPACITY * alpha)[:, None].astype(np.float32)
   result[marked] = np.rint(alpha * colors + (1 - alpha) * result[marked])
   return result
 
@@ -107,11 +99,8 @@ def to_levels(
 
   Level v stands for `low + v / 255 * (high - low)`. Infinite values become the extremes.
   """
-  finite = np.isfinite(anomaly_map)
-  low, high = 0.0, 0.0
-  if finite.any():
-    low = float(np.min(anomaly_map, where=finite, initial=np.inf))
-    high = float(np.max(anomaly_map, where=finite, initial=-np.inf))
+  finite = anomaly_map[np.isfinite(anomaly_map)]
+  low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
   shares = (np.clip(anomaly_map, low, high) - low) / (high - low or 1)
   return np.nan_to_num(255 * shares).round().astype(np.uint8), low, high
 
@@ -130,11 +119,8 @@ def draw_outline(
     return result
   width = max(1, round(math.sqrt(mask.size) / 250))  # Visible on an image of this size.
   casing_width = (width + 1) // 2
-  rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-  window = (
-    slice(max(0, rows[0] - casing_width), rows[-1] + casing_width + 1),
-    slice(max(0, columns[0] - casing_width), columns[-1] + casing_width + 1),
-  )
+  indices = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+  window = tuple(slice(max(0, i[0] - casing_width), i[-1] + casing_width + 1) for i in indices)
   # A mask has a border also at the edge of the image, beyond which erosion finds no pixels.
   eroded = np.asarray(ndimage.binary_erosion(mask[window], _SQUARE, width), bool)
   border = np.logical_and(mask[window], ~eroded)

@@ -6,7 +6,7 @@ Letters: n images, k edges of bins.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib import ticker
 import numpy as np
 
@@ -54,9 +54,9 @@ def draw(
   axes.set(xlim=(edges[0], edges[-1]), ylim=(0.88 - len(rows), 1.6))
   count_texts = []
   for index, row in enumerate(rows):
-    _draw_strip(axes, -float(index), row, edges, review_threshold, image_threshold)
-    num_ng = int((~(row.scores <= image_threshold)).sum())  # NaN is NG, too.
-    num_ok = int((row.scores <= review_threshold).sum())
+    is_ok, is_ng = row.scores <= review_threshold, ~(row.scores <= image_threshold)  # NaN is NG.
+    _draw_strip(axes, -float(index), row, edges, is_ng if row.is_good else is_ok)
+    num_ok, num_ng = int(is_ok.sum()), int(is_ng.sum())
     count_texts.append(f'{num_ok} / {len(row.scores) - num_ok - num_ng} / {num_ng}')
   positions = 0.3 - np.arange(len(rows))
   axes.set_yticks(positions, [row.name for row in rows], size=8.5, linespacing=1.0)
@@ -138,12 +138,10 @@ def _draw_strip(
   base: float,
   row: Row,
   edges: Float[np.ndarray, ' k'],
-  review_threshold: float,
-  image_threshold: float,
+  is_wrong: Bool[np.ndarray, ' n'],
 ) -> None:
   counts = count_per_bin(row.scores, edges)
   # A review band narrower than a bin has no edges, so a bin with any wrong label is dark.
-  is_wrong = row.scores > image_threshold if row.is_good else row.scores <= review_threshold
   has_wrong = count_per_bin(row.scores[is_wrong], edges) > 0
   colors = np.where(has_wrong, _WRONG_COLORS[row.is_good], _CORRECT_COLORS[row.is_good])
   heights = np.maximum(0.8 * counts / counts.max(), 0.09)  # One image of thousands stays visible.
@@ -157,10 +155,9 @@ def _draw_strip(
 def _draw_thresholds(axes: figures.Axes, review_threshold: float, image_threshold: float) -> None:
   """Draw the thresholds, and name them in a legend."""
   has_review = review_threshold < image_threshold
-  for name, threshold, dashes in (
-    ('NG', image_threshold, '-'), ('review', review_threshold, (0, (3, 2))),
-  ):  # fmt: skip
-    if np.isfinite(threshold) and (has_review or name == 'NG'):
+  lines = [('NG', image_threshold, '-'), ('review', review_threshold, (0, (3, 2)))]
+  for name, threshold, dashes in lines if has_review else lines[:1]:
+    if np.isfinite(threshold):
       text = f'{name} above {f"{threshold:#.3g}".rstrip(".")}'
       line_style = {'color': figures.TEXT_COLOR, 'linewidth': 1.1, 'linestyle': dashes}
       axes.axvline(threshold, label=text, **line_style)

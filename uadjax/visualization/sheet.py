@@ -3,10 +3,9 @@
 Text scales with the images, since a sheet is viewed as a whole: `em` is the font height in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import functools
 import math
-from typing import NamedTuple
 
 from jaxtyping import UInt8
 import numpy as np
@@ -25,15 +24,8 @@ _MIN_EM, _MAX_EM = 14, 256
 _MIN_WIDTH = 25  # Of a sheet, in em.
 
 
-class TitledImage(NamedTuple):
-  """Image with a title."""
-
-  title: str
-  image: UInt8[np.ndarray, 'h w 3']
-
-
 def draw_sheet(
-  images: Sequence[TitledImage],
+  images: Mapping[str, UInt8[np.ndarray, 'h w 3']],
   name: str,
   caption: str = '',
   label: str = '',
@@ -42,18 +34,18 @@ def draw_sheet(
   """Arrange images of one size in a row or, if they are very wide, in a column.
 
   Args:
-    images: images with their titles.
+    images: images by title.
     name: headline, which is shortened to fit.
     caption: line below the headline, such as score and thresholds.
     label: 'OK', 'review' or 'NG', shown as a badge; '' for none.
     scale: color scale of the anomaly map, shown as a color bar; None for no bar.
   """
-  height, width = images[0].image.shape[:2]
+  height, width = next(iter(images.values())).shape[:2]
   num_rows = len(images) if width > 2 * height else 1
   num_columns = len(images) // num_rows
   em = max(num_columns * width / 80, num_rows * height / 60)
   em = round(min(max(em, _MIN_EM), _MAX_EM))
-  title_widths = [math.ceil(_font(0.85 * em).getlength(title)) for title, _ in images]
+  title_widths = [math.ceil(_font(0.85 * em).getlength(title)) for title in images]
   x_step, y_step = max(width, *title_widths) + em, height + 2 * em
   min_height = 6 * em if scale else 0  # The labels of a shorter color bar would overlap.
   grid_width = num_columns * x_step + (7 * em if scale else 0)
@@ -66,7 +58,7 @@ def draw_sheet(
   name_font, name = _fit(name, em, total_width - em - name_left)
   draw.text((name_left, 1.6 * em), name, _TEXT_COLOR, name_font, 'ls')
   draw.text((em, 3.4 * em), caption, _TEXT_COLOR, _font(em), 'ls')
-  for index, (title, image) in enumerate(images):
+  for index, (title, image) in enumerate(images.items()):
     row, column = divmod(index, num_columns)
     x, y = em + column * x_step, top + row * y_step + 2 * em
     draw.text((x, y - 0.4 * em), title, _MUTED_COLOR, _font(0.85 * em), 'ls')
@@ -103,9 +95,7 @@ def _draw_color_bar(
   draw.multiline_text((text_x, y + height), text, _TEXT_COLOR, font, 'ld')
 
 
-def _fit(
-  text: str, size: float | int, max_width: float | int
-) -> tuple[ImageFont.FreeTypeFont, str]:
+def _fit(text: str, size: int, max_width: int) -> tuple[ImageFont.FreeTypeFont, str]:
   """Return the font for a text, and the text in this font, shortened to a width."""
   family = fonts.best_family(text)
   font, text = _font(size, family=family), fonts.printable(text, family)

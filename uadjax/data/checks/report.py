@@ -96,10 +96,10 @@ def _write_samples(
       outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_threshold))
       caption = f'mask: {format_percent(fractions[record.mask], 2)} defective'
     tiles = [
-      sheet.TitledImage(title, _resize_to_fit(tile, _SAMPLE_SIDE))
+      (title, _resize_to_fit(tile, _SAMPLE_SIDE))
       for title, tile in ((record.defect, image), (caption, outlined))
     ]
-    sample = sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
+    sample = sheet.draw_sheet(dict(tiles), _strip_directory(str(record.path), report))
     name = f'{split}_{number:02d}.png'  # Names of images may repeat; numbers do not.
     sample.save(folder / name)
     sample_paths.append(f'check_dataset/demo_img/{name}')
