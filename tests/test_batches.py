@@ -90,10 +90,10 @@ def test_hosts_together_read_the_single_host_batch(records, hosts):
     ]
 
   single = take(batch_streams.train_batches(records, OPS, 4, 3, 2), 5)
-  shares = joined(lambda h: batch_streams.train_batches(records, OPS, 4, 3, 2, h, hosts), 5)
+  shares = joined(lambda h: batch_streams.train_batches(records, OPS, 4, 3, 2, (h, hosts)), 5)
   assert_same(shares, single)
   single = take(batch_streams.eval_batches(records, OPS, 8), 99)
-  assert_same(joined(lambda h: batch_streams.eval_batches(records, OPS, 8, h, hosts), 99), single)
+  assert_same(joined(lambda h: batch_streams.eval_batches(records, OPS, 8, (h, hosts)), 99), single)
 
 
 @pytest.mark.parametrize('batch_size', [1, 4, 11, 16])
@@ -128,9 +128,9 @@ def test_errors_come_at_once(records):
   with pytest.raises(DataError, match='no images'):
     batch_streams.train_batches([], OPS, 4, 0)
   with pytest.raises(ConfigError, match='batch of 4 cannot be shared by 3 hosts'):
-    batch_streams.eval_batches(records, OPS, 4, 0, 3)
+    batch_streams.eval_batches(records, OPS, 4, (0, 3))
   with pytest.raises(ConfigError, match='multiple of 2'):
-    batch_streams.eval_batches(records, OPS, 4, 2, 2)
+    batch_streams.eval_batches(records, OPS, 4, (2, 2))
 
 
 ABANDONED = """

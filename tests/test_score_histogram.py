@@ -44,16 +44,16 @@ def test_every_score_is_counted_once_and_every_bin_called_one_thing(
 
 
 def test_a_wide_review_band_begins_at_an_edge():
-  edges, log = score_histogram.bin_edges(np.linspace(0, 10, 50), 3.3, 5.0)
+  edges, log = score_histogram.bin_edges(np.linspace(0, 10, 50), 3.3, 5.0, 40)
   assert not log
   assert {3.3, 5.0} <= set(edges)
 
 
 def test_scores_over_decades_are_shown_by_decades():
   for most, log in ((1.9, False), (21.0, True)):
-    assert score_histogram.bin_edges(np.array([0.1, most]), 1.0, 1.5)[1] is log, most
+    assert score_histogram.bin_edges(np.array([0.1, most]), 1.0, 1.5, 40)[1] is log, most
     # Zero has no logarithm.
-    assert not score_histogram.bin_edges(np.array([0.0, most]), 1.0, 1.5)[1], most
+    assert not score_histogram.bin_edges(np.array([0.0, most]), 1.0, 1.5, 40)[1], most
 
 
 def drawn(rows, width, review=1.8, ng=2.0):

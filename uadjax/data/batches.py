@@ -36,8 +36,7 @@ def train_batches(
   batch_size: int,
   seed: int,
   start: int = 0,
-  host_index: int = 0,
-  num_hosts: int = 1,
+  host: tuple[int, int] = (0, 1),
   cache_bytes: int = 2**30,
 ) -> Generator[Batch, None, None]:
   """Generate shuffled full batches indefinitely; a batch may span two epochs.
@@ -48,13 +47,13 @@ def train_batches(
     batch_size: size of the global batch.
     seed: seed of the order, which differs in each epoch.
     start: first step; batches equal those of a run that started at step 0.
-    host_index: index of this process, which selects its share of every global batch.
-    num_hosts: number of processes, each of which reads one share.
+    host: index of this process, which selects its share of every global batch, and the number of
+      processes.
     cache_bytes: memory for images at network size; images that do not fit are decoded every time.
 
   Raises:
     DataError: there are no records; or, while iterating, an image cannot be read.
-    ConfigError: the batch size is not a positive multiple of `num_hosts`.
+    ConfigError: the batch size is not a positive multiple of the number of processes.
   """
   tf, n = tensorflow.import_tensorflow(), len(records)
 
@@ -62,16 +61,11 @@ def train_batches(
     seeds = tf.cast(tf.stack([seed % 2**31, position // n % 2**31]), tf.int32)
     return tf.random.experimental.index_shuffle(position % n, seeds, n - 1)
 
-  host = host_index, num_hosts
   return _batch_stream(records, ops, batch_size, host, shuffled_index, start, None, cache_bytes)
 
 
 def eval_batches(
-  records: Sequence[Record],
-  ops: transforms.Ops,
-  batch_size: int,
-  host_index: int = 0,
-  num_hosts: int = 1,
+  records: Sequence[Record], ops: transforms.Ops, batch_size: int, host: tuple[int, int] = (0, 1)
 ) -> Generator[Batch, None, None]:
   """Generate batches that contain every image once and in order.
 
@@ -80,15 +74,14 @@ def eval_batches(
 
   Raises:
     DataError: there are no records; or, while iterating, an image cannot be read.
-    ConfigError: the batch size is not a positive multiple of `num_hosts`.
+    ConfigError: the batch size is not a positive multiple of the number of processes.
   """
   tf, n = tensorflow.import_tensorflow(), len(records)
 
   def index_or_padding(position: Tensor) -> Tensor:
     return tf.where(position < n, position, -1)
 
-  host, num_steps = (host_index, num_hosts), -(-n // batch_size)
-  return _batch_stream(records, ops, batch_size, host, index_or_padding, 0, num_steps)
+  return _batch_stream(records, ops, batch_size, host, index_or_padding, 0, -(-n // batch_size))
 
 
 def _batch_stream(

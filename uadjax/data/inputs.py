@@ -65,9 +65,7 @@ def expand(inputs: object, skip: Path | None = None) -> Iterator[Source]:
 
 
 def read(
-  source: Source,
-  access: http.Access = http.PUBLIC_ONLY,
-  max_pixels: int = image_io.MAX_PIXELS,
+  source: Source, access: http.Access = http.PUBLIC_ONLY, max_pixels: int = image_io.MAX_PIXELS
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Read an image as upright RGB; arrays are returned unchanged, except that gray becomes RGB.
 

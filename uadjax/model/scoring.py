@@ -72,7 +72,7 @@ def score_records(
     mesh, specs = meshes.mesh_that_fits(mesh, fitted), jax.sharding.PartitionSpec()
   batch_size += -batch_size % mesh.size
   fitted = meshes.put_on_mesh(mesh, fitted, specs)
-  batches = batch_streams.eval_batches(records, ops, batch_size, *processes.index_and_count())
+  batches = batch_streams.eval_batches(records, ops, batch_size, processes.index_and_count())
   pending = prefetch_to_device(batches, lambda x: scorer(fitted, meshes.shard_batch(mesh, x)))
   remaining = iter(records)
   for scores in progress.show_progress(pending, math.ceil(len(records) / batch_size), 'Scoring'):

@@ -108,11 +108,11 @@ def fit(
 
     place_train, place_validation = map(make_placement, (splits.train, splits.validation))
     batches = batch_streams.train_batches(
-      splits.train, ops, batch_size, config.seed, start_step, *process_shard, options.cache_bytes
+      splits.train, ops, batch_size, config.seed, start_step, process_shard, options.cache_bytes
     )
     stack.callback(batches.close)
     batches = timer.time_iterator(scoring.prefetch_to_device(batches, place_train))
-    validation = batch_streams.eval_batches(splits.validation, ops, batch_size, *process_shard)
+    validation = batch_streams.eval_batches(splits.validation, ops, batch_size, process_shard)
     eval_every = options.eval_every or max(1, len(splits.train) // batch_size)
     best_step_hook = fit_hooks.BestStepHook(
       detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best

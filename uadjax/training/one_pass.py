@@ -149,7 +149,7 @@ def _learn(
 
   with contextlib.ExitStack() as stack:
     process = processes.index_and_count()
-    image_batches = batch_streams.eval_batches(run.records, run.ops, micro_size, *process)
+    image_batches = batch_streams.eval_batches(run.records, run.ops, micro_size, process)
     stack.callback(image_batches.close)
     executor = stack.enter_context(futures.ThreadPoolExecutor(1))
     update, finalize = _compile_ahead(run, state, extractor, state_mesh, batch_size, executor)
@@ -348,7 +348,7 @@ def retain_embeddings(
   embed = jax.jit(run.leave_one_out.embed)
   records = [run.records[row] for row in new_rows]
   process = processes.index_and_count()
-  batches = batch_streams.eval_batches(records, run.ops, mesh.size, *process)
+  batches = batch_streams.eval_batches(records, run.ops, mesh.size, process)
   on_devices = (embed(extractor, meshes.shard_batch(mesh, batch)) for batch in batches)
   embeddings = np.concatenate([meshes.to_host(mesh, x) for x in on_devices])[: len(records)]
   image_ids = new_rows.astype(np.int32) + num_previous

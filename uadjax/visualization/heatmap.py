@@ -70,9 +70,7 @@ def colors_at(
 
 
 def overlay(
-  image: UInt8[np.ndarray, 'h w 3'],
-  anomaly_map: Float[np.ndarray, 'h w'],
-  scale: ColorScale,
+  image: UInt8[np.ndarray, 'h w 3'], anomaly_map: Float[np.ndarray, 'h w'], scale: ColorScale
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Blend an image with the colors of its anomaly map.
 

@@ -80,10 +80,7 @@ def draw(
 
 
 def bin_edges(
-  scores: Float[np.ndarray, ' n'],
-  review_threshold: float,
-  image_threshold: float,
-  num_bins: int = 40,
+  scores: Float[np.ndarray, ' n'], review_threshold: float, image_threshold: float, num_bins: int
 ) -> tuple[Float[np.ndarray, ' k'], bool]:
   """Return edges of bins that cover all scores; finite thresholds are edges.
 
