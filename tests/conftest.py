@@ -86,7 +86,8 @@ def once(tmp_path_factory):
 def drawn(once) -> Path:
   """A small demo set, to be read only."""
   counts = {'train': small_runs.TRAIN, 'test_good': small_runs.GOOD, 'test_defect': 2}
-  return once('drawn', lambda place: demo.write_dataset(place, size=small_runs.SIDE, **counts))
+  options = {**counts, **small_runs.DISCS, 'size': small_runs.SIDE}
+  return once('drawn', lambda place: demo.write_dataset(place, **options))
 
 
 @pytest.fixture(scope='session')

@@ -36,6 +36,7 @@ NO_EVALUATION = '--config.evaluate.do_eval=false'
 # The pictures of the fixture `drawn`, which are square.
 SIDE = 60
 TRAIN, GOOD, DEFECTS = 12, 3, ('missing', 'scratch', 'spot')  # Two pictures of each defect.
+DISCS = {'categories': ('disc',), 'defects': DEFECTS}  # What is drawn of the demo set.
 
 
 def run(*argv: object) -> int:

@@ -1,6 +1,7 @@
 """Laws of the drawn data set."""
 
 from concurrent import futures
+import functools
 import hashlib
 import itertools
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 from scipy import ndimage
+import small_runs
 
 from uadjax import data
 from uadjax.data import checks, demo, image_io, layouts
@@ -18,6 +20,7 @@ from uadjax.errors import ConfigError, UnknownName
 from uadjax.system import threads
 
 FEW = {'train': 2, 'test_good': 1, 'test_defect': 1}
+FEW_DISCS = {**FEW, **small_runs.DISCS}
 KINDS = [(category, kind) for category in demo.CATEGORIES for kind in demo.defect_names(category)]
 # Sums of all values of the first good and the first spotted picture, 32 pixels wide.
 DRAWN = {
@@ -55,12 +58,12 @@ def test_images_are_rendered_on_as_many_cores_as_the_process_may_use(tmp_path, m
 
   monkeypatch.setattr(futures, 'ThreadPoolExecutor', make_pool)
   monkeypatch.setattr(threads, 'num_cores', lambda: 3)
-  demo.write_dataset(tmp_path, **FEW, size=32)
+  demo.write_dataset(tmp_path, **FEW_DISCS, size=32)
   assert num_threads == [3]
 
 
 def test_same_seed_same_bytes(tmp_path):
-  few = {**FEW, 'size': 48}
+  few = {**FEW_DISCS, 'size': 48}
   first = digest(demo.write_dataset(tmp_path / 'a', **few))
   assert len(first) == 2 + 1 + 3 * 2
   assert first == digest(demo.write_dataset(tmp_path / 'b', **few))
@@ -77,7 +80,8 @@ def test_a_picture_depends_on_no_other(tmp_path):
   more = digest(
     demo.write_dataset(tmp_path / 'more', train=3, test_good=2, test_defect=2, **all_of_it)
   )
-  alone = digest(demo.write_dataset(tmp_path / 'one', **FEW, size=32, defects=['spot']))
+  spots = {'size': 32, 'categories': ['disc'], 'defects': ['spot']}
+  alone = digest(demo.write_dataset(tmp_path / 'one', **FEW, **spots))
   assert few.items() <= more.items()
   assert alone.items() <= few.items()
   assert len(set(more.values())) == len(more)  # And no two are the same, masks included.
@@ -181,7 +185,7 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch):
     return take(category, *job)
 
   monkeypatch.setattr(rendering, 'render_image', fail)
-  demo.write_dataset(tmp_path, **FEW, size=32)
+  demo.write_dataset(tmp_path, **FEW_DISCS, size=32)
   before = digest(tmp_path)
   with pytest.raises(KeyboardInterrupt):
     demo.write_dataset(tmp_path, 1, **FEW, size=32, categories=['disc', 'wood'])
@@ -203,7 +207,7 @@ def test_what_there_is_not_is_told(tmp_path):
 def cache(tmp_path, monkeypatch):
   """An empty cache, of small pictures."""
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
-  monkeypatch.setitem(demo._FULL_SET, 'size', 16)
+  monkeypatch.setattr(demo, 'write_dataset', functools.partial(demo.write_dataset, size=16))
   return tmp_path
 
 

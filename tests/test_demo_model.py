@@ -1,6 +1,7 @@
 """Who names no model gets the demo's, fitted once, and is told what it is."""
 
 import pytest
+import small_runs
 import yaml
 
 import uadjax
@@ -19,8 +20,9 @@ COMMAND = '`uadjax fit DIR`'
 @pytest.fixture(scope='module')
 def few(tmp_path_factory):
   """A cache with a demo set of few and small pictures."""
-  cache = tmp_path_factory.mktemp('cache')
-  return demo.write_dataset(cache / f'demo-{demo.VERSION}', train=12, size=96).parent
+  folder = tmp_path_factory.mktemp('cache') / f'demo-{demo.VERSION}'
+  few = {'train': 12, 'test_good': 6, 'test_defect': 6, 'size': 96}
+  return demo.write_dataset(folder, **few, **small_runs.DISCS).parent
 
 
 @pytest.fixture

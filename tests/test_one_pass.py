@@ -9,6 +9,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
+import small_runs
 
 from uadjax.data import demo, image_io, layouts, transforms
 from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
@@ -97,9 +98,8 @@ def averaging(told=None, selects=True):
 
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
-  root = demo.write_dataset(
-    tmp_path_factory.mktemp('drawn'), size=40, train=10, test_good=1, test_defect=1
-  )
+  few = {'train': 10, 'test_good': 1, 'test_defect': 1, 'size': 40}
+  root = demo.write_dataset(tmp_path_factory.mktemp('drawn'), **few, **small_runs.DISCS)
   return layouts.load(root, 'disc').train
 
 

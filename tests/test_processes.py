@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
+import small_runs
 
 from uadjax import config
 from uadjax.data import demo
@@ -156,7 +157,8 @@ def test_only_the_first_process_writes(runs, name):
 @pytest.mark.parametrize('count', [3, 4])
 def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
   # Twelve images to learn from, which three processes share as evenly as four do.
-  root = demo.write_dataset(tmp_path / 'drawn', size=60, train=15, test_good=2, test_defect=1)
+  few = {'train': 15, 'test_good': 2, 'test_defect': 1, 'size': 60}
+  root = demo.write_dataset(tmp_path / 'drawn', **few, **small_runs.DISCS)
   flags = [f'--workdir={tmp_path / "run"}', f'--config.data.root={root}', '--config=stfpm']
   flags += [
     f'--config.fit.batch_size={count * (count - 1)}',

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import small_runs
 
 from uadjax.data import demo, image_io, layouts, records as record_types
 
@@ -15,7 +16,7 @@ from uadjax.data.tfds_builders import mvtec_ad  # noqa: E402
 @pytest.fixture
 def tree(tmp_path):
   few = {'train': 3, 'test_good': 1, 'test_defect': 1, 'size': 24}
-  root = demo.write_dataset(tmp_path / 'manual', **few)
+  root = demo.write_dataset(tmp_path / 'manual', **few, **small_runs.DISCS)
   shutil.copytree(root / 'disc', root / 'bottle')
   (root / 'bottle/ground_truth/spot/000_mask.png').unlink()
   return root

@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
+import small_runs
 
 from uadjax.data import batches as batch_streams, demo, layouts, transforms
 from uadjax.detectors.base import Detector
@@ -190,9 +191,8 @@ def test_the_initial_state_is_its_own_to_be_donated():
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
-  root = demo.write_dataset(
-    tmp_path_factory.mktemp('drawn'), size=24, train=7, test_good=1, test_defect=1
-  )
+  few = {'train': 7, 'test_good': 1, 'test_defect': 1, 'size': 24}
+  root = demo.write_dataset(tmp_path_factory.mktemp('drawn'), **few, **small_runs.DISCS)
   return layouts.load(root, 'disc').train
 
 

@@ -18,7 +18,7 @@ def draw_demo(directory: Path, seed: int, size: int, overwrite: bool) -> None:
   existing_folders = [folder for folder in folders if folder.exists()]
   if existing_folders and not overwrite:
     raise ConfigError(f'{existing_folders[0]} exists; name another folder, or pass --overwrite.')
-  demo.write_full_dataset(directory, seed, size, progress=progress.show_progress)
+  demo.write_dataset(directory, seed, size=size, progress=progress.show_progress)
   for folder in folders:
     console.print_line(f'Written: {runtime.to_printable(str(folder))}')
 

@@ -8,6 +8,7 @@ The strength of the defects makes the demo neither trivial nor infeasible.
 
 from collections.abc import Sequence
 import contextlib
+import itertools
 from pathlib import Path
 import tempfile
 
@@ -30,18 +31,25 @@ _MIN_SIZE = 16  # Pixels; at this size, a washer's ring is four pixels wide.
 # Strategy Z_RLE of zlib: noise has no long repeats, so the files are as small as with other
 # strategies, in a fraction of the time.
 _PNG_COMPRESS_TYPE = 3
-_FULL_SET = {'train': 60, 'test_good': 15, 'test_defect': 4, 'size': 256}
+
+
+def defect_names(*categories: str) -> list[str]:
+  """Return the names of the defects of some categories, or of all if none is given."""
+  return sorted({d for name in categories or CATEGORIES for d in rendering.PRODUCTS[name].defects})
+
+
+_ALL_DEFECTS = tuple(defect_names())
 
 
 def write_dataset(
   directory: str | Path,
   seed: int = 0,
-  train: int = 24,
-  test_good: int = 6,
-  test_defect: int = 6,
-  size: int = 96,
-  categories: Sequence[str] = (DEFAULT_CATEGORY,),
-  defects: Sequence[str] = ('missing', 'scratch', 'spot'),
+  train: int = 60,
+  test_good: int = 15,
+  test_defect: int = 4,
+  size: int = 256,
+  categories: Sequence[str] = CATEGORIES,
+  defects: Sequence[str] = _ALL_DEFECTS,
   progress: Progress = no_progress,
 ) -> Path:
   """Render categories of the demo dataset in MVTec AD's layout; write all of them or nothing.
@@ -67,18 +75,16 @@ def write_dataset(
     ConfigError: the size is too small to show defects.
   """
   _require_names('category', categories, CATEGORIES)
-  _require_names('defect', defects, defect_names())
+  _require_names('defect', defects, _ALL_DEFECTS)
   if size < _MIN_SIZE:
     raise ConfigError(f'Demo images cannot be {size} pixels wide; at least {_MIN_SIZE} are needed.')
+  num_images = {('train', GOOD): train, ('test', GOOD): test_good}
+  num_images |= {('test', defect): test_defect for defect in defects}
   jobs = [
     (category, split, defect, number)
-    for category in categories
-    for split, defect, count in (
-      ('train', GOOD, train),
-      ('test', GOOD, test_good),
-      *(('test', name, test_defect) for name in defect_names(category) if name in defects),
-    )
-    for number in range(count)
+    for category, (split, defect) in itertools.product(categories, num_images)
+    if defect in (GOOD, *defect_names(category))
+    for number in range(num_images[split, defect])
   ]
   with contextlib.ExitStack() as stack:
     folders = {
@@ -102,28 +108,13 @@ def write_dataset(
   return Path(directory)
 
 
-def write_full_dataset(
-  directory: str | Path,
-  seed: int = 0,
-  size: int = _FULL_SET['size'],
-  categories: Sequence[str] = CATEGORIES,
-  progress: Progress = no_progress,
-) -> Path:
-  """Render the demo dataset in its default configuration: all categories with all defects."""
-  options = {**_FULL_SET, 'size': size}
-  return write_dataset(
-    directory, seed, **options, categories=categories, defects=defect_names(), progress=progress
-  )
-
-
 def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Progress = no_progress) -> Path:
   """Return the root of the demo dataset in the user's cache; render the category on first use."""
   directory = files.cache_dir() / f'demo-{VERSION}'
   if not (directory / category).is_dir():
-    _require_names('category', [category], CATEGORIES)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.', dir=directory) as temp_dir:
-      write_full_dataset(temp_dir, 0, _FULL_SET['size'], [category], progress)
+      write_dataset(temp_dir, categories=[category], progress=progress)
       with contextlib.suppress(OSError):  # Another process has written the category first.
         Path(temp_dir, category).rename(directory / category)
   return directory
@@ -136,11 +127,6 @@ def expand_category(category: str) -> list[str]:
   """
   category = category or DEFAULT_CATEGORY
   return list(_CATEGORY_GROUPS.get(category, (category,)))
-
-
-def defect_names(*categories: str) -> list[str]:
-  """Return the names of the defects of some categories, or of all if none is given."""
-  return sorted({d for name in categories or CATEGORIES for d in rendering.PRODUCTS[name].defects})
 
 
 def _require_names(noun: str, names: Sequence[str], choices: Sequence[str]) -> None:
