@@ -77,9 +77,7 @@ def _signal_handlers(handler: Callable[[int, types.FrameType | None], None]) -> 
   if threading.current_thread() is not threading.main_thread():
     yield  # Python allows signal handlers in the main thread only.
     return
-  previous_handlers = {number: signal.signal(number, handler) for number in _SIGNALS}
-  try:
+  with contextlib.ExitStack() as stack:
+    for number in _SIGNALS:
+      stack.callback(signal.signal, number, signal.signal(number, handler))
     yield
-  finally:
-    for number, previous_handler in previous_handlers.items():
-      signal.signal(number, previous_handler)

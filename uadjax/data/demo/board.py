@@ -5,7 +5,7 @@ Lengths are in sides of the board.
 Letters: h w height and width of an image or a window of it; r rows of pins; n pins of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import NamedTuple
 
@@ -30,35 +30,25 @@ class Component(NamedTuple):
   """Component on the board.
 
   Attributes:
-    kind: key of the function in `_DRAW_BODY` that draws it.
+    draw_body: function of (window, component) that draws it.
     y: vertical coordinate of its center.
     x: horizontal coordinate of its center.
     half_height: half its extent along y.
     half_width: half its extent along x.
   """
 
-  kind: str
+  draw_body: Callable[..., None]
   y: float
   x: float
   half_height: float
   half_width: float
 
 
-_COMPONENTS = (
-  Component('resistor', 0.11, 0.58, 0.021, 0.050), Component('resistor', 0.205, 0.58, 0.021, 0.050),
-  Component('resistor', 0.30, 0.58, 0.021, 0.050), Component('ceramic', 0.645, 0.20, 0.042, 0.024),
-  Component('ceramic', 0.645, 0.355, 0.042, 0.024), Component('can', 0.21, 0.83, 0.095, 0.095),
-  Component('crystal', 0.84, 0.26, 0.048, 0.115), Component('circuit', 0.30, 0.24, 0.135, 0.085),
-  Component('circuit', 0.72, 0.70, 0.115, 0.115),
-)  # fmt: skip
-# Indices of components. Circuits are not removable, because their laser marks would remain.
-_REMOVABLE = [i for i, c in enumerate(_COMPONENTS) if c.kind != 'circuit']
-_SMALL = [i for i, c in enumerate(_COMPONENTS) if c.kind in ('resistor', 'ceramic')]
-# Rows of pins: (y, x) of the middle of the row, where pins leave the body; direction of the pins in
-# right angles (0 is right, 1 is down); number of pins.
+# Rows of pins: (y, x) of the middle of the row, where pins leave the body; direction (y, x) of the
+# pins; number of pins.
 _PIN_ROWS = (
-  (0.30, 0.325, 0, 6), (0.30, 0.155, 2, 6), (0.72, 0.815, 0, 6),
-  (0.72, 0.585, 2, 6), (0.835, 0.70, 1, 5), (0.605, 0.70, 3, 5),
+  (0.30, 0.325, (0, 1), 6), (0.30, 0.155, (0, -1), 6), (0.72, 0.815, (0, 1), 6),
+  (0.72, 0.585, (0, -1), 6), (0.835, 0.70, (1, 0), 5), (0.605, 0.70, (-1, 0), 5),
 )  # fmt: skip
 _HALF_ROW_LENGTH = 0.13  # Half the length of the longest row.
 _PIN_PITCH, _PIN_LENGTH = 0.040, 0.034
@@ -118,18 +108,18 @@ def draw_board(
   solder = noise.octaves(rng, view.size, 12, 90, fade=0.5)
   grain = noise.octaves(rng, view.size, 20, 300, fade=0.3)
   window = functools.partial(_cut_window, board, view, (solder, grain))
-  for (y, x, quarter_turns, num_pins), offsets in zip(_PIN_ROWS, tip_offsets, strict=True):
-    _draw_pins(window((y, x, 0.0), _HALF_ROW_LENGTH), quarter_turns, num_pins, offsets)
+  for (y, x, direction, num_pins), offsets in zip(_PIN_ROWS, tip_offsets, strict=True):
+    _draw_pins(window((y, x, 0.0), _HALF_ROW_LENGTH), direction, num_pins, offsets)
   for index, component in enumerate(_COMPONENTS):
     _, y, x, half_height, half_width = component
     half_size = max(half_height, half_width)
     # Tolerances of a machine that places components.
     (dy, dx), angle = rng.normal(0, 0.0012, 2), rng.normal(0, 0.0006 / half_size)
-    if component.kind != 'circuit':
+    if component.draw_body is not _draw_circuit:
       _draw_pads(window((y, x, 0.0), 1.2 * half_size), component)
     if index != missing:
       angle = rotated[1] if rotated and index == rotated[0] else angle
-      _DRAW_BODY[component.kind](window((y + dy, x + dx, angle), half_size), component)
+      component.draw_body(window((y + dy, x + dx, angle), half_size), component)
   marks = 0.11 * noise.linear_step(art.laser, view.pixel) * (1 + 0.2 * solder).clip(0)
   return board._replace(color=board.color + marks[..., None])
 
@@ -177,12 +167,11 @@ def _cut_window(
 
 
 def _draw_pins(
-  window: Window, quarter_turns: int, num_pins: int, tip_offsets: Float[np.ndarray, ' n']
+  window: Window, direction: tuple[int, int], num_pins: int, tip_offsets: Float[np.ndarray, ' n']
 ) -> None:
   """Draw the soldered pads and the pins of a row; `tip_offsets` are in pitches, sideways."""
-  outward, sideways = (
-    (window.x, window.y), (window.y, window.x), (-window.x, window.y), (-window.y, window.x)
-  )[quarter_turns]  # fmt: skip
+  dy, dx = direction
+  outward, sideways = dy * window.y + dx * window.x, abs(dx) * window.y + abs(dy) * window.x
   position = sideways / _PIN_PITCH + num_pins / 2
   pin_index = np.clip(np.floor(position), 0, num_pins - 1).astype(int)
   across = (position - pin_index - 0.5) * _PIN_PITCH
@@ -199,7 +188,7 @@ def _draw_pads(window: Window, component: Component) -> None:
   """Draw the two pads of a component with two ends."""
   half_length, half_breadth, along, across = _principal_axes(window, component)
   # Resistors and ceramics end in wide metal caps, other components in narrow feet.
-  half_width = (1.1 if component.kind in ('resistor', 'ceramic') else 0.3) * half_breadth
+  half_width = (1.1 if component.draw_body in _SMALL_BODIES else 0.3) * half_breadth
   outward = abs(along) - 0.85 * half_length
   _draw_solder(window, _box_depth(across, outward, half_width, 0.3 * half_length, 0.004))
 
@@ -280,13 +269,18 @@ def _draw_crystal(window: Window, component: Component) -> None:
   window.paint(depth, _STEEL * (1 + 0.05 * window.grain[..., None]), 0.30, height)
 
 
-_DRAW_BODY = {
-  'can': _draw_can,
-  'ceramic': _draw_ceramic,
-  'circuit': _draw_circuit,
-  'crystal': _draw_crystal,
-  'resistor': _draw_resistor,
-}
+_COMPONENTS = (
+  *(Component(_draw_resistor, y, 0.58, 0.021, 0.050) for y in (0.11, 0.205, 0.30)),
+  *(Component(_draw_ceramic, 0.645, x, 0.042, 0.024) for x in (0.20, 0.355)),
+  Component(_draw_can, 0.21, 0.83, 0.095, 0.095),
+  Component(_draw_crystal, 0.84, 0.26, 0.048, 0.115),
+  Component(_draw_circuit, 0.30, 0.24, 0.135, 0.085),
+  Component(_draw_circuit, 0.72, 0.70, 0.115, 0.115),
+)
+_SMALL_BODIES = (_draw_resistor, _draw_ceramic)
+# Indices of components. Circuits are not removable, because their laser marks would remain.
+_REMOVABLE = [i for i, c in enumerate(_COMPONENTS) if c.draw_body is not _draw_circuit]
+_SMALL = [i for i, c in enumerate(_COMPONENTS) if c.draw_body in _SMALL_BODIES]
 
 
 def _omit_component(rng: Generator, draw: DrawFn, view: View) -> Surface:

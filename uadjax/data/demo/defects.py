@@ -28,10 +28,8 @@ def common_defects(
     spot_transmission: fraction of the product's color that shows through a spot.
     spot_deposit: color of a spot itself.
   """
-  add_defect: dict[str, scene.DefectFn] = {
-    'contamination': add_contamination,
-    'spot': functools.partial(add_spot, transmission=spot_transmission, deposit=spot_deposit),
-  }
+  spot = functools.partial(add_spot, transmission=spot_transmission, deposit=spot_deposit)
+  add_defect: dict[str, scene.DefectFn] = {'contamination': add_contamination, 'spot': spot}
   if scratch_color:
     add_defect['scratch'] = functools.partial(add_scratch, exposed_color=scratch_color)
   return add_defect
@@ -78,11 +76,8 @@ def add_contamination(rng: Generator, draw: DrawFn, view: View) -> Surface:
   draw_coverage, thickness = (_dust, 0.012) if contaminant == 'dust' else (_fiber, 0.0045)
   coverage = draw_coverage(rng, surface.coverage)
   tone = _BRIGHTNESS[contaminant] * rng.uniform(0.8, 1.2, surface.color.shape[-1])
-  return surface._replace(
-    height=surface.height + thickness * coverage,
-    color=blend(surface.color, tone, coverage),
-    gloss=surface.gloss * (1 - coverage),
-  )
+  height, color = surface.height + thickness * coverage, blend(surface.color, tone, coverage)
+  return surface._replace(height=height, color=color, gloss=surface.gloss * (1 - coverage))
 
 
 def add_dent(rng: Generator, draw: DrawFn, view: View, softness: float = 1.0) -> Surface:
@@ -122,9 +117,8 @@ def _choose_point(rng: Generator, coverage: Plane) -> tuple[float, float]:
 
 def _local_coordinates(rng: Generator, coverage: Plane) -> tuple[Plane, Plane]:
   """Return coordinates around a random point of the product, along randomly rotated axes."""
-  y, x = scene.grid(len(coverage))
-  (center_y, center_x), angle = _choose_point(rng, coverage), rng.uniform(0, np.pi)
-  dy, dx = y - center_y, x - center_x
+  center, angle = _choose_point(rng, coverage), rng.uniform(0, np.pi)
+  dy, dx = scene.grid(len(coverage), center)
   return dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
 
 
@@ -148,11 +142,10 @@ def _fiber(rng: Generator, coverage: Plane) -> Plane:
 
 def _dust(rng: Generator, coverage: Plane) -> Plane:
   """Return the coverage of pixels by a few grains of dust."""
-  y, x = scene.grid(len(coverage))
-  center_y, center_x = _choose_point(rng, coverage)
+  y, x = scene.grid(len(coverage), _choose_point(rng, coverage))
   dust = np.zeros_like(y)
   for _ in range(rng.integers(2, 6)):
-    dy, dx = y - center_y - rng.normal(0, 0.03), x - center_x - rng.normal(0, 0.03)
+    dy, dx = y - rng.normal(0, 0.03), x - rng.normal(0, 0.03)
     radius = rng.uniform(0.006, 0.016)
     depth = noise.blot_distance(rng, dy, dx, radius, roughness=0.16)
     dust = np.maximum(dust, noise.linear_step(depth, max(1 / len(y), 0.4 * radius)))

@@ -85,10 +85,10 @@ def _thread_shades(rng: Generator, across: Plane, along: Plane) -> Plane:
 
 def _tear_splinter(rng: Generator, draw: DrawFn, view: View) -> Surface:
   """Tear a splinter out along the grain."""
-  surface, (y, x) = draw(view), scene.grid(view.size)
-  center_y, center_x = rng.uniform(0.12, 0.88, 2)
+  surface, (center_y, center_x) = draw(view), rng.uniform(0.12, 0.88, 2)
+  y, x = scene.grid(view.size, (center_y, center_x))
   stretch, radius = rng.uniform(3, 7), rng.uniform(0.010, 0.024)
-  depth = noise.blot_distance(rng, y - center_y, (x - center_x) / stretch, radius, roughness=0.12)
+  depth = noise.blot_distance(rng, y, x / stretch, radius, roughness=0.12)
   roughness = 0.003 * noise.octaves(rng, view.size, 20, 300, fade=0.3, stretch=8)
   torn = noise.smoothstep((depth + roughness) / 0.006)
   raw_color = _LIGHT_WOOD * (1.7 + 40 * roughness[..., None])
@@ -105,10 +105,9 @@ def _pull_threads(rng: Generator, draw: DrawFn, view: View) -> Surface:
 
 def _tear_hole(rng: Generator, draw: DrawFn, view: View) -> Surface:
   """Tear a hole that shows the table below, with frayed threads at its rim."""
-  surface, (y, x) = draw(view), scene.grid(view.size)
-  center_y, center_x = rng.uniform(0.15, 0.85, 2)
-  radius = rng.uniform(0.016, 0.05)
-  depth = noise.blot_distance(rng, y - center_y, x - center_x, radius, roughness=0.12)
+  surface, (center_y, center_x) = draw(view), rng.uniform(0.15, 0.85, 2)
+  y, x = scene.grid(view.size, (center_y, center_x))
+  depth = noise.blot_distance(rng, y, x, rng.uniform(0.016, 0.05), roughness=0.12)
   fraying = 0.006 * noise.octaves(rng, view.size, 20, 120, fade=0.3)
   hole = noise.linear_step(depth + fraying, 2 * view.pixel)
   rim = np.exp(-((depth / 0.01) ** 2)) * np.maximum(1 + fraying / 0.004, 0) * (1 - hole)

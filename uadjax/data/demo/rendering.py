@@ -76,25 +76,23 @@ def render_image(
 
   lamp_y, lamp_x, lamp_z = np.array(product.lamp) + random_stream(0).normal(0, 0.035, 3)
   view = View(*scene.grid(size), (lamp_y, lamp_x, lamp_z))
-  good_levels = photograph(draw(view))
-  defect_free = _add_sensor_noise(random_stream(3), good_levels)
-  if defect == GOOD:
-    return RenderedImage(defect_free, defect_free, np.zeros((size, size), bool))
-  levels, mask = good_levels, np.zeros((size, size), bool)
-  for attempt in range(_MAX_ATTEMPTS):  # A defect may land where it is invisible.
+  good_levels = levels = photograph(draw(view))
+  mask, num_attempts = np.zeros((size, size), bool), 0 if defect == GOOD else _MAX_ATTEMPTS
+  for attempt in range(num_attempts):  # A defect may land where it is invisible.
     levels = photograph(product.defects[defect](random_stream(4, attempt), draw, view))
     mask = _visible_difference(levels, good_levels)
     if mask.sum() >= max(1, _MIN_AREA * size**2):
       break
   # Invisible differences are undone, so that the images are identical outside of the mask.
   levels = np.where(mask[..., None], levels, good_levels)
-  return RenderedImage(_add_sensor_noise(random_stream(3), levels), defect_free, mask)
+  pixels, defect_free = (_add_sensor_noise(random_stream(3), x) for x in (levels, good_levels))
+  return RenderedImage(pixels, defect_free, mask)
 
 
 def _expose(rng: Generator, light: Color) -> Color:
   """Convert light to levels of an image from 0 to 255: optics and exposure, without noise."""
   size, _, channels = light.shape
-  y, x = (axis - 0.5 for axis in scene.grid(size))
+  y, x = scene.grid(size, (0.5, 0.5))
   tilt_y, tilt_x = rng.normal(0, 0.04, 2)  # Tolerance of the lamp's position.
   vignette = 1 - 0.3 * (y**2 + x**2) + tilt_y * y + tilt_x * x
   channel_gain = rng.normal(1, 0.012, channels) * rng.normal(1, 0.025)

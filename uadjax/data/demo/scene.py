@@ -101,10 +101,10 @@ def shade(surface: Surface, view: View) -> Color:
   return surface.color * light[..., None] + (surface.gloss * highlight * falloff)[..., None]
 
 
-def grid(size: int) -> tuple[Plane, Plane]:
-  """Return the coordinates y and x of pixel centers, from 0 to 1."""
+def grid(size: int, center: tuple[float, float] = (0.0, 0.0)) -> tuple[Plane, Plane]:
+  """Return the coordinates y and x of pixel centers, from 0 to 1, relative to a point (y, x)."""
   y, x = (np.mgrid[:size, :size] + 0.5) / size
-  return y, x
+  return y - center[0], x - center[1]
 
 
 def _sky_visibility(height: Plane) -> Plane:
