@@ -58,10 +58,19 @@ def expand(inputs: object, skip: Path | None = None) -> Iterator[Source]:
     DataError: the single input cannot be opened or contains no image; or, during iteration, an
       input has an unsupported type, or a list contains itself.
   """
+  counters = collections.defaultdict(itertools.count)
   item = inputs.get('img') if isinstance(inputs, Mapping) else inputs
-  is_single = not isinstance(item, _CONTAINERS | Mapping)
-  sources = _list_sources(inputs, is_single, skip)
-  return itertools.chain([next(sources)], sources) if is_single else sources
+  if isinstance(item, _CONTAINERS | Mapping):
+    return (s for origin in _flatten(inputs) for s in _expand_origin(origin, counters, skip))
+  (origin,) = _flatten(inputs)
+  sources = _expand_origin(origin, counters, skip)
+  first = next(sources)
+  if first.origin is origin:  # Not an image that was listed from a folder.
+    if isinstance(origin, Path):
+      _open_regular(origin, first.name).close()
+    elif isinstance(origin, np.ndarray):
+      _to_rgb(origin, first.name)
+  return itertools.chain([first], sources)
 
 
 def read(
@@ -151,18 +160,6 @@ def load(
   if keep_original:
     fetched = fetched._replace(origin=image)
   return LoadedImage(source, fetched, (image.shape[0], image.shape[1]), ops.apply(image))
-
-
-def _list_sources(inputs: object, is_single: bool, skip: Path | None) -> Iterator[Source]:
-  counters = collections.defaultdict(itertools.count)
-  for origin in _flatten(inputs):
-    for source in _expand_origin(origin, counters, skip):
-      if is_single and source.origin is origin:  # Not an image that was listed from a folder.
-        if isinstance(origin, Path):
-          _open_regular(origin, source.name).close()
-        elif isinstance(origin, np.ndarray):
-          _to_rgb(origin, source.name)
-      yield source
 
 
 def _flatten(inputs: object) -> Iterator[Origin]:
@@ -261,27 +258,17 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
       continue
     visited.add(resolved)
     try:
-      images, folders = _list_folder(folder)
+      with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith('.')]
     except OSError:
       yield Source(_printable(folder), folder, subfolder.parent)
       continue
-    pending_folders += [folder / name for name in reversed(folders)]
-    for name in images:
-      yield Source(_printable(folder / name), folder / name, subfolder)
-
-
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-  """Return the names of the images and of the subfolders in a folder, without hidden ones."""
-  with os.scandir(folder) as entries:
-    visible = [entry for entry in entries if not entry.name.startswith('.')]
-  visible.sort(key=lambda entry: scanning.natural_sort_key(Path(entry.name)))
-  folders = [entry.name for entry in visible if _is_folder(entry)]
-  images = [
-    entry.name
-    for entry in visible
-    if entry.name.lower().endswith(scanning.SUFFIXES) and not _is_folder(entry)
-  ]
-  return images, folders
+    visible.sort(key=lambda entry: scanning.natural_sort_key(Path(entry.name)))
+    pending_folders += [folder / entry.name for entry in reversed(visible) if _is_folder(entry)]
+    for entry in visible:
+      if entry.name.lower().endswith(scanning.SUFFIXES) and not _is_folder(entry):
+        path = folder / entry.name
+        yield Source(_printable(path), path, subfolder)
 
 
 def _is_folder(entry: Path | os.DirEntry) -> bool:
