@@ -60,22 +60,6 @@ class Access(NamedTuple):
 PUBLIC_ONLY = Access()
 
 
-class _Target(NamedTuple):
-  """Components of a URL that a request needs.
-
-  Attributes:
-    scheme: 'http' or 'https'.
-    host: host name in ASCII, or an address without brackets.
-    port: port in the URL, or the default of the scheme.
-    path: quoted path and query.
-  """
-
-  scheme: str
-  host: str
-  port: int
-  path: str
-
-
 def get(url: str, access: Access = PUBLIC_ONLY) -> bytes:
   """Return the content of a URL; redirects are followed, proxies are ignored.
 
@@ -91,7 +75,7 @@ def get(url: str, access: Access = PUBLIC_ONLY) -> bytes:
   current_url = url
   try:
     for _ in range(1 + _MAX_REDIRECTS):
-      with _request(_parse_target(current_url), access, deadline) as response:
+      with _request(current_url, access, deadline) as response:
         if response.status not in _REDIRECT_STATUSES:
           return _read_content(response, access.max_bytes)
         current_url = urllib.parse.urljoin(current_url, response.headers.get('Location', ''))
@@ -124,7 +108,8 @@ def redact_url(url: str) -> str:
   return (text if len(text) <= 200 else text[:200] + '...') + ('?...' if components.query else '')
 
 
-def _parse_target(url: str) -> _Target:
+def _parse(url: str) -> tuple[str, str, int, str]:
+  """Return scheme, host in ASCII and without brackets, port, and quoted path with query."""
   try:
     components = urllib.parse.urlsplit(url)
     host = (components.hostname or '').encode('idna').decode('ascii')
@@ -139,40 +124,41 @@ def _parse_target(url: str) -> _Target:
     raise DataError('it has no host')
   if '@' in components.netloc:
     raise DataError('it contains a user or a password, which are never sent; remove them')
-  return _Target(components.scheme, host, port or _DEFAULT_PORTS[components.scheme], path)
+  return components.scheme, host, port or _DEFAULT_PORTS[components.scheme], path
 
 
 @contextlib.contextmanager
-def _request(target: _Target, access: Access, deadline: float) -> Iterator[HTTPResponse]:
-  addresses = _resolve_addresses(target, access)
+def _request(url: str, access: Access, deadline: float) -> Iterator[HTTPResponse]:
+  scheme, host, port, path = _parse(url)
+  addresses = _resolve_addresses(host, port, access)
   with contextlib.ExitStack() as stack:
     sock = stack.enter_context(_connect_to_any(addresses, deadline))
-    if target.scheme == 'https':
+    if scheme == 'https':
       context = ssl.create_default_context()
       sock.settimeout(_remaining_s(deadline))  # Limits the handshake as a whole.
-      sock = stack.enter_context(context.wrap_socket(sock, server_hostname=target.host))
+      sock = stack.enter_context(context.wrap_socket(sock, server_hostname=host))
     stack.enter_context(_close_at_deadline(sock, deadline))
-    connection = http.client.HTTPConnection(target.host, target.port)
-    connection.default_port = _DEFAULT_PORTS[target.scheme]  # The Host header omits it.
+    connection = http.client.HTTPConnection(host, port)
+    connection.default_port = _DEFAULT_PORTS[scheme]  # The Host header omits it.
     connection.sock = sock
-    connection.request('GET', target.path, headers=_HEADERS)
+    connection.request('GET', path, headers=_HEADERS)
     with connection.getresponse() as response:
       yield response
 
 
-def _resolve_addresses(target: _Target, access: Access) -> Sequence[_Address]:
+def _resolve_addresses(host: str, port: int, access: Access) -> Sequence[_Address]:
   """Return the allowed addresses of a host.
 
   The connection uses these addresses: a second lookup could return other, unchecked ones.
   """
   try:
-    addresses = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
   except (OSError, UnicodeError):
-    raise DataError(f'the host {target.host} cannot be resolved') from None
+    raise DataError(f'the host {host} cannot be resolved') from None
   allowed = [address for address in addresses if access.private or _is_public(address[4][0])]
   if not allowed:  # Clients of a server must not learn the address from the message.
     raise DataError(
-      f'{target.host} is not on the public internet; allow private addresses '
+      f'{host} is not on the public internet; allow private addresses '
       f'({Setting("access.private", True)}) if everyone who can pass URLs may read what they serve'
     )
   return allowed
