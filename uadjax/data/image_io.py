@@ -139,7 +139,7 @@ def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.
   raise error_type(f'Cannot read {name}: {reason.rstrip(".")}.') from cause
 
 
-def _is_empty(file: str | Path | BinaryIO) -> bool:
+def _is_empty(file: str | Path | BinaryIO | io.BytesIO) -> bool:
   with contextlib.suppress(OSError):  # The size of a pipe or a deleted file is unknown.
     if isinstance(file, str | Path):
       return Path(file).stat().st_size == 0

@@ -116,12 +116,12 @@ def _tear_hole(rng: Generator, draw: DrawFn, view: View) -> Surface:
   return surface._replace(height=height, color=color + 0.25 * rim[..., None] * (0.45 - color))
 
 
-STEEL = scene.Product(
+_STEEL = scene.Product(
   draw_steel,
   {**defects.common_defects((0.75,), (0.35,)), 'deformation': defects.add_dent},
   lamp=(-0.75, 0.15, 0.8),
 )
-WOOD = scene.Product(
+_WOOD = scene.Product(
   draw_wood,
   {
     **defects.common_defects((0.60, 0.43, 0.27), (0.15, 0.13, 0.13)),
@@ -130,8 +130,9 @@ WOOD = scene.Product(
   },
   lamp=(-0.9, 0.5, 0.9),
 )
-FABRIC = scene.Product(
+_FABRIC = scene.Product(
   draw_fabric,
   {**defects.common_defects(None, (0.05,)), 'deformation': _pull_threads, 'missing': _tear_hole},
   lamp=(-0.9, -0.7, 1.2),
 )
+PRODUCTS = {'fabric': _FABRIC, 'steel': _STEEL, 'wood': _WOOD}

@@ -15,13 +15,7 @@ from uadjax.data.demo import board, materials, noise, scene, washer
 from uadjax.data.demo.scene import Color, Surface, View
 from uadjax.data.records import GOOD
 
-PRODUCTS = {
-  'board': board.PRODUCT,
-  'disc': washer.PRODUCT,
-  'fabric': materials.FABRIC,
-  'steel': materials.STEEL,
-  'wood': materials.WOOD,
-}
+PRODUCTS = {'board': board.PRODUCT, 'disc': washer.PRODUCT, **materials.PRODUCTS}
 
 _GAMMA, _MAX_LEVEL = 1 / 2.2, 255
 # Levels of 255 by which the neighborhood of a pixel must differ to be masked; twice the noise.
