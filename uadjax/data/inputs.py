@@ -164,21 +164,20 @@ def load(
 
 def _flatten(inputs: object) -> Iterator[Origin]:
   """Flatten nested containers with an explicit stack, so that depth is not limited by recursion."""
-  stack: list[tuple[object, Iterator[object]]] = [(None, iter([inputs]))]
-  open_ids = {id(None)}
+  # Open containers and their remaining items, by the id of the container, the innermost last.
+  stack: dict[int, tuple[object, Iterator[object]]] = {id(None): (None, iter([inputs]))}
   while stack:
-    for item in stack[-1][1]:
+    for item in next(reversed(stack.values()))[1]:
       items = _container_items(item)
       if items is None:
         yield _to_origin(item)
-      elif id(item) in open_ids:
+      elif id(item) in stack:
         raise DataError(f'A {type(item).__name__} of images contains itself.')
       else:
-        stack.append((item, items))
-        open_ids.add(id(item))
+        stack[id(item)] = item, items
         break
     else:
-      open_ids.remove(id(stack.pop()[0]))
+      stack.popitem()
 
 
 def _container_items(item: object) -> Iterator[object] | None:

@@ -43,8 +43,7 @@ def draw_sheet(
   height, width = next(iter(images.values())).shape[:2]
   num_rows = len(images) if width > 2 * height else 1
   num_columns = len(images) // num_rows
-  em = max(num_columns * width / 80, num_rows * height / 60)
-  em = round(min(max(em, _MIN_EM), _MAX_EM))
+  em = round(min(max(num_columns * width / 80, num_rows * height / 60, _MIN_EM), _MAX_EM))
   title_widths = [math.ceil(_font(0.85 * em).getlength(title)) for title in images]
   x_step, y_step = max(width, *title_widths) + em, height + 2 * em
   min_height = 6 * em if scale else 0  # The labels of a shorter color bar would overlap.
