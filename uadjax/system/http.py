@@ -34,7 +34,6 @@ _SAFE_CHARACTERS = "%/?:@!$&'()*+,;=~"
 # Public IPv6 addresses are in 2000::/3 only. Outside it are this machine, the local network, and
 # embedded IPv4 addresses (mapped, NAT64). Teredo and 6to4, inside it, embed IPv4 addresses too.
 _GLOBAL_UNICAST = ipaddress.IPv6Network('2000::/3')
-_TUNNEL_NETWORKS = (ipaddress.IPv6Network('2001::/32'), ipaddress.IPv6Network('2002::/16'))
 # As `socket.getaddrinfo` returns it: family, type, protocol, canonical name, address.
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 
@@ -168,8 +167,7 @@ def _is_public(address: str | int) -> bool:
   ip = ipaddress.ip_address(address)
   if isinstance(ip, ipaddress.IPv4Address):
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
-  is_tunnel = any(ip in network for network in _TUNNEL_NETWORKS)
-  return ip.is_global and ip in _GLOBAL_UNICAST and not is_tunnel
+  return ip.is_global and ip in _GLOBAL_UNICAST and not (ip.teredo or ip.sixtofour)
 
 
 def _connect_to_any(addresses: Sequence[_Address], deadline: float) -> socket.socket:

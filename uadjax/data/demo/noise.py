@@ -1,6 +1,6 @@
 """Building blocks of natural textures: noise, soft edges, strokes, blots.
 
-Letters: h w height and width of an image or a window of it; n values.
+Letters: h w height and width of an image or a window of it; c channels; n values.
 """
 
 from collections.abc import Sequence
@@ -63,9 +63,9 @@ def smoothstep(plane: Plane) -> Plane:
   return ramp * ramp * (3 - 2 * ramp)
 
 
-def blur(plane: Plane, sigma: float) -> Plane:
-  """Blur with a Gaussian; values beyond the border repeat those at the border."""
-  return ndimage.gaussian_filter(plane, sigma, mode='nearest', truncate=3)
+def blur(image: Float[np.ndarray, 'h w *c'], sigma: float) -> Float[np.ndarray, 'h w *c']:
+  """Blur each channel with a Gaussian; values beyond the border repeat those at the border."""
+  return ndimage.gaussian_filter(image, sigma, mode='nearest', truncate=3, axes=(0, 1))
 
 
 def blot_distance(

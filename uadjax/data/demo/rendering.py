@@ -9,7 +9,6 @@ import zlib
 from jaxtyping import Bool, UInt8
 import numpy as np
 from numpy.random import Generator
-from scipy import ndimage
 
 from uadjax.data.demo import board, materials, noise, scene, washer
 from uadjax.data.demo.scene import Color, Surface, View
@@ -91,7 +90,7 @@ def _expose(rng: Generator, light: Color) -> Color:
   vignette = 1 - 0.3 * (y**2 + x**2) + tilt_y * y + tilt_x * x
   channel_gain = rng.normal(1, 0.012, channels) * rng.normal(1, 0.025)
   sigma = rng.uniform(0.55, 0.8) * max(size / 256, 0.5)
-  blurred = ndimage.gaussian_filter(light, (sigma, sigma, 0), mode='nearest', truncate=3)
+  blurred = noise.blur(light, sigma)
   exposure = np.clip(blurred * vignette[..., None] * channel_gain, 0, None)
   compressed = np.where(exposure > 0.7, 0.7 + 0.3 * np.tanh((exposure - 0.7) / 0.3), exposure)
   return compressed**_GAMMA * _MAX_LEVEL
