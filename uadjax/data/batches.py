@@ -25,8 +25,6 @@ from uadjax.types import Batch
 
 Tensor: TypeAlias = Any  # A tf.Tensor; TensorFlow is imported on demand and has no types.
 
-_PREFETCH = 2  # Batches; more would only use memory.
-
 _open_streams: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 
@@ -117,7 +115,8 @@ def _batch_stream(
   end = np.iinfo(np.int64).max if num_steps is None else num_steps * rows
   dataset = tf.data.Dataset.range(start * rows, end)
   dataset = dataset.map(load_image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-  dataset = dataset.batch(rows, drop_remainder=True).prefetch(_PREFETCH)
+  # More than two batches ahead would only use memory.
+  dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
 
   def generate() -> Generator[Batch, None, None]:
     for image, index in dataset.as_numpy_iterator():

@@ -25,7 +25,6 @@ Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # Does not match 'C:\\'.
 _CONTAINERS = list | tuple | Iterator
-_LIST_SUFFIX = '.txt'  # Suffix of a file that lists images.
 
 
 class Source(NamedTuple):
@@ -219,7 +218,7 @@ def _expand_origin(
     images = _walk_folder(origin, skip)
     yield next(images, Source(_printable(origin), origin))  # `read` raises the error if empty.
     yield from images
-  elif isinstance(origin, Path) and origin.suffix.lower() == _LIST_SUFFIX and origin.is_file():
+  elif isinstance(origin, Path) and origin.suffix.lower() == '.txt' and origin.is_file():
     yield from _read_list(origin)
   elif isinstance(origin, str):
     # `read` refuses a URL with a password; its name must not reveal the password.

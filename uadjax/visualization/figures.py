@@ -27,22 +27,17 @@ _DPI = 128  # A figure of ten inches is 1280 pixels wide.
 _RC_GROUPS = 'axes|figure|font|grid|legend|lines|patch|path|savefig|svg|text|xt|yt'
 _RC_PARAMS: dict[Any, Any] = {
   **{k: v for k, v in matplotlib.rcParamsDefault.items() if re.match(_RC_GROUPS, k)},
+  **dict.fromkeys(['axes.labelcolor', 'text.color', 'xtick.color', 'ytick.color'], TEXT_COLOR),
+  **dict.fromkeys(['axes.spines.right', 'axes.spines.top', 'legend.frameon'], False),
   'axes.axisbelow': True,
   'axes.edgecolor': MUTED_COLOR,
-  'axes.labelcolor': TEXT_COLOR,
-  'axes.spines.right': False,
-  'axes.spines.top': False,
   'axes.titlelocation': 'left',
   'axes.titlesize': 11,
   'axes.titleweight': 'bold',
   'font.size': 9.5,
   'legend.fontsize': 8.5,
-  'legend.frameon': False,
   'svg.hashsalt': 'uadjax',
-  'text.color': TEXT_COLOR,
   'text.parse_math': False,  # Names of defects may contain dollar signs.
-  'xtick.color': TEXT_COLOR,
-  'ytick.color': TEXT_COLOR,
 }
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
   'png': {'metadata': {'Software': None}, 'pil_kwargs': {'compress_level': 3}},
