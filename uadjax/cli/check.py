@@ -10,6 +10,7 @@ import typer
 
 from uadjax import config as configs, data
 from uadjax.cli import console, runtime
+from uadjax.cli.options import CheckOptions
 from uadjax.data import problems
 from uadjax.data.checks import report as reports
 from uadjax.data.problems import Problem
@@ -20,21 +21,18 @@ from uadjax.system import files, progress
 _SEVERITY_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 
 
-def check_dataset(
-  dataset: Path, category: str, layout: str, output: Path | None, as_json: bool
-) -> None:
+def run(options: CheckOptions) -> None:
   """Check each named category; exit with status 1 if a check finds errors."""
-  if not dataset.is_dir():
-    raise DataError(f'{dataset} is not a folder; name a folder that holds images.')
-  settings = DataSettings(str(dataset), category)
-  settings = configs.replace(settings, {'layout': layout})
-  all_passed = True
-  category_names = data.expand(settings)
-  for category_name in category_names:
-    folder = output / category_name if output and len(category_names) > 1 else output
-    all_passed &= _check_category(
-      dataclasses.replace(settings, category=category_name), folder, as_json
-    )
+  if not options.dataset.is_dir():
+    raise DataError(f'{options.dataset} is not a folder; name a folder that holds images.')
+  settings = DataSettings(str(options.dataset), options.category)
+  settings = configs.replace(settings, {'layout': options.layout})
+  all_passed, output = True, options.output
+  categories = data.expand(settings)
+  for category in categories:
+    folder = output / category if output and len(categories) > 1 else output
+    category_settings = dataclasses.replace(settings, category=category)
+    all_passed &= _check_category(category_settings, folder, options.as_json)
   if not all_passed:
     raise typer.Exit(runtime.EXIT_FAILURE)
 

@@ -1,11 +1,9 @@
 """The command `uadjax fit`: fits a model, then prints its metrics and output paths."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from rich import box, table
 
-from uadjax.cli import console, runtime
+from uadjax.cli import console, predict, runtime
+from uadjax.cli.options import FitOptions
 from uadjax.distributed import mesh
 from uadjax.experiment import fit_model
 
@@ -17,18 +15,16 @@ _METRIC_TITLES = {
 }
 
 
-def fit(
-  dataset: Path,
-  model: str,
-  workdir: Path | None,
-  device: str | None,
-  overrides: Mapping[str, str],
-  as_json: bool,
-) -> None:
+def run(options: FitOptions) -> None:
   """Fit a model, then print its metrics and the paths of its report and directory."""
+  overrides = predict.parse_overrides(options.override)
+  if options.category:
+    overrides['data.category'] = options.category
   mesh.use_cores_as_devices()
-  result, run_dir = fit_model.run_training(dataset, model, workdir, device, overrides)
-  if as_json:
+  result, run_dir = fit_model.run_training(
+    options.dataset, options.model, options.workdir, options.device, overrides
+  )
+  if options.as_json:
     console.print_json({'workdir': str(run_dir), **result})
     return
   metrics = result.get('metrics')

@@ -6,12 +6,12 @@ import itertools
 from pathlib import Path
 import re
 import sys
-from typing import NamedTuple
 
 import typer
 
 from uadjax import sweep as sweeps
 from uadjax.cli import console, predict, runtime
+from uadjax.cli.options import SweepOptions
 from uadjax.data import layouts
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted, UserError
@@ -19,33 +19,20 @@ from uadjax.sweep import results, slots
 from uadjax.system import logging, progress
 
 
-class SweepOptions(NamedTuple):
-  """Options that select the runs of a sweep; see `options`."""
-
-  dataset: Path
-  models: str
-  categories: str
-  seeds: str
-  workdir: Path
-  override: Sequence[str] | None
-
-
-def run_sweep(
-  options: SweepOptions, device: str, jobs: int, shard: str, table_only: bool, as_json: bool
-) -> None:
+def run(options: SweepOptions) -> None:
   """Run this host's shard of a sweep, and write the table of all finished runs."""
   workdir = options.workdir
   # Absolute, so that the settings do not depend on the working directory.
   root = str(options.dataset.resolve())
-  settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
+  settings = {'data.root': root, **predict.parse_overrides(options.override)}
   runs = _plan_runs(options, settings)
   overrides = [f'--config.{key}={value}' for key, value in settings.items()]
   # Asking JAX would occupy the devices, which the runs need.
-  host_shard = processes.resolve_shard(shard, may_ask_jax=False)
+  host_shard = processes.resolve_shard(options.shard, may_ask_jax=False)
   failures: list[str] = []
   try:
-    if not table_only:
-      device_slots = slots.device_slots(device, jobs)
+    if not options.table_only:
+      device_slots = slots.device_slots(options.device, options.jobs)
       failures = _run_missing(runs, workdir, overrides, device_slots, host_shard)
   except Interrupted as interruption:
     interruption.hint = (f'Repeat the command to resume {workdir}.',)
@@ -56,12 +43,12 @@ def run_sweep(
     (run.config_label, run.category, run.seed, summary) for run, summary in finished.items()
   )
   if not rows:
-    hint = 'Run without --table-only first.' if table_only else ' '.join(failures[:1])
+    hint = 'Run without --table-only first.' if options.table_only else ' '.join(failures[:1])
     raise UserError(f'{workdir} has no finished run of this sweep. {hint}')
   machines = sweeps.record_sweep(workdir, overrides, add_machine=False)
   description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
   text = results.write_tables(rows, workdir, description)
-  if as_json:
+  if options.as_json:
     counts = {'runs': len(runs), 'finished': len(finished), 'failed': failures}
     console.print_json({**counts, 'table': str(workdir / 'table.csv')})
   else:
