@@ -1,11 +1,13 @@
 """The command `uadjax check`: a table of problem counts, then all messages."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 import dataclasses
+import itertools
+import operator
 from pathlib import Path
 
-from rich import box, table, text
+from rich import text
 import typer
 
 from uadjax import config as configs, data
@@ -60,50 +62,33 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
     return report.passed
   sign, style = console.SIGNS['OK' if report.passed else 'NG']
   message = 'Check dataset passed !' if report.passed else 'Check dataset failed.'
-  console.print_line(
-    text.Text.assemble(
-      (f'{sign} {message}', style), f' {runtime.to_printable(str(report.directory))}'
-    )
-  )
-  console.print_line(_count_table(len(train), len(test), defect_counts))
+  directory = runtime.to_printable(str(report.directory))
+  console.print_line(text.Text.assemble((f'{sign} {message}', style), f' {directory}'))
+  rows: list[tuple[str | text.Text, int]] = [
+    ('train: good', len(train)),
+    ('test: good', len(test) - defect_counts.total()),
+  ]
+  for defect, count in sorted(defect_counts.items()):
+    rows.append((text.Text(f'test: {runtime.to_printable(defect)}'), count))
+  console.print_line(console.two_columns('images', 'count', rows))
   _print_problems(report.problems)
   if folder:
     console.print_line(f'Sample pictures and all problems: {runtime.to_printable(str(folder))}')
   return report.passed
 
 
-def _count_table(num_train: int, num_test: int, defect_counts: Mapping[str, int]) -> table.Table:
-  """Return a table of the number of images per split and defect type."""
-  rich_table = table.Table(box=box.SIMPLE_HEAD)
-  rich_table.add_column('images')
-  rich_table.add_column('count', justify='right')
-  rich_table.add_row('train: good', str(num_train))
-  rich_table.add_row('test: good', str(num_test - sum(defect_counts.values())))
-  for defect, count in sorted(defect_counts.items()):
-    rich_table.add_row(text.Text(f'test: {runtime.to_printable(defect)}'), str(count))
-  return rich_table
-
-
-def _print_problems(all_problems: Sequence[Problem]) -> None:
+def _print_problems(all_problems: Iterable[Problem]) -> None:
   """Print a table of problem counts, then all messages without wrapping, to keep paths intact."""
-  messages_by_kind: dict[tuple[str, str], list[str]] = {}
-  for problem in sorted(all_problems, key=lambda p: (p.severity, p.kind)):
-    messages_by_kind.setdefault((problem.severity, problem.kind), []).append(problem.message)
-  if not messages_by_kind:
+  kind_of = operator.attrgetter('severity', 'kind')
+  kinds: list[tuple[text.Text, list[str]]] = []
+  for (severity, kind), group in itertools.groupby(sorted(all_problems, key=kind_of), kind_of):
+    sign, style = _SEVERITY_SIGNS[severity]
+    messages = [runtime.to_printable(problem.message) for problem in group]
+    kinds.append((text.Text(f'{sign} {severity}, {kind}', style), messages))
+  if not kinds:
     return
-  rich_table = table.Table(box=box.SIMPLE_HEAD)
-  rich_table.add_column('problem')
-  rich_table.add_column('count', justify='right')
-  for (severity, kind), messages in messages_by_kind.items():
-    rich_table.add_row(_kind_heading(severity, kind), str(len(messages)))
-  console.print_line(rich_table)
-  for (severity, kind), messages in messages_by_kind.items():
-    console.print_line(_kind_heading(severity, kind))
-    console.print_line(
-      f'  {problems.join_messages([runtime.to_printable(message) for message in messages])}\n'
-    )
-
-
-def _kind_heading(severity: str, kind: str) -> text.Text:
-  sign, style = _SEVERITY_SIGNS[severity]
-  return text.Text(f'{sign} {severity}, {kind}', style)
+  counts = [(heading, len(messages)) for heading, messages in kinds]
+  console.print_line(console.two_columns('problem', 'count', counts))
+  for heading, messages in kinds:
+    console.print_line(heading)
+    console.print_line(f'  {problems.join_messages(messages)}\n')

@@ -1,6 +1,6 @@
 """Console output of the commands: colored text on a terminal, JSON lines for programs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import sys
 
 from rich import box, console, table, text
@@ -36,16 +36,23 @@ def print_json(value: object) -> None:
 
 def verdict_line(result: Result) -> text.Text:
   """Format label, score and path of an image; the path comes last because it may be long."""
-  if result.error:
-    return _verdict_text(UNREADABLE, result.error)
-  return _verdict_text(result.label, f'{result.score:>10.4g}  {result.input_path}')
-
-
-def _verdict_text(label: str, details: str) -> text.Text:
+  label = UNREADABLE if result.error else result.label
+  details = result.error or f'{result.score:>10.4g}  {result.input_path}'
   sign, style = SIGNS[label]
-  return text.Text.assemble(
-    (f'{sign} {label:<{_WIDTH}}', style), '  ', runtime.to_printable(details)
-  )
+  printable = runtime.to_printable(details)
+  return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', printable)
+
+
+def two_columns(
+  title: str, value_title: str, rows: Iterable[tuple[str | text.Text, object]]
+) -> table.Table:
+  """Return a table of names and values; the values are aligned to the right."""
+  rich_table = table.Table(box=box.SIMPLE_HEAD)
+  rich_table.add_column(title)
+  rich_table.add_column(value_title, justify='right')
+  for name, value in rows:
+    rich_table.add_row(name, str(value))
+  return rich_table
 
 
 def summary_table(counts: Mapping[str, int]) -> table.Table:
