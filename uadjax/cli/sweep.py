@@ -40,7 +40,8 @@ def run(options: SweepOptions) -> None:
   summaries = {run: results.load_summary(run.run_dir(workdir)) for run in runs}
   finished = {run: summary for run, summary in summaries.items() if summary}
   rows = results.summarize_runs(
-    (run.config_label, run.category, run.seed, summary) for run, summary in finished.items()
+    (sweeps.config_label(run.config), run.category, run.seed, summary)
+    for run, summary in finished.items()
   )
   if not rows:
     hint = 'Run without --table-only first.' if options.table_only else ' '.join(failures[:1])

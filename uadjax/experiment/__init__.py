@@ -35,27 +35,21 @@ Run = Callable[[Settings, Path], Result]
 
 
 def run(config: Settings, workdir: Path) -> Result:
-  """Run `config.mode` on the configured device, and return the result for JSON.
+  """Run `config.mode` on the configured device; write a log and a result file into `workdir`.
+
+  Call `validation.validate` first, so that a run that cannot start leaves nothing behind.
 
   Raises:
     UserError: the data, the settings or the machine do not allow the run.
     Interrupted: the run was asked to stop.
   """
-  # Arrays that are created outside a mesh must be on the chosen device, too.
-  with jax.default_device(meshes.local_devices(meshes.select_devices(config.device))[0]):
-    return _RUN_BY_MODE[config.mode](config, workdir)
-
-
-def run_logged(config: Settings, workdir: Path) -> Result:
-  """Run `config.mode` as `run` does, and write a log and a result file into `workdir`.
-
-  Call `validation.validate` first, so that a run that cannot start leaves nothing behind.
-  """
   mode = config.mode
   workdirs.create(workdir)
   with signals.raise_on_signal(), log.logging_to(workdir / f'{mode}.log'):
     try:
-      result = run(config, workdir)
+      # Arrays that are created outside a mesh must be on the chosen device, too.
+      with jax.default_device(meshes.local_devices(meshes.select_devices(config.device))[0]):
+        result = _RUN_BY_MODE[mode](config, workdir)
       workdirs.write_result(workdir, mode, result)
     except (Exception, Interrupted) as error:
       with contextlib.suppress(OSError):  # The disk may be full or read-only.
@@ -101,10 +95,13 @@ def check_dataset(config: Settings, workdir: Path) -> Result:
 
 
 def evaluate_model(config: Settings, workdir: Path) -> Result:
-  """Evaluate the model directory `evaluate.model_dir` on the test set of the configuration."""
+  """Evaluate `evaluate.model_dir` on a test set, with the thresholds of the configuration."""
 
   def evaluate_category(config: Settings, workdir: Path) -> Result:
-    model = _load_for_evaluation(config, workdir)
+    options = config.evaluate
+    model = _load_on_mesh(config, options.model_dir or workdir / 'model')
+    thresholds = options.image_threshold, options.review_threshold, options.pixel_threshold
+    model = model._replace(thresholds=calibration.override(model.thresholds, *thresholds))
     if config.data.ops != model.config.data.ops:
       log.LOG.info(
         'Using data.ops of the model, %s; the value in the config is ignored.', model.ops
@@ -194,14 +191,6 @@ def export_model(config: Settings, workdir: Path) -> Result:
   return {'model_dir': str(model.directory), **export_result.to_dict()}
 
 
-def _load_for_evaluation(config: Settings, workdir: Path) -> model_dir.Model:
-  """Load the model to evaluate, and apply the thresholds of the configuration to it."""
-  options = config.evaluate
-  model = _load_on_mesh(config, options.model_dir or workdir / 'model')
-  thresholds = options.image_threshold, options.review_threshold, options.pixel_threshold
-  return model._replace(thresholds=calibration.override(model.thresholds, *thresholds))
-
-
 def _load_on_mesh(config: Settings, directory: Path | str) -> model_dir.Model:
   """Load a model onto the configured devices, sharded as in fitting."""
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
@@ -235,7 +224,7 @@ def _run_over_categories(run_category: Run, config: Settings, workdir: Path) -> 
       failures[category] = str(error)
       workdirs.write_failure(category_dir, config.mode, error)
       log.LOG.error('%s: %s', category, error)
-  result = _with_metrics(config, workdir, {'categories': results}, results)
+  result = _with_metrics(config, workdir, {'categories': results})
   if failures:
     messages = ' '.join(f'{category}: {message}' for category, message in failures.items())
     raise UserError(f'{len(failures)} of {len(categories)} categories failed. {messages}')
@@ -259,18 +248,17 @@ def _run_in_group(run_category: Run, config: Settings, workdir: Path) -> Result:
   return result
 
 
-def _with_metrics(
-  config: Settings, workdir: Path, result: Result, results: Mapping[str, Result] | None = None
-) -> Result:
-  """Write the metrics of a run, or of the `results` of a group, as CSV.
+def _with_metrics(config: Settings, workdir: Path, result: Result) -> Result:
+  """Write the metrics of a run, or of the categories of a group, as CSV.
 
   Returns:
     The result with the mean of the metrics, and with the metrics by category.
   """
   label = workdirs.category_name(config)
+  category_results = result.get('categories', {config.data.category: result})
   metrics = {
     category or label: category_result['metrics']
-    for category, category_result in (results or {config.data.category: result}).items()
+    for category, category_result in category_results.items()
     if 'metrics' in category_result
   }
   if not metrics:

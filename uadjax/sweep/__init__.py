@@ -7,6 +7,7 @@ resumes from the latest.
 
 from collections.abc import Generator, Mapping, Sequence
 from concurrent import futures
+import itertools
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from uadjax.errors import refuse, Setting
 from uadjax.sweep import results, slots
@@ -48,17 +49,13 @@ class Run(NamedTuple):
   category: str
   seed: int
 
-  @property
-  def config_label(self) -> str:
-    """The name of the config in tables, such as 'patchcore:ten'."""
-    return config_label(self.config)
-
   def run_dir(self, workdir: Path) -> Path:
     """Return the work directory of the run below that of the sweep."""
-    return workdir / self.config_label.replace(':', '_') / self.category / f'seed_{self.seed}'
+    config_name = config_label(self.config).replace(':', '_')
+    return workdir / config_name / self.category / f'seed_{self.seed}'
 
   def __str__(self) -> str:
-    return f'{self.config_label} {self.category} seed {self.seed}'
+    return f'{config_label(self.config)} {self.category} seed {self.seed}'
 
 
 class Outcome(NamedTuple):
@@ -91,12 +88,8 @@ def plan_runs(
   """
   for config_name in config_names:
     run_settings.load(config_name, settings.items())
-  return [
-    Run(config_name, category, seed)
-    for seed in seeds
-    for category in categories
-    for config_name in config_names
-  ]
+  combinations = itertools.product(seeds, categories, config_names)
+  return [Run(config_name, category, seed) for seed, category, config_name in combinations]
 
 
 def unfinished_runs(
@@ -230,17 +223,15 @@ def record_sweep(workdir: Path, overrides: Sequence[str], add_machine: bool) -> 
     ConfigError: `workdir` holds finished runs of a sweep with other overrides.
   """
   path = workdir / _SWEEP_FILE
-  previous_sweep: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-  finished_summaries = (
-    results.load_summary(path.parent) for path in workdir.glob('*/*/*/train_result.json')
-  )
-  if previous_sweep and previous_sweep['overrides'] != list(overrides) and any(finished_summaries):
-    previous = previous_sweep['overrides']
-    message = f'{workdir} holds a sweep with the overrides {previous}, not {list(overrides)}.'
-    refuse('workdir', workdir, message, 'Use another ', Setting('workdir'), '.')
-  machines: list[str] = previous_sweep.get('machines', [])
+  record: dict[str, list[str]] = {'overrides': [*overrides], 'machines': []}
+  previous = json.loads(path.read_text()) if path.is_file() else record
+  summaries = (results.load_summary(p.parent) for p in workdir.glob('*/*/*/train_result.json'))
+  if previous['overrides'] != record['overrides'] and any(summaries):
+    sweep = f'a sweep with the overrides {previous["overrides"]}, not {record["overrides"]}'
+    refuse('workdir', workdir, f'{workdir} holds {sweep}.', 'Use another ', Setting('workdir'), '.')
+  record['machines'] = previous['machines']
   if add_machine:
-    machines = list(dict.fromkeys([*machines, slots.describe_machine()]))
+    record['machines'] = list(dict.fromkeys([*previous['machines'], slots.describe_machine()]))
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {'overrides': list(overrides), 'machines': machines})
-  return machines
+    files.write_json(path, record)
+  return record['machines']
