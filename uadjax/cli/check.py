@@ -27,8 +27,8 @@ def run(options: CheckOptions) -> None:
   """Check each named category; exit with status 1 if a check finds errors."""
   if not options.dataset.is_dir():
     raise DataError(f'{options.dataset} is not a folder; name a folder that holds images.')
-  settings = DataSettings(str(options.dataset), options.category)
-  settings = configs.replace(settings, {'layout': options.layout})
+  values = {'root': options.dataset, 'category': options.category, 'layout': options.layout}
+  settings = configs.replace(DataSettings(), values)
   all_passed, output = True, options.output
   categories = data.expand(settings)
   for category in categories:

@@ -73,8 +73,13 @@ def _run_without_command(command: options.RootOptions) -> None:
       message = f'pass this option after {context.invoked_subcommand!r}.'
       raise typer.BadParameter(message, param_hint=name)
   elif paddlex.get_pipeline_config is not None:
+    from uadjax.inference import pipelines
+
+    if paddlex.get_pipeline_config not in pipelines.NAMES:
+      name = paddlex.get_pipeline_config
+      raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
     folder = paddlex.config_save_path or scoring.save_path or Path()
-    _write_pipeline_config(paddlex.get_pipeline_config, folder)
+    print(f'Settings: {pipelines.write_settings(folder)}')
   elif paddlex.inputs:
     from uadjax.cli import predict
 
@@ -84,14 +89,6 @@ def _run_without_command(command: options.RootOptions) -> None:
     raise typer.BadParameter('missing; name an image, a URL or a folder.', param_hint='--input')
   else:
     print(context.get_help())
-
-
-def _write_pipeline_config(name: str, folder: Path) -> None:
-  from uadjax.inference import pipelines
-
-  if name not in pipelines.NAMES:
-    raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
-  print(f'Settings: {pipelines.write_settings(folder)}')
 
 
 def _run_module(name: str, command: tuple[object, ...]) -> None:

@@ -64,7 +64,11 @@ def predict_images(
   with contextlib.closing(_save_results(results, folder, not options.no_pictures)) as saved_results:
     counts = _print_results(saved_results, total, folder, options)
   if not options.as_json:
-    _print_summary(counts, time.perf_counter() - start, pipeline.model.model.thresholds, folder)
+    rate = counts.total() / (time.perf_counter() - start)
+    console.print_line(console.summary_table(counts))
+    console.print_line(f'{rate:.1f} images/s; {_describe(pipeline.model.model.thresholds)}.')
+    if folder:
+      console.print_line(f'Results: {runtime.to_printable(str(folder))}')
   _exit_by_counts(counts, options.fail_on)
 
 
@@ -161,20 +165,11 @@ def _print_results(
   return counts
 
 
-def _print_summary(
-  counts: collections.Counter[str],
-  seconds: float,
-  thresholds: calibration.Thresholds,
-  folder: Path | None,
-) -> None:
-  console.print_line(console.summary_table(counts))
-  review_text = ''
+def _describe(thresholds: calibration.Thresholds) -> str:
+  text = f'NG above {thresholds.image_threshold:.4g}'
   if thresholds.review_threshold < thresholds.image_threshold:
-    review_text = f', review above {thresholds.review_threshold:.4g}'
-  rate = f'{counts.total() / seconds:.1f} images/s'
-  console.print_line(f'{rate}; NG above {thresholds.image_threshold:.4g}{review_text}.')
-  if folder:
-    console.print_line(f'Results: {runtime.to_printable(str(folder))}')
+    text += f', review above {thresholds.review_threshold:.4g}'
+  return text
 
 
 def _exit_by_counts(counts: collections.Counter[str], fail_on: str | None) -> None:

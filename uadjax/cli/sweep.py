@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import contextlib
 import itertools
-from pathlib import Path
 import re
 import sys
 
@@ -27,18 +26,13 @@ def run(options: SweepOptions) -> None:
   settings = {'data.root': root, **predict.parse_overrides(options.override)}
   runs = _plan_runs(options, settings)
   overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-  # Asking JAX would occupy the devices, which the runs need.
-  host_shard = processes.resolve_shard(options.shard, may_ask_jax=False)
-  failures: list[str] = []
   try:
-    if not options.table_only:
-      device_slots = slots.device_slots(options.device, options.jobs)
-      failures = _run_missing(runs, workdir, overrides, device_slots, host_shard)
+    failures = [] if options.table_only else _run_missing(options, runs, overrides)
   except Interrupted as interruption:
     interruption.hint = (f'Repeat the command to resume {workdir}.',)
     raise
-  summaries = {run: results.load_summary(run.run_dir(workdir)) for run in runs}
-  finished = {run: summary for run, summary in summaries.items() if summary}
+  summaries = ((run, results.load_summary(run.run_dir(workdir))) for run in runs)
+  finished = {run: summary for run, summary in summaries if summary}
   rows = results.summarize_runs(
     (sweeps.config_label(run.config), run.category, run.seed, summary)
     for run, summary in finished.items()
@@ -92,15 +86,13 @@ def _parse_seeds(text: str) -> range:
 
 
 def _run_missing(
-  runs: Sequence[sweeps.Run],
-  workdir: Path,
-  overrides: Sequence[str],
-  device_slots: Sequence[slots.Slot],
-  shard: tuple[int, int],
+  options: SweepOptions, runs: Sequence[sweeps.Run], overrides: Sequence[str]
 ) -> list[str]:
-  """Run the unfinished runs of a shard, and return which ones failed and why."""
-  shard_index, num_shards = shard
-  missing_runs = sweeps.unfinished_runs(runs, workdir, shard)
+  """Run the unfinished runs of this host's shard, and return which ones failed and why."""
+  # Asking JAX would occupy the devices, which the runs need.
+  shard_index, num_shards = processes.resolve_shard(options.shard, may_ask_jax=False)
+  device_slots = slots.device_slots(options.device, options.jobs)
+  missing_runs = sweeps.unfinished_runs(runs, options.workdir, (shard_index, num_shards))
   num_missing = len(missing_runs)
   logging.LOG.info(
     '%d runs in total; %d left in shard %d/%d, on %s.',
@@ -108,7 +100,7 @@ def _run_missing(
   )  # fmt: skip
   failures = []
   titles = [column.title for column in results.COLUMNS.values()]
-  sweep = sweeps.run_sweep(missing_runs, workdir, overrides, device_slots)
+  sweep = sweeps.run_sweep(missing_runs, options.workdir, overrides, device_slots)
   # Closing stops the runs before an error is reported, so that none continues unnoticed.
   with contextlib.closing(sweep) as outcomes:
     with_bar = progress.show_progress(outcomes, num_missing, 'Sweeping')
