@@ -1,10 +1,7 @@
-"""The command `uadjax check`: a table of problem counts, then all messages."""
+"""The command `uadjax check`: checks the categories of a dataset, and prints all problems."""
 
 import collections
-from collections.abc import Iterable
 import dataclasses
-import itertools
-import operator
 from pathlib import Path
 
 from rich import text
@@ -13,14 +10,10 @@ import typer
 from uadjax import config as configs, data
 from uadjax.cli import console, runtime
 from uadjax.cli.options import CheckOptions
-from uadjax.data import problems
 from uadjax.data.checks import report as reports
-from uadjax.data.problems import Problem
 from uadjax.data.settings import DataSettings
 from uadjax.errors import DataError
 from uadjax.system import files, progress
-
-_SEVERITY_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 
 
 def run(options: CheckOptions) -> None:
@@ -61,34 +54,8 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
     )
     return report.passed
   sign, style = console.SIGNS['OK' if report.passed else 'NG']
-  message = 'Check dataset passed !' if report.passed else 'Check dataset failed.'
-  directory = runtime.to_printable(str(report.directory))
-  console.print_line(text.Text.assemble((f'{sign} {message}', style), f' {directory}'))
-  rows: list[tuple[str | text.Text, int]] = [
-    ('train: good', len(train)),
-    ('test: good', len(test) - defect_counts.total()),
-  ]
-  for defect, count in sorted(defect_counts.items()):
-    rows.append((text.Text(f'test: {runtime.to_printable(defect)}'), count))
-  console.print_line(console.two_columns('images', 'count', rows))
-  _print_problems(report.problems)
+  lines = runtime.to_printable(str(report), allowed_chars='\n')
+  console.print_line(text.Text.assemble((sign, style), f' {lines}'))
   if folder:
     console.print_line(f'Sample pictures and all problems: {runtime.to_printable(str(folder))}')
   return report.passed
-
-
-def _print_problems(all_problems: Iterable[Problem]) -> None:
-  """Print a table of problem counts, then all messages without wrapping, to keep paths intact."""
-  kind_of = operator.attrgetter('severity', 'kind')
-  kinds: list[tuple[text.Text, list[str]]] = []
-  for (severity, kind), group in itertools.groupby(sorted(all_problems, key=kind_of), kind_of):
-    sign, style = _SEVERITY_SIGNS[severity]
-    messages = [runtime.to_printable(problem.message) for problem in group]
-    kinds.append((text.Text(f'{sign} {severity}, {kind}', style), messages))
-  if not kinds:
-    return
-  counts = [(heading, len(messages)) for heading, messages in kinds]
-  console.print_line(console.two_columns('problem', 'count', counts))
-  for heading, messages in kinds:
-    console.print_line(heading)
-    console.print_line(f'  {problems.join_messages(messages)}\n')

@@ -1,6 +1,6 @@
 """Console output of the commands: colored text on a terminal, JSON lines for programs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import sys
 
 from rich import box, console, table, text
@@ -41,18 +41,6 @@ def verdict_line(result: Result) -> text.Text:
   sign, style = SIGNS[label]
   printable = runtime.to_printable(details)
   return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', printable)
-
-
-def two_columns(
-  title: str, value_title: str, rows: Iterable[tuple[str | text.Text, object]]
-) -> table.Table:
-  """Return a table of names and values; the values are aligned to the right."""
-  rich_table = table.Table(box=box.SIMPLE_HEAD)
-  rich_table.add_column(title)
-  rich_table.add_column(value_title, justify='right')
-  for name, value in rows:
-    rich_table.add_row(name, str(value))
-  return rich_table
 
 
 def summary_table(counts: Mapping[str, int]) -> table.Table:

@@ -1,5 +1,7 @@
 """The command `uadjax fit`: fits a model, then prints its metrics and output paths."""
 
+from rich import box, table
+
 from uadjax.cli import console, predict, runtime
 from uadjax.cli.options import FitOptions
 from uadjax.distributed import mesh
@@ -27,9 +29,11 @@ def run(options: FitOptions) -> None:
     return
   metrics = result.get('metrics')
   if metrics:
-    rows = [(title, metrics[key]) for key, title in _METRIC_TITLES.items()]
-    rows = [(title, f'{value:.3f}') for title, value in rows if value is not None]
-    console.print_line(console.two_columns('test images', '', rows))
+    rich_table = table.Table('test images', table.Column('', justify='right'), box=box.SIMPLE_HEAD)
+    for key, title in _METRIC_TITLES.items():
+      if (value := metrics[key]) is not None:
+        rich_table.add_row(title, f'{value:.3f}')
+    console.print_line(rich_table)
   if metrics and (report_path := run_dir / 'report.html').is_file():
     console.print_line(f'Report: {runtime.to_printable(str(report_path))}')
   console.print_line(f'Model: {runtime.to_printable(str(run_dir / "model"))}')
