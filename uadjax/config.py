@@ -91,7 +91,7 @@ class Limits(NamedTuple):
     is_within = all(is_valid(value, bound) for _, is_valid, bound in self._bounds())
     return is_within and abs(value) < math.inf
 
-  def _bounds(self) -> list[tuple[str, Callable[[float, float], bool], float]]:
+  def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], int | float]]:
     """Return the bounds that are set, each with its words and its comparison."""
     bounds = (
       ('at least', operator.ge, self.minimum), ('above', operator.gt, self.above),

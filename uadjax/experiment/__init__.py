@@ -95,13 +95,10 @@ def check_dataset(config: Settings, workdir: Path) -> Result:
 
 
 def evaluate_model(config: Settings, workdir: Path) -> Result:
-  """Evaluate `evaluate.model_dir` on a test set, with the thresholds of the configuration."""
+  """Evaluate the model directory `evaluate.model_dir` on the test set of the configuration."""
 
   def evaluate_category(config: Settings, workdir: Path) -> Result:
-    options = config.evaluate
-    model = _load_on_mesh(config, options.model_dir or workdir / 'model')
-    thresholds = options.image_threshold, options.review_threshold, options.pixel_threshold
-    model = model._replace(thresholds=calibration.override(model.thresholds, *thresholds))
+    model = _load_for_evaluation(config, workdir)
     if config.data.ops != model.config.data.ops:
       log.LOG.info(
         'Using data.ops of the model, %s; the value in the config is ignored.', model.ops
@@ -189,6 +186,14 @@ def export_model(config: Settings, workdir: Path) -> Result:
   )
   log.LOG.info('%s', export_result)
   return {'model_dir': str(model.directory), **export_result.to_dict()}
+
+
+def _load_for_evaluation(config: Settings, workdir: Path) -> model_dir.Model:
+  """Load the model to evaluate, and apply the thresholds of the configuration to it."""
+  options = config.evaluate
+  model = _load_on_mesh(config, options.model_dir or workdir / 'model')
+  thresholds = options.image_threshold, options.review_threshold, options.pixel_threshold
+  return model._replace(thresholds=calibration.override(model.thresholds, *thresholds))
 
 
 def _load_on_mesh(config: Settings, directory: Path | str) -> model_dir.Model:

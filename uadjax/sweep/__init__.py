@@ -26,7 +26,6 @@ from uadjax.training import settings as run_settings, workdir as workdirs
 
 _SWEEP_FILE, _LOCK_FILE = 'sweep.json', '.lock'
 _NUM_ERROR_LINES = 3  # Number of last output lines that explain a failed process.
-_LOG_INTERVAL_S = 20.0  # Maximum time without a log line.
 _STOP_TIMEOUT_S = 30.0  # Time for stopped runs to save a checkpoint.
 
 
@@ -125,33 +124,25 @@ def run_sweep(
   free_slots: queue.SimpleQueue[slots.Slot] = queue.SimpleQueue()
   for slot in available_slots:
     free_slots.put(slot)
-  running_processes = set[subprocess.Popen[bytes]]()
+  processes: list[subprocess.Popen[bytes]] = []
   lock, stop_event = threading.Lock(), threading.Event()
 
   def run_in_free_slot(run: Run) -> Outcome:
     slot = free_slots.get()
     try:
-      return _execute_run(run, workdir, overrides, slot, running_processes, lock, stop_event)
+      return _execute_run(run, workdir, overrides, slot, processes, lock, stop_event)
     finally:
       free_slots.put(slot)
 
   pool = futures.ThreadPoolExecutor(len(available_slots))
-  pending_futures = {pool.submit(run_in_free_slot, run) for run in runs}
+  outcomes = [pool.submit(run_in_free_slot, run) for run in runs]
   try:
-    while pending_futures:
-      finished_futures, pending_futures = futures.wait(
-        pending_futures, _LOG_INTERVAL_S, futures.FIRST_COMPLETED
-      )
-      yield from (future.result() for future in finished_futures)
-      if not finished_futures:
-        num_running = len(running_processes)
-        num_queued = len(pending_futures) - num_running
-        logging.LOG.info('%d runs in progress, %d queued.', num_running, num_queued)
+    yield from (outcome.result() for outcome in futures.as_completed(outcomes))
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
       stop_event.set()
-      processes_to_stop = list(running_processes)
+      processes_to_stop = [process for process in processes if process.poll() is None]
     if processes_to_stop:
       logging.LOG.info('Stopping %d runs.', len(processes_to_stop))
     for process in processes_to_stop:
@@ -169,7 +160,7 @@ def _execute_run(
   workdir: Path,
   overrides: Sequence[str],
   slot: slots.Slot,
-  running_processes: set['subprocess.Popen[bytes]'],
+  processes: list['subprocess.Popen[bytes]'],
   lock: threading.Lock,
   stop_event: threading.Event,
 ) -> Outcome:
@@ -198,12 +189,9 @@ def _execute_run(
         # The run holds the lock, even after the sweep has ended; Windows cannot pass descriptors.
         pass_fds=(lock_file.fileno(),) if os.name == 'posix' else (),
       )
-      running_processes.add(process)
+      processes.append(process)
     logging.LOG.info('%s: started on %s; log: %s', run, slot.name, run_dir / 'train.log')
-    with process:
-      process.wait()
-      with lock:
-        running_processes.remove(process)
+    process.wait()
     summary = None if process.returncode else results.load_summary(run_dir)
     output.seek(0)
     last_lines = output.read().decode(errors='replace').strip().splitlines()[-_NUM_ERROR_LINES:]
