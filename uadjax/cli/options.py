@@ -5,7 +5,6 @@ option for a setting has its help and bounds. Dashes and underscores in option n
 interchangeable.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TYPE_CHECKING
 
@@ -33,13 +32,6 @@ _PADDLEX, _TABLE, _LIMITS = 'Without a command', 'Many images', 'Limits'
 def with_dashes(word: str) -> str:
   """Replace underscores by dashes, the canonical spelling of options and commands."""
   return word.replace('_', '-')
-
-
-def _completion(names: tuple[str, ...]) -> Callable[[str], list[str]]:
-  def complete(incomplete: str) -> list[str]:
-    return [name for name in names if name.lower().startswith(incomplete.lower())]
-
-  return complete
 
 
 def _argument(metavar: str, help: str, default: Any = ..., **more: Any) -> Any:
@@ -91,7 +83,7 @@ _MODEL_DIR = _argument('MODEL_DIR', _MODEL_DIR_HELP)
 _DATASET = _argument('DATASET', 'One category, or a folder of several (--category).')
 _CATEGORY = _option('', 'NAME', 'A folder in DATASET; check also takes all.')
 _DEVICE_HELP = 'auto (default), cpu, gpu, gpu:0,1 or tpu.'
-_DEVICE = _option(None, 'DEVICE', _DEVICE_HELP, _MODEL, autocompletion=_completion(DEVICES))
+_DEVICE = _option(None, 'DEVICE', _DEVICE_HELP, _MODEL, autocompletion=lambda: DEVICES)
 _OVERRIDE = _option(None, 'KEY=X', 'Any setting of uadjax config; repeatable.')
 _AS_JSON = _flag('--json', 'Print JSON, one object per line.', _RESULTS)
 
@@ -140,7 +132,7 @@ class PaddlexOptions(NamedTuple):
   )
   model: str | None = _option(
     None, 'NAME', f'{", ".join(MODELS)}: must match --model-dir; without it, selects a demo.',
-    _PADDLEX, autocompletion=_completion(MODELS),
+    _PADDLEX, autocompletion=lambda: MODELS,
   )  # fmt: skip
   model_dir: Path | None = _option(None, 'DIR', _MODEL_DIR_HELP, _PADDLEX)
   use_hpip: bool = _flag(
@@ -215,7 +207,7 @@ class FitOptions(NamedTuple):
   dataset: Path = _DATASET
   model: str = _option(
     'PatchCore', 'NAME', f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten.',
-    autocompletion=_completion(MODELS),
+    autocompletion=lambda: MODELS,
   )  # fmt: skip
   category: str = _CATEGORY
   workdir: Path | None = _option(None, 'DIR', 'Folder for all outputs; default runs/NAME_DATASET.')
@@ -260,7 +252,7 @@ class SweepOptions(NamedTuple):
   workdir: Path = _option(Path('runs/sweep'), 'DIR', 'Folder for all runs and the table.')
   device: str = _option(
     'auto', 'DEVICE', 'auto, cpu, gpu, gpu:0,1 or tpu; one run at a time per device.',
-    autocompletion=_completion(DEVICES),
+    autocompletion=lambda: DEVICES,
   )  # fmt: skip
   jobs: int = _option(0, 'N', 'Concurrent runs on a CPU, which share its cores; default 1.', min=0)
   shard: str = _option(
@@ -360,7 +352,7 @@ class WeightsOptions(NamedTuple):
 
   name: str | None = _argument(
     'NAME', f'Backbone to download: {", ".join(BACKBONES)}.', None,
-    autocompletion=_completion(BACKBONES),
+    autocompletion=lambda: BACKBONES,
   )  # fmt: skip
   as_json: bool = _AS_JSON
 

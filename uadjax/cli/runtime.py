@@ -35,9 +35,9 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
 
   @functools.wraps(command)
   def wrapper(**options: Any) -> None:
-    from uadjax.system import logging, memory, signals
-
     try:
+      from uadjax.system import logging, memory, signals
+
       memory.retain_freed_pages()
       format_context = errors.setting_format(format_for_command)
       with format_context, signals.raise_on_signal(), logging.logging_to():

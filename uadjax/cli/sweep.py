@@ -72,15 +72,12 @@ def _parse_list(text: str, option: str) -> list[str]:
   return items
 
 
-def _parse_seeds(text: str) -> range:
+def _parse_seeds(text: str) -> Sequence[int]:
   """Parse a seed, such as 3, or a range that includes both ends, such as 3-7."""
   match = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
-  if not match:
-    message = f'{text!r} is neither a seed (3) nor a range (3-7).'
-    raise typer.BadParameter(message, param_hint='--seeds')
-  seeds = range(int(match[1]), int(match[2] or match[1]) + 1)
+  seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
   if not seeds:
-    message = f'{text!r} is an empty range; write the smaller seed first.'
+    message = f'{text!r} is neither a seed (3) nor a range with the smaller seed first (3-7).'
     raise typer.BadParameter(message, param_hint='--seeds')
   return seeds
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from types import MappingProxyType
 from typing import NamedTuple
 
 from uadjax.errors import refuse, Setting
@@ -69,7 +68,7 @@ def plan_runs(
   config_names: Sequence[str],
   categories: Sequence[str],
   seeds: Sequence[int],
-  settings: Mapping[str, object] = MappingProxyType({}),
+  settings: Mapping[str, object] | None = None,
 ) -> list[Run]:
   """Return the runs of a sweep, ordered by seed, category and config.
 
@@ -86,7 +85,7 @@ def plan_runs(
     UserError: a config does not exist, or a setting is invalid for it.
   """
   for config_name in config_names:
-    run_settings.load(config_name, settings.items())
+    run_settings.load(config_name, (settings or {}).items())
   combinations = itertools.product(seeds, categories, config_names)
   return [Run(config_name, category, seed) for seed, category, config_name in combinations]
 
