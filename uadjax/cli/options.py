@@ -6,7 +6,7 @@ interchangeable.
 """
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TYPE_CHECKING
+from typing import Any, Literal, NamedTuple
 
 import typer
 
@@ -14,11 +14,6 @@ import uadjax
 from uadjax import errors
 from uadjax.export.settings import ExportSettings
 from uadjax.inference.settings import AnomalyDetectionSettings, PredictSettings
-
-if TYPE_CHECKING:
-  Context = typer.Context
-else:
-  Context = typer.Context.__base__  # Typer passes this class, despite its own annotation.
 
 # Copies, because completion must not wait for importing JAX; a test compares them with the source.
 MODELS = ('PaDiM', 'PatchCore', 'STFPM')
@@ -159,7 +154,7 @@ class RootOptions(NamedTuple):
     uadjax predict --help
   """
 
-  context: Context
+  context: typer.Context
   paddlex: PaddlexOptions
   scoring: ScoringOptions
 
