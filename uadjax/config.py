@@ -37,7 +37,7 @@ class Settings(Protocol):
 
 S = TypeVar('S', bound=Settings)
 
-_TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
+_BOOLS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
 _TYPE_TEXTS = {
   int: 'a whole number',
   float: 'a number',
@@ -249,7 +249,7 @@ def _convert(info: SettingInfo, value: object) -> object:
     return None
   try:
     converted = _cast(kind, value)
-  except (ValueError, TypeError, OverflowError):
+  except (ValueError, TypeError, OverflowError, KeyError):
     requirement = _TYPE_TEXTS[kind]
     message = f'{key} must be {requirement}, got {value!r}; its current value is {info.value!r}.'
     raise ConfigError(message, key=key, value=value, allowed=requirement) from None
@@ -278,9 +278,7 @@ def _cast(kind: type, value: object) -> Any:
     raise TypeError(value)
   text = str(value)
   if kind is bool:
-    if text.lower() not in _TRUE + _FALSE:
-      raise ValueError(text)
-    return text.lower() in _TRUE
+    return _BOOLS[text.lower()]
   if kind is int:
     number = float(text) if 'e' in text.lower() else int(text)
     if number != int(number):
