@@ -286,7 +286,7 @@ def test_the_last_batch_is_filled_with_images(drawn):
 
 
 def test_the_command_and_the_mode(models, drawn, tmp_path, capsys, lenient):
-  kinds = get_args(get_args(get_args(options.Quantize)[0])[0])
+  kinds = get_args(get_args(options.ExportOptions.__annotations__['quantize'])[0])
   assert kinds == tuple(quantize.QUANTIZERS)
   directory, path = str(models['padim'].directory), tmp_path / 'a.onnx'
   assert cli.main(['export', directory, '--output', str(path), '--quantize', 'fp16', '--json']) == 0

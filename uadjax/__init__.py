@@ -10,15 +10,12 @@ from typing import Any, TYPE_CHECKING
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
-  from uadjax.detectors.base import Detector as Detector
-  from uadjax.errors import UserError as UserError
-  from uadjax.experiment.fit_model import fit_model as fit_model
-  from uadjax.inference.pipelines import (
-    create_model as create_model,
-    create_pipeline as create_pipeline,
-  )
-  from uadjax.inference.result import Result as Result
-  from uadjax.model.model_dir import Model as Model
+  from uadjax.detectors.base import Detector
+  from uadjax.errors import UserError
+  from uadjax.experiment.fit_model import fit_model
+  from uadjax.inference.pipelines import create_model, create_pipeline
+  from uadjax.inference.result import Result
+  from uadjax.model.model_dir import Model
 
 _PUBLIC = {  # Module of each public name.
   'Detector': 'uadjax.detectors.base',

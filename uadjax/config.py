@@ -37,7 +37,7 @@ class Settings(Protocol):
 
 S = TypeVar('S', bound=Settings)
 
-_TRUE, _FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
+_BOOLS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
 _TYPE_TEXTS = {
   int: 'a whole number',
   float: 'a number',
@@ -80,11 +80,7 @@ class Limits(NamedTuple):
     """Return the bounds or choices in words, or '' if every value of the type is valid."""
     if self.choices:
       return f'one of {", ".join(repr(choice) for choice in self.choices)}'
-    bounds = (
-      (self.minimum, 'at least {:g}'), (self.above, 'above {:g}'),
-      (self.maximum, 'at most {:g}'), (self.below, 'below {:g}'),
-    )  # fmt: skip
-    return ' and '.join(text.format(bound) for bound, text in bounds if bound is not None)
+    return ' and '.join(f'{words} {bound:g}' for words, _, bound in self._bounds())
 
   def allow(self, value: object) -> bool:
     """Return whether a value of the right type is within the bounds or among the choices."""
@@ -92,13 +88,16 @@ class Limits(NamedTuple):
       return not self.choices or value in self.choices
     if not isinstance(value, int | float):
       return True
-    return (
-      abs(value) < math.inf
-      and (self.minimum is None or value >= self.minimum)
-      and (self.above is None or value > self.above)
-      and (self.maximum is None or value <= self.maximum)
-      and (self.below is None or value < self.below)
-    )
+    is_within = all(is_valid(value, bound) for _, is_valid, bound in self._bounds())
+    return is_within and abs(value) < math.inf
+
+  def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], int | float]]:
+    """Return the bounds that are set, each with its words and its comparison."""
+    bounds = (
+      ('at least', operator.ge, self.minimum), ('above', operator.gt, self.above),
+      ('at most', operator.le, self.maximum), ('below', operator.lt, self.below),
+    )  # fmt: skip
+    return [(words, is_valid, bound) for words, is_valid, bound in bounds if bound is not None]
 
 
 class SettingInfo(NamedTuple):
@@ -206,20 +205,15 @@ def replace(settings: S, values: Values) -> S:
   for key in values:
     if key not in infos:
       raise unknown_key(key, tuple(infos))
-  return _replace(settings, {key: _convert(infos[key], value) for key, value in values.items()})
-
-
-def _replace(settings: S, values: Values) -> S:
-  changes: dict[str, Any] = {}
-  sections: dict[str, dict[str, object]] = {}
   for key, value in values.items():
-    name, _, rest = key.partition('.')
-    if rest:
-      sections.setdefault(name, {})[rest] = value
-    else:
-      changes[name] = value
-  changes |= {name: _replace(getattr(settings, name), sections[name]) for name in sections}
-  return dataclasses.replace(settings, **changes)
+    settings = _replace(settings, key, _convert(infos[key], value))
+  return settings
+
+
+def _replace(settings: S, key: str, value: object) -> S:
+  name, _, rest = key.partition('.')
+  changed = _replace(getattr(settings, name), rest, value) if rest else value
+  return dataclasses.replace(settings, **{name: changed})
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> ConfigError:
@@ -255,7 +249,7 @@ def _convert(info: SettingInfo, value: object) -> object:
     return None
   try:
     converted = _cast(kind, value)
-  except (ValueError, TypeError, OverflowError):
+  except (ValueError, TypeError, OverflowError, KeyError):
     requirement = _TYPE_TEXTS[kind]
     message = f'{key} must be {requirement}, got {value!r}; its current value is {info.value!r}.'
     raise ConfigError(message, key=key, value=value, allowed=requirement) from None
@@ -284,9 +278,7 @@ def _cast(kind: type, value: object) -> Any:
     raise TypeError(value)
   text = str(value)
   if kind is bool:
-    if text.lower() not in _TRUE + _FALSE:
-      raise ValueError(text)
-    return text.lower() in _TRUE
+    return _BOOLS[text.lower()]
   if kind is int:
     number = float(text) if 'e' in text.lower() else int(text)
     if number != int(number):
@@ -322,13 +314,10 @@ def to_yaml(settings: Settings) -> str:
 
 def to_config_dict(settings: Settings) -> ConfigDict:
   """Return a tree as a ConfigDict, for the functions `get_config` in configs/."""
-  infos = describe(settings)
-  config: ConfigDict = ml_collections.ConfigDict(dataclasses.asdict(settings))
-  for key, info in infos.items():
-    if info.value is None:
-      section, _, name = key.rpartition('.')
-      node: ConfigDict = operator.attrgetter(section)(config) if section else config
-      node[name] = config_dict.placeholder(info.type)
+  config = ml_collections.ConfigDict(dataclasses.asdict(settings))
+  unset = {key: info.type for key, info in describe(settings).items() if info.value is None}
+  placeholders = {key: config_dict.placeholder(kind) for key, kind in unset.items()}
+  config.update_from_flattened_dict(placeholders)
   return config
 
 

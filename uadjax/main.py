@@ -16,25 +16,18 @@ from uadjax.training import settings, workdir as workdirs
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Run the experiment that the flags describe, and return the exit status, 0 or 1."""
-  parser = argparse.ArgumentParser(
-    prog='python -m uadjax.main',
-    description='Run an experiment.',
-    epilog='Example: --config=configs/stfpm.py --config.data.root=DIR --config.data.category=NAME. '
-    f'Modes (--config.mode=): {", ".join(settings.MODES)}. All keys: uadjax config.',
-    allow_abbrev=False,
+  parser = argparse.ArgumentParser('python -m uadjax.main', allow_abbrev=False)
+  parser.description = 'Run an experiment.'
+  parser.epilog = (
+    'Example: --config=configs/stfpm.py --config.data.root=DIR --config.data.category=NAME. '
+    f'Modes (--config.mode=): {", ".join(settings.MODES)}. All keys: uadjax config.'
   )
-  parser.add_argument(
-    '--config',
-    required=True,
-    metavar='FILE',
-    help='FILE.py, FILE.py:variant, a config.yaml, or one of configs/ by name: patchcore',
-  )
-  parser.add_argument(
-    '--config.KEY', metavar='VALUE', help='override a key, such as --config.fit.steps=100'
-  )
-  parser.add_argument(
-    '--workdir', type=Path, metavar='DIR', help='default: runs/<detector>_<category or folder>'
-  )
+  config_help = 'FILE.py, FILE.py:variant, a config.yaml, or one of configs/ by name: patchcore'
+  override_help = 'override a key, such as --config.fit.steps=100'
+  workdir_help = 'default: runs/<detector>_<category or folder>'
+  parser.add_argument('--config', required=True, metavar='FILE', help=config_help)
+  parser.add_argument('--config.KEY', metavar='VALUE', help=override_help)
+  parser.add_argument('--workdir', type=Path, metavar='DIR', help=workdir_help)
   overrides, other_arguments = flags.extract_overrides(sys.argv[1:] if argv is None else argv)
   arguments = parser.parse_args(other_arguments)
   memory.retain_freed_pages()
@@ -56,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       with processes.process_workdir(workdir) as workdir:
         validation.validate(config, workdir)
         has_started = True
-        result = experiment.run_logged(config, workdir)
+        result = experiment.run(config, workdir)
       processes.leave()
   except (Exception, Interrupted) as failure:
     error = processes.explain(failure)

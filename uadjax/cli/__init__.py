@@ -4,11 +4,4 @@ This package translates command lines to library calls, and results to console o
 entry points import it.
 """
 
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Run a command and return its exit status; see `commands.main`."""
-  from uadjax.cli import commands
-
-  return commands.main(argv)
+from uadjax.cli.commands import main as main

@@ -1,40 +1,33 @@
-"""The command `uadjax check`: a table of problem counts, then all messages."""
+"""The command `uadjax check`: checks the categories of a dataset, and prints all problems."""
 
 import collections
-from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
 
-from rich import box, table, text
+from rich import text
 import typer
 
 from uadjax import config as configs, data
 from uadjax.cli import console, runtime
-from uadjax.data import problems
+from uadjax.cli.options import CheckOptions
 from uadjax.data.checks import report as reports
-from uadjax.data.problems import Problem
 from uadjax.data.settings import DataSettings
 from uadjax.errors import DataError
 from uadjax.system import files, progress
 
-_SEVERITY_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 
-
-def check_dataset(
-  dataset: Path, category: str, layout: str, output: Path | None, as_json: bool
-) -> None:
+def run(options: CheckOptions) -> None:
   """Check each named category; exit with status 1 if a check finds errors."""
-  if not dataset.is_dir():
-    raise DataError(f'{dataset} is not a folder; name a folder that holds images.')
-  settings = DataSettings(str(dataset), category)
-  settings = configs.replace(settings, {'layout': layout})
-  all_passed = True
-  category_names = data.expand(settings)
-  for category_name in category_names:
-    folder = output / category_name if output and len(category_names) > 1 else output
-    all_passed &= _check_category(
-      dataclasses.replace(settings, category=category_name), folder, as_json
-    )
+  if not options.dataset.is_dir():
+    raise DataError(f'{options.dataset} is not a folder; name a folder that holds images.')
+  values = {'root': options.dataset, 'category': options.category, 'layout': options.layout}
+  settings = configs.replace(DataSettings(), values)
+  all_passed, output = True, options.output
+  categories = data.expand(settings)
+  for category in categories:
+    folder = output / category if output and len(categories) > 1 else output
+    category_settings = dataclasses.replace(settings, category=category)
+    all_passed &= _check_category(category_settings, folder, options.as_json)
   if not all_passed:
     raise typer.Exit(runtime.EXIT_FAILURE)
 
@@ -61,51 +54,8 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
     )
     return report.passed
   sign, style = console.SIGNS['OK' if report.passed else 'NG']
-  message = 'Check dataset passed !' if report.passed else 'Check dataset failed.'
-  console.print_line(
-    text.Text.assemble(
-      (f'{sign} {message}', style), f' {runtime.to_printable(str(report.directory))}'
-    )
-  )
-  console.print_line(_count_table(len(train), len(test), defect_counts))
-  _print_problems(report.problems)
+  lines = runtime.to_printable(str(report), allowed_chars='\n')
+  console.print_line(text.Text.assemble((sign, style), f' {lines}'))
   if folder:
     console.print_line(f'Sample pictures and all problems: {runtime.to_printable(str(folder))}')
   return report.passed
-
-
-def _count_table(num_train: int, num_test: int, defect_counts: Mapping[str, int]) -> table.Table:
-  """Return a table of the number of images per split and defect type."""
-  rich_table = table.Table(box=box.SIMPLE_HEAD)
-  rich_table.add_column('images')
-  rich_table.add_column('count', justify='right')
-  rich_table.add_row('train: good', str(num_train))
-  rich_table.add_row('test: good', str(num_test - sum(defect_counts.values())))
-  for defect, count in sorted(defect_counts.items()):
-    rich_table.add_row(text.Text(f'test: {runtime.to_printable(defect)}'), str(count))
-  return rich_table
-
-
-def _print_problems(all_problems: Sequence[Problem]) -> None:
-  """Print a table of problem counts, then all messages without wrapping, to keep paths intact."""
-  messages_by_kind: dict[tuple[str, str], list[str]] = {}
-  for problem in sorted(all_problems, key=lambda p: (p.severity, p.kind)):
-    messages_by_kind.setdefault((problem.severity, problem.kind), []).append(problem.message)
-  if not messages_by_kind:
-    return
-  rich_table = table.Table(box=box.SIMPLE_HEAD)
-  rich_table.add_column('problem')
-  rich_table.add_column('count', justify='right')
-  for (severity, kind), messages in messages_by_kind.items():
-    rich_table.add_row(_kind_heading(severity, kind), str(len(messages)))
-  console.print_line(rich_table)
-  for (severity, kind), messages in messages_by_kind.items():
-    console.print_line(_kind_heading(severity, kind))
-    console.print_line(
-      f'  {problems.join_messages([runtime.to_printable(message) for message in messages])}\n'
-    )
-
-
-def _kind_heading(severity: str, kind: str) -> text.Text:
-  sign, style = _SEVERITY_SIGNS[severity]
-  return text.Text(f'{sign} {severity}, {kind}', style)

@@ -36,16 +36,11 @@ def print_json(value: object) -> None:
 
 def verdict_line(result: Result) -> text.Text:
   """Format label, score and path of an image; the path comes last because it may be long."""
-  if result.error:
-    return _verdict_text(UNREADABLE, result.error)
-  return _verdict_text(result.label, f'{result.score:>10.4g}  {result.input_path}')
-
-
-def _verdict_text(label: str, details: str) -> text.Text:
+  label = UNREADABLE if result.error else result.label
+  details = result.error or f'{result.score:>10.4g}  {result.input_path}'
   sign, style = SIGNS[label]
-  return text.Text.assemble(
-    (f'{sign} {label:<{_WIDTH}}', style), '  ', runtime.to_printable(details)
-  )
+  printable = runtime.to_printable(details)
+  return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', printable)
 
 
 def summary_table(counts: Mapping[str, int]) -> table.Table:

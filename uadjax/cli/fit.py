@@ -1,11 +1,9 @@
 """The command `uadjax fit`: fits a model, then prints its metrics and output paths."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from rich import box, table
 
-from uadjax.cli import console, runtime
+from uadjax.cli import console, predict, runtime
+from uadjax.cli.options import FitOptions
 from uadjax.distributed import mesh
 from uadjax.experiment import fit_model
 
@@ -17,25 +15,21 @@ _METRIC_TITLES = {
 }
 
 
-def fit(
-  dataset: Path,
-  model: str,
-  workdir: Path | None,
-  device: str | None,
-  overrides: Mapping[str, str],
-  as_json: bool,
-) -> None:
+def run(options: FitOptions) -> None:
   """Fit a model, then print its metrics and the paths of its report and directory."""
+  overrides = predict.parse_overrides(options.override)
+  if options.category:
+    overrides['data.category'] = options.category
   mesh.use_cores_as_devices()
-  result, run_dir = fit_model.run_training(dataset, model, workdir, device, overrides)
-  if as_json:
+  result, run_dir = fit_model.run_training(
+    options.dataset, options.model, options.workdir, options.device, overrides
+  )
+  if options.as_json:
     console.print_json({'workdir': str(run_dir), **result})
     return
   metrics = result.get('metrics')
   if metrics:
-    rich_table = table.Table(box=box.SIMPLE_HEAD)
-    rich_table.add_column('test images')
-    rich_table.add_column('', justify='right')
+    rich_table = table.Table('test images', table.Column('', justify='right'), box=box.SIMPLE_HEAD)
     for key, title in _METRIC_TITLES.items():
       if (value := metrics[key]) is not None:
         rich_table.add_row(title, f'{value:.3f}')

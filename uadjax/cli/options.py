@@ -1,30 +1,27 @@
-"""Options of the `uadjax` command, each defined once; those of a setting have its help and bounds.
+"""Options of the commands: a class for each command, whose docstring is its help.
 
-Dashes and underscores in option names are interchangeable.
+Each field of a class is an argument or an option, or stands for the fields of another class. An
+option for a setting has its help and bounds. Dashes and underscores in option names are
+interchangeable.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TYPE_CHECKING
+from typing import Any, Literal, NamedTuple
 
 import typer
 
+import uadjax
 from uadjax import errors
 from uadjax.export.settings import ExportSettings
 from uadjax.inference.settings import AnomalyDetectionSettings, PredictSettings
-
-if TYPE_CHECKING:
-  Context = typer.Context
-else:
-  Context = typer.Context.__base__  # Typer passes this class, despite its own annotation.
 
 # Copies, because completion must not wait for importing JAX; a test compares them with the source.
 MODELS = ('PaDiM', 'PatchCore', 'STFPM')
 BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'wide_resnet50_2')
 DEVICES = ('auto', 'cpu', 'gpu', 'gpu:0', 'gpu:0,1', 'tpu')
 
-_MODEL_PANEL, _THRESHOLDS_PANEL, _RESULTS_PANEL = 'Model', 'Thresholds', 'Results'
-_PADDLEX_PANEL, _TABLE_PANEL, _LIMITS_PANEL = 'Without a command', 'Many images', 'Limits'
-_DIR_HELP = 'Model directory: RUN/model of a finished run.'
+_MODEL, _THRESHOLDS, _RESULTS = 'Model', 'Thresholds', 'Results'
+_PADDLEX, _TABLE, _LIMITS = 'Without a command', 'Many images', 'Limits'
 
 
 def with_dashes(word: str) -> str:
@@ -32,276 +29,369 @@ def with_dashes(word: str) -> str:
   return word.replace('_', '-')
 
 
-def _complete_device(incomplete: str) -> list[str]:
-  return [device for device in DEVICES if device.startswith(incomplete)]
-
-
-def _complete_model(incomplete: str) -> list[str]:
-  return [name for name in MODELS if name.lower().startswith(incomplete.lower())]
-
-
-def _complete_backbone(incomplete: str) -> list[str]:
-  return [name for name in BACKBONES if name.startswith(incomplete)]
-
-
-def _argument(metavar: str, help: str, **more: Any) -> object:
-  return typer.Argument(metavar=metavar, help=help, show_default=False, **more)
+def _argument(metavar: str, help: str, default: Any = ..., **more: Any) -> Any:
+  """Declare an argument, which is required unless it has a default."""
+  return typer.Argument(default, metavar=metavar, help=help, show_default=False, **more)
 
 
 def _option(
-  metavar: str, help: str, panel: str | None = None, name: str = '', **more: Any
-) -> object:
-  """Return an option with a value; its default is part of `help` if it needs explanation."""
-  names = (name,) if name else ()
-  more = {'show_default': False, **more}
-  return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
+  default: object, metavar: str, help: str, panel: str | None = None, name: str = '', **more: Any
+) -> Any:
+  """Declare an option with a value; its default is shown unless `help` mentions it."""
+  return typer.Option(
+    default,
+    *filter(None, [name]),
+    metavar=metavar,
+    help=help,
+    rich_help_panel=panel,
+    show_default=default not in (None, '') and 'default' not in help.lower(),
+    **more,
+  )
 
 
-def _flag(name: str, help: str, panel: str | None = None) -> object:
-  return typer.Option(name, metavar='', help=help, rich_help_panel=panel)
+def _flag(name: str, help: str, panel: str | None = None) -> Any:
+  return typer.Option(False, name, metavar='', help=help, rich_help_panel=panel)
 
 
-def _setting(kind: type, field_name: str, metavar: str, panel: str | None = None) -> object:
-  """Return an option for a field of a settings dataclass, with its help, default and bounds."""
+def _setting(
+  kind: type, field_name: str, metavar: str, panel: str | None = None, default: object = None
+) -> Any:
+  """Declare an option for a field of a settings dataclass, with its help, default and bounds."""
   field = kind.__dataclass_fields__[field_name]
   limits = field.metadata['limits']
-  default = '' if field.default is None else errors.format_value(field.default)
+  default_text = '' if field.default is None else errors.format_value(field.default)
   choices = [name for name in limits.choices if name not in limits.help]
   help = f'{limits.help.removesuffix(".")}: {", ".join(choices)}.' if choices else limits.help
-  help += f' Default: {default}.' if default else ''
-  bounds = {} if limits.minimum is None else {'min': limits.minimum}
-  return _option(metavar, help, panel, **bounds)
+  help += f' Default: {default_text}.' if default_text else ''
+  return _option(default, metavar, help, panel, min=limits.minimum)
 
 
-InputArgument = Annotated[
-  list[str], _argument('INPUT', 'Images, URLs, folders, or .txt files that list them.')
-]
-ModelDirArgument = Annotated[Path, _argument('MODEL_DIR', _DIR_HELP)]
-Dataset = Annotated[
-  Path, _argument('DATASET', 'One category, or a folder of several (--category).')
-]
-DatasetRoot = Annotated[Path, _argument('DATASET', 'Folder of the categories.')]
+def _print_version(is_requested: bool) -> bool:
+  if is_requested:
+    print(f'uadjax {uadjax.__version__}')
+    raise typer.Exit
+  return is_requested
 
-# These options have the names that PaddleX gives them.
-Pipeline = Annotated[
-  str, _option('NAME', 'anomaly_detection (default), or a YAML file.', _PADDLEX_PANEL)
-]
-InputOption = Annotated[
-  list[str] | None,
-  _option('INPUT', 'Image, URL or folder; repeatable.', _PADDLEX_PANEL, '--input'),
-]
-ModelName = Annotated[
-  str | None,
-  _option(
-    'NAME', f'{", ".join(MODELS)}: must match --model-dir; without it, selects a demo.',
-    _PADDLEX_PANEL, '--model', autocompletion=_complete_model,
-  ),
-]  # fmt: skip
-ModelDirOption = Annotated[Path | None, _option('DIR', _DIR_HELP, _PADDLEX_PANEL, '--model-dir')]
-UseHpip = Annotated[
-  bool,
-  _flag(
-    '--use-hpip', 'Run the exported graph on an inference runtime: faster on a CPU.', _PADDLEX_PANEL
-  ),
-]
-Backend = Annotated[str | None, _setting(PredictSettings, 'backend', 'NAME', _MODEL_PANEL)]
-GetPipelineConfig = Annotated[
-  str | None,
-  _option('NAME', 'Write the settings as a YAML file into --save-path.', _PADDLEX_PANEL),
-]
-ConfigSavePath = Annotated[
-  Path | None,
-  # PaddleX's name for the output folder of --get-pipeline-config.
-  typer.Option('--config-save-path', metavar='DIR', hidden=True),
-]
 
-Device = Annotated[
-  str | None,
-  _option(
-    'DEVICE', 'auto (default), cpu, gpu, gpu:0,1 or tpu.', _MODEL_PANEL,
-    autocompletion=_complete_device,
-  ),
-]  # fmt: skip
-BatchSize = Annotated[
-  int | None, _setting(AnomalyDetectionSettings, 'batch_size', 'N', _MODEL_PANEL)
-]
-PipelineOverrides = Annotated[
-  list[str] | None,
-  _option('KEY=X', 'Any setting of the pipeline; repeatable.', _MODEL_PANEL, '--override'),
-]
-AllowPrivateUrls = Annotated[
-  bool,
-  _flag(
-    '--allow-private-urls', 'Also fetch URLs of this machine and the local network.', _MODEL_PANEL
-  ),
-]
-ImageThreshold = Annotated[
-  float | None, _setting(PredictSettings, 'image_threshold', 'X', _THRESHOLDS_PANEL)
-]
-ReviewThreshold = Annotated[
-  float | None, _setting(PredictSettings, 'review_threshold', 'X', _THRESHOLDS_PANEL)
-]
-PixelThreshold = Annotated[
-  float | None, _setting(PredictSettings, 'pixel_threshold', 'X', _THRESHOLDS_PANEL)
-]
+_MODEL_DIR_HELP = 'Model directory: RUN/model of a finished run.'
+_MODEL_DIR = _argument('MODEL_DIR', _MODEL_DIR_HELP)
+_DATASET = _argument('DATASET', 'One category, or a folder of several (--category).')
+_CATEGORY = _option('', 'NAME', 'A folder in DATASET; check also takes all.')
+_DEVICE_HELP = 'auto (default), cpu, gpu, gpu:0,1 or tpu.'
+_DEVICE = _option(None, 'DEVICE', _DEVICE_HELP, _MODEL, autocompletion=lambda: DEVICES)
+_OVERRIDE = _option(None, 'KEY=X', 'Any setting of uadjax config; repeatable.')
+_AS_JSON = _flag('--json', 'Print JSON, one object per line.', _RESULTS)
 
-SavePath = Annotated[
-  Path | None,
-  _option('DIR', 'Folder for pictures and JSON files; default output.', _RESULTS_PANEL),
-]
-NoPictures = Annotated[bool, _flag('--no-pictures', 'Save JSON files only.', _RESULTS_PANEL)]
-NoSave = Annotated[bool, _flag('--no-save', 'Save nothing; only print.', _RESULTS_PANEL)]
-AsJson = Annotated[bool, _flag('--json', 'Print JSON, one object per line.', _RESULTS_PANEL)]
-MaskFormat = Annotated[
-  Literal['rle', 'nested', 'none'] | None,
-  _option('FORMAT', 'Format of masks in --json: rle, nested or none (default).', _RESULTS_PANEL),
-]
-Strict = Annotated[bool, _flag('--strict', 'Stop at the first unreadable image.', _RESULTS_PANEL)]
-FailOn = Annotated[
-  Literal['ng', 'review'] | None,
-  _option(
-    'LABEL', 'Exit with status 3 if an image is NG (ng), or NG or review (review).', _RESULTS_PANEL,
+
+class ScoringOptions(NamedTuple):
+  """Options that `uadjax predict` and `uadjax` without a command share."""
+
+  device: str | None = _DEVICE
+  batch_size: int | None = _setting(AnomalyDetectionSettings, 'batch_size', 'N', _MODEL)
+  override: list[str] | None = _option(
+    None, 'KEY=X', 'Any setting of the pipeline; repeatable.', _MODEL
+  )
+  allow_private_urls: bool = _flag(
+    '--allow-private-urls', 'Also fetch URLs of this machine and the local network.', _MODEL
+  )
+  image_threshold: float | None = _setting(PredictSettings, 'image_threshold', 'X', _THRESHOLDS)
+  review_threshold: float | None = _setting(PredictSettings, 'review_threshold', 'X', _THRESHOLDS)
+  pixel_threshold: float | None = _setting(PredictSettings, 'pixel_threshold', 'X', _THRESHOLDS)
+  save_path: Path | None = _option(
+    None, 'DIR', 'Folder for pictures and JSON files; default output.', _RESULTS
+  )
+  no_pictures: bool = _flag('--no-pictures', 'Save JSON files only.', _RESULTS)
+  no_save: bool = _flag('--no-save', 'Save nothing; only print.', _RESULTS)
+  as_json: bool = _AS_JSON
+  masks: Literal['rle', 'nested', 'none'] | None = _option(
+    None, 'FORMAT', 'Format of masks in --json: rle, nested or none (default).', _RESULTS
+  )
+  strict: bool = _flag('--strict', 'Stop at the first unreadable image.', _RESULTS)
+  fail_on: Literal['ng', 'review'] | None = _option(
+    None, 'LABEL', 'Exit with status 3 if an image is NG (ng), or NG or review (review).', _RESULTS,
     case_sensitive=False,
-  ),
-]  # fmt: skip
-TableDir = Annotated[
-  Path | None,
-  _option(
-    'DIR', 'Write only a table, with a row per image, to this folder. Resumable.', _TABLE_PANEL
-  ),
-]
-TableFormat = Annotated[
-  Literal['parquet', 'jsonl'], _setting(PredictSettings, 'format', 'NAME', _TABLE_PANEL)
-]
-TableShard = Annotated[str, _setting(PredictSettings, 'shard', 'I/N', _TABLE_PANEL)]
+  )  # fmt: skip
 
-SweepModels = Annotated[
-  str,
-  _option('A,B', 'Config names; a variant follows a colon: patchcore:ten.', show_default=True),
-]
-Categories = Annotated[
-  str, _option('A,B', 'Categories; or all, textures, objects.', show_default=True)
-]
-Seeds = Annotated[str, _option('A,B', 'Seeds, or ranges: 3-7.', show_default=True)]
-SweepDir = Annotated[Path, _option('DIR', 'Folder for all runs and the table.', show_default=True)]
-SweepDevice = Annotated[
-  str,
-  _option(
-    'DEVICE', 'auto, cpu, gpu, gpu:0,1 or tpu; one run at a time per device.', show_default=True,
-    autocompletion=_complete_device,
-  ),
-]  # fmt: skip
-Jobs = Annotated[
-  int, _option('N', 'Concurrent runs on a CPU, which share its cores; default 1.', min=0)
-]
-SweepShard = Annotated[
-  str, _option('I/N', 'Run shard I (from 0) of N hosts; auto (default): from SLURM or Open MPI.')
-]
-TableOnly = Annotated[bool, _flag('--table-only', 'Run nothing; tabulate finished runs.')]
 
-Detector = Annotated[
-  str,
-  _option(
-    'NAME', f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten.', name='--model',
-    autocompletion=_complete_model, show_default=True,
-  ),
-]  # fmt: skip
-Workdir = Annotated[
-  Path | None, _option('DIR', 'Folder for all outputs; default runs/NAME_DATASET.')
-]
-ConfigOverrides = Annotated[
-  list[str] | None,
-  _option('KEY=X', 'Any setting of uadjax config; repeatable.', name='--override'),
-]
-ConfigKey = Annotated[str, _argument('KEY', 'A setting or a section.')]
+class PaddlexOptions(NamedTuple):
+  """Options without a command that are not those of `ScoringOptions`; PaddleX names them so.
 
-ExportFormat = Annotated[
-  Literal['onnx', 'stablehlo', 'savedmodel', 'tflite'], _setting(ExportSettings, 'format', 'NAME')
-]
-GraphFile = Annotated[Path | None, _setting(ExportSettings, 'output', 'FILE')]
-ExportBatch = Annotated[int | None, _setting(ExportSettings, 'batch', 'N')]
-IncludeResize = Annotated[str, _setting(ExportSettings, 'include_resize', 'HxW')]
-ComparisonImages = Annotated[Path | None, _setting(ExportSettings, 'images', 'DIR')]
-Quantize = Annotated[Literal['int8', 'fp16'] | None, _setting(ExportSettings, 'quantize', 'KIND')]
+  The hidden `config_save_path` is its name for the output folder of --get-pipeline-config.
+  """
 
-Category = Annotated[str, _option('NAME', 'A folder in DATASET; check also takes all.')]
-Layout = Annotated[str, _option('NAME', 'auto, mvtec, folder or seglist.', show_default=True)]
-CheckOutput = Annotated[
-  Path | None, _option('DIR', 'Folder for sample pictures, a histogram and the result.')
-]
-ReportOutput = Annotated[
-  Path,
-  _option('FILE', 'HTML file to write; its data is saved next to it as .json.', show_default=True),
-]
-Backbone = Annotated[
-  str | None,
-  _argument(
-    'NAME', f'Backbone to download: {", ".join(BACKBONES)}.', autocompletion=_complete_backbone
-  ),
-]
-DemoDir = Annotated[Path, _argument('DIR', 'Folder to write to.')]
-DemoSeed = Annotated[int, _option('N', 'Random seed of the images.', show_default=True)]
-DemoImageSize = Annotated[int, _option('N', 'Side of the images in pixels.', show_default=True)]
-Overwrite = Annotated[bool, _flag('--overwrite', 'Replace existing categories.')]
+  pipeline: str = _option(
+    'anomaly_detection', 'NAME', 'anomaly_detection (default), or a YAML file.', _PADDLEX
+  )
+  inputs: list[str] | None = _option(
+    None, 'INPUT', 'Image, URL or folder; repeatable.', _PADDLEX, '--input'
+  )
+  model: str | None = _option(
+    None, 'NAME', f'{", ".join(MODELS)}: must match --model-dir; without it, selects a demo.',
+    _PADDLEX, autocompletion=lambda: MODELS,
+  )  # fmt: skip
+  model_dir: Path | None = _option(None, 'DIR', _MODEL_DIR_HELP, _PADDLEX)
+  use_hpip: bool = _flag(
+    '--use-hpip', 'Run the exported graph on an inference runtime: faster on a CPU.', _PADDLEX
+  )
+  get_pipeline_config: str | None = _option(
+    None, 'NAME', 'Write the settings as a YAML file into --save-path.', _PADDLEX
+  )
+  config_save_path: Path | None = _option(None, 'DIR', '', hidden=True)
+  version: bool = typer.Option(
+    False, '--version', metavar='', is_eager=True, callback=_print_version, help='Show the version.'
+  )
 
-# Options of the service.
-ModelDirs = Annotated[
-  list[str] | None,
-  _argument(
+
+class RootOptions(NamedTuple):
+  """Detect anomalies in images with models trained on normal images only.
+
+  Without a command, the options are those of PaddleX.
+  Dashes and underscores in options are interchangeable.
+
+  Examples:
+    uadjax --input photos/ --model_dir runs/bolts/model
+    uadjax predict runs/bolts/model photos/ --json | jq .score
+    uadjax predict --help
+  """
+
+  context: typer.Context
+  paddlex: PaddlexOptions
+  scoring: ScoringOptions
+
+
+class PredictOptions(NamedTuple):
+  """Score images and label each one OK, review or NG.
+
+  Exit status:
+    0  success, regardless of the labels
+    1  an image or the model could not be read
+    2  an invalid option, value or setting
+    3  an image has a label that --fail-on rejects
+
+  Examples:
+    uadjax predict runs/bolts/model photos/
+    uadjax predict runs/bolts/model a.png b.png --json --no-save
+    uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects
+    uadjax predict runs/bolts/model photos/ --image-threshold 0.8 --device gpu:0,1
+    uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4
+  """
+
+  scoring: ScoringOptions
+  model_dir: Path = _MODEL_DIR
+  inputs: list[str] = _argument('INPUT', 'Images, URLs, folders, or .txt files that list them.')
+  backend: str | None = _setting(PredictSettings, 'backend', 'NAME', _MODEL)
+  table: Path | None = _option(
+    None, 'DIR', 'Write only a table, with a row per image, to this folder. Resumable.', _TABLE
+  )
+  format: Literal['parquet', 'jsonl'] | None = _setting(PredictSettings, 'format', 'NAME', _TABLE)
+  shard: str | None = _setting(PredictSettings, 'shard', 'I/N', _TABLE)
+
+
+class FitOptions(NamedTuple):
+  """Fit a detector to normal images, calibrate its thresholds, and evaluate it.
+
+  DATASET is a folder of normal images.
+  If it has test images, the model is evaluated on them.
+
+  Examples:
+    uadjax fit bolts/
+    uadjax fit mvtec_ad/ --category screw --model padim
+    uadjax fit bolts/ --override fit.batch_size=8
+  """
+
+  dataset: Path = _DATASET
+  model: str = _option(
+    'PatchCore', 'NAME', f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten.',
+    autocompletion=lambda: MODELS,
+  )  # fmt: skip
+  category: str = _CATEGORY
+  workdir: Path | None = _option(None, 'DIR', 'Folder for all outputs; default runs/NAME_DATASET.')
+  device: str | None = _DEVICE
+  override: list[str] | None = _OVERRIDE
+  as_json: bool = _AS_JSON
+
+
+class ConfigOptions(NamedTuple):
+  """List the settings of an experiment: type, default, bounds and one sentence for each.
+
+  Set them with --override of fit and sweep, or in an experiment with --config.KEY=VALUE.
+
+  Examples:
+    uadjax config
+    uadjax config fit
+    uadjax config fit.batch_size
+  """
+
+  key: str = _argument('KEY', 'A setting or a section.', '')
+  as_json: bool = _AS_JSON
+
+
+class SweepOptions(NamedTuple):
+  """Fit and evaluate every model on every category with every seed.
+
+  Each run has its own process and device.
+  Finished runs are skipped, so an interrupted sweep can be resumed.
+
+  Examples:
+    uadjax sweep mvtec_ad/ --models padim,patchcore --seeds 3-7
+    uadjax sweep mvtec_ad/ --models patchcore --categories screw,bottle --device gpu:0,1
+    srun uadjax sweep mvtec_ad/ --models stfpm,patchcore:ten
+  """
+
+  dataset: Path = _argument('DATASET', 'Folder of the categories.')
+  models: str = _option(
+    'padim,patchcore', 'A,B', 'Config names; a variant follows a colon: patchcore:ten.'
+  )
+  categories: str = _option('all', 'A,B', 'Categories; or all, textures, objects.')
+  seeds: str = _option('3', 'A,B', 'Seeds, or ranges: 3-7.')
+  workdir: Path = _option(Path('runs/sweep'), 'DIR', 'Folder for all runs and the table.')
+  device: str = _option(
+    'auto', 'DEVICE', 'auto, cpu, gpu, gpu:0,1 or tpu; one run at a time per device.',
+    autocompletion=lambda: DEVICES,
+  )  # fmt: skip
+  jobs: int = _option(0, 'N', 'Concurrent runs on a CPU, which share its cores; default 1.', min=0)
+  shard: str = _option(
+    'auto', 'I/N', 'Run shard I (from 0) of N hosts; auto (default): from SLURM or Open MPI.'
+  )
+  override: list[str] | None = _OVERRIDE
+  table_only: bool = _flag('--table-only', 'Run nothing; tabulate finished runs.')
+  as_json: bool = _AS_JSON
+
+
+class CheckOptions(NamedTuple):
+  """Check a dataset and list all its problems.
+
+  The exit status is 1 if training would reject the dataset.
+
+  Examples:
+    uadjax check bolts/
+    uadjax check mvtec_ad/ --category all --output checked/
+  """
+
+  dataset: Path = _DATASET
+  category: str = _CATEGORY
+  layout: str = _option('auto', 'NAME', 'auto, mvtec, folder or seglist.')
+  output: Path | None = _option(
+    None, 'DIR', 'Folder for sample pictures, a histogram and the result.'
+  )
+  as_json: bool = _AS_JSON
+
+
+class ExportOptions(NamedTuple):
+  """Export a model for another runtime: pixels in, anomaly map and score out.
+
+  The exported graph is run and compared with the model.
+  If a score or a label differs, nothing is written.
+  A quantized graph is checked by label agreement and AUROC instead.
+
+  Examples:
+    uadjax export runs/bolts/model
+    uadjax export runs/bolts/model --include-resize 1024x1280 --output bolts.onnx
+    uadjax export runs/bolts/model --format tflite
+    uadjax export runs/bolts/model --quantize int8
+  """
+
+  model_dir: Path = _MODEL_DIR
+  format: Literal['onnx', 'stablehlo', 'savedmodel', 'tflite'] = _setting(
+    ExportSettings, 'format', 'NAME', default='onnx'
+  )
+  output: Path | None = _setting(ExportSettings, 'output', 'FILE')
+  batch: int | None = _setting(ExportSettings, 'batch', 'N')
+  include_resize: str | None = _setting(ExportSettings, 'include_resize', 'HxW')
+  images: Path | None = _setting(ExportSettings, 'images', 'DIR')
+  quantize: Literal['int8', 'fp16'] | None = _setting(ExportSettings, 'quantize', 'KIND')
+  as_json: bool = _AS_JSON
+
+
+class ReportOptions(NamedTuple):
+  """Evaluate a model on a dataset and write the results as an HTML report.
+
+  Examples:
+    uadjax report runs/bolts/model bolts/ --output bolts.html
+  """
+
+  model_dir: Path = _MODEL_DIR
+  dataset: Path = _DATASET
+  category: str = _CATEGORY
+  output: Path = _option(
+    Path('report.html'), 'FILE', 'HTML file to write; its data is saved next to it as .json.'
+  )
+  device: str | None = _DEVICE
+  as_json: bool = _AS_JSON
+
+
+class DemoOptions(NamedTuple):
+  """Write a synthetic dataset of five products, with and without defects.
+
+  Examples:
+    uadjax demo drawn/
+    uadjax check drawn/ --category all
+  """
+
+  directory: Path = _argument('DIR', 'Folder to write to.')
+  seed: int = _option(0, 'N', 'Random seed of the images.')
+  size: int = _option(256, 'N', 'Side of the images in pixels.')
+  overwrite: bool = _flag('--overwrite', 'Replace existing categories.')
+
+
+class WeightsOptions(NamedTuple):
+  """List the cached backbone weights, or download those of one backbone.
+
+  The cache is ~/.cache/uadjax, or the folder that UADJAX_CACHE names.
+  To fit models on a machine without a network, copy the cache to it.
+
+  Examples:
+    uadjax weights
+    uadjax weights resnet18
+  """
+
+  name: str | None = _argument(
+    'NAME', f'Backbone to download: {", ".join(BACKBONES)}.', None,
+    autocompletion=lambda: BACKBONES,
+  )  # fmt: skip
+  as_json: bool = _AS_JSON
+
+
+class ServeOptions(NamedTuple):
+  """Serve models over HTTP, with a web page to try them in the browser.
+
+  Concurrent requests are batched.
+  On SIGTERM the service finishes the accepted requests.
+
+  Examples:
+    uadjax serve runs/bolts/model
+    uadjax serve bolts=runs/bolts/model nuts=runs/nuts/model --port 80 --host 0.0.0.0
+    curl -F image=@photo.png localhost:8000/image-anomaly-detection
+  """
+
+  models: list[str] | None = _argument(
     '[NAME=]MODEL_DIR',
     'Model directories; the first is the default model. Without one, a demo model.',
-  ),
-]
-Host = Annotated[
-  str, _option('ADDRESS', 'Address to listen on; 0.0.0.0 for all.', show_default=True)
-]
-Port = Annotated[int, _option('N', '0 for any free port.', show_default=True, min=0, max=65535)]
-ServiceBackend = Annotated[
-  str,
-  _option(
-    'NAME',
+    None,
+  )
+  host: str = _option('127.0.0.1', 'ADDRESS', 'Address to listen on; 0.0.0.0 for all.')
+  port: int = _option(8000, 'N', '0 for any free port.', min=0, max=65535)
+  device: str | None = _DEVICE
+  backend: str = _option(
+    'auto', 'NAME',
     'jax, onnxruntime, openvino, or auto: on a CPU an installed inference runtime, else jax.',
-    _MODEL_PANEL,
-    show_default=True,
-  ),
-]
-ServiceBatch = Annotated[
-  int,
-  _option(
-    'N', 'Maximum batch size; 1 disables batching. The default depends on the device.',
-    _LIMITS_PANEL, '--batch', min=0,
-  ),
-]  # fmt: skip
-Queue = Annotated[
-  int,
-  _option(
-    'N', 'Maximum number of images in progress; beyond it requests fail (503).', _LIMITS_PANEL,
-    show_default=True, min=1,
-  ),
-]  # fmt: skip
-Deadline = Annotated[
-  float,
-  _option(
-    'SECONDS', 'Time limit of a request, which then fails (504).', _LIMITS_PANEL, show_default=True
-  ),
-]
-MaxBytes = Annotated[
-  int, _option('N', 'Limit of a body or a URL.', _LIMITS_PANEL, show_default=True, min=1)
-]
-MaxPixels = Annotated[
-  int, _option('N', 'Limit of an image.', _LIMITS_PANEL, show_default=True, min=1)
-]
-AllowUrls = Annotated[bool, _flag('--allow-urls', 'Fetch images from public URLs.', _LIMITS_PANEL)]
-Token = Annotated[
-  str | None,
-  _option(
-    'TOKEN', 'Requests must send it: Authorization: Bearer TOKEN.', _LIMITS_PANEL,
+    _MODEL,
+  )  # fmt: skip
+  batch: int = _option(
+    0, 'N', 'Maximum batch size; 1 disables batching. The default depends on the device.', _LIMITS,
+    min=0,
+  )  # fmt: skip
+  queue: int = _option(
+    64, 'N', 'Maximum number of images in progress; beyond it requests fail (503).', _LIMITS, min=1
+  )
+  deadline: float = _option(
+    30.0, 'SECONDS', 'Time limit of a request, which then fails (504).', _LIMITS
+  )
+  max_bytes: int = _option(32 << 20, 'N', 'Limit of a body or a URL.', _LIMITS, min=1)
+  max_pixels: int = _option(50_000_000, 'N', 'Limit of an image.', _LIMITS, min=1)
+  allow_urls: bool = _flag('--allow-urls', 'Fetch images from public URLs.', _LIMITS)
+  token: str | None = _option(
+    None, 'TOKEN', 'Requests must send it: Authorization: Bearer TOKEN.', _LIMITS,
     envvar='UADJAX_TOKEN',
-  ),
-]  # fmt: skip
-Drain = Annotated[
-  float,
-  _option(
-    'SECONDS', 'Time limit of accepted requests after SIGTERM.', _LIMITS_PANEL, show_default=True
-  ),
-]
+  )  # fmt: skip
+  drain: float = _option(30.0, 'SECONDS', 'Time limit of accepted requests after SIGTERM.', _LIMITS)

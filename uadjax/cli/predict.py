@@ -6,52 +6,41 @@ import contextlib
 from pathlib import Path
 import sys
 import time
-from typing import Any, NamedTuple
 
 import typer
 
 from uadjax.cli import console, runtime
+from uadjax.cli.options import PredictOptions, ScoringOptions, with_dashes
 from uadjax.data import inputs as sources
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.inference import pipelines, predictor, score_table
 from uadjax.inference.result import Result, UNREADABLE
+from uadjax.inference.settings import PredictSettings
 from uadjax.model import calibration
 from uadjax.system import http, progress
 
 _FAIL_ON_STATUS = 3
 
 
-class PredictOptions(NamedTuple):
-  """Options that `uadjax predict` and `uadjax` without a command share; see `options`."""
-
-  device: str | None
-  batch_size: int | None
-  override: Sequence[str] | None
-  allow_private_urls: bool
-  image_threshold: float | None
-  review_threshold: float | None
-  pixel_threshold: float | None
-  save_path: Path | None
-  no_pictures: bool
-  no_save: bool
-  as_json: bool
-  masks: str | None
-  strict: bool
-  fail_on: str | None
-
-
-def select_options(command_options: Mapping[str, Any]) -> PredictOptions:
-  """Select the fields of `PredictOptions` from all options of a command."""
-  return PredictOptions(**{name: command_options[name] for name in PredictOptions._fields})
+def run(options: PredictOptions) -> None:
+  """Score images as the options say; into a table if they name one."""
+  settings = {'model_dir': options.model_dir, 'backend': options.backend}
+  if options.table:
+    _tabulate_scores(options, settings, options.table)
+    return
+  for name in ('format', 'shard'):
+    if getattr(options, name) is not None:
+      raise typer.BadParameter('only valid with --table.', param_hint=f'--{name}')
+  predict_images(options.inputs, pipelines.NAMES[0], False, settings, options.scoring)
 
 
 def predict_images(
   inputs: Sequence[str],
   pipeline_name: str,
   use_hpip: bool,
-  settings: Mapping[str, str],
-  options: PredictOptions,
+  settings: Mapping[str, object],
+  options: ScoringOptions,
 ) -> None:
   """Score images with a pipeline, print the results, and save them.
 
@@ -59,7 +48,7 @@ def predict_images(
     inputs: paths, URLs and folders.
     pipeline_name: name of a pipeline, or path of a YAML file.
     use_hpip: whether to run the exported graph on an inference runtime.
-    settings: values of pipeline settings that have options of their own.
+    settings: values of pipeline settings that have options of their own; None if not set.
     options: all other options.
   """
   if options.masks and not options.as_json:
@@ -75,37 +64,26 @@ def predict_images(
   with contextlib.closing(_save_results(results, folder, not options.no_pictures)) as saved_results:
     counts = _print_results(saved_results, total, folder, options)
   if not options.as_json:
-    _print_summary(counts, time.perf_counter() - start, pipeline.model.model.thresholds, folder)
+    rate = counts.total() / (time.perf_counter() - start)
+    console.print_line(console.summary_table(counts))
+    console.print_line(f'{rate:.1f} images/s; {_describe(pipeline.model.model.thresholds)}.')
+    if folder:
+      console.print_line(f'Results: {runtime.to_printable(str(folder))}')
   _exit_by_counts(counts, options.fail_on)
 
 
-def tabulate_scores(
-  inputs: Sequence[str],
-  settings: Mapping[str, str],
-  options: PredictOptions,
-  folder: Path,
-  table_format: str,
-  shard: str,
-) -> None:
-  """Score one shard of many images and write the results into a table.
-
-  Args:
-    inputs: paths, URLs and folders.
-    settings: values of pipeline settings that have options of their own.
-    options: all other options; those that save results are rejected.
-    folder: folder of the table.
-    table_format: 'parquet' or 'jsonl'.
-    shard: shard of the images as I/N, or 'auto'.
-  """
+def _tabulate_scores(command: PredictOptions, settings: Mapping[str, object], folder: Path) -> None:
+  """Score one shard of many images and write the results into a table in a folder."""
+  options = command.scoring
   for name in ('save_path', 'no_pictures', 'no_save', 'masks'):
     if getattr(options, name):
-      option = f'--{name.replace("_", "-")}'
-      raise typer.BadParameter('not valid with --table.', param_hint=option)
-  table = score_table.Table(folder, table_format, processes.resolve_shard(shard))
+      raise typer.BadParameter('not valid with --table.', param_hint=f'--{with_dashes(name)}')
+  shard = processes.resolve_shard(command.shard or PredictSettings.shard)
+  table = score_table.Table(folder, command.format or PredictSettings.format, shard)
   pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
   batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
+  images, bar = _unwrap_single_input(command.inputs), progress.show_progress
   try:
-    images, bar = _unwrap_single_input(inputs), progress.show_progress
     summary = score_table.score_images(
       pipeline.model, images, table, batch_size, bar, options.strict
     )
@@ -125,16 +103,16 @@ def tabulate_scores(
 
 
 def _create_pipeline(
-  pipeline_name: str, use_hpip: bool, settings: Mapping[str, str], options: PredictOptions
+  pipeline_name: str, use_hpip: bool, settings: Mapping[str, object], options: ScoringOptions
 ) -> pipelines.Pipeline:
-  names = ('image_threshold', 'review_threshold', 'pixel_threshold')
-  values = {name: getattr(options, name) for name in names}
-  thresholds = {name: value for name, value in values.items() if value is not None}
+  thresholds = ('image_threshold', 'review_threshold', 'pixel_threshold')
+  values = {**settings, **{name: getattr(options, name) for name in thresholds}}
+  values = {name: value for name, value in values.items() if value is not None}
   return pipelines.create_pipeline(
     pipeline_name,
     options.device,
     use_hpip or None,
-    overrides={**parse_overrides(options.override or ()), **settings, **thresholds},
+    overrides={**parse_overrides(options.override), **values},
     access=http.Access(private=options.allow_private_urls),
   )
 
@@ -151,9 +129,9 @@ def _require_separate_folder(inputs: Sequence[str], folder: Path | None) -> None
       raise ConfigError(f'{folder} holds the images; name another folder with --save-path.')
 
 
-def parse_overrides(assignments: Sequence[str]) -> dict[str, str]:
+def parse_overrides(assignments: Sequence[str] | None) -> dict[str, str]:
   """Return the values of KEY=VALUE assignments by key."""
-  pairs = [assignment.partition('=') for assignment in assignments]
+  pairs = [assignment.partition('=') for assignment in assignments or ()]
   for key, equals, _ in pairs:
     if not equals:
       raise typer.BadParameter(f'{key!r} has no value; write KEY=VALUE.', param_hint='--override')
@@ -167,7 +145,7 @@ def _save_results(
 
 
 def _print_results(
-  results: Iterator[Result], total: int, folder: Path | None, options: PredictOptions
+  results: Iterator[Result], total: int, folder: Path | None, options: ScoringOptions
 ) -> collections.Counter[str]:
   """Print each result, and return the number of images per label."""
   counts = collections.Counter[str]()
@@ -187,20 +165,11 @@ def _print_results(
   return counts
 
 
-def _print_summary(
-  counts: collections.Counter[str],
-  seconds: float,
-  thresholds: calibration.Thresholds,
-  folder: Path | None,
-) -> None:
-  console.print_line(console.summary_table(counts))
-  review_text = ''
+def _describe(thresholds: calibration.Thresholds) -> str:
+  text = f'NG above {thresholds.image_threshold:.4g}'
   if thresholds.review_threshold < thresholds.image_threshold:
-    review_text = f', review above {thresholds.review_threshold:.4g}'
-  rate = f'{counts.total() / seconds:.1f} images/s'
-  console.print_line(f'{rate}; NG above {thresholds.image_threshold:.4g}{review_text}.')
-  if folder:
-    console.print_line(f'Results: {runtime.to_printable(str(folder))}')
+    text += f', review above {thresholds.review_threshold:.4g}'
+  return text
 
 
 def _exit_by_counts(counts: collections.Counter[str], fail_on: str | None) -> None:

@@ -1,6 +1,6 @@
 """Setup that all commands share: memory, signals, logging, error messages and exit status."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 import functools
 import json
@@ -34,10 +34,14 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
   format_for_command = functools.partial(format_setting, command.__name__)
 
   @functools.wraps(command)
-  def wrapper(*args: Any, **options: Any) -> None:
+  def wrapper(**options: Any) -> None:
     try:
-      with errors.setting_format(format_for_command), _setup():
-        command(*args, **options)
+      from uadjax.system import logging, memory, signals
+
+      memory.retain_freed_pages()
+      format_context = errors.setting_format(format_for_command)
+      with format_context, signals.raise_on_signal(), logging.logging_to():
+        command(**options)
     except (typer.TyperException, typer.Exit, SystemExit):
       raise
     except BrokenPipeError:
@@ -71,16 +75,6 @@ def format_setting(command: str, setting: Setting) -> str:
   if setting.value is ... or setting.value is True:
     return option
   return shlex.quote(f'{option}={errors.format_value(setting.value)}')
-
-
-@contextlib.contextmanager
-def _setup() -> Iterator[None]:
-  """Set up a command: memory reuse, interruption by signals, and logging to stderr."""
-  from uadjax.system import logging, memory, signals
-
-  memory.retain_freed_pages()
-  with signals.raise_on_signal(), logging.logging_to():
-    yield
 
 
 def print_error(error: BaseException, message: str, as_json: bool) -> None:

@@ -5,16 +5,38 @@ import importlib.util
 import os
 from pathlib import Path
 
+from uadjax.cli.options import ServeOptions
 from uadjax.errors import ConfigError
 from uadjax.inference import demo_model
 from uadjax.model import model_dir
+from uadjax.system import http
 
 
-def require_packages() -> None:
-  """Raise ConfigError if a package of the service is missing."""
+def run(options: ServeOptions) -> None:
+  """Serve the models until a signal stops the service.
+
+  Raises:
+    ConfigError: a package of the service is missing, or an option is invalid.
+  """
   for package in ('fastapi', 'orjson', 'prometheus_client', 'python_multipart', 'uvicorn'):
     if importlib.util.find_spec(package) is None:
       raise ConfigError(f"The service needs {package}: pip install 'uadjax[serve]'.")
+  from uadjax import serve
+
+  settings = serve.Settings(
+    _parse_model_dirs(options.models or ()),
+    options.device or 'auto',
+    options.backend,
+    options.batch,
+    options.queue,
+    options.deadline,
+    options.max_bytes,
+    options.max_pixels,
+    http.Access(urls=options.allow_urls, max_bytes=options.max_bytes),
+    resolve_token(options.token),
+    options.drain,
+  )
+  serve.serve(settings, options.host, options.port)
 
 
 def resolve_token(option: str | None) -> str:
@@ -31,7 +53,7 @@ def resolve_token(option: str | None) -> str:
   return option or ''
 
 
-def parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
+def _parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
   """Parse NAME=DIR arguments into model directories by name; a bare DIR is named after its run.
 
   Without arguments, the demo model is served.

@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 import contextlib
 import itertools
-from pathlib import Path
 import re
 import sys
-from typing import NamedTuple
 
 import typer
 
 from uadjax import sweep as sweeps
 from uadjax.cli import console, predict, runtime
+from uadjax.cli.options import SweepOptions
 from uadjax.data import layouts
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted, UserError
@@ -19,49 +18,32 @@ from uadjax.sweep import results, slots
 from uadjax.system import logging, progress
 
 
-class SweepOptions(NamedTuple):
-  """Options that select the runs of a sweep; see `options`."""
-
-  dataset: Path
-  models: str
-  categories: str
-  seeds: str
-  workdir: Path
-  override: Sequence[str] | None
-
-
-def run_sweep(
-  options: SweepOptions, device: str, jobs: int, shard: str, table_only: bool, as_json: bool
-) -> None:
+def run(options: SweepOptions) -> None:
   """Run this host's shard of a sweep, and write the table of all finished runs."""
   workdir = options.workdir
   # Absolute, so that the settings do not depend on the working directory.
   root = str(options.dataset.resolve())
-  settings = {'data.root': root, **predict.parse_overrides(options.override or ())}
+  settings = {'data.root': root, **predict.parse_overrides(options.override)}
   runs = _plan_runs(options, settings)
   overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-  # Asking JAX would occupy the devices, which the runs need.
-  host_shard = processes.resolve_shard(shard, may_ask_jax=False)
-  failures: list[str] = []
   try:
-    if not table_only:
-      device_slots = slots.device_slots(device, jobs)
-      failures = _run_missing(runs, workdir, overrides, device_slots, host_shard)
+    failures = [] if options.table_only else _run_missing(options, runs, overrides)
   except Interrupted as interruption:
     interruption.hint = (f'Repeat the command to resume {workdir}.',)
     raise
-  summaries = {run: results.load_summary(run.run_dir(workdir)) for run in runs}
-  finished = {run: summary for run, summary in summaries.items() if summary}
+  summaries = ((run, results.load_summary(run.run_dir(workdir))) for run in runs)
+  finished = {run: summary for run, summary in summaries if summary}
   rows = results.summarize_runs(
-    (run.config_label, run.category, run.seed, summary) for run, summary in finished.items()
+    (sweeps.config_label(run.config), run.category, run.seed, summary)
+    for run, summary in finished.items()
   )
   if not rows:
-    hint = 'Run without --table-only first.' if table_only else ' '.join(failures[:1])
+    hint = 'Run without --table-only first.' if options.table_only else ' '.join(failures[:1])
     raise UserError(f'{workdir} has no finished run of this sweep. {hint}')
   machines = sweeps.record_sweep(workdir, overrides, add_machine=False)
   description = f'Machine: {"; ".join(machines) or "unknown"}. Overrides: {" ".join(overrides)}.'
   text = results.write_tables(rows, workdir, description)
-  if as_json:
+  if options.as_json:
     counts = {'runs': len(runs), 'finished': len(finished), 'failed': failures}
     console.print_json({**counts, 'table': str(workdir / 'table.csv')})
   else:
@@ -90,29 +72,24 @@ def _parse_list(text: str, option: str) -> list[str]:
   return items
 
 
-def _parse_seeds(text: str) -> range:
+def _parse_seeds(text: str) -> Sequence[int]:
   """Parse a seed, such as 3, or a range that includes both ends, such as 3-7."""
   match = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
-  if not match:
-    message = f'{text!r} is neither a seed (3) nor a range (3-7).'
-    raise typer.BadParameter(message, param_hint='--seeds')
-  seeds = range(int(match[1]), int(match[2] or match[1]) + 1)
+  seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
   if not seeds:
-    message = f'{text!r} is an empty range; write the smaller seed first.'
+    message = f'{text!r} is neither a seed (3) nor a range with the smaller seed first (3-7).'
     raise typer.BadParameter(message, param_hint='--seeds')
   return seeds
 
 
 def _run_missing(
-  runs: Sequence[sweeps.Run],
-  workdir: Path,
-  overrides: Sequence[str],
-  device_slots: Sequence[slots.Slot],
-  shard: tuple[int, int],
+  options: SweepOptions, runs: Sequence[sweeps.Run], overrides: Sequence[str]
 ) -> list[str]:
-  """Run the unfinished runs of a shard, and return which ones failed and why."""
-  shard_index, num_shards = shard
-  missing_runs = sweeps.unfinished_runs(runs, workdir, shard)
+  """Run the unfinished runs of this host's shard, and return which ones failed and why."""
+  # Asking JAX would occupy the devices, which the runs need.
+  shard_index, num_shards = processes.resolve_shard(options.shard, may_ask_jax=False)
+  device_slots = slots.device_slots(options.device, options.jobs)
+  missing_runs = sweeps.unfinished_runs(runs, options.workdir, (shard_index, num_shards))
   num_missing = len(missing_runs)
   logging.LOG.info(
     '%d runs in total; %d left in shard %d/%d, on %s.',
@@ -120,7 +97,7 @@ def _run_missing(
   )  # fmt: skip
   failures = []
   titles = [column.title for column in results.COLUMNS.values()]
-  sweep = sweeps.run_sweep(missing_runs, workdir, overrides, device_slots)
+  sweep = sweeps.run_sweep(missing_runs, options.workdir, overrides, device_slots)
   # Closing stops the runs before an error is reported, so that none continues unnoticed.
   with contextlib.closing(sweep) as outcomes:
     with_bar = progress.show_progress(outcomes, num_missing, 'Sweeping')

@@ -35,27 +35,21 @@ Run = Callable[[Settings, Path], Result]
 
 
 def run(config: Settings, workdir: Path) -> Result:
-  """Run `config.mode` on the configured device, and return the result for JSON.
+  """Run `config.mode` on the configured device; write a log and a result file into `workdir`.
+
+  Call `validation.validate` first, so that a run that cannot start leaves nothing behind.
 
   Raises:
     UserError: the data, the settings or the machine do not allow the run.
     Interrupted: the run was asked to stop.
   """
-  # Arrays that are created outside a mesh must be on the chosen device, too.
-  with jax.default_device(meshes.local_devices(meshes.select_devices(config.device))[0]):
-    return _RUN_BY_MODE[config.mode](config, workdir)
-
-
-def run_logged(config: Settings, workdir: Path) -> Result:
-  """Run `config.mode` as `run` does, and write a log and a result file into `workdir`.
-
-  Call `validation.validate` first, so that a run that cannot start leaves nothing behind.
-  """
   mode = config.mode
   workdirs.create(workdir)
   with signals.raise_on_signal(), log.logging_to(workdir / f'{mode}.log'):
     try:
-      result = run(config, workdir)
+      # Arrays that are created outside a mesh must be on the chosen device, too.
+      with jax.default_device(meshes.local_devices(meshes.select_devices(config.device))[0]):
+        result = _RUN_BY_MODE[mode](config, workdir)
       workdirs.write_result(workdir, mode, result)
     except (Exception, Interrupted) as error:
       with contextlib.suppress(OSError):  # The disk may be full or read-only.
@@ -235,7 +229,7 @@ def _run_over_categories(run_category: Run, config: Settings, workdir: Path) -> 
       failures[category] = str(error)
       workdirs.write_failure(category_dir, config.mode, error)
       log.LOG.error('%s: %s', category, error)
-  result = _with_metrics(config, workdir, {'categories': results}, results)
+  result = _with_metrics(config, workdir, {'categories': results})
   if failures:
     messages = ' '.join(f'{category}: {message}' for category, message in failures.items())
     raise UserError(f'{len(failures)} of {len(categories)} categories failed. {messages}')
@@ -259,18 +253,17 @@ def _run_in_group(run_category: Run, config: Settings, workdir: Path) -> Result:
   return result
 
 
-def _with_metrics(
-  config: Settings, workdir: Path, result: Result, results: Mapping[str, Result] | None = None
-) -> Result:
-  """Write the metrics of a run, or of the `results` of a group, as CSV.
+def _with_metrics(config: Settings, workdir: Path, result: Result) -> Result:
+  """Write the metrics of a run, or of the categories of a group, as CSV.
 
   Returns:
     The result with the mean of the metrics, and with the metrics by category.
   """
   label = workdirs.category_name(config)
+  category_results = result.get('categories', {config.data.category: result})
   metrics = {
     category or label: category_result['metrics']
-    for category, category_result in (results or {config.data.category: result}).items()
+    for category, category_result in category_results.items()
     if 'metrics' in category_result
   }
   if not metrics:

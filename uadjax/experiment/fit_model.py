@@ -93,4 +93,4 @@ def run_training(
     refuse('data.category', category, message, *hint)
   run_dir = Path(workdir or workdirs.default_workdir(config, variant))
   validation.validate(config, run_dir)
-  return experiment.run_logged(config, run_dir), run_dir
+  return experiment.run(config, run_dir), run_dir

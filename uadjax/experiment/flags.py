@@ -17,19 +17,15 @@ def extract_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[
 
   Overrides are written `--config.key=value`, `--config.key value` or, for true, `--config.key`.
   """
-  overrides, other_arguments, remaining_words = [], [], list(argv)
-  while remaining_words:
-    word = remaining_words.pop(0)
+  overrides, other_arguments, words = [], [], list(argv)
+  while words:
+    word = words.pop(0)
     if not word.startswith(_PREFIX):
       other_arguments.append(word)
       continue
     key, separator, value = word.removeprefix(_PREFIX).partition('=')
     if not separator:
-      value = (
-        remaining_words.pop(0)
-        if remaining_words and not remaining_words[0].startswith('--')
-        else 'true'
-      )
+      value = words.pop(0) if words and not words[0].startswith('--') else 'true'
     overrides.append((key, value))
   return overrides, other_arguments
 

@@ -7,6 +7,7 @@ resumes from the latest.
 
 from collections.abc import Generator, Mapping, Sequence
 from concurrent import futures
+import itertools
 import json
 import os
 from pathlib import Path
@@ -15,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from uadjax.errors import refuse, Setting
 from uadjax.sweep import results, slots
@@ -25,7 +25,6 @@ from uadjax.training import settings as run_settings, workdir as workdirs
 
 _SWEEP_FILE, _LOCK_FILE = 'sweep.json', '.lock'
 _NUM_ERROR_LINES = 3  # Number of last output lines that explain a failed process.
-_LOG_INTERVAL_S = 20.0  # Maximum time without a log line.
 _STOP_TIMEOUT_S = 30.0  # Time for stopped runs to save a checkpoint.
 
 
@@ -48,17 +47,13 @@ class Run(NamedTuple):
   category: str
   seed: int
 
-  @property
-  def config_label(self) -> str:
-    """The name of the config in tables, such as 'patchcore:ten'."""
-    return config_label(self.config)
-
   def run_dir(self, workdir: Path) -> Path:
     """Return the work directory of the run below that of the sweep."""
-    return workdir / self.config_label.replace(':', '_') / self.category / f'seed_{self.seed}'
+    config_name = config_label(self.config).replace(':', '_')
+    return workdir / config_name / self.category / f'seed_{self.seed}'
 
   def __str__(self) -> str:
-    return f'{self.config_label} {self.category} seed {self.seed}'
+    return f'{config_label(self.config)} {self.category} seed {self.seed}'
 
 
 class Outcome(NamedTuple):
@@ -73,7 +68,7 @@ def plan_runs(
   config_names: Sequence[str],
   categories: Sequence[str],
   seeds: Sequence[int],
-  settings: Mapping[str, object] = MappingProxyType({}),
+  settings: Mapping[str, object] | None = None,
 ) -> list[Run]:
   """Return the runs of a sweep, ordered by seed, category and config.
 
@@ -90,13 +85,9 @@ def plan_runs(
     UserError: a config does not exist, or a setting is invalid for it.
   """
   for config_name in config_names:
-    run_settings.load(config_name, settings.items())
-  return [
-    Run(config_name, category, seed)
-    for seed in seeds
-    for category in categories
-    for config_name in config_names
-  ]
+    run_settings.load(config_name, (settings or {}).items())
+  combinations = itertools.product(seeds, categories, config_names)
+  return [Run(config_name, category, seed) for seed, category, config_name in combinations]
 
 
 def unfinished_runs(
@@ -132,33 +123,25 @@ def run_sweep(
   free_slots: queue.SimpleQueue[slots.Slot] = queue.SimpleQueue()
   for slot in available_slots:
     free_slots.put(slot)
-  running_processes = set[subprocess.Popen[bytes]]()
+  processes: list[subprocess.Popen[bytes]] = []
   lock, stop_event = threading.Lock(), threading.Event()
 
   def run_in_free_slot(run: Run) -> Outcome:
     slot = free_slots.get()
     try:
-      return _execute_run(run, workdir, overrides, slot, running_processes, lock, stop_event)
+      return _execute_run(run, workdir, overrides, slot, processes, lock, stop_event)
     finally:
       free_slots.put(slot)
 
   pool = futures.ThreadPoolExecutor(len(available_slots))
-  pending_futures = {pool.submit(run_in_free_slot, run) for run in runs}
+  outcomes = [pool.submit(run_in_free_slot, run) for run in runs]
   try:
-    while pending_futures:
-      finished_futures, pending_futures = futures.wait(
-        pending_futures, _LOG_INTERVAL_S, futures.FIRST_COMPLETED
-      )
-      yield from (future.result() for future in finished_futures)
-      if not finished_futures:
-        num_running = len(running_processes)
-        num_queued = len(pending_futures) - num_running
-        logging.LOG.info('%d runs in progress, %d queued.', num_running, num_queued)
+    yield from (outcome.result() for outcome in futures.as_completed(outcomes))
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:
       stop_event.set()
-      processes_to_stop = list(running_processes)
+      processes_to_stop = [process for process in processes if process.poll() is None]
     if processes_to_stop:
       logging.LOG.info('Stopping %d runs.', len(processes_to_stop))
     for process in processes_to_stop:
@@ -176,7 +159,7 @@ def _execute_run(
   workdir: Path,
   overrides: Sequence[str],
   slot: slots.Slot,
-  running_processes: set['subprocess.Popen[bytes]'],
+  processes: list['subprocess.Popen[bytes]'],
   lock: threading.Lock,
   stop_event: threading.Event,
 ) -> Outcome:
@@ -205,12 +188,9 @@ def _execute_run(
         # The run holds the lock, even after the sweep has ended; Windows cannot pass descriptors.
         pass_fds=(lock_file.fileno(),) if os.name == 'posix' else (),
       )
-      running_processes.add(process)
+      processes.append(process)
     logging.LOG.info('%s: started on %s; log: %s', run, slot.name, run_dir / 'train.log')
-    with process:
-      process.wait()
-      with lock:
-        running_processes.remove(process)
+    process.wait()
     summary = None if process.returncode else results.load_summary(run_dir)
     output.seek(0)
     last_lines = output.read().decode(errors='replace').strip().splitlines()[-_NUM_ERROR_LINES:]
@@ -230,17 +210,15 @@ def record_sweep(workdir: Path, overrides: Sequence[str], add_machine: bool) -> 
     ConfigError: `workdir` holds finished runs of a sweep with other overrides.
   """
   path = workdir / _SWEEP_FILE
-  previous_sweep: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-  finished_summaries = (
-    results.load_summary(path.parent) for path in workdir.glob('*/*/*/train_result.json')
-  )
-  if previous_sweep and previous_sweep['overrides'] != list(overrides) and any(finished_summaries):
-    previous = previous_sweep['overrides']
-    message = f'{workdir} holds a sweep with the overrides {previous}, not {list(overrides)}.'
-    refuse('workdir', workdir, message, 'Use another ', Setting('workdir'), '.')
-  machines: list[str] = previous_sweep.get('machines', [])
+  record: dict[str, list[str]] = {'overrides': [*overrides], 'machines': []}
+  previous = json.loads(path.read_text()) if path.is_file() else record
+  summaries = (results.load_summary(p.parent) for p in workdir.glob('*/*/*/train_result.json'))
+  if previous['overrides'] != record['overrides'] and any(summaries):
+    sweep = f'a sweep with the overrides {previous["overrides"]}, not {record["overrides"]}'
+    refuse('workdir', workdir, f'{workdir} holds {sweep}.', 'Use another ', Setting('workdir'), '.')
+  record['machines'] = previous['machines']
   if add_machine:
-    machines = list(dict.fromkeys([*machines, slots.describe_machine()]))
+    record['machines'] = list(dict.fromkeys([*previous['machines'], slots.describe_machine()]))
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {'overrides': list(overrides), 'machines': machines})
-  return machines
+    files.write_json(path, record)
+  return record['machines']

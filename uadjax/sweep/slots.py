@@ -22,11 +22,7 @@ from uadjax.system import threads
 _DEVICE_QUERY = """
 import sys
 from uadjax.distributed import mesh
-from uadjax import errors
-try:
-  devices = mesh.select_devices(sys.argv[1])
-except errors.UserError as error:
-  sys.exit(str(error))
+devices = mesh.select_devices(sys.argv[1])
 print(devices[0].platform, *(device.local_hardware_id for device in devices))
 """
 
@@ -62,8 +58,8 @@ def device_slots(device: str, jobs: int = 0) -> list[Slot]:
     [sys.executable, '-c', _DEVICE_QUERY, device], capture_output=True, text=True, check=False
   )
   if query.returncode:
-    lines = query.stderr.strip().splitlines()
-    raise ConfigError(lines[-1] if lines else f'device={device!r} cannot be used.')
+    _, _, message = query.stderr.strip().rpartition('\n')[2].partition(': ')  # Of a traceback.
+    raise ConfigError(message or f'device={device!r} cannot be used.')
   platform_name, *device_ids = query.stdout.split()
   if platform_name == 'cpu':
     return _cpu_slots(jobs or 1)

@@ -4,27 +4,27 @@ from rich import text
 
 from uadjax import config as configs
 from uadjax.cli import console
+from uadjax.cli.options import ConfigOptions
 from uadjax.training import settings
 
 
-def show_settings(key: str, as_json: bool) -> None:
-  """Print one setting, those of a section, or with an empty key all.
+def run(options: ConfigOptions) -> None:
+  """Print one setting, those of a section, or without a key all.
 
   Raises:
     ConfigError: there is no such setting; the message suggests the closest.
   """
-  catalog = settings.catalog()
+  catalog, key = settings.catalog(), options.key
   entries = [e for e in catalog if key in ('', e.info.key) or e.info.key.startswith(f'{key}.')]
   if not entries:
     raise configs.unknown_key(key, tuple(e.info.key for e in catalog))
-  for info, defaults in entries:
-    entry = settings.CatalogEntry(info, defaults)
-    if as_json:
+  for entry in entries:
+    info = entry.info
+    if options.as_json:
       limits = {name: value for name, value in info.limits._asdict().items() if name != 'check'}
       fields = {'key': info.key, 'type': info.type.__name__, 'optional': info.is_optional}
-      console.print_json({**fields, **limits, 'default': defaults})
+      console.print_json({**fields, **limits, 'default': entry.defaults})
       continue
-    console.print_line(
-      text.Text.assemble((info.key, 'bold'), f' = {entry.format_default()}', (f'  {info}', 'dim'))
-    )
+    default = f' = {entry.format_default()}'
+    console.print_line(text.Text.assemble((info.key, 'bold'), default, (f'  {info}', 'dim')))
     console.print_line(f'  {info.limits.help}')

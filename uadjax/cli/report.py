@@ -1,0 +1,18 @@
+"""The command `uadjax report`: evaluates a model on a dataset."""
+
+from uadjax.cli import console, runtime
+from uadjax.cli.options import ReportOptions
+from uadjax.distributed import mesh
+from uadjax.experiment import evaluate_run
+
+
+def run(options: ReportOptions) -> None:
+  """Write the report, and print its path or the metrics."""
+  mesh.use_cores_as_devices()
+  metrics = evaluate_run.write_report(
+    options.model_dir, options.dataset, options.category, options.output, options.device or 'auto'
+  )
+  if options.as_json:
+    console.print_json(metrics)
+  else:
+    console.print_line(f'Report: {runtime.to_printable(str(options.output))}')
