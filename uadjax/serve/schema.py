@@ -84,12 +84,6 @@ MODELS_RESPONSES: Responses = {
 }
 VERDICT_RESPONSES: Responses = {200: {'model': _VerdictResponse}, **_ERROR_RESPONSES}
 
-_OPTIONS = {
-  'visualize': 'Return a picture.',
-  'heatmap': 'Return the anomaly map.',
-  'labelMap': 'False: omit labelMap.',
-  'model': 'Name of the model; default: the first.',
-}
 _FILE_SCHEMA = {'type': 'string', 'format': 'binary'}
 _FORM_SCHEMA = {'type': 'object', 'properties': {'image': _FILE_SCHEMA}, 'required': ['image']}
 _BODY_SCHEMAS = {
@@ -104,9 +98,9 @@ PREDICT_OPENAPI: dict[str, Any] = {
       'name': name,
       'in': 'query',
       'schema': {'type': 'string' if name == 'model' else 'boolean'},
-      'description': f'{description} JSON requests have it in the body.',
+      'description': f'{field.description} JSON requests have it in the body.',
     }
-    for name, description in _OPTIONS.items()
+    for name, field in requests.RequestOptions.model_fields.items()
   ],
   'requestBody': {
     'required': True,
