@@ -20,10 +20,10 @@ from jaxtyping import Float, Int
 import numpy as np
 from scipy import special
 
-from uadjax.errors import ConfigError, DataError, refuse, Setting, UnknownName
+from uadjax.errors import ConfigError, DataError, refuse, Setting
+from uadjax.model.settings import CalibrateSettings
 from uadjax.system.text import format_percent
 
-METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
 _LABELED_METHODS = ('f1', 'cost')
 _MANUAL = 'manual'  # Thresholds set by hand have this method; no calibration supports them.
@@ -89,26 +89,17 @@ class Thresholds(NamedTuple):
 
   def __str__(self) -> str:
     """Return the thresholds and their expected false-alarm rate as one sentence."""
-    review_text = f'review above {self.review_threshold:.4g}'
-    if self.review_threshold >= self.image_threshold:
-      review_text = 'nothing to review'
-      if self.method not in (*_LABELED_METHODS, _MANUAL):
-        reason = (
-          f'a review band needs more than {self.num_normals} good images'
-          if self.review_budget > self.budget
-          else 'the review budget equals the budget'
-        )
-        review_text += f' ({reason})'
-    threshold_text = (
+    has_review = self.review_threshold < self.image_threshold
+    review_text = f'review above {self.review_threshold:.4g}' if has_review else 'nothing to review'
+    if not has_review and self.method not in (*_LABELED_METHODS, _MANUAL):
+      if self.review_budget > self.budget:
+        review_text += f' (a review band needs more than {self.num_normals} good images)'
+      else:
+        review_text += ' (the review budget equals the budget)'
+    return (
       f'NG above {self.image_threshold:.4g}, {review_text}, '
-      f'pixels marked above {self.pixel_threshold:.4g}'
+      f'pixels marked above {self.pixel_threshold:.4g}: {_describe_basis(self)}.'
     )
-    if self.method in _LABELED_METHODS:
-      return f'{threshold_text}: {_describe_labeled_method(self)}.'
-    if self.is_manual:
-      return f'{threshold_text}: set by hand, so the false-alarm rate is unknown.'
-    describe = _describe_over_budget if self.is_over_budget else _describe_normals_method
-    return f'{threshold_text}: {describe(self)}.'
 
 
 def from_normals(
@@ -138,10 +129,8 @@ def from_normals(
     confident: True to keep both budgets with 95 % confidence rather than on average.
 
   Raises:
-    ConfigError: a budget is out of range.
     DataError: there is no score, or one is not finite.
   """
-  _validate_budgets(budget, review_budget)
   n = _count_finite_scores(scores, 'good')
   _count_finite_scores(peaks, 'good')  # The peaks must be finite, too.
   rank_for_budget = _confident_rank if confident else _average_rank
@@ -193,27 +182,19 @@ def from_labeled(
       are no masks.
 
   Raises:
-    UnknownName: `method` is neither 'f1' nor 'cost'.
-    ConfigError: a budget or the cost is out of range.
     DataError: there is no score of a class, or one is not finite.
   """
-  if method not in _LABELED_METHODS:
-    raise UnknownName(
-      f'Unknown method for labeled images {method!r}; choose from {_LABELED_METHODS}.'
-    )
-  _validate_miss_cost(miss_cost)
   n = _count_finite_scores(normal_scores, 'good')
   m = _count_finite_scores(anomalous_scores, 'defective')
   normals_thresholds = from_normals(normal_scores, peaks, budget, review_budget)
-  image_threshold = _best_image_threshold(
-    normal_scores, anomalous_scores, miss_cost if method == 'cost' else None
-  )
+  cost = {'f1': None, 'cost': miss_cost}[method]
+  image_threshold = _best_image_threshold(normal_scores, anomalous_scores, cost)
+  if pixel_threshold is None:
+    pixel_threshold = normals_thresholds.pixel_threshold
   num_false_alarms = int((normal_scores > image_threshold).sum())
   return normals_thresholds._replace(
     image_threshold=image_threshold,
-    pixel_threshold=normals_thresholds.pixel_threshold
-    if pixel_threshold is None
-    else pixel_threshold,
+    pixel_threshold=pixel_threshold,
     review_threshold=min(normals_thresholds.review_threshold, image_threshold),
     method=method,
     expected_false_alarm_rate=num_false_alarms / n,
@@ -270,12 +251,11 @@ def override(
     'review_threshold': review_threshold,
     'pixel_threshold': pixel_threshold,
   }
+  overrides = {name: value for name, value in overrides.items() if value is not None}
   for name, value in overrides.items():
-    if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+    if not (isinstance(value, int | float) and math.isfinite(value)):
       raise ConfigError(f'{name} must be a finite number, got {value!r}.')
-  thresholds = thresholds._replace(
-    **{name: value for name, value in overrides.items() if value is not None}
-  )
+  thresholds = thresholds._replace(**overrides)
   if image_threshold is not None or review_threshold is not None:
     thresholds = thresholds._replace(
       method=_MANUAL, expected_false_alarm_rate=math.nan, false_alarm_rate_bound=math.nan
@@ -292,65 +272,31 @@ def label(score: float, thresholds: Thresholds) -> str:
   return 'review' if score <= thresholds.image_threshold else 'NG'
 
 
-def validate_settings(
-  budget: float,
-  review_budget: float = 0.05,
-  method: str = 'normals',
-  miss_cost: float = 10.0,
-  labeled: str = '',
-) -> None:
-  """Raise an error for invalid settings of calibration; call it before fitting, which takes hours.
-
-  Args:
-    budget: allowed share of good images that are NG, in (0, 1).
-    review_budget: allowed share of good images that are NG or for review, in [budget, 1).
-    method: one of METHODS.
-    miss_cost: cost of a missed defect relative to that of a false alarm; positive and finite.
-    labeled: dataset directory of labeled images, which 'f1' and 'cost' need; '' for other methods.
+def validate_settings(options: CalibrateSettings) -> None:
+  """Check settings that depend on each other; call it before fitting, which takes hours.
 
   Raises:
-    UnknownName: there is no such method.
-    ConfigError: a value is out of range, or `method` and `labeled` do not match.
+    ConfigError: `review_budget` is below `budget`, or `method` and `labeled` do not match.
   """
-  _validate_budgets(budget, review_budget)
-  if method not in METHODS:
-    message = f'Unknown calibrate.method {method!r}; choose from {METHODS}.'
-    raise UnknownName(message, key='calibrate.method', value=method, allowed=METHODS)
-  _validate_miss_cost(miss_cost)
-  if method in _LABELED_METHODS and not labeled:
-    raise ConfigError(
-      f'calibrate.method {method!r} needs labeled images.',
-      key='calibrate.labeled',
-      hint=(
-        'Set a dataset directory with good and defective images in ',
-        Setting('calibrate.labeled'), ', or pass ', Setting('calibrate.method', 'normals'), '.',
-      ),
+  budget, review_budget, method = options.budget, options.review_budget, options.method
+  if review_budget < budget:
+    message = (
+      f'calibrate.review_budget must be at least calibrate.budget ({budget}), got {review_budget}: '
+      'images that are NG also exceed the review threshold.'
+    )
+    hint = 'Pass ', Setting('calibrate.review_budget', budget), ' for no review band.'
+    refuse('calibrate.review_budget', review_budget, message, *hint, allowed=(budget, 1))
+  if method in _LABELED_METHODS and not options.labeled:
+    message = f'calibrate.method {method!r} needs labeled images.'
+    hint = (
+      'Set a dataset directory with good and defective images in ', Setting('calibrate.labeled'),
+      ', or pass ', Setting('calibrate.method', 'normals'), '.',
     )  # fmt: skip
-  if labeled and method not in _LABELED_METHODS:
+    refuse('calibrate.labeled', None, message, *hint)
+  if options.labeled and method not in _LABELED_METHODS:
     message = f'calibrate.method {method!r} does not use labeled images.'
     hint = 'Choose one of ', f'{_LABELED_METHODS} (', Setting('calibrate.method'), ').'
-    refuse('calibrate.labeled', labeled, message, *hint, allowed='')
-
-
-def _validate_budgets(budget: float, review_budget: float) -> None:
-  if not 0 < budget < 1:
-    message = f'calibrate.budget must lie between 0 and 1, got {budget}.'
-    refuse('calibrate.budget', budget, message, allowed=(0, 1))
-  if not budget <= review_budget < 1:
-    raise ConfigError(
-      f'calibrate.review_budget must lie between calibrate.budget ({budget}) and 1, got '
-      f'{review_budget}: images that are NG also exceed the review threshold.',
-      key='calibrate.review_budget',
-      value=review_budget,
-      allowed=(budget, 1),
-      hint=('Pass ', Setting('calibrate.review_budget', budget), ' for no review band.'),
-    )
-
-
-def _validate_miss_cost(miss_cost: float) -> None:
-  if not 0 < miss_cost < math.inf:
-    message = f'calibrate.miss_cost must be positive and finite, got {miss_cost}.'
-    refuse('calibrate.miss_cost', miss_cost, message, allowed='above 0')
+    refuse('calibrate.labeled', options.labeled, message, *hint, allowed='')
 
 
 def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:
@@ -460,45 +406,34 @@ def _best_image_threshold(
   return float(candidates[np.flatnonzero(loss <= max_equal_loss)[0]])
 
 
-def _describe_normals_method(thresholds: Thresholds) -> str:
-  expected, bound, confidence = _describe_rates(thresholds)
+def _describe_basis(t: Thresholds) -> str:
+  """Return the images that thresholds rest on, and the false-alarm rate to expect, as a clause."""
+  if t.is_manual:
+    return 'set by hand, so the false-alarm rate is unknown'
+  expected, bound, confidence, budget = (
+    format_percent(share, 2)
+    for share in (t.expected_false_alarm_rate, t.false_alarm_rate_bound, t.confidence, t.budget)
+  )
+  if t.method in _LABELED_METHODS:
+    criterion = {'f1': 'largest F1', 'cost': 'least cost'}[t.method]
+    num_false_alarms = round(t.expected_false_alarm_rate * t.num_normals)
+    return (
+      f'{criterion} on {t.num_anomalous} defective and {t.num_normals} good images '
+      f'({t.num_missed} missed, {num_false_alarms} false alarms or {expected}, at most {bound} '
+      f'with {confidence} confidence), optimistic because the threshold was chosen on these images'
+    )
+  if t.is_over_budget:
+    # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
+    num_required_on_average = max(1, math.ceil(1 / t.budget - 1e-9) - 1)
+    return (
+      f'calibration on {t.num_normals} good images cannot guarantee a false-alarm rate below '
+      f'{expected} on average, or below {bound} with {confidence} confidence; to keep a budget of '
+      f'{budget} on average takes {num_required_on_average} images, with {confidence} confidence '
+      f'{t.num_normals_required}'
+    )
   return (
     f'expected false-alarm rate {expected} on unseen good images, at most {bound} with '
-    f'{confidence} (budget {format_percent(thresholds.budget, 2)}, calibrated on '
-    f'{thresholds.num_normals} good images)'
-  )
-
-
-def _describe_over_budget(thresholds: Thresholds) -> str:
-  # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
-  num_required_on_average = max(1, math.ceil(1 / thresholds.budget - 1e-9) - 1)
-  budget = format_percent(thresholds.budget, 2)
-  expected, bound, confidence = _describe_rates(thresholds)
-  return (
-    f'calibration on {thresholds.num_normals} good images cannot guarantee a false-alarm rate '
-    f'below {expected} on average, or below {bound} with {confidence}; to keep a budget of '
-    f'{budget} on average takes {num_required_on_average} images, with {confidence} '
-    f'{thresholds.num_normals_required}'
-  )
-
-
-def _describe_labeled_method(thresholds: Thresholds) -> str:
-  criterion = {'f1': 'largest F1', 'cost': 'least cost'}[thresholds.method]
-  num_false_alarms = round(thresholds.expected_false_alarm_rate * thresholds.num_normals)
-  expected, bound, confidence = _describe_rates(thresholds)
-  return (
-    f'{criterion} on {thresholds.num_anomalous} defective and {thresholds.num_normals} good images '
-    f'({thresholds.num_missed} missed, {num_false_alarms} false alarms or {expected}, at most '
-    f'{bound} with {confidence}), optimistic because the threshold was chosen on these images'
-  )
-
-
-def _describe_rates(thresholds: Thresholds) -> tuple[str, str, str]:
-  """Return the expected false-alarm rate, its bound and the confidence of the bound, as text."""
-  return (
-    format_percent(thresholds.expected_false_alarm_rate, 2),
-    format_percent(thresholds.false_alarm_rate_bound, 2),
-    f'{format_percent(thresholds.confidence, 2)} confidence',
+    f'{confidence} confidence (budget {budget}, calibrated on {t.num_normals} good images)'
   )
 
 

@@ -9,6 +9,8 @@ from uadjax.config import field
 from uadjax.data.settings import DataSettings
 from uadjax.detectors.settings import DetectorSettings
 
+CALIBRATION_METHODS = ('normals', 'confident', 'f1', 'cost')
+
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateSettings:
@@ -17,7 +19,7 @@ class CalibrateSettings:
   method: str = field(
     'normals',
     'Method: normals or confident; with labeled images f1 or cost.',
-    choices=('normals', 'confident', 'f1', 'cost'),
+    choices=CALIBRATION_METHODS,
   )
   budget: float = field(0.01, 'Share of good images that may be NG.', above=0, below=1)
   review_budget: float = field(
