@@ -72,26 +72,19 @@ def build(
 
 def _curve_panels(curve_data: curves.CurveData) -> dict[str, object]:
   """Return the curves by panel, and the reasons for missing ones."""
-  missing_class = 'defective' if 'good' in curve_data.defects else 'good'
-  reasons = {
-    'Images': f'No image curve: the test set has no {missing_class} images.',
-    'Pixels': 'No pixel curve: the test set has no masks, or no normal pixels.',
-  }
   panels: dict[str, object] = {'pro_limit': curves.PRO_LIMIT}
-  for panel, make_lines in (('roc', curves.roc), ('pr', curves.pr), ('pro', curves.pro)):
+  for panel in curves.CURVES:
     lines = [
       {
-        'name': line.style.name,
+        'name': line.name,
         'x': np.round(line.x, _DIGITS).tolist(),
         'y': np.round(line.y, _DIGITS).tolist(),
         'point': line.operating_point,
         'area': line.area_text,
       }
-      for line in make_lines(curve_data)
+      for line in curves.panel_lines(curve_data, panel)
     ]
-    missing = {'Images', 'Pixels'} - {line['name'] for line in lines}
-    missing -= {'Images'} if panel == 'pro' else set()
-    panels[panel] = {'lines': lines, 'missing': [reasons[name] for name in sorted(missing)]}
+    panels[panel] = {'lines': lines, 'missing': curves.explain_missing(curve_data, panel)}
   return panels
 
 
