@@ -181,8 +181,11 @@ def compute_metrics(
   """Compute image metrics over all images, pixel metrics over visible pixels with ground truth."""
   num_defective = sum(r.record.is_anomalous for r in results)
   return {
-    **_ranking_metrics(image_ranking, 'image'),
-    **_ranking_metrics(pixel_ranking, 'pixel'),
+    **{
+      f'{prefix}_{name}': metric(ranking) if ranking else None
+      for prefix, ranking in (('image', image_ranking), ('pixel', pixel_ranking))
+      for name, metric in _RANKING_METRICS.items()
+    },
     'au_pro': metrics.au_pro(pixel_ranking) if pixel_ranking else None,
     # These metrics are at the best threshold in hindsight.
     'oracles': ['image_f1_max', 'pixel_f1_max'],
@@ -202,13 +205,6 @@ _RANKING_METRICS = {
   'ap': metrics.average_precision,
   'f1_max': metrics.f1_max,
 }
-
-
-def _ranking_metrics(ranking: metrics.Ranking | None, prefix: str) -> dict[str, float | None]:
-  return {
-    f'{prefix}_{name}': metric(ranking) if ranking else None
-    for name, metric in _RANKING_METRICS.items()
-  }
 
 
 def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:
@@ -283,10 +279,9 @@ _CSV_COLUMNS = {
 
 def mean_metrics(rows: Mapping[str, Metrics]) -> dict[str, float | None]:
   """Return the mean of each metric over the categories that have it."""
-  flat_rows = [_flatten(row) for row in rows.values()]
   means = {}
   for key in _CSV_COLUMNS.values():
-    values = [row[key] for row in flat_rows if row[key] is not None]
+    values = [row[key] for row in map(_flatten, rows.values()) if row[key] is not None]
     means[key] = float(np.mean(values)) if values else None
   return means
 
@@ -298,6 +293,5 @@ def _flatten(row: Metrics) -> Metrics:
 def write_csv(path: Path, rows: Mapping[str, Metrics]) -> None:
   """Write a row of metrics per category, and for several categories a row of means."""
   rows = {**rows, 'mean': mean_metrics(rows)} if len(rows) > 1 else rows
-  flat_rows = {name: _flatten(row) for name, row in rows.items()}
-  table = [[name, *(row[key] for key in _CSV_COLUMNS.values())] for name, row in flat_rows.items()]
+  table = [[name, *map(_flatten(row).get, _CSV_COLUMNS.values())] for name, row in rows.items()]
   files.write_csv(path, [['category', *_CSV_COLUMNS], *table])
