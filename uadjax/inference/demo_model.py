@@ -25,12 +25,11 @@ from uadjax.system import files, logging, progress
 DEFAULT_TITLE = 'PatchCore'  # Detector of the demo model if none is named.
 
 
-def ensure_model_dir(title: str, fit_command: str) -> Path:
+def ensure_model_dir(title: str) -> Path:
   """Return the demo model's directory in the user's cache, and fit the model if it is missing.
 
   Args:
     title: title of the detector, such as 'PatchCore'.
-    fit_command: command that fits a model on the user's images, for the warning.
 
   Raises:
     ModelError: the demo model could not be fitted.
@@ -43,8 +42,8 @@ def ensure_model_dir(title: str, fit_command: str) -> Path:
   logging.LOG.warning(
     'No model directory was given, so a demo model is used: %s fitted on synthetic images (%s) '
     'with %s weights. Its verdict on your images is meaningless. Fit a model on your good images '
-    'with `%s`, and pass its directory as model_dir=RUN/model.%s',
-    title, config['data.category'], config['backbone.weights'], fit_command,
+    'with `uadjax fit DIR`, and pass its directory as model_dir=RUN/model.%s',
+    title, config['data.category'], config['backbone.weights'],
     '' if model_dir.is_dir() else ' The demo model is fitted now, once, in a minute or two.',
   )  # fmt: skip
   if not model_dir.is_dir():

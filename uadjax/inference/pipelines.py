@@ -18,7 +18,6 @@ from uadjax.model import calibration, model_dir as model_dirs
 from uadjax.system import files, http, logging
 
 _JAX = 'jax'
-_FIT_COMMAND = 'uadjax fit DIR'
 
 
 def create_model(
@@ -185,7 +184,9 @@ def create_pipeline(
   arguments = {'use_hpip': use_hpip if enable_hpi is None else enable_hpi, 'device': device or None}
   values |= {key: value for key, value in arguments.items() if value is not None}
   settings = configs.replace(settings, values)
-  model_settings = settings.SubModules.AnomalyDetection
+  model_settings, backend = settings.SubModules.AnomalyDetection, settings.backend
+  if settings.use_hpip and backend == _JAX:
+    backend = runtimes.BACKENDS[0]
   model = create_model(
     model_settings.model_name,
     model_settings.model_dir,
@@ -193,15 +194,11 @@ def create_pipeline(
     image_threshold=model_settings.image_threshold,
     review_threshold=model_settings.review_threshold,
     pixel_threshold=model_settings.pixel_threshold,
-    backend=_runtime_backend(settings.backend) if settings.use_hpip else settings.backend,
+    backend=backend,
     shard_model=settings.shard_model,
     access=access,
   )
   return Pipeline(settings, model)
-
-
-def _runtime_backend(backend: str) -> str:
-  return runtimes.BACKENDS[0] if backend == _JAX else backend
 
 
 def read_settings(pipeline: str | Path) -> PipelineSettings:
@@ -243,32 +240,29 @@ def write_settings(folder: str | Path) -> Path:
   return path
 
 
-# Keys of PaddleX 3.0-beta, whose YAML files are still in use.
-_PADDLEX_BETA_KEYS = {
+_KEY_ALIASES = {
+  'enable_hpi': 'use_hpip',
+  # Keys of PaddleX 3.0-beta, whose YAML files are still in use.
   'Global.pipeline_name': 'pipeline_name',
   'Pipeline.model': 'SubModules.AnomalyDetection.model_name',
   'Pipeline.batch_size': 'SubModules.AnomalyDetection.batch_size',
   'Pipeline.device': 'device',
   'Pipeline.use_hpip': 'use_hpip',
+  'Pipeline.enable_hpi': 'use_hpip',
 }
 _IGNORED_KEYS = ('Global.input', 'Pipeline.pp_option', 'Pipeline.hpi_params')
-_KEY_ALIASES = {'enable_hpi': 'use_hpip', 'Pipeline.enable_hpi': 'use_hpip'}
 
 
 def _with_defaults(values: object, source: str) -> PipelineSettings:
   """Return the default settings updated by the content of a YAML file, PaddleX beta included."""
   if not isinstance(values, Mapping):
     raise ConfigError(f'{source} is not a pipeline; expected sections such as SubModules.')
-  aliases = _PADDLEX_BETA_KEYS | _KEY_ALIASES
-  return configs.from_values(
-    PipelineSettings,
-    {
-      aliases.get(key, key): value
-      for key, value in configs.flatten(values).items()
-      if value is not None and key not in _IGNORED_KEYS
-    },
-    source,
-  )
+  settings = {
+    _KEY_ALIASES.get(key, key): value
+    for key, value in configs.flatten(values).items()
+    if value is not None and key not in _IGNORED_KEYS
+  }
+  return configs.from_values(PipelineSettings, settings, source)
 
 
 def _full_key(key: str) -> str:
@@ -291,16 +285,17 @@ def _resolve_model(name: str, directory: str | Path | None) -> tuple[str, Path]:
     ModelError: the demo model, used if no directory is given, could not be fitted.
   """
   titles = {title.lower(): title for title in detectors.TITLES}
-  if not directory and Path(name).is_dir() and name:
+  if name and not directory and Path(name).is_dir():
     return '', Path(name)
-  if name and name.lower() not in titles:
+  title = titles.get(name.lower(), '')
+  if name and not title:
     raise UnknownName(
       f'Unknown model {name!r}; choose from {sorted(titles.values())}, or pass a model directory.'
     )
-  if not directory:
-    # Opening a model directory does not need the code that draws images and fits.
-    from uadjax.inference import demo_model
+  if directory:
+    return title, Path(directory)
+  # Opening a model directory does not need the code that draws images and fits.
+  from uadjax.inference import demo_model
 
-    title = titles.get(name.lower(), demo_model.DEFAULT_TITLE)
-    return title, demo_model.ensure_model_dir(title, _FIT_COMMAND)
-  return titles.get(name.lower(), ''), Path(directory)
+  title = title or demo_model.DEFAULT_TITLE
+  return title, demo_model.ensure_model_dir(title)

@@ -129,12 +129,6 @@ class Result(Mapping[str, Any]):
     regions = region_ops.find_regions(self.predicted_mask, self.anomaly_map)
     return sorted(regions, key=lambda r: (-r.peak, r.box))
 
-  @property
-  def peak_position(self) -> tuple[int, int]:
-    """Pixel x, y of the largest map value, counted from 0."""
-    y, x = divmod(int(self.anomaly_map.argmax()), self.size[1])
-    return x, y
-
   def __getitem__(self, key: str) -> Any:
     if key not in self._keys():
       raise KeyError(key)

@@ -93,8 +93,9 @@ def score_images(
   if table.format not in table_shards.FORMATS:
     raise UnknownName(f'Unknown table format {table.format!r}; choose from {table_shards.FORMATS}.')
   sources = inputs.expand(input, table.folder)  # Raises an error if there is nothing to read.
+  index, num_shards = table.shard
   hashes = (_path_hash(source.name) for source in sources)
-  shard_hashes = {path_hash for path_hash in hashes if _belongs_to(path_hash, table.shard)}
+  shard_hashes = {x for x in hashes if int.from_bytes(x) % num_shards == index}
   _prepare_table(table, predictor.model)
   counts, previous_counts = collections.Counter[str](), collections.Counter[str]()
   with table_shards.open_shard(table.folder, table.shard) as shard_file:
@@ -139,19 +140,11 @@ def _path_hash(path: str) -> bytes:
   return hashlib.blake2b(path.encode('utf-8', 'backslashreplace'), digest_size=12).digest()
 
 
-def _belongs_to(path_hash: bytes, shard: tuple[int, int]) -> bool:
-  """Return whether a path belongs to a shard, independently of all other images."""
-  index, count = shard
-  return int.from_bytes(path_hash) % count == index
-
-
 def _table_row(result: Result) -> dict[str, object]:
   """Return a result as a row, without the thresholds, which are the same for the whole table."""
-  if result.error:
-    return {**dict.fromkeys(table_shards.COLUMNS), 'path': result.input_path, 'error': result.error}
-  row = result.summary()
-  height, width = row['size']
-  row |= {'path': result.input_path, 'height': height, 'width': width, 'error': None}
+  row = {**dict.fromkeys(table_shards.COLUMNS), **result.summary(), 'path': result.input_path}
+  if not result.error:
+    row['height'], row['width'] = result.size
   return {name: row[name] for name in table_shards.COLUMNS}
 
 
@@ -180,7 +173,7 @@ def _prepare_table(table: Table, model: ModelInfo) -> None:
   try:
     existing_info = json.loads(path.read_text())
   except FileNotFoundError:
-    if table_shards.has_shards(table.folder):
+    if any(table.folder.glob('*part-*')):
       raise ConfigError(
         f'{table.folder} holds shards of a table, but not {_INFO_FILE}, which names their model; '
         'choose another folder.'

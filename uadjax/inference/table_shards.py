@@ -24,11 +24,6 @@ _SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
 _ROWS_PER_BATCH = 10_000  # Number of rows in memory at a time.
 
 
-def has_shards(folder: Path) -> bool:
-  """Return whether a folder has any shards, finished or not."""
-  return any(_SHARD_NAME.match(path.name) for path in folder.iterdir())
-
-
 @contextlib.contextmanager
 def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
   """Open and lock an unfinished shard for appending, after removing an incomplete last line.
@@ -100,12 +95,9 @@ def finish_shard(unfinished_path: Path, file_format: str) -> None:
     unfinished_path.unlink()
     return
   stem = unfinished_path.stem.removeprefix(_UNFINISHED_PREFIX)
-  names = itertools.chain([stem], (f'{stem}.{number}' for number in itertools.count(2)))
-  final_path = next(
-    path
-    for name in names
-    if not (path := unfinished_path.with_name(f'{name}.{file_format}')).exists()
-  )
+  suffixes = itertools.chain([''], (f'.{number}' for number in itertools.count(2)))
+  paths = (unfinished_path.with_name(f'{stem}{suffix}.{file_format}') for suffix in suffixes)
+  final_path = next(path for path in paths if not path.exists())
   if file_format == 'jsonl':
     unfinished_path.replace(final_path)
     return
@@ -125,24 +117,15 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
   import pyarrow
   from pyarrow import parquet
 
-  schema = _schema(pyarrow)
+  text, integer, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
+  integers = pyarrow.list_(integer)
+  region = pyarrow.struct({'box': integers, 'area': integer, 'peak': real, 'at': integers})
+  types = text, real, text, integer, integer, integer, pyarrow.list_(region), text
+  schema = pyarrow.schema(dict(zip(COLUMNS, types, strict=True)))
   rows = iter(rows)
   with parquet.ParquetWriter(file, schema) as writer:
     while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
       writer.write_table(pyarrow.Table.from_pylist(batch, schema))
-
-
-def _schema(pyarrow: Any) -> Any:
-  text, integer, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
-  region = {
-    'box': pyarrow.list_(integer),
-    'area': integer,
-    'peak': real,
-    'at': pyarrow.list_(integer),
-  }
-  regions = pyarrow.list_(pyarrow.struct(list(region.items())))
-  column_types = text, real, text, integer, integer, integer, regions, text
-  return pyarrow.schema(list(zip(COLUMNS, column_types, strict=True)))
 
 
 def scored_paths(folder: Path) -> Iterator[tuple[str, str | None]]:
