@@ -147,20 +147,20 @@ def compare_with_mask(
   record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> ImageResult:
   """Compare a result with the ground truth, if there is one."""
+  image_result = ImageResult(record, result.score, result.label)
   if truth is None:
-    return ImageResult(record, result.score, result.label)
+    return image_result
   pred, visible = result.predicted_mask, result.visible  # No invisible pixel is predicted.
   visible_truth = truth & visible
   num_cropped = visible.size - int(np.count_nonzero(visible))
   confusion = metrics.Confusion.from_predictions(pred, visible_truth)
-  return ImageResult(
-    record,
-    result.score,
-    result.label,
-    confusion._replace(tn=confusion.tn - num_cropped),
-    *metrics.region_hits(pred, visible_truth),
-    num_cropped,
-    int(np.count_nonzero(truth) - np.count_nonzero(visible_truth)),
+  sizes, hits = metrics.region_hits(pred, visible_truth)
+  return image_result._replace(
+    confusion=confusion._replace(tn=confusion.tn - num_cropped),
+    region_sizes=sizes,
+    region_hits=hits,
+    num_cropped_pixels=num_cropped,
+    num_cropped_defect_pixels=int(np.count_nonzero(truth) - np.count_nonzero(visible_truth)),
   )
 
 

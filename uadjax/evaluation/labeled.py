@@ -85,13 +85,10 @@ def score(
     return None
   ops = transforms.parse(data.ops)
   pixels = pixel_scores.empty(ops, len(records))
-  scores_by_class: dict[bool, list[float]] = {False: [], True: []}
-  normal_peaks: list[float] = []
+  rows: list[tuple[bool, float, float]] = []
   scored = scoring.score_records(scorer, fitted, records, ops, batch_size, mesh, fitted_specs)
   for i, (record, anomaly_map, image_score) in enumerate(scored):
-    scores_by_class[record.is_anomalous].append(image_score)
-    if not record.is_anomalous:
-      normal_peaks.append(float(anomaly_map.max()))
+    rows.append((record.is_anomalous, image_score, float(anomaly_map.max())))
     size = image_io.image_size(record.path)
     truth = pixel_scores.read_defect_mask(record, size, data.mask_threshold)
     if truth is not None:
@@ -101,8 +98,9 @@ def score(
     pixel_threshold = calibration.pixel_threshold_by_f1(
       ranking.scores, ranking.num_anomalous, ranking.num_normal
     )
-  good, defective = np.array(scores_by_class[False]), np.array(scores_by_class[True])
-  return LabeledScores(good, np.array(normal_peaks), defective, pixel_threshold)
+  is_anomalous, scores, peaks = (np.array(column) for column in zip(*rows, strict=True))
+  normal_scores, normal_peaks = scores[~is_anomalous], peaks[~is_anomalous]
+  return LabeledScores(normal_scores, normal_peaks, scores[is_anomalous], pixel_threshold)
 
 
 def _require_readable(record: Record, mask_threshold: int) -> None:

@@ -183,12 +183,11 @@ class Result(Mapping[str, Any]):
     """
     if masks not in MASK_FORMATS:
       raise ConfigError(f'Unknown mask format masks={masks!r}; choose from {MASK_FORMATS}.')
-    fields = self.summary()
-    if masks == 'rle' and not self.error:
-      fields['pred'] = region_ops.encode_run_lengths(self.predicted_mask)
-    elif masks == 'nested' and not self.error:
-      fields['pred'] = self.pred.tolist()
-    return fields
+    if self.error or masks == 'none':
+      return self.summary()
+    mask = self.predicted_mask
+    pred = region_ops.encode_run_lengths(mask) if masks == 'rle' else self.pred.tolist()
+    return {**self.summary(), 'pred': pred}
 
   @property
   def json(self) -> dict[str, Any]:

@@ -33,12 +33,10 @@ def build(
   names = provenance.relative_paths([record.path for record in records])
   rows = zip(names, curve_data.defects, curve_data.scores.tolist(), strict=True)
   held_out = curve_data.calibration_scores
-  all_scores = [curve_data.scores, *([] if held_out is None else [held_out])]
+  held_out = np.zeros(0) if held_out is None else held_out
+  scores = np.concatenate([curve_data.scores, held_out]).astype(np.float64)
   edges, is_log = score_histogram.bin_edges(
-    np.concatenate(all_scores).astype(np.float64),
-    thresholds.review_threshold,
-    thresholds.image_threshold,
-    _NUM_BINS,
+    scores, thresholds.review_threshold, thresholds.image_threshold, _NUM_BINS
   )
   defect_types = ['good'] * ('good' in curve_data.defects) + curves.hardest_first(curve_data)
   report_data = {
@@ -58,7 +56,7 @@ def build(
       {'path': n, 'defect': d, 'score': s, 'label': calibration.label(s, thresholds)}
       for n, d, s in rows
     ],
-    'held_out': [] if held_out is None else held_out.tolist(),
+    'held_out': held_out.tolist(),
     'axis': {'edges': edges.tolist(), 'log': is_log},
     'curves': _curve_panels(curve_data),
     'pictures': {
