@@ -75,7 +75,10 @@ def create_model(
   else:
     opened = _open_graph(info, backend, devices, access)
   thresholds = calibration.override(
-    info.thresholds, image_threshold, review_threshold, pixel_threshold
+    info.thresholds,
+    image_threshold=image_threshold,
+    review_threshold=review_threshold,
+    pixel_threshold=pixel_threshold,
   )
   return opened._replace(model=info._replace(thresholds=thresholds))
 
@@ -191,9 +194,7 @@ def create_pipeline(
     model_settings.model_name,
     model_settings.model_dir,
     settings.device,
-    image_threshold=model_settings.image_threshold,
-    review_threshold=model_settings.review_threshold,
-    pixel_threshold=model_settings.pixel_threshold,
+    **calibration.by_name(model_settings),
     backend=backend,
     shard_model=settings.shard_model,
     access=access,

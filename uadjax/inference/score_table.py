@@ -19,6 +19,7 @@ from uadjax.errors import ConfigError, UnknownName
 from uadjax.inference import table_shards
 from uadjax.inference.predictor import Predictor
 from uadjax.inference.result import Result, UNREADABLE
+from uadjax.model import calibration
 from uadjax.model.model_dir import ModelInfo
 from uadjax.system import files, logging
 from uadjax.system.progress import Progress
@@ -161,13 +162,11 @@ def _prepare_table(table: Table, model: ModelInfo) -> None:
     raise ConfigError(
       f'{table.folder} cannot be a folder for a table ({error.strerror}); choose another.'
     ) from None
-  path, thresholds = table.folder / _INFO_FILE, model.thresholds
+  path = table.folder / _INFO_FILE
   info = {
     'model_name': model.name,
     'arrays_sha256': model.arrays_sha256,
-    'image_threshold': thresholds.image_threshold,
-    'review_threshold': thresholds.review_threshold,
-    'pixel_threshold': thresholds.pixel_threshold,
+    **calibration.by_name(model.thresholds),
     'format': table.format,
   }
   try:

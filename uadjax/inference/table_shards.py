@@ -148,10 +148,9 @@ def _scored_paths_in(shard_file: Path) -> Iterator[tuple[str, str | None]]:
 
   try:
     if shard_file.suffix == '.parquet':
-      for batch in parquet.ParquetFile(shard_file).iter_batches(
-        _ROWS_PER_BATCH, columns=['path', 'label']
-      ):
-        yield from zip(*(batch.column(name).to_pylist() for name in ('path', 'label')), strict=True)
+      table = parquet.ParquetFile(shard_file)
+      for batch in table.iter_batches(_ROWS_PER_BATCH, columns=['path', 'label']):
+        yield from zip(*batch.to_pydict().values(), strict=True)
     elif shard_file.suffix == '.jsonl':
       yield from ((row['path'], row['label']) for row in _read_rows(shard_file))
   except (ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ Letters: n good images, m defective ones, k distinct map values of defective pix
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -25,6 +25,7 @@ from uadjax.model.settings import CalibrateSettings
 from uadjax.system.text import format_percent
 
 CONFIDENCE = 0.95
+_THRESHOLD_NAMES = ('image_threshold', 'review_threshold', 'pixel_threshold')
 _LABELED_METHODS = ('f1', 'cost')
 _MANUAL = 'manual'  # Thresholds set by hand have this method; no calibration supports them.
 
@@ -231,12 +232,12 @@ def pixel_threshold_by_f1(
   return _just_below(float(scores[np.flatnonzero(f1 == f1.max())[-1]]))
 
 
-def override(
-  thresholds: Thresholds,
-  image_threshold: float | None = None,
-  review_threshold: float | None = None,
-  pixel_threshold: float | None = None,
-) -> Thresholds:
+def by_name(source: object) -> dict[str, Any]:
+  """Return the image, review and pixel threshold of `Thresholds`, or of settings, by name."""
+  return {name: getattr(source, name) for name in _THRESHOLD_NAMES}
+
+
+def override(thresholds: Thresholds, **values: float | None) -> Thresholds:
   """Return thresholds with some of them replaced by hand; None keeps a threshold.
 
   The review threshold is lowered to the image threshold if it would lie above. A new image or
@@ -246,17 +247,12 @@ def override(
   Raises:
     ConfigError: a threshold is not a finite number.
   """
-  overrides = {
-    'image_threshold': image_threshold,
-    'review_threshold': review_threshold,
-    'pixel_threshold': pixel_threshold,
-  }
-  overrides = {name: value for name, value in overrides.items() if value is not None}
+  overrides = {name: value for name, value in values.items() if value is not None}
   for name, value in overrides.items():
     if not (isinstance(value, int | float) and math.isfinite(value)):
       raise ConfigError(f'{name} must be a finite number, got {value!r}.')
   thresholds = thresholds._replace(**overrides)
-  if image_threshold is not None or review_threshold is not None:
+  if not overrides.keys() <= {'pixel_threshold'}:
     thresholds = thresholds._replace(
       method=_MANUAL, expected_false_alarm_rate=math.nan, false_alarm_rate_bound=math.nan
     )

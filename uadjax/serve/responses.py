@@ -8,6 +8,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from uadjax.inference.result import Result
+from uadjax.model import calibration
 from uadjax.serve.requests import RequestOptions
 from uadjax.visualization import heatmap
 
@@ -33,9 +34,7 @@ def verdict(log_id: str, model: str, result: Result, options: RequestOptions) ->
     'size': list(result.size),
     'score': result.score,
     'label': result.label,
-    'imageThreshold': result.image_threshold,
-    'reviewThreshold': result.thresholds.review_threshold,
-    'pixelThreshold': result.thresholds.pixel_threshold,
+    **thresholds_in_camel_case(result.thresholds),
     'regions': [region._asdict() for region in result.regions],
   }
   if options.labelMap is not False:
@@ -48,6 +47,11 @@ def verdict(log_id: str, model: str, result: Result, options: RequestOptions) ->
     image = _encode_image(Image.fromarray(levels), 'PNG', compress_level=1)
     fields['heatmap'] = {'image': image, 'low': low, 'high': high}
   return envelope(log_id, result=fields)
+
+
+def thresholds_in_camel_case(thresholds: calibration.Thresholds) -> dict[str, float]:
+  """Return the thresholds by their names in responses, such as imageThreshold."""
+  return {name.replace('_t', 'T'): value for name, value in calibration.by_name(thresholds).items()}
 
 
 def _encode_image(image: Image.Image, image_format: str, **save_options: int) -> str:

@@ -45,9 +45,7 @@ def build(
     'summary': curves.summary(curve_data),
     'metrics': metrics,
     'thresholds': {
-      'review_threshold': thresholds.review_threshold,
-      'image_threshold': thresholds.image_threshold,
-      'pixel_threshold': thresholds.pixel_threshold,
+      **calibration.by_name(thresholds),
       'method': 'Manual thresholds' if thresholds.is_manual else 'Calibrated thresholds',
       'description': str(thresholds),
     },
