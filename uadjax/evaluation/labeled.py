@@ -60,9 +60,14 @@ def load(
     hint = 'Name other images: ', Setting('calibrate.labeled'), '.'
     message += ' their scores are biased.'
     raise DataError(message, key='calibrate.labeled', value=directory, hint=hint)
+
+  def require_readable(record: Record) -> None:
+    size = image_io.decode(record.path).shape[:2]
+    pixel_scores.read_defect_mask(record, size, mask_threshold)
+
   # Unreadable files must fail before hours of fitting, not after.
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(lambda record: _require_readable(record, mask_threshold), records))
+    list(pool.map(require_readable, records))
   logging.LOG.info(
     'Calibrating thresholds on %d good and %d defective images of %s; metrics on these images will '
     'be optimistic.',
@@ -101,7 +106,3 @@ def score(
   is_anomalous, scores, peaks = (np.array(column) for column in zip(*rows, strict=True))
   normal_scores, normal_peaks = scores[~is_anomalous], peaks[~is_anomalous]
   return LabeledScores(normal_scores, normal_peaks, scores[is_anomalous], pixel_threshold)
-
-
-def _require_readable(record: Record, mask_threshold: int) -> None:
-  pixel_scores.read_defect_mask(record, image_io.decode(record.path).shape[:2], mask_threshold)

@@ -147,10 +147,9 @@ class Pipeline(NamedTuple):
       strict: whether to raise an error at the first unreadable image.
       skip: folder to skip, such as that of the results.
     """
-    default_batch_size = self.config.SubModules.AnomalyDetection.batch_size
-    return self.model.predict(
-      input, default_batch_size if batch_size is None else batch_size, strict, skip
-    )
+    if batch_size is None:
+      batch_size = self.config.SubModules.AnomalyDetection.batch_size
+    return self.model.predict(input, batch_size, strict, skip)
 
 
 def create_pipeline(

@@ -82,11 +82,8 @@ class Thresholds(NamedTuple):
 
     Other methods do not aim at the budget, so it is False for them.
     """
-    rate = {
-      'normals': self.expected_false_alarm_rate,
-      'confident': self.false_alarm_rate_bound,
-    }.get(self.method, 0.0)
-    return rate > self.budget + 1e-9
+    rates = {'normals': self.expected_false_alarm_rate, 'confident': self.false_alarm_rate_bound}
+    return rates.get(self.method, 0.0) > self.budget + 1e-9
 
   def __str__(self) -> str:
     """Return the thresholds and their expected false-alarm rate as one sentence."""
@@ -385,13 +382,12 @@ def _best_image_threshold(
   midpoints = lower / 2 + upper / 2
   # If no double lies between two scores, the lower score itself separates them.
   separators = np.where((lower <= midpoints) & (midpoints < upper), midpoints, lower)
-  candidates = np.array(
-    [_just_below(float(scores[0])), *separators, _just_above(float(scores[-1]))]
+  lowest, highest = _just_below(float(scores[0])), _just_above(float(scores[-1]))
+  candidates = np.array([lowest, *separators, highest])
+  num_not_above, num_misses = (
+    np.searchsorted(np.sort(x), candidates, 'right') for x in (normal_scores, anomalous_scores)
   )
-  num_false_alarms = len(normal_scores) - np.searchsorted(
-    np.sort(normal_scores), candidates, 'right'
-  )
-  num_misses = np.searchsorted(np.sort(anomalous_scores), candidates, 'right')
+  num_false_alarms = len(normal_scores) - num_not_above
   if miss_cost is None:
     num_hits = len(anomalous_scores) - num_misses
     loss = -2 * num_hits / (num_hits + num_false_alarms + len(anomalous_scores))

@@ -217,16 +217,11 @@ def _add_page_routes(app: fastapi.FastAPI) -> None:
     if file.name[0] not in '._'
   }
 
-  def file_response(name: str) -> Response:
-    suffix = name[name.rindex('.') :]
-    return Response(files[name], headers=_PAGE_HEADERS, media_type=_MEDIA_TYPES[suffix])
-
   @app.api_route('/', methods=['GET', 'HEAD'], include_in_schema=False)
-  async def page() -> Response:
-    return file_response('index.html')
-
   @app.get(_PAGE_PREFIX + '{name}', include_in_schema=False)
-  async def page_file(name: str) -> Response:
+  async def page(request: Request) -> Response:
+    name = request.path_params.get('name', 'index.html')
     if name not in files:
       raise HTTPException(404, 'Not Found')
-    return file_response(name)
+    media_type = _MEDIA_TYPES[name[name.rindex('.') :]]
+    return Response(files[name], headers=_PAGE_HEADERS, media_type=media_type)

@@ -22,15 +22,8 @@ MAX_BYTES = 20_000_000  # A report must be small enough for an e-mail.
 # The web page of the service also uses the files in `web`.
 _STYLES = 'web/base.css', 'evaluation/report/style.css'
 _SCRIPTS = (
-  'web/elements.js',
-  'web/heatmap.js',
-  'web/contour.js',
-  'web/thresholds.js',
-  'evaluation/report/state.js',
-  'evaluation/report/charts.js',
-  'evaluation/report/pictures.js',
-  'evaluation/report/gallery.js',
-  'evaluation/report/main.js',
+  *(f'web/{name}.js' for name in ('elements', 'heatmap', 'contour', 'thresholds')),
+  *(f'evaluation/report/{name}.js' for name in ('state', 'charts', 'pictures', 'gallery', 'main')),
 )
 
 
