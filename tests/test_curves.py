@@ -204,7 +204,7 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   assert 'at the threshold 90 % precision,' in words(tmp_path, 'pr')
   for text in ('NG above 2.00', 'review above 1.50', 'bent $lead$'):
     assert text in words(tmp_path, 'histogram')
-  assert 'Pixels: no curve, as the test set has no masks' in words(tmp_path, 'roc')
+  assert 'Pixels: no curve without masks' in words(tmp_path, 'roc')
   assert 'no curve' in words(tmp_path, 'pro')
 
 

@@ -147,13 +147,9 @@ def panel_lines(data: CurveData, panel: str) -> list[Line]:
 
 def explain_missing(data: CurveData, panel: str) -> list[str]:
   """Return a sentence for each curve that a panel lacks."""
-  missing_data = {'Images': _missing_images(data), 'Pixels': 'masks, or no normal pixels'}
-  drawn_names = {r.name for r in _complete_rankings(data)}
-  return [
-    f'{name}: no curve, as the test set has no {missing_data[name]}.'
-    for name in CURVES[panel][1]
-    if name not in drawn_names
-  ]
+  required = {'Images': _missing_images(data), 'Pixels': 'masks and normal pixels'}
+  missing_names = set(CURVES[panel][1]) - {r.name for r in _complete_rankings(data)}
+  return [f'{name}: no curve without {required[name]}.' for name in sorted(missing_names)]
 
 
 def _missing_images(data: CurveData) -> str:
