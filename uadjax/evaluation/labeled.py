@@ -50,15 +50,14 @@ def load(
   if all(record.is_anomalous for record in records):
     records = splits.train + splits.test
   num_defective = sum(record.is_anomalous for record in records)
+  counts = f'{len(records) - num_defective} good and {num_defective} defective images'
   if not 0 < num_defective < len(records):
-    message = f'{directory} has {len(records) - num_defective} good and {num_defective} defective'
-    message += ' images; a threshold between them needs both.'
+    message = f'{directory} has {counts}; a threshold between them needs both.'
     raise DataError(message, key='calibrate.labeled', value=directory)
   training_paths = {record.path.resolve() for record in training_records}
   if overlap := [r.path for r in records if r.path.resolve() in training_paths]:
-    message = f'{len(overlap)} images of {directory} are training images, such as {overlap[0]};'
-    hint = 'Name other images: ', Setting('calibrate.labeled'), '.'
-    message += ' their scores are biased.'
+    message = f'{len(overlap)} images of {directory} are training images, such as {overlap[0]}.'
+    hint = 'Their scores are biased; name other images: ', Setting('calibrate.labeled'), '.'
     raise DataError(message, key='calibrate.labeled', value=directory, hint=hint)
 
   def require_readable(record: Record) -> None:
@@ -69,9 +68,8 @@ def load(
   with concurrent.futures.ThreadPoolExecutor() as pool:
     list(pool.map(require_readable, records))
   logging.LOG.info(
-    'Calibrating thresholds on %d good and %d defective images of %s; metrics on these images will '
-    'be optimistic.',
-    len(records) - num_defective, num_defective, directory,
+    'Calibrating thresholds on %s of %s; metrics on these images will be optimistic.',
+    counts, directory,
   )  # fmt: skip
   return records
 

@@ -66,10 +66,7 @@ def create_model(
   name, directory = _resolve_model(str(model_name), model_dir)
   info = model_dirs.read_info(directory)
   if name and info.name != name:
-    raise ModelError(
-      f'The model in {directory} is {info.name}, not {name}; omit the name, or choose another '
-      'directory.'
-    )
+    raise ModelError(f'{directory} is {info.name}, not {name}; omit the name, or choose another.')
   if backend == _JAX:
     opened = _open_in_jax(info, devices, shard_model, access)
   else:
@@ -212,13 +209,8 @@ def read_settings(pipeline: str | Path) -> PipelineSettings:
     return PipelineSettings()
   path = Path(pipeline)
   if path.suffix not in ('.yaml', '.yml'):
-    raise UnknownName(
-      f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or pass a YAML file, such as '
-      '`pipelines.write_settings` writes.',
-      key='pipeline',
-      value=str(pipeline),
-      allowed=NAMES,
-    )
+    message = f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or pass a YAML file.'
+    raise UnknownName(message, key='pipeline', value=str(pipeline), allowed=NAMES)
   try:
     values = yaml.safe_load(path.read_text(encoding='utf-8'))
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -10,6 +10,7 @@ Letters: b batch, h w the original image, height width the network image.
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
+import functools
 import itertools
 import os
 from pathlib import Path, PurePath
@@ -95,11 +96,8 @@ class Predictor(NamedTuple):
     if not isinstance(batch_size, int) or batch_size < 1:
       raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
     scorer = self.scorer.with_batch_size(batch_size)
-    return self._results(scorer, sources, strict, load or self.load)
-
-  def load(self, source: inputs.Source) -> LoadedImage:
-    """Load an image at network size."""
-    return inputs.load(source, self.model.ops, self.access)
+    load = load or functools.partial(inputs.load, ops=self.model.ops, access=self.access)
+    return self._results(scorer, sources, strict, load)
 
   def result(self, image: LoadedImage, prediction: Prediction, stem: str) -> Result:
     """Return the result of an image; files it is saved as begin with `stem`."""

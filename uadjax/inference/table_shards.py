@@ -13,7 +13,7 @@ from pathlib import Path
 import re
 from typing import Any, BinaryIO
 
-from uadjax.errors import ConfigError, DataError, Setting
+from uadjax.errors import DataError, refuse, Setting
 from uadjax.system import files
 
 FORMATS = ('parquet', 'jsonl')
@@ -35,12 +35,9 @@ def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
   path = folder / f'{_UNFINISHED_PREFIX}part-{index:05d}-of-{count:05d}.jsonl'
   with path.open('a+b') as file:
     if not _try_lock(file):
-      raise ConfigError(
-        f'Another process is writing shard {index}/{count} of {folder}.',
-        key='predict.shard',
-        value=f'{index}/{count}',
-        hint=('Give each process its own ', Setting('predict.shard'), '.'),
-      )
+      message = f'Another process is writing shard {index}/{count} of {folder}.'
+      hint = 'Give each process its own ', Setting('predict.shard'), '.'
+      refuse('predict.shard', f'{index}/{count}', message, *hint)
     _drop_partial_line(file)
     try:
       yield file

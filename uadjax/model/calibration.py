@@ -222,9 +222,7 @@ def pixel_threshold_by_f1(
     DataError: there are no defective pixels.
   """
   if not len(scores):
-    raise DataError(
-      'A pixel threshold from masks needs at least one defective pixel, but all masks are empty.'
-    )
+    raise DataError('A pixel threshold needs a defective pixel, but all masks are empty.')
   f1 = 2 * num_anomalous / (num_anomalous + num_normal + num_anomalous[-1])
   return _just_below(float(scores[np.flatnonzero(f1 == f1.max())[-1]]))
 
@@ -298,15 +296,11 @@ def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:
   The error calls the images by `kind`, 'good' or 'defective'.
   """
   if not len(scores):
-    raise DataError(
-      f'Calibration needs at least one {kind} image that was held out from fitting, got none.'
-    )
+    raise DataError(f'Calibration needs at least one {kind} image held out from fitting, got none.')
   if num_nonfinite := int((~np.isfinite(scores)).sum()):
-    raise DataError(
-      f'{num_nonfinite} of {len(scores)} scores of {kind} images are not finite, so no threshold '
-      'can be set.',
-      hint=('Fit again; for STFPM, with a smaller ', Setting('fit.learning_rate'), '.'),
-    )
+    message = f'{num_nonfinite} of {len(scores)} scores of {kind} images are not finite.'
+    hint = 'Fit again; for STFPM, with a smaller ', Setting('fit.learning_rate'), '.'
+    raise DataError(message, hint=hint)
   return len(scores)
 
 

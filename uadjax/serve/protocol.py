@@ -147,9 +147,8 @@ def _read_images(tensor: InputTensor, ops: Ops, settings: Settings) -> list[inpu
   if tensor.datatype == 'UINT8':
     images = _to_array(tensor)
     if images.shape[1] * images.shape[2] > settings.max_pixels:
-      raise RequestError(
-        413, f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
-      )
+      problem = f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
+      raise RequestError(413, problem)
     return [inputs.load(inputs.Source('image', image), ops) for image in images]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
     raise RequestError(

@@ -14,9 +14,7 @@ class _Envelope(pydantic.BaseModel):
 
 
 class _Region(pydantic.BaseModel):
-  box: list[int] = pydantic.Field(
-    description='Left, top, right, bottom; right and bottom exclusive.'
-  )
+  box: list[int] = pydantic.Field(description='Left, top, and exclusive right and bottom.')
   area: int
   peak: float
   at: list[int]
@@ -30,9 +28,7 @@ class _Heatmap(pydantic.BaseModel):
 
 class _Verdict(pydantic.BaseModel):
   model: str = pydantic.Field(description='Name of the model.')
-  labelMap: list[int] | None = pydantic.Field(
-    None, description='One value per pixel, row by row: 255 if anomalous, else 0.'
-  )
+  labelMap: list[int] | None = pydantic.Field(None, description='Pixels by row: 255 if anomalous.')
   size: list[int] = pydantic.Field(description='Height and width.')
   score: float | None
   label: str = pydantic.Field(description='OK, review or NG.')

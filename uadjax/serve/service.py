@@ -94,10 +94,7 @@ class Service:
     """
     max_images = self.settings.queue
     if self._num_images_in_progress + num_images > max_images:
-      problem = (
-        f'{self._num_images_in_progress} images are in progress, {num_images} more would exceed '
-        f'the maximum of {max_images}; try again.'
-      )
+      problem = f'{self._num_images_in_progress} of {max_images} images are in progress; try again.'
       raise RequestError(503, problem, _RETRY_HEADERS)
     self._add_images_in_progress(num_images)
     try:
