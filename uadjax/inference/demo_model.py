@@ -88,9 +88,8 @@ def _fit_in_subprocess(config_text: str, model_dir: Path) -> None:
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
       )
     if process.returncode:
-      raise ModelError(
-        f'The demo model could not be fitted: {_failure_reason(workdir, process.stderr)}'
-      )
+      reason = _failure_reason(workdir, process.stderr)
+      raise ModelError(f'The demo model could not be fitted: {reason}')
     try:
       (workdir / 'model').rename(model_dir)
     except OSError:

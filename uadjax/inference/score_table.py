@@ -159,9 +159,8 @@ def _prepare_table(table: Table, model: ModelInfo) -> None:
   try:
     table.folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ConfigError(
-      f'{table.folder} cannot be a folder for a table ({error.strerror}); choose another.'
-    ) from None
+    message = f'{table.folder} cannot be a folder for a table ({error.strerror}); choose another.'
+    raise ConfigError(message) from None
   path = table.folder / _INFO_FILE
   info = {
     'model_name': model.name,

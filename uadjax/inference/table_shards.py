@@ -151,6 +151,4 @@ def _scored_paths_in(shard_file: Path) -> Iterator[tuple[str, str | None]]:
     elif shard_file.suffix == '.jsonl':
       yield from ((row['path'], row['label']) for row in _read_rows(shard_file))
   except (ValueError, KeyError, TypeError) as error:
-    raise DataError(
-      f'{shard_file} is not a valid shard of a table: {error}. Repair or remove it.'
-    ) from None
+    raise DataError(f'{shard_file} is not a valid shard: {error}. Repair or remove it.') from None

@@ -157,9 +157,7 @@ def read_info(directory: Path | str) -> ModelInfo:
     thresholds = calibration.Thresholds(**manifest['thresholds'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
   except (UserError, KeyError, TypeError, AttributeError) as error:
-    raise ModelError(
-      f'{directory / _MANIFEST_FILE} does not match this version of uadjax: {error}'
-    ) from None
+    raise ModelError(f'{directory} does not match this version of uadjax: {error}') from None
   name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
   return ModelInfo(name, config, ops, thresholds, weights, directory, arrays_sha256)
 

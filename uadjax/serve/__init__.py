@@ -32,7 +32,6 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
   settings = settings_module.with_fallbacks(settings)
   settings_module.validate_settings(settings)
   application = app_module.build_app(settings, lambda: setattr(server, 'should_exit', True))
-  drain_s = max(1, round(settings.drain_s))
   config = uvicorn.Config(
     application,
     host,
@@ -40,7 +39,7 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
     log_config=None,
     access_log=False,
     server_header=False,
-    timeout_graceful_shutdown=drain_s,
+    timeout_graceful_shutdown=max(1, round(settings.drain_s)),
   )
   server = uvicorn.Server(config)
   _configure_logging()
@@ -49,9 +48,8 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
   try:
     server.run()  # Uvicorn handles the signals itself, and raises them again once it has stopped.
   except SystemExit as exit_error:
-    raise OSError(
-      f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
-    ) from exit_error
+    message = f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
+    raise OSError(message) from exit_error
   finally:
     for number, handler in previous_handlers.items():
       signal.signal(number, handler)
