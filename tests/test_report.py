@@ -203,7 +203,7 @@ def test_good_images_come_first_then_the_hardest_defect_types():
 
 
 def test_the_content_security_policy_allows_only_the_embedded_script_and_style():
-  text = document.render(content.build(make_curve_data([], []), {}, [], [], {}), []).text
+  text, _ = document.render(content.build(make_curve_data([], []), {}, [], [], {}), [])
   [policy] = re.findall('Content-Security-Policy" content="(.*?)"', text)
   assert policy.startswith("default-src 'none';")
   assert 'unsafe' not in policy

@@ -68,35 +68,32 @@ def create_model(
   if name and info.name != name:
     raise ModelError(f'{directory} is {info.name}, not {name}; omit the name, or choose another.')
   if backend == _JAX:
-    opened = _open_in_jax(info, devices, shard_model, access)
+    opened = _open_in_jax(info, devices, shard_model)
   else:
-    opened = _open_graph(info, backend, devices, access)
+    opened = _open_graph(info, backend, devices)
   thresholds = calibration.override(
     info.thresholds,
     image_threshold=image_threshold,
     review_threshold=review_threshold,
     pixel_threshold=pixel_threshold,
   )
-  return opened._replace(model=info._replace(thresholds=thresholds))
+  return opened._replace(model=info._replace(thresholds=thresholds), access=access)
 
 
 def _open_in_jax(
-  info: model_dirs.ModelInfo,
-  devices: Sequence[meshes.Device],
-  shard_model: bool,
-  access: http.Access,
+  info: model_dirs.ModelInfo, devices: Sequence[meshes.Device], shard_model: bool
 ) -> predictor.Predictor:
   """Open a model for JAX on devices, its arrays copied to each or sharded."""
   with jax.default_device(devices[0]):
     mesh = meshes.mesh_of(devices if shard_model else devices[:1])
     model = model_dirs.load_arrays(info, mesh)
     if model.fitted_specs is None:  # Not every model has arrays to shard.
-      return predictor.open_on_devices(model, devices, access)
-    return predictor.open_on_mesh(model, mesh, access)
+      return predictor.open_on_devices(model, devices)
+    return predictor.open_on_mesh(model, mesh)
 
 
 def _open_graph(
-  info: model_dirs.ModelInfo, backend: str, devices: Sequence[meshes.Device], access: http.Access
+  info: model_dirs.ModelInfo, backend: str, devices: Sequence[meshes.Device]
 ) -> predictor.Predictor:
   """Open the exported graph of a model; 'auto' falls back to JAX if that fails.
 
@@ -105,14 +102,14 @@ def _open_graph(
     ExportError: the model cannot be exported, unless the backend is 'auto'.
   """
   try:
-    return predictor.open_graph(info, backend, access)
+    return predictor.open_graph(info, backend)
   except (ConfigError, ExportError) as error:
     if backend != runtimes.BACKENDS[0]:
       raise
     logging.LOG.warning(
       'Using JAX for %s, which is slower than an inference runtime: %s', info.directory, error
     )
-    return _open_in_jax(info, devices, False, access)
+    return _open_in_jax(info, devices, False)
 
 
 class Pipeline(NamedTuple):

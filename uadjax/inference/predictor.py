@@ -39,16 +39,16 @@ class Predictor(NamedTuple):
     model: contents of the model's manifest.
     devices: devices that share the batches, or the name of an inference runtime.
     scorer: scorer of images at network size.
-    access: policy on the URLs that may be read.
     anonymous_names: names used so far for results of images without a file, such as those of a
       camera, which come in separate calls; maps each to its last number.
+    access: policy on the URLs that may be read.
   """
 
   model: ModelInfo
   devices: Sequence[object]
   scorer: Scorer
-  access: http.Access
   anonymous_names: dict[str, int]
+  access: http.Access = http.PUBLIC_ONLY
 
   def __repr__(self) -> str:
     devices = ', '.join(map(str, self.devices))
@@ -126,32 +126,27 @@ class Predictor(NamedTuple):
           yield Result.unreadable(image.source, stem, self.model.thresholds, str(image.error))
 
 
-def open_on_devices(
-  model: Model, devices: Sequence[meshes.Device], access: http.Access = http.PUBLIC_ONLY
-) -> Predictor:
+def open_on_devices(model: Model, devices: Sequence[meshes.Device]) -> Predictor:
   """Copy a model to devices, each of which scores batches of its own.
 
   Only one CPU device is used if copies of the model for all would fill the memory.
   """
   devices = meshes.devices_that_fit(devices, model.fitted)
-  return Predictor(model.info, devices, scorers.on_devices(model, devices), access, {})
+  return Predictor(model.info, devices, scorers.on_devices(model, devices), {})
 
 
-def open_on_mesh(
-  model: Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC_ONLY
-) -> Predictor:
+def open_on_mesh(model: Model, mesh: meshes.Mesh) -> Predictor:
   """Return a predictor whose batches all devices of a mesh share, as a sharded model needs."""
   devices = mesh.devices.ravel().tolist()
-  return Predictor(model.info, devices, scorers.on_mesh(model, mesh), access, {})
+  return Predictor(model.info, devices, scorers.on_mesh(model, mesh), {})
 
 
-def open_graph(info: ModelInfo, backend: str, access: http.Access = http.PUBLIC_ONLY) -> Predictor:
+def open_graph(info: ModelInfo, backend: str) -> Predictor:
   """Open the exported graph of a model, which is exported first if necessary.
 
   Args:
     info: manifest of the model, whose own arrays are not loaded.
     backend: one of `runtimes.BACKENDS`.
-    access: policy on the URLs that may be read.
 
   Raises:
     UnknownName: unknown backend.
@@ -162,7 +157,7 @@ def open_graph(info: ModelInfo, backend: str, access: http.Access = http.PUBLIC_
   runtime = runtimes.open_graph(cached_graph.get_or_export(info), backend)
   logging.LOG.info('Scoring with %s.', runtime.name)
   # All cores score one batch, while the images of the next one are collected.
-  return Predictor(info, [runtime.name], Scorer([runtime.run], 2), access, {})
+  return Predictor(info, [runtime.name], Scorer([runtime.run], 2), {})
 
 
 def save_results(

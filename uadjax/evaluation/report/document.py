@@ -11,7 +11,6 @@ import html
 from importlib import resources
 import json
 import string
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,17 +26,10 @@ _SCRIPTS = (
 )
 
 
-class RenderedReport(NamedTuple):
-  """HTML text of a report, and the number of pictures that fit into it."""
-
-  text: str
-  num_pictures: int
-
-
 def render(
   report_data: Mapping[str, object], pictures: Sequence[gallery.Picture]
-) -> RenderedReport:
-  """Render a report as HTML, with as many of the pictures as fit.
+) -> tuple[str, int]:
+  """Render a report as HTML, and return it with the number of pictures that fit into it.
 
   Args:
     report_data: data of the report; see `content.build`.
@@ -58,7 +50,7 @@ def render(
   )
   substitutions['pictures'] = f'[{",".join(picture_texts[:num_pictures])}]'
   template = string.Template(_read('evaluation/report/template.html'))
-  return RenderedReport(template.substitute(substitutions), num_pictures)
+  return template.substitute(substitutions), num_pictures
 
 
 def _read(*names: str) -> str:
