@@ -138,13 +138,11 @@ def _is_protocol(request: Request) -> bool:
 def _add_error_handlers(app: fastapi.FastAPI) -> None:
   """Answer every rejected request with the envelope, or with the protocol's error object."""
 
-  @app.exception_handler(requests.RequestError)
-  async def handle_request_error(request: Request, error: requests.RequestError) -> Response:
-    return _error_response(request, error.status, error.problem, error.headers)
-
   @app.exception_handler(HTTPException)
   async def handle_http_exception(request: Request, error: HTTPException) -> Response:
-    problem = f'{error.detail}: {request.url.path}'
+    problem = error.detail
+    if not isinstance(error, requests.RequestError):  # The framework's, such as Not Found.
+      problem += f': {request.url.path}'
     return _error_response(request, error.status_code, problem, dict(error.headers or {}))
 
   @app.exception_handler(pydantic.ValidationError)

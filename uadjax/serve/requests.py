@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import pydantic
 from starlette import datastructures, formparsers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from uadjax.data import image_io, inputs, transforms
@@ -17,18 +18,8 @@ _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
 
 
-class RequestError(Exception):
-  """Request that the service rejects.
-
-  Attributes:
-    status: HTTP status of the response.
-    problem: description of the problem and how to fix it.
-    headers: additional headers of the response.
-  """
-
-  def __init__(self, status: int, problem: str, headers: dict[str, str] | None = None):
-    super().__init__(problem)
-    self.status, self.problem, self.headers = status, problem, headers or {}
+class RequestError(HTTPException):
+  """Request that the service rejects; the detail names the problem and how to fix it."""
 
 
 class RequestOptions(pydantic.BaseModel, extra='forbid', strict=True):
