@@ -10,6 +10,7 @@ from uadjax import config as configs
 from uadjax.errors import ConfigError, DataError, UnknownName, UserError
 from uadjax.model import calibration
 from uadjax.model.settings import CalibrateSettings, CALIBRATION_METHODS
+from uadjax.numerics import metrics
 from uadjax.system import files
 
 budgets = st.floats(0.001, 0.999)
@@ -281,7 +282,8 @@ def test_a_threshold_below_all_that_good_images_need_pulls_review_down():
 def test_pixels_are_marked_with_the_largest_f1_and_the_fewest_misses(normal, anomalous):
   score = np.unique(anomalous)[::-1].astype(np.float32)
   counts = [np.array([(x >= s).sum() for s in score]) for x in (anomalous, normal)]
-  threshold = calibration.pixel_threshold_by_f1(score, *counts)
+  ranking = metrics.Ranking(score, *counts, counts[1], counts[0] * 1.0, len(normal))
+  threshold = calibration.pixel_threshold_by_f1(ranking)
   every = thresholds_between([*normal, *anomalous])
   best = max(f1(normal, anomalous, t) for t in every)
   # As maps are: float32, compared with a number of Python's.
@@ -425,7 +427,5 @@ def test_what_says_nothing_sets_no_threshold():
     from_scores(np.array([1.0, math.nan]))
   with pytest.raises(DataError, match='1 of 1 scores of defective'):
     calibration.from_labeled(one, one, np.array([math.inf]), 'cost', 0.01)
-  with pytest.raises(DataError, match='all masks are empty'):
-    calibration.pixel_threshold_by_f1(none, none.astype(int), none.astype(int))
   with pytest.raises(KeyError, match='normals'):
     calibration.from_labeled(one, one, one, 'normals', 0.01)

@@ -96,11 +96,8 @@ def score(
     truth = pixel_scores.read_defect_mask(record, size, data.mask_threshold)
     if truth is not None:
       pixel_scores.add_image(pixels, i, anomaly_map, ops.restore(anomaly_map, *size), truth)
-  ranking, pixel_threshold = pixel_scores.ranking(pixels), None
-  if ranking is not None:
-    pixel_threshold = calibration.pixel_threshold_by_f1(
-      ranking.scores, ranking.num_anomalous, ranking.num_normal
-    )
+  ranking = pixel_scores.ranking(pixels)
+  pixel_threshold = calibration.pixel_threshold_by_f1(ranking) if ranking else None
   is_anomalous, scores, peaks = (np.array(column) for column in zip(*rows, strict=True))
   normal_scores, normal_peaks = scores[~is_anomalous], peaks[~is_anomalous]
   return LabeledScores(normal_scores, normal_peaks, scores[is_anomalous], pixel_threshold)

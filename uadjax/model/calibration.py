@@ -10,18 +10,19 @@ above it has the distribution Beta(num_above + 1, n − num_above), whatever the
 scores (Wilks 1941); ties only make the share smaller. The mean of this Beta distribution is the
 expected false-alarm rate, its 95 % quantile the bound.
 
-Letters: n good images, m defective ones, k distinct map values of defective pixels.
+Letters: n good images, m defective ones.
 """
 
 import math
 from typing import Any, NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 import numpy as np
 from scipy import special
 
 from uadjax.errors import ConfigError, DataError, refuse, Setting
 from uadjax.model.settings import CalibrateSettings
+from uadjax.numerics import metrics
 from uadjax.system.text import format_percent
 
 CONFIDENCE = 0.95
@@ -202,29 +203,15 @@ def from_labeled(
   )
 
 
-def pixel_threshold_by_f1(
-  scores: Float[np.ndarray, ' k'],
-  num_anomalous: Int[np.ndarray, ' k'],
-  num_normal: Int[np.ndarray, ' k'],
-) -> float:
+def pixel_threshold_by_f1(ranking: metrics.Ranking) -> float:
   """Return the anomaly-map threshold with the largest pixel F1; of equally good ones the lowest.
 
   It lies just below the map value of a defective pixel, which is thus still marked: raising a
   threshold up to there loses no defective pixel, and marks no more normal ones.
-
-  Args:
-    scores: distinct map values of defective pixels, descending, as in `metrics.Ranking`.
-    num_anomalous: for each of these values, the number of defective pixels with at least this
-      value; the last number is that of all defective pixels.
-    num_normal: for each of these values, the number of normal pixels with at least this value.
-
-  Raises:
-    DataError: there are no defective pixels.
   """
-  if not len(scores):
-    raise DataError('A pixel threshold needs a defective pixel, but all masks are empty.')
-  f1 = 2 * num_anomalous / (num_anomalous + num_normal + num_anomalous[-1])
-  return _just_below(float(scores[np.flatnonzero(f1 == f1.max())[-1]]))
+  num_hits = ranking.num_anomalous
+  f1 = 2 * num_hits / (num_hits + ranking.num_normal + num_hits[-1])
+  return _just_below(float(ranking.scores[np.flatnonzero(f1 == f1.max())[-1]]))
 
 
 def by_name(source: object) -> dict[str, Any]:
