@@ -87,11 +87,10 @@ def evaluate(
     num_pictures: number of pictures, which are spread evenly over the defect types.
     loaded_images: images at network size by their file, which need not be read again.
   """
-  pictured_records = set(selection.spread_over_defects(records, num_pictures))
+  picture_paths = {r.path for r in selection.spread_over_defects(records, num_pictures)}
   folder = workdir / 'pictures'
   shutil.rmtree(folder, ignore_errors=True)  # An earlier evaluation may have had other images.
   folder.mkdir(parents=True)
-  picture_paths = {record.path for record in pictured_records}
   pixels = pixel_scores.empty(model.ops, len(records))
 
   def load(source: inputs.Source) -> inputs.LoadedImage:
@@ -103,7 +102,7 @@ def evaluate(
   def compare(item: tuple[Result, Record, int]) -> ImageResult:
     result, record, i = item
     truth = pixel_scores.read_defect_mask(record, result.size, mask_threshold)
-    if record in pictured_records:
+    if record.path in picture_paths:
       # Numbers keep names unique: images in different folders may have the same stem.
       path = folder / f'{record.defect}_{i:04d}_{record.path.stem}.png'
       # Level 1 is four times as fast as the default, and makes files a fifth larger.

@@ -58,13 +58,12 @@ class TableSummary(NamedTuple):
     return self.counts[UNREADABLE] + self.previous_counts[UNREADABLE]
 
   def __str__(self) -> str:
-    current_text, previous_text = (
-      f'{counts.total()} ({", ".join(f"{label} {counts[label]}" for label in sorted(counts))})'
-      if counts
-      else 'none'
-      for counts in self
-    )
-    return f'scored {current_text}, previously scored {previous_text}'
+
+    def describe(counts: collections.Counter[str]) -> str:
+      labels = ', '.join(f'{label} {count}' for label, count in sorted(counts.items()))
+      return f'{counts.total()} ({labels})' if counts else 'none'
+
+    return f'scored {describe(self.counts)}, previously scored {describe(self.previous_counts)}'
 
 
 def score_images(

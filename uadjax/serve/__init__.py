@@ -8,7 +8,6 @@
 import asyncio
 import logging
 import signal
-from types import FrameType
 
 from starlette.requests import ClientDisconnect
 import uvicorn
@@ -44,9 +43,11 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
   server = uvicorn.Server(config)
   _configure_logging()
   signals = signal.SIGTERM, signal.SIGINT
-  previous_handlers = {number: signal.signal(number, _ignore_signal) for number in signals}
+  # Uvicorn handles the signals itself, and raises them again once it has stopped. They are ignored
+  # then, since a requested stop is a success.
+  previous_handlers = {number: signal.signal(number, lambda *_: None) for number in signals}
   try:
-    server.run()  # Uvicorn handles the signals itself, and raises them again once it has stopped.
+    server.run()
   except SystemExit as exit_error:
     message = f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
     raise OSError(message) from exit_error
@@ -55,10 +56,6 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
       signal.signal(number, handler)
   if failure := application.state.service.failure:
     raise failure
-
-
-def _ignore_signal(signal_number: int, frame: FrameType | None) -> None:
-  """Ignore a signal that uvicorn raises again, since a requested stop is a success."""
 
 
 def _is_reportable(record: logging.LogRecord) -> bool:
