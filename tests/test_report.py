@@ -169,7 +169,7 @@ def test_a_report_has_at_most_20_megabytes_and_warns_of_omitted_pictures(tmp_pat
     )
   assert 18e6 < (tmp_path / 'report.html').stat().st_size <= 20e6
   included = embedded((tmp_path / 'report.html').read_text(), 'pictures')
-  assert [picture['image'] for picture in included] == list(range(len(included)))
+  assert [picture['image_index'] for picture in included] == list(range(len(included)))
   assert 0 < len(included) < 30
   assert f'the first {len(included)} of 30 pictures' in caplog.text
 

@@ -79,12 +79,7 @@ def _to_script_json(value: object) -> str:
 
 def _picture_dict(picture: gallery.Picture) -> dict[str, object]:
   return {
-    'image': picture.image_index,
-    'width': picture.width,
-    'height': picture.height,
-    'low': picture.low,
-    'high': picture.high,
-    'visible_box': picture.visible_box,
+    **picture._asdict(),
     'photo': _data_uri('webp', picture.photo),
     'heatmap': _data_uri('png', picture.heatmap),
     'truth': picture.truth and _data_uri('png', picture.truth),
