@@ -286,12 +286,7 @@ def _histogram_panel(axes: figures.Axes, data: CurveData) -> None:
   score_histogram.draw(axes, _histogram_rows(data), t.review_threshold, t.image_threshold)
 
 
-_PANELS: Mapping[str, Callable[[figures.Axes, CurveData], None]] = {
-  'histogram': _histogram_panel,
-  'roc': _roc_panel,
-  'pr': _pr_panel,
-  'pro': _pro_panel,
-}
+_PANELS = {'histogram': _histogram_panel, 'roc': _roc_panel, 'pr': _pr_panel, 'pro': _pro_panel}
 
 
 def _overview_figure(data: CurveData) -> figures.Figure:

@@ -35,9 +35,7 @@ class LabeledScores(NamedTuple):
   pixel_threshold: float | None
 
 
-def load(
-  directory: str, mask_threshold: int, training_records: Sequence[Record]
-) -> tuple[Record, ...]:
+def load(directory: str, mask_threshold: int, training: Sequence[Record]) -> tuple[Record, ...]:
   """List the images of `calibrate.labeled`: its test split, or all if that has no good images.
 
   Raises:
@@ -54,7 +52,7 @@ def load(
   if not 0 < num_defective < len(records):
     message = f'{directory} has {counts}; a threshold between them needs both.'
     raise DataError(message, key='calibrate.labeled', value=directory)
-  training_paths = {record.path.resolve() for record in training_records}
+  training_paths = {record.path.resolve() for record in training}
   if overlap := [r.path for r in records if r.path.resolve() in training_paths]:
     message = f'{len(overlap)} images of {directory} are training images, such as {overlap[0]}.'
     hint = 'Their scores are biased; name other images: ', Setting('calibrate.labeled'), '.'

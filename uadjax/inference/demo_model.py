@@ -78,14 +78,10 @@ def _fit_in_subprocess(config_text: str, model_dir: Path) -> None:
     command += [f'--config={config_file}', f'--workdir={workdir}']
     source_root = str(Path(uadjax.__file__).parent.parent)  # The subprocess runs the same uadjax.
     import_paths = [source_root, *filter(None, [os.environ.get('PYTHONPATH')])]
-    environment = {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'PYTHONPATH': os.pathsep.join(import_paths),
-    }
+    variables = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(import_paths)}
     with progress.show_status('Fitting the demo model'):
       process = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True
       )
     if process.returncode:
       reason = _failure_reason(workdir, process.stderr)

@@ -125,13 +125,11 @@ def score_images(
   return TableSummary(counts, previous_counts)
 
 
-def _pending(
-  images: Iterator[inputs.Source], pending_hashes: set[bytes]
-) -> Iterator[inputs.Source]:
-  """Yield the images that have not been scored, each once."""
+def _pending(images: Iterator[inputs.Source], hashes: set[bytes]) -> Iterator[inputs.Source]:
+  """Yield the images whose paths have these hashes, each once."""
   for image in images:
-    if (path_hash := _path_hash(image.name)) in pending_hashes:
-      pending_hashes.remove(path_hash)
+    if (path_hash := _path_hash(image.name)) in hashes:
+      hashes.remove(path_hash)
       yield image
 
 

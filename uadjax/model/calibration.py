@@ -238,9 +238,8 @@ def override(thresholds: Thresholds, **values: float | None) -> Thresholds:
     thresholds = thresholds._replace(
       method=_MANUAL, expected_false_alarm_rate=math.nan, false_alarm_rate_bound=math.nan
     )
-  return thresholds._replace(
-    review_threshold=min(thresholds.review_threshold, thresholds.image_threshold)
-  )
+  review_threshold = min(thresholds.review_threshold, thresholds.image_threshold)
+  return thresholds._replace(review_threshold=review_threshold)
 
 
 def label(score: float, thresholds: Thresholds) -> str:

@@ -23,15 +23,13 @@ _UNAUTHENTICATED_PATHS = ('/', '/health', '/v2/health/live', '/v2/health/ready')
 _PAGE_PREFIX = '/page/'
 
 
-def build_app(
-  settings: Settings, stop_server: Callable[[], object] = lambda: None
-) -> fastapi.FastAPI:
+def build_app(settings: Settings, stop: Callable[[], object] = lambda: None) -> fastapi.FastAPI:
   """Build the application, which opens the models when it starts.
 
   Args:
     settings: validated settings of the service.
-    stop_server: function to call when a model cannot be opened, after the error was stored in
-      `app.state.service.failure`.
+    stop: function that stops the server; it is called when a model cannot be opened, after the
+      error was stored in `app.state.service.failure`.
   """
   service = Service(settings)
 
@@ -42,7 +40,7 @@ def build_app(
     def stop_on_failure(task: asyncio.Task[None]) -> None:
       if not task.cancelled() and task.exception():
         service.failure = task.exception()
-        stop_server()
+        stop()
 
     opening_task.add_done_callback(stop_on_failure)
     yield

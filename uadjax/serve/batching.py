@@ -69,16 +69,14 @@ class Batcher:
           future.set_result(prediction)
 
 
-def exact_batch_sizes(
-  scorer: Scorer, height: int, width: int, max_batch_size: int
-) -> tuple[int, ...]:
+def exact_batch_sizes(scorer: Scorer, height: int, width: int, max_size: int) -> tuple[int, ...]:
   """Return the batch sizes, ascending, at which predictions equal those of a full batch exactly.
 
   The summation order of a runtime may depend on the batch size, but not on the contents of images,
   so a few random images suffice. The first call at each size also warms up the runtime.
   """
   rng = np.random.default_rng(0)
-  images = list(rng.integers(0, 256, (max_batch_size, height, width, 3), np.uint8))
+  images = list(rng.integers(0, 256, (max_size, height, width, 3), np.uint8))
   devices = range(len(scorer.runs))
 
   def predict(size: int) -> list[list[Prediction]]:
@@ -91,6 +89,6 @@ def exact_batch_sizes(
       for a, b in zip(predictions, full_batch[:size], strict=True)
     )
 
-  full_batches = predict(max_batch_size)
-  smaller_sizes = [max_batch_size >> n for n in range(max_batch_size.bit_length() - 1, 0, -1)]
-  return (*filter(equals_full_batch, smaller_sizes), max_batch_size)
+  full_batches = predict(max_size)
+  smaller_sizes = [max_size >> n for n in range(max_size.bit_length() - 1, 0, -1)]
+  return (*filter(equals_full_batch, smaller_sizes), max_size)

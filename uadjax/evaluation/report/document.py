@@ -26,28 +26,25 @@ _SCRIPTS = (
 )
 
 
-def render(
-  report_data: Mapping[str, object], pictures: Sequence[gallery.Picture]
-) -> tuple[str, int]:
+def render(report: Mapping[str, object], pictures: Sequence[gallery.Picture]) -> tuple[str, int]:
   """Render a report as HTML, and return it with the number of pictures that fit into it.
 
   Args:
-    report_data: data of the report; see `content.build`.
+    report: data of the report; see `content.build`.
     pictures: pictures, the most important first.
   """
   style, script = _read(*_STYLES), _read(*_SCRIPTS)
   substitutions = {
     'policy': _content_security_policy(style, script),
-    'title': html.escape(str(report_data['title'])),
+    'title': html.escape(str(report['title'])),
     'style': style,
     'script': script,
-    'report': _to_script_json(report_data),
+    'report': _to_script_json(report),
   }
   picture_texts = [_to_script_json(_picture_dict(picture)) for picture in pictures]
   remaining_bytes = MAX_BYTES - sum(len(text.encode()) for text in substitutions.values()) - 20_000
-  num_pictures = int(
-    np.searchsorted(np.cumsum([len(p) + 1 for p in picture_texts]), remaining_bytes, 'right')
-  )
+  ends = np.cumsum([len(text) + 1 for text in picture_texts])
+  num_pictures = int(np.searchsorted(ends, remaining_bytes, 'right'))
   substitutions['pictures'] = f'[{",".join(picture_texts[:num_pictures])}]'
   template = string.Template(_read('evaluation/report/template.html'))
   return template.substitute(substitutions), num_pictures
