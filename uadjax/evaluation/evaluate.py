@@ -183,7 +183,7 @@ def compute_metrics(
     **{
       f'{prefix}_{name}': metric(ranking) if ranking else None
       for prefix, ranking in (('image', image_ranking), ('pixel', pixel_ranking))
-      for name, metric in _RANKING_METRICS.items()
+      for name, metric in _RANK_METRICS.items()
     },
     'au_pro': metrics.au_pro(pixel_ranking) if pixel_ranking else None,
     # These metrics are at the best threshold in hindsight.
@@ -199,11 +199,7 @@ def compute_metrics(
   }
 
 
-_RANKING_METRICS = {
-  'auroc': metrics.auroc,
-  'ap': metrics.average_precision,
-  'f1_max': metrics.f1_max,
-}
+_RANK_METRICS = {'auroc': metrics.auroc, 'ap': metrics.average_precision, 'f1_max': metrics.f1_max}
 
 
 def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:

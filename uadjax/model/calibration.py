@@ -348,16 +348,14 @@ def _just_below(score: float) -> float:
 
 
 def _best_image_threshold(
-  normal_scores: Float[np.ndarray, ' n'],
-  anomalous_scores: Float[np.ndarray, ' m'],
-  miss_cost: float | None,
+  normal: Float[np.ndarray, ' n'], anomalous: Float[np.ndarray, ' m'], miss_cost: float | None
 ) -> float:
   """Return the threshold with the least cost, or with the largest F1 if `miss_cost` is None.
 
   Candidates are a threshold below all scores, the midpoints of neighboring scores, and a threshold
   above all scores. The lowest of equally good candidates is returned.
   """
-  scores = np.unique(np.concatenate([normal_scores, anomalous_scores]).astype(np.float64))
+  scores = np.unique(np.concatenate([normal, anomalous]).astype(np.float64))
   lower, upper = scores[:-1], scores[1:]
   midpoints = lower / 2 + upper / 2
   # If no double lies between two scores, the lower score itself separates them.
@@ -365,12 +363,12 @@ def _best_image_threshold(
   lowest, highest = _just_below(float(scores[0])), _just_above(float(scores[-1]))
   candidates = np.array([lowest, *separators, highest])
   num_not_above, num_misses = (
-    np.searchsorted(np.sort(x), candidates, 'right') for x in (normal_scores, anomalous_scores)
+    np.searchsorted(np.sort(x), candidates, 'right') for x in (normal, anomalous)
   )
-  num_false_alarms = len(normal_scores) - num_not_above
+  num_false_alarms = len(normal) - num_not_above
   if miss_cost is None:
-    num_hits = len(anomalous_scores) - num_misses
-    loss = -2 * num_hits / (num_hits + num_false_alarms + len(anomalous_scores))
+    num_hits = len(anomalous) - num_misses
+    loss = -2 * num_hits / (num_hits + num_false_alarms + len(anomalous))
   else:
     loss = num_false_alarms + miss_cost * num_misses
   # Equal losses may differ by rounding: 3 · 0.1 is a little more than 0.3.
