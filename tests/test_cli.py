@@ -232,7 +232,7 @@ def test_what_is_not_there_has_status_1_and_a_path_to_copy(
 
 
 def test_without_a_model_the_demos_answers(model, images, uadjax, monkeypatch):
-  monkeypatch.setattr(demo_model, 'ensure_model_dir', lambda title, own: model)
+  monkeypatch.setattr(demo_model, 'ensure_model_dir', lambda title: model)
   status, out, _ = uadjax('--input', images, '--model', 'padim', '--json', '--no-save')
   assert (status, len(objects(out))) == (0, 5)
 

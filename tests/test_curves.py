@@ -99,15 +99,15 @@ def test_operating_points_count_what_exceeds_the_threshold_and_lie_on_the_curves
     sum((x > threshold).sum() for x in (normal, anomalous)),
   )
   overlap = np.mean([(anomalous[region == r] > threshold).mean() for r in set(region)])
-  for line in curves.roc(data):
+  for line in curves.panel_lines(data, 'roc'):
     np.testing.assert_allclose(line.operating_point, (false, found))
-  for line in curves.pr(data):
+  for line in curves.panel_lines(data, 'pr'):
     assert (line.operating_point is None) == (calls == 0)
     if calls:
       np.testing.assert_allclose(line.operating_point, (found, hits / calls))
-  for line in curves.pro(data):
+  for line in curves.panel_lines(data, 'pro'):
     np.testing.assert_allclose(line.operating_point, (false, overlap))
-  lines = [*curves.roc(data), *curves.pr(data), *curves.pro(data)]
+  lines = [line for panel in curves.CURVES for line in curves.panel_lines(data, panel)]
   assert len(lines) == 5
   for line in lines:
     assert line.operating_point is None or distance_to(line, np.array(line.operating_point)) < 1e-9
@@ -116,7 +116,7 @@ def test_operating_points_count_what_exceeds_the_threshold_and_lie_on_the_curves
 @given(normal=few, anomalous=few)
 def test_the_area_under_precision_is_average_precision(normal, anomalous):
   data = curves_of(normal + anomalous, ['good'] * len(normal) + ['crack'] * len(anomalous))
-  (line,) = curves.pr(data)
+  (line,) = curves.panel_lines(data, 'pr')
   assert np.trapezoid(line.y, line.x) == pytest.approx(
     metrics.average_precision(data.image_ranking)
   )
@@ -142,13 +142,13 @@ def test_thinning_keeps_area_ends_and_neighborhood():
 
 def test_thinning_keeps_the_areas_of_real_curves():
   data = realistic(pixels=300_000)
-  for look, ranking in (
-    (curves.IMAGE_STYLE, data.image_ranking),
-    (curves.PIXEL_STYLE, data.pixel_ranking),
+  for name, ranking in (
+    ('Images', data.image_ranking),
+    ('Pixels', data.pixel_ranking),
   ):
-    (line,) = [line for line in curves.roc(data) if line.style is look]
+    (line,) = [line for line in curves.panel_lines(data, 'roc') if line.name == name]
     assert np.trapezoid(line.y, line.x) == pytest.approx(metrics.auroc(ranking), abs=1e-3)
-    (line,) = [line for line in curves.pr(data) if line.style is look]
+    (line,) = [line for line in curves.panel_lines(data, 'pr') if line.name == name]
     want = metrics.average_precision(ranking)
     assert np.trapezoid(line.y, line.x) == pytest.approx(want, abs=1e-3)
     assert len(line.x) <= 1010
@@ -204,7 +204,7 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   assert 'at the threshold 90 % precision,' in words(tmp_path, 'pr')
   for text in ('NG above 2.00', 'review above 1.50', 'bent $lead$'):
     assert text in words(tmp_path, 'histogram')
-  assert 'without masks of defects' in words(tmp_path, 'roc')
+  assert 'Pixels: no curve without masks' in words(tmp_path, 'roc')
   assert 'no curve' in words(tmp_path, 'pro')
 
 

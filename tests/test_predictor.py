@@ -132,7 +132,7 @@ def test_several_devices_say_the_same_in_the_same_order(model, directory, folder
 def test_the_peak_at_original_size_is_that_at_network_size(model, folder):
   for one in model.predict(folder):
     h, w = one.size
-    at_x, at_y = one.peak_position
+    at_y, at_x = np.unravel_index(one.anomaly_map.argmax(), one.size)
     y, x = int((at_y + 0.5) * 32 / h), int((at_x + 0.5) * 48 / w)
     # Of peaks that are nearly equal, the smaller one may be the larger between the pixels.
     around = one.network_map[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]

@@ -169,7 +169,7 @@ def test_a_report_has_at_most_20_megabytes_and_warns_of_omitted_pictures(tmp_pat
     )
   assert 18e6 < (tmp_path / 'report.html').stat().st_size <= 20e6
   included = embedded((tmp_path / 'report.html').read_text(), 'pictures')
-  assert [picture['image'] for picture in included] == list(range(len(included)))
+  assert [picture['image_index'] for picture in included] == list(range(len(included)))
   assert 0 < len(included) < 30
   assert f'the first {len(included)} of 30 pictures' in caplog.text
 
@@ -203,7 +203,7 @@ def test_good_images_come_first_then_the_hardest_defect_types():
 
 
 def test_the_content_security_policy_allows_only_the_embedded_script_and_style():
-  text = document.render(content.build(make_curve_data([], []), {}, [], [], {}), []).text
+  text, _ = document.render(content.build(make_curve_data([], []), {}, [], [], {}), [])
   [policy] = re.findall('Content-Security-Policy" content="(.*?)"', text)
   assert policy.startswith("default-src 'none';")
   assert 'unsafe' not in policy

@@ -453,10 +453,10 @@ def test_every_control_has_a_name(show, file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('defects', 'masks', 'pictures', 'sentences'), [
-  (['good'] * 3, True, 200, ['no defective images', 'No defective images']),
-  (['cut'] * 3, True, 200, ['no good images', 'No good images']),
-  (['good', 'cut', 'cut'], False, 200, ['the test set has no masks']),
-  (['good'], True, 200, ['no defective images']),
+  (['good'] * 3, True, 200, ['without defective images', 'No defective images']),
+  (['cut'] * 3, True, 200, ['without good images', 'No good images']),
+  (['good', 'cut', 'cut'], False, 200, ['no curve without masks']),
+  (['good'], True, 200, ['without defective images']),
   (['good', 'cut'], True, 0, ['This report has no pictures.']),
   ([], True, 0, ['There are no test images.', 'This report has no pictures.']),
 ])  # fmt: skip

@@ -111,7 +111,7 @@ def test_regions_come_with_the_largest_peak_first():
   assert [region.peak for region in one.regions] == [5.0, 3.0]
   assert one.regions[0].box == (12, 12, 15, 15)
   assert one.regions[0].area == 9
-  assert one.peak_position == (12, 12)
+  assert one.regions[0].at == (12, 12)
 
 
 def test_json_is_what_every_parser_reads(tmp_path):

@@ -63,8 +63,7 @@ def _parse_model_dirs(arguments: Sequence[str]) -> dict[str, Path]:
     ModelError: a directory holds no model.
   """
   if not arguments:
-    title = demo_model.DEFAULT_TITLE
-    return {'demo': demo_model.ensure_model_dir(title, 'uadjax fit DIR')}
+    return {'demo': demo_model.ensure_model_dir(demo_model.DEFAULT_TITLE)}
   directories: dict[str, Path] = {}
   for argument in arguments:
     name, equals, path = argument.partition('=')

@@ -6,7 +6,7 @@ Letters: n images, m calibration images, k vertices of a curve.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
 from matplotlib import ticker
@@ -50,21 +50,11 @@ class CurveData(NamedTuple):
   calibration_scores: Float[np.ndarray, ' m'] | None = None
 
 
-class LineStyle(NamedTuple):
-  """Style that distinguishes curves of images from those of pixels, also without color."""
-
-  name: str
-  color: str
-  dashes: str | tuple[float, tuple[float, ...]]
-  marker: str
-  marker_size: float
-
-
 class Line(NamedTuple):
   """Curve with its operating point and texts.
 
   Attributes:
-    style: style of images or of pixels.
+    name: what is ranked: 'Images' or 'Pixels'.
     x: horizontal coordinates of the vertices.
     y: vertical coordinates of the vertices.
     operating_point: point of the curve at the calibrated threshold; None if nothing exceeds it.
@@ -72,7 +62,7 @@ class Line(NamedTuple):
     point_text: description of the operating point.
   """
 
-  style: LineStyle
+  name: str
   x: Float[np.ndarray, ' k']
   y: Float[np.ndarray, ' k']
   operating_point: tuple[float, float] | None
@@ -84,7 +74,7 @@ class _Ranked(NamedTuple):
   """Ranking with both classes, and its counts above the calibrated threshold.
 
   Attributes:
-    style: style of images or of pixels.
+    name: 'Images' or 'Pixels'.
     ranking: ranking of the scores.
     num_false_alarms: number of normal images or pixels above the threshold.
     false_alarm_rate: share of them.
@@ -92,7 +82,7 @@ class _Ranked(NamedTuple):
     mean_overlap: mean share of a region above the threshold.
   """
 
-  style: LineStyle
+  name: str
   ranking: metrics.Ranking
   num_false_alarms: int
   false_alarm_rate: float
@@ -100,10 +90,17 @@ class _Ranked(NamedTuple):
   mean_overlap: float
 
 
-# Colors of Okabe and Ito (2008), which color-blind readers can distinguish. The markers differ in
-# size, so that a disk remains visible behind a square.
-IMAGE_STYLE = LineStyle('Images', '#0072B2', '-', 'o', 10)
-PIXEL_STYLE = LineStyle('Pixels', '#D55E00', (0, (5, 1.5)), 's', 6.5)
+# Styles that distinguish the curves also without color. The colors are those of Okabe and Ito
+# (2008), which color-blind readers can distinguish. The markers differ in size, so that a disk
+# remains visible behind a square.
+_LINE_STYLES: dict[str, dict[str, Any]] = {
+  'Images': {'color': '#0072B2', 'linestyle': '-', 'linewidth': 1.8},
+  'Pixels': {'color': '#D55E00', 'linestyle': (0, (5, 1.5)), 'linewidth': 1.8},
+}
+_MARKERS: dict[str, dict[str, Any]] = {
+  'Images': {'marker': 'o', 'markersize': 10, 'markeredgecolor': 'white'},
+  'Pixels': {'marker': 's', 'markersize': 6.5, 'markeredgecolor': 'white'},
+}
 
 
 def draw(folder: Path, data: CurveData) -> None:
@@ -125,7 +122,7 @@ def draw(folder: Path, data: CurveData) -> None:
 def summary(data: CurveData) -> str:
   """Summarize in a sentence or two how the thresholds classify the test images."""
   t = data.thresholds
-  is_good, is_ng = _good_mask(data), data.scores > t.image_threshold
+  is_good, is_ng = np.array(data.defects, str) == 'good', data.scores > t.image_threshold
   is_review = (data.scores > t.review_threshold) & ~is_ng
   clauses = []
   if (~is_good).any():
@@ -142,57 +139,70 @@ def summary(data: CurveData) -> str:
   return f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(t.num_anomalous)}'
 
 
-def roc(data: CurveData) -> list[Line]:
-  """Return the ROC curves of images and of pixels: recall against false alarm rate."""
-  lines = []
-  for r in _complete_rankings(data):
-    curve, point = thin(*metrics.roc_curve(r.ranking)), (r.false_alarm_rate, r.recall)
-    text = f'{format_percent(r.recall)} recall, {format_percent(r.false_alarm_rate)} false alarms'
-    lines.append(Line(r.style, *curve, point, f'AUROC {metrics.auroc(r.ranking):.3f}', text))
-  return lines
+def panel_lines(data: CurveData, panel: str) -> list[Line]:
+  """Return the curves of a panel, which is one of CURVES."""
+  make_line, names = CURVES[panel]
+  return [make_line(r) for r in _complete_rankings(data) if r.name in names]
 
 
-def pr(data: CurveData) -> list[Line]:
-  """Return the precision-recall curves of images and of pixels.
+def explain_missing(data: CurveData, panel: str) -> list[str]:
+  """Return a sentence for each curve that a panel lacks."""
+  required = {'Images': _missing_images(data), 'Pixels': 'masks and normal pixels'}
+  missing_names = set(CURVES[panel][1]) - {r.name for r in _complete_rankings(data)}
+  return [f'{name}: no curve without {required[name]}.' for name in sorted(missing_names)]
 
-  They are step functions, so that the area below is the average precision.
+
+def _missing_images(data: CurveData) -> str:
+  return f'{"defective" if "good" in data.defects else "good"} images'
+
+
+def _roc_line(r: _Ranked) -> Line:
+  """Return the ROC curve: recall against false alarm rate."""
+  curve, point = thin(*metrics.roc_curve(r.ranking)), (r.false_alarm_rate, r.recall)
+  text = f'{format_percent(r.recall)} recall, {format_percent(r.false_alarm_rate)} false alarms'
+  return Line(r.name, *curve, point, f'AUROC {metrics.auroc(r.ranking):.3f}', text)
+
+
+def _pr_line(r: _Ranked) -> Line:
+  """Return the precision-recall curve.
+
+  It is a step function, so that the area below is the average precision.
   """
-  lines = []
-  for r in _complete_rankings(data):
-    recalls, precisions = metrics.pr_curve(r.ranking)
-    num_defects = int(r.ranking.num_anomalous[-1])
-    chance = num_defects / (num_defects + r.ranking.total_normals)
-    # Precision is defined from the first detected defect on; at full recall it falls to chance.
-    x = np.append(np.repeat(recalls, 2)[1:-1], 1.0)
-    y = np.append(np.repeat(precisions, 2)[2:], chance)
-    num_hits = round(r.recall * num_defects)
-    point, text = None, 'no alarms'
-    if num_alarms := num_hits + r.num_false_alarms:
-      point = (r.recall, num_hits / num_alarms)
-      # Precision falls after a defect and jumps at the next; the threshold lies on that jump.
-      index = int(np.searchsorted(x, r.recall, 'right')) - 1
-      x, y = np.insert(x, index, point[0]), np.insert(y, index, point[1])
-      text = f'{format_percent(point[1])} precision, {format_percent(r.recall)} recall'
-    area_text = f'AP {metrics.average_precision(r.ranking):.3f} (chance {chance:.3f})'
-    lines.append(Line(r.style, *thin(x, y), point, area_text, text))
-  return lines
+  recalls, precisions = metrics.pr_curve(r.ranking)
+  num_defects = int(r.ranking.num_anomalous[-1])
+  chance = num_defects / (num_defects + r.ranking.total_normals)
+  # Precision is defined from the first detected defect on; at full recall it falls to chance.
+  x = np.append(np.repeat(recalls, 2)[1:-1], 1.0)
+  y = np.append(np.repeat(precisions, 2)[2:], chance)
+  num_hits = round(r.recall * num_defects)
+  point, text = None, 'no alarms'
+  if num_alarms := num_hits + r.num_false_alarms:
+    point = (r.recall, num_hits / num_alarms)
+    # Precision falls after a defect and jumps at the next; the threshold lies on that jump.
+    index = int(np.searchsorted(x, r.recall, 'right')) - 1
+    x, y = np.insert(x, index, point[0]), np.insert(y, index, point[1])
+    text = f'{format_percent(point[1])} precision, {format_percent(r.recall)} recall'
+  area_text = f'AP {metrics.average_precision(r.ranking):.3f} (chance {chance:.3f})'
+  return Line(r.name, *thin(x, y), point, area_text, text)
 
 
-def pro(data: CurveData) -> list[Line]:
-  """Return the PRO curve of the pixels: mean overlap with a region against false alarm rate.
+def _pro_line(r: _Ranked) -> Line:
+  """Return the PRO curve: mean overlap with a region against false alarm rate.
 
   Bergmann et al. 2020, "Uninformed Students".
   """
-  lines = []
-  for r in _complete_rankings(data):
-    if r.style is PIXEL_STYLE:
-      curve, point = thin(*metrics.pro_curve(r.ranking)), (r.false_alarm_rate, r.mean_overlap)
-      overlap, rate = format_percent(r.mean_overlap), format_percent(r.false_alarm_rate)
-      area = f'AU-PRO {metrics.au_pro(r.ranking, PRO_LIMIT):.3f} up to {format_percent(PRO_LIMIT)}'
-      lines.append(
-        Line(r.style, *curve, point, area, f'{overlap} mean overlap, {rate} false alarms')
-      )
-  return lines
+  curve, point = thin(*metrics.pro_curve(r.ranking)), (r.false_alarm_rate, r.mean_overlap)
+  overlap, rate = format_percent(r.mean_overlap), format_percent(r.false_alarm_rate)
+  area = f'AU-PRO {metrics.au_pro(r.ranking, PRO_LIMIT):.3f} up to {format_percent(PRO_LIMIT)}'
+  return Line(r.name, *curve, point, area, f'{overlap} mean overlap, {rate} false alarms')
+
+
+# Curves by panel, with the rankings that they are drawn of.
+CURVES: Mapping[str, tuple[Callable[[_Ranked], Line], tuple[str, ...]]] = {
+  'roc': (_roc_line, ('Images', 'Pixels')),
+  'pr': (_pr_line, ('Images', 'Pixels')),
+  'pro': (_pro_line, ('Pixels',)),
+}
 
 
 def thin(
@@ -217,17 +227,14 @@ def _count_phrase(mask: Bool[np.ndarray, ' _'], class_name: str) -> str:
   return f'{count} of {total} {class_name} image{"s" * (total > 1)} {verb}'
 
 
-def _good_mask(data: CurveData) -> Bool[np.ndarray, ' n']:
-  return np.array([defect == 'good' for defect in data.defects], bool)
-
-
 def _complete_rankings(data: CurveData) -> Iterator[_Ranked]:
   """Yield the rankings with both classes."""
   t = data.thresholds
-  num_image_alarms = int((data.scores[_good_mask(data)] > t.image_threshold).sum())
-  for style, ranking, threshold, num_false_alarms in (
-    (IMAGE_STYLE, data.image_ranking, t.image_threshold, num_image_alarms),
-    (PIXEL_STYLE, data.pixel_ranking, t.pixel_threshold, data.num_pixel_alarms),
+  good_scores = data.scores[np.array(data.defects, str) == 'good']
+  num_image_alarms = int((good_scores > t.image_threshold).sum())
+  for name, ranking, threshold, num_false_alarms in (
+    ('Images', data.image_ranking, t.image_threshold, num_image_alarms),
+    ('Pixels', data.pixel_ranking, t.pixel_threshold, data.num_pixel_alarms),
   ):
     if ranking is not None and len(ranking.scores) and ranking.total_normals:
       num_above = int(np.searchsorted(-ranking.scores, -threshold, 'left'))
@@ -236,14 +243,7 @@ def _complete_rankings(data: CurveData) -> Iterator[_Ranked]:
         for counts in (ranking.num_anomalous, ranking.overlap)
       )
       rate = num_false_alarms / ranking.total_normals
-      yield _Ranked(style, ranking, num_false_alarms, rate, recall, overlap)
-
-
-def _missing_reason(data: CurveData, style: LineStyle) -> str:
-  """Return why a curve is missing."""
-  if style is PIXEL_STYLE:
-    return 'without masks of defects'
-  return f'without {"defective" if "good" in data.defects else "good"} images'
+      yield _Ranked(name, ranking, num_false_alarms, rate, recall, overlap)
 
 
 def hardest_first(data: CurveData) -> list[str]:
@@ -259,26 +259,26 @@ def hardest_first(data: CurveData) -> list[str]:
 
 def _roc_panel(axes: figures.Axes, data: CurveData) -> None:
   axes.set(title='ROC: recall and false alarms', xlabel='false alarm rate', ylabel='recall')
-  _draw_lines(axes, roc(data), data, (IMAGE_STYLE, PIXEL_STYLE), diagonal=1.0)
+  _draw_lines(axes, data, 'roc', diagonal=1.0)
 
 
 def _pr_panel(axes: figures.Axes, data: CurveData) -> None:
   axes.set(title='Precision and recall')
   axes.set(xlabel='recall', ylabel='precision (correct share of alarms)')
-  _draw_lines(axes, pr(data), data, (IMAGE_STYLE, PIXEL_STYLE))
+  _draw_lines(axes, data, 'pr')
 
 
 def _pro_panel(axes: figures.Axes, data: CurveData) -> None:
   axes.set(title='PRO: per-region overlap')
   axes.set(xlabel='false alarm rate of pixels', ylabel='overlap, mean over regions')
-  lines, x_max = pro(data), 1.15 * PRO_LIMIT
-  for line in lines:
+  x_max = 1.15 * PRO_LIMIT
+  for line in panel_lines(data, 'pro'):
     x_max = max(x_max, 1.1 * line.operating_point[0] if line.operating_point else 0)
     is_counted = line.x <= PRO_LIMIT
     x = np.append(line.x[is_counted], PRO_LIMIT)
     y = np.append(line.y[is_counted], np.interp(PRO_LIMIT, line.x, line.y))
-    axes.fill_between(x, y, color=line.style.color, alpha=0.12, linewidth=0)
-  _draw_lines(axes, lines, data, (PIXEL_STYLE,), diagonal=x_max, x_max=x_max)
+    axes.fill_between(x, y, color=_LINE_STYLES[line.name]['color'], alpha=0.12, linewidth=0)
+  _draw_lines(axes, data, 'pro', diagonal=x_max, x_max=x_max)
 
 
 def _histogram_panel(axes: figures.Axes, data: CurveData) -> None:
@@ -286,12 +286,7 @@ def _histogram_panel(axes: figures.Axes, data: CurveData) -> None:
   score_histogram.draw(axes, _histogram_rows(data), t.review_threshold, t.image_threshold)
 
 
-_PANELS: Mapping[str, Callable[[figures.Axes, CurveData], None]] = {
-  'histogram': _histogram_panel,
-  'roc': _roc_panel,
-  'pr': _pr_panel,
-  'pro': _pro_panel,
-}
+_PANELS = {'histogram': _histogram_panel, 'roc': _roc_panel, 'pr': _pr_panel, 'pro': _pro_panel}
 
 
 def _overview_figure(data: CurveData) -> figures.Figure:
@@ -299,7 +294,7 @@ def _overview_figure(data: CurveData) -> figures.Figure:
   has_curves = any(True for _ in _complete_rankings(data))
   lines = textwrap.wrap(summary(data), 125)
   if data.defects and not has_curves:
-    lines.append(f'There are no curves {_missing_reason(data, IMAGE_STYLE)}.')
+    lines.append(f'There are no curves without {_missing_images(data)}.')
   header = 0.6 + 0.22 * len(lines)
   height = header + (10.0 if has_curves else 5.0)
   figure = figures.new_figure(10.0, height, header)
@@ -339,44 +334,31 @@ def _histogram_rows(data: CurveData, max_types: int = 10) -> list[score_histogra
 
 
 def _draw_lines(
-  axes: figures.Axes,
-  lines: Sequence[Line],
-  data: CurveData,
-  styles: Sequence[LineStyle],
-  diagonal: float = 0.0,
-  x_max: float = 1.02,
+  axes: figures.Axes, data: CurveData, panel: str, diagonal: float = 0.0, x_max: float = 1.02
 ) -> None:
-  """Draw curves with operating points and a legend, which also explains missing ones.
+  """Draw the curves of a panel with operating points and a legend, which explains missing ones.
 
   Args:
     axes: axes to draw in.
-    lines: curves to draw.
-    data: data of the evaluation, which explain missing curves.
-    styles: styles of the curves that are expected.
+    data: data of the evaluation.
+    panel: one of CURVES.
     diagonal: end of the chance line on both axes; 0 for no such line.
     x_max: end of the horizontal axis.
   """
-  drawn_styles = [line.style for line in lines]
-  missing = [
-    f'{style.name}: no curve {_missing_reason(data, style)}'
-    for style in styles
-    if style not in drawn_styles
-  ]
+  lines, missing = panel_lines(data, panel), explain_missing(data, panel)
   if not lines:
-    figures.show_message(axes, f'{". ".join(missing)}.')
+    figures.show_message(axes, ' '.join(missing))
     return
   axes.set(xlim=(-0.02 * x_max, x_max), ylim=(-0.02, 1.03))
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f'{100 * share:.4g} %'))
   axes.grid(color='#EAEAEA', linewidth=0.7)
-  for style, x, y, point, area_text, point_text in lines:
-    text = f'{style.name}  {area_text}\nat the threshold {point_text}'
-    # The marker of the legend's entry stands at the operating point alone.
-    line_style = {'color': style.color, 'linestyle': style.dashes, 'linewidth': 1.8}
-    marker = {'marker': style.marker, 'markersize': style.marker_size, 'markeredgecolor': 'white'}
+  for name, x, y, point, area_text, point_text in lines:
+    text, line_style = f'{name}  {area_text}\nat the threshold {point_text}', _LINE_STYLES[name]
     axes.plot(x, y, **line_style)
+    # The marker of the legend's entry stands at the operating point alone.
     position = ([point[0]], [point[1]]) if point else ([], [])
-    axes.plot(*position, label=text, zorder=3, **line_style, **marker)
+    axes.plot(*position, label=text, zorder=3, **line_style, **_MARKERS[name])
   if diagonal:
     chance_style = {'color': figures.MUTED_COLOR, 'linewidth': 1, 'linestyle': (0, (1, 2))}
     axes.plot([0, diagonal], [0, diagonal], label='chance', **chance_style)

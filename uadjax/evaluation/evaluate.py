@@ -87,11 +87,10 @@ def evaluate(
     num_pictures: number of pictures, which are spread evenly over the defect types.
     loaded_images: images at network size by their file, which need not be read again.
   """
-  pictured_records = set(selection.spread_over_defects(records, num_pictures))
+  picture_paths = {r.path for r in selection.spread_over_defects(records, num_pictures)}
   folder = workdir / 'pictures'
   shutil.rmtree(folder, ignore_errors=True)  # An earlier evaluation may have had other images.
   folder.mkdir(parents=True)
-  picture_paths = {record.path for record in pictured_records}
   pixels = pixel_scores.empty(model.ops, len(records))
 
   def load(source: inputs.Source) -> inputs.LoadedImage:
@@ -103,7 +102,7 @@ def evaluate(
   def compare(item: tuple[Result, Record, int]) -> ImageResult:
     result, record, i = item
     truth = pixel_scores.read_defect_mask(record, result.size, mask_threshold)
-    if record in pictured_records:
+    if record.path in picture_paths:
       # Numbers keep names unique: images in different folders may have the same stem.
       path = folder / f'{record.defect}_{i:04d}_{record.path.stem}.png'
       # Level 1 is four times as fast as the default, and makes files a fifth larger.
@@ -147,20 +146,20 @@ def compare_with_mask(
   record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> ImageResult:
   """Compare a result with the ground truth, if there is one."""
+  image_result = ImageResult(record, result.score, result.label)
   if truth is None:
-    return ImageResult(record, result.score, result.label)
+    return image_result
   pred, visible = result.predicted_mask, result.visible  # No invisible pixel is predicted.
   visible_truth = truth & visible
   num_cropped = visible.size - int(np.count_nonzero(visible))
   confusion = metrics.Confusion.from_predictions(pred, visible_truth)
-  return ImageResult(
-    record,
-    result.score,
-    result.label,
-    confusion._replace(tn=confusion.tn - num_cropped),
-    *metrics.region_hits(pred, visible_truth),
-    num_cropped,
-    int(np.count_nonzero(truth) - np.count_nonzero(visible_truth)),
+  sizes, hits = metrics.region_hits(pred, visible_truth)
+  return image_result._replace(
+    confusion=confusion._replace(tn=confusion.tn - num_cropped),
+    region_sizes=sizes,
+    region_hits=hits,
+    num_cropped_pixels=num_cropped,
+    num_cropped_defect_pixels=int(np.count_nonzero(truth) - np.count_nonzero(visible_truth)),
   )
 
 
@@ -181,8 +180,11 @@ def compute_metrics(
   """Compute image metrics over all images, pixel metrics over visible pixels with ground truth."""
   num_defective = sum(r.record.is_anomalous for r in results)
   return {
-    **_ranking_metrics(image_ranking, 'image'),
-    **_ranking_metrics(pixel_ranking, 'pixel'),
+    **{
+      f'{prefix}_{name}': metric(ranking) if ranking else None
+      for prefix, ranking in (('image', image_ranking), ('pixel', pixel_ranking))
+      for name, metric in _RANK_METRICS.items()
+    },
     'au_pro': metrics.au_pro(pixel_ranking) if pixel_ranking else None,
     # These metrics are at the best threshold in hindsight.
     'oracles': ['image_f1_max', 'pixel_f1_max'],
@@ -197,18 +199,7 @@ def compute_metrics(
   }
 
 
-_RANKING_METRICS = {
-  'auroc': metrics.auroc,
-  'ap': metrics.average_precision,
-  'f1_max': metrics.f1_max,
-}
-
-
-def _ranking_metrics(ranking: metrics.Ranking | None, prefix: str) -> dict[str, float | None]:
-  return {
-    f'{prefix}_{name}': metric(ranking) if ranking else None
-    for name, metric in _RANKING_METRICS.items()
-  }
+_RANK_METRICS = {'auroc': metrics.auroc, 'ap': metrics.average_precision, 'f1_max': metrics.f1_max}
 
 
 def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:
@@ -282,10 +273,9 @@ _CSV_COLUMNS = {
 
 def mean_metrics(rows: Mapping[str, Metrics]) -> dict[str, float | None]:
   """Return the mean of each metric over the categories that have it."""
-  flat_rows = [_flatten(row) for row in rows.values()]
   means = {}
   for key in _CSV_COLUMNS.values():
-    values = [row[key] for row in flat_rows if row[key] is not None]
+    values = [row[key] for row in map(_flatten, rows.values()) if row[key] is not None]
     means[key] = float(np.mean(values)) if values else None
   return means
 
@@ -297,6 +287,5 @@ def _flatten(row: Metrics) -> Metrics:
 def write_csv(path: Path, rows: Mapping[str, Metrics]) -> None:
   """Write a row of metrics per category, and for several categories a row of means."""
   rows = {**rows, 'mean': mean_metrics(rows)} if len(rows) > 1 else rows
-  flat_rows = {name: _flatten(row) for name, row in rows.items()}
-  table = [[name, *(row[key] for key in _CSV_COLUMNS.values())] for name, row in flat_rows.items()]
+  table = [[name, *map(_flatten(row).get, _CSV_COLUMNS.values())] for name, row in rows.items()]
   files.write_csv(path, [['category', *_CSV_COLUMNS], *table])

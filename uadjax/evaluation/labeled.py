@@ -35,9 +35,7 @@ class LabeledScores(NamedTuple):
   pixel_threshold: float | None
 
 
-def load(
-  directory: str, mask_threshold: int, training_records: Sequence[Record]
-) -> tuple[Record, ...]:
+def load(directory: str, mask_threshold: int, training: Sequence[Record]) -> tuple[Record, ...]:
   """List the images of `calibrate.labeled`: its test split, or all if that has no good images.
 
   Raises:
@@ -50,23 +48,26 @@ def load(
   if all(record.is_anomalous for record in records):
     records = splits.train + splits.test
   num_defective = sum(record.is_anomalous for record in records)
+  counts = f'{len(records) - num_defective} good and {num_defective} defective images'
   if not 0 < num_defective < len(records):
-    message = f'{directory} has {len(records) - num_defective} good and {num_defective} defective'
-    message += ' images; a threshold between them needs both.'
+    message = f'{directory} has {counts}; a threshold between them needs both.'
     raise DataError(message, key='calibrate.labeled', value=directory)
-  training_paths = {record.path.resolve() for record in training_records}
+  training_paths = {record.path.resolve() for record in training}
   if overlap := [r.path for r in records if r.path.resolve() in training_paths]:
-    message = f'{len(overlap)} images of {directory} are training images, such as {overlap[0]};'
-    hint = 'Name other images: ', Setting('calibrate.labeled'), '.'
-    message += ' their scores are biased.'
+    message = f'{len(overlap)} images of {directory} are training images, such as {overlap[0]}.'
+    hint = 'Their scores are biased; name other images: ', Setting('calibrate.labeled'), '.'
     raise DataError(message, key='calibrate.labeled', value=directory, hint=hint)
+
+  def require_readable(record: Record) -> None:
+    size = image_io.decode(record.path).shape[:2]
+    pixel_scores.read_defect_mask(record, size, mask_threshold)
+
   # Unreadable files must fail before hours of fitting, not after.
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(lambda record: _require_readable(record, mask_threshold), records))
+    list(pool.map(require_readable, records))
   logging.LOG.info(
-    'Calibrating thresholds on %d good and %d defective images of %s; metrics on these images will '
-    'be optimistic.',
-    len(records) - num_defective, num_defective, directory,
+    'Calibrating thresholds on %s of %s; metrics on these images will be optimistic.',
+    counts, directory,
   )  # fmt: skip
   return records
 
@@ -85,25 +86,16 @@ def score(
     return None
   ops = transforms.parse(data.ops)
   pixels = pixel_scores.empty(ops, len(records))
-  scores_by_class: dict[bool, list[float]] = {False: [], True: []}
-  normal_peaks: list[float] = []
+  rows: list[tuple[bool, float, float]] = []
   scored = scoring.score_records(scorer, fitted, records, ops, batch_size, mesh, fitted_specs)
   for i, (record, anomaly_map, image_score) in enumerate(scored):
-    scores_by_class[record.is_anomalous].append(image_score)
-    if not record.is_anomalous:
-      normal_peaks.append(float(anomaly_map.max()))
+    rows.append((record.is_anomalous, image_score, float(anomaly_map.max())))
     size = image_io.image_size(record.path)
     truth = pixel_scores.read_defect_mask(record, size, data.mask_threshold)
     if truth is not None:
       pixel_scores.add_image(pixels, i, anomaly_map, ops.restore(anomaly_map, *size), truth)
-  ranking, pixel_threshold = pixel_scores.ranking(pixels), None
-  if ranking is not None:
-    pixel_threshold = calibration.pixel_threshold_by_f1(
-      ranking.scores, ranking.num_anomalous, ranking.num_normal
-    )
-  good, defective = np.array(scores_by_class[False]), np.array(scores_by_class[True])
-  return LabeledScores(good, np.array(normal_peaks), defective, pixel_threshold)
-
-
-def _require_readable(record: Record, mask_threshold: int) -> None:
-  pixel_scores.read_defect_mask(record, image_io.decode(record.path).shape[:2], mask_threshold)
+  ranking = pixel_scores.ranking(pixels)
+  pixel_threshold = calibration.pixel_threshold_by_f1(ranking) if ranking else None
+  is_anomalous, scores, peaks = (np.array(column) for column in zip(*rows, strict=True))
+  normal_scores, normal_peaks = scores[~is_anomalous], peaks[~is_anomalous]
+  return LabeledScores(normal_scores, normal_peaks, scores[is_anomalous], pixel_threshold)

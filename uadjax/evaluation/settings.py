@@ -3,11 +3,7 @@
 import dataclasses
 
 from uadjax.config import field
-from uadjax.inference.settings import (
-  IMAGE_THRESHOLD_HELP,
-  PIXEL_THRESHOLD_HELP,
-  REVIEW_THRESHOLD_HELP,
-)
+from uadjax.inference import settings as inference_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +15,6 @@ class EvaluateSettings:
   report_pictures: int = field(200, 'Number of pictures in report.html; 0: no report.', minimum=0)
   batch_size: int = field(16, 'Images per batch.', minimum=1)
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
-  image_threshold: float | None = field(None, IMAGE_THRESHOLD_HELP)
-  review_threshold: float | None = field(None, REVIEW_THRESHOLD_HELP)
-  pixel_threshold: float | None = field(None, PIXEL_THRESHOLD_HELP)
+  image_threshold: float | None = field(None, inference_settings.IMAGE_THRESHOLD_HELP)
+  review_threshold: float | None = field(None, inference_settings.REVIEW_THRESHOLD_HELP)
+  pixel_threshold: float | None = field(None, inference_settings.PIXEL_THRESHOLD_HELP)

@@ -125,9 +125,7 @@ def predict_files(config: Settings, workdir: Path) -> Result:
   predictor = pipelines.create_model(
     model_dir=options.model_dir or workdir / 'model',
     device=config.device,
-    image_threshold=options.image_threshold,
-    review_threshold=options.review_threshold,
-    pixel_threshold=options.pixel_threshold,
+    **calibration.by_name(options),
     backend=options.backend,
   )
   if options.table:
@@ -192,8 +190,8 @@ def _load_for_evaluation(config: Settings, workdir: Path) -> model_dir.Model:
   """Load the model to evaluate, and apply the thresholds of the configuration to it."""
   options = config.evaluate
   model = _load_on_mesh(config, options.model_dir or workdir / 'model')
-  thresholds = options.image_threshold, options.review_threshold, options.pixel_threshold
-  return model._replace(thresholds=calibration.override(model.thresholds, *thresholds))
+  thresholds = calibration.override(model.thresholds, **calibration.by_name(options))
+  return model._replace(thresholds=thresholds)
 
 
 def _load_on_mesh(config: Settings, directory: Path | str) -> model_dir.Model:

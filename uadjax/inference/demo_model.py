@@ -25,12 +25,11 @@ from uadjax.system import files, logging, progress
 DEFAULT_TITLE = 'PatchCore'  # Detector of the demo model if none is named.
 
 
-def ensure_model_dir(title: str, fit_command: str) -> Path:
+def ensure_model_dir(title: str) -> Path:
   """Return the demo model's directory in the user's cache, and fit the model if it is missing.
 
   Args:
     title: title of the detector, such as 'PatchCore'.
-    fit_command: command that fits a model on the user's images, for the warning.
 
   Raises:
     ModelError: the demo model could not be fitted.
@@ -43,8 +42,8 @@ def ensure_model_dir(title: str, fit_command: str) -> Path:
   logging.LOG.warning(
     'No model directory was given, so a demo model is used: %s fitted on synthetic images (%s) '
     'with %s weights. Its verdict on your images is meaningless. Fit a model on your good images '
-    'with `%s`, and pass its directory as model_dir=RUN/model.%s',
-    title, config['data.category'], config['backbone.weights'], fit_command,
+    'with `uadjax fit DIR`, and pass its directory as model_dir=RUN/model.%s',
+    title, config['data.category'], config['backbone.weights'],
     '' if model_dir.is_dir() else ' The demo model is fitted now, once, in a minute or two.',
   )  # fmt: skip
   if not model_dir.is_dir():
@@ -79,19 +78,14 @@ def _fit_in_subprocess(config_text: str, model_dir: Path) -> None:
     command += [f'--config={config_file}', f'--workdir={workdir}']
     source_root = str(Path(uadjax.__file__).parent.parent)  # The subprocess runs the same uadjax.
     import_paths = [source_root, *filter(None, [os.environ.get('PYTHONPATH')])]
-    environment = {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'PYTHONPATH': os.pathsep.join(import_paths),
-    }
+    variables = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(import_paths)}
     with progress.show_status('Fitting the demo model'):
       process = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True
       )
     if process.returncode:
-      raise ModelError(
-        f'The demo model could not be fitted: {_failure_reason(workdir, process.stderr)}'
-      )
+      reason = _failure_reason(workdir, process.stderr)
+      raise ModelError(f'The demo model could not be fitted: {reason}')
     try:
       (workdir / 'model').rename(model_dir)
     except OSError:

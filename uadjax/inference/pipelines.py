@@ -18,7 +18,6 @@ from uadjax.model import calibration, model_dir as model_dirs
 from uadjax.system import files, http, logging
 
 _JAX = 'jax'
-_FIT_COMMAND = 'uadjax fit DIR'
 
 
 def create_model(
@@ -67,37 +66,34 @@ def create_model(
   name, directory = _resolve_model(str(model_name), model_dir)
   info = model_dirs.read_info(directory)
   if name and info.name != name:
-    raise ModelError(
-      f'The model in {directory} is {info.name}, not {name}; omit the name, or choose another '
-      'directory.'
-    )
+    raise ModelError(f'{directory} is {info.name}, not {name}; omit the name, or choose another.')
   if backend == _JAX:
-    opened = _open_in_jax(info, devices, shard_model, access)
+    opened = _open_in_jax(info, devices, shard_model)
   else:
-    opened = _open_graph(info, backend, devices, access)
+    opened = _open_graph(info, backend, devices)
   thresholds = calibration.override(
-    info.thresholds, image_threshold, review_threshold, pixel_threshold
+    info.thresholds,
+    image_threshold=image_threshold,
+    review_threshold=review_threshold,
+    pixel_threshold=pixel_threshold,
   )
-  return opened._replace(model=info._replace(thresholds=thresholds))
+  return opened._replace(model=info._replace(thresholds=thresholds), access=access)
 
 
 def _open_in_jax(
-  info: model_dirs.ModelInfo,
-  devices: Sequence[meshes.Device],
-  shard_model: bool,
-  access: http.Access,
+  info: model_dirs.ModelInfo, devices: Sequence[meshes.Device], shard_model: bool
 ) -> predictor.Predictor:
   """Open a model for JAX on devices, its arrays copied to each or sharded."""
   with jax.default_device(devices[0]):
     mesh = meshes.mesh_of(devices if shard_model else devices[:1])
     model = model_dirs.load_arrays(info, mesh)
     if model.fitted_specs is None:  # Not every model has arrays to shard.
-      return predictor.open_on_devices(model, devices, access)
-    return predictor.open_on_mesh(model, mesh, access)
+      return predictor.open_on_devices(model, devices)
+    return predictor.open_on_mesh(model, mesh)
 
 
 def _open_graph(
-  info: model_dirs.ModelInfo, backend: str, devices: Sequence[meshes.Device], access: http.Access
+  info: model_dirs.ModelInfo, backend: str, devices: Sequence[meshes.Device]
 ) -> predictor.Predictor:
   """Open the exported graph of a model; 'auto' falls back to JAX if that fails.
 
@@ -106,14 +102,14 @@ def _open_graph(
     ExportError: the model cannot be exported, unless the backend is 'auto'.
   """
   try:
-    return predictor.open_graph(info, backend, access)
+    return predictor.open_graph(info, backend)
   except (ConfigError, ExportError) as error:
     if backend != runtimes.BACKENDS[0]:
       raise
     logging.LOG.warning(
       'Using JAX for %s, which is slower than an inference runtime: %s', info.directory, error
     )
-    return _open_in_jax(info, devices, False, access)
+    return _open_in_jax(info, devices, False)
 
 
 class Pipeline(NamedTuple):
@@ -145,10 +141,9 @@ class Pipeline(NamedTuple):
       strict: whether to raise an error at the first unreadable image.
       skip: folder to skip, such as that of the results.
     """
-    default_batch_size = self.config.SubModules.AnomalyDetection.batch_size
-    return self.model.predict(
-      input, default_batch_size if batch_size is None else batch_size, strict, skip
-    )
+    if batch_size is None:
+      batch_size = self.config.SubModules.AnomalyDetection.batch_size
+    return self.model.predict(input, batch_size, strict, skip)
 
 
 def create_pipeline(
@@ -185,23 +180,19 @@ def create_pipeline(
   arguments = {'use_hpip': use_hpip if enable_hpi is None else enable_hpi, 'device': device or None}
   values |= {key: value for key, value in arguments.items() if value is not None}
   settings = configs.replace(settings, values)
-  model_settings = settings.SubModules.AnomalyDetection
+  model_settings, backend = settings.SubModules.AnomalyDetection, settings.backend
+  if settings.use_hpip and backend == _JAX:
+    backend = runtimes.BACKENDS[0]
   model = create_model(
     model_settings.model_name,
     model_settings.model_dir,
     settings.device,
-    image_threshold=model_settings.image_threshold,
-    review_threshold=model_settings.review_threshold,
-    pixel_threshold=model_settings.pixel_threshold,
-    backend=_runtime_backend(settings.backend) if settings.use_hpip else settings.backend,
+    **calibration.by_name(model_settings),
+    backend=backend,
     shard_model=settings.shard_model,
     access=access,
   )
   return Pipeline(settings, model)
-
-
-def _runtime_backend(backend: str) -> str:
-  return runtimes.BACKENDS[0] if backend == _JAX else backend
 
 
 def read_settings(pipeline: str | Path) -> PipelineSettings:
@@ -215,13 +206,8 @@ def read_settings(pipeline: str | Path) -> PipelineSettings:
     return PipelineSettings()
   path = Path(pipeline)
   if path.suffix not in ('.yaml', '.yml'):
-    raise UnknownName(
-      f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or pass a YAML file, such as '
-      '`pipelines.write_settings` writes.',
-      key='pipeline',
-      value=str(pipeline),
-      allowed=NAMES,
-    )
+    message = f'Unknown pipeline {str(pipeline)!r}; choose from {NAMES}, or pass a YAML file.'
+    raise UnknownName(message, key='pipeline', value=str(pipeline), allowed=NAMES)
   try:
     values = yaml.safe_load(path.read_text(encoding='utf-8'))
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -243,32 +229,29 @@ def write_settings(folder: str | Path) -> Path:
   return path
 
 
-# Keys of PaddleX 3.0-beta, whose YAML files are still in use.
-_PADDLEX_BETA_KEYS = {
+_KEY_ALIASES = {
+  'enable_hpi': 'use_hpip',
+  # Keys of PaddleX 3.0-beta, whose YAML files are still in use.
   'Global.pipeline_name': 'pipeline_name',
   'Pipeline.model': 'SubModules.AnomalyDetection.model_name',
   'Pipeline.batch_size': 'SubModules.AnomalyDetection.batch_size',
   'Pipeline.device': 'device',
   'Pipeline.use_hpip': 'use_hpip',
+  'Pipeline.enable_hpi': 'use_hpip',
 }
 _IGNORED_KEYS = ('Global.input', 'Pipeline.pp_option', 'Pipeline.hpi_params')
-_KEY_ALIASES = {'enable_hpi': 'use_hpip', 'Pipeline.enable_hpi': 'use_hpip'}
 
 
 def _with_defaults(values: object, source: str) -> PipelineSettings:
   """Return the default settings updated by the content of a YAML file, PaddleX beta included."""
   if not isinstance(values, Mapping):
     raise ConfigError(f'{source} is not a pipeline; expected sections such as SubModules.')
-  aliases = _PADDLEX_BETA_KEYS | _KEY_ALIASES
-  return configs.from_values(
-    PipelineSettings,
-    {
-      aliases.get(key, key): value
-      for key, value in configs.flatten(values).items()
-      if value is not None and key not in _IGNORED_KEYS
-    },
-    source,
-  )
+  settings = {
+    _KEY_ALIASES.get(key, key): value
+    for key, value in configs.flatten(values).items()
+    if value is not None and key not in _IGNORED_KEYS
+  }
+  return configs.from_values(PipelineSettings, settings, source)
 
 
 def _full_key(key: str) -> str:
@@ -291,16 +274,17 @@ def _resolve_model(name: str, directory: str | Path | None) -> tuple[str, Path]:
     ModelError: the demo model, used if no directory is given, could not be fitted.
   """
   titles = {title.lower(): title for title in detectors.TITLES}
-  if not directory and Path(name).is_dir() and name:
+  if name and not directory and Path(name).is_dir():
     return '', Path(name)
-  if name and name.lower() not in titles:
+  title = titles.get(name.lower(), '')
+  if name and not title:
     raise UnknownName(
       f'Unknown model {name!r}; choose from {sorted(titles.values())}, or pass a model directory.'
     )
-  if not directory:
-    # Opening a model directory does not need the code that draws images and fits.
-    from uadjax.inference import demo_model
+  if directory:
+    return title, Path(directory)
+  # Opening a model directory does not need the code that draws images and fits.
+  from uadjax.inference import demo_model
 
-    title = titles.get(name.lower(), demo_model.DEFAULT_TITLE)
-    return title, demo_model.ensure_model_dir(title, _FIT_COMMAND)
-  return titles.get(name.lower(), ''), Path(directory)
+  title = title or demo_model.DEFAULT_TITLE
+  return title, demo_model.ensure_model_dir(title)

@@ -10,7 +10,7 @@ Letters: b batch, h w the original image, height width the network image.
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
-import contextlib
+import functools
 import itertools
 import os
 from pathlib import Path, PurePath
@@ -39,16 +39,16 @@ class Predictor(NamedTuple):
     model: contents of the model's manifest.
     devices: devices that share the batches, or the name of an inference runtime.
     scorer: scorer of images at network size.
-    access: policy on the URLs that may be read.
     anonymous_names: names used so far for results of images without a file, such as those of a
       camera, which come in separate calls; maps each to its last number.
+    access: policy on the URLs that may be read.
   """
 
   model: ModelInfo
   devices: Sequence[object]
   scorer: Scorer
-  access: http.Access
   anonymous_names: dict[str, int]
+  access: http.Access = http.PUBLIC_ONLY
 
   def __repr__(self) -> str:
     devices = ', '.join(map(str, self.devices))
@@ -96,11 +96,8 @@ class Predictor(NamedTuple):
     if not isinstance(batch_size, int) or batch_size < 1:
       raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
     scorer = self.scorer.with_batch_size(batch_size)
-    return self._results(score_sources(scorer, sources, load or self.load), strict)
-
-  def load(self, source: inputs.Source) -> LoadedImage:
-    """Load an image at network size."""
-    return inputs.load(source, self.model.ops, self.access)
+    load = load or functools.partial(inputs.load, ops=self.model.ops, access=self.access)
+    return self._results(scorer, sources, strict, load)
 
   def result(self, image: LoadedImage, prediction: Prediction, stem: str) -> Result:
     """Return the result of an image; files it is saved as begin with `stem`."""
@@ -108,11 +105,18 @@ class Predictor(NamedTuple):
     return Result(image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction)
 
   def _results(
-    self, scored_images: Generator[ScoredImage, None, None], strict: bool
+    self, scorer: Scorer, sources: Iterable[inputs.Source], strict: bool, load: LoadFunction
   ) -> Generator[Result, None, None]:
+    """Yield results, while threads load and score the images of the next batches."""
     used_names: dict[str, int] = {}
-    with contextlib.closing(scored_images):
-      for image, prediction in scored_images:
+    with (
+      threads.thread_pool(threads.num_cores(), 'uadjax-read') as read_pool,
+      threads.thread_pool(scorer.concurrency, 'uadjax-score') as score_pool,
+      threads.prefetch(
+        _submit_batches(scorer, iter(sources), load, read_pool, score_pool), 2 * scorer.concurrency
+      ) as batches,
+    ):
+      for image, prediction in itertools.chain.from_iterable(batch.result() for batch in batches):
         stem = _unique_stem(image.source, used_names, self.anonymous_names)
         if prediction:
           yield self.result(image, prediction, stem)
@@ -122,32 +126,27 @@ class Predictor(NamedTuple):
           yield Result.unreadable(image.source, stem, self.model.thresholds, str(image.error))
 
 
-def open_on_devices(
-  model: Model, devices: Sequence[meshes.Device], access: http.Access = http.PUBLIC_ONLY
-) -> Predictor:
+def open_on_devices(model: Model, devices: Sequence[meshes.Device]) -> Predictor:
   """Copy a model to devices, each of which scores batches of its own.
 
   Only one CPU device is used if copies of the model for all would fill the memory.
   """
   devices = meshes.devices_that_fit(devices, model.fitted)
-  return Predictor(model.info, devices, scorers.on_devices(model, devices), access, {})
+  return Predictor(model.info, devices, scorers.on_devices(model, devices), {})
 
 
-def open_on_mesh(
-  model: Model, mesh: meshes.Mesh, access: http.Access = http.PUBLIC_ONLY
-) -> Predictor:
+def open_on_mesh(model: Model, mesh: meshes.Mesh) -> Predictor:
   """Return a predictor whose batches all devices of a mesh share, as a sharded model needs."""
   devices = mesh.devices.ravel().tolist()
-  return Predictor(model.info, devices, scorers.on_mesh(model, mesh), access, {})
+  return Predictor(model.info, devices, scorers.on_mesh(model, mesh), {})
 
 
-def open_graph(info: ModelInfo, backend: str, access: http.Access = http.PUBLIC_ONLY) -> Predictor:
+def open_graph(info: ModelInfo, backend: str) -> Predictor:
   """Open the exported graph of a model, which is exported first if necessary.
 
   Args:
     info: manifest of the model, whose own arrays are not loaded.
     backend: one of `runtimes.BACKENDS`.
-    access: policy on the URLs that may be read.
 
   Raises:
     UnknownName: unknown backend.
@@ -158,7 +157,7 @@ def open_graph(info: ModelInfo, backend: str, access: http.Access = http.PUBLIC_
   runtime = runtimes.open_graph(cached_graph.get_or_export(info), backend)
   logging.LOG.info('Scoring with %s.', runtime.name)
   # All cores score one batch, while the images of the next one are collected.
-  return Predictor(info, [runtime.name], Scorer([runtime.run], 2), access, {})
+  return Predictor(info, [runtime.name], Scorer([runtime.run], 2), {})
 
 
 def save_results(
@@ -181,29 +180,6 @@ def save_results(
 
   with futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-save') as pool:
     yield from threads.map_ahead(pool, save, results, 2 * threads.num_cores())
-
-
-def score_sources(
-  scorer: Scorer, sources: Iterable[inputs.Source], load: LoadFunction
-) -> Generator[ScoredImage, None, None]:
-  """Yield each image with its prediction, or with None if it is unreadable, in order.
-
-  Threads load the images of the next batches, at most a few, while others are scored.
-
-  Args:
-    scorer: scorer; every batch has its largest size.
-    sources: the images.
-    load: thread-safe function that loads an image at network size.
-  """
-  with (
-    threads.thread_pool(threads.num_cores(), 'uadjax-read') as read_pool,
-    threads.thread_pool(scorer.concurrency, 'uadjax-score') as score_pool,
-    threads.prefetch(
-      _submit_batches(scorer, iter(sources), load, read_pool, score_pool), 2 * scorer.concurrency
-    ) as batches,
-  ):
-    for batch in batches:
-      yield from batch.result()
 
 
 def _submit_batches(
@@ -234,18 +210,15 @@ def _unique_stem(
 ) -> str:
   """Return a name for an image's results that is unique in their folder: x, x_2, x_3."""
   used_names = used_names if isinstance(source.origin, Path | str) else anonymous_names
-  stem = _shorten(PurePath(source.name).stem)
-  first_key = f'{source.subfolder}/{stem}'.casefold()  # Some file systems ignore case.
-  for number in itertools.count(used_names.get(first_key, 0) + 1):
-    used_names[first_key] = number
-    name = stem if number == 1 else f'{stem}_{number}'
-    key = f'{source.subfolder}/{name}'.casefold()
-    if number == 1 or key not in used_names:
-      used_names.setdefault(key, 1)
-      return name
-  raise AssertionError  # Unreachable: the counter is infinite.
+  # File names, suffix included, have at most 255 bytes.
+  stem = os.fsdecode(os.fsencode(PurePath(source.name).stem)[:200])
 
+  def key(name: str) -> str:
+    return f'{source.subfolder}/{name}'.casefold()  # Some file systems ignore case.
 
-def _shorten(name: str) -> str:
-  """Shorten a name to 200 bytes, since file names, suffix included, have at most 255."""
-  return os.fsdecode(os.fsencode(name)[:200])
+  name, number = stem, used_names.get(key(stem), 0) + 1
+  if number > 1:
+    while key(name := f'{stem}_{number}') in used_names:
+      number += 1
+  used_names |= {key(name): 1, key(stem): number}
+  return name

@@ -129,12 +129,6 @@ class Result(Mapping[str, Any]):
     regions = region_ops.find_regions(self.predicted_mask, self.anomaly_map)
     return sorted(regions, key=lambda r: (-r.peak, r.box))
 
-  @property
-  def peak_position(self) -> tuple[int, int]:
-    """Pixel x, y of the largest map value, counted from 0."""
-    y, x = divmod(int(self.anomaly_map.argmax()), self.size[1])
-    return x, y
-
   def __getitem__(self, key: str) -> Any:
     if key not in self._keys():
       raise KeyError(key)
@@ -166,9 +160,7 @@ class Result(Mapping[str, Any]):
       'input_path': self.input_path,
       'score': self.score,
       'label': self.label,
-      'image_threshold': self.image_threshold,
-      'review_threshold': self.thresholds.review_threshold,
-      'pixel_threshold': self.thresholds.pixel_threshold,
+      **calibration.by_name(self.thresholds),
       'size': list(self.size),
       'marked_pixels': int(self.predicted_mask.sum()),
       'regions': [region._asdict() for region in self.regions],
@@ -189,12 +181,11 @@ class Result(Mapping[str, Any]):
     """
     if masks not in MASK_FORMATS:
       raise ConfigError(f'Unknown mask format masks={masks!r}; choose from {MASK_FORMATS}.')
-    fields = self.summary()
-    if masks == 'rle' and not self.error:
-      fields['pred'] = region_ops.encode_run_lengths(self.predicted_mask)
-    elif masks == 'nested' and not self.error:
-      fields['pred'] = self.pred.tolist()
-    return fields
+    if self.error or masks == 'none':
+      return self.summary()
+    mask = self.predicted_mask
+    pred = region_ops.encode_run_lengths(mask) if masks == 'rle' else self.pred.tolist()
+    return {**self.summary(), 'pred': pred}
 
   @property
   def json(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from uadjax.errors import ConfigError, UnknownName
 from uadjax.inference import table_shards
 from uadjax.inference.predictor import Predictor
 from uadjax.inference.result import Result, UNREADABLE
+from uadjax.model import calibration
 from uadjax.model.model_dir import ModelInfo
 from uadjax.system import files, logging
 from uadjax.system.progress import Progress
@@ -57,13 +58,12 @@ class TableSummary(NamedTuple):
     return self.counts[UNREADABLE] + self.previous_counts[UNREADABLE]
 
   def __str__(self) -> str:
-    current_text, previous_text = (
-      f'{counts.total()} ({", ".join(f"{label} {counts[label]}" for label in sorted(counts))})'
-      if counts
-      else 'none'
-      for counts in self
-    )
-    return f'scored {current_text}, previously scored {previous_text}'
+
+    def describe(counts: collections.Counter[str]) -> str:
+      labels = ', '.join(f'{label} {count}' for label, count in sorted(counts.items()))
+      return f'{counts.total()} ({labels})' if counts else 'none'
+
+    return f'scored {describe(self.counts)}, previously scored {describe(self.previous_counts)}'
 
 
 def score_images(
@@ -93,8 +93,9 @@ def score_images(
   if table.format not in table_shards.FORMATS:
     raise UnknownName(f'Unknown table format {table.format!r}; choose from {table_shards.FORMATS}.')
   sources = inputs.expand(input, table.folder)  # Raises an error if there is nothing to read.
+  index, num_shards = table.shard
   hashes = (_path_hash(source.name) for source in sources)
-  shard_hashes = {path_hash for path_hash in hashes if _belongs_to(path_hash, table.shard)}
+  shard_hashes = {x for x in hashes if int.from_bytes(x) % num_shards == index}
   _prepare_table(table, predictor.model)
   counts, previous_counts = collections.Counter[str](), collections.Counter[str]()
   with table_shards.open_shard(table.folder, table.shard) as shard_file:
@@ -124,13 +125,11 @@ def score_images(
   return TableSummary(counts, previous_counts)
 
 
-def _pending(
-  images: Iterator[inputs.Source], pending_hashes: set[bytes]
-) -> Iterator[inputs.Source]:
-  """Yield the images that have not been scored, each once."""
+def _pending(images: Iterator[inputs.Source], hashes: set[bytes]) -> Iterator[inputs.Source]:
+  """Yield the images whose paths have these hashes, each once."""
   for image in images:
-    if (path_hash := _path_hash(image.name)) in pending_hashes:
-      pending_hashes.remove(path_hash)
+    if (path_hash := _path_hash(image.name)) in hashes:
+      hashes.remove(path_hash)
       yield image
 
 
@@ -139,19 +138,11 @@ def _path_hash(path: str) -> bytes:
   return hashlib.blake2b(path.encode('utf-8', 'backslashreplace'), digest_size=12).digest()
 
 
-def _belongs_to(path_hash: bytes, shard: tuple[int, int]) -> bool:
-  """Return whether a path belongs to a shard, independently of all other images."""
-  index, count = shard
-  return int.from_bytes(path_hash) % count == index
-
-
 def _table_row(result: Result) -> dict[str, object]:
   """Return a result as a row, without the thresholds, which are the same for the whole table."""
-  if result.error:
-    return {**dict.fromkeys(table_shards.COLUMNS), 'path': result.input_path, 'error': result.error}
-  row = result.summary()
-  height, width = row['size']
-  row |= {'path': result.input_path, 'height': height, 'width': width, 'error': None}
+  row = {**dict.fromkeys(table_shards.COLUMNS), **result.summary(), 'path': result.input_path}
+  if not result.error:
+    row['height'], row['width'] = result.size
   return {name: row[name] for name in table_shards.COLUMNS}
 
 
@@ -165,22 +156,19 @@ def _prepare_table(table: Table, model: ModelInfo) -> None:
   try:
     table.folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ConfigError(
-      f'{table.folder} cannot be a folder for a table ({error.strerror}); choose another.'
-    ) from None
-  path, thresholds = table.folder / _INFO_FILE, model.thresholds
+    message = f'{table.folder} cannot be a folder for a table ({error.strerror}); choose another.'
+    raise ConfigError(message) from None
+  path = table.folder / _INFO_FILE
   info = {
     'model_name': model.name,
     'arrays_sha256': model.arrays_sha256,
-    'image_threshold': thresholds.image_threshold,
-    'review_threshold': thresholds.review_threshold,
-    'pixel_threshold': thresholds.pixel_threshold,
+    **calibration.by_name(model.thresholds),
     'format': table.format,
   }
   try:
     existing_info = json.loads(path.read_text())
   except FileNotFoundError:
-    if table_shards.has_shards(table.folder):
+    if any(table.folder.glob('*part-*')):
       raise ConfigError(
         f'{table.folder} holds shards of a table, but not {_INFO_FILE}, which names their model; '
         'choose another folder.'

@@ -18,9 +18,7 @@ class PredictSettings:
   input: str = field('', 'Image, URL or folder.')
   batch_size: int = field(8, 'Images per batch.', minimum=1)
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
-  backend: str = field(
-    'jax', 'jax, or a runtime for the exported graph, which is faster on a CPU.', choices=BACKENDS
-  )
+  backend: str = field('jax', 'jax, or a runtime, which is faster on a CPU.', choices=BACKENDS)
   table: str = field('', 'Folder of a table with a row per image, instead of pictures.')
   format: str = field('parquet', 'Format of the table.', choices=('parquet', 'jsonl'))
   shard: str = field(
@@ -67,9 +65,7 @@ class PipelineSettings:
   pipeline_name: str = field(PIPELINES[0], 'Name of the pipeline.', choices=PIPELINES)
   device: str = field('auto', 'auto, cpu, gpu, tpu, or some of several devices: gpu:0,1.')
   use_hpip: bool = field(False, 'Whether to use an inference runtime, as backend=auto does.')
-  backend: str = field(
-    'jax', 'jax, or a runtime for the exported graph, which is faster on a CPU.', choices=BACKENDS
-  )
+  backend: str = field('jax', 'jax, or a runtime, which is faster on a CPU.', choices=BACKENDS)
   shard_model: bool = field(False, 'Whether to shard the fitted arrays over the devices.')
   SubModules: SubModulesSettings = dataclasses.field(default_factory=SubModulesSettings)
   Serving: ServingSettings = dataclasses.field(default_factory=ServingSettings)

@@ -13,7 +13,7 @@ from pathlib import Path
 import re
 from typing import Any, BinaryIO
 
-from uadjax.errors import ConfigError, DataError, Setting
+from uadjax.errors import DataError, refuse, Setting
 from uadjax.system import files
 
 FORMATS = ('parquet', 'jsonl')
@@ -22,11 +22,6 @@ COLUMNS = 'path', 'score', 'label', 'height', 'width', 'marked_pixels', 'regions
 _UNFINISHED_PREFIX = '_'
 _SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
 _ROWS_PER_BATCH = 10_000  # Number of rows in memory at a time.
-
-
-def has_shards(folder: Path) -> bool:
-  """Return whether a folder has any shards, finished or not."""
-  return any(_SHARD_NAME.match(path.name) for path in folder.iterdir())
 
 
 @contextlib.contextmanager
@@ -40,12 +35,9 @@ def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
   path = folder / f'{_UNFINISHED_PREFIX}part-{index:05d}-of-{count:05d}.jsonl'
   with path.open('a+b') as file:
     if not _try_lock(file):
-      raise ConfigError(
-        f'Another process is writing shard {index}/{count} of {folder}.',
-        key='predict.shard',
-        value=f'{index}/{count}',
-        hint=('Give each process its own ', Setting('predict.shard'), '.'),
-      )
+      message = f'Another process is writing shard {index}/{count} of {folder}.'
+      hint = 'Give each process its own ', Setting('predict.shard'), '.'
+      refuse('predict.shard', f'{index}/{count}', message, *hint)
     _drop_partial_line(file)
     try:
       yield file
@@ -100,12 +92,9 @@ def finish_shard(unfinished_path: Path, file_format: str) -> None:
     unfinished_path.unlink()
     return
   stem = unfinished_path.stem.removeprefix(_UNFINISHED_PREFIX)
-  names = itertools.chain([stem], (f'{stem}.{number}' for number in itertools.count(2)))
-  final_path = next(
-    path
-    for name in names
-    if not (path := unfinished_path.with_name(f'{name}.{file_format}')).exists()
-  )
+  suffixes = itertools.chain([''], (f'.{number}' for number in itertools.count(2)))
+  paths = (unfinished_path.with_name(f'{stem}{suffix}.{file_format}') for suffix in suffixes)
+  final_path = next(path for path in paths if not path.exists())
   if file_format == 'jsonl':
     unfinished_path.replace(final_path)
     return
@@ -125,24 +114,15 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
   import pyarrow
   from pyarrow import parquet
 
-  schema = _schema(pyarrow)
+  text, integer, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
+  integers = pyarrow.list_(integer)
+  region = pyarrow.struct({'box': integers, 'area': integer, 'peak': real, 'at': integers})
+  types = text, real, text, integer, integer, integer, pyarrow.list_(region), text
+  schema = pyarrow.schema(dict(zip(COLUMNS, types, strict=True)))
   rows = iter(rows)
   with parquet.ParquetWriter(file, schema) as writer:
     while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
       writer.write_table(pyarrow.Table.from_pylist(batch, schema))
-
-
-def _schema(pyarrow: Any) -> Any:
-  text, integer, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
-  region = {
-    'box': pyarrow.list_(integer),
-    'area': integer,
-    'peak': real,
-    'at': pyarrow.list_(integer),
-  }
-  regions = pyarrow.list_(pyarrow.struct(list(region.items())))
-  column_types = text, real, text, integer, integer, integer, regions, text
-  return pyarrow.schema(list(zip(COLUMNS, column_types, strict=True)))
 
 
 def scored_paths(folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -165,13 +145,10 @@ def _scored_paths_in(shard_file: Path) -> Iterator[tuple[str, str | None]]:
 
   try:
     if shard_file.suffix == '.parquet':
-      for batch in parquet.ParquetFile(shard_file).iter_batches(
-        _ROWS_PER_BATCH, columns=['path', 'label']
-      ):
-        yield from zip(*(batch.column(name).to_pylist() for name in ('path', 'label')), strict=True)
+      table = parquet.ParquetFile(shard_file)
+      for batch in table.iter_batches(_ROWS_PER_BATCH, columns=['path', 'label']):
+        yield from zip(*batch.to_pydict().values(), strict=True)
     elif shard_file.suffix == '.jsonl':
       yield from ((row['path'], row['label']) for row in _read_rows(shard_file))
   except (ValueError, KeyError, TypeError) as error:
-    raise DataError(
-      f'{shard_file} is not a valid shard of a table: {error}. Repair or remove it.'
-    ) from None
+    raise DataError(f'{shard_file} is not a valid shard: {error}. Repair or remove it.') from None

@@ -10,21 +10,23 @@ above it has the distribution Beta(num_above + 1, n − num_above), whatever the
 scores (Wilks 1941); ties only make the share smaller. The mean of this Beta distribution is the
 expected false-alarm rate, its 95 % quantile the bound.
 
-Letters: n good images, m defective ones, k distinct map values of defective pixels.
+Letters: n good images, m defective ones.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 import numpy as np
 from scipy import special
 
-from uadjax.errors import ConfigError, DataError, refuse, Setting, UnknownName
+from uadjax.errors import ConfigError, DataError, refuse, Setting
+from uadjax.model.settings import CalibrateSettings
+from uadjax.numerics import metrics
 from uadjax.system.text import format_percent
 
-METHODS = ('normals', 'confident', 'f1', 'cost')
 CONFIDENCE = 0.95
+_THRESHOLD_NAMES = ('image_threshold', 'review_threshold', 'pixel_threshold')
 _LABELED_METHODS = ('f1', 'cost')
 _MANUAL = 'manual'  # Thresholds set by hand have this method; no calibration supports them.
 
@@ -81,34 +83,22 @@ class Thresholds(NamedTuple):
 
     Other methods do not aim at the budget, so it is False for them.
     """
-    rate = {
-      'normals': self.expected_false_alarm_rate,
-      'confident': self.false_alarm_rate_bound,
-    }.get(self.method, 0.0)
-    return rate > self.budget + 1e-9
+    rates = {'normals': self.expected_false_alarm_rate, 'confident': self.false_alarm_rate_bound}
+    return rates.get(self.method, 0.0) > self.budget + 1e-9
 
   def __str__(self) -> str:
     """Return the thresholds and their expected false-alarm rate as one sentence."""
-    review_text = f'review above {self.review_threshold:.4g}'
-    if self.review_threshold >= self.image_threshold:
-      review_text = 'nothing to review'
-      if self.method not in (*_LABELED_METHODS, _MANUAL):
-        reason = (
-          f'a review band needs more than {self.num_normals} good images'
-          if self.review_budget > self.budget
-          else 'the review budget equals the budget'
-        )
-        review_text += f' ({reason})'
-    threshold_text = (
+    has_review = self.review_threshold < self.image_threshold
+    review_text = f'review above {self.review_threshold:.4g}' if has_review else 'nothing to review'
+    if not has_review and self.method not in (*_LABELED_METHODS, _MANUAL):
+      if self.review_budget > self.budget:
+        review_text += f' (a review band needs more than {self.num_normals} good images)'
+      else:
+        review_text += ' (the review budget equals the budget)'
+    return (
       f'NG above {self.image_threshold:.4g}, {review_text}, '
-      f'pixels marked above {self.pixel_threshold:.4g}'
+      f'pixels marked above {self.pixel_threshold:.4g}: {_describe_basis(self)}.'
     )
-    if self.method in _LABELED_METHODS:
-      return f'{threshold_text}: {_describe_labeled_method(self)}.'
-    if self.is_manual:
-      return f'{threshold_text}: set by hand, so the false-alarm rate is unknown.'
-    describe = _describe_over_budget if self.is_over_budget else _describe_normals_method
-    return f'{threshold_text}: {describe(self)}.'
 
 
 def from_normals(
@@ -138,10 +128,8 @@ def from_normals(
     confident: True to keep both budgets with 95 % confidence rather than on average.
 
   Raises:
-    ConfigError: a budget is out of range.
     DataError: there is no score, or one is not finite.
   """
-  _validate_budgets(budget, review_budget)
   n = _count_finite_scores(scores, 'good')
   _count_finite_scores(peaks, 'good')  # The peaks must be finite, too.
   rank_for_budget = _confident_rank if confident else _average_rank
@@ -193,27 +181,19 @@ def from_labeled(
       are no masks.
 
   Raises:
-    UnknownName: `method` is neither 'f1' nor 'cost'.
-    ConfigError: a budget or the cost is out of range.
     DataError: there is no score of a class, or one is not finite.
   """
-  if method not in _LABELED_METHODS:
-    raise UnknownName(
-      f'Unknown method for labeled images {method!r}; choose from {_LABELED_METHODS}.'
-    )
-  _validate_miss_cost(miss_cost)
   n = _count_finite_scores(normal_scores, 'good')
   m = _count_finite_scores(anomalous_scores, 'defective')
   normals_thresholds = from_normals(normal_scores, peaks, budget, review_budget)
-  image_threshold = _best_image_threshold(
-    normal_scores, anomalous_scores, miss_cost if method == 'cost' else None
-  )
+  cost = {'f1': None, 'cost': miss_cost}[method]
+  image_threshold = _best_image_threshold(normal_scores, anomalous_scores, cost)
+  if pixel_threshold is None:
+    pixel_threshold = normals_thresholds.pixel_threshold
   num_false_alarms = int((normal_scores > image_threshold).sum())
   return normals_thresholds._replace(
     image_threshold=image_threshold,
-    pixel_threshold=normals_thresholds.pixel_threshold
-    if pixel_threshold is None
-    else pixel_threshold,
+    pixel_threshold=pixel_threshold,
     review_threshold=min(normals_thresholds.review_threshold, image_threshold),
     method=method,
     expected_false_alarm_rate=num_false_alarms / n,
@@ -223,39 +203,23 @@ def from_labeled(
   )
 
 
-def pixel_threshold_by_f1(
-  scores: Float[np.ndarray, ' k'],
-  num_anomalous: Int[np.ndarray, ' k'],
-  num_normal: Int[np.ndarray, ' k'],
-) -> float:
+def pixel_threshold_by_f1(ranking: metrics.Ranking) -> float:
   """Return the anomaly-map threshold with the largest pixel F1; of equally good ones the lowest.
 
   It lies just below the map value of a defective pixel, which is thus still marked: raising a
   threshold up to there loses no defective pixel, and marks no more normal ones.
-
-  Args:
-    scores: distinct map values of defective pixels, descending, as in `metrics.Ranking`.
-    num_anomalous: for each of these values, the number of defective pixels with at least this
-      value; the last number is that of all defective pixels.
-    num_normal: for each of these values, the number of normal pixels with at least this value.
-
-  Raises:
-    DataError: there are no defective pixels.
   """
-  if not len(scores):
-    raise DataError(
-      'A pixel threshold from masks needs at least one defective pixel, but all masks are empty.'
-    )
-  f1 = 2 * num_anomalous / (num_anomalous + num_normal + num_anomalous[-1])
-  return _just_below(float(scores[np.flatnonzero(f1 == f1.max())[-1]]))
+  num_hits = ranking.num_anomalous
+  f1 = 2 * num_hits / (num_hits + ranking.num_normal + num_hits[-1])
+  return _just_below(float(ranking.scores[np.flatnonzero(f1 == f1.max())[-1]]))
 
 
-def override(
-  thresholds: Thresholds,
-  image_threshold: float | None = None,
-  review_threshold: float | None = None,
-  pixel_threshold: float | None = None,
-) -> Thresholds:
+def by_name(source: object) -> dict[str, Any]:
+  """Return the image, review and pixel threshold of `Thresholds`, or of settings, by name."""
+  return {name: getattr(source, name) for name in _THRESHOLD_NAMES}
+
+
+def override(thresholds: Thresholds, **values: float | None) -> Thresholds:
   """Return thresholds with some of them replaced by hand; None keeps a threshold.
 
   The review threshold is lowered to the image threshold if it would lie above. A new image or
@@ -265,24 +229,17 @@ def override(
   Raises:
     ConfigError: a threshold is not a finite number.
   """
-  overrides = {
-    'image_threshold': image_threshold,
-    'review_threshold': review_threshold,
-    'pixel_threshold': pixel_threshold,
-  }
+  overrides = {name: value for name, value in values.items() if value is not None}
   for name, value in overrides.items():
-    if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+    if not (isinstance(value, int | float) and math.isfinite(value)):
       raise ConfigError(f'{name} must be a finite number, got {value!r}.')
-  thresholds = thresholds._replace(
-    **{name: value for name, value in overrides.items() if value is not None}
-  )
-  if image_threshold is not None or review_threshold is not None:
+  thresholds = thresholds._replace(**overrides)
+  if not overrides.keys() <= {'pixel_threshold'}:
     thresholds = thresholds._replace(
       method=_MANUAL, expected_false_alarm_rate=math.nan, false_alarm_rate_bound=math.nan
     )
-  return thresholds._replace(
-    review_threshold=min(thresholds.review_threshold, thresholds.image_threshold)
-  )
+  review_threshold = min(thresholds.review_threshold, thresholds.image_threshold)
+  return thresholds._replace(review_threshold=review_threshold)
 
 
 def label(score: float, thresholds: Thresholds) -> str:
@@ -292,65 +249,31 @@ def label(score: float, thresholds: Thresholds) -> str:
   return 'review' if score <= thresholds.image_threshold else 'NG'
 
 
-def validate_settings(
-  budget: float,
-  review_budget: float = 0.05,
-  method: str = 'normals',
-  miss_cost: float = 10.0,
-  labeled: str = '',
-) -> None:
-  """Raise an error for invalid settings of calibration; call it before fitting, which takes hours.
-
-  Args:
-    budget: allowed share of good images that are NG, in (0, 1).
-    review_budget: allowed share of good images that are NG or for review, in [budget, 1).
-    method: one of METHODS.
-    miss_cost: cost of a missed defect relative to that of a false alarm; positive and finite.
-    labeled: dataset directory of labeled images, which 'f1' and 'cost' need; '' for other methods.
+def validate_settings(options: CalibrateSettings) -> None:
+  """Check settings that depend on each other; call it before fitting, which takes hours.
 
   Raises:
-    UnknownName: there is no such method.
-    ConfigError: a value is out of range, or `method` and `labeled` do not match.
+    ConfigError: `review_budget` is below `budget`, or `method` and `labeled` do not match.
   """
-  _validate_budgets(budget, review_budget)
-  if method not in METHODS:
-    message = f'Unknown calibrate.method {method!r}; choose from {METHODS}.'
-    raise UnknownName(message, key='calibrate.method', value=method, allowed=METHODS)
-  _validate_miss_cost(miss_cost)
-  if method in _LABELED_METHODS and not labeled:
-    raise ConfigError(
-      f'calibrate.method {method!r} needs labeled images.',
-      key='calibrate.labeled',
-      hint=(
-        'Set a dataset directory with good and defective images in ',
-        Setting('calibrate.labeled'), ', or pass ', Setting('calibrate.method', 'normals'), '.',
-      ),
+  budget, review_budget, method = options.budget, options.review_budget, options.method
+  if review_budget < budget:
+    message = (
+      f'calibrate.review_budget must be at least calibrate.budget ({budget}), got {review_budget}: '
+      'images that are NG also exceed the review threshold.'
+    )
+    hint = 'Pass ', Setting('calibrate.review_budget', budget), ' for no review band.'
+    refuse('calibrate.review_budget', review_budget, message, *hint, allowed=(budget, 1))
+  if method in _LABELED_METHODS and not options.labeled:
+    message = f'calibrate.method {method!r} needs labeled images.'
+    hint = (
+      'Set a dataset directory with good and defective images in ', Setting('calibrate.labeled'),
+      ', or pass ', Setting('calibrate.method', 'normals'), '.',
     )  # fmt: skip
-  if labeled and method not in _LABELED_METHODS:
+    refuse('calibrate.labeled', None, message, *hint)
+  if options.labeled and method not in _LABELED_METHODS:
     message = f'calibrate.method {method!r} does not use labeled images.'
     hint = 'Choose one of ', f'{_LABELED_METHODS} (', Setting('calibrate.method'), ').'
-    refuse('calibrate.labeled', labeled, message, *hint, allowed='')
-
-
-def _validate_budgets(budget: float, review_budget: float) -> None:
-  if not 0 < budget < 1:
-    message = f'calibrate.budget must lie between 0 and 1, got {budget}.'
-    refuse('calibrate.budget', budget, message, allowed=(0, 1))
-  if not budget <= review_budget < 1:
-    raise ConfigError(
-      f'calibrate.review_budget must lie between calibrate.budget ({budget}) and 1, got '
-      f'{review_budget}: images that are NG also exceed the review threshold.',
-      key='calibrate.review_budget',
-      value=review_budget,
-      allowed=(budget, 1),
-      hint=('Pass ', Setting('calibrate.review_budget', budget), ' for no review band.'),
-    )
-
-
-def _validate_miss_cost(miss_cost: float) -> None:
-  if not 0 < miss_cost < math.inf:
-    message = f'calibrate.miss_cost must be positive and finite, got {miss_cost}.'
-    refuse('calibrate.miss_cost', miss_cost, message, allowed='above 0')
+    refuse('calibrate.labeled', options.labeled, message, *hint, allowed='')
 
 
 def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:
@@ -359,15 +282,11 @@ def _count_finite_scores(scores: Float[np.ndarray, ' n'], kind: str) -> int:
   The error calls the images by `kind`, 'good' or 'defective'.
   """
   if not len(scores):
-    raise DataError(
-      f'Calibration needs at least one {kind} image that was held out from fitting, got none.'
-    )
+    raise DataError(f'Calibration needs at least one {kind} image held out from fitting, got none.')
   if num_nonfinite := int((~np.isfinite(scores)).sum()):
-    raise DataError(
-      f'{num_nonfinite} of {len(scores)} scores of {kind} images are not finite, so no threshold '
-      'can be set.',
-      hint=('Fit again; for STFPM, with a smaller ', Setting('fit.learning_rate'), '.'),
-    )
+    message = f'{num_nonfinite} of {len(scores)} scores of {kind} images are not finite.'
+    hint = 'Fit again; for STFPM, with a smaller ', Setting('fit.learning_rate'), '.'
+    raise DataError(message, hint=hint)
   return len(scores)
 
 
@@ -429,30 +348,27 @@ def _just_below(score: float) -> float:
 
 
 def _best_image_threshold(
-  normal_scores: Float[np.ndarray, ' n'],
-  anomalous_scores: Float[np.ndarray, ' m'],
-  miss_cost: float | None,
+  normal: Float[np.ndarray, ' n'], anomalous: Float[np.ndarray, ' m'], miss_cost: float | None
 ) -> float:
   """Return the threshold with the least cost, or with the largest F1 if `miss_cost` is None.
 
   Candidates are a threshold below all scores, the midpoints of neighboring scores, and a threshold
   above all scores. The lowest of equally good candidates is returned.
   """
-  scores = np.unique(np.concatenate([normal_scores, anomalous_scores]).astype(np.float64))
+  scores = np.unique(np.concatenate([normal, anomalous]).astype(np.float64))
   lower, upper = scores[:-1], scores[1:]
   midpoints = lower / 2 + upper / 2
   # If no double lies between two scores, the lower score itself separates them.
   separators = np.where((lower <= midpoints) & (midpoints < upper), midpoints, lower)
-  candidates = np.array(
-    [_just_below(float(scores[0])), *separators, _just_above(float(scores[-1]))]
+  lowest, highest = _just_below(float(scores[0])), _just_above(float(scores[-1]))
+  candidates = np.array([lowest, *separators, highest])
+  num_not_above, num_misses = (
+    np.searchsorted(np.sort(x), candidates, 'right') for x in (normal, anomalous)
   )
-  num_false_alarms = len(normal_scores) - np.searchsorted(
-    np.sort(normal_scores), candidates, 'right'
-  )
-  num_misses = np.searchsorted(np.sort(anomalous_scores), candidates, 'right')
+  num_false_alarms = len(normal) - num_not_above
   if miss_cost is None:
-    num_hits = len(anomalous_scores) - num_misses
-    loss = -2 * num_hits / (num_hits + num_false_alarms + len(anomalous_scores))
+    num_hits = len(anomalous) - num_misses
+    loss = -2 * num_hits / (num_hits + num_false_alarms + len(anomalous))
   else:
     loss = num_false_alarms + miss_cost * num_misses
   # Equal losses may differ by rounding: 3 · 0.1 is a little more than 0.3.
@@ -460,45 +376,34 @@ def _best_image_threshold(
   return float(candidates[np.flatnonzero(loss <= max_equal_loss)[0]])
 
 
-def _describe_normals_method(thresholds: Thresholds) -> str:
-  expected, bound, confidence = _describe_rates(thresholds)
+def _describe_basis(t: Thresholds) -> str:
+  """Return the images that thresholds rest on, and the false-alarm rate to expect, as a clause."""
+  if t.is_manual:
+    return 'set by hand, so the false-alarm rate is unknown'
+  expected, bound, confidence, budget = (
+    format_percent(share, 2)
+    for share in (t.expected_false_alarm_rate, t.false_alarm_rate_bound, t.confidence, t.budget)
+  )
+  if t.method in _LABELED_METHODS:
+    criterion = {'f1': 'largest F1', 'cost': 'least cost'}[t.method]
+    num_false_alarms = round(t.expected_false_alarm_rate * t.num_normals)
+    return (
+      f'{criterion} on {t.num_anomalous} defective and {t.num_normals} good images '
+      f'({t.num_missed} missed, {num_false_alarms} false alarms or {expected}, at most {bound} '
+      f'with {confidence} confidence), optimistic because the threshold was chosen on these images'
+    )
+  if t.is_over_budget:
+    # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
+    num_required_on_average = max(1, math.ceil(1 / t.budget - 1e-9) - 1)
+    return (
+      f'calibration on {t.num_normals} good images cannot guarantee a false-alarm rate below '
+      f'{expected} on average, or below {bound} with {confidence} confidence; to keep a budget of '
+      f'{budget} on average takes {num_required_on_average} images, with {confidence} confidence '
+      f'{t.num_normals_required}'
+    )
   return (
     f'expected false-alarm rate {expected} on unseen good images, at most {bound} with '
-    f'{confidence} (budget {format_percent(thresholds.budget, 2)}, calibrated on '
-    f'{thresholds.num_normals} good images)'
-  )
-
-
-def _describe_over_budget(thresholds: Thresholds) -> str:
-  # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
-  num_required_on_average = max(1, math.ceil(1 / thresholds.budget - 1e-9) - 1)
-  budget = format_percent(thresholds.budget, 2)
-  expected, bound, confidence = _describe_rates(thresholds)
-  return (
-    f'calibration on {thresholds.num_normals} good images cannot guarantee a false-alarm rate '
-    f'below {expected} on average, or below {bound} with {confidence}; to keep a budget of '
-    f'{budget} on average takes {num_required_on_average} images, with {confidence} '
-    f'{thresholds.num_normals_required}'
-  )
-
-
-def _describe_labeled_method(thresholds: Thresholds) -> str:
-  criterion = {'f1': 'largest F1', 'cost': 'least cost'}[thresholds.method]
-  num_false_alarms = round(thresholds.expected_false_alarm_rate * thresholds.num_normals)
-  expected, bound, confidence = _describe_rates(thresholds)
-  return (
-    f'{criterion} on {thresholds.num_anomalous} defective and {thresholds.num_normals} good images '
-    f'({thresholds.num_missed} missed, {num_false_alarms} false alarms or {expected}, at most '
-    f'{bound} with {confidence}), optimistic because the threshold was chosen on these images'
-  )
-
-
-def _describe_rates(thresholds: Thresholds) -> tuple[str, str, str]:
-  """Return the expected false-alarm rate, its bound and the confidence of the bound, as text."""
-  return (
-    format_percent(thresholds.expected_false_alarm_rate, 2),
-    format_percent(thresholds.false_alarm_rate_bound, 2),
-    f'{format_percent(thresholds.confidence, 2)} confidence',
+    f'{confidence} confidence (budget {budget}, calibrated on {t.num_normals} good images)'
   )
 
 

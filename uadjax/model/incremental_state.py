@@ -86,11 +86,7 @@ def load(folder: Path) -> IncrementalState:
     raise ModelError(
       f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '
       'writes one next to its model.',
-      hint=(
-        'Set ',
-        Setting('fit.extend'),
-        ' to the model directory of such a run, or omit it to start from scratch.',
-      ),
+      hint=('Set ', Setting('fit.extend'), ' to that model, or omit it to start from scratch.'),
     ) from None
 
 

@@ -6,7 +6,6 @@ they are written without a copy, and read into the memory in which they stay.
 
 from collections.abc import Callable, Mapping
 import csv
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,10 +76,7 @@ class Model(NamedTuple):
   @property
   def info(self) -> ModelInfo:
     """The model without its arrays."""
-    return ModelInfo(
-      self.name, self.config, self.ops, self.thresholds, self.weights, self.directory,
-      self.arrays_sha256,
-    )  # fmt: skip
+    return ModelInfo._make(self[: len(ModelInfo._fields)])  # Its fields come first.
 
 
 def build_detector(config: HasDetector, context: RunContext) -> tuple[backbones.Backbone, Detector]:
@@ -161,9 +157,7 @@ def read_info(directory: Path | str) -> ModelInfo:
     thresholds = calibration.Thresholds(**manifest['thresholds'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
   except (UserError, KeyError, TypeError, AttributeError) as error:
-    raise ModelError(
-      f'{directory / _MANIFEST_FILE} does not match this version of uadjax: {error}'
-    ) from None
+    raise ModelError(f'{directory} does not match this version of uadjax: {error}') from None
   name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
   return ModelInfo(name, config, ops, thresholds, weights, directory, arrays_sha256)
 
@@ -181,8 +175,7 @@ def verify_arrays(info: ModelInfo) -> None:
   """
   path = info.directory / array_file.ARRAYS_FILE
   try:
-    with path.open('rb') as file:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = files.sha256(path)
   except OSError as error:
     raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
   _require_same_digest(info, digest)
@@ -216,10 +209,13 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
   backbone, detector = build_detector(info.config, RunContext(ops.height, ops.width))
   buffer, digest = array_file.read_file(path)
   _require_same_digest(info, digest)
+
+  def finalize_initial_state() -> Any:
+    images, key = jax.numpy.zeros((1, ops.height, ops.width, 3)), jax.random.key(0)
+    return detector.finalize(detector.init(key, backbone.init(key, images)))
+
   # Only the structure is computed; the only arrays are those of the file.
-  abstract_fitted = jax.eval_shape(
-    lambda: detector.finalize(_initial_state(backbone, detector, ops))
-  )
+  abstract_fitted = jax.eval_shape(finalize_initial_state)
   arrays = array_file.parse_arrays(buffer)
   names = array_file.leaves_by_path(abstract_fitted).keys()
   if names != arrays.keys():
@@ -238,11 +234,6 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
   else:
     fitted = jax.device_put(fitted)  # Unlike this, jax.numpy.asarray always copies.
   return Model(*info, fitted, jax.jit(detector.score), specs and specs.fitted)
-
-
-def _initial_state(backbone: backbones.Backbone, detector: Detector, ops: transforms.Ops) -> Any:
-  images = jax.numpy.zeros((1, ops.height, ops.width, 3))
-  return detector.init(jax.random.key(0), backbone.init(jax.random.key(0), images))
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Letters: b batch, h w network image, n images.
 
 from collections.abc import Callable, Sequence
 import contextlib
+import itertools
 import threading
 from typing import NamedTuple
 
@@ -72,11 +73,8 @@ class Scorer(NamedTuple):
 
   def score_all(self, images: UInt8[np.ndarray, 'n h w 3']) -> Scores:
     """Score any number of images in order; the first batch has the smallest size."""
-    first, step = self.batch_sizes[0], self.batch_sizes[-1]
-    ends = [*range(first, len(images), step), len(images)]
-    predictions = [
-      p for i, j in zip([0, *ends], ends, strict=False) for p in self.score(list(images[i:j]))
-    ]
+    bounds = [0, *range(self.batch_sizes[0], len(images), self.batch_sizes[-1]), len(images)]
+    predictions = [p for i, j in itertools.pairwise(bounds) for p in self.score(list(images[i:j]))]
     return Scores(
       np.stack([p.anomaly_map for p in predictions]),
       np.array([p.score for p in predictions], np.float32),

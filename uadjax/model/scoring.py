@@ -29,11 +29,9 @@ class ScoredRecord(NamedTuple):
   score: float
 
 
-def collect_calibration_scores(
-  scored_records: Iterable[ScoredRecord],
-) -> calibration.CalibrationScores:
+def collect_calibration_scores(records: Iterable[ScoredRecord]) -> calibration.CalibrationScores:
   """Return the scores and peaks of all records, which calibration needs, without their maps."""
-  rows = [(str(r.record.path), r.score, float(r.anomaly_map.max())) for r in scored_records]
+  rows = [(str(r.record.path), r.score, float(r.anomaly_map.max())) for r in records]
   paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
   scores, peaks = np.array(scores, np.float64), np.array(peaks, np.float64)
   return calibration.CalibrationScores(paths, scores, peaks)

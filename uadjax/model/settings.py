@@ -9,26 +9,20 @@ from uadjax.config import field
 from uadjax.data.settings import DataSettings
 from uadjax.detectors.settings import DetectorSettings
 
+CALIBRATION_METHODS = ('normals', 'confident', 'f1', 'cost')
+
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateSettings:
   """Section `calibrate`: how thresholds are chosen."""
 
-  method: str = field(
-    'normals',
-    'Method: normals or confident; with labeled images f1 or cost.',
-    choices=('normals', 'confident', 'f1', 'cost'),
-  )
+  method: str = field('normals', 'f1 and cost need labeled images.', choices=CALIBRATION_METHODS)
   budget: float = field(0.01, 'Share of good images that may be NG.', above=0, below=1)
-  review_budget: float = field(
-    0.05, 'Share of good images that may be NG or review.', above=0, below=1
-  )
+  review_budget: float = field(0.05, 'Share that may be NG or review.', above=0, below=1)
   labeled: str = field('', 'Dataset with good and defective images, for f1 and cost.')
   miss_cost: float = field(10.0, 'Cost of a missed defect relative to a false alarm.', above=0)
   images: int = field(500, 'Maximum number of leave-one-out scores.', minimum=1)
-  retain: int = field(
-    32, 'Number of images whose embeddings are saved for a run that extends this one.', minimum=1
-  )
+  retain: int = field(32, 'Number of images whose embeddings are saved for extension.', minimum=1)
 
 
 @runtime_checkable

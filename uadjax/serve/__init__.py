@@ -8,7 +8,6 @@
 import asyncio
 import logging
 import signal
-from types import FrameType
 
 from starlette.requests import ClientDisconnect
 import uvicorn
@@ -32,7 +31,6 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
   settings = settings_module.with_fallbacks(settings)
   settings_module.validate_settings(settings)
   application = app_module.build_app(settings, lambda: setattr(server, 'should_exit', True))
-  drain_s = max(1, round(settings.drain_s))
   config = uvicorn.Config(
     application,
     host,
@@ -40,27 +38,24 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
     log_config=None,
     access_log=False,
     server_header=False,
-    timeout_graceful_shutdown=drain_s,
+    timeout_graceful_shutdown=max(1, round(settings.drain_s)),
   )
   server = uvicorn.Server(config)
   _configure_logging()
   signals = signal.SIGTERM, signal.SIGINT
-  previous_handlers = {number: signal.signal(number, _ignore_signal) for number in signals}
+  # Uvicorn handles the signals itself, and raises them again once it has stopped. They are ignored
+  # then, since a requested stop is a success.
+  previous_handlers = {number: signal.signal(number, lambda *_: None) for number in signals}
   try:
-    server.run()  # Uvicorn handles the signals itself, and raises them again once it has stopped.
+    server.run()
   except SystemExit as exit_error:
-    raise OSError(
-      f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
-    ) from exit_error
+    message = f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
+    raise OSError(message) from exit_error
   finally:
     for number, handler in previous_handlers.items():
       signal.signal(number, handler)
   if failure := application.state.service.failure:
     raise failure
-
-
-def _ignore_signal(signal_number: int, frame: FrameType | None) -> None:
-  """Ignore a signal that uvicorn raises again, since a requested stop is a success."""
 
 
 def _is_reportable(record: logging.LogRecord) -> bool:

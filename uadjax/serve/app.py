@@ -6,9 +6,10 @@ import contextlib
 import importlib.resources
 import secrets
 import time
+import uuid
 
 import fastapi
-from fastapi.exceptions import RequestValidationError
+import pydantic
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -22,15 +23,13 @@ _UNAUTHENTICATED_PATHS = ('/', '/health', '/v2/health/live', '/v2/health/ready')
 _PAGE_PREFIX = '/page/'
 
 
-def build_app(
-  settings: Settings, stop_server: Callable[[], object] = lambda: None
-) -> fastapi.FastAPI:
+def build_app(settings: Settings, stop: Callable[[], object] = lambda: None) -> fastapi.FastAPI:
   """Build the application, which opens the models when it starts.
 
   Args:
     settings: validated settings of the service.
-    stop_server: function to call when a model cannot be opened, after the error was stored in
-      `app.state.service.failure`.
+    stop: function that stops the server; it is called when a model cannot be opened, after the
+      error was stored in `app.state.service.failure`.
   """
   service = Service(settings)
 
@@ -41,7 +40,7 @@ def build_app(
     def stop_on_failure(task: asyncio.Task[None]) -> None:
       if not task.cancelled() and task.exception():
         service.failure = task.exception()
-        stop_server()
+        stop()
 
     opening_task.add_done_callback(stop_on_failure)
     yield
@@ -74,7 +73,7 @@ def _add_middleware(app: fastapi.FastAPI, service: Service) -> None:
   async def handle_request(
     request: Request, call_next: Callable[[Request], Awaitable[Response]]
   ) -> Response:
-    start, log_id = time.perf_counter(), responses.new_log_id()
+    start, log_id = time.perf_counter(), uuid.uuid4().hex
     request.state.log_id, request.state.log_fields = log_id, {}
     if _is_authorized(request, service.settings.token):
       try:
@@ -125,26 +124,30 @@ def _error_response(
   request: Request, status: int, problem: str, headers: responses.Headers = None
 ) -> Response:
   request.state.log_fields['problem'] = problem
-  if request.url.path.startswith(protocol.PREFIX):
-    return responses.json_response({'error': problem}, status, headers)
-  return responses.error_envelope(request.state.log_id, status, problem, headers)
+  envelope = {'logId': request.state.log_id, 'errorCode': status, 'errorMsg': problem}
+  content = {'error': problem} if _is_protocol(request) else envelope
+  return responses.json_response(content, status, headers)
+
+
+def _is_protocol(request: Request) -> bool:
+  return request.url.path.startswith(protocol.PREFIX)
 
 
 def _add_error_handlers(app: fastapi.FastAPI) -> None:
   """Answer every rejected request with the envelope, or with the protocol's error object."""
 
-  @app.exception_handler(requests.RequestError)
-  async def handle_request_error(request: Request, error: requests.RequestError) -> Response:
-    return _error_response(request, error.status, error.problem, error.headers)
-
   @app.exception_handler(HTTPException)
   async def handle_http_exception(request: Request, error: HTTPException) -> Response:
-    problem = f'{error.detail}: {request.url.path}'
+    problem = error.detail
+    if not isinstance(error, requests.RequestError):  # The framework's, such as Not Found.
+      problem += f': {request.url.path}'
     return _error_response(request, error.status_code, problem, dict(error.headers or {}))
 
-  @app.exception_handler(RequestValidationError)
-  async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
-    return _error_response(request, 422, requests.describe_errors(error.errors()))
+  @app.exception_handler(pydantic.ValidationError)
+  async def handle_validation_error(request: Request, error: pydantic.ValidationError) -> Response:
+    problems = (('.'.join(map(str, item['loc'])), item['msg']) for item in error.errors())
+    text = '; '.join(f'{place}: {problem}' if place else problem for place, problem in problems)
+    return _error_response(request, 400 if _is_protocol(request) else 422, text)
 
 
 def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
@@ -175,11 +178,11 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
     """Detect anomalies in an image: JSON as in PaddleX, a form with a file, or a raw file."""
     async with service.reserve_queue():
       content = await requests.read_body(request, service.settings.max_bytes)
-      options = await requests.parse_request(request, content)
-      model = service.get_model(options.model)
+      encoded_image, options = await requests.parse_request(request, content)
+      model = service.get_model(options.model or '')
       async with service.admission:
         image = await service.run_in_thread(
-          requests.read_image, options.image, model.predictor.model.ops, service.settings
+          requests.read_image, encoded_image, model.predictor.model.ops, service.settings
         )
         result = await service.predict(model, image)
         response = await service.run_in_thread(
@@ -210,16 +213,11 @@ def _add_page_routes(app: fastapi.FastAPI) -> None:
     if file.name[0] not in '._'
   }
 
-  def file_response(name: str) -> Response:
-    suffix = name[name.rindex('.') :]
-    return Response(files[name], headers=_PAGE_HEADERS, media_type=_MEDIA_TYPES[suffix])
-
   @app.api_route('/', methods=['GET', 'HEAD'], include_in_schema=False)
-  async def page() -> Response:
-    return file_response('index.html')
-
   @app.get(_PAGE_PREFIX + '{name}', include_in_schema=False)
-  async def page_file(name: str) -> Response:
+  async def page(request: Request) -> Response:
+    name = request.path_params.get('name', 'index.html')
     if name not in files:
       raise HTTPException(404, 'Not Found')
-    return file_response(name)
+    media_type = _MEDIA_TYPES[name[name.rindex('.') :]]
+    return Response(files[name], headers=_PAGE_HEADERS, media_type=media_type)

@@ -7,7 +7,6 @@ Letters: h w network image.
 """
 
 import asyncio
-import collections
 from collections.abc import Callable
 from concurrent import futures
 
@@ -27,17 +26,14 @@ class Batcher:
       on_batch: function to call with the number of images of each batch.
     """
     self._scorer, self._on_batch = scorer, on_batch
-    self._queue: collections.deque[tuple[Image, asyncio.Future[Prediction]]] = collections.deque()
-    self._not_empty = asyncio.Condition()
+    self._queue: asyncio.Queue[tuple[Image, asyncio.Future[Prediction]]] = asyncio.Queue()
     self._threads = futures.ThreadPoolExecutor(scorer.concurrency, 'uadjax-batch')
     self._workers = [asyncio.create_task(self._run_worker(i)) for i in range(scorer.concurrency)]
 
   async def score(self, image: Image) -> Prediction:
     """Queue an image and wait for its prediction; canceled images are not scored."""
     future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-    async with self._not_empty:
-      self._queue.append((image, future))
-      self._not_empty.notify()
+    self._queue.put_nowait((image, future))
     return await future
 
   async def close(self) -> None:
@@ -45,16 +41,17 @@ class Batcher:
     for task in self._workers:
       task.cancel()
     await asyncio.gather(*self._workers, return_exceptions=True)
-    for _, future in self._queue:
-      future.cancel()
+    while not self._queue.empty():
+      self._queue.get_nowait()[1].cancel()
     self._threads.shutdown(wait=False, cancel_futures=True)
 
   async def _run_worker(self, index: int) -> None:
     loop = asyncio.get_running_loop()
     while True:
-      async with self._not_empty:
-        await self._not_empty.wait_for(lambda: self._queue)
-        items = self._take_batch()
+      items = [await self._queue.get()]
+      while len(items) < self._scorer.batch_sizes[-1] and not self._queue.empty():
+        items.append(self._queue.get_nowait())
+      items = [item for item in items if not item[1].done()]  # Others were canceled.
       if not items:
         continue
       self._on_batch(len(items))
@@ -71,26 +68,15 @@ class Batcher:
         else:
           future.set_result(prediction)
 
-  def _take_batch(self) -> list[tuple[Image, asyncio.Future[Prediction]]]:
-    """Remove the oldest images from the queue, at most a batch, and drop canceled ones."""
-    items = []
-    while self._queue and len(items) < self._scorer.batch_sizes[-1]:
-      item = self._queue.popleft()
-      if not item[1].done():
-        items.append(item)
-    return items
 
-
-def exact_batch_sizes(
-  scorer: Scorer, height: int, width: int, max_batch_size: int
-) -> tuple[int, ...]:
+def exact_batch_sizes(scorer: Scorer, height: int, width: int, max_size: int) -> tuple[int, ...]:
   """Return the batch sizes, ascending, at which predictions equal those of a full batch exactly.
 
   The summation order of a runtime may depend on the batch size, but not on the contents of images,
   so a few random images suffice. The first call at each size also warms up the runtime.
   """
   rng = np.random.default_rng(0)
-  images = list(rng.integers(0, 256, (max_batch_size, height, width, 3), np.uint8))
+  images = list(rng.integers(0, 256, (max_size, height, width, 3), np.uint8))
   devices = range(len(scorer.runs))
 
   def predict(size: int) -> list[list[Prediction]]:
@@ -103,6 +89,6 @@ def exact_batch_sizes(
       for a, b in zip(predictions, full_batch[:size], strict=True)
     )
 
-  full_batches = predict(max_batch_size)
-  smaller_sizes = [max_batch_size >> n for n in range(max_batch_size.bit_length() - 1, 0, -1)]
-  return (*filter(equals_full_batch, smaller_sizes), max_batch_size)
+  full_batches = predict(max_size)
+  smaller_sizes = [max_size >> n for n in range(max_size.bit_length() - 1, 0, -1)]
+  return (*filter(equals_full_batch, smaller_sizes), max_size)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from uadjax.distributed import mesh
 from uadjax.inference import pipelines
 from uadjax.inference.predictor import Predictor
-from uadjax.serve import batching
+from uadjax.serve import batching, responses
 from uadjax.serve.settings import Settings
 from uadjax.system import progress
 
@@ -33,11 +33,7 @@ class ServedModel(NamedTuple):
       'detector': model.name,
       'computed_by': ', '.join(map(str, self.predictor.devices)),
       'batch_sizes': list(self.predictor.scorer.batch_sizes),
-      'thresholds': {
-        'imageThreshold': model.thresholds.image_threshold,
-        'reviewThreshold': model.thresholds.review_threshold,
-        'pixelThreshold': model.thresholds.pixel_threshold,
-      },
+      'thresholds': responses.thresholds_in_camel_case(model.thresholds),
       'preprocessing': str(model.ops),
     }
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Sequence
 import contextlib
-import math
 from typing import Any
 
 import fastapi
@@ -26,24 +24,21 @@ from uadjax.serve.settings import Settings
 
 PREFIX = '/v2'
 _INPUT_NAME = 'image'
-_OUTPUT_NAMES = ('score', 'label', 'map')
+_OUTPUT_TYPES = {'score': 'FP32', 'label': 'BYTES', 'map': 'FP32'}
 _TENSORS = {
-  'inputs': [{'name': 'image', 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
+  'inputs': [{'name': _INPUT_NAME, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
   'outputs': [
-    {'name': 'score', 'datatype': 'FP32', 'shape': [-1]},
-    {'name': 'label', 'datatype': 'BYTES', 'shape': [-1]},
-    {'name': 'map', 'datatype': 'FP32', 'shape': [-1, -1, -1]},
+    {'name': name, 'datatype': datatype, 'shape': [-1, -1, -1] if name == 'map' else [-1]}
+    for name, datatype in _OUTPUT_TYPES.items()
   ],
 }
-_STRICT_CONFIG = pydantic.ConfigDict(extra='forbid', strict=True)
 
 
-class InputTensor(pydantic.BaseModel):
+class InputTensor(pydantic.BaseModel, extra='forbid', strict=True):
   """Input tensor."""
 
-  model_config = _STRICT_CONFIG
   name: str
-  shape: list[pydantic.NonNegativeInt] = pydantic.Field(max_length=4)
+  shape: list[pydantic.NonNegativeInt] = pydantic.Field(min_length=1, max_length=4)
   datatype: str = pydantic.Field(
     description='UINT8: RGB pixels, [b, h, w, 3]. BYTES: image files in base64, [b].'
   )
@@ -51,18 +46,16 @@ class InputTensor(pydantic.BaseModel):
   parameters: dict[str, Any] | None = None
 
 
-class RequestedOutput(pydantic.BaseModel):
+class RequestedOutput(pydantic.BaseModel, extra='forbid', strict=True):
   """Output tensor to include in the response."""
 
-  model_config = _STRICT_CONFIG
   name: str
   parameters: dict[str, Any] | None = None
 
 
-class InferRequest(pydantic.BaseModel):
+class InferRequest(pydantic.BaseModel, extra='forbid', strict=True):
   """Inference request."""
 
-  model_config = _STRICT_CONFIG
   inputs: list[InputTensor] = pydantic.Field(min_length=1, max_length=1)
   outputs: list[RequestedOutput] | None = None
   id: str | None = None
@@ -124,20 +117,22 @@ async def _infer(service: Service, name: str, request: Request) -> dict[str, obj
   model, settings = service.get_model(name), service.settings
   async with contextlib.AsyncExitStack() as stack:
     await stack.enter_async_context(service.reserve_queue())
-    infer_request = _parse_request(await requests.read_body(request, settings.max_bytes))
-    output_names = [output.name for output in infer_request.outputs or ()] or list(_OUTPUT_NAMES)
-    if unknown := [x for x in output_names if x not in _OUTPUT_NAMES]:
-      raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {_OUTPUT_NAMES}.')
-    num_extra_images = _num_images(infer_request, settings.queue) - 1
-    await stack.enter_async_context(service.reserve_queue(num_extra_images))
-    await stack.enter_async_context(service.admission)
+    content = await requests.read_body(request, settings.max_bytes)
+    infer_request = InferRequest.model_validate_json(content)
+    output_names = [output.name for output in infer_request.outputs or ()] or list(_OUTPUT_TYPES)
+    if unknown := [x for x in output_names if x not in _OUTPUT_TYPES]:
+      raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {list(_OUTPUT_TYPES)}.')
     tensor, ops = infer_request.inputs[0], model.predictor.model.ops
+    num_images = tensor.shape[0]
+    if not 0 < num_images <= settings.queue:
+      problem = f'got {num_images} images; send between 1 and {settings.queue}.'
+      raise RequestError(400, f'inputs.0.shape: {problem}')
+    await stack.enter_async_context(service.reserve_queue(num_images - 1))
+    await stack.enter_async_context(service.admission)
     images = await service.run_in_thread(_read_images, tensor, ops, settings)
     if 'map' in output_names and len({image.size for image in images}) > 1:
-      raise RequestError(
-        400,
-        "Maps of images of different sizes do not form a tensor; request outputs without 'map'.",
-      )
+      problem = 'Maps of images of different sizes do not form a tensor'
+      raise RequestError(400, f"{problem}; request outputs without 'map'.")
     results = await asyncio.gather(*(service.predict(model, image) for image in images))
     outputs = await service.run_in_thread(_encode_outputs, results, output_names)
   labels = [result.label for result in results]
@@ -146,79 +141,53 @@ async def _infer(service: Service, name: str, request: Request) -> dict[str, obj
   return {'model_name': name, **id_field, 'outputs': outputs}
 
 
-def _parse_request(content: bytes) -> InferRequest:
-  try:
-    return InferRequest.model_validate_json(content)
-  except pydantic.ValidationError as error:
-    raise RequestError(400, requests.describe_errors(error.errors())) from None
-
-
-def _num_images(infer_request: InferRequest, max_images: int) -> int:
-  """Return the number of images of a request, from the shape of its input."""
-  shape = infer_request.inputs[0].shape
-  if not shape or not 0 < shape[0] <= max_images:
-    raise RequestError(
-      400, f'inputs.0.shape: got {shape[:1]} images; send between 1 and {max_images}.'
-    )
-  return shape[0]
-
-
 def _read_images(tensor: InputTensor, ops: Ops, settings: Settings) -> list[inputs.LoadedImage]:
   if tensor.name != _INPUT_NAME:
     raise RequestError(400, f'Unknown input {tensor.name!r}; it must be {_INPUT_NAME!r}.')
   if tensor.datatype == 'UINT8':
     images = _to_array(tensor)
     if images.shape[1] * images.shape[2] > settings.max_pixels:
-      raise RequestError(
-        413, f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
-      )
+      problem = f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
+      raise RequestError(413, problem)
     return [inputs.load(inputs.Source('image', image), ops) for image in images]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
     raise RequestError(
       400, f'{_INPUT_NAME!r} must be UINT8 of shape [b, h, w, 3] or BYTES of shape [b]; got '
       f'{tensor.datatype} of shape {tensor.shape}.'
     )  # fmt: skip
-  if len(tensor.data) != tensor.shape[0] or not all(isinstance(x, str) for x in tensor.data):
-    raise RequestError(
-      400, f'BYTES of shape {tensor.shape} must be {tensor.shape[0]} strings in base64.'
-    )
   try:
+    if len(tensor.data) != tensor.shape[0]:
+      raise ValueError
     files = [base64.b64decode(text, validate=True) for text in tensor.data]
-  except (binascii.Error, ValueError):
-    raise RequestError(400, 'BYTES must be image files in base64.') from None
+  except (TypeError, ValueError):
+    problem = f'must be {tensor.shape[0]} strings, which are image files in base64.'
+    raise RequestError(400, f'BYTES of shape {tensor.shape} {problem}') from None
   return [requests.read_image(x, ops, settings, f'image {i}') for i, x in enumerate(files)]
 
 
 def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
   """Convert a flat or nested list of numbers to an array."""
-  error = RequestError(
-    400,
-    'UINT8 data must have a shape [b, h, w, 3] without zeros, and b*h*w*3 whole numbers from 0 to '
-    f'255; got shape {tensor.shape}.',
-  )
-  if len(tensor.shape) != 4 or tensor.shape[3] != 3 or not all(tensor.shape):
-    raise error
   try:
-    values = np.asarray(tensor.data)
-  except (ValueError, OverflowError):
-    raise error from None
-  is_valid = values.dtype.kind == 'i' and values.size == math.prod(tensor.shape)
-  if not is_valid or values.min() < 0 or values.max() > 255:
-    raise error
-  return values.astype(np.uint8).reshape(tensor.shape)
+    values = np.asarray(tensor.data).reshape(tensor.shape)
+    is_valid = values.dtype.kind == 'i' and values.shape[3:] == (3,)
+    if not is_valid or values.min() < 0 or values.max() > 255:
+      raise ValueError
+  except (ValueError, OverflowError):  # A list without numbers has no minimum.
+    raise RequestError(
+      400,
+      'UINT8 data must have a shape [b, h, w, 3] without zeros, and b*h*w*3 whole numbers from 0 '
+      f'to 255; got shape {tensor.shape}.',
+    ) from None
+  return values.astype(np.uint8)
 
 
 def _encode_outputs(results: Sequence[Result], output_names: list[str]) -> list[dict[str, Any]]:
-  def tensor(name: str, datatype: str, data: Any) -> dict[str, Any]:
-    return {'name': name, 'datatype': datatype, 'shape': list(np.shape(data)), 'data': data}
-
   outputs = []
   for name in output_names:
     if name == 'map':
       maps = np.stack([result.anomaly_map for result in results])
-      outputs.append({**tensor(name, 'FP32', maps), 'data': maps.ravel()})
-    elif name == 'score':
-      outputs.append(tensor(name, 'FP32', np.array([r.score for r in results], np.float32)))
+      shape, data = list(maps.shape), maps.ravel()
     else:
-      outputs.append(tensor(name, 'BYTES', [r.label for r in results]))
+      shape, data = [len(results)], [result[name] for result in results]
+    outputs.append({'name': name, 'datatype': _OUTPUT_TYPES[name], 'shape': shape, 'data': data})
   return outputs

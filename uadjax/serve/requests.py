@@ -1,12 +1,11 @@
 """Parsing of requests: from the body to the pixels of an image, within limits."""
 
 import base64
-import binascii
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import pydantic
 from starlette import datastructures, formparsers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from uadjax.data import image_io, inputs, transforms
@@ -17,55 +16,28 @@ _JSON_TYPE, _FORM_TYPE = 'application/json', 'multipart/form-data'
 _IMAGE_TYPES = 'image/jpeg', 'image/png', 'image/bmp', 'image/tiff', 'image/webp'
 _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
-_OPTION_NAMES = 'visualize', 'heatmap', 'labelMap', 'model'
-_TRUE_VALUES, _FALSE_VALUES = ('true', '1', 'yes'), ('false', '0', 'no', '')
 
 
-class RequestError(Exception):
-  """Request that the service rejects.
-
-  Attributes:
-    status: HTTP status of the response.
-    problem: description of the problem and how to fix it.
-    headers: additional headers of the response.
-  """
-
-  def __init__(self, status: int, problem: str, headers: dict[str, str] | None = None):
-    super().__init__(problem)
-    self.status, self.problem, self.headers = status, problem, headers or {}
+class RequestError(HTTPException):
+  """Request that the service rejects; the detail names the problem and how to fix it."""
 
 
-class PredictRequest(pydantic.BaseModel):
-  """Image and options of a JSON request."""
+class RequestOptions(pydantic.BaseModel, extra='forbid', strict=True):
+  """Options of a request; null stands for the default."""
 
-  model_config = pydantic.ConfigDict(extra='forbid', strict=True)
-
-  image: str = pydantic.Field(
-    description='A JPEG, PNG, BMP, TIFF or WebP file in base64; or its URL, if allowed.',
-    min_length=1,
-  )
   visualize: bool | None = pydantic.Field(None, description='Return a picture.')
   heatmap: bool | None = pydantic.Field(None, description='Return the anomaly map.')
   labelMap: bool | None = pydantic.Field(None, description='False: omit labelMap.')
   model: str | None = pydantic.Field(None, description='Name of the model; default: the first.')
 
 
-class RequestOptions(NamedTuple):
-  """Image and options of a request, independent of the format of its body.
+class PredictRequest(RequestOptions):
+  """Image and options of a JSON request."""
 
-  Attributes:
-    image: bytes of an image file, or a URL.
-    visualize: whether to return the original next to its overlay, as one picture.
-    heatmap: whether to return the anomaly map.
-    label_map: whether to return the mask, one number per pixel.
-    model: name of the model; '' for the first.
-  """
-
-  image: bytes | str
-  visualize: bool
-  heatmap: bool
-  label_map: bool
-  model: str
+  image: str = pydantic.Field(
+    description='A JPEG, PNG, BMP, TIFF or WebP file in base64; or its URL, if allowed.',
+    min_length=1,
+  )
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -89,18 +61,23 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
   return b''.join(chunks)
 
 
-async def parse_request(request: Request, content: bytes) -> RequestOptions:
-  """Parse a request whose body is JSON, a form with a file, or an image file.
+async def parse_request(request: Request, content: bytes) -> tuple[bytes | str, RequestOptions]:
+  """Return the image, in an encoded file or at a URL, and the options of a request.
+
+  Its body is JSON, a form with a file, or an image file.
 
   Raises:
-    RequestError: the body is none of these, or an option is unknown or invalid.
+    RequestError: the body is none of these, or an option is unknown.
+    pydantic.ValidationError: a value is invalid.
   """
   content_type = request.headers.get('content-type', '').partition(';')[0].strip().lower()
   query = dict(request.query_params)
   if content_type == _JSON_TYPE:
     _require_known_names(query, 'the query of a JSON request', ())
-    return _parse_json(content)
-  _require_known_names(query, 'the query', _OPTION_NAMES)
+    options = PredictRequest.model_validate_json(content)
+    return _decode_image(options.image), options
+  option_names = tuple(RequestOptions.model_fields)
+  _require_known_names(query, 'the query', option_names)
   if content_type == _FORM_TYPE:
     form = await _parse_form(request, content)
     files = [x for name in _FILE_FIELDS for x in form.getlist(name) if not isinstance(x, str)]
@@ -110,7 +87,7 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
     image = await files[0].read()
     fields = {name: value for name, value in form.items() if isinstance(value, str)}
     await form.close()
-    _require_known_names(fields, 'the form', _OPTION_NAMES)
+    _require_known_names(fields, 'the form', option_names)
     if duplicates := sorted(fields.keys() & query.keys()):
       raise RequestError(422, f'{duplicates[0]!r} is in both the query and the form; send it once.')
     query |= fields
@@ -121,9 +98,8 @@ async def parse_request(request: Request, content: bytes) -> RequestOptions:
     raise RequestError(415, f'Content-Type {content_type!r} is not supported; send {types}.')
   if not image:
     raise RequestError(422, 'The image is missing: the body is empty.')
-  flags = {'visualize': 'false', 'heatmap': 'false', 'labelMap': 'true', **query}
-  visualize, heatmap, label_map = (_parse_flag(flags, name) for name in _OPTION_NAMES[:3])
-  return RequestOptions(image, visualize, heatmap, label_map, query.get('model', ''))
+  values = {name: value or None for name, value in query.items()}
+  return image, RequestOptions.model_validate(values, strict=False)
 
 
 def read_image(
@@ -148,31 +124,16 @@ def read_image(
   return loaded_image
 
 
-def _parse_json(content: bytes) -> RequestOptions:
+def _decode_image(text: str) -> bytes | str:
+  """Decode an image in base64, or in a data URL; return other URLs unchanged."""
+  if text.startswith(('http://', 'https://')):
+    return text
+  base64_text = text.partition(',')[2] if text.startswith('data:') else text
   try:
-    request = PredictRequest.model_validate_json(content)
-  except pydantic.ValidationError as error:
-    raise RequestError(422, describe_errors(error.errors())) from None
-  image: bytes | str = request.image
-  if not request.image.startswith(('http://', 'https://')):
-    base64_text = (
-      request.image.partition(',')[2] if request.image.startswith('data:') else request.image
-    )
-    try:
-      image = base64.b64decode(base64_text, validate=True)
-    except (binascii.Error, ValueError):
-      problem = 'neither base64 nor a URL (http:// or https://); remove line breaks from base64.'
-      raise RequestError(422, f'image: {problem}') from None
-  label_map = request.labelMap is not False
-  return RequestOptions(
-    image, bool(request.visualize), bool(request.heatmap), label_map, request.model or ''
-  )
-
-
-def describe_errors(errors: Iterable[Mapping[str, Any]]) -> str:
-  """Format the errors that pydantic lists in one line."""
-  texts = (('.'.join(map(str, error['loc'])), error['msg']) for error in errors)
-  return '; '.join(f'{place}: {text}' if place else text for place, text in texts)
+    return base64.b64decode(base64_text, validate=True)
+  except ValueError:
+    problem = 'neither base64 nor a URL (http:// or https://); remove line breaks from base64.'
+    raise RequestError(422, f'image: {problem}') from None
 
 
 async def _parse_form(request: Request, content: bytes) -> datastructures.FormData:
@@ -194,10 +155,3 @@ def _require_known_names(names: Iterable[str], location: str, allowed_names: Seq
   if unknown_names := sorted(set(names) - set(allowed_names)):
     hint = f'choose from {", ".join(allowed_names)}' if allowed_names else 'move it to the body'
     raise RequestError(422, f'Unknown field {unknown_names[0]!r} in {location}; {hint}.')
-
-
-def _parse_flag(query: Mapping[str, str], name: str) -> bool:
-  value = query[name].lower()
-  if value not in (*_TRUE_VALUES, *_FALSE_VALUES):
-    raise RequestError(422, f'{name} must be true or false, got {value!r}.')
-  return value in _TRUE_VALUES

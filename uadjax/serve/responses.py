@@ -2,24 +2,18 @@
 
 import base64
 import io
-import uuid
 
 import orjson
 from PIL import Image
 from starlette.responses import Response
 
 from uadjax.inference.result import Result
+from uadjax.model import calibration
 from uadjax.serve.requests import RequestOptions
 from uadjax.visualization import heatmap
 
 _JPEG_QUALITY = 90
-SUCCESS = 'Success'
 Headers = dict[str, str] | None
-
-
-def new_log_id() -> str:
-  """Return a new id for a response and its log line."""
-  return uuid.uuid4().hex
 
 
 def json_response(data: object, status: int = 200, headers: Headers = None) -> Response:
@@ -28,14 +22,9 @@ def json_response(data: object, status: int = 200, headers: Headers = None) -> R
   return Response(content, status, headers, 'application/json')
 
 
-def envelope(log_id: str, message: str = SUCCESS, **fields: object) -> Response:
+def envelope(log_id: str, message: str = 'Success', **fields: object) -> Response:
   """Return a successful response with PaddleX's three fields, and any others."""
   return json_response({'logId': log_id, 'errorCode': 0, 'errorMsg': message, **fields})
-
-
-def error_envelope(log_id: str, status: int, problem: str, headers: Headers = None) -> Response:
-  """Return the response to a rejected request, with PaddleX's three fields."""
-  return json_response({'logId': log_id, 'errorCode': status, 'errorMsg': problem}, status, headers)
 
 
 def verdict(log_id: str, model: str, result: Result, options: RequestOptions) -> Response:
@@ -45,28 +34,27 @@ def verdict(log_id: str, model: str, result: Result, options: RequestOptions) ->
     'size': list(result.size),
     'score': result.score,
     'label': result.label,
-    'imageThreshold': result.image_threshold,
-    'reviewThreshold': result.thresholds.review_threshold,
-    'pixelThreshold': result.thresholds.pixel_threshold,
+    **thresholds_in_camel_case(result.thresholds),
     'regions': [region._asdict() for region in result.regions],
   }
-  if options.label_map:
+  if options.labelMap is not False:
     fields['labelMap'] = result.pred.ravel()
   if options.visualize:
     fields['image'] = _encode_image(result.picture(), 'JPEG', quality=_JPEG_QUALITY)
   if options.heatmap:
-    fields['heatmap'] = _encode_heatmap(result)
+    # In the gray PNG, v stands for low + v / 255 * (high - low).
+    levels, low, high = heatmap.to_levels(result.anomaly_map)
+    image = _encode_image(Image.fromarray(levels), 'PNG', compress_level=1)
+    fields['heatmap'] = {'image': image, 'low': low, 'high': high}
   return envelope(log_id, result=fields)
 
 
-def _encode_heatmap(result: Result) -> dict[str, str | float]:
-  """Encode a map as a gray PNG, in which v stands for `low + v / 255 * (high - low)`."""
-  levels, low, high = heatmap.to_levels(result.anomaly_map)
-  image = _encode_image(Image.fromarray(levels), 'PNG', compress_level=1)
-  return {'image': image, 'low': low, 'high': high}
+def thresholds_in_camel_case(thresholds: calibration.Thresholds) -> dict[str, float]:
+  """Return the thresholds by their names in responses, such as imageThreshold."""
+  return {name.replace('_t', 'T'): value for name, value in calibration.by_name(thresholds).items()}
 
 
 def _encode_image(image: Image.Image, image_format: str, **save_options: int) -> str:
   buffer = io.BytesIO()
-  image.convert('RGB' if image_format == 'JPEG' else 'L').save(buffer, image_format, **save_options)
+  image.save(buffer, image_format, **save_options)
   return base64.b64encode(buffer.getvalue()).decode()

@@ -14,9 +14,7 @@ class _Envelope(pydantic.BaseModel):
 
 
 class _Region(pydantic.BaseModel):
-  box: list[int] = pydantic.Field(
-    description='Left, top, right, bottom; right and bottom exclusive.'
-  )
+  box: list[int] = pydantic.Field(description='Left, top, and exclusive right and bottom.')
   area: int
   peak: float
   at: list[int]
@@ -30,9 +28,7 @@ class _Heatmap(pydantic.BaseModel):
 
 class _Verdict(pydantic.BaseModel):
   model: str = pydantic.Field(description='Name of the model.')
-  labelMap: list[int] | None = pydantic.Field(
-    None, description='One value per pixel, row by row: 255 if anomalous, else 0.'
-  )
+  labelMap: list[int] | None = pydantic.Field(None, description='Pixels by row: 255 if anomalous.')
   size: list[int] = pydantic.Field(description='Height and width.')
   score: float | None
   label: str = pydantic.Field(description='OK, review or NG.')
@@ -84,12 +80,6 @@ MODELS_RESPONSES: Responses = {
 }
 VERDICT_RESPONSES: Responses = {200: {'model': _VerdictResponse}, **_ERROR_RESPONSES}
 
-_OPTIONS = {
-  'visualize': 'Return a picture.',
-  'heatmap': 'Return the anomaly map.',
-  'labelMap': 'False: omit labelMap.',
-  'model': 'Name of the model; default: the first.',
-}
 _FILE_SCHEMA = {'type': 'string', 'format': 'binary'}
 _FORM_SCHEMA = {'type': 'object', 'properties': {'image': _FILE_SCHEMA}, 'required': ['image']}
 _BODY_SCHEMAS = {
@@ -104,9 +94,9 @@ PREDICT_OPENAPI: dict[str, Any] = {
       'name': name,
       'in': 'query',
       'schema': {'type': 'string' if name == 'model' else 'boolean'},
-      'description': f'{description} JSON requests have it in the body.',
+      'description': f'{field.description} JSON requests have it in the body.',
     }
-    for name, description in _OPTIONS.items()
+    for name, field in requests.RequestOptions.model_fields.items()
   ],
   'requestBody': {
     'required': True,

@@ -56,8 +56,7 @@ class Service:
     scorers = {name: model.predictor.scorer for name, model in self.models.items()}
     largest_batch = max(scorer.batch_sizes[-1] for scorer in scorers.values())
     # One half of the admitted images is decoded while the other half is scored.
-    for _ in range(2 * max(threads.num_cores(), largest_batch)):
-      self.admission.release()
+    self.admission = asyncio.Semaphore(2 * max(threads.num_cores(), largest_batch))
     for name, model in self.models.items():
       on_batch = self.metrics.batch_sizes.labels(name).observe
       self.batchers[name] = batching.Batcher(scorers[name], on_batch)
@@ -95,10 +94,7 @@ class Service:
     """
     max_images = self.settings.queue
     if self._num_images_in_progress + num_images > max_images:
-      problem = (
-        f'{self._num_images_in_progress} images are in progress, {num_images} more would exceed '
-        f'the maximum of {max_images}; try again.'
-      )
+      problem = f'{self._num_images_in_progress} of {max_images} images are in progress; try again.'
       raise RequestError(503, problem, _RETRY_HEADERS)
     self._add_images_in_progress(num_images)
     try:

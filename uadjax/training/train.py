@@ -54,11 +54,9 @@ def validate(config: Settings) -> None:
   Raises:
     UserError: a setting is invalid, or the detector would ignore it silently.
   """
-  options, fit = config.calibrate, config.fit
-  calibration.validate_settings(
-    options.budget, options.review_budget, options.method, options.miss_cost, options.labeled
-  )
-  if (labeled_dir := options.labeled) and not Path(labeled_dir).is_dir():
+  fit = config.fit
+  calibration.validate_settings(config.calibrate)
+  if (labeled_dir := config.calibrate.labeled) and not Path(labeled_dir).is_dir():
     refuse('calibrate.labeled', labeled_dir, f'There is no folder {labeled_dir}.')
   if not detectors.learns_in_one_pass(config.detector.name):
     if not fit.held_out:

@@ -34,11 +34,11 @@ def write(
     provenance_info: origin of the model and the data; see `provenance.collect`.
   """
   report_data = content.build(curve_data, metrics, records, pictures, provenance_info)
-  html_report = document.render(report_data, pictures)
-  if html_report.num_pictures < len(pictures):
+  html, num_pictures = document.render(report_data, pictures)
+  if num_pictures < len(pictures):
     logging.LOG.warning(
       '%s shows the first %d of %d pictures; more would exceed %.0f MB.',
-      path.name, html_report.num_pictures, len(pictures), document.MAX_BYTES / 1e6,
+      path.name, num_pictures, len(pictures), document.MAX_BYTES / 1e6,
     )  # fmt: skip
-  files.write_text(path, html_report.text)
+  files.write_text(path, html)
   files.write_json(path.with_suffix('.json'), report_data)

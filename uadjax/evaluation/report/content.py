@@ -33,12 +33,10 @@ def build(
   names = provenance.relative_paths([record.path for record in records])
   rows = zip(names, curve_data.defects, curve_data.scores.tolist(), strict=True)
   held_out = curve_data.calibration_scores
-  all_scores = [curve_data.scores, *([] if held_out is None else [held_out])]
+  held_out = np.zeros(0) if held_out is None else held_out
+  scores = np.concatenate([curve_data.scores, held_out]).astype(np.float64)
   edges, is_log = score_histogram.bin_edges(
-    np.concatenate(all_scores).astype(np.float64),
-    thresholds.review_threshold,
-    thresholds.image_threshold,
-    _NUM_BINS,
+    scores, thresholds.review_threshold, thresholds.image_threshold, _NUM_BINS
   )
   defect_types = ['good'] * ('good' in curve_data.defects) + curves.hardest_first(curve_data)
   report_data = {
@@ -47,9 +45,7 @@ def build(
     'summary': curves.summary(curve_data),
     'metrics': metrics,
     'thresholds': {
-      'review_threshold': thresholds.review_threshold,
-      'image_threshold': thresholds.image_threshold,
-      'pixel_threshold': thresholds.pixel_threshold,
+      **calibration.by_name(thresholds),
       'method': 'Manual thresholds' if thresholds.is_manual else 'Calibrated thresholds',
       'description': str(thresholds),
     },
@@ -58,7 +54,7 @@ def build(
       {'path': n, 'defect': d, 'score': s, 'label': calibration.label(s, thresholds)}
       for n, d, s in rows
     ],
-    'held_out': [] if held_out is None else held_out.tolist(),
+    'held_out': held_out.tolist(),
     'axis': {'edges': edges.tolist(), 'log': is_log},
     'curves': _curve_panels(curve_data),
     'pictures': {
@@ -72,26 +68,19 @@ def build(
 
 def _curve_panels(curve_data: curves.CurveData) -> dict[str, object]:
   """Return the curves by panel, and the reasons for missing ones."""
-  missing_class = 'defective' if 'good' in curve_data.defects else 'good'
-  reasons = {
-    'Images': f'No image curve: the test set has no {missing_class} images.',
-    'Pixels': 'No pixel curve: the test set has no masks, or no normal pixels.',
-  }
   panels: dict[str, object] = {'pro_limit': curves.PRO_LIMIT}
-  for panel, make_lines in (('roc', curves.roc), ('pr', curves.pr), ('pro', curves.pro)):
+  for panel in curves.CURVES:
     lines = [
       {
-        'name': line.style.name,
+        'name': line.name,
         'x': np.round(line.x, _DIGITS).tolist(),
         'y': np.round(line.y, _DIGITS).tolist(),
         'point': line.operating_point,
         'area': line.area_text,
       }
-      for line in make_lines(curve_data)
+      for line in curves.panel_lines(curve_data, panel)
     ]
-    missing = {'Images', 'Pixels'} - {line['name'] for line in lines}
-    missing -= {'Images'} if panel == 'pro' else set()
-    panels[panel] = {'lines': lines, 'missing': [reasons[name] for name in sorted(missing)]}
+    panels[panel] = {'lines': lines, 'missing': curves.explain_missing(curve_data, panel)}
   return panels
 
 

@@ -11,7 +11,6 @@ import html
 from importlib import resources
 import json
 import string
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,50 +21,33 @@ MAX_BYTES = 20_000_000  # A report must be small enough for an e-mail.
 # The web page of the service also uses the files in `web`.
 _STYLES = 'web/base.css', 'evaluation/report/style.css'
 _SCRIPTS = (
-  'web/elements.js',
-  'web/heatmap.js',
-  'web/contour.js',
-  'web/thresholds.js',
-  'evaluation/report/state.js',
-  'evaluation/report/charts.js',
-  'evaluation/report/pictures.js',
-  'evaluation/report/gallery.js',
-  'evaluation/report/main.js',
+  *(f'web/{name}.js' for name in ('elements', 'heatmap', 'contour', 'thresholds')),
+  *(f'evaluation/report/{name}.js' for name in ('state', 'charts', 'pictures', 'gallery', 'main')),
 )
 
 
-class RenderedReport(NamedTuple):
-  """HTML text of a report, and the number of pictures that fit into it."""
-
-  text: str
-  num_pictures: int
-
-
-def render(
-  report_data: Mapping[str, object], pictures: Sequence[gallery.Picture]
-) -> RenderedReport:
-  """Render a report as HTML, with as many of the pictures as fit.
+def render(report: Mapping[str, object], pictures: Sequence[gallery.Picture]) -> tuple[str, int]:
+  """Render a report as HTML, and return it with the number of pictures that fit into it.
 
   Args:
-    report_data: data of the report; see `content.build`.
+    report: data of the report; see `content.build`.
     pictures: pictures, the most important first.
   """
   style, script = _read(*_STYLES), _read(*_SCRIPTS)
   substitutions = {
     'policy': _content_security_policy(style, script),
-    'title': html.escape(str(report_data['title'])),
+    'title': html.escape(str(report['title'])),
     'style': style,
     'script': script,
-    'report': _to_script_json(report_data),
+    'report': _to_script_json(report),
   }
   picture_texts = [_to_script_json(_picture_dict(picture)) for picture in pictures]
   remaining_bytes = MAX_BYTES - sum(len(text.encode()) for text in substitutions.values()) - 20_000
-  num_pictures = int(
-    np.searchsorted(np.cumsum([len(p) + 1 for p in picture_texts]), remaining_bytes, 'right')
-  )
+  ends = np.cumsum([len(text) + 1 for text in picture_texts])
+  num_pictures = int(np.searchsorted(ends, remaining_bytes, 'right'))
   substitutions['pictures'] = f'[{",".join(picture_texts[:num_pictures])}]'
   template = string.Template(_read('evaluation/report/template.html'))
-  return RenderedReport(template.substitute(substitutions), num_pictures)
+  return template.substitute(substitutions), num_pictures
 
 
 def _read(*names: str) -> str:
@@ -94,12 +76,7 @@ def _to_script_json(value: object) -> str:
 
 def _picture_dict(picture: gallery.Picture) -> dict[str, object]:
   return {
-    'image': picture.image_index,
-    'width': picture.width,
-    'height': picture.height,
-    'low': picture.low,
-    'high': picture.high,
-    'visible_box': picture.visible_box,
+    **picture._asdict(),
     'photo': _data_uri('webp', picture.photo),
     'heatmap': _data_uri('png', picture.heatmap),
     'truth': picture.truth and _data_uri('png', picture.truth),

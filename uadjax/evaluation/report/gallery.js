@@ -1,6 +1,6 @@
 // Gallery: pictures as tiles, sorted and filtered, and one picture enlarged.
 
-const pictures = read('pictures').map((picture) => ({ ...picture, ...images[picture.image] }));
+const pictures = read('pictures').map((picture) => ({ ...picture, ...images[picture.image_index] }));
 let visiblePictures = [];
 
 const TILES_PER_STEP = 60;  // Tiles shown at first, and added by each click on the button below.

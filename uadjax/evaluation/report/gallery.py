@@ -24,16 +24,9 @@ from uadjax.visualization import heatmap
 
 MAX_BYTES = 13_000_000  # Limit of all pictures together; base64 makes them a third larger.
 
-_PHOTO_SIDE, _HEATMAP_SIDE = 512, 192  # Pixels along the longer side.
-# Side and quality of photos, from fine to coarse.
-_ENCODINGS = (
-  (_PHOTO_SIDE, 82),
-  (_PHOTO_SIDE, 65),
-  (_PHOTO_SIDE, 45),
-  (384, 45),
-  (256, 45),
-  (192, 30),
-)
+_HEATMAP_SIDE = 192  # Pixels along the longer side.
+# Longer side and quality of photos, from fine to coarse.
+_ENCODINGS = (512, 82), (512, 65), (512, 45), (384, 45), (256, 45), (192, 30)
 _NUM_THREADS = 2  # Decoding and encoding release the GIL.
 
 
@@ -161,7 +154,7 @@ def _encode_photo(
 
 def _encode_mask(truth: Bool[np.ndarray, 'h w']) -> bytes:
   """Encode a downsampled mask, in which even a defect of one pixel remains."""
-  height, width = _fit_within((truth.shape[0], truth.shape[1]), _PHOTO_SIDE)
+  height, width = _fit_within((truth.shape[0], truth.shape[1]), _ENCODINGS[0][0])
   gray = Image.fromarray(truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
   return _encode(Image.fromarray(np.asarray(gray) > 0), 'PNG', optimize=True)
 

@@ -15,6 +15,7 @@ import PIL
 import uadjax
 from uadjax.data.records import Record
 from uadjax.model import model_dir
+from uadjax.system import files
 
 _NUM_THREADS = 2  # Hashing releases the GIL.
 
@@ -60,11 +61,11 @@ def fingerprint(paths: Iterable[Path]) -> str:
   """Return a SHA-256 of files that depends on contents and relative paths, but not on the order."""
   unique_paths = sorted(set(paths))
   with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
-    hashes = list(pool.map(_sha256, unique_paths))
+    hashes = list(pool.map(files.sha256, unique_paths))
   digest = hashlib.sha256()
   for name, content in sorted(zip(relative_paths(unique_paths), hashes, strict=True)):
     # Names contain no null byte, so different lists of files give different input.
-    digest.update(os.fsencode(name) + b'\0' + content)
+    digest.update(os.fsencode(name) + b'\0' + bytes.fromhex(content))
   return digest.hexdigest()
 
 
@@ -75,8 +76,3 @@ def relative_paths(paths: Sequence[Path]) -> list[str]:
   except ValueError:  # The paths are on different drives, or the list is empty.
     return [path.as_posix() for path in paths]
   return [path.absolute().relative_to(root).as_posix() for path in paths]
-
-
-def _sha256(path: Path) -> bytes:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').digest()
