@@ -9,7 +9,7 @@ from uadjax import data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.records import Record
-from uadjax.data.settings import CheckSettings, ConvertSettings, DataSettings, SplitSettings
+from uadjax.data.settings import CheckSettings, DataSettings
 from uadjax.errors import ConfigError
 from uadjax.system import logging as log, progress
 
@@ -90,37 +90,24 @@ def convert_and_resplit(settings: DataSettings, check: CheckSettings, seed: int)
     ConfigError: a setting is wrong.
     DataError: the dataset cannot be converted or split.
   """
-  settings = _convert_labels(settings, check.convert)
-  _resplit_lists(settings, check.split, seed)
+  if check.convert.enable:
+    source, target = Path(settings.root, settings.category), Path(check.convert.output)
+    source_format = check.convert.src_dataset_type
+    conversion = convert.convert(source, source_format, target, progress.show_progress)
+    defects = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
+    log.LOG.info(
+      'Converted %s to %s: %d training images, %d test images. Images per defect: %s.',
+      source, target, conversion.num_train, conversion.num_val, defects,
+    )  # fmt: skip
+    for note in conversion.notes:
+      log.LOG.warning('%s', note)
+    settings = dataclasses.replace(settings, root=str(target), category='', layout='seglist')
+  if check.split.enable:
+    directory = Path(settings.root, settings.category)
+    summary = resplit.resplit(directory, check.split.train_percent, seed, settings.mask_threshold)
+    log.LOG.info(
+      'Drew new lists for %s: %d training images, %d test images (%d defective). Backups of the '
+      'old lists: %s.',
+      directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
+    )  # fmt: skip
   return settings
-
-
-def _convert_labels(settings: DataSettings, options: ConvertSettings) -> DataSettings:
-  """Convert another tool's labels; return the settings of the converted dataset."""
-  if not options.enable:
-    return settings
-  source, target = Path(settings.root, settings.category), Path(options.output)
-  conversion = convert.convert(source, options.src_dataset_type, target, progress.show_progress)
-  type_counts = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
-  log.LOG.info(
-    'Converted %s to %s: %d training images, %d test images. Images per defect: %s.',
-    source, target, conversion.num_train, conversion.num_val, type_counts,
-  )  # fmt: skip
-  for note in conversion.notes:
-    log.LOG.warning('%s', note)
-  return dataclasses.replace(settings, root=str(target), category='', layout='seglist')
-
-
-def _resplit_lists(settings: DataSettings, options: SplitSettings, seed: int) -> None:
-  """Draw new train and val lists."""
-  if not options.enable:
-    return
-  directory = Path(settings.root, settings.category)
-  summary = resplit.resplit(
-    directory, options.train_percent, options.val_percent, seed, settings.mask_threshold
-  )
-  log.LOG.info(
-    'Drew new lists for %s: %d training images, %d test images (%d defective). Backups of the old '
-    'lists: %s.',
-    directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
-  )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import DataError
 
 GOOD = 'good'  # Type of defect of images without one, and the name of their folder.
 
@@ -47,18 +47,14 @@ def partition(
 
   Args:
     records: records to partition.
-    fractions: relative sizes, such as (0.8, 0.2).
+    fractions: positive relative sizes, such as (0.8, 0.2).
     seed: seed of the random permutation.
 
   Raises:
-    ConfigError: a fraction is not positive and finite.
     DataError: there are fewer records than groups.
   """
+  assert all(0 < fraction < math.inf for fraction in fractions)
   n = len(fractions)
-  if not n or not all(0 < fraction < math.inf for fraction in fractions):
-    raise ConfigError(
-      f'Cannot split by the fractions {list(fractions)}; all must be positive and finite.'
-    )
   if len(records) < n:
     raise DataError(
       f'Cannot split {len(records)} images into {n} groups; at least {n}'

@@ -25,9 +25,7 @@ class ConvertSettings:
 
   enable: bool = field(False, 'Whether to convert labels to the layout seglist.')
   src_dataset_type: str = field(
-    '',
-    'Format of the labels.',
-    choices=('', 'LabelMe', 'VOC', 'COCO', 'MVTec_AD'),
+    '', 'Format of the labels.', choices=('', 'LabelMe', 'VOC', 'COCO', 'MVTec_AD')
   )
   output: str = field('', 'Empty or new folder for the converted dataset.')
 
