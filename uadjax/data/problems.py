@@ -39,10 +39,9 @@ def warning(kind: str, path: Path, message: str) -> Problem:
 def raise_errors(problems: Iterable[Problem]) -> None:
   """Raise DataError with up to ten messages if any of the problems is an error."""
   messages = [problem.message for problem in problems if problem.severity == ERROR]
-  if len(messages) == 1:
-    raise DataError(messages[0])
   if messages:
-    raise DataError(f'{len(messages)} problems:\n  {join_messages(messages)}')
+    count = f'{len(messages)} problems:\n  ' if len(messages) > 1 else ''
+    raise DataError(f'{count}{join_messages(messages)}')
 
 
 def join_messages(messages: Sequence[str], limit: int = _MAX_MESSAGES) -> str:

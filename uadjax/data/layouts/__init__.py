@@ -16,7 +16,7 @@ from uadjax.data import image_io, problems
 from uadjax.data.layouts import folder, mvtec, scanning, seglist
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
-from uadjax.errors import ConfigError, DataError, Setting
+from uadjax.errors import DataError, refuse, Setting
 
 
 class Listing(NamedTuple):
@@ -82,16 +82,15 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     ConfigError: there is no layout of that name.
   """
   if layout not in NAMES:
-    raise ConfigError(
-      f'Unknown layout {layout!r}; choose from {["auto", *sorted(_LAYOUTS)]}.',
-      key='data.layout',
-      value=layout,
-      allowed=NAMES,
-    )
+    message = f'Unknown layout {layout!r}; choose from {sorted(NAMES)}.'
+    refuse('data.layout', layout, message, allowed=NAMES)
   root = _require_folder(root)
   directory = root / category
   if not directory.is_dir():
-    raise DataError(_unknown_category_message(root, category))
+    available = categories(root)
+    matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
+    suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
+    raise DataError(f'No category {category!r} in {root}.{suggestion}{_list_available(available)}')
   if layout == 'auto':
     layout = next(name for name, entry in _LAYOUTS.items() if entry.detect(directory))
   entry = _LAYOUTS[layout]
@@ -112,12 +111,11 @@ def label_by_mask(splits: Splits, defective_masks: Collection[Path]) -> Splits:
 
   This is for layouts whose images are defective only if their mask marks a defect.
   """
-  return Splits(
-    *(
-      tuple(r if r.mask in defective_masks else r._replace(defect=GOOD) for r in records)
-      for records in splits
-    )
-  )
+
+  def label(record: Record) -> Record:
+    return record if record.mask in defective_masks else record._replace(defect=GOOD)
+
+  return Splits(tuple(map(label, splits.train)), tuple(map(label, splits.test)))
 
 
 def defects_in_training(train: Sequence[Record]) -> list[Problem]:
@@ -155,9 +153,7 @@ def expand(root: str | Path, category: str) -> list[str]:
   names = [name for name in members or available if name in available]
   if not names:
     note = f': none of {", ".join(members)}' if members else ''
-    raise DataError(
-      f'No category of {category!r} in {root}{note}. Available: {_join_names(available)}.'
-    )
+    raise DataError(f'No category of {category!r} in {root}{note}.{_list_available(available)}')
   return names
 
 
@@ -194,15 +190,14 @@ class Layout(NamedTuple):
 _LAYOUTS = {
   'mvtec': Layout(mvtec.read_splits, mvtec.detect),
   'seglist': Layout(seglist.read_splits, seglist.detect, labels_by_mask=True),
-  'folder': Layout(folder.read_splits, folder.detect, has_masks=False),
+  'folder': Layout(folder.read_splits, lambda directory: True, has_masks=False),
 }
 NAMES = ('auto', *_LAYOUTS)
 
 
 def _is_category(directory: Path) -> bool:
-  normal = (path for path in scanning.folders_in(directory) if scanning.is_normal(path.name))
-  has_images = any(scanning.files_in(path) for path in (directory, *normal))
-  return scanning.has_training_set(directory) or has_images
+  folders = scanning.normal_folders(directory)
+  return scanning.has_training_set(directory) or any(map(scanning.files_in, folders))
 
 
 def _require_folder(root: str | Path) -> Path:
@@ -212,12 +207,5 @@ def _require_folder(root: str | Path) -> Path:
   return Path(root)
 
 
-def _unknown_category_message(root: Path, category: str) -> str:
-  available = categories(root)
-  matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
-  suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
-  return f'No category {category!r} in {root}.{suggestion} Available: {_join_names(available)}.'
-
-
-def _join_names(names: Sequence[str]) -> str:
-  return ', '.join(names) or 'none'
+def _list_available(names: Sequence[str]) -> str:
+  return f' Available: {", ".join(names) or "none"}.'

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from uadjax.data import problems
 from uadjax.data.layouts import scanning
-from uadjax.data.records import GOOD, Splits
+from uadjax.data.records import GOOD, Record, Splits
 
 TEXTURES = ('carpet', 'grid', 'leather', 'tile', 'wood')
 OBJECTS = (
@@ -26,7 +26,14 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   Files are train/good/*, test/<defect>/*, and ground_truth/<defect>/<stem>_mask.png.
   """
   train, test, truth = (directory / name for name in ('train', 'test', 'ground_truth'))
-  train_records, issues = scanning.training_records(train / GOOD)
+  train_records, issues = tuple(map(Record, scanning.files_in(train / GOOD))), []
+  if not train_records:
+    message = (
+      f'No images in {train / GOOD}; image files must end in {", ".join(scanning.SUFFIXES)}.'
+    )
+    if not (train / GOOD).is_dir():
+      message = f'No folder {train / GOOD}; it must contain the normal training images.'
+    issues.append(problems.error('empty split', train / GOOD, message))
   test_records = scanning.test_records(test, truth)
   if test.is_dir() and not test_records:
     issues.append(problems.error('empty split', test, f'No images in the folders of {test}.'))
@@ -38,12 +45,8 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
       )
       issues.append(problems.warning('defects in training', folder, message))
   used_masks = {record.mask for record in test_records}
-  issues += [
-    problems.warning(
-      'mask without image', mask, f'{mask} has no matching image in {test / folder.name}.'
-    )
-    for folder in scanning.folders_in(truth)
-    for mask in scanning.files_in(folder)
-    if mask not in used_masks
-  ]
+  for mask in (path for folder in scanning.folders_in(truth) for path in scanning.files_in(folder)):
+    if mask not in used_masks:
+      message = f'{mask} has no matching image in {test / mask.parent.name}.'
+      issues.append(problems.warning('mask without image', mask, message))
   return Splits(train_records, test_records), issues

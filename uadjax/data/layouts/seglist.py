@@ -38,11 +38,11 @@ def read_list(file: Path) -> tuple[list[Record], list[Problem]]:
     try:
       paths = [_resolve_inside(field, file.parent) for field in _fields(raw_line)]
     except ValueError as error:
-      is_outside = isinstance(error, _OutsideRootError)
-      kind = 'path leaves the root' if is_outside else 'list syntax'
+      kind = 'path leaves the root' if isinstance(error, _OutsideRootError) else 'list syntax'
       issues.append(problems.error(kind, file, f'{location}: {error}'))
       continue
-    missing = [path for path in paths if not _is_file(path)]
+    # Unlike Path.is_file, os.path.isfile accepts a name that is too long for any file.
+    missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113
     has_spaces = b' ' in raw_line.strip()
     hint = '; if a path contains spaces, put a tab between image and mask' if has_spaces else ''
     issues += [
@@ -94,17 +94,9 @@ def _resolve_inside(text: str, directory: Path) -> Path:
   root = Path(os.path.normpath(directory.absolute()))
   path = Path(os.path.normpath(root / relative))
   if PureWindowsPath(relative).drive or not path.is_relative_to(root):
-    raise _OutsideRootError(
-      f'{text} leaves {directory}; paths must be relative to it and stay inside.'
-    )
+    message = f'{text} leaves {directory}; paths must be relative to it and stay inside.'
+    raise _OutsideRootError(message)
   return directory / path.relative_to(root)
-
-
-def _is_file(path: Path) -> bool:
-  try:
-    return path.is_file()
-  except OSError:  # Raised, for example, for a name that is too long for any file.
-    return False
 
 
 def detect(directory: Path) -> bool:
