@@ -1,8 +1,9 @@
 """Files that a dataset check writes: sample pictures, a histogram, and a sheet of problems."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import itertools
+import math
 from pathlib import Path
 import textwrap
 from typing import Any
@@ -86,15 +87,14 @@ def _write_samples(
   Each is an image next to a copy with its mask outlined.
   """
   error_paths = {problem.path for problem in report.errors}
-  fractions = {p: f for p, f in report.defective_fractions.items() if p not in error_paths}
   readable = [record for record in records if record.path not in error_paths]
   sample_paths = []
   for number, record in enumerate(_choose_evenly(readable, num_samples), 1):
     image = outlined = image_io.decode(record.path)
     caption = f'{"no mask" if record.is_anomalous else "good"}: nothing to outline'
-    if record.mask in fractions:
+    if record.mask and record.mask not in error_paths:
       outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_threshold))
-      caption = f'mask: {format_percent(fractions[record.mask], 2)} defective'
+      caption = f'mask: {format_percent(report.defective_fractions[record.mask], 2)} defective'
     tiles = [
       sheet.TitledImage(title, _resize_to_fit(tile, _SAMPLE_SIDE))
       for title, tile in ((record.defect, image), (caption, outlined))
@@ -108,9 +108,8 @@ def _write_samples(
 
 def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
   """Choose about equally many records of each defect, good ones first."""
-  chosen = set(selection.spread_over_defects(records, num_samples))
-  key = {record: (record.is_anomalous, record.defect, i) for i, record in enumerate(records)}
-  return sorted(chosen, key=key.__getitem__)
+  chosen = selection.spread_over_defects(records, num_samples)
+  return sorted(chosen, key=lambda r: (r.is_anomalous, r.defect, records.index(r)))
 
 
 def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.ndarray, 'H W 3']:
@@ -125,14 +124,11 @@ def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.nda
 
 def _draw_histogram(report: checks.Report) -> figure.Figure:
   """Draw the number of images per split and defect, and the defective area of each defect."""
-  train, test = report.splits
-  counts = collections.Counter(f'test: {record.defect}' for record in test)
-  rows = ['test: good', *sorted(counts.keys() - {'test: good'})]
-  counts['train: good'] = sum(not record.is_anomalous for record in train)
-  if num_defective := len(train) - counts['train: good']:
-    counts['train: defective'] = num_defective
-    rows = ['train: defective', *rows]
-  rows = ['train: good', *rows]
+  counts = collections.Counter({'train: good': 0, 'test: good': 0})
+  for split, records in zip(('train', 'test'), report.splits, strict=True):
+    counts.update(f'{split}: {record.defect}' for record in records)
+  # Training images come before test images, and good ones before defects.
+  rows = sorted(counts, key=lambda r: (r.startswith('test: '), not r.endswith(': good'), r))
   colors = [_GOOD_COLOR if row.endswith(': good') else _DEFECT_COLOR for row in rows]
   fig = figure.Figure(figsize=(10, 1.6 + 0.34 * len(rows)), layout='constrained', dpi=120)
   backend_agg.FigureCanvasAgg(fig)
@@ -144,15 +140,13 @@ def _draw_histogram(report: checks.Report) -> figure.Figure:
   # Names may contain dollar signs, which must not start a formula.
   count_axes.set_yticks(range(len(rows)), rows, parse_math=False)
   count_axes.invert_yaxis()
-  _draw_defective_area(area_axes, report, {row: i for i, row in enumerate(rows)})
+  _draw_defective_area(area_axes, report, rows)
   for ax in (count_axes, area_axes):
     ax.spines[['top', 'right']].set_visible(False)
   return fig
 
 
-def _draw_defective_area(
-  ax: axes.Axes, report: checks.Report, row_by_name: Mapping[str, int]
-) -> None:
+def _draw_defective_area(ax: axes.Axes, report: checks.Report, rows: Sequence[str]) -> None:
   """Draw a dot per defective image at its percentage of defective pixels."""
   rng = np.random.default_rng(0)  # Jitter with a fixed seed, so that plots are reproducible.
   percentages: dict[str, list[float]] = collections.defaultdict(list)
@@ -160,7 +154,7 @@ def _draw_defective_area(
     if defect != GOOD and mask and (fraction := report.defective_fractions.get(mask)):
       percentages[defect].append(100 * fraction)
   for defect, values in sorted(percentages.items()):
-    row = row_by_name[f'test: {defect}']
+    row = rows.index(f'test: {defect}')
     jittered_rows = row + rng.uniform(-0.22, 0.22, len(values))
     ax.scatter(values, jittered_rows, s=14, color=_DEFECT_COLOR, alpha=0.6, linewidths=0)
     ax.plot([np.median(values)] * 2, [row - 0.36, row + 0.36], color='black', linewidth=1.5)
@@ -196,18 +190,17 @@ def _problem_sheet(report: checks.Report) -> Image.Image | None:
     return None
   files_to_show = itertools.islice(problems_by_path.items(), _MAX_CELLS)
   cells = [_problem_cell(path, problems, report) for path, problems in files_to_show]
-  rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
-  heights = [max(cell.height for cell in row) for row in rows]
-  size = len(rows[0]) * _CELL_WIDTH, sum(heights) + 2 * _LINE_HEIGHT
-  canvas = Image.new('RGB', size, 'white')
+  top, row_height = 2 * _LINE_HEIGHT, max(cell.height for cell in cells)
+  width = min(len(cells), _COLUMNS) * _CELL_WIDTH
+  num_rows = math.ceil(len(cells) / _COLUMNS)
+  canvas = Image.new('RGB', (width, top + num_rows * row_height), 'white')
   num_omitted = len(problems_by_path) - len(cells)
   omitted = f'; {num_omitted} more in check_dataset_result.json' if num_omitted else ''
   title = f'{len(cells)} files with problems (red: errors){omitted}'
   ImageDraw.Draw(canvas).text((6, 6), title, 'black', ImageFont.load_default(13))
-  tops = itertools.accumulate(heights, initial=2 * _LINE_HEIGHT)
-  for row, top in zip(rows, tops, strict=False):
-    for column, cell in enumerate(row):
-      canvas.paste(cell, (column * _CELL_WIDTH, top))
+  for i, cell in enumerate(cells):
+    row, column = divmod(i, _COLUMNS)
+    canvas.paste(cell, (column * _CELL_WIDTH, top + row * row_height))
   return canvas
 
 

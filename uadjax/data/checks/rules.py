@@ -19,17 +19,14 @@ ImageFunction: TypeAlias = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
 
 UNREADABLE, SIZE_MISMATCH = 'unreadable file', 'size mismatch'
 DEFECT_IN_TRAINING, IN_TRAIN_AND_TEST = 'defects in training', 'duplicate in train and test'
-_MAX_LISTED_VALUES = 4  # Values of a mask that a message lists.
 
-# Suffix of a label file -> patterns in its content and the labeling tool that writes them.
+# Labeling tool -> suffix of its label files, and a pattern in their content.
 _LABEL_SIGNATURES = {
-  '.json': ((rb'"shapes"\s*:', 'LabelMe'), (rb'"(annotations|(image|category)_id)"\s*:', 'COCO')),
-  '.xml': ((rb'<annotation[\s>]', 'VOC'),),
+  'LabelMe': ('.json', rb'"shapes"\s*:'),
+  'COCO': ('.json', rb'"(annotations|(image|category)_id)"\s*:'),
+  'VOC': ('.xml', rb'<annotation[\s>]'),
 }
-_MAX_OPENED_FILES = 3  # Files of one folder that are searched for the patterns.
-# Bytes that are read at either end of a file. Some tools embed the image, so that only the two ends
-# are sure to contain more than pixels.
-_END_BYTES = 1 << 16
+_MAX_OPENED_FILES = 3  # Files of one folder that are searched for a pattern.
 
 
 class Inspection(NamedTuple):
@@ -94,11 +91,9 @@ def inspect_mask(path: Path, threshold: int) -> Inspection:
     issues.append(warning('mask in color', path, message))
   unique = np.unique(values)
   if len(unique) > 2:
-    listed = ', '.join(f'{value:g}' for value in unique[:_MAX_LISTED_VALUES])
-    last = f', … {unique[-1]:g}' if len(unique) > _MAX_LISTED_VALUES else ''
     message = (
-      f'{path} is not binary: it has {len(unique)} values, {listed}{last}. Values above '
-      f'data.mask_threshold={threshold} count as defective.'
+      f'{path} is not binary: it has {len(unique)} values from {unique[0]:g} to {unique[-1]:g}. '
+      f'Values above data.mask_threshold={threshold} count as defective.'
     )
     issues.append(warning('mask not binary', path, message))
   fraction = float((values > threshold).mean())
@@ -210,26 +205,23 @@ def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Ite
   A good one makes metrics too optimistic; a defective one must not be trained on.
   """
   path, defect, _ = test_record
-  if not test_record.is_anomalous:
-    twin = '' if path in {record.path for record in train} else _same_image(train[0].path)
+  if defect == GOOD:
     message = (
-      f'{path}{twin} is in the test set and in the training set, which makes metrics too '
-      'optimistic; remove one of them.'
+      f'{_with_twin(path, train[0].path)} is in the test set and in the training set, which makes '
+      'metrics too optimistic; remove one of them.'
     )
     yield error(IN_TRAIN_AND_TEST, path, message)
-    return
   # `layouts.defects_in_training` already reports images whose own mask has a defect.
-  for train_path in (record.path for record in train if not record.is_anomalous):
-    twin = '' if train_path == path else _same_image(path)
+  for train_path in (r.path for r in train if defect != GOOD and not r.is_anomalous):
     message = (
-      f'{train_path}{twin} is in the training set, but in the test set as defective ({defect}); '
-      f'remove {train_path} from the training set.'
+      f'{_with_twin(train_path, path)} is in the training set, but in the test set as defective '
+      f'({defect}); remove {train_path} from the training set.'
     )
     yield error(DEFECT_IN_TRAINING, train_path, message)
 
 
-def _same_image(path: Path) -> str:
-  return f' (the same image as {path})'
+def _with_twin(path: Path, twin: Path) -> str:
+  return f'{path}' if path == twin else f'{path} (the same image as {twin})'
 
 
 def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
@@ -237,52 +229,40 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
   if dataset.listing.labels_by_mask:
     return
   for folder in dict.fromkeys(record.path.parent for record in dataset.splits.train):
-    for suffix in _LABEL_SIGNATURES:
+    for tool, (suffix, pattern) in _LABEL_SIGNATURES.items():
       paths = scanning.files_in(folder, [suffix])
-      for path in paths[:_MAX_OPENED_FILES]:
-        if tool := _labeling_tool(path):
-          message = (
-            f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
-            'labels. They are not read: every image there is used for training as good. If some '
-            'are not good, convert the labels first, with mode check_dataset and '
-            f'check.convert.enable=true, check.convert.src_dataset_type={tool}.'
-          )
-          yield warning('labels of another tool', folder, message)
-          break
+      if path := next((p for p in paths[:_MAX_OPENED_FILES] if _contains(p, pattern)), None):
+        message = (
+          f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
+          'labels. They are not read: every image there is used for training as good. If some are '
+          'not good, convert the labels first, with mode check_dataset and '
+          f'check.convert.enable=true, check.convert.src_dataset_type={tool}.'
+        )
+        yield warning('labels of another tool', folder, message)
 
 
-def _labeling_tool(path: Path) -> str:
-  """Return the name of the labeling tool that wrote a file; '' if it is unknown or unreadable."""
+def _contains(path: Path, pattern: bytes) -> bool:
+  """Return whether a pattern matches the content of a file; False if it is unreadable."""
   try:
-    with path.open('rb') as file:
-      content = file.read(_END_BYTES)
-      file.seek(max(_END_BYTES, path.stat().st_size - _END_BYTES))
-      content += file.read(_END_BYTES)
+    return bool(re.search(pattern, path.read_bytes()))
   except OSError:
-    return ''
-  signatures = _LABEL_SIGNATURES[path.suffix.lower()]
-  return next((tool for pattern, tool in signatures if re.search(pattern, content)), '')
+    return False
 
 
 def _small_splits(dataset: Dataset) -> Iterator[Problem]:
   """Yield a problem for each split that is too small or lacks good or defective images."""
   directory, (train, test) = dataset.listing.directory, dataset.splits
-  empty_paths = {p.path for p in dataset.listing.problems if p.kind == 'empty split'}
   num_good = sum(not record.is_anomalous for record in train)
-  if not train and not empty_paths - {directory / 'test'}:
-    yield error('empty split', directory, f'{directory} has no training images.')
-  elif train and num_good < dataset.min_images:
+  if train and num_good < dataset.min_images:  # The layout reports why there are none.
     message = (
       f'{directory} has {num_good} good training images; at least {dataset.min_images} are needed.'
     )
     yield error('too few images', directory, message)
-  if not test:
-    if directory / 'test' not in empty_paths:
-      message = f'{directory} has no test images: a model can be trained, but not evaluated.'
-      yield warning('empty split', directory, message)
-    return
+  if not test and directory / 'test' not in {p.path for p in dataset.listing.problems}:
+    message = f'{directory} has no test images: a model can be trained, but not evaluated.'
+    yield warning('empty split', directory, message)
   classes = {'defective' if record.is_anomalous else 'good' for record in test}
-  for label in sorted({'good', 'defective'} - classes):
+  for label in sorted({'good', 'defective'} - classes) if test else ():
     message = f'{directory} has no {label} test images; metrics that need both classes are omitted.'
     yield warning(f'no {label} test images', directory, message)
 
