@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 import re
 import shutil
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from uadjax.data import problems as dataset_problems
 from uadjax.data.convert import coco, labelme, mvtec, samples, voc
@@ -26,6 +26,7 @@ _READERS: dict[str, Callable[[Path, Progress], samples.SourceContents]] = {
   'MVTec_AD': mvtec.read,
   'VOC': voc.read,
 }
+_OutputEntry: TypeAlias = tuple[samples.Sample, str, str]  # With the paths of image and mask.
 _MAX_LISTED_PROBLEMS = 20  # Problems that one message lists.
 
 
@@ -63,15 +64,14 @@ def convert(
     ConfigError: the target lies in the source or is not empty.
     UnknownName: there is no format of that name.
   """
-  names = {name.lower(): name for name in _READERS}
-  if source_format.lower() not in names:
+  read = next((_READERS[n] for n in _READERS if n.lower() == source_format.lower()), None)
+  if not read:
     raise UnknownName(
       f'Unknown check.convert.src_dataset_type {source_format!r}; choose from {[*_READERS]}.'
     )
-  source_format = names[source_format.lower()]
   source, target = source.resolve(), target.resolve()
   require_convertible(source, target)
-  contents = _READERS[source_format](source, progress)
+  contents = read(source, progress)
   entries = _plan_entries(contents.samples)
   problems = [*contents.problems, *_listing_problems(entries)]
   if not entries and not problems:
@@ -82,19 +82,19 @@ def convert(
     raise DataError(f'Cannot convert {source}; {count}:\n  {listing}')
   train, val = [], []
   with files.atomic_directory(target) as folder:
-    for entry in progress(entries, len(entries), 'Writing'):
-      _write_entry(entry, folder)
-      is_training = entry.sample.defect == GOOD and not entry.sample.held_out
-      (train if is_training else val).append(f'{entry.image_path}\t{entry.mask_path}\n')
+    for sample, image_path, mask_path in progress(entries, len(entries), 'Writing'):
+      for path in (folder / image_path, folder / mask_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+      if isinstance(sample.image, bytes):
+        (folder / image_path).write_bytes(sample.image)
+      else:
+        shutil.copyfile(sample.image, folder / image_path)
+      (folder / mask_path).write_bytes(sample.mask)
+      is_training = sample.defect == GOOD and not sample.held_out
+      (train if is_training else val).append(f'{image_path}\t{mask_path}\n')
     files.write_text(folder / 'train.txt', ''.join(train))
     files.write_text(folder / 'val.txt', ''.join(val))
   return _summarize(contents, len(train), len(val))
-
-
-class _OutputEntry(NamedTuple):
-  sample: samples.Sample
-  image_path: str
-  mask_path: str
 
 
 def require_convertible(source: Path, target: Path) -> None:
@@ -120,11 +120,10 @@ def _plan_entries(source_samples: Sequence[samples.Sample]) -> list[_OutputEntry
   stems = [samples.strip_suffix(path) for path in paths]
   if len({stem.casefold() for stem in stems}) < len(stems):
     stems = paths  # Some images differ only in their suffix, so masks keep it.
-  entries = (
-    _OutputEntry(sample, f'images/{path}', f'annotations/{stem}.png')
-    for sample, path, stem in zip(source_samples, paths, stems, strict=True)
-  )
-  return sorted(entries, key=lambda entry: entry.image_path)
+  image_paths = [f'images/{path}' for path in paths]
+  mask_paths = [f'annotations/{stem}.png' for stem in stems]
+  entries = zip(source_samples, image_paths, mask_paths, strict=True)
+  return sorted(entries, key=lambda entry: entry[1])
 
 
 def _folder_name(defect: str) -> str:
@@ -148,17 +147,6 @@ def _listing_problems(entries: Sequence[_OutputEntry]) -> list[str]:
       )
     name_by_key[path.casefold()] = sample.name
   return problems
-
-
-def _write_entry(entry: _OutputEntry, target: Path) -> None:
-  sample, image_path, mask_path = entry.sample, target / entry.image_path, target / entry.mask_path
-  image_path.parent.mkdir(parents=True, exist_ok=True)
-  mask_path.parent.mkdir(parents=True, exist_ok=True)
-  if isinstance(sample.image, bytes):
-    image_path.write_bytes(sample.image)
-  else:
-    shutil.copyfile(sample.image, image_path)
-  mask_path.write_bytes(sample.mask)
 
 
 def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -> ConversionSummary:

@@ -6,12 +6,10 @@ cannot have holes; run lengths can.
 """
 
 from collections.abc import Mapping, Sequence
-import functools
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 import re
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Bool
 import numpy as np
 
 from uadjax.data.convert import outlines, samples
@@ -32,14 +30,12 @@ class _CocoFile(NamedTuple):
 
   Attributes:
     name: path relative to the source, with '/'.
-    images: entries of the list 'images', by id.
-    instances: entries of the list 'annotations', by the id of their image.
+    images: entries of the list 'images', each with those of the list 'annotations' for it.
     category_names: names of categories, by id.
   """
 
   name: str
-  images: Sequence[tuple[Id, Entry]]
-  instances: Mapping[Id, Sequence[Entry]]
+  images: Sequence[tuple[Entry, Sequence[Entry]]]
   category_names: Mapping[Id, str]
 
   @property
@@ -54,48 +50,36 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   paths = scanning.find_files(source, ['.json'])
   # COCO also has files with captions and keypoints of the same images, which would count twice.
   paths = [path for path in paths if path.stem.startswith('instances')] or paths
-  files: list[_CocoFile] = []
-  problems: list[str] = []
-  for path in paths:
-    try:
-      files.append(_read_file(path, images.relative_to_root(path)))
-    except DataError as error:
-      problems.append(str(error))
+  files, problems = samples.collect(lambda path: _read_file(path, source), paths)
   if len(problems) > _MAX_LISTED_PROBLEMS:
     num_omitted = len(problems) - _MAX_LISTED_PROBLEMS
     problems[_MAX_LISTED_PROBLEMS:] = [f'{num_omitted} more JSON files like these.']
-  jobs = [
-    functools.partial(_read_sample, image_id, entry, file, images)
-    for file in files
-    for image_id, entry in file.images
-  ]
-  if not jobs and not problems:
+  entries = [(file, *labeled_image) for file in files for labeled_image in file.images]
+  if not entries and not problems:
     problems.append(f'No JSON file below {source} lists images and annotations as COCO does.')
-  listed, sample_problems = samples.collect_samples(jobs, progress)
+  listed, more_problems = samples.collect(lambda e: _read_sample(images, *e), entries, progress)
   num_unlisted = len(set(images.paths) - {sample.image for sample in listed})
   notes = [f'{num_unlisted} images that no JSON file lists were ignored.'] if num_unlisted else []
-  return samples.SourceContents(listed, [*problems, *sample_problems], notes)
+  return samples.SourceContents(listed, [*problems, *more_problems], notes)
 
 
-def _read_file(path: Path, name: str) -> _CocoFile:
-  keys = ('images', 'annotations', 'categories')
-  content = samples.read_json(path, name, 'COCO', keys)
+def _read_file(path: Path, source: Path) -> _CocoFile:
+  name = path.relative_to(source).as_posix()
+  content = samples.read_json(path, name, 'COCO', ('images', 'annotations', 'categories'))
   images = _entries_by_id(content['images'], 'id', name)
   instances: dict[Id, list[Entry]] = {image_id: [] for image_id, _ in images}
-  orphans: list[Id] = []
-  for image_id, instance in _entries_by_id(content['annotations'], 'image_id', name):
-    if image_id in instances:
-      instances[image_id].append(instance)
-    else:
-      orphans.append(image_id)
-  if orphans:
-    ids = sorted({str(image_id) for image_id in orphans})[:5]
+  annotations = _entries_by_id(content['annotations'], 'image_id', name)
+  if orphans := [str(image_id) for image_id, _ in annotations if image_id not in instances]:
     raise DataError(
-      f'{name}: {len(orphans)} annotations have an image_id that the file does not list: {ids}.'
+      f'{name}: {len(orphans)} annotations have an image_id that the file does not list: '
+      f'{sorted(set(orphans))[:5]}.'
     )
+  for image_id, instance in annotations:
+    instances[image_id].append(instance)
   categories = _entries_by_id(content['categories'], 'id', name)
   category_names = {category_id: str(entry.get('name')) for category_id, entry in categories}
-  return _CocoFile(name, images, instances, category_names)
+  labeled_images = [(entry, instances[image_id]) for image_id, entry in images]
+  return _CocoFile(name, labeled_images, category_names)
 
 
 def _entries_by_id(entries: object, key: str, name: str) -> list[tuple[Id, Entry]]:
@@ -115,14 +99,14 @@ def _entries_by_id(entries: object, key: str, name: str) -> list[tuple[Id, Entry
 
 
 def _read_sample(
-  image_id: Id, entry: Entry, file: _CocoFile, images: samples.ImageIndex
+  images: samples.ImageIndex, file: _CocoFile, entry: Entry, instances: Sequence[Entry]
 ) -> samples.Sample:
   image = _find_image(str(entry.get('file_name') or ''), file.name, images)
   name = images.relative_to_root(image)
   size = samples.require_matching_size(image, name, entry.get('height'), entry.get('width'))
-  shapes = samples.collect_shapes(
-    [(f'{file.name}: {name}: annotation {i.get("id")}:', i) for i in file.instances[image_id]],
+  shapes = samples.read_shapes(
     lambda instance: _read_shape(instance, file.category_names, *size),
+    [(f'{file.name}: {name}: annotation {i.get("id")}:', i) for i in instances],
   )
   return samples.sample_from_shapes(name, image, shapes, file.is_held_out)
 
@@ -136,27 +120,23 @@ def _find_image(file_name: str, json_name: str, images: samples.ImageIndex) -> P
   Raises:
     DataError: no image matches, or several match equally well.
   """
-  file_path, json_path = samples.to_posix(file_name), PurePosixPath(json_name)
+  file_path, json_path = samples.to_posix(file_name), images.root / json_name
   matches = images.find_by_ending(re.sub(r'^([a-zA-Z]:)?(/|\.\./)*', '', file_path))
-  names = [images.relative_to_root(path) for path in matches]
-  exact_match = images.find_by_path((json_path.parent / file_path).as_posix())
-  ranked_matches = [
-    [path for path in matches if path == exact_match],
-    [path for path in matches if json_path.stem.endswith(f'_{path.parent.name}')],
-    [
-      p for p, n in zip(matches, names, strict=True) if json_path.parent in PurePosixPath(n).parents
-    ],
-    matches,
-  ]
-  for candidates in ranked_matches:
-    if len(candidates) == 1:
-      return candidates[0]
+  exact_match = images.find_by_path((Path(json_name).parent / file_path).as_posix())
+
+  def closeness(path: Path) -> tuple[bool, ...]:
+    is_named_like_json = json_path.stem.endswith(f'_{path.parent.name}')
+    return path == exact_match, is_named_like_json, json_path.parent in path.parents
+
   if not matches:
     raise DataError(f'{json_name}: no image {file_name!r}.')
-  raise DataError(
-    f'{json_name}: {file_name!r} is ambiguous: it matches {names[:5]}; list images with their '
-    'folders.'
-  )
+  closest, *others = sorted(matches, key=closeness, reverse=True)
+  if others and closeness(closest) == closeness(others[0]):
+    names = [images.relative_to_root(path) for path in matches[:5]]
+    raise DataError(
+      f'{json_name}: {file_name!r} is ambiguous: it matches {names}; list images with folders.'
+    )
+  return closest
 
 
 def _read_shape(
@@ -181,21 +161,19 @@ def _read_shape(
   return samples.Shape(label, outlines.fill_polygon_even_odd(corners, height, width), is_box=True)
 
 
-def _fill_polygon(coordinates: object, height: int, width: int) -> Bool[np.ndarray, 'h w']:
+def _fill_polygon(coordinates: object, height: int, width: int) -> outlines.Mask:
   if not isinstance(coordinates, list) or len(coordinates) % 2:
     raise DataError(f'a polygon must be a list [x1, y1, x2, y2, …], not {str(coordinates)[:60]}')
   pairs = list(zip(coordinates[::2], coordinates[1::2], strict=True))
-  outline = outlines.parse_points(pairs, 3, 'polygon')
-  return outlines.fill_polygon_even_odd(outline, height, width)
+  return outlines.fill_polygon_even_odd(outlines.parse_points(pairs, 3, 'polygon'), height, width)
 
 
-def _decode_run_lengths(segmentation: Entry, height: int, width: int) -> Bool[np.ndarray, 'h w']:
+def _decode_run_lengths(segmentation: Entry, height: int, width: int) -> outlines.Mask:
   counts, size = segmentation.get('counts'), segmentation.get('size')
   if size != [height, width]:
     raise DataError(f'its run lengths have size {size}, but the image has {[height, width]}')
-  if not isinstance(counts, str) and not (
-    isinstance(counts, list) and all(isinstance(count, int) for count in counts)
-  ):
+  is_list = isinstance(counts, list) and all(isinstance(count, int) for count in counts)
+  if not isinstance(counts, str) and not is_list:
     raise DataError('its run lengths are neither a list of integers nor a string')
   try:
     return regions.decode_run_lengths(counts, height, width)
