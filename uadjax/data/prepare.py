@@ -10,7 +10,7 @@ from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.records import Record
 from uadjax.data.settings import CheckSettings, DataSettings
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, DataError
 from uadjax.system import logging as log, progress
 
 
@@ -33,6 +33,8 @@ def checked_splits(
   """
   report = data.check_dataset(settings, min_images, progress.show_progress, on_test_image)
   splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
+  if not splits.train:
+    raise DataError(f'{report}\nNo usable training images remain.')
   if report.problems:
     log.LOG.warning('%s', report)
   if message := checks.describe_excluded(report, splits):
@@ -62,13 +64,10 @@ def checked_test_set(
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))
   if not report.passed and not enforce:
     log.LOG.warning('%s', report)
-    test = checks.usable_splits(report).test
-  else:
-    test = checks.require_valid(report).test
+  test = (checks.require_valid(report) if enforce else checks.usable_splits(report)).test
   if not test:
     raise ConfigError(
-      f'{Path(settings.root, settings.category)} has no test images; put them into a folder '
-      'test/good or test/<defect>.'
+      f'{report.directory} has no test images; put them into a folder test/good or test/<defect>.'
     )
   return test
 

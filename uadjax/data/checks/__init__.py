@@ -141,7 +141,7 @@ def require_valid(report: Report) -> Splits:
   if report.passed:
     return report.splits
   hint = 'Fix the data', ', or pass ', Setting('check.enforce', False), ' to use the other images'
-  hint = hint if _usable_or_empty(report).train else hint[:1]
+  hint = hint if usable_splits(report).train else hint[:1]
   raise DataError(f'{report}\n', hint=(*hint, '.'))
 
 
@@ -152,18 +152,7 @@ def usable_splits(report: Report) -> Splits:
   training images, because they would make the metrics look too good. In a seglist, where masks
   determine which images are good, images with unreadable masks are excluded as well. In other
   layouts, masks that are unreadable or have the wrong size count as absent.
-
-  Raises:
-    DataError: no training images remain.
   """
-  splits = _usable_or_empty(report)
-  if not splits.train:
-    raise DataError(f'{report}\nNo usable training images remain.')
-  return splits
-
-
-def _usable_or_empty(report: Report) -> Splits:
-  """Return the images that `usable_splits` selects; unlike it, allow an empty training split."""
   unreadable = report.error_paths(rules.UNREADABLE)
   bad_masks = unreadable | report.error_paths(rules.SIZE_MISMATCH)
   # Masks that determine the label must be readable.

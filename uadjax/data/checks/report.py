@@ -10,8 +10,7 @@ from typing import Any
 import warnings
 
 from jaxtyping import UInt8
-from matplotlib import axes, figure, ticker
-from matplotlib.backends import backend_agg
+from matplotlib import ticker
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,8 +21,9 @@ from uadjax.data.records import GOOD, Record
 from uadjax.errors import DataError
 from uadjax.system import files
 from uadjax.system.text import format_percent
-from uadjax.visualization import heatmap, sheet
+from uadjax.visualization import figures, heatmap, sheet
 
+_NUM_SAMPLES = 10  # Sample pictures of a split.
 _SAMPLE_SIDE = 400  # Longer side of a sample in pixels.
 _CELL_WIDTH, _COLUMNS, _MAX_CELLS = 260, 4, 40  # Layout of the problem sheet; width in pixels.
 _LINE_HEIGHT = 15  # Pixels.
@@ -32,27 +32,27 @@ _GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Distinct for color-blind re
 _TEXT_COLORS = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
 
-def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[str, Any]:
+def write(report: checks.Report, workdir: Path) -> dict[str, Any]:
   """Write the pictures of a check into `workdir/check_dataset`, which is replaced if it exists.
 
   Args:
     report: result of the check.
     workdir: work directory of the run.
-    num_samples: number of sample pictures per split.
 
   Returns:
     The content of `check_dataset_result.json` without its done_flag, with paths relative to
     `workdir`.
   """
-  train, test = report.splits
+  defects = collections.Counter(r.defect for r in report.splits.test if r.is_anomalous)
+  # Training learns only the normal class.
+  attributes: dict[str, object] = {'num_classes': 1, 'defects': dict(defects)}
   with files.atomic_directory(workdir / 'check_dataset') as folder:
     (folder / 'demo_img').mkdir()
-    sample_paths = {
-      split: _write_samples(report, records, folder / 'demo_img', split, num_samples)
-      for split, records in (('train', train), ('val', test))
-    }
-    with warnings.catch_warnings():
-      warnings.filterwarnings('ignore', 'Glyph')  # The font lacks letters of some names.
+    for split, records in zip(('train', 'val'), report.splits, strict=True):
+      sample_paths = _write_samples(report, records, folder / 'demo_img', split)
+      attributes |= {f'{split}_sample_paths': sample_paths, f'{split}_samples': len(records)}
+    with figures.style(), warnings.catch_warnings():
+      warnings.filterwarnings('ignore', 'Glyph')  # The fonts lack letters of some names.
       _draw_histogram(report).savefig(folder / 'histogram.png')
     analysis = {'histogram': 'check_dataset/histogram.png'}
     if problem_sheet := _problem_sheet(report):
@@ -60,14 +60,7 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
       analysis['problems'] = 'check_dataset/problems.png'
   return {
     'check_pass': report.passed,
-    'attributes': {
-      'train_sample_paths': sample_paths['train'],
-      'train_samples': len(train),
-      'val_sample_paths': sample_paths['val'],
-      'val_samples': len(test),
-      'num_classes': 1,  # Training learns only the normal class.
-      'defects': dict(collections.Counter(r.defect for r in test if r.is_anomalous)),
-    },
+    'attributes': attributes,
     'analysis': analysis,
     'dataset_path': str(report.directory),
     'show_type': 'image',
@@ -80,7 +73,7 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
 
 
 def _write_samples(
-  report: checks.Report, records: Sequence[Record], folder: Path, split: str, num_samples: int
+  report: checks.Report, records: Sequence[Record], folder: Path, split: str
 ) -> list[str]:
   """Write sample pictures of readable images, evenly chosen per defect; return their paths.
 
@@ -89,7 +82,7 @@ def _write_samples(
   error_paths = {problem.path for problem in report.errors}
   readable = [record for record in records if record.path not in error_paths]
   sample_paths = []
-  for number, record in enumerate(_choose_evenly(readable, num_samples), 1):
+  for number, record in enumerate(_choose_evenly(readable, _NUM_SAMPLES), 1):
     image = outlined = image_io.decode(record.path)
     caption = f'{"no mask" if record.is_anomalous else "good"}: nothing to outline'
     if record.mask and record.mask not in error_paths:
@@ -122,7 +115,7 @@ def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.nda
   return np.asarray(Image.fromarray(image).resize(size, resampling))
 
 
-def _draw_histogram(report: checks.Report) -> figure.Figure:
+def _draw_histogram(report: checks.Report) -> figures.Figure:
   """Draw the number of images per split and defect, and the defective area of each defect."""
   counts = collections.Counter({'train: good': 0, 'test: good': 0})
   for split, records in zip(('train', 'test'), report.splits, strict=True):
@@ -130,23 +123,19 @@ def _draw_histogram(report: checks.Report) -> figure.Figure:
   # Training images come before test images, and good ones before defects.
   rows = sorted(counts, key=lambda r: (r.startswith('test: '), not r.endswith(': good'), r))
   colors = [_GOOD_COLOR if row.endswith(': good') else _DEFECT_COLOR for row in rows]
-  fig = figure.Figure(figsize=(10, 1.6 + 0.34 * len(rows)), layout='constrained', dpi=120)
-  backend_agg.FigureCanvasAgg(fig)
-  count_axes, area_axes = fig.subplots(1, 2, sharey=True)
+  figure = figures.new_figure(10.0, 1.6 + 0.34 * len(rows))
+  count_axes, area_axes = figure.subplots(1, 2, sharey=True)
   bars = count_axes.barh(range(len(rows)), [counts[row] for row in rows], color=colors)
   count_axes.bar_label(bars, padding=3)
   count_axes.margins(x=0.12)
   count_axes.set(title='Images', xlabel='number of images')
-  # Names may contain dollar signs, which must not start a formula.
-  count_axes.set_yticks(range(len(rows)), rows, parse_math=False)
+  count_axes.set_yticks(range(len(rows)), rows)
   count_axes.invert_yaxis()
   _draw_defective_area(area_axes, report, rows)
-  for ax in (count_axes, area_axes):
-    ax.spines[['top', 'right']].set_visible(False)
-  return fig
+  return figure
 
 
-def _draw_defective_area(ax: axes.Axes, report: checks.Report, rows: Sequence[str]) -> None:
+def _draw_defective_area(ax: figures.Axes, report: checks.Report, rows: Sequence[str]) -> None:
   """Draw a dot per defective image at its percentage of defective pixels."""
   rng = np.random.default_rng(0)  # Jitter with a fixed seed, so that plots are reproducible.
   percentages: dict[str, list[float]] = collections.defaultdict(list)
@@ -166,8 +155,7 @@ def _draw_defective_area(ax: axes.Axes, report: checks.Report, rows: Sequence[st
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.grid(axis='x', alpha=0.3)
   else:
-    ax.text(0.5, 0.5, 'no masks', transform=ax.transAxes, ha='center', color='gray')
-    ax.set_xticks([])
+    figures.show_message(ax, 'no masks')
 
 
 def _log_ticks(ratio: float) -> ticker.Locator:
