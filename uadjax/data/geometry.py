@@ -31,11 +31,6 @@ class Frame(NamedTuple):
   width: int
 
 
-def full_frame(h: int, w: int) -> Frame:
-  """Return the frame of an h x w original."""
-  return Frame(0.0, 0.0, float(h), float(w), h, w)
-
-
 def resize(frame: Frame, height: int, width: int) -> Frame:
   """Return a frame that shows the same rectangle at another size."""
   return frame._replace(height=height, width=width)

@@ -59,7 +59,7 @@ class Ops(NamedTuple):
 
   def frame(self, h: int, w: int) -> geometry.Frame:
     """Return the rectangle of an h x w original that the network image shows."""
-    frame = geometry.full_frame(h, w)
+    frame = geometry.Frame(0.0, 0.0, float(h), float(w), h, w)
     for name, height, width in self.steps:
       frame = geometry.OPS[name](frame, height, width)
     # Rounding must not move an edge out of the image.

@@ -200,13 +200,17 @@ def sample_from_shapes(
   Raises:
     DataError: a shape covers no pixel or is labeled as good; the message has a line for each.
   """
-  problems = list(_shape_problems(name, shapes))
+  problems, canvas = [], np.zeros(image_io.image_size(image), np.int32)
+  for layer, (label, mask, _) in enumerate(shapes, 1):
+    if not mask.any():
+      problems.append(f'{name}: a shape {label!r} lies outside of the image or covers no pixel.')
+    elif scanning.is_normal(label.strip()):
+      problems.append(
+        f"{name}: a shape is labeled {label!r}; label it '_background_' if it is not a defect."
+      )
+    canvas[mask] = 0 if label in EXCLUDED_LABELS else layer
   if problems:
     raise DataError('\n'.join(problems))
-  height, width = image_io.image_size(image)
-  canvas = np.zeros((height, width), np.int32)
-  for layer, shape in enumerate(shapes, 1):
-    canvas[shape.mask] = 0 if shape.label in EXCLUDED_LABELS else layer
   visible = [shapes[layer - 1] for layer in np.unique(canvas) if layer]
   labels = {shape.label for shape in visible} or {GOOD}
   defect = labels.pop() if len(labels) == 1 else 'combined'
@@ -237,14 +241,6 @@ def require_matching_size(
       f'{width}x{height}.'
     )
   return size
-
-
-def _shape_problems(name: str, shapes: Sequence[Shape]) -> Iterable[str]:
-  for label, mask, _ in shapes:
-    if not mask.any():
-      yield f'{name}: a shape {label!r} lies outside of the image or covers no pixel.'
-    elif scanning.is_normal(label.strip()):
-      yield f"{name}: a shape is labeled {label!r}; label it '_background_' if it is not a defect."
 
 
 def _normalize_path(path: str) -> str:

@@ -24,13 +24,7 @@ from uadjax.errors import DataError
 Example = tuple[str, dict[str, object]]
 
 _ARCHIVE = 'mvtec_anomaly_detection.tar.xz'
-_CITATION = """\
-@inproceedings{bergmann2019mvtec,
-  title = {{MVTec AD}: A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection},
-  author = {Bergmann, Paul and Fauser, Michael and Sattlegger, David and Steger, Carsten},
-  booktitle = {CVPR},
-  year = {2019},
-}"""
+_HOMEPAGE = 'https://www.mvtec.com/company/research/datasets/mvtec-ad'
 
 
 class MvtecAd(tfds.core.GeneratorBasedBuilder):
@@ -46,8 +40,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
   # TFDS 4.9.10 imports importlib_resources, which it does not declare as a dependency.
   code_path = None
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
-  Get {_ARCHIVE} from https://www.mvtec.com/company/research/datasets/mvtec-ad (CC BY-NC-SA 4.0) and
-  put it, or the category folders that it contains, into manual_dir.
+  Get {_ARCHIVE} from {_HOMEPAGE} (CC BY-NC-SA 4.0) and put it, or the category folders that it
+  contains, into manual_dir.
   """
 
   def __init__(self, *, category: str | None = None, **kwargs: Any):
@@ -57,21 +51,20 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
+    features = {
+      'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+      'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+      'has_mask': np.bool_,  # False for a defective image without ground truth.
+      'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
+      'defect': tfds.features.Text(),
+      'path': tfds.features.Text(),
+    }
     return self.dataset_info_from_configs(
       description='Industrial images for unsupervised anomaly detection: training images are good.',
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
-          'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-          'has_mask': np.bool_,  # False for a defective image without ground truth.
-          'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
-          'defect': tfds.features.Text(),
-          'path': tfds.features.Text(),
-        }
-      ),
+      features=tfds.features.FeaturesDict(features),
       supervised_keys=('image', 'label'),
-      homepage='https://www.mvtec.com/company/research/datasets/mvtec-ad',
-      citation=_CITATION,
+      homepage=_HOMEPAGE,
+      citation='Bergmann, Fauser, Sattlegger, Steger: MVTec AD, CVPR 2019.',
     )
 
   def _split_generators(
@@ -94,12 +87,14 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
       if problem := layouts.mask_size_mismatch(record, image.shape[:2], mask.shape):
         raise DataError(problem)
       path = record.path.relative_to(root).as_posix()
-      example = {
-        'image': image,
-        'mask': mask[..., None].astype(np.uint8) * 255,
-        'has_mask': record.mask is not None or not record.is_anomalous,
-        'label': int(record.is_anomalous),
-        'defect': record.defect,
-        'path': path,
-      }
-      yield path, example
+      yield (
+        path,
+        {
+          'image': image,
+          'mask': mask[..., None].astype(np.uint8) * 255,
+          'has_mask': record.mask is not None or not record.is_anomalous,
+          'label': int(record.is_anomalous),
+          'defect': record.defect,
+          'path': path,
+        },
+      )
