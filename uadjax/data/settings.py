@@ -35,12 +35,8 @@ class SplitSettings:
   """Section `check.split`: random lists of a `seglist`, after conversion, before the check."""
 
   enable: bool = field(False, 'Whether to draw new lists of training and test images.')
-  train_percent: int = field(
-    80, 'Share of the good images for training.', unit='%', above=0, below=100
-  )
-  val_percent: int = field(
-    20, 'Share of the good images for testing.', unit='%', above=0, below=100
-  )
+  train_percent: int = field(80, 'Share of good images for training.', unit='%', above=0, below=100)
+  val_percent: int = field(20, 'Share of good images for testing.', unit='%', above=0, below=100)
 
 
 @dataclasses.dataclass(frozen=True)

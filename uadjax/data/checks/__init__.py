@@ -109,7 +109,11 @@ def check(
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     splits = layouts.label_by_mask(splits, defective_masks)
   dataset = rules.Dataset(listing, splits, images, masks, mask_threshold, min_images)
-  all_problems = [*listing.problems, *(p for rule in rules.RULES for p in rule(dataset))]
+  all_problems = [*listing.problems]
+  for inspection in (*images.values(), *masks.values()):
+    all_problems += inspection.problems
+  for rule in rules.RULES:
+    all_problems += rule(dataset)
   fractions = {path: mask.defective_fraction for path, mask in masks.items() if mask.size}
   ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
   properties = (listing.directory, splits, ordered, fractions, mask_threshold)

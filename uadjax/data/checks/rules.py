@@ -100,11 +100,6 @@ def inspect_mask(path: Path, threshold: int) -> Inspection:
   return Inspection(values.shape, defective_fraction=fraction, problems=tuple(issues))
 
 
-def _file_problems(dataset: Dataset) -> Iterator[Problem]:
-  for inspection in (*dataset.images.values(), *dataset.masks.values()):
-    yield from inspection.problems
-
-
 def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
   for record in (*dataset.splits.train, *dataset.splits.test):
     size = dataset.images[record.path].size
@@ -268,7 +263,6 @@ def _small_splits(dataset: Dataset) -> Iterator[Problem]:
 
 
 RULES: tuple[Callable[[Dataset], Iterator[Problem]], ...] = (
-  _file_problems,
   _size_mismatches,
   _defects_in_training,
   _label_contradictions,

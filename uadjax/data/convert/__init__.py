@@ -66,9 +66,10 @@ def convert(
   """
   read = next((_READERS[n] for n in _READERS if n.lower() == source_format.lower()), None)
   if not read:
-    raise UnknownName(
+    message = (
       f'Unknown check.convert.src_dataset_type {source_format!r}; choose from {[*_READERS]}.'
     )
+    raise UnknownName(message)
   source, target = source.resolve(), target.resolve()
   require_convertible(source, target)
   contents = read(source, progress)
@@ -102,9 +103,8 @@ def require_convertible(source: Path, target: Path) -> None:
   if not source.is_dir():
     raise DataError(f'No folder {source}; it must contain the dataset to convert.')
   if target.is_relative_to(source):
-    raise ConfigError(
-      f'check.convert.output {target} lies in {source}, which must not change; name another folder.'
-    )
+    message = f'check.convert.output {target} lies in {source}, which must not change'
+    raise ConfigError(f'{message}; name another folder.')
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise ConfigError(f'check.convert.output {target} is not empty; name another folder.')
 

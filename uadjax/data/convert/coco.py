@@ -133,9 +133,8 @@ def _find_image(file_name: str, json_name: str, images: samples.ImageIndex) -> P
   closest, *others = sorted(matches, key=closeness, reverse=True)
   if others and closeness(closest) == closeness(others[0]):
     names = [images.relative_to_root(path) for path in matches[:5]]
-    raise DataError(
-      f'{json_name}: {file_name!r} is ambiguous: it matches {names}; list images with folders.'
-    )
+    message = f'{json_name}: {file_name!r} is ambiguous: it matches {names}'
+    raise DataError(f'{message}; list images with their folders.')
   return closest
 
 
@@ -155,9 +154,8 @@ def _read_shape(
     return samples.Shape(label, np.logical_or.reduce(masks))
   if not isinstance(box, list) or len(box) != 4:
     raise DataError('it has neither segmentation nor bbox')
-  (left, top), (box_width, box_height) = outlines.parse_points([box[:2], box[2:]])
-  right, bottom = left + box_width, top + box_height
-  corners = outlines.parse_points([[left, top], [right, top], [right, bottom], [left, bottom]])
+  corner, box_size = outlines.parse_points([box[:2], box[2:]])
+  corners = corner + box_size * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
   return samples.Shape(label, outlines.fill_polygon_even_odd(corners, height, width), is_box=True)
 
 

@@ -147,9 +147,8 @@ def read_json(path: Path, name: str, tool: str, list_keys: Sequence[str]) -> dic
   content = content if isinstance(content, dict) else {}
   for key in list_keys:
     if not isinstance(content.get(key), list):
-      raise DataError(
-        f'{name}: not a {tool} file, because it has no list {key!r}; move it elsewhere.'
-      )
+      message = f'{name}: not a {tool} file, because it has no list {key!r}; move it elsewhere.'
+      raise DataError(message)
   return content
 
 

@@ -7,7 +7,7 @@ that the lists in ImageSets do not name are ignored; without lists, an image wit
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from xml.etree import ElementTree
 
 from jaxtyping import Int32
@@ -19,6 +19,8 @@ from uadjax.data.convert import outlines, samples
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
+
+Shapes: TypeAlias = list[samples.Shape]
 
 # Values of background, and of pixels that are neither defect nor background, in a mask of class
 # numbers and in one of colors.
@@ -75,9 +77,11 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   image_stems = {samples.strip_suffix(images.relative_to_root(path)) for path in paths}
   # Labels without an image must be reported: the image of a defect may have another name.
   stems = train | held_out if has_image_sets else image_stems | files.label_paths.keys()
-  listed, problems = samples.collect(
-    lambda stem: _read_sample(stem, files, stem in held_out), sorted(stems), progress
-  )
+
+  def read_sample(stem: str) -> samples.Sample:
+    return _read_sample(stem, files, stem in held_out)
+
+  listed, problems = samples.collect(read_sample, sorted(stems), progress)
   notes = []
   if has_image_sets and (num_unlisted := len(image_stems - stems)):
     notes.append(f'{num_unlisted} images that no list in ImageSets names were ignored.')
@@ -88,9 +92,7 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
 
 def _find_root(source: Path) -> Path:
   names = ('JPEGImages', 'Annotations', 'SegmentationClass')
-  nested = [
-    folder for folder in source.glob('*') if any((folder / name).is_dir() for name in names)
-  ]
+  nested = [f for f in source.glob('*') if any((f / name).is_dir() for name in names)]
   return nested[0] if len(nested) == 1 else source
 
 
@@ -144,9 +146,7 @@ def _read_sample(stem: str, files: _VocFiles, held_out: bool) -> samples.Sample:
   return samples.sample_from_shapes(name, image, shapes, held_out)
 
 
-def _read_mask_shapes(
-  name: str, image: Path, mask_path: Path, files: _VocFiles
-) -> list[samples.Shape]:
+def _read_mask_shapes(name: str, image: Path, mask_path: Path, files: _VocFiles) -> Shapes:
   values, is_colored = _read_mask(mask_path, bool(files.names_by_color))
   samples.require_matching_size(image, f'{name}: its mask', *values.shape)
   shapes = []
@@ -184,9 +184,7 @@ def _read_mask(path: Path, has_color_names: bool) -> tuple[Int32[np.ndarray, 'h 
   return values, False
 
 
-def _read_box_shapes(
-  name: str, image: Path, xml_path: Path, files: _VocFiles
-) -> list[samples.Shape]:
+def _read_box_shapes(name: str, image: Path, xml_path: Path, files: _VocFiles) -> Shapes:
   try:
     root = ElementTree.parse(xml_path).getroot()
   except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:

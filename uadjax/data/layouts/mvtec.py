@@ -26,21 +26,20 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   Files are train/good/*, test/<defect>/*, and ground_truth/<defect>/<stem>_mask.png.
   """
   train, test, truth = (directory / name for name in ('train', 'test', 'ground_truth'))
-  train_records, issues = tuple(map(Record, scanning.files_in(train / GOOD))), []
+  good, suffixes, issues = train / GOOD, ', '.join(scanning.SUFFIXES), []
+  train_records = tuple(map(Record, scanning.files_in(good)))
   if not train_records:
-    message = (
-      f'No images in {train / GOOD}; image files must end in {", ".join(scanning.SUFFIXES)}.'
-    )
-    if not (train / GOOD).is_dir():
-      message = f'No folder {train / GOOD}; it must contain the normal training images.'
-    issues.append(problems.error('empty split', train / GOOD, message))
+    message = f'No images in {good}; image files must end in {suffixes}.'
+    if not good.is_dir():
+      message = f'No folder {good}; it must contain the normal training images.'
+    issues.append(problems.error('empty split', good, message))
   test_records = scanning.test_records(test, truth)
   if test.is_dir() and not test_records:
     issues.append(problems.error('empty split', test, f'No images in the folders of {test}.'))
   for folder in scanning.folders_in(train):
     if folder.name != GOOD and (images := scanning.files_in(folder)):
       message = (
-        f'{folder} ({len(images)} images) is not used: training images are those in {train / GOOD},'
+        f'{folder} ({len(images)} images) is not used: training images are those in {good},'
         f' and defective images belong in {test / folder.name}.'
       )
       issues.append(problems.warning('defects in training', folder, message))

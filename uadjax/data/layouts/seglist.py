@@ -45,9 +45,8 @@ def read_list(file: Path) -> tuple[list[Record], list[Problem]]:
     missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113
     has_spaces = b' ' in raw_line.strip()
     hint = '; if a path contains spaces, put a tab between image and mask' if has_spaces else ''
-    issues += [
-      problems.error('missing file', path, f'{location}: no file {path}{hint}.') for path in missing
-    ]
+    for path in missing:
+      issues.append(problems.error('missing file', path, f'{location}: no file {path}{hint}.'))
     if paths and paths[0] not in missing:
       image, *masks = paths
       mask = next((mask for mask in masks if mask not in (*missing, image)), None)
