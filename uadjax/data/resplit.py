@@ -50,31 +50,32 @@ def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int 
   Raises:
     DataError: there are no lists, or a listed file cannot be read.
   """
-  records = _read_lists(directory)
+  old_lists = [directory / name for name in _LISTS if (directory / name).is_file()]
+  if not old_lists:
+    raise DataError(
+      f'{directory} has neither train.txt nor val.txt, and only the layout seglist can be split; '
+      'convert other data first, with check.convert.enable=True.'
+    )
+  records = _read_lists(old_lists)
   defective_masks = layouts.defective_masks(records, mask_threshold)
   good = [r for r in records if r.mask not in defective_masks]
   defective = [r for r in records if r.mask in defective_masks]
   train, val = record_types.partition(good, (train_percent, 100 - train_percent), seed)
   val = (*val, *defective)
   # Both old lists are backed up before the first is replaced, and each list exists at all times.
-  backups = [_back_up(directory / name) for name in _LISTS if (directory / name).is_file()]
+  backups = tuple(_back_up(path) for path in old_lists)
   for name, split in zip(_LISTS, (train, val), strict=True):
-    files.write_text(directory / name, _format_list(split, directory))
-  return Summary(len(train), len(val), len(defective), tuple(backups))
+    lines = (_format_line(record, directory) for record in split)
+    files.write_text(directory / name, ''.join(lines))
+  return Summary(len(train), len(val), len(defective), backups)
 
 
-def _read_lists(directory: Path) -> list[Record]:
-  """Return the images of both lists, each once, sorted by path.
+def _read_lists(list_files: Sequence[Path]) -> list[Record]:
+  """Return the images of all lists, each once, sorted by path.
 
   Raises:
-    DataError: there are no lists, a listed file cannot be used, or an image has two masks.
+    DataError: a listed file cannot be used, or an image has two masks.
   """
-  list_files = [directory / name for name in _LISTS if (directory / name).is_file()]
-  if not list_files:
-    raise DataError(
-      f'{directory} has neither train.txt nor val.txt, and only the layout seglist can be split; '
-      'convert other data first, with check.convert.enable=True.'
-    )
   record_by_path: dict[Path, Record] = {}
   issues: list[problems.Problem] = []
   for file in list_files:
@@ -97,10 +98,7 @@ def _back_up(file: Path) -> str:
   return shutil.copyfile(file, backup).name
 
 
-def _format_list(records: Sequence[Record], directory: Path) -> str:
-  """Format records as a list, with a tab even without a mask, because names may contain spaces."""
-  fields = (
-    (path.relative_to(directory).as_posix() if path else '' for path in (r.path, r.mask))
-    for r in records
-  )
-  return ''.join('\t'.join(paths) + '\n' for paths in fields)
+def _format_line(record: Record, directory: Path) -> str:
+  """Format a line of a list, with a tab even without a mask, because names may contain spaces."""
+  mask = record.mask.relative_to(directory).as_posix() if record.mask else ''
+  return f'{record.path.relative_to(directory).as_posix()}\t{mask}\n'

@@ -182,9 +182,7 @@ def parse(text: str) -> Ops:
   for previous, step in itertools.pairwise(steps):
     is_larger = step.height > previous.height or step.width > previous.width
     if step.name == 'center_crop' and is_larger:
-      message = (
-        f'{text!r} crops {step[1:]} from the smaller {previous[1:]}; crop at most that size.'
-      )
+      message = f'{text!r} crops {step[1:]} from {previous[1:]}; a crop must not be larger.'
       raise ConfigError(message)
   return Ops(steps)
 

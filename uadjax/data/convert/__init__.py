@@ -66,10 +66,7 @@ def convert(
   """
   read = next((_READERS[n] for n in _READERS if n.lower() == source_format.lower()), None)
   if not read:
-    message = (
-      f'Unknown check.convert.src_dataset_type {source_format!r}; choose from {[*_READERS]}.'
-    )
-    raise UnknownName(message)
+    raise UnknownName(f'Unknown label format {source_format!r}; choose from {[*_READERS]}.')
   source, target = source.resolve(), target.resolve()
   require_convertible(source, target)
   contents = read(source, progress)

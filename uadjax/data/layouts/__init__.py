@@ -1,9 +1,9 @@
 """Dataset layouts, which convert folders to records and report their problems.
 
-A layout is one module here and one line of `_LAYOUTS`. Listing opens no image file, except the
-masks of a `seglist`, where only masks determine which images are good. Hidden files are ignored.
-Images are in natural order ('2.png' before '10.png') or in the order of their list, so that a
-dataset is the same on every machine.
+A layout is one module here and one line of `_LAYOUTS`, and of `_MARKERS` if 'auto' shall find it.
+Listing opens no image file, except the masks of a `seglist`, where only masks determine which
+images are good. Hidden files are ignored. Images are in natural order ('2.png' before '10.png') or
+in the order of their list, so that a dataset is the same on every machine.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -92,7 +92,8 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
     raise DataError(f'No category {category!r} in {root}.{suggestion}{_list_available(available)}')
   if layout == 'auto':
-    layout = next(name for name, entry in _LAYOUTS.items() if entry.detect(directory))
+    markers = (marker for marker in _MARKERS if (directory / marker).exists())
+    layout = _MARKERS.get(next(markers, ''), 'folder')
   entry = _LAYOUTS[layout]
   splits, issues = entry.read(directory)
   return Listing(directory, splits, tuple(issues), entry.labels_by_mask, entry.has_masks)
@@ -175,23 +176,22 @@ class Layout(NamedTuple):
 
   Attributes:
     read: function from a category's folder to its records and problems.
-    detect: function that returns whether a folder has this layout.
     labels_by_mask: whether an image is defective only if its mask marks a defect.
     has_masks: whether defective images are expected to have ground truth.
   """
 
   read: Callable[[Path], scanning.SplitsAndProblems]
-  detect: Callable[[Path], bool]
   labels_by_mask: bool = False
   has_masks: bool = True
 
 
-# 'auto' selects the first layout whose `detect` returns True.
 _LAYOUTS = {
-  'mvtec': Layout(mvtec.read_splits, mvtec.detect),
-  'seglist': Layout(seglist.read_splits, seglist.detect, labels_by_mask=True),
-  'folder': Layout(folder.read_splits, lambda directory: True, has_masks=False),
+  'mvtec': Layout(mvtec.read_splits),
+  'seglist': Layout(seglist.read_splits, labels_by_mask=True),
+  'folder': Layout(folder.read_splits, has_masks=False),
 }
+# Entries of a folder, the first of which determines its layout.
+_MARKERS = {'train': 'mvtec', 'train.txt': 'seglist', 'test': 'mvtec'}
 NAMES = ('auto', *_LAYOUTS)
 
 

@@ -14,12 +14,6 @@ OBJECTS = (
 GROUPS = {'textures': TEXTURES, 'objects': OBJECTS}
 
 
-def detect(directory: Path) -> bool:
-  """Return whether there is a folder 'train', or only test images without a 'train.txt'."""
-  has_only_test = (directory / 'test').is_dir() and not (directory / 'train.txt').is_file()
-  return (directory / 'train').is_dir() or has_only_test
-
-
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   """List the images of a category in the layout of MVTec AD.
 

@@ -98,11 +98,6 @@ def _resolve_inside(text: str, directory: Path) -> Path:
   return directory / path.relative_to(root)
 
 
-def detect(directory: Path) -> bool:
-  """Return whether there is a list of training images."""
-  return (directory / 'train.txt').is_file()
-
-
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   """List the images that train.txt and val.txt name, with their masks."""
   train_list, val_list = directory / 'train.txt', directory / 'val.txt'
