@@ -60,7 +60,7 @@ def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int 
   defective_masks = layouts.defective_masks(records, mask_threshold)
   good = [r for r in records if r.mask not in defective_masks]
   defective = [r for r in records if r.mask in defective_masks]
-  train, val = record_types.partition(good, (train_percent, 100 - train_percent), seed)
+  train, val = record_types.partition(good, (train_percent / 100, 1 - train_percent / 100), seed)
   val = (*val, *defective)
   # Both old lists are backed up before the first is replaced, and each list exists at all times.
   backups = tuple(_back_up(path) for path in old_lists)

@@ -7,7 +7,7 @@ that the lists in ImageSets do not name are ignored; without lists, an image wit
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from jaxtyping import Int32
@@ -19,8 +19,6 @@ from uadjax.data.convert import outlines, samples
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
-
-Shapes: TypeAlias = list[samples.Shape]
 
 # Values of background, and of pixels that are neither defect nor background, in a mask of class
 # numbers and in one of colors.
@@ -138,15 +136,18 @@ def _read_sample(stem: str, files: _VocFiles, held_out: bool) -> samples.Sample:
     raise DataError(f'{stem}: {names} share its labels; rename all but one.')
   image, shapes = matches[0], []
   name, label_path = files.images.relative_to_root(image), files.label_paths.get(stem)
-  if label_path:
-    read_shapes = _read_box_shapes if label_path.suffix.lower() == '.xml' else _read_mask_shapes
-    shapes = read_shapes(name, image, label_path, files)
+  if label_path and label_path.suffix.lower() == '.xml':
+    shapes = _read_box_shapes(name, image, label_path)
+  elif label_path:
+    shapes = _read_mask_shapes(name, image, label_path, files)
   elif files.must_have_mask:
     raise DataError(f'{name}: listed, but without a mask; add one, all black if it is good.')
   return samples.sample_from_shapes(name, image, shapes, held_out)
 
 
-def _read_mask_shapes(name: str, image: Path, mask_path: Path, files: _VocFiles) -> Shapes:
+def _read_mask_shapes(
+  name: str, image: Path, mask_path: Path, files: _VocFiles
+) -> list[samples.Shape]:
   values, is_colored = _read_mask(mask_path, bool(files.names_by_color))
   samples.require_matching_size(image, f'{name}: its mask', *values.shape)
   shapes = []
@@ -184,7 +185,7 @@ def _read_mask(path: Path, has_color_names: bool) -> tuple[Int32[np.ndarray, 'h 
   return values, False
 
 
-def _read_box_shapes(name: str, image: Path, xml_path: Path, files: _VocFiles) -> Shapes:
+def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Shape]:
   try:
     root = ElementTree.parse(xml_path).getroot()
   except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
