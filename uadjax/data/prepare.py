@@ -66,9 +66,8 @@ def checked_test_set(
     log.LOG.warning('%s', report)
   test = (checks.require_valid(report) if enforce else checks.usable_splits(report)).test
   if not test:
-    raise ConfigError(
-      f'{report.directory} has no test images; put them into a folder test/good or test/<defect>.'
-    )
+    message = f'{report.directory} has no test images'
+    raise ConfigError(f'{message}; put them into a folder test/good or test/<defect>.')
   return test
 
 

@@ -56,9 +56,9 @@ def partition(
   assert all(0 < fraction < math.inf for fraction in fractions)
   n = len(fractions)
   if len(records) < n:
+    place = records[0].path.parent if records else 'The dataset'
     raise DataError(
-      f'Cannot split {len(records)} images into {n} groups; at least {n}'
-      f' images are needed in {records[0].path.parent if records else "the dataset"}.'
+      f'{place} has {len(records)} images; at least {n} images are needed to split it.'
     )
   ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
   sizes = np.diff(ends, prepend=0)

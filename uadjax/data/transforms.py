@@ -61,10 +61,8 @@ def center_crop(frame: Frame, height: int, width: int) -> Frame:
     DataError: the crop is larger than the image.
   """
   if height > frame.height or width > frame.width:
-    raise DataError(
-      f'Cannot crop {height} x {width} from an image of {frame.height} x {frame.width};'
-      " add 'resize(...)' before 'center_crop(...)'."
-    )
+    message = f'Cannot crop {height} x {width} from an image of {frame.height} x {frame.width}'
+    raise DataError(f"{message}; add 'resize(...)' before 'center_crop(...)'.")
   top, left = (frame.height - height) // 2, (frame.width - width) // 2
   return _crop(frame, top, left, height, width)._replace(height=height, width=width)
 

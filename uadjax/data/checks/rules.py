@@ -137,10 +137,7 @@ def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
   defects = {record.defect for record in dataset.splits.test if record.is_anomalous} - {'defect'}
   for path, defect, mask in (*dataset.listing.splits.train, *dataset.listing.splits.test):
     if mask is None and defect in defects:
-      message = (
-        f'{path} has no mask and therefore counts as good, although other images in {path.parent} '
-        'are defective.'
-      )
+      message = f'{path} has no mask, so it counts as good, unlike other images in {path.parent}.'
       yield warning('no mask', path, message)
 
 
@@ -152,11 +149,8 @@ def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
   if not dataset.listing.has_masks or not without_mask:
     return
   if without_mask == defective:
-    message = (
-      f'None of the {len(defective)} defective images in {directory} has a mask, so pixel metrics '
-      'cannot be computed.'
-    )
-    yield warning('no mask', directory, message)
+    message = f'None of the {len(defective)} defective images in {directory} has a mask'
+    yield warning('no mask', directory, f'{message}; pixel metrics are omitted.')
     return
   for path, defect, _ in without_mask:
     message = f'{path} is defective ({defect}) and has no mask; pixel metrics exclude it.'
@@ -167,11 +161,8 @@ def _shared_masks(dataset: Dataset) -> Iterator[Problem]:
   path_by_mask: dict[Path, Path] = {}
   for path, defect, mask in dataset.splits.test:
     if mask and defect != GOOD and (first_path := path_by_mask.setdefault(mask, path)) != path:
-      message = (
-        f'{mask} is the mask of both {first_path} and {path}; unless they are the same image, give '
-        f'each its own, such as {path.name}_mask.png in the mvtec layout.'
-      )
-      yield warning('shared mask', mask, message)
+      message = f'{mask} is the mask of both {first_path} and {path}; give each its own'
+      yield warning('shared mask', mask, f'{message}, such as {path.name}_mask.png.')
 
 
 def _duplicates(dataset: Dataset) -> Iterator[Problem]:
@@ -246,12 +237,10 @@ def _contains(path: Path, pattern: bytes) -> bool:
 
 def _small_splits(dataset: Dataset) -> Iterator[Problem]:
   """Yield a problem for each split that is too small or lacks good or defective images."""
-  directory, (train, test) = dataset.listing.directory, dataset.splits
+  directory, (train, test), minimum = dataset.listing.directory, dataset.splits, dataset.min_images
   num_good = sum(not record.is_anomalous for record in train)
-  if train and num_good < dataset.min_images:  # The layout reports why there are none.
-    message = (
-      f'{directory} has {num_good} good training images; at least {dataset.min_images} are needed.'
-    )
+  if train and num_good < minimum:  # The layout reports why there are none.
+    message = f'{directory} has {num_good} good training images; at least {minimum} are needed.'
     yield error('too few images', directory, message)
   if not test and directory / 'test' not in {p.path for p in dataset.listing.problems}:
     message = f'{directory} has no test images: a model can be trained, but not evaluated.'

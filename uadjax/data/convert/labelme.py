@@ -94,10 +94,8 @@ def _find_image(
     if match := images.find_by_path(images.relative_to_root(expected_path)):
       return match
   elif expected_path.is_file():
-    raise DataError(
-      f'{name}: its image {image_path} lies outside of {images.root}; convert a folder that '
-      'contains both.'
-    )
+    message = f'{name}: its image {image_path} lies outside of {images.root}'
+    raise DataError(f'{message}; convert a folder that contains both.')
   same_stem = images.find_by_stem(samples.strip_suffix(name))
   if len(same_stem) == 1:
     return same_stem[0]

@@ -235,10 +235,8 @@ def require_matching_size(
   """
   height, width = size = image_io.image_size(image)
   if labeled_height and labeled_width and (labeled_height, labeled_width) != size:
-    raise DataError(
-      f'{name}: labeled as {labeled_width}x{labeled_height} pixels, but the image is '
-      f'{width}x{height}.'
-    )
+    labeled_size = f'{labeled_width}x{labeled_height} pixels'
+    raise DataError(f'{name}: labeled as {labeled_size}, but the image is {width}x{height}.')
   return size
 
 

@@ -178,10 +178,8 @@ def _read_mask(path: Path, has_color_names: bool) -> tuple[Int32[np.ndarray, 'h 
       return colors @ np.array([1 << 16, 1 << 8, 1], np.int32), True
     values = np.asarray(mask).astype(np.int32)
     if mask.mode == 'L' and values.any() and set(np.unique(values)) <= {*_VOID_CLASSES}:
-      raise DataError(
-        f'{path.name}: the mask has only the values 0 and 255, but 255 means void in VOC; write '
-        'defects as 1.'
-      )
+      message = f'{path.name}: the mask has only the values 0 and 255, which means void in VOC'
+      raise DataError(f'{message}; write defects as 1.')
   return values, False
 
 

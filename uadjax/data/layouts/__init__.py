@@ -6,7 +6,7 @@ images are good. Hidden files are ignored. Images are in natural order ('2.png' 
 in the order of their list, so that a dataset is the same on every machine.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import concurrent.futures
 import difflib
 from pathlib import Path
@@ -119,18 +119,12 @@ def label_by_mask(splits: Splits, defective_masks: Collection[Path]) -> Splits:
   return Splits(tuple(map(label, splits.train)), tuple(map(label, splits.test)))
 
 
-def defects_in_training(train: Sequence[Record]) -> list[Problem]:
-  """Return an error for every defective image among the training records."""
-  return [
-    problems.error(
-      'defects in training',
-      record.path,
-      f'{record.path} is in the training set, but its mask {record.mask} shows a defect; move its '
-      'line to val.txt.',
-    )
-    for record in train
-    if record.is_anomalous
-  ]
+def defects_in_training(train: Sequence[Record]) -> Iterator[Problem]:
+  """Yield an error for every defective image among the training records."""
+  for path, defect, mask in train:
+    if defect != GOOD:
+      message = f'{path} is in the training set, but its mask {mask} shows a defect'
+      yield problems.error('defects in training', path, f'{message}; move its line to val.txt.')
 
 
 def categories(root: str | Path) -> list[str]:

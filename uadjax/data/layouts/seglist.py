@@ -16,6 +16,7 @@ from uadjax.data.layouts import scanning
 from uadjax.data.problems import Problem
 from uadjax.data.records import Record, Splits
 
+_TAB_HINT = 'if a path contains spaces, put a tab between image and mask'
 _SPLIT_FOLDER_NAMES = ('train', 'val', 'test')  # Folders named after splits, not after defects.
 
 
@@ -43,8 +44,7 @@ def read_list(file: Path) -> tuple[list[Record], list[Problem]]:
       continue
     # Unlike Path.is_file, os.path.isfile accepts a name that is too long for any file.
     missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113
-    has_spaces = b' ' in raw_line.strip()
-    hint = '; if a path contains spaces, put a tab between image and mask' if has_spaces else ''
+    hint = f'; {_TAB_HINT}' if b' ' in raw_line.strip() else ''
     for path in missing:
       issues.append(problems.error('missing file', path, f'{location}: no file {path}{hint}.'))
     if paths and paths[0] not in missing:
@@ -74,10 +74,7 @@ def _fields(raw_line: bytes) -> list[str]:
     raise ValueError('it begins with a tab; the image comes first.')
   fields = [field for field in fields if field]
   if len(fields) > 2:
-    raise ValueError(
-      f"it has {len(fields)} fields, not 'image mask'; if a path contains spaces, put a tab between"
-      ' image and mask.'
-    )
+    raise ValueError(f"it has {len(fields)} fields, not 'image mask'; {_TAB_HINT}.")
   return fields
 
 
