@@ -129,7 +129,7 @@ BAD = [
    'error', 'good image with defects', 'test/good/1.png', '1_mask.png marks'),
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/1_mask.png', 1, 2, 3, 9, 200),
    'warning', 'mask not binary', 'ground_truth/cut/1_mask.png',
-   r'6 values from 0 to 200\. .*mask_threshold=0'),
+   r'6 values from 0 to 200.*mask_threshold=0'),
   ('mvtec', lambda d: to_color(d / 'ground_truth/cut/0_mask.png'),
    'warning', 'mask in color', 'ground_truth/cut/0_mask.png', 'largest channel'),
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/9_mask.png', 255),

@@ -52,10 +52,8 @@ def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int 
   """
   old_lists = [directory / name for name in _LISTS if (directory / name).is_file()]
   if not old_lists:
-    raise DataError(
-      f'{directory} has neither train.txt nor val.txt, and only the layout seglist can be split; '
-      'convert other data first, with check.convert.enable=True.'
-    )
+    message = f'{directory} has neither train.txt nor val.txt; only the layout seglist can be split'
+    raise DataError(f'{message}; convert other data first, with check.convert.enable=True.')
   records = _read_lists(old_lists)
   defective_masks = layouts.defective_masks(records, mask_threshold)
   good = [r for r in records if r.mask not in defective_masks]

@@ -190,8 +190,6 @@ def _parse_step(op_text: str, text: str) -> Step:
   name, height, width = match.groups() if match else ('', '0', '0')
   step = Step(name, int(height), int(width or height))
   if name not in OPS or not step.height or not step.width:
-    raise ConfigError(
-      f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(OPS)}, '
-      "with one positive size or height and width, as in 'resize(256)|center_crop(224)'."
-    )
+    message = f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(OPS)}'
+    raise ConfigError(f"{message}, with a positive size or height and width, as in 'resize(256)'.")
   return step

@@ -91,11 +91,9 @@ def inspect_mask(path: Path, threshold: int) -> Inspection:
     issues.append(warning('mask in color', path, message))
   unique = np.unique(values)
   if len(unique) > 2:
-    message = (
-      f'{path} is not binary: it has {len(unique)} values from {unique[0]:g} to {unique[-1]:g}. '
-      f'Values above data.mask_threshold={threshold} count as defective.'
-    )
-    issues.append(warning('mask not binary', path, message))
+    message = f'{path} has {len(unique)} values from {unique[0]:g} to {unique[-1]:g}, not just two'
+    reading = f'those above data.mask_threshold={threshold} count as defective'
+    issues.append(warning('mask not binary', path, f'{message}; {reading}.'))
   fraction = float((values > threshold).mean())
   return Inspection(values.shape, defective_fraction=fraction, problems=tuple(issues))
 
@@ -123,11 +121,8 @@ def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
       message = f'{path} is in a folder of good images, but its mask {mask} marks defects.'
       yield error('good image with defects', path, message)
     if not is_good and not has_defect:
-      message = (
-        f'{mask} marks nothing: no value in it is above data.mask_threshold='
-        f'{dataset.mask_threshold}, but {path} is in a folder of defective images ({defect}).'
-      )
-      yield warning('empty mask', mask, message)
+      message = f'{mask} marks nothing above data.mask_threshold={dataset.mask_threshold}'
+      yield warning('empty mask', mask, f'{message}, but {path} is in a folder of {defect} images.')
 
 
 def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
@@ -192,11 +187,8 @@ def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Ite
   """
   path, defect, _ = test_record
   if defect == GOOD:
-    message = (
-      f'{_with_twin(path, train[0].path)} is in the test set and in the training set, which makes '
-      'metrics too optimistic; remove one of them.'
-    )
-    yield error(IN_TRAIN_AND_TEST, path, message)
+    message = f'{_with_twin(path, train[0].path)} is in the test set and in the training set'
+    yield error(IN_TRAIN_AND_TEST, path, f'{message}: metrics are too optimistic; remove one.')
   # `layouts.defects_in_training` already reports images whose own mask has a defect.
   for train_path in (r.path for r in train if defect != GOOD and not r.is_anomalous):
     message = (

@@ -137,11 +137,9 @@ def _listing_problems(entries: Sequence[_OutputEntry]) -> list[str]:
   for sample, path, _ in entries:
     if re.search(r'[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]', path):
       problems.append(f'{sample.name!r}: the name has a tab or line break; rename the image.')
-    if path.casefold() in name_by_key:
-      problems.append(
-        f'{sample.name}: labeled twice, or its name equals that of {name_by_key[path.casefold()]} '
-        'except for case; rename one image or delete one of the labels.'
-      )
+    if other := name_by_key.get(path.casefold()):
+      message = f'{sample.name}: labeled twice, or its name equals that of {other} except for case'
+      problems.append(f'{message}; rename one image or delete one of the labels.')
     name_by_key[path.casefold()] = sample.name
   return problems
 
@@ -150,10 +148,8 @@ def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -
   defects = sorted(_folder_name(sample.defect) for sample in contents.samples)
   notes = list(contents.notes)
   if num_boxes := sum(sample.num_boxes for sample in contents.samples):
-    notes.append(
-      f'{num_boxes} defects are bounding boxes, which were filled. Trust only image metrics: pixel'
-      ' metrics count the good pixels in a box as defective.'
-    )
+    hint = 'Trust only image metrics: pixel metrics count the good pixels in a box as defective.'
+    notes.append(f'{num_boxes} defects are bounding boxes, which were filled. {hint}')
   if set(defects) == {GOOD}:
     notes.append('No label marks a defect: all images count as good.')
   if not num_train:

@@ -70,10 +70,8 @@ def _read_file(path: Path, source: Path) -> _CocoFile:
   instances: dict[Id, list[Entry]] = {image_id: [] for image_id, _ in images}
   annotations = _entries_by_id(content['annotations'], 'image_id', name)
   if orphans := [str(image_id) for image_id, _ in annotations if image_id not in instances]:
-    raise DataError(
-      f'{name}: {len(orphans)} annotations have an image_id that the file does not list: '
-      f'{sorted(set(orphans))[:5]}.'
-    )
+    message = f'{name}: {len(orphans)} annotations have an image_id that the file does not list'
+    raise DataError(f'{message}: {sorted(set(orphans))[:5]}.')
   for image_id, instance in annotations:
     instances[image_id].append(instance)
   categories = _entries_by_id(content['categories'], 'id', name)

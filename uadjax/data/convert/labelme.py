@@ -43,10 +43,8 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   json_paths = scanning.find_files(source, ['.json'])
   if not json_paths:
     # Without this error, defective images would become training images.
-    raise DataError(
-      f'No LabelMe annotations (*.json) in {source}; name the format of the labels, or the folder '
-      'that contains both labels and images.'
-    )
+    hint = 'name the format of the labels, or the folder that contains both labels and images'
+    raise DataError(f'No LabelMe annotations (*.json) in {source}; {hint}.')
   # PaddleX's list of the JSON files of the test set.
   held_out = set(map(samples.to_posix, samples.read_lines(source / 'val_anno_list.txt')))
 

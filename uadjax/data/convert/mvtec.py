@@ -20,10 +20,8 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   if len(categories) != 1:
     names = ', '.join(path.name for path in categories)
     hint = f' It contains several; name one of them: {names}.' if names else ''
-    raise DataError(
-      f'{source} is not a category of MVTec AD, which has the folders train/good, test and '
-      f'ground_truth.{hint}'
-    )
+    message = f'{source} is not a category of MVTec AD with folders train, test and ground_truth'
+    raise DataError(f'{message}.{hint}')
   splits = layouts.load(categories[0], layout='mvtec')
   items = [(split, r) for split, records in splits._asdict().items() for r in records]
   return samples.SourceContents(*samples.collect(_read_sample, items, progress))

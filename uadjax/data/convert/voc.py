@@ -67,10 +67,8 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   files = _VocFiles(images, xml_paths | mask_paths, class_names, names_by_color, must_have_mask)
   if not files.label_paths:
     # Without this error, defective images would become training images.
-    raise DataError(
-      f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png; name '
-      'the format of the labels, or the folder that contains them.'
-    )
+    message = f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png'
+    raise DataError(f'{message}; name the format of the labels, or the folder that contains them.')
   paths = set(images.paths) - set(mask_paths.values())
   image_stems = {samples.strip_suffix(images.relative_to_root(path)) for path in paths}
   # Labels without an image must be reported: the image of a defect may have another name.

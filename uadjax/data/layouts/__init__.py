@@ -159,10 +159,8 @@ def mask_size_mismatch(
   if image_size == mask_size:
     return ''
   (height, width), (mask_height, mask_width) = image_size, mask_size
-  return (
-    f'{record.mask} is {mask_width}x{mask_height} pixels, but its image {record.path} is '
-    f'{width}x{height}; resize the mask to match the image.'
-  )
+  message = f'{record.mask} is {mask_width}x{mask_height} pixels, but its image {record.path} is'
+  return f'{message} {width}x{height}; resize the mask to match the image.'
 
 
 class Layout(NamedTuple):

@@ -19,10 +19,8 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   test = tuple(r for r in scanning.test_records(directory, None) if r.is_anomalous)
   if train:
     return Splits(train, test), []
-  message = (
-    f'No normal images in {directory}; put {", ".join(scanning.SUFFIXES)} files there, or into a '
-    f'subfolder {" or ".join(map(repr, scanning.NORMAL_FOLDER_NAMES[:2]))}.'
-  )
+  suffixes, names = ', '.join(scanning.SUFFIXES), ' or '.join(scanning.NORMAL_FOLDER_NAMES)
+  message = f'No normal images in {directory}; put {suffixes} files there, or in a folder {names}.'
   if names := [f.name for f in scanning.folders_in(directory) if scanning.has_training_set(f)]:
     hint = f'Pass {Setting("data.category")}, which is one of {names}, or all.'
     message = f'{directory} contains categories. {hint}'

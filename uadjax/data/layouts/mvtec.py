@@ -32,11 +32,9 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
     issues.append(problems.error('empty split', test, f'No images in the folders of {test}.'))
   for folder in scanning.folders_in(train):
     if folder.name != GOOD and (images := scanning.files_in(folder)):
-      message = (
-        f'{folder} ({len(images)} images) is not used: training images are those in {good},'
-        f' and defective images belong in {test / folder.name}.'
-      )
-      issues.append(problems.warning('defects in training', folder, message))
+      message = f'{folder} ({len(images)} images) is not used: training images are those in {good}'
+      hint = f'defective images belong in {test / folder.name}'
+      issues.append(problems.warning('defects in training', folder, f'{message}; {hint}.'))
   used_masks = {record.mask for record in test_records}
   for mask in (path for folder in scanning.folders_in(truth) for path in scanning.files_in(folder)):
     if mask not in used_masks:
