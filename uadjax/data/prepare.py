@@ -8,7 +8,6 @@ from typing import Any
 from uadjax import data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
-from uadjax.data.records import Record
 from uadjax.data.settings import CheckSettings, DataSettings
 from uadjax.errors import ConfigError, DataError
 from uadjax.system import logging as log, progress
@@ -44,7 +43,7 @@ def checked_splits(
 
 def checked_test_set(
   settings: DataSettings, enforce: bool, on_image: checks.ImageFunction | None = None
-) -> tuple[Record, ...]:
+) -> tuple[records.Record, ...]:
   """Check the dataset and return its test images, ignoring problems of training images.
 
   With `check.enforce=false`, return the usable test images.

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from uadjax.errors import DataError
 
 ERROR, WARNING = 'error', 'warning'
-_MAX_MESSAGES = 10  # Messages that are shown; the others are only counted.
 
 
 class Problem(NamedTuple):
@@ -44,7 +43,7 @@ def raise_errors(problems: Iterable[Problem]) -> None:
     raise DataError(f'{count}{join_messages(messages)}')
 
 
-def join_messages(messages: Sequence[str], limit: int = _MAX_MESSAGES) -> str:
+def join_messages(messages: Sequence[str], limit: int = 10) -> str:
   """Join the first messages, one per line, and append the number of those above the limit."""
   remainder = [f'and {len(messages) - limit} more'] if len(messages) > limit else []
   return '\n  '.join([*messages[:limit], *remainder])

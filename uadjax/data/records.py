@@ -57,9 +57,7 @@ def partition(
   n = len(fractions)
   if len(records) < n:
     place = records[0].path.parent if records else 'The dataset'
-    raise DataError(
-      f'{place} has {len(records)} images; at least {n} images are needed to split it.'
-    )
+    raise DataError(f'{place} has {len(records)} images; splitting needs at least {n} images.')
   ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
   sizes = np.diff(ends, prepend=0)
   while not sizes.all():  # Move records from the largest group to an empty one.

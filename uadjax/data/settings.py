@@ -13,9 +13,7 @@ class DataSettings:
   root: str = field('', 'Folder of the dataset; empty for the synthetic images of the demo.')
   category: str = field('', 'Category below the root, or a group: all, textures, objects.')
   layout: str = field('auto', 'Layout of the dataset.', choices=layouts.NAMES)
-  ops: str = field(
-    'resize(256)', 'Steps from a file to network size, separated by |.', check=transforms.parse
-  )
+  ops: str = field('resize(256)', 'Steps to network size, separated by |.', check=transforms.parse)
   mask_threshold: int = field(0, 'Pixels of a mask above it are defects.', minimum=0, maximum=65535)
 
 

@@ -5,7 +5,7 @@
 Letters: h w height and width of an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import concurrent.futures
 import functools
 import itertools
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from uadjax.data import layouts, problems as dataset_problems
 from uadjax.data.checks import rules
 from uadjax.data.problems import ERROR, Problem
-from uadjax.data.records import Splits
+from uadjax.data.records import Record, Splits
 from uadjax.errors import DataError, Setting
 from uadjax.system.progress import no_progress, Progress
 
@@ -161,20 +161,14 @@ def usable_splits(report: Report) -> Splits:
   bad_masks = unreadable | report.error_paths(rules.SIZE_MISMATCH)
   # Masks that determine the label must be readable.
   needed_masks = unreadable if report.labels_by_mask else set()
-  train, test = (
-    [
-      r._replace(mask=None) if r.mask in bad_masks else r
-      for r in records
-      if r.path not in unreadable and (r.is_anomalous or r.mask not in needed_masks)
-    ]
-    for records in report.splits
-  )
-  defective = report.error_paths(rules.DEFECT_IN_TRAINING)
-  duplicates = report.error_paths(rules.IN_TRAIN_AND_TEST)
-  return Splits(
-    tuple(r for r in train if not r.is_anomalous and r.path not in defective),
-    tuple(r for r in test if r.is_anomalous or r.path not in duplicates),
-  )
+
+  def select(records: Sequence[Record], excluding_error: str) -> tuple[Record, ...]:
+    excluded = unreadable | report.error_paths(excluding_error)
+    usable = [r for r in records if r.path not in excluded and r.mask not in needed_masks]
+    return tuple(r._replace(mask=None) if r.mask in bad_masks else r for r in usable)
+
+  train, test = report.splits
+  return Splits(select(train, rules.DEFECT_IN_TRAINING), select(test, rules.IN_TRAIN_AND_TEST))
 
 
 def describe_excluded(report: Report, splits: Splits) -> str:

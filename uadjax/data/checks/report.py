@@ -66,8 +66,7 @@ def write(report: checks.Report, workdir: Path) -> dict[str, Any]:
     'show_type': 'image',
     'dataset_type': 'SegDataset',
     'problems': [
-      {**problem._asdict(), 'path': _strip_directory(str(problem.path), report)}
-      for problem in report.problems
+      {**p._asdict(), 'path': _strip_directory(str(p.path), report)} for p in report.problems
     ],
   }
 
@@ -88,10 +87,8 @@ def _write_samples(
     if record.mask and record.mask not in error_paths:
       outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_threshold))
       caption = f'mask: {format_percent(report.defective_fractions[record.mask], 2)} defective'
-    tiles = [
-      sheet.TitledImage(title, _resize_to_fit(tile, _SAMPLE_SIDE))
-      for title, tile in ((record.defect, image), (caption, outlined))
-    ]
+    pairs = (record.defect, image), (caption, outlined)
+    tiles = [sheet.TitledImage(title, _resize_to_fit(tile, _SAMPLE_SIDE)) for title, tile in pairs]
     sample = sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
     name = f'{split}_{number:02d}.png'  # Names of images may repeat; numbers do not.
     sample.save(folder / name)

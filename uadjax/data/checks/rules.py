@@ -107,10 +107,6 @@ def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
       yield error(SIZE_MISMATCH, record.mask, message)
 
 
-def _defects_in_training(dataset: Dataset) -> Iterator[Problem]:
-  yield from layouts.defects_in_training(dataset.splits.train)
-
-
 def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
   """Yield a problem for each test image whose folder and mask contradict each other."""
   for path, defect, mask in dataset.splits.test:
@@ -191,10 +187,8 @@ def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Ite
     yield error(IN_TRAIN_AND_TEST, path, f'{message}: metrics are too optimistic; remove one.')
   # `layouts.defects_in_training` already reports images whose own mask has a defect.
   for train_path in (r.path for r in train if defect != GOOD and not r.is_anomalous):
-    message = (
-      f'{_with_twin(train_path, path)} is in the training set, but in the test set as defective '
-      f'({defect}); remove {train_path} from the training set.'
-    )
+    message = f'{_with_twin(train_path, path)} is in the test set as defective ({defect})'
+    message += f'; remove {train_path} from the training set.'
     yield error(DEFECT_IN_TRAINING, train_path, message)
 
 
@@ -245,7 +239,7 @@ def _small_splits(dataset: Dataset) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Dataset], Iterator[Problem]], ...] = (
   _size_mismatches,
-  _defects_in_training,
+  lambda dataset: layouts.defects_in_training(dataset.splits.train),
   _label_contradictions,
   _unlabeled_images,
   _missing_masks,

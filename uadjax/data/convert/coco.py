@@ -19,7 +19,7 @@ from uadjax.numerics import regions
 from uadjax.system.progress import Progress
 
 _MAX_LISTED_PROBLEMS = 5  # Unusable files to list: a LabelMe folder has one JSON file per image.
-_HELD_OUT_WORDS = ('val', 'valid', 'validation', 'test')  # Words in the path of a JSON file.
+_HELD_OUT_WORDS = {'val', 'valid', 'validation', 'test'}  # Words in the path of a JSON file.
 
 Entry: TypeAlias = Mapping[str, object]
 Id: TypeAlias = int | str
@@ -32,16 +32,13 @@ class _CocoFile(NamedTuple):
     name: path relative to the source, with '/'.
     images: entries of the list 'images', each with those of the list 'annotations' for it.
     category_names: names of categories, by id.
+    held_out: whether the file's path says that its images are held out from training.
   """
 
   name: str
   images: Sequence[tuple[Entry, Sequence[Entry]]]
   category_names: Mapping[Id, str]
-
-  @property
-  def is_held_out(self) -> bool:
-    """Return whether the file's path says that its images are held out from training."""
-    return not set(re.split('[^a-z]+', self.name.lower())).isdisjoint(_HELD_OUT_WORDS)
+  held_out: bool
 
 
 def read(source: Path, progress: Progress) -> samples.SourceContents:
@@ -77,7 +74,8 @@ def _read_file(path: Path, source: Path) -> _CocoFile:
   categories = _entries_by_id(content['categories'], 'id', name)
   category_names = {category_id: str(entry.get('name')) for category_id, entry in categories}
   labeled_images = [(entry, instances[image_id]) for image_id, entry in images]
-  return _CocoFile(name, labeled_images, category_names)
+  held_out = not _HELD_OUT_WORDS.isdisjoint(re.split('[^a-z]+', name.lower()))
+  return _CocoFile(name, labeled_images, category_names, held_out)
 
 
 def _entries_by_id(entries: object, key: str, name: str) -> list[tuple[Id, Entry]]:
@@ -106,7 +104,7 @@ def _read_sample(
     lambda instance: _read_shape(instance, file.category_names, *size),
     [(f'{file.name}: {name}: annotation {i.get("id")}:', i) for i in instances],
   )
-  return samples.sample_from_shapes(name, image, shapes, file.is_held_out)
+  return samples.sample_from_shapes(name, image, shapes, file.held_out)
 
 
 def _find_image(file_name: str, json_name: str, images: samples.ImageIndex) -> Path:

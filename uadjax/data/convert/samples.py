@@ -204,9 +204,7 @@ def sample_from_shapes(
     if not mask.any():
       problems.append(f'{name}: a shape {label!r} lies outside of the image or covers no pixel.')
     elif scanning.is_normal(label.strip()):
-      problems.append(
-        f"{name}: a shape is labeled {label!r}; label it '_background_' if it is not a defect."
-      )
+      problems.append(f"{name}: a shape is labeled {label!r}; if good, label it '_background_'.")
     canvas[mask] = 0 if label in EXCLUDED_LABELS else layer
   if problems:
     raise DataError('\n'.join(problems))

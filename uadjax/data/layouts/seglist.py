@@ -13,7 +13,6 @@ from pathlib import Path, PureWindowsPath
 
 from uadjax.data import problems
 from uadjax.data.layouts import scanning
-from uadjax.data.problems import Problem
 from uadjax.data.records import Record, Splits
 
 _TAB_HINT = 'if a path contains spaces, put a tab between image and mask'
@@ -24,7 +23,7 @@ class _OutsideRootError(ValueError):
   pass
 
 
-def read_list(file: Path) -> tuple[list[Record], list[Problem]]:
+def read_list(file: Path) -> tuple[list[Record], list[problems.Problem]]:
   """Read a list; return records of its usable lines and the problems of the others.
 
   The type of defect of a record is that which its path suggests.

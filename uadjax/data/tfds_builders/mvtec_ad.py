@@ -76,9 +76,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
       archive = tfds.download.Resource(path=root / _ARCHIVE, extract_method=method)
       root = Path(dl_manager.extract(archive))
     splits = layouts.load(root, category, 'mvtec')._asdict()
-    return {
-      name: self._generate_examples(root, records) for name, records in splits.items() if records
-    }
+    return {name: self._generate_examples(root, r) for name, r in splits.items() if r}
 
   def _generate_examples(self, root: Path, records: tuple[Record, ...]) -> Iterator[Example]:
     for record in records:
@@ -87,14 +85,12 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
       if problem := layouts.mask_size_mismatch(record, image.shape[:2], mask.shape):
         raise DataError(problem)
       path = record.path.relative_to(root).as_posix()
-      yield (
-        path,
-        {
-          'image': image,
-          'mask': mask[..., None].astype(np.uint8) * 255,
-          'has_mask': record.mask is not None or not record.is_anomalous,
-          'label': int(record.is_anomalous),
-          'defect': record.defect,
-          'path': path,
-        },
-      )
+      example = {
+        'image': image,
+        'mask': mask[..., None].astype(np.uint8) * 255,
+        'has_mask': record.mask is not None or not record.is_anomalous,
+        'label': int(record.is_anomalous),
+        'defect': record.defect,
+        'path': path,
+      }
+      yield path, example
