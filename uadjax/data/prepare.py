@@ -17,7 +17,7 @@ def checked_splits(
   settings: DataSettings,
   enforce: bool,
   min_images: int,
-  on_test_image: checks.ImageFunction | None = None,
+  on_image: checks.ImageFunction | None = None,
 ) -> records.Splits:
   """Check the dataset and return its images; with `check.enforce=false`, the usable ones.
 
@@ -25,12 +25,12 @@ def checked_splits(
     settings: section `data` of the configuration.
     enforce: the setting check.enforce.
     min_images: smallest number of good training images that is not an error.
-    on_test_image: function to call in a thread with path and pixels of each readable test image.
+    on_image: function to call in a thread with path and pixels of each readable test image.
 
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
   """
-  report = data.check_dataset(settings, min_images, progress.show_progress, on_test_image)
+  report = data.check_dataset(settings, min_images, progress.show_progress, on_image)
   splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
   if not splits.train:
     raise DataError(f'{report}\nNo usable training images remain.')

@@ -30,7 +30,7 @@ _OutputEntry: TypeAlias = tuple[samples.Sample, str, str]  # With the paths of i
 _MAX_LISTED_PROBLEMS = 20  # Problems that one message lists.
 
 
-class ConversionSummary(NamedTuple):
+class Summary(NamedTuple):
   """Sizes of a converted dataset, and notes for the user.
 
   Attributes:
@@ -46,9 +46,7 @@ class ConversionSummary(NamedTuple):
   notes: tuple[str, ...]
 
 
-def convert(
-  source: Path, source_format: str, target: Path, progress: Progress
-) -> ConversionSummary:
+def convert(source: Path, source_format: str, target: Path, progress: Progress) -> Summary:
   """Convert a folder of labeled images to a seglist; write the whole target or nothing.
 
   The source is not changed.
@@ -144,7 +142,7 @@ def _listing_problems(entries: Sequence[_OutputEntry]) -> list[str]:
   return problems
 
 
-def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -> ConversionSummary:
+def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -> Summary:
   defects = sorted(_folder_name(sample.defect) for sample in contents.samples)
   notes = list(contents.notes)
   if num_boxes := sum(sample.num_boxes for sample in contents.samples):
@@ -154,4 +152,4 @@ def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -
     notes.append('No label marks a defect: all images count as good.')
   if not num_train:
     notes.append('There are no good training images: train.txt is empty.')
-  return ConversionSummary(num_train, num_val, dict(collections.Counter(defects)), tuple(notes))
+  return Summary(num_train, num_val, dict(collections.Counter(defects)), tuple(notes))

@@ -143,10 +143,8 @@ def _read_sample(stem: str, files: _VocFiles, held_out: bool) -> samples.Sample:
   return samples.sample_from_shapes(name, image, shapes, held_out)
 
 
-def _read_mask_shapes(
-  name: str, image: Path, mask_path: Path, files: _VocFiles
-) -> list[samples.Shape]:
-  values, is_colored = _read_mask(mask_path, bool(files.names_by_color))
+def _read_mask_shapes(name: str, image: Path, path: Path, files: _VocFiles) -> list[samples.Shape]:
+  values, is_colored = _read_mask(path, bool(files.names_by_color))
   samples.require_matching_size(image, f'{name}: its mask', *values.shape)
   shapes = []
   for value in np.unique(values).tolist():

@@ -152,13 +152,11 @@ def expand(root: str | Path, category: str) -> list[str]:
   return names
 
 
-def mask_size_mismatch(
-  record: Record, image_size: tuple[int, int], mask_size: tuple[int, int]
-) -> str:
+def mask_size_mismatch(record: Record, size: tuple[int, int], mask_size: tuple[int, int]) -> str:
   """Return a message if image and mask differ in (height, width); '' if they agree."""
-  if image_size == mask_size:
+  if size == mask_size:
     return ''
-  (height, width), (mask_height, mask_width) = image_size, mask_size
+  (height, width), (mask_height, mask_width) = size, mask_size
   message = f'{record.mask} is {mask_width}x{mask_height} pixels, but its image {record.path} is'
   return f'{message} {width}x{height}; resize the mask to match the image.'
 

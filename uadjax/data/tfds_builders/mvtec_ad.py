@@ -31,8 +31,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
   """Builder of a train split of good images and a test split of good and defective images."""
 
   VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012  The base class declares it so.
-  BUILDER_CONFIGS = [  # noqa: RUF012
+  BUILDER_CONFIGS = [  # noqa: RUF012  The base class declares it so.
     tfds.core.BuilderConfig(name=name, description=f'The category {name!r}.')
     for name in sorted(mvtec.TEXTURES + mvtec.OBJECTS)
   ]
