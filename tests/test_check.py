@@ -184,7 +184,7 @@ BAD = [
   ('seglist', lambda d: line(d, 'train.txt', 'images/cut/0.png'),
    'error', 'defects in training', 'images/cut/0.png', r'in the test set as defective \(cut\)'),
   ('seglist', lambda d: line(d, 'train.txt', 'images/2.png'),
-   'warning', 'duplicate', 'images/2.png', 'listed more than once'),
+   'warning', 'duplicate', 'images/2.png', 'training set more than once'),
   ('seglist', lambda d: line(d, 'val.txt', 'images/cut/c.png')
     or picture(d / 'images/cut/c.png', 500),
    'warning', 'no mask', 'images/cut/c.png', 'counts as good'),

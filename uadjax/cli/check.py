@@ -15,7 +15,7 @@ from uadjax.data.checks import report as reports
 from uadjax.data.problems import Problem
 from uadjax.data.settings import DataSettings
 from uadjax.errors import DataError
-from uadjax.system import files, progress
+from uadjax.system import files
 
 _SEVERITY_SIGNS = {'error': ('✗', 'bold red'), 'warning': ('!', 'yellow')}
 
@@ -41,7 +41,7 @@ def check_dataset(
 
 def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) -> bool:
   """Check one category, print the result, and return whether it can be trained on."""
-  report = data.check_dataset(settings, progress=progress.show_progress)
+  report = data.check_dataset(settings)
   train, test = report.splits
   defect_counts = collections.Counter(record.defect for record in test if record.is_anomalous)
   if folder:

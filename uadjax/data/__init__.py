@@ -9,7 +9,7 @@ import dataclasses
 
 from uadjax.data import checks, layouts, records
 from uadjax.data.settings import DataSettings
-from uadjax.system.progress import no_progress, Progress
+from uadjax.system.progress import show_progress
 
 
 def load(config: DataSettings) -> records.Splits:
@@ -24,20 +24,20 @@ def load(config: DataSettings) -> records.Splits:
 def check_dataset(
   config: DataSettings,
   min_images: int = checks.MIN_IMAGES,
-  progress: Progress = no_progress,
   on_test_image: checks.ImageFunction | None = None,
 ) -> checks.Report:
-  """Check the dataset that a `data` config names; an empty `root` means the demo dataset.
+  """Check the dataset that a `data` config names, and show progress.
+
+  An empty `root` means the demo dataset.
 
   Args:
     config: the `data` section of a configuration.
     min_images: smallest number of good training images that is not an error.
-    progress: wrapper that shows progress.
     on_test_image: see `checks.check`.
   """
-  config = _with_root(config, progress)
+  config = _with_root(config)
   dataset = config.root, config.category, config.layout, config.mask_threshold
-  return checks.check(*dataset, min_images, progress, on_test_image)
+  return checks.check(*dataset, min_images, show_progress, on_test_image)
 
 
 def expand(config: DataSettings) -> list[str]:
@@ -53,12 +53,12 @@ def expand(config: DataSettings) -> list[str]:
   return layouts.expand(config.root, config.category)
 
 
-def _with_root(config: DataSettings, progress: Progress = no_progress) -> DataSettings:
+def _with_root(config: DataSettings) -> DataSettings:
   """Return the settings of the demo dataset, which is drawn if necessary, for an empty root."""
   if config.root:
     return config
   from uadjax.data import demo
 
   category = config.category or demo.DEFAULT_CATEGORY
-  root = str(demo.cached_dataset(category, progress))
+  root = str(demo.cached_dataset(category, show_progress))
   return dataclasses.replace(config, root=root, category=category, layout='auto')

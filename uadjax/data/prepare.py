@@ -30,7 +30,7 @@ def checked_splits(
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
   """
-  report = data.check_dataset(settings, min_images, progress.show_progress, on_image)
+  report = data.check_dataset(settings, min_images, on_image)
   splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
   if not splits.train:
     raise DataError(f'{report}\nNo usable training images remain.')
@@ -57,7 +57,7 @@ def checked_test_set(
     DataError: the check of the test images failed; the message lists all problems.
     ConfigError: there are no test images.
   """
-  report = data.check_dataset(settings, progress=progress.show_progress, on_test_image=on_image)
+  report = data.check_dataset(settings, on_test_image=on_image)
   test = report.splits.test
   test_files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))
@@ -72,7 +72,7 @@ def checked_test_set(
 
 def run_check(settings: DataSettings, workdir: Path) -> dict[str, Any]:
   """Check the dataset, write pictures into `workdir`, and return the result for its JSON file."""
-  report = data.check_dataset(settings, progress=progress.show_progress)
+  report = data.check_dataset(settings)
   log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
   return reports.write(report, workdir)
 

@@ -63,8 +63,7 @@ def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int 
   # Both old lists are backed up before the first is replaced, and each list exists at all times.
   backups = tuple(_back_up(path) for path in old_lists)
   for name, split in zip(_LISTS, (train, val), strict=True):
-    lines = (_format_line(record, directory) for record in split)
-    files.write_text(directory / name, ''.join(lines))
+    files.write_text(directory / name, ''.join(_format_line(r, directory) for r in split))
   return Summary(len(train), len(val), len(defective), backups)
 
 

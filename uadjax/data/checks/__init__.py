@@ -105,7 +105,7 @@ def check(
   listing = layouts.scan(root, category, layout)
   splits = listing.splits
   images, masks = _inspect_files(splits, mask_threshold, progress, on_test_image)
-  if listing.labels_by_mask:
+  if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     splits = layouts.label_by_mask(splits, defective_masks)
   dataset = rules.Dataset(listing, splits, images, masks, mask_threshold, min_images)
@@ -117,7 +117,7 @@ def check(
   fractions = {path: mask.defective_fraction for path, mask in masks.items() if mask.size}
   ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
   properties = (listing.directory, splits, ordered, fractions, mask_threshold)
-  return Report(*properties, listing.labels_by_mask)
+  return Report(*properties, listing.layout.labels_by_mask)
 
 
 def _inspect_files(

@@ -27,7 +27,6 @@ _NUM_SAMPLES = 10  # Sample pictures of a split.
 _SAMPLE_SIDE = 400  # Longer side of a sample in pixels.
 _CELL_WIDTH, _COLUMNS, _MAX_CELLS = 260, 4, 40  # Layout of the problem sheet; width in pixels.
 _LINE_HEIGHT = 15  # Pixels.
-_UNREADABLE_GRAY = 200  # Gray level of unreadable files.
 _GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Distinct for color-blind readers.
 _TEXT_COLORS = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
@@ -215,7 +214,7 @@ def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
       return _resize_to_fit(heatmap.render_mask(mask), width)
     return _resize_to_fit(image_io.decode(path), width)
   except DataError:
-    return np.full((_CELL_WIDTH // 2, width, 3), _UNREADABLE_GRAY, np.uint8)
+    return np.full((_CELL_WIDTH // 2, width, 3), 200, np.uint8)  # Gray.
 
 
 def _strip_directory(text: str, report: checks.Report) -> str:

@@ -123,7 +123,7 @@ def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
 
 def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
   """Yield a warning for images without the mask that would make them defective."""
-  if not dataset.listing.labels_by_mask:
+  if not dataset.listing.layout.labels_by_mask:
     return
   defects = {record.defect for record in dataset.splits.test if record.is_anomalous} - {'defect'}
   for path, defect, mask in (*dataset.listing.splits.train, *dataset.listing.splits.test):
@@ -137,7 +137,7 @@ def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
   directory = dataset.listing.directory
   defective = [record for record in dataset.splits.test if record.is_anomalous]
   without_mask = [record for record in defective if record.mask is None]
-  if not dataset.listing.has_masks or not without_mask:
+  if not dataset.listing.layout.has_masks or not without_mask:
     return
   if without_mask == defective:
     message = f'None of the {len(defective)} defective images in {directory} has a mask'
@@ -168,9 +168,7 @@ def _duplicates(dataset: Dataset) -> Iterator[Problem]:
     split = 'training' if train else 'test'
     first, *others = train or test
     for path, _, _ in others:
-      message = f'{path} is the same image as {first.path}; both are in the {split} set.'
-      if path == first.path:
-        message = f'{path} is listed more than once in the {split} set.'
+      message = f'{_with_twin(path, first.path)} is in the {split} set more than once.'
       yield warning('duplicate', path, message)
     for test_record in test if train else ():
       yield from _test_image_in_training(test_record, train)
@@ -198,7 +196,7 @@ def _with_twin(path: Path, twin: Path) -> str:
 
 def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
   """Yield a warning for each training folder that contains label files, which are not read."""
-  if dataset.listing.labels_by_mask:
+  if dataset.listing.layout.labels_by_mask:
     return
   for folder in dict.fromkeys(record.path.parent for record in dataset.splits.train):
     for tool, (suffix, pattern) in _LABEL_SIGNATURES.items():
@@ -206,8 +204,7 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
       if path := next((p for p in paths[:_MAX_OPENED_FILES] if _contains(p, pattern)), None):
         message = (
           f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
-          'labels. They are not read: every image there is used for training as good. If some are '
-          'not good, convert the labels first, with mode check_dataset and '
+          'labels. They are not read: every image there counts as good. If some are not, pass '
           f'check.convert.enable=true, check.convert.src_dataset_type={tool}.'
         )
         yield warning('labels of another tool', folder, message)

@@ -18,7 +18,7 @@ from uadjax.errors import DataError
 from uadjax.numerics import regions
 from uadjax.system.progress import Progress
 
-_MAX_LISTED_PROBLEMS = 5  # Unusable files to list: a LabelMe folder has one JSON file per image.
+_MAX_LISTED = 5  # Unusable files to list: a LabelMe folder has one JSON file per image.
 _HELD_OUT_WORDS = {'val', 'valid', 'validation', 'test'}  # Words in the path of a JSON file.
 
 Entry: TypeAlias = Mapping[str, object]
@@ -48,9 +48,8 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   # COCO also has files with captions and keypoints of the same images, which would count twice.
   paths = [path for path in paths if path.stem.startswith('instances')] or paths
   files, problems = samples.collect(lambda path: _read_file(path, source), paths)
-  if len(problems) > _MAX_LISTED_PROBLEMS:
-    num_omitted = len(problems) - _MAX_LISTED_PROBLEMS
-    problems[_MAX_LISTED_PROBLEMS:] = [f'{num_omitted} more JSON files like these.']
+  if len(problems) > _MAX_LISTED:
+    problems[_MAX_LISTED:] = [f'{len(problems) - _MAX_LISTED} more JSON files like these.']
   entries = [(file, *labeled_image) for file in files for labeled_image in file.images]
   if not entries and not problems:
     problems.append(f'No JSON file below {source} lists images and annotations as COCO does.')

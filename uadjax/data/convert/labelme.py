@@ -7,7 +7,7 @@ the ground truth of pixel metrics.
 """
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import contextlib
 import os
 from pathlib import Path
@@ -21,10 +21,8 @@ from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
 
-FillFn = Callable[[outlines.Points, int, int], outlines.Mask]
-
 # Type of shape -> its smallest number of points and the function that fills it.
-_FILLED_SHAPES: dict[str, tuple[int, FillFn]] = {
+_FILLED_SHAPES = {
   'polygon': (3, outlines.fill_polygon),
   'oriented_rectangle': (4, outlines.fill_polygon),
   'rectangle': (2, outlines.fill_rectangle),  # Some tools write all four corners.

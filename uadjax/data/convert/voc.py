@@ -184,14 +184,14 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
     root = ElementTree.parse(xml_path).getroot()
   except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
     raise DataError(f'{xml_path.name}: not XML: {error}.') from None
-  labeled_size = (_parse_float(root.findtext(f'size/{key}')) for key in ('height', 'width'))
+  texts = [root.findtext(f'size/{key}', '').strip() for key in ('height', 'width')]
+  labeled_size = (int(text) if text.isdecimal() else None for text in texts)
   height, width = samples.require_matching_size(image, name, *labeled_size)
 
   def read_box(element: ElementTree.Element) -> samples.Shape:
     label = (element.findtext('name') or '').strip()
-    keys = ('xmin', 'ymin', 'xmax', 'ymax')
-    edges = [_parse_float(element.findtext(f'bndbox/{key}')) for key in keys]
-    if not label or None in edges:
+    edges = [element.findtext(f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+    if not label or not all(edges):
       raise DataError('lacks a name or a numeric bounding box')
     corners = outlines.parse_points([edges[:2], edges[2:]])
     # VOC counts pixels from one, so coordinates are shifted.
@@ -200,10 +200,3 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
 
   entries = [(f'{xml_path.name}: object {n}', e) for n, e in enumerate(root.iter('object'), 1)]
   return samples.read_shapes(read_box, entries)
-
-
-def _parse_float(text: str | None) -> float | None:
-  try:
-    return float(text or '')
-  except ValueError:
-    return None

@@ -19,6 +19,21 @@ from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError, refuse, Setting
 
 
+class Layout(NamedTuple):
+  """One way to organize the files of a dataset.
+
+  Attributes:
+    read: function from a category's folder to its records and problems.
+    labels_by_mask: whether an image is defective only if its mask marks a defect; see
+      `label_by_mask`.
+    has_masks: whether defective images are expected to have ground truth.
+  """
+
+  read: Callable[[Path], scanning.SplitsAndProblems]
+  labels_by_mask: bool = False
+  has_masks: bool = True
+
+
 class Listing(NamedTuple):
   """Images of a category as listed before any image is opened.
 
@@ -26,16 +41,13 @@ class Listing(NamedTuple):
     directory: folder of the category.
     splits: records of the images.
     problems: problems of the listing; `load` raises if one of them is an error.
-    labels_by_mask: whether an image is defective only if its mask marks a defect; see
-      `label_by_mask`.
-    has_masks: whether defective images are expected to have ground truth.
+    layout: layout of the category.
   """
 
   directory: Path
   splits: Splits
   problems: tuple[Problem, ...]
-  labels_by_mask: bool
-  has_masks: bool
+  layout: Layout
 
 
 def load(
@@ -59,7 +71,7 @@ def load(
   """
   listing = scan(root, category, layout)
   problems.raise_errors(listing.problems)
-  if not listing.labels_by_mask:
+  if not listing.layout.labels_by_mask:
     return listing.splits
   train, test = listing.splits
   splits = label_by_mask(listing.splits, defective_masks([*train, *test], mask_threshold))
@@ -96,7 +108,7 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     layout = _MARKERS.get(next(markers, ''), 'folder')
   entry = _LAYOUTS[layout]
   splits, issues = entry.read(directory)
-  return Listing(directory, splits, tuple(issues), entry.labels_by_mask, entry.has_masks)
+  return Listing(directory, splits, tuple(issues), entry)
 
 
 def defective_masks(records: Sequence[Record], mask_threshold: int) -> set[Path]:
@@ -159,20 +171,6 @@ def mask_size_mismatch(record: Record, size: tuple[int, int], mask_size: tuple[i
   (height, width), (mask_height, mask_width) = size, mask_size
   message = f'{record.mask} is {mask_width}x{mask_height} pixels, but its image {record.path} is'
   return f'{message} {width}x{height}; resize the mask to match the image.'
-
-
-class Layout(NamedTuple):
-  """One way to organize the files of a dataset.
-
-  Attributes:
-    read: function from a category's folder to its records and problems.
-    labels_by_mask: whether an image is defective only if its mask marks a defect.
-    has_masks: whether defective images are expected to have ground truth.
-  """
-
-  read: Callable[[Path], scanning.SplitsAndProblems]
-  labels_by_mask: bool = False
-  has_masks: bool = True
 
 
 _LAYOUTS = {

@@ -38,10 +38,9 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
   # TFDS needs the path only for checksums of downloads, which do not exist here. To determine it,
   # TFDS 4.9.10 imports importlib_resources, which it does not declare as a dependency.
   code_path = None
-  MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
-  Get {_ARCHIVE} from {_HOMEPAGE} (CC BY-NC-SA 4.0) and put it, or the category folders that it
-  contains, into manual_dir.
-  """
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    f'Put {_ARCHIVE} from {_HOMEPAGE} (CC BY-NC-SA 4.0), or its category folders, into manual_dir.'
+  )
 
   def __init__(self, *, category: str | None = None, **kwargs: Any):
     """Create a builder; `category` selects a category by name, instead of a config."""
