@@ -186,8 +186,7 @@ def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Ite
   # `layouts.defects_in_training` already reports images whose own mask has a defect.
   for train_path in (r.path for r in train if defect != GOOD and not r.is_anomalous):
     message = f'{_with_twin(train_path, path)} is in the test set as defective ({defect})'
-    message += f'; remove {train_path} from the training set.'
-    yield error(DEFECT_IN_TRAINING, train_path, message)
+    yield error(DEFECT_IN_TRAINING, train_path, f'{message}; remove {train_path} from training.')
 
 
 def _with_twin(path: Path, twin: Path) -> str:
@@ -204,8 +203,8 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
       if path := next((p for p in paths[:_MAX_OPENED_FILES] if _contains(p, pattern)), None):
         message = (
           f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
-          'labels. They are not read: every image there counts as good. If some are not, pass '
-          f'check.convert.enable=true, check.convert.src_dataset_type={tool}.'
+          'labels. They are not read: every image there counts as good. To convert them, use mode '
+          f'check_dataset with check.convert.enable=true, check.convert.src_dataset_type={tool}.'
         )
         yield warning('labels of another tool', folder, message)
 

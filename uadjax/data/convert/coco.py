@@ -165,8 +165,9 @@ def _decode_run_lengths(segmentation: Entry, height: int, width: int) -> outline
   counts, size = segmentation.get('counts'), segmentation.get('size')
   if size != [height, width]:
     raise DataError(f'its run lengths have size {size}, but the image has {[height, width]}')
-  is_list = isinstance(counts, list) and all(isinstance(count, int) for count in counts)
-  if not isinstance(counts, str) and not is_list:
+  if not isinstance(counts, str) and not (
+    isinstance(counts, list) and all(isinstance(count, int) for count in counts)
+  ):
     raise DataError('its run lengths are neither a list of integers nor a string')
   try:
     return regions.decode_run_lengths(counts, height, width)
