@@ -119,7 +119,7 @@ def test_labelme(tmp_path):
       ['images/划_痕/b c.png', 'annotations/划_痕/b c.png'],
     ],
   )
-  assert summary == converting.ConversionSummary(
+  assert summary == converting.Summary(
     3,
     2,
     {'good': 3, 'scratch': 1, '划_痕': 1},
@@ -627,7 +627,7 @@ def test_mvtec(tmp_path):
     path.parent.mkdir(parents=True)
     Image.fromarray(place.astype(np.uint8) * 255).save(path)
   summary = convert(tmp_path / 'bottle', 'MVTec_AD', target)
-  assert summary == converting.ConversionSummary(1, 3, {'cut': 1, 'good': 2, 'hole': 1}, ())
+  assert summary == converting.Summary(1, 3, {'cut': 1, 'good': 2, 'hole': 1}, ())
   assert lists(target) == (
     [['images/good/train/000.png', 'annotations/good/train/000.png']],
     [

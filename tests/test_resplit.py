@@ -10,6 +10,7 @@ import pytest
 from uadjax.data import layouts, resplit as resplitting
 from uadjax.data.layouts import seglist
 from uadjax.errors import ConfigError, DataError
+from uadjax.training import settings as run_settings
 
 resplit = resplitting.resplit
 
@@ -49,7 +50,7 @@ def whole(tmp_path_factory):
 def test_no_image_is_lost_or_doubled_and_defects_are_never_learned_from(whole, percent, seed):
   for backup in whole.glob('*.bak*'):
     backup.unlink()
-  summary = resplit(whole, percent, 100 - percent, seed)
+  summary = resplit(whole, percent, seed)
   train, val = listed(whole)
   assert sorted(train + val) == sorted(path.name for path in (whole / 'images').iterdir())
   assert all(name.startswith('good') for name in train)
@@ -57,16 +58,16 @@ def test_no_image_is_lost_or_doubled_and_defects_are_never_learned_from(whole, p
   assert summary[:3] == (len(train), len(val), 5)
   # Whatever the lists were before, the same seed gives the same.
   before = (whole / 'train.txt').read_bytes(), (whole / 'val.txt').read_bytes()
-  resplit(whole, 50, 50, seed + 1)
-  resplit(whole, percent, 100 - percent, seed)
+  resplit(whole, 50, seed + 1)
+  resplit(whole, percent, seed)
   assert ((whole / 'train.txt').read_bytes(), (whole / 'val.txt').read_bytes()) == before
 
 
 def test_the_seed_decides(tmp_path):
   make(tmp_path)
-  resplit(tmp_path, 50, 50, 0)
+  resplit(tmp_path, 50, 0)
   first = listed(tmp_path)
-  resplit(tmp_path, 50, 50, 1)
+  resplit(tmp_path, 50, 1)
   assert listed(tmp_path) != first
   splits = layouts.load(tmp_path)
   assert len(splits.train) == 10
@@ -77,10 +78,10 @@ def test_old_lists_are_kept_to_the_byte(tmp_path):
   make(tmp_path)
   (tmp_path / 'val.txt').write_bytes(b'')
   originals = [(tmp_path / 'train.txt').read_bytes(), b'']
-  assert resplit(tmp_path, 80, 20, 0).backups == ('train.txt.bak', 'val.txt.bak')
+  assert resplit(tmp_path, 80, 0).backups == ('train.txt.bak', 'val.txt.bak')
   second = (tmp_path / 'train.txt').read_bytes()
-  assert resplit(tmp_path, 80, 20, 1).backups == ('train.txt.bak.1', 'val.txt.bak.1')
-  assert resplit(tmp_path, 80, 20, 2).backups == ('train.txt.bak.2', 'val.txt.bak.2')
+  assert resplit(tmp_path, 80, 1).backups == ('train.txt.bak.1', 'val.txt.bak.1')
+  assert resplit(tmp_path, 80, 2).backups == ('train.txt.bak.2', 'val.txt.bak.2')
   assert [(tmp_path / f'{n}.txt.bak').read_bytes() for n in ('train', 'val')] == originals
   assert (tmp_path / 'train.txt.bak.1').read_bytes() == second
 
@@ -96,7 +97,7 @@ def test_lists_of_windows_and_images_without_masks(tmp_path):
     b'images\\two words.png\t\r\n'
   )
   (tmp_path / 'val.txt').write_text('images/c.png\nimages/d.png\tannotations/d.png\nimages/c.png')
-  assert resplit(tmp_path, 50, 50, 3)[:3] == (2, 3, 1)
+  assert resplit(tmp_path, 50, 3)[:3] == (2, 3, 1)
   train, val = listed(tmp_path)
   assert sorted(train + val) == ['a.png', 'b.png', 'c.png', 'd.png', 'two words.png']
   assert 'd.png' in val
@@ -104,33 +105,30 @@ def test_lists_of_windows_and_images_without_masks(tmp_path):
 
 def test_the_threshold_says_what_a_defect_is(tmp_path):
   make(tmp_path, good=4, bad=2)
-  assert resplit(tmp_path, 50, 50, 0, mask_threshold=200).defective == 0
-  assert resplit(tmp_path, 50, 50, 0, mask_threshold=199).defective == 2
+  assert resplit(tmp_path, 50, 0, mask_threshold=200).defective == 0
+  assert resplit(tmp_path, 50, 0, mask_threshold=199).defective == 2
 
 
-@pytest.mark.parametrize('percents', [(0, 100), (100, 0), (80, 30), (-20, 120), (True, 99)])
-def test_percentages_that_are_refused(tmp_path, percents):
-  before = (make(tmp_path) / 'train.txt').read_bytes()
-  with pytest.raises(
-    ConfigError, match=f'train_percent={percents[0]} .*val_percent={percents[1]} '
-  ):
-    resplit(tmp_path, *percents, 0)
-  assert (tmp_path / 'train.txt').read_bytes() == before
-  assert not [*tmp_path.glob('*.bak')]
+@pytest.mark.parametrize('key', ['train_percent', 'val_percent'])
+@pytest.mark.parametrize('percent', [0, 100, -20, 120, True, 79.5])
+def test_percentages_that_are_refused(key, percent):
+  with pytest.raises(ConfigError) as caught:
+    run_settings.load('padim', [(f'check.split.{key}', percent)])
+  assert caught.value.key == f'check.split.{key}'
 
 
 def test_what_cannot_be_split_stays_as_it_is(tmp_path):
   with pytest.raises(DataError, match=r'only the layout seglist can be split; convert'):
-    resplit(tmp_path, 80, 20, 0)
+    resplit(tmp_path, 80, 0)
   make(tmp_path, good=1, bad=2)
   with pytest.raises(DataError, match='at least 2 images'):
-    resplit(tmp_path, 80, 20, 0)
+    resplit(tmp_path, 80, 0)
   png(tmp_path / 'other.png', 0)
   (tmp_path / 'val.txt').write_text('images/good 0.png\tother.png\nlost.png\n')
   before = (tmp_path / 'train.txt').read_bytes()
   with pytest.raises(
     DataError, match=r'(?s)2 problems:.*no file .*lost\.png.*listed with two masks'
   ):
-    resplit(tmp_path, 80, 20, 0)
+    resplit(tmp_path, 80, 0)
   assert (tmp_path / 'train.txt').read_bytes() == before
   assert not [*tmp_path.glob('*.bak')]

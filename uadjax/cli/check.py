@@ -13,7 +13,7 @@ from uadjax.cli.options import CheckOptions
 from uadjax.data.checks import report as reports
 from uadjax.data.settings import DataSettings
 from uadjax.errors import DataError
-from uadjax.system import files, progress
+from uadjax.system import files
 
 
 def run(options: CheckOptions) -> None:
@@ -34,7 +34,7 @@ def run(options: CheckOptions) -> None:
 
 def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) -> bool:
   """Check one category, print the result, and return whether it can be trained on."""
-  report = data.check_dataset(settings, progress=progress.show_progress)
+  report = data.check_dataset(settings)
   train, test = report.splits
   defect_counts = collections.Counter(record.defect for record in test if record.is_anomalous)
   if folder:

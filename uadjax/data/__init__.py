@@ -5,11 +5,11 @@ The functions here take the `data` section of a configuration. `image_io` decode
 `batches` builds batches.
 """
 
-from pathlib import Path
+import dataclasses
 
 from uadjax.data import checks, layouts, records
 from uadjax.data.settings import DataSettings
-from uadjax.system.progress import no_progress, Progress
+from uadjax.system.progress import show_progress
 
 
 def load(config: DataSettings) -> records.Splits:
@@ -17,34 +17,27 @@ def load(config: DataSettings) -> records.Splits:
 
   An empty `root` means the demo dataset.
   """
-  root, category = _dataset_folder(config)
-  return layouts.load(root, category, _layout_name(config), config.mask_threshold)
+  config = _with_root(config)
+  return layouts.load(config.root, config.category, config.layout, config.mask_threshold)
 
 
 def check_dataset(
   config: DataSettings,
   min_images: int = checks.MIN_IMAGES,
-  progress: Progress = no_progress,
   on_test_image: checks.ImageFunction | None = None,
 ) -> checks.Report:
-  """Check the dataset that a `data` config names; an empty `root` means the demo dataset.
+  """Check the dataset that a `data` config names, and show progress.
+
+  An empty `root` means the demo dataset.
 
   Args:
     config: the `data` section of a configuration.
     min_images: smallest number of good training images that is not an error.
-    progress: wrapper that shows progress.
     on_test_image: see `checks.check`.
   """
-  root, category = _dataset_folder(config, progress)
-  return checks.check(
-    root,
-    category,
-    _layout_name(config),
-    config.mask_threshold,
-    min_images,
-    progress,
-    on_test_image,
-  )
+  config = _with_root(config)
+  dataset = config.root, config.category, config.layout, config.mask_threshold
+  return checks.check(*dataset, min_images, show_progress, on_test_image)
 
 
 def expand(config: DataSettings) -> list[str]:
@@ -60,14 +53,12 @@ def expand(config: DataSettings) -> list[str]:
   return layouts.expand(config.root, config.category)
 
 
-def _dataset_folder(config: DataSettings, progress: Progress = no_progress) -> tuple[Path, str]:
-  if not config.root:
-    from uadjax.data import demo
+def _with_root(config: DataSettings) -> DataSettings:
+  """Return the settings of the demo dataset, which is drawn if necessary, for an empty root."""
+  if config.root:
+    return config
+  from uadjax.data import demo
 
-    category = config.category or demo.DEFAULT_CATEGORY
-    return demo.cached_dataset(category, progress), category
-  return Path(config.root), config.category
-
-
-def _layout_name(config: DataSettings) -> str:
-  return config.layout if config.root else 'auto'
+  category = config.category or demo.DEFAULT_CATEGORY
+  root = str(demo.cached_dataset(category, show_progress))
+  return dataclasses.replace(config, root=root, category=category, layout='auto')

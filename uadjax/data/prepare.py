@@ -8,9 +8,8 @@ from typing import Any
 from uadjax import data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
-from uadjax.data.records import Record
-from uadjax.data.settings import CheckSettings, ConvertSettings, DataSettings, SplitSettings
-from uadjax.errors import ConfigError
+from uadjax.data.settings import CheckSettings, DataSettings
+from uadjax.errors import ConfigError, DataError
 from uadjax.system import logging as log, progress
 
 
@@ -18,7 +17,7 @@ def checked_splits(
   settings: DataSettings,
   enforce: bool,
   min_images: int,
-  on_test_image: checks.ImageFunction | None = None,
+  on_image: checks.ImageFunction | None = None,
 ) -> records.Splits:
   """Check the dataset and return its images; with `check.enforce=false`, the usable ones.
 
@@ -26,13 +25,15 @@ def checked_splits(
     settings: section `data` of the configuration.
     enforce: the setting check.enforce.
     min_images: smallest number of good training images that is not an error.
-    on_test_image: function to call in a thread with path and pixels of each readable test image.
+    on_image: function to call in a thread with path and pixels of each readable test image.
 
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
   """
-  report = data.check_dataset(settings, min_images, progress.show_progress, on_test_image)
+  report = data.check_dataset(settings, min_images, on_image)
   splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
+  if not splits.train:
+    raise DataError(f'{report}\nNo usable training images remain.')
   if report.problems:
     log.LOG.warning('%s', report)
   if message := checks.describe_excluded(report, splits):
@@ -42,7 +43,7 @@ def checked_splits(
 
 def checked_test_set(
   settings: DataSettings, enforce: bool, on_image: checks.ImageFunction | None = None
-) -> tuple[Record, ...]:
+) -> tuple[records.Record, ...]:
   """Check the dataset and return its test images, ignoring problems of training images.
 
   With `check.enforce=false`, return the usable test images.
@@ -56,26 +57,22 @@ def checked_test_set(
     DataError: the check of the test images failed; the message lists all problems.
     ConfigError: there are no test images.
   """
-  report = data.check_dataset(settings, progress=progress.show_progress, on_test_image=on_image)
+  report = data.check_dataset(settings, on_test_image=on_image)
   test = report.splits.test
   test_files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))
   if not report.passed and not enforce:
     log.LOG.warning('%s', report)
-    test = checks.usable_splits(report).test
-  else:
-    test = checks.require_valid(report).test
+  test = (checks.require_valid(report) if enforce else checks.usable_splits(report)).test
   if not test:
-    raise ConfigError(
-      f'{Path(settings.root, settings.category)} has no test images; put them into a folder '
-      'test/good or test/<defect>.'
-    )
+    message = f'{report.directory} has no test images'
+    raise ConfigError(f'{message}; put them into a folder test/good or test/<defect>.')
   return test
 
 
 def run_check(settings: DataSettings, workdir: Path) -> dict[str, Any]:
   """Check the dataset, write pictures into `workdir`, and return the result for its JSON file."""
-  report = data.check_dataset(settings, progress=progress.show_progress)
+  report = data.check_dataset(settings)
   log.LOG.log(logging.INFO if report.passed else logging.ERROR, '%s', report)
   return reports.write(report, workdir)
 
@@ -90,37 +87,24 @@ def convert_and_resplit(settings: DataSettings, check: CheckSettings, seed: int)
     ConfigError: a setting is wrong.
     DataError: the dataset cannot be converted or split.
   """
-  settings = _convert_labels(settings, check.convert)
-  _resplit_lists(settings, check.split, seed)
+  if check.convert.enable:
+    source, target = Path(settings.root, settings.category), Path(check.convert.output)
+    source_format = check.convert.src_dataset_type
+    conversion = convert.convert(source, source_format, target, progress.show_progress)
+    defects = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
+    log.LOG.info(
+      'Converted %s to %s: %d training images, %d test images. Images per defect: %s.',
+      source, target, conversion.num_train, conversion.num_val, defects,
+    )  # fmt: skip
+    for note in conversion.notes:
+      log.LOG.warning('%s', note)
+    settings = dataclasses.replace(settings, root=str(target), category='', layout='seglist')
+  if check.split.enable:
+    directory = Path(settings.root, settings.category)
+    summary = resplit.resplit(directory, check.split.train_percent, seed, settings.mask_threshold)
+    log.LOG.info(
+      'Drew new lists for %s: %d training images, %d test images (%d defective). Backups of the '
+      'old lists: %s.',
+      directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
+    )  # fmt: skip
   return settings
-
-
-def _convert_labels(settings: DataSettings, options: ConvertSettings) -> DataSettings:
-  """Convert another tool's labels; return the settings of the converted dataset."""
-  if not options.enable:
-    return settings
-  source, target = Path(settings.root, settings.category), Path(options.output)
-  conversion = convert.convert(source, options.src_dataset_type, target, progress.show_progress)
-  type_counts = ', '.join(f'{name} {count}' for name, count in conversion.num_per_defect.items())
-  log.LOG.info(
-    'Converted %s to %s: %d training images, %d test images. Images per defect: %s.',
-    source, target, conversion.num_train, conversion.num_val, type_counts,
-  )  # fmt: skip
-  for note in conversion.notes:
-    log.LOG.warning('%s', note)
-  return dataclasses.replace(settings, root=str(target), category='', layout='seglist')
-
-
-def _resplit_lists(settings: DataSettings, options: SplitSettings, seed: int) -> None:
-  """Draw new train and val lists."""
-  if not options.enable:
-    return
-  directory = Path(settings.root, settings.category)
-  summary = resplit.resplit(
-    directory, options.train_percent, options.val_percent, seed, settings.mask_threshold
-  )
-  log.LOG.info(
-    'Drew new lists for %s: %d training images, %d test images (%d defective). Backups of the old '
-    'lists: %s.',
-    directory, summary.train, summary.val, summary.defective, ' and '.join(summary.backups),
-  )  # fmt: skip

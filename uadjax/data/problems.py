@@ -7,7 +7,6 @@ from typing import NamedTuple
 from uadjax.errors import DataError
 
 ERROR, WARNING = 'error', 'warning'
-_MAX_MESSAGES = 10  # Messages that are shown; the others are only counted.
 
 
 class Problem(NamedTuple):
@@ -39,13 +38,12 @@ def warning(kind: str, path: Path, message: str) -> Problem:
 def raise_errors(problems: Iterable[Problem]) -> None:
   """Raise DataError with up to ten messages if any of the problems is an error."""
   messages = [problem.message for problem in problems if problem.severity == ERROR]
-  if len(messages) == 1:
-    raise DataError(messages[0])
   if messages:
-    raise DataError(f'{len(messages)} problems:\n  {join_messages(messages)}')
+    count = f'{len(messages)} problems:\n  ' if len(messages) > 1 else ''
+    raise DataError(f'{count}{join_messages(messages)}')
 
 
-def join_messages(messages: Sequence[str], limit: int = _MAX_MESSAGES) -> str:
+def join_messages(messages: Sequence[str], limit: int = 10) -> str:
   """Join the first messages, one per line, and append the number of those above the limit."""
   remainder = [f'and {len(messages) - limit} more'] if len(messages) > limit else []
   return '\n  '.join([*messages[:limit], *remainder])

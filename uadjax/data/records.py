@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import DataError
 
 GOOD = 'good'  # Type of defect of images without one, and the name of their folder.
 
@@ -47,23 +47,17 @@ def partition(
 
   Args:
     records: records to partition.
-    fractions: relative sizes, such as (0.8, 0.2).
+    fractions: positive relative sizes, such as (0.8, 0.2).
     seed: seed of the random permutation.
 
   Raises:
-    ConfigError: a fraction is not positive and finite.
     DataError: there are fewer records than groups.
   """
+  assert all(0 < fraction < math.inf for fraction in fractions)
   n = len(fractions)
-  if not n or not all(0 < fraction < math.inf for fraction in fractions):
-    raise ConfigError(
-      f'Cannot split by the fractions {list(fractions)}; all must be positive and finite.'
-    )
   if len(records) < n:
-    raise DataError(
-      f'Cannot split {len(records)} images into {n} groups; at least {n}'
-      f' images are needed in {records[0].path.parent if records else "the dataset"}.'
-    )
+    place = records[0].path.parent if records else 'The dataset'
+    raise DataError(f'{place} has {len(records)} images; splitting needs at least {n} images.')
   ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
   sizes = np.diff(ends, prepend=0)
   while not sizes.all():  # Move records from the largest group to an empty one.

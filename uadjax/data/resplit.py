@@ -5,6 +5,7 @@ to the new ones as `*.bak`.
 """
 
 from collections.abc import Sequence
+import itertools
 from pathlib import Path
 import shutil
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from uadjax.data import layouts, problems, records as record_types
 from uadjax.data.layouts import seglist
 from uadjax.data.records import Record
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import DataError
 from uadjax.system import files
 
 _LISTS = ('train.txt', 'val.txt')
@@ -34,56 +35,44 @@ class Summary(NamedTuple):
   backups: tuple[str, ...]
 
 
-def resplit(
-  directory: Path, train_percent: int, val_percent: int, seed: int, mask_threshold: int = 0
-) -> Summary:
+def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int = 0) -> Summary:
   """Split the images of train.txt and val.txt at random into two new lists.
 
   The result depends only on the images and the seed, not on the previous split.
 
   Args:
     directory: folder of the lists.
-    train_percent: percentage of the good images that become training images.
-    val_percent: percentage of the good images that become test images; the two sum to 100.
+    train_percent: percentage of the good images that become training images, above 0 and below
+      100; the others become test images.
     seed: seed of the random split.
     mask_threshold: limit above which a mask value makes an image defective.
 
   Raises:
-    ConfigError: the percentages are not positive integers that sum to 100.
     DataError: there are no lists, or a listed file cannot be read.
   """
-  percents = (train_percent, val_percent)
-  # isinstance() would accept bool.
-  if any(type(p) is not int or p <= 0 for p in percents) or sum(percents) != 100:
-    raise ConfigError(
-      f'check.split.train_percent={train_percent} and check.split.val_percent={val_percent} must be'
-      ' integers above 0 that sum to 100, such as 80 and 20.'
-    )
-  records = _read_lists(directory)
+  old_lists = [directory / name for name in _LISTS if (directory / name).is_file()]
+  if not old_lists:
+    message = f'{directory} has neither train.txt nor val.txt; only the layout seglist can be split'
+    raise DataError(f'{message}; convert other data first, with check.convert.enable=True.')
+  records = _read_lists(old_lists)
   defective_masks = layouts.defective_masks(records, mask_threshold)
   good = [r for r in records if r.mask not in defective_masks]
   defective = [r for r in records if r.mask in defective_masks]
-  train, val = record_types.partition(good, (train_percent / 100, val_percent / 100), seed)
+  train, val = record_types.partition(good, (train_percent / 100, 1 - train_percent / 100), seed)
   val = (*val, *defective)
   # Both old lists are backed up before the first is replaced, and each list exists at all times.
-  backups = [_back_up(directory / name) for name in _LISTS if (directory / name).is_file()]
+  backups = tuple(_back_up(path) for path in old_lists)
   for name, split in zip(_LISTS, (train, val), strict=True):
-    files.write_text(directory / name, _format_list(split, directory))
-  return Summary(len(train), len(val), len(defective), tuple(backups))
+    files.write_text(directory / name, ''.join(_format_line(r, directory) for r in split))
+  return Summary(len(train), len(val), len(defective), backups)
 
 
-def _read_lists(directory: Path) -> list[Record]:
-  """Return the images of both lists, each once, sorted by path.
+def _read_lists(list_files: Sequence[Path]) -> list[Record]:
+  """Return the images of all lists, each once, sorted by path.
 
   Raises:
-    DataError: there are no lists, a listed file cannot be used, or an image has two masks.
+    DataError: a listed file cannot be used, or an image has two masks.
   """
-  list_files = [directory / name for name in _LISTS if (directory / name).is_file()]
-  if not list_files:
-    raise DataError(
-      f'{directory} has neither train.txt nor val.txt, and only the layout seglist can be split; '
-      'convert other data first, with check.convert.enable=True.'
-    )
   record_by_path: dict[Path, Record] = {}
   issues: list[problems.Problem] = []
   for file in list_files:
@@ -92,9 +81,7 @@ def _read_lists(directory: Path) -> list[Record]:
     for path, _, mask in records:
       first_mask = record_by_path.setdefault(path, Record(path, mask=mask)).mask
       if first_mask != mask:
-        message = (
-          f'{path} is listed with two masks, {first_mask} and {mask}; delete one of the lines.'
-        )
+        message = f'{path} is listed with two masks, {first_mask} and {mask}; delete one line.'
         issues.append(problems.error('listed twice', path, message))
   problems.raise_errors(issues)
   return [record_by_path[path] for path in sorted(record_by_path)]
@@ -102,18 +89,13 @@ def _read_lists(directory: Path) -> list[Record]:
 
 def _back_up(file: Path) -> str:
   """Copy a list to the first free name of .bak, .bak.1, .bak.2 …, and return that name."""
-  backup, suffix = file.with_name(f'{file.name}.bak'), 0
-  while backup.exists():
-    suffix += 1
-    backup = file.with_name(f'{file.name}.bak.{suffix}')
-  shutil.copyfile(file, backup)
-  return backup.name
+  suffixes = itertools.chain(['.bak'], (f'.bak.{number}' for number in itertools.count(1)))
+  backups = (file.with_name(f'{file.name}{suffix}') for suffix in suffixes)
+  backup = next(path for path in backups if not path.exists())
+  return shutil.copyfile(file, backup).name
 
 
-def _format_list(records: Sequence[Record], directory: Path) -> str:
-  """Format records as a list, with a tab even without a mask, because names may contain spaces."""
-  fields = (
-    (path.relative_to(directory).as_posix() if path else '' for path in (r.path, r.mask))
-    for r in records
-  )
-  return ''.join('\t'.join(paths) + '\n' for paths in fields)
+def _format_line(record: Record, directory: Path) -> str:
+  """Format a line of a list, with a tab even without a mask, because names may contain spaces."""
+  mask = record.mask.relative_to(directory).as_posix() if record.mask else ''
+  return f'{record.path.relative_to(directory).as_posix()}\t{mask}\n'

@@ -1,6 +1,7 @@
 """Selection of a few images that represent all of them."""
 
 from collections.abc import Iterable, Sequence
+import itertools
 from typing import TypeVar
 
 from uadjax.data.records import Record
@@ -10,10 +11,8 @@ Item = TypeVar('Item')
 
 def interleave(groups: Iterable[Sequence[Item]]) -> list[Item]:
   """Return the first item of each group, then the second of each, and so on."""
-  entries = [
-    (i, number, item) for number, group in enumerate(groups) for i, item in enumerate(group)
-  ]
-  return [item for _, _, item in sorted(entries, key=lambda entry: entry[:2])]
+  rounds = itertools.zip_longest(*groups)
+  return [item for items in rounds for item in items if item is not None]
 
 
 def order_evenly(items: Sequence[Item]) -> list[Item]:

@@ -13,9 +13,7 @@ class DataSettings:
   root: str = field('', 'Folder of the dataset; empty for the synthetic images of the demo.')
   category: str = field('', 'Category below the root, or a group: all, textures, objects.')
   layout: str = field('auto', 'Layout of the dataset.', choices=layouts.NAMES)
-  ops: str = field(
-    'resize(256)', 'Steps from a file to network size, separated by |.', check=transforms.parse
-  )
+  ops: str = field('resize(256)', 'Steps to network size, separated by |.', check=transforms.parse)
   mask_threshold: int = field(0, 'Pixels of a mask above it are defects.', minimum=0, maximum=65535)
 
 
@@ -25,9 +23,7 @@ class ConvertSettings:
 
   enable: bool = field(False, 'Whether to convert labels to the layout seglist.')
   src_dataset_type: str = field(
-    '',
-    'Format of the labels.',
-    choices=('', 'LabelMe', 'VOC', 'COCO', 'MVTec_AD'),
+    '', 'Format of the labels.', choices=('', 'LabelMe', 'VOC', 'COCO', 'MVTec_AD')
   )
   output: str = field('', 'Empty or new folder for the converted dataset.')
 
@@ -37,12 +33,8 @@ class SplitSettings:
   """Section `check.split`: random lists of a `seglist`, after conversion, before the check."""
 
   enable: bool = field(False, 'Whether to draw new lists of training and test images.')
-  train_percent: int = field(
-    80, 'Share of the good images for training.', unit='%', above=0, below=100
-  )
-  val_percent: int = field(
-    20, 'Share of the good images for testing.', unit='%', above=0, below=100
-  )
+  train_percent: int = field(80, 'Share of good images for training.', unit='%', above=0, below=100)
+  val_percent: int = field(20, 'Share of good images for testing.', unit='%', above=0, below=100)
 
 
 @dataclasses.dataclass(frozen=True)

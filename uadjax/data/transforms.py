@@ -1,7 +1,8 @@
 """Resizing of images to network size, and of anomaly maps back to the original size.
 
-For any chain of ops, a network image shows one rectangle of the original (a `geometry.Frame`) and
-is sampled once: `resize(256)|center_crop(224)` equals resizing followed by cropping.
+Each op maps a frame to a frame; the first frame is the original itself. So for any chain of ops, a
+network image shows one rectangle of the original and is sampled once:
+`resize(256)|center_crop(224)` equals resizing followed by cropping.
 
 Letters: h w the original, height width the network image.
 """
@@ -9,14 +10,92 @@ Letters: h w the original, height width the network image.
 import itertools
 import math
 import re
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 
-from uadjax.data import geometry
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, DataError
+
+Number: TypeAlias = float | int
+
+
+class Frame(NamedTuple):
+  """Rectangle of the original that an image shows, and the image's size.
+
+  Attributes:
+    top: upper edge of the rectangle, in pixels of the original.
+    left: left edge of the rectangle, in pixels of the original.
+    bottom: lower edge of the rectangle, in pixels of the original.
+    right: right edge of the rectangle, in pixels of the original.
+    height: height of the image in its own pixels.
+    width: width of the image in its own pixels.
+  """
+
+  top: float
+  left: float
+  bottom: float
+  right: float
+  height: int
+  width: int
+
+
+def resize(frame: Frame, height: int, width: int) -> Frame:
+  """Return a frame that shows the same rectangle at another size."""
+  return frame._replace(height=height, width=width)
+
+
+def keep_ratio(frame: Frame, height: int, width: int) -> Frame:
+  """Scale with the aspect ratio kept until (height, width) is covered, and crop the overhang."""
+  scale = max(height / frame.height, width / frame.width)
+  h, w = min(height / scale, frame.height), min(width / scale, frame.width)
+  cropped = _crop(frame, (frame.height - h) / 2, (frame.width - w) / 2, h, w)
+  return cropped._replace(height=height, width=width)
+
+
+def center_crop(frame: Frame, height: int, width: int) -> Frame:
+  """Crop the center at whole pixels; an odd overhang loses one pixel more at bottom and right.
+
+  Raises:
+    DataError: the crop is larger than the image.
+  """
+  if height > frame.height or width > frame.width:
+    message = f'Cannot crop {height} x {width} from an image of {frame.height} x {frame.width}'
+    raise DataError(f"{message}; add 'resize(...)' before 'center_crop(...)'.")
+  top, left = (frame.height - height) // 2, (frame.width - width) // 2
+  return _crop(frame, top, left, height, width)._replace(height=height, width=width)
+
+
+def _crop(frame: Frame, top: Number, left: Number, height: Number, width: Number) -> Frame:
+  """Return the part of a frame inside a rectangle that is given in the frame's own pixels."""
+  y_scale = (frame.bottom - frame.top) / frame.height
+  x_scale = (frame.right - frame.left) / frame.width
+  bottom, right = frame.top + y_scale * (top + height), frame.left + x_scale * (left + width)
+  top, left = frame.top + y_scale * top, frame.left + x_scale * left
+  return frame._replace(top=top, left=left, bottom=bottom, right=right)
+
+
+def pixel_range(low: float, high: float, n: int, size: int) -> tuple[int, int, float, float]:
+  """Find the pixels of the original that a map covers along one axis.
+
+  Args:
+    low: lower edge of the frame, in pixels of the original.
+    high: upper edge of the frame, in pixels of the original.
+    n: number of pixels of the original.
+    size: number of pixels of the map.
+
+  Returns:
+    First pixel and end (exclusive) of the pixels whose centers lie in [low, high), and the
+    coordinates of these two edges in the map.
+  """
+  # The tolerance absorbs rounding of the edges for pixel centers that lie exactly on an edge.
+  first, end = max(math.ceil(low - 0.5 - 1e-9), 0), min(math.ceil(high - 0.5 - 1e-9), n)
+  scale = size / (high - low)
+  return first, end, (first - low) * scale, (end - low) * scale
+
+
+OPS = {'resize': resize, 'keep_ratio': keep_ratio, 'center_crop': center_crop}
 
 
 class RestoredMap(NamedTuple):
@@ -57,11 +136,11 @@ class Ops(NamedTuple):
     """Width of the network image, which is that of the last op."""
     return self.steps[-1].width
 
-  def frame(self, h: int, w: int) -> geometry.Frame:
+  def frame(self, h: int, w: int) -> Frame:
     """Return the rectangle of an h x w original that the network image shows."""
-    frame = geometry.full_frame(h, w)
+    frame = Frame(0.0, 0.0, float(h), float(w), h, w)
     for name, height, width in self.steps:
-      frame = geometry.OPS[name](frame, height, width)
+      frame = OPS[name](frame, height, width)
     # Rounding must not move an edge out of the image.
     return frame._replace(bottom=min(frame.bottom, float(h)), right=min(frame.right, float(w)))
 
@@ -75,8 +154,8 @@ class Ops(NamedTuple):
   def restore(self, anomaly_map: Float[np.ndarray, 'height width'], h: int, w: int) -> RestoredMap:
     """Resize an anomaly map at network size back to the h x w original."""
     frame = self.frame(h, w)
-    top, bottom, box_top, box_bottom = geometry.pixel_range(frame.top, frame.bottom, h, self.height)
-    left, right, box_left, box_right = geometry.pixel_range(frame.left, frame.right, w, self.width)
+    top, bottom, box_top, box_bottom = pixel_range(frame.top, frame.bottom, h, self.height)
+    left, right, box_left, box_right = pixel_range(frame.left, frame.right, w, self.width)
     restored = RestoredMap(np.full((h, w), anomaly_map.min(), np.float32), np.zeros((h, w), bool))
     if top < bottom and left < right:
       # The outermost pixels may begin outside of the frame, where the map's edge is repeated.
@@ -101,9 +180,8 @@ def parse(text: str) -> Ops:
   for previous, step in itertools.pairwise(steps):
     is_larger = step.height > previous.height or step.width > previous.width
     if step.name == 'center_crop' and is_larger:
-      raise ConfigError(
-        f'{text!r} crops {step[1:]} from the smaller {previous[1:]}; crop at most that size.'
-      )
+      message = f'{text!r} crops {step[1:]} from {previous[1:]}; a crop must not be larger.'
+      raise ConfigError(message)
   return Ops(steps)
 
 
@@ -111,9 +189,7 @@ def _parse_step(op_text: str, text: str) -> Step:
   match = re.fullmatch(r'\s*(\w+)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*', op_text, re.ASCII)
   name, height, width = match.groups() if match else ('', '0', '0')
   step = Step(name, int(height), int(width or height))
-  if name not in geometry.OPS or not step.height or not step.width:
-    raise ConfigError(
-      f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(geometry.OPS)}, '
-      "with one positive size or height and width, as in 'resize(256)|center_crop(224)'."
-    )
+  if name not in OPS or not step.height or not step.width:
+    message = f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(OPS)}'
+    raise ConfigError(f"{message}, with a positive size or height and width, as in 'resize(256)'.")
   return step

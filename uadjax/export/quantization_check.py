@@ -215,7 +215,7 @@ def _read_dataset(
   listing = layouts.scan(root, category, layout)
   return (
     layouts.load(root, category, layout, mask_threshold)
-    if listing.labels_by_mask
+    if listing.layout.labels_by_mask
     else listing.splits
   )
 

@@ -20,7 +20,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from uadjax.data import geometry, transforms
+from uadjax.data import transforms
 from uadjax.errors import ExportError, Setting
 from uadjax.numerics import resampling
 
@@ -64,7 +64,7 @@ def bilinear_taps(input_size: int, output_size: int, low: float, high: float) ->
 
 
 def resize_images(
-  images: UInt8[Array, 'b H W 3'], frame: geometry.Frame, height: int, width: int
+  images: UInt8[Array, 'b H W 3'], frame: transforms.Frame, height: int, width: int
 ) -> UInt8[Array, 'b {height} {width} 3']:
   """Resize images bit-identically to `transforms.Ops.apply`.
 
@@ -89,7 +89,7 @@ def resize_images(
 
 
 def _resize_passes(
-  frame: geometry.Frame, input_height: int, input_width: int, height: int, width: int
+  frame: transforms.Frame, input_height: int, input_width: int, height: int, width: int
 ) -> Sequence[tuple[int, Taps]]:
   """Return the axes to resample, with their taps, in the order of the installed Pillow version.
 
@@ -135,8 +135,8 @@ def restore_maps(
   Pixels outside the crop that the network saw get the minimum of their map.
   """
   frame = ops.frame(height, width)
-  vertical = geometry.pixel_range(frame.top, frame.bottom, height, ops.height)
-  horizontal = geometry.pixel_range(frame.left, frame.right, width, ops.width)
+  vertical = transforms.pixel_range(frame.top, frame.bottom, height, ops.height)
+  horizontal = transforms.pixel_range(frame.left, frame.right, width, ops.width)
   overhangs = (-vertical[2], -horizontal[2], vertical[3] - ops.height, horizontal[3] - ops.width)
   margin = math.ceil(max(*overhangs, 0))
   rows = jnp.asarray(_upsampling_matrix(*vertical, ops.height, margin))

@@ -5,7 +5,7 @@
 Letters: h w height and width of an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import concurrent.futures
 import functools
 import itertools
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from uadjax.data import layouts, problems as dataset_problems
 from uadjax.data.checks import rules
 from uadjax.data.problems import ERROR, Problem
-from uadjax.data.records import Splits
+from uadjax.data.records import Record, Splits
 from uadjax.errors import DataError, Setting
 from uadjax.system.progress import no_progress, Progress
 
@@ -105,15 +105,19 @@ def check(
   listing = layouts.scan(root, category, layout)
   splits = listing.splits
   images, masks = _inspect_files(splits, mask_threshold, progress, on_test_image)
-  if listing.labels_by_mask:
+  if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     splits = layouts.label_by_mask(splits, defective_masks)
   dataset = rules.Dataset(listing, splits, images, masks, mask_threshold, min_images)
-  all_problems = [*listing.problems, *(p for rule in rules.RULES for p in rule(dataset))]
+  all_problems = [*listing.problems]
+  for inspection in (*images.values(), *masks.values()):
+    all_problems += inspection.problems
+  for rule in rules.RULES:
+    all_problems += rule(dataset)
   fractions = {path: mask.defective_fraction for path, mask in masks.items() if mask.size}
   ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
   properties = (listing.directory, splits, ordered, fractions, mask_threshold)
-  return Report(*properties, listing.labels_by_mask)
+  return Report(*properties, listing.layout.labels_by_mask)
 
 
 def _inspect_files(
@@ -141,7 +145,7 @@ def require_valid(report: Report) -> Splits:
   if report.passed:
     return report.splits
   hint = 'Fix the data', ', or pass ', Setting('check.enforce', False), ' to use the other images'
-  hint = hint if _usable_or_empty(report).train else hint[:1]
+  hint = hint if usable_splits(report).train else hint[:1]
   raise DataError(f'{report}\n', hint=(*hint, '.'))
 
 
@@ -152,36 +156,19 @@ def usable_splits(report: Report) -> Splits:
   training images, because they would make the metrics look too good. In a seglist, where masks
   determine which images are good, images with unreadable masks are excluded as well. In other
   layouts, masks that are unreadable or have the wrong size count as absent.
-
-  Raises:
-    DataError: no training images remain.
   """
-  splits = _usable_or_empty(report)
-  if not splits.train:
-    raise DataError(f'{report}\nNo usable training images remain.')
-  return splits
-
-
-def _usable_or_empty(report: Report) -> Splits:
-  """Return the images that `usable_splits` selects; unlike it, allow an empty training split."""
   unreadable = report.error_paths(rules.UNREADABLE)
   bad_masks = unreadable | report.error_paths(rules.SIZE_MISMATCH)
   # Masks that determine the label must be readable.
   needed_masks = unreadable if report.labels_by_mask else set()
-  train, test = (
-    [
-      r._replace(mask=None) if r.mask in bad_masks else r
-      for r in records
-      if r.path not in unreadable and (r.is_anomalous or r.mask not in needed_masks)
-    ]
-    for records in report.splits
-  )
-  defective = report.error_paths(rules.DEFECT_IN_TRAINING)
-  duplicates = report.error_paths(rules.IN_TRAIN_AND_TEST)
-  return Splits(
-    tuple(r for r in train if not r.is_anomalous and r.path not in defective),
-    tuple(r for r in test if r.is_anomalous or r.path not in duplicates),
-  )
+
+  def select(records: Sequence[Record], excluding_error: str) -> tuple[Record, ...]:
+    excluded = unreadable | report.error_paths(excluding_error)
+    usable = [r for r in records if r.path not in excluded and r.mask not in needed_masks]
+    return tuple(r._replace(mask=None) if r.mask in bad_masks else r for r in usable)
+
+  train, test = report.splits
+  return Splits(select(train, rules.DEFECT_IN_TRAINING), select(test, rules.IN_TRAIN_AND_TEST))
 
 
 def describe_excluded(report: Report, splits: Splits) -> str:

@@ -1,16 +1,16 @@
 """Files that a dataset check writes: sample pictures, a histogram, and a sheet of problems."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import itertools
+import math
 from pathlib import Path
 import textwrap
 from typing import Any
 import warnings
 
 from jaxtyping import UInt8
-from matplotlib import axes, figure, ticker
-from matplotlib.backends import backend_agg
+from matplotlib import ticker
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,37 +21,37 @@ from uadjax.data.records import GOOD, Record
 from uadjax.errors import DataError
 from uadjax.system import files
 from uadjax.system.text import format_percent
-from uadjax.visualization import heatmap, sheet
+from uadjax.visualization import figures, heatmap, sheet
 
+_NUM_SAMPLES = 10  # Sample pictures of a split.
 _SAMPLE_SIDE = 400  # Longer side of a sample in pixels.
 _CELL_WIDTH, _COLUMNS, _MAX_CELLS = 260, 4, 40  # Layout of the problem sheet; width in pixels.
 _LINE_HEIGHT = 15  # Pixels.
-_UNREADABLE_GRAY = 200  # Gray level of unreadable files.
 _GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Distinct for color-blind readers.
 _TEXT_COLORS = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
 
-def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[str, Any]:
+def write(report: checks.Report, workdir: Path) -> dict[str, Any]:
   """Write the pictures of a check into `workdir/check_dataset`, which is replaced if it exists.
 
   Args:
     report: result of the check.
     workdir: work directory of the run.
-    num_samples: number of sample pictures per split.
 
   Returns:
     The content of `check_dataset_result.json` without its done_flag, with paths relative to
     `workdir`.
   """
-  train, test = report.splits
+  defects = collections.Counter(r.defect for r in report.splits.test if r.is_anomalous)
+  # Training learns only the normal class.
+  attributes: dict[str, object] = {'num_classes': 1, 'defects': dict(defects)}
   with files.atomic_directory(workdir / 'check_dataset') as folder:
     (folder / 'demo_img').mkdir()
-    sample_paths = {
-      split: _write_samples(report, records, folder / 'demo_img', split, num_samples)
-      for split, records in (('train', train), ('val', test))
-    }
-    with warnings.catch_warnings():
-      warnings.filterwarnings('ignore', 'Glyph')  # The font lacks letters of some names.
+    for split, records in zip(('train', 'val'), report.splits, strict=True):
+      sample_paths = _write_samples(report, records, folder / 'demo_img', split)
+      attributes |= {f'{split}_sample_paths': sample_paths, f'{split}_samples': len(records)}
+    with figures.style(), warnings.catch_warnings():
+      warnings.filterwarnings('ignore', 'Glyph')  # The fonts lack letters of some names.
       _draw_histogram(report).savefig(folder / 'histogram.png')
     analysis = {'histogram': 'check_dataset/histogram.png'}
     if problem_sheet := _problem_sheet(report):
@@ -59,47 +59,36 @@ def write(report: checks.Report, workdir: Path, num_samples: int = 10) -> dict[s
       analysis['problems'] = 'check_dataset/problems.png'
   return {
     'check_pass': report.passed,
-    'attributes': {
-      'train_sample_paths': sample_paths['train'],
-      'train_samples': len(train),
-      'val_sample_paths': sample_paths['val'],
-      'val_samples': len(test),
-      'num_classes': 1,  # Training learns only the normal class.
-      'defects': dict(collections.Counter(r.defect for r in test if r.is_anomalous)),
-    },
+    'attributes': attributes,
     'analysis': analysis,
     'dataset_path': str(report.directory),
     'show_type': 'image',
     'dataset_type': 'SegDataset',
     'problems': [
-      {**problem._asdict(), 'path': _strip_directory(str(problem.path), report)}
-      for problem in report.problems
+      {**p._asdict(), 'path': _strip_directory(str(p.path), report)} for p in report.problems
     ],
   }
 
 
 def _write_samples(
-  report: checks.Report, records: Sequence[Record], folder: Path, split: str, num_samples: int
+  report: checks.Report, records: Sequence[Record], folder: Path, split: str
 ) -> list[str]:
   """Write sample pictures of readable images, evenly chosen per defect; return their paths.
 
   Each is an image next to a copy with its mask outlined.
   """
   error_paths = {problem.path for problem in report.errors}
-  fractions = {p: f for p, f in report.defective_fractions.items() if p not in error_paths}
   readable = [record for record in records if record.path not in error_paths]
   sample_paths = []
-  for number, record in enumerate(_choose_evenly(readable, num_samples), 1):
+  for number, record in enumerate(_choose_evenly(readable, _NUM_SAMPLES), 1):
     image = outlined = image_io.decode(record.path)
     caption = f'{"no mask" if record.is_anomalous else "good"}: nothing to outline'
-    if record.mask in fractions:
+    if record.mask and record.mask not in error_paths:
       outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_threshold))
-      caption = f'mask: {format_percent(fractions[record.mask], 2)} defective'
-    tiles = [
-      (title, _resize_to_fit(tile, _SAMPLE_SIDE))
-      for title, tile in ((record.defect, image), (caption, outlined))
-    ]
-    sample = sheet.draw_sheet(dict(tiles), _strip_directory(str(record.path), report))
+      caption = f'mask: {format_percent(report.defective_fractions[record.mask], 2)} defective'
+    pairs = (record.defect, image), (caption, outlined)
+    tiles = {title: _resize_to_fit(tile, _SAMPLE_SIDE) for title, tile in pairs}
+    sample = sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
     name = f'{split}_{number:02d}.png'  # Names of images may repeat; numbers do not.
     sample.save(folder / name)
     sample_paths.append(f'check_dataset/demo_img/{name}')
@@ -108,9 +97,8 @@ def _write_samples(
 
 def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
   """Choose about equally many records of each defect, good ones first."""
-  chosen = set(selection.spread_over_defects(records, num_samples))
-  key = {record: (record.is_anomalous, record.defect, i) for i, record in enumerate(records)}
-  return sorted(chosen, key=key.__getitem__)
+  chosen = selection.spread_over_defects(records, num_samples)
+  return sorted(chosen, key=lambda r: (r.is_anomalous, r.defect, records.index(r)))
 
 
 def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.ndarray, 'H W 3']:
@@ -123,36 +111,27 @@ def _resize_to_fit(image: UInt8[np.ndarray, 'h w 3'], side: int) -> UInt8[np.nda
   return np.asarray(Image.fromarray(image).resize(size, resampling))
 
 
-def _draw_histogram(report: checks.Report) -> figure.Figure:
+def _draw_histogram(report: checks.Report) -> figures.Figure:
   """Draw the number of images per split and defect, and the defective area of each defect."""
-  train, test = report.splits
-  counts = collections.Counter(f'test: {record.defect}' for record in test)
-  rows = ['test: good', *sorted(counts.keys() - {'test: good'})]
-  counts['train: good'] = sum(not record.is_anomalous for record in train)
-  if num_defective := len(train) - counts['train: good']:
-    counts['train: defective'] = num_defective
-    rows = ['train: defective', *rows]
-  rows = ['train: good', *rows]
+  counts = collections.Counter({'train: good': 0, 'test: good': 0})
+  for split, records in zip(('train', 'test'), report.splits, strict=True):
+    counts.update(f'{split}: {record.defect}' for record in records)
+  # Training images come before test images, and good ones before defects.
+  rows = sorted(counts, key=lambda r: (r.startswith('test: '), not r.endswith(': good'), r))
   colors = [_GOOD_COLOR if row.endswith(': good') else _DEFECT_COLOR for row in rows]
-  fig = figure.Figure(figsize=(10, 1.6 + 0.34 * len(rows)), layout='constrained', dpi=120)
-  backend_agg.FigureCanvasAgg(fig)
-  count_axes, area_axes = fig.subplots(1, 2, sharey=True)
+  figure = figures.new_figure(10.0, 1.6 + 0.34 * len(rows))
+  count_axes, area_axes = figure.subplots(1, 2, sharey=True)
   bars = count_axes.barh(range(len(rows)), [counts[row] for row in rows], color=colors)
   count_axes.bar_label(bars, padding=3)
   count_axes.margins(x=0.12)
   count_axes.set(title='Images', xlabel='number of images')
-  # Names may contain dollar signs, which must not start a formula.
-  count_axes.set_yticks(range(len(rows)), rows, parse_math=False)
+  count_axes.set_yticks(range(len(rows)), rows)
   count_axes.invert_yaxis()
-  _draw_defective_area(area_axes, report, {row: i for i, row in enumerate(rows)})
-  for ax in (count_axes, area_axes):
-    ax.spines[['top', 'right']].set_visible(False)
-  return fig
+  _draw_defective_area(area_axes, report, rows)
+  return figure
 
 
-def _draw_defective_area(
-  ax: axes.Axes, report: checks.Report, row_by_name: Mapping[str, int]
-) -> None:
+def _draw_defective_area(ax: figures.Axes, report: checks.Report, rows: Sequence[str]) -> None:
   """Draw a dot per defective image at its percentage of defective pixels."""
   rng = np.random.default_rng(0)  # Jitter with a fixed seed, so that plots are reproducible.
   percentages: dict[str, list[float]] = collections.defaultdict(list)
@@ -160,7 +139,7 @@ def _draw_defective_area(
     if defect != GOOD and mask and (fraction := report.defective_fractions.get(mask)):
       percentages[defect].append(100 * fraction)
   for defect, values in sorted(percentages.items()):
-    row = row_by_name[f'test: {defect}']
+    row = rows.index(f'test: {defect}')
     jittered_rows = row + rng.uniform(-0.22, 0.22, len(values))
     ax.scatter(values, jittered_rows, s=14, color=_DEFECT_COLOR, alpha=0.6, linewidths=0)
     ax.plot([np.median(values)] * 2, [row - 0.36, row + 0.36], color='black', linewidth=1.5)
@@ -172,8 +151,7 @@ def _draw_defective_area(
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.grid(axis='x', alpha=0.3)
   else:
-    ax.text(0.5, 0.5, 'no masks', transform=ax.transAxes, ha='center', color='gray')
-    ax.set_xticks([])
+    figures.show_message(ax, 'no masks')
 
 
 def _log_ticks(ratio: float) -> ticker.Locator:
@@ -196,18 +174,17 @@ def _problem_sheet(report: checks.Report) -> Image.Image | None:
     return None
   files_to_show = itertools.islice(problems_by_path.items(), _MAX_CELLS)
   cells = [_problem_cell(path, problems, report) for path, problems in files_to_show]
-  rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
-  heights = [max(cell.height for cell in row) for row in rows]
-  size = len(rows[0]) * _CELL_WIDTH, sum(heights) + 2 * _LINE_HEIGHT
-  canvas = Image.new('RGB', size, 'white')
+  top, row_height = 2 * _LINE_HEIGHT, max(cell.height for cell in cells)
+  width = min(len(cells), _COLUMNS) * _CELL_WIDTH
+  num_rows = math.ceil(len(cells) / _COLUMNS)
+  canvas = Image.new('RGB', (width, top + num_rows * row_height), 'white')
   num_omitted = len(problems_by_path) - len(cells)
   omitted = f'; {num_omitted} more in check_dataset_result.json' if num_omitted else ''
   title = f'{len(cells)} files with problems (red: errors){omitted}'
   ImageDraw.Draw(canvas).text((6, 6), title, 'black', ImageFont.load_default(13))
-  tops = itertools.accumulate(heights, initial=2 * _LINE_HEIGHT)
-  for row, top in zip(rows, tops, strict=False):
-    for column, cell in enumerate(row):
-      canvas.paste(cell, (column * _CELL_WIDTH, top))
+  for i, cell in enumerate(cells):
+    row, column = divmod(i, _COLUMNS)
+    canvas.paste(cell, (column * _CELL_WIDTH, top + row * row_height))
   return canvas
 
 
@@ -237,7 +214,7 @@ def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
       return _resize_to_fit(heatmap.render_mask(mask), width)
     return _resize_to_fit(image_io.decode(path), width)
   except DataError:
-    return np.full((_CELL_WIDTH // 2, width, 3), _UNREADABLE_GRAY, np.uint8)
+    return np.full((_CELL_WIDTH // 2, width, 3), 200, np.uint8)  # Gray.
 
 
 def _strip_directory(text: str, report: checks.Report) -> str:

@@ -19,17 +19,14 @@ ImageFunction: TypeAlias = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
 
 UNREADABLE, SIZE_MISMATCH = 'unreadable file', 'size mismatch'
 DEFECT_IN_TRAINING, IN_TRAIN_AND_TEST = 'defects in training', 'duplicate in train and test'
-_MAX_LISTED_VALUES = 4  # Values of a mask that a message lists.
 
-# Suffix of a label file -> patterns in its content and the labeling tool that writes them.
+# Labeling tool -> suffix of its label files, and a pattern in their content.
 _LABEL_SIGNATURES = {
-  '.json': ((rb'"shapes"\s*:', 'LabelMe'), (rb'"(annotations|(image|category)_id)"\s*:', 'COCO')),
-  '.xml': ((rb'<annotation[\s>]', 'VOC'),),
+  'LabelMe': ('.json', rb'"shapes"\s*:'),
+  'COCO': ('.json', rb'"(annotations|(image|category)_id)"\s*:'),
+  'VOC': ('.xml', rb'<annotation[\s>]'),
 }
-_MAX_OPENED_FILES = 3  # Files of one folder that are searched for the patterns.
-# Bytes that are read at either end of a file. Some tools embed the image, so that only the two ends
-# are sure to contain more than pixels.
-_END_BYTES = 1 << 16
+_MAX_OPENED_FILES = 3  # Files of one folder that are searched for a pattern.
 
 
 class Inspection(NamedTuple):
@@ -94,20 +91,11 @@ def inspect_mask(path: Path, threshold: int) -> Inspection:
     issues.append(warning('mask in color', path, message))
   unique = np.unique(values)
   if len(unique) > 2:
-    listed = ', '.join(f'{value:g}' for value in unique[:_MAX_LISTED_VALUES])
-    last = f', … {unique[-1]:g}' if len(unique) > _MAX_LISTED_VALUES else ''
-    message = (
-      f'{path} is not binary: it has {len(unique)} values, {listed}{last}. Values above '
-      f'data.mask_threshold={threshold} count as defective.'
-    )
-    issues.append(warning('mask not binary', path, message))
+    message = f'{path} has {len(unique)} values from {unique[0]:g} to {unique[-1]:g}, not just two'
+    reading = f'those above data.mask_threshold={threshold} count as defective'
+    issues.append(warning('mask not binary', path, f'{message}; {reading}.'))
   fraction = float((values > threshold).mean())
   return Inspection(values.shape, defective_fraction=fraction, problems=tuple(issues))
-
-
-def _file_problems(dataset: Dataset) -> Iterator[Problem]:
-  for inspection in (*dataset.images.values(), *dataset.masks.values()):
-    yield from inspection.problems
 
 
 def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
@@ -117,10 +105,6 @@ def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
     message = size and mask_size and layouts.mask_size_mismatch(record, size, mask_size)
     if record.mask and message:
       yield error(SIZE_MISMATCH, record.mask, message)
-
-
-def _defects_in_training(dataset: Dataset) -> Iterator[Problem]:
-  yield from layouts.defects_in_training(dataset.splits.train)
 
 
 def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
@@ -133,24 +117,18 @@ def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
       message = f'{path} is in a folder of good images, but its mask {mask} marks defects.'
       yield error('good image with defects', path, message)
     if not is_good and not has_defect:
-      message = (
-        f'{mask} marks nothing: no value in it is above data.mask_threshold='
-        f'{dataset.mask_threshold}, but {path} is in a folder of defective images ({defect}).'
-      )
-      yield warning('empty mask', mask, message)
+      message = f'{mask} marks nothing above data.mask_threshold={dataset.mask_threshold}'
+      yield warning('empty mask', mask, f'{message}, but {path} is in a folder of {defect} images.')
 
 
 def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
   """Yield a warning for images without the mask that would make them defective."""
-  if not dataset.listing.labels_by_mask:
+  if not dataset.listing.layout.labels_by_mask:
     return
   defects = {record.defect for record in dataset.splits.test if record.is_anomalous} - {'defect'}
   for path, defect, mask in (*dataset.listing.splits.train, *dataset.listing.splits.test):
     if mask is None and defect in defects:
-      message = (
-        f'{path} has no mask and therefore counts as good, although other images in {path.parent} '
-        'are defective.'
-      )
+      message = f'{path} has no mask, so it counts as good, unlike other images in {path.parent}.'
       yield warning('no mask', path, message)
 
 
@@ -159,14 +137,11 @@ def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
   directory = dataset.listing.directory
   defective = [record for record in dataset.splits.test if record.is_anomalous]
   without_mask = [record for record in defective if record.mask is None]
-  if not dataset.listing.has_masks or not without_mask:
+  if not dataset.listing.layout.has_masks or not without_mask:
     return
   if without_mask == defective:
-    message = (
-      f'None of the {len(defective)} defective images in {directory} has a mask, so pixel metrics '
-      'cannot be computed.'
-    )
-    yield warning('no mask', directory, message)
+    message = f'None of the {len(defective)} defective images in {directory} has a mask'
+    yield warning('no mask', directory, f'{message}; pixel metrics are omitted.')
     return
   for path, defect, _ in without_mask:
     message = f'{path} is defective ({defect}) and has no mask; pixel metrics exclude it.'
@@ -177,11 +152,8 @@ def _shared_masks(dataset: Dataset) -> Iterator[Problem]:
   path_by_mask: dict[Path, Path] = {}
   for path, defect, mask in dataset.splits.test:
     if mask and defect != GOOD and (first_path := path_by_mask.setdefault(mask, path)) != path:
-      message = (
-        f'{mask} is the mask of both {first_path} and {path}; unless they are the same image, give '
-        f'each its own, such as {path.name}_mask.png in the mvtec layout.'
-      )
-      yield warning('shared mask', mask, message)
+      message = f'{mask} is the mask of both {first_path} and {path}; give each its own'
+      yield warning('shared mask', mask, f'{message}, such as {path.name}_mask.png.')
 
 
 def _duplicates(dataset: Dataset) -> Iterator[Problem]:
@@ -196,9 +168,7 @@ def _duplicates(dataset: Dataset) -> Iterator[Problem]:
     split = 'training' if train else 'test'
     first, *others = train or test
     for path, _, _ in others:
-      message = f'{path} is the same image as {first.path}; both are in the {split} set.'
-      if path == first.path:
-        message = f'{path} is listed more than once in the {split} set.'
+      message = f'{_with_twin(path, first.path)} is in the {split} set more than once.'
       yield warning('duplicate', path, message)
     for test_record in test if train else ():
       yield from _test_image_in_training(test_record, train)
@@ -210,87 +180,62 @@ def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Ite
   A good one makes metrics too optimistic; a defective one must not be trained on.
   """
   path, defect, _ = test_record
-  if not test_record.is_anomalous:
-    twin = '' if path in {record.path for record in train} else _same_image(train[0].path)
-    message = (
-      f'{path}{twin} is in the test set and in the training set, which makes metrics too '
-      'optimistic; remove one of them.'
-    )
-    yield error(IN_TRAIN_AND_TEST, path, message)
-    return
+  if defect == GOOD:
+    message = f'{_with_twin(path, train[0].path)} is in the test set and in the training set'
+    yield error(IN_TRAIN_AND_TEST, path, f'{message}: metrics are too optimistic; remove one.')
   # `layouts.defects_in_training` already reports images whose own mask has a defect.
-  for train_path in (record.path for record in train if not record.is_anomalous):
-    twin = '' if train_path == path else _same_image(path)
-    message = (
-      f'{train_path}{twin} is in the training set, but in the test set as defective ({defect}); '
-      f'remove {train_path} from the training set.'
-    )
-    yield error(DEFECT_IN_TRAINING, train_path, message)
+  for train_path in (r.path for r in train if defect != GOOD and not r.is_anomalous):
+    message = f'{_with_twin(train_path, path)} is in the test set as defective ({defect})'
+    yield error(DEFECT_IN_TRAINING, train_path, f'{message}; remove {train_path} from training.')
 
 
-def _same_image(path: Path) -> str:
-  return f' (the same image as {path})'
+def _with_twin(path: Path, twin: Path) -> str:
+  return f'{path}' if path == twin else f'{path} (the same image as {twin})'
 
 
 def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
   """Yield a warning for each training folder that contains label files, which are not read."""
-  if dataset.listing.labels_by_mask:
+  if dataset.listing.layout.labels_by_mask:
     return
   for folder in dict.fromkeys(record.path.parent for record in dataset.splits.train):
-    for suffix in _LABEL_SIGNATURES:
+    for tool, (suffix, pattern) in _LABEL_SIGNATURES.items():
       paths = scanning.files_in(folder, [suffix])
-      for path in paths[:_MAX_OPENED_FILES]:
-        if tool := _labeling_tool(path):
-          message = (
-            f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
-            'labels. They are not read: every image there is used for training as good. If some '
-            'are not good, convert the labels first, with mode check_dataset and '
-            f'check.convert.enable=true, check.convert.src_dataset_type={tool}.'
-          )
-          yield warning('labels of another tool', folder, message)
-          break
+      if path := next((p for p in paths[:_MAX_OPENED_FILES] if _contains(p, pattern)), None):
+        message = (
+          f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
+          'labels. They are not read: every image there counts as good. To convert them, use mode '
+          f'check_dataset with check.convert.enable=true, check.convert.src_dataset_type={tool}.'
+        )
+        yield warning('labels of another tool', folder, message)
 
 
-def _labeling_tool(path: Path) -> str:
-  """Return the name of the labeling tool that wrote a file; '' if it is unknown or unreadable."""
+def _contains(path: Path, pattern: bytes) -> bool:
+  """Return whether a pattern matches the content of a file; False if it is unreadable."""
   try:
-    with path.open('rb') as file:
-      content = file.read(_END_BYTES)
-      file.seek(max(_END_BYTES, path.stat().st_size - _END_BYTES))
-      content += file.read(_END_BYTES)
+    return bool(re.search(pattern, path.read_bytes()))
   except OSError:
-    return ''
-  signatures = _LABEL_SIGNATURES[path.suffix.lower()]
-  return next((tool for pattern, tool in signatures if re.search(pattern, content)), '')
+    return False
 
 
 def _small_splits(dataset: Dataset) -> Iterator[Problem]:
   """Yield a problem for each split that is too small or lacks good or defective images."""
-  directory, (train, test) = dataset.listing.directory, dataset.splits
-  empty_paths = {p.path for p in dataset.listing.problems if p.kind == 'empty split'}
+  directory, (train, test), minimum = dataset.listing.directory, dataset.splits, dataset.min_images
   num_good = sum(not record.is_anomalous for record in train)
-  if not train and not empty_paths - {directory / 'test'}:
-    yield error('empty split', directory, f'{directory} has no training images.')
-  elif train and num_good < dataset.min_images:
-    message = (
-      f'{directory} has {num_good} good training images; at least {dataset.min_images} are needed.'
-    )
+  if train and num_good < minimum:  # The layout reports why there are none.
+    message = f'{directory} has {num_good} good training images; at least {minimum} are needed.'
     yield error('too few images', directory, message)
-  if not test:
-    if directory / 'test' not in empty_paths:
-      message = f'{directory} has no test images: a model can be trained, but not evaluated.'
-      yield warning('empty split', directory, message)
-    return
+  if not test and directory / 'test' not in {p.path for p in dataset.listing.problems}:
+    message = f'{directory} has no test images: a model can be trained, but not evaluated.'
+    yield warning('empty split', directory, message)
   classes = {'defective' if record.is_anomalous else 'good' for record in test}
-  for label in sorted({'good', 'defective'} - classes):
+  for label in sorted({'good', 'defective'} - classes) if test else ():
     message = f'{directory} has no {label} test images; metrics that need both classes are omitted.'
     yield warning(f'no {label} test images', directory, message)
 
 
 RULES: tuple[Callable[[Dataset], Iterator[Problem]], ...] = (
-  _file_problems,
   _size_mismatches,
-  _defects_in_training,
+  lambda dataset: layouts.defects_in_training(dataset.splits.train),
   _label_contradictions,
   _unlabeled_images,
   _missing_masks,

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 import re
 import shutil
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from uadjax.data import problems as dataset_problems
 from uadjax.data.convert import coco, labelme, mvtec, samples, voc
@@ -26,10 +26,11 @@ _READERS: dict[str, Callable[[Path, Progress], samples.SourceContents]] = {
   'MVTec_AD': mvtec.read,
   'VOC': voc.read,
 }
+_OutputEntry: TypeAlias = tuple[samples.Sample, str, str]  # With the paths of image and mask.
 _MAX_LISTED_PROBLEMS = 20  # Problems that one message lists.
 
 
-class ConversionSummary(NamedTuple):
+class Summary(NamedTuple):
   """Sizes of a converted dataset, and notes for the user.
 
   Attributes:
@@ -45,9 +46,7 @@ class ConversionSummary(NamedTuple):
   notes: tuple[str, ...]
 
 
-def convert(
-  source: Path, source_format: str, target: Path, progress: Progress
-) -> ConversionSummary:
+def convert(source: Path, source_format: str, target: Path, progress: Progress) -> Summary:
   """Convert a folder of labeled images to a seglist; write the whole target or nothing.
 
   The source is not changed.
@@ -63,15 +62,12 @@ def convert(
     ConfigError: the target lies in the source or is not empty.
     UnknownName: there is no format of that name.
   """
-  names = {name.lower(): name for name in _READERS}
-  if source_format.lower() not in names:
-    raise UnknownName(
-      f'Unknown check.convert.src_dataset_type {source_format!r}; choose from {[*_READERS]}.'
-    )
-  source_format = names[source_format.lower()]
+  read = next((_READERS[n] for n in _READERS if n.lower() == source_format.lower()), None)
+  if not read:
+    raise UnknownName(f'Unknown label format {source_format!r}; choose from {[*_READERS]}.')
   source, target = source.resolve(), target.resolve()
   require_convertible(source, target)
-  contents = _READERS[source_format](source, progress)
+  contents = read(source, progress)
   entries = _plan_entries(contents.samples)
   problems = [*contents.problems, *_listing_problems(entries)]
   if not entries and not problems:
@@ -82,19 +78,19 @@ def convert(
     raise DataError(f'Cannot convert {source}; {count}:\n  {listing}')
   train, val = [], []
   with files.atomic_directory(target) as folder:
-    for entry in progress(entries, len(entries), 'Writing'):
-      _write_entry(entry, folder)
-      is_training = entry.sample.defect == GOOD and not entry.sample.held_out
-      (train if is_training else val).append(f'{entry.image_path}\t{entry.mask_path}\n')
+    for sample, image_path, mask_path in progress(entries, len(entries), 'Writing'):
+      for path in (folder / image_path, folder / mask_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+      if isinstance(sample.image, bytes):
+        (folder / image_path).write_bytes(sample.image)
+      else:
+        shutil.copyfile(sample.image, folder / image_path)
+      (folder / mask_path).write_bytes(sample.mask)
+      is_training = sample.defect == GOOD and not sample.held_out
+      (train if is_training else val).append(f'{image_path}\t{mask_path}\n')
     files.write_text(folder / 'train.txt', ''.join(train))
     files.write_text(folder / 'val.txt', ''.join(val))
   return _summarize(contents, len(train), len(val))
-
-
-class _OutputEntry(NamedTuple):
-  sample: samples.Sample
-  image_path: str
-  mask_path: str
 
 
 def require_convertible(source: Path, target: Path) -> None:
@@ -102,9 +98,8 @@ def require_convertible(source: Path, target: Path) -> None:
   if not source.is_dir():
     raise DataError(f'No folder {source}; it must contain the dataset to convert.')
   if target.is_relative_to(source):
-    raise ConfigError(
-      f'check.convert.output {target} lies in {source}, which must not change; name another folder.'
-    )
+    message = f'check.convert.output {target} lies in {source}, which must not change'
+    raise ConfigError(f'{message}; name another folder.')
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise ConfigError(f'check.convert.output {target} is not empty; name another folder.')
 
@@ -120,11 +115,10 @@ def _plan_entries(source_samples: Sequence[samples.Sample]) -> list[_OutputEntry
   stems = [samples.strip_suffix(path) for path in paths]
   if len({stem.casefold() for stem in stems}) < len(stems):
     stems = paths  # Some images differ only in their suffix, so masks keep it.
-  entries = (
-    _OutputEntry(sample, f'images/{path}', f'annotations/{stem}.png')
-    for sample, path, stem in zip(source_samples, paths, stems, strict=True)
-  )
-  return sorted(entries, key=lambda entry: entry.image_path)
+  image_paths = [f'images/{path}' for path in paths]
+  mask_paths = [f'annotations/{stem}.png' for stem in stems]
+  entries = zip(source_samples, image_paths, mask_paths, strict=True)
+  return sorted(entries, key=lambda entry: entry[1])
 
 
 def _folder_name(defect: str) -> str:
@@ -141,36 +135,21 @@ def _listing_problems(entries: Sequence[_OutputEntry]) -> list[str]:
   for sample, path, _ in entries:
     if re.search(r'[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]', path):
       problems.append(f'{sample.name!r}: the name has a tab or line break; rename the image.')
-    if path.casefold() in name_by_key:
-      problems.append(
-        f'{sample.name}: labeled twice, or its name equals that of {name_by_key[path.casefold()]} '
-        'except for case; rename one image or delete one of the labels.'
-      )
+    if other := name_by_key.get(path.casefold()):
+      message = f'{sample.name}: labeled twice, or its name equals that of {other} except for case'
+      problems.append(f'{message}; rename one image or delete one of the labels.')
     name_by_key[path.casefold()] = sample.name
   return problems
 
 
-def _write_entry(entry: _OutputEntry, target: Path) -> None:
-  sample, image_path, mask_path = entry.sample, target / entry.image_path, target / entry.mask_path
-  image_path.parent.mkdir(parents=True, exist_ok=True)
-  mask_path.parent.mkdir(parents=True, exist_ok=True)
-  if isinstance(sample.image, bytes):
-    image_path.write_bytes(sample.image)
-  else:
-    shutil.copyfile(sample.image, image_path)
-  mask_path.write_bytes(sample.mask)
-
-
-def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -> ConversionSummary:
+def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -> Summary:
   defects = sorted(_folder_name(sample.defect) for sample in contents.samples)
   notes = list(contents.notes)
   if num_boxes := sum(sample.num_boxes for sample in contents.samples):
-    notes.append(
-      f'{num_boxes} defects are bounding boxes, which were filled. Trust only image metrics: pixel'
-      ' metrics count the good pixels in a box as defective.'
-    )
+    hint = 'Trust only image metrics: pixel metrics count the good pixels in a box as defective.'
+    notes.append(f'{num_boxes} defects are bounding boxes, which were filled. {hint}')
   if set(defects) == {GOOD}:
     notes.append('No label marks a defect: all images count as good.')
   if not num_train:
     notes.append('There are no good training images: train.txt is empty.')
-  return ConversionSummary(num_train, num_val, dict(collections.Counter(defects)), tuple(notes))
+  return Summary(num_train, num_val, dict(collections.Counter(defects)), tuple(notes))

@@ -6,12 +6,10 @@ cannot have holes; run lengths can.
 """
 
 from collections.abc import Mapping, Sequence
-import functools
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 import re
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Bool
 import numpy as np
 
 from uadjax.data.convert import outlines, samples
@@ -20,8 +18,8 @@ from uadjax.errors import DataError
 from uadjax.numerics import regions
 from uadjax.system.progress import Progress
 
-_MAX_LISTED_PROBLEMS = 5  # Unusable files to list: a LabelMe folder has one JSON file per image.
-_HELD_OUT_WORDS = ('val', 'valid', 'validation', 'test')  # Words in the path of a JSON file.
+_MAX_LISTED = 5  # Unusable files to list: a LabelMe folder has one JSON file per image.
+_HELD_OUT_WORDS = {'val', 'valid', 'validation', 'test'}  # Words in the path of a JSON file.
 
 Entry: TypeAlias = Mapping[str, object]
 Id: TypeAlias = int | str
@@ -32,20 +30,15 @@ class _CocoFile(NamedTuple):
 
   Attributes:
     name: path relative to the source, with '/'.
-    images: entries of the list 'images', by id.
-    instances: entries of the list 'annotations', by the id of their image.
+    images: entries of the list 'images', each with those of the list 'annotations' for it.
     category_names: names of categories, by id.
+    held_out: whether the file's path says that its images are held out from training.
   """
 
   name: str
-  images: Sequence[tuple[Id, Entry]]
-  instances: Mapping[Id, Sequence[Entry]]
+  images: Sequence[tuple[Entry, Sequence[Entry]]]
   category_names: Mapping[Id, str]
-
-  @property
-  def is_held_out(self) -> bool:
-    """Return whether the file's path says that its images are held out from training."""
-    return not set(re.split('[^a-z]+', self.name.lower())).isdisjoint(_HELD_OUT_WORDS)
+  held_out: bool
 
 
 def read(source: Path, progress: Progress) -> samples.SourceContents:
@@ -54,48 +47,34 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   paths = scanning.find_files(source, ['.json'])
   # COCO also has files with captions and keypoints of the same images, which would count twice.
   paths = [path for path in paths if path.stem.startswith('instances')] or paths
-  files: list[_CocoFile] = []
-  problems: list[str] = []
-  for path in paths:
-    try:
-      files.append(_read_file(path, images.relative_to_root(path)))
-    except DataError as error:
-      problems.append(str(error))
-  if len(problems) > _MAX_LISTED_PROBLEMS:
-    num_omitted = len(problems) - _MAX_LISTED_PROBLEMS
-    problems[_MAX_LISTED_PROBLEMS:] = [f'{num_omitted} more JSON files like these.']
-  jobs = [
-    functools.partial(_read_sample, image_id, entry, file, images)
-    for file in files
-    for image_id, entry in file.images
-  ]
-  if not jobs and not problems:
+  files, problems = samples.collect(lambda path: _read_file(path, source), paths)
+  if len(problems) > _MAX_LISTED:
+    problems[_MAX_LISTED:] = [f'{len(problems) - _MAX_LISTED} more JSON files like these.']
+  entries = [(file, *labeled_image) for file in files for labeled_image in file.images]
+  if not entries and not problems:
     problems.append(f'No JSON file below {source} lists images and annotations as COCO does.')
-  listed, sample_problems = samples.collect_samples(jobs, progress)
+  listed, more_problems = samples.collect(lambda e: _read_sample(images, *e), entries, progress)
   num_unlisted = len(set(images.paths) - {sample.image for sample in listed})
   notes = [f'{num_unlisted} images that no JSON file lists were ignored.'] if num_unlisted else []
-  return samples.SourceContents(listed, [*problems, *sample_problems], notes)
+  return samples.SourceContents(listed, [*problems, *more_problems], notes)
 
 
-def _read_file(path: Path, name: str) -> _CocoFile:
-  keys = ('images', 'annotations', 'categories')
-  content = samples.read_json(path, name, 'COCO', keys)
+def _read_file(path: Path, source: Path) -> _CocoFile:
+  name = path.relative_to(source).as_posix()
+  content = samples.read_json(path, name, 'COCO', ('images', 'annotations', 'categories'))
   images = _entries_by_id(content['images'], 'id', name)
   instances: dict[Id, list[Entry]] = {image_id: [] for image_id, _ in images}
-  orphans: list[Id] = []
-  for image_id, instance in _entries_by_id(content['annotations'], 'image_id', name):
-    if image_id in instances:
-      instances[image_id].append(instance)
-    else:
-      orphans.append(image_id)
-  if orphans:
-    ids = sorted({str(image_id) for image_id in orphans})[:5]
-    raise DataError(
-      f'{name}: {len(orphans)} annotations have an image_id that the file does not list: {ids}.'
-    )
+  annotations = _entries_by_id(content['annotations'], 'image_id', name)
+  if orphans := [str(image_id) for image_id, _ in annotations if image_id not in instances]:
+    message = f'{name}: {len(orphans)} annotations have an image_id that the file does not list'
+    raise DataError(f'{message}: {sorted(set(orphans))[:5]}.')
+  for image_id, instance in annotations:
+    instances[image_id].append(instance)
   categories = _entries_by_id(content['categories'], 'id', name)
   category_names = {category_id: str(entry.get('name')) for category_id, entry in categories}
-  return _CocoFile(name, images, instances, category_names)
+  labeled_images = [(entry, instances[image_id]) for image_id, entry in images]
+  held_out = not _HELD_OUT_WORDS.isdisjoint(re.split('[^a-z]+', name.lower()))
+  return _CocoFile(name, labeled_images, category_names, held_out)
 
 
 def _entries_by_id(entries: object, key: str, name: str) -> list[tuple[Id, Entry]]:
@@ -115,16 +94,16 @@ def _entries_by_id(entries: object, key: str, name: str) -> list[tuple[Id, Entry
 
 
 def _read_sample(
-  image_id: Id, entry: Entry, file: _CocoFile, images: samples.ImageIndex
+  images: samples.ImageIndex, file: _CocoFile, entry: Entry, instances: Sequence[Entry]
 ) -> samples.Sample:
   image = _find_image(str(entry.get('file_name') or ''), file.name, images)
   name = images.relative_to_root(image)
   size = samples.require_matching_size(image, name, entry.get('height'), entry.get('width'))
-  shapes = samples.collect_shapes(
-    [(f'{file.name}: {name}: annotation {i.get("id")}:', i) for i in file.instances[image_id]],
+  shapes = samples.read_shapes(
     lambda instance: _read_shape(instance, file.category_names, *size),
+    [(f'{file.name}: {name}: annotation {i.get("id")}:', i) for i in instances],
   )
-  return samples.sample_from_shapes(name, image, shapes, file.is_held_out)
+  return samples.sample_from_shapes(name, image, shapes, file.held_out)
 
 
 def _find_image(file_name: str, json_name: str, images: samples.ImageIndex) -> Path:
@@ -136,27 +115,22 @@ def _find_image(file_name: str, json_name: str, images: samples.ImageIndex) -> P
   Raises:
     DataError: no image matches, or several match equally well.
   """
-  file_path, json_path = samples.to_posix(file_name), PurePosixPath(json_name)
+  file_path, json_path = samples.to_posix(file_name), images.root / json_name
   matches = images.find_by_ending(re.sub(r'^([a-zA-Z]:)?(/|\.\./)*', '', file_path))
-  names = [images.relative_to_root(path) for path in matches]
-  exact_match = images.find_by_path((json_path.parent / file_path).as_posix())
-  ranked_matches = [
-    [path for path in matches if path == exact_match],
-    [path for path in matches if json_path.stem.endswith(f'_{path.parent.name}')],
-    [
-      p for p, n in zip(matches, names, strict=True) if json_path.parent in PurePosixPath(n).parents
-    ],
-    matches,
-  ]
-  for candidates in ranked_matches:
-    if len(candidates) == 1:
-      return candidates[0]
+  exact_match = images.find_by_path((Path(json_name).parent / file_path).as_posix())
+
+  def closeness(path: Path) -> tuple[bool, ...]:
+    is_named_like_json = json_path.stem.endswith(f'_{path.parent.name}')
+    return path == exact_match, is_named_like_json, json_path.parent in path.parents
+
   if not matches:
     raise DataError(f'{json_name}: no image {file_name!r}.')
-  raise DataError(
-    f'{json_name}: {file_name!r} is ambiguous: it matches {names[:5]}; list images with their '
-    'folders.'
-  )
+  closest, *others = sorted(matches, key=closeness, reverse=True)
+  if others and closeness(closest) == closeness(others[0]):
+    names = [images.relative_to_root(path) for path in matches[:5]]
+    message = f'{json_name}: {file_name!r} is ambiguous: it matches {names}'
+    raise DataError(f'{message}; list images with their folders.')
+  return closest
 
 
 def _read_shape(
@@ -175,21 +149,19 @@ def _read_shape(
     return samples.Shape(label, np.logical_or.reduce(masks))
   if not isinstance(box, list) or len(box) != 4:
     raise DataError('it has neither segmentation nor bbox')
-  (left, top), (box_width, box_height) = outlines.parse_points([box[:2], box[2:]])
-  right, bottom = left + box_width, top + box_height
-  corners = outlines.parse_points([[left, top], [right, top], [right, bottom], [left, bottom]])
+  corner, box_size = outlines.parse_points([box[:2], box[2:]])
+  corners = corner + box_size * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
   return samples.Shape(label, outlines.fill_polygon_even_odd(corners, height, width), is_box=True)
 
 
-def _fill_polygon(coordinates: object, height: int, width: int) -> Bool[np.ndarray, 'h w']:
+def _fill_polygon(coordinates: object, height: int, width: int) -> outlines.Mask:
   if not isinstance(coordinates, list) or len(coordinates) % 2:
     raise DataError(f'a polygon must be a list [x1, y1, x2, y2, …], not {str(coordinates)[:60]}')
   pairs = list(zip(coordinates[::2], coordinates[1::2], strict=True))
-  outline = outlines.parse_points(pairs, 3, 'polygon')
-  return outlines.fill_polygon_even_odd(outline, height, width)
+  return outlines.fill_polygon_even_odd(outlines.parse_points(pairs, 3, 'polygon'), height, width)
 
 
-def _decode_run_lengths(segmentation: Entry, height: int, width: int) -> Bool[np.ndarray, 'h w']:
+def _decode_run_lengths(segmentation: Entry, height: int, width: int) -> outlines.Mask:
   counts, size = segmentation.get('counts'), segmentation.get('size')
   if size != [height, width]:
     raise DataError(f'its run lengths have size {size}, but the image has {[height, width]}')

@@ -7,13 +7,11 @@ the ground truth of pixel metrics.
 """
 
 import base64
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 import contextlib
-import functools
 import os
 from pathlib import Path
 
-from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image
 
@@ -23,10 +21,8 @@ from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
 
-FillFn = Callable[[Float[np.ndarray, 'n 2'], int, int], Bool[np.ndarray, 'h w']]
-
 # Type of shape -> its smallest number of points and the function that fills it.
-_FILLED_SHAPES: dict[str, tuple[int, FillFn]] = {
+_FILLED_SHAPES = {
   'polygon': (3, outlines.fill_polygon),
   'oriented_rectangle': (4, outlines.fill_polygon),
   'rectangle': (2, outlines.fill_rectangle),  # Some tools write all four corners.
@@ -45,28 +41,26 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   json_paths = scanning.find_files(source, ['.json'])
   if not json_paths:
     # Without this error, defective images would become training images.
-    raise DataError(
-      f'No LabelMe annotations (*.json) in {source}; name the format of the labels, or the folder '
-      'that contains both labels and images.'
-    )
+    hint = 'name the format of the labels, or the folder that contains both labels and images'
+    raise DataError(f'No LabelMe annotations (*.json) in {source}; {hint}.')
   # PaddleX's list of the JSON files of the test set.
   held_out = set(map(samples.to_posix, samples.read_lines(source / 'val_anno_list.txt')))
-  jobs = [functools.partial(_read_sample, path, images, held_out) for path in json_paths]
-  labeled, problems = samples.collect_samples(jobs, progress)
+
+  def read_labeled(path: Path) -> samples.Sample:
+    return _read_sample(path, images, images.relative_to_root(path) in held_out)
+
+  def read_unlabeled(path: Path) -> samples.Sample:
+    return samples.sample_from_shapes(images.relative_to_root(path), path, [])
+
+  labeled, problems = samples.collect(read_labeled, json_paths, progress)
   labeled_images = {sample.image for sample in labeled}
-  jobs = [
-    functools.partial(samples.sample_from_shapes, images.relative_to_root(path), path, [])
-    for path in images.paths
-    if path not in labeled_images
-  ]
-  unlabeled, more_problems = samples.collect_samples(jobs, progress)
+  other_images = [path for path in images.paths if path not in labeled_images]
+  unlabeled, more_problems = samples.collect(read_unlabeled, other_images, progress)
   notes = [f'{len(unlabeled)} images without a JSON file count as good.'] if unlabeled else []
   return samples.SourceContents([*labeled, *unlabeled], [*problems, *more_problems], notes)
 
 
-def _read_sample(
-  path: Path, images: samples.ImageIndex, held_out: Collection[str]
-) -> samples.Sample:
+def _read_sample(path: Path, images: samples.ImageIndex, held_out: bool) -> samples.Sample:
   name = images.relative_to_root(path)
   content = samples.read_json(path, name, 'LabelMe', ['shapes'])
   image = _find_image(path, content, images)
@@ -75,16 +69,15 @@ def _read_sample(
   else:
     suffix = '.png' if image.startswith(b'\x89PNG') else '.jpg'
     image_name = samples.strip_suffix(name) + suffix
-  height, width = samples.require_matching_size(
-    image, name, content.get('imageHeight'), content.get('imageWidth')
-  )
+  labeled_size = content.get('imageHeight'), content.get('imageWidth')
+  height, width = samples.require_matching_size(image, name, *labeled_size)
   entries = content['shapes']
   assert isinstance(entries, list)  # `read_json` requires it.
-  shapes = samples.collect_shapes(
-    [(f'{name}: shape {number}:', entry) for number, entry in enumerate(entries, 1)],
+  shapes = samples.read_shapes(
     lambda entry: _read_shape(entry if isinstance(entry, dict) else {}, height, width),
+    [(f'{name}: shape {number}:', entry) for number, entry in enumerate(entries, 1)],
   )
-  return samples.sample_from_shapes(image_name, image, shapes, name in held_out)
+  return samples.sample_from_shapes(image_name, image, shapes, held_out)
 
 
 def _find_image(
@@ -97,10 +90,8 @@ def _find_image(
     if match := images.find_by_path(images.relative_to_root(expected_path)):
       return match
   elif expected_path.is_file():
-    raise DataError(
-      f'{name}: its image {image_path} lies outside of {images.root}; convert a folder that '
-      'contains both.'
-    )
+    message = f'{name}: its image {image_path} lies outside of {images.root}'
+    raise DataError(f'{message}; convert a folder that contains both.')
   same_stem = images.find_by_stem(samples.strip_suffix(name))
   if len(same_stem) == 1:
     return same_stem[0]

@@ -3,7 +3,9 @@
 Letters: h w height and width of the image, n points.
 """
 
+from collections.abc import Callable, Sequence
 import math
+from typing import TypeAlias
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -11,12 +13,13 @@ from PIL import Image, ImageDraw
 
 from uadjax.errors import DataError
 
+Mask: TypeAlias = Bool[np.ndarray, 'h w']
+Points: TypeAlias = Float[np.ndarray, 'n 2']
+
 _MAX_COORDINATE = 1e6  # Pixels; Pillow counts pixels in 32 bits, and no image is that large.
 
 
-def parse_points(
-  values: object, min_count: int = 0, shape_type: str = ''
-) -> Float[np.ndarray, 'n 2']:
+def parse_points(values: object, min_count: int = 0, shape_type: str = '') -> Points:
   """Convert a list of [x, y] pairs to an array; an empty list or None gives no points.
 
   Args:
@@ -38,36 +41,32 @@ def parse_points(
   return coordinates
 
 
-def fill_polygon(outline: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np.ndarray, 'h w']:
+def fill_polygon(outline: Points, h: int, w: int) -> Mask:
   """Fill a polygon with Pillow, as labelme and PaddleX do; touched pixels are included."""
-  canvas = Image.new('1', (w, h))
-  ImageDraw.Draw(canvas).polygon(outline.ravel().tolist(), outline=1, fill=1)
-  return np.array(canvas)
+  return _fill(ImageDraw.ImageDraw.polygon, outline.ravel().tolist(), h, w)
 
 
-def fill_rectangle(corners: Float[np.ndarray, 'n 2'], h: int, w: int) -> Bool[np.ndarray, 'h w']:
+def fill_rectangle(corners: Points, h: int, w: int) -> Mask:
   """Fill the bounding rectangle of the points, including its edges, as labelme does."""
-  canvas = Image.new('1', (w, h))
   box = [*corners.min(0).tolist(), *corners.max(0).tolist()]
-  ImageDraw.Draw(canvas).rectangle(box, outline=1, fill=1)
-  return np.array(canvas)
+  return _fill(ImageDraw.ImageDraw.rectangle, box, h, w)
 
 
-def fill_circle(
-  center_and_edge: Float[np.ndarray, 'n 2'], h: int, w: int
-) -> Bool[np.ndarray, 'h w']:
+def fill_circle(center_and_edge: Points, h: int, w: int) -> Mask:
   """Fill a circle, given by its center and a point on its edge, as labelme does."""
   (x, y), (edge_x, edge_y) = center_and_edge[:2].tolist()
   radius = math.hypot(x - edge_x, y - edge_y)
+  box = [x - radius, y - radius, x + radius, y + radius]
+  return _fill(ImageDraw.ImageDraw.ellipse, box, h, w)
+
+
+def _fill(draw: Callable[..., None], coordinates: Sequence[float], h: int, w: int) -> Mask:
   canvas = Image.new('1', (w, h))
-  box = (x - radius, y - radius, x + radius, y + radius)
-  ImageDraw.Draw(canvas).ellipse(box, outline=1, fill=1)
+  draw(ImageDraw.Draw(canvas), coordinates, outline=1, fill=1)
   return np.array(canvas)
 
 
-def fill_polygon_even_odd(
-  outline: Float[np.ndarray, 'n 2'], h: int, w: int
-) -> Bool[np.ndarray, 'h w']:
+def fill_polygon_even_odd(outline: Points, h: int, w: int) -> Mask:
   """Fill a polygon by COCO's convention: pixels whose centers lie inside by the even-odd rule.
 
   A polygon so thin that it contains no pixel center is drawn as its outline, because it still marks

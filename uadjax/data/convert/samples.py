@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
-import functools
 import io
 import json
 import os
@@ -18,11 +17,12 @@ from uadjax.data import image_io
 from uadjax.data.layouts import scanning
 from uadjax.data.records import GOOD
 from uadjax.errors import DataError
-from uadjax.system.progress import Progress
+from uadjax.system.progress import no_progress, Progress
 
 EXCLUDED_LABELS = ('__ignore__', '_background_')  # labelme's names of regions without a defect.
 
-Entry = TypeVar('Entry')
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 
 class Shape(NamedTuple):
@@ -82,10 +82,11 @@ class ImageIndex:
     self._by_ending: dict[str, list[Path]] = collections.defaultdict(list)
     self._by_stem: dict[str, list[Path]] = collections.defaultdict(list)
     for path in self.paths:
-      components = _normalize_path(self.relative_to_root(path)).split('/')
+      name = _normalize_path(self.relative_to_root(path))
+      components = name.split('/')
       for i in range(len(components)):
         self._by_ending['/'.join(components[i:])].append(path)
-      self._by_stem[_normalize_path(strip_suffix(self.relative_to_root(path)))].append(path)
+      self._by_stem[strip_suffix(name)].append(path)
 
   def relative_to_root(self, path: Path) -> str:
     """Return the path of an image relative to the root, with '/'."""
@@ -93,11 +94,12 @@ class ImageIndex:
 
   def find_by_path(self, path: str) -> Path | None:
     """Return the image at a path relative to the root, preferring the exact spelling."""
-    depth = len(Path(path).parts)
-    names = {self.relative_to_root(p): p for p in self.find_by_ending(path)}
-    matches = {name: p for name, p in names.items() if len(Path(name).parts) == depth}
-    only_match = next(iter(matches.values())) if len(matches) == 1 else None
-    return matches.get(path, only_match)
+    exact_path = self.root / path
+    num_parts = len(exact_path.parts)
+    matches = [match for match in self.find_by_ending(path) if len(match.parts) == num_parts]
+    if exact_path in matches:
+      return exact_path
+    return matches[0] if len(matches) == 1 else None
 
   def find_by_ending(self, path: str) -> list[Path]:
     """Return all images whose path ends with this relative path."""
@@ -145,43 +147,40 @@ def read_json(path: Path, name: str, tool: str, list_keys: Sequence[str]) -> dic
   content = content if isinstance(content, dict) else {}
   for key in list_keys:
     if not isinstance(content.get(key), list):
-      raise DataError(
-        f'{name}: not a {tool} file, because it has no list {key!r}; move it elsewhere.'
-      )
+      message = f'{name}: not a {tool} file, because it has no list {key!r}; move it elsewhere.'
+      raise DataError(message)
   return content
 
 
-def collect_samples(
-  jobs: Sequence[Callable[[], Sample]], progress: Progress
-) -> tuple[list[Sample], list[str]]:
-  """Run all jobs; return their samples and the messages of the DataErrors that they raised."""
-  samples: list[Sample] = []
+def collect(
+  read: Callable[[Item], Result], items: Sequence[Item], progress: Progress = no_progress
+) -> tuple[list[Result], list[str]]:
+  """Read all items; return the results, and the lines of the DataErrors that were raised."""
+  results: list[Result] = []
   problems: list[str] = []
-  for read_sample in progress(jobs, len(jobs), 'Reading labels'):
+  for item in progress(items, len(items), 'Reading labels'):
     try:
-      samples.append(read_sample())
+      results.append(read(item))
     except DataError as error:
       problems.extend(str(error).splitlines())
-  return samples, problems
+  return results, problems
 
 
-def collect_shapes(
-  entries: Iterable[tuple[str, Entry]], read_shape: Callable[[Entry], Shape]
-) -> list[Shape]:
+def read_shapes(read: Callable[[Item], Shape], entries: Iterable[tuple[str, Item]]) -> list[Shape]:
   """Read the shapes of an image.
 
   Args:
+    read: function that converts one of the entries.
     entries: labels as the file has them, with their location, which begins messages.
-    read_shape: function that converts one of them.
 
   Raises:
-    DataError: `read_shape` raised a DataError; the message has a line for each.
+    DataError: `read` raised a DataError; the message has a line for each.
   """
   shapes: list[Shape] = []
   problems: list[str] = []
   for location, entry in entries:
     try:
-      shapes.append(read_shape(entry))
+      shapes.append(read(entry))
     except DataError as error:
       problems.append(f'{location} {error}.')
   if problems:
@@ -200,20 +199,22 @@ def sample_from_shapes(
   Raises:
     DataError: a shape covers no pixel or is labeled as good; the message has a line for each.
   """
-  problems = list(_shape_problems(name, shapes))
+  problems, canvas = [], np.zeros(image_io.image_size(image), np.int32)
+  for layer, (label, mask, _) in enumerate(shapes, 1):
+    if not mask.any():
+      problems.append(f'{name}: a shape {label!r} lies outside of the image or covers no pixel.')
+    elif scanning.is_normal(label.strip()):
+      problems.append(f"{name}: a shape is labeled {label!r}; if good, label it '_background_'.")
+    canvas[mask] = 0 if label in EXCLUDED_LABELS else layer
   if problems:
     raise DataError('\n'.join(problems))
-  height, width = image_io.image_size(image)
-  canvas = np.zeros((height, width), np.int32)
-  for layer, shape in enumerate(shapes, 1):
-    canvas[shape.mask] = 0 if shape.label in EXCLUDED_LABELS else layer
   visible = [shapes[layer - 1] for layer in np.unique(canvas) if layer]
-  if not visible:
-    return Sample(name, image, GOOD, _encode_empty_mask(height, width), held_out)
-  labels = {shape.label for shape in visible}
+  labels = {shape.label for shape in visible} or {GOOD}
   defect = labels.pop() if len(labels) == 1 else 'combined'
+  png = io.BytesIO()
+  Image.fromarray(np.uint8(255) * (canvas > 0)).save(png, 'PNG')
   num_boxes = sum(shape.is_box for shape in visible)
-  return Sample(name, image, defect, encode_png(canvas > 0), held_out, num_boxes)
+  return Sample(name, image, defect, png.getvalue(), held_out, num_boxes)
 
 
 def require_matching_size(
@@ -232,31 +233,9 @@ def require_matching_size(
   """
   height, width = size = image_io.image_size(image)
   if labeled_height and labeled_width and (labeled_height, labeled_width) != size:
-    raise DataError(
-      f'{name}: labeled as {labeled_width}x{labeled_height} pixels, but the image is '
-      f'{width}x{height}.'
-    )
+    labeled_size = f'{labeled_width}x{labeled_height} pixels'
+    raise DataError(f'{name}: labeled as {labeled_size}, but the image is {width}x{height}.')
   return size
-
-
-def encode_png(mask: Bool[np.ndarray, 'h w']) -> bytes:
-  """Encode a mask as a PNG with 255 where it is True and 0 elsewhere."""
-  buffer = io.BytesIO()
-  Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, 'PNG')
-  return buffer.getvalue()
-
-
-@functools.lru_cache(8)  # Most images of a source have the same size.
-def _encode_empty_mask(height: int, width: int) -> bytes:
-  return encode_png(np.zeros((height, width), bool))
-
-
-def _shape_problems(name: str, shapes: Sequence[Shape]) -> Iterable[str]:
-  for label, mask, _ in shapes:
-    if not mask.any():
-      yield f'{name}: a shape {label!r} lies outside of the image or covers no pixel.'
-    elif scanning.is_normal(label.strip()):
-      yield f"{name}: a shape is labeled {label!r}; label it '_background_' if it is not a defect."
 
 
 def _normalize_path(path: str) -> str:

@@ -6,12 +6,11 @@ that the lists in ImageSets do not name are ignored; without lists, an image wit
 """
 
 from collections.abc import Mapping
-import functools
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from jaxtyping import Int
+from jaxtyping import Int32
 import numpy as np
 from PIL import Image
 
@@ -21,9 +20,10 @@ from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
 
-# Pixels that are neither defect nor background, in a mask of class numbers and in one of colors.
-_VOID_CLASS = 255
-_VOID_COLOR = (224, 224, 192)
+# Values of background, and of pixels that are neither defect nor background, in a mask of class
+# numbers and in one of colors.
+_VOID_CLASSES = (0, 255)
+_VOID_COLORS = ((0, 0, 0), (224, 224, 192))
 _NON_DEFECT_LABELS = ('background', '_background_', '__ignore__', 'ignored', 'void')
 
 
@@ -32,21 +32,17 @@ class _VocFiles(NamedTuple):
 
   Attributes:
     images: images that labels may name.
-    mask_paths: files of masks, by stem.
-    xml_paths: files with bounding boxes, by stem.
+    label_paths: masks or, for images without one, files with bounding boxes, by stem.
     class_names: names of classes, by their value in masks.
     names_by_color: names of classes, by their color in colored masks; else empty.
-    held_out: stems of the images that lists exclude from training.
-    has_image_sets: whether there are lists.
+    must_have_mask: whether an image without labels is an error, because others have masks.
   """
 
   images: samples.ImageIndex
-  mask_paths: Mapping[str, Path]
-  xml_paths: Mapping[str, Path]
+  label_paths: Mapping[str, Path]
   class_names: Mapping[int, str]
   names_by_color: Mapping[tuple[int, ...], str]
-  held_out: frozenset[str]
-  has_image_sets: bool
+  must_have_mask: bool
 
 
 def read(source: Path, progress: Progress) -> samples.SourceContents:
@@ -60,47 +56,39 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   xml_folder = root / 'Annotations' if (root / 'Annotations').is_dir() else image_folder
   train, held_out = _read_image_sets(root)
   images = samples.ImageIndex(image_folder)
-  mask_paths = {
-    **_files_by_stem(root / 'SegmentationClassPNG', '.png'),
-    **_files_by_stem(root / 'SegmentationClass', '.png'),
-  }
+  mask_paths = _files_by_stem(root / 'SegmentationClassPNG', '.png')
+  mask_paths |= _files_by_stem(root / 'SegmentationClass', '.png')
+  xml_paths = _files_by_stem(xml_folder, '.xml')
   # The index of a line of labelme's list is the value of the class in masks.
   class_names = dict(enumerate(samples.read_lines(root / 'class_names.txt')))
-  files = _VocFiles(
-    images,
-    mask_paths,
-    _files_by_stem(xml_folder, '.xml'),
-    class_names,
-    _read_color_names(root / 'labelmap.txt'),
-    held_out,
-    bool(train or held_out),
-  )
-  labeled_stems = files.mask_paths.keys() | files.xml_paths.keys()
-  if not labeled_stems:
+  names_by_color = _read_color_names(root / 'labelmap.txt')
+  has_image_sets = bool(train or held_out)
+  must_have_mask = bool(mask_paths and has_image_sets)
+  files = _VocFiles(images, xml_paths | mask_paths, class_names, names_by_color, must_have_mask)
+  if not files.label_paths:
     # Without this error, defective images would become training images.
-    raise DataError(
-      f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png; name '
-      'the format of the labels, or the folder that contains them.'
-    )
+    message = f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png'
+    raise DataError(f'{message}; name the format of the labels, or the folder that contains them.')
   paths = set(images.paths) - set(mask_paths.values())
   image_stems = {samples.strip_suffix(images.relative_to_root(path)) for path in paths}
   # Labels without an image must be reported: the image of a defect may have another name.
-  stems = sorted(train | held_out if files.has_image_sets else image_stems | labeled_stems)
-  jobs = [functools.partial(_read_sample, stem, files) for stem in stems]
-  listed, problems = samples.collect_samples(jobs, progress)
+  stems = train | held_out if has_image_sets else image_stems | files.label_paths.keys()
+
+  def read_sample(stem: str) -> samples.Sample:
+    return _read_sample(stem, files, stem in held_out)
+
+  listed, problems = samples.collect(read_sample, sorted(stems), progress)
   notes = []
-  if files.has_image_sets and (num_unlisted := len(image_stems - train - held_out)):
+  if has_image_sets and (num_unlisted := len(image_stems - stems)):
     notes.append(f'{num_unlisted} images that no list in ImageSets names were ignored.')
-  if num_unlabeled := len(set(stems) - labeled_stems):
+  if num_unlabeled := len(stems - files.label_paths.keys()):
     notes.append(f'{num_unlabeled} images without an XML file or a mask count as good.')
   return samples.SourceContents(listed, problems, notes)
 
 
 def _find_root(source: Path) -> Path:
   names = ('JPEGImages', 'Annotations', 'SegmentationClass')
-  nested = [
-    folder for folder in source.glob('*') if any((folder / name).is_dir() for name in names)
-  ]
+  nested = [f for f in source.glob('*') if any((f / name).is_dir() for name in names)]
   return nested[0] if len(nested) == 1 else source
 
 
@@ -137,64 +125,58 @@ def _read_color_names(path: Path) -> dict[tuple[int, ...], str]:
   return names_by_color
 
 
-def _read_sample(stem: str, files: _VocFiles) -> samples.Sample:
+def _read_sample(stem: str, files: _VocFiles, held_out: bool) -> samples.Sample:
   matches = files.images.find_by_stem(stem)
   if not matches:
     raise DataError(f'{stem}: no such image.')
   if len(matches) > 1:
     names = ', '.join(path.name for path in matches)
     raise DataError(f'{stem}: {names} share its labels; rename all but one.')
-  image, name = matches[0], files.images.relative_to_root(matches[0])
-  if stem in files.mask_paths:
-    shapes = _read_mask_shapes(name, image, files.mask_paths[stem], files)
-  elif stem in files.xml_paths:
-    shapes = _read_box_shapes(name, image, files.xml_paths[stem])
-  elif files.mask_paths and files.has_image_sets:
+  image, shapes = matches[0], []
+  name, label_path = files.images.relative_to_root(image), files.label_paths.get(stem)
+  if label_path and label_path.suffix.lower() == '.xml':
+    shapes = _read_box_shapes(name, image, label_path)
+  elif label_path:
+    shapes = _read_mask_shapes(name, image, label_path, files)
+  elif files.must_have_mask:
     raise DataError(f'{name}: listed, but without a mask; add one, all black if it is good.')
-  else:
-    shapes = []
-  return samples.sample_from_shapes(name, image, shapes, stem in files.held_out)
+  return samples.sample_from_shapes(name, image, shapes, held_out)
 
 
-def _read_mask_shapes(
-  name: str, image: Path, mask_path: Path, files: _VocFiles
-) -> list[samples.Shape]:
-  values = _read_mask(mask_path, is_colored=bool(files.names_by_color))
-  samples.require_matching_size(image, f'{name}: its mask', *values.shape[:2])
-  if values.ndim == 2:
-    labels = {v: files.class_names.get(v, f'class_{v}') for v in np.unique(values).tolist()}
-    return [
-      samples.Shape(label, values == value)
-      for value, label in labels.items()
-      if value not in (0, _VOID_CLASS) and label not in _NON_DEFECT_LABELS
-    ]
+def _read_mask_shapes(name: str, image: Path, path: Path, files: _VocFiles) -> list[samples.Shape]:
+  values, is_colored = _read_mask(path, bool(files.names_by_color))
+  samples.require_matching_size(image, f'{name}: its mask', *values.shape)
   shapes = []
-  for color in map(tuple, np.unique(values.reshape(-1, 3), axis=0).tolist()):
-    label = files.names_by_color.get(color, 'void' if color in ((0, 0, 0), _VOID_COLOR) else None)
-    if label is None and files.names_by_color:
-      raise DataError(f'{name}: labelmap.txt does not name the color {color} of its mask.')
+  for value in np.unique(values).tolist():
+    if is_colored:
+      color = tuple(value.to_bytes(3, 'big'))
+      label = files.names_by_color.get(color, 'void' if color in _VOID_COLORS else '')
+      if not label and files.names_by_color:
+        raise DataError(f'{name}: labelmap.txt does not name the color {color} of its mask.')
+    else:
+      class_name = files.class_names.get(value, f'class_{value}')
+      label = 'void' if value in _VOID_CLASSES else class_name
     if label not in _NON_DEFECT_LABELS:
-      shapes.append(samples.Shape(label or 'defect', (values == color).all(-1)))
+      shapes.append(samples.Shape(label or 'defect', values == value))
   return shapes
 
 
-def _read_mask(path: Path, is_colored: bool) -> Int[np.ndarray, 'h w'] | Int[np.ndarray, 'h w 3']:
-  """Read the raw values of a mask: class numbers, or colors.
+def _read_mask(path: Path, has_color_names: bool) -> tuple[Int32[np.ndarray, 'h w'], bool]:
+  """Read a mask; return its class numbers, or its colors as 0xRRGGBB, and whether it has colors.
 
   Raises:
     DataError: the mask cannot be read, or has only the values 0 and 255 (void).
   """
   image_io.verify(path)
   with Image.open(path, formats=['PNG']) as mask:
-    if mask.mode not in ('P', 'L') or is_colored:
-      return np.asarray(mask.convert('RGB')).astype(np.int32)
+    if mask.mode not in ('P', 'L') or has_color_names:
+      colors = np.asarray(mask.convert('RGB')).astype(np.int32)
+      return colors @ np.array([1 << 16, 1 << 8, 1], np.int32), True
     values = np.asarray(mask).astype(np.int32)
-    if mask.mode == 'L' and values.any() and set(np.unique(values)) <= {0, _VOID_CLASS}:
-      raise DataError(
-        f'{path.name}: the mask has only the values 0 and 255, but 255 means void in VOC; write '
-        'defects as 1.'
-      )
-  return values
+    if mask.mode == 'L' and values.any() and set(np.unique(values)) <= {*_VOID_CLASSES}:
+      message = f'{path.name}: the mask has only the values 0 and 255, which means void in VOC'
+      raise DataError(f'{message}; write defects as 1.')
+  return values, False
 
 
 def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Shape]:
@@ -202,14 +184,14 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
     root = ElementTree.parse(xml_path).getroot()
   except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
     raise DataError(f'{xml_path.name}: not XML: {error}.') from None
-  labeled_size = (_parse_float(root.findtext(f'size/{key}')) for key in ('height', 'width'))
+  texts = [root.findtext(f'size/{key}', '').strip() for key in ('height', 'width')]
+  labeled_size = (int(text) if text.isdecimal() else None for text in texts)
   height, width = samples.require_matching_size(image, name, *labeled_size)
 
   def read_box(element: ElementTree.Element) -> samples.Shape:
     label = (element.findtext('name') or '').strip()
-    keys = ('xmin', 'ymin', 'xmax', 'ymax')
-    edges = [_parse_float(element.findtext(f'bndbox/{key}')) for key in keys]
-    if not label or None in edges:
+    edges = [element.findtext(f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+    if not label or not all(edges):
       raise DataError('lacks a name or a numeric bounding box')
     corners = outlines.parse_points([edges[:2], edges[2:]])
     # VOC counts pixels from one, so coordinates are shifted.
@@ -217,11 +199,4 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
     return samples.Shape(label, mask, is_box=True)
 
   entries = [(f'{xml_path.name}: object {n}', e) for n, e in enumerate(root.iter('object'), 1)]
-  return samples.collect_shapes(entries, read_box)
-
-
-def _parse_float(text: str | None) -> float | None:
-  try:
-    return float(text or '')
-  except ValueError:
-    return None
+  return samples.read_shapes(read_box, entries)

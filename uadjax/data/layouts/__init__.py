@@ -1,12 +1,12 @@
 """Dataset layouts, which convert folders to records and report their problems.
 
-A layout is one module here and one line of `_LAYOUTS`. Listing opens no image file, except the
-masks of a `seglist`, where only masks determine which images are good. Hidden files are ignored.
-Images are in natural order ('2.png' before '10.png') or in the order of their list, so that a
-dataset is the same on every machine.
+A layout is one module here and one line of `_LAYOUTS`, and of `_MARKERS` if 'auto' shall find it.
+Listing opens no image file, except the masks of a `seglist`, where only masks determine which
+images are good. Hidden files are ignored. Images are in natural order ('2.png' before '10.png') or
+in the order of their list, so that a dataset is the same on every machine.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import concurrent.futures
 import difflib
 from pathlib import Path
@@ -16,7 +16,22 @@ from uadjax.data import image_io, problems
 from uadjax.data.layouts import folder, mvtec, scanning, seglist
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
-from uadjax.errors import ConfigError, DataError, Setting
+from uadjax.errors import DataError, refuse, Setting
+
+
+class Layout(NamedTuple):
+  """One way to organize the files of a dataset.
+
+  Attributes:
+    read: function from a category's folder to its records and problems.
+    labels_by_mask: whether an image is defective only if its mask marks a defect; see
+      `label_by_mask`.
+    has_masks: whether defective images are expected to have ground truth.
+  """
+
+  read: Callable[[Path], scanning.SplitsAndProblems]
+  labels_by_mask: bool = False
+  has_masks: bool = True
 
 
 class Listing(NamedTuple):
@@ -26,16 +41,13 @@ class Listing(NamedTuple):
     directory: folder of the category.
     splits: records of the images.
     problems: problems of the listing; `load` raises if one of them is an error.
-    labels_by_mask: whether an image is defective only if its mask marks a defect; see
-      `label_by_mask`.
-    has_masks: whether defective images are expected to have ground truth.
+    layout: layout of the category.
   """
 
   directory: Path
   splits: Splits
   problems: tuple[Problem, ...]
-  labels_by_mask: bool
-  has_masks: bool
+  layout: Layout
 
 
 def load(
@@ -59,7 +71,7 @@ def load(
   """
   listing = scan(root, category, layout)
   problems.raise_errors(listing.problems)
-  if not listing.labels_by_mask:
+  if not listing.layout.labels_by_mask:
     return listing.splits
   train, test = listing.splits
   splits = label_by_mask(listing.splits, defective_masks([*train, *test], mask_threshold))
@@ -82,21 +94,21 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     ConfigError: there is no layout of that name.
   """
   if layout not in NAMES:
-    raise ConfigError(
-      f'Unknown layout {layout!r}; choose from {["auto", *sorted(_LAYOUTS)]}.',
-      key='data.layout',
-      value=layout,
-      allowed=NAMES,
-    )
+    message = f'Unknown layout {layout!r}; choose from {sorted(NAMES)}.'
+    refuse('data.layout', layout, message, allowed=NAMES)
   root = _require_folder(root)
   directory = root / category
   if not directory.is_dir():
-    raise DataError(_unknown_category_message(root, category))
+    available = categories(root)
+    matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
+    suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
+    raise DataError(f'No category {category!r} in {root}.{suggestion}{_list_available(available)}')
   if layout == 'auto':
-    layout = next(name for name, entry in _LAYOUTS.items() if entry.detect(directory))
+    markers = (marker for marker in _MARKERS if (directory / marker).exists())
+    layout = _MARKERS.get(next(markers, ''), 'folder')
   entry = _LAYOUTS[layout]
   splits, issues = entry.read(directory)
-  return Listing(directory, splits, tuple(issues), entry.labels_by_mask, entry.has_masks)
+  return Listing(directory, splits, tuple(issues), entry)
 
 
 def defective_masks(records: Sequence[Record], mask_threshold: int) -> set[Path]:
@@ -112,26 +124,19 @@ def label_by_mask(splits: Splits, defective_masks: Collection[Path]) -> Splits:
 
   This is for layouts whose images are defective only if their mask marks a defect.
   """
-  return Splits(
-    *(
-      tuple(r if r.mask in defective_masks else r._replace(defect=GOOD) for r in records)
-      for records in splits
-    )
-  )
+
+  def label(record: Record) -> Record:
+    return record if record.mask in defective_masks else record._replace(defect=GOOD)
+
+  return Splits(tuple(map(label, splits.train)), tuple(map(label, splits.test)))
 
 
-def defects_in_training(train: Sequence[Record]) -> list[Problem]:
-  """Return an error for every defective image among the training records."""
-  return [
-    problems.error(
-      'defects in training',
-      record.path,
-      f'{record.path} is in the training set, but its mask {record.mask} shows a defect; move its '
-      'line to val.txt.',
-    )
-    for record in train
-    if record.is_anomalous
-  ]
+def defects_in_training(train: Sequence[Record]) -> Iterator[Problem]:
+  """Yield an error for every defective image among the training records."""
+  for path, defect, mask in train:
+    if defect != GOOD:
+      message = f'{path} is in the training set, but its mask {mask} shows a defect'
+      yield problems.error('defects in training', path, f'{message}; move its line to val.txt.')
 
 
 def categories(root: str | Path) -> list[str]:
@@ -155,54 +160,32 @@ def expand(root: str | Path, category: str) -> list[str]:
   names = [name for name in members or available if name in available]
   if not names:
     note = f': none of {", ".join(members)}' if members else ''
-    raise DataError(
-      f'No category of {category!r} in {root}{note}. Available: {_join_names(available)}.'
-    )
+    raise DataError(f'No category of {category!r} in {root}{note}.{_list_available(available)}')
   return names
 
 
-def mask_size_mismatch(
-  record: Record, image_size: tuple[int, int], mask_size: tuple[int, int]
-) -> str:
+def mask_size_mismatch(record: Record, size: tuple[int, int], mask_size: tuple[int, int]) -> str:
   """Return a message if image and mask differ in (height, width); '' if they agree."""
-  if image_size == mask_size:
+  if size == mask_size:
     return ''
-  (height, width), (mask_height, mask_width) = image_size, mask_size
-  return (
-    f'{record.mask} is {mask_width}x{mask_height} pixels, but its image {record.path} is '
-    f'{width}x{height}; resize the mask to match the image.'
-  )
+  (height, width), (mask_height, mask_width) = size, mask_size
+  message = f'{record.mask} is {mask_width}x{mask_height} pixels, but its image {record.path} is'
+  return f'{message} {width}x{height}; resize the mask to match the image.'
 
 
-class Layout(NamedTuple):
-  """One way to organize the files of a dataset.
-
-  Attributes:
-    read: function from a category's folder to its records and problems.
-    detect: function that returns whether a folder has this layout.
-    labels_by_mask: whether an image is defective only if its mask marks a defect.
-    has_masks: whether defective images are expected to have ground truth.
-  """
-
-  read: Callable[[Path], scanning.SplitsAndProblems]
-  detect: Callable[[Path], bool]
-  labels_by_mask: bool = False
-  has_masks: bool = True
-
-
-# 'auto' selects the first layout whose `detect` returns True.
 _LAYOUTS = {
-  'mvtec': Layout(mvtec.read_splits, mvtec.detect),
-  'seglist': Layout(seglist.read_splits, seglist.detect, labels_by_mask=True),
-  'folder': Layout(folder.read_splits, folder.detect, has_masks=False),
+  'mvtec': Layout(mvtec.read_splits),
+  'seglist': Layout(seglist.read_splits, labels_by_mask=True),
+  'folder': Layout(folder.read_splits, has_masks=False),
 }
+# Entries of a folder, the first of which determines its layout.
+_MARKERS = {'train': 'mvtec', 'train.txt': 'seglist', 'test': 'mvtec'}
 NAMES = ('auto', *_LAYOUTS)
 
 
 def _is_category(directory: Path) -> bool:
-  normal = (path for path in scanning.folders_in(directory) if scanning.is_normal(path.name))
-  has_images = any(scanning.files_in(path) for path in (directory, *normal))
-  return scanning.has_training_set(directory) or has_images
+  folders = scanning.normal_folders(directory)
+  return scanning.has_training_set(directory) or any(map(scanning.files_in, folders))
 
 
 def _require_folder(root: str | Path) -> Path:
@@ -212,12 +195,5 @@ def _require_folder(root: str | Path) -> Path:
   return Path(root)
 
 
-def _unknown_category_message(root: Path, category: str) -> str:
-  available = categories(root)
-  matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
-  suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
-  return f'No category {category!r} in {root}.{suggestion} Available: {_join_names(available)}.'
-
-
-def _join_names(names: Sequence[str]) -> str:
-  return ', '.join(names) or 'none'
+def _list_available(names: Sequence[str]) -> str:
+  return f' Available: {", ".join(names) or "none"}.'

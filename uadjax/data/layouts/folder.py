@@ -8,28 +8,20 @@ from uadjax.data.records import Record, Splits
 from uadjax.errors import Setting
 
 
-def detect(directory: Path) -> bool:
-  """Return True, because any folder may have this layout."""
-  return True
-
-
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   """List the images of a plain folder.
 
   Normal images lie in the folder itself or in a subfolder 'good', 'normal' or 'ok'; any other
   subfolder contains the images of one type of defect.
   """
-  subfolders = scanning.folders_in(directory)
-  normal = [directory, *(f for f in subfolders if scanning.is_normal(f.name))]
-  train = tuple(Record(path) for f in normal for path in scanning.files_in(f))
+  folders = scanning.normal_folders(directory)
+  train = tuple(Record(path) for folder in folders for path in scanning.files_in(folder))
   test = tuple(r for r in scanning.test_records(directory, None) if r.is_anomalous)
   if train:
     return Splits(train, test), []
-  message = (
-    f'No normal images in {directory}; put {", ".join(scanning.SUFFIXES)} files there, or into a '
-    f'subfolder {" or ".join(map(repr, scanning.NORMAL_FOLDER_NAMES[:2]))}.'
-  )
-  if names := [f.name for f in subfolders if scanning.has_training_set(f)]:
+  suffixes, names = ', '.join(scanning.SUFFIXES), ' or '.join(scanning.NORMAL_FOLDER_NAMES)
+  message = f'No normal images in {directory}; put {suffixes} files there, or in a folder {names}.'
+  if names := [f.name for f in scanning.folders_in(directory) if scanning.has_training_set(f)]:
     hint = f'Pass {Setting("data.category")}, which is one of {names}, or all.'
     message = f'{directory} contains categories. {hint}'
   return Splits(train, test), [problems.error('empty split', directory, message)]

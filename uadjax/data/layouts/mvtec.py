@@ -4,7 +4,7 @@ from pathlib import Path
 
 from uadjax.data import problems
 from uadjax.data.layouts import scanning
-from uadjax.data.records import GOOD, Splits
+from uadjax.data.records import GOOD, Record, Splits
 
 TEXTURES = ('carpet', 'grid', 'leather', 'tile', 'wood')
 OBJECTS = (
@@ -14,36 +14,30 @@ OBJECTS = (
 GROUPS = {'textures': TEXTURES, 'objects': OBJECTS}
 
 
-def detect(directory: Path) -> bool:
-  """Return whether there is a folder 'train', or only test images without a 'train.txt'."""
-  has_only_test = (directory / 'test').is_dir() and not (directory / 'train.txt').is_file()
-  return (directory / 'train').is_dir() or has_only_test
-
-
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
   """List the images of a category in the layout of MVTec AD.
 
   Files are train/good/*, test/<defect>/*, and ground_truth/<defect>/<stem>_mask.png.
   """
   train, test, truth = (directory / name for name in ('train', 'test', 'ground_truth'))
-  train_records, issues = scanning.training_records(train / GOOD)
+  good, suffixes, issues = train / GOOD, ', '.join(scanning.SUFFIXES), []
+  train_records = tuple(map(Record, scanning.files_in(good)))
+  if not train_records:
+    message = f'No images in {good}; image files must end in {suffixes}.'
+    if not good.is_dir():
+      message = f'No folder {good}; it must contain the normal training images.'
+    issues.append(problems.error('empty split', good, message))
   test_records = scanning.test_records(test, truth)
   if test.is_dir() and not test_records:
     issues.append(problems.error('empty split', test, f'No images in the folders of {test}.'))
   for folder in scanning.folders_in(train):
     if folder.name != GOOD and (images := scanning.files_in(folder)):
-      message = (
-        f'{folder} ({len(images)} images) is not used: training images are those in {train / GOOD},'
-        f' and defective images belong in {test / folder.name}.'
-      )
-      issues.append(problems.warning('defects in training', folder, message))
+      message = f'{folder} ({len(images)} images) is not used: training images are those in {good}'
+      hint = f'defective images belong in {test / folder.name}'
+      issues.append(problems.warning('defects in training', folder, f'{message}; {hint}.'))
   used_masks = {record.mask for record in test_records}
-  issues += [
-    problems.warning(
-      'mask without image', mask, f'{mask} has no matching image in {test / folder.name}.'
-    )
-    for folder in scanning.folders_in(truth)
-    for mask in scanning.files_in(folder)
-    if mask not in used_masks
-  ]
+  for mask in (path for folder in scanning.folders_in(truth) for path in scanning.files_in(folder)):
+    if mask not in used_masks:
+      message = f'{mask} has no matching image in {test / mask.parent.name}.'
+      issues.append(problems.warning('mask without image', mask, message))
   return Splits(train_records, test_records), issues

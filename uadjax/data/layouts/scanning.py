@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 import re
 
-from uadjax.data import problems
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
 
@@ -40,19 +39,14 @@ def is_normal(folder_name: str) -> bool:
   return folder_name.lower() in NORMAL_FOLDER_NAMES
 
 
+def normal_folders(directory: Path) -> list[Path]:
+  """Return the folders of the normal images of a plain folder: itself and, say, 'good'."""
+  return [directory, *(f for f in folders_in(directory) if is_normal(f.name))]
+
+
 def has_training_set(directory: Path) -> bool:
   """Return whether a folder has training images in the layout 'mvtec' or 'seglist'."""
   return (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
-
-
-def training_records(folder: Path) -> tuple[tuple[Record, ...], list[Problem]]:
-  """Return records of the normal images of a folder, or a problem if there are none."""
-  if images := files_in(folder):
-    return tuple(map(Record, images)), []
-  message = f'No images in {folder}; image files must end in {", ".join(SUFFIXES)}.'
-  if not folder.is_dir():
-    message = f'No folder {folder}; it must contain the normal training images.'
-  return (), [problems.error('empty split', folder, message)]
 
 
 def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
@@ -62,20 +56,14 @@ def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
     folder: folder of the subfolders; the name of one of normal images counts as 'good'.
     mask_folder: folder of subfolders with their masks; None if there are no masks.
   """
-  return tuple(
-    record
-    for subfolder in folders_in(folder)
-    for record in defect_records(subfolder, mask_folder and mask_folder / subfolder.name)
-  )
-
-
-def defect_records(folder: Path, mask_folder: Path | None) -> list[Record]:
-  """Return records of the images of one defect, after which the folder is named."""
-  defect = GOOD if is_normal(folder.name) else folder.name
-  masks = collections.defaultdict(list)
-  for path in files_in(mask_folder) if mask_folder else ():
-    masks[path.stem].append(path)
-  return [Record(path, defect, _find_mask(path, masks)) for path in files_in(folder)]
+  records = []
+  for subfolder in folders_in(folder):
+    defect = GOOD if is_normal(subfolder.name) else subfolder.name
+    masks = collections.defaultdict(list)
+    for path in files_in(mask_folder / subfolder.name) if mask_folder else ():
+      masks[path.stem].append(path)
+    records += [Record(path, defect, _find_mask(path, masks)) for path in files_in(subfolder)]
+  return tuple(records)
 
 
 def _find_mask(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:

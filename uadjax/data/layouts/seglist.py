@@ -13,9 +13,9 @@ from pathlib import Path, PureWindowsPath
 
 from uadjax.data import problems
 from uadjax.data.layouts import scanning
-from uadjax.data.problems import Problem
 from uadjax.data.records import Record, Splits
 
+_TAB_HINT = 'if a path contains spaces, put a tab between image and mask'
 _SPLIT_FOLDER_NAMES = ('train', 'val', 'test')  # Folders named after splits, not after defects.
 
 
@@ -23,7 +23,7 @@ class _OutsideRootError(ValueError):
   pass
 
 
-def read_list(file: Path) -> tuple[list[Record], list[Problem]]:
+def read_list(file: Path) -> tuple[list[Record], list[problems.Problem]]:
   """Read a list; return records of its usable lines and the problems of the others.
 
   The type of defect of a record is that which its path suggests.
@@ -38,16 +38,14 @@ def read_list(file: Path) -> tuple[list[Record], list[Problem]]:
     try:
       paths = [_resolve_inside(field, file.parent) for field in _fields(raw_line)]
     except ValueError as error:
-      is_outside = isinstance(error, _OutsideRootError)
-      kind = 'path leaves the root' if is_outside else 'list syntax'
+      kind = 'path leaves the root' if isinstance(error, _OutsideRootError) else 'list syntax'
       issues.append(problems.error(kind, file, f'{location}: {error}'))
       continue
-    missing = [path for path in paths if not _is_file(path)]
-    has_spaces = b' ' in raw_line.strip()
-    hint = '; if a path contains spaces, put a tab between image and mask' if has_spaces else ''
-    issues += [
-      problems.error('missing file', path, f'{location}: no file {path}{hint}.') for path in missing
-    ]
+    # Unlike Path.is_file, os.path.isfile accepts a name that is too long for any file.
+    missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113
+    hint = f'; {_TAB_HINT}' if b' ' in raw_line.strip() else ''
+    for path in missing:
+      issues.append(problems.error('missing file', path, f'{location}: no file {path}{hint}.'))
     if paths and paths[0] not in missing:
       image, *masks = paths
       mask = next((mask for mask in masks if mask not in (*missing, image)), None)
@@ -75,10 +73,7 @@ def _fields(raw_line: bytes) -> list[str]:
     raise ValueError('it begins with a tab; the image comes first.')
   fields = [field for field in fields if field]
   if len(fields) > 2:
-    raise ValueError(
-      f"it has {len(fields)} fields, not 'image mask'; if a path contains spaces, put a tab between"
-      ' image and mask.'
-    )
+    raise ValueError(f"it has {len(fields)} fields, not 'image mask'; {_TAB_HINT}.")
   return fields
 
 
@@ -94,22 +89,9 @@ def _resolve_inside(text: str, directory: Path) -> Path:
   root = Path(os.path.normpath(directory.absolute()))
   path = Path(os.path.normpath(root / relative))
   if PureWindowsPath(relative).drive or not path.is_relative_to(root):
-    raise _OutsideRootError(
-      f'{text} leaves {directory}; paths must be relative to it and stay inside.'
-    )
+    message = f'{text} leaves {directory}; paths must be relative to it and stay inside.'
+    raise _OutsideRootError(message)
   return directory / path.relative_to(root)
-
-
-def _is_file(path: Path) -> bool:
-  try:
-    return path.is_file()
-  except OSError:  # Raised, for example, for a name that is too long for any file.
-    return False
-
-
-def detect(directory: Path) -> bool:
-  """Return whether there is a list of training images."""
-  return (directory / 'train.txt').is_file()
 
 
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:

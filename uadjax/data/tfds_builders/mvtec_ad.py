@@ -24,31 +24,23 @@ from uadjax.errors import DataError
 Example = tuple[str, dict[str, object]]
 
 _ARCHIVE = 'mvtec_anomaly_detection.tar.xz'
-_CITATION = """\
-@inproceedings{bergmann2019mvtec,
-  title = {{MVTec AD}: A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection},
-  author = {Bergmann, Paul and Fauser, Michael and Sattlegger, David and Steger, Carsten},
-  booktitle = {CVPR},
-  year = {2019},
-}"""
+_HOMEPAGE = 'https://www.mvtec.com/company/research/datasets/mvtec-ad'
 
 
 class MvtecAd(tfds.core.GeneratorBasedBuilder):
   """Builder of a train split of good images and a test split of good and defective images."""
 
   VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012  The base class declares it so.
-  BUILDER_CONFIGS = [  # noqa: RUF012
+  BUILDER_CONFIGS = [  # noqa: RUF012  The base class declares it so.
     tfds.core.BuilderConfig(name=name, description=f'The category {name!r}.')
     for name in sorted(mvtec.TEXTURES + mvtec.OBJECTS)
   ]
   # TFDS needs the path only for checksums of downloads, which do not exist here. To determine it,
   # TFDS 4.9.10 imports importlib_resources, which it does not declare as a dependency.
   code_path = None
-  MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
-  Get {_ARCHIVE} from https://www.mvtec.com/company/research/datasets/mvtec-ad (CC BY-NC-SA 4.0) and
-  put it, or the category folders that it contains, into manual_dir.
-  """
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    f'Put {_ARCHIVE} from {_HOMEPAGE} (CC BY-NC-SA 4.0), or its category folders, into manual_dir.'
+  )
 
   def __init__(self, *, category: str | None = None, **kwargs: Any):
     """Create a builder; `category` selects a category by name, instead of a config."""
@@ -57,21 +49,20 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
+    features = {
+      'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+      'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+      'has_mask': np.bool_,  # False for a defective image without ground truth.
+      'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
+      'defect': tfds.features.Text(),
+      'path': tfds.features.Text(),
+    }
     return self.dataset_info_from_configs(
       description='Industrial images for unsupervised anomaly detection: training images are good.',
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
-          'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
-          'has_mask': np.bool_,  # False for a defective image without ground truth.
-          'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
-          'defect': tfds.features.Text(),
-          'path': tfds.features.Text(),
-        }
-      ),
+      features=tfds.features.FeaturesDict(features),
       supervised_keys=('image', 'label'),
-      homepage='https://www.mvtec.com/company/research/datasets/mvtec-ad',
-      citation=_CITATION,
+      homepage=_HOMEPAGE,
+      citation='Bergmann, Fauser, Sattlegger, Steger: MVTec AD, CVPR 2019.',
     )
 
   def _split_generators(
@@ -83,9 +74,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
       archive = tfds.download.Resource(path=root / _ARCHIVE, extract_method=method)
       root = Path(dl_manager.extract(archive))
     splits = layouts.load(root, category, 'mvtec')._asdict()
-    return {
-      name: self._generate_examples(root, records) for name, records in splits.items() if records
-    }
+    return {name: self._generate_examples(root, r) for name, r in splits.items() if r}
 
   def _generate_examples(self, root: Path, records: tuple[Record, ...]) -> Iterator[Example]:
     for record in records:
