@@ -12,6 +12,7 @@ from uadjax import backbones, create_model
 from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import RunContext
+from uadjax.detectors.settings import PadimSettings, PatchcoreSettings
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Setting
 from uadjax.inference import predictor
@@ -63,8 +64,8 @@ def batches(features):
 
 
 MAKERS = {
-  'padim': lambda spec: padim.make(BACKBONE, spec, channels=8),
-  'patchcore': lambda spec: patchcore.make(BACKBONE, spec, ratio=0.05),
+  'padim': lambda spec: padim.make(BACKBONE, spec, PadimSettings(channels=8)),
+  'patchcore': lambda spec: patchcore.make(BACKBONE, spec, PatchcoreSettings(ratio=0.05)),
 }
 
 

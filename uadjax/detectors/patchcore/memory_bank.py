@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from uadjax.detectors.patchcore import selection as selections
 from uadjax.detectors.patchcore.capacity import BankConfig, OVERSAMPLING
 from uadjax.detectors.patchcore.selection import Patches
-from uadjax.errors import ConfigError, Setting
+from uadjax.errors import refuse, Setting
 from uadjax.numerics import collectives, coreset
 from uadjax.numerics.collectives import Shards
 from uadjax.types import Arrays, Key
@@ -159,13 +159,10 @@ def compact(key: Key, memory_bank: MemoryBank, config: BankConfig, num_images: i
     return memory_bank
   half_capacity = config.capacity // 2
   if num_new_rows > half_capacity:
-    raise ConfigError(
-      'detector.max_bytes holds the patches of '
-      f'{config.capacity // config.patches_per_image} images, too few for batches of '
-      f'{num_images}.',
-      key='detector.max_bytes',
-      hint=('Lower ', Setting('fit.batch_size'), ' or raise ', Setting('detector.max_bytes'), '.'),
-    )
+    max_images = config.capacity // config.patches_per_image
+    message = f'The memory bank holds {max_images} images, too few for batches of {num_images}.'
+    hint = 'Lower ', Setting('fit.batch_size'), ' or raise ', Setting('detector.max_bytes'), '.'
+    refuse('detector.max_bytes', None, message, *hint)
   start = starts.max()
   num_selected = math.ceil(OVERSAMPLING * config.ratio * (stops - starts).max())
   reselect_all = start + num_selected > half_capacity
