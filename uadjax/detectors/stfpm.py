@@ -189,13 +189,12 @@ def score_bounds(
   They are the scores for a floor that is raised, and lowered, by the relative tolerance. Raising
   the floor raises no value, and a gray opening keeps the order of two maps.
   """
-
-  def scores_for_floor(floor: float) -> Scores:
-    options = dataclasses.replace(config.options, floor=floor)
-    return score(config._replace(options=options), fitted, images)
-
-  floor = config.options.floor
-  return scores_for_floor(floor * (1 + tolerance)), scores_for_floor(floor * (1 - tolerance))
+  floors = (config.options.floor * (1 + error) for error in (tolerance, -tolerance))
+  configs = (
+    config._replace(options=dataclasses.replace(config.options, floor=floor)) for floor in floors
+  )
+  low, high = (score(config, fitted, images) for config in configs)
+  return low, high
 
 
 def _unit_vectors(features: PyTree) -> Features:

@@ -45,14 +45,11 @@ class StepTimer:
 
   def time_iterator(self, items: Iterator[Item]) -> Iterator[Item]:
     """Yield the items, and count the time of waiting for them."""
-    while True:
-      start = time.perf_counter()
-      try:
-        item = next(items)
-      except StopIteration:
-        return
+    start = time.perf_counter()
+    for item in items:
       self._data_seconds += time.perf_counter() - start
       yield item
+      start = time.perf_counter()
 
 
 @dataclasses.dataclass

@@ -84,7 +84,7 @@ def fit_one_pass(run: OnePassRun, batch_size: int, log_every: int) -> OnePassFit
     batch_size: maximum number of images per update.
     log_every: number of steps between two log lines.
   """
-  incremental, select_coresets = run.incremental, run.leave_one_out.select_coresets
+  incremental = run.incremental
   state_mesh = run.mesh if run.detector.sharding_specs else meshes.single_device_mesh(run.mesh)
   state = _initial_state(run, state_mesh)
   # Copy the parameters, because the updates donate the state.
@@ -93,8 +93,8 @@ def fit_one_pass(run: OnePassRun, batch_size: int, log_every: int) -> OnePassFit
   start_time = time.perf_counter()
   state, finalize = _learn(run, state, extractor, state_mesh, batch_size, log_every)
   calibration_start = time.perf_counter()
-  if select_coresets:
-    coresets = select_coresets(state, run.previous.state_arrays)
+  if run.leave_one_out.select_coresets:
+    coresets = run.leave_one_out.select_coresets(state, run.previous.state_arrays)
     incremental_state.save_state_arrays(run.state_dir, coresets)
   calibration_seconds = time.perf_counter() - calibration_start
   state = jax.block_until_ready(incremental.select(state) if incremental.select else state)
@@ -261,7 +261,7 @@ def score_leave_one_out(
   retained_rows = in_scored_folds(retained.image_ids)
   image_ids = np.append(run.previous.num_images + file_rows, retained.image_ids[retained_rows])
   batch_size = min(batch_size, math.ceil(num_files / num_scored_folds))
-  scorer = jax.jit(run.leave_one_out.score)
+  scorer, specs = jax.jit(run.leave_one_out.score), run.detector.sharding_specs
   scores, peaks = np.zeros((2, len(image_ids)))
   for fold in range(num_scored_folds):
     rows = np.flatnonzero(image_ids % num_folds == fold)
@@ -271,7 +271,10 @@ def score_leave_one_out(
     new_rows, old_rows = rows[rows < num_files], rows[rows >= num_files]
     records = [run.records[i] for i in file_rows[new_rows].tolist()]
     if records:  # `score_records` needs at least one record.
-      scores[new_rows], peaks[new_rows] = _score_fold(run, scorer, model, records, batch_size)
+      scored = scoring.score_records(
+        scorer, model, records, run.ops, batch_size, run.mesh, specs and specs.held_out_model
+      )
+      _, scores[new_rows], peaks[new_rows] = scoring.collect_calibration_scores(scored)
     for i in old_rows:
       embedding = retained.embeddings[retained_rows[i - num_files]]
       scores[i], peaks[i] = _score_retained(run, scorer, model, embedding)
@@ -281,28 +284,12 @@ def score_leave_one_out(
 
 
 def _leave_fold_out(run: OnePassRun, fold: int) -> PyTree:
+  # The arrays, which may take gigabytes, must not outlive this function.
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
   model = run.leave_one_out.leave_fold_out(run.variables, arrays, fold)
-  specs = run.detector.sharding_specs
-  if specs:
+  if specs := run.detector.sharding_specs:
     model = meshes.put_on_mesh(run.mesh, specs.pad_to_shards(model), specs.held_out_model)
   return model
-
-
-def _score_fold(
-  run: OnePassRun,
-  scorer: Callable[[PyTree, Batch], Scores],
-  model: PyTree,
-  records: Sequence[Record],
-  batch_size: int,
-) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']]:
-  """Return the scores and peaks of records of the fold that the model lacks."""
-  specs = run.detector.sharding_specs
-  model_specs = specs.held_out_model if specs else None
-  fold_scores = scoring.collect_calibration_scores(
-    scoring.score_records(scorer, model, records, run.ops, batch_size, run.mesh, model_specs)
-  )
-  return fold_scores.scores, fold_scores.peaks
 
 
 def _score_retained(
@@ -346,11 +333,10 @@ def retain_embeddings(
   num_new = min(num_embeddings - num_old, num_records)
   new_rows = np.sort(rng.choice(num_records, num_new, replace=False))
   embed = jax.jit(run.leave_one_out.embed)
-  records = [run.records[row] for row in new_rows]
-  process = processes.index_and_count()
+  records, process = [run.records[row] for row in new_rows], processes.index_and_count()
   batches = batch_streams.eval_batches(records, run.ops, mesh.size, *process)
   on_devices = (embed(extractor, meshes.shard_batch(mesh, batch)) for batch in batches)
-  embeddings = np.concatenate([meshes.to_host(mesh, x) for x in on_devices])[: len(records)]
+  embeddings = np.concatenate([meshes.to_host(mesh, x) for x in on_devices])[:num_new]
   image_ids = new_rows.astype(np.int32) + num_previous
   if num_old:
     old_rows = np.sort(rng.choice(len(retained.image_ids), num_old, replace=False))

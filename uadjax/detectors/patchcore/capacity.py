@@ -95,15 +95,12 @@ def configure_bank(
 
 def _max_rows(d: int, patches_per_image: int, options: PatchcoreSettings) -> int:
   """Return the number of rows that fit into `max_bytes`, at least the patches of 4 images."""
-  bytes_per_patch, max_bytes = (
-    coreset.bytes_per_point(d) + 4 * options.coreset_dim,
-    options.max_bytes,
-  )
-  max_rows, min_bytes = max_bytes // bytes_per_patch, 4 * patches_per_image * bytes_per_patch
-  if max_rows < 4 * patches_per_image:
-    message = (
-      f'detector.max_bytes={max_bytes} holds the patches of only '
-      f'{max_rows / patches_per_image:.1f} images; at least {min_bytes} bytes are needed, for 4.'
-    )
+  max_bytes, min_rows = options.max_bytes, 4 * patches_per_image
+  bytes_per_patch = coreset.bytes_per_point(d) + 4 * options.coreset_dim
+  max_rows, min_bytes = max_bytes // bytes_per_patch, min_rows * bytes_per_patch
+  if max_rows < min_rows:
+    capacity = f'the patches of only {max_rows / patches_per_image:.1f} images'
+    needs = f'at least {min_bytes} bytes are needed, for 4'
+    message = f'detector.max_bytes={max_bytes} holds {capacity}; {needs}.'
     refuse('detector.max_bytes', max_bytes, message, allowed=(min_bytes, None))
   return max_rows
