@@ -60,10 +60,7 @@ def learns_in_one_pass(name: str) -> bool:
 
 def _find_entry(name: str) -> _Entry:
   if name not in _DETECTORS:
-    raise UnknownName(
-      f'Unknown detector {name!r}; choose from {sorted(_DETECTORS)}.',
-      key='detector.name',
-      value=name,
-      allowed=sorted(_DETECTORS),
-    )
+    names = sorted(_DETECTORS)
+    message = f'Unknown detector {name!r}; choose from {names}.'
+    raise UnknownName(message, key='detector.name', value=name, allowed=names)
   return _DETECTORS[name]

@@ -111,10 +111,8 @@ def nearest(
   """
   q, (n, _) = queries.shape[0], index.rows.shape
   if n < 1 or k < 1 or max_elements < 1:
-    raise ValueError(
-      'A search needs at least 1 row, k >= 1 and max_elements >= 1, got '
-      f'{n} rows, k = {k}, max_elements = {max_elements}.'
-    )
+    sizes = f'{n} rows, k = {k}, max_elements = {max_elements}'
+    raise ValueError(f'A search needs at least 1 row, k >= 1 and max_elements >= 1, got {sizes}.')
 
   def search(query_block: Float[Array, 'p d'], rows_per_block: int) -> Neighbors:
     num_candidates = min(k + NUM_EXTRA_CANDIDATES, n)

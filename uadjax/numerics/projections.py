@@ -38,9 +38,7 @@ def draw(key: Key, method: str, channels: tuple[int, ...], d: int) -> Float[Arra
   if method not in _METHODS:
     raise ValueError(f'Unknown projection {method!r}; choose from {list(METHODS)}.')
   if not 1 <= d <= sum(channels):
-    raise ValueError(
-      f'Cannot keep {d} channels of {sum(channels)}; keep at least 1 and at most all.'
-    )
+    raise ValueError(f'Cannot keep {d} channels of {sum(channels)}; keep between 1 and all.')
   return _METHODS[method](key, channels, d)
 
 

@@ -28,14 +28,6 @@ class Managers(NamedTuple):
   best: Manager
 
 
-class RestoredCheckpoint(NamedTuple):
-  """Training state read from a checkpoint, with its step and the metadata saved with it."""
-
-  step: int
-  state: PyTree
-  metadata: Mapping[str, float]
-
-
 @contextlib.contextmanager
 def open_managers(directory: Path) -> Iterator[Managers]:
   """Open the checkpoint managers of `directory/rolling` and `directory/best`."""
@@ -69,24 +61,20 @@ def save(manager: Manager, step: int, state: PyTree, metadata: Mapping[str, floa
   manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
-def restore(manager: Manager, step: int, target: PyTree) -> RestoredCheckpoint:
-  """Read the checkpoint of a step, with the shapes, dtypes and sharding of `target`.
+def restore(manager: Manager, step: int, target: PyTree) -> tuple[PyTree, Mapping[str, float]]:
+  """Return the state and metadata of a step, with the shapes, dtypes and sharding of `target`.
 
   Raises:
     ModelError: the step has no checkpoint, or its arrays do not match `target`.
   """
-  if step not in manager.all_steps():
-    raise ModelError(
-      f'{manager.directory} has no checkpoint of step {step}; choose from '
-      f'{sorted(manager.all_steps())}.'
-    )
+  steps = sorted(manager.all_steps())
+  if step not in steps:
+    raise ModelError(f'{manager.directory} has no checkpoint of step {step}; choose from {steps}.')
   abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
   items = {'state': ocp.args.StandardRestore(abstract_state), 'notes': ocp.args.JsonRestore()}
   try:
     restored = manager.restore(step, args=ocp.args.Composite(**items))
   except (ValueError, KeyError, FileNotFoundError) as error:
-    raise ModelError(
-      f'The checkpoint of step {step} in {manager.directory} does not match the configuration: '
-      f'{error}'
-    ) from error
-  return RestoredCheckpoint(step, restored['state'], restored['notes'])
+    name = f'The checkpoint of step {step} in {manager.directory}'
+    raise ModelError(f'{name} does not match the configuration: {error}') from error
+  return restored['state'], restored['notes']

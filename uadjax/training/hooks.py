@@ -194,7 +194,5 @@ class CheckpointHook:
     self.save_seconds += time.monotonic() - start
     self._next_save_time = time.monotonic() + self.interval_s
     if stop_requested and not is_last:
-      raise Interrupted(
-        f'Training stopped at step {step}/{self.num_steps}; a checkpoint is saved.',
-        hint=('Resume with ', Setting('fit.resume', 'latest'), '.'),
-      )
+      message = f'Training stopped at step {step}/{self.num_steps}; a checkpoint is saved.'
+      raise Interrupted(message, hint=('Resume with ', Setting('fit.resume', 'latest'), '.'))

@@ -205,17 +205,17 @@ def resume(
     message = f'{manager.directory} has no checkpoint.'
     refuse('fit.resume', resume_from, message, 'Start a new run: ', Setting('fit.resume', ''), '.')
   step = int(resume_from) if resume_from.isdigit() else max(saved_steps)
-  start_step, state, _ = checkpoint.restore(manager, step, state)
-  if start_step > num_steps:
-    message = f'The checkpoint of step {start_step} is beyond the {num_steps} steps of this run.'
+  state, _ = checkpoint.restore(manager, step, state)
+  if step > num_steps:
+    message = f'The checkpoint of step {step} is beyond the {num_steps} steps of this run.'
     hint = 'Raise ', Setting('fit.steps'), ' or ', Setting('fit.epochs'), '.'
     refuse('fit.steps', num_steps, message, *hint)
-  logging.LOG.info('Resuming from step %d in %s.', start_step, manager.directory)
-  best_steps = [step for step in managers.best.all_steps() if step <= start_step]
-  if not best_steps:
-    return start_step, state, None
-  step, best_state, metadata = checkpoint.restore(managers.best, max(best_steps), state)
-  return start_step, state, fit_hooks.BestStep(step, metadata['loss'], best_state)
+  logging.LOG.info('Resuming from step %d in %s.', step, manager.directory)
+  best_step = max((s for s in managers.best.all_steps() if s <= step), default=None)
+  if best_step is None:
+    return step, state, None
+  best_state, metadata = checkpoint.restore(managers.best, best_step, state)
+  return step, state, fit_hooks.BestStep(best_step, metadata['loss'], best_state)
 
 
 def cache_features(

@@ -25,7 +25,6 @@ from uadjax.errors import refuse, Setting
 from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
-_SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section 3.3).
 _CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
 _NUM_RECALL_QUERIES = 4096  # Patches that the recall of the approximate search is measured on.
 
@@ -194,7 +193,7 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
   def score(images: Images) -> Scores:
     x = extract_features(config, fitted.backbone, images)
     nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), index)
-    return _scores_from_nearest(config, index, x, nearest, support)
+    return scoring.score_patches(x, nearest, index.center, support, config.image_size)
 
   return score
 
@@ -208,7 +207,7 @@ def _score_embeddings(config: Config, fitted: Fitted, x: Float[Array, 'b h w d']
     support = None
     if _is_reweighted(config, index):
       support = scoring.support_samples_search(index, config.options.neighbors, axis_name)
-    return _scores_from_nearest(config, index, x, nearest, support)
+    return scoring.score_patches(x, nearest, index.center, support, config.image_size)
 
   in_specs = knn.INDEX_SPECS, P('data')
   return config.bank.shards.shard_map(score_shard, in_specs, P('data'))(fitted.memory_bank, x)
@@ -217,17 +216,6 @@ def _score_embeddings(config: Config, fitted: Fitted, x: Float[Array, 'b h w d']
 def _is_reweighted(config: Config, index: knn.Index) -> bool:
   # A single row has no neighbors: the weight would be 0, and so would every image score.
   return config.options.reweight and len(index.rows) * config.bank.shards.num_shards > 1
-
-
-def _scores_from_nearest(
-  config: Config,
-  index: knn.Index,
-  x: Float[Array, 'b h w d'],
-  nearest: knn.Neighbors,
-  support: scoring.SupportSamplesFn | None,
-) -> Scores:
-  distance, score = scoring.patch_and_image_scores(x, nearest, index.center, support)
-  return Scores(resampling.upsample(distance, *config.image_size, _SIGMA), score)
 
 
 def select_coresets(config: Config, state: State, previous_arrays: Arrays) -> Arrays:
