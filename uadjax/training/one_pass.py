@@ -28,6 +28,8 @@ from uadjax.system import progress, tensorflow
 from uadjax.training import hooks as fit_hooks, loop
 from uadjax.types import Batch, PyTree, Scores, Variables
 
+Scorer = Callable[[PyTree, Batch], Scores]
+
 
 class OnePassRun(NamedTuple):
   """A run of a detector that sees every image once.
@@ -58,6 +60,11 @@ class OnePassRun(NamedTuple):
   mesh: meshes.Mesh
   state_dir: Path
 
+  @property
+  def state_mesh(self) -> meshes.Mesh:
+    """Devices that hold the State: all, or the first if the detector shards nothing."""
+    return self.mesh if self.detector.sharding_specs else meshes.single_device_mesh(self.mesh)
+
 
 class OnePassFit(NamedTuple):
   """Result of a one-pass fit.
@@ -84,14 +91,12 @@ def fit_one_pass(run: OnePassRun, batch_size: int, log_every: int) -> OnePassFit
     batch_size: maximum number of images per update.
     log_every: number of steps between two log lines.
   """
-  incremental = run.incremental
-  state_mesh = run.mesh if run.detector.sharding_specs else meshes.single_device_mesh(run.mesh)
-  state = _initial_state(run, state_mesh)
+  incremental, state = run.incremental, _initial_state(run)
   # Copy the parameters, because the updates donate the state.
   extractor = meshes.replicate(run.mesh, state.extractor, copy=True)
   tensorflow.import_tensorflow()  # Slow, and therefore before the fit time starts.
   start_time = time.perf_counter()
-  state, finalize = _learn(run, state, extractor, state_mesh, batch_size, log_every)
+  state, finalize = _learn(run, state, extractor, batch_size, log_every)
   calibration_start = time.perf_counter()
   if run.leave_one_out.select_coresets:
     coresets = run.leave_one_out.select_coresets(state, run.previous.state_arrays)
@@ -100,38 +105,33 @@ def fit_one_pass(run: OnePassRun, batch_size: int, log_every: int) -> OnePassFit
   state = jax.block_until_ready(incremental.select(state) if incremental.select else state)
   save_start = time.perf_counter()
   incremental_state.save_state_arrays(
-    run.state_dir, meshes.to_host(state_mesh, incremental.to_arrays(state))
+    run.state_dir, meshes.to_host(run.state_mesh, incremental.to_arrays(state))
   )
   save_seconds = time.perf_counter() - save_start
   fitted = jax.block_until_ready(finalize(state))
   if processes.is_multiprocess():
-    fitted = meshes.to_host(state_mesh, fitted)
+    fitted = meshes.to_host(run.state_mesh, fitted)
   fit_seconds = time.perf_counter() - start_time - save_seconds - calibration_seconds
   return OnePassFit(fitted, extractor, fit_seconds, calibration_seconds)
 
 
-def _initial_state(run: OnePassRun, state_mesh: meshes.Mesh) -> PyTree:
-  state = loop.initial_state(run.detector, run.variables, run.seed, state_mesh)
+def _initial_state(run: OnePassRun) -> PyTree:
+  state = loop.initial_state(run.detector, run.variables, run.seed, run.state_mesh)
   if not run.previous.num_images:
     return state
   specs = run.detector.sharding_specs
   extended_state = run.incremental.restore(state, run.previous.state_arrays)
-  return meshes.put_on_mesh(state_mesh, extended_state, specs.state if specs else P())
+  return meshes.put_on_mesh(run.state_mesh, extended_state, specs.state if specs else P())
 
 
 def _learn(
-  run: OnePassRun,
-  state: PyTree,
-  extractor: PyTree,
-  state_mesh: meshes.Mesh,
-  batch_size: int,
-  log_every: int,
+  run: OnePassRun, state: PyTree, extractor: PyTree, batch_size: int, log_every: int
 ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
   """Return the State after all images, and `Detector.finalize`, compiled where possible.
 
   Micro-batches are embedded on all devices of the run, and joined to batches on `state_mesh`.
   """
-  num_images = len(run.records)
+  num_images, state_mesh = len(run.records), run.state_mesh
   num_steps = math.ceil(num_images / batch_size)
   micro_size = meshes.micro_batch_size(run.mesh, batch_size)
   # The smallest number that covers all images in `num_steps`, so that batches are evenly filled.
@@ -152,7 +152,7 @@ def _learn(
     image_batches = batch_streams.eval_batches(run.records, run.ops, micro_size, *process)
     stack.callback(image_batches.close)
     executor = stack.enter_context(futures.ThreadPoolExecutor(1))
-    update, finalize = _compile_ahead(run, state, extractor, state_mesh, batch_size, executor)
+    update, finalize = _compile_ahead(run, state, extractor, batch_size, executor)
 
     def update_with_space(state: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
       if run.incremental.compact:
@@ -172,12 +172,7 @@ def _learn(
 
 
 def _compile_ahead(
-  run: OnePassRun,
-  state: PyTree,
-  extractor: PyTree,
-  state_mesh: meshes.Mesh,
-  batch_size: int,
-  executor: futures.Executor,
+  run: OnePassRun, state: PyTree, extractor: PyTree, batch_size: int, executor: futures.Executor
 ) -> tuple[loop.UpdateFn, Callable[[PyTree], PyTree]]:
   """Return `update` and `finalize`; compile them while the first images are read and embedded.
 
@@ -185,9 +180,9 @@ def _compile_ahead(
   ahead. Programs for several devices are compiled when they are first called.
   """
   detector, ops = run.detector, run.ops
-  if state_mesh.size > 1:
+  if run.state_mesh.size > 1:
     return jax.jit(detector.update, donate_argnums=0), detector.finalize
-  sharding = meshes.batch_sharding(state_mesh)
+  sharding = meshes.batch_sharding(run.state_mesh)
 
   def struct(shape: Sequence[int], dtype: jnp.dtype | type) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
@@ -293,10 +288,7 @@ def _leave_fold_out(run: OnePassRun, fold: int) -> PyTree:
 
 
 def _score_retained(
-  run: OnePassRun,
-  scorer: Callable[[PyTree, Batch], Scores],
-  model: PyTree,
-  embedding: Float[np.ndarray, 'h w d'],
+  run: OnePassRun, scorer: Scorer, model: PyTree, embedding: Float[np.ndarray, 'h w d']
 ) -> tuple[float, float]:
   """Return the score and peak of an image whose embedding was retained."""
   mesh = run.mesh if run.detector.sharding_specs else None
