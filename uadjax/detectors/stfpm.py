@@ -189,12 +189,11 @@ def score_bounds(
   They are the scores for a floor that is raised, and lowered, by the relative tolerance. Raising
   the floor raises no value, and a gray opening keeps the order of two maps.
   """
-  floors = (config.options.floor * (1 + error) for error in (tolerance, -tolerance))
-  configs = (
-    config._replace(options=dataclasses.replace(config.options, floor=floor)) for floor in floors
-  )
-  low, high = (score(config, fitted, images) for config in configs)
-  return low, high
+  bounds = []
+  for error in (tolerance, -tolerance):
+    options = dataclasses.replace(config.options, floor=config.options.floor * (1 + error))
+    bounds.append(score(config._replace(options=options), fitted, images))
+  return bounds[0], bounds[1]
 
 
 def _unit_vectors(features: PyTree) -> Features:

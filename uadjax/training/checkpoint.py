@@ -16,8 +16,6 @@ from orbax import checkpoint as ocp
 from uadjax.errors import ModelError
 from uadjax.types import PyTree
 
-# Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
-_MAX_TO_KEEP = {'rolling': 5, 'best': 2}
 Manager = ocp.CheckpointManager
 
 
@@ -31,17 +29,18 @@ class Managers(NamedTuple):
 @contextlib.contextmanager
 def open_managers(directory: Path) -> Iterator[Managers]:
   """Open the checkpoint managers of `directory/rolling` and `directory/best`."""
-  with contextlib.ExitStack() as stack:
-    managers = {}
-    for kind, max_to_keep in _MAX_TO_KEEP.items():
-      options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
-        # Synchronous, because the next update donates the buffers that are being written.
-        enable_async_checkpointing=False,
-      )
-      manager = ocp.CheckpointManager((directory / kind).resolve(), options=options)
-      managers[kind] = stack.enter_context(manager)
-    yield Managers(**managers)
+  # Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
+  with _open(directory / 'rolling', 5) as rolling, _open(directory / 'best', 2) as best:
+    yield Managers(rolling, best)
+
+
+def _open(directory: Path, max_to_keep: int) -> Manager:
+  policy = ocp.checkpoint_managers.LatestN(max_to_keep)
+  # Synchronous, because the next update donates the buffers that are being written.
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy, enable_async_checkpointing=False
+  )
+  return ocp.CheckpointManager(directory.resolve(), options=options)
 
 
 def saved_steps(directory: Path, kind: str) -> list[int]:

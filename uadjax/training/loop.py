@@ -240,11 +240,8 @@ def cache_features(
   if detector.precompute is None or not records or processes.is_multiprocess():
     return lambda batch: batch
   precompute, n = jax.jit(detector.precompute), len(records)
-  blank_batch = Batch(
-    np.zeros((batch_size, ops.height, ops.width, 3), np.uint8),
-    np.zeros(batch_size, bool),
-    np.zeros(batch_size, np.int32),
-  )
+  images = np.zeros((batch_size, ops.height, ops.width, 3), np.uint8)
+  blank_batch = Batch(images, np.zeros(batch_size, bool), np.zeros(batch_size, np.int32))
   shapes = jax.eval_shape(precompute, state, blank_batch)
   num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // batch_size * n
   if num_bytes > max_bytes:

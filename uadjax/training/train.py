@@ -99,17 +99,14 @@ def _train_by_gradient(
   )  # fmt: skip
   backbone, detector = model_dir.build_detector(config, context)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
-  held_out = f', {num_validation} for validation, {num_calibration} for calibration'
-  _log_start(config, num_train, held_out, weights, mesh)
+  held_out = f'{num_validation} for validation, {num_calibration} for calibration'
+  _log_start(config, f'{num_train} good images for training, {held_out}', weights, mesh)
   workdirs.prepare(workdir, config)
   with signals.stop_event_on_signal() as stop_event:
     fit = loop.fit(detector, variables, config, splits, mesh, workdir, stop_event)
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
-  scorer, batch_size, fitted = (
-    scoring.image_scorer(detector),
-    config.evaluate.batch_size,
-    fit.fitted,
-  )
+  fitted, batch_size = fit.fitted, config.evaluate.batch_size
+  scorer = scoring.image_scorer(detector)
   scored = scoring.score_records(scorer, fitted, splits.calibration, ops, batch_size, mesh)
   scores = scoring.collect_calibration_scores(scored)
   labeled_scores = labeled.score(scorer, fitted, labeled_records, config.data, batch_size, mesh)
@@ -134,7 +131,7 @@ def _train_one_pass(
   if previous_info:
     _require_same_weights(weights, previous_info.weights)
   earlier = f', after {previous.num_images} in earlier runs' if previous.num_images else ''
-  _log_start(config, len(records), earlier, weights, mesh)
+  _log_start(config, f'{len(records)} good images for training{earlier}', weights, mesh)
   # Keep model and state until they are replaced, because this run may extend them.
   workdirs.prepare(workdir, config, keep=('model', 'state'))
   leave_one_out, incremental = detector.leave_one_out, detector.incremental
@@ -214,16 +211,11 @@ def _build_one_pass(
 
 
 def _log_start(
-  config: Settings,
-  num_images: int,
-  other_images: str,
-  weights: pretrained_weights.Provenance,
-  mesh: meshes.Mesh,
+  config: Settings, images: str, weights: pretrained_weights.Provenance, mesh: meshes.Mesh
 ) -> None:
   log.LOG.info(
-    '%s: %d good images for training%s; %s (weights: %s), on %d device(s) of %s%s',
-    workdirs.category_name(config), num_images, other_images, config.backbone.name, weights.source,
-    mesh.size, config.device, processes.describe_process(),
+    '%s: %s; %s (weights: %s), on %d device(s) of %s%s', workdirs.category_name(config), images,
+    config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),
   )  # fmt: skip
 
 
@@ -298,6 +290,5 @@ def _model_paths(workdir: Path, best: hooks.BestStep) -> Result:
   steps = enumerate(reversed(workdirs.saved_steps(workdir)), 1)
   rolling_paths = {f'last_{n}': f'checkpoints/rolling/{step}' for n, step in steps}
   best_path = f'checkpoints/best/{best.step}'
-  return rolling_paths | {
-    'best': {'score': best.loss, 'checkpoint': best_path, 'model_dir': 'model'}
-  }
+  best_paths = {'score': best.loss, 'checkpoint': best_path, 'model_dir': 'model'}
+  return rolling_paths | {'best': best_paths}

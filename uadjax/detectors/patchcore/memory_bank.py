@@ -202,7 +202,8 @@ def _compact_shards(
     embeddings = selections.project(key, memory_bank.patches.embeddings, projection_dim)
     patch_id = memory_bank.patches.patch_id
     valid = selections.range_mask(len(embeddings), start, memory_bank.num_rows[0])
-    point_set = coreset.make_point_set(embeddings, valid, patch_id)
+    center, sketch = coreset.center_and_sketch(embeddings, valid, patch_id)
+    point_set = coreset.PointSet(embeddings, patch_id, center, sketch)
     selection = coreset.init(key, valid, patch_id, num_selected)
     selection = coreset.select_until(point_set, selection, jnp.int32(num_selected))
     # Radii add up only if rows of earlier coresets, which stand for other patches, are dropped.

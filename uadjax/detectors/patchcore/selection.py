@@ -162,8 +162,7 @@ def _init_selection(
 ) -> tuple[Float[Array, ' d'], Float[Array, 'n e'], coreset.Selection]:
   """Return `PointSet.center` and `PointSet.sketch` of the rows, and a selection of one center.
 
-  The first center is drawn at random. The caller builds the PointSet: returned from here, jit would
-  copy its embeddings.
+  The first center is drawn at random.
 
   Args:
     key: key of the first center.
@@ -173,13 +172,12 @@ def _init_selection(
     max_centers: largest number of centers that the selection can hold.
     shards: shards of the rows.
   """
-  make_point_set = shards.shard_map(
-    coreset.make_point_set, (P('data'),) * 3, coreset.POINT_SET_SPECS
-  )
-  point_set = make_point_set(embeddings, valid, patch_id)
+  out_specs = coreset.CENTER_AND_SKETCH_SPECS
+  center_and_sketch = shards.shard_map(coreset.center_and_sketch, (P('data'),) * 3, out_specs)
+  center, sketch = center_and_sketch(embeddings, valid, patch_id)
   init_fn = functools.partial(coreset.init, max_centers=max_centers)
   init = shards.shard_map(init_fn, (P(), P('data'), P('data')), coreset.SELECTION_SPECS)
-  return point_set.center, point_set.sketch, init(key, valid, patch_id)
+  return center, sketch, init(key, valid, patch_id)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnames='shards')
