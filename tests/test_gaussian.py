@@ -17,7 +17,7 @@ H, W, D = 2, 3, 4
 
 add = jax.jit(gaussian.add_batch)
 merge = jax.jit(gaussian.merge)
-of_batch = jax.jit(gaussian.batch_moments)
+of_batch = jax.jit(lambda x, valid: gaussian.add_batch(gaussian.empty(*x.shape[1:]), x, valid))
 whiten = jax.jit(gaussian.whitening_matrices, static_argnums=(1, 2))
 mahalanobis = jax.jit(gaussian.mahalanobis)
 left_out_distance = jax.jit(gaussian.leave_one_out_distance)

@@ -1,5 +1,6 @@
 """Small banks: images of 2x2 patches in three dimensions."""
 
+import functools
 import math
 import re
 
@@ -7,6 +8,7 @@ import hypothesis
 from hypothesis import strategies as st
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -23,7 +25,12 @@ PATCHES = H * W
 KEY = jax.random.key(5)
 EACH = coreset.bytes_per_point(D)
 
-put = jax.jit(memory_bank.append, static_argnames='shards', donate_argnums=0)
+
+@functools.partial(jax.jit, static_argnames='shards', donate_argnums=0)
+def put(bank, x, valid, index, shards):
+  specs = memory_bank.BANK_SPECS
+  append = shards.shard_map(memory_bank.append, (specs, *[P('data')] * 3), specs)
+  return append(bank, x, valid, index)
 
 
 @pytest.fixture(scope='module', autouse=True)

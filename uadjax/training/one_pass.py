@@ -4,7 +4,7 @@ Thresholds come from leave-one-out scores: each image is scored by a model witho
 form or without its fold. A later run can extend the saved state with further images.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import itertools
@@ -166,7 +166,7 @@ def _learn(
     join = meshes.shards(state_mesh).shard_map(_concatenate_shards, (P('data'),), P('data'))
     timed = timer.time_iterator(image_batches)
     micro_batches = scoring.prefetch_to_device(timed, embed_micro_batch)
-    batches = _join_micro_batches(micro_batches, num_micro_batches, jax.jit(join))
+    batches = _join_groups(micro_batches, num_micro_batches, jax.jit(join))
     state = loop.run(update_with_space, state, batches, range(1, num_steps + 1), hooks)
   return state, finalize
 
@@ -210,18 +210,14 @@ def _compile_ahead(
   return lambda state, batch: update.result()(state, batch), lambda s: finalize.result()(s)[0]
 
 
-def _join_micro_batches(
-  micro_batches: Iterable[Batch],
-  num_micro_batches: int,
-  concatenate: Callable[[list[Batch]], Batch],
+def _join_groups(
+  micro_batches: Iterator[Batch], size: int, concatenate: Callable[[list[Batch]], Batch]
 ) -> Iterator[Batch]:
-  """Concatenate every `num_micro_batches` micro-batches; pad the last batch with invalid rows."""
-  micro_batches = iter(micro_batches)
-  while group := list(itertools.islice(micro_batches, num_micro_batches)):
-    if len(group) < num_micro_batches:
+  """Concatenate every `size` micro-batches; pad the last batch with invalid rows."""
+  while group := list(itertools.islice(micro_batches, size)):
+    if len(group) < size:
       zeros = jax.tree.map(jnp.zeros_like, group[0])
-      padding = zeros._replace(index=zeros.index - 1)
-      group += [padding] * (num_micro_batches - len(group))
+      group += [zeros._replace(index=zeros.index - 1)] * (size - len(group))
     yield concatenate(group)
 
 

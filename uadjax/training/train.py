@@ -238,9 +238,8 @@ def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo)
   for key in ('detector.name', *settings):
     value, previous = settings[key], previous_settings.get(key)
     if key.startswith(_FIXED_ON_EXTEND) and previous != value:
-      message = (
-        f'{key} is {value!r}, but the model to extend, {config.fit.extend}, has {previous!r}.'
-      )
+      model = f'the model to extend, {config.fit.extend}'
+      message = f'{key} is {value!r}, but {model}, has {previous!r}.'
       refuse(key, value, message, 'Pass ', Setting(key, previous), '.', allowed=(previous,))
 
 
@@ -248,26 +247,22 @@ def _require_same_weights(
   weights: pretrained_weights.Provenance, previous_weights: pretrained_weights.Provenance
 ) -> None:
   if weights.sha256 != previous_weights.sha256:
-    message = (
-      f'The weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend has '
-      f'{previous_weights.source} ({previous_weights.sha256[:12]}…), whose features differ.'
-    )
+    new, old = (f'{w.source} ({w.sha256[:12]}…)' for w in (weights, previous_weights))
+    message = f'The weights are {new}, but the model to extend has {old}, whose features differ.'
     hint = 'Set ', Setting('backbone.weights'), ' to those weights.'
-    allowed = (previous_weights.source,)
-    refuse('backbone.weights', weights.source, message, *hint, allowed=allowed)
+    refuse('backbone.weights', weights.source, message, *hint, allowed=(previous_weights.source,))
 
 
 def _calibrate_thresholds(
   config: Settings,
-  calibration_scores: calibration.CalibrationScores,
+  scores: calibration.CalibrationScores,
   labeled_scores: labeled.LabeledScores | None,
 ) -> calibration.Thresholds:
   """Return thresholds by the method `calibrate.method`; labeled scores are None without labels."""
   options = config.calibrate
   method, budgets = options.method, (options.budget, options.review_budget)
   if labeled_scores is None:
-    _, scores, peaks = calibration_scores
-    return calibration.from_normals(scores, peaks, *budgets, method == 'confident')
+    return calibration.from_normals(scores.scores, scores.peaks, *budgets, method == 'confident')
   return calibration.from_labeled(
     *labeled_scores[:3], method, *budgets, options.miss_cost, labeled_scores.pixel_threshold
   )

@@ -156,8 +156,9 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Float[Array, 'b
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
   """Append a batch's valid images to the bank; the metric is the number of images so far."""
   x, valid = embed(config, state.extractor, batch), jnp.asarray(batch.valid)
-  index, shards = jnp.asarray(batch.index), config.bank.shards
-  memory_bank = banks.append(state.memory_bank, x, valid, index, shards)
+  in_specs = banks.BANK_SPECS, P('data'), P('data'), P('data')
+  append = config.bank.shards.shard_map(banks.append, in_specs, banks.BANK_SPECS)
+  memory_bank = append(state.memory_bank, x, valid, jnp.asarray(batch.index))
   return state._replace(memory_bank=memory_bank), {'images': memory_bank.num_images}
 
 
