@@ -31,27 +31,6 @@ Item = TypeVar('Item')
 _SHORT_NAMES = {'learning_rate': 'lr'}
 
 
-class StepTimer:
-  """Stopwatch for the time of steps, and for the part of it that is spent waiting for data."""
-
-  def __init__(self):
-    self._start, self._data_seconds = time.perf_counter(), 0.0
-
-  def restart(self) -> tuple[float, float]:
-    """Return the seconds since the last restart and those of waiting for data; then restart."""
-    start, data_seconds = self._start, self._data_seconds
-    self._start, self._data_seconds = time.perf_counter(), 0.0
-    return self._start - start, data_seconds
-
-  def time_iterator(self, items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the items, and count the time of waiting for them."""
-    start = time.perf_counter()
-    for item in items:
-      self._data_seconds += time.perf_counter() - start
-      yield item
-      start = time.perf_counter()
-
-
 @dataclasses.dataclass
 class LogHook:
   """Hook that writes a log line and scalars every `log_every` steps and at the last step.
@@ -61,7 +40,6 @@ class LogHook:
     logged_step: step of the last line; at first the step at which the run starts.
     batch_size: number of images per step.
     log_every: interval of the lines in steps.
-    timer: stopwatch that the fit loop's batches run through.
     write_scalars: function (step, scalars) -> None.
   """
 
@@ -69,16 +47,27 @@ class LogHook:
   logged_step: int
   batch_size: int
   log_every: int
-  timer: StepTimer
   write_scalars: ScalarWriter = lambda step, values: None
+
+  def __post_init__(self):
+    self._start, self._data_seconds = time.perf_counter(), 0.0
+
+  def time_data(self, batches: Iterator[Item]) -> Iterator[Item]:
+    """Yield the batches of the fit loop, and count the time of waiting for them."""
+    start = time.perf_counter()
+    for batch in batches:
+      self._data_seconds += time.perf_counter() - start
+      yield batch
+      start = time.perf_counter()
 
   def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
     """Write a line, if one is due."""
     if step % self.log_every and step != self.num_steps:
       return
     values = {k: float(v) for k, v in metrics.items()}  # Blocks until the device has the metrics.
-    step_s, data_s = (seconds / (step - self.logged_step) for seconds in self.timer.restart())
-    self.logged_step = step
+    now, num_steps = time.perf_counter(), step - self.logged_step
+    step_s, data_s = (now - self._start) / num_steps, self._data_seconds / num_steps
+    self.logged_step, self._start, self._data_seconds = step, now, 0.0
     metric_text = '  '.join(f'{_SHORT_NAMES.get(k, k)} {v:.4g}' for k, v in values.items())
     eta = datetime.timedelta(seconds=round((self.num_steps - step) * step_s))
     speed = {'step_s': step_s, 'data_s': data_s, 'images_per_s': self.batch_size / step_s}

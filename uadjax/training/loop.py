@@ -26,6 +26,7 @@ from uadjax.errors import refuse, Setting
 from uadjax.model import scoring
 from uadjax.system import logging, progress
 from uadjax.training import checkpoint, hooks as fit_hooks
+from uadjax.training.hooks import Hook
 from uadjax.training.settings import FitSettings, Settings
 from uadjax.types import Batch, Metrics, PyTree, Variables
 
@@ -99,26 +100,25 @@ def fit(
     start_step, state, best = resume(options.resume, num_steps, managers, state)
     write_scalars = stack.enter_context(fit_hooks.open_tensorboard(workdir / 'tensorboard'))
     # All slow imports are done: from here on, time counts as fit time.
-    start_time, timer = time.perf_counter(), fit_hooks.StepTimer()
+    start_time, cache_bytes = time.perf_counter(), options.cache_bytes
+    log_hook = fit_hooks.LogHook(
+      num_steps, start_step, batch_size, options.log_every, write_scalars
+    )
 
     def make_placement(records: Sequence[Record]) -> Callable[[Batch], Batch]:
-      cache_bytes = options.cache_bytes
       add = cache_features(detector, state, records, ops, batch_size, cache_bytes, mesh)
       return lambda batch: meshes.shard_batch(mesh, add(batch))
 
     place_train, place_validation = map(make_placement, (splits.train, splits.validation))
     batches = batch_streams.train_batches(
-      splits.train, ops, batch_size, config.seed, start_step, *process_shard, options.cache_bytes
+      splits.train, ops, batch_size, config.seed, start_step, *process_shard, cache_bytes
     )
     stack.callback(batches.close)
-    batches = timer.time_iterator(scoring.prefetch_to_device(batches, place_train))
+    batches = log_hook.time_data(scoring.prefetch_to_device(batches, place_train))
     validation = batch_streams.eval_batches(splits.validation, ops, batch_size, *process_shard)
     eval_every = options.eval_every or max(1, len(splits.train) // batch_size)
     best_step_hook = fit_hooks.BestStepHook(
       detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best
-    )
-    log_hook = fit_hooks.LogHook(
-      num_steps, start_step, batch_size, options.log_every, timer, write_scalars
     )
     title = f'Fitting {config.detector.name}'
     progress_hook = stack.enter_context(progress.progress_bar(num_steps, start_step, title))
@@ -135,11 +135,7 @@ def fit(
 
 
 def run(
-  update: UpdateFn,
-  state: PyTree,
-  batches: Iterable[Batch],
-  steps: Iterable[int],
-  hooks: Sequence[fit_hooks.Hook],
+  update: UpdateFn, state: PyTree, batches: Iterable[Batch], steps: range, hooks: Sequence[Hook]
 ) -> PyTree:
   """Call `update` once per step and the hooks after it, and return the last state.
 

@@ -137,7 +137,8 @@ def _learn(
   # The smallest number that covers all images in `num_steps`, so that batches are evenly filled.
   num_micro_batches = math.ceil(num_images / num_steps / micro_size)
   batch_size = micro_size * num_micro_batches
-  embed, timer = jax.jit(run.leave_one_out.embed), fit_hooks.StepTimer()
+  embed = jax.jit(run.leave_one_out.embed)
+  log_hook = fit_hooks.LogHook(num_steps, 0, batch_size, log_every)
 
   def embed_micro_batch(micro_batch: Batch) -> Batch:
     features = embed(extractor, meshes.shard_batch(run.mesh, micro_batch))
@@ -159,12 +160,10 @@ def _learn(
         state = run.incremental.compact(state, len(batch.valid))
       return update(state, batch)
 
-    hooks = [
-      fit_hooks.LogHook(num_steps, 0, batch_size, log_every, timer),
-      stack.enter_context(progress.progress_bar(num_steps, 0, f'Fitting {run.name}')),
-    ]
+    progress_bar = progress.progress_bar(num_steps, 0, f'Fitting {run.name}')
+    hooks = [log_hook, stack.enter_context(progress_bar)]
     join = meshes.shards(state_mesh).shard_map(_concatenate_shards, (P('data'),), P('data'))
-    timed = timer.time_iterator(image_batches)
+    timed = log_hook.time_data(image_batches)
     micro_batches = scoring.prefetch_to_device(timed, embed_micro_batch)
     batches = _join_groups(micro_batches, num_micro_batches, jax.jit(join))
     state = loop.run(update_with_space, state, batches, range(1, num_steps + 1), hooks)

@@ -241,10 +241,9 @@ def from_arrays(memory_bank: MemoryBank, arrays: Arrays, config: BankConfig) -> 
     return memory_bank._replace(patches=patches, num_selected=num_rows, num_rows=jnp.copy(num_rows))
 
   fill_shards = config.shards.shard_map(fill_shard, (BANK_SPECS, P('data'), P('data')), BANK_SPECS)
-  return jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))._replace(
-    num_images=jnp.asarray(arrays['num_images']),
-    covering_radius=jnp.asarray(arrays['covering_radius']),
-  )
+  memory_bank = jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))
+  num_images, radius = (jnp.asarray(arrays[name]) for name in ('num_images', 'covering_radius'))
+  return memory_bank._replace(num_images=num_images, covering_radius=radius)
 
 
 def _move_selected(
