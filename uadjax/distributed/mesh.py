@@ -50,14 +50,12 @@ def select_devices(name: str) -> list[Device]:
     raise MissingDevice(message, key='device', value=name, allowed=platforms, hint=hint) from None
   if not numbers:
     return available
-  try:
-    indices = [range(len(available))[int(number)] for number in numbers.split(',')]
-    if min(map(int, numbers.split(','))) < 0 or len(set(indices)) < len(indices):
-      raise IndexError
-    return [available[index] for index in indices]
-  except (ValueError, IndexError):
+  devices = {str(index): device for index, device in enumerate(available)}
+  indices = [number.strip() for number in numbers.split(',')]
+  if len(set(indices) & devices.keys()) < len(indices):
     allowed = f'different devices from 0 to {len(available) - 1}, such as {platform}:0'
-    raise ConfigError(f'device={name!r} must name {allowed}.') from None
+    raise ConfigError(f'device={name!r} must name {allowed}.')
+  return [devices[index] for index in indices]
 
 
 def local_devices(devices: Sequence[Device]) -> list[Device]:

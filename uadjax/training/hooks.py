@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 import threading
 import time
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -26,7 +26,6 @@ from uadjax.types import Batch, Metrics, PyTree
 
 Hook = Callable[[int, PyTree, Metrics], None]
 ScalarWriter = Callable[[int, Mapping[str, float]], None]
-Item = TypeVar('Item')
 
 _SHORT_NAMES = {'learning_rate': 'lr'}
 
@@ -52,7 +51,7 @@ class LogHook:
   def __post_init__(self):
     self._start, self._data_seconds = time.perf_counter(), 0.0
 
-  def time_data(self, batches: Iterator[Item]) -> Iterator[Item]:
+  def time_data(self, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield the batches of the fit loop, and count the time of waiting for them."""
     start = time.perf_counter()
     for batch in batches:

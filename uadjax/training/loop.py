@@ -33,20 +33,6 @@ from uadjax.types import Batch, Metrics, PyTree, Variables
 UpdateFn = Callable[[PyTree, Batch], tuple[PyTree, Metrics]]
 
 
-class Splits(NamedTuple):
-  """Random split of the normal images of a training set.
-
-  Attributes:
-    train: images that the detector learns from.
-    validation: held-out images that select the best step.
-    calibration: held-out images that calibrate the thresholds.
-  """
-
-  train: Sequence[Record]
-  validation: Sequence[Record]
-  calibration: Sequence[Record]
-
-
 class GradientFit(NamedTuple):
   """Result of a fit by gradient descent.
 
@@ -79,20 +65,21 @@ def fit(
   detector: Detector,
   variables: Variables,
   config: Settings,
-  splits: Splits,
+  train_records: Sequence[Record],
+  validation_records: Sequence[Record],
   mesh: meshes.Mesh,
   workdir: Path,
   stop_event: threading.Event,
 ) -> GradientFit:
-  """Train on `splits.train` and return the best step by the loss on `splits.validation`.
+  """Train on the train records, and return the best step by the loss on the validation records.
 
   Raises:
     ConfigError: `fit.resume` names no usable checkpoint, or the held-out loss is not finite.
     Interrupted: `stop_event` was set; a checkpoint of the last step is saved.
   """
   options, ops = config.fit, transforms.parse(config.data.ops)
-  batch_size = min(options.batch_size, len(splits.train))
-  num_steps = total_steps(options, len(splits.train))
+  batch_size = min(options.batch_size, len(train_records))
+  num_steps = total_steps(options, len(train_records))
   process_shard = processes.index_and_count()
   with contextlib.ExitStack() as stack:
     managers = stack.enter_context(checkpoint.open_managers(workdir / 'checkpoints'))
@@ -109,14 +96,14 @@ def fit(
       add = cache_features(detector, state, records, ops, batch_size, cache_bytes, mesh)
       return lambda batch: meshes.shard_batch(mesh, add(batch))
 
-    place_train, place_validation = map(make_placement, (splits.train, splits.validation))
+    place_train, place_validation = map(make_placement, (train_records, validation_records))
     batches = batch_streams.train_batches(
-      splits.train, ops, batch_size, config.seed, start_step, *process_shard, cache_bytes
+      train_records, ops, batch_size, config.seed, start_step, *process_shard, cache_bytes
     )
     stack.callback(batches.close)
     batches = log_hook.time_data(scoring.prefetch_to_device(batches, place_train))
-    validation = batch_streams.eval_batches(splits.validation, ops, batch_size, *process_shard)
-    eval_every = options.eval_every or max(1, len(splits.train) // batch_size)
+    validation = batch_streams.eval_batches(validation_records, ops, batch_size, *process_shard)
+    eval_every = options.eval_every or max(1, len(train_records) // batch_size)
     best_step_hook = fit_hooks.BestStepHook(
       detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best
     )

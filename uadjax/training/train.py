@@ -89,25 +89,27 @@ def _train_by_gradient(
   """Train on most images; the held-out rest selects the best step and calibrates thresholds."""
   held_out_fraction = config.fit.held_out
   fractions = [1 - held_out_fraction, held_out_fraction / 2, held_out_fraction / 2]
-  splits = loop.Splits(*record_types.partition(records, fractions, config.seed))
-  num_train, num_validation, num_calibration = map(len, splits)
-  ops, step_size = transforms.parse(config.data.ops), min(config.fit.batch_size, num_train)
-  mesh = meshes.make_mesh(config.device, config.mesh.data, step_size)
+  splits = record_types.partition(records, fractions, config.seed)
+  train_records, validation_records, calibration_records = splits
+  ops, num_train = transforms.parse(config.data.ops), len(train_records)
+  mesh = meshes.make_mesh(config.device, config.mesh.data, min(config.fit.batch_size, num_train))
   context = RunContext(
     ops.height, ops.width, num_train, learning_rate=loop.learning_rate_schedule(config.fit),
     shards=meshes.shards(mesh),
   )  # fmt: skip
   backbone, detector = model_dir.build_detector(config, context)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
-  held_out = f'{num_validation} for validation, {num_calibration} for calibration'
+  held_out = f'{len(validation_records)} for validation, {len(calibration_records)} for calibration'
   _log_start(config, f'{num_train} good images for training, {held_out}', weights, mesh)
   workdirs.prepare(workdir, config)
   with signals.stop_event_on_signal() as stop_event:
-    fit = loop.fit(detector, variables, config, splits, mesh, workdir, stop_event)
+    fit = loop.fit(
+      detector, variables, config, train_records, validation_records, mesh, workdir, stop_event
+    )
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
   fitted, batch_size = fit.fitted, config.evaluate.batch_size
   scorer = scoring.image_scorer(detector)
-  scored = scoring.score_records(scorer, fitted, splits.calibration, ops, batch_size, mesh)
+  scored = scoring.score_records(scorer, fitted, calibration_records, ops, batch_size, mesh)
   scores = scoring.collect_calibration_scores(scored)
   labeled_scores = labeled.score(scorer, fitted, labeled_records, config.data, batch_size, mesh)
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
