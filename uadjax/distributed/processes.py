@@ -117,11 +117,9 @@ def _coordinator(
     if launch and (count, index) == (0, -1):
       count, index = launch.size, launch.rank
     if not re.fullmatch(r'.+:\d+', options.coordinator) or not 0 <= index < count:
-      message = (
-        f'The coordinator {options.coordinator!r} must be auto, jax, none, or HOST:PORT of the '
-        f'first process, which needs a number of processes (got {count}) and an index from 0 '
-        f'(got {index}).'
-      )
+      allowed = 'auto, jax, none, or HOST:PORT of the first process'
+      numbers = f'a number of processes (got {count}) and an index from 0 (got {index})'
+      message = f'The coordinator {options.coordinator!r} must be {allowed}, which needs {numbers}.'
       hint = 'Set ', Setting('hosts.count'), ' and ', Setting('hosts.index'), '.'
       refuse('hosts.coordinator', options.coordinator, message, *hint)
     return options.coordinator, count, index

@@ -19,7 +19,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from uadjax.distributed import processes
-from uadjax.errors import ConfigError, Interrupted, Setting
+from uadjax.errors import Interrupted, refuse, Setting
 from uadjax.system import logging, tensorflow
 from uadjax.training import checkpoint
 from uadjax.types import Batch, Metrics, PyTree
@@ -84,11 +84,8 @@ def open_tensorboard(directory: Path) -> Iterator[ScalarWriter]:
   tensorflow.import_tensorflow()
   from clu import metric_writers
 
-  writer = metric_writers.SummaryWriter(str(directory))
-  try:
+  with contextlib.closing(metric_writers.SummaryWriter(str(directory))) as writer:
     yield writer.write_scalars
-  finally:
-    writer.close()
 
 
 class BestStep(NamedTuple):
@@ -134,9 +131,8 @@ class BestStepHook:
     loss = float(np.average(losses, weights=self._counts))
     if not math.isfinite(loss):
       message = f'The held-out loss is {loss} at step {step}: training diverged.'
-      rate, warmup = Setting('fit.learning_rate'), Setting('fit.warmup_steps')
-      hint = 'Lower ', rate, ', or raise ', warmup, '.'
-      raise ConfigError(message, key='fit.learning_rate', hint=hint)
+      hint = 'Lower ', Setting('fit.learning_rate'), ', or raise ', Setting('fit.warmup_steps'), '.'
+      refuse('fit.learning_rate', None, message, *hint)
     if self.best is None or loss < self.best.loss:
       self.best = BestStep(step, loss, jax.tree.map(jnp.copy, state))
 

@@ -161,8 +161,8 @@ def _require_same_run(config_path: Path, config: Settings) -> None:
     hint = ('Start over with ', Setting('fit.overwrite', True), ' instead of resuming.')
     raise ConfigError(f'{config_path} is damaged.', hint=hint) from None
   for key, value in configs.flatten(configs.to_plain_dict(config)).items():
-    if key.startswith(_FIXED_ON_RESUME) and previous_settings.get(key) != value:
-      previous = previous_settings.get(key)
+    previous = previous_settings.get(key)
+    if key.startswith(_FIXED_ON_RESUME) and previous != value:
       message = f'{key} is {value!r}, but the run to resume has {previous!r}.'
-      hint = ('Do not change it, or start a new run in another ', Setting('workdir'), '.')
-      raise ConfigError(message, key=key, value=value, allowed=previous, hint=hint)
+      hint = 'Do not change it, or start a new run in another ', Setting('workdir'), '.'
+      refuse(key, value, message, *hint, allowed=previous)

@@ -18,7 +18,7 @@ import numpy as np
 
 from uadjax import backbones
 from uadjax.detectors import base
-from uadjax.detectors.base import Images, Statistics
+from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.padim import gaussians
 from uadjax.detectors.settings import PadimSettings
 from uadjax.errors import refuse, Setting
@@ -178,9 +178,7 @@ def init(config: Config, key: Key, variables: Variables) -> State:
   return State(FeatureExtractor(variables, projection), moments)
 
 
-def extract_features(
-  config: Config, extractor: FeatureExtractor, images: Images
-) -> Float[Array, 'b h w d']:
+def extract_features(config: Config, extractor: FeatureExtractor, images: Images) -> Embeddings:
   """Return the embeddings of images: the backbone's stages, projected (section III-A).
 
   The deeper stages are upsampled to the size of the first.
@@ -191,7 +189,7 @@ def extract_features(
   return projections.project(extractor.projection, feature_maps, *config.map_size, upsampling)
 
 
-def embed(config: Config, extractor: FeatureExtractor, batch: Batch) -> Float[Array, 'b h w d']:
+def embed(config: Config, extractor: FeatureExtractor, batch: Batch) -> Embeddings:
   """Return the precomputed embeddings of a batch, or compute those of its images."""
   if batch.features is not None:
     return batch.features
@@ -281,7 +279,7 @@ def restore(config: Config, state: State, arrays: Arrays) -> State:
   return State(extractor, gaussian.Moments._make((n, *padded)))
 
 
-def summarize(arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> Statistics:
+def summarize(arrays: Arrays, embeddings: HostEmbeddings) -> Statistics:
   """Return the number of images."""
   del embeddings
   return {'images': int(arrays['n'])}

@@ -14,11 +14,10 @@ import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
-import numpy as np
 
 from uadjax import backbones
 from uadjax.detectors import base
-from uadjax.detectors.base import Images, Statistics
+from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, scoring, selection
 from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.errors import refuse, Setting
@@ -120,9 +119,7 @@ def init(config: Config, key: Key, variables: Variables) -> State:
   return State(variables, key, banks.empty(config.bank))
 
 
-def extract_features(
-  config: Config, variables: Variables, images: Images
-) -> Float[Array, 'b h w d']:
+def extract_features(config: Config, variables: Variables, images: Images) -> Embeddings:
   """Return the locally aware patch embeddings of images (section 3.1).
 
   Averages 3x3 neighborhoods of each stage, upsamples all stages bilinearly to the size of the
@@ -146,7 +143,7 @@ def extract_features(
   return jnp.einsum('bhwc,dc->bhwd', x, averaging_matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def embed(config: Config, variables: Variables, batch: Batch) -> Float[Array, 'b h w d']:
+def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
   """Return the precomputed patch embeddings of a batch, or compute those of its images."""
   if batch.features is not None:
     return batch.features
@@ -199,7 +196,7 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
   return score
 
 
-def _score_embeddings(config: Config, fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
+def _score_embeddings(config: Config, fitted: Fitted, x: Embeddings) -> Scores:
   """Score patch embeddings sharded by image against a memory bank sharded by row."""
 
   def score_shard(index: knn.Index, x: Array, axis_name: str | None) -> Scores:
@@ -266,9 +263,7 @@ def restore(config: Config, state: State, arrays: Arrays) -> State:
   return state._replace(memory_bank=memory_bank)
 
 
-def summarize(
-  config: Config, arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']
-) -> Statistics:
+def summarize(config: Config, arrays: Arrays, embeddings: HostEmbeddings) -> Statistics:
   """Return sizes, the covering radius, and with `approx` the recall of the approximate search."""
   statistics: Statistics = {
     'images': int(arrays['num_images']),
