@@ -107,12 +107,11 @@ def fit(
     best_step_hook = fit_hooks.BestStepHook(
       detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best
     )
-    title = f'Fitting {config.detector.name}'
-    progress_hook = stack.enter_context(progress.progress_bar(num_steps, start_step, title))
+    progress_bar = progress.progress_bar(num_steps, start_step, f'Fitting {config.detector.name}')
     checkpoint_hook = fit_hooks.CheckpointHook(
       managers, best_step_hook, options.checkpoint_every_s, num_steps, stop_event
     )
-    hooks = [best_step_hook, log_hook, progress_hook, checkpoint_hook]
+    hooks = [best_step_hook, log_hook, stack.enter_context(progress_bar), checkpoint_hook]
     update = jax.jit(detector.update, donate_argnums=0)
     state = run(update, state, batches, range(start_step + 1, num_steps + 1), hooks)
     best = best_step_hook.best or fit_hooks.BestStep(num_steps, math.nan, state)

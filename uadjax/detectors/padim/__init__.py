@@ -125,8 +125,7 @@ def make(
   map_size, stage_channels = shapes[0][:2], tuple(shape[2] for shape in shapes)
   max_channels = sum(stage_channels)
   if options.channels > max_channels:
-    reason = f'the stages of the backbone have {max_channels} channels.'
-    message = f'detector.channels={options.channels}, but {reason}'
+    message = f'detector.channels={options.channels}, but the stages together have {max_channels}.'
     hint = f'Choose 1 to {max_channels}, or name more stages with ', Setting('detector.layers'), '.'
     refuse('detector.channels', options.channels, message, *hint, allowed=(1, max_channels))
   config = Config(backbone, context, options, map_size, stage_channels)
