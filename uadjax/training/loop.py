@@ -173,14 +173,11 @@ def resume(
     The step, its state, and the best step or None.
 
   Raises:
-    ConfigError: `resume_from` is invalid, there is no checkpoint, or it is beyond `num_steps`.
+    ConfigError: there is no checkpoint, or it is beyond `num_steps`.
     ModelError: the step has no checkpoint, or the checkpoint does not match the configuration.
   """
   if not resume_from:
     return 0, state, None
-  if resume_from not in ('latest', 'best') and not resume_from.isdigit():
-    message = f"fit.resume must be 'latest', 'best' or a step, got {resume_from!r}."
-    refuse('fit.resume', resume_from, message, allowed=('latest', 'best'))
   manager = managers.best if resume_from == 'best' else managers.rolling
   saved_steps = manager.all_steps()
   if not saved_steps:
