@@ -22,6 +22,7 @@ from uadjax import backbones
 from uadjax.backbones import convolution
 from uadjax.detectors import stfpm
 from uadjax.detectors.base import RunContext
+from uadjax.detectors.settings import StfpmSettings
 from uadjax.system import memory
 from uadjax.types import Batch
 
@@ -36,7 +37,8 @@ def measure_update_seconds(gradients: str, page_policy: str, num_updates: int = 
       convolution.max_pool,
     )
   backbone = backbones.build('resnet18', ('layer1', 'layer2', 'layer3'))
-  detector = stfpm.make(backbone, RunContext(256, 256, 32, learning_rate=lambda step: 0.4))
+  context = RunContext(256, 256, 32, learning_rate=lambda step: 0.4)
+  detector = stfpm.make(backbone, context, StfpmSettings())
   variables = jax.jit(backbone.init)(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
   state = detector.init(jax.random.key(1), variables)
   images = np.random.default_rng(0).integers(0, 256, (32, 256, 256, 3), np.uint8)

@@ -110,11 +110,11 @@ def measure_selection(mesh: meshes.Mesh, n: int, share: float, rounds: int) -> C
   x, sharding = random_points(mesh, n), meshes.batch_sharding(mesh)
   point_ids = jax.device_put(np.arange(n, dtype=np.int32), sharding)
   valid = jax.device_put(np.ones(n, bool), sharding)
-  point_set = jax.jit(
-    shards.shard_map(
-      coreset.make_point_set, (P('data'), P('data'), P('data')), coreset.POINT_SET_SPECS
-    )
-  )(x, valid, point_ids)
+  center_and_sketch = shards.shard_map(
+    coreset.center_and_sketch, (P('data'),) * 3, coreset.CENTER_AND_SKETCH_SPECS
+  )
+  center, sketch = jax.jit(center_and_sketch)(x, valid, point_ids)
+  point_set = coreset.PointSet(x, point_ids, center, sketch)
   init_selection = functools.partial(coreset.init, max_centers=num_centers)
   init = jax.jit(
     shards.shard_map(init_selection, (P(), P('data'), P('data')), coreset.SELECTION_SPECS)

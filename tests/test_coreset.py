@@ -54,7 +54,8 @@ def every(points):
 
 def cloud(points, valid=None):
   valid = jnp.asarray(every(points) if valid is None else valid)
-  return coreset.make_point_set(jnp.asarray(points), valid, jnp.arange(len(points)))
+  points, number = jnp.asarray(points), jnp.arange(len(points))
+  return coreset.PointSet(points, number, *coreset.center_and_sketch(points, valid, number))
 
 
 def select(points, count, valid=None, key=0, steps=None, room=120):
@@ -267,9 +268,9 @@ def test_picks_are_those_of_plain_selection_with_the_constants_as_they_are():
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def select_split(points, number, valid, count, devices):
   shards = mesh.shards(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)))
-  made = shards.shard_map(coreset.make_point_set, (P('data'),) * 3, coreset.POINT_SET_SPECS)(
-    points, valid, number
-  )
+  specs = coreset.CENTER_AND_SKETCH_SPECS
+  center_and_sketch = shards.shard_map(coreset.center_and_sketch, (P('data'),) * 3, specs)
+  made = coreset.PointSet(points, number, *center_and_sketch(points, valid, number))
   begin = functools.partial(coreset.init, jax.random.key(5), max_centers=count)
   begun = shards.shard_map(begin, (P('data'), P('data')), coreset.SELECTION_SPECS)(valid, number)
   advance = shards.shard_map(

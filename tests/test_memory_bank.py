@@ -1,5 +1,6 @@
 """Small banks: images of 2x2 patches in three dimensions."""
 
+import functools
 import math
 import re
 
@@ -7,11 +8,13 @@ import hypothesis
 from hypothesis import strategies as st
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
 from uadjax.detectors.base import RunContext
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank
+from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError
 from uadjax.numerics import coreset
@@ -22,7 +25,12 @@ PATCHES = H * W
 KEY = jax.random.key(5)
 EACH = coreset.bytes_per_point(D)
 
-put = jax.jit(memory_bank.append, static_argnames='shards', donate_argnums=0)
+
+@functools.partial(jax.jit, static_argnames='shards', donate_argnums=0)
+def put(bank, x, valid, index, shards):
+  specs = memory_bank.BANK_SPECS
+  append = shards.shard_map(memory_bank.append, (specs, *[P('data')] * 3), specs)
+  return append(bank, x, valid, index)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -37,8 +45,9 @@ def one_way_to_measure():
 
 
 def plan(images, seen=0, ratio=0.1, rows=10**6, dim=0, **more):
-  spec = RunContext(8, 8, images, seen, **more)
-  return capacity.configure_bank(D, PATCHES, spec, ratio, rows * (EACH + 4 * dim), dim)
+  spec, max_bytes = RunContext(8, 8, images, seen, **more), rows * (EACH + 4 * dim)
+  options = PatchcoreSettings(ratio=ratio, max_bytes=max_bytes, coreset_dim=dim)
+  return capacity.configure_bank(D, PATCHES, spec, options)
 
 
 def embeddings(n, seed=0):
@@ -218,13 +227,16 @@ def test_too_few_bytes_for_four_images_are_refused_with_how_many_would_do():
   with pytest.raises(ConfigError, match=r'detector.max_bytes=\d+ holds .* 3.8 images') as refused:
     plan(10, rows=15)
   (needed,) = re.findall(r'at least (\d+) bytes are needed', str(refused.value))
-  capacity.configure_bank(D, PATCHES, RunContext(8, 8, 10), 0.1, int(needed), 0)
+  options = PatchcoreSettings(ratio=0.1, max_bytes=int(needed))
+  capacity.configure_bank(D, PATCHES, RunContext(8, 8, 10), options)
 
 
 def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
   sized = plan(62, rows=45)
   bank, _ = fold(memory_bank.empty(sized), sized, embeddings(8))
-  with pytest.raises(ConfigError, match=r'of 11 images, .* batches of 6\. Lower fit.batch_size or'):
+  with pytest.raises(
+    ConfigError, match=r'holds 11 images, .* batches of 6\. Lower fit.batch_size or'
+  ):
     memory_bank.compact(KEY, bank, sized, 6)
   assert memory_bank.compact(KEY, bank, sized, 5).num_rows <= 22
 

@@ -8,12 +8,14 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from uadjax import backbones, create_model
+from uadjax import backbones, config as configs, create_model
 from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import RunContext
+from uadjax.detectors.settings import PadimSettings, PatchcoreSettings
 from uadjax.distributed import mesh as meshes
-from uadjax.errors import ConfigError, Setting
+from uadjax.distributed.settings import MeshSettings
+from uadjax.errors import ConfigError, Setting, UnknownName
 from uadjax.inference import predictor
 from uadjax.model import model_dir, scoring
 from uadjax.training import loop
@@ -63,8 +65,8 @@ def batches(features):
 
 
 MAKERS = {
-  'padim': lambda spec: padim.make(BACKBONE, spec, channels=8),
-  'patchcore': lambda spec: patchcore.make(BACKBONE, spec, ratio=0.05),
+  'padim': lambda spec: padim.make(BACKBONE, spec, PadimSettings(channels=8)),
+  'patchcore': lambda spec: patchcore.make(BACKBONE, spec, PatchcoreSettings(ratio=0.05)),
 }
 
 
@@ -134,8 +136,8 @@ def test_on_one_cpu_what_is_learned_stays_in_one_piece_unless_told():
   mesh = meshes.make_mesh('cpu', 4, 0)
   assert meshes.state_mesh(mesh, 'auto').size == meshes.state_mesh(mesh, 'never').size == 1
   assert meshes.state_mesh(mesh, 'always').size == 4
-  with pytest.raises(ConfigError, match=r"one of .*'always'.*, got 'sometimes'"):
-    meshes.state_mesh(mesh, 'sometimes')
+  with pytest.raises(UnknownName, match=r"one of .*'always'.*, got 'sometimes'"):
+    configs.replace(MeshSettings(), {'shard_state': 'sometimes'})
 
 
 def test_a_mesh_larger_than_the_machine_is_refused():

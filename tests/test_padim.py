@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from uadjax import backbones
+from uadjax import backbones, config as configs
 from uadjax.detectors import padim
 from uadjax.detectors.base import RunContext
+from uadjax.detectors.settings import PadimSettings
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, UnknownName
 from uadjax.numerics import gaussian, projections
@@ -33,7 +34,8 @@ def variables():
 
 def make(spec=None, **options):
   spec = RunContext(SIZE, SIZE, 12) if spec is None else spec
-  return padim.make(BACKBONE, spec, **{'channels': CHANNELS, 'ridge': RIDGE, **options})
+  options = {'channels': CHANNELS, 'ridge': RIDGE, **options}
+  return padim.make(BACKBONE, spec, PadimSettings(**options))
 
 
 @pytest.fixture(scope='module')
@@ -269,14 +271,16 @@ def test_the_fewest_images_that_are_accepted_can_be_left_out(variables, ridge):
     ({'enlarge': 'cubic'}, ('bilinear', 'nearest')),
   ],
 )
-def test_what_is_unknown_is_told_the_choices(variables, options, words):
-  def learn(detector):
-    state = detector.init(jax.random.key(0), variables)
-    return jax.eval_shape(detector.update, state, batch(images(1)))
-
+def test_what_is_unknown_is_told_the_choices(options, words):
   with pytest.raises(UnknownName) as caught:
-    learn(make(**options))
+    configs.replace(PadimSettings(), options)
   assert all(repr(word) in str(caught.value) for word in (*options.values(), *words))
+
+
+@pytest.mark.parametrize('ridge', [-0.1, float('nan')])
+def test_a_ridge_below_zero_is_refused(ridge):
+  with pytest.raises(ConfigError, match=f'ridge must be at least 0.*, got {ridge}'):
+    configs.replace(PadimSettings(), {'ridge': ridge})
 
 
 def test_more_channels_than_there_are_is_refused(variables):

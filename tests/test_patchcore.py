@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from uadjax import backbones
+from uadjax import backbones, config as configs
 from uadjax.detectors import patchcore
 from uadjax.detectors.base import RunContext
+from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.numerics import coreset, neighbors as knn
@@ -39,7 +40,8 @@ def batch(n, seed=0, first=0):
 
 
 def make(count=6, seen=0, **options):
-  return patchcore.make(BACKBONE, RunContext(SIZE, SIZE, count, seen), **{'ratio': 0.1, **options})
+  options = PatchcoreSettings(**{'ratio': 0.1, **options})
+  return patchcore.make(BACKBONE, RunContext(SIZE, SIZE, count, seen), options)
 
 
 def embedded(x, first=0):
@@ -441,7 +443,7 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'ratio': 0.0}, r'detector.ratio must lie in \(0, 1\], got 0.0'),
+    ({'ratio': 0.0}, 'ratio must be above 0 and at most 1, got 0.0'),
     ({'ratio': 1.5}, 'got 1.5'),
     ({'ratio': float('nan')}, 'got nan'),
     ({'neighbors': 1}, 'detector.neighbors must be 2 or more, got 1.* detector.reweight=false'),
@@ -450,4 +452,4 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
 )
 def test_settings_that_cannot_be_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
-    make(**options)
+    make(**vars(configs.replace(PatchcoreSettings(), options)))

@@ -6,6 +6,7 @@ import pytest
 from uadjax import backbones
 from uadjax.detectors import stfpm
 from uadjax.detectors.base import RunContext
+from uadjax.detectors.settings import StfpmSettings
 from uadjax.distributed import mesh as meshes
 from uadjax.numerics import resampling
 from uadjax.numerics.collectives import SINGLE_SHARD
@@ -32,7 +33,7 @@ def variables():
 
 def make(shards=SINGLE_SHARD, **options):
   spec = RunContext(SIZE, SIZE, 8, learning_rate=lambda step: 0.1, shards=shards)
-  return stfpm.make(BACKBONE, spec, **options)
+  return stfpm.make(BACKBONE, spec, StfpmSettings(**options))
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Interrupted
 from uadjax.model import scoring
-from uadjax.training import checkpoint, hooks, loop
+from uadjax.training import checkpoint, hooks, loop, settings, workdir as workdirs
 from uadjax.training.settings import FitSettings
 from uadjax.types import Batch, Scores
 
@@ -169,13 +169,14 @@ def test_resumed_from_any_step_equals_uninterrupted(managers, cut):
   assert again.state.total == straight.state.total
 
 
-@pytest.mark.parametrize(
-  ('choice', 'words'),
-  [('last', "'latest', 'best' or a step, got 'last'"), ('latest', 'has no checkpoint')],
-)
-def test_what_cannot_be_resumed_is_named(managers, choice, words):
-  with pytest.raises(ConfigError, match=words):
-    loop.resume(choice, 9, managers, State(jnp.zeros(())))
+def test_what_cannot_be_resumed_is_named(managers, tmp_path):
+  with pytest.raises(ConfigError, match='has no checkpoint'):
+    loop.resume('latest', 9, managers, State(jnp.zeros(())))
+  config = settings.load('stfpm', [('fit.resume', 'last')])
+  workdirs.prepare(tmp_path, config)
+  with pytest.raises(ConfigError, match="'latest', 'best' or one of the steps") as caught:
+    workdirs.require_no_conflict(tmp_path, config)
+  assert (caught.value.key, caught.value.value) == ('fit.resume', 'last')
 
 
 def test_the_initial_state_is_its_own_to_be_donated():

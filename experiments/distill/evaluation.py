@@ -14,6 +14,7 @@ from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
 from uadjax.detectors import patchcore
 from uadjax.detectors.base import RunContext
+from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.numerics import metrics
 from uadjax.types import Batch, Variables
 
@@ -30,7 +31,8 @@ def image_auroc(backbone: Any, variables: Variables, folder: Path, seed: int = 3
     seed: seed of the coreset selection.
   """
   splits = layouts.load(folder)
-  detector = patchcore.make(backbone, RunContext(256, 256, len(splits.train)), ratio=0.01)
+  context = RunContext(256, 256, len(splits.train))
+  detector = patchcore.make(backbone, context, PatchcoreSettings(ratio=0.01))
   assert detector.incremental is not None
   assert detector.incremental.select is not None
   # The variables are copied because updates donate their buffers.

@@ -8,49 +8,42 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from uadjax import backbones
-from uadjax.detectors import padim, patchcore, stfpm
+from uadjax.detectors import padim, patchcore, settings as options, stfpm
 from uadjax.detectors.base import Detector, RunContext
-from uadjax.detectors.settings import (
-  DetectorSettings,
-  PadimSettings,
-  PatchcoreSettings,
-  StfpmSettings,
-)
 from uadjax.errors import UnknownName
 
 
 class _Entry(NamedTuple):
   title: str
   make: Callable[..., Detector]
-  settings: Callable[..., DetectorSettings]
+  settings: Callable[..., options.DetectorSettings]
   learns_in_one_pass: bool  # Whether it sees every image once, and has a `leave_one_out`.
 
 
 _DETECTORS = {
-  'padim': _Entry('PaDiM', padim.make, PadimSettings, learns_in_one_pass=True),
-  'patchcore': _Entry('PatchCore', patchcore.make, PatchcoreSettings, learns_in_one_pass=True),
-  'stfpm': _Entry('STFPM', stfpm.make, StfpmSettings, learns_in_one_pass=False),
+  'padim': _Entry('PaDiM', padim.make, options.PadimSettings, True),
+  'patchcore': _Entry('PatchCore', patchcore.make, options.PatchcoreSettings, True),
+  'stfpm': _Entry('STFPM', stfpm.make, options.StfpmSettings, False),
 }
 
 TITLES = tuple(entry.title for entry in _DETECTORS.values())
 
 
 def build(
-  settings: DetectorSettings, backbone: backbones.Backbone, context: RunContext
+  settings: options.DetectorSettings, backbone: backbones.Backbone, context: RunContext
 ) -> Detector:
   """Build the detector named by `settings.name`.
 
   Args:
-    settings: section `detector` of a run. Each field is a keyword argument of the detector's
-      `make`, except `name` and `layers`; the latter selected the stages of `backbone`.
+    settings: section `detector` of a run, which the detector's `make` takes; its `layers` selected
+      the stages of `backbone`.
     backbone: network whose stages are the features.
     context: image size, number of images and shards of the run.
   """
-  options = {key: value for key, value in vars(settings).items() if key not in ('name', 'layers')}
-  return _find_entry(settings.name).make(backbone, context, **options)
+  return _find_entry(settings.name).make(backbone, context, settings)
 
 
-def settings_types() -> Mapping[str, Callable[..., DetectorSettings]]:
+def settings_types() -> Mapping[str, Callable[..., options.DetectorSettings]]:
   """Return the dataclass of the section `detector` for each detector."""
   return {name: entry.settings for name, entry in _DETECTORS.items()}
 
@@ -67,10 +60,7 @@ def learns_in_one_pass(name: str) -> bool:
 
 def _find_entry(name: str) -> _Entry:
   if name not in _DETECTORS:
-    raise UnknownName(
-      f'Unknown detector {name!r}; choose from {sorted(_DETECTORS)}.',
-      key='detector.name',
-      value=name,
-      allowed=sorted(_DETECTORS),
-    )
+    names = sorted(_DETECTORS)
+    message = f'Unknown detector {name!r}; choose from {names}.'
+    raise UnknownName(message, key='detector.name', value=name, allowed=names)
   return _DETECTORS[name]

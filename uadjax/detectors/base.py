@@ -4,7 +4,7 @@ Each detector has its own two trees of arrays: a State, which learns from batche
 and a Fitted, which scores images. A detector that sees every image once has a State with a field
 `extractor`: the fixed parameters of its embeddings, which no update changes.
 
-Letters: b batch, H W image at network size.
+Letters: b batch, H W image at network size, h w map of embeddings, d embedding.
 """
 
 # ruff: noqa: D102  # The docstring of a protocol is that of its function.
@@ -20,9 +20,11 @@ import optax
 from uadjax import backbones, types
 from uadjax.numerics import collectives
 from uadjax.system.progress import no_progress, Progress
-from uadjax.types import PyTree
+from uadjax.types import PyTree, Scores
 
 Images = UInt8[Array, 'b H W 3']
+Embeddings = Float[Array, 'b h w d']
+HostEmbeddings = Float[np.ndarray, 'b h w d']
 Statistics = dict[str, int | float]
 
 
@@ -90,7 +92,7 @@ class FinalizeFn(Protocol):
 class ScoreFn(Protocol):
   """Return the anomaly maps [b H W] and image scores [b] of images at network size."""
 
-  def __call__(self, fitted: PyTree, images: Images, /) -> types.Scores: ...
+  def __call__(self, fitted: PyTree, images: Images, /) -> Scores: ...
 
 
 class PrecomputeFn(Protocol):
@@ -119,19 +121,17 @@ class ExportScoreFn(Protocol):
   computed ahead.
   """
 
-  def __call__(self, fitted: PyTree, /) -> Callable[[Images], types.Scores]: ...
+  def __call__(self, fitted: PyTree, /) -> Callable[[Images], Scores]: ...
 
 
 class ScoreBoundsFn(Protocol):
   """Bound scores where rounding can make them jump.
 
   Returns:
-    Bounds of the scores of any runtime with a relative rounding error of `tolerance`.
+    Bounds of the scores of any runtime with a relative rounding error of `error`.
   """
 
-  def __call__(
-    self, fitted: PyTree, images: Images, tolerance: float, /
-  ) -> tuple[types.Scores, types.Scores]: ...
+  def __call__(self, fitted: PyTree, images: Images, error: float, /) -> tuple[Scores, Scores]: ...
 
 
 class EmbedFn(Protocol):
@@ -173,7 +173,7 @@ class ScoreHeldOutFn(Protocol):
     The scores of images that belong to the fold without which `model` was made.
   """
 
-  def __call__(self, model: PyTree, batch: types.Batch, /) -> types.Scores: ...
+  def __call__(self, model: PyTree, batch: types.Batch, /) -> Scores: ...
 
 
 class LeaveOneOut(NamedTuple):
@@ -214,9 +214,7 @@ class RestoreFn(Protocol):
 class SummarizeFn(Protocol):
   """Return statistics by name of the arrays of a fit, and of embeddings of some of its images."""
 
-  def __call__(
-    self, arrays: types.Arrays, embeddings: Float[np.ndarray, 'b h w d'], /
-  ) -> Statistics: ...
+  def __call__(self, arrays: types.Arrays, embeddings: HostEmbeddings, /) -> Statistics: ...
 
 
 class DriftFn(Protocol):

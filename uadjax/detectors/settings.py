@@ -33,9 +33,7 @@ class PadimSettings:
   channels: int = field(100, 'Number of channels of the embedding.', minimum=1)
   # Orthonormal mixtures of all channels (Kim et al. 2021). The paper samples single channels
   # ('sample'), and the AUROC depends much on which ones.
-  projection: str = field(
-    'ortho', 'Reduction of all channels to `channels`.', choices=projections.METHODS
-  )
+  projection: str = field('ortho', 'Reduction of all channels.', choices=projections.METHODS)
   enlarge: str = field(
     'bilinear', 'Upsampling of the deeper stages.', choices=projections.UPSAMPLING_METHODS
   )
@@ -56,12 +54,8 @@ class PatchcoreSettings:
   reweight: bool = field(True, 'Whether to reweight the image score, as in equation 7.')
   # The paper averages to 1024 for wider backbones.
   channels: int = field(0, 'Number of channels to average embeddings to; 0 for all.', minimum=0)
-  max_bytes: int = field(
-    2 << 30, 'Memory limit of the memory bank on each device.', unit='bytes', minimum=1
-  )
-  approx: bool = field(
-    False, 'Whether accelerators may miss the nearest neighbor of a few patches.'
-  )
+  max_bytes: int = field(2 << 30, 'Limit of the bank on each device.', unit='bytes', minimum=1)
+  approx: bool = field(False, 'Whether accelerators may miss the nearest row of a few patches.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,22 +9,22 @@ Letters: b batch, h w feature map, c channels, H W image at network size.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 import optax
 
 from uadjax import backbones
-from uadjax.detectors.base import Detector, RunContext
+from uadjax.detectors.base import Detector, Images, RunContext
+from uadjax.detectors.settings import StfpmSettings
 from uadjax.numerics import collectives, resampling
-from uadjax.numerics.collectives import Shards
 from uadjax.types import Batch, Key, Metrics, PyTree, Scores, Variables
 
-Images = UInt8[Array, 'b H W 3']
 Features = Mapping[str, Float[Array, 'b _h _w _c']]  # Feature maps by stage.
 
 
@@ -33,27 +33,25 @@ class Config(NamedTuple):
 
   Attributes:
     backbone: architecture of both teacher and student, which are compared stage by stage.
-    image_size: height and width of the images.
+    context: size and shards of the images, and the schedule of the learning rate.
+    options: settings. Of these, `floor` must suit `half` (PaddleX: 0.01, with `half` False), and
+      `opening` removes peaks smaller than its disk after `floor` (PaddleX: 4); 0 is for none.
     optimizer: SGD with a momentum of `momentum`. `weight_decay` times the parameters is added to
       the gradient of the loss before momentum: an L2 penalty, as in the paper's SGD.
-    learning_rate: schedule of the optimizer.
-    weight: factor of the squared distance, ½ of equation 1 with `half`; 1 without, as in PaddleX.
-      The anomaly map multiplies the distances of all stages, so it has this factor once per stage.
-    floor: threshold below which values of the anomaly map become 0; 0 for none. It must suit
-      `half` (PaddleX: 0.01, with `half` False).
-    opening: radius in pixels of the disk for a gray opening of the anomaly map after `floor`,
-      which removes smaller peaks (PaddleX: 4); 0 for no opening.
-    shards: shards of the images.
   """
 
   backbone: backbones.Backbone
-  image_size: tuple[int, int]
+  context: RunContext
+  options: StfpmSettings
   optimizer: optax.GradientTransformation
-  learning_rate: optax.Schedule
-  weight: float
-  floor: float
-  opening: int
-  shards: Shards
+
+  @property
+  def weight(self) -> float:
+    """Factor of the squared distance, ½ of equation 1 with `half`; 1 without, as in PaddleX.
+
+    The anomaly map multiplies the distances of all stages, so it has this factor once per stage.
+    """
+    return 0.5 if self.options.half else 1.0
 
 
 class State(NamedTuple):
@@ -79,21 +77,11 @@ class Fitted(NamedTuple):
   student: Variables
 
 
-def make(
-  backbone: backbones.Backbone,
-  context: RunContext,
-  *,
-  momentum: float = 0.9,
-  weight_decay: float = 1e-4,
-  half: bool = True,
-  floor: float = 0.0,
-  opening: int = 0,
-) -> Detector:
-  """Build the STFPM detector; `Config` describes the options."""
-  rate, shards, weight = context.learning_rate, context.shards, 0.5 if half else 1.0
-  optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
-  image_size = context.height, context.width
-  config = Config(backbone, image_size, optimizer, rate, weight, floor, opening, shards)
+def make(backbone: backbones.Backbone, context: RunContext, options: StfpmSettings) -> Detector:
+  """Build the STFPM detector."""
+  sgd = optax.sgd(context.learning_rate, options.momentum)
+  optimizer = optax.chain(optax.add_decayed_weights(options.weight_decay), sgd)
+  config = Config(backbone, context, options, optimizer)
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
@@ -105,13 +93,13 @@ def make(
     bind(score),
     bind(precompute),
     bind(validate),
-    score_bounds=bind(score_bounds) if floor else None,
+    score_bounds=bind(score_bounds) if options.floor else None,
   )
 
 
 def init(config: Config, key: Key, variables: Variables) -> State:
   """Draw a student with random weights, as in the paper."""
-  images = jnp.zeros((1, *config.image_size, 3))
+  images = jnp.zeros((1, config.context.height, config.context.width, 3))
   student = jax.jit(config.backbone.init)(key, images)
   opt_state = config.optimizer.init(student['params'])
   return State(variables, student, opt_state, jnp.zeros((), jnp.int32))
@@ -135,7 +123,7 @@ def _teacher_features(config: Config, state: State, batch: Batch) -> Features:
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
   """Train the student one step; BatchNorm statistics and gradient are averaged over shards."""
   update_shard = functools.partial(_update_shard, config)
-  return config.shards.shard_map(update_shard, (P(), P('data')), P())(state, batch)
+  return config.context.shards.shard_map(update_shard, (P(), P('data')), P())(state, batch)
 
 
 def _update_shard(
@@ -156,7 +144,7 @@ def _update_shard(
   loss, gradient = collectives.pmean((loss, gradient), axis_name)
   updates, opt_state = config.optimizer.update(gradient, state.opt_state, params)
   student = {'params': optax.apply_updates(params, updates), **batch_stats}
-  learning_rate = jnp.asarray(config.learning_rate(state.step), jnp.float32)
+  learning_rate = jnp.asarray(config.context.learning_rate(state.step), jnp.float32)
   state = State(state.teacher, student, opt_state, state.step + 1)
   return state, {'loss': loss, 'learning_rate': learning_rate}
 
@@ -182,14 +170,14 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   """
   teacher = extract_features(config, fitted.teacher, images)
   student = extract_features(config, fitted.student, images)
-  anomaly_map = jnp.ones(images.shape[:3])
+  anomaly_map, options = jnp.ones(images.shape[:3]), config.options
   for stage in config.backbone.stages:
     distance = config.weight * _squared_distance(teacher[stage], student[stage])
     anomaly_map *= resampling.upsample(distance, *images.shape[1:3])
-  if config.floor:
-    anomaly_map = jnp.where(anomaly_map < config.floor, 0.0, anomaly_map)
-  if config.opening:
-    anomaly_map = resampling.grey_opening(anomaly_map, config.opening)
+  if options.floor:
+    anomaly_map = jnp.where(anomaly_map < options.floor, 0.0, anomaly_map)
+  if options.opening:
+    anomaly_map = resampling.grey_opening(anomaly_map, options.opening)
   return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
 
 
@@ -201,9 +189,11 @@ def score_bounds(
   They are the scores for a floor that is raised, and lowered, by the relative tolerance. Raising
   the floor raises no value, and a gray opening keeps the order of two maps.
   """
-  floors = (config.floor * (1 + sign * tolerance) for sign in (1, -1))
-  low, high = (score(config._replace(floor=floor), fitted, images) for floor in floors)
-  return low, high
+  bounds = []
+  for error in (tolerance, -tolerance):
+    options = dataclasses.replace(config.options, floor=config.options.floor * (1 + error))
+    bounds.append(score(config._replace(options=options), fitted, images))
+  return bounds[0], bounds[1]
 
 
 def _unit_vectors(features: PyTree) -> Features:

@@ -27,8 +27,7 @@ Tree = TypeVar('Tree')
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
 _MAX_REPLICATED_BYTES = 2 << 30
 _ROWS_PER_CORE = 2
-_SHARD_STATE_CHOICES = 'auto', 'always', 'never'
-_PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
+_PLATFORMS = {'auto': None, 'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}  # As JAX names them.
 
 
 def select_devices(name: str) -> list[Device]:
@@ -39,35 +38,24 @@ def select_devices(name: str) -> list[Device]:
     MissingDevice: JAX finds no such device.
   """
   platform, _, numbers = name.partition(':')
-  if platform != 'auto' and platform not in _PLATFORMS:
+  if platform not in _PLATFORMS:
     raise ConfigError(f'Unknown device {name!r}; choose auto, cpu, gpu, gpu:0,1 or tpu.')
   try:
-    available = jax.devices() if platform == 'auto' else jax.devices(_PLATFORMS[platform])
+    available = jax.devices(_PLATFORMS[platform])
   except RuntimeError:
-    platforms = sorted({d.platform for d in jax.devices()})
-    raise MissingDevice(
-      f'JAX finds no {platform} for device={name!r}; it finds {platforms}.',
-      key='device',
-      value=name,
-      allowed=tuple(platforms),
-      hint=(
-        'Use ',
-        Setting('device', 'auto'),
-        ", or install JAX for that device, such as pip install 'jax[cuda13]' for NVIDIA.",
-      ),
-    ) from None
+    platforms = (*sorted({d.platform for d in jax.devices()}),)
+    message = f'JAX finds no {platform} for device={name!r}; it finds {platforms}.'
+    install = ", or install JAX for that device, such as pip install 'jax[cuda13]' for NVIDIA."
+    hint = 'Use ', Setting('device', 'auto'), install
+    raise MissingDevice(message, key='device', value=name, allowed=platforms, hint=hint) from None
   if not numbers:
     return available
-  try:
-    indices = [range(len(available))[int(number)] for number in numbers.split(',')]
-    if min(map(int, numbers.split(','))) < 0 or len(set(indices)) < len(indices):
-      raise IndexError
-    return [available[index] for index in indices]
-  except (ValueError, IndexError):
-    raise ConfigError(
-      f'device={name!r} must name different devices from 0 to {len(available) - 1}, '
-      f'such as {platform}:0.'
-    ) from None
+  devices = {str(index): device for index, device in enumerate(available)}
+  indices = [number.strip() for number in numbers.split(',')]
+  if len(set(indices) & devices.keys()) < len(indices):
+    allowed = f'different devices from 0 to {len(available) - 1}, such as {platform}:0'
+    raise ConfigError(f'device={name!r} must name {allowed}.')
+  return [devices[index] for index in indices]
 
 
 def local_devices(devices: Sequence[Device]) -> list[Device]:
@@ -155,14 +143,7 @@ def state_mesh(mesh: Mesh, shard_state: str) -> Mesh:
     mesh: the mesh of the run.
     shard_state: 'always', 'never', or 'auto' for always except on the CPU of a single process,
       whose devices share one memory.
-
-  Raises:
-    ConfigError: `shard_state` is none of these.
   """
-  if shard_state not in _SHARD_STATE_CHOICES:
-    raise ConfigError(
-      f'mesh.shard_state must be one of {_SHARD_STATE_CHOICES}, got {shard_state!r}.'
-    )
   shares_memory = mesh.devices.ravel()[0].platform == 'cpu' and jax.process_count() == 1
   is_unsharded = shard_state == 'never' or (shard_state == 'auto' and shares_memory)
   return single_device_mesh(mesh) if is_unsharded else mesh

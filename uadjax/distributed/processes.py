@@ -34,18 +34,11 @@ from uadjax.distributed import cluster_env
 from uadjax.distributed.settings import HostSettings
 from uadjax.errors import ConfigError, Interrupted, refuse, Setting, UserError
 
-# Resuming a run needs these entries of its work directory.
-_SHARED_FILES = ('checkpoints', 'config.yaml')
 # JAX has no type for the errors with which it reports a lost process: its collective operations on
 # CPUs (Gloo) and its coordination service name themselves in the message. Most are of the first
 # type, but a compiled function may also raise its error as a ValueError.
 _RUNTIME_ERRORS = (jax.errors.JaxRuntimeError, ValueError)
 _LOST_PROCESS_PATTERN = re.compile(r'gloo|coordination|heartbeat', re.IGNORECASE)
-_RESTART_HINT = (
-  'Restart all processes, on as many hosts as are available; ',
-  Setting('fit.resume', 'latest'),
-  ' resumes STFPM from its last checkpoint.',
-)
 # Every process passes the same barriers in the same order, so the number makes their names unique.
 _BARRIER_COUNTER = itertools.count()
 _EXTRA_INITIALIZATION_S = 60  # JAX's own timeout comes this much later than hosts.wait_s.
@@ -54,20 +47,6 @@ _leaving = threading.Event()  # This process ends or reports a failure, so its w
 _POLL_INTERVAL_S = 1.0
 _REPORT_DELAY_S = 2.0  # The main thread, which knows more, may report a loss during this time.
 _EXIT_POLL_INTERVAL_S = 0.1
-_NO_COORDINATOR_MESSAGE = (
-  'JAX cannot detect the first process of this run (it supports Open MPI in version 4 only{}).'
-)
-_COORDINATOR_HINT = (
-  'Pass ',
-  Setting('hosts.coordinator', 'HOST:PORT'),
-  ', and also ',
-  Setting('hosts.count'),
-  ' and ',
-  Setting('hosts.index'),
-  ' if neither srun nor mpirun started the processes; ',
-  Setting('hosts.coordinator', 'none'),
-  ' makes each process a separate run.',
-)
 
 
 class ProcessLost(UserError):
@@ -121,13 +100,11 @@ def join(options: HostSettings, on_failure: FailureCallback | None = None) -> No
   except RuntimeError as error:
     raise ProcessLost(f'{timeout_error} ({str(error).splitlines()[0]})') from None
   except ValueError as error:
-    message = _NO_COORDINATOR_MESSAGE.format(f'; JAX reports: {error}')
-    raise ConfigError(message, key='hosts.coordinator', hint=_COORDINATOR_HINT) from None
+    raise _undetected(f'; JAX reports: {error}') from None
   finally:
     timer.cancel()
   if is_multiprocess():  # Initializes the devices, in this thread.
-    watched = {*range(jax.process_count())}
-    arguments = watched, on_failure, options.heartbeat_s
+    arguments = {*range(jax.process_count())}, on_failure, options.heartbeat_s
     threading.Thread(target=_watch, args=arguments, name='uadjax-watch', daemon=True).start()
 
 
@@ -140,21 +117,29 @@ def _coordinator(
     if launch and (count, index) == (0, -1):
       count, index = launch.size, launch.rank
     if not re.fullmatch(r'.+:\d+', options.coordinator) or not 0 <= index < count:
-      message = (
-        f'The coordinator {options.coordinator!r} must be auto, jax, none, or HOST:PORT of the '
-        f'first process, which needs a number of processes (got {count}) and an index from 0 '
-        f'(got {index}).'
-      )
+      allowed = 'auto, jax, none, or HOST:PORT of the first process'
+      numbers = f'a number of processes (got {count}) and an index from 0 (got {index})'
+      message = f'The coordinator {options.coordinator!r} must be {allowed}, which needs {numbers}.'
       hint = 'Set ', Setting('hosts.count'), ' and ', Setting('hosts.index'), '.'
       refuse('hosts.coordinator', options.coordinator, message, *hint)
     return options.coordinator, count, index
   if launch and not cluster_env.is_detected_by_jax(launch):
     # Under SLURM, JAX would read SLURM's variables, which describe Open MPI's daemons.
-    message = _NO_COORDINATOR_MESSAGE.format('')
-    raise ConfigError(message, key='hosts.coordinator', hint=_COORDINATOR_HINT)
+    raise _undetected()
   if launch and launch.is_slurm:
     cluster_env.set_step_port()
   return None, None, None
+
+
+def _undetected(reason: str = '') -> ConfigError:
+  problem = 'JAX cannot detect the first process of this run'
+  message = f'{problem} (it supports Open MPI in version 4 only{reason}).'
+  numbers = Setting('hosts.count'), ' and ', Setting('hosts.index')
+  condition = ' if neither srun nor mpirun started the processes; '
+  alone = Setting('hosts.coordinator', 'none'), ' makes each process a separate run.'
+  address = Setting('hosts.coordinator', 'HOST:PORT')
+  hint = 'Pass ', address, ', and also ', *numbers, condition, *alone
+  return ConfigError(message, key='hosts.coordinator', hint=hint)
 
 
 def leave() -> None:
@@ -208,9 +193,8 @@ def resolve_shard(shard: str, may_ask_jax: bool = True) -> tuple[int, int]:
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   index, count = map(int, match.groups()) if match else (0, 0)
   if not index < count:
-    raise ConfigError(
-      f'The shard must be auto, or I/N with I from 0 to N - 1, such as 0/4; got {shard!r}.'
-    )
+    allowed = 'auto, or I/N with I from 0 to N - 1, such as 0/4'
+    raise ConfigError(f'The shard must be {allowed}; got {shard!r}.')
   return index, count
 
 
@@ -265,9 +249,9 @@ def process_workdir(workdir: Path) -> Iterator[Path]:
     return
   with tempfile.TemporaryDirectory(prefix='uadjax-process-') as name:
     workdir.mkdir(parents=True, exist_ok=True)
-    (Path(name) / _SHARED_FILES[0]).symlink_to((workdir / _SHARED_FILES[0]).resolve())
-    if (workdir / _SHARED_FILES[1]).is_file():
-      shutil.copy(workdir / _SHARED_FILES[1], name)
+    (Path(name) / 'checkpoints').symlink_to((workdir / 'checkpoints').resolve())
+    if (config_path := workdir / 'config.yaml').is_file():
+      shutil.copy(config_path, name)
     yield Path(name)
 
 
@@ -327,7 +311,9 @@ def _coordination_client() -> Any:
 
 def _lost(reason: str) -> ProcessLost:
   message = 'A process of this run ended or cannot be reached; its own log gives the reason.'
-  return ProcessLost(f'{message} ({reason})', hint=_RESTART_HINT)
+  restart = 'Restart all processes, on as many hosts as are available; '
+  hint = restart, Setting('fit.resume', 'latest'), ' resumes STFPM from its last checkpoint.'
+  return ProcessLost(f'{message} ({reason})', hint=hint)
 
 
 def _abort(on_failure: FailureCallback | None, error: ProcessLost) -> NoReturn:

@@ -21,9 +21,8 @@ class MeshSettings:
 
 def _check_coordinator(text: str) -> None:
   if text not in ('auto', 'jax', 'none') and not re.fullmatch(r'.+:\d+', text):
-    raise ConfigError(
-      f'hosts.coordinator must be auto, jax, none, or HOST:PORT of the first process; got {text!r}.'
-    )
+    allowed = 'auto, jax, none, or HOST:PORT of the first process'
+    raise ConfigError(f'hosts.coordinator must be {allowed}; got {text!r}.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,13 +137,9 @@ class Shards(NamedTuple):
     """
     if self.mesh is None:
       return functools.partial(f, axis_name=None)
-    return jax.shard_map(
-      functools.partial(f, axis_name=self.mesh.axis_names[0]),
-      mesh=self.mesh,
-      in_specs=in_specs,
-      out_specs=out_specs,
-      check_vma=False,  # JAX cannot infer that the result of all_gather is replicated.
-    )
+    f = functools.partial(f, axis_name=self.mesh.axis_names[0])
+    # Without check_vma, because JAX cannot infer that the result of all_gather is replicated.
+    return jax.shard_map(f, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 SINGLE_SHARD = Shards()

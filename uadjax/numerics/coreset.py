@@ -123,16 +123,23 @@ def bytes_per_point(d: int) -> int:
 
 
 POINT_SET_SPECS = PointSet._make((P('data'), P('data'), P(), P('data')))
+CENTER_AND_SKETCH_SPECS = P(), P('data')
 SELECTION_SPECS = Selection._make((P(), P(), P('data')))
 
 
-def make_point_set(
+@functools.partial(jax.jit, static_argnames='axis_name')
+def center_and_sketch(
   points: Float[Array, 'n d'],
   valid: Bool[Array, ' n'],
   point_id: Int[Array, ' n'],
   axis_name: str | None = None,
-) -> PointSet:
-  """Return the points with their center and sketches.
+) -> tuple[Float[Array, ' d'], Float[Array, 'n s']]:
+  """Return `PointSet.center` and `PointSet.sketch` of points.
+
+  A sketch has the coordinates of the point minus the center along the `_SKETCH` - 1 directions of
+  largest variance (principal components) and the norm of the residual. Center and directions are
+  estimated from valid points, sampled by a hash of their ids so that the sample does not depend on
+  the sharding. The caller builds the PointSet: returned from here, jit would copy its points.
 
   Args:
     points: coordinates of this shard's points.
@@ -140,23 +147,6 @@ def make_point_set(
       are sketched nevertheless; only `valid` of `init` excludes points from the selection.
     point_id: unique id of each point.
     axis_name: mesh axis over which the points are sharded, or None if there is a single shard.
-  """
-  return PointSet(points, point_id, *_center_and_sketch(points, valid, point_id, axis_name))
-
-
-@functools.partial(jax.jit, static_argnames='axis_name')
-def _center_and_sketch(
-  points: Float[Array, 'n d'],
-  valid: Bool[Array, ' n'],
-  point_id: Int[Array, ' n'],
-  axis_name: str | None,
-) -> tuple[Float[Array, ' d'], Float[Array, 'n s']]:
-  """Return the center of the points, and the sketch of each point.
-
-  A sketch has the coordinates of the point minus the center along the `_SKETCH` - 1 directions of
-  largest variance (principal components) and the norm of the residual. Center and directions are
-  estimated from valid points, sampled by a hash of their ids so that the sample does not depend on
-  the sharding.
   """
   size = min(len(points), 2 * _SAMPLE // collectives.axis_size(axis_name) + _GROUP)
   num_valid = jnp.maximum(collectives.psum(valid.sum(), axis_name), 1)

@@ -1,6 +1,6 @@
 """One Gaussian distribution of vectors per position of a map: moments and distances.
 
-`Moments` form a monoid (`empty`, `batch_moments`, `merge`): batches, shards, epochs and resumed
+`Moments` form a monoid (`empty`, `add_batch`, `merge`): batches, shards, epochs and resumed
 runs combine by the same function. The covariances are large (5 GB for 550 channels on a 64x64 map),
 so `add_batch` and `whitening_matrices` process one column of the map at a time, in place, without a
 second array of that size. They loop over columns rather than rows so that a mesh may shard the rows
@@ -52,11 +52,6 @@ def empty(h: int, w: int, d: int) -> Moments:
   return Moments(jnp.zeros(()), jnp.zeros((h, w, d)), jnp.zeros((h, w, d, d)))
 
 
-def batch_moments(x: Float[Array, 'b h w d'], valid: Bool[Array, ' b']) -> Moments:
-  """Return the moments of the vectors x[valid]."""
-  return add_batch(empty(*x.shape[1:]), x, valid)
-
-
 def merge(a: Moments, b: Moments) -> Moments:
   """Return the moments of the union of two sets of vectors (Chan et al. 1979, pairwise update).
 
@@ -73,8 +68,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 def add_batch(moments: Moments, x: Float[Array, 'b h w d'], valid: Bool[Array, ' b']) -> Moments:
   """Return the moments with the vectors x[valid] added, in place if `moments` is donated.
 
-  The result equals `merge(moments, batch_moments(x, valid))` up to rounding, but needs no second
-  array of covariances.
+  The result equals that of `merge` with the moments of the batch up to rounding, but needs no
+  second array of covariances.
   """
   count = jnp.sum(valid, dtype=jnp.float32)
   n = moments.n + count

@@ -74,18 +74,10 @@ def rank(
   scores = scores[last_of_ties]
   num_below, num_not_above, total_normals = _count_below(scores[::-1], normal_scores)
   if not len(scores) or not total_normals:
-    raise ValueError(
-      f'A ranking needs scores of both classes, got {len(anomalous_scores)} anomalous and '
-      f'{total_normals} normal scores.'
-    )
-  return Ranking(
-    scores,
-    last_of_ties + 1,
-    total_normals - num_not_above[::-1],
-    total_normals - num_below[::-1],
-    overlap,
-    total_normals,
-  )
+    counts = f'{len(anomalous_scores)} anomalous and {total_normals} normal scores'
+    raise ValueError(f'A ranking needs scores of both classes, got {counts}.')
+  num_normal_above, num_normal = (total_normals - x[::-1] for x in (num_not_above, num_below))
+  return Ranking(scores, last_of_ties + 1, num_normal_above, num_normal, overlap, total_normals)
 
 
 def roc_curve(ranking: Ranking) -> Curve:
@@ -230,10 +222,7 @@ class Confusion(NamedTuple):
     """Intersection of the predicted and the defective over their union."""
     return _ratio(self.tp, self.tp + self.fp + self.fn)
 
-  @property
-  def dice(self) -> float | None:
-    """Twice the intersection over the sum of both sizes; equals F1."""
-    return self.f1
+  dice = f1  # Twice the intersection over the sum of both sizes.
 
   @property
   def accuracy(self) -> float | None:

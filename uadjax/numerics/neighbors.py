@@ -111,10 +111,8 @@ def nearest(
   """
   q, (n, _) = queries.shape[0], index.rows.shape
   if n < 1 or k < 1 or max_elements < 1:
-    raise ValueError(
-      'A search needs at least 1 row, k >= 1 and max_elements >= 1, got '
-      f'{n} rows, k = {k}, max_elements = {max_elements}.'
-    )
+    sizes = f'{n} rows, k = {k}, max_elements = {max_elements}'
+    raise ValueError(f'A search needs at least 1 row, k >= 1 and max_elements >= 1, got {sizes}.')
 
   def search(query_block: Float[Array, 'p d'], rows_per_block: int) -> Neighbors:
     num_candidates = min(k + NUM_EXTRA_CANDIDATES, n)
@@ -237,11 +235,7 @@ def measure_recall(queries: Float[Array, 'q d'], index: Index, k: int = 1) -> fl
   """Return the share of the k nearest rows that the approximate search finds on this device."""
   search = jax.jit(nearest, static_argnames=('k', 'approx'))
   exact, approximate = (search(queries, index, k, approx=x).row for x in (False, True))
-  return float(_recall(exact, approximate))
-
-
-def _recall(exact: Int[Array, 'q k'], approximate: Int[Array, 'q k']) -> Float[Array, '']:
-  return (exact[:, :, None] == approximate[:, None, :]).any(axis=2).mean()
+  return float((exact[:, :, None] == approximate[:, None, :]).any(axis=2).mean())
 
 
 def _even_block_size(total: int, max_size: int) -> int:

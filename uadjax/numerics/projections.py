@@ -38,9 +38,7 @@ def draw(key: Key, method: str, channels: tuple[int, ...], d: int) -> Float[Arra
   if method not in _METHODS:
     raise ValueError(f'Unknown projection {method!r}; choose from {list(METHODS)}.')
   if not 1 <= d <= sum(channels):
-    raise ValueError(
-      f'Cannot keep {d} channels of {sum(channels)}; keep at least 1 and at most all.'
-    )
+    raise ValueError(f'Cannot keep {d} channels of {sum(channels)}; keep between 1 and all.')
   return _METHODS[method](key, channels, d)
 
 
@@ -83,7 +81,7 @@ def project(
 
 def _sample(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
   indices = jax.random.choice(key, sum(channels), (d,), replace=False)
-  return _one_hot(jnp.sort(indices), sum(channels))
+  return jax.nn.one_hot(jnp.sort(indices), sum(channels), axis=0)
 
 
 def _sample_per_stage(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:
@@ -94,7 +92,7 @@ def _sample_per_stage(key: Key, channels: tuple[int, ...], d: int) -> Float[Arra
     start + jnp.sort(jax.random.choice(k, c, (count,), replace=False))
     for k, start, c, count in zip(keys, starts, channels, counts, strict=False)
   ]
-  return _one_hot(jnp.concatenate(indices), sum(channels))
+  return jax.nn.one_hot(jnp.concatenate(indices), sum(channels), axis=0)
 
 
 def _channels_per_stage(channels: tuple[int, ...], d: int) -> tuple[int, ...]:
@@ -105,10 +103,6 @@ def _channels_per_stage(channels: tuple[int, ...], d: int) -> tuple[int, ...]:
     counts[stage] = min(channels[stage], remaining // (len(channels) - i))
     remaining -= counts[stage]
   return tuple(counts[stage] for stage in range(len(channels)))
-
-
-def _one_hot(indices, c: int) -> Float[Array, 'c d']:
-  return jax.nn.one_hot(indices, c, axis=0)
 
 
 def _orthonormal(key: Key, channels: tuple[int, ...], d: int) -> Float[Array, 'c d']:

@@ -47,14 +47,9 @@ def find_regions(
     inside = labels[rows, columns] == label
     values = np.where(inside, anomaly_map[rows, columns], -np.inf)
     y, x = divmod(int(values.argmax()), values.shape[1])
-    regions.append(
-      Region(
-        box=(columns.start, rows.start, columns.stop, rows.stop),
-        area=int(sizes[label - 1]),
-        peak=float(values[y, x]),
-        at=(columns.start + x, rows.start + y),
-      )
-    )
+    box = columns.start, rows.start, columns.stop, rows.stop
+    at = columns.start + x, rows.start + y
+    regions.append(Region(box, int(sizes[label - 1]), float(values[y, x]), at))
   return regions
 
 

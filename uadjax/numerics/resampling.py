@@ -11,6 +11,9 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+# By default accelerators would round to 8 or 11 bits of mantissa; thresholds need more.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 def bilinear_matrix(new_size: int, old_size: int) -> Float[np.ndarray, 'new_size old_size']:
   """Return the matrix that resamples an axis linearly, with pixel centers at half integers.
@@ -57,11 +60,9 @@ def apply_separable(
 ) -> Float[Array, 'b H W c']:
   """Apply one matrix to the rows and one to the columns of images."""
   # Plain matrix products exist in every runtime, and in this order no axis is transposed.
-  # By default accelerators would round to 8 or 11 bits of mantissa; thresholds need more.
   _, h, w, c = x.shape
-  exact = jax.lax.Precision.HIGHEST
-  x = jnp.matmul(row_matrix, x.reshape(-1, h, w * c), precision=exact)
-  return jnp.matmul(column_matrix, x.reshape(-1, len(row_matrix), w, c), precision=exact)
+  x = jnp.matmul(row_matrix, x.reshape(-1, h, w * c), precision=_EXACT)
+  return jnp.matmul(column_matrix, x.reshape(-1, len(row_matrix), w, c), precision=_EXACT)
 
 
 def upsample(
@@ -72,9 +73,8 @@ def upsample(
     blur_matrix(new, sigma) @ bilinear_matrix(new, old) if sigma else bilinear_matrix(new, old)
     for new, old in ((height, x.shape[1]), (width, x.shape[2]))
   )
-  exact = jax.lax.Precision.HIGHEST
-  x = jnp.matmul(x, jnp.asarray(column_matrix).T, precision=exact)
-  return jnp.matmul(jnp.asarray(row_matrix), x, precision=exact)
+  x = jnp.matmul(x, jnp.asarray(column_matrix).T, precision=_EXACT)
+  return jnp.matmul(jnp.asarray(row_matrix), x, precision=_EXACT)
 
 
 def grey_opening(x: Float[Array, 'b h w'], radius: int) -> Float[Array, 'b h w']:

@@ -16,8 +16,6 @@ from orbax import checkpoint as ocp
 from uadjax.errors import ModelError
 from uadjax.types import PyTree
 
-# Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
-_MAX_TO_KEEP = {'rolling': 5, 'best': 2}
 Manager = ocp.CheckpointManager
 
 
@@ -28,28 +26,21 @@ class Managers(NamedTuple):
   best: Manager
 
 
-class RestoredCheckpoint(NamedTuple):
-  """Training state read from a checkpoint, with its step and the metadata saved with it."""
-
-  step: int
-  state: PyTree
-  metadata: Mapping[str, float]
-
-
 @contextlib.contextmanager
 def open_managers(directory: Path) -> Iterator[Managers]:
   """Open the checkpoint managers of `directory/rolling` and `directory/best`."""
-  with contextlib.ExitStack() as stack:
-    managers = {}
-    for kind, max_to_keep in _MAX_TO_KEEP.items():
-      options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
-        # Synchronous, because the next update donates the buffers that are being written.
-        enable_async_checkpointing=False,
-      )
-      manager = ocp.CheckpointManager((directory / kind).resolve(), options=options)
-      managers[kind] = stack.enter_context(manager)
-    yield Managers(**managers)
+  # Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
+  with _open(directory / 'rolling', 5) as rolling, _open(directory / 'best', 2) as best:
+    yield Managers(rolling, best)
+
+
+def _open(directory: Path, max_to_keep: int) -> Manager:
+  policy = ocp.checkpoint_managers.LatestN(max_to_keep)
+  # Synchronous, because the next update donates the buffers that are being written.
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy, enable_async_checkpointing=False
+  )
+  return ocp.CheckpointManager(directory.resolve(), options=options)
 
 
 def saved_steps(directory: Path, kind: str) -> list[int]:
@@ -69,24 +60,20 @@ def save(manager: Manager, step: int, state: PyTree, metadata: Mapping[str, floa
   manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
-def restore(manager: Manager, step: int, target: PyTree) -> RestoredCheckpoint:
-  """Read the checkpoint of a step, with the shapes, dtypes and sharding of `target`.
+def restore(manager: Manager, step: int, target: PyTree) -> tuple[PyTree, Mapping[str, float]]:
+  """Return the state and metadata of a step, with the shapes, dtypes and sharding of `target`.
 
   Raises:
     ModelError: the step has no checkpoint, or its arrays do not match `target`.
   """
-  if step not in manager.all_steps():
-    raise ModelError(
-      f'{manager.directory} has no checkpoint of step {step}; choose from '
-      f'{sorted(manager.all_steps())}.'
-    )
+  steps = sorted(manager.all_steps())
+  if step not in steps:
+    raise ModelError(f'{manager.directory} has no checkpoint of step {step}; choose from {steps}.')
   abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
   items = {'state': ocp.args.StandardRestore(abstract_state), 'notes': ocp.args.JsonRestore()}
   try:
     restored = manager.restore(step, args=ocp.args.Composite(**items))
   except (ValueError, KeyError, FileNotFoundError) as error:
-    raise ModelError(
-      f'The checkpoint of step {step} in {manager.directory} does not match the configuration: '
-      f'{error}'
-    ) from error
-  return RestoredCheckpoint(step, restored['state'], restored['notes'])
+    name = f'The checkpoint of step {step} in {manager.directory}'
+    raise ModelError(f'{name} does not match the configuration: {error}') from error
+  return restored['state'], restored['notes']

@@ -12,47 +12,22 @@ import math
 from pathlib import Path
 import threading
 import time
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
 import numpy as np
 
 from uadjax.distributed import processes
-from uadjax.errors import ConfigError, Interrupted, Setting
+from uadjax.errors import Interrupted, refuse, Setting
 from uadjax.system import logging, tensorflow
 from uadjax.training import checkpoint
 from uadjax.types import Batch, Metrics, PyTree
 
 Hook = Callable[[int, PyTree, Metrics], None]
 ScalarWriter = Callable[[int, Mapping[str, float]], None]
-Item = TypeVar('Item')
 
 _SHORT_NAMES = {'learning_rate': 'lr'}
-
-
-class StepTimer:
-  """Stopwatch for the time of steps, and for the part of it that is spent waiting for data."""
-
-  def __init__(self):
-    self._start, self._data_seconds = time.perf_counter(), 0.0
-
-  def restart(self) -> tuple[float, float]:
-    """Return the seconds since the last restart and those of waiting for data; then restart."""
-    start, data_seconds = self._start, self._data_seconds
-    self._start, self._data_seconds = time.perf_counter(), 0.0
-    return self._start - start, data_seconds
-
-  def time_iterator(self, items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the items, and count the time of waiting for them."""
-    while True:
-      start = time.perf_counter()
-      try:
-        item = next(items)
-      except StopIteration:
-        return
-      self._data_seconds += time.perf_counter() - start
-      yield item
 
 
 @dataclasses.dataclass
@@ -64,7 +39,6 @@ class LogHook:
     logged_step: step of the last line; at first the step at which the run starts.
     batch_size: number of images per step.
     log_every: interval of the lines in steps.
-    timer: stopwatch that the fit loop's batches run through.
     write_scalars: function (step, scalars) -> None.
   """
 
@@ -72,16 +46,27 @@ class LogHook:
   logged_step: int
   batch_size: int
   log_every: int
-  timer: StepTimer
   write_scalars: ScalarWriter = lambda step, values: None
+
+  def __post_init__(self):
+    self._start, self._data_seconds = time.perf_counter(), 0.0
+
+  def time_data(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches of the fit loop, and count the time of waiting for them."""
+    start = time.perf_counter()
+    for batch in batches:
+      self._data_seconds += time.perf_counter() - start
+      yield batch
+      start = time.perf_counter()
 
   def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
     """Write a line, if one is due."""
     if step % self.log_every and step != self.num_steps:
       return
     values = {k: float(v) for k, v in metrics.items()}  # Blocks until the device has the metrics.
-    step_s, data_s = (seconds / (step - self.logged_step) for seconds in self.timer.restart())
-    self.logged_step = step
+    now, num_steps = time.perf_counter(), step - self.logged_step
+    step_s, data_s = (now - self._start) / num_steps, self._data_seconds / num_steps
+    self.logged_step, self._start, self._data_seconds = step, now, 0.0
     metric_text = '  '.join(f'{_SHORT_NAMES.get(k, k)} {v:.4g}' for k, v in values.items())
     eta = datetime.timedelta(seconds=round((self.num_steps - step) * step_s))
     speed = {'step_s': step_s, 'data_s': data_s, 'images_per_s': self.batch_size / step_s}
@@ -99,11 +84,8 @@ def open_tensorboard(directory: Path) -> Iterator[ScalarWriter]:
   tensorflow.import_tensorflow()
   from clu import metric_writers
 
-  writer = metric_writers.SummaryWriter(str(directory))
-  try:
+  with contextlib.closing(metric_writers.SummaryWriter(str(directory))) as writer:
     yield writer.write_scalars
-  finally:
-    writer.close()
 
 
 class BestStep(NamedTuple):
@@ -149,9 +131,8 @@ class BestStepHook:
     loss = float(np.average(losses, weights=self._counts))
     if not math.isfinite(loss):
       message = f'The held-out loss is {loss} at step {step}: training diverged.'
-      rate, warmup = Setting('fit.learning_rate'), Setting('fit.warmup_steps')
-      hint = 'Lower ', rate, ', or raise ', warmup, '.'
-      raise ConfigError(message, key='fit.learning_rate', hint=hint)
+      hint = 'Lower ', Setting('fit.learning_rate'), ', or raise ', Setting('fit.warmup_steps'), '.'
+      refuse('fit.learning_rate', None, message, *hint)
     if self.best is None or loss < self.best.loss:
       self.best = BestStep(step, loss, jax.tree.map(jnp.copy, state))
 
@@ -197,7 +178,5 @@ class CheckpointHook:
     self.save_seconds += time.monotonic() - start
     self._next_save_time = time.monotonic() + self.interval_s
     if stop_requested and not is_last:
-      raise Interrupted(
-        f'Training stopped at step {step}/{self.num_steps}; a checkpoint is saved.',
-        hint=('Resume with ', Setting('fit.resume', 'latest'), '.'),
-      )
+      message = f'Training stopped at step {step}/{self.num_steps}; a checkpoint is saved.'
+      raise Interrupted(message, hint=('Resume with ', Setting('fit.resume', 'latest'), '.'))

@@ -26,24 +26,11 @@ from uadjax.errors import refuse, Setting
 from uadjax.model import scoring
 from uadjax.system import logging, progress
 from uadjax.training import checkpoint, hooks as fit_hooks
+from uadjax.training.hooks import Hook
 from uadjax.training.settings import FitSettings, Settings
 from uadjax.types import Batch, Metrics, PyTree, Variables
 
 UpdateFn = Callable[[PyTree, Batch], tuple[PyTree, Metrics]]
-
-
-class Splits(NamedTuple):
-  """Random split of the normal images of a training set.
-
-  Attributes:
-    train: images that the detector learns from.
-    validation: held-out images that select the best step.
-    calibration: held-out images that calibrate the thresholds.
-  """
-
-  train: Sequence[Record]
-  validation: Sequence[Record]
-  calibration: Sequence[Record]
 
 
 class GradientFit(NamedTuple):
@@ -78,20 +65,21 @@ def fit(
   detector: Detector,
   variables: Variables,
   config: Settings,
-  splits: Splits,
+  train_records: Sequence[Record],
+  validation_records: Sequence[Record],
   mesh: meshes.Mesh,
   workdir: Path,
   stop_event: threading.Event,
 ) -> GradientFit:
-  """Train on `splits.train` and return the best step by the loss on `splits.validation`.
+  """Train on the train records, and return the best step by the loss on the validation records.
 
   Raises:
     ConfigError: `fit.resume` names no usable checkpoint, or the held-out loss is not finite.
     Interrupted: `stop_event` was set; a checkpoint of the last step is saved.
   """
   options, ops = config.fit, transforms.parse(config.data.ops)
-  batch_size = min(options.batch_size, len(splits.train))
-  num_steps = total_steps(options, len(splits.train))
+  batch_size = min(options.batch_size, len(train_records))
+  num_steps = total_steps(options, len(train_records))
   process_shard = processes.index_and_count()
   with contextlib.ExitStack() as stack:
     managers = stack.enter_context(checkpoint.open_managers(workdir / 'checkpoints'))
@@ -99,33 +87,31 @@ def fit(
     start_step, state, best = resume(options.resume, num_steps, managers, state)
     write_scalars = stack.enter_context(fit_hooks.open_tensorboard(workdir / 'tensorboard'))
     # All slow imports are done: from here on, time counts as fit time.
-    start_time, timer = time.perf_counter(), fit_hooks.StepTimer()
+    start_time, cache_bytes = time.perf_counter(), options.cache_bytes
+    log_hook = fit_hooks.LogHook(
+      num_steps, start_step, batch_size, options.log_every, write_scalars
+    )
 
     def make_placement(records: Sequence[Record]) -> Callable[[Batch], Batch]:
-      cache_bytes = options.cache_bytes
       add = cache_features(detector, state, records, ops, batch_size, cache_bytes, mesh)
       return lambda batch: meshes.shard_batch(mesh, add(batch))
 
-    place_train, place_validation = map(make_placement, (splits.train, splits.validation))
+    place_train, place_validation = map(make_placement, (train_records, validation_records))
     batches = batch_streams.train_batches(
-      splits.train, ops, batch_size, config.seed, start_step, process_shard, options.cache_bytes
+      train_records, ops, batch_size, config.seed, start_step, process_shard, cache_bytes
     )
     stack.callback(batches.close)
-    batches = timer.time_iterator(scoring.prefetch_to_device(batches, place_train))
-    validation = batch_streams.eval_batches(splits.validation, ops, batch_size, process_shard)
-    eval_every = options.eval_every or max(1, len(splits.train) // batch_size)
+    batches = log_hook.time_data(scoring.prefetch_to_device(batches, place_train))
+    validation = batch_streams.eval_batches(validation_records, ops, batch_size, process_shard)
+    eval_every = options.eval_every or max(1, len(train_records) // batch_size)
     best_step_hook = fit_hooks.BestStepHook(
       detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best
     )
-    log_hook = fit_hooks.LogHook(
-      num_steps, start_step, batch_size, options.log_every, timer, write_scalars
-    )
-    title = f'Fitting {config.detector.name}'
-    progress_hook = stack.enter_context(progress.progress_bar(num_steps, start_step, title))
+    progress_bar = progress.progress_bar(num_steps, start_step, f'Fitting {config.detector.name}')
     checkpoint_hook = fit_hooks.CheckpointHook(
       managers, best_step_hook, options.checkpoint_every_s, num_steps, stop_event
     )
-    hooks = [best_step_hook, log_hook, progress_hook, checkpoint_hook]
+    hooks = [best_step_hook, log_hook, stack.enter_context(progress_bar), checkpoint_hook]
     update = jax.jit(detector.update, donate_argnums=0)
     state = run(update, state, batches, range(start_step + 1, num_steps + 1), hooks)
     best = best_step_hook.best or fit_hooks.BestStep(num_steps, math.nan, state)
@@ -135,11 +121,7 @@ def fit(
 
 
 def run(
-  update: UpdateFn,
-  state: PyTree,
-  batches: Iterable[Batch],
-  steps: Iterable[int],
-  hooks: Sequence[fit_hooks.Hook],
+  update: UpdateFn, state: PyTree, batches: Iterable[Batch], steps: range, hooks: Sequence[Hook]
 ) -> PyTree:
   """Call `update` once per step and the hooks after it, and return the last state.
 
@@ -191,31 +173,28 @@ def resume(
     The step, its state, and the best step or None.
 
   Raises:
-    ConfigError: `resume_from` is invalid, there is no checkpoint, or it is beyond `num_steps`.
+    ConfigError: there is no checkpoint, or it is beyond `num_steps`.
     ModelError: the step has no checkpoint, or the checkpoint does not match the configuration.
   """
   if not resume_from:
     return 0, state, None
-  if resume_from not in ('latest', 'best') and not resume_from.isdigit():
-    message = f"fit.resume must be 'latest', 'best' or a step, got {resume_from!r}."
-    refuse('fit.resume', resume_from, message, allowed=('latest', 'best'))
   manager = managers.best if resume_from == 'best' else managers.rolling
   saved_steps = manager.all_steps()
   if not saved_steps:
     message = f'{manager.directory} has no checkpoint.'
     refuse('fit.resume', resume_from, message, 'Start a new run: ', Setting('fit.resume', ''), '.')
   step = int(resume_from) if resume_from.isdigit() else max(saved_steps)
-  start_step, state, _ = checkpoint.restore(manager, step, state)
-  if start_step > num_steps:
-    message = f'The checkpoint of step {start_step} is beyond the {num_steps} steps of this run.'
+  state, _ = checkpoint.restore(manager, step, state)
+  if step > num_steps:
+    message = f'The checkpoint of step {step} is beyond the {num_steps} steps of this run.'
     hint = 'Raise ', Setting('fit.steps'), ' or ', Setting('fit.epochs'), '.'
     refuse('fit.steps', num_steps, message, *hint)
-  logging.LOG.info('Resuming from step %d in %s.', start_step, manager.directory)
-  best_steps = [step for step in managers.best.all_steps() if step <= start_step]
-  if not best_steps:
-    return start_step, state, None
-  step, best_state, metadata = checkpoint.restore(managers.best, max(best_steps), state)
-  return start_step, state, fit_hooks.BestStep(step, metadata['loss'], best_state)
+  logging.LOG.info('Resuming from step %d in %s.', step, manager.directory)
+  best_step = max((s for s in managers.best.all_steps() if s <= step), default=None)
+  if best_step is None:
+    return step, state, None
+  best_state, metadata = checkpoint.restore(managers.best, best_step, state)
+  return step, state, fit_hooks.BestStep(best_step, metadata['loss'], best_state)
 
 
 def cache_features(
@@ -240,11 +219,8 @@ def cache_features(
   if detector.precompute is None or not records or processes.is_multiprocess():
     return lambda batch: batch
   precompute, n = jax.jit(detector.precompute), len(records)
-  blank_batch = Batch(
-    np.zeros((batch_size, ops.height, ops.width, 3), np.uint8),
-    np.zeros(batch_size, bool),
-    np.zeros(batch_size, np.int32),
-  )
+  images = np.zeros((batch_size, ops.height, ops.width, 3), np.uint8)
+  blank_batch = Batch(images, np.zeros(batch_size, bool), np.zeros(batch_size, np.int32))
   shapes = jax.eval_shape(precompute, state, blank_batch)
   num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // batch_size * n
   if num_bytes > max_bytes:

@@ -4,7 +4,7 @@ Thresholds come from leave-one-out scores: each image is scored by a model witho
 form or without its fold. A later run can extend the saved state with further images.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import itertools
@@ -27,6 +27,8 @@ from uadjax.model import calibration, incremental_state, scoring
 from uadjax.system import progress, tensorflow
 from uadjax.training import hooks as fit_hooks, loop
 from uadjax.types import Batch, PyTree, Scores, Variables
+
+Scorer = Callable[[PyTree, Batch], Scores]
 
 
 class OnePassRun(NamedTuple):
@@ -58,6 +60,11 @@ class OnePassRun(NamedTuple):
   mesh: meshes.Mesh
   state_dir: Path
 
+  @property
+  def state_mesh(self) -> meshes.Mesh:
+    """Devices that hold the State: all, or the first if the detector shards nothing."""
+    return self.mesh if self.detector.sharding_specs else meshes.single_device_mesh(self.mesh)
+
 
 class OnePassFit(NamedTuple):
   """Result of a one-pass fit.
@@ -84,60 +91,54 @@ def fit_one_pass(run: OnePassRun, batch_size: int, log_every: int) -> OnePassFit
     batch_size: maximum number of images per update.
     log_every: number of steps between two log lines.
   """
-  incremental, select_coresets = run.incremental, run.leave_one_out.select_coresets
-  state_mesh = run.mesh if run.detector.sharding_specs else meshes.single_device_mesh(run.mesh)
-  state = _initial_state(run, state_mesh)
+  incremental, state = run.incremental, _initial_state(run)
   # Copy the parameters, because the updates donate the state.
   extractor = meshes.replicate(run.mesh, state.extractor, copy=True)
   tensorflow.import_tensorflow()  # Slow, and therefore before the fit time starts.
   start_time = time.perf_counter()
-  state, finalize = _learn(run, state, extractor, state_mesh, batch_size, log_every)
+  state, finalize = _learn(run, state, extractor, batch_size, log_every)
   calibration_start = time.perf_counter()
-  if select_coresets:
-    coresets = select_coresets(state, run.previous.state_arrays)
+  if run.leave_one_out.select_coresets:
+    coresets = run.leave_one_out.select_coresets(state, run.previous.state_arrays)
     incremental_state.save_state_arrays(run.state_dir, coresets)
   calibration_seconds = time.perf_counter() - calibration_start
   state = jax.block_until_ready(incremental.select(state) if incremental.select else state)
   save_start = time.perf_counter()
   incremental_state.save_state_arrays(
-    run.state_dir, meshes.to_host(state_mesh, incremental.to_arrays(state))
+    run.state_dir, meshes.to_host(run.state_mesh, incremental.to_arrays(state))
   )
   save_seconds = time.perf_counter() - save_start
   fitted = jax.block_until_ready(finalize(state))
   if processes.is_multiprocess():
-    fitted = meshes.to_host(state_mesh, fitted)
+    fitted = meshes.to_host(run.state_mesh, fitted)
   fit_seconds = time.perf_counter() - start_time - save_seconds - calibration_seconds
   return OnePassFit(fitted, extractor, fit_seconds, calibration_seconds)
 
 
-def _initial_state(run: OnePassRun, state_mesh: meshes.Mesh) -> PyTree:
-  state = loop.initial_state(run.detector, run.variables, run.seed, state_mesh)
+def _initial_state(run: OnePassRun) -> PyTree:
+  state = loop.initial_state(run.detector, run.variables, run.seed, run.state_mesh)
   if not run.previous.num_images:
     return state
   specs = run.detector.sharding_specs
   extended_state = run.incremental.restore(state, run.previous.state_arrays)
-  return meshes.put_on_mesh(state_mesh, extended_state, specs.state if specs else P())
+  return meshes.put_on_mesh(run.state_mesh, extended_state, specs.state if specs else P())
 
 
 def _learn(
-  run: OnePassRun,
-  state: PyTree,
-  extractor: PyTree,
-  state_mesh: meshes.Mesh,
-  batch_size: int,
-  log_every: int,
+  run: OnePassRun, state: PyTree, extractor: PyTree, batch_size: int, log_every: int
 ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
   """Return the State after all images, and `Detector.finalize`, compiled where possible.
 
   Micro-batches are embedded on all devices of the run, and joined to batches on `state_mesh`.
   """
-  num_images = len(run.records)
+  num_images, state_mesh = len(run.records), run.state_mesh
   num_steps = math.ceil(num_images / batch_size)
   micro_size = meshes.micro_batch_size(run.mesh, batch_size)
   # The smallest number that covers all images in `num_steps`, so that batches are evenly filled.
   num_micro_batches = math.ceil(num_images / num_steps / micro_size)
   batch_size = micro_size * num_micro_batches
-  embed, timer = jax.jit(run.leave_one_out.embed), fit_hooks.StepTimer()
+  embed = jax.jit(run.leave_one_out.embed)
+  log_hook = fit_hooks.LogHook(num_steps, 0, batch_size, log_every)
 
   def embed_micro_batch(micro_batch: Batch) -> Batch:
     features = embed(extractor, meshes.shard_batch(run.mesh, micro_batch))
@@ -152,32 +153,25 @@ def _learn(
     image_batches = batch_streams.eval_batches(run.records, run.ops, micro_size, process)
     stack.callback(image_batches.close)
     executor = stack.enter_context(futures.ThreadPoolExecutor(1))
-    update, finalize = _compile_ahead(run, state, extractor, state_mesh, batch_size, executor)
+    update, finalize = _compile_ahead(run, state, extractor, batch_size, executor)
 
     def update_with_space(state: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
       if run.incremental.compact:
         state = run.incremental.compact(state, len(batch.valid))
       return update(state, batch)
 
-    hooks = [
-      fit_hooks.LogHook(num_steps, 0, batch_size, log_every, timer),
-      stack.enter_context(progress.progress_bar(num_steps, 0, f'Fitting {run.name}')),
-    ]
+    progress_bar = progress.progress_bar(num_steps, 0, f'Fitting {run.name}')
+    hooks = [log_hook, stack.enter_context(progress_bar)]
     join = meshes.shards(state_mesh).shard_map(_concatenate_shards, (P('data'),), P('data'))
-    timed = timer.time_iterator(image_batches)
+    timed = log_hook.time_data(image_batches)
     micro_batches = scoring.prefetch_to_device(timed, embed_micro_batch)
-    batches = _join_micro_batches(micro_batches, num_micro_batches, jax.jit(join))
+    batches = _join_groups(micro_batches, num_micro_batches, jax.jit(join))
     state = loop.run(update_with_space, state, batches, range(1, num_steps + 1), hooks)
   return state, finalize
 
 
 def _compile_ahead(
-  run: OnePassRun,
-  state: PyTree,
-  extractor: PyTree,
-  state_mesh: meshes.Mesh,
-  batch_size: int,
-  executor: futures.Executor,
+  run: OnePassRun, state: PyTree, extractor: PyTree, batch_size: int, executor: futures.Executor
 ) -> tuple[loop.UpdateFn, Callable[[PyTree], PyTree]]:
   """Return `update` and `finalize`; compile them while the first images are read and embedded.
 
@@ -185,9 +179,9 @@ def _compile_ahead(
   ahead. Programs for several devices are compiled when they are first called.
   """
   detector, ops = run.detector, run.ops
-  if state_mesh.size > 1:
+  if run.state_mesh.size > 1:
     return jax.jit(detector.update, donate_argnums=0), detector.finalize
-  sharding = meshes.batch_sharding(state_mesh)
+  sharding = meshes.batch_sharding(run.state_mesh)
 
   def struct(shape: Sequence[int], dtype: jnp.dtype | type) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
@@ -215,18 +209,14 @@ def _compile_ahead(
   return lambda state, batch: update.result()(state, batch), lambda s: finalize.result()(s)[0]
 
 
-def _join_micro_batches(
-  micro_batches: Iterable[Batch],
-  num_micro_batches: int,
-  concatenate: Callable[[list[Batch]], Batch],
+def _join_groups(
+  micro_batches: Iterator[Batch], size: int, concatenate: Callable[[list[Batch]], Batch]
 ) -> Iterator[Batch]:
-  """Concatenate every `num_micro_batches` micro-batches; pad the last batch with invalid rows."""
-  micro_batches = iter(micro_batches)
-  while group := list(itertools.islice(micro_batches, num_micro_batches)):
-    if len(group) < num_micro_batches:
+  """Concatenate every `size` micro-batches; pad the last batch with invalid rows."""
+  while group := list(itertools.islice(micro_batches, size)):
+    if len(group) < size:
       zeros = jax.tree.map(jnp.zeros_like, group[0])
-      padding = zeros._replace(index=zeros.index - 1)
-      group += [padding] * (num_micro_batches - len(group))
+      group += [zeros._replace(index=zeros.index - 1)] * (size - len(group))
     yield concatenate(group)
 
 
@@ -261,7 +251,7 @@ def score_leave_one_out(
   retained_rows = in_scored_folds(retained.image_ids)
   image_ids = np.append(run.previous.num_images + file_rows, retained.image_ids[retained_rows])
   batch_size = min(batch_size, math.ceil(num_files / num_scored_folds))
-  scorer = jax.jit(run.leave_one_out.score)
+  scorer, specs = jax.jit(run.leave_one_out.score), run.detector.sharding_specs
   scores, peaks = np.zeros((2, len(image_ids)))
   for fold in range(num_scored_folds):
     rows = np.flatnonzero(image_ids % num_folds == fold)
@@ -271,7 +261,10 @@ def score_leave_one_out(
     new_rows, old_rows = rows[rows < num_files], rows[rows >= num_files]
     records = [run.records[i] for i in file_rows[new_rows].tolist()]
     if records:  # `score_records` needs at least one record.
-      scores[new_rows], peaks[new_rows] = _score_fold(run, scorer, model, records, batch_size)
+      scored = scoring.score_records(
+        scorer, model, records, run.ops, batch_size, run.mesh, specs and specs.held_out_model
+      )
+      _, scores[new_rows], peaks[new_rows] = scoring.collect_calibration_scores(scored)
     for i in old_rows:
       embedding = retained.embeddings[retained_rows[i - num_files]]
       scores[i], peaks[i] = _score_retained(run, scorer, model, embedding)
@@ -281,35 +274,16 @@ def score_leave_one_out(
 
 
 def _leave_fold_out(run: OnePassRun, fold: int) -> PyTree:
+  # The arrays, which may take gigabytes, must not outlive this function.
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
   model = run.leave_one_out.leave_fold_out(run.variables, arrays, fold)
-  specs = run.detector.sharding_specs
-  if specs:
+  if specs := run.detector.sharding_specs:
     model = meshes.put_on_mesh(run.mesh, specs.pad_to_shards(model), specs.held_out_model)
   return model
 
 
-def _score_fold(
-  run: OnePassRun,
-  scorer: Callable[[PyTree, Batch], Scores],
-  model: PyTree,
-  records: Sequence[Record],
-  batch_size: int,
-) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']]:
-  """Return the scores and peaks of records of the fold that the model lacks."""
-  specs = run.detector.sharding_specs
-  model_specs = specs.held_out_model if specs else None
-  fold_scores = scoring.collect_calibration_scores(
-    scoring.score_records(scorer, model, records, run.ops, batch_size, run.mesh, model_specs)
-  )
-  return fold_scores.scores, fold_scores.peaks
-
-
 def _score_retained(
-  run: OnePassRun,
-  scorer: Callable[[PyTree, Batch], Scores],
-  model: PyTree,
-  embedding: Float[np.ndarray, 'h w d'],
+  run: OnePassRun, scorer: Scorer, model: PyTree, embedding: Float[np.ndarray, 'h w d']
 ) -> tuple[float, float]:
   """Return the score and peak of an image whose embedding was retained."""
   mesh = run.mesh if run.detector.sharding_specs else None
@@ -346,11 +320,10 @@ def retain_embeddings(
   num_new = min(num_embeddings - num_old, num_records)
   new_rows = np.sort(rng.choice(num_records, num_new, replace=False))
   embed = jax.jit(run.leave_one_out.embed)
-  records = [run.records[row] for row in new_rows]
-  process = processes.index_and_count()
+  records, process = [run.records[row] for row in new_rows], processes.index_and_count()
   batches = batch_streams.eval_batches(records, run.ops, mesh.size, process)
   on_devices = (embed(extractor, meshes.shard_batch(mesh, batch)) for batch in batches)
-  embeddings = np.concatenate([meshes.to_host(mesh, x) for x in on_devices])[: len(records)]
+  embeddings = np.concatenate([meshes.to_host(mesh, x) for x in on_devices])[:num_new]
   image_ids = new_rows.astype(np.int32) + num_previous
   if num_old:
     old_rows = np.sort(rng.choice(len(retained.image_ids), num_old, replace=False))

@@ -24,28 +24,32 @@ Result = dict[str, Any]
 
 # Settings that a run must share with the run that it extends.
 _FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
+_MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 
 
 def train(config: Settings, splits: record_types.Splits, workdir: Path) -> Result:
   """Fit and calibrate a detector, save its model directory, and return the result for JSON.
 
   Args:
-    config: configuration of the run, with a definite backbone (see `resolve_backbone`).
+    config: configuration of the run, which passed `validate`, with a definite backbone (see
+      `resolve_backbone`).
     splits: records of the dataset; only `train` is used, and its images are normal.
     workdir: work directory; the model is saved in its subfolder `model`.
 
   Raises:
-    UserError: the settings are invalid, `workdir` holds another run, or images are unreadable.
+    UserError: `workdir` holds another run, or images are too few or unreadable.
     Interrupted: the run was asked to stop.
   """
-  validate(config)
   workdirs.require_no_conflict(workdir, config)
   labeled_records = ()
   if directory := config.calibrate.labeled:
     labeled_records = labeled.load(directory, config.data.mask_threshold, splits.train)
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
-  return train_detector(config, splits.train, labeled_records, workdir)
+  result, thresholds = train_detector(config, splits.train, labeled_records, workdir)
+  level = logging.WARNING if thresholds.is_over_budget else logging.INFO
+  log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', thresholds)
+  return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml', **result}
 
 
 def validate(config: Settings) -> None:
@@ -79,137 +83,140 @@ def validate(config: Settings) -> None:
 
 def _train_by_gradient(
   config: Settings, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
-) -> Result:
+) -> tuple[Result, calibration.Thresholds]:
   """Train on most images; the held-out rest selects the best step and calibrates thresholds."""
   held_out_fraction = config.fit.held_out
   fractions = [1 - held_out_fraction, held_out_fraction / 2, held_out_fraction / 2]
-  splits = loop.Splits(*record_types.partition(records, fractions, config.seed))
-  ops = transforms.parse(config.data.ops)
-  mesh = _make_mesh(config, min(config.fit.batch_size, len(splits.train)))
-  detector_spec = RunContext(
-    ops.height, ops.width, len(splits.train), learning_rate=loop.learning_rate_schedule(config.fit),
+  splits = record_types.partition(records, fractions, config.seed)
+  train_records, validation_records, calibration_records = splits
+  ops, num_train = transforms.parse(config.data.ops), len(train_records)
+  mesh = meshes.make_mesh(config.device, config.mesh.data, min(config.fit.batch_size, num_train))
+  context = RunContext(
+    ops.height, ops.width, num_train, learning_rate=loop.learning_rate_schedule(config.fit),
     shards=meshes.shards(mesh),
   )  # fmt: skip
-  backbone, detector = model_dir.build_detector(config, detector_spec)
+  backbone, detector = model_dir.build_detector(config, context)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
-  log.LOG.info(
-    '%s: %d good images for training, %d for validation, %d for calibration; %s (weights: %s), on '
-    '%d device(s) of %s%s',
-    workdirs.category_name(config), *map(len, splits), config.backbone.name, weights.source,
-    mesh.size, config.device, processes.describe_process(),
-  )  # fmt: skip
+  held_out = f'{len(validation_records)} for validation, {len(calibration_records)} for calibration'
+  _log_start(config, f'{num_train} good images for training, {held_out}', weights, mesh)
   workdirs.prepare(workdir, config)
   with signals.stop_event_on_signal() as stop_event:
-    gradient_fit = loop.fit(detector, variables, config, splits, mesh, workdir, stop_event)
+    fit = loop.fit(
+      detector, variables, config, train_records, validation_records, mesh, workdir, stop_event
+    )
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
-  scorer, batch_size = scoring.image_scorer(detector), config.evaluate.batch_size
-  calibration_scores = scoring.collect_calibration_scores(
-    scoring.score_records(scorer, gradient_fit.fitted, splits.calibration, ops, batch_size, mesh)
-  )
-  labeled_scores = labeled.score(
-    scorer, gradient_fit.fitted, labeled_records, config.data, batch_size, mesh
-  )
-  thresholds = _calibrate_thresholds(config, calibration_scores, labeled_scores)
-  model_dir.save(
-    workdir / 'model', config, gradient_fit.fitted, thresholds, calibration_scores, weights
-  )
-  _log_saved_model(workdir, thresholds)
-  return {
-    **_output_paths(workdir),
-    'models': _model_paths(workdir, gradient_fit.best),
-    'timing': _timing(
-      gradient_fit.fit_seconds,
-      gradient_fit.num_images,
-      time.perf_counter() - calibration_start,
-      peak_mb,
-    ),
-  }
+  fitted, batch_size = fit.fitted, config.evaluate.batch_size
+  scorer = scoring.image_scorer(detector)
+  scored = scoring.score_records(scorer, fitted, calibration_records, ops, batch_size, mesh)
+  scores = scoring.collect_calibration_scores(scored)
+  labeled_scores = labeled.score(scorer, fitted, labeled_records, config.data, batch_size, mesh)
+  thresholds = _calibrate_thresholds(config, scores, labeled_scores)
+  model_dir.save(workdir / 'model', config, fitted, thresholds, scores, weights)
+  timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
+  return {'models': _model_paths(workdir, fit.best), 'timing': timing}, thresholds
 
 
 def _train_one_pass(
   config: Settings, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
-) -> Result:
+) -> tuple[Result, calibration.Thresholds]:
   """Train on every image; leave-one-out scores calibrate the thresholds."""
-  # Read the model now, because a run that extends its own model will replace it.
-  previous_info = model_dir.read_info(config.fit.extend) if config.fit.extend else None
-  previous = incremental_state.EMPTY
-  if previous_info:
-    previous = _load_previous_state(config, previous_info)
-  mesh = _make_mesh(config, 0)  # Batches are padded, so any number of devices works.
+  previous_info, previous = None, incremental_state.EMPTY
+  if config.fit.extend:  # Read now, because a run that extends its own model will replace it.
+    previous_info = model_dir.read_info(config.fit.extend)
+    previous = incremental_state.load(Path(config.fit.extend).resolve().parent / 'state')
+  # Batches are padded, so any number of devices works.
+  mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
   backbone, detector = _build_one_pass(config, len(records), previous.num_images, mesh)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   if previous_info:
     _require_same_weights(weights, previous_info.weights)
   earlier = f', after {previous.num_images} in earlier runs' if previous.num_images else ''
-  log.LOG.info(
-    '%s: %d good images for training%s; %s (weights: %s), on %d device(s) of %s%s',
-    workdirs.category_name(config), len(records), earlier, config.backbone.name, weights.source,
-    mesh.size, config.device, processes.describe_process(),
-  )  # fmt: skip
+  _log_start(config, f'{len(records)} good images for training{earlier}', weights, mesh)
   # Keep model and state until they are replaced, because this run may extend them.
   workdirs.prepare(workdir, config, keep=('model', 'state'))
+  leave_one_out, incremental = detector.leave_one_out, detector.incremental
+  assert leave_one_out is not None  # Every detector that learns in one pass has both.
+  assert incremental is not None
   with (
     files.atomic_directory(workdir / 'state') as state_dir,
     files.atomic_directory(workdir / 'model') as model_folder,
   ):
-    leave_one_out, incremental = detector.leave_one_out, detector.incremental
-    assert leave_one_out is not None  # Every detector that learns in one pass has both.
-    assert incremental is not None
-    ops, seed = transforms.parse(config.data.ops), config.seed
     run = one_pass.OnePassRun(
-      config.detector.name, detector, leave_one_out, incremental, variables, records, previous, ops,
-      seed, mesh, state_dir,
+      config.detector.name, detector, leave_one_out, incremental, variables, records, previous,
+      transforms.parse(config.data.ops), config.seed, mesh, state_dir,
     )  # fmt: skip
-    fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every)
-    peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
-    arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
-    calibration_start = time.perf_counter() - fit.calibration_seconds
-    labeled_scores = _score_labeled(config, detector, fit.fitted, labeled_records, mesh)
-    del fit  # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
-    memory.release_free_memory()
-    scores = one_pass.score_leave_one_out(run, config.evaluate.batch_size, config.calibrate.images)
-    retained = one_pass.retain_embeddings(run, extractor, config.calibrate.retain)
-    thresholds = _calibrate_thresholds(config, scores, labeled_scores)
-    num_images = previous.num_images + len(records)
-    incremental_state.save_retained_embeddings(state_dir, retained, num_images)
-    arrays = incremental_state.load_state_arrays(state_dir, memory_map=True)
-    summary = incremental.summarize(arrays, retained.embeddings)
-    model_dir.save_manifest(
-      model_folder, config, thresholds, scores, weights, summary, arrays_sha256
-    )
-    drift = {}
-    if previous_info:
-      change = incremental.drift(previous.state_arrays, arrays)
-      drift = _report_drift(change, previous_info.thresholds, thresholds)
-  log.LOG.info('Summary: %s', _format_numbers(summary))
-  _log_saved_model(workdir, thresholds)
-  return {
-    **_output_paths(workdir),
-    'models': {'best': {'score': None, 'checkpoint': None, 'model_dir': 'model'}},
-    'summary': summary,
-    **drift,
-    'timing': _timing(fit_s, len(records), time.perf_counter() - calibration_start, peak_mb),
-  }
+    result, thresholds = _fit_and_calibrate(config, run, labeled_records, weights, model_folder)
+  log.LOG.info('Summary: %s', _format_numbers(result['summary']))
+  if previous_info:
+    result['drift'] |= {
+      'image_threshold_before': previous_info.thresholds.image_threshold,
+      'image_threshold_after': thresholds.image_threshold,
+      'pixel_threshold_before': previous_info.thresholds.pixel_threshold,
+      'pixel_threshold_after': thresholds.pixel_threshold,
+    }
+    log.LOG.info('Drift: %s', _format_numbers(result['drift']))
+  return result, thresholds
+
+
+def _fit_and_calibrate(
+  config: Settings,
+  run: one_pass.OnePassRun,
+  labeled_records: Sequence[Record],
+  weights: pretrained_weights.Provenance,
+  model_folder: Path,
+) -> tuple[Result, calibration.Thresholds]:
+  """Fit and calibrate a detector; write its model to `model_folder`, its state to `run.state_dir`.
+
+  Returns:
+    The result for JSON, and the thresholds. For a run that extends another, the result has a
+    `drift`, which lacks the thresholds.
+  """
+  fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every)
+  peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
+  arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
+  calibration_start = time.perf_counter() - fit.calibration_seconds
+  labeled_scores = _score_labeled(config, run.detector, fit.fitted, labeled_records, run.mesh)
+  del fit  # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
+  memory.release_free_memory()
+  scores = one_pass.score_leave_one_out(run, config.evaluate.batch_size, config.calibrate.images)
+  retained = one_pass.retain_embeddings(run, extractor, config.calibrate.retain)
+  thresholds = _calibrate_thresholds(config, scores, labeled_scores)
+  num_images = run.previous.num_images + len(run.records)
+  incremental_state.save_retained_embeddings(run.state_dir, retained, num_images)
+  arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
+  summary = run.incremental.summarize(arrays, retained.embeddings)
+  model_dir.save_manifest(model_folder, config, thresholds, scores, weights, summary, arrays_sha256)
+  timing = _timing(fit_s, len(run.records), calibration_start, peak_mb)
+  best = {'score': None, 'checkpoint': None, 'model_dir': 'model'}
+  result: Result = {'models': {'best': best}, 'summary': summary, 'timing': timing}
+  if run.previous.num_images:
+    result['drift'] = run.incremental.drift(run.previous.state_arrays, arrays)
+  return result, thresholds
 
 
 def _build_one_pass(
   config: Settings, num_images: int, num_previous: int, mesh: meshes.Mesh
 ) -> tuple[backbones.Backbone, Detector]:
   if num_previous + num_images < _MIN_IMAGES:
-    raise ConfigError(
-      f'Leave-one-out calibration needs at least {_MIN_IMAGES} good images, got {num_images}; '
-      'add images.'
-    )
-  ops, state_mesh = (
-    transforms.parse(config.data.ops),
-    meshes.state_mesh(mesh, config.mesh.shard_state),
-  )
+    requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} good images'
+    raise ConfigError(f'{requirement}, got {num_images}; add images.')
+  ops = transforms.parse(config.data.ops)
+  state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   extra = meshes.micro_batch_size(mesh, config.fit.batch_size) // mesh.size
   context = RunContext(
     ops.height, ops.width, num_images, num_previous, progress=progress.show_progress,
     shards=meshes.shards(state_mesh), max_extra_images_per_shard=extra,
   )  # fmt: skip
   return model_dir.build_detector(config, context)
+
+
+def _log_start(
+  config: Settings, images: str, weights: pretrained_weights.Provenance, mesh: meshes.Mesh
+) -> None:
+  log.LOG.info(
+    '%s: %s; %s (weights: %s), on %d device(s) of %s%s', workdirs.category_name(config), images,
+    config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),
+  )  # fmt: skip
 
 
 def _score_labeled(
@@ -222,17 +229,6 @@ def _score_labeled(
   return labeled.score(scorer, fitted, records, config.data, batch_size, mesh, fitted_specs)
 
 
-_MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
-
-
-def _load_previous_state(
-  config: Settings, previous_info: model_dir.ModelInfo
-) -> incremental_state.IncrementalState:
-  """Load the state of the run to extend, after comparing the settings that must be equal."""
-  _require_same_settings(config, previous_info)
-  return incremental_state.load(Path(config.fit.extend).resolve().parent / 'state')
-
-
 def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo) -> None:
   """Compare the settings that must be those of the run to extend."""
   settings, previous_settings = (
@@ -242,9 +238,8 @@ def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo)
   for key in ('detector.name', *settings):
     value, previous = settings[key], previous_settings.get(key)
     if key.startswith(_FIXED_ON_EXTEND) and previous != value:
-      message = (
-        f'{key} is {value!r}, but the model to extend, {config.fit.extend}, has {previous!r}.'
-      )
+      model = f'the model to extend, {config.fit.extend}'
+      message = f'{key} is {value!r}, but {model}, has {previous!r}.'
       refuse(key, value, message, 'Pass ', Setting(key, previous), '.', allowed=(previous,))
 
 
@@ -252,82 +247,43 @@ def _require_same_weights(
   weights: pretrained_weights.Provenance, previous_weights: pretrained_weights.Provenance
 ) -> None:
   if weights.sha256 != previous_weights.sha256:
-    message = (
-      f'The weights are {weights.source} ({weights.sha256[:12]}…), but the model to extend has '
-      f'{previous_weights.source} ({previous_weights.sha256[:12]}…), whose features differ.'
-    )
+    new, old = (f'{w.source} ({w.sha256[:12]}…)' for w in (weights, previous_weights))
+    message = f'The weights are {new}, but the model to extend has {old}, whose features differ.'
     hint = 'Set ', Setting('backbone.weights'), ' to those weights.'
-    allowed = (previous_weights.source,)
-    refuse('backbone.weights', weights.source, message, *hint, allowed=allowed)
+    refuse('backbone.weights', weights.source, message, *hint, allowed=(previous_weights.source,))
 
 
-def _report_drift(
-  statistics: dict[str, int | float],
-  previous_thresholds: calibration.Thresholds,
-  new_thresholds: calibration.Thresholds,
-) -> Result:
-  """Log and return how far the further images moved the fitted state and the thresholds."""
-  drift = {
-    **statistics,
-    'image_threshold_before': previous_thresholds.image_threshold,
-    'image_threshold_after': new_thresholds.image_threshold,
-    'pixel_threshold_before': previous_thresholds.pixel_threshold,
-    'pixel_threshold_after': new_thresholds.pixel_threshold,
-  }
-  log.LOG.info('Drift: %s', _format_numbers(drift))
-  return {'drift': drift}
+def _calibrate_thresholds(
+  config: Settings,
+  scores: calibration.CalibrationScores,
+  labeled_scores: labeled.LabeledScores | None,
+) -> calibration.Thresholds:
+  """Return thresholds by the method `calibrate.method`; labeled scores are None without labels."""
+  options = config.calibrate
+  method, budgets = options.method, (options.budget, options.review_budget)
+  if labeled_scores is None:
+    return calibration.from_normals(scores.scores, scores.peaks, *budgets, method == 'confident')
+  return calibration.from_labeled(
+    *labeled_scores[:3], method, *budgets, options.miss_cost, labeled_scores.pixel_threshold
+  )
 
 
 def _format_numbers(numbers: dict[str, int | float]) -> str:
   return ', '.join(f'{key} {value:.6g}' for key, value in numbers.items())
 
 
-def _make_mesh(config: Settings, num_rows: int) -> meshes.Mesh:
-  return meshes.make_mesh(config.device, config.mesh.data, num_rows)
-
-
-def _calibrate_thresholds(
-  config: Settings,
-  calibration_scores: calibration.CalibrationScores,
-  labeled_scores: labeled.LabeledScores | None,
-) -> calibration.Thresholds:
-  """Return thresholds by the method `calibrate.method`; labeled scores are None without labels."""
-  options = config.calibrate
-  budgets = options.budget, options.review_budget
-  if labeled_scores is None:
-    return calibration.from_normals(
-      calibration_scores.scores, calibration_scores.peaks, *budgets, options.method == 'confident'
-    )
-  return calibration.from_labeled(
-    *labeled_scores[:3], options.method, *budgets, options.miss_cost, labeled_scores.pixel_threshold
-  )
-
-
-def _log_saved_model(workdir: Path, thresholds: calibration.Thresholds) -> None:
-  level = logging.WARNING if thresholds.is_over_budget else logging.INFO
-  log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', thresholds)
-
-
-def _output_paths(workdir: Path) -> Result:
-  return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml'}
-
-
-def _timing(fit_s: float, num_images: int, calibrate_s: float, peak_mb: int | None) -> Result:
+def _timing(fit_s: float, num_images: int, calibration_start: float, peak_mb: int | None) -> Result:
   return {
     'fit_s': fit_s,
-    'calibrate_s': calibrate_s,
+    'calibrate_s': time.perf_counter() - calibration_start,
     'images_per_s': num_images / fit_s,
     'peak_memory_mb': peak_mb,
   }
 
 
 def _model_paths(workdir: Path, best: hooks.BestStep) -> Result:
-  rolling_paths = {
-    f'last_{n}': f'checkpoints/rolling/{step}'
-    for n, step in enumerate(reversed(workdirs.saved_steps(workdir)), 1)
-  }
+  steps = enumerate(reversed(workdirs.saved_steps(workdir)), 1)
+  rolling_paths = {f'last_{n}': f'checkpoints/rolling/{step}' for n, step in steps}
   best_path = f'checkpoints/best/{best.step}'
-  return {
-    **rolling_paths,
-    'best': {'score': best.loss, 'checkpoint': best_path, 'model_dir': 'model'},
-  }
+  best_paths = {'score': best.loss, 'checkpoint': best_path, 'model_dir': 'model'}
+  return rolling_paths | {'best': best_paths}

@@ -55,8 +55,7 @@ def create(workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     message = f'Cannot create the work directory {workdir} ({error.strerror}).'
-    hint = ('Use another ', Setting('workdir'), '.')
-    raise ConfigError(message, key='workdir', value=workdir, hint=hint) from None
+    refuse('workdir', workdir, message, 'Use another ', Setting('workdir'), '.')
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -82,8 +81,8 @@ def require_no_conflict(workdir: Path, config: Settings) -> None:
     if steps:
       run = f'a run with a checkpoint of step {steps[-1]}'
       resume_setting = Setting('fit.resume', 'latest')
-      hint = ('Resume with ', resume_setting, ', start over with ', *_START_OVER_HINT)
-    raise ConfigError(f'{workdir} holds {run}.', key='workdir', value=workdir, hint=hint)
+      hint = 'Resume with ', resume_setting, ', start over with ', *_START_OVER_HINT
+    refuse('workdir', workdir, f'{workdir} holds {run}.', *hint)
 
 
 def finished_result(workdir: Path, config: Settings) -> dict[str, Any] | None:
@@ -161,8 +160,8 @@ def _require_same_run(config_path: Path, config: Settings) -> None:
     hint = ('Start over with ', Setting('fit.overwrite', True), ' instead of resuming.')
     raise ConfigError(f'{config_path} is damaged.', hint=hint) from None
   for key, value in configs.flatten(configs.to_plain_dict(config)).items():
-    if key.startswith(_FIXED_ON_RESUME) and previous_settings.get(key) != value:
-      previous = previous_settings.get(key)
+    previous = previous_settings.get(key)
+    if key.startswith(_FIXED_ON_RESUME) and previous != value:
       message = f'{key} is {value!r}, but the run to resume has {previous!r}.'
-      hint = ('Do not change it, or start a new run in another ', Setting('workdir'), '.')
-      raise ConfigError(message, key=key, value=value, allowed=previous, hint=hint)
+      hint = 'Do not change it, or start a new run in another ', Setting('workdir'), '.'
+      refuse(key, value, message, *hint, allowed=previous)

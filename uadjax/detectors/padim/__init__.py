@@ -13,20 +13,20 @@ from typing import cast, NamedTuple
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 import numpy as np
 
 from uadjax import backbones
 from uadjax.detectors import base
+from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.padim import gaussians
-from uadjax.errors import ConfigError, Setting, UnknownName
+from uadjax.detectors.settings import PadimSettings
+from uadjax.errors import refuse, Setting
 from uadjax.numerics import gaussian, projections, resampling
-from uadjax.numerics.collectives import Shards
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section IV-D).
 
-Images = UInt8[Array, 'b H W 3']
 Stages = dict[str, Float[Array, 'b _h _w _c']]  # The backbone's feature maps by stage.
 
 
@@ -35,31 +35,23 @@ class Config(NamedTuple):
 
   Attributes:
     backbone: network whose stages are upsampled to the size of the first and concatenated.
-    image_size: height and width of the images.
+    context: size of the images, and shards of the images and of the rows of the feature map.
+    options: settings. Of these, `channels` is at most the number of channels of all stages
+      together, and `ridge` is ε of equation 1.
     map_size: height and width of the feature map of the first stage.
     stage_channels: number of channels of each stage.
-    channels: number of channels of the embedding, at most those of all stages together.
-    projection: method that reduces the channels of all stages to `channels`, one of
-      `projections.METHODS`; the paper samples channels ('sample').
-    enlarge: upsampling of the deeper stages: 'bilinear', or 'nearest' as in the authors' code.
-    ridge: constant added to the variances, ε of equation 1.
-    shards: shards of the images and of the rows of the feature map.
   """
 
   backbone: backbones.Backbone
-  image_size: tuple[int, int]
+  context: base.RunContext
+  options: PadimSettings
   map_size: tuple[int, int]
   stage_channels: tuple[int, ...]
-  channels: int
-  projection: str
-  enlarge: str
-  ridge: float
-  shards: Shards
 
   @property
   def padded_height(self) -> int:
     """Number of rows of the feature map, padded so that all shards are equal in size."""
-    return self.map_size[0] + -self.map_size[0] % self.shards.num_shards
+    return self.map_size[0] + -self.map_size[0] % self.context.shards.num_shards
 
 
 class FeatureExtractor(NamedTuple):
@@ -118,30 +110,25 @@ _HELD_OUT_SPECS = HeldOutModel._make((_FITTED_SPECS, P()))
 
 
 def make(
-  backbone: backbones.Backbone,
-  context: base.RunContext,
-  *,
-  channels: int = 100,
-  projection: str = 'ortho',
-  enlarge: str = 'bilinear',
-  ridge: float = 0.01,
+  backbone: backbones.Backbone, context: base.RunContext, options: PadimSettings
 ) -> base.Detector:
-  """Build the PaDiM detector; `Config` describes the options.
+  """Build the PaDiM detector.
 
   Raises:
-    ConfigError: `channels` is out of range; or, unless `context.max_images` is 0, `ridge` is
-      negative or there are too few images.
-    UnknownName: the projection or upsampling method does not exist.
+    ConfigError: the backbone has too few channels; or, unless `context.max_images` is 0, there are
+      too few images.
   """
   if context.max_images:
-    validate_settings(context.num_previous_images + context.max_images, channels, ridge)
-  image_size, shards = (context.height, context.width), context.shards
+    num_images = context.num_previous_images + context.max_images
+    validate_settings(num_images, options.channels, options.ridge)
   shapes = base.stage_shapes(backbone, context)
   map_size, stage_channels = shapes[0][:2], tuple(shape[2] for shape in shapes)
-  config = Config(
-    backbone, image_size, map_size, stage_channels, channels, projection, enlarge, ridge, shards
-  )
-  _validate_embedding(config)
+  max_channels = sum(stage_channels)
+  if options.channels > max_channels:
+    message = f'detector.channels={options.channels}, but the stages together have {max_channels}.'
+    hint = f'Choose 1 to {max_channels}, or name more stages with ', Setting('detector.layers'), '.'
+    refuse('detector.channels', options.channels, message, *hint, allowed=(1, max_channels))
+  config = Config(backbone, context, options, map_size, stage_channels)
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
@@ -154,7 +141,7 @@ def make(
     bind(score),
     leave_one_out=base.LeaveOneOut(1, bind(embed), bind(leave_fold_out), bind(score_held_out)),
     incremental=base.Incremental(bind(to_arrays), bind(restore), summarize, drift),
-    sharding_specs=specs if shards.num_shards > 1 else None,
+    sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
   )
 
@@ -163,95 +150,45 @@ def validate_settings(num_images: int, channels: int, ridge: float) -> None:
   """Raise an error if covariances, also those without one image, cannot be estimated.
 
   Args:
-    num_images: number of training images, those of earlier runs included.
+    num_images: number of training images, those of earlier runs included; at least 3.
     channels: number of channels of the embedding.
     ridge: constant added to the variances. With 0, covariances of few images are singular.
 
   Raises:
-    ConfigError: `ridge` is negative, or there are too few images.
+    ConfigError: there are too few images.
   """
-  if not ridge >= 0:
-    raise ConfigError(
-      f'detector.ridge must be 0 or more, got {ridge}; the paper uses 0.01.',
-      key='detector.ridge',
-      value=ridge,
-      allowed=(0, None),
-    )
   min_images = gaussian.min_vectors(channels, ridge)
-  if num_images >= min_images:
-    return
-  if ridge:
-    raise ConfigError(
-      f'Leave-one-out calibration needs at least {min_images} good images, got {num_images}; add '
-      'images.'
+  if num_images < min_images:
+    message = (
+      f'{num_images} good images are too few for covariances of {channels} channels with '
+      f'detector.ridge={ridge:g}: without the image that is left out, {min_images - 1} must remain.'
     )
-  few_channels = Setting('detector.channels', num_images - 2), ' or fewer, '
-  raise ConfigError(
-    f'{num_images} good images are too few for covariances of {channels} channels with '
-    f'detector.ridge=0: without the image that is left out, {min_images - 1} must remain.',
-    key='detector.ridge',
-    value=ridge,
-    hint=(
-      f'Use at least {min_images} images, ',
-      *(few_channels if num_images > 2 else ()),
-      'or ',
-      Setting('detector.ridge', 0.01),
-      '.',
-    ),
-  )
-
-
-def _validate_embedding(config: Config) -> None:
-  choices = {
-    'enlarge': (config.enlarge, projections.UPSAMPLING_METHODS),
-    'projection': (config.projection, projections.METHODS),
-  }
-  for name, (value, allowed) in choices.items():
-    if value not in allowed:
-      raise UnknownName(
-        f'Unknown detector.{name} {value!r}; choose from {list(allowed)}.',
-        key=f'detector.{name}',
-        value=value,
-        allowed=allowed,
-      )
-  max_channels = sum(config.stage_channels)
-  if not 1 <= config.channels <= max_channels:
-    raise ConfigError(
-      f'detector.channels={config.channels}, but the stages of the backbone have {max_channels} '
-      'channels.',
-      key='detector.channels',
-      value=config.channels,
-      allowed=(1, max_channels),
-      hint=(
-        f'Choose 1 to {max_channels}, or name more stages with ',
-        Setting('detector.layers'),
-        '.',
-      ),
-    )
+    few_channels = Setting('detector.channels', num_images - 2), ' or fewer, or '
+    hint = f'Use at least {min_images} images, ', *few_channels, Setting('detector.ridge', 0.01)
+    refuse('detector.ridge', ridge, message, *hint, '.')
 
 
 def init(config: Config, key: Key, variables: Variables) -> State:
   """Draw the projection, and return the moments of no images."""
-  projection = projections.draw(key, config.projection, config.stage_channels, config.channels)
-  size = config.padded_height, config.map_size[1], config.channels
-  moments = gaussians.empty(*size, config.shards)
+  channels, method = config.options.channels, config.options.projection
+  projection = projections.draw(key, method, config.stage_channels, channels)
+  size = config.padded_height, config.map_size[1], channels
+  moments = gaussians.empty(*size, config.context.shards)
   return State(FeatureExtractor(variables, projection), moments)
 
 
-def extract_features(
-  config: Config, extractor: FeatureExtractor, images: Images
-) -> Float[Array, 'b h w d']:
+def extract_features(config: Config, extractor: FeatureExtractor, images: Images) -> Embeddings:
   """Return the embeddings of images: the backbone's stages, projected (section III-A).
 
   The deeper stages are upsampled to the size of the first.
   """
-  network = config.backbone
+  network, upsampling = config.backbone, config.options.enlarge
   stages = cast(Stages, network.apply(extractor.backbone, backbones.normalize(images)))
   feature_maps = [stages[name] for name in network.stages]
-  return projections.project(extractor.projection, feature_maps, *config.map_size, config.enlarge)
+  return projections.project(extractor.projection, feature_maps, *config.map_size, upsampling)
 
 
-def embed(config: Config, extractor: FeatureExtractor, batch: Batch) -> Float[Array, 'b h w d']:
+def embed(config: Config, extractor: FeatureExtractor, batch: Batch) -> Embeddings:
   """Return the precomputed embeddings of a batch, or compute those of its images."""
   if batch.features is not None:
     return batch.features
@@ -261,14 +198,14 @@ def embed(config: Config, extractor: FeatureExtractor, batch: Batch) -> Float[Ar
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
   """Add a batch's valid images to the moments; the metric is the number of images so far."""
   x = embed(config, state.extractor, batch)
-  moments = gaussians.add_batch(state.moments, x, jnp.asarray(batch.valid), config.shards)
+  moments = gaussians.add_batch(state.moments, x, jnp.asarray(batch.valid), config.context.shards)
   return state._replace(moments=moments), {'images': moments.n}
 
 
 def finalize(config: Config, state: State) -> Fitted:
   """Return the Gaussians without padding rows; consumes the state."""
   (n, mean, m2), h = state.moments, config.map_size[0]
-  whitening = gaussians.whiten(m2, n, config.ridge, 0, config.shards)
+  whitening = gaussians.whiten(m2, n, config.options.ridge, 0, config.context.shards)
   return Fitted(state.extractor, mean[:h], whitening[:h])
 
 
@@ -284,13 +221,14 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   """Score images by the Mahalanobis distances of their embeddings (section III-C)."""
   extractor, mean, whitening = fitted
   x = extract_features(config, extractor, images)
-  distance = gaussians.map_over_rows(gaussian.mahalanobis, x, mean, whitening, config.shards)
+  shards = config.context.shards
+  distance = gaussians.map_over_rows(gaussian.mahalanobis, x, mean, whitening, shards)
   return _score_distances(config, distance)
 
 
 def _score_distances(config: Config, distance: Float[Array, 'b h w']) -> Scores:
   """Upsample and blur distances to anomaly maps; the image score is the map's maximum."""
-  anomaly_map = resampling.upsample(distance, *config.image_size, _SIGMA)
+  anomaly_map = resampling.upsample(distance, config.context.height, config.context.width, _SIGMA)
   return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
 
 
@@ -310,7 +248,7 @@ def leave_fold_out(config: Config, variables: Variables, arrays: Arrays, fold: i
   """Return the model for the only fold; overwrites `arrays['m2']` if it is writeable."""
   del fold
   n, mean, projection = (jnp.asarray(arrays[k]) for k in ('n', 'mean', 'projection'))
-  whitening = jax.device_put(gaussians.whiten_on_host(arrays['m2'], n, config.ridge, 1))
+  whitening = jax.device_put(gaussians.whiten_on_host(arrays['m2'], n, config.options.ridge, 1))
   return HeldOutModel(Fitted(FeatureExtractor(variables, projection), mean, whitening), n)
 
 
@@ -322,7 +260,7 @@ def score_held_out(config: Config, model: HeldOutModel, batch: Batch) -> Scores:
     return gaussian.leave_one_out_distance(x, num_images, mean, whitening)
 
   x = embed(config, extractor, batch)
-  distance = gaussians.map_over_rows(distance_fn, x, mean, whitening, config.shards)
+  distance = gaussians.map_over_rows(distance_fn, x, mean, whitening, config.context.shards)
   return _score_distances(config, distance)
 
 
@@ -340,13 +278,13 @@ def restore(config: Config, state: State, arrays: Arrays) -> State:
   return State(extractor, gaussian.Moments._make((n, *padded)))
 
 
-def summarize(arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']) -> dict[str, int | float]:
+def summarize(arrays: Arrays, embeddings: HostEmbeddings) -> Statistics:
   """Return the number of images."""
   del embeddings
   return {'images': int(arrays['n'])}
 
 
-def drift(previous_arrays: Arrays, arrays: Arrays) -> dict[str, int | float]:
+def drift(previous_arrays: Arrays, arrays: Arrays) -> Statistics:
   """Return the number of images before and after a run, and the shift of the mean embeddings.
 
   At each position, each channel's shift is divided by its standard deviation before the run. The

@@ -79,10 +79,8 @@ def map_over_rows(
     rows = distance_fn(collectives.images_to_rows(x, axis_name), mean, whitening)
     return collectives.rows_to_images(rows, axis_name)
 
-  distance = shards.shard_map(shard_distance, (P('data'), P('data'), P('data')), P('data'))(
-    pad_rows(x, 1, len(mean)), mean, whitening
-  )
-  return distance[:, : x.shape[1]]
+  distance = shards.shard_map(shard_distance, (P('data'), P('data'), P('data')), P('data'))
+  return distance(pad_rows(x, 1, len(mean)), mean, whitening)[:, : x.shape[1]]
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=(2, 3, 4))

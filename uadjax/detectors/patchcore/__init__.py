@@ -13,21 +13,19 @@ from typing import cast, NamedTuple
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, UInt8
-import numpy as np
+from jaxtyping import Array, Float
 
 from uadjax import backbones
 from uadjax.detectors import base
+from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, scoring, selection
-from uadjax.errors import ConfigError, Setting
+from uadjax.detectors.settings import PatchcoreSettings
+from uadjax.errors import refuse, Setting
 from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
-_SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section 3.3).
 _CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
 _NUM_RECALL_QUERIES = 4096  # Patches that the recall of the approximate search is measured on.
-
-Images = UInt8[Array, 'b H W 3']
 
 
 class Config(NamedTuple):
@@ -36,23 +34,15 @@ class Config(NamedTuple):
   Attributes:
     backbone: network whose stages, upsampled to the size of the first, give the patch embeddings.
     image_size: height and width of the images.
-    channels: number of channels that embeddings are averaged down to (the paper: 1024); 0, or no
-      fewer than the embeddings have, for no averaging.
-    neighbors: number of support samples, b of equation 7, of which the nearest row m* is the first;
-      at least 2 with `reweight`.
-    reweight: True to reweight the image score by equation 7; False to use the largest patch
-      distance.
-    approx: True to let accelerators miss the nearest row of a few patches
-      (`jax.lax.approx_min_k`). Support samples are always searched exactly.
+    options: settings. Of these, `neighbors` is b of equation 7, the number of support samples, of
+      which the nearest row m* is the first; at least 2 with `reweight`. With `approx`, which uses
+      `jax.lax.approx_min_k`, support samples are still searched exactly.
     bank: sizes and settings of the memory bank.
   """
 
   backbone: backbones.Backbone
   image_size: tuple[int, int]
-  channels: int
-  neighbors: int
-  reweight: bool
-  approx: bool
+  options: PatchcoreSettings
   bank: capacity.BankConfig
 
 
@@ -83,29 +73,23 @@ _FITTED_SPECS = Fitted._make((P(), knn.INDEX_SPECS))
 
 
 def make(
-  backbone: backbones.Backbone,
-  context: base.RunContext,
-  *,
-  ratio: float = 0.01,
-  coreset_dim: int = 0,
-  neighbors: int = 9,
-  reweight: bool = True,
-  channels: int = 0,
-  max_bytes: int = 2 << 30,
-  approx: bool = False,
+  backbone: backbones.Backbone, context: base.RunContext, options: PatchcoreSettings
 ) -> base.Detector:
-  """Build the PatchCore detector; `Config` and `capacity.configure_bank` describe the options.
+  """Build the PatchCore detector.
 
   Raises:
-    ConfigError: `ratio` or `neighbors` is out of range, or `max_bytes` is too small.
+    ConfigError: `neighbors` does not suit `reweight`, or `max_bytes` is too small.
   """
-  _validate_settings(ratio, neighbors, reweight)
-  image_size = context.height, context.width
+  if options.reweight and options.neighbors < 2:
+    reason = 'the nearest row counts as its own first neighbor'
+    message = f'detector.neighbors must be 2 or more, got {options.neighbors}: {reason}.'
+    hint = 'Choose 2 or more, or set ', Setting('detector.reweight', False), '.'
+    refuse('detector.neighbors', options.neighbors, message, *hint, allowed=(2, None))
   shapes = base.stage_shapes(backbone, context)
   (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
-  d = channels if 0 < channels < d else d
-  bank = capacity.configure_bank(d, h * w, context, ratio, max_bytes, coreset_dim)
-  config = Config(backbone, image_size, channels, neighbors, reweight, approx, bank)
+  d = min(d, options.channels or d)
+  bank = capacity.configure_bank(d, h * w, context, options)
+  config = Config(backbone, (context.height, context.width), options, bank)
 
   def bind(function: Callable) -> Callable:
     return functools.partial(function, config)
@@ -130,39 +114,18 @@ def make(
   )
 
 
-def _validate_settings(ratio: float, neighbors: int, reweight: bool) -> None:
-  if not 0 < ratio <= 1:
-    raise ConfigError(
-      f'detector.ratio must lie in (0, 1], got {ratio}; the paper uses 0.01 to 0.25.',
-      key='detector.ratio',
-      value=ratio,
-      allowed=(0, 1),
-    )
-  if reweight and neighbors < 2:
-    raise ConfigError(
-      f'detector.neighbors must be 2 or more, got {neighbors}: the nearest row counts as its own '
-      'first neighbor.',
-      key='detector.neighbors',
-      value=neighbors,
-      allowed=(2, None),
-      hint=('Choose 2 or more, or set ', Setting('detector.reweight', False), '.'),
-    )
-
-
 def init(config: Config, key: Key, variables: Variables) -> State:
   """Return an empty memory bank."""
   return State(variables, key, banks.empty(config.bank))
 
 
-def extract_features(
-  config: Config, variables: Variables, images: Images
-) -> Float[Array, 'b h w d']:
+def extract_features(config: Config, variables: Variables, images: Images) -> Embeddings:
   """Return the locally aware patch embeddings of images (section 3.1).
 
   Averages 3x3 neighborhoods of each stage, upsamples all stages bilinearly to the size of the
   first, and concatenates their channels.
   """
-  backbone, channels = config.backbone, config.channels
+  backbone, channels = config.backbone, config.options.channels
   features = backbone.apply(variables, backbones.normalize(images))
   stages = cast(dict[str, Float[Array, 'b _h _w _c']], features)
   grid = stages[backbone.stages[0]].shape[1:3]
@@ -180,7 +143,7 @@ def extract_features(
   return jnp.einsum('bhwc,dc->bhwd', x, averaging_matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def embed(config: Config, variables: Variables, batch: Batch) -> Float[Array, 'b h w d']:
+def embed(config: Config, variables: Variables, batch: Batch) -> Embeddings:
   """Return the precomputed patch embeddings of a batch, or compute those of its images."""
   if batch.features is not None:
     return batch.features
@@ -190,8 +153,9 @@ def embed(config: Config, variables: Variables, batch: Batch) -> Float[Array, 'b
 def update(config: Config, state: State, batch: Batch) -> tuple[State, Metrics]:
   """Append a batch's valid images to the bank; the metric is the number of images so far."""
   x, valid = embed(config, state.extractor, batch), jnp.asarray(batch.valid)
-  index, shards = jnp.asarray(batch.index), config.bank.shards
-  memory_bank = banks.append(state.memory_bank, x, valid, index, shards)
+  in_specs = banks.BANK_SPECS, P('data'), P('data'), P('data')
+  append = config.bank.shards.shard_map(banks.append, in_specs, banks.BANK_SPECS)
+  memory_bank = append(state.memory_bank, x, valid, jnp.asarray(batch.index))
   return state._replace(memory_bank=memory_bank), {'images': memory_bank.num_images}
 
 
@@ -221,26 +185,27 @@ def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores
   """Return `score` for a fixed memory bank, with the neighbors of its rows computed ahead."""
   index = fitted.memory_bank
   is_reweighted = _is_reweighted(config, index)
-  support = scoring.support_samples_table(index, config.neighbors) if is_reweighted else None
+  num_neighbors = config.options.neighbors
+  support = scoring.support_samples_table(index, num_neighbors) if is_reweighted else None
 
   def score(images: Images) -> Scores:
     x = extract_features(config, fitted.backbone, images)
     nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), index)
-    return _scores_from_nearest(config, index, x, nearest, support)
+    return scoring.score_patches(x, nearest, index.center, support, config.image_size)
 
   return score
 
 
-def _score_embeddings(config: Config, fitted: Fitted, x: Float[Array, 'b h w d']) -> Scores:
+def _score_embeddings(config: Config, fitted: Fitted, x: Embeddings) -> Scores:
   """Score patch embeddings sharded by image against a memory bank sharded by row."""
 
   def score_shard(index: knn.Index, x: Array, axis_name: str | None) -> Scores:
     queries = x.reshape(-1, x.shape[-1])
-    nearest = knn.nearest_sharded(queries, index, 1, config.approx, axis_name)
+    nearest = knn.nearest_sharded(queries, index, 1, config.options.approx, axis_name)
     support = None
     if _is_reweighted(config, index):
-      support = scoring.support_samples_search(index, config.neighbors, axis_name)
-    return _scores_from_nearest(config, index, x, nearest, support)
+      support = scoring.support_samples_search(index, config.options.neighbors, axis_name)
+    return scoring.score_patches(x, nearest, index.center, support, config.image_size)
 
   in_specs = knn.INDEX_SPECS, P('data')
   return config.bank.shards.shard_map(score_shard, in_specs, P('data'))(fitted.memory_bank, x)
@@ -248,18 +213,7 @@ def _score_embeddings(config: Config, fitted: Fitted, x: Float[Array, 'b h w d']
 
 def _is_reweighted(config: Config, index: knn.Index) -> bool:
   # A single row has no neighbors: the weight would be 0, and so would every image score.
-  return config.reweight and len(index.rows) * config.bank.shards.num_shards > 1
-
-
-def _scores_from_nearest(
-  config: Config,
-  index: knn.Index,
-  x: Float[Array, 'b h w d'],
-  nearest: knn.Neighbors,
-  support: scoring.SupportSamplesFn | None,
-) -> Scores:
-  distance, score = scoring.patch_and_image_scores(x, nearest, index.center, support)
-  return Scores(resampling.upsample(distance, *config.image_size, _SIGMA), score)
+  return config.options.reweight and len(index.rows) * config.bank.shards.num_shards > 1
 
 
 def select_coresets(config: Config, state: State, previous_arrays: Arrays) -> Arrays:
@@ -279,20 +233,10 @@ def leave_fold_out(config: Config, variables: Variables, arrays: Arrays, fold: i
   coresets, num_rows = selection.from_arrays(arrays, _CORESET_PREFIX), len(arrays['embeddings'])
   rows = leave_out.coreset_without_fold(coresets, config.bank, fold, num_rows)
   if not len(rows):
-    ratio = config.bank.ratio
-    raise ConfigError(
-      f'All {num_rows} rows of the memory bank come from images of fold {fold}, so none is left to '
-      'score this fold by.',
-      key='detector.ratio',
-      value=ratio,
-      hint=(
-        'Raise ',
-        Setting('detector.ratio'),
-        f', which is {ratio}, or ',
-        Setting('detector.max_bytes'),
-        '.',
-      ),
-    )
+    ratio, max_bytes = config.options.ratio, Setting('detector.max_bytes')
+    message = f'All {num_rows} rows of the memory bank are of fold {fold}, so none can score it.'
+    hint = 'Raise ', Setting('detector.ratio'), f', which is {ratio}, or ', max_bytes, '.'
+    refuse('detector.ratio', ratio, message, *hint)
   return Fitted(variables, knn.build_index(rows))
 
 
@@ -319,24 +263,22 @@ def restore(config: Config, state: State, arrays: Arrays) -> State:
   return state._replace(memory_bank=memory_bank)
 
 
-def summarize(
-  config: Config, arrays: Arrays, embeddings: Float[np.ndarray, 'b h w d']
-) -> dict[str, int | float]:
+def summarize(config: Config, arrays: Arrays, embeddings: HostEmbeddings) -> Statistics:
   """Return sizes, the covering radius, and with `approx` the recall of the approximate search."""
-  statistics = {
+  statistics: Statistics = {
     'images': int(arrays['num_images']),
     'bank_rows': len(arrays['embeddings']),
     'covering_radius': float(arrays['covering_radius']),
     'folds': config.bank.num_folds,
   }
-  if config.approx:
+  if config.options.approx:
     queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_NUM_RECALL_QUERIES]
     index = knn.build_index(jnp.asarray(arrays['embeddings']))
     statistics['approx_recall'] = knn.measure_recall(queries, index)
   return statistics
 
 
-def drift(previous_arrays: Arrays, arrays: Arrays) -> dict[str, int | float]:
+def drift(previous_arrays: Arrays, arrays: Arrays) -> Statistics:
   """Return the number of bank rows before and after, and the share of old rows still there."""
   num_retained = int((arrays['image_id'] < previous_arrays['num_images']).sum())
   num_old_rows = len(previous_arrays['embeddings'])

@@ -9,7 +9,8 @@ import math
 from typing import NamedTuple
 
 from uadjax.detectors.base import RunContext
-from uadjax.errors import ConfigError
+from uadjax.detectors.settings import PatchcoreSettings
+from uadjax.errors import refuse
 from uadjax.numerics import coreset
 from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import Progress
@@ -51,12 +52,7 @@ class BankConfig(NamedTuple):
 
 
 def configure_bank(
-  d: int,
-  patches_per_image: int,
-  context: RunContext,
-  ratio: float,
-  max_bytes: int,
-  projection_dim: int,
+  d: int, patches_per_image: int, context: RunContext, options: PatchcoreSettings
 ) -> BankConfig:
   """Return the sizes of a memory bank for the images of a run and of those that it extends.
 
@@ -64,23 +60,20 @@ def configure_bank(
     d: number of channels of a patch embedding.
     patches_per_image: number of patches of an image.
     context: numbers of images of this run and of earlier ones, progress, and shards.
-    ratio: share of all patches that the final coreset keeps.
-    max_bytes: bytes that each device may use for the bank and for selecting from it. The coreset
-      takes at most half.
-    projection_dim: number of dimensions of the random projection in which the coreset is selected,
-      as in the paper; 0 selects in all dimensions, which is affordable here and more accurate
-      (experiments/README.md). Coresets for calibration are projected in either case (`leave_out`).
+    options: settings. Of these, `max_bytes` also limits the memory for selecting from the bank, and
+      the coreset takes at most half of it. To select in all dimensions is affordable here and more
+      accurate than the paper's random projection to `coreset_dim` (experiments/README.md). Coresets
+      for calibration are projected in either case (`leave_out`).
 
   Raises:
     ConfigError: `max_bytes` holds the patches of fewer than 4 images.
   """
   num_images, num_shards = context.max_images, context.shards.num_shards
-  bytes_per_patch = coreset.bytes_per_point(d) + 4 * projection_dim
-  max_rows = _max_rows(max_bytes, bytes_per_patch, patches_per_image)
+  max_rows = _max_rows(d, patches_per_image, options)
   max_coreset_size = num_shards * (max_rows // 2)
 
   def coreset_size(num_images: int) -> int:
-    return min(round(ratio * num_images * patches_per_image), max_coreset_size)
+    return min(round(options.ratio * num_images * patches_per_image), max_coreset_size)
 
   images_per_shard = math.ceil(max(num_images, 1) / num_shards) + context.max_extra_images_per_shard
   previous_rows = math.ceil(coreset_size(context.num_previous_images) / num_shards)
@@ -89,26 +82,25 @@ def configure_bank(
   return BankConfig(
     d,
     patches_per_image,
-    ratio,
+    options.ratio,
     capacity=min(needed_rows, max_rows),
     needs_compaction=needed_rows > max_rows,
     coreset_size=max(1, coreset_size(total_images)),
     num_folds=min(_MAX_FOLDS, max(1, total_images)),
-    projection_dim=projection_dim,
+    projection_dim=options.coreset_dim,
     progress=context.progress,
     shards=context.shards,
   )
 
 
-def _max_rows(max_bytes: int, bytes_per_patch: int, patches_per_image: int) -> int:
+def _max_rows(d: int, patches_per_image: int, options: PatchcoreSettings) -> int:
   """Return the number of rows that fit into `max_bytes`, at least the patches of 4 images."""
-  max_rows, min_bytes = max_bytes // bytes_per_patch, 4 * patches_per_image * bytes_per_patch
-  if max_rows < 4 * patches_per_image:
-    raise ConfigError(
-      f'detector.max_bytes={max_bytes} holds the patches of only '
-      f'{max_rows / patches_per_image:.1f} images; at least {min_bytes} bytes are needed, for 4.',
-      key='detector.max_bytes',
-      value=max_bytes,
-      allowed=(min_bytes, None),
-    )
+  max_bytes, min_rows = options.max_bytes, 4 * patches_per_image
+  bytes_per_patch = coreset.bytes_per_point(d) + 4 * options.coreset_dim
+  max_rows, min_bytes = max_bytes // bytes_per_patch, min_rows * bytes_per_patch
+  if max_rows < min_rows:
+    capacity = f'the patches of only {max_rows / patches_per_image:.1f} images'
+    needs = f'at least {min_bytes} bytes are needed, for 4'
+    message = f'detector.max_bytes={max_bytes} holds {capacity}; {needs}.'
+    refuse('detector.max_bytes', max_bytes, message, allowed=(min_bytes, None))
   return max_rows

@@ -23,6 +23,7 @@ from uadjax.detectors.patchcore.capacity import BankConfig, OVERSAMPLING
 from uadjax.detectors.patchcore.memory_bank import MemoryBank
 from uadjax.detectors.patchcore.selection import Patches
 from uadjax.numerics.collectives import Shards
+from uadjax.system.progress import no_progress
 from uadjax.types import Key
 
 # Calibration coresets are selected in a random projection to at most this many dimensions, even if
@@ -56,7 +57,7 @@ def select_calibration_coresets(
   sizes = [max((x == fold).sum(axis=1).max() for fold in range(num_folds)) for x in fold_ids]
   rows_per_fold = math.ceil(OVERSAMPLING * config.coreset_size / num_folds)
   dim = min(config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
-  low_dim_config = config._replace(projection_dim=dim)
+  low_dim_config = config._replace(projection_dim=dim, progress=no_progress)
   coresets = []
   for fold in config.progress(range(num_folds), num_folds, 'Selecting for calibration'):
     # Rows of the fold come first, in order; `valid` is False for those that fill them up.
@@ -90,6 +91,7 @@ def coreset_without_fold(
   patches, rows_per_shard = selections.scatter_evenly(coresets, config.shards)
   valid = selections.valid_mask(patches, jnp.asarray(rows_per_shard), config.shards)
   valid &= patches.image_id % config.num_folds != fold
+  config = config._replace(progress=no_progress)
   selection = selections.k_center(jax.random.key(fold), patches, valid, config, max_rows)
   return selections.take_selected(patches, selection, config.shards).embeddings
 

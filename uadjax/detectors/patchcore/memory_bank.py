@@ -25,9 +25,8 @@ from jaxtyping import Array, Bool, Float, Int
 from uadjax.detectors.patchcore import selection as selections
 from uadjax.detectors.patchcore.capacity import BankConfig, OVERSAMPLING
 from uadjax.detectors.patchcore.selection import Patches
-from uadjax.errors import ConfigError, Setting
+from uadjax.errors import refuse, Setting
 from uadjax.numerics import collectives, coreset
-from uadjax.numerics.collectives import Shards
 from uadjax.types import Arrays, Key
 
 
@@ -89,30 +88,19 @@ def append(
   x: Float[Array, 'b h w d'],
   valid: Bool[Array, ' b'],
   image_index: Int[Array, ' b'],
-  shards: Shards,
+  axis_name: str | None,
 ) -> MemoryBank:
   """Append the patches of the valid images, in place where the bank is donated to jit.
 
   Every device appends the images that it holds to its own shard.
 
   Args:
-    memory_bank: bank with space for the images, see `compact`.
-    x: patch embeddings, sharded by image.
+    memory_bank: this shard of a bank with space for the images, see `compact`.
+    x: patch embeddings of this shard's images.
     valid: False for padding images.
     image_index: `Patches.image_id` of each image, counted from the first image ever added.
-    shards: shards of the bank and of the images.
+    axis_name: mesh axis over which the bank is sharded, or None if there is a single shard.
   """
-  append_sharded = shards.shard_map(_append_shard, (BANK_SPECS, *[P('data')] * 3), BANK_SPECS)
-  return append_sharded(memory_bank, x, valid, image_index)
-
-
-def _append_shard(
-  memory_bank: MemoryBank,
-  x: Float[Array, 'b h w d'],
-  valid: Bool[Array, ' b'],
-  image_index: Int[Array, ' b'],
-  axis_name: str | None,
-) -> MemoryBank:
   num_patches, d = x.shape[1] * x.shape[2], x.shape[3]
   scratch_row = len(memory_bank.patches.embeddings) - num_patches
   patch_offsets = jnp.arange(num_patches, dtype=jnp.int32)
@@ -159,53 +147,43 @@ def compact(key: Key, memory_bank: MemoryBank, config: BankConfig, num_images: i
     return memory_bank
   half_capacity = config.capacity // 2
   if num_new_rows > half_capacity:
-    raise ConfigError(
-      'detector.max_bytes holds the patches of '
-      f'{config.capacity // config.patches_per_image} images, too few for batches of '
-      f'{num_images}.',
-      key='detector.max_bytes',
-      hint=('Lower ', Setting('fit.batch_size'), ' or raise ', Setting('detector.max_bytes'), '.'),
-    )
+    max_images = config.capacity // config.patches_per_image
+    message = f'The memory bank holds {max_images} images, too few for batches of {num_images}.'
+    hint = 'Lower ', Setting('fit.batch_size'), ' or raise ', Setting('detector.max_bytes'), '.'
+    refuse('detector.max_bytes', None, message, *hint)
   start = starts.max()
   num_selected = math.ceil(OVERSAMPLING * config.ratio * (stops - starts).max())
   reselect_all = start + num_selected > half_capacity
   num_selected = half_capacity if reselect_all else num_selected
   # A single item, so that progress names the step while the fit pauses.
   for _ in config.progress(range(1), 1, 'Compacting the memory bank'):
-    memory_bank = _compact_shards(
-      key, memory_bank, config.projection_dim, num_selected, bool(reselect_all), config.shards
-    )
+    memory_bank = _compact_shards(key, memory_bank, config, num_selected, bool(reselect_all))
     jax.block_until_ready(memory_bank)
   return memory_bank
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnums=(2, 3, 4, 5))
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=(2, 3, 4))
 def _compact_shards(
-  key: Key,
-  memory_bank: MemoryBank,
-  projection_dim: int,
-  num_selected: int,
-  reselect_all: bool,
-  shards: Shards,
+  key: Key, memory_bank: MemoryBank, config: BankConfig, num_selected: int, reselect_all: bool
 ) -> MemoryBank:
   """Reduce all rows of each shard, or those since the last compaction, to a k-center coreset.
 
   Args:
     key: key of the random projection and of the first centers.
     memory_bank: bank to compact; donated.
-    projection_dim: number of dimensions of the random projection; 0 for none.
+    config: random projection, and shards of the rows.
     num_selected: number of rows to select in each shard; all candidates if these are fewer.
     reselect_all: True to select from all rows; False to keep earlier coresets, and to select from
       the rows added since the last compaction.
-    shards: shards of the rows.
   """
 
   def compact_shard(memory_bank: MemoryBank, axis_name: str | None) -> MemoryBank:
     start = jnp.zeros((), jnp.int32) if reselect_all else memory_bank.num_selected[0]
-    embeddings = selections.project(key, memory_bank.patches.embeddings, projection_dim)
+    embeddings = selections.project(key, memory_bank.patches.embeddings, config.projection_dim)
     patch_id = memory_bank.patches.patch_id
     valid = selections.range_mask(len(embeddings), start, memory_bank.num_rows[0])
-    point_set = coreset.make_point_set(embeddings, valid, patch_id)
+    center, sketch = coreset.center_and_sketch(embeddings, valid, patch_id)
+    point_set = coreset.PointSet(embeddings, patch_id, center, sketch)
     selection = coreset.init(key, valid, patch_id, num_selected)
     selection = coreset.select_until(point_set, selection, jnp.int32(num_selected))
     # Radii add up only if rows of earlier coresets, which stand for other patches, are dropped.
@@ -213,10 +191,10 @@ def _compact_shards(
     new_radius = collectives.all_max(coreset.covering_radius(selection), axis_name)
     radius = memory_bank.covering_radius
     radius = radius + new_radius if reselect_all else jnp.maximum(radius, new_radius)
-    memory_bank = _move_selected(memory_bank, selection.centers, start, selection.num_centers)
+    memory_bank = _move_selected(memory_bank, selection, start)
     return memory_bank._replace(covering_radius=radius)
 
-  return shards.shard_map(compact_shard, (BANK_SPECS,), BANK_SPECS)(memory_bank)
+  return config.shards.shard_map(compact_shard, (BANK_SPECS,), BANK_SPECS)(memory_bank)
 
 
 def select_coreset(key: Key, memory_bank: MemoryBank, config: BankConfig) -> Coreset:
@@ -229,8 +207,7 @@ def select_coreset(key: Key, memory_bank: MemoryBank, config: BankConfig) -> Cor
   """
   patches = memory_bank.patches
   valid = selections.valid_mask(patches, memory_bank.num_rows, config.shards)
-  size, title = config.coreset_size, 'Selecting the coreset'
-  selection = selections.k_center(key, patches, valid, config, size, title)
+  selection = selections.k_center(key, patches, valid, config, config.coreset_size)
   radius = memory_bank.covering_radius + coreset.covering_radius(selection)
   patches = selections.take_selected(patches, selection, config.shards)
   return Coreset(patches, memory_bank.num_images, radius)
@@ -264,17 +241,13 @@ def from_arrays(memory_bank: MemoryBank, arrays: Arrays, config: BankConfig) -> 
     return memory_bank._replace(patches=patches, num_selected=num_rows, num_rows=jnp.copy(num_rows))
 
   fill_shards = config.shards.shard_map(fill_shard, (BANK_SPECS, P('data'), P('data')), BANK_SPECS)
-  return jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))._replace(
-    num_images=jnp.asarray(arrays['num_images']),
-    covering_radius=jnp.asarray(arrays['covering_radius']),
-  )
+  memory_bank = jax.jit(fill_shards)(memory_bank, patches, jnp.asarray(rows_per_shard))
+  num_images, radius = (jnp.asarray(arrays[name]) for name in ('num_images', 'covering_radius'))
+  return memory_bank._replace(num_images=num_images, covering_radius=radius)
 
 
 def _move_selected(
-  memory_bank: MemoryBank,
-  centers: Int[Array, ' m'],
-  start: Int[Array, ''],
-  num_centers: Int[Array, ''],
+  memory_bank: MemoryBank, selection: coreset.Selection, start: Int[Array, '']
 ) -> MemoryBank:
   """Replace all rows of a shard from `start` on by the selected rows among them.
 
@@ -283,10 +256,10 @@ def _move_selected(
 
   Args:
     memory_bank: one shard of the bank.
-    centers: positions of the selected rows within the shard, all from `start` on; padded with -1.
+    selection: selected rows of the shard, all from `start` on.
     start: position of the first row to overwrite.
-    num_centers: number of selected rows.
   """
+  centers, num_centers, _ = selection
   sorted_centers = jnp.sort(jnp.where(centers < 0, len(memory_bank.patches.embeddings), centers))
 
   def move_row(i: Array, patches: Patches) -> Patches:

@@ -10,21 +10,25 @@ from jax import numpy as jnp
 from jax.scipy import special
 from jaxtyping import Array, Float, Int
 
-from uadjax.numerics import neighbors as knn
+from uadjax.numerics import neighbors as knn, resampling
+from uadjax.types import Scores
 
+_SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section 3.3).
 SupportSamplesFn = Callable[[Int[Array, ' b']], Float[Array, 'b k d']]
 
 
-def patch_and_image_scores(
+def score_patches(
   x: Float[Array, 'b h w d'],
   nearest: knn.Neighbors,
   center: Float[Array, ' d'],
   support_samples: SupportSamplesFn | None,
-) -> tuple[Float[Array, 'b h w'], Float[Array, ' b']]:
-  """Return the distance of each patch to the bank, and the image scores (equations 6 and 7).
+  image_size: tuple[int, int],
+) -> Scores:
+  """Return the anomaly maps, and the image scores (equations 6 and 7).
 
-  The image score is the distance of the image's farthest patch, reweighted by the neighborhood of
-  the nearest row of this patch.
+  An anomaly map is the distance of each patch to the bank, upsampled to the size of the images and
+  blurred. The image score is the distance of the image's farthest patch, reweighted by the
+  neighborhood of the nearest row of this patch.
 
   Args:
     x: patch embeddings, from which the center is not subtracted.
@@ -32,6 +36,7 @@ def patch_and_image_scores(
     center: center that was subtracted from the rows of the bank.
     support_samples: positions of rows, one per image -> the rows nearest to each, itself first, as
       embeddings minus the center; None for no reweighting.
+    image_size: height and width of the images.
   """
   _, h, w, d = x.shape
   distance = nearest.distance.reshape(-1, h * w)
@@ -42,7 +47,8 @@ def patch_and_image_scores(
     rows = nearest.row.reshape(-1, h * w)
     nearest_row = jnp.take_along_axis(rows, max_index[:, None], axis=1)[:, 0]
     score *= _weight(patch - center[None], support_samples(nearest_row), score)
-  return distance.reshape(-1, h, w), score
+  anomaly_map = resampling.upsample(distance.reshape(-1, h, w), *image_size, _SIGMA)
+  return Scores(anomaly_map, score)
 
 
 def _weight(

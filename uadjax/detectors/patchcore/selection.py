@@ -20,7 +20,6 @@ import numpy as np
 from uadjax.detectors.patchcore.capacity import BankConfig
 from uadjax.numerics import collectives, coreset
 from uadjax.numerics.collectives import Shards
-from uadjax.system.progress import no_progress
 from uadjax.types import Arrays, Key
 
 _MIN_PROGRESS_STEP = 1024  # Centers between two progress updates, at least.
@@ -47,12 +46,7 @@ def from_arrays(arrays: Arrays, prefix: str = '') -> Patches:
 
 
 def k_center(
-  key: Key,
-  patches: Patches,
-  valid: Bool[Array, ' n'],
-  config: BankConfig,
-  num_centers: int,
-  description: str = '',
+  key: Key, patches: Patches, valid: Bool[Array, ' n'], config: BankConfig, num_centers: int
 ) -> coreset.Selection:
   """Select rows of all shards by greedy k-center (section 3.2).
 
@@ -62,7 +56,6 @@ def k_center(
     valid: False for rows that must not be selected.
     config: random projection, progress and shards.
     num_centers: number of rows to select; all valid rows if these are fewer.
-    description: text of the progress; empty to show none.
 
   Returns:
     The selection. Its centers are positions counted over all shards, of which the first
@@ -71,16 +64,14 @@ def k_center(
   # Selections of up to `coreset_size` centers share a buffer size, and thus compiled functions.
   max_centers = max(num_centers, config.coreset_size)
   embeddings = project(key, patches.embeddings, config.projection_dim)
-  center, sketch, selection = _init_selection(
-    key, embeddings, patches.patch_id, valid, max_centers, config.shards
-  )
+  patches = patches._replace(embeddings=embeddings)
+  center, sketch, selection = _init_selection(key, patches, valid, max_centers, config.shards)
   point_set = coreset.PointSet(embeddings, patches.patch_id, center, sketch)
   # A pass over the rows measures their distances to several centers at once, but to fewer if it
   # must stop at a target. Therefore targets are few.
   step = max(_MIN_PROGRESS_STEP, num_centers // 50)
   targets = [*range(step, num_centers, step), num_centers]
-  progress = config.progress if description else no_progress
-  for target in progress(targets, len(targets), description):
+  for target in config.progress(targets, len(targets), 'Selecting the coreset'):
     selection = _select_until(point_set, selection, jnp.int32(target), config.shards)
     jax.block_until_ready(selection)
   return selection
@@ -153,33 +144,25 @@ def project(key: Key, embeddings: Float[Array, 'n d'], projection_dim: int) -> F
 
 @functools.partial(jax.jit, static_argnames=('max_centers', 'shards'))
 def _init_selection(
-  key: Key,
-  embeddings: Float[Array, 'n d'],
-  patch_id: Int[Array, ' n'],
-  valid: Bool[Array, ' n'],
-  max_centers: int,
-  shards: Shards,
+  key: Key, patches: Patches, valid: Bool[Array, ' n'], max_centers: int, shards: Shards
 ) -> tuple[Float[Array, ' d'], Float[Array, 'n e'], coreset.Selection]:
   """Return `PointSet.center` and `PointSet.sketch` of the rows, and a selection of one center.
 
-  The first center is drawn at random. The caller builds the PointSet: returned from here, jit would
-  copy its embeddings.
+  The first center is drawn at random.
 
   Args:
     key: key of the first center.
-    embeddings: rows to select from, sharded.
-    patch_id: ids of the rows, which break ties.
+    patches: rows to select from, sharded.
     valid: False for rows that must not be selected.
     max_centers: largest number of centers that the selection can hold.
     shards: shards of the rows.
   """
-  make_point_set = shards.shard_map(
-    coreset.make_point_set, (P('data'),) * 3, coreset.POINT_SET_SPECS
-  )
-  point_set = make_point_set(embeddings, valid, patch_id)
+  out_specs = coreset.CENTER_AND_SKETCH_SPECS
+  center_and_sketch = shards.shard_map(coreset.center_and_sketch, (P('data'),) * 3, out_specs)
+  center, sketch = center_and_sketch(patches.embeddings, valid, patches.patch_id)
   init_fn = functools.partial(coreset.init, max_centers=max_centers)
   init = shards.shard_map(init_fn, (P(), P('data'), P('data')), coreset.SELECTION_SPECS)
-  return point_set.center, point_set.sketch, init(key, valid, patch_id)
+  return center, sketch, init(key, valid, patches.patch_id)
 
 
 @functools.partial(jax.jit, donate_argnums=1, static_argnames='shards')
