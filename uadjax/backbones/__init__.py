@@ -48,12 +48,8 @@ def build(name: str, stages: tuple[str, ...]) -> Backbone:
     UnknownName: the table has no backbone `name`, or the backbone lacks one of `stages`.
   """
   if name not in _BACKBONES:
-    raise UnknownName(
-      f'Unknown backbone {name!r}; choose from {sorted(_BACKBONES)}.',
-      key='backbone.name',
-      value=name,
-      allowed=sorted(_BACKBONES),
-    )
+    message = f'Unknown backbone {name!r}; choose from {sorted(_BACKBONES)}.'
+    raise UnknownName(message, key='backbone.name', value=name, allowed=sorted(_BACKBONES))
   make, available_stages = _BACKBONES[name]
   unknown_stages = [stage for stage in stages if stage not in available_stages]
   if unknown_stages or not stages:

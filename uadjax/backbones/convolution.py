@@ -97,15 +97,22 @@ def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tu
   """
   if kernel_size == 1:
     return x[:, ::stride, ::stride], 1
-  (_, height, width, _), (b, h, w, _) = x.shape, g.shape
+  (_, height, width, _), (_, h, w, _) = x.shape, g.shape
   taps, half = -(-kernel_size // stride), kernel_size // 2
   rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
   # Where no stride reaches the last row or column, it is cut off, so the padding is at least zero.
   end_padding = max(rows - half - height, 0), max(columns - half - width, 0)
   x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))
-  x = x[:, :rows, :columns]
-  x = x.reshape(b, h + taps - 1, stride, w + taps - 1, stride, -1)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + taps - 1, w + taps - 1, -1), taps
+  return space_to_depth(x[:, :rows, :columns], stride), taps
+
+
+def space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:
+  """Move square blocks of pixels into channels, with zero padding at the bottom and right."""
+  _, h, w, c = x.shape
+  rows, columns = -(-h // block_size), -(-w // block_size)
+  x = jnp.pad(x, ((0, 0), (0, rows * block_size - h), (0, columns * block_size - w), (0, 0)))
+  x = x.reshape(-1, rows, block_size, columns, block_size, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(-1, rows, columns, block_size * block_size * c)
 
 
 def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:

@@ -92,13 +92,12 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
         raise
       reason = str(error)
   if not can_embed:
-    raise WeightsError(
+    message = (
       f'The embedded weights support stages {list(compact.STAGES)} of {_DISTILLED_FROM}, '
-      f'not {list(stages)} of {name}.',
-      key=_WEIGHTS.key,
-      value=weights,
-      hint=('Set ', _WEIGHTS, " to 'imagenet', 'random' or a file, or choose those stages."),
+      f'not {list(stages)} of {name}.'
     )
+    hint = 'Set ', _WEIGHTS, " to 'imagenet', 'random' or a file, or choose those stages."
+    raise WeightsError(message, key=_WEIGHTS.key, value=weights, hint=hint)
   return Choice(compact.NAME, 'embedded', reason)
 
 
@@ -131,12 +130,9 @@ def load(
   try:
     data = path.read_bytes()
   except OSError as error:
-    raise WeightsError(
-      f'Cannot read weights {path}: {error.strerror}.',
-      key=_WEIGHTS.key,
-      value=weights,
-      hint=(_WEIGHTS, " is 'auto', 'imagenet', 'embedded', 'random' or a file."),
-    ) from None
+    message = f'Cannot read weights {path}: {error.strerror}.'
+    hint = _WEIGHTS, " is 'auto', 'imagenet', 'embedded', 'random' or a file."
+    raise WeightsError(message, key=_WEIGHTS.key, value=weights, hint=hint) from None
   digest = hashlib.sha256(data).hexdigest()
   provenance = Provenance(path.name, source, digest, _LICENSES.get(weights, ''))
   return _parse_variables(data, module, path), provenance
@@ -156,13 +152,9 @@ def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
     WeightsError: the backbone has no published weights, or the file cannot be downloaded.
   """
   if arch not in FILES:
-    raise WeightsError(
-      f'There are no published ImageNet weights for {arch}, only for {sorted(FILES)}.',
-      key=_NAME.key,
-      value=arch,
-      allowed=sorted(FILES),
-      hint=('Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'),
-    )
+    message = f'There are no published ImageNet weights for {arch}, only for {sorted(FILES)}.'
+    hint = 'Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'
+    raise WeightsError(message, key=_NAME.key, value=arch, allowed=sorted(FILES), hint=hint)
   path = cache_path(arch)
   digest, url = path.stem.rpartition('-')[2], f'{base_url}/{path.name}'
   if path.exists() and not files.sha256(path).startswith(digest):

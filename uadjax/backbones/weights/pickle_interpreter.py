@@ -44,12 +44,6 @@ class Tensor(NamedTuple):
   strides: tuple[int, ...]
 
 
-class _Global(NamedTuple):
-  """Class or function that a pickle refers to, by name only."""
-
-  name: str
-
-
 class Holder:
   """NumPy array or dtype in `value`, which a pickle creates empty and fills later."""
 
@@ -102,9 +96,11 @@ def _extend_list(target: Value, *items: Value) -> list[Value]:
   return target
 
 
-# Everything that a pickle may call, replaced by functions that handle plain data. Pickles of
-# protocol 2 use the names of Python 2.
-_FUNCTIONS: Mapping[str, Callable[..., Value]] = {
+# All names that a pickle may use. Functions are replaced by others, which handle plain data, and
+# types of storages by dtypes. Pickles of protocol 2 use the names of Python 2.
+_GLOBALS: Mapping[str, Value] = {
+  **_STORAGE_DTYPES,
+  'numpy.ndarray': None,
   'collections.OrderedDict': _make_dict,
   'torch._utils._rebuild_tensor_v2': lambda *arguments: Tensor(*arguments[:4]),
   'torch._utils._rebuild_parameter': lambda data, *_: data,
@@ -122,20 +118,19 @@ _FUNCTIONS: Mapping[str, Callable[..., Value]] = {
     'multiarray.scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
   }.items()
 }
-_GLOBALS = {*_FUNCTIONS, *_STORAGE_DTYPES, 'numpy.ndarray'}
 
 
-def _resolve_global(module: Value, name: Value) -> _Global:
+def _resolve_global(module: Value, name: Value) -> Value:
   full_name = f'{module}.{name}' if isinstance(module, str) and isinstance(name, str) else 'no name'
   if full_name not in _GLOBALS:
     raise ValueError(f'its pickle refers to {full_name[:100]}, which weights do not need')
-  return _Global(full_name)
+  return _GLOBALS[full_name]
 
 
 def _call_function(function: Value, arguments: Value) -> Value:
-  if not isinstance(function, _Global) or function.name not in _FUNCTIONS:
-    raise ValueError('its pickle calls an object that is not an allowed function')
-  return _FUNCTIONS[function.name](*arguments)
+  if not callable(function):  # A pickle has no functions but those of `_GLOBALS`.
+    raise ValueError('its pickle calls an object that is not a function')
+  return function(*arguments)
 
 
 def _set_state(target: Value, state: Value) -> Value:
@@ -152,11 +147,10 @@ def _set_state(target: Value, state: Value) -> Value:
 def _make_storage(
   kind: Value, dtype: Value, key: Value, _: Value, length: Value, view: Value = None
 ) -> Storage:
-  name = dtype.name if isinstance(dtype, _Global) else ''
-  is_valid = kind == 'storage' and name in _STORAGE_DTYPES and isinstance(key, str) and view is None
-  if not is_valid:
+  is_valid = kind == 'storage' and isinstance(dtype, np.dtype) and isinstance(key, str)
+  if not is_valid or view is not None:
     raise ValueError('its pickle describes an invalid storage')
-  return Storage(key, _STORAGE_DTYPES[name], length)
+  return Storage(key, dtype, length)
 
 
 # Instructions that are functions of the values they pop.
