@@ -5,7 +5,7 @@ first operation that differs is this one or an earlier one.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 import tempfile
 
@@ -64,18 +64,39 @@ def _truncated_call(
 ) -> Callable[[jax.Array], graphs.Outputs]:
   """Return the function that ends after an operation; its result takes the place of the map."""
   jaxpr = closed_jaxpr.jaxpr
-  truncated_jaxpr = jaxpr.replace(
-    eqns=jaxpr.eqns[: jaxpr.eqns.index(operation) + 1],
-    outvars=operation.outvars[:1],
-    debug_info=jaxpr.debug_info.with_unknown_names(),
-  )
+  equations = jaxpr.eqns[: jaxpr.eqns.index(operation) + 1]
 
   def call(images: jax.Array) -> graphs.Outputs:
-    value = _evaluate_jaxpr(closed_jaxpr.replace(jaxpr=truncated_jaxpr), images)
-    value = value.astype(jnp.float32)
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed_jaxpr.consts, images], strict=True))
+    for equation in equations:
+      inputs = [env[var] for var in _variables(equation.invars)]
+      env.update(zip(equation.outvars, _evaluate(closed_jaxpr, equation, inputs), strict=True))
+    value = env[operation.outvars[0]].astype(jnp.float32)
     return value, value.sum()[None]  # Any value serves as a score.
 
   return call
+
+
+def _evaluate(
+  closed_jaxpr: core.ClosedJaxpr, equation: core.JaxprEqn, inputs: Sequence[jax.Array]
+) -> Sequence[jax.Array]:
+  """Return the results of one operation.
+
+  Max pooling is called as `nn.max_pool`, which exporters map to a built-in operation.
+  """
+  jaxpr, params = closed_jaxpr.jaxpr, equation.params
+  if equation.primitive.name == 'reduce_window_max' and len(params['window_dimensions']) == 4:
+    keys = 'window_dimensions', 'window_strides', 'padding'
+    window, strides, padding = (params[key][1:3] for key in keys)
+    return [nn.max_pool(*inputs, window_shape=window, strides=strides, padding=padding)]
+  single_jaxpr = jaxpr.replace(
+    constvars=[],
+    invars=_variables(equation.invars),
+    eqns=[equation],
+    outvars=equation.outvars,
+    debug_info=jaxpr.debug_info.with_unknown_names(),
+  )
+  return core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))(*inputs)
 
 
 def _agrees(
@@ -90,34 +111,8 @@ def _agrees(
     except Exception:  # An operation that cannot be exported or run counts as a mismatch.
       return False
   expected = np.asarray(jax.jit(graph.call)(images)[0])
-  if actual.shape != expected.shape:
-    return False
-  scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
-  return float(np.abs(actual - expected).max(initial=0)) <= tolerance * scale
-
-
-def _evaluate_jaxpr(closed_jaxpr: core.ClosedJaxpr, images: jax.Array) -> jax.Array:
-  """Evaluate a jaxpr operation by operation and return its first output.
-
-  Max pooling is called as `nn.max_pool`, which exporters map to a built-in operation.
-  """
-  jaxpr = closed_jaxpr.jaxpr
-  env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed_jaxpr.consts, images], strict=True))
-  for equation in jaxpr.eqns:
-    input_vars = _variables(equation.invars)
-    inputs, params = [env[var] for var in input_vars], equation.params
-    if equation.primitive.name == 'reduce_window_max' and len(params['window_dimensions']) == 4:
-      keys = 'window_dimensions', 'window_strides', 'padding'
-      window, strides, padding = (params[key][1:3] for key in keys)
-      pooled = nn.max_pool(*inputs, window_shape=window, strides=strides, padding=padding)
-      env[equation.outvars[0]] = pooled
-      continue
-    single_jaxpr = jaxpr.replace(
-      constvars=[], invars=input_vars, eqns=[equation], outvars=equation.outvars
-    )
-    evaluate = core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))
-    env.update(zip(equation.outvars, evaluate(*inputs), strict=True))
-  return env[jaxpr.outvars[0]]
+  scale = np.abs(expected).max(initial=np.finfo(np.float32).tiny)
+  return actual.shape == expected.shape and np.allclose(actual, expected, 0, tolerance * scale)
 
 
 def _dependency_chain(
