@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 import tempfile
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -34,8 +35,8 @@ def first_mismatch(
     images: images [n h w 3] to run on; only the first batch of the graph is used.
     tolerance: allowed difference, relative to the largest value of an operation's result.
   """
-  images = images[: graph.batch or 1]
-  graph = graph._replace(batch=len(images))
+  images = images[: graph.input_shape[0] or 1]
+  graph = graph._replace(input_shape=images.shape)
   closed_jaxpr = jax.make_jaxpr(graph.call)(images)
   jaxpr = closed_jaxpr.jaxpr
   operations = _image_dependent_operations(jaxpr)
@@ -78,8 +79,8 @@ def _truncated_call(
 
 
 def _evaluate(
-  closed_jaxpr: core.ClosedJaxpr, equation: core.JaxprEqn, inputs: Sequence[jax.Array]
-) -> Sequence[jax.Array]:
+  closed_jaxpr: core.ClosedJaxpr, equation: core.JaxprEqn, inputs: Sequence[Any]
+) -> Sequence[Any]:
   """Return the results of one operation.
 
   Max pooling is called as `nn.max_pool`, which exporters map to a built-in operation.

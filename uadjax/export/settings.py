@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from uadjax.config import field
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, refuse, Setting
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -46,3 +46,12 @@ class ExportSettings:
     'int8: smaller and faster; fp16: smaller. ONNX only; not written if inaccurate.',
     choices=('', 'int8', 'fp16'),
   )
+
+  def validate(self) -> None:
+    """Raise a ConfigError if graphs of the format cannot be quantized, but should be."""
+    if self.quantize and self.format != 'onnx':
+      message = (
+        f'{self.quantize} requires onnx, the only format whose quantized graphs are checked.'
+      )
+      hint = 'Use ', Setting('export.format', 'onnx'), ', or omit ', Setting('export.quantize'), '.'
+      refuse('export.quantize', self.quantize, message, *hint)

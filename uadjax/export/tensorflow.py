@@ -1,6 +1,6 @@
 """SavedModel and TFLite export: StableHLO wrapped in a TensorFlow function."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 from pathlib import Path
 from types import ModuleType
@@ -33,12 +33,7 @@ def load_savedmodel(path: Path) -> runtimes.RunFunction:
   """Open a SavedModel in TensorFlow."""
   with _quiet_tensorflow() as tf:
     signature = tf.saved_model.load(str(path)).signatures['serving_default']
-
-  def compute_scores(images: np.ndarray) -> Scores:
-    outputs = signature(**{runtimes.INPUT_NAME: tf.constant(images)})
-    return Scores(*(outputs[name].numpy() for name in runtimes.OUTPUT_NAMES))
-
-  return compute_scores
+  return lambda images: _to_scores(signature(**{runtimes.INPUT_NAME: tf.constant(images)}))
 
 
 def write_tflite(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
@@ -65,12 +60,11 @@ def load_tflite(path: Path) -> runtimes.RunFunction:
     interpreter = tf.lite.Interpreter(str(path))
     interpreter.allocate_tensors()
     signature_runner = interpreter.get_signature_runner()
+  return lambda images: _to_scores(signature_runner(**{runtimes.INPUT_NAME: images}))
 
-  def compute_scores(images: np.ndarray) -> Scores:
-    outputs = signature_runner(**{runtimes.INPUT_NAME: images})
-    return Scores(*(outputs[name] for name in runtimes.OUTPUT_NAMES))
 
-  return compute_scores
+def _to_scores(outputs: Mapping[str, Any]) -> Scores:
+  return Scores(*(np.asarray(outputs[name]) for name in runtimes.OUTPUT_NAMES))
 
 
 def _tf_module(tf: ModuleType, graph: graphs.Graph):
