@@ -141,9 +141,10 @@ def test_a_quantized_graph_says_so(models, lenient, tmp_path):
   assert 'agreement' not in told  # For it does not agree.
   assert told['quantized'] == done.quantized.to_dict()
   assert told['quantized']['bytes_after'] == path.stat().st_size
-  assert told['quantized']['images'] == {'good': small_runs.TRAIN, 'test': 9}
-  assert told['quantized']['auroc'] == pytest.approx(done.quantized.agreements['test'].auroc)
-  assert told['quantized']['auroc'] > 0.5
+  agreements = told['quantized']['agreements']
+  images = {name: agreement['images'] for name, agreement in agreements.items()}
+  assert images == {'good': small_runs.TRAIN, 'test': 9}
+  assert agreements['test']['auroc'] > 0.5
   assert 'int8' in str(done)
   assert {one.name for one in tmp_path.iterdir()} == {'it.onnx', 'it.onnx.json'}
 
@@ -265,7 +266,6 @@ def test_without_images_there_is_nothing_to_go_by_but_those_given(models, drawn,
   ).quantized
   assert folder.agreements['good'].images == small_runs.GOOD
   assert 'test' not in folder.agreements
-  assert folder.to_dict()['auroc'] is None
 
 
 def test_a_fixed_batch_and_a_cameras_pixels(models, lenient, tmp_path):

@@ -62,9 +62,7 @@ class Compact(nn.Module):
   depths = tuple(config.depth for config in STAGE_CONFIGS.values())
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'b h w 3'], train: bool = False
-  ) -> dict[str, Float[Array, 'b _h _w _c']]:
+  def __call__(self, x: Float[Array, 'b h w 3'], train: bool = False) -> convolution.FeatureMaps:
     """Return the feature maps of the requested stages, by name.
 
     In training, BatchNorm normalizes by batch statistics and updates its running statistics.

@@ -15,6 +15,8 @@ import jax
 from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
+FeatureMaps = dict[str, Float[Array, 'b _h _w _c']]  # Of the requested stages, by name.
+
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 _CACHE_BYTES = 8 << 20  # Shifted images of one product must fit into a CPU's cache.
 

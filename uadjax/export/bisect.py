@@ -43,7 +43,16 @@ def first_mismatch(
 
   def differs(operation: core.JaxprEqn) -> bool:
     call = _truncated_call(closed_jaxpr, operation)
-    return not _agrees(graph._replace(call=call), write, load, images, tolerance)
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder) / 'truncated'
+      try:
+        write(graph._replace(call=call), path)
+        actual = np.asarray(load(path)(images).map)
+      except Exception:  # An operation that cannot be exported or run counts as a mismatch.
+        return True
+    expected = np.asarray(jax.jit(call)(images)[0])
+    atol = tolerance * np.abs(expected).max(initial=np.finfo(np.float32).tiny)
+    return actual.shape != expected.shape or not np.allclose(actual, expected, 0, atol)
 
   with progress.show_status('Looking for the operation that differs'):
     outputs = [x for x in operations if set(x.outvars) & set(jaxpr.outvars)]
@@ -98,22 +107,6 @@ def _evaluate(
     debug_info=jaxpr.debug_info.with_unknown_names(),
   )
   return core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))(*inputs)
-
-
-def _agrees(
-  graph: graphs.Graph, write: Write, load: Load, images: np.ndarray, tolerance: float
-) -> bool:
-  """Return whether a graph's first output is the same once it is exported."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / 'truncated'
-    try:
-      write(graph, path)
-      actual = np.asarray(load(path)(images).map)
-    except Exception:  # An operation that cannot be exported or run counts as a mismatch.
-      return False
-  expected = np.asarray(jax.jit(graph.call)(images)[0])
-  scale = np.abs(expected).max(initial=np.finfo(np.float32).tiny)
-  return actual.shape == expected.shape and np.allclose(actual, expected, 0, tolerance * scale)
 
 
 def _dependency_chain(

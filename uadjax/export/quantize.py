@@ -47,21 +47,12 @@ class QuantizationResult(NamedTuple):
 
   def to_dict(self) -> dict[str, object]:
     """Return sizes, agreements and tolerances as JSON-compatible values."""
-    agreements, test = self.agreements, self.agreements.get('test')
-    return {
-      'kind': self.kind,
-      'bytes_before': self.bytes_before,
-      'bytes_after': self.bytes_after,
-      'images': {name: x.images for name, x in agreements.items()},
-      'label_changes': {name: x.label_changes for name, x in agreements.items()},
-      'score_change': {name: x.score_change for name, x in agreements.items()},
-      'auroc': test.auroc if test else None,
-      'auroc_quantized': test.auroc_quantized if test else None,
-      'tolerance': {
-        'auroc_fall': quantization_check.MAX_AUROC_DROP,
-        'label_share': quantization_check.MAX_LABEL_CHANGE_SHARE,
-      },
+    agreements = {name: agreement._asdict() for name, agreement in self.agreements.items()}
+    tolerance = {
+      'auroc_fall': quantization_check.MAX_AUROC_DROP,
+      'label_share': quantization_check.MAX_LABEL_CHANGE_SHARE,
     }
+    return {**self._asdict(), 'agreements': agreements, 'tolerance': tolerance}
 
   def __str__(self) -> str:
     sentences = [f'on {x.images} {name} images {x}' for name, x in self.agreements.items()]

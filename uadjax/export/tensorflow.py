@@ -37,20 +37,12 @@ def load_savedmodel(path: Path) -> runtimes.RunFunction:
 
 
 def write_tflite(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
-  """Write a TFLite file for phones and embedded boards, of TFLite's built-in ops only.
-
-  Raises:
-    ExportError: TensorFlow cannot convert the graph.
-  """
+  """Write a TFLite file for phones and embedded boards, of TFLite's built-in ops only."""
   with _quiet_tensorflow() as tf:
     module = _tf_module(tf, graph)
     function = module.score.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
-    try:
-      path.write_bytes(converter.convert())
-    except Exception as error:  # The converter raises many classes, none of them public.
-      reason = graphs.first_line(error)
-      raise ExportError(f'TensorFlow cannot convert this model to TFLite: {reason}') from None
+    path.write_bytes(converter.convert())
   return {'tensorflow': tf.__version__}
 
 

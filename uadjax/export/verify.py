@@ -61,9 +61,7 @@ class Agreement(NamedTuple):
 
   def to_dict(self) -> dict[str, Any]:
     """Return the differences and the tolerance as JSON-compatible values."""
-    fields = {**self._asdict(), 'tolerance': TOLERANCE}
-    del fields['worst_index']
-    return fields
+    return {**self._asdict(), 'tolerance': TOLERANCE}
 
   def __str__(self) -> str:
     return (

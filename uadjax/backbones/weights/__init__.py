@@ -69,7 +69,7 @@ class Choice(NamedTuple):
   fallback_reason: str = ''
 
 
-def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCHVISION) -> Choice:
+def choose(name: str, weights: str, stages: Sequence[str]) -> Choice:
   """Return the backbone and weights that 'auto' or 'embedded' selects; keep any other choice.
 
   'auto' selects ImageNet weights if they are cached or can be downloaded, otherwise the embedded
@@ -85,7 +85,7 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
     return Choice(name, weights)
   if weights == 'auto' and not is_compact:
     try:
-      fetch_published(name, base_url)
+      fetch_published(name)
       return Choice(name, 'imagenet')
     except WeightsError as error:
       if not can_embed:
@@ -101,16 +101,13 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
   return Choice(compact.NAME, 'embedded', reason)
 
 
-def load(
-  weights: str, module: Backbone, base_url: str = TORCHVISION
-) -> tuple[Variables, Provenance]:
+def load(weights: str, module: Backbone) -> tuple[Variables, Provenance]:
   """Return the variables of a backbone and their origin.
 
   Args:
     weights: a file, 'imagenet' (torchvision's), 'embedded' (this package's) or 'random'. `choose`
       resolves 'auto'.
     module: the backbone, up to the last stage that is needed.
-    base_url: server folder of torchvision's files.
 
   Raises:
     WeightsError: the file is missing, damaged or from another network. The message names the file,
@@ -122,7 +119,7 @@ def load(
     variables = jax.jit(module.init)(key, jnp.zeros((1, 32, 32, 3)))
     return variables, Provenance('random', 'random initialization', '')
   if weights == 'imagenet':
-    path, source = fetch_published(module.arch, base_url)
+    path, source = fetch_published(module.arch)
   elif weights == 'embedded':
     path, source = EMBEDDED, 'embedded in uadjax (see NOTICE)'
   else:
@@ -143,7 +140,7 @@ def cache_path(arch: str) -> Path:
   return files.cache_dir() / 'weights' / FILES[arch]
 
 
-def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
+def fetch_published(arch: str) -> tuple[Path, str]:
   """Return the cached path and the URL of torchvision's weights, downloading them if necessary.
 
   A damaged file in the cache is downloaded again.
@@ -156,7 +153,7 @@ def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
     hint = 'Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'
     raise WeightsError(message, key=_NAME.key, value=arch, allowed=sorted(FILES), hint=hint)
   path = cache_path(arch)
-  digest, url = path.stem.rpartition('-')[2], f'{base_url}/{path.name}'
+  digest, url = path.stem.rpartition('-')[2], f'{TORCHVISION}/{path.name}'
   if path.exists() and not files.sha256(path).startswith(digest):
     logging.LOG.warning('%s is damaged and will be downloaded again.', path)
     path.unlink()

@@ -1,6 +1,6 @@
 """Interpreter of PyTorch's and Paddle's pickles that never calls a function which a pickle names.
 
-A pickle is a program. `pickletools` decodes its instructions; `_Interpreter` executes the few that
+A pickle is a program. `pickletools` decodes its instructions; `load` executes the few that
 weights need, on plain data, and rejects all others. `_GLOBALS` has every name that a pickle may
 use.
 
@@ -186,56 +186,47 @@ def load(stream: io.BytesIO) -> tuple[Value, dict[str, Storage]]:
   Raises:
     ValueError, TypeError, LookupError: the pickle is damaged or holds more than weights.
   """
-  interpreter = _Interpreter()
+  stacks: list[list[Value]] = [[]]  # The last is in use; the others were saved at marks.
+  memo: dict[Value, Value] = {}
+  storages: dict[str, Storage] = {}
   for opcode, argument, _ in pickletools.genops(stream):
-    interpreter.execute(opcode, argument)
-  return interpreter.stack[-1], interpreter.storages
-
-
-class _Interpreter:
-  """Interpreter of pickle instructions: a stack, the stacks saved at marks, and the memo."""
-
-  def __init__(self):
-    self.stack: list[Value] = []
-    self.metastack: list[list[Value]] = []
-    self.memo: dict[int, Value] = {}
-    self.storages: dict[str, Storage] = {}
-
-  def execute(self, opcode: pickletools.OpcodeInfo, argument: Value) -> None:
-    """Execute one instruction, which pops its operands and then may push a value."""
-    operands = self._pop_operands(opcode.stack_before)
+    operands = _pop_operands(opcode.stack_before, stacks)
     match opcode.name:
       case 'PROTO' | 'FRAME':
-        return
+        continue
       case 'MARK':
-        self.metastack.append(self.stack)
-        self.stack = []
-        return
+        stacks.append([])
+        continue
       case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
-        self.memo[argument] = self.stack[-1]
-        return
+        memo[argument] = stacks[-1][-1]
+        continue
       case 'MEMOIZE':
-        value = self.memo[len(self.memo)] = operands[0]
+        value = memo[len(memo)] = operands[0]
       case 'GET' | 'BINGET' | 'LONG_BINGET':
-        value = self.memo[argument]
+        value = memo[argument]
       case 'GLOBAL':
-        value = _resolve_global(*argument.split(' ', 1))
+        value = _resolve_global(*str(argument).split(' ', 1))
       case 'BINPERSID':
         value = _make_storage(*operands[0])
-        self.storages[value.key] = value
+        storages[value.key] = value
       case name if name in _OPERATIONS:
         value = _OPERATIONS[name](*operands)
       case name if opcode.stack_after and opcode.stack_after[0].name in _LITERAL_TYPES:
         value = argument
       case name:
         raise ValueError(f'its pickle has the instruction {name}, which weights do not need')
-    self.stack.append(value)
+    stacks[-1].append(value)
+  return stacks[-1][-1], storages
 
-  def _pop_operands(self, stack_before: list[pickletools.StackObject]) -> list[Value]:
-    items = []
-    if pickletools.stackslice in stack_before:  # All values above the last mark.
-      items, self.stack = self.stack, self.metastack.pop()
-    count = sum(x not in (pickletools.markobject, pickletools.stackslice) for x in stack_before)
-    if len(self.stack) < count:
-      raise ValueError('its pickle pops more values than its stack has')
-    return [self.stack.pop() for _ in range(count)][::-1] + items
+
+def _pop_operands(
+  stack_before: list[pickletools.StackObject], stacks: list[list[Value]]
+) -> list[Value]:
+  """Pop the values that an instruction takes from the last stack."""
+  items = []
+  if pickletools.stackslice in stack_before:  # All values above the last mark.
+    items = stacks.pop()
+  count = sum(x not in (pickletools.markobject, pickletools.stackslice) for x in stack_before)
+  if len(stacks[-1]) < count:
+    raise ValueError('its pickle pops more values than its stack has')
+  return [stacks[-1].pop() for _ in range(count)][::-1] + items
