@@ -58,7 +58,8 @@ class Compact(nn.Module):
   arch: str = NAME
   axis_name: str | None = None
 
-  # Number of residual blocks in each stage.
+  # All stages that can be requested, and the number of residual blocks in each.
+  available_stages = STAGES
   depths = tuple(config.depth for config in STAGE_CONFIGS.values())
 
   @nn.compact

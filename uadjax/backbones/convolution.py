@@ -69,6 +69,8 @@ def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array
   The factors are x shifted horizontally and g shifted vertically. A few images are processed at a
   time, so that the shifted copies stay in the cache.
   """
+  if kernel_size == 1:
+    x, stride = x[:, ::stride, ::stride], 1
   x, taps = _stride_to_channels(x, g, kernel_size, stride)
   (b, rows, _, c), (_, _, width, o) = x.shape, g.shape
   g = jnp.pad(g, ((0, 0), (taps - 1, taps - 1), (0, 0), (0, 0)))
@@ -84,8 +86,6 @@ def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array
   chunks = x.reshape(b // n, n, *x.shape[1:]), g.reshape(b // n, n, *g.shape[1:])
   total, _ = lax.scan(accumulate, jnp.zeros((taps * c, taps * o), x.dtype), chunks)
   kernel = total.reshape(taps, c, taps, o).transpose(2, 0, 1, 3)
-  if kernel_size == 1 or stride == 1:
-    return kernel
   full_kernel = kernel.reshape(taps, taps, stride, stride, c // stride**2, o)
   full_kernel = full_kernel.transpose(0, 2, 1, 3, 4, 5)
   return full_kernel.reshape(taps * stride, taps * stride, -1, o)[:kernel_size, :kernel_size]
@@ -97,8 +97,6 @@ def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tu
   Returns:
     Input and kernel size of an equivalent convolution without stride or padding.
   """
-  if kernel_size == 1:
-    return x[:, ::stride, ::stride], 1
   (_, height, width, _), (_, h, w, _) = x.shape, g.shape
   taps, half = -(-kernel_size // stride), kernel_size // 2
   rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride

@@ -36,6 +36,8 @@ class ResNet(nn.Module):
   width: int = 64
   axis_name: str | None = None
 
+  available_stages = STAGES  # All that can be requested.
+
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w 3'], train: bool = False) -> convolution.FeatureMaps:
     """Return the feature maps of the requested stages, by name.

@@ -27,9 +27,8 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
   if _is_usable(local_path, info.arrays_sha256):
     return local_path
   # Some options change the score but no array, so the hash of the arrays is not enough.
-  settings = configs.to_plain_dict(info.config)
-  key = [uadjax.__version__, info.arrays_sha256, settings['data']['ops'], settings['detector']]
-  digest = hashlib.sha256(json.dumps([*key, settings['backbone']]).encode()).hexdigest()
+  key = [uadjax.__version__, info.arrays_sha256, configs.to_plain_dict(info.config)]
+  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
   cached_path = files.cache_dir() / 'exports' / f'{digest[:16]}.onnx'
   if not cached_path.is_file():
     # Opening a cached graph needs none of the exporters.

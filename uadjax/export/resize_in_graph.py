@@ -112,10 +112,9 @@ def _resize_passes(
       x = np.minimum(_weighted_sums(x, axis, taps, np) >> _WEIGHT_BITS, 255)
     if np.array_equal(x[0], np.asarray(expected)):
       return ordered_passes
-  raise ExportError(
-    f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce.',
-    hint=('Install another version of Pillow, or omit ', Setting('export.include_resize'), '.'),
-  )
+  message = f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce.'
+  hint = 'Install another version of Pillow, or omit ', Setting('export.include_resize'), '.'
+  raise ExportError(message, hint=hint)
 
 
 def _weighted_sums(x: Any, axis: int, taps: Taps, xp: ModuleType) -> Any:

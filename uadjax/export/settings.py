@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from uadjax.config import field
-from uadjax.errors import ConfigError, refuse, Setting
+from uadjax.errors import refuse, Setting
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -17,11 +17,8 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return None
   match = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
   if not match:
-    raise ConfigError(
-      f"{text!r} is not a size. Pass the camera's height and width, such as 1024x1280.",
-      key='export.include_resize',
-      value=text,
-    )
+    message = f"{text!r} is not a size. Pass the camera's height and width, such as 1024x1280."
+    refuse('export.include_resize', text, message)
   return int(match[1]), int(match[2])
 
 

@@ -1,6 +1,6 @@
 """Verification of exported graphs: their scores, maps and labels must match the model's."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,7 +180,7 @@ def sample_evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def count_label_changes(
-  a: Iterable[Any], b: Iterable[Any], thresholds: calibration.Thresholds
+  a: jax.Array | np.ndarray, b: jax.Array | np.ndarray, thresholds: calibration.Thresholds
 ) -> int:
   """Return the number of images for which the scores of two graphs have different labels."""
   labels = ([calibration.label(float(x), thresholds) for x in scores] for scores in (a, b))
