@@ -212,8 +212,7 @@ def test_nothing_that_is_not_a_number_is_kept(models):
   def scores(value):
     return lambda images: types.Scores(images[..., 0], np.full(len(images), value, np.float32))
 
-  limits = models['padim'].thresholds
-  found = quantization_check.compare([scores(1), scores(np.nan)], on.good, on, limits, None)
+  found = quantization_check.compare([scores(1), scores(np.nan)], on.good, on, None)
   assert not found.is_within_tolerance
 
 
@@ -281,7 +280,7 @@ def test_the_last_batch_is_filled_with_images(drawn):
     return np.full((2, 2, 3), int(path.name), np.uint8)
 
   records = [record_types.Record(Path(name)) for name in '12345']
-  chunks = [*quantize.read_batches(records, taken, 3)]
+  chunks = [*quantization_check.read_batches(records, taken, 3)]
   assert [images[:, 0, 0, 0].tolist() for images in chunks] == [[1, 2, 3], [4, 5, 4]]
 
 

@@ -130,9 +130,7 @@ def export(
     file_info, agreement = _write_and_verify(spec, graph, path, model, images)
     quantized, check = None, {'agreement': agreement.to_dict()}
     if evaluation_images:
-      quantized = quantization.quantize(
-        options.quantize, path, model.thresholds, batch, evaluation_images
-      )
+      quantized = quantization.quantize(options.quantize, path, batch, evaluation_images)
       check = {'quantized': quantized.to_dict()}
     metadata = {
       'format': options.format,

@@ -32,10 +32,7 @@ class Graph(NamedTuple):
 
 
 def from_model(
-  model: model_dir.Model,
-  batch: int | None,
-  camera_size: tuple[int, int] | None,
-  quantize: str = '',
+  model: model_dir.Model, batch: int | None, camera_size: tuple[int, int] | None, quantize: str = ''
 ) -> Graph:
   """Build the graph of a model.
 

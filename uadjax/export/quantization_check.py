@@ -6,7 +6,7 @@ images must not drop.
 Letters: r graphs, n images, h w image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from uadjax.data.records import Record, Splits
 from uadjax.errors import ConfigError, DataError, Setting
 from uadjax.export import graph as graphs, verify
 from uadjax.model import calibration, model_dir
-from uadjax.model.scorer import RunFunction, Scorer
+from uadjax.model.scorer import RunFunction
 from uadjax.numerics import metrics
 
 # On easy products, methods differ by less than one point of image AUROC.
@@ -81,11 +81,13 @@ class EvaluationImages(NamedTuple):
     good: good images.
     test: test images, good and defective.
     read_input: function that reads an image file as input of the graph.
+    thresholds: thresholds of the images' labels.
   """
 
   good: Sequence[Record]
   test: Sequence[Record]
   read_input: ReadInput
+  thresholds: calibration.Thresholds
 
 
 def select_images(
@@ -123,14 +125,13 @@ def select_images(
     return inputs.load(inputs.Source(str(path), path), graph_ops).require_pixels()
 
   good, test = (verify.sample_evenly(records, _MAX_IMAGES) for records in (good, splits.test))
-  return EvaluationImages(good, test, read_input)
+  return EvaluationImages(good, test, read_input, model.thresholds)
 
 
 def compare(
   runs: Sequence[RunFunction],
   records: Sequence[Record],
-  evaluation_images: EvaluationImages,
-  thresholds: calibration.Thresholds,
+  images: EvaluationImages,
   batch: int | None,
 ) -> QuantizationAgreement:
   """Compare the labels and the image AUROC of two graphs.
@@ -138,25 +139,30 @@ def compare(
   Args:
     runs: functions that run the float and the quantized graph, in this order.
     records: images to compare on.
-    evaluation_images: set that the images come from, for its `read_input`.
-    thresholds: thresholds of the labels.
+    images: set that the images come from, for how to read and to label them.
     batch: batch size of the graphs; None for any size.
   """
-  batch_size, pairs = batch or _BATCH_SIZE, []
-  scorers = [Scorer([run], batch_sizes=(batch_size,)) for run in runs]
-  for i in range(0, len(records), batch_size):
-    images = [evaluation_images.read_input(r.path) for r in records[i : i + batch_size]]
-    predictions = [scorer.score(images) for scorer in scorers]
-    pairs += [[p.score for p in pair] for pair in zip(*predictions, strict=True)]
-  float_scores, quantized_scores = np.array(pairs).T
+  batches = read_batches(records, images.read_input, batch or _BATCH_SIZE)
+  scores = [[run(graph_inputs).image for run in runs] for graph_inputs in batches]
+  scores = np.concatenate(scores, axis=1, dtype=np.float64)
+  float_scores, quantized_scores = scores[:, : len(records)]  # Without padding.
   is_anomalous = np.array([record.is_anomalous for record in records])
   return QuantizationAgreement(
     len(records),
-    verify.count_label_changes(float_scores, quantized_scores, thresholds),
+    verify.count_label_changes(float_scores, quantized_scores, images.thresholds),
     float(verify.relative_excess(quantized_scores, float_scores, float_scores).max()),
     _auroc(float_scores, is_anomalous),
     _auroc(quantized_scores, is_anomalous),
   )
+
+
+def read_batches(
+  records: Sequence[Record], read_input: ReadInput, batch_size: int
+) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
+  """Yield batches of graph inputs, of which the last is padded by repeating its images."""
+  for start in range(0, len(records), batch_size):
+    images = np.stack([read_input(r.path) for r in records[start : start + batch_size]])
+    yield np.resize(images, (batch_size, *images.shape[1:]))
 
 
 def _load_splits(model: model_dir.Model, folder: Path | None) -> Splits:

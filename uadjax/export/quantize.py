@@ -4,18 +4,15 @@ A quantized graph cannot match its model to 1e-4, so `quantization_check` compar
 Thresholds apply to distances, so norms, means and everything compared with them stay float32.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import UInt8
 import numpy as np
 
-from uadjax.data.records import Record
 from uadjax.errors import DataError, ExportError, Setting
 from uadjax.export import graph as graphs, onnx as onnx_files, quantization_check, runtimes, verify
-from uadjax.export.quantization_check import EvaluationImages, QuantizationAgreement, ReadInput
-from uadjax.model import calibration
+from uadjax.export.quantization_check import EvaluationImages, QuantizationAgreement
 from uadjax.system import logging, progress
 
 # Images for measuring activation ranges. More images widen few ranges, and take longer.
@@ -62,20 +59,15 @@ class QuantizationResult(NamedTuple):
 
 
 def quantize(
-  kind: str,
-  path: Path,
-  thresholds: calibration.Thresholds,
-  batch: int | None,
-  evaluation_images: EvaluationImages,
+  kind: str, path: Path, batch: int | None, images: EvaluationImages
 ) -> QuantizationResult:
   """Quantize an ONNX file in place, and compare the result with the float graph.
 
   Args:
     kind: one of QUANTIZERS.
     path: ONNX file, which is replaced.
-    thresholds: thresholds of the labels.
     batch: batch size of the graph; None for any size.
-    evaluation_images: images to measure activations on and to compare on.
+    images: images to measure activations on and to compare on.
 
   Raises:
     ExportError: the graph cannot be quantized, or labels or AUROC change too much.
@@ -87,12 +79,12 @@ def quantize(
   quantized_path = path.with_name(f'smaller-{path.name}')
   try:
     with progress.show_status(f'Quantizing {path.name}'), logging.silence():
-      _write_quantized(kind, path, quantized_path, batch, evaluation_images)
+      _write_quantized(kind, path, quantized_path, batch, images)
     runs = [onnx_files.load(graph_path) for graph_path in (path, quantized_path)]
     with progress.show_status(f'Comparing {path.name} with the float graph'):
       agreements = {
-        name: quantization_check.compare(runs, records, evaluation_images, thresholds, batch)
-        for name, records in (('good', evaluation_images.good), ('test', evaluation_images.test))
+        name: quantization_check.compare(runs, records, images, batch)
+        for name, records in (('good', images.good), ('test', images.test))
         if records
       }
   except DataError:
@@ -134,15 +126,15 @@ def _write_quantized(
 
 
 def _to_int8(
-  path: Path, quantized_path: Path, batch: int | None, evaluation_images: EvaluationImages
+  path: Path, quantized_path: Path, batch: int | None, images: EvaluationImages
 ) -> onnx_files.Model:
   """Quantize convolutions to 8 bits: weights per channel, activation ranges from good images."""
   import onnx_ir
   from onnxruntime import quantization
 
-  records = verify.sample_evenly(evaluation_images.good, _NUM_CALIBRATION_IMAGES)
-  batches = read_batches(records, evaluation_images.read_input, batch or 1)
-  feeds = ({runtimes.INPUT_NAME: images} for images in batches)
+  records = verify.sample_evenly(images.good, _NUM_CALIBRATION_IMAGES)
+  batches = quantization_check.read_batches(records, images.read_input, batch or 1)
+  feeds = ({runtimes.INPUT_NAME: graph_inputs} for graph_inputs in batches)
 
   class CalibrationReader(quantization.CalibrationDataReader):
     def get_next(self) -> Any:
@@ -164,15 +156,6 @@ def _to_int8(
     extra_options={'QDQKeepRemovableActivations': True},  # `_restore_float_inputs` looks for them.
   )
   return _restore_float_inputs(onnx_ir.load(quantized_path))
-
-
-def read_batches(
-  records: Sequence[Record], read_input: ReadInput, batch_size: int
-) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
-  """Yield batches of graph inputs, of which the last is padded by repeating its images."""
-  for start in range(0, len(records), batch_size):
-    images = np.stack([read_input(r.path) for r in records[start : start + batch_size]])
-    yield np.resize(images, (batch_size, *images.shape[1:]))
 
 
 def _restore_float_inputs(model: onnx_files.Model) -> onnx_files.Model:

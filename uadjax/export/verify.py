@@ -103,10 +103,7 @@ def select_images(
 
 
 def compare(
-  model: model_dir.Model,
-  run: RunFunction,
-  batch: int | None,
-  comparison_images: ComparisonImages,
+  model: model_dir.Model, run: RunFunction, batch: int | None, images: ComparisonImages
 ) -> Agreement:
   """Compare the scores, maps and labels of a graph with those of its model.
 
@@ -117,9 +114,9 @@ def compare(
     model: reference.
     run: function that runs the graph.
     batch: batch size of the graph; None for any size, in which case two sizes are tried.
-    comparison_images: images to run both on.
+    images: images to run both on.
   """
-  graph_inputs, network_inputs, source = comparison_images
+  graph_inputs, network_inputs, source = images
   ops = model.ops
 
   def reference_scores(score_fn: Callable[[Any], Scores]) -> Scores:
