@@ -58,10 +58,7 @@ def first_mismatch(
     outputs = [x for x in operations if set(x.outvars) & set(jaxpr.outvars)]
     mismatched_output = next(filter(differs, outputs), None)
     if mismatched_output is None:
-      return (
-        'no single operation differs; the exporter replaces a whole function instead of its '
-        'operations'
-      )
+      return 'no single operation differs; the exporter replaces a function as a whole'
     chain = _dependency_chain(mismatched_output, operations)
     # The last operation differs, and so do all from the first one that differs.
     operation = chain[bisect_left(chain[:-1], True, key=differs)]

@@ -151,10 +151,8 @@ def _require_exportable(model: model_dir.Model, format: str, output: Path) -> No
   max_array_bytes = _FORMATS[format].max_array_bytes
   array_bytes = sum(array.nbytes for array in jax.tree.leaves(model.fitted))
   if max_array_bytes is not None and array_bytes > max_array_bytes:
-    message = (
-      f'The arrays of {model.directory} take {array_bytes / 1e9:.1f} GB, but {format} is limited '
-      'to 2 GB.'
-    )
+    size = f'{array_bytes / 1e9:.1f} GB'
+    message = f'The arrays of {model.directory} take {size}, but {format} is limited to 2 GB.'
     to_onnx, channels = Setting('export.format', 'onnx'), Setting('detector.channels')
     raise ExportError(message, hint=('Use ', to_onnx, ', or fit with a smaller ', channels, '.'))
   if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
@@ -201,10 +199,8 @@ def _write_and_verify(
   agreement = agreements[-1]
   if agreement.is_within_tolerance:
     return file_info, max(agreements, key=lambda x: (x.score, x.map))
-  problem = (
-    f'{path.name} differs from the model: {agreement} (allowed: {verify.TOLERANCE:g} and no '
-    'changed label)'
-  )
+  allowed = f'{verify.TOLERANCE:g} and no changed label'
+  problem = f'{path.name} differs from the model: {agreement} (allowed: {allowed})'
   if max(agreement.score, agreement.map) <= verify.TOLERANCE:
     raise ExportError(
       f'{problem}; the score of an image is so close to a threshold that rounding changes its '

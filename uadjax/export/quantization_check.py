@@ -112,10 +112,7 @@ def select_images(
   if folder and (not good or not splits.test):
     good = splits.train or good
   if not good:
-    message = (
-      'export.quantize needs good images, and none of those in calibration.csv of '
-      f'{model.directory} exists on this machine.'
-    )
+    message = f'Quantization needs good images; those of {model.directory} are not on this machine.'
     hint = 'Name a folder of good images or a dataset: ', Setting('export.images', 'DIR'), '.'
     raise ConfigError(message, key='export.images', hint=hint)
 

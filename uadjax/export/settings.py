@@ -22,13 +22,14 @@ def parse_size(text: str) -> tuple[int, int] | None:
   return int(match[1]), int(match[2])
 
 
+_FORMATS = ('onnx', 'stablehlo', 'savedmodel', 'tflite')
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportSettings:
   """Section `export`."""
 
-  format: str = field(
-    'onnx', 'Format of the graph.', choices=('onnx', 'stablehlo', 'savedmodel', 'tflite')
-  )
+  format: str = field('onnx', 'Format of the graph.', choices=_FORMATS)
   output: str = field('', 'File to write; default: model.onnx (or another suffix) in the model.')
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
   batch: int | None = field(None, 'Fixed batch size; by default any.', minimum=1)

@@ -92,10 +92,8 @@ def choose(name: str, weights: str, stages: Sequence[str]) -> Choice:
         raise
       reason = str(error)
   if not can_embed:
-    message = (
-      f'The embedded weights support stages {list(compact.STAGES)} of {_DISTILLED_FROM}, '
-      f'not {list(stages)} of {name}.'
-    )
+    supported = f'stages {list(compact.STAGES)} of {_DISTILLED_FROM}'
+    message = f'The embedded weights support {supported}, not {list(stages)} of {name}.'
     hint = 'Set ', _WEIGHTS, " to 'imagenet', 'random' or a file, or choose those stages."
     raise WeightsError(message, key=_WEIGHTS.key, value=weights, hint=hint)
   return Choice(compact.NAME, 'embedded', reason)

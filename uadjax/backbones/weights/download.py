@@ -63,6 +63,4 @@ def _resume_download(url: str, partial_path: Path) -> None:
     shutil.copyfileobj(content, file, _CHUNK_BYTES)
     total_bytes = length + (num_bytes if is_resumed else 0)
     if file.tell() < total_bytes:
-      raise OSError(
-        f'it broke off after {file.tell()} of {total_bytes} bytes; the next run resumes there'
-      )
+      raise OSError(f'it broke off after {file.tell()} of {total_bytes} bytes and can be resumed')
