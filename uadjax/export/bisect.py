@@ -96,12 +96,9 @@ def _evaluate(
     keys = 'window_dimensions', 'window_strides', 'padding'
     window, strides, padding = (params[key][1:3] for key in keys)
     return [nn.max_pool(*inputs, window_shape=window, strides=strides, padding=padding)]
+  variables, debug_info = _variables(equation.invars), jaxpr.debug_info.with_unknown_names()
   single_jaxpr = jaxpr.replace(
-    constvars=[],
-    invars=_variables(equation.invars),
-    eqns=[equation],
-    outvars=equation.outvars,
-    debug_info=jaxpr.debug_info.with_unknown_names(),
+    constvars=[], invars=variables, eqns=[equation], outvars=equation.outvars, debug_info=debug_info
   )
   return core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))(*inputs)
 

@@ -202,10 +202,8 @@ def _write_and_verify(
   allowed = f'{verify.TOLERANCE:g} and no changed label'
   problem = f'{path.name} differs from the model: {agreement} (allowed: {allowed})'
   if max(agreement.score, agreement.map) <= verify.TOLERANCE:
-    raise ExportError(
-      f'{problem}; the score of an image is so close to a threshold that rounding changes its '
-      'label. Nothing was written.'
-    )
+    reason = 'a score is so close to a threshold that rounding changes the label of its image'
+    raise ExportError(f'{problem}; {reason}. Nothing was written.')
   raise _mismatch_error(problem, graph, spec, load, images.graph_inputs[agreement.worst_index :])
 
 

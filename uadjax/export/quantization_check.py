@@ -65,10 +65,8 @@ class QuantizationAgreement(NamedTuple):
     )
 
   def __str__(self) -> str:
-    text = (
-      f'{self.label_changes} of {self.images} labels change, scores change by at most '
-      f'{self.score_change:.2g}'
-    )
+    labels = f'{self.label_changes} of {self.images} labels change'
+    text = f'{labels}, scores change by at most {self.score_change:.2g}'
     if self.auroc is None:
       return text
     return f'{text}, image AUROC changes from {self.auroc:.4f} to {self.auroc_quantized:.4f}'

@@ -64,10 +64,8 @@ class Agreement(NamedTuple):
     return {**self._asdict(), 'tolerance': TOLERANCE}
 
   def __str__(self) -> str:
-    return (
-      f'on {self.images} {self.source} scores differ by at most {self.score:.1g}, maps by '
-      f'{self.map:.1g}, and {self.flips or "no"} labels differ'
-    )
+    scores = f'scores differ by at most {self.score:.1g}, maps by {self.map:.1g}'
+    return f'on {self.images} {self.source} {scores}, and {self.flips or "no"} labels differ'
 
 
 def select_images(

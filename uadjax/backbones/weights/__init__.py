@@ -173,10 +173,9 @@ def _parse_variables(data: bytes, module: Backbone, path: Path) -> Variables:
   }
   expected = key_mapping.expected_tensors(module)
   if mismatch := next(_mismatches(tensors, expected), ''):
-    raise WeightsError(
-      f'{path} does not fit {module.arch} with stages {list(module.stages)}: {mismatch}.',
-      hint=('Choose other ', _WEIGHTS, ', another ', _NAME, ' or other ', _LAYERS, '.'),
-    )
+    network = f'{module.arch} with stages {list(module.stages)}'
+    hint = 'Choose other ', _WEIGHTS, ', another ', _NAME, ' or other ', _LAYERS, '.'
+    raise WeightsError(f'{path} does not fit {network}: {mismatch}.', hint=hint)
   leaves = {keys: _to_leaf(tensors[name], name, path) for name, (keys, _) in expected.items()}
   return traverse_util.unflatten_dict(leaves)
 

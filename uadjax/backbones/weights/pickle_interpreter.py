@@ -97,7 +97,7 @@ def _extend_list(target: Value, *items: Value) -> list[Value]:
 
 
 # All names that a pickle may use. Functions are replaced by others, which handle plain data, and
-# types of storages by dtypes. Pickles of protocol 2 use the names of Python 2.
+# types of storages by dtypes.
 _GLOBALS: Mapping[str, Value] = {
   **_STORAGE_DTYPES,
   'numpy.ndarray': None,
@@ -106,22 +106,18 @@ _GLOBALS: Mapping[str, Value] = {
   'torch._utils._rebuild_parameter': lambda data, *_: data,
   'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
   'builtins.tuple': tuple,  # Paddle saves a single tensor as (name, array).
-  '__builtin__.tuple': tuple,
   '_codecs.encode': lambda text, *_: text.encode('latin1'),
   'numpy.dtype': _make_dtype,
-} | {
-  f'numpy.{core}.{name}': function
-  for core in ('core', '_core')
-  for name, function in {
-    'numeric._frombuffer': _make_array,
-    'multiarray._reconstruct': lambda *_: Holder(),
-    'multiarray.scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
-  }.items()
+  'numpy.core.numeric._frombuffer': _make_array,
+  'numpy.core.multiarray._reconstruct': lambda *_: Holder(),
+  'numpy.core.multiarray.scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
 }
 
 
 def _resolve_global(module: Value, name: Value) -> Value:
   full_name = f'{module}.{name}' if isinstance(module, str) and isinstance(name, str) else 'no name'
+  # Pickles of protocol 2 use the names of Python 2, and NumPy 2 has renamed its core.
+  full_name = full_name.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
   if full_name not in _GLOBALS:
     raise ValueError(f'its pickle refers to {full_name[:100]}, which weights do not need')
   return _GLOBALS[full_name]
