@@ -43,24 +43,18 @@ def conv_custom_grad(
   return conv(x, kernel, stride)
 
 
-def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-  return conv(x, kernel, stride), (x, kernel)
-
-
 def _backward(stride: int, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
   x, kernel = residuals
   (dx,) = jax.linear_transpose(lambda x: conv(x, kernel, stride), x)(g)
 
-  def default_weight_gradient(x: Array, g: Array) -> Array:
+  def default_gradient(x: Array, g: Array) -> Array:
     return jax.linear_transpose(lambda kernel: conv(x, kernel, stride), kernel)(g)[0]
 
-  cpu_weight_gradient = functools.partial(
-    _weight_gradient, kernel_size=kernel.shape[0], stride=stride
-  )
-  return dx, lax.platform_dependent(x, g, cpu=cpu_weight_gradient, default=default_weight_gradient)
+  cpu_gradient = functools.partial(_weight_gradient, kernel_size=kernel.shape[0], stride=stride)
+  return dx, lax.platform_dependent(x, g, cpu=cpu_gradient, default=default_gradient)
 
 
-conv_custom_grad.defvjp(_forward, _backward)
+conv_custom_grad.defvjp(lambda x, kernel, stride: (conv(x, kernel, stride), (x, kernel)), _backward)
 
 
 def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:

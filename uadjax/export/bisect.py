@@ -39,7 +39,7 @@ def first_mismatch(
   graph = graph._replace(input_shape=images.shape)
   closed_jaxpr = jax.make_jaxpr(graph.call)(images)
   jaxpr = closed_jaxpr.jaxpr
-  operations = _image_dependent_operations(jaxpr)
+  operations = _dependent_operations(jaxpr.eqns, jaxpr.invars)
 
   def differs(operation: core.JaxprEqn) -> bool:
     call = _truncated_call(closed_jaxpr, operation)
@@ -59,8 +59,9 @@ def first_mismatch(
     mismatched_output = next(filter(differs, outputs), None)
     if mismatched_output is None:
       return 'no single operation differs; the exporter replaces a function as a whole'
-    chain = _dependency_chain(mismatched_output, operations)
-    # The last operation differs, and so do all from the first one that differs.
+    needed = _dependent_operations(operations[::-1], mismatched_output.outvars, is_backward=True)
+    # The last operation differs. If an earlier one does, so should those after it.
+    chain = needed[::-1]
     operation = chain[bisect_left(chain[:-1], True, key=differs)]
   position = f'number {operations.index(operation) + 1} of {len(operations)}'
   return f'the first operation that differs is {_describe_operation(operation)}, {position}'
@@ -103,28 +104,21 @@ def _evaluate(
   return core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))(*inputs)
 
 
-def _dependency_chain(
-  operation: core.JaxprEqn, operations: list[core.JaxprEqn]
+def _dependent_operations(
+  operations: Iterable[core.JaxprEqn], variables: Iterable[core.Var], is_backward: bool = False
 ) -> list[core.JaxprEqn]:
-  """Return the operations that an operation depends on, in order, and the operation itself.
+  """Return the operations that depend on some variables, in order.
 
-  If one of them differs, those after it are expected to differ too, which bisection needs.
+  Backward, they are those that the variables depend on, and `operations` is in reverse order.
   """
-  needed_vars, dependencies = set(operation.outvars), []
-  for equation in reversed(operations):
-    if needed_vars & set(equation.outvars):
-      needed_vars.update(_variables(equation.invars))
-      dependencies.append(equation)
-  return dependencies[::-1]
-
-
-def _image_dependent_operations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-  """Return the operations whose result depends on the images."""
-  dependent_vars, dependent_operations = set(jaxpr.invars), []
-  for equation in jaxpr.eqns:
-    if dependent_vars & set(_variables(equation.invars)):
-      dependent_vars.update(equation.outvars)
-      dependent_operations.append(equation)
+  reached_vars, dependent_operations = set(variables), []
+  for operation in operations:
+    sources, targets = _variables(operation.invars), operation.outvars
+    if is_backward:
+      sources, targets = targets, sources
+    if reached_vars & set(sources):
+      reached_vars.update(targets)
+      dependent_operations.append(operation)
   return dependent_operations
 
 
@@ -135,8 +129,6 @@ def _variables(atoms: Iterable[object]) -> list[core.Var]:
 
 def _describe_operation(equation: core.JaxprEqn) -> str:
   name = equation.params.get('name') or equation.primitive.name
-  inputs, outputs = (
-    ', '.join(atom.aval.str_short() for atom in atoms)
-    for atoms in (equation.invars, equation.outvars)
-  )
+  inputs = ', '.join(atom.aval.str_short() for atom in equation.invars)
+  outputs = ', '.join(atom.aval.str_short() for atom in equation.outvars)
   return f'{name}({inputs}) -> {outputs}'

@@ -39,11 +39,10 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
       cached_path.parent.mkdir(parents=True, exist_ok=True)
       exporter.export(model_dir.load_arrays(info), output=cached_path)
     except OSError as error:
-      raise ConfigError(
-        f'The exported graph cannot be saved in {cached_path.parent} '
-        f'({error.strerror or error}). Set UADJAX_CACHE to a writable folder, or export into the '
-        f'model directory: uadjax export {info.directory}.'
-      ) from None
+      reason = error.strerror or error
+      message = f'The exported graph cannot be saved in {cached_path.parent} ({reason}).'
+      hint = f'Set UADJAX_CACHE to a writable folder, or run `uadjax export {info.directory}`.'
+      raise ConfigError(message, hint=hint) from None
   return cached_path
 
 

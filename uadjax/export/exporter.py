@@ -159,9 +159,8 @@ def _require_exportable(model: model_dir.Model, format: str, output: Path) -> No
     message = f'The folder {output.parent} does not exist or is not writable.'
     refuse('export.output', output, message, 'Choose another ', Setting('export.output'), '.')
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
-    raise ConfigError(
-      f'{output} is a folder; name the file to write, such as {output / f"model.{format}"}.'
-    )
+    example = output / f'model.{format}'
+    raise ConfigError(f'{output} is a folder; name the file to write, such as {example}.')
 
 
 def _write_and_verify(

@@ -56,13 +56,9 @@ class QuantizationAgreement(NamedTuple):
   @property
   def is_within_tolerance(self) -> bool:
     """Return whether labels and AUROC are within tolerance and all scores are finite."""
-    max_label_changes = max(1, int(MAX_LABEL_CHANGE_SHARE * self.images))
+    has_labels = self.label_changes <= max(1, int(MAX_LABEL_CHANGE_SHARE * self.images))
     auroc_drop = (self.auroc or 0.0) - (self.auroc_quantized or 0.0)
-    return (
-      self.label_changes <= max_label_changes
-      and auroc_drop <= MAX_AUROC_DROP
-      and math.isfinite(self.score_change)
-    )
+    return has_labels and auroc_drop <= MAX_AUROC_DROP and math.isfinite(self.score_change)
 
   def __str__(self) -> str:
     labels = f'{self.label_changes} of {self.images} labels change'

@@ -164,10 +164,8 @@ def _parse_variables(data: bytes, module: Backbone, path: Path) -> Variables:
   try:
     tensors = formats.read(data)
   except ValueError as error:
-    raise WeightsError(
-      f'{path} is damaged or holds no weights: {error}. Pass a state_dict as .pth, .safetensors, '
-      f'.npz or .pdparams, or download the file again.'
-    ) from error
+    hint = 'Pass a state_dict as .pth, .safetensors, .npz or .pdparams, or download the file again.'
+    raise WeightsError(f'{path} is damaged or holds no weights: {error}.', hint=hint) from error
   tensors = {
     key_mapping.to_torchvision_name(name, module.depths): value for name, value in tensors.items()
   }

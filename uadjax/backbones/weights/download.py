@@ -52,8 +52,7 @@ def _resume_download(url: str, partial_path: Path) -> None:
     if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
       raise
     return  # The file is complete or too long, which the checksum shows.
-  range_matches = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
-  is_resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT and range_matches
+  is_resumed = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
   length = int(response.headers.get('Content-Length') or 0)
   name, is_hidden = partial_path.stem, not progress.is_interactive()
   reader = rich.progress.wrap_file(

@@ -51,13 +51,10 @@ class Holder:
     self.value = value
 
 
+_NAMES = 'Double', 'Float', 'Half', 'BFloat16', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool'
+_DTYPES = '<f8', '<f4', '<f2', jnp.bfloat16, '<i8', '<i4', '<i2', 'i1', 'u1', '?'
 _STORAGE_DTYPES = {
-  f'torch.{name}Storage': np.dtype(dtype)
-  for name, dtype in zip(
-    ('Double', 'Float', 'Half', 'BFloat16', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool'),
-    ('<f8', '<f4', '<f2', jnp.bfloat16, '<i8', '<i4', '<i2', 'i1', 'u1', '?'),
-    strict=True,
-  )
+  f'torch.{name}Storage': np.dtype(dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)
 }
 
 
