@@ -45,12 +45,7 @@ def hide_runtimes(monkeypatch, tmp_path):
 
 
 def hide_converter(monkeypatch, tmp_path):
-  from importlib import util
-
-  find_spec = util.find_spec
-  monkeypatch.setattr(
-    util, 'find_spec', lambda name: None if name == 'jax2onnx' else find_spec(name)
-  )
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)  # So that its import fails.
 
 
 def break_runtime(monkeypatch, tmp_path):

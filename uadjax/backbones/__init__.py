@@ -4,9 +4,8 @@ Modules of this package define the networks, and `weights` reads the files that 
 The table `_BACKBONES` is the only place that maps a name to a network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
-from typing import NamedTuple
 
 from jax import numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -18,22 +17,15 @@ from uadjax.errors import UnknownName
 Backbone = resnet.ResNet | compact.Compact
 
 
-class _BackboneEntry(NamedTuple):
-  make: Callable[..., Backbone]
-  stages: tuple[str, ...]
-
-
-def _resnet_entry(**options: int | tuple[int, ...]) -> _BackboneEntry:
-  return _BackboneEntry(functools.partial(resnet.ResNet, **options), resnet.STAGES)
-
-
-_BACKBONES = {
-  'compact': _BackboneEntry(compact.Compact, compact.STAGES),
-  'resnet18': _resnet_entry(depths=(2, 2, 2, 2)),
-  'resnet34': _resnet_entry(depths=(3, 4, 6, 3)),
-  'resnet50': _resnet_entry(depths=(3, 4, 6, 3), bottleneck=True),
-  'resnet101': _resnet_entry(depths=(3, 4, 23, 3), bottleneck=True),
-  'wide_resnet50_2': _resnet_entry(depths=(3, 4, 6, 3), bottleneck=True, width=128),
+_BACKBONES: Mapping[str, Callable[..., Backbone]] = {
+  'compact': compact.Compact,
+  'resnet18': functools.partial(resnet.ResNet, depths=(2, 2, 2, 2)),
+  'resnet34': functools.partial(resnet.ResNet, depths=(3, 4, 6, 3)),
+  'resnet50': functools.partial(resnet.ResNet, depths=(3, 4, 6, 3), bottleneck=True),
+  'resnet101': functools.partial(resnet.ResNet, depths=(3, 4, 23, 3), bottleneck=True),
+  'wide_resnet50_2': functools.partial(
+    resnet.ResNet, depths=(3, 4, 6, 3), bottleneck=True, width=128
+  ),
 }
 
 # All published weights were trained with these statistics of ImageNet, for RGB on [0, 1].
@@ -48,20 +40,13 @@ def build(name: str, stages: tuple[str, ...]) -> Backbone:
     UnknownName: the table has no backbone `name`, or the backbone lacks one of `stages`.
   """
   if name not in _BACKBONES:
-    raise UnknownName(
-      f'Unknown backbone {name!r}; choose from {sorted(_BACKBONES)}.',
-      key='backbone.name',
-      value=name,
-      allowed=sorted(_BACKBONES),
-    )
-  make, available_stages = _BACKBONES[name]
-  unknown_stages = [stage for stage in stages if stage not in available_stages]
-  if unknown_stages or not stages:
-    raise UnknownName(
-      f'Stages {list(stages)} are not valid for {name}; choose one or more from '
-      f'{list(available_stages)}.'
-    )
-  return make(arch=name, stages=tuple(stages))
+    message = f'Unknown backbone {name!r}; choose from {sorted(_BACKBONES)}.'
+    raise UnknownName(message, key='backbone.name', value=name, allowed=sorted(_BACKBONES))
+  module = _BACKBONES[name](arch=name, stages=tuple(stages))
+  if not stages or not set(stages) <= set(module.available_stages):
+    choices = list(module.available_stages)
+    raise UnknownName(f'Stages {list(stages)} are not valid for {name}; choose from {choices}.')
+  return module
 
 
 def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:

@@ -13,7 +13,6 @@ import functools
 from typing import NamedTuple
 
 from flax import linen as nn
-from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from uadjax.backbones import convolution
@@ -59,15 +58,12 @@ class Compact(nn.Module):
   arch: str = NAME
   axis_name: str | None = None
 
-  @property
-  def depths(self) -> tuple[int, ...]:
-    """Number of residual blocks in each stage."""
-    return tuple(config.depth for config in STAGE_CONFIGS.values())
+  # All stages that can be requested, and the number of residual blocks in each.
+  available_stages = STAGES
+  depths = tuple(config.depth for config in STAGE_CONFIGS.values())
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'b h w 3'], train: bool = False
-  ) -> dict[str, Float[Array, 'b _h _w _c']]:
+  def __call__(self, x: Float[Array, 'b h w 3'], train: bool = False) -> convolution.FeatureMaps:
     """Return the feature maps of the requested stages, by name.
 
     In training, BatchNorm normalizes by batch statistics and updates its running statistics.
@@ -92,7 +88,7 @@ class Stage(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b _h _w _c']:
     """Return the output of the stage."""
     conv_bn = functools.partial(_ConvBatchNorm, train=train, axis_name=self.axis_name)
-    x = _space_to_depth(x, self.config.space_to_depth)
+    x = convolution.space_to_depth(x, self.config.space_to_depth)
     for i, (channels, kernel_size, stride) in enumerate(self.config.stem):
       x = conv_bn(channels, kernel_size, stride, name=f'enter_{i}')(x)
     for i in range(self.config.depth):
@@ -100,15 +96,6 @@ class Stage(nn.Module):
       y = conv_bn(x.shape[-1], 3, is_linear=True, name=f'{i}_conv2')(y)
       x = nn.relu(x + y)
     return conv_bn(self.config.channels, 1, name='leave')(x)
-
-
-def _space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:
-  """Move square blocks of pixels into channels, with zero padding at the bottom and right."""
-  _, h, w, c = x.shape
-  rows, columns = -(-h // block_size), -(-w // block_size)
-  x = jnp.pad(x, ((0, 0), (0, rows * block_size - h), (0, columns * block_size - w), (0, 0)))
-  x = x.reshape(-1, rows, block_size, columns, block_size, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(-1, rows, columns, block_size * block_size * c)
 
 
 class _ConvBatchNorm(nn.Module):

@@ -15,6 +15,8 @@ import jax
 from jax import lax, numpy as jnp
 from jaxtyping import Array, Float
 
+FeatureMaps = dict[str, Float[Array, 'b _h _w _c']]  # Of the requested stages, by name.
+
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 _CACHE_BYTES = 8 << 20  # Shifted images of one product must fit into a CPU's cache.
 
@@ -41,24 +43,18 @@ def conv_custom_grad(
   return conv(x, kernel, stride)
 
 
-def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-  return conv(x, kernel, stride), (x, kernel)
-
-
 def _backward(stride: int, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
   x, kernel = residuals
   (dx,) = jax.linear_transpose(lambda x: conv(x, kernel, stride), x)(g)
 
-  def default_weight_gradient(x: Array, g: Array) -> Array:
+  def default_gradient(x: Array, g: Array) -> Array:
     return jax.linear_transpose(lambda kernel: conv(x, kernel, stride), kernel)(g)[0]
 
-  cpu_weight_gradient = functools.partial(
-    _weight_gradient, kernel_size=kernel.shape[0], stride=stride
-  )
-  return dx, lax.platform_dependent(x, g, cpu=cpu_weight_gradient, default=default_weight_gradient)
+  cpu_gradient = functools.partial(_weight_gradient, kernel_size=kernel.shape[0], stride=stride)
+  return dx, lax.platform_dependent(x, g, cpu=cpu_gradient, default=default_gradient)
 
 
-conv_custom_grad.defvjp(_forward, _backward)
+conv_custom_grad.defvjp(lambda x, kernel, stride: (conv(x, kernel, stride), (x, kernel)), _backward)
 
 
 def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:
@@ -67,6 +63,8 @@ def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array
   The factors are x shifted horizontally and g shifted vertically. A few images are processed at a
   time, so that the shifted copies stay in the cache.
   """
+  if kernel_size == 1:
+    x, stride = x[:, ::stride, ::stride], 1
   x, taps = _stride_to_channels(x, g, kernel_size, stride)
   (b, rows, _, c), (_, _, width, o) = x.shape, g.shape
   g = jnp.pad(g, ((0, 0), (taps - 1, taps - 1), (0, 0), (0, 0)))
@@ -82,8 +80,6 @@ def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array
   chunks = x.reshape(b // n, n, *x.shape[1:]), g.reshape(b // n, n, *g.shape[1:])
   total, _ = lax.scan(accumulate, jnp.zeros((taps * c, taps * o), x.dtype), chunks)
   kernel = total.reshape(taps, c, taps, o).transpose(2, 0, 1, 3)
-  if kernel_size == 1 or stride == 1:
-    return kernel
   full_kernel = kernel.reshape(taps, taps, stride, stride, c // stride**2, o)
   full_kernel = full_kernel.transpose(0, 2, 1, 3, 4, 5)
   return full_kernel.reshape(taps * stride, taps * stride, -1, o)[:kernel_size, :kernel_size]
@@ -95,17 +91,22 @@ def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tu
   Returns:
     Input and kernel size of an equivalent convolution without stride or padding.
   """
-  if kernel_size == 1:
-    return x[:, ::stride, ::stride], 1
-  (_, height, width, _), (b, h, w, _) = x.shape, g.shape
+  (_, height, width, _), (_, h, w, _) = x.shape, g.shape
   taps, half = -(-kernel_size // stride), kernel_size // 2
   rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
   # Where no stride reaches the last row or column, it is cut off, so the padding is at least zero.
   end_padding = max(rows - half - height, 0), max(columns - half - width, 0)
   x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))
-  x = x[:, :rows, :columns]
-  x = x.reshape(b, h + taps - 1, stride, w + taps - 1, stride, -1)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + taps - 1, w + taps - 1, -1), taps
+  return space_to_depth(x[:, :rows, :columns], stride), taps
+
+
+def space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:
+  """Move square blocks of pixels into channels, with zero padding at the bottom and right."""
+  _, h, w, c = x.shape
+  rows, columns = -(-h // block_size), -(-w // block_size)
+  x = jnp.pad(x, ((0, 0), (0, rows * block_size - h), (0, columns * block_size - w), (0, 0)))
+  x = x.reshape(-1, rows, block_size, columns, block_size, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(-1, rows, columns, block_size * block_size * c)
 
 
 def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b _h _w c']:

@@ -36,10 +36,10 @@ class ResNet(nn.Module):
   width: int = 64
   axis_name: str | None = None
 
+  available_stages = STAGES  # All that can be requested.
+
   @nn.compact
-  def __call__(
-    self, x: Float[Array, 'b h w 3'], train: bool = False
-  ) -> dict[str, Float[Array, 'b _h _w _c']]:
+  def __call__(self, x: Float[Array, 'b h w 3'], train: bool = False) -> convolution.FeatureMaps:
     """Return the feature maps of the requested stages, by name.
 
     In training, BatchNorm normalizes by batch statistics and updates its running statistics.
@@ -50,13 +50,10 @@ class ResNet(nn.Module):
     outputs = {}
     for stage_index, (stage, depth) in enumerate(zip(STAGES, self.depths, strict=True)):
       for i in range(depth):
-        x = Block(
-          channels=64 << stage_index,
-          stride=2 if stage_index and not i else 1,
-          bottleneck_channels=self.width << stage_index if self.bottleneck else None,
-          axis_name=self.axis_name,
-          name=f'{stage}_{i}',
-        )(x, train)
+        stride = 2 if stage_index and not i else 1
+        width = self.width << stage_index if self.bottleneck else None
+        block = Block(64 << stage_index, stride, width, self.axis_name, name=f'{stage}_{i}')
+        x = block(x, train)
       if stage in self.stages:
         outputs[stage] = x
       if len(outputs) == len(set(self.stages)):

@@ -12,7 +12,6 @@ from uadjax.data import convert, inputs, layouts, transforms
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, refuse, Setting
-from uadjax.export import quantize
 from uadjax.model import model_dir
 from uadjax.training import resolve_backbone, train as training, workdir as workdirs
 from uadjax.training.settings import Settings
@@ -158,9 +157,7 @@ def _check_dataset_check(config: Settings, workdir: Path) -> None:
 
 def _check_export(config: Settings, workdir: Path) -> None:
   options = config.export
-  if options.quantize:
-    with about('export.quantize', options.quantize):
-      quantize.validate_options(options.quantize, options.format)
+  options.validate()
   for key, value, folder in (
     ('export.images', options.images, Path(options.images)),
     ('export.output', options.output, Path(options.output).parent),

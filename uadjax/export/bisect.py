@@ -5,9 +5,10 @@ first operation that differs is this one or an earlier one.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 import tempfile
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -34,26 +35,33 @@ def first_mismatch(
     images: images [n h w 3] to run on; only the first batch of the graph is used.
     tolerance: allowed difference, relative to the largest value of an operation's result.
   """
-  images = images[: graph.batch or 1]
-  graph = graph._replace(batch=len(images))
+  images = images[: graph.input_shape[0] or 1]
+  graph = graph._replace(input_shape=images.shape)
   closed_jaxpr = jax.make_jaxpr(graph.call)(images)
   jaxpr = closed_jaxpr.jaxpr
-  operations = _image_dependent_operations(jaxpr)
+  operations = _dependent_operations(jaxpr.eqns, jaxpr.invars)
 
   def differs(operation: core.JaxprEqn) -> bool:
     call = _truncated_call(closed_jaxpr, operation)
-    return not _agrees(graph._replace(call=call), write, load, images, tolerance)
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder) / 'truncated'
+      try:
+        write(graph._replace(call=call), path)
+        actual = np.asarray(load(path)(images).map)
+      except Exception:  # An operation that cannot be exported or run counts as a mismatch.
+        return True
+    expected = np.asarray(jax.jit(call)(images)[0])
+    atol = tolerance * np.abs(expected).max(initial=np.finfo(np.float32).tiny)
+    return actual.shape != expected.shape or not np.allclose(actual, expected, 0, atol)
 
   with progress.show_status('Looking for the operation that differs'):
     outputs = [x for x in operations if set(x.outvars) & set(jaxpr.outvars)]
     mismatched_output = next(filter(differs, outputs), None)
     if mismatched_output is None:
-      return (
-        'no single operation differs; the exporter replaces a whole function instead of its '
-        'operations'
-      )
-    chain = _dependency_chain(mismatched_output, operations)
-    # The last operation differs, and so do all from the first one that differs.
+      return 'no single operation differs; the exporter replaces a function as a whole'
+    needed = _dependent_operations(operations[::-1], mismatched_output.outvars, is_backward=True)
+    # The last operation differs. If an earlier one does, so should those after it.
+    chain = needed[::-1]
     operation = chain[bisect_left(chain[:-1], True, key=differs)]
   position = f'number {operations.index(operation) + 1} of {len(operations)}'
   return f'the first operation that differs is {_describe_operation(operation)}, {position}'
@@ -64,84 +72,53 @@ def _truncated_call(
 ) -> Callable[[jax.Array], graphs.Outputs]:
   """Return the function that ends after an operation; its result takes the place of the map."""
   jaxpr = closed_jaxpr.jaxpr
-  truncated_jaxpr = jaxpr.replace(
-    eqns=jaxpr.eqns[: jaxpr.eqns.index(operation) + 1],
-    outvars=operation.outvars[:1],
-    debug_info=jaxpr.debug_info.with_unknown_names(),
-  )
+  equations = jaxpr.eqns[: jaxpr.eqns.index(operation) + 1]
 
   def call(images: jax.Array) -> graphs.Outputs:
-    value = _evaluate_jaxpr(closed_jaxpr.replace(jaxpr=truncated_jaxpr), images)
-    value = value.astype(jnp.float32)
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed_jaxpr.consts, images], strict=True))
+    for equation in equations:
+      inputs = [env[var] for var in _variables(equation.invars)]
+      env.update(zip(equation.outvars, _evaluate(closed_jaxpr, equation, inputs), strict=True))
+    value = env[operation.outvars[0]].astype(jnp.float32)
     return value, value.sum()[None]  # Any value serves as a score.
 
   return call
 
 
-def _agrees(
-  graph: graphs.Graph, write: Write, load: Load, images: np.ndarray, tolerance: float
-) -> bool:
-  """Return whether a graph's first output is the same once it is exported."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / 'truncated'
-    try:
-      write(graph, path)
-      actual = np.asarray(load(path)(images).map)
-    except Exception:  # An operation that cannot be exported or run counts as a mismatch.
-      return False
-  expected = np.asarray(jax.jit(graph.call)(images)[0])
-  if actual.shape != expected.shape:
-    return False
-  scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
-  return float(np.abs(actual - expected).max(initial=0)) <= tolerance * scale
-
-
-def _evaluate_jaxpr(closed_jaxpr: core.ClosedJaxpr, images: jax.Array) -> jax.Array:
-  """Evaluate a jaxpr operation by operation and return its first output.
+def _evaluate(
+  closed_jaxpr: core.ClosedJaxpr, equation: core.JaxprEqn, inputs: Sequence[Any]
+) -> Sequence[Any]:
+  """Return the results of one operation.
 
   Max pooling is called as `nn.max_pool`, which exporters map to a built-in operation.
   """
-  jaxpr = closed_jaxpr.jaxpr
-  env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed_jaxpr.consts, images], strict=True))
-  for equation in jaxpr.eqns:
-    input_vars = _variables(equation.invars)
-    inputs, params = [env[var] for var in input_vars], equation.params
-    if equation.primitive.name == 'reduce_window_max' and len(params['window_dimensions']) == 4:
-      keys = 'window_dimensions', 'window_strides', 'padding'
-      window, strides, padding = (params[key][1:3] for key in keys)
-      pooled = nn.max_pool(*inputs, window_shape=window, strides=strides, padding=padding)
-      env[equation.outvars[0]] = pooled
-      continue
-    single_jaxpr = jaxpr.replace(
-      constvars=[], invars=input_vars, eqns=[equation], outvars=equation.outvars
-    )
-    evaluate = core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))
-    env.update(zip(equation.outvars, evaluate(*inputs), strict=True))
-  return env[jaxpr.outvars[0]]
+  jaxpr, params = closed_jaxpr.jaxpr, equation.params
+  if equation.primitive.name == 'reduce_window_max' and len(params['window_dimensions']) == 4:
+    keys = 'window_dimensions', 'window_strides', 'padding'
+    window, strides, padding = (params[key][1:3] for key in keys)
+    return [nn.max_pool(*inputs, window_shape=window, strides=strides, padding=padding)]
+  variables, debug_info = _variables(equation.invars), jaxpr.debug_info.with_unknown_names()
+  single_jaxpr = jaxpr.replace(
+    constvars=[], invars=variables, eqns=[equation], outvars=equation.outvars, debug_info=debug_info
+  )
+  return core.jaxpr_as_fun(closed_jaxpr.replace(jaxpr=single_jaxpr, consts=[]))(*inputs)
 
 
-def _dependency_chain(
-  operation: core.JaxprEqn, operations: list[core.JaxprEqn]
+def _dependent_operations(
+  operations: Iterable[core.JaxprEqn], variables: Iterable[core.Var], is_backward: bool = False
 ) -> list[core.JaxprEqn]:
-  """Return the operations that an operation depends on, in order, and the operation itself.
+  """Return the operations that depend on some variables, in order.
 
-  If one of them differs, those after it are expected to differ too, which bisection needs.
+  Backward, they are those that the variables depend on, and `operations` is in reverse order.
   """
-  needed_vars, dependencies = set(operation.outvars), []
-  for equation in reversed(operations):
-    if needed_vars & set(equation.outvars):
-      needed_vars.update(_variables(equation.invars))
-      dependencies.append(equation)
-  return dependencies[::-1]
-
-
-def _image_dependent_operations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-  """Return the operations whose result depends on the images."""
-  dependent_vars, dependent_operations = set(jaxpr.invars), []
-  for equation in jaxpr.eqns:
-    if dependent_vars & set(_variables(equation.invars)):
-      dependent_vars.update(equation.outvars)
-      dependent_operations.append(equation)
+  reached_vars, dependent_operations = set(variables), []
+  for operation in operations:
+    sources, targets = _variables(operation.invars), operation.outvars
+    if is_backward:
+      sources, targets = targets, sources
+    if reached_vars & set(sources):
+      reached_vars.update(targets)
+      dependent_operations.append(operation)
   return dependent_operations
 
 
@@ -152,8 +129,6 @@ def _variables(atoms: Iterable[object]) -> list[core.Var]:
 
 def _describe_operation(equation: core.JaxprEqn) -> str:
   name = equation.params.get('name') or equation.primitive.name
-  inputs, outputs = (
-    ', '.join(atom.aval.str_short() for atom in atoms)
-    for atoms in (equation.invars, equation.outvars)
-  )
+  inputs = ', '.join(atom.aval.str_short() for atom in equation.invars)
+  outputs = ', '.join(atom.aval.str_short() for atom in equation.outvars)
   return f'{name}({inputs}) -> {outputs}'

@@ -7,7 +7,6 @@ from pathlib import Path
 import uadjax
 from uadjax import config as configs
 from uadjax.errors import ConfigError
-from uadjax.export import runtimes
 from uadjax.model import model_dir
 from uadjax.system import files, logging
 
@@ -24,14 +23,13 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
   """
   # Detect damaged arrays although only their graph is used.
   model_dir.verify_arrays(info)
-  local_path = info.directory / f'model{runtimes.SUFFIX}'
+  local_path = info.directory / 'model.onnx'
   if _is_usable(local_path, info.arrays_sha256):
     return local_path
   # Some options change the score but no array, so the hash of the arrays is not enough.
-  settings = configs.to_plain_dict(info.config)
-  key = [uadjax.__version__, info.arrays_sha256, settings['data']['ops'], settings['detector']]
-  digest = hashlib.sha256(json.dumps([*key, settings['backbone']]).encode()).hexdigest()
-  cached_path = files.cache_dir() / 'exports' / f'{digest[:16]}{runtimes.SUFFIX}'
+  key = [uadjax.__version__, info.arrays_sha256, configs.to_plain_dict(info.config)]
+  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+  cached_path = files.cache_dir() / 'exports' / f'{digest[:16]}.onnx'
   if not cached_path.is_file():
     # Opening a cached graph needs none of the exporters.
     from uadjax.export import exporter
@@ -41,11 +39,10 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
       cached_path.parent.mkdir(parents=True, exist_ok=True)
       exporter.export(model_dir.load_arrays(info), output=cached_path)
     except OSError as error:
-      raise ConfigError(
-        f'The exported graph cannot be saved in {cached_path.parent} '
-        f'({error.strerror or error}). Set UADJAX_CACHE to a writable folder, or export into the '
-        f'model directory: uadjax export {info.directory}.'
-      ) from None
+      reason = error.strerror or error
+      message = f'The exported graph cannot be saved in {cached_path.parent} ({reason}).'
+      hint = f'Set UADJAX_CACHE to a writable folder, or run `uadjax export {info.directory}`.'
+      raise ConfigError(message, hint=hint) from None
   return cached_path
 
 

@@ -1,16 +1,17 @@
 """Export of models to other runtimes, with verification before the file is put in place."""
 
 from collections.abc import Callable, Sequence
-import importlib.util
 import os
 from pathlib import Path
 import shutil
 import tempfile
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from uadjax.errors import ConfigError, ExportError, refuse, Setting, UnknownName
+from uadjax import config as configs
+from uadjax.errors import ConfigError, ExportError, refuse, Setting
 from uadjax.export import (
   bisect,
   graph as graphs,
@@ -22,6 +23,7 @@ from uadjax.export import (
   tensorflow,
   verify,
 )
+from uadjax.export.settings import ExportSettings
 from uadjax.model import model_dir
 from uadjax.system import files, progress
 
@@ -33,38 +35,26 @@ class _Format(NamedTuple):
   """File format of exported graphs.
 
   Attributes:
-    suffix: file suffix.
     write: function (graph, path) that writes a file and returns its JSON-compatible metadata.
     load: function (path) that opens the file in the format's main runtime.
     other_loaders: function that returns loaders for the other installed runtimes.
-    supports_any_batch: whether the batch size may stay free.
-    required_packages: optional packages that writing needs.
+    default_batch: batch size of graphs for which none is chosen; None for any size.
     max_array_bytes: largest total size of the arrays, in bytes; None for no limit.
   """
 
-  suffix: str
-  write: Callable[[graphs.Graph, Path], runtimes.Metadata]
-  load: Callable[[Path], runtimes.RunFunction]
-  other_loaders: Callable[[], Sequence[Callable[[Path], runtimes.RunFunction]]] = lambda: ()
-  supports_any_batch: bool = True
-  required_packages: tuple[str, ...] = ()
+  write: bisect.Write
+  load: bisect.Load
+  other_loaders: Callable[[], Sequence[bisect.Load]] = lambda: ()
+  default_batch: int | None = None
   max_array_bytes: int | None = _MAX_ARRAY_BYTES
 
 
+# By the suffix of the files.
 _FORMATS = {
-  'onnx': _Format(
-    runtimes.SUFFIX,
-    onnx.write,
-    onnx.load,
-    onnx.other_loaders,
-    required_packages=onnx.REQUIRED_PACKAGES,
-    max_array_bytes=None,
-  ),
-  'stablehlo': _Format('.stablehlo', stablehlo.write, stablehlo.load),
-  'savedmodel': _Format('.savedmodel', tensorflow.write_savedmodel, tensorflow.load_savedmodel),
-  'tflite': _Format(
-    '.tflite', tensorflow.write_tflite, tensorflow.load_tflite, supports_any_batch=False
-  ),
+  'onnx': _Format(onnx.write, onnx.load, onnx.other_loaders, max_array_bytes=None),
+  'stablehlo': _Format(stablehlo.write, stablehlo.load),
+  'savedmodel': _Format(tensorflow.write_savedmodel, tensorflow.load_savedmodel),
+  'tflite': _Format(tensorflow.write_tflite, tensorflow.load_tflite, default_batch=1),
 }
 
 
@@ -122,83 +112,55 @@ def export(
     DataError: `image_folder` has no images.
     ExportError: the format cannot hold the model, or results differ. Then no file is written.
   """
-  spec = _find_format(format, quantize, batch)
-  output = output or model.directory / f'model{"." * bool(quantize)}{quantize}{spec.suffix}'
-  _require_exportable(model, format, output)
-  select_images = quantization_check.select_images
-  evaluation_images = select_images(model, camera_size, image_folder) if quantize else None
+  values = {'format': format, 'batch': batch, 'quantize': quantize}
+  options = configs.replace(ExportSettings(), values)
+  options.validate()
+  name = '.'.join(filter(None, ('model', options.quantize, options.format)))
+  output = output or model.directory / name
+  _require_exportable(model, options.format, output)
+  evaluation_images = None
+  if options.quantize:
+    evaluation_images = quantization_check.select_images(model, camera_size, image_folder)
   images = verify.select_images(model, camera_size, image_folder)
-  graph = graphs.from_model(model, batch if spec.supports_any_batch else batch or 1, camera_size)
-  graph = graph._replace(metadata={**graph.metadata, 'quantize': quantize})
+  spec = _FORMATS[options.format]
+  batch = options.batch or spec.default_batch
+  graph = graphs.from_model(model, batch, camera_size, options.quantize)
   with tempfile.TemporaryDirectory(prefix='.', dir=output.parent) as folder:
     path = Path(folder) / output.name
     file_info, agreement = _write_and_verify(spec, graph, path, model, images)
-    quantized = None
+    quantized, check = None, {'agreement': agreement.to_dict()}
     if evaluation_images:
-      quantized = quantization.quantize(
-        quantize, path, model.thresholds, graph.batch, evaluation_images
-      )
-    check = {'quantized': quantized.to_dict()} if quantized else {'agreement': agreement.to_dict()}
-    metadata = {'format': format, **file_info, **_describe_graph(graph, path), **check}
+      quantized = quantization.quantize(options.quantize, path, batch, evaluation_images)
+      check = {'quantized': quantized.to_dict()}
+    metadata = {
+      'format': options.format,
+      **file_info,
+      'sha256': files.sha256(path) if path.is_file() else '',  # A SavedModel is a folder.
+      'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': list(graph.input_shape)},
+      'outputs': list(runtimes.OUTPUT_NAMES),
+      **graph.metadata,
+      **check,
+    }
     files.write_json(path.with_name(f'{output.name}.json'), metadata)
     num_bytes = _move_into_place(path.parent, output)
   return ExportResult(output, num_bytes, metadata, agreement, quantized)
 
 
-def _find_format(format: str, quantize: str, batch: int | None) -> _Format:
-  """Return the description of a format that the options fit and whose packages are installed."""
-  if format not in _FORMATS:
-    message = f'Unknown format {format!r}; choose from {list(_FORMATS)}.'
-    raise UnknownName(message, key='export.format', value=format, allowed=tuple(_FORMATS))
-  if quantize:
-    quantization.validate_options(quantize, format)
-  for name in _FORMATS[format].required_packages:
-    if importlib.util.find_spec(name) is None:
-      raise ConfigError(f"Exporting to {format} needs {name}: pip install 'uadjax[export]'.")
-  if batch is not None and batch < 1:
-    message = f'The batch size must be 1 or more, or unset for any size; got {batch}.'
-    refuse('export.batch', batch, message, allowed='at least 1')
-  return _FORMATS[format]
-
-
 def _require_exportable(model: model_dir.Model, format: str, output: Path) -> None:
   """Raise an error unless the model fits into the format, and the output can be written."""
-  suffix, max_array_bytes = _FORMATS[format].suffix, _FORMATS[format].max_array_bytes
-  array_bytes = graphs.array_bytes(model)
+  max_array_bytes = _FORMATS[format].max_array_bytes
+  array_bytes = sum(array.nbytes for array in jax.tree.leaves(model.fitted))
   if max_array_bytes is not None and array_bytes > max_array_bytes:
-    raise ExportError(
-      f'The arrays of {model.directory} take {array_bytes / 1e9:.1f} GB, but {format} is limited '
-      'to 2 GB.',
-      hint=(
-        'Use ',
-        Setting('export.format', 'onnx'),
-        ', or fit with a smaller ',
-        Setting('detector.channels'),
-        '.',
-      ),
-    )
-  if not output.parent.is_dir():
-    raise ConfigError(f'Cannot export: the folder {output.parent} does not exist.')
-  if not os.access(output.parent, os.W_OK):
-    raise ConfigError(
-      f'The folder {output.parent} is not writable.',
-      key='export.output',
-      value=output,
-      hint=('Choose another ', Setting('export.output'), '.'),
-    )
+    size = f'{array_bytes / 1e9:.1f} GB'
+    message = f'The arrays of {model.directory} take {size}, but {format} is limited to 2 GB.'
+    to_onnx, channels = Setting('export.format', 'onnx'), Setting('detector.channels')
+    raise ExportError(message, hint=('Use ', to_onnx, ', or fit with a smaller ', channels, '.'))
+  if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+    message = f'The folder {output.parent} does not exist or is not writable.'
+    refuse('export.output', output, message, 'Choose another ', Setting('export.output'), '.')
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
-    raise ConfigError(
-      f'{output} is a folder; name the file to write, such as {output / f"model{suffix}"}.'
-    )
-
-
-def _describe_graph(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
-  return {
-    'sha256': files.sha256(path) if path.is_file() else '',  # A SavedModel is a folder.
-    'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': list(graph.input_shape)},
-    'outputs': list(runtimes.OUTPUT_NAMES),
-    **graph.metadata,
-  }
+    example = output / f'model.{format}'
+    raise ConfigError(f'{output} is a folder; name the file to write, such as {example}.')
 
 
 def _write_and_verify(
@@ -223,26 +185,24 @@ def _write_and_verify(
       file_info = spec.write(graph, path)
     with progress.show_status(f'Comparing {path.name} with the model'):
       for load in (spec.load, *spec.other_loaders()):
-        agreements.append(verify.compare(model, load(path), graph.batch, images))
+        agreements.append(verify.compare(model, load(path), graph.input_shape[0], images))
         if not agreements[-1].is_within_tolerance:
           break
   except (ConfigError, OSError):  # The disk may be full, for example.
     raise
+  except ModuleNotFoundError as error:
+    raise ConfigError(f"Exporting needs {error.name}: pip install 'uadjax[export]'.") from None
   except Exception as error:  # Converters and runtimes raise errors of any class.
     problem = f'{path.name} cannot be exported: {graphs.first_line(error)}'
     raise _mismatch_error(problem, graph, spec, load, images.graph_inputs) from None
   agreement = agreements[-1]
   if agreement.is_within_tolerance:
     return file_info, max(agreements, key=lambda x: (x.score, x.map))
-  problem = (
-    f'{path.name} differs from the model: {agreement} (allowed: {verify.TOLERANCE:g} and no '
-    'changed label)'
-  )
+  allowed = f'{verify.TOLERANCE:g} and no changed label'
+  problem = f'{path.name} differs from the model: {agreement} (allowed: {allowed})'
   if max(agreement.score, agreement.map) <= verify.TOLERANCE:
-    raise ExportError(
-      f'{problem}; the score of an image is so close to a threshold that rounding changes its '
-      'label. Nothing was written.'
-    )
+    reason = 'a score is so close to a threshold that rounding changes the label of its image'
+    raise ExportError(f'{problem}; {reason}. Nothing was written.')
   raise _mismatch_error(problem, graph, spec, load, images.graph_inputs[agreement.worst_index :])
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
-import jax
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, UInt8
@@ -23,26 +22,17 @@ class Graph(NamedTuple):
 
   Attributes:
     call: images [b height width 3] -> anomaly maps [b height width] and image scores [b].
-    height: height of the images, in pixels.
-    width: width of the images, in pixels.
-    batch: fixed batch size; None for any size.
+    input_shape: batch size, height, width and 3; the batch size is None if it is free.
     metadata: JSON-compatible information for readers of the file.
   """
 
   call: Callable[[UInt8[Array, 'b H W 3']], Outputs]
-  height: int
-  width: int
-  batch: int | None
+  input_shape: tuple[int | None, int, int, int]
   metadata: runtimes.Metadata
-
-  @property
-  def input_shape(self) -> tuple[int | None, int, int, int]:
-    """Shape of the input images, its first entry None when the batch size is free."""
-    return self.batch, self.height, self.width, 3
 
 
 def from_model(
-  model: model_dir.Model, batch: int | None, camera_size: tuple[int, int] | None
+  model: model_dir.Model, batch: int | None, camera_size: tuple[int, int] | None, quantize: str = ''
 ) -> Graph:
   """Build the graph of a model.
 
@@ -51,6 +41,7 @@ def from_model(
     batch: fixed batch size; None for any size.
     camera_size: height and width of the camera's images, which the graph then resizes to network
       resolution, and its maps back; None for a graph that takes images at network resolution.
+    quantize: how the graph will be quantized, for its metadata; '' for an exact graph.
   """
   ops, fitted = model.ops, model.fitted
   # Build the detector again, because jitted functions of the model may hold other traces.
@@ -61,22 +52,16 @@ def from_model(
   height, width = camera_size or (ops.height, ops.width)
 
   def call(images: UInt8[Array, 'b H W 3']) -> Outputs:
-    if not camera_size:
-      anomaly_maps, image_scores = score_fn(images)
-      return anomaly_maps, image_scores
-    frame = ops.frame(height, width)
-    images = resize_in_graph.resize_images(images, frame, ops.height, ops.width)
+    if camera_size:
+      frame = ops.frame(height, width)
+      images = resize_in_graph.resize_images(images, frame, ops.height, ops.width)
     anomaly_maps, image_scores = score_fn(images)
-    return resize_in_graph.restore_maps(jnp.asarray(anomaly_maps), ops, height, width), image_scores
+    if camera_size:
+      anomaly_maps = resize_in_graph.restore_maps(jnp.asarray(anomaly_maps), ops, height, width)
+    return anomaly_maps, image_scores
 
-  return Graph(call, height, width, batch, _metadata(model, height, width, bool(camera_size)))
-
-
-def _metadata(
-  model: model_dir.Model, height: int, width: int, has_resize: bool
-) -> runtimes.Metadata:
-  how = 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io'
-  return {
+  by_pillow = 'ops by Pillow, bilinear with antialiasing; see uadjax.data.image_io'
+  metadata = {
     'model_name': model.name,
     'uadjax': uadjax.__version__,
     'thresholds': model.thresholds._asdict(),
@@ -84,18 +69,15 @@ def _metadata(
       'channels': 'RGB',
       'height': height,
       'width': width,
-      'ops': str(model.ops),
-      'ops_in_graph': has_resize,
-      'how': 'none: pass the pixels of the camera' if has_resize else how,
+      'ops': str(ops),
+      'ops_in_graph': bool(camera_size),
+      'how': 'none: pass the pixels of the camera' if camera_size else by_pillow,
     },
     'weights': model.weights._asdict(),
     'arrays_sha256': model.arrays_sha256,
+    'quantize': quantize,
   }
-
-
-def array_bytes(model: model_dir.Model) -> int:
-  """Return the total size in bytes of a model's arrays, all of which a graph contains."""
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.fitted))
+  return Graph(call, (batch, height, width, 3), metadata)
 
 
 def input_ops(ops: transforms.Ops, camera_size: tuple[int, int] | None) -> transforms.Ops:

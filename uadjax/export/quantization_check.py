@@ -7,20 +7,21 @@ Letters: r graphs, n images, h w image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from uadjax import data
-from uadjax.data import inputs, layouts, records
-from uadjax.data.records import Record
+from uadjax.data import inputs, layouts
+from uadjax.data.records import Record, Splits
 from uadjax.errors import ConfigError, DataError, Setting
-from uadjax.export import graph as graphs
+from uadjax.export import graph as graphs, verify
 from uadjax.model import calibration, model_dir
-from uadjax.model.scorer import RunFunction, Scorer
+from uadjax.model.scorer import RunFunction
 from uadjax.numerics import metrics
 
 # On easy products, methods differ by less than one point of image AUROC.
@@ -31,6 +32,8 @@ MAX_LABEL_CHANGE_SHARE = 0.02
 
 _MAX_IMAGES = 200  # At most this many good images and test images, sampled evenly.
 _BATCH_SIZE = 4
+
+ReadInput = Callable[[Path], UInt8[np.ndarray, 'h w 3']]
 
 
 class QuantizationAgreement(NamedTuple):
@@ -53,19 +56,13 @@ class QuantizationAgreement(NamedTuple):
   @property
   def is_within_tolerance(self) -> bool:
     """Return whether labels and AUROC are within tolerance and all scores are finite."""
-    max_label_changes = max(1, int(MAX_LABEL_CHANGE_SHARE * self.images))
+    has_labels = self.label_changes <= max(1, int(MAX_LABEL_CHANGE_SHARE * self.images))
     auroc_drop = (self.auroc or 0.0) - (self.auroc_quantized or 0.0)
-    return (
-      self.label_changes <= max_label_changes
-      and auroc_drop <= MAX_AUROC_DROP
-      and math.isfinite(self.score_change)
-    )
+    return has_labels and auroc_drop <= MAX_AUROC_DROP and math.isfinite(self.score_change)
 
   def __str__(self) -> str:
-    text = (
-      f'{self.label_changes} of {self.images} labels change, scores change by at most '
-      f'{self.score_change:.2g}'
-    )
+    labels = f'{self.label_changes} of {self.images} labels change'
+    text = f'{labels}, scores change by at most {self.score_change:.2g}'
     if self.auroc is None:
       return text
     return f'{text}, image AUROC changes from {self.auroc:.4f} to {self.auroc_quantized:.4f}'
@@ -75,14 +72,16 @@ class EvaluationImages(NamedTuple):
   """Images for quantizing a graph and for comparing it with the float graph.
 
   Attributes:
-    good: paths of good images.
-    test: records of test images, good and defective.
+    good: good images.
+    test: test images, good and defective.
     read_input: function that reads an image file as input of the graph.
+    thresholds: thresholds of the images' labels.
   """
 
-  good: Sequence[Path]
+  good: Sequence[Record]
   test: Sequence[Record]
-  read_input: Callable[[Path], UInt8[np.ndarray, 'h w 3']]
+  read_input: ReadInput
+  thresholds: calibration.Thresholds
 
 
 def select_images(
@@ -103,36 +102,27 @@ def select_images(
     ConfigError: no good image is available.
   """
   splits = _load_splits(model, folder)
-  calibration_scores = model_dir.load_calibration_scores(model.directory)
-  calibration_paths = (
-    [Path(path) for path in calibration_scores.paths if path] if calibration_scores else []
-  )
-  good_paths = [path for path in calibration_paths if path.is_file()]
-  if folder and (not good_paths or not splits.test):
-    good_paths = [record.path for record in splits.train if not record.is_anomalous] or good_paths
-  if not good_paths:
-    raise ConfigError(
-      'export.quantize needs good images, and none of those in calibration.csv of '
-      f'{model.directory} exists on this machine.',
-      key='export.images',
-      hint=('Name a folder of good images or a dataset: ', Setting('export.images', 'DIR'), '.'),
-    )
+  good = [Record(path) for path in verify.calibration_images(model)]
+  if folder and (not good or not splits.test):
+    good = splits.train or good
+  if not good:
+    message = f'Quantization needs good images; those of {model.directory} are not on this machine.'
+    hint = 'Name a folder of good images or a dataset: ', Setting('export.images', 'DIR'), '.'
+    raise ConfigError(message, key='export.images', hint=hint)
 
   graph_ops = graphs.input_ops(model.ops, camera_size)
 
   def read_input(path: Path) -> UInt8[np.ndarray, 'h w 3']:
     return inputs.load(inputs.Source(str(path), path), graph_ops).require_pixels()
 
-  return EvaluationImages(
-    sample_evenly(good_paths, _MAX_IMAGES), sample_evenly(splits.test, _MAX_IMAGES), read_input
-  )
+  good, test = (verify.sample_evenly(records, _MAX_IMAGES) for records in (good, splits.test))
+  return EvaluationImages(good, test, read_input, model.thresholds)
 
 
 def compare(
   runs: Sequence[RunFunction],
   records: Sequence[Record],
-  evaluation_images: EvaluationImages,
-  thresholds: calibration.Thresholds,
+  images: EvaluationImages,
   batch: int | None,
 ) -> QuantizationAgreement:
   """Compare the labels and the image AUROC of two graphs.
@@ -140,84 +130,47 @@ def compare(
   Args:
     runs: functions that run the float and the quantized graph, in this order.
     records: images to compare on.
-    evaluation_images: set that the images come from, for its `read_input`.
-    thresholds: thresholds of the labels.
+    images: set that the images come from, for how to read and to label them.
     batch: batch size of the graphs; None for any size.
   """
-  batch_size, pairs = batch or _BATCH_SIZE, []
-  scorers = [Scorer([run], batch_sizes=(batch_size,)) for run in runs]
-  for i in range(0, len(records), batch_size):
-    images = [evaluation_images.read_input(r.path) for r in records[i : i + batch_size]]
-    predictions = [scorer.score(images) for scorer in scorers]
-    pairs += [[p.score for p in pair] for pair in zip(*predictions, strict=True)]
-  float_scores, quantized_scores = np.array(pairs).T
-  labels = (
-    [calibration.label(float(x), thresholds) for x in scores]
-    for scores in (float_scores, quantized_scores)
-  )
-  scale = np.maximum(np.abs(float_scores), np.finfo(np.float32).tiny)
+  batches = read_batches(records, images.read_input, batch or _BATCH_SIZE)
+  scores = [[run(graph_inputs).image for run in runs] for graph_inputs in batches]
+  scores = np.concatenate(scores, axis=1, dtype=np.float64)
+  float_scores, quantized_scores = scores[:, : len(records)]  # Without padding.
   is_anomalous = np.array([record.is_anomalous for record in records])
   return QuantizationAgreement(
     len(records),
-    sum(a != b for a, b in zip(*labels, strict=True)),
-    float((np.abs(quantized_scores - float_scores) / scale).max()),
+    verify.count_label_changes(float_scores, quantized_scores, images.thresholds),
+    float(verify.relative_excess(quantized_scores, float_scores, float_scores).max()),
     _auroc(float_scores, is_anomalous),
     _auroc(quantized_scores, is_anomalous),
   )
 
 
 def read_batches(
-  paths: Sequence[Path],
-  read_input: Callable[[Path], UInt8[np.ndarray, 'h w 3']],
-  chunk_size: int,
-  batch: int | None,
-) -> Iterator[tuple[UInt8[np.ndarray, 'r h w 3'], int]]:
-  """Yield batches of graph inputs with the number of images in each, padding excluded.
-
-  Args:
-    paths: image files.
-    read_input: function that reads an image file as input of the graph.
-    chunk_size: number of images per batch.
-    batch: fixed batch size of the graph, to which batches are padded by repeating their images;
-      None for any size.
-  """
-  for start in range(0, len(paths), chunk_size):
-    images = np.stack([read_input(path) for path in paths[start : start + chunk_size]])
-    num_images = len(images)
-    yield (np.resize(images, (batch, *images.shape[1:])) if batch else images), num_images
+  records: Sequence[Record], read_input: ReadInput, batch_size: int
+) -> Iterator[UInt8[np.ndarray, 'b h w 3']]:
+  """Yield batches of graph inputs, of which the last is padded by repeating its images."""
+  for start in range(0, len(records), batch_size):
+    images = np.stack([read_input(r.path) for r in records[start : start + batch_size]])
+    yield np.resize(images, (batch_size, *images.shape[1:]))
 
 
-def sample_evenly(items: Sequence[Any], count: int) -> list[Any]:
-  """Return at most `count` items, evenly spaced from the first to the last."""
-  indices = np.linspace(0, len(items) - 1, min(count, len(items)))
-  return [items[index] for index in indices.astype(int)]
-
-
-def _load_splits(model: model_dir.Model, folder: Path | None) -> records.Splits:
+def _load_splits(model: model_dir.Model, folder: Path | None) -> Splits:
   """Read the dataset in a folder, or without one the model's dataset, empty if it is missing."""
-  data_config = model.config.data
+  config = model.config.data
   if folder:
-    return _read_dataset(folder, '', 'auto', data_config.mask_threshold)
+    config = dataclasses.replace(config, root=str(folder), category='', layout='auto')
   try:
-    if not data_config.root:
-      return data.load(data_config)
-    return _read_dataset(
-      data_config.root, data_config.category, data_config.layout, data_config.mask_threshold
-    )
+    if not config.root:
+      return data.load(config)
+    listing = layouts.scan(config.root, config.category, config.layout)
+    # Other layouts need no training images to be of use.
+    return data.load(config) if listing.layout.labels_by_mask else listing.splits
   except DataError:
-    return records.Splits((), ())
-
-
-def _read_dataset(
-  root: str | Path, category: str, layout: str, mask_threshold: int
-) -> records.Splits:
-  """List the images of a dataset, which need not have training images."""
-  listing = layouts.scan(root, category, layout)
-  return (
-    layouts.load(root, category, layout, mask_threshold)
-    if listing.layout.labels_by_mask
-    else listing.splits
-  )
+    if folder:
+      raise
+    return Splits((), ())
 
 
 def _auroc(scores: Float[np.ndarray, ' n'], is_anomalous: Bool[np.ndarray, ' n']) -> float | None:

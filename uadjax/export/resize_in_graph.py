@@ -32,15 +32,15 @@ class Taps(NamedTuple):
 
   Attributes:
     indices: input pixels of each sum; arbitrary where the weight is 0.
-    weights: weights of the input pixels, padded with 0 to k taps.
+    weights: weights of the input pixels, in units of 2^-22, padded with 0 to k taps.
   """
 
   indices: Int[np.ndarray, 'output k']
-  weights: Float[np.ndarray, 'output k']
+  weights: Int[np.ndarray, 'output k']
 
 
-def bilinear_taps(input_size: int, output_size: int, low: float, high: float) -> Taps:
-  """Return the taps of Pillow's bilinear filter, which is widened when the axis shrinks.
+def _pillow_taps(input_size: int, output_size: int, low: float, high: float) -> Taps:
+  """Return the taps by which Pillow resamples an axis of bytes.
 
   Args:
     input_size: number of pixels along the axis.
@@ -48,19 +48,22 @@ def bilinear_taps(input_size: int, output_size: int, low: float, high: float) ->
     low: start of the interval [low, high) of the axis to resample, in pixels.
     high: end of the interval.
   """
-  # Types and order of operations are Pillow's: bytes are rounded from these results.
-  scale, low = float(np.float32(high) - np.float32(low)) / output_size, float(np.float32(low))
-  support = max(scale, 1.0)
-  indices = np.zeros((output_size, 2 * math.ceil(support) + 1), np.int32)
-  weights = np.zeros(indices.shape)
-  for i in range(output_size):
-    center = low + (i + 0.5) * scale
-    first_index = max(int(center - support + 0.5), 0)
-    tap_indices = np.arange(first_index, min(int(center + support + 0.5), input_size))
-    tap_weights = np.maximum(0.0, 1.0 - np.abs((tap_indices - center + 0.5) * (1.0 / support)))
-    indices[i, : len(tap_indices)] = tap_indices
-    weights[i, : len(tap_indices)] = tap_weights / sum(tap_weights.tolist())
-  return Taps(indices, weights)
+  # Pillow rounds the sums of 32-bit pixels as it rounds the weights for bytes.
+  identity = np.eye(input_size, dtype=np.int32) << _WEIGHT_BITS
+  matrix = _resize_columns(identity, output_size, low, high)
+  num_taps = np.count_nonzero(matrix, axis=1).max()
+  indices = np.argsort(matrix == 0, axis=1, kind='stable')[:, :num_taps]
+  return Taps(indices.astype(np.int32), np.take_along_axis(matrix, indices, axis=1))
+
+
+def _resize_columns(basis: np.ndarray, size: int, low: float, high: float) -> np.ndarray:
+  """Resize the interval [low, high) of the columns of an image by Pillow.
+
+  Of the columns of an identity matrix this makes the matrix that resamples an axis.
+  """
+  width = basis.shape[1]
+  box = (0, low, width, high)
+  return np.asarray(Image.fromarray(basis).resize((width, size), Image.Resampling.BILINEAR, box))
 
 
 def resize_images(
@@ -97,9 +100,9 @@ def _resize_passes(
   """
   passes = []
   if (frame.left, frame.right, width) != (0, input_width, input_width):
-    passes.append((2, bilinear_taps(input_width, width, frame.left, frame.right)))
+    passes.append((2, _pillow_taps(input_width, width, frame.left, frame.right)))
   if (frame.top, frame.bottom, height) != (0, input_height, input_height):
-    passes.append((1, bilinear_taps(input_height, height, frame.top, frame.bottom)))
+    passes.append((1, _pillow_taps(input_height, height, frame.top, frame.bottom)))
   noise = np.random.default_rng(0).integers(0, 256, (1, input_height, input_width, 3), np.uint8)
   box = (frame.left, frame.top, frame.right, frame.bottom)
   expected = Image.fromarray(noise[0]).resize((width, height), Image.Resampling.BILINEAR, box)
@@ -109,19 +112,17 @@ def _resize_passes(
       x = np.minimum(_weighted_sums(x, axis, taps, np) >> _WEIGHT_BITS, 255)
     if np.array_equal(x[0], np.asarray(expected)):
       return ordered_passes
-  raise ExportError(
-    f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce.',
-    hint=('Install another version of Pillow, or omit ', Setting('export.include_resize'), '.'),
-  )
+  message = f'Pillow {PIL.__version__} resizes in an unknown way, which a graph cannot reproduce.'
+  hint = 'Install another version of Pillow, or omit ', Setting('export.include_resize'), '.'
+  raise ExportError(message, hint=hint)
 
 
 def _weighted_sums(x: Any, axis: int, taps: Taps, xp: ModuleType) -> Any:
   """Return the sums along an axis, computed by NumPy or JAX (`xp`)."""
-  weights = (taps.weights * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
   shape = [1] * x.ndim
-  shape[axis] = len(weights)
+  shape[axis] = len(taps.weights)
   sums = xp.full(shape, 1 << (_WEIGHT_BITS - 1), np.int32)
-  for tap_indices, tap_weights in zip(taps.indices.T, weights.T, strict=True):
+  for tap_indices, tap_weights in zip(taps.indices.T, taps.weights.T, strict=True):
     tap_pixels = xp.take(x, xp.asarray(tap_indices), axis=axis)
     sums = sums + tap_pixels * xp.asarray(tap_weights).reshape(shape)
   return sums
@@ -163,9 +164,6 @@ def _upsampling_matrix(
     size: size of the map's axis.
     margin: pixels by which the map is extended at both ends.
   """
-  axis_taps = bilinear_taps(size + 2 * margin, end - first, start + margin, stop + margin)
-  matrix = np.zeros((end - first, size))
   # Beyond its ends a map is continued by its outermost values.
-  indices = np.clip(axis_taps.indices - margin, 0, size - 1)
-  np.add.at(matrix, (np.arange(end - first)[:, None], indices), axis_taps.weights)
-  return matrix.astype(np.float32)
+  basis = np.pad(np.eye(size, dtype=np.float32), ((margin, margin), (0, 0)), mode='edge')
+  return _resize_columns(basis, end - first, start + margin, stop + margin)

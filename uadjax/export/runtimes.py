@@ -9,7 +9,6 @@ This module never imports TensorFlow.
 from collections.abc import Callable, Mapping
 import importlib.metadata
 import importlib.util
-import json
 from pathlib import Path
 import sys
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from uadjax.system import threads
 from uadjax.types import Scores
 
 INPUT_NAME, OUTPUT_NAMES = 'image', ('map', 'score')  # The same in every graph.
-SUFFIX = '.onnx'
 METADATA_KEY = 'uadjax'  # Key of uadjax's metadata, a JSON text, in an ONNX file.
 
 Metadata = Mapping[str, Any]  # JSON-compatible, with the fields that `export.graph` writes.
@@ -35,14 +33,10 @@ class Runtime(NamedTuple):
   Attributes:
     name: name and version of the runtime.
     run: thread-safe function from uint8 images to Scores of NumPy arrays.
-    metadata: metadata inside the graph.
-    batch: fixed batch size; None for any size.
   """
 
   name: str
   run: RunFunction
-  metadata: Metadata
-  batch: int | None
 
 
 def open_graph(path: Path, backend: str = 'auto') -> Runtime:
@@ -55,7 +49,7 @@ def open_graph(path: Path, backend: str = 'auto') -> Runtime:
   Raises:
     UnknownName: unknown backend.
     ConfigError: the backend is not installed, or cannot be imported.
-    ModelError: the file is missing, damaged, or was not written by uadjax.
+    ModelError: the file is missing or damaged.
   """
   backend = resolve_backend(backend)
   if not path.is_file():
@@ -96,26 +90,23 @@ def _open_openvino(path: Path) -> Runtime:
 
   core = openvino.Core()
   model = core.read_model(path)
-  metadata = json.loads(model.get_rt_info(['framework', METADATA_KEY]).astype(str))
   config = {
     'INFERENCE_PRECISION_HINT': 'f32',
     'PERFORMANCE_HINT': 'LATENCY',
     'INFERENCE_NUM_THREADS': threads.num_cores(),
   }
   compiled_model = core.compile_model(model, 'CPU', config)
-  batch, *image_shape = model.input(INPUT_NAME).get_partial_shape()
   # The first inference initializes OpenVINO's Python binding. Two threads that do so at the same
   # time can deadlock (seen with 2026.4.1).
-  fixed_batch = batch.get_length() if batch.is_static else None
-  shape = (fixed_batch or 1, *(dimension.get_length() for dimension in image_shape))
+  shape = model.input(INPUT_NAME).get_partial_shape()
+  shape = [size.get_length() if size.is_static else 1 for size in shape]
   compiled_model.create_infer_request().infer({INPUT_NAME: np.zeros(shape, np.uint8)})
 
   def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
     outputs = compiled_model.create_infer_request().infer({INPUT_NAME: images})
     return Scores(*(outputs[name].copy() for name in OUTPUT_NAMES))
 
-  name = f'OpenVINO {importlib.metadata.version("openvino")}'
-  return Runtime(name, run, metadata, fixed_batch)
+  return Runtime(f'OpenVINO {importlib.metadata.version("openvino")}', run)
 
 
 def _open_onnxruntime(path: Path) -> Runtime:
@@ -125,14 +116,11 @@ def _open_onnxruntime(path: Path) -> Runtime:
   options.log_severity_level = 3  # Errors only.
   options.intra_op_num_threads = threads.num_cores()
   session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-  metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-  batch = session.get_inputs()[0].shape[0]
 
   def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
     return Scores(*map(np.asarray, session.run(OUTPUT_NAMES, {INPUT_NAME: images})))
 
-  name = f'ONNX Runtime {onnxruntime.__version__}'
-  return Runtime(name, run, metadata, batch if isinstance(batch, int) else None)
+  return Runtime(f'ONNX Runtime {onnxruntime.__version__}', run)
 
 
 def _is_installed(backend: str) -> bool:

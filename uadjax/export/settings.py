@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from uadjax.config import field
-from uadjax.errors import ConfigError
+from uadjax.errors import refuse, Setting
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -17,21 +17,19 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return None
   match = re.fullmatch(r'([1-9]\d*)[xX]([1-9]\d*)', text.strip())
   if not match:
-    raise ConfigError(
-      f"{text!r} is not a size. Pass the camera's height and width, such as 1024x1280.",
-      key='export.include_resize',
-      value=text,
-    )
+    message = f"{text!r} is not a size. Pass the camera's height and width, such as 1024x1280."
+    refuse('export.include_resize', text, message)
   return int(match[1]), int(match[2])
+
+
+_FORMATS = ('onnx', 'stablehlo', 'savedmodel', 'tflite')
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportSettings:
   """Section `export`."""
 
-  format: str = field(
-    'onnx', 'Format of the graph.', choices=('onnx', 'stablehlo', 'savedmodel', 'tflite')
-  )
+  format: str = field('onnx', 'Format of the graph.', choices=_FORMATS)
   output: str = field('', 'File to write; default: model.onnx (or another suffix) in the model.')
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
   batch: int | None = field(None, 'Fixed batch size; by default any.', minimum=1)
@@ -46,3 +44,12 @@ class ExportSettings:
     'int8: smaller and faster; fp16: smaller. ONNX only; not written if inaccurate.',
     choices=('', 'int8', 'fp16'),
   )
+
+  def validate(self) -> None:
+    """Raise a ConfigError if graphs of the format cannot be quantized, but should be."""
+    if self.quantize and self.format != 'onnx':
+      message = (
+        f'{self.quantize} requires onnx, the only format whose quantized graphs are checked.'
+      )
+      hint = 'Use ', Setting('export.format', 'onnx'), ', or omit ', Setting('export.quantize'), '.'
+      refuse('export.quantize', self.quantize, message, *hint)

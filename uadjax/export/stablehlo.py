@@ -16,8 +16,9 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 def export_graph(graph: graphs.Graph) -> export.Exported:
   """Export a graph for `PLATFORMS`, with a symbolic batch size unless it is fixed."""
-  batch = export.symbolic_shape('b')[0] if graph.batch is None else graph.batch
-  input_spec = jax.ShapeDtypeStruct((batch, *graph.input_shape[1:]), np.uint8)
+  batch, *image_shape = graph.input_shape
+  batch = export.symbolic_shape('b')[0] if batch is None else batch
+  input_spec = jax.ShapeDtypeStruct((batch, *image_shape), np.uint8)
   return export.export(jax.jit(graph.call), platforms=PLATFORMS)(input_spec)
 
 
@@ -25,7 +26,7 @@ def write(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
   """Write a file for `jax.export.deserialize`, and a text form without large arrays next to it.
 
   Returns:
-    Metadata of the file: versions and platforms.
+    Metadata of the file: the version of JAX.
   """
   exported = export_graph(graph)
   path.write_bytes(exported.serialize())
@@ -34,11 +35,7 @@ def write(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
     module = dialect.deserialize_portable_artifact(context, exported.mlir_module_serialized)
     text = str(module.operation.get_asm(large_elements_limit=16))
   path.with_name(f'{path.name}.mlir').write_text(text)
-  return {
-    'jax': jax.__version__,
-    'platforms': list(PLATFORMS),
-    'calling_convention_version': exported.calling_convention_version,
-  }
+  return {'jax': jax.__version__}
 
 
 def load(path: Path) -> runtimes.RunFunction:

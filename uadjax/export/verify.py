@@ -1,6 +1,6 @@
 """Verification of exported graphs: their scores, maps and labels must match the model's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +11,7 @@ import numpy as np
 
 from uadjax.data import demo, inputs
 from uadjax.detectors.base import RunContext
-from uadjax.errors import DataError
-from uadjax.export import graph as graphs, quantization_check
+from uadjax.export import graph as graphs
 from uadjax.model import calibration, model_dir
 from uadjax.model.scorer import RunFunction, Scorer
 from uadjax.types import Scores
@@ -62,15 +61,11 @@ class Agreement(NamedTuple):
 
   def to_dict(self) -> dict[str, Any]:
     """Return the differences and the tolerance as JSON-compatible values."""
-    fields = {**self._asdict(), 'tolerance': TOLERANCE}
-    del fields['worst_index']
-    return fields
+    return {**self._asdict(), 'tolerance': TOLERANCE}
 
   def __str__(self) -> str:
-    return (
-      f'on {self.images} {self.source} scores differ by at most {self.score:.1g}, maps by '
-      f'{self.map:.1g}, and {self.flips or "no"} labels differ'
-    )
+    scores = f'scores differ by at most {self.score:.1g}, maps by {self.map:.1g}'
+    return f'on {self.images} {self.source} {scores}, and {self.flips or "no"} labels differ'
 
 
 def select_images(
@@ -90,17 +85,13 @@ def select_images(
     DataError: the folder contains no images.
   """
   if folder:
-    sources = list(itertools.islice(inputs.expand(folder), _MAX_IMAGES))
-    description = f'images of {folder}'
-    if not sources:
-      raise DataError(f'{folder} contains no images to compare the graph and the model on.')
+    origin, description = folder, f'images of {folder}'
+  elif origin := _paths_near_thresholds(model):
+    description = 'good images'
   else:
-    paths, description = _paths_near_thresholds(model), 'good images'
-    if not paths:
-      demo_images = demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good'
-      paths = sorted(demo_images.iterdir())[:_MAX_IMAGES]
-      description = 'synthetic images (no image of calibration.csv exists here)'
-    sources = [inputs.Source(str(path), path) for path in paths]
+    origin = demo.cached_dataset() / demo.DEFAULT_CATEGORY / 'train' / 'good'
+    description = 'synthetic images (no image of calibration.csv exists here)'
+  sources = itertools.islice(inputs.expand(origin), _MAX_IMAGES)
   graph_ops = graphs.input_ops(model.ops, camera_size)
   graph_inputs = np.stack([inputs.load(s, graph_ops).require_pixels() for s in sources])
   network_inputs = (
@@ -110,10 +101,7 @@ def select_images(
 
 
 def compare(
-  model: model_dir.Model,
-  run: RunFunction,
-  batch: int | None,
-  comparison_images: ComparisonImages,
+  model: model_dir.Model, run: RunFunction, batch: int | None, images: ComparisonImages
 ) -> Agreement:
   """Compare the scores, maps and labels of a graph with those of its model.
 
@@ -124,10 +112,10 @@ def compare(
     model: reference.
     run: function that runs the graph.
     batch: batch size of the graph; None for any size, in which case two sizes are tried.
-    comparison_images: images to run both on.
+    images: images to run both on.
   """
-  graph_inputs, network_inputs, source = comparison_images
-  ops, thresholds = model.ops, model.thresholds
+  graph_inputs, network_inputs, source = images
+  ops = model.ops
 
   def reference_scores(score_fn: Callable[[Any], Scores]) -> Scores:
     scorer = Scorer([lambda x: jax.device_get(score_fn(x))], batch_sizes=(_BATCH_SIZE,))
@@ -143,22 +131,18 @@ def compare(
   score_bounds = detector.score_bounds
   if score_bounds is not None:
     bounds_fn = jax.jit(lambda fitted, x: score_bounds(fitted, x, TOLERANCE))
-    low, high = (
-      reference_scores(lambda x, bound_index=bound_index: bounds_fn(model.fitted, x)[bound_index])
-      for bound_index in (0, 1)
-    )
+    low, high = (reference_scores(lambda x, i=i: bounds_fn(model.fitted, x)[i]) for i in (0, 1))
   # Where the batch size is free, a single image and a batch are tried.
   batch_sizes = (1, _BATCH_SIZE) if batch is None else (batch,)
   actual = Scorer([run], batch_sizes=batch_sizes).score_all(graph_inputs)
-  labels = ([calibration.label(float(x), thresholds) for x in s.image] for s in (expected, actual))
-  score_differences = _relative_excess(actual.image, low.image, high.image)
-  map_differences = _relative_excess(actual.map, low.map, high.map)
+  score_differences = relative_excess(actual.image, low.image, high.image)
+  map_differences = relative_excess(actual.map, low.map, high.map)
   return Agreement(
     len(graph_inputs),
     source,
     float(score_differences.max()),
     float(map_differences.max()),
-    sum(a != b for a, b in zip(*labels, strict=True)),
+    count_label_changes(expected.image, actual.image, model.thresholds),
     int(np.maximum(score_differences, map_differences).argmax()),
   )
 
@@ -168,18 +152,37 @@ def _paths_near_thresholds(model: model_dir.Model) -> list[Path]:
 
   Scores near a threshold are the most likely to change their label.
   """
+  scores = calibration_images(model)
+  thresholds = np.array([model.thresholds.image_threshold, model.thresholds.review_threshold])
+  nearest = sorted(scores, key=lambda path: np.abs(scores[path] - thresholds).min())
+  evenly_spaced = sample_evenly([*scores], _MAX_IMAGES)
+  return [*dict.fromkeys([*nearest[: _MAX_IMAGES // 2], *evenly_spaced])][:_MAX_IMAGES]
+
+
+def calibration_images(model: model_dir.Model) -> dict[Path, float]:
+  """Return the calibration images of a model that exist on this machine, with their scores."""
   scored = model_dir.load_calibration_scores(model.directory)
   if scored is None:
-    return []
-  available = [i for i, path in enumerate(scored.paths) if path and Path(path).is_file()]
-  thresholds = np.array([model.thresholds.image_threshold, model.thresholds.review_threshold])
-  distances = np.abs(scored.scores[:, None] - thresholds).min(axis=1)
-  nearest = sorted(available, key=lambda i: distances[i])[: _MAX_IMAGES // 2]
-  selected = dict.fromkeys([*nearest, *quantization_check.sample_evenly(available, _MAX_IMAGES)])
-  return [Path(scored.paths[i]) for i in [*selected][:_MAX_IMAGES]]
+    return {}
+  scores = zip(scored.paths, scored.scores.tolist(), strict=True)
+  return {Path(path): score for path, score in scores if path and Path(path).is_file()}
 
 
-def _relative_excess(actual: Any, low: Any, high: Any) -> Float[np.ndarray, ' n']:
+def sample_evenly(items: Sequence[Any], count: int) -> list[Any]:
+  """Return at most `count` items, evenly spaced from the first to the last."""
+  indices = np.linspace(0, len(items) - 1, min(count, len(items)))
+  return [items[index] for index in indices.astype(int)]
+
+
+def count_label_changes(
+  a: jax.Array | np.ndarray, b: jax.Array | np.ndarray, thresholds: calibration.Thresholds
+) -> int:
+  """Return the number of images for which the scores of two graphs have different labels."""
+  labels = ([calibration.label(float(x), thresholds) for x in scores] for scores in (a, b))
+  return sum(x != y for x, y in zip(*labels, strict=True))
+
+
+def relative_excess(actual: Any, low: Any, high: Any) -> Float[np.ndarray, ' n']:
   """Return the largest excess per image of values [n ...] outside [low, high].
 
   The excess is relative to the largest absolute value of `high` for the image, and NaN if any value

@@ -4,7 +4,7 @@
 translates names of tensors, and `download` fetches and verifies published files.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 from uadjax.backbones import Backbone, compact
 from uadjax.backbones.weights import download, formats, key_mapping
 from uadjax.errors import Setting, WeightsError
-from uadjax.system import files
+from uadjax.system import files, logging
 from uadjax.types import Variables
 
 TORCHVISION = 'https://download.pytorch.org/models'
@@ -36,7 +36,7 @@ _LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
 EMBEDDED = Path(compact.__file__).with_name('compact.safetensors')
 _DISTILLED_FROM = 'resnet18'
 _NAME, _LAYERS = Setting('backbone.name'), Setting('detector.layers')
-_WEIGHTS, _FILE = Setting('backbone.weights'), Setting('backbone.weights', 'FILE')
+_WEIGHTS = Setting('backbone.weights')
 
 
 class Provenance(NamedTuple):
@@ -69,7 +69,7 @@ class Choice(NamedTuple):
   fallback_reason: str = ''
 
 
-def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCHVISION) -> Choice:
+def choose(name: str, weights: str, stages: Sequence[str]) -> Choice:
   """Return the backbone and weights that 'auto' or 'embedded' selects; keep any other choice.
 
   'auto' selects ImageNet weights if they are cached or can be downloaded, otherwise the embedded
@@ -78,45 +78,34 @@ def choose(name: str, weights: str, stages: Sequence[str], base_url: str = TORCH
   Raises:
     WeightsError: 'auto' finds no weights, or 'embedded' does not support the network or its stages.
   """
-  if name not in (*FILES, compact.NAME):  # `backbones.build` reports the unknown name.
-    return Choice(name, weights)
   is_compact = name == compact.NAME
   can_embed = is_compact or (name == _DISTILLED_FROM and set(stages) <= set(compact.STAGES))
-  if weights == 'auto' and not is_compact:
-    reason = ''
-    # The first attempt removes a damaged file from the cache, the second downloads it again.
-    for _ in range(2 if cache_path(name).is_file() else 1):
-      try:
-        fetch_published(name, base_url)
-        return Choice(name, 'imagenet')
-      except WeightsError as error:
-        reason = str(error)
-    if not can_embed:
-      raise WeightsError(reason)
-    return Choice(compact.NAME, 'embedded', reason)
+  reason = ''
   if weights not in ('auto', 'embedded'):
     return Choice(name, weights)
+  if weights == 'auto' and not is_compact:
+    try:
+      fetch_published(name)
+      return Choice(name, 'imagenet')
+    except WeightsError as error:
+      if not can_embed:
+        raise
+      reason = str(error)
   if not can_embed:
-    raise WeightsError(
-      f'The embedded weights support stages {list(compact.STAGES)} of {_DISTILLED_FROM}, '
-      f'not {list(stages)} of {name}.',
-      key=_WEIGHTS.key,
-      value=weights,
-      hint=('Set ', _WEIGHTS, " to 'imagenet', 'random' or a file, or choose those stages."),
-    )
-  return Choice(compact.NAME, 'embedded')
+    supported = f'stages {list(compact.STAGES)} of {_DISTILLED_FROM}'
+    message = f'The embedded weights support {supported}, not {list(stages)} of {name}.'
+    hint = 'Set ', _WEIGHTS, " to 'imagenet', 'random' or a file, or choose those stages."
+    raise WeightsError(message, key=_WEIGHTS.key, value=weights, hint=hint)
+  return Choice(compact.NAME, 'embedded', reason)
 
 
-def load(
-  weights: str, module: Backbone, base_url: str = TORCHVISION
-) -> tuple[Variables, Provenance]:
+def load(weights: str, module: Backbone) -> tuple[Variables, Provenance]:
   """Return the variables of a backbone and their origin.
 
   Args:
     weights: a file, 'imagenet' (torchvision's), 'embedded' (this package's) or 'random'. `choose`
       resolves 'auto'.
     module: the backbone, up to the last stage that is needed.
-    base_url: server folder of torchvision's files.
 
   Raises:
     WeightsError: the file is missing, damaged or from another network. The message names the file,
@@ -128,7 +117,7 @@ def load(
     variables = jax.jit(module.init)(key, jnp.zeros((1, 32, 32, 3)))
     return variables, Provenance('random', 'random initialization', '')
   if weights == 'imagenet':
-    path, source = fetch_published(module.arch, base_url)
+    path, source = fetch_published(module.arch)
   elif weights == 'embedded':
     path, source = EMBEDDED, 'embedded in uadjax (see NOTICE)'
   else:
@@ -136,12 +125,9 @@ def load(
   try:
     data = path.read_bytes()
   except OSError as error:
-    raise WeightsError(
-      f'Cannot read weights {path}: {error.strerror}.',
-      key=_WEIGHTS.key,
-      value=weights,
-      hint=(_WEIGHTS, " is 'auto', 'imagenet', 'embedded', 'random' or a file."),
-    ) from None
+    message = f'Cannot read weights {path}: {error.strerror}.'
+    hint = _WEIGHTS, " is 'auto', 'imagenet', 'embedded', 'random' or a file."
+    raise WeightsError(message, key=_WEIGHTS.key, value=weights, hint=hint) from None
   digest = hashlib.sha256(data).hexdigest()
   provenance = Provenance(path.name, source, digest, _LICENSES.get(weights, ''))
   return _parse_variables(data, module, path), provenance
@@ -152,34 +138,25 @@ def cache_path(arch: str) -> Path:
   return files.cache_dir() / 'weights' / FILES[arch]
 
 
-def fetch_published(arch: str, base_url: str = TORCHVISION) -> tuple[Path, str]:
+def fetch_published(arch: str) -> tuple[Path, str]:
   """Return the cached path and the URL of torchvision's weights, downloading them if necessary.
 
+  A damaged file in the cache is downloaded again.
+
   Raises:
-    WeightsError: the backbone has no published weights, or the file cannot be downloaded or is
-      damaged.
+    WeightsError: the backbone has no published weights, or the file cannot be downloaded.
   """
   if arch not in FILES:
-    raise WeightsError(
-      f'There are no published ImageNet weights for {arch}, only for {sorted(FILES)}.',
-      key=_NAME.key,
-      value=arch,
-      allowed=sorted(FILES),
-      hint=('Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'),
-    )
+    message = f'There are no published ImageNet weights for {arch}, only for {sorted(FILES)}.'
+    hint = 'Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'
+    raise WeightsError(message, key=_NAME.key, value=arch, allowed=sorted(FILES), hint=hint)
   path = cache_path(arch)
-  digest, url = path.stem.rpartition('-')[2], f'{base_url}/{path.name}'
-  try:
-    if path.exists():
-      download.verify(path, digest, str(path))
-    else:
-      download.fetch(url, path, digest)
-  except WeightsError as error:
-    raise WeightsError(
-      str(error),
-      key=_WEIGHTS.key,
-      hint=(f'Run again, put the file at {path}, or name another with ', _FILE, '.'),
-    ) from error
+  digest, url = path.stem.rpartition('-')[2], f'{TORCHVISION}/{path.name}'
+  if path.exists() and not files.sha256(path).startswith(digest):
+    logging.LOG.warning('%s is damaged and will be downloaded again.', path)
+    path.unlink()
+  if not path.exists():
+    download.fetch(url, path, digest)
   return path, url
 
 
@@ -187,37 +164,18 @@ def _parse_variables(data: bytes, module: Backbone, path: Path) -> Variables:
   try:
     tensors = formats.read(data)
   except ValueError as error:
-    raise WeightsError(
-      f'{path} is damaged or holds no weights: {error}. Pass a state_dict as .pth, .safetensors, '
-      f'.npz or .pdparams, or download the file again.'
-    ) from error
+    hint = 'Pass a state_dict as .pth, .safetensors, .npz or .pdparams, or download the file again.'
+    raise WeightsError(f'{path} is damaged or holds no weights: {error}.', hint=hint) from error
   tensors = {
     key_mapping.to_torchvision_name(name, module.depths): value for name, value in tensors.items()
   }
   expected = key_mapping.expected_tensors(module)
-  _require_stages(tensors, expected, module, path)
   if mismatch := next(_mismatches(tensors, expected), ''):
-    raise WeightsError(
-      f'{path} does not fit {module.arch}: {mismatch}.',
-      hint=(f'Choose weights of {module.arch} (', _WEIGHTS, ') or another ', _NAME, '.'),
-    )
+    network = f'{module.arch} with stages {list(module.stages)}'
+    hint = 'Choose other ', _WEIGHTS, ', another ', _NAME, ' or other ', _LAYERS, '.'
+    raise WeightsError(f'{path} does not fit {network}: {mismatch}.', hint=hint)
   leaves = {keys: _to_leaf(tensors[name], name, path) for name, (keys, _) in expected.items()}
   return traverse_util.unflatten_dict(leaves)
-
-
-def _require_stages(
-  tensors: Iterable[str], expected: Iterable[str], module: Backbone, path: Path
-) -> None:
-  available_modules = key_mapping.top_level_modules(tensors)
-  for needed_module in key_mapping.top_level_modules(expected):
-    if needed_module not in available_modules:
-      raise WeightsError(
-        f'{path} has no {needed_module}, which {module.arch} with stages {list(module.stages)} '
-        f'needs; it has {available_modules}.',
-        key=_LAYERS.key,
-        value=module.stages,
-        hint=('Choose another file (', _FILE, ') or other stages (', _LAYERS, ').'),
-      )
 
 
 def _mismatches(tensors: formats.Tensors, expected: key_mapping.ExpectedTensors) -> Iterator[str]:
@@ -225,12 +183,15 @@ def _mismatches(tensors: formats.Tensors, expected: key_mapping.ExpectedTensors)
 
   A file may have further stages, a head, and counters of BatchNorm.
   """
+  modules, available = map(key_mapping.top_level_modules, (expected, tensors))
+  for module in modules:
+    if module not in available:
+      yield f'it has no {module}, only {available}'
   for name, (_, shape) in expected.items():
     if name not in tensors:
       yield f'it has no tensor {name}'
     elif tensors[name].shape != shape:
       yield f'{name} must have shape {shape}, but has {tensors[name].shape}'
-  modules = key_mapping.top_level_modules(expected)
   for name in tensors:
     is_counter = name.endswith('_tracked')
     if name not in expected and name.split('.')[0] in modules and not is_counter:

@@ -8,7 +8,7 @@ import urllib.request
 
 import rich.progress
 
-from uadjax.errors import WeightsError
+from uadjax.errors import Setting, WeightsError
 from uadjax.system import files, logging, progress
 
 _CHUNK_BYTES = 1 << 20
@@ -27,21 +27,17 @@ def fetch(url: str, target: Path, digest: str) -> None:
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     _resume_download(url, partial_path)
-    verify(partial_path, digest, url)
-    partial_path.replace(target)
+    actual_digest = files.sha256(partial_path)
+    if actual_digest.startswith(digest):
+      partial_path.replace(target)
+      return
+    partial_path.unlink()
+    problem = f'{url} is damaged: its SHA-256 is {actual_digest}, not {digest}…; it was removed.'
   except (OSError, http.client.HTTPException) as error:  # HTTPError and timeouts are OSErrors.
-    raise WeightsError(f'Could not download {url}: {error}.') from error
-
-
-def verify(path: Path, digest: str, source: str) -> None:
-  """Delete a file and raise WeightsError unless its SHA-256 begins with `digest`."""
-  actual_digest = files.sha256(path)
-  if not actual_digest.startswith(digest):
-    path.unlink()
-    raise WeightsError(
-      f'{source} is damaged: its SHA-256 must begin with {digest}, but is {actual_digest}. '
-      f'{path} was removed.'
-    )
+    problem = f'Could not download {url}: {error}.'
+  other_file = Setting('backbone.weights', 'FILE')
+  hint = f'Run again, put the file at {target}, or name another with ', other_file, '.'
+  raise WeightsError(problem, key=other_file.key, hint=hint)
 
 
 def _resume_download(url: str, partial_path: Path) -> None:
@@ -56,20 +52,14 @@ def _resume_download(url: str, partial_path: Path) -> None:
     if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
       raise
     return  # The file is complete or too long, which the checksum shows.
-  range_matches = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
-  is_resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT and range_matches
+  is_resumed = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
   length = int(response.headers.get('Content-Length') or 0)
+  name, is_hidden = partial_path.stem, not progress.is_interactive()
   reader = rich.progress.wrap_file(
-    response,
-    length,
-    description=partial_path.stem,
-    console=logging.CONSOLE,
-    disable=not progress.is_interactive(),
+    response, length, description=name, console=logging.CONSOLE, disable=is_hidden
   )
   with response, reader as content, partial_path.open('ab' if is_resumed else 'wb') as file:
     shutil.copyfileobj(content, file, _CHUNK_BYTES)
     total_bytes = length + (num_bytes if is_resumed else 0)
     if file.tell() < total_bytes:
-      raise OSError(
-        f'it broke off after {file.tell()} of {total_bytes} bytes; the next run resumes there'
-      )
+      raise OSError(f'it broke off after {file.tell()} of {total_bytes} bytes and can be resumed')

@@ -22,7 +22,7 @@ _LEGACY_MAGIC = b'\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.'
 _SAFETENSORS_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'BF16': jnp.bfloat16.dtype}
 _MAX_INFLATED_BYTES = 4 << 30  # This is more than ten times the largest ResNet.
 _WRAPPER_KEYS = ('state_dict', 'model', 'state_dict')  # Lightning, MoCo and others nest these.
-_PADDLE_SLICES_KEY = 'UnpackBigParamInfor@@'  # Paddle lists here the tensors it cut into slices.
+_PADDLE_SLICES_KEY = 'UnpackBigParamInfor@@'  # Paddle's list of tensors in slices below 1 GiB.
 
 
 def read(data: bytes) -> Tensors:
@@ -51,11 +51,8 @@ def _choose_reader(data: bytes) -> Callable[[bytes], Tensors]:
     return _read_torch_legacy
   if data[:1] == b'\x80':
     return _read_pickle
-  if data[8:9] == b'{':
-    return _read_safetensors
-  raise ValueError(
-    f'it begins with {data[:16]!r}, which is not a known format' if data else 'it is empty'
-  )
+  problem = f'it begins with {data[:16]!r}, which is not a known format'
+  raise ValueError(problem if data else 'it is empty')
 
 
 def _read_safetensors(data: bytes) -> Tensors:
@@ -143,7 +140,10 @@ def _state_dict_tensors(content: pickle_interpreter.Value, storages: Tensors) ->
       tensors[str(name)] = _tensor_view(name, array, storages)
     elif isinstance(array, np.ndarray):
       tensors[str(name)] = array
-  return _join_slices(tensors, content.get(_PADDLE_SLICES_KEY))
+  for name, entry in (content.get(_PADDLE_SLICES_KEY) or {}).items():
+    slices = [tensors.pop(key) for key in entry['slices']]
+    tensors[name] = np.concatenate(slices).reshape(entry['OriginShape'])
+  return tensors
 
 
 def _tensor_view(name: object, tensor: pickle_interpreter.Tensor, storages: Tensors) -> np.ndarray:
@@ -160,11 +160,3 @@ def _tensor_view(name: object, tensor: pickle_interpreter.Tensor, storages: Tens
     return np.zeros(shape, array.dtype)
   byte_strides = [stride * array.itemsize for stride in strides]
   return np.lib.stride_tricks.as_strided(array[offset:end], shape, byte_strides, writeable=False)
-
-
-def _join_slices(tensors: Tensors, slice_table: pickle_interpreter.Value) -> Tensors:
-  """Join tensors that Paddle cut into slices below 1 GiB, as old pickle protocols require."""
-  for name, entry in (slice_table or {}).items():
-    slices = [tensors.pop(key) for key in entry['slices']]
-    tensors[name] = np.concatenate(slices).reshape(entry['OriginShape'])
-  return tensors

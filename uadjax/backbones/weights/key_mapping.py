@@ -1,7 +1,6 @@
 """Names of a backbone's tensors in the files of torchvision, timm and Paddle."""
 
 from collections.abc import Iterable
-import itertools
 import re
 
 import jax
@@ -49,11 +48,11 @@ def to_torchvision_name(name: str, depths: tuple[int, ...]) -> str:
 
 def _block_prefix(block_index: int, depths: tuple[int, ...]) -> str:
   """Return the torchvision prefix of a block that PaddleClas numbers across all stages."""
-  starts = (0, *itertools.accumulate(depths))
-  for stage, start, depth in zip(resnet.STAGES, starts, depths, strict=False):
-    if block_index < start + depth:
-      return f'{stage}.{block_index - start}'
-  return f'layer5.{block_index - starts[-1]}'  # No backbone has it, so the file does not fit.
+  stages = zip(resnet.STAGES, depths, strict=False)
+  prefixes = [f'{stage}.{i}' for stage, depth in stages for i in range(depth)]
+  if block_index < len(prefixes):
+    return prefixes[block_index]
+  return f'layer5.{block_index - len(prefixes)}'  # No backbone has it, so the file does not fit.
 
 
 def top_level_modules(tensor_names: Iterable[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Interpreter of PyTorch's and Paddle's pickles that never calls a function which a pickle names.
 
-A pickle is a program. `pickletools` decodes its instructions; `_Interpreter` executes the few that
+A pickle is a program. `pickletools` decodes its instructions; `load` executes the few that
 weights need, on plain data, and rejects all others. `_GLOBALS` has every name that a pickle may
 use.
 
@@ -44,12 +44,6 @@ class Tensor(NamedTuple):
   strides: tuple[int, ...]
 
 
-class _Global(NamedTuple):
-  """Class or function that a pickle refers to, by name only."""
-
-  name: str
-
-
 class Holder:
   """NumPy array or dtype in `value`, which a pickle creates empty and fills later."""
 
@@ -57,13 +51,10 @@ class Holder:
     self.value = value
 
 
+_NAMES = 'Double', 'Float', 'Half', 'BFloat16', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool'
+_DTYPES = '<f8', '<f4', '<f2', jnp.bfloat16, '<i8', '<i4', '<i2', 'i1', 'u1', '?'
 _STORAGE_DTYPES = {
-  f'torch.{name}Storage': np.dtype(dtype)
-  for name, dtype in zip(
-    ('Double', 'Float', 'Half', 'BFloat16', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool'),
-    ('<f8', '<f4', '<f2', jnp.bfloat16, '<i8', '<i4', '<i2', 'i1', 'u1', '?'),
-    strict=True,
-  )
+  f'torch.{name}Storage': np.dtype(dtype) for name, dtype in zip(_NAMES, _DTYPES, strict=True)
 }
 
 
@@ -102,40 +93,37 @@ def _extend_list(target: Value, *items: Value) -> list[Value]:
   return target
 
 
-# Everything that a pickle may call, replaced by functions that handle plain data. Pickles of
-# protocol 2 use the names of Python 2.
-_FUNCTIONS: Mapping[str, Callable[..., Value]] = {
+# All names that a pickle may use. Functions are replaced by others, which handle plain data, and
+# types of storages by dtypes.
+_GLOBALS: Mapping[str, Value] = {
+  **_STORAGE_DTYPES,
+  'numpy.ndarray': None,
   'collections.OrderedDict': _make_dict,
   'torch._utils._rebuild_tensor_v2': lambda *arguments: Tensor(*arguments[:4]),
   'torch._utils._rebuild_parameter': lambda data, *_: data,
   'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
   'builtins.tuple': tuple,  # Paddle saves a single tensor as (name, array).
-  '__builtin__.tuple': tuple,
   '_codecs.encode': lambda text, *_: text.encode('latin1'),
   'numpy.dtype': _make_dtype,
-} | {
-  f'numpy.{core}.{name}': function
-  for core in ('core', '_core')
-  for name, function in {
-    'numeric._frombuffer': _make_array,
-    'multiarray._reconstruct': lambda *_: Holder(),
-    'multiarray.scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
-  }.items()
+  'numpy.core.numeric._frombuffer': _make_array,
+  'numpy.core.multiarray._reconstruct': lambda *_: Holder(),
+  'numpy.core.multiarray.scalar': lambda dtype, raw: _make_array(raw, dtype, (), 'C')[()],
 }
-_GLOBALS = {*_FUNCTIONS, *_STORAGE_DTYPES, 'numpy.ndarray'}
 
 
-def _resolve_global(module: Value, name: Value) -> _Global:
+def _resolve_global(module: Value, name: Value) -> Value:
   full_name = f'{module}.{name}' if isinstance(module, str) and isinstance(name, str) else 'no name'
+  # Pickles of protocol 2 use the names of Python 2, and NumPy 2 has renamed its core.
+  full_name = full_name.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
   if full_name not in _GLOBALS:
     raise ValueError(f'its pickle refers to {full_name[:100]}, which weights do not need')
-  return _Global(full_name)
+  return _GLOBALS[full_name]
 
 
 def _call_function(function: Value, arguments: Value) -> Value:
-  if not isinstance(function, _Global) or function.name not in _FUNCTIONS:
-    raise ValueError('its pickle calls an object that is not an allowed function')
-  return _FUNCTIONS[function.name](*arguments)
+  if not callable(function):  # A pickle has no functions but those of `_GLOBALS`.
+    raise ValueError('its pickle calls an object that is not a function')
+  return function(*arguments)
 
 
 def _set_state(target: Value, state: Value) -> Value:
@@ -152,11 +140,10 @@ def _set_state(target: Value, state: Value) -> Value:
 def _make_storage(
   kind: Value, dtype: Value, key: Value, _: Value, length: Value, view: Value = None
 ) -> Storage:
-  name = dtype.name if isinstance(dtype, _Global) else ''
-  is_valid = kind == 'storage' and name in _STORAGE_DTYPES and isinstance(key, str) and view is None
-  if not is_valid:
+  is_valid = kind == 'storage' and isinstance(dtype, np.dtype) and isinstance(key, str)
+  if not is_valid or view is not None:
     raise ValueError('its pickle describes an invalid storage')
-  return Storage(key, _STORAGE_DTYPES[name], length)
+  return Storage(key, dtype, length)
 
 
 # Instructions that are functions of the values they pop.
@@ -192,56 +179,47 @@ def load(stream: io.BytesIO) -> tuple[Value, dict[str, Storage]]:
   Raises:
     ValueError, TypeError, LookupError: the pickle is damaged or holds more than weights.
   """
-  interpreter = _Interpreter()
+  stacks: list[list[Value]] = [[]]  # The last is in use; the others were saved at marks.
+  memo: dict[Value, Value] = {}
+  storages: dict[str, Storage] = {}
   for opcode, argument, _ in pickletools.genops(stream):
-    interpreter.execute(opcode, argument)
-  return interpreter.stack[-1], interpreter.storages
-
-
-class _Interpreter:
-  """Interpreter of pickle instructions: a stack, the stacks saved at marks, and the memo."""
-
-  def __init__(self):
-    self.stack: list[Value] = []
-    self.metastack: list[list[Value]] = []
-    self.memo: dict[int, Value] = {}
-    self.storages: dict[str, Storage] = {}
-
-  def execute(self, opcode: pickletools.OpcodeInfo, argument: Value) -> None:
-    """Execute one instruction, which pops its operands and then may push a value."""
-    operands = self._pop_operands(opcode.stack_before)
+    operands = _pop_operands(opcode.stack_before, stacks)
     match opcode.name:
       case 'PROTO' | 'FRAME':
-        return
+        continue
       case 'MARK':
-        self.metastack.append(self.stack)
-        self.stack = []
-        return
+        stacks.append([])
+        continue
       case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
-        self.memo[argument] = self.stack[-1]
-        return
+        memo[argument] = stacks[-1][-1]
+        continue
       case 'MEMOIZE':
-        value = self.memo[len(self.memo)] = operands[0]
+        value = memo[len(memo)] = operands[0]
       case 'GET' | 'BINGET' | 'LONG_BINGET':
-        value = self.memo[argument]
+        value = memo[argument]
       case 'GLOBAL':
-        value = _resolve_global(*argument.split(' ', 1))
+        value = _resolve_global(*str(argument).split(' ', 1))
       case 'BINPERSID':
         value = _make_storage(*operands[0])
-        self.storages[value.key] = value
+        storages[value.key] = value
       case name if name in _OPERATIONS:
         value = _OPERATIONS[name](*operands)
       case name if opcode.stack_after and opcode.stack_after[0].name in _LITERAL_TYPES:
         value = argument
       case name:
         raise ValueError(f'its pickle has the instruction {name}, which weights do not need')
-    self.stack.append(value)
+    stacks[-1].append(value)
+  return stacks[-1][-1], storages
 
-  def _pop_operands(self, stack_before: list[pickletools.StackObject]) -> list[Value]:
-    items = []
-    if pickletools.stackslice in stack_before:  # All values above the last mark.
-      items, self.stack = self.stack, self.metastack.pop()
-    count = sum(x not in (pickletools.markobject, pickletools.stackslice) for x in stack_before)
-    if len(self.stack) < count:
-      raise ValueError('its pickle pops more values than its stack has')
-    return [self.stack.pop() for _ in range(count)][::-1] + items
+
+def _pop_operands(
+  stack_before: list[pickletools.StackObject], stacks: list[list[Value]]
+) -> list[Value]:
+  """Pop the values that an instruction takes from the last stack."""
+  items = []
+  if pickletools.stackslice in stack_before:  # All values above the last mark.
+    items = stacks.pop()
+  count = sum(x not in (pickletools.markobject, pickletools.stackslice) for x in stack_before)
+  if len(stacks[-1]) < count:
+    raise ValueError('its pickle pops more values than its stack has')
+  return [stacks[-1].pop() for _ in range(count)][::-1] + items
