@@ -168,23 +168,21 @@ def test_it_is_never_taken_for_the_exact_one(models, lenient, tmp_path, monkeypa
 def test_labels_that_change_are_refused_and_nothing_is_left(models, kind, tmp_path, monkeypatch):
   model = models['stfpm']
   on = quantization_check.select_images(model, None, None)
-  seen = np.stack([on.read_input(record.path) for record in on.good])
-  scores = np.sort(np.asarray(model.score(model.fitted, seen).image))
+  images = np.stack([on.read_input(record.path) for record in (*on.good, *on.test)])
+  threshold = 0.5 * float(np.asarray(model.score(model.fitted, images).image).min())
 
   def shifted(*arguments):
     made = onnx_ir.to_proto(quantize_of_kind(*arguments))
     node = next(node for node in made.graph.node if 'score' in node.output)
     node.output[list(node.output).index('score')] = 'unshifted'
-    half = onnx.helper.make_tensor('half', onnx.TensorProto.FLOAT, [], [0.5])
-    made.graph.initializer.append(half)
-    made.graph.node.append(onnx.helper.make_node('Mul', ['unshifted', 'half'], ['score']))
+    factor = onnx.helper.make_tensor('factor', onnx.TensorProto.FLOAT, [], [0.01])
+    made.graph.initializer.append(factor)
+    made.graph.node.append(onnx.helper.make_node('Mul', ['unshifted', 'factor'], ['score']))
     return onnx_ir.from_proto(made)
 
   quantize_of_kind = quantize.QUANTIZERS[kind]
   monkeypatch.setitem(quantize.QUANTIZERS, kind, shifted)
-  low = model.thresholds._replace(
-    image_threshold=0.9 * float(scores[0]), review_threshold=0.9 * float(scores[0])
-  )
+  low = model.thresholds._replace(image_threshold=threshold, review_threshold=threshold)
   with pytest.raises(
     errors.ExportError, match=r'1 of 1 labels change.*9 of 9 labels change.*Nothing was written'
   ):

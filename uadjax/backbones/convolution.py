@@ -43,18 +43,24 @@ def conv_custom_grad(
   return conv(x, kernel, stride)
 
 
+def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+  return conv(x, kernel, stride), (x, kernel)
+
+
 def _backward(stride: int, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
   x, kernel = residuals
   (dx,) = jax.linear_transpose(lambda x: conv(x, kernel, stride), x)(g)
 
-  def default_gradient(x: Array, g: Array) -> Array:
+  def default_weight_gradient(x: Array, g: Array) -> Array:
     return jax.linear_transpose(lambda kernel: conv(x, kernel, stride), kernel)(g)[0]
 
-  cpu_gradient = functools.partial(_weight_gradient, kernel_size=kernel.shape[0], stride=stride)
-  return dx, lax.platform_dependent(x, g, cpu=cpu_gradient, default=default_gradient)
+  cpu_weight_gradient = functools.partial(
+    _weight_gradient, kernel_size=kernel.shape[0], stride=stride
+  )
+  return dx, lax.platform_dependent(x, g, cpu=cpu_weight_gradient, default=default_weight_gradient)
 
 
-conv_custom_grad.defvjp(lambda x, kernel, stride: (conv(x, kernel, stride), (x, kernel)), _backward)
+conv_custom_grad.defvjp(_forward, _backward)
 
 
 def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array:
@@ -63,8 +69,6 @@ def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array
   The factors are x shifted horizontally and g shifted vertically. A few images are processed at a
   time, so that the shifted copies stay in the cache.
   """
-  if kernel_size == 1:
-    x, stride = x[:, ::stride, ::stride], 1
   x, taps = _stride_to_channels(x, g, kernel_size, stride)
   (b, rows, _, c), (_, _, width, o) = x.shape, g.shape
   g = jnp.pad(g, ((0, 0), (taps - 1, taps - 1), (0, 0), (0, 0)))
@@ -80,6 +84,8 @@ def _weight_gradient(x: Array, g: Array, kernel_size: int, stride: int) -> Array
   chunks = x.reshape(b // n, n, *x.shape[1:]), g.reshape(b // n, n, *g.shape[1:])
   total, _ = lax.scan(accumulate, jnp.zeros((taps * c, taps * o), x.dtype), chunks)
   kernel = total.reshape(taps, c, taps, o).transpose(2, 0, 1, 3)
+  if kernel_size == 1 or stride == 1:
+    return kernel
   full_kernel = kernel.reshape(taps, taps, stride, stride, c // stride**2, o)
   full_kernel = full_kernel.transpose(0, 2, 1, 3, 4, 5)
   return full_kernel.reshape(taps * stride, taps * stride, -1, o)[:kernel_size, :kernel_size]
@@ -91,13 +97,17 @@ def _stride_to_channels(x: Array, g: Array, kernel_size: int, stride: int) -> tu
   Returns:
     Input and kernel size of an equivalent convolution without stride or padding.
   """
-  (_, height, width, _), (_, h, w, _) = x.shape, g.shape
+  if kernel_size == 1:
+    return x[:, ::stride, ::stride], 1
+  (_, height, width, _), (b, h, w, _) = x.shape, g.shape
   taps, half = -(-kernel_size // stride), kernel_size // 2
   rows, columns = (h + taps - 1) * stride, (w + taps - 1) * stride
   # Where no stride reaches the last row or column, it is cut off, so the padding is at least zero.
   end_padding = max(rows - half - height, 0), max(columns - half - width, 0)
   x = jnp.pad(x, ((0, 0), (half, end_padding[0]), (half, end_padding[1]), (0, 0)))
-  return space_to_depth(x[:, :rows, :columns], stride), taps
+  x = x[:, :rows, :columns]
+  x = x.reshape(b, h + taps - 1, stride, w + taps - 1, stride, -1)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + taps - 1, w + taps - 1, -1), taps
 
 
 def space_to_depth(x: Float[Array, 'b h w c'], block_size: int) -> Float[Array, 'b _h _w _c']:

@@ -199,7 +199,8 @@ def _to_fp16(path: Path, *_: object) -> onnx_files.Model:
   for value in [*model.graph.initializers.values()]:
     # Summands, such as means and the norms of a memory bank, are compared and stay float32.
     is_factor = all(node.op_type in _PRODUCT_OPS and i <= 1 for node, i in value.uses())
-    half_array = _to_half_precision(value.const_value.numpy())
+    array = value.const_value
+    half_array = _to_half_precision(array.numpy()) if array is not None else None
     if is_factor and half_array is not None:
       name = f'{value.name}_half'
       half = onnx_ir.val(name, const_value=onnx_ir.tensor(half_array, name=name))

@@ -235,7 +235,11 @@ def measure_recall(queries: Float[Array, 'q d'], index: Index, k: int = 1) -> fl
   """Return the share of the k nearest rows that the approximate search finds on this device."""
   search = jax.jit(nearest, static_argnames=('k', 'approx'))
   exact, approximate = (search(queries, index, k, approx=x).row for x in (False, True))
-  return float((exact[:, :, None] == approximate[:, None, :]).any(axis=2).mean())
+  return float(_recall(exact, approximate))
+
+
+def _recall(exact: Int[Array, 'q k'], approximate: Int[Array, 'q k']) -> Float[Array, '']:
+  return (exact[:, :, None] == approximate[:, None, :]).any(axis=2).mean()
 
 
 def _even_block_size(total: int, max_size: int) -> int:

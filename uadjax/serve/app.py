@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
 import importlib.resources
+import reprlib
 import secrets
 import time
 import uuid
 
 import fastapi
 import pydantic
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -145,9 +147,15 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 
   @app.exception_handler(pydantic.ValidationError)
   async def handle_validation_error(request: Request, error: pydantic.ValidationError) -> Response:
-    problems = (('.'.join(map(str, item['loc'])), item['msg']) for item in error.errors())
-    text = '; '.join(f'{place}: {problem}' if place else problem for place, problem in problems)
+    text = '; '.join(map(_describe_validation_error, error.errors()))
     return _error_response(request, 400 if _is_protocol(request) else 422, text)
+
+
+def _describe_validation_error(error: ErrorDetails) -> str:
+  """Return place, message and value of an error; a long value is shortened."""
+  text = ': '.join(filter(None, ('.'.join(map(str, error['loc'])), error['msg'])))
+  is_scalar = isinstance(error['input'], str | int | float)
+  return f'{text}, got {reprlib.repr(error["input"])}' if is_scalar else text
 
 
 def _add_routes(app: fastapi.FastAPI, service: Service) -> None:

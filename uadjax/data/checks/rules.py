@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import hashlib
+import mmap
 from pathlib import Path
 import re
 from typing import NamedTuple, TypeAlias
@@ -210,10 +211,12 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _contains(path: Path, pattern: bytes) -> bool:
-  """Return whether a pattern matches the content of a file; False if it is unreadable."""
+  """Return whether a pattern matches the content of a file; False if it is empty or unreadable."""
   try:
-    return bool(re.search(pattern, path.read_bytes()))
-  except OSError:
+    # Mapped, because a label file with embedded images may be larger than memory.
+    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      return bool(re.search(pattern, content))
+  except (OSError, ValueError):
     return False
 
 
