@@ -25,7 +25,7 @@ from uadjax.sweep import results, tables
 
 _CONFIGS = ('padim', 'patchcore', 'stfpm')
 _CATEGORIES = ('toothbrush', 'bottle')
-_FLAGS = {'stfpm': ['--config.fit.steps=20', '--config.fit.batch_size=8']}
+_FLAGS = {'stfpm': ['--config.fit.steps=10', '--config.fit.batch_size=8']}
 _NUM_IMAGES = 160
 
 _PREDICT = f"""

@@ -174,6 +174,7 @@ def test_evaluating_imports_no_tensorflow(trained, drawn, tmp_path):
   assert out.split()[-2:] == ['0', 'False']
 
 
+@pytest.mark.slow
 def test_a_test_image_is_decoded_once(trained, drawn, tmp_path, monkeypatch):
   """Check and evaluation share one decoding; so do an evaluation alone and its pictures."""
   decode, counts = image_io.decode, collections.Counter()

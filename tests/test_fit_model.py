@@ -145,7 +145,8 @@ print(json.dumps([changed, threads, retained_mb()]))
 """
 
 
-@pytest.mark.parametrize('tune_process', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('tune_process', [False, True])
 def test_the_process_stays_as_it_was_unless_asked(drawn, tmp_path, monkeypatch, tune_process):
   monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
   arguments = str(drawn / 'disc'), str(tmp_path / 'run'), SMALL, tune_process

@@ -176,11 +176,9 @@ def test_thresholds_may_be_overridden(trained, drawn, tmp_path, mode):
 
 @pytest.mark.parametrize(
   ('name', 'more'),
-  [
-    ('padim', ()),
-    pytest.param('stfpm', ('--config.fit.steps=2',), marks=pytest.mark.slow),
-  ],
+  [('padim', ()), ('stfpm', ('--config.fit.steps=2',))],
 )
+@pytest.mark.slow
 def test_a_group_gets_a_run_each_and_a_mean_row(name, more, drawn, tmp_path):
   """A category that fails does not stop the others, and the group goes on once it is mended."""
   group, out = tmp_path / 'data', tmp_path / 'out'

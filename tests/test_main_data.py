@@ -401,7 +401,8 @@ def labeled(directory, method='f1'):
   return (f'--config.calibrate.labeled={directory}', f'--config.calibrate.method={method}')
 
 
-@pytest.mark.parametrize('name', ['padim', 'stfpm'])  # Each way of learning once.
+# Each way of learning once.
+@pytest.mark.parametrize('name', ['padim', pytest.param('stfpm', marks=pytest.mark.slow)])
 def test_f1_on_labelled_images_reaches_the_oracle_on_the_same_images(root, name, tmp_path):
   words = (*flags(name, root / 'disc'), *labeled(root / 'disc'))
   assert run(*words, f'--workdir={tmp_path}') == 0

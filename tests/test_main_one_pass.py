@@ -133,7 +133,7 @@ def test_patchcore_extended_has_its_share_of_all_patches(early, extended):
   assert (image < HALF).sum() == pytest.approx(moved['share_retained'] * moved['bank_rows_before'])
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
 def test_an_extended_run_tells_by_how_much_it_moved(early, extended, name):
   before, later = early(name), extended(name)
   moved = result(later)['drift']

@@ -390,7 +390,8 @@ def test_what_is_kept_does_not_depend_on_the_devices(images, before, numbers):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize('devices', [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [2, 4])
 def test_every_device_makes_room_for_itself(devices):
   x = embeddings(31 * devices, 1)
   sized = plan(len(x), ratio=0.1, rows=45, shards=on(devices), max_extra_images_per_shard=1)

@@ -98,7 +98,11 @@ def test_fp16_is_half_as_large_and_scores_hardly_differ(resnets, exact, tested, 
 
 @pytest.mark.parametrize(
   ('name', 'networks'),
-  [('padim', 1), ('stfpm', 2), pytest.param('patchcore', 1, marks=pytest.mark.slow)],
+  [
+    ('padim', 1),
+    pytest.param('stfpm', 2, marks=pytest.mark.slow),
+    pytest.param('patchcore', 1, marks=pytest.mark.slow),
+  ],
 )
 def test_only_convolutions_of_features_take_eight_bits(resnets, lenient, name, networks, tmp_path):
   done = exporter.export(resnets(name), output=tmp_path / 'it.onnx', quantize='int8')
