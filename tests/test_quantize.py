@@ -239,7 +239,7 @@ def test_other_formats_are_refused(models, format):
 def test_what_there_is_not_is_refused(models):
   with pytest.raises(errors.UnknownName) as caught:
     exporter.export(models['padim'], quantize='int4')
-  assert (caught.value.key, caught.value.allowed) == ('quantize', ('', 'int8', 'fp16'))
+  assert (caught.value.key, caught.value.allowed) == ('export.quantize', ('', 'int8', 'fp16'))
 
 
 def test_arrays_beside_the_file_are_refused(models, tmp_path, monkeypatch):

@@ -54,8 +54,14 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
     )
     return report.passed
   sign, style = console.SIGNS['OK' if report.passed else 'NG']
-  lines = runtime.to_printable(str(report), allowed_chars='\n')
+  # Line breaks in names are escaped, those between messages are not.
+  directory = Path(runtime.to_printable(str(report.directory)))
+  problems = tuple(p._replace(message=runtime.to_printable(p.message)) for p in report.problems)
+  lines = str(report._replace(directory=directory, problems=problems))
   console.print_line(text.Text.assemble((sign, style), f' {lines}'))
+  if defect_counts:
+    counts = ', '.join(f'{name} {count}' for name, count in sorted(defect_counts.items()))
+    console.print_line(f'Defects: {runtime.to_printable(counts)}.')
   if folder:
     console.print_line(f'Sample pictures and all problems: {runtime.to_printable(str(folder))}')
   return report.passed

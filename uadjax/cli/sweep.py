@@ -25,9 +25,11 @@ def run(options: SweepOptions) -> None:
   root = str(options.dataset.resolve())
   settings = {'data.root': root, **predict.parse_overrides(options.override)}
   runs = _plan_runs(options, settings)
+  # Asking JAX would occupy the devices, which the runs need.
+  shard = processes.resolve_shard(options.shard, may_ask_jax=False)
   overrides = [f'--config.{key}={value}' for key, value in settings.items()]
   try:
-    failures = [] if options.table_only else _run_missing(options, runs, overrides)
+    failures = [] if options.table_only else _run_missing(options, runs, overrides, shard)
   except Interrupted as interruption:
     interruption.hint = (f'Repeat the command to resume {workdir}.',)
     raise
@@ -83,13 +85,15 @@ def _parse_seeds(text: str) -> Sequence[int]:
 
 
 def _run_missing(
-  options: SweepOptions, runs: Sequence[sweeps.Run], overrides: Sequence[str]
+  options: SweepOptions,
+  runs: Sequence[sweeps.Run],
+  overrides: Sequence[str],
+  shard: tuple[int, int],
 ) -> list[str]:
   """Run the unfinished runs of this host's shard, and return which ones failed and why."""
-  # Asking JAX would occupy the devices, which the runs need.
-  shard_index, num_shards = processes.resolve_shard(options.shard, may_ask_jax=False)
+  shard_index, num_shards = shard
   device_slots = slots.device_slots(options.device, options.jobs)
-  missing_runs = sweeps.unfinished_runs(runs, options.workdir, (shard_index, num_shards))
+  missing_runs = sweeps.unfinished_runs(runs, options.workdir, shard)
   num_missing = len(missing_runs)
   logging.LOG.info(
     '%d runs in total; %d left in shard %d/%d, on %s.',

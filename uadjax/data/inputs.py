@@ -248,14 +248,14 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
 
   A subfolder that cannot be listed is itself yielded as a source.
   """
-  pending_folders, visited = [root], {skip.resolve()} if skip else set()
+  pending_folders, visited = [root], {_folder_id(skip)} if skip and skip.exists() else set()
   while pending_folders:
     folder = pending_folders.pop()
-    resolved, subfolder = folder.resolve(), folder.relative_to(root)
-    if resolved in visited:
-      continue
-    visited.add(resolved)
+    subfolder = folder.relative_to(root)
     try:
+      if (folder_id := _folder_id(folder)) in visited:
+        continue
+      visited.add(folder_id)
       with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith('.')]
     except OSError:
@@ -267,6 +267,12 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
       if entry.name.lower().endswith(scanning.SUFFIXES) and not _is_folder(entry):
         path = folder / entry.name
         yield Source(_printable(path), path, subfolder)
+
+
+def _folder_id(folder: Path) -> tuple[int, int]:
+  """Return the device and inode of a folder, which are the same for all links to it."""
+  status = folder.stat()
+  return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: Path | os.DirEntry) -> bool:

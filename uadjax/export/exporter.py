@@ -1,6 +1,7 @@
 """Export of models to other runtimes, with verification before the file is put in place."""
 
 from collections.abc import Callable, Sequence
+import importlib.util
 import os
 from pathlib import Path
 import shutil
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from uadjax import config as configs
-from uadjax.errors import ConfigError, ExportError, refuse, Setting
+from uadjax.errors import ConfigError, ExportError, refuse, Setting, UserError
 from uadjax.export import (
   bisect,
   graph as graphs,
@@ -29,6 +30,9 @@ from uadjax.system import files, progress
 
 # The limit of a whole file is 2 GB; the margin is for everything except arrays.
 _MAX_ARRAY_BYTES = 2**31 - 2**24
+
+
+_REQUIRED_PACKAGES = 'jax2onnx', 'onnx', 'onnxruntime'  # Of exports to ONNX.
 
 
 class _Format(NamedTuple):
@@ -113,8 +117,15 @@ def export(
     ExportError: the format cannot hold the model, or results differ. Then no file is written.
   """
   values = {'format': format, 'batch': batch, 'quantize': quantize}
-  options = configs.replace(ExportSettings(), values)
+  try:
+    options = configs.replace(ExportSettings(), values)
+  except UserError as error:
+    error.key = f'export.{error.key}'
+    raise
   options.validate()
+  missing = [name for name in _REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
+  if options.format == 'onnx' and missing:
+    raise ConfigError(f"Exporting to onnx needs {missing[0]}: pip install 'uadjax[export]'.")
   name = '.'.join(filter(None, ('model', options.quantize, options.format)))
   output = output or model.directory / name
   _require_exportable(model, options.format, output)
@@ -190,8 +201,6 @@ def _write_and_verify(
           break
   except (ConfigError, OSError):  # The disk may be full, for example.
     raise
-  except ModuleNotFoundError as error:
-    raise ConfigError(f"Exporting needs {error.name}: pip install 'uadjax[export]'.") from None
   except Exception as error:  # Converters and runtimes raise errors of any class.
     problem = f'{path.name} cannot be exported: {graphs.first_line(error)}'
     raise _mismatch_error(problem, graph, spec, load, images.graph_inputs) from None

@@ -25,6 +25,7 @@ from uadjax.errors import ExportError, Setting
 from uadjax.numerics import resampling
 
 _WEIGHT_BITS = 22  # Fractional bits of Pillow's weights.
+_COLUMNS_AT_ONCE = 256
 
 
 class Taps(NamedTuple):
@@ -49,8 +50,13 @@ def _pillow_taps(input_size: int, output_size: int, low: float, high: float) -> 
     high: end of the interval.
   """
   # Pillow rounds the sums of 32-bit pixels as it rounds the weights for bytes.
-  identity = np.eye(input_size, dtype=np.int32) << _WEIGHT_BITS
-  matrix = _resize_columns(identity, output_size, low, high)
+  # Some columns at a time, because the identity of a line-scan camera would take gigabytes.
+  blocks = []
+  for start in range(0, input_size, _COLUMNS_AT_ONCE):
+    width = min(_COLUMNS_AT_ONCE, input_size - start)
+    identity = np.eye(input_size, width, -start, dtype=np.int32) << _WEIGHT_BITS
+    blocks.append(_resize_columns(identity, output_size, low, high))
+  matrix = np.concatenate(blocks, axis=1)
   num_taps = np.count_nonzero(matrix, axis=1).max()
   indices = np.argsort(matrix == 0, axis=1, kind='stable')[:, :num_taps]
   return Taps(indices.astype(np.int32), np.take_along_axis(matrix, indices, axis=1))

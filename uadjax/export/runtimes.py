@@ -116,6 +116,7 @@ def _open_onnxruntime(path: Path) -> Runtime:
   options.log_severity_level = 3  # Errors only.
   options.intra_op_num_threads = threads.num_cores()
   session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+  session.get_modelmeta().custom_metadata_map[METADATA_KEY]  # A KeyError for files of others.
 
   def run(images: UInt8[np.ndarray, 'b h w 3']) -> Scores:
     return Scores(*map(np.asarray, session.run(OUTPUT_NAMES, {INPUT_NAME: images})))

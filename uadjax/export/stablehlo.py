@@ -26,7 +26,7 @@ def write(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
   """Write a file for `jax.export.deserialize`, and a text form without large arrays next to it.
 
   Returns:
-    Metadata of the file: the version of JAX.
+    Metadata of the file: the version of JAX, the platforms, and the version of the calls.
   """
   exported = export_graph(graph)
   path.write_bytes(exported.serialize())
@@ -35,7 +35,11 @@ def write(graph: graphs.Graph, path: Path) -> runtimes.Metadata:
     module = dialect.deserialize_portable_artifact(context, exported.mlir_module_serialized)
     text = str(module.operation.get_asm(large_elements_limit=16))
   path.with_name(f'{path.name}.mlir').write_text(text)
-  return {'jax': jax.__version__}
+  return {
+    'jax': jax.__version__,
+    'platforms': list(exported.platforms),
+    'calling_convention_version': exported.calling_convention_version,
+  }
 
 
 def load(path: Path) -> runtimes.RunFunction:

@@ -61,7 +61,9 @@ class Agreement(NamedTuple):
 
   def to_dict(self) -> dict[str, Any]:
     """Return the differences and the tolerance as JSON-compatible values."""
-    return {**self._asdict(), 'tolerance': TOLERANCE}
+    fields = {**self._asdict(), 'tolerance': TOLERANCE}
+    del fields['worst_index']
+    return fields
 
   def __str__(self) -> str:
     scores = f'scores differ by at most {self.score:.1g}, maps by {self.map:.1g}'

@@ -168,7 +168,7 @@ def _prepare_table(table: Table, model: ModelInfo) -> None:
   try:
     existing_info = json.loads(path.read_text())
   except FileNotFoundError:
-    if any(table.folder.glob('*part-*')):
+    if any(map(table_shards.is_shard, table.folder.glob('*part-*'))):
       raise ConfigError(
         f'{table.folder} holds shards of a table, but not {_INFO_FILE}, which names their model; '
         'choose another folder.'

@@ -24,6 +24,11 @@ _SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
 _ROWS_PER_BATCH = 10_000  # Number of rows in memory at a time.
 
 
+def is_shard(path: Path) -> bool:
+  """Return whether a file has the name of a shard, finished or not."""
+  return bool(_SHARD_NAME.match(path.name))
+
+
 @contextlib.contextmanager
 def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
   """Open and lock an unfinished shard for appending, after removing an incomplete last line.
@@ -147,7 +152,8 @@ def _scored_paths_in(shard_file: Path) -> Iterator[tuple[str, str | None]]:
     if shard_file.suffix == '.parquet':
       table = parquet.ParquetFile(shard_file)
       for batch in table.iter_batches(_ROWS_PER_BATCH, columns=['path', 'label']):
-        yield from zip(*batch.to_pydict().values(), strict=True)
+        # Unlike `to_pydict`, this fails for a missing column.
+        yield from zip(*(batch[name].to_pylist() for name in ('path', 'label')), strict=True)
     elif shard_file.suffix == '.jsonl':
       yield from ((row['path'], row['label']) for row in _read_rows(shard_file))
   except (ValueError, KeyError, TypeError) as error:

@@ -153,7 +153,9 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 
 def _describe_validation_error(error: ErrorDetails) -> str:
   """Return place, message and value of an error; a long value is shortened."""
-  text = ': '.join(filter(None, ('.'.join(map(str, error['loc'])), error['msg'])))
+  is_flag = error['type'] in ('bool_parsing', 'bool_type')
+  message = 'must be true or false' if is_flag else error['msg']
+  text = ': '.join(filter(None, ('.'.join(map(str, error['loc'])), message)))
   is_scalar = isinstance(error['input'], str | int | float)
   return f'{text}, got {reprlib.repr(error["input"])}' if is_scalar else text
 

@@ -49,9 +49,10 @@ class Batcher:
     loop = asyncio.get_running_loop()
     while True:
       items = [await self._queue.get()]
-      while len(items) < self._scorer.batch_sizes[-1] and not self._queue.empty():
+      while not self._queue.empty() and len(items) < self._scorer.batch_sizes[-1]:
         items.append(self._queue.get_nowait())
-      items = [item for item in items if not item[1].done()]  # Others were canceled.
+        items = [item for item in items if not item[1].done()]  # Others were canceled.
+      items = [item for item in items if not item[1].done()]
       if not items:
         continue
       self._on_batch(len(items))

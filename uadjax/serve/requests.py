@@ -98,7 +98,8 @@ async def parse_request(request: Request, content: bytes) -> tuple[bytes | str, 
     raise RequestError(415, f'Content-Type {content_type!r} is not supported; send {types}.')
   if not image:
     raise RequestError(422, 'The image is missing: the body is empty.')
-  values = {name: value or None for name, value in query.items()}
+  # An empty name of a model is the default one; an empty flag is false.
+  values = {name: value or (None if name == 'model' else False) for name, value in query.items()}
   return image, RequestOptions.model_validate(values, strict=False)
 
 

@@ -94,7 +94,8 @@ class Service:
     """
     max_images = self.settings.queue
     if self._num_images_in_progress + num_images > max_images:
-      problem = f'{self._num_images_in_progress} of {max_images} images are in progress; try again.'
+      problem = f'{self._num_images_in_progress} of {max_images} images are in progress'
+      problem += f', {num_images} more would not fit; try again.'
       raise RequestError(503, problem, _RETRY_HEADERS)
     self._add_images_in_progress(num_images)
     try:

@@ -25,6 +25,7 @@ from uadjax.training import settings as run_settings, workdir as workdirs
 
 _SWEEP_FILE, _LOCK_FILE = 'sweep.json', '.lock'
 _NUM_ERROR_LINES = 3  # Number of last output lines that explain a failed process.
+_LOG_INTERVAL_S = 20.0  # Longest time without a log line.
 _STOP_TIMEOUT_S = 30.0  # Time for stopped runs to save a checkpoint.
 
 
@@ -134,9 +135,15 @@ def run_sweep(
       free_slots.put(slot)
 
   pool = futures.ThreadPoolExecutor(len(available_slots))
-  outcomes = [pool.submit(run_in_free_slot, run) for run in runs]
+  pending = {pool.submit(run_in_free_slot, run) for run in runs}
   try:
-    yield from (outcome.result() for outcome in futures.as_completed(outcomes))
+    while pending:
+      finished, pending = futures.wait(pending, _LOG_INTERVAL_S, futures.FIRST_COMPLETED)
+      yield from (outcome.result() for outcome in finished)
+      if not finished:
+        num_running = sum(process.returncode is None for process in processes)
+        num_queued = len(pending) - num_running
+        logging.LOG.info('%d runs in progress, %d queued.', num_running, num_queued)
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     with lock:

@@ -58,7 +58,8 @@ def device_slots(device: str, jobs: int = 0) -> list[Slot]:
     [sys.executable, '-c', _DEVICE_QUERY, device], capture_output=True, text=True, check=False
   )
   if query.returncode:
-    _, _, message = query.stderr.strip().rpartition('\n')[2].partition(': ')  # Of a traceback.
+    last_line = query.stderr.strip().rpartition('\n')[2]  # Of a traceback: type and message.
+    message = re.sub(r'^[\w.]+: ', '', last_line)
     raise ConfigError(message or f'device={device!r} cannot be used.')
   platform_name, *device_ids = query.stdout.split()
   if platform_name == 'cpu':

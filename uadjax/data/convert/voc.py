@@ -184,8 +184,7 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
     root = ElementTree.parse(xml_path).getroot()
   except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
     raise DataError(f'{xml_path.name}: not XML: {error}.') from None
-  texts = [root.findtext(f'size/{key}', '').strip() for key in ('height', 'width')]
-  labeled_size = (int(text) if text.isdecimal() else None for text in texts)
+  labeled_size = (_parse_float(root.findtext(f'size/{key}', '')) for key in ('height', 'width'))
   height, width = samples.require_matching_size(image, name, *labeled_size)
 
   def read_box(element: ElementTree.Element) -> samples.Shape:
@@ -200,3 +199,10 @@ def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Sha
 
   entries = [(f'{xml_path.name}: object {n}', e) for n, e in enumerate(root.iter('object'), 1)]
   return samples.read_shapes(read_box, entries)
+
+
+def _parse_float(text: str) -> float | None:
+  try:
+    return float(text)
+  except ValueError:
+    return None
