@@ -1,13 +1,16 @@
-"""On real images: unseen good ones exceed the thresholds about as often as the budget says."""
+"""Unseen good images exceed the thresholds about as often as the budget says."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 import pytest
 from scipy import stats
+import small_runs
 
 from uadjax import main
+from uadjax.data import demo
 from uadjax.model import calibration, model_dir
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -39,3 +42,37 @@ def test_unseen_good_images_score_as_those_left_out(shared, tmp_path, name, cate
     above = len(left_out) - round((1 - limits.expected_false_alarm_rate) * (len(left_out) + 1))
     chance = stats.betabinom(len(unseen), above + 1, len(left_out) - above)
     assert min(chance.cdf(alarms), chance.sf(alarms - 1)) > SURPRISE, (budget, alarms)
+
+
+def save_again(directory, copies):
+  """Replace every training image by so many JPEG variants, as exports and shares pile them up."""
+  for path in sorted(directory.glob('*.png')):
+    image = Image.open(path).convert('RGB')
+    path.unlink()
+    for copy in range(copies):
+      image.save(path.with_name(f'{path.stem} ({copy}).jpg'), quality=95 - 5 * copy)
+
+
+@pytest.mark.parametrize(
+  ('name', 'more'),
+  [
+    ('padim', ()),
+    pytest.param('patchcore', (), marks=pytest.mark.slow),
+    pytest.param('stfpm', ('--config.fit.steps=20',), marks=pytest.mark.slow),
+  ],
+)
+@pytest.mark.parametrize('copies', [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_copies_of_images_make_no_promise_stronger(tmp_path, name, more, copies):
+  few = {'train': 20, 'test_good': 40, 'test_defect': 1, 'size': 128}
+  root = demo.write_dataset(tmp_path / 'data', **few, **small_runs.DISCS)
+  save_again(root / 'disc' / 'train' / 'good', copies)
+  assert main.main([*small_runs.flags(name, root), *more, f'--workdir={tmp_path / "run"}']) == 0
+  thresholds = small_runs.manifest(tmp_path / 'run')['thresholds']
+  assert thresholds['num_normals'] == (2 if name == 'stfpm' else 20)
+  assert 'different: near-duplicates count once' in (tmp_path / 'run' / 'train.log').read_text()
+  with (tmp_path / 'run' / 'scores.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  alarms = sum(row['label'] == 'NG' for row in rows if row['defect'] == 'good')
+  # No score of the calibration is above the threshold.
+  chance = stats.betabinom(40, 1, thresholds['num_normals'])
+  assert chance.sf(alarms - 1) > SURPRISE, alarms

@@ -108,6 +108,17 @@ def test_merge_is_associative_and_empty_is_neutral(sizes, seed):
     assert_close(merge(*pair), a, rtol=1e-7)
 
 
+@hypothesis.given(removed=st.integers(0, 6), seed=st.integers(0, 2**16))
+@hypothesis.settings(max_examples=20)
+def test_removing_vectors_equals_never_adding_them(removed, seed):
+  x = vectors(10, seed, mean=5.0)
+  batches = [x[:removed][i : i + 4] for i in range(0, removed, 4)]
+  got, want = gaussian.remove_batches(fit(x), batches), fit(x[removed:])
+  assert got.n == want.n
+  np.testing.assert_allclose(got.mean, want.mean, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(got.m2, want.m2, rtol=1e-3, atol=1e-3 * float(want.m2.max()))
+
+
 def test_add_is_merging_the_batch():
   x = jnp.asarray(vectors(4, seed=1, mean=5.0))
   for before in (0, 1, 5):

@@ -13,7 +13,7 @@ RETAINED = incremental_state.RetainedEmbeddings(
 @pytest.fixture
 def folder(tmp_path):
   incremental_state.save_state_arrays(tmp_path, KEPT)
-  incremental_state.save_retained_embeddings(tmp_path, RETAINED, 5)
+  incremental_state.save_retained_embeddings(tmp_path, RETAINED, 5, 7)
   return tmp_path
 
 
@@ -27,7 +27,7 @@ def assert_same(kept):
 def test_what_is_loaded_is_what_was_saved(folder):
   before = incremental_state.load(folder)
   assert_same(before.state_arrays)
-  assert before.num_images == 5
+  assert (before.num_images, before.next_image_id) == (5, 7)
   for got, want in zip(before.retained, RETAINED, strict=True):
     assert got.dtype == want.dtype
     np.testing.assert_array_equal(got, want)

@@ -161,6 +161,7 @@ def test_what_extends_must_be_of_the_same_kind(early, halves, tmp_path, capfd):
   )):  # fmt: skip
     more = (f'--config.fit.extend={early(name) / "model"}', f'--config.{word}')
     workdir = tmp_path / str(number)
+    capfd.readouterr()  # Of the earlier run.
     assert run(*flags(name, halves, 'late'), f'--workdir={workdir}', *more) == 1, word
     message = capfd.readouterr().err
     assert message.startswith(f'ConfigError: {key} is '), (word, message)
@@ -226,7 +227,7 @@ def test_too_few_images_to_leave_one_out_are_refused(drawn, tmp_path):
   assert run(*words, f'--workdir={tmp_path}') == 1
   assert '2 good training images; at least 3' in result(tmp_path)['err_msg']
   assert run(*words, f'--workdir={tmp_path}', '--config.check.enforce=false') == 1
-  assert 'needs at least 3 good images, got 2' in result(tmp_path)['err_msg']
+  assert 'needs at least 3 different good images, got 2' in result(tmp_path)['err_msg']
 
 
 @pytest.mark.slow

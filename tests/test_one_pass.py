@@ -3,8 +3,10 @@
 Letters: b batch, n images.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
+from hypothesis import given, strategies as st
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import small_runs
 
 from uadjax.data import demo, image_io, layouts, transforms
+from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
 from uadjax.distributed import mesh as meshes
 from uadjax.model import incremental_state
@@ -114,8 +117,9 @@ def a_run(detector, records, folder, before=None, devices=1, seed=0):
   variables = {'offset': jnp.float32(OFFSET)}
   functions = detector, detector.leave_one_out, detector.incremental
   before, mesh = before or incremental_state.EMPTY, meshes.make_mesh('cpu', devices, 0)
+  image_ids = one_pass.assign_image_ids(records, FOLDS, before.next_image_id)
   return one_pass.OnePassRun(
-    'averaging', *functions, variables, records, before, OPS, seed, mesh, folder
+    'averaging', *functions, variables, records, image_ids, before, OPS, seed, mesh, folder
   )
 
 
@@ -133,7 +137,7 @@ def earlier(kept, images, retained):
   numbers = np.linspace(0, images - 1, retained).astype(np.int32)
   embedding = np.stack([np.full(SHAPE, number, np.float32) for number in numbers])
   return incremental_state.IncrementalState(
-    kept, incremental_state.RetainedEmbeddings(embedding, numbers), images
+    kept, incremental_state.RetainedEmbeddings(embedding, numbers), images, images
   )
 
 
@@ -176,14 +180,36 @@ def test_room_is_made_before_every_batch_and_stand_ins_before_the_end_is_settled
   assert told == [('room', 4)] * 3 + [('stand_ins', 10, []), ('settle', 10)]
 
 
-def test_numbers_count_from_the_first_image_and_what_is_no_image_has_none():
+def test_padding_has_no_image_id():
   batch = Batch(
     np.zeros((3, 1, 1, 3), np.uint8), np.array([True, True, False]), np.array([0, 1, -1], np.int32)
   )
-  counted = one_pass.offset_indices(batch, 7)
-  np.testing.assert_array_equal(counted.index, [7, 8, -1])
-  assert counted.index.dtype == np.int32
-  np.testing.assert_array_equal(one_pass.offset_indices(batch, 0).index, batch.index)
+  numbered = one_pass.use_image_ids(batch, np.array([7, 9], np.int32))
+  np.testing.assert_array_equal(numbered.index, [7, 9, -1])
+  assert numbered.index.dtype == np.int32
+
+
+@given(
+  groups=st.lists(st.integers(0, 6), min_size=1, max_size=30),
+  num_folds=st.integers(1, 10),
+  first_id=st.integers(0, 25),
+)
+def test_near_duplicates_have_ids_of_one_fold(groups, num_folds, first_id):
+  paths = [Path(f'{i}.png') for i in range(len(groups))]
+  firsts = [paths[groups.index(group)] for group in groups]
+  records = [
+    Record(path, duplicate_of=None if first == path else first)
+    for path, first in zip(paths, firsts, strict=True)
+  ]
+  ids = one_pass.assign_image_ids(records, num_folds, first_id)
+  assert len(set(ids.tolist())) == len(ids)
+  assert ids.min() >= first_id
+  fold_of_group = dict(zip(groups, ids % num_folds, strict=True))
+  assert [fold_of_group[group] for group in groups] == (ids % num_folds).tolist()
+  num_groups = len(set(groups))
+  assert len(set(fold_of_group.values())) == min(num_folds, num_groups)  # Folds are evenly filled.
+  if num_groups == len(groups):
+    np.testing.assert_array_equal(ids, first_id + np.arange(len(groups)))
 
 
 def retain(records, before, count, seed=0, devices=1):
@@ -233,7 +259,8 @@ def test_old_and_new_are_retained_in_proportion(
 
 def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99):
   run = a_run(averaging(told), records, folder, before, devices)
-  return one_pass.score_leave_one_out(run, batch_size, most)
+  extractor = meshes.replicate(run.mesh, jnp.float32(OFFSET))
+  return one_pass.score_leave_one_out(run, extractor, batch_size, most)
 
 
 def slow_left_out(embeddings, numbers):
@@ -266,7 +293,7 @@ def test_retained_embeddings_are_scored_after_the_files_as_those_would_be(
   early.mkdir()
   late.mkdir()
   _, kept = fold(averaging(), records[:7], early)
-  before = incremental_state.IncrementalState(kept, retain(records[:7], None, 4), 7)
+  before = incremental_state.IncrementalState(kept, retain(records[:7], None, 4), 7, 7)
   told = []
   fold(averaging(told), records[7:], late, before)
   assert ('stand_ins', 10, ['folded', 'n', 'stood', 'total']) in told
@@ -281,7 +308,7 @@ def test_folds_of_no_image_need_no_reference(records, tmp_path):
   """Of a run over one image after nine, and one of those."""
   told = []
   fold(averaging(), records, tmp_path)
-  before = incremental_state.IncrementalState({}, retain(records[:9], None, 1), 9)
+  before = incremental_state.IncrementalState({}, retain(records[:9], None, 1), 9, 9)
   peaks = left_out(records[9:], tmp_path, before, told)
   assert len(peaks.scores) == 2
   folds = {0, int(before.retained.image_ids[0]) % FOLDS}
@@ -292,8 +319,11 @@ def test_folds_of_no_image_need_no_reference(records, tmp_path):
 def test_of_many_images_some_whole_folds_are_scored(records, embeddings, tmp_path, most):
   told = []
   fold(averaging(), records, tmp_path)
-  before = incremental_state.IncrementalState({}, retain(records, None, 5), 10)
-  peaks = left_out([*records, *records], tmp_path, before, told, most=most)
+  before = incremental_state.IncrementalState({}, retain(records, None, 5), 10, 10)
+  links = [Record(tmp_path / f'{i}.png') for i in range(len(records))]
+  for link, record in zip(links, records, strict=True):
+    link.path.symlink_to(record.path)
+  peaks = left_out([*records, *links], tmp_path, before, told, most=most)
   fewest = max(most, FOLDS)
   folds = set(range(-(-FOLDS * fewest // 20)))
   assert {note[1] for note in told if note[0] == 'reference'} == folds
@@ -302,7 +332,7 @@ def test_of_many_images_some_whole_folds_are_scored(records, embeddings, tmp_pat
   assert len(peaks.paths) - len(files) == sum(n % FOLDS in folds for n in before.retained.image_ids)
   # The images are known by their scores.
   alone = slow_left_out(embeddings, range(10))
-  at = {str(record.path): n for n, record in enumerate(records)}
+  at = {str(record.path): n for half in (records, links) for n, record in enumerate(half)}
   for path, score in zip(files, peaks.peaks, strict=False):
     base = np.abs(alone[at[path]] % 100 - score % 100)
     assert base < 1e-3

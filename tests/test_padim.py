@@ -174,6 +174,20 @@ def test_leaving_an_image_out_equals_refitting_without_it(
   assert got.image[0] > 1.05 * included.image[0]  # An image is nearer to what it was part of.
 
 
+def test_removing_images_equals_refitting_without_them(
+  detector, update, score, start, whole, variables
+):
+  pixels, once = images(12), detector.leave_one_out
+  arrays = jax.tree.map(np.asarray, detector.incremental.to_arrays(whole))
+  embed = jax.jit(once.embed)
+  removed = [np.asarray(embed(start.extractor, batch(pixels[i : i + 2], i))) for i in (0, 5)]
+  got = score(once.remove(variables, arrays, removed), pixels)
+  refitted, _ = update(start, batch(np.delete(pixels, [0, 1, 5, 6], axis=0)))
+  want = score(jax.jit(detector.finalize)(refitted), pixels)
+  np.testing.assert_allclose(got.map, want.map, rtol=2e-3)
+  np.testing.assert_allclose(got.image, want.image, rtol=2e-3)
+
+
 def test_a_reference_consumes_only_what_may_be_written_to(detector, whole, variables):
   """Gigabytes are whitened where they lie; what JAX holds is not, and both are the same."""
   kept = jax.tree.map(np.asarray, detector.incremental.to_arrays(whole))

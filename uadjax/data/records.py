@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxtyping import Int
 import numpy as np
 
 from uadjax.errors import DataError
@@ -19,11 +20,14 @@ class Record(NamedTuple):
     path: file of the image.
     defect: 'good', or the type of defect, which is the name of a folder.
     mask: file of the ground truth, nonzero where defective; None if there is none.
+    duplicate_of: first of the images that show the same as this one (see `near_duplicates`); None
+      for that image itself, for one of a kind, and before the check of the dataset.
   """
 
   path: Path
   defect: str = GOOD
   mask: Path | None = None
+  duplicate_of: Path | None = None
 
   @property
   def is_anomalous(self) -> bool:
@@ -38,12 +42,25 @@ class Splits(NamedTuple):
   test: tuple[Record, ...]
 
 
+def group_duplicates(records: Sequence[Record]) -> Int[np.ndarray, ' n']:
+  """Return the position of the first near-duplicate of each image: its own if it is the first."""
+  first_by_path: dict[Path, int] = {}
+  keys = [record.duplicate_of or record.path for record in records]
+  return np.array([first_by_path.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
+
+
+def distinct(records: Sequence[Record]) -> list[Record]:
+  """Return the records without near-duplicates of earlier ones."""
+  return [records[i] for i in np.unique(group_duplicates(records)).tolist()]
+
+
 def partition(
   records: Sequence[Record], fractions: Sequence[float], seed: int
 ) -> tuple[tuple[Record, ...], ...]:
-  """Partition records at random into nonempty groups whose sizes are about these fractions.
+  """Partition records at random into nonempty splits whose sizes are about these fractions.
 
-  The same records, fractions and seed give the same groups; each keeps the order of the records.
+  Near-duplicates are in the same split, and the fractions are those of distinct images. The same
+  records, fractions and seed give the same splits; each keeps the order of the records.
 
   Args:
     records: records to partition.
@@ -51,18 +68,21 @@ def partition(
     seed: seed of the random permutation.
 
   Raises:
-    DataError: there are fewer records than groups.
+    DataError: there are fewer distinct images than splits.
   """
   assert all(0 < fraction < math.inf for fraction in fractions)
-  n = len(fractions)
-  if len(records) < n:
+  n, groups = len(fractions), group_duplicates(records)
+  firsts = np.unique(groups)
+  if len(firsts) < n:
     place = records[0].path.parent if records else 'The dataset'
-    raise DataError(f'{place} has {len(records)} images; splitting needs at least {n} images.')
-  ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(records)).astype(int)
+    raise DataError(f'{place} has {len(firsts)} images; splitting needs at least {n} images.')
+  ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(firsts)).astype(int)
   sizes = np.diff(ends, prepend=0)
-  while not sizes.all():  # Move records from the largest group to an empty one.
+  while not sizes.all():  # Move images from the largest split to an empty one.
     sizes[sizes.argmin()] += 1
     sizes[sizes.argmax()] -= 1
-  permutation = np.random.default_rng(seed).permutation(len(records))
-  groups = np.split(permutation, np.cumsum(sizes)[:-1])
-  return tuple(tuple(records[i] for i in sorted(indices)) for indices in groups)
+  permutation = np.random.default_rng(seed).permutation(len(firsts))
+  splits = [firsts[indices] for indices in np.split(permutation, np.cumsum(sizes)[:-1])]
+  return tuple(
+    tuple(records[i] for i in np.flatnonzero(np.isin(groups, split)).tolist()) for split in splits
+  )

@@ -9,7 +9,7 @@ Letters: b batch, H W image at network size, h w map of embeddings, d embedding.
 
 # ruff: noqa: D102  # The docstring of a protocol is that of its function.
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -176,17 +176,32 @@ class ScoreHeldOutFn(Protocol):
   def __call__(self, model: PyTree, batch: types.Batch, /) -> Scores: ...
 
 
+class RemoveFn(Protocol):
+  """Return a Fitted that has not learned from some of the images.
+
+  Args:
+    variables: variables of the backbone.
+    arrays: arrays of `Incremental.to_arrays`; may be consumed.
+    embeddings: batches of the embeddings of all images to remove.
+  """
+
+  def __call__(
+    self, variables: types.Variables, arrays: types.Arrays, embeddings: Iterable[HostEmbeddings], /
+  ) -> PyTree: ...
+
+
 class LeaveOneOut(NamedTuple):
   """Held-out scores of training images, for the calibration of detectors that learn in one pass.
 
   Attributes:
-    num_folds: number of folds. Image i, counted from the first image ever learned from, is in fold
-      i % num_folds.
+    num_folds: number of folds; 1 where `score` leaves out each image by itself. The image with the
+      id i (`Batch.index`) is in fold i % num_folds. Near-duplicates have ids of the same fold.
     embed: embeds images, so that all devices can do so even where only one learns.
     leave_fold_out: makes the model that scores a fold.
     score: scores images of the fold that a model lacks.
     select_coresets: selects embeddings that represent the images of each fold; None where the
       arrays of `Incremental` suffice.
+    remove: leaves out several images, for near-duplicates; only with a single fold.
   """
 
   num_folds: int
@@ -194,6 +209,7 @@ class LeaveOneOut(NamedTuple):
   leave_fold_out: LeaveFoldOutFn
   score: ScoreHeldOutFn
   select_coresets: SelectCoresetsFn | None = None
+  remove: RemoveFn | None = None
 
 
 class ToArraysFn(Protocol):

@@ -87,7 +87,7 @@ class Thresholds(NamedTuple):
     return rates.get(self.method, 0.0) > self.budget + 1e-9
 
   def __str__(self) -> str:
-    """Return the thresholds and their expected false-alarm rate as one sentence."""
+    """Return the thresholds and their expected false-alarm rate in sentences."""
     has_review = self.review_threshold < self.image_threshold
     review_text = f'review above {self.review_threshold:.4g}' if has_review else 'nothing to review'
     if not has_review and self.method not in (*_LABELED_METHODS, _MANUAL):
@@ -97,7 +97,7 @@ class Thresholds(NamedTuple):
         review_text += ' (the review budget equals the budget)'
     return (
       f'NG above {self.image_threshold:.4g}, {review_text}, '
-      f'pixels marked above {self.pixel_threshold:.4g}: {_describe_basis(self)}.'
+      f'pixels marked above {self.pixel_threshold:.4g}. {_describe_basis(self)}'
     )
 
 
@@ -377,34 +377,33 @@ def _best_image_threshold(
 
 
 def _describe_basis(t: Thresholds) -> str:
-  """Return the images that thresholds rest on, and the false-alarm rate to expect, as a clause."""
+  """Return the false-alarm rate to expect, and the images that this rests on, in sentences."""
   if t.is_manual:
-    return 'set by hand, so the false-alarm rate is unknown'
-  expected, bound, confidence, budget = (
+    return 'They were set by hand, so the false-alarm rate is unknown.'
+  expected, bound, sure, budget = (
     format_percent(share, 2)
     for share in (t.expected_false_alarm_rate, t.false_alarm_rate_bound, t.confidence, t.budget)
   )
+  rate = f'about {expected} false alarms ({sure} sure: below {bound})'
   if t.method in _LABELED_METHODS:
-    criterion = {'f1': 'largest F1', 'cost': 'least cost'}[t.method]
-    num_false_alarms = round(t.expected_false_alarm_rate * t.num_normals)
+    criterion = {'f1': 'Largest F1', 'cost': 'Least cost'}[t.method]
     return (
-      f'{criterion} on {t.num_anomalous} defective and {t.num_normals} good images '
-      f'({t.num_missed} missed, {num_false_alarms} false alarms or {expected}, at most {bound} '
-      f'with {confidence} confidence), optimistic because the threshold was chosen on these images'
+      f'{criterion} on {t.num_anomalous} defective images, of which {t.num_missed} are missed, and '
+      f'{t.num_normals} good images: {rate}. This is optimistic, because the threshold '
+      'was chosen on these images.'
     )
+  basis = f'Expect {rate}, from {t.num_normals} independent good images.'
   if t.is_over_budget:
     # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
     num_required_on_average = max(1, math.ceil(1 / t.budget - 1e-9) - 1)
-    return (
-      f'calibration on {t.num_normals} good images cannot guarantee a false-alarm rate below '
-      f'{expected} on average, or below {bound} with {confidence} confidence; to keep a budget of '
-      f'{budget} on average takes {num_required_on_average} images, with {confidence} confidence '
-      f'{t.num_normals_required}'
+    numbers = (
+      f'at least {num_required_on_average} images, {t.num_normals_required} to be {sure} sure'
     )
-  return (
-    f'expected false-alarm rate {expected} on unseen good images, at most {bound} with '
-    f'{confidence} confidence (budget {budget}, calibrated on {t.num_normals} good images)'
-  )
+    return f'{basis} For your budget of {budget}: {numbers}.'
+  if t.num_normals < t.num_normals_required:
+    numbers = f'at least {t.num_normals_required} images'
+    return f'{basis} To be {sure} sure of your budget of {budget}: {numbers}.'
+  return f'{basis} Your budget is {budget}.'
 
 
 class CalibrationScores(NamedTuple):

@@ -32,15 +32,19 @@ class IncrementalState(NamedTuple):
     state_arrays: arrays by name, as `Incremental.to_arrays` of the detector returned them.
     retained: embeddings for calibration.
     num_images: number of images that have been fitted so far.
+    next_image_id: smallest id that is larger than those of all these images.
   """
 
   state_arrays: Arrays
   retained: RetainedEmbeddings
   num_images: int
+  next_image_id: int
 
 
 # State of no run, for a new model.
-EMPTY = IncrementalState({}, RetainedEmbeddings(np.zeros((0, 0, 0, 0)), np.zeros(0, np.int32)), 0)
+EMPTY = IncrementalState(
+  {}, RetainedEmbeddings(np.zeros((0, 0, 0, 0)), np.zeros(0, np.int32)), 0, 0
+)
 
 
 def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
@@ -49,12 +53,15 @@ def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
     np.save(folder / f'{name}.npy', np.asarray(value), allow_pickle=False)
 
 
-def save_retained_embeddings(folder: Path, retained: RetainedEmbeddings, num_images: int) -> None:
+def save_retained_embeddings(
+  folder: Path, retained: RetainedEmbeddings, num_images: int, next_image_id: int
+) -> None:
   """Write the embeddings, and last the metadata that completes the folder."""
   np.save(folder / 'retained_embeddings.npy', retained.embeddings, allow_pickle=False)
   np.save(folder / 'retained_image_ids.npy', retained.image_ids, allow_pickle=False)
   arrays = sorted(path.stem for path in folder.glob('*.npy'))
-  files.write_json(folder / _METADATA_FILE, {'num_images': num_images, 'arrays': arrays})
+  metadata = {'num_images': num_images, 'next_image_id': next_image_id, 'arrays': arrays}
+  files.write_json(folder / _METADATA_FILE, metadata)
 
 
 def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, np.ndarray]:
@@ -81,7 +88,8 @@ def load(folder: Path) -> IncrementalState:
     retained = RetainedEmbeddings(
       *(state_arrays.pop(f'retained_{name}') for name in RetainedEmbeddings._fields)
     )
-    return IncrementalState(state_arrays, retained, metadata['num_images'])
+    num_images, next_image_id = metadata['num_images'], metadata['next_image_id']
+    return IncrementalState(state_arrays, retained, num_images, next_image_id)
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ModelError(
       f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '

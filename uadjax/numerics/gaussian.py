@@ -10,11 +10,12 @@ Letters: b batch, h w map, p positions (h times w), d length of a vector (i and 
 d). Each element of a batch has one vector per position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import functools
 import itertools
 from typing import NamedTuple
 
+import jax
 from jax import lax, numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
@@ -63,6 +64,32 @@ def merge(a: Moments, b: Moments) -> Moments:
   # A broadcast product fuses into the sum, whereas an einsum would first write its result out.
   outer_product = shift[..., :, None] * shift[..., None, :]
   return Moments(n, a.mean + share * shift, a.m2 + b.m2 + a.n * share * outer_product)
+
+
+def subtract(moments: Moments, removed: Moments) -> Moments:
+  """Return the moments without some of the vectors: `merge` of the result with them is `moments`.
+
+  The result takes the memory of `moments` if it is donated.
+
+  Args:
+    moments: moments of all vectors.
+    removed: moments of the vectors to remove, fewer than all.
+  """
+  n = moments.n - removed.n
+  shift = moments.mean - removed.mean
+  # If a is the mean of the rest, the shift from the removed to all is n / moments.n times (a − b).
+  outer_product = shift[..., :, None] * shift[..., None, :]
+  factor = removed.n * moments.n / n
+  mean = moments.mean + removed.n / n * shift
+  return Moments(n, mean, moments.m2 - removed.m2 - factor * outer_product)
+
+
+def remove_batches(moments: Moments, batches: Iterable[Float[np.ndarray, '_b h w d']]) -> Moments:
+  """Return the moments without the vectors of some batches; consumes `moments`."""
+  removed, add = empty(*moments.mean.shape), jax.jit(add_batch, donate_argnums=0)
+  for x in batches:
+    removed = add(removed, jnp.asarray(x), jnp.ones(len(x), bool))
+  return jax.jit(subtract, donate_argnums=0)(moments, removed)
 
 
 def add_batch(moments: Moments, x: Float[Array, 'b h w d'], valid: Bool[Array, ' b']) -> Moments:

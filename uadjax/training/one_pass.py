@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 import numpy as np
 
-from uadjax.data import batches as batch_streams, transforms
+from uadjax.data import batches as batch_streams, records as record_types, transforms
 from uadjax.data.records import Record
-from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
+from uadjax.detectors.base import Detector, HostEmbeddings, Incremental, LeaveOneOut
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
 from uadjax.system import progress, tensorflow
@@ -29,6 +29,9 @@ from uadjax.training import hooks as fit_hooks, loop
 from uadjax.types import Batch, PyTree, Scores, Variables
 
 Scorer = Callable[[PyTree, Batch], Scores]
+
+# Near-duplicates are removed from a Gaussian in so many parts, each of which costs a whitening.
+_MAX_REMOVALS = 10
 
 
 class OnePassRun(NamedTuple):
@@ -41,6 +44,7 @@ class OnePassRun(NamedTuple):
     incremental: its functions for runs that extend this one.
     variables: variables of the backbone.
     records: normal images to learn from, in this order.
+    image_ids: ids of the records, from `assign_image_ids`.
     previous: state of the run to extend, or `incremental_state.EMPTY`.
     ops: transforms from files to images.
     seed: seed of all random choices.
@@ -54,6 +58,7 @@ class OnePassRun(NamedTuple):
   incremental: Incremental
   variables: Variables
   records: Sequence[Record]
+  image_ids: Int[np.ndarray, ' n']
   previous: incremental_state.IncrementalState
   ops: transforms.Ops
   seed: int
@@ -81,6 +86,24 @@ class OnePassFit(NamedTuple):
   extractor: PyTree
   fit_seconds: float
   calibration_seconds: float
+
+
+def assign_image_ids(
+  records: Sequence[Record], num_folds: int, first_id: int
+) -> Int[np.ndarray, ' n']:
+  """Return a distinct id for each image, from `first_id` on, whose remainder is its fold.
+
+  Near-duplicates are in the same fold, so that no image is scored by a model that has learned from
+  one of them. Distinct images are numbered consecutively.
+  """
+  groups = record_types.group_duplicates(records)
+  folds = (first_id + np.searchsorted(np.unique(groups), groups)) % num_folds
+  # The ids of each fold are first_id + (fold - first_id) % num_folds, and so on by num_folds.
+  next_ids = first_id + (np.arange(num_folds) - first_id) % num_folds
+  image_ids = np.zeros(len(records), np.int32)
+  for i, fold in enumerate(folds):
+    image_ids[i], next_ids[fold] = next_ids[fold], next_ids[fold] + num_folds
+  return image_ids
 
 
 def fit_one_pass(run: OnePassRun, batch_size: int, log_every: int) -> OnePassFit:
@@ -145,7 +168,7 @@ def _learn(
     # Pixels are no longer needed, but one per image stays: XLA (JAX 0.11) crashes when a sharded
     # program takes an empty array and returns it with others.
     micro_batch = micro_batch._replace(image=micro_batch.image[:, :1, :1], features=features)
-    micro_batch = offset_indices(micro_batch, run.previous.num_images)
+    micro_batch = use_image_ids(micro_batch, run.image_ids)
     return meshes.shard_batch(state_mesh, micro_batch)
 
   with contextlib.ExitStack() as stack:
@@ -227,34 +250,43 @@ def _concatenate_shards(micro_batches: list[Batch], axis_name: str | None) -> Ba
 
 
 def score_leave_one_out(
-  run: OnePassRun, batch_size: int, max_images: int
+  run: OnePassRun, extractor: PyTree, batch_size: int, max_images: int
 ) -> calibration.CalibrationScores:
   """Score training images and then retained images, each by a model without the image's fold.
 
+  Of near-duplicates, only the first is scored, because they are one observation.
+
   Args:
     run: the run, whose `state_dir` has the arrays of the fit.
+    extractor: parameters that `LeaveOneOut.embed` takes, on the mesh.
     batch_size: number of images per batch.
     max_images: maximum number of records to score. Beyond it, whole folds are skipped, because each
       costs PatchCore a selection; a few hundred scores are enough to set thresholds.
   """
   num_folds, retained = run.leave_one_out.num_folds, run.previous.retained
+  groups = record_types.group_duplicates(run.records)
+  file_rows = np.unique(groups)
   max_images = max(max_images, num_folds)  # At least one image per fold.
-  num_scored_folds = math.ceil(num_folds * min(1.0, max_images / len(run.records)))
+  num_scored_folds = math.ceil(num_folds * min(1.0, max_images / len(file_rows)))
 
   def in_scored_folds(image_ids: Int[np.ndarray, ' _n']) -> Int[np.ndarray, ' _m']:
-    return np.flatnonzero(image_ids % num_folds < num_scored_folds)
+    return np.flatnonzero((image_ids >= 0) & (image_ids % num_folds < num_scored_folds))
 
-  file_rows = in_scored_folds(run.previous.num_images + np.arange(len(run.records)))
-  num_files = min(max_images, len(file_rows))
+  chosen = in_scored_folds(run.image_ids[file_rows])
+  num_files = min(max_images, len(chosen))
   # Evenly spaced, because neighbors in a folder may be similar.
-  file_rows = file_rows[np.linspace(0, len(file_rows) - 1, num_files).round().astype(np.int64)]
+  chosen = chosen[np.linspace(0, len(chosen) - 1, num_files).round().astype(np.int64)]
+  file_rows = file_rows[chosen]
   retained_rows = in_scored_folds(retained.image_ids)
-  image_ids = np.append(run.previous.num_images + file_rows, retained.image_ids[retained_rows])
+  image_ids = np.append(run.image_ids[file_rows], retained.image_ids[retained_rows])
+  # A model with a single fold leaves out each image by itself, but not its near-duplicates.
+  if num_folds == 1:
+    image_ids[:num_files][np.bincount(groups)[file_rows] > 1] = -1
   batch_size = min(batch_size, math.ceil(num_files / num_scored_folds))
   scorer, specs = jax.jit(run.leave_one_out.score), run.detector.sharding_specs
   scores, peaks = np.zeros((2, len(image_ids)))
   for fold in range(num_scored_folds):
-    rows = np.flatnonzero(image_ids % num_folds == fold)
+    rows = np.flatnonzero((image_ids >= 0) & (image_ids % num_folds == fold))
     if not len(rows):
       continue
     model = _leave_fold_out(run, fold)
@@ -268,6 +300,11 @@ def score_leave_one_out(
     for i in old_rows:
       embedding = retained.embeddings[retained_rows[i - num_files]]
       scores[i], peaks[i] = _score_retained(run, scorer, model, embedding)
+  if len(rows := np.flatnonzero(image_ids < 0)):
+    model = None  # It may take gigabytes.
+    scores[rows], peaks[rows] = _score_without_groups(
+      run, extractor, groups, file_rows[rows], batch_size
+    )
   paths = [str(run.records[i].path) for i in file_rows.tolist()]
   paths += [''] * len(retained_rows)
   return calibration.CalibrationScores(tuple(paths), scores, peaks)
@@ -280,6 +317,60 @@ def _leave_fold_out(run: OnePassRun, fold: int) -> PyTree:
   if specs := run.detector.sharding_specs:
     model = meshes.put_on_mesh(run.mesh, specs.pad_to_shards(model), specs.held_out_model)
   return model
+
+
+def _score_without_groups(
+  run: OnePassRun,
+  extractor: PyTree,
+  groups: Int[np.ndarray, ' _n'],
+  rows: Int[np.ndarray, ' m'],
+  batch_size: int,
+) -> tuple[Float[np.ndarray, ' m'], Float[np.ndarray, ' m']]:
+  """Return scores and peaks of images, each by a Fitted that lacks the image's near-duplicates.
+
+  Args:
+    run: the run.
+    extractor: parameters that `LeaveOneOut.embed` takes, on the mesh.
+    groups: group of each record, the position of its first.
+    rows: positions of the images, each the first of its group.
+    batch_size: number of images per batch.
+  """
+  scorer, specs, parts = scoring.image_scorer(run.detector), run.detector.sharding_specs, []
+  for part in np.array_split(rows, min(_MAX_REMOVALS, len(rows))):
+    removed = [run.records[i] for i in np.flatnonzero(np.isin(groups, part)).tolist()]
+    model = _remove(run, extractor, removed, batch_size)
+    records = [run.records[i] for i in part.tolist()]
+    scored = scoring.score_records(
+      scorer, model, records, run.ops, batch_size, run.mesh, specs and specs.fitted
+    )
+    parts.append(scoring.collect_calibration_scores(scored)[1:])
+    del model, scored  # They may take gigabytes.
+  scores, peaks = (np.concatenate(x) for x in zip(*parts, strict=True))
+  return scores, peaks
+
+
+def _remove(
+  run: OnePassRun, extractor: PyTree, records: Sequence[Record], batch_size: int
+) -> PyTree:
+  """Return a Fitted that has not learned from some of the records, placed for scoring."""
+  assert run.leave_one_out.remove is not None  # Every detector with a single fold has it.
+  arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
+  embeddings = _embed(run, extractor, records, batch_size + -batch_size % run.mesh.size)
+  model = run.leave_one_out.remove(run.variables, arrays, embeddings)
+  if specs := run.detector.sharding_specs:
+    model = meshes.put_on_mesh(run.mesh, specs.pad_to_shards(model), specs.fitted)
+  return model
+
+
+def _embed(
+  run: OnePassRun, extractor: PyTree, records: Sequence[Record], batch_size: int
+) -> Iterator[HostEmbeddings]:
+  """Yield the embeddings of records in order; `batch_size` is a multiple of the devices."""
+  embed, process = jax.jit(run.leave_one_out.embed), processes.index_and_count()
+  batches = batch_streams.eval_batches(records, run.ops, batch_size, process)
+  for start, batch in zip(range(0, len(records), batch_size), batches, strict=True):
+    embeddings = meshes.to_host(run.mesh, embed(extractor, meshes.shard_batch(run.mesh, batch)))
+    yield embeddings[: len(records) - start]
 
 
 def _score_retained(
@@ -305,26 +396,29 @@ def retain_embeddings(
   """Draw a random sample of all images learned so far, and return their embeddings.
 
   Images of earlier runs are drawn from those retained, in proportion to their share of all images.
+  New ones are drawn from those without near-duplicates, which a later run could not leave out with
+  them. If there are none, a detector with a single fold gets the id -1, and will not score them.
 
   Args:
     run: the run.
     extractor: parameters that `LeaveOneOut.embed` takes, on the mesh.
     num_embeddings: size of the sample; smaller if there are fewer images.
   """
-  rng, mesh = np.random.default_rng(run.seed), run.mesh
-  num_previous, num_records = run.previous.num_images, len(run.records)
-  retained = run.previous.retained
-  num_old = round(num_embeddings * num_previous / (num_previous + num_records))
+  rng = np.random.default_rng(run.seed)
+  firsts, group_sizes = np.unique(record_types.group_duplicates(run.records), return_counts=True)
+  unique_rows = firsts[group_sizes == 1]
+  candidates = unique_rows if len(unique_rows) else firsts
+  num_previous, retained = run.previous.num_images, run.previous.retained
+  num_old = round(num_embeddings * num_previous / (num_previous + len(run.records)))
   # At least one image is new, because `eval_batches` needs at least one record.
   num_old = min(num_old, num_embeddings - 1, len(retained.image_ids))
-  num_new = min(num_embeddings - num_old, num_records)
-  new_rows = np.sort(rng.choice(num_records, num_new, replace=False))
-  embed = jax.jit(run.leave_one_out.embed)
-  records, process = [run.records[row] for row in new_rows], processes.index_and_count()
-  batches = batch_streams.eval_batches(records, run.ops, mesh.size, process)
-  on_devices = (embed(extractor, meshes.shard_batch(mesh, batch)) for batch in batches)
-  embeddings = np.concatenate([meshes.to_host(mesh, x) for x in on_devices])[:num_new]
-  image_ids = new_rows.astype(np.int32) + num_previous
+  num_new = min(num_embeddings - num_old, len(candidates))
+  new_rows = np.sort(candidates[rng.choice(len(candidates), num_new, replace=False)])
+  new_records = [run.records[i] for i in new_rows]
+  embeddings = np.concatenate([*_embed(run, extractor, new_records, run.mesh.size)])
+  image_ids = run.image_ids[new_rows]
+  if run.leave_one_out.num_folds == 1:
+    image_ids = np.where(np.isin(new_rows, unique_rows), image_ids, -1).astype(np.int32)
   if num_old:
     old_rows = np.sort(rng.choice(len(retained.image_ids), num_old, replace=False))
     embeddings = np.concatenate([retained.embeddings[old_rows], embeddings])
@@ -332,7 +426,7 @@ def retain_embeddings(
   return incremental_state.RetainedEmbeddings(embeddings, image_ids)
 
 
-def offset_indices(batch: Batch, offset: int) -> Batch:
-  """Add `offset`, the number of images of earlier runs, to the indices of the valid rows."""
-  index = np.where(np.asarray(batch.valid), np.asarray(batch.index) + offset, -1)
+def use_image_ids(batch: Batch, image_ids: Int[np.ndarray, ' n']) -> Batch:
+  """Replace the index of each valid row by the id of that record; it stays -1 for padding."""
+  index = np.where(np.asarray(batch.valid), image_ids[np.asarray(batch.index)], -1)
   return batch._replace(index=index.astype(np.int32))

@@ -98,7 +98,7 @@ def _train_by_gradient(
   backbone, detector = model_dir.build_detector(config, context)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   held_out = f'{len(validation_records)} for validation, {len(calibration_records)} for calibration'
-  _log_start(config, f'{num_train} good images for training, {held_out}', weights, mesh)
+  _log_start(config, f'{num_train} good images for training, {held_out}', records, weights, mesh)
   workdirs.prepare(workdir, config)
   with signals.stop_event_on_signal() as stop_event:
     fit = loop.fit(
@@ -107,7 +107,8 @@ def _train_by_gradient(
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
   fitted, batch_size = fit.fitted, config.evaluate.batch_size
   scorer = scoring.image_scorer(detector)
-  scored = scoring.score_records(scorer, fitted, calibration_records, ops, batch_size, mesh)
+  distinct = record_types.distinct(calibration_records)
+  scored = scoring.score_records(scorer, fitted, distinct, ops, batch_size, mesh)
   scores = scoring.collect_calibration_scores(scored)
   labeled_scores = labeled.score(scorer, fitted, labeled_records, config.data, batch_size, mesh)
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
@@ -126,12 +127,12 @@ def _train_one_pass(
     previous = incremental_state.load(Path(config.fit.extend).resolve().parent / 'state')
   # Batches are padded, so any number of devices works.
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
-  backbone, detector = _build_one_pass(config, len(records), previous.num_images, mesh)
+  backbone, detector = _build_one_pass(config, records, previous.num_images, mesh)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   if previous_info:
     _require_same_weights(weights, previous_info.weights)
   earlier = f', after {previous.num_images} in earlier runs' if previous.num_images else ''
-  _log_start(config, f'{len(records)} good images for training{earlier}', weights, mesh)
+  _log_start(config, f'{len(records)} good images for training{earlier}', records, weights, mesh)
   # Keep model and state until they are replaced, because this run may extend them.
   workdirs.prepare(workdir, config, keep=('model', 'state'))
   leave_one_out, incremental = detector.leave_one_out, detector.incremental
@@ -141,9 +142,10 @@ def _train_one_pass(
     files.atomic_directory(workdir / 'state') as state_dir,
     files.atomic_directory(workdir / 'model') as model_folder,
   ):
+    image_ids = one_pass.assign_image_ids(records, leave_one_out.num_folds, previous.next_image_id)
     run = one_pass.OnePassRun(
-      config.detector.name, detector, leave_one_out, incremental, variables, records, previous,
-      transforms.parse(config.data.ops), config.seed, mesh, state_dir,
+      config.detector.name, detector, leave_one_out, incremental, variables, records, image_ids,
+      previous, transforms.parse(config.data.ops), config.seed, mesh, state_dir,
     )  # fmt: skip
     result, thresholds = _fit_and_calibrate(config, run, labeled_records, weights, model_folder)
   log.LOG.info('Summary: %s', _format_numbers(result['summary']))
@@ -178,11 +180,13 @@ def _fit_and_calibrate(
   labeled_scores = _score_labeled(config, run.detector, fit.fitted, labeled_records, run.mesh)
   del fit  # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
   memory.release_free_memory()
-  scores = one_pass.score_leave_one_out(run, config.evaluate.batch_size, config.calibrate.images)
+  batch_size, max_images = config.evaluate.batch_size, config.calibrate.images
+  scores = one_pass.score_leave_one_out(run, extractor, batch_size, max_images)
   retained = one_pass.retain_embeddings(run, extractor, config.calibrate.retain)
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
   num_images = run.previous.num_images + len(run.records)
-  incremental_state.save_retained_embeddings(run.state_dir, retained, num_images)
+  next_image_id = int(run.image_ids.max()) + 1
+  incremental_state.save_retained_embeddings(run.state_dir, retained, num_images, next_image_id)
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
   summary = run.incremental.summarize(arrays, retained.embeddings)
   model_dir.save_manifest(model_folder, config, thresholds, scores, weights, summary, arrays_sha256)
@@ -195,11 +199,12 @@ def _fit_and_calibrate(
 
 
 def _build_one_pass(
-  config: Settings, num_images: int, num_previous: int, mesh: meshes.Mesh
+  config: Settings, records: Sequence[Record], num_previous: int, mesh: meshes.Mesh
 ) -> tuple[backbones.Backbone, Detector]:
-  if num_previous + num_images < _MIN_IMAGES:
-    requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} good images'
-    raise ConfigError(f'{requirement}, got {num_images}; add images.')
+  num_images, num_distinct = len(records), len(record_types.distinct(records))
+  if num_previous + num_distinct < _MIN_IMAGES:
+    requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} different good images'
+    raise ConfigError(f'{requirement}, got {num_distinct}; add images.')
   ops = transforms.parse(config.data.ops)
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   extra = meshes.micro_batch_size(mesh, config.fit.batch_size) // mesh.size
@@ -211,8 +216,15 @@ def _build_one_pass(
 
 
 def _log_start(
-  config: Settings, images: str, weights: pretrained_weights.Provenance, mesh: meshes.Mesh
+  config: Settings,
+  images: str,
+  records: Sequence[Record],
+  weights: pretrained_weights.Provenance,
+  mesh: meshes.Mesh,
 ) -> None:
+  num_distinct = len(record_types.distinct(records))
+  if num_distinct < len(records):
+    images += f' ({num_distinct} different: near-duplicates count once in calibration)'
   log.LOG.info(
     '%s: %s; %s (weights: %s), on %d device(s) of %s%s', workdirs.category_name(config), images,
     config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),

@@ -108,6 +108,7 @@ def check(
   if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     splits = layouts.label_by_mask(splits, defective_masks)
+  splits = rules.mark_near_duplicates(splits, images)
   dataset = rules.Dataset(listing, splits, images, masks, mask_threshold, min_images)
   all_problems = [*listing.problems]
   for inspection in (*images.values(), *masks.values()):

@@ -97,7 +97,7 @@ def _write_samples(
 
 def _choose_evenly(records: Sequence[Record], num_samples: int) -> list[Record]:
   """Choose about equally many records of each defect, good ones first."""
-  chosen = selection.spread_over_defects(records, num_samples)
+  chosen = dict.fromkeys(selection.spread_over_defects(records, num_samples))
   return sorted(chosen, key=lambda r: (r.is_anomalous, r.defect, records.index(r)))
 
 
@@ -135,7 +135,7 @@ def _draw_defective_area(ax: figures.Axes, report: checks.Report, rows: Sequence
   """Draw a dot per defective image at its percentage of defective pixels."""
   rng = np.random.default_rng(0)  # Jitter with a fixed seed, so that plots are reproducible.
   percentages: dict[str, list[float]] = collections.defaultdict(list)
-  for _, defect, mask in report.splits.test:
+  for _, defect, mask, _ in report.splits.test:
     if defect != GOOD and mask and (fraction := report.defective_fractions.get(mask)):
       percentages[defect].append(100 * fraction)
   for defect, values in sorted(percentages.items()):

@@ -7,10 +7,10 @@ from pathlib import Path
 import re
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
-from uadjax.data import image_io, layouts
+from uadjax.data import image_io, layouts, near_duplicates
 from uadjax.data.layouts import scanning
 from uadjax.data.problems import error, Problem, warning
 from uadjax.data.records import GOOD, Record, Splits
@@ -28,6 +28,7 @@ _LABEL_SIGNATURES = {
   'VOC': ('.xml', rb'<annotation[\s>]'),
 }
 _MAX_OPENED_FILES = 3  # Files of one folder that are searched for a pattern.
+_MAX_LABEL_BYTES = 1 << 28  # Larger files are not searched.
 
 
 class Inspection(NamedTuple):
@@ -36,12 +37,15 @@ class Inspection(NamedTuple):
   Attributes:
     size: height and width; None for an unreadable file.
     digest: hash of an image's pixels, which does not depend on the file format.
+    fingerprint: coarse values of an image that survive encoding, for `near_duplicates.group`; None
+      for a mask and an unreadable file.
     defective_fraction: fraction of a mask's pixels that are defective.
     problems: problems of the file by itself.
   """
 
   size: tuple[int, int] | None = None
   digest: bytes = b''
+  fingerprint: Float[np.ndarray, ' k'] | None = None
   defective_fraction: float = 0.0
   problems: tuple[Problem, ...] = ()
 
@@ -77,7 +81,8 @@ def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspecti
   height, width = image.shape[:2]
   # The shape is included because images of a single color may differ in nothing else.
   content = f'{height} {width} '.encode() + image.tobytes()
-  return Inspection((height, width), hashlib.sha256(content).digest())
+  digest, fingerprint = hashlib.sha256(content).digest(), near_duplicates.fingerprint(image)
+  return Inspection((height, width), digest, fingerprint)
 
 
 def inspect_mask(path: Path, threshold: int) -> Inspection:
@@ -110,7 +115,7 @@ def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
 
 def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
   """Yield a problem for each test image whose folder and mask contradict each other."""
-  for path, defect, mask in dataset.splits.test:
+  for path, defect, mask, _ in dataset.splits.test:
     if mask is None or not dataset.masks[mask].size:
       continue
     is_good, has_defect = defect == GOOD, dataset.masks[mask].defective_fraction > 0
@@ -127,7 +132,7 @@ def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
   if not dataset.listing.layout.labels_by_mask:
     return
   defects = {record.defect for record in dataset.splits.test if record.is_anomalous} - {'defect'}
-  for path, defect, mask in (*dataset.listing.splits.train, *dataset.listing.splits.test):
+  for path, defect, mask, _ in (*dataset.listing.splits.train, *dataset.listing.splits.test):
     if mask is None and defect in defects:
       message = f'{path} has no mask, so it counts as good, unlike other images in {path.parent}.'
       yield warning('no mask', path, message)
@@ -144,17 +149,18 @@ def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
     message = f'None of the {len(defective)} defective images in {directory} has a mask'
     yield warning('no mask', directory, f'{message}; pixel metrics are omitted.')
     return
-  for path, defect, _ in without_mask:
+  for path, defect, *_ in without_mask:
     message = f'{path} is defective ({defect}) and has no mask; pixel metrics exclude it.'
     yield warning('no mask', path, message)
 
 
 def _shared_masks(dataset: Dataset) -> Iterator[Problem]:
   path_by_mask: dict[Path, Path] = {}
-  for path, defect, mask in dataset.splits.test:
+  for path, defect, mask, _ in dataset.splits.test:
     if mask and defect != GOOD and (first_path := path_by_mask.setdefault(mask, path)) != path:
       message = f'{mask} is the mask of both {first_path} and {path}; give each its own'
-      yield warning('shared mask', mask, f'{message}, such as {path.name}_mask.png.')
+      example = f'such as {path.name}_mask.png in the mvtec layout'
+      yield warning('shared mask', mask, f'{message}, {example}, unless they are the same.')
 
 
 def _duplicates(dataset: Dataset) -> Iterator[Problem]:
@@ -168,7 +174,7 @@ def _duplicates(dataset: Dataset) -> Iterator[Problem]:
   for train, test in records_by_digest.values():
     split = 'training' if train else 'test'
     first, *others = train or test
-    for path, _, _ in others:
+    for path, *_ in others:
       message = f'{_with_twin(path, first.path)} is in the {split} set more than once.'
       yield warning('duplicate', path, message)
     for test_record in test if train else ():
@@ -180,7 +186,7 @@ def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Ite
 
   A good one makes metrics too optimistic; a defective one must not be trained on.
   """
-  path, defect, _ = test_record
+  path, defect, *_ = test_record
   if defect == GOOD:
     message = f'{_with_twin(path, train[0].path)} is in the test set and in the training set'
     yield error(IN_TRAIN_AND_TEST, path, f'{message}: metrics are too optimistic; remove one.')
@@ -192,6 +198,45 @@ def _test_image_in_training(test_record: Record, train: Sequence[Record]) -> Ite
 
 def _with_twin(path: Path, twin: Path) -> str:
   return f'{path}' if path == twin else f'{path} (the same image as {twin})'
+
+
+def mark_near_duplicates(splits: Splits, images: Mapping[Path, Inspection]) -> Splits:
+  """Set `Record.duplicate_of` of the readable good images; training images come first.
+
+  Defective images are left alone, because a small defect changes the fingerprint but little.
+  """
+  fingerprints = {
+    record.path: fingerprint
+    for record in (*splits.train, *splits.test)
+    if not record.is_anomalous and (fingerprint := images[record.path].fingerprint) is not None
+  }
+  if not fingerprints:
+    return splits
+  paths = [*fingerprints]
+  groups = near_duplicates.group(np.stack([*fingerprints.values()]), paths)
+  firsts = {path: paths[i] for path, i in zip(paths, groups, strict=True) if paths[i] != path}
+  train, test = (
+    tuple(r if r.is_anomalous else r._replace(duplicate_of=firsts.get(r.path)) for r in records)
+    for records in splits
+  )
+  return Splits(train, test)
+
+
+def _near_duplicates(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a warning for each good image that shows the same as another, in other pixels."""
+  train_paths = {record.path for record in dataset.splits.train}
+  for record in dict.fromkeys((*dataset.splits.train, *dataset.splits.test)):
+    path, first = record.path, record.duplicate_of
+    if first is None or dataset.images[path].digest == dataset.images[first].digest:
+      continue
+    if path not in train_paths and first in train_paths:
+      message = f'{path} shows the same as the training image {first}: metrics are too optimistic'
+      yield warning('near-duplicate in train and test', path, f'{message}; remove one.')
+    else:
+      effect = (
+        'calibration counts them as one image' if path in train_paths else 'metrics count both'
+      )
+      yield warning('near-duplicate', path, f'{path} shows the same as {first}; {effect}.')
 
 
 def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
@@ -208,12 +253,15 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
           f'check_dataset with check.convert.enable=true, check.convert.src_dataset_type={tool}.'
         )
         yield warning('labels of another tool', folder, message)
+        break
 
 
 def _contains(path: Path, pattern: bytes) -> bool:
   """Return whether a pattern matches the content of a file; False if it is empty or unreadable."""
   try:
-    # Mapped, because a label file with embedded images may be larger than memory.
+    if path.stat().st_size > _MAX_LABEL_BYTES:
+      return False
+    # Mapped, because a label file with embedded images is large.
     with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
       return bool(re.search(pattern, content))
   except (OSError, ValueError):
@@ -244,6 +292,7 @@ RULES: tuple[Callable[[Dataset], Iterator[Problem]], ...] = (
   _missing_masks,
   _shared_masks,
   _duplicates,
+  _near_duplicates,
   _foreign_labels,
   _small_splits,
 )

@@ -6,7 +6,7 @@ Letters: b batch, h w feature map of the first stage, c channels of all stages, 
 embedding, H W image at network size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
 from typing import cast, NamedTuple
 
@@ -139,7 +139,9 @@ def make(
     bind(update),
     bind(finalize),
     bind(score),
-    leave_one_out=base.LeaveOneOut(1, bind(embed), bind(leave_fold_out), bind(score_held_out)),
+    leave_one_out=base.LeaveOneOut(
+      1, bind(embed), bind(leave_fold_out), bind(score_held_out), remove=bind(remove)
+    ),
     incremental=base.Incremental(bind(to_arrays), bind(restore), summarize, drift),
     sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
@@ -262,6 +264,16 @@ def score_held_out(config: Config, model: HeldOutModel, batch: Batch) -> Scores:
   x = embed(config, extractor, batch)
   distance = gaussians.map_over_rows(distance_fn, x, mean, whitening, config.context.shards)
   return _score_distances(config, distance)
+
+
+def remove(
+  config: Config, variables: Variables, arrays: Arrays, embeddings: Iterable[HostEmbeddings]
+) -> Fitted:
+  """Return the Gaussians of all images but those with the given embeddings."""
+  n, mean, m2, projection = (jnp.array(arrays[k]) for k in ('n', 'mean', 'm2', 'projection'))
+  n, mean, m2 = gaussian.remove_batches(gaussian.Moments(n, mean, m2), embeddings)
+  whitening = gaussians.whiten(m2, n, config.options.ridge, 0)
+  return Fitted(FeatureExtractor(variables, projection), mean, whitening)
 
 
 def to_arrays(config: Config, state: State) -> Arrays:

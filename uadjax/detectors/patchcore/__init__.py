@@ -280,7 +280,7 @@ def summarize(config: Config, arrays: Arrays, embeddings: HostEmbeddings) -> Sta
 
 def drift(previous_arrays: Arrays, arrays: Arrays) -> Statistics:
   """Return the number of bank rows before and after, and the share of old rows still there."""
-  num_retained = int((arrays['image_id'] < previous_arrays['num_images']).sum())
+  num_retained = int((arrays['image_id'] <= previous_arrays['image_id'].max()).sum())
   num_old_rows = len(previous_arrays['embeddings'])
   return {
     'bank_rows_before': num_old_rows,

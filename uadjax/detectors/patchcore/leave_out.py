@@ -66,6 +66,8 @@ def select_calibration_coresets(
       for x, size in zip(fold_ids, sizes, strict=True)
     ]
     valid = [np.take_along_axis(x, i, 1) == fold for x, i in zip(fold_ids, rows, strict=True)]
+    if not any(mask.any() for mask in valid):
+      continue  # There are fewer different images than folds.
     # One fold at a time is gathered, because a copy of all patches may take gigabytes.
     fold_patches, is_valid = _gather_fold(patches, rows, valid, shards)
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))

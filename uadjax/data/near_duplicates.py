@@ -1,0 +1,91 @@
+"""Near-duplicates: images that show the same moment, saved, encoded or exported more than once.
+
+A model that has learned from one of them has seen the other, so only one of them is evidence of how
+the model scores an unseen image. Two images are near-duplicates if their fingerprints differ
+little, in gray values and compared with how the image differs from the others of its set. Aligned
+good parts look alike, too, but differ from each other in position, light and noise.
+
+Letters: n images, k values of a fingerprint.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+import re
+
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+from PIL import Image
+
+_SIZE = 32  # Height and width of a fingerprint: JPEG artifacts and noise vanish in the averages.
+# Largest root mean square difference of near-duplicates, in gray values. On real sets, copies
+# in JPEG quality 75 differ by at most 0.3, and images of different parts by at least 1.0
+# (tests/test_near_duplicates.py). It protects parts that look alike in a set of several kinds.
+_MAX_DISTANCE = 0.6
+# The same, relative to the median distance of the image to all others. It protects images with
+# little contrast.
+_MAX_RELATIVE_DISTANCE = 0.08
+_MAX_SAMPLE = 2000  # Images on which the median is estimated.
+_ROUNDING = 1e-12  # Squared distance of equal images, by rounding, relative to their squared size.
+_CHUNK = 256  # Images whose distances to all others are in memory at once.
+
+# Roboflow names the augmented exports of `part.jpg` `part_jpg.rf.<32 hexadecimal digits>.jpg`.
+_EXPORT_NAME = re.compile(r'(.+)\.rf\.[0-9a-zA-Z]{20,}$')
+
+
+def fingerprint(image: UInt8[np.ndarray, 'h w 3']) -> Float[np.ndarray, ' k']:
+  """Return the gray values of an image, averaged over a coarse grid, minus their mean."""
+  gray = Image.fromarray(image).convert('L').convert('F')
+  values = np.asarray(gray.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR))
+  return (values - values.mean()).ravel()
+
+
+def group(
+  fingerprints: Float[np.ndarray, 'n k'], paths: Sequence[Path | str]
+) -> Int[np.ndarray, ' n']:
+  """Return the group of each image: the position of the first of its near-duplicates.
+
+  Near-duplicates of near-duplicates are in the same group, so that a slow video is one group.
+
+  Args:
+    fingerprints: fingerprint of each image.
+    paths: file of each image; exports of one image under several names are one group, too.
+  """
+  from scipy import sparse  # Imported here, because predicting never needs it.
+  from scipy.sparse import csgraph
+
+  n = len(fingerprints)
+  links = np.concatenate([_similar_pairs(fingerprints), _same_export_pairs(paths)], axis=1)
+  graph = sparse.coo_matrix((np.ones(links.shape[1], bool), links), (n, n))
+  components = csgraph.connected_components(graph, directed=False)[1]
+  _, first_members, component_index = np.unique(components, return_index=True, return_inverse=True)
+  return first_members[component_index]
+
+
+def _similar_pairs(fingerprints: Float[np.ndarray, 'n k']) -> Int[np.ndarray, '2 p']:
+  """Return the positions of pairs of images with similar fingerprints, the in both orders."""
+  n, k = fingerprints.shape
+  x = fingerprints.astype(np.float64)
+  x -= x.mean(axis=0)
+  squares = np.einsum('nk,nk->n', x, x)
+  sample = np.linspace(0, n - 1, min(n, _MAX_SAMPLE)).round().astype(int)
+  pairs = [np.zeros((2, 0), np.int64)]
+  for start in range(0, n, _CHUNK):
+    rows = slice(start, start + _CHUNK)
+    distances = squares[rows, None] + squares - 2 * x[rows] @ x.T
+    limits = _MAX_RELATIVE_DISTANCE**2 * np.median(distances[:, sample], axis=1)
+    limits = np.minimum(limits, k * _MAX_DISTANCE**2)
+    limits = np.maximum(limits, _ROUNDING * squares[rows])
+    first, second = np.nonzero(distances <= limits[:, None])
+    first += start
+    pairs.append(np.stack([first, second])[:, first != second])
+  return np.concatenate(pairs, axis=1)
+
+
+def _same_export_pairs(paths: Sequence[Path | str]) -> Int[np.ndarray, '2 p']:
+  """Return the positions of exports of one image, each with the first of them."""
+  first_by_name: dict[str, int] = {}
+  pairs = []
+  for i, path in enumerate(paths):
+    if match := _EXPORT_NAME.match(Path(path).stem):
+      pairs.append((first_by_name.setdefault(match[1], i), i))
+  return np.array(pairs, np.int64).reshape(-1, 2).T
