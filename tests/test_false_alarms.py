@@ -1,7 +1,7 @@
 """Unseen good images exceed the thresholds about as often as the budget says."""
 
-import csv
 from pathlib import Path
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -31,8 +31,7 @@ def test_unseen_good_images_score_as_those_left_out(shared, tmp_path, name, cate
   ]
   assert main.main(flags) == 0
   left_out = model_dir.load_calibration_scores(tmp_path / 'model').scores
-  with (tmp_path / 'scores.csv').open(newline='') as file:
-    rows = list(csv.DictReader(file))
+  rows = small_runs.table(tmp_path / 'scores.csv')
   unseen = np.array([float(row['score']) for row in rows if row['defect'] == 'good'])
   assert stats.mannwhitneyu(left_out, unseen).pvalue > SURPRISE
   for budget in (0.01, 0.05, 0.1, 0.2, 0.3):
@@ -53,6 +52,35 @@ def save_again(directory, copies):
       image.save(path.with_name(f'{path.stem} ({copy}).jpg'), quality=95 - 5 * copy)
 
 
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize('copies', [1, 2, 3])
+@pytest.mark.parametrize('category', ['bottle', 'screw'])
+def test_copies_of_real_parts_make_no_promise_stronger(shared, tmp_path, category, copies):
+  source, target = shared / 'data' / 'mvtec_ad' / category, tmp_path / category
+  shutil.copytree(source / 'train', target / 'train')
+  (target / 'test').symlink_to(source / 'test')
+  num_images = len([*(target / 'train' / 'good').iterdir()])
+  if copies > 1:
+    save_again(target / 'train' / 'good', copies)
+  flags = [
+    f'--config={CONFIGS / "padim"}.py', f'--workdir={tmp_path / "run"}',
+    f'--config.data.root={tmp_path}', f'--config.data.category={category}',
+    '--config.data.ops=resize(128)', '--config.evaluate.save_pictures=0',
+    f'--config.backbone.weights={shared / "weights" / "resnet18_imagenet_bnfolded.pth"}',
+  ]  # fmt: skip
+  assert main.main(flags) == 0
+  thresholds = small_runs.manifest(tmp_path / 'run')['thresholds']
+  n = thresholds['num_normals']
+  assert 0.99 * num_images <= n <= num_images
+  rows = small_runs.table(tmp_path / 'run' / 'scores.csv')
+  labels = [row['label'] for row in rows if row['defect'] == 'good']
+  above = round(thresholds['expected_false_alarm_rate'] * (n + 1)) - 1
+  chance = stats.betabinom(len(labels), above + 1, n - above)
+  alarms = labels.count('NG')
+  assert min(chance.cdf(alarms), chance.sf(alarms - 1)) > SURPRISE, alarms
+
+
 @pytest.mark.parametrize(
   ('name', 'more'),
   [
@@ -69,9 +97,8 @@ def test_copies_of_images_make_no_promise_stronger(tmp_path, name, more, copies)
   assert main.main([*small_runs.flags(name, root), *more, f'--workdir={tmp_path / "run"}']) == 0
   thresholds = small_runs.manifest(tmp_path / 'run')['thresholds']
   assert thresholds['num_normals'] == (2 if name == 'stfpm' else 20)
-  assert 'different: near-duplicates count once' in (tmp_path / 'run' / 'train.log').read_text()
-  with (tmp_path / 'run' / 'scores.csv').open(newline='') as file:
-    rows = list(csv.DictReader(file))
+  assert 'are distinct: near-duplicates count once' in (tmp_path / 'run' / 'train.log').read_text()
+  rows = small_runs.table(tmp_path / 'run' / 'scores.csv')
   alarms = sum(row['label'] == 'NG' for row in rows if row['defect'] == 'good')
   # No score of the calibration is above the threshold.
   chance = stats.betabinom(40, 1, thresholds['num_normals'])

@@ -23,7 +23,8 @@ class Batch(NamedTuple):
   Attributes:
     image: RGB pixels.
     valid: False for padding rows, which must not influence any result.
-    index: position of each image in its list of records; -1 where not valid.
+    index: position of each image in its list of records, or its id in `LeaveOneOut`; -1 where not
+      valid.
     features: features of these images computed earlier, by `Detector.precompute` or
       `LeaveOneOut.embed`; None to compute them from `image`.
   """

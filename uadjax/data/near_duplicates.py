@@ -1,9 +1,10 @@
 """Near-duplicates: images that show the same moment, saved, encoded or exported more than once.
 
 A model that has learned from one of them has seen the other, so only one of them is evidence of how
-the model scores an unseen image. Two images are near-duplicates if their fingerprints differ
-little, in gray values and compared with how the image differs from the others of its set. Aligned
-good parts look alike, too, but differ from each other in position, light and noise.
+the model scores an unseen image. Two images are near-duplicates if their names say that they are
+exports of one image, or if their fingerprints differ little: in gray values, and relative to the
+median distance of one of them to all images. Images of different, aligned good parts differ more,
+in position, light and noise.
 
 Letters: n images, k values of a fingerprint.
 """
@@ -21,11 +22,11 @@ _SIZE = 32  # Height and width of a fingerprint: JPEG artifacts and noise vanish
 # in JPEG quality 75 differ by at most 0.3, and images of different parts by at least 1.0
 # (tests/test_near_duplicates.py). It protects parts that look alike in a set of several kinds.
 _MAX_DISTANCE = 0.6
-# The same, relative to the median distance of the image to all others. It protects images with
-# little contrast.
+# The same, relative to the median distance of the image to all. It protects images with little
+# contrast.
 _MAX_RELATIVE_DISTANCE = 0.08
 _MAX_SAMPLE = 2000  # Images on which the median is estimated.
-_ROUNDING = 1e-12  # Squared distance of equal images, by rounding, relative to their squared size.
+_ROUNDING = 1e-12  # Rounding error of a squared distance, relative to the squared norm.
 _CHUNK = 256  # Images whose distances to all others are in memory at once.
 
 # Roboflow names the augmented exports of `part.jpg` `part_jpg.rf.<32 hexadecimal digits>.jpg`.
@@ -62,20 +63,20 @@ def group(
 
 
 def _similar_pairs(fingerprints: Float[np.ndarray, 'n k']) -> Int[np.ndarray, '2 p']:
-  """Return the positions of pairs of images with similar fingerprints, the in both orders."""
+  """Return the positions of pairs of images with similar fingerprints."""
   n, k = fingerprints.shape
   x = fingerprints.astype(np.float64)
   x -= x.mean(axis=0)
-  squares = np.einsum('nk,nk->n', x, x)
+  squared_norms = np.einsum('nk,nk->n', x, x)
   sample = np.linspace(0, n - 1, min(n, _MAX_SAMPLE)).round().astype(int)
   pairs = [np.zeros((2, 0), np.int64)]
   for start in range(0, n, _CHUNK):
     rows = slice(start, start + _CHUNK)
-    distances = squares[rows, None] + squares - 2 * x[rows] @ x.T
-    limits = _MAX_RELATIVE_DISTANCE**2 * np.median(distances[:, sample], axis=1)
+    squared_distances = squared_norms[rows, None] + squared_norms - 2 * x[rows] @ x.T
+    limits = _MAX_RELATIVE_DISTANCE**2 * np.median(squared_distances[:, sample], axis=1)
     limits = np.minimum(limits, k * _MAX_DISTANCE**2)
-    limits = np.maximum(limits, _ROUNDING * squares[rows])
-    first, second = np.nonzero(distances <= limits[:, None])
+    limits = np.maximum(limits, _ROUNDING * squared_norms[rows])
+    first, second = np.nonzero(squared_distances <= limits[:, None])
     first += start
     pairs.append(np.stack([first, second])[:, first != second])
   return np.concatenate(pairs, axis=1)

@@ -20,8 +20,9 @@ class Record(NamedTuple):
     path: file of the image.
     defect: 'good', or the type of defect, which is the name of a folder.
     mask: file of the ground truth, nonzero where defective; None if there is none.
-    duplicate_of: first of the images that show the same as this one (see `near_duplicates`); None
-      for that image itself, for one of a kind, and before the check of the dataset.
+    duplicate_of: path of the first near-duplicate of this image (see `near_duplicates`). None for
+      the first one itself, for an image without near-duplicates, for a defective image, and before
+      the dataset check.
   """
 
   path: Path
@@ -75,7 +76,7 @@ def partition(
   firsts = np.unique(groups)
   if len(firsts) < n:
     place = records[0].path.parent if records else 'The dataset'
-    raise DataError(f'{place} has {len(firsts)} images; splitting needs at least {n} images.')
+    raise DataError(f'{place} has {len(firsts)} distinct images; splitting needs at least {n}.')
   ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(firsts)).astype(int)
   sizes = np.diff(ends, prepend=0)
   while not sizes.all():  # Move images from the largest split to an empty one.

@@ -201,7 +201,8 @@ class LeaveOneOut(NamedTuple):
     score: scores images of the fold that a model lacks.
     select_coresets: selects embeddings that represent the images of each fold; None where the
       arrays of `Incremental` suffice.
-    remove: leaves out several images, for near-duplicates; only with a single fold.
+    remove: makes a Fitted without given images, to score near-duplicates; required with a single
+      fold, else None.
   """
 
   num_folds: int

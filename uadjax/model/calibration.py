@@ -45,14 +45,14 @@ class Thresholds(NamedTuple):
     budget: allowed share of good images that are NG, and of those with a marked pixel. For 'f1' and
       'cost' it only applies to marked pixels, and only if there were no masks.
     review_budget: allowed share of good images above `review_threshold`, NG ones included.
-    num_normals: number of good images used for calibration.
+    num_normals: number of good images used for calibration; near-duplicates count once.
     expected_false_alarm_rate: expected share of unseen good images that are NG; NaN if manual. For
       'f1' and 'cost' the share of good calibration images that are NG, which is optimistic because
       the threshold was chosen on them.
     false_alarm_rate_bound: upper limit, with confidence `confidence`, of the share of unseen good
       images that are NG (Clopper and Pearson 1934); NaN if manual. For 'f1' and 'cost' it is
       optimistic for the same reason.
-    num_normals_required: smallest number of good images for which 'confident' keeps the budget.
+    num_normals_required: smallest number of distinct images for which 'confident' keeps the budget.
     num_anomalous: number of defective images used for calibration; 0 without labels.
     num_missed: number of these defective images that are not NG.
     confidence: confidence level of `false_alarm_rate_bound` and `num_normals_required`.
@@ -379,12 +379,12 @@ def _best_image_threshold(
 def _describe_basis(t: Thresholds) -> str:
   """Return the false-alarm rate to expect, and the images that this rests on, in sentences."""
   if t.is_manual:
-    return 'They were set by hand, so the false-alarm rate is unknown.'
-  expected, bound, sure, budget = (
+    return 'A threshold was set by hand, so the false-alarm rate is unknown.'
+  expected, bound, confidence, budget = (
     format_percent(share, 2)
     for share in (t.expected_false_alarm_rate, t.false_alarm_rate_bound, t.confidence, t.budget)
   )
-  rate = f'about {expected} false alarms ({sure} sure: below {bound})'
+  rate = f'about {expected} false alarms ({confidence} sure: below {bound})'
   if t.method in _LABELED_METHODS:
     criterion = {'f1': 'Largest F1', 'cost': 'Least cost'}[t.method]
     return (
@@ -397,12 +397,12 @@ def _describe_basis(t: Thresholds) -> str:
     # The expected share of unseen scores above the maximum of n scores is 1 / (n + 1).
     num_required_on_average = max(1, math.ceil(1 / t.budget - 1e-9) - 1)
     numbers = (
-      f'at least {num_required_on_average} images, {t.num_normals_required} to be {sure} sure'
+      f'at least {num_required_on_average} images, {t.num_normals_required} to be {confidence} sure'
     )
     return f'{basis} For your budget of {budget}: {numbers}.'
   if t.num_normals < t.num_normals_required:
     numbers = f'at least {t.num_normals_required} images'
-    return f'{basis} To be {sure} sure of your budget of {budget}: {numbers}.'
+    return f'{basis} To be {confidence} sure of your budget of {budget}: {numbers}.'
   return f'{basis} Your budget is {budget}.'
 
 

@@ -19,7 +19,7 @@ _METADATA_FILE = 'state.json'
 
 
 class RetainedEmbeddings(NamedTuple):
-  """Embeddings of some of the fitted images, and the ids of these images."""
+  """Embeddings of some of the fitted images, and their ids; -1 for images not to be scored."""
 
   embeddings: Float[np.ndarray, 'b h w d']
   image_ids: Int[np.ndarray, ' b']

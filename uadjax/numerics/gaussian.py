@@ -67,7 +67,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def subtract(moments: Moments, removed: Moments) -> Moments:
-  """Return the moments without some of the vectors: `merge` of the result with them is `moments`.
+  """Return the moments without some of the vectors: the inverse of `merge`.
 
   The result takes the memory of `moments` if it is donated.
 
@@ -77,7 +77,7 @@ def subtract(moments: Moments, removed: Moments) -> Moments:
   """
   n = moments.n - removed.n
   shift = moments.mean - removed.mean
-  # If a is the mean of the rest, the shift from the removed to all is n / moments.n times (a − b).
+  # With the mean a of the remaining vectors and b of the removed, shift is n / moments.n · (a − b).
   outer_product = shift[..., :, None] * shift[..., None, :]
   factor = removed.n * moments.n / n
   mean = moments.mean + removed.n / n * shift

@@ -30,7 +30,8 @@ from uadjax.types import Batch, PyTree, Scores, Variables
 
 Scorer = Callable[[PyTree, Batch], Scores]
 
-# Near-duplicates are removed from a Gaussian in so many parts, each of which costs a whitening.
+# Maximum number of models that score near-duplicates. Each lacks a chunk of the groups, because a
+# model per group would be slow: PaDiM computes new whitening matrices for each.
 _MAX_REMOVALS = 10
 
 
@@ -91,10 +92,10 @@ class OnePassFit(NamedTuple):
 def assign_image_ids(
   records: Sequence[Record], num_folds: int, first_id: int
 ) -> Int[np.ndarray, ' n']:
-  """Return a distinct id for each image, from `first_id` on, whose remainder is its fold.
+  """Return a unique id for each image, at least `first_id`; its fold is id % num_folds.
 
   Near-duplicates are in the same fold, so that no image is scored by a model that has learned from
-  one of them. Distinct images are numbered consecutively.
+  one of them. Without near-duplicates, the ids are consecutive.
   """
   groups = record_types.group_duplicates(records)
   folds = (first_id + np.searchsorted(np.unique(groups), groups)) % num_folds
@@ -252,36 +253,38 @@ def _concatenate_shards(micro_batches: list[Batch], axis_name: str | None) -> Ba
 def score_leave_one_out(
   run: OnePassRun, extractor: PyTree, batch_size: int, max_images: int
 ) -> calibration.CalibrationScores:
-  """Score training images and then retained images, each by a model without the image's fold.
+  """Score training images, then retained images, each by a model that has not learned from it.
 
-  Of near-duplicates, only the first is scored, because they are one observation.
+  The model has not learned from the image's near-duplicates either. Of near-duplicates, only the
+  first is scored, because they are one observation.
 
   Args:
     run: the run, whose `state_dir` has the arrays of the fit.
     extractor: parameters that `LeaveOneOut.embed` takes, on the mesh.
     batch_size: number of images per batch.
-    max_images: maximum number of records to score. Beyond it, whole folds are skipped, because each
-      costs PatchCore a selection; a few hundred scores are enough to set thresholds.
+    max_images: maximum number of distinct records to score. Beyond it, whole folds are skipped,
+      because each costs PatchCore a selection; a few hundred scores are enough to set thresholds.
   """
   num_folds, retained = run.leave_one_out.num_folds, run.previous.retained
   groups = record_types.group_duplicates(run.records)
-  file_rows = np.unique(groups)
+  record_rows = np.unique(groups)
   max_images = max(max_images, num_folds)  # At least one image per fold.
-  num_scored_folds = math.ceil(num_folds * min(1.0, max_images / len(file_rows)))
+  num_scored_folds = math.ceil(num_folds * min(1.0, max_images / len(record_rows)))
 
   def in_scored_folds(image_ids: Int[np.ndarray, ' _n']) -> Int[np.ndarray, ' _m']:
     return np.flatnonzero((image_ids >= 0) & (image_ids % num_folds < num_scored_folds))
 
-  chosen = in_scored_folds(run.image_ids[file_rows])
-  num_files = min(max_images, len(chosen))
+  selected = in_scored_folds(run.image_ids[record_rows])
+  num_files = min(max_images, len(selected))
   # Evenly spaced, because neighbors in a folder may be similar.
-  chosen = chosen[np.linspace(0, len(chosen) - 1, num_files).round().astype(np.int64)]
-  file_rows = file_rows[chosen]
+  selected = selected[np.linspace(0, len(selected) - 1, num_files).round().astype(np.int64)]
+  record_rows = record_rows[selected]
   retained_rows = in_scored_folds(retained.image_ids)
-  image_ids = np.append(run.image_ids[file_rows], retained.image_ids[retained_rows])
-  # A model with a single fold leaves out each image by itself, but not its near-duplicates.
+  image_ids = np.append(run.image_ids[record_rows], retained.image_ids[retained_rows])
+  # With a single fold, the model leaves out each image, but not its near-duplicates. Images that
+  # have some get the id -1, and are scored at the end.
   if num_folds == 1:
-    image_ids[:num_files][np.bincount(groups)[file_rows] > 1] = -1
+    image_ids[:num_files][np.bincount(groups)[record_rows] > 1] = -1
   batch_size = min(batch_size, math.ceil(num_files / num_scored_folds))
   scorer, specs = jax.jit(run.leave_one_out.score), run.detector.sharding_specs
   scores, peaks = np.zeros((2, len(image_ids)))
@@ -291,7 +294,7 @@ def score_leave_one_out(
       continue
     model = _leave_fold_out(run, fold)
     new_rows, old_rows = rows[rows < num_files], rows[rows >= num_files]
-    records = [run.records[i] for i in file_rows[new_rows].tolist()]
+    records = [run.records[i] for i in record_rows[new_rows].tolist()]
     if records:  # `score_records` needs at least one record.
       scored = scoring.score_records(
         scorer, model, records, run.ops, batch_size, run.mesh, specs and specs.held_out_model
@@ -303,9 +306,9 @@ def score_leave_one_out(
   if len(rows := np.flatnonzero(image_ids < 0)):
     model = None  # It may take gigabytes.
     scores[rows], peaks[rows] = _score_without_groups(
-      run, extractor, groups, file_rows[rows], batch_size
+      run, extractor, groups, record_rows[rows], batch_size
     )
-  paths = [str(run.records[i].path) for i in file_rows.tolist()]
+  paths = [str(run.records[i].path) for i in record_rows.tolist()]
   paths += [''] * len(retained_rows)
   return calibration.CalibrationScores(tuple(paths), scores, peaks)
 
@@ -326,7 +329,9 @@ def _score_without_groups(
   rows: Int[np.ndarray, ' m'],
   batch_size: int,
 ) -> tuple[Float[np.ndarray, ' m'], Float[np.ndarray, ' m']]:
-  """Return scores and peaks of images, each by a Fitted that lacks the image's near-duplicates.
+  """Return scores and peaks of images, each by a Fitted without the image's group.
+
+  Groups are removed in at most `_MAX_REMOVALS` chunks, so a Fitted lacks all groups of a chunk.
 
   Args:
     run: the run.
@@ -335,17 +340,17 @@ def _score_without_groups(
     rows: positions of the images, each the first of its group.
     batch_size: number of images per batch.
   """
-  scorer, specs, parts = scoring.image_scorer(run.detector), run.detector.sharding_specs, []
-  for part in np.array_split(rows, min(_MAX_REMOVALS, len(rows))):
-    removed = [run.records[i] for i in np.flatnonzero(np.isin(groups, part)).tolist()]
+  scorer, specs, chunk_scores = scoring.image_scorer(run.detector), run.detector.sharding_specs, []
+  for chunk in np.array_split(rows, min(_MAX_REMOVALS, len(rows))):
+    removed = [run.records[i] for i in np.flatnonzero(np.isin(groups, chunk)).tolist()]
     model = _remove(run, extractor, removed, batch_size)
-    records = [run.records[i] for i in part.tolist()]
+    records = [run.records[i] for i in chunk.tolist()]
     scored = scoring.score_records(
       scorer, model, records, run.ops, batch_size, run.mesh, specs and specs.fitted
     )
-    parts.append(scoring.collect_calibration_scores(scored)[1:])
+    chunk_scores.append(scoring.collect_calibration_scores(scored)[1:])
     del model, scored  # They may take gigabytes.
-  scores, peaks = (np.concatenate(x) for x in zip(*parts, strict=True))
+  scores, peaks = (np.concatenate(x) for x in zip(*chunk_scores, strict=True))
   return scores, peaks
 
 
@@ -396,8 +401,9 @@ def retain_embeddings(
   """Draw a random sample of all images learned so far, and return their embeddings.
 
   Images of earlier runs are drawn from those retained, in proportion to their share of all images.
-  New ones are drawn from those without near-duplicates, which a later run could not leave out with
-  them. If there are none, a detector with a single fold gets the id -1, and will not score them.
+  New images are drawn from those without near-duplicates, because a later run cannot remove images
+  whose embeddings are not retained. If every new image has near-duplicates, the first of each group
+  is drawn; with a single fold it gets the id -1, and later runs do not score it.
 
   Args:
     run: the run.

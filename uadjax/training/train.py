@@ -107,8 +107,8 @@ def _train_by_gradient(
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
   fitted, batch_size = fit.fitted, config.evaluate.batch_size
   scorer = scoring.image_scorer(detector)
-  distinct = record_types.distinct(calibration_records)
-  scored = scoring.score_records(scorer, fitted, distinct, ops, batch_size, mesh)
+  distinct_records = record_types.distinct(calibration_records)
+  scored = scoring.score_records(scorer, fitted, distinct_records, ops, batch_size, mesh)
   scores = scoring.collect_calibration_scores(scored)
   labeled_scores = labeled.score(scorer, fitted, labeled_records, config.data, batch_size, mesh)
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
@@ -203,7 +203,7 @@ def _build_one_pass(
 ) -> tuple[backbones.Backbone, Detector]:
   num_images, num_distinct = len(records), len(record_types.distinct(records))
   if num_previous + num_distinct < _MIN_IMAGES:
-    requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} different good images'
+    requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} distinct good images'
     raise ConfigError(f'{requirement}, got {num_distinct}; add images.')
   ops = transforms.parse(config.data.ops)
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
@@ -224,7 +224,7 @@ def _log_start(
 ) -> None:
   num_distinct = len(record_types.distinct(records))
   if num_distinct < len(records):
-    images += f' ({num_distinct} different: near-duplicates count once in calibration)'
+    images += f' ({num_distinct} of all {len(records)} are distinct: near-duplicates count once)'
   log.LOG.info(
     '%s: %s; %s (weights: %s), on %d device(s) of %s%s', workdirs.category_name(config), images,
     config.backbone.name, weights.source, mesh.size, config.device, processes.describe_process(),

@@ -158,9 +158,9 @@ def _shared_masks(dataset: Dataset) -> Iterator[Problem]:
   path_by_mask: dict[Path, Path] = {}
   for path, defect, mask, _ in dataset.splits.test:
     if mask and defect != GOOD and (first_path := path_by_mask.setdefault(mask, path)) != path:
-      message = f'{mask} is the mask of both {first_path} and {path}; give each its own'
-      example = f'such as {path.name}_mask.png in the mvtec layout'
-      yield warning('shared mask', mask, f'{message}, {example}, unless they are the same.')
+      message = f'{mask} is the mask of both {first_path} and {path}'
+      hint = f'give each its own, such as {path.name}_mask.png in the mvtec layout'
+      yield warning('shared mask', mask, f'{message}; unless these images are copies, {hint}.')
 
 
 def _duplicates(dataset: Dataset) -> Iterator[Problem]:
@@ -223,20 +223,22 @@ def mark_near_duplicates(splits: Splits, images: Mapping[Path, Inspection]) -> S
 
 
 def _near_duplicates(dataset: Dataset) -> Iterator[Problem]:
-  """Yield a warning for each good image that shows the same as another, in other pixels."""
+  """Yield a warning for each good image that nearly equals another, but is no exact copy."""
   train_paths = {record.path for record in dataset.splits.train}
   for record in dict.fromkeys((*dataset.splits.train, *dataset.splits.test)):
     path, first = record.path, record.duplicate_of
     if first is None or dataset.images[path].digest == dataset.images[first].digest:
       continue
     if path not in train_paths and first in train_paths:
-      message = f'{path} shows the same as the training image {first}: metrics are too optimistic'
+      message = (
+        f'{path} is a near-duplicate of the training image {first}: metrics are too optimistic'
+      )
       yield warning('near-duplicate in train and test', path, f'{message}; remove one.')
     else:
       effect = (
         'calibration counts them as one image' if path in train_paths else 'metrics count both'
       )
-      yield warning('near-duplicate', path, f'{path} shows the same as {first}; {effect}.')
+      yield warning('near-duplicate', path, f'{path} is a near-duplicate of {first}; {effect}.')
 
 
 def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:

@@ -67,7 +67,7 @@ def select_calibration_coresets(
     ]
     valid = [np.take_along_axis(x, i, 1) == fold for x, i in zip(fold_ids, rows, strict=True)]
     if not any(mask.any() for mask in valid):
-      continue  # There are fewer different images than folds.
+      continue  # There are fewer distinct images than folds.
     # One fold at a time is gathered, because a copy of all patches may take gigabytes.
     fold_patches, is_valid = _gather_fold(patches, rows, valid, shards)
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))
