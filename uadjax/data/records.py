@@ -76,7 +76,9 @@ def partition(
   firsts = np.unique(groups)
   if len(firsts) < n:
     place = records[0].path.parent if records else 'The dataset'
-    raise DataError(f'{place} has {len(firsts)} distinct images; splitting needs at least {n}.')
+    raise DataError(
+      f'{place} has {len(firsts)} distinct images; splitting needs at least {n} images.'
+    )
   ends = np.round(np.cumsum(fractions) / np.sum(fractions) * len(firsts)).astype(int)
   sizes = np.diff(ends, prepend=0)
   while not sizes.all():  # Move images from the largest split to an empty one.
