@@ -48,11 +48,13 @@ class Batcher:
   async def _run_worker(self, index: int) -> None:
     loop = asyncio.get_running_loop()
     while True:
-      items = [await self._queue.get()]
-      while not self._queue.empty() and len(items) < self._scorer.batch_sizes[-1]:
-        items.append(self._queue.get_nowait())
-        items = [item for item in items if not item[1].done()]  # Others were canceled.
-      items = [item for item in items if not item[1].done()]
+      items, item = [], await self._queue.get()
+      while True:
+        if not item[1].done():  # Others were canceled.
+          items.append(item)
+        if self._queue.empty() or len(items) == self._scorer.batch_sizes[-1]:
+          break
+        item = self._queue.get_nowait()
       if not items:
         continue
       self._on_batch(len(items))
