@@ -5,15 +5,20 @@ from uadjax.errors import ModelError
 from uadjax.model import incremental_state
 
 KEPT = {'n': np.float32(5), 'mean': np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
-RETAINED = incremental_state.RetainedEmbeddings(
-  np.random.default_rng(0).random((2, 1, 2, 3), np.float32), np.array([1, 4], np.int32)
+RNG = np.random.default_rng(0)
+IMAGES = incremental_state.LearnedImages(
+  image_ids=np.array([0, 1, 4], np.int32),
+  groups=np.array([0, 0, 2]),
+  fingerprints=RNG.random((3, 4), np.float32),
+  stored_rows=np.array([0, 2]),
+  pixels=RNG.integers(0, 255, (2, 3, 5, 3), np.uint8),
 )
 
 
 @pytest.fixture
 def folder(tmp_path):
   incremental_state.save_state_arrays(tmp_path, KEPT)
-  incremental_state.save_retained_embeddings(tmp_path, RETAINED, 5, 7)
+  incremental_state.save_images(tmp_path, IMAGES)
   return tmp_path
 
 
@@ -27,8 +32,8 @@ def assert_same(kept):
 def test_what_is_loaded_is_what_was_saved(folder):
   before = incremental_state.load(folder)
   assert_same(before.state_arrays)
-  assert (before.num_images, before.next_image_id) == (5, 7)
-  for got, want in zip(before.retained, RETAINED, strict=True):
+  assert before.num_images == 3
+  for got, want in zip(before.images, IMAGES, strict=True):
     assert got.dtype == want.dtype
     np.testing.assert_array_equal(got, want)
 
@@ -89,8 +94,8 @@ def halved(path):
     lambda d: (d / 'mean.npy').write_bytes(b'PK\x03\x04harm'),
     lambda d: halved(d / 'mean.npy'),
     lambda d: pickled(d / 'mean.npy'),
-    lambda d: (d / 'retained_image_ids.npy').unlink(),
-    lambda d: halved(d / 'retained_embeddings.npy'),
+    lambda d: (d / 'images_image_ids.npy').unlink(),
+    lambda d: halved(d / 'images_pixels.npy'),
     lambda d: [path.unlink() for path in d.iterdir()],
   ],
 )

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import image_io, layouts
+from uadjax.data import image_io, layouts, transforms
+from uadjax.data.image_cache import ImageCache
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import DataError
 from uadjax.evaluation import labeled
@@ -115,7 +116,8 @@ def maps_of(records):
 
 def scored(records, config):
   mesh = meshes.make_mesh('cpu', 1, 0)
-  return labeled.score(dark, jnp.float32(255), records, config.data, 4, mesh)
+  cache = ImageCache(transforms.parse(config.data.ops), 0)
+  return labeled.score(dark, jnp.float32(255), records, config.data.mask_threshold, cache, 4, mesh)
 
 
 def f1_above(threshold, values, truths):

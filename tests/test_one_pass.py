@@ -3,10 +3,9 @@
 Letters: b batch, n images.
 """
 
-from pathlib import Path
+import math
 from typing import NamedTuple
 
-from hypothesis import given, strategies as st
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -14,11 +13,12 @@ import pytest
 import small_runs
 
 from uadjax.data import demo, image_io, layouts, transforms
-from uadjax.data.records import Record
+from uadjax.data.image_cache import ImageCache
 from uadjax.detectors.base import Detector, Incremental, LeaveOneOut
 from uadjax.distributed import mesh as meshes
 from uadjax.model import incremental_state
-from uadjax.training import one_pass
+from uadjax.training import image_table, leave_one_out, one_pass
+from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.types import Batch, Scores
 
 SIZE, OFFSET, MOST, FOLDS = 32, 0.5, 64, 3
@@ -113,31 +113,31 @@ def embeddings(records):
   return thumbnails(pixels) + np.float32(OFFSET)
 
 
-def a_run(detector, records, folder, before=None, devices=1, seed=0):
+def a_run(detector, records, folder, before=None, devices=1, most=99):
   variables = {'offset': jnp.float32(OFFSET)}
   functions = detector, detector.leave_one_out, detector.incremental
   before, mesh = before or incremental_state.EMPTY, meshes.make_mesh('cpu', devices, 0)
-  image_ids = one_pass.assign_image_ids(records, FOLDS, before.next_image_id)
+  cache = ImageCache(OPS, 1 << 20)
+  images = image_table.build(before.images, records, FOLDS, most, cache)
   return one_pass.OnePassRun(
-    'averaging', *functions, variables, records, image_ids, before, OPS, seed, mesh, folder
+    'averaging', *functions, variables, records, images, before, cache, 0, mesh, folder
   )
 
 
-def fold(detector, records, folder, before=None, batch_size=4, devices=1):
+def fold(detector, records, folder, before=None, batch_size=4, devices=1, store=None):
   run = a_run(detector, records, folder, before, devices)
-  folded = one_pass.fit_one_pass(run, batch_size, log_every=10)
+  folded = one_pass.fit_one_pass(run, batch_size, 10, store or EmbeddingStore((), 0))
   # Fitted must be what the kept arrays say, or scoring and learning more would disagree.
   kept = incremental_state.load_state_arrays(folder)
   np.testing.assert_allclose(folded.fitted, kept['total'] / kept['n'], rtol=1e-6)
   return folded, kept
 
 
-def earlier(kept, images, retained):
-  """What a run over so many images left, with this many of them retained."""
-  numbers = np.linspace(0, images - 1, retained).astype(np.int32)
-  embedding = np.stack([np.full(SHAPE, number, np.float32) for number in numbers])
+def earlier(kept, records, most=99):
+  """What a run over these images leaves, of which at most so many are stored."""
+  run = a_run(averaging(), records, None, most=most)
   return incremental_state.IncrementalState(
-    kept, incremental_state.RetainedEmbeddings(embedding, numbers), images, images
+    kept, image_table.to_learned_images(run.images, run.cache)
   )
 
 
@@ -157,7 +157,7 @@ def test_every_image_is_folded_in_once(records, embeddings, tmp_path, batch_size
 
 def test_a_fold_goes_on_from_an_earlier_one(records, embeddings, tmp_path):
   _, kept = fold(averaging(), records[:7], tmp_path)
-  _, kept = fold(averaging(), records[7:], tmp_path, earlier(kept, 7, 2))
+  _, kept = fold(averaging(), records[7:], tmp_path, earlier(kept, records[:7], 2))
   assert kept['n'] == 10
   np.testing.assert_array_equal(kept['folded'], np.arange(MOST) < 10)
   np.testing.assert_allclose(kept['total'], embeddings.sum(0), rtol=1e-5)
@@ -189,78 +189,10 @@ def test_padding_has_no_image_id():
   assert numbered.index.dtype == np.int32
 
 
-@given(
-  groups=st.lists(st.integers(0, 6), min_size=1, max_size=30),
-  num_folds=st.integers(1, 10),
-  first_id=st.integers(0, 25),
-)
-def test_near_duplicates_have_ids_of_one_fold(groups, num_folds, first_id):
-  paths = [Path(f'{i}.png') for i in range(len(groups))]
-  firsts = [paths[groups.index(group)] for group in groups]
-  records = [
-    Record(path, duplicate_of=None if first == path else first)
-    for path, first in zip(paths, firsts, strict=True)
-  ]
-  ids = one_pass.assign_image_ids(records, num_folds, first_id)
-  assert len(set(ids.tolist())) == len(ids)
-  assert ids.min() >= first_id
-  fold_of_group = dict(zip(groups, ids % num_folds, strict=True))
-  assert [fold_of_group[group] for group in groups] == (ids % num_folds).tolist()
-  num_groups = len(set(groups))
-  assert len(set(fold_of_group.values())) == min(num_folds, num_groups)  # Folds are evenly filled.
-  if num_groups == len(groups):
-    np.testing.assert_array_equal(ids, first_id + np.arange(len(groups)))
-
-
-def retain(records, before, count, seed=0, devices=1):
-  run = a_run(averaging(), records, None, before, devices, seed)
-  offset = meshes.replicate(run.mesh, jnp.float32(OFFSET))
-  return one_pass.retain_embeddings(run, offset, count)
-
-
-@pytest.mark.parametrize(('count', 'want'), [(1, 1), (6, 6), (10, 10), (32, 10)])
-@pytest.mark.parametrize('devices', [1, 8])
-def test_as_many_embeddings_are_retained_as_asked(records, embeddings, count, want, devices):
-  retained = retain(records, None, count, devices=devices)
-  assert len(set(retained.image_ids.tolist())) == len(retained.image_ids) == want
-  np.testing.assert_allclose(retained.embeddings, embeddings[retained.image_ids], rtol=1e-6)
-
-
-def test_which_are_retained_is_decided_by_the_seed(records):
-  a, b, c = (retain(records, None, 5, seed).image_ids.tolist() for seed in (1, 1, 2))
-  assert a == b != c
-
-
-@pytest.mark.parametrize(
-  ('images', 'retained', 'new', 'count', 'from_old', 'from_new'),
-  [
-    (30, 8, 10, 8, 6, 2),  # Three quarters are old.
-    (10, 8, 10, 8, 4, 4),
-    (30, 3, 10, 8, 3, 5),  # There are no more old ones.
-    (10, 8, 2, 32, 8, 2),  # All there are.
-    (5000, 8, 1, 8, 7, 1),  # One at least is new.
-    (30, 8, 10, 1, 0, 1),
-  ],
-)
-def test_old_and_new_are_retained_in_proportion(
-  records, embeddings, images, retained, new, count, from_old, from_new
-):
-  before = earlier({}, images, retained)
-  after = retain(records[:new], before, count)
-  old, fresh = after.image_ids < images, after.image_ids >= images
-  assert (old.sum(), fresh.sum()) == (from_old, from_new)
-  assert len(set(after.image_ids.tolist())) == len(after.image_ids)
-  assert set(after.image_ids[old].tolist()) <= set(before.retained.image_ids.tolist())
-  assert (after.embeddings[old] == after.image_ids[old, None, None, None]).all()
-  np.testing.assert_allclose(
-    after.embeddings[fresh], embeddings[after.image_ids[fresh] - images], rtol=1e-6
-  )
-
-
-def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99):
-  run = a_run(averaging(told), records, folder, before, devices)
+def left_out(records, folder, before=None, told=None, batch_size=4, devices=1, most=99, store=None):
+  run = a_run(averaging(told), records, folder, before, devices, most)
   extractor = meshes.replicate(run.mesh, jnp.float32(OFFSET))
-  return one_pass.score_leave_one_out(run, extractor, batch_size, most)
+  return leave_one_out.score(run, extractor, store or EmbeddingStore((), 0), batch_size)
 
 
 def slow_left_out(embeddings, numbers):
@@ -285,55 +217,47 @@ def test_every_image_is_scored_by_the_reference_of_its_fold(
   np.testing.assert_allclose(peaks.scores, 2 * want, rtol=1e-5)
 
 
-def test_retained_embeddings_are_scored_after_the_files_as_those_would_be(
-  records, embeddings, tmp_path
-):
-  """Numbers go on where the earlier run ended; what it left is handed to the next."""
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('num_stored', [1, 6, 10])
+def test_stored_embeddings_are_not_computed_again(records, tmp_path, num_stored, devices):
+  """Scores are the same with all, some or no embeddings; files need not be there any more."""
+  size = 4 * math.prod(SHAPE)
+  store = EmbeddingStore([record.path for record in records], num_stored * size)
+  fold(averaging(), records, tmp_path, devices=devices, store=store)
+  stored = [record for record in records if store.get([record]) is not None]
+  assert len(stored) == num_stored
+  got = left_out(records, tmp_path, store=store, devices=devices)
+  want = left_out(records, tmp_path, devices=devices)
+  np.testing.assert_allclose(got.scores, want.scores, rtol=1e-5)
+
+
+def test_images_of_an_earlier_run_are_scored_like_files(records, embeddings, tmp_path):
+  """Ids continue those of the earlier run; its arrays are passed to the next one."""
   early, late = tmp_path / 'early', tmp_path / 'late'
   early.mkdir()
   late.mkdir()
   _, kept = fold(averaging(), records[:7], early)
-  before = incremental_state.IncrementalState(kept, retain(records[:7], None, 4), 7, 7)
+  before = earlier(kept, records[:7])
   told = []
   fold(averaging(told), records[7:], late, before)
   assert ('stand_ins', 10, ['folded', 'n', 'stood', 'total']) in told
   peaks = left_out(records[7:], late, before)
-  want = slow_left_out(embeddings, range(10))[[7, 8, 9, *before.retained.image_ids]]
+  want = slow_left_out(embeddings, range(10))
   np.testing.assert_allclose(peaks.peaks, want, rtol=1e-5)
   np.testing.assert_allclose(peaks.scores, 2 * want, rtol=1e-5)
-  assert peaks.paths == (*(str(record.path) for record in records[7:]), '', '', '', '')
+  assert peaks.paths == (*[''] * 7, *(str(record.path) for record in records[7:]))
 
 
-def test_folds_of_no_image_need_no_reference(records, tmp_path):
-  """Of a run over one image after nine, and one of those."""
+@pytest.mark.parametrize('most', [1, 3, 4, 7, 10, 99])
+def test_of_many_images_as_few_folds_as_possible_are_scored(records, embeddings, tmp_path, most):
   told = []
   fold(averaging(), records, tmp_path)
-  before = incremental_state.IncrementalState({}, retain(records[:9], None, 1), 9, 9)
-  peaks = left_out(records[9:], tmp_path, before, told)
-  assert len(peaks.scores) == 2
-  folds = {0, int(before.retained.image_ids[0]) % FOLDS}
-  assert {note for note in told if note[0] == 'reference'} == {('reference', f) for f in folds}
-
-
-@pytest.mark.parametrize('most', [1, 4, 6, 9])
-def test_of_many_images_some_whole_folds_are_scored(records, embeddings, tmp_path, most):
-  told = []
-  fold(averaging(), records, tmp_path)
-  before = incremental_state.IncrementalState({}, retain(records, None, 5), 10, 10)
-  links = [Record(tmp_path / f'{i}.png') for i in range(len(records))]
-  for link, record in zip(links, records, strict=True):
-    link.path.symlink_to(record.path)
-  peaks = left_out([*records, *links], tmp_path, before, told, most=most)
-  fewest = max(most, FOLDS)
-  folds = set(range(-(-FOLDS * fewest // 20)))
-  assert {note[1] for note in told if note[0] == 'reference'} == folds
-  files = [path for path in peaks.paths if path]
-  assert len(files) == min(fewest, sum(n % FOLDS in folds for n in range(10, 30)))
-  assert len(peaks.paths) - len(files) == sum(n % FOLDS in folds for n in before.retained.image_ids)
-  # The images are known by their scores.
-  alone = slow_left_out(embeddings, range(10))
-  at = {str(record.path): n for half in (records, links) for n, record in enumerate(half)}
-  for path, score in zip(files, peaks.peaks, strict=False):
-    base = np.abs(alone[at[path]] % 100 - score % 100)
-    assert base < 1e-3
-    assert int(score // 100) in folds
+  peaks = left_out(records, tmp_path, None, told, most=most)
+  assert len(peaks.scores) == min(most, 10)
+  sizes = np.cumsum(np.bincount(np.arange(10) % FOLDS))
+  num_folds = 1 + np.searchsorted(sizes, min(most, 10))
+  assert {note[1] for note in told if note[0] == 'reference'} == set(range(num_folds))
+  alone = dict(
+    zip((str(r.path) for r in records), slow_left_out(embeddings, range(10)), strict=True)
+  )
+  np.testing.assert_allclose(peaks.peaks, [alone[path] for path in peaks.paths], rtol=1e-5)

@@ -15,6 +15,7 @@ from uadjax.data import image_io
 from uadjax.detectors.base import RunContext
 from uadjax.export import exporter
 from uadjax.model import incremental_state, model_dir
+from uadjax.types import Batch
 
 PAGE = Path(__file__).resolve().parent.parent / 'docs' / 'new_detector.md'
 CODE, CONFIG = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL)
@@ -64,17 +65,23 @@ def test_it_is_fitted_saved_and_evaluated(workdir):
 
 
 def test_leaving_an_image_out_equals_fitting_the_others(workdir):
-  """NumPy computes the scores from the retained embeddings, which are those of all images."""
-  retained = incremental_state.load(workdir / 'state').retained
-  x = retained.embeddings[:, 0, 0].astype(np.float64)
+  """NumPy computes the scores from the embeddings of the stored images, which are all."""
+  model, state = model_dir.load(workdir / 'model'), incremental_state.load(workdir / 'state')
+  _, detector = model_dir.build_detector(
+    model.config, RunContext(model.ops.height, model.ops.width)
+  )
+  images, n = state.images, small_runs.TRAIN
+  batch = Batch(images.pixels, np.ones(n, bool), images.image_ids)
+  embeddings = detector.leave_one_out.embed(model.fitted.backbone, batch)
+  x = np.asarray(embeddings, np.float64)[:, 0, 0]
   scores = model_dir.load_calibration_scores(workdir / 'model').scores
-  assert len(x) == len(scores) == small_runs.TRAIN
-  for i, image_id in enumerate(retained.image_ids):
+  assert len(x) == len(scores) == n
+  for i in range(n):
     rest = np.delete(x, i, axis=0)
     covariance = np.cov(rest, rowvar=False) + 0.01 * np.eye(x.shape[1])
     delta = x[i] - rest.mean(axis=0)
     want = np.sqrt(delta @ np.linalg.solve(covariance, delta))
-    np.testing.assert_allclose(scores[image_id], want, rtol=1e-2)
+    np.testing.assert_allclose(scores[i], want, rtol=1e-2)
 
 
 def test_predicting_agrees_with_the_arrays_and_the_thresholds(workdir, drawn):

@@ -10,6 +10,7 @@ import pytest
 import small_runs
 
 from uadjax.data import batches as batch_streams, demo, layouts, transforms
+from uadjax.data.image_cache import ImageCache
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, Interrupted
@@ -206,8 +207,8 @@ def reading():
 
 def test_kept_features_are_those_of_their_own_images(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 2, 4)
-  kept = loop.cache_features(reading(), None, drawn, ops, 4, 1 << 20, mesh)
-  batches = batch_streams.train_batches(drawn, ops, 4, seed=5)
+  kept = loop.cache_features(reading(), None, drawn, ImageCache(ops, 0), 4, 1 << 20, mesh)
+  batches = batch_streams.train_batches(drawn, ImageCache(ops, 0), 4, seed=5)
   seen = set()
   for batch, _ in zip(batches, range(6), strict=False):
     want = batch.image.astype(np.float32).sum((1, 2))
@@ -221,6 +222,6 @@ def test_features_over_the_limit_are_not_kept(drawn):
   ops, mesh = transforms.parse('resize(16)'), meshes.make_mesh('cpu', 1, 4)
   needed = 7 * 3 * 4  # Images, channels, bytes.
   for limit, there in ((needed, True), (needed - 1, False)):
-    kept = loop.cache_features(reading(), None, drawn, ops, 4, limit, mesh)
-    batch = next(batch_streams.eval_batches(drawn, ops, 4))
+    kept = loop.cache_features(reading(), None, drawn, ImageCache(ops, 0), 4, limit, mesh)
+    batch = next(batch_streams.eval_batches(drawn, ImageCache(ops, 0), 4))
     assert (kept(batch).features is not None) == there

@@ -14,10 +14,10 @@ import contextlib
 from typing import Any, TypeAlias
 import weakref
 
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 import numpy as np
 
-from uadjax.data import image_io, transforms
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
 from uadjax.system import tensorflow
@@ -30,24 +30,22 @@ _open_streams: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 def train_batches(
   records: Sequence[Record],
-  ops: transforms.Ops,
+  cache: ImageCache,
   batch_size: int,
   seed: int,
   start: int = 0,
   host: tuple[int, int] = (0, 1),
-  cache_bytes: int = 2**30,
 ) -> Generator[Batch, None, None]:
   """Generate shuffled full batches indefinitely; a batch may span two epochs.
 
   Args:
     records: images, each of which occurs once per epoch.
-    ops: operations that bring an image to network size.
+    cache: reads the images, or has them in memory.
     batch_size: size of the global batch.
     seed: seed of the order, which differs in each epoch.
     start: first step; batches equal those of a run that started at step 0.
     host: index of this process, which selects its share of every global batch, and the number of
       processes.
-    cache_bytes: memory for images at network size; images that do not fit are decoded every time.
 
   Raises:
     DataError: there are no records; or, while iterating, an image cannot be read.
@@ -59,11 +57,11 @@ def train_batches(
     seeds = tf.cast(tf.stack([seed % 2**31, position // n % 2**31]), tf.int32)
     return tf.random.experimental.index_shuffle(position % n, seeds, n - 1)
 
-  return _batch_stream(records, ops, batch_size, host, shuffled_index, start, None, cache_bytes)
+  return _batch_stream(records, cache, batch_size, host, shuffled_index, start, None)
 
 
 def eval_batches(
-  records: Sequence[Record], ops: transforms.Ops, batch_size: int, host: tuple[int, int] = (0, 1)
+  records: Sequence[Record], cache: ImageCache, batch_size: int, host: tuple[int, int] = (0, 1)
 ) -> Generator[Batch, None, None]:
   """Generate batches that contain every image once and in order.
 
@@ -79,18 +77,17 @@ def eval_batches(
   def index_or_padding(position: Tensor) -> Tensor:
     return tf.where(position < n, position, -1)
 
-  return _batch_stream(records, ops, batch_size, host, index_or_padding, 0, -(-n // batch_size))
+  return _batch_stream(records, cache, batch_size, host, index_or_padding, 0, -(-n // batch_size))
 
 
 def _batch_stream(
   records: Sequence[Record],
-  ops: transforms.Ops,
+  cache: ImageCache,
   batch_size: int,
   host: tuple[int, int],
   index_at: Callable[[Tensor], Tensor],
   start: int,
   num_steps: int | None,
-  cache_bytes: int = 0,
 ) -> Generator[Batch, None, None]:
   """Return the batches of a host, given the index of the image at each position in the run."""
   host_index, num_hosts = host
@@ -102,8 +99,17 @@ def _batch_stream(
       f' use a positive multiple of {num_hosts}.'
     )
   tf, rows = tensorflow.import_tensorflow(), batch_size // num_hosts
-  shape, failures = (ops.height, ops.width, 3), []
-  read_image = _cached_reader(records, ops, cache_bytes, failures)
+  shape = (cache.ops.height, cache.ops.width, 3)
+  blank, failures = np.zeros(shape, np.uint8), []
+
+  def read_image(index: Tensor) -> UInt8[np.ndarray, 'h w 3']:
+    if index < 0 or failures:
+      return blank
+    try:
+      return cache.load(records[index].path)
+    except Exception as error:  # tf.data would raise InvalidArgumentError instead, and print it.
+      failures.append(error)
+      return blank
 
   def load_image(i: Tensor) -> tuple[Tensor, Tensor]:
     index = index_at(i // rows * batch_size + host_index * rows + i % rows)
@@ -135,31 +141,3 @@ def _close_all() -> None:
   for batches in list(_open_streams):
     with contextlib.suppress(ValueError):  # Another thread is executing the generator.
       batches.close()
-
-
-def _cached_reader(
-  records: Sequence[Record], ops: transforms.Ops, cache_bytes: int, failures: list[Exception]
-) -> Callable[[Int[np.ndarray, '']], UInt8[np.ndarray, 'h w 3']]:
-  """Return a function from index to network image that caches as many images as fit.
-
-  The function appends exceptions to `failures` instead of raising them, because tf.data would turn
-  them into InvalidArgumentError and print them.
-  """
-  blank = np.zeros((ops.height, ops.width, 3), np.uint8)
-  cache: dict[int, np.ndarray] = {}
-
-  def read_image(index: Tensor) -> UInt8[np.ndarray, 'h w 3']:
-    if index < 0 or failures:
-      return blank
-    image = cache.get(int(index))
-    if image is None:
-      try:
-        image = ops.apply(image_io.decode(records[index].path))
-      except Exception as error:
-        failures.append(error)
-        return blank
-      if (len(cache) + 1) * image.nbytes <= cache_bytes:
-        cache[int(index)] = image
-    return image
-
-  return read_image

@@ -51,11 +51,33 @@ def group(
     fingerprints: fingerprint of each image.
     paths: file of each image; exports of one image under several names are one group, too.
   """
+  links = np.concatenate([_similar_pairs(fingerprints), _same_export_pairs(paths)], axis=1)
+  return _connect(links, len(fingerprints))
+
+
+def join_groups(
+  groups: Int[np.ndarray, ' n'], fingerprints: Float[np.ndarray, 'n k'], num_first: int
+) -> Int[np.ndarray, ' n']:
+  """Return groups that also join near-duplicates in two sets of images.
+
+  Args:
+    groups: group of each image within its set: the position of its first near-duplicate, counted
+      over both sets.
+    fingerprints: fingerprint of each image.
+    num_first: number of images of the first set, which come first.
+  """
+  pairs = _similar_pairs(fingerprints)
+  is_first = pairs < num_first
+  between_sets = pairs[:, is_first[0] != is_first[1]]
+  within_sets = np.stack([np.arange(len(groups)), groups])
+  return _connect(np.concatenate([within_sets, between_sets], axis=1), len(groups))
+
+
+def _connect(links: Int[np.ndarray, '2 p'], n: int) -> Int[np.ndarray, ' n']:
+  """Return for each of n images the first image to which links connect it."""
   from scipy import sparse  # Imported here, because predicting never needs it.
   from scipy.sparse import csgraph
 
-  n = len(fingerprints)
-  links = np.concatenate([_similar_pairs(fingerprints), _same_export_pairs(paths)], axis=1)
   graph = sparse.coo_matrix((np.ones(links.shape[1], bool), links), (n, n))
   components = csgraph.connected_components(graph, directed=False)[1]
   _, first_members, component_index = np.unique(components, return_index=True, return_inverse=True)

@@ -9,7 +9,7 @@ Letters: b batch, H W image at network size, h w map of embeddings, d embedding.
 
 # ruff: noqa: D102  # The docstring of a protocol is that of its function.
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import jax
@@ -229,9 +229,16 @@ class RestoreFn(Protocol):
 
 
 class SummarizeFn(Protocol):
-  """Return statistics by name of the arrays of a fit, and of embeddings of some of its images."""
+  """Return statistics by name of a fit.
 
-  def __call__(self, arrays: types.Arrays, embeddings: HostEmbeddings, /) -> Statistics: ...
+  Args:
+    arrays: arrays of `Incremental.to_arrays`.
+    embeddings: batches of embeddings of training images, which are computed when they are read.
+  """
+
+  def __call__(
+    self, arrays: types.Arrays, embeddings: Iterator[HostEmbeddings], /
+  ) -> Statistics: ...
 
 
 class DriftFn(Protocol):

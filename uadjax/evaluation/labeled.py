@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 import numpy as np
 
-from uadjax.data import image_io, layouts, transforms
+from uadjax.data import image_io, layouts
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
-from uadjax.data.settings import DataSettings
 from uadjax.distributed import mesh
 from uadjax.errors import DataError, Setting
 from uadjax.evaluation import pixel_scores
@@ -76,7 +76,8 @@ def score(
   scorer: Callable[[Any, Batch], Scores],
   fitted: Any,
   records: Sequence[Record],
-  data: DataSettings,
+  mask_threshold: int,
+  cache: ImageCache,
   batch_size: int,
   mesh: mesh.Mesh,
   fitted_specs: Any = None,
@@ -84,14 +85,14 @@ def score(
   """Score labeled images; return None without any."""
   if not records:
     return None
-  ops = transforms.parse(data.ops)
+  ops = cache.ops
   pixels = pixel_scores.empty(ops, len(records))
   rows: list[tuple[bool, float, float]] = []
-  scored = scoring.score_records(scorer, fitted, records, ops, batch_size, mesh, fitted_specs)
+  scored = scoring.score_records(scorer, fitted, records, cache, batch_size, mesh, fitted_specs)
   for i, (record, anomaly_map, image_score) in enumerate(scored):
     rows.append((record.is_anomalous, image_score, float(anomaly_map.max())))
     size = image_io.image_size(record.path)
-    truth = pixel_scores.read_defect_mask(record, size, data.mask_threshold)
+    truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
     if truth is not None:
       pixel_scores.add_image(pixels, i, anomaly_map, ops.restore(anomaly_map, *size), truth)
   ranking = pixel_scores.ranking(pixels)

@@ -18,6 +18,7 @@ import jax
 
 from uadjax import config as configs, data
 from uadjax.data import checks, prepare, transforms
+from uadjax.data.image_cache import ImageCache
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.evaluation import evaluate
@@ -66,11 +67,10 @@ def train(config: Settings, workdir: Path) -> Result:
 def _train(config: Settings, workdir: Path) -> Result:
   # One additional image is enough to extend a model.
   min_images = 1 if config.fit.extend else checks.MIN_IMAGES
-  cache = evaluate_run.ImageCache(transforms.parse(config.data.ops))
-  on_test_image = cache.add if config.evaluate.do_eval else None
-  splits = prepare.checked_splits(config.data, config.check.enforce, min_images, on_test_image)
+  cache = ImageCache(transforms.parse(config.data.ops), config.fit.cache_bytes)
+  splits = prepare.checked_splits(config.data, config.check.enforce, min_images, cache.add)
   processes.barrier('fitting', config.hosts.wait_s)
-  training_result = training.train(config, splits, workdir)
+  training_result = training.train(config, splits, cache, workdir)
   processes.barrier('evaluation', config.hosts.wait_s)
   timing, start = training_result.pop('timing'), time.perf_counter()
   model = _load_on_mesh(config, workdir / 'model')

@@ -6,11 +6,9 @@ import tempfile
 import time
 from typing import Any
 
-from jaxtyping import UInt8
-import numpy as np
-
 from uadjax import config as configs
-from uadjax.data import inputs, prepare, transforms
+from uadjax.data import prepare
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.inputs import LoadedImage
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
@@ -22,26 +20,7 @@ from uadjax.system import logging
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
-_MAX_CACHE_BYTES = 1 << 28
-
-
-class ImageCache:
-  """Images at network size that the dataset check has decoded, so that evaluation need not.
-
-  Attributes:
-    images: the images by their file, as many as fit into `_MAX_CACHE_BYTES`.
-  """
-
-  def __init__(self, ops: transforms.Ops):
-    self.images: dict[Path, LoadedImage] = {}
-    self._ops, self._max_images = ops, _MAX_CACHE_BYTES // (3 * ops.height * ops.width)
-
-  def add(self, path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
-    """Add an image at its original size; threads may do so at the same time."""
-    if len(self.images) < self._max_images:
-      loaded_image = inputs.load(inputs.Source(str(path), image), self._ops)
-      source = inputs.Source(str(path), path)
-      self.images[path] = loaded_image._replace(source=source, reread_source=source)
+_MAX_CACHE_BYTES = 1 << 28  # Limit for decoded images.
 
 
 def evaluate_and_report(
@@ -116,7 +95,7 @@ def check_and_evaluate(
     DataError: the check failed, unless `check.enforce` is false.
     ConfigError: there are no test images.
   """
-  cache = ImageCache(model.ops)
+  cache = ImageCache(model.ops, _MAX_CACHE_BYTES)
   test_records = prepare.checked_test_set(config.data, config.check.enforce, cache.add)
   return evaluate_and_report(model, test_records, config, workdir, None, report_path, cache.images)
 

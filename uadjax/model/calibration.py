@@ -410,7 +410,7 @@ class CalibrationScores(NamedTuple):
   """Scores of the calibration images, without their anomaly maps.
 
   Attributes:
-    paths: paths of the images; '' for images of which only the embeddings were retained.
+    paths: paths of the images; '' for images of earlier runs.
     scores: image scores.
     peaks: largest anomaly-map value of each image.
   """

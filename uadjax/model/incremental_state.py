@@ -1,14 +1,16 @@
-"""State for incremental fitting, in the folder `state/` next to the model: arrays and embeddings.
+"""State for incremental fitting, in the folder `state/` next to the model: arrays and images.
 
-The embeddings of a few images let a run that extends this one calibrate its thresholds on old
-images as well, although their pixels are no longer available.
+A run that extends this one calibrates its thresholds on images of this run as well. Their files may
+no longer exist, so they are stored at network size.
+
+Letters: n images, m stored images, h w network image, k values of a fingerprint.
 """
 
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from uadjax.errors import ModelError, Setting
@@ -16,13 +18,25 @@ from uadjax.system import files
 from uadjax.types import Arrays
 
 _METADATA_FILE = 'state.json'
+_IMAGES_PREFIX = 'images_'  # Prefix of the names of the arrays of `LearnedImages`.
 
 
-class RetainedEmbeddings(NamedTuple):
-  """Embeddings of some of the fitted images, and their ids; -1 for images not to be scored."""
+class LearnedImages(NamedTuple):
+  """Images that a model has learned from, over all runs in the order of learning.
 
-  embeddings: Float[np.ndarray, 'b h w d']
-  image_ids: Int[np.ndarray, ' b']
+  Attributes:
+    image_ids: unique id of each image, from which its fold follows.
+    groups: position of the first near-duplicate of each image; its own if it is the first.
+    fingerprints: values by which `near_duplicates` recognizes an image.
+    stored_rows: positions of the images whose pixels are stored.
+    pixels: these images at network size.
+  """
+
+  image_ids: Int[np.ndarray, ' n']
+  groups: Int[np.ndarray, ' n']
+  fingerprints: Float[np.ndarray, 'n k']
+  stored_rows: Int[np.ndarray, ' m']
+  pixels: UInt8[np.ndarray, 'm h w 3']
 
 
 class IncrementalState(NamedTuple):
@@ -30,20 +44,28 @@ class IncrementalState(NamedTuple):
 
   Attributes:
     state_arrays: arrays by name, as `Incremental.to_arrays` of the detector returned them.
-    retained: embeddings for calibration.
-    num_images: number of images that have been fitted so far.
-    next_image_id: smallest id that is larger than those of all these images.
+    images: images that the model has learned from.
   """
 
   state_arrays: Arrays
-  retained: RetainedEmbeddings
-  num_images: int
-  next_image_id: int
+  images: LearnedImages
+
+  @property
+  def num_images(self) -> int:
+    """Number of images that the model has learned from."""
+    return len(self.images.image_ids)
 
 
 # State of no run, for a new model.
 EMPTY = IncrementalState(
-  {}, RetainedEmbeddings(np.zeros((0, 0, 0, 0)), np.zeros(0, np.int32)), 0, 0
+  {},
+  LearnedImages(
+    np.zeros(0, np.int32),
+    np.zeros(0, np.int64),
+    np.zeros((0, 0), np.float32),
+    np.zeros(0, np.int64),
+    np.zeros((0, 0, 0, 3), np.uint8),
+  ),
 )
 
 
@@ -53,26 +75,23 @@ def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
     np.save(folder / f'{name}.npy', np.asarray(value), allow_pickle=False)
 
 
-def save_retained_embeddings(
-  folder: Path, retained: RetainedEmbeddings, num_images: int, next_image_id: int
-) -> None:
-  """Write the embeddings, and last the metadata that completes the folder."""
-  np.save(folder / 'retained_embeddings.npy', retained.embeddings, allow_pickle=False)
-  np.save(folder / 'retained_image_ids.npy', retained.image_ids, allow_pickle=False)
-  arrays = sorted(path.stem for path in folder.glob('*.npy'))
-  metadata = {'num_images': num_images, 'next_image_id': next_image_id, 'arrays': arrays}
-  files.write_json(folder / _METADATA_FILE, metadata)
+def save_images(folder: Path, images: LearnedImages) -> None:
+  """Write the images, and last the metadata that completes the folder."""
+  arrays = {_IMAGES_PREFIX + name: value for name, value in images._asdict().items()}
+  save_state_arrays(folder, arrays)
+  names = sorted(path.stem for path in folder.glob('*.npy'))
+  files.write_json(folder / _METADATA_FILE, {'arrays': names})
 
 
 def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, np.ndarray]:
-  """Return the state arrays of a folder, read or mapped into memory, without retained embeddings.
+  """Return the state arrays of a folder, read or mapped into memory, without those of images.
 
   Mapped arrays are copy-on-write: writing into them changes memory, never the file.
   """
   return {
     path.stem: _read_array(path, memory_map)
     for path in sorted(folder.glob('*.npy'))
-    if not path.stem.startswith('retained_')
+    if not path.stem.startswith(_IMAGES_PREFIX)
   }
 
 
@@ -84,12 +103,9 @@ def load(folder: Path) -> IncrementalState:
   """
   try:
     metadata = json.loads((folder / _METADATA_FILE).read_text())
-    state_arrays = {name: _read_array(folder / f'{name}.npy') for name in metadata['arrays']}
-    retained = RetainedEmbeddings(
-      *(state_arrays.pop(f'retained_{name}') for name in RetainedEmbeddings._fields)
-    )
-    num_images, next_image_id = metadata['num_images'], metadata['next_image_id']
-    return IncrementalState(state_arrays, retained, num_images, next_image_id)
+    arrays = {name: _read_array(folder / f'{name}.npy') for name in metadata['arrays']}
+    images = LearnedImages(*(arrays.pop(_IMAGES_PREFIX + name) for name in LearnedImages._fields))
+    return IncrementalState(arrays, images)
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ModelError(
       f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '

@@ -10,7 +10,8 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from uadjax.data import batches as batch_streams, transforms
+from uadjax.data import batches as batch_streams
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
@@ -47,12 +48,13 @@ def score_records(
   scorer: Callable[[Any, Batch], Scores],
   fitted: Any,
   records: Sequence[Record],
-  ops: transforms.Ops,
+  cache: ImageCache,
   batch_size: int,
   mesh: meshes.Mesh,
   specs: Any = None,
+  prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[ScoredRecord]:
-  """Score images from their files, in order.
+  """Score images in order.
 
   The last batch is padded, so that there is one compilation. While a batch is being used, the next
   one is being computed.
@@ -61,16 +63,19 @@ def score_records(
     scorer: (fitted, batch) -> scores.
     fitted: fitted arrays, padded to equal shards if they are sharded.
     records: the images.
-    ops: pixel operations from files to images at network size.
+    cache: reads the images, or has them in memory.
     batch_size: number of images per batch; rounded up to a multiple of the devices.
     mesh: devices to compute on.
     specs: `PartitionSpec`s of leaves or whole subtrees of `fitted`; None if nothing is sharded.
+    prepare: function that is applied to each batch before it is copied to the devices, such as to
+      add features. `Batch.index` is the position in `records`.
   """
   if specs is None:
     mesh, specs = meshes.mesh_that_fits(mesh, fitted), jax.sharding.PartitionSpec()
   batch_size += -batch_size % mesh.size
   fitted = meshes.put_on_mesh(mesh, fitted, specs)
-  batches = batch_streams.eval_batches(records, ops, batch_size, processes.index_and_count())
+  batches = batch_streams.eval_batches(records, cache, batch_size, processes.index_and_count())
+  batches = map(prepare, batches)
   pending = prefetch_to_device(batches, lambda x: scorer(fitted, meshes.shard_batch(mesh, x)))
   remaining = iter(records)
   for scores in progress.show_progress(pending, math.ceil(len(records) / batch_size), 'Scoring'):

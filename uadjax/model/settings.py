@@ -22,7 +22,6 @@ class CalibrateSettings:
   labeled: str = field('', 'Dataset with good and defective images, for f1 and cost.')
   miss_cost: float = field(10.0, 'Cost of a missed defect relative to a false alarm.', above=0)
   images: int = field(500, 'Maximum number of leave-one-out scores.', minimum=1)
-  retain: int = field(32, 'Number of images whose embeddings are saved for extension.', minimum=1)
 
 
 @runtime_checkable

@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
-from uadjax.data import batches as batch_streams, transforms
+from uadjax.data import batches as batch_streams
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
@@ -67,6 +68,7 @@ def fit(
   config: Settings,
   train_records: Sequence[Record],
   validation_records: Sequence[Record],
+  cache: ImageCache,
   mesh: meshes.Mesh,
   workdir: Path,
   stop_event: threading.Event,
@@ -77,7 +79,7 @@ def fit(
     ConfigError: `fit.resume` names no usable checkpoint, or the held-out loss is not finite.
     Interrupted: `stop_event` was set; a checkpoint of the last step is saved.
   """
-  options, ops = config.fit, transforms.parse(config.data.ops)
+  options = config.fit
   batch_size = min(options.batch_size, len(train_records))
   num_steps = total_steps(options, len(train_records))
   process_shard = processes.index_and_count()
@@ -87,22 +89,22 @@ def fit(
     start_step, state, best = resume(options.resume, num_steps, managers, state)
     write_scalars = stack.enter_context(fit_hooks.open_tensorboard(workdir / 'tensorboard'))
     # All slow imports are done: from here on, time counts as fit time.
-    start_time, cache_bytes = time.perf_counter(), options.cache_bytes
+    start_time = time.perf_counter()
     log_hook = fit_hooks.LogHook(
       num_steps, start_step, batch_size, options.log_every, write_scalars
     )
 
     def make_placement(records: Sequence[Record]) -> Callable[[Batch], Batch]:
-      add = cache_features(detector, state, records, ops, batch_size, cache_bytes, mesh)
+      add = cache_features(detector, state, records, cache, batch_size, options.cache_bytes, mesh)
       return lambda batch: meshes.shard_batch(mesh, add(batch))
 
     place_train, place_validation = map(make_placement, (train_records, validation_records))
     batches = batch_streams.train_batches(
-      train_records, ops, batch_size, config.seed, start_step, process_shard, cache_bytes
+      train_records, cache, batch_size, config.seed, start_step, process_shard
     )
     stack.callback(batches.close)
     batches = log_hook.time_data(scoring.prefetch_to_device(batches, place_train))
-    validation = batch_streams.eval_batches(validation_records, ops, batch_size, process_shard)
+    validation = batch_streams.eval_batches(validation_records, cache, batch_size, process_shard)
     eval_every = options.eval_every or max(1, len(train_records) // batch_size)
     best_step_hook = fit_hooks.BestStepHook(
       detector.validate, [*map(place_validation, validation)], eval_every, num_steps, best
@@ -201,7 +203,7 @@ def cache_features(
   detector: Detector,
   state: PyTree,
   records: Sequence[Record],
-  ops: transforms.Ops,
+  cache: ImageCache,
   batch_size: int,
   max_bytes: int,
   mesh: meshes.Mesh,
@@ -219,7 +221,7 @@ def cache_features(
   if detector.precompute is None or not records or processes.is_multiprocess():
     return lambda batch: batch
   precompute, n = jax.jit(detector.precompute), len(records)
-  images = np.zeros((batch_size, ops.height, ops.width, 3), np.uint8)
+  images = np.zeros((batch_size, cache.ops.height, cache.ops.width, 3), np.uint8)
   blank_batch = Batch(images, np.zeros(batch_size, bool), np.zeros(batch_size, np.int32))
   shapes = jax.eval_shape(precompute, state, blank_batch)
   num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) // batch_size * n
@@ -229,11 +231,13 @@ def cache_features(
       'step.', n, num_bytes >> 20, Setting('fit.cache_bytes'),
     )  # fmt: skip
     return lambda batch: batch
-  cache = jax.tree.map(lambda x: np.empty((n, *x.shape[1:]), x.dtype), shapes)
-  batches = batch_streams.eval_batches(records, ops, batch_size)
+  features_by_row = jax.tree.map(lambda x: np.empty((n, *x.shape[1:]), x.dtype), shapes)
+  batches = batch_streams.eval_batches(records, cache, batch_size)
   for batch in progress.show_progress(batches, math.ceil(n / batch_size), 'Frozen features'):
     features = precompute(state, meshes.shard_batch(mesh, batch))
     rows = batch.index[batch.valid]
-    for target, x in zip(jax.tree.leaves(cache), jax.tree.leaves(features), strict=True):
+    for target, x in zip(jax.tree.leaves(features_by_row), jax.tree.leaves(features), strict=True):
       target[rows] = np.asarray(x)[batch.valid]
-  return lambda batch: batch._replace(features=jax.tree.map(lambda x: x[batch.index], cache))
+  return lambda batch: batch._replace(
+    features=jax.tree.map(lambda x: x[batch.index], features_by_row)
+  )

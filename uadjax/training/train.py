@@ -9,6 +9,7 @@ from typing import Any
 from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types, transforms
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh as meshes, processes
@@ -16,7 +17,8 @@ from uadjax.errors import about, ConfigError, refuse, Setting
 from uadjax.evaluation import labeled
 from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
-from uadjax.training import hooks, loop, one_pass, workdir as workdirs
+from uadjax.training import hooks, image_table, leave_one_out, loop, one_pass, workdir as workdirs
+from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.training.settings import Settings
 from uadjax.types import PyTree
 
@@ -27,13 +29,16 @@ _FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
 
 
-def train(config: Settings, splits: record_types.Splits, workdir: Path) -> Result:
+def train(
+  config: Settings, splits: record_types.Splits, cache: ImageCache, workdir: Path
+) -> Result:
   """Fit and calibrate a detector, save its model directory, and return the result for JSON.
 
   Args:
     config: configuration of the run, which passed `validate`, with a definite backbone (see
       `resolve_backbone`).
     splits: records of the dataset; only `train` is used, and its images are normal.
+    cache: reads the images, or has them in memory since the dataset check.
     workdir: work directory; the model is saved in its subfolder `model`.
 
   Raises:
@@ -46,7 +51,7 @@ def train(config: Settings, splits: record_types.Splits, workdir: Path) -> Resul
     labeled_records = labeled.load(directory, config.data.mask_threshold, splits.train)
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
-  result, thresholds = train_detector(config, splits.train, labeled_records, workdir)
+  result, thresholds = train_detector(config, splits.train, labeled_records, cache, workdir)
   level = logging.WARNING if thresholds.is_over_budget else logging.INFO
   log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', thresholds)
   return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml', **result}
@@ -82,14 +87,18 @@ def validate(config: Settings) -> None:
 
 
 def _train_by_gradient(
-  config: Settings, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
+  config: Settings,
+  records: Sequence[Record],
+  labeled_records: Sequence[Record],
+  cache: ImageCache,
+  workdir: Path,
 ) -> tuple[Result, calibration.Thresholds]:
   """Train on most images; the held-out rest selects the best step and calibrates thresholds."""
   held_out_fraction = config.fit.held_out
   fractions = [1 - held_out_fraction, held_out_fraction / 2, held_out_fraction / 2]
   splits = record_types.partition(records, fractions, config.seed)
   train_records, validation_records, calibration_records = splits
-  ops, num_train = transforms.parse(config.data.ops), len(train_records)
+  ops, num_train = cache.ops, len(train_records)
   mesh = meshes.make_mesh(config.device, config.mesh.data, min(config.fit.batch_size, num_train))
   context = RunContext(
     ops.height, ops.width, num_train, learning_rate=loop.learning_rate_schedule(config.fit),
@@ -102,15 +111,18 @@ def _train_by_gradient(
   workdirs.prepare(workdir, config)
   with signals.stop_event_on_signal() as stop_event:
     fit = loop.fit(
-      detector, variables, config, train_records, validation_records, mesh, workdir, stop_event
-    )
+      detector, variables, config, train_records, validation_records, cache, mesh, workdir,
+      stop_event,
+    )  # fmt: skip
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
   fitted, batch_size = fit.fitted, config.evaluate.batch_size
   scorer = scoring.image_scorer(detector)
   distinct_records = record_types.distinct(calibration_records)
-  scored = scoring.score_records(scorer, fitted, distinct_records, ops, batch_size, mesh)
+  scored = scoring.score_records(scorer, fitted, distinct_records, cache, batch_size, mesh)
   scores = scoring.collect_calibration_scores(scored)
-  labeled_scores = labeled.score(scorer, fitted, labeled_records, config.data, batch_size, mesh)
+  labeled_scores = labeled.score(
+    scorer, fitted, labeled_records, config.data.mask_threshold, cache, batch_size, mesh
+  )
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
   model_dir.save(workdir / 'model', config, fitted, thresholds, scores, weights)
   timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
@@ -118,7 +130,11 @@ def _train_by_gradient(
 
 
 def _train_one_pass(
-  config: Settings, records: Sequence[Record], labeled_records: Sequence[Record], workdir: Path
+  config: Settings,
+  records: Sequence[Record],
+  labeled_records: Sequence[Record],
+  cache: ImageCache,
+  workdir: Path,
 ) -> tuple[Result, calibration.Thresholds]:
   """Train on every image; leave-one-out scores calibrate the thresholds."""
   previous_info, previous = None, incremental_state.EMPTY
@@ -135,17 +151,19 @@ def _train_one_pass(
   _log_start(config, f'{len(records)} good images for training{earlier}', records, weights, mesh)
   # Keep model and state until they are replaced, because this run may extend them.
   workdirs.prepare(workdir, config, keep=('model', 'state'))
-  leave_one_out, incremental = detector.leave_one_out, detector.incremental
-  assert leave_one_out is not None  # Every detector that learns in one pass has both.
+  functions, incremental = detector.leave_one_out, detector.incremental
+  assert functions is not None  # Every detector that learns in one pass has both.
   assert incremental is not None
   with (
     files.atomic_directory(workdir / 'state') as state_dir,
     files.atomic_directory(workdir / 'model') as model_folder,
   ):
-    image_ids = one_pass.assign_image_ids(records, leave_one_out.num_folds, previous.next_image_id)
+    images = image_table.build(
+      previous.images, records, functions.num_folds, config.calibrate.images, cache
+    )
     run = one_pass.OnePassRun(
-      config.detector.name, detector, leave_one_out, incremental, variables, records, image_ids,
-      previous, transforms.parse(config.data.ops), config.seed, mesh, state_dir,
+      config.detector.name, detector, functions, incremental, variables, records, images, previous,
+      cache, config.seed, mesh, state_dir,
     )  # fmt: skip
     result, thresholds = _fit_and_calibrate(config, run, labeled_records, weights, model_folder)
   log.LOG.info('Summary: %s', _format_numbers(result['summary']))
@@ -173,22 +191,25 @@ def _fit_and_calibrate(
     The result for JSON, and the thresholds. For a run that extends another, the result has a
     `drift`, which lacks the thresholds.
   """
-  fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every)
+  # Embeddings of one process are not those of another.
+  max_bytes = 0 if processes.is_multiprocess() else config.fit.cache_bytes
+  stored_records = run.images.records_at(image_table.rows_to_store(run.images))
+  embeddings = EmbeddingStore([record.path for record in stored_records], max_bytes)
+  fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every, embeddings)
   peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
   arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
   calibration_start = time.perf_counter() - fit.calibration_seconds
-  labeled_scores = _score_labeled(config, run.detector, fit.fitted, labeled_records, run.mesh)
+  labeled_scores = _score_labeled(config, run, fit.fitted, labeled_records)
   del fit  # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
   memory.release_free_memory()
-  batch_size, max_images = config.evaluate.batch_size, config.calibrate.images
-  scores = one_pass.score_leave_one_out(run, extractor, batch_size, max_images)
-  retained = one_pass.retain_embeddings(run, extractor, config.calibrate.retain)
+  batch_size = config.evaluate.batch_size
+  scores = leave_one_out.score(run, extractor, embeddings, batch_size)
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
-  num_images = run.previous.num_images + len(run.records)
-  next_image_id = int(run.image_ids.max()) + 1
-  incremental_state.save_retained_embeddings(run.state_dir, retained, num_images, next_image_id)
+  learned_images = image_table.to_learned_images(run.images, run.cache)
+  incremental_state.save_images(run.state_dir, learned_images)
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
-  summary = run.incremental.summarize(arrays, retained.embeddings)
+  sample = leave_one_out.embed(run, extractor, embeddings, stored_records, batch_size)
+  summary = run.incremental.summarize(arrays, sample)
   model_dir.save_manifest(model_folder, config, thresholds, scores, weights, summary, arrays_sha256)
   timing = _timing(fit_s, len(run.records), calibration_start, peak_mb)
   best = {'score': None, 'checkpoint': None, 'model_dir': 'model'}
@@ -232,13 +253,16 @@ def _log_start(
 
 
 def _score_labeled(
-  config: Settings, detector: Detector, fitted: PyTree, records: Sequence[Record], mesh: meshes.Mesh
+  config: Settings, run: one_pass.OnePassRun, fitted: PyTree, records: Sequence[Record]
 ) -> labeled.LabeledScores | None:
-  specs, scorer = detector.sharding_specs, scoring.image_scorer(detector)
+  specs, scorer = run.detector.sharding_specs, scoring.image_scorer(run.detector)
   if specs and records:
     fitted = specs.pad_to_shards(fitted)
   batch_size, fitted_specs = config.evaluate.batch_size, specs.fitted if specs else None
-  return labeled.score(scorer, fitted, records, config.data, batch_size, mesh, fitted_specs)
+  return labeled.score(
+    scorer, fitted, records, config.data.mask_threshold, run.cache, batch_size, run.mesh,
+    fitted_specs,
+  )  # fmt: skip
 
 
 def _require_same_settings(config: Settings, previous_info: model_dir.ModelInfo) -> None:

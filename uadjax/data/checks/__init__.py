@@ -85,7 +85,7 @@ def check(
   mask_threshold: int = 0,
   min_images: int = MIN_IMAGES,
   progress: Progress = no_progress,
-  on_test_image: ImageFunction | None = None,
+  on_image: ImageFunction | None = None,
 ) -> Report:
   """Check one category of a dataset and report all its problems.
 
@@ -96,7 +96,7 @@ def check(
     mask_threshold: mask values above it count as defective.
     min_images: smallest number of good training images that is not an error; 1 to extend a model.
     progress: wrapper that shows progress.
-    on_test_image: function to call in a thread with path and pixels of each readable test image.
+    on_image: function to call in a thread with path and pixels of each readable image.
 
   Raises:
     DataError: the folder does not exist.
@@ -104,7 +104,7 @@ def check(
   """
   listing = layouts.scan(root, category, layout)
   splits = listing.splits
-  images, masks = _inspect_files(splits, mask_threshold, progress, on_test_image)
+  images, masks = _inspect_files(splits, mask_threshold, progress, on_image)
   if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     splits = layouts.label_by_mask(splits, defective_masks)
@@ -122,14 +122,13 @@ def check(
 
 
 def _inspect_files(
-  splits: Splits, mask_threshold: int, progress: Progress, on_test_image: ImageFunction | None
+  splits: Splits, mask_threshold: int, progress: Progress, on_image: ImageFunction | None
 ) -> tuple[dict[Path, rules.Inspection], dict[Path, rules.Inspection]]:
   """Decode every image and every mask once; return the inspections of images and of masks."""
   records = [*splits.train, *splits.test]
   images = list(dict.fromkeys(record.path for record in records))
   masks = list(dict.fromkeys(record.mask for record in records if record.mask))
-  on_image = dict.fromkeys((record.path for record in splits.test), on_test_image)
-  jobs = [functools.partial(rules.inspect_image, path, on_image.get(path)) for path in images]
+  jobs = [functools.partial(rules.inspect_image, path, on_image) for path in images]
   jobs += [functools.partial(rules.inspect_mask, path, mask_threshold) for path in masks]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     results = list(progress(pool.map(lambda job: job(), jobs), len(jobs), 'Checking'))

@@ -6,7 +6,7 @@ Letters: b batch, h w feature map of the first stage, c channels of all stages, 
 embedding, H W image at network size.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import functools
 from typing import cast, NamedTuple
 
@@ -290,7 +290,7 @@ def restore(config: Config, state: State, arrays: Arrays) -> State:
   return State(extractor, gaussian.Moments._make((n, *padded)))
 
 
-def summarize(arrays: Arrays, embeddings: HostEmbeddings) -> Statistics:
+def summarize(arrays: Arrays, embeddings: Iterator[HostEmbeddings]) -> Statistics:
   """Return the number of images."""
   del embeddings
   return {'images': int(arrays['n'])}

@@ -6,7 +6,7 @@ Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 
 Letters: b batch, h w patch grid, d embedding, n bank rows, k neighbors, H W image at network size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
 from typing import cast, NamedTuple
 
@@ -263,7 +263,7 @@ def restore(config: Config, state: State, arrays: Arrays) -> State:
   return state._replace(memory_bank=memory_bank)
 
 
-def summarize(config: Config, arrays: Arrays, embeddings: HostEmbeddings) -> Statistics:
+def summarize(config: Config, arrays: Arrays, embeddings: Iterator[HostEmbeddings]) -> Statistics:
   """Return sizes, the covering radius, and with `approx` the recall of the approximate search."""
   statistics: Statistics = {
     'images': int(arrays['num_images']),
@@ -272,7 +272,7 @@ def summarize(config: Config, arrays: Arrays, embeddings: HostEmbeddings) -> Sta
     'folds': config.bank.num_folds,
   }
   if config.options.approx:
-    queries = jnp.asarray(embeddings).reshape(-1, embeddings.shape[-1])[:_NUM_RECALL_QUERIES]
+    queries = jnp.asarray(next(embeddings)).reshape(-1, config.bank.d)[:_NUM_RECALL_QUERIES]
     index = knn.build_index(jnp.asarray(arrays['embeddings']))
     statistics['approx_recall'] = knn.measure_recall(queries, index)
   return statistics

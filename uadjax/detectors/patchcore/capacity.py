@@ -18,7 +18,7 @@ from uadjax.system.progress import Progress
 # Intermediate coresets, which later selections choose from, keep this many times as many rows as
 # their part of the final coreset.
 OVERSAMPLING = 4
-_MAX_FOLDS = 10
+_NUM_FOLDS = 10
 
 
 class BankConfig(NamedTuple):
@@ -86,7 +86,7 @@ def configure_bank(
     capacity=min(needed_rows, max_rows),
     needs_compaction=needed_rows > max_rows,
     coreset_size=max(1, coreset_size(total_images)),
-    num_folds=min(_MAX_FOLDS, max(1, total_images)),
+    num_folds=_NUM_FOLDS,  # The same in every run, because near-duplicates share a fold.
     projection_dim=options.coreset_dim,
     progress=context.progress,
     shards=context.shards,

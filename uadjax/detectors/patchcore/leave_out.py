@@ -54,20 +54,19 @@ def select_calibration_coresets(
     sources.append(selections.scatter_evenly(previous_coresets, shards))
   patches = [source for source, _ in sources]
   fold_ids = [_fold_ids(source, num_rows, config) for source, num_rows in sources]
-  sizes = [max((x == fold).sum(axis=1).max() for fold in range(num_folds)) for x in fold_ids]
-  rows_per_fold = math.ceil(OVERSAMPLING * config.coreset_size / num_folds)
+  used_folds = [fold for fold in range(num_folds) if any((x == fold).any() for x in fold_ids)]
+  sizes = [max((x == fold).sum(axis=1).max() for fold in used_folds) for x in fold_ids]
+  rows_per_fold = math.ceil(OVERSAMPLING * config.coreset_size / len(used_folds))
   dim = min(config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
   low_dim_config = config._replace(projection_dim=dim, progress=no_progress)
   coresets = []
-  for fold in config.progress(range(num_folds), num_folds, 'Selecting for calibration'):
+  for fold in config.progress(used_folds, len(used_folds), 'Selecting for calibration'):
     # Rows of the fold come first, in order; `valid` is False for those that fill them up.
     rows = [
       np.argsort(x != fold, axis=1, kind='stable')[:, :size].astype(np.int32)
       for x, size in zip(fold_ids, sizes, strict=True)
     ]
     valid = [np.take_along_axis(x, i, 1) == fold for x, i in zip(fold_ids, rows, strict=True)]
-    if not any(mask.any() for mask in valid):
-      continue  # There are fewer distinct images than folds.
     # One fold at a time is gathered, because a copy of all patches may take gigabytes.
     fold_patches, is_valid = _gather_fold(patches, rows, valid, shards)
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))

@@ -1,0 +1,62 @@
+"""Images at network size in memory, so that a run decodes each file once."""
+
+from pathlib import Path
+
+from jaxtyping import Float, UInt8
+import numpy as np
+
+from uadjax.data import inputs, near_duplicates, transforms
+from uadjax.data.inputs import LoadedImage
+
+
+class ImageCache:
+  """Images at network size by their file, as many as fit; others are decoded every time.
+
+  Threads may use it at the same time.
+
+  Attributes:
+    ops: operations that bring an image to network size.
+    images: the images in memory.
+  """
+
+  def __init__(self, ops: transforms.Ops, max_bytes: int):
+    """Create an empty cache for `max_bytes` of pixels."""
+    self.ops = ops
+    self.images: dict[Path, LoadedImage] = {}
+    self._fingerprints: dict[Path, Float[np.ndarray, ' k']] = {}
+    self._max_images = max_bytes // (3 * ops.height * ops.width)
+
+  def add(self, path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
+    """Add the image of a file that has been decoded to its original size."""
+    loaded_image = inputs.load(inputs.Source(str(path), image), self.ops)
+    source = inputs.Source(str(path), path)
+    self._add(path, loaded_image._replace(source=source, reread_source=source))
+
+  def load(self, path: Path) -> UInt8[np.ndarray, 'height width 3']:
+    """Return the image of a file at network size.
+
+    Raises:
+      DataError: the image cannot be read.
+    """
+    loaded_image = self.images.get(path)
+    if loaded_image is None:
+      loaded_image = inputs.load(inputs.Source(str(path), path), self.ops)
+      loaded_image.require_pixels()
+      self._add(path, loaded_image)
+    return loaded_image.require_pixels()
+
+  def fingerprint(self, path: Path) -> Float[np.ndarray, ' k']:
+    """Return the fingerprint of a file's image at network size; see `near_duplicates`."""
+    if path not in self._fingerprints:
+      self._fingerprints[path] = near_duplicates.fingerprint(self.load(path))
+    return self._fingerprints[path]
+
+  def pin(self, path: Path, pixels: UInt8[np.ndarray, 'height width 3']) -> None:
+    """Add an image at network size under a name that is no file, whatever the memory."""
+    source = inputs.Source(str(path), pixels)
+    self.images[path] = LoadedImage(source, source, pixels.shape[:2], pixels)
+
+  def _add(self, path: Path, loaded_image: LoadedImage) -> None:
+    if len(self.images) < self._max_images:
+      self.images[path] = loaded_image
+    self._fingerprints[path] = near_duplicates.fingerprint(loaded_image.require_pixels())

@@ -1,0 +1,174 @@
+"""Table of the images that a one-pass detector learns from, over all runs that extend each other.
+
+It assigns images to folds, and chooses those that are scored for the calibration and stored for
+later runs.
+
+Letters: n images, m scored images, k values of a fingerprint.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from uadjax.data import near_duplicates, records as record_types
+from uadjax.data.image_cache import ImageCache
+from uadjax.data.records import Record
+from uadjax.model.incremental_state import LearnedImages
+
+
+class ImageTable(NamedTuple):
+  """Images of a run, after those of the runs that it extends.
+
+  Attributes:
+    records: record of each image. None if it is of an earlier run, and its pixels are not stored;
+      if they are stored, its path is a name in the image cache.
+    image_ids: unique id of each image; its fold is id % num_folds.
+    groups: position of the first near-duplicate of each image; its own if it is the first.
+    fingerprints: values by which near-duplicates are recognized.
+    num_previous: number of images of earlier runs.
+    num_folds: number of folds of the detector.
+    scored_rows: positions of the images to score for the calibration.
+  """
+
+  records: tuple[Record | None, ...]
+  image_ids: Int[np.ndarray, ' n']
+  groups: Int[np.ndarray, ' n']
+  fingerprints: Float[np.ndarray, 'n k']
+  num_previous: int
+  num_folds: int
+  scored_rows: Int[np.ndarray, ' m']
+
+  @property
+  def new_image_ids(self) -> Int[np.ndarray, ' _l']:
+    """Ids of the images of this run."""
+    return self.image_ids[self.num_previous :]
+
+  def records_at(self, rows: Int[np.ndarray, ' _l']) -> list[Record]:
+    """Return the records at some positions, none of which is None."""
+    return [record for i in rows.tolist() if (record := self.records[i])]
+
+
+def build(
+  previous: LearnedImages,
+  records: Sequence[Record],
+  num_folds: int,
+  max_scored: int,
+  cache: ImageCache,
+) -> ImageTable:
+  """Build the table of a run.
+
+  Args:
+    previous: images of the run that is extended; their pixels are added to the cache.
+    records: images to learn from.
+    num_folds: number of folds of the detector.
+    max_scored: maximum number of images to score for the calibration.
+    cache: reads the images.
+  """
+  num_previous = len(previous.image_ids)
+  old_records: list[Record | None] = [None] * num_previous
+  for row, pixels in zip(previous.stored_rows.tolist(), previous.pixels, strict=True):
+    path = Path(f'<image {previous.image_ids[row]} of an earlier run>')
+    cache.pin(path, pixels)
+    old_records[row] = Record(path)
+  fingerprints = np.stack([cache.fingerprint(record.path) for record in records])
+  groups = record_types.group_duplicates(records)
+  if num_previous:
+    fingerprints = np.concatenate([previous.fingerprints, fingerprints])
+    groups = np.concatenate([previous.groups, num_previous + groups])
+    groups = near_duplicates.join_groups(groups, fingerprints, num_previous)
+  all_records = (*old_records, *records)
+  image_ids = assign_image_ids(groups, num_folds, previous.image_ids)
+  scored_rows = choose_scored(all_records, image_ids, groups, num_folds, max_scored)
+  return ImageTable(
+    all_records, image_ids, groups, fingerprints, num_previous, num_folds, scored_rows
+  )
+
+
+def assign_image_ids(
+  groups: Int[np.ndarray, ' n'], num_folds: int, previous_ids: Int[np.ndarray, ' _m']
+) -> Int[np.ndarray, ' n']:
+  """Return a unique id for each image; its fold is id % num_folds.
+
+  Near-duplicates are in the same fold, so that no image is scored by a model that has learned from
+  one of them. Without near-duplicates, the ids are consecutive.
+
+  Args:
+    groups: position of the first near-duplicate of each image.
+    num_folds: number of folds.
+    previous_ids: ids of the first images, which earlier runs have assigned.
+  """
+  num_previous = len(previous_ids)
+  first_id = int(previous_ids.max(initial=-1)) + 1
+  image_ids = np.concatenate([previous_ids, np.zeros(len(groups) - num_previous, np.int32)])
+  new_groups = groups[num_previous:]
+  new_firsts = np.unique(new_groups[new_groups >= num_previous])
+  folds = (first_id + np.searchsorted(new_firsts, new_groups)) % num_folds
+  is_old = new_groups < num_previous
+  folds[is_old] = previous_ids[new_groups[is_old]] % num_folds
+  # The ids of each fold are first_id + (fold - first_id) % num_folds, and so on by num_folds.
+  next_ids = first_id + (np.arange(num_folds) - first_id) % num_folds
+  for i, fold in enumerate(folds, start=num_previous):
+    image_ids[i], next_ids[fold] = next_ids[fold], next_ids[fold] + num_folds
+  return image_ids
+
+
+def choose_scored(
+  records: Sequence[Record | None],
+  image_ids: Int[np.ndarray, ' n'],
+  groups: Int[np.ndarray, ' n'],
+  num_folds: int,
+  max_scored: int,
+) -> Int[np.ndarray, ' m']:
+  """Choose one image of each group of near-duplicates, in as few folds as have `max_scored`.
+
+  A group is one observation, and each fold costs PatchCore a selection.
+
+  Args:
+    records: record of each image; None if its pixels are unknown.
+    image_ids: id of each image.
+    groups: position of the first near-duplicate of each image.
+    num_folds: number of folds. If there is only one, a group is chosen only if all its pixels are
+      known, because its images must be removed from the model that scores it.
+    max_scored: maximum number of images; all if they are fewer.
+
+  Returns:
+    Positions of the images, in order.
+  """
+  known = np.flatnonzero([record is not None for record in records])
+  _, first_known = np.unique(groups[known], return_index=True)
+  rows = np.sort(known[first_known])
+  if num_folds == 1:
+    sizes, known_sizes = (np.bincount(x, minlength=len(records)) for x in (groups, groups[known]))
+    rows = rows[(sizes == known_sizes)[groups[rows]]]
+  max_scored = min(max_scored, len(rows))
+  folds = image_ids[rows] % num_folds
+  num_images_up_to_fold = np.cumsum(np.bincount(folds, minlength=num_folds))
+  rows = rows[folds <= np.searchsorted(num_images_up_to_fold, max_scored)]
+  # Evenly spaced, because neighbors in a folder may be similar.
+  return rows[np.linspace(0, len(rows) - 1, max_scored).round().astype(np.int64)]
+
+
+def rows_to_store(table: ImageTable) -> Int[np.ndarray, ' l']:
+  """Return the positions of the images that later runs need to score those of this run.
+
+  With a single fold, these are whole groups of near-duplicates, up to twice as many images as are
+  scored; the largest groups are left out first.
+  """
+  rows = table.scored_rows
+  if table.num_folds > 1:
+    return rows
+  groups = table.groups[rows]
+  sizes = np.bincount(table.groups)[groups]
+  order = np.argsort(sizes, kind='stable')
+  fits = np.cumsum(sizes[order]) <= 2 * len(rows)
+  return np.flatnonzero(np.isin(table.groups, groups[order[fits]]))
+
+
+def to_learned_images(table: ImageTable, cache: ImageCache) -> LearnedImages:
+  """Return what later runs need of all images."""
+  rows = rows_to_store(table)
+  pixels = np.stack([cache.load(record.path) for record in table.records_at(rows)])
+  return LearnedImages(table.image_ids, table.groups, table.fingerprints, rows, pixels)
