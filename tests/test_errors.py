@@ -91,6 +91,12 @@ def test_each_front_end_has_its_own_words():
   assert fit_option(config) == '--model=padim'
   assert runtime.format_setting('sweep', config) == '--models=padim'
   assert fit_model.format_setting(config) == "model_name='padim'"
+  extend = Setting('fit.extend', 'runs/a/model')
+  assert [spelling(extend) for spelling, _ in FRONT_ENDS] == [
+    '--config.fit.extend=runs/a/model', '--extend=runs/a/model', "extend='runs/a/model'"
+  ]  # fmt: skip
+  written = runtime.format_setting('sweep', extend)
+  assert written == '--override fit.extend=runs/a/model'
   assert fit_option(Setting('calibrate.labeled')) == '--override calibrate.labeled=...'
   export_option = functools.partial(runtime.format_setting, 'export')
   assert export_option(Setting('export.images', 'my images')) == "'--images=my images'"

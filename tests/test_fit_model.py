@@ -1,16 +1,20 @@
-"""A folder in, a model out: `fit_model` and `uadjax fit`."""
+"""A folder in, a model out: `fit_model` and `uadjax fit`, which also extend a model."""
 
+import dataclasses
 import json
 from pathlib import Path
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
+import small_runs
 
 import uadjax
-from uadjax import cli
-from uadjax.errors import ConfigError, DataError, UnknownName
+from uadjax import cli, config as configs, experiment
+from uadjax.errors import ConfigError, DataError, ModelError, Setting, UnknownName
+from uadjax.experiment import fit_model
 from uadjax.model import model_dir
 from uadjax.training import settings
 
@@ -82,6 +86,161 @@ def test_the_command_does_the_same(drawn, tmp_path, capsys):
   result = json.loads(capsys.readouterr().out)
   assert result['workdir'] == str(tmp_path / 'b')
   assert result['metrics'] == json.loads((tmp_path / 'a/train_result.json').read_text())['metrics']
+
+
+@pytest.fixture
+def plan(monkeypatch):
+  """Returns a function that prepares a run as `fit_model` does, and gives settings and folder."""
+
+  def prepare(dataset, extend=None, name=None, workdir=None, **overrides):
+    with monkeypatch.context() as patch:  # Fixtures carry out runs.
+      patch.setattr(experiment, 'run', lambda config, run_dir: {'config': config})
+      result, run_dir = fit_model.run_training(dataset, name, workdir, 'cpu', extend, overrides)
+    return result['config'], run_dir
+
+  return prepare
+
+
+def edit_settings(model, **sections):
+  """Change the settings in the manifest of a model."""
+  manifest = json.loads((model / 'manifest.json').read_text())
+  manifest['config'] |= sections
+  (model / 'manifest.json').write_text(json.dumps(manifest))
+
+
+def test_a_model_is_extended_with_its_own_settings(plan, drawn, fitted):
+  model, fresh = fitted('padim'), settings.load('padim')
+  before = model_dir.read_settings(model)
+  calibrate = before['calibrate'] | {'method': 'confident', 'budget': 0.02}
+  fit = before['fit'] | {'overwrite': True, 'log_every': 3}
+  data = before['data'] | {'mask_threshold': 7, 'layout': 'mvtec', 'category': 'disc'}
+  others = {'mesh': {'data': 1, 'shard_state': 'never'}, 'evaluate': {'do_eval': False}}
+  check = before['check'] | {'enforce': False}
+  edit_settings(model, seed=5, calibrate=calibrate, fit=fit, data=data, check=check, **others)
+  folder = drawn / 'disc' / 'train' / 'good'
+  config = plan(folder, model)[0]
+  info = model_dir.read_info(model)
+  assert (config.detector, config.backbone) == (info.config.detector, info.config.backbone)
+  assert dataclasses.asdict(config.calibrate) == calibrate
+  assert (config.seed, config.fit.batch_size) == (5, 4)
+  want = dataclasses.replace(fresh.data, root=str(folder), mask_threshold=7, ops=data['ops'])
+  assert config.data == want
+  assert config.fit == dataclasses.replace(fresh.fit, batch_size=4, extend=str(model))
+  for section in ('check', 'evaluate', 'mesh', 'hosts'):
+    assert getattr(config, section) == getattr(fresh, section), section
+  assert plan(folder, model, 'PADIM')[0] == config  # The name may be repeated.
+  assert plan(folder, **{'fit.extend': model})[0] == config
+  changes = {'seed': 6, 'calibrate.budget': 0.03, 'check.enforce': False}
+  assert plan(folder, model, **changes)[0] == configs.replace(config, changes)
+
+
+def test_what_must_be_equal_is_spelled_as_it_was_passed(plan, drawn, fitted, capfd):
+  model = fitted('padim')
+  for key, value, want in (
+    ('detector.channels', '8', '9'),
+    ('data.ops', 'resize(40)', 'resize(32, 48)'),
+    ('backbone.name', 'resnet34', 'compact'),
+  ):
+    with pytest.raises(ConfigError) as caught:
+      plan(drawn / 'disc', model, **{key: value})
+    assert (caught.value.key, caught.value.allowed) == (key, (type(caught.value.value)(want),))
+    words = ['fit', str(drawn / 'disc'), '--extend', str(model), '--override', f'{key}={value}']
+    assert cli.main(words) == 2
+    assert f'--override {shlex.quote(f"{key}={want}")}' in capfd.readouterr().err
+  with pytest.raises(ConfigError) as caught:  # A variant has settings of its own.
+    plan(drawn / 'disc', model, 'PaDiM:wide')
+  assert (caught.value.key, caught.value.value) == ('backbone.name', 'wide_resnet50_2')
+
+
+def test_a_model_is_not_extended_by_another_detector(plan, drawn, fitted, capfd):
+  model = fitted('padim')
+  for name in ('PatchCore', 'patchcore:ten', 'STFPM'):
+    with pytest.raises(ConfigError) as caught:
+      plan(drawn / 'disc', model, name)
+    assert (caught.value.key, caught.value.value) == ('config', name)
+    assert caught.value.allowed == ('PaDiM',)
+  words = ['fit', str(drawn / 'disc'), '--extend', str(model), '--model', 'PatchCore']
+  assert cli.main(words) == 2
+  assert '--model' in capfd.readouterr().err
+  with pytest.raises(UnknownName):
+    plan(drawn / 'disc', model, 'EfficientAD')
+
+
+def test_a_network_that_was_trained_in_steps_is_not_extended(fitted, tmp_path, capfd):
+  model = fitted('padim')
+  edit_settings(model, detector=dataclasses.asdict(settings.load('stfpm').detector))
+  for name in (None, 'STFPM'):
+    with pytest.raises(ConfigError) as caught:  # Before it is noticed that there are no images.
+      uadjax.fit_model(tmp_path, name, tmp_path / 'run', extend=model)
+    assert (caught.value.key, caught.value.value) == ('fit.extend', str(model))
+    assert Setting('fit.extend') in caught.value.hint
+  assert cli.main(['fit', str(tmp_path), '--extend', str(model)]) == 2
+  assert 'without --extend.' in capfd.readouterr().err
+  assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_model_is_not_extended(plan, drawn, trained, tmp_path, capfd):
+  run = trained('padim')
+  for folder in (run, tmp_path, tmp_path / 'nowhere'):
+    with pytest.raises(ModelError) as caught:
+      plan(drawn / 'disc', folder)
+    assert (caught.value.key, caught.value.value) == ('fit.extend', str(folder))
+  assert cli.main(['fit', str(drawn / 'disc'), '--extend', str(run)]) == 1
+  told = capfd.readouterr().err
+  assert told.startswith(f'Error: --extend: {run} is not a model directory')
+  assert str(run / 'model') in told
+
+
+def test_a_model_is_not_replaced_by_default(plan, drawn, fitted, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  folder, run_dir = drawn / 'disc', plan(drawn / 'disc', name='PaDiM')[1]
+  for number in range(3):  # Each extends the one before by images of the same name.
+    assert not run_dir.exists(), number
+    shutil.copytree(fitted('padim'), run_dir / 'model')
+    run_dir = plan(folder, run_dir / 'model', **{'fit.overwrite': True})[1]
+  assert run_dir == Path('runs/padim_disc_disc_disc_disc')
+  with pytest.raises(ConfigError) as caught:
+    plan(folder, run_dir.parent / 'padim_disc' / 'model', workdir='runs/padim_disc')
+  assert caught.value.key == 'workdir'
+
+
+@pytest.mark.slow
+def test_a_command_extends_a_model(trained, drawn, tmp_path, monkeypatch, capsys):
+  """In a run of its own, and in place, with the same result as an experiment."""
+  monkeypatch.chdir(tmp_path)
+  run = shutil.copytree(trained('padim'), tmp_path / 'run')
+  before = json.loads((run / 'model' / 'manifest.json').read_text())['thresholds']
+  folder, seen = drawn / 'disc' / 'test' / 'good', small_runs.contents(run)
+  extend = f'--config.fit.extend={run / "model"}', f'--workdir={tmp_path / "want"}'
+  flags = (*small_runs.flags('padim', folder, ''), *extend)
+  assert small_runs.run(*flags) == 0
+  want = small_runs.contents(tmp_path / 'want' / 'state')
+  words = ['fit', str(folder), '--extend', str(run / 'model'), '--override=mesh.data=1']
+  words += ['--override=evaluate.batch_size=5']  # Not inherited.
+  assert cli.main(words) == 0
+  told = capsys.readouterr().out
+  assert f'{small_runs.TRAIN + small_runs.GOOD} good images' in told
+  assert f'{before["image_threshold"]:.4g}' in told
+  assert small_runs.contents(tmp_path / 'runs' / 'run_test' / 'state') == want
+  assert small_runs.contents(run) == seen
+  own = '--workdir', str(run), '--override=fit.overwrite=true', '--json'
+  assert cli.main([*words, *own]) == 0
+  drift = json.loads(capsys.readouterr().out)['drift']
+  assert drift['image_threshold_before'] == before['image_threshold']
+  assert small_runs.contents(run / 'state') == want
+
+
+@pytest.mark.slow
+def test_a_model_learns_from_further_images(trained, drawn, tmp_path):
+  model, folder = trained('padim') / 'model', drawn / 'disc' / 'test' / 'good'
+  overrides = {'mesh.data': 1}
+  extended = uadjax.fit_model(
+    folder, workdir=tmp_path / 'run', device='cpu', extend=model, overrides=overrides
+  )
+  assert extended.model.name == 'PaDiM'
+  assert extended.model.directory == tmp_path / 'run' / 'model'
+  num_images = small_runs.manifest(tmp_path / 'run')['summary']['images']
+  assert num_images == small_runs.TRAIN + small_runs.GOOD
 
 
 @pytest.mark.parametrize('name', ['padim', 'patchcore:ten', 'stfpm:paddlex'])

@@ -1,4 +1,4 @@
-"""The command `uadjax fit`: fits a model, then prints its metrics and output paths."""
+"""The command `uadjax fit`: fits or extends a model, then prints its metrics and output paths."""
 
 from rich import box, table
 
@@ -16,13 +16,13 @@ _METRIC_TITLES = {
 
 
 def run(options: FitOptions) -> None:
-  """Fit a model, then print its metrics and the paths of its report and directory."""
+  """Fit or extend a model, then print its metrics and the paths of its report and directory."""
   overrides = predict.parse_overrides(options.override)
   if options.category:
     overrides['data.category'] = options.category
   mesh.use_cores_as_devices()
   result, run_dir = fit_model.run_training(
-    options.dataset, options.model, options.workdir, options.device, overrides
+    options.dataset, options.model, options.workdir, options.device, options.extend, overrides
   )
   if options.as_json:
     console.print_json({'workdir': str(run_dir), **result})
@@ -34,6 +34,10 @@ def run(options: FitOptions) -> None:
       if (value := metrics[key]) is not None:
         rich_table.add_row(title, f'{value:.3f}')
     console.print_line(rich_table)
+  if drift := result.get('drift'):
+    before, after = drift['image_threshold_before'], drift['image_threshold_after']
+    images = f'{result["summary"]["images"]} good images, the earlier ones included'
+    console.print_line(f'Learned from {images}: image threshold {after:.4g}, before {before:.4g}.')
   if metrics and (report_path := run_dir / 'report.html').is_file():
     console.print_line(f'Report: {runtime.to_printable(str(report_path))}')
   console.print_line(f'Model: {runtime.to_printable(str(run_dir / "model"))}')

@@ -192,20 +192,27 @@ class FitOptions(NamedTuple):
 
   DATASET is a folder of normal images.
   If it has test images, the model is evaluated on them.
+  With --extend, a fitted model learns from further normal images.
 
   Examples:
     uadjax fit bolts/
     uadjax fit mvtec_ad/ --category screw --model padim
+    uadjax fit new_bolts/ --extend runs/patchcore_bolts/model
     uadjax fit bolts/ --override fit.batch_size=8
   """
 
   dataset: Path = _DATASET
-  model: str = _option(
-    'PatchCore', 'NAME', f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten.',
-    autocompletion=lambda: MODELS,
+  model: str | None = _option(
+    None, 'NAME', f'{", ".join(MODELS)}; a variant follows a colon: PatchCore:ten. '
+    'Default: PatchCore, or the detector of --extend.', autocompletion=lambda: MODELS,
   )  # fmt: skip
+  extend: Path | None = _option(
+    None, 'DIR', 'Model directory of PaDiM or PatchCore that learns from further images.'
+  )
   category: str = _CATEGORY
-  workdir: Path | None = _option(None, 'DIR', 'Folder for all outputs; default runs/NAME_DATASET.')
+  workdir: Path | None = _option(
+    None, 'DIR', 'Folder for all outputs; default runs/NAME_DATASET, to extend runs/RUN_DATASET.'
+  )
   device: str | None = _DEVICE
   override: list[str] | None = _OVERRIDE
   as_json: bool = _AS_JSON

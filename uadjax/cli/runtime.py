@@ -25,6 +25,8 @@ _OPTION_BY_SETTING = {
   'device': '--device',
   'workdir': '--workdir',
 }
+# Options of fit alone, which takes a single config, unlike the list of a sweep.
+_FIT_OPTION_BY_SETTING = {'config': '--model', 'fit.extend': '--extend'}
 # The --override of these commands takes any setting of an experiment.
 _COMMANDS_WITH_OVERRIDE = ('fit', 'sweep')
 
@@ -61,9 +63,8 @@ def format_setting(command: str, setting: Setting) -> str:
   section, _, name = setting.key.rpartition('.')
   takes_override = command in _COMMANDS_WITH_OVERRIDE
   own_option = f'--{name.replace("_", "-")}' if section == command and not takes_override else None
-  option = _OPTION_BY_SETTING.get(setting.key, own_option)
-  if setting.key == 'config' and command == 'fit':
-    option = '--model'  # A single config, unlike the list of a sweep.
+  options = _OPTION_BY_SETTING | (_FIT_OPTION_BY_SETTING if command == 'fit' else {})
+  option = options.get(setting.key, own_option)
   if option is None and takes_override:
     # Without a value the setting is only named, but --override always takes one.
     setting = setting._replace(value='...') if setting.value is ... else setting

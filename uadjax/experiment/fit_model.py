@@ -3,25 +3,43 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from uadjax import data, detectors, errors, experiment
+from uadjax import config as configs, data, detectors, errors, experiment
 from uadjax.distributed import mesh
-from uadjax.errors import DataError, refuse, Setting, UnknownName
+from uadjax.errors import DataError, ModelError, refuse, Setting, UnknownName
 from uadjax.experiment import validation
 from uadjax.inference import pipelines, predictor
+from uadjax.model import model_dir
 from uadjax.system import memory
-from uadjax.training import settings, workdir as workdirs
+from uadjax.training import settings, train as training, workdir as workdirs
+
+_DEFAULT_MODEL = 'PatchCore'
+# Arguments of `fit_model` by the setting for which they stand.
+_ARGUMENTS = {**errors.OTHER_KEYS, 'device': 'device', 'fit.extend': 'extend'}
+# Settings that a run takes from the model that it extends: those that must be equal, and those that
+# describe the product and the promise on its false alarms. The others belong to a single run: its
+# images and whether to accept their errors, its devices and processes, its outputs, and the
+# permission to overwrite.
+_INHERITED = (
+  'backbone.', 'calibrate.', 'data.mask_threshold', 'data.ops', 'detector.', 'fit.batch_size',
+  'seed',
+)  # fmt: skip
 
 
 def fit_model(
   dataset: str | Path,
-  model_name: str = 'PatchCore',
+  model_name: str | None = None,
   workdir: str | Path = '',
   device: str | None = 'auto',
   *,
+  extend: str | Path | None = None,
   overrides: Mapping[str, object] | None = None,
   tune_process: bool = False,
 ) -> predictor.Predictor:
   """Fit a detector to a dataset, calibrate, evaluate and save it, and return a predictor.
+
+  With `extend`, a fitted PaDiM or PatchCore model learns from further good images, and becomes a
+  new model. The images from which it learned before are not needed. It remains as it is unless
+  `workdir` is its own run and {'fit.overwrite': True} is set.
 
   The process keeps its JAX settings, signal handlers, log handlers and environment, unless
   `tune_process` is true.
@@ -30,10 +48,14 @@ def fit_model(
     dataset: folder of good images, or a dataset in any layout that `python -m uadjax.main` reads;
       the model is evaluated if the dataset has test images.
     model_name: 'STFPM', 'PaDiM' or 'PatchCore' (case-insensitive), optionally with a variant of its
-      configuration after a colon, such as 'PatchCore:ten'.
+      configuration after a colon, such as 'PatchCore:ten'; by default 'PatchCore', or the detector
+      of the model to extend.
     workdir: directory for the outputs, such as model/ and report.html; by default
-      runs/<model>_<folder>.
+      runs/<model>_<folder>, or runs/<run>_<folder> for a run that extends the model of <run>.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
+    extend: model directory of the model to extend, which is <workdir>/model of its run. Its
+      backbone, detector, image size, calibration, batch size and seed are those of the new run,
+      too. Overrides may change calibration, batch size and seed; the others must be equal.
     overrides: values by dotted configuration key, such as {'fit.overwrite': True}.
     tune_process: whether to change this process, for good, so that a CPU fits faster. Every core
       becomes a JAX device, if JAX has not computed anything yet: on two cores, features then take
@@ -52,24 +74,24 @@ def fit_model(
     memory.retain_freed_pages()
     mesh.use_cores_as_devices()
   with errors.setting_format(format_setting):
-    _, run_dir = run_training(dataset, model_name, workdir, device, overrides or {})
+    _, run_dir = run_training(dataset, model_name, workdir, device, extend, overrides or {})
   return pipelines.create_model(model_dir=run_dir / 'model', device=device)
 
 
 def format_setting(setting: Setting) -> str:
   """Format a setting as an argument of `fit_model`."""
   value = '...' if setting.value is ... else repr(setting.value)
-  if setting.key in errors.OTHER_KEYS or setting.key == 'device':  # These are separate arguments.
-    name = errors.OTHER_KEYS.get(setting.key, setting.key)
+  if name := _ARGUMENTS.get(setting.key):
     return name if setting.value is ... or '(' in name else f'{name}={value}'
   return f'overrides={{{setting.key!r}: {value}}}'
 
 
 def run_training(
   dataset: str | Path,
-  model_name: str,
+  model_name: str | None,
   workdir: str | Path | None,
   device: str | None,
+  extend: str | Path | None,
   overrides: Mapping[str, object],
 ) -> tuple[experiment.Result, Path]:
   """Run the training that `fit_model` describes, and return its result and work directory.
@@ -80,17 +102,66 @@ def run_training(
   # Check this first, so that weights are not downloaded needlessly.
   if not str(dataset) or not Path(dataset).is_dir():
     raise DataError(f'{str(dataset)!r} is not a folder; pass a folder of good images.')
-  name, colon, variant = model_name.partition(':')
-  titles = {title.lower(): title for title in detectors.TITLES}
-  if name.lower() not in titles:
-    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(titles.values())}.')
-  values = {'data.root': str(dataset), 'device': device or 'auto', **overrides, 'mode': 'train'}
-  config = settings.load(name.lower() + colon + variant, values.items())
+  arguments = {'data.root': str(dataset), 'device': device or 'auto', 'fit.extend': extend or ''}
+  values = {**arguments, **overrides, 'mode': 'train'}
+  if values['fit.extend']:
+    config = _load_extension(model_name, values)
+    default_workdir = workdirs.default_extension_workdir(config)
+  else:
+    config_name = _config_name(model_name or _DEFAULT_MODEL)
+    config = settings.load(config_name, values.items())
+    default_workdir = workdirs.default_workdir(config, config_name.partition(':')[2])
   if data.expand(config.data) != [config.data.category]:
     category = config.data.category
     message = f'{category!r} is a group, and every category in it needs its own model.'
     hint = 'Set ', Setting('data.category'), ' to one of them, or use `python -m uadjax.main`.'
     refuse('data.category', category, message, *hint)
-  run_dir = Path(workdir or workdirs.default_workdir(config, variant))
+  run_dir = Path(workdir or default_workdir)
   validation.validate(config, run_dir)
   return experiment.run(config, run_dir), run_dir
+
+
+def _config_name(model_name: str) -> str:
+  """Return the name of a model's configuration: 'patchcore:ten' for 'PatchCore:ten'."""
+  name, colon, variant = model_name.partition(':')
+  titles = {title.lower(): title for title in detectors.TITLES}
+  if name.lower() not in titles:
+    raise UnknownName(f'Unknown model {name!r}; choose from {sorted(titles.values())}.')
+  return name.lower() + colon + variant
+
+
+def _load_extension(model_name: str | None, values: Mapping[str, object]) -> settings.Settings:
+  """Return the settings of a run that extends the model `fit.extend`.
+
+  They are `values`, then those of the variant that `model_name` selects, then those of the model.
+
+  Raises:
+    UserError: the model is missing or damaged, cannot be extended, is of another detector than
+      `model_name`, or has other settings although they must be equal.
+  """
+  directory = str(values['fit.extend'])
+  try:
+    info = model_dir.read_info(directory)
+  except ModelError as error:
+    error.key, error.value = 'fit.extend', directory
+    error.message = f'{Setting("fit.extend")}: {error.message}'
+    raise
+  detector = info.config.detector.name
+  if not detectors.learns_in_one_pass(detector):
+    message = f'{info.name} cannot be extended: it trains in steps, on images that are not kept.'
+    hint = 'Fit a new model to all images, the earlier ones included, without '
+    refuse('fit.extend', directory, message, hint, Setting('fit.extend'), '.')
+  config_name = _config_name(model_name or detector)
+  if config_name.partition(':')[0] != detector:
+    message = f'The model to extend, {directory}, is {info.name}, not {model_name}.'
+    hint = 'Omit ', Setting('config'), ', or extend another model.'
+    refuse('config', model_name, message, *hint, allowed=(info.name,))
+  # A variant is short for some settings; the others are those of the model, as without a variant.
+  defaults = configs.read(detector)
+  variant = {k: v for k, v in configs.read(config_name).items() if v != defaults.get(k)}
+  model_settings = configs.flatten(model_dir.read_settings(Path(directory)))
+  inherited = {k: v for k, v in model_settings.items() if k.startswith(_INHERITED)}
+  config = settings.load(detector, {**inherited, **variant, **values}.items())
+  # First of all checks: if the backbone differs, those of its weights name another remedy.
+  training.validate(config)
+  return config

@@ -11,6 +11,7 @@ import yaml
 
 from uadjax import config as configs
 from uadjax.data.layouts import scanning
+from uadjax.data.settings import DataSettings
 from uadjax.errors import ConfigError, refuse, Setting
 from uadjax.system import files
 from uadjax.training import checkpoint
@@ -34,10 +35,23 @@ def default_workdir(config: Settings, variant: str = '') -> Path:
   Without a category, the name is that of the data folder, or of a parent if the folder is called
   'good' or similar.
   """
-  data, generic_names = config.data, (*scanning.NORMAL_FOLDER_NAMES, 'train')
+  names = config.detector.name, variant, _dataset_name(config.data)
+  return Path('runs') / '_'.join(filter(None, names))
+
+
+def default_extension_workdir(config: Settings) -> Path:
+  """Return `runs/<run>_<category>`, the default for a run that extends the model of `<run>`.
+
+  Its name is longer than that of the earlier run, which is therefore never replaced by default.
+  """
+  run_name = Path(config.fit.extend).resolve().parent.name
+  return Path('runs') / f'{run_name}_{_dataset_name(config.data)}'
+
+
+def _dataset_name(data: DataSettings) -> str:
+  generic_names = (*scanning.NORMAL_FOLDER_NAMES, 'train')
   folders = reversed(Path(data.root).resolve().parts if data.root else ())
-  name = data.category or next((f for f in folders if f.lower() not in generic_names), '')
-  return Path('runs') / '_'.join(filter(None, (config.detector.name, variant, name)))
+  return data.category or next((f for f in folders if f.lower() not in generic_names), '')
 
 
 def category_name(config: Settings) -> str:
