@@ -79,7 +79,8 @@ def count_verdicts(
   )
   verdicts: dict[bool, list[str]] = {True: [], False: []}
   for row in _read_csv(folder / 'scores.csv'):
-    verdicts[row['defect'] == 'good'].append(calibration.label(float(row['score']), thresholds))
+    label = calibration.label(float(row['score']), thresholds, bool(row['warnings']))
+    verdicts[row['defect'] == 'good'].append(label)
   good, defective = verdicts[True], verdicts[False]
   return VerdictCounts(
     thresholds.num_normals,

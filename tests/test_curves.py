@@ -45,6 +45,7 @@ def curves_of(scores, defects, image=2.0, review=None, pixels=None, pixel=3.0):
     limits(image, pixel, review),
     scores,
     defects,
+    [()] * len(defects),
     metrics.rank(scores[~good], [scores[good]]) if both else None,
     of_pixels,
     alarms,
@@ -244,6 +245,14 @@ def test_the_summary_starts_with_what_is_found():
     assert curves.summary(of_labels) == said + (
       ' The threshold was set on labeled images; if they include these, the numbers are optimistic.'
     )
+
+
+def test_an_image_with_warnings_is_counted_as_its_result_is_labeled():
+  data = curves_of([1.0, 1.2, 2.5], ['good', 'good', 'a'], 2.0, 1.5)
+  warning = {'code': 'blurred', 'message': 'It is blurred.'}
+  data = data._replace(warnings=[[], [warning], [warning]])
+  assert curves.image_labels(data) == ['OK', 'review', 'NG']
+  assert curves.summary(data).endswith('; 1 good more needs review.')
 
 
 def test_good_images_held_out_say_what_they_are_for(tmp_path):

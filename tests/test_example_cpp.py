@@ -134,7 +134,7 @@ def test_score_label_and_map_are_those_of_predict(score, exported, photos, tmp_p
     output = output_of(score, exported.path, saved(tmp_path / 'photo.ppm', photo), map_path)
     assert list(output) == ['score', 'label', 'image_threshold']
     np.testing.assert_allclose(output['score'], result.score, rtol=1e-4)
-    assert output['label'] == result.label
+    assert output['label'] == calibration.label(result.score, result.thresholds)
     assert output['image_threshold'] == result.image_threshold
     anomaly_map = np.fromfile(map_path, np.float32).reshape(CAMERA)
     np.testing.assert_allclose(anomaly_map, result.anomaly_map, rtol=1e-4)

@@ -21,6 +21,7 @@ from small_runs import result, run, table
 import yaml
 
 from uadjax import experiment
+from uadjax.data import image_io, image_statistics, transforms
 
 EVERY = pytest.mark.parametrize('name', small_runs.NAMES)
 
@@ -61,6 +62,17 @@ def test_training_leaves_what_the_contract_promises(trained, name):
     assert told['summary']['images'] == small_runs.TRAIN
     assert 'state' in there
     assert 'checkpoints' not in there
+
+
+@EVERY
+def test_the_model_has_the_range_of_the_training_images(trained, drawn, name):
+  ops = transforms.parse('resize(32, 48)')
+  images = [image_io.decode(p) for p in (drawn / 'disc' / 'train' / 'good').glob('*.png')]
+  measured = [image_statistics.measure(ops.apply(image), image.shape[:2]) for image in images]
+  assert len(measured) == small_runs.TRAIN
+  for key, (low, high) in small_runs.manifest(trained(name))['image_statistics'].items():
+    values = [getattr(statistics, key) for statistics in measured]
+    assert (low, high) == (min(values), max(values))
 
 
 @EVERY

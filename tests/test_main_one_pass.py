@@ -102,6 +102,7 @@ def test_padim_extended_is_padim_fitted_on_all(trained, extended):
     close = value if isinstance(value, str) else pytest.approx(value, rel=1e-3)
     assert manifest(later)['thresholds'][key] == close, key
   assert manifest(later)['summary'] == {'images': small_runs.TRAIN}
+  assert manifest(later)['image_statistics'] == manifest(whole)['image_statistics']
   moved = result(later)['drift']
   assert (moved['images_before'], moved['images_after']) == (HALF, small_runs.TRAIN)
   assert moved['mean_shift'] > 0

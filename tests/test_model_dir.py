@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from uadjax import config as configs
 from uadjax.backbones import weights
+from uadjax.data.image_statistics import ImageStatistics, StatisticsRange
 from uadjax.detectors.base import RunContext
 from uadjax.errors import ModelError
 from uadjax.model import array_file, calibration, model_dir
@@ -21,6 +22,9 @@ NORMALS = calibration.CalibrationScores(
 )
 LIMITS = calibration.from_normals(NORMALS.scores, NORMALS.peaks, 0.01)
 WEIGHTS = weights.Provenance('resnet18', 'random', '')
+STATISTICS = StatisticsRange(
+  ImageStatistics(50.0, 20.0, 0.25, 0.0, 400, 600), ImageStatistics(70.5, 30.0, 0.5, 0.0, 400, 700)
+)
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +42,7 @@ def fitted(config):
 
 @pytest.fixture
 def directory(tmp_path, config, fitted):
-  model_dir.save(tmp_path / 'model', config, fitted, LIMITS, NORMALS, WEIGHTS)
+  model_dir.save(tmp_path / 'model', config, fitted, LIMITS, NORMALS, STATISTICS, WEIGHTS)
   return tmp_path / 'model'
 
 
@@ -46,6 +50,7 @@ def test_what_is_loaded_is_what_was_saved(directory, config, fitted):
   model = model_dir.load(directory)
   assert model.name == 'STFPM'
   assert model.thresholds == LIMITS
+  assert model.image_statistics == STATISTICS
   assert model.weights == WEIGHTS
   for name in ('data', 'backbone', 'detector'):
     assert getattr(model.config, name) == getattr(config, name)
@@ -127,7 +132,9 @@ def test_the_scores_that_thresholds_stand_on_are_kept(directory, tmp_path):
 
 
 def test_an_old_model_is_replaced_whole(directory, config, fitted):
-  model_dir.save(directory, config, fitted, LIMITS._replace(image_threshold=0.75), NORMALS, WEIGHTS)
+  model_dir.save(
+    directory, config, fitted, LIMITS._replace(image_threshold=0.75), NORMALS, STATISTICS, WEIGHTS
+  )
   assert model_dir.load(directory).thresholds.image_threshold == 0.75
   assert [p.name for p in directory.parent.iterdir()] == ['model']
 
@@ -139,7 +146,7 @@ def test_what_fails_halfway_leaves_the_old_model(directory, config, fitted, monk
   monkeypatch.setattr(files, 'write_json', full)
   with pytest.raises(OSError, match='No space'):
     model_dir.save(
-      directory, config, fitted, LIMITS._replace(image_threshold=0.75), NORMALS, WEIGHTS
+      directory, config, fitted, LIMITS._replace(image_threshold=0.75), NORMALS, STATISTICS, WEIGHTS
     )
   monkeypatch.undo()
   assert model_dir.load(directory).thresholds == LIMITS
@@ -178,6 +185,10 @@ def _change_manifest(directory, **fields):
     (lambda d: (d / 'manifest.json').write_text('[]'), 'cannot be read'),
     (lambda d: _change_manifest(d, format=99), 'format 99'),
     (lambda d: _change_manifest(d, thresholds=None), "lacks 'thresholds'"),
+    (
+      lambda d: _change_manifest(d, image_statistics={'contrast': [1]}),
+      'does not match this version',
+    ),
     (lambda d: (d / 'fitted.safetensors').unlink(), 'cannot be read'),
     (lambda d: (d / 'fitted.safetensors').write_bytes(b'harm'), 'is damaged'),
   ],
@@ -189,8 +200,8 @@ def test_a_harmed_model_gets_one_clear_error(directory, harm, words):
 
 
 def test_a_model_of_another_format_is_refused_with_a_way_to_fit_again(directory, config, fitted):
-  model_dir.save(directory, config, fitted, LIMITS, NORMALS, WEIGHTS)
+  model_dir.save(directory, config, fitted, LIMITS, NORMALS, STATISTICS, WEIGHTS)
   path = directory / 'manifest.json'
-  path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 2}))
-  with pytest.raises(ModelError, match=r'format 2.* reads format 3 only.*uadjax fit DATASET'):
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 3}))
+  with pytest.raises(ModelError, match=r'format 3.* reads format 4 only.*uadjax fit DATASET'):
     model_dir.load(directory)

@@ -14,7 +14,7 @@ import pytest
 import small_runs
 
 from uadjax import create_model
-from uadjax.data import image_io, transforms
+from uadjax.data import image_io, image_statistics, transforms
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, DataError
 from uadjax.inference import predictor
@@ -169,6 +169,14 @@ def test_thresholds_may_be_overridden(directory, paths):
     assert (one.label, one.image_threshold) == (label, image)
 
 
+def test_an_image_without_content_is_reviewed_whatever_its_score(directory):
+  black = np.zeros((small_runs.SIDE, small_runs.SIDE, 3), np.uint8)
+  for threshold, label in ((1e9, 'review'), (-1.0, 'NG')):
+    model = create_model(model_dir=directory, image_threshold=threshold, review_threshold=threshold)
+    one = next(model.predict(black))
+    assert (one.label, one.warning_codes) == (label, 'no_content')
+
+
 def test_batch_size_must_be_positive(model, paths):
   with pytest.raises(ConfigError, match='batch_size must be a whole number, at least 1, got 0'):
     model.predict(paths, 0)
@@ -185,8 +193,10 @@ class Stub:
   def __init__(self):
     self.most = self.read = self.yielded = 0
     limits = calibration.Thresholds(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
+    statistics = image_statistics.measure(np.zeros((4, 4, 3), np.uint8), (5, 5))
+    seen = image_statistics.StatisticsRange.from_statistics([statistics])
     info = model_dir.ModelInfo(
-      'Stub', None, transforms.parse('resize(4)'), limits, None, Path(), ''
+      'Stub', None, transforms.parse('resize(4)'), limits, seen, None, Path(), ''
     )
     model = model_dir.Model(*info, (), jax.jit(means))
     self.predictor = predictor.open_on_devices(model, mesh.select_devices('cpu')[:2])

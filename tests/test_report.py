@@ -14,7 +14,7 @@ import pytest
 
 from uadjax import config as configs
 from uadjax.backbones import weights as pretrained_weights
-from uadjax.data import transforms
+from uadjax.data import image_statistics, transforms
 from uadjax.data.records import Record
 from uadjax.evaluation import curves, report
 from uadjax.evaluation.report import content, document, gallery, provenance
@@ -42,6 +42,7 @@ def make_curve_data(records, scores, calibration_scores=None):
     THRESHOLDS,
     np.array(scores),
     [record.defect for record in records],
+    [()] * len(records),
     calibration_scores=calibration_scores,
   )
 
@@ -179,10 +180,11 @@ def test_the_json_file_equals_the_embedded_data_and_names_are_escaped(tmp_path):
   records = [Record(Path('x') / f'{i}.png', name) for i, name in enumerate(names)]
   records += [Record(Path('x') / '\udcfe.png')]
   curve_data = make_curve_data(records, [0.0, 1.0, 2.0, 3.0, np.inf, 0.1], np.array([0.5, -np.inf]))
+  warning = {'code': 'no_content', 'message': names[0]}
+  warnings = [*curve_data.warnings[:-1], [warning]]
+  curve_data = curve_data._replace(title=names[0], warnings=warnings)
   source = {'notes': names, names[0]: {names[0]: 1.5, 'bad': float('nan')}}
-  report.write(
-    tmp_path / 'report.html', curve_data._replace(title=names[0]), {}, records, [], source
-  )
+  report.write(tmp_path / 'report.html', curve_data, {}, records, [], source)
   text = (tmp_path / 'report.html').read_text()
   data = json.loads((tmp_path / 'report.json').read_text())
   assert embedded(text, 'report') == data
@@ -190,7 +192,9 @@ def test_the_json_file_equals_the_embedded_data_and_names_are_escaped(tmp_path):
   assert '\u2028' not in text
   assert [image['defect'] for image in data['images']] == [*names[:4], 'odd\\udcff', 'good']
   assert [image['score'] for image in data['images']] == [0, 1, 2, 3, 'Infinity', 0.1]
-  assert [image['label'] for image in data['images']] == ['OK', 'OK', 'review', 'NG', 'NG', 'OK']
+  labels = ['OK', 'OK', 'review', 'NG', 'NG', 'review']  # The last because of its warning.
+  assert [image['label'] for image in data['images']] == labels
+  assert [image['warnings'] for image in data['images']] == [*[[]] * 5, [warning]]
   assert data['held_out'] == [0.5, '-Infinity']
   assert data['images'][-1]['path'] == '\\udcfe.png'
   assert data['provenance'][names[0]]['bad'] == 'NaN'
@@ -240,7 +244,10 @@ def test_the_provenance_of_a_report(tmp_path):
     'r18.pth', 'https://example.org/r18.pth', 'abc', 'BSD-3-Clause'
   )
   normals = calibration.CalibrationScores(('a',), np.array([1.0]), np.array([2.0]))
-  model_dir.save(tmp_path / 'model', config, {'x': jnp.zeros(3)}, THRESHOLDS, normals, weights)
+  statistics = image_statistics.measure(np.zeros((4, 4, 3), np.uint8), (4, 4))
+  seen = image_statistics.StatisticsRange.from_statistics([statistics])
+  fitted = {'x': jnp.zeros(3)}
+  model_dir.save(tmp_path / 'model', config, fitted, THRESHOLDS, normals, seen, weights)
   info = model_dir.read_info(tmp_path / 'model')
   model = model_dir.Model(*info, {}, lambda f, x: Scores(x, x))
   [image, mask] = write_files(tmp_path, {'a.png': b'a', 'mask.png': b'b'})

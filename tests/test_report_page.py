@@ -16,6 +16,7 @@ from uadjax.numerics import metrics
 HOSTILE = '<img src=x onerror=run()>\u2028"\'&amp;'
 CLOSING = '</script><script>run()</script>'
 THRESHOLDS = calibration.Thresholds(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
+WARNING = {'code': 'no_content', 'message': f'It is black: {HOSTILE}.'}
 
 
 class Case(NamedTuple):
@@ -28,6 +29,11 @@ class Case(NamedTuple):
   @property
   def scored(self):
     return list(zip(self.curve_data.defects, self.curve_data.scores.tolist(), strict=True))
+
+  @property
+  def not_ok(self):
+    """Whether the images have warnings, which no threshold makes OK."""
+    return [bool(warnings) for warnings in self.curve_data.warnings]
 
   @property
   def scores(self):
@@ -50,6 +56,7 @@ def make(folder, defects, masks=True):
     thresholds=THRESHOLDS,
     scores=scores,
     defects=defects,
+    warnings=[[WARNING] * (i % 5 == 0) for i in range(len(defects))],
     image_ranking=metrics.rank(scores[~good], [scores[good]]) if both else None,
     pixel_ranking=pixels,
     num_pixel_alarms=40,
@@ -87,10 +94,11 @@ def counts(case, review_threshold, image_threshold):
   """Return the number of images, OK, review and NG by defect type."""
   table = {}
   for name in set(case.curve_data.defects):
-    scores = [s for defect, s in case.scored if defect == name]
-    num_ok = sum(s <= review_threshold for s in scores)
-    num_ng = sum(s > image_threshold for s in scores)
-    table[name] = [len(scores), num_ok, len(scores) - num_ok - num_ng, num_ng]
+    rows = zip(case.scored, case.not_ok, strict=True)
+    images = [(s, not_ok) for (defect, s), not_ok in rows if defect == name]
+    num_ok = sum(s <= review_threshold and not not_ok for s, not_ok in images)
+    num_ng = sum(s > image_threshold for s, _ in images)
+    table[name] = [len(images), num_ok, len(images) - num_ok - num_ng, num_ng]
   return table
 
 
@@ -261,7 +269,10 @@ def test_the_gallery_shows_misclassified_images_first_and_sorts_and_filters(show
   page.select_option('#order', 'low')
   assert [score for score, _ in tiles(page)] == sorted(case.scores)
   page.select_option('#label-filter', 'review')
-  assert [score for score, _ in tiles(page)] == sorted(s for s in case.scores if 1.5 < s <= 2.0)
+  rows = zip(case.scores, case.not_ok, strict=True)
+  reviewed = sorted(s for s, not_ok in rows if s <= 2.0 and (s > 1.5 or not_ok))
+  assert [score for score, _ in tiles(page)] == reviewed
+  assert sum('no content' in verdict for _, verdict in tiles(page)) > 2
   page.select_option('#label-filter', 'misclassified')
   assert sorted(score for score, _ in tiles(page)) == sorted(expected)
   page.select_option('#label-filter', '')

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from uadjax.cli import console
 from uadjax.data import inputs, transforms
+from uadjax.data.image_statistics import ImageWarning
 from uadjax.errors import ConfigError, DataError
 from uadjax.inference.result import Result
 from uadjax.model import calibration
@@ -21,12 +23,12 @@ LIMITS = calibration.Thresholds(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 
 OPS = transforms.parse('resize(16)')
 
 
-def verdict(name='a/part.png', score=3.0, pixels=None, inner=''):
+def verdict(name='a/part.png', score=3.0, pixels=None, inner='', warnings=()):
   pixels = np.full((20, 30, 3), 90, np.uint8) if pixels is None else pixels
   map = np.zeros((16, 16), np.float32)
   map[4:8, 9:12] = 2.0
   source = inputs.Source(name, pixels, Path(inner))
-  return Result(source, 'part', OPS, LIMITS, pixels.shape[:2], score, map)
+  return Result(source, 'part', OPS, LIMITS, pixels.shape[:2], score, map, warnings)
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def test_it_is_a_mapping_of_its_attributes():
   one = verdict()
   assert isinstance(one, Mapping)
   assert list(one) == [
-    'input_path', 'score', 'label', 'image_threshold', 'pred', 'anomaly_map', 'regions',
+    'input_path', 'score', 'label', 'warnings',
+    'image_threshold', 'pred', 'anomaly_map', 'regions',
   ]  # fmt: skip
   assert all(one[key] is getattr(one, key) for key in one if key not in ('pred',))
   assert dict(one)['label'] == 'NG'
@@ -57,6 +60,29 @@ def test_results_can_be_looked_for_in_a_list():
 def test_the_label_follows_the_thresholds():
   labels = {score: verdict(score=score).label for score in (1.0, 1.5, 2.5)}
   assert labels == {1.0: 'OK', 1.5: 'review', 2.5: 'NG'}
+
+
+WARNINGS = [ImageWarning('underexposed', 'It is dark.'), ImageWarning('blurred', 'It is blurred.')]
+
+
+def test_an_image_with_warnings_is_reviewed_at_least():
+  labels = {score: verdict(score=score, warnings=WARNINGS).label for score in (1.0, 1.5, 2.5)}
+  assert labels == {1.0: 'review', 1.5: 'review', 2.5: 'NG'}
+  assert verdict(score=float('nan'), warnings=WARNINGS).label == 'NG'
+
+
+def test_warnings_are_told_everywhere(capsys):
+  one = verdict(score=1.0, warnings=WARNINGS)
+  expected = [
+    {'code': 'underexposed', 'message': 'It is dark.'},
+    {'code': 'blurred', 'message': 'It is blurred.'},
+  ]
+  assert one['warnings'] == one.summary()['warnings'] == one.json['warnings'] == expected
+  one.print()
+  assert json.loads(capsys.readouterr().out)['warnings'] == expected
+  for text in (one.headline, one.caption, str(console.verdict_line(one))):
+    assert 'underexposed blurred' in text
+  assert verdict().warnings == []
 
 
 def test_mask_and_map_have_the_original_size():

@@ -139,7 +139,19 @@ def test_rows_tell_what_results_do(model, listed, tmp_path):
   assert [row['height'], row['width']] == summary['size']
   assert row['marked_pixels'] == summary['marked_pixels']
   assert row['regions'] == json.loads(json.dumps(summary['regions']))
+  assert row['warnings'] == ''
   assert row['error'] is None
+
+
+def test_rows_have_the_codes_of_warnings(model, tmp_path):
+  Image.new('RGB', (9, 9)).save(tmp_path / 'black.png')
+  for form in table_shards.FORMATS:
+    table = score_table.Table(tmp_path / form, form, (0, 1))
+    summary = score_table.score_images(model, tmp_path / 'black.png', table, 1, no_progress)
+    (row,) = rows(tmp_path / form)
+    assert row['warnings'] == 'no_content other_size'
+    assert row['label'] != 'OK'
+    assert dict(summary.counts) == {row['label']: 1}
 
 
 def test_tables_are_not_mixed(model, listed, tmp_path):

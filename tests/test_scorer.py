@@ -54,7 +54,9 @@ def test_successive_batches_go_to_different_devices():
 def test_devices_score_alone_and_together_alike():
   """A mesh rounds a batch size up to a multiple of its devices."""
   limits = calibration.Thresholds(9.0, 9.0, 9.0, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
-  info = model_dir.ModelInfo('Stub', None, transforms.parse('resize(4)'), limits, None, Path(), '')
+  info = model_dir.ModelInfo(
+    'Stub', None, transforms.parse('resize(4)'), limits, None, None, Path(), ''
+  )
   model = model_dir.Model(*info, (), jax.jit(lambda _, images: mean(images)))
   images = [image(i) for i in range(5)]
   for devices, size in itertools.product((1, 3, 8), (5, 6)):

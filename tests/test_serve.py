@@ -114,10 +114,21 @@ def test_it_says_what_predict_says_whatever_form_the_request_has(ask, photos, kn
       result = told['result']
       assert said(result) == expected(known[str(path)])
       assert result['size'] == list(known[str(path)].size)
+      assert result['warnings'] == []
       assert result['model'] == ('again' if 'model=again' in str(answer.url) else 'disc')
       assert result['imageThreshold'] == known[str(path)].image_threshold
       assert 'image' not in result
       assert 'heatmap' not in result
+
+
+def test_an_image_without_content_is_not_ok(ask, directory):
+  file = io.BytesIO()
+  Image.new('RGB', (60, 60)).save(file, 'PNG')
+  result = ask.post(ROUTE, content=file.getvalue(), headers=RAW).json()['result']
+  (expected,) = create_model(model_dir=directory, backend='auto').predict([file.getvalue()])
+  assert result['warnings'] == expected.warnings
+  assert [warning['code'] for warning in result['warnings']] == ['no_content']
+  assert result['label'] == expected.label != 'OK'
 
 
 def test_pictures_where_they_are_asked_for(ask, photos, known):
@@ -355,7 +366,7 @@ def test_the_open_inference_protocol(ask, photos, known):
   assert ask.get('/v2/health/live').json() == {'live': True}
   assert ask.get('/v2').json()['name'] == 'uadjax'
   model = ask.get('/v2/models/disc').json()
-  assert {one['name'] for one in model['outputs']} == {'score', 'label', 'map'}
+  assert {one['name'] for one in model['outputs']} == {'score', 'label', 'warnings', 'map'}
   assert ask.get('/v2/models/disc/ready').json() == {'name': 'disc', 'ready': True}
   assert 'error' in ask.get('/v2/models/none').json()
   pixels = np.stack([np.asarray(Image.open(path).convert('RGB')) for path in photos])
@@ -371,6 +382,7 @@ def test_the_open_inference_protocol(ask, photos, known):
     assert (told['model_name'], told['id']) == ('disc', 'seven')
     found = {one['name']: one for one in told['outputs']}
     assert found['label']['data'] == [result.label for result in results]
+    assert found['warnings']['data'] == [''] * len(results)
     assert np.float32(found['score']['data']).tolist() == [result.score for result in results]
     maps = np.float32(found['map']['data']).reshape(found['map']['shape'])
     np.testing.assert_array_equal(maps, [result.anomaly_map for result in results])

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 
+from PIL import Image
 import pytest
 
 from uadjax import create_model
@@ -402,6 +403,18 @@ def refusal(address, content):
     pass
   with refused.value as response:
     return json.loads(response.read())['errorMsg']
+
+
+def test_an_image_without_content_is_reviewed_and_says_why(show, tmp_path, expect):
+  Image.new('RGB', (60, 60)).save(tmp_path / 'black.png')
+  page = show()
+  page.set_input_files('#files-input', tmp_path / 'black.png')
+  expect(page.locator('#tiles .warnings')).to_have_text('no content')
+  slider(page, REVIEW).focus()
+  page.keyboard.press('End')  # No score is above the thresholds.
+  assert labels(page) == {'black.png': ['review']}
+  page.locator('#tiles button').click()
+  expect(page.locator('#views .warnings')).to_contain_text('nearly uniform')
 
 
 def test_a_broken_file_shows_its_error_and_other_images_are_scored(show, photos, tmp_path, expect):

@@ -35,9 +35,11 @@ def print_json(value: object) -> None:
 
 
 def verdict_line(result: Result) -> text.Text:
-  """Format label, score and path of an image; the path comes last because it may be long."""
+  """Format label, score, path and codes of warnings of an image."""
   label = UNREADABLE if result.error else result.label
   details = result.error or f'{result.score:>10.4g}  {result.input_path}'
+  if result.warnings:
+    details += f'  ({result.warning_codes})'
   sign, style = SIGNS[label]
   printable = runtime.to_printable(details)
   return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', printable)

@@ -1,12 +1,21 @@
 """Images at network size in memory, so that a run decodes each file once."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxtyping import Float, UInt8
 import numpy as np
 
 from uadjax.data import inputs, near_duplicates, transforms
+from uadjax.data.image_statistics import ImageStatistics
 from uadjax.data.inputs import LoadedImage
+
+
+class ImageProperties(NamedTuple):
+  """What is known of every image that was read; see `image_statistics` and `near_duplicates`."""
+
+  statistics: ImageStatistics
+  fingerprint: Float[np.ndarray, ' k']
 
 
 class ImageCache:
@@ -23,7 +32,7 @@ class ImageCache:
     """Create an empty cache for `max_bytes` of pixels."""
     self.ops = ops
     self.images: dict[Path, LoadedImage] = {}
-    self._fingerprints: dict[Path, Float[np.ndarray, ' k']] = {}
+    self._properties: dict[Path, ImageProperties] = {}
     self._max_images = max_bytes // (3 * ops.height * ops.width)
 
   def add(self, path: Path, image: UInt8[np.ndarray, 'h w 3']) -> None:
@@ -45,11 +54,15 @@ class ImageCache:
       self._add(path, loaded_image)
     return loaded_image.require_pixels()
 
-  def fingerprint(self, path: Path) -> Float[np.ndarray, ' k']:
-    """Return the fingerprint of a file's image at network size; see `near_duplicates`."""
-    if path not in self._fingerprints:
-      self._fingerprints[path] = near_duplicates.fingerprint(self.load(path))
-    return self._fingerprints[path]
+  def properties(self, path: Path) -> ImageProperties:
+    """Return the properties of a file's image, which is read unless it was already.
+
+    Raises:
+      DataError: the image cannot be read.
+    """
+    if path not in self._properties:
+      self.load(path)
+    return self._properties[path]
 
   def pin(self, path: Path, pixels: UInt8[np.ndarray, 'height width 3']) -> None:
     """Add an image at network size under a name that is no file, whatever the memory."""
@@ -59,4 +72,5 @@ class ImageCache:
   def _add(self, path: Path, loaded_image: LoadedImage) -> None:
     if len(self.images) < self._max_images:
       self.images[path] = loaded_image
-    self._fingerprints[path] = near_duplicates.fingerprint(loaded_image.require_pixels())
+    fingerprint = near_duplicates.fingerprint(loaded_image.require_pixels())
+    self._properties[path] = ImageProperties(loaded_image.require_statistics(), fingerprint)

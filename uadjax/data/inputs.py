@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from jaxtyping import UInt8
 import numpy as np
 
-from uadjax.data import image_io, transforms
+from uadjax.data import image_io, image_statistics, transforms
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system import http
@@ -118,6 +118,7 @@ class LoadedImage(NamedTuple):
       downloaded, or with its pixels if they were kept.
     size: height and width of the original.
     pixels: image at network size; None if it is unreadable.
+    statistics: its statistics; None if it is unreadable.
     error: why it is unreadable.
   """
 
@@ -125,6 +126,7 @@ class LoadedImage(NamedTuple):
   reread_source: Source
   size: tuple[int, int] = (0, 0)
   pixels: UInt8[np.ndarray, 'height width 3'] | None = None
+  statistics: image_statistics.ImageStatistics | None = None
   error: DataError | None = None
 
   def require_pixels(self) -> UInt8[np.ndarray, 'height width 3']:
@@ -132,6 +134,12 @@ class LoadedImage(NamedTuple):
     if self.pixels is None:
       raise self.error or DataError(self.source.name)
     return self.pixels
+
+  def require_statistics(self) -> image_statistics.ImageStatistics:
+    """Return the statistics of the image; raise the error if it is unreadable."""
+    if self.statistics is None:
+      raise self.error or DataError(self.source.name)
+    return self.statistics
 
 
 def load(
@@ -158,7 +166,9 @@ def load(
     return LoadedImage(source, source, error=error)
   if keep_original:
     fetched = fetched._replace(origin=image)
-  return LoadedImage(source, fetched, (image.shape[0], image.shape[1]), ops.apply(image))
+  size, pixels = (image.shape[0], image.shape[1]), ops.apply(image)
+  statistics = image_statistics.measure(pixels, size)
+  return LoadedImage(source, fetched, size, pixels, statistics)
 
 
 def _flatten(inputs: object) -> Iterator[Origin]:

@@ -33,6 +33,7 @@ class CurveData(NamedTuple):
     thresholds: calibrated thresholds; scores above them are detections.
     scores: scores of the test images; may be infinite.
     defects: defect type of each image, or 'good'.
+    warnings: code and message of each warning about an image.
     image_ranking: ranking of the images; None if a class is missing.
     pixel_ranking: ranking of the pixels, weighted by region; None if there are no masks.
     num_pixel_alarms: number of normal pixels that exceed the pixel threshold. It is not in the
@@ -44,6 +45,7 @@ class CurveData(NamedTuple):
   thresholds: calibration.Thresholds
   scores: Float[np.ndarray, ' n']
   defects: Sequence[str]
+  warnings: Sequence[Sequence[Mapping[str, str]]]
   image_ranking: metrics.Ranking | None = None
   pixel_ranking: metrics.Ranking | None = None
   num_pixel_alarms: int = 0
@@ -121,9 +123,9 @@ def draw(folder: Path, data: CurveData) -> None:
 
 def summary(data: CurveData) -> str:
   """Summarize in a sentence or two how the thresholds classify the test images."""
-  t = data.thresholds
-  is_good, is_ng = np.array(data.defects, str) == 'good', data.scores > t.image_threshold
-  is_review = (data.scores > t.review_threshold) & ~is_ng
+  t, is_good = data.thresholds, np.array(data.defects, str) == 'good'
+  labels = np.array(image_labels(data), str)
+  is_ng, is_review = labels == 'NG', labels == 'review'
   clauses = []
   if (~is_good).any():
     clauses.append(f'{_count_phrase(is_ng[~is_good], "defective")} detected')
@@ -137,6 +139,12 @@ def summary(data: CurveData) -> str:
   verb = 'needs' if is_review.sum() == 1 else 'need'
   review_clause = f'; {" and ".join(review_texts)} more {verb} review' * bool(review_texts)
   return f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(t.num_anomalous)}'
+
+
+def image_labels(data: CurveData) -> list[str]:
+  """Return the label of each image, as its result has it."""
+  scores = zip(data.scores.tolist(), data.warnings, strict=True)
+  return [calibration.label(score, data.thresholds, bool(w)) for score, w in scores]
 
 
 def panel_lines(data: CurveData, panel: str) -> list[Line]:

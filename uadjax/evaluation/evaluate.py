@@ -34,6 +34,7 @@ class ImageResult(NamedTuple):
     record: record of the image.
     score: anomaly score.
     label: verdict: OK, review or NG.
+    warnings: code and message of each warning.
     confusion: confusion counts of the visible pixels; None without ground truth.
     region_sizes: size of each visible defective region in pixels.
     region_hits: whether any pixel of each region is marked.
@@ -44,6 +45,7 @@ class ImageResult(NamedTuple):
   record: Record
   score: float
   label: str
+  warnings: Sequence[Mapping[str, str]] = ()
   confusion: metrics.Confusion | None = None
   region_sizes: Int64[np.ndarray, ' r'] = np.zeros(0, np.int64)
   region_hits: Bool[np.ndarray, ' r'] = np.zeros(0, bool)
@@ -118,8 +120,12 @@ def evaluate(
     shown_results = progress.show_progress(results, len(records), 'Scoring')
     items = zip(shown_results, records, itertools.count(), strict=False)
     image_results = list(threads.map_ahead(pool, compare, items, 2 * num_cores))
-  rows = [[r.record.path, r.record.defect, r.score, r.label] for r in image_results]
-  files.write_csv(workdir / 'scores.csv', [['path', 'defect', 'score', 'label'], *rows])
+  rows = [
+    [r.record.path, r.record.defect, r.score, r.label, ' '.join(w['code'] for w in r.warnings)]
+    for r in image_results
+  ]
+  header = ['path', 'defect', 'score', 'label', 'warnings']
+  files.write_csv(workdir / 'scores.csv', [header, *rows])
   return _summarize(model, image_results, pixels)
 
 
@@ -134,6 +140,7 @@ def _summarize(
     model.thresholds,
     np.array([r.score for r in results]),
     [r.record.defect for r in results],
+    [r.warnings for r in results],
     image_ranking,
     pixel_ranking,
     _merge_confusions(results).fp,
@@ -146,7 +153,7 @@ def compare_with_mask(
   record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> ImageResult:
   """Compare a result with the ground truth, if there is one."""
-  image_result = ImageResult(record, result.score, result.label)
+  image_result = ImageResult(record, result.score, result.label, result.warnings)
   if truth is None:
     return image_result
   pred, visible = result.predicted_mask, result.visible  # No invisible pixel is predicted.

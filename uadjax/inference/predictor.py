@@ -16,7 +16,7 @@ import os
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from uadjax.data import inputs
+from uadjax.data import image_statistics, inputs
 from uadjax.data.inputs import LoadedImage
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
@@ -102,7 +102,10 @@ class Predictor(NamedTuple):
   def result(self, image: LoadedImage, prediction: Prediction, stem: str) -> Result:
     """Return the result of an image; files it is saved as begin with `stem`."""
     model = self.model
-    return Result(image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction)
+    warnings = image_statistics.find_warnings(image.require_statistics(), model.image_statistics)
+    return Result(
+      image.reread_source, stem, model.ops, model.thresholds, image.size, *prediction, warnings
+    )
 
   def _results(
     self, scorer: Scorer, sources: Iterable[inputs.Source], strict: bool, load: LoadFunction

@@ -6,7 +6,7 @@ only their maps at network resolution.
 Letters: h w the original image, height width the network image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import math
 from pathlib import Path, PurePath
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from uadjax.data import inputs, transforms
+from uadjax.data.image_statistics import ImageWarning
 from uadjax.errors import ConfigError, DataError
 from uadjax.model import calibration
 from uadjax.numerics import regions as region_ops
@@ -31,9 +32,13 @@ _IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 class Result(Mapping[str, Any]):
   """Verdict on one image, with its score, anomaly map and anomalous regions.
 
-  As a mapping it has the keys `input_path`, `score`, `label` ('OK', 'review' or 'NG'),
+  As a mapping it has the keys `input_path`, `score`, `label` ('OK', 'review' or 'NG'), `warnings`,
   `image_threshold`, `pred`, `anomaly_map` and `regions`, which are attributes, too. The result of
   an unreadable image has the keys `input_path` and `error`.
+
+  Attributes:
+    warnings: reasons why the image must be reviewed whatever its score, each with a `code` and a
+      `message`.
   """
 
   def __init__(
@@ -45,6 +50,7 @@ class Result(Mapping[str, Any]):
     size: tuple[int, int],
     score: float,
     anomaly_map: Float[np.ndarray, 'height width'],
+    warnings: Sequence[ImageWarning] = (),
   ):
     """Create the result of a scored image.
 
@@ -56,10 +62,12 @@ class Result(Mapping[str, Any]):
       size: height and width of the original image.
       score: anomaly score of the image.
       anomaly_map: anomaly map at network resolution.
+      warnings: warnings about the image.
     """
     self.input_path = source.name
     self.score = score
-    self.label = calibration.label(score, thresholds)
+    self.label = calibration.label(score, thresholds, bool(warnings))
+    self.warnings = [warning._asdict() for warning in warnings]
     self.thresholds = thresholds
     self.size = size
     self.error = ''
@@ -89,6 +97,11 @@ class Result(Mapping[str, Any]):
   def image_threshold(self) -> float:
     """Score above which an image is NG."""
     return self.thresholds.image_threshold
+
+  @property
+  def warning_codes(self) -> str:
+    """Codes of the warnings, separated by spaces; empty if there is none."""
+    return ' '.join(warning['code'] for warning in self.warnings)
 
   @functools.cached_property
   def restored(self) -> transforms.RestoredMap:
@@ -150,7 +163,10 @@ class Result(Mapping[str, Any]):
   def _keys(self) -> tuple[str, ...]:
     if self.error:
       return 'input_path', 'error'
-    return 'input_path', 'score', 'label', 'image_threshold', 'pred', 'anomaly_map', 'regions'
+    return (
+      'input_path', 'score', 'label', 'warnings',
+      'image_threshold', 'pred', 'anomaly_map', 'regions',
+    )  # fmt: skip
 
   def summary(self) -> dict[str, Any]:
     """Return the verdict without map and mask, as JSON-compatible values."""
@@ -160,6 +176,7 @@ class Result(Mapping[str, Any]):
       'input_path': self.input_path,
       'score': self.score,
       'label': self.label,
+      'warnings': self.warnings,
       **calibration.by_name(self.thresholds),
       'size': list(self.size),
       'marked_pixels': int(self.predicted_mask.sum()),
@@ -219,15 +236,17 @@ class Result(Mapping[str, Any]):
 
   @property
   def headline(self) -> str:
-    """One-line verdict for display, with score and thresholds."""
+    """One-line verdict for display, with score, thresholds and codes of warnings."""
     return f'{PurePath(self.input_path).name}   {self.label}   {self.caption}'
 
   @property
   def caption(self) -> str:
-    """Score and thresholds for display."""
+    """Score, thresholds and codes of warnings for display."""
     text = f'score {self.score:.3g}, NG above {self.image_threshold:.3g}'
     if self.thresholds.review_threshold < self.image_threshold:
       text += f', review above {self.thresholds.review_threshold:.3g}'
+    if self.warnings:
+      text += f', warnings: {self.warning_codes}'
     return text
 
   def picture(self) -> Image.Image:

@@ -80,7 +80,7 @@ def score_images(
     predictor: predictor of the model.
     input: images in any form that `Predictor.predict` takes, except a generator, since they are
       listed twice.
-    table: table for the rows of path, score, label, height, width, marked_pixels, regions, error.
+    table: table for the rows, which have the columns `table_shards.COLUMNS`.
     batch_size: images per call of the detector.
     progress: function that wraps the results to show progress.
     strict: whether to raise an error at the first unreadable image.
@@ -139,10 +139,14 @@ def _path_hash(path: str) -> bytes:
 
 
 def _table_row(result: Result) -> dict[str, object]:
-  """Return a result as a row, without the thresholds, which are the same for the whole table."""
+  """Return a result as a row, with the codes of its warnings.
+
+  It has no thresholds, which are the same for the whole table.
+  """
   row = {**dict.fromkeys(table_shards.COLUMNS), **result.summary(), 'path': result.input_path}
   if not result.error:
     row['height'], row['width'] = result.size
+    row['warnings'] = result.warning_codes
   return {name: row[name] for name in table_shards.COLUMNS}
 
 

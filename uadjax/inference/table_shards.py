@@ -18,7 +18,9 @@ from uadjax.system import files
 
 FORMATS = ('parquet', 'jsonl')
 # For an unreadable image, all columns but `path` and `error` are null.
-COLUMNS = 'path', 'score', 'label', 'height', 'width', 'marked_pixels', 'regions', 'error'
+COLUMNS = (
+  'path', 'score', 'label', 'warnings', 'height', 'width', 'marked_pixels', 'regions', 'error',
+)  # fmt: skip
 _UNFINISHED_PREFIX = '_'
 _SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
 _ROWS_PER_BATCH = 10_000  # Number of rows in memory at a time.
@@ -122,7 +124,7 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
   text, integer, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
   integers = pyarrow.list_(integer)
   region = pyarrow.struct({'box': integers, 'area': integer, 'peak': real, 'at': integers})
-  types = text, real, text, integer, integer, integer, pyarrow.list_(region), text
+  types = text, real, text, text, integer, integer, integer, pyarrow.list_(region), text
   schema = pyarrow.schema(dict(zip(COLUMNS, types, strict=True)))
   rows = iter(rows)
   with parquet.ParquetWriter(file, schema) as writer:

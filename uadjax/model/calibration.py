@@ -1,7 +1,7 @@
 """Calibration: decision thresholds from scores of held-out good images, or of labeled images.
 
 An image is OK if its score is at most the review threshold, NG if it is above the image threshold,
-and 'review' in between.
+and 'review' in between, or if there are warnings about it.
 
 Good images suffice for a distribution-free guarantee, which assumes only that unseen good images
 are exchangeable with them. Let the threshold be an order statistic of n scores, with `num_above`
@@ -242,10 +242,13 @@ def override(thresholds: Thresholds, **values: float | None) -> Thresholds:
   return thresholds._replace(review_threshold=review_threshold)
 
 
-def label(score: float, thresholds: Thresholds) -> str:
-  """Return 'OK', 'review' or 'NG' for an image score; NaN is NG, as it is not a valid score."""
+def label(score: float, thresholds: Thresholds, has_warnings: bool = False) -> str:
+  """Return 'OK', 'review' or 'NG' for an image score; NaN is NG, as it is not a valid score.
+
+  An image with warnings is 'review' even if its score is OK.
+  """
   if score <= thresholds.review_threshold:
-    return 'OK'
+    return 'review' if has_warnings else 'OK'
   return 'review' if score <= thresholds.image_threshold else 'NG'
 
 

@@ -17,6 +17,7 @@ import uadjax
 from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import transforms
+from uadjax.data.image_statistics import StatisticsRange
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
 from uadjax.errors import ModelError, UserError
@@ -25,8 +26,11 @@ from uadjax.model.settings import HasDetector, ModelSettings
 from uadjax.system import files
 from uadjax.types import Scores
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _MANIFEST_FILE = 'manifest.json'
+_REQUIRED_KEYS = (
+  'model_name', 'thresholds', 'image_statistics', 'weights', 'arrays_sha256', 'config',
+)  # fmt: skip
 _CALIBRATION_FILE = 'calibration.csv'
 
 
@@ -38,6 +42,7 @@ class ModelInfo(NamedTuple):
     config: settings that scoring needs.
     ops: pixel operations from files to images at network size.
     thresholds: calibrated thresholds.
+    image_statistics: range of the statistics of the training images.
     weights: origin of the backbone's weights.
     directory: path of the model directory.
     arrays_sha256: SHA-256 of the file of the fitted arrays.
@@ -47,6 +52,7 @@ class ModelInfo(NamedTuple):
   config: ModelSettings
   ops: transforms.Ops
   thresholds: calibration.Thresholds
+  image_statistics: StatisticsRange
   weights: pretrained_weights.Provenance
   directory: Path
   arrays_sha256: str
@@ -66,6 +72,7 @@ class Model(NamedTuple):
   config: ModelSettings
   ops: transforms.Ops
   thresholds: calibration.Thresholds
+  image_statistics: StatisticsRange
   weights: pretrained_weights.Provenance
   directory: Path
   arrays_sha256: str
@@ -91,12 +98,16 @@ def save(
   fitted: Any,
   thresholds: calibration.Thresholds,
   calibration_scores: calibration.CalibrationScores,
+  image_statistics: StatisticsRange,
   weights: pretrained_weights.Provenance,
 ) -> None:
   """Write a model directory atomically; an existing one is replaced."""
   with files.atomic_directory(directory) as new_directory:
     arrays_sha256 = array_file.save_arrays(new_directory, fitted)
-    save_manifest(new_directory, config, thresholds, calibration_scores, weights, {}, arrays_sha256)
+    save_manifest(
+      new_directory, config, thresholds, calibration_scores, image_statistics, weights, {},
+      arrays_sha256,
+    )  # fmt: skip
 
 
 def save_manifest(
@@ -104,15 +115,16 @@ def save_manifest(
   config: HasDetector,
   thresholds: calibration.Thresholds,
   calibration_scores: calibration.CalibrationScores,
+  image_statistics: StatisticsRange,
   weights: pretrained_weights.Provenance,
   summary: Mapping[str, int | float],
   arrays_sha256: str,
 ) -> None:
   """Write `manifest.json` and `calibration.csv` into the folder of a model.
 
-  The manifest has the configuration, the thresholds, the origin of the weights, the detector's
-  summary of the fit, and the hash of the arrays. The table has the scores of the good images from
-  which the thresholds were calibrated.
+  The manifest has the configuration, the thresholds, the range of the statistics of the training
+  images, the origin of the weights, the detector's summary of the fit, and the hash of the arrays.
+  The table has the scores of the good images from which the thresholds were calibrated.
   """
   paths, scores, peaks = calibration_scores
   rows = zip(paths, scores.tolist(), peaks.tolist(), strict=True)
@@ -123,6 +135,7 @@ def save_manifest(
     'uadjax': uadjax.__version__,
     'jax': jax.__version__,
     'thresholds': thresholds._asdict(),
+    'image_statistics': image_statistics.to_dict(),
     'weights': weights._asdict(),
     'summary': dict(summary),
     'arrays_sha256': arrays_sha256,
@@ -155,11 +168,14 @@ def read_info(directory: Path | str) -> ModelInfo:
     config = configs.from_values(ModelSettings, values)
     ops = transforms.parse(config.data.ops)
     thresholds = calibration.Thresholds(**manifest['thresholds'])
+    image_statistics = StatisticsRange.from_dict(manifest['image_statistics'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
-  except (UserError, KeyError, TypeError, AttributeError) as error:
+  except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
     raise ModelError(f'{directory} does not match this version of uadjax: {error}') from None
   name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
-  return ModelInfo(name, config, ops, thresholds, weights, directory, arrays_sha256)
+  return ModelInfo(
+    name, config, ops, thresholds, image_statistics, weights, directory, arrays_sha256
+  )
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
@@ -257,7 +273,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
       f'{_FORMAT_VERSION} only. Fit the model again with `uadjax fit DATASET`; '
       'CHANGELOG.md lists the settings that were renamed.'
     )
-  for key in ('model_name', 'thresholds', 'weights', 'arrays_sha256', 'config'):
+  for key in _REQUIRED_KEYS:
     if key not in manifest:
       raise ModelError(f'{path} lacks {key!r}. Fit the model again, or restore the file.')
   return manifest

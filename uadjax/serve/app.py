@@ -200,7 +200,7 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
         )
       request.state.log_fields = {
         'model': model.name, 'score': result.score, 'label': result.label,
-        'bytes': len(content), 'size': list(result.size),
+        'warnings': result.warning_codes, 'bytes': len(content), 'size': list(result.size),
       }  # fmt: skip
       return response
 

@@ -24,7 +24,7 @@ from uadjax.serve.settings import Settings
 
 PREFIX = '/v2'
 _INPUT_NAME = 'image'
-_OUTPUT_TYPES = {'score': 'FP32', 'label': 'BYTES', 'map': 'FP32'}
+_OUTPUT_TYPES = {'score': 'FP32', 'label': 'BYTES', 'warnings': 'BYTES', 'map': 'FP32'}
 _TENSORS = {
   'inputs': [{'name': _INPUT_NAME, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
   'outputs': [
@@ -187,6 +187,8 @@ def _encode_outputs(results: Sequence[Result], output_names: list[str]) -> list[
     if name == 'map':
       maps = np.stack([result.anomaly_map for result in results])
       shape, data = list(maps.shape), maps.ravel()
+    elif name == 'warnings':
+      shape, data = [len(results)], [result.warning_codes for result in results]
     else:
       shape, data = [len(results)], [result[name] for result in results]
     outputs.append({'name': name, 'datatype': _OUTPUT_TYPES[name], 'shape': shape, 'data': data})

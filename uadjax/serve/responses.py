@@ -34,6 +34,7 @@ def verdict(log_id: str, model: str, result: Result, options: RequestOptions) ->
     'size': list(result.size),
     'score': result.score,
     'label': result.label,
+    'warnings': result.warnings,
     **thresholds_in_camel_case(result.thresholds),
     'regions': [region._asdict() for region in result.regions],
   }

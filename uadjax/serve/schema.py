@@ -13,6 +13,11 @@ class _Envelope(pydantic.BaseModel):
   errorMsg: str
 
 
+class _Warning(pydantic.BaseModel):
+  code: str = pydantic.Field(description='Kind of the problem, such as no_content.')
+  message: str
+
+
 class _Region(pydantic.BaseModel):
   box: list[int] = pydantic.Field(description='Left, top, and exclusive right and bottom.')
   area: int
@@ -32,6 +37,9 @@ class _Verdict(pydantic.BaseModel):
   size: list[int] = pydantic.Field(description='Height and width.')
   score: float | None
   label: str = pydantic.Field(description='OK, review or NG.')
+  warnings: list[_Warning] = pydantic.Field(
+    description='Reasons why the image is for review even if its score is OK.'
+  )
   imageThreshold: float | None = pydantic.Field(description='null: infinite, no score exceeds it.')
   reviewThreshold: float | None
   pixelThreshold: float | None

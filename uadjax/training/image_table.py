@@ -73,7 +73,7 @@ def build(
     path = Path(f'<image {previous.image_ids[row]} of an earlier run>')
     cache.pin(path, pixels)
     old_records[row] = Record(path)
-  fingerprints = np.stack([cache.fingerprint(record.path) for record in records])
+  fingerprints = np.stack([cache.properties(record.path).fingerprint for record in records])
   groups = record_types.group_duplicates(records)
   if num_previous:
     fingerprints = np.concatenate([previous.fingerprints, fingerprints])

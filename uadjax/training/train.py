@@ -10,6 +10,7 @@ from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types, transforms
 from uadjax.data.image_cache import ImageCache
+from uadjax.data.image_statistics import StatisticsRange
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh as meshes, processes
@@ -124,7 +125,8 @@ def _train_by_gradient(
     scorer, fitted, labeled_records, config.data.mask_threshold, cache, batch_size, mesh
   )
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
-  model_dir.save(workdir / 'model', config, fitted, thresholds, scores, weights)
+  statistics = _range_of_statistics(records, cache)
+  model_dir.save(workdir / 'model', config, fitted, thresholds, scores, statistics, weights)
   timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
   return {'models': _model_paths(workdir, fit.best), 'timing': timing}, thresholds
 
@@ -138,9 +140,11 @@ def _train_one_pass(
 ) -> tuple[Result, calibration.Thresholds]:
   """Train on every image; leave-one-out scores calibrate the thresholds."""
   previous_info, previous = None, incremental_state.EMPTY
+  statistics = _range_of_statistics(records, cache)
   if config.fit.extend:  # Read now, because a run that extends its own model will replace it.
     previous_info = model_dir.read_info(config.fit.extend)
     previous = incremental_state.load(Path(config.fit.extend).resolve().parent / 'state')
+    statistics = statistics.merge(previous_info.image_statistics)
   # Batches are padded, so any number of devices works.
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
   backbone, detector = _build_one_pass(config, records, previous.num_images, mesh)
@@ -165,7 +169,9 @@ def _train_one_pass(
       config.detector.name, detector, functions, incremental, variables, records, images, previous,
       cache, config.seed, mesh, state_dir,
     )  # fmt: skip
-    result, thresholds = _fit_and_calibrate(config, run, labeled_records, weights, model_folder)
+    result, thresholds = _fit_and_calibrate(
+      config, run, labeled_records, statistics, weights, model_folder
+    )
   log.LOG.info('Summary: %s', _format_numbers(result['summary']))
   if previous_info:
     result['drift'] |= {
@@ -182,6 +188,7 @@ def _fit_and_calibrate(
   config: Settings,
   run: one_pass.OnePassRun,
   labeled_records: Sequence[Record],
+  statistics: StatisticsRange,
   weights: pretrained_weights.Provenance,
   model_folder: Path,
 ) -> tuple[Result, calibration.Thresholds]:
@@ -210,13 +217,19 @@ def _fit_and_calibrate(
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
   sample = leave_one_out.embed(run, extractor, embeddings, stored_records, batch_size)
   summary = run.incremental.summarize(arrays, sample)
-  model_dir.save_manifest(model_folder, config, thresholds, scores, weights, summary, arrays_sha256)
+  model_dir.save_manifest(
+    model_folder, config, thresholds, scores, statistics, weights, summary, arrays_sha256
+  )
   timing = _timing(fit_s, len(run.records), calibration_start, peak_mb)
   best = {'score': None, 'checkpoint': None, 'model_dir': 'model'}
   result: Result = {'models': {'best': best}, 'summary': summary, 'timing': timing}
   if run.previous.num_images:
     result['drift'] = run.incremental.drift(run.previous.state_arrays, arrays)
   return result, thresholds
+
+
+def _range_of_statistics(records: Sequence[Record], cache: ImageCache) -> StatisticsRange:
+  return StatisticsRange.from_statistics(cache.properties(r.path).statistics for r in records)
 
 
 def _build_one_pass(

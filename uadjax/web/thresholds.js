@@ -1,4 +1,4 @@
-// Thresholds and labels.
+// Thresholds, labels and warnings.
 
 // The review threshold never exceeds the image threshold: changing either one moves the other.
 export function changeThresholds(thresholds, changes) {
@@ -11,8 +11,12 @@ export function changeThresholds(thresholds, changes) {
   }
 }
 
-// `score` is NaN, or null in JSON, if it is not a number.
-export function labelScore(score, { reviewThreshold, imageThreshold }) {
-  if (score === null) return 'NG';
-  return score <= reviewThreshold ? 'OK' : score <= imageThreshold ? 'review' : 'NG';
+// `score` is NaN, or null in JSON, if it is not a number. An image with warnings is never OK.
+export function labelImage({ score, warnings }, { reviewThreshold, imageThreshold }) {
+  if (score === null || !(score <= imageThreshold)) return 'NG';
+  return score <= reviewThreshold && !warnings.length ? 'OK' : 'review';
 }
+
+// Returns 'no content, other size', for example.
+export const nameWarnings = (warnings) =>
+  warnings.map(({ code }) => code.replaceAll('_', ' ')).join(', ');

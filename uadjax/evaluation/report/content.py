@@ -31,7 +31,13 @@ def build(
   """
   thresholds = curve_data.thresholds
   names = provenance.relative_paths([record.path for record in records])
-  rows = zip(names, curve_data.defects, curve_data.scores.tolist(), strict=True)
+  image_columns = {
+    'path': names,
+    'defect': curve_data.defects,
+    'score': curve_data.scores.tolist(),
+    'label': curves.image_labels(curve_data),
+    'warnings': curve_data.warnings,
+  }
   held_out = curve_data.calibration_scores
   held_out = np.zeros(0) if held_out is None else held_out
   scores = np.concatenate([curve_data.scores, held_out]).astype(np.float64)
@@ -51,8 +57,8 @@ def build(
     },
     'defect_types': [{'name': name, 'good': name == 'good'} for name in defect_types],
     'images': [
-      {'path': n, 'defect': d, 'score': s, 'label': calibration.label(s, thresholds)}
-      for n, d, s in rows
+      dict(zip(image_columns, row, strict=True))
+      for row in zip(*image_columns.values(), strict=True)
     ],
     'held_out': held_out.tolist(),
     'axis': {'edges': edges.tolist(), 'log': is_log},

@@ -6,7 +6,7 @@ let visiblePictures = [];
 const TILES_PER_STEP = 60;  // Tiles shown at first, and added by each click on the button below.
 let numTiles = TILES_PER_STEP;
 
-const labelOf = ({ score }) => labelScore(score, thresholds);
+const labelOf = (picture) => labelImage(picture, thresholds);
 
 // Distance from the image threshold; positive on the wrong side of it.
 function signedError(picture) {
@@ -79,6 +79,8 @@ function showVerdict(picture) {
   picture.displayedVerdict = key;
   picture.verdict.replaceChildren(makeBadge(label));
   if (error) picture.verdict.append(make('span', { class: 'error' }, error));
+  const warningNames = nameWarnings(picture.warnings);
+  if (warningNames) picture.verdict.append(make('span', { class: 'warnings' }, warningNames));
   picture.button.setAttribute('aria-label', `${picture.path}: ${label}${error && `, ${error}`}, `
     + `score ${formatNumber(picture.score)}, ${picture.defect}`);
 }
@@ -172,7 +174,8 @@ const zoom = (() => {
     find('zoom-name').textContent = picture.path;
     const { defect, score, truth } = picture;
     const note = !isGoodType.get(defect) && !truth ? 'no ground truth' : '';
-    const texts = [errorName(picture), defect, `score ${formatNumber(score, 6)}`, note,
+    const messages = picture.warnings.map(({ message }) => message);
+    const texts = [errorName(picture), defect, `score ${formatNumber(score, 6)}`, note, ...messages,
       `${visiblePictures.indexOf(picture) + 1} of ${visiblePictures.length}`].filter(Boolean);
     find('zoom-info').replaceChildren(makeBadge(labelOf(picture)),
       ...texts.map((text) => make('bdi', {}, text)));

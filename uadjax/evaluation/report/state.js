@@ -9,17 +9,23 @@ const isGoodType = new Map(report.defect_types.map(({ name, good }) => [name, go
 // Scores of each defect type, sorted for binary search. Held-out images of the training set have a
 // row of their own, and are not test images.
 const sortScores = (scores) => Float64Array.from(scores).sort();
-const defectTypes = report.defect_types.map(({ name, good }) => ({
-  name,
-  good,
-  heldOut: false,
-  scores: sortScores(images.filter((image) => image.defect === name).map(({ score }) => score)),
-}));
+const defectTypes = report.defect_types.map(({ name, good }) => {
+  const ofType = images.filter((image) => image.defect === name);
+  return {
+    name,
+    good,
+    heldOut: false,
+    scores: sortScores(ofType.map(({ score }) => score)),
+    scoresWithWarnings: sortScores(
+      ofType.filter(({ warnings }) => warnings.length).map(({ score }) => score)),
+  };
+});
 const heldOutTypes = [{
   name: 'good, held out',
   good: true,
   heldOut: true,
   scores: sortScores(report.held_out.map(Number)),
+  scoresWithWarnings: sortScores([]),
 }].filter(({ scores }) => scores.length);
 
 const calibrated = {
@@ -52,8 +58,11 @@ function countAbove(scores, threshold) {
   return scores.length - low;
 }
 
-function countLabels({ scores }) {
-  const numNotOk = countAbove(scores, thresholds.reviewThreshold);
+// An image with warnings is for review even if its score is OK.
+function countLabels({ scores, scoresWithWarnings }) {
+  const { reviewThreshold } = thresholds;
+  const numNotOk = countAbove(scores, reviewThreshold)
+    + scoresWithWarnings.length - countAbove(scoresWithWarnings, reviewThreshold);
   const numNg = countAbove(scores, thresholds.imageThreshold);
   return { images: scores.length, OK: scores.length - numNotOk, review: numNotOk - numNg,
     NG: numNg };

@@ -7,6 +7,7 @@ import { colorize, makeColorBar } from './heatmap.js';
 import { decodeImage, paint, readResultMap } from './picture.js';
 import { colorScaleOf, isDisagreement, isScored, items, labelOf, labelsOf, models, on,
   selectedModels } from './state.js';
+import { nameWarnings } from './thresholds.js';
 
 const MAX_IMAGE_SIDE = 480;  // Pixels.
 const MAX_HEATMAP_SIDE = 224;
@@ -92,9 +93,13 @@ function makeVerdict(item, name) {
   if (selectedModels.length > 1) row.append(make('bdi', { class: 'model' }, name));
   if (!label) row.append(make('span', { class: 'waiting' }, 'waiting'));
   else row.append(makeBadge(label));
-  const score = item.results.get(name)?.score;
+  const result = item.results.get(name);
   if (label === 'failed') row.append(make('span', { class: 'problem' }, item.errors.get(name)));
-  else if (label) row.append(make('span', { class: 'score' }, formatPadded(score ?? NaN)));
+  if (!result) return row;
+  row.append(make('span', { class: 'score' }, formatPadded(result.score ?? NaN)));
+  if (result.warnings.length) {
+    row.append(make('span', { class: 'warnings' }, nameWarnings(result.warnings)));
+  }
   return row;
 }
 

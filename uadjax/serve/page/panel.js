@@ -5,7 +5,7 @@ import { configure, find, formatNumber, make, makeBadge, makeSvg, oncePerFrame }
   from './elements.js';
 import { countLabels, items, models, on, selectedModels, setThresholds, THRESHOLD_KEYS, valueRange }
   from './state.js';
-import { labelScore } from './thresholds.js';
+import { labelImage } from './thresholds.js';
 
 const SLIDER_STEPS = 1000;
 const NAMES = { imageThreshold: 'Image threshold', reviewThreshold: 'Review threshold',
@@ -80,7 +80,9 @@ function makePanel(name) {
   function draw() {
     const width = chart.clientWidth;
     if (!width) return;
-    const scores = items.map((item) => item.results.get(name)?.score).filter(Number.isFinite);
+    const results = items.map((item) => item.results.get(name))
+      .filter((result) => Number.isFinite(result?.score));
+    const scores = results.map(({ score }) => score);
     const [low, high] = valueRange(name, 'imageThreshold');
     const state = [width, low, high, scores].join();
     if (state === drawnState) return;
@@ -88,9 +90,9 @@ function makePanel(name) {
     x = (v) => 8 + (width - 16) * Math.min(1, Math.max(0, (v - low) / (high - low)));
     const dotSize = 8;
     const stacks = new Map();
-    for (const score of scores) {
-      const key = Math.round(x(score) / dotSize);
-      stacks.set(key, [...stacks.get(key) ?? [], score]);
+    for (const result of results) {
+      const key = Math.round(x(result.score) / dotSize);
+      stacks.set(key, [...stacks.get(key) ?? [], result]);
     }
     const maxCount = Math.max(1, ...[...stacks.values()].map((stack) => stack.length));
     const [plotHeight, step] = [78, Math.min(dotSize, 62 / maxCount)];
@@ -101,10 +103,10 @@ function makePanel(name) {
     zone = makeSvg('rect', { class: 'zone', y: 36, height: plotHeight });
     const base = plotHeight + 36;
     svg.append(zone, makeSvg('line', { x1: 0, x2: width, y1: base, y2: base, class: 'axis' }));
-    dots = [...stacks].flatMap(([key, stack]) => stack.map((score, i) => {
+    dots = [...stacks].flatMap(([key, stack]) => stack.map((result, i) => {
       const dot = makeSvg('circle', { cx: key * dotSize, cy: base - 5 - i * step, r: 3.6 });
       svg.append(dot);
-      return { dot, score };
+      return { dot, result };
     }));
     lines = Object.fromEntries(['reviewThreshold', 'imageThreshold'].map((key) => {
       const isReview = key === 'reviewThreshold';
@@ -139,7 +141,7 @@ function makePanel(name) {
     }
     const [from, to] = [x(thresholds.reviewThreshold), x(thresholds.imageThreshold)];
     configure(zone, { x: from, width: Math.max(0, to - from) });
-    for (const { dot, score } of dots) dot.setAttribute('class', labelScore(score, thresholds));
+    for (const { dot, result } of dots) dot.setAttribute('class', labelImage(result, thresholds));
     const counts = countLabels(name);
     const labels = ['OK', 'review', 'NG', ...(counts.failed ? ['failed'] : [])];
     labelCounts.replaceChildren(...labels.map((label) => make('span', { class: 'count' },

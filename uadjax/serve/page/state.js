@@ -1,7 +1,7 @@
 // State of the page: models with their thresholds, images with their results.
 
 import { colorScale, OPACITY } from './heatmap.js';
-import { changeThresholds, labelScore } from './thresholds.js';
+import { changeThresholds, labelImage } from './thresholds.js';
 
 export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
 
@@ -46,7 +46,7 @@ export function setThresholds(name, changes, isFinal = true) {
 // Returns OK, review, NG or failed; '' while the item is waiting.
 export function labelOf(item, name) {
   const result = item.results.get(name);
-  if (result) return labelScore(result.score, models.get(name).thresholds);
+  if (result) return labelImage(result, models.get(name).thresholds);
   return item.errors.has(name) ? 'failed' : '';
 }
 
@@ -96,8 +96,8 @@ export function summarize() {
         const result = item.results.get(name);
         if (!result) return { model: name, error: item.errors.get(name) ?? 'not scored yet' };
         // The service found the regions at its own pixel threshold, not at that of the slider.
-        const { size, score, regions, pixelThreshold } = result;
-        return { model: name, score, label: labelOf(item, name), size, regions,
+        const { size, score, warnings, regions, pixelThreshold } = result;
+        return { model: name, score, label: labelOf(item, name), warnings, size, regions,
           regions_pixel_threshold: pixelThreshold };
       }),
     })),

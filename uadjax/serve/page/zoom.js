@@ -20,11 +20,12 @@ function makeView(name) {
   const canvas = make('canvas', { role: 'img', 'aria-label': `Heatmap of ${name}` });
   const holder = make('div', { class: 'holder' }, canvas);
   const verdict = make('span', { class: 'verdict' });
+  const warnings = make('p', { class: 'warnings' });
   const list = make('ol', { class: 'regions' });
   const details = make('details', {}, make('summary', {}, 'Regions'), list);
   const element = make('figure', {}, holder,
-    make('figcaption', {}, verdict, makeControl(name, 'pixelThreshold'), details));
-  const view = { name, canvas, holder, verdict, details, list, element };
+    make('figcaption', {}, verdict, makeControl(name, 'pixelThreshold'), details, warnings));
+  const view = { name, canvas, holder, verdict, warnings, details, list, element };
   canvas.addEventListener('pointermove', (event) => showPixel(event, canvas));
   canvas.addEventListener('pointerleave', showHint);
   return view;
@@ -92,12 +93,15 @@ function updateHead() {
   const [{ size: [height, width] }] = item.results.values();
   find('zoom-info').textContent =
     `${scored.indexOf(item) + 1} of ${scored.length}, ${width} × ${height}`;
-  for (const { name, verdict } of views) {
-    const score = item.results.get(name)?.score;
+  for (const { name, verdict, warnings } of views) {
+    const result = item.results.get(name);
     verdict.replaceChildren(
       ...(selectedModels.length > 1 ? [make('bdi', { class: 'model' }, name)] : []),
       makeBadge(labelOf(item, name) || 'waiting'),
-      score === undefined ? item.errors.get(name) ?? '' : `score ${formatNumber(score ?? NaN, 6)}`);
+      result ? `score ${formatNumber(result.score ?? NaN, 6)}` : item.errors.get(name) ?? '');
+    const messages = (result?.warnings ?? []).map(({ message }) => message);
+    warnings.textContent = messages.join(' ');
+    warnings.hidden = !messages.length;
   }
 }
 

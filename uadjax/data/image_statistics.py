@@ -1,0 +1,198 @@
+"""Statistics of images, and warnings about an image that differs from all training images.
+
+A score says how anomalous the content of an image is. It says little about an image that shows no
+content, such as that of a dead camera, or that shows it in another light, focus, color mode or
+size: such an image may even score below the threshold. Its statistics reveal it.
+
+Letters: height width the network image.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float, UInt8
+import numpy as np
+from PIL import Image
+
+
+class ImageStatistics(NamedTuple):
+  """Statistics of an image, measured at network size, in gray values from 0 to 255.
+
+  Attributes:
+    brightness: mean gray value.
+    contrast: standard deviation of the gray values.
+    sharpness: standard deviation of the Laplacian of the gray values, relative to the contrast, so
+      that it depends neither on light nor on exposure.
+    saturation: mean difference of the largest and the smallest channel of a pixel.
+    height: height of the original in pixels.
+    width: width of the original in pixels.
+  """
+
+  brightness: float
+  contrast: float
+  sharpness: float
+  saturation: float
+  height: int
+  width: int
+
+
+def measure(pixels: UInt8[np.ndarray, 'height width 3'], size: tuple[int, int]) -> ImageStatistics:
+  """Measure an image at network size; `size` is height and width of the original."""
+  gray = np.asarray(Image.fromarray(pixels).convert('L'), np.float32)
+  contrast = float(gray.std())
+  red, green, blue = np.moveaxis(pixels, -1, 0)
+  largest = np.maximum(np.maximum(red, green), blue)
+  smallest = np.minimum(np.minimum(red, green), blue)
+  return ImageStatistics(
+    brightness=float(gray.mean()),
+    contrast=contrast,
+    sharpness=float(_laplacian(gray).std()) / contrast if contrast else 0.0,
+    saturation=float((largest - smallest).mean()),
+    height=size[0],
+    width=size[1],
+  )
+
+
+def _laplacian(gray: Float[np.ndarray, 'height width']) -> Float[np.ndarray, 'height width']:
+  padded = np.pad(gray, 1, mode='edge')
+  vertical = padded[:-2, 1:-1] + padded[2:, 1:-1]
+  return vertical + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * gray
+
+
+class StatisticsRange(NamedTuple):
+  """Range of the statistics of the training images.
+
+  Attributes:
+    minimum: smallest value of each statistic.
+    maximum: largest value of each statistic.
+  """
+
+  minimum: ImageStatistics
+  maximum: ImageStatistics
+
+  @classmethod
+  def from_statistics(cls, statistics: Iterable[ImageStatistics]) -> 'StatisticsRange':
+    """Return the range of at least one image."""
+    columns = list(zip(*statistics, strict=True))
+    return cls(ImageStatistics(*map(min, columns)), ImageStatistics(*map(max, columns)))
+
+  def merge(self, other: 'StatisticsRange') -> 'StatisticsRange':
+    """Return the range of the images of both ranges."""
+    return StatisticsRange.from_statistics([*self, *other])
+
+  def to_dict(self) -> dict[str, list[float]]:
+    """Return minimum and maximum by name, to be stored as JSON."""
+    limits = zip(*self, strict=True)
+    return {name: list(pair) for name, pair in zip(self.minimum._fields, limits, strict=True)}
+
+  @classmethod
+  def from_dict(cls, limits: Mapping[str, Sequence[float]]) -> 'StatisticsRange':
+    """Return the range that `to_dict` returned as a mapping.
+
+    Raises:
+      KeyError, TypeError, ValueError: the mapping is not that of a range.
+    """
+    pairs = [limits[name] for name in ImageStatistics._fields]
+    minimum, maximum = zip(*pairs, strict=True)
+    return cls(ImageStatistics(*minimum), ImageStatistics(*maximum))
+
+
+class ImageWarning(NamedTuple):
+  """Reason why an image must be reviewed whatever its score.
+
+  Attributes:
+    code: 'no_content', 'underexposed', 'overexposed', 'blurred', 'gray_instead_of_color',
+      'color_instead_of_gray' or 'other_size'.
+    message: a sentence with the value of the image and the range of the training images.
+  """
+
+  code: str
+  message: str
+
+
+# An image is warned about if a statistic is below LOW / FACTOR · (LOW / HIGH), where LOW and HIGH
+# are the limits of the training images. So on a logarithmic scale it is farther from their range
+# than the range is wide. If the tail of the logarithm is exponential, which is heavier than that of
+# a normal distribution, a good image is that far from n others with probability 2 / (n + 1)²: less
+# than 0.1 % for all statistics together from 99 images on. The factors protect models of fewer
+# images, and of images that are very similar to each other.
+_FACTOR = 2.0
+_CONTRAST_FACTOR = 4.0  # Underexposed images have little contrast, too, but are not uniform.
+_SHARPNESS_FACTOR = 1.5
+_SIZE_FACTOR = 1.25
+
+_WHITE = 255
+# Gray images have a saturation of 0, or nearly so after JPEG. A gray part in color has a few gray
+# values, from the light and from the noise of the sensor.
+_MAX_OF_GRAY, _MIN_OF_COLOR = 0.5, 2.0
+
+# Code -> the problem in words, and the statistic that shows it.
+_PROBLEMS = {
+  'no_content': ('is nearly uniform', 'contrast'),
+  'underexposed': ('is too dark', 'brightness'),
+  'overexposed': ('is too bright', 'brightness'),
+  'blurred': ('is blurred', 'sharpness'),
+  'gray_instead_of_color': ('is gray instead of in color', 'saturation'),
+  'color_instead_of_gray': ('is in color instead of gray', 'saturation'),
+}
+
+
+def find_warnings(
+  statistics: ImageStatistics, training_range: StatisticsRange
+) -> list[ImageWarning]:
+  """Return the warnings about an image, given the range of the training images."""
+  image, (low, high) = statistics, training_range
+  if _is_far_below(image.contrast, low.contrast, high.contrast, _CONTRAST_FACTOR):
+    codes = ['no_content']  # Whatever else is unusual follows from it.
+  else:
+    is_unusual = {
+      'underexposed': _is_far_below(image.brightness, low.brightness, high.brightness, _FACTOR),
+      'overexposed': _is_far_below(
+        _WHITE - image.brightness, _WHITE - high.brightness, _WHITE - low.brightness, _FACTOR
+      ),
+      'blurred': _is_far_below(image.sharpness, low.sharpness, high.sharpness, _SHARPNESS_FACTOR),
+      'gray_instead_of_color': low.saturation >= _MIN_OF_COLOR
+      and _is_far_below(image.saturation, low.saturation, high.saturation, _FACTOR),
+      'color_instead_of_gray': high.saturation <= _MAX_OF_GRAY
+      and image.saturation >= _MIN_OF_COLOR,
+    }
+    codes = [code for code, is_present in is_unusual.items() if is_present]
+  warnings = []
+  for code in codes:
+    problem, name = _PROBLEMS[code]
+    value, smallest, largest = (getattr(x, name) for x in (image, low, high))
+    message = f'The image {problem}: its {name} is {value:.3g}, that of the training images '
+    warnings.append(ImageWarning(code, f'{message}is {smallest:.3g} to {largest:.3g}.'))
+  if _is_other_length(image.height, low.height, high.height) or _is_other_length(
+    image.width, low.width, high.width
+  ):
+    warnings.append(ImageWarning('other_size', _describe_size(image, low, high)))
+  return warnings
+
+
+def _is_far_below(value: float, low: float, high: float, factor: float) -> bool:
+  """Return whether a value is below [low, high] by more than a factor and the width of the range.
+
+  It never is if `low` is 0.
+  """
+  return value * factor * high < low**2
+
+
+def _is_other_length(value: int, low: int, high: int) -> bool:
+  """Return whether a height or width differs from the only one in training, or far from several."""
+  if low == high:
+    return value != low
+  return _is_far_below(value, low, high, _SIZE_FACTOR) or _is_far_below(
+    1 / value, 1 / high, 1 / low, _SIZE_FACTOR
+  )
+
+
+def _describe_size(image: ImageStatistics, low: ImageStatistics, high: ImageStatistics) -> str:
+  heights, widths = (
+    f'{smallest}' if smallest == largest else f'{smallest} to {largest}'
+    for smallest, largest in ((low.height, high.height), (low.width, high.width))
+  )
+  return (
+    f'The image has another size: it is {image.height} pixels high and {image.width} wide; the '
+    f'training images are {heights} high and {widths} wide.'
+  )
