@@ -85,19 +85,20 @@ class StatisticsRange(NamedTuple):
   def from_statistics(cls, statistics: Iterable[ImageStatistics]) -> 'StatisticsRange':
     """Return the range of at least one image."""
     columns = list(zip(*statistics, strict=True))
-    return cls(ImageStatistics(*map(min, columns)), ImageStatistics(*map(max, columns)))
+    smallest, largest = (map(function, columns) for function in (min, max))
+    return cls(ImageStatistics._make(smallest), ImageStatistics._make(largest))
 
   def merge(self, other: 'StatisticsRange') -> 'StatisticsRange':
     """Return the range of the images of both ranges."""
     return StatisticsRange.from_statistics([*self, *other])
 
-  def to_dict(self) -> dict[str, list[float]]:
+  def to_dict(self) -> dict[str, list[float | int]]:
     """Return minimum and maximum by name, to be stored as JSON."""
     limits = zip(*self, strict=True)
     return {name: list(pair) for name, pair in zip(self.minimum._fields, limits, strict=True)}
 
   @classmethod
-  def from_dict(cls, limits: Mapping[str, Sequence[float]]) -> 'StatisticsRange':
+  def from_dict(cls, limits: Mapping[str, Sequence[float | int]]) -> 'StatisticsRange':
     """Return the range that `to_dict` returned as a mapping.
 
     Raises:
@@ -105,7 +106,7 @@ class StatisticsRange(NamedTuple):
     """
     pairs = [limits[name] for name in ImageStatistics._fields]
     minimum, maximum = zip(*pairs, strict=True)
-    return cls(ImageStatistics(*minimum), ImageStatistics(*maximum))
+    return cls(ImageStatistics._make(minimum), ImageStatistics._make(maximum))
 
 
 class ImageWarning(NamedTuple):
@@ -181,7 +182,7 @@ def find_warnings(
   return warnings
 
 
-def _is_far_below(value: float, low: float, high: float, factor: float) -> bool:
+def _is_far_below(value: float | int, low: float | int, high: float | int, factor: float) -> bool:
   """Return whether a value is below [low, high] by more than a factor and the width of the range.
 
   It never is if `low` is 0.
