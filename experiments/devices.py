@@ -36,6 +36,9 @@ _METRIC_COLUMNS = {
   'evaluate_s': ('evaluate s', statistics.median, 1),
   'fit_peak_mb': ('peak MB', statistics.median, 0),
   'image_auroc': ('image AUROC', statistics.mean, 3),
+  'defects_found': ('defects found', statistics.mean, 3),
+  'defects_to_review': ('to review', statistics.mean, 3),
+  'defects_missed': ('missed', statistics.mean, 3),
   'pixel_auroc': ('pixel AUROC', statistics.mean, 3),
 }
 

@@ -19,6 +19,8 @@ The rival's last line is JSON: fit_s, test_s, peak_mb, image_AUROC, pixel_AUROC.
 - peak: largest resident size of the whole process, tests included; for uadjax as the operating
   system reports it, for the rival as it reports itself.
 Ratios are medians over the ratios within a round.
+Defects found, to review and missed are shares of the defective images at uadjax's default
+thresholds; the rival calibrates none.
 """
 
 import argparse
@@ -49,6 +51,12 @@ _SCORES = (
   ('pixel_auroc', 'pixel_AUROC', 'pixel AUROC', 3),
 )
 _MEASURES = (*_COSTS, *_SCORES)
+# Key of uadjax, title.
+_VERDICTS = {
+  'defects_found': 'defects found',
+  'defects_to_review': 'to review',
+  'defects_missed': 'missed',
+}
 
 
 class Case(NamedTuple):
@@ -186,11 +194,16 @@ def table_rows(rounds: Sequence[RoundRecord]) -> list[list[str]]:
   thresholds = tables.format_cell(
     tables.center_and_range(uadjax_run['calibrate_s'] for uadjax_run, _ in pairs), 1
   )
+  # Rounds of earlier versions lack the verdicts.
+  verdicts = [
+    tables.format_cell(tables.center_and_range(run.get(key) for run in uadjax_summaries), 3)
+    for key in _VERDICTS
+  ]
   name, run_counts = rounds[0]['case'], f'{len(pairs)} + {len(uadjax_summaries) - len(pairs)}'
   return [
-    [name, 'uadjax', run_counts, *uadjax_cells, thresholds],
-    [name, 'rival', str(len(pairs)), *rival_cells, '—'],
-    [name, 'uadjax / rival', '', *ratio_cells, '', '', ''],
+    [name, 'uadjax', run_counts, *uadjax_cells, *verdicts, thresholds],
+    [name, 'rival', str(len(pairs)), *rival_cells, *['—'] * (len(_VERDICTS) + 1)],
+    [name, 'uadjax / rival', '', *ratio_cells, *[''] * (len(_SCORES) + len(_VERDICTS) + 1)],
   ]
 
 
@@ -222,7 +235,7 @@ def main() -> None:
       print(describe_round(records_by_seed[seed]), flush=True)
     rows += table_rows([records_by_seed[seed] for seed in seeds])
     machines.update(records_by_seed[seed]['machine'] for seed in seeds)
-  titles = [title for *_, title, _ in _MEASURES]
+  titles = [*(title for *_, title, _ in _MEASURES), *_VERDICTS.values()]
   print(f'\n{tables.markdown_table(["case", "system", "runs", *titles, "thresholds s"], rows)}\n')
   print(
     'Medians (range). Runs of uadjax: alternating with the rival + alone, for the AUROCs. '

@@ -31,11 +31,13 @@ import subprocess_runs
 
 from uadjax.sweep import results, tables
 
-# Key in evaluate_result.json -> title; the last three are at the calibrated thresholds.
+# Key of a summary -> title; the last five are at the calibrated thresholds.
 _METRICS = {
   'image_auroc': 'image AUROC',
   'pixel_auroc': 'pixel AUROC',
-  'image_recall': 'recall',
+  'defects_found': 'defects found',
+  'defects_to_review': 'to review',
+  'defects_missed': 'missed',
   'false_alarm_rate': 'false alarms',
   'iou': 'IoU',
 }
@@ -74,7 +76,9 @@ def run_stage(
     summary: results.RunSummary = {'diverged': True}
   else:
     metrics = json.loads((folder / 'evaluate_result.json').read_text())['metrics']
-    summary = {key: {**metrics, **metrics['at_threshold']}[key] for key in _METRICS}
+    at_threshold = metrics['at_threshold']
+    values = {**metrics, **at_threshold, **results.verdict_shares(at_threshold)}
+    summary = {key: values[key] for key in _METRICS}
   folder.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(summary) + '\n')
   return summary

@@ -14,7 +14,9 @@ import pytest
 import small_runs
 
 from uadjax import cli, sweep
+from uadjax.data.records import Record
 from uadjax.errors import ConfigError
+from uadjax.evaluation import evaluate
 from uadjax.sweep import results, slots
 from uadjax.system import files
 
@@ -210,6 +212,20 @@ def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
   assert (mean['seeds'], float(mean['image_auroc_high'])) == ('2', pytest.approx(0.85))
   assert float(mean['image_auroc']) == pytest.approx(0.75)
   assert found['a']['pixel_auroc'] == ''
+
+
+def test_shares_of_verdicts_are_those_of_the_defective_images():
+  labels = {'hole': ['NG', 'review', 'OK', 'NG', 'OK'], 'good': ['NG', 'OK']}
+  images = [
+    evaluate.ImageResult(Record(Path(f'{defect}_{i}.png'), defect), 0.0, label)
+    for defect, verdicts in labels.items()
+    for i, label in enumerate(verdicts)
+  ]
+  at_threshold = evaluate.compute_metrics(images, None, None)['at_threshold']
+  assert list(results.verdict_shares(at_threshold).values()) == pytest.approx([0.4, 0.2, 0.4])
+  at_threshold = evaluate.compute_metrics(images[5:], None, None)['at_threshold']
+  assert set(results.verdict_shares(at_threshold).values()) == {None}
+  assert set(results.verdict_shares({}).values()) == {None}
 
 
 @pytest.mark.slow

@@ -23,6 +23,9 @@ class Column(NamedTuple):
 
 COLUMNS = {
   'image_auroc': Column('image AUROC', statistics.mean, 3),
+  'defects_found': Column('defects found', statistics.mean, 3),
+  'defects_to_review': Column('to review', statistics.mean, 3),
+  'defects_missed': Column('missed', statistics.mean, 3),
   'pixel_auroc': Column('pixel AUROC', statistics.mean, 3),
   'au_pro': Column('AU-PRO', statistics.mean, 3),
   'fit_s': Column('fit s', statistics.median, 1),
@@ -40,10 +43,24 @@ def load_summary(workdir: Path) -> RunSummary | None:
   metrics, timing = result.get('metrics', {}), result['timing']
   return {
     **{key: metrics.get(key) for key in ('image_auroc', 'pixel_auroc', 'au_pro')},
+    **verdict_shares(metrics.get('at_threshold', {})),
     **{key: timing[key] for key in ('fit_s', 'calibrate_s', 'evaluate_s')},
     'fit_peak_mb': timing['peak_memory_mb'],
     **result.get('summary', {}),
   }
+
+
+def verdict_shares(at_threshold: Mapping[str, Any]) -> RunSummary:
+  """Return the shares of the defective images that are NG, to be reviewed, and OK.
+
+  Args:
+    at_threshold: metrics at the calibrated thresholds; without defective images, or without
+      metrics, the shares are None.
+  """
+  ng = at_threshold.get('image_recall')
+  review = at_threshold.get('review_rate', {}).get('defective')
+  missed = None if ng is None or review is None else max(0.0, 1 - ng - review)
+  return {'defects_found': ng, 'defects_to_review': review, 'defects_missed': missed}
 
 
 def summarize_runs(runs: Iterable[tuple[str, str, int, RunSummary]]) -> Rows:
@@ -105,8 +122,9 @@ def write_tables(rows: Rows, workdir: Path, footnote: str) -> str:
     [*leading_titles, *(column.title for column in COLUMNS.values())], markdown_rows
   )
   text = (
-    f'{markdown}\n\nOver seeds: AUROC and AU-PRO mean (range), others median (range). Rows of '
-    f'means average the categories first, for each seed.\n{footnote}\n'
+    f'{markdown}\n\nDefects are shares of the defective images at the calibrated thresholds. Over '
+    'seeds: AUROC, AU-PRO and defects mean (range), others median (range). Rows of means average '
+    f'the categories first, for each seed.\n{footnote}\n'
   )
   files.write_text(workdir / 'table.md', text)
   column_names = [key + suffix for key in COLUMNS for suffix in ('', '_low', '_high')]
