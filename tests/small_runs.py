@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from uadjax import main
+from uadjax.evaluation import curves
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 SMALL = (
@@ -30,6 +32,11 @@ DETECTOR_FLAGS = {
   'stfpm': (f'--config.fit.steps={STEPS}',),
 }
 NAMES = tuple(DETECTOR_FLAGS)
+# For what is done in the same way whatever the detector: by default with the simplest one alone.
+ANY_NAME = (
+  'padim',
+  *(pytest.param(name, marks=pytest.mark.slow) for name in ('patchcore', 'stfpm')),
+)
 TITLES = {'padim': 'PaDiM', 'patchcore': 'PatchCore', 'stfpm': 'STFPM'}
 NO_EVALUATION = '--config.evaluate.do_eval=false'
 
@@ -39,9 +46,15 @@ TRAIN, GOOD, DEFECTS = 12, 3, ('missing', 'scratch', 'spot')  # Two pictures of 
 DISCS = {'categories': ('disc',), 'defects': DEFECTS}  # What is drawn of the demo set.
 
 
-def run(*argv: object) -> int:
-  """Run an experiment; return its exit status."""
-  return main.main([str(word) for word in argv])
+def run(*argv: object, draw_curves: bool = False) -> int:
+  """Run an experiment; return its exit status.
+
+  To draw the curves takes longer than all else of a small evaluation, so only their folder is made.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    if not draw_curves:
+      patch.setattr(curves, 'draw', lambda folder, data: folder.mkdir(exist_ok=True))
+    return main.main([str(word) for word in argv])
 
 
 def flags(name: str, root: Path, category: str = 'disc') -> tuple[str, ...]:
