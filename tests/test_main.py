@@ -24,6 +24,7 @@ from uadjax import experiment
 from uadjax.data import image_io, image_statistics, transforms
 
 EVERY = pytest.mark.parametrize('name', small_runs.NAMES)
+ANY = pytest.mark.parametrize('name', small_runs.ANY_NAME)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_every_kind_of_image_gets_pictures(trained):
       assert picture.height > small_runs.SIDE
 
 
-@EVERY
+@ANY
 def test_evaluating_again_gives_the_same_numbers(trained, name, tmp_path):
   """On its own data, for no others are named; the model's own detector counts."""
   workdir = trained(name)
@@ -136,7 +137,7 @@ def verdict(score, review, threshold):
   return 'NG' if score > threshold else 'review' if score > review else 'OK'
 
 
-@EVERY
+@ANY
 def test_predicting_agrees_with_evaluating(trained, name, drawn, tmp_path):
   workdir = trained(name)
   folder = shutil.copytree(drawn / 'disc' / 'test', tmp_path / 'in')
@@ -221,13 +222,12 @@ def test_a_group_gets_a_run_each_and_a_mean_row(name, more, drawn, tmp_path):
   assert [row['category'] for row in table(out / 'all.csv')] == ['bad', 'well', 'mean']
 
 
-@pytest.mark.parametrize(
-  ('name', 'other'), [('padim', '--config.seed=4'), ('stfpm', '--config.fit.steps=2')]
-)
-def test_a_finished_run_is_written_over_only_when_asked(
-  name, other, trained, drawn, capfd, tmp_path
-):
-  workdir = shutil.copytree(trained(name), tmp_path / 'copy')
+OTHER = {'padim': '--config.seed=4', 'stfpm': '--config.fit.steps=2'}
+
+
+@pytest.mark.parametrize('name', OTHER)
+def test_a_finished_run_is_not_written_over_unasked(name, trained, drawn, capfd, tmp_path):
+  workdir, other = shutil.copytree(trained(name), tmp_path / 'copy'), OTHER[name]
   before = small_runs.contents(workdir)
   words = (*small_runs.flags(name, drawn), f'--workdir={workdir}', small_runs.NO_EVALUATION)
   for more in (other, '--config.fit.stepz=4'):
@@ -237,7 +237,13 @@ def test_a_finished_run_is_written_over_only_when_asked(
   said = capfd.readouterr().err
   assert ('with a checkpoint of step' if name == 'stfpm' else 'holds a finished run') in said
   assert '--config.fit.overwrite=true' in said
-  assert run(*words, other, '--config.fit.overwrite=true') == 0
+
+
+@pytest.mark.parametrize('name', ['padim', pytest.param('stfpm', marks=pytest.mark.slow)])
+def test_a_finished_run_is_written_over_when_asked(name, trained, drawn, tmp_path):
+  workdir = shutil.copytree(trained(name), tmp_path / 'copy')
+  words = (*small_runs.flags(name, drawn), f'--workdir={workdir}', small_runs.NO_EVALUATION)
+  assert run(*words, OTHER[name], '--config.fit.overwrite=true') == 0
   if name == 'stfpm':
     assert [p.name for p in (workdir / 'checkpoints' / 'rolling').iterdir()] == ['2']
   else:
@@ -322,15 +328,16 @@ WRONG = [
   (['--config.fit.step=3'], "did you mean 'fit.steps'"),
   (['--config.mode=trian'], 'check_dataset'),
   (['--config.data.category=dics'], "'disc'"),
-  (['--config.fit.learning_rate=1e9', '--config.fit.steps=9'], 'training diverged'),
   (['--config.mode=evaluate'], 'not a model directory'),
   (['--config.mode=predict', '--config.predict.input=nothing.png'], 'not a model directory'),
 ]
+DIVERGING = [(['--config.fit.learning_rate=1e9', '--config.fit.steps=9'], 'training diverged')]
 
 
-def test_what_a_user_gets_wrong_is_one_message(flags, tmp_path, capfd):
+@pytest.mark.parametrize('wrong', [WRONG, pytest.param(DIVERGING, marks=pytest.mark.slow)])
+def test_what_a_user_gets_wrong_is_one_message(wrong, flags, tmp_path, capfd):
   """One error of each kind; test_settings.py tests all keys."""
-  for number, (words, message) in enumerate(WRONG):
+  for number, (words, message) in enumerate(wrong):
     workdir = tmp_path / str(number)
     workdir.mkdir()
     assert run(*flags, f'--workdir={workdir}', '--config.fit.steps=1', *words) == 1, words

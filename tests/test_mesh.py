@@ -7,6 +7,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import pytest
+import small_runs
 
 from uadjax import backbones, config as configs, create_model
 from uadjax.data.records import Record
@@ -170,7 +171,7 @@ def test_a_run_that_is_split_leaves_the_same_model(name, fitted):
   np.testing.assert_allclose(many.peaks, one.peaks, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['padim', 'patchcore', 'stfpm'])
+@pytest.mark.parametrize('name', small_runs.ANY_NAME)
 def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
   """Where it is predicted with and where it is evaluated; images that no device count divides."""
   directory, files = trained(name) / 'model', sorted((drawn / 'disc').rglob('*.png'))[:5]
