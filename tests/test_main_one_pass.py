@@ -75,7 +75,9 @@ def test_the_bank_has_its_share_of_all_patches(trained):
   assert report['summary']['covering_radius'] > 0
 
 
-@pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
+# Quickly: of a split run its calibration scores, in test_mesh.py.
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NAMES)
 def test_scores_do_not_depend_on_batches_nor_devices(trained, name):
   one = trained(name)
   other = trained(name, '--config.fit.batch_size=7', '--config.mesh.data=8')
@@ -153,13 +155,19 @@ def test_a_run_is_extended_in_its_own_folder(early, extended, halves, tmp_path):
   assert result(workdir)['drift']['image_threshold_before'] == before
 
 
-def test_what_extends_must_be_of_the_same_kind(early, halves, tmp_path, capfd):
-  for number, (name, word, key, values) in enumerate((
-    ('patchcore', 'detector.ratio=0.5', 'detector.ratio', ('0.5', '0.125')),
-    ('padim', 'detector.channels=8', 'detector.channels', ('8', '9')),
-    ('padim', 'data.ops=resize(40)', 'data.ops', ('resize(40)', 'resize(32, 48)')),
-    ('padim', 'backbone.weights=random', 'backbone.name', ('resnet18', 'compact')),
-  )):  # fmt: skip
+OTHER_KINDS = {
+  'padim': (
+    ('detector.channels=8', 'detector.channels', ('8', '9')),
+    ('data.ops=resize(40)', 'data.ops', ('resize(40)', 'resize(32, 48)')),
+    ('backbone.weights=random', 'backbone.name', ('resnet18', 'compact')),
+  ),
+  'patchcore': (('detector.ratio=0.5', 'detector.ratio', ('0.5', '0.125')),),
+}
+
+
+@pytest.mark.parametrize('name', ['padim', pytest.param('patchcore', marks=pytest.mark.slow)])
+def test_what_extends_must_be_of_the_same_kind(name, early, halves, tmp_path, capfd):
+  for number, (word, key, values) in enumerate(OTHER_KINDS[name]):
     more = (f'--config.fit.extend={early(name) / "model"}', f'--config.{word}')
     workdir = tmp_path / str(number)
     capfd.readouterr()  # Of the earlier run.
@@ -250,23 +258,29 @@ def test_a_bank_with_little_room_is_reduced_on_the_way(trained, drawn, tmp_path)
   assert set(image.tolist()) <= set(range(small_runs.TRAIN))
 
 
-def test_a_run_that_fails_leaves_nothing_half_written(trained, drawn, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ('module', 'where'),
+  [
+    (model_dir, 'save_manifest'),
+    pytest.param(array_file, 'save_arrays', marks=pytest.mark.slow),
+  ],
+)
+def test_a_run_that_fails_leaves_nothing_half_written(
+  module, where, trained, drawn, tmp_path, monkeypatch
+):
   """Neither where nothing was, nor where a whole run is written over."""
 
   def full(*args):
     raise OSError('No space left on device')
 
   finished = trained('padim')
-  for module, where in ((model_dir, 'save_manifest'), (array_file, 'save_arrays')):
-    fresh, over = tmp_path / where, tmp_path / f'over_{where}'
-    shutil.copytree(finished, over)
-    with monkeypatch.context() as patch:
-      patch.setattr(module, where, full)
-      for workdir in (fresh, over):
-        again = f'--workdir={workdir}', '--config.fit.overwrite=true'
-        assert run(*flags('padim', drawn), *again) == 1, where
-        assert 'No space left' in result(workdir)['err_msg'], where
-    there = {path.name for path in fresh.iterdir()}
-    assert there == {'config.yaml', 'train.log', 'train_result.json'}, where
-    for folder in ('model', 'state'):
-      assert small_runs.contents(over / folder) == small_runs.contents(finished / folder), where
+  fresh, over = tmp_path / 'fresh', shutil.copytree(finished, tmp_path / 'over')
+  monkeypatch.setattr(module, where, full)
+  for workdir in (fresh, over):
+    again = f'--workdir={workdir}', '--config.fit.overwrite=true'
+    assert run(*flags('padim', drawn), *again) == 1
+    assert 'No space left' in result(workdir)['err_msg']
+  there = {path.name for path in fresh.iterdir()}
+  assert there == {'config.yaml', 'train.log', 'train_result.json'}
+  for folder in ('model', 'state'):
+    assert small_runs.contents(over / folder) == small_runs.contents(finished / folder)
