@@ -132,7 +132,7 @@ def test_unknown_pipelines_are_refused(tmp_path):
 
 
 def test_the_exported_graph_judges_as_the_model_does(exported, image):
-  settings = yaml.safe_load(NEW.format(directory=exported('stfpm')))
+  settings = yaml.safe_load(NEW.replace('STFPM', 'PaDiM').format(directory=exported('padim')))
   (want,) = uadjax.create_pipeline(config=settings).predict(image)
   for name in ('use_hpip', 'enable_hpi'):
     fast = uadjax.create_pipeline(config=settings, **{name: True})
