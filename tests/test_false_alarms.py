@@ -81,15 +81,20 @@ def test_copies_of_real_parts_make_no_promise_stronger(shared, tmp_path, categor
   assert min(chance.cdf(alarms), chance.sf(alarms - 1)) > SURPRISE, alarms
 
 
+def test_copies_of_images_count_once(drawn, tmp_path):
+  shutil.copytree(drawn / 'disc' / 'train', tmp_path / 'data' / 'disc' / 'train')
+  save_again(tmp_path / 'data' / 'disc' / 'train' / 'good', 2)
+  flags = *small_runs.flags('padim', tmp_path / 'data'), small_runs.NO_EVALUATION
+  assert small_runs.run(*flags, f'--workdir={tmp_path / "run"}') == 0
+  assert small_runs.manifest(tmp_path / 'run')['thresholds']['num_normals'] == small_runs.TRAIN
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'more'),
-  [
-    ('padim', ()),
-    pytest.param('patchcore', (), marks=pytest.mark.slow),
-    pytest.param('stfpm', ('--config.fit.steps=20',), marks=pytest.mark.slow),
-  ],
+  [('padim', ()), ('patchcore', ()), ('stfpm', ('--config.fit.steps=20',))],
 )
-@pytest.mark.parametrize('copies', [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('copies', [2, 3])
 def test_copies_of_images_make_no_promise_stronger(tmp_path, name, more, copies):
   few = {'train': 20, 'test_good': 40, 'test_defect': 1, 'size': 128}
   root = demo.write_dataset(tmp_path / 'data', **few, **small_runs.DISCS)
