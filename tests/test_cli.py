@@ -22,6 +22,7 @@ from uadjax import cli, config as configs, detectors
 from uadjax.backbones import weights
 from uadjax.backbones.weights import download
 from uadjax.cli import console, options
+from uadjax.evaluation import curves
 from uadjax.inference import demo_model, pipelines
 from uadjax.system import files
 from uadjax.training import settings
@@ -330,7 +331,8 @@ def test_weights_are_told_of_and_fetched(uadjax, tmp_path, monkeypatch):
   assert (told['path'], told['intact']) == (str(path), False)
 
 
-def test_a_report_is_written(model, drawn, uadjax, tmp_path):
+def test_a_report_is_written(model, drawn, uadjax, tmp_path, monkeypatch):
+  monkeypatch.setattr(curves, 'draw', lambda folder, data: None)  # Nobody would see them.
   page = tmp_path / 'new' / 'r.html'
   words = ('report', model, drawn, '--category', 'disc', '--output', page)
   status, out, _ = uadjax(*words)
@@ -427,7 +429,9 @@ def many(images, tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_what_is_stopped_leaves_whole_files(model, many, tmp_path, number):
   with process('predict', model, many, '--save-path', tmp_path) as stopped:
     first = stopped.stdout.readline()
@@ -446,7 +450,9 @@ def test_what_is_stopped_leaves_whole_files(model, many, tmp_path, number):
     assert json.loads(path.read_text())['label']
 
 
-@pytest.mark.parametrize('terminal', ['xterm-256color', 'dumb'])
+@pytest.mark.parametrize(
+  'terminal', ['xterm-256color', pytest.param('dumb', marks=pytest.mark.slow)]
+)
 def test_bars_are_for_terminals_and_never_get_into_a_pipe(model, images, terminal):
   ours, theirs = pty.openpty()
   words = ('predict', model, *[images] * 4, '--json', '--no-save')
