@@ -15,6 +15,7 @@ from uadjax.types import Batch
 STAGES = ('layer1', 'layer2')  # Two, so that a product is one; few, for compiling takes long.
 SIZE = 32
 BACKBONE = backbones.build('resnet18', STAGES)
+SHORT = backbones.build('resnet18', STAGES[:1])  # For steps of training, which compile longest.
 
 
 def images(n, seed=0):
@@ -31,9 +32,9 @@ def variables():
   return jax.jit(BACKBONE.init)(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
 
 
-def make(shards=SINGLE_SHARD, **options):
+def make(shards=SINGLE_SHARD, backbone=BACKBONE, **options):
   spec = RunContext(SIZE, SIZE, 8, learning_rate=lambda step: 0.1, shards=shards)
-  return stfpm.make(BACKBONE, spec, StfpmSettings(**options))
+  return stfpm.make(backbone, spec, StfpmSettings(**options))
 
 
 @pytest.fixture(scope='module')
@@ -44,6 +45,26 @@ def detector():
 @pytest.fixture(scope='module')
 def state(detector, variables):
   return detector.init(jax.random.key(0), variables)
+
+
+@pytest.fixture(scope='module')
+def short_variables():
+  return jax.jit(SHORT.init)(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
+
+
+@pytest.fixture(scope='module')
+def short_detector():
+  return make(backbone=SHORT)
+
+
+@pytest.fixture(scope='module')
+def short_state(short_detector, short_variables):
+  return short_detector.init(jax.random.key(0), short_variables)
+
+
+@pytest.fixture(scope='module')
+def update(short_detector):
+  return jax.jit(short_detector.update)
 
 
 def features(variables, pixels):
@@ -108,41 +129,41 @@ def test_rows_that_are_not_valid_change_nothing(detector, state):
   )
 
 
-def test_kept_features_change_nothing(detector, state):
+def test_kept_features_change_nothing(short_detector, update, short_state):
   learn = batch(4)
-  kept = learn._replace(features=detector.precompute(state, learn))
-  with_, without = (jax.jit(detector.update)(state, b) for b in (kept, learn))
+  kept = learn._replace(features=short_detector.precompute(short_state, learn))
+  with_, without = (update(short_state, b) for b in (kept, learn))
   np.testing.assert_allclose(with_[1]['loss'], without[1]['loss'], rtol=1e-5)
   for a, b in zip(jax.tree.leaves(with_[0]), jax.tree.leaves(without[0]), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_the_student_learns_and_the_teacher_stays(detector, state):
-  update, learned = jax.jit(detector.update), state
-  losses = []
+def test_the_student_learns_and_the_teacher_stays(update, short_state):
+  learned, losses = short_state, []
   for _ in range(8):
     learned, metrics = update(learned, batch(4))
     losses.append(float(metrics['loss']))
   assert losses[-1] < 0.7 * losses[0]
   assert learned.step == 8
-  jax.tree.map(np.testing.assert_array_equal, learned.teacher, state.teacher)
+  jax.tree.map(np.testing.assert_array_equal, learned.teacher, short_state.teacher)
 
 
-def test_weight_decay_is_added_to_the_gradient_as_in_torch(variables):
+def test_weight_decay_is_added_to_the_gradient_as_in_torch(short_variables):
   """SGD with L2: v ← m·v + g + λ·w, w ← w − η·v; without momentum the decayed part is −η·λ·w."""
-  plain, decayed = (make(momentum=0.0, weight_decay=w) for w in (0.0, 0.5))
-  start = plain.init(jax.random.key(0), variables)
+  plain, decayed = (make(backbone=SHORT, momentum=0.0, weight_decay=w) for w in (0.0, 0.5))
+  start = plain.init(jax.random.key(0), short_variables)
   moved = [
-    jax.jit(d.update)(d.init(jax.random.key(0), variables), batch(2))[0] for d in (plain, decayed)
+    jax.jit(d.update)(d.init(jax.random.key(0), short_variables), batch(2))[0]
+    for d in (plain, decayed)
   ]
   a, b, w = (jax.tree.leaves(s.student['params']) for s in (*moved, start))
   for x, y, z in zip(a, b, w, strict=True):
     np.testing.assert_allclose(x - y, 0.1 * 0.5 * z, rtol=1e-2, atol=1e-5)
 
 
-def test_black_images_have_finite_gradients(detector, state):
-  black = batch(2)._replace(image=np.zeros((2, SIZE, SIZE, 3), np.uint8))
-  moved, metrics = jax.jit(detector.update)(state, black)
+def test_black_images_have_finite_gradients(update, short_state):
+  black = batch(4)._replace(image=jnp.zeros((4, SIZE, SIZE, 3), np.uint8))
+  moved, metrics = update(short_state, black)
   assert np.isfinite(metrics['loss'])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(moved))
 
@@ -166,6 +187,17 @@ def test_floor_and_opening_of_paddlex(state):
   assert opened.image[0] == opened.map.max()
 
 
+def test_a_rounded_map_is_within_the_bounds_of_the_floor(state):
+  pixels, fitted = images(1), make().finalize(state)
+  floor = float(np.median(make().score(fitted, pixels).map))
+  low, high = make(floor=floor).score_bounds(fitted, pixels, 0.01)
+  for shift in (0.995, 1.005):
+    near = make(floor=shift * floor).score(fitted, pixels).map
+    assert (low.map <= near).all()
+    assert (near <= high.map).all()
+  assert (make(floor=2 * floor).score(fitted, pixels).map < low.map).any()
+
+
 @pytest.mark.parametrize(
   ('kept', 'numbers'),
   [
@@ -175,14 +207,14 @@ def test_floor_and_opening_of_paddlex(state):
     pytest.param(False, (8,), marks=pytest.mark.slow),
   ],
 )
-def test_one_update_is_the_same_on_any_number_of_devices(state, kept, numbers):
+def test_one_update_is_the_same_on_any_number_of_devices(short_state, kept, numbers):
   """Batch norm sees all of a batch, and so does the gradient."""
   results = []
   for devices in (1, *numbers):
     mesh = meshes.make_mesh('cpu', devices, 8)
     assert mesh.size == devices
-    detector = make(shards=meshes.shards(mesh))
-    copy = meshes.replicate(mesh, jax.tree.map(jnp.copy, state))
+    detector = make(meshes.shards(mesh), SHORT)
+    copy = meshes.replicate(mesh, jax.tree.map(jnp.copy, short_state))
     rows = meshes.shard_batch(mesh, batch(8))
     if kept:
       rows = rows._replace(features=jax.jit(detector.precompute)(copy, rows))
