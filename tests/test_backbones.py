@@ -15,13 +15,13 @@ from uadjax.backbones.weights import key_mapping
 from uadjax.errors import UnknownName
 
 STAGES = ('layer1', 'layer2', 'layer3')
-# Of those that differ in their depth alone the deeper ones are slow.
+# Of those that differ in depth or width alone the larger ones are slow.
 NAMES = (
   'resnet18',
   pytest.param('resnet34', marks=pytest.mark.slow),
   'resnet50',
   pytest.param('resnet101', marks=pytest.mark.slow),
-  'wide_resnet50_2',
+  pytest.param('wide_resnet50_2', marks=pytest.mark.slow),
 )
 
 
