@@ -154,7 +154,7 @@ def test_settling_is_selecting_from_everything_where_no_room_had_to_be_made():
 
 # Share of patches, and rows until room is made: one bank that ends with the share, and selects only
 # from fresh patches; and one that ends with half of what fits, and selects from selected ones.
-CASES = [(0.02, 64), (0.1, 45)]
+CASES = [(0.02, 64), pytest.param(0.1, 45, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(('ratio', 'rows'), CASES)
@@ -241,7 +241,10 @@ def test_batches_of_more_than_half_of_the_bank_are_refused_with_a_way_out():
   assert memory_bank.compact(KEY, bank, sized, 5).num_rows <= 22
 
 
-@pytest.mark.parametrize(('images', 'more', 'rows'), [(16, 12, 10**6), (40, 40, 45)])
+@pytest.mark.parametrize(
+  ('images', 'more', 'rows'),
+  [(16, 12, 10**6), pytest.param(40, 40, 45, marks=pytest.mark.slow)],
+)
 def test_a_bank_can_be_taken_up_again(images, more, rows):
   """Old rows compete with new patches; numbers, counts and the radius go on."""
   x = embeddings(images + more, 2)
@@ -301,7 +304,14 @@ def stood(plan, x, before=None):
   return leave_out.select_calibration_coresets(KEY, bank, plan, before)
 
 
-@pytest.mark.parametrize(('images', 'ratio', 'dim'), [(3, 1.0, 0), (23, 0.1, 0), (23, 0.1, 2)])
+@pytest.mark.parametrize(
+  ('images', 'ratio', 'dim'),
+  [
+    (23, 0.1, 0),
+    pytest.param(3, 1.0, 0, marks=pytest.mark.slow),
+    pytest.param(23, 0.1, 2, marks=pytest.mark.slow),
+  ],
+)
 def test_of_every_fold_a_share_stands_in(images, ratio, dim):
   """Which images are of which fold goes by their numbers; where there are few, each is alone."""
   sized, x = plan(images, ratio=ratio, dim=dim), embeddings(images)
@@ -315,7 +325,7 @@ def test_of_every_fold_a_share_stands_in(images, ratio, dim):
   )
 
 
-@pytest.mark.parametrize('dim', [0, 2])
+@pytest.mark.parametrize('dim', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
   sized, x = plan(23, ratio=0.1, dim=dim), embeddings(23, 3)
   stand_ins = stood(sized, x)
@@ -336,6 +346,7 @@ def test_where_fewer_stand_in_than_asked_for_all_are_taken():
   assert sorted(np.asarray(rows).tolist()) == sorted(x[[0, 2]].reshape(-1, D).tolist())
 
 
+@pytest.mark.slow
 def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   sized, x = plan(62, ratio=0.1, rows=45), embeddings(62)
   bank, _ = fold(memory_bank.empty(sized), sized, x)

@@ -116,7 +116,7 @@ def assert_same(a, b, rtol=1e-4):
   ('projection', 'enlarge', 'slow'),
   [
     ('sample', 'bilinear', slow_bilinear),
-    ('ortho', 'bilinear', slow_bilinear),
+    pytest.param('ortho', 'bilinear', slow_bilinear, marks=pytest.mark.slow),
     ('sample', 'nearest', slow_nearest),
   ],
 )
@@ -132,7 +132,10 @@ def test_score_is_the_definition(variables, projection, enlarge, slow):
   np.testing.assert_allclose(scores.image, np.max(want, axis=(1, 2)), rtol=1e-3)
 
 
-@pytest.mark.parametrize(('rows', 'padding'), [(1, 0), (4, 0), (5, 3), (12, 4)])
+@pytest.mark.parametrize(
+  ('rows', 'padding'),
+  [(1, 0), (5, 3), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((4, 0), (12, 4)))],
+)
 def test_any_batch_size_and_padding_give_the_same_model(update, start, whole, rows, padding):
   state = start
   for first in range(0, 12, rows):

@@ -339,6 +339,7 @@ def test_what_an_image_shows_does_not_touch_the_bank_it_is_scored_by(
   assert not np.array_equal(rows(other, 3), rows(stand_ins, 3))
 
 
+@pytest.mark.slow
 def test_seen_and_unseen_images_are_scored_alike(variables):
   """Which they are not where the rows of a fold are merely passed over."""
   random = np.random.default_rng(0)

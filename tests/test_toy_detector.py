@@ -114,6 +114,7 @@ def test_it_learns_from_more_images(workdir, run, tmp_path):
   np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_graph_agrees(workdir, tmp_path):
   pytest.importorskip('onnxruntime', reason='needs the extra export')
   exporter.export(model_dir.load(workdir / 'model'), output=tmp_path / 'pooled.onnx')
