@@ -24,6 +24,13 @@ def model_dir(fitted):
   return fitted('padim')
 
 
+@pytest.fixture(scope='module')
+def scored(model_dir):
+  """Two images and their scores."""
+  images = [*np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)]
+  return images, [result['score'] for result in create_model(model_dir=model_dir).predict(images)]
+
+
 @pytest.fixture
 def warnings(caplog):
   """Returns a function that lists the warnings logged so far."""
@@ -59,15 +66,20 @@ def block_cache(monkeypatch, tmp_path):
   (tmp_path / 'cache').write_text('a file where the folder should be')
 
 
-BROKEN = break_converter, hide_runtimes, hide_converter, break_runtime, block_cache
+BROKEN = (
+  break_converter,
+  hide_runtimes,
+  hide_converter,
+  pytest.param(break_runtime, marks=pytest.mark.slow),  # A graph is written and checked before.
+  block_cache,
+)
 
 
 @pytest.mark.parametrize('broken', BROKEN, ids=lambda broken: broken.__name__)
 def test_auto_falls_back_to_jax_with_one_warning(
-  model_dir, broken, monkeypatch, tmp_path, warnings
+  model_dir, scored, broken, monkeypatch, tmp_path, warnings
 ):
-  images = [*np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)]
-  expected = [result['score'] for result in create_model(model_dir=model_dir).predict(images)]
+  images, expected = scored
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
   broken(monkeypatch, tmp_path)
   model = create_model(model_dir=model_dir, backend='auto')
