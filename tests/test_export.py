@@ -156,6 +156,8 @@ def resnet(fitted):
   return model_dir.load(fitted('padim', '--config.backbone.weights=random'))
 
 
+# Quickly: as the fixture `exact` of test_quantize.py, for no graph is written that differs.
+@pytest.mark.slow
 def test_with_the_layers_of_a_resnet(resnet, tmp_path):
   assert exporter.export(resnet, output=tmp_path / 'x.onnx').agreement.is_within_tolerance
 

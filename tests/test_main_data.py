@@ -108,7 +108,10 @@ def evaluated(model, directory, workdir, **options):
 # The check.
 
 
-@pytest.mark.parametrize('data', LAYOUTS)
+@pytest.mark.parametrize(
+  'data',
+  ['disc', 'listed', *(pytest.param(data, marks=pytest.mark.slow) for data in ('bins', 'plain'))],
+)
 def test_a_check_leaves_what_the_contract_promises(root, tmp_path, data):
   found = check(root / data, tmp_path, layout=LAYOUTS[data])
   assert found['done_flag'] is True

@@ -110,6 +110,7 @@ def test_padim_extended_is_padim_fitted_on_all(trained, extended):
   assert moved['mean_shift'] > 0
 
 
+@pytest.mark.slow  # Quickly: in test_padim.py.
 def test_padim_keeps_its_projection_whatever_the_seed(early, extended):
   key = 'feature_extractor/projection'
   other = extended('padim', '--config.seed=4')

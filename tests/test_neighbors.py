@@ -226,7 +226,7 @@ def test_any_number_of_queries_can_be_exported():
     jax.ShapeDtypeStruct((q, 3), np.float32), shapes
   )
   got = exported.call(queries, bank)
-  np.testing.assert_array_equal(got[1], neighbors.nearest(queries, bank).row)
+  np.testing.assert_array_equal(got[1], jax.jit(neighbors.nearest)(queries, bank).row)
 
 
 def test_recall_of_the_approximate_search_is_whole_on_a_cpu():

@@ -117,7 +117,7 @@ def assert_same(a, b, rtol=1e-4):
   [
     ('sample', 'bilinear', slow_bilinear),
     pytest.param('ortho', 'bilinear', slow_bilinear, marks=pytest.mark.slow),
-    ('sample', 'nearest', slow_nearest),
+    pytest.param('sample', 'nearest', slow_nearest, marks=pytest.mark.slow),
   ],
 )
 def test_score_is_the_definition(variables, projection, enlarge, slow):
