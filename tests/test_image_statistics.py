@@ -22,7 +22,7 @@ def part(seed, color=(200, 120, 60), size=(300, 400)):
   y, x = np.mgrid[: size[0], : size[1]]
   disc = (y - size[0] / 2) ** 2 + (x - size[1] / 2) ** 2 < (0.4 * size[0]) ** 2
   stripes = disc & (x // 8 % 2 == 0)
-  image = np.where(stripes[..., None], 40, np.where(disc[..., None], color, 90))
+  image = np.where(stripes[..., None], 40, np.where(disc[..., None], color, 200))
   image = image * rng.normal(1, 0.03) + rng.normal(0, 3, image.shape)
   return np.clip(image, 0, 255).astype(np.uint8)
 

@@ -157,15 +157,20 @@ def find_warnings(
   if _is_far_below(image.contrast, low.contrast, high.contrast, _CONTRAST_FACTOR):
     codes = ['no_content']  # Whatever else is unusual follows from it.
   else:
+    is_dark = _is_far_below(image.brightness, low.brightness, high.brightness, _FACTOR)
+    is_bright = _is_far_below(
+      _WHITE - image.brightness, _WHITE - high.brightness, _WHITE - low.brightness, _FACTOR
+    )
+    has_colors = not is_dark and not is_bright  # They fade with the exposure.
     is_unusual = {
-      'underexposed': _is_far_below(image.brightness, low.brightness, high.brightness, _FACTOR),
-      'overexposed': _is_far_below(
-        _WHITE - image.brightness, _WHITE - high.brightness, _WHITE - low.brightness, _FACTOR
-      ),
+      'underexposed': is_dark,
+      'overexposed': is_bright,
       'blurred': _is_far_below(image.sharpness, low.sharpness, high.sharpness, _SHARPNESS_FACTOR),
-      'gray_instead_of_color': low.saturation >= _MIN_OF_COLOR
+      'gray_instead_of_color': has_colors
+      and low.saturation >= _MIN_OF_COLOR
       and _is_far_below(image.saturation, low.saturation, high.saturation, _FACTOR),
-      'color_instead_of_gray': high.saturation <= _MAX_OF_GRAY
+      'color_instead_of_gray': has_colors
+      and high.saturation <= _MAX_OF_GRAY
       and image.saturation >= _MIN_OF_COLOR,
     }
     codes = [code for code, is_present in is_unusual.items() if is_present]
