@@ -424,17 +424,17 @@ def test_a_bank_of_few_bytes_makes_room(detector, variables, embeddings):
 
 
 def test_facts_tell_how_the_fold_went(detector, kept, embeddings):
-  facts = detector.incremental.summarize(kept, embeddings)
+  facts = detector.incremental.summarize(kept, iter([embeddings]))
   away = np.linalg.norm(embeddings.reshape(-1, 1, 192) - kept['embeddings'][None], axis=-1)
   radius = pytest.approx(away.min(axis=1).max(), rel=1e-4)
-  assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius, 'folds': 6}
+  assert facts == {'images': 6, 'bank_rows': 38, 'covering_radius': radius, 'folds': 10}
 
 
 def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
   left_out, kept, variables, embeddings
 ):
   approximate, two = make(approx=True), embedded(embeddings[:2])
-  assert approximate.incremental.summarize(kept, embeddings)['approx_recall'] == 1.0
+  assert approximate.incremental.summarize(kept, iter([embeddings]))['approx_recall'] == 1.0
   fitted = fitted_to(variables, kept['embeddings'])
   got, want = jax.jit(approximate.leave_one_out.score)(fitted, two), left_out(fitted, two)
   np.testing.assert_allclose(got.map, want.map, rtol=1e-5)

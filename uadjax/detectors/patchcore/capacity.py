@@ -33,6 +33,7 @@ class BankConfig(NamedTuple):
     coreset_size: number of rows of the final coreset, over all shards: `ratio` times all patches of
       this run and earlier ones, or what memory allows.
     num_folds: number of folds that images are assigned to, to hold them out for calibration.
+    fold_rows: number of patches of this run in one fold, if images are evenly assigned.
     projection_dim: number of dimensions of the random projection for selections; 0 for none.
     progress: (items, number of items, description) -> the items, showing progress as they are
       iterated over.
@@ -46,6 +47,7 @@ class BankConfig(NamedTuple):
   needs_compaction: bool
   coreset_size: int
   num_folds: int
+  fold_rows: int
   projection_dim: int
   progress: Progress
   shards: Shards
@@ -87,6 +89,7 @@ def configure_bank(
     needs_compaction=needed_rows > max_rows,
     coreset_size=max(1, coreset_size(total_images)),
     num_folds=_NUM_FOLDS,  # The same in every run, because near-duplicates share a fold.
+    fold_rows=math.ceil(num_images / _NUM_FOLDS) * patches_per_image,
     projection_dim=options.coreset_dim,
     progress=context.progress,
     shards=context.shards,

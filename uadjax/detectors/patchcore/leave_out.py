@@ -26,8 +26,8 @@ from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import no_progress
 from uadjax.types import Key
 
-# Calibration coresets are selected in a random projection to at most this many dimensions, even if
-# the final coreset uses all of them: five times faster, and just as good for calibration.
+# Selections for calibration use a random projection to at most this many dimensions, even if the
+# final coreset uses all of them: five times faster, and just as good for calibration.
 _MAX_PROJECTION_DIM = 64
 
 
@@ -57,10 +57,12 @@ def select_calibration_coresets(
   used_folds = [fold for fold in range(num_folds) if any((x == fold).any() for x in fold_ids)]
   sizes = [max((x == fold).sum(axis=1).max() for fold in used_folds) for x in fold_ids]
   rows_per_fold = math.ceil(OVERSAMPLING * config.coreset_size / len(used_folds))
-  dim = min(config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
-  low_dim_config = config._replace(projection_dim=dim, progress=no_progress)
+  # Small folds are padded, so that all selections for calibration share compiled functions.
+  sizes[0] = max(sizes[0], _min_rows(config) - sum(sizes[1:]))
+  config, progress = _low_dim(config), config.progress
+  key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(key)))
   coresets = []
-  for fold in config.progress(used_folds, len(used_folds), 'Selecting for calibration'):
+  for fold in progress(used_folds, len(used_folds), 'Selecting for calibration'):
     # Rows of the fold come first, in order; `valid` is False for those that fill them up.
     rows = [
       np.argsort(x != fold, axis=1, kind='stable')[:, :size].astype(np.int32)
@@ -69,8 +71,11 @@ def select_calibration_coresets(
     valid = [np.take_along_axis(x, i, 1) == fold for x, i in zip(fold_ids, rows, strict=True)]
     # One fold at a time is gathered, because a copy of all patches may take gigabytes.
     fold_patches, is_valid = _gather_fold(patches, rows, valid, shards)
+    if shards.num_shards == 1:
+      # Compiled functions are not shared with arrays that are bound to a mesh of one device.
+      fold_patches, is_valid = jax.tree.map(np.asarray, (fold_patches, is_valid))
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))
-    selection = selections.k_center(key, fold_patches, is_valid, low_dim_config, num_centers)
+    selection = selections.k_center(key, fold_patches, is_valid, config, num_centers)
     coresets.append(selections.take_selected(fold_patches, selection, shards))
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *coresets)
 
@@ -90,11 +95,26 @@ def coreset_without_fold(
     Embeddings of the bank, replicated on all devices.
   """
   patches, rows_per_shard = selections.scatter_evenly(coresets, config.shards)
+  num_missing = max(0, _min_rows(config) - len(patches.image_id))
+  patches = jax.tree.map(
+    lambda x: jnp.pad(x, [(0, num_missing), *[(0, 0)] * (x.ndim - 1)]), patches
+  )
   valid = selections.valid_mask(patches, jnp.asarray(rows_per_shard), config.shards)
   valid &= patches.image_id % config.num_folds != fold
-  config = config._replace(progress=no_progress)
+  config = _low_dim(config)
   selection = selections.k_center(jax.random.key(fold), patches, valid, config, max_rows)
   return selections.take_selected(patches, selection, config.shards).embeddings
+
+
+def _low_dim(config: BankConfig) -> BankConfig:
+  """Return the settings of selections for calibration, which show no progress by themselves."""
+  dim = min(config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
+  return config._replace(projection_dim=dim, progress=no_progress)
+
+
+def _min_rows(config: BankConfig) -> int:
+  """Return the number of rows to which selections for calibration are padded."""
+  return config.fold_rows if config.shards.num_shards == 1 else 0
 
 
 def _fold_ids(
