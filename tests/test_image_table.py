@@ -58,7 +58,7 @@ def test_one_image_of_each_known_group_is_scored(names, num_folds, max_scored, s
   assert len(set(scored_groups)) == len(scored_groups)
   assert is_known[rows].all()
   members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-  usable = [x for x in members if is_known[x].any()]
+  usable = [x for x in members if is_known[x].any()]  # Folds are those of whole groups here.
   if num_folds == 1:
     usable = [x for x in usable if is_known[x].all()]
   assert len(rows) == min(max_scored, len(usable))
@@ -86,18 +86,27 @@ def build(previous, records, num_folds, max_scored):
   return table, image_table.to_learned_images(table, cache)
 
 
+def copy_image(record, name):
+  copy = record.path.with_name(name)
+  copy.write_bytes(record.path.read_bytes())
+  return Record(copy, duplicate_of=record.path)
+
+
 @pytest.mark.parametrize('num_folds', [1, 10])
-@pytest.mark.parametrize('max_scored', [8, 20, 100])
-def test_further_images_never_reduce_the_number_of_scores(tmp_path, num_folds, max_scored):
+@pytest.mark.parametrize(('max_scored', 'copies'), [(8, 1), (20, 1), (100, 1), (20, 3), (100, 2)])
+def test_further_images_never_reduce_the_number_of_scores(tmp_path, num_folds, max_scored, copies):
   """The false-alarm rate that n scores promise decreases with n; all scored images are stored."""
   previous, num_scored, total = incremental_state.EMPTY.images, 0, 0
   for run, count in enumerate([13, 1, 5, 17, 2, 9]):
     records = write_images(tmp_path, count, run)
+    names = [f'{copy}_{record.path.name}' for copy in range(1, copies) for record in records]
+    records += [copy_image(x, name) for x, name in zip(records * copies, names, strict=False)]
     table, previous = build(previous, records, num_folds, max_scored)
     total += count
     assert len(table.scored_rows) == min(max_scored, total) >= num_scored
     num_scored = len(table.scored_rows)
-    assert set(table.scored_rows.tolist()) == set(previous.stored_rows.tolist())
+    num_stored = num_scored * (copies if num_folds == 1 else 1)
+    assert len(set(previous.stored_rows.tolist())) == num_stored
 
 
 @pytest.mark.parametrize('num_folds', [1, 10])
@@ -128,13 +137,10 @@ def test_the_pixels_of_earlier_images_are_read_from_the_state(tmp_path):
     np.testing.assert_array_equal(cache.load(record.path), pixels)
 
 
-def test_groups_too_large_to_store_are_not_scored_by_later_runs(tmp_path):
-  """With a single fold; memory is bounded by twice the number of scored images."""
-  names = [0] * 7 + [1] * 2 + [2, 3]
-  groups = firsts(names)
-  records = write_images(tmp_path, len(names), 0)
-  rows = np.unique(groups)
-  table = image_table.ImageTable(
-    tuple(records), np.arange(len(names)), groups, np.zeros((11, 1)), 0, 1, rows
-  )
-  assert image_table.rows_to_store(table).tolist() == [7, 8, 9, 10]
+def test_a_group_of_several_folds_is_not_scored(tmp_path):
+  """An image between two earlier images, which the model of neither fold lacks."""
+  records = write_images(tmp_path, 4, 0)
+  groups, image_ids = np.array([0, 0, 2, 0]), np.array([0, 1, 2, 10])
+  rows = image_table.choose_scored(records, image_ids, groups, 10, 100)
+  assert rows.tolist() == [2]
+  assert image_table.choose_scored(records, image_ids, groups, 1, 100).tolist() == [0, 2]

@@ -137,7 +137,7 @@ def earlier(kept, records, most=99):
   """What a run over these images leaves, of which at most so many are stored."""
   run = a_run(averaging(), records, None, most=most)
   return incremental_state.IncrementalState(
-    kept, image_table.to_learned_images(run.images, run.cache)
+    kept, image_table.to_learned_images(run.image_table, run.cache)
   )
 
 

@@ -65,12 +65,16 @@ class ImageCache:
     return self._properties[path]
 
   def pin(self, path: Path, pixels: UInt8[np.ndarray, 'height width 3']) -> None:
-    """Add an image at network size under a name that is no file, whatever the memory."""
+    """Add an image at network size under a name that is no file; it always stays in memory.
+
+    It has no properties.
+    """
     source = inputs.Source(str(path), pixels)
     self.images[path] = LoadedImage(source, source, pixels.shape[:2], pixels)
 
   def _add(self, path: Path, loaded_image: LoadedImage) -> None:
-    if len(self.images) < self._max_images:
+    if path not in self._properties:
+      fingerprint = near_duplicates.fingerprint(loaded_image.require_pixels())
+      self._properties[path] = ImageProperties(loaded_image.require_statistics(), fingerprint)
+    if len(self.images) < self._max_images:  # Last, because `properties` relies on that.
       self.images[path] = loaded_image
-    fingerprint = near_duplicates.fingerprint(loaded_image.require_pixels())
-    self._properties[path] = ImageProperties(loaded_image.require_statistics(), fingerprint)

@@ -56,7 +56,7 @@ def group(
 
 
 def join_groups(
-  groups: Int[np.ndarray, ' n'], fingerprints: Float[np.ndarray, 'n k'], num_first: int
+  groups: Int[np.ndarray, ' n'], fingerprints: Float[np.ndarray, 'n k'], num_in_first_set: int
 ) -> Int[np.ndarray, ' n']:
   """Return groups that also join near-duplicates in two sets of images.
 
@@ -64,11 +64,11 @@ def join_groups(
     groups: group of each image within its set: the position of its first near-duplicate, counted
       over both sets.
     fingerprints: fingerprint of each image.
-    num_first: number of images of the first set, which come first.
+    num_in_first_set: number of images of the first set, before those of the second.
   """
   pairs = _similar_pairs(fingerprints)
-  is_first = pairs < num_first
-  between_sets = pairs[:, is_first[0] != is_first[1]]
+  is_in_first_set = pairs < num_in_first_set
+  between_sets = pairs[:, is_in_first_set[0] != is_in_first_set[1]]
   within_sets = np.stack([np.arange(len(groups)), groups])
   return _connect(np.concatenate([within_sets, between_sets], axis=1), len(groups))
 

@@ -127,24 +127,27 @@ def choose_scored(
   A group is one observation, and each fold costs PatchCore a selection.
 
   Args:
-    records: record of each image; None if its pixels are unknown.
+    records: record of each image; None if its pixels are not available.
     image_ids: id of each image.
     groups: position of the first near-duplicate of each image.
-    num_folds: number of folds. If there is only one, a group is chosen only if all its pixels are
-      known, because its images must be removed from the model that scores it.
+    num_folds: number of folds. If there is only one, a group is chosen only if the pixels of all
+      its images are available, because these must be removed from the model that scores it.
     max_scored: maximum number of images; all if they are fewer.
 
   Returns:
     Positions of the images, in order.
   """
-  known = np.flatnonzero([record is not None for record in records])
-  _, first_known = np.unique(groups[known], return_index=True)
-  rows = np.sort(known[first_known])
+  available = np.flatnonzero([record is not None for record in records])
+  _, first_available = np.unique(groups[available], return_index=True)
+  rows = np.sort(available[first_available])
+  folds = image_ids % num_folds
+  # A new image may join groups of earlier runs; no model lacks a group of several folds.
+  is_excluded = np.isin(groups, groups[folds != folds[groups]])
   if num_folds == 1:
-    sizes, known_sizes = (np.bincount(x, minlength=len(records)) for x in (groups, groups[known]))
-    rows = rows[(sizes == known_sizes)[groups[rows]]]
+    is_excluded = np.isin(groups, np.delete(groups, available))
+  rows = rows[~is_excluded[rows]]
   max_scored = min(max_scored, len(rows))
-  folds = image_ids[rows] % num_folds
+  folds = folds[rows]
   num_images_up_to_fold = np.cumsum(np.bincount(folds, minlength=num_folds))
   rows = rows[folds <= np.searchsorted(num_images_up_to_fold, max_scored)]
   # Evenly spaced, because neighbors in a folder may be similar.
@@ -154,17 +157,11 @@ def choose_scored(
 def rows_to_store(table: ImageTable) -> Int[np.ndarray, ' l']:
   """Return the positions of the images that later runs need to score those of this run.
 
-  With a single fold, these are whole groups of near-duplicates, up to twice as many images as are
-  scored; the largest groups are left out first.
+  With a single fold, these are whole groups of near-duplicates.
   """
-  rows = table.scored_rows
   if table.num_folds > 1:
-    return rows
-  groups = table.groups[rows]
-  sizes = np.bincount(table.groups)[groups]
-  order = np.argsort(sizes, kind='stable')
-  fits = np.cumsum(sizes[order]) <= 2 * len(rows)
-  return np.flatnonzero(np.isin(table.groups, groups[order[fits]]))
+    return table.scored_rows
+  return np.flatnonzero(np.isin(table.groups, table.groups[table.scored_rows]))
 
 
 def to_learned_images(table: ImageTable, cache: ImageCache) -> LearnedImages:

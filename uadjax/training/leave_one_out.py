@@ -45,7 +45,7 @@ class HeldOutModel(NamedTuple):
 def score(
   run: OnePassRun, extractor: PyTree, embeddings: EmbeddingStore, batch_size: int
 ) -> calibration.CalibrationScores:
-  """Score the images `run.images.scored_rows`, each by a model that has not learned from it.
+  """Score the images `run.image_table.scored_rows`, each by a model that has not learned from it.
 
   Args:
     run: the run, whose `state_dir` has the arrays of the fit.
@@ -53,10 +53,13 @@ def score(
     embeddings: embeddings that need not be computed again.
     batch_size: number of images per batch.
   """
-  records, num_previous = run.images.records_at(run.images.scored_rows), run.images.num_previous
-  is_old = run.images.scored_rows < num_previous
-  folds = run.images.image_ids[run.images.scored_rows] % run.leave_one_out.num_folds
-  batch_size = min(batch_size, math.ceil(len(records) / len(np.unique(folds))))
+  records, num_previous = (
+    run.image_table.records_at(run.image_table.scored_rows),
+    run.image_table.num_previous,
+  )
+  is_old = run.image_table.scored_rows < num_previous
+  folds = run.image_table.image_ids[run.image_table.scored_rows] % run.leave_one_out.num_folds
+  batch_size = min(batch_size, math.ceil(len(records) / max(1, len(np.unique(folds)))))
   scores, peaks = np.zeros((2, len(records)))
   for rows, scorer, model, specs in _held_out_models(run, extractor, embeddings, batch_size):
     chosen = [records[i] for i in rows.tolist()]
@@ -76,8 +79,8 @@ def score(
 def _held_out_models(
   run: OnePassRun, extractor: PyTree, embeddings: EmbeddingStore, batch_size: int
 ) -> Iterator[HeldOutModel]:
-  """Yield models that together score all images of `run.images.scored_rows`."""
-  images, functions = run.images, run.leave_one_out
+  """Yield models that together score all images of `run.image_table.scored_rows`."""
+  images, functions = run.image_table, run.leave_one_out
   groups = images.groups[images.scored_rows]
   folds = images.image_ids[images.scored_rows] % functions.num_folds
   # With a single fold, the model leaves out each image, but not its near-duplicates.

@@ -42,9 +42,9 @@ class OnePassRun(NamedTuple):
     incremental: its functions for runs that extend this one.
     variables: variables of the backbone.
     records: normal images to learn from, in this order.
-    images: these images and those of earlier runs.
+    image_table: these images and those of earlier runs.
     previous: state of the run to extend, or `incremental_state.EMPTY`.
-    cache: reads the images, or has them in memory.
+    cache: reads the images, or has them in memory. Stored images of earlier runs are only there.
     seed: seed of all random choices.
     mesh: devices that embed and score the images.
     state_dir: existing directory for the state arrays and the calibration coresets.
@@ -56,7 +56,7 @@ class OnePassRun(NamedTuple):
   incremental: Incremental
   variables: Variables
   records: Sequence[Record]
-  images: ImageTable
+  image_table: ImageTable
   previous: incremental_state.IncrementalState
   cache: ImageCache
   seed: int
@@ -75,8 +75,9 @@ class OnePassFit(NamedTuple):
   Attributes:
     fitted: parameters for scoring.
     extractor: parameters for embedding images, on the mesh.
-    fit_seconds: wall time from opening the first file until `fitted` is ready, without writing the
-      state arrays and without `calibration_seconds`.
+    fit_seconds: wall time from the first image until `fitted` is ready, without writing the state
+      arrays and without `calibration_seconds`. Images that the dataset check has left in the cache
+      are not read again.
     calibration_seconds: wall time of computing and writing the calibration coresets.
   """
 
@@ -157,7 +158,7 @@ def _learn(
     # Pixels are no longer needed, but one per image stays: XLA (JAX 0.11) crashes when a sharded
     # program takes an empty array and returns it with others.
     micro_batch = micro_batch._replace(image=micro_batch.image[:, :1, :1], features=features)
-    micro_batch = use_image_ids(micro_batch, run.images.new_image_ids)
+    micro_batch = use_image_ids(micro_batch, run.image_table.new_image_ids)
     return meshes.shard_batch(state_mesh, micro_batch)
 
   with contextlib.ExitStack() as stack:

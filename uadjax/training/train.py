@@ -6,6 +6,8 @@ from pathlib import Path
 import time
 from typing import Any
 
+import numpy as np
+
 from uadjax import backbones, config as configs, detectors
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.data import records as record_types, transforms
@@ -162,11 +164,15 @@ def _train_one_pass(
     files.atomic_directory(workdir / 'state') as state_dir,
     files.atomic_directory(workdir / 'model') as model_folder,
   ):
-    images = image_table.build(
+    table = image_table.build(
       previous.images, records, functions.num_folds, config.calibrate.images, cache
     )
+    num_distinct = len(np.unique(table.groups))
+    if previous_info and num_distinct < len(table.groups):
+      total = len(table.groups)
+      log.LOG.info('Of all %d images of the model, %d are distinct.', total, num_distinct)
     run = one_pass.OnePassRun(
-      config.detector.name, detector, functions, incremental, variables, records, images, previous,
+      config.detector.name, detector, functions, incremental, variables, records, table, previous,
       cache, config.seed, mesh, state_dir,
     )  # fmt: skip
     result, thresholds = _fit_and_calibrate(
@@ -200,7 +206,7 @@ def _fit_and_calibrate(
   """
   # Embeddings of one process are not those of another.
   max_bytes = 0 if processes.is_multiprocess() else config.fit.cache_bytes
-  stored_records = run.images.records_at(image_table.rows_to_store(run.images))
+  stored_records = run.image_table.records_at(image_table.rows_to_store(run.image_table))
   embeddings = EmbeddingStore([record.path for record in stored_records], max_bytes)
   fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every, embeddings)
   peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
@@ -212,7 +218,7 @@ def _fit_and_calibrate(
   batch_size = config.evaluate.batch_size
   scores = leave_one_out.score(run, extractor, embeddings, batch_size)
   thresholds = _calibrate_thresholds(config, scores, labeled_scores)
-  learned_images = image_table.to_learned_images(run.images, run.cache)
+  learned_images = image_table.to_learned_images(run.image_table, run.cache)
   incremental_state.save_images(run.state_dir, learned_images)
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
   sample = leave_one_out.embed(run, extractor, embeddings, stored_records, batch_size)

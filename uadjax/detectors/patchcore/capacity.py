@@ -33,7 +33,7 @@ class BankConfig(NamedTuple):
     coreset_size: number of rows of the final coreset, over all shards: `ratio` times all patches of
       this run and earlier ones, or what memory allows.
     num_folds: number of folds that images are assigned to, to hold them out for calibration.
-    fold_rows: number of patches of this run in one fold, if images are evenly assigned.
+    fold_rows: number of rows of this run in one fold, if images are evenly assigned.
     projection_dim: number of dimensions of the random projection for selections; 0 for none.
     progress: (items, number of items, description) -> the items, showing progress as they are
       iterated over.
@@ -81,15 +81,16 @@ def configure_bank(
   previous_rows = math.ceil(coreset_size(context.num_previous_images) / num_shards)
   needed_rows = previous_rows + images_per_shard * patches_per_image
   total_images = context.num_previous_images + num_images
+  capacity = min(needed_rows, max_rows)
   return BankConfig(
     d,
     patches_per_image,
     options.ratio,
-    capacity=min(needed_rows, max_rows),
+    capacity=capacity,
     needs_compaction=needed_rows > max_rows,
     coreset_size=max(1, coreset_size(total_images)),
     num_folds=_NUM_FOLDS,  # The same in every run, because near-duplicates share a fold.
-    fold_rows=math.ceil(num_images / _NUM_FOLDS) * patches_per_image,
+    fold_rows=min(math.ceil(num_images / _NUM_FOLDS) * patches_per_image, capacity // _NUM_FOLDS),
     projection_dim=options.coreset_dim,
     progress=context.progress,
     shards=context.shards,
