@@ -167,15 +167,15 @@ def test_training_images_are_never_warned_about(first, second):
 
 
 @given(statistics, statistics, statistics)
-def test_more_training_images_never_add_a_warning(image, first, second):
+def test_more_training_images_never_make_a_usual_image_unusual(image, first, second):
   few = StatisticsRange.from_statistics([first])
   more = StatisticsRange.from_statistics([first, second])
   found, later = (
     {warning.code for warning in image_statistics.find_warnings(image, seen)}
     for seen in (few, more)
   )
-  if 'no_content' not in found:  # It replaces the others.
-    assert later <= found
+  # A code may give way to another, because some replace others.
+  assert found or not later
 
 
 @functools.cache

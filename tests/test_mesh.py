@@ -10,6 +10,7 @@ import pytest
 import small_runs
 
 from uadjax import backbones, config as configs, create_model
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
 from uadjax.detectors import padim, patchcore
 from uadjax.detectors.base import RunContext
@@ -194,7 +195,7 @@ def test_a_model_that_is_split_judges_the_same(name, trained, drawn):
     return model.score(fitted, batch.image)
 
   found = scoring.score_records(
-    scorer, model.fitted, records, model.ops, 3, mesh, model.fitted_specs
+    scorer, model.fitted, records, ImageCache(model.ops, 0), 3, mesh, model.fitted_specs
   )
   evaluated = predictor.open_on_mesh(model, mesh).predict(files, 3)
   for a, b, c in zip(found, evaluated, one, strict=True):

@@ -143,7 +143,7 @@ def test_the_student_learns_and_the_teacher_stays(update, short_state):
   for _ in range(8):
     learned, metrics = update(learned, batch(4))
     losses.append(float(metrics['loss']))
-  assert losses[-1] < 0.7 * losses[0]
+  assert losses[-1] < 0.8 * losses[0]
   assert learned.step == 8
   jax.tree.map(np.testing.assert_array_equal, learned.teacher, short_state.teacher)
 

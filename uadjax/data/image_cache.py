@@ -12,7 +12,7 @@ from uadjax.data.inputs import LoadedImage
 
 
 class ImageProperties(NamedTuple):
-  """What is known of every image that was read; see `image_statistics` and `near_duplicates`."""
+  """Properties of an image at network size; see `image_statistics` and `near_duplicates`."""
 
   statistics: ImageStatistics
   fingerprint: Float[np.ndarray, ' k']

@@ -73,7 +73,8 @@ def select_calibration_coresets(
     fold_patches, is_valid = _gather_fold(patches, rows, valid, shards)
     if shards.num_shards == 1:
       # Compiled functions are not shared with arrays that are bound to a mesh of one device.
-      fold_patches, is_valid = jax.tree.map(np.asarray, (fold_patches, is_valid))
+      unbound = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (fold_patches, is_valid))
+      fold_patches, is_valid = unbound
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))
     selection = selections.k_center(key, fold_patches, is_valid, config, num_centers)
     coresets.append(selections.take_selected(fold_patches, selection, shards))
