@@ -20,6 +20,7 @@ import subprocess_runs
 
 from uadjax import backbones, detectors, sweep
 from uadjax.data import checks, layouts, prepare, records as record_types, transforms
+from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import Record
 from uadjax.detectors import base
 from uadjax.distributed import mesh as meshes
@@ -93,18 +94,19 @@ def record_distances() -> Iterator[list[scoring.ScoredRecord]]:
 def make_run(config: settings.Settings, parts: int, path: Path) -> None:
   """Fit a detector, and store the results of its training and test images in a file."""
   ops = transforms.parse(config.data.ops)
-  splits = prepare.checked_splits(config.data, config.check.enforce, checks.MIN_IMAGES)
+  cache = ImageCache(ops, config.fit.cache_bytes)
+  splits = prepare.checked_splits(config.data, config.check.enforce, checks.MIN_IMAGES, cache.add)
   fit_records, unseen_records = split_off(splits.train, config.seed, parts)
   with (
     logging.silence('uadjax'),  # The log would name thresholds of distances as those of maps.
     record_distances() as held_out,
     tempfile.TemporaryDirectory() as folder,
   ):
-    training.train(config, splits._replace(train=fit_records), Path(folder))
+    training.train(config, splits._replace(train=fit_records), cache, Path(folder))
     model = model_dir.load(Path(folder) / 'model')
     test = scoring.score_records(
       lambda fitted, batch: model.score(fitted, batch.image), model.fitted,
-      [*splits.test, *unseen_records], ops, config.evaluate.batch_size,
+      [*splits.test, *unseen_records], cache, config.evaluate.batch_size,
       meshes.make_mesh(config.device, config.mesh.data, 0),
     )  # fmt: skip
     images_by_name = {'held_out': _to_arrays(held_out), 'test': _to_arrays(test)}

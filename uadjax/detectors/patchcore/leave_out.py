@@ -60,7 +60,7 @@ def select_calibration_coresets(
   # Small folds are padded, so that all selections for calibration share compiled functions.
   sizes[0] = max(sizes[0], _min_rows(config) - sum(sizes[1:]))
   config, progress = _low_dim(config), config.progress
-  key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(key)))
+  key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))))
   coresets = []
   for fold in progress(used_folds, len(used_folds), 'Selecting for calibration'):
     # Rows of the fold come first, in order; `valid` is False for those that fill them up.
