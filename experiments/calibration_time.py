@@ -1,12 +1,12 @@
-"""Time of calibration now, beside the time of fitting of an earlier commit.
+"""Calibration time of this checkout, compared with the fit time of an earlier commit.
 
   git clone . ../earlier && git -C ../earlier checkout b411253
   python experiments/calibration_time.py --earlier=../earlier --root=$DATA --weights=$WEIGHTS \
     --log=runs/calibration_time.jsonl
 
-Each round trains every case with both checkouts, one after the other; the order alternates from
-round to round. The log is continued when the command is repeated. The table shows medians with
-their range, and the median of the ratios calibration / earlier fit.
+Each round trains every case with both checkouts, one after the other. The order alternates from
+round to round. Repeat the command to continue the log. The table shows medians with their range,
+and the median of the ratios calibration / earlier fit.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _CATEGORIES = ('toothbrush', 'bottle', 'screw')
 
 
 def measure(checkout: Path, workdir: Path, config: str, category: str, args: Any) -> dict[str, Any]:
-  """Train once with a checkout, and return its durations in seconds."""
+  """Train once with a checkout, and return its durations in seconds and its peak memory in MB."""
   os.environ['PYTHONPATH'] = str(checkout)
   name, _, variant = config.partition(':')
   command = [sys.executable, '-m', 'uadjax.main', f'--config=configs/{name}.py:{variant}']
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
-  """Print a row per case with the seconds of both checkouts, and the ratio of interest."""
+  """Print a row per case: seconds and peak memory of both checkouts, and the ratio."""
   rows = []
   for config, category in dict.fromkeys((run['config'], run['category']) for run in runs):
     earlier, now = (

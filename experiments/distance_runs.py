@@ -1,7 +1,8 @@
 """Runs of detectors that store distances instead of anomaly maps, for image_scores.py.
 
-A run stores the image scores of the training images, each left out, and of the test images, and the
-distances that become their anomaly maps, at the resolution of the feature map.
+A run stores results of the training images, each scored by a model without it, and of the test
+images: their image scores, and the distances from which their anomaly maps are made, at the
+resolution of the feature map.
 """
 
 import argparse
@@ -59,7 +60,13 @@ class StoredRun(NamedTuple):
 def split_off(
   records: Sequence[Record], seed: int, parts: int
 ) -> tuple[tuple[Record, ...], list[Record]]:
-  """Return the records to fit to, and the distinct others: one of `parts`, or none for 0."""
+  """Split records into those to fit to, and the distinct ones of a part that is not fitted to.
+
+  Args:
+    records: good training images.
+    seed: selects the part.
+    parts: number of parts; 0 to fit to all records.
+  """
   groups = record_types.group_duplicates(records)
   numbers = np.searchsorted(np.unique(groups), groups)
   is_unseen = numbers % parts == seed % parts if parts else np.zeros(len(records), bool)
@@ -71,8 +78,8 @@ def split_off(
 def record_distances() -> Iterator[list[scoring.ScoredRecord]]:
   """Make detectors return distances as anomaly maps; yield a list that receives held-out images.
 
-  PaDiM and PatchCore make their maps of distances by `resampling.upsample`. PaDiM's image score
-  becomes the largest distance, because it is the largest value of the map.
+  `resampling.upsample`, which PaDiM and PatchCore call to make maps from distances, is replaced.
+  PaDiM's image score becomes the largest distance, because it is the largest value of the map.
   """
   held_out: list[scoring.ScoredRecord] = []
   collect_scores = scoring.collect_calibration_scores

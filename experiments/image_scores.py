@@ -8,26 +8,32 @@
   python experiments/image_scores.py compare
   python experiments/image_scores.py compare --scores=present,max --thresholds=exponential,pareto
 
-`collect` fits detectors that learn in one pass as uadjax.main does (without --weights: with the
-embedded weights), and stores scores and distances of their images (see distance_runs.py). With
-`--parts=4`, a quarter of the training images is not fitted to, and joins the good test images:
-another quarter for each seed, so that four seeds measure false alarms on all of them. Finished runs
-are not repeated. Further arguments are settings for every run, such as
+`collect` fits detectors that learn in one pass, as uadjax.main does. It stores scores and distances
+of their images (see distance_runs.py). Without --weights, it uses the embedded weights. With
+`--parts=4`, a quarter of the training images is not fitted to and joins the good test images. It is
+another quarter for each seed, so that four seeds measure false alarms on all training images.
+Finished runs are not repeated. Further arguments are settings for every run, such as
 detector.layers=layer1,layer2,layer3; such runs have a folder of their own.
 
-`compare` takes seconds. It computes other image scores from the stored distances, sets thresholds
-on those of the training images, and counts verdicts on the test images. It prints a table for each
-folder of runs, the methods that find most defects first, and writes it there as table.md.
+`compare` takes seconds. It computes other image scores from the stored distances, calibrates
+thresholds on those of the training images, and counts verdicts on the test images. For each folder
+of runs it prints a table, sorted by the defects found, and writes it there as table.md.
 
+Scores:
 present: the detector's own image score.
 patch: largest distance, without reweighting. max: largest value of the anomaly map.
-top 1 %: mean of this share of the anomaly map. weighted: times PatchCore's weight.
-max / mean of image: divided by the mean of the image's own anomaly map.
+max without border: the same, without a sixteenth of the map at each side.
+max of blur S: the same, with a map that is blurred by S pixels.
+max / mean of image: max, divided by the mean of the image's own anomaly map.
+top 1 %: mean of this share of the anomaly map, its largest values.
+weighted: times PatchCore's weight.
 by mean and so on: distances divided by a statistic of the training images at the same position.
+
+Columns:
 NG, to review, missed: shares of the defective images, mean (range) over seeds.
-gain: NG minus NG of the present score with the present thresholds, of the same seed.
-NG at equal rate: if the threshold were set on all good images, those of the test included.
-false alarms: number of good images, averaged over seeds; 95 % interval of Clopper and Pearson.
+gain: NG minus that of the present score with the present thresholds and the same seed.
+NG at equal rate: NG if the threshold were calibrated on all good images, the test images included.
+false alarms: number of good images that are NG, averaged over seeds; 95 % Clopper-Pearson interval.
 """
 
 import argparse
@@ -55,8 +61,8 @@ from uadjax.system import threads
 _BUDGETS = CalibrateSettings().budget, CalibrateSettings().review_budget
 _SIGMA = 4.0  # Blur of the anomaly maps of PaDiM and PatchCore, in pixels.
 _SHARES = (0.001, 0.003, 0.01, 0.03)
-_TAIL_SHARE, _MIN_TAIL = 0.1, 15  # Largest scores that a distribution is fitted to.
-_NUM_FOLDS = 10  # The statistic of a training image is that of the other folds.
+_TAIL_SHARE, _MIN_TAIL = 0.1, 15  # Number of largest scores that a distribution is fitted to.
+_NUM_FOLDS = 10  # The statistic for a training image is computed on the other folds.
 _MEAN_OF_SETS = 'mean of sets'
 _TITLES = (
   'set', 'score', 'threshold', 'seeds', 'AUROC', 'NG %', 'to review %', 'missed %',
@@ -132,7 +138,7 @@ _STATISTICS: dict[str, Callable[[Maps], Float[np.ndarray, 'h w']]] = {
 def normalize(held_out: Maps, test: Maps, statistic: Callable[[Maps], np.ndarray]) -> Maps:
   """Divide the distances of held-out and test images by a statistic at each position.
 
-  That of a held-out image does not contain the image, just as that of a test image.
+  The statistic for a held-out image does not contain the image, just as that for a test image.
   """
   normalized = np.concatenate([held_out, test / statistic(held_out)])
   for fold in range(_NUM_FOLDS):
@@ -321,9 +327,11 @@ def main() -> None:
   collect.add_argument('--detectors', default='padim,patchcore,patchcore:ten', help='configs')
   collect.add_argument('--categories', default='all', help='names; or all, textures, objects')
   collect.add_argument('--seeds', type=int, default=5, help='number of seeds')
-  collect.add_argument('--parts', type=int, default=0, help='of which one is not fitted to')
+  collect.add_argument(
+    '--parts', type=int, default=0, help='fit to all but one of so many parts; 0: fit to all'
+  )
   collect.add_argument('overrides', nargs='*', help='settings of every run: KEY=VALUE')
-  compare.add_argument('--scores', default='', help='names; default all')
+  compare.add_argument('--scores', default='', help='names of image scores; default: all')
   compare.add_argument('--thresholds', default='rank', help=', '.join(_THRESHOLDS))
   flags = parser.parse_args()
   if flags.command == 'collect':

@@ -19,8 +19,8 @@ The rival's last line is JSON: fit_s, test_s, peak_mb, image_AUROC, pixel_AUROC.
 - peak: largest resident size of the whole process, tests included; for uadjax as the operating
   system reports it, for the rival as it reports itself.
 Ratios are medians over the ratios within a round.
-Defects found, to review and missed are shares of the defective images at uadjax's default
-thresholds; the rival calibrates none.
+Defects found, to review and missed are the shares of the defective images that are NG, review and
+OK at uadjax's default thresholds. The rival has none, because its thresholds are not calibrated.
 """
 
 import argparse
@@ -51,7 +51,7 @@ _SCORES = (
   ('pixel_auroc', 'pixel_AUROC', 'pixel AUROC', 3),
 )
 _MEASURES = (*_COSTS, *_SCORES)
-# Key of uadjax, title.
+# Key in the summary of a uadjax run -> title.
 _VERDICTS = {
   'defects_found': 'defects found',
   'defects_to_review': 'to review',

@@ -192,7 +192,7 @@ class FitOptions(NamedTuple):
 
   DATASET is a folder of normal images.
   If it has test images, the model is evaluated on them.
-  With --extend, a fitted model learns from further normal images.
+  With --extend, a fitted PaDiM or PatchCore model learns from further normal images.
 
   Examples:
     uadjax fit bolts/
@@ -207,11 +207,11 @@ class FitOptions(NamedTuple):
     'Default: PatchCore, or the detector of --extend.', autocompletion=lambda: MODELS,
   )  # fmt: skip
   extend: Path | None = _option(
-    None, 'DIR', 'Model directory of PaDiM or PatchCore that learns from further images.'
+    None, 'DIR', 'Model directory of the PaDiM or PatchCore model to extend with further images.'
   )
   category: str = _CATEGORY
   workdir: Path | None = _option(
-    None, 'DIR', 'Folder for all outputs; default runs/NAME_DATASET, to extend runs/RUN_DATASET.'
+    None, 'DIR', 'Folder for all outputs. Default: runs/NAME_DATASET; to extend, runs/RUN_DATASET.'
   )
   device: str | None = _DEVICE
   override: list[str] | None = _OVERRIDE

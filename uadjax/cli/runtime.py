@@ -25,7 +25,7 @@ _OPTION_BY_SETTING = {
   'device': '--device',
   'workdir': '--workdir',
 }
-# Options of fit alone, which takes a single config, unlike the list of a sweep.
+# Options of `uadjax fit` only. Unlike a sweep, it takes a single config.
 _FIT_OPTION_BY_SETTING = {'config': '--model', 'fit.extend': '--extend'}
 # The --override of these commands takes any setting of an experiment.
 _COMMANDS_WITH_OVERRIDE = ('fit', 'sweep')

@@ -1,4 +1,4 @@
-"""Images at network size in memory, so that a run decodes each file once."""
+"""Images at network size in memory, so that a run decodes each file once if all of them fit."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +19,10 @@ class ImageProperties(NamedTuple):
 
 
 class ImageCache:
-  """Images at network size by their file, as many as fit; others are decoded every time.
+  """Images at network size by the path of their file, as many as fit.
 
-  Threads may use it at the same time.
+  Other images are decoded whenever they are loaded. The properties of all images are kept. Several
+  threads may use a cache at the same time.
 
   Attributes:
     ops: operations that bring an image to network size.
@@ -42,7 +43,7 @@ class ImageCache:
     self._add(path, loaded_image._replace(source=source, reread_source=source))
 
   def load(self, path: Path) -> UInt8[np.ndarray, 'height width 3']:
-    """Return the image of a file at network size.
+    """Return an image at network size, from memory or from its file.
 
     Raises:
       DataError: the image cannot be read.
@@ -55,7 +56,7 @@ class ImageCache:
     return loaded_image.require_pixels()
 
   def properties(self, path: Path) -> ImageProperties:
-    """Return the properties of a file's image, which is read unless it was already.
+    """Return the properties of an image; read its file unless that was done before.
 
     Raises:
       DataError: the image cannot be read.
@@ -65,9 +66,9 @@ class ImageCache:
     return self._properties[path]
 
   def pin(self, path: Path, pixels: UInt8[np.ndarray, 'height width 3']) -> None:
-    """Add an image at network size under a name that is no file; it always stays in memory.
+    """Add an image at network size that has no file, under a name that is unique.
 
-    It has no properties.
+    It stays in memory whatever the limit, and has no properties.
     """
     source = inputs.Source(str(path), pixels)
     self.images[path] = LoadedImage(source, source, pixels.shape[:2], pixels)
@@ -76,5 +77,6 @@ class ImageCache:
     if path not in self._properties:
       fingerprint = near_duplicates.fingerprint(loaded_image.require_pixels())
       self._properties[path] = ImageProperties(loaded_image.require_statistics(), fingerprint)
-    if len(self.images) < self._max_images:  # Last, because `properties` relies on that.
+    # The image comes last: `properties` assumes that a file in memory has its properties.
+    if len(self.images) < self._max_images:
       self.images[path] = loaded_image

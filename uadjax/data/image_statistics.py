@@ -1,10 +1,10 @@
 """Statistics of images, and warnings about an image that differs from all training images.
 
-A score says how anomalous the content of an image is. It says little about an image that shows no
-content, such as that of a dead camera, or that shows it in another light, focus, color mode or
-size: such an image may even score below the threshold. Its statistics reveal it.
+A score says how anomalous the content of an image is. It says little about an image without
+content, such as that of a dead camera, or about one in another light, focus, color mode or size.
+Such an image may even score below the threshold. Its statistics reveal it.
 
-Letters: height width the network image.
+Letters: height width of the network image.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +15,14 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
-# Blur of the original reaches the network image reduced, as the image is: a Gaussian blur of 8
+# Scaling to network size reduces a blur of the original as much as the image: a Gaussian blur of 8
 # pixels in an original of 1024 pixels becomes one of 2 pixels at 256. The Laplacian weights the
-# finest details most, which blur removes first. In an image with the spectrum of natural scenes
-# (1 / frequency) it falls to about 4 % at 1024 pixels, 20 % at 2048 and 50 % at 4096.
+# finest details most, and blur removes these first. After such a blur of 8 pixels, the sharpness of
+# an image with the spectrum of natural scenes (1 / frequency) falls to about 4 % for originals of
+# 1024 pixels, 20 % for 2048 and 50 % for 4096.
 #
-# Rounding to whole gray values has a variance of 1 / 12 in each pixel, and the squared weights of
-# the Laplacian add up to 20. Smooth images, such as blurred ones, would have nothing else.
+# Rounding to whole gray values adds a variance of 1 / 12 to each pixel, and the squared weights of
+# the Laplacian add up to 20. In smooth images, such as blurred ones, little else would be measured.
 _LAPLACIAN_OF_ROUNDING = 20 / 12
 
 
@@ -102,7 +103,7 @@ class StatisticsRange(NamedTuple):
     """Return the range that `to_dict` returned as a mapping.
 
     Raises:
-      KeyError, TypeError, ValueError: the mapping is not that of a range.
+      KeyError, TypeError, ValueError: the mapping does not describe a range.
     """
     pairs = [limits[name] for name in ImageStatistics._fields]
     minimum, maximum = zip(*pairs, strict=True)
@@ -110,7 +111,7 @@ class StatisticsRange(NamedTuple):
 
 
 class ImageWarning(NamedTuple):
-  """Reason why an image must be reviewed whatever its score.
+  """Reason why an image is for review even if its score is OK.
 
   Attributes:
     code: 'no_content', 'underexposed', 'overexposed', 'blurred', 'gray_instead_of_color',
@@ -122,20 +123,21 @@ class ImageWarning(NamedTuple):
   message: str
 
 
-# An image is warned about if a statistic is below LOW / FACTOR · (LOW / HIGH), where LOW and HIGH
-# are the limits of the training images. So on a logarithmic scale it is farther from their range
-# than the range is wide. If the tail of the logarithm is exponential, which is heavier than that of
-# a normal distribution, a good image is that far from n others with probability 2 / (n + 1)²: less
-# than 0.1 % for all statistics together from 99 images on. The factors protect models of fewer
-# images, and of images that are very similar to each other.
+# An image gets a warning if a statistic is below LOW / FACTOR · (LOW / HIGH), where LOW and HIGH
+# are the limits of the training images. On a logarithmic scale, it is then farther from their range
+# than the range is wide. For overexposed images, the statistic is the distance of the brightness
+# from white. Assume that the tail of the logarithm is exponential, which is heavier than that of a
+# normal distribution. Then a good image is that far from n others with probability 2 / (n + 1)²:
+# less than 0.1 % for all statistics together, from 99 images on. The factors protect models of
+# fewer images, and of images that are very similar to each other.
 _FACTOR = 2.0
-_CONTRAST_FACTOR = 4.0  # Underexposed images have little contrast, too, but are not uniform.
+_CONTRAST_FACTOR = 4.0  # Underexposed images have little contrast, too, but have content.
 _SHARPNESS_FACTOR = 1.5
 _SIZE_FACTOR = 1.25
 
 _WHITE = 255
-# Gray images have a saturation of 0, or nearly so after JPEG. A gray part in color has a few gray
-# values, from the light and from the noise of the sensor.
+# Gray images have a saturation of 0, or nearly 0 after JPEG. Even a color image of a gray part has
+# a few gray values, because of the light and the noise of the sensor.
 _MAX_OF_GRAY, _MIN_OF_COLOR = 0.5, 2.0
 
 # Code -> the problem in words, and the statistic that shows it.
@@ -155,13 +157,13 @@ def find_warnings(
   """Return the warnings about an image, given the range of the training images."""
   image, (low, high) = statistics, training_range
   if _is_far_below(image.contrast, low.contrast, high.contrast, _CONTRAST_FACTOR):
-    codes = ['no_content']  # Whatever else is unusual follows from it.
+    codes = ['no_content']  # Other unusual statistics follow from it.
   else:
     is_dark = _is_far_below(image.brightness, low.brightness, high.brightness, _FACTOR)
     is_bright = _is_far_below(
       _WHITE - image.brightness, _WHITE - high.brightness, _WHITE - low.brightness, _FACTOR
     )
-    has_colors = not is_dark and not is_bright  # They fade with the exposure.
+    has_colors = not is_dark and not is_bright  # Colors fade in very dark and very bright images.
     is_unusual = {
       'underexposed': is_dark,
       'overexposed': is_bright,
@@ -190,13 +192,13 @@ def find_warnings(
 def _is_far_below(value: float | int, low: float | int, high: float | int, factor: float) -> bool:
   """Return whether a value is below [low, high] by more than a factor and the width of the range.
 
-  It never is if `low` is 0.
+  The width counts on a logarithmic scale. The result is always False if `low` is 0.
   """
   return value * factor * high < low**2
 
 
 def _is_other_length(value: int, low: int, high: int) -> bool:
-  """Return whether a height or width differs from the only one in training, or far from several."""
+  """Return whether a height or width is far outside its range, or differs from the only value."""
   if low == high:
     return value != low
   return _is_far_below(value, low, high, _SIZE_FACTOR) or _is_far_below(

@@ -58,13 +58,18 @@ def group(
 def join_groups(
   groups: Int[np.ndarray, ' n'], fingerprints: Float[np.ndarray, 'n k'], num_in_first_set: int
 ) -> Int[np.ndarray, ' n']:
-  """Return groups that also join near-duplicates in two sets of images.
+  """Join the groups of two sets of images wherever images of both sets are near-duplicates.
+
+  Images within a set are not compared again. Near-duplicates of near-duplicates are in one group.
 
   Args:
     groups: group of each image within its set: the position of its first near-duplicate, counted
       over both sets.
-    fingerprints: fingerprint of each image.
-    num_in_first_set: number of images of the first set, before those of the second.
+    fingerprints: fingerprint of each image of both sets.
+    num_in_first_set: number of images of the first set, which come before those of the second.
+
+  Returns:
+    The group of each image: the position of the first of its near-duplicates in both sets.
   """
   pairs = _similar_pairs(fingerprints)
   is_in_first_set = pairs < num_in_first_set
@@ -74,7 +79,7 @@ def join_groups(
 
 
 def _connect(links: Int[np.ndarray, '2 p'], n: int) -> Int[np.ndarray, ' n']:
-  """Return for each of n images the first image to which links connect it."""
+  """Return for each of n images the position of the first image that links connect it to."""
   from scipy import sparse  # Imported here, because predicting never needs it.
   from scipy.sparse import csgraph
 

@@ -233,7 +233,7 @@ class SummarizeFn(Protocol):
 
   Args:
     arrays: arrays of `Incremental.to_arrays`.
-    embeddings: batches of embeddings of training images, which are computed when they are read.
+    embeddings: iterator over batches of embeddings of the stored images; computes them on demand.
   """
 
   def __call__(

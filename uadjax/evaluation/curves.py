@@ -142,7 +142,7 @@ def summary(data: CurveData) -> str:
 
 
 def image_labels(data: CurveData) -> list[str]:
-  """Return the label of each image, as its result has it."""
+  """Return the label of each test image: OK, review or NG; warnings are considered."""
   scores = zip(data.scores.tolist(), data.warnings, strict=True)
   return [calibration.label(score, data.thresholds, bool(w)) for score, w in scores]
 

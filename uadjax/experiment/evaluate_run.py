@@ -20,7 +20,8 @@ from uadjax.system import logging
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
-_MAX_CACHE_BYTES = 1 << 28  # Limit for decoded images.
+# Limit for images in memory when a model is evaluated without a training before.
+_MAX_CACHE_BYTES = 1 << 28
 
 
 def evaluate_and_report(

@@ -13,12 +13,12 @@ from uadjax.system import memory
 from uadjax.training import settings, train as training, workdir as workdirs
 
 _DEFAULT_MODEL = 'PatchCore'
-# Arguments of `fit_model` by the setting for which they stand.
+# Key of a setting -> argument of `fit_model` that sets it.
 _ARGUMENTS = {**errors.OTHER_KEYS, 'device': 'device', 'fit.extend': 'extend'}
 # Settings that a run takes from the model that it extends: those that must be equal, and those that
-# describe the product and the promise on its false alarms. The others belong to a single run: its
-# images and whether to accept their errors, its devices and processes, its outputs, and the
-# permission to overwrite.
+# determine the new model and its thresholds. All others belong to a single run: its images
+# and whether to accept their errors, its devices and processes, its outputs, and the permission to
+# overwrite.
 _INHERITED = (
   'backbone.', 'calibrate.', 'data.mask_threshold', 'data.ops', 'detector.', 'fit.batch_size',
   'seed',
@@ -37,9 +37,10 @@ def fit_model(
 ) -> predictor.Predictor:
   """Fit a detector to a dataset, calibrate, evaluate and save it, and return a predictor.
 
-  With `extend`, a fitted PaDiM or PatchCore model learns from further good images, and becomes a
-  new model. The images from which it learned before are not needed. It remains as it is unless
-  `workdir` is its own run and {'fit.overwrite': True} is set.
+  With `extend`, a fitted PaDiM or PatchCore model learns from further good images. The result is a
+  new model, and the earlier images are not needed. The model that is extended does not change,
+  unless `workdir` is the directory of its run and {'fit.overwrite': True} is set: then it is
+  replaced.
 
   The process keeps its JAX settings, signal handlers, log handlers and environment, unless
   `tune_process` is true.
@@ -53,9 +54,9 @@ def fit_model(
     workdir: directory for the outputs, such as model/ and report.html; by default
       runs/<model>_<folder>, or runs/<run>_<folder> for a run that extends the model of <run>.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
-    extend: model directory of the model to extend, which is <workdir>/model of its run. Its
-      backbone, detector, image size, calibration, batch size and seed are those of the new run,
-      too. Overrides may change calibration, batch size and seed; the others must be equal.
+    extend: model directory of the model to extend, such as runs/bolts/model. The new run takes over
+      its detector, backbone, `data.ops`, mask threshold, calibration, batch size and seed.
+      Overrides may change the last four; the others must stay the same.
     overrides: values by dotted configuration key, such as {'fit.overwrite': True}.
     tune_process: whether to change this process, for good, so that a CPU fits faster. Every core
       becomes a JAX device, if JAX has not computed anything yet: on two cores, features then take
@@ -133,11 +134,11 @@ def _config_name(model_name: str) -> str:
 def _load_extension(model_name: str | None, values: Mapping[str, object]) -> settings.Settings:
   """Return the settings of a run that extends the model `fit.extend`.
 
-  They are `values`, then those of the variant that `model_name` selects, then those of the model.
+  In order of precedence: `values`, the variant that `model_name` selects, the model, the defaults.
 
   Raises:
-    UserError: the model is missing or damaged, cannot be extended, is of another detector than
-      `model_name`, or has other settings although they must be equal.
+    UserError: the model is missing or damaged, cannot be extended, or is of another detector than
+      `model_name`; or settings differ from it that must be equal.
   """
   directory = str(values['fit.extend'])
   try:
@@ -156,12 +157,12 @@ def _load_extension(model_name: str | None, values: Mapping[str, object]) -> set
     message = f'The model to extend, {directory}, is {info.name}, not {model_name}.'
     hint = 'Omit ', Setting('config'), ', or extend another model.'
     refuse('config', model_name, message, *hint, allowed=(info.name,))
-  # A variant is short for some settings; the others are those of the model, as without a variant.
+  # Only the settings in which a variant differs from the plain configuration override the model.
   defaults = configs.read(detector)
   variant = {k: v for k, v in configs.read(config_name).items() if v != defaults.get(k)}
   model_settings = configs.flatten(model_dir.read_settings(Path(directory)))
   inherited = {k: v for k, v in model_settings.items() if k.startswith(_INHERITED)}
   config = settings.load(detector, {**inherited, **variant, **values}.items())
-  # First of all checks: if the backbone differs, those of its weights name another remedy.
+  # Validate before the weights are checked: if the backbone differs, their errors would mislead.
   training.validate(config)
   return config

@@ -37,7 +37,7 @@ class Result(Mapping[str, Any]):
   an unreadable image has the keys `input_path` and `error`.
 
   Attributes:
-    warnings: reasons why the image must be reviewed whatever its score, each with a `code` and a
+    warnings: reasons why the image is for review even if its score is OK, each with a `code` and a
       `message`.
   """
 

@@ -139,9 +139,9 @@ def _path_hash(path: str) -> bytes:
 
 
 def _table_row(result: Result) -> dict[str, object]:
-  """Return a result as a row, with the codes of its warnings.
+  """Return a result as a row, which has only the codes of its warnings.
 
-  It has no thresholds, which are the same for the whole table.
+  The thresholds are not in it, because they are the same for the whole table.
   """
   row = {**dict.fromkeys(table_shards.COLUMNS), **result.summary(), 'path': result.input_path}
   if not result.error:

@@ -1,7 +1,7 @@
 """Calibration: decision thresholds from scores of held-out good images, or of labeled images.
 
 An image is OK if its score is at most the review threshold, NG if it is above the image threshold,
-and 'review' in between, or if there are warnings about it.
+and 'review' in between. If there are warnings about it, it is 'review' instead of OK.
 
 Good images suffice for a distribution-free guarantee, which assumes only that unseen good images
 are exchangeable with them. Let the threshold be an order statistic of n scores, with `num_above`

@@ -1,7 +1,7 @@
 """State for incremental fitting, in the folder `state/` next to the model: arrays and images.
 
-A run that extends this one calibrates its thresholds on images of this run as well. Their files may
-no longer exist, so they are stored at network size.
+A run that extends this one calibrates its thresholds also on images of this run. Their files may no
+longer exist, so their pixels are stored at network size.
 
 Letters: n images, m stored images, h w network image, k values of a fingerprint.
 """
@@ -18,7 +18,7 @@ from uadjax.system import files
 from uadjax.types import Arrays
 
 _METADATA_FILE = 'state.json'
-_IMAGES_PREFIX = 'images_'  # Prefix of the names of the arrays of `LearnedImages`.
+_IMAGES_PREFIX = 'images_'  # The names of the arrays of `LearnedImages` begin with it.
 
 
 class LearnedImages(NamedTuple):
@@ -27,9 +27,9 @@ class LearnedImages(NamedTuple):
   Attributes:
     image_ids: unique id of each image, from which its fold follows.
     groups: position of the first near-duplicate of each image; its own if it is the first.
-    fingerprints: values by which `near_duplicates` recognizes an image.
+    fingerprints: fingerprint of each image, by which `near_duplicates` recognizes it.
     stored_rows: positions of the images whose pixels are stored.
-    pixels: these images at network size.
+    pixels: pixels of these images at network size.
   """
 
   image_ids: Int[np.ndarray, ' n']
@@ -76,7 +76,7 @@ def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
 
 
 def save_images(folder: Path, images: LearnedImages) -> None:
-  """Write the images, and last the metadata that completes the folder."""
+  """Write the arrays of the images, and then the metadata file, which completes the folder."""
   arrays = {_IMAGES_PREFIX + name: value for name, value in images._asdict().items()}
   save_state_arrays(folder, arrays)
   names = sorted(path.stem for path in folder.glob('*.npy'))

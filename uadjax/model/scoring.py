@@ -67,8 +67,8 @@ def score_records(
     batch_size: number of images per batch; rounded up to a multiple of the devices.
     mesh: devices to compute on.
     specs: `PartitionSpec`s of leaves or whole subtrees of `fitted`; None if nothing is sharded.
-    prepare: function that is applied to each batch before it is copied to the devices, such as to
-      add features. `Batch.index` is the position in `records`.
+    prepare: function that is applied to each batch before it is copied to the devices, for example
+      to add features. `Batch.index` is the position in `records`.
   """
   if specs is None:
     mesh, specs = meshes.mesh_that_fits(mesh, fitted), jax.sharding.PartitionSpec()

@@ -51,11 +51,11 @@ def load_summary(workdir: Path) -> RunSummary | None:
 
 
 def verdict_shares(at_threshold: Mapping[str, Any]) -> RunSummary:
-  """Return the shares of the defective images that are NG, to be reviewed, and OK.
+  """Return the shares of the defective images that are NG, for review, and OK.
 
   Args:
-    at_threshold: metrics at the calibrated thresholds; without defective images, or without
-      metrics, the shares are None.
+    at_threshold: metrics at the calibrated thresholds. The shares are None without metrics, and for
+      test sets without defective images.
   """
   ng = at_threshold.get('image_recall')
   review = at_threshold.get('review_rate', {}).get('defective')
@@ -122,9 +122,10 @@ def write_tables(rows: Rows, workdir: Path, footnote: str) -> str:
     [*leading_titles, *(column.title for column in COLUMNS.values())], markdown_rows
   )
   text = (
-    f'{markdown}\n\nDefects are shares of the defective images at the calibrated thresholds. Over '
-    'seeds: AUROC, AU-PRO and defects mean (range), others median (range). Rows of means average '
-    f'the categories first, for each seed.\n{footnote}\n'
+    f'{markdown}\n\nDefects found, to review, missed: shares of the defective images that are NG, '
+    'review and OK at the calibrated thresholds. Over seeds: AUROC, AU-PRO and defects mean '
+    '(range), others median (range). Rows of means average the categories first, for each '
+    f'seed.\n{footnote}\n'
   )
   files.write_text(workdir / 'table.md', text)
   column_names = [key + suffix for key in COLUMNS for suffix in ('', '_low', '_high')]

@@ -11,25 +11,30 @@ from uadjax.types import Batch
 
 
 class EmbeddingStore:
-  """Embeddings of chosen images by their file, as many as fit."""
+  """Embeddings of chosen images by the path of their file, as many as fit."""
 
   def __init__(self, paths: Iterable[Path], max_bytes: int):
-    """Create an empty store for the embeddings of the images `paths`."""
+    """Create an empty store for `max_bytes` of embeddings of the images `paths`."""
     self._paths, self._free_bytes = set(paths), max_bytes
     self._embeddings: dict[Path, Float[np.ndarray, 'h w d']] = {}
     self._pending: tuple[Sequence[Path], Float[Array, 'b h w d']] | None = None
 
   def add(self, paths: Sequence[Path], embeddings: Float[Array, 'b h w d']) -> None:
-    """Store the embeddings of the first rows of a batch, those of `paths`.
+    """Store the embeddings of chosen images of a batch, while they fit.
 
-    They are copied when the next batch is added, because they may still be being computed now.
+    They are copied to the host when the next batch is added, because now the devices may still be
+    computing them.
+
+    Args:
+      paths: files of the first rows; the other rows are padding.
+      embeddings: embeddings of all rows.
     """
     self.finish()
     if self._paths.intersection(paths) and embeddings.nbytes // len(embeddings) <= self._free_bytes:
       self._pending = paths, embeddings
 
   def finish(self) -> None:
-    """Copy the embeddings of the last batch."""
+    """Copy the embeddings of the last batch; call it after the last `add`."""
     if self._pending is None:
       return
     paths, embeddings = self._pending
@@ -40,14 +45,14 @@ class EmbeddingStore:
         self._free_bytes -= embedding.nbytes
 
   def get(self, records: Sequence[Record]) -> Float[np.ndarray, 'n h w d'] | None:
-    """Return the embeddings of images; None if one of them is missing."""
+    """Return the embeddings of images; None if one of them is missing, or without images."""
     embeddings = [self._embeddings.get(record.path) for record in records]
     if not embeddings or any(embedding is None for embedding in embeddings):
       return None
     return np.stack([x for x in embeddings if x is not None])
 
   def add_to_batch(self, batch: Batch, records: Sequence[Record]) -> Batch:
-    """Add the embeddings of its images to a batch, if all are stored.
+    """Return a batch with the embeddings of its images, or unchanged unless all are stored.
 
     Args:
       batch: batch whose `index` is a position in `records`; -1 for padding, which comes last.
@@ -56,6 +61,6 @@ class EmbeddingStore:
     embeddings = self.get([records[i] for i in batch.index if i >= 0])
     if embeddings is None:
       return batch
-    num_missing = len(batch.index) - len(embeddings)
-    features = np.pad(embeddings, [(0, num_missing), (0, 0), (0, 0), (0, 0)])
+    num_padding = len(batch.index) - len(embeddings)
+    features = np.pad(embeddings, [(0, num_padding), (0, 0), (0, 0), (0, 0)])
     return batch._replace(features=features)

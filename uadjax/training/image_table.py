@@ -1,9 +1,9 @@
 """Table of the images that a one-pass detector learns from, over all runs that extend each other.
 
-It assigns images to folds, and chooses those that are scored for the calibration and stored for
-later runs.
+The table assigns images to folds. It also chooses the images that are scored for calibration, and
+those that are stored for later runs.
 
-Letters: n images, m scored images, k values of a fingerprint.
+Letters: n images, m scored images, k values of a fingerprint, l other numbers of images.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ class ImageTable(NamedTuple):
   """Images of a run, after those of the runs that it extends.
 
   Attributes:
-    records: record of each image. None if it is of an earlier run, and its pixels are not stored;
-      if they are stored, its path is a name in the image cache.
+    records: record of each image; None for images of earlier runs that are not stored. The path of
+      a stored image of an earlier run is its name in the image cache.
     image_ids: unique id of each image; its fold is id % num_folds.
     groups: position of the first near-duplicate of each image; its own if it is the first.
-    fingerprints: values by which near-duplicates are recognized.
+    fingerprints: fingerprint of each image, by which near-duplicates are recognized.
     num_previous: number of images of earlier runs.
     num_folds: number of folds of the detector.
-    scored_rows: positions of the images to score for the calibration.
+    scored_rows: positions of the images to score for calibration, in order.
   """
 
   records: tuple[Record | None, ...]
@@ -47,7 +47,7 @@ class ImageTable(NamedTuple):
     return self.image_ids[self.num_previous :]
 
   def records_at(self, rows: Int[np.ndarray, ' _l']) -> list[Record]:
-    """Return the records at some positions, none of which is None."""
+    """Return the records at some positions, whose images must be available."""
     return [record for i in rows.tolist() if (record := self.records[i])]
 
 
@@ -61,11 +61,11 @@ def build(
   """Build the table of a run.
 
   Args:
-    previous: images of the run that is extended; their pixels are added to the cache.
+    previous: images of the run that is extended; those that are stored are added to the cache.
     records: images to learn from.
     num_folds: number of folds of the detector.
-    max_scored: maximum number of images to score for the calibration.
-    cache: reads the images.
+    max_scored: maximum number of images to score for calibration.
+    cache: reads the images, or has them in memory.
   """
   num_previous = len(previous.image_ids)
   old_records: list[Record | None] = [None] * num_previous
@@ -108,7 +108,7 @@ def assign_image_ids(
   folds = (first_id + np.searchsorted(new_firsts, new_groups)) % num_folds
   is_old = new_groups < num_previous
   folds[is_old] = previous_ids[new_groups[is_old]] % num_folds
-  # The ids of each fold are first_id + (fold - first_id) % num_folds, and so on by num_folds.
+  # The ids of a fold start at first_id + (fold - first_id) % num_folds, in steps of num_folds.
   next_ids = first_id + (np.arange(num_folds) - first_id) % num_folds
   for i, fold in enumerate(folds, start=num_previous):
     image_ids[i], next_ids[fold] = next_ids[fold], next_ids[fold] + num_folds
@@ -122,17 +122,18 @@ def choose_scored(
   num_folds: int,
   max_scored: int,
 ) -> Int[np.ndarray, ' m']:
-  """Choose one image of each group of near-duplicates, in as few folds as have `max_scored`.
+  """Choose images to score for calibration, one of each group of near-duplicates.
 
-  A group is one observation, and each fold costs PatchCore a selection.
+  A group counts as one observation. The images come from as few folds as have `max_scored`, because
+  each fold costs PatchCore a selection.
 
   Args:
     records: record of each image; None if its pixels are not available.
     image_ids: id of each image.
     groups: position of the first near-duplicate of each image.
-    num_folds: number of folds. If there is only one, a group is chosen only if the pixels of all
-      its images are available, because these must be removed from the model that scores it.
-    max_scored: maximum number of images; all if they are fewer.
+    num_folds: number of folds. With a single fold, a group is skipped unless the pixels of all its
+      images are available, because these are removed from the model that scores the group.
+    max_scored: maximum number of images; if fewer can be scored, all of them are chosen.
 
   Returns:
     Positions of the images, in order.
@@ -141,7 +142,8 @@ def choose_scored(
   _, first_available = np.unique(groups[available], return_index=True)
   rows = np.sort(available[first_available])
   folds = image_ids % num_folds
-  # A new image may join groups of earlier runs; no model lacks a group of several folds.
+  # A new image may join groups of earlier runs that are in different folds. Such a group is not
+  # scored, because each held-out model lacks only one fold, and has learned from the others.
   is_excluded = np.isin(groups, groups[folds != folds[groups]])
   if num_folds == 1:
     is_excluded = np.isin(groups, np.delete(groups, available))
@@ -155,9 +157,10 @@ def choose_scored(
 
 
 def rows_to_store(table: ImageTable) -> Int[np.ndarray, ' l']:
-  """Return the positions of the images that later runs need to score those of this run.
+  """Return the positions of the images to store, so that later runs can score those of this run.
 
-  With a single fold, these are whole groups of near-duplicates.
+  With a single fold, these are whole groups of near-duplicates, because a model that scores one of
+  them must not have learned from the others.
   """
   if table.num_folds > 1:
     return table.scored_rows
@@ -165,7 +168,7 @@ def rows_to_store(table: ImageTable) -> Int[np.ndarray, ' l']:
 
 
 def to_learned_images(table: ImageTable, cache: ImageCache) -> LearnedImages:
-  """Return what later runs need of all images."""
+  """Return the images of the table as `state/` stores them for later runs."""
   rows = rows_to_store(table)
   pixels = np.stack([cache.load(record.path) for record in table.records_at(rows)])
   return LearnedImages(table.image_ids, table.groups, table.fingerprints, rows, pixels)

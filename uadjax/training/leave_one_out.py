@@ -1,7 +1,10 @@
 """Leave-one-out scores for the calibration of a detector that learns in one pass.
 
-Each image is scored by a model that has learned neither from it nor from its near-duplicates: in
-closed form, without its fold, or without its group.
+Each image is scored by a model that has learned neither from it nor from its near-duplicates:
+
+- With several folds (PatchCore), the model lacks the fold of the image.
+- With a single fold (PaDiM), the image is left out in closed form. For an image with
+  near-duplicates, its whole group is removed from the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +33,7 @@ class HeldOutModel(NamedTuple):
   """Model that has not learned from some of the images.
 
   Attributes:
-    rows: positions of the images to score in `ImageTable.scored_rows`.
+    rows: positions in `ImageTable.scored_rows` of the images that the model scores.
     score: (model, batch) -> scores.
     model: arrays that `score` takes, on the mesh if they are sharded.
     specs: `PartitionSpec`s of the arrays; None if nothing is sharded.
@@ -50,7 +53,7 @@ def score(
   Args:
     run: the run, whose `state_dir` has the arrays of the fit.
     extractor: parameters that `LeaveOneOut.embed` takes, on the mesh.
-    embeddings: embeddings that need not be computed again.
+    embeddings: stored embeddings, which are not computed again.
     batch_size: number of images per batch.
   """
   records, num_previous = (
@@ -83,7 +86,7 @@ def _held_out_models(
   images, functions = run.image_table, run.leave_one_out
   groups = images.groups[images.scored_rows]
   folds = images.image_ids[images.scored_rows] % functions.num_folds
-  # With a single fold, the model leaves out each image, but not its near-duplicates.
+  # With a single fold, the closed form leaves out each image, but not its near-duplicates.
   is_grouped = (np.bincount(images.groups)[groups] > 1) & (functions.num_folds == 1)
   score_held_out, specs = jax.jit(functions.score), run.detector.sharding_specs
   for fold in np.unique(folds[~is_grouped]).tolist():
@@ -110,7 +113,10 @@ def _leave_fold_out(run: OnePassRun, fold: int) -> PyTree:
 
 
 def _remove(run: OnePassRun, embeddings: Iterator[HostEmbeddings]) -> PyTree:
-  """Return a Fitted that has not learned from the images with these embeddings, for scoring."""
+  """Return a Fitted that has not learned from the images with these embeddings, on the mesh.
+
+  It is put on the mesh only if it is sharded.
+  """
   assert run.leave_one_out.remove is not None  # Every detector with a single fold has it.
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
   model = run.leave_one_out.remove(run.variables, arrays, embeddings)
@@ -126,7 +132,7 @@ def embed(
   records: Sequence[Record],
   batch_size: int,
 ) -> Iterator[HostEmbeddings]:
-  """Yield the embeddings of images in order, in batches; those that are stored are not computed."""
+  """Yield the embeddings of images in order, in batches; compute those that are not stored."""
   batch_size += -batch_size % run.mesh.size
   for start in range(0, len(records), batch_size):
     chunk = records[start : start + batch_size]
@@ -137,7 +143,10 @@ def embed(
 def _compute(
   run: OnePassRun, extractor: PyTree, records: Sequence[Record], batch_size: int
 ) -> HostEmbeddings:
-  """Return the embeddings of at most `batch_size` images, a multiple of the devices."""
+  """Compute the embeddings of at most `batch_size` images.
+
+  `batch_size` is a multiple of the number of devices.
+  """
   process = processes.index_and_count()
   (batch,) = batch_streams.eval_batches(records, run.cache, batch_size, process)
   features = jax.jit(run.leave_one_out.embed)(extractor, meshes.shard_batch(run.mesh, batch))

@@ -1,7 +1,7 @@
 """One-pass fitting: the detector sees every normal image once, and no image is held out.
 
-`leave_one_out` scores the images for the calibration. A later run can extend the saved state with
-further images.
+The module `leave_one_out` scores the images for calibration. A later run can extend the saved state
+with further images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,9 +42,10 @@ class OnePassRun(NamedTuple):
     incremental: its functions for runs that extend this one.
     variables: variables of the backbone.
     records: normal images to learn from, in this order.
-    image_table: these images and those of earlier runs.
+    image_table: table of these images and of those of earlier runs.
     previous: state of the run to extend, or `incremental_state.EMPTY`.
-    cache: reads the images, or has them in memory. Stored images of earlier runs are only there.
+    cache: reads the images, or has them in memory. It also has the stored images of earlier runs,
+      which have no file.
     seed: seed of all random choices.
     mesh: devices that embed and score the images.
     state_dir: existing directory for the state arrays and the calibration coresets.
@@ -76,8 +77,8 @@ class OnePassFit(NamedTuple):
     fitted: parameters for scoring.
     extractor: parameters for embedding images, on the mesh.
     fit_seconds: wall time from the first image until `fitted` is ready, without writing the state
-      arrays and without `calibration_seconds`. Images that the dataset check has left in the cache
-      are not read again.
+      arrays and without `calibration_seconds`. It excludes decoding the images that the dataset
+      check has left in the cache.
     calibration_seconds: wall time of computing and writing the calibration coresets.
   """
 
@@ -96,7 +97,7 @@ def fit_one_pass(
     run: the detector and its images.
     batch_size: maximum number of images per update.
     log_every: number of steps between two log lines.
-    embeddings: receives the embeddings of all images.
+    embeddings: store to which the embeddings of the records are added.
   """
   incremental, state = run.incremental, _initial_state(run)
   # Copy the parameters, because the updates donate the state.

@@ -42,7 +42,7 @@ class FitSettings:
     60.0, 'Interval of checkpoints; shorter runs save the last step only.', unit='s', minimum=0
   )
   cache_bytes: int = field(
-    2 << 30, 'Limit for decoded images, and again for their features.', unit='bytes', minimum=0
+    2 << 30, 'Limit for images in memory, and again for features.', unit='bytes', minimum=0
   )
   resume: str = field('', 'latest, best, or the step of a checkpoint to continue from.')
   overwrite: bool = field(False, 'Whether to replace an existing run.')

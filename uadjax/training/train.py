@@ -204,7 +204,7 @@ def _fit_and_calibrate(
     The result for JSON, and the thresholds. For a run that extends another, the result has a
     `drift`, which lacks the thresholds.
   """
-  # Embeddings of one process are not those of another.
+  # With several processes, each has the embeddings of its share of a batch only: none are stored.
   max_bytes = 0 if processes.is_multiprocess() else config.fit.cache_bytes
   stored_records = run.image_table.records_at(image_table.rows_to_store(run.image_table))
   embeddings = EmbeddingStore([record.path for record in stored_records], max_bytes)

@@ -42,7 +42,7 @@ def default_workdir(config: Settings, variant: str = '') -> Path:
 def default_extension_workdir(config: Settings) -> Path:
   """Return `runs/<run>_<category>`, the default for a run that extends the model of `<run>`.
 
-  Its name is longer than that of the earlier run, which is therefore never replaced by default.
+  The name is longer than that of the earlier run, so that by default this run is never replaced.
   """
   run_name = Path(config.fit.extend).resolve().parent.name
   return Path('runs') / f'{run_name}_{_dataset_name(config.data)}'

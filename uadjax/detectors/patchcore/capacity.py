@@ -33,7 +33,8 @@ class BankConfig(NamedTuple):
     coreset_size: number of rows of the final coreset, over all shards: `ratio` times all patches of
       this run and earlier ones, or what memory allows.
     num_folds: number of folds that images are assigned to, to hold them out for calibration.
-    fold_rows: number of rows of this run in one fold, if images are evenly assigned.
+    fold_rows: number of rows of one fold, if the images of this run are evenly assigned; at most
+      the capacity divided by the number of folds.
     projection_dim: number of dimensions of the random projection for selections; 0 for none.
     progress: (items, number of items, description) -> the items, showing progress as they are
       iterated over.

@@ -57,13 +57,15 @@ def select_calibration_coresets(
   used_folds = [fold for fold in range(num_folds) if any((x == fold).any() for x in fold_ids)]
   sizes = [max((x == fold).sum(axis=1).max() for fold in used_folds) for x in fold_ids]
   rows_per_fold = math.ceil(OVERSAMPLING * config.coreset_size / len(used_folds))
-  # Small folds are padded, so that all selections for calibration share compiled functions.
+  # Small folds are padded, so that all selections for calibration share one compiled program.
   sizes[0] = max(sizes[0], _min_rows(config) - sum(sizes[1:]))
   config, progress = _low_dim(config), config.progress
+  # Arrays that are bound to a mesh of one device would be compiled for separately. Copying them
+  # through the host unbinds them, so that the program is shared with `coreset_without_fold`.
   key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))))
   coresets = []
   for fold in progress(used_folds, len(used_folds), 'Selecting for calibration'):
-    # Rows of the fold come first, in order; `valid` is False for those that fill them up.
+    # Rows of the fold come first, in order; `valid` is False for the rows of padding after them.
     rows = [
       np.argsort(x != fold, axis=1, kind='stable')[:, :size].astype(np.int32)
       for x, size in zip(fold_ids, sizes, strict=True)
@@ -72,7 +74,6 @@ def select_calibration_coresets(
     # One fold at a time is gathered, because a copy of all patches may take gigabytes.
     fold_patches, is_valid = _gather_fold(patches, rows, valid, shards)
     if shards.num_shards == 1:
-      # Compiled functions are not shared with arrays that are bound to a mesh of one device.
       unbound = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (fold_patches, is_valid))
       fold_patches, is_valid = unbound
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))
@@ -96,9 +97,10 @@ def coreset_without_fold(
     Embeddings of the bank, replicated on all devices.
   """
   patches, rows_per_shard = selections.scatter_evenly(coresets, config.shards)
-  num_missing = max(0, _min_rows(config) - len(patches.image_id))
+  # Rows of padding come last, where `valid_mask` is False.
+  num_padding = max(0, _min_rows(config) - len(patches.image_id))
   patches = jax.tree.map(
-    lambda x: jnp.pad(x, [(0, num_missing), *[(0, 0)] * (x.ndim - 1)]), patches
+    lambda x: jnp.pad(x, [(0, num_padding), *[(0, 0)] * (x.ndim - 1)]), patches
   )
   valid = selections.valid_mask(patches, jnp.asarray(rows_per_shard), config.shards)
   valid &= patches.image_id % config.num_folds != fold
@@ -114,7 +116,7 @@ def _low_dim(config: BankConfig) -> BankConfig:
 
 
 def _min_rows(config: BankConfig) -> int:
-  """Return the number of rows to which selections for calibration are padded."""
+  """Return the number of rows to which the input of selections for calibration is padded."""
   return config.fold_rows if config.shards.num_shards == 1 else 0
 
 
