@@ -422,6 +422,16 @@ def test_progress_is_shown_over_every_file(tmp_path):
   assert told == [(9 + 3, 'Checking')] * 12
 
 
+def test_every_image_is_passed_to_the_function_of_its_split(tmp_path):
+  mvtec(tmp_path)
+  train, test = {}, {}
+  report = checks.check(tmp_path, on_train_image=train.__setitem__, on_test_image=test.__setitem__)
+  for images, records in zip((train, test), report.splits, strict=True):
+    assert images.keys() == {record.path for record in records}
+    for path, image in images.items():
+      np.testing.assert_array_equal(image, image_io.decode(path))
+
+
 def test_what_is_not_there_at_all_is_refused(tmp_path):
   with pytest.raises(DataError, match='No folder'):
     checks.check(tmp_path / 'absent')

@@ -24,7 +24,8 @@ def load(config: DataSettings) -> records.Splits:
 def check_dataset(
   config: DataSettings,
   min_images: int = checks.MIN_IMAGES,
-  on_image: checks.ImageFunction | None = None,
+  on_train_image: checks.ImageFunction | None = None,
+  on_test_image: checks.ImageFunction | None = None,
 ) -> checks.Report:
   """Check the dataset that a `data` config names, and show progress.
 
@@ -33,11 +34,12 @@ def check_dataset(
   Args:
     config: the `data` section of a configuration.
     min_images: smallest number of good training images that is not an error.
-    on_image: see `checks.check`.
+    on_train_image: see `checks.check`.
+    on_test_image: see `checks.check`.
   """
   config = _with_root(config)
   dataset = config.root, config.category, config.layout, config.mask_threshold
-  return checks.check(*dataset, min_images, show_progress, on_image)
+  return checks.check(*dataset, min_images, show_progress, on_train_image, on_test_image)
 
 
 def expand(config: DataSettings) -> list[str]:

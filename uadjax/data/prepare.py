@@ -30,7 +30,7 @@ def checked_splits(
   Raises:
     DataError: the check failed, or no training images remain; the message lists all problems.
   """
-  report = data.check_dataset(settings, min_images, on_image)
+  report = data.check_dataset(settings, min_images, on_image, on_image)
   splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
   if not splits.train:
     raise DataError(f'{report}\nNo usable training images remain.')
@@ -51,13 +51,13 @@ def checked_test_set(
   Args:
     settings: section `data` of the configuration.
     enforce: the setting check.enforce.
-    on_image: function to call in a thread with path and pixels of each readable image.
+    on_image: function to call in a thread with path and pixels of each readable test image.
 
   Raises:
     DataError: the check of the test images failed; the message lists all problems.
     ConfigError: there are no test images.
   """
-  report = data.check_dataset(settings, on_image=on_image)
+  report = data.check_dataset(settings, on_test_image=on_image)
   test = report.splits.test
   test_files = {path for record in test for path in (record.path, record.mask)}
   report = report._replace(problems=tuple(p for p in report.problems if p.path in test_files))

@@ -85,7 +85,8 @@ def check(
   mask_threshold: int = 0,
   min_images: int = MIN_IMAGES,
   progress: Progress = no_progress,
-  on_image: ImageFunction | None = None,
+  on_train_image: ImageFunction | None = None,
+  on_test_image: ImageFunction | None = None,
 ) -> Report:
   """Check one category of a dataset and report all its problems.
 
@@ -96,7 +97,9 @@ def check(
     mask_threshold: mask values above it count as defective.
     min_images: smallest number of good training images that is not an error; 1 to extend a model.
     progress: wrapper that shows progress.
-    on_image: function to call in a thread with path and pixels of each readable image.
+    on_train_image: function to call in a thread with path and pixels of each readable training
+      image.
+    on_test_image: the same for test images.
 
   Raises:
     DataError: the folder does not exist.
@@ -104,6 +107,8 @@ def check(
   """
   listing = layouts.scan(root, category, layout)
   splits = listing.splits
+  on_image = {record.path: on_train_image for record in splits.train}
+  on_image |= {record.path: on_test_image for record in splits.test}
   images, masks = _inspect_files(splits, mask_threshold, progress, on_image)
   if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
@@ -122,13 +127,16 @@ def check(
 
 
 def _inspect_files(
-  splits: Splits, mask_threshold: int, progress: Progress, on_image: ImageFunction | None
+  splits: Splits,
+  mask_threshold: int,
+  progress: Progress,
+  on_image: Mapping[Path, ImageFunction | None],
 ) -> tuple[dict[Path, rules.Inspection], dict[Path, rules.Inspection]]:
   """Decode every image and every mask once; return the inspections of images and of masks."""
   records = [*splits.train, *splits.test]
-  images = list(dict.fromkeys(record.path for record in records))
+  images = list(on_image)
   masks = list(dict.fromkeys(record.mask for record in records if record.mask))
-  jobs = [functools.partial(rules.inspect_image, path, on_image) for path in images]
+  jobs = [functools.partial(rules.inspect_image, path, on_image[path]) for path in images]
   jobs += [functools.partial(rules.inspect_mask, path, mask_threshold) for path in masks]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     results = list(progress(pool.map(lambda job: job(), jobs), len(jobs), 'Checking'))
