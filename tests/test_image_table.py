@@ -126,6 +126,17 @@ def test_near_duplicates_of_an_earlier_run_are_recognized(tmp_path, num_folds):
   assert len(learned.stored_rows) == (21 if num_folds == 1 else 16)
 
 
+def test_exports_of_an_earlier_image_are_recognized_by_their_names(tmp_path):
+  """Augmented exports look different."""
+  old, new = (write_images(tmp_path, 5, run) for run in range(2))
+  for records, code in ((old, 'a' * 32), (new, 'b' * 32)):
+    path = records[3].path.with_name(f'part_jpg.rf.{code}.png')
+    records[3] = Record(records[3].path.rename(path))
+  _, previous = build(incremental_state.EMPTY.images, old, 1, 100)
+  table, _ = build(previous, new, 1, 100)
+  assert table.groups.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 3, 9]
+
+
 def test_the_pixels_of_earlier_images_are_read_from_the_state(tmp_path):
   old = write_images(tmp_path, 3, 0)
   _, previous = build(incremental_state.EMPTY.images, old, 1, 100)

@@ -10,6 +10,7 @@ IMAGES = incremental_state.LearnedImages(
   image_ids=np.array([0, 1, 4], np.int32),
   groups=np.array([0, 0, 2]),
   fingerprints=RNG.random((3, 4), np.float32),
+  export_keys=np.array([0, 7, 0]),
   stored_rows=np.array([0, 2]),
   pixels=RNG.integers(0, 255, (2, 3, 5, 3), np.uint8),
 )

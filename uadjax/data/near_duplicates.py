@@ -10,6 +10,8 @@ Letters: n images, k values of a fingerprint.
 """
 
 from collections.abc import Sequence
+import hashlib
+import os
 from pathlib import Path
 import re
 
@@ -51,12 +53,16 @@ def group(
     fingerprints: fingerprint of each image.
     paths: file of each image; exports of one image under several names are one group, too.
   """
-  links = np.concatenate([_similar_pairs(fingerprints), _same_export_pairs(paths)], axis=1)
+  export_keys = np.array([export_key(path) for path in paths], np.int64)
+  links = np.concatenate([_similar_pairs(fingerprints), _same_export_pairs(export_keys)], axis=1)
   return _connect(links, len(fingerprints))
 
 
 def join_groups(
-  groups: Int[np.ndarray, ' n'], fingerprints: Float[np.ndarray, 'n k'], num_in_first_set: int
+  groups: Int[np.ndarray, ' n'],
+  fingerprints: Float[np.ndarray, 'n k'],
+  export_keys: Int[np.ndarray, ' n'],
+  num_in_first_set: int,
 ) -> Int[np.ndarray, ' n']:
   """Join the groups of two sets of images wherever images of both sets are near-duplicates.
 
@@ -66,6 +72,7 @@ def join_groups(
     groups: group of each image within its set: the position of its first near-duplicate, counted
       over both sets.
     fingerprints: fingerprint of each image of both sets.
+    export_keys: value of `export_key` of each image.
     num_in_first_set: number of images of the first set, which come before those of the second.
 
   Returns:
@@ -75,7 +82,8 @@ def join_groups(
   is_in_first_set = pairs < num_in_first_set
   between_sets = pairs[:, is_in_first_set[0] != is_in_first_set[1]]
   within_sets = np.stack([np.arange(len(groups)), groups])
-  return _connect(np.concatenate([within_sets, between_sets], axis=1), len(groups))
+  links = [within_sets, between_sets, _same_export_pairs(export_keys)]
+  return _connect(np.concatenate(links, axis=1), len(groups))
 
 
 def _connect(links: Int[np.ndarray, '2 p'], n: int) -> Int[np.ndarray, ' n']:
@@ -109,11 +117,17 @@ def _similar_pairs(fingerprints: Float[np.ndarray, 'n k']) -> Int[np.ndarray, '2
   return np.concatenate(pairs, axis=1)
 
 
-def _same_export_pairs(paths: Sequence[Path | str]) -> Int[np.ndarray, '2 p']:
+def export_key(path: Path | str) -> int:
+  """Return a number that the exports of one image share, by their names; 0 for other files."""
+  match = _EXPORT_NAME.match(Path(path).stem)
+  if not match:
+    return 0
+  return int.from_bytes(hashlib.blake2b(os.fsencode(match[1]), digest_size=7).digest())
+
+
+def _same_export_pairs(export_keys: Int[np.ndarray, ' n']) -> Int[np.ndarray, '2 p']:
   """Return the positions of exports of one image, each with the first of them."""
-  first_by_name: dict[str, int] = {}
-  pairs = []
-  for i, path in enumerate(paths):
-    if match := _EXPORT_NAME.match(Path(path).stem):
-      pairs.append((first_by_name.setdefault(match[1], i), i))
+  first_by_key: dict[int, int] = {}
+  exports = [(i, key) for i, key in enumerate(export_keys.tolist()) if key]
+  pairs = [(first_by_key.setdefault(key, i), i) for i, key in exports]
   return np.array(pairs, np.int64).reshape(-1, 2).T

@@ -28,6 +28,7 @@ class LearnedImages(NamedTuple):
     image_ids: unique id of each image, from which its fold follows.
     groups: position of the first near-duplicate of each image; its own if it is the first.
     fingerprints: fingerprint of each image, by which `near_duplicates` recognizes it.
+    export_keys: number that exports of one image share (see `near_duplicates`); 0 for others.
     stored_rows: positions of the images whose pixels are stored.
     pixels: pixels of these images at network size.
   """
@@ -35,6 +36,7 @@ class LearnedImages(NamedTuple):
   image_ids: Int[np.ndarray, ' n']
   groups: Int[np.ndarray, ' n']
   fingerprints: Float[np.ndarray, 'n k']
+  export_keys: Int[np.ndarray, ' n']
   stored_rows: Int[np.ndarray, ' m']
   pixels: UInt8[np.ndarray, 'm h w 3']
 
@@ -63,6 +65,7 @@ EMPTY = IncrementalState(
     np.zeros(0, np.int32),
     np.zeros(0, np.int64),
     np.zeros((0, 0), np.float32),
+    np.zeros(0, np.int64),
     np.zeros(0, np.int64),
     np.zeros((0, 0, 0, 3), np.uint8),
   ),

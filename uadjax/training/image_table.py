@@ -28,6 +28,7 @@ class ImageTable(NamedTuple):
     image_ids: unique id of each image; its fold is id % num_folds.
     groups: position of the first near-duplicate of each image; its own if it is the first.
     fingerprints: fingerprint of each image, by which near-duplicates are recognized.
+    export_keys: number that exports of one image share; 0 for other images.
     num_previous: number of images of earlier runs.
     num_folds: number of folds of the detector.
     scored_rows: positions of the images to score for calibration, in order.
@@ -37,6 +38,7 @@ class ImageTable(NamedTuple):
   image_ids: Int[np.ndarray, ' n']
   groups: Int[np.ndarray, ' n']
   fingerprints: Float[np.ndarray, 'n k']
+  export_keys: Int[np.ndarray, ' n']
   num_previous: int
   num_folds: int
   scored_rows: Int[np.ndarray, ' m']
@@ -74,16 +76,18 @@ def build(
     cache.pin(path, pixels)
     old_records[row] = Record(path)
   fingerprints = np.stack([cache.properties(record.path).fingerprint for record in records])
+  export_keys = np.array([near_duplicates.export_key(r.path) for r in records], np.int64)
   groups = record_types.group_duplicates(records)
   if num_previous:
     fingerprints = np.concatenate([previous.fingerprints, fingerprints])
+    export_keys = np.concatenate([previous.export_keys, export_keys])
     groups = np.concatenate([previous.groups, num_previous + groups])
-    groups = near_duplicates.join_groups(groups, fingerprints, num_previous)
+    groups = near_duplicates.join_groups(groups, fingerprints, export_keys, num_previous)
   all_records = (*old_records, *records)
   image_ids = assign_image_ids(groups, num_folds, previous.image_ids)
   scored_rows = choose_scored(all_records, image_ids, groups, num_folds, max_scored)
   return ImageTable(
-    all_records, image_ids, groups, fingerprints, num_previous, num_folds, scored_rows
+    all_records, image_ids, groups, fingerprints, export_keys, num_previous, num_folds, scored_rows
   )
 
 
@@ -171,4 +175,6 @@ def to_learned_images(table: ImageTable, cache: ImageCache) -> LearnedImages:
   """Return the images of the table as `state/` stores them for later runs."""
   rows = rows_to_store(table)
   pixels = np.stack([cache.load(record.path) for record in table.records_at(rows)])
-  return LearnedImages(table.image_ids, table.groups, table.fingerprints, rows, pixels)
+  return LearnedImages(
+    table.image_ids, table.groups, table.fingerprints, table.export_keys, rows, pixels
+  )
