@@ -40,7 +40,7 @@ def test_training_leaves_what_the_contract_promises(trained, name):
   assert report['model_name'] == told['model_name'] == small_runs.TITLES[name]
   assert report['weights']['name'] == 'compact.safetensors'
   assert report['timing'].keys() == {
-    'fit_s', 'calibrate_s', 'evaluate_s', 'images_per_s', 'peak_memory_mb',
+    'check_s', 'fit_s', 'calibrate_s', 'evaluate_s', 'images_per_s', 'peak_memory_mb',
   }  # fmt: skip
   assert all(value > 0 for value in report['timing'].values())
   assert 'drift' not in report

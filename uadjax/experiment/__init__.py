@@ -68,11 +68,14 @@ def _train(config: Settings, workdir: Path) -> Result:
   # One additional image is enough to extend a model.
   min_images = 1 if config.fit.extend else checks.MIN_IMAGES
   cache = ImageCache(transforms.parse(config.data.ops), config.fit.cache_bytes)
+  start = time.perf_counter()
   splits = prepare.checked_splits(config.data, config.check.enforce, min_images, cache.add)
+  check_s = time.perf_counter() - start
   processes.barrier('fitting', config.hosts.wait_s)
   training_result = training.train(config, splits, cache, workdir)
   processes.barrier('evaluation', config.hosts.wait_s)
-  timing, start = training_result.pop('timing'), time.perf_counter()
+  timing = {'check_s': check_s, **training_result.pop('timing')}
+  start = time.perf_counter()
   model = _load_on_mesh(config, workdir / 'model')
   load_s = time.perf_counter() - start
   evaluation = {}

@@ -44,7 +44,7 @@ def load_summary(workdir: Path) -> RunSummary | None:
   return {
     **{key: metrics.get(key) for key in ('image_auroc', 'pixel_auroc', 'au_pro')},
     **verdict_shares(metrics.get('at_threshold', {})),
-    **{key: timing[key] for key in ('fit_s', 'calibrate_s', 'evaluate_s')},
+    **{key: timing.get(key) for key in ('check_s', 'fit_s', 'calibrate_s', 'evaluate_s')},
     'fit_peak_mb': timing['peak_memory_mb'],
     **result.get('summary', {}),
   }

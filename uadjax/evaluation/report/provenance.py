@@ -28,7 +28,8 @@ def collect(
   Args:
     model: evaluated model.
     records: records of the test images.
-    timing: known durations in seconds: `fit_s`, `calibrate_s`, `evaluate_s`.
+    timing: known durations in seconds: `check_s`, `fit_s`, `calibrate_s`,
+      `evaluate_s`.
   """
   masks = [record.mask for record in records if record.mask is not None]
   return {
