@@ -33,8 +33,6 @@ class BankConfig(NamedTuple):
     coreset_size: number of rows of the final coreset, over all shards: `ratio` times all patches of
       this run and earlier ones, or what memory allows.
     num_folds: number of folds that images are assigned to, to hold them out for calibration.
-    fold_rows: number of rows of one fold, if the images of this run are evenly assigned; at most
-      the capacity divided by the number of folds.
     projection_dim: number of dimensions of the random projection for selections; 0 for none.
     progress: (items, number of items, description) -> the items, showing progress as they are
       iterated over.
@@ -48,7 +46,6 @@ class BankConfig(NamedTuple):
   needs_compaction: bool
   coreset_size: int
   num_folds: int
-  fold_rows: int
   projection_dim: int
   progress: Progress
   shards: Shards
@@ -82,16 +79,14 @@ def configure_bank(
   previous_rows = math.ceil(coreset_size(context.num_previous_images) / num_shards)
   needed_rows = previous_rows + images_per_shard * patches_per_image
   total_images = context.num_previous_images + num_images
-  capacity = min(needed_rows, max_rows)
   return BankConfig(
     d,
     patches_per_image,
     options.ratio,
-    capacity=capacity,
+    capacity=min(needed_rows, max_rows),
     needs_compaction=needed_rows > max_rows,
     coreset_size=max(1, coreset_size(total_images)),
     num_folds=_NUM_FOLDS,  # The same in every run, because near-duplicates share a fold.
-    fold_rows=min(math.ceil(num_images / _NUM_FOLDS) * patches_per_image, capacity // _NUM_FOLDS),
     projection_dim=options.coreset_dim,
     progress=context.progress,
     shards=context.shards,

@@ -26,8 +26,8 @@ from uadjax.numerics.collectives import Shards
 from uadjax.system.progress import no_progress
 from uadjax.types import Key
 
-# Selections for calibration use a random projection to at most this many dimensions, even if the
-# final coreset uses all of them: five times faster, and just as good for calibration.
+# Calibration coresets are selected in a random projection to at most this many dimensions, even if
+# the final coreset uses all of them: five times faster, and just as good for calibration.
 _MAX_PROJECTION_DIM = 64
 
 
@@ -57,14 +57,10 @@ def select_calibration_coresets(
   used_folds = [fold for fold in range(num_folds) if any((x == fold).any() for x in fold_ids)]
   sizes = [max((x == fold).sum(axis=1).max() for fold in used_folds) for x in fold_ids]
   rows_per_fold = math.ceil(OVERSAMPLING * config.coreset_size / len(used_folds))
-  # Small folds are padded, so that all selections for calibration share one compiled program.
-  sizes[0] = max(sizes[0], _min_rows(config) - sum(sizes[1:]))
-  config, progress = _low_dim(config), config.progress
-  # Arrays that are bound to a mesh of one device would be compiled for separately. Copying them
-  # through the host unbinds them, so that the program is shared with `coreset_without_fold`.
-  key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(key))))
+  dim = min(config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
+  low_dim_config = config._replace(projection_dim=dim, progress=no_progress)
   coresets = []
-  for fold in progress(used_folds, len(used_folds), 'Selecting for calibration'):
+  for fold in config.progress(used_folds, len(used_folds), 'Selecting for calibration'):
     # Rows of the fold come first, in order; `valid` is False for the rows of padding after them.
     rows = [
       np.argsort(x != fold, axis=1, kind='stable')[:, :size].astype(np.int32)
@@ -73,11 +69,8 @@ def select_calibration_coresets(
     valid = [np.take_along_axis(x, i, 1) == fold for x, i in zip(fold_ids, rows, strict=True)]
     # One fold at a time is gathered, because a copy of all patches may take gigabytes.
     fold_patches, is_valid = _gather_fold(patches, rows, valid, shards)
-    if shards.num_shards == 1:
-      unbound = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (fold_patches, is_valid))
-      fold_patches, is_valid = unbound
     num_centers = min(rows_per_fold, sum(int(x.sum()) for x in valid))
-    selection = selections.k_center(key, fold_patches, is_valid, config, num_centers)
+    selection = selections.k_center(key, fold_patches, is_valid, low_dim_config, num_centers)
     coresets.append(selections.take_selected(fold_patches, selection, shards))
   return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *coresets)
 
@@ -97,27 +90,11 @@ def coreset_without_fold(
     Embeddings of the bank, replicated on all devices.
   """
   patches, rows_per_shard = selections.scatter_evenly(coresets, config.shards)
-  # Rows of padding come last, where `valid_mask` is False.
-  num_padding = max(0, _min_rows(config) - len(patches.image_id))
-  patches = jax.tree.map(
-    lambda x: jnp.pad(x, [(0, num_padding), *[(0, 0)] * (x.ndim - 1)]), patches
-  )
   valid = selections.valid_mask(patches, jnp.asarray(rows_per_shard), config.shards)
   valid &= patches.image_id % config.num_folds != fold
-  config = _low_dim(config)
+  config = config._replace(progress=no_progress)
   selection = selections.k_center(jax.random.key(fold), patches, valid, config, max_rows)
   return selections.take_selected(patches, selection, config.shards).embeddings
-
-
-def _low_dim(config: BankConfig) -> BankConfig:
-  """Return the settings of selections for calibration, which show no progress by themselves."""
-  dim = min(config.projection_dim or _MAX_PROJECTION_DIM, _MAX_PROJECTION_DIM)
-  return config._replace(projection_dim=dim, progress=no_progress)
-
-
-def _min_rows(config: BankConfig) -> int:
-  """Return the number of rows to which the input of selections for calibration is padded."""
-  return config.fold_rows if config.shards.num_shards == 1 else 0
 
 
 def _fold_ids(
