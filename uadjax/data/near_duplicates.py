@@ -108,7 +108,9 @@ def _similar_pairs(fingerprints: Float[np.ndarray, 'n k']) -> Int[np.ndarray, '2
   for start in range(0, n, _CHUNK):
     rows = slice(start, start + _CHUNK)
     squared_distances = squared_norms[rows, None] + squared_norms - 2 * x[rows] @ x.T
-    limits = _MAX_RELATIVE_DISTANCE**2 * np.median(squared_distances[:, sample], axis=1)
+    # Rounding can make squared distances slightly negative.
+    distances = np.sqrt(np.maximum(squared_distances[:, sample], 0))
+    limits = (_MAX_RELATIVE_DISTANCE * np.median(distances, axis=1)) ** 2
     limits = np.minimum(limits, k * _MAX_DISTANCE**2)
     limits = np.maximum(limits, _ROUNDING * squared_norms[rows])
     first, second = np.nonzero(squared_distances <= limits[:, None])
