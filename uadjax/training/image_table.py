@@ -48,6 +48,11 @@ class ImageTable(NamedTuple):
     """Ids of the images of this run."""
     return self.image_ids[self.num_previous :]
 
+  @property
+  def scored_folds(self) -> Int[np.ndarray, ' m']:
+    """Folds of the images to score."""
+    return self.image_ids[self.scored_rows] % self.num_folds
+
   def records_at(self, rows: Int[np.ndarray, ' _l']) -> list[Record]:
     """Return the records at some positions, whose images must be available."""
     return [record for i in rows.tolist() if (record := self.records[i])]

@@ -22,7 +22,7 @@ from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
 from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.training.one_pass import OnePassRun
-from uadjax.types import Batch, PyTree, Scores
+from uadjax.types import Arrays, Batch, PyTree, Scores
 
 # Maximum number of models that score near-duplicates. Each lacks a chunk of the groups, because a
 # model per group would be slow: PaDiM computes new whitening matrices for each.
@@ -56,13 +56,10 @@ def score(
     embeddings: stored embeddings, which are not computed again.
     batch_size: number of images per batch.
   """
-  records, num_previous = (
-    run.image_table.records_at(run.image_table.scored_rows),
-    run.image_table.num_previous,
-  )
-  is_old = run.image_table.scored_rows < num_previous
-  folds = run.image_table.image_ids[run.image_table.scored_rows] % run.leave_one_out.num_folds
-  batch_size = min(batch_size, math.ceil(len(records) / max(1, len(np.unique(folds)))))
+  table = run.image_table
+  records, is_old = table.records_at(table.scored_rows), table.scored_rows < table.num_previous
+  num_scored_folds = max(1, len(np.unique(table.scored_folds)))
+  batch_size = min(batch_size, math.ceil(len(records) / num_scored_folds))
   scores, peaks = np.zeros((2, len(records)))
   for rows, scorer, model, specs in _held_out_models(run, extractor, embeddings, batch_size):
     chosen = [records[i] for i in rows.tolist()]
@@ -84,44 +81,39 @@ def _held_out_models(
 ) -> Iterator[HeldOutModel]:
   """Yield models that together score all images of `run.image_table.scored_rows`."""
   images, functions = run.image_table, run.leave_one_out
-  groups = images.groups[images.scored_rows]
-  folds = images.image_ids[images.scored_rows] % functions.num_folds
+  groups, folds = images.groups[images.scored_rows], images.scored_folds
   # With a single fold, the closed form leaves out each image, but not its near-duplicates.
   is_grouped = (np.bincount(images.groups)[groups] > 1) & (functions.num_folds == 1)
   score_held_out, specs = jax.jit(functions.score), run.detector.sharding_specs
+  held_out_specs, fitted_specs = (specs.held_out_model, specs.fitted) if specs else (None, None)
   for fold in np.unique(folds[~is_grouped]).tolist():
-    model, rows = _leave_fold_out(run, fold), np.flatnonzero(~is_grouped & (folds == fold))
-    yield HeldOutModel(rows, score_held_out, model, specs and specs.held_out_model)
+    rows = np.flatnonzero(~is_grouped & (folds == fold))
+    model = functions.leave_fold_out(run.variables, _load_arrays(run), fold)
+    model = _place(run, model, held_out_specs)
+    yield HeldOutModel(rows, score_held_out, model, held_out_specs)
     del model
   score_image = scoring.image_scorer(run.detector)
   grouped_rows = np.flatnonzero(is_grouped)
   for rows in np.array_split(grouped_rows, min(_MAX_REMOVALS, len(grouped_rows)) or 1):
     if len(rows):
       removed = images.records_at(np.flatnonzero(np.isin(images.groups, groups[rows])))
-      model = _remove(run, embed(run, extractor, embeddings, removed, batch_size))
-      yield HeldOutModel(rows, score_image, model, specs and specs.fitted)
+      removed_embeddings = embed(run, extractor, embeddings, removed, batch_size)
+      assert functions.remove is not None  # Every detector with a single fold has it.
+      model = functions.remove(run.variables, _load_arrays(run), removed_embeddings)
+      model = _place(run, model, fitted_specs)
+      yield HeldOutModel(rows, score_image, model, fitted_specs)
       del model
 
 
-def _leave_fold_out(run: OnePassRun, fold: int) -> PyTree:
-  # The arrays, which may take gigabytes, must not outlive this function.
-  arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
-  model = run.leave_one_out.leave_fold_out(run.variables, arrays, fold)
-  if specs := run.detector.sharding_specs:
-    model = meshes.put_on_mesh(run.mesh, specs.pad_to_shards(model), specs.held_out_model)
-  return model
+def _load_arrays(run: OnePassRun) -> Arrays:
+  # They may take gigabytes, so no caller may hold them while a model scores.
+  return incremental_state.load_state_arrays(run.state_dir, memory_map=True)
 
 
-def _remove(run: OnePassRun, embeddings: Iterator[HostEmbeddings]) -> PyTree:
-  """Return a Fitted that has not learned from the images with these embeddings, on the mesh.
-
-  It is put on the mesh only if it is sharded.
-  """
-  assert run.leave_one_out.remove is not None  # Every detector with a single fold has it.
-  arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
-  model = run.leave_one_out.remove(run.variables, arrays, embeddings)
-  if specs := run.detector.sharding_specs:
-    model = meshes.put_on_mesh(run.mesh, specs.pad_to_shards(model), specs.fitted)
+def _place(run: OnePassRun, model: PyTree, specs: PyTree) -> PyTree:
+  """Return a model padded and on the mesh if it is sharded, else unchanged."""
+  if sharding_specs := run.detector.sharding_specs:
+    return meshes.put_on_mesh(run.mesh, sharding_specs.pad_to_shards(model), specs)
   return model
 
 
