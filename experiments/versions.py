@@ -11,14 +11,15 @@ difference of two scores of one image.
 """
 
 import argparse
+from collections.abc import Sequence
 import csv
-import json
-import os
+import functools
 from pathlib import Path
 import sys
 import time
-from typing import Any
 
+import checkout_runs
+from checkout_runs import Values
 import numpy as np
 import subprocess_runs
 
@@ -27,6 +28,7 @@ from uadjax.sweep import results, tables
 _CONFIGS = ('padim', 'patchcore', 'stfpm')
 _CATEGORIES = ('toothbrush', 'bottle')
 _FLAGS = {'stfpm': ['--config.fit.steps=10', '--config.fit.batch_size=8']}
+_KEYS = ('case', 'version', 'round', 'scores')  # Values of a run that are no quantities.
 _PREDICTED_CATEGORY, _NUM_IMAGES = 'bottle', 160
 
 _PREDICT = f"""
@@ -47,13 +49,14 @@ print(next(iter(create_model(model_dir=sys.argv[1]).predict(sys.argv[2]))).label
 """
 
 
-def measure(checkout: Path, workdir: Path, name: str, category: str, args: Any) -> dict[str, Any]:
+def measure(flags: argparse.Namespace, checkout: Path, folder: Path, case: str) -> Values:
   """Train, evaluate and predict once with a checkout; return durations, memory and scores."""
-  os.environ['PYTHONPATH'] = str(checkout)
+  name, category = case.split()
+  workdir = folder / f'{name}_{category}'
   command = [sys.executable, '-m', 'uadjax.main', f'--config=configs/{name}.py']
-  flags = subprocess_runs.run_flags(str(args.root), category, str(args.weights))
-  flags += [f'--workdir={workdir}', '--config.fit.overwrite=true', *_FLAGS.get(name, [])]
-  completed = subprocess_runs.run_command([*command, *flags], cwd=checkout)
+  command += subprocess_runs.run_flags(str(flags.root), category, str(flags.weights))
+  command += [f'--workdir={workdir}', '--config.fit.overwrite=true', *_FLAGS.get(name, [])]
+  completed = subprocess_runs.run_command(command, cwd=checkout)
   summary = results.load_summary(workdir)
   assert summary is not None
   with (workdir / 'scores.csv').open(newline='') as file:
@@ -62,7 +65,7 @@ def measure(checkout: Path, workdir: Path, name: str, category: str, args: Any) 
   values |= {'train_peak_mb': completed.peak_mb, 'scores': scores}
   if category != _PREDICTED_CATEGORY:
     return values
-  test_dir = args.root / category / 'test'
+  test_dir = flags.root / category / 'test'
   predict = [sys.executable, '-c', _PREDICT, str(workdir / 'model'), str(test_dir)]
   predicted = subprocess_runs.run_command(predict, cwd=checkout)
   image = min((test_dir / 'good').iterdir())
@@ -78,51 +81,26 @@ def measure(checkout: Path, workdir: Path, name: str, category: str, args: Any) 
 
 def main() -> None:
   """Run what the log lacks, and print the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  for name in ('before', 'after', 'root', 'weights', 'log'):
-    parser.add_argument(f'--{name}', type=Path, required=True)
-  parser.add_argument('--rounds', type=int, default=5)
-  args = parser.parse_args()
-  args.root, args.weights = args.root.resolve(), args.weights.resolve()
-  args.log.parent.mkdir(parents=True, exist_ok=True)
-  args.log.touch()
-  runs = [json.loads(line) for line in args.log.read_text().splitlines()]
-  finished = {(run['case'], run['version'], run['round']) for run in runs}
-  cases = [(name, category) for name in _CONFIGS for category in _CATEGORIES]
-  for number in range(args.rounds):
-    for name, category in cases:
-      for version in ('before', 'after') if number % 2 == 0 else ('after', 'before'):
-        key = f'{name} {category}', version, number
-        if key not in finished:
-          workdir = args.log.parent.resolve() / version / f'{name}_{category}'
-          values = measure(getattr(args, version).resolve(), workdir, name, category, args)
-          runs.append(dict(zip(('case', 'version', 'round'), key, strict=True)) | values)
-          with args.log.open('a') as file:
-            print(json.dumps(runs[-1]), file=file)
-          print(key, {k: v for k, v in values.items() if k != 'scores'}, flush=True)
-  print_table(runs)
+  flags = checkout_runs.parse_flags(__doc__, ('before', 'after'), rounds=5)
+  cases = [f'{name} {category}' for name in _CONFIGS for category in _CATEGORIES]
+  checkouts = {'before': flags.before, 'after': flags.after}
+  measure_case = functools.partial(measure, flags)
+  print_table(checkout_runs.alternate(flags.log, flags.rounds, cases, checkouts, measure_case))
 
 
-def print_table(runs: list[dict[str, Any]]) -> None:
+def print_table(runs: Sequence[Values]) -> None:
   """Print a row per case and quantity, and the largest difference of the scores."""
   rows = []
   for case in dict.fromkeys(run['case'] for run in runs):
-    before, after = (
-      {run['round']: run for run in runs if run['case'] == case and run['version'] == version}
-      for version in ('before', 'after')
-    )
-    rounds = sorted(before.keys() & after.keys())
-    for name in before[rounds[-1]]:
-      if name in ('case', 'version', 'round', 'scores'):
-        continue
-      pairs = [(before[i][name], after[i][name]) for i in rounds]
-      columns = [*zip(*pairs, strict=True), [b / a for a, b in pairs]]
-      cells = [tables.format_cell(tables.center_and_range(c), 2) for c in columns]
+    pairs = checkout_runs.pairs(runs, case, ('before', 'after'))
+    for name in (key for key in pairs[0][0] if key not in _KEYS):
+      before, after = ([run[name] for run in column] for column in zip(*pairs, strict=True))
+      ratios = [b / a for a, b in zip(before, after, strict=True)]
+      cells = [
+        tables.format_cell(tables.center_and_range(column), 2) for column in (before, after, ratios)
+      ]
       rows.append([case, name, *cells])
-    first = rounds[0]
-    a, b = np.array(before[first]['scores']), np.array(after[first]['scores'])
+    a, b = (np.array(run['scores']) for run in pairs[0])
     difference = float(np.max(np.abs(a - b) / np.abs(a)))
     rows.append([case, 'scores', '', '', f'differ by {difference:.1e}'])
   print(tables.markdown_table(['case', 'quantity', 'before', 'after', 'after / before'], rows))
