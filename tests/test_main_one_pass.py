@@ -186,13 +186,15 @@ def test_a_detector_is_not_extended_by_another(early, halves, tmp_path):
   assert "detector.name is 'patchcore'" in result(tmp_path)['err_msg']
 
 
-def test_what_was_learned_must_be_there_to_be_extended(early, halves, tmp_path):
+def test_what_was_learned_must_be_there_to_be_extended(early, halves, tmp_path, capfd):
+  """Refused before images are read, of which there are none."""
   shutil.copytree(early('padim') / 'model', tmp_path / 'model')
   more = (f'--config.fit.extend={tmp_path / "model"}', f'--workdir={tmp_path / "out"}')
-  assert run(*flags('padim', halves, 'late'), *more) == 1
-  message = result(tmp_path / 'out')['err_msg']
+  assert run(*flags('padim', halves, 'late'), *more, f'--config.data.root={tmp_path}') == 1
+  message = capfd.readouterr().err
   assert str(tmp_path / 'state') in message
-  assert 'fit.extend' in message
+  assert '--config.fit.extend' in message
+  assert not (tmp_path / 'out').exists()
 
 
 def test_the_backbone_must_have_the_same_weights(early, halves, tmp_path):

@@ -98,23 +98,44 @@ def load_state_arrays(folder: Path, memory_map: bool = False) -> dict[str, np.nd
   }
 
 
+def state_folder(model_dir: str | Path) -> Path:
+  """Return the folder with the state of a model."""
+  return Path(model_dir).resolve().parent / 'state'
+
+
+def read_array_names(folder: Path) -> list[str]:
+  """Return the names of the arrays of a state, without reading them.
+
+  Raises:
+    ModelError: the folder is missing or incomplete.
+  """
+  try:
+    return list(json.loads((folder / _METADATA_FILE).read_text())['arrays'])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise _incomplete(folder, error) from None
+
+
 def load(folder: Path) -> IncrementalState:
   """Read the state of an earlier run from its folder.
 
   Raises:
     ModelError: the folder is missing or incomplete.
   """
+  names = read_array_names(folder)
   try:
-    metadata = json.loads((folder / _METADATA_FILE).read_text())
-    arrays = {name: _read_array(folder / f'{name}.npy') for name in metadata['arrays']}
+    arrays = {name: _read_array(folder / f'{name}.npy') for name in names}
     images = LearnedImages(*(arrays.pop(_IMAGES_PREFIX + name) for name in LearnedImages._fields))
     return IncrementalState(arrays, images)
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ModelError(
-      f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '
-      'writes one next to its model.',
-      hint=('Set ', Setting('fit.extend'), ' to that model, or omit it to start from scratch.'),
-    ) from None
+  except (OSError, ValueError, KeyError) as error:
+    raise _incomplete(folder, error) from None
+
+
+def _incomplete(folder: Path, error: Exception) -> ModelError:
+  return ModelError(
+    f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '
+    'writes one next to its model.',
+    hint=('Set ', Setting('fit.extend'), ' to that model, or omit it to start from scratch.'),
+  )
 
 
 def _read_array(path: Path, memory_map: bool = False) -> np.ndarray:

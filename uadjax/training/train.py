@@ -86,6 +86,7 @@ def validate(config: Settings) -> None:
   if fit.extend:
     with about('fit.extend', fit.extend):
       previous_info = model_dir.read_info(fit.extend)
+      incremental_state.read_array_names(incremental_state.state_folder(fit.extend))
     _require_same_settings(config, previous_info)
 
 
@@ -145,7 +146,7 @@ def _train_one_pass(
   statistics = _range_of_statistics(records, cache)
   if config.fit.extend:  # Read now, because a run that extends its own model will replace it.
     previous_info = model_dir.read_info(config.fit.extend)
-    previous = incremental_state.load(Path(config.fit.extend).resolve().parent / 'state')
+    previous = incremental_state.load(incremental_state.state_folder(config.fit.extend))
     statistics = statistics.merge(previous_info.image_statistics)
   # Batches are padded, so any number of devices works.
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
