@@ -37,7 +37,7 @@ from uadjax.sweep import results, slots, tables
 
 _TITLES = (
   'detector', 'category', 'seeds', 'set on', 'budget', 'expected', 'at most', 'good',
-  'false alarms', 'to review', 'defective', 'missed', 'passed as OK',
+  'false alarms', 'to review', 'defective', 'not NG', 'missed',
 )  # fmt: skip
 
 
@@ -52,8 +52,8 @@ class VerdictCounts(NamedTuple):
     false_alarms: good test images that are NG.
     reviewed: good test images that are to be reviewed.
     defective: defective test images.
-    missed: defective test images that are not NG.
-    passed: defective test images that are OK.
+    not_ng: defective test images that are to be reviewed or OK.
+    missed: defective test images that are OK.
   """
 
   normals: float
@@ -63,8 +63,8 @@ class VerdictCounts(NamedTuple):
   false_alarms: float
   reviewed: float
   defective: float
+  not_ng: float
   missed: float
-  passed: float
 
 
 def count_verdicts(
@@ -126,8 +126,8 @@ def write_table(
       detector, category, seeds, f'{c.normals:.0f}', _format_percent(budget),
       _format_percent(c.expected), _format_percent(c.bound), f'{c.good:.0f}',
       _format_share_with_interval(c.false_alarms, c.good), _format_share(c.reviewed, c.good),
-      f'{c.defective:.0f}', _format_share(c.missed, c.defective),
-      _format_share(c.passed, c.defective),
+      f'{c.defective:.0f}', _format_share(c.not_ng, c.defective),
+      _format_share(c.missed, c.defective),
     ]
     for detector, category, seeds, budget, c in rows
   ]  # fmt: skip

@@ -336,11 +336,15 @@ def test_a_report_is_written(model, drawn, uadjax, tmp_path, monkeypatch):
   page = tmp_path / 'new' / 'r.html'
   words = ('report', model, drawn, '--category', 'disc', '--output', page)
   status, out, _ = uadjax(*words)
-  assert (status, out) == (0, f'Report: {page}\n')
+  assert status == 0
+  places = [out.index(text) for text in ('found', 'missed', 'passed', 'rejected', 'image AUROC')]
+  assert places == sorted(places)
+  assert out.endswith(f'Report: {page}\n')
   assert '<html' in page.read_text()
   told = json.loads(page.with_suffix('.json').read_text())
   (found,) = objects(uadjax(*words, '--json', '--device=cpu')[1])
   assert found['image_auroc'] == told['metrics']['image_auroc']
+  assert found['warnings'] == told['warnings'] == []
 
 
 @pytest.mark.parametrize('columns', [60, 80])

@@ -212,7 +212,7 @@ def test_numbers_stand_beside_the_curves(tmp_path):
     assert text in words(tmp_path, 'roc')
     assert text in words(tmp_path, 'curves')
   assert 'at the threshold 90 % precision,' in words(tmp_path, 'pr')
-  for text in ('NG above 2.00', 'review above 1.50', 'bent $lead$'):
+  for text in ('NG (not good) above 2.00', 'to review above 1.50', 'bent $lead$'):
     assert text in words(tmp_path, 'histogram')
   assert 'Pixels: no curve without masks' in words(tmp_path, 'roc')
   assert 'no curve' in words(tmp_path, 'pro')
@@ -223,19 +223,20 @@ def test_numbers_stand_beside_the_curves(tmp_path):
   [
     ([], [], 'There are no test images.'),
     pytest.param(
-      [1.0, 2.5], ['good', 'good'], '1 of 2 good images is called defective at the threshold.',
+      [1.0, 2.5], ['good', 'good'],
+      '2 good images: 1 passed (50 %), 0 to review (0 %), 1 falsely rejected (50 %).',
       marks=pytest.mark.slow,
     ),
     pytest.param(
-      [1.0, 2.5], ['裂纹', 'crack'], '1 of 2 defective images is detected at the threshold.',
+      [1.0, 2.5], ['裂纹', 'crack'],
+      '2 defective images: 1 found (50 %), 0 to review (0 %), 1 missed (50 %).',
       marks=pytest.mark.slow,
     ),
     ([np.inf, -np.inf, np.inf, 1.0], ['good', 'good', 'a', 'a'],
-     '1 of 2 defective images is detected at the threshold, '
-     '1 of 2 good images is called defective.'),
+     '2 defective images: 1 found (50 %), 0 to review (0 %), 1 missed (50 %). 2 good images:'),
     pytest.param(
       [3e-30, 3e-30], ['good', 'a'],
-      '0 of 1 defective image is detected at the threshold, 0 of 1 good image is called defective.',
+      '1 defective image: 0 found (0 %), 0 to review (0 %), 1 missed (100 %). 1 good image:',
       marks=pytest.mark.slow,
     ),
   ],
@@ -249,13 +250,13 @@ def test_what_is_missing_or_infinite_is_said_and_crashes_nothing(tmp_path, score
   assert ('Images: no curve' in words(tmp_path / 'curves', 'roc')) is not both
 
 
-def test_the_summary_starts_with_what_is_found():
+def test_the_summary_starts_with_defects_and_never_calls_review_missed():
   for scores, defects, said in (
     ([1.0, 1.7, 1.8, 2.5, 2.6], ['good', 'good', 'a', 'a', 'b'],
-     '2 of 3 defective images are detected at the threshold, '
-     '0 of 2 good images are called defective; 1 defective and 1 good more need review.'),
+     '3 defective images: 2 found (67 %), 1 to review (33 %), 0 missed (0 %). '
+     '2 good images: 1 passed (50 %), 1 to review (50 %), 0 falsely rejected (0 %).'),
     ([1.0, 1.7], ['good', 'good'],
-     '0 of 2 good images are called defective at the threshold; 1 good more needs review.'),
+     '2 good images: 1 passed (50 %), 1 to review (50 %), 0 falsely rejected (0 %).'),
   ):  # fmt: skip
     data = curves_of(scores, defects, 2.0, 1.5)
     assert curves.summary(data) == said
@@ -270,7 +271,7 @@ def test_an_image_with_warnings_is_counted_as_its_result_is_labeled():
   warning = {'code': 'blurred', 'message': 'It is blurred.'}
   data = data._replace(warnings=[[], [warning], [warning]])
   assert curves.image_labels(data) == ['OK', 'review', 'NG']
-  assert curves.summary(data).endswith('; 1 good more needs review.')
+  assert '2 good images: 1 passed (50 %), 1 to review (50 %)' in curves.summary(data)
 
 
 def test_good_images_held_out_say_what_they_are_for(tmp_path):

@@ -118,8 +118,13 @@ def test_images_are_counted_one_by_one(cases):
   }  # fmt: skip
   assert at['image_recall'] == bad.count('NG') / len(bad)
   assert at['image_precision'] == bad.count('NG') / (bad + good).count('NG')
+  assert at['counts'] == {
+    'defective': {'ng': bad.count('NG'), 'review': bad.count('review'), 'ok': bad.count('OK')},
+    'good': {'ok': good.count('OK'), 'review': good.count('review'), 'ng': good.count('NG')},
+  }
+  assert bad.count('review')  # Else those to review might count as missed.
   for defect in ('spot', 'scratch'):
-    missed = [result.label != 'NG' for record, result, _ in cases if record.defect == defect]
+    missed = [result.label == 'OK' for record, result, _ in cases if record.defect == defect]
     assert at['miss_rate'][defect] == sum(missed) / len(missed)
 
 

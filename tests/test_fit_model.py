@@ -79,7 +79,8 @@ def test_the_command_does_the_same(drawn, tmp_path, capsys):
   words += [f'--override={key}={value}' for key, value in SMALL.items()]
   assert cli.main([*words, '--workdir', str(tmp_path / 'a')]) == 0
   told = capsys.readouterr().out
-  assert 'image AUROC' in told
+  assert told.index('missed') < told.index('falsely rejected') < told.index('image AUROC')
+  assert 'F1-max (oracle)' in told
   assert f'Model: {tmp_path}/a/model\n' in told
   assert f'Report: {tmp_path}/a/report.html\n' in told
   assert cli.main([*words, '--workdir', str(tmp_path / 'b'), '--json']) == 0

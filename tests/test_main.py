@@ -85,12 +85,17 @@ def test_metrics_are_those_of_the_scores(trained, name):
   assert metrics['image_auroc'] == pytest.approx(reference.roc_auc_score(bad, scores))
   assert metrics['image_ap'] == pytest.approx(reference.average_precision_score(bad, scores))
   assert metrics['pixel_auroc'] > 0.85  # Chance gives a half; these defects are easy.
-  called, at = np.array([row['label'] == 'NG' for row in rows]), metrics['at_threshold']
+  labels, at = np.array([row['label'] for row in rows]), metrics['at_threshold']
+  called = labels == 'NG'
   assert at['image_recall'] == called[bad].mean()
   assert at['false_alarm_rate'] == called[~bad].mean()
   assert at['miss_rate'] == {
-    kind: 1 - called[defects == kind].mean() for kind in small_runs.DEFECTS
+    kind: (labels[defects == kind] == 'OK').mean() for kind in small_runs.DEFECTS
   }
+  for name, of_class in (('defective', bad), ('good', ~bad)):
+    for verdict, num_images in at['counts'][name].items():
+      assert num_images == (np.char.lower(labels[of_class]) == verdict).sum()
+  assert result(workdir)['warnings'] == []  # These are images of the model's own product.
   assert metrics['counts'] == {
     'good': 3, 'defective': 6, 'without_mask': 0, 'unseen_pixels': 0, 'unseen_defect_pixels': 0,
   }  # fmt: skip

@@ -1,5 +1,6 @@
 """Data sets of every layout through the front door: checked, converted, split, learned, judged."""
 
+import json
 from pathlib import Path
 import shutil
 
@@ -9,13 +10,13 @@ import pytest
 import small_runs
 from small_runs import DEFECTS, GOOD, manifest, result, run, table, TRAIN
 
-from uadjax.data import image_io
+from uadjax.data import demo, image_io
 
 METRICS = (
   'image_auroc', 'image_ap', 'image_f1_max', 'pixel_auroc', 'pixel_ap', 'pixel_f1_max', 'au_pro',
 )  # fmt: skip
 AT_THRESHOLD = {
-  'image_precision', 'image_recall', 'image_f1', 'false_alarm_rate', 'miss_rate',
+  'counts', 'image_precision', 'image_recall', 'image_f1', 'false_alarm_rate', 'miss_rate',
   'pixel_precision', 'pixel_recall', 'pixel_f1', 'iou', 'dice', 'accuracy', 'kappa',
 }  # fmt: skip
 STEPS = '--config.fit.steps=2'  # Of STFPM; the last of a key counts.
@@ -346,6 +347,38 @@ def test_evaluating_leaves_what_the_contract_promises(trained, root, tmp_path):
   assert len(curves) >= 4  # ROC, PR, PRO, scores.
   assert curves == {path.stem for path in (tmp_path / 'curves').glob('*.svg')}
   assert len([*(tmp_path / 'pictures').iterdir()]) == 4
+
+
+def test_a_model_of_another_product_is_noticed(trained, tmp_path):
+  counts = {'train': 4, 'test_good': 12, 'test_defect': 1}
+  options = {'categories': ('disc', 'fabric'), 'size': small_runs.SIDE}
+  demo.write_dataset(tmp_path, **counts, **options)
+  for category in options['categories']:
+    workdir = tmp_path / f'run_{category}'
+    told = evaluated(trained('padim'), tmp_path / category, workdir)
+    report = json.loads((workdir / 'report.json').read_text())
+    assert report['warnings'] == told['warnings']
+    log = (workdir / 'evaluate.log').read_text()
+    if category == 'disc':  # The model's own product.
+      assert told['warnings'] == []
+      assert 'other images' not in log
+    else:
+      (warning,) = told['warnings']
+      assert warning['code'] == 'other_images'
+      num_ng = told['metrics']['at_threshold']['counts']['good']['ng']
+      assert warning['message'].startswith(f'{num_ng} of 12 good images are NG;')
+      assert warning['message'] in log
+
+
+def test_the_log_begins_with_the_verdicts(trained, root, tmp_path):
+  told = evaluated(trained('padim'), root / 'disc', tmp_path)
+  assert told['warnings'] == []
+  log = (tmp_path / 'evaluate.log').read_text()
+  places = [log.index(text) for text in (
+    '6 defective images: ', ' found (', ' to review (', ' missed (', '3 good images: ',
+    ' passed (', ' falsely rejected (', 'image_auroc', '(oracle)',
+  )]  # fmt: skip
+  assert places == sorted(places)
 
 
 @pytest.mark.parametrize('missing', ['good', pytest.param('defective', marks=pytest.mark.slow)])

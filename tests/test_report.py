@@ -200,6 +200,15 @@ def test_the_json_file_equals_the_embedded_data_and_names_are_escaped(tmp_path):
   assert data['provenance'][names[0]]['bad'] == 'NaN'
 
 
+def test_a_report_has_the_warnings_of_the_model():
+  records = [Record(Path(f'{i}.png')) for i in range(41)]
+  for score, num_warnings in ((5.0, 1), (1.0, 0)):
+    curve_data = make_curve_data(records, [score] * 41)
+    data = content.build(curve_data, {}, records, [], {})
+    assert data['warnings'] == curves.model_warnings(curve_data)
+    assert len(data['warnings']) == num_warnings
+
+
 def test_good_images_come_first_then_the_hardest_defect_types():
   records = [Record(Path('x'), defect) for defect in ('easy', 'good', 'hard', 'easy', 'hard')]
   data = content.build(make_curve_data(records, [5.0, 0.0, 1.0, 6.0, 7.0]), {}, records, [], {})

@@ -163,15 +163,13 @@ def assert_counted(page, case):
   assert table(page) == expected
   good = expected['good']
   defective = np.sum([n for name, n in expected.items() if name != 'good'], axis=0)
-  num_missed = defective[0] - defective[3]
-  assert page.locator('#key-numbers li').nth(3).inner_text().startswith(f'{good[3]} of {good[0]}')
-  assert (
-    page.locator('#key-numbers li')
-    .nth(4)
-    .inner_text()
-    .startswith(f'{num_missed} of {defective[0]}')
-  )
-  f1 = 2 * defective[3] / (2 * defective[3] + good[3] + num_missed)
+  # Defective images: NG, review, OK; good ones: OK, review, NG.
+  order = [*((defective, i) for i in (3, 2, 1)), *((good, i) for i in (1, 2, 3))]
+  tiles = page.locator('#key-numbers strong').all_inner_texts()
+  assert tiles == [f'{numbers[i]} of {numbers[0]}' for numbers, i in order]
+  missed = float(rate(page, 'Missed').split()[0])
+  assert abs(missed - 100 * defective[1] / defective[0]) <= 0.5
+  f1 = 2 * defective[3] / (defective[3] + good[3] + defective[0])
   assert rate(page, 'F1') == f'{f1:.3f}'
   precision = defective[3] / (defective[3] + good[3])
   assert abs(float(rate(page, 'Precision').split()[0]) - 100 * precision) <= 0.5
@@ -279,9 +277,12 @@ def test_the_gallery_shows_misclassified_images_first_and_sorts_and_filters(show
   page.select_option('#type-filter', label=CLOSING)
   scores = [s for defect, s in case.scored if defect == CLOSING]
   assert [score for score, _ in tiles(page)] == sorted(scores)
-  page.fill('#image-threshold', '100')
+  page.fill('#review-threshold', '100')
   page.keyboard.press('Enter')
-  assert all('missed' in verdict for _, verdict in tiles(page))
+  verdicts = [verdict for _, verdict in tiles(page)]
+  # Images with warnings are to review, and not missed.
+  assert {verdict.startswith('OK') for verdict in verdicts} == {True, False}
+  assert all(('missed' in verdict) == verdict.startswith('OK') for verdict in verdicts)
 
 
 PIXELS = '(selector) => document.querySelector(selector).toDataURL()'
@@ -345,6 +346,17 @@ def test_a_picture_is_enlarged_and_closed(show, file):
   assert page.evaluate('document.activeElement.closest("#tiles") !== null')
 
 
+def test_labels_are_explained_and_a_model_of_other_images_is_noticed(show, tmp_path):
+  case = make(tmp_path, ['good'] * 41)
+  for scores, num_warnings in ((np.full(41, 9.0), 1), (np.full(41, 1.0), 0)):
+    case = case._replace(curve_data=case.curve_data._replace(scores=scores))
+    page = show(write(case, tmp_path / 'report.html', 0))
+    warnings = page.locator('#warnings li').all_inner_texts()
+    assert len(warnings) == num_warnings
+    assert all('41 of 41 good images are NG' in warning for warning in warnings)
+    assert 'NG (not good)' in page.inner_text('#label-legend')
+
+
 def test_names_are_shown_as_text(show, file):
   page = show(file)
   assert page.title() == f'A model on {CLOSING}'
@@ -363,7 +375,7 @@ def test_injected_html_neither_runs_nor_sends_requests(browser, file, tmp_path):
   page.add_init_script('window.run = () => { window.ran = true; };')
   page.on('requestfailed', lambda request: refused.append((request.url, request.failure)))
   page.goto((tmp_path / 'report.html').as_uri())
-  assert page.locator('#key-numbers li').count() == 5
+  assert page.locator('#key-numbers li').count() == 6
   assert page.evaluate('window.ran') is None
   assert refused == [
     ('http://127.0.0.1:9/x.png', 'csp')
@@ -382,7 +394,8 @@ def test_hovering_over_a_curve_shows_its_values(show, file):
 
 
 COLLISIONS = """() => {
-  const groups = ['body > *, main > *', '#key-numbers li', '#thresholds > *', '.bar > *',
+  const groups = ['body > *, main > *', '#key-numbers li', '#ranking-metrics li', '#thresholds > *',
+    '.bar > *',
     '#numbers > div',
     '#histogram .name, #histogram .tick', '#histogram .grip', '#roc svg > text:not(.tooltip)',
     '#pr svg > text:not(.tooltip)', '#pro svg > text:not(.tooltip)', '#curves figure', '#tiles li',

@@ -99,7 +99,7 @@ def test_counts_and_thresholds_are_written_beside_the_strips():
   counts = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
   assert counts == ['OK / review / NG', '1 / 1 / 2']
   texts = [text.get_text() for text in axes.get_legend().get_texts()]
-  assert texts == ['NG above 2.00', 'review above 1.80']
+  assert texts == ['NG (not good) above 2.00', 'to review above 1.80']
 
 
 def test_bars_are_dark_where_images_are_called_wrongly_and_say_so():

@@ -307,6 +307,9 @@ def test_changing_a_threshold_by_keyboard_relabels_every_card(scored_page, resul
   expect(page.locator('.label-counts')).to_contain_text(
     f'NG{list(expected.values()).count(["NG"])}'
   )
+  shares = page.locator('.label-counts .count > span:last-child').all_inner_texts()
+  assert sum(float(share.rstrip('%')) for share in shares) == pytest.approx(100, abs=1.5)
+  expect(page.locator('#panels')).to_contain_text('NG (not good): rejected')
   page.click('text=Reset to calibrated')
   expect(number(page, IMAGE)).to_have_value(calibrated)
   assert labels(page) == calibrated_labels

@@ -7,7 +7,7 @@ from uadjax.visualization import heatmap, sheet
 
 LABELS = ('OK', 'review', 'NG')
 SCALE = heatmap.color_scale(16.0, 16.0)
-CAPTION = 'score 26.1, NG above 16, review above 14'
+CAPTION = 'score 26.1, NG (not good) above 16, to review above 14'
 
 
 def photo(height, width, seed=3):

@@ -214,7 +214,7 @@ def test_tables_have_means_of_seeds_and_of_categories(tmp_path):
   assert found['a']['pixel_auroc'] == ''
 
 
-def test_shares_of_verdicts_are_those_of_the_defective_images():
+def test_shares_of_verdicts_are_those_of_the_images_of_a_class():
   labels = {'hole': ['NG', 'review', 'OK', 'NG', 'OK'], 'good': ['NG', 'OK']}
   images = [
     evaluate.ImageResult(Record(Path(f'{defect}_{i}.png'), defect), 0.0, label)
@@ -222,10 +222,15 @@ def test_shares_of_verdicts_are_those_of_the_defective_images():
     for i, label in enumerate(verdicts)
   ]
   at_threshold = evaluate.compute_metrics(images, None, None)['at_threshold']
-  assert list(results.verdict_shares(at_threshold).values()) == pytest.approx([0.4, 0.2, 0.4])
+  shares = results.verdict_shares(at_threshold)
+  assert list(shares.values()) == pytest.approx([5, 0.4, 0.2, 0.4, 2, 0.5, 0, 0.5])
   at_threshold = evaluate.compute_metrics(images[5:], None, None)['at_threshold']
-  assert set(results.verdict_shares(at_threshold).values()) == {None}
+  assert list(results.verdict_shares(at_threshold).values())[:4] == [0, None, None, None]
   assert set(results.verdict_shares({}).values()) == {None}
+  summary = dict.fromkeys(results.COLUMNS) | shares
+  # The verdicts lead, as numbers of images and percentages.
+  assert list(results.COLUMNS)[: len(shares)] == list(shares)
+  assert results.format_cells([summary])[:4] == ['5', '40.0', '20.0', '40.0']
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 import sys
+from typing import Any
 
 from rich import box, console, table, text
 
 from uadjax.cli import runtime
+from uadjax.evaluation import verdicts
 from uadjax.inference.result import Result, UNREADABLE
 from uadjax.system import files, logging, progress
 
@@ -13,6 +15,12 @@ from uadjax.system import files, logging, progress
 SIGNS = {'OK': ('✓', 'green'), 'review': ('?', 'yellow'), 'NG': ('✗', 'bold red')}
 SIGNS |= {UNREADABLE: ('!', 'magenta')}
 _WIDTH = max(map(len, SIGNS))
+_METRIC_TITLES = {
+  'image_auroc': 'image AUROC',
+  'pixel_auroc': 'pixel AUROC',
+  'au_pro': 'AU-PRO',
+  'image_f1_max': 'image F1-max (oracle)',
+}
 _STDOUT = console.Console(highlight=False)
 
 
@@ -56,4 +64,18 @@ def summary_table(counts: Mapping[str, int]) -> table.Table:
     if (count := counts[label]) or label in ('OK', 'NG'):
       share = f'{count / total:.1%}' if total else ''
       rich_table.add_row(text.Text(f'{sign} {label}', style), str(count), share)
+  return rich_table
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> table.Table:
+  """Return a table of the verdicts on the test images, then of the ranking metrics."""
+  columns = ('test images', table.Column('', justify='right'), table.Column('', justify='right'))
+  rich_table = table.Table(*columns, box=box.SIMPLE_HEAD)
+  for outcome in verdicts.outcomes(metrics['at_threshold']['counts']):
+    title = f'{outcome.image_class}: {outcome.name}'
+    number = f'{outcome.num_images} of {outcome.num_in_class}'
+    rich_table.add_row(title, number, outcome.percent)
+  for key, title in _METRIC_TITLES.items():
+    if (value := metrics[key]) is not None:
+      rich_table.add_row(title, f'{value:.3f}')
   return rich_table

@@ -1,18 +1,9 @@
 """The command `uadjax fit`: fits or extends a model, then prints its metrics and output paths."""
 
-from rich import box, table
-
 from uadjax.cli import console, predict, runtime
 from uadjax.cli.options import FitOptions
 from uadjax.distributed import mesh
 from uadjax.experiment import fit_model
-
-_METRIC_TITLES = {
-  'image_auroc': 'image AUROC',
-  'pixel_auroc': 'pixel AUROC',
-  'au_pro': 'AU-PRO',
-  'image_f1_max': 'image F1-max',
-}
 
 
 def run(options: FitOptions) -> None:
@@ -29,11 +20,7 @@ def run(options: FitOptions) -> None:
     return
   metrics = result.get('metrics')
   if metrics:
-    rich_table = table.Table('test images', table.Column('', justify='right'), box=box.SIMPLE_HEAD)
-    for key, title in _METRIC_TITLES.items():
-      if (value := metrics[key]) is not None:
-        rich_table.add_row(title, f'{value:.3f}')
-    console.print_line(rich_table)
+    console.print_line(console.metrics_table(metrics))
   if drift := result.get('drift'):
     before, after = drift['image_threshold_before'], drift['image_threshold_after']
     images = f'{result["summary"]["images"]} good images, the earlier ones included'

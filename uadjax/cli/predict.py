@@ -166,9 +166,9 @@ def _print_results(
 
 
 def _describe(thresholds: calibration.Thresholds) -> str:
-  text = f'NG above {thresholds.image_threshold:.4g}'
+  text = f'NG (not good) above {thresholds.image_threshold:.4g}'
   if thresholds.review_threshold < thresholds.image_threshold:
-    text += f', review above {thresholds.review_threshold:.4g}'
+    text += f', to review above {thresholds.review_threshold:.4g}'
   return text
 
 

@@ -7,7 +7,7 @@ from uadjax.experiment import evaluate_run
 
 
 def run(options: ReportOptions) -> None:
-  """Write the report, and print its path or the metrics."""
+  """Write the report, and print the metrics and its path."""
   mesh.use_cores_as_devices()
   metrics = evaluate_run.write_report(
     options.model_dir, options.dataset, options.category, options.output, options.device or 'auto'
@@ -15,4 +15,5 @@ def run(options: ReportOptions) -> None:
   if options.as_json:
     console.print_json(metrics)
   else:
+    console.print_line(console.metrics_table(metrics))
     console.print_line(f'Report: {runtime.to_printable(str(options.output))}')

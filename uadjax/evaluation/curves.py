@@ -8,10 +8,11 @@ from pathlib import Path
 import textwrap
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib import ticker
 import numpy as np
 
+from uadjax.evaluation import verdicts
 from uadjax.model import calibration
 from uadjax.numerics import metrics
 from uadjax.system import files
@@ -122,23 +123,18 @@ def draw(folder: Path, data: CurveData) -> None:
 
 
 def summary(data: CurveData) -> str:
-  """Summarize in a sentence or two how the thresholds classify the test images."""
-  t, is_good = data.thresholds, np.array(data.defects, str) == 'good'
-  labels = np.array(image_labels(data), str)
-  is_ng, is_review = labels == 'NG', labels == 'review'
-  clauses = []
-  if (~is_good).any():
-    clauses.append(f'{_count_phrase(is_ng[~is_good], "defective")} detected')
-  if is_good.any():
-    clauses.append(f'{_count_phrase(is_ng[is_good], "good")} called defective')
-  if not clauses:
-    return 'There are no test images.'
-  clauses[0] += ' at the threshold'
-  counts = {'defective': (is_review & ~is_good).sum(), 'good': (is_review & is_good).sum()}
-  review_texts = [f'{n} {name}' for name, n in counts.items() if n]
-  verb = 'needs' if is_review.sum() == 1 else 'need'
-  review_clause = f'; {" and ".join(review_texts)} more {verb} review' * bool(review_texts)
-  return f'{", ".join(clauses)}{review_clause}.{_OPTIMISM_NOTE * bool(t.num_anomalous)}'
+  """Summarize in a sentence per class how the thresholds classify the test images."""
+  is_optimistic = bool(data.defects and data.thresholds.num_anomalous)
+  return verdicts.summarize(_verdict_counts(data)) + _OPTIMISM_NOTE * is_optimistic
+
+
+def model_warnings(data: CurveData) -> list[dict[str, str]]:
+  """Return code and message of each warning that the model does not fit the test images."""
+  return verdicts.model_warnings(_verdict_counts(data), data.thresholds)
+
+
+def _verdict_counts(data: CurveData) -> verdicts.Counts:
+  return verdicts.count(image_labels(data), [defect != 'good' for defect in data.defects])
 
 
 def image_labels(data: CurveData) -> list[str]:
@@ -226,13 +222,6 @@ def thin(
   segment_ends = np.flatnonzero(np.diff(np.floor(arc_length * (num_segments / arc_length[-1]))))
   indices = np.unique(np.concatenate([[0], segment_ends, segment_ends + 1, [len(x) - 1]]))
   return x[indices], y[indices]
-
-
-def _count_phrase(mask: Bool[np.ndarray, ' _'], class_name: str) -> str:
-  """Return the beginning of a sentence, such as '3 of 5 good images are'."""
-  count, total = int(mask.sum()), len(mask)
-  verb = 'is' if 1 in (count, total) else 'are'
-  return f'{count} of {total} {class_name} image{"s" * (total > 1)} {verb}'
 
 
 def _complete_rankings(data: CurveData) -> Iterator[_Ranked]:

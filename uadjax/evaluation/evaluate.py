@@ -15,7 +15,7 @@ from PIL import Image
 from uadjax.data import inputs, selection
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
-from uadjax.evaluation import curves, pixel_scores
+from uadjax.evaluation import curves, pixel_scores, verdicts
 from uadjax.inference import predictor as predictors
 from uadjax.inference.result import Result
 from uadjax.model import model_dir
@@ -187,6 +187,7 @@ def compute_metrics(
   """Compute image metrics over all images, pixel metrics over visible pixels with ground truth."""
   num_defective = sum(r.record.is_anomalous for r in results)
   return {
+    'at_threshold': _metrics_at_threshold(results),
     **{
       f'{prefix}_{name}': metric(ranking) if ranking else None
       for prefix, ranking in (('image', image_ranking), ('pixel', pixel_ranking))
@@ -195,7 +196,6 @@ def compute_metrics(
     'au_pro': metrics.au_pro(pixel_ranking) if pixel_ranking else None,
     # These metrics are at the best threshold in hindsight.
     'oracles': ['image_f1_max', 'pixel_f1_max'],
-    'at_threshold': _metrics_at_threshold(results),
     'counts': {
       'good': len(results) - num_defective,
       'defective': num_defective,
@@ -210,15 +210,19 @@ _RANK_METRICS = {'auroc': metrics.auroc, 'ap': metrics.average_precision, 'f1_ma
 
 
 def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:
-  """Compute metrics at the calibrated thresholds; positive are NG images and marked pixels."""
+  """Compute counts and metrics at the calibrated thresholds.
+
+  Positive are NG images and marked pixels. Missed images are OK; those to review are not missed.
+  """
   is_anomalous = np.array([r.record.is_anomalous for r in results], bool)
   labels, defects = np.array([[r.label, r.record.defect] for r in results]).reshape(-1, 2).T
-  is_ng, is_review = labels == 'NG', labels == 'review'
+  is_ng, is_review, is_ok = (labels == label for label in ('NG', 'review', 'OK'))
   image, pixel = metrics.Confusion.from_predictions(is_ng, is_anomalous), _merge_confusions(results)
   has_masks = any(r.confusion for r in results)
   sizes = np.concatenate([r.region_sizes for r in results])
   hits = np.concatenate([r.region_hits for r in results])
   return {
+    'counts': verdicts.count([r.label for r in results], is_anomalous.tolist()),
     'image_precision': image.precision,
     'image_recall': image.recall,
     'image_f1': image.f1,
@@ -227,9 +231,7 @@ def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:
       'good': _mean(is_review[~is_anomalous]),
       'defective': _mean(is_review[is_anomalous]),
     },
-    'miss_rate': {
-      d: _mean(~is_ng[defects == d]) for d in sorted({*defects[is_anomalous].tolist()})
-    },
+    'miss_rate': {d: _mean(is_ok[defects == d]) for d in sorted({*defects[is_anomalous].tolist()})},
     'miss_rate_by_region_size': metrics.miss_rate_by_size(sizes, hits),
     **{
       name: getattr(pixel, name.removeprefix('pixel_')) if has_masks else None

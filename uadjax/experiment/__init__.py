@@ -272,7 +272,8 @@ def _with_metrics(config: Settings, workdir: Path, result: Result) -> Result:
   evaluate.write_csv(workdir / f'{label}.csv', metrics)
   result = {'metrics': evaluate.mean_metrics(metrics), **result, 'per_category': metrics}
   if config.mode == 'train':
-    keys = [key for key in ('metrics', 'weights', 'per_category') if key in result]
+    names = 'metrics', 'warnings', 'weights', 'per_category'
+    keys = [key for key in names if key in result]
     workdirs.write_result(workdir, 'evaluate', {key: result[key] for key in keys})
   return result
 

@@ -67,8 +67,7 @@ def evaluate_and_report(
     title=f'{model.name} on {len(test_records)} test images of {run_label}'
   )
   curves.draw(workdir / 'curves', titled_curves)
-  logging.LOG.info('%s: %s', run_label, _describe_metrics(evaluation.metrics))
-  logging.LOG.info('%s', curves.summary(titled_curves))
+  _log_result(run_label, titled_curves, evaluation.metrics)
   if options.report_pictures:
     picture_indices = gallery.choose(
       test_records, titled_curves.scores, model.thresholds, options.report_pictures
@@ -84,7 +83,12 @@ def evaluate_and_report(
       report_path, titled_curves, evaluation.metrics, test_records, pictures, report_metadata
     )
     logging.LOG.info('Report: %s', report_path)
-  return {'metrics': evaluation.metrics, 'timing': {'evaluate_s': evaluate_s}, **result}
+  return {
+    'metrics': evaluation.metrics,
+    'warnings': curves.model_warnings(titled_curves),
+    'timing': {'evaluate_s': evaluate_s},
+    **result,
+  }
 
 
 def check_and_evaluate(
@@ -104,7 +108,7 @@ def check_and_evaluate(
 def write_report(
   model_dir: Path, dataset: Path, category: str, report_path: Path, device: str
 ) -> dict[str, Any]:
-  """Evaluate a model on a dataset, write only the report, and return the metrics.
+  """Evaluate a model on a dataset, write only the report, and return metrics and warnings.
 
   Test images that fail the dataset check are logged and excluded.
 
@@ -136,15 +140,19 @@ def write_report(
   values |= {'device': device, 'check.enforce': False, 'evaluate.save_pictures': 0}
   config = configs.replace(Settings(**vars(model.config)), values)
   with tempfile.TemporaryDirectory() as folder:
-    return check_and_evaluate(model, config, Path(folder), report_path)['metrics']
+    result = check_and_evaluate(model, config, Path(folder), report_path)
+  return {'warnings': result['warnings'], **result['metrics']}
 
 
-def _describe_metrics(metrics: evaluate.Metrics) -> str:
-  metric_texts = [
+def _log_result(run_label: str, data: curves.CurveData, metrics: evaluate.Metrics) -> None:
+  """Log the verdicts on the test images, then the ranking metrics, then warnings of the model."""
+  logging.LOG.info('%s: %s', run_label, curves.summary(data))
+  texts = [
     f'{key} {value:.4f}{" (oracle)" if key in metrics["oracles"] else ""}'
     for key, value in metrics.items()
     if isinstance(value, float)
   ]
-  counts = metrics['counts']
-  image_counts = f'{counts["good"]} good and {counts["defective"]} defective test images'
-  return f'{", ".join(metric_texts) or "AUROC is undefined without both classes"} ({image_counts})'
+  ranking_text = ', '.join(texts) or 'AUROC is undefined without both classes'
+  logging.LOG.info('%s: %s', run_label, ranking_text)
+  for warning in curves.model_warnings(data):
+    logging.LOG.warning('%s: %s', run_label, warning['message'])

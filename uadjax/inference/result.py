@@ -242,9 +242,9 @@ class Result(Mapping[str, Any]):
   @property
   def caption(self) -> str:
     """Score, thresholds and codes of warnings for display."""
-    text = f'score {self.score:.3g}, NG above {self.image_threshold:.3g}'
+    text = f'score {self.score:.3g}, NG (not good) above {self.image_threshold:.3g}'
     if self.thresholds.review_threshold < self.image_threshold:
-      text += f', review above {self.thresholds.review_threshold:.3g}'
+      text += f', to review above {self.thresholds.review_threshold:.3g}'
     if self.warnings:
       text += f', warnings: {self.warning_codes}'
     return text

@@ -54,7 +54,7 @@ class Thresholds(NamedTuple):
       optimistic for the same reason.
     num_normals_required: smallest number of distinct images for which 'confident' keeps the budget.
     num_anomalous: number of defective images used for calibration; 0 without labels.
-    num_missed: number of these defective images that are not NG.
+    num_missed: number of these defective images that are OK; those to review are not missed.
     confidence: confidence level of `false_alarm_rate_bound` and `num_normals_required`.
   """
 
@@ -172,10 +172,10 @@ def from_labeled(
     peaks: largest anomaly-map value of each good image.
     anomalous_scores: scores of defective images.
     method: 'f1' for the largest F1 of defective images, 'cost' for the least number of false alarms
-      + miss_cost · number of misses.
+      + miss_cost · number of defective images that are not NG.
     budget: allowed share of good images with marked pixels, if `pixel_threshold` is None.
     review_budget: allowed share of good images above the review threshold, in [budget, 1).
-    miss_cost: cost of a missed defect relative to that of a false alarm.
+    miss_cost: cost of a defective image that is not NG, relative to that of a false alarm.
     pixel_threshold: threshold of the anomaly map, from `pixel_threshold_by_f1` for either method:
       the cost of a missed pixel is unknown, but marks should always cover defects. None if there
       are no masks.
@@ -190,16 +190,17 @@ def from_labeled(
   image_threshold = _best_image_threshold(normal_scores, anomalous_scores, cost)
   if pixel_threshold is None:
     pixel_threshold = normals_thresholds.pixel_threshold
+  review_threshold = min(normals_thresholds.review_threshold, image_threshold)
   num_false_alarms = int((normal_scores > image_threshold).sum())
   return normals_thresholds._replace(
     image_threshold=image_threshold,
     pixel_threshold=pixel_threshold,
-    review_threshold=min(normals_thresholds.review_threshold, image_threshold),
+    review_threshold=review_threshold,
     method=method,
     expected_false_alarm_rate=num_false_alarms / n,
     false_alarm_rate_bound=_rate_upper_bound(num_false_alarms, n),
     num_anomalous=m,
-    num_missed=int((anomalous_scores <= image_threshold).sum()),
+    num_missed=int((anomalous_scores <= review_threshold).sum()),
   )
 
 

@@ -20,7 +20,7 @@ class CalibrateSettings:
   budget: float = field(0.01, 'Share of good images that may be NG.', above=0, below=1)
   review_budget: float = field(0.05, 'Share that may be NG or review.', above=0, below=1)
   labeled: str = field('', 'Dataset with good and defective images, for f1 and cost.')
-  miss_cost: float = field(10.0, 'Cost of a missed defect relative to a false alarm.', above=0)
+  miss_cost: float = field(10.0, 'Cost of a defect that is not NG, in false alarms.', above=0)
   images: int = field(500, 'Maximum number of leave-one-out scores.', minimum=1)
 
 

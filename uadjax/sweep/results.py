@@ -14,18 +14,40 @@ Rows = list[tuple[str, str, dict[int, RunSummary]]]  # Config label, category, s
 
 
 class Column(NamedTuple):
-  """Column of the table: title, average over several runs, and number of decimal digits."""
+  """Column of the table.
+
+  Attributes:
+    title: title in the text.
+    average: average over several runs.
+    digits: number of decimal digits in the text.
+    unit: value that the text shows as 1; 0.01 for percentages. Summaries and table.csv have shares.
+  """
 
   title: str
   average: Callable[[Iterable[float]], float]
   digits: int
+  unit: float = 1.0
 
+
+# By class: column of the number of images, and columns of the shares of the verdicts in
+# `at_threshold.counts`.
+_VERDICT_COLUMNS = {
+  'defective': ('num_defective', {
+    'ng': 'defects_found', 'review': 'defects_to_review', 'ok': 'defects_missed',
+  }),
+  'good': ('num_good', {'ok': 'good_passed', 'review': 'good_to_review', 'ng': 'good_rejected'}),
+}  # fmt: skip
 
 COLUMNS = {
+  'num_defective': Column('defective', statistics.mean, 0),
+  'defects_found': Column('found %', statistics.mean, 1, 0.01),
+  'defects_to_review': Column('defects to review %', statistics.mean, 1, 0.01),
+  'defects_missed': Column('missed %', statistics.mean, 1, 0.01),
+  'num_good': Column('good', statistics.mean, 0),
+  'good_passed': Column('passed %', statistics.mean, 1, 0.01),
+  'good_to_review': Column('good to review %', statistics.mean, 1, 0.01),
+  'good_rejected': Column('falsely rejected %', statistics.mean, 1, 0.01),
   'image_auroc': Column('image AUROC', statistics.mean, 3),
-  'defects_found': Column('defects found', statistics.mean, 3),
-  'defects_to_review': Column('to review', statistics.mean, 3),
-  'defects_missed': Column('missed', statistics.mean, 3),
   'pixel_auroc': Column('pixel AUROC', statistics.mean, 3),
   'au_pro': Column('AU-PRO', statistics.mean, 3),
   'fit_s': Column('fit s', statistics.median, 1),
@@ -51,16 +73,19 @@ def load_summary(workdir: Path) -> RunSummary | None:
 
 
 def verdict_shares(at_threshold: Mapping[str, Any]) -> RunSummary:
-  """Return the shares of the defective images that are NG, for review, and OK.
+  """Return the number of defective and of good images, and the share of each verdict on them.
 
   Args:
-    at_threshold: metrics at the calibrated thresholds. The shares are None without metrics, and for
-      test sets without defective images.
+    at_threshold: metrics at the calibrated thresholds. Without them all values are None; without
+      images of a class, its shares are None.
   """
-  ng = at_threshold.get('image_recall')
-  review = at_threshold.get('review_rate', {}).get('defective')
-  missed = None if ng is None or review is None else max(0.0, 1 - ng - review)
-  return {'defects_found': ng, 'defects_to_review': review, 'defects_missed': missed}
+  summary: RunSummary = {}
+  for image_class, (num_key, share_keys) in _VERDICT_COLUMNS.items():
+    counts = at_threshold.get('counts', {}).get(image_class)
+    summary[num_key] = num_images = sum(counts.values()) if counts else None
+    for verdict, key in share_keys.items():
+      summary[key] = counts[verdict] / num_images if counts and num_images else None
+  return summary
 
 
 def summarize_runs(runs: Iterable[tuple[str, str, int, RunSummary]]) -> Rows:
@@ -97,7 +122,7 @@ def format_cells(summaries: Iterable[RunSummary]) -> list[str]:
   """Return the cells of a table row for one or several runs, in the order of `COLUMNS`."""
   ranges = _ranges([*summaries])
   return [
-    tables.format_cell(cell, column.digits)
+    tables.format_cell(cell, column.digits, column.unit)
     for cell, column in zip(ranges, COLUMNS.values(), strict=True)
   ]
 
@@ -122,10 +147,10 @@ def write_tables(rows: Rows, workdir: Path, footnote: str) -> str:
     [*leading_titles, *(column.title for column in COLUMNS.values())], markdown_rows
   )
   text = (
-    f'{markdown}\n\nDefects found, to review, missed: shares of the defective images that are NG, '
-    'review and OK at the calibrated thresholds. Over seeds: AUROC, AU-PRO and defects mean '
-    '(range), others median (range). Rows of means average the categories first, for each '
-    f'seed.\n{footnote}\n'
+    f'{markdown}\n\nAt the calibrated thresholds, defective images are found (NG), to review or '
+    'missed (OK); good images are passed (OK), to review or falsely rejected (NG). Over seeds: '
+    'verdicts, AUROC and AU-PRO mean (range), others median (range). Rows of means average the '
+    f'categories first, for each seed.\n{footnote}\n'
   )
   files.write_text(workdir / 'table.md', text)
   column_names = [key + suffix for key in COLUMNS for suffix in ('', '_low', '_high')]

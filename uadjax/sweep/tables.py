@@ -22,11 +22,14 @@ def center_and_range(
   return CenterAndRange(average(numbers), min(numbers), max(numbers)) if numbers else None
 
 
-def format_cell(value_range: CenterAndRange | None, digits: int) -> str:
-  """Return 'center (low-high)', the center alone if low and high look equal, or a dash for None."""
+def format_cell(value_range: CenterAndRange | None, digits: int, unit: float = 1.0) -> str:
+  """Return 'center (low-high)', in a unit, or a dash for None.
+
+  If low and high look equal, the center stands alone.
+  """
   if value_range is None:
     return '—'
-  center, low, high = (f'{value:.{digits}f}' for value in value_range)
+  center, low, high = (f'{value / unit:.{digits}f}' for value in value_range)
   return center if low == high else f'{center} ({low}-{high})'
 
 

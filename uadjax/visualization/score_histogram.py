@@ -152,7 +152,7 @@ def _draw_strip(
 def _draw_thresholds(axes: figures.Axes, review_threshold: float, image_threshold: float) -> None:
   """Draw the thresholds, and name them in a legend."""
   has_review = review_threshold < image_threshold
-  lines = [('NG', image_threshold, '-'), ('review', review_threshold, (0, (3, 2)))]
+  lines = [('NG (not good)', image_threshold, '-'), ('to review', review_threshold, (0, (3, 2)))]
   for name, threshold, dashes in lines if has_review else lines[:1]:
     if np.isfinite(threshold):
       text = f'{name} above {f"{threshold:#.3g}".rstrip(".")}'

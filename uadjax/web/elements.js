@@ -17,6 +17,14 @@ export const formatNumber = (value, digits = 4) =>
   String(Number.isFinite(value) ? Number(value.toPrecision(digits)) : value)
     .replace('Infinity', '∞').replace('NaN', '–').replace(/^-/, '−');
 
+// Uses as many digits as are needed to distinguish a share from 0 and 100 %.
+export function formatPercent(share) {
+  if (share === null) return '–';
+  const distance = 100 * Math.min(share, 1 - share);
+  const digits = distance > 0 ? Math.max(0, Math.ceil(-Math.log10(distance) - 1e-9)) : 0;
+  return `${(100 * share).toFixed(digits)}\u00a0%`;
+}
+
 // Colors of Okabe and Ito 2008. Each label also has its own shape, for readers without color.
 const SHAPES = {
   OK: 'M8 2a6 6 0 1 0 .01 0z',

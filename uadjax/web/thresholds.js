@@ -20,3 +20,7 @@ export function labelImage({ score, warnings }, { reviewThreshold, imageThreshol
 // Returns 'no content, other size', for example.
 export const nameWarnings = (warnings) =>
   warnings.map(({ code }) => code.replaceAll('_', ' ')).join(', ');
+
+// Explains the labels, in the report and on the service's page.
+export const LABEL_LEGEND =
+  'OK: passed. Review: to be checked by a person. NG (not good): rejected.';

@@ -49,6 +49,7 @@ def build(
     'format': 2,
     'title': curve_data.title,
     'summary': curves.summary(curve_data),
+    'warnings': curves.model_warnings(curve_data),
     'metrics': metrics,
     'thresholds': {
       **calibration.by_name(thresholds),

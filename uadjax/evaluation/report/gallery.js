@@ -34,8 +34,9 @@ function isMisclassified(picture) {
 }
 
 function errorName(picture) {
-  if (!isMisclassified(picture)) return '';
-  return isGoodType.get(picture.defect) ? 'false alarm' : 'missed';
+  const label = labelOf(picture);
+  if (isGoodType.get(picture.defect)) return label === 'NG' ? 'false alarm' : '';
+  return label === 'OK' ? 'missed' : '';
 }
 
 function makeTile(picture) {

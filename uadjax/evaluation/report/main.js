@@ -1,32 +1,36 @@
 // Key numbers, threshold form, verdicts by defect type, and provenance. Starts all sections.
 
+// Class, label and meaning of each key number.
+const OUTCOMES = [
+  ['defective', 'NG', 'Defective, found (NG)'], ['defective', 'review', 'Defective, to review'],
+  ['defective', 'OK', 'Defective, missed (OK)'], ['good', 'OK', 'Good, passed (OK)'],
+  ['good', 'review', 'Good, to review'], ['good', 'NG', 'Good, falsely rejected (NG)'],
+];
+
 function writeHeader() {
   find('title').textContent = report.title;
   const { method, description } = report.thresholds;
-  find('summary').textContent = (images.length ? `${method}: ` : '') + report.summary;
+  find('summary').textContent = report.summary + (images.length ? ` ${method}.` : '');
+  find('label-legend').textContent = LABEL_LEGEND;
+  find('warnings').append(...report.warnings.map(({ message }) => make('li', {}, message)));
   find('threshold-description').textContent = `Thresholds: ${description}`;
   const { metrics } = report;
-  const fixed = [['Image AUROC', metrics.image_auroc], ['Pixel AUROC', metrics.pixel_auroc],
+  const ranking = [['Image AUROC', metrics.image_auroc], ['Pixel AUROC', metrics.pixel_auroc],
     ['AU-PRO', metrics.au_pro]];
-  const tiles = fixed.map(([name, value]) =>
-    makeKeyNumber(name, Number.isFinite(value) ? value.toFixed(4) : '–'));
-  const [falseAlarms, misses] = [makeKeyNumber('False alarms', ''), makeKeyNumber('Missed', '')];
-  find('key-numbers').append(...tiles, falseAlarms, misses);
+  find('ranking-metrics').append(...ranking.map(([name, value]) => make('li', {}, `${name} `,
+    make('strong', {}, Number.isFinite(value) ? value.toFixed(4) : '–'))));
+  const tiles = OUTCOMES.map(() => make('li', {}, make('strong'), make('span')));
+  find('key-numbers').append(...tiles);
   onThresholds(() => {
-    const { good, defective, numMissed, falseAlarmRate, missRate } = computeRates();
-    const update = (tile, count, total, text, emptyText) => {
-      tile.firstChild.textContent = total ? `${count} of ${total}` : '–';
-      tile.lastChild.textContent = total ? text : emptyText;
-    };
-    update(falseAlarms, good.NG, good.images,
-      `False alarms (${formatPercent(falseAlarmRate)})`, 'No good images');
-    update(misses, numMissed, defective.images,
-      `Missed (${formatPercent(missRate)})`, 'No defective images');
+    const rates = computeRates();
+    OUTCOMES.forEach(([className, label, name], i) => {
+      const { images: total, [label]: count } = rates[className];
+      tiles[i].firstChild.textContent = total ? `${count} of ${total}` : '–';
+      tiles[i].lastChild.textContent = total ? `${name}, ${formatPercent(count / total)}`
+        : `No ${className} images`;
+    });
   });
 }
-
-const makeKeyNumber = (name, value) =>
-  make('li', {}, make('strong', {}, value), make('span', {}, name));
 
 const INPUT_IDS = { reviewThreshold: 'review-threshold', imageThreshold: 'image-threshold' };
 
@@ -47,7 +51,7 @@ function startThresholdForm() {
       const value = thresholds[key];
       find(id).value = Number.isFinite(value) ? Number(value.toPrecision(6)) : '';
     }
-    const { good, defective, numMissed, falseAlarmRate, missRate, recall, precision, f1 } =
+    const { good, defective, falseAlarmRate, missRate, recall, precision, f1 } =
       computeRates();
     const sum = (name) => `${good[name] + defective[name]}`;
     const byClass = (name) => `${good[name]} good, ${defective[name]} defective`;
@@ -55,7 +59,7 @@ function startThresholdForm() {
       ...['OK', 'review', 'NG'].map((name) => [makeBadge(name), sum(name), byClass(name)]),
       ['False alarms', formatPercent(falseAlarmRate), `${good.NG} of ${good.images} good are NG`],
       ['Missed', formatPercent(missRate),
-        `${numMissed} of ${defective.images} defective are not NG`],
+        `${defective.OK} of ${defective.images} defective are OK`],
       ['Precision', formatPercent(precision), 'defective images among NG'],
       ['Recall', formatPercent(recall), 'NG among defective images'],
       ['F1', f1 === null ? '–' : f1.toFixed(3), 'of precision and recall'],
@@ -90,13 +94,13 @@ function writeDefectTypes() {
   find('defect-types').append(make('table', {}, make('thead', {}, make('tr', {}, ...head)),
     make('tbody', {}, ...rows.map(({ row }) => row))),
     make('p', { class: 'hint' },
-      'Error rate: share of good images that are NG, or of defective images that are not NG.'
+      'Error rate: share of good images that are NG, or of defective images that are OK.'
       + (heldOutTypes.length ? ' Held-out images are not test images, and are not counted '
         + 'elsewhere.' : '')));
   onThresholds(() => {
     for (const { defectType, cells, bars } of rows) {
       const counts = countLabels(defectType);
-      const numErrors = defectType.good ? counts.NG : counts.images - counts.NG;
+      const numErrors = defectType.good ? counts.NG : counts.OK;
       const errorName = defectType.good ? 'false alarms' : 'missed';
       ['images', 'OK', 'review', 'NG'].forEach((name, i) => cells[i].textContent = counts[name]);
       cells[4].replaceChildren(formatPercent(numErrors / counts.images),
@@ -125,6 +129,10 @@ function makeList(group) {
       isGroup(value) ? makeList(value) : formatValue(value) + (isInSeconds(name) ? ' s' : '')))));
 }
 
+// Metrics at a threshold that was chosen with the labels of the test images.
+const markOracles = ({ oracles = [], ...metrics }) => Object.fromEntries(Object.entries(metrics)
+  .map(([name, value]) => [oracles.includes(name) ? `${name} (oracle)` : name, value]));
+
 function writeProvenance() {
   const { config, ...groups } = report.provenance;
   const section = find('provenance');
@@ -133,7 +141,7 @@ function writeProvenance() {
       isGroup(value) ? makeList(value) : make('p', {}, formatValue(value))));
   }
   for (const [name, value] of [
-    ['All metrics', report.metrics], ['Resolved configuration', config],
+    ['All metrics', markOracles(report.metrics)], ['Resolved configuration', config],
   ]) {
     if (value) {
       section.append(make('details', {}, make('summary', {}, name),

@@ -77,26 +77,17 @@ function sumCounts(isGood) {
   return sum;
 }
 
+// Images to review are neither found nor missed.
 function computeRates() {
   const [good, defective] = [sumCounts(true), sumCounts(false)];
-  const numMissed = defective.images - defective.NG;
   const ratio = (part, total) => (total ? part / total : null);
   return {
     good,
     defective,
-    numMissed,
     falseAlarmRate: ratio(good.NG, good.images),
-    missRate: ratio(numMissed, defective.images),
+    missRate: ratio(defective.OK, defective.images),
     recall: ratio(defective.NG, defective.images),
     precision: ratio(defective.NG, defective.NG + good.NG),
-    f1: ratio(2 * defective.NG, 2 * defective.NG + good.NG + numMissed),
+    f1: ratio(2 * defective.NG, defective.NG + good.NG + defective.images),
   };
-}
-
-// Uses as many digits as are needed to distinguish a share from 0 and 100 %.
-function formatPercent(share) {
-  if (share === null) return '–';
-  const distance = 100 * Math.min(share, 1 - share);
-  const digits = distance > 0 ? Math.max(0, Math.ceil(-Math.log10(distance) - 1e-9)) : 0;
-  return `${(100 * share).toFixed(digits)}\u00a0%`;
 }

@@ -1,11 +1,11 @@
 // Thresholds of each model: sliders with number fields, a dot plot of all scores, and label counts.
 
 import { formatInRange } from './dom.js';
-import { configure, find, formatNumber, make, makeBadge, makeSvg, oncePerFrame }
+import { configure, find, formatNumber, formatPercent, make, makeBadge, makeSvg, oncePerFrame }
   from './elements.js';
 import { countLabels, items, models, on, selectedModels, setThresholds, THRESHOLD_KEYS, valueRange }
   from './state.js';
-import { labelImage } from './thresholds.js';
+import { LABEL_LEGEND, labelImage } from './thresholds.js';
 
 const SLIDER_STEPS = 1000;
 const NAMES = { imageThreshold: 'Image threshold', reviewThreshold: 'Review threshold',
@@ -67,7 +67,7 @@ function makePanel(name) {
   const element = make('section', { class: 'card panel',
     'aria-label': isComparison ? `Thresholds of ${name}` : 'Thresholds' },
     title, make('div', { class: 'columns' },
-      make('div', {}, chart, labelCounts),
+      make('div', {}, labelCounts, chart, make('p', { class: 'hint' }, LABEL_LEGEND)),
       make('div', { class: 'controls' },
         ...THRESHOLD_KEYS.map((key) => makeControl(name, key)), reset)));
   let dots = [];
@@ -144,8 +144,10 @@ function makePanel(name) {
     for (const { dot, result } of dots) dot.setAttribute('class', labelImage(result, thresholds));
     const counts = countLabels(name);
     const labels = ['OK', 'review', 'NG', ...(counts.failed ? ['failed'] : [])];
+    const total = labels.reduce((sum, label) => sum + counts[label], 0);
     labelCounts.replaceChildren(...labels.map((label) => make('span', { class: 'count' },
-      makeBadge(label), make('strong', {}, counts[label]))));
+      makeBadge(label), make('strong', {}, counts[label]),
+      make('span', {}, formatPercent(total ? counts[label] / total : null)))));
   }
   new ResizeObserver(update).observe(chart);
   return { element, update };
