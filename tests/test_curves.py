@@ -312,6 +312,6 @@ def test_the_hardest_types_come_first_and_the_easiest_of_many_as_one(tmp_path):
 def test_shares_are_distinct_from_none_and_all():
   said = {
     0.0: '0 %', 1.0: '100 %', 0.914: '91 %', 0.034: '3 %', 0.01: '1 %',
-    0.0004: '0.04 %', 0.9997: '99.97 %', 0.996: '99.6 %', 0.001: '0.1 %',
+    0.0004: '0.04 %', 0.9997: '99.97 %', 0.996: '99.6 %', 0.001: '0.1 %', 0.125: '13 %',
   }  # fmt: skip
   assert {share: format_percent(share) for share in said} == said

@@ -7,5 +7,6 @@ def format_percent(share: float, digits: int = 1) -> str:
   """Format a share as a percentage that differs from 0 % and 100 % in this many digits."""
   distance = 100 * min(share, 1 - share)
   decimals = max(0, digits - 1 - math.floor(math.log10(distance) + 1e-9)) if distance > 0 else 0
-  number = f'{100 * share:.{decimals}f}'
+  # Halves are rounded up, as in the report's script.
+  number = f'{100 * share + 10.0 ** (-9 - decimals):.{decimals}f}'
   return f'{number.rstrip("0").rstrip(".") if decimals else number} %'
