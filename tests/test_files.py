@@ -1,7 +1,10 @@
 """A locked file is locked for everyone else, until whoever locked it closes it or ends."""
 
+from pathlib import Path
 import subprocess
 import sys
+
+import pytest
 
 from uadjax.system import files
 
@@ -51,3 +54,47 @@ def test_a_process_that_inherits_a_lock_holds_it_until_it_ends(tmp_path):
   finally:
     child.communicate(b'\n')
   assert is_free(path)
+
+
+def test_staged_files_are_replaced_together_the_first_at_last(tmp_path, monkeypatch):
+  names, replace = ('commits', 'second', 'third'), Path.replace
+
+  def write(num_allowed):
+    order = []
+
+    def interrupted(path, target):
+      if len(order) == num_allowed:
+        raise KeyboardInterrupt
+      order.append(target.name)
+      return replace(path, target)
+
+    monkeypatch.setattr(Path, 'replace', interrupted)
+    with files.atomic_files() as stage:
+      for name in names:
+        stage(tmp_path / name, b'new')
+    return order
+
+  for num_allowed in range(len(names)):
+    for name in names:
+      (tmp_path / name).write_bytes(b'old')
+    with pytest.raises(KeyboardInterrupt):
+      write(num_allowed)
+    assert (tmp_path / 'commits').read_bytes() == b'old'
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+  assert write(len(names)) == [*reversed(names)]
+  assert all((tmp_path / name).read_bytes() == b'new' for name in names)
+
+
+def test_what_fails_while_files_are_staged_replaces_none(tmp_path):
+  for name in ('a', 'b'):
+    (tmp_path / name).write_bytes(b'old')
+
+  def fail():
+    with files.atomic_files() as stage:
+      stage(tmp_path / 'a', b'new')
+      stage(tmp_path / 'b', b'new')
+      raise OSError('No space left on device')
+
+  with pytest.raises(OSError, match='No space'):
+    fail()
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {'a': b'old', 'b': b'old'}

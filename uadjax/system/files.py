@@ -1,6 +1,6 @@
 """Atomic writing of files and directories: complete or absent, never partial."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import hashlib
@@ -11,7 +11,10 @@ import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import Any, BinaryIO, IO
+from typing import Any, BinaryIO, IO, TypeAlias
+
+# Function (path, content) that prepares a file which will replace the one at `path`.
+Stage: TypeAlias = Callable[[Path, bytes], None]
 
 
 def cache_dir() -> Path:
@@ -33,6 +36,23 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     raise
 
 
+@contextlib.contextmanager
+def atomic_files() -> Iterator[Stage]:
+  """Yield a function (path, content) that stages a file; all of them are replaced on success.
+
+  The file that is staged first is replaced last, and only if all others were: it commits the
+  change. On an exception inside the block no file is replaced.
+  """
+  with contextlib.ExitStack() as stack:
+
+    def stage(path: Path, content: bytes) -> None:
+      file = stack.enter_context(atomic_write(path))
+      file.write(content)
+      file.flush()  # So that a full disk is noticed before any file is replaced.
+
+    yield stage
+
+
 def try_lock(file: IO[Any]) -> bool:
   """Lock an open file until it is closed; return False if it is already locked elsewhere.
 
@@ -52,14 +72,18 @@ def sha256(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
   """Write a UTF-8 text file atomically."""
   with atomic_write(path) as file:
-    # File names that are not UTF-8 hold surrogates such as \udcff, which UTF-8 cannot encode.
-    file.write(text.encode('utf-8', 'backslashreplace'))
+    file.write(_encode(text))
 
 
 def to_json(value: object, indent: int | None = 2, ensure_ascii: bool = False) -> str:
   """Return strict JSON, which every parser reads: NaN and infinities become null."""
   value = _replace_nonfinite(value)
   return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def to_json_bytes(value: object) -> bytes:
+  """Return the content of a file with a value as strict JSON; NaN and infinities become null."""
+  return _encode(to_json(value) + '\n')
 
 
 def write_json(path: Path, value: object) -> None:
@@ -90,6 +114,11 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
     if old_dir.exists() and not directory.exists():  # Its replacement failed.
       old_dir.replace(directory)
     shutil.rmtree(temporary_dir, ignore_errors=True)
+
+
+def _encode(text: str) -> bytes:
+  # File names that are not UTF-8 hold surrogates such as \udcff, which UTF-8 cannot encode.
+  return text.encode('utf-8', 'backslashreplace')
 
 
 def _replace_nonfinite(value: object) -> object:
