@@ -98,6 +98,11 @@ def test_each_front_end_has_its_own_words():
   written = runtime.format_setting('sweep', extend)
   assert written == '--override fit.extend=runs/a/model'
   assert fit_option(Setting('calibrate.labeled')) == '--override calibrate.labeled=...'
+  threshold_option = functools.partial(runtime.format_setting, 'threshold')
+  assert threshold_option(Setting('calibrate.review_budget', 0.1)) == '--review-budget=0.1'
+  review = Setting('review_threshold', 0.9)
+  for name in ('threshold', 'predict', 'root'):
+    assert runtime.format_setting(name, review) == '--review-threshold=0.9'
   export_option = functools.partial(runtime.format_setting, 'export')
   assert export_option(Setting('export.images', 'my images')) == "'--images=my images'"
   assert [str(setting) for setting in settings] == [

@@ -55,6 +55,8 @@ CONTRADICTIONS = [
    {'check.split.enable': True, 'check.split.train_percent': 70}),
   ('padim', 'predict.input', 'predict', {'predict.input': ''}),
   ('padim', 'predict.shard', 'predict', {'predict.shard': '0/2'}),
+  ('padim', 'predict.review_threshold', 'predict', {'predict.review_threshold': 1e9}),
+  ('padim', 'evaluate.review_threshold', 'evaluate', {'evaluate.review_threshold': 1e9}),
   ('padim', 'export.quantize', 'export', {'export.quantize': 'int8', 'export.format': 'tflite'}),
 ]  # fmt: skip
 

@@ -36,6 +36,8 @@ Hint = str | Sequence[str | Setting]
 OTHER_KEYS = {
   'access.private': 'Access(private=True)',
   'config': 'model_name',
+  'image_threshold': 'image_threshold',
+  'review_threshold': 'review_threshold',
   'workdir': 'workdir',
 }
 

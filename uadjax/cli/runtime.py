@@ -23,10 +23,14 @@ _OPTION_BY_SETTING = {
   'access.private': '--allow-private-urls',
   'config': '--models',
   'device': '--device',
+  'image_threshold': '--image-threshold',
+  'review_threshold': '--review-threshold',
   'workdir': '--workdir',
 }
 # Options of `uadjax fit` only. Unlike a sweep, it takes a single config.
 _FIT_OPTION_BY_SETTING = {'config': '--model', 'fit.extend': '--extend'}
+# Sections whose settings are options of a command of another name.
+_SECTION_BY_COMMAND = {'threshold': 'calibrate'}
 # The --override of these commands takes any setting of an experiment.
 _COMMANDS_WITH_OVERRIDE = ('fit', 'sweep')
 
@@ -62,7 +66,8 @@ def format_setting(command: str, setting: Setting) -> str:
   """
   section, _, name = setting.key.rpartition('.')
   takes_override = command in _COMMANDS_WITH_OVERRIDE
-  own_option = f'--{name.replace("_", "-")}' if section == command and not takes_override else None
+  is_own = section == _SECTION_BY_COMMAND.get(command, command) and not takes_override
+  own_option = f'--{name.replace("_", "-")}' if is_own else None
   options = _OPTION_BY_SETTING | (_FIT_OPTION_BY_SETTING if command == 'fit' else {})
   option = options.get(setting.key, own_option)
   if option is None and takes_override:

@@ -193,7 +193,7 @@ def _load_for_evaluation(config: Settings, workdir: Path) -> model_dir.Model:
   """Load the model to evaluate, and apply the thresholds of the configuration to it."""
   options = config.evaluate
   model = _load_on_mesh(config, options.model_dir or workdir / 'model')
-  thresholds = calibration.override(model.thresholds, **calibration.by_name(options))
+  thresholds = calibration.override(model.thresholds, 'evaluate', **calibration.by_name(options))
   return model._replace(thresholds=thresholds)
 
 

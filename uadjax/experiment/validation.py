@@ -12,7 +12,7 @@ from uadjax.data import convert, inputs, layouts, transforms
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, refuse, Setting
-from uadjax.model import model_dir
+from uadjax.model import calibration, model_dir
 from uadjax.training import resolve_backbone, train as training, workdir as workdirs
 from uadjax.training.settings import Settings
 
@@ -97,9 +97,9 @@ def _require_backbone(config: Settings) -> None:
   model_dir.build_detector(config, RunContext(ops.height, ops.width))
 
 
-def _require_model(key: str, directory: str, workdir: Path) -> None:
+def _require_model(key: str, directory: str, workdir: Path) -> model_dir.ModelInfo:
   with about(key, directory):
-    model_dir.read_info(directory or workdir / 'model')
+    return model_dir.read_info(directory or workdir / 'model')
 
 
 def _require_set(key: str, value: str, what: str) -> None:
@@ -115,7 +115,8 @@ def _check_evaluation(config: Settings, workdir: Path) -> None:
       # Each category has a model of its own; those that lack one fail, the others are evaluated.
       folders = [workdir / category for category in categories]
       run_dir = next((folder for folder in folders if (folder / 'model').is_dir()), folders[0])
-  _require_model('evaluate.model_dir', directory, run_dir)
+  info = _require_model('evaluate.model_dir', directory, run_dir)
+  calibration.override(info.thresholds, 'evaluate', **calibration.by_name(config.evaluate))
 
 
 def _check_prediction(config: Settings, workdir: Path) -> None:
@@ -129,7 +130,8 @@ def _check_prediction(config: Settings, workdir: Path) -> None:
     message = 'A shard of the images is scored into a table.'
     hint = 'Set ', Setting('predict.table'), ' to its folder.'
     refuse('predict.shard', options.shard, message, *hint, allowed='auto')
-  _require_model('predict.model_dir', options.model_dir, workdir)
+  info = _require_model('predict.model_dir', options.model_dir, workdir)
+  calibration.override(info.thresholds, 'predict', **calibration.by_name(options))
   with about('predict.input', options.input):
     inputs.expand(options.input)
 

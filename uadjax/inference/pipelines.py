@@ -54,7 +54,8 @@ def create_model(
   Raises:
     UnknownName: the name is neither a detector nor a directory.
     ModelError: the model directory is missing, damaged, or of another detector.
-    ConfigError: the device does not exist, or a threshold is not a number.
+    ConfigError: the device does not exist, a threshold is not a number, or the review threshold is
+      above the image threshold.
   """
   if backend not in BACKENDS:
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
@@ -67,16 +68,16 @@ def create_model(
   info = model_dirs.read_info(directory)
   if name and info.name != name:
     raise ModelError(f'{directory} is {info.name}, not {name}; omit the name, or choose another.')
-  if backend == _JAX:
-    opened = _open_in_jax(info, devices, shard_model)
-  else:
-    opened = _open_graph(info, backend, devices)
   thresholds = calibration.override(
     info.thresholds,
     image_threshold=image_threshold,
     review_threshold=review_threshold,
     pixel_threshold=pixel_threshold,
   )
+  if backend == _JAX:
+    opened = _open_in_jax(info, devices, shard_model)
+  else:
+    opened = _open_graph(info, backend, devices)
   return opened._replace(model=info._replace(thresholds=thresholds), access=access)
 
 

@@ -13,6 +13,7 @@ expected false-alarm rate, its 95 % quantile the bound.
 Letters: n good images, m defective ones.
 """
 
+from collections.abc import Mapping
 import math
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from jaxtyping import Float
 import numpy as np
 from scipy import special
 
-from uadjax.errors import ConfigError, DataError, refuse, Setting
+from uadjax.errors import DataError, refuse, Setting
 from uadjax.model.settings import CalibrateSettings
 from uadjax.numerics import metrics
 from uadjax.system.text import format_percent
@@ -99,6 +100,16 @@ class Thresholds(NamedTuple):
       f'NG above {self.image_threshold:.4g}, {review_text}, '
       f'pixels marked above {self.pixel_threshold:.4g}. {_describe_basis(self)}'
     )
+
+
+def from_json(values: Mapping[str, Any]) -> Thresholds:
+  """Return thresholds from the JSON of their fields, in which NaN is null.
+
+  Raises:
+    TypeError: a field is missing or unknown.
+  """
+  fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
+  return Thresholds(**fields)
 
 
 def from_normals(
@@ -220,27 +231,52 @@ def by_name(source: object) -> dict[str, Any]:
   return {name: getattr(source, name) for name in _THRESHOLD_NAMES}
 
 
-def override(thresholds: Thresholds, **values: float | None) -> Thresholds:
+def override(thresholds: Thresholds, section: str = '', /, **values: float | None) -> Thresholds:
   """Return thresholds with some of them replaced by hand; None keeps a threshold.
 
-  The review threshold is lowered to the image threshold if it would lie above. A new image or
-  review threshold makes the method 'manual' and both false-alarm rates NaN, since no calibration
+  A review threshold that is not given is lowered to a given image threshold below it. A new image
+  or review threshold makes the method 'manual' and both false-alarm rates NaN, since no calibration
   supports them; a new pixel threshold does not.
 
+  Args:
+    thresholds: calibrated thresholds.
+    section: section of the settings that have the values, for error messages; '' without one.
+    values: new thresholds by name.
+
   Raises:
-    ConfigError: a threshold is not a finite number.
+    ConfigError: a threshold is not a finite number, or the review threshold is above the image
+      threshold.
   """
+  prefix = f'{section}.' if section else ''
   overrides = {name: value for name, value in values.items() if value is not None}
   for name, value in overrides.items():
     if not (isinstance(value, int | float) and math.isfinite(value)):
-      raise ConfigError(f'{name} must be a finite number, got {value!r}.')
+      message = f'{name} must be a finite number, got {value!r}.'
+      refuse(prefix + name, value, message, allowed='a finite number')
   thresholds = thresholds._replace(**overrides)
   if not overrides.keys() <= {'pixel_threshold'}:
     thresholds = thresholds._replace(
       method=_MANUAL, expected_false_alarm_rate=math.nan, false_alarm_rate_bound=math.nan
     )
-  review_threshold = min(thresholds.review_threshold, thresholds.image_threshold)
-  return thresholds._replace(review_threshold=review_threshold)
+  review, image = thresholds.review_threshold, thresholds.image_threshold
+  if 'review_threshold' not in overrides:
+    return thresholds._replace(review_threshold=min(review, image))
+  if problem := describe_wrong_order(thresholds):
+    lower, higher = (f'{prefix}{name}_threshold' for name in ('review', 'image'))
+    hint = 'Pass ', Setting(lower, image), ' or less, or ', Setting(higher, review), ' or more.'
+    refuse(lower, review, problem, *hint, allowed=f'at most {image}')
+  return thresholds
+
+
+def describe_wrong_order(thresholds: Thresholds) -> str:
+  """Return a message if the review threshold is above the image threshold; '' if it is not."""
+  review, image = thresholds.review_threshold, thresholds.image_threshold
+  if not review > image:
+    return ''
+  return (
+    f'The review threshold, {review}, is above the image threshold, {image}, but an image above '
+    'the image threshold is NG, not for review.'
+  )
 
 
 def label(score: float, thresholds: Thresholds, has_warnings: bool = False) -> str:
