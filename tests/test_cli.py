@@ -27,7 +27,7 @@ from uadjax.inference import demo_model, pipelines
 from uadjax.system import files
 from uadjax.training import settings
 
-COMMANDS = ('predict', 'fit', 'config', 'check', 'report', 'demo', 'weights')
+COMMANDS = ('predict', 'fit', 'config', 'check', 'report', 'threshold', 'demo', 'weights')
 # The command in a process of its own, which must not have imported TensorFlow at its end.
 CODE = """
 import sys
@@ -196,6 +196,12 @@ MISSPELLED = [
   (('--get_pipeline_config', 'ocr'), 'anomaly_detection'),
   (('predcit',), "'predict'"),
   (('weights', 'resnet19'), 'resnet18'),
+  (('threshold', 'M', '--budget=2'), 'below 1'),
+  (('threshold', 'M', '--budget=0.1', '--image-threshold=0'), '--image-threshold'),
+  (('threshold', 'M', '--budget=0.1', '--review-budget=0.05'), '--review-budget=0.1'),
+  (('threshold', 'M', '--method=f1'), '--labeled'),
+  (('threshold', 'M', '--labeled=I'), '--method'),
+  (('threshold', 'M', '--miss-cost=-1', '--method=cost'), 'above 0'),
 ]
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
   'check': options.CheckOptions,
   'export': options.ExportOptions,
   'report': options.ReportOptions,
+  'threshold': options.ThresholdOptions,
   'demo': options.DemoOptions,
   'weights': options.WeightsOptions,
   'serve': options.ServeOptions,

@@ -22,6 +22,7 @@ DEVICES = ('auto', 'cpu', 'gpu', 'gpu:0', 'gpu:0,1', 'tpu')
 
 _MODEL, _THRESHOLDS, _RESULTS = 'Model', 'Thresholds', 'Results'
 _PADDLEX, _TABLE, _LIMITS = 'Without a command', 'Many images', 'Limits'
+_CALIBRATION = 'Calibration'
 
 
 def with_dashes(word: str) -> str:
@@ -323,6 +324,43 @@ class ReportOptions(NamedTuple):
   output: Path = _option(
     Path('report.html'), 'FILE', 'HTML file to write; its data is saved next to it as .json.'
   )
+  device: str | None = _DEVICE
+  as_json: bool = _AS_JSON
+
+
+class ThresholdOptions(NamedTuple):
+  """Show the thresholds of a model and what others cost, or write new ones into the model.
+
+  Needs no images: the trade-off rests on the stored calibration scores.
+  Thresholds change only with an option that says how; exported graphs in MODEL_DIR change, too.
+  With --labeled they are chosen on these images, so metrics on them are optimistic.
+
+  Examples:
+    uadjax threshold runs/bolts/model
+    uadjax threshold runs/bolts/model --budget 0.02
+    uadjax threshold runs/bolts/model --image-threshold 0.93 --review-threshold 0.9
+    uadjax threshold runs/bolts/model --labeled bolts/ --method f1
+  """
+
+  model_dir: Path = _MODEL_DIR
+  budget: float | None = _option(None, 'X', 'Share of good images that may be NG.', _CALIBRATION)
+  review_budget: float | None = _option(
+    None, 'X', 'Share that may be NG or review. Default: that of the fit, at least --budget.',
+    _CALIBRATION,
+  )  # fmt: skip
+  labeled: str | None = _option(
+    None, 'DIR', 'Dataset with good and defective images, for f1 and cost.', _CALIBRATION
+  )
+  method: Literal['normals', 'confident', 'f1', 'cost'] | None = _option(
+    None, 'NAME', 'normals, confident, f1 or cost. Default: that of the fit, without labels.',
+    _CALIBRATION,
+  )  # fmt: skip
+  miss_cost: float | None = _option(
+    None, 'X', 'For cost: cost of a missed defect relative to a false alarm.', _CALIBRATION
+  )
+  image_threshold: float | None = _setting(PredictSettings, 'image_threshold', 'X', _THRESHOLDS)
+  review_threshold: float | None = _setting(PredictSettings, 'review_threshold', 'X', _THRESHOLDS)
+  pixel_threshold: float | None = _setting(PredictSettings, 'pixel_threshold', 'X', _THRESHOLDS)
   device: str | None = _DEVICE
   as_json: bool = _AS_JSON
 

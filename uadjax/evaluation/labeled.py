@@ -15,6 +15,7 @@ from uadjax.distributed import mesh
 from uadjax.errors import DataError, Setting
 from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration, scoring
+from uadjax.model.settings import CalibrateSettings
 from uadjax.system import logging
 from uadjax.types import Batch, Scores
 
@@ -100,3 +101,17 @@ def score(
   is_anomalous, scores, peaks = (np.array(column) for column in zip(*rows, strict=True))
   normal_scores, normal_peaks = scores[~is_anomalous], peaks[~is_anomalous]
   return LabeledScores(normal_scores, normal_peaks, scores[is_anomalous], pixel_threshold)
+
+
+def calibrate(
+  options: CalibrateSettings,
+  scores: calibration.CalibrationScores,
+  labeled_scores: LabeledScores | None,
+) -> calibration.Thresholds:
+  """Return thresholds by the method of the settings; labeled scores are None without labels."""
+  method, budgets = options.method, (options.budget, options.review_budget)
+  if labeled_scores is None:
+    return calibration.from_normals(scores.scores, scores.peaks, *budgets, method == 'confident')
+  return calibration.from_labeled(
+    *labeled_scores[:3], method, *budgets, options.miss_cost, labeled_scores.pixel_threshold
+  )

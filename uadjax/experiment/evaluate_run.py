@@ -6,6 +6,8 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
+
 from uadjax import config as configs
 from uadjax.data import prepare
 from uadjax.data.image_cache import ImageCache
@@ -15,6 +17,7 @@ from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
 from uadjax.evaluation import curves, evaluate, report as reports
 from uadjax.evaluation.report import gallery, provenance
+from uadjax.experiment import model_thresholds
 from uadjax.model import model_dir as model_dirs
 from uadjax.system import logging
 from uadjax.training import workdir as workdirs
@@ -66,8 +69,13 @@ def evaluate_and_report(
   titled_curves = evaluation.curve_data._replace(
     title=f'{model.name} on {len(test_records)} test images of {run_label}'
   )
+  anomalous_scores = titled_curves.scores[np.array([r.is_anomalous for r in test_records])]
+  advice = model_thresholds.advise(model, evaluation.metrics, anomalous_scores)
+  evaluation.metrics['threshold_advice'] = advice.to_dict() if advice else None
   curves.draw(workdir / 'curves', titled_curves)
   _log_result(run_label, titled_curves, evaluation.metrics)
+  if advice:
+    logging.LOG.warning('%s', advice)
   if options.report_pictures:
     picture_indices = gallery.choose(
       test_records, titled_curves.scores, model.thresholds, options.report_pictures

@@ -26,10 +26,7 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
   local_path = info.directory / 'model.onnx'
   if _is_usable(local_path, info.arrays_sha256):
     return local_path
-  # Some options change the score but no array, so the hash of the arrays is not enough.
-  key = [uadjax.__version__, info.arrays_sha256, configs.to_plain_dict(info.config)]
-  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-  cached_path = files.cache_dir() / 'exports' / f'{digest[:16]}.onnx'
+  cached_path = cache_path(info)
   if not cached_path.is_file():
     # Opening a cached graph needs none of the exporters.
     from uadjax.export import exporter
@@ -44,6 +41,14 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
       hint = f'Set UADJAX_CACHE to a writable folder, or run `uadjax export {info.directory}`.'
       raise ConfigError(message, hint=hint) from None
   return cached_path
+
+
+def cache_path(info: model_dir.ModelInfo) -> Path:
+  """Return where the graph of a model is cached, whether it exists or not."""
+  # Some options change the score but no array, so the hash of the arrays is not enough.
+  key = [uadjax.__version__, info.arrays_sha256, configs.to_plain_dict(info.config)]
+  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+  return files.cache_dir() / 'exports' / f'{digest[:16]}.onnx'
 
 
 def _is_usable(path: Path, arrays_sha256: str) -> bool:

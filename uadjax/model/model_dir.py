@@ -6,6 +6,7 @@ they are written without a copy, and read into the memory in which they stay.
 
 from collections.abc import Callable, Mapping
 import csv
+import datetime
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
 from uadjax.errors import ModelError, UserError
 from uadjax.model import array_file, calibration
-from uadjax.model.settings import HasDetector, ModelSettings
+from uadjax.model.settings import CalibrateSettings, HasDetector, ModelSettings
 from uadjax.system import files
 from uadjax.types import Scores
 
@@ -167,11 +168,17 @@ def read_info(directory: Path | str) -> ModelInfo:
     values = {name: manifest['config'][name] for name in ('data', 'backbone', 'detector')}
     config = configs.from_values(ModelSettings, values)
     ops = transforms.parse(config.data.ops)
-    thresholds = calibration.Thresholds(**manifest['thresholds'])
+    thresholds = calibration.from_json(manifest['thresholds'])
     image_statistics = StatisticsRange.from_dict(manifest['image_statistics'])
     weights = pretrained_weights.Provenance(**manifest['weights'])
   except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
     raise ModelError(f'{directory} does not match this version of uadjax: {error}') from None
+  if problem := calibration.describe_wrong_order(thresholds):
+    hint = f'Correct the thresholds in {directory / _MANIFEST_FILE}.'
+    raise ModelError(
+      problem, key='review_threshold', value=thresholds.review_threshold,
+      allowed=f'at most {thresholds.image_threshold}', hint=hint,
+    )  # fmt: skip
   name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
   return ModelInfo(
     name, config, ops, thresholds, image_statistics, weights, directory, arrays_sha256
@@ -181,6 +188,32 @@ def read_info(directory: Path | str) -> ModelInfo:
 def read_settings(directory: Path) -> dict[str, Any]:
   """Return all settings of the run that fitted a model, as its manifest has them."""
   return _read_manifest(directory)['config']
+
+
+def read_calibrate_settings(directory: Path) -> CalibrateSettings:
+  """Return the settings by which the run that fitted a model calibrated its thresholds."""
+  values = read_settings(directory).get('calibrate', {})
+  return configs.from_values(CalibrateSettings, values, str(directory / _MANIFEST_FILE))
+
+
+def read_threshold_changes(directory: Path) -> list[dict[str, Any]]:
+  """Return the changes of the thresholds since the model was fitted, the last one at the end.
+
+  Each has the time in UTC, the reason, and the three thresholds that it set.
+  """
+  return _read_manifest(directory).get('threshold_changes', [])
+
+
+def stage_thresholds(
+  stage: files.Stage, directory: Path, thresholds: calibration.Thresholds, reason: str
+) -> None:
+  """Stage the manifest of a model with other thresholds, and with a record of their change."""
+  manifest = _read_manifest(directory)
+  time = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+  change = {'time': time, 'reason': reason, **calibration.by_name(thresholds)}
+  changes = [*manifest.get('threshold_changes', []), change]
+  manifest |= {'thresholds': thresholds._asdict(), 'threshold_changes': changes}
+  stage(directory / _MANIFEST_FILE, files.to_json_bytes(manifest))
 
 
 def verify_arrays(info: ModelInfo) -> None:

@@ -127,7 +127,7 @@ def _train_by_gradient(
   labeled_scores = labeled.score(
     scorer, fitted, labeled_records, config.data.mask_threshold, cache, batch_size, mesh
   )
-  thresholds = _calibrate_thresholds(config, scores, labeled_scores)
+  thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
   statistics = _range_of_statistics(records, cache)
   model_dir.save(workdir / 'model', config, fitted, thresholds, scores, statistics, weights)
   timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
@@ -218,7 +218,7 @@ def _fit_and_calibrate(
   memory.release_free_memory()
   batch_size = config.evaluate.batch_size
   scores = leave_one_out.score(run, extractor, embeddings, batch_size)
-  thresholds = _calibrate_thresholds(config, scores, labeled_scores)
+  thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
   learned_images = image_table.to_learned_images(run.image_table, run.cache)
   incremental_state.save_images(run.state_dir, learned_images)
   arrays = incremental_state.load_state_arrays(run.state_dir, memory_map=True)
@@ -307,21 +307,6 @@ def _require_same_weights(
     message = f'The weights are {new}, but the model to extend has {old}, whose features differ.'
     hint = 'Set ', Setting('backbone.weights'), ' to those weights.'
     refuse('backbone.weights', weights.source, message, *hint, allowed=(previous_weights.source,))
-
-
-def _calibrate_thresholds(
-  config: Settings,
-  scores: calibration.CalibrationScores,
-  labeled_scores: labeled.LabeledScores | None,
-) -> calibration.Thresholds:
-  """Return thresholds by the method `calibrate.method`; labeled scores are None without labels."""
-  options = config.calibrate
-  method, budgets = options.method, (options.budget, options.review_budget)
-  if labeled_scores is None:
-    return calibration.from_normals(scores.scores, scores.peaks, *budgets, method == 'confident')
-  return calibration.from_labeled(
-    *labeled_scores[:3], method, *budgets, options.miss_cost, labeled_scores.pixel_threshold
-  )
 
 
 def _format_numbers(numbers: dict[str, int | float]) -> str:

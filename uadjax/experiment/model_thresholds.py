@@ -1,0 +1,308 @@
+"""Thresholds of a fitted model: shown with their trade-off, and changed without fitting again."""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+from pathlib import Path
+import shlex
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+import numpy as np
+
+from uadjax import config as configs
+from uadjax.data.image_cache import ImageCache
+from uadjax.data.records import GOOD, Record
+from uadjax.distributed import mesh as meshes
+from uadjax.errors import ConfigError, format_value, ModelError, refuse, Setting
+from uadjax.evaluation import labeled
+from uadjax.evaluation.settings import EvaluateSettings
+from uadjax.export import cached_graph, graph_thresholds
+from uadjax.model import calibration, model_dir, trade_off
+from uadjax.model.settings import CalibrateSettings
+from uadjax.system import files
+from uadjax.system.text import format_percent
+
+_MAX_CACHE_BYTES = 1 << 28
+# An evaluation shows the trade-off if image AUROC is at least, and recall at most, this large.
+_GOOD_AUROC, _POOR_RECALL = 0.85, 0.75
+
+
+class TradeOff(NamedTuple):
+  """Choices of a budget for a model.
+
+  Attributes:
+    directory: model directory.
+    choices: choices from the smallest to the largest budget.
+    num_defective: number of labeled defective images that they are compared on; 0 without labels.
+  """
+
+  directory: Path
+  choices: Sequence[trade_off.Choice]
+  num_defective: int = 0
+
+  def to_dicts(self) -> list[dict[str, Any]]:
+    """Return the choices as JSON-compatible values, each with the option that sets it."""
+    return [{**choice._asdict(), 'option': _format_option(choice)} for choice in self.choices]
+
+  def table(self, current_threshold: float | None = None) -> str:
+    """Return a table of the choices, and the command that sets one; '' without any choice.
+
+    Args:
+      current_threshold: image threshold whose row is marked; None to mark no row.
+    """
+    if not self.choices:
+      return ''
+    titles = ['budget', 'image threshold', 'false alarms expected', '95 % sure: below']
+    rows = [[*titles, 'defects found', 'option']]
+    for choice in self.choices:
+      rates = choice.expected_false_alarm_rate, choice.false_alarm_rate_bound
+      numbers = [f'{choice.image_threshold:.4g}', *(format_percent(rate, 2) for rate in rates)]
+      count = f'{choice.defects_found} of {self.num_defective}'
+      mark = ' (current)' if choice.image_threshold == current_threshold else ''
+      rows.append([format_percent(choice.budget), *numbers, count, _format_option(choice) + mark])
+    if not self.num_defective:
+      rows = [[*row[:4], row[5]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = [
+      '  '.join([*(cell.rjust(n) for cell, n in zip(cells, widths, strict=True)), option])
+      for *cells, option in rows
+    ]
+    command = f'uadjax threshold {shlex.quote(str(self.directory))} OPTION'
+    return '\n'.join([*lines, f'To set the thresholds of a row: {command}'])
+
+
+class Overview(NamedTuple):
+  """Thresholds of a model, and the choices that its calibration scores offer.
+
+  Attributes:
+    info: manifest of the model.
+    scores: calibration scores; None if they cannot be read.
+    trade_off: choices of a budget.
+    changes: changes of the thresholds since the model was fitted.
+    updated_graphs: exported graphs that were given new thresholds.
+    outdated_graphs: exported graphs that still have others in their metadata.
+  """
+
+  info: model_dir.ModelInfo
+  scores: calibration.CalibrationScores | None
+  trade_off: TradeOff
+  changes: Sequence[Mapping[str, Any]]
+  updated_graphs: Sequence[Path] = ()
+  outdated_graphs: Sequence[Path] = ()
+
+  def to_dict(self) -> dict[str, Any]:
+    """Return JSON-compatible values."""
+    return {
+      'model_dir': str(self.info.directory),
+      'thresholds': self.info.thresholds._asdict(),
+      'trade_off': self.trade_off.to_dicts(),
+      'threshold_changes': list(self.changes),
+      'updated_graphs': list(map(str, self.updated_graphs)),
+      'outdated_graphs': list(map(str, self.outdated_graphs)),
+    }
+
+  def __str__(self) -> str:
+    """Return the thresholds in sentences, and the choices as a table."""
+    thresholds = self.info.thresholds
+    lines = [f'{self.info.name} in {self.info.directory}: {thresholds}']
+    if thresholds.is_manual and self.scores is not None:
+      num_above = int((self.scores.scores > thresholds.image_threshold).sum())
+      total = len(self.scores.scores)
+      lines.append(f'{num_above} of {total} good calibration images exceed the image threshold.')
+    if self.changes:
+      lines.append(f'Last change: {self.changes[-1]["time"]}, {self.changes[-1]["reason"]}.')
+    if self.updated_graphs:
+      lines.append(f'Graphs with the new thresholds: {", ".join(map(str, self.updated_graphs))}')
+    if self.outdated_graphs:
+      names = ', '.join(map(str, self.outdated_graphs))
+      lines.append(f'Graphs with other thresholds, to be exported again: {names}')
+    return '\n'.join([*lines, '', self.trade_off.table(thresholds.image_threshold)]).rstrip()
+
+
+class Advice(NamedTuple):
+  """Advice to choose another budget, after an evaluation.
+
+  Attributes:
+    message: why, in sentences.
+    trade_off: choices of a budget, with the defective test images that each finds.
+  """
+
+  message: str
+  trade_off: TradeOff
+
+  def to_dict(self) -> dict[str, Any]:
+    """Return JSON-compatible values."""
+    return {'message': self.message, 'trade_off': self.trade_off.to_dicts()}
+
+  def __str__(self) -> str:
+    return f'{self.message}\n{self.trade_off.table()}'.rstrip()
+
+
+def show(directory: Path) -> Overview:
+  """Return the thresholds of a model and the choices from its stored calibration scores.
+
+  Raises:
+    ModelError: the model directory is missing or damaged.
+  """
+  return _overview(directory, model_dir.read_calibrate_settings(directory))
+
+
+def change(
+  directory: Path,
+  calibrate_values: Mapping[str, object],
+  thresholds_by_name: Mapping[str, float],
+  device: str = 'auto',
+) -> Overview:
+  """Write new thresholds into a model, and into the metadata of its exported graphs.
+
+  The manifest records the time and the reason. It is replaced last, so that an interrupted change
+  leaves the old thresholds. Graphs in the model directory and the cached graph are updated; others
+  are only looked for in the work directory and in the current one, and do not change.
+
+  Args:
+    directory: model directory.
+    calibrate_values: settings of the section `calibrate` for a new calibration; empty for none. The
+      others are those of the fit, but without its labeled images, and with a review budget that is
+      at least the budget.
+    thresholds_by_name: thresholds to set by hand.
+    device: devices that score labeled images.
+
+  Raises:
+    ConfigError: a value is invalid, or the model directory cannot be written.
+    ModelError: the model directory is missing or damaged, or has no calibration scores.
+    DataError: labeled images are missing or unreadable.
+  """
+  info = model_dir.read_info(directory)
+  options = _recalibration_settings(directory, calibrate_values)
+  thresholds, anomalous_scores = info.thresholds, None
+  if calibrate_values:
+    if 'image_threshold' in thresholds_by_name:
+      image_threshold = thresholds_by_name['image_threshold']
+      message = f'The image threshold is either calibrated or {image_threshold}.'
+      hint = 'Omit ', Setting('image_threshold'), ', or all options of the calibration.'
+      refuse('image_threshold', image_threshold, message, *hint)
+    thresholds, anomalous_scores = _calibrate(info, options, device)
+  thresholds = calibration.override(thresholds, **thresholds_by_name)
+  values = {**calibrate_values, **thresholds_by_name}
+  reason = ', '.join(f'{name}={format_value(value)}' for name, value in values.items())
+  graphs = _write(info, thresholds, reason)
+  return _overview(directory, options, anomalous_scores, *graphs)
+
+
+def advise(
+  model: model_dir.Model, metrics: Mapping[str, Any], anomalous_scores: Float[np.ndarray, ' m']
+) -> Advice | None:
+  """Return advice if the model ranks test images well, but misses many at its image threshold.
+
+  Args:
+    model: evaluated model.
+    metrics: metrics of the evaluation.
+    anomalous_scores: scores of the defective test images.
+  """
+  auroc, recall = metrics['image_auroc'], metrics['at_threshold']['image_recall']
+  if auroc is None or auroc < _GOOD_AUROC or recall > _POOR_RECALL:
+    return None
+  scores = model_dir.load_calibration_scores(model.directory)
+  options = model_dir.read_calibrate_settings(model.directory)
+  choices = trade_off.choices(scores, options, anomalous_scores)
+  num_found = int((anomalous_scores > model.thresholds.image_threshold).sum())
+  total = len(anomalous_scores)
+  message = (
+    f'Ranking is good (image AUROC {auroc:.3f}), but only {num_found} of {total} defective images '
+    'are NG at the image threshold.'
+  )
+  if any((choice.defects_found or 0) > num_found for choice in choices):
+    message += (
+      ' A larger budget of false alarms finds more of them. If these images decide on the budget, '
+      'metrics on them are optimistic.'
+    )
+  return Advice(message, TradeOff(model.directory, choices, total))
+
+
+def _overview(
+  directory: Path,
+  options: CalibrateSettings,
+  anomalous_scores: Float[np.ndarray, ' m'] | None = None,
+  updated_graphs: Sequence[Path] = (),
+  outdated_graphs: Sequence[Path] = (),
+) -> Overview:
+  scores = model_dir.load_calibration_scores(directory)
+  choices = trade_off.choices(scores, options, anomalous_scores)
+  num_defective = 0 if anomalous_scores is None else len(anomalous_scores)
+  return Overview(
+    model_dir.read_info(directory),
+    scores,
+    TradeOff(directory, choices, num_defective),
+    model_dir.read_threshold_changes(directory),
+    updated_graphs,
+    outdated_graphs,
+  )
+
+
+def _format_option(choice: trade_off.Choice) -> str:
+  return f'--budget {format_value(choice.budget)}'
+
+
+def _recalibration_settings(directory: Path, values: Mapping[str, object]) -> CalibrateSettings:
+  """Return the settings of the fit with other values, and without its labeled images."""
+  options = model_dir.read_calibrate_settings(directory)
+  method = options.method if options.method == 'confident' else 'normals'
+  options = configs.replace(dataclasses.replace(options, method=method, labeled=''), values)
+  if 'review_budget' not in values:
+    review_budget = max(options.review_budget, options.budget)
+    options = dataclasses.replace(options, review_budget=review_budget)
+  calibration.validate_settings(options)
+  return options
+
+
+def _calibrate(
+  info: model_dir.ModelInfo, options: CalibrateSettings, device: str
+) -> tuple[calibration.Thresholds, Float[np.ndarray, ' m'] | None]:
+  """Calibrate again; return the thresholds, and the scores of labeled defective images.
+
+  The latter are None without labeled images, none of which may be a calibration image.
+  """
+  scores = model_dir.load_calibration_scores(info.directory)
+  if scores is None or not len(scores.scores):
+    hint = 'Fit the model again, or set ', Setting('image_threshold'), '.'
+    raise ModelError(f'{info.directory} has no readable calibration scores.', hint=hint)
+  if not options.labeled:
+    return labeled.calibrate(options, scores, None), None
+  mask_threshold = info.config.data.mask_threshold
+  calibration_records = [Record(Path(path), GOOD) for path in scores.paths if path]
+  records = labeled.load(options.labeled, mask_threshold, calibration_records)
+  model, mesh = model_dir.load_arrays(info), meshes.make_mesh(device, -1, 0)
+  labeled_scores = labeled.score(
+    lambda fitted, batch: model.score(fitted, batch.image), model.fitted, records, mask_threshold,
+    ImageCache(info.ops, _MAX_CACHE_BYTES), EvaluateSettings.batch_size, mesh,
+  )  # fmt: skip
+  assert labeled_scores is not None  # There are records.
+  return labeled.calibrate(options, scores, labeled_scores), labeled_scores.anomalous_scores
+
+
+def _write(
+  info: model_dir.ModelInfo, thresholds: calibration.Thresholds, reason: str
+) -> tuple[list[Path], list[Path]]:
+  """Write thresholds into a model and its graphs; return the updated and the outdated graphs."""
+  directory, digest = info.directory, info.arrays_sha256
+  graphs = graph_thresholds.find(directory, digest)
+  try:
+    with files.atomic_files() as stage:
+      model_dir.stage_thresholds(stage, directory, thresholds, reason)
+      for graph in graphs:
+        graph_thresholds.stage(stage, graph, thresholds)
+  except OSError as error:
+    message = f'{directory} cannot be written ({error.strerror or error}).'
+    hint = 'Its thresholds did not change; copy the model to a writable folder.'
+    raise ConfigError(message, hint=hint) from None
+  cached = cached_graph.cache_path(info)
+  if cached.is_file():
+    graphs.append(cached)
+    # The cache may belong to another user.
+    with contextlib.suppress(OSError), files.atomic_files() as stage:
+      graph_thresholds.stage(stage, cached, thresholds)
+  for folder in sorted({directory.resolve().parent, Path.cwd()} - {directory.resolve()}):
+    graphs += graph_thresholds.find(folder, digest)
+  outdated = [graph for graph in graphs if graph_thresholds.is_outdated(graph, thresholds)]
+  return [graph for graph in graphs if graph not in outdated], outdated
