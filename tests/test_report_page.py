@@ -1,5 +1,6 @@
 """Tests of the HTML report in a browser."""
 
+import shlex
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,16 @@ HOSTILE = '<img src=x onerror=run()>\u2028"\'&amp;'
 CLOSING = '</script><script>run()</script>'
 THRESHOLDS = calibration.Thresholds(2.0, 3.0, 1.5, 'normals', 0.01, 0.05, 100, 0.01, 0.03, 299)
 WARNING = {'code': 'no_content', 'message': f'It is black: {HOSTILE}.'}
+DIRECTORY = "runs/Bob's parts/model"
+ADVICE = {
+  'message': f'Only 1 of 9 defects: {HOSTILE}.',
+  'trade_off': [
+    {'budget': 0.01, 'image_threshold': 2.0, 'expected_false_alarm_rate': 0.0125,
+     'false_alarm_rate_bound': 0.03, 'defects_found': 1, 'option': '--budget 0.01'},
+    {'budget': 0.1, 'image_threshold': 1.0, 'expected_false_alarm_rate': 0.09,
+     'false_alarm_rate_bound': 0.2, 'defects_found': 7, 'option': '--budget 0.1'},
+  ],
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -81,11 +92,12 @@ def write(case, path, num_pictures=200):
   ops = transforms.parse('resize(20)|center_crop(16)')
   pictures = gallery.make_pictures(case.records, case.maps, chosen, ops)
   provenance = {
-    'model': {'name': HOSTILE, 'arrays_sha256': 'ab' * 32},
+    'model': {'name': HOSTILE, 'directory': DIRECTORY, 'arrays_sha256': 'ab' * 32},
     'timing': {'fit_s': 1.25},
     'config': {'name': CLOSING},
   }
   report_metrics = {'image_auroc': 0.9, 'pixel_auroc': None, 'au_pro': None, 'counts': {'good': 1}}
+  report_metrics['threshold_advice'] = ADVICE
   report.write(path, case.curve_data, report_metrics, case.records, pictures, provenance)
   return path
 
@@ -214,6 +226,31 @@ def test_thresholds_move_by_keyboard_and_by_number_and_never_cross(show, file, c
   page.keyboard.press('Enter')
   assert thresholds(page) == [1.234, 1.234]
   assert_counted(page, case)
+
+
+def test_the_command_writes_the_thresholds_of_the_page(show, file):
+  page = show(file)
+  program = ['uadjax', 'threshold', DIRECTORY]
+  assert not page.is_visible('#threshold-command')
+  page.fill('#image-threshold', '1.234')  # The review threshold follows.
+  page.keyboard.press('Enter')
+  words = [*program, '--image-threshold', '1.234', '--review-threshold', '1.234']
+  assert shlex.split(page.inner_text('#command')) == words
+  page.fill('#pixel-threshold', '1.5')
+  assert shlex.split(page.inner_text('#command')) == [*words, '--pixel-threshold', '1.5']
+  page.click('#reset')
+  assert not page.is_visible('#threshold-command')
+  page.fill('#pixel-threshold', '1.5')
+  assert shlex.split(page.inner_text('#command')) == [*program, '--pixel-threshold', '1.5']
+
+
+def test_the_advice_of_the_evaluation_is_shown(show, file):
+  page = show(file)
+  assert ADVICE['message'] in page.text_content('#advice')
+  rows = page.locator('#advice tbody tr').all()
+  for row, want in zip(rows, ADVICE['trade_off'], strict=True):
+    cells = row.locator('td').all_inner_texts()
+    assert (cells[3], cells[4]) == (str(want['defects_found']), want['option'])
 
 
 @pytest.mark.slow

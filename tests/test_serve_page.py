@@ -4,6 +4,7 @@ import base64
 import json
 from pathlib import Path
 import re
+import shlex
 import shutil
 import time
 import urllib.error
@@ -313,6 +314,28 @@ def test_changing_a_threshold_by_keyboard_relabels_every_card(scored_page, resul
   page.click('text=Reset to calibrated')
   expect(number(page, IMAGE)).to_have_value(calibrated)
   assert labels(page) == calibrated_labels
+
+
+def test_the_command_writes_the_thresholds_of_the_page_and_is_copied(
+  scored_page, directory, expect
+):
+  def catch_copies(page):
+    page.add_init_script('navigator.clipboard.writeText = async (text) => { window.copy = text; };')
+
+  page = scored_page(prepare=catch_copies)
+  box = page.locator('.threshold-command')
+  expect(box).to_be_hidden()
+  for key, value in ((REVIEW, '0.125'), (IMAGE, '0.25'), (PIXEL, '0.5')):
+    number(page, key).fill(value)
+    page.keyboard.press('Enter')
+  words = ['uadjax', 'threshold', str(directory), '--image-threshold', '0.25']
+  words += ['--review-threshold', '0.125', '--pixel-threshold', '0.5']
+  expect(box.locator('pre')).to_have_text(shlex.join(words))
+  box.locator('button').click()
+  expect(box.locator('button')).to_have_text('Copied')
+  assert page.evaluate('window.copy') == shlex.join(words)
+  page.click('text=Reset to calibrated')
+  expect(box).to_be_hidden()
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
 
   @app.get('/models', responses=schema.MODELS_RESPONSES)
   async def list_models(request: Request) -> Response:
-    """List name, thresholds and preprocessing of each model; the first is the default."""
+    """List name, directory and thresholds of each model; the first is the default."""
     service.get_model('')
     descriptions = [model.describe() for model in service.models.values()]
     result = {'models': descriptions, 'limits': service.settings.request_limits()}

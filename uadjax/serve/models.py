@@ -26,11 +26,12 @@ class ServedModel(NamedTuple):
   predictor: Predictor
 
   def describe(self) -> dict[str, object]:
-    """Return name, detector, devices, thresholds and preprocessing, ready for JSON."""
+    """Return name, detector, directory, devices, thresholds and preprocessing, ready for JSON."""
     model = self.predictor.model
     return {
       'name': self.name,
       'detector': model.name,
+      'directory': str(model.directory),
       'computed_by': ', '.join(map(str, self.predictor.devices)),
       'batch_sizes': list(self.predictor.scorer.batch_sizes),
       'thresholds': responses.thresholds_in_camel_case(model.thresholds),

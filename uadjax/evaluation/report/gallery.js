@@ -118,6 +118,7 @@ function setPixelThreshold(value) {
   overlay.pixelThreshold = value;
   if (Number.isFinite(value)) find('pixel-threshold').value = value;
   find('color-bar').replaceChildren(makeColorBar(currentScale(), formatNumber, ''));
+  showThresholdCommand();
   repaint();
 }
 

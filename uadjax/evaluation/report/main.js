@@ -75,6 +75,37 @@ function startThresholdForm() {
   });
 }
 
+const modelDirectory = report.provenance.model?.directory ?? 'MODEL_DIR';
+
+// The pixel threshold is that of the gallery.
+function showThresholdCommand() {
+  const command = thresholdCommand(modelDirectory,
+    { ...calibrated, pixelThreshold: calibratedPixelThreshold },
+    { ...thresholds, pixelThreshold: overlay.pixelThreshold });
+  find('command').textContent = command;
+  find('threshold-command').hidden = !command;
+}
+
+// Other budgets, if the evaluation advises to choose one.
+function writeAdvice() {
+  const advice = report.metrics.threshold_advice;
+  if (!advice) return;
+  const head = ['Budget', 'Expected false alarms', '95\u00a0% sure: below', 'Defects found',
+    'Option'];
+  const rows = advice.trade_off.map((row) => [formatPercent(row.budget),
+    formatPercent(row.expected_false_alarm_rate), formatPercent(row.false_alarm_rate_bound),
+    row.defects_found, row.option]);
+  find('advice').append(make('p', {}, advice.message));
+  if (!rows.length) return;
+  find('advice').append(
+    make('table', {},
+      make('thead', {}, make('tr', {}, ...head.map((name) => make('th', { scope: 'col' }, name)))),
+      make('tbody', {}, ...rows.map((row) =>
+        make('tr', {}, ...row.map((cell) => make('td', {}, cell)))))),
+    make('p', { class: 'hint' },
+      `To set a row: uadjax threshold ${quoteForShell(modelDirectory)} OPTION`));
+}
+
 function writeDefectTypes() {
   if (!images.length) {
     find('defect-types').append(make('p', { class: 'hint' }, 'There are no test images.'));
@@ -152,6 +183,9 @@ function writeProvenance() {
 
 writeHeader();
 startThresholdForm();
+startCopy(find('copy'), find('command'));
+onThresholds(showThresholdCommand);
+writeAdvice();
 writeDefectTypes();
 if (images.length) drawHistogram(find('histogram'), find('histogram-hint'));
 for (const panel of ['roc', 'pr', 'pro']) {

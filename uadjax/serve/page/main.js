@@ -1,5 +1,6 @@
 // Entry point: the request queue, progress and announcements, and the page's controls.
 
+import { quoteForShell, startCopy } from './commands.js';
 import { downloadJson, plural } from './dom.js';
 import { find, make } from './elements.js';
 import { removeItem, startGrid } from './grid.js';
@@ -126,7 +127,6 @@ const describeCounts = () => selectedModels.map((name) => {
   return `${selectedModels.length > 1 ? `${name}: ` : ''}${OK} OK, ${review} review, ${NG} NG`;
 }).join('; ');
 
-const quoteForShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 function showCommand() {
   const url = new URL('/image-anomaly-detection', location.href);
   if (selectedModels.length && models.size > 1) url.searchParams.set('model', selectedModels[0]);
@@ -199,11 +199,6 @@ find('clear').addEventListener('click', clear);
 find('retry').addEventListener('click', retry);
 find('download').addEventListener('click', () =>
   downloadJson('verdicts.json', `${JSON.stringify(summarize(), null, 2)}\n`));
-find('copy').hidden = !navigator.clipboard;
-find('copy').addEventListener('click', async () => {
-  await navigator.clipboard.writeText(find('curl').textContent);
-  find('copy').textContent = 'Copied';
-  setTimeout(() => { find('copy').textContent = 'Copy'; }, 2000);
-});
+startCopy(find('copy'), find('curl'));
 showCommand();
 loadModels();

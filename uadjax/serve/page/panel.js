@@ -1,5 +1,6 @@
 // Thresholds of each model: sliders with number fields, a dot plot of all scores, and label counts.
 
+import { startCopy, thresholdCommand } from './commands.js';
 import { formatInRange } from './dom.js';
 import { configure, find, formatNumber, formatPercent, make, makeBadge, makeSvg, oncePerFrame }
   from './elements.js';
@@ -62,6 +63,12 @@ function makePanel(name) {
   const labelCounts = make('p', { class: 'label-counts', 'data-model': name });
   const reset = make('button', { type: 'button' }, 'Reset to calibrated');
   reset.addEventListener('click', () => setThresholds(name, models.get(name).calibrated));
+  const command = make('pre', { tabindex: 0, 'aria-label': 'Command for the model' });
+  const copy = make('button', { type: 'button' }, 'Copy');
+  startCopy(copy, command);
+  const commandBox = make('div', { class: 'threshold-command', hidden: '' },
+    make('p', { class: 'hint' }, 'This command writes these thresholds into the model. Restart the '
+      + 'service to use them.'), command, copy);
   const title = make('h2', {}, 'Thresholds');
   if (isComparison) title.append(' of ', make('bdi', {}, name));
   const element = make('section', { class: 'card panel',
@@ -69,7 +76,7 @@ function makePanel(name) {
     title, make('div', { class: 'columns' },
       make('div', {}, labelCounts, chart, make('p', { class: 'hint' }, LABEL_LEGEND)),
       make('div', { class: 'controls' },
-        ...THRESHOLD_KEYS.map((key) => makeControl(name, key)), reset)));
+        ...THRESHOLD_KEYS.map((key) => makeControl(name, key)), reset, commandBox)));
   let dots = [];
   let lines = {};
   let zone;
@@ -127,7 +134,9 @@ function makePanel(name) {
   function update() {
     draw();
     if (!drawnState) return;
-    const { thresholds, calibrated } = models.get(name);
+    const { directory, thresholds, calibrated } = models.get(name);
+    command.textContent = thresholdCommand(directory, calibrated, thresholds);
+    commandBox.hidden = !command.textContent;
     reset.disabled = THRESHOLD_KEYS.every((key) => thresholds[key] === calibrated[key]);
     const width = chart.clientWidth;
     for (const [key, { line, text }] of Object.entries(lines)) {

@@ -5,7 +5,7 @@ import { changeThresholds, labelImage } from './thresholds.js';
 
 export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
 
-export const models = new Map();  // By name: { name, calibrated, thresholds }.
+export const models = new Map();  // By name: { name, directory, calibrated, thresholds }.
 export const selectedModels = [];  // Name of the model, or of the two models being compared.
 export const items = [];  // { name, file, results and errors by model }.
 export const overlay = { opacity: OPACITY, outlines: true };
@@ -18,11 +18,11 @@ export const on = (topic, callback) =>
 export const emit = (topic, detail) => bus.dispatchEvent(new CustomEvent(topic, { detail }));
 
 export function setModels(descriptions) {
-  for (const { name, thresholds } of descriptions) {
+  for (const { name, directory, thresholds } of descriptions) {
     // JSON has no infinity: null is a threshold that no value exceeds.
     const calibrated = Object.fromEntries(
       THRESHOLD_KEYS.map((key) => [key, thresholds[key] ?? Infinity]));
-    models.set(name, { name, calibrated, thresholds: { ...calibrated } });
+    models.set(name, { name, directory, calibrated, thresholds: { ...calibrated } });
   }
   selectedModels.splice(0, 2, descriptions[0].name);
 }
