@@ -10,7 +10,9 @@ from typing import Any
 Values = dict[str, Any]
 
 
-def parse_flags(description: str, checkouts: Sequence[str], rounds: int) -> argparse.Namespace:
+def parse_flags(
+  description: str | None, checkouts: Sequence[str], rounds: int
+) -> argparse.Namespace:
   """Return the flags of a script: a path for each checkout, data, weights, log and rounds.
 
   Args:
