@@ -20,7 +20,6 @@ at most: bound that the share of all unseen good images exceeds in one of 20 cal
 
 import argparse
 from collections.abc import Iterable, Sequence
-import csv
 from pathlib import Path
 import statistics
 import sys
@@ -34,6 +33,7 @@ from uadjax import sweep
 from uadjax.data import layouts
 from uadjax.model import calibration
 from uadjax.sweep import results, slots, tables
+from uadjax.system import files
 
 _TITLES = (
   'detector', 'category', 'seeds', 'set on', 'budget', 'expected', 'at most', 'good',
@@ -133,18 +133,15 @@ def write_table(
   ]  # fmt: skip
   text = f'{tables.markdown_table(_TITLES, table_rows)}\n\n{notes}\n'
   (workdir / 'false_alarms.md').write_text(text)
-  with (workdir / 'false_alarms.csv').open('w', newline='') as file:
-    names = ['detector', 'category', 'seeds', 'budget', *VerdictCounts._fields]
-    csv_rows = [[*row[:-1], *row[-1]] for row in rows]
-    csv.writer(file, lineterminator='\n').writerows([names, *csv_rows])
+  names = ['detector', 'category', 'seeds', 'budget', *VerdictCounts._fields]
+  files.write_csv(workdir / 'false_alarms.csv', [names, *([*row[:-1], *row[-1]] for row in rows)])
   print(text)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
   if not path.is_file():
     sys.exit(f'{path} is missing: an older uadjax made this run. Pass another --workdir.')
-  with path.open(newline='', encoding='utf-8') as file:
-    return list(csv.DictReader(file))
+  return list(files.read_csv(path))
 
 
 def _format_percent(share: float) -> str:

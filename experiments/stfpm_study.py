@@ -18,7 +18,6 @@ study.png to --workdir.
 
 import argparse
 from collections.abc import Sequence
-import csv
 import itertools
 import json
 from pathlib import Path
@@ -30,6 +29,7 @@ from matplotlib import figure
 import subprocess_runs
 
 from uadjax.sweep import results, tables
+from uadjax.system import files
 
 # Key of a summary -> title; the last five are at the calibrated thresholds.
 _METRICS = {
@@ -182,14 +182,13 @@ def main() -> None:
     description += f' Overrides: {" ".join(flags.overrides)}.'
   text = f'{format_table(rows)}\n\nOver seeds: mean (range). {description}\n'
   (flags.workdir / 'table.md').write_text(text)
-  with (flags.workdir / 'table.csv').open('w', newline='') as file:
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['rate', 'warmup', 'steps', 'seed', *_METRICS])
-    for key in sorted(summaries_by_cell):
-      for seed, seed_summary in summaries_by_cell[key].items():
-        writer.writerow(
-          [*key, seed, *(seed_summary.get(metric, 'diverged') for metric in _METRICS)]
-        )
+  csv_rows = [
+    [*key, seed, *(seed_summary.get(metric, 'diverged') for metric in _METRICS)]
+    for key in sorted(summaries_by_cell)
+    for seed, seed_summary in summaries_by_cell[key].items()
+  ]
+  header = ['rate', 'warmup', 'steps', 'seed', *_METRICS]
+  files.write_csv(flags.workdir / 'table.csv', [header, *csv_rows])
   draw(rows, flags.workdir / 'study.png', f'STFPM, {flags.category}')
   print(text)
 

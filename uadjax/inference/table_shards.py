@@ -1,7 +1,7 @@
 """Shards of a table on disk: written as JSON lines, and converted when they are finished.
 
 Names of unfinished shards begin with _, because readers of whole folders, such as pandas and Arrow,
-skip such files. Finished shards are Parquet or JSON lines.
+skip such files. Finished shards are Parquet, JSON lines or CSV.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from uadjax.errors import DataError, refuse, Setting
 from uadjax.system import files
 
-FORMATS = ('parquet', 'jsonl')
+FORMATS = ('parquet', 'jsonl', 'csv')
 # For an unreadable image, all columns but `path` and `error` are null.
 COLUMNS = (
   'path', 'score', 'label', 'warnings', 'height', 'width', 'marked_pixels', 'regions', 'error',
@@ -105,8 +105,9 @@ def finish_shard(unfinished_path: Path, file_format: str) -> None:
   if file_format == 'jsonl':
     unfinished_path.replace(final_path)
     return
+  write = _write_csv if file_format == 'csv' else _write_parquet
   with files.atomic_write(final_path) as file:
-    _write_parquet(_read_rows(unfinished_path), file)
+    write(_read_rows(unfinished_path), file)
   unfinished_path.unlink()
 
 
@@ -130,6 +131,17 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
   with parquet.ParquetWriter(file, schema) as writer:
     while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
       writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+def _write_csv(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
+  """Write rows as CSV, in which lists are JSON."""
+
+  def to_cell(value: object) -> object:
+    return files.to_json(value, None) if isinstance(value, list) else value
+
+  table = itertools.chain([COLUMNS], ([to_cell(row.get(name)) for name in COLUMNS] for row in rows))
+  while batch := list(itertools.islice(table, _ROWS_PER_BATCH)):
+    file.write(files.to_csv(batch).encode('utf-8', 'backslashreplace'))
 
 
 def scored_paths(folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -156,6 +168,8 @@ def _scored_paths_in(shard_file: Path) -> Iterator[tuple[str, str | None]]:
       for batch in table.iter_batches(_ROWS_PER_BATCH, columns=['path', 'label']):
         # Unlike `to_pydict`, this fails for a missing column.
         yield from zip(*(batch[name].to_pylist() for name in ('path', 'label')), strict=True)
+    elif shard_file.suffix == '.csv':
+      yield from ((row['path'], row['label'] or None) for row in files.read_csv(shard_file))
     elif shard_file.suffix == '.jsonl':
       yield from ((row['path'], row['label']) for row in _read_rows(shard_file))
   except (ValueError, KeyError, TypeError) as error:

@@ -5,7 +5,6 @@ they are written without a copy, and read into the memory in which they stay.
 """
 
 from collections.abc import Callable, Mapping
-import csv
 import datetime
 import json
 from pathlib import Path
@@ -148,8 +147,8 @@ def save_manifest(
 def load_calibration_scores(directory: Path) -> calibration.CalibrationScores | None:
   """Return the scores of the good images of the calibration; None if they cannot be read."""
   try:
-    with (directory / _CALIBRATION_FILE).open(newline='', encoding='utf-8') as file:
-      rows = [(r['path'], float(r['score']), float(r['peak'])) for r in csv.DictReader(file)]
+    table = files.read_csv(directory / _CALIBRATION_FILE)
+    rows = [(row['path'], float(row['score']), float(row['peak'])) for row in table]
   except (OSError, KeyError, ValueError):
     return None  # A model works without them.
   paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())

@@ -4,17 +4,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import math
+import numbers
 import os
 from pathlib import Path
+import re
 import shutil
 import tempfile
 from typing import Any, BinaryIO, IO, TypeAlias
 
 # Function (path, content) that prepares a file which will replace the one at `path`.
 Stage: TypeAlias = Callable[[Path, bytes], None]
+
+# Spreadsheets evaluate text that begins so as a formula, which may run commands or send data away
+# (OWASP, "CSV Injection"). Apostrophes are counted, so that `read_csv` can tell them apart.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_CSV_SPECIAL = re.compile('[",\r\n]')
+_QUOTED_EMPTY = '""'  # A blank line would not be a row.
+_MAX_CSV_CELL = 1 << 30  # Of a million regions; the limit of the csv module is 128 KiB.
 
 
 def cache_dir() -> Path:
@@ -91,11 +99,48 @@ def write_json(path: Path, value: object) -> None:
   write_text(path, to_json(value) + '\n')
 
 
+def to_csv(rows: Iterable[Sequence[object]]) -> str:
+  """Return rows as lines of CSV, which no spreadsheet evaluates as formulas.
+
+  Text that begins with =, +, -, @, a tab or a carriage return gets a leading apostrophe. Numbers
+  are unchanged, and None is an empty cell.
+  """
+  # The csv module would not quote carriage returns, but could not read them either.
+  return ''.join(f'{",".join(map(_to_csv_cell, row)) or _QUOTED_EMPTY}\n' for row in rows)
+
+
+def _to_csv_cell(value: object) -> str:
+  text = '' if value is None else str(value)
+  if not isinstance(value, numbers.Number) and _FORMULA.match(text):
+    text = f"'{text}"
+  return '"{}"'.format(text.replace('"', '""')) if _CSV_SPECIAL.search(text) else text
+
+
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
   """Write rows, the first of which has the column names, as a CSV file, atomically."""
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows(rows)
-  write_text(path, text.getvalue())
+  write_text(path, to_csv(rows))
+
+
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+  """Yield the rows of a file that `to_csv` wrote as texts by column, without its apostrophes.
+
+  Raises:
+    OSError: the file cannot be opened.
+    ValueError: the file is not valid CSV, or a row is not complete.
+  """
+  csv.field_size_limit(_MAX_CSV_CELL)
+  with path.open(newline='', encoding='utf-8') as file:
+    lines = ([_from_csv_cell(cell) for cell in line] for line in csv.reader(file))
+    try:
+      names = next(lines, [])
+      for line in lines:
+        yield dict(zip(names, line, strict=True))
+    except csv.Error as error:
+      raise ValueError(f'invalid CSV: {error}') from None
+
+
+def _from_csv_cell(text: str) -> str:
+  return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 // Entry point: the request queue, progress and announcements, and the page's controls.
 
 import { quoteForShell, startCopy } from './commands.js';
-import { downloadJson, plural } from './dom.js';
+import { toCsv } from './csv.js';
+import { download, plural } from './dom.js';
 import { find, make } from './elements.js';
 import { removeItem, startGrid } from './grid.js';
 import { startPanels } from './panel.js';
 import { listModels, scoreImage, token } from './service.js';
 import { countLabels, emit, isDone, items, labelsOf, models, on, selectedModels, selectModels,
-  setModels, summarize } from './state.js';
+  setModels, summarize, tabulate } from './state.js';
 import { startUpload } from './upload.js';
 import { enlarge, startZoom } from './zoom.js';
 
@@ -110,7 +111,9 @@ function showProgress() {
   const numFailed =
     items.filter((item) => isDone(item) && labelsOf(item).includes('failed')).length;
   document.body.classList.toggle('has-items', hasItems);
-  for (const id of ['progress', 'images', 'download', 'clear']) find(id).hidden = !hasItems;
+  for (const id of ['progress', 'images', 'download', 'download-csv', 'clear']) {
+    find(id).hidden = !hasItems;
+  }
   find('command').hidden = find('intro').hidden = hasItems;
   find('retry').hidden = !numFailed;
   [find('progress-bar').max, find('progress-bar').value] = [Math.max(1, items.length), numDone];
@@ -198,7 +201,9 @@ on('thresholds', (isFinal) => isFinal && items.length && announce(describeCounts
 find('clear').addEventListener('click', clear);
 find('retry').addEventListener('click', retry);
 find('download').addEventListener('click', () =>
-  downloadJson('verdicts.json', `${JSON.stringify(summarize(), null, 2)}\n`));
+  download('verdicts.json', `${JSON.stringify(summarize(), null, 2)}\n`, 'application/json'));
+find('download-csv').addEventListener('click', () =>
+  download('verdicts.csv', toCsv(tabulate()), 'text/csv'));
 startCopy(find('copy'), find('curl'));
 showCommand();
 loadModels();

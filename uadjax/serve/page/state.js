@@ -104,6 +104,22 @@ export function summarize() {
   };
 }
 
+const CSV_COLUMNS = ['name', 'model', 'score', 'label', 'warnings', 'height', 'width',
+  'image_threshold', 'review_threshold', 'pixel_threshold', 'error'];
+
+// Returns the names of columns, and a row for each image and model.
+export function tabulate() {
+  const summary = summarize();
+  const rows = summary.images.flatMap(({ name, verdicts }) => verdicts.map((verdict, i) => {
+    const [height, width] = verdict.size ?? [];
+    const warnings = verdict.warnings?.map(({ code }) => code).join(' ');
+    const { thresholds } = summary.models[i];
+    const cells = { name, ...verdict, warnings, height, width, ...thresholds };
+    return CSV_COLUMNS.map((column) => cells[column]);
+  }));
+  return [CSV_COLUMNS, ...rows];
+}
+
 const toSnakeCase = ({ imageThreshold, reviewThreshold, pixelThreshold }) => ({
   image_threshold: imageThreshold, review_threshold: reviewThreshold,
   pixel_threshold: pixelThreshold,
