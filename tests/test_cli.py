@@ -105,9 +105,14 @@ def test_people_see_a_line_for_each_image_and_a_sum(model, images, uadjax, tmp_p
   assert '1 of 6 images could not be read' in err
   lines = out.splitlines()
   for line, one in zip(lines, told, strict=False):
-    assert line.endswith(one.get('error') or f'{one["score"]:.4g}  {one["input_path"]}')
+    assert (one.get('error') or f'{one["score"]:.4g}  {one["input_path"]}') in line
     assert line.split()[1] == one.get('label', 'unreadable')
   counts = collections.Counter(one.get('label', 'unreadable') for one in told)
+  judged = [one for one in told if one.get('label') in ('NG', 'review')]
+  worst = sorted(judged, key=lambda one: -one['score'])[:5]
+  assert worst
+  for line, one in zip(lines[lines.index('Worst first:') + 1 :], worst, strict=False):
+    assert one['input_path'] in line
   summed = '\n'.join(lines[6:])
   for label, count in counts.items():
     assert re.search(rf'{label} +{count} +{count / 6:.1%}', summed)

@@ -96,6 +96,12 @@ def test_metrics_are_those_of_the_scores(trained, name):
     for verdict, num_images in at['counts'][name].items():
       assert num_images == (np.char.lower(labels[of_class]) == verdict).sum()
   assert result(workdir)['warnings'] == []  # These are images of the model's own product.
+  limits = small_runs.manifest(workdir)['thresholds']
+  for row in rows:
+    image, review = float(row['image_threshold']), float(row['review_threshold'])
+    assert row['label'] == verdict(float(row['score']), review, image)
+    for key in ('image_threshold', 'review_threshold', 'pixel_threshold'):
+      assert float(row[key]) == limits[key]
   assert metrics['counts'] == {
     'good': 3, 'defective': 6, 'without_mask': 0, 'unseen_pixels': 0, 'unseen_defect_pixels': 0,
   }  # fmt: skip

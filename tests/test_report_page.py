@@ -4,6 +4,7 @@ import shlex
 from typing import NamedTuple
 
 import numpy as np
+import page_layout
 from PIL import Image
 import pytest
 
@@ -88,7 +89,8 @@ def make_record(folder, i, defect, rng, masks):
 
 
 def write(case, path, num_pictures=200):
-  chosen = gallery.choose(case.records, case.curve_data.scores, THRESHOLDS, num_pictures)
+  labels, limit = curves.image_labels(case.curve_data), THRESHOLDS.image_threshold
+  chosen = gallery.choose(case.records, case.curve_data.scores, labels, limit, num_pictures)
   ops = transforms.parse('resize(20)|center_crop(16)')
   pictures = gallery.make_pictures(case.records, case.maps, chosen, ops)
   provenance = {
@@ -284,8 +286,8 @@ def misclassified_scores(case):
   """Return the scores of misclassified images, the farthest from the threshold first."""
   errors = [
     (s - 2.0 if defect == 'good' else 2.0 - s, s)
-    for defect, s in case.scored
-    if (s > 2.0) == (defect == 'good')
+    for (defect, s), not_ok in zip(case.scored, case.not_ok, strict=True)
+    if (s > 2.0 if defect == 'good' else s <= 1.5 and not not_ok)
   ]
   return [s for _, s in sorted(errors, reverse=True)]
 
@@ -330,6 +332,29 @@ def changed(page, selector, previous):
   test = f'([selector, previous]) => !["data:,", previous].includes(({PIXELS})(selector))'
   page.wait_for_function(test, arg=[selector, previous])
   return page.evaluate(PIXELS, selector)
+
+
+@pytest.mark.slow
+def test_an_image_to_review_says_where_to_look(show, tmp_path):
+  small = make(tmp_path, ['good'] * 3)
+  scores = np.array([1.0, 1.75, 2.5])  # OK, review, NG.
+  places = [{'peak': 1.0, 'at': (i, 7), 'regions': []} for i in range(3)]
+  maps = [np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)] * 3
+  curve_data = small.curve_data._replace(scores=scores, warnings=[()] * 3, locations=places)
+  page = show(write(Case(small.records, maps, curve_data), tmp_path / 'report.html'))
+  canvas = '#tiles li:nth-child(2) canvas'
+  page.locator(canvas).scroll_into_view_if_needed()
+  page.fill('#opacity', '0')
+  page.uncheck('#show-outlines')
+  current = changed(page, canvas, '')
+  page.check('#show-outlines')  # No map value exceeds the pixel threshold.
+  current = changed(page, canvas, current)
+  page.locator('#tiles button').nth(1).click()
+  assert 'look at x 1, y 7' in page.inner_text('#zoom-info')
+  page.click('#close')
+  page.fill('#review-threshold', '1.8')  # It is OK now.
+  page.keyboard.press('Enter')
+  changed(page, canvas, current)
 
 
 @pytest.mark.slow
@@ -430,33 +455,15 @@ def test_hovering_over_a_curve_shows_its_values(show, file):
   assert 'false alarms' in tooltip.text_content()
 
 
-COLLISIONS = """() => {
-  const groups = ['body > *, main > *', '#key-numbers li', '#ranking-metrics li', '#thresholds > *',
-    '.bar > *',
-    '#numbers > div',
-    '#histogram .name, #histogram .tick', '#histogram .grip', '#roc svg > text:not(.tooltip)',
-    '#pr svg > text:not(.tooltip)', '#pro svg > text:not(.tooltip)', '#curves figure', '#tiles li',
-    '.caption > *', '#defect-types td, #defect-types th', '.zoom-head > *', '.zoom-buttons > *',
-    'dialog[open] > *'];
-  const problems = [];
-  for (const group of groups) {
-    const boxes = [...document.querySelectorAll(group)].filter((e) => e.checkVisibility()
-      && !e.matches('.skip, .visually-hidden, dialog, main, header')
-      && e.getBoundingClientRect().width > 0);
-    boxes.forEach((a, i) => {
-      const p = a.getBoundingClientRect();
-      if (p.left < -1 || p.right > innerWidth + 1) problems.push(`${a.outerHTML} sticks out`);
-      for (const b of boxes.slice(i + 1)) {
-        if (a.contains(b) || b.contains(a)) continue;
-        const q = b.getBoundingClientRect();
-        const [w, h] = [Math.min(p.right, q.right) - Math.max(p.left, q.left),
-          Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top)];
-        if (w > 1.5 && h > 1.5) problems.push(`${group}: ${a.textContent} | ${b.textContent}`);
-      }
-    });
-  }
-  return problems;
-}"""
+GROUPS = (
+  'body > *, main > *', 'nav a', '#key-numbers li', '#ranking-metrics li', '#thresholds > *', '.bar > *',
+  '#numbers > div', '#numbers > div > *', '#numbers dd > *', '#histogram .name, #histogram .tick',
+  '#histogram .grip, #histogram .name', '#histogram-hint > *', '#roc svg > text:not(.tooltip)',
+  '#pr svg > text:not(.tooltip)', '#pro svg > text:not(.tooltip)', '#curves figure',
+  '.legend li > *', '#tiles li', '.caption > *', '.caption .verdict > *',
+  '#defect-types td, #defect-types th', '.defect-type > *', '.properties > div > *',
+  '.zoom-head > *', '.zoom-buttons > *', '#zoom-info > *', 'dialog[open] > *',
+)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -464,9 +471,9 @@ COLLISIONS = """() => {
 def test_nothing_overlaps_or_is_cut_off(show, file, width):
   page = show(file, width)
   assert page.evaluate('document.documentElement.scrollWidth') <= width
-  assert page.evaluate(COLLISIONS) == []
+  assert page_layout.collisions(page, GROUPS) == []
   page.locator('#tiles button').first.click()
-  assert page.evaluate(COLLISIONS) == []
+  assert page_layout.collisions(page, GROUPS) == []
   assert page.evaluate('document.querySelector("dialog").scrollWidth') <= width
 
 
@@ -531,7 +538,7 @@ def test_missing_parts_are_replaced_by_a_sentence(
     assert sentence in text
   for placeholder in ('NaN', 'undefined', 'null', 'Infinity'):
     assert placeholder not in text
-  assert page.evaluate(COLLISIONS) == []
+  assert page_layout.collisions(page, GROUPS) == []
   if defects:
     page.focus('#image-threshold-handle')
     page.keyboard.press('ArrowRight')

@@ -43,7 +43,7 @@ def test_it_is_a_mapping_of_its_attributes():
   assert isinstance(one, Mapping)
   assert list(one) == [
     'input_path', 'score', 'label', 'warnings',
-    'image_threshold', 'pred', 'anomaly_map', 'regions',
+    'image_threshold', 'pred', 'anomaly_map', 'peak', 'at', 'regions',
   ]  # fmt: skip
   assert all(one[key] is getattr(one, key) for key in one if key not in ('pred',))
   assert dict(one)['label'] == 'NG'
@@ -83,6 +83,9 @@ def test_warnings_are_told_everywhere(capsys):
   for text in (one.headline, one.caption, str(console.verdict_line(one))):
     assert 'underexposed blurred' in text
   assert verdict().warnings == []
+  for text in (one.headline, one.caption, str(console.verdict_line(one))):
+    assert 'look at x ' in text  # One to review.
+  assert 'look at' not in verdict(score=3.0).caption
 
 
 def test_mask_and_map_have_the_original_size():

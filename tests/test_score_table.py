@@ -151,7 +151,7 @@ def test_rows_tell_what_results_do(form, model, listed, tmp_path):
   (row,), (result,) = rows(tmp_path), model.predict(one)
   summary = result.summary()
   assert [row['height'], row['width']] == summary['size']
-  for key in ('score', 'label', 'marked_pixels'):
+  for key in ('score', 'label', 'marked_pixels', 'peak', 'at'):
     assert row[key] == summary[key], key
   assert row['regions'] == json.loads(json.dumps(summary['regions']))
   assert row['warnings'] == ''

@@ -117,6 +117,9 @@ def test_it_says_what_predict_says_whatever_form_the_request_has(ask, photos, kn
       assert result['warnings'] == []
       assert result['model'] == ('again' if 'model=again' in str(answer.url) else 'disc')
       assert result['imageThreshold'] == known[str(path)].image_threshold
+      assert result['peak'] == known[str(path)].peak
+      assert result['at'] == list(known[str(path)].at)
+      assert result['regionsPixelThreshold'] == known[str(path)].regions_pixel_threshold
       assert 'image' not in result
       assert 'heatmap' not in result
 

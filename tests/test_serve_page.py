@@ -1,6 +1,8 @@
 """Tests of the service's web page in a browser."""
 
 import base64
+import csv
+import io
 import json
 from pathlib import Path
 import re
@@ -10,10 +12,12 @@ import time
 import urllib.error
 import urllib.request
 
+import page_layout
 from PIL import Image
 import pytest
 
 from uadjax import create_model
+from uadjax.inference.result import Result
 from uadjax.serve import app as apps, settings as options
 
 HOSTILE = '<img src=x onerror=run()>"\'&amp;.png'
@@ -172,10 +176,17 @@ def changed(page, selector, previous):
   return current
 
 
-def downloaded(page):
+def downloaded(page, button='#download'):
   with page.expect_download() as waiting:
-    page.click('#download')
-  return json.loads(Path(waiting.value.path()).read_text())
+    page.click(button)
+  text = Path(waiting.value.path()).read_text()
+  return json.loads(text) if button == '#download' else text
+
+
+def with_thresholds(result, thresholds):
+  """Return the result of a model with other thresholds."""
+  source, ops, size = result._source, result._ops, result.size
+  return Result(source, 'x', ops, thresholds, size, result.score, result.network_map)
 
 
 TRANSFER = """(files) => {
@@ -408,7 +419,8 @@ def test_the_download_has_the_results_of_predict_at_the_current_thresholds(
   assert [image['name'] for image in summary['images']] == [path.name for path in sorted(photos)]
   for image in summary['images']:
     for model, verdict in zip((first, second), image['verdicts'], strict=True):
-      result, calibrated = results[image['name']], thresholds[model['model']]
+      calibrated = thresholds[model['model']]
+      result = with_thresholds(results[image['name']], calibrated)
       assert model['calibrated_thresholds'] == {key: getattr(calibrated, key) for key in keys}
       assert (verdict['score'], verdict['size']) == (result.score, list(result.size))
       current = model['thresholds']
@@ -417,8 +429,29 @@ def test_the_download_has_the_results_of_predict_at_the_current_thresholds(
       )
       regions = [region._asdict() for region in result.regions]
       assert verdict['regions'] == json.loads(json.dumps(regions))
-      assert verdict['regions_pixel_threshold'] == result.thresholds.pixel_threshold
+      assert verdict['regions_pixel_threshold'] == result.regions_pixel_threshold
+      assert (verdict['peak'], verdict['at']) == (result.peak, list(result.at))
   assert second['thresholds'] == second['calibrated_thresholds']
+
+
+def test_the_csv_file_has_the_results_and_no_formulas(show, photos, results, tmp_path, expect):
+  shutil.copy(photos[1], tmp_path / '=1+1.png')
+  (tmp_path / 'broken.png').write_bytes(b'no image')
+  page = show()
+  page.set_input_files('#files-input', [tmp_path / '=1+1.png', tmp_path / 'broken.png'])
+  expect(page.locator('#progress-text')).to_have_text('1 of 2 scored, 1 failed')
+  result = results[photos[1].name]
+  text = downloaded(page, '#download-csv')
+  row, broken = csv.DictReader(io.StringIO(text, newline=''))
+  assert (row['name'], row['model'], row['label']) == ("'=1+1.png", 'disc', result.label)
+  expected = [result.score, result.peak, *result.at, *result.size]
+  columns = ('score', 'peak', 'x', 'y', 'height', 'width')
+  assert [float(row[name]) for name in columns] == expected
+  for name in ('image_threshold', 'review_threshold', 'pixel_threshold'):
+    assert float(row[name]) == getattr(result.thresholds, name)
+  assert (broken['name'], broken['score']) == ('broken.png', '')
+  assert not row['error']
+  assert broken['error']
 
 
 def refusal(address, content):
@@ -584,6 +617,53 @@ def test_nothing_overflows_contrast_is_sufficient_and_controls_have_names(
     expect(page.locator('#views summary').first).to_be_visible()
     assert_accessible(page)
     assert page.evaluate('document.querySelector("dialog").scrollWidth') <= width
+
+
+GROUPS = (
+  'body > *, main > *', 'header > *', '#drop > *', '.bar > *', '#progress > *', '.columns > *',
+  '.strip text', '.label-counts > *', '.control > *', '.controls > *', '#tiles li',
+  '#color-bars > *', '.verdicts > *', '#tiles .verdict > *', '#views .verdict > *',
+  '#tiles button > *', '.zoom-head > *', '.zoom-buttons > *', '#views > *',
+  '#views figure > *', 'figcaption > *', 'dialog[open] > *',
+  '#views .holder, #views figcaption > *, #cursor, #zoom-tools > *',
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nothing_overlaps_on_a_phone(show, photos, tmp_path, expect):
+  Image.new('RGB', (60, 60)).save(tmp_path / 'black.png')
+  page = show(390)
+  assert page_layout.collisions(page, GROUPS) == []
+  page.set_input_files('#files-input', [*photos, tmp_path / 'black.png'])
+  count = len(photos) + 1
+  expect(page.locator('#progress-text')).to_have_text(f'{count} of {count} scored')
+  for second_model in ('', 'other'):
+    page.select_option('#second-model', second_model)
+    expect(page.locator('#tiles .badge')).to_have_count(count * (2 if second_model else 1))
+    for threshold in ('0', '1e9'):  # The texts of the thresholds are at the edges.
+      number(page, IMAGE).fill(threshold)
+      page.keyboard.press('Enter')
+      assert page_layout.collisions(page, GROUPS) == []
+    page.locator('#tiles button[aria-disabled=false]').first.click()
+    expect(page.locator('#views summary').first).to_be_visible()
+    assert page_layout.collisions(page, GROUPS) == []
+    page.click('#close')
+
+
+def test_an_image_to_review_says_where_to_look(scored_page, results, expect):
+  page = scored_page()
+  scores = [result.score for result in results.values()]
+  number(page, REVIEW).fill(str(min(scores) - 1e-3))
+  page.keyboard.press('Enter')
+  number(page, IMAGE).fill(str(max(scores) + 1e-3))
+  page.keyboard.press('Enter')
+  number(page, PIXEL).fill('1e9')  # No map value exceeds it.
+  page.keyboard.press('Enter')
+  page.locator('#tiles button').first.click()
+  result = results[page.inner_text('#zoom-name')]
+  place = f'look at x {result.at[0]}, y {result.at[1]}'
+  expect(page.locator('#views .verdict')).to_contain_text(place)
+  expect(page.locator('#views summary')).to_have_text(re.compile(r'^[1-9]\d* regions?$'))
 
 
 REACHABLE = """(within) => [...document.querySelectorAll(within)].flatMap((parent) =>

@@ -43,11 +43,13 @@ def print_json(value: object) -> None:
 
 
 def verdict_line(result: Result) -> text.Text:
-  """Format label, score, path and codes of warnings of an image."""
+  """Format label, score, path, codes of warnings and, for review, where to look."""
   label = UNREADABLE if result.error else result.label
   details = result.error or f'{result.score:>10.4g}  {result.input_path}'
   if result.warnings:
     details += f'  ({result.warning_codes})'
+  if result.label == 'review':
+    details += f'  look at x {result.at[0]}, y {result.at[1]}'
   sign, style = SIGNS[label]
   printable = runtime.to_printable(details)
   return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', printable)

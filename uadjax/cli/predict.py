@@ -21,6 +21,7 @@ from uadjax.model import calibration
 from uadjax.system import http, progress
 
 _FAIL_ON_STATUS = 3
+_NUM_WORST = 5
 
 
 def run(options: PredictOptions) -> None:
@@ -62,9 +63,13 @@ def predict_images(
   total = sum(1 for _ in sources.expand(pipeline_input, folder))
   # Closing the generator finishes the files that are being saved before the summary is printed.
   with contextlib.closing(_save_results(results, folder, not options.no_pictures)) as saved_results:
-    counts = _print_results(saved_results, total, folder, options)
+    counts, worst = _print_results(saved_results, total, folder, options)
   if not options.as_json:
     rate = counts.total() / (time.perf_counter() - start)
+    if worst and counts.total() > _NUM_WORST:
+      console.print_line('Worst first:')
+      for result in worst:
+        console.print_line(console.verdict_line(result))
     console.print_line(console.summary_table(counts))
     console.print_line(f'{rate:.1f} images/s; {_describe(pipeline.model.model.thresholds)}.')
     if folder:
@@ -146,12 +151,14 @@ def _save_results(
 
 def _print_results(
   results: Iterator[Result], total: int, folder: Path | None, options: ScoringOptions
-) -> collections.Counter[str]:
-  """Print each result, and return the number of images per label."""
-  counts = collections.Counter[str]()
+) -> tuple[collections.Counter[str], list[Result]]:
+  """Print each result; return the number of images per label, and the worst that are not OK."""
+  counts, worst = collections.Counter[str](), list[Result]()
   try:
     for result in progress.show_progress(results, total, 'Scoring'):
       counts[result.label or UNREADABLE] += 1
+      if result.label in ('NG', 'review'):
+        worst = sorted([*worst, result], key=_worst_first_key)[:_NUM_WORST]
       if options.as_json:
         console.print_json(result.to_json(options.masks or 'none'))
       else:
@@ -162,7 +169,11 @@ def _print_results(
       location_text = f'; their results are in {folder}' if folder else ''
       interruption.hint = (f'The first {num_scored} of {total} images were scored{location_text}.',)
     raise
-  return counts
+  return counts, worst
+
+
+def _worst_first_key(result: Result) -> tuple[bool, float]:
+  return calibration.worst_first_key(result.score, result.label, result.image_threshold)
 
 
 def _describe(thresholds: calibration.Thresholds) -> str:

@@ -40,6 +40,7 @@ class CurveData(NamedTuple):
     num_pixel_alarms: number of normal pixels that exceed the pixel threshold. It is not in the
       ranking, which counts normal pixels only at the scores of anomalous ones.
     calibration_scores: scores of the good images that the thresholds were calibrated on, or None.
+    locations: `peak`, `at` and, for images to review, `regions` of each image; empty if unknown.
   """
 
   title: str
@@ -51,6 +52,7 @@ class CurveData(NamedTuple):
   pixel_ranking: metrics.Ranking | None = None
   num_pixel_alarms: int = 0
   calibration_scores: Float[np.ndarray, ' m'] | None = None
+  locations: Sequence[Mapping[str, object]] = ()
 
 
 class Line(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import contextlib
 import functools
 import itertools
+import math
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple, TypeAlias
@@ -18,8 +19,9 @@ from uadjax.distributed import mesh
 from uadjax.evaluation import curves, pixel_scores, verdicts
 from uadjax.inference import predictor as predictors
 from uadjax.inference.result import Result
-from uadjax.model import model_dir
+from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
+from uadjax.numerics.regions import Region
 from uadjax.system import files, progress, threads
 from uadjax.visualization import heatmap, sheet
 
@@ -35,6 +37,9 @@ class ImageResult(NamedTuple):
     score: anomaly score.
     label: verdict: OK, review or NG.
     warnings: code and message of each warning.
+    peak: largest value of the anomaly map.
+    at: x and y of the peak.
+    regions: regions to look at, if the image is for review.
     confusion: confusion counts of the visible pixels; None without ground truth.
     region_sizes: size of each visible defective region in pixels.
     region_hits: whether any pixel of each region is marked.
@@ -46,6 +51,9 @@ class ImageResult(NamedTuple):
   score: float
   label: str
   warnings: Sequence[Mapping[str, str]] = ()
+  peak: float = math.nan
+  at: tuple[int, int] = (0, 0)
+  regions: Sequence[Region] = ()
   confusion: metrics.Confusion | None = None
   region_sizes: Int64[np.ndarray, ' r'] = np.zeros(0, np.int64)
   region_hits: Bool[np.ndarray, ' r'] = np.zeros(0, bool)
@@ -120,13 +128,24 @@ def evaluate(
     shown_results = progress.show_progress(results, len(records), 'Scoring')
     items = zip(shown_results, records, itertools.count(), strict=False)
     image_results = list(threads.map_ahead(pool, compare, items, 2 * num_cores))
-  rows = [
-    [r.record.path, r.record.defect, r.score, r.label, ' '.join(w['code'] for w in r.warnings)]
-    for r in image_results
-  ]
-  header = ['path', 'defect', 'score', 'label', 'warnings']
-  files.write_csv(workdir / 'scores.csv', [header, *rows])
+  _write_scores(workdir / 'scores.csv', image_results, model.thresholds)
   return _summarize(model, image_results, pixels)
+
+
+def _write_scores(
+  path: Path, results: Sequence[ImageResult], thresholds: calibration.Thresholds
+) -> None:
+  """Write a row per test image, with the thresholds that gave its label, as CSV."""
+  names = calibration.by_name(thresholds)
+  header = ['path', 'defect', 'score', 'label', 'warnings', 'peak', 'x', 'y', *names]
+  rows = [
+    [
+      r.record.path, r.record.defect, r.score, r.label, ' '.join(w['code'] for w in r.warnings),
+      r.peak, *r.at, *names.values(),
+    ]
+    for r in results
+  ]  # fmt: skip
+  files.write_csv(path, [header, *rows])
 
 
 def _summarize(
@@ -145,6 +164,7 @@ def _summarize(
     pixel_ranking,
     _merge_confusions(results).fp,
     None if calibration_scores is None else calibration_scores.scores,
+    [{'peak': r.peak, 'at': r.at, 'regions': [x._asdict() for x in r.regions]} for r in results],
   )
   return Evaluation(metric_values, curve_data, pixels.anomaly_maps)
 
@@ -153,7 +173,10 @@ def compare_with_mask(
   record: Record, result: Result, truth: pixel_scores.Mask | None
 ) -> ImageResult:
   """Compare a result with the ground truth, if there is one."""
-  image_result = ImageResult(record, result.score, result.label, result.warnings)
+  regions = result.regions if result.label == 'review' else ()
+  image_result = ImageResult(
+    record, result.score, result.label, result.warnings, result.peak, result.at, regions
+  )
   if truth is None:
     return image_result
   pred, visible = result.predicted_mask, result.visible  # No invisible pixel is predicted.
@@ -260,7 +283,7 @@ def picture(record: Record, result: Result, truth: pixel_scores.Mask | None) -> 
     'image': image,
     **({} if truth is None else {'ground truth': heatmap.render_mask(truth)}),
     'anomaly map': result.overlay(image),
-    'prediction': heatmap.draw_outline(image, result.predicted_mask),
+    'prediction': heatmap.draw_outline(image, result.region_mask),
   }
   name = f'{record.defect}/{record.path.name}'
   return sheet.draw_sheet(images, name, result.caption, result.label, result.color_scale)

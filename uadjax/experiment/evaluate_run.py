@@ -78,7 +78,11 @@ def evaluate_and_report(
     logging.LOG.warning('%s', advice)
   if options.report_pictures:
     picture_indices = gallery.choose(
-      test_records, titled_curves.scores, model.thresholds, options.report_pictures
+      test_records,
+      titled_curves.scores,
+      curves.image_labels(titled_curves),
+      model.thresholds.image_threshold,
+      options.report_pictures,
     )
     maps = evaluation.anomaly_maps
     pictures = gallery.make_pictures(test_records, maps, picture_indices, model.ops, mask_threshold)

@@ -33,8 +33,8 @@ class Result(Mapping[str, Any]):
   """Verdict on one image, with its score, anomaly map and anomalous regions.
 
   As a mapping it has the keys `input_path`, `score`, `label` ('OK', 'review' or 'NG'), `warnings`,
-  `image_threshold`, `pred`, `anomaly_map` and `regions`, which are attributes, too. The result of
-  an unreadable image has the keys `input_path` and `error`.
+  `image_threshold`, `pred`, `anomaly_map`, `peak`, `at` and `regions`, which are attributes, too.
+  The result of an unreadable image has the keys `input_path` and `error`.
 
   Attributes:
     warnings: reasons why the image is for review even if its score is OK, each with a `code` and a
@@ -137,9 +137,38 @@ class Result(Mapping[str, Any]):
     return self.predicted_mask * np.uint8(255)
 
   @functools.cached_property
+  def _location(self) -> tuple[float, tuple[int, int]]:
+    return region_ops.find_peak(self.anomaly_map, self.visible)
+
+  @property
+  def peak(self) -> float:
+    """Largest visible value of the anomaly map; NaN for an unreadable image."""
+    return self._location[0]
+
+  @property
+  def at(self) -> tuple[int, int]:
+    """Return x and y of the peak, in pixels of the original image."""
+    return self._location[1]
+
+  @property
+  def regions_pixel_threshold(self) -> float:
+    """Map value that the pixels of `regions` exceed: lower for an image to review."""
+    return calibration.region_threshold(self.label, self.peak, self.thresholds)
+
+  @functools.cached_property
+  def region_mask(self) -> Bool[np.ndarray, 'h w']:
+    """Mask of the pixels of `regions`, which is never empty for an image to review."""
+    if self.label != 'review':
+      return self.predicted_mask
+    return self.visible & (self.anomaly_map > self.regions_pixel_threshold)
+
+  @functools.cached_property
   def regions(self) -> list[region_ops.Region]:
-    """Connected regions of the predicted mask, the highest peak first."""
-    regions = region_ops.find_regions(self.predicted_mask, self.anomaly_map)
+    """Connected regions to look at, the highest peak first.
+
+    They are those of the predicted mask; for an image to review, those of a lower threshold.
+    """
+    regions = region_ops.find_regions(self.region_mask, self.anomaly_map)
     return sorted(regions, key=lambda r: (-r.peak, r.box))
 
   def __getitem__(self, key: str) -> Any:
@@ -165,7 +194,7 @@ class Result(Mapping[str, Any]):
       return 'input_path', 'error'
     return (
       'input_path', 'score', 'label', 'warnings',
-      'image_threshold', 'pred', 'anomaly_map', 'regions',
+      'image_threshold', 'pred', 'anomaly_map', 'peak', 'at', 'regions',
     )  # fmt: skip
 
   def summary(self) -> dict[str, Any]:
@@ -180,6 +209,9 @@ class Result(Mapping[str, Any]):
       **calibration.by_name(self.thresholds),
       'size': list(self.size),
       'marked_pixels': int(self.predicted_mask.sum()),
+      'peak': self.peak,
+      'at': list(self.at),
+      'regions_pixel_threshold': self.regions_pixel_threshold,
       'regions': [region._asdict() for region in self.regions],
     }
 
@@ -236,17 +268,19 @@ class Result(Mapping[str, Any]):
 
   @property
   def headline(self) -> str:
-    """One-line verdict for display, with score, thresholds and codes of warnings."""
+    """One-line verdict for display, with the caption."""
     return f'{PurePath(self.input_path).name}   {self.label}   {self.caption}'
 
   @property
   def caption(self) -> str:
-    """Score, thresholds and codes of warnings for display."""
+    """Score, thresholds, codes of warnings and, for review, where to look, for display."""
     text = f'score {self.score:.3g}, NG (not good) above {self.image_threshold:.3g}'
     if self.thresholds.review_threshold < self.image_threshold:
       text += f', to review above {self.thresholds.review_threshold:.3g}'
     if self.warnings:
       text += f', warnings: {self.warning_codes}'
+    if self.label == 'review':
+      text += f', look at x {self.at[0]}, y {self.at[1]}'
     return text
 
   def picture(self) -> Image.Image:
@@ -257,9 +291,11 @@ class Result(Mapping[str, Any]):
     """
     if self.error:
       raise DataError(self.error)
-    image, mask = self.read_image(), self.predicted_mask
-    images = {'image': image, 'anomaly map': heatmap.draw_outline(self.overlay(image), mask)}
-    caption = f'{self.caption}, {100 * mask.mean():.2g} % of the pixels marked'
+    image = self.read_image()
+    outlined = heatmap.draw_outline(self.overlay(image), self.region_mask)
+    images = {'image': image, 'anomaly map': outlined}
+    share = 100 * self.predicted_mask.mean()
+    caption = f'{self.caption}, {share:.2g} % of the pixels marked'
     name = PurePath(self.input_path).name
     return sheet.draw_sheet(images, name, caption, self.label, self.color_scale)
 

@@ -19,7 +19,8 @@ from uadjax.system import files
 FORMATS = ('parquet', 'jsonl', 'csv')
 # For an unreadable image, all columns but `path` and `error` are null.
 COLUMNS = (
-  'path', 'score', 'label', 'warnings', 'height', 'width', 'marked_pixels', 'regions', 'error',
+  'path', 'score', 'label', 'warnings', 'height', 'width', 'marked_pixels', 'peak', 'at', 'regions',
+  'error',
 )  # fmt: skip
 _UNFINISHED_PREFIX = '_'
 _SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
@@ -125,7 +126,10 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
   text, integer, real = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
   integers = pyarrow.list_(integer)
   region = pyarrow.struct({'box': integers, 'area': integer, 'peak': real, 'at': integers})
-  types = text, real, text, text, integer, integer, integer, pyarrow.list_(region), text
+  regions = pyarrow.list_(region)
+  types = (
+    text, real, text, text, integer, integer, integer, real, integers, regions, text,
+  )  # fmt: skip
   schema = pyarrow.schema(dict(zip(COLUMNS, types, strict=True)))
   rows = iter(rows)
   with parquet.ParquetWriter(file, schema) as writer:

@@ -79,6 +79,18 @@ class Thresholds(NamedTuple):
     return self.method == _MANUAL
 
   @property
+  def review_pixel_threshold(self) -> float:
+    """Return the map value above which pixels of an image to review belong to its regions.
+
+    It is to the pixel threshold as the review threshold is to the image threshold. Without a review
+    band, or if a threshold is not a positive number, it is the pixel threshold.
+    """
+    if not (0 < self.review_threshold < self.image_threshold < math.inf):
+      return self.pixel_threshold
+    scaled = self.pixel_threshold * (self.review_threshold / self.image_threshold)
+    return min(self.pixel_threshold, scaled)
+
+  @property
   def is_over_budget(self) -> bool:
     """Return whether there were too few good images for 'normals' or 'confident' to keep `budget`.
 
@@ -287,6 +299,42 @@ def label(score: float, thresholds: Thresholds, has_warnings: bool = False) -> s
   if score <= thresholds.review_threshold:
     return 'review' if has_warnings else 'OK'
   return 'review' if score <= thresholds.image_threshold else 'NG'
+
+
+def region_threshold(label: str, peak: float, thresholds: Thresholds) -> float:
+  """Return the map value above which the pixels of an image belong to its regions.
+
+  It is the pixel threshold or, for an image to review, the review pixel threshold. An image may be
+  for review although its map is lower still, because of a warning for example; its regions then
+  reach down to 95 % of the largest map value. So an image to review has at least one region.
+
+  Args:
+    label: label of the image.
+    peak: largest map value of the image.
+    thresholds: thresholds that gave the label.
+  """
+  if label != 'review':
+    return thresholds.pixel_threshold
+  near_peak = peak - _PEAK_MARGIN * max(abs(peak), _MIN_MAGNITUDE)
+  return min(thresholds.review_pixel_threshold, near_peak)
+
+
+_PEAK_MARGIN = 0.05
+
+
+def worst_first_key(
+  score: float, label: str, image_threshold: float, is_defective: bool = False
+) -> tuple[bool, float]:
+  """Return the key that sorts images by "worst first", in every interface.
+
+  Wrong verdicts come first: NG for a good image, OK for a defective one. Then the distance of the
+  score to the image threshold decides, on the wrong side of it first. An image of unknown class
+  counts as good, so that the highest score comes first.
+  """
+  is_wrong = label == ('OK' if is_defective else 'NG')
+  score = math.inf if math.isnan(score) else score  # As in labels: NaN is NG.
+  distance = 0.0 if score == image_threshold else score - image_threshold
+  return not is_wrong, distance if is_defective else -distance
 
 
 def validate_settings(options: CalibrateSettings) -> None:

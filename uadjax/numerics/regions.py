@@ -4,6 +4,7 @@ Letters: h w image, r regions.
 """
 
 from collections.abc import Sequence
+import math
 from typing import cast, NamedTuple
 
 from jaxtyping import Bool, Float, Int32, Int64
@@ -51,6 +52,17 @@ def find_regions(
     at = columns.start + x, rows.start + y
     regions.append(Region(box, int(sizes[label - 1]), float(values[y, x]), at))
   return regions
+
+
+def find_peak(
+  anomaly_map: Float[np.ndarray, 'h w'], visible: Bool[np.ndarray, 'h w']
+) -> tuple[float, tuple[int, int]]:
+  """Return the largest map value of the visible pixels, and its x and y; NaN for an empty map."""
+  if not anomaly_map.size:
+    return math.nan, (0, 0)
+  values = np.where(visible, anomaly_map, -np.inf)
+  y, x = divmod(int(values.argmax()), values.shape[1])
+  return float(values[y, x]), (x, y)
 
 
 def encode_run_lengths(mask: Bool[np.ndarray, 'h w']) -> dict[str, Sequence[int]]:

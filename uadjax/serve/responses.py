@@ -36,6 +36,9 @@ def verdict(log_id: str, model: str, result: Result, options: RequestOptions) ->
     'label': result.label,
     'warnings': result.warnings,
     **thresholds_in_camel_case(result.thresholds),
+    'peak': result.peak,
+    'at': list(result.at),
+    'regionsPixelThreshold': result.regions_pixel_threshold,
     'regions': [region._asdict() for region in result.regions],
   }
   if options.labelMap is not False:

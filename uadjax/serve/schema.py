@@ -43,6 +43,11 @@ class _Verdict(pydantic.BaseModel):
   imageThreshold: float | None = pydantic.Field(description='null: infinite, no score exceeds it.')
   reviewThreshold: float | None
   pixelThreshold: float | None
+  peak: float | None = pydantic.Field(description='Largest value of the anomaly map.')
+  at: list[int] = pydantic.Field(description='x and y of the peak.')
+  regionsPixelThreshold: float | None = pydantic.Field(
+    description='Value that the pixels of regions exceed: pixelThreshold, or less for review.'
+  )
   regions: list[_Region]
   image: str | None = pydantic.Field(None, description='If requested: a JPEG in base64.')
   heatmap: _Heatmap | None = None

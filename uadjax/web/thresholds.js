@@ -1,4 +1,4 @@
-// Thresholds, labels and warnings.
+// Thresholds, labels, warnings and the order of images, by the rules of `uadjax.model.calibration`.
 
 // The review threshold never exceeds the image threshold: changing either one moves the other.
 export function changeThresholds(thresholds, changes) {
@@ -15,6 +15,33 @@ export function changeThresholds(thresholds, changes) {
 export function labelImage({ score, warnings }, { reviewThreshold, imageThreshold }) {
   if (score === null || !(score <= imageThreshold)) return 'NG';
   return score <= reviewThreshold && !warnings.length ? 'OK' : 'review';
+}
+
+// Returns the map value above which pixels belong to the regions of an image. It is so low for an
+// image to review that the largest map value, `peak`, exceeds it.
+export function regionThreshold(label, peak, thresholds) {
+  const { imageThreshold, reviewThreshold, pixelThreshold } = thresholds;
+  if (label !== 'review') return pixelThreshold;
+  const hasBand = reviewThreshold > 0 && reviewThreshold < imageThreshold
+    && imageThreshold < Infinity;
+  const scaled = hasBand ? pixelThreshold * (reviewThreshold / imageThreshold) : pixelThreshold;
+  return Math.min(pixelThreshold, scaled, peak - 0.05 * Math.max(Math.abs(peak), 1e-30));
+}
+
+// Returns whether a verdict is wrong; review is not. An image of unknown class counts as good.
+export const isWrong = (label, isDefective = false) => label === (isDefective ? 'OK' : 'NG');
+
+// Compares images by "worst first": wrong verdicts, then the distance of the score to the image
+// threshold, on the wrong side of it first.
+export function compareWorst(a, b, thresholds) {
+  const [first, second] = [a, b].map((image) => {
+    const score = Number.isNaN(image.score ?? NaN) ? Infinity : image.score;
+    const { imageThreshold } = thresholds;
+    const distance = score === imageThreshold ? 0 : score - imageThreshold;
+    return { isCorrect: !isWrong(labelImage(image, thresholds), image.isDefective),
+      key: image.isDefective ? distance : -distance };
+  });
+  return first.isCorrect - second.isCorrect || (first.key > second.key) - (first.key < second.key);
 }
 
 // Returns 'no content, other size', for example.

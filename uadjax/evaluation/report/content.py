@@ -38,6 +38,7 @@ def build(
     'label': curves.image_labels(curve_data),
     'warnings': curve_data.warnings,
   }
+  locations = curve_data.locations or [{}] * len(records)
   held_out = curve_data.calibration_scores
   held_out = np.zeros(0) if held_out is None else held_out
   scores = np.concatenate([curve_data.scores, held_out]).astype(np.float64)
@@ -58,8 +59,8 @@ def build(
     },
     'defect_types': [{'name': name, 'good': name == 'good'} for name in defect_types],
     'images': [
-      dict(zip(image_columns, row, strict=True))
-      for row in zip(*image_columns.values(), strict=True)
+      {**dict(zip(image_columns, row, strict=True)), **location}
+      for *row, location in zip(*image_columns.values(), locations, strict=True)
     ],
     'held_out': held_out.tolist(),
     'axis': {'edges': edges.tolist(), 'log': is_log},

@@ -1,6 +1,9 @@
 // Gallery: pictures as tiles, sorted and filtered, and one picture enlarged.
 
-const pictures = read('pictures').map((picture) => ({ ...picture, ...images[picture.image_index] }));
+const pictures = read('pictures').map((picture) => {
+  const image = images[picture.image_index];
+  return { ...picture, ...image, isDefective: !isGoodType.get(image.defect) };
+});
 let visiblePictures = [];
 
 const TILES_PER_STEP = 60;  // Tiles shown at first, and added by each click on the button below.
@@ -8,20 +11,10 @@ let numTiles = TILES_PER_STEP;
 
 const labelOf = (picture) => labelImage(picture, thresholds);
 
-// Distance from the image threshold; positive on the wrong side of it.
-function signedError(picture) {
-  const { imageThreshold } = thresholds;
-  if (picture.score === imageThreshold) return 0;
-  const [score, threshold] = [picture.score, imageThreshold].map((v) =>
-    (axis.log && v > 0 ? axis.forward(v) : v));
-  return isGoodType.get(picture.defect) ? score - threshold : threshold - score;
-}
-
 const compareNames = new Intl.Collator('en', { numeric: true }).compare;
 const typeIndices = new Map(report.defect_types.map(({ name }, i) => [name, i]));
 const ORDERS = {
-  misclassified: (a, b) =>
-    isMisclassified(b) - isMisclassified(a) || signedError(b) - signedError(a),
+  worst: (a, b) => compareWorst(a, b, thresholds),
   high: (a, b) => b.score - a.score,
   low: (a, b) => a.score - b.score,
   defect: (a, b) =>
@@ -29,14 +22,11 @@ const ORDERS = {
   name: (a, b) => compareNames(a.path, b.path),
 };
 
-function isMisclassified(picture) {
-  return isGoodType.get(picture.defect) === (labelOf(picture) === 'NG');
-}
+const isMisclassified = (picture) => isWrong(labelOf(picture), picture.isDefective);
 
 function errorName(picture) {
-  const label = labelOf(picture);
-  if (isGoodType.get(picture.defect)) return label === 'NG' ? 'false alarm' : '';
-  return label === 'OK' ? 'missed' : '';
+  if (!isMisclassified(picture)) return '';
+  return picture.isDefective ? 'missed' : 'false alarm';
 }
 
 function makeTile(picture) {
@@ -152,6 +142,7 @@ function startGallery() {
     pictures.forEach(showVerdict);
     if (isFinal) arrange();  // Tiles keep their places while a threshold is being dragged.
     zoom.update();
+    repaint();  // Outlines of images to review depend on these thresholds.
   });
 }
 
@@ -174,10 +165,12 @@ const zoom = (() => {
   function update() {
     if (!dialog.open) return;
     find('zoom-name').textContent = picture.path;
-    const { defect, score, truth } = picture;
-    const note = !isGoodType.get(defect) && !truth ? 'no ground truth' : '';
+    const { defect, score, truth, at } = picture;
+    const note = picture.isDefective && !truth ? 'no ground truth' : '';
+    const place = labelOf(picture) === 'review' && at ? `look at x ${at[0]}, y ${at[1]}` : '';
     const messages = picture.warnings.map(({ message }) => message);
-    const texts = [errorName(picture), defect, `score ${formatNumber(score, 6)}`, note, ...messages,
+    const texts = [errorName(picture), defect, `score ${formatNumber(score, 6)}`, place, note,
+      ...messages,
       `${visiblePictures.indexOf(picture) + 1} of ${visiblePictures.length}`].filter(Boolean);
     find('zoom-info').replaceChildren(makeBadge(labelOf(picture)),
       ...texts.map((text) => make('bdi', {}, text)));

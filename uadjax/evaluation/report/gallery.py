@@ -62,26 +62,27 @@ class Picture(NamedTuple):
 def choose(
   records: Sequence[Record],
   scores: Float[np.ndarray, ' n'],
-  thresholds: calibration.Thresholds,
+  labels: Sequence[str],
+  image_threshold: float,
   num_images: int,
 ) -> list[int]:
   """Choose up to `num_images` images, the most informative first.
 
-  False alarms and misses alternate at the beginning, those farthest from the threshold first. Then
-  classes and defect types alternate, with correctly classified images spread evenly over scores.
+  Images with wrong verdicts come first, in the order of `calibration.worst_first_key`. Then classes
+  and defect types alternate, evenly spread over scores.
   """
-  is_ng = ~(scores <= thresholds.image_threshold)  # NaN counts as NG.
-  false_alarms: list[int] = []
-  misses: list[int] = []
+  keys = [
+    calibration.worst_first_key(score, label, image_threshold, record.is_anomalous)
+    for record, score, label in zip(records, scores.tolist(), labels, strict=True)
+  ]
+  is_correct = [key[0] for key in keys]
+  wrong = sorted((i for i in range(len(keys)) if not is_correct[i]), key=keys.__getitem__)
   correct: dict[str, list[int]] = {record.defect: [] for record in records}
   for i in np.argsort(scores, kind='stable').tolist():
-    if records[i].is_anomalous == is_ng[i]:
+    if is_correct[i]:
       correct[records[i].defect].append(i)
-    else:
-      (false_alarms if is_ng[i] else misses).append(i)
-  misclassified = selection.interleave([false_alarms[::-1], misses])
   evenly = [selection.order_evenly(correct[name]) for name in sorted(correct)]
-  return (misclassified + selection.interleave(evenly))[:num_images]
+  return (wrong + selection.interleave(evenly))[:num_images]
 
 
 def make_pictures(

@@ -23,15 +23,17 @@ async function decodeLayers(picture) {
   const [photo, heatmap, truth] = await Promise.all(
     [picture.photo, picture.heatmap, picture.truth].map((uri) => uri && decodeImage(uri)));
   const map = readMap(heatmap, picture.low, picture.high);
-  let painted = {};  // At the current pixel threshold only.
+  let painted = {};  // At the current thresholds only.
   return {
     photo,
     truth: truth && contour(readMap(truth, 0, 1), 0.5),
     paint() {
       const { pixelThreshold } = overlay;
-      if (painted.pixelThreshold !== pixelThreshold) {
-        painted = { pixelThreshold, tint: colorize(map, currentScale()),
-          outline: contour(map, pixelThreshold) };
+      const level =
+        regionThreshold(labelOf(picture), picture.high, { ...thresholds, pixelThreshold });
+      if (painted.pixelThreshold !== pixelThreshold || painted.level !== level) {
+        painted = { pixelThreshold, level, tint: colorize(map, currentScale()),
+          outline: contour(map, level) };
       }
       return painted;
     },

@@ -6,13 +6,13 @@ import { find, formatNumber, make, makeBadge, oncePerFrame } from './elements.js
 import { colorize, makeColorBar } from './heatmap.js';
 import { decodeImage, paint, readResultMap } from './picture.js';
 import { colorScaleOf, isDisagreement, isScored, items, labelOf, labelsOf, models, on,
-  selectedModels } from './state.js';
-import { nameWarnings } from './thresholds.js';
+  regionThresholdOf, selectedModels } from './state.js';
+import { compareWorst, nameWarnings } from './thresholds.js';
 
 const MAX_IMAGE_SIDE = 480;  // Pixels.
 const MAX_HEATMAP_SIDE = 224;
 let openItem = () => {};
-let paintedThresholds = '';  // Pixel thresholds of the colors and outlines that are drawn.
+let paintedThresholds = '';  // Pixel thresholds of the color bars that are shown.
 export const visibleItems = [];  // In the order of their cards.
 
 export function startGrid(enlarge) {
@@ -39,9 +39,8 @@ export function startGrid(enlarge) {
     if (isFinal) arrange();  // Cards keep their places while a threshold is being dragged.
     const pixelThresholds =
       selectedModels.map((name) => models.get(name).thresholds.pixelThreshold).join();
-    if (pixelThresholds === paintedThresholds) return;
+    if (pixelThresholds !== paintedThresholds) showColorBars();
     paintedThresholds = pixelThresholds;
-    showColorBars();
     repaint();
   });
   on('overlay', repaint);
@@ -146,25 +145,26 @@ async function paintTile(item) {
       [imageWidth, imageHeight].map((side) => Math.max(1, Math.round(side * scale)));
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
-    if (result) updateOverlay(result, maps[i], name);
+    if (result) updateOverlay(result, maps[i], item, name);
     paint(canvas, ratio, { bitmap, tint: result?.tint, outline: result?.outline });
   });
 }
 
-// `overlay` has a map (or a result), and its colors and outline at the current pixel threshold.
-export function updateOverlay(overlay, map, name) {
+// `overlay` gets the colors and the outline of a map at the current thresholds.
+export function updateOverlay(overlay, map, item, name) {
   const { pixelThreshold } = models.get(name).thresholds;
-  if (overlay.paintedThreshold === pixelThreshold) return false;
-  overlay.paintedThreshold = pixelThreshold;
+  // A map that was shrunk may have a lower peak than the original one.
+  map.peak ??= map.values.reduce((a, b) => Math.max(a, b), -Infinity);
+  const level = regionThresholdOf(item, name, map.peak);
+  if (overlay.paintedThreshold === pixelThreshold && overlay.level === level) return false;
+  Object.assign(overlay, { paintedThreshold: pixelThreshold, level });
   overlay.tint = colorize(map, colorScaleOf(name));
-  overlay.outline = contour(map, pixelThreshold);
+  overlay.outline = contour(map, level);
   return true;
 }
 
 const repaint = oncePerFrame(() =>
   visibleItems.filter((item) => item.isNearViewport).forEach(paintTile));
-
-const firstScore = (item) => item.results.get(selectedModels[0])?.score ?? Infinity;
 
 // Failed items come first, then scored ones, then those that are waiting.
 const FAILED = 0, SCORED = 1, WAITING = 2;
@@ -182,9 +182,11 @@ function matches(item, filter) {
 function arrange() {
   const filter = find('filter').value;
   const next = items.filter((item) => item.tile && matches(item, filter));
-  if (find('order').value === 'score') {
-    next.sort((a, b) => rank(a) - rank(b)
-      || (rank(a) === SCORED ? firstScore(b) - firstScore(a) || 0 : 0));
+  if (find('order').value === 'worst') {
+    const [name] = selectedModels;
+    const compare = (a, b) => (rank(a) === SCORED
+      ? compareWorst(a.results.get(name), b.results.get(name), models.get(name).thresholds) : 0);
+    next.sort((a, b) => rank(a) - rank(b) || compare(a, b));
   }
   if (next.length !== visibleItems.length || next.some((item, i) => item !== visibleItems[i])) {
     visibleItems.splice(0, visibleItems.length, ...next);

@@ -118,8 +118,9 @@ function makePanel(name) {
     lines = Object.fromEntries(['reviewThreshold', 'imageThreshold'].map((key) => {
       const isReview = key === 'reviewThreshold';
       return [key, {
+        // Below both texts, so that no line crosses the other one's text.
         line: makeSvg('line', { class: `threshold${isReview ? ' review-threshold' : ''}`,
-          y1: isReview ? 34 : 16, y2: base }),
+          y1: 36, y2: base }),
         text: makeSvg('text', { y: isReview ? 30 : 12, class: 'threshold-text' }),
       }];
     }));

@@ -1,7 +1,7 @@
 // State of the page: models with their thresholds, images with their results.
 
 import { colorScale, OPACITY } from './heatmap.js';
-import { changeThresholds, labelImage } from './thresholds.js';
+import { changeThresholds, labelImage, regionThreshold } from './thresholds.js';
 
 export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
 
@@ -50,6 +50,11 @@ export function labelOf(item, name) {
   return item.errors.has(name) ? 'failed' : '';
 }
 
+// Returns the map value above which pixels belong to the regions of an item, at the current
+// thresholds. `peak` is the largest value of its map.
+export const regionThresholdOf = (item, name, peak) =>
+  regionThreshold(labelOf(item, name), peak, models.get(name).thresholds);
+
 export const labelsOf = (item) => selectedModels.map((name) => labelOf(item, name));
 export const isDone = (item) => selectedModels.every((name) => labelOf(item, name));
 export const isScored = (item) => selectedModels.some((name) => item.results.has(name));
@@ -95,26 +100,26 @@ export function summarize() {
       verdicts: selectedModels.map((name) => {
         const result = item.results.get(name);
         if (!result) return { model: name, error: item.errors.get(name) ?? 'not scored yet' };
-        // The service found the regions at its own pixel threshold, not at that of the slider.
-        const { size, score, warnings, regions, pixelThreshold } = result;
-        return { model: name, score, label: labelOf(item, name), warnings, size, regions,
-          regions_pixel_threshold: pixelThreshold };
+        // The service found the regions at its own thresholds, not at those of the sliders.
+        const { size, score, warnings, peak, at, regions, regionsPixelThreshold } = result;
+        return { model: name, score, label: labelOf(item, name), warnings, size, peak, at, regions,
+          regions_pixel_threshold: regionsPixelThreshold };
       }),
     })),
   };
 }
 
-const CSV_COLUMNS = ['name', 'model', 'score', 'label', 'warnings', 'height', 'width',
-  'image_threshold', 'review_threshold', 'pixel_threshold', 'error'];
+const CSV_COLUMNS = ['name', 'model', 'score', 'label', 'warnings', 'peak', 'x', 'y', 'height',
+  'width', 'image_threshold', 'review_threshold', 'pixel_threshold', 'error'];
 
 // Returns the names of columns, and a row for each image and model.
 export function tabulate() {
   const summary = summarize();
   const rows = summary.images.flatMap(({ name, verdicts }) => verdicts.map((verdict, i) => {
-    const [height, width] = verdict.size ?? [];
+    const [[x, y], [height, width]] = [verdict.at ?? [], verdict.size ?? []];
     const warnings = verdict.warnings?.map(({ code }) => code).join(' ');
     const { thresholds } = summary.models[i];
-    const cells = { name, ...verdict, warnings, height, width, ...thresholds };
+    const cells = { name, ...verdict, warnings, x, y, height, width, ...thresholds };
     return CSV_COLUMNS.map((column) => cells[column]);
   }));
   return [CSV_COLUMNS, ...rows];

@@ -5,7 +5,8 @@ import { configure, find, formatNumber, make, makeBadge } from './elements.js';
 import { updateOverlay, visibleItems } from './grid.js';
 import { makeControl } from './panel.js';
 import { decodeImage, findRegions, paint, readResultMap } from './picture.js';
-import { emit, isScored, labelOf, models, on, overlay, selectedModels } from './state.js';
+import { emit, isScored, labelOf, models, on, overlay, regionThresholdOf, selectedModels }
+  from './state.js';
 
 const MAX_IMAGE_SIDE = 1600;  // Pixels.
 const MAX_HEATMAP_SIDE = 1024;  // Anomaly maps are smoother than images.
@@ -98,25 +99,27 @@ function updateHead() {
     verdict.replaceChildren(
       ...(selectedModels.length > 1 ? [make('bdi', { class: 'model' }, name)] : []),
       makeBadge(labelOf(item, name) || 'waiting'),
-      result ? `score ${formatNumber(result.score ?? NaN, 6)}` : item.errors.get(name) ?? '');
+      result ? `score ${formatNumber(result.score ?? NaN, 6)}` : item.errors.get(name) ?? '',
+      make('span', {}, labelOf(item, name) === 'review'
+        ? `look at x ${result.at[0]}, y ${result.at[1]}` : ''));
     const messages = (result?.warnings ?? []).map(({ message }) => message);
     warnings.textContent = messages.join(' ');
     warnings.hidden = !messages.length;
   }
 }
 
-// Recomputes colors, outlines and regions at the current pixel threshold. At the calibrated
-// threshold the exact regions of the service are shown.
+// Recomputes colors, outlines and regions at the current thresholds. At the calibrated thresholds
+// the exact regions of the service are shown.
 function update() {
   if (!dialog.open) return;
   updateHead();
   for (const view of views) {
     const { name, map, result } = view;
-    const { thresholds: { pixelThreshold }, calibrated } = models.get(name);
     view.details.hidden = !result;
-    if (map && updateOverlay(view, map, name)) {
-      view.regions = pixelThreshold === calibrated.pixelThreshold ? result.regions
-        : findRegions(map, pixelThreshold, result.size);
+    if (map && updateOverlay(view, map, item, name)) {
+      const isExact = regionThresholdOf(item, name, result.peak)
+        === (result.regionsPixelThreshold ?? Infinity);
+      view.regions = isExact ? result.regions : findRegions(map, view.level, result.size);
       listRegions(view);
     }
   }
