@@ -32,6 +32,8 @@ WRONG_TEXTS = {
   'predict.input': ('predict', '/nowhere.png', {}),
   'predict.model_dir': ('predict', '/nowhere', {}),
   'predict.shard': ('predict', '4/4', {'predict.table': 'scores'}),
+  'predict.part_pattern': ('predict', '.+', {}),
+  'evaluate.part_pattern': ('evaluate', '(', {}),
   'export.model_dir': ('export', '/nowhere', {}),
   'export.output': ('export', '/nowhere/model.onnx', {}),
   'export.include_resize': ('export', '5', {}),

@@ -55,11 +55,19 @@ def verdict_line(result: Result) -> text.Text:
   return text.Text.assemble((f'{sign} {label:<{_WIDTH}}', style), '  ', printable)
 
 
-def summary_table(counts: Mapping[str, int]) -> table.Table:
-  """Return a table of the number and share of images per label."""
+def part_line(row: Mapping[str, Any]) -> text.Text:
+  """Format label, name and number of images of a part."""
+  sign, style = SIGNS[row['label']]
+  noun = 'image' if row['images'] == 1 else 'images'
+  details = runtime.to_printable(f'{row["part"]}  ({row["images"]} {noun})')
+  return text.Text.assemble((f'{sign} {row["label"]:<{_WIDTH}}', style), '  ', details)
+
+
+def summary_table(counts: Mapping[str, int], noun: str = 'images') -> table.Table:
+  """Return a table of the number and share of images, or of another noun, per label."""
   rich_table = table.Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1))
   total = sum(counts.values())
-  rich_table.add_column('label', 'images')
+  rich_table.add_column('label', noun)
   rich_table.add_column('count', str(total), justify='right')
   rich_table.add_column('share', justify='right')
   for label, (sign, style) in SIGNS.items():

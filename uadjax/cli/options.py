@@ -98,6 +98,7 @@ class ScoringOptions(NamedTuple):
   image_threshold: float | None = _setting(PredictSettings, 'image_threshold', 'X', _THRESHOLDS)
   review_threshold: float | None = _setting(PredictSettings, 'review_threshold', 'X', _THRESHOLDS)
   pixel_threshold: float | None = _setting(PredictSettings, 'pixel_threshold', 'X', _THRESHOLDS)
+  part_pattern: str | None = _setting(PredictSettings, 'part_pattern', 'REGEX', _RESULTS)
   save_path: Path | None = _option(
     None, 'DIR', 'Folder for pictures and JSON files; default output.', _RESULTS
   )
@@ -161,7 +162,7 @@ class RootOptions(NamedTuple):
 
 
 class PredictOptions(NamedTuple):
-  """Score images and label each one OK, review or NG.
+  r"""Score images and label each one OK, review or NG.
 
   Exit status:
     0  success, regardless of the labels
@@ -176,6 +177,7 @@ class PredictOptions(NamedTuple):
     uadjax predict runs/bolts/model photos/ --image-threshold 0.8 --device gpu:0,1
     uadjax predict runs/bolts/model archive.txt --table scores/ --shard 0/4
     uadjax predict runs/bolts/model photos/ --table scores/ --format csv
+    uadjax predict runs/bolts/model photos/ --part-pattern '(?P<part>.+)_cam\d+'
   """
 
   scoring: ScoringOptions

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 import sys
 import time
+from typing import NamedTuple
 
 import typer
 
@@ -14,11 +15,11 @@ from uadjax.cli.options import PredictOptions, ScoringOptions, with_dashes
 from uadjax.data import inputs as sources
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, Interrupted
-from uadjax.inference import pipelines, predictor, score_table
+from uadjax.inference import parts, pipelines, predictor, score_table
 from uadjax.inference.result import Result, UNREADABLE
 from uadjax.inference.settings import PredictSettings
 from uadjax.model import calibration
-from uadjax.system import http, progress
+from uadjax.system import files, http, progress
 
 _FAIL_ON_STATUS = 3
 _NUM_WORST = 5
@@ -60,17 +61,23 @@ def predict_images(
   _require_separate_folder(inputs, folder)
   start = time.perf_counter()
   results = pipeline.predict(pipeline_input, options.batch_size, options.strict, folder)
-  total = sum(1 for _ in sources.expand(pipeline_input, folder))
+  total = _count_images(pipeline_input, folder, options.part_pattern)
   # Closing the generator finishes the files that are being saved before the summary is printed.
   with contextlib.closing(_save_results(results, folder, not options.no_pictures)) as saved_results:
-    counts, worst = _print_results(saved_results, total, folder, options)
-  if not options.as_json:
+    summary = _print_results(saved_results, total, folder, options)
+  counts, worst, verdicts = summary
+  if folder and options.part_pattern:
+    files.write_csv(folder / 'parts.csv', verdicts.table())
+  if options.as_json:
+    for row in verdicts.rows():
+      console.print_json(row)
+  else:
     rate = counts.total() / (time.perf_counter() - start)
     if worst and counts.total() > _NUM_WORST:
       console.print_line('Worst first:')
       for result in worst:
         console.print_line(console.verdict_line(result))
-    console.print_line(console.summary_table(counts))
+    _print_summary(counts, verdicts)
     console.print_line(f'{rate:.1f} images/s; {_describe(pipeline.model.model.thresholds)}.')
     if folder:
       console.print_line(f'Results: {runtime.to_printable(str(folder))}')
@@ -84,7 +91,8 @@ def _tabulate_scores(command: PredictOptions, settings: Mapping[str, object], fo
     if getattr(options, name):
       raise typer.BadParameter('not valid with --table.', param_hint=f'--{with_dashes(name)}')
   shard = processes.resolve_shard(command.shard or PredictSettings.shard)
-  table = score_table.Table(folder, command.format or PredictSettings.format, shard)
+  file_format, pattern = command.format or PredictSettings.format, options.part_pattern or ''
+  table = score_table.Table(folder, file_format, shard, pattern)
   pipeline = _create_pipeline(pipelines.NAMES[0], False, settings, options)
   batch_size = options.batch_size or pipeline.config.SubModules.AnomalyDetection.batch_size
   images, bar = _unwrap_single_input(command.inputs), progress.show_progress
@@ -98,9 +106,10 @@ def _tabulate_scores(command: PredictOptions, settings: Mapping[str, object], fo
   counts, previous_counts = summary.counts, summary.previous_counts
   if options.as_json:
     scored = {'scored': dict(counts), 'scored_before': dict(previous_counts)}
+    scored |= {'parts': dict(summary.part_verdicts.counts)} if pattern else {}
     console.print_json({'table': str(folder), 'shard': [*table.shard], **scored})
   else:
-    console.print_line(console.summary_table(counts + previous_counts))
+    _print_summary(counts + previous_counts, summary.part_verdicts)
     index, num_shards = table.shard
     path = runtime.to_printable(str(folder))
     console.print_line(f'Table: {path}, shard {index}/{num_shards}: {summary}.')
@@ -110,6 +119,8 @@ def _tabulate_scores(command: PredictOptions, settings: Mapping[str, object], fo
 def _create_pipeline(
   pipeline_name: str, use_hpip: bool, settings: Mapping[str, object], options: ScoringOptions
 ) -> pipelines.Pipeline:
+  if options.part_pattern:  # Fails early, before a model is opened.
+    parts.compile_pattern(options.part_pattern)
   thresholds = ('image_threshold', 'review_threshold', 'pixel_threshold')
   values = {**settings, **{name: getattr(options, name) for name in thresholds}}
   values = {name: value for name, value in values.items() if value is not None}
@@ -149,18 +160,54 @@ def _save_results(
   yield from results if folder is None else predictor.save_results(results, folder, save_pictures)
 
 
+class _Summary(NamedTuple):
+  """Summary of the results that were printed.
+
+  Attributes:
+    counts: number of images by label.
+    worst: the worst results that are not OK.
+    verdicts: verdicts on parts; none without a pattern.
+  """
+
+  counts: collections.Counter[str]
+  worst: list[Result]
+  verdicts: parts.PartVerdicts
+
+
+def _count_images(images: object, skip: Path | None, part_pattern: str | None) -> int:
+  """Return the number of images, after checking that the part of each is known."""
+  count = 0
+  for source in sources.expand(images, skip):
+    count += 1
+    if part_pattern:
+      parts.part_of(source.name, part_pattern)
+  return count
+
+
+def _print_summary(counts: collections.Counter[str], verdicts: parts.PartVerdicts) -> None:
+  """Print the number of images by label or, if there are any, the verdicts on parts."""
+  for row in verdicts.rows():
+    console.print_line(console.part_line(row))
+  table = (verdicts.counts, 'parts') if verdicts.labels else (counts, 'images')
+  console.print_line(console.summary_table(*table))
+
+
 def _print_results(
   results: Iterator[Result], total: int, folder: Path | None, options: ScoringOptions
-) -> tuple[collections.Counter[str], list[Result]]:
-  """Print each result; return the number of images per label, and the worst that are not OK."""
-  counts, worst = collections.Counter[str](), list[Result]()
+) -> _Summary:
+  """Print each result, and return the summary."""
+  counts, worst, verdicts = collections.Counter[str](), list[Result](), parts.PartVerdicts()
+  pattern = options.part_pattern
   try:
     for result in progress.show_progress(results, total, 'Scoring'):
       counts[result.label or UNREADABLE] += 1
       if result.label in ('NG', 'review'):
         worst = sorted([*worst, result], key=_worst_first_key)[:_NUM_WORST]
+      part = {'part': parts.part_of(result.input_path, pattern)} if pattern else {}
+      for name in part.values():
+        verdicts.add(name, result.label or UNREADABLE)
       if options.as_json:
-        console.print_json(result.to_json(options.masks or 'none'))
+        console.print_json({**result.to_json(options.masks or 'none'), **part})
       else:
         console.print_line(console.verdict_line(result))
   except Interrupted as interruption:
@@ -169,7 +216,7 @@ def _print_results(
       location_text = f'; their results are in {folder}' if folder else ''
       interruption.hint = (f'The first {num_scored} of {total} images were scored{location_text}.',)
     raise
-  return counts, worst
+  return _Summary(counts, worst, verdicts)
 
 
 def _worst_first_key(result: Result) -> tuple[bool, float]:

@@ -17,7 +17,7 @@ from uadjax.data import inputs, selection
 from uadjax.data.records import Record
 from uadjax.distributed import mesh
 from uadjax.evaluation import curves, pixel_scores, verdicts
-from uadjax.inference import predictor as predictors
+from uadjax.inference import parts, predictor as predictors
 from uadjax.inference.result import Result
 from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
@@ -84,8 +84,11 @@ def evaluate(
   workdir: Path,
   num_pictures: int,
   loaded_images: Mapping[Path, inputs.LoadedImage] | None = None,
+  part_pattern: str = '',
 ) -> Evaluation:
   """Score a test set and compute its metrics; write `scores.csv` and pictures.
+
+  With a pattern, the verdicts on the parts are counted, and `parts.csv` lists them.
 
   Args:
     model: model to evaluate.
@@ -96,6 +99,7 @@ def evaluate(
     workdir: directory for the outputs.
     num_pictures: number of pictures, which are spread evenly over the defect types.
     loaded_images: images at network size by their file, which need not be read again.
+    part_pattern: pattern of `parts.part_of`, or '' if images are not grouped.
   """
   picture_paths = {r.path for r in selection.spread_over_defects(records, num_pictures)}
   folder = workdir / 'pictures'
@@ -128,22 +132,56 @@ def evaluate(
     shown_results = progress.show_progress(results, len(records), 'Scoring')
     items = zip(shown_results, records, itertools.count(), strict=False)
     image_results = list(threads.map_ahead(pool, compare, items, 2 * num_cores))
-  _write_scores(workdir / 'scores.csv', image_results, model.thresholds)
-  return _summarize(model, image_results, pixels)
+  names = [_part_of(r.record, part_pattern) for r in image_results]
+  _write_scores(workdir / 'scores.csv', image_results, names, model.thresholds)
+  evaluation = _summarize(model, image_results, pixels)
+  if part_pattern:
+    evaluation.metrics['parts'] = _judge_parts(workdir / 'parts.csv', image_results, names)
+  return evaluation
+
+
+def _part_of(record: Record, pattern: str) -> str:
+  return parts.part_of(str(record.path), pattern, parts.EVALUATE_KEY) if pattern else ''
+
+
+def _judge_parts(
+  path: Path, results: Sequence[ImageResult], part_names: Sequence[str]
+) -> dict[str, dict[str, int]]:
+  """Write a row per part as CSV, and count the labels of good and of defective parts.
+
+  A part is defective if any of its images is.
+  """
+  verdicts = parts.PartVerdicts()
+  for result, name in zip(results, part_names, strict=True):
+    verdicts.add(name, result.label)
+  is_anomalous = [r.record.is_anomalous for r in results]
+  defective_parts = set(itertools.compress(part_names, is_anomalous))
+  header, *rows = verdicts.table()
+  rows = [[*row, row[0] in defective_parts] for row in rows]
+  files.write_csv(path, [[*header, 'defective'], *rows])
+  counts: dict[str, dict[str, int]] = {
+    name: {'ng': 0, 'review': 0, 'ok': 0} for name in ('defective', 'good')
+  }
+  for name, label in verdicts.labels.items():
+    counts['defective' if name in defective_parts else 'good'][label.lower()] += 1
+  return counts
 
 
 def _write_scores(
-  path: Path, results: Sequence[ImageResult], thresholds: calibration.Thresholds
+  path: Path,
+  results: Sequence[ImageResult],
+  part_names: Sequence[str],
+  thresholds: calibration.Thresholds,
 ) -> None:
-  """Write a row per test image, with the thresholds that gave its label, as CSV."""
-  names = calibration.by_name(thresholds)
-  header = ['path', 'defect', 'score', 'label', 'warnings', 'peak', 'x', 'y', *names]
+  """Write a row per test image, with its part and the thresholds that gave its label, as CSV."""
+  values = calibration.by_name(thresholds)
+  header = ['path', 'defect', 'score', 'label', 'warnings', 'peak', 'x', 'y', *values, 'part']
   rows = [
     [
       r.record.path, r.record.defect, r.score, r.label, ' '.join(w['code'] for w in r.warnings),
-      r.peak, *r.at, *names.values(),
+      r.peak, *r.at, *values.values(), part,
     ]
-    for r in results
+    for r, part in zip(results, part_names, strict=True)
   ]  # fmt: skip
   files.write_csv(path, [header, *rows])
 

@@ -18,3 +18,4 @@ class EvaluateSettings:
   image_threshold: float | None = field(None, inference_settings.IMAGE_THRESHOLD_HELP)
   review_threshold: float | None = field(None, inference_settings.REVIEW_THRESHOLD_HELP)
   pixel_threshold: float | None = field(None, inference_settings.PIXEL_THRESHOLD_HELP)
+  part_pattern: str = field('', inference_settings.PART_PATTERN_HELP)

@@ -24,7 +24,8 @@ from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.evaluation import evaluate
 from uadjax.experiment import evaluate_run, validation
 from uadjax.export import exporter, settings as export_settings
-from uadjax.inference import pipelines, predictor as predictors, score_table
+from uadjax.inference import parts, pipelines, predictor as predictors, score_table
+from uadjax.inference.result import UNREADABLE
 from uadjax.inference.settings import PredictSettings
 from uadjax.model import calibration, model_dir
 from uadjax.system import files, logging as log, progress, signals
@@ -71,6 +72,7 @@ def _train(config: Settings, workdir: Path) -> Result:
   start = time.perf_counter()
   splits = prepare.checked_splits(config.data, config.check.enforce, min_images, cache.add)
   check_s = time.perf_counter() - start
+  evaluate_run.check_parts(config, splits.test)
   processes.barrier('fitting', config.hosts.wait_s)
   training_result = training.train(config, splits, cache, workdir)
   processes.barrier('evaluation', config.hosts.wait_s)
@@ -139,9 +141,12 @@ def predict_files(config: Settings, workdir: Path) -> Result:
   output_dir.mkdir()
   results = predictor.predict(options.input, options.batch_size, skip=output_dir)
   saved_results = predictors.save_results(results, output_dir)
-  summaries = []
+  summaries, verdicts, pattern = [], parts.PartVerdicts(), options.part_pattern
   for result in progress.show_progress(saved_results, None, 'Predicting'):
-    summaries.append(result.summary())
+    part = {'part': parts.part_of(result.input_path, pattern)} if pattern else {}
+    for name in part.values():
+      verdicts.add(name, result.label or UNREADABLE)
+    summaries.append({**result.summary(), **part})
     level = logging.WARNING if result.error else logging.INFO
     log.LOG.log(level, '%s', result.error or result.headline)
   errors = [summary['error'] for summary in summaries if 'error' in summary]
@@ -150,12 +155,13 @@ def predict_files(config: Settings, workdir: Path) -> Result:
   if errors:
     log.LOG.warning('%d of %d files could not be read.', len(errors), len(summaries))
   directory = str(predictor.model.directory)
-  return {'model_dir': directory, 'failed': len(errors), 'results': summaries}
+  parts_field = {'parts': verdicts.rows()} if pattern else {}
+  return {'model_dir': directory, 'failed': len(errors), 'results': summaries, **parts_field}
 
 
 def _predict_to_table(predictor: predictors.Predictor, options: PredictSettings) -> Result:
   shard = processes.resolve_shard(options.shard)
-  table = score_table.Table(Path(options.table), options.format, shard)
+  table = score_table.Table(Path(options.table), options.format, shard, options.part_pattern)
   summary = score_table.score_images(
     predictor, options.input, table, options.batch_size, progress.show_progress
   )
@@ -169,6 +175,7 @@ def _predict_to_table(predictor: predictors.Predictor, options: PredictSettings)
     'shard': list(shard),
     'scored': dict(summary.counts),
     'scored_before': dict(summary.previous_counts),
+    **({'parts': dict(summary.part_verdicts.counts)} if table.part_pattern else {}),
   }
 
 

@@ -18,6 +18,7 @@ from uadjax.errors import ConfigError
 from uadjax.evaluation import curves, evaluate, report as reports
 from uadjax.evaluation.report import gallery, provenance
 from uadjax.experiment import model_thresholds
+from uadjax.inference import parts
 from uadjax.model import model_dir as model_dirs
 from uadjax.system import logging
 from uadjax.training import workdir as workdirs
@@ -64,6 +65,7 @@ def evaluate_and_report(
     workdir,
     options.save_pictures,
     loaded_images or {},
+    options.part_pattern,
   )
   evaluate_s = time.perf_counter() - start
   titled_curves = evaluation.curve_data._replace(
@@ -103,6 +105,17 @@ def evaluate_and_report(
   }
 
 
+def check_parts(config: Settings, test_records: Sequence[Record]) -> None:
+  """Check that the part of every test image is known, before hours of work.
+
+  Raises:
+    ConfigError: the name of an image does not match `evaluate.part_pattern`.
+  """
+  if pattern := config.evaluate.part_pattern:
+    for record in test_records:
+      parts.part_of(str(record.path), pattern, parts.EVALUATE_KEY)
+
+
 def check_and_evaluate(
   model: model_dirs.Model, config: Settings, workdir: Path, report_path: Path | None = None
 ) -> dict[str, Any]:
@@ -114,6 +127,7 @@ def check_and_evaluate(
   """
   cache = ImageCache(model.ops, _MAX_CACHE_BYTES)
   test_records = prepare.checked_test_set(config.data, config.check.enforce, cache.add)
+  check_parts(config, test_records)
   return evaluate_and_report(model, test_records, config, workdir, None, report_path, cache.images)
 
 

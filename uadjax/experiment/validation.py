@@ -12,6 +12,7 @@ from uadjax.data import convert, inputs, layouts, transforms
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, refuse, Setting
+from uadjax.inference import parts
 from uadjax.model import calibration, model_dir
 from uadjax.training import resolve_backbone, train as training, workdir as workdirs
 from uadjax.training.settings import Settings
@@ -29,6 +30,9 @@ def validate(config: Settings, workdir: Path) -> None:
     meshes.select_devices(config.device)
   with about('mesh.data', config.mesh.data):
     meshes.make_mesh(config.device, config.mesh.data, 0)
+  for key, section in ((parts.PREDICT_KEY, config.predict), (parts.EVALUATE_KEY, config.evaluate)):
+    if section.part_pattern:
+      parts.compile_pattern(section.part_pattern, key)
   _CHECKS[config.mode](config, workdir)
 
 
@@ -133,7 +137,9 @@ def _check_prediction(config: Settings, workdir: Path) -> None:
   info = _require_model('predict.model_dir', options.model_dir, workdir)
   calibration.override(info.thresholds, 'predict', **calibration.by_name(options))
   with about('predict.input', options.input):
-    inputs.expand(options.input)
+    sources = inputs.expand(options.input)
+  for source in sources if options.part_pattern else ():
+    parts.part_of(source.name, options.part_pattern)
 
 
 def _check_dataset_check(config: Settings, workdir: Path) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from uadjax.data import inputs
 from uadjax.errors import ConfigError, UnknownName
-from uadjax.inference import table_shards
+from uadjax.inference import parts, table_shards
 from uadjax.inference.predictor import Predictor
 from uadjax.inference.result import Result, UNREADABLE
 from uadjax.model import calibration
@@ -34,11 +34,13 @@ class Table(NamedTuple):
     folder: folder of the shards.
     format: one of `table_shards.FORMATS`.
     shard: index of this process's shard, and number of shards.
+    part_pattern: pattern of `parts.part_of`, or '' if images are not grouped.
   """
 
   folder: Path
   format: str
   shard: tuple[int, int]
+  part_pattern: str = ''
 
 
 class TableSummary(NamedTuple):
@@ -47,10 +49,12 @@ class TableSummary(NamedTuple):
   Attributes:
     counts: images scored in this run.
     previous_counts: images that earlier runs had scored.
+    part_verdicts: verdicts on the parts of all these images; none without a pattern.
   """
 
   counts: collections.Counter[str]
   previous_counts: collections.Counter[str]
+  part_verdicts: parts.PartVerdicts
 
   @property
   def num_unreadable(self) -> int:
@@ -86,18 +90,18 @@ def score_images(
     strict: whether to raise an error at the first unreadable image.
 
   Raises:
-    ConfigError: the table belongs to another model, or another process is writing this shard.
+    ConfigError: the table belongs to another model, another process is writing this shard, or the
+      part of an image is unknown.
     UnknownName: unknown table format.
     DataError: there are no images, a shard is damaged, or with `strict` an image is unreadable.
   """
   if table.format not in table_shards.FORMATS:
     raise UnknownName(f'Unknown table format {table.format!r}; choose from {table_shards.FORMATS}.')
   sources = inputs.expand(input, table.folder)  # Raises an error if there is nothing to read.
-  index, num_shards = table.shard
-  hashes = (_path_hash(source.name) for source in sources)
-  shard_hashes = {x for x in hashes if int.from_bytes(x) % num_shards == index}
+  shard_hashes = _shard_hashes(sources, table)
   _prepare_table(table, predictor.model)
   counts, previous_counts = collections.Counter[str](), collections.Counter[str]()
+  part_verdicts = parts.PartVerdicts()
   with table_shards.open_shard(table.folder, table.shard) as shard_file:
     table_shards.take_over(table.folder, table.format, table.shard)
     pending_hashes, num_unrelated = set(shard_hashes), 0
@@ -105,6 +109,7 @@ def score_images(
       if (path_hash := _path_hash(path)) in pending_hashes:
         pending_hashes.remove(path_hash)
         previous_counts[label or UNREADABLE] += 1
+        _add_to_part(part_verdicts, table, path, label)
       else:
         num_unrelated += 1
     if num_unrelated and shard_hashes and not previous_counts:
@@ -119,10 +124,48 @@ def score_images(
     with contextlib.closing(results):
       for result in progress(results, total, 'Scoring'):
         counts[result.label or UNREADABLE] += 1
-        shard_file.write(files.to_json(_table_row(result), None).encode() + b'\n')
+        part = _add_to_part(part_verdicts, table, result.input_path, result.label)
+        shard_file.write(files.to_json(_table_row(result, part), None).encode() + b'\n')
         shard_file.flush()
     table_shards.finish_shard(Path(shard_file.name), table.format)
-  return TableSummary(counts, previous_counts)
+    if table.part_pattern:
+      _write_parts(table, part_verdicts)
+  return TableSummary(counts, previous_counts, part_verdicts)
+
+
+def _part_of(name: str, table: Table) -> str | None:
+  return parts.part_of(name, table.part_pattern) if table.part_pattern else None
+
+
+def _shard_hashes(sources: Iterator[inputs.Source], table: Table) -> set[bytes]:
+  """Return the hashes of the images that this process scores: all images of a part, or none."""
+  index, num_shards = table.shard
+  hashes = set[bytes]()
+  for source in sources:
+    part_hash = _path_hash(_part_of(source.name, table) or source.name)
+    if int.from_bytes(part_hash) % num_shards == index:
+      hashes.add(_path_hash(source.name))
+  return hashes
+
+
+def _add_to_part(
+  part_verdicts: parts.PartVerdicts, table: Table, name: str, label: str | None
+) -> str | None:
+  """Add an image to the verdict on its part, and return the part; None without a pattern."""
+  part = _part_of(name, table)
+  if part:
+    part_verdicts.add(part, label or UNREADABLE)
+  return part
+
+
+def _write_parts(table: Table, part_verdicts: parts.PartVerdicts) -> None:
+  """Write the verdicts on the parts of this shard, and remove those of other shardings."""
+  index, num_shards = table.shard
+  for path in table.folder.glob('_parts-*-of-*.csv'):
+    if not path.stem.endswith(f'-of-{num_shards:05d}'):
+      path.unlink(missing_ok=True)
+  path = table.folder / f'_parts-{index:05d}-of-{num_shards:05d}.csv'
+  files.write_csv(path, part_verdicts.table())
 
 
 def _pending(images: Iterator[inputs.Source], hashes: set[bytes]) -> Iterator[inputs.Source]:
@@ -138,12 +181,13 @@ def _path_hash(path: str) -> bytes:
   return hashlib.blake2b(path.encode('utf-8', 'backslashreplace'), digest_size=12).digest()
 
 
-def _table_row(result: Result) -> dict[str, object]:
+def _table_row(result: Result, part: str | None) -> dict[str, object]:
   """Return a result as a row, which has only the codes of its warnings.
 
   The thresholds are not in it, because they are the same for the whole table.
   """
-  row = {**dict.fromkeys(table_shards.COLUMNS), **result.summary(), 'path': result.input_path}
+  row: dict[str, object] = {**dict.fromkeys(table_shards.COLUMNS), **result.summary()}
+  row |= {'path': result.input_path, 'part': part}
   if not result.error:
     row['height'], row['width'] = result.size
     row['warnings'] = result.warning_codes
@@ -168,6 +212,7 @@ def _prepare_table(table: Table, model: ModelInfo) -> None:
     'arrays_sha256': model.arrays_sha256,
     **calibration.by_name(model.thresholds),
     'format': table.format,
+    'part_pattern': table.part_pattern,
   }
   try:
     existing_info = json.loads(path.read_text())

@@ -6,6 +6,10 @@ from uadjax.config import field
 
 BACKENDS = ('jax', 'auto', 'onnxruntime', 'openvino')
 PIPELINES = ('anomaly_detection',)
+PART_PATTERN_HELP = (
+  r"Regular expression for the names of images, such as '(?P<part>.+)_cam\d+': one verdict for all "
+  'images of a part, the worst.'
+)
 IMAGE_THRESHOLD_HELP = 'NG if the score exceeds it; replaces the calibrated threshold.'
 REVIEW_THRESHOLD_HELP = 'Review if the score exceeds it; replaces the calibrated threshold.'
 PIXEL_THRESHOLD_HELP = 'Mark pixels that exceed it; replaces the calibrated threshold.'
@@ -27,6 +31,7 @@ class PredictSettings:
   image_threshold: float | None = field(None, IMAGE_THRESHOLD_HELP)
   review_threshold: float | None = field(None, REVIEW_THRESHOLD_HELP)
   pixel_threshold: float | None = field(None, PIXEL_THRESHOLD_HELP)
+  part_pattern: str = field('', PART_PATTERN_HELP)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,10 @@ from uadjax.errors import DataError, refuse, Setting
 from uadjax.system import files
 
 FORMATS = ('parquet', 'jsonl', 'csv')
-# For an unreadable image, all columns but `path` and `error` are null.
+# For an unreadable image, all columns but `path`, `part` and `error` are null.
 COLUMNS = (
   'path', 'score', 'label', 'warnings', 'height', 'width', 'marked_pixels', 'peak', 'at', 'regions',
-  'error',
+  'part', 'error',
 )  # fmt: skip
 _UNFINISHED_PREFIX = '_'
 _SHARD_NAME = re.compile(r'_?part-(\d+)-of-(\d+)')
@@ -129,6 +129,7 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:
   regions = pyarrow.list_(region)
   types = (
     text, real, text, text, integer, integer, integer, real, integers, regions, text,
+    text,
   )  # fmt: skip
   schema = pyarrow.schema(dict(zip(COLUMNS, types, strict=True)))
   rows = iter(rows)

@@ -195,8 +195,9 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
           requests.read_image, encoded_image, model.predictor.model.ops, service.settings
         )
         result = await service.predict(model, image)
+        part = service.judge_part(model, options.part, result) if options.part else None
         response = await service.run_in_thread(
-          responses.verdict, request.state.log_id, model.name, result, options
+          responses.verdict, request.state.log_id, model.name, result, options, part
         )
       request.state.log_fields = {
         'model': model.name, 'score': result.score, 'label': result.label,

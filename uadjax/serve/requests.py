@@ -16,6 +16,7 @@ _JSON_TYPE, _FORM_TYPE = 'application/json', 'multipart/form-data'
 _IMAGE_TYPES = 'image/jpeg', 'image/png', 'image/bmp', 'image/tiff', 'image/webp'
 _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
+TEXT_OPTIONS = ('model', 'part')  # The other options are flags.
 
 
 class RequestError(HTTPException):
@@ -29,6 +30,9 @@ class RequestOptions(pydantic.BaseModel, extra='forbid', strict=True):
   heatmap: bool | None = pydantic.Field(None, description='Return the anomaly map.')
   labelMap: bool | None = pydantic.Field(None, description='False: omit labelMap.')
   model: str | None = pydantic.Field(None, description='Name of the model; default: the first.')
+  part: str | None = pydantic.Field(
+    None, description='Name of the part that the image shows, to group its images.', max_length=200
+  )
 
 
 class PredictRequest(RequestOptions):
@@ -98,8 +102,10 @@ async def parse_request(request: Request, content: bytes) -> tuple[bytes | str, 
     raise RequestError(415, f'Content-Type {content_type!r} is not supported; send {types}.')
   if not image:
     raise RequestError(422, 'The image is missing: the body is empty.')
-  # An empty name of a model is the default one; an empty flag is false.
-  values = {name: value or (None if name == 'model' else False) for name, value in query.items()}
+  # An empty name is no name; an empty flag is false.
+  values = {
+    name: value or (None if name in TEXT_OPTIONS else False) for name, value in query.items()
+  }
   return image, RequestOptions.model_validate(values, strict=False)
 
 

@@ -1,6 +1,7 @@
 """Responses of the service: PaddleX's envelope, and the verdict on an image as JSON."""
 
 import base64
+from collections.abc import Mapping
 import io
 
 import orjson
@@ -27,8 +28,14 @@ def envelope(log_id: str, message: str = 'Success', **fields: object) -> Respons
   return json_response({'logId': log_id, 'errorCode': 0, 'errorMsg': message, **fields})
 
 
-def verdict(log_id: str, model: str, result: Result, options: RequestOptions) -> Response:
-  """Return the verdict on an image as the request wants it; slow, so call it in a thread."""
+def verdict(
+  log_id: str,
+  model: str,
+  result: Result,
+  options: RequestOptions,
+  part: Mapping[str, object] | None = None,
+) -> Response:
+  """Return the verdicts on an image and its part, as the request wants it; call it in a thread."""
   fields: dict[str, object] = {
     'model': model,
     'size': list(result.size),
@@ -41,6 +48,8 @@ def verdict(log_id: str, model: str, result: Result, options: RequestOptions) ->
     'regionsPixelThreshold': result.regions_pixel_threshold,
     'regions': [region._asdict() for region in result.regions],
   }
+  if part:
+    fields['part'] = part
   if options.labelMap is not False:
     fields['labelMap'] = result.pred.ravel()
   if options.visualize:

@@ -31,6 +31,12 @@ class _Heatmap(pydantic.BaseModel):
   high: float = pydantic.Field(description='Map value of level 255.')
 
 
+class _Part(pydantic.BaseModel):
+  part: str
+  label: str = pydantic.Field(description='The worst label of its images: OK, review or NG.')
+  images: int = pydantic.Field(description='Number of its images so far.')
+
+
 class _Verdict(pydantic.BaseModel):
   model: str = pydantic.Field(description='Name of the model.')
   labelMap: list[int] | None = pydantic.Field(None, description='Pixels by row: 255 if anomalous.')
@@ -51,6 +57,7 @@ class _Verdict(pydantic.BaseModel):
   regions: list[_Region]
   image: str | None = pydantic.Field(None, description='If requested: a JPEG in base64.')
   heatmap: _Heatmap | None = None
+  part: _Part | None = pydantic.Field(None, description='If requested: the verdict on the part.')
 
 
 class _VerdictResponse(_Envelope):
@@ -93,6 +100,7 @@ MODELS_RESPONSES: Responses = {
 }
 VERDICT_RESPONSES: Responses = {200: {'model': _VerdictResponse}, **_ERROR_RESPONSES}
 
+_OPTION_SCHEMAS = requests.RequestOptions.model_json_schema()['properties']
 _FILE_SCHEMA = {'type': 'string', 'format': 'binary'}
 _FORM_SCHEMA = {'type': 'object', 'properties': {'image': _FILE_SCHEMA}, 'required': ['image']}
 _BODY_SCHEMAS = {
@@ -106,7 +114,7 @@ PREDICT_OPENAPI: dict[str, Any] = {
     {
       'name': name,
       'in': 'query',
-      'schema': {'type': 'string' if name == 'model' else 'boolean'},
+      'schema': _OPTION_SCHEMAS[name]['anyOf'][0],  # The other choice is null.
       'description': f'{field.description} JSON requests have it in the body.',
     }
     for name, field in requests.RequestOptions.model_fields.items()

@@ -4,12 +4,14 @@ The routes on top of it are in `app` (PaddleX's) and `protocol` (Open Inference 
 """
 
 import asyncio
+import collections
 from collections.abc import AsyncIterator, Callable
 from concurrent import futures
 import contextlib
 from typing import Any
 
 from uadjax.data.inputs import LoadedImage
+from uadjax.inference import parts
 from uadjax.inference.result import Result
 from uadjax.serve import batching, models, observability
 from uadjax.serve.requests import RequestError
@@ -17,6 +19,7 @@ from uadjax.serve.settings import Settings
 from uadjax.system import threads
 
 _RETRY_HEADERS = {'Retry-After': '1'}
+_MAX_PARTS = 10_000  # Images of a part follow each other soon.
 
 
 class Service:
@@ -28,6 +31,7 @@ class Service:
     models: warm models by name.
     batchers: batchers by name of the model; complete once the service is ready.
     failure: error that kept a model from opening, or None.
+    part_verdicts: label and number of images by model and part, for the parts seen last.
     executor: threads for blocking functions.
     admission: semaphore that requests hold while their images are decoded and scored.
   """
@@ -38,6 +42,7 @@ class Service:
     self.models: dict[str, models.ServedModel] = {}
     self.batchers: dict[str, batching.Batcher] = {}
     self.failure: BaseException | None = None
+    self.part_verdicts = collections.OrderedDict[tuple[str, str], tuple[str, int]]()
     self.executor = futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-serve')
     # First in, first out: if all requests started at once, none would meet its deadline.
     self.admission = asyncio.Semaphore(0)
@@ -120,3 +125,16 @@ class Service:
     result = served_model.predictor.result(image, prediction, 'image')
     self.metrics.scored_images.labels(served_model.name, result.label).inc()
     return result
+
+  def judge_part(
+    self, served_model: models.ServedModel, part: str, result: Result
+  ) -> dict[str, object]:
+    """Add an image to its part, and return the verdict on the part: the worst of its images."""
+    key = served_model.name, part
+    label, num_images = self.part_verdicts.get(key, (result.label, 0))
+    verdict = parts.worst_label((label, result.label)), num_images + 1
+    self.part_verdicts[key] = verdict
+    self.part_verdicts.move_to_end(key)
+    if len(self.part_verdicts) > _MAX_PARTS:
+      self.part_verdicts.popitem(last=False)
+    return dict(zip(parts.COLUMNS, (part, *verdict), strict=True))
