@@ -93,8 +93,8 @@ def test_metrics_are_those_of_the_scores(trained, name):
     kind: (labels[defects == kind] == 'OK').mean() for kind in small_runs.DEFECTS
   }
   for name, of_class in (('defective', bad), ('good', ~bad)):
-    for verdict, num_images in at['counts'][name].items():
-      assert num_images == (np.char.lower(labels[of_class]) == verdict).sum()
+    for key, num_images in at['counts'][name].items():
+      assert num_images == (np.char.lower(labels[of_class]) == key).sum()
   assert result(workdir)['warnings'] == []  # These are images of the model's own product.
   limits = small_runs.manifest(workdir)['thresholds']
   for row in rows:

@@ -456,8 +456,9 @@ def test_hovering_over_a_curve_shows_its_values(show, file):
 
 
 GROUPS = (
-  'body > *, main > *', 'nav a', '#key-numbers li', '#ranking-metrics li', '#thresholds > *', '.bar > *',
-  '#numbers > div', '#numbers > div > *', '#numbers dd > *', '#histogram .name, #histogram .tick',
+  'body > *, main > *', 'nav a', '#key-numbers li', '#ranking-metrics li', '#thresholds > *',
+  '.bar > *', '#numbers > div', '#numbers > div > *', '#numbers dd > *',
+  '#histogram .name, #histogram .tick',
   '#histogram .grip, #histogram .name', '#histogram-hint > *', '#roc svg > text:not(.tooltip)',
   '#pr svg > text:not(.tooltip)', '#pro svg > text:not(.tooltip)', '#curves figure',
   '.legend li > *', '#tiles li', '.caption > *', '.caption .verdict > *',
