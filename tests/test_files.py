@@ -1,12 +1,19 @@
-"""A locked file is locked for everyone else, until whoever locked it closes it or ends."""
+"""Files: locks, outputs that cannot be written, and the announcement of large ones.
+
+A locked file is locked for everyone else, until whoever locked it closes it or ends.
+"""
 
 from pathlib import Path
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from uadjax.system import files
+from uadjax.data import demo
+from uadjax.errors import ConfigError
+from uadjax.model import array_file, incremental_state
+from uadjax.system import files, logging
 
 # Exits with status 0 if it can lock the file, and with 3 if another process has locked it.
 LOCKING = (
@@ -98,3 +105,55 @@ def test_what_fails_while_files_are_staged_replaces_none(tmp_path):
   with pytest.raises(OSError, match='No space'):
     fail()
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {'a': b'old', 'b': b'old'}
+
+
+@pytest.mark.parametrize('path', ['', 'new', 'new/and/deeper'])
+def test_a_folder_that_can_be_written_is_left_as_it_is(path, tmp_path):
+  assert files.unwritable_reason(tmp_path / path) == ''
+  assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('path', ['file', 'file/below', 'file/far/below'])
+def test_below_a_file_nothing_can_be_written(path, tmp_path, monkeypatch):
+  (tmp_path / 'file').write_bytes(b'a line\n')
+  assert files.unwritable_reason(tmp_path / path)
+  assert [*tmp_path.iterdir()] == [tmp_path / 'file']
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / path))
+  with pytest.raises(ConfigError, match='UADJAX_CACHE'):
+    files.require_writable_cache()
+
+
+def test_only_large_files_are_announced(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.LOG, 'propagate', True)
+  caplog.set_level('INFO', 'uadjax')
+  files.announce_size('a model', tmp_path, files.ANNOUNCED_BYTES)
+  assert not caplog.messages
+  files.announce_size('a model', tmp_path / 'not' / 'yet', files.ANNOUNCED_BYTES + 1)
+  (message,) = caplog.messages
+  assert message.startswith('Writing a model: up to 0.2 GB, and ')
+
+
+ARRAYS = {'values': np.zeros(9, np.float32)}
+WRITERS = {
+  'the model': lambda folder: array_file.save_arrays(folder, ARRAYS),
+  'the state': lambda folder: incremental_state.save_state_arrays(folder, ARRAYS),
+  'the demo dataset': lambda folder: demo.write_dataset(
+    folder, train=1, test_good=0, test_defect=0, size=60, categories=('disc',)
+  ),
+}
+
+
+@pytest.mark.parametrize('content', WRITERS)
+def test_sizes_are_announced_before_anything_is_written(content, tmp_path, monkeypatch):
+  announced = []
+
+  def announce(text, folder, num_bytes):
+    written = sum(path.stat().st_size for path in tmp_path.rglob('*.*'))
+    announced.append((text, folder, num_bytes, written))
+
+  monkeypatch.setattr(files, 'announce_size', announce)
+  WRITERS[content](tmp_path)
+  ((text, folder, num_bytes, written_before),) = announced
+  assert text.startswith(content)
+  assert (folder, written_before) == (tmp_path, 0)
+  assert num_bytes >= 36

@@ -24,6 +24,8 @@ from uadjax import backbones
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.backbones.weights import download, formats, key_mapping
 from uadjax.errors import WeightsError
+from uadjax.system import logging
+from uadjax.training import resolve_backbone, settings
 
 MODULE = backbones.build('resnet18', ('layer1',))
 NOWHERE = 'http://127.0.0.1:9'  # Nobody answers there.
@@ -617,7 +619,7 @@ def test_without_a_network_the_ways_out_are_named(offline):
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(WeightsError, match='Could not download'):
+  with pytest.raises(WeightsError, match=r'Cannot write .*UADJAX_CACHE'):
     download.fetch('http://127.0.0.1:9/a', tmp_path / 'file' / 'a', '00')
 
 
@@ -626,3 +628,19 @@ def test_published_names_carry_their_checksum():
     stem, _, digest = pathlib.Path(name).stem.rpartition('-')
     assert stem == arch
     assert len(bytes.fromhex(digest)) == 4
+
+
+def test_missing_weights_are_reported_in_two_lines_once_per_process(tmp_path, monkeypatch, caplog):
+  def fail(url, target, digest):
+    raise WeightsError('No network.')
+
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  monkeypatch.setattr(download, 'fetch', fail)
+  monkeypatch.setattr(logging, '_logged_once', set())
+  config = settings.load('patchcore')
+  for _ in range(2):
+    assert resolve_backbone.resolve_backbone(config, tmp_path).backbone.weights == 'embedded'
+  (message,) = (r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+  first, second = message.splitlines()
+  assert max(len(first), len(second)) <= 100
+  assert 'uadjax weights resnet18' in second

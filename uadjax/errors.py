@@ -10,7 +10,11 @@ This module imports no library.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
+import signal
 from typing import NamedTuple, NoReturn
+
+EXIT_FAILURE, EXIT_USAGE = 1, 2
+SIGNAL_STATUS_BASE = 128  # Shells report 128 plus the number of the signal.
 
 
 class Setting(NamedTuple):
@@ -137,6 +141,25 @@ class Interrupted(_ErrorWithHint):
   """
 
   signal_number: int | None = None
+
+
+def describe(error: BaseException) -> str:
+  """Return the message of an error; for one of the operating system, its path and reason."""
+  reason = getattr(error, 'reason', error)  # An error of urllib wraps that of the socket.
+  if not (isinstance(reason, OSError) and reason.strerror):
+    return str(error)
+  return ': '.join(str(part) for part in (reason.filename, reason.strerror) if part)
+
+
+def exit_status(error: BaseException) -> int:
+  """Return the exit status of a command that failed.
+
+  It is 2 for an invalid option or setting, 130 or 143 for a run that Ctrl-C or SIGTERM stopped, and
+  1 for any other failure.
+  """
+  if isinstance(error, Interrupted):
+    return SIGNAL_STATUS_BASE + (error.signal_number or signal.SIGINT)
+  return EXIT_USAGE if isinstance(error, ConfigError | UnknownName) else EXIT_FAILURE
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ Letters: h w original image, height width network image, m defective pixels.
 """
 
 from collections.abc import Iterator
+import math
+from pathlib import Path
 import tempfile
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from uadjax.data import image_io, layouts, transforms
 from uadjax.data.records import Record
 from uadjax.errors import DataError
 from uadjax.numerics import metrics
-from uadjax.system import threads
+from uadjax.system import files, threads
 
 Mask = Bool[np.ndarray, 'h w']
 
@@ -71,6 +73,8 @@ class PixelScores(NamedTuple):
 def empty(ops: transforms.Ops, num_images: int) -> PixelScores:
   """Create pixel scores without images, with space for `num_images`."""
   shape = (max(num_images, 1), ops.height, ops.width)
+  num_bytes = 4 * math.prod(shape)
+  files.announce_size('temporary anomaly maps', Path(tempfile.gettempdir()), num_bytes)
   with tempfile.TemporaryFile() as file:  # The memory map remains valid after the file is closed.
     anomaly_maps = np.memmap(file, np.float32, 'w+', shape=shape)
   return PixelScores(ops, anomaly_maps, [None] * num_images)

@@ -14,6 +14,7 @@ from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, refuse, Setting
 from uadjax.inference import parts
 from uadjax.model import calibration, model_dir
+from uadjax.system import files
 from uadjax.training import resolve_backbone, train as training, workdir as workdirs
 from uadjax.training.settings import Settings
 
@@ -26,6 +27,7 @@ def validate(config: Settings, workdir: Path) -> None:
   Raises:
     UserError: a setting is invalid; the error names its key and value.
   """
+  _require_writable('workdir', workdir)
   with about('device', config.device):
     meshes.select_devices(config.device)
   with about('mesh.data', config.mesh.data):
@@ -42,8 +44,16 @@ def is_single(config: Settings, categories: list[str]) -> bool:
   return categories == [config.data.category] or is_demo_default
 
 
+def _require_writable(key: str, folder: Path) -> None:
+  if reason := files.unwritable_reason(folder):
+    message = f'Cannot write to {folder} ({reason}).'
+    refuse(key, folder, message, 'Choose another ', Setting(key), '.')
+
+
 def _check_training(config: Settings, workdir: Path) -> None:
   categories = _require_dataset(config)
+  if config.data.root and config.data.layout == 'auto' and is_single(config, categories):
+    layouts.require_no_categories(Path(config.data.root, config.data.category))
   for name in ('convert', 'split'):
     if getattr(config.check, name).enable:
       message = f'check.{name} changes files, which only the mode check_dataset may do.'
@@ -134,6 +144,8 @@ def _check_prediction(config: Settings, workdir: Path) -> None:
     message = 'A shard of the images is scored into a table.'
     hint = 'Set ', Setting('predict.table'), ' to its folder.'
     refuse('predict.shard', options.shard, message, *hint, allowed='auto')
+  if options.table:
+    _require_writable('predict.table', Path(options.table))
   info = _require_model('predict.model_dir', options.model_dir, workdir)
   calibration.override(info.thresholds, 'predict', **calibration.by_name(options))
   with about('predict.input', options.input):
@@ -153,6 +165,7 @@ def _check_dataset_check(config: Settings, workdir: Path) -> None:
     source = Path(config.data.root, config.data.category)
     with about('check.convert.output', conversion.output):
       convert.require_convertible(source, Path(conversion.output))
+    _require_writable('check.convert.output', Path(conversion.output))
   rest = 100 - split.train_percent
   if split.enable and split.val_percent != rest:
     message = 'The shares of training and test images must sum to 100 %.'
@@ -172,6 +185,8 @@ def _check_export(config: Settings, workdir: Path) -> None:
   ):
     if not folder.is_dir():
       refuse(key, value, f'There is no folder {folder}.')
+  if options.output:
+    _require_writable('export.output', Path(options.output).parent)
   _require_model('export.model_dir', options.model_dir, workdir)
 
 

@@ -33,6 +33,7 @@ def ensure_model_dir(title: str) -> Path:
 
   Raises:
     ModelError: the demo model could not be fitted.
+    ConfigError: the cache cannot be written.
   """
   config = demo_config(title.lower())
   config_text = yaml.safe_dump(config)
@@ -47,6 +48,7 @@ def ensure_model_dir(title: str) -> Path:
     '' if model_dir.is_dir() else ' The demo model is fitted now, once, in a minute or two.',
   )  # fmt: skip
   if not model_dir.is_dir():
+    files.require_writable_cache()
     _fit_in_subprocess(config_text, model_dir)
   return model_dir
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from uadjax.errors import ModelError
+from uadjax.system import files
 from uadjax.types import Arrays
 
 ARRAYS_FILE = 'fitted.safetensors'
@@ -39,6 +40,7 @@ def save_arrays(folder: Path, fitted: object) -> str:
     leaf, begin = leaves[name], end
     dtype, end = type_names[leaf.dtype], end + leaf.nbytes
     header[name] = {'dtype': dtype, 'shape': leaf.shape, 'data_offsets': [begin, end]}
+  files.announce_size('the model', folder, end)
   header_bytes = json.dumps(header).encode()
   header_bytes += b' ' * (-(8 + len(header_bytes)) % _ALIGNMENT)
   digest = hashlib.sha256()

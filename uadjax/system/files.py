@@ -24,10 +24,56 @@ _CSV_SPECIAL = re.compile('[",\r\n]')
 _QUOTED_EMPTY = '""'  # A blank line would not be a row.
 _MAX_CSV_CELL = 1 << 30  # Of a million regions; the limit of the csv module is 128 KiB.
 
+from uadjax.errors import ConfigError
+from uadjax.system import logging
+
+ANNOUNCED_BYTES = 200_000_000  # Larger files are announced before they are written.
+
 
 def cache_dir() -> Path:
   """Return the folder for files that can be recreated: $UADJAX_CACHE or ~/.cache/uadjax."""
   return Path(os.environ.get('UADJAX_CACHE') or '~/.cache/uadjax').expanduser()
+
+
+def unwritable_reason(folder: Path) -> str:
+  """Return why no file can be created in a folder, which may not exist yet; '' if one can.
+
+  Nothing is left behind, not even the folder.
+  """
+  try:
+    with tempfile.TemporaryFile(dir=_existing_folder(folder)):
+      return ''
+  except OSError as error:
+    return error.strerror or str(error)
+
+
+def require_writable_cache() -> None:
+  """Raise ConfigError if the cache folder cannot be written."""
+  if reason := unwritable_reason(cache_dir()):
+    hint = 'Set UADJAX_CACHE to a folder that can be written.'
+    raise ConfigError(f'Cannot write to the cache {cache_dir()} ({reason}).', hint=hint)
+
+
+def announce_size(content: str, folder: Path, num_bytes: int) -> None:
+  """Log how much disk space is about to be used, if it is much.
+
+  Args:
+    content: description of what will be written.
+    folder: folder on the disk that is written to; it may not exist yet.
+    num_bytes: size, or its upper bound.
+  """
+  if num_bytes > ANNOUNCED_BYTES:
+    free_bytes = shutil.disk_usage(_existing_folder(folder)).free
+    logging.LOG.info(
+      'Writing %s: up to %.1f GB, and %.1f GB are free.', content, num_bytes / 1e9, free_bytes / 1e9
+    )
+
+
+def _existing_folder(folder: Path) -> Path:
+  """Return the folder, or the nearest one above it that exists."""
+  while not os.path.lexists(folder):
+    folder = folder.parent
+  return folder
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Logging of the package: console, log file, and error reports."""
+"""Logging of the package: console, log file, and error reports.
+
+The console shows messages from a level on, which `console_level` sets; the log file has all.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,21 +15,50 @@ import warnings
 import rich.console
 import rich.logging
 
+from uadjax import errors
+
 LOG = logging.getLogger('uadjax')
 CONSOLE = rich.console.Console(stderr=True)
 _LINE_FORMATTER = logging.Formatter('%(asctime)s %(levelname)s %(message)s')
+_console_level = logging.INFO
+_logged_once: set[str] = set()
+
+
+@contextlib.contextmanager
+def console_level(verbose: bool, quiet: bool) -> Iterator[None]:
+  """Show details as well if `verbose`; only warnings and errors, and no progress, if `quiet`."""
+  global _console_level
+  level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+  previous_level, _console_level = _console_level, level
+  try:
+    yield
+  finally:
+    _console_level = previous_level
+
+
+def shown_level() -> int:
+  """Return the level from which on the console shows messages."""
+  return _console_level
+
+
+def is_quiet() -> bool:
+  """Return whether the console shows only warnings and errors."""
+  return _console_level > logging.INFO
 
 
 @contextlib.contextmanager
 def logging_to(file: Path | None = None) -> Iterator[None]:
-  """Log the package's messages to the console and, if `file` is given, append them to it."""
+  """Log the package's messages to the console and, if `file` is given, append them to it.
+
+  The file also has the details that the console shows on request only.
+  """
   handlers: list[logging.Handler] = [_console_handler()]
   if file is not None:
     handlers.append(logging.FileHandler(file))
     handlers[-1].setFormatter(_LINE_FORMATTER)
   previous_handlers, previous_level, previous_propagate = LOG.handlers, LOG.level, LOG.propagate
   LOG.handlers, LOG.propagate = handlers, False
-  LOG.setLevel(logging.INFO)
+  LOG.setLevel(logging.DEBUG)
   try:
     yield
   finally:
@@ -56,10 +88,22 @@ def silence(name: str = '') -> Iterator[None]:
     logger.removeHandler(handler)
 
 
+def warn_once(name: str, message: str, *arguments: object) -> None:
+  """Log a warning, unless this process has logged one of this name before."""
+  if name not in _logged_once:
+    _logged_once.add(name)
+    LOG.warning(message, *arguments)
+
+
 def report_error(error: BaseException, file: Path | None) -> None:
-  """Print an error that a user can fix to stderr and append it to the log file."""
-  message = f'{type(error).__name__}: {error}'
+  """Print an error that a user can fix to stderr and append it to the log file.
+
+  Its traceback is printed only where the console shows details.
+  """
+  message = f'{type(error).__name__}: {errors.describe(error)}'
   print(message, file=sys.stderr)
+  if _console_level < logging.INFO:
+    traceback.print_exception(error)
   _append_to_file(file, message)
 
 
@@ -91,7 +135,10 @@ def relative_log_path(workdir: Path) -> str:
 
 def _console_handler() -> logging.Handler:
   if CONSOLE.is_terminal:
-    return rich.logging.RichHandler(console=CONSOLE, show_path=False, show_level=False)
+    return rich.logging.RichHandler(
+      _console_level, console=CONSOLE, show_path=False, show_level=False
+    )
   handler = logging.StreamHandler()  # Rich would wrap lines in pipes and files at 80 columns.
+  handler.setLevel(_console_level)
   handler.setFormatter(_LINE_FORMATTER)
   return handler

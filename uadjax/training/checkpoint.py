@@ -14,9 +14,12 @@ import jax
 from orbax import checkpoint as ocp
 
 from uadjax.errors import ModelError
+from uadjax.system import files
 from uadjax.types import PyTree
 
 Manager = ocp.CheckpointManager
+# Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
+_NUM_ROLLING, _NUM_BEST = 5, 2
 
 
 class Managers(NamedTuple):
@@ -29,8 +32,10 @@ class Managers(NamedTuple):
 @contextlib.contextmanager
 def open_managers(directory: Path) -> Iterator[Managers]:
   """Open the checkpoint managers of `directory/rolling` and `directory/best`."""
-  # Two best steps: until the next rolling checkpoint is written, resuming may need the older one.
-  with _open(directory / 'rolling', 5) as rolling, _open(directory / 'best', 2) as best:
+  with (
+    _open(directory / 'rolling', _NUM_ROLLING) as rolling,
+    _open(directory / 'best', _NUM_BEST) as best,
+  ):
     yield Managers(rolling, best)
 
 
@@ -41,6 +46,12 @@ def _open(directory: Path, max_to_keep: int) -> Manager:
     preservation_policy=policy, enable_async_checkpointing=False
   )
   return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def announce_size(directory: Path, state: PyTree) -> None:
+  """Log how much disk space all checkpoints of a state will take, if it is much."""
+  num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  files.announce_size('checkpoints', directory, (_NUM_ROLLING + _NUM_BEST) * num_bytes)
 
 
 def saved_steps(directory: Path, kind: str) -> list[int]:

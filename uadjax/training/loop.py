@@ -86,6 +86,7 @@ def fit(
   with contextlib.ExitStack() as stack:
     managers = stack.enter_context(checkpoint.open_managers(workdir / 'checkpoints'))
     state = initial_state(detector, variables, config.seed, mesh)
+    checkpoint.announce_size(workdir, state)
     start_step, state, best = resume(options.resume, num_steps, managers, state)
     write_scalars = stack.enter_context(fit_hooks.open_tensorboard(workdir / 'tensorboard'))
     # All slow imports are done: from here on, time counts as fit time.

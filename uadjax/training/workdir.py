@@ -12,7 +12,7 @@ import yaml
 from uadjax import config as configs
 from uadjax.data.layouts import scanning
 from uadjax.data.settings import DataSettings
-from uadjax.errors import ConfigError, refuse, Setting
+from uadjax.errors import ConfigError, describe, refuse, Setting
 from uadjax.system import files
 from uadjax.training import checkpoint
 from uadjax.training.settings import Settings
@@ -150,7 +150,7 @@ def write_failure(workdir: Path, mode: str, error: BaseException) -> None:
   path = workdir / f'{mode}_result.json'
   if mode == 'train' and _read_result(path).get('done_flag'):
     return
-  failure = {'done_flag': False, 'err_type': type(error).__name__, 'err_msg': str(error)}
+  failure = {'done_flag': False, 'err_type': type(error).__name__, 'err_msg': describe(error)}
   files.write_json(path, failure)
 
 

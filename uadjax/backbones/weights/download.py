@@ -8,7 +8,7 @@ import urllib.request
 
 import rich.progress
 
-from uadjax.errors import Setting, WeightsError
+from uadjax.errors import describe, Setting, WeightsError
 from uadjax.system import files, logging, progress
 
 _CHUNK_BYTES = 1 << 20
@@ -21,8 +21,11 @@ def fetch(url: str, target: Path, digest: str) -> None:
   An incomplete download is kept next to `target`, with the suffix `.part`, and resumed.
 
   Raises:
-    WeightsError: the download failed, or the checksum differs.
+    WeightsError: the folder cannot be written, the download failed, or the checksum differs.
   """
+  if reason := files.unwritable_reason(target.parent):
+    hint = 'Set UADJAX_CACHE to a folder that can be written.'
+    raise WeightsError(f'Cannot write {target} ({reason}).', hint=hint)
   partial_path = target.with_name(target.name + '.part')
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +37,7 @@ def fetch(url: str, target: Path, digest: str) -> None:
     partial_path.unlink()
     problem = f'{url} is damaged: its SHA-256 is {actual_digest}, not {digest}…; it was removed.'
   except (OSError, http.client.HTTPException) as error:  # HTTPError and timeouts are OSErrors.
-    problem = f'Could not download {url}: {error}.'
+    problem = f'Could not download {url}: {describe(error)}.'
   other_file = Setting('backbone.weights', 'FILE')
   hint = f'Run again, put the file at {target}, or name another with ', other_file, '.'
   raise WeightsError(problem, key=other_file.key, hint=hint)
@@ -55,6 +58,7 @@ def _resume_download(url: str, partial_path: Path) -> None:
   is_resumed = response.headers.get('Content-Range', '').startswith(f'bytes {num_bytes}-')
   length = int(response.headers.get('Content-Length') or 0)
   name, is_hidden = partial_path.stem, not progress.is_interactive()
+  logging.LOG.info('Downloading %s (%.0f MB).', name, length / 1e6)
   reader = rich.progress.wrap_file(
     response, length, description=name, console=logging.CONSOLE, disable=is_hidden
   )

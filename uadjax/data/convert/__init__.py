@@ -76,6 +76,7 @@ def convert(source: Path, source_format: str, target: Path, progress: Progress) 
     count = f'{len(problems)} problems' if len(problems) > 1 else 'one problem'
     listing = dataset_problems.join_messages(problems, _MAX_LISTED_PROBLEMS)
     raise DataError(f'Cannot convert {source}; {count}:\n  {listing}')
+  files.announce_size('the converted dataset', target, sum(map(_num_bytes, contents.samples)))
   train, val = [], []
   with files.atomic_directory(target) as folder:
     for sample, image_path, mask_path in progress(entries, len(entries), 'Writing'):
@@ -102,6 +103,12 @@ def require_convertible(source: Path, target: Path) -> None:
     raise ConfigError(f'{message}; name another folder.')
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise ConfigError(f'check.convert.output {target} is not empty; name another folder.')
+
+
+def _num_bytes(sample: samples.Sample) -> int:
+  """Return the size of the files that a sample becomes."""
+  image = sample.image
+  return len(sample.mask) + (len(image) if isinstance(image, bytes) else image.stat().st_size)
 
 
 def _plan_entries(source_samples: Sequence[samples.Sample]) -> list[_OutputEntry]:

@@ -86,6 +86,8 @@ def write_dataset(
     if defect in (GOOD, *defect_names(category))
     for number in range(num_images[split, defect])
   ]
+  pixel_bytes = 3 * size**2  # Of an image without compression.
+  files.announce_size('the demo dataset', Path(directory), pixel_bytes * len(jobs))
   with contextlib.ExitStack() as stack:
     folders = {
       name: stack.enter_context(files.atomic_directory(Path(directory) / name))
@@ -109,9 +111,14 @@ def write_dataset(
 
 
 def cached_dataset(category: str = DEFAULT_CATEGORY, progress: Progress = no_progress) -> Path:
-  """Return the root of the demo dataset in the user's cache; render the category on first use."""
+  """Return the root of the demo dataset in the user's cache; render the category on first use.
+
+  Raises:
+    ConfigError: the cache cannot be written.
+  """
   directory = files.cache_dir() / f'demo-{VERSION}'
   if not (directory / category).is_dir():
+    files.require_writable_cache()
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.', dir=directory) as temp_dir:
       write_dataset(temp_dir, categories=[category], progress=progress)

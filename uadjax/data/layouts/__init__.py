@@ -90,7 +90,7 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     layout: 'mvtec', 'seglist', 'folder', or 'auto'; see `load`.
 
   Raises:
-    DataError: the folder does not exist.
+    DataError: the folder does not exist, or contains categories instead of images.
     ConfigError: there is no layout of that name.
   """
   if layout not in NAMES:
@@ -104,11 +104,28 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
     raise DataError(f'No category {category!r} in {root}.{suggestion}{_list_available(available)}')
   if layout == 'auto':
-    markers = (marker for marker in _MARKERS if (directory / marker).exists())
-    layout = _MARKERS.get(next(markers, ''), 'folder')
+    require_no_categories(directory)
+    layout = _MARKERS.get(_find_marker(directory), 'folder')
   entry = _LAYOUTS[layout]
   splits, issues = entry.read(directory)
   return Listing(directory, splits, tuple(issues), entry)
+
+
+def require_no_categories(directory: Path) -> None:
+  """Raise DataError if a folder has no normal images of its own, but folders that have some."""
+  if _find_marker(directory) or _is_category(directory):
+    return
+  names = [
+    folder.name
+    for folder in scanning.folders_in(directory)
+    # Images directly in the folder may be those of a defect.
+    if scanning.has_training_set(folder)
+    or any(map(scanning.files_in, scanning.normal_folders(folder)[1:]))
+  ]
+  if names:
+    hint = 'Choose one with ', Setting('data.category'), f': {", ".join(map(repr, names))}.'
+    message = f'{directory} contains categories.'
+    raise DataError(message, key='data.category', allowed=tuple(names), hint=hint)
 
 
 def defective_masks(records: Sequence[Record], mask_threshold: int) -> set[Path]:
@@ -181,6 +198,11 @@ _LAYOUTS = {
 # Entries of a folder, the first of which determines its layout.
 _MARKERS = {'train': 'mvtec', 'train.txt': 'seglist', 'test': 'mvtec'}
 NAMES = ('auto', *_LAYOUTS)
+
+
+def _find_marker(directory: Path) -> str:
+  """Return the entry of a folder that determines its layout; '' if there is none."""
+  return next((marker for marker in _MARKERS if (directory / marker).exists()), '')
 
 
 def _is_category(directory: Path) -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path
 from uadjax.data import problems
 from uadjax.data.layouts import scanning
 from uadjax.data.records import Record, Splits
-from uadjax.errors import Setting
 
 
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
@@ -21,7 +20,4 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
     return Splits(train, test), []
   suffixes, names = ', '.join(scanning.SUFFIXES), ' or '.join(scanning.NORMAL_FOLDER_NAMES)
   message = f'No normal images in {directory}; put {suffixes} files there, or in a folder {names}.'
-  if names := [f.name for f in scanning.folders_in(directory) if scanning.has_training_set(f)]:
-    hint = f'Pass {Setting("data.category")}, which is one of {names}, or all.'
-    message = f'{directory} contains categories. {hint}'
   return Splits(train, test), [problems.error('empty split', directory, message)]
