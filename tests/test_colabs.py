@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+import types
 
 from IPython.core import inputtransformer2
 import nbformat
@@ -102,8 +103,27 @@ def test_it_is_a_notebook_of_python_that_installs_what_it_needs_first(name):
     for cell in notebook.cells
     if cell.cell_type == 'code'
   ]
-  tried = plain[0].body[0]
-  assert isinstance(tried, ast.Try)
-  assert [ast.unparse(line) for line in tried.body] == ['import uadjax']
-  installs = ast.unparse(tried.handlers[0].body[0])
-  assert "'pip', 'install -q uadjax" in installs
+  source, attempt, *_ = plain[0].body
+  assert ast.unparse(source) == "SOURCE = ''"
+  assert isinstance(attempt, ast.Try)
+  assert [ast.unparse(line) for line in attempt.body] == ['import uadjax']
+  assert 'install -q "{SOURCE}"' in ast.unparse(attempt.handlers[0])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_without_a_source_an_error_explains_how_to_build_the_wheel(name, monkeypatch):
+  cell = next(cell for cell in code(read(name)) if 'install' in tags(cell))
+  program = inputtransformer2.TransformerManager().transform_cell(''.join(cell['source']))
+  commands = []
+
+  def install(*words):
+    commands.append(words)
+    sys.modules['uadjax'] = types.SimpleNamespace(__version__='0')
+
+  shell = types.SimpleNamespace(run_line_magic=install)
+  monkeypatch.setitem(sys.modules, 'uadjax', None)  # So that its import fails.
+  with pytest.raises(RuntimeError, match='pip wheel'):
+    exec(program, {'get_ipython': lambda: shell})
+  assert not commands
+  exec(program.replace("SOURCE = ''", "SOURCE = 'a.whl'"), {'get_ipython': lambda: shell})
+  assert [words[0] for words in commands] == ['pip']

@@ -4,6 +4,7 @@ from importlib import metadata
 import json
 import logging
 from pathlib import Path
+import re
 import subprocess
 import sys
 import threading
@@ -159,3 +160,12 @@ def test_sharded_programs_are_compiled_in_one_thread(drawn, tmp_path):
   finally:
     jax.monitoring.clear_event_listeners()
   assert threads == {threading.main_thread()}
+
+
+def test_no_text_promises_a_package_index_that_does_not_have_uadjax():
+  folders = ('uadjax', 'docs', 'configs', 'colabs', 'docker', 'experiments')
+  paths = [path for folder in folders for path in (ROOT / folder).rglob('*') if path.is_file()]
+  paths += [*ROOT.glob('*.md')]
+  texts = [path for path in paths if path.suffix in ('.py', '.md', '.ipynb', '.html', '.js', '.sh')]
+  promise = re.compile(r'pip install (-\S+ )*["\'\\]*uadjax')
+  assert not [path for path in texts if promise.search(path.read_text())]

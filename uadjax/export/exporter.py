@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import importlib.util
-import os
 from pathlib import Path
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from uadjax.export import (
 )
 from uadjax.export.settings import ExportSettings
 from uadjax.model import model_dir
-from uadjax.system import files, progress
+from uadjax.system import files, progress, text
 
 # The limit of a whole file is 2 GB; the margin is for everything except arrays.
 _MAX_ARRAY_BYTES = 2**31 - 2**24
@@ -125,7 +124,7 @@ def export(
   options.validate()
   missing = [name for name in _REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
   if options.format == 'onnx' and missing:
-    raise ConfigError(f"Exporting to onnx needs {missing[0]}: pip install 'uadjax[export]'.")
+    raise ConfigError(f'Exporting to onnx needs {missing[0]}: {text.install_command("export")}.')
   name = '.'.join(filter(None, ('model', options.quantize, options.format)))
   output = output or model.directory / name
   _require_exportable(model, options.format, output)
@@ -166,12 +165,15 @@ def _require_exportable(model: model_dir.Model, format: str, output: Path) -> No
     message = f'The arrays of {model.directory} take {size}, but {format} is limited to 2 GB.'
     to_onnx, channels = Setting('export.format', 'onnx'), Setting('detector.channels')
     raise ExportError(message, hint=('Use ', to_onnx, ', or fit with a smaller ', channels, '.'))
-  if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
-    message = f'The folder {output.parent} does not exist or is not writable.'
+  folder = output.parent
+  reason = files.unwritable_reason(folder) if folder.is_dir() else 'there is no such folder'
+  if reason:
+    message = f'Cannot write to {folder} ({reason}).'
     refuse('export.output', output, message, 'Choose another ', Setting('export.output'), '.')
   if output.is_dir() and not (format == 'savedmodel' and (output / 'saved_model.pb').is_file()):
     example = output / f'model.{format}'
     raise ConfigError(f'{output} is a folder; name the file to write, such as {example}.')
+  files.announce_size('the graph', folder, array_bytes)
 
 
 def _write_and_verify(

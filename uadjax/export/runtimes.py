@@ -18,7 +18,7 @@ import numpy as np
 
 from uadjax.errors import ConfigError, ModelError, UnknownName
 from uadjax.model.scorer import RunFunction
-from uadjax.system import threads
+from uadjax.system import text, threads
 from uadjax.types import Scores
 
 INPUT_NAME, OUTPUT_NAMES = 'image', ('map', 'score')  # The same in every graph.
@@ -74,7 +74,7 @@ def resolve_backend(backend: str) -> str:
   if backend == 'auto':
     backend = next(iter(installed_backends()), 'onnxruntime')
   if not _is_installed(backend):
-    raise ConfigError(f"{backend} is not installed: pip install '{_PIP_REQUIREMENTS[backend]}'.")
+    raise ConfigError(f'{backend} is not installed: {text.install_command(_EXTRAS[backend])}.')
   return backend
 
 
@@ -133,5 +133,5 @@ _OPENERS: dict[str, Callable[[Path], Runtime]] = {
   'onnxruntime': _open_onnxruntime,
   'openvino': _open_openvino,
 }
-_PIP_REQUIREMENTS = {'openvino': 'uadjax[openvino]', 'onnxruntime': 'uadjax[export]'}
+_EXTRAS = {'openvino': 'openvino', 'onnxruntime': 'export'}
 BACKENDS = ('auto', *_OPENERS)

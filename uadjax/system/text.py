@@ -1,4 +1,4 @@
-"""Numbers as text."""
+"""Numbers and commands as text."""
 
 import math
 
@@ -10,3 +10,8 @@ def format_percent(share: float, digits: int = 1) -> str:
   # Halves are rounded up, as in the report's script.
   number = f'{100 * share + 10.0 ** (-9 - decimals):.{decimals}f}'
   return f'{number.rstrip("0").rstrip(".") if decimals else number} %'
+
+
+def install_command(extra: str) -> str:
+  """Return the command that installs an extra of uadjax, which no package index has."""
+  return f"pip install 'SOURCE[{extra}]', where SOURCE is the clone or the wheel of uadjax"
