@@ -40,6 +40,9 @@ ANY_NAME = (
 TITLES = {'padim': 'PaDiM', 'patchcore': 'PatchCore', 'stfpm': 'STFPM'}
 NO_EVALUATION = '--config.evaluate.do_eval=false'
 
+# Errors with exit status 2; others have 1.
+USAGE_ERRORS = ('ConfigError', 'UnknownName')
+
 # The pictures of the fixture `drawn`, which are square.
 SIDE = 60
 TRAIN, GOOD, DEFECTS = 12, 3, ('missing', 'scratch', 'spot')  # Two pictures of each defect.

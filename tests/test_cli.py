@@ -5,26 +5,32 @@ A tiny PaDiM with random weights: what is tested is the machinery, not the detec
 
 import collections
 import hashlib
+import importlib
+import itertools
 import json
+import logging as stdlib_logging
 import os
 import pty
 import re
 import shutil
 import signal
+import string
 import subprocess
 import sys
 
 import pytest
 import small_runs
+import typer
 import yaml
 
 from uadjax import cli, config as configs, detectors
 from uadjax.backbones import weights
 from uadjax.backbones.weights import download
-from uadjax.cli import console, options
+from uadjax.cli import commands, console, options
+from uadjax.data import image_io
 from uadjax.evaluation import curves
 from uadjax.inference import demo_model, pipelines
-from uadjax.system import files
+from uadjax.system import files, logging, progress
 from uadjax.training import settings
 
 COMMANDS = ('predict', 'fit', 'config', 'check', 'report', 'threshold', 'demo', 'weights')
@@ -388,6 +394,123 @@ def test_every_setting_is_listed(uadjax):
   assert status == 0
   keys = [line.split()[0] for line in out.splitlines() if ' = ' in line]
   assert keys == [one['key'] for one in listed if one['key'].startswith('calibrate.')]
+
+
+# Arguments that each command needs at least.
+NEEDED = {
+  'predict': ('M', 'I'), 'fit': ('D',), 'config': (), 'sweep': ('D',), 'check': ('D',),
+  'export': ('M',), 'report': ('M', 'D'), 'demo': ('D',), 'weights': (), 'serve': (),
+}  # fmt: skip
+
+
+@pytest.fixture
+def called(monkeypatch):
+  """Commands do no work but tell their name and the level from which on messages are shown."""
+  calls = []
+  for name in commands.COMMANDS:
+    module = importlib.import_module(f'uadjax.cli.{name}')
+    monkeypatch.setattr(
+      module, 'run', lambda command, name=name: calls.append((name, logging.shown_level()))
+    )
+  return calls
+
+
+def test_every_command_takes_verbose_and_quiet(called, uadjax):
+  levels = {(): 'INFO', ('-v',): 'DEBUG', ('--verbose',): 'DEBUG', ('--quiet',): 'WARNING'}
+  assert set(NEEDED) == set(commands.COMMANDS)
+  for name, needed in NEEDED.items():
+    for words, level in levels.items():
+      assert uadjax(name, *needed, *words)[0] == 0, (name, words)
+      assert called.pop() == (name, getattr(stdlib_logging, level))
+    assert uadjax(name, *needed, '-v', '--quiet')[0] == 2, name
+  assert not called
+
+
+def test_other_names_of_commands_do_the_same(called, uadjax):
+  for alias, name in commands.ALIASES.items():
+    assert uadjax(alias, *NEEDED[name])[0] == 0
+    assert called.pop()[0] == name
+
+
+def test_every_misspelling_by_one_letter_gets_the_right_suggestion():
+  group = typer.main.get_command(commands.app)
+  context = group.make_context('uadjax', [], resilient_parsing=True)
+  context.resilient_parsing = False
+  names = {*commands.COMMANDS, *commands.ALIASES}
+  for name in names:
+    places = range(len(name))
+    typos = {name[:i] + name[i + 1 :] for i in places}
+    typos |= {name[:i] + name[i : i + 2][::-1] + name[i + 2 :] for i in places}
+    for letter, i in itertools.product(string.ascii_lowercase, range(len(name) + 1)):
+      typos |= {name[:i] + letter + name[i + 1 :], name[:i] + letter + name[i:]}
+    for typo in typos - names:
+      with pytest.raises(typer.TyperException) as caught:
+        group.resolve_command(context, [typo])
+      assert f"'{name}'" in caught.value.format_message(), typo
+
+
+# For each command that writes something, outputs below a file F, where nothing can be.
+UNWRITABLE = {
+  'predict': [('M', 'I', '--save-path', 'F/out'), ('M', 'I', '--table', 'F')],
+  'fit': [('D/disc', '--workdir', 'F/run')],
+  'sweep': [('D', '--workdir', 'F')],
+  'check': [('D/disc', '--output', 'F/out')],
+  'export': [('M', '--format', 'stablehlo', '--output', 'F/model.stablehlo')],
+  'report': [('M', 'D/disc', '--output', 'F/report.html')],
+  'demo': [('F/demo',)],
+  'weights': [('resnet18',)],  # Below the cache, which is below F.
+}
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_an_image_is_read(
+  model, images, drawn, uadjax, tmp_path, monkeypatch
+):
+  def fail(*args, **options):
+    raise AssertionError('too late')
+
+  monkeypatch.setattr(image_io, 'decode', fail)
+  file = tmp_path / 'file'
+  file.write_bytes(b'no folder')
+  monkeypatch.setenv('UADJAX_CACHE', f'{file}/cache')
+  assert {*UNWRITABLE, 'config', 'serve'} == {*commands.COMMANDS}
+  places = {'M': model, 'I': images, 'D': drawn, 'F': file}
+  cases = [(name, *words) for name, several in UNWRITABLE.items() for words in several]
+  for case in [*cases, ('--get_pipeline_config', 'anomaly_detection', '--save_path', 'F')]:
+    words = [re.sub(r'^[MIDF](?=/|$)', lambda m: str(places[m[0]]), word) for word in case]
+    status, out, err = uadjax(*words)
+    assert status == (1 if case[0] == 'weights' else 2), (case, err)
+    assert str(file) in err, case
+    assert 'Errno' not in err, case
+    assert out == '', case
+  assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_folder_of_categories_is_answered_with_their_names(model, drawn, uadjax):
+  for words in (('fit', drawn), ('check', drawn), ('report', model, drawn)):
+    status, _, err = uadjax(*words)
+    assert status == 1
+    assert re.search(r"contains categories\. Choose one with --category: .*'disc'", err), words
+
+
+@pytest.mark.parametrize('has_bars', [False, True])
+def test_progress_never_gets_into_json(model, images, drawn, uadjax, monkeypatch, has_bars):
+  monkeypatch.setattr(progress, 'is_interactive', lambda: has_bars)
+  monkeypatch.setattr(progress, '_LINE_INTERVAL_S', 0)
+  monkeypatch.setattr(progress, '_LINE_INTERVAL_SHARE', 0)
+  monkeypatch.setattr(curves, 'draw', lambda folder, data: None)
+  fit = ['fit', drawn, '--category=disc', '--model=padim', '--workdir=run']
+  small = [*small_runs.SMALL, *small_runs.DETECTOR_FLAGS['padim']]
+  fit += [f'--override={flag.removeprefix("--config.")}' for flag in small]
+  for words in (
+    ('predict', model, images, '--no-save'),
+    ('check', drawn, '--category=disc'),
+    ('report', model, drawn, '--category=disc'),
+    fit,
+  ):
+    status, out, err = uadjax(*words, '--json', '-v')
+    assert status == 0, err
+    assert all(isinstance(value, dict) for value in objects(out))
+    assert has_bars or ' of ' in err, words
 
 
 def test_signs_tell_labels_apart_without_colors():

@@ -406,7 +406,7 @@ def test_the_mode_leaves_its_result(model_of, tmp_path):
   told = json.loads((tmp_path / 'export_result.json').read_text())
   assert told['done_flag']
   assert (told['format'], told['output']) == ('stablehlo', str(tmp_path / 'x.stablehlo'))
-  assert main.main([*flags, '--config.export.format=pdf']) == 1
+  assert main.main([*flags, '--config.export.format=pdf']) == 2
   told = json.loads((tmp_path / 'export_result.json').read_text())
   assert not told['done_flag']
   assert 'must be one of' in told['err_msg']

@@ -66,6 +66,20 @@ def test_training_leaves_what_the_contract_promises(trained, name):
 
 
 @EVERY
+def test_every_step_is_announced_in_order_with_those_that_follow(trained, name):
+  log = (trained(name) / 'train.log').read_text()
+  coreset = ['coreset'] if name == 'patchcore' else []
+  steps = ['dataset check', 'fit', *coreset, 'calibration', 'evaluation']
+  announced = [
+    line.partition('Next step: ')[2] for line in log.splitlines() if 'Next step:' in line
+  ]
+  assert announced == [
+    '; then '.join(filter(None, [step, ', '.join(steps[i:])])) + '.'
+    for i, step in enumerate(steps, 1)
+  ]
+
+
+@EVERY
 def test_the_model_has_the_range_of_the_training_images(trained, drawn, name):
   ops = transforms.parse('resize(32, 48)')
   images = [image_io.decode(p) for p in (drawn / 'disc' / 'train' / 'good').glob('*.png')]
@@ -242,7 +256,7 @@ def test_a_finished_run_is_not_written_over_unasked(name, trained, drawn, capfd,
   before = small_runs.contents(workdir)
   words = (*small_runs.flags(name, drawn), f'--workdir={workdir}', small_runs.NO_EVALUATION)
   for more in (other, '--config.fit.stepz=4'):
-    assert run(*words, more) == 1
+    assert run(*words, more) == 2
     after = small_runs.contents(workdir)
     assert [path for path in before if after[path] != before[path]] in ([], [Path('train.log')])
   said = capfd.readouterr().err
@@ -276,6 +290,37 @@ def test_a_fault_of_ours_is_told_without_a_traceback(flags, tmp_path, capfd, mon
   assert result(tmp_path)['err_type'] == 'RuntimeError'
 
 
+def test_a_misspelled_flag_gets_a_suggestion(capfd):
+  for word, flag in (
+    ('--wrokdir=a', '--workdir'),
+    ('--confg=padim', '--config'),
+    ('--quite', '--quiet'),
+  ):
+    with pytest.raises(SystemExit) as caught:
+      run('--config=padim', word)
+    assert caught.value.code == 2
+    assert f'did you mean {flag}?' in capfd.readouterr().err
+
+
+def test_an_interruption_has_the_status_of_its_signal(flags, tmp_path, capfd, monkeypatch):
+  for number in (signal.SIGINT, signal.SIGTERM):
+    monkeypatch.setattr(experiment, 'run', lambda *args, number=number: signal.raise_signal(number))
+    assert run(*flags, f'--workdir={tmp_path / number.name}') == 128 + number
+    assert number.name in capfd.readouterr().err
+
+
+def test_an_unwritable_output_is_refused_before_an_image_is_read(
+  flags, tmp_path, capfd, monkeypatch
+):
+  monkeypatch.setattr(image_io, 'decode', None)
+  (tmp_path / 'file').touch()
+  assert run(*flags, f'--workdir={tmp_path / "file" / "run"}') == 2
+  told = capfd.readouterr().err
+  assert told.startswith('ConfigError: Cannot write to ')
+  assert told.endswith('Choose another --workdir.\n')
+  assert [*tmp_path.iterdir()] == [tmp_path / 'file']
+
+
 def saved_steps(workdir):
   rolling = workdir / 'checkpoints' / 'rolling'
   names = [path.name for path in rolling.iterdir()] if rolling.is_dir() else []
@@ -301,7 +346,7 @@ def stopped(flags, workdir, number):
     time.sleep(0.01)
   process.send_signal(number)
   _, said = process.communicate(timeout=120)
-  assert process.returncode == (1 if number == signal.SIGTERM else -number), said
+  assert process.returncode == (128 + number if number == signal.SIGTERM else -number), said
   assert 'Traceback' not in said
   assert not (workdir / 'model').exists()
 
@@ -310,7 +355,7 @@ def stopped(flags, workdir, number):
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(trained, flags, tmp_path, capfd):
   """Once without warning, then, resumed, by a signal that it may answer, then resumed again."""
   stopped(flags, tmp_path, signal.SIGKILL)
-  assert run(*flags, f'--workdir={tmp_path}') == 1  # Nothing is written over by accident.
+  assert run(*flags, f'--workdir={tmp_path}') == 2  # Nothing is written over by accident.
   assert 'holds a run' in capfd.readouterr().err
   resume = '--config.fit.resume=latest'
   stopped([*flags, resume], tmp_path, signal.SIGTERM)
@@ -329,7 +374,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(trained, flags, tmp_
 def test_a_resumed_run_must_be_the_same_run(trained, flags, tmp_path):
   (tmp_path / 'config.yaml').write_bytes((trained('stfpm') / 'config.yaml').read_bytes())
   more = (f'--workdir={tmp_path}', '--config.fit.resume=latest', '--config.fit.learning_rate=0.1')
-  assert run(*flags, *more) == 1
+  assert run(*flags, *more) == 2
   message = result(tmp_path)['err_msg']
   assert 'fit.learning_rate is 0.1' in message
   assert '0.4' in message
@@ -351,13 +396,14 @@ def test_what_a_user_gets_wrong_is_one_message(wrong, flags, tmp_path, capfd):
   for number, (words, message) in enumerate(wrong):
     workdir = tmp_path / str(number)
     workdir.mkdir()
-    assert run(*flags, f'--workdir={workdir}', '--config.fit.steps=1', *words) == 1, words
+    status = run(*flags, f'--workdir={workdir}', '--config.fit.steps=1', *words)
     said = capfd.readouterr().err
     assert message in said, (words, said)
     assert 'Traceback' not in said, words
     mode = next((w.partition('mode=')[2] for w in words if 'mode=' in w), 'train')
     told = result(workdir, mode if mode in ('evaluate', 'predict') else 'train')
     assert told['done_flag'] is False, words
+    assert status == (2 if told['err_type'] in small_runs.USAGE_ERRORS else 1), words
     assert message in told['err_msg'], words
 
 

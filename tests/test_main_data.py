@@ -42,8 +42,8 @@ def check(directory, workdir, *more, layout='auto'):
 def refused(name, directory, workdir, *more):
   """What is said where a training run is refused; nothing was fitted then."""
   workdir.mkdir(exist_ok=True)  # A run that is refused at once makes none.
-  assert run(*flags(name, directory), *more, f'--workdir={workdir}') == 1
-  told = result(workdir)
+  status, told = run(*flags(name, directory), *more, f'--workdir={workdir}'), result(workdir)
+  assert status == (2 if told['err_type'] in small_runs.USAGE_ERRORS else 1)
   assert told['done_flag'] is False
   assert not (workdir / 'model').exists()
   return told['err_msg']
@@ -257,7 +257,7 @@ def test_what_cannot_be_converted_or_split_is_one_message(root, tmp_path, monkey
   monkeypatch.chdir(tmp_path)
   for words, said in WRONG:
     own = ('--config.mode=check_dataset', *words, f'--workdir={tmp_path / "run"}')
-    assert run(*flags('padim', root / 'disc'), *own) == 1, words
+    assert run(*flags('padim', root / 'disc'), *own) == 2, words
     told = capfd.readouterr().err
     assert said in told, (words, told)
     assert 'Traceback' not in told, words

@@ -172,7 +172,7 @@ def test_what_extends_must_be_of_the_same_kind(name, early, halves, tmp_path, ca
     more = (f'--config.fit.extend={early(name) / "model"}', f'--config.{word}')
     workdir = tmp_path / str(number)
     capfd.readouterr()  # Of the earlier run.
-    assert run(*flags(name, halves, 'late'), f'--workdir={workdir}', *more) == 1, word
+    assert run(*flags(name, halves, 'late'), f'--workdir={workdir}', *more) == 2, word
     message = capfd.readouterr().err
     assert message.startswith(f'ConfigError: {key} is '), (word, message)
     assert all(value in message for value in values), (word, message)
@@ -182,7 +182,7 @@ def test_what_extends_must_be_of_the_same_kind(name, early, halves, tmp_path, ca
 
 def test_a_detector_is_not_extended_by_another(early, halves, tmp_path):
   more = (f'--config.fit.extend={early("padim") / "model"}', f'--workdir={tmp_path}')
-  assert run(*flags('patchcore', halves, 'late'), *more) == 1
+  assert run(*flags('patchcore', halves, 'late'), *more) == 2
   assert "detector.name is 'patchcore'" in result(tmp_path)['err_msg']
 
 
@@ -203,7 +203,7 @@ def test_the_backbone_must_have_the_same_weights(early, halves, tmp_path):
   told['weights'] |= {'source': 'elsewhere.pth', 'sha256': 'f' * 64}
   (before / 'model' / 'manifest.json').write_text(json.dumps(told))
   more = (f'--config.fit.extend={before / "model"}', f'--workdir={tmp_path}')
-  assert run(*flags('padim', halves, 'late'), *more) == 1
+  assert run(*flags('padim', halves, 'late'), *more) == 2
   message = result(tmp_path)['err_msg']
   assert 'embedded in uadjax' in message
   assert 'elsewhere.pth' in message
@@ -214,7 +214,7 @@ def test_the_backbone_must_have_the_same_weights(early, halves, tmp_path):
 def test_settings_of_descent_are_refused(drawn, name, tmp_path, capfd):
   for word in ('fit.steps=5', 'fit.epochs=2', 'fit.held_out=0.2', 'fit.resume=latest'):
     workdir = tmp_path / word
-    assert run(*flags(name, drawn), f'--workdir={workdir}', f'--config.{word}') == 1, word
+    assert run(*flags(name, drawn), f'--workdir={workdir}', f'--config.{word}') == 2, word
     message = capfd.readouterr().err
     assert message.startswith(f'ConfigError: {word.partition("=")[0]} does not apply'), message
     assert '--config.fit.extend' in message, word
@@ -223,7 +223,7 @@ def test_settings_of_descent_are_refused(drawn, name, tmp_path, capfd):
 
 def test_stfpm_is_not_extended(early, drawn, tmp_path):
   more = (f'--config.fit.extend={early("padim") / "model"}', f'--workdir={tmp_path}')
-  assert run(*flags('stfpm', drawn), *more) == 1
+  assert run(*flags('stfpm', drawn), *more) == 2
   message = result(tmp_path)['err_msg']
   assert 'PaDiM and PatchCore' in message
   assert '--config.fit.resume=latest' in message
@@ -238,7 +238,7 @@ def test_too_few_images_to_leave_one_out_are_refused(drawn, tmp_path):
   words = flags('patchcore', tmp_path / 'data', 'few')
   assert run(*words, f'--workdir={tmp_path}') == 1
   assert '2 good training images; at least 3' in result(tmp_path)['err_msg']
-  assert run(*words, f'--workdir={tmp_path}', '--config.check.enforce=false') == 1
+  assert run(*words, f'--workdir={tmp_path}', '--config.check.enforce=false') == 2
   assert 'needs at least 3 distinct good images, got 2' in result(tmp_path)['err_msg']
 
 
@@ -246,7 +246,7 @@ def test_too_few_images_to_leave_one_out_are_refused(drawn, tmp_path):
 def test_a_bank_with_little_room_is_reduced_on_the_way(trained, drawn, tmp_path):
   """Room for six images of twelve."""
   short = ('--config.fit.batch_size=2', '--config.detector.max_bytes=1')
-  assert run(*flags('patchcore', drawn), f'--workdir={tmp_path}', *short) == 1
+  assert run(*flags('patchcore', drawn), f'--workdir={tmp_path}', *short) == 2
   message = result(tmp_path)['err_msg']
   four = int(message.partition('at least ')[2].split()[0])
   short = (*short[:1], f'--config.detector.max_bytes={four * 6 // 4}')

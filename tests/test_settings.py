@@ -31,6 +31,7 @@ WRONG_TEXTS = {
   'evaluate.model_dir': ('evaluate', '/nowhere', {}),
   'predict.input': ('predict', '/nowhere.png', {}),
   'predict.model_dir': ('predict', '/nowhere', {}),
+  'predict.table': ('predict', '/dev/null/table', {}),
   'predict.shard': ('predict', '4/4', {'predict.table': 'scores'}),
   'predict.part_pattern': ('predict', '.+', {}),
   'evaluate.part_pattern': ('evaluate', '(', {}),
@@ -40,7 +41,6 @@ WRONG_TEXTS = {
   'export.images': ('export', '/nowhere', {}),
   'hosts.coordinator': ('train', 'localhost', {}),
 }  # fmt: skip
-FREE_TEXTS = {'predict.table'}  # Any name will do for a new folder.
 # Settings that contradict others, or the detector.
 CONTRADICTIONS = [
   ('stfpm', 'fit.held_out', 'train', {'fit.held_out': 0}),
@@ -130,7 +130,7 @@ def test_every_text_is_checked():
     for key, info in configs.describe(settings.load(name)).items()
     if info.type in (str, tuple) and not info.limits.choices
   }
-  assert texts == {*WRONG_TEXTS, *FREE_TEXTS}
+  assert texts == {*WRONG_TEXTS}
 
 
 @pytest.mark.parametrize('name', small_runs.NAMES)
@@ -155,12 +155,12 @@ def test_what_is_wrong_is_refused_in_time(load, tmp_path, monkeypatch):
 
 def test_a_refused_run_leaves_nothing(drawn, trained, tmp_path, capfd):
   words = small_runs.flags('padim', drawn)
-  assert small_runs.run(*words, f'--workdir={tmp_path / "new"}', '--config.fit.steps=3') == 1
+  assert small_runs.run(*words, f'--workdir={tmp_path / "new"}', '--config.fit.steps=3') == 2
   assert '--config.fit.extend' in capfd.readouterr().err
   assert not (tmp_path / 'new').exists()
   before = small_runs.contents(trained('padim'))
   weights = '--config.backbone.weights=auto'  # These would be downloaded.
-  assert small_runs.run(*words, weights, f'--workdir={trained("padim")}') == 1
+  assert small_runs.run(*words, weights, f'--workdir={trained("padim")}') == 2
   assert '--config.fit.overwrite=true' in capfd.readouterr().err
   assert small_runs.contents(trained('padim')) == before
 

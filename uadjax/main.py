@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 import contextlib
+import difflib
 from pathlib import Path
 import sys
 
@@ -10,12 +11,26 @@ from uadjax import errors, experiment
 from uadjax.distributed import mesh, processes
 from uadjax.errors import Interrupted, UserError
 from uadjax.experiment import flags, validation
-from uadjax.system import logging, memory
+from uadjax.system import logging, memory, signals
 from uadjax.training import settings, workdir as workdirs
+
+_FLAGS = '--config', '--config.KEY', '--workdir', '--verbose', '--quiet', '--help'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Run the experiment that the flags describe, and return the exit status, 0 or 1."""
+  """Run the experiment that the flags describe, and return the exit status.
+
+  It is 0 for success, 1 for a failure, 2 for an invalid flag or setting, and 130 or 143 if Ctrl-C
+  or SIGTERM stopped the run.
+  """
+  overrides, other_arguments = flags.extract_overrides(sys.argv[1:] if argv is None else argv)
+  arguments = _parse(other_arguments)
+  with logging.console_level(arguments.verbose, arguments.quiet):
+    return _run(arguments.config, arguments.workdir, overrides)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+  """Parse all flags but overrides; exit with a usage message and status 2 if one is invalid."""
   parser = argparse.ArgumentParser('python -m uadjax.main', allow_abbrev=False)
   parser.description = 'Run an experiment.'
   parser.epilog = (
@@ -28,25 +43,37 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--config', required=True, metavar='FILE', help=config_help)
   parser.add_argument('--config.KEY', metavar='VALUE', help=override_help)
   parser.add_argument('--workdir', type=Path, metavar='DIR', help=workdir_help)
-  overrides, other_arguments = flags.extract_overrides(sys.argv[1:] if argv is None else argv)
-  arguments = parser.parse_args(other_arguments)
+  verbosity = parser.add_mutually_exclusive_group()
+  verbose_help = 'show details, and tracebacks of errors'
+  verbosity.add_argument('-v', '--verbose', action='store_true', help=verbose_help)
+  verbosity.add_argument('--quiet', action='store_true', help='show only warnings and errors')
+  arguments, unknown = parser.parse_known_args(words)
+  if unknown:
+    flag = unknown[0].partition('=')[0]
+    matches = difflib.get_close_matches(flag, _FLAGS, n=1)
+    parser.error(f'unknown argument {flag}' + (f'; did you mean {matches[0]}?' if matches else '.'))
+  return arguments
+
+
+def _run(config_name: str, workdir: Path | None, overrides: Sequence[tuple[str, str]]) -> int:
+  """Run an experiment, and return the exit status."""
   memory.retain_freed_pages()
   mesh.use_cores_as_devices()
-  workdir, mode = arguments.workdir, dict(overrides).get('mode', 'train')
+  mode = dict(overrides).get('mode', 'train')
   # A failure before the config is loaded goes to the result file of this mode.
   mode, has_started = mode if mode in settings.MODES else 'train', False
   try:
     with errors.setting_format(flags.format_setting):
-      config = settings.load(arguments.config, overrides)
+      config = settings.load(config_name, overrides)
       mode = config.mode
-      workdir = workdir or workdirs.default_workdir(config, arguments.config.partition(':')[2])
+      workdir = workdir or workdirs.default_workdir(config, config_name.partition(':')[2])
       processes.join(
         config.hosts,
         lambda error, owns_workdir, directory=workdir: _report_failure(
           error, directory if owns_workdir else None, mode
         ),
       )
-      with processes.process_workdir(workdir) as workdir:
+      with processes.process_workdir(workdir) as workdir, signals.raise_on_signal():
         validation.validate(config, workdir)
         has_started = True
         result = experiment.run(config, workdir)
@@ -55,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     error = processes.explain(failure)
     _report_failure(error, workdir, mode, has_started)
     if processes.is_multiprocess():
-      processes.exit_process()
-    return 1
+      processes.exit_process(errors.exit_status(error))
+    return errors.exit_status(error)
   # A mode that finishes may still have found invalid data or unreadable images.
-  return 0 if result.get('check_pass', True) and not result.get('failed') else 1
+  return 0 if result.get('check_pass', True) and not result.get('failed') else errors.EXIT_FAILURE
 
 
 def _report_failure(

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich import text
 import typer
 
-from uadjax import config as configs, data
+from uadjax import config as configs, data, errors
 from uadjax.cli import console, runtime
 from uadjax.cli.options import CheckOptions
 from uadjax.data.checks import report as reports
@@ -20,6 +20,7 @@ def run(options: CheckOptions) -> None:
   """Check each named category; exit with status 1 if a check finds errors."""
   if not options.dataset.is_dir():
     raise DataError(f'{options.dataset} is not a folder; name a folder that holds images.')
+  runtime.require_writable('--output', options.output)
   values = {'root': options.dataset, 'category': options.category, 'layout': options.layout}
   settings = configs.replace(DataSettings(), values)
   all_passed, output = True, options.output
@@ -29,7 +30,7 @@ def run(options: CheckOptions) -> None:
     category_settings = dataclasses.replace(settings, category=category)
     all_passed &= _check_category(category_settings, folder, options.as_json)
   if not all_passed:
-    raise typer.Exit(runtime.EXIT_FAILURE)
+    raise typer.Exit(errors.EXIT_FAILURE)
 
 
 def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) -> bool:

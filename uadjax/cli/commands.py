@@ -29,6 +29,8 @@ COMMANDS = {
   'weights': options.WeightsOptions,
   'serve': options.ServeOptions,
 }
+# Names that a command has as well.
+ALIASES = {'train': 'fit', 'evaluate': 'report'}
 app = typer.Typer(
   context_settings={
     'help_option_names': ['-h', '--help'],
@@ -80,6 +82,7 @@ def _run_without_command(command: options.RootOptions) -> None:
       name = paddlex.get_pipeline_config
       raise UnknownName(f'Unknown pipeline {name!r}; choose from {pipelines.NAMES}.')
     folder = paddlex.config_save_path or scoring.save_path or Path()
+    runtime.require_writable('--save-path', folder)
     print(f'Settings: {pipelines.write_settings(folder)}')
   elif paddlex.inputs:
     from uadjax.cli import predict
@@ -108,12 +111,13 @@ def _add_command(
     options_type: class of its options.
     run: function that takes an instance of the class.
   """
+  parameters = [*_parameters(options_type), *_parameters(options.CommonOptions)]
 
   def function(**values: Any) -> None:
     run(_from_values(options_type, values))
 
   function.__name__ = name
-  function.__dict__['__signature__'] = inspect.Signature([*_parameters(options_type)])
+  function.__dict__['__signature__'] = inspect.Signature(parameters)
   help, _, examples = (inspect.getdoc(options_type) or '').partition('\n\nExamples:\n')
   epilog = ['Examples', *(f'  [cyan]{line.strip()}[/]' for line in examples.splitlines())]
   decorator(help=help, epilog='\n'.join(epilog))(runtime.report_errors(function))
@@ -146,4 +150,6 @@ _without_command = functools.partial(app.callback, invoke_without_command=True)
 _add_command(_without_command, 'root', options.RootOptions, _run_without_command)
 for _name, _options_type in COMMANDS.items():
   _run = functools.partial(_run_module, _name)
-  _add_command(functools.partial(app.command, _name), _name, _options_type, _run)
+  for _alias in (_name, *(alias for alias, name in ALIASES.items() if name == _name)):
+    _decorator = functools.partial(app.command, _alias, hidden=_alias != _name)
+    _add_command(_decorator, _name, _options_type, _run)

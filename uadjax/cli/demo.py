@@ -9,6 +9,7 @@ from uadjax.system import progress
 
 def run(options: DemoOptions) -> None:
   """Write the demo dataset; refuse to replace existing folders without --overwrite."""
+  runtime.require_writable('DIR', options.directory)
   folders = [options.directory / category for category in demo.CATEGORIES]
   existing_folders = [folder for folder in folders if folder.exists()]
   if existing_folders and not options.overwrite:

@@ -50,8 +50,9 @@ def _option(
   )
 
 
-def _flag(name: str, help: str, panel: str | None = None) -> Any:
-  return typer.Option(False, name, metavar='', help=help, rich_help_panel=panel)
+def _flag(name: str, help: str, panel: str | None = None, short: str = '') -> Any:
+  names = filter(None, [name, short])
+  return typer.Option(False, *names, metavar='', help=help, rich_help_panel=panel)
 
 
 def _setting(
@@ -82,6 +83,13 @@ _DEVICE_HELP = 'auto (default), cpu, gpu, gpu:0,1 or tpu.'
 _DEVICE = _option(None, 'DEVICE', _DEVICE_HELP, _MODEL, autocompletion=lambda: DEVICES)
 _OVERRIDE = _option(None, 'KEY=X', 'Any setting of uadjax config; repeatable.')
 _AS_JSON = _flag('--json', 'Print JSON, one object per line.', _RESULTS)
+
+
+class CommonOptions(NamedTuple):
+  """Options of every command."""
+
+  verbose: bool = _flag('--verbose', 'Show details, and tracebacks of errors.', short='-v')
+  quiet: bool = _flag('--quiet', 'Show only warnings and errors beside the results.')
 
 
 class ScoringOptions(NamedTuple):
@@ -199,6 +207,7 @@ class FitOptions(NamedTuple):
   DATASET is a folder of normal images.
   If it has test images, the model is evaluated on them.
   With --extend, a fitted PaDiM or PatchCore model learns from further normal images.
+  `uadjax train` is the same command.
 
   Examples:
     uadjax fit bolts/
@@ -318,6 +327,8 @@ class ExportOptions(NamedTuple):
 
 class ReportOptions(NamedTuple):
   """Evaluate a model on a dataset and write the results as an HTML report.
+
+  `uadjax evaluate` is the same command.
 
   Examples:
     uadjax report runs/bolts/model bolts/ --output bolts.html

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import typer
 
+from uadjax import errors
 from uadjax.cli import console, runtime
 from uadjax.cli.options import PredictOptions, ScoringOptions, with_dashes
 from uadjax.data import inputs as sources
@@ -56,15 +57,19 @@ def predict_images(
   if options.masks and not options.as_json:
     raise typer.BadParameter('only valid with --json.', param_hint='--masks')
   folder = None if options.no_save else options.save_path or Path('output')
+  runtime.require_writable('--save-path', folder)
   pipeline = _create_pipeline(pipeline_name, use_hpip, settings, options)
   pipeline_input = _unwrap_single_input(inputs)
   _require_separate_folder(inputs, folder)
   start = time.perf_counter()
   results = pipeline.predict(pipeline_input, options.batch_size, options.strict, folder)
-  total = _count_images(pipeline_input, folder, options.part_pattern)
+  sizes = _image_sizes(pipeline_input, folder, options.part_pattern)
+  if folder and not options.no_pictures:
+    # A result picture shows its image twice, in the format of its file.
+    files.announce_size('result pictures', folder, 2 * sum(sizes))
   # Closing the generator finishes the files that are being saved before the summary is printed.
   with contextlib.closing(_save_results(results, folder, not options.no_pictures)) as saved_results:
-    summary = _print_results(saved_results, total, folder, options)
+    summary = _print_results(saved_results, len(sizes), folder, options)
   counts, worst, verdicts = summary
   if folder and options.part_pattern:
     files.write_csv(folder / 'parts.csv', verdicts.table())
@@ -90,6 +95,7 @@ def _tabulate_scores(command: PredictOptions, settings: Mapping[str, object], fo
   for name in ('save_path', 'no_pictures', 'no_save', 'masks'):
     if getattr(options, name):
       raise typer.BadParameter('not valid with --table.', param_hint=f'--{with_dashes(name)}')
+  runtime.require_writable('--table', folder)
   shard = processes.resolve_shard(command.shard or PredictSettings.shard)
   file_format, pattern = command.format or PredictSettings.format, options.part_pattern or ''
   table = score_table.Table(folder, file_format, shard, pattern)
@@ -138,6 +144,12 @@ def _unwrap_single_input(inputs: Sequence[str]) -> str | list[str]:
   return inputs[0] if len(inputs) == 1 else list(inputs)
 
 
+def _num_bytes(source: sources.Source) -> int:
+  """Return the size of the file of an image; 0 if it is not a file that exists."""
+  origin = source.origin
+  return origin.stat().st_size if isinstance(origin, Path) and origin.is_file() else 0
+
+
 def _require_separate_folder(inputs: Sequence[str], folder: Path | None) -> None:
   """Raise ConfigError if the results folder holds the images, which results could overwrite."""
   for path in map(Path, inputs):
@@ -174,14 +186,14 @@ class _Summary(NamedTuple):
   verdicts: parts.PartVerdicts
 
 
-def _count_images(images: object, skip: Path | None, part_pattern: str | None) -> int:
-  """Return the number of images, after checking that the part of each is known."""
-  count = 0
+def _image_sizes(images: object, skip: Path | None, part_pattern: str | None) -> list[int]:
+  """Return the number of bytes of each image, after checking that its part is known."""
+  sizes = []
   for source in sources.expand(images, skip):
-    count += 1
     if part_pattern:
       parts.part_of(source.name, part_pattern)
-  return count
+    sizes.append(_num_bytes(source))
+  return sizes
 
 
 def _print_summary(counts: collections.Counter[str], verdicts: parts.PartVerdicts) -> None:
@@ -235,6 +247,6 @@ def _exit_by_counts(counts: collections.Counter[str], fail_on: str | None) -> No
     message = f'{num_unread} of {counts.total()} images could not be read.'
     with contextlib.suppress(BrokenPipeError):
       print(f'Error: {message}', file=sys.stderr)
-    raise typer.Exit(runtime.EXIT_FAILURE)
+    raise typer.Exit(errors.EXIT_FAILURE)
   if fail_on and (counts['NG'] or (fail_on == 'review' and counts['review'])):
     raise typer.Exit(_FAIL_ON_STATUS)

@@ -8,6 +8,7 @@ from uadjax.experiment import evaluate_run
 
 def run(options: ReportOptions) -> None:
   """Write the report, and print the metrics and its path."""
+  runtime.require_writable('--output', options.output.parent)
   mesh.use_cores_as_devices()
   metrics = evaluate_run.write_report(
     options.model_dir, options.dataset, options.category, options.output, options.device or 'auto'

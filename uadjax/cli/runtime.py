@@ -5,9 +5,11 @@ import contextlib
 import functools
 import json
 import os
+from pathlib import Path
 import shlex
 import signal
 import sys
+import traceback
 from typing import Any
 
 import typer
@@ -15,8 +17,6 @@ import typer
 from uadjax import errors
 from uadjax.errors import Setting
 
-EXIT_FAILURE, EXIT_USAGE = 1, 2
-_SIGNAL_STATUS_BASE = 128  # Shells report 128 plus the number of the signal.
 _SIGPIPE = getattr(signal, 'SIGPIPE', 13)  # Windows lacks it; 13 is its number elsewhere.
 # Options that every command has that can fail because of them; the others are those of a section.
 _OPTION_BY_SETTING = {
@@ -27,6 +27,8 @@ _OPTION_BY_SETTING = {
   'review_threshold': '--review-threshold',
   'workdir': '--workdir',
 }
+# Arguments that stand for settings, which a message can only name: a value needs --override.
+_ARGUMENT_BY_SETTING = {'data.category': '--category', 'data.root': 'DATASET'}
 # Options of `uadjax fit` only. Unlike a sweep, it takes a single config.
 _FIT_OPTION_BY_SETTING = {'config': '--model', 'fit.extend': '--extend'}
 # Sections whose settings are options of a command of another name.
@@ -40,21 +42,24 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
   format_for_command = functools.partial(format_setting, command.__name__)
 
   @functools.wraps(command)
-  def wrapper(**options: Any) -> None:
+  def wrapper(verbose: bool, quiet: bool, **options: Any) -> None:
+    if verbose and quiet:
+      raise typer.BadParameter('contradicts --verbose; pass one of them.', param_hint='--quiet')
     try:
       from uadjax.system import logging, memory, signals
 
       memory.retain_freed_pages()
       format_context = errors.setting_format(format_for_command)
-      with format_context, signals.raise_on_signal(), logging.logging_to():
+      level = logging.console_level(verbose, quiet)
+      with format_context, signals.raise_on_signal(), level, logging.logging_to():
         command(**options)
     except (typer.TyperException, typer.Exit, SystemExit):
       raise
     except BrokenPipeError:
       discard_stdout()
-      raise typer.Exit(_SIGNAL_STATUS_BASE + _SIGPIPE) from None
+      raise typer.Exit(errors.SIGNAL_STATUS_BASE + _SIGPIPE) from None
     except BaseException as error:  # Interrupted does not derive from Exception.
-      raise typer.Exit(_report_failure(error, options.get('as_json', False))) from None
+      raise typer.Exit(_report_failure(error, options.get('as_json', False), verbose)) from None
 
   return wrapper
 
@@ -70,6 +75,8 @@ def format_setting(command: str, setting: Setting) -> str:
   own_option = f'--{name.replace("_", "-")}' if is_own else None
   options = _OPTION_BY_SETTING | (_FIT_OPTION_BY_SETTING if command == 'fit' else {})
   option = options.get(setting.key, own_option)
+  if setting.value is ... and setting.key in _ARGUMENT_BY_SETTING:
+    return _ARGUMENT_BY_SETTING[setting.key]
   if option is None and takes_override:
     # Without a value the setting is only named, but --override always takes one.
     setting = setting._replace(value='...') if setting.value is ... else setting
@@ -81,6 +88,20 @@ def format_setting(command: str, setting: Setting) -> str:
   if setting.value is ... or setting.value is True:
     return option
   return shlex.quote(f'{option}={errors.format_value(setting.value)}')
+
+
+def require_writable(option: str, folder: Path | None) -> None:
+  """Refuse an output folder that cannot be written, before any work is done.
+
+  Args:
+    option: option or argument that names the output.
+    folder: the folder, which may not exist yet; None if there is no output.
+  """
+  from uadjax.system import files
+
+  if folder and (reason := files.unwritable_reason(folder)):
+    message = f'cannot write to {folder} ({reason}); name another place.'
+    raise typer.BadParameter(message, param_hint=option)
 
 
 def print_error(error: BaseException, message: str, as_json: bool) -> None:
@@ -108,17 +129,17 @@ def discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report_failure(error: BaseException, as_json: bool) -> int:
-  """Print the message of a failure, and return its exit status."""
+def _report_failure(error: BaseException, as_json: bool, verbose: bool) -> int:
+  """Print the message of a failure, with `verbose` its traceback, and return its exit status."""
   from uadjax.system import logging
 
   if isinstance(error, KeyboardInterrupt):  # Ctrl-C came before the signal handlers were set.
     error = errors.Interrupted(f'Stopped by {signal.SIGINT.name}.')
   expected_errors = errors.UserError, errors.Interrupted, OSError
   if as_json or isinstance(error, expected_errors):
-    print_error(error, str(error), as_json)
+    print_error(error, errors.describe(error), as_json)
   if not isinstance(error, expected_errors):
     logging.report_internal_error(error, None)
-  if isinstance(error, errors.Interrupted):
-    return _SIGNAL_STATUS_BASE + (error.signal_number or signal.SIGINT)
-  return EXIT_USAGE if isinstance(error, errors.ConfigError | errors.UnknownName) else EXIT_FAILURE
+  elif verbose:
+    traceback.print_exception(error)
+  return errors.exit_status(error)

@@ -5,11 +5,12 @@ import importlib.util
 import os
 from pathlib import Path
 
+from uadjax.cli import console
 from uadjax.cli.options import ServeOptions
 from uadjax.errors import ConfigError
 from uadjax.inference import demo_model
 from uadjax.model import model_dir
-from uadjax.system import http
+from uadjax.system import http, text
 
 
 def run(options: ServeOptions) -> None:
@@ -20,7 +21,7 @@ def run(options: ServeOptions) -> None:
   """
   for package in ('fastapi', 'orjson', 'prometheus_client', 'python_multipart', 'uvicorn'):
     if importlib.util.find_spec(package) is None:
-      raise ConfigError(f"The service needs {package}: pip install 'uadjax[serve]'.")
+      raise ConfigError(f'The service needs {package}: {text.install_command("serve")}.')
   from uadjax import serve
 
   settings = serve.Settings(
@@ -36,7 +37,11 @@ def run(options: ServeOptions) -> None:
     resolve_token(options.token),
     options.drain,
   )
-  serve.serve(settings, options.host, options.port)
+  serve.serve(settings, options.host, options.port, _print_address)
+
+
+def _print_address(address: str) -> None:
+  console.print_line(f'Serving at {address} (Ctrl-C stops it)')
 
 
 def resolve_token(option: str | None) -> str:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from uadjax import sweep as sweeps
+from uadjax import errors, sweep as sweeps
 from uadjax.cli import console, predict, runtime
 from uadjax.cli.options import SweepOptions
 from uadjax.data import layouts
@@ -21,6 +21,7 @@ from uadjax.system import logging, progress
 def run(options: SweepOptions) -> None:
   """Run this host's shard of a sweep, and write the table of all finished runs."""
   workdir = options.workdir
+  runtime.require_writable('--workdir', workdir)
   # Absolute, so that the settings do not depend on the working directory.
   root = str(options.dataset.resolve())
   settings = {'data.root': root, **predict.parse_overrides(options.override)}
@@ -54,7 +55,7 @@ def run(options: SweepOptions) -> None:
     console.print_line(f'{len(finished)} of {len(runs)} runs are finished. Table: {path}')
   if failures:
     print(f'Error: {len(failures)} runs failed.', *failures, sep='\n  ', file=sys.stderr)
-    raise typer.Exit(runtime.EXIT_FAILURE)
+    raise typer.Exit(errors.EXIT_FAILURE)
 
 
 def _plan_runs(options: SweepOptions, settings: Mapping[str, str]) -> list[sweeps.Run]:

@@ -18,11 +18,12 @@ class _Entry(NamedTuple):
   make: Callable[..., Detector]
   settings: Callable[..., options.DetectorSettings]
   learns_in_one_pass: bool  # Whether it sees every image once, and has a `leave_one_out`.
+  selects_coreset: bool = False  # Whether it has an `incremental.select`.
 
 
 _DETECTORS = {
   'padim': _Entry('PaDiM', padim.make, options.PadimSettings, True),
-  'patchcore': _Entry('PatchCore', patchcore.make, options.PatchcoreSettings, True),
+  'patchcore': _Entry('PatchCore', patchcore.make, options.PatchcoreSettings, True, True),
   'stfpm': _Entry('STFPM', stfpm.make, options.StfpmSettings, False),
 }
 
@@ -56,6 +57,11 @@ def title(name: str) -> str:
 def learns_in_one_pass(name: str) -> bool:
   """Return whether a detector sees every training image once, and needs no validation images."""
   return _find_entry(name).learns_in_one_pass
+
+
+def selects_coreset(name: str) -> bool:
+  """Return whether a detector selects a coreset after it has seen all images."""
+  return _find_entry(name).selects_coreset
 
 
 def _find_entry(name: str) -> _Entry:

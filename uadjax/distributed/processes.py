@@ -32,7 +32,7 @@ import numpy as np
 
 from uadjax.distributed import cluster_env
 from uadjax.distributed.settings import HostSettings
-from uadjax.errors import ConfigError, Interrupted, refuse, Setting, UserError
+from uadjax.errors import ConfigError, EXIT_FAILURE, Interrupted, refuse, Setting, UserError
 
 # JAX has no type for the errors with which it reports a lost process: its collective operations on
 # CPUs (Gloo) and its coordination service name themselves in the message. Most are of the first
@@ -267,8 +267,8 @@ def explain(error: Exception | Interrupted) -> Exception | Interrupted:
   return _lost(str(error).splitlines()[0][:120]) if is_lost else error
 
 
-def exit_process() -> NoReturn:
-  """End this process at once, after its failure was reported.
+def exit_process(status: int = EXIT_FAILURE) -> NoReturn:
+  """End this process at once with an exit status, after its failure was reported.
 
   An orderly exit could deadlock, because processes would wait for each other. The other processes
   notice that this one has left JAX's coordination service. The first waits until they have left,
@@ -279,7 +279,7 @@ def exit_process() -> NoReturn:
     _coordination_client().shutdown()
     while jax.process_index() == 0 and _live_processes({*range(jax.process_count())}):
       time.sleep(_EXIT_POLL_INTERVAL_S)
-  _exit()
+  _exit(status)
 
 
 def _watch(watched: set[int], on_failure: FailureCallback | None, heartbeat_s: float) -> None:
@@ -329,7 +329,7 @@ def _report(on_failure: FailureCallback | None, error: ProcessLost, owns_workdir
     print(f'{type(error).__name__}: {error}', file=sys.stderr)
 
 
-def _exit() -> NoReturn:
+def _exit(status: int = EXIT_FAILURE) -> NoReturn:
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(1)
+  os._exit(status)

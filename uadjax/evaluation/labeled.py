@@ -16,7 +16,7 @@ from uadjax.errors import DataError, Setting
 from uadjax.evaluation import pixel_scores
 from uadjax.model import calibration, scoring
 from uadjax.model.settings import CalibrateSettings
-from uadjax.system import logging
+from uadjax.system import logging, progress
 from uadjax.types import Batch, Scores
 
 
@@ -90,6 +90,7 @@ def score(
   pixels = pixel_scores.empty(ops, len(records))
   rows: list[tuple[bool, float, float]] = []
   scored = scoring.score_records(scorer, fitted, records, cache, batch_size, mesh, fitted_specs)
+  scored = progress.show_progress(scored, len(records), 'Scoring labeled images')
   for i, (record, anomaly_map, image_score) in enumerate(scored):
     rows.append((record.is_anomalous, image_score, float(anomaly_map.max())))
     size = image_io.image_size(record.path)

@@ -69,13 +69,20 @@ def _train(config: Settings, workdir: Path) -> Result:
   # One additional image is enough to extend a model.
   min_images = 1 if config.fit.extend else checks.MIN_IMAGES
   cache = ImageCache(transforms.parse(config.data.ops), config.fit.cache_bytes)
-  start = time.perf_counter()
-  splits = prepare.checked_splits(config.data, config.check.enforce, min_images, cache.add)
-  check_s = time.perf_counter() - start
-  evaluate_run.check_parts(config, splits.test)
-  processes.barrier('fitting', config.hosts.wait_s)
-  training_result = training.train(config, splits, cache, workdir)
-  processes.barrier('evaluation', config.hosts.wait_s)
+  titles = evaluate_run.CHECK, *training.step_titles(config), evaluate_run.EVALUATION
+  steps = [*map(progress.Step, titles)]
+  with progress.planned_steps(steps):
+    start = time.perf_counter()
+    progress.announce(evaluate_run.CHECK)
+    splits = prepare.checked_splits(config.data, config.check.enforce, min_images, cache.add)
+    check_s = time.perf_counter() - start
+    evaluate_run.check_parts(config, splits.test)
+    steps.pop()
+    if splits.test and config.evaluate.do_eval:
+      steps.append(progress.Step(evaluate_run.EVALUATION, len(splits.test)))
+    processes.barrier('fitting', config.hosts.wait_s)
+    training_result = training.train(config, splits, cache, workdir)
+    processes.barrier('evaluation', config.hosts.wait_s)
   timing = {'check_s': check_s, **training_result.pop('timing')}
   start = time.perf_counter()
   model = _load_on_mesh(config, workdir / 'model')

@@ -20,10 +20,12 @@ from uadjax.evaluation.report import gallery, provenance
 from uadjax.experiment import model_thresholds
 from uadjax.inference import parts
 from uadjax.model import model_dir as model_dirs
-from uadjax.system import logging
+from uadjax.system import logging, progress
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
+# Titles of steps.
+CHECK, EVALUATION = 'dataset check', 'evaluation'
 # Limit for images in memory when a model is evaluated without a training before.
 _MAX_CACHE_BYTES = 1 << 28
 
@@ -52,6 +54,7 @@ def evaluate_and_report(
   if not test_records:
     logging.LOG.info('The dataset has no test images; skipping the evaluation.')
     return result
+  progress.announce(EVALUATION)
   options, run_label = config.evaluate, workdirs.category_name(config)
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
   mask_threshold = config.data.mask_threshold
@@ -126,9 +129,13 @@ def check_and_evaluate(
     ConfigError: there are no test images.
   """
   cache = ImageCache(model.ops, _MAX_CACHE_BYTES)
-  test_records = prepare.checked_test_set(config.data, config.check.enforce, cache.add)
-  check_parts(config, test_records)
-  return evaluate_and_report(model, test_records, config, workdir, None, report_path, cache.images)
+  with progress.planned_steps([progress.Step(CHECK), progress.Step(EVALUATION)]):
+    progress.announce(CHECK)
+    test_records = prepare.checked_test_set(config.data, config.check.enforce, cache.add)
+    check_parts(config, test_records)
+    return evaluate_and_report(
+      model, test_records, config, workdir, None, report_path, cache.images
+    )
 
 
 def write_report(

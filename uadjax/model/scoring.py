@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import itertools
-import math
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -16,7 +15,6 @@ from uadjax.data.records import Record
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration
-from uadjax.system import progress
 from uadjax.types import Batch, Scores
 
 OnDevice = TypeVar('OnDevice')
@@ -78,7 +76,7 @@ def score_records(
   batches = map(prepare, batches)
   pending = prefetch_to_device(batches, lambda x: scorer(fitted, meshes.shard_batch(mesh, x)))
   remaining = iter(records)
-  for scores in progress.show_progress(pending, math.ceil(len(records) / batch_size), 'Scoring'):
+  for scores in pending:
     scores = meshes.to_host(mesh, scores)
     for row, record in enumerate(itertools.islice(remaining, batch_size)):
       yield ScoredRecord(record, scores.map[row], float(scores.image[row]))

@@ -6,6 +6,7 @@
 """
 
 import asyncio
+from collections.abc import Callable
 import logging
 import signal
 
@@ -14,15 +15,22 @@ import uvicorn
 
 from uadjax.serve import app as app_module, observability, settings as settings_module
 from uadjax.serve.settings import Settings
+from uadjax.system import logging as log
 
 
-def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None:
+def serve(
+  settings: Settings,
+  host: str = '127.0.0.1',
+  port: int = 8000,
+  on_ready: Callable[[str], object] = lambda address: None,
+) -> None:
   """Serve requests until SIGTERM or Ctrl-C, then finish those that were accepted.
 
   Args:
     settings: settings of the service.
     host: address to listen on; 0.0.0.0 for all addresses of the machine.
     port: port to listen on; 0 for any free one.
+    on_ready: function to call with the address once the models are open.
 
   Raises:
     UserError: a setting is invalid, or a model cannot be opened.
@@ -30,7 +38,9 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
   """
   settings = settings_module.with_fallbacks(settings)
   settings_module.validate_settings(settings)
-  application = app_module.build_app(settings, lambda: setattr(server, 'should_exit', True))
+  application = app_module.build_app(
+    settings, lambda: setattr(server, 'should_exit', True), lambda: on_ready(address)
+  )
   config = uvicorn.Config(
     application,
     host,
@@ -47,7 +57,9 @@ def serve(settings: Settings, host: str = '127.0.0.1', port: int = 8000) -> None
   # then, since a requested stop is a success.
   previous_handlers = {number: signal.signal(number, lambda *_: None) for number in signals}
   try:
-    server.run()
+    with config.bind_socket() as listener:
+      address = f'http://{f"[{host}]" if ":" in host else host}:{listener.getsockname()[1]}'
+      server.run([listener])
   except SystemExit as exit_error:
     message = f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
     raise OSError(message) from exit_error
@@ -65,14 +77,14 @@ def _is_reportable(record: logging.LogRecord) -> bool:
 
 
 def _configure_logging() -> None:
-  """Log to stderr as lines of JSON, including uvicorn's messages."""
+  """Log to stderr as lines of JSON, including uvicorn's messages, from the shown level on."""
   handler = logging.StreamHandler()
   handler.setFormatter(observability.JsonFormatter())
   handler.addFilter(_is_reportable)
   for name in ('uadjax', 'uvicorn.error'):
     logger = logging.getLogger(name)
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(log.shown_level())
 
 
 __all__ = ['Settings', 'serve']

@@ -25,13 +25,18 @@ _UNAUTHENTICATED_PATHS = ('/', '/health', '/v2/health/live', '/v2/health/ready')
 _PAGE_PREFIX = '/page/'
 
 
-def build_app(settings: Settings, stop: Callable[[], object] = lambda: None) -> fastapi.FastAPI:
+def build_app(
+  settings: Settings,
+  stop: Callable[[], object] = lambda: None,
+  on_ready: Callable[[], object] = lambda: None,
+) -> fastapi.FastAPI:
   """Build the application, which opens the models when it starts.
 
   Args:
     settings: validated settings of the service.
     stop: function that stops the server; it is called when a model cannot be opened, after the
       error was stored in `app.state.service.failure`.
+    on_ready: function to call once all models are open.
   """
   service = Service(settings)
 
@@ -39,12 +44,16 @@ def build_app(settings: Settings, stop: Callable[[], object] = lambda: None) -> 
   async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
     opening_task = asyncio.create_task(service.open())
 
-    def stop_on_failure(task: asyncio.Task[None]) -> None:
-      if not task.cancelled() and task.exception():
+    def report_opening(task: asyncio.Task[None]) -> None:
+      if task.cancelled():
+        return
+      if task.exception():
         service.failure = task.exception()
         stop()
+      else:
+        on_ready()
 
-    opening_task.add_done_callback(stop_on_failure)
+    opening_task.add_done_callback(report_opening)
     yield
     opening_task.cancel()
     await asyncio.gather(opening_task, return_exceptions=True)

@@ -49,18 +49,25 @@ def raise_on_signal() -> Iterator[None]:
 def stop_event_on_signal() -> Iterator[threading.Event]:
   """Yield an event that the first SIGTERM or SIGINT sets, for a loop to check between steps.
 
-  A second signal is handled as before the call.
+  A second signal is handled as before the call. An Interrupted raised by the
+  block gets the number of the signal.
   """
   stop_event = threading.Event()
+  received: list[int] = []
   with contextlib.ExitStack() as stack:
 
     def request_stop(signal_number: int, frame: types.FrameType | None) -> None:
       stop_event.set()
+      received.append(signal_number)
       stack.close()
       print('Stopping after this step; a second signal stops at once.', file=sys.stderr)
 
     stack.enter_context(_signal_handlers(request_stop))
-    yield stop_event
+    try:
+      yield stop_event
+    except Interrupted as error:
+      error.signal_number = error.signal_number or next(iter(received), None)
+      raise
 
 
 def _signal_main_thread(signal_number: int) -> None:

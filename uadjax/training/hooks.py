@@ -7,7 +7,7 @@ use the state after it returns, because the next update donates the buffers of t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import datetime
+from logging import DEBUG, INFO
 import math
 from pathlib import Path
 import threading
@@ -20,7 +20,7 @@ import numpy as np
 
 from uadjax.distributed import processes
 from uadjax.errors import Interrupted, refuse, Setting
-from uadjax.system import logging, tensorflow
+from uadjax.system import logging, progress, tensorflow
 from uadjax.training import checkpoint
 from uadjax.types import Batch, Metrics, PyTree
 
@@ -33,6 +33,8 @@ _SHORT_NAMES = {'learning_rate': 'lr'}
 @dataclasses.dataclass
 class LogHook:
   """Hook that writes a log line and scalars every `log_every` steps and at the last step.
+
+  The console shows lines at the pace of progress lines only, unless it shows details.
 
   Attributes:
     num_steps: number of the last step.
@@ -50,6 +52,7 @@ class LogHook:
 
   def __post_init__(self):
     self._start, self._data_seconds = time.perf_counter(), 0.0
+    self._console_pace = progress.Pace(self.num_steps, self.logged_step)
 
   def time_data(self, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield the batches of the fit loop, and count the time of waiting for them."""
@@ -68,11 +71,13 @@ class LogHook:
     step_s, data_s = (now - self._start) / num_steps, self._data_seconds / num_steps
     self.logged_step, self._start, self._data_seconds = step, now, 0.0
     metric_text = '  '.join(f'{_SHORT_NAMES.get(k, k)} {v:.4g}' for k, v in values.items())
-    eta = datetime.timedelta(seconds=round((self.num_steps - step) * step_s))
+    rest = progress.remaining_time((self.num_steps - step) * step_s)
     speed = {'step_s': step_s, 'data_s': data_s, 'images_per_s': self.batch_size / step_s}
-    logging.LOG.info(
-      'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  ETA %s',
-      step, self.num_steps, metric_text, *speed.values(), eta,
+    is_shown = self._console_pace.is_due(step) or step == self.num_steps
+    logging.LOG.log(
+      INFO if is_shown else DEBUG,
+      'step %d/%d  %s  step %.3f s  data %.3f s  %.1f images/s  %s',
+      step, self.num_steps, metric_text, *speed.values(), rest,
     )  # fmt: skip
     self.write_scalars(step, values | speed)
 

@@ -20,6 +20,7 @@ from uadjax.data.records import Record
 from uadjax.detectors.base import HostEmbeddings
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.model import calibration, incremental_state, scoring
+from uadjax.system import progress
 from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.training.one_pass import OnePassRun
 from uadjax.types import Arrays, Batch, PyTree, Scores
@@ -61,6 +62,25 @@ def score(
   num_scored_folds = max(1, len(np.unique(table.scored_folds)))
   batch_size = min(batch_size, math.ceil(len(records) / num_scored_folds))
   scores, peaks = np.zeros((2, len(records)))
+  scored_rows = _score_rows(run, extractor, embeddings, records, batch_size)
+  # Only the scores of a single model take the time that those of the final model will take.
+  scored_rows = progress.show_progress(
+    scored_rows, len(records), 'Calibrating', run.leave_one_out.num_folds == 1
+  )
+  for row, scored in scored_rows:
+    scores[row], peaks[row] = scored.score, scored.anomaly_map.max()
+  paths = ['' if old else str(r.path) for r, old in zip(records, is_old, strict=True)]
+  return calibration.CalibrationScores(tuple(paths), scores, peaks)
+
+
+def _score_rows(
+  run: OnePassRun,
+  extractor: PyTree,
+  embeddings: EmbeddingStore,
+  records: Sequence[Record],
+  batch_size: int,
+) -> Iterator[tuple[int, scoring.ScoredRecord]]:
+  """Yield the position of each record and its scores, by models that have not learned from it."""
   for rows, scorer, model, specs in _held_out_models(run, extractor, embeddings, batch_size):
     chosen = [records[i] for i in rows.tolist()]
 
@@ -70,10 +90,8 @@ def score(
     scored = scoring.score_records(
       scorer, model, chosen, run.cache, batch_size, run.mesh, specs, add_embeddings
     )
-    _, scores[rows], peaks[rows] = scoring.collect_calibration_scores(scored)
+    yield from zip(rows.tolist(), scored, strict=True)
     del model, scored  # They may take gigabytes.
-  paths = ['' if old else str(r.path) for r, old in zip(records, is_old, strict=True)]
-  return calibration.CalibrationScores(tuple(paths), scores, peaks)
 
 
 def _held_out_models(

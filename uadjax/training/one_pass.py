@@ -31,6 +31,8 @@ from uadjax.training.embedding_store import EmbeddingStore
 from uadjax.training.image_table import ImageTable
 from uadjax.types import Batch, PyTree, Variables
 
+CORESET = 'coreset'  # Title of the step that selects a coreset of what was learned.
+
 
 class OnePassRun(NamedTuple):
   """A run of a detector that sees every image once.
@@ -106,6 +108,8 @@ def fit_one_pass(
   start_time = time.perf_counter()
   state, finalize = _learn(run, state, extractor, batch_size, log_every, embeddings)
   calibration_start = time.perf_counter()
+  if incremental.select:
+    progress.announce(CORESET)
   if run.leave_one_out.select_coresets:
     coresets = run.leave_one_out.select_coresets(state, run.previous.state_arrays)
     incremental_state.save_state_arrays(run.state_dir, coresets)

@@ -30,6 +30,8 @@ Result = dict[str, Any]
 # Settings that a run must share with the run that it extends.
 _FIXED_ON_EXTEND = ('detector.', 'backbone.name', 'data.ops')
 _MIN_IMAGES = 3  # Without the held-out image, two remain, as a variance needs.
+# Titles of the steps, with `one_pass.CORESET`.
+FIT, CALIBRATION = 'fit', 'calibration'
 
 
 def train(
@@ -58,6 +60,12 @@ def train(
   level = logging.WARNING if thresholds.is_over_budget else logging.INFO
   log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', thresholds)
   return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml', **result}
+
+
+def step_titles(config: Settings) -> tuple[str, ...]:
+  """Return the titles of the steps that `train` announces."""
+  coreset = (one_pass.CORESET,) if detectors.selects_coreset(config.detector.name) else ()
+  return FIT, *coreset, CALIBRATION
 
 
 def validate(config: Settings) -> None:
@@ -113,16 +121,19 @@ def _train_by_gradient(
   held_out = f'{len(validation_records)} for validation, {len(calibration_records)} for calibration'
   _log_start(config, f'{num_train} good images for training, {held_out}', records, weights, mesh)
   workdirs.prepare(workdir, config)
+  progress.announce(FIT)
   with signals.stop_event_on_signal() as stop_event:
     fit = loop.fit(
       detector, variables, config, train_records, validation_records, cache, mesh, workdir,
       stop_event,
     )  # fmt: skip
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
+  progress.announce(CALIBRATION)
   fitted, batch_size = fit.fitted, config.evaluate.batch_size
   scorer = scoring.image_scorer(detector)
   distinct_records = record_types.distinct(calibration_records)
   scored = scoring.score_records(scorer, fitted, distinct_records, cache, batch_size, mesh)
+  scored = progress.show_progress(scored, len(distinct_records), 'Calibrating', True)
   scores = scoring.collect_calibration_scores(scored)
   labeled_scores = labeled.score(
     scorer, fitted, labeled_records, config.data.mask_threshold, cache, batch_size, mesh
@@ -209,7 +220,9 @@ def _fit_and_calibrate(
   max_bytes = 0 if processes.is_multiprocess() else config.fit.cache_bytes
   stored_records = run.image_table.records_at(image_table.rows_to_store(run.image_table))
   embeddings = EmbeddingStore([record.path for record in stored_records], max_bytes)
+  progress.announce(FIT)
   fit = one_pass.fit_one_pass(run, config.fit.batch_size, config.fit.log_every, embeddings)
+  progress.announce(CALIBRATION)
   peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
   arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
   calibration_start = time.perf_counter() - fit.calibration_seconds
