@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from uadjax.errors import ConfigError, DataError, ModelError, Setting, UnknownNa
 from uadjax.experiment import fit_model
 from uadjax.model import model_dir
 from uadjax.training import settings
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = {
   'data.ops': 'resize(32, 48)', 'detector.layers': 'layer1,layer2', 'detector.channels': 9,
@@ -65,6 +68,25 @@ def test_what_is_no_folder_is_refused_and_leaves_none(dataset, tmp_path, monkeyp
   with pytest.raises(DataError, match=f"'{dataset}' is not a folder"):
     uadjax.fit_model(dataset)
   assert not any(tmp_path.iterdir())
+
+
+def test_the_code_of_the_readme_runs_twice(drawn, tmp_path, monkeypatch, capsys):
+  (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+  shutil.copytree(drawn / 'disc' / 'train' / 'good', tmp_path / 'good_images')
+  shutil.copytree(drawn / 'disc' / 'test' / 'spot', tmp_path / 'new_images')
+  monkeypatch.chdir(tmp_path)
+  fit = uadjax.fit_model  # With a detector and settings that take seconds.
+  monkeypatch.setattr(
+    uadjax,
+    'fit_model',
+    lambda folder, overrides: fit(folder, 'PaDiM', overrides={**SMALL, **overrides}),
+  )
+  for _ in range(2):
+    exec(code, {})
+    *verdicts, place = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] in ('OK', 'review', 'NG') for line in verdicts] == [True] * 2
+    (directory,) = re.findall(r'^PaDiM of (\S+) on ', place)
+    assert (tmp_path / directory / 'manifest.json').is_file()
 
 
 def test_a_wrong_setting_names_the_nearest(drawn):
