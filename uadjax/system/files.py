@@ -14,6 +14,11 @@ import shutil
 import tempfile
 from typing import Any, BinaryIO, IO, TypeAlias
 
+from uadjax.errors import ConfigError
+from uadjax.system import logging
+
+ANNOUNCED_BYTES = 200_000_000  # Larger files are announced before they are written.
+
 # Function (path, content) that prepares a file which will replace the one at `path`.
 Stage: TypeAlias = Callable[[Path, bytes], None]
 
@@ -23,11 +28,6 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _CSV_SPECIAL = re.compile('[",\r\n]')
 _QUOTED_EMPTY = '""'  # A blank line would not be a row.
 _MAX_CSV_CELL = 1 << 30  # Of a million regions; the limit of the csv module is 128 KiB.
-
-from uadjax.errors import ConfigError
-from uadjax.system import logging
-
-ANNOUNCED_BYTES = 200_000_000  # Larger files are announced before they are written.
 
 
 def cache_dir() -> Path:
