@@ -144,7 +144,7 @@ class Interrupted(_ErrorWithHint):
 
 
 def describe(error: BaseException) -> str:
-  """Return the message of an error; for one of the operating system, its path and reason."""
+  """Return the message of an error; for an error of the operating system, its path and reason."""
   reason = getattr(error, 'reason', error)  # An error of urllib wraps that of the socket.
   if not (isinstance(reason, OSError) and reason.strerror):
     return str(error)

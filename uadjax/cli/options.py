@@ -89,7 +89,7 @@ class CommonOptions(NamedTuple):
   """Options of every command."""
 
   verbose: bool = _flag('--verbose', 'Show details, and tracebacks of errors.', short='-v')
-  quiet: bool = _flag('--quiet', 'Show only warnings and errors beside the results.')
+  quiet: bool = _flag('--quiet', 'Show only results, warnings and errors.')
 
 
 class ScoringOptions(NamedTuple):
@@ -345,11 +345,12 @@ class ReportOptions(NamedTuple):
 
 
 class ThresholdOptions(NamedTuple):
-  """Show the thresholds of a model and what others cost, or write new ones into the model.
+  """Show the thresholds of a model and the false alarms of others, or write new ones into it.
 
-  Needs no images: the trade-off rests on the stored calibration scores.
-  Thresholds change only with an option that says how; exported graphs in MODEL_DIR change, too.
-  With --labeled they are chosen on these images, so metrics on them are optimistic.
+  Without an option, thresholds do not change.
+  Only --labeled needs images: all other options use the stored calibration scores.
+  Exported graphs in MODEL_DIR get the new thresholds, too.
+  Metrics on the images of --labeled are optimistic, because thresholds are chosen on them.
 
   Examples:
     uadjax threshold runs/bolts/model
@@ -368,11 +369,11 @@ class ThresholdOptions(NamedTuple):
     None, 'DIR', 'Dataset with good and defective images, for f1 and cost.', _CALIBRATION
   )
   method: Literal['normals', 'confident', 'f1', 'cost'] | None = _option(
-    None, 'NAME', 'normals, confident, f1 or cost. Default: that of the fit, without labels.',
+    None, 'NAME', 'normals, confident, f1 or cost. Default: confident as in the fit, or normals.',
     _CALIBRATION,
   )  # fmt: skip
   miss_cost: float | None = _option(
-    None, 'X', 'For cost: cost of a missed defect relative to a false alarm.', _CALIBRATION
+    None, 'X', 'For cost: cost of a defect that is not NG, in false alarms.', _CALIBRATION
   )
   image_threshold: float | None = _setting(PredictSettings, 'image_threshold', 'X', _THRESHOLDS)
   review_threshold: float | None = _setting(PredictSettings, 'review_threshold', 'X', _THRESHOLDS)

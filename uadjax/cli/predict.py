@@ -187,7 +187,7 @@ class _Summary(NamedTuple):
 
 
 def _image_sizes(images: object, skip: Path | None, part_pattern: str | None) -> list[int]:
-  """Return the number of bytes of each image, after checking that its part is known."""
+  """Return the size of each image file in bytes, and check that the part of each image is known."""
   sizes = []
   for source in sources.expand(images, skip):
     if part_pattern:

@@ -39,7 +39,7 @@ class ImageResult(NamedTuple):
     warnings: code and message of each warning.
     peak: largest value of the anomaly map.
     at: x and y of the peak.
-    regions: regions to look at, if the image is for review.
+    regions: regions to look at; empty unless the image is for review.
     confusion: confusion counts of the visible pixels; None without ground truth.
     region_sizes: size of each visible defective region in pixels.
     region_hits: whether any pixel of each region is marked.
@@ -88,7 +88,7 @@ def evaluate(
 ) -> Evaluation:
   """Score a test set and compute its metrics; write `scores.csv` and pictures.
 
-  With a pattern, the verdicts on the parts are counted, and `parts.csv` lists them.
+  With `part_pattern`, also count the verdicts on parts, and list them in `parts.csv`.
 
   Args:
     model: model to evaluate.
@@ -273,7 +273,7 @@ _RANK_METRICS = {'auroc': metrics.auroc, 'ap': metrics.average_precision, 'f1_ma
 def _metrics_at_threshold(results: Sequence[ImageResult]) -> Metrics:
   """Compute counts and metrics at the calibrated thresholds.
 
-  Positive are NG images and marked pixels. Missed images are OK; those to review are not missed.
+  Positive are NG images and marked pixels. Missed are defective images that are OK.
   """
   is_anomalous = np.array([r.record.is_anomalous for r in results], bool)
   labels, defects = np.array([[r.label, r.record.defect] for r in results]).reshape(-1, 2).T

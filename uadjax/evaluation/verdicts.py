@@ -21,7 +21,7 @@ _OUTCOMES = {
   'defective': {'ng': 'found', 'review': 'to review', 'ok': 'missed'},
   'good': {'ok': 'passed', 'review': 'to review', 'ng': 'falsely rejected'},
 }
-_SURPRISE = 1e-3  # Probability below which so many false rejections cannot be chance.
+_SURPRISE = 1e-3  # Probability below which so many false rejections are not taken for chance.
 
 
 class Outcome(NamedTuple):
@@ -86,10 +86,13 @@ def summarize(counts: Counts) -> str:
 def model_warnings(counts: Counts, thresholds: calibration.Thresholds) -> list[dict[str, str]]:
   """Return a warning, with code and message, if the model does not seem to fit the good images.
 
-  It requires that more than half of the good images are NG. Fewer may be a drift of the same
-  product. And so many must be improbable: below 0.1 % by the binomial distribution, even if the
-  false-alarm rate is at the 95 % bound of the calibration. So a few test images, or a model of a
-  few images, are no evidence. Thresholds set by hand have no such bound and cause no warning.
+  The warning has two conditions:
+
+  - More than half of the good images are NG. Fewer may be a drift of the same product.
+  - So many are improbable: below 0.1 % by the binomial distribution, even if the false-alarm rate
+    is at the 95 % bound of the calibration. With few images they are not improbable.
+
+  Thresholds set by hand have no such bound and cause no warning.
   """
   num_ng, num_good = counts['good']['ng'], sum(counts['good'].values())
   if 2 * num_ng <= num_good:

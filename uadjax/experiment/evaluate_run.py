@@ -109,7 +109,7 @@ def evaluate_and_report(
 
 
 def check_parts(config: Settings, test_records: Sequence[Record]) -> None:
-  """Check that the part of every test image is known, before hours of work.
+  """Check that the part of every test image is known, before a fit or an evaluation.
 
   Raises:
     ConfigError: the name of an image does not match `evaluate.part_pattern`.

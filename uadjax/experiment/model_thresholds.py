@@ -24,17 +24,18 @@ from uadjax.system import files
 from uadjax.system.text import format_percent
 
 _MAX_CACHE_BYTES = 1 << 28
-# An evaluation shows the trade-off if image AUROC is at least, and recall at most, this large.
+# An evaluation shows the trade-off if image AUROC is at least the first value, and recall at most
+# the second.
 _GOOD_AUROC, _POOR_RECALL = 0.85, 0.75
 
 
 class TradeOff(NamedTuple):
-  """Choices of a budget for a model.
+  """Choices of a budget for a model, and what each of them costs.
 
   Attributes:
     directory: model directory.
     choices: choices from the smallest to the largest budget.
-    num_defective: number of labeled defective images that they are compared on; 0 without labels.
+    num_defective: number of labeled defective images for `defects_found`; 0 without labels.
   """
 
   directory: Path
@@ -80,8 +81,8 @@ class Overview(NamedTuple):
     scores: calibration scores; None if they cannot be read.
     trade_off: choices of a budget.
     changes: changes of the thresholds since the model was fitted.
-    updated_graphs: exported graphs that were given new thresholds.
-    outdated_graphs: exported graphs that still have others in their metadata.
+    updated_graphs: exported graphs that got the new thresholds.
+    outdated_graphs: exported graphs that still have other thresholds in their metadata.
   """
 
   info: model_dir.ModelInfo
@@ -157,14 +158,14 @@ def change(
   """Write new thresholds into a model, and into the metadata of its exported graphs.
 
   The manifest records the time and the reason. It is replaced last, so that an interrupted change
-  leaves the old thresholds. Graphs in the model directory and the cached graph are updated; others
-  are only looked for in the work directory and in the current one, and do not change.
+  leaves the old thresholds. Graphs in the model directory and the cached graph are updated. Graphs
+  in the work directory and in the current directory are only listed as outdated.
 
   Args:
     directory: model directory.
-    calibrate_values: settings of the section `calibrate` for a new calibration; empty for none. The
-      others are those of the fit, but without its labeled images, and with a review budget that is
-      at least the budget.
+    calibrate_values: settings of the section `calibrate` for a new calibration; empty for none. All
+      other settings are those of the fit, without its labeled images. A review budget of the fit is
+      raised to the budget if it is smaller.
     thresholds_by_name: thresholds to set by hand.
     device: devices that score labeled images.
 
@@ -179,7 +180,7 @@ def change(
   if calibrate_values:
     if 'image_threshold' in thresholds_by_name:
       image_threshold = thresholds_by_name['image_threshold']
-      message = f'The image threshold is either calibrated or {image_threshold}.'
+      message = f'Image threshold {image_threshold} contradicts a calibration, which sets it, too.'
       hint = 'Omit ', Setting('image_threshold'), ', or all options of the calibration.'
       refuse('image_threshold', image_threshold, message, *hint)
     thresholds, anomalous_scores = _calibrate(info, options, device)
@@ -261,7 +262,7 @@ def _calibrate(
 ) -> tuple[calibration.Thresholds, Float[np.ndarray, ' m'] | None]:
   """Calibrate again; return the thresholds, and the scores of labeled defective images.
 
-  The latter are None without labeled images, none of which may be a calibration image.
+  The scores are None without labeled images. A calibration image must not be a labeled image, too.
   """
   scores = model_dir.load_calibration_scores(info.directory)
   if scores is None or not len(scores.scores):

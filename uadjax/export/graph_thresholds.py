@@ -1,6 +1,6 @@
 """Thresholds in the metadata of exported graphs, for programs that apply them to the scores.
 
-The JSON file next to a graph has them, and in an ONNX file its metadata has them, too.
+They are in the JSON file next to a graph and, for ONNX, also in the metadata of the graph itself.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from uadjax.system import files
 
 
 def find(folder: Path, arrays_sha256: str) -> list[Path]:
-  """Return the graphs in a folder, but not below, that were exported from a model's arrays."""
+  """Return the graphs that are directly in a folder and were exported from a model's arrays."""
   graphs = []
   for path in sorted(folder.glob('*.json')):
     graph = path.with_suffix('')
@@ -32,15 +32,16 @@ def is_outdated(graph: Path, thresholds: calibration.Thresholds) -> bool:
 def stage(stage_file: files.Stage, graph: Path, thresholds: calibration.Thresholds) -> None:
   """Stage the files of a graph with other thresholds.
 
-  An ONNX graph that cannot be rewritten, because the package onnx is missing, stays as it is.
+  An ONNX graph stays as it is if the package onnx is missing or the file is damaged.
   """
   metadata = {**_read_metadata(graph), 'thresholds': thresholds._asdict()}
   if metadata.get('format') == 'onnx':
     try:
       content = _onnx_with_thresholds(graph, thresholds)
-    except Exception:  # The package is missing, or the file is damaged.
+    except Exception:  # No package, or an error of protobuf for a damaged file.
       return
-    # It is replaced after its JSON file: a graph of another hash than there is not used.
+    # The graph is replaced after its JSON file. In between, their hashes differ, so that the graph
+    # is not used.
     stage_file(graph, content)
     metadata['sha256'] = hashlib.sha256(content).hexdigest()
   stage_file(_metadata_path(graph), files.to_json_bytes(metadata))

@@ -1,6 +1,6 @@
-"""Verdicts on parts: the images of one part, such as those of several cameras, have one verdict.
+"""Verdicts on parts, each of which is shown by one or several images, as of several cameras.
 
-The verdict of a part is the worst of its images, whatever their order.
+The verdict on a part is the worst of its images, in any order.
 """
 
 import collections
@@ -23,8 +23,8 @@ def part_of(name: str, pattern: str, key: str = PREDICT_KEY) -> str:
 
   Args:
     name: path or URL of the image.
-    pattern: regular expression with a group `part`, which must match the file name without its
-      suffix. A pattern with a slash may match the end of the path from the beginning of any folder.
+    pattern: regular expression with a group `part` that must match the whole file name without its
+      suffix. A pattern with a slash must match the end of the path, from any folder on.
     key: setting that the pattern comes from, for errors.
 
   Raises:

@@ -152,7 +152,7 @@ class Result(Mapping[str, Any]):
 
   @property
   def regions_pixel_threshold(self) -> float:
-    """Map value that the pixels of `regions` exceed: lower for an image to review."""
+    """Anomaly-map value that the pixels of `regions` exceed; lower for an image to review."""
     return calibration.region_threshold(self.label, self.peak, self.thresholds)
 
   @functools.cached_property
@@ -166,7 +166,7 @@ class Result(Mapping[str, Any]):
   def regions(self) -> list[region_ops.Region]:
     """Connected regions to look at, the highest peak first.
 
-    They are those of the predicted mask; for an image to review, those of a lower threshold.
+    They are regions of the predicted mask or, for an image to review, of `region_mask`.
     """
     regions = region_ops.find_regions(self.region_mask, self.anomaly_map)
     return sorted(regions, key=lambda r: (-r.peak, r.box))

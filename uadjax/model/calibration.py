@@ -80,10 +80,11 @@ class Thresholds(NamedTuple):
 
   @property
   def review_pixel_threshold(self) -> float:
-    """Return the map value above which pixels of an image to review belong to its regions.
+    """Value of the anomaly map above which pixels of an image to review belong to its regions.
 
-    It is to the pixel threshold as the review threshold is to the image threshold. Without a review
-    band, or if a threshold is not a positive number, it is the pixel threshold.
+    It is the pixel threshold, multiplied by the ratio of the review threshold to the image
+    threshold. Without a review band, or if either is not positive and finite, it is the pixel
+    threshold.
     """
     if not (0 < self.review_threshold < self.image_threshold < math.inf):
       return self.pixel_threshold
@@ -246,9 +247,9 @@ def by_name(source: object) -> dict[str, Any]:
 def override(thresholds: Thresholds, section: str = '', /, **values: float | None) -> Thresholds:
   """Return thresholds with some of them replaced by hand; None keeps a threshold.
 
-  A review threshold that is not given is lowered to a given image threshold below it. A new image
-  or review threshold makes the method 'manual' and both false-alarm rates NaN, since no calibration
-  supports them; a new pixel threshold does not.
+  A review threshold that is not given is lowered to an image threshold below it. A new image or
+  review threshold makes the method 'manual' and both false-alarm rates NaN, since no calibration
+  supports them. A new pixel threshold does not.
 
   Args:
     thresholds: calibrated thresholds.
@@ -302,15 +303,15 @@ def label(score: float, thresholds: Thresholds, has_warnings: bool = False) -> s
 
 
 def region_threshold(label: str, peak: float, thresholds: Thresholds) -> float:
-  """Return the map value above which the pixels of an image belong to its regions.
+  """Return the value of the anomaly map above which the pixels of an image belong to its regions.
 
-  It is the pixel threshold or, for an image to review, the review pixel threshold. An image may be
-  for review although its map is lower still, because of a warning for example; its regions then
-  reach down to 95 % of the largest map value. So an image to review has at least one region.
+  It is the pixel threshold or, for an image to review, the review pixel threshold. Because of a
+  warning, for example, an image may be for review although its whole map is lower. Its regions then
+  reach down to 95 % of the peak. So an image to review has at least one region.
 
   Args:
     label: label of the image.
-    peak: largest map value of the image.
+    peak: largest value of the anomaly map.
     thresholds: thresholds that gave the label.
   """
   if label != 'review':
@@ -325,7 +326,7 @@ _PEAK_MARGIN = 0.05
 def worst_first_key(
   score: float, label: str, image_threshold: float, is_defective: bool = False
 ) -> tuple[bool, float]:
-  """Return the key that sorts images by "worst first", in every interface.
+  """Return the key that sorts images with the worst first, in every interface.
 
   Wrong verdicts come first: NG for a good image, OK for a defective one. Then the distance of the
   score to the image threshold decides, on the wrong side of it first. An image of unknown class

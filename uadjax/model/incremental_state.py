@@ -75,7 +75,7 @@ EMPTY = IncrementalState(
 def save_state_arrays(folder: Path, state_arrays: Arrays) -> None:
   """Write arrays one by one, without copies, because a covariance may have gigabytes."""
   num_bytes = sum(getattr(value, 'nbytes', 0) for value in state_arrays.values())
-  files.announce_size('the state from which further images can be learned', folder, num_bytes)
+  files.announce_size('the state for adding images later', folder, num_bytes)
   for name, value in state_arrays.items():
     np.save(folder / f'{name}.npy', np.asarray(value), allow_pickle=False)
 

@@ -190,7 +190,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def read_calibrate_settings(directory: Path) -> CalibrateSettings:
-  """Return the settings by which the run that fitted a model calibrated its thresholds."""
+  """Return the calibration settings of the run that fitted a model."""
   values = read_settings(directory).get('calibrate', {})
   return configs.from_values(CalibrateSettings, values, str(directory / _MANIFEST_FILE))
 
@@ -206,7 +206,7 @@ def read_threshold_changes(directory: Path) -> list[dict[str, Any]]:
 def stage_thresholds(
   stage: files.Stage, directory: Path, thresholds: calibration.Thresholds, reason: str
 ) -> None:
-  """Stage the manifest of a model with other thresholds, and with a record of their change."""
+  """Stage the manifest of a model with new thresholds and a record of the change."""
   manifest = _read_manifest(directory)
   time = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
   change = {'time': time, 'reason': reason, **calibration.by_name(thresholds)}

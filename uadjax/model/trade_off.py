@@ -39,8 +39,8 @@ def at_budget(
 
   Args:
     scores: calibration scores of the model.
-    options: settings with the review budget, and with the method, of which only 'confident' makes
-      a difference: labels do not change what is to be expected of good images.
+    options: settings with the review budget and the method. All methods but 'confident' count as
+      'normals', because labels do not change the false alarms to expect.
     budget: allowed share of good images that are NG, in (0, 1).
 
   Raises:
@@ -57,11 +57,11 @@ def choices(
 ) -> list[Choice]:
   """Return the choices from the smallest to the largest budget; none without calibration scores.
 
-  Of budgets with the same threshold, which few images cannot tell apart, there is only the largest.
+  With few images, several budgets have the same threshold. Only the largest of them is returned.
 
   Args:
     scores: calibration scores of the model, or None.
-    options: settings of the calibration; their own budget is considered, too.
+    options: settings of the calibration; their budget is one of the choices.
     anomalous_scores: scores of labeled defective images, or None.
 
   Raises:

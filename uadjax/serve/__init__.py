@@ -77,7 +77,7 @@ def _is_reportable(record: logging.LogRecord) -> bool:
 
 
 def _configure_logging() -> None:
-  """Log to stderr as lines of JSON, including uvicorn's messages, from the shown level on."""
+  """Log to stderr as lines of JSON, including uvicorn's messages, at the level of the console."""
   handler = logging.StreamHandler()
   handler.setFormatter(observability.JsonFormatter())
   handler.addFilter(_is_reportable)

@@ -102,7 +102,7 @@ async def parse_request(request: Request, content: bytes) -> tuple[bytes | str, 
     raise RequestError(415, f'Content-Type {content_type!r} is not supported; send {types}.')
   if not image:
     raise RequestError(422, 'The image is missing: the body is empty.')
-  # An empty name is no name; an empty flag is false.
+  # An empty text option counts as absent, an empty flag as false.
   values = {
     name: value or (None if name in TEXT_OPTIONS else False) for name, value in query.items()
   }

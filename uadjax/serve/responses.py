@@ -35,7 +35,10 @@ def verdict(
   options: RequestOptions,
   part: Mapping[str, object] | None = None,
 ) -> Response:
-  """Return the verdicts on an image and its part, as the request wants it; call it in a thread."""
+  """Return the verdicts on an image and its part, with what the request asks for.
+
+  It is slow, so call it in a thread.
+  """
   fields: dict[str, object] = {
     'model': model,
     'size': list(result.size),

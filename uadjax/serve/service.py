@@ -19,7 +19,7 @@ from uadjax.serve.settings import Settings
 from uadjax.system import threads
 
 _RETRY_HEADERS = {'Retry-After': '1'}
-_MAX_PARTS = 10_000  # Images of a part follow each other soon.
+_MAX_PARTS = 10_000  # Enough, because the images of a part arrive close together.
 
 
 class Service:
@@ -31,7 +31,7 @@ class Service:
     models: warm models by name.
     batchers: batchers by name of the model; complete once the service is ready.
     failure: error that kept a model from opening, or None.
-    part_verdicts: label and number of images by model and part, for the parts seen last.
+    part_verdicts: label and number of images by model and part, for the last _MAX_PARTS parts.
     executor: threads for blocking functions.
     admission: semaphore that requests hold while their images are decoded and scored.
   """

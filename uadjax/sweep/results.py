@@ -20,7 +20,7 @@ class Column(NamedTuple):
     title: title in the text.
     average: average over several runs.
     digits: number of decimal digits in the text.
-    unit: value that the text shows as 1; 0.01 for percentages. Summaries and table.csv have shares.
+    unit: value that the text shows as 1; 0.01 to show a share as a percentage.
   """
 
   title: str

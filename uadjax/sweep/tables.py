@@ -23,9 +23,9 @@ def center_and_range(
 
 
 def format_cell(value_range: CenterAndRange | None, digits: int, unit: float = 1.0) -> str:
-  """Return 'center (low-high)', in a unit, or a dash for None.
+  """Return 'center (low-high)' with numbers divided by `unit`, or a dash for None.
 
-  If low and high look equal, the center stands alone.
+  If low and high look equal, return the center alone.
   """
   if value_range is None:
     return '—'

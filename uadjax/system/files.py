@@ -22,12 +22,13 @@ ANNOUNCED_BYTES = 200_000_000  # Larger files are announced before they are writ
 # Function (path, content) that prepares a file which will replace the one at `path`.
 Stage: TypeAlias = Callable[[Path, bytes], None]
 
-# Spreadsheets evaluate text that begins so as a formula, which may run commands or send data away
-# (OWASP, "CSV Injection"). Apostrophes are counted, so that `read_csv` can tell them apart.
+# Spreadsheets evaluate text with this beginning as a formula, which may run commands or send data
+# away (OWASP, "CSV Injection"). The apostrophes of a text itself count as part of the beginning, so
+# that `read_csv` removes only an added one.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _CSV_SPECIAL = re.compile('[",\r\n]')
-_QUOTED_EMPTY = '""'  # A blank line would not be a row.
-_MAX_CSV_CELL = 1 << 30  # Of a million regions; the limit of the csv module is 128 KiB.
+_QUOTED_EMPTY = '""'  # Readers would skip a blank line.
+_MAX_CSV_CELL = 1 << 30  # Enough for a million regions; the csv module's default is 128 KiB.
 
 
 def cache_dir() -> Path:
@@ -55,12 +56,12 @@ def require_writable_cache() -> None:
 
 
 def announce_size(content: str, folder: Path, num_bytes: int) -> None:
-  """Log how much disk space is about to be used, if it is much.
+  """Log how much disk space an output takes, if it is more than ANNOUNCED_BYTES.
 
   Args:
     content: description of what will be written.
     folder: folder on the disk that is written to; it may not exist yet.
-    num_bytes: size, or its upper bound.
+    num_bytes: size of the output, or an upper bound.
   """
   if num_bytes > ANNOUNCED_BYTES:
     free_bytes = shutil.disk_usage(_existing_folder(folder)).free
@@ -92,10 +93,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_files() -> Iterator[Stage]:
-  """Yield a function (path, content) that stages a file; all of them are replaced on success.
+  """Yield a function (path, content) that stages a file; replace all staged files on success.
 
-  The file that is staged first is replaced last, and only if all others were: it commits the
-  change. On an exception inside the block no file is replaced.
+  The file that is staged first commits the change: it is replaced last, and only if all others
+  were. On an exception inside the block no file is replaced.
   """
   with contextlib.ExitStack() as stack:
 
@@ -168,7 +169,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
-  """Yield the rows of a file that `to_csv` wrote as texts by column, without its apostrophes.
+  """Yield each row of a file that `to_csv` wrote as texts by column, without added apostrophes.
 
   Raises:
     OSError: the file cannot be opened.

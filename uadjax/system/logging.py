@@ -1,6 +1,6 @@
 """Logging of the package: console, log file, and error reports.
 
-The console shows messages from a level on, which `console_level` sets; the log file has all.
+`console_level` sets the lowest level that the console shows. The log file has all messages.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,12 @@ _logged_once: set[str] = set()
 
 @contextlib.contextmanager
 def console_level(verbose: bool, quiet: bool) -> Iterator[None]:
-  """Show details as well if `verbose`; only warnings and errors, and no progress, if `quiet`."""
+  """Set what the console shows in the block.
+
+  Args:
+    verbose: whether to show details, too.
+    quiet: whether to show only warnings and errors, without progress; it overrides `verbose`.
+  """
   global _console_level
   level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
   previous_level, _console_level = _console_level, level
@@ -37,7 +42,7 @@ def console_level(verbose: bool, quiet: bool) -> Iterator[None]:
 
 
 def shown_level() -> int:
-  """Return the level from which on the console shows messages."""
+  """Return the lowest level of messages that the console shows."""
   return _console_level
 
 
@@ -50,7 +55,7 @@ def is_quiet() -> bool:
 def logging_to(file: Path | None = None) -> Iterator[None]:
   """Log the package's messages to the console and, if `file` is given, append them to it.
 
-  The file also has the details that the console shows on request only.
+  The file also has details, which the console shows only on request.
   """
   handlers: list[logging.Handler] = [_console_handler()]
   if file is not None:

@@ -65,7 +65,7 @@ _run = _Run()
 def planned_steps(steps: Sequence[Step]) -> Iterator[None]:
   """Plan the steps of a run, so that `announce` and remaining times can name those that follow.
 
-  Steps of a list may be changed inside the block, once more is known.
+  If `steps` is a list, the block may change it once more is known.
   """
   global _run
   previous_run, _run = _run, _Run(steps)
@@ -87,8 +87,8 @@ def remaining_time(seconds: float, seconds_per_image: float | None = None) -> st
 
   Args:
     seconds: estimated remaining time of the current step.
-    seconds_per_image: time in which the current step scores an image as the steps that follow do;
-      then their time is included. None if their time is unknown.
+    seconds_per_image: time per image of the current step, if the steps that follow score images in
+      the same time, which is then included; None if their time is unknown.
   """
   included = [step for step in _run.following if step.num_scored and seconds_per_image]
   others = [step for step in _run.following if step not in included]
@@ -139,11 +139,11 @@ def show_progress(
   """Yield the items with a progress bar, or with log lines where no bar can be shown.
 
   Args:
-    items: the items.
+    items: what to iterate over.
     total: number of items; None if it is unknown.
     description: what is done with the items.
-    scores_images: whether each item is an image that is scored as later steps of the run score
-      theirs, whose time the remaining time then includes.
+    scores_images: whether each item is an image that takes as long to score as in later steps of
+      the run. The remaining time then includes those steps.
   """
   start = time.monotonic()
   with (_bar() or _log_lines)(total, description) as show:

@@ -49,8 +49,8 @@ def raise_on_signal() -> Iterator[None]:
 def stop_event_on_signal() -> Iterator[threading.Event]:
   """Yield an event that the first SIGTERM or SIGINT sets, for a loop to check between steps.
 
-  A second signal is handled as before the call. An Interrupted raised by the
-  block gets the number of the signal.
+  A second signal is handled as before the call. If the block raises Interrupted, it gets the number
+  of the signal.
   """
   stop_event = threading.Event()
   received: list[int] = []

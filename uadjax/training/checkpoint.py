@@ -49,7 +49,7 @@ def _open(directory: Path, max_to_keep: int) -> Manager:
 
 
 def announce_size(directory: Path, state: PyTree) -> None:
-  """Log how much disk space all checkpoints of a state will take, if it is much."""
+  """Log how much disk space all checkpoints of a state take, as `files.announce_size` does."""
   num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   files.announce_size('checkpoints', directory, (_NUM_ROLLING + _NUM_BEST) * num_bytes)
 

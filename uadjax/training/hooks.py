@@ -34,7 +34,7 @@ _SHORT_NAMES = {'learning_rate': 'lr'}
 class LogHook:
   """Hook that writes a log line and scalars every `log_every` steps and at the last step.
 
-  The console shows lines at the pace of progress lines only, unless it shows details.
+  The console shows lines only at the pace of progress lines, unless it shows details.
 
   Attributes:
     num_steps: number of the last step.

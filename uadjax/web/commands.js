@@ -3,7 +3,7 @@
 export const quoteForShell = (text) =>
   (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
-// Options that are set together: verdicts depend on both thresholds of a score.
+// Options that are set together: labels depend on both thresholds of the score.
 const THRESHOLD_OPTIONS = [
   { imageThreshold: '--image-threshold', reviewThreshold: '--review-threshold' },
   { pixelThreshold: '--pixel-threshold' },

@@ -17,8 +17,8 @@ export function labelImage({ score, warnings }, { reviewThreshold, imageThreshol
   return score <= reviewThreshold && !warnings.length ? 'OK' : 'review';
 }
 
-// Returns the map value above which pixels belong to the regions of an image. It is so low for an
-// image to review that the largest map value, `peak`, exceeds it.
+// Returns the value of the anomaly map above which pixels belong to the regions of an image. For an
+// image to review it is below the largest value, `peak`.
 export function regionThreshold(label, peak, thresholds) {
   const { imageThreshold, reviewThreshold, pixelThreshold } = thresholds;
   if (label !== 'review') return pixelThreshold;
@@ -31,8 +31,8 @@ export function regionThreshold(label, peak, thresholds) {
 // Returns whether a verdict is wrong; review is not. An image of unknown class counts as good.
 export const isWrong = (label, isDefective = false) => label === (isDefective ? 'OK' : 'NG');
 
-// Compares images by "worst first": wrong verdicts, then the distance of the score to the image
-// threshold, on the wrong side of it first.
+// Compares images to sort the worst first: wrong verdicts, then the distance of the score to the
+// image threshold, on the wrong side of it first.
 export function compareWorst(a, b, thresholds) {
   const [first, second] = [a, b].map((image) => {
     const score = Number.isNaN(image.score ?? NaN) ? Infinity : image.score;

@@ -112,7 +112,7 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
 
 
 def require_no_categories(directory: Path) -> None:
-  """Raise DataError if a folder has no normal images of its own, but folders that have some."""
+  """Raise DataError if a folder has no normal images, but contains folders that have some."""
   if _find_marker(directory) or _is_category(directory):
     return
   names = [

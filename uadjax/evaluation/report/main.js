@@ -103,7 +103,7 @@ function writeAdvice() {
       make('tbody', {}, ...rows.map((row) =>
         make('tr', {}, ...row.map((cell) => make('td', {}, cell)))))),
     make('p', { class: 'hint' },
-      `To set a row: uadjax threshold ${quoteForShell(modelDirectory)} OPTION`));
+      `To set the thresholds of a row: uadjax threshold ${quoteForShell(modelDirectory)} OPTION`));
 }
 
 function writeDefectTypes() {
