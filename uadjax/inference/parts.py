@@ -1,4 +1,4 @@
-"""Verdicts on parts, each of which is shown by one or several images, as of several cameras.
+"""Verdicts on parts, each of which one or several images show, such as those of several cameras.
 
 The verdict on a part is the worst of its images, in any order.
 """

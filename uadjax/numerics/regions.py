@@ -57,7 +57,7 @@ def find_regions(
 def find_peak(
   anomaly_map: Float[np.ndarray, 'h w'], visible: Bool[np.ndarray, 'h w']
 ) -> tuple[float, tuple[int, int]]:
-  """Return the largest map value of the visible pixels, and its x and y; NaN for an empty map."""
+  """Return the largest value of the visible pixels, and its x and y; NaN for an empty map."""
   if not anomaly_map.size:
     return math.nan, (0, 0)
   values = np.where(visible, anomaly_map, -np.inf)
