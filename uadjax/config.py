@@ -134,13 +134,14 @@ def one_of(kinds: Callable[[], Mapping[str, Callable[..., Settings]]]) -> dict[s
 
 
 def describe(settings: Settings, prefix: str = '') -> dict[str, SettingInfo]:
-  """Return all settings of a tree by dotted key."""
+  """Return all settings of a tree by dotted key, without fields that `field` has not made."""
   infos: dict[str, SettingInfo] = {}
   for field in dataclasses.fields(settings):
     key, value = prefix + field.name, getattr(settings, field.name)
     if isinstance(value, Settings):
       infos |= describe(value, f'{key}.')
-      continue
+    if 'limits' not in field.metadata:
+      continue  # A section, or a value that no text can give.
     kinds = _kinds(field.type)
     kind = getattr(kinds[0], '__origin__', kinds[0])  # tuple of tuple[str, ...].
     infos[key] = SettingInfo(key, kind, len(kinds) > 1, value, field.metadata['limits'])

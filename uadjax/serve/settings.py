@@ -1,46 +1,52 @@
 """Settings of the service, and their validation."""
 
 from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
 
+from uadjax import config as configs
+from uadjax.config import field
 from uadjax.distributed import mesh
 from uadjax.errors import ConfigError, MissingDevice
 from uadjax.export import runtimes
 from uadjax.system import http, logging
 
-_BACKENDS = 'jax', *runtimes.BACKENDS
+
+def _check_token(token: str) -> None:
+  if token and (not token.isascii() or ' ' in token):
+    raise ConfigError('The token must consist of ASCII characters without spaces.')
 
 
-class Settings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Settings:
   """Settings of the service.
 
   Attributes:
     models: model directories by name; the first is the default of requests.
-    device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
-    backend: 'jax', or an inference runtime: 'auto', 'onnxruntime' or 'openvino'.
-    batch: maximum batch size; 1 disables batching, 0 selects a size that suits the device.
-    queue: maximum number of images in progress; requests beyond it are rejected (503).
-    deadline_s: seconds from the first byte of a request after which it fails (504).
-    max_bytes: maximum size of a request body, and of a file at a URL.
-    max_pixels: maximum number of pixels of an image, compared with the header of the file before
-      decoding.
     access: URLs that may be fetched; by default none.
-    token: secret that requests must send; '' to serve without authentication.
-    drain_s: seconds that accepted requests may take after a stop signal.
   """
 
   models: Mapping[str, Path]
-  device: str = 'auto'
-  backend: str = 'jax'
-  batch: int = 0
-  queue: int = 64
-  deadline_s: float = 30.0
-  max_bytes: int = 32 << 20
-  max_pixels: int = 50_000_000
+  device: str = field(
+    'auto', 'auto, cpu, gpu, tpu, or some of several devices: gpu:0,1.', check=mesh.select_devices
+  )
+  backend: str = field('jax', 'jax, or an inference runtime.', choices=('jax', *runtimes.BACKENDS))
+  batch: int = field(0, 'Largest batch; 1 for none, 0 for what suits the device.', minimum=0)
+  queue: int = field(64, 'Images in progress; requests beyond it are rejected (503).', minimum=1)
+  deadline_s: float = field(
+    30.0, 'Time from the first byte of a request until it fails (504).', unit='s', above=0
+  )
+  max_bytes: int = field(
+    32 << 20, 'Largest request body, and largest file at a URL.', unit='bytes', minimum=1
+  )
+  max_pixels: int = field(
+    50_000_000, 'Largest image, as its header says before it is decoded.', unit='pixels', minimum=1
+  )
   access: http.Access = http.Access(urls=False)
-  token: str = ''
-  drain_s: float = 30.0
+  token: str = field('', 'Secret that requests must send; empty for none.', check=_check_token)
+  drain_s: float = field(
+    30.0, 'Time that accepted requests may take after a stop signal.', unit='s', above=0
+  )
 
   def request_limits(self) -> dict[str, int | float]:
     """Return the limits that clients need to know, by name."""
@@ -59,13 +65,13 @@ def with_fallbacks(settings: Settings) -> Settings:
     mesh.select_devices(settings.device)
   except MissingDevice as error:
     logging.LOG.warning('%s Serving with device=auto.', error.message)
-    settings = settings._replace(device='auto')
+    settings = dataclasses.replace(settings, device='auto')
   if settings.backend in runtimes.BACKENDS[1:]:
     try:
       runtimes.resolve_backend(settings.backend)
     except ConfigError as error:
       logging.LOG.warning('Serving with backend=auto: %s', error)
-      settings = settings._replace(backend=runtimes.BACKENDS[0])
+      settings = dataclasses.replace(settings, backend=runtimes.BACKENDS[0])
   return settings
 
 
@@ -75,16 +81,4 @@ def validate_settings(settings: Settings) -> None:
   Raises:
     ConfigError: a setting is invalid; the message has its value and the allowed ones.
   """
-  for name, minimum in {'queue': 1, 'max_bytes': 1, 'max_pixels': 1, 'batch': 0}.items():
-    value = getattr(settings, name)
-    if value < minimum:
-      raise ConfigError(f'{name} must be a whole number, at least {minimum}, got {value}.')
-  for name in ('deadline_s', 'drain_s'):
-    value = getattr(settings, name)
-    if not value > 0:
-      raise ConfigError(f'{name} must be positive, got {value}.')
-  mesh.select_devices(settings.device)  # Raises ConfigError if there is no such device.
-  if settings.backend not in _BACKENDS:
-    raise ConfigError(f'backend must be one of {_BACKENDS}, got {settings.backend!r}.')
-  if settings.token and (not settings.token.isascii() or ' ' in settings.token):
-    raise ConfigError('The token must consist of ASCII characters without spaces.')
+  configs.replace(settings, {key: info.value for key, info in configs.describe(settings).items()})
