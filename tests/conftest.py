@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +30,9 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(20 << 30)  # A limit turns on file locking.
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+
+# OpenVINO's telemetry forks this process, which has threads, when a test imports it first.
+sys.modules.setdefault('openvino_telemetry', None)  # pyright: ignore[reportArgumentType]
 
 import jaxtyping
 
@@ -110,15 +114,17 @@ def trained(drawn, once):
 
 @pytest.fixture(scope='session')
 def fitted(trained, tmp_path_factory):
-  """Returns a function that copies the model directory of a small run.
+  """Returns a function that copies the model directory of a small run, and its state if it has one.
 
   Runs with extra flags are not evaluated.
   """
 
   def directory(name: str, *flags: str) -> Path:
     own = (small_runs.NO_EVALUATION, *flags) if flags else ()
-    model = trained(name, *own) / 'model'
-    return shutil.copytree(model, tmp_path_factory.mktemp('copy') / 'model')
+    workdir, copy = trained(name, *own), tmp_path_factory.mktemp('copy')
+    if (workdir / 'state').is_dir():
+      shutil.copytree(workdir / 'state', copy / 'state')
+    return shutil.copytree(workdir / 'model', copy / 'model')
 
   return directory
 

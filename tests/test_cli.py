@@ -400,6 +400,7 @@ def test_every_setting_is_listed(uadjax):
 NEEDED = {
   'predict': ('M', 'I'), 'fit': ('D',), 'config': (), 'sweep': ('D',), 'check': ('D',),
   'export': ('M',), 'report': ('M', 'D'), 'demo': ('D',), 'weights': (), 'serve': (),
+  'threshold': ('M',),
 }  # fmt: skip
 
 
@@ -472,7 +473,8 @@ def test_outputs_that_cannot_be_written_are_refused_before_an_image_is_read(
   file = tmp_path / 'file'
   file.write_bytes(b'no folder')
   monkeypatch.setenv('UADJAX_CACHE', f'{file}/cache')
-  assert {*UNWRITABLE, 'config', 'serve'} == {*commands.COMMANDS}
+  # The output of `threshold` is the model itself.
+  assert {*UNWRITABLE, 'config', 'serve', 'threshold'} == {*commands.COMMANDS}
   places = {'M': model, 'I': images, 'D': drawn, 'F': file}
   cases = [(name, *words) for name, several in UNWRITABLE.items() for words in several]
   for case in [*cases, ('--get_pipeline_config', 'anomaly_detection', '--save_path', 'F')]:

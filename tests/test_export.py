@@ -326,7 +326,7 @@ def test_what_cannot_be_is_refused(model_of):
   for options, error, told in (
     ({'format': 'pdf'}, errors.UnknownName, 'must be one of .*onnx'),
     ({'batch': 0}, errors.ConfigError, 'must be at least 1'),
-    ({'output': Path('nowhere/x.onnx')}, errors.ConfigError, 'folder nowhere does not exist'),
+    ({'output': Path('nowhere/x.onnx')}, errors.ConfigError, 'Cannot write to nowhere'),
     ({'image_folder': Path('nowhere')}, errors.DataError, 'nowhere'),
   ):
     with pytest.raises(error, match=told):

@@ -219,7 +219,7 @@ def test_a_model_is_not_replaced_by_default(plan, drawn, fitted, tmp_path, monke
   folder, run_dir = drawn / 'disc', plan(drawn / 'disc', name='PaDiM')[1]
   for number in range(3):  # Each extends the one before by images of the same name.
     assert not run_dir.exists(), number
-    shutil.copytree(fitted('padim'), run_dir / 'model')
+    shutil.copytree(fitted('padim').parent, run_dir)
     run_dir = plan(folder, run_dir / 'model', **{'fit.overwrite': True})[1]
   assert run_dir == Path('runs/padim_disc_disc_disc_disc')
   with pytest.raises(ConfigError) as caught:

@@ -310,7 +310,7 @@ def test_a_wrong_order_is_refused_in_every_interface(directory, drawn, tmp_path,
     words = [f'--config.mode={mode}', f'--config.{mode}.model_dir={directory}']
     words += [f'--config.predict.input={photo}', f'--config.{mode}.review_threshold=1e9']
     workdir = tmp_path / 'run'
-    assert small_runs.run(*small_runs.flags('padim', drawn), f'--workdir={workdir}', *words) == 1
+    assert small_runs.run(*small_runs.flags('padim', drawn), f'--workdir={workdir}', *words) == 2
     assert f'--config.{mode}.review_threshold={image} or less' in capfd.readouterr().err
     assert not workdir.exists()
 
