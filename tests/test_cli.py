@@ -399,8 +399,8 @@ def test_every_setting_is_listed(uadjax):
 # Arguments that each command needs at least.
 NEEDED = {
   'predict': ('M', 'I'), 'fit': ('D',), 'config': (), 'sweep': ('D',), 'check': ('D',),
-  'export': ('M',), 'report': ('M', 'D'), 'demo': ('D',), 'weights': (), 'serve': (),
-  'threshold': ('M',),
+  'export': ('M',), 'report': ('M', 'D'), 'threshold': ('M',), 'demo': ('D',), 'weights': (),
+  'serve': (),
 }  # fmt: skip
 
 
@@ -473,7 +473,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_an_image_is_read(
   file = tmp_path / 'file'
   file.write_bytes(b'no folder')
   monkeypatch.setenv('UADJAX_CACHE', f'{file}/cache')
-  # The output of `threshold` is the model itself.
+  # The output of `threshold` is the model itself; test_threshold.py has the case.
   assert {*UNWRITABLE, 'config', 'serve', 'threshold'} == {*commands.COMMANDS}
   places = {'M': model, 'I': images, 'D': drawn, 'F': file}
   cases = [(name, *words) for name, several in UNWRITABLE.items() for words in several]
