@@ -210,7 +210,10 @@ def _terminal_bar(total: int | None, description: str) -> Iterator[ShowFunction]
     *columns, console=logging.CONSOLE, transient=True, redirect_stdout=False
   ) as display:
     task = display.add_task(description, total=total, rest='')
-    yield lambda num_done, rest: display.update(task, completed=num_done, rest=rest)
+    # Without a total the remaining time is unknown, too.
+    yield lambda num_done, rest: display.update(
+      task, completed=num_done, rest=rest if total else ''
+    )
 
 
 @contextlib.contextmanager
