@@ -19,6 +19,7 @@ from uadjax.experiment import model_thresholds
 from uadjax.export import cached_graph, runtimes
 from uadjax.model import calibration, model_dir, trade_off
 from uadjax.model.settings import CalibrateSettings
+from uadjax.system import files
 
 NAMES = ('image_threshold', 'review_threshold', 'pixel_threshold')
 
@@ -236,6 +237,16 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_change(directory, uad
   assert 'Read-only file system' in err
   assert 'Errno' not in err
   assert small_runs.contents(directory) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_images_are_scored(
+  directory, uadjax, drawn, monkeypatch
+):
+  monkeypatch.setattr(model_thresholds, '_calibrate', None)
+  monkeypatch.setattr(files, 'unwritable_reason', lambda folder: f'{folder.name} is full')
+  status, _, err = uadjax(directory, '--labeled', drawn / 'disc', '--method', 'f1')
+  assert status == 2
+  assert f'{directory} cannot be written (model is full)' in err
 
 
 # Labeled images.

@@ -176,6 +176,8 @@ def change(
   """
   info = model_dir.read_info(directory)
   options = _recalibration_settings(directory, calibrate_values)
+  if reason := files.unwritable_reason(info.directory):  # Before images are scored.
+    raise _unwritable(info.directory, reason)
   thresholds, anomalous_scores = info.thresholds, None
   if calibrate_values:
     if 'image_threshold' in thresholds_by_name:
@@ -294,9 +296,7 @@ def _write(
       for graph in graphs:
         graph_thresholds.stage(stage, graph, thresholds)
   except OSError as error:
-    message = f'{directory} cannot be written ({error.strerror or error}).'
-    hint = 'Its thresholds did not change; copy the model to a writable folder.'
-    raise ConfigError(message, hint=hint) from None
+    raise _unwritable(directory, error.strerror or str(error)) from None
   cached = cached_graph.cache_path(info)
   if cached.is_file():
     graphs.append(cached)
@@ -307,3 +307,8 @@ def _write(
     graphs += graph_thresholds.find(folder, digest)
   outdated = [graph for graph in graphs if graph_thresholds.is_outdated(graph, thresholds)]
   return [graph for graph in graphs if graph not in outdated], outdated
+
+
+def _unwritable(directory: Path, reason: str) -> ConfigError:
+  hint = 'Its thresholds did not change; copy the model to a writable folder.'
+  return ConfigError(f'{directory} cannot be written ({reason}).', hint=hint)
