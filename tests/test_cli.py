@@ -213,6 +213,7 @@ MISSPELLED = [
   (('threshold', 'M', '--method=f1'), '--labeled'),
   (('threshold', 'M', '--labeled=I'), '--method'),
   (('threshold', 'M', '--miss-cost=-1', '--method=cost'), 'above 0'),
+  (('threshold', 'M', '--miss-cost=5'), '--method=cost'),
 ]
 
 

@@ -256,6 +256,10 @@ def _recalibration_settings(directory: Path, values: Mapping[str, object]) -> Ca
     review_budget = max(options.review_budget, options.budget)
     options = dataclasses.replace(options, review_budget=review_budget)
   calibration.validate_settings(options)
+  if 'miss_cost' in values and options.method != 'cost':
+    message = f'calibrate.miss_cost has no effect on calibrate.method {options.method!r}.'
+    hint = 'Pass ', Setting('calibrate.method', 'cost'), ' and labeled images, or omit it.'
+    refuse('calibrate.miss_cost', options.miss_cost, message, *hint)
   return options
 
 
