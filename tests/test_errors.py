@@ -103,6 +103,8 @@ def test_each_front_end_has_its_own_words():
   review = Setting('review_threshold', 0.9)
   for name in ('threshold', 'predict', 'root'):
     assert runtime.format_setting(name, review) == '--review-threshold=0.9'
+  for name in ('predict', 'root'):
+    assert runtime.format_setting(name, Setting('predict.part_pattern')) == '--part-pattern'
   export_option = functools.partial(runtime.format_setting, 'export')
   assert export_option(Setting('export.images', 'my images')) == "'--images=my images'"
   assert [str(setting) for setting in settings] == [
