@@ -9,7 +9,7 @@ import yaml
 
 from uadjax import config as configs, detectors
 from uadjax.distributed import mesh as meshes
-from uadjax.errors import ConfigError, ExportError, ModelError, UnknownName
+from uadjax.errors import ConfigError, describe, ExportError, ModelError, UnknownName
 from uadjax.export import runtimes
 from uadjax.inference import predictor
 from uadjax.inference.result import Result
@@ -212,7 +212,7 @@ def read_settings(pipeline: str | Path) -> PipelineSettings:
   try:
     values = yaml.safe_load(path.read_text(encoding='utf-8'))
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-    raise ConfigError(f'{path} cannot be read as a pipeline: {error}') from None
+    raise ConfigError(f'{path} cannot be read as a pipeline: {describe(error)}') from None
   return _with_defaults(values, str(path))
 
 

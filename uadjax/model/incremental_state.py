@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-from uadjax.errors import ModelError, Setting
+from uadjax.errors import describe, ModelError, Setting
 from uadjax.system import files
 from uadjax.types import Arrays
 
@@ -134,8 +134,8 @@ def load(folder: Path) -> IncrementalState:
 
 def _incomplete(folder: Path, error: Exception) -> ModelError:
   return ModelError(
-    f'{folder} does not hold a complete incremental state ({error}). A run of PaDiM or PatchCore '
-    'writes one next to its model.',
+    f'{folder} does not hold a complete incremental state ({describe(error)}). A run of PaDiM or '
+    'PatchCore writes one next to its model.',
     hint=('Set ', Setting('fit.extend'), ' to that model, or omit it to start from scratch.'),
   )
 

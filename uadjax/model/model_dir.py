@@ -20,7 +20,7 @@ from uadjax.data import transforms
 from uadjax.data.image_statistics import StatisticsRange
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
-from uadjax.errors import ModelError, UserError
+from uadjax.errors import describe, ModelError, UserError
 from uadjax.model import array_file, calibration
 from uadjax.model.settings import CalibrateSettings, HasDetector, ModelSettings
 from uadjax.system import files
@@ -296,7 +296,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     problem = f'it has no {_MANIFEST_FILE}' if directory.is_dir() else 'there is no such folder'
     raise ModelError(f'{directory} is not a model directory: {problem}. {hint}') from None
   except (OSError, ValueError) as error:
-    raise ModelError(f'{path} cannot be read: {error}') from None
+    raise ModelError(f'{path} cannot be read: {describe(error)}') from None
   if not isinstance(manifest, dict):
     raise ModelError(f'{path} cannot be read: a manifest is a JSON object. Fit the model again.')
   if manifest.get('format') != _FORMAT_VERSION:
