@@ -90,6 +90,7 @@ def test_the_pattern_matches_the_end_of_the_path(name, pattern, part):
   [
     ('x_cam1.png', '('), ('x_cam1.png', r'.+_cam\d+'), ('x_cam.png', PATTERN),
     ('a/_cam1.png', PATTERN), ('x.png', '(?P<part>y)?x'),
+    ('.', PATTERN), ('/', PATTERN),
   ],
 )  # fmt: skip
 def test_whatever_has_no_part_is_refused(name, pattern):

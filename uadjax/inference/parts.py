@@ -30,7 +30,8 @@ def part_of(name: str, pattern: str, key: str = PREDICT_KEY) -> str:
   Raises:
     ConfigError: the name does not match, or the pattern is not valid.
   """
-  names = PurePath(name).with_suffix('').parts
+  path = PurePath(name)
+  names = (path.with_suffix('') if path.name else path).parts  # '.' and '/' have no name.
   num_ends = len(names) if '/' in pattern else 1
   ends = ('/'.join(names[-i:]) for i in range(1, num_ends + 1))
   matches = map(compile_pattern(pattern, key).fullmatch, ends)
