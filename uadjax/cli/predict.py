@@ -82,7 +82,9 @@ def predict_images(
       console.print_line('Worst first:')
       for result in worst:
         console.print_line(console.verdict_line(result))
-    _print_summary(counts, verdicts)
+    for row in verdicts.rows():
+      console.print_line(console.part_line(row))
+    _print_counts(counts, verdicts)
     console.print_line(f'{rate:.1f} images/s; {_describe(pipeline.model.model.thresholds)}.')
     if folder:
       console.print_line(f'Results: {runtime.to_printable(str(folder))}')
@@ -115,7 +117,7 @@ def _tabulate_scores(command: PredictOptions, settings: Mapping[str, object], fo
     scored |= {'parts': dict(summary.part_verdicts.counts)} if pattern else {}
     console.print_json({'table': str(folder), 'shard': [*table.shard], **scored})
   else:
-    _print_summary(counts + previous_counts, summary.part_verdicts)
+    _print_counts(counts + previous_counts, summary.part_verdicts)
     index, num_shards = table.shard
     path = runtime.to_printable(str(folder))
     console.print_line(f'Table: {path}, shard {index}/{num_shards}: {summary}.')
@@ -196,10 +198,8 @@ def _image_sizes(images: object, skip: Path | None, part_pattern: str | None) ->
   return sizes
 
 
-def _print_summary(counts: collections.Counter[str], verdicts: parts.PartVerdicts) -> None:
-  """Print the number of images by label or, if there are any, the verdicts on parts."""
-  for row in verdicts.rows():
-    console.print_line(console.part_line(row))
+def _print_counts(counts: collections.Counter[str], verdicts: parts.PartVerdicts) -> None:
+  """Print the number of images by label, or that of parts if there are any."""
   table = (verdicts.counts, 'parts') if verdicts.labels else (counts, 'images')
   console.print_line(console.summary_table(*table))
 

@@ -1,5 +1,7 @@
 """The command `uadjax report`: evaluates a model on a dataset."""
 
+import typer
+
 from uadjax.cli import console, runtime
 from uadjax.cli.options import ReportOptions
 from uadjax.distributed import mesh
@@ -8,6 +10,11 @@ from uadjax.experiment import evaluate_run
 
 def run(options: ReportOptions) -> None:
   """Write the report, and print the metrics and its path."""
+  if options.output.is_dir():
+    message = (
+      f'{options.output} is a folder; name a file, such as {options.output / "report.html"}.'
+    )
+    raise typer.BadParameter(message, param_hint='--output')
   runtime.require_writable('--output', options.output.parent)
   mesh.use_cores_as_devices()
   metrics = evaluate_run.write_report(

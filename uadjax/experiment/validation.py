@@ -149,7 +149,8 @@ def _check_prediction(config: Settings, workdir: Path) -> None:
   info = _require_model('predict.model_dir', options.model_dir, workdir)
   calibration.override(info.thresholds, 'predict', **calibration.by_name(options))
   with about('predict.input', options.input):
-    sources = inputs.expand(options.input)
+    results_dir = Path(options.table) if options.table else workdir / 'predictions'
+    sources = inputs.expand(options.input, results_dir)
   for source in sources if options.part_pattern else ():
     parts.part_of(source.name, options.part_pattern)
 

@@ -42,7 +42,7 @@ class Settings:
   max_pixels: int = field(
     50_000_000, 'Largest image, as its header says before it is decoded.', unit='pixels', minimum=1
   )
-  access: http.Access = http.Access(urls=False)
+  access: http.Access = dataclasses.field(default_factory=lambda: http.Access(urls=False))
   token: str = field('', 'Secret that requests must send; empty for none.', check=_check_token)
   drain_s: float = field(
     30.0, 'Time that accepted requests may take after a stop signal.', unit='s', above=0
