@@ -1,5 +1,6 @@
 """Declared dependencies are consistent; missing or broken optional ones fall back."""
 
+import dataclasses
 from importlib import metadata
 import json
 import logging
@@ -106,7 +107,7 @@ def test_a_service_starts_without_its_accelerators(model_dir, monkeypatch, tmp_p
   asked = options.Settings({'it': model_dir}, backend='onnxruntime')
   assert options.with_fallbacks(asked).backend == 'auto'
   with pytest.raises(ConfigError, match='cup'):
-    options.with_fallbacks(asked._replace(device='cup'))
+    options.with_fallbacks(dataclasses.replace(asked, device='cup'))
 
 
 def test_the_declared_ranges_fit_what_is_installed():
