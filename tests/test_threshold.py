@@ -363,6 +363,15 @@ def test_good_ranking_with_poor_recall_is_told_and_nothing_else(directory):
       json.dumps(advice.to_dict())
 
 
+def test_a_damaged_calibration_ends_no_evaluation(directory):
+  model, path = model_dir.load(directory), directory / 'calibration.csv'
+  header, row, *rows = path.read_text().splitlines()
+  name, _, peak = row.split(',')
+  path.write_text('\n'.join([header, f'{name},nan,{peak}', *rows, '']))
+  metrics = {'image_auroc': 0.95, 'at_threshold': {'image_recall': 0.3}}
+  assert model_thresholds.advise(model, metrics, np.ones(3)) is None
+
+
 def test_an_evaluation_gives_the_advice_in_log_report_and_result(
   directory, drawn, tmp_path, monkeypatch
 ):

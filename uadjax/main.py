@@ -64,7 +64,8 @@ def _run(config_name: str, workdir: Path | None, overrides: Sequence[tuple[str, 
   mode, has_started = mode if mode in settings.MODES else 'train', False
   try:
     with errors.setting_format(flags.format_setting):
-      config = settings.load(config_name, overrides)
+      with signals.raise_on_signal():
+        config = settings.load(config_name, overrides)
       mode = config.mode
       workdir = workdir or workdirs.default_workdir(config, config_name.partition(':')[2])
       processes.join(

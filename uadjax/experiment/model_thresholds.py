@@ -14,7 +14,7 @@ from uadjax import config as configs
 from uadjax.data.image_cache import ImageCache
 from uadjax.data.records import GOOD, Record
 from uadjax.distributed import mesh as meshes
-from uadjax.errors import ConfigError, format_value, ModelError, refuse, Setting
+from uadjax.errors import ConfigError, format_value, ModelError, refuse, Setting, UserError
 from uadjax.evaluation import labeled
 from uadjax.evaluation.settings import EvaluateSettings
 from uadjax.export import cached_graph, graph_thresholds
@@ -198,6 +198,8 @@ def advise(
 ) -> Advice | None:
   """Return advice if the model ranks test images well, but misses many at its image threshold.
 
+  There is none if the stored calibration is damaged, because an evaluation does not need it.
+
   Args:
     model: evaluated model.
     metrics: metrics of the evaluation.
@@ -207,8 +209,11 @@ def advise(
   if auroc is None or auroc < _GOOD_AUROC or recall > _POOR_RECALL:
     return None
   scores = model_dir.load_calibration_scores(model.directory)
-  options = model_dir.read_calibrate_settings(model.directory)
-  choices = trade_off.choices(scores, options, anomalous_scores)
+  try:
+    options = model_dir.read_calibrate_settings(model.directory)
+    choices = trade_off.choices(scores, options, anomalous_scores)
+  except UserError:
+    return None
   num_found = int((anomalous_scores > model.thresholds.image_threshold).sum())
   total = len(anomalous_scores)
   message = (
