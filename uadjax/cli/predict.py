@@ -208,18 +208,17 @@ def _print_results(
   results: Iterator[Result], total: int, folder: Path | None, options: ScoringOptions
 ) -> _Summary:
   """Print each result, and return the summary."""
-  counts, worst, verdicts = collections.Counter[str](), list[Result](), parts.PartVerdicts()
-  pattern = options.part_pattern
+  counts, worst = collections.Counter[str](), list[Result]()
+  verdicts = parts.PartVerdicts(options.part_pattern)
   try:
     for result in progress.show_progress(results, total, 'Scoring'):
       counts[result.label or UNREADABLE] += 1
       if result.label in ('NG', 'review'):
         worst = sorted([*worst, result], key=_worst_first_key)[:_NUM_WORST]
-      part = {'part': parts.part_of(result.input_path, pattern)} if pattern else {}
-      for name in part.values():
-        verdicts.add(name, result.label or UNREADABLE)
+      part = verdicts.add_image(result.input_path, result.label)
       if options.as_json:
-        console.print_json({**result.to_json(options.masks or 'none'), **part})
+        part_field = {'part': part} if part else {}
+        console.print_json({**result.to_json(options.masks or 'none'), **part_field})
       else:
         console.print_line(console.verdict_line(result))
   except Interrupted as interruption:

@@ -18,6 +18,10 @@ class ImageProperties(NamedTuple):
   fingerprint: Float[np.ndarray, ' k']
 
 
+# Bytes of pixels for a job that needs each image once or twice, such as an evaluation.
+SMALL_CACHE_BYTES = 1 << 28
+
+
 class ImageCache:
   """Images at network size by the path of their file, as many as fit.
 

@@ -146,25 +146,21 @@ def _part_of(record: Record, pattern: str) -> str:
 
 def _judge_parts(
   path: Path, results: Sequence[ImageResult], part_names: Sequence[str]
-) -> dict[str, dict[str, int]]:
+) -> verdicts.Counts:
   """Write a row per part as CSV, and count the labels of good and of defective parts.
 
   A part is defective if any of its images is.
   """
-  verdicts = parts.PartVerdicts()
+  part_verdicts = parts.PartVerdicts()
   for result, name in zip(results, part_names, strict=True):
-    verdicts.add(name, result.label)
+    part_verdicts.add(name, result.label)
   is_anomalous = [r.record.is_anomalous for r in results]
   defective_parts = set(itertools.compress(part_names, is_anomalous))
-  header, *rows = verdicts.table()
+  header, *rows = part_verdicts.table()
   rows = [[*row, row[0] in defective_parts] for row in rows]
   files.write_csv(path, [[*header, 'defective'], *rows])
-  counts: dict[str, dict[str, int]] = {
-    name: {'ng': 0, 'review': 0, 'ok': 0} for name in ('defective', 'good')
-  }
-  for name, label in verdicts.labels.items():
-    counts['defective' if name in defective_parts else 'good'][label.lower()] += 1
-  return counts
+  labels = part_verdicts.labels
+  return verdicts.count([*labels.values()], [name in defective_parts for name in labels])
 
 
 def _write_scores(

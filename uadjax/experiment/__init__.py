@@ -25,7 +25,6 @@ from uadjax.evaluation import evaluate
 from uadjax.experiment import evaluate_run, validation
 from uadjax.export import exporter, settings as export_settings
 from uadjax.inference import parts, pipelines, predictor as predictors, score_table
-from uadjax.inference.result import UNREADABLE
 from uadjax.inference.settings import PredictSettings
 from uadjax.model import calibration, model_dir
 from uadjax.system import files, logging as log, progress, signals
@@ -148,12 +147,10 @@ def predict_files(config: Settings, workdir: Path) -> Result:
   output_dir.mkdir()
   results = predictor.predict(options.input, options.batch_size, skip=output_dir)
   saved_results = predictors.save_results(results, output_dir)
-  summaries, verdicts, pattern = [], parts.PartVerdicts(), options.part_pattern
+  summaries, verdicts = [], parts.PartVerdicts(options.part_pattern)
   for result in progress.show_progress(saved_results, None, 'Predicting'):
-    part = {'part': parts.part_of(result.input_path, pattern)} if pattern else {}
-    for name in part.values():
-      verdicts.add(name, result.label or UNREADABLE)
-    summaries.append({**result.summary(), **part})
+    part = verdicts.add_image(result.input_path, result.label)
+    summaries.append({**result.summary(), **({'part': part} if part else {})})
     level = logging.WARNING if result.error else logging.INFO
     log.LOG.log(level, '%s', result.error or result.headline)
   errors = [summary['error'] for summary in summaries if 'error' in summary]
@@ -162,7 +159,7 @@ def predict_files(config: Settings, workdir: Path) -> Result:
   if errors:
     log.LOG.warning('%d of %d files could not be read.', len(errors), len(summaries))
   directory = str(predictor.model.directory)
-  parts_field = {'parts': verdicts.rows()} if pattern else {}
+  parts_field = {'parts': verdicts.rows()} if options.part_pattern else {}
   return {'model_dir': directory, 'failed': len(errors), 'results': summaries, **parts_field}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from uadjax import config as configs
 from uadjax.data import prepare
-from uadjax.data.image_cache import ImageCache
+from uadjax.data.image_cache import ImageCache, SMALL_CACHE_BYTES
 from uadjax.data.inputs import LoadedImage
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
@@ -26,8 +26,6 @@ from uadjax.training.settings import Settings
 
 # Titles of steps.
 CHECK, EVALUATION = 'dataset check', 'evaluation'
-# Limit for images in memory when a model is evaluated without a training before.
-_MAX_CACHE_BYTES = 1 << 28
 
 
 def evaluate_and_report(
@@ -128,7 +126,7 @@ def check_and_evaluate(
     DataError: the check failed, unless `check.enforce` is false.
     ConfigError: there are no test images.
   """
-  cache = ImageCache(model.ops, _MAX_CACHE_BYTES)
+  cache = ImageCache(model.ops, SMALL_CACHE_BYTES)
   with progress.planned_steps([progress.Step(CHECK), progress.Step(EVALUATION)]):
     progress.announce(CHECK)
     test_records = prepare.checked_test_set(config.data, config.check.enforce, cache.add)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from uadjax import config as configs
-from uadjax.data.image_cache import ImageCache
+from uadjax.data.image_cache import ImageCache, SMALL_CACHE_BYTES
 from uadjax.data.records import GOOD, Record
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError, format_value, ModelError, refuse, Setting, UserError
@@ -23,7 +23,6 @@ from uadjax.model.settings import CalibrateSettings
 from uadjax.system import files
 from uadjax.system.text import format_percent
 
-_MAX_CACHE_BYTES = 1 << 28
 # An evaluation shows the trade-off if image AUROC is at least the first value, and recall at most
 # the second.
 _GOOD_AUROC, _POOR_RECALL = 0.85, 0.75
@@ -287,7 +286,7 @@ def _calibrate(
   model, mesh = model_dir.load_arrays(info), meshes.make_mesh(device, -1, 0)
   labeled_scores = labeled.score(
     lambda fitted, batch: model.score(fitted, batch.image), model.fitted, records, mask_threshold,
-    ImageCache(info.ops, _MAX_CACHE_BYTES), EvaluateSettings.batch_size, mesh,
+    ImageCache(info.ops, SMALL_CACHE_BYTES), EvaluateSettings.batch_size, mesh,
   )  # fmt: skip
   assert labeled_scores is not None  # There are records.
   return labeled.calibrate(options, scores, labeled_scores), labeled_scores.anomalous_scores

@@ -66,12 +66,27 @@ def worst_label(labels: Iterable[str]) -> str:
 class PartVerdicts:
   """Verdicts on parts from the labels of their images, in any order."""
 
-  def __init__(self) -> None:
+  def __init__(self, pattern: str | None = None) -> None:
+    """Create verdicts on no part; `pattern` is that of `part_of`, or empty for no parts."""
+    self._pattern = pattern
     self._labels: dict[str, collections.Counter[str]] = {}
 
   def add(self, part: str, label: str) -> None:
     """Add an image of a part; its label may be UNREADABLE."""
     self._labels.setdefault(part, collections.Counter())[label] += 1
+
+  def add_image(self, name: str, label: str | None) -> str | None:
+    """Add an image to the part that it shows, and return the part; None without a pattern.
+
+    Args:
+      name: path or URL of the image.
+      label: label of the image; empty if it is unreadable.
+    """
+    if not self._pattern:
+      return None
+    part = part_of(name, self._pattern)
+    self.add(part, label or UNREADABLE)
+    return part
 
   @property
   def labels(self) -> Mapping[str, str]:

@@ -101,7 +101,7 @@ def score_images(
   shard_hashes = _shard_hashes(sources, table)
   _prepare_table(table, predictor.model)
   counts, previous_counts = collections.Counter[str](), collections.Counter[str]()
-  part_verdicts = parts.PartVerdicts()
+  part_verdicts = parts.PartVerdicts(table.part_pattern)
   with table_shards.open_shard(table.folder, table.shard) as shard_file:
     table_shards.take_over(table.folder, table.format, table.shard)
     pending_hashes, num_unrelated = set(shard_hashes), 0
@@ -109,7 +109,7 @@ def score_images(
       if (path_hash := _path_hash(path)) in pending_hashes:
         pending_hashes.remove(path_hash)
         previous_counts[label or UNREADABLE] += 1
-        _add_to_part(part_verdicts, table, path, label)
+        part_verdicts.add_image(path, label)
       else:
         num_unrelated += 1
     if num_unrelated and shard_hashes and not previous_counts:
@@ -124,7 +124,7 @@ def score_images(
     with contextlib.closing(results):
       for result in progress(results, total, 'Scoring'):
         counts[result.label or UNREADABLE] += 1
-        part = _add_to_part(part_verdicts, table, result.input_path, result.label)
+        part = part_verdicts.add_image(result.input_path, result.label)
         shard_file.write(files.to_json(_table_row(result, part), None).encode() + b'\n')
         shard_file.flush()
     table_shards.finish_shard(Path(shard_file.name), table.format)
@@ -133,29 +133,15 @@ def score_images(
   return TableSummary(counts, previous_counts, part_verdicts)
 
 
-def _part_of(name: str, table: Table) -> str | None:
-  return parts.part_of(name, table.part_pattern) if table.part_pattern else None
-
-
 def _shard_hashes(sources: Iterator[inputs.Source], table: Table) -> set[bytes]:
   """Return the hashes of the images that this process scores: all images of a part, or none."""
-  index, num_shards = table.shard
+  (index, num_shards), pattern = table.shard, table.part_pattern
   hashes = set[bytes]()
   for source in sources:
-    part_hash = _path_hash(_part_of(source.name, table) or source.name)
-    if int.from_bytes(part_hash) % num_shards == index:
+    part = parts.part_of(source.name, pattern) if pattern else source.name
+    if int.from_bytes(_path_hash(part)) % num_shards == index:
       hashes.add(_path_hash(source.name))
   return hashes
-
-
-def _add_to_part(
-  part_verdicts: parts.PartVerdicts, table: Table, name: str, label: str | None
-) -> str | None:
-  """Add an image to the verdict on its part, and return the part; None without a pattern."""
-  part = _part_of(name, table)
-  if part:
-    part_verdicts.add(part, label or UNREADABLE)
-  return part
 
 
 def _write_parts(table: Table, part_verdicts: parts.PartVerdicts) -> None:
