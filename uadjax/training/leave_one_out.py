@@ -61,16 +61,22 @@ def score(
   records, is_old = table.records_at(table.scored_rows), table.scored_rows < table.num_previous
   num_scored_folds = max(1, len(np.unique(table.scored_folds)))
   batch_size = min(batch_size, math.ceil(len(records) / num_scored_folds))
-  scores, peaks = np.zeros((2, len(records)))
   scored_rows = _score_rows(run, extractor, embeddings, records, batch_size)
   # Only the scores of a single model take the time that those of the final model will take.
   scored_rows = progress.show_progress(
     scored_rows, len(records), 'Calibrating', run.leave_one_out.num_folds == 1
   )
-  for row, scored in scored_rows:
-    scores[row], peaks[row] = scored.score, scored.anomaly_map.max()
+  rows: list[int] = []
+
+  def scored_records() -> Iterator[scoring.ScoredRecord]:
+    for row, scored in scored_rows:
+      rows.append(row)
+      yield scored
+
+  _, scores, peaks = scoring.collect_calibration_scores(scored_records())
+  order = np.argsort(rows)
   paths = ['' if old else str(r.path) for r, old in zip(records, is_old, strict=True)]
-  return calibration.CalibrationScores(tuple(paths), scores, peaks)
+  return calibration.CalibrationScores(tuple(paths), scores[order], peaks[order])
 
 
 def _score_rows(
