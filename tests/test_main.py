@@ -315,9 +315,9 @@ def test_an_unwritable_output_is_refused_before_an_image_is_read(
   monkeypatch.setattr(image_io, 'decode', None)
   (tmp_path / 'file').touch()
   assert run(*flags, f'--workdir={tmp_path / "file" / "run"}') == 2
-  told = capfd.readouterr().err
-  assert told.startswith('ConfigError: Cannot write to ')
-  assert told.endswith('Choose another --workdir.\n')
+  message = capfd.readouterr().err
+  assert message.startswith('ConfigError: Cannot write to ')
+  assert message.endswith('Choose another --workdir.\n')
   assert [*tmp_path.iterdir()] == [tmp_path / 'file']
 
 

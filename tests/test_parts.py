@@ -48,11 +48,13 @@ def folder(drawn, tmp_path_factory):
 @pytest.fixture(scope='module')
 def verdicts(model, folder):
   """The worst label of each part, one image at a time."""
-  found = {}
+  labels_by_part = {}
   for result in model.predict(folder):
-    found.setdefault(Path(result.input_path).stem.partition('_')[0], []).append(result.label)
-  assert len(found) == 3
-  return {part: max(labels, key=SEVERITY.get) for part, labels in found.items()}
+    labels_by_part.setdefault(Path(result.input_path).stem.partition('_')[0], []).append(
+      result.label
+    )
+  assert len(labels_by_part) == 3
+  return {part: max(labels, key=SEVERITY.get) for part, labels in labels_by_part.items()}
 
 
 @hypothesis.given(st.lists(st.tuples(st.sampled_from('abc'), labels), max_size=12), st.randoms())

@@ -191,8 +191,8 @@ def test_other_graphs_are_named_as_outdated_and_stay(directory, uadjax):
     for suffix in ('', '.json'):
       shutil.copy(directory / f'model.onnx{suffix}', f'{graph}{suffix}')
   before = [graph.read_bytes() for graph in others]
-  told = json.loads(uadjax(directory, '--budget', 0.3, '--json')[1])
-  assert sorted(told['outdated_graphs']) == sorted(map(str, others))
+  overview = json.loads(uadjax(directory, '--budget', 0.3, '--json')[1])
+  assert sorted(overview['outdated_graphs']) == sorted(map(str, others))
   assert [graph.read_bytes() for graph in others] == before
   text = uadjax(directory, '--budget', 0.3)[1]
   assert all(str(graph) in text for graph in others)
@@ -262,11 +262,11 @@ def test_labeled_images_set_the_threshold_of_their_scores(directory, uadjax, dra
     words += ('--miss-cost', cost) if cost else ()
     status, out, _ = uadjax(directory, *words)
     assert status == 0
-    told = json.loads(out)
+    overview = json.loads(out)
     best = calibration._best_image_threshold(scores[is_good], scores[~is_good], cost)
-    assert told['thresholds']['image_threshold'] == pytest.approx(best, rel=1e-5)
-    assert told['thresholds']['num_anomalous'] == (~is_good).sum()
-    for row in told['trade_off']:
+    assert overview['thresholds']['image_threshold'] == pytest.approx(best, rel=1e-5)
+    assert overview['thresholds']['num_anomalous'] == (~is_good).sum()
+    for row in overview['trade_off']:
       assert row['defects_found'] == (scores[~is_good] > row['image_threshold']).sum()
     thresholds = model_dir.read_info(directory).thresholds
     assert thresholds.method == method
