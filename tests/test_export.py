@@ -349,8 +349,8 @@ def test_models_that_differ_in_an_option_alone_have_graphs_of_their_own(
 ):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
   directories = [
-    exported('patchcore'),  # Which reweights.
-    fitted('patchcore', '--config.detector.reweight=false'),
+    exported('patchcore'),
+    fitted('patchcore', '--config.detector.image_score=max'),
   ]
   assert len({model_dir.read_info(one).arrays_sha256 for one in directories}) == 1
   assert len({cached_graph.get_or_export(model_dir.read_info(one)) for one in directories}) == 2

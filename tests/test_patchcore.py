@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from uadjax import backbones, config as configs
-from uadjax.detectors import patchcore
+from uadjax.detectors import image_score as image_scores, patchcore
 from uadjax.detectors.base import RunContext
 from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.distributed import mesh as meshes
@@ -148,22 +148,15 @@ def slow_embed(variables, pixels):
   return np.concatenate(on_grid, axis=-1)
 
 
-def slow_score(x, rows, neighbors=9, reweight=True):
-  """Section 3.3, of the embedding of one image: the map, and equations 6 and 7."""
+def slow_score(x, rows, image_score='top:0.003'):
+  """Section 3.3, of the embedding of one image: the map, and the mean of its largest values."""
   x, rows = x.astype(np.float64), rows.astype(np.float64)
   patches = x.reshape(-1, x.shape[-1])
   away = np.linalg.norm(patches[:, None] - rows[None], axis=-1)
   distance = away.min(axis=1)
   anomaly = slow_resize(distance.reshape(*x.shape[:2], 1), SIZE, SIZE)[..., 0]
   anomaly = ndimage.gaussian_filter(anomaly, 4, mode='reflect', truncate=4)
-  worst = int(np.argmax(distance))
-  best = distance[worst]
-  if not reweight or len(rows) < 2:
-    return anomaly, best
-  matched = rows[np.argmin(away[worst])]
-  around = rows[np.argsort(np.linalg.norm(rows - matched, axis=1))[:neighbors]]
-  to_them = np.linalg.norm(around - patches[worst], axis=1)
-  return anomaly, best * (1 - np.exp(best) / np.sum(np.exp(to_them)))
+  return anomaly, float(image_scores.from_map(jnp.asarray(anomaly[None]), image_score).image[0])
 
 
 def assert_scores(got, xs, rows, **options):
@@ -201,21 +194,17 @@ def test_score_is_that_of_the_paper(score, fitted, kept, variables):
   xs = [slow_embed(variables, one) for one in pixels]
   got = score(fitted, pixels)
   assert_scores(got, xs, kept['embeddings'])
-  plain = [slow_score(x, kept['embeddings'], reweight=False)[1] for x in xs]
-  assert (got.image < 0.99 * np.array(plain)).all()  # The weight weighs.
 
 
-@pytest.mark.parametrize(
-  ('options', 'rows'),
-  [({'neighbors': 2}, 38), ({'reweight': False, 'neighbors': 0}, 38), ({'neighbors': 9}, 1)],
-)
-def test_score_is_that_of_the_paper_with_other_settings(options, rows, kept, variables, embeddings):
-  """Also of a bank that has fewer rows than neighbors are asked for."""
+@pytest.mark.parametrize(('image_score', 'rows'), [('max', 38), ('top:0.1', 38), ('top:0.003', 1)])
+def test_score_with_other_image_scores_and_a_bank_of_one_row(
+  image_score, rows, kept, variables, embeddings
+):
   xs = embeddings[:2] + np.float32(0.1) * embeddings[2:4, ::-1]
-  got = jax.jit(make(**options).leave_one_out.score)(
+  got = jax.jit(make(image_score=image_score).leave_one_out.score)(
     fitted_to(variables, kept['embeddings'][:rows]), embedded(xs)
   )
-  assert_scores(got, xs, kept['embeddings'][:rows], **options)
+  assert_scores(got, xs, kept['embeddings'][:rows], image_score=image_score)
 
 
 def fitted_to(variables, rows):
@@ -346,7 +335,7 @@ def test_seen_and_unseen_images_are_scored_alike(variables):
   centers = 4 * random.normal(size=(300, 192)) / 192**0.5
   x = centers[random.integers(0, 300, (80, GRID, GRID))]
   x = (x + random.normal(size=x.shape) * 2 / 192**0.5).astype(np.float32)
-  detector = make(count=40, ratio=0.05, reweight=False)
+  detector = make(count=40, ratio=0.05)
   once, seen, unseen = detector.leave_one_out, embedded(x[:40]), embedded(x[40:])
   settled = learn(detector, variables, [seen])
   arrays = jax.tree.map(np.asarray, detector.incremental.to_arrays(settled))
@@ -447,7 +436,6 @@ def test_the_approximate_search_is_exact_on_a_cpu_and_its_recall_is_told(
     ({'ratio': 0.0}, 'ratio must be above 0 and at most 1, got 0.0'),
     ({'ratio': 1.5}, 'got 1.5'),
     ({'ratio': float('nan')}, 'got nan'),
-    ({'neighbors': 1}, 'detector.neighbors must be 2 or more, got 1.* detector.reweight=false'),
     ({'max_bytes': 1000}, 'detector.max_bytes=1000 .* at least'),
   ],
 )

@@ -22,6 +22,7 @@ WRONG_TEXTS = {
   'backbone.weights': ('train', '/no/file.pth', {}),
   'detector.name': ('train', 'patchcoer', {}),
   'detector.layers': ('train', 'layer9', {}),
+  'detector.image_score': ('train', 'top:2', {}),
   'fit.resume': ('train', 'latest', {}),
   'fit.extend': ('train', '/nowhere', {}),
   'calibrate.labeled': ('train', '/nowhere', {'calibrate.method': 'f1'}),

@@ -4,10 +4,15 @@ import dataclasses
 from typing import Protocol
 
 from uadjax.config import field, Settings
+from uadjax.detectors import image_score
 from uadjax.numerics import projections
 
 _NAME_HELP = 'Detector; each has a config file of its own.'
 _LAYERS_HELP = 'Stages of the backbone whose features are used.'
+# Finds more defects than the maximum, at equal false alarms (experiments/README.md, "Image scores
+# and defects found").
+_IMAGE_SCORE = 'top:0.003'
+_IMAGE_SCORE_HELP = 'max of the anomaly map, or mean of its largest share, such as top:0.01.'
 
 
 class DetectorSettings(Settings, Protocol):
@@ -37,6 +42,7 @@ class PadimSettings:
   enlarge: str = field(
     'bilinear', 'Upsampling of the deeper stages.', choices=projections.UPSAMPLING_METHODS
   )
+  image_score: str = field(_IMAGE_SCORE, _IMAGE_SCORE_HELP, check=image_score.parse)
   ridge: float = field(0.01, 'Constant added to the variances.', minimum=0)
 
 
@@ -50,8 +56,7 @@ class PatchcoreSettings:
   coreset_dim: int = field(
     0, 'Dimensions in which patches are selected; 0 for all, which is most accurate.', minimum=0
   )
-  neighbors: int = field(9, 'Number of neighbors that reweight the image score.', minimum=1)
-  reweight: bool = field(True, 'Whether to reweight the image score, as in equation 7.')
+  image_score: str = field(_IMAGE_SCORE, _IMAGE_SCORE_HELP, check=image_score.parse)
   # The paper averages to 1024 for wider backbones.
   channels: int = field(0, 'Number of channels to average embeddings to; 0 for all.', minimum=0)
   max_bytes: int = field(2 << 30, 'Limit of the bank on each device.', unit='bytes', minimum=1)
@@ -64,6 +69,7 @@ class StfpmSettings:
 
   name: str = field('stfpm', _NAME_HELP)
   layers: tuple[str, ...] = field(('layer1', 'layer2', 'layer3'), _LAYERS_HELP)
+  image_score: str = field('max', _IMAGE_SCORE_HELP, check=image_score.parse)
   momentum: float = field(0.9, 'Momentum of SGD.', minimum=0, below=1)
   weight_decay: float = field(1e-4, 'Factor of the L2 penalty.', minimum=0)
   half: bool = field(True, 'Whether distances have the factor ½ of equation 1.')

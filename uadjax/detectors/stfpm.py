@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 import optax
 
 from uadjax import backbones
+from uadjax.detectors import image_score
 from uadjax.detectors.base import Detector, Images, RunContext
 from uadjax.detectors.settings import StfpmSettings
 from uadjax.numerics import collectives, resampling
@@ -165,8 +166,8 @@ def finalize(state: State) -> Fitted:
 def score(config: Config, fitted: Fitted, images: Images) -> Scores:
   """Score images by the distances between the features of teacher and student.
 
-  The anomaly map is the product of all stages' upsampled distances, the image score its maximum
-  (section 3.3). Floor and opening are not in the paper.
+  The anomaly map is the product of all stages' upsampled distances, and the image score is its
+  maximum (section 3.3). Floor, opening and other image scores are not in the paper.
   """
   teacher = extract_features(config, fitted.teacher, images)
   student = extract_features(config, fitted.student, images)
@@ -178,7 +179,7 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
     anomaly_map = jnp.where(anomaly_map < options.floor, 0.0, anomaly_map)
   if options.opening:
     anomaly_map = resampling.grey_opening(anomaly_map, options.opening)
-  return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
+  return image_score.from_map(anomaly_map, options.image_score)
 
 
 def score_bounds(

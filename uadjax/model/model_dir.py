@@ -26,7 +26,7 @@ from uadjax.model.settings import CalibrateSettings, HasDetector, ModelSettings
 from uadjax.system import files
 from uadjax.types import Scores
 
-_FORMAT_VERSION = 4
+_FORMAT_VERSION = 5
 _MANIFEST_FILE = 'manifest.json'
 _REQUIRED_KEYS = (
   'model_name', 'thresholds', 'image_statistics', 'weights', 'arrays_sha256', 'config',

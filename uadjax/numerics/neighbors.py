@@ -198,24 +198,6 @@ def nearest_sharded(
   return Neighbors(distance[:, :k], row[:, :k])
 
 
-def take_rows(
-  index: Index, positions: Int[Array, 'b k'], axis_name: str | None
-) -> Float[Array, 'b k d']:
-  """Return the rows of a sharded index at positions in the whole bank, minus the center.
-
-  Args:
-    index: this shard's rows of the index.
-    positions: positions in the whole bank, for each of this shard's queries, such as
-      `Neighbors.row` of `nearest_sharded`; as many as on every other shard.
-    axis_name: mesh axis over which the index is sharded, or None if there is a single shard.
-  """
-  if axis_name is None:
-    return jnp.take(index.rows, positions, axis=0, mode='clip')
-  positions = collectives.all_gather_tiled(positions, axis_name)
-  rows = collectives.gather_rows(index.rows, positions, axis_name)
-  return collectives.local_slice(rows, axis_name)
-
-
 def nearest_for_export(queries: Float[Array, 'q d'], index: Index) -> Neighbors:
   """Find the nearest row with operations that other runtimes execute fast: no sort, top-k or loop.
 

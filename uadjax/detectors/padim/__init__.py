@@ -17,15 +17,13 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from uadjax import backbones
-from uadjax.detectors import base
+from uadjax.detectors import base, image_score
 from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
 from uadjax.detectors.padim import gaussians
 from uadjax.detectors.settings import PadimSettings
 from uadjax.errors import refuse, Setting
-from uadjax.numerics import gaussian, projections, resampling
+from uadjax.numerics import gaussian, projections
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
-
-_SIGMA = 4.0  # Standard deviation of the anomaly map's blur, in pixels (section IV-D).
 
 Stages = dict[str, Float[Array, 'b _h _w _c']]  # The backbone's feature maps by stage.
 
@@ -229,9 +227,9 @@ def score(config: Config, fitted: Fitted, images: Images) -> Scores:
 
 
 def _score_distances(config: Config, distance: Float[Array, 'b h w']) -> Scores:
-  """Upsample and blur distances to anomaly maps; the image score is the map's maximum."""
-  anomaly_map = resampling.upsample(distance, config.context.height, config.context.width, _SIGMA)
-  return Scores(anomaly_map, anomaly_map.max(axis=(1, 2)))
+  """Score images by distances, which are upsampled and blurred (section IV-D)."""
+  image_size = config.context.height, config.context.width
+  return image_score.from_distances(distance, image_size, config.options.image_score)
 
 
 def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:

@@ -3,7 +3,10 @@
 Roth et al. 2021, 'Towards Total Recall in Industrial Anomaly Detection', arXiv 2106.08265, sections
 3.1 (patch embeddings), 3.2 (coreset of the memory bank) and 3.3 (scoring).
 
-Letters: b batch, h w patch grid, d embedding, n bank rows, k neighbors, H W image at network size.
+The image score is not that of equation 7. The mean of the largest values of the anomaly map finds
+more defects at equal false alarms (experiments/README.md, "Image scores and defects found").
+
+Letters: b batch, h w patch grid, d embedding, n bank rows, H W image at network size.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from uadjax import backbones
-from uadjax.detectors import base
+from uadjax.detectors import base, image_score
 from uadjax.detectors.base import Embeddings, HostEmbeddings, Images, Statistics
-from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, scoring, selection
+from uadjax.detectors.patchcore import capacity, leave_out, memory_bank as banks, selection
 from uadjax.detectors.settings import PatchcoreSettings
 from uadjax.errors import refuse, Setting
 from uadjax.numerics import neighbors as knn, resampling
@@ -34,9 +37,7 @@ class Config(NamedTuple):
   Attributes:
     backbone: network whose stages, upsampled to the size of the first, give the patch embeddings.
     image_size: height and width of the images.
-    options: settings. Of these, `neighbors` is b of equation 7, the number of support samples, of
-      which the nearest row m* is the first; at least 2 with `reweight`. With `approx`, which uses
-      `jax.lax.approx_min_k`, support samples are still searched exactly.
+    options: settings. Of these, `approx` uses `jax.lax.approx_min_k`.
     bank: sizes and settings of the memory bank.
   """
 
@@ -78,13 +79,8 @@ def make(
   """Build the PatchCore detector.
 
   Raises:
-    ConfigError: `neighbors` does not suit `reweight`, or `max_bytes` is too small.
+    ConfigError: `max_bytes` is too small.
   """
-  if options.reweight and options.neighbors < 2:
-    reason = 'the nearest row counts as its own first neighbor'
-    message = f'detector.neighbors must be 2 or more, got {options.neighbors}: {reason}.'
-    hint = 'Choose 2 or more, or set ', Setting('detector.reweight', False), '.'
-    refuse('detector.neighbors', options.neighbors, message, *hint, allowed=(2, None))
   shapes = base.stage_shapes(backbone, context)
   (h, w, _), d = shapes[0], sum(shape[2] for shape in shapes)
   d = min(d, options.channels or d)
@@ -182,16 +178,12 @@ def score_held_out(config: Config, model: Fitted, batch: Batch) -> Scores:
 
 
 def export_score_fn(config: Config, fitted: Fitted) -> Callable[[Images], Scores]:
-  """Return `score` for a fixed memory bank, with the neighbors of its rows computed ahead."""
-  index = fitted.memory_bank
-  is_reweighted = _is_reweighted(config, index)
-  num_neighbors = config.options.neighbors
-  support = scoring.support_samples_table(index, num_neighbors) if is_reweighted else None
+  """Return `score` for a fixed memory bank, with a search that other runtimes execute fast."""
 
   def score(images: Images) -> Scores:
     x = extract_features(config, fitted.backbone, images)
-    nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), index)
-    return scoring.score_patches(x, nearest, index.center, support, config.image_size)
+    nearest = knn.nearest_for_export(x.reshape(-1, x.shape[-1]), fitted.memory_bank)
+    return _score_distances(config, x, nearest)
 
   return score
 
@@ -202,18 +194,16 @@ def _score_embeddings(config: Config, fitted: Fitted, x: Embeddings) -> Scores:
   def score_shard(index: knn.Index, x: Array, axis_name: str | None) -> Scores:
     queries = x.reshape(-1, x.shape[-1])
     nearest = knn.nearest_sharded(queries, index, 1, config.options.approx, axis_name)
-    support = None
-    if _is_reweighted(config, index):
-      support = scoring.support_samples_search(index, config.options.neighbors, axis_name)
-    return scoring.score_patches(x, nearest, index.center, support, config.image_size)
+    return _score_distances(config, x, nearest)
 
   in_specs = knn.INDEX_SPECS, P('data')
   return config.bank.shards.shard_map(score_shard, in_specs, P('data'))(fitted.memory_bank, x)
 
 
-def _is_reweighted(config: Config, index: knn.Index) -> bool:
-  # A single row has no neighbors: the weight would be 0, and so would every image score.
-  return config.options.reweight and len(index.rows) * config.bank.shards.num_shards > 1
+def _score_distances(config: Config, x: Embeddings, nearest: knn.Neighbors) -> Scores:
+  """Score images, given the nearest row of the memory bank for each of their patches."""
+  distance = nearest.distance.reshape(x.shape[:-1])
+  return image_score.from_distances(distance, config.image_size, config.options.image_score)
 
 
 def select_coresets(config: Config, state: State, previous_arrays: Arrays) -> Arrays:
