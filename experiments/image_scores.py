@@ -21,12 +21,11 @@ of runs it prints a table, sorted by the defects found, and writes it there as t
 
 Scores:
 present: the detector's own image score.
-patch: largest distance, without reweighting. max: largest value of the anomaly map.
+patch: largest distance. max: largest value of the anomaly map.
 max without border: the same, without a sixteenth of the map at each side.
 max of blur S: the same, with a map that is blurred by S pixels.
 max / mean of image: max, divided by the mean of the image's own anomaly map.
 top 1 %: mean of this share of the anomaly map, its largest values.
-weighted: times PatchCore's weight.
 by mean and so on: distances divided by a statistic of the training images at the same position.
 
 Columns:
@@ -147,32 +146,23 @@ def normalize(held_out: Maps, test: Maps, statistic: Callable[[Maps], np.ndarray
   return normalized
 
 
-def image_scores(run: distance_runs.StoredRun, is_map_maximum: bool) -> dict[str, ImageScores]:
-  """Return image scores by name, each of the held-out images followed by the test images.
-
-  Args:
-    run: results of the run.
-    is_map_maximum: whether the detector's own score is the largest value of the anomaly map.
-  """
+def image_scores(run: distance_runs.StoredRun) -> dict[str, ImageScores]:
+  """Return image scores by name, each of the held-out images followed by the test images."""
   held_out, test, size = run
   distances = np.concatenate([held_out.distances, test.distances])
-  weighted_patch = np.concatenate([held_out.scores, test.scores])
-  maps, patch = upsample(distances, size, _SIGMA), distances.max(axis=(1, 2))
-  map_max, tops = maps.max(axis=(1, 2)), top_means(maps)
+  maps = upsample(distances, size, _SIGMA)
+  map_max = maps.max(axis=(1, 2))
   margin_h, margin_w = (length // 16 for length in size)
   scores = {
-    'present': map_max if is_map_maximum else weighted_patch,
-    'patch': patch,
+    'present': np.concatenate([held_out.scores, test.scores]),
+    'patch': distances.max(axis=(1, 2)),
     'max': map_max,
     'max without border': maps[:, margin_h:-margin_h, margin_w:-margin_w].max(axis=(1, 2)),
     'max / mean of image': map_max / maps.mean(axis=(1, 2)),
-    **tops,
+    **top_means(maps),
   }
   for sigma in (2.0, 8.0, 16.0):
     scores[f'max of blur {sigma:g}'] = upsample(distances, size, sigma).max(axis=(1, 2))
-  if not is_map_maximum:
-    for name in ('max', *tops):
-      scores[f'weighted {name}'] = weighted_patch / patch * scores[name]
   for name, statistic in _STATISTICS.items():
     normalized = normalize(held_out.distances, test.distances, statistic)
     maps = upsample(normalized, size, _SIGMA)
@@ -237,10 +227,10 @@ def count_verdicts(
 def evaluate_run(path: Path, kinds: Sequence[str]) -> dict[Method, Outcome]:
   """Return the outcomes of a stored run, for all image scores and these kinds of thresholds."""
   run = distance_runs.load_run(path)
-  n, is_map_maximum = len(run.held_out.paths), path.parts[-3].startswith('padim')
+  n = len(run.held_out.paths)
   return {
     (name, kind): count_verdicts(scores[:n], scores[n:], run.test, kind)
-    for name, scores in image_scores(run, is_map_maximum).items()
+    for name, scores in image_scores(run).items()
     for kind in kinds
   }
 
