@@ -3,6 +3,7 @@
 Letters: b batch, n images.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -202,6 +203,14 @@ def slow_left_out(embeddings, numbers):
     rest = np.delete(embeddings, k, axis=0).mean(axis=0)
     highest.append(np.abs(embeddings[k] - rest).sum(axis=-1).max() + 100 * (number % FOLDS))
   return np.array(highest)
+
+
+def test_held_out_images_are_scored_in_few_batches_with_little_padding():
+  for num_images, max_size in itertools.product(range(1, 70), range(1, 40)):
+    size = leave_one_out._even_batch_size(num_images, max_size)
+    num_batches = -(-num_images // max_size)
+    assert size <= max_size
+    assert 0 <= size * num_batches - num_images < num_batches
 
 
 @pytest.mark.parametrize(('batch_size', 'devices'), [(4, 1), (1, 1), (32, 8)])

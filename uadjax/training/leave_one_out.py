@@ -55,12 +55,11 @@ def score(
     run: the run, whose `state_dir` has the arrays of the fit.
     extractor: parameters that `LeaveOneOut.embed` takes, on the mesh.
     embeddings: stored embeddings, which are not computed again.
-    batch_size: number of images per batch.
+    batch_size: maximum number of images per batch.
   """
   table = run.image_table
   records, is_old = table.records_at(table.scored_rows), table.scored_rows < table.num_previous
-  num_scored_folds = max(1, len(np.unique(table.scored_folds)))
-  batch_size = min(batch_size, math.ceil(len(records) / num_scored_folds))
+  batch_size = _even_batch_size(int(np.bincount(table.scored_folds, minlength=1).max()), batch_size)
   scored_rows = _score_rows(run, extractor, embeddings, records, batch_size)
   # Only the scores of a single model take the time that those of the final model will take.
   scored_rows = progress.show_progress(
@@ -77,6 +76,12 @@ def score(
   order = np.argsort(rows)
   paths = ['' if old else str(r.path) for r, old in zip(records, is_old, strict=True)]
   return calibration.CalibrationScores(tuple(paths), scores[order], peaks[order])
+
+
+def _even_batch_size(num_images: int, max_size: int) -> int:
+  """Return the size of as few equal batches as hold the images of a fold, with little padding."""
+  num_batches = max(1, math.ceil(num_images / max_size))
+  return max(1, math.ceil(num_images / num_batches))
 
 
 def _score_rows(
