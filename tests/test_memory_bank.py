@@ -315,7 +315,7 @@ def stood(plan, x, before=None):
 def test_of_every_fold_a_share_stands_in(images, ratio, dim):
   """Which images are of which fold goes by their numbers; where there are few, each is alone."""
   sized, x = plan(images, ratio=ratio, dim=dim), embeddings(images)
-  num_folds = min(10, images)  # In use.
+  num_folds = min(sized.num_folds, images)  # In use.
   got = stood(sized, x)
   assert_rows_are_patches(got, x)
   whose = np.bincount(np.asarray(got.image_id) % sized.num_folds)
@@ -329,10 +329,10 @@ def test_of_every_fold_a_share_stands_in(images, ratio, dim):
 def test_a_bank_without_a_fold_has_no_row_of_it_and_covers_the_others(dim):
   sized, x = plan(23, ratio=0.1, dim=dim), embeddings(23, 3)
   stand_ins = stood(sized, x)
-  for out in (0, 3, 9):
+  for out in (0, 3, 4):
     rows = leave_out.coreset_without_fold(stand_ins, sized, out, sized.coreset_size)
     assert len(rows) == sized.coreset_size
-    others = x[np.arange(23) % 10 != out]
+    others = x[np.arange(23) % sized.num_folds != out]
     patches = {patch.tobytes() for patch in others.reshape(-1, D)}
     assert all(row.tobytes() in patches for row in np.asarray(rows)), out
     if not dim:
@@ -352,10 +352,12 @@ def test_a_bank_that_made_room_has_stand_ins_of_what_is_left():
   bank, _ = fold(memory_bank.empty(sized), sized, x)
   got = leave_out.select_calibration_coresets(KEY, bank, sized, None)
   assert_rows_are_patches(got, x)
-  assert len(got.embeddings) <= 10 * math.ceil(4 * sized.coreset_size / 10)
+  assert len(got.embeddings) <= sized.num_folds * math.ceil(
+    4 * sized.coreset_size / sized.num_folds
+  )
   in_use = set(np.asarray(bank.patches.image_id[: int(bank.num_rows[0])]).tolist())
   assert set(np.asarray(got.image_id).tolist()) <= in_use
-  assert len(np.unique(np.asarray(got.image_id) % 10)) > 1
+  assert len(np.unique(np.asarray(got.image_id) % sized.num_folds)) > 1
 
 
 def on(devices):

@@ -11,6 +11,7 @@ Letters: b batch, h w patch grid, d embedding, n bank rows, H W image at network
 
 from collections.abc import Callable, Iterator
 import functools
+import math
 from typing import cast, NamedTuple
 
 import jax
@@ -28,6 +29,9 @@ from uadjax.numerics import neighbors as knn, resampling
 from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
+# A bank without a fold has this share of the final bank's rows. With all of them it would be
+# denser, for it represents fewer patches (experiments/README.md, "Leaving images out of PatchCore").
+_HELD_OUT_SHARE = 0.95
 _NUM_RECALL_QUERIES = 4096  # Patches that the recall of the approximate search is measured on.
 
 
@@ -221,7 +225,8 @@ def leave_fold_out(config: Config, variables: Variables, arrays: Arrays, fold: i
     ConfigError: there are no other folds.
   """
   coresets, num_rows = selection.from_arrays(arrays, _CORESET_PREFIX), len(arrays['embeddings'])
-  rows = leave_out.coreset_without_fold(coresets, config.bank, fold, num_rows)
+  max_rows = math.ceil(_HELD_OUT_SHARE * num_rows)
+  rows = leave_out.coreset_without_fold(coresets, config.bank, fold, max_rows)
   if not len(rows):
     ratio, max_bytes = config.options.ratio, Setting('detector.max_bytes')
     message = f'All {num_rows} rows of the memory bank are of fold {fold}, so none can score it.'
