@@ -45,6 +45,7 @@ import jax
 import pytest
 import small_runs
 
+from uadjax import create_model
 from uadjax.data import demo
 from uadjax.export import exporter
 from uadjax.model import model_dir
@@ -110,6 +111,18 @@ def trained(drawn, once):
     return once(f'{name}-{digest}' if flags else name, fit)
 
   return workdir
+
+
+@pytest.fixture(scope='session')
+def directory(trained) -> Path:
+  """The model directory of a small run of PaDiM; to be read only."""
+  return trained('padim') / 'model'
+
+
+@pytest.fixture(scope='session')
+def model(directory):
+  """The model of that directory, on one device."""
+  return create_model(model_dir=directory, device='cpu:0')
 
 
 @pytest.fixture(scope='session')

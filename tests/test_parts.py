@@ -12,7 +12,7 @@ import pytest
 import small_runs
 from starlette import testclient
 
-from uadjax import cli, create_model, main
+from uadjax import cli, main
 from uadjax.errors import ConfigError
 from uadjax.inference import parts, score_table
 from uadjax.serve import app as apps, settings as options
@@ -24,16 +24,6 @@ SEVERITY = {'OK': 0, 'review': 1, 'unreadable': 2, 'NG': 3}
 ROUTE = '/image-anomaly-detection'
 
 labels = st.sampled_from(list(SEVERITY))
-
-
-@pytest.fixture(scope='module')
-def directory(trained):
-  return trained('padim') / 'model'
-
-
-@pytest.fixture(scope='module')
-def model(directory):
-  return create_model(model_dir=directory, device='cpu:0')
 
 
 @pytest.fixture(scope='module')

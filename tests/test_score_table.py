@@ -15,22 +15,12 @@ from PIL import Image
 from pyarrow import dataset
 import pytest
 
-from uadjax import cli, create_model, main
+from uadjax import cli, main
 from uadjax.distributed import processes
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.inference import score_table, table_shards
 from uadjax.system import files
 from uadjax.system.progress import no_progress
-
-
-@pytest.fixture(scope='module')
-def directory(trained):
-  return trained('padim') / 'model'
-
-
-@pytest.fixture(scope='module')
-def model(directory):
-  return create_model(model_dir=directory, device='cpu:0')
 
 
 @pytest.fixture(scope='module')

@@ -45,11 +45,6 @@ def photos(drawn, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def directory(trained):
-  return trained('padim') / 'model'
-
-
-@pytest.fixture(scope='module')
 def results(directory, photos):
   """Results of `predict` by image name."""
   predictions = create_model(model_dir=directory).predict(photos)

@@ -76,7 +76,8 @@ def evaluate_and_report(
   advice = model_thresholds.advise(model, evaluation.metrics, anomalous_scores)
   evaluation.metrics['threshold_advice'] = advice.to_dict() if advice else None
   curves.draw(workdir / 'curves', titled_curves)
-  _log_result(run_label, titled_curves, evaluation.metrics)
+  warnings = curves.model_warnings(titled_curves)
+  _log_result(run_label, titled_curves, evaluation.metrics, warnings)
   if advice:
     logging.LOG.warning('%s', advice)
   if options.report_pictures:
@@ -100,7 +101,7 @@ def evaluate_and_report(
     logging.LOG.info('Report: %s', report_path)
   return {
     'metrics': evaluation.metrics,
-    'warnings': curves.model_warnings(titled_curves),
+    'warnings': warnings,
     'timing': {'evaluate_s': evaluate_s},
     **result,
   }
@@ -175,8 +176,13 @@ def write_report(
   return {'warnings': result['warnings'], **result['metrics']}
 
 
-def _log_result(run_label: str, data: curves.CurveData, metrics: evaluate.Metrics) -> None:
-  """Log the verdicts on the test images, then the ranking metrics, then warnings of the model."""
+def _log_result(
+  run_label: str,
+  data: curves.CurveData,
+  metrics: evaluate.Metrics,
+  warnings: Sequence[Mapping[str, str]],
+) -> None:
+  """Log the verdicts on the test images, then the ranking metrics, then the warnings."""
   logging.LOG.info('%s: %s', run_label, curves.summary(data))
   texts = [
     f'{key} {value:.4f}{" (oracle)" if key in metrics["oracles"] else ""}'
@@ -185,5 +191,5 @@ def _log_result(run_label: str, data: curves.CurveData, metrics: evaluate.Metric
   ]
   ranking_text = ', '.join(texts) or 'AUROC is undefined without both classes'
   logging.LOG.info('%s: %s', run_label, ranking_text)
-  for warning in curves.model_warnings(data):
+  for warning in warnings:
     logging.LOG.warning('%s: %s', run_label, warning['message'])
