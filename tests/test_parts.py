@@ -1,5 +1,6 @@
 """Verdicts on parts: the worst of a part's images, whatever their order and batches."""
 
+import base64
 import itertools
 import json
 from pathlib import Path
@@ -21,7 +22,7 @@ from uadjax.system.progress import no_progress
 
 PATTERN = r'(?P<part>.+)_cam\d+'
 SEVERITY = {'OK': 0, 'review': 1, 'unreadable': 2, 'NG': 3}
-ROUTE = '/image-anomaly-detection'
+ROUTE, INFER = '/image-anomaly-detection', '/v2/models/disc/infer'
 
 labels = st.sampled_from(list(SEVERITY))
 
@@ -191,22 +192,115 @@ def test_an_evaluation_counts_parts(trained, drawn, tmp_path):
   assert metrics['parts'] == counts
 
 
-def test_requests_of_one_part_have_one_verdict(directory, folder, verdicts):
+@pytest.fixture(scope='module')
+def client(directory):
   application = apps.build_app(options.Settings({'disc': directory}, batch=1))
-  headers = {'Content-Type': 'image/png'}
   with testclient.TestClient(application) as client:
     while client.get('/v2/health/ready').status_code != 200:
       time.sleep(0.02)
-    paths = sorted(folder.iterdir())
-    seen: dict[str, list[str]] = {}
-    for path in itertools.chain(paths[::2], paths[1::2]):
-      name = path.stem.partition('_')[0]
-      url = f'{ROUTE}?labelMap=false'
-      answer = client.post(url, params={'part': name}, content=path.read_bytes(), headers=headers)
-      result = answer.json()['result']
-      seen.setdefault(name, []).append(result['label'])
-      worst = max(seen[name], key=SEVERITY.get)
-      assert result['part'] == {'part': name, 'label': worst, 'images': len(seen[name])}
-    assert {name: max(found, key=SEVERITY.get) for name, found in seen.items()} == verdicts
-    answer = client.post(ROUTE, content=paths[0].read_bytes(), headers=headers)
-    assert 'part' not in answer.json()['result']
+    yield client
+
+
+@pytest.fixture
+def part_verdicts(client):
+  """What the service remembers of parts: nothing at first."""
+  remembered = client.app.state.service.part_verdicts
+  remembered.clear()
+  return remembered
+
+
+def test_requests_of_one_part_have_one_verdict(client, part_verdicts, folder, verdicts):
+  headers = {'Content-Type': 'image/png'}
+  paths = sorted(folder.iterdir())
+  seen: dict[str, list[str]] = {}
+  for path in itertools.chain(paths[::2], paths[1::2]):
+    name = path.stem.partition('_')[0]
+    url = f'{ROUTE}?labelMap=false'
+    answer = client.post(url, params={'part': name}, content=path.read_bytes(), headers=headers)
+    result = answer.json()['result']
+    seen.setdefault(name, []).append(result['label'])
+    worst = max(seen[name], key=SEVERITY.get)
+    assert result['part'] == {'part': name, 'label': worst, 'images': len(seen[name])}
+  assert {name: max(found, key=SEVERITY.get) for name, found in seen.items()} == verdicts
+  answer = client.post(ROUTE, content=paths[0].read_bytes(), headers=headers)
+  assert 'part' not in answer.json()['result']
+
+
+def image_tensor(paths):
+  data = [base64.b64encode(path.read_bytes()).decode() for path in paths]
+  return {'name': 'image', 'datatype': 'BYTES', 'shape': [len(data)], 'data': data}
+
+
+def part_tensor(names):
+  return {'name': 'part', 'datatype': 'BYTES', 'shape': [len(names)], 'data': names}
+
+
+@pytest.mark.parametrize('cuts', [(), (4,), (1, 2, 7)])
+def test_the_protocol_has_one_verdict_for_all_images_of_a_part(
+  cuts, client, part_verdicts, folder, verdicts
+):
+  """It counts the images of the request and of those before it, however they are divided."""
+  paths = sorted(folder.iterdir(), key=lambda path: path.name[::-1])
+  seen: dict[str, list[str]] = {}
+  worst: dict[str, str] = {}
+  for start, stop in itertools.pairwise((0, *cuts, len(paths))):
+    names = [path.stem.partition('_')[0] for path in paths[start:stop]]
+    tensors = [part_tensor(names), image_tensor(paths[start:stop])]
+    answer = client.post(INFER, json={'inputs': tensors}).json()
+    outputs = {tensor['name']: tensor['data'] for tensor in answer['outputs']}
+    for name, label in zip(names, outputs['label'], strict=True):
+      seen.setdefault(name, []).append(label)
+    worst = {name: max(found, key=SEVERITY.get) for name, found in seen.items()}
+    assert outputs['part_label'] == [worst[name] for name in names]
+    assert outputs['part_images'] == [len(seen[name]) for name in names]
+  assert worst == verdicts
+
+
+def test_the_protocol_describes_the_tensors_of_parts(client, part_verdicts, folder):
+  image = image_tensor([next(folder.iterdir())])
+  model = client.get('/v2/models/disc').json()
+  tensor = {'name': 'part', 'datatype': 'BYTES', 'shape': [-1]}
+  assert tensor in model['inputs']
+  types = {'part_label': 'BYTES', 'part_images': 'INT64'}
+  for inputs in ([image, part_tensor(['x'])], [image]):
+    answer = client.post(INFER, json={'inputs': inputs}).json()
+    outputs = {t['name']: t for t in answer['outputs'] if t['name'].startswith('part')}
+    assert outputs.keys() == (types.keys() if len(inputs) == 2 else set())
+    for name, output in outputs.items():
+      assert (output['datatype'], output['shape']) == (types[name], [1])
+      assert {'name': name, 'datatype': types[name], 'shape': [-1]} in model['outputs']
+  assert list(part_verdicts) == [('disc', 'x')]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'data': ['x'], 'shape': [1]}, 'of shape [2]'),
+    ({'data': ['x', 'y', 'z'], 'shape': [3]}, 'of shape [2]'),
+    ({'data': ['x']}, 'with 1 values'),
+    ({'shape': [2, 1]}, 'got BYTES of shape [2, 1]'),
+    ({'datatype': 'INT64', 'data': [1, 2]}, 'got INT64'),
+    ({'data': ['x', 2]}, '1 to 200 characters'),
+    ({'data': ['x', '']}, '1 to 200 characters'),
+    ({'data': ['x', 'y' * 201]}, '1 to 200 characters'),
+    ({'name': 'parts'}, "'parts'; choose from ['image', 'part']"),
+    ({'name': 'image'}, "'image' occurs twice"),
+  ],
+)
+def test_tensors_that_name_no_parts_are_refused(changes, message, client, part_verdicts, folder):
+  tensors = [image_tensor(sorted(folder.iterdir())[:2]), part_tensor(['x', 'y']) | changes]
+  answer = client.post(INFER, json={'inputs': tensors})
+  assert answer.status_code == 400
+  assert message in answer.json()['error']
+  assert not part_verdicts  # No image of the request is counted.
+
+
+def test_parts_without_images_or_names_are_refused(client, folder):
+  image = image_tensor([next(folder.iterdir())])
+  for body, message in (
+    ({'inputs': [part_tensor(['x'])]}, "The input 'image' is missing"),
+    ({'inputs': [image], 'outputs': [{'name': 'part_label'}]}, "needs the input 'part'"),
+  ):
+    answer = client.post(INFER, json=body)
+    assert answer.status_code == 400
+    assert message in answer.json()['error']

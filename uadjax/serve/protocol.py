@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 from typing import Any
 
@@ -23,10 +23,15 @@ from uadjax.serve.service import Service
 from uadjax.serve.settings import Settings
 
 PREFIX = '/v2'
-_INPUT_NAME = 'image'
-_OUTPUT_TYPES = {'score': 'FP32', 'label': 'BYTES', 'warnings': 'BYTES', 'map': 'FP32'}
+_IMAGE, _PART = 'image', 'part'  # Names of the inputs; the second one is optional.
+_IMAGE_OUTPUTS = {'score': 'FP32', 'label': 'BYTES', 'warnings': 'BYTES', 'map': 'FP32'}
+_PART_OUTPUTS = {'part_label': 'BYTES', 'part_images': 'INT64'}  # Only with the input `part`.
+_OUTPUT_TYPES = _IMAGE_OUTPUTS | _PART_OUTPUTS
 _TENSORS = {
-  'inputs': [{'name': _INPUT_NAME, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]}],
+  'inputs': [
+    {'name': _IMAGE, 'datatype': 'UINT8', 'shape': [-1, -1, -1, 3]},
+    {'name': _PART, 'datatype': 'BYTES', 'shape': [-1]},
+  ],
   'outputs': [
     {'name': name, 'datatype': datatype, 'shape': [-1, -1, -1] if name == 'map' else [-1]}
     for name, datatype in _OUTPUT_TYPES.items()
@@ -40,7 +45,8 @@ class InputTensor(pydantic.BaseModel, extra='forbid', strict=True):
   name: str
   shape: list[pydantic.NonNegativeInt] = pydantic.Field(min_length=1, max_length=4)
   datatype: str = pydantic.Field(
-    description='UINT8: RGB pixels, [b, h, w, 3]. BYTES: image files in base64, [b].'
+    description='For image, UINT8: RGB pixels, [b, h, w, 3]; or BYTES: image files in base64, [b]. '
+    'For part, BYTES: names, [b].'
   )
   data: list[Any]
   parameters: dict[str, Any] | None = None
@@ -56,7 +62,11 @@ class RequestedOutput(pydantic.BaseModel, extra='forbid', strict=True):
 class InferRequest(pydantic.BaseModel, extra='forbid', strict=True):
   """Inference request."""
 
-  inputs: list[InputTensor] = pydantic.Field(min_length=1, max_length=1)
+  inputs: list[InputTensor] = pydantic.Field(
+    min_length=1,
+    max_length=2,
+    description='image and, optionally, part: the name of the part that each image shows.',
+  )
   outputs: list[RequestedOutput] | None = None
   id: str | None = None
   parameters: dict[str, Any] | None = None
@@ -119,14 +129,14 @@ async def _infer(service: Service, name: str, request: Request) -> dict[str, obj
     await stack.enter_async_context(service.reserve_queue())
     content = await requests.read_body(request, settings.max_bytes)
     infer_request = InferRequest.model_validate_json(content)
-    output_names = [output.name for output in infer_request.outputs or ()] or list(_OUTPUT_TYPES)
-    if unknown := [x for x in output_names if x not in _OUTPUT_TYPES]:
-      raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {list(_OUTPUT_TYPES)}.')
-    tensor, ops = infer_request.inputs[0], model.predictor.model.ops
+    tensors = _tensors_by_name(infer_request)
+    output_names = _output_names(infer_request, has_parts=_PART in tensors)
+    tensor, ops = tensors[_IMAGE], model.predictor.model.ops
     num_images = tensor.shape[0]
     if not 0 < num_images <= settings.queue:
       problem = f'got {num_images} images; send between 1 and {settings.queue}.'
-      raise RequestError(400, f'inputs.0.shape: {problem}')
+      raise RequestError(400, f'Shape of {_IMAGE!r}: {problem}')
+    part_names = _read_part_names(tensors[_PART], num_images) if _PART in tensors else []
     await stack.enter_async_context(service.reserve_queue(num_images - 1))
     await stack.enter_async_context(service.admission)
     images = await service.run_in_thread(_read_images, tensor, ops, settings)
@@ -134,16 +144,57 @@ async def _infer(service: Service, name: str, request: Request) -> dict[str, obj
       problem = 'Maps of images of different sizes do not form a tensor'
       raise RequestError(400, f"{problem}; request outputs without 'map'.")
     results = await asyncio.gather(*(service.predict(model, image) for image in images))
-    outputs = await service.run_in_thread(_encode_outputs, results, output_names)
+    named_results = zip(part_names, results, strict=False)  # None without names.
+    # The last verdict on a part counts all its images of the request.
+    verdicts = {part: service.judge_part(model, part, result) for part, result in named_results}
+    image_parts = [verdicts[part] for part in part_names]
+    outputs = await service.run_in_thread(_encode_outputs, results, image_parts, output_names)
   labels = [result.label for result in results]
   request.state.log_fields = {'model': name, 'images': len(results), 'labels': labels}
   id_field = {'id': infer_request.id} if infer_request.id else {}
   return {'model_name': name, **id_field, 'outputs': outputs}
 
 
+def _tensors_by_name(infer_request: InferRequest) -> dict[str, InputTensor]:
+  tensors: dict[str, InputTensor] = {}
+  for tensor in infer_request.inputs:
+    if tensor.name not in (_IMAGE, _PART):
+      problem = f'Unknown input {tensor.name!r}; choose from {[_IMAGE, _PART]}.'
+      raise RequestError(400, problem)
+    if tensor.name in tensors:
+      raise RequestError(400, f'The input {tensor.name!r} occurs twice; send it once.')
+    tensors[tensor.name] = tensor
+  if _IMAGE not in tensors:
+    raise RequestError(400, f'The input {_IMAGE!r} is missing.')
+  return tensors
+
+
+def _output_names(infer_request: InferRequest, has_parts: bool) -> list[str]:
+  """Return the requested outputs, or else all that the inputs allow."""
+  allowed_names = list(_OUTPUT_TYPES if has_parts else _IMAGE_OUTPUTS)
+  names = [output.name for output in infer_request.outputs or ()] or allowed_names
+  if unknown := [x for x in names if x not in _OUTPUT_TYPES]:
+    raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {list(_OUTPUT_TYPES)}.')
+  if missing := [x for x in names if x not in allowed_names]:
+    problem = f'The output {missing[0]!r} needs the input {_PART!r}: a name for each image.'
+    raise RequestError(400, problem)
+  return names
+
+
+def _read_part_names(tensor: InputTensor, num_images: int) -> list[str]:
+  """Return the name of the part that each image shows."""
+  names, limit = tensor.data, requests.MAX_PART_LENGTH
+  are_names = all(isinstance(name, str) and 0 < len(name) <= limit for name in names)
+  is_shape_right = (tensor.datatype, tensor.shape) == ('BYTES', [num_images])
+  if not (is_shape_right and are_names and len(names) == num_images):
+    raise RequestError(
+      400, f'{_PART!r} must be BYTES of shape [{num_images}], a name of 1 to {limit} characters '
+      f'for each image; got {tensor.datatype} of shape {tensor.shape} with {len(names)} values.'
+    )  # fmt: skip
+  return names
+
+
 def _read_images(tensor: InputTensor, ops: Ops, settings: Settings) -> list[inputs.LoadedImage]:
-  if tensor.name != _INPUT_NAME:
-    raise RequestError(400, f'Unknown input {tensor.name!r}; it must be {_INPUT_NAME!r}.')
   if tensor.datatype == 'UINT8':
     images = _to_array(tensor)
     if images.shape[1] * images.shape[2] > settings.max_pixels:
@@ -152,7 +203,7 @@ def _read_images(tensor: InputTensor, ops: Ops, settings: Settings) -> list[inpu
     return [inputs.load(inputs.Source('image', image), ops) for image in images]
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
     raise RequestError(
-      400, f'{_INPUT_NAME!r} must be UINT8 of shape [b, h, w, 3] or BYTES of shape [b]; got '
+      400, f'{_IMAGE!r} must be UINT8 of shape [b, h, w, 3] or BYTES of shape [b]; got '
       f'{tensor.datatype} of shape {tensor.shape}.'
     )  # fmt: skip
   try:
@@ -181,12 +232,17 @@ def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
   return values.astype(np.uint8)
 
 
-def _encode_outputs(results: Sequence[Result], output_names: list[str]) -> list[dict[str, Any]]:
+def _encode_outputs(
+  results: Sequence[Result], image_parts: Sequence[Mapping[str, object]], output_names: list[str]
+) -> list[dict[str, Any]]:
+  """Return the outputs; `image_parts` has the verdict on the part that each image shows."""
   outputs = []
   for name in output_names:
     if name == 'map':
       maps = np.stack([result.anomaly_map for result in results])
       shape, data = list(maps.shape), maps.ravel()
+    elif name in _PART_OUTPUTS:
+      shape, data = [len(results)], [part[name.removeprefix('part_')] for part in image_parts]
     elif name == 'warnings':
       shape, data = [len(results)], [result.warning_codes for result in results]
     else:

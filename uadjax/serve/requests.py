@@ -17,6 +17,7 @@ _IMAGE_TYPES = 'image/jpeg', 'image/png', 'image/bmp', 'image/tiff', 'image/webp
 _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
 TEXT_OPTIONS = ('model', 'part')  # The other options are flags.
+MAX_PART_LENGTH = 200  # Of the name of a part.
 
 
 class RequestError(HTTPException):
@@ -31,7 +32,9 @@ class RequestOptions(pydantic.BaseModel, extra='forbid', strict=True):
   labelMap: bool | None = pydantic.Field(None, description='False: omit labelMap.')
   model: str | None = pydantic.Field(None, description='Name of the model; default: the first.')
   part: str | None = pydantic.Field(
-    None, description='Name of the part that the image shows, to group its images.', max_length=200
+    None,
+    description='Name of the part that the image shows, to group its images.',
+    max_length=MAX_PART_LENGTH,
   )
 
 
