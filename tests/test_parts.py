@@ -13,8 +13,10 @@ import pytest
 import small_runs
 from starlette import testclient
 
+import uadjax
 from uadjax import cli, main
 from uadjax.errors import ConfigError
+from uadjax.evaluation import curves
 from uadjax.inference import parts, score_table
 from uadjax.serve import app as apps, settings as options
 from uadjax.system import files
@@ -23,6 +25,7 @@ from uadjax.system.progress import no_progress
 PATTERN = r'(?P<part>.+)_cam\d+'
 SEVERITY = {'OK': 0, 'review': 1, 'unreadable': 2, 'NG': 3}
 ROUTE, INFER = '/image-anomaly-detection', '/v2/models/disc/infer'
+PACKAGE = Path(uadjax.__file__).parent
 
 labels = st.sampled_from(list(SEVERITY))
 
@@ -304,3 +307,52 @@ def test_parts_without_images_or_names_are_refused(client, folder):
     answer = client.post(INFER, json=body)
     assert answer.status_code == 400
     assert message in answer.json()['error']
+
+
+def test_a_report_groups_images_by_part(directory, drawn, tmp_path, capsys, monkeypatch):
+  """Images with the same number are those of one part, in folders of its defects."""
+  monkeypatch.setattr(curves, 'draw', lambda folder, data: None)
+  page = tmp_path / 'new' / 'report.html'
+  words = ('report', directory, drawn, '--category', 'disc', '--output', page, '--part-pattern')
+  for pattern in ('(', '.+', r'(?P<part>0+)'):  # The last one does not match every name.
+    status, out, err = run(capsys, *words, pattern)
+    assert (status, out) == (2, '')
+    assert '--part-pattern' in err
+    assert not page.exists()
+  status, out, _ = run(capsys, *words, r'(?P<part>\d+)')
+  assert status == 0
+  data = json.loads(page.with_suffix('.json').read_text())
+  images_by_part = {}
+  for image in data['images']:
+    assert image['part'] == Path(image['path']).stem
+    images_by_part.setdefault(image['part'], []).append(image)
+  counts = {name: {'ng': 0, 'review': 0, 'ok': 0} for name in ('defective', 'good')}
+  for images in images_by_part.values():
+    name = 'defective' if any(image['defect'] != 'good' for image in images) else 'good'
+    counts[name][parts.worst_label(image['label'] for image in images).lower()] += 1
+  assert data['metrics']['parts'] == counts
+  num_defective = sum(counts['defective'].values())
+  assert f'defective parts: found {counts["defective"]["ng"]} of {num_defective}' in ' '.join(
+    out.split()
+  )
+
+
+WORST_LABELS = """
+import { groupByPart, worstLabel } from './parts.js';
+const answer = (cases) => cases.map((images) => Object.fromEntries(
+  [...groupByPart(images)].map(([part, ofPart]) =>
+    [part, worstLabel(ofPart.map(({ label }) => label))])));
+"""
+
+
+def test_browsers_have_the_same_verdicts(in_node):
+  names = {'unreadable': 'failed'}
+  cases = [[*zip('aabc', found, strict=True)] for found in itertools.product(SEVERITY, repeat=4)]
+  images = [[{'part': p, 'label': names.get(x, x)} for p, x in case] for case in cases]
+  expected = []
+  for case in cases:
+    verdicts = parts.PartVerdicts()
+    for part, label in case:
+      verdicts.add(part, label)
+    expected.append({part: names.get(label, label) for part, label in verdicts.labels.items()})
+  assert in_node(PACKAGE / 'web', WORST_LABELS, images) == expected

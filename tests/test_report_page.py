@@ -119,7 +119,9 @@ def counts(case, review_threshold, image_threshold):
 @pytest.fixture(scope='module')
 def case(tmp_path_factory):
   folder = tmp_path_factory.mktemp('images')
-  return make(folder, ['good'] * 30 + [CLOSING] * 12 + ['scratch, long and hardly visible'] * 20)
+  case = make(folder, ['good'] * 30 + [CLOSING] * 12 + ['scratch, long and hardly visible'] * 20)
+  names = [f'{HOSTILE if i % 21 % 2 else "bolt "}{i % 21}' for i in range(62)]
+  return case._replace(curve_data=case.curve_data._replace(parts=names))
 
 
 @pytest.fixture(scope='module')
@@ -253,6 +255,62 @@ def test_the_advice_of_the_evaluation_is_shown(show, file):
   for row, want in zip(rows, ADVICE['trade_off'], strict=True):
     cells = row.locator('td').all_inner_texts()
     assert (cells[3], cells[4]) == (str(want['defects_found']), want['option'])
+
+
+def parts_of(case, review_threshold, image_threshold):
+  """Return the worst label, the number of images and whether one is defective, by part."""
+  table = {}
+  rows = zip(case.curve_data.parts, case.scored, case.not_ok, strict=True)
+  for name, (defect, s), not_ok in rows:
+    is_ok = s <= review_threshold and not not_ok
+    label = 'NG' if s > image_threshold else 'OK' if is_ok else 'review'
+    worst, number, is_defective = table.get(name, ('OK', 0, False))
+    worst = max(worst, label, key=['OK', 'review', 'NG'].index)
+    table[name] = worst, number + 1, is_defective or defect != 'good'
+  return table
+
+
+def texts(page, selector):
+  """Return the texts of elements, with every white space as one blank."""
+  return [' '.join(text.split()) for text in page.locator(selector).all_inner_texts()]
+
+
+def test_parts_have_one_verdict_that_follows_the_thresholds(show, file, case):
+  page = show(file)
+  previous = None
+  for threshold in (None, '1.2', '9'):
+    if threshold:
+      page.fill('#image-threshold', threshold)
+      page.keyboard.press('Enter')
+    parts = parts_of(case, *thresholds(page))
+    assert parts != previous
+    previous = parts
+    shown = {' '.join(name.split()): values for name, values in parts.items()}
+    lines = {f'Part {name} {label}' for name, (label, *_) in shown.items()}
+    assert set(texts(page, '#tiles .part')) == lines
+    counts = []
+    for is_defective, order in ((True, ('NG', 'review', 'OK')), (False, ('OK', 'review', 'NG'))):
+      labels = [label for label, _, defective in parts.values() if defective == is_defective]
+      counts += [f'Parts: {labels.count(label)} of {len(labels)}' for label in order if labels]
+    assert [text.split(',')[0] for text in texts(page, '.part-count') if text] == counts
+    options = texts(page, '#part-filter option')[1:]
+    assert set(options) == {f'{name}: {label}, {k} images' for name, (label, k, _) in shown.items()}
+    severities = [shown[option.rpartition(':')[0]][0] for option in options]
+    assert severities == sorted(severities, key=['NG', 'review', 'OK'].index)
+
+
+def test_the_images_of_a_part_are_shown_together(show, file, case):
+  page = show(file)
+  page.select_option('#order', 'part')
+  names = texts(page, '#tiles .part bdi')
+  changes = sum(a != b for a, b in zip(names[1:], names[:-1], strict=True))
+  assert changes == len(set(names)) - 1  # Adjacent.
+  name = case.curve_data.parts[1]
+  page.select_option('#part-filter', name)
+  scores = [s for s, part in zip(case.scores, case.curve_data.parts, strict=True) if part == name]
+  assert sorted(score for score, _ in tiles(page)) == sorted(scores)
+  page.locator('#tiles button').first.click()
+  assert f'part {name}' in page.inner_text('#zoom-info')
 
 
 @pytest.mark.slow
@@ -462,6 +520,7 @@ GROUPS = (
   '#histogram .grip, #histogram .name', '#histogram-hint > *', '#roc svg > text:not(.tooltip)',
   '#pr svg > text:not(.tooltip)', '#pro svg > text:not(.tooltip)', '#curves figure',
   '.legend li > *', '#tiles li', '.caption > *', '.caption .verdict > *',
+  '.caption .part > *', '#key-numbers li > *',
   '#defect-types td, #defect-types th', '.defect-type > *', '.properties > div > *',
   '.zoom-head > *', '.zoom-buttons > *', '#zoom-info > *', 'dialog[open] > *',
 )  # fmt: skip
@@ -537,7 +596,7 @@ def test_missing_parts_are_replaced_by_a_sentence(
   text = page.inner_text('body')
   for sentence in sentences:
     assert sentence in text
-  for placeholder in ('NaN', 'undefined', 'null', 'Infinity'):
+  for placeholder in ('NaN', 'undefined', 'null', 'Infinity', 'Part'):
     assert placeholder not in text
   assert page_layout.collisions(page, GROUPS) == []
   if defects:

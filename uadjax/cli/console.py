@@ -78,13 +78,15 @@ def summary_table(counts: Mapping[str, int], noun: str = 'images') -> table.Tabl
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> table.Table:
-  """Return a table of the verdicts on the test images, then of the ranking metrics."""
+  """Return a table of the verdicts on test images and parts, then of the ranking metrics."""
   columns = ('test images', table.Column('', justify='right'), table.Column('', justify='right'))
   rich_table = table.Table(*columns, box=box.SIMPLE_HEAD)
-  for outcome in verdicts.outcomes(metrics['at_threshold']['counts']):
-    title = f'{outcome.image_class}: {outcome.name}'
-    number = f'{outcome.num_images} of {outcome.num_in_class}'
-    rich_table.add_row(title, number, outcome.percent)
+  counts = {'': metrics['at_threshold']['counts'], ' parts': metrics.get('parts', {})}
+  for noun, class_counts in counts.items():
+    for outcome in verdicts.outcomes(class_counts):
+      title = f'{outcome.image_class}{noun}: {outcome.name}'
+      number = f'{outcome.num_images} of {outcome.num_in_class}'
+      rich_table.add_row(title, number, outcome.percent)
   for key, title in _METRIC_TITLES.items():
     if (value := metrics[key]) is not None:
       rich_table.add_row(title, f'{value:.3f}')

@@ -12,6 +12,7 @@ import typer
 
 import uadjax
 from uadjax import errors
+from uadjax.evaluation.settings import EvaluateSettings
 from uadjax.export.settings import ExportSettings
 from uadjax.inference.settings import AnomalyDetectionSettings, PredictSettings
 
@@ -326,12 +327,13 @@ class ExportOptions(NamedTuple):
 
 
 class ReportOptions(NamedTuple):
-  """Evaluate a model on a dataset and write the results as an HTML report.
+  r"""Evaluate a model on a dataset and write the results as an HTML report.
 
   `uadjax evaluate` is the same command.
 
   Examples:
     uadjax report runs/bolts/model bolts/ --output bolts.html
+    uadjax report runs/bolts/model bolts/ --part-pattern '(?P<part>.+)_cam\d+'
   """
 
   model_dir: Path = _MODEL_DIR
@@ -340,6 +342,7 @@ class ReportOptions(NamedTuple):
   output: Path = _option(
     Path('report.html'), 'FILE', 'HTML file to write; its data is saved next to it as .json.'
   )
+  part_pattern: str = _setting(EvaluateSettings, 'part_pattern', 'REGEX', default='')
   device: str | None = _DEVICE
   as_json: bool = _AS_JSON
 

@@ -18,7 +18,12 @@ def run(options: ReportOptions) -> None:
   runtime.require_writable('--output', options.output.parent)
   mesh.use_cores_as_devices()
   metrics = evaluate_run.write_report(
-    options.model_dir, options.dataset, options.category, options.output, options.device or 'auto'
+    options.model_dir,
+    options.dataset,
+    options.category,
+    options.output,
+    options.device or 'auto',
+    options.part_pattern,
   )
   if options.as_json:
     console.print_json(metrics)

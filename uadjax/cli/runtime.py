@@ -32,7 +32,7 @@ _ARGUMENT_BY_SETTING = {'data.category': '--category', 'data.root': 'DATASET'}
 # Options of `uadjax fit` only. Unlike a sweep, it takes a single config.
 _FIT_OPTION_BY_SETTING = {'config': '--model', 'fit.extend': '--extend'}
 # Sections whose settings are options of a command of another name; 'root' is `uadjax` without one.
-_SECTION_BY_COMMAND = {'threshold': 'calibrate', 'root': 'predict'}
+_SECTION_BY_COMMAND = {'report': 'evaluate', 'threshold': 'calibrate', 'root': 'predict'}
 # The --override of these commands takes any setting of an experiment.
 _COMMANDS_WITH_OVERRIDE = ('fit', 'sweep')
 

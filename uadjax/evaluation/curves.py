@@ -41,6 +41,7 @@ class CurveData(NamedTuple):
       ranking, which counts normal pixels only at the scores of anomalous ones.
     calibration_scores: scores of the good images that the thresholds were calibrated on, or None.
     locations: `peak`, `at` and, for images to review, `regions` of each image; empty if unknown.
+    parts: name of the part that each image shows; empty if images are not grouped.
   """
 
   title: str
@@ -53,6 +54,7 @@ class CurveData(NamedTuple):
   num_pixel_alarms: int = 0
   calibration_scores: Float[np.ndarray, ' m'] | None = None
   locations: Sequence[Mapping[str, object]] = ()
+  parts: Sequence[str] = ()
 
 
 class Line(NamedTuple):

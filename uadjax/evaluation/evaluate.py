@@ -136,6 +136,7 @@ def evaluate(
   _write_scores(workdir / 'scores.csv', image_results, names, model.thresholds)
   evaluation = _summarize(model, image_results, pixels)
   if part_pattern:
+    evaluation = evaluation._replace(curve_data=evaluation.curve_data._replace(parts=names))
     evaluation.metrics['parts'] = _judge_parts(workdir / 'parts.csv', image_results, names)
   return evaluation
 

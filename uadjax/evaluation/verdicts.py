@@ -66,18 +66,18 @@ def count(labels: Sequence[str], is_defective: Sequence[bool]) -> Counts:
 def outcomes(counts: Counts) -> Iterator[Outcome]:
   """Yield the three outcomes of defective images, then those of good ones; skip missing classes."""
   for image_class, names in _OUTCOMES.items():
-    by_verdict = counts[image_class]
+    by_verdict = counts.get(image_class, {})
     if total := sum(by_verdict.values()):
       for verdict, name in names.items():
         yield Outcome(image_class, verdict, name, by_verdict[verdict], total)
 
 
-def summarize(counts: Counts) -> str:
-  """Summarize counts in a sentence per class, with percentages."""
+def summarize(counts: Counts, noun: str = 'image') -> str:
+  """Summarize counts of images, or of another noun, in a sentence per class, with percentages."""
   texts: dict[str, list[str]] = {}
   for outcome in outcomes(counts):
     plural = 's' * (outcome.num_in_class > 1)
-    title = f'{outcome.num_in_class} {outcome.image_class} image{plural}'
+    title = f'{outcome.num_in_class} {outcome.image_class} {noun}{plural}'
     texts.setdefault(title, []).append(f'{outcome.num_images} {outcome.name} ({outcome.percent})')
   sentences = (f'{title}: {", ".join(parts)}.' for title, parts in texts.items())
   return ' '.join(sentences) or 'There are no test images.'

@@ -15,7 +15,7 @@ from uadjax.data.inputs import LoadedImage
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import ConfigError
-from uadjax.evaluation import curves, evaluate, report as reports
+from uadjax.evaluation import curves, evaluate, report as reports, verdicts
 from uadjax.evaluation.report import gallery, provenance
 from uadjax.experiment import model_thresholds
 from uadjax.inference import parts
@@ -138,7 +138,12 @@ def check_and_evaluate(
 
 
 def write_report(
-  model_dir: Path, dataset: Path, category: str, report_path: Path, device: str
+  model_dir: Path,
+  dataset: Path,
+  category: str,
+  report_path: Path,
+  device: str,
+  part_pattern: str = '',
 ) -> dict[str, Any]:
   """Evaluate a model on a dataset, write only the report, and return metrics and warnings.
 
@@ -151,11 +156,14 @@ def write_report(
     report_path: HTML file of the report, which is overwritten; a JSON file of the same stem is
       written next to it.
     device: devices, such as 'auto', 'cpu', 'gpu:0,1' or 'tpu'.
+    part_pattern: pattern of `parts.part_of`, or '' if images are not grouped.
 
   Raises:
-    ConfigError: `report_path` is not an HTML file name, the JSON file is not that of a report, or
-      the dataset has no test images.
+    ConfigError: `report_path` is not an HTML file name, the JSON file is not that of a report, the
+      part of an image is unknown, or the dataset has no test images.
   """
+  if part_pattern:
+    parts.compile_pattern(part_pattern, parts.EVALUATE_KEY)
   if report_path.suffix not in ('.html', '.htm') or report_path.is_dir():
     raise ConfigError(
       f'The report must be a .html or .htm file, got {report_path}; use for example '
@@ -170,6 +178,7 @@ def write_report(
   model = model_dirs.load(model_dir)
   values = {'data.root': str(dataset), 'data.category': category, 'data.layout': 'auto'}
   values |= {'device': device, 'check.enforce': False, 'evaluate.save_pictures': 0}
+  values[parts.EVALUATE_KEY] = part_pattern
   config = configs.replace(Settings(**vars(model.config)), values)
   with tempfile.TemporaryDirectory() as folder:
     result = check_and_evaluate(model, config, Path(folder), report_path)
@@ -182,8 +191,10 @@ def _log_result(
   metrics: evaluate.Metrics,
   warnings: Sequence[Mapping[str, str]],
 ) -> None:
-  """Log the verdicts on the test images, then the ranking metrics, then the warnings."""
+  """Log the verdicts on test images and parts, then the ranking metrics, then the warnings."""
   logging.LOG.info('%s: %s', run_label, curves.summary(data))
+  if data.parts:
+    logging.LOG.info('%s: %s', run_label, verdicts.summarize(metrics['parts'], 'part'))
   texts = [
     f'{key} {value:.4f}{" (oracle)" if key in metrics["oracles"] else ""}'
     for key, value in metrics.items()

@@ -38,6 +38,8 @@ def build(
     'label': curves.image_labels(curve_data),
     'warnings': curve_data.warnings,
   }
+  if curve_data.parts:
+    image_columns['part'] = curve_data.parts
   locations = curve_data.locations or [{}] * len(records)
   held_out = curve_data.calibration_scores
   held_out = np.zeros(0) if held_out is None else held_out

@@ -21,8 +21,14 @@ MAX_BYTES = 20_000_000  # A report must be small enough for an e-mail.
 # The web page of the service also uses the files in `web`.
 _STYLES = 'web/base.css', 'evaluation/report/style.css'
 _SCRIPTS = (
-  *(f'web/{name}.js' for name in ('elements', 'heatmap', 'contour', 'thresholds', 'commands')),
-  *(f'evaluation/report/{name}.js' for name in ('state', 'charts', 'pictures', 'gallery', 'main')),
+  *(
+    f'web/{name}.js'
+    for name in ('elements', 'heatmap', 'contour', 'thresholds', 'parts', 'commands')
+  ),
+  *(
+    f'evaluation/report/{name}.js'
+    for name in ('state', 'parts', 'charts', 'pictures', 'gallery', 'main')
+  ),
 )
 
 

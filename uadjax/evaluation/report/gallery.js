@@ -11,7 +11,6 @@ let numTiles = TILES_PER_STEP;
 
 const labelOf = (picture) => labelImage(picture, thresholds);
 
-const compareNames = new Intl.Collator('en', { numeric: true }).compare;
 const typeIndices = new Map(report.defect_types.map(({ name }, i) => [name, i]));
 const ORDERS = {
   worst: (a, b) => compareWorst(a, b, thresholds),
@@ -20,6 +19,8 @@ const ORDERS = {
   defect: (a, b) =>
     typeIndices.get(a.defect) - typeIndices.get(b.defect) || b.score - a.score,
   name: (a, b) => compareNames(a.path, b.path),
+  part: (a, b) => compareParts(partsByName.get(a.part), partsByName.get(b.part))
+    || compareWorst(a, b, thresholds),
 };
 
 const isMisclassified = (picture) => isWrong(labelOf(picture), picture.isDefective);
@@ -33,9 +34,10 @@ function makeTile(picture) {
   picture.canvas = make('canvas');
   picture.canvas.style.aspectRatio = `${picture.width} / ${picture.height}`;
   picture.verdict = make('span', { class: 'verdict' });
+  picture.partLine = make('span', { class: 'part' });
   picture.button = make('button', { type: 'button' }, picture.canvas,
     make('span', { class: 'caption' }, picture.verdict,
-      make('span', { class: 'score' }, formatNumber(picture.score)),
+      make('span', { class: 'score' }, formatNumber(picture.score)), picture.partLine,
       make('bdi', { class: 'path', title: picture.path }, picture.path)));
   picture.button.addEventListener('click', () => zoom.open(picture));
   picture.tile = make('li', {}, picture.button);
@@ -65,23 +67,30 @@ async function paintTile(picture) {
 
 function showVerdict(picture) {
   const [label, error] = [labelOf(picture), errorName(picture)];
-  const key = label + error;
+  const part = partsByName.get(picture.part);
+  const key = [label, error, part?.label].join();
   if (picture.displayedVerdict === key) return;
   picture.displayedVerdict = key;
   picture.verdict.replaceChildren(makeBadge(label));
   if (error) picture.verdict.append(make('span', { class: 'error' }, error));
   const warningNames = nameWarnings(picture.warnings);
   if (warningNames) picture.verdict.append(make('span', { class: 'warnings' }, warningNames));
+  if (part) {
+    picture.partLine.replaceChildren('Part ', make('bdi', {}, part.part), makeBadge(part.label));
+  }
   picture.button.setAttribute('aria-label', `${picture.path}: ${label}${error && `, ${error}`}, `
-    + `score ${formatNumber(picture.score)}, ${picture.defect}`);
+    + `score ${formatNumber(picture.score)}, ${picture.defect}`
+    + (part ? `, part ${part.part}: ${part.label}` : ''));
 }
 
 function arrange() {
-  const [label, typeIndex] = [find('label-filter').value, find('type-filter').value];
+  const [label, typeIndex, partName] =
+    ['label-filter', 'type-filter', 'part-filter'].map((id) => find(id).value);
   visiblePictures = pictures
     .filter((picture) => !label || (label === 'misclassified' ? isMisclassified(picture)
       : labelOf(picture) === label))
     .filter(({ defect }) => !typeIndex || typeIndices.get(defect) === Number(typeIndex))
+    .filter(({ part }) => !partName || part === partName)
     .sort(ORDERS[find('order').value]);
   showTiles();
   const others = pictures.length < images.length ? '; all images are counted above' : '';
@@ -90,6 +99,17 @@ function arrange() {
     ? `${visiblePictures.length} of ${pictures.length} pictures, of ${images.length} images`
       + `${others}.` + (coarse ? ` ${coarse} have a lower quality to limit the file size.` : '')
     : 'This report has no pictures.';
+}
+
+// Lists the parts that have pictures, the worst first.
+function showPartChoice() {
+  const partName = find('part-filter').value;
+  const withPictures = new Set(pictures.map(({ part }) => part));
+  const options = parts.filter(({ part }) => withPictures.has(part)).sort(compareParts)
+    .map(({ part, label, images: { length } }) => make('option', { value: part },
+      `${part}: ${label}, ${length} image${length === 1 ? '' : 's'}`));
+  find('part-filter').replaceChildren(make('option', { value: '' }, 'all'), ...options);
+  find('part-filter').value = partName;
 }
 
 function showTiles() {
@@ -116,7 +136,9 @@ function startGallery() {
   find('type-filter').append(make('option', { value: '' }, 'all'),
     ...report.defect_types.map(({ name }, i) => make('option', { value: i }, name)));
   pictures.forEach(makeTile);
-  for (const id of ['order', 'label-filter', 'type-filter']) {
+  find('part-choice').hidden = !parts.length;
+  if (!parts.length) find('order').querySelector('[value=part]').remove();
+  for (const id of ['order', 'label-filter', 'type-filter', 'part-filter']) {
     find(id).addEventListener('change', arrange);
   }
   find('more').addEventListener('click', () => {
@@ -140,7 +162,10 @@ function startGallery() {
   new ResizeObserver(repaint).observe(find('tiles'));
   onThresholds((isFinal) => {
     pictures.forEach(showVerdict);
-    if (isFinal) arrange();  // Tiles keep their places while a threshold is being dragged.
+    if (isFinal) {  // Tiles keep their places while a threshold is being dragged.
+      showPartChoice();
+      arrange();
+    }
     zoom.update();
     repaint();  // Outlines of images to review depend on these thresholds.
   });
@@ -169,8 +194,9 @@ const zoom = (() => {
     const note = picture.isDefective && !truth ? 'no ground truth' : '';
     const place = labelOf(picture) === 'review' && at ? `look at x ${at[0]}, y ${at[1]}` : '';
     const messages = picture.warnings.map(({ message }) => message);
+    const part = partsByName.get(picture.part);
     const texts = [errorName(picture), defect, `score ${formatNumber(score, 6)}`, place, note,
-      ...messages,
+      part && `part ${part.part}: ${part.label}`, ...messages,
       `${visiblePictures.indexOf(picture) + 1} of ${visiblePictures.length}`].filter(Boolean);
     find('zoom-info').replaceChildren(makeBadge(labelOf(picture)),
       ...texts.map((text) => make('bdi', {}, text)));

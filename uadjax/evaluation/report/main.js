@@ -19,15 +19,18 @@ function writeHeader() {
     ['AU-PRO', metrics.au_pro]];
   find('ranking-metrics').append(...ranking.map(([name, value]) => make('li', {}, `${name} `,
     make('strong', {}, Number.isFinite(value) ? value.toFixed(4) : '–'))));
-  const tiles = OUTCOMES.map(() => make('li', {}, make('strong'), make('span')));
+  const tiles = OUTCOMES.map(() => make('li', {}, make('strong'), make('span'),
+    make('span', { class: 'part-count' })));
   find('key-numbers').append(...tiles);
   onThresholds(() => {
     const rates = computeRates();
     OUTCOMES.forEach(([className, label, name], i) => {
       const { images: total, [label]: count } = rates[className];
-      tiles[i].firstChild.textContent = total ? `${count} of ${total}` : '–';
-      tiles[i].lastChild.textContent = total ? `${name}, ${formatPercent(count / total)}`
+      const [number, description, partCount] = tiles[i].children;
+      number.textContent = total ? `${count} of ${total}` : '–';
+      description.textContent = total ? `${name}, ${formatPercent(count / total)}`
         : `No ${className} images`;
+      partCount.textContent = describePartCount(className === 'defective', label);
     });
   });
 }
