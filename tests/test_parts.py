@@ -337,6 +337,39 @@ def test_a_report_groups_images_by_part(directory, drawn, tmp_path, capsys, monk
   )
 
 
+PARTS_OF = """
+import { parsePattern } from './pattern.js';
+const answer = (cases) => cases.map(([name, pattern]) => {
+  try {
+    return parsePattern(pattern)(name);
+  } catch {
+    return null;
+  }
+});
+"""
+
+
+def test_the_page_finds_the_same_parts(in_node):
+  names = ('x_cam1.png', 'a/b/x.2_cam12.png', 'a/cam1/x.png', 'cam1/.png', '_cam1.png', 'x', 'x.')
+  patterns = (
+    PATTERN, r'cam\d/(?P<part>[^/]+)', r'(?P<part>.+)/cam\d/x', '(?P<part>.*)', '(?P<part>x)?.+',
+    '(?P<part>a|x)', r'(?P<part>.)(?P<camera>_cam\d)', '(', '.+', 'a)(?P<part>b', '(?P<part>x)\\',
+  )  # fmt: skip
+  cases = [*itertools.product(names, patterns)]
+  expected = []
+  for name, pattern in cases:
+    try:
+      parts.compile_pattern(pattern)
+    except ConfigError:
+      expected.append(None)
+      continue
+    try:
+      expected.append(parts.part_of(name, pattern))
+    except ConfigError:  # The page groups the other images.
+      expected.append('')
+  assert in_node(PACKAGE / 'serve' / 'page', PARTS_OF, cases) == expected
+
+
 WORST_LABELS = """
 import { groupByPart, worstLabel } from './parts.js';
 const answer = (cases) => cases.map((images) => Object.fromEntries(

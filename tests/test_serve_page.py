@@ -449,6 +449,76 @@ def test_the_csv_file_has_the_results_and_no_formulas(show, photos, results, tmp
   assert broken['error']
 
 
+@pytest.fixture(scope='module')
+def camera_photos(photos, tmp_path_factory):
+  """Images of parts from three cameras each, and one that shows no part."""
+  folder = tmp_path_factory.mktemp('cameras')
+  names = [f'bolt {i // 3}_cam{i % 3}.png' for i in range(len(photos))]
+  shutil.copy(photos[0], folder / 'other.png')
+  copies = [shutil.copy(path, folder / name) for path, name in zip(photos, names, strict=True)]
+  return [*map(Path, copies), folder / 'other.png']
+
+
+PATTERN = r'(?P<part>.+)_cam\d+'
+SEVERITY = ['OK', 'review', 'failed', 'NG']
+
+
+def shown_parts(page):
+  """Return the name of the part and the label of the part on each card, by image."""
+  cards(page)
+  return page.evaluate("""() => Object.fromEntries([...document.querySelectorAll('#tiles li')]
+    .map((card) => [card.querySelector('.path').textContent,
+      card.querySelector('.part').checkVisibility() ? ['bdi', '.badge'].map((selector) =>
+        card.querySelector(`.part ${selector}`).textContent) : []]))""")
+
+
+def test_a_pattern_gives_one_verdict_per_part(show, camera_photos, tmp_path, expect):
+  broken = tmp_path / 'bolt 0_cam9.png'
+  broken.write_bytes(b'no image')
+  page = show()
+  count = len(camera_photos)
+  page.set_input_files('#files-input', [*camera_photos, broken])
+  expect(page.locator('#progress-text')).to_have_text(f'{count} of {count + 1} scored, 1 failed')
+  assert not any(shown_parts(page).values())
+  page.fill('#part-pattern', PATTERN)
+  page.keyboard.press('Enter')
+  previous = None
+  for threshold in ('', '1e9', '0'):
+    if threshold:
+      number(page, IMAGE).fill(threshold)
+      number(page, REVIEW).fill(threshold)
+      page.keyboard.press('Enter')
+    image_labels = {name: label for name, [label] in labels(page).items()}
+    by_part = {}
+    for name, label in image_labels.items():
+      if name != 'other.png':
+        by_part.setdefault(name.partition('_')[0], []).append(label)
+    worst = {part: max(found, key=SEVERITY.index) for part, found in by_part.items()}
+    assert worst != previous
+    previous = worst
+    expected = {name: [name.partition('_')[0]] for name in image_labels if name != 'other.png'}
+    expected = {name: [part, worst[part]] for name, [part] in expected.items()}
+    assert shown_parts(page) == {**expected, 'other.png': []}
+    counts = ', '.join(f'{[*worst.values()].count(x)} {x}' for x in ('OK', 'review', 'NG'))
+    expect(page.locator('#part-hint')).to_contain_text(f'{len(worst)} parts: {counts}')
+    expect(page.locator('#part-hint')).to_contain_text('No match for 1 image.')
+  rows = list(csv.DictReader(io.StringIO(downloaded(page, '#download-csv'), newline='')))
+  assert {row['name']: [row['part'], row['part_label']] for row in rows} == {
+    **expected, 'other.png': ['', '']
+  }  # fmt: skip
+  for image in downloaded(page)['images']:
+    shown = [image['part'], image['verdicts'][0]['part_label']] if 'part' in image else []
+    assert shown == expected.get(image['name'], [])
+  page.select_option('#order', 'part')
+  found = [part for part, *_ in filter(None, shown_parts(page).values())]
+  assert sum(a != b for a, b in zip(found[1:], found[:-1], strict=True)) == len(worst) - 1
+  for pattern, message in (('(', 'not a regular expression'), ('.+', 'no group'), ('', '')):
+    page.fill('#part-pattern', pattern)
+    page.keyboard.press('Enter')
+    assert not any(shown_parts(page).values())
+    expect(page.locator('#part-hint')).to_contain_text(message)
+
+
 def refusal(address, content):
   """Return the message of the service for a file that is not an image."""
   headers = {'Authorization': f'Bearer {TOKEN}', 'Content-Type': 'image/png'}
@@ -618,7 +688,8 @@ GROUPS = (
   'body > *, main > *', 'header > *', '#drop > *', '.bar > *', '#progress > *', '.columns > *',
   '.strip text', '.label-counts > *', '.control > *', '.controls > *', '#tiles li',
   '#color-bars > *', '.verdicts > *', '#tiles .verdict > *', '#views .verdict > *',
-  '#tiles button > *', '.zoom-head > *', '.zoom-buttons > *', '#views > *',
+  '#tiles button > *', '#tiles .part > *', '#images > *', '.zoom-head > *', '.zoom-buttons > *',
+  '#views > *',
   '#views figure > *', 'figcaption > *', 'dialog[open] > *',
   '#views .holder, #views figcaption > *, #cursor, #zoom-tools > *',
 )  # fmt: skip
@@ -631,10 +702,13 @@ def test_nothing_overlaps_on_a_phone(show, photos, tmp_path, expect):
   assert page_layout.collisions(page, GROUPS) == []
   page.set_input_files('#files-input', [*photos, tmp_path / 'black.png'])
   count = len(photos) + 1
+  page.fill('#part-pattern', '(?P<part>.).*')
+  page.keyboard.press('Enter')
   expect(page.locator('#progress-text')).to_have_text(f'{count} of {count} scored')
   for second_model in ('', 'other'):
     page.select_option('#second-model', second_model)
-    expect(page.locator('#tiles .badge')).to_have_count(count * (2 if second_model else 1))
+    # Those of images and of parts.
+    expect(page.locator('#tiles .badge')).to_have_count(2 * count * (2 if second_model else 1))
     for threshold in ('0', '1e9'):  # The texts of the thresholds are at the edges.
       number(page, IMAGE).fill(threshold)
       page.keyboard.press('Enter')

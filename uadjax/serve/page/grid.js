@@ -3,9 +3,11 @@
 import { contour } from './contour.js';
 import { formatPadded, plural } from './dom.js';
 import { find, formatNumber, make, makeBadge, oncePerFrame } from './elements.js';
+import { showParts } from './grouping.js';
 import { colorize, makeColorBar } from './heatmap.js';
+import { compareParts } from './parts.js';
 import { decodeImage, paint, readResultMap } from './picture.js';
-import { colorScaleOf, isDisagreement, isScored, items, labelOf, labelsOf, models, on,
+import { colorScaleOf, isDisagreement, isScored, items, labelOf, labelParts, labelsOf, models, on,
   regionThresholdOf, selectedModels } from './state.js';
 import { compareWorst, nameWarnings } from './thresholds.js';
 
@@ -25,17 +27,20 @@ export function startGrid(enlarge) {
     const option = find('filter').querySelector('[value=disagree]');
     option.hidden = option.disabled = !isComparison;
     if (!isComparison && find('filter').value === 'disagree') find('filter').value = '';
+    showParts();
     arrange();
     showColorBars();
   });
   on('items', oncePerFrame(() => {
     items.forEach((item) => item.tile ?? makeTile(item));
     items.forEach(showVerdicts);
+    showParts();
     arrange();
     repaint();
   }));
   on('thresholds', (isFinal) => {
     items.forEach(showVerdicts);
+    showParts();
     if (isFinal) arrange();  // Cards keep their places while a threshold is being dragged.
     const pixelThresholds =
       selectedModels.map((name) => models.get(name).thresholds.pixelThreshold).join();
@@ -57,7 +62,8 @@ function showColorBars() {
 function makeTile(item) {
   item.views = make('span', { class: 'views' });
   item.verdicts = make('span', { class: 'verdicts' });
-  item.button = make('button', { type: 'button' }, item.views, item.verdicts,
+  item.partLine = make('span', { class: 'part', hidden: '' });
+  item.button = make('button', { type: 'button' }, item.views, item.verdicts, item.partLine,
     make('bdi', { class: 'path', title: item.name }, item.name));
   item.button.addEventListener('click', () => isScored(item) && openItem(item));
   item.tile = make('li', {}, item.button);
@@ -182,11 +188,15 @@ function matches(item, filter) {
 function arrange() {
   const filter = find('filter').value;
   const next = items.filter((item) => item.tile && matches(item, filter));
+  const [name] = selectedModels;
   if (find('order').value === 'worst') {
-    const [name] = selectedModels;
     const compare = (a, b) => (rank(a) === SCORED
       ? compareWorst(a.results.get(name), b.results.get(name), models.get(name).thresholds) : 0);
     next.sort((a, b) => rank(a) - rank(b) || compare(a, b));
+  } else if (find('order').value === 'part') {
+    const labels = labelParts(name);
+    const withLabel = ({ part }) => ({ part, label: labels.get(part) });
+    next.sort((a, b) => compareParts(withLabel(a), withLabel(b)));
   }
   if (next.length !== visibleItems.length || next.some((item, i) => item !== visibleItems[i])) {
     visibleItems.splice(0, visibleItems.length, ...next);

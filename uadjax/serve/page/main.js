@@ -5,6 +5,7 @@ import { toCsv } from './csv.js';
 import { download, plural } from './dom.js';
 import { find, make } from './elements.js';
 import { removeItem, startGrid } from './grid.js';
+import { startGrouping } from './grouping.js';
 import { startPanels } from './panel.js';
 import { listModels, scoreImage, token } from './service.js';
 import { countLabels, emit, isDone, items, labelsOf, models, on, selectedModels, selectModels,
@@ -193,6 +194,7 @@ async function loadModels() {
 
 startToken();
 startPanels();
+startGrouping();
 startGrid(enlarge);
 startZoom();
 startUpload(add);

@@ -1,13 +1,14 @@
 // State of the page: models with their thresholds, images with their results.
 
 import { colorScale, OPACITY } from './heatmap.js';
+import { groupByPart, worstLabel } from './parts.js';
 import { changeThresholds, labelImage, regionThreshold } from './thresholds.js';
 
 export const THRESHOLD_KEYS = ['imageThreshold', 'reviewThreshold', 'pixelThreshold'];
 
 export const models = new Map();  // By name: { name, directory, calibrated, thresholds }.
 export const selectedModels = [];  // Name of the model, or of the two models being compared.
-export const items = [];  // { name, file, results and errors by model }.
+export const items = [];  // { name, file, part, results and errors by model }.
 export const overlay = { opacity: OPACITY, outlines: true };
 
 const bus = new EventTarget();
@@ -70,6 +71,10 @@ export function countLabels(name) {
   return counts;
 }
 
+// Returns the label of each part by its name; '' while one of its images is waiting.
+export const labelParts = (name) => new Map([...groupByPart(items)].map(([part, ofPart]) =>
+  [part, worstLabel(ofPart.map((item) => labelOf(item, name)))]));
+
 // Returns the range of map values or scores, thresholds included, with a margin.
 export function valueRange(name, key) {
   const { calibrated, thresholds } = models.get(name);
@@ -89,6 +94,7 @@ export function valueRange(name, key) {
 }
 
 export function summarize() {
+  const partLabels = new Map(selectedModels.map((name) => [name, labelParts(name)]));
   return {
     made_by: 'uadjax',
     models: selectedModels.map((name) => ({
@@ -97,29 +103,33 @@ export function summarize() {
     })),
     images: items.map((item) => ({
       name: item.name,
+      ...(item.part && { part: item.part }),
       verdicts: selectedModels.map((name) => {
         const result = item.results.get(name);
-        if (!result) return { model: name, error: item.errors.get(name) ?? 'not scored yet' };
+        const part = item.part && { part_label: partLabels.get(name).get(item.part) };
+        if (!result) {
+          return { model: name, error: item.errors.get(name) ?? 'not scored yet', ...part };
+        }
         // The service found the regions at its own thresholds, not at those of the sliders.
         const { size, score, warnings, peak, at, regions, regionsPixelThreshold } = result;
         return { model: name, score, label: labelOf(item, name), warnings, size, peak, at, regions,
-          regions_pixel_threshold: regionsPixelThreshold };
+          regions_pixel_threshold: regionsPixelThreshold, ...part };
       }),
     })),
   };
 }
 
 const CSV_COLUMNS = ['name', 'model', 'score', 'label', 'warnings', 'peak', 'x', 'y', 'height',
-  'width', 'image_threshold', 'review_threshold', 'pixel_threshold', 'error'];
+  'width', 'image_threshold', 'review_threshold', 'pixel_threshold', 'part', 'part_label', 'error'];
 
 // Returns the names of columns, and a row for each image and model.
 export function tabulate() {
   const summary = summarize();
-  const rows = summary.images.flatMap(({ name, verdicts }) => verdicts.map((verdict, i) => {
+  const rows = summary.images.flatMap(({ name, part, verdicts }) => verdicts.map((verdict, i) => {
     const [[x, y], [height, width]] = [verdict.at ?? [], verdict.size ?? []];
     const warnings = verdict.warnings?.map(({ code }) => code).join(' ');
     const { thresholds } = summary.models[i];
-    const cells = { name, ...verdict, warnings, x, y, height, width, ...thresholds };
+    const cells = { name, part, ...verdict, warnings, x, y, height, width, ...thresholds };
     return CSV_COLUMNS.map((column) => cells[column]);
   }));
   return [CSV_COLUMNS, ...rows];

@@ -1,9 +1,9 @@
 // Adding images: drag and drop, file dialogs and the clipboard; folders are read recursively.
 
 import { find } from './elements.js';
+import { compareNames } from './parts.js';
 
 const IMAGE_SUFFIX = /\.(jpe?g|png|bmp|tiff?|webp)$/i;
-const compareNames = new Intl.Collator('en', { numeric: true }).compare;
 
 const readEntries = (reader) =>
   new Promise((resolve, reject) => reader.readEntries(resolve, reject));
