@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int32, Int64
 import numpy as np
 from scipy import ndimage
 
+_MAX_BITS = 40  # Of a number in compressed run lengths; an image has at most 2 ** 32 pixels.
+
 
 def label_regions(
   mask: Bool[np.ndarray, 'h w'],
@@ -85,8 +87,8 @@ def decode_run_lengths(counts: Sequence[int] | str, h: int, w: int) -> Bool[np.n
     ValueError: the run lengths do not cover the mask exactly, or the string is not valid.
   """
   lengths = decompress_run_lengths(counts) if isinstance(counts, str) else counts
-  if sum(lengths) != h * w or min(lengths, default=-1) < 0:
-    raise ValueError(f'its run lengths sum to {sum(lengths)}, not to {w}x{h} pixels')
+  if not all(0 <= length <= h * w for length in lengths) or sum(lengths) != h * w:
+    raise ValueError(f'its run lengths do not sum to {w}x{h} pixels')
   values = np.arange(len(lengths)) % 2 == 1
   return np.repeat(values, lengths).reshape(w, h).T
 
@@ -97,7 +99,7 @@ def decompress_run_lengths(text: str) -> list[int]:
   Each character has six bits; numbers are differences from the last but one.
 
   Raises:
-    ValueError: a character is not in the alphabet.
+    ValueError: a character is not in the alphabet, or a number is too long or incomplete.
   """
   counts: list[int] = []
   value = shift = 0
@@ -105,10 +107,14 @@ def decompress_run_lengths(text: str) -> list[int]:
     bits = ord(character) - 48
     if not 0 <= bits < 64:
       raise ValueError(f'{character!r} is not a valid character of compressed run lengths')
+    if shift >= _MAX_BITS:  # Otherwise, time would grow with the square of the number's length.
+      raise ValueError(f'a number in its run lengths has more than {_MAX_BITS} bits')
     value |= (bits & 31) << shift
     shift += 5
     if not bits & 32:  # The number ends here; its sign is in bit 16.
       value -= (1 << shift) if bits & 16 else 0
       counts.append(value + (counts[-2] if len(counts) > 2 else 0))
       value = shift = 0
+  if shift:
+    raise ValueError('its run lengths end within a number')
   return counts
