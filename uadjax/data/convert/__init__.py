@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 
 from uadjax.data import problems as dataset_problems
 from uadjax.data.convert import coco, labelme, mvtec, samples, voc
+from uadjax.data.convert.images import strip_suffix
 from uadjax.data.records import GOOD
 from uadjax.errors import ConfigError, DataError, UnknownName
 from uadjax.system import files
@@ -119,7 +120,7 @@ def _plan_entries(source_samples: Sequence[samples.Sample]) -> list[_OutputEntry
     f'{_folder_name(sample.defect)}/{Path(sample.name).relative_to(shared_parent).as_posix()}'
     for sample in source_samples
   ]
-  stems = [samples.strip_suffix(path) for path in paths]
+  stems = [strip_suffix(path) for path in paths]
   if len({stem.casefold() for stem in stems}) < len(stems):
     stems = paths  # Some images differ only in their suffix, so masks keep it.
   image_paths = [f'images/{path}' for path in paths]
@@ -151,10 +152,8 @@ def _listing_problems(entries: Sequence[_OutputEntry]) -> list[str]:
 
 def _summarize(contents: samples.SourceContents, num_train: int, num_val: int) -> Summary:
   defects = sorted(_folder_name(sample.defect) for sample in contents.samples)
-  notes = list(contents.notes)
-  if num_boxes := sum(sample.num_boxes for sample in contents.samples):
-    hint = 'Trust only image metrics: pixel metrics count the good pixels in a box as defective.'
-    notes.append(f'{num_boxes} defects are bounding boxes, which were filled. {hint}')
+  remarks = [remark for sample in contents.samples for remark in sample.remarks]
+  notes = [*contents.notes, *samples.summarize([*contents.remarks, *remarks])]
   if set(defects) == {GOOD}:
     notes.append('No label marks a defect: all images count as good.')
   if not num_train:

@@ -1,9 +1,9 @@
-"""Reader of LabelMe: one JSON file per labeled image, as the labelme tool writes it.
+"""Reader of LabelMe: one JSON file per labeled image, as labelme and X-AnyLabeling write it.
 
 An image without a JSON file is good, unless no JSON files exist at all. Shapes are painted in
 their order, as in labelme's own export, so that a later shape called '__ignore__' or '_background_'
-cuts a hole. Points and lines are rejected because they have no area: an invented width would become
-the ground truth of pixel metrics.
+cuts a hole. Points and lines have no area; they get that of labelme's export, with a remark. A flag
+of the whole image, such as NG or OK, is a label without a region.
 """
 
 import base64
@@ -12,23 +12,39 @@ import contextlib
 import os
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from uadjax.data import image_io
-from uadjax.data.convert import outlines, samples
+from uadjax.data.convert import label_files, outlines, samples
+from uadjax.data.convert.images import ImageIndex, strip_suffix, to_posix
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
 
-# Type of shape -> its smallest number of points and the function that fills it.
-_FILLED_SHAPES = {
-  'polygon': (3, outlines.fill_polygon),
-  'oriented_rectangle': (4, outlines.fill_polygon),
-  'rectangle': (2, outlines.fill_rectangle),  # Some tools write all four corners.
-  'circle': (2, outlines.fill_circle),
+# Type of shape -> the function that fills it. Rectangles of more than two points are polygons.
+_FILLS: Mapping[str, outlines.Fill] = {
+  'polygon': outlines.fill_polygon,
+  'quadrilateral': outlines.fill_polygon,
+  'oriented_rectangle': outlines.fill_polygon,
+  'rotation': outlines.fill_polygon,  # X-AnyLabeling's oriented rectangle.
+  'rectangle': outlines.fill_rectangle,
+  'circle': outlines.fill_circle,
+  'ellipse': outlines.fill_ellipse,
+  'line': outlines.draw_line,
+  'linestrip': outlines.draw_line,
+  'point': outlines.draw_point,
 }
-_WITHOUT_AREA = ('point', 'points', 'line', 'linestrip')
+_REMARKS = {
+  'ellipse': 'Ellipses were drawn into the bounding box of their points',
+  **dict.fromkeys(
+    ('line', 'linestrip'),
+    f'Lines have no area and were drawn {outlines.LINE_WIDTH} pixels wide, as in labelme. Trust '
+    'only image metrics',
+  ),
+  'point': f'Points have no area and were drawn as discs with a radius of {outlines.POINT_RADIUS} '
+  'pixels, as in labelme. Trust only image metrics',
+}
+# Flags about the work on an image, not about its content.
+_STATUS_FLAGS = ('checked', 'difficult', 'done', 'reviewed', 'verified')
+_UNDECIDED = 'Images count as good, although a flag says that they are not and nothing is marked'
 
 
 def read(source: Path, progress: Progress) -> samples.SourceContents:
@@ -37,88 +53,100 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   Raises:
     DataError: there are no JSON files.
   """
-  images = samples.ImageIndex(source)
+  images = ImageIndex(source)
   json_paths = scanning.find_files(source, ['.json'])
   if not json_paths:
     # Without this error, defective images would become training images.
     hint = 'name the format of the labels, or the folder that contains both labels and images'
     raise DataError(f'No LabelMe annotations (*.json) in {source}; {hint}.')
   # PaddleX's list of the JSON files of the test set.
-  held_out = set(map(samples.to_posix, samples.read_lines(source / 'val_anno_list.txt')))
+  held_out = set(map(to_posix, label_files.read_lines(source / 'val_anno_list.txt')))
 
   def read_labeled(path: Path) -> samples.Sample:
     return _read_sample(path, images, images.relative_to_root(path) in held_out)
 
   def read_unlabeled(path: Path) -> samples.Sample:
-    return samples.sample_from_shapes(images.relative_to_root(path), path, [])
+    return samples.make_sample(images.relative_to_root(path), path)
 
   labeled, problems = samples.collect(read_labeled, json_paths, progress)
   labeled_images = {sample.image for sample in labeled}
   other_images = [path for path in images.paths if path not in labeled_images]
   unlabeled, more_problems = samples.collect(read_unlabeled, other_images, progress)
   notes = [f'{len(unlabeled)} images without a JSON file count as good.'] if unlabeled else []
-  return samples.SourceContents([*labeled, *unlabeled], [*problems, *more_problems], notes)
+  problems += more_problems
+  return samples.SourceContents([*labeled, *unlabeled], problems, notes, images.remarks)
 
 
-def _read_sample(path: Path, images: samples.ImageIndex, held_out: bool) -> samples.Sample:
+def _read_sample(path: Path, images: ImageIndex, held_out: bool) -> samples.Sample:
   name = images.relative_to_root(path)
-  content = samples.read_json(path, name, 'LabelMe', ['shapes'])
+  content, remarks = label_files.read_json(path, name, 'LabelMe', ['shapes'])
   image = _find_image(path, content, images)
   if isinstance(image, Path):
     image_name = images.relative_to_root(image)
   else:
     suffix = '.png' if image.startswith(b'\x89PNG') else '.jpg'
-    image_name = samples.strip_suffix(name) + suffix
+    image_name = strip_suffix(name) + suffix
   labeled_size = content.get('imageHeight'), content.get('imageWidth')
   height, width = samples.require_matching_size(image, name, *labeled_size)
-  entries = content['shapes']
-  assert isinstance(entries, list)  # `read_json` requires it.
-  shapes = samples.read_shapes(
-    lambda entry: _read_shape(entry if isinstance(entry, dict) else {}, height, width),
-    [(f'{name}: shape {number}:', entry) for number, entry in enumerate(entries, 1)],
-  )
-  return samples.sample_from_shapes(image_name, image, shapes, held_out)
+  shapes, flags = content['shapes'], content.get('flags')
+  assert isinstance(shapes, list)  # `read_json` requires it.
+  flags = flags if isinstance(flags, dict) else {}
+  entries = [(f'{name}: shape {number}', shape) for number, shape in enumerate(shapes, 1)]
+  entries += [
+    (f'{name}: flag {flag!r}', samples.Shape(flag))
+    for flag, value in flags.items()
+    if value is True and flag.lower() not in _STATUS_FLAGS
+  ]
+  if not entries and any(map(scanning.is_normal, flags)):
+    remarks.append(samples.Remark(_UNDECIDED, name))
+
+  def read_entry(entry: object) -> samples.Shape | None:
+    if isinstance(entry, samples.Shape):
+      return entry
+    return _read_shape(entry if isinstance(entry, dict) else {}, height, width)
+
+  return samples.make_sample(image_name, image, entries, read_entry, held_out, remarks, name)
 
 
-def _find_image(
-  path: Path, content: Mapping[str, object], images: samples.ImageIndex
-) -> Path | bytes:
-  """Find an image by imagePath relative to the JSON file, else by stem, else embedded in it."""
+def _find_image(path: Path, content: Mapping[str, object], images: ImageIndex) -> Path | bytes:
+  """Find an image by imagePath relative to the JSON file, by stem, by name, or embedded in it."""
   name, image_path = images.relative_to_root(path), str(content.get('imagePath') or '')
-  expected_path = Path(os.path.normpath(path.parent / samples.to_posix(image_path)))
+  expected_path = Path(os.path.normpath(path.parent / to_posix(image_path)))
   if expected_path.is_relative_to(images.root):
     if match := images.find_by_path(images.relative_to_root(expected_path)):
       return match
   elif expected_path.is_file():
     message = f'{name}: its image {image_path} lies outside of {images.root}'
     raise DataError(f'{message}; convert a folder that contains both.')
-  same_stem = images.find_by_stem(samples.strip_suffix(name))
-  if len(same_stem) == 1:
-    return same_stem[0]
-  if content.get('imageData') and not same_stem:
+  # Without imagePath, the name of the JSON file is that of the image.
+  if match := images.find_beside(name) or images.find(image_path or path.stem, name):
+    return match
+  if content.get('imageData'):
     return _decode_base64(content['imageData'], f'{name}:')
   raise DataError(f'{name}: no image {image_path!r}, and no image of the same name next to it.')
 
 
-def _read_shape(entry: Mapping[str, object], height: int, width: int) -> samples.Shape:
+def _read_shape(entry: Mapping[str, object], height: int, width: int) -> samples.Shape | None:
   label = entry.get('label')
   if not isinstance(label, str) or not label.strip():
     raise DataError('it has no label')
   # Early versions had only polygons and no shape_type.
   kind, points = str(entry.get('shape_type') or 'polygon'), entry.get('points')
+  points = outlines.parse_points(points)
   if kind == 'mask':
-    # The upper left corner of the embedded mask lies at the first point.
     mask = image_io.read_mask(_decode_base64(entry.get('mask'), 'its mask:'))
-    left, top = np.round(outlines.parse_points(points, 1, kind)[0]).astype(int).tolist()
-    canvas = Image.new('1', (width, height))
-    canvas.paste(Image.fromarray(mask), (left, top))
-    return samples.Shape(label, np.array(canvas))
-  if kind in _WITHOUT_AREA:
-    raise DataError(f'a {kind} {label!r} has no area; outline the defect with a polygon')
-  if kind not in _FILLED_SHAPES:
-    raise DataError(f'unknown shape_type {kind!r}; allowed are {sorted([*_FILLED_SHAPES, "mask"])}')
-  min_points, fill = _FILLED_SHAPES[kind]
-  return samples.Shape(label, fill(outlines.parse_points(points, min_points, kind), height, width))
+    if not len(points):
+      raise DataError('its mask has no position')
+    # The upper left corner of the embedded mask lies at the first point; labelme truncates it.
+    left, top = points[0].astype(int).tolist()
+    return samples.Shape(label, [outlines.place(mask, top, left, height, width)])
+  if kind not in _FILLS:
+    raise DataError(f'unknown shape_type {kind!r}; allowed are {sorted([*_FILLS, "mask"])}')
+  if not (len(points) if kind == 'point' else outlines.has_extent(points)):
+    return None
+  if kind == 'rectangle' and len(points) > 2:
+    kind = 'polygon'
+  return samples.Shape(label, [_FILLS[kind](points, height, width)], _REMARKS.get(kind, ''))
 
 
 def _decode_base64(text: object, description: str) -> bytes:

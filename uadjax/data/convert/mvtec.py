@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from uadjax.data import image_io, layouts
-from uadjax.data.convert import samples
+from uadjax.data.convert import outlines, samples
 from uadjax.data.records import GOOD, Record
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
@@ -29,11 +29,15 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
 
 def _read_sample(item: tuple[str, Record]) -> samples.Sample:
   split, (path, defect, mask_path, _) = item
-  shapes = []
+  name, masks = f'{split}/{path.name}', []
   if defect != GOOD:
     if mask_path is None:
       raise DataError(f'{path}: no mask in ground_truth/{defect}; add one.')
+    masks = [(str(mask_path), mask_path)]
+
+  def read_mask(mask_path: Path) -> samples.Shape:
     mask = image_io.read_mask(mask_path)
-    samples.require_matching_size(path, f'{mask_path}: its image', *mask.shape)
-    shapes = [samples.Shape(defect, mask)]
-  return samples.sample_from_shapes(f'{split}/{path.name}', path, shapes, split == 'test')
+    samples.require_matching_size(path, 'its image', *mask.shape)
+    return samples.Shape(defect, [outlines.Patch(0, 0, mask)])
+
+  return samples.make_sample(name, path, masks, read_mask, held_out=split == 'test')

@@ -3,17 +3,16 @@
 import collections
 from collections.abc import Callable, Iterable, Sequence
 import io
-import json
-import os
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
+import re
 from typing import NamedTuple, TypeVar
-import unicodedata
 
-from jaxtyping import Bool
+from jaxtyping import UInt
 import numpy as np
 from PIL import Image
 
 from uadjax.data import image_io
+from uadjax.data.convert.outlines import Patch
 from uadjax.data.layouts import scanning
 from uadjax.data.records import GOOD
 from uadjax.errors import DataError
@@ -21,8 +20,35 @@ from uadjax.system.progress import no_progress, Progress
 
 EXCLUDED_LABELS = ('__ignore__', '_background_')  # labelme's names of regions without a defect.
 
+BOXES_FILLED = (
+  'Bounding boxes were filled. Trust only image metrics: pixel metrics count the good pixels in a '
+  'box as defective'
+)
+_NOTHING_MARKED = 'Labels that mark nothing, like a click by accident, were ignored'
+_WHOLE_IMAGE = (
+  'Labels call an image defective but mark no region, so its mask covers the whole image. Trust '
+  'only image metrics'
+)
+_HELD_OUT_BY_FOLDER = 'Good images in folders such as valid/ and test/ are not for training'
+
+_HELD_OUT_NAMES = {'val', 'valid', 'validation', 'test'}
+_UNSPECIFIC_NAMES = {'', 'data', 'image', 'images', 'set'}  # As in test_images/ and val2017/.
+_NUM_EXAMPLES = 3  # Locations that a note lists.
+
 Item = TypeVar('Item')
 Result = TypeVar('Result')
+
+
+class Remark(NamedTuple):
+  """Decision of a reader that the user should know.
+
+  Attributes:
+    text: sentence without a full stop; notes group remarks of the same text.
+    location: image or label that the decision is about.
+  """
+
+  text: str
+  location: str
 
 
 class Shape(NamedTuple):
@@ -30,13 +56,13 @@ class Shape(NamedTuple):
 
   Attributes:
     label: type of the defect, or one of `EXCLUDED_LABELS`.
-    mask: pixels that the region covers.
-    is_box: whether the region is only a bounding box.
+    patches: parts of the region; none if the label is about the whole image.
+    remark: text of a remark about the region; '' for none.
   """
 
   label: str
-  mask: Bool[np.ndarray, 'h w']
-  is_box: bool = False
+  patches: Sequence[Patch] = ()
+  remark: str = ''
 
 
 class Sample(NamedTuple):
@@ -48,7 +74,7 @@ class Sample(NamedTuple):
     defect: 'good', or the type of defect.
     mask: encoded PNG, 255 where defective.
     held_out: whether the source itself excludes the image from training.
-    num_boxes: number of defects that are only bounding boxes.
+    remarks: decisions about the image.
   """
 
   name: str
@@ -56,100 +82,28 @@ class Sample(NamedTuple):
   defect: str
   mask: bytes
   held_out: bool = False
-  num_boxes: int = 0
+  remarks: Sequence[Remark] = ()
 
 
 class SourceContents(NamedTuple):
-  """Usable images of a source, one message for each problem, and notes for the user."""
+  """Usable images of a source, one message for each problem, notes and remarks for the user."""
 
   samples: Sequence[Sample]
   problems: Sequence[str]
   notes: Sequence[str] = ()
+  remarks: Sequence[Remark] = ()
 
 
-class ImageIndex:
-  """Index of the images below a folder, by names that ignore case and Unicode composition.
-
-  Labels may come from Windows, which ignores case, or from macOS, which decomposes accents.
-
-  Attributes:
-    root: the folder.
-    paths: files of the images, sorted.
-  """
-
-  def __init__(self, root: Path):
-    self.root, self.paths = root, sorted(scanning.find_files(root))
-    self._by_ending: dict[str, list[Path]] = collections.defaultdict(list)
-    self._by_stem: dict[str, list[Path]] = collections.defaultdict(list)
-    for path in self.paths:
-      name = _normalize_path(self.relative_to_root(path))
-      components = name.split('/')
-      for i in range(len(components)):
-        self._by_ending['/'.join(components[i:])].append(path)
-      self._by_stem[strip_suffix(name)].append(path)
-
-  def relative_to_root(self, path: Path) -> str:
-    """Return the path of an image relative to the root, with '/'."""
-    return path.relative_to(self.root).as_posix()
-
-  def find_by_path(self, path: str) -> Path | None:
-    """Return the image at a path relative to the root, preferring the exact spelling."""
-    exact_path = self.root / path
-    num_parts = len(exact_path.parts)
-    matches = [match for match in self.find_by_ending(path) if len(match.parts) == num_parts]
-    if exact_path in matches:
-      return exact_path
-    return matches[0] if len(matches) == 1 else None
-
-  def find_by_ending(self, path: str) -> list[Path]:
-    """Return all images whose path ends with this relative path."""
-    return self._by_ending.get(_normalize_path(path), [])
-
-  def find_by_stem(self, path: str) -> list[Path]:
-    """Return all images at a path relative to the root, which is given without suffix."""
-    return self._by_stem.get(_normalize_path(path), [])
-
-
-def to_posix(path: str) -> str:
-  """Normalize a path of Windows or any other system: with '/' and without '.' and 'a/..'."""
-  return os.path.normpath(PureWindowsPath(path).as_posix())
-
-
-def strip_suffix(path: str) -> str:
-  """Return a path without the suffix of its last component."""
-  return path[: len(path) - len(Path(path).suffix)]
-
-
-def read_lines(path: Path) -> list[str]:
-  """Return the lines of a text file that are not blank; none if the file does not exist."""
-  text = path.read_text('utf-8-sig', errors='replace') if path.is_file() else ''
-  return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def read_json(path: Path, name: str, tool: str, list_keys: Sequence[str]) -> dict[str, object]:
-  """Read a labeling tool's JSON file.
-
-  Args:
-    path: the file.
-    name: name of the file in messages.
-    tool: name of the tool in messages.
-    list_keys: keys that must have a list as their value.
-
-  Raises:
-    DataError: the file cannot be read, or is not JSON of that tool in UTF-8.
-  """
-  try:
-    content = json.loads(path.read_text('utf-8-sig'))
-  except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError.
-    raise DataError(f'{name}: not JSON in UTF-8: {error}.') from None
-  except OSError as error:
-    raise DataError(f'{name}: cannot be read: {error.strerror}.') from None
-  content = content if isinstance(content, dict) else {}
-  for key in list_keys:
-    if not isinstance(content.get(key), list):
-      message = f'{name}: not a {tool} file, because it has no list {key!r}; move it elsewhere.'
-      raise DataError(message)
-  return content
+def summarize(remarks: Iterable[Remark]) -> list[str]:
+  """Return one note per text of the remarks, with their number and some of their locations."""
+  locations: dict[str, list[str]] = collections.defaultdict(list)
+  for text, location in remarks:
+    locations[text].append(location)
+  return [
+    f'{text} ({len(places)}): {"; ".join(places[:_NUM_EXAMPLES])}'
+    f'{"; …" if len(places) > _NUM_EXAMPLES else "."}'
+    for text, places in locations.items()
+  ]
 
 
 def collect(
@@ -166,55 +120,111 @@ def collect(
   return results, problems
 
 
-def read_shapes(read: Callable[[Item], Shape], entries: Iterable[tuple[str, Item]]) -> list[Shape]:
-  """Read the shapes of an image.
-
-  Args:
-    read: function that converts one of the entries.
-    entries: labels as the file has them, with their location, which begins messages.
-
-  Raises:
-    DataError: `read` raised a DataError; the message has a line for each.
-  """
-  shapes: list[Shape] = []
-  problems: list[str] = []
-  for location, entry in entries:
-    try:
-      shapes.append(read(entry))
-    except DataError as error:
-      problems.append(f'{location} {error}.')
-  if problems:
-    raise DataError('\n'.join(problems))
-  return shapes
-
-
-def sample_from_shapes(
-  name: str, image: Path | bytes, shapes: Sequence[Shape], held_out: bool = False
+def make_sample(
+  name: str,
+  image: Path | bytes,
+  entries: Sequence[tuple[str, Item]] = (),
+  read: Callable[[Item], Shape | None] | None = None,
+  held_out: bool = False,
+  remarks: Sequence[Remark] = (),
+  label_name: str = '',
 ) -> Sample:
   """Return a sample whose mask is made of shapes painted over each other in their order.
 
-  Without visible shapes, the image is good. A later shape with an excluded label cuts a hole into
-  those below it. An image with several types of defects has the type 'combined', as in MVTec AD.
+  Without visible shapes, the image is good, unless a label calls the whole image defective. A later
+  shape with an excluded label cuts a hole into those below it. An image with several types of
+  defects has the type 'combined', as in MVTec AD.
+
+  Args:
+    name: path of the image, with '/'.
+    image: file of the image, or its content.
+    entries: labels as the file has them, with their location, which begins messages.
+    read: function that converts an entry to a shape, or to None if it marks nothing. Only one
+      shape is in memory at a time.
+    held_out: whether the source excludes the image from training. Folders called valid or test in
+      the paths of the image and its label file do so, too.
+    remarks: decisions about the image so far.
+    label_name: path of the label file, if it has a folder of its own.
 
   Raises:
-    DataError: a shape covers no pixel or is labeled as good; the message has a line for each.
+    DataError: a shape is invalid, covers no pixel or is labeled as good, or labels contradict each
+      other; the message has a line for each.
   """
-  problems, canvas = [], np.zeros(image_io.image_size(image), np.int32)
-  for layer, (label, mask, _) in enumerate(shapes, 1):
-    if not mask.any():
-      problems.append(f'{name}: a shape {label!r} lies outside of the image or covers no pixel.')
-    elif scanning.is_normal(label.strip()):
-      problems.append(f"{name}: a shape is labeled {label!r}; if good, label it '_background_'.")
-    canvas[mask] = 0 if label in EXCLUDED_LABELS else layer
+  canvas = np.zeros(image_io.image_size(image), np.min_scalar_type(len(entries) + 1))
+  remarks, problems = [*remarks], []
+  painted: dict[int, tuple[Shape, str]] = {}
+  image_labels: list[str] = []
+  for layer, (location, entry) in enumerate(entries, 1):
+    try:
+      shape = read(entry) if read else None
+      if shape is None:
+        remarks.append(Remark(_NOTHING_MARKED, location))
+      elif not shape.patches:
+        image_labels.append(shape.label)
+        remarks += [Remark(shape.remark, location)] if shape.remark else []
+      else:
+        _paint(shape, canvas, layer)
+        painted[layer] = shape._replace(patches=()), location
+    except DataError as error:
+      problems.append(f'{location}: {str(error).rstrip(".")}.')
   if problems:
     raise DataError('\n'.join(problems))
-  visible = [shapes[layer - 1] for layer in np.unique(canvas) if layer]
-  labels = {shape.label for shape in visible} or {GOOD}
-  defect = labels.pop() if len(labels) == 1 else 'combined'
+  visible = [painted[layer] for layer in np.unique(canvas[canvas > 0]).tolist()]
+  remarks += [Remark(shape.remark, location) for shape, location in visible if shape.remark]
+  defects = {shape.label for shape, _ in visible}
+  if not defects and (defects := _image_defects(image_labels)):
+    canvas[:] = 1
+    remarks.append(Remark(_WHOLE_IMAGE, name))
+  _require_no_contradiction(name, image_labels, defects)
+  if not defects and not held_out and any(map(_is_in_held_out_folder, (name, label_name))):
+    held_out = True
+    remarks.append(Remark(_HELD_OUT_BY_FOLDER, name))
+  defect = 'combined' if len(defects) > 1 else next(iter(defects), GOOD)
+  return Sample(name, image, defect, _encode(canvas), held_out, remarks)
+
+
+def _paint(shape: Shape, canvas: UInt[np.ndarray, 'h w'], layer: int) -> None:
+  """Paint a shape.
+
+  Raises:
+    DataError: it covers no pixel, or is labeled as good.
+  """
+  if not any(patch.mask.any() for patch in shape.patches):
+    raise DataError(f'a shape {shape.label!r} lies outside of the image or covers no pixel')
+  if scanning.is_normal(shape.label.strip()):
+    raise DataError(f"a shape is labeled {shape.label!r}; if good, label it '_background_'")
+  for patch in shape.patches:
+    patch.paint(canvas, 0 if shape.label in EXCLUDED_LABELS else layer)
+
+
+def _image_defects(image_labels: Sequence[str]) -> set[str]:
+  """Return the types of defects that labels of a whole image name."""
+  return {label for label in image_labels if not scanning.is_normal(label.strip())}
+
+
+def _require_no_contradiction(name: str, image_labels: Sequence[str], defects: set[str]) -> None:
+  good_labels = sorted({*image_labels} - _image_defects(image_labels))
+  if good_labels and defects:
+    message = f'{name}: labeled {good_labels[0]!r} as a whole, but also {sorted(defects)[0]!r}'
+    raise DataError(f'{message}; delete one of the labels.')
+
+
+def _encode(canvas: UInt[np.ndarray, 'h w']) -> bytes:
   png = io.BytesIO()
   Image.fromarray(np.uint8(255) * (canvas > 0)).save(png, 'PNG')
-  num_boxes = sum(shape.is_box for shape in visible)
-  return Sample(name, image, defect, png.getvalue(), held_out, num_boxes)
+  return png.getvalue()
+
+
+def _is_in_held_out_folder(name: str) -> bool:
+  """Return whether a folder in a path, such as valid/ or test_images/, is not for training."""
+  folders = (re.split('[^a-z]+', folder.lower()) for folder in Path(name).parts[:-1])
+  names = ({*words} - _UNSPECIFIC_NAMES for words in folders)
+  return any(words and words <= _HELD_OUT_NAMES for words in names)
+
+
+def lists_held_out_images(name: str) -> bool:
+  """Return whether the path of a list, such as instances_val2017.json, has a word for test sets."""
+  return not _HELD_OUT_NAMES.isdisjoint(re.split('[^a-z]+', name.lower()))
 
 
 def require_matching_size(
@@ -236,7 +246,3 @@ def require_matching_size(
     labeled_size = f'{labeled_width}x{labeled_height} pixels'
     raise DataError(f'{name}: labeled as {labeled_size}, but the image is {width}x{height}.')
   return size
-
-
-def _normalize_path(path: str) -> str:
-  return unicodedata.normalize('NFC', path).casefold()

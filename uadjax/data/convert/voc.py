@@ -1,12 +1,18 @@
-"""Reader of Pascal VOC: masks whose values are classes, or XML files with bounding boxes.
+"""Reader of Pascal VOC: masks whose values are classes, or XML files with outlines or boxes.
 
 Folders are JPEGImages, SegmentationClass (labelme's older export: SegmentationClassPNG),
-Annotations and ImageSets. A mask takes precedence over bounding boxes; boxes are filled. Images
-that the lists in ImageSets do not name are ignored; without lists, an image without labels is good.
+Annotations and ImageSets, or any other with XML files, such as train/ and valid/ with images and
+XML files side by side. A mask takes precedence over an XML file, and an outline over its bounding
+box; boxes are filled. Images that the lists in ImageSets do not name are ignored; without lists, an
+image without labels is good.
 """
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+import functools
+import math
 from pathlib import Path
+import re
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -15,10 +21,17 @@ import numpy as np
 from PIL import Image
 
 from uadjax.data import image_io
-from uadjax.data.convert import outlines, samples
+from uadjax.data.convert import label_files, outlines, samples
+from uadjax.data.convert.images import ImageIndex, normalize, strip_suffix, to_posix
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 from uadjax.system.progress import Progress
+
+_VOC_FOLDERS = 'JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets'
+_MASK_FOLDERS = 'segmentationclass', 'segmentationclasspng'
+# Folders whose files belong together if their other folders and their stems agree.
+_PARALLEL_FOLDERS = (*_MASK_FOLDERS, 'annotations', 'images', 'jpegimages')
+_NO_REGION = 'Objects have neither an outline nor a box, such as polygons exported as rectangles'
 
 # Values of background, and of pixels that are neither defect nor background, in a mask of class
 # numbers and in one of colors.
@@ -28,18 +41,20 @@ _NON_DEFECT_LABELS = ('background', '_background_', '__ignore__', 'ignored', 'vo
 
 
 class _VocFiles(NamedTuple):
-  """Files and class names of a VOC folder; a stem is a path without suffix.
+  """Files and class names of a VOC folder.
 
   Attributes:
     images: images that labels may name.
-    label_paths: masks or, for images without one, files with bounding boxes, by stem.
+    images_by_key: images by `_key`.
+    label_paths: masks and XML files, by `_key`.
     class_names: names of classes, by their value in masks.
     names_by_color: names of classes, by their color in colored masks; else empty.
     must_have_mask: whether an image without labels is an error, because others have masks.
   """
 
-  images: samples.ImageIndex
-  label_paths: Mapping[str, Path]
+  images: ImageIndex
+  images_by_key: Mapping[str, Sequence[Path]]
+  label_paths: Mapping[str, Sequence[Path]]
   class_names: Mapping[int, str]
   names_by_color: Mapping[tuple[int, ...], str]
   must_have_mask: bool
@@ -49,62 +64,93 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   """Read the images and masks of a VOC folder, or of the only one in a folder like VOCdevkit.
 
   Raises:
-    DataError: there are no labels.
+    DataError: there are no labels, or several folders with lists.
   """
   root = _find_root(source)
-  image_folder = root / 'JPEGImages' if (root / 'JPEGImages').is_dir() else root
-  xml_folder = root / 'Annotations' if (root / 'Annotations').is_dir() else image_folder
   train, held_out = _read_image_sets(root)
-  images = samples.ImageIndex(image_folder)
-  mask_paths = _files_by_stem(root / 'SegmentationClassPNG', '.png')
-  mask_paths |= _files_by_stem(root / 'SegmentationClass', '.png')
-  xml_paths = _files_by_stem(xml_folder, '.xml')
-  # The index of a line of labelme's list is the value of the class in masks.
-  class_names = dict(enumerate(samples.read_lines(root / 'class_names.txt')))
-  names_by_color = _read_color_names(root / 'labelmap.txt')
-  has_image_sets = bool(train or held_out)
-  must_have_mask = bool(mask_paths and has_image_sets)
-  files = _VocFiles(images, xml_paths | mask_paths, class_names, names_by_color, must_have_mask)
+  files = _find_files(root, has_image_sets=bool(train or held_out))
   if not files.label_paths:
     # Without this error, defective images would become training images.
     message = f'No VOC annotations in {root}: neither Annotations/*.xml nor SegmentationClass/*.png'
     raise DataError(f'{message}; name the format of the labels, or the folder that contains them.')
-  paths = set(images.paths) - set(mask_paths.values())
-  image_stems = {samples.strip_suffix(images.relative_to_root(path)) for path in paths}
-  # Labels without an image must be reported: the image of a defect may have another name.
-  stems = train | held_out if has_image_sets else image_stems | files.label_paths.keys()
 
-  def read_sample(stem: str) -> samples.Sample:
+  def read_listed(stem: str) -> samples.Sample:
     return _read_sample(stem, files, stem in held_out)
 
-  listed, problems = samples.collect(read_sample, sorted(stems), progress)
+  # Labels without an image must be reported: the image of a defect may have another name.
+  stems = sorted(train | held_out or files.label_paths)
+  listed, problems = samples.collect(read_listed, stems, progress)
+  used = {sample.image for sample in listed}
+  unused = [path for path in files.images.paths if path not in used]
   notes = []
-  if has_image_sets and (num_unlisted := len(image_stems - stems)):
-    notes.append(f'{num_unlisted} images that no list in ImageSets names were ignored.')
-  if num_unlabeled := len(stems - files.label_paths.keys()):
+  if train or held_out:
+    num_unlabeled = len({_key(stem) for stem in stems} - files.label_paths.keys())
+    if unused:
+      notes.append(f'{len(unused)} images that no list in ImageSets names were ignored.')
+  else:
+    unlabeled, more_problems = samples.collect(
+      lambda path: samples.make_sample(files.images.relative_to_root(path), path), unused, progress
+    )
+    listed, problems, num_unlabeled = listed + unlabeled, problems + more_problems, len(unlabeled)
+  if num_unlabeled:
     notes.append(f'{num_unlabeled} images without an XML file or a mask count as good.')
-  return samples.SourceContents(listed, problems, notes)
+  return samples.SourceContents(listed, problems, notes, files.images.remarks)
 
 
 def _find_root(source: Path) -> Path:
-  names = ('JPEGImages', 'Annotations', 'SegmentationClass')
-  nested = [f for f in source.glob('*') if any((f / name).is_dir() for name in names)]
-  return nested[0] if len(nested) == 1 else source
+  """Return the only VOC folder in a folder like VOCdevkit, or else the folder itself.
+
+  Raises:
+    DataError: there are several VOC folders with lists, which belong to different datasets.
+  """
+
+  def contains(folder: Path, *names: str) -> bool:
+    return any((folder / name).is_dir() for name in names)
+
+  roots = [f for f in scanning.folders_in(source) if contains(f, *_VOC_FOLDERS)]
+  if contains(source, *_VOC_FOLDERS) or not roots:
+    return source
+  if len(roots) > 1 and any(contains(root, 'ImageSets') for root in roots):
+    names = ', '.join(root.name for root in roots)
+    raise DataError(f'{source} contains several VOC folders; name one of them: {names}.')
+  return roots[0] if len(roots) == 1 else source
 
 
-def _files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
-  return {
-    samples.strip_suffix(path.relative_to(folder).as_posix()): path
-    for path in scanning.find_files(folder, [suffix])
-  }
+def _find_files(root: Path, has_image_sets: bool) -> _VocFiles:
+  # SegmentationObject and, of labelme, SegmentationClassVisualization are no photographs either.
+  images = ImageIndex(root, ignored_folders='segmentation')
+  masks = [
+    path
+    for path in scanning.find_files(root, ['.png'])
+    if any(folder.lower() in _MASK_FOLDERS for folder in path.relative_to(root).parts[:-1])
+  ]
+  label_paths = [*masks, *scanning.find_files(root, ['.xml'])]
+  # The index of a line of labelme's list is the value of the class in masks.
+  class_names = dict(enumerate(label_files.read_lines(root / 'class_names.txt')))
+  names_by_color = _read_color_names(root / 'labelmap.txt')
+  by_key = _group_by_key(images.paths, root), _group_by_key(label_paths, root)
+  return _VocFiles(images, *by_key, class_names, names_by_color, bool(masks) and has_image_sets)
+
+
+def _group_by_key(paths: Iterable[Path], root: Path) -> Mapping[str, Sequence[Path]]:
+  groups: dict[str, list[Path]] = collections.defaultdict(list)
+  for path in paths:
+    groups[_key(strip_suffix(path.relative_to(root).as_posix()))].append(path)
+  return dict(groups)
+
+
+def _key(stem: str) -> str:
+  """Return what the paths of an image and its labels, without suffix, have in common."""
+  *folders, name = stem.split('/')
+  return normalize('/'.join([*(f for f in folders if f.lower() not in _PARALLEL_FOLDERS), name]))
 
 
 def _read_image_sets(root: Path) -> tuple[frozenset[str], frozenset[str]]:
   """Return the stems of training and of held-out images, for segmentation or else detection."""
 
   def stems(folder: Path, *names: str) -> frozenset[str]:
-    lines = (line for name in names for line in samples.read_lines(folder / f'{name}.txt'))
-    return frozenset(map(samples.to_posix, lines))
+    lines = (line for name in names for line in label_files.read_lines(folder / f'{name}.txt'))
+    return frozenset(map(to_posix, lines))
 
   for task in ('Segmentation', 'Main'):
     folder = root / 'ImageSets' / task
@@ -117,7 +163,7 @@ def _read_image_sets(root: Path) -> tuple[frozenset[str], frozenset[str]]:
 def _read_color_names(path: Path) -> dict[tuple[int, ...], str]:
   """Read CVAT's labelmap.txt, whose lines are `name:red,green,blue:parts:actions`."""
   names_by_color: dict[tuple[int, ...], str] = {}
-  for line in samples.read_lines(path):
+  for line in label_files.read_lines(path):
     name, color, *_ = (*line.split(':'), '')
     channels = color.split(',')
     if len(channels) == 3 and all(channel.strip().isdecimal() for channel in channels):
@@ -126,42 +172,85 @@ def _read_color_names(path: Path) -> dict[tuple[int, ...], str]:
 
 
 def _read_sample(stem: str, files: _VocFiles, held_out: bool) -> samples.Sample:
-  matches = files.images.find_by_stem(stem)
-  if not matches:
-    raise DataError(f'{stem}: no such image.')
+  label_path = _choose_label(stem, files.label_paths.get(_key(stem), ()))
+  element, remarks, label_name = None, [], stem
+  if label_path:
+    label_name = files.images.relative_to_root(label_path)
+    if label_path.suffix.lower() == '.xml':
+      element, remarks = label_files.read_xml(label_path, label_name)
+  file_name = (element.findtext('filename') or '').strip() if element is not None else ''
+  image = _find_image(stem, file_name, label_name, files)
+  name = files.images.relative_to_root(image)
+  if files.must_have_mask and not label_path:
+    raise DataError(f'{name}: listed, but without a mask; add one, all black if it is good.')
+  if element is not None:
+    labeled_size = (
+      _parse_float(element.findtext(f'size/{key}', '')) for key in ('height', 'width')
+    )
+    size = samples.require_matching_size(image, label_name, *labeled_size)
+    objects = [(f'{label_name}: object {n}', e) for n, e in enumerate(element.iter('object'), 1)]
+    read_object = functools.partial(_read_object, h=size[0], w=size[1])
+    return samples.make_sample(name, image, objects, read_object, held_out, remarks, label_name)
+  if label_path:
+    values, labels = _read_mask(label_path, label_name, image, files)
+
+    def read_class(value: int) -> samples.Shape:
+      return samples.Shape(labels[value], [outlines.Patch(0, 0, values == value)])
+
+    classes = [(f'{label_name}: {label}', value) for value, label in labels.items()]
+    return samples.make_sample(name, image, classes, read_class, held_out, (), label_name)
+  return samples.make_sample(name, image, held_out=held_out)
+
+
+def _choose_label(stem: str, paths: Sequence[Path]) -> Path | None:
+  """Return the mask of an image, or else its XML file; None if it has no label."""
+  masks = [path for path in paths if path.suffix.lower() != '.xml']
+  first, *others = masks or paths or [None]
+  if first and others:
+    raise DataError(f'{stem}: it has labels in {first} and in {others[0]}; delete one.')
+  return first
+
+
+def _find_image(stem: str, file_name: str, label_name: str, files: _VocFiles) -> Path:
+  """Find an image by the path of its labels, or else by the name in them."""
+  matches = files.images_by_key.get(_key(stem), [])
   if len(matches) > 1:
     names = ', '.join(path.name for path in matches)
     raise DataError(f'{stem}: {names} share its labels; rename all but one.')
-  image, shapes = matches[0], []
-  name, label_path = files.images.relative_to_root(image), files.label_paths.get(stem)
-  if label_path and label_path.suffix.lower() == '.xml':
-    shapes = _read_box_shapes(name, image, label_path)
-  elif label_path:
-    shapes = _read_mask_shapes(name, image, label_path, files)
-  elif files.must_have_mask:
-    raise DataError(f'{name}: listed, but without a mask; add one, all black if it is good.')
-  return samples.sample_from_shapes(name, image, shapes, held_out)
+  if matches:
+    return matches[0]
+  image = files.images.find(file_name, label_name) or files.images.find(stem, label_name)
+  if not image:
+    raise DataError(f'{label_name}: no such image.')
+  return image
 
 
-def _read_mask_shapes(name: str, image: Path, path: Path, files: _VocFiles) -> list[samples.Shape]:
-  values, is_colored = _read_mask(path, bool(files.names_by_color))
-  samples.require_matching_size(image, f'{name}: its mask', *values.shape)
-  shapes = []
+def _read_mask(
+  path: Path, label_name: str, image: Path, files: _VocFiles
+) -> tuple[Int32[np.ndarray, 'h w'], dict[int, str]]:
+  """Read a mask; return its values, and the types of defects by value.
+
+  Raises:
+    DataError: the mask cannot be read, has another size than its image, or unknown colors.
+  """
+  values, is_colored = _read_values(path, bool(files.names_by_color))
+  samples.require_matching_size(image, label_name, *values.shape)
+  labels: dict[int, str] = {}
   for value in np.unique(values).tolist():
     if is_colored:
       color = tuple(value.to_bytes(3, 'big'))
       label = files.names_by_color.get(color, 'void' if color in _VOID_COLORS else '')
       if not label and files.names_by_color:
-        raise DataError(f'{name}: labelmap.txt does not name the color {color} of its mask.')
+        raise DataError(f'{label_name}: labelmap.txt does not name the color {color} of the mask.')
     else:
       class_name = files.class_names.get(value, f'class_{value}')
       label = 'void' if value in _VOID_CLASSES else class_name
     if label not in _NON_DEFECT_LABELS:
-      shapes.append(samples.Shape(label or 'defect', values == value))
-  return shapes
+      labels[value] = label or 'defect'
+  return values, labels
 
 
-def _read_mask(path: Path, has_color_names: bool) -> tuple[Int32[np.ndarray, 'h w'], bool]:
+def _read_values(path: Path, has_color_names: bool) -> tuple[Int32[np.ndarray, 'h w'], bool]:
   """Read a mask; return its class numbers, or its colors as 0xRRGGBB, and whether it has colors.
 
   Raises:
@@ -179,26 +268,47 @@ def _read_mask(path: Path, has_color_names: bool) -> tuple[Int32[np.ndarray, 'h 
   return values, False
 
 
-def _read_box_shapes(name: str, image: Path, xml_path: Path) -> list[samples.Shape]:
-  try:
-    root = ElementTree.parse(xml_path).getroot()
-  except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
-    raise DataError(f'{xml_path.name}: not XML: {error}.') from None
-  labeled_size = (_parse_float(root.findtext(f'size/{key}', '')) for key in ('height', 'width'))
-  height, width = samples.require_matching_size(image, name, *labeled_size)
-
-  def read_box(element: ElementTree.Element) -> samples.Shape:
-    label = (element.findtext('name') or '').strip()
-    edges = [element.findtext(f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
-    if not label or not all(edges):
-      raise DataError('lacks a name or a numeric bounding box')
+def _read_object(element: ElementTree.Element, h: int, w: int) -> samples.Shape | None:
+  """Convert an object; without any outline or box, it is a label of the whole image."""
+  label = (element.findtext('name') or '').strip()
+  if not label:
+    raise DataError('it has no name')
+  polygons = [_parse_polygon(polygon) for polygon in element.findall('polygon')]
+  patches = [outlines.fill_polygon(p, h, w) for p in polygons if outlines.has_extent(p)]
+  if patches:
+    return samples.Shape(label, patches)
+  edges = [element.findtext(f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+  if any(edges):
     corners = outlines.parse_points([edges[:2], edges[2:]])
     # VOC counts pixels from one, so coordinates are shifted.
-    mask = outlines.fill_rectangle(corners - 1, height, width)
-    return samples.Shape(label, mask, is_box=True)
+    patches = [outlines.fill_rectangle(corners - 1, h, w)] if outlines.has_extent(corners) else []
+    return samples.Shape(label, patches, samples.BOXES_FILLED) if patches else None
+  if (box := element.find('robndbox')) is not None:
+    corners = _parse_rotated_box(box)
+    return samples.Shape(label, [outlines.fill_polygon(corners, h, w)], samples.BOXES_FILLED)
+  return None if polygons else samples.Shape(label, remark=_NO_REGION)
 
-  entries = [(f'{xml_path.name}: object {n}', e) for n, e in enumerate(root.iter('object'), 1)]
-  return samples.read_shapes(read_box, entries)
+
+def _parse_polygon(polygon: ElementTree.Element) -> outlines.Points:
+  """Read the points of x1, y1, x2, y2 …, in any order, or of pairs of x and y."""
+  numbered: dict[str, list[tuple[int, str | None]]] = {'x': [], 'y': []}
+  for element in polygon.iter():
+    if match := re.fullmatch(r'([xy])(\d*)', element.tag.lower()):
+      numbered[match[1]].append((int(match[2] or 0), element.text))
+  # Sorting keeps the order of pairs without numbers.
+  xs, ys = ([text for _, text in sorted(numbered[axis], key=lambda n: n[0])] for axis in 'xy')
+  if len(xs) != len(ys):
+    raise DataError(f'its polygon has {len(xs)} x but {len(ys)} y')
+  return outlines.parse_points(list(zip(xs, ys, strict=True)))
+
+
+def _parse_rotated_box(box: ElementTree.Element) -> outlines.Points:
+  """Read the corners of a box of roLabelImg, whose angle is clockwise and in radians."""
+  cx, cy, width, height, angle = (box.findtext(key) for key in ('cx', 'cy', 'w', 'h', 'angle'))
+  center, size, (radians, _) = outlines.parse_points([[cx, cy], [width, height], [angle, 0]])
+  cos, sin = math.cos(radians), math.sin(radians)
+  corners = size / 2 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+  return center + corners @ np.array([[cos, sin], [-sin, cos]])
 
 
 def _parse_float(text: str) -> float | None:
