@@ -92,7 +92,8 @@ def test_mvtec(tmp_path):
     path.parent.mkdir(parents=True)
     Image.fromarray(place.astype(np.uint8) * 255).save(path)
   summary = convert(tmp_path / 'bottle', 'MVTec_AD', target)
-  assert summary == converting.Summary(1, 3, {'cut': 1, 'good': 2, 'hole': 1}, ())
+  assert summary == converting.Summary(1, 3, {'cut': 1, 'good': 2, 'hole': 1}, summary.notes)
+  assert [n for n in summary.notes if 'not learned from (1): test/000.png' in n]
   assert lists(target) == (
     [['images/good/train/000.png', 'annotations/good/train/000.png']],
     [
@@ -232,3 +233,20 @@ def test_many_shapes_take_the_memory_of_a_few(tmp_path, kind):
     assert tracemalloc.get_traced_memory()[1] < 30 * SIDE * SIDE
   finally:
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize('kind', ['LabelMe', 'VOC'])
+def test_masks_beside_images_are_not_learned_from(tmp_path, kind):
+  names = 'a_json/img.png', 'a_json/label.png', 'masks/a.png', 'SegmentationObject/a.png'
+  for name in ('a.png', 'b_json/b.png', *names):
+    picture(tmp_path / 'in' / name)
+  if kind == 'LabelMe':
+    write(tmp_path / 'in/a.json', labelme('a.png', [shape('x', SQUARE)]))
+  else:
+    write(tmp_path / 'in/a.xml', '<annotation><object><name>x</name></object></annotation>')
+  summary = convert(tmp_path / 'in', kind, tmp_path / 'out')
+  assert summary.num_per_defect == {'x': 1, 'good': 1}
+  assert lists(tmp_path / 'out')[0] == [
+    ['images/good/b_json/b.png', 'annotations/good/b_json/b.png']
+  ]
+  assert any('folders of masks were ignored' in note for note in summary.notes)

@@ -62,6 +62,7 @@ def test_coco(tmp_path):
     '1 images that no JSON file lists were ignored.',
     f'{samples.BOXES_FILLED} (1): annotations/instances_train2017.json: train2017/ü.png: '
     'annotation 3.',
+    f'{samples._HELD_OUT} (2): val2017/a.png; val2017/v.png.',
   )
 
 

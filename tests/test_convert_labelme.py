@@ -262,6 +262,7 @@ def test_shapes_of_four_points_are_polygons(tmp_path, kind):
     ('line', [[4, 8], [24, 8]], 180, 240, 'Lines have no area'),
     ('linestrip', [[4, 8], [14, 8], [24, 8]], 180, 240, 'Lines have no area'),
     ('point', [[10, 10]], 69, 100, 'Points have no area'),
+    ('points', [[10, 10], [24, 10]], 140, 200, 'Points have no area'),
     ('ellipse', [[4, 4], [24, 14]], 140, 190, 'Ellipses were drawn'),
   ],
 )

@@ -38,7 +38,7 @@ def test_voc_masks(tmp_path):
   assert [image for image, _ in train] == ['images/good/b.jpg', 'images/good/d.jpg']
   assert [image for image, _ in val] == ['images/good/c.jpg', 'images/scratch/a.jpg']
   np.testing.assert_array_equal(mask(target, 'scratch/a.png'), values == 2)
-  assert summary.notes == ('1 images that no list in ImageSets names were ignored.',)
+  assert summary.notes[0] == '1 images that no list in ImageSets names were ignored.'
 
 
 def test_voc_of_cvat_has_colors(tmp_path):
@@ -230,7 +230,7 @@ def test_images_in_folders_of_test_sets_are_held_out(tmp_path, images, labels, h
   assert summary.num_per_defect == {'good': 2, '裂纹': 2}
   ((image, _),) = lists(tmp_path / 'out')[0]
   assert 'train' in image
-  assert any('not for training' in note and held_out in note for note in summary.notes)
+  assert any('not learned from' in note and held_out in note for note in summary.notes)
 
 
 def test_masks_of_split_folders_belong_to_the_images_of_their_split(tmp_path):

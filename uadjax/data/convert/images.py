@@ -5,6 +5,7 @@ folder, or from a server that renamed what was uploaded.
 """
 
 import collections
+from collections.abc import Collection
 import os
 from pathlib import Path, PureWindowsPath
 import re
@@ -16,6 +17,8 @@ from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
 
 _BY_NAME = 'Images that are not at the path in their labels were found by name'
+_IN_MASK_FOLDER = 'Images in folders of masks were ignored'
+_MASK_FOLDERS = 'ground_truth', 'mask', 'masks'
 _UPLOAD_PREFIX = re.compile('[0-9a-f]{8}-')  # Label Studio puts it before names of uploaded files.
 
 
@@ -95,6 +98,13 @@ class ImageIndex:
       self.remarks.append(Remark(_BY_NAME, f'{label_name}: {self.relative_to_root(match)}'))
     return match
 
+  def without_labels(self, labeled: Collection[Path | bytes]) -> list[Path]:
+    """Return the images that no label is about; they count as good unless they are masks."""
+    unlabeled = [path for path in self.paths if path not in labeled]
+    masks = {path for path in unlabeled if _is_in_mask_folder(path.relative_to(self.root), path)}
+    self.remarks += [Remark(_IN_MASK_FOLDER, self.relative_to_root(path)) for path in sorted(masks)]
+    return [path for path in unlabeled if path not in masks]
+
   def _differing_in_suffix(self, name: str) -> list[Path]:
     """Return images whose names differ from this one in the suffix or in Label Studio's prefix."""
     matches = self._by_stem.get(normalize(strip_suffix(_without_prefix(name))), [])
@@ -122,6 +132,13 @@ class ImageIndex:
       message = f'{label_name}: {file_name!r} is ambiguous: it matches {names}'
       raise DataError(f'{message}; list images with their folders.')
     return nearest
+
+
+def _is_in_mask_folder(name: Path, path: Path) -> bool:
+  folders = [folder.lower() for folder in name.parts[:-1]]
+  # labelme_json_to_dataset writes img.png, label.png and label_viz.png to NAME_json/.
+  is_export = path.parent.name.endswith('_json') and path.with_name('label.png').exists()
+  return is_export or any(f in _MASK_FOLDERS or f.startswith('segmentation') for f in folders)
 
 
 def to_posix(path: str) -> str:

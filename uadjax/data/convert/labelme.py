@@ -12,6 +12,8 @@ import contextlib
 import os
 from pathlib import Path
 
+import numpy as np
+
 from uadjax.data import image_io
 from uadjax.data.convert import label_files, outlines, samples
 from uadjax.data.convert.images import ImageIndex, strip_suffix, to_posix
@@ -31,6 +33,7 @@ _FILLS: Mapping[str, outlines.Fill] = {
   'line': outlines.draw_line,
   'linestrip': outlines.draw_line,
   'point': outlines.draw_point,
+  'points': outlines.draw_point,
 }
 _REMARKS = {
   'ellipse': 'Ellipses were drawn into the bounding box of their points',
@@ -39,8 +42,11 @@ _REMARKS = {
     f'Lines have no area and were drawn {outlines.LINE_WIDTH} pixels wide, as in labelme. Trust '
     'only image metrics',
   ),
-  'point': f'Points have no area and were drawn as discs with a radius of {outlines.POINT_RADIUS} '
-  'pixels, as in labelme. Trust only image metrics',
+  **dict.fromkeys(
+    ('point', 'points'),
+    f'Points have no area and were drawn as discs with a radius of {outlines.POINT_RADIUS} pixels, '
+    'as in labelme. Trust only image metrics',
+  ),
 }
 # Flags about the work on an image, not about its content.
 _STATUS_FLAGS = ('checked', 'difficult', 'done', 'reviewed', 'verified')
@@ -69,9 +75,8 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
     return samples.make_sample(images.relative_to_root(path), path)
 
   labeled, problems = samples.collect(read_labeled, json_paths, progress)
-  labeled_images = {sample.image for sample in labeled}
-  other_images = [path for path in images.paths if path not in labeled_images]
-  unlabeled, more_problems = samples.collect(read_unlabeled, other_images, progress)
+  others = images.without_labels({sample.image for sample in labeled})
+  unlabeled, more_problems = samples.collect(read_unlabeled, others, progress)
   notes = [f'{len(unlabeled)} images without a JSON file count as good.'] if unlabeled else []
   problems += more_problems
   return samples.SourceContents([*labeled, *unlabeled], problems, notes, images.remarks)
@@ -142,11 +147,14 @@ def _read_shape(entry: Mapping[str, object], height: int, width: int) -> samples
     return samples.Shape(label, [outlines.place(mask, top, left, height, width)])
   if kind not in _FILLS:
     raise DataError(f'unknown shape_type {kind!r}; allowed are {sorted([*_FILLS, "mask"])}')
-  if not (len(points) if kind == 'point' else outlines.has_extent(points)):
+  is_point = kind in ('point', 'points')
+  if not (len(points) if is_point else outlines.has_extent(points)):
     return None
   if kind == 'rectangle' and len(points) > 2:
     kind = 'polygon'
-  return samples.Shape(label, [_FILLS[kind](points, height, width)], _REMARKS.get(kind, ''))
+  parts = np.split(points, len(points)) if is_point else [points]
+  patches = [_FILLS[kind](part, height, width) for part in parts]
+  return samples.Shape(label, patches, _REMARKS.get(kind, ''))
 
 
 def _decode_base64(text: object, description: str) -> bytes:

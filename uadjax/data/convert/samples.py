@@ -29,7 +29,9 @@ _WHOLE_IMAGE = (
   'Labels call an image defective but mark no region, so its mask covers the whole image. Trust '
   'only image metrics'
 )
-_HELD_OUT_BY_FOLDER = 'Good images in folders such as valid/ and test/ are not for training'
+_HELD_OUT = (
+  'Good images of folders, files and lists for testing, such as valid/, are not learned from'
+)
 
 _HELD_OUT_NAMES = {'val', 'valid', 'validation', 'test'}
 _UNSPECIFIC_NAMES = {'', 'data', 'image', 'images', 'set'}  # As in test_images/ and val2017/.
@@ -176,9 +178,9 @@ def make_sample(
     canvas[:] = 1
     remarks.append(Remark(_WHOLE_IMAGE, name))
   _require_no_contradiction(name, image_labels, defects)
-  if not defects and not held_out and any(map(_is_in_held_out_folder, (name, label_name))):
-    held_out = True
-    remarks.append(Remark(_HELD_OUT_BY_FOLDER, name))
+  held_out = held_out or any(map(_is_in_held_out_folder, (name, label_name)))
+  if held_out and not defects:
+    remarks.append(Remark(_HELD_OUT, name))
   defect = 'combined' if len(defects) > 1 else next(iter(defects), GOOD)
   return Sample(name, image, defect, _encode(canvas), held_out, remarks)
 

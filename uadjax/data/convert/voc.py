@@ -81,15 +81,15 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
   stems = sorted(train | held_out or files.label_paths)
   listed, problems = samples.collect(read_listed, stems, progress)
   used = {sample.image for sample in listed}
-  unused = [path for path in files.images.paths if path not in used]
   notes = []
   if train or held_out:
     num_unlabeled = len({_key(stem) for stem in stems} - files.label_paths.keys())
-    if unused:
-      notes.append(f'{len(unused)} images that no list in ImageSets names were ignored.')
+    if num_unlisted := len(set(files.images.paths) - used):
+      notes.append(f'{num_unlisted} images that no list in ImageSets names were ignored.')
   else:
+    others = files.images.without_labels(used)
     unlabeled, more_problems = samples.collect(
-      lambda path: samples.make_sample(files.images.relative_to_root(path), path), unused, progress
+      lambda path: samples.make_sample(files.images.relative_to_root(path), path), others, progress
     )
     listed, problems, num_unlabeled = listed + unlabeled, problems + more_problems, len(unlabeled)
   if num_unlabeled:
