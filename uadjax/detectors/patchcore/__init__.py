@@ -30,7 +30,8 @@ from uadjax.types import Arrays, Batch, Key, Metrics, Scores, Variables
 
 _CORESET_PREFIX = 'calibration_'  # Prefix of the names of the calibration coresets' arrays.
 # A bank without a fold has this share of the final bank's rows. With all of them it would be
-# denser, for it represents fewer patches (experiments/README.md, "Leaving images out of PatchCore").
+# denser, for it represents fewer patches (experiments/README.md, "Leaving images out of
+# PatchCore").
 _HELD_OUT_SHARE = 0.95
 _NUM_RECALL_QUERIES = 4096  # Patches that the recall of the approximate search is measured on.
 
