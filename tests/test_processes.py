@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -160,6 +161,34 @@ def test_only_the_first_process_writes(runs, name):
   assert left == {path.name for path in runs(name, 1).iterdir()}
 
 
+def wait_for_checkpoint(folder, processes):
+  """Wait until a run has saved a rolling checkpoint in a folder; else kill its processes."""
+  end = time.monotonic() + 240
+  try:
+    while not (folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())):
+      assert time.monotonic() < end
+      assert all(process.poll() is None for process in processes)
+      time.sleep(0.1)
+  except BaseException:
+    for process in processes:
+      process.kill()
+    raise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('stopped', 'number'), [(0, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_signal_to_one_gives_all_its_exit_status(stopped, number, drawn, tmp_path):
+  flags = [f'--workdir={tmp_path}', f'--config.data.root={drawn}', '--config=stfpm', UNJUDGED]
+  flags += ['--config.fit.checkpoint_every_s=1', '--config.fit.batch_size=4']
+  processes = started(2, [*flags, '--config.fit.steps=100000'])
+  wait_for_checkpoint(tmp_path / 'checkpoints' / 'rolling', processes)
+  processes[stopped].send_signal(number)
+  for code, said in ended(processes):
+    assert code == 128 + number, said
+    assert 'Resume with' in said
+    assert 'Traceback' not in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('count', [3, 4])
 def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
@@ -174,11 +203,7 @@ def test_when_one_is_killed_the_others_say_so_and_fewer_go_on(count, tmp_path):
   ]
   processes = started(count, [*flags, '--config.fit.steps=100000'])
   saved = tmp_path / 'run' / 'checkpoints' / 'rolling'
-  end = time.monotonic() + 120
-  while not (saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())):
-    assert time.monotonic() < end
-    assert all(process.poll() is None for process in processes)
-    time.sleep(0.1)
+  wait_for_checkpoint(saved, processes)
   processes[1].kill()
   (_, told), _, *others = ended(processes)
   for code, said in ((1, told), *others):

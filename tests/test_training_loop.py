@@ -1,6 +1,6 @@
 """The loop with a detector small enough to follow by hand: the mean of all pixels."""
 
-import threading
+import signal
 from typing import NamedTuple
 
 import jax
@@ -12,9 +12,10 @@ import small_runs
 from uadjax.data import batches as batch_streams, demo, layouts, transforms
 from uadjax.data.image_cache import ImageCache
 from uadjax.detectors.base import Detector
-from uadjax.distributed import mesh as meshes
-from uadjax.errors import ConfigError, Interrupted
+from uadjax.distributed import mesh as meshes, processes
+from uadjax.errors import ConfigError, exit_status, Interrupted
 from uadjax.model import scoring
+from uadjax.system import signals
 from uadjax.training import checkpoint, hooks, loop, settings, workdir as workdirs
 from uadjax.training.settings import FitSettings
 from uadjax.types import Batch, Scores
@@ -132,7 +133,7 @@ def managers(tmp_path):
 
 def saved(detector, managers, steps, every_s, stop=None, state=None, start=0, best=None):
   judge = hooks.BestStepHook(detector.validate, [ones(1)], 1, steps, best)
-  hook = hooks.CheckpointHook(managers, judge, every_s, steps, stop or threading.Event())
+  hook = hooks.CheckpointHook(managers, judge, every_s, steps, stop or signals.StopRequest())
   looped(detector, steps, [judge, hook], state, start)
   return judge.best
 
@@ -149,12 +150,18 @@ def test_a_short_run_writes_only_its_end(managers, tmp_path):
   assert checkpoint.saved_steps(tmp_path, 'rolling') == [3]
 
 
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(managers, tmp_path):
-  stop = threading.Event()
-  stop.set()
-  with pytest.raises(Interrupted, match=r'step 1/5.*fit\.resume=latest'):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('is_own', [True, False])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(
+  managers, tmp_path, monkeypatch, number, is_own
+):
+  """Whichever process of a run got the signal, each has the exit status of it."""
+  stop = signals.StopRequest(number if is_own else 0)
+  monkeypatch.setattr(processes, 'largest', lambda own: max(own, number))
+  with pytest.raises(Interrupted, match=r'step 1/5.*fit\.resume=latest') as caught:
     saved(summing([3.0] * 9), managers, 5, every_s=60.0, stop=stop)
   assert checkpoint.saved_steps(tmp_path, 'rolling') == [1]
+  assert exit_status(caught.value) == 128 + number
 
 
 @pytest.mark.parametrize('cut', [1, 2, 3, 4, 5])

@@ -233,9 +233,14 @@ def any_process(flag: bool) -> bool:
 
   Use it for decisions that depend on clocks or signals, which differ between processes.
   """
+  return bool(largest(int(flag)))
+
+
+def largest(value: int) -> int:
+  """Return the largest value of all processes; every process must call this."""
   if not is_multiprocess():
-    return flag
-  return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    return value
+  return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""Handling of SIGTERM and Ctrl-C: raise an exception, or set an event and finish the step."""
+"""Handling of SIGTERM and Ctrl-C: raise an exception, or note the signal and finish the step."""
 
 import _thread
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import signal
 import sys
 import threading
@@ -13,6 +14,17 @@ from uadjax.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _RETRY_DELAY_S = 0.05
+
+
+@dataclasses.dataclass
+class StopRequest:
+  """Request to stop, for a loop to check between steps.
+
+  Attributes:
+    signal_number: signal that asked to stop; 0 until one does.
+  """
+
+  signal_number: int = 0
 
 
 @contextlib.contextmanager
@@ -46,28 +58,21 @@ def raise_on_signal() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_event_on_signal() -> Iterator[threading.Event]:
-  """Yield an event that the first SIGTERM or SIGINT sets, for a loop to check between steps.
+def request_stop_on_signal() -> Iterator[StopRequest]:
+  """Yield a request that gets the number of the first SIGTERM or SIGINT.
 
-  A second signal is handled as before the call. If the block raises Interrupted, it gets the number
-  of the signal.
+  A second signal is handled as before the call.
   """
-  stop_event = threading.Event()
-  received: list[int] = []
+  request = StopRequest()
   with contextlib.ExitStack() as stack:
 
     def request_stop(signal_number: int, frame: types.FrameType | None) -> None:
-      stop_event.set()
-      received.append(signal_number)
+      request.signal_number = signal_number
       stack.close()
       print('Stopping after this step; a second signal stops at once.', file=sys.stderr)
 
     stack.enter_context(_signal_handlers(request_stop))
-    try:
-      yield stop_event
-    except Interrupted as error:
-      error.signal_number = error.signal_number or next(iter(received), None)
-      raise
+    yield request
 
 
 def _signal_main_thread(signal_number: int) -> None:

@@ -10,7 +10,6 @@ import dataclasses
 from logging import DEBUG, INFO
 import math
 from pathlib import Path
-import threading
 import time
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from uadjax.distributed import processes
 from uadjax.errors import Interrupted, refuse, Setting
-from uadjax.system import logging, progress, tensorflow
+from uadjax.system import logging, progress, signals, tensorflow
 from uadjax.training import checkpoint
 from uadjax.types import Batch, Metrics, PyTree
 
@@ -146,14 +145,14 @@ class BestStepHook:
 class CheckpointHook:
   """Hook that saves checkpoints every `interval_s`, at the last step and on a stop.
 
-  Raises Interrupted after `stop_event` was set and the checkpoint was saved.
+  If a signal asked any process to stop, all raise Interrupted after the checkpoint was saved.
 
   Attributes:
     managers: where checkpoints are saved.
     best_step_hook: hook whose best step is saved as well; it must run before this one.
     interval_s: seconds between checkpoints.
     num_steps: number of the last step.
-    stop_event: event that asks the run to stop.
+    stop_request: request to stop this process.
     save_seconds: total time spent on saving.
   """
 
@@ -161,7 +160,7 @@ class CheckpointHook:
   best_step_hook: BestStepHook
   interval_s: float
   num_steps: int
-  stop_event: threading.Event
+  stop_request: signals.StopRequest
   save_seconds: float = 0.0
 
   def __post_init__(self):
@@ -171,8 +170,8 @@ class CheckpointHook:
   def __call__(self, step: int, state: PyTree, metrics: Metrics) -> None:
     """Save checkpoints, if they are due."""
     start, is_last = time.monotonic(), step == self.num_steps
-    stop_requested = processes.any_process(self.stop_event.is_set())
-    if not (stop_requested or processes.any_process(start >= self._next_save_time) or is_last):
+    signal_number = processes.largest(self.stop_request.signal_number)
+    if not (signal_number or processes.any_process(start >= self._next_save_time) or is_last):
       return
     # Save the best step first: a rolling checkpoint needs the best step until then on disk.
     best = self.best_step_hook.best
@@ -182,6 +181,8 @@ class CheckpointHook:
     checkpoint.save(self.managers.rolling, step, state, {})
     self.save_seconds += time.monotonic() - start
     self._next_save_time = time.monotonic() + self.interval_s
-    if stop_requested and not is_last:
+    if signal_number and not is_last:
       message = f'Training stopped at step {step}/{self.num_steps}; a checkpoint is saved.'
-      raise Interrupted(message, hint=('Resume with ', Setting('fit.resume', 'latest'), '.'))
+      error = Interrupted(message, hint=('Resume with ', Setting('fit.resume', 'latest'), '.'))
+      error.signal_number = signal_number
+      raise error

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import math
 from pathlib import Path
-import threading
 import time
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import refuse, Setting
 from uadjax.model import scoring
-from uadjax.system import logging, progress
+from uadjax.system import logging, progress, signals
 from uadjax.training import checkpoint, hooks as fit_hooks
 from uadjax.training.hooks import Hook
 from uadjax.training.settings import FitSettings, Settings
@@ -71,13 +70,13 @@ def fit(
   cache: ImageCache,
   mesh: meshes.Mesh,
   workdir: Path,
-  stop_event: threading.Event,
+  stop_request: signals.StopRequest,
 ) -> GradientFit:
   """Train on the train records, and return the best step by the loss on the validation records.
 
   Raises:
     ConfigError: `fit.resume` names no usable checkpoint, or the held-out loss is not finite.
-    Interrupted: `stop_event` was set; a checkpoint of the last step is saved.
+    Interrupted: a signal asked a process to stop; a checkpoint of the last step is saved.
   """
   options = config.fit
   batch_size = min(options.batch_size, len(train_records))
@@ -112,7 +111,7 @@ def fit(
     )
     progress_bar = progress.progress_bar(num_steps, start_step, f'Fitting {config.detector.name}')
     checkpoint_hook = fit_hooks.CheckpointHook(
-      managers, best_step_hook, options.checkpoint_every_s, num_steps, stop_event
+      managers, best_step_hook, options.checkpoint_every_s, num_steps, stop_request
     )
     hooks = [best_step_hook, log_hook, stack.enter_context(progress_bar), checkpoint_hook]
     update = jax.jit(detector.update, donate_argnums=0)

@@ -122,10 +122,10 @@ def _train_by_gradient(
   _log_start(config, f'{num_train} good images for training, {held_out}', records, weights, mesh)
   workdirs.prepare(workdir, config)
   progress.announce(FIT)
-  with signals.stop_event_on_signal() as stop_event:
+  with signals.request_stop_on_signal() as stop_request:
     fit = loop.fit(
       detector, variables, config, train_records, validation_records, cache, mesh, workdir,
-      stop_event,
+      stop_request,
     )  # fmt: skip
   peak_mb, calibration_start = memory.peak_mb(), time.perf_counter()
   progress.announce(CALIBRATION)
