@@ -1,5 +1,6 @@
 """Laws of labeled images: which are taken, and what is measured on them."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ from uadjax.data.image_cache import ImageCache
 from uadjax.distributed import mesh as meshes
 from uadjax.errors import DataError
 from uadjax.evaluation import labeled
+from uadjax.model import calibration
+from uadjax.model.settings import CalibrateSettings
 from uadjax.training import settings
 from uadjax.types import Scores
 
@@ -161,3 +164,23 @@ def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
 
 def test_nothing_labelled_is_nothing_scored():
   assert scored((), config_of(Path())) is None
+
+
+def test_labels_move_the_review_threshold_only_down_to_the_image_threshold():
+  scores, good, bad = np.linspace(0, 1, 99), np.linspace(0, 2, 9), np.linspace(0.5, 3, 30)
+  calibrated = calibration.CalibrationScores(('',) * 99, scores, scores)
+  labeled_scores = labeled.LabeledScores(good, good, bad, None)
+  has_band = set()
+  for method, miss_cost in (('f1', 10.0), ('cost', 0.1), ('cost', 100.0)):
+    options = CalibrateSettings(method=method, miss_cost=miss_cost)
+    by_normals = labeled.calibrate(dataclasses.replace(options, method='normals'), calibrated, None)
+    limits = labeled.calibrate(options, calibrated, labeled_scores)
+    assert limits.review_threshold == min(by_normals.review_threshold, limits.image_threshold)
+    assert limits.num_missed == (bad <= limits.review_threshold).sum()
+    has_band.add(limits.review_threshold < limits.image_threshold)
+  assert has_band == {True, False}
+  # Without scores of a calibration, the labeled good images decide.
+  none = calibration.CalibrationScores((), np.zeros(0), np.zeros(0))
+  assert labeled.calibrate(options, none, labeled_scores) == calibration.from_labeled(
+    good, good, bad, 'cost', options.budget, options.review_budget, miss_cost
+  )

@@ -29,14 +29,21 @@ values = st.floats(-8, 8, width=32)
 
 
 @hypothesis.given(
-  arrays.arrays(np.float32, (8, 8), elements=values), values, values, values, st.booleans()
+  arrays.arrays(np.float32, (8, 8), elements=values),
+  values,
+  values,
+  values,
+  st.booleans(),
+  st.booleans(),
 )
-def test_an_image_to_review_always_says_where_to_look(map, score, band, pixel, has_warning):
-  limits = thresholds(score + abs(band), score if has_warning else score - abs(band) - 0.5, pixel)
+def test_what_is_not_ok_always_says_where_to_look(map, score, band, pixel, has_warning, is_ng):
+  image_threshold = score - 0.5 if is_ng else score + abs(band)
+  limits = thresholds(image_threshold, score if has_warning else score - abs(band) - 0.5, pixel)
+  limits = limits._replace(review_threshold=min(limits.review_threshold, image_threshold))
   image = np.zeros((12, 10, 3), np.uint8)
   warnings = [WARNING] * has_warning
   result = Result(inputs.Source('x.png', image), 'x', OPS, limits, (12, 10), score, map, warnings)
-  assert result.label == 'review'
+  assert result.label == ('NG' if is_ng else 'review')
   x, y = result.at
   assert result.peak == result.anomaly_map[y, x] == result.anomaly_map.max()
   assert result.regions[0].peak == result.peak
@@ -58,12 +65,13 @@ def test_the_review_pixel_threshold_is_scaled_like_the_review_threshold():
     assert thresholds(image, review, pixel).review_pixel_threshold == pixel, (image, review, pixel)
 
 
-def test_other_labels_have_the_regions_of_the_pixel_threshold():
+def test_only_images_to_review_have_regions_of_the_review_pixel_threshold():
   limits = thresholds(4.0, 3.0, 8.0)
-  for label in ('OK', 'NG'):
-    assert calibration.region_threshold(label, 1.0, limits) == 8.0
-  assert calibration.region_threshold('review', 9.0, limits) == 6.0
-  assert calibration.region_threshold('review', 2.0, limits) == pytest.approx(1.9)
+  for label, threshold in (('OK', 8.0), ('NG', 8.0), ('review', 6.0)):
+    assert calibration.region_threshold(label, 9.0, limits) == threshold
+    assert calibration.region_threshold(label, np.nan, limits) == threshold
+  for label, threshold in (('OK', 8.0), ('NG', 1.9), ('review', 1.9)):
+    assert calibration.region_threshold(label, 2.0, limits) == pytest.approx(threshold)
 
 
 REGION_THRESHOLDS = """

@@ -109,10 +109,18 @@ def calibrate(
   scores: calibration.CalibrationScores,
   labeled_scores: LabeledScores | None,
 ) -> calibration.Thresholds:
-  """Return thresholds by the method of the settings; labeled scores are None without labels."""
+  """Return thresholds by the method of the settings; labeled scores are None without labels.
+
+  Labels do not move the review threshold, except down to the image threshold.
+  """
   method, budgets = options.method, (options.budget, options.review_budget)
   if labeled_scores is None:
     return calibration.from_normals(scores.scores, scores.peaks, *budgets, method == 'confident')
+  review_threshold = None
+  if len(scores.scores):
+    by_normals = calibration.from_normals(scores.scores, scores.peaks, *budgets)
+    review_threshold = by_normals.review_threshold
   return calibration.from_labeled(
-    *labeled_scores[:3], method, *budgets, options.miss_cost, labeled_scores.pixel_threshold
-  )
+    *labeled_scores[:3], method, *budgets, options.miss_cost, labeled_scores.pixel_threshold,
+    review_threshold,
+  )  # fmt: skip

@@ -152,13 +152,13 @@ class Result(Mapping[str, Any]):
 
   @property
   def regions_pixel_threshold(self) -> float:
-    """Anomaly-map value that the pixels of `regions` exceed; lower for an image to review."""
+    """Anomaly-map value that the pixels of `regions` exceed; at most the pixel threshold."""
     return calibration.region_threshold(self.label, self.peak, self.thresholds)
 
   @functools.cached_property
   def region_mask(self) -> Bool[np.ndarray, 'h w']:
-    """Mask of the pixels of `regions`, which is never empty for an image to review."""
-    if self.label != 'review':
+    """Mask of the pixels of `regions`, which is empty for no image that is NG or for review."""
+    if self.regions_pixel_threshold == self.thresholds.pixel_threshold:
       return self.predicted_mask
     return self.visible & (self.anomaly_map > self.regions_pixel_threshold)
 
@@ -166,7 +166,7 @@ class Result(Mapping[str, Any]):
   def regions(self) -> list[region_ops.Region]:
     """Connected regions to look at, the highest peak first.
 
-    They are regions of the predicted mask or, for an image to review, of `region_mask`.
+    They are those of `region_mask`, which has at least the pixels of the predicted mask.
     """
     regions = region_ops.find_regions(self.region_mask, self.anomaly_map)
     return sorted(regions, key=lambda r: (-r.peak, r.box))

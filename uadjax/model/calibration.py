@@ -104,8 +104,12 @@ class Thresholds(NamedTuple):
     """Return the thresholds and their expected false-alarm rate in sentences."""
     has_review = self.review_threshold < self.image_threshold
     review_text = f'review above {self.review_threshold:.4g}' if has_review else 'nothing to review'
-    if not has_review and self.method not in (*_LABELED_METHODS, _MANUAL):
-      if self.review_budget > self.budget:
+    if not has_review:
+      if self.is_manual:
+        review_text += ' (the review threshold equals the image threshold)'
+      elif self.method in _LABELED_METHODS:
+        review_text += ' (a review band needs a larger review budget)'
+      elif self.review_budget > self.budget:
         review_text += f' (a review band needs more than {self.num_normals} good images)'
       else:
         review_text += ' (the review budget equals the budget)'
@@ -182,12 +186,13 @@ def from_labeled(
   review_budget: float = 0.05,
   miss_cost: float = 10.0,
   pixel_threshold: float | None = None,
+  review_threshold: float | None = None,
 ) -> Thresholds:
   """Return thresholds whose image threshold separates labeled images best.
 
   The image threshold lies midway between two neighboring scores, or just below or above all scores;
   of several equally good ones it is the lowest, which misses fewest defects. The review threshold
-  is that of `from_normals`, because kinds of defects that were not labeled may have lower scores;
+  is one of `from_normals`, because kinds of defects that were not labeled may have lower scores;
   it is lowered to the image threshold if it would lie above. The pixel threshold is that of
   `from_normals`, too, if there are no masks, because image labels do not locate defects.
 
@@ -203,6 +208,8 @@ def from_labeled(
     pixel_threshold: threshold of the anomaly map, from `pixel_threshold_by_f1` for either method:
       the cost of a missed pixel is unknown, but marks should always cover defects. None if there
       are no masks.
+    review_threshold: review threshold of other good images, such as those of an earlier
+      calibration, which are often more; None for that of `normal_scores`.
 
   Raises:
     DataError: there is no score of a class, or one is not finite.
@@ -214,7 +221,9 @@ def from_labeled(
   image_threshold = _best_image_threshold(normal_scores, anomalous_scores, cost)
   if pixel_threshold is None:
     pixel_threshold = normals_thresholds.pixel_threshold
-  review_threshold = min(normals_thresholds.review_threshold, image_threshold)
+  if review_threshold is None:
+    review_threshold = normals_thresholds.review_threshold
+  review_threshold = min(review_threshold, image_threshold)
   num_false_alarms = int((normal_scores > image_threshold).sum())
   return normals_thresholds._replace(
     image_threshold=image_threshold,
@@ -305,19 +314,22 @@ def label(score: float, thresholds: Thresholds, has_warnings: bool = False) -> s
 def region_threshold(label: str, peak: float, thresholds: Thresholds) -> float:
   """Return the value of the anomaly map above which the pixels of an image belong to its regions.
 
-  It is the pixel threshold or, for an image to review, the review pixel threshold. Because of a
-  warning, for example, an image may be for review although its whole map is lower. Its regions then
-  reach down to 95 % of the peak. So an image to review has at least one region.
+  It is the pixel threshold or, for an image to review, the review pixel threshold. Image and pixel
+  threshold are chosen separately, and an image with a warning is for review, so an image that is NG
+  or for review may have a lower map. Its regions then reach down to 95 % of the peak. So it has at
+  least one region.
 
   Args:
     label: label of the image.
     peak: largest value of the anomaly map.
     thresholds: thresholds that gave the label.
   """
-  if label != 'review':
+  if label == 'OK':
     return thresholds.pixel_threshold
+  is_review = label == 'review'
+  threshold = thresholds.review_pixel_threshold if is_review else thresholds.pixel_threshold
   near_peak = peak - _PEAK_MARGIN * max(abs(peak), _MIN_MAGNITUDE)
-  return min(thresholds.review_pixel_threshold, near_peak)
+  return min(threshold, near_peak)  # It is the first if the peak is NaN.
 
 
 _PEAK_MARGIN = 0.05

@@ -17,14 +17,15 @@ export function labelImage({ score, warnings }, { reviewThreshold, imageThreshol
   return score <= reviewThreshold && !warnings.length ? 'OK' : 'review';
 }
 
-// Returns the value of the anomaly map above which pixels belong to the regions of an image. For an
-// image to review it is below the largest value, `peak`.
+// Returns the value of the anomaly map above which pixels belong to the regions of an image. Unless
+// the image is OK, it is below the largest value, `peak`.
 export function regionThreshold(label, peak, thresholds) {
   const { imageThreshold, reviewThreshold, pixelThreshold } = thresholds;
-  if (label !== 'review') return pixelThreshold;
+  if (label === 'OK') return pixelThreshold;
   const hasBand = reviewThreshold > 0 && reviewThreshold < imageThreshold
     && imageThreshold < Infinity;
-  const scaled = hasBand ? pixelThreshold * (reviewThreshold / imageThreshold) : pixelThreshold;
+  const isScaled = label === 'review' && hasBand;
+  const scaled = isScaled ? pixelThreshold * (reviewThreshold / imageThreshold) : pixelThreshold;
   return Math.min(pixelThreshold, scaled, peak - 0.05 * Math.max(Math.abs(peak), 1e-30));
 }
 
