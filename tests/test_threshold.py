@@ -1,11 +1,14 @@
 """The command `uadjax threshold`: what it shows, what it writes, and what stays as it is."""
 
+import concurrent.futures
 import hashlib
+import itertools
 import json
 import math
 from pathlib import Path
 import shutil
 import tempfile
+import time
 
 import numpy as np
 import onnx
@@ -15,13 +18,28 @@ import small_runs
 from uadjax import cli, create_model, create_pipeline
 from uadjax.cli import serve as serve_command
 from uadjax.errors import ConfigError, DataError, ModelError
+from uadjax.evaluation import labeled
 from uadjax.experiment import model_thresholds
-from uadjax.export import cached_graph, runtimes
+from uadjax.export import cached_graph, exporter, runtimes
+from uadjax.inference.result import Result
 from uadjax.model import calibration, model_dir, trade_off
 from uadjax.model.settings import CalibrateSettings
-from uadjax.system import files
+from uadjax.system import locks
 
 NAMES = ('image_threshold', 'review_threshold', 'pixel_threshold')
+
+
+# Values of `change` for each kind of change. The last ones leave maps or scores of no or all images
+# above a threshold.
+CHANGES = (
+  ({'budget': 0.3}, {}),
+  ({'budget': 0.1, 'review_budget': 0.6, 'method': 'confident'}, {}),
+  ({'method': 'f1'}, {}),
+  ({'method': 'cost', 'miss_cost': 100.0}, {}),
+  ({'method': 'cost', 'miss_cost': 0.01, 'review_budget': 0.9}, {'pixel_threshold': 1e9}),
+  ({}, {'image_threshold': 0.0, 'pixel_threshold': 1e9}),
+  ({}, {'image_threshold': 1e9, 'review_threshold': 0.0, 'pixel_threshold': 1e9}),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +78,19 @@ def without_record(directory):
   return contents, {k: v for k, v in fields.items() if k != 'threshold_changes'}
 
 
+def by_choice(choice):
+  """Thresholds of a row of the table."""
+  limits = choice.image_threshold, 1.0, choice.review_threshold
+  return calibration.Thresholds(*limits, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
+
+
+def table_rows(text):
+  """Cells of the rows of a printed table by option, without the mark, and the marked options."""
+  lines = [line for line in text.splitlines() if line[2:].startswith('--budget ')]
+  rows = {line[2:].partition('  ')[0].strip(): line[2:].split()[2:] for line in lines}
+  return rows, [line[2:].partition('  ')[0].strip() for line in lines if line.startswith('* ')]
+
+
 # What is shown.
 
 
@@ -74,7 +105,10 @@ def test_the_rates_of_the_table_are_those_of_its_thresholds():
     num_above = int((scores > choice.image_threshold).sum())
     assert choice.expected_false_alarm_rate == (num_above + 1) / 151
     assert choice.expected_false_alarm_rate < choice.false_alarm_rate_bound
-    assert choice.defects_found == sum(score > choice.image_threshold for score in anomalous)
+    labels = [calibration.label(score, by_choice(choice)) for score in anomalous]
+    counts = choice.defects_found, choice.defects_to_review, choice.defects_missed
+    assert counts == tuple(map(labels.count, ('NG', 'review', 'OK')))
+    assert choice.review_threshold <= choice.image_threshold
     # Only if there are too few images for a budget is its rate larger.
     assert choice.expected_false_alarm_rate <= max(choice.budget, 1 / 151)
   thresholds = [choice.image_threshold for choice in choices]
@@ -91,20 +125,46 @@ def test_showing_changes_nothing(directory, uadjax):
   assert str(model_dir.read_info(directory).thresholds) in text
   assert shown['thresholds'] == manifest(directory)['thresholds']
   assert len(shown['trade_off']) > 1
+  rows, current = table_rows(text)
+  assert [*rows] == [row['option'] for row in shown['trade_off']]
   for row in shown['trade_off']:
-    assert row['option'] in text
-    assert row['defects_found'] is None
+    numbers = [f'{row[name]:.4g}' for name in ('image_threshold', 'review_threshold')]
+    assert rows[row['option']][:2] == numbers
+    assert row['defects_found'] is row['defects_to_review'] is row['defects_missed'] is None
+  assert len(current) == 1
   assert f'uadjax threshold {directory} OPTION' in text
+
+
+def test_a_table_fits_80_columns_and_marks_the_thresholds_of_the_model():
+  rng = np.random.default_rng(0)
+  scores = 1e-7 * rng.random(500)
+  calibrated = calibration.CalibrationScores(('',) * 500, scores, scores)
+  for anomalous in (None, 1e-7 * 3 * rng.random(1200)):
+    choices = trade_off.choices(calibrated, CalibrateSettings(budget=0.001), anomalous)
+    num_defective = 0 if anomalous is None else len(anomalous)
+    for current in choices:
+      text = model_thresholds.TradeOff(Path('model'), choices, num_defective).table(
+        by_choice(current)
+      )
+      assert max(map(len, text.splitlines())) <= 80
+      rows, marked = table_rows(text)
+      assert len(rows) == len(choices)
+      assert marked == [f'--budget {current.budget}']
+      if anomalous is not None:
+        counts = current.defects_found, current.defects_to_review, current.defects_missed
+        assert rows[marked[0]][-3:] == [*map(str, counts)]
 
 
 # What is written.
 
 
 def test_what_is_written_is_the_row_of_the_table(directory, uadjax):
+  # The table does not depend on what was written before.
+  uadjax(directory, '--budget', 0.02, '--review-budget', 0.4, '--method', 'confident')
   for row in json.loads(uadjax(directory, '--json')[1])['trade_off']:
     assert uadjax(directory, *row['option'].split())[0] == 0
     written = manifest(directory)['thresholds']
-    for name in ('budget', 'image_threshold', 'expected_false_alarm_rate'):
+    for name in ('budget', 'image_threshold', 'review_threshold', 'expected_false_alarm_rate'):
       assert written[name] == row[name]
     assert written['false_alarm_rate_bound'] == row['false_alarm_rate_bound']
     assert written['review_budget'] >= written['budget']
@@ -185,6 +245,31 @@ def test_the_metadata_of_graphs_is_that_of_the_manifest(directory, uadjax):
   assert cached_graph.get_or_export(info) == directory / 'model.onnx'  # It is still usable.
 
 
+@pytest.mark.parametrize(
+  'format',
+  ['stablehlo', *(pytest.param(f, marks=pytest.mark.slow) for f in ('savedmodel', 'tflite'))],
+)
+def test_graphs_of_other_formats_have_the_thresholds_beside_them(directory, uadjax, format):
+  exported = exporter.export(model_dir.load(directory), format)
+  inputs = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), np.uint8)
+  before, files_before = exporter._FORMATS[format].load(exported.path)(inputs), contents(exported)
+  overview = json.loads(uadjax(directory, '--budget', 0.3, '--json')[1])
+  graphs = [str(directory / f'model.{suffix}') for suffix in ('onnx', format)]
+  assert (overview['updated_graphs'], overview['outdated_graphs']) == (graphs, [])
+  assert contents(exported) == files_before  # The graph itself has no thresholds.
+  metadata = json.loads((directory / f'model.{format}.json').read_text())
+  wanted = json.loads(json.dumps({**exported.metadata, 'thresholds': overview['thresholds']}))
+  assert metadata == wanted
+  after = exporter._FORMATS[format].load(exported.path)(inputs)
+  np.testing.assert_array_equal(after.image, before.image)
+
+
+def contents(exported):
+  """Of a graph, which may be a folder."""
+  path = exported.path
+  return small_runs.contents(path) if path.is_dir() else path.read_bytes()
+
+
 def test_other_graphs_are_named_as_outdated_and_stay(directory, uadjax):
   others = [directory.parent / 'run.onnx', Path.cwd() / 'here.onnx']
   for graph in others:
@@ -242,11 +327,65 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_change(directory, uad
 def test_a_folder_that_cannot_be_written_is_told_before_images_are_scored(
   directory, uadjax, drawn, monkeypatch
 ):
+  def full(folder):
+    raise OSError(28, f'{folder.name} is full')
+
   monkeypatch.setattr(model_thresholds, '_calibrate', None)
-  monkeypatch.setattr(files, 'unwritable_reason', lambda folder: f'{folder.name} is full')
+  monkeypatch.setattr(locks, 'lock_folder', full)
   status, _, err = uadjax(directory, '--labeled', drawn / 'disc', '--method', 'f1')
   assert status == 2
   assert f'{directory} cannot be written (model is full)' in err
+
+
+def test_changes_at_the_same_time_are_all_recorded(directory, monkeypatch):
+  override, names = calibration.override, set(small_runs.contents(directory))
+
+  def slow_override(*args, **options):
+    time.sleep(0.05)  # Between the reading of the manifest and its replacement.
+    return override(*args, **options)
+
+  monkeypatch.setattr(calibration, 'override', slow_override)
+  values = [float(number) for number in range(1, 9)]
+  with concurrent.futures.ThreadPoolExecutor(len(values)) as pool:
+    changed = [
+      pool.submit(model_thresholds.change, directory, {}, {'pixel_threshold': value})
+      for value in values
+    ]
+  changes = manifest(directory)['threshold_changes']
+  assert sorted(change['pixel_threshold'] for change in changes) == values
+  assert manifest(directory)['thresholds']['pixel_threshold'] == changes[-1]['pixel_threshold']
+  # Each tells of its own change, and of what was before.
+  overviews = [future.result() for future in changed]
+  assert [overview.info.thresholds.pixel_threshold for overview in overviews] == values
+  before = {overview.changes[-1]['pixel_threshold']: overview.previous for overview in overviews}
+  for earlier, later in itertools.pairwise(changes):
+    assert before[later['pixel_threshold']].pixel_threshold == earlier['pixel_threshold']
+  assert set(small_runs.contents(directory)) == names
+
+
+def test_a_model_that_is_replaced_meanwhile_stays_as_it_is(directory, uadjax, monkeypatch):
+  calibrate, path = model_thresholds._calibrate, directory / 'manifest.json'
+
+  def replaced(*args):
+    path.write_text(path.read_text().replace('"arrays_sha256": "', '"arrays_sha256": "0'))
+    return calibrate(*args)
+
+  before = small_runs.contents(directory)
+  monkeypatch.setattr(model_thresholds, '_calibrate', replaced)
+  status, _, err = uadjax(directory, '--budget', 0.3)
+  assert status == 1
+  assert f'{directory} was replaced' in err
+  fields = json.loads(before.pop(Path('manifest.json')))
+  assert manifest(directory) == {**fields, 'arrays_sha256': f'0{fields["arrays_sha256"]}'}
+  assert {k: v for k, v in small_runs.contents(directory).items() if k in before} == before
+
+
+def test_what_is_no_model_is_told_and_gets_no_file(tmp_path, uadjax):
+  for folder in (tmp_path / 'here', tmp_path / 'nowhere'):
+    status, _, err = uadjax(folder, '--budget', 0.3)
+    assert status == 1
+    assert f'{folder} is not a model directory' in err
+  assert not [*(tmp_path / 'here').iterdir()]
 
 
 # Labeled images.
@@ -268,9 +407,46 @@ def test_labeled_images_set_the_threshold_of_their_scores(directory, uadjax, dra
     assert overview['thresholds']['num_anomalous'] == (~is_good).sum()
     for row in overview['trade_off']:
       assert row['defects_found'] == (scores[~is_good] > row['image_threshold']).sum()
+      assert row['defects_missed'] == (scores[~is_good] <= row['review_threshold']).sum()
+      counts = row['defects_found'], row['defects_to_review'], row['defects_missed']
+      assert sum(counts) == (~is_good).sum()
     thresholds = model_dir.read_info(directory).thresholds
     assert thresholds.method == method
     assert 'optimistic' in str(thresholds)
+
+
+def test_after_any_change_what_is_not_ok_says_where_to_look(directory, drawn, monkeypatch):
+  results = [*create_model(model_dir=directory).predict(drawn / 'disc' / 'test')]
+  score, scored = labeled.score, []
+
+  def score_once(*args):
+    scored.extend([] if scored else [score(*args)])
+    return scored[0]
+
+  monkeypatch.setattr(labeled, 'score', score_once)
+  is_unmarked, previous = [], model_dir.read_info(directory).thresholds
+  for calibrate_values, by_name in CHANGES:
+    if calibrate_values.get('method') in ('f1', 'cost'):
+      calibrate_values = {**calibrate_values, 'labeled': str(drawn / 'disc')}
+    overview = model_thresholds.change(directory, calibrate_values, by_name)
+    thresholds = overview.info.thresholds
+    assert thresholds.review_threshold <= thresholds.image_threshold
+    assert model_dir.read_info(directory).thresholds.review_threshold == thresholds.review_threshold
+    if thresholds.review_threshold == thresholds.image_threshold:
+      assert 'nothing to review (' in str(overview)
+    assert overview.previous == previous
+    for name in NAMES:
+      limits = f'from {getattr(previous, name):.4g} to {getattr(thresholds, name):.4g}'
+      is_told = f'{name.replace("_", " ")} {limits}' in str(overview)
+      assert is_told == (getattr(previous, name) != getattr(thresholds, name))
+    previous = thresholds
+    for old in results:
+      parts = old._source, old._stem, old._ops, thresholds, old.size, old.score, old.network_map
+      result = Result(*parts)
+      if result.label != 'OK':
+        assert result.regions[0].peak == result.peak
+        is_unmarked.append((result.label, not result.predicted_mask.any()))
+  assert {('NG', True), ('NG', False), ('review', True)} <= set(is_unmarked)
 
 
 def test_training_images_are_no_labeled_images(directory, drawn, tmp_path):
@@ -355,11 +531,12 @@ def test_good_ranking_with_poor_recall_is_told_and_nothing_else(directory):
     if advice:
       count = (anomalous > model.thresholds.image_threshold).sum()
       assert f'{count} of 40 defective images' in advice.message
+      rows, current = table_rows(str(advice))
+      assert len(current) == 1
       for row in advice.to_dict()['trade_off']:
         count = (anomalous > row['image_threshold']).sum()
         assert row['defects_found'] == count
-        assert f'{count} of 40' in str(advice)
-        assert row['option'] in str(advice)
+        assert rows[row['option']][-3] == str(count)
       json.dumps(advice.to_dict())
 
 

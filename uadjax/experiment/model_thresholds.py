@@ -27,6 +27,13 @@ from uadjax.system.text import format_percent
 # the second.
 _GOOD_AUROC, _POOR_RECALL = 0.85, 0.75
 
+# Lines of the titles of a table's columns.
+_TITLES = (
+  '|||false|95 %||defects|',
+  '  budget:|image|review|alarms|upper||to|',
+  '  option to set|threshold|threshold|expected|bound|found|review|missed',
+)
+
 
 class TradeOff(NamedTuple):
   """Choices of a budget for a model, and what each of them costs.
@@ -45,31 +52,45 @@ class TradeOff(NamedTuple):
     """Return the choices as JSON-compatible values, each with the option that sets it."""
     return [{**choice._asdict(), 'option': _format_option(choice)} for choice in self.choices]
 
-  def table(self, current_threshold: float | None = None) -> str:
-    """Return a table of the choices, and the command that sets one; '' without any choice.
+  def table(self, current: calibration.Thresholds) -> str:
+    """Return a table of the choices with a legend, at most 80 columns wide; '' without any choice.
 
     Args:
-      current_threshold: image threshold whose row is marked; None to mark no row.
+      current: thresholds whose row is marked.
     """
     if not self.choices:
       return ''
-    titles = ['budget', 'image threshold', 'false alarms expected', '95 % sure: below']
-    rows = [[*titles, 'defects found', 'option']]
+    limits = current.image_threshold, current.review_threshold
+    rows = [[*title.split('|')] for title in _TITLES]
     for choice in self.choices:
+      thresholds = choice.image_threshold, choice.review_threshold
       rates = choice.expected_false_alarm_rate, choice.false_alarm_rate_bound
-      numbers = [f'{choice.image_threshold:.4g}', *(format_percent(rate, 2) for rate in rates)]
-      count = f'{choice.defects_found} of {self.num_defective}'
-      mark = ' (current)' if choice.image_threshold == current_threshold else ''
-      rows.append([format_percent(choice.budget), *numbers, count, _format_option(choice) + mark])
+      counts = choice.defects_found, choice.defects_to_review, choice.defects_missed
+      rows.append([
+        ('* ' if thresholds == limits else '  ') + _format_option(choice),
+        *(f'{threshold:.4g}' for threshold in thresholds),
+        *(format_percent(rate, 2) for rate in rates),
+        *map(str, counts),
+      ])  # fmt: skip
     if not self.num_defective:
-      rows = [[*row[:4], row[5]] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+      rows = [row[:5] for row in rows]
+    first_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = [
-      '  '.join([*(cell.rjust(n) for cell, n in zip(cells, widths, strict=True)), option])
-      for *cells, option in rows
+      '  '.join([first.ljust(first_width), *map(str.rjust, cells, widths)])
+      for first, *cells in rows
     ]
+    if any(line.startswith('*') for line in lines):
+      lines.append('*: current thresholds.')
+    return '\n'.join([*map(str.rstrip, lines), *self._legend()])
+
+  def _legend(self) -> list[str]:
+    lines = ['False alarms: good images that are NG; with 95 % confidence below the bound.']
+    if self.num_defective:
+      lines.append(f'Defects: of {self.num_defective} defective images, NG is found, OK is missed.')
+    if any(choice.image_threshold == choice.review_threshold for choice in self.choices):
+      lines.append('Where both thresholds are equal, no image is for review.')
     command = f'uadjax threshold {shlex.quote(str(self.directory))} OPTION'
-    return '\n'.join([*lines, f'To set the thresholds of a row: {command}'])
+    return [*lines, f'To set the thresholds of a row: {command}']
 
 
 class Overview(NamedTuple):
@@ -80,6 +101,7 @@ class Overview(NamedTuple):
     scores: calibration scores; None if they cannot be read.
     trade_off: choices of a budget.
     changes: changes of the thresholds since the model was fitted.
+    previous: thresholds before this command changed them; None if it only shows them.
     updated_graphs: exported graphs that got the new thresholds.
     outdated_graphs: exported graphs that still have other thresholds in their metadata.
   """
@@ -88,6 +110,7 @@ class Overview(NamedTuple):
   scores: calibration.CalibrationScores | None
   trade_off: TradeOff
   changes: Sequence[Mapping[str, Any]]
+  previous: calibration.Thresholds | None = None
   updated_graphs: Sequence[Path] = ()
   outdated_graphs: Sequence[Path] = ()
 
@@ -96,6 +119,7 @@ class Overview(NamedTuple):
     return {
       'model_dir': str(self.info.directory),
       'thresholds': self.info.thresholds._asdict(),
+      'previous_thresholds': self.previous and self.previous._asdict(),
       'trade_off': self.trade_off.to_dicts(),
       'threshold_changes': list(self.changes),
       'updated_graphs': list(map(str, self.updated_graphs)),
@@ -106,7 +130,9 @@ class Overview(NamedTuple):
     """Return the thresholds in sentences, and the choices as a table."""
     thresholds = self.info.thresholds
     lines = [f'{self.info.name} in {self.info.directory}: {thresholds}']
-    if thresholds.is_manual and self.scores is not None:
+    if self.previous:
+      lines.append(_describe_change(self.previous, thresholds))
+    if thresholds.method not in ('normals', 'confident') and self.scores is not None:
       num_above = int((self.scores.scores > thresholds.image_threshold).sum())
       total = len(self.scores.scores)
       lines.append(f'{num_above} of {total} good calibration images exceed the image threshold.')
@@ -117,7 +143,7 @@ class Overview(NamedTuple):
     if self.outdated_graphs:
       names = ', '.join(map(str, self.outdated_graphs))
       lines.append(f'Graphs with other thresholds, to be exported again: {names}')
-    return '\n'.join([*lines, '', self.trade_off.table(thresholds.image_threshold)]).rstrip()
+    return '\n'.join([*lines, '', self.trade_off.table(thresholds)]).rstrip()
 
 
 class Advice(NamedTuple):
@@ -126,17 +152,19 @@ class Advice(NamedTuple):
   Attributes:
     message: why, in sentences.
     trade_off: choices of a budget, with the defective test images that each finds.
+    current: thresholds of the evaluation.
   """
 
   message: str
   trade_off: TradeOff
+  current: calibration.Thresholds
 
   def to_dict(self) -> dict[str, Any]:
     """Return JSON-compatible values."""
     return {'message': self.message, 'trade_off': self.trade_off.to_dicts()}
 
   def __str__(self) -> str:
-    return f'{self.message}\n{self.trade_off.table()}'.rstrip()
+    return f'{self.message}\n{self.trade_off.table(self.current)}'.rstrip()
 
 
 def show(directory: Path) -> Overview:
@@ -145,7 +173,8 @@ def show(directory: Path) -> Overview:
   Raises:
     ModelError: the model directory is missing or damaged.
   """
-  return _overview(directory, model_dir.read_calibrate_settings(directory))
+  manifest = model_dir.read_manifest(directory)
+  return _overview(manifest, model_dir.load_calibration_scores(directory))
 
 
 def change(
@@ -157,8 +186,9 @@ def change(
   """Write new thresholds into a model, and into the metadata of its exported graphs.
 
   The manifest records the time and the reason. It is replaced last, so that an interrupted change
-  leaves the old thresholds. Graphs in the model directory and the cached graph are updated. Graphs
-  in the work directory and in the current directory are only listed as outdated.
+  leaves the old thresholds. Another change of the same model waits for this one. Graphs in the
+  model directory and the cached graph are updated. Graphs in the work directory and in the current
+  directory are only listed as outdated.
 
   Args:
     directory: model directory.
@@ -170,26 +200,31 @@ def change(
 
   Raises:
     ConfigError: a value is invalid, or the model directory cannot be written.
-    ModelError: the model directory is missing or damaged, or has no calibration scores.
+    ModelError: the model directory is missing or damaged, has no calibration scores, or was
+      replaced in the meantime.
     DataError: labeled images are missing or unreadable.
   """
-  info = model_dir.read_info(directory)
-  options = _recalibration_settings(directory, calibrate_values)
-  if reason := files.unwritable_reason(info.directory):  # Before images are scored.
-    raise _unwritable(info.directory, reason)
-  thresholds, anomalous_scores = info.thresholds, None
-  if calibrate_values:
-    if 'image_threshold' in thresholds_by_name:
-      image_threshold = thresholds_by_name['image_threshold']
-      message = f'Image threshold {image_threshold} contradicts a calibration, which sets it, too.'
-      hint = 'Omit ', Setting('image_threshold'), ', or all options of the calibration.'
-      refuse('image_threshold', image_threshold, message, *hint)
-    thresholds, anomalous_scores = _calibrate(info, options, device)
-  thresholds = calibration.override(thresholds, **thresholds_by_name)
-  values = {**calibrate_values, **thresholds_by_name}
-  reason = ', '.join(f'{name}={format_value(value)}' for name, value in values.items())
-  graphs = _write(info, thresholds, reason)
-  return _overview(directory, options, anomalous_scores, *graphs)
+  if calibrate_values and 'image_threshold' in thresholds_by_name:
+    image_threshold = thresholds_by_name['image_threshold']
+    message = f'Image threshold {image_threshold} contradicts a calibration, which sets it, too.'
+    hint = 'Omit ', Setting('image_threshold'), ', or all options of the calibration.'
+    refuse('image_threshold', image_threshold, message, *hint)
+  with contextlib.ExitStack() as stack:
+    try:
+      manifest = stack.enter_context(model_dir.lock_manifest(directory))
+    except OSError as error:
+      raise _unwritable(directory, error.strerror or str(error)) from None
+    info, scores = manifest.info(), model_dir.load_calibration_scores(directory)
+    options = _recalibration_settings(manifest.calibrate_settings(), calibrate_values)
+    thresholds, anomalous_scores = info.thresholds, None
+    if calibrate_values:
+      thresholds, anomalous_scores = _calibrate(info, scores, options, device)
+    thresholds = calibration.override(thresholds, **thresholds_by_name)
+    values = {**calibrate_values, **thresholds_by_name}
+    reason = ', '.join(f'{name}={format_value(value)}' for name, value in values.items())
+    new_manifest = manifest.with_thresholds(thresholds, reason)
+    graphs = _write(manifest, new_manifest)
+  return _overview(new_manifest, scores, anomalous_scores, info.thresholds, *graphs)
 
 
 def advise(
@@ -209,7 +244,7 @@ def advise(
     return None
   scores = model_dir.load_calibration_scores(model.directory)
   try:
-    options = model_dir.read_calibrate_settings(model.directory)
+    options = model_dir.read_manifest(model.directory).calibrate_settings()
     choices = trade_off.choices(scores, options, anomalous_scores)
   except UserError:
     return None
@@ -224,36 +259,46 @@ def advise(
       ' A larger budget of false alarms finds more of them. If these images decide on the budget, '
       'metrics on them are optimistic.'
     )
-  return Advice(message, TradeOff(model.directory, choices, total))
+  return Advice(message, TradeOff(model.directory, choices, total), model.thresholds)
 
 
 def _overview(
-  directory: Path,
-  options: CalibrateSettings,
+  manifest: model_dir.Manifest,
+  scores: calibration.CalibrationScores | None,
   anomalous_scores: Float[np.ndarray, ' m'] | None = None,
+  previous: calibration.Thresholds | None = None,
   updated_graphs: Sequence[Path] = (),
   outdated_graphs: Sequence[Path] = (),
 ) -> Overview:
-  scores = model_dir.load_calibration_scores(directory)
+  info = manifest.info()
+  # The options of the choices name a budget only. All other settings are then those of the fit.
+  options = manifest.calibrate_settings()
+  options = dataclasses.replace(options, budget=info.thresholds.budget)
   choices = trade_off.choices(scores, options, anomalous_scores)
   num_defective = 0 if anomalous_scores is None else len(anomalous_scores)
-  return Overview(
-    model_dir.read_info(directory),
-    scores,
-    TradeOff(directory, choices, num_defective),
-    model_dir.read_threshold_changes(directory),
-    updated_graphs,
-    outdated_graphs,
-  )
+  changes = manifest.threshold_changes
+  trade_offs = TradeOff(manifest.directory, choices, num_defective)
+  return Overview(info, scores, trade_offs, changes, previous, updated_graphs, outdated_graphs)
+
+
+def _describe_change(previous: calibration.Thresholds, current: calibration.Thresholds) -> str:
+  before, after = calibration.by_name(previous), calibration.by_name(current)
+  changes = [
+    f'{name.replace("_", " ")} from {before[name]:.4g} to {value:.4g}'
+    for name, value in after.items()
+    if value != before[name]
+  ]
+  return f'Changed: {", ".join(changes) or "no threshold"}.'
 
 
 def _format_option(choice: trade_off.Choice) -> str:
   return f'--budget {format_value(choice.budget)}'
 
 
-def _recalibration_settings(directory: Path, values: Mapping[str, object]) -> CalibrateSettings:
+def _recalibration_settings(
+  options: CalibrateSettings, values: Mapping[str, object]
+) -> CalibrateSettings:
   """Return the settings of the fit with other values, and without its labeled images."""
-  options = model_dir.read_calibrate_settings(directory)
   method = options.method if options.method == 'confident' else 'normals'
   options = configs.replace(dataclasses.replace(options, method=method, labeled=''), values)
   if 'review_budget' not in values:
@@ -268,13 +313,15 @@ def _recalibration_settings(directory: Path, values: Mapping[str, object]) -> Ca
 
 
 def _calibrate(
-  info: model_dir.ModelInfo, options: CalibrateSettings, device: str
+  info: model_dir.ModelInfo,
+  scores: calibration.CalibrationScores | None,
+  options: CalibrateSettings,
+  device: str,
 ) -> tuple[calibration.Thresholds, Float[np.ndarray, ' m'] | None]:
   """Calibrate again; return the thresholds, and the scores of labeled defective images.
 
   The scores are None without labeled images. A calibration image must not be a labeled image, too.
   """
-  scores = model_dir.load_calibration_scores(info.directory)
   if scores is None or not len(scores.scores):
     hint = 'Fit the model again, or set ', Setting('image_threshold'), '.'
     raise ModelError(f'{info.directory} has no readable calibration scores.', hint=hint)
@@ -293,14 +340,22 @@ def _calibrate(
 
 
 def _write(
-  info: model_dir.ModelInfo, thresholds: calibration.Thresholds, reason: str
+  previous: model_dir.Manifest, manifest: model_dir.Manifest
 ) -> tuple[list[Path], list[Path]]:
-  """Write thresholds into a model and its graphs; return the updated and the outdated graphs."""
-  directory, digest = info.directory, info.arrays_sha256
+  """Write a new manifest, and its thresholds into the graphs of the model.
+
+  Returns:
+    The updated and the outdated graphs.
+  """
+  info = manifest.info()
+  directory, digest, thresholds = info.directory, info.arrays_sha256, info.thresholds
+  if model_dir.read_manifest(directory) != previous:  # A fit does not ask for the lock.
+    message = f'{directory} was replaced while its thresholds were computed.'
+    raise ModelError(message, hint='Repeat the command for the new model.')
   graphs = graph_thresholds.find(directory, digest)
   try:
     with files.atomic_files() as stage:
-      model_dir.stage_thresholds(stage, directory, thresholds, reason)
+      manifest.stage(stage)
       for graph in graphs:
         graph_thresholds.stage(stage, graph, thresholds)
   except OSError as error:

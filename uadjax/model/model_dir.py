@@ -4,7 +4,8 @@ Everything after fitting opens a model directory and nothing else. The arrays ma
 they are written without a copy, and read into the memory in which they stay.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import datetime
 import json
 from pathlib import Path
@@ -23,7 +24,7 @@ from uadjax.distributed import mesh
 from uadjax.errors import describe, ModelError, UserError
 from uadjax.model import array_file, calibration
 from uadjax.model.settings import CalibrateSettings, HasDetector, ModelSettings
-from uadjax.system import files
+from uadjax.system import files, locks
 from uadjax.types import Scores
 
 _FORMAT_VERSION = 5
@@ -56,6 +57,75 @@ class ModelInfo(NamedTuple):
   weights: pretrained_weights.Provenance
   directory: Path
   arrays_sha256: str
+
+
+class Manifest(NamedTuple):
+  """Manifest of a model directory.
+
+  Attributes:
+    directory: path of the model directory.
+    values: JSON-compatible content of the file.
+  """
+
+  directory: Path
+  values: Mapping[str, Any]
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """All settings of the run that fitted the model."""
+    return self.values['config']
+
+  @property
+  def threshold_changes(self) -> list[dict[str, Any]]:
+    """Changes of the thresholds since the model was fitted, the last one at the end.
+
+    Each has the time in UTC, the reason, and the three thresholds that it set.
+    """
+    return self.values.get('threshold_changes', [])
+
+  def calibrate_settings(self) -> CalibrateSettings:
+    """Return the calibration settings of the run that fitted the model."""
+    values = self.settings.get('calibrate', {})
+    return configs.from_values(CalibrateSettings, values, str(self.directory / _MANIFEST_FILE))
+
+  def with_thresholds(self, thresholds: calibration.Thresholds, reason: str) -> 'Manifest':
+    """Return the manifest with new thresholds and a record of the change."""
+    time = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+    change = {'time': time, 'reason': reason, **calibration.by_name(thresholds)}
+    changes = [*self.threshold_changes, change]
+    values = {'thresholds': thresholds._asdict(), 'threshold_changes': changes}
+    return self._replace(values={**self.values, **values})
+
+  def stage(self, stage_file: files.Stage) -> None:
+    """Stage the file with this content."""
+    stage_file(self.directory / _MANIFEST_FILE, files.to_json_bytes(self.values))
+
+  def info(self) -> ModelInfo:
+    """Return what scoring needs of the manifest.
+
+    Raises:
+      ModelError: the manifest is incomplete, or its thresholds are in the wrong order.
+    """
+    directory, manifest = self.directory, self.values
+    try:
+      values = {name: manifest['config'][name] for name in ('data', 'backbone', 'detector')}
+      config = configs.from_values(ModelSettings, values)
+      ops = transforms.parse(config.data.ops)
+      thresholds = calibration.from_json(manifest['thresholds'])
+      image_statistics = StatisticsRange.from_dict(manifest['image_statistics'])
+      weights = pretrained_weights.Provenance(**manifest['weights'])
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+      raise ModelError(f'{directory} does not match this version of uadjax: {error}') from None
+    if problem := calibration.describe_wrong_order(thresholds):
+      hint = f'Correct the thresholds in {directory / _MANIFEST_FILE}.'
+      raise ModelError(
+        problem, key='review_threshold', value=thresholds.review_threshold,
+        allowed=f'at most {thresholds.image_threshold}', hint=hint,
+      )  # fmt: skip
+    name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
+    return ModelInfo(
+      name, config, ops, thresholds, image_statistics, weights, directory, arrays_sha256
+    )
 
 
 class Model(NamedTuple):
@@ -161,58 +231,26 @@ def read_info(directory: Path | str) -> ModelInfo:
   Raises:
     ModelError: the manifest is missing, incomplete, or of another format.
   """
-  directory = Path(directory)
-  manifest = _read_manifest(directory)
-  try:
-    values = {name: manifest['config'][name] for name in ('data', 'backbone', 'detector')}
-    config = configs.from_values(ModelSettings, values)
-    ops = transforms.parse(config.data.ops)
-    thresholds = calibration.from_json(manifest['thresholds'])
-    image_statistics = StatisticsRange.from_dict(manifest['image_statistics'])
-    weights = pretrained_weights.Provenance(**manifest['weights'])
-  except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
-    raise ModelError(f'{directory} does not match this version of uadjax: {error}') from None
-  if problem := calibration.describe_wrong_order(thresholds):
-    hint = f'Correct the thresholds in {directory / _MANIFEST_FILE}.'
-    raise ModelError(
-      problem, key='review_threshold', value=thresholds.review_threshold,
-      allowed=f'at most {thresholds.image_threshold}', hint=hint,
-    )  # fmt: skip
-  name, arrays_sha256 = manifest['model_name'], manifest['arrays_sha256']
-  return ModelInfo(
-    name, config, ops, thresholds, image_statistics, weights, directory, arrays_sha256
-  )
+  return read_manifest(Path(directory)).info()
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
   """Return all settings of the run that fitted a model, as its manifest has them."""
-  return _read_manifest(directory)['config']
+  return read_manifest(directory).settings
 
 
-def read_calibrate_settings(directory: Path) -> CalibrateSettings:
-  """Return the calibration settings of the run that fitted a model."""
-  values = read_settings(directory).get('calibrate', {})
-  return configs.from_values(CalibrateSettings, values, str(directory / _MANIFEST_FILE))
+@contextlib.contextmanager
+def lock_manifest(directory: Path) -> Iterator[Manifest]:
+  """Yield the manifest of a model, which no other process changes inside the block.
 
-
-def read_threshold_changes(directory: Path) -> list[dict[str, Any]]:
-  """Return the changes of the thresholds since the model was fitted, the last one at the end.
-
-  Each has the time in UTC, the reason, and the three thresholds that it set.
+  Raises:
+    OSError: the directory cannot be written.
+    ModelError: the manifest is missing, incomplete, or of another format.
   """
-  return _read_manifest(directory).get('threshold_changes', [])
-
-
-def stage_thresholds(
-  stage: files.Stage, directory: Path, thresholds: calibration.Thresholds, reason: str
-) -> None:
-  """Stage the manifest of a model with new thresholds and a record of the change."""
-  manifest = _read_manifest(directory)
-  time = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
-  change = {'time': time, 'reason': reason, **calibration.by_name(thresholds)}
-  changes = [*manifest.get('threshold_changes', []), change]
-  manifest |= {'thresholds': thresholds._asdict(), 'threshold_changes': changes}
-  stage(directory / _MANIFEST_FILE, files.to_json_bytes(manifest))
+  with contextlib.ExitStack() as stack:
+    if (directory / _MANIFEST_FILE).is_file():
+      stack.enter_context(locks.lock_folder(directory))
+    yield read_manifest(directory)
 
 
 def verify_arrays(info: ModelInfo) -> None:
@@ -284,7 +322,12 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
   return Model(*info, fitted, jax.jit(detector.score), specs and specs.fitted)
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> Manifest:
+  """Read the manifest of a model directory.
+
+  Raises:
+    ModelError: the manifest is missing, incomplete, or of another format.
+  """
   path = directory / _MANIFEST_FILE
   try:
     manifest = json.loads(path.read_text())
@@ -308,4 +351,4 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
   for key in _REQUIRED_KEYS:
     if key not in manifest:
       raise ModelError(f'{path} lacks {key!r}. Fit the model again, or restore the file.')
-  return manifest
+  return Manifest(directory, manifest)

@@ -15,21 +15,30 @@ _BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 
 
 class Choice(NamedTuple):
-  """Image threshold of a budget, and what to expect of it.
+  """Thresholds of a budget, and what to expect of them.
+
+  The defects of labeled images are counted by their scores alone. All counts are None without
+  labels.
 
   Attributes:
     budget: allowed share of good images that are NG.
     image_threshold: an image with a larger score is NG.
+    review_threshold: an image with a larger score is for review, unless it is NG.
     expected_false_alarm_rate: expected share of unseen good images that are NG.
     false_alarm_rate_bound: upper limit of that share, with 95 % confidence.
-    defects_found: number of labeled defective images that are NG; None without labels.
+    defects_found: number of defective images that are NG.
+    defects_to_review: number of defective images that are for review.
+    defects_missed: number of defective images that are OK.
   """
 
   budget: float
   image_threshold: float
+  review_threshold: float
   expected_false_alarm_rate: float
   false_alarm_rate_bound: float
   defects_found: int | None = None
+  defects_to_review: int | None = None
+  defects_missed: int | None = None
 
 
 def at_budget(
@@ -72,9 +81,10 @@ def choices(
   by_threshold: dict[float, Choice] = {}
   for budget in sorted({*_BUDGETS, options.budget}):
     thresholds = at_budget(scores, options, budget)
-    image_threshold, defects_found = thresholds.image_threshold, None
+    limits, counts = (thresholds.image_threshold, thresholds.review_threshold), ()
     if anomalous_scores is not None:
-      defects_found = int((anomalous_scores > image_threshold).sum())
+      num_found, num_not_ok = (int((anomalous_scores > limit).sum()) for limit in limits)
+      counts = num_found, num_not_ok - num_found, len(anomalous_scores) - num_not_ok
     rates = thresholds.expected_false_alarm_rate, thresholds.false_alarm_rate_bound
-    by_threshold[image_threshold] = Choice(budget, image_threshold, *rates, defects_found)
+    by_threshold[thresholds.image_threshold] = Choice(budget, *limits, *rates, *counts)
   return list(by_threshold.values())

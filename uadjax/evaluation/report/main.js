@@ -93,7 +93,7 @@ function showThresholdCommand() {
 function writeAdvice() {
   const advice = report.metrics.threshold_advice;
   if (!advice) return;
-  const head = ['Budget', 'Expected false alarms', '95\u00a0% sure: below', 'Defects found',
+  const head = ['Budget', 'Expected false alarms', '95\u00a0% upper bound', 'Defects found',
     'Option'];
   const rows = advice.trade_off.map((row) => [formatPercent(row.budget),
     formatPercent(row.expected_false_alarm_rate), formatPercent(row.false_alarm_rate_bound),
