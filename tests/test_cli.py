@@ -117,7 +117,8 @@ def test_people_see_a_line_for_each_image_and_a_sum(model, images, uadjax, tmp_p
   judged = [one for one in told if one.get('label') in ('NG', 'review')]
   worst = sorted(judged, key=lambda one: -one['score'])[:5]
   assert worst
-  for line, one in zip(lines[lines.index('Worst first:') + 1 :], worst, strict=False):
+  heading = f'Worst first, {len(worst)} of {len(judged)} images that are not OK:'
+  for line, one in zip(lines[lines.index(heading) + 1 :], worst, strict=False):
     assert one['input_path'] in line
   summed = '\n'.join(lines[6:])
   for label, count in counts.items():

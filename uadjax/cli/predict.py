@@ -4,21 +4,22 @@ import collections
 from collections.abc import Generator, Iterator, Mapping, Sequence
 import contextlib
 from pathlib import Path
+import shlex
 import sys
 import time
 from typing import NamedTuple
 
 import typer
 
-from uadjax import errors
+from uadjax import config as configs, errors
 from uadjax.cli import console, runtime
 from uadjax.cli.options import PredictOptions, ScoringOptions, with_dashes
 from uadjax.data import inputs as sources
 from uadjax.distributed import processes
-from uadjax.errors import ConfigError, Interrupted
+from uadjax.errors import ConfigError, Interrupted, refuse, Setting
 from uadjax.inference import parts, pipelines, predictor, score_table
 from uadjax.inference.result import Result, UNREADABLE
-from uadjax.inference.settings import PredictSettings
+from uadjax.inference.settings import PipelineSettings, PredictSettings
 from uadjax.model import calibration
 from uadjax.system import files, http, progress
 
@@ -79,7 +80,8 @@ def predict_images(
   else:
     rate = counts.total() / (time.perf_counter() - start)
     if worst and counts.total() > _NUM_WORST:
-      console.print_line('Worst first:')
+      num_not_ok = counts['NG'] + counts['review']
+      console.print_line(f'Worst first, {len(worst)} of {num_not_ok} images that are not OK:')
       for result in worst:
         console.print_line(console.verdict_line(result))
     for row in verdicts.rows():
@@ -132,13 +134,34 @@ def _create_pipeline(
   thresholds = ('image_threshold', 'review_threshold', 'pixel_threshold')
   values = {**settings, **{name: getattr(options, name) for name in thresholds}}
   values = {name: value for name, value in values.items() if value is not None}
+  overrides = parse_overrides(options.override)
+  _require_effect(overrides)
   return pipelines.create_pipeline(
     pipeline_name,
     options.device,
     use_hpip or None,
-    overrides={**parse_overrides(options.override), **values},
+    overrides={**overrides, **values},
     access=http.Access(private=options.allow_private_urls),
   )
+
+
+def _require_effect(overrides: Mapping[str, str]) -> None:
+  """Refuse settings of an experiment, which a pipeline does not have; others are left to it."""
+  own_keys = configs.describe(PipelineSettings())
+  own_names = {*own_keys, *(key.rpartition('.')[2] for key in own_keys)}
+  unknown_keys = [key for key in overrides if key not in own_names]
+  if not unknown_keys:
+    return
+  from uadjax.training import settings  # Imports much, and is needed for the message only.
+
+  experiment_keys = {entry.info.key for entry in settings.catalog()}
+  for key in filter(experiment_keys.__contains__, unknown_keys):
+    value = overrides[key]
+    if key.startswith('predict.'):
+      refuse(key, value, f'{key} is for experiments.', 'Use ', Setting(key, value), '.')
+    message = f'{key} has no effect in a prediction: a model keeps the settings of its fit.'
+    command = f'uadjax fit DATASET --override {shlex.quote(f"{key}={value}")}'
+    refuse(key, value, message, f'Fit a model with it: `{command}`.')
 
 
 def _unwrap_single_input(inputs: Sequence[str]) -> str | list[str]:
