@@ -10,7 +10,7 @@ import pytest
 from uadjax.data import layouts, records as record_types
 from uadjax.data.layouts import mvtec as mvtecs, scanning, seglist
 from uadjax.data.records import Record
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError, UnknownName
 
 
 def touch(*paths: Path) -> None:
@@ -242,7 +242,7 @@ def test_groups(tmp_path):
   assert layouts.expand(tmp_path, 'textures') == ['wood']
   assert layouts.expand(tmp_path, 'mine') == ['mine']
   assert len(mvtecs.TEXTURES + mvtecs.OBJECTS) == 15
-  with pytest.raises(DataError, match=r'textures.*carpet'):
+  with pytest.raises(UnknownName, match=r'textures.*carpet'):
     layouts.expand(tmp_path / 'mine', 'textures')
 
 
@@ -250,10 +250,10 @@ def test_errors_name_what_is_missing(tmp_path):
   with pytest.raises(DataError, match=r'No folder .*absent'):
     layouts.load(tmp_path / 'absent', 'bottle')
   touch(tmp_path / 'group/bottle/train/good/1.png')
-  with pytest.raises(DataError, match=r"contains categories.*data\.category.*'bottle'"):
+  with pytest.raises(ConfigError, match=r"contains categories.*data\.category.*'bottle'"):
     layouts.load(tmp_path / 'group')
   directory = mvtec(tmp_path, 'bottle')
-  with pytest.raises(DataError, match=r"'botle' in .* mean 'bottle'\? Available: bottle\."):
+  with pytest.raises(UnknownName, match=r"'botle' in .* mean 'bottle'\? Available: bottle\."):
     layouts.load(tmp_path, 'botle')
   with pytest.raises(ConfigError, match=r"'coco'.*'auto', 'folder', 'mvtec', 'seglist'"):
     layouts.load(tmp_path, 'bottle', 'coco')

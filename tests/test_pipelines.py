@@ -51,8 +51,9 @@ def test_a_directory_is_a_name(directory):
 
 
 def test_a_name_that_contradicts_the_directory_is_refused(directory):
-  with pytest.raises(ModelError, match='is STFPM, not PatchCore'):
+  with pytest.raises(ConfigError, match='is STFPM, not PatchCore') as caught:
     uadjax.create_model('patchcore', model_dir=directory)
+  assert caught.value.allowed == ('STFPM',)
 
 
 def test_an_unknown_name_lists_those_there_are():

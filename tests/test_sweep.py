@@ -265,6 +265,7 @@ def test_the_command_leaves_a_table(drawn, tmp_path, capsys, monkeypatch):
     ['--seeds', '5-3'],
     ['--override', 'nonsense=3'],
     ['--models', 'nope'],
+    ['--categories', 'disc,disk'],
     ['--shard', '2/2'],
   ],
 )

@@ -23,7 +23,7 @@ from safetensors import numpy as safetensors
 from uadjax import backbones
 from uadjax.backbones import weights as pretrained_weights
 from uadjax.backbones.weights import download, formats, key_mapping
-from uadjax.errors import WeightsError
+from uadjax.errors import ConfigError, WeightsError
 from uadjax.system import logging
 from uadjax.training import resolve_backbone, settings
 
@@ -546,7 +546,7 @@ def test_nothing_imitates_other_networks(offline, name, stages):
   with pytest.raises(WeightsError, match='Could not download'):
     pretrained_weights.choose(name, 'auto', stages)
   with pytest.raises(
-    WeightsError, match=r"support stages \['layer1', 'layer2', 'layer3'\] of resnet18"
+    ConfigError, match=r"support stages \['layer1', 'layer2', 'layer3'\] of resnet18"
   ):
     pretrained_weights.choose(name, 'embedded', stages)
 
@@ -558,8 +558,8 @@ def test_what_is_named_is_chosen():
 
 def test_the_compact_network_has_no_weights_of_imagenet():
   assert pretrained_weights.choose('compact', 'auto', ('layer1',)) == ('compact', 'embedded', '')
-  with pytest.raises(WeightsError, match='no published ImageNet weights for compact'):
-    pretrained_weights.load('imagenet', backbones.build('compact', ('layer1',)))
+  with pytest.raises(ConfigError, match='no published ImageNet weights for compact'):
+    pretrained_weights.choose('compact', 'imagenet', ('layer1',))
 
 
 @pytest.mark.parametrize('mode', ['well', 'no ranges'])

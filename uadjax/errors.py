@@ -154,8 +154,9 @@ def describe(error: BaseException) -> str:
 def exit_status(error: BaseException) -> int:
   """Return the exit status of a command that failed.
 
-  It is 2 for an invalid option or setting, 130 or 143 for a run that Ctrl-C or SIGTERM stopped, and
-  1 for any other failure.
+  It is 2 if the command must be changed: an option, a setting or a name is missing, unknown or
+  invalid, or an output cannot be written. It is 130 or 143 for a run that Ctrl-C or SIGTERM
+  stopped. It is 1 for any other failure, such as an input that is missing or unsuitable.
   """
   if isinstance(error, Interrupted):
     return SIGNAL_STATUS_BASE + (error.signal_number or signal.SIGINT)

@@ -13,7 +13,7 @@ from uadjax.cli import console, predict, runtime
 from uadjax.cli.options import SweepOptions
 from uadjax.data import layouts
 from uadjax.distributed import processes
-from uadjax.errors import ConfigError, Interrupted, UserError
+from uadjax.errors import DataError, Interrupted, UserError
 from uadjax.sweep import results, slots
 from uadjax.system import logging, progress
 
@@ -60,9 +60,11 @@ def run(options: SweepOptions) -> None:
 
 def _plan_runs(options: SweepOptions, settings: Mapping[str, str]) -> list[sweeps.Run]:
   if not options.dataset.is_dir():
-    raise ConfigError(f'{str(options.dataset)!r} is not a folder; name the root of a dataset.')
+    raise DataError(f'{str(options.dataset)!r} is not a folder; name the root of a dataset.')
   groups = _parse_list(options.categories, '--categories')
   categories = [name for group in groups for name in layouts.expand(options.dataset, group)]
+  for name in categories:
+    layouts.require_category(options.dataset, name)
   ranges = map(_parse_seeds, _parse_list(options.seeds, '--seeds'))
   models = _parse_list(options.models, '--models')
   return sweeps.plan_runs(models, categories, [*itertools.chain(*ranges)], settings)

@@ -18,6 +18,8 @@ def run(options: WeightsOptions) -> None:
   if name is not None and name not in weights.FILES:
     raise UnknownName(f'Unknown backbone {name!r}; choose from {sorted(weights.FILES)}.')
   if name is not None:
+    if not weights.cache_path(name).is_file():
+      files.require_writable_cache()
     weights.fetch_published(name)
   for arch in [name] if name else weights.FILES:
     info = _weights_info(arch)

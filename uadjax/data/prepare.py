@@ -9,7 +9,7 @@ from uadjax import data
 from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.settings import CheckSettings, DataSettings
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import DataError
 from uadjax.system import logging as log, progress
 
 
@@ -54,8 +54,8 @@ def checked_test_set(
     on_image: function to call in a thread with path and pixels of each readable test image.
 
   Raises:
-    DataError: the check of the test images failed; the message lists all problems.
-    ConfigError: there are no test images.
+    DataError: the check of the test images failed, and the message lists all problems; or there
+      are no test images.
   """
   report = data.check_dataset(settings, on_test_image=on_image)
   test = report.splits.test
@@ -66,7 +66,7 @@ def checked_test_set(
   test = (checks.require_valid(report) if enforce else checks.usable_splits(report)).test
   if not test:
     message = f'{report.directory} has no test images'
-    raise ConfigError(f'{message}; put them into a folder test/good or test/<defect>.')
+    raise DataError(f'{message}; put them into a folder test/good or test/<defect>.')
   return test
 
 

@@ -124,8 +124,7 @@ def check_and_evaluate(
   """Check the test set of a dataset, and evaluate a model on it as `evaluate_and_report` does.
 
   Raises:
-    DataError: the check failed, unless `check.enforce` is false.
-    ConfigError: there are no test images.
+    DataError: the check failed, unless `check.enforce` is false; or there are no test images.
   """
   cache = ImageCache(model.ops, SMALL_CACHE_BYTES)
   with progress.planned_steps([progress.Step(CHECK), progress.Step(EVALUATION)]):

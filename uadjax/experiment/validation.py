@@ -11,7 +11,7 @@ from uadjax.backbones import weights
 from uadjax.data import convert, inputs, layouts, transforms
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import about, refuse, Setting
+from uadjax.errors import about, DataError, refuse, Setting
 from uadjax.inference import parts
 from uadjax.model import calibration, model_dir
 from uadjax.system import files
@@ -180,14 +180,14 @@ def _check_dataset_check(config: Settings, workdir: Path) -> None:
 def _check_export(config: Settings, workdir: Path) -> None:
   options = config.export
   options.validate()
-  for key, value, folder in (
-    ('export.images', options.images, Path(options.images)),
-    ('export.output', options.output, Path(options.output).parent),
-  ):
-    if not folder.is_dir():
-      refuse(key, value, f'There is no folder {folder}.')
+  if not Path(options.images).is_dir():
+    message = f'No folder {options.images}.'
+    raise DataError(message, key='export.images', value=options.images)
+  folder = Path(options.output).parent
+  if not folder.is_dir():
+    refuse('export.output', options.output, f'There is no folder {folder}.')
   if options.output:
-    _require_writable('export.output', Path(options.output).parent)
+    _require_writable('export.output', folder)
   _require_model('export.model_dir', options.model_dir, workdir)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from uadjax import data
 from uadjax.data import inputs, layouts
 from uadjax.data.records import Record, Splits
-from uadjax.errors import ConfigError, DataError, Setting
+from uadjax.errors import ConfigError, Setting, UserError
 from uadjax.export import graph as graphs, verify
 from uadjax.model import calibration, model_dir
 from uadjax.model.scorer import RunFunction
@@ -167,7 +167,7 @@ def _load_splits(model: model_dir.Model, folder: Path | None) -> Splits:
     listing = layouts.scan(config.root, config.category, config.layout)
     # Other layouts need no training images to be of use.
     return data.load(config) if listing.layout.labels_by_mask else listing.splits
-  except DataError:
+  except UserError:
     if folder:
       raise
     return Splits((), ())

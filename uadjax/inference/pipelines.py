@@ -9,7 +9,7 @@ import yaml
 
 from uadjax import config as configs, detectors
 from uadjax.distributed import mesh as meshes
-from uadjax.errors import ConfigError, describe, ExportError, ModelError, UnknownName
+from uadjax.errors import ConfigError, describe, ExportError, UnknownName
 from uadjax.export import runtimes
 from uadjax.inference import predictor
 from uadjax.inference.result import Result
@@ -53,9 +53,9 @@ def create_model(
 
   Raises:
     UnknownName: the name is neither a detector nor a directory.
-    ModelError: the model directory is missing, damaged, or of another detector.
-    ConfigError: the device does not exist, a threshold is not a number, or the review threshold is
-      above the image threshold.
+    ModelError: the model directory is missing or damaged.
+    ConfigError: the model is of another detector, the device does not exist, a threshold is not a
+      number, or the review threshold is above the image threshold.
   """
   if backend not in BACKENDS:
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
@@ -67,7 +67,8 @@ def create_model(
   name, directory = _resolve_model(str(model_name), model_dir)
   info = model_dirs.read_info(directory)
   if name and info.name != name:
-    raise ModelError(f'{directory} is {info.name}, not {name}; omit the name, or choose another.')
+    message = f'{directory} is {info.name}, not {name}; omit the name, or choose another.'
+    raise ConfigError(message, key='model_name', value=name, allowed=(info.name,))
   thresholds = calibration.override(
     info.thresholds,
     image_threshold=image_threshold,
@@ -171,10 +172,10 @@ def create_pipeline(
     access: policy on the URLs that may be read.
 
   Raises:
-    ConfigError: a key is unknown (the error names the closest valid key), or a value has the wrong
-      type.
+    ConfigError: a key is unknown (the error names the closest valid key), a value has the wrong
+      type, or the model is of another detector.
     UnknownName: the pipeline, model or backend is unknown.
-    ModelError: the model directory is missing, damaged, or of another detector.
+    ModelError: the model directory is missing or damaged.
   """
   settings = read_settings(pipeline) if config is None else _with_defaults(config, 'config')
   values = {_full_key(key): value for key, value in (overrides or {}).items()}

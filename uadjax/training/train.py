@@ -16,7 +16,7 @@ from uadjax.data.image_statistics import StatisticsRange
 from uadjax.data.records import Record
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import about, ConfigError, refuse, Setting
+from uadjax.errors import about, DataError, refuse, Setting
 from uadjax.evaluation import labeled
 from uadjax.model import array_file, calibration, incremental_state, model_dir, scoring
 from uadjax.system import files, logging as log, memory, progress, signals
@@ -77,7 +77,7 @@ def validate(config: Settings) -> None:
   fit = config.fit
   calibration.validate_settings(config.calibrate)
   if (labeled_dir := config.calibrate.labeled) and not Path(labeled_dir).is_dir():
-    refuse('calibrate.labeled', labeled_dir, f'There is no folder {labeled_dir}.')
+    raise DataError(f'No folder {labeled_dir}.', key='calibrate.labeled', value=labeled_dir)
   if not detectors.learns_in_one_pass(config.detector.name):
     if not fit.held_out:
       message = 'Training in steps needs images for validation and calibration.'
@@ -258,7 +258,7 @@ def _build_one_pass(
   num_images, num_distinct = len(records), len(record_types.distinct(records))
   if num_previous + num_distinct < _MIN_IMAGES:
     requirement = f'Leave-one-out calibration needs at least {_MIN_IMAGES} distinct good images'
-    raise ConfigError(f'{requirement}, got {num_distinct}; add images.')
+    raise DataError(f'{requirement}, got {num_distinct}; add images.')
   ops = transforms.parse(config.data.ops)
   state_mesh = meshes.state_mesh(mesh, config.mesh.shard_state)
   extra = meshes.micro_batch_size(mesh, config.fit.batch_size) // mesh.size

@@ -16,7 +16,7 @@ import numpy as np
 
 from uadjax.backbones import Backbone, compact
 from uadjax.backbones.weights import download, formats, key_mapping
-from uadjax.errors import Setting, WeightsError
+from uadjax.errors import refuse, Setting, WeightsError
 from uadjax.system import files, logging
 from uadjax.types import Variables
 
@@ -76,11 +76,14 @@ def choose(name: str, weights: str, stages: Sequence[str]) -> Choice:
   weights. These belong to the compact network, which replaces all stages of ResNet-18 but the last.
 
   Raises:
-    WeightsError: 'auto' finds no weights, or 'embedded' does not support the network or its stages.
+    WeightsError: 'auto' finds no weights.
+    ConfigError: 'embedded' does not support the network or its stages, or 'imagenet' the network.
   """
   is_compact = name == compact.NAME
   can_embed = is_compact or (name == _DISTILLED_FROM and set(stages) <= set(compact.STAGES))
   reason = ''
+  if weights == 'imagenet':
+    _require_published(name)
   if weights not in ('auto', 'embedded'):
     return Choice(name, weights)
   if weights == 'auto' and not is_compact:
@@ -95,7 +98,7 @@ def choose(name: str, weights: str, stages: Sequence[str]) -> Choice:
     supported = f'stages {list(compact.STAGES)} of {_DISTILLED_FROM}'
     message = f'The embedded weights support {supported}, not {list(stages)} of {name}.'
     hint = 'Set ', _WEIGHTS, " to 'imagenet', 'random' or a file, or choose those stages."
-    raise WeightsError(message, key=_WEIGHTS.key, value=weights, hint=hint)
+    refuse(_WEIGHTS.key, weights, message, *hint)
   return Choice(compact.NAME, 'embedded', reason)
 
 
@@ -133,6 +136,13 @@ def load(weights: str, module: Backbone) -> tuple[Variables, Provenance]:
   return _parse_variables(data, module, path), provenance
 
 
+def _require_published(arch: str) -> None:
+  if arch not in FILES:
+    message = f'There are no published ImageNet weights for {arch}, only for {sorted(FILES)}.'
+    hint = 'Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'
+    refuse(_NAME.key, arch, message, *hint, allowed=sorted(FILES))
+
+
 def cache_path(arch: str) -> Path:
   """Return the path at which torchvision's weights are cached."""
   return files.cache_dir() / 'weights' / FILES[arch]
@@ -144,12 +154,10 @@ def fetch_published(arch: str) -> tuple[Path, str]:
   A damaged file in the cache is downloaded again.
 
   Raises:
-    WeightsError: the backbone has no published weights, or the file cannot be downloaded.
+    ConfigError: the backbone has no published weights.
+    WeightsError: the file cannot be downloaded.
   """
-  if arch not in FILES:
-    message = f'There are no published ImageNet weights for {arch}, only for {sorted(FILES)}.'
-    hint = 'Choose other weights (', _WEIGHTS, ') or another ', _NAME, '.'
-    raise WeightsError(message, key=_NAME.key, value=arch, allowed=sorted(FILES), hint=hint)
+  _require_published(arch)
   path = cache_path(arch)
   digest, url = path.stem.rpartition('-')[2], f'{TORCHVISION}/{path.name}'
   if path.exists() and not files.sha256(path).startswith(digest):

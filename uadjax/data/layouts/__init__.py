@@ -16,7 +16,7 @@ from uadjax.data import image_io, problems
 from uadjax.data.layouts import folder, mvtec, scanning, seglist
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
-from uadjax.errors import DataError, refuse, Setting
+from uadjax.errors import DataError, refuse, Setting, UnknownName
 
 
 class Layout(NamedTuple):
@@ -90,19 +90,14 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
     layout: 'mvtec', 'seglist', 'folder', or 'auto'; see `load`.
 
   Raises:
-    DataError: the folder does not exist, or contains categories instead of images.
-    ConfigError: there is no layout of that name.
+    DataError: the folder does not exist.
+    UnknownName: there is no category of that name.
+    ConfigError: the folder contains categories, or there is no layout of that name.
   """
   if layout not in NAMES:
     message = f'Unknown layout {layout!r}; choose from {sorted(NAMES)}.'
     refuse('data.layout', layout, message, allowed=NAMES)
-  root = _require_folder(root)
-  directory = root / category
-  if not directory.is_dir():
-    available = categories(root)
-    matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
-    suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
-    raise DataError(f'No category {category!r} in {root}.{suggestion}{_list_available(available)}')
+  directory = require_category(root, category)
   if layout == 'auto':
     require_no_categories(directory)
     layout = _MARKERS.get(_find_marker(directory), 'folder')
@@ -111,8 +106,26 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
   return Listing(directory, splits, tuple(issues), entry)
 
 
+def require_category(root: str | Path, category: str) -> Path:
+  """Return the folder of a category.
+
+  Raises:
+    DataError: there is no folder `root`.
+    UnknownName: there is no category of that name.
+  """
+  root = _require_folder(root)
+  directory = root / category
+  if not directory.is_dir():
+    available = categories(root)
+    matches = difflib.get_close_matches(category, available, n=1, cutoff=0.5)
+    suggestion = f' Did you mean {matches[0]!r}?' if matches else ''
+    message = f'No category {category!r} in {root}.{suggestion}{_list_available(available)}'
+    raise UnknownName(message, key='data.category', value=category, allowed=available)
+  return directory
+
+
 def require_no_categories(directory: Path) -> None:
-  """Raise DataError if a folder has no normal images, but contains folders that have some."""
+  """Raise ConfigError if a folder has no normal images, but contains folders that have some."""
   if _find_marker(directory) or _is_category(directory):
     return
   names = [
@@ -125,7 +138,7 @@ def require_no_categories(directory: Path) -> None:
   if names:
     hint = 'Choose one with ', Setting('data.category'), f': {", ".join(map(repr, names))}.'
     message = f'{directory} contains categories.'
-    raise DataError(message, key='data.category', allowed=tuple(names), hint=hint)
+    refuse('data.category', None, message, *hint, allowed=tuple(names))
 
 
 def defective_masks(records: Sequence[Record], mask_threshold: int) -> set[Path]:
@@ -168,7 +181,7 @@ def expand(root: str | Path, category: str) -> list[str]:
   category in root.
 
   Raises:
-    DataError: root has no category of the group.
+    UnknownName: root has no category of the group.
   """
   if category not in ('all', *mvtec.GROUPS):
     return [category]
@@ -177,7 +190,8 @@ def expand(root: str | Path, category: str) -> list[str]:
   names = [name for name in members or available if name in available]
   if not names:
     note = f': none of {", ".join(members)}' if members else ''
-    raise DataError(f'No category of {category!r} in {root}{note}.{_list_available(available)}')
+    message = f'No category of {category!r} in {root}{note}.{_list_available(available)}'
+    raise UnknownName(message, key='data.category', value=category, allowed=available)
   return names
 
 
