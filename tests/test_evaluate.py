@@ -12,9 +12,10 @@ import small_runs
 from uadjax.data import image_io, inputs, layouts, selection, transforms
 from uadjax.data.records import Record
 from uadjax.distributed import mesh as meshes
-from uadjax.evaluation import evaluate
+from uadjax.evaluation import evaluate, verdicts
 from uadjax.inference.result import Result
 from uadjax.model import calibration, model_dir
+from uadjax.system import files
 
 OPS = transforms.parse('resize(4)')
 LIMITS = calibration.Thresholds(7.5, 3.0, 6.5, 'normals', 0.01, 0.05, 9, 0.1, 0.1, 299)
@@ -140,15 +141,46 @@ def test_what_lacks_a_class_has_no_number(cases):
 
 
 def test_the_mean_row_leaves_out_what_has_no_number(tmp_path):
+  counts = {'counts': verdicts.count([], [])}
   rows = {
     'a': dict.fromkeys(evaluate._CSV_COLUMNS.values(), 0.5) | {'pixel_auroc': None},
     'b': dict.fromkeys(evaluate._CSV_COLUMNS.values(), 1.0) | {'pixel_auroc': 0.25},
   }
+  rows = {name: row | {'at_threshold': counts} for name, row in rows.items()}
   evaluate.write_csv(tmp_path / 'x.csv', rows)
   assert [line.split(',')[:4] for line in (tmp_path / 'x.csv').read_text().splitlines()] == [
     ['category', 'Image_AUROC', 'Pixel_AUROC', 'PRO_score'],
     ['a', '0.5', '', '0.5'], ['b', '1.0', '0.25', '1.0'], ['mean', '0.75', '0.25', '0.75'],
   ]  # fmt: skip
+
+
+def test_the_mean_row_has_the_means_of_counts(tmp_path):
+  classes = {  # By category, labels of defective images and of good ones.
+    'a': ('NG NG NG review OK', 'OK OK'), 'b': ('OK OK', 'OK review review NG'), 'c': ('NG', ''),
+  }  # fmt: skip
+  rows = {}
+  for name, (defective, good) in classes.items():
+    labels = [*defective.split(), *good.split()]
+    is_defective = [i < len(defective.split()) for i in range(len(labels))]
+    metrics = dict.fromkeys(evaluate._CSV_COLUMNS.values(), 0.5)
+    rows[name] = metrics | {'at_threshold': {'counts': verdicts.count(labels, is_defective)}}
+  evaluate.write_csv(tmp_path / 'x.csv', rows)
+  table = {row.pop('category'): row for row in files.read_csv(tmp_path / 'x.csv')}
+  columns = {
+    f'{kind}_{name}': (i, label)
+    for i, (kind, names) in enumerate(
+      {
+        'Defective': {'found': 'NG', 'to_review': 'review', 'missed': 'OK'},
+        'Good': {'passed': 'OK', 'to_review': 'review', 'falsely_rejected': 'NG'},
+      }.items()
+    )
+    for name, label in names.items()
+  }
+  assert [*table['a']][-6:] == [*columns]
+  for column, (i, label) in columns.items():
+    numbers = [several[i].split().count(label) for several in classes.values()]
+    assert [int(table[name][column]) for name in classes] == numbers
+    assert float(table['mean'][column]) == pytest.approx(sum(numbers) / 3)
 
 
 def test_pictures_are_spread_over_the_defects():

@@ -352,7 +352,14 @@ def _flatten(row: Metrics) -> Metrics:
 
 
 def write_csv(path: Path, rows: Mapping[str, Metrics]) -> None:
-  """Write a row of metrics per category, and for several categories a row of means."""
-  rows = {**rows, 'mean': mean_metrics(rows)} if len(rows) > 1 else rows
-  table = [[name, *map(_flatten(row).get, _CSV_COLUMNS.values())] for name, row in rows.items()]
-  files.write_csv(path, [['category', *_CSV_COLUMNS], *table])
+  """Write a row of metrics and counts per category, and for several categories a row of means."""
+  counts = {name: verdicts.by_outcome(row['at_threshold']['counts']) for name, row in rows.items()}
+  columns = next(iter(counts.values()))
+  if len(rows) > 1:
+    means = {column: float(np.mean([c[column] for c in counts.values()])) for column in columns}
+    rows, counts = {**rows, 'mean': mean_metrics(rows)}, {**counts, 'mean': means}
+  table = [
+    [name, *map(_flatten(row).get, _CSV_COLUMNS.values()), *counts[name].values()]
+    for name, row in rows.items()
+  ]
+  files.write_csv(path, [['category', *_CSV_COLUMNS, *columns], *table])

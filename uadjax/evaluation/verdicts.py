@@ -72,6 +72,15 @@ def outcomes(counts: Counts) -> Iterator[Outcome]:
         yield Outcome(image_class, verdict, name, by_verdict[verdict], total)
 
 
+def by_outcome(counts: Counts) -> dict[str, int]:
+  """Return the number of images by column name: Defective_found, ..., Good_falsely_rejected."""
+  return {
+    f'{image_class} {name}'.replace(' ', '_').capitalize(): counts[image_class][verdict]
+    for image_class, names in _OUTCOMES.items()
+    for verdict, name in names.items()
+  }
+
+
 def summarize(counts: Counts, noun: str = 'image') -> str:
   """Summarize counts of images, or of another noun, in a sentence per class, with percentages."""
   texts: dict[str, list[str]] = {}
