@@ -413,14 +413,17 @@ def test_a_report_is_written(model, drawn, uadjax, tmp_path, monkeypatch):
   monkeypatch.setattr(curves, 'draw', lambda folder, data: None)  # Nobody would see them.
   page = tmp_path / 'new' / 'r.html'
   words = ('report', model, drawn, '--category', 'disc', '--output', page)
-  status, out, _ = uadjax(*words)
+  status, out, err = uadjax(*words)
   assert status == 0
+  assert 'Replaced' not in err
   places = [out.index(text) for text in ('found', 'missed', 'passed', 'rejected', 'image AUROC')]
   assert places == sorted(places)
   assert out.endswith(f'Report: {page}\n')
   assert '<html' in page.read_text()
   told = json.loads(page.with_suffix('.json').read_text())
-  (found,) = objects(uadjax(*words, '--json', '--device=cpu')[1])
+  _, out, err = uadjax(*words, '--json', '--device=cpu')
+  assert f'Replaced the existing {page} and r.json.' in err
+  (found,) = objects(out)
   assert found['image_auroc'] == told['metrics']['image_auroc']
   assert found['warnings'] == told['warnings'] == []
 

@@ -20,7 +20,7 @@ from uadjax.evaluation.report import gallery, provenance
 from uadjax.experiment import model_thresholds
 from uadjax.inference import parts
 from uadjax.model import model_dir as model_dirs
-from uadjax.system import logging, progress
+from uadjax.system import files, logging, progress
 from uadjax.training import workdir as workdirs
 from uadjax.training.settings import Settings
 
@@ -158,8 +158,9 @@ def write_report(
     part_pattern: pattern of `parts.part_of`, or '' if images are not grouped.
 
   Raises:
-    ConfigError: `report_path` is not an HTML file name, the JSON file is not that of a report, the
-      part of an image is unknown, or the dataset has no test images.
+    ConfigError: `report_path` is not an HTML file name or cannot be written, the JSON file is not
+      that of a report, or the part of an image is unknown.
+    DataError: the dataset has no test images.
   """
   if part_pattern:
     parts.compile_pattern(part_pattern, parts.EVALUATE_KEY)
@@ -168,8 +169,10 @@ def write_report(
       f'The report must be a .html or .htm file, got {report_path}; use for example '
       f'{report_path / "report.html"}.'
     )
-  json_path = report_path.with_suffix('.json')
-  if json_path.exists() and not report_path.exists():
+  if reason := files.unwritable_reason(report_path.parent):
+    raise ConfigError(f'Cannot write {report_path} ({reason}); name another file.')
+  json_path, is_replaced = report_path.with_suffix('.json'), report_path.exists()
+  if json_path.exists() and not is_replaced:
     raise ConfigError(
       f'{json_path} already exists and does not belong to a report; use another file name than '
       f'{report_path}.'
@@ -181,6 +184,8 @@ def write_report(
   config = configs.replace(Settings(**vars(model.config)), values)
   with tempfile.TemporaryDirectory() as folder:
     result = check_and_evaluate(model, config, Path(folder), report_path)
+  if is_replaced:
+    logging.LOG.info('Replaced the existing %s and %s.', report_path, json_path.name)
   return {'warnings': result['warnings'], **result['metrics']}
 
 
