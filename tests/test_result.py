@@ -14,7 +14,9 @@ import pytest
 from uadjax.cli import console
 from uadjax.data import inputs, transforms
 from uadjax.data.image_statistics import ImageWarning
-from uadjax.errors import ConfigError, DataError
+from uadjax.errors import ConfigError, DataError, UserError
+from uadjax.experiment import evaluate_run
+from uadjax.inference import pipelines, predictor
 from uadjax.inference.result import Result
 from uadjax.model import calibration
 from uadjax.numerics.regions import encode_run_lengths, find_regions
@@ -211,6 +213,31 @@ def test_a_picture_goes_into_the_file_that_is_named(tmp_path):
   with pytest.raises(ConfigError, match=r'mine\.pdf.*\.png'):
     verdict().save_to_img(tmp_path / 'mine.pdf')
   assert [path.name for path in tmp_path.iterdir()] == ['mine.png']
+
+
+SAVED = {
+  'save_all': lambda path: verdict().save_all(path),
+  'save_to_img': lambda path: verdict().save_to_img(f'{path}/'),
+  'save_to_img, a file': lambda path: verdict().save_to_img(path / 'x.png'),
+  'save_to_json': lambda path: verdict().save_to_json(f'{path}/'),
+  'save_to_json, a file': lambda path: verdict().save_to_json(path / 'x.json'),
+  'save_results': lambda path: list(predictor.save_results(iter([verdict()]), path)),
+  'write_settings': pipelines.write_settings,
+  'write_report': lambda path: evaluate_run.write_report(path, path, '', path / 'x.html', 'cpu'),
+}
+
+
+@pytest.mark.parametrize('name', SAVED)
+def test_what_cannot_be_saved_is_an_error_that_names_the_path(name, tmp_path):
+  file = tmp_path / 'file'
+  file.write_bytes(b'no folder')
+  too_long = [tmp_path / ('long' * 99)] if name != 'write_report' else []
+  for path in (file, file / 'new', *too_long):
+    with pytest.raises(UserError) as caught:
+      SAVED[name](path)
+    assert str(path) in str(caught.value)
+    assert 'Errno' not in str(caught.value)
+  assert [*tmp_path.iterdir()] == [file]
 
 
 def test_what_could_not_be_read_says_why(unread, tmp_path, capsys):

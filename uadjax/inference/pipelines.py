@@ -222,12 +222,13 @@ def write_settings(folder: str | Path) -> Path:
 
   Raises:
     ConfigError: the file exists already.
+    UserError: it cannot be written.
   """
   path = Path(folder) / f'{NAMES[0]}.yaml'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if path.exists():
-    raise ConfigError(f'{path} exists already; move it, or choose another folder.')
-  files.write_text(path, configs.to_yaml(PipelineSettings()))
+  with files.new_output(path):
+    if path.exists():
+      raise ConfigError(f'{path} exists already; move it, or choose another folder.')
+    files.write_text(path, configs.to_yaml(PipelineSettings()))
   return path
 
 

@@ -7,6 +7,7 @@ Letters: h w the original image, height width the network image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import functools
 import math
 from pathlib import Path, PurePath
@@ -319,6 +320,7 @@ class Result(Mapping[str, Any]):
     Raises:
       ConfigError: the suffix of `save_path` is not that of an image format.
       DataError: the image can no longer be read.
+      UserError: the picture cannot be written.
     """
     if self.error:
       return None
@@ -329,7 +331,7 @@ class Result(Mapping[str, Any]):
         f'Cannot save a picture as {str(path)!r}; choose a suffix from {_IMAGE_SUFFIXES}, or a '
         'directory (with a trailing / if it does not exist yet).'
       )
-    with files.atomic_write(path) as file:
+    with files.new_output(path), files.atomic_write(path) as file:
       self.picture().save(file, Image.registered_extensions()[path.suffix.lower()], **_SAVE_OPTIONS)
     return path
 
@@ -343,9 +345,14 @@ class Result(Mapping[str, Any]):
       indent: number of spaces per level.
       ensure_ascii: whether to escape characters that are not ASCII.
       masks: format of the mask: 'rle', 'nested' or 'none'.
+
+    Raises:
+      ConfigError: unknown format.
+      UserError: the file cannot be written.
     """
     path, fields = self._output_path(save_path, '.json'), self.to_json(masks)
-    files.write_text(path, files.to_json(fields, indent, ensure_ascii) + '\n')
+    with files.new_output(path):
+      files.write_text(path, files.to_json(fields, indent, ensure_ascii) + '\n')
     return path
 
   def save_all(self, save_path: str | Path) -> list[Path]:
@@ -356,10 +363,10 @@ class Result(Mapping[str, Any]):
 
   def _output_path(self, save_path: str | Path, suffix: str) -> Path:
     path = Path(save_path)
-    is_folder = path.is_dir() or not path.suffix or f'{save_path}'.endswith('/')
-    path = path / self._source.subfolder / f'{self._stem}_res{suffix}' if is_folder else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    is_folder = not path.suffix or f'{save_path}'.endswith('/')
+    with contextlib.suppress(OSError):  # Writing reports the error.
+      is_folder = is_folder or path.is_dir()
+    return path / self._source.subfolder / f'{self._stem}_res{suffix}' if is_folder else path
 
   # Must be last in the class: in annotations below it, `str` would mean this property.
   @property

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from typing import Any, BinaryIO, IO, TypeAlias
 
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, UserError
 from uadjax.system import logging
 
 ANNOUNCED_BYTES = 200_000_000  # Larger files are announced before they are written.
@@ -75,6 +75,20 @@ def _existing_folder(folder: Path) -> Path:
   while not os.path.lexists(folder):
     folder = folder.parent
   return folder
+
+
+@contextlib.contextmanager
+def new_output(path: Path) -> Iterator[None]:
+  """Create the folder of an output that the block writes.
+
+  Raises:
+    UserError: the folder or the output cannot be written; the message names the output.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield
+  except OSError as error:
+    raise UserError(f'Cannot write {path} ({error.strerror or error}).') from error
 
 
 @contextlib.contextmanager
