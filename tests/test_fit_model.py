@@ -36,6 +36,9 @@ def test_a_plain_folder_becomes_a_model(drawn, tmp_path, monkeypatch):
   (now,), (later,) = (m.predict(image) for m in (model, uadjax.create_model(model_dir=saved)))
   assert now.score == later.score
   assert model_dir.read_settings(saved)['fit']['batch_size'] == 4
+  announced = re.findall('Next step: (.*)', (saved.parent / 'train.log').read_text())
+  assert len(announced) == 3
+  assert 'evaluation' not in ' '.join(announced)  # There are no test images.
   with pytest.raises(ConfigError) as caught:
     uadjax.fit_model(plain, 'PaDiM', overrides=SMALL)
   assert caught.value.key == 'workdir'

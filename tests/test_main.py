@@ -6,6 +6,7 @@ test_main_data.py.
 
 import os
 from pathlib import Path
+import re
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,15 @@ def test_metrics_are_those_of_the_scores(trained, name):
     ('Image_AUROC', 'image_auroc'), ('Pixel_AUROC', 'pixel_auroc'), ('PRO_score', 'au_pro'),
   ):  # fmt: skip
     assert float(row[title]) == metrics[key]
+  counts = metrics['at_threshold']['counts']
+  assert int(row['Defective_missed']) == counts['defective']['ok']
+  assert int(row['Good_falsely_rejected']) == counts['good']['ng']
+
+
+def test_only_a_missed_budget_is_a_warning(trained):
+  log = (trained('padim') / 'train.log').read_text()
+  assert ' INFO Model saved in ' in log
+  assert re.search(' WARNING Thresholds: NG above .* For your budget of 1 %', log)
 
 
 def test_every_kind_of_image_gets_pictures(trained):

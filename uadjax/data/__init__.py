@@ -21,6 +21,15 @@ def load(config: DataSettings) -> records.Splits:
   return layouts.load(config.root, config.category, config.layout, config.mask_threshold)
 
 
+def scan(config: DataSettings) -> layouts.Listing:
+  """List the images of the dataset, with the problems of its folder, before any is opened.
+
+  An empty `root` means the demo dataset.
+  """
+  config = _with_root(config)
+  return layouts.scan(config.root, config.category, config.layout)
+
+
 def check_dataset(
   config: DataSettings,
   min_images: int = checks.MIN_IMAGES,

@@ -68,15 +68,17 @@ def _train(config: Settings, workdir: Path) -> Result:
   # One additional image is enough to extend a model.
   min_images = 1 if config.fit.extend else checks.MIN_IMAGES
   cache = ImageCache(transforms.parse(config.data.ops), config.fit.cache_bytes)
-  titles = evaluate_run.CHECK, *training.step_titles(config), evaluate_run.EVALUATION
-  steps = [*map(progress.Step, titles)]
+  steps = [*map(progress.Step, (evaluate_run.CHECK, *training.step_titles(config)))]
+  num_before_evaluation = len(steps)
+  if config.evaluate.do_eval and data.scan(config.data).splits.test:
+    steps.append(progress.Step(evaluate_run.EVALUATION))
   with progress.planned_steps(steps):
     start = time.perf_counter()
     progress.announce(evaluate_run.CHECK)
     splits = prepare.checked_splits(config.data, config.check.enforce, min_images, cache.add)
     check_s = time.perf_counter() - start
     evaluate_run.check_parts(config, splits.test)
-    steps.pop()
+    del steps[num_before_evaluation:]  # The check may have excluded test images, even all.
     if splits.test and config.evaluate.do_eval:
       steps.append(progress.Step(evaluate_run.EVALUATION, len(splits.test)))
     processes.barrier('fitting', config.hosts.wait_s)

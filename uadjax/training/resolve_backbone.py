@@ -28,7 +28,7 @@ def resolve_backbone(config: Settings, workdir: Path) -> Settings:
     logging.LOG.debug('%s', choice.fallback_reason)
     logging.warn_once(
       'fallback weights',
-      'ImageNet weights are unavailable; the built-in backbone costs about 0.01 of image AUROC.\n'
+      'ImageNet weights are unavailable; using the built-in backbone, which is about as accurate.\n'
       'To use them, run `uadjax weights %s` where there is a network.', backbone.name,
     )  # fmt: skip
   return dataclasses.replace(config, backbone=BackboneSettings(choice.name, choice.weights))

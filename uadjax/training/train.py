@@ -58,7 +58,8 @@ def train(
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
   result, thresholds = train_detector(config, splits.train, labeled_records, cache, workdir)
   level = logging.WARNING if thresholds.is_over_budget else logging.INFO
-  log.LOG.log(level, 'Model saved in %s. %s', workdir / 'model', thresholds)
+  log.LOG.info('Model saved in %s.', workdir / 'model')
+  log.LOG.log(level, 'Thresholds: %s', thresholds)
   return {'train_log': log.relative_log_path(workdir), 'config': 'config.yaml', **result}
 
 
