@@ -17,7 +17,7 @@ from uadjax import cli, config as configs, experiment
 from uadjax.errors import ConfigError, DataError, ModelError, Setting, UnknownName
 from uadjax.experiment import fit_model
 from uadjax.model import model_dir
-from uadjax.training import settings
+from uadjax.training import one_pass, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +71,33 @@ def test_what_is_no_folder_is_refused_and_leaves_none(dataset, tmp_path, monkeyp
   with pytest.raises(DataError, match=f"'{dataset}' is not a folder"):
     uadjax.fit_model(dataset)
   assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('workdir', ['', 'own', 'new/inner'])
+@pytest.mark.parametrize('content', [{}, {'1.png': b'no image', '2.png': b'', '3.png': b'?'}])
+def test_refused_images_leave_nothing(content, workdir, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for path in (tmp_path / 'own' / 'notes.txt', *(tmp_path / 'images' / name for name in content)):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.get(path.name, b'notes'))
+  (tmp_path / 'images').mkdir(exist_ok=True)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
+  with pytest.raises(DataError):
+    uadjax.fit_model('images', 'PaDiM', workdir, overrides=SMALL)
+  after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
+  assert after == before
+  assert {path.name for path in tmp_path.iterdir()} == {'images', 'own'}
+
+
+def test_what_began_to_fit_leaves_its_log(drawn, tmp_path, monkeypatch):
+  def fail(*args):
+    raise DataError('A score is not finite.')
+
+  monkeypatch.setattr(one_pass, 'fit_one_pass', fail)
+  with pytest.raises(DataError):
+    uadjax.fit_model(drawn / 'disc' / 'train', 'PaDiM', tmp_path / 'run', overrides=SMALL)
+  assert 'A score is not' in (tmp_path / 'run' / 'train_result.json').read_text()
+  assert 'Next step: fit' in (tmp_path / 'run' / 'train.log').read_text()
 
 
 def test_the_code_of_the_readme_runs_twice(drawn, tmp_path, monkeypatch, capsys):

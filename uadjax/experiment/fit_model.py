@@ -1,6 +1,7 @@
 """Training from Python: `fit_model`, from a folder of good images to a predictor."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 from pathlib import Path
 
 from uadjax import config as configs, data, detectors, errors, experiment
@@ -119,7 +120,25 @@ def run_training(
     refuse('data.category', category, message, *hint)
   run_dir = Path(workdir or default_workdir)
   validation.validate(config, run_dir)
-  return experiment.run(config, run_dir), run_dir
+  with _nothing_left_if_refused(run_dir):
+    return experiment.run(config, run_dir), run_dir
+
+
+@contextlib.contextmanager
+def _nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
+  """Delete what a run has written if it fails before it begins to fit, such as at its images."""
+  previous_names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+  new_folders = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+  try:
+    yield
+  except BaseException:
+    if not (run_dir / 'config.yaml').exists():  # It is written when the fit begins.
+      for name in {'train.log', 'train_result.json'} - previous_names:
+        (run_dir / name).unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # Another run may have begun in one of the folders.
+        for folder in new_folders:
+          folder.rmdir()
+    raise
 
 
 def _config_name(model_name: str) -> str:
