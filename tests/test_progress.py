@@ -1,10 +1,12 @@
 """Progress: steps are announced, lines keep their pace, and bars appear where they can be shown."""
 
+import collections
 import io
 import logging as levels
 import time
 
 from IPython import display
+import nbformat
 import pytest
 
 from uadjax.system import logging, progress
@@ -90,6 +92,29 @@ def test_notebooks_show_bars(clock, monkeypatch):
   with logging.console_level(verbose=False, quiet=True):
     assert [*progress.show_progress('abcd', 4, 'Reading')] == [*'abcd']
   assert len(updates) == 7
+
+
+def test_a_notebook_updates_one_output_per_bar():
+  nbclient = pytest.importorskip('nbclient', reason='needs the extra test')
+  code = """
+from uadjax.system import progress
+progress._NOTEBOOK_INTERVAL_S = 0
+for _ in progress.show_progress(range(300), 300, 'Waiting'): pass
+"""
+  notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+  counts = collections.Counter()
+
+  class Client(nbclient.NotebookClient):
+    def process_message(self, message, cell, cell_index):
+      counts[message['msg_type']] += 1
+      return super().process_message(message, cell, cell_index)
+
+  Client(notebook, kernel_name='python3').execute()
+  (output,) = notebook.cells[0].outputs
+  assert output['data']['text/html'] == ''  # The bar disappears at its end.
+  assert counts['display_data'] == 1
+  assert counts['update_display_data'] == 301
+  assert counts['stream'] == 0
 
 
 @pytest.mark.parametrize(('verbose', 'quiet', 'shown'), [(0, 0, 2), (1, 0, 3), (0, 1, 1)])
