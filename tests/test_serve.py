@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from PIL import Image
 import pytest
 from starlette import testclient
 
-from uadjax import create_model
+from uadjax import create_model, serve as service
 from uadjax.cli import serve
 from uadjax.errors import ConfigError, ModelError
 from uadjax.serve import app as apps, requests, settings as options
@@ -419,6 +420,54 @@ def test_tensors_that_are_none(ask, tensor, message):
 def test_the_settings_are_checked(directory):
   with pytest.raises(ConfigError, match='queue must be'):
     options.validate_settings(options.Settings({'disc': directory}, queue=0))
+
+
+@pytest.fixture
+def resolved(monkeypatch):
+  """Let the name of a host resolve to these addresses."""
+
+  def resolve(*addresses):
+    families = [socket.AF_INET6 if ':' in address else socket.AF_INET for address in addresses]
+    answers = [
+      (family, socket.SOCK_STREAM, 6, '', (address, 0, *(0, 0) * (family == socket.AF_INET6)))
+      for family, address in zip(families, addresses, strict=True)
+    ]
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **options: answers)
+
+  return resolve
+
+
+@pytest.mark.parametrize('port', [0, 1])  # Any free one, or one that is chosen.
+def test_all_addresses_of_a_host_are_served_at_one_port(resolved, port):
+  with socket.create_server(('127.0.0.1', 0)) as free:
+    port *= free.getsockname()[1]
+  addresses = ['127.0.0.1', *(['::1'] if has_ipv6() else [])]
+  # Repeated in /etc/hosts, or not of this machine.
+  resolved(*addresses, '127.0.0.1', '192.0.2.1')
+  with contextlib.ExitStack() as stack:
+    listeners = service._bind('localhost', port, stack)
+    names = [listener.getsockname()[:2] for listener in listeners]
+    assert [name[0] for name in names] == addresses
+    assert len({name[1] for name in names}) == 1
+    assert port in (0, names[0][1])
+  assert all(listener.fileno() == -1 for listener in listeners)
+
+
+def has_ipv6():
+  try:
+    with socket.create_server(('::1', 0), family=socket.AF_INET6):
+      return True
+  except OSError:
+    return False
+
+
+def test_an_address_that_cannot_be_served_is_named(resolved):
+  with socket.create_server(('127.0.0.1', 0)) as busy, contextlib.ExitStack() as stack:
+    port = busy.getsockname()[1]
+    for addresses in (['127.0.0.1'], ['192.0.2.1', '127.0.0.1'], ['192.0.2.1']):
+      resolved(*addresses)
+      with pytest.raises(OSError, match=f'Cannot listen on here:{port} .*choose another'):
+        service._bind('here', port, stack)
 
 
 # A process of its own.

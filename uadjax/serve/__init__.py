@@ -7,8 +7,11 @@
 
 import asyncio
 from collections.abc import Callable
+import contextlib
+import errno
 import logging
 import signal
+import socket
 
 from starlette.requests import ClientDisconnect
 import uvicorn
@@ -28,13 +31,14 @@ def serve(
 
   Args:
     settings: settings of the service.
-    host: address to listen on; 0.0.0.0 for all addresses of the machine.
+    host: address to listen on, or a name: then all its addresses, as localhost has one in IPv4 and
+      one in IPv6. 0.0.0.0 is for all IPv4 addresses of the machine.
     port: port to listen on; 0 for any free one.
     on_ready: function to call with the address once the models are open.
 
   Raises:
     UserError: a setting is invalid, or a model cannot be opened.
-    OSError: the port is in use.
+    OSError: the host is unknown, or the port is in use.
   """
   settings = settings_module.with_fallbacks(settings)
   settings_module.validate_settings(settings)
@@ -43,8 +47,6 @@ def serve(
   )
   config = uvicorn.Config(
     application,
-    host,
-    port,
     log_config=None,
     access_log=False,
     server_header=False,
@@ -57,17 +59,43 @@ def serve(
   # then, since a requested stop is a success.
   previous_handlers = {number: signal.signal(number, lambda *_: None) for number in signals}
   try:
-    with config.bind_socket() as listener:
-      address = f'http://{f"[{host}]" if ":" in host else host}:{listener.getsockname()[1]}'
-      server.run([listener])
-  except SystemExit as exit_error:
-    message = f'Cannot listen on {host}:{port}; the port may be in use; choose another one.'
-    raise OSError(message) from exit_error
+    with contextlib.ExitStack() as stack:
+      listeners = _bind(host, port, stack)
+      address = f'http://{f"[{host}]" if ":" in host else host}:{listeners[0].getsockname()[1]}'
+      server.run(listeners)
   finally:
     for number, handler in previous_handlers.items():
       signal.signal(number, handler)
   if failure := application.state.service.failure:
     raise failure
+
+
+def _bind(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+  """Return a socket for each address of a host, all bound to one port and closed by `stack`.
+
+  Raises:
+    OSError: the host is unknown or of another machine, or one of its addresses has another server.
+  """
+  listeners: list[socket.socket] = []
+  try:
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, _, _, _, address in dict.fromkeys(infos):
+      listener = stack.enter_context(socket.socket(family))
+      listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      try:
+        listener.bind((address[0], port, *address[2:]))
+      except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+          raise
+        continue  # Such as ::1 of localhost on a machine without IPv6.
+      port = listener.getsockname()[1]  # If it was 0, a free one has been chosen.
+      listeners.append(listener)
+    if not listeners:
+      raise OSError(errno.EADDRNOTAVAIL, 'it is not an address of this machine')
+  except OSError as error:
+    message = f'Cannot listen on {host}:{port} ({error.strerror}); choose another host or port.'
+    raise OSError(message) from error
+  return listeners
 
 
 def _is_reportable(record: logging.LogRecord) -> bool:
