@@ -129,7 +129,7 @@ BAD = [
    'error', 'good image with defects', 'test/good/1.png', '1_mask.png marks'),
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/1_mask.png', 1, 2, 3, 9, 200),
    'warning', 'mask not binary', 'ground_truth/cut/1_mask.png',
-   r'6 values from 0 to 200.*mask_threshold=0'),
+   r'6 values from 0 to 200.*data.mask=nonzero'),
   ('mvtec', lambda d: to_color(d / 'ground_truth/cut/0_mask.png'),
    'warning', 'mask in color', 'ground_truth/cut/0_mask.png', 'largest channel'),
   ('mvtec', lambda d: mask(d / 'ground_truth/cut/9_mask.png', 255),
@@ -379,7 +379,7 @@ def test_the_threshold_decides_what_a_defect_is(tmp_path):
   seglist(tmp_path)
   mask(tmp_path / 'annotations/cut_0.png', 9)
   assert [r.defect for r in checks.check(tmp_path).splits.test] == ['good', 'cut', 'good', 'cut']
-  report = checks.check(tmp_path, mask_threshold=9)
+  report = checks.check(tmp_path, mask_reading='above:9')
   assert [r.defect for r in report.splits.test] == ['good', 'good', 'good', 'cut']
   assert report.defective_fractions[tmp_path / 'annotations/cut_1.png'] == 1 / SIZE**2
 

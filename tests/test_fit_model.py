@@ -166,7 +166,7 @@ def test_a_model_is_extended_with_its_own_settings(plan, drawn, fitted):
   before = model_dir.read_settings(model)
   calibrate = before['calibrate'] | {'method': 'confident', 'budget': 0.02}
   fit = before['fit'] | {'overwrite': True, 'log_every': 3}
-  data = before['data'] | {'mask_threshold': 7, 'layout': 'mvtec', 'category': 'disc'}
+  data = before['data'] | {'mask': 'above:7', 'layout': 'mvtec', 'category': 'disc'}
   others = {'mesh': {'data': 1, 'shard_state': 'never'}, 'evaluate': {'do_eval': False}}
   check = before['check'] | {'enforce': False}
   edit_settings(model, seed=5, calibrate=calibrate, fit=fit, data=data, check=check, **others)
@@ -176,7 +176,7 @@ def test_a_model_is_extended_with_its_own_settings(plan, drawn, fitted):
   assert (config.detector, config.backbone) == (info.config.detector, info.config.backbone)
   assert dataclasses.asdict(config.calibrate) == calibrate
   assert (config.seed, config.fit.batch_size) == (5, 4)
-  want = dataclasses.replace(fresh.data, root=str(folder), mask_threshold=7, ops=data['ops'])
+  want = dataclasses.replace(fresh.data, root=str(folder), mask='above:7', ops=data['ops'])
   assert config.data == want
   assert config.fit == dataclasses.replace(fresh.fit, batch_size=4, extend=str(model))
   for section in ('check', 'evaluate', 'mesh', 'hosts'):

@@ -331,12 +331,12 @@ def archive() -> bytes:
 
 def test_what_poses_as_an_image_is_refused(tmp_path):
   path = tmp_path / 'a.png'
-  reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
+  reason = f'not a {image_io.FORMAT_NAMES} image'
   for content in (
     archive(),
     zlib.compress(PNG, wbits=31),
     b'%!PS-Adobe-3.0 EPSF-3.0\n',
-    b'GIF89a',
+    b'\xd7\xcd\xc6\x9a\0\0' + bytes(40),
     b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     b'%PDF-1.7',
     bytes(999),

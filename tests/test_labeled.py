@@ -120,7 +120,7 @@ def maps_of(records):
 def scored(records, config):
   mesh = meshes.make_mesh('cpu', 1, 0)
   cache = ImageCache(transforms.parse(config.data.ops), 0)
-  return labeled.score(dark, jnp.float32(255), records, config.data.mask_threshold, cache, 4, mesh)
+  return labeled.score(dark, jnp.float32(255), records, config.data.mask, cache, 4, mesh)
 
 
 def f1_above(threshold, values, truths):
@@ -131,7 +131,7 @@ def f1_above(threshold, values, truths):
 
 def test_scores_are_those_of_each_image_by_itself(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labeled.load(config.calibrate.labeled, config.data.mask_threshold, ())
+  records = labeled.load(config.calibrate.labeled, config.data.mask, ())
   found = scored(records, config)
   maps = maps_of(records)
   good = [map for map, record in zip(maps, records, strict=True) if not record.is_anomalous]
@@ -143,7 +143,7 @@ def test_scores_are_those_of_each_image_by_itself(tmp_path):
 
 def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
   config = config_of(mvtec(tmp_path))
-  records = labeled.load(config.calibrate.labeled, config.data.mask_threshold, ())
+  records = labeled.load(config.calibrate.labeled, config.data.mask, ())
   maps = maps_of(records)
   truths = [
     image_io.read_mask(record.mask) if record.mask else np.zeros((SIDE, SIDE), bool)
@@ -157,7 +157,7 @@ def test_pixels_are_marked_with_the_best_f1_of_all_thresholds(tmp_path):
 
 def test_without_masks_pixels_are_left_to_the_good_images(tmp_path):
   config = config_of(folder(tmp_path))
-  found = scored(labeled.load(config.calibrate.labeled, config.data.mask_threshold, ()), config)
+  found = scored(labeled.load(config.calibrate.labeled, config.data.mask, ()), config)
   assert found.pixel_threshold is None
   assert len(found.normal_scores) == len(found.anomalous_scores) == 3
 

@@ -94,7 +94,7 @@ def test_in_a_seglist_the_mask_tells_what_is_good(tmp_path, layout):
     Record(directory / 'elsewhere/deep/3.png', 'defect', truth / 'strong.png'),
     Record(images / 'scratch/1.png'),
   )
-  assert [r.defect for r in layouts.load(directory, mask_threshold=1).test[:2]] == [
+  assert [r.defect for r in layouts.load(directory, mask_reading='above:1').test[:2]] == [
     'scratch',
     'good',
   ]
@@ -125,7 +125,7 @@ def test_defects_are_never_learned_from(tmp_path):
     file.write('images/scratch/1.png annotations/weak.png\n')
   with pytest.raises(DataError, match=r'scratch/1\.png.*weak\.png shows a defect.*val\.txt'):
     layouts.load(directory)
-  assert len(layouts.load(directory, mask_threshold=1).train) == 3
+  assert len(layouts.load(directory, mask_reading='above:1').train) == 3
   assert layouts.scan(directory).problems == ()
 
 

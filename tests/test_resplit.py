@@ -105,8 +105,8 @@ def test_lists_of_windows_and_images_without_masks(tmp_path):
 
 def test_the_threshold_says_what_a_defect_is(tmp_path):
   make(tmp_path, good=4, bad=2)
-  assert resplit(tmp_path, 50, 0, mask_threshold=200).defective == 0
-  assert resplit(tmp_path, 50, 0, mask_threshold=199).defective == 2
+  assert resplit(tmp_path, 50, 0, mask_reading='above:200').defective == 0
+  assert resplit(tmp_path, 50, 0, mask_reading='above:199').defective == 2
 
 
 @pytest.mark.parametrize('key', ['train_percent', 'val_percent'])

@@ -90,6 +90,10 @@ def test_cmyk_jpeg_shows_its_colors():
   np.testing.assert_allclose(image_io.decode(plain).astype(int), color, atol=4)
 
 
+def mask_above(content: bytes, level: int) -> np.ndarray:
+  return image_io.read_mask(content, f'above:{level}')
+
+
 def test_exif_turns_image_mask_and_size():
   smooth = np.indices((24, 40)).sum(0).astype(np.uint8) * 3
   for kind, orientation in itertools.product(('JPEG', 'PNG', 'TIFF', 'WEBP'), range(1, 9)):
@@ -99,7 +103,7 @@ def test_exif_turns_image_mask_and_size():
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert('RGB'))
     decoded = image_io.decode(content)
     np.testing.assert_array_equal(decoded, expected, case)
-    np.testing.assert_array_equal(image_io.read_mask(content, 99), expected.max(-1) > 99, case)
+    np.testing.assert_array_equal(mask_above(content, 99), expected.max(-1) > 99, case)
     assert image_io.image_size(content) == decoded.shape[:2], case
 
 
@@ -186,10 +190,8 @@ def test_masks_are_raw():
     Image.merge('LA', [Image.fromarray(few), Image.fromarray(GRAY)]),
   ):
     for threshold in (0, 1, 2):
-      np.testing.assert_array_equal(image_io.read_mask(saved(image), threshold), few > threshold)
-  np.testing.assert_array_equal(
-    image_io.read_mask(saved(Image.fromarray(GRAY > 99)), 128), GRAY > 99
-  )
+      np.testing.assert_array_equal(mask_above(saved(image), threshold), few > threshold)
+  np.testing.assert_array_equal(mask_above(saved(Image.fromarray(GRAY > 99)), 128), GRAY > 99)
 
 
 def test_ops_parse_and_print():

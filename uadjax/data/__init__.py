@@ -18,7 +18,7 @@ def load(config: DataSettings) -> records.Splits:
   An empty `root` means the demo dataset.
   """
   config = _with_root(config)
-  return layouts.load(config.root, config.category, config.layout, config.mask_threshold)
+  return layouts.load(config.root, config.category, config.layout, config.mask)
 
 
 def scan(config: DataSettings) -> layouts.Listing:
@@ -47,7 +47,7 @@ def check_dataset(
     on_test_image: see `checks.check`.
   """
   config = _with_root(config)
-  dataset = config.root, config.category, config.layout, config.mask_threshold
+  dataset = config.root, config.category, config.layout, config.mask
   return checks.check(*dataset, min_images, show_progress, on_train_image, on_test_image)
 
 

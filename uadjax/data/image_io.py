@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 from pathlib import Path
+import re
 import threading
 from typing import BinaryIO, NamedTuple
 import warnings
@@ -19,12 +20,39 @@ from jaxtyping import Bool, Num, UInt8
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from uadjax.errors import DataError
+from uadjax.errors import DataError, refuse
 
 Source = str | Path | bytes | BinaryIO  # Path, content of a file, or open file.
 
-# Other formats are never opened: Pillow would start Ghostscript for a file that claims to be EPS.
-_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
+# Pillow's name of each format that is read, and the suffixes of its files in lower case; any case
+# matches. Pillow goes by the content of a file. It must never try other formats: it would start
+# Ghostscript for a file that claims to be EPS, and others run programs of their own, too.
+_SUFFIXES_BY_FORMAT = {
+  'JPEG': ('.jpg', '.jpeg', '.jfif', '.jpe'),
+  'PNG': ('.png',),
+  'BMP': ('.bmp',),
+  'DIB': ('.dib',),
+  'TIFF': ('.tif', '.tiff'),
+  'WEBP': ('.webp',),
+  'GIF': ('.gif',),
+  'PPM': ('.ppm', '.pgm', '.pnm'),
+  'JPEG2000': ('.jp2',),
+}
+_FORMATS = tuple(_SUFFIXES_BY_FORMAT)
+SUFFIXES = tuple(itertools.chain.from_iterable(_SUFFIXES_BY_FORMAT.values()))
+FORMAT_NAMES = 'JPEG, PNG, BMP, TIFF, WebP, GIF, PPM or JPEG 2000'  # For messages.
+
+# Ways to read a mask, `data.mask`: what the value of a defective pixel is.
+NONZERO, INVERTED, ALPHA = 'nonzero', 'inverted', 'alpha'
+MASK_READINGS = (NONZERO, 'above:N', 'equals:N', INVERTED, ALPHA)
+_MASK_LEVEL = re.compile(r'(above|equals):(\d{1,5})', re.ASCII)
+_JPEG_MASK_LEVEL = 127  # A JPEG has noise around 0 and 255.
+
+# First bytes of small files that stand for an image elsewhere -> what the file is.
+_POINTERS = {
+  b'version https://git-lfs.github.com/spec/': "a Git LFS pointer; run 'git lfs pull'",
+  b'/annex/objects/': "a git-annex pointer; run 'git annex get'",
+}
 
 MAX_PIXELS = 178_956_970  # Equals Pillow's limit, which other code in the process may have lifted.
 
@@ -58,12 +86,54 @@ class RawMask(NamedTuple):
 
   Attributes:
     values: 0-255 for 8 bits, 0-65535 for 16 bits, the palette index (which is the class in masks
-      that labeling tools write), or the largest channel of a color. Alpha is ignored.
+      that labeling tools write), or the largest channel of a color.
     is_color: whether the file has several channels.
+    is_palette: whether the values are indices of a palette.
+    is_jpeg: whether the file is a JPEG, whose values have noise.
+    alpha: opacity; None for a file without it.
   """
 
   values: Num[np.ndarray, 'h w']
-  is_color: bool
+  is_color: bool = False
+  is_palette: bool = False
+  is_jpeg: bool = False
+  alpha: UInt8[np.ndarray, 'h w'] | None = None
+
+  def defects(self, reading: str = NONZERO) -> Bool[np.ndarray, 'h w']:
+    """Return where a way to read masks, see `parse_mask_reading`, finds a defect.
+
+    Raises:
+      DataError: the reading is 'alpha', and the mask has no alpha channel.
+    """
+    kind, level = parse_mask_reading(reading)
+    if kind == ALPHA:
+      if self.alpha is None:
+        raise DataError(f'it has no alpha channel, which data.mask={ALPHA} reads')
+      return self.alpha > 0
+    if kind == 'equals':
+      return self.values == level
+    if kind == 'above':
+      return self.values > level
+    is_marked = self.values > (_JPEG_MASK_LEVEL if self.is_jpeg else 0)
+    return ~is_marked if kind == INVERTED else is_marked
+
+
+def parse_mask_reading(text: str) -> tuple[str, int]:
+  """Parse a way to read masks: return its name, and N, or 0 without one.
+
+  A pixel is defective if its value is not zero (`nonzero`; above 127 in a JPEG), zero
+  (`inverted`), greater than N (`above:N`) or N (`equals:N`), or if it is not transparent (`alpha`).
+
+  Raises:
+    ConfigError: it is none of these.
+  """
+  if text in (NONZERO, INVERTED, ALPHA):
+    return text, 0
+  match = _MASK_LEVEL.fullmatch(text)
+  if not match:
+    message = f'Unknown way to read masks {text!r}; choose from {", ".join(MASK_READINGS)}'
+    refuse('data.mask', text, f'{message}, as in above:127.', allowed=MASK_READINGS)
+  return match[1], int(match[2])
 
 
 def read_raw_mask(source: Source) -> RawMask:
@@ -78,17 +148,49 @@ def read_raw_mask(source: Source) -> RawMask:
     pixels = np.asarray(image if is_single_channel else image.convert('RGB'))
     values = pixels if is_single_channel else pixels.max(axis=-1)
     is_color = len(set(image.getbands()) - {'A', 'a'}) > 1
-    return RawMask(_to_upright(values, image), is_color)
+    alpha = None
+    if image.has_transparency_data:
+      alpha = _to_upright(np.asarray(image.convert('RGBA').getchannel('A')), image)
+    is_jpeg = image.format in ('JPEG', 'MPO')
+    is_palette = image.mode in ('P', 'PA')
+    return RawMask(_to_upright(values, image), is_color, is_palette, is_jpeg, alpha)
 
 
-def read_mask(source: Source, threshold: int = 0) -> Bool[np.ndarray, 'h w']:
-  """Read a defect mask, which is True where the raw value exceeds the threshold."""
-  return read_raw_mask(source).values > threshold
+def mask_files(mask: Path) -> list[Path]:
+  """Return the files of a mask: itself, or the images in it if it is a folder.
+
+  Some datasets, such as MVTec LOCO, have a folder per image with one mask per region.
+  """
+  if not mask.is_dir():
+    return [mask]
+  return sorted(
+    path
+    for path in mask.iterdir()
+    if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
+  )
 
 
-def has_defect(mask: Source | None, threshold: int = 0) -> bool:
+def read_mask(source: Source, reading: str = NONZERO) -> Bool[np.ndarray, 'h w']:
+  """Read a mask, which is True where `reading` finds a defect; join the masks of a folder.
+
+  Raises:
+    DataError: a mask cannot be read, or those of a folder differ in size.
+  """
+  if isinstance(source, Path) and source.is_dir():
+    masks = [read_mask(path, reading) for path in mask_files(source)]
+    if len({mask.shape for mask in masks}) != 1:
+      raise DataError(f'Cannot read {source}: its masks differ in size, or there is none.')
+    return np.logical_or.reduce(masks)
+  mask = read_raw_mask(source)
+  try:
+    return mask.defects(reading)
+  except DataError as error:
+    raise DataError(f'Cannot read {_name(source)}: {error}.') from None
+
+
+def has_defect(mask: Source | None, reading: str = NONZERO) -> bool:
   """Return whether a mask marks any pixel as defective; False without a mask."""
-  return mask is not None and bool(read_mask(mask, threshold).any())
+  return mask is not None and bool(read_mask(mask, reading).any())
 
 
 class TooLarge(DataError):
@@ -117,7 +219,6 @@ def verify(source: Source) -> None:
 @contextlib.contextmanager
 def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
   file = io.BytesIO(source) if isinstance(source, bytes) else source
-  name = source if isinstance(source, str | Path) else getattr(source, 'name', 'the image')
   error_type, cause = DataError, None
   try:
     with _suppress_warnings(), Image.open(file, formats=_FORMATS) as image:
@@ -131,12 +232,32 @@ def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.
   except Image.DecompressionBombError:
     error_type, reason = TooLarge, f'it has too many pixels; at most {max_pixels} are allowed'
   except UnidentifiedImageError:
-    reason = 'not a JPEG, PNG, BMP, TIFF or WebP image'
+    reason = f'not a {FORMAT_NAMES} image'
     if _is_empty(file):  # A full disk or an interrupted copy leaves empty files.
       reason = 'it is empty (0 bytes)'
+    elif pointer := describe_pointer(file):
+      reason = f'it is {pointer}'
   except Exception as error:  # Pillow raises nearly anything on damaged files.
     cause, reason = error, getattr(error, 'strerror', None) or str(error) or type(error).__name__
-  raise error_type(f'Cannot read {name}: {reason.rstrip(".")}.') from cause
+  raise error_type(f'Cannot read {_name(source)}: {reason.rstrip(".")}.') from cause
+
+
+def _name(source: Source) -> str | Path:
+  return source if isinstance(source, str | Path) else getattr(source, 'name', 'the image')
+
+
+def describe_pointer(file: str | Path | BinaryIO | io.BytesIO) -> str:
+  """Return what a file is that stands for a file elsewhere, and how to get that; '' if none."""
+  length = max(map(len, _POINTERS))
+  with contextlib.suppress(OSError):
+    if isinstance(file, str | Path):
+      with open(file, 'rb') as opened:  # noqa: PTH123
+        head = opened.read(length)
+    else:
+      file.seek(0)
+      head = file.read(length)
+    return next((text for start, text in _POINTERS.items() if head.startswith(start)), '')
+  return ''
 
 
 def _is_empty(file: str | Path | BinaryIO | io.BytesIO) -> bool:

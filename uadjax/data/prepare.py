@@ -101,7 +101,7 @@ def convert_and_resplit(settings: DataSettings, check: CheckSettings, seed: int)
     settings = dataclasses.replace(settings, root=str(target), category='', layout='seglist')
   if check.split.enable:
     directory = Path(settings.root, settings.category)
-    summary = resplit.resplit(directory, check.split.train_percent, seed, settings.mask_threshold)
+    summary = resplit.resplit(directory, check.split.train_percent, seed, settings.mask)
     log.LOG.info(
       'Drew new lists for %s: %d training images, %d test images (%d defective). Backups of the '
       'old lists: %s.',

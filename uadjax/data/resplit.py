@@ -10,7 +10,7 @@ from pathlib import Path
 import shutil
 from typing import NamedTuple
 
-from uadjax.data import layouts, problems, records as record_types
+from uadjax.data import image_io, layouts, problems, records as record_types
 from uadjax.data.layouts import seglist
 from uadjax.data.records import Record
 from uadjax.errors import DataError
@@ -35,7 +35,9 @@ class Summary(NamedTuple):
   backups: tuple[str, ...]
 
 
-def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int = 0) -> Summary:
+def resplit(
+  directory: Path, train_percent: int, seed: int, mask_reading: str = image_io.NONZERO
+) -> Summary:
   """Split the images of train.txt and val.txt at random into two new lists.
 
   The result depends only on the images and the seed, not on the previous split.
@@ -45,7 +47,7 @@ def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int 
     train_percent: percentage of the good images that become training images, above 0 and below
       100; the others become test images.
     seed: seed of the random split.
-    mask_threshold: limit above which a mask value makes an image defective.
+    mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
 
   Raises:
     DataError: there are no lists, or a listed file cannot be read.
@@ -55,7 +57,7 @@ def resplit(directory: Path, train_percent: int, seed: int, mask_threshold: int 
     message = f'{directory} has neither train.txt nor val.txt; only the layout seglist can be split'
     raise DataError(f'{message}; convert other data first, with check.convert.enable=True.')
   records = _read_lists(old_lists)
-  defective_masks = layouts.defective_masks(records, mask_threshold)
+  defective_masks = layouts.defective_masks(records, mask_reading)
   good = [r for r in records if r.mask not in defective_masks]
   defective = [r for r in records if r.mask in defective_masks]
   train, val = record_types.partition(good, (train_percent / 100, 1 - train_percent / 100), seed)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from uadjax.config import field
-from uadjax.data import layouts, transforms
+from uadjax.data import image_io, layouts, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,11 @@ class DataSettings:
   category: str = field('', 'Category below the root, or a group: all, textures, objects.')
   layout: str = field('auto', 'Layout of the dataset.', choices=layouts.NAMES)
   ops: str = field('resize(256)', 'Steps to network size, separated by |.', check=transforms.parse)
-  mask_threshold: int = field(0, 'Pixels of a mask above it are defects.', minimum=0, maximum=65535)
+  mask: str = field(
+    image_io.NONZERO,
+    f'How masks mark defects: {", ".join(image_io.MASK_READINGS)}.',
+    check=image_io.parse_mask_reading,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

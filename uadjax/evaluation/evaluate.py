@@ -80,7 +80,7 @@ def evaluate(
   records: Sequence[Record],
   mesh: mesh.Mesh,
   batch_size: int,
-  mask_threshold: int,
+  mask_reading: str,
   workdir: Path,
   num_pictures: int,
   loaded_images: Mapping[Path, inputs.LoadedImage] | None = None,
@@ -95,7 +95,7 @@ def evaluate(
     records: test images.
     mesh: devices that score each batch together.
     batch_size: number of images per batch.
-    mask_threshold: mask value above which pixels are defective.
+    mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     workdir: directory for the outputs.
     num_pictures: number of pictures, which are spread evenly over the defect types.
     loaded_images: images at network size by their file, which need not be read again.
@@ -115,7 +115,7 @@ def evaluate(
 
   def compare(item: tuple[Result, Record, int]) -> ImageResult:
     result, record, i = item
-    truth = pixel_scores.read_defect_mask(record, result.size, mask_threshold)
+    truth = pixel_scores.read_defect_mask(record, result.size, mask_reading)
     if record.path in picture_paths:
       # Numbers keep names unique: images in different folders may have the same stem.
       path = folder / f'{record.defect}_{i:04d}_{record.path.stem}.png'

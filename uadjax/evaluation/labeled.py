@@ -36,7 +36,7 @@ class LabeledScores(NamedTuple):
   pixel_threshold: float | None
 
 
-def load(directory: str, mask_threshold: int, training: Sequence[Record]) -> tuple[Record, ...]:
+def load(directory: str, mask_reading: str, training: Sequence[Record]) -> tuple[Record, ...]:
   """List the images of `calibrate.labeled`: its test split, or all if that has no good images.
 
   Raises:
@@ -44,7 +44,7 @@ def load(directory: str, mask_threshold: int, training: Sequence[Record]) -> tup
   """
   if not Path(directory).is_dir():
     raise DataError(f'No folder {directory}.', key='calibrate.labeled', value=directory)
-  splits = layouts.load(directory, mask_threshold=mask_threshold)
+  splits = layouts.load(directory, mask_reading=mask_reading)
   records = splits.test
   if all(record.is_anomalous for record in records):
     records = splits.train + splits.test
@@ -61,7 +61,7 @@ def load(directory: str, mask_threshold: int, training: Sequence[Record]) -> tup
 
   def require_readable(record: Record) -> None:
     size = image_io.decode(record.path).shape[:2]
-    pixel_scores.read_defect_mask(record, size, mask_threshold)
+    pixel_scores.read_defect_mask(record, size, mask_reading)
 
   # Unreadable files must fail before hours of fitting, not after.
   with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -77,7 +77,7 @@ def score(
   scorer: Callable[[Any, Batch], Scores],
   fitted: Any,
   records: Sequence[Record],
-  mask_threshold: int,
+  mask_reading: str,
   cache: ImageCache,
   batch_size: int,
   mesh: mesh.Mesh,
@@ -94,7 +94,7 @@ def score(
   for i, (record, anomaly_map, image_score) in enumerate(scored):
     rows.append((record.is_anomalous, image_score, float(anomaly_map.max())))
     size = image_io.image_size(record.path)
-    truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
+    truth = pixel_scores.read_defect_mask(record, size, mask_reading)
     if truth is not None:
       pixel_scores.add_image(pixels, i, anomaly_map, ops.restore(anomaly_map, *size), truth)
   ranking = pixel_scores.ranking(pixels)

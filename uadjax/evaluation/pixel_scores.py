@@ -21,7 +21,7 @@ from uadjax.system import files, threads
 Mask = Bool[np.ndarray, 'h w']
 
 
-def read_defect_mask(record: Record, size: tuple[int, int], mask_threshold: int) -> Mask | None:
+def read_defect_mask(record: Record, size: tuple[int, int], mask_reading: str) -> Mask | None:
   """Read the mask of defective pixels: all False for a good image, None without ground truth.
 
   Raises:
@@ -31,7 +31,7 @@ def read_defect_mask(record: Record, size: tuple[int, int], mask_threshold: int)
     return np.zeros(size, bool)
   if record.mask is None:
     return None
-  truth = image_io.read_mask(record.mask, mask_threshold)
+  truth = image_io.read_mask(record.mask, mask_reading)
   if problem := layouts.mask_size_mismatch(record, size, truth.shape):
     raise DataError(problem)
   return truth

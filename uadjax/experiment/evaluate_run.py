@@ -55,14 +55,14 @@ def evaluate_and_report(
   progress.announce(EVALUATION)
   options, run_label = config.evaluate, workdirs.category_name(config)
   mesh = meshes.make_mesh(config.device, config.mesh.data, 0)
-  mask_threshold = config.data.mask_threshold
+  mask_reading = config.data.mask
   start = time.perf_counter()
   evaluation = evaluate.evaluate(
     model,
     test_records,
     mesh,
     options.batch_size,
-    mask_threshold,
+    mask_reading,
     workdir,
     options.save_pictures,
     loaded_images or {},
@@ -89,7 +89,7 @@ def evaluate_and_report(
       options.report_pictures,
     )
     maps = evaluation.anomaly_maps
-    pictures = gallery.make_pictures(test_records, maps, picture_indices, model.ops, mask_threshold)
+    pictures = gallery.make_pictures(test_records, maps, picture_indices, model.ops, mask_reading)
     report_metadata = provenance.collect(
       model, test_records, {**(timing or {}), 'evaluate_s': evaluate_s}
     )

@@ -21,7 +21,7 @@ _ARGUMENTS = {**errors.OTHER_KEYS, 'device': 'device', 'fit.extend': 'extend'}
 # and whether to accept their errors, its devices and processes, its outputs, and the permission to
 # overwrite.
 _INHERITED = (
-  'backbone.', 'calibrate.', 'data.mask_threshold', 'data.ops', 'detector.', 'fit.batch_size',
+  'backbone.', 'calibrate.', 'data.mask', 'data.ops', 'detector.', 'fit.batch_size',
   'seed',
 )  # fmt: skip
 

@@ -327,12 +327,12 @@ def _calibrate(
     raise ModelError(f'{info.directory} has no readable calibration scores.', hint=hint)
   if not options.labeled:
     return labeled.calibrate(options, scores, None), None
-  mask_threshold = info.config.data.mask_threshold
+  mask_reading = info.config.data.mask
   calibration_records = [Record(Path(path), GOOD) for path in scores.paths if path]
-  records = labeled.load(options.labeled, mask_threshold, calibration_records)
+  records = labeled.load(options.labeled, mask_reading, calibration_records)
   model, mesh = model_dir.load_arrays(info), meshes.make_mesh(device, -1, 0)
   labeled_scores = labeled.score(
-    lambda fitted, batch: model.score(fitted, batch.image), model.fitted, records, mask_threshold,
+    lambda fitted, batch: model.score(fitted, batch.image), model.fitted, records, mask_reading,
     ImageCache(info.ops, SMALL_CACHE_BYTES), EvaluateSettings.batch_size, mesh,
   )  # fmt: skip
   assert labeled_scores is not None  # There are records.

@@ -53,7 +53,7 @@ def train(
   workdirs.require_no_conflict(workdir, config)
   labeled_records = ()
   if directory := config.calibrate.labeled:
-    labeled_records = labeled.load(directory, config.data.mask_threshold, splits.train)
+    labeled_records = labeled.load(directory, config.data.mask, splits.train)
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
   result, thresholds = train_detector(config, splits.train, labeled_records, cache, workdir)
@@ -137,7 +137,7 @@ def _train_by_gradient(
   scored = progress.show_progress(scored, len(distinct_records), 'Calibrating', True)
   scores = scoring.collect_calibration_scores(scored)
   labeled_scores = labeled.score(
-    scorer, fitted, labeled_records, config.data.mask_threshold, cache, batch_size, mesh
+    scorer, fitted, labeled_records, config.data.mask, cache, batch_size, mesh
   )
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
   statistics = _range_of_statistics(records, cache)
@@ -294,7 +294,7 @@ def _score_labeled(
     fitted = specs.pad_to_shards(fitted)
   batch_size, fitted_specs = config.evaluate.batch_size, specs.fitted if specs else None
   return labeled.score(
-    scorer, fitted, records, config.data.mask_threshold, run.cache, batch_size, run.mesh,
+    scorer, fitted, records, config.data.mask, run.cache, batch_size, run.mesh,
     fitted_specs,
   )  # fmt: skip
 

@@ -12,7 +12,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from uadjax.data import layouts, problems as dataset_problems
+from uadjax.data import image_io, layouts, problems as dataset_problems
 from uadjax.data.checks import rules
 from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record, Splits
@@ -34,7 +34,7 @@ class Report(NamedTuple):
     splits: images of the category, as far as they could be listed.
     problems: all problems, errors first.
     defective_fractions: fraction of defective pixels of each readable mask.
-    mask_threshold: mask values above it count as defective.
+    mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     labels_by_mask: whether masks alone determine which images are good.
   """
 
@@ -42,7 +42,7 @@ class Report(NamedTuple):
   splits: Splits
   problems: tuple[Problem, ...]
   defective_fractions: Mapping[Path, float]
-  mask_threshold: int
+  mask_reading: str
   labels_by_mask: bool = False
 
   @property
@@ -82,7 +82,7 @@ def check(
   root: str | Path,
   category: str = '',
   layout: str = 'auto',
-  mask_threshold: int = 0,
+  mask_reading: str = image_io.NONZERO,
   min_images: int = MIN_IMAGES,
   progress: Progress = no_progress,
   on_train_image: ImageFunction | None = None,
@@ -94,7 +94,7 @@ def check(
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
     layout: 'mvtec', 'seglist', 'folder', or 'auto'; see `layouts.load`.
-    mask_threshold: mask values above it count as defective.
+    mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     min_images: smallest number of good training images that is not an error; 1 to extend a model.
     progress: wrapper that shows progress.
     on_train_image: function to call in a thread with path and pixels of each readable training
@@ -109,12 +109,12 @@ def check(
   splits = listing.splits
   on_image = {record.path: on_train_image for record in splits.train}
   on_image |= {record.path: on_test_image for record in splits.test}
-  images, masks = _inspect_files(splits, mask_threshold, progress, on_image)
+  images, masks = _inspect_files(splits, mask_reading, progress, on_image)
   if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     splits = layouts.label_by_mask(splits, defective_masks)
   splits = rules.mark_near_duplicates(splits, images)
-  dataset = rules.Dataset(listing, splits, images, masks, mask_threshold, min_images)
+  dataset = rules.Dataset(listing, splits, images, masks, mask_reading, min_images)
   all_problems = [*listing.problems]
   for inspection in (*images.values(), *masks.values()):
     all_problems += inspection.problems
@@ -122,13 +122,13 @@ def check(
     all_problems += rule(dataset)
   fractions = {path: mask.defective_fraction for path, mask in masks.items() if mask.size}
   ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
-  properties = (listing.directory, splits, ordered, fractions, mask_threshold)
+  properties = (listing.directory, splits, ordered, fractions, mask_reading)
   return Report(*properties, listing.layout.labels_by_mask)
 
 
 def _inspect_files(
   splits: Splits,
-  mask_threshold: int,
+  mask_reading: str,
   progress: Progress,
   on_image: Mapping[Path, ImageFunction | None],
 ) -> tuple[dict[Path, rules.Inspection], dict[Path, rules.Inspection]]:
@@ -137,7 +137,7 @@ def _inspect_files(
   images = list(on_image)
   masks = list(dict.fromkeys(record.mask for record in records if record.mask))
   jobs = [functools.partial(rules.inspect_image, path, on_image[path]) for path in images]
-  jobs += [functools.partial(rules.inspect_mask, path, mask_threshold) for path in masks]
+  jobs += [functools.partial(rules.inspect_mask, path, mask_reading) for path in masks]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     results = list(progress(pool.map(lambda job: job(), jobs), len(jobs), 'Checking'))
   n = len(images)

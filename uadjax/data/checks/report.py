@@ -84,7 +84,7 @@ def _write_samples(
     image = outlined = image_io.decode(record.path)
     caption = f'{"no mask" if record.is_anomalous else "good"}: nothing to outline'
     if record.mask and record.mask not in error_paths:
-      outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_threshold))
+      outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_reading))
       caption = f'mask: {format_percent(report.defective_fractions[record.mask], 2)} defective'
     pairs = (record.defect, image), (caption, outlined)
     tiles = {title: _resize_to_fit(tile, _SAMPLE_SIDE) for title, tile in pairs}
@@ -210,7 +210,7 @@ def _thumbnail(path: Path, report: checks.Report) -> UInt8[np.ndarray, 'h w 3']:
   width = _CELL_WIDTH - 12
   try:
     if path in report.defective_fractions:
-      mask = image_io.read_mask(path, report.mask_threshold)
+      mask = image_io.read_mask(path, report.mask_reading)
       return _resize_to_fit(heatmap.render_mask(mask), width)
     return _resize_to_fit(image_io.decode(path), width)
   except DataError:

@@ -1,7 +1,9 @@
 """Rules of a dataset check: each is a function from a dataset to its problems of a few kinds."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import hashlib
+import itertools
 import mmap
 from pathlib import Path
 import re
@@ -14,11 +16,16 @@ from uadjax.data import image_io, layouts, near_duplicates
 from uadjax.data.layouts import scanning
 from uadjax.data.problems import error, Problem, warning
 from uadjax.data.records import GOOD, Record, Splits
-from uadjax.errors import DataError
+from uadjax.errors import DataError, Setting
+from uadjax.system.text import format_percent
+
+_MAX_DEFECTIVE_FRACTION = 0.9  # Of a mask that is read as it was meant.
+_INVERTED_PALETTE = 'the first color of its palette seems to mark the defect'
 
 ImageFunction: TypeAlias = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
 
 UNREADABLE, SIZE_MISMATCH = 'unreadable file', 'size mismatch'
+FULL_MASK = 'mask marks nearly everything'
 DEFECT_IN_TRAINING, IN_TRAIN_AND_TEST = 'defects in training', 'duplicate in train and test'
 
 # Labeling tool -> suffix of its label files, and a pattern in their content.
@@ -40,6 +47,7 @@ class Inspection(NamedTuple):
     fingerprint: coarse values of an image that survive encoding, for `near_duplicates.group`; None
       for a mask and an unreadable file.
     defective_fraction: fraction of a mask's pixels that are defective.
+    hint: sentence on an empty mask.
     problems: problems of the file by itself.
   """
 
@@ -47,6 +55,7 @@ class Inspection(NamedTuple):
   digest: bytes = b''
   fingerprint: Float[np.ndarray, ' k'] | None = None
   defective_fraction: float = 0.0
+  hint: str = ''
   problems: tuple[Problem, ...] = ()
 
 
@@ -58,7 +67,7 @@ class Dataset(NamedTuple):
     splits: images, labeled by their masks if the layout requires it.
     images: inspections of the images, by path.
     masks: inspections of the masks, by path.
-    mask_threshold: mask values above it count as defective.
+    mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     min_images: smallest number of good training images that is not an error.
   """
 
@@ -66,7 +75,7 @@ class Dataset(NamedTuple):
   splits: Splits
   images: Mapping[Path, Inspection]
   masks: Mapping[Path, Inspection]
-  mask_threshold: int
+  mask_reading: str
   min_images: int
 
 
@@ -85,23 +94,66 @@ def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspecti
   return Inspection((height, width), digest, fingerprint)
 
 
-def inspect_mask(path: Path, threshold: int) -> Inspection:
-  """Decode a mask, in which values above the threshold are defective."""
+def inspect_mask(path: Path, reading: str) -> Inspection:
+  """Decode a mask, or those of a folder, whose defects are marked as `reading` says."""
+  inspections = [_inspect_mask_file(file, reading) for file in image_io.mask_files(path)]
+  issues = tuple(itertools.chain.from_iterable(each.problems for each in inspections))
+  if any(each.size is None for each in inspections):
+    # Without one of its files, the whole mask is unknown.
+    broken = [error(UNREADABLE, path, p.message) for p in issues if p.kind == UNREADABLE]
+    return Inspection(problems=(*broken, *(p for p in issues if p.kind != UNREADABLE)))
+  if len(inspections) == 1:
+    return inspections[0]
   try:
-    values, is_color = image_io.read_raw_mask(path)
+    mask = image_io.read_mask(path, reading)
   except DataError as reason:
-    return Inspection(problems=(error(UNREADABLE, path, str(reason)),))
+    return Inspection(problems=(*issues, error(UNREADABLE, path, str(reason))))
+  return Inspection(mask.shape, defective_fraction=float(mask.mean()), problems=issues)
+
+
+def _inspect_mask_file(path: Path, reading: str) -> Inspection:
+  try:
+    mask = image_io.read_raw_mask(path)
+    defects = mask.defects(reading)
+  except DataError as reason:
+    text = str(reason) if str(path) in str(reason) else f'Cannot read {path}: {reason}.'
+    return Inspection(problems=(error(UNREADABLE, path, text),))
   issues = []
-  if is_color:
+  if mask.is_color and reading != image_io.ALPHA:
     message = f'{path} is in color; its largest channel is used. Store masks as 8-bit gray.'
     issues.append(warning('mask in color', path, message))
+  values = mask.alpha if reading == image_io.ALPHA and mask.alpha is not None else mask.values
   unique = np.unique(values)
-  if len(unique) > 2:
+  if len(unique) > 2 and not mask.is_jpeg:
     message = f'{path} has {len(unique)} values from {unique[0]:g} to {unique[-1]:g}, not just two'
-    reading = f'those above data.mask_threshold={threshold} count as defective'
-    issues.append(warning('mask not binary', path, f'{message}; {reading}.'))
-  fraction = float((values > threshold).mean())
-  return Inspection(values.shape, defective_fraction=fraction, problems=tuple(issues))
+    issues.append(
+      warning('mask not binary', path, f'{message}; it is read as data.mask={reading}.')
+    )
+  fraction = float(defects.mean())
+  if fraction > _MAX_DEFECTIVE_FRACTION:
+    message = f'{path} marks {format_percent(fraction, 0)} of its pixels as defective'
+    issues.append(warning(FULL_MASK, path, f'{message}: {_explain(mask, fraction)}'))
+  hint = f' {_explain(mask, fraction)}' if fraction == 0 and mask.alpha is not None else ''
+  return Inspection(values.shape, defective_fraction=fraction, hint=hint, problems=tuple(issues))
+
+
+def _explain(mask: image_io.RawMask, fraction: float) -> str:
+  """Explain why a mask marks nearly every pixel or none, and name the setting that may read it."""
+  values, counts = np.unique(mask.values, return_counts=True)
+  background = f'{values[counts.argmax()]:g}'
+  readings = [
+    (image_io.ALPHA, 'the defect seems to be in its alpha channel'),
+    (image_io.INVERTED, _INVERTED_PALETTE if mask.is_palette else 'it seems to be inverted'),
+    (f'above:{background}', f'its background seems to be {background}'),
+    (f'equals:{values[0]:g}', f'its background seems to be {background}'),
+  ]
+  for reading, cause in readings:
+    with contextlib.suppress(DataError):
+      if 0 < mask.defects(reading).mean() <= _MAX_DEFECTIVE_FRACTION:
+        return f'{cause}; read it with {Setting("data.mask", reading)}.'
+  if fraction == 0:
+    return 'its alpha channel does not mark a defect, either.'
+  return 'no setting of data.mask tells a defect; save masks in gray, white on black.'
 
 
 def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
@@ -123,8 +175,10 @@ def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
       message = f'{path} is in a folder of good images, but its mask {mask} marks defects.'
       yield error('good image with defects', path, message)
     if not is_good and not has_defect:
-      message = f'{mask} marks nothing above data.mask_threshold={dataset.mask_threshold}'
-      yield warning('empty mask', mask, f'{message}, but {path} is in a folder of {defect} images.')
+      message = f'{mask} marks nothing with data.mask={dataset.mask_reading}'
+      hint = dataset.masks[mask].hint
+      message = f'{message}, but {path} is in a folder of {defect} images.{hint}'
+      yield warning('empty mask', mask, message)
 
 
 def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:

@@ -27,11 +27,13 @@ class Layout(NamedTuple):
     labels_by_mask: whether an image is defective only if its mask marks a defect; see
       `label_by_mask`.
     has_masks: whether defective images are expected to have ground truth.
+    list_files: patterns of the files other than images that `read` reads, relative to the folder.
   """
 
   read: Callable[[Path], scanning.SplitsAndProblems]
   labels_by_mask: bool = False
   has_masks: bool = True
+  list_files: tuple[str, ...] = ()
 
 
 class Listing(NamedTuple):
@@ -51,7 +53,7 @@ class Listing(NamedTuple):
 
 
 def load(
-  root: str | Path, category: str = '', layout: str = 'auto', mask_threshold: int = 0
+  root: str | Path, category: str = '', layout: str = 'auto', mask_reading: str = image_io.NONZERO
 ) -> Splits:
   """List the images of one category.
 
@@ -61,8 +63,8 @@ def load(
     layout: 'mvtec', 'seglist', 'folder', or 'auto', which means 'mvtec' if there is a folder
       'train', else 'seglist' if there is a file 'train.txt', else 'mvtec' if there is a folder
       'test', else 'folder'.
-    mask_threshold: limit for a seglist, where an image is defective if its mask has a value above
-      it, and good otherwise or without a mask.
+    mask_reading: how masks mark defects, see `image_io.parse_mask_reading`. In a seglist, an image
+      is defective if its mask marks a defect, and good otherwise or without a mask.
 
   Raises:
     DataError: a folder or listed file is missing, there are no training images, or a seglist has
@@ -74,7 +76,7 @@ def load(
   if not listing.layout.labels_by_mask:
     return listing.splits
   train, test = listing.splits
-  splits = label_by_mask(listing.splits, defective_masks([*train, *test], mask_threshold))
+  splits = label_by_mask(listing.splits, defective_masks([*train, *test], mask_reading))
   problems.raise_errors(defects_in_training(splits.train))
   return splits
 
@@ -141,11 +143,11 @@ def require_no_categories(directory: Path) -> None:
     refuse('data.category', None, message, *hint, allowed=tuple(names))
 
 
-def defective_masks(records: Sequence[Record], mask_threshold: int) -> set[Path]:
+def defective_masks(records: Sequence[Record], mask_reading: str) -> set[Path]:
   """Return the masks of records that have a value above the threshold."""
   masks = list(dict.fromkeys(record.mask for record in records if record.mask))
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    has_defect = pool.map(lambda mask: image_io.has_defect(mask, mask_threshold), masks)
+    has_defect = pool.map(lambda mask: image_io.has_defect(mask, mask_reading), masks)
     return {mask for mask, is_defective in zip(masks, has_defect, strict=True) if is_defective}
 
 
@@ -171,7 +173,8 @@ def defects_in_training(train: Sequence[Record]) -> Iterator[Problem]:
 
 def categories(root: str | Path) -> list[str]:
   """Return the names of the folders in root that contain images in one of the layouts."""
-  return [path.name for path in scanning.folders_in(_require_folder(root)) if _is_category(path)]
+  folders = scanning.folders_in(_require_folder(root))
+  return [f.name for f in folders if _is_category(f) and not scanning.is_mask_folder(f.name)]
 
 
 def expand(root: str | Path, category: str) -> list[str]:
@@ -206,7 +209,7 @@ def mask_size_mismatch(record: Record, size: tuple[int, int], mask_size: tuple[i
 
 _LAYOUTS = {
   'mvtec': Layout(mvtec.read_splits),
-  'seglist': Layout(seglist.read_splits, labels_by_mask=True),
+  'seglist': Layout(seglist.read_splits, labels_by_mask=True, list_files=('train.txt', 'val.txt')),
   'folder': Layout(folder.read_splits, has_masks=False),
 }
 # Entries of a folder, the first of which determines its layout.

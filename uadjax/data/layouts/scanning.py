@@ -1,16 +1,38 @@
-"""Functions that list images, masks and folders in natural order, shared by the layouts."""
+"""Functions that list images, masks and folders in natural order, shared by the layouts.
+
+Masks are found by name, in folders of masks and beside their images. A mask is never listed as an
+image.
+"""
 
 import collections
 from collections.abc import Mapping, Sequence
+import itertools
 from pathlib import Path
 import re
 
+import numpy as np
+
+from uadjax.data import image_io, near_duplicates
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
+from uadjax.errors import DataError
 
-# Suffixes of images and names of folders of normal images, both in lower case; any case matches.
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-NORMAL_FOLDER_NAMES = (GOOD, 'normal', 'ok')
+SUFFIXES = image_io.SUFFIXES
+# Names of folders, in lower case; any case matches.
+NORMAL_FOLDER_NAMES = (GOOD, 'normal', 'ok', '0_good')
+MASK_FOLDER_NAMES = (
+  *('mask', 'masks', 'ground_truth', 'groundtruth', 'gt', 'annotation', 'annotations'),
+  *('label', 'labels'),
+)
+# Files and folders that systems and archivers leave among images, in lower case.
+_SYSTEM_NAMES = frozenset(
+  ('@eadir', '__macosx', '#recycle', '$recycle.bin', 'thumbs.db', 'desktop.ini', 'ehthumbs.db')
+)
+_MASK_ENDINGS = 'mask', 'gt', 'label', 'seg'  # Of the names of masks, such as 'x_mask.png'.
+_MASK_STEM = re.compile(rf'(.+)[_-](?:{"|".join(_MASK_ENDINGS)})s?[_-]?\d*', re.IGNORECASE)
+_LOSSLESS_SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff', '.pgm')
+_NUM_OPENED_PAIRS = 3  # Pairs of one folder that are opened.
+_MIN_MASK_DISTANCE = 8.0  # Root mean square difference of fingerprints, in gray values.
 
 SplitsAndProblems = tuple[Splits, list[Problem]]
 
@@ -44,6 +66,21 @@ def normal_folders(directory: Path) -> list[Path]:
   return [directory, *(f for f in folders_in(directory) if is_normal(f.name))]
 
 
+def is_mask_folder(folder_name: str) -> bool:
+  """Return whether a folder of this name contains masks."""
+  return folder_name.lower() in MASK_FOLDER_NAMES
+
+
+def mask_folders_in(directory: Path) -> list[Path]:
+  """Return the subfolders of a folder that contain masks, by their names."""
+  return [folder for folder in folders_in(directory) if is_mask_folder(folder.name)]
+
+
+def is_hidden(name: str) -> bool:
+  """Return whether a file or folder is hidden, or one that a system keeps for itself."""
+  return name.startswith('.') or name.lower() in _SYSTEM_NAMES
+
+
 def has_training_set(directory: Path) -> bool:
   """Return whether a folder has training images in the layout 'mvtec' or 'seglist'."""
   return (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
@@ -52,23 +89,103 @@ def has_training_set(directory: Path) -> bool:
 def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
   """Return records of the images in the subfolders of a folder, each named after a defect.
 
+  Subfolders of masks are not defects.
+
   Args:
     folder: folder of the subfolders; the name of one of normal images counts as 'good'.
-    mask_folder: folder of subfolders with their masks; None if there are no masks.
+    mask_folder: folder of subfolders with their masks, or of the masks of all defective images;
+      None if there are no masks.
   """
   records = []
   for subfolder in folders_in(folder):
+    if is_mask_folder(subfolder.name):
+      continue
     defect = GOOD if is_normal(subfolder.name) else subfolder.name
-    masks = collections.defaultdict(list)
-    for path in files_in(mask_folder / subfolder.name) if mask_folder else ():
-      masks[path.stem].append(path)
-    records += [Record(path, defect, _find_mask(path, masks)) for path in files_in(subfolder)]
+    folders = mask_folders_in(subfolder)
+    if mask_folder:
+      own = mask_folder / subfolder.name
+      # Good images may share their names with defective ones, whose masks these are.
+      folders.append(own if own.is_dir() or defect == GOOD else mask_folder)
+    records += image_records(subfolder, defect, folders)
   return tuple(records)
+
+
+def image_records(
+  folder: Path, defect: str = GOOD, mask_folders: Sequence[Path] = ()
+) -> tuple[Record, ...]:
+  """Return records of the images directly in a folder, with their masks.
+
+  The mask of `x.png` is a file `x_mask.png`, `x_GT.bmp`, `x_label.png` or `x.png`, or a folder
+  `x` of several masks, in one of the folders of masks. Or it lies beside the image, see
+  `split_masks`.
+
+  Args:
+    folder: folder of the images.
+    defect: 'good', or the type of defect.
+    mask_folders: folders that contain masks.
+  """
+  images, masks_beside = split_masks(files_in(folder))
+  masks: dict[str, list[Path]] = collections.defaultdict(list)
+  for mask_folder in mask_folders:
+    for path in files_in(mask_folder):
+      masks[path.stem.lower()].append(path)
+    for subfolder in folders_in(mask_folder):
+      if files_in(subfolder):
+        masks[subfolder.name.lower()].append(subfolder)
+  return tuple(
+    Record(path, defect, _find_mask(path, masks) or masks_beside.get(path)) for path in images
+  )
+
+
+def split_masks(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
+  """Split the files of a folder into images, and masks beside them; return the mask per image.
+
+  Masks of `x.jpg` are `x_mask.png`, `x_GT.png`, `x_label.bmp` and the like, whatever their suffix,
+  and `x.png`, unless it shows the same picture as `x.jpg`.
+  """
+  paths_by_stem: dict[str, list[Path]] = collections.defaultdict(list)
+  for path in paths:
+    paths_by_stem[path.stem.lower()].append(path)
+  masks, by_image = set[Path](), dict[Path, Path]()
+  for path in paths:
+    match = _MASK_STEM.fullmatch(path.stem)
+    for image in paths_by_stem.get(match[1].lower(), ()) if match else ():
+      masks.add(path)
+      by_image.setdefault(image, path)
+  pairs = [
+    (image, other)
+    for image, other in itertools.chain.from_iterable(
+      itertools.permutations(same_stem, 2) for same_stem in paths_by_stem.values()
+    )
+    if _is_lossy(image) and other.suffix.lower() in _LOSSLESS_SUFFIXES and image not in by_image
+  ]
+  if pairs and all(_is_mask(other, image) for image, other in pairs[:_NUM_OPENED_PAIRS]):
+    masks.update(other for _, other in pairs)
+    by_image.update(pairs)
+  return [path for path in paths if path not in masks], by_image
+
+
+def _is_lossy(path: Path) -> bool:
+  return path.suffix.lower() in ('.jpg', '.jpeg', '.jfif', '.jpe')
+
+
+def _is_mask(path: Path, image_path: Path) -> bool:
+  """Return whether a file has two values or shows another picture than an image of its name."""
+  try:
+    pixels, image = image_io.decode(path), image_io.decode(image_path)
+  except DataError:
+    return False
+  if len(np.unique(pixels)) <= 2:
+    return True
+  difference = near_duplicates.fingerprint(pixels) - near_duplicates.fingerprint(image)
+  return bool(np.sqrt((difference**2).mean()) > _MIN_MASK_DISTANCE)
 
 
 def _find_mask(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
   """Find the mask of an image by name; prefer the image's suffix if several masks match."""
-  for name in (f'{image.name}_mask', f'{image.stem}_mask', image.name, image.stem):
+  names = image.name.lower(), image.stem.lower()
+  endings = (f'{name}_{ending}' for ending in _MASK_ENDINGS for name in names)
+  for name in (*endings, *names):
     if name in masks:
       return min(masks[name], key=lambda mask: mask.suffix.lower() != image.suffix.lower())
   return None
@@ -77,7 +194,7 @@ def _find_mask(image: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
 def _visible(directory: Path) -> list[Path]:
   """Return the entries of a folder that are not hidden; none if it does not exist."""
   entries = directory.iterdir() if directory.is_dir() else ()
-  return sorted((p for p in entries if not p.name.startswith('.')), key=natural_sort_key)
+  return sorted((p for p in entries if not is_hidden(p.name)), key=natural_sort_key)
 
 
 def natural_sort_key(path: Path) -> tuple[list[str | int], str]:

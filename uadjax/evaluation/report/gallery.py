@@ -90,7 +90,7 @@ def make_pictures(
   anomaly_maps: Sequence[Float[np.ndarray, 'h w']] | Float[np.ndarray, 'n h w'],
   indices: Sequence[int],
   ops: transforms.Ops,
-  mask_threshold: int = 0,
+  mask_reading: str = image_io.NONZERO,
 ) -> list[Picture]:
   """Encode pictures of selected images, in threads.
 
@@ -99,12 +99,12 @@ def make_pictures(
     anomaly_maps: maps of all images at network size; may be memory-mapped.
     indices: indices of the images to show.
     ops: preprocessing of the images.
-    mask_threshold: mask value above which pixels are defective.
+    mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
   """
   max_bytes = MAX_BYTES // max(len(indices), 1)
 
   def picture_at(i: int) -> Picture:
-    return make_picture(i, records[i], anomaly_maps[i], ops, mask_threshold, max_bytes)
+    return make_picture(i, records[i], anomaly_maps[i], ops, mask_reading, max_bytes)
 
   with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
     return list(progress.show_progress(pool.map(picture_at, indices), len(indices), 'Pictures'))
@@ -115,7 +115,7 @@ def make_picture(
   record: Record,
   anomaly_map: Float[np.ndarray, 'h w'],
   ops: transforms.Ops,
-  mask_threshold: int,
+  mask_reading: str,
   max_bytes: int,
 ) -> Picture:
   """Encode the picture of one image in at most about `max_bytes`."""
@@ -123,7 +123,7 @@ def make_picture(
   size = image.shape[0], image.shape[1]
   small_map, visible = ops.restore(anomaly_map, *_fit_within(size, _HEATMAP_SIDE))
   levels, low, high = heatmap.to_levels(small_map)
-  truth = pixel_scores.read_defect_mask(record, size, mask_threshold)
+  truth = pixel_scores.read_defect_mask(record, size, mask_reading)
   heatmap_png = _encode(Image.fromarray(levels), 'PNG', optimize=True)
   truth_png = None if truth is None or not truth.any() else _encode_mask(truth)
   remaining_bytes = max_bytes - len(heatmap_png) - len(truth_png or b'')

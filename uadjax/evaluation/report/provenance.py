@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 import hashlib
+import itertools
 import os
 from pathlib import Path
 import platform
@@ -13,6 +14,7 @@ import numpy as np
 import PIL
 
 import uadjax
+from uadjax.data import image_io
 from uadjax.data.records import Record
 from uadjax.model import model_dir
 from uadjax.system import files
@@ -32,6 +34,7 @@ def collect(
       `evaluate_s`.
   """
   masks = [record.mask for record in records if record.mask is not None]
+  mask_files = itertools.chain.from_iterable(map(image_io.mask_files, masks))
   return {
     'model': {
       'name': model.name,
@@ -44,7 +47,7 @@ def collect(
     'data': {
       'test_images': len(records),
       'masks': len(masks),
-      'sha256': fingerprint([*(record.path for record in records), *masks]),
+      'sha256': fingerprint([*(record.path for record in records), *mask_files]),
     },
     'versions': {
       'uadjax': uadjax.__version__,
