@@ -21,7 +21,12 @@ def run(options: CheckOptions) -> None:
   if not options.dataset.is_dir():
     raise DataError(f'{options.dataset} is not a folder; name a folder that holds images.')
   runtime.require_writable('--output', options.output)
-  values = {'root': options.dataset, 'category': options.category, 'layout': options.layout}
+  values = {
+    'root': options.dataset,
+    'category': options.category,
+    'layout': options.layout,
+    'mask': options.mask,
+  }
   settings = configs.replace(DataSettings(), values)
   all_passed, output = True, options.output
   categories = data.expand(settings)
@@ -51,6 +56,7 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
         'val_samples': len(test),
         'defects': dict(defect_counts),
         'problems': [{**p._asdict(), 'path': str(p.path)} for p in report.problems],
+        'not_used': [group.to_dict() for group in report.not_used],
       }
     )
     return report.passed

@@ -294,6 +294,9 @@ class CheckOptions(NamedTuple):
   dataset: Path = _DATASET
   category: str = _CATEGORY
   layout: str = _option('auto', 'NAME', 'auto, mvtec, folder or seglist.')
+  mask: str = _option(
+    'nonzero', 'HOW', 'How masks mark defects: nonzero, above:N, equals:N, inverted or alpha.'
+  )
   output: Path | None = _option(
     None, 'DIR', 'Folder for sample pictures, a histogram and the result.'
   )

@@ -29,8 +29,11 @@ _OPTION_BY_SETTING = {
 }
 # Arguments that stand for settings, which a message can only name: a value needs --override.
 _ARGUMENT_BY_SETTING = {'data.category': '--category', 'data.root': 'DATASET'}
-# Options of `uadjax fit` only. Unlike a sweep, it takes a single config.
-_FIT_OPTION_BY_SETTING = {'config': '--model', 'fit.extend': '--extend'}
+# Options of single commands. Unlike a sweep, `fit` takes a single config.
+_OPTION_BY_COMMAND = {
+  'check': {'data.layout': '--layout', 'data.mask': '--mask'},
+  'fit': {'config': '--model', 'fit.extend': '--extend'},
+}
 # Sections whose settings are options of a command of another name; 'root' is `uadjax` without one.
 _SECTION_BY_COMMAND = {'report': 'evaluate', 'threshold': 'calibrate', 'root': 'predict'}
 # The --override of these commands takes any setting of an experiment.
@@ -73,7 +76,7 @@ def format_setting(command: str, setting: Setting) -> str:
   takes_override = command in _COMMANDS_WITH_OVERRIDE
   is_own = section == _SECTION_BY_COMMAND.get(command, command) and not takes_override
   own_option = f'--{name.replace("_", "-")}' if is_own else None
-  options = _OPTION_BY_SETTING | (_FIT_OPTION_BY_SETTING if command == 'fit' else {})
+  options = _OPTION_BY_SETTING | _OPTION_BY_COMMAND.get(command, {})
   option = options.get(setting.key, own_option)
   if setting.value is ... and setting.key in _ARGUMENT_BY_SETTING:
     return _ARGUMENT_BY_SETTING[setting.key]

@@ -48,6 +48,11 @@ MASK_READINGS = (NONZERO, 'above:N', 'equals:N', INVERTED, ALPHA)
 _MASK_LEVEL = re.compile(r'(above|equals):(\d{1,5})', re.ASCII)
 _JPEG_MASK_LEVEL = 127  # A JPEG has noise around 0 and 255.
 
+# First bytes of files in the formats; WebP is more complicated.
+_SIGNATURES = (
+  b'\xff\xd8\xff', b'\x89PNG\r\n', b'BM', b'II*\0', b'MM\0*', b'GIF8', b'P5', b'P6',
+  b'\0\0\0\x0cjP  ',
+)  # fmt: skip
 # First bytes of small files that stand for an image elsewhere -> what the file is.
 _POINTERS = {
   b'version https://git-lfs.github.com/spec/': "a Git LFS pointer; run 'git lfs pull'",
@@ -240,6 +245,14 @@ def _open_image(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.
   except Exception as error:  # Pillow raises nearly anything on damaged files.
     cause, reason = error, getattr(error, 'strerror', None) or str(error) or type(error).__name__
   raise error_type(f'Cannot read {_name(source)}: {reason.rstrip(".")}.') from cause
+
+
+def has_image_signature(path: Path) -> bool:
+  """Return whether the content of a file begins like one of the formats that are read."""
+  with contextlib.suppress(OSError), path.open('rb') as file:
+    head = file.read(12)
+    return head.startswith(_SIGNATURES) or (head[:4] == b'RIFF' and head[8:] == b'WEBP')
+  return False
 
 
 def _name(source: Source) -> str | Path:

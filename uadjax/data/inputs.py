@@ -267,7 +267,7 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
         continue
       visited.add(folder_id)
       with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith('.')]
+        visible = [entry for entry in entries if not scanning.is_hidden(entry.name)]
     except OSError:
       yield Source(_printable(folder), folder, subfolder.parent)
       continue

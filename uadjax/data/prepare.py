@@ -36,6 +36,8 @@ def checked_splits(
     raise DataError(f'{report}\nNo usable training images remain.')
   if report.problems:
     log.LOG.warning('%s', report)
+  elif report.not_used:
+    log.LOG.warning('%s', report.describe_not_used())
   if message := checks.describe_excluded(report, splits):
     log.LOG.warning('%s', message)
   return splits

@@ -42,7 +42,7 @@ class PredictRequest(RequestOptions):
   """Image and options of a JSON request."""
 
   image: str = pydantic.Field(
-    description='A JPEG, PNG, BMP, TIFF or WebP file in base64; or its URL, if allowed.',
+    description=f'A {image_io.FORMAT_NAMES} file in base64; or its URL, if allowed.',
     min_length=1,
   )
 

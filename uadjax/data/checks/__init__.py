@@ -7,13 +7,14 @@ Letters: h w height and width of an image.
 
 from collections.abc import Mapping, Sequence
 import concurrent.futures
+import contextvars
 import functools
 import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 from uadjax.data import image_io, layouts, problems as dataset_problems
-from uadjax.data.checks import rules
+from uadjax.data.checks import rules, unused_files
 from uadjax.data.problems import ERROR, Problem
 from uadjax.data.records import Record, Splits
 from uadjax.errors import DataError, Setting
@@ -36,6 +37,7 @@ class Report(NamedTuple):
     defective_fractions: fraction of defective pixels of each readable mask.
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     labels_by_mask: whether masks alone determine which images are good.
+    not_used: files below the folder that no record uses, by reason.
   """
 
   directory: Path
@@ -44,6 +46,7 @@ class Report(NamedTuple):
   defective_fractions: Mapping[Path, float]
   mask_reading: str
   labels_by_mask: bool = False
+  not_used: tuple[unused_files.NotUsed, ...] = ()
 
   @property
   def errors(self) -> list[Problem]:
@@ -58,6 +61,11 @@ class Report(NamedTuple):
   def error_paths(self, kind: str) -> set[Path]:
     """Return the files and folders that have an error of one kind."""
     return {problem.path for problem in self.errors if problem.kind == kind}
+
+  def describe_not_used(self) -> str:
+    """Return the number of unused files per reason as text; '' if every file is used."""
+    groups = dataset_problems.join_messages([str(group) for group in self.not_used])
+    return f'Files that are not used:\n  {groups}' if self.not_used else ''
 
   def __str__(self) -> str:
     train, test = self.splits
@@ -75,6 +83,8 @@ class Report(NamedTuple):
     for (severity, kind), group in itertools.groupby(by_kind, key=lambda p: p[:2]):
       messages = dataset_problems.join_messages([problem.message for problem in group])
       lines.append(f'{severity}, {kind}:\n  {messages}')
+    if self.not_used:
+      lines.append(self.describe_not_used())
     return '\n'.join(lines)
 
 
@@ -114,7 +124,8 @@ def check(
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
     splits = layouts.label_by_mask(splits, defective_masks)
   splits = rules.mark_near_duplicates(splits, images)
-  dataset = rules.Dataset(listing, splits, images, masks, mask_reading, min_images)
+  unused = unused_files.find(listing.directory, splits, listing.layout.list_files)
+  dataset = rules.Dataset(listing, splits, images, masks, mask_reading, min_images, unused)
   all_problems = [*listing.problems]
   for inspection in (*images.values(), *masks.values()):
     all_problems += inspection.problems
@@ -123,7 +134,7 @@ def check(
   fractions = {path: mask.defective_fraction for path, mask in masks.items() if mask.size}
   ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
   properties = (listing.directory, splits, ordered, fractions, mask_reading)
-  return Report(*properties, listing.layout.labels_by_mask)
+  return Report(*properties, listing.layout.labels_by_mask, unused_files.summarize(unused))
 
 
 def _inspect_files(
@@ -137,7 +148,11 @@ def _inspect_files(
   images = list(on_image)
   masks = list(dict.fromkeys(record.mask for record in records if record.mask))
   jobs = [functools.partial(rules.inspect_image, path, on_image[path]) for path in images]
-  jobs += [functools.partial(rules.inspect_mask, path, mask_reading) for path in masks]
+  # Messages about masks name a setting, which each front end formats in its own way.
+  jobs += [
+    functools.partial(contextvars.copy_context().run, rules.inspect_mask, path, mask_reading)
+    for path in masks
+  ]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     results = list(progress(pool.map(lambda job: job(), jobs), len(jobs), 'Checking'))
   n = len(images)

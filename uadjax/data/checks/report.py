@@ -67,6 +67,7 @@ def write(report: checks.Report, workdir: Path) -> dict[str, Any]:
     'problems': [
       {**p._asdict(), 'path': _strip_directory(str(p.path), report)} for p in report.problems
     ],
+    'not_used': [group.to_dict() for group in report.not_used],
   }
 
 

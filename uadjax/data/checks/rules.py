@@ -4,38 +4,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import hashlib
 import itertools
-import mmap
 from pathlib import Path
-import re
 from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Float, UInt8
 import numpy as np
 
 from uadjax.data import image_io, layouts, near_duplicates
-from uadjax.data.layouts import scanning
+from uadjax.data.checks import label_files, unused_files
 from uadjax.data.problems import error, Problem, warning
 from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError, Setting
 from uadjax.system.text import format_percent
 
 _MAX_DEFECTIVE_FRACTION = 0.9  # Of a mask that is read as it was meant.
-_INVERTED_PALETTE = 'the first color of its palette seems to mark the defect'
+_INVERTED_PALETTE = 'The first color of its palette seems to mark the defect'
 
 ImageFunction: TypeAlias = Callable[[Path, UInt8[np.ndarray, 'h w 3']], None]
 
 UNREADABLE, SIZE_MISMATCH = 'unreadable file', 'size mismatch'
 FULL_MASK = 'mask marks nearly everything'
 DEFECT_IN_TRAINING, IN_TRAIN_AND_TEST = 'defects in training', 'duplicate in train and test'
-
-# Labeling tool -> suffix of its label files, and a pattern in their content.
-_LABEL_SIGNATURES = {
-  'LabelMe': ('.json', rb'"shapes"\s*:'),
-  'COCO': ('.json', rb'"(annotations|(image|category)_id)"\s*:'),
-  'VOC': ('.xml', rb'<annotation[\s>]'),
-}
-_MAX_OPENED_FILES = 3  # Files of one folder that are searched for a pattern.
-_MAX_LABEL_BYTES = 1 << 28  # Larger files are not searched.
 
 
 class Inspection(NamedTuple):
@@ -69,6 +58,7 @@ class Dataset(NamedTuple):
     masks: inspections of the masks, by path.
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     min_images: smallest number of good training images that is not an error.
+    unused: files below the dataset's folder that no record uses.
   """
 
   listing: layouts.Listing
@@ -77,6 +67,7 @@ class Dataset(NamedTuple):
   masks: Mapping[Path, Inspection]
   mask_reading: str
   min_images: int
+  unused: Sequence[unused_files.UnusedFile] = ()
 
 
 def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspection:
@@ -126,34 +117,31 @@ def _inspect_mask_file(path: Path, reading: str) -> Inspection:
   unique = np.unique(values)
   if len(unique) > 2 and not mask.is_jpeg:
     message = f'{path} has {len(unique)} values from {unique[0]:g} to {unique[-1]:g}, not just two'
-    issues.append(
-      warning('mask not binary', path, f'{message}; it is read as data.mask={reading}.')
-    )
+    setting = Setting('data.mask', reading)
+    issues.append(warning('mask not binary', path, f'{message}; it is read with {setting}.'))
   fraction = float(defects.mean())
   if fraction > _MAX_DEFECTIVE_FRACTION:
     message = f'{path} marks {format_percent(fraction, 0)} of its pixels as defective'
-    issues.append(warning(FULL_MASK, path, f'{message}: {_explain(mask, fraction)}'))
-  hint = f' {_explain(mask, fraction)}' if fraction == 0 and mask.alpha is not None else ''
+    issues.append(warning(FULL_MASK, path, f'{message}. {_explain(mask)}'))
+  hint = f' {_explain(mask)}' if fraction == 0 and mask.alpha is not None else ''
   return Inspection(values.shape, defective_fraction=fraction, hint=hint, problems=tuple(issues))
 
 
-def _explain(mask: image_io.RawMask, fraction: float) -> str:
+def _explain(mask: image_io.RawMask) -> str:
   """Explain why a mask marks nearly every pixel or none, and name the setting that may read it."""
   values, counts = np.unique(mask.values, return_counts=True)
   background = f'{values[counts.argmax()]:g}'
   readings = [
-    (image_io.ALPHA, 'the defect seems to be in its alpha channel'),
-    (image_io.INVERTED, _INVERTED_PALETTE if mask.is_palette else 'it seems to be inverted'),
-    (f'above:{background}', f'its background seems to be {background}'),
-    (f'equals:{values[0]:g}', f'its background seems to be {background}'),
+    (image_io.ALPHA, 'The defect seems to be in its alpha channel'),
+    (image_io.INVERTED, _INVERTED_PALETTE if mask.is_palette else 'It seems to be inverted'),
+    (f'above:{background}', f'Its background seems to be {background}'),
+    (f'equals:{values[0]:g}', f'Its background seems to be {background}'),
   ]
   for reading, cause in readings:
     with contextlib.suppress(DataError):
       if 0 < mask.defects(reading).mean() <= _MAX_DEFECTIVE_FRACTION:
         return f'{cause}; read it with {Setting("data.mask", reading)}.'
-  if fraction == 0:
-    return 'its alpha channel does not mark a defect, either.'
-  return 'no setting of data.mask tells a defect; save masks in gray, white on black.'
+  return f'No value of {Setting("data.mask")} finds a defect; save masks in gray, white on black.'
 
 
 def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
@@ -166,7 +154,12 @@ def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
-  """Yield a problem for each test image whose folder and mask contradict each other."""
+  """Yield a problem for each image whose folder and mask contradict each other."""
+  for path, defect, mask, *_ in dataset.splits.train:
+    # `layouts.defects_in_training` reports the others.
+    if mask and defect == GOOD and dataset.masks[mask].defective_fraction > 0:
+      message = f'{path} is in a folder of good images, but its mask {mask} marks defects'
+      yield error(DEFECT_IN_TRAINING, path, f'{message}; move it to a folder of defective ones.')
   for path, defect, mask, _ in dataset.splits.test:
     if mask is None or not dataset.masks[mask].size:
       continue
@@ -175,10 +168,9 @@ def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
       message = f'{path} is in a folder of good images, but its mask {mask} marks defects.'
       yield error('good image with defects', path, message)
     if not is_good and not has_defect:
-      message = f'{mask} marks nothing with data.mask={dataset.mask_reading}'
-      hint = dataset.masks[mask].hint
-      message = f'{message}, but {path} is in a folder of {defect} images.{hint}'
-      yield warning('empty mask', mask, message)
+      message = f'{mask} marks nothing with {Setting("data.mask", dataset.mask_reading)}'
+      message = f'{message}, but {path} is in a folder of {defect} images.'
+      yield warning('empty mask', mask, f'{message}{dataset.masks[mask].hint}')
 
 
 def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
@@ -296,32 +288,24 @@ def _near_duplicates(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
-  """Yield a warning for each training folder that contains label files, which are not read."""
+  """Yield a warning for each tool whose label files lie below the dataset's folder unread."""
   if dataset.listing.layout.labels_by_mask:
     return
-  for folder in dict.fromkeys(record.path.parent for record in dataset.splits.train):
-    for tool, (suffix, pattern) in _LABEL_SIGNATURES.items():
-      paths = scanning.files_in(folder, [suffix])
-      if path := next((p for p in paths[:_MAX_OPENED_FILES] if _contains(p, pattern)), None):
-        message = (
-          f'{folder} has {len(paths)} *{suffix} files such as {path}, which looks like {tool} '
-          'labels. They are not read: every image there counts as good. To convert them, use mode '
-          f'check_dataset with check.convert.enable=true, check.convert.src_dataset_type={tool}.'
-        )
-        yield warning('labels of another tool', folder, message)
-        break
-
-
-def _contains(path: Path, pattern: bytes) -> bool:
-  """Return whether a pattern matches the content of a file; False if it is empty or unreadable."""
-  try:
-    if path.stat().st_size > _MAX_LABEL_BYTES:
-      return False
-    # Mapped, because a label file with embedded images is large.
-    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-      return bool(re.search(pattern, content))
-  except (OSError, ValueError):
-    return False
+  directory, records = dataset.listing.directory, (*dataset.splits.train, *dataset.splits.test)
+  labels = [(tool, directory / path) for path, _, tool in dataset.unused]
+  labels += label_files.find_beside(directory, {record.path.stem for record in records})
+  paths_by_tool: dict[str, list[Path]] = {}
+  for tool, path in labels:
+    if tool not in ('', label_files.LIST):
+      paths_by_tool.setdefault(tool, []).append(path)
+  for tool, paths in paths_by_tool.items():
+    folder, suffix = paths[0].parent, paths[0].suffix
+    count = sum(path.parent == folder for path in paths)
+    message = (
+      f'{folder} has {count} *{suffix} files such as {paths[0]}, which look like labels of {tool}. '
+      'They are not read: every image in a folder of good images counts as good.'
+    )
+    yield warning('labels of another tool', folder, f'{message} {label_files.way_out(tool)}')
 
 
 def _small_splits(dataset: Dataset) -> Iterator[Problem]:

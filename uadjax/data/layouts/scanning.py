@@ -71,6 +71,11 @@ def is_mask_folder(folder_name: str) -> bool:
   return folder_name.lower() in MASK_FOLDER_NAMES
 
 
+def is_mask_name(file_name: str) -> bool:
+  """Return whether a file of this name may be the mask of an image beside it."""
+  return bool(_MASK_STEM.fullmatch(Path(file_name).stem))
+
+
 def mask_folders_in(directory: Path) -> list[Path]:
   """Return the subfolders of a folder that contain masks, by their names."""
   return [folder for folder in folders_in(directory) if is_mask_folder(folder.name)]

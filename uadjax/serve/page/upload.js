@@ -3,7 +3,7 @@
 import { find } from './elements.js';
 import { compareNames } from './parts.js';
 
-const IMAGE_SUFFIX = /\.(jpe?g|png|bmp|tiff?|webp)$/i;
+const IMAGE_SUFFIX = /\.(jpe?g|jfif|jpe|png|bmp|dib|tiff?|webp|gif|ppm|pgm|pnm|jp2)$/i;
 
 const readEntries = (reader) =>
   new Promise((resolve, reject) => reader.readEntries(resolve, reject));
