@@ -1,13 +1,16 @@
 """Laws of reading folders."""
 
+import inspect
 from pathlib import Path
+import re
 
 from hypothesis import given, strategies as st
 import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import layouts, records as record_types
+from uadjax import serve
+from uadjax.data import image_io, inputs, layouts, records as record_types
 from uadjax.data.layouts import mvtec as mvtecs, scanning, seglist
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError, UnknownName
@@ -54,6 +57,30 @@ def test_folder(tmp_path):
   splits = layouts.load(tmp_path, 'line', 'folder')
   assert splits.train == (Record(tmp_path / 'line/Normal/1.webp'),)
   assert splits.test == (Record(tmp_path / 'line/anomalous/7.jpeg', 'anomalous'),)
+
+
+@pytest.mark.parametrize('suffix', scanning.SUFFIXES)
+def test_each_suffix_is_read_in_any_case(tmp_path, suffix):
+  pixels = np.tile(np.array([[10, 200]], np.uint8), (16, 8))
+  formats = {'.jfif': 'JPEG', '.jpe': 'JPEG', '.pnm': 'PPM'}
+  for name in (f'a{suffix}', f'b{suffix.upper()}'):
+    Image.fromarray(pixels).save(tmp_path / name, formats.get(suffix))
+  paths = [record.path for record in layouts.load(tmp_path).train]
+  assert [path.name for path in paths] == [f'a{suffix}', f'b{suffix.upper()}']
+  assert paths == [source.origin for source in inputs.expand(tmp_path)]
+  for path in paths:
+    assert abs(image_io.decode(path)[..., 0].astype(int) - pixels).mean() < 12
+
+
+def test_the_page_of_the_service_takes_the_same_suffixes():
+  folder = Path(inspect.getfile(serve)).parent / 'page'
+  listed = re.search(r'IMAGE_SUFFIX = /(.*)/i', (folder / 'upload.js').read_text())
+  offered = re.search(r'accept="image/\*,([^"]*)"', (folder / 'index.html').read_text())
+  assert listed and offered
+  # Browsers know the others as images.
+  assert {*offered[1].split(',')} <= {*scanning.SUFFIXES}
+  for suffix in (*scanning.SUFFIXES, '.heic', '.svg', '.txt', '.ps', '.jp2k'):
+    assert bool(re.search(listed[1], f'a{suffix}')) == (suffix in scanning.SUFFIXES), suffix
 
 
 def mask(path: Path, *values: int) -> Path:
