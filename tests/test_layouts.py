@@ -76,7 +76,8 @@ def test_the_page_of_the_service_takes_the_same_suffixes():
   folder = Path(inspect.getfile(serve)).parent / 'page'
   listed = re.search(r'IMAGE_SUFFIX = /(.*)/i', (folder / 'upload.js').read_text())
   offered = re.search(r'accept="image/\*,([^"]*)"', (folder / 'index.html').read_text())
-  assert listed and offered
+  assert listed
+  assert offered
   # Browsers know the others as images.
   assert {*offered[1].split(',')} <= {*scanning.SUFFIXES}
   for suffix in (*scanning.SUFFIXES, '.heic', '.svg', '.txt', '.ps', '.jp2k'):

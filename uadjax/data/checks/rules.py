@@ -88,8 +88,8 @@ def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspecti
 def inspect_mask(path: Path, reading: str) -> Inspection:
   """Decode a mask, or those of a folder, whose defects are marked as `reading` says."""
   inspections = [_inspect_mask_file(file, reading) for file in image_io.mask_files(path)]
-  issues = tuple(itertools.chain.from_iterable(each.problems for each in inspections))
-  if any(each.size is None for each in inspections):
+  issues = tuple(itertools.chain.from_iterable(one_file.problems for one_file in inspections))
+  if any(one_file.size is None for one_file in inspections):
     # Without one of its files, the whole mask is unknown.
     broken = [error(UNREADABLE, path, p.message) for p in issues if p.kind == UNREADABLE]
     return Inspection(problems=(*broken, *(p for p in issues if p.kind != UNREADABLE)))

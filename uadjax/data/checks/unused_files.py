@@ -89,9 +89,9 @@ def find(directory: Path, splits: Splits, list_files: Sequence[str] = ()) -> lis
   for folder, entries, reason in _walk(directory):
     if reason:
       unused.append(UnusedFile(folder.as_posix(), reason))
-    here, is_image_folder = directory / folder, directory / folder in image_folders
-    remaining = [entry for entry in entries if here / entry.name not in used_paths]
-    unused += _classify(here, folder, remaining, is_image_folder)
+    path = directory / folder
+    remaining = [entry for entry in entries if path / entry.name not in used_paths]
+    unused += _classify(path, folder, remaining, path in image_folders)
   return _without_links(directory, unused, used)
 
 

@@ -108,9 +108,10 @@ def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
     defect = GOOD if is_normal(subfolder.name) else subfolder.name
     folders = mask_folders_in(subfolder)
     if mask_folder:
-      own = mask_folder / subfolder.name
+      subfolder_masks = mask_folder / subfolder.name
       # Good images may share their names with defective ones, whose masks these are.
-      folders.append(own if own.is_dir() or defect == GOOD else mask_folder)
+      is_separate = subfolder_masks.is_dir() or defect == GOOD
+      folders.append(subfolder_masks if is_separate else mask_folder)
     records += image_records(subfolder, defect, folders)
   return tuple(records)
 
