@@ -88,6 +88,18 @@ def test_a_folder_is_listed_as_a_data_set_is(tmp_path):
     assert tmp_path / source.subfolder / Path(source.name).name == source.origin
 
 
+def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path, caplog):
+  for name in ('a.png', 'b/c.jpg'):
+    image(tmp_path / name)
+  assert len(list(inputs.expand(tmp_path))) == 2
+  assert not caplog.records
+  for name in ('d.heic', 'b/e.HEIC', 'b/scan', '.hidden', '@eaDir/f.png', 'Thumbs.db'):
+    image(tmp_path / name)
+  assert len(list(inputs.expand(tmp_path))) == 2
+  assert f'Files below {tmp_path} that are not read' in caplog.text
+  assert '.heic 2, no suffix 1.' in caplog.text
+
+
 def test_a_file_is_tried_whatever_its_name(tmp_path):
   for name in ('scan', 'a.dat', '.hidden', 'a.png.bak'):
     np.testing.assert_array_equal(inputs.read(only(image(tmp_path / name))), RGB)

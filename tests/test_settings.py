@@ -19,6 +19,7 @@ WRONG_TEXTS = {
   'data.root': ('train', '/nowhere', {}),
   'data.category': ('train', 'dics', {}),
   'data.ops': ('train', 'rezise(32)', {}),
+  'data.mask': ('train', 'above', {}),
   'backbone.weights': ('train', '/no/file.pth', {}),
   'detector.name': ('train', 'patchcoer', {}),
   'detector.layers': ('train', 'layer9', {}),

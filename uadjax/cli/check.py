@@ -64,7 +64,11 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
   # Line breaks in names are escaped, those between messages are not.
   directory = Path(runtime.to_printable(str(report.directory)))
   problems = tuple(p._replace(message=runtime.to_printable(p.message)) for p in report.problems)
-  lines = str(report._replace(directory=directory, problems=problems))
+  not_used = tuple(
+    group._replace(examples=tuple(map(runtime.to_printable, group.examples)))
+    for group in report.not_used
+  )
+  lines = str(report._replace(directory=directory, problems=problems, not_used=not_used))
   console.print_line(text.Text.assemble((sign, style), f' {lines}'))
   if defect_counts:
     counts = ', '.join(f'{name} {count}' for name, count in sorted(defect_counts.items()))

@@ -19,7 +19,7 @@ import numpy as np
 from uadjax.data import image_io, image_statistics, transforms
 from uadjax.data.layouts import scanning
 from uadjax.errors import DataError
-from uadjax.system import http
+from uadjax.system import http, logging as log
 
 Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded image, pixels.
 
@@ -256,9 +256,10 @@ def _read_list(path: Path) -> Iterator[Source]:
 def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
   """Yield the images below a folder in natural order; list each subfolder only when it is reached.
 
-  A subfolder that cannot be listed is itself yielded as a source.
+  A subfolder that cannot be listed is itself yielded as a source. A warning counts other files.
   """
   pending_folders, visited = [root], {_folder_id(skip)} if skip and skip.exists() else set()
+  num_skipped: collections.Counter[str] = collections.Counter()
   while pending_folders:
     folder = pending_folders.pop()
     subfolder = folder.relative_to(root)
@@ -274,9 +275,17 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
     visible.sort(key=lambda entry: scanning.natural_sort_key(Path(entry.name)))
     pending_folders += [folder / entry.name for entry in reversed(visible) if _is_folder(entry)]
     for entry in visible:
-      if entry.name.lower().endswith(scanning.SUFFIXES) and not _is_folder(entry):
-        path = folder / entry.name
+      if _is_folder(entry):
+        continue
+      path = folder / entry.name
+      if entry.name.lower().endswith(scanning.SUFFIXES):
         yield Source(_printable(path), path, subfolder)
+      else:
+        num_skipped[path.suffix.lower() or 'no suffix'] += 1
+  if num_skipped:
+    counts = ', '.join(f'{suffix} {count}' for suffix, count in num_skipped.most_common(10))
+    message = 'Files below %s that are not read, by suffix: %s.'
+    log.LOG.warning(message, _printable(root), _printable(counts))
 
 
 def _folder_id(folder: Path) -> tuple[int, int]:

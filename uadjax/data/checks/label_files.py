@@ -1,7 +1,9 @@
 """Recognition of label files, by suffix and content, whatever tool wrote them."""
 
 import codecs
+import collections
 from collections.abc import Collection, Iterator, Sequence
+import contextlib
 import mmap
 from pathlib import Path
 import re
@@ -12,6 +14,7 @@ CONVERTIBLE = ('LabelMe', 'COCO', 'VOC')  # Tools whose labels `check.convert` c
 LIST = 'list of images that the layout does not read'
 
 _MAX_OPENED_FILES = 3  # Files with one suffix in one folder that are searched for a pattern.
+_MAX_FILES_ABOVE = 20  # Files with one suffix in the folder above that are searched.
 _MIN_BYTES = 3  # Labels of an image without a defect may be empty, or '[]'.
 _MAX_BYTES = 1 << 28  # Larger files are not searched.
 
@@ -41,6 +44,7 @@ _SIGNATURES = (
   ('a table of boxes', '.csv', rb'(?i)\A[^\n]*\bx_?min\b'),
   *((LIST, suffix, _LIST_PATTERN) for suffix in ('.txt', '.csv', '.tsv', '.lst', '.list')),
 )  # fmt: skip
+_SUFFIXES = tuple(dict.fromkeys(suffix for _, suffix, _ in _SIGNATURES))
 
 
 def way_out(tool: str) -> str:
@@ -84,19 +88,20 @@ def find_beside(directory: Path, stems: Collection[str]) -> Iterator[tuple[str, 
     stems: names of the images without suffix.
   """
   parent = directory.resolve().parent
-  siblings = [
-    folder for folder in scanning.mask_folders_in(parent) if not folder.samefile(directory)
-  ]
-  for folder in (parent, *siblings):
-    for suffix in dict.fromkeys(suffix for _, suffix, _ in _SIGNATURES):
-      paths = scanning.files_in(folder, [suffix])
-      if folder == parent:
-        name = re.escape(directory.resolve().name.encode())
-        paths = [path for path in paths if _contains(path, rb'["/]%s[/\\]' % name)]
-      else:
-        paths = [path for path in paths if path.name.partition('.')[0] in stems]
-      tool = find_tool(folder, suffix, [(path.name, path.stat().st_size) for path in paths])
-      yield from ((tool, path) for path in paths if tool)
+  with contextlib.suppress(OSError):  # The folder above may be closed to the user.
+    folders = scanning.mask_folders_in(parent)
+    for folder in (parent, *(f for f in folders if not f.samefile(directory))):
+      paths_by_suffix: dict[str, list[Path]] = collections.defaultdict(list)
+      for path in scanning.files_in(folder, _SUFFIXES):
+        paths_by_suffix[path.suffix.lower()].append(path)
+      for suffix, paths in paths_by_suffix.items():
+        if folder == parent:
+          pattern = rb'["/]%s[/\\]' % re.escape(directory.resolve().name.encode())
+          paths = [path for path in paths[:_MAX_FILES_ABOVE] if _contains(path, pattern)]
+        else:
+          paths = [path for path in paths if path.name.partition('.')[0] in stems]
+        tool = find_tool(folder, suffix, [(path.name, path.stat().st_size) for path in paths])
+        yield from ((tool, path) for path in paths if tool)
 
 
 def _contains(path: Path, pattern: bytes) -> bool:
