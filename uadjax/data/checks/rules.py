@@ -121,7 +121,7 @@ def _inspect_mask_file(path: Path, reading: str) -> Inspection:
     issues.append(warning('mask not binary', path, f'{message}; it is read with {setting}.'))
   fraction = float(defects.mean())
   if fraction > _MAX_DEFECTIVE_FRACTION:
-    message = f'{path} marks {format_percent(fraction, 0)} of its pixels as defective'
+    message = f'{path} marks {format_percent(fraction)} of its pixels as defective'
     issues.append(warning(FULL_MASK, path, f'{message}. {_explain(mask)}'))
   hint = f' {_explain(mask)}' if fraction == 0 and mask.alpha is not None else ''
   return Inspection(values.shape, defective_fraction=fraction, hint=hint, problems=tuple(issues))
