@@ -126,6 +126,19 @@ def test_near_duplicates_of_an_earlier_run_are_recognized(tmp_path, num_folds):
   assert len(learned.stored_rows) == (21 if num_folds == 1 else 16)
 
 
+def test_images_of_earlier_runs_do_not_calibrate_a_model_that_learned_from_them(tmp_path):
+  old, new = write_images(tmp_path, 12, 0), write_images(tmp_path, 4, 1)
+  cache = ImageCache(OPS, 0)
+  copies = [copy_image(record, f'copy{i}.png') for i, record in enumerate(old[:5])]
+  records = [copies[0], *new, *copies[1:]]
+  none = incremental_state.EMPTY.images
+  _, previous = build(none, old, 10, 100)
+  assert image_table.exclude_learned(records, previous, cache) == tuple(new)
+  assert image_table.exclude_learned(copies, previous, cache) == ()
+  assert image_table.exclude_learned((), previous, cache) == ()
+  assert image_table.exclude_learned(records, none, cache) == tuple(records)
+
+
 def test_exports_of_an_earlier_image_are_recognized_by_their_names(tmp_path):
   """Augmented exports look different."""
   old, new = (write_images(tmp_path, 5, run) for run in range(2))

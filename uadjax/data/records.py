@@ -23,12 +23,14 @@ class Record(NamedTuple):
     duplicate_of: path of the first near-duplicate of this image (see `near_duplicates`). None for
       the first one itself, for an image without near-duplicates, for a defective image, and before
       the dataset check.
+    held_out: whether a good image is not learned from: its score calibrates the thresholds.
   """
 
   path: Path
   defect: str = GOOD
   mask: Path | None = None
   duplicate_of: Path | None = None
+  held_out: bool = False
 
   @property
   def is_anomalous(self) -> bool:
@@ -37,10 +39,21 @@ class Record(NamedTuple):
 
 
 class Splits(NamedTuple):
-  """Training images and test images of a category; `test` may be empty."""
+  """Training images and test images of a category; `test` may be empty.
+
+  The training images include those of a validation set, which are held out for calibration.
+  """
 
   train: tuple[Record, ...]
   test: tuple[Record, ...]
+
+  def learned(self) -> tuple[Record, ...]:
+    """Return the training images to learn from."""
+    return tuple(record for record in self.train if not record.held_out)
+
+  def validation(self) -> tuple[Record, ...]:
+    """Return the distinct held-out images, without near-duplicates of images to learn from."""
+    return tuple(r for r in self.train if r.held_out and r.duplicate_of is None)
 
 
 def group_duplicates(records: Sequence[Record]) -> Int[np.ndarray, ' n']:

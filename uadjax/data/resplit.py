@@ -80,7 +80,7 @@ def _read_lists(list_files: Sequence[Path]) -> list[Record]:
   for file in list_files:
     records, list_issues = seglist.read_list(file)
     issues += list_issues
-    for path, _, mask, _ in records:
+    for path, _, mask, *_ in records:
       first_mask = record_by_path.setdefault(path, Record(path, mask=mask)).mask
       if first_mask != mask:
         message = f'{path} is listed with two masks, {first_mask} and {mask}; delete one line.'

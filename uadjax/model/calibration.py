@@ -519,3 +519,10 @@ class CalibrationScores(NamedTuple):
   paths: tuple[str, ...]
   scores: Float[np.ndarray, ' n']
   peaks: Float[np.ndarray, ' n']
+
+  def join(self, other: 'CalibrationScores') -> 'CalibrationScores':
+    """Return the scores of these images and of others."""
+    scores = np.concatenate([self.scores, other.scores])
+    return CalibrationScores(
+      self.paths + other.paths, scores, np.concatenate([self.peaks, other.peaks])
+    )

@@ -96,6 +96,17 @@ def build(
   )
 
 
+def exclude_learned(
+  records: Sequence[Record], previous: LearnedImages, cache: ImageCache
+) -> tuple[Record, ...]:
+  """Return the records that are not near-duplicates of images of earlier runs."""
+  if not records or not len(previous.image_ids):
+    return tuple(records)
+  table = build(previous, records, 1, 1, cache)
+  is_new = table.groups[table.num_previous :] >= table.num_previous
+  return tuple(record for record, new in zip(records, is_new.tolist(), strict=True) if new)
+
+
 def assign_image_ids(
   groups: Int[np.ndarray, ' n'], num_folds: int, previous_ids: Int[np.ndarray, ' _m']
 ) -> Int[np.ndarray, ' n']:

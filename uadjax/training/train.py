@@ -42,7 +42,8 @@ def train(
   Args:
     config: configuration of the run, which passed `validate`, with a definite backbone (see
       `resolve_backbone`).
-    splits: records of the dataset; only `train` is used, and its images are normal.
+    splits: records of the dataset; only `train` is used, and its images are normal. Those that are
+      held out calibrate the thresholds, together with the held-out scores of the others.
     cache: reads the images, or has them in memory since the dataset check.
     workdir: work directory; the model is saved in its subfolder `model`.
 
@@ -56,7 +57,9 @@ def train(
     labeled_records = labeled.load(directory, config.data.mask, splits.train)
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
-  result, thresholds = train_detector(config, splits.train, labeled_records, cache, workdir)
+  if validation := splits.validation():
+    log.LOG.info('%d images of a validation set calibrate; none is learned from.', len(validation))
+  result, thresholds = train_detector(config, splits, labeled_records, cache, workdir)
   level = logging.WARNING if thresholds.is_over_budget else logging.INFO
   log.LOG.info('Model saved in %s.', workdir / 'model')
   log.LOG.log(level, 'Thresholds: %s', thresholds)
@@ -101,7 +104,7 @@ def validate(config: Settings) -> None:
 
 def _train_by_gradient(
   config: Settings,
-  records: Sequence[Record],
+  splits: record_types.Splits,
   labeled_records: Sequence[Record],
   cache: ImageCache,
   workdir: Path,
@@ -109,8 +112,10 @@ def _train_by_gradient(
   """Train on most images; the held-out rest selects the best step and calibrates thresholds."""
   held_out_fraction = config.fit.held_out
   fractions = [1 - held_out_fraction, held_out_fraction / 2, held_out_fraction / 2]
-  splits = record_types.partition(records, fractions, config.seed)
-  train_records, validation_records, calibration_records = splits
+  train_records, validation_records, calibration_records = record_types.partition(
+    splits.learned(), fractions, config.seed
+  )
+  calibration_records += splits.validation()
   ops, num_train = cache.ops, len(train_records)
   mesh = meshes.make_mesh(config.device, config.mesh.data, min(config.fit.batch_size, num_train))
   context = RunContext(
@@ -120,7 +125,8 @@ def _train_by_gradient(
   backbone, detector = model_dir.build_detector(config, context)
   variables, weights = pretrained_weights.load(config.backbone.weights, backbone)
   held_out = f'{len(validation_records)} for validation, {len(calibration_records)} for calibration'
-  _log_start(config, f'{num_train} good images for training, {held_out}', records, weights, mesh)
+  images = f'{num_train} good images for training, {held_out}'
+  _log_start(config, images, splits.train, weights, mesh)
   workdirs.prepare(workdir, config)
   progress.announce(FIT)
   with signals.request_stop_on_signal() as stop_request:
@@ -140,7 +146,7 @@ def _train_by_gradient(
     scorer, fitted, labeled_records, config.data.mask, cache, batch_size, mesh
   )
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
-  statistics = _range_of_statistics(records, cache)
+  statistics = _range_of_statistics(splits.train, cache)
   model_dir.save(workdir / 'model', config, fitted, thresholds, scores, statistics, weights)
   timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
   return {'models': _model_paths(workdir, fit.best), 'timing': timing}, thresholds
@@ -148,14 +154,14 @@ def _train_by_gradient(
 
 def _train_one_pass(
   config: Settings,
-  records: Sequence[Record],
+  splits: record_types.Splits,
   labeled_records: Sequence[Record],
   cache: ImageCache,
   workdir: Path,
 ) -> tuple[Result, calibration.Thresholds]:
-  """Train on every image; leave-one-out scores calibrate the thresholds."""
-  previous_info, previous = None, incremental_state.EMPTY
-  statistics = _range_of_statistics(records, cache)
+  """Train on every image to learn from; leave-one-out scores calibrate the thresholds."""
+  previous_info, previous, records = None, incremental_state.EMPTY, splits.learned()
+  statistics = _range_of_statistics(splits.train, cache)
   if config.fit.extend:  # Read now, because a run that extends its own model will replace it.
     previous_info = model_dir.read_info(config.fit.extend)
     previous = incremental_state.load(incremental_state.state_folder(config.fit.extend))
@@ -180,6 +186,7 @@ def _train_one_pass(
     table = image_table.build(
       previous.images, records, functions.num_folds, config.calibrate.images, cache
     )
+    validation_records = image_table.exclude_learned(splits.validation(), previous.images, cache)
     num_distinct = len(np.unique(table.groups))
     if previous_info and num_distinct < len(table.groups):
       total = len(table.groups)
@@ -189,7 +196,7 @@ def _train_one_pass(
       cache, config.seed, mesh, state_dir,
     )  # fmt: skip
     result, thresholds = _fit_and_calibrate(
-      config, run, labeled_records, statistics, weights, model_folder
+      config, run, validation_records, labeled_records, statistics, weights, model_folder
     )
   log.LOG.info('Summary: %s', _format_numbers(result['summary']))
   if previous_info:
@@ -206,6 +213,7 @@ def _train_one_pass(
 def _fit_and_calibrate(
   config: Settings,
   run: one_pass.OnePassRun,
+  validation_records: Sequence[Record],
   labeled_records: Sequence[Record],
   statistics: StatisticsRange,
   weights: pretrained_weights.Provenance,
@@ -227,11 +235,12 @@ def _fit_and_calibrate(
   peak_mb, fit_s, extractor = memory.peak_mb(), fit.fit_seconds, fit.extractor
   arrays_sha256 = array_file.save_arrays(model_folder, fit.fitted)
   calibration_start = time.perf_counter() - fit.calibration_seconds
+  validation_scores = _score_validation(config, run, fit.fitted, validation_records)
   labeled_scores = _score_labeled(config, run, fit.fitted, labeled_records)
   del fit  # PaDiM's Gaussians may take gigabytes, and so may those of the leave-one-out models.
   memory.release_free_memory()
   batch_size = config.evaluate.batch_size
-  scores = leave_one_out.score(run, extractor, embeddings, batch_size)
+  scores = leave_one_out.score(run, extractor, embeddings, batch_size).join(validation_scores)
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
   learned_images = image_table.to_learned_images(run.image_table, run.cache)
   incremental_state.save_images(run.state_dir, learned_images)
@@ -286,13 +295,33 @@ def _log_start(
   )  # fmt: skip
 
 
+def _score_validation(
+  config: Settings, run: one_pass.OnePassRun, fitted: PyTree, records: Sequence[Record]
+) -> calibration.CalibrationScores:
+  """Score images that the detector has not learned from."""
+  if not records:
+    return scoring.collect_calibration_scores(())
+  fitted, specs = _pad_to_shards(run, fitted)
+  batch_size = min(config.evaluate.batch_size, len(records))
+  scored = scoring.score_records(
+    scoring.image_scorer(run.detector), fitted, records, run.cache, batch_size, run.mesh, specs
+  )
+  return scoring.collect_calibration_scores(scored)
+
+
+def _pad_to_shards(run: one_pass.OnePassRun, fitted: PyTree) -> tuple[PyTree, PyTree]:
+  """Return fitted parameters, padded to equal shards if they are sharded, and their specs."""
+  specs = run.detector.sharding_specs
+  return (specs.pad_to_shards(fitted), specs.fitted) if specs else (fitted, None)
+
+
 def _score_labeled(
   config: Settings, run: one_pass.OnePassRun, fitted: PyTree, records: Sequence[Record]
 ) -> labeled.LabeledScores | None:
-  specs, scorer = run.detector.sharding_specs, scoring.image_scorer(run.detector)
-  if specs and records:
-    fitted = specs.pad_to_shards(fitted)
-  batch_size, fitted_specs = config.evaluate.batch_size, specs.fitted if specs else None
+  if not records:
+    return None
+  scorer, batch_size = scoring.image_scorer(run.detector), config.evaluate.batch_size
+  fitted, fitted_specs = _pad_to_shards(run, fitted)
   return labeled.score(
     scorer, fitted, records, config.data.mask, run.cache, batch_size, run.mesh,
     fitted_specs,

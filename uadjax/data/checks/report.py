@@ -136,7 +136,7 @@ def _draw_defective_area(ax: figures.Axes, report: checks.Report, rows: Sequence
   """Draw a dot per defective image at its percentage of defective pixels."""
   rng = np.random.default_rng(0)  # Jitter with a fixed seed, so that plots are reproducible.
   percentages: dict[str, list[float]] = collections.defaultdict(list)
-  for _, defect, mask, _ in report.splits.test:
+  for _, defect, mask, *_ in report.splits.test:
     if defect != GOOD and mask and (fraction := report.defective_fractions.get(mask)):
       percentages[defect].append(100 * fraction)
   for defect, values in sorted(percentages.items()):

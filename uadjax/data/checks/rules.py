@@ -160,7 +160,7 @@ def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
     if mask and defect == GOOD and dataset.masks[mask].defective_fraction > 0:
       message = f'{path} is in a folder of good images, but its mask {mask} marks defects'
       yield error(DEFECT_IN_TRAINING, path, f'{message}; move it to a folder of defective ones.')
-  for path, defect, mask, _ in dataset.splits.test:
+  for path, defect, mask, *_ in dataset.splits.test:
     if mask is None or not dataset.masks[mask].size:
       continue
     is_good, has_defect = defect == GOOD, dataset.masks[mask].defective_fraction > 0
@@ -178,7 +178,7 @@ def _unlabeled_images(dataset: Dataset) -> Iterator[Problem]:
   if not dataset.listing.layout.labels_by_mask:
     return
   defects = {record.defect for record in dataset.splits.test if record.is_anomalous} - {'defect'}
-  for path, defect, mask, _ in (*dataset.listing.splits.train, *dataset.listing.splits.test):
+  for path, defect, mask, *_ in (*dataset.listing.splits.train, *dataset.listing.splits.test):
     if mask is None and defect in defects:
       message = f'{path} has no mask, so it counts as good, unlike other images in {path.parent}.'
       yield warning('no mask', path, message)
@@ -202,7 +202,7 @@ def _missing_masks(dataset: Dataset) -> Iterator[Problem]:
 
 def _shared_masks(dataset: Dataset) -> Iterator[Problem]:
   path_by_mask: dict[Path, Path] = {}
-  for path, defect, mask, _ in dataset.splits.test:
+  for path, defect, mask, *_ in dataset.splits.test:
     if mask and defect != GOOD and (first_path := path_by_mask.setdefault(mask, path)) != path:
       message = f'{mask} is the mask of both {first_path} and {path}'
       hint = f'give each its own, such as {path.name}_mask.png in the mvtec layout'

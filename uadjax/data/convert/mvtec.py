@@ -28,7 +28,7 @@ def read(source: Path, progress: Progress) -> samples.SourceContents:
 
 
 def _read_sample(item: tuple[str, Record]) -> samples.Sample:
-  split, (path, defect, mask_path, _) = item
+  split, (path, defect, mask_path, *_) = item
   name, masks = f'{split}/{path.name}', []
   if defect != GOOD:
     if mask_path is None:

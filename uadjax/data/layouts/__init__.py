@@ -165,7 +165,7 @@ def label_by_mask(splits: Splits, defective_masks: Collection[Path]) -> Splits:
 
 def defects_in_training(train: Sequence[Record]) -> Iterator[Problem]:
   """Yield an error for every defective image among the training records."""
-  for path, defect, mask, _ in train:
+  for path, defect, mask, *_ in train:
     if defect != GOOD:
       message = f'{path} is in the training set, but its mask {mask} shows a defect'
       yield problems.error('defects in training', path, f'{message}; move its line to val.txt.')
