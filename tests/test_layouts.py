@@ -283,7 +283,7 @@ def test_errors_name_what_is_missing(tmp_path):
   directory = mvtec(tmp_path, 'bottle')
   with pytest.raises(UnknownName, match=r"'botle' in .* mean 'bottle'\? Available: bottle\."):
     layouts.load(tmp_path, 'botle')
-  with pytest.raises(ConfigError, match=r"'coco'.*'auto', 'folder', 'mvtec', 'seglist'"):
+  with pytest.raises(ConfigError, match=r"'coco'.*'auto'.*'folder'.*'mvtec'.*'seglist'"):
     layouts.load(tmp_path, 'bottle', 'coco')
   for path in directory.glob('test/*/*'):
     path.unlink()

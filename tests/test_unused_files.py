@@ -57,8 +57,8 @@ UNUSED = [
   ('train/good/7', None, 'link to a missing file'),
   ('train/cut/0.png', LFS, 'Git LFS pointer'),
   ('train/good.dvc', b'outs:', 'DVC pointer'),
-  ('train/good/cam1/0.png', 'image', 'in a folder that the layout does not read'),
-  ('test/cut/2025/0.png', 'image', 'in a folder that the layout does not read'),
+  ('train/good/NG/0.png', 'image', 'in a folder that the layout does not read'),
+  ('pictures/2025/0.png', 'image', 'in a folder that the layout does not read'),
   ('0.png', 'image', 'in a folder that the layout does not read'),
   ('ground_truth/cut/7_mask.png', 'image', 'mask of no image'),
   ('train/good/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg', 'image', 'hidden file, thumbnail or system'),
@@ -204,10 +204,10 @@ def test_label_files_beside_the_folder_of_images_are_a_warning(tmp_path):
 def test_unused_files_are_in_the_text_the_log_and_the_json(tmp_path, caplog):
   root = dataset(tmp_path / 'bolts')
   for i in range(5):
-    picture(root / f'train/good/cam/{i}.png', i)
+    picture(root / f'pictures/cam/{i}.png', i)
   text = (
-    '5 x image in a folder that the layout does not read: train/good/cam/0.png, '
-    'train/good/cam/1.png, train/good/cam/2.png, …'
+    '5 x image in a folder that the layout does not read: pictures/cam/0.png, '
+    'pictures/cam/1.png, pictures/cam/2.png, …'
   )
   report = checks.check(root)
   assert text in str(report)
@@ -216,7 +216,7 @@ def test_unused_files_are_in_the_text_the_log_and_the_json(tmp_path, caplog):
     {
       'reason': 'image in a folder that the layout does not read',
       'count': 5,
-      'examples': [f'train/good/cam/{i}.png' for i in range(3)],
+      'examples': [f'pictures/cam/{i}.png' for i in range(3)],
     }
   ]
   assert prepare.checked_splits(DataSettings(str(root)), enforce=True, min_images=3).train

@@ -293,7 +293,7 @@ class CheckOptions(NamedTuple):
 
   dataset: Path = _DATASET
   category: str = _CATEGORY
-  layout: str = _option('auto', 'NAME', 'auto, mvtec, folder or seglist.')
+  layout: str = _option('auto', 'NAME', 'auto, or a layout, such as mvtec, visa, folder, seglist.')
   mask: str = _option(
     'nonzero', 'HOW', 'How masks mark defects: nonzero, above:N, equals:N, inverted or alpha.'
   )

@@ -49,9 +49,9 @@ def default_extension_workdir(config: Settings) -> Path:
 
 
 def _dataset_name(data: DataSettings) -> str:
-  generic_names = (*scanning.NORMAL_FOLDER_NAMES, 'train')
   folders = reversed(Path(data.root).resolve().parts if data.root else ())
-  return data.category or next((f for f in folders if f.lower() not in generic_names), '')
+  names = (name for name in folders if name.lower() != 'train' and not scanning.is_normal(name))
+  return data.category or next(names, '')
 
 
 def category_name(config: Settings) -> str:

@@ -69,14 +69,17 @@ class Report(NamedTuple):
 
   def __str__(self) -> str:
     train, test = self.splits
+    num_held_out = sum(record.held_out for record in train)
+    held_out = f' ({num_held_out} held out for calibration)' if num_held_out else ''
     num_errors = len(self.errors)
     verdict = 'Check dataset passed !' if self.passed else 'Check dataset failed.'
     num_defective = sum(record.is_anomalous for record in test)
     num_unreadable = len(self.error_paths(rules.UNREADABLE))
     unreadable = f'; unreadable images and masks: {num_unreadable}' if num_unreadable else ''
     lines = [
-      f'{verdict} {self.directory}: {len(train)} training images, {len(test)} test images '
-      f'({len(test) - num_defective} good, {num_defective} defective){unreadable}. '
+      f'{verdict} {self.directory}: {len(train)} training images{held_out}, '
+      f'{len(test)} test images ({len(test) - num_defective} good, {num_defective} '
+      f'defective){unreadable}. '
       f'Errors: {num_errors}, warnings: {len(self.problems) - num_errors}.'
     ]
     by_kind = sorted(self.problems, key=lambda p: p[:2])
@@ -103,7 +106,7 @@ def check(
   Args:
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
-    layout: 'mvtec', 'seglist', 'folder', or 'auto'; see `layouts.load`.
+    layout: name of a layout, or 'auto'; see `layouts.load`.
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`.
     min_images: smallest number of good training images that is not an error; 1 to extend a model.
     progress: wrapper that shows progress.
@@ -122,7 +125,8 @@ def check(
   images, masks = _inspect_files(splits, mask_reading, progress, on_image)
   if listing.layout.labels_by_mask:
     defective_masks = {path for path, mask in masks.items() if mask.defective_fraction > 0}
-    splits = layouts.label_by_mask(splits, defective_masks)
+    is_excluding = listing.layout.excludes_training_defects
+    splits = layouts.label_by_mask(splits, defective_masks, is_excluding)
   splits = rules.mark_near_duplicates(splits, images)
   unused = unused_files.find(listing.directory, splits, listing.layout.list_files)
   dataset = rules.Dataset(listing, splits, images, masks, mask_reading, min_images, unused)

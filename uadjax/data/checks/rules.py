@@ -153,6 +153,16 @@ def _size_mismatches(dataset: Dataset) -> Iterator[Problem]:
       yield error(SIZE_MISMATCH, record.mask, message)
 
 
+def _unused_defects(dataset: Dataset) -> Iterator[Problem]:
+  """Yield a warning if the layout leaves out the defective images of the training set."""
+  directory, splits = dataset.listing.directory, dataset.splits
+  paths = {record.path for record in (*splits.train, *splits.test)}
+  if unused := [r.path for r in dataset.listing.splits.train if r.path not in paths]:
+    message = f'{len(unused)} training images in {directory} show defects, such as {unused[0]}'
+    message += '; they are neither learned from nor tested, because there is a test set.'
+    yield warning(DEFECT_IN_TRAINING, directory, message)
+
+
 def _label_contradictions(dataset: Dataset) -> Iterator[Problem]:
   """Yield a problem for each image whose folder and mask contradict each other."""
   for path, defect, mask, *_ in dataset.splits.train:
@@ -311,7 +321,7 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
 def _small_splits(dataset: Dataset) -> Iterator[Problem]:
   """Yield a problem for each split that is too small or lacks good or defective images."""
   directory, (train, test), minimum = dataset.listing.directory, dataset.splits, dataset.min_images
-  num_good = sum(not record.is_anomalous for record in train)
+  num_good = sum(not record.is_anomalous and not record.held_out for record in train)
   if train and num_good < minimum:  # The layout reports why there are none.
     message = f'{directory} has {num_good} good training images; at least {minimum} are needed.'
     yield error('too few images', directory, message)
@@ -327,6 +337,7 @@ def _small_splits(dataset: Dataset) -> Iterator[Problem]:
 RULES: tuple[Callable[[Dataset], Iterator[Problem]], ...] = (
   _size_mismatches,
   lambda dataset: layouts.defects_in_training(dataset.splits.train),
+  _unused_defects,
   _label_contradictions,
   _unlabeled_images,
   _missing_masks,

@@ -1,19 +1,20 @@
 """Dataset layouts, which convert folders to records and report their problems.
 
-A layout is one module here and one line of `_LAYOUTS`, and of `_MARKERS` if 'auto' shall find it.
-Listing opens no image file, except the masks of a `seglist`, where only masks determine which
-images are good. Hidden files are ignored. Images are in natural order ('2.png' before '10.png') or
-in the order of their list, so that a dataset is the same on every machine.
+A layout of folders is one row of `published.TREES`; another one is a module here and one line of
+`_LAYOUTS`. Listing opens no image file, except masks where only they determine which images are
+good. Hidden files are ignored. Images are in natural order ('2.png' before '10.png') or in the
+order of their list, so that a dataset is the same on every machine.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 import concurrent.futures
 import difflib
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
 from uadjax.data import image_io, problems
-from uadjax.data.layouts import folder, mvtec, scanning, seglist
+from uadjax.data.layouts import folder, mvtec, published, scanning, seglist, tree as trees, visa
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError, refuse, Setting, UnknownName
@@ -27,12 +28,19 @@ class Layout(NamedTuple):
     labels_by_mask: whether an image is defective only if its mask marks a defect; see
       `label_by_mask`.
     has_masks: whether defective images are expected to have ground truth.
+    excludes_training_defects: whether training images whose masks mark a defect are the test
+      images, or are not used if there are others. Otherwise, they are an error.
+    marker: pattern of a file or folder that only this layout has, for 'auto'; see `tree`.
+    entries: entries of `_MARKERS` that this layout has, too.
     list_files: patterns of the files other than images that `read` reads, relative to the folder.
   """
 
   read: Callable[[Path], scanning.SplitsAndProblems]
   labels_by_mask: bool = False
   has_masks: bool = True
+  excludes_training_defects: bool = False
+  marker: str = ''
+  entries: tuple[str, ...] = ()
   list_files: tuple[str, ...] = ()
 
 
@@ -60,23 +68,24 @@ def load(
   Args:
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
-    layout: 'mvtec', 'seglist', 'folder', or 'auto', which means 'mvtec' if there is a folder
-      'train', else 'seglist' if there is a file 'train.txt', else 'mvtec' if there is a folder
-      'test', else 'folder'.
+    layout: name of a layout, or 'auto'. This means the published layout whose marker there is; else
+      'mvtec' if there is a folder 'train', 'seglist' if there is a file 'train.txt', 'mvtec' if
+      there is a folder 'test', or 'folder'.
     mask_reading: how masks mark defects, see `image_io.parse_mask_reading`. In a seglist, an image
       is defective if its mask marks a defect, and good otherwise or without a mask.
 
   Raises:
     DataError: a folder or listed file is missing, there are no training images, or a seglist has
       defects in its training set.
-    ConfigError: there is no layout of that name.
+    ConfigError: there is no layout of that name, or 'auto' finds the markers of several.
   """
   listing = scan(root, category, layout)
   problems.raise_errors(listing.problems)
   if not listing.layout.labels_by_mask:
     return listing.splits
   train, test = listing.splits
-  splits = label_by_mask(listing.splits, defective_masks([*train, *test], mask_reading))
+  masks = defective_masks([*train, *test], mask_reading)
+  splits = label_by_mask(listing.splits, masks, listing.layout.excludes_training_defects)
   problems.raise_errors(defects_in_training(splits.train))
   return splits
 
@@ -89,12 +98,13 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
   Args:
     root: folder of categories, or, with an empty category, the category itself.
     category: name of a folder in root.
-    layout: 'mvtec', 'seglist', 'folder', or 'auto'; see `load`.
+    layout: name of a layout, or 'auto'; see `load`.
 
   Raises:
     DataError: the folder does not exist.
     UnknownName: there is no category of that name.
-    ConfigError: the folder contains categories, or there is no layout of that name.
+    ConfigError: the folder contains categories, there is no layout of that name, or 'auto' finds
+      the markers of several.
   """
   if layout not in NAMES:
     message = f'Unknown layout {layout!r}; choose from {sorted(NAMES)}.'
@@ -102,7 +112,7 @@ def scan(root: str | Path, category: str = '', layout: str = 'auto') -> Listing:
   directory = require_category(root, category)
   if layout == 'auto':
     require_no_categories(directory)
-    layout = _MARKERS.get(_find_marker(directory), 'folder')
+    layout = _find_layout(directory)
   entry = _LAYOUTS[layout]
   splits, issues = entry.read(directory)
   return Listing(directory, splits, tuple(issues), entry)
@@ -128,14 +138,13 @@ def require_category(root: str | Path, category: str) -> Path:
 
 def require_no_categories(directory: Path) -> None:
   """Raise ConfigError if a folder has no normal images, but contains folders that have some."""
-  if _find_marker(directory) or _is_category(directory):
+  if _marked_layouts(directory) or _is_category(directory):
     return
   names = [
     folder.name
     for folder in scanning.folders_in(directory)
     # Images directly in the folder may be those of a defect.
-    if scanning.has_training_set(folder)
-    or any(map(scanning.files_in, scanning.normal_folders(folder)[1:]))
+    if _has_training_set(folder) or any(map(scanning.files_in, scanning.normal_folders(folder)[1:]))
   ]
   if names:
     hint = 'Choose one with ', Setting('data.category'), f': {", ".join(map(repr, names))}.'
@@ -151,16 +160,27 @@ def defective_masks(records: Sequence[Record], mask_reading: str) -> set[Path]:
     return {mask for mask, is_defective in zip(masks, has_defect, strict=True) if is_defective}
 
 
-def label_by_mask(splits: Splits, defective_masks: Collection[Path]) -> Splits:
+def label_by_mask(
+  splits: Splits, defective_masks: Collection[Path], excludes_training_defects: bool = False
+) -> Splits:
   """Return the records with defect 'good' unless their mask is one of those with a defect.
 
   This is for layouts whose images are defective only if their mask marks a defect.
+
+  Args:
+    splits: records as the layout lists them.
+    defective_masks: masks that mark a defect.
+    excludes_training_defects: see `Layout`.
   """
 
   def label(record: Record) -> Record:
     return record if record.mask in defective_masks else record._replace(defect=GOOD)
 
-  return Splits(tuple(map(label, splits.train)), tuple(map(label, splits.test)))
+  train, test = tuple(map(label, splits.train)), tuple(map(label, splits.test))
+  if not excludes_training_defects:
+    return Splits(train, test)
+  defective = tuple(record for record in train if record.is_anomalous)
+  return Splits(tuple(r for r in train if not r.is_anomalous), test or defective)
 
 
 def defects_in_training(train: Sequence[Record]) -> Iterator[Problem]:
@@ -207,24 +227,67 @@ def mask_size_mismatch(record: Record, size: tuple[int, int], mask_size: tuple[i
   return f'{message} {width}x{height}; resize the mask to match the image.'
 
 
+def _from_tree(tree: trees.Tree) -> Layout:
+  """Return the layout that patterns describe."""
+  read, entries = functools.partial(trees.read_splits, tree), tuple(filter(tree.reads, _MARKERS))
+  return Layout(
+    read,
+    labels_by_mask=tree.labels_by_mask,
+    excludes_training_defects=tree.labels_by_mask,
+    marker=tree.marker,
+    entries=entries,
+  )
+
+
+# Entries of a folder without the marker of a published layout, the first of which determines its
+# layout.
+_MARKERS = {'train': 'mvtec', 'train.txt': 'seglist', 'test': 'mvtec'}
 _LAYOUTS = {
-  'mvtec': Layout(mvtec.read_splits),
+  **{name: _from_tree(tree) for name, tree in published.TREES.items()},
+  'visa': Layout(visa.read_splits, marker=visa.MARKER),
   'seglist': Layout(seglist.read_splits, labels_by_mask=True, list_files=('train.txt', 'val.txt')),
   'folder': Layout(folder.read_splits, has_masks=False),
 }
-# Entries of a folder, the first of which determines its layout.
-_MARKERS = {'train': 'mvtec', 'train.txt': 'seglist', 'test': 'mvtec'}
 NAMES = ('auto', *_LAYOUTS)
 
 
-def _find_marker(directory: Path) -> str:
-  """Return the entry of a folder that determines its layout; '' if there is none."""
-  return next((marker for marker in _MARKERS if (directory / marker).exists()), '')
+def _find_layout(directory: Path) -> str:
+  """Return the layout of a folder by its markers; 'folder' if there are none.
+
+  Raises:
+    ConfigError: it has the markers of several layouts.
+  """
+  names = _marked_layouts(directory)
+  if len(names) > 1:
+    message = f'{directory} has the folders or lists of several layouts: {", ".join(names)}.'
+    hint = 'Choose one with ', Setting('data.layout'), '.'
+    refuse('data.layout', 'auto', message, *hint, allowed=names)
+  return names[0] if names else 'folder'
+
+
+def _marked_layouts(directory: Path) -> tuple[str, ...]:
+  """Return the layouts whose markers a folder has; several if they contradict each other."""
+  names = _published_layouts(directory)
+  entries = {entry for name in names for entry in _LAYOUTS[name].entries}
+  markers = [m for m in _MARKERS if m not in entries and trees.exists(directory, m)]
+  others = [_MARKERS[marker] for marker in markers]
+  return tuple(dict.fromkeys((*names, *(others if names else others[:1]))))
+
+
+def _published_layouts(directory: Path) -> list[str]:
+  """Return the published layouts whose marker a folder has."""
+  return [n for n, x in _LAYOUTS.items() if x.marker and trees.exists(directory, x.marker)]
+
+
+def _has_training_set(directory: Path) -> bool:
+  entries = 'train', 'train.txt'
+  is_marked = any(trees.exists(directory, entry) for entry in entries)
+  return is_marked or bool(_published_layouts(directory))
 
 
 def _is_category(directory: Path) -> bool:
   folders = scanning.normal_folders(directory)
-  return scanning.has_training_set(directory) or any(map(scanning.files_in, folders))
+  return _has_training_set(directory) or any(map(scanning.files_in, folders))
 
 
 def _require_folder(root: str | Path) -> Path:

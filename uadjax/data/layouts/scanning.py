@@ -18,8 +18,15 @@ from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError
 
 SUFFIXES = image_io.SUFFIXES
-# Names of folders, in lower case; any case matches.
-NORMAL_FOLDER_NAMES = (GOOD, 'normal', 'ok', '0_good')
+# Names of folders, in lower case; any case matches. Those of good images may begin with a number,
+# as in '0_good'.
+NORMAL_FOLDER_NAMES = (GOOD, 'normal', 'ok', 'defect_free', 'defect-free', 'no_defect')
+NORMAL_FOLDER_PATTERN = rf'(?:\d+[ _-])?(?:{"|".join(NORMAL_FOLDER_NAMES)})'
+VALIDATION_FOLDER_PATTERN = 'val|valid|validation'
+DEFECT_FOLDER_NAMES = (
+  *('bad', 'ko', 'ng', 'nok', 'defect', 'defects', 'defective', 'anomaly', 'anomalies'),
+  *('anomalous', 'abnormal', 'reject', 'rejects'),
+)
 MASK_FOLDER_NAMES = (
   *('mask', 'masks', 'ground_truth', 'groundtruth', 'gt', 'annotation', 'annotations'),
   *('label', 'labels'),
@@ -58,7 +65,17 @@ def folders_in(directory: Path) -> list[Path]:
 
 def is_normal(folder_name: str) -> bool:
   """Return whether a folder of this name contains normal images."""
-  return folder_name.lower() in NORMAL_FOLDER_NAMES
+  return re.fullmatch(NORMAL_FOLDER_PATTERN, folder_name, re.IGNORECASE) is not None
+
+
+def is_defective(folder_name: str) -> bool:
+  """Return whether a folder of this name contains defective images of unknown type."""
+  return folder_name.lower() in DEFECT_FOLDER_NAMES
+
+
+def is_validation(folder_name: str) -> bool:
+  """Return whether a folder of this name contains a validation set."""
+  return re.fullmatch(VALIDATION_FOLDER_PATTERN, folder_name, re.IGNORECASE) is not None
 
 
 def normal_folders(directory: Path) -> list[Path]:
@@ -86,15 +103,10 @@ def is_hidden(name: str) -> bool:
   return name.startswith('.') or name.lower() in _SYSTEM_NAMES
 
 
-def has_training_set(directory: Path) -> bool:
-  """Return whether a folder has training images in the layout 'mvtec' or 'seglist'."""
-  return (directory / 'train').is_dir() or (directory / 'train.txt').is_file()
-
-
 def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
   """Return records of the images in the subfolders of a folder, each named after a defect.
 
-  Subfolders of masks are not defects.
+  Subfolders of masks or of a validation set are not defects.
 
   Args:
     folder: folder of the subfolders; the name of one of normal images counts as 'good'.
@@ -103,7 +115,7 @@ def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
   """
   records = []
   for subfolder in folders_in(folder):
-    if is_mask_folder(subfolder.name):
+    if is_mask_folder(subfolder.name) or is_validation(subfolder.name):
       continue
     defect = GOOD if is_normal(subfolder.name) else subfolder.name
     folders = mask_folders_in(subfolder)

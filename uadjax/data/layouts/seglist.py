@@ -109,6 +109,7 @@ def read_splits(directory: Path) -> scanning.SplitsAndProblems:
 def _defect_name(image: Path, directory: Path) -> str:
   """Return the type of defect: the first folder below 'images' that names one, else 'defect'."""
   top_folder, *subfolders = image.relative_to(directory).parts[:-1] or ('',)
-  not_defects = (*scanning.NORMAL_FOLDER_NAMES, *_SPLIT_FOLDER_NAMES)
-  names = (name for name in subfolders if name.lower() not in not_defects)
+  names = (
+    n for n in subfolders if n.lower() not in _SPLIT_FOLDER_NAMES and not scanning.is_normal(n)
+  )
   return next(names, 'defect') if top_folder == 'images' else 'defect'
