@@ -11,10 +11,11 @@ from PIL import Image
 import pytest
 import small_runs
 
-from uadjax.data import checks, layouts
+from uadjax.data import checks, convert, layouts
 from uadjax.data.layouts import scanning
 from uadjax.data.records import Record
 from uadjax.errors import ConfigError, DataError
+from uadjax.system.progress import no_progress
 
 SIDE = 8
 # Each line is a file of one category and its role: 'train', 'held out', a type of defect, or 'good'
@@ -348,6 +349,20 @@ def test_a_list_of_visa_that_names_nothing_is_an_error(tmp_path, header, rows):
   visa_list(tmp_path, *rows, header=header)
   with pytest.raises(DataError, match=r'1cls\.csv'):
     layouts.load(tmp_path, 'candle')
+
+
+def test_a_conversion_learns_from_no_image_of_a_validation_or_test_set(tmp_path):
+  write_dataset(tmp_path, 'MVTec LOCO')
+  source, target = tmp_path / 'candle', tmp_path / 'converted'
+  shutil.copytree(source / 'train/good', source / 'train/good/camera1')
+  convert.convert(source, 'MVTec_AD', target, no_progress)
+  splits, read = layouts.load(target), layouts.load(source)
+  count = len(read.train) + len(read.test)
+  assert len(splits.train) == len(read.learned()) == 2
+  assert len(splits.test) == count - len(read.learned())
+  assert {r.path.read_bytes() for r in splits.train} == {
+    r.path.read_bytes() for r in read.learned()
+  }
 
 
 @pytest.mark.parametrize('name', small_runs.ANY_NAME)
