@@ -231,6 +231,6 @@ def test_a_test_image_is_decoded_once(trained, drawn, tmp_path, monkeypatch):
     counts.clear()
   model = model_dir.load(trained('padim') / 'model')
   mesh = meshes.make_mesh('cpu', 2, 0)
-  evaluate.evaluate(model, records, mesh, 4, 0, tmp_path, len(records))
+  evaluate.evaluate(model, records, mesh, 4, 'nonzero', tmp_path, len(records))
   assert len([*tmp_path.glob('pictures/*.png')]) == len(records)
   assert [counts[str(record.path)] for record in records] == [1] * len(records)

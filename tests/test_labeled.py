@@ -53,7 +53,7 @@ def config_of(directory: Path):
 
 
 def taken(directory: Path, training=()) -> list[str]:
-  records = labeled.load(str(directory), 0, training)
+  records = labeled.load(str(directory), 'nonzero', training)
   return [record.path.relative_to(directory).as_posix() for record in records]
 
 

@@ -112,12 +112,15 @@ def saved(path, height, width):
 def test_the_truth_of_an_image_is_its_mask(tmp_path):
   mask = saved(tmp_path / 'mask.png', 5, 4)
   bad = Record(tmp_path / 'x.png', 'cut', mask)
-  assert np.argwhere(pixel_scores.read_defect_mask(bad, (5, 4), 0)).tolist() == [[1, 2], [3, 0]]
-  assert np.argwhere(pixel_scores.read_defect_mask(bad, (5, 4), 9)).tolist() == [[3, 0]]
-  assert pixel_scores.read_defect_mask(bad._replace(mask=None), (5, 4), 0) is None
+  assert np.argwhere(pixel_scores.read_defect_mask(bad, (5, 4), 'nonzero')).tolist() == [
+    [1, 2],
+    [3, 0],
+  ]
+  assert np.argwhere(pixel_scores.read_defect_mask(bad, (5, 4), 'above:9')).tolist() == [[3, 0]]
+  assert pixel_scores.read_defect_mask(bad._replace(mask=None), (5, 4), 'nonzero') is None
   # Whoever calls an image good means all of it.
   for good in (Record(bad.path), Record(bad.path, mask=mask)):
-    truth = pixel_scores.read_defect_mask(good, (5, 4), 0)
+    truth = pixel_scores.read_defect_mask(good, (5, 4), 'nonzero')
     assert truth.shape == (5, 4)
     assert not truth.any()
 
@@ -127,12 +130,12 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
   for size in ((4, 5), (5, 5), (50, 40)):
     said = rf'mask\.png is 4x5 pixels, but its image .*x\.png is {size[1]}x{size[0]}'
     with pytest.raises(DataError, match=said):
-      pixel_scores.read_defect_mask(record, size, 0)
+      pixel_scores.read_defect_mask(record, size, 'nonzero')
   (tmp_path / 'mask.png').write_bytes(b'')
   with pytest.raises(DataError, match=r'Cannot read .*mask\.png'):
-    pixel_scores.read_defect_mask(record, (5, 4), 0)
+    pixel_scores.read_defect_mask(record, (5, 4), 'nonzero')
 
 
 def test_a_record_is_read_as_a_path_or_not_at_all():
   with pytest.raises(DataError, match='gone'):
-    pixel_scores.read_defect_mask(Record(Path('x.png'), 'cut', Path('gone.png')), (5, 4), 0)
+    pixel_scores.read_defect_mask(Record(Path('x.png'), 'cut', Path('gone.png')), (5, 4), 'nonzero')

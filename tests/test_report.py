@@ -142,7 +142,7 @@ def test_the_quality_of_a_picture_is_reduced_until_it_fits(scene):
   ops = transforms.parse('resize(32)')
   sizes = []
   for max_bytes in (10**6, 60_000, 12_000):
-    picture = gallery.make_picture(0, record, anomaly_map, ops, 0, max_bytes)
+    picture = gallery.make_picture(0, record, anomaly_map, ops, 'nonzero', max_bytes)
     sizes.append(len(picture.photo) + len(picture.heatmap) + len(picture.truth))
     assert sizes[-1] <= max_bytes
     assert picture.is_coarse == (max_bytes < 10**6)
