@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from uadjax.data import image_io, inputs
-from uadjax.data.layouts import scanning
+from uadjax.data import image_io, inputs, transforms
+from uadjax.data.layouts import scanning, seglist
 from uadjax.errors import DataError
 from uadjax.system import http
 
@@ -130,6 +130,122 @@ def test_folders_are_listed_in_their_turn(tmp_path, monkeypatch):
   found = inputs.expand(tmp_path)
   assert next(found).origin == tmp_path / 'a/1.png'
   assert listed == [tmp_path, tmp_path / 'a']
+
+
+def listed(path: Path, *lines: str, encoding='utf-8') -> list[inputs.Source]:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes('\r\n'.join(lines).encode(encoding, 'surrogateescape'))
+  return list(inputs.expand(path))
+
+
+FILES = ('img/0.png', 'img/sub folder/1.png', 'img/größe 瓶.png')
+SPELLINGS = {
+  'as it is': lambda name: name,
+  'backslashes': lambda name: name.replace('/', '\\'),
+  'dot': lambda name: f'.\\{name}',
+  'quotes': lambda name: f'"{name}"',
+  'single quotes': lambda name: f"'{name}'",
+  'blanks': lambda name: f'  {name} \t ',
+  'quoted backslashes': lambda name: ' "{}"'.format(name.replace('/', '\\')),
+  'mask after a tab': lambda name: f'{name}\tmasks/{name}',
+  'quoted mask': lambda name: f'"{name}"\t"masks/{name}"',
+}
+SURROUNDINGS = ((), ('# made by hand', ''), ('FullName', '--------'), ('image\tmask',))
+
+
+def test_lists_are_read_as_any_system_writes_them(tmp_path):
+  expected = [image(tmp_path / name) for name in FILES]
+  for encoding in ('utf-8', 'utf-8-sig', 'utf-16'):
+    for spell, before in itertools.product(SPELLINGS, SURROUNDINGS):
+      lines = [*before, *map(SPELLINGS[spell], FILES), '', '   ', '\t']
+      found = listed(tmp_path / 'LIST.TXT', *lines, encoding=encoding)
+      paths = [Path(os.path.normpath(source.origin)) for source in found]
+      assert paths == expected, (encoding, spell, before)
+      assert [source.location for source in found] == [
+        f'{tmp_path / "LIST.TXT"} line {number}' for number in range(1, 4 + len(before))
+      ][len(before) :]
+  absolute = listed(tmp_path / 'elsewhere/list.txt', *map(str, expected), '../img/0.png')
+  assert [source.origin.resolve() for source in absolute] == [*expected, expected[0]]
+
+
+def test_a_list_for_training_is_one_for_predict(tmp_path):
+  for name in ('a.png', 'b.png'):
+    image(tmp_path / name)
+  for line in ('a.png b.png', 'a.png  "b.png" ', '.\\a.png .\\b.png', 'a.png\tb.png'):
+    (source,) = listed(tmp_path / 'train.txt', line)
+    assert source.origin == tmp_path / 'a.png'
+    records, issues = seglist.read_list(tmp_path / 'train.txt')
+    assert ([record.path for record in records], issues) == ([tmp_path / 'a.png'], [])
+
+
+def test_a_name_that_exists_is_meant_literally(tmp_path):
+  odd = (
+    '#1.png',
+    'a\\b.png',
+    '"q".png',
+    ' blank.png ',
+    'a.png b.png',
+    'C:\\x.png',
+    'tab\t.png',
+    'img',
+  )
+  for name in odd:
+    image(tmp_path / name)
+    (source,) = listed(tmp_path / 'list.txt', name)
+    assert source.origin == tmp_path / name
+    np.testing.assert_array_equal(inputs.read(source), RGB)
+
+
+def test_lines_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypatch):
+  monkeypatch.setattr(http, 'get', lambda url, access: b'<html>')
+  image(tmp_path / 'a.png')
+  (tmp_path / 'bad.png').write_bytes(PNG[:-30])
+  for line, reason in (
+    ('no.png', r'no\.png: No such file or directory\.$'),
+    ('no.png b.png', r'no\.png b\.png: No such file'),
+    ('bad.png', 'truncated'),
+    ('C:\\data\\0.png', r'C:\\data\\0\.png: No such .* It is a path of Windows; write it relative'),
+    ('"D:/data/0.png" ', r'Cannot read D:/data/0\.png: .* path of Windows'),
+    ('\\\\server\\share\\0.png', 'path of Windows'),
+    ('gr\udcf6\udcdfe.png', r'The list is not valid text; save it as UTF-8\.$'),
+    ('http://example.com/x.png', 'not a JPEG'),
+    ('ftp://example.com/x.png', 'not a JPEG'),
+    ('.', 'no images in or below it'),
+  ):
+    good, bad, after = listed(tmp_path / 'list.txt', 'a.png', line, 'a.png ')
+    with pytest.raises(DataError, match=reason) as error:
+      inputs.read(bad)
+    assert str(error.value).startswith(f'{tmp_path / "list.txt"} line 2: '), line
+    for other in (good, after):
+      np.testing.assert_array_equal(inputs.read(other), RGB)
+    loaded = inputs.load(bad, transforms.parse('resize(8)'))
+    assert str(loaded.error) == str(error.value)
+
+
+def test_what_is_no_list_is_refused_at_once(tmp_path):
+  path = tmp_path / 'list.txt'
+  for content, reason in (
+    (b'', 'lists no image'),
+    (b'\r\n \n', 'lists no image'),
+    ('\ufeff'.encode('utf-16-le'), 'lists no image'),
+    (b'# only a comment', 'lists no image'),
+    ('a.png\r\n'.encode('utf-16-le'), 'line 1 has a null character; save the list as UTF-8'),
+    (bytes(99), 'line 1 has a null character'),
+  ):
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+      inputs.expand(path)
+  path.write_bytes('a.png'.encode('utf-16')[:-1])  # Cut off within a character.
+  with pytest.raises(DataError, match=r'line 1: .*not valid text'):
+    inputs.read(only(path))
+
+
+def test_long_lists_are_read_lazily_and_ask_for_no_file(tmp_path, monkeypatch):
+  (tmp_path / 'list.txt').write_text('img/0.png\n' * 100_000)
+  monkeypatch.setattr(os.path, 'lexists', None)
+  monkeypatch.setattr(os, 'stat', None)
+  first = next(inputs._read_list(tmp_path / 'list.txt'))
+  assert first.origin == tmp_path / 'img/0.png'
 
 
 def test_lists_may_be_deep_but_not_endless():

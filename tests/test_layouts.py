@@ -161,6 +161,10 @@ WRITTEN = (
     b'a.png b.png\n', b'a.png b.png', b'a.png   b.png  \n', b'\xef\xbb\xbfa.png b.png\r\n\r\n',
     b'a.png\tb.png\r\n', b'a.png\t\tb.png\t\n', b'.\\a.png .\\b.png\r\n', b'\n \n\t\na.png b.png\r',
     b'c d/../a.png\tb.png\n',
+    b'"a.png" "b.png"\r\n', b'"c d/../a.png" b.png', b'"a.png"\t"b.png"', b"'a.png' 'b.png'",
+    b'a.png \t b.png \t \r\n', 'a.png b.png\r\n'.encode('utf-16'),
+    b'\xfe\xff' + 'a.png\tb.png'.encode('utf-16-be'), b'# a comment\n#c.png\n\na.png b.png',
+    b'image mask\na.png b.png', b'\xef\xbb\xbfImage_Path\tmask\r\na.png b.png',
 )  # fmt: skip
 
 
@@ -170,6 +174,14 @@ def test_lists_as_they_are_written(tmp_path):
   for content in WRITTEN:
     (tmp_path / 'list.txt').write_bytes(content)
     assert seglist.read_list(tmp_path / 'list.txt') == expected, content
+
+
+def test_a_line_that_names_a_file_is_neither_a_comment_nor_a_header(tmp_path):
+  for name in ('#1.png', 'image', '# 2.png'):
+    touch(tmp_path / name)
+    (tmp_path / 'list.txt').write_text(f'{name}\t\n')
+    records, wrong = seglist.read_list(tmp_path / 'list.txt')
+    assert ([record.path for record in records], wrong) == ([tmp_path / name], [])
 
 
 def test_an_image_that_is_its_own_mask_has_none(tmp_path):
@@ -206,6 +218,8 @@ BAD_LINES = [
   (b'\ta.png', 'list syntax', 'begins with a tab'),
   (b'a\xff.png', 'list syntax', r'byte 2 is not UTF-8'),
   (b'a.png\0', 'list syntax', 'null'),
+  (b'"a.png" b.png "c d.png"', 'list syntax', '3 fields'),
+  (b'image mask', 'missing file', 'no file'),  # A header is the first line.
   (b'c.png', 'missing file', r'no file .*c\.png\.$'),
   (b'my c.png', 'missing file', r'no file .*my; if a path contains spaces'),
   (b'a.png c.png', 'missing file', r'no file .*c\.png'),

@@ -5,6 +5,7 @@ Letters: h w height and width of an image, height width the network image.
 
 import collections
 from collections.abc import Iterator, Mapping
+import contextlib
 import io
 import itertools
 import os
@@ -17,13 +18,14 @@ from jaxtyping import UInt8
 import numpy as np
 
 from uadjax.data import image_io, image_statistics, transforms
-from uadjax.data.layouts import scanning
+from uadjax.data.layouts import scanning, text_list
 from uadjax.errors import DataError
 from uadjax.system import http, logging as log
 
 Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded image, pixels.
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://|data:', re.IGNORECASE)  # Does not match 'C:\\'.
+_WINDOWS_PATH = re.compile(r'[a-zA-Z]:[\\/]|\\\\')
 _CONTAINERS = list | tuple | Iterator
 
 
@@ -34,11 +36,13 @@ class Source(NamedTuple):
     name: name of the image in results: path, URL, or generated, such as 'array_0000'; valid UTF-8.
     origin: file, URL, encoded image or pixels that `read` reads; an array is not copied.
     subfolder: folder of the image relative to the input folder that was searched; else Path().
+    location: list and line that name the image, which begin the message of its error; else ''.
   """
 
   name: str
   origin: Origin
   subfolder: Path = Path()
+  location: str = ''
 
 
 def expand(inputs: object, skip: Path | None = None) -> Iterator[Source]:
@@ -89,13 +93,14 @@ def read(
   if isinstance(origin, np.ndarray):
     return _to_rgb(origin, name)
   if isinstance(origin, Path):
-    with _open_regular(origin, name) as file:
+    with _located_errors(source), _open_regular(origin, name) as file:
       return image_io.decode(file, max_pixels)
   try:
     return image_io.decode(origin, max_pixels)
   except DataError as error:  # The message of `decode` has no name, because bytes have none.
     public_name = http.redact_url(name) if _URL.match(name) else name
-    raise type(error)(f'{public_name}: {error}') from None
+    start = f'{source.location}: ' if source.location else ''
+    raise type(error)(f'{start}{public_name}: {error}') from None
 
 
 def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
@@ -106,7 +111,29 @@ def fetch(source: Source, access: http.Access = http.PUBLIC_ONLY) -> Source:
   """
   if not isinstance(source.origin, str):
     return source
-  return source._replace(origin=http.get(source.origin, access))
+  with _located_errors(source):
+    return source._replace(origin=http.get(source.origin, access))
+
+
+@contextlib.contextmanager
+def _located_errors(source: Source) -> Iterator[None]:
+  """Let errors about a listed image begin with its list and line, and end with the way out."""
+  try:
+    yield
+  except DataError as error:
+    if source.location:
+      error.message = f'{source.location}: {error.message}{_hint(source.origin)}'
+    raise
+
+
+def _hint(origin: Origin) -> str:
+  """Return why the line of a list may name no file."""
+  if not isinstance(origin, Path) or os.path.lexists(origin):
+    return ''
+  if os.sep == '/' and _WINDOWS_PATH.match(str(origin)):
+    return ' It is a path of Windows; write it relative to the folder of the list.'
+  is_text = str(origin) == _printable(origin) and '\ufffd' not in str(origin)
+  return '' if is_text else ' The list is not valid text; save it as UTF-8.'
 
 
 class LoadedImage(NamedTuple):
@@ -242,15 +269,39 @@ def _expand_origin(
 
 
 def _read_list(path: Path) -> Iterator[Source]:
-  """Yield the images that a text file lists; paths are relative to its folder."""
-  is_empty = True
-  with path.open(encoding='utf-8', errors='surrogateescape') as file:
-    for line in filter(None, (line.rstrip('\r\n') for line in file)):
-      is_empty = False
-      origin = line if _URL.match(line) else path.parent / line
-      yield Source(_printable(origin), origin)
-  if is_empty:
-    raise DataError(f'{_printable(path)} lists no image; put one path or URL in each line.')
+  """Yield the images that a text file lists; paths are relative to its folder.
+
+  Raises:
+    DataError: the file cannot be read, is not text, or lists nothing.
+  """
+  name, number = _printable(path), 0
+  try:
+    for number, text in text_list.read_lines(path):
+      if '\0' in text:
+        raise DataError(f'{name} line {number} has a null character; save the list as UTF-8.')
+      origin = _listed_origin(text, path.parent)
+      yield Source(_printable(origin), origin, location=f'{name} line {number}')
+  except OSError as error:
+    raise DataError(f'Cannot read {name}: {error.strerror}.') from None
+  if not number:
+    raise DataError(f'{name} lists no image; put one path or URL in each line.')
+
+
+def _listed_origin(text: str, folder: Path) -> Path | str:
+  """Return the file or URL that a line of a list names.
+
+  Most lines have one reading, for which no file is searched, because lists may be very long.
+  """
+  literal, path, image = text_list.readings(text)
+  if _URL.match(path):
+    return path
+  windows_path = _WINDOWS_PATH.match(literal.strip(' \t"'))
+  if literal == path == image and not windows_path:
+    return folder / literal
+  for reading in (literal, path, image):
+    if os.path.lexists(folder / reading):
+      return folder / reading
+  return Path(windows_path.string) if windows_path else folder / path
 
 
 def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:

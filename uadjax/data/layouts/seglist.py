@@ -3,16 +3,15 @@
 A line is `image mask`, relative to the list's folder, or `image` alone. If a line has a tab, the
 tab separates the two and paths may contain spaces (`my image.png` and a tab is an image alone). An
 image that is its own mask has no mask, because PaddleX's conversion of MVTec AD lists good images
-this way. Lists may come from Windows: CRLF, a byte order mark and backslashes are accepted. Blank
-lines are ignored. For safety, a path outside of the list's folder is an error.
+this way. Lists may come from any system, see `text_list`. For safety, a path outside of the list's
+folder is an error.
 """
 
-import codecs
 import os
 from pathlib import Path, PureWindowsPath
 
 from uadjax.data import problems
-from uadjax.data.layouts import scanning
+from uadjax.data.layouts import scanning, text_list
 from uadjax.data.records import Record, Splits
 
 _TAB_HINT = 'if a path contains spaces, put a tab between image and mask'
@@ -29,21 +28,21 @@ def read_list(file: Path) -> tuple[list[Record], list[problems.Problem]]:
   The type of defect of a record is that which its path suggests.
   """
   try:
-    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    lines = list(text_list.read_lines(file))
   except OSError as error:
     return [], [problems.error('missing file', file, f'Cannot read {file}: {error.strerror}.')]
   records, issues = [], []
-  for number, raw_line in enumerate(content.splitlines(), 1):
+  for number, text in lines:
     location = f'{file} line {number}'
     try:
-      paths = [_resolve_inside(field, file.parent) for field in _fields(raw_line)]
+      paths = [_resolve_inside(field, file.parent) for field in _fields(text)]
     except ValueError as error:
       kind = 'path leaves the root' if isinstance(error, _OutsideRootError) else 'list syntax'
       issues.append(problems.error(kind, file, f'{location}: {error}'))
       continue
     # Unlike Path.is_file, os.path.isfile accepts a name that is too long for any file.
     missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113
-    hint = f'; {_TAB_HINT}' if b' ' in raw_line.strip() else ''
+    hint = f'; {_TAB_HINT}' if ' ' in text.strip() else ''
     for path in missing:
       issues.append(problems.error('missing file', path, f'{location}: no file {path}{hint}.'))
     if paths and paths[0] not in missing:
@@ -53,25 +52,15 @@ def read_list(file: Path) -> tuple[list[Record], list[problems.Problem]]:
   return records, issues
 
 
-def _fields(raw_line: bytes) -> list[str]:
+def _fields(text: str) -> list[str]:
   """Split a line into the paths of the image and the mask.
 
   Raises:
-    ValueError: the line is not UTF-8 or has too many fields.
+    ValueError: the line is not text, or has too many fields.
   """
-  try:
-    text = raw_line.decode('utf-8')
-  except UnicodeDecodeError as error:
-    raise ValueError(f'byte {error.start + 1} is not UTF-8; save the list as UTF-8.') from None
-  if '\0' in text:
-    raise ValueError('it contains a null character; save the list as UTF-8.')
-  if not text.strip():
-    return []
-  # str.split() would also split at, for example, an ideographic space, which may be part of a name.
-  fields = [field.strip(' ') for field in text.split('\t' if '\t' in text else ' ')]
-  if '\t' in text and not fields[0]:
+  fields = text_list.fields(text)
+  if not fields[0]:
     raise ValueError('it begins with a tab; the image comes first.')
-  fields = [field for field in fields if field]
   if len(fields) > 2:
     raise ValueError(f"it has {len(fields)} fields, not 'image mask'; {_TAB_HINT}.")
   return fields
