@@ -103,6 +103,14 @@ def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
   ]
 
 
+def test_a_file_with_many_problems_makes_no_long_sheet(tmp_path):
+  for i in range(4):
+    picture(tmp_path / f'{i}.png', i)
+  (tmp_path / 'train.txt').write_text('0.png\n1.png\n2.png\n' + 200 * '3.png\n')
+  reports.write(checks.check(tmp_path), tmp_path / 'run')
+  assert image_io.image_size(tmp_path / 'run/check_dataset/problems.png')[0] < 1000
+
+
 def test_what_cannot_be_read_is_a_gray_tile_above_its_sentence(tmp_path):
   root = bottles(tmp_path / 'bottles')
   (root / 'train/good/0000.png').touch()

@@ -44,3 +44,9 @@ def test_files_name_neither_day_nor_version(tmp_path):
     figures.write(tmp_path / 'blank', figure)
   assert not re.search(rb'<dc:date>|Matplotlib v', (tmp_path / 'blank.svg').read_bytes())
   assert b'Software' not in (tmp_path / 'blank.png').read_bytes()
+
+
+def test_a_figure_of_many_rows_has_a_height_that_can_be_saved():
+  figure = figures.new_figure(10.0, 1e6)
+  assert figure.bbox.height < 2**16
+  assert figure.bbox.height * figure.bbox.width < 64.1e6

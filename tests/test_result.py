@@ -8,11 +8,11 @@ import hypothesis
 from hypothesis import strategies
 from hypothesis.extra import numpy as arrays
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 import pytest
 
 from uadjax.cli import console
-from uadjax.data import inputs, transforms
+from uadjax.data import image_io, inputs, transforms
 from uadjax.data.image_statistics import ImageWarning
 from uadjax.errors import ConfigError, DataError, UserError
 from uadjax.experiment import evaluate_run
@@ -20,6 +20,7 @@ from uadjax.inference import pipelines, predictor
 from uadjax.inference.result import Result
 from uadjax.model import calibration
 from uadjax.numerics.regions import encode_run_lengths, find_regions
+from uadjax.visualization import sheet
 
 LIMITS = calibration.Thresholds(2.0, 0.5, 1.0, 'normals', 0.01, 0.05, 99, 0.01, 0.03, 299)
 OPS = transforms.parse('resize(16)')
@@ -238,6 +239,32 @@ def test_what_cannot_be_saved_is_an_error_that_names_the_path(name, tmp_path):
     assert str(path) in str(caught.value)
     assert 'Errno' not in str(caught.value)
   assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_reduced_picture_is_told_of_in_its_file_and_in_json(tmp_path, monkeypatch):
+  one = verdict(pixels=np.full((200, 300, 3), 90, np.uint8))
+  picture, told = one.save_all(tmp_path / 'full')
+  assert 'picture_scale' not in json.loads(told.read_text())
+  height, width = image_io.image_size(picture)
+  monkeypatch.setattr(sheet, 'MAX_PIXELS', width * height - 1)
+  picture, told = one.save_all(tmp_path / 'reduced')
+  assert json.loads(told.read_text())['picture_scale'] == one.picture_scale < 1
+  with Image.open(picture) as reduced:
+    assert reduced.width * reduced.height < width * height
+    description = reduced.getexif()[ExifTags.Base.ImageDescription]
+    assert description.startswith('images reduced from 300 x 200 to ')
+  assert one.pred.shape == (200, 300)
+
+
+def test_a_picture_that_is_too_long_for_its_format_is_a_png(tmp_path):
+  for shape in ((10, 17_000, 3), (17_000, 10, 3)):
+    pixels = np.full(shape, 90, np.uint8)
+    one = verdict(name='a/part.webp', pixels=pixels)
+    picture, told = one.save_all(tmp_path / f'{shape}')
+    assert (picture.name, told.name) == ('part_res.png', 'part_res.json')
+    with Image.open(picture) as opened:
+      assert opened.format == 'PNG'
+    assert one.save_to_img(tmp_path / 'mine.webp') == tmp_path / 'mine.png'
 
 
 def test_what_could_not_be_read_says_why(unread, tmp_path, capsys):

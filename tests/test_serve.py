@@ -29,6 +29,7 @@ from uadjax.cli import serve
 from uadjax.errors import ConfigError, ModelError
 from uadjax.serve import app as apps, requests, settings as options
 from uadjax.system import http
+from uadjax.visualization import sheet
 
 ROUTE = '/image-anomaly-detection'
 
@@ -144,11 +145,32 @@ def test_pictures_where_they_are_asked_for(ask, photos, known):
   picture = Image.open(io.BytesIO(base64.b64decode(result['image'])))
   assert picture.format == 'JPEG'
   assert picture.size == one.picture().size
+  assert 'imageScale' not in result
   gray = np.asarray(Image.open(io.BytesIO(base64.b64decode(result['heatmap']['image']))))
   low, high = result['heatmap']['low'], result['heatmap']['high']
   np.testing.assert_allclose(
     low + gray / 255 * (high - low), one.anomaly_map, atol=(high - low) / 500
   )
+
+
+def test_pictures_of_long_and_thin_images_have_a_bound(ask, monkeypatch):
+  def picture_of(height, width):
+    file = io.BytesIO()
+    Image.new('L', (width, height), 128).save(file, 'PNG')
+    image = base64.b64encode(file.getvalue()).decode()
+    result = ask.post(ROUTE, json={'image': image, 'visualize': True, 'labelMap': False}).json()
+    picture = Image.open(io.BytesIO(base64.b64decode(result['result']['image'])))
+    return picture, result['result'].get('imageScale')
+
+  for size, image_format in (((1, 2000), 'JPEG'), ((20_000, 2), 'JPEG'), ((1, 70_000), 'PNG')):
+    picture, scale = picture_of(*size)
+    assert (picture.format, scale) == (image_format, None)
+    assert max(size) < max(picture.size) < max(size) + 300
+    assert min(picture.size) < 400
+  monkeypatch.setattr(sheet, 'MAX_PIXELS', 1_000_000)
+  picture, scale = picture_of(20_000, 2)
+  assert picture.width * picture.height <= 1_000_000
+  assert 0 < scale < 1
 
 
 def test_without_a_label_map_where_nobody_wants_one(ask, photos):

@@ -1,7 +1,12 @@
 from concurrent import futures
 import itertools
+import tracemalloc
 
+import hypothesis
+from hypothesis import strategies
+from hypothesis.extra import numpy as arrays
 import numpy as np
+from PIL import ExifTags, Image
 
 from uadjax.visualization import heatmap, sheet
 
@@ -15,7 +20,7 @@ def photo(height, width, seed=3):
 
 
 def drawn(*images, name='000.png', caption=CAPTION, label='NG', scale=SCALE):
-  titled = {f'title {i}': image for i, image in enumerate(images)}
+  titled = {f'title {i}': sheet.Tile(image) for i, image in enumerate(images)}
   return np.asarray(sheet.draw_sheet(titled, name, caption, label, scale))
 
 
@@ -80,7 +85,7 @@ def test_long_names_widen_nothing():
 def test_long_captions_and_titles_are_not_cut_off():
   canvas = drawn(photo(8, 8), photo(8, 8), caption='m' * 99)
   assert (canvas[:, -4:] == 255).all()
-  titled = {letter * 20: photo(8, 8) for letter in 'mw'}
+  titled = {letter * 20: sheet.Tile(photo(8, 8)) for letter in 'mw'}
   plain = np.asarray(sheet.draw_sheet(titled, 'name'))
   assert (plain[:, -4:] == 255).all()
 
@@ -105,3 +110,100 @@ def test_threads_draw_the_same():
     together = list(pool.map(draw, jobs))
   for job, canvas in zip(jobs, together, strict=True):
     np.testing.assert_array_equal(canvas, draw(job))
+
+
+def test_no_sheet_is_larger_than_its_bound_and_a_reduced_one_says_so(monkeypatch, caplog):
+  caplog.set_level('INFO')
+  monkeypatch.setattr(sheet, 'MAX_PIXELS', 300_000)
+  for size in ((200, 300), (700, 900), (2000, 40), (40, 2000), (30, 90_000), (90_000, 1)):
+    caplog.clear()
+    tiles = {'image': sheet.Tile(photo(*size)), 'map': sheet.Tile(np.ones(size, bool))}
+    canvas = sheet.draw_sheet(tiles, 'part.png', CAPTION, 'NG', SCALE)
+    assert canvas.width * canvas.height <= 300_000
+    scale, note = sheet.scale_of(canvas), canvas.getexif().get(ExifTags.Base.ImageDescription, '')
+    if scale == 1:
+      assert size == (200, 300)
+      assert not note
+      assert not caplog.messages
+    else:
+      assert f'reduced from {size[1]} x {size[0]} to ' in note
+      assert caplog.messages == [f'Picture of part.png: {note}.']
+      lines = sheet._fit_layout(size, [*tiles], CAPTION, True).lines
+      assert ' '.join(lines).endswith(note)  # It is drawn, too.
+      assert canvas.width * canvas.height > 200_000, size  # No smaller than necessary.
+
+
+def test_text_and_color_bar_are_small_beside_long_and_thin_images():
+  for length, short in ((20_000, 30), (20_000, 1), (3000, 8)):
+    for size in ((length, short), (short, length)):
+      canvas = drawn(photo(*size), photo(*size), caption=f'{CAPTION}, ' * 3)
+      height, width = canvas.shape[:2]
+      long_side, short_side = (height, width) if size[0] > size[1] else (width, height)
+      assert length < long_side < length + 300, size
+      assert 2 * short < short_side < 2 * short + 400, size
+
+
+def test_reduced_images_are_averaged_whatever_the_strips(monkeypatch):
+  image, values = photo(211, 307), np.random.default_rng(0).normal(20, 5, (211, 307))
+  tile = sheet.Tile(image, values.astype(np.float32))
+  monkeypatch.setattr(sheet, 'MAX_PIXELS', 100_000)
+  canvases = []
+  for strip_pixels in (1, 2000, 10**9):
+    monkeypatch.setattr(sheet, '_STRIP_PIXELS', strip_pixels)
+    canvas = sheet.draw_sheet({'a': sheet.Tile(image), 'b': tile}, 'name', scale=SCALE)
+    canvases.append(np.asarray(canvas).astype(int))
+  assert sheet.scale_of(canvas) < 1
+  for canvas in canvases[1:]:
+    assert np.abs(canvas - canvases[0]).max() <= 1
+  layout = sheet._fit_layout((211, 307), ['a', 'b'], '', True)
+  size = layout.width, layout.height
+  expected = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)).astype(int)
+  y, x = layout.top + 2 * layout.em, layout.em
+  shown = canvases[0][y : y + layout.height, x : x + layout.width]
+  assert np.abs(shown - expected).max() <= 1
+
+
+@hypothesis.given(
+  arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=12)),
+  strategies.randoms(use_true_random=False),
+)
+def test_every_marked_pixel_remains_in_a_reduced_mask(mask, random):
+  h, w = mask.shape
+  height, width = random.randint(1, h), random.randint(1, w)
+  expected = np.zeros((height, width), bool)
+  for i, j in np.ndindex(height, width):
+    rows = slice(i * h // height, (i + 1) * h // height)
+    expected[i, j] = mask[rows, j * w // width : (j + 1) * w // width].any()
+  np.testing.assert_array_equal(sheet._reduce_mask(mask, (height, width)), expected)
+  cut = random.randint(0, height - 1)
+  rows = slice(cut, random.randint(cut + 1, height))
+  np.testing.assert_array_equal(sheet._reduce_mask(mask, (height, width), rows), expected[rows])
+
+
+def test_what_a_tile_shows_is_drawn_over_it():
+  image, mask = photo(60, 60), np.zeros((60, 60), bool)
+  mask[20:40, 20:40] = True
+  values = np.where(mask, np.float32(30), np.float32(0))
+  visible = np.ones_like(mask)
+  visible[:5] = False
+  expected = heatmap.overlay(image, np.where(visible, values, np.float32('nan')), SCALE)
+  expected = heatmap.draw_outline(expected, mask)
+  tiles = {'map': sheet.Tile(image, values, visible, mask), 'mask': sheet.Tile(mask)}
+  canvas = np.asarray(sheet.draw_sheet(tiles, 'name', scale=SCALE))
+  place(canvas, expected)  # Fails unless it is there.
+  place(canvas, heatmap.render_mask(mask))
+  blank = {'map': sheet.Tile(image, outline=np.zeros_like(mask))}
+  place(np.asarray(sheet.draw_sheet(blank, 'name')), image)
+
+
+def test_drawing_takes_little_memory_besides_the_sheet(monkeypatch):
+  """Pillow's own memory is not traced: four bytes per pixel of the sheet."""
+  monkeypatch.setattr(sheet, '_STRIP_PIXELS', 50_000)
+  image, values = np.zeros((2000, 2000, 3), np.uint8), np.full((2000, 2000), 99, np.float32)
+  tile = sheet.Tile(image, values, values > 0, values > 0)
+  tracemalloc.start()
+  try:
+    sheet.draw_sheet({'image': sheet.Tile(image), 'map': tile}, 'name', scale=SCALE)
+    assert tracemalloc.get_traced_memory()[1] < 2.5 * image.nbytes
+  finally:
+    tracemalloc.stop()

@@ -23,7 +23,7 @@ from uadjax.model import calibration, model_dir
 from uadjax.numerics import metrics
 from uadjax.numerics.regions import Region
 from uadjax.system import files, progress, threads
-from uadjax.visualization import heatmap, sheet
+from uadjax.visualization import picture_file, sheet
 
 # Metrics by name, as in the result file; one that lacks a class (no defects, no masks) is None.
 Metrics: TypeAlias = dict[str, Any]
@@ -119,8 +119,7 @@ def evaluate(
     if record.path in picture_paths:
       # Numbers keep names unique: images in different folders may have the same stem.
       path = folder / f'{record.defect}_{i:04d}_{record.path.stem}.png'
-      # Level 1 is four times as fast as the default, and makes files a fifth larger.
-      picture(record, result, truth).save(path, compress_level=1)
+      picture_file.save(picture(record, result, truth), path)
     pixel_scores.add_image(pixels, i, result.network_map, result.restored, truth)
     return compare_with_mask(record, result, truth)
 
@@ -314,14 +313,14 @@ def _mean(values: Bool[np.ndarray, ' n']) -> float | None:
 def picture(record: Record, result: Result, truth: pixel_scores.Mask | None) -> Image.Image:
   """Draw image, ground truth, anomaly map and prediction side by side."""
   image = result.read_image()
-  images = {
-    'image': image,
-    **({} if truth is None else {'ground truth': heatmap.render_mask(truth)}),
-    'anomaly map': result.overlay(image),
-    'prediction': heatmap.draw_outline(image, result.region_mask),
+  tiles = {
+    'image': sheet.Tile(image),
+    **({} if truth is None else {'ground truth': sheet.Tile(truth)}),
+    'anomaly map': sheet.Tile(image, result.anomaly_map, result.visible),
+    'prediction': sheet.Tile(image, outline=result.region_mask),
   }
   name = f'{record.defect}/{record.path.name}'
-  return sheet.draw_sheet(images, name, result.caption, result.label, result.color_scale)
+  return sheet.draw_sheet(tiles, name, result.caption, result.label, result.color_scale)
 
 
 # Image_recall and False_alarm_rate are at the calibrated threshold.

@@ -23,11 +23,10 @@ from uadjax.errors import ConfigError, DataError
 from uadjax.model import calibration
 from uadjax.numerics import regions as region_ops
 from uadjax.system import files
-from uadjax.visualization import heatmap, sheet
+from uadjax.visualization import heatmap, picture_file, sheet
 
 MASK_FORMATS = ('rle', 'nested', 'none')  # Ways to write a mask in JSON.
 UNREADABLE = 'unreadable'  # Label of unreadable images in counts by label.
-_IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class Result(Mapping[str, Any]):
@@ -40,6 +39,8 @@ class Result(Mapping[str, Any]):
   Attributes:
     warnings: reasons why the image is for review even if its score is OK, each with a `code` and a
       `message`.
+    picture_scale: size of the image in the last picture, relative to the original; less than 1 if
+      the picture would have had more than 64 megapixels.
   """
 
   def __init__(
@@ -72,6 +73,7 @@ class Result(Mapping[str, Any]):
     self.thresholds = thresholds
     self.size = size
     self.error = ''
+    self.picture_scale = 1.0
     self._source, self._stem, self._ops, self.network_map = source, stem, ops, anomaly_map
 
   @classmethod
@@ -214,6 +216,7 @@ class Result(Mapping[str, Any]):
       'at': list(self.at),
       'regions_pixel_threshold': self.regions_pixel_threshold,
       'regions': [region._asdict() for region in self.regions],
+      **({'picture_scale': self.picture_scale} if self.picture_scale < 1 else {}),
     }
 
   def _printed_fields(self) -> dict[str, object]:
@@ -285,7 +288,9 @@ class Result(Mapping[str, Any]):
     return text
 
   def picture(self) -> Image.Image:
-    """Draw the image next to its heatmap overlay, at original resolution.
+    """Draw the image next to its heatmap overlay, at original resolution unless that is too large.
+
+    It sets `picture_scale`.
 
     Raises:
       DataError: the image was unreadable, or can no longer be read.
@@ -293,29 +298,28 @@ class Result(Mapping[str, Any]):
     if self.error:
       raise DataError(self.error)
     image = self.read_image()
-    outlined = heatmap.draw_outline(self.overlay(image), self.region_mask)
-    images = {'image': image, 'anomaly map': outlined}
+    overlay = sheet.Tile(image, self.anomaly_map, self.visible, self.region_mask)
+    tiles = {'image': sheet.Tile(image), 'anomaly map': overlay}
     share = 100 * self.predicted_mask.mean()
     caption = f'{self.caption}, {share:.2g} % of the pixels marked'
     name = PurePath(self.input_path).name
-    return sheet.draw_sheet(images, name, caption, self.label, self.color_scale)
+    picture = sheet.draw_sheet(tiles, name, caption, self.label, self.color_scale)
+    self.picture_scale = sheet.scale_of(picture)
+    return picture
 
   @property
   def color_scale(self) -> heatmap.ColorScale:
     """Color scale of the model."""
     return heatmap.color_scale(self.thresholds.pixel_threshold, self.thresholds.image_threshold)
 
-  def overlay(self, image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w 3']:
-    """Draw the anomaly map over the original image, which is dimmed outside a crop."""
-    visible_map = np.where(self.visible, self.anomaly_map, np.float32('nan'))
-    return heatmap.overlay(image, visible_map, self.color_scale)
-
   def save_to_img(self, save_path: str | Path) -> Path | None:
     """Save the picture and return its path; an unreadable image has none.
 
     Args:
       save_path: image file, or directory in which `<stem>_res<suffix>` is saved, in the subfolder
-        that the image has in the directory that was predicted.
+        that the image has in the directory that was predicted. The suffix becomes .png if the
+        picture is too large for the format: more than 65,500 pixels a side for JPEG, 16,383 or 32
+        megapixels for WebP.
 
     Raises:
       ConfigError: the suffix of `save_path` is not that of an image format.
@@ -325,15 +329,14 @@ class Result(Mapping[str, Any]):
     if self.error:
       return None
     suffix = PurePath(self.input_path).suffix.lower()
-    path = self._output_path(save_path, suffix if suffix in _IMAGE_SUFFIXES else '.png')
-    if path.suffix.lower() not in _IMAGE_SUFFIXES:
+    path = self._output_path(save_path, suffix if suffix in picture_file.SUFFIXES else '.png')
+    if path.suffix.lower() not in picture_file.SUFFIXES:
       raise ConfigError(
-        f'Cannot save a picture as {str(path)!r}; choose a suffix from {_IMAGE_SUFFIXES}, or a '
-        'directory (with a trailing / if it does not exist yet).'
+        f'Cannot save a picture as {str(path)!r}; choose a suffix from {picture_file.SUFFIXES}, or '
+        'a directory (with a trailing / if it does not exist yet).'
       )
-    with files.new_output(path), files.atomic_write(path) as file:
-      self.picture().save(file, Image.registered_extensions()[path.suffix.lower()], **_SAVE_OPTIONS)
-    return path
+    with files.new_output(path):
+      return picture_file.save(self.picture(), path)
 
   def save_to_json(
     self, save_path: str | Path, indent: int = 4, ensure_ascii: bool = False, masks: str = 'rle'
@@ -373,7 +376,3 @@ class Result(Mapping[str, Any]):
   def str(self) -> str:
     """Verdict in one line, as `print` writes it."""
     return repr(self._printed_fields())
-
-
-# Level 1 writes PNG four times as fast as the default, 20 % larger. JPEG and WebP have a quality.
-_SAVE_OPTIONS = {'compress_level': 1, 'quality': 95}

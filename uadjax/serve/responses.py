@@ -11,7 +11,7 @@ from starlette.responses import Response
 from uadjax.inference.result import Result
 from uadjax.model import calibration
 from uadjax.serve.requests import RequestOptions
-from uadjax.visualization import heatmap
+from uadjax.visualization import heatmap, picture_file
 
 _JPEG_QUALITY = 90
 Headers = dict[str, str] | None
@@ -56,7 +56,11 @@ def verdict(
   if options.labelMap is not False:
     fields['labelMap'] = result.pred.ravel()
   if options.visualize:
-    fields['image'] = _encode_image(result.picture(), 'JPEG', quality=_JPEG_QUALITY)
+    picture, file = result.picture(), io.BytesIO()
+    picture_file.write(picture, file, '.jpg', _JPEG_QUALITY)
+    fields['image'] = base64.b64encode(file.getvalue()).decode()
+    if result.picture_scale < 1:
+      fields['imageScale'] = result.picture_scale
   if options.heatmap:
     # In the gray PNG, v stands for low + v / 255 * (high - low).
     levels, low, high = heatmap.to_levels(result.anomaly_map)

@@ -55,7 +55,12 @@ class _Verdict(pydantic.BaseModel):
     description='Value that the pixels of regions exceed: pixelThreshold, or less for review.'
   )
   regions: list[_Region]
-  image: str | None = pydantic.Field(None, description='If requested: a JPEG in base64.')
+  image: str | None = pydantic.Field(
+    None, description='If requested: a JPEG in base64; a PNG if a side exceeds 65,500 pixels.'
+  )
+  imageScale: float | None = pydantic.Field(
+    None, description='If `image` shows the image reduced: its size relative to the original.'
+  )
   heatmap: _Heatmap | None = None
   part: _Part | None = pydantic.Field(None, description='If requested: the verdict on the part.')
 

@@ -22,6 +22,7 @@ Figure = mpl_figure.Figure
 
 TEXT_COLOR, MUTED_COLOR = '#222222', '#6E6E6E'
 _DPI = 128  # A figure of ten inches is 1280 pixels wide.
+_MAX_HEIGHT = 390.0  # Inches: 64 megapixels at a width of ten; matplotlib ends at 65,535 pixels.
 
 # All settings that matter start from matplotlib's defaults, not from the user's matplotlibrc.
 _RC_GROUPS = 'axes|figure|font|grid|legend|lines|patch|path|savefig|svg|text|xt|yt'
@@ -54,7 +55,11 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, header: float = 0.0) -> Figure:
-  """Return an empty figure of a size in inches; axes stay below a header of the given height."""
+  """Return an empty figure of a size in inches; axes stay below a header of the given height.
+
+  The height is limited, because that of some figures grows with the number of their rows.
+  """
+  height = min(height, _MAX_HEIGHT)
   rect = (0.01, 0.01, 0.98, 0.98 - header / height)
   layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, rect=rect)
   return Figure(figsize=(width, height), dpi=_DPI, facecolor='white', layout=layout)

@@ -113,19 +113,33 @@ def draw_outline(
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Draw the outermost pixels of a mask on an image, with a dark edge on both sides."""
   result = image.copy()
+  (left, top), border, casing = find_outline(mask)
+  window = result[top : top + border.shape[0], left : left + border.shape[1]]
+  window[casing], window[border] = CASING_COLOR, CONTOUR_COLOR
+  return result
+
+
+def find_outline(
+  mask: Bool[np.ndarray, 'h w'],
+) -> tuple[tuple[int, int], Bool[np.ndarray, 'height width'], Bool[np.ndarray, 'height width']]:
+  """Find the outermost pixels of a mask, and the dark edge on both sides of them.
+
+  Returns:
+    x and y of the smallest rectangle that contains them; within it, masks of both.
+  """
   if not mask.any():
-    return result
-  width = max(1, round(math.sqrt(mask.size) / 250))  # Visible on an image of this size.
+    return (0, 0), np.zeros((0, 0), bool), np.zeros((0, 0), bool)
+  # Visible on an image of this size, and narrow enough to show what it surrounds on a thin one.
+  width = max(1, round(min(math.sqrt(mask.size), 4 * min(mask.shape)) / 250))
   casing_width = (width + 1) // 2
   indices = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-  window = tuple(slice(max(0, i[0] - casing_width), i[-1] + casing_width + 1) for i in indices)
+  rows, columns = (slice(max(0, i[0] - casing_width), i[-1] + casing_width + 1) for i in indices)
+  window = mask[rows, columns]
   # A mask has a border also at the edge of the image, beyond which erosion finds no pixels.
-  eroded = np.asarray(ndimage.binary_erosion(mask[window], _SQUARE, width), bool)
-  border = np.logical_and(mask[window], ~eroded)
-  casing = ndimage.binary_dilation(border, _SQUARE, casing_width) & ~border
-  result[window][casing] = CASING_COLOR
-  result[window][border] = CONTOUR_COLOR
-  return result
+  eroded = np.asarray(ndimage.binary_erosion(window, _SQUARE, width), bool)
+  border = np.logical_and(window, ~eroded)
+  casing = np.asarray(ndimage.binary_dilation(border, _SQUARE, casing_width), bool) & ~border
+  return (int(columns.start), int(rows.start)), border, casing
 
 
 def render_mask(mask: Bool[np.ndarray, 'h w']) -> UInt8[np.ndarray, 'h w 3']:

@@ -27,6 +27,7 @@ _NUM_SAMPLES = 10  # Sample pictures of a split.
 _SAMPLE_SIDE = 400  # Longer side of a sample in pixels.
 _CELL_WIDTH, _COLUMNS, _MAX_CELLS = 260, 4, 40  # Layout of the problem sheet; width in pixels.
 _LINE_HEIGHT = 15  # Pixels.
+_MAX_LINES = 30  # Of the messages about a file; a file that is listed often has many.
 _GOOD_COLOR, _DEFECT_COLOR = '#4878a8', '#d1605e'  # Distinct for color-blind readers.
 _TEXT_COLORS = {ERROR: (190, 30, 30), 'warning': (150, 100, 0)}
 
@@ -88,7 +89,7 @@ def _write_samples(
       outlined = heatmap.draw_outline(image, image_io.read_mask(record.mask, report.mask_reading))
       caption = f'mask: {format_percent(report.defective_fractions[record.mask], 2)} defective'
     pairs = (record.defect, image), (caption, outlined)
-    tiles = {title: _resize_to_fit(tile, _SAMPLE_SIDE) for title, tile in pairs}
+    tiles = {title: sheet.Tile(_resize_to_fit(tile, _SAMPLE_SIDE)) for title, tile in pairs}
     sample = sheet.draw_sheet(tiles, _strip_directory(str(record.path), report))
     name = f'{split}_{number:02d}.png'  # Names of images may repeat; numbers do not.
     sample.save(folder / name)
@@ -197,6 +198,8 @@ def _problem_cell(path: Path, problems: Sequence[Problem], report: checks.Report
     for problem in problems
     for line in textwrap.wrap(_strip_directory(problem.message, report), 40)
   ]
+  if num_omitted := len(lines[_MAX_LINES:]):
+    lines[_MAX_LINES:] = [(f'and {num_omitted} more lines', _TEXT_COLORS['warning'])]
   height = thumbnail.height + _LINE_HEIGHT * (len(lines) + 1) + 6
   cell = Image.new('RGB', (_CELL_WIDTH, height), 'white')
   cell.paste(thumbnail, (6, 0))
