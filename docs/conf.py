@@ -54,6 +54,7 @@ _CONTENTS = """
 :caption: Guides
 
 docs/train
+docs/data
 docs/detectors
 docs/use
 docs/thresholds
