@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
+import ipaddress
 import re
 import socket
 import ssl
@@ -233,6 +234,81 @@ HOSTS = (
 )  # fmt: skip
 
 
+# Of each block of the two registries of IANA, and of other special blocks: first and last address.
+SPECIAL = (
+  ('0.0.0.0', '0.255.255.255'),
+  ('10.0.0.0', '10.255.255.255'),
+  ('100.64.0.0', '100.127.255.255'),
+  ('127.0.0.0', '127.255.255.255'),
+  ('168.63.129.16', '168.63.129.16'),  # Services of Azure.
+  ('169.254.0.0', '169.254.255.255'),
+  ('172.16.0.0', '172.31.255.255'),
+  ('192.0.0.0', '192.0.0.255'),
+  ('192.0.0.9', '192.0.0.10'),  # Global by the registry, but anycast to what is near.
+  ('192.0.0.170', '192.0.0.192'),
+  ('192.0.2.0', '192.0.2.255'),
+  ('192.31.196.0', '192.31.196.255'),
+  ('192.52.193.0', '192.52.193.255'),
+  ('192.88.99.0', '192.88.99.255'),
+  ('192.168.0.0', '192.168.255.255'),
+  ('192.175.48.0', '192.175.48.255'),
+  ('198.18.0.0', '198.19.255.255'),
+  ('198.51.100.0', '198.51.100.255'),
+  ('203.0.113.0', '203.0.113.255'),
+  ('224.0.0.0', '239.255.255.255'),
+  ('240.0.0.0', '255.255.255.255'),
+  ('::', '::ffff:ffff'),  # This machine, and IPv4-compatible addresses.
+  ('::ffff:0.0.0.0', '::ffff:255.255.255.255'),
+  ('::ffff:8.8.8.8', '::ffff:0:8.8.8.8'),
+  ('64:ff9b::', '64:ff9b::255.255.255.255'),
+  ('64:ff9b::8.8.8.8', '64:ff9b::168.63.129.16'),
+  ('64:ff9b:1::', '64:ff9b:1:ffff:ffff:ffff:ffff:ffff'),
+  ('100::', '100::ffff:ffff:ffff:ffff'),
+  ('100:0:0:1::', '100:0:0:1:ffff:ffff:ffff:ffff'),
+  ('2001::', '2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('2001:0:a83f:8110::', '2001::f7f7:f7f7'),  # Teredo of 168.63.129.16, and of 8.8.8.8.
+  ('2001:1::1', '2001:1::3'),
+  ('2001:2::', '2001:2:0:ffff:ffff:ffff:ffff:ffff'),
+  ('2001:3::', '2001:4:112:ffff:ffff:ffff:ffff:ffff'),
+  ('2001:10::', '2001:3f:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('2001:db8::', '2001:db8:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('2002::', '2002:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('2002:808:808::', '2002:a83f:8110::1'),  # 6to4 of 8.8.8.8, and of 168.63.129.16.
+  ('2620:4f:8000::', '2620:4f:8000:ffff:ffff:ffff:ffff:ffff'),
+  ('3fff::', '3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('5f00::', '5f00:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('fc00::', 'fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('fd00:ec2::254', 'fd20:ce::254'),  # Metadata of AWS and Google Cloud.
+  ('fe80::', 'febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('fe80::1%1', 'fec0::1%1'),
+  ('fec0::', 'feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('ff00::', 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),
+  ('4000::', '1fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),  # Not allocated.
+)
+# Beside such blocks, and of well-known servers.
+PUBLIC = (
+    '1.0.0.0', '8.8.8.8', '9.255.255.255', '11.0.0.0', '93.184.216.34', '100.63.255.255',
+    '100.128.0.0', '126.255.255.255', '128.0.0.0', '168.63.129.15', '168.63.129.17',
+    '169.253.255.255', '169.255.0.0', '172.15.255.255', '172.32.0.0', '191.255.255.255',
+    '192.0.1.0', '192.0.3.0', '192.31.195.255', '192.31.197.0', '192.52.192.255', '192.52.194.0',
+    '192.88.98.255', '192.88.100.0', '192.167.255.255', '192.169.0.0', '192.175.47.255',
+    '192.175.49.0', '198.17.255.255', '198.20.0.0', '198.51.99.255', '198.51.101.0',
+    '203.0.112.255', '203.0.114.0', '223.255.255.255', '2000::', '2000:ffff::1', '2001:200::',
+    '2001:4860:4860::8888', '2001:db7:ffff::', '2001:db9::', '2001:ffff:ffff::', '2003::',
+    '2606:4700:4700::1111', '2620:4f:7fff::', '2620:4f:8001::', '3ffe:ffff::', '3fff:1000::',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('python', ['this', 'one that knows no special block'])
+def test_special_addresses_are_the_same_in_every_version_of_python(python, monkeypatch):
+  if python != 'this':
+    for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address):
+      monkeypatch.setattr(kind, 'is_global', True)
+  special = [address for pair in SPECIAL for address in pair]
+  assert [address for address in special if http._is_public(address)] == []
+  assert [address for address in PUBLIC if not http._is_public(address)] == []
+
+
 def test_private_hosts_are_refused(monkeypatch):
   connected = []
   monkeypatch.setattr(socket.socket, 'connect', lambda sock, place: connected.append(place))
@@ -255,11 +331,6 @@ def test_a_name_is_what_it_resolves_to(resolved, monkeypatch):
 def test_public_addresses_are_a_few_blocks(address):
   """No address is public that the registry calls private."""
   assert not (http._is_public(str(address)) and address.is_private)
-
-
-def test_known_servers_are_public():
-  for address in ('8.8.8.8', '93.184.216.34', '2606:4700:4700::1111'):
-    assert http._is_public(address), address
 
 
 def test_a_host_is_looked_up_once_and_its_checked_address_used(serve, monkeypatch):

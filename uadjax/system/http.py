@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import urllib.parse
 
 from uadjax.errors import DataError, Setting
+from uadjax.system import special_addresses
 
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
@@ -31,8 +32,7 @@ _DEFAULT_PORTS = {'http': 80, 'https': 443}
 # These stay unquoted in a path and its query; '%' is among them because URLs are quoted already.
 _SAFE_CHARACTERS = "%/?:@!$&'()*+,;=~"
 
-# Public IPv6 addresses are in 2000::/3 only. Outside it are this machine, the local network, and
-# embedded IPv4 addresses (mapped, NAT64). Teredo and 6to4, inside it, embed IPv4 addresses too.
+# IANA has allocated public IPv6 addresses in this block only.
 _GLOBAL_UNICAST = ipaddress.IPv6Network('2000::/3')
 # As `socket.getaddrinfo` returns it: family, type, protocol, canonical name, address.
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
@@ -165,9 +165,9 @@ def _resolve_addresses(host: str, port: int, access: Access) -> Sequence[_Addres
 
 def _is_public(address: str | int) -> bool:
   ip = ipaddress.ip_address(address)
-  if isinstance(ip, ipaddress.IPv4Address):
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
-  return ip.is_global and ip in _GLOBAL_UNICAST and not (ip.teredo or ip.sixtofour)
+  is_allocated = ip.version == 4 or ip in _GLOBAL_UNICAST
+  # `is_global` is only for blocks that a later version of Python may know.
+  return is_allocated and not special_addresses.contain(ip) and ip.is_global
 
 
 def _connect_to_any(addresses: Sequence[_Address], deadline: float) -> socket.socket:
