@@ -1,15 +1,18 @@
 """Weights load from what the real tools write, and anything else is one clear error."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import http.server
 import io
+import os
 import pathlib
 import pickle
 import re
 import struct
 import threading
+import tracemalloc
 import zipfile
 
 import hypothesis
@@ -414,6 +417,142 @@ def test_archives_do_not_inflate_without_bound(monkeypatch):
   monkeypatch.setattr(formats, '_MAX_INFLATED_BYTES', 100)
   with pytest.raises(ValueError, match='inflates'):
     formats.read(npz(few()))
+
+
+def overlapping() -> bytes:
+  """An archive whose directory has the same entry under many names."""
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, 'w') as archive:
+    with archive.open('0.npy', 'w') as file:
+      np.save(file, np.zeros(1 << 17))
+    first = archive.filelist[0]
+    for i in range(1, 200):
+      archive.filelist.append(copy.copy(first))
+      archive.filelist[-1].filename = f'{i}.npy'
+  return out.getvalue()
+
+
+def with_one_npy(content: bytes, compression=zipfile.ZIP_STORED, told_size: int = 0) -> bytes:
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, 'w', compression) as archive:
+    archive.writestr('a.npy', content)
+    archive.filelist[0].file_size = told_size or len(content)
+  return out.getvalue()
+
+
+def npy(shape: tuple[int, ...], num_bytes: int) -> bytes:
+  out = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    out, {'shape': shape, 'fortran_order': False, 'descr': '<f4'}
+  )
+  return out.getvalue() + bytes(num_bytes)
+
+
+def sliced(sizes, strides, count: int) -> bytes:
+  """A file of Paddle whose slices are many views of one storage."""
+  stored, names = Stored('0', np.zeros(1 << 18, np.float32)), [f'a@@.{i}' for i in range(count)]
+  content = {name: tensor(stored, sizes, strides) for name in names}
+  shape = (count * int(np.prod(sizes)),)
+  return torch_zip(
+    content | {'UnpackBigParamInfor@@': {'a': {'OriginShape': shape, 'slices': names}}}
+  )
+
+
+def safetensors_of(header: str) -> bytes:
+  return struct.pack('<Q', len(header)) + header.encode()
+
+
+COUNT = 20_000
+ORDERED_DICT, ENCODE, TUPLE = (
+  f'c{module}\n{name}\n'.encode()
+  for module, name in (('collections', 'OrderedDict'), ('_codecs', 'encode'), ('builtins', 'tuple'))
+)
+TEXT = b'X' + struct.pack('<I', 1 << 20) + b'a' * (1 << 20)
+NUMBERS = b'(' + b'K\x01' * COUNT + b'l'
+BOMBS = {
+  'no pairs': b'\x80\x02' + ORDERED_DICT + b'((' + NUMBERS + b'q\x00' + b'h\x00' * COUNT + b'ltR.',
+  'triples': b'\x80\x02' + ORDERED_DICT + b'((' + b'K\x01K\x02K\x03\x87' * COUNT + b'ltR.',
+  'texts as pairs': b'\x80\x02' + ORDERED_DICT + b'((' + b'U\x02ab' * COUNT + b'ltR.',
+  'dictionaries': b'\x80\x02](' + b'}' * (20 * COUNT) + b'e.',
+  'the same list as tuples': b'\x80\x02'
+  + TUPLE
+  + b'q\x010('
+  + NUMBERS
+  + b'q\x00'
+  + b'h\x01h\x00\x85R' * COUNT
+  + b't.',
+  'the same text in bytes': b'\x80\x02'
+  + ENCODE
+  + b'q\x010('
+  + TEXT
+  + b'q\x00'
+  + b'h\x01h\x00\x85R' * COUNT
+  + b't.',
+  'the same pairs': b'\x80\x02'
+  + ORDERED_DICT
+  + b'q\x010(('
+  + b'J\x00\x01\x02\x03K\x01\x86' * COUNT
+  + b'lq\x00'
+  + b'h\x01h\x00\x85R' * COUNT
+  + b't.',
+  'one number as many': sliced((1 << 29,), (0,), 1),
+  'numbers as more': sliced((1 << 18, 2), (1, 0), 1),
+  'slices of the same storage': sliced((1 << 18,), (1,), 100),
+  'entries at the same place': overlapping(),
+  'entries without content': npz({str(i): np.zeros(0) for i in range(COUNT)}),
+  'zeros, deflated': npz({'a': np.zeros(5_000_000)}),
+  'a size that is told too small': with_one_npy(npy((1000,), 80 << 20), zipfile.ZIP_DEFLATED, 4096),
+  'a shape without numbers': with_one_npy(npy((1 << 40,), 4)),
+  'a shape of more numbers': with_one_npy(npy((1 << 20,), 4 << 10)),
+  'a header of many entries': safetensors_of(
+    '{'
+    + ','.join(
+      f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(2 * COUNT)
+    )
+    + '}'
+  ),
+  'a header of a long shape': safetensors_of(
+    f'{{"a":{{"dtype":"F32","shape":[0{",1" * 40 * COUNT}],"data_offsets":[0,0]}}}}'
+  ),
+}
+
+
+def peak_bytes(data: bytes) -> tuple[int, str]:
+  """Of reading a file, in addition to the file; and why it was refused, or ''."""
+  tracemalloc.start()
+  try:
+    formats.read(data)
+    return tracemalloc.get_traced_memory()[1], ''
+  except ValueError as error:
+    return tracemalloc.get_traced_memory()[1], str(error)
+  finally:
+    tracemalloc.stop()
+
+
+def test_bombs_are_refused_before_they_take_memory():
+  wrong = {}
+  for kind, data in BOMBS.items():
+    peak, refusal = peak_bytes(data)
+    if not refusal or peak > 2 * len(data) + 2 * formats.ALLOWANCE:
+      wrong[kind] = len(data), peak, refusal
+  assert not wrong
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_to_read_weights_takes_at_most_twice_their_size(kind):
+  rng = np.random.default_rng(0)
+  data = WRITERS[kind](
+    {f'{i}.weight': rng.standard_normal((64, 1024), np.float32) for i in range(9)}
+  )
+  peak, refusal = peak_bytes(data)
+  assert not refusal
+  assert peak <= 2 * len(data) + formats.ALLOWANCE
+
+
+def test_a_path_that_gives_bytes_for_ever_is_refused(tmp_path):
+  os.mkfifo(tmp_path / 'fifo')
+  for path in (tmp_path / 'fifo', pathlib.Path('/dev/zero')):
+    refused(path, 'Not a regular file')
 
 
 SMALL = {kind: write(few()) for kind, write in WRITERS.items()}

@@ -1,9 +1,12 @@
 """Atomic writing of files and directories: complete or absent, never partial."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import csv
+import errno
 import hashlib
+import io
 import json
 import math
 import numbers
@@ -11,8 +14,9 @@ import os
 from pathlib import Path
 import re
 import shutil
+import stat
 import tempfile
-from typing import Any, BinaryIO, IO, TypeAlias
+from typing import Any, BinaryIO, IO, NoReturn, TypeAlias
 
 from uadjax.errors import ConfigError, UserError
 from uadjax.system import logging
@@ -28,6 +32,7 @@ Stage: TypeAlias = Callable[[Path, bytes], None]
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _CSV_SPECIAL = re.compile('[",\r\n]')
 _QUOTED_EMPTY = '""'  # Readers would skip a blank line.
+_MAX_JSON_BYTES = 64 << 20  # Manifests and metadata have some kilobytes.
 _MAX_CSV_CELL = 1 << 30  # Enough for a million regions; the csv module's default is 128 KiB.
 
 
@@ -132,9 +137,61 @@ def try_lock(file: IO[Any]) -> bool:
   return filelock.lock_descriptor(file.fileno(), blocking=False)
 
 
+def open_regular(path: Path, max_bytes: int | None = None) -> io.BufferedReader:
+  """Open a regular file to read it; unlike `open`, never wait for a FIFO or read a device.
+
+  Raises:
+    OSError: the file cannot be read, is none, or has more than `max_bytes`.
+  """
+  no_wait = getattr(os, 'O_NONBLOCK', 0)  # Windows has no FIFOs among its files.
+  file = open(path, 'rb', opener=lambda name, flags: os.open(name, flags | no_wait))  # noqa: SIM115
+  status = os.fstat(file.fileno())
+  if stat.S_ISREG(status.st_mode) and (max_bytes is None or status.st_size <= max_bytes):
+    return file
+  file.close()
+  if stat.S_ISREG(status.st_mode):
+    raise OSError(errno.EFBIG, f'It has {status.st_size} bytes, more than {max_bytes}', str(path))
+  raise OSError(errno.EINVAL, 'Not a regular file', str(path))
+
+
+def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> Any:
+  """Return the content of a strict JSON file; no name may be repeated within an object.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: the file is not strict JSON.
+  """
+  with open_regular(path, max_bytes) as file:
+    return parse_json(file.read())
+
+
+def parse_json(content: bytes) -> Any:
+  """Return the value of strict JSON; no name may be repeated within an object.
+
+  Raises:
+    ValueError: the content is not strict JSON.
+  """
+
+  def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+      repeated = next(name for name, count in Counter(k for k, _ in pairs).items() if count > 1)
+      raise ValueError(f'{repeated[:100]!r} is repeated')
+    return values
+
+  def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f'{name} is not JSON')
+
+  try:
+    text = content.decode()
+    return json.loads(text, object_pairs_hook=to_dict, parse_constant=refuse_constant)
+  except RecursionError:
+    raise ValueError('it is nested too deeply') from None
+
+
 def sha256(path: Path) -> str:
-  """Return the SHA-256 of a file, in hexadecimal."""
-  with path.open('rb') as file:
+  """Return the SHA-256 of a regular file, in hexadecimal."""
+  with open_regular(path) as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
@@ -190,7 +247,7 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
     ValueError: the file is not valid CSV, or a row is not complete.
   """
   csv.field_size_limit(_MAX_CSV_CELL)
-  with path.open(newline='', encoding='utf-8') as file:
+  with io.TextIOWrapper(open_regular(path), encoding='utf-8', newline='') as file:
     lines = ([_from_csv_cell(cell) for cell in line] for line in csv.reader(file))
     try:
       names = next(lines, [])

@@ -34,6 +34,7 @@ FILES = {
 _LICENSES = {'imagenet': 'BSD-3-Clause', 'embedded': 'Apache-2.0'}
 # compact.json, in the same folder, records how these weights were made.
 EMBEDDED = Path(compact.__file__).with_name('compact.safetensors')
+_MAX_BYTES = 4 << 30  # This is more than ten times the largest ResNet.
 _DISTILLED_FROM = 'resnet18'
 _NAME, _LAYERS = Setting('backbone.name'), Setting('detector.layers')
 _WEIGHTS = Setting('backbone.weights')
@@ -126,7 +127,8 @@ def load(weights: str, module: Backbone) -> tuple[Variables, Provenance]:
   else:
     path, source = Path(weights).expanduser(), weights
   try:
-    data = path.read_bytes()
+    with files.open_regular(path, _MAX_BYTES) as file:
+      data = file.read()
   except OSError as error:
     message = f'Cannot read weights {path}: {error.strerror}.'
     hint = _WEIGHTS, " is 'auto', 'imagenet', 'embedded', 'random' or a file."

@@ -4,6 +4,9 @@ A pickle is a program. `pickletools` decodes its instructions; `load` executes t
 weights need, on plain data, and rejects all others. `_GLOBALS` has every name that a pickle may
 use.
 
+Memory is bounded, too: each instruction, literal and copy spends from a budget before or as it is
+made. Instructions of a few bytes may otherwise copy an object again and again.
+
 A `pickle.Unpickler` with a restricted `find_class` is not enough for hostile files: a dictionary
 key of 200,000 nested tuples overflows its stack and ends the process, and it allocates 64 GB if a
 pickle of ten bytes asks for a memo of that size.
@@ -13,12 +16,31 @@ from collections.abc import Callable, Mapping
 import io
 import math
 import pickletools
+import sys
 from typing import Any, NamedTuple, TypeAlias
 
 from jax import numpy as jnp
 import numpy as np
 
 Value: TypeAlias = Any  # Content of a pickle: plain data of any type, not verified.
+
+
+# Upper bounds on the memory of an instruction without its literal, that is, of an object and its
+# slots in the memo and in a container, and of an item that a call copies.
+_BYTES_PER_INSTRUCTION, _BYTES_PER_ITEM = 128, 128
+
+
+class Budget:
+  """Number of bytes that may still be allocated."""
+
+  def __init__(self, num_bytes: int):
+    self.num_bytes = num_bytes
+
+  def spend(self, num_bytes: int) -> None:
+    """Reduce the budget; raise ValueError if it does not suffice."""
+    self.num_bytes -= num_bytes
+    if self.num_bytes < 0:
+      raise ValueError('it would take more than twice its size in memory')
 
 
 class Storage(NamedTuple):
@@ -58,7 +80,12 @@ _STORAGE_DTYPES = {
 }
 
 
+_MAX_DTYPE_NAME = 16  # Such as complex128; that of a structure could be of any length.
+
+
 def _make_dtype(name: str | bytes, *_: Value) -> Holder:
+  if not isinstance(name, str | bytes) or len(name) > _MAX_DTYPE_NAME:
+    raise ValueError('it names a type that is not numeric')
   dtype = np.dtype(name.decode() if isinstance(name, bytes) else name)
   if dtype.kind not in 'fiub':
     raise ValueError(f'it holds an array of type {dtype}, which is not numeric')
@@ -75,7 +102,11 @@ def _make_array(
 
 
 def _make_dict(pairs: Value = ()) -> dict[str | int, Value]:
-  return _update_dict({}, *(x for pair in pairs for x in pair) if isinstance(pairs, list) else ())
+  if not isinstance(pairs, list | tuple):
+    pairs = ()  # The factory of a dict, for example.
+  if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+    raise ValueError('it makes a dictionary of other items than pairs')
+  return _update_dict({}, *(x for pair in pairs for x in pair))
 
 
 def _update_dict(target: Value, *items: Value) -> dict[str | int, Value]:
@@ -84,6 +115,12 @@ def _update_dict(target: Value, *items: Value) -> dict[str | int, Value]:
     raise ValueError('it has dictionary keys that are neither strings nor integers')
   target.update(zip(items[::2], items[1::2], strict=True))
   return target
+
+
+def _make_tuple(items: Value = ()) -> tuple[Value, ...]:
+  if not isinstance(items, list | tuple):
+    raise ValueError('it makes a tuple of an object that is not a list')
+  return tuple(items)
 
 
 def _extend_list(target: Value, *items: Value) -> list[Value]:
@@ -102,7 +139,7 @@ _GLOBALS: Mapping[str, Value] = {
   'torch._utils._rebuild_tensor_v2': lambda *arguments: Tensor(*arguments[:4]),
   'torch._utils._rebuild_parameter': lambda data, *_: data,
   'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
-  'builtins.tuple': tuple,  # Paddle saves a single tensor as (name, array).
+  'builtins.tuple': _make_tuple,  # Paddle saves a single tensor as (name, array).
   '_codecs.encode': lambda text, *_: text.encode('latin1'),
   'numpy.dtype': _make_dtype,
   'numpy.core.numeric._frombuffer': _make_array,
@@ -165,12 +202,28 @@ _OPERATIONS: Mapping[str, Callable[..., Value]] = {
   }.items()
   for name in names.split()
 }
+_CALLS = ('REDUCE', 'BUILD')  # Their second operand has the arguments.
 # Types of the values that instructions contain, by the names of pickletools.
 _LITERAL_TYPES = {'int', 'int_or_bool', 'float', 'str', 'bytes', 'bytes_or_str', 'bytearray'}
 
 
-def load(stream: io.BytesIO) -> tuple[Value, dict[str, Storage]]:
+def _literal_bytes(literal: Value) -> int:
+  return sys.getsizeof(literal) if isinstance(literal, str | bytes | bytearray) else 0
+
+
+def _copied_bytes(arguments: Value) -> int:
+  """Return the memory that a call may take for copies of its arguments; it copies no bytes."""
+  values = arguments if isinstance(arguments, list | tuple) else ()
+  num_items = sum(len(x) for x in (arguments, *values) if isinstance(x, list | tuple | dict))
+  return _BYTES_PER_ITEM * num_items + sum(_literal_bytes(x) for x in values if type(x) is str)
+
+
+def load(stream: io.BytesIO, budget: Budget) -> tuple[Value, dict[str, Storage]]:
   """Read one pickle and leave the stream after it.
+
+  Args:
+    stream: stream at the beginning of the pickle.
+    budget: memory that may be allocated, in bytes.
 
   Returns:
     The object and the storages that it refers to, by key. NumPy arrays and dtypes are `Holder`s,
@@ -184,6 +237,9 @@ def load(stream: io.BytesIO) -> tuple[Value, dict[str, Storage]]:
   storages: dict[str, Storage] = {}
   for opcode, argument, _ in pickletools.genops(stream):
     operands = _pop_operands(opcode.stack_before, stacks)
+    budget.spend(_BYTES_PER_INSTRUCTION + _literal_bytes(argument))
+    if opcode.name in _CALLS:
+      budget.spend(_copied_bytes(operands[1]))
     match opcode.name:
       case 'PROTO' | 'FRAME':
         continue
