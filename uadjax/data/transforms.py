@@ -170,13 +170,23 @@ class Ops(NamedTuple):
     return restored
 
 
+# Larger images would take more memory than any machine has: the first features of a network take 64
+# bytes per pixel, and a matrix that upsamples a side takes as many bytes as twice its square.
+_MAX_SIDE, _MAX_PIXELS = 1 << 14, 1 << 26
+_STEP = r'\s*(\w+)\s*\(\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\)\s*'
+
+
 def parse(text: str) -> Ops:
   """Parse ops such as 'resize(256)|center_crop(224)'; two arguments are height and width.
 
   Raises:
-    ConfigError: an op is unknown or malformed, or a crop is larger than its input.
+    ConfigError: an op is unknown, malformed or too large, or a crop is larger than its input.
   """
   steps = tuple(_parse_step(op_text, text) for op_text in text.split('|'))
+  last = steps[-1]
+  if last.height * last.width > _MAX_PIXELS:
+    message = f'{text!r} has {last.height} x {last.width} pixels; use at most {_MAX_PIXELS}.'
+    raise ConfigError(message)
   for previous, step in itertools.pairwise(steps):
     is_larger = step.height > previous.height or step.width > previous.width
     if step.name == 'center_crop' and is_larger:
@@ -186,10 +196,12 @@ def parse(text: str) -> Ops:
 
 
 def _parse_step(op_text: str, text: str) -> Step:
-  match = re.fullmatch(r'\s*(\w+)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*', op_text, re.ASCII)
+  match = re.fullmatch(_STEP, op_text, re.ASCII)
   name, height, width = match.groups() if match else ('', '0', '0')
   step = Step(name, int(height), int(width or height))
   if name not in OPS or not step.height or not step.width:
     message = f'Cannot read the op {op_text.strip()!r} in {text!r}; choose from {sorted(OPS)}'
     raise ConfigError(f"{message}, with a positive size or height and width, as in 'resize(256)'.")
+  if max(step[1:]) > _MAX_SIDE:
+    raise ConfigError(f'{op_text.strip()!r} is too large; a side has at most {_MAX_SIDE} pixels.')
   return step

@@ -324,6 +324,8 @@ class Detector(NamedTuple):
       `score` already is such a function.
     score_bounds: bounds scores, for detectors with an internal threshold at which the score jumps;
       None where the score is continuous.
+    bank_leaves: paths of the arrays of Fitted, such as 'memory_bank/rows', that have one row per
+      row of a memory bank. The images determine their number, which is the same for all of them.
   """
 
   init: InitFn
@@ -337,3 +339,4 @@ class Detector(NamedTuple):
   sharding_specs: ShardingSpecs | None = None
   export_score_fn: ExportScoreFn | None = None
   score_bounds: ScoreBoundsFn | None = None
+  bank_leaves: tuple[str, ...] = ()

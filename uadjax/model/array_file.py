@@ -1,17 +1,22 @@
 """Arrays of a model in one safetensors file, written and hashed in chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 import hashlib
+import io
 import itertools
 import json
+import math
 import mmap
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from uadjax.errors import ModelError
-from uadjax.system import files
+from uadjax.model.manifest import HINT
+from uadjax.system import files, memory
 from uadjax.types import Arrays
 
 ARRAYS_FILE = 'fitted.safetensors'
@@ -19,6 +24,7 @@ ARRAYS_FILE = 'fitted.safetensors'
 # Fitted models have arrays of these types, here by safetensors' names.
 _DTYPES = {'F32': 'f4', 'I32': 'i4', 'U8': 'u1', 'BOOL': '?'}
 _ALIGNMENT = 64  # JAX uses host memory without a copy only if it is aligned to 64 bytes.
+_MAX_HEADER_BYTES = 1 << 24
 _CHUNK_BYTES = 1 << 20  # A chunk is hashed while it is in the CPU cache from being copied.
 
 
@@ -64,38 +70,131 @@ def _byte_chunks(leaf: jax.Array | np.ndarray) -> Iterator[memoryview]:
   return (data[offset : offset + _CHUNK_BYTES] for offset in range(0, len(data), _CHUNK_BYTES))
 
 
-def read_file(path: Path) -> tuple[mmap.mmap, str]:
-  """Read a file into anonymous memory, and return the memory and the file's SHA-256.
+def read_arrays(
+  path: Path, template: Arrays, bank_leaves: Collection[str]
+) -> tuple[dict[str, np.ndarray], str]:
+  """Read a file into anonymous memory; return its arrays by name, as views, and its SHA-256.
 
-  The file is read rather than mapped, so that the data stays as hashed even if the file changes.
-  The memory has pages of its own rather than malloc's: they are aligned, and are returned to the
-  system with the last array.
+  The header is compared with the template and with the size of the file before anything else is
+  read. The file is read rather than mapped, so that the data stays as hashed even if the file
+  changes. The memory has pages of its own rather than malloc's: they are aligned, and are returned
+  to the system with the last array.
+
+  Args:
+    path: the file.
+    template: shapes and types of the arrays by name.
+    bank_leaves: names of the arrays that may have another number of rows, which is the same for
+      all of them.
 
   Raises:
-    ModelError: the file cannot be read.
+    ModelError: the file cannot be read, or does not match the template.
   """
   digest = hashlib.sha256()
   try:
-    with path.open('rb') as file:
-      num_bytes = path.stat().st_size
-      buffer = mmap.mmap(-1, max(num_bytes, 1), access=mmap.ACCESS_COPY)
+    with files.open_regular(path) as file:
+      num_bytes = os.fstat(file.fileno()).st_size
+      entries = _read_header(file, num_bytes, path)
+      _require_template(entries, template, bank_leaves, path)
+      _require_contiguous(entries, num_bytes - file.tell(), path)
+      data_start = file.tell()
+      file.seek(0)
+      buffer = _allocate(num_bytes, path)
       for offset in range(0, num_bytes, _CHUNK_BYTES):
         chunk = memoryview(buffer)[offset : min(offset + _CHUNK_BYTES, num_bytes)]
         file.readinto(chunk)
         digest.update(chunk)
   except OSError as error:
     raise ModelError(f'{path} cannot be read: {error.strerror}.') from None
-  return buffer, digest.hexdigest()
-
-
-def parse_arrays(buffer: mmap.mmap) -> dict[str, np.ndarray]:
-  """Return the arrays of a safetensors file by name, as views of its bytes."""
-  data_start = 8 + int.from_bytes(buffer[:8], 'little')
-  header = json.loads(buffer[8:data_start])
-  header.pop('__metadata__', None)
-  return {
-    name: np.ndarray(
-      entry['shape'], _DTYPES[entry['dtype']], buffer, data_start + entry['data_offsets'][0]
-    )
-    for name, entry in header.items()
+  arrays = {
+    name: np.ndarray(entry.shape, entry.dtype, buffer, data_start + entry.begin)
+    for name, entry in entries.items()
   }
+  return arrays, digest.hexdigest()
+
+
+def require_finite(arrays: Arrays, path: Path) -> None:
+  """Raise a ModelError if an array has values that are NaN or infinite."""
+  for name, array in arrays.items():
+    # Minimum and maximum need no memory, unlike numpy.isfinite. They are NaN if a value is.
+    if array.dtype.kind == 'f' and array.size and not np.isfinite([array.min(), array.max()]).all():
+      raise _damaged(path, f'{name} has values that are not finite', name)
+
+
+class _Entry(NamedTuple):
+  """Array in the header of a file; `begin` and `end` count from the end of the header."""
+
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  begin: int
+  end: int
+
+
+def _read_header(file: io.BufferedReader, num_bytes: int, path: Path) -> dict[str, _Entry]:
+  """Read the header of a safetensors file, which says where each array is."""
+  header_bytes = int.from_bytes(file.read(8), 'little')
+  if not 2 <= header_bytes <= min(num_bytes - 8, _MAX_HEADER_BYTES):
+    raise _damaged(path, f'its header cannot have {header_bytes} bytes')
+  try:
+    header = files.parse_json(file.read(header_bytes))
+  except ValueError as error:
+    raise _damaged(path, f'its header cannot be read ({error})') from None
+  if not isinstance(header, dict):
+    raise _damaged(path, 'its header is no JSON object')
+  header.pop('__metadata__', None)
+  entries = {}
+  for name, entry in header.items():
+    try:
+      entries[name] = _parse_entry(**entry)
+    except (ValueError, KeyError, TypeError) as error:
+      raise _damaged(path, f'{name} has an invalid header ({error})', name) from None
+  return entries
+
+
+def _parse_entry(dtype: str, shape: list[int], data_offsets: list[int]) -> _Entry:
+  begin, end = data_offsets
+  for number in (*shape, begin, end):
+    if type(number) is not int or not 0 <= number < 1 << 63:
+      raise ValueError(f'{number!r} is no size or offset')
+  return _Entry(np.dtype(_DTYPES[dtype]), tuple(shape), begin, end)
+
+
+def _require_template(
+  entries: Mapping[str, _Entry], template: Arrays, bank_leaves: Collection[str], path: Path
+) -> None:
+  if names := sorted(entries.keys() ^ template.keys()):
+    problem = f'does not match its manifest: {names[:3]} are missing or unexpected'
+    raise ModelError(f'{path} {problem}.', key=names[0], hint=HINT)
+  num_rows = {entries[name].shape[:1] for name in bank_leaves}
+  for name, leaf in template.items():
+    (dtype, shape, *_), expected = entries[name], tuple(leaf.shape)
+    if name in bank_leaves and len(num_rows) == 1 and shape[:1] > (0,):
+      expected = (shape[0], *expected[1:])
+    if (dtype, shape) != (leaf.dtype, expected):
+      problem = f'must have type {leaf.dtype} and shape {expected}, but has {dtype} and {shape}'
+      raise _damaged(path, f'{name} {problem}', name)
+
+
+def _require_contiguous(entries: Mapping[str, _Entry], num_bytes: int, path: Path) -> None:
+  """Raise an error unless the arrays fill the file after its header, without gaps and overlaps."""
+  position = 0
+  for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+    end = position + math.prod(entry.shape) * entry.dtype.itemsize
+    if (entry.begin, entry.end) != (position, end):
+      problem = f'must be at bytes {position} to {end}, but is at {entry.begin} to {entry.end}'
+      raise _damaged(path, f'{name} {problem}', name)
+    position = end
+  if position != num_bytes:
+    raise _damaged(path, f'it has {num_bytes} bytes of arrays instead of {position}')
+
+
+def _allocate(num_bytes: int, path: Path) -> mmap.mmap:
+  # A sparse file may be larger than any memory, which the system would promise nevertheless.
+  total_bytes = memory.total_bytes()
+  if total_bytes is not None and num_bytes > total_bytes:
+    sizes = f'{num_bytes / 1e9:.1f} GB, but this machine has {total_bytes / 1e9:.1f} GB of memory'
+    raise ModelError(f'{path} has {sizes}.', hint=HINT)
+  return mmap.mmap(-1, num_bytes, access=mmap.ACCESS_COPY)
+
+
+def _damaged(path: Path, problem: str, key: str | None = None) -> ModelError:
+  return ModelError(f'{path} is damaged: {problem}.', key=key, hint=HINT)

@@ -6,15 +6,16 @@ longer exist, so their pixels are stored at network size.
 Letters: n images, m stored images, h w network image, k values of a fingerprint.
 """
 
-import json
 from pathlib import Path
+import re
+import reprlib
 from typing import NamedTuple
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from uadjax.errors import describe, ModelError, Setting
-from uadjax.system import files
+from uadjax.system import files, npy
 from uadjax.types import Arrays
 
 _METADATA_FILE = 'state.json'
@@ -112,7 +113,10 @@ def read_array_names(folder: Path) -> list[str]:
     ModelError: the folder is missing or incomplete.
   """
   try:
-    return list(json.loads((folder / _METADATA_FILE).read_text())['arrays'])
+    names = files.read_json(folder / _METADATA_FILE)['arrays']
+    if not isinstance(names, list) or not all(re.fullmatch(r'\w+', name) for name in names):
+      raise ValueError(f'the names of its arrays in {_METADATA_FILE} are {reprlib.repr(names)}')
+    return names
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise _incomplete(folder, error) from None
 
@@ -127,9 +131,37 @@ def load(folder: Path) -> IncrementalState:
   try:
     arrays = {name: _read_array(folder / f'{name}.npy') for name in names}
     images = LearnedImages(*(arrays.pop(_IMAGES_PREFIX + name) for name in LearnedImages._fields))
+    _require_consistent(images)
+    for name, array in arrays.items():
+      if (
+        array.dtype.kind == 'f' and array.size and not np.isfinite([array.min(), array.max()]).all()
+      ):
+        raise ValueError(f'{name} has values that are not finite')
     return IncrementalState(arrays, images)
   except (OSError, ValueError, KeyError) as error:
     raise _incomplete(folder, error) from None
+
+
+def _require_consistent(images: LearnedImages) -> None:
+  """Raise ValueError if the arrays of the images do not match each other."""
+  n, m = (array.shape[0] if array.ndim else -1 for array in (images.image_ids, images.stored_rows))
+  expected = {
+    'image_ids': ('iu', (n,)), 'groups': ('iu', (n,)), 'fingerprints': ('f', (n, None)),
+    'export_keys': ('iu', (n,)), 'stored_rows': ('iu', (m,)), 'pixels': ('u', (m, None, None, 3)),
+  }  # fmt: skip
+  for name, (kinds, shape) in expected.items():
+    array = getattr(images, name)
+    is_same_shape = len(shape) == array.ndim and all(
+      length in (None, actual) for length, actual in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype.kind not in kinds or not is_same_shape:
+      raise ValueError(f'{name} has type {array.dtype} and shape {array.shape}')
+  for name in ('groups', 'stored_rows'):
+    rows = getattr(images, name)
+    if rows.size and not 0 <= rows.min() <= rows.max() < n:
+      raise ValueError(f'{name} has positions that are not below {n}')
+  if not np.isfinite(images.fingerprints).all():
+    raise ValueError('fingerprints has values that are not finite')
 
 
 def _incomplete(folder: Path, error: Exception) -> ModelError:
@@ -144,5 +176,6 @@ def _read_array(path: Path, memory_map: bool = False) -> np.ndarray:
   """Return one array. Unlike this, np.load would also open zip files, and fail in more ways."""
   if memory_map:
     return np.lib.format.open_memmap(path, mode='c')
-  with path.open('rb') as file:
-    return np.lib.format.read_array(file, allow_pickle=False)
+  with files.open_regular(path) as file:
+    shape, order, dtype = npy.read_header(file, path.stat().st_size)
+    return np.fromfile(file, dtype).reshape(shape, order=order)

@@ -7,7 +7,6 @@ they are written without a copy, and read into the memory in which they stay.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import datetime
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +20,15 @@ from uadjax.data import transforms
 from uadjax.data.image_statistics import StatisticsRange
 from uadjax.detectors.base import Detector, RunContext
 from uadjax.distributed import mesh
-from uadjax.errors import describe, ModelError, UserError
-from uadjax.model import array_file, calibration
+from uadjax.errors import describe, ModelError, refuse, UserError
+from uadjax.model import array_file, calibration, manifest as manifests
 from uadjax.model.settings import CalibrateSettings, HasDetector, ModelSettings
 from uadjax.system import files, locks
 from uadjax.types import Scores
 
-_FORMAT_VERSION = 5
 _MANIFEST_FILE = 'manifest.json'
-_REQUIRED_KEYS = (
-  'model_name', 'thresholds', 'image_statistics', 'weights', 'arrays_sha256', 'config',
-)  # fmt: skip
 _CALIBRATION_FILE = 'calibration.csv'
+_MAX_CALIBRATION_BYTES = 64 << 20  # Rows of half a million images.
 
 
 class ModelInfo(NamedTuple):
@@ -89,7 +85,15 @@ class Manifest(NamedTuple):
     return configs.from_values(CalibrateSettings, values, str(self.directory / _MANIFEST_FILE))
 
   def with_thresholds(self, thresholds: calibration.Thresholds, reason: str) -> 'Manifest':
-    """Return the manifest with new thresholds and a record of the change."""
+    """Return the manifest with new thresholds and a record of the change.
+
+    Raises:
+      ConfigError: a threshold is out of range.
+    """
+    for name, value in calibration.by_name(thresholds).items():
+      if not manifests.THRESHOLD.allow(value):
+        requirement = 'a number that a score can have, at least 0'
+        refuse(name, value, f'{name} must be {requirement}, got {value!r}.', allowed=requirement)
     time = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
     change = {'time': time, 'reason': reason, **calibration.by_name(thresholds)}
     changes = [*self.threshold_changes, change]
@@ -114,8 +118,8 @@ class Manifest(NamedTuple):
       thresholds = calibration.from_json(manifest['thresholds'])
       image_statistics = StatisticsRange.from_dict(manifest['image_statistics'])
       weights = pretrained_weights.Provenance(**manifest['weights'])
-    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
-      raise ModelError(f'{directory} does not match this version of uadjax: {error}') from None
+    except UserError as error:
+      raise _invalid_config(directory, error) from None
     if problem := calibration.describe_wrong_order(thresholds):
       hint = f'Correct the thresholds in {directory / _MANIFEST_FILE}.'
       raise ModelError(
@@ -200,7 +204,7 @@ def save_manifest(
   rows = zip(paths, scores.tolist(), peaks.tolist(), strict=True)
   files.write_csv(folder / _CALIBRATION_FILE, [('path', 'score', 'peak'), *rows])
   manifest = {
-    'format': _FORMAT_VERSION,
+    'format': manifests.FORMAT_VERSION,
     'model_name': detectors.title(config.detector.name),
     'uadjax': uadjax.__version__,
     'jax': jax.__version__,
@@ -216,9 +220,11 @@ def save_manifest(
 
 def load_calibration_scores(directory: Path) -> calibration.CalibrationScores | None:
   """Return the scores of the good images of the calibration; None if they cannot be read."""
+  path = directory / _CALIBRATION_FILE
   try:
-    table = files.read_csv(directory / _CALIBRATION_FILE)
-    rows = [(row['path'], float(row['score']), float(row['peak'])) for row in table]
+    if path.stat().st_size > _MAX_CALIBRATION_BYTES:
+      return None
+    rows = [(x['path'], float(x['score']), float(x['peak'])) for x in files.read_csv(path)]
   except (OSError, KeyError, ValueError):
     return None  # A model works without them.
   paths, scores, peaks = zip(*rows, strict=True) if rows else ((), (), ())
@@ -292,24 +298,13 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
     ModelError: the arrays are missing or damaged.
   """
   ops, path = info.ops, info.directory / array_file.ARRAYS_FILE
-  backbone, detector = build_detector(info.config, RunContext(ops.height, ops.width))
-  buffer, digest = array_file.read_file(path)
+  detector, abstract_fitted = _fitted_template(info)
+  template = array_file.leaves_by_path(abstract_fitted)
+  arrays, digest = array_file.read_arrays(path, template, detector.bank_leaves)
   _require_same_digest(info, digest)
-
-  def finalize_initial_state() -> Any:
-    images, key = jax.numpy.zeros((1, ops.height, ops.width, 3)), jax.random.key(0)
-    return detector.finalize(detector.init(key, backbone.init(key, images)))
-
-  # Only the structure is computed; the only arrays are those of the file.
-  abstract_fitted = jax.eval_shape(finalize_initial_state)
-  arrays = array_file.parse_arrays(buffer)
-  names = array_file.leaves_by_path(abstract_fitted).keys()
-  if names != arrays.keys():
-    raise ModelError(
-      f'{path} does not match its manifest: {sorted(names ^ arrays.keys())[:3]} are missing or '
-      'unexpected. Fit the model again, or restore the file.'
-    )
-  fitted = jax.tree.unflatten(jax.tree.structure(abstract_fitted), [arrays[name] for name in names])
+  array_file.require_finite(arrays, path)
+  leaves = [arrays[name] for name in template]
+  fitted = jax.tree.unflatten(jax.tree.structure(abstract_fitted), leaves)
   specs = None
   if state_mesh is not None and state_mesh.size > 1:
     context = RunContext(ops.height, ops.width, shards=mesh.shards(state_mesh))
@@ -322,6 +317,28 @@ def load_arrays(info: ModelInfo, state_mesh: mesh.Mesh | None = None) -> Model:
   return Model(*info, fitted, jax.jit(detector.score), specs and specs.fitted)
 
 
+def _fitted_template(info: ModelInfo) -> tuple[Detector, Any]:
+  """Return the detector of a model, and its fitted arrays without values."""
+  ops = info.ops
+
+  def finalize_initial_state() -> Any:
+    images, key = jax.numpy.zeros((1, ops.height, ops.width, 3)), jax.random.key(0)
+    return detector.finalize(detector.init(key, backbone.init(key, images)))
+
+  try:
+    backbone, detector = build_detector(info.config, RunContext(ops.height, ops.width))
+    return detector, jax.eval_shape(finalize_initial_state)
+  except Exception as error:  # Valid settings may contradict each other in many ways.
+    raise _invalid_config(info.directory, error) from None
+
+
+def _invalid_config(directory: Path, error: Exception) -> ModelError:
+  key, value, allowed = (getattr(error, name, None) for name in ('key', 'value', 'allowed'))
+  message = f'The configuration in {directory / _MANIFEST_FILE} describes no model: {error}'
+  key = f'config.{key}' if key else 'config'
+  return ModelError(message, key=key, value=value, allowed=allowed, hint=manifests.HINT)
+
+
 def read_manifest(directory: Path) -> Manifest:
   """Read the manifest of a model directory.
 
@@ -330,7 +347,7 @@ def read_manifest(directory: Path) -> Manifest:
   """
   path = directory / _MANIFEST_FILE
   try:
-    manifest = json.loads(path.read_text())
+    manifest = files.read_json(path)
   except FileNotFoundError:
     if (directory / 'model' / _MANIFEST_FILE).is_file():
       hint = f'The model of this run is {directory / "model"}; name that.'
@@ -342,13 +359,11 @@ def read_manifest(directory: Path) -> Manifest:
     raise ModelError(f'{path} cannot be read: {describe(error)}') from None
   if not isinstance(manifest, dict):
     raise ModelError(f'{path} cannot be read: a manifest is a JSON object. Fit the model again.')
-  if manifest.get('format') != _FORMAT_VERSION:
+  if manifest.get('format') != manifests.FORMAT_VERSION:
     raise ModelError(
-      f'{path} has format {manifest.get("format")!r}, but this version of uadjax reads format '
-      f'{_FORMAT_VERSION} only. Fit the model again with `uadjax fit DATASET`; '
+      f'{path} has format {manifest.get("format")!r:.80}, but this version of uadjax reads format '
+      f'{manifests.FORMAT_VERSION} only. Fit the model again with `uadjax fit DATASET`; '
       'CHANGELOG.md lists the settings that were renamed.'
     )
-  for key in _REQUIRED_KEYS:
-    if key not in manifest:
-      raise ModelError(f'{path} lacks {key!r}. Fit the model again, or restore the file.')
+  manifests.require_valid(manifest, path)
   return Manifest(directory, manifest)

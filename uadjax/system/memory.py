@@ -1,7 +1,8 @@
-"""Memory of this process: behavior of the C allocator, and peak usage."""
+"""Memory of this process: behavior of the C allocator, and peak usage; memory of the machine."""
 
 from collections.abc import Callable
 import ctypes
+import os
 import sys
 
 try:
@@ -41,6 +42,14 @@ def peak_mb() -> int | None:
     return None
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak // (1 << 20 if sys.platform == 'darwin' else 1 << 10)
+
+
+def total_bytes() -> int | None:
+  """Return the size of the machine's memory; None where the system does not tell."""
+  try:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  except (AttributeError, ValueError):  # Windows has no sysconf.
+    return None
 
 
 def _c_function(name: str) -> Callable[..., int] | None:

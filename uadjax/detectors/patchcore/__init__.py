@@ -76,6 +76,7 @@ class Fitted(NamedTuple):
 
 _STATE_SPECS = State._make((P(), P(), banks.BANK_SPECS))
 _FITTED_SPECS = Fitted._make((P(), knn.INDEX_SPECS))
+_BANK_LEAVES = ('memory_bank/rows', 'memory_bank/squared_norms')
 
 
 def make(
@@ -112,6 +113,7 @@ def make(
     incremental=incremental,
     sharding_specs=specs if context.shards.num_shards > 1 else None,
     export_score_fn=bind(export_score_fn),
+    bank_leaves=_BANK_LEAVES,
   )
 
 
