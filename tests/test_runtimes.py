@@ -1,5 +1,6 @@
 """Every installed runtime runs the same file, and says what is wrong with another."""
 
+import os
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import pytest
 
 from uadjax import create_model
 from uadjax.errors import ConfigError, ModelError, UnknownName
-from uadjax.export import cached_graph, runtimes
+from uadjax.export import cached_graph, exporter, graph_hash, runtimes
 from uadjax.model import model_dir
+from uadjax.system import files
 
 
 @pytest.fixture(scope='module')
@@ -52,6 +54,100 @@ def test_a_graph_of_other_arrays_is_not_taken(directory, graph, tmp_path, monkey
     beside.write_text(told)
   assert kept.parent == tmp_path / 'exports'
   assert cached_graph.get_or_export(model_dir.read_info(directory)) == graph
+
+
+def flips(content: bytes, count: int):
+  """The content with one bit flipped, at random places."""
+  rng = np.random.default_rng(0)
+  for place in rng.integers(len(content), size=count):
+    harmed = bytearray(content)
+    harmed[place] ^= 1 << rng.integers(8)
+    yield bytes(harmed)
+
+
+def test_a_damaged_graph_of_a_model_is_never_run(exported, tmp_path, monkeypatch):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  directory = exported('padim')
+  graph = directory / 'model.onnx'
+  content, info = graph.read_bytes(), model_dir.read_info(directory)
+  for harmed in (*flips(content, 20), b'', content[:-1], content + b'\0', b'\x08\x07' * 1000):
+    graph.write_bytes(harmed)
+    with pytest.raises(ModelError, match=f'damaged.*`uadjax export {directory}`'):
+      cached_graph.get_or_export(info)
+  for backend in ('auto', 'onnxruntime'):
+    with pytest.raises(ModelError, match='damaged'):
+      create_model(model_dir=directory, backend=backend)
+  assert not [*tmp_path.iterdir()]
+  graph.unlink()
+  os.mkfifo(graph)
+  with pytest.raises(ModelError, match='Not a regular file'):
+    cached_graph.get_or_export(info)
+  graph.unlink()
+  graph.write_bytes(content)
+  assert cached_graph.get_or_export(info) == graph
+
+
+def test_a_damaged_graph_in_the_cache_is_written_again(exported, tmp_path, monkeypatch):
+  monkeypatch.setenv('UADJAX_CACHE', str(tmp_path))
+  directory = exported('padim')
+  info, metadata = model_dir.read_info(directory), directory / 'model.onnx.json'
+  text_of_graph = metadata.read_bytes()
+  metadata.unlink()
+  content = (directory / 'model.onnx').read_bytes()
+  (directory / 'model.onnx').unlink()
+  written = []
+
+  def export(model, output):
+    output.write_bytes(content)
+    output.with_name(f'{output.name}.json').write_bytes(text_of_graph)
+    written.append(output)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(exporter, 'export', export)
+    cached = cached_graph.get_or_export(info)
+    for harmed in (*flips(content, 9), b'', content[:-1], b'\x08\x07' * 1000):
+      written.clear()
+      cached.write_bytes(harmed)
+      assert cached_graph.get_or_export(info) == cached
+      assert (written, cached.read_bytes()) == ([cached], content)
+    beside = cached.with_name(f'{cached.name}.json')
+    for text in (
+      None,
+      b'',
+      b'[]',
+      b'{}',
+      b'[' * 100_000,
+      text_of_graph.replace(b'sha256', b'sha257'),
+    ):
+      written.clear()
+      beside.unlink() if text is None else beside.write_bytes(text)
+      assert cached_graph.get_or_export(info) == cached
+      assert (written, beside.read_bytes()) == ([cached], text_of_graph)
+    written.clear()
+    assert cached_graph.get_or_export(info) == cached
+    assert not written
+  # Through the interface that users have.
+  images = list(np.random.default_rng(0).integers(0, 256, (2, 60, 70, 3), np.uint8))
+  want = [r.score for r in create_model(model_dir=directory, backend='onnxruntime').predict(images)]
+  cached.write_bytes(next(flips(content, 1)))
+  got = create_model(model_dir=directory, backend='onnxruntime').predict(images)
+  assert [result.score for result in got] == pytest.approx(want, rel=1e-5)
+  assert graph_hash.describe_damage(cached) == ''
+
+
+def test_arrays_beside_a_graph_are_hashed_like_it(tmp_path):
+  graph, data = tmp_path / 'a.onnx', tmp_path / 'a.onnx.data'
+  graph.write_bytes(b'graph')
+  data.write_bytes(bytes(100))
+  hashes = graph_hash.compute(graph, data.name)
+  metadata = {'external_data': data.name, **hashes}
+  files.write_json(tmp_path / 'a.onnx.json', metadata)
+  assert graph_hash.describe_damage(graph) == ''
+  for harmed in flips(bytes(100), 5):
+    data.write_bytes(harmed)
+    assert str(data) in graph_hash.describe_damage(graph)
+  data.unlink()
+  assert str(data) in graph_hash.describe_damage(graph)
 
 
 def test_thresholds_of_ones_own_are_kept(directory, graph):

@@ -283,6 +283,33 @@ def test_other_graphs_are_named_as_outdated_and_stay(directory, uadjax):
   assert all(str(graph) in text for graph in others)
 
 
+def test_a_change_does_not_hide_that_a_graph_is_damaged(directory, uadjax):
+  graph = directory / 'model.onnx'
+  content, harmed = graph.read_bytes(), onnx.load(graph)
+  weights = max(harmed.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+  weights.raw_data = bytes(len(weights.raw_data))  # Which onnx reads without an error.
+  onnx.save(harmed, graph)
+  status, out, _ = uadjax(directory, '--budget', 0.3)
+  assert status == 0
+  assert f'to be exported again: {graph}' in out
+  with pytest.raises(ModelError, match='damaged'):
+    cached_graph.get_or_export(model_dir.read_info(directory))
+  graph.write_bytes(content)
+  assert uadjax(directory, '--budget', 0.3)[0] == 0
+  assert cached_graph.get_or_export(model_dir.read_info(directory)) == graph
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_threshold_below_all_scores_is_refused_before_anything_is_written(
+  directory, uadjax, name
+):
+  before = small_runs.contents(directory)
+  status, _, err = uadjax(directory, f'--{name.replace("_", "-")}=-1')
+  assert status == 2
+  assert f'{name} must be a number' in err
+  assert small_runs.contents(directory) == before
+
+
 def test_an_interrupted_change_leaves_the_old_manifest(directory, uadjax, monkeypatch):
   before, names = small_runs.contents(directory), set(small_runs.contents(directory))
   replace, num_files = Path.replace, 3  # The graph, its JSON file and the manifest.
@@ -304,6 +331,9 @@ def test_an_interrupted_change_leaves_the_old_manifest(directory, uadjax, monkey
     assert after[Path('manifest.json')] == before[Path('manifest.json')]
     if not num_allowed:
       assert after == before
+    # The graph remains one that is known, whatever was replaced.
+    graph = directory / 'model.onnx'
+    assert cached_graph.get_or_export(model_dir.read_info(directory)) == graph
   assert uadjax(directory, '--budget', 0.3)[0] == 0  # Again, and all is well.
   metadata = json.loads((directory / 'model.onnx.json').read_text())
   assert metadata['thresholds'] == manifest(directory)['thresholds']

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import uadjax
 from uadjax import config as configs
-from uadjax.errors import ConfigError
+from uadjax.errors import ConfigError, ModelError
+from uadjax.export import graph_hash
 from uadjax.model import model_dir
 from uadjax.system import files, logging
 
@@ -15,32 +16,43 @@ def get_or_export(info: model_dir.ModelInfo) -> Path:
   """Return the exact ONNX file of a model, for batches of any size at network resolution.
 
   `model.onnx` in the model directory is used if it is such a graph of the model's current arrays.
-  Otherwise the model is exported into the user's cache, once.
+  Otherwise the model is exported into the user's cache, once, and again if that graph is damaged.
 
   Raises:
+    ModelError: the graph in the model directory is damaged.
     ConfigError: the cache folder cannot be written.
     ExportError: the model cannot be exported.
   """
   # Detect damaged arrays although only their graph is used.
   model_dir.verify_arrays(info)
   local_path = info.directory / 'model.onnx'
-  if _is_usable(local_path, info.arrays_sha256):
+  if _is_exact(local_path, info.arrays_sha256):
+    if problem := graph_hash.describe_damage(local_path):
+      hint = f'Write it again with `uadjax export {info.directory}`, or delete it.'
+      raise ModelError(problem, hint=hint)
     return local_path
   cached_path = cache_path(info)
-  if not cached_path.is_file():
-    # Opening a cached graph needs none of the exporters.
-    from uadjax.export import exporter
-
-    logging.LOG.info('Exporting %s to ONNX (once; the graph is cached).', info.directory)
-    try:
-      cached_path.parent.mkdir(parents=True, exist_ok=True)
-      exporter.export(model_dir.load_arrays(info), output=cached_path)
-    except OSError as error:
-      reason = error.strerror or error
-      message = f'The exported graph cannot be saved in {cached_path.parent} ({reason}).'
-      hint = f'Set UADJAX_CACHE to a writable folder, or run `uadjax export {info.directory}`.'
-      raise ConfigError(message, hint=hint) from None
+  if cached_path.exists():
+    if _is_exact(cached_path, info.arrays_sha256) and not graph_hash.describe_damage(cached_path):
+      return cached_path
+    logging.LOG.warning('%s is damaged and will be written again.', cached_path)
+  _export(info, cached_path)
   return cached_path
+
+
+def _export(info: model_dir.ModelInfo, cached_path: Path) -> None:
+  # Opening a cached graph needs none of the exporters.
+  from uadjax.export import exporter
+
+  logging.LOG.info('Exporting %s to ONNX (once; the graph is cached).', info.directory)
+  try:
+    cached_path.parent.mkdir(parents=True, exist_ok=True)
+    exporter.export(model_dir.load_arrays(info), output=cached_path)
+  except OSError as error:
+    reason = error.strerror or error
+    message = f'The exported graph cannot be saved in {cached_path.parent} ({reason}).'
+    hint = f'Set UADJAX_CACHE to a writable folder, or run `uadjax export {info.directory}`.'
+    raise ConfigError(message, hint=hint) from None
 
 
 def cache_path(info: model_dir.ModelInfo) -> Path:
@@ -51,20 +63,20 @@ def cache_path(info: model_dir.ModelInfo) -> Path:
   return files.cache_dir() / 'exports' / f'{digest[:16]}.onnx'
 
 
-def _is_usable(path: Path, arrays_sha256: str) -> bool:
+def _is_exact(path: Path, arrays_sha256: str) -> bool:
   """Return whether a file is an exact graph of these arrays, with a free batch size and no resize.
 
-  The JSON file next to the graph states this. It also has the hash of its graph, so that the file
-  of another graph is recognized.
+  The JSON file next to the graph states this. That of an earlier version lacks the graph's hash.
   """
+  metadata = graph_hash.read_metadata(path)
   try:
-    metadata = json.loads(path.with_name(f'{path.name}.json').read_text())
     return (
-      metadata['arrays_sha256'] == arrays_sha256
+      path.exists()
+      and metadata['arrays_sha256'] == arrays_sha256
       and metadata['quantize'] == ''
       and metadata['input']['shape'][0] is None
       and not metadata['preprocessing']['ops_in_graph']
-      and metadata['sha256'] == files.sha256(path)
+      and bool(metadata['sha256'])
     )
-  except (OSError, ValueError, KeyError, TypeError, IndexError):
+  except (KeyError, TypeError, IndexError):
     return False

@@ -15,6 +15,7 @@ from uadjax.errors import ConfigError, ExportError, refuse, Setting, UserError
 from uadjax.export import (
   bisect,
   graph as graphs,
+  graph_hash,
   onnx,
   quantization_check,
   quantize as quantization,
@@ -145,7 +146,7 @@ def export(
     metadata = {
       'format': options.format,
       **file_info,
-      'sha256': files.sha256(path) if path.is_file() else '',  # A SavedModel is a folder.
+      **graph_hash.compute(path, file_info.get('external_data')),
       'input': {'name': runtimes.INPUT_NAME, 'type': 'uint8', 'shape': list(graph.input_shape)},
       'outputs': list(runtimes.OUTPUT_NAMES),
       **graph.metadata,

@@ -3,12 +3,10 @@
 They are in the JSON file next to a graph and, for ONNX, also in the metadata of the graph itself.
 """
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-from uadjax.export import runtimes
+from uadjax.export import graph_hash, runtimes
 from uadjax.model import calibration
 from uadjax.system import files
 
@@ -18,33 +16,34 @@ def find(folder: Path, arrays_sha256: str) -> list[Path]:
   graphs = []
   for path in sorted(folder.glob('*.json')):
     graph = path.with_suffix('')
-    if graph.exists() and _read_metadata(graph).get('arrays_sha256') == arrays_sha256:
+    if graph.exists() and graph_hash.read_metadata(graph).get('arrays_sha256') == arrays_sha256:
       graphs.append(graph)
   return graphs
 
 
 def is_outdated(graph: Path, thresholds: calibration.Thresholds) -> bool:
   """Return whether the JSON file next to a graph has other thresholds than these."""
-  values = _read_metadata(graph).get('thresholds', {})
-  return {**values, **calibration.by_name(thresholds)} != values
+  values = graph_hash.read_metadata(graph).get('thresholds')
+  return not isinstance(values, dict) or {**values, **calibration.by_name(thresholds)} != values
 
 
 def stage(stage_file: files.Stage, graph: Path, thresholds: calibration.Thresholds) -> None:
   """Stage the files of a graph with other thresholds.
 
-  An ONNX graph stays as it is if the package onnx is missing or the file is damaged.
+  An ONNX graph stays as it is if the package onnx is missing or the file is damaged: a new hash
+  would hide the damage.
   """
-  metadata = {**_read_metadata(graph), 'thresholds': thresholds._asdict()}
+  metadata = {**graph_hash.read_metadata(graph), 'thresholds': thresholds._asdict()}
   if metadata.get('format') == 'onnx':
+    if graph_hash.describe_damage(graph):
+      return
     try:
       content = _onnx_with_thresholds(graph, thresholds)
     except Exception:  # No package, or an error of protobuf for a damaged file.
       return
-    # The graph is replaced after its JSON file. In between, their hashes differ, so that the graph
-    # is not used.
-    stage_file(graph, content)
-    metadata['sha256'] = hashlib.sha256(content).hexdigest()
-  stage_file(_metadata_path(graph), files.to_json_bytes(metadata))
+    stage_file(graph, content)  # It is replaced after its JSON file, see `describe_damage`.
+    metadata |= graph_hash.after_change(graph, content)
+  stage_file(graph_hash.metadata_path(graph), files.to_json_bytes(metadata))
 
 
 def _onnx_with_thresholds(graph: Path, thresholds: calibration.Thresholds) -> bytes:
@@ -56,16 +55,3 @@ def _onnx_with_thresholds(graph: Path, thresholds: calibration.Thresholds) -> by
       metadata = {**json.loads(entry.value), 'thresholds': thresholds._asdict()}
       entry.value = files.to_json(metadata, indent=None)
   return model.SerializeToString()
-
-
-def _metadata_path(graph: Path) -> Path:
-  return graph.with_name(f'{graph.name}.json')
-
-
-def _read_metadata(graph: Path) -> dict[str, Any]:
-  """Return the content of the JSON file next to a graph; empty if it is not an object."""
-  try:
-    metadata = json.loads(_metadata_path(graph).read_text())
-  except (OSError, ValueError):
-    return {}
-  return metadata if isinstance(metadata, dict) else {}
