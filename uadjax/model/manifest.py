@@ -57,8 +57,8 @@ class Value(NamedTuple):
     return ', '.join(filter(None, (_KIND_TEXTS[self.kind], str(self.limits), pattern, null)))
 
 
-class Each(NamedTuple):
-  """List or object of any number of equal items.
+class Items(NamedTuple):
+  """List or object with any number of equal items.
 
   Attributes:
     kind: list or dict.
@@ -80,7 +80,7 @@ class Settings(NamedTuple):
 
 
 # A dict describes an object by its keys, a list describes a list by its items.
-Description: TypeAlias = Value | Each | Settings | dict[str, 'Description'] | list['Description']
+Description: TypeAlias = Value | Items | Settings | dict[str, 'Description'] | list['Description']
 
 _TEXT = Value(str)
 _DIGEST = Value(str, pattern='[0-9a-f]{64}')
@@ -126,11 +126,11 @@ _MANIFEST: dict[str, Description] = {
     'sha256': Value(str, pattern='([0-9a-f]{64})?'),
     'license': _TEXT,
   },
-  'summary': Each(
+  'summary': Items(
     dict, Value(float, Limits('', minimum=-_MAX_FLOAT64, maximum=_MAX_FLOAT64), is_nullable=True)
   ),
   'arrays_sha256': _DIGEST,
-  'threshold_changes': Each(list, {'time': _TEXT, 'reason': _TEXT, **_THRESHOLDS}),
+  'threshold_changes': Items(list, {'time': _TEXT, 'reason': _TEXT, **_THRESHOLDS}),
   'config': Settings(('data', 'backbone', 'detector')),
 }
 # What scoring does not need; `threshold_changes` only exist after the first change.
@@ -177,7 +177,7 @@ def _problems(description: Description, value: object, key: str) -> Iterator[Pro
       else:
         missing = (name for name in description.required if name not in value)
         yield from (Problem(f'{key}.{name}', None, '') for name in missing)
-    case Each(kind, item):
+    case Items(kind, item):
       if kind is dict and isinstance(value, dict):
         for name, element in value.items():
           yield from _problems(item, element, f'{key}.{name}')
