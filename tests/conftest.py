@@ -161,10 +161,12 @@ def exported(trained, once, tmp_path_factory):
 def served():
   """Runs a service in a thread; gives its address once its models are warm."""
   uvicorn = pytest.importorskip('uvicorn', reason='needs the extra serve')
+  from uadjax.serve import connections
 
   @contextlib.contextmanager
   def address(application):
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_config=None, ws='none'))
+    options = {'http': connections.Connection, 'log_config': None, 'ws': 'none'}
+    server = uvicorn.Server(uvicorn.Config(application, port=0, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     end = time.monotonic() + 60

@@ -33,6 +33,7 @@ def run(options: ServeOptions) -> None:
     options.deadline,
     options.max_bytes,
     options.max_pixels,
+    options.max_answer_bytes,
     http.Access(urls=options.allow_urls, max_bytes=options.max_bytes),
     resolve_token(options.token),
     options.drain,

@@ -202,9 +202,14 @@ class TooLarge(DataError):
   """Error for an image with too many pixels."""
 
 
-def image_size(source: Source) -> tuple[int, int]:
-  """Return height and width of the upright image, from its header where the format allows."""
-  with _open_image(source) as image:
+def image_size(source: Source, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+  """Return height and width of the upright image, from its header where the format allows.
+
+  Raises:
+    TooLarge: the image has more than `max_pixels` pixels.
+    DataError: the header cannot be read.
+  """
+  with _open_image(source, max_pixels) as image:
     is_transposed = _orientation(image)[0]
     return (image.width, image.height) if is_transposed else (image.height, image.width)
 

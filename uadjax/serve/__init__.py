@@ -16,7 +16,7 @@ import socket
 from starlette.requests import ClientDisconnect
 import uvicorn
 
-from uadjax.serve import app as app_module, observability, settings as settings_module
+from uadjax.serve import app as app_module, connections, observability, settings as settings_module
 from uadjax.serve.settings import Settings
 from uadjax.system import logging as log
 
@@ -47,6 +47,7 @@ def serve(
   )
   config = uvicorn.Config(
     application,
+    http=connections.Connection,
     log_config=None,
     access_log=False,
     server_header=False,

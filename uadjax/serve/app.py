@@ -17,7 +17,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 import uadjax
-from uadjax.serve import observability, protocol, requests, responses, schema
+from uadjax.data.inputs import LoadedImage
+from uadjax.serve import answer_size, observability, protocol, requests, responses, schema
+from uadjax.serve.errors import RequestError
+from uadjax.serve.models import ServedModel
 from uadjax.serve.service import Service
 from uadjax.serve.settings import Settings
 
@@ -150,7 +153,7 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
   @app.exception_handler(HTTPException)
   async def handle_http_exception(request: Request, error: HTTPException) -> Response:
     problem = error.detail
-    if not isinstance(error, requests.RequestError):  # The framework's, such as Not Found.
+    if not isinstance(error, RequestError):  # The framework's, such as Not Found.
       problem += f': {request.url.path}'
     return _error_response(request, error.status_code, problem, dict(error.headers or {}))
 
@@ -177,8 +180,8 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
 
   @app.get('/models', responses=schema.MODELS_RESPONSES)
   async def list_models(request: Request) -> Response:
-    """List name, directory and thresholds of each model; the first is the default."""
-    service.get_model('')
+    """List name, readiness and thresholds of each model; the first is the default."""
+    service.require_open()
     descriptions = [model.describe() for model in service.models.values()]
     result = {'models': descriptions, 'limits': service.settings.request_limits()}
     return responses.envelope(request.state.log_id, result=result)
@@ -195,24 +198,36 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
   )
   async def detect_anomalies(request: Request) -> Response:
     """Detect anomalies in an image: JSON as in PaddleX, a form with a file, or a raw file."""
-    async with service.reserve_queue():
-      content = await requests.read_body(request, service.settings.max_bytes)
-      encoded_image, options = await requests.parse_request(request, content)
+    async with service.deadline():
+      content = await service.read_body(request)
+      image_or_url, options = await requests.parse_request(request, content)
       model = service.get_model(options.model or '')
-      async with service.admission:
-        image = await service.run_in_thread(
-          requests.read_image, encoded_image, model.predictor.model.ops, service.settings
-        )
-        result = await service.predict(model, image)
-        part = service.judge_part(model, options.part, result) if options.part else None
-        response = await service.run_in_thread(
-          responses.verdict, request.state.log_id, model.name, result, options, part
-        )
-      request.state.log_fields = {
-        'model': model.name, 'score': result.score, 'label': result.label,
-        'warnings': result.warning_codes, 'bytes': len(content), 'size': list(result.size),
-      }  # fmt: skip
-      return response
+      is_url = isinstance(image_or_url, str)
+      encoded_image = await service.download(image_or_url) if is_url else image_or_url
+      with service.images.reserve():
+        async with service.admission:
+          image = await service.run_in_thread(
+            _read_image, encoded_image, options, model, service.settings
+          )
+          result = await service.predict(model, image)
+          part = service.judge_part(model, options.part, result) if options.part else None
+          response = await service.run_in_thread(
+            responses.verdict, request.state.log_id, model.name, result, options, part
+          )
+    request.state.log_fields = {
+      'model': model.name, 'score': result.score, 'label': result.label,
+      'warnings': result.warning_codes, 'bytes': len(content), 'size': list(result.size),
+    }  # fmt: skip
+    return response
+
+
+def _read_image(
+  encoded_image: bytes, options: requests.RequestOptions, model: ServedModel, settings: Settings
+) -> LoadedImage:
+  """Load an image, unless the answer to it would be too large."""
+  size = requests.read_size(encoded_image, settings)
+  answer_size.check_verdict(size, options, settings.max_answer_bytes)
+  return requests.read_image(encoded_image, model.predictor.model.ops, settings)
 
 
 _MEDIA_TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css', '.js': 'text/javascript'}

@@ -9,6 +9,7 @@ Letters: h w network image.
 import asyncio
 from collections.abc import Callable
 from concurrent import futures
+import itertools
 
 import numpy as np
 
@@ -77,6 +78,9 @@ def exact_batch_sizes(scorer: Scorer, height: int, width: int, max_size: int) ->
 
   The summation order of a runtime may depend on the batch size, but not on the contents of images,
   so a few random images suffice. The first call at each size also warms up the runtime.
+
+  Raises:
+    ValueError: a prediction is not finite.
   """
   rng = np.random.default_rng(0)
   images = list(rng.integers(0, 256, (max_size, height, width, 3), np.uint8))
@@ -93,5 +97,10 @@ def exact_batch_sizes(scorer: Scorer, height: int, width: int, max_size: int) ->
     )
 
   full_batches = predict(max_size)
+  if not all(
+    np.isfinite(p.score) and np.isfinite(p.anomaly_map).all()
+    for p in itertools.chain(*full_batches)
+  ):
+    raise ValueError('scores or anomaly maps of random images are not finite')
   smaller_sizes = [max_size >> n for n in range(max_size.bit_length() - 1, 0, -1)]
   return (*filter(equals_full_batch, smaller_sizes), max_size)

@@ -20,16 +20,20 @@ class ServedModel(NamedTuple):
     name: name of the model in requests.
     predictor: predictor of the model; at the batch sizes of its scorer, predictions equal those of
       a full batch exactly.
+    failure: why the model cannot score images; '' if it can.
   """
 
   name: str
   predictor: Predictor
+  failure: str = ''
 
   def describe(self) -> dict[str, object]:
-    """Return name, detector, directory, devices, thresholds and preprocessing, ready for JSON."""
+    """Return name, readiness, detector, devices, thresholds and others, ready for JSON."""
     model = self.predictor.model
     return {
       'name': self.name,
+      'ready': not self.failure,
+      'reason': self.failure,
       'detector': model.name,
       'directory': str(model.directory),
       'computed_by': ', '.join(map(str, self.predictor.devices)),
@@ -41,6 +45,8 @@ class ServedModel(NamedTuple):
 
 def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
   """Open a model and run it once at each batch size, which takes seconds.
+
+  A model whose test inference fails is returned with the `failure`, so that others are served.
 
   Raises:
     UserError: the model cannot be opened; see `pipelines.create_model`.
@@ -55,6 +61,10 @@ def open_model(name: str, directory: Path, settings: Settings) -> ServedModel:
   # first would wait for the last (experiments/README.md).
   max_batch_size = settings.batch or (1 if on_cpu else _MAX_ACCELERATOR_BATCH)
   ops, scorer = predictor.model.ops, predictor.scorer
-  with progress.show_status(f'Warming up {name}'):
-    sizes = batching.exact_batch_sizes(scorer, ops.height, ops.width, max_batch_size)
+  try:
+    with progress.show_status(f'Warming up {name}'):
+      sizes = batching.exact_batch_sizes(scorer, ops.height, ops.width, max_batch_size)
+  except Exception as error:  # Runtimes raise errors of any class.
+    failure = f'The test inference failed: {type(error).__name__}: {error}'
+    return ServedModel(name, predictor, failure)
   return ServedModel(name, predictor._replace(scorer=scorer._replace(batch_sizes=sizes)))

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from collections.abc import Mapping, Sequence
-import contextlib
 from typing import Any
 
 import fastapi
@@ -17,8 +16,8 @@ import uadjax
 from uadjax.data import inputs
 from uadjax.data.transforms import Ops
 from uadjax.inference.result import Result
-from uadjax.serve import requests, responses
-from uadjax.serve.requests import RequestError
+from uadjax.serve import answer_size, requests, responses
+from uadjax.serve.errors import RequestError
 from uadjax.serve.service import Service
 from uadjax.serve.settings import Settings
 
@@ -77,7 +76,7 @@ class _Error(pydantic.BaseModel):
 
 
 _ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-  status: {'model': _Error} for status in (400, 401, 404, 413, 415, 422, 503, 504)
+  status: {'model': _Error} for status in (400, 401, 404, 408, 413, 415, 422, 503, 504)
 }
 _INFER_BODY = {
   'requestBody': {
@@ -117,17 +116,16 @@ def make_router(service: Service) -> fastapi.APIRouter:
 
   @router.post('/models/{name}/infer', responses=_ERROR_RESPONSES, openapi_extra=_INFER_BODY)
   async def infer(name: str, request: Request) -> Response:
-    return responses.json_response(await _infer(service, name, request))
+    return await _infer(service, name, request)
 
   return router
 
 
-async def _infer(service: Service, name: str, request: Request) -> dict[str, object]:
+async def _infer(service: Service, name: str, request: Request) -> Response:
   """Score the images of an inference request, and return the response."""
   model, settings = service.get_model(name), service.settings
-  async with contextlib.AsyncExitStack() as stack:
-    await stack.enter_async_context(service.reserve_queue())
-    content = await requests.read_body(request, settings.max_bytes)
+  async with service.deadline():
+    content = await service.read_body(request)
     infer_request = InferRequest.model_validate_json(content)
     tensors = _tensors_by_name(infer_request)
     output_names = _output_names(infer_request, has_parts=_PART in tensors)
@@ -137,22 +135,22 @@ async def _infer(service: Service, name: str, request: Request) -> dict[str, obj
       problem = f'got {num_images} images; send between 1 and {settings.queue}.'
       raise RequestError(400, f'Shape of {_IMAGE!r}: {problem}')
     part_names = _read_part_names(tensors[_PART], num_images) if _PART in tensors else []
-    await stack.enter_async_context(service.reserve_queue(num_images - 1))
-    await stack.enter_async_context(service.admission)
-    images = await service.run_in_thread(_read_images, tensor, ops, settings)
-    if 'map' in output_names and len({image.size for image in images}) > 1:
-      problem = 'Maps of images of different sizes do not form a tensor'
-      raise RequestError(400, f"{problem}; request outputs without 'map'.")
-    results = await asyncio.gather(*(service.predict(model, image) for image in images))
-    named_results = zip(part_names, results, strict=False)  # None without names.
-    # The last verdict on a part counts all its images of the request.
-    verdicts = {part: service.judge_part(model, part, result) for part, result in named_results}
-    image_parts = [verdicts[part] for part in part_names]
-    outputs = await service.run_in_thread(_encode_outputs, results, image_parts, output_names)
+    with service.images.reserve(num_images):
+      async with service.admission:
+        has_maps = 'map' in output_names
+        images = await service.run_in_thread(_read_images, tensor, has_maps, ops, settings)
+        results = await asyncio.gather(*(service.predict(model, image) for image in images))
+        named_results = zip(part_names, results, strict=False)  # None without names.
+        # The last verdict on a part counts all its images of the request.
+        verdicts = {part: service.judge_part(model, part, result) for part, result in named_results}
+        image_parts = [verdicts[part] for part in part_names]
+        fields = {'model_name': name} | ({'id': infer_request.id} if infer_request.id else {})
+        response = await service.run_in_thread(
+          _response, fields, results, image_parts, output_names
+        )
   labels = [result.label for result in results]
   request.state.log_fields = {'model': name, 'images': len(results), 'labels': labels}
-  id_field = {'id': infer_request.id} if infer_request.id else {}
-  return {'model_name': name, **id_field, 'outputs': outputs}
+  return response
 
 
 def _tensors_by_name(infer_request: InferRequest) -> dict[str, InputTensor]:
@@ -175,6 +173,8 @@ def _output_names(infer_request: InferRequest, has_parts: bool) -> list[str]:
   names = [output.name for output in infer_request.outputs or ()] or allowed_names
   if unknown := [x for x in names if x not in _OUTPUT_TYPES]:
     raise RequestError(400, f'Unknown output {unknown[0]!r}; choose from {list(_OUTPUT_TYPES)}.')
+  if repeated := [x for i, x in enumerate(names) if x in names[:i]]:
+    raise RequestError(400, f'The output {repeated[0]!r} occurs twice; request it once.')
   if missing := [x for x in names if x not in allowed_names]:
     problem = f'The output {missing[0]!r} needs the input {_PART!r}: a name for each image.'
     raise RequestError(400, problem)
@@ -194,26 +194,45 @@ def _read_part_names(tensor: InputTensor, num_images: int) -> list[str]:
   return names
 
 
-def _read_images(tensor: InputTensor, ops: Ops, settings: Settings) -> list[inputs.LoadedImage]:
+def _read_images(
+  tensor: InputTensor, has_maps: bool, ops: Ops, settings: Settings
+) -> list[inputs.LoadedImage]:
+  """Load the images, unless their maps would be too large or do not form a tensor."""
   if tensor.datatype == 'UINT8':
-    images = _to_array(tensor)
-    if images.shape[1] * images.shape[2] > settings.max_pixels:
+    array = _to_array(tensor)
+    if array.shape[1] * array.shape[2] > settings.max_pixels:
       problem = f'The images have more than {settings.max_pixels} pixels each; send smaller ones.'
       raise RequestError(413, problem)
-    return [inputs.load(inputs.Source('image', image), ops) for image in images]
+    if has_maps:
+      answer_size.check_maps([array.shape[1:3]] * len(array), settings.max_answer_bytes)
+    return [inputs.load(inputs.Source('image', image), ops) for image in array]
+  files = {f'image {i}': file for i, file in enumerate(_decode_files(tensor))}
+  sizes = [requests.read_size(file, settings, name) for name, file in files.items()]
+  if has_maps:
+    if len(set(sizes)) > 1:
+      problem = 'Maps of images of different sizes do not form a tensor'
+      raise RequestError(400, f"{problem}; request outputs without 'map'.")
+    answer_size.check_maps(sizes, settings.max_answer_bytes)
+  return [requests.read_image(file, ops, settings, name) for name, file in files.items()]
+
+
+def _decode_files(tensor: InputTensor) -> list[bytes]:
+  """Return the image files of a BYTES tensor."""
   if tensor.datatype != 'BYTES' or len(tensor.shape) != 1:
     raise RequestError(
       400, f'{_IMAGE!r} must be UINT8 of shape [b, h, w, 3] or BYTES of shape [b]; got '
       f'{tensor.datatype} of shape {tensor.shape}.'
     )  # fmt: skip
-  try:
-    if len(tensor.data) != tensor.shape[0]:
-      raise ValueError
-    files = [base64.b64decode(text, validate=True) for text in tensor.data]
-  except (TypeError, ValueError):
+  files: list[bytes] = []
+  if len(tensor.data) != tensor.shape[0] or not all(isinstance(x, str) for x in tensor.data):
     problem = f'must be {tensor.shape[0]} strings, which are image files in base64.'
-    raise RequestError(400, f'BYTES of shape {tensor.shape} {problem}') from None
-  return [requests.read_image(x, ops, settings, f'image {i}') for i, x in enumerate(files)]
+    raise RequestError(400, f'BYTES of shape {tensor.shape} {problem}')
+  for i, text in enumerate(tensor.data):
+    try:
+      files.append(base64.b64decode(text, validate=True))
+    except ValueError:
+      raise RequestError(422, f'image {i}: it is not an image file in base64.') from None
+  return files
 
 
 def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
@@ -232,15 +251,25 @@ def _to_array(tensor: InputTensor) -> UInt8[np.ndarray, 'b h w 3']:
   return values.astype(np.uint8)
 
 
-def _encode_outputs(
-  results: Sequence[Result], image_parts: Sequence[Mapping[str, object]], output_names: list[str]
-) -> list[dict[str, Any]]:
-  """Return the outputs; `image_parts` has the verdict on the part that each image shows."""
-  outputs = []
+def _response(
+  fields: Mapping[str, object],
+  results: Sequence[Result],
+  image_parts: Sequence[Mapping[str, object]],
+  output_names: list[str],
+) -> Response:
+  """Return the response with the outputs; slow, so call it in a thread.
+
+  Args:
+    fields: other fields of the response.
+    results: result of each image.
+    image_parts: verdict on the part that each image shows; empty without parts.
+    output_names: names of the outputs.
+  """
+  outputs: list[dict[str, object]] = []
   for name in output_names:
     if name == 'map':
       maps = np.stack([result.anomaly_map for result in results])
-      shape, data = list(maps.shape), maps.ravel()
+      shape, data = list(maps.shape), responses.to_json_list(maps.ravel())
     elif name in _PART_OUTPUTS:
       shape, data = [len(results)], [part[name.removeprefix('part_')] for part in image_parts]
     elif name == 'warnings':
@@ -248,4 +277,4 @@ def _encode_outputs(
     else:
       shape, data = [len(results)], [result[name] for result in results]
     outputs.append({'name': name, 'datatype': _OUTPUT_TYPES[name], 'shape': shape, 'data': data})
-  return outputs
+  return responses.json_response({**fields, 'outputs': outputs})

@@ -1,16 +1,21 @@
 """Parsing of requests: from the body to the pixels of an image, within limits."""
 
+import asyncio
 import base64
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import pydantic
 from starlette import datastructures, formparsers
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from uadjax.data import image_io, inputs, transforms
 from uadjax.data.inputs import LoadedImage
+from uadjax.errors import DataError
+from uadjax.serve import connections
+from uadjax.serve.capacity import Capacity
+from uadjax.serve.errors import RequestError
 from uadjax.serve.settings import Settings
+from uadjax.system import http
 
 _JSON_TYPE, _FORM_TYPE = 'application/json', 'multipart/form-data'
 _IMAGE_TYPES = 'image/jpeg', 'image/png', 'image/bmp', 'image/tiff', 'image/webp'
@@ -18,10 +23,6 @@ _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
 TEXT_OPTIONS = ('model', 'part')  # The other options are flags.
 MAX_PART_LENGTH = 200  # Of the name of a part.
-
-
-class RequestError(HTTPException):
-  """Request that the service rejects; the detail names the problem and how to fix it."""
 
 
 class RequestOptions(pydantic.BaseModel, extra='forbid', strict=True):
@@ -47,11 +48,17 @@ class PredictRequest(RequestOptions):
   )
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, incomplete_bytes: Capacity) -> bytes:
   """Return the body of a request.
 
+  Args:
+    request: the request.
+    max_bytes: largest size of the body.
+    incomplete_bytes: capacity for the bytes of all bodies that are not complete yet.
+
   Raises:
-    RequestError: the body has more than `max_bytes` bytes, or is compressed.
+    RequestError: the body has more than `max_bytes` bytes, stalls, or is compressed; or the
+      capacity is used up.
   """
   if request.headers.get('content-encoding', 'identity') != 'identity':
     raise RequestError(415, 'Send the body uncompressed, without Content-Encoding.')
@@ -59,12 +66,22 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
   content_length = request.headers.get('content-length', '')
   if content_length.isdigit() and int(content_length) > max_bytes:
     raise RequestError(413, problem)
-  chunks, num_bytes = [], 0
-  async for chunk in request.stream():
-    num_bytes += len(chunk)
-    if num_bytes > max_bytes:
-      raise RequestError(413, problem)
-    chunks.append(chunk)
+  chunks: list[bytes] = []
+  num_bytes, timeout_s = 0, connections.TIMEOUT_S
+  try:
+    async with asyncio.timeout(timeout_s) as timeout:
+      async for chunk in request.stream():
+        timeout.reschedule(asyncio.get_running_loop().time() + timeout_s)
+        incomplete_bytes.add(len(chunk))
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+          raise RequestError(413, problem)
+        chunks.append(chunk)
+  except TimeoutError:
+    problem = f'Nothing of the body arrived for {timeout_s:g} s; send it without breaks.'
+    raise RequestError(408, problem, {'Connection': 'close'}) from None
+  finally:
+    incomplete_bytes.add(-num_bytes)
   return b''.join(chunks)
 
 
@@ -112,26 +129,52 @@ async def parse_request(request: Request, content: bytes) -> tuple[bytes | str, 
   return image, RequestOptions.model_validate(values, strict=False)
 
 
+def download(url: str, access: http.Access) -> bytes:
+  """Return the image file at a URL; slow, so call it in a thread.
+
+  Raises:
+    RequestError: the URL is not allowed, or the download failed.
+  """
+  try:
+    return http.get(url, access)
+  except DataError as error:
+    raise RequestError(422, str(error)) from None
+
+
+def read_size(image: bytes, settings: Settings, name: str = 'image') -> tuple[int, int]:
+  """Return height and width of an image from its header, without decoding it.
+
+  Raises:
+    RequestError: the header cannot be read, or the image has too many pixels.
+  """
+  try:
+    return image_io.image_size(image, settings.max_pixels)
+  except DataError as error:
+    raise RequestError(_status(error), f'{name}: {error}') from None
+
+
 def read_image(
-  image: bytes | str, ops: transforms.Ops, settings: Settings, name: str = 'image'
+  image: bytes, ops: transforms.Ops, settings: Settings, name: str = 'image'
 ) -> LoadedImage:
-  """Load an image, after fetching it if it is a URL; slow, so call it in a thread.
+  """Load an image; slow, so call it in a thread.
 
   Args:
-    image: bytes of an image file, or a URL.
+    image: bytes of an image file.
     ops: pixel operations to network size.
     settings: settings, for the limits.
     name: name of the image in error messages.
 
   Raises:
-    RequestError: the image cannot be read, has too many pixels, or its URL is not allowed.
+    RequestError: the image cannot be read, or has too many pixels.
   """
-  source = inputs.Source(name, image)
-  loaded_image = inputs.load(source, ops, settings.access, settings.max_pixels)
+  loaded_image = inputs.load(inputs.Source(name, image), ops, max_pixels=settings.max_pixels)
   if loaded_image.error:
-    status = 413 if isinstance(loaded_image.error, image_io.TooLarge) else 422
-    raise RequestError(status, str(loaded_image.error))
+    raise RequestError(_status(loaded_image.error), str(loaded_image.error))
   return loaded_image
+
+
+def _status(error: DataError) -> int:
+  return 413 if isinstance(error, image_io.TooLarge) else 422
 
 
 def _decode_image(text: str) -> bytes | str:
@@ -154,6 +197,7 @@ async def _parse_form(request: Request, content: bytes) -> datastructures.FormDa
     parser = formparsers.MultiPartParser(
       request.headers, stream(), max_files=1, max_fields=8, max_part_size=max(1, len(content))
     )
+    parser.spool_max_size = 0  # Unlimited: the content is in memory anyway, and a disk may be full.
     return await parser.parse()
   except (formparsers.MultiPartException, KeyError, ValueError, AssertionError) as error:
     reason = getattr(error, 'message', '') or 'its parts cannot be separated'

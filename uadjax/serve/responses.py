@@ -4,6 +4,8 @@ import base64
 from collections.abc import Mapping
 import io
 
+from jaxtyping import Num
+import numpy as np
 import orjson
 from PIL import Image
 from starlette.responses import Response
@@ -14,6 +16,7 @@ from uadjax.serve.requests import RequestOptions
 from uadjax.visualization import heatmap, picture_file
 
 _JPEG_QUALITY = 90
+_CHUNK = 1 << 16  # Numbers that are serialized at a time, which takes a few milliseconds.
 Headers = dict[str, str] | None
 
 
@@ -21,6 +24,16 @@ def json_response(data: object, status: int = 200, headers: Headers = None) -> R
   """Return a JSON response; numbers that are not finite become null."""
   content = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)
   return Response(content, status, headers, 'application/json')
+
+
+def to_json_list(values: Num[np.ndarray, ' n']) -> orjson.Fragment:
+  """Serialize a long array in chunks, between which other threads can run.
+
+  One call would hold the interpreter's lock, and so stop the service, for up to a second.
+  """
+  chunks = (values[i : i + _CHUNK] for i in range(0, len(values), _CHUNK))
+  lists = (orjson.dumps(chunk, option=orjson.OPT_SERIALIZE_NUMPY) for chunk in chunks)
+  return orjson.Fragment(b'[' + b','.join(text[1:-1] for text in lists) + b']')
 
 
 def envelope(log_id: str, message: str = 'Success', **fields: object) -> Response:
@@ -54,7 +67,7 @@ def verdict(
   if part:
     fields['part'] = part
   if options.labelMap is not False:
-    fields['labelMap'] = result.pred.ravel()
+    fields['labelMap'] = to_json_list(result.pred.ravel())
   if options.visualize:
     picture, file = result.picture(), io.BytesIO()
     picture_file.write(picture, file, '.jpg', _JPEG_QUALITY)

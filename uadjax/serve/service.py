@@ -8,17 +8,20 @@ import collections
 from collections.abc import AsyncIterator, Callable
 from concurrent import futures
 import contextlib
+import logging
 from typing import Any
+
+from starlette.requests import Request
 
 from uadjax.data.inputs import LoadedImage
 from uadjax.inference import parts
 from uadjax.inference.result import Result
-from uadjax.serve import batching, models, observability
-from uadjax.serve.requests import RequestError
+from uadjax.serve import batching, models, observability, requests
+from uadjax.serve.capacity import Capacity
+from uadjax.serve.errors import RequestError, RETRY_HEADERS
 from uadjax.serve.settings import Settings
 from uadjax.system import threads
 
-_RETRY_HEADERS = {'Retry-After': '1'}
 _MAX_PARTS = 10_000  # Enough, because the images of a part arrive close together.
 
 
@@ -28,11 +31,17 @@ class Service:
   Attributes:
     settings: validated settings.
     metrics: Prometheus metrics.
-    models: warm models by name.
-    batchers: batchers by name of the model; complete once the service is ready.
+    models: open models by name.
+    batchers: batchers by name of the model.
+    is_open: whether every model was opened and tested.
     failure: error that kept a model from opening, or None.
     part_verdicts: label and number of images by model and part, for the last _MAX_PARTS parts.
     executor: threads for blocking functions.
+    download_executor: threads for downloads, which wait for servers of others.
+    images: capacity for images that are read, queued or scored.
+    downloads: capacity for downloads.
+    incomplete_bytes: capacity for bodies that are not complete yet. They do not count as images,
+      since clients that send slowly would then keep others waiting.
     admission: semaphore that requests hold while their images are decoded and scored.
   """
 
@@ -41,20 +50,24 @@ class Service:
     self.metrics = observability.Metrics()
     self.models: dict[str, models.ServedModel] = {}
     self.batchers: dict[str, batching.Batcher] = {}
+    self.is_open = False
     self.failure: BaseException | None = None
     self.part_verdicts = collections.OrderedDict[tuple[str, str], tuple[str, int]]()
     self.executor = futures.ThreadPoolExecutor(threads.num_cores(), 'uadjax-serve')
     # First in, first out: if all requests started at once, none would meet its deadline.
     self.admission = asyncio.Semaphore(0)
-    self._num_images_in_progress = 0
+    self.download_executor = futures.ThreadPoolExecutor(settings.queue, 'uadjax-download')
+    self.images = Capacity(settings.queue, 'images', self.metrics.images_in_progress.set)
+    self.downloads = Capacity(settings.queue, 'downloads')
+    self.incomplete_bytes = Capacity(settings.queue * settings.max_bytes, 'bytes of bodies')
 
   @property
   def is_ready(self) -> bool:
-    """Return whether every model is warm."""
-    return len(self.batchers) == len(self.settings.models)
+    """Return whether every model is open and has passed its test."""
+    return self.is_open and not any(model.failure for model in self.models.values())
 
   async def open(self) -> None:
-    """Open and warm up the models one by one, then admit requests."""
+    """Open, warm up and test the models one by one, then admit requests."""
     for name, directory in self.settings.models.items():
       opening = self.run_in_thread(models.open_model, name, directory, self.settings)
       self.models[name] = await opening
@@ -65,44 +78,67 @@ class Service:
     for name, model in self.models.items():
       on_batch = self.metrics.batch_sizes.labels(name).observe
       self.batchers[name] = batching.Batcher(scorers[name], on_batch)
-      observability.LOG.info('ready', extra={'log_fields': model.describe()})
+      level, message = (logging.ERROR, 'not_ready') if model.failure else (logging.INFO, 'ready')
+      observability.LOG.log(level, message, extra={'log_fields': model.describe()})
+    self.is_open = True
 
   async def close(self) -> None:
     """Stop the batchers and the threads."""
     for batcher in self.batchers.values():
       await batcher.close()
-    self.executor.shutdown(wait=False, cancel_futures=True)
+    for executor in (self.executor, self.download_executor):
+      executor.shutdown(wait=False, cancel_futures=True)
 
   async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
     """Run a blocking function in a thread, and return its result."""
     return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
 
+  async def read_body(self, request: Request) -> bytes:
+    """Return the body of a request, which takes no place in the queue before it is complete.
+
+    Raises:
+      RequestError: the queue is full already, or see `requests.read_body`.
+    """
+    self.images.check()
+    return await requests.read_body(request, self.settings.max_bytes, self.incomplete_bytes)
+
+  async def download(self, url: str) -> bytes:
+    """Return the image file at a URL, which takes no place in the queue meanwhile.
+
+    Raises:
+      RequestError: there are too many downloads, or see `requests.download`.
+    """
+    loop, access = asyncio.get_running_loop(), self.settings.access
+    with self.downloads.reserve():
+      return await loop.run_in_executor(self.download_executor, requests.download, url, access)
+
+  def require_open(self) -> None:
+    """Raise a `RequestError` if not every model is open and tested yet."""
+    if not self.is_open:
+      raise RequestError(503, 'The models are warming up; try again.', RETRY_HEADERS)
+
   def get_model(self, name: str) -> models.ServedModel:
     """Return the model of that name, or the first one for ''.
 
     Raises:
-      RequestError: the name is unknown, or not every model is warm yet.
+      RequestError: the name is unknown, the model failed its test, or see `require_open`.
     """
     names = list(self.settings.models)
     if name and name not in names:
       raise RequestError(404, f'Unknown model {name!r}; choose from {names}.')
-    if not self.is_ready:
-      raise RequestError(503, 'The models are warming up; try again.', _RETRY_HEADERS)
-    return self.models[name or names[0]]
+    self.require_open()
+    model = self.models[name or names[0]]
+    if model.failure:
+      raise RequestError(503, f'The model {model.name!r} is not ready: {model.failure}')
+    return model
 
   @contextlib.asynccontextmanager
-  async def reserve_queue(self, num_images: int = 1) -> AsyncIterator[None]:
-    """Reserve places in the queue for a number of images, and enforce the deadline.
+  async def deadline(self) -> AsyncIterator[None]:
+    """Enforce the deadline of a request.
 
     Raises:
-      RequestError: the queue is full, or the deadline has passed.
+      RequestError: the deadline has passed.
     """
-    max_images = self.settings.queue
-    if self._num_images_in_progress + num_images > max_images:
-      problem = f'{self._num_images_in_progress} of {max_images} images are in progress'
-      problem += f', {num_images} more would not fit; try again.'
-      raise RequestError(503, problem, _RETRY_HEADERS)
-    self._add_images_in_progress(num_images)
     try:
       async with asyncio.timeout(self.settings.deadline_s):
         yield
@@ -111,13 +147,7 @@ class Service:
         f'The request exceeded the deadline of {self.settings.deadline_s:g} s; send fewer or '
         'smaller images at a time, or ask the operator for a longer deadline.'
       )
-      raise RequestError(504, problem, _RETRY_HEADERS) from None
-    finally:
-      self._add_images_in_progress(-num_images)
-
-  def _add_images_in_progress(self, num_images: int) -> None:
-    self._num_images_in_progress += num_images
-    self.metrics.images_in_progress.set(self._num_images_in_progress)
+      raise RequestError(504, problem, RETRY_HEADERS) from None
 
   async def predict(self, served_model: models.ServedModel, image: LoadedImage) -> Result:
     """Score a decoded image, and return the result with its verdict."""

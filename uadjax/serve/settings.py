@@ -42,6 +42,9 @@ class Settings:
   max_pixels: int = field(
     50_000_000, 'Largest image, as its header says before it is decoded.', unit='pixels', minimum=1
   )
+  max_answer_bytes: int = field(
+    64 << 20, 'Largest answer, as estimated from the sizes of the images.', unit='bytes', minimum=1
+  )
   access: http.Access = dataclasses.field(default_factory=lambda: http.Access(urls=False))
   token: str = field('', 'Secret that requests must send; empty for none.', check=_check_token)
   drain_s: float = field(
@@ -50,9 +53,8 @@ class Settings:
 
   def request_limits(self) -> dict[str, int | float]:
     """Return the limits that clients need to know, by name."""
-    return {
-      name: getattr(self, name) for name in ('max_bytes', 'max_pixels', 'queue', 'deadline_s')
-    }
+    names = 'max_bytes', 'max_pixels', 'max_answer_bytes', 'queue', 'deadline_s'
+    return {name: getattr(self, name) for name in names}
 
 
 def with_fallbacks(settings: Settings) -> Settings:
