@@ -3,13 +3,16 @@
 A locked file is locked for everyone else, until whoever locked it closes it or ends.
 """
 
+import os
 from pathlib import Path
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
+from uadjax import errors
 from uadjax.data import demo
 from uadjax.errors import ConfigError
 from uadjax.model import array_file, incremental_state
@@ -157,3 +160,77 @@ def test_sizes_are_announced_before_anything_is_written(content, tmp_path, monke
   assert text.startswith(content)
   assert (folder, written_before) == (tmp_path, 0)
   assert num_bytes >= 36
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+  """Lets every temporary file be on a full disk."""
+  if not Path('/dev/full').exists():
+    pytest.skip('needs /dev/full')
+  make = tempfile.mkstemp
+
+  def mkstemp(**options):
+    descriptor, name = make(**options)
+    os.close(descriptor)
+    return os.open('/dev/full', os.O_WRONLY), name
+
+  monkeypatch.setattr(tempfile, 'mkstemp', mkstemp)
+
+
+@pytest.mark.parametrize('content', ['short', 'long' * 100_000])
+def test_a_full_disk_is_named_with_path_and_bytes(content, tmp_path, full_disk):
+  path = tmp_path / 'a.json'
+  path.write_text('old')
+  with pytest.raises(OSError, match='No space left') as caught:
+    files.write_text(path, content)
+  message = errors.describe(caught.value)
+  assert message.startswith(f'{path}: No space left on device (0 bytes were written, ')
+  assert message.endswith(' are free)')
+  assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {'a.json': 'old'}
+
+
+def test_a_full_disk_is_named_for_a_folder_too(tmp_path, full_disk):
+  def write():
+    with files.atomic_directory(tmp_path / 'model') as new:
+      (new / 'first').write_bytes(b'12345')
+      Path('/dev/full').write_bytes(b'1')
+
+  with pytest.raises(OSError, match='No space left') as caught:
+    write()
+  assert errors.describe(caught.value).startswith(
+    f'{tmp_path / "model"}: No space left on device (5'
+  )
+  assert not [*tmp_path.iterdir()]
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+  def write():
+    with files.atomic_write(tmp_path / 'a.json'):
+      raise PermissionError(13, 'Permission denied', 'another')
+
+  with pytest.raises(PermissionError) as caught:
+    write()
+  assert errors.describe(caught.value) == 'another: Permission denied'
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes with names')
+def test_only_files_are_replaced(tmp_path):
+  """As root, a rename would put a file in the place of /dev/null."""
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'folder').mkdir()
+  for name in ('pipe', 'folder'):
+    with pytest.raises(OSError, match='a device, not a file') as caught:
+      files.write_text(tmp_path / name, 'x')
+    assert caught.value.filename == str(tmp_path / name)
+  assert (tmp_path / 'pipe').is_fifo()
+  assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_a_run_goes_on_without_its_log(capfd):
+  if not Path('/dev/full').exists():
+    pytest.skip('needs /dev/full')
+  with logging.logging_to(Path('/dev/full')):
+    logging.LOG.debug('a detail')
+  said = capfd.readouterr().err
+  assert said.startswith('/dev/full cannot be written: [Errno 28]')
+  assert said.count('\n') == 1

@@ -26,6 +26,10 @@ ANNOUNCED_BYTES = 200_000_000  # Larger files are announced before they are writ
 # Function (path, content) that prepares a file which will replace the one at `path`.
 Stage: TypeAlias = Callable[[Path, bytes], None]
 
+# Names of temporary files and folders begin with it, so that no other file is taken for one.
+_TEMPORARY_PREFIX = '.uadjax-'
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 # Spreadsheets evaluate text with this beginning as a formula, which may run commands or send data
 # away (OWASP, "CSV Injection"). The apostrophes of a text itself count as part of the beginning, so
 # that `read_csv` removes only an added one.
@@ -98,15 +102,22 @@ def new_output(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-  """Yield an open binary file that replaces `path` on success and is deleted on an exception."""
-  descriptor, name = tempfile.mkstemp(prefix='.', dir=path.parent)
+  """Yield an open binary file that replaces `path` on success and is deleted on an exception.
+
+  Raises:
+    OSError: the file cannot be written, or `path` is a folder, a pipe or a device.
+  """
+  if path.exists() and not path.is_file():  # A device would be replaced by a file.
+    raise OSError(errno.EINVAL, 'It is a folder, a pipe or a device, not a file', str(path))
+  descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
+  temporary_path = Path(name)
   try:
-    with os.fdopen(descriptor, 'wb') as file:
+    with _full_disk_named(path, temporary_path), os.fdopen(descriptor, 'wb') as file:
       yield file
-    Path(name).chmod(0o644)  # mkstemp grants access to the owner only.
-    Path(name).replace(path)
+    temporary_path.chmod(0o644)  # mkstemp grants access to the owner only.
+    temporary_path.replace(path)
   except BaseException:
-    Path(name).unlink(missing_ok=True)
+    temporary_path.unlink(missing_ok=True)
     raise
 
 
@@ -265,18 +276,59 @@ def _from_csv_cell(text: str) -> str:
 def atomic_directory(directory: Path) -> Iterator[Path]:
   """Yield an empty folder that replaces `directory` on success and is deleted on an exception."""
   directory.parent.mkdir(parents=True, exist_ok=True)
-  temporary_dir = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
-  new_dir, old_dir = temporary_dir / 'new', temporary_dir / 'old'
+  prefix = f'{_TEMPORARY_PREFIX}{directory.name}.'
+  temporary_dir = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+  new_dir = temporary_dir / 'new'
   try:
     new_dir.mkdir()
-    yield new_dir
+    with _full_disk_named(directory, new_dir):
+      yield new_dir
     if directory.exists():
-      directory.replace(old_dir)
+      directory.replace(temporary_dir / 'old')
     new_dir.replace(directory)
   finally:
-    if old_dir.exists() and not directory.exists():  # Its replacement failed.
-      old_dir.replace(directory)
-    shutil.rmtree(temporary_dir, ignore_errors=True)
+    _remove_temporary_dir(temporary_dir, directory)
+
+
+def remove_leftovers(folder: Path) -> None:
+  """Remove temporary files and folders that processes left in a folder when they were killed.
+
+  A folder that was being replaced is restored. The caller makes sure that nobody writes there.
+  """
+  for path in folder.glob(f'{_TEMPORARY_PREFIX}*'):
+    if path.is_dir():
+      name = path.name.removeprefix(_TEMPORARY_PREFIX).rpartition('.')[0]
+      _remove_temporary_dir(path, folder / name)
+    else:
+      path.unlink(missing_ok=True)
+
+
+def _remove_temporary_dir(temporary_dir: Path, directory: Path) -> None:
+  """Remove the temporary folder of a directory; restore the directory if replacing it failed."""
+  old_dir = temporary_dir / 'old'
+  if old_dir.exists() and not directory.exists():
+    old_dir.replace(directory)
+  shutil.rmtree(temporary_dir, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _full_disk_named(output: Path, written: Path) -> Iterator[None]:
+  """Name an output, and the bytes written and free, in the error of a full disk or quota.
+
+  Args:
+    output: the output.
+    written: temporary file or folder that becomes the output.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _DISK_FULL:
+      raise
+    paths = [written] if written.is_file() else written.rglob('*')
+    num_bytes = sum(path.stat().st_size for path in paths if path.is_file())
+    free_bytes = shutil.disk_usage(output.parent).free
+    reason = f'{error.strerror} ({num_bytes:,} bytes were written, {free_bytes:,} are free)'
+    raise OSError(error.errno, reason, str(output)) from error
 
 
 def _encode(text: str) -> bytes:

@@ -51,6 +51,19 @@ def is_quiet() -> bool:
   return _console_level > logging.INFO
 
 
+class _LogFile(logging.FileHandler):
+  """Log file; a run goes on without it when its disk is full."""
+
+  def handleError(self, record: logging.LogRecord) -> None:
+    """Report in one line, without a traceback, that a record cannot be written."""
+    print(f'{self.baseFilename} cannot be written: {sys.exc_info()[1]}', file=sys.stderr)
+
+  def close(self) -> None:
+    """Close the file, and forget what cannot be written."""
+    with contextlib.suppress(OSError):
+      super().close()
+
+
 @contextlib.contextmanager
 def logging_to(file: Path | None = None) -> Iterator[None]:
   """Log the package's messages to the console and, if `file` is given, append them to it.
@@ -59,7 +72,7 @@ def logging_to(file: Path | None = None) -> Iterator[None]:
   """
   handlers: list[logging.Handler] = [_console_handler()]
   if file is not None:
-    handlers.append(logging.FileHandler(file))
+    handlers.append(_LogFile(file))
     handlers[-1].setFormatter(_LINE_FORMATTER)
   previous_handlers, previous_level, previous_propagate = LOG.handlers, LOG.level, LOG.propagate
   LOG.handlers, LOG.propagate = handlers, False
