@@ -1,5 +1,6 @@
 """The lock of a folder: one holder at a time, whatever becomes of it."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -68,4 +69,15 @@ def test_a_lock_is_free_after_an_error(tmp_path):
   for _ in range(2):
     with pytest.raises(KeyError), locks.lock_folder(tmp_path):
       raise KeyError
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_held_lock_is_refused_with_its_holder(tmp_path):
+  with locks.lock_folder(tmp_path, 'a', wait=False):
+    with pytest.raises(locks.FolderLocked, match=f'process {os.getpid()} on '):
+      locks.lock_folder(tmp_path, 'a', wait=False).__enter__()
+    with locks.lock_folder(tmp_path, 'b', wait=False):  # Locks of other names are independent.
+      assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']
+  with locks.lock_folder(tmp_path, 'a', wait=False):
+    pass
   assert not [*tmp_path.iterdir()]

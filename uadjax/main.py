@@ -74,14 +74,19 @@ def _run(config_name: str, workdir: Path | None, overrides: Sequence[tuple[str, 
           error, directory if owns_workdir else None, mode
         ),
       )
-      with processes.process_workdir(workdir) as workdir, signals.raise_on_signal():
+      with (
+        processes.process_workdir(workdir) as workdir,
+        signals.raise_on_signal(),
+        workdirs.lock(workdir, config),
+      ):
         validation.validate(config, workdir)
         has_started = True
         result = experiment.run(config, workdir)
       processes.leave()
   except (Exception, Interrupted) as failure:
     error = processes.explain(failure)
-    _report_failure(error, workdir, mode, has_started)
+    is_in_use = isinstance(error, workdirs.WorkdirLocked)  # Its files are those of another run.
+    _report_failure(error, None if is_in_use else workdir, mode, has_started)
     if processes.is_multiprocess():
       processes.exit_process(errors.exit_status(error))
     return errors.exit_status(error)

@@ -38,14 +38,15 @@ Run = Callable[[Settings, Path], Result]
 def run(config: Settings, workdir: Path) -> Result:
   """Run `config.mode` on the configured device; write a log and a result file into `workdir`.
 
-  Call `validation.validate` first, so that a run that cannot start leaves nothing behind.
+  Hold `workdirs.lock`, so that no other run changes the same files. Call `validation.validate`
+  first, so that a run that cannot start leaves nothing behind.
 
   Raises:
     UserError: the data, the settings or the machine do not allow the run.
     Interrupted: the run was asked to stop.
   """
   mode = config.mode
-  workdirs.create(workdir)
+  workdirs.create(workdir)  # A run without a lock has not created it.
   with signals.raise_on_signal(), log.logging_to(workdir / f'{mode}.log'):
     try:
       # Arrays that are created outside a mesh must be on the chosen device, too.
@@ -236,12 +237,11 @@ def _run_over_categories(run_category: Run, config: Settings, workdir: Path) -> 
   for category in categories:
     category_config = configs.replace(config, {'data.category': category})
     category_dir = workdir / category
-    category_dir.mkdir(parents=True, exist_ok=True)
     try:
-      results[category] = _run_in_group(run_category, category_config, category_dir)
+      with workdirs.lock(category_dir, config):
+        results[category] = _run_in_group(run_category, category_config, category_dir)
     except UserError as error:
       failures[category] = str(error)
-      workdirs.write_failure(category_dir, config.mode, error)
       log.LOG.error('%s: %s', category, error)
   result = _with_metrics(config, workdir, {'categories': results})
   if failures:
@@ -262,7 +262,11 @@ def _run_in_group(run_category: Run, config: Settings, workdir: Path) -> Result:
     if is_resuming and (finished := workdirs.finished_result(workdir, config)):
       log.LOG.info('%s: already finished, skipped.', config.data.category)
       return finished
-  result = _with_metrics(config, workdir, run_category(config, workdir))
+  try:
+    result = _with_metrics(config, workdir, run_category(config, workdir))
+  except UserError as error:
+    workdirs.write_failure(workdir, config.mode, error)
+    raise
   workdirs.write_result(workdir, config.mode, result)
   return result
 

@@ -102,7 +102,7 @@ def run_training(
     UserError: the data, the settings or the machine do not allow the training.
   """
   # Check this first, so that weights are not downloaded needlessly.
-  if not str(dataset) or not Path(dataset).is_dir():
+  if not str(dataset) or not Path(str(dataset)).is_dir():
     raise DataError(f'{str(dataset)!r} is not a folder; pass a folder of good images.')
   arguments = {'data.root': str(dataset), 'device': device or 'auto', 'fit.extend': extend or ''}
   values = {**arguments, **overrides, 'mode': 'train'}
@@ -118,32 +118,29 @@ def run_training(
     message = f'{category!r} is a group, and every category in it needs its own model.'
     hint = 'Set ', Setting('data.category'), ' to one of them, or use `python -m uadjax.main`.'
     refuse('data.category', category, message, *hint)
-  run_dir = Path(workdir or default_workdir)
-  validation.validate(config, run_dir)
-  with _nothing_left_if_refused(run_dir):
-    return experiment.run(config, run_dir), run_dir
+  run_dir = Path(str(workdir)) if workdir else default_workdir
+  with workdirs.lock(run_dir, config):
+    validation.validate(config, run_dir)
+    with _nothing_left_if_refused(run_dir):
+      return experiment.run(config, run_dir), run_dir
 
 
 @contextlib.contextmanager
 def _nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
-  """Delete what a run has written if it fails before it begins to fit, such as at its images."""
-  previous_names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
-  new_folders = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+  """Delete the files of a run that fails before it begins to fit, such as at its images."""
+  previous_names = {path.name for path in run_dir.iterdir()}
   try:
     yield
   except BaseException:
     if not (run_dir / 'config.yaml').exists():  # It is written when the fit begins.
       for name in {'train.log', 'train_result.json'} - previous_names:
         (run_dir / name).unlink(missing_ok=True)
-      with contextlib.suppress(OSError):  # Another run may have begun in one of the folders.
-        for folder in new_folders:
-          folder.rmdir()
     raise
 
 
 def _config_name(model_name: str) -> str:
   """Return the name of a model's configuration: 'patchcore:ten' for 'PatchCore:ten'."""
-  name, colon, variant = model_name.partition(':')
+  name, colon, variant = str(model_name).partition(':')
   titles = {title.lower(): title for title in detectors.TITLES}
   if name.lower() not in titles:
     raise UnknownName(f'Unknown model {name!r}; choose from {sorted(titles.values())}.')

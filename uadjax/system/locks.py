@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import contextlib
 import os
 from pathlib import Path
+import platform
+import time
 from typing import Any, IO
 
 from uadjax.system import logging
@@ -11,32 +13,58 @@ from uadjax.system import logging
 _LOCK_FILE = '.lock'
 
 
+class FolderLocked(Exception):
+  """Folder whose lock is held elsewhere; its text describes the holder."""
+
+
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-  """Hold the lock of a folder, and wait for it while another process or thread holds it.
+def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iterator[None]:
+  """Hold the lock of a folder, after waiting for another process or thread that holds it.
 
   The lock is on a file in the folder, which is removed in the end. It is released when its process
   ends, however that happens. It does not keep a process from files that does not ask for it.
 
+  Args:
+    folder: the folder.
+    name: name of the file; locks of different names are independent.
+    wait: whether to wait; otherwise a lock that is held is an error.
+
   Raises:
+    FolderLocked: the lock is held elsewhere, and `wait` is false.
     OSError: the folder cannot be written, or its file system has no locks.
   """
   import filelock  # Takes long to import, and few commands lock a file.
 
-  path, is_held = folder / _LOCK_FILE, False
+  path, is_held = folder / name, False
   while not is_held:
-    with path.open('ab') as file:
+    with path.open('ab', buffering=0) as file:
       if not filelock.lock_descriptor(file.fileno(), blocking=False):
+        if not wait:
+          raise FolderLocked(_read_holder(path))
         logging.LOG.info('Waiting for another command that changes %s.', folder)
         filelock.lock_descriptor(file.fileno())
       # Its previous holder has removed the file. Then others may lock a new one.
       is_held = _is_in_place(file)
       if is_held:
+        with contextlib.suppress(OSError):  # The disk may be full.
+          file.truncate(0)
+          file.write(_describe_self().encode())
         try:
           yield
         finally:
           with contextlib.suppress(OSError):  # Windows keeps a file that is open.
             path.unlink()
+
+
+def _describe_self() -> str:
+  return f'process {os.getpid()} on {platform.node()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}'
+
+
+def _read_holder(path: Path) -> str:
+  """Return the description of a holder, which may not have written it yet."""
+  with contextlib.suppress(OSError):  # Windows does not let others read a locked file.
+    return path.read_text(errors='replace') or 'another process'
+  return 'another process'
 
 
 def _is_in_place(file: IO[Any]) -> bool:

@@ -1,11 +1,13 @@
 """Work directory of a run: protection of existing runs, and the result file of each mode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import errno
 import json
 from pathlib import Path
 import shutil
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -13,7 +15,7 @@ from uadjax import config as configs
 from uadjax.data.layouts import scanning
 from uadjax.data.settings import DataSettings
 from uadjax.errors import ConfigError, describe, refuse, Setting
-from uadjax.system import files
+from uadjax.system import files, locks, logging
 from uadjax.training import checkpoint
 from uadjax.training.settings import Settings
 
@@ -26,7 +28,59 @@ _FIXED_ON_RESUME = (
 _RUN_FOLDERS = (
   'checkpoints', 'tensorboard', 'pictures', 'curves', 'predictions', 'model', 'state',
 )  # fmt: skip
+# A sweep holds a lock of another name in the work directories of its runs.
+_LOCK_FILE = '.run.lock'
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # Errors of a file system without locks.
 _START_OVER_HINT = (Setting('fit.overwrite', True), ', or use another ', Setting('workdir'), '.')
+
+
+class WorkdirLocked(ConfigError):
+  """Work directory that another run is using; nothing may be written into it."""
+
+
+@contextlib.contextmanager
+def lock(workdir: Path, config: Settings) -> Iterator[None]:
+  """Create a work directory, hold its lock, and remove what killed runs left unfinished.
+
+  A directory that the block leaves empty is removed again, and so are its new parents. Predictions
+  into a table take no lock: several of them share a work directory.
+
+  Raises:
+    ConfigError: the directory cannot be created or written.
+    WorkdirLocked: another run is using it.
+  """
+  if config.mode == 'predict' and config.predict.table:
+    yield
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      new_folders = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+      stack.callback(_remove_empty, new_folders)
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locks.lock_folder(workdir, _LOCK_FILE, wait=False))
+    except locks.FolderLocked as error:
+      hint = 'Wait until it ends, or use another ', Setting('workdir'), '.'
+      message = f'{workdir} is in use by another run: {error}.'
+      raise WorkdirLocked(message, key='workdir', value=workdir, hint=hint) from None
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        _refuse_unwritable(workdir, error)
+      logging.LOG.debug('The file system of %s has no locks.', workdir)
+    else:
+      files.remove_leftovers(workdir)
+    yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+  """Remove folders, the innermost first, up to one that is not empty."""
+  with contextlib.suppress(OSError):
+    for folder in folders:
+      folder.rmdir()
+
+
+def _refuse_unwritable(workdir: Path, error: OSError) -> NoReturn:
+  message = f'Cannot write to {workdir} ({error.strerror}).'
+  refuse('workdir', workdir, message, 'Choose another ', Setting('workdir'), '.')
 
 
 def default_workdir(config: Settings, variant: str = '') -> Path:
@@ -68,8 +122,7 @@ def create(workdir: Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    message = f'Cannot create the work directory {workdir} ({error.strerror}).'
-    refuse('workdir', workdir, message, 'Use another ', Setting('workdir'), '.')
+    _refuse_unwritable(workdir, error)
 
 
 def saved_steps(workdir: Path) -> list[int]:
