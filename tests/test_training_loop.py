@@ -1,5 +1,6 @@
 """The loop with a detector small enough to follow by hand: the mean of all pixels."""
 
+import re
 import signal
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from uadjax.data import batches as batch_streams, demo, layouts, transforms
 from uadjax.data.image_cache import ImageCache
 from uadjax.detectors.base import Detector
 from uadjax.distributed import mesh as meshes, processes
-from uadjax.errors import ConfigError, exit_status, Interrupted
+from uadjax.errors import ConfigError, exit_status, Interrupted, ModelError
 from uadjax.model import scoring
 from uadjax.system import signals
 from uadjax.training import checkpoint, hooks, loop, settings, workdir as workdirs
@@ -185,6 +186,38 @@ def test_what_cannot_be_resumed_is_named(managers, tmp_path):
   with pytest.raises(ConfigError, match="'latest', 'best' or one of the steps") as caught:
     workdirs.require_no_conflict(tmp_path, config)
   assert (caught.value.key, caught.value.value) == ('fit.resume', 'last')
+
+
+def test_a_corrupt_checkpoint_is_called_so_and_earlier_ones_are_named(managers, tmp_path):
+  saved(summing([9.0] * 9), managers, 3, every_s=0.0)
+  expected, blank = loop.resume('3', 3, managers, State(jnp.zeros(())))[1], State(jnp.zeros(()))
+  messages = []
+  for path in (tmp_path / 'rolling' / '3').rglob('*'):
+    content = path.read_bytes() if path.is_file() else b''
+    for damage in (b'', content[: len(content) // 2], bytes(byte ^ 0x55 for byte in content)):
+      if not content:
+        continue
+      path.write_bytes(damage)
+      try:
+        assert loop.resume('3', 3, managers, blank)[1] == expected  # Some files are not needed.
+      except ModelError as error:
+        messages.append(str(error))
+      path.write_bytes(content)
+  assert len(messages) > 9
+  for message in messages:
+    assert re.search(r'checkpoint of step 3 in .* is corrupt \(', message)
+    assert 'fit.resume=2; there are checkpoints of the steps 2, 1' in message
+  assert loop.resume('3', 3, managers, blank)[1] == expected
+  other = State(jnp.zeros(3))
+  with pytest.raises(ModelError, match='does not match the configuration'):
+    loop.resume('3', 3, managers, other)
+
+
+def test_unfinished_checkpoints_are_removed(tmp_path):
+  (tmp_path / 'rolling' / '7.orbax-checkpoint-tmp' / 'state').mkdir(parents=True)
+  with checkpoint.open_managers(tmp_path) as managers:
+    assert not [*(tmp_path / 'rolling').iterdir()]
+    assert not managers.rolling.all_steps()
 
 
 def test_the_initial_state_is_its_own_to_be_donated():

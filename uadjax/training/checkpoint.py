@@ -5,7 +5,7 @@ and the best step before it. A checkpoint is complete or absent: Orbax writes a 
 and renames it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 from orbax import checkpoint as ocp
 
-from uadjax.errors import ModelError
+from uadjax.errors import ModelError, Setting
 from uadjax.system import files
 from uadjax.types import PyTree
 
@@ -43,7 +43,7 @@ def _open(directory: Path, max_to_keep: int) -> Manager:
   policy = ocp.checkpoint_managers.LatestN(max_to_keep)
   # Synchronous, because the next update donates the buffers that are being written.
   options = ocp.CheckpointManagerOptions(
-    preservation_policy=policy, enable_async_checkpointing=False
+    preservation_policy=policy, enable_async_checkpointing=False, cleanup_tmp_directories=True
   )
   return ocp.CheckpointManager(directory.resolve(), options=options)
 
@@ -71,20 +71,57 @@ def save(manager: Manager, step: int, state: PyTree, metadata: Mapping[str, floa
   manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
-def restore(manager: Manager, step: int, target: PyTree) -> tuple[PyTree, Mapping[str, float]]:
+def restore(
+  manager: Manager, step: int, target: PyTree, rolling_steps: Sequence[int]
+) -> tuple[PyTree, Mapping[str, float]]:
   """Return the state and metadata of a step, with the shapes, dtypes and sharding of `target`.
 
+  Args:
+    manager: where the checkpoint was saved.
+    step: the step.
+    target: tree of arrays.
+    rolling_steps: steps to resume from instead, of which the error names the earlier ones.
+
   Raises:
-    ModelError: the step has no checkpoint, or its arrays do not match `target`.
+    ModelError: the step has no checkpoint, it is corrupt, or its arrays do not match `target`.
   """
   steps = sorted(manager.all_steps())
   if step not in steps:
     raise ModelError(f'{manager.directory} has no checkpoint of step {step}; choose from {steps}.')
   abstract_state = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
   items = {'state': ocp.args.StandardRestore(abstract_state), 'notes': ocp.args.JsonRestore()}
+  name = f'The checkpoint of step {step} in {manager.directory}'
   try:
     restored = manager.restore(step, args=ocp.args.Composite(**items))
-  except (ValueError, KeyError, FileNotFoundError) as error:
-    name = f'The checkpoint of step {step} in {manager.directory}'
-    raise ModelError(f'{name} does not match the configuration: {error}') from error
+  except Exception as error:  # Damaged files raise errors of many classes.
+    if _has_other_arrays(manager, step, abstract_state):
+      raise ModelError(f'{name} does not match the configuration: {error}') from error
+    raise _corrupt(name, step, rolling_steps, error) from error
   return restored['state'], restored['notes']
+
+
+def _has_other_arrays(manager: Manager, step: int, abstract_state: PyTree) -> bool:
+  """Return whether a checkpoint is readable, but of arrays with other names or shapes."""
+
+  def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True): tuple(x.shape) for path, x in leaves}
+
+  try:
+    saved_state = manager.item_metadata(step)['state'].tree
+    return shapes(saved_state) != shapes(ocp.utils.serialize_tree(abstract_state))
+  except Exception:  # As above.
+    return False
+
+
+def _corrupt(name: str, step: int, rolling_steps: Sequence[int], error: Exception) -> ModelError:
+  """Return the error for a corrupt checkpoint; it names the earlier ones."""
+  reason = str(error).partition('\n')[0].partition('. ')[0] or type(error).__name__
+  message = f'{name} is corrupt ({reason[:120]}).'
+  earlier_steps = sorted((s for s in rolling_steps if s < step), reverse=True)
+  if not earlier_steps:
+    hint = 'There is no earlier one; start over with ', Setting('fit.overwrite', True), '.'
+  else:
+    others = f'; there are checkpoints of the steps {", ".join(map(str, earlier_steps))}.'
+    hint = 'Resume from an earlier one with ', Setting('fit.resume', earlier_steps[0]), others
+  return ModelError(message, key='fit.resume', value=step, allowed=earlier_steps, hint=hint)

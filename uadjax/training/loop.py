@@ -176,7 +176,8 @@ def resume(
 
   Raises:
     ConfigError: there is no checkpoint, or it is beyond `num_steps`.
-    ModelError: the step has no checkpoint, or the checkpoint does not match the configuration.
+    ModelError: the step has no checkpoint, the checkpoint is corrupt, or it does not match the
+      configuration.
   """
   if not resume_from:
     return 0, state, None
@@ -186,7 +187,8 @@ def resume(
     message = f'{manager.directory} has no checkpoint.'
     refuse('fit.resume', resume_from, message, 'Start a new run: ', Setting('fit.resume', ''), '.')
   step = int(resume_from) if resume_from.isdigit() else max(saved_steps)
-  state, _ = checkpoint.restore(manager, step, state)
+  rolling_steps = managers.rolling.all_steps()
+  state, _ = checkpoint.restore(manager, step, state, rolling_steps)
   if step > num_steps:
     message = f'The checkpoint of step {step} is beyond the {num_steps} steps of this run.'
     hint = 'Raise ', Setting('fit.steps'), ' or ', Setting('fit.epochs'), '.'
@@ -195,7 +197,7 @@ def resume(
   best_step = max((s for s in managers.best.all_steps() if s <= step), default=None)
   if best_step is None:
     return step, state, None
-  best_state, metadata = checkpoint.restore(managers.best, best_step, state)
+  best_state, metadata = checkpoint.restore(managers.best, best_step, state, rolling_steps)
   return step, state, fit_hooks.BestStep(best_step, metadata['loss'], best_state)
 
 
