@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import socket
 import struct
+import subprocess
 import threading
 import zipfile
 import zlib
@@ -565,3 +566,49 @@ def test_real_images_are_the_same_from_path_folder_array_and_bytes(shared: Path)
   expected = image_io.decode(first.origin)
   for what in (first.origin, first.origin.read_bytes(), expected):
     np.testing.assert_array_equal(inputs.read(only(what)), expected)
+
+
+@pytest.mark.parametrize('shape', [(3, 4), (3, 4, 1), (3, 4, 3)])
+def test_a_masked_array_without_masked_pixels_is_its_image(shape):
+  values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+  expected = inputs.read(only(values))
+  for mask in (np.ma.nomask, np.zeros(shape, bool)):
+    pixels = inputs.read(only(np.ma.masked_array(values, mask)))
+    assert type(pixels) is np.ndarray
+    np.testing.assert_array_equal(pixels, expected)
+  mask[0, 0] = True
+  refused(np.ma.masked_array(values, mask), 'some of its pixels are masked')
+
+
+def test_a_matrix_is_a_gray_image():
+  values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+  expected = inputs.read(only(values))
+  np.testing.assert_array_equal(inputs.read(only(values.view(np.matrix))), expected)
+
+
+@pytest.fixture
+def nested(tmp_path):
+  """Returns a function that makes nested folders with an image in the innermost one."""
+
+  def make(depth):
+    innermost = tmp_path / 'root'
+    innermost.mkdir()
+    for _ in range(depth):
+      innermost /= 'd'
+      innermost.mkdir()
+    image(innermost / 'a.png')
+    return tmp_path / 'root'
+
+  yield make
+  subprocess.run(['rm', '-rf', str(tmp_path / 'root')], check=True)  # shutil would recurse.
+
+
+@pytest.mark.parametrize('depth', [1, 100, 101, 1500])
+def test_folders_may_be_nested_but_not_endlessly(depth, nested):
+  folder = nested(depth)
+  for list_files in (scanning.find_files, lambda folder: list(inputs.expand(folder))):
+    if depth <= 100:
+      assert len(list_files(folder)) == 1
+    else:
+      with pytest.raises(DataError, match='nested more than 100 deep'):
+        list_files(folder)

@@ -4,6 +4,8 @@ import itertools
 import json
 from pathlib import Path
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -178,9 +180,56 @@ def test_an_image_without_content_is_reviewed_whatever_its_score(directory):
     assert (one.label, one.warning_codes) == (label, 'no_content')
 
 
-def test_batch_size_must_be_positive(model, paths):
-  with pytest.raises(ConfigError, match='batch_size must be a whole number, at least 1, got 0'):
-    model.predict(paths, 0)
+@pytest.mark.parametrize('batch_size', [0, -1, True, 65_537, 10**9])
+def test_a_batch_has_a_sensible_size(batch_size, model, paths):
+  with pytest.raises(ConfigError, match='batch_size must be a whole number, at least 1') as caught:
+    model.predict(paths, batch_size)
+  assert (caught.value.key, caught.value.value) == ('batch_size', batch_size)
+
+
+ODD_VALUES = """
+import numpy
+import uadjax
+from uadjax.errors import UserError
+
+model = uadjax.create_model(model_dir=MODEL)
+for function, arguments in (
+  (uadjax.create_model, {'device': 5}),
+  (uadjax.create_model, {'device': 0}),
+  (uadjax.create_model, {'device': True}),
+  (uadjax.create_model, {'device': ['cpu']}),
+  (uadjax.create_model, {'model_name': 5}),
+  (uadjax.create_model, {'model_dir': 5}),
+  (uadjax.create_model, {'backend': 5}),
+  (uadjax.create_model, {'image_threshold': 'high'}),
+  (uadjax.create_pipeline, {'device': 5}),
+  (uadjax.create_pipeline, {'overrides': {'batch_size': True}}),
+  (uadjax.create_pipeline, {'overrides': {'batch_size': 10**9}}),
+  (uadjax.fit_model, {'dataset': 5}),
+  (uadjax.fit_model, {'dataset': IMAGES, 'device': 5, 'workdir': 'x'}),
+  (uadjax.fit_model, {'dataset': IMAGES, 'model_name': 5}),
+  (uadjax.fit_model, {'dataset': IMAGES, 'workdir': 5, 'overrides': {'fit.batch_size': True}}),
+  (model.predict, {'input': IMAGES, 'batch_size': 2.0}),
+  (model.predict, {'input': IMAGES, 'batch_size': '2'}),
+  (model.predict, {'input': IMAGES, 'batch_size': None}),
+  (model.predict, {'input': IMAGES, 'batch_size': numpy.array(2)}),
+):
+  try:
+    function(**({'model_dir': MODEL} if function is uadjax.create_model else {}) | arguments)
+  except UserError as error:
+    assert str(next(iter(arguments.values())))[:1] in str(error) or 'got' in str(error), error
+  else:
+    raise AssertionError(arguments)
+"""
+
+
+def test_odd_values_of_arguments_are_errors_of_the_user(directory, drawn, tmp_path):
+  """In a process whose functions do not check the types of their arguments."""
+  names = f'MODEL, IMAGES = {str(directory)!r}, {str(drawn / "disc" / "train")!r}'
+  command = [sys.executable, '-c', names + ODD_VALUES]
+  process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+  assert process.returncode == 0, process.stderr
+  assert not [*tmp_path.iterdir()]
 
 
 def means(fitted, images):

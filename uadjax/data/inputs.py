@@ -314,6 +314,7 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
   while pending_folders:
     folder = pending_folders.pop()
     subfolder = folder.relative_to(root)
+    scanning.require_depth(folder, len(subfolder.parts))
     try:
       if (folder_id := _folder_id(folder)) in visited:
         continue
@@ -382,7 +383,10 @@ def _open_regular(path: Path, name: str) -> BinaryIO:
 
 
 def _to_rgb(array: np.ndarray, name: str) -> UInt8[np.ndarray, 'h w 3']:
-  hint = ''
+  if np.ma.is_masked(array):
+    hint = 'Fill them first, such as with array.filled(0)'
+    raise DataError(f'Cannot read {name}: some of its pixels are masked. {hint}.')
+  array, hint = np.asarray(array), ''  # Subclasses, such as matrices, have other operations.
   if array.dtype != np.uint8:
     hint = 'Scale its values to 0-255 and pass array.astype(numpy.uint8)'
   elif array.ndim == 4:

@@ -37,7 +37,7 @@ def select_devices(name: str) -> list[Device]:
     ConfigError: `name` is malformed, or an index is out of range or repeated.
     MissingDevice: JAX finds no such device.
   """
-  platform, _, numbers = name.partition(':')
+  platform, _, numbers = str(name).partition(':')  # Users may pass a number.
   if platform not in _PLATFORMS:
     raise ConfigError(f'Unknown device {name!r}; choose auto, cpu, gpu, gpu:0,1 or tpu.')
   try:

@@ -59,12 +59,13 @@ def create_model(
   """
   if backend not in BACKENDS:
     raise UnknownName(f'Unknown backend {backend!r}; choose from {BACKENDS}.')
-  if backend != _JAX and (device or 'auto').partition(':')[0] not in ('auto', 'cpu'):
+  device = 'auto' if device is None else device
+  if backend != _JAX and str(device).partition(':')[0] not in ('auto', 'cpu'):
     raise ConfigError(f"{backend} computes on the CPU; omit device={device!r}, or use 'jax'.")
   if backend != _JAX and shard_model:
     raise ConfigError(f"{backend} cannot shard a model; use 'jax' with shard_model.")
-  devices = meshes.local_devices(meshes.select_devices(device or 'auto'))
-  name, directory = _resolve_model(str(model_name), model_dir)
+  devices = meshes.local_devices(meshes.select_devices(device))
+  name, directory = _resolve_model(str(model_name), model_dir and str(model_dir))
   info = model_dirs.read_info(directory)
   if name and info.name != name:
     message = f'{directory} is {info.name}, not {name}; omit the name, or choose another.'
@@ -269,7 +270,7 @@ def _full_key(key: str) -> str:
   return full_keys.get(key, key)
 
 
-def _resolve_model(name: str, directory: str | Path | None) -> tuple[str, Path]:
+def _resolve_model(name: str, directory: str | None) -> tuple[str, Path]:
   """Return the title of the detector ('' for any) and the model directory.
 
   Raises:

@@ -19,9 +19,10 @@ from typing import NamedTuple
 from uadjax.data import image_statistics, inputs
 from uadjax.data.inputs import LoadedImage
 from uadjax.distributed import mesh as meshes
-from uadjax.errors import ConfigError
+from uadjax.errors import refuse
 from uadjax.export import cached_graph, runtimes
 from uadjax.inference.result import Result
+from uadjax.inference.settings import MAX_BATCH_SIZE
 from uadjax.model import scorer as scorers
 from uadjax.model.model_dir import Model, ModelInfo
 from uadjax.model.scorer import Prediction, Scorer
@@ -69,7 +70,7 @@ class Predictor(NamedTuple):
       skip: folder to skip when directories are listed, such as that of the results.
 
     Raises:
-      ConfigError: `batch_size` is not a whole number of at least 1.
+      ConfigError: `batch_size` is not a whole number from 1 to `MAX_BATCH_SIZE`.
       DataError: `input` is a single file, folder or array that cannot be read; or, during
         iteration, an item has a type that cannot be an image.
     """
@@ -91,10 +92,13 @@ class Predictor(NamedTuple):
       load: thread-safe function that loads an image at network size; by default from its source.
 
     Raises:
-      ConfigError: `batch_size` is not a whole number of at least 1.
+      ConfigError: `batch_size` is not a whole number from 1 to `MAX_BATCH_SIZE`.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-      raise ConfigError(f'batch_size must be a whole number, at least 1, got {batch_size!r}.')
+    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if not is_number or not 1 <= batch_size <= MAX_BATCH_SIZE:
+      allowed = f'a whole number, at least 1 and at most {MAX_BATCH_SIZE}'
+      message = f'batch_size must be {allowed}, got {batch_size!r}.'
+      refuse('batch_size', batch_size, message, allowed=allowed)
     scorer = self.scorer.with_batch_size(batch_size)
     load = load or functools.partial(inputs.load, ops=self.model.ops, access=self.access)
     return self._results(scorer, sources, strict, load)

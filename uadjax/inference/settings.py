@@ -4,6 +4,7 @@ import dataclasses
 
 from uadjax.config import field
 
+MAX_BATCH_SIZE = 65_536  # No device holds a larger batch.
 BACKENDS = ('jax', 'auto', 'onnxruntime', 'openvino')
 PIPELINES = ('anomaly_detection',)
 PART_PATTERN_HELP = (
@@ -20,7 +21,7 @@ class PredictSettings:
   """Section `predict`."""
 
   input: str = field('', 'Image, URL or folder.')
-  batch_size: int = field(8, 'Images per batch.', minimum=1)
+  batch_size: int = field(8, 'Images per batch.', minimum=1, maximum=MAX_BATCH_SIZE)
   model_dir: str = field('', 'Model directory; empty for the model of the run.')
   backend: str = field('jax', 'jax, or a runtime, which is faster on a CPU.', choices=BACKENDS)
   table: str = field('', 'Folder of a table with a row per image, instead of pictures.')
@@ -41,7 +42,7 @@ class AnomalyDetectionSettings:
   module_name: str = field('anomaly_detection', 'Name of the module.')
   model_name: str = field('', 'STFPM, PaDiM or PatchCore; must match the model directory.')
   model_dir: str = field('', 'Model directory; empty for a demo model.')
-  batch_size: int = field(1, 'Images per batch.', minimum=1)
+  batch_size: int = field(1, 'Images per batch.', minimum=1, maximum=MAX_BATCH_SIZE)
   image_threshold: float | None = field(None, IMAGE_THRESHOLD_HELP)
   review_threshold: float | None = field(None, REVIEW_THRESHOLD_HELP)
   pixel_threshold: float | None = field(None, PIXEL_THRESHOLD_HELP)

@@ -16,7 +16,7 @@ from uadjax.detectors.settings import DetectorSettings
 from uadjax.distributed.settings import HostSettings, MeshSettings
 from uadjax.evaluation.settings import EvaluateSettings
 from uadjax.export.settings import ExportSettings
-from uadjax.inference.settings import PredictSettings
+from uadjax.inference.settings import MAX_BATCH_SIZE, PredictSettings
 from uadjax.model.settings import CalibrateSettings
 
 MODES = ('train', 'evaluate', 'predict', 'check_dataset', 'export')
@@ -28,7 +28,7 @@ class FitSettings:
 
   epochs: int = field(1, 'Number of passes over the images.', minimum=1)
   steps: int | None = field(None, 'Number of steps; takes precedence over epochs.', minimum=1)
-  batch_size: int = field(32, 'Images per step.', minimum=1)
+  batch_size: int = field(32, 'Images per step.', minimum=1, maximum=MAX_BATCH_SIZE)
   learning_rate: float = field(0.0, 'Learning rate of SGD.', minimum=0)
   warmup_steps: int = field(0, 'Steps in which the learning rate rises from 0.', minimum=0)
   held_out: float = field(

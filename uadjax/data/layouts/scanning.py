@@ -40,17 +40,41 @@ _MASK_STEM = re.compile(rf'(.+)[_-](?:{"|".join(_MASK_ENDINGS)})s?[_-]?\d*', re.
 _LOSSLESS_SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff', '.pgm')
 _NUM_OPENED_PAIRS = 3  # Pairs of one folder that are opened.
 _MIN_MASK_DISTANCE = 8.0  # Root mean square difference of fingerprints, in gray values.
+_MAX_DEPTH = 100  # Of nested folders; Python's recursion and the length of a path are limited.
 
 SplitsAndProblems = tuple[Splits, list[Problem]]
 
 
-def find_files(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-  """Return the files with some suffixes in a folder and, recursively, in its subfolders."""
+def find_files(directory: Path, suffixes: Sequence[str] = SUFFIXES, depth: int = 0) -> list[Path]:
+  """Return the files with some suffixes in a folder and, recursively, in its subfolders.
+
+  Args:
+    directory: the folder.
+    suffixes: suffixes of the files.
+    depth: number of folders that the search has entered to reach this one.
+
+  Raises:
+    DataError: folders are nested too deeply.
+  """
+  require_depth(directory, depth)
   # A link to a folder above would be followed without end.
   resolved = directory.resolve()
   folders = [f for f in folders_in(directory) if not resolved.is_relative_to(f.resolve())]
-  nested = (path for f in folders for path in find_files(f, suffixes))
+  nested = (path for f in folders for path in find_files(f, suffixes, depth + 1))
   return [*files_in(directory, suffixes), *nested]
+
+
+def require_depth(folder: Path, depth: int) -> None:
+  """Raise DataError if a folder is nested too deeply.
+
+  Args:
+    folder: the folder.
+    depth: number of folders that a search has entered to reach it.
+  """
+  if depth > _MAX_DEPTH:
+    name = f'{folder}'[:200]
+    message = f'Folders are nested more than {_MAX_DEPTH} deep below {name}…'
+    raise DataError(f'{message}; name a folder that is nearer to the images.')
 
 
 def files_in(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
