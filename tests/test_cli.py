@@ -10,6 +10,7 @@ import itertools
 import json
 import logging as stdlib_logging
 import os
+from pathlib import Path
 import pty
 import re
 import shutil
@@ -623,6 +624,17 @@ def test_a_reader_that_leaves_is_no_failure(model, images):
     said = reading.stderr.read()
   assert reading.returncode == 128 + signal.SIGPIPE
   assert said == ''
+
+
+@pytest.mark.parametrize('words', [('--help',), ('config', 'seed'), ('predict', '--json')])
+def test_a_full_disk_behind_stdout_is_one_message(words, model, images):
+  if not Path('/dev/full').exists():
+    pytest.skip('needs /dev/full')
+  words = ('predict', model, images, '--no-save', '--json') if 'predict' in words else words
+  with Path('/dev/full').open('w') as full, process(*words, stdout=full) as stopped:
+    said = stopped.stderr.read()
+  assert stopped.returncode == 1
+  assert said == 'Error: standard output: No space left on device\n'
 
 
 @pytest.fixture(scope='module')

@@ -326,3 +326,17 @@ def test_images_of_one_name_are_saved_under_several(tmp_path):
   output = tmp_path / 'out'
   assert len(list(predictor.save_results(Stub().predictor.predict(found), output))) == len(found)
   assert len({path.name.casefold() for path in output.glob('*.json')}) == len(found)
+
+
+def test_a_reader_ends_with_the_block_that_reads_ahead():
+  """Otherwise it might release arrays of JAX while Python exits, which aborts the process."""
+
+  def items():
+    yield 0
+    time.sleep(0.2)
+    yield 1
+
+  previous_threads = {*threading.enumerate()}
+  with threads.prefetch(items(), 1) as numbers:
+    assert next(numbers) == 0
+  assert {*threading.enumerate()} == previous_threads

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from uadjax import errors
 from uadjax.cli import options, runtime
 from uadjax.errors import UnknownName
 
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if stream is not None:  # A character that the locale lacks must not make the command fail.
       stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
   try:
-    return app(arguments, prog_name='uadjax', standalone_mode=False) or 0
+    status = app(arguments, prog_name='uadjax', standalone_mode=False) or 0
+    return runtime.stdout_failure_status() or status
+  except OSError as error:  # Of the output of --help and the like; commands report their errors.
+    return runtime.stdout_failure_status(error) or errors.EXIT_FAILURE
   except typer.TyperException as error:
     context = getattr(error, 'ctx', None)
     as_json = '--json' in arguments  # After a parse error there are no parsed options.

@@ -58,10 +58,9 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
         command(**options)
     except (typer.TyperException, typer.Exit, SystemExit):
       raise
-    except BrokenPipeError:
-      discard_stdout()
-      raise typer.Exit(errors.SIGNAL_STATUS_BASE + _SIGPIPE) from None
     except BaseException as error:  # Interrupted does not derive from Exception.
+      if isinstance(error, OSError) and (status := stdout_failure_status(error)):
+        raise typer.Exit(status) from None
       raise typer.Exit(_report_failure(error, options.get('as_json', False), verbose)) from None
 
   return wrapper
@@ -126,10 +125,36 @@ def to_printable(string: str, allowed_chars: str = '') -> str:
   )
 
 
-def discard_stdout() -> None:
-  """Discard buffered output, so that flushing does not fail after the reader has gone."""
-  with contextlib.suppress(OSError, ValueError):
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def stdout_failure_status(error: OSError | None = None) -> int:
+  """Flush stdout; if that or `error` shows that its reader or disk fails, return the exit status.
+
+  A reader that has gone, as `head` does, is no failure to report: the status is that of SIGPIPE. A
+  full disk is reported on stderr. Output that is still buffered is discarded, because Python would
+  fail again to flush it at exit.
+
+  Args:
+    error: error of a command, perhaps of its output.
+
+  Returns:
+    The exit status; 0 if stdout does not fail.
+  """
+  stdout = sys.stdout
+  if stdout is None:  # It is closed.
+    return 0
+  try:
+    stdout.flush()
+  except OSError as flush_error:
+    error = flush_error
+    with contextlib.suppress(OSError, ValueError):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+  else:
+    if not isinstance(error, BrokenPipeError):
+      return 0
+  if isinstance(error, BrokenPipeError):
+    return errors.SIGNAL_STATUS_BASE + _SIGPIPE
+  error.filename = 'standard output'
+  print_error(error, errors.describe(error), False)
+  return errors.EXIT_FAILURE
 
 
 def _report_failure(error: BaseException, as_json: bool, verbose: bool) -> int:

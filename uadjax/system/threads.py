@@ -10,6 +10,8 @@ import queue
 import threading
 from typing import TypeVar
 
+_JOIN_TIMEOUT_S = 1.0
+
 Item = TypeVar('Item')
 Output = TypeVar('Output')
 
@@ -78,9 +80,13 @@ def prefetch(items: Iterator[Item], num_ahead: int) -> Iterator[Iterator[Item]]:
     if entry:
       raise entry
 
-  threading.Thread(target=produce, name='uadjax-feed', daemon=True).start()
+  thread = threading.Thread(target=produce, name='uadjax-feed', daemon=True)
+  thread.start()
   try:
     yield consume()
   finally:
     stop_event.set()
     free_slots.release()
+    # As the last owner of `items` the thread would release JAX's arrays; if Python exits meanwhile,
+    # the process aborts. A camera may block it for longer than the timeout.
+    thread.join(_JOIN_TIMEOUT_S)
