@@ -572,12 +572,13 @@ def test_real_images_are_the_same_from_path_folder_array_and_bytes(shared: Path)
 def test_a_masked_array_without_masked_pixels_is_its_image(shape):
   values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
   expected = inputs.read(only(values))
-  for mask in (np.ma.nomask, np.zeros(shape, bool)):
+  no_mask = np.zeros(shape, bool)
+  for mask in (np.ma.nomask, no_mask):
     pixels = inputs.read(only(np.ma.masked_array(values, mask)))
     assert type(pixels) is np.ndarray
     np.testing.assert_array_equal(pixels, expected)
-  mask[0, 0] = True
-  refused(np.ma.masked_array(values, mask), 'some of its pixels are masked')
+  no_mask[0, 0] = True
+  refused(np.ma.masked_array(values, no_mask), 'some of its pixels are masked')
 
 
 def test_a_matrix_is_a_gray_image():

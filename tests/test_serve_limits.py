@@ -243,7 +243,7 @@ def test_slow_urls_keep_nobody_waiting(running, monkeypatch):
       self.end_headers()
       self.wfile.write(content)
 
-    def log_message(self, *arguments):
+    def log_message(self, format, *args):
       pass
 
   monkeypatch.setattr(connections, 'TIMEOUT_S', 1.0)  # It does not limit the work of the service.
