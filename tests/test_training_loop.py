@@ -216,8 +216,9 @@ def test_a_corrupt_checkpoint_is_called_so_and_earlier_ones_are_named(managers, 
 def test_unfinished_checkpoints_are_removed(tmp_path):
   (tmp_path / 'rolling' / '7.orbax-checkpoint-tmp' / 'state').mkdir(parents=True)
   with checkpoint.open_managers(tmp_path) as managers:
-    assert not [*(tmp_path / 'rolling').iterdir()]
     assert not managers.rolling.all_steps()
+    checkpoint.save(managers.rolling, 1, State(jnp.zeros(())), {})
+  assert [path.name for path in (tmp_path / 'rolling').iterdir()] == ['1']
 
 
 def test_the_initial_state_is_its_own_to_be_donated():

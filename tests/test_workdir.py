@@ -64,6 +64,7 @@ def test_every_mode_is_refused_while_another_run_goes_on(mode, trained, drawn, c
   workdir = shutil.copytree(trained('padim'), tmp_path / 'run')
   words = (*small_runs.flags('padim', drawn), f'--workdir={workdir}', f'--config.mode={mode}')
   more = f'--config.predict.input={drawn}', '--config.fit.overwrite=true'
+  capfd.readouterr()  # What the fit has printed.
   with workdirs.lock(workdir, CONFIG):
     before = small_runs.contents(workdir)
     assert small_runs.run(*words, *more) == 2

@@ -126,35 +126,45 @@ def to_printable(string: str, allowed_chars: str = '') -> str:
 
 
 def stdout_failure_status(error: OSError | None = None) -> int:
-  """Flush stdout; if that or `error` shows that its reader or disk fails, return the exit status.
+  """Flush stdout; if that failed, or `error` is of writing to it, return the exit status.
 
   A reader that has gone, as `head` does, is no failure to report: the status is that of SIGPIPE. A
   full disk is reported on stderr. Output that is still buffered is discarded, because Python would
   fail again to flush it at exit.
 
   Args:
-    error: error of a command, perhaps of its output.
+    error: error of a command.
 
   Returns:
     The exit status; 0 if stdout does not fail.
   """
   stdout = sys.stdout
-  if stdout is None:  # It is closed.
-    return 0
   try:
-    stdout.flush()
+    if stdout is not None:  # It is closed.
+      stdout.flush()
   except OSError as flush_error:
     error = flush_error
-    with contextlib.suppress(OSError, ValueError):
-      os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-  else:
-    if not isinstance(error, BrokenPipeError):
-      return 0
+  if stdout is None or error is None or not _is_of_stdout(error):
+    return 0
+  with contextlib.suppress(OSError, ValueError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
   if isinstance(error, BrokenPipeError):
     return errors.SIGNAL_STATUS_BASE + _SIGPIPE
   error.filename = 'standard output'
   print_error(error, errors.describe(error), False)
   return errors.EXIT_FAILURE
+
+
+def _is_of_stdout(error: OSError) -> bool:
+  """Return whether an error is of writing to stdout, which this package or a library prints to.
+
+  Errors of files have a name, except those of files that other packages of uadjax have open.
+  """
+  frames = traceback.extract_tb(error.__traceback__)
+  path = Path(frames[-1].filename) if frames else Path()
+  package = Path(__file__).parent
+  is_of_other_package = path.is_relative_to(package.parent) and not path.is_relative_to(package)
+  return isinstance(error, BrokenPipeError) or not (error.filename or is_of_other_package)
 
 
 def _report_failure(error: BaseException, as_json: bool, verbose: bool) -> int:
