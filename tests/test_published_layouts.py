@@ -178,7 +178,7 @@ def expected(category: Path, entries: list[Entry], in_training: bool) -> Iterato
 def test_a_dataset_is_read_as_published(tmp_path, name):
   entries = write_dataset(tmp_path, name)
   assert layouts.categories(tmp_path) == ['candle', 'pcb1']
-  with pytest.raises(DataError, match='contains categories') as raised:
+  with pytest.raises(ConfigError, match='contains categories') as raised:
     layouts.load(tmp_path)
   assert raised.value.allowed == ('candle', 'pcb1')
   for category in ('candle', 'pcb1'):

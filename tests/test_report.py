@@ -248,7 +248,7 @@ def test_the_fingerprint_depends_on_content_and_names_but_not_on_the_folder(tmp_
 def test_the_provenance_of_a_report(tmp_path):
   config = settings.load(str(CONFIG))
   weights = pretrained_weights.Provenance(
-    'r18.pth', 'https://example.org/r18.pth', 'abc', 'BSD-3-Clause'
+    'r18.pth', 'https://example.org/r18.pth', 'abc' + 61 * '0', 'BSD-3-Clause'
   )
   normals = calibration.CalibrationScores(('a',), np.array([1.0]), np.array([2.0]))
   statistics = image_statistics.measure(np.zeros((4, 4, 3), np.uint8), (4, 4))

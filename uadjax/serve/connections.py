@@ -1,6 +1,7 @@
 """HTTP connections with time limits for clients that stop sending or receiving."""
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http import h11_impl
 
@@ -17,7 +18,8 @@ class Connection(h11_impl.H11Protocol):
   _head_timer: asyncio.TimerHandle | None = None
   _answer_timer: asyncio.TimerHandle | None = None
 
-  def connection_made(self, transport: asyncio.Transport) -> None:
+  # The transports of uvloop have the methods of asyncio.Transport, but do not derive from it.
+  def connection_made(self, transport: Any) -> None:
     """Limit the time until the first request."""
     super().connection_made(transport)
     transport.set_write_buffer_limits(0)  # Any byte that the client does not take pauses writing.
