@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from uadjax import data
-from uadjax.data import checks, convert, records, resplit
+from uadjax.data import checks, convert, image_io, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.settings import CheckSettings, DataSettings
-from uadjax.errors import DataError
+from uadjax.errors import DataError, refuse, Setting
 from uadjax.system import logging as log, progress
 
 
@@ -32,7 +32,7 @@ def checked_splits(
   """
   report = data.check_dataset(settings, min_images, on_image, on_image)
   splits = checks.require_valid(report) if enforce else checks.usable_splits(report)
-  if not splits.train:
+  if not splits.learned():
     raise DataError(f'{report}\nNo usable training images remain.')
   if report.problems:
     log.LOG.warning('%s', report)
@@ -86,10 +86,14 @@ def convert_and_resplit(settings: DataSettings, check: CheckSettings, seed: int)
     The settings of the dataset, which name the converted one.
 
   Raises:
-    ConfigError: a setting is wrong.
+    ConfigError: a setting is wrong, or `data.mask` is set for a conversion.
     DataError: the dataset cannot be converted or split.
   """
   if check.convert.enable:
+    if settings.mask != image_io.NONZERO:
+      message = f'data.mask={settings.mask} cannot be combined with a conversion.'
+      hint = 'Set ', Setting('data.mask', image_io.NONZERO), ': converted masks are 0 and 255.'
+      refuse('data.mask', settings.mask, message, *hint, allowed=(image_io.NONZERO,))
     source, target = Path(settings.root, settings.category), Path(check.convert.output)
     source_format = check.convert.src_dataset_type
     conversion = convert.convert(source, source_format, target, progress.show_progress)

@@ -19,7 +19,7 @@ class Record(NamedTuple):
   Attributes:
     path: file of the image.
     defect: 'good', or the type of defect, which is the name of a folder.
-    mask: file of the ground truth, nonzero where defective; None if there is none.
+    mask: file or folder of the ground truth, see `image_io.read_mask`; None if there is none.
     duplicate_of: path of the first near-duplicate of this image (see `near_duplicates`). None for
       the first one itself, for an image without near-duplicates, for a defective image, and before
       the dataset check.

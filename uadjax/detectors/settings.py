@@ -12,7 +12,9 @@ _LAYERS_HELP = 'Stages of the backbone whose features are used.'
 # Finds more defects than the maximum, at equal false alarms (experiments/README.md, "Image scores
 # and defects found").
 _IMAGE_SCORE = 'top:0.003'
-_IMAGE_SCORE_HELP = 'max of the anomaly map, or mean of its largest share, such as top:0.01.'
+_IMAGE_SCORE_HELP = (
+  'max: maximum of the anomaly map; top:S: mean of its largest share S, as in top:0.01.'
+)
 
 
 class DetectorSettings(Settings, Protocol):

@@ -56,7 +56,7 @@ def fit_model(
       runs/<model>_<folder>, or runs/<run>_<folder> for a run that extends the model of <run>.
     device: 'auto', 'cpu', 'gpu', 'gpu:0,1' or 'tpu'.
     extend: model directory of the model to extend, such as runs/bolts/model. The new run takes over
-      its detector, backbone, `data.ops`, mask threshold, calibration, batch size and seed.
+      its detector, backbone, `data.ops`, `data.mask`, calibration, batch size and seed.
       Overrides may change the last four; the others must stay the same.
     overrides: values by dotted configuration key, such as {'fit.overwrite': True}.
     tune_process: whether to change this process, for good, so that a CPU fits faster. Every core

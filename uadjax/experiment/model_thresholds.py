@@ -349,7 +349,7 @@ def _write(
   """
   info = manifest.info()
   directory, digest, thresholds = info.directory, info.arrays_sha256, info.thresholds
-  if model_dir.read_manifest(directory) != previous:  # A fit does not ask for the lock.
+  if model_dir.read_manifest(directory) != previous:  # A fit does not take the lock.
     message = f'{directory} was replaced while its thresholds were computed.'
     raise ModelError(message, hint='Repeat the command for the new model.')
   graphs = graph_thresholds.find(directory, digest)

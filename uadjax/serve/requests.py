@@ -18,7 +18,10 @@ from uadjax.serve.settings import Settings
 from uadjax.system import http
 
 _JSON_TYPE, _FORM_TYPE = 'application/json', 'multipart/form-data'
-_IMAGE_TYPES = 'image/jpeg', 'image/png', 'image/bmp', 'image/tiff', 'image/webp'
+_IMAGE_TYPES = (
+  *('image/jpeg', 'image/png', 'image/bmp', 'image/tiff', 'image/webp', 'image/gif', 'image/jp2'),
+  *('image/x-portable-pixmap', 'image/x-portable-graymap', 'image/x-portable-anymap'),
+)
 _RAW_TYPES = 'application/octet-stream', *_IMAGE_TYPES
 _FILE_FIELDS = ('image', 'file')
 TEXT_OPTIONS = ('model', 'part')  # The other options are flags.

@@ -22,7 +22,7 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
   """Hold the lock of a folder, after waiting for another process or thread that holds it.
 
   The lock is on a file in the folder, which is removed in the end. It is released when its process
-  ends, however that happens. It does not keep a process from files that does not ask for it.
+  ends, however that happens. It is advisory: processes that do not take it can change the files.
 
   Args:
     folder: the folder.
@@ -52,8 +52,10 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
         try:
           yield
         finally:
+          # A fit may have replaced the folder, whose new lock file is another's.
           with contextlib.suppress(OSError):  # Windows keeps a file that is open.
-            path.unlink()
+            if _is_in_place(file):
+              path.unlink()
 
 
 def _describe_self() -> str:

@@ -58,7 +58,7 @@ def train(
   in_one_pass = detectors.learns_in_one_pass(config.detector.name)
   train_detector = _train_one_pass if in_one_pass else _train_by_gradient
   if validation := splits.validation():
-    log.LOG.info('%d images of a validation set calibrate; none is learned from.', len(validation))
+    log.LOG.info('Calibrating with %d validation images; they are held out.', len(validation))
   result, thresholds = train_detector(config, splits, labeled_records, cache, workdir)
   level = logging.WARNING if thresholds.is_over_budget else logging.INFO
   log.LOG.info('Model saved in %s.', workdir / 'model')
@@ -146,7 +146,7 @@ def _train_by_gradient(
     scorer, fitted, labeled_records, config.data.mask, cache, batch_size, mesh
   )
   thresholds = labeled.calibrate(config.calibrate, scores, labeled_scores)
-  statistics = _range_of_statistics(splits.train, cache)
+  statistics = _range_of_statistics(splits.learned(), cache)
   model_dir.save(workdir / 'model', config, fitted, thresholds, scores, statistics, weights)
   timing = _timing(fit.fit_seconds, fit.num_images, calibration_start, peak_mb)
   return {'models': _model_paths(workdir, fit.best), 'timing': timing}, thresholds
@@ -161,7 +161,7 @@ def _train_one_pass(
 ) -> tuple[Result, calibration.Thresholds]:
   """Train on every image to learn from; leave-one-out scores calibrate the thresholds."""
   previous_info, previous, records = None, incremental_state.EMPTY, splits.learned()
-  statistics = _range_of_statistics(splits.train, cache)
+  statistics = _range_of_statistics(splits.learned(), cache)
   if config.fit.extend:  # Read now, because a run that extends its own model will replace it.
     previous_info = model_dir.read_info(config.fit.extend)
     previous = incremental_state.load(incremental_state.state_folder(config.fit.extend))
