@@ -249,6 +249,7 @@ WRONG = [
   (converting('converted', ''), 'check.convert.src_dataset_type is not set'),
   (('--config.check.split.enable=true', '--config.data.layout=mvtec'), 'Only the layout seglist'),
   ((*converting('converted'), '--config.data.root='), 'data.root is not set'),
+  ((*converting('converted'), '--config.data.mask=inverted'), '--config.data.mask=nonzero'),
   (('--config.check.split.enable=true', '--config.data.root='), 'data.root is not set'),
 ]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from uadjax import data
-from uadjax.data import checks, convert, image_io, records, resplit
+from uadjax.data import checks, convert, records, resplit
 from uadjax.data.checks import report as reports
 from uadjax.data.settings import CheckSettings, DataSettings
-from uadjax.errors import DataError, refuse, Setting
+from uadjax.errors import DataError
 from uadjax.system import logging as log, progress
 
 
@@ -86,14 +86,10 @@ def convert_and_resplit(settings: DataSettings, check: CheckSettings, seed: int)
     The settings of the dataset, which name the converted one.
 
   Raises:
-    ConfigError: a setting is wrong, or `data.mask` is set for a conversion.
+    ConfigError: a setting is wrong.
     DataError: the dataset cannot be converted or split.
   """
   if check.convert.enable:
-    if settings.mask != image_io.NONZERO:
-      message = f'data.mask={settings.mask} cannot be combined with a conversion.'
-      hint = 'Set ', Setting('data.mask', image_io.NONZERO), ': converted masks are 0 and 255.'
-      refuse('data.mask', settings.mask, message, *hint, allowed=(image_io.NONZERO,))
     source, target = Path(settings.root, settings.category), Path(check.convert.output)
     source_format = check.convert.src_dataset_type
     conversion = convert.convert(source, source_format, target, progress.show_progress)

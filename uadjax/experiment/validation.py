@@ -8,7 +8,7 @@ from pathlib import Path
 
 from uadjax import backbones, config as configs, data
 from uadjax.backbones import weights
-from uadjax.data import convert, inputs, layouts, transforms
+from uadjax.data import convert, image_io, inputs, layouts, transforms
 from uadjax.detectors.base import RunContext
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import about, DataError, refuse, Setting
@@ -167,6 +167,10 @@ def _check_dataset_check(config: Settings, workdir: Path) -> None:
     with about('check.convert.output', conversion.output):
       convert.require_convertible(source, Path(conversion.output))
     _require_writable('check.convert.output', Path(conversion.output))
+    if config.data.mask != image_io.NONZERO:
+      message = f'data.mask={config.data.mask} cannot be combined with a conversion of labels.'
+      hint = 'Set ', Setting('data.mask', image_io.NONZERO), ': converted masks are 0 and 255.'
+      refuse('data.mask', config.data.mask, message, *hint, allowed=(image_io.NONZERO,))
   rest = 100 - split.train_percent
   if split.enable and split.val_percent != rest:
     message = 'The shares of training and test images must sum to 100 %.'
