@@ -251,7 +251,7 @@ def _to_origin(item: object) -> Origin:
 def _expand_origin(
   origin: Origin, counters: Mapping[str, Iterator[int]], skip: Path | None
 ) -> Iterator[Source]:
-  if isinstance(origin, Path) and _is_folder(origin):
+  if isinstance(origin, Path) and scanning.is_folder(origin):
     images = _walk_folder(origin, skip)
     yield next(images, Source(_printable(origin), origin))  # `read` raises the error if empty.
     yield from images
@@ -325,9 +325,11 @@ def _walk_folder(root: Path, skip: Path | None) -> Iterator[Source]:
       yield Source(_printable(folder), folder, subfolder.parent)
       continue
     visible.sort(key=lambda entry: scanning.natural_sort_key(Path(entry.name)))
-    pending_folders += [folder / entry.name for entry in reversed(visible) if _is_folder(entry)]
+    pending_folders += [
+      folder / entry.name for entry in reversed(visible) if scanning.is_folder(entry)
+    ]
     for entry in visible:
-      if _is_folder(entry):
+      if scanning.is_folder(entry):
         continue
       path = folder / entry.name
       if entry.name.lower().endswith(scanning.SUFFIXES):
@@ -344,13 +346,6 @@ def _folder_id(folder: Path) -> tuple[int, int]:
   """Return the device and inode of a folder, which are the same for all links to it."""
   status = folder.stat()
   return status.st_dev, status.st_ino
-
-
-def _is_folder(entry: Path | os.DirEntry) -> bool:
-  try:
-    return entry.is_dir()
-  except OSError:  # `read` reports errors such as a link to itself or a name that is too long.
-    return False
 
 
 def _printable(name: Path | str) -> str:

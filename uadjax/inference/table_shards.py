@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import itertools
 import json
-import os
 from pathlib import Path
 import re
 from typing import Any, BinaryIO
@@ -57,12 +56,8 @@ def open_shard(folder: Path, shard: tuple[int, int]) -> Iterator[BinaryIO]:
 
 def _try_lock(file: BinaryIO) -> bool:
   """Lock a file until it is closed; return False if another process has locked or renamed it."""
-  try:
-    # Another process may just have finished the shard, and renamed or removed its file.
-    is_same_file = os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
-  except FileNotFoundError:
-    return False
-  return files.try_lock(file) and is_same_file
+  # Another process may just have finished the shard, and renamed or removed its file.
+  return files.try_lock(file) and files.is_in_place(file)
 
 
 def _drop_partial_line(file: BinaryIO) -> None:

@@ -138,14 +138,24 @@ def atomic_files() -> Iterator[Stage]:
     yield stage
 
 
-def try_lock(file: IO[Any]) -> bool:
+def try_lock(file: IO[Any], wait: bool = False) -> bool:
   """Lock an open file until it is closed; return False if it is already locked elsewhere.
+
+  With `wait`, wait instead until it is not.
 
   A child process that inherits the descriptor keeps the lock until it ends, except on Windows.
   """
   import filelock  # Takes long to import, and few commands lock a file.
 
-  return filelock.lock_descriptor(file.fileno(), blocking=False)
+  return filelock.lock_descriptor(file.fileno(), blocking=wait)
+
+
+def is_in_place(file: IO[Any]) -> bool:
+  """Return whether the path of an open file still leads to that file."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
+  except FileNotFoundError:
+    return False
 
 
 def open_regular(path: Path, max_bytes: int | None = None) -> io.BufferedReader:

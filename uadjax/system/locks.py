@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 import platform
 import time
-from typing import Any, IO
 
-from uadjax.system import logging
+from uadjax.system import files, logging
 
 _LOCK_FILE = '.lock'
 
@@ -33,18 +32,16 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
     FolderLocked: the lock is held elsewhere, and `wait` is false.
     OSError: the folder cannot be written, or its file system has no locks.
   """
-  import filelock  # Takes long to import, and few commands lock a file.
-
   path, is_held = folder / name, False
   while not is_held:
     with path.open('ab', buffering=0) as file:
-      if not filelock.lock_descriptor(file.fileno(), blocking=False):
+      if not files.try_lock(file):
         if not wait:
           raise FolderLocked(_read_holder(path))
         logging.LOG.info('Waiting for another command that changes %s.', folder)
-        filelock.lock_descriptor(file.fileno())
+        files.try_lock(file, wait=True)
       # Its previous holder has removed the file. Then others may lock a new one.
-      is_held = _is_in_place(file)
+      is_held = files.is_in_place(file)
       if is_held:
         with contextlib.suppress(OSError):  # The disk may be full.
           file.truncate(0)
@@ -54,7 +51,7 @@ def lock_folder(folder: Path, name: str = _LOCK_FILE, wait: bool = True) -> Iter
         finally:
           # A fit may have replaced the folder, whose new lock file is another's.
           with contextlib.suppress(OSError):  # Windows keeps a file that is open.
-            if _is_in_place(file):
+            if files.is_in_place(file):
               path.unlink()
 
 
@@ -67,11 +64,3 @@ def _read_holder(path: Path) -> str:
   with contextlib.suppress(OSError):  # Windows does not let others read a locked file.
     return path.read_text(errors='replace') or 'another process'
   return 'another process'
-
-
-def _is_in_place(file: IO[Any]) -> bool:
-  """Return whether the path of an open file still leads to that file."""
-  try:
-    return os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
-  except FileNotFoundError:
-    return False

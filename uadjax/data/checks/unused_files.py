@@ -138,18 +138,11 @@ def _walk(directory: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], str]]
       continue
     by_kind: dict[bool, list[os.DirEntry[str]]] = {True: [], False: []}
     for entry in entries:
-      by_kind[_is_folder(entry)].append(entry)
+      by_kind[scanning.is_folder(entry)].append(entry)
     for entry in reversed(by_kind[True]):
       (links if entry.is_symlink() else pending).append(folder / entry.name)
     yield folder, by_kind[False], ''
     num_entries += len(entries)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-  try:
-    return entry.is_dir()
-  except OSError:  # A link to itself is no folder.
-    return False
 
 
 def _classify(

@@ -7,6 +7,7 @@ image.
 import collections
 from collections.abc import Mapping, Sequence
 import itertools
+import os
 from pathlib import Path
 import re
 
@@ -85,6 +86,14 @@ def files_in(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
 def folders_in(directory: Path) -> list[Path]:
   """Return the subfolders of a folder, in natural order and without hidden ones."""
   return [path for path in _visible(directory) if path.is_dir()]
+
+
+def is_folder(entry: Path | os.DirEntry[str]) -> bool:
+  """Return whether an entry is a folder; a link to itself or too long a name is none."""
+  try:
+    return entry.is_dir()
+  except OSError:
+    return False
 
 
 def is_normal(folder_name: str) -> bool:
