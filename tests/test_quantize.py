@@ -160,7 +160,7 @@ def test_it_is_never_taken_for_the_exact_one(padim, lenient, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_exact_one_is_taken_until_another_is_put_in_its_place(
+def test_the_exact_graph_is_used_and_another_in_its_place_is_refused(
   padim, lenient, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('UADJAX_CACHE', str(tmp_path / 'cache'))
@@ -171,8 +171,10 @@ def test_the_exact_one_is_taken_until_another_is_put_in_its_place(
   assert small == directory / 'model.int8.onnx'
   exporter.export(model)
   assert cached_graph.get_or_export(model_dir.read_info(directory)) == directory / 'model.onnx'
-  shutil.copy(small, directory / 'model.onnx')  # And what lies beside it is the exact one's.
-  assert not cached_graph.get_or_export(model_dir.read_info(directory)).is_relative_to(directory)
+  shutil.copy(small, directory / 'model.onnx')  # Its metadata are those of the exact graph.
+  with pytest.raises(errors.ModelError, match='damaged') as caught:
+    cached_graph.get_or_export(model_dir.read_info(directory))
+  assert f'uadjax export {directory}' in str(caught.value)
 
 
 @pytest.mark.parametrize('kind', ['int8', pytest.param('fp16', marks=pytest.mark.slow)])
