@@ -1,16 +1,17 @@
-"""STFPM's learning rate and number of steps: a table of accuracy over seeds, and its plot.
+"""STFPM's settings and number of steps: a table of accuracy over seeds, and its plot.
 
   DATA=../shared/data/mvtec_ad
   WEIGHTS=../shared/weights/resnet18_imagenet_bnfolded.pth
-  python experiments/stfpm_study.py --root=$DATA --category=toothbrush --weights=$WEIGHTS
+  python experiments/stfpm_study.py --root=$DATA --category=toothbrush --weights=$WEIGHTS \
+    --variant 'rate 0.4:' --variant 'rate 4: fit.learning_rate=4' -- --config.fit.batch_size=8
 
-PaddleX's tutorial has such a table: one run per cell, a rate that decays regardless of the table,
-and a metric that ignores good images. Here the rate is constant after `--warmups` steps of linear
-warm-up, every cell has several seeds, and good test images count: image AUROC and false alarms
-need them. `--steps` are stages of one run. Each stage resumes the previous one, which equals an
-uninterrupted run to the bit (see tests/test_main.py). In each stage the step with the lowest
-held-out loss is evaluated. Finished stages are not repeated, so an interrupted study continues.
-Arguments after `--` are passed on to every run.
+Each `--variant 'NAME: KEY=VALUE ...'` changes settings of configs/stfpm.py, or none. PaddleX's
+tutorial has such a table: one run per cell, a rate that decays regardless of the table, and a
+metric that ignores good images. Here every cell has several seeds, and good test images count:
+image AUROC and false alarms need them. `--steps` are stages of one run. Each stage resumes the
+previous one, which equals an uninterrupted run to the bit (see tests/test_main.py). In each stage
+the step with the lowest held-out loss is evaluated. Finished stages are not repeated, so an
+interrupted study continues. Arguments after `--` are passed on to every run.
 
 The script prints the table, and writes table.md, table.csv (a row for each stage of each run) and
 study.png to --workdir.
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 import itertools
 import json
 from pathlib import Path
+import re
 import statistics
 import sys
 from typing import NamedTuple
@@ -43,29 +45,32 @@ _METRICS = {
 }
 
 
-class Run(NamedTuple):
-  """Training run of one student, in stages of a number of steps."""
+class Variant(NamedTuple):
+  """Changes to the settings of configs/stfpm.py, with a name for the table."""
 
-  rate: float
-  warmup: int
-  seed: int
+  name: str
+  changes: tuple[str, ...]
 
-  def folder(self, workdir: Path) -> Path:
-    """Return the folder of the run."""
-    return workdir / f'rate_{self.rate:g}_warmup_{self.warmup}' / f'seed_{self.seed}'
+  def folder(self, workdir: Path, seed: int) -> Path:
+    """Return the folder of a run."""
+    return workdir / re.sub(r'\W+', '_', self.name) / f'seed_{seed}'
 
 
-def run_stage(
-  run: Run, steps: int, is_first: bool, workdir: Path, flags: Sequence[str]
-) -> results.RunSummary:
-  """Train up to `steps`; return the metrics, or {'diverged': True}."""
-  folder = run.folder(workdir)
+def parse_variant(text: str) -> Variant:
+  """Parse `NAME: KEY=VALUE ...`."""
+  name, colon, changes = text.partition(':')
+  if not name or not colon:
+    raise argparse.ArgumentTypeError(f'{text!r} is not NAME: KEY=VALUE ...')
+  return Variant(name, tuple(changes.split()))
+
+
+def run_stage(folder: Path, steps: int, is_first: bool, flags: Sequence[str]) -> results.RunSummary:
+  """Train in `folder` up to `steps`; return the metrics, or {'diverged': True}."""
   path = folder / f'steps_{steps}.json'
   if path.is_file():
     return json.loads(path.read_text())
   command = [sys.executable, '-m', 'uadjax.main', '--config=configs/stfpm.py']
   command += [f'--workdir={folder}', *flags]
-  command += [f'--config.fit.learning_rate={run.rate}', f'--config.fit.warmup_steps={run.warmup}']
   command += [f'--config.fit.steps={steps}', '--config.evaluate.save_pictures=0']
   command.append(f'--config.fit.{"overwrite=true" if is_first else "resume=latest"}')
   try:
@@ -93,32 +98,31 @@ def format_cell(summaries: Sequence[results.RunSummary], key: str) -> str:
   return f'{text}; {num_diverged} of {len(summaries)} diverged' if num_diverged else text
 
 
-Rows = dict[tuple[float, int, int], list[results.RunSummary]]  # By rate, warm-up, steps.
+Rows = dict[tuple[str, int], list[results.RunSummary]]  # By name of the variant, and steps.
 
 
 def format_table(rows: Rows) -> str:
   """Return the rows as a Markdown table."""
-  titles = ['learning rate', 'warm-up', 'steps', 'seeds', *_METRICS.values()]
+  titles = ['variant', 'steps', 'seeds', *_METRICS.values()]
   return tables.markdown_table(
     titles,
     (
       [
-        f'{rate:g}',
-        warmup,
+        name,
         steps,
         len(summaries),
         *(format_cell(summaries, key) for key in _METRICS),
       ]
-      for (rate, warmup, steps), summaries in rows.items()
+      for (name, steps), summaries in rows.items()
     ),
   )
 
 
 def draw(rows: Rows, path: Path, title: str) -> None:
-  """Draw image AUROC over steps: a line per rate and warm-up, and a band for the range."""
+  """Draw image AUROC over steps: a line for each variant, and a band for the range."""
   fig = figure.Figure(figsize=(8, 4.5), layout='constrained')
   axes = fig.subplots()
-  for rate, warmup in dict.fromkeys(key[:2] for key in rows):
+  for name in dict.fromkeys(key[0] for key in rows):
     points = [
       (
         steps,
@@ -126,15 +130,14 @@ def draw(rows: Rows, path: Path, title: str) -> None:
           [summary.get('image_auroc') for summary in summaries], statistics.mean
         ),
       )
-      for (row_rate, row_warmup, steps), summaries in rows.items()
-      if (row_rate, row_warmup) == (rate, warmup)
+      for (row_name, steps), summaries in rows.items()
+      if row_name == name
     ]
     curve_points = [(steps, *values) for steps, values in points if values]
     if not curve_points:
       continue
     steps, mean, low, high = zip(*curve_points, strict=True)
-    label = f'rate {rate:g}' + (f', warm-up {warmup}' if warmup else '')
-    (line,) = axes.plot(steps, mean, marker='o', label=label, linestyle='--' if warmup else '-')
+    (line,) = axes.plot(steps, mean, marker='o', label=name)
     axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
   axes.set(xlabel='steps', ylabel='image AUROC, mean and range over seeds', title=title)
   axes.grid(alpha=0.3)
@@ -149,8 +152,7 @@ def main() -> None:
   )
   for flag in ('--root', '--category', '--weights'):
     parser.add_argument(flag, required=True)
-  parser.add_argument('--rates', default='0.04,0.4,4')
-  parser.add_argument('--warmups', default='0,50')
+  parser.add_argument('--variant', type=parse_variant, action='append', required=True)
   parser.add_argument('--steps', default='50,100,200')
   parser.add_argument(
     '--seeds', type=int, default=3, help=f'number of seeds, from {subprocess_runs.FIRST_SEED} on'
@@ -158,25 +160,25 @@ def main() -> None:
   parser.add_argument('--workdir', type=Path, default=Path('runs/stfpm_study'))
   parser.add_argument('overrides', nargs='*', help='after --: flags for every run')
   flags = parser.parse_args()
-  rates = [float(rate) for rate in flags.rates.split(',')]
-  warmups = [int(steps) for steps in flags.warmups.split(',')]
+  variants: list[Variant] = flags.variant
   stage_steps = sorted(int(steps) for steps in flags.steps.split(','))
   seeds = range(subprocess_runs.FIRST_SEED, subprocess_runs.FIRST_SEED + flags.seeds)
-  summaries_by_cell: dict[tuple[float, int, int], dict[int, results.RunSummary]] = {}
-  for seed, rate, warmup in itertools.product(seeds, rates, warmups):
-    run = Run(rate, warmup, seed)
-    common_flags = [
+  summaries_by_cell: dict[tuple[str, int], dict[int, results.RunSummary]] = {}
+  for seed, variant in itertools.product(seeds, variants):
+    run_flags = [
       *subprocess_runs.run_flags(flags.root, flags.category, flags.weights, seed),
       *flags.overrides,
+      *(f'--config.{change}' for change in variant.changes),
     ]
+    folder = variant.folder(flags.workdir, seed)
     summary: results.RunSummary = {}
     for steps in stage_steps:
       # A run that diverged does not recover.
       if 'diverged' not in summary:
-        summary = run_stage(run, steps, steps == stage_steps[0], flags.workdir, common_flags)
-      summaries_by_cell.setdefault((rate, warmup, steps), {})[seed] = summary
-      print(f'seed {seed} rate {rate:g} warm-up {warmup} steps {steps}: {summary}', flush=True)
-  rows = {key: list(summaries_by_cell[key].values()) for key in sorted(summaries_by_cell)}
+        summary = run_stage(folder, steps, steps == stage_steps[0], run_flags)
+      summaries_by_cell.setdefault((variant.name, steps), {})[seed] = summary
+      print(f'seed {seed} {variant.name} steps {steps}: {summary}', flush=True)
+  rows = {key: list(summaries.values()) for key, summaries in summaries_by_cell.items()}
   description = f'{flags.category}. {subprocess_runs.describe_machine()}.'
   if flags.overrides:
     description += f' Overrides: {" ".join(flags.overrides)}.'
@@ -184,10 +186,10 @@ def main() -> None:
   (flags.workdir / 'table.md').write_text(text)
   csv_rows = [
     [*key, seed, *(seed_summary.get(metric, 'diverged') for metric in _METRICS)]
-    for key in sorted(summaries_by_cell)
+    for key in summaries_by_cell
     for seed, seed_summary in summaries_by_cell[key].items()
   ]
-  header = ['rate', 'warmup', 'steps', 'seed', *_METRICS]
+  header = ['variant', 'steps', 'seed', *_METRICS]
   files.write_csv(flags.workdir / 'table.csv', [header, *csv_rows])
   draw(rows, flags.workdir / 'study.png', f'STFPM, {flags.category}')
   print(text)
