@@ -33,10 +33,6 @@ def write(path: Path, value) -> Path:
   return path
 
 
-def content(root: Path) -> dict[str, bytes]:
-  return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob('*') if p.is_file()}
-
-
 def lists(target: Path) -> tuple[list[list[str]], list[list[str]]]:
   train, val = ((target / f'{name}.txt').read_text('utf-8') for name in ('train', 'val'))
   return [x.split('\t') for x in train.splitlines()], [x.split('\t') for x in val.splitlines()]

@@ -199,7 +199,7 @@ BAD = [
 ]  # fmt: skip
 
 
-def found(report: checks.Report) -> list[tuple[str, str, str]]:
+def summaries(report: checks.Report) -> list[tuple[str, str, str]]:
   return [
     (p.severity, p.kind, p.path.relative_to(report.directory).as_posix()) for p in report.problems
   ]
@@ -210,7 +210,7 @@ def test_what_is_right_passes(tmp_path, layout):
   LAYOUTS[layout](tmp_path / 'my parts')
   report = checks.check(tmp_path, 'my parts')
   lacking = [('warning', 'no good test images', '.')] if layout == 'folder' else []
-  assert found(report) == lacking
+  assert summaries(report) == lacking
   assert report.passed
   assert str(report).startswith('Check dataset passed !')
   assert report.splits == layouts.load(tmp_path, 'my parts', layout)
@@ -219,17 +219,17 @@ def test_what_is_right_passes(tmp_path, layout):
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_each_problem_is_told(tmp_path, layout):
-  for number, (where, spoil, severity, kind, path, told) in enumerate(BAD):
+  for number, (where, spoil, severity, kind, path, pattern) in enumerate(BAD):
     if where != layout:
       continue
     root, case = tmp_path / f'{number}', (layout, kind, path)
     LAYOUTS[layout](root)
-    before = set(found(checks.check(root, layout=layout)))
+    before = set(summaries(checks.check(root, layout=layout)))
     spoil(root)
     report = checks.check(root, layout=layout)
-    assert (severity, kind, path) in set(found(report)) - before, case
-    problem = report.problems[found(report).index((severity, kind, path))]
-    assert re.search(told, problem.message), case
+    assert (severity, kind, path) in set(summaries(report)) - before, case
+    problem = report.problems[summaries(report).index((severity, kind, path))]
+    assert re.search(pattern, problem.message), case
     assert str(problem.path) in problem.message, case
     assert report.passed == (severity == 'warning'), case
     assert problem.message in str(report), case
@@ -250,7 +250,7 @@ def test_all_problems_are_told_at_once_errors_first_and_always_alike(tmp_path, l
       spoil(tmp_path)
       expected.add((severity, kind, path))
   report = checks.check(tmp_path, layout=layout)
-  assert expected <= set(found(report))
+  assert expected <= set(summaries(report))
   assert len(expected) >= {'mvtec': 12, 'folder': 2, 'seglist': 7}[layout]
   severities = [problem.severity for problem in report.problems]
   assert severities == sorted(severities)
@@ -315,9 +315,9 @@ def test_a_folder_tells_that_an_image_is_good_whatever_its_mask(tmp_path):
   mask(tmp_path / 'ground_truth/good/0_mask.png')
   (tmp_path / 'ground_truth/good/0_mask.png').write_bytes(b'?')
   report = checks.check(tmp_path)
-  kept = {r.path: r.mask for r in checks.usable_splits(report).test}
-  assert kept[tmp_path / 'test/good/0.png'] is None
-  assert len(kept) == len(report.splits.test)
+  mask_by_image = {r.path: r.mask for r in checks.usable_splits(report).test}
+  assert mask_by_image[tmp_path / 'test/good/0.png'] is None
+  assert len(mask_by_image) == len(report.splits.test)
 
 
 def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
@@ -330,8 +330,8 @@ def test_one_picture_is_not_both_learned_from_and_tested_on(tmp_path):
   assert [record.path.name for record in train] == ['1.png', '2.png', '3.png']
   assert tmp_path / 'test/cut/same.png' in {record.path for record in test}
   assert tmp_path / 'test/good/same.png' not in {record.path for record in test}
-  told = checks.describe_excluded(report, checks.usable_splits(report))
-  assert '2 of 5 training images, 1 of 7 test images.' in told
+  description = checks.describe_excluded(report, checks.usable_splits(report))
+  assert '2 of 5 training images, 1 of 7 test images.' in description
 
 
 def test_masks_that_are_left_out_are_counted(tmp_path):
@@ -339,8 +339,8 @@ def test_masks_that_are_left_out_are_counted(tmp_path):
   (tmp_path / 'ground_truth/cut/0_mask.png').write_bytes(b'')
   mask(tmp_path / 'ground_truth/cut/1_mask.png', 255, size=(9, 8))
   report = checks.check(tmp_path)
-  told = checks.describe_excluded(report, checks.usable_splits(report))
-  assert told == 'Excluded because of problems in the data: the masks of 2 other images.'
+  description = checks.describe_excluded(report, checks.usable_splits(report))
+  assert description == 'Excluded because of problems in the data: the masks of 2 other images.'
   assert 'unreadable images and masks: 1. Errors: 2' in str(report)
 
 
@@ -358,9 +358,11 @@ def test_labels_of_other_tools_are_known_by_their_ends(tmp_path):
     root = tmp_path / f'{number}'
     folder(root)
     (root / 'good' / name).write_text(content)
-    told = [p.message for p in checks.check(root).problems if p.kind == 'labels of another tool']
-    assert len(told) == bool(tool), content[:40]
-    assert all(f'src_dataset_type={tool}.' in message for message in told), told
+    messages = [
+      p.message for p in checks.check(root).problems if p.kind == 'labels of another tool'
+    ]
+    assert len(messages) == bool(tool), content[:40]
+    assert all(f'src_dataset_type={tool}.' in message for message in messages), messages
 
 
 def test_where_nothing_is_left_to_learn_from_nothing_is_used(tmp_path):
@@ -411,15 +413,15 @@ def test_gray_and_palette_masks_of_two_values_are_binary(tmp_path):
 
 def test_progress_is_shown_over_every_file(tmp_path):
   mvtec(tmp_path)
-  told = []
+  calls = []
 
   def track(items, total, what):
     for item in items:
-      told.append((total, what))
+      calls.append((total, what))
       yield item
 
   checks.check(tmp_path, progress=track)
-  assert told == [(9 + 3, 'Checking')] * 12
+  assert calls == [(9 + 3, 'Checking')] * 12
 
 
 def test_every_image_is_passed_to_the_function_of_its_split(tmp_path):

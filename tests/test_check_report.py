@@ -55,10 +55,10 @@ def test_a_passed_check_leaves_ten_samples_of_each_split_and_a_histogram(tmp_pat
   assert result['analysis'] == {'histogram': 'check_dataset/histogram.png'}
   samples = attributes['train_sample_paths'] + attributes['val_sample_paths']
   assert len(set(samples)) == 20
-  told = {*samples, 'check_dataset/histogram.png'}
-  left = {p.relative_to(tmp_path / 'run').as_posix() for p in (tmp_path / 'run').rglob('*.png')}
-  assert left == told
-  for name in told:
+  pictures = {*samples, 'check_dataset/histogram.png'}
+  written = {p.relative_to(tmp_path / 'run').as_posix() for p in (tmp_path / 'run').rglob('*.png')}
+  assert written == pictures
+  for name in pictures:
     assert min(image_io.image_size(tmp_path / 'run' / name)) > 100
   json.dumps(result, allow_nan=False)
 
@@ -95,8 +95,8 @@ def test_a_failed_check_leaves_a_sheet_and_no_broken_samples(tmp_path):
   assert result['analysis']['problems'] == 'check_dataset/problems.png'
   assert image_io.image_size(tmp_path / 'check_dataset/problems.png')[1] == 3 * 260
   assert len(result['attributes']['train_sample_paths']) == 10
-  told = [(p['severity'], p['path']) for p in result['problems']]
-  assert told == [
+  listed = [(p['severity'], p['path']) for p in result['problems']]
+  assert listed == [
     ('error', 'train/good/0000.png'),
     ('error', 'ground_truth/cut/003_mask.png'),
     ('warning', 'ground_truth/cut/004_mask.png'),

@@ -2,19 +2,7 @@
 
 import tracemalloc
 
-from label_samples import (
-  block,
-  convert,
-  H,
-  labelme,
-  lists,
-  mask,
-  picture,
-  shape,
-  SQUARE,
-  W,
-  write,
-)
+from label_samples import block, convert, H, labelme, lists, mask, picture, shape, SQUARE, W, write
 import numpy as np
 from PIL import Image
 import pytest
@@ -155,7 +143,7 @@ def test_targets_and_kinds_that_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'told'),
+  ('kind', 'pattern'),
   [
     (
       'VOC',
@@ -165,11 +153,11 @@ def test_targets_and_kinds_that_are_refused(tmp_path):
     ('COCO', 'No JSON file below'),
   ],
 )
-def test_what_has_no_labels_is_not_taken_for_good(tmp_path, kind, told):
+def test_what_has_no_labels_is_not_taken_for_good(tmp_path, kind, pattern):
   for name in ('JPEGImages/a.png', 'JPEGImages/b.png'):
     picture(tmp_path / 'in' / name)
   write(tmp_path / 'in/ImageSets/Main/train.txt', 'a\nb\n')
-  with pytest.raises(DataError, match=told):
+  with pytest.raises(DataError, match=pattern):
     convert(tmp_path / 'in', kind, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
@@ -250,3 +238,12 @@ def test_masks_beside_images_are_not_learned_from(tmp_path, kind):
     ['images/good/b_json/b.png', 'annotations/good/b_json/b.png']
   ]
   assert any('folders of masks were ignored' in note for note in summary.notes)
+
+
+def test_masks_beside_images_do_not_become_images(tmp_path):
+  for name in ('a.png', 'b.png', 'b_mask.png', 'a_overlay.png', 'b.png___save.png'):
+    picture(tmp_path / 'in' / name)
+  write(tmp_path / 'in/a.json', labelme('a.png', [shape('x', SQUARE)]))
+  summary = convert(tmp_path / 'in', 'LabelMe', tmp_path / 'out')
+  assert summary.num_per_defect == {'good': 1, 'x': 1}
+  assert any('were ignored (3)' in note and 'b_mask.png' in note for note in summary.notes)

@@ -4,23 +4,11 @@ import base64
 import io
 import unicodedata
 
-from label_samples import (
-  block,
-  content,
-  convert,
-  H,
-  labelme,
-  lists,
-  mask,
-  picture,
-  shape,
-  SQUARE,
-  W,
-  write,
-)
+from label_samples import block, convert, H, labelme, lists, mask, picture, shape, SQUARE, W, write
 import numpy as np
 from PIL import Image
 import pytest
+import small_runs
 
 from uadjax.data import convert as converting, layouts
 from uadjax.errors import DataError
@@ -34,9 +22,9 @@ def test_labelme(tmp_path):
   write(source / 'labels/b.json', labelme('../images/b c.png', [shape('划/痕', SQUARE, None)]))
   decomposed = unicodedata.normalize('NFD', '..\\Images\\ÜNÏ\\划痕.png')
   write(source / 'labels/e.json', labelme(decomposed, [shape('_background_', SQUARE)]))
-  before = content(source)
+  before = small_runs.contents(source)
   summary = convert(source, 'labelme', target)
-  assert content(source) == before
+  assert small_runs.contents(source) == before
   assert lists(target) == (
     [
       ['images/good/a.png', 'annotations/good/a.png'],
@@ -165,7 +153,7 @@ def test_all_problems_at_once_and_nothing_written(tmp_path):
     write(source / f'{name}.json', value)
   with pytest.raises(DataError) as error:
     convert(source, 'LabelMe', target)
-  told = str(error.value)
+  message = str(error.value)
   for line in (
     "missing.json: no image 'nowhere.png'",
     'points.json: shape 1: points must be pairs',
@@ -180,7 +168,7 @@ def test_all_problems_at_once_and_nothing_written(tmp_path):
     'broken.json: not JSON',
     '11 problems',
   ):
-    assert line in told, line
+    assert line in message, line
   assert not target.exists()
   assert sorted(path.name for path in tmp_path.iterdir()) == ['in']
 

@@ -91,10 +91,10 @@ def test_voc_boxes_are_filled_and_noted(tmp_path):
   objects = OBJECT.format(1, 2, 5, 6, label='Kratzer ß') + OBJECT.format(
     '7.0', 2, 8, 3, label='Kratzer ß'
   )
-  for name, told in (('größe 1', objects), ('b', '')):
+  for name, elements in (('größe 1', objects), ('b', '')):
     picture(source / f'JPEGImages/{name}.jpg')
     write(
-      source / f'Annotations/{name}.xml', XML.format(name=f'{name}.jpg', h=H, w=W, objects=told)
+      source / f'Annotations/{name}.xml', XML.format(name=f'{name}.jpg', h=H, w=W, objects=elements)
     )
   picture(source / 'JPEGImages/c.png')
   summary = convert(source, 'VOC', target)

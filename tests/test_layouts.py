@@ -180,8 +180,8 @@ def test_a_line_that_names_a_file_is_neither_a_comment_nor_a_header(tmp_path):
   for name in ('#1.png', 'image', '# 2.png'):
     touch(tmp_path / name)
     (tmp_path / 'list.txt').write_text(f'{name}\t\n')
-    records, wrong = seglist.read_list(tmp_path / 'list.txt')
-    assert ([record.path for record in records], wrong) == ([tmp_path / name], [])
+    records, issues = seglist.read_list(tmp_path / 'list.txt')
+    assert ([record.path for record in records], issues) == ([tmp_path / name], [])
 
 
 def test_an_image_that_is_its_own_mask_has_none(tmp_path):
@@ -230,14 +230,14 @@ BAD_LINES = [
 def test_what_is_wrong_with_a_line_is_told_with_its_number(tmp_path):
   touch(tmp_path / 'root/a.png', tmp_path / 'root/b.png', tmp_path / 'a.png')
   file = tmp_path / 'root/train.txt'
-  for line, kind, told in BAD_LINES:
+  for line, kind, pattern in BAD_LINES:
     file.write_bytes(b'a.png b.png\r\n\r\n' + line + b'\r\nb.png\r\n')
-    lines, wrong = seglist.read_list(file)
+    lines, issues = seglist.read_list(file)
     assert lines[0] == Record(tmp_path / 'root/a.png', 'defect', tmp_path / 'root/b.png'), line
     assert lines[-1] == Record(tmp_path / 'root/b.png', 'defect'), line
-    assert wrong, line
-    assert all(p.kind == kind and 'train.txt line 3: ' in p.message for p in wrong), wrong
-    with pytest.raises(DataError, match=told):
+    assert issues, line
+    assert all(p.kind == kind and 'train.txt line 3: ' in p.message for p in issues), issues
+    with pytest.raises(DataError, match=pattern):
       layouts.load(tmp_path, 'root')
 
 
@@ -264,8 +264,8 @@ def test_images_that_share_a_stem_have_masks_of_their_own(tmp_path):
   touch(*(tmp_path / 'test/cut' / name for name in ('0.jpg', '0.png', '1.bmp', '1.png', '2.png')))
   masks = ('0_mask.jpg', '0_mask.png', '1_mask.png', '1.bmp_mask.png', '2.tif')
   touch(*(tmp_path / 'ground_truth/cut' / name for name in masks))
-  found = {r.path.name: r.mask.name for r in layouts.load(tmp_path, layout='mvtec').test}
-  assert found == {
+  mask_names = {r.path.name: r.mask.name for r in layouts.load(tmp_path, layout='mvtec').test}
+  assert mask_names == {
     '0.jpg': '0_mask.jpg',
     '0.png': '0_mask.png',
     '1.bmp': '1.bmp_mask.png',
@@ -359,3 +359,53 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
   (folder / 'x.png').touch()
   (folder / 'loop').symlink_to(tmp_path)
   assert scanning.find_files(tmp_path) == [folder / 'x.png']
+
+
+NO_KINDS = (
+  *('2024-05-01', '20240501', '2024_05', '01.05.2024', '2024-05-01_15-30', '20240501T153000Z'),
+  *('images', 'IMG', 'JPEGImages', 'data'),
+)
+KINDS = ('scratch', '2024', '0001', '12345678', '2024-13-01', 'batch 2024-05-01', '1.5', 'M6x20')
+
+
+def photograph(path: Path, seed: int = 0) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (12, 12), np.uint8)
+  Image.fromarray(pixels).save(path)
+
+
+def test_folders_named_after_dates_or_content_are_no_kinds_of_defects(tmp_path):
+  for number, name in enumerate((*NO_KINDS, *KINDS)):
+    for prefix, good in (('', 'good'), ('test/', 'train/good')):
+      root = tmp_path / f'{number}{prefix[:-1]}'
+      touch(root / good / '0.png', root / prefix / 'cut/0.png', root / prefix / name / '0.png')
+      listing = layouts.scan(root)
+      kinds = {record.defect for record in listing.splits.test}
+      problems = [p for p in listing.problems if p.kind == 'unnamed type of defect']
+      assert kinds == ({'cut'} if name in NO_KINDS else {'cut', name}), name
+      assert [p.path for p in problems] == ([root / prefix / name] if name in NO_KINDS else []), (
+        name
+      )
+
+
+def test_folders_of_dates_among_good_images_are_read(tmp_path):
+  for root, good in ((tmp_path / 'a', 'good'), (tmp_path / 'b', 'train/good')):
+    names = ('2024-05-01/0.png', '2024-05-02/cam1/0.png')
+    touch(*(root / good / name for name in (*names, 'NG/0.png', 'mask/0.png')))
+    expected = [root / good / name for name in names]
+    assert [record.path for record in layouts.scan(root).splits.train] == expected
+
+
+def test_photographs_in_a_folder_named_like_masks_are_refused(tmp_path):
+  for name in ('label', 'Labels', 'annotation', 'annotations'):
+    for prefix, good in (('', 'good'), ('test/', 'train/good')):
+      root = tmp_path / name / good.replace('/', ' ')
+      for i in range(3):
+        photograph(root / good / f'{i}.png', i)
+        photograph(root / prefix / name / f'{i}.png', 9 + i)
+      (problem,) = [p for p in layouts.scan(root).problems if 'folder of masks' in p.kind]
+      assert problem.path == root / prefix / name
+      assert f'{name}_defect' in problem.message
+      for i in range(3):
+        mask(root / prefix / name / f'{i}.png', 255)
+      assert not [p for p in layouts.scan(root).problems if 'folder of masks' in p.kind]

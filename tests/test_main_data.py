@@ -31,22 +31,22 @@ def check(directory, workdir, *more, layout='auto'):
   """The result of checking; the check itself goes well whatever it finds, its exit status tells."""
   words = (f'--config={small_runs.CONFIGS / "stfpm.py"}', f'--config.data.root={directory}')
   mode = ('--config.mode=check_dataset', f'--config.data.layout={layout}')
-  status, found = (
+  status, report = (
     run(*words, *mode, *more, f'--workdir={workdir}'),
     result(workdir, 'check_dataset'),
   )
-  assert status == (0 if found['check_pass'] else 1)
-  return found
+  assert status == (0 if report['check_pass'] else 1)
+  return report
 
 
 def refused(name, directory, workdir, *more):
   """What is said where a training run is refused; nothing was fitted then."""
   workdir.mkdir(exist_ok=True)  # A run that is refused at once makes none.
-  status, told = run(*flags(name, directory), *more, f'--workdir={workdir}'), result(workdir)
-  assert status == (2 if told['err_type'] in small_runs.USAGE_ERRORS else 1)
-  assert told['done_flag'] is False
+  status, summary = run(*flags(name, directory), *more, f'--workdir={workdir}'), result(workdir)
+  assert status == (2 if summary['err_type'] in small_runs.USAGE_ERRORS else 1)
+  assert summary['done_flag'] is False
   assert not (workdir / 'model').exists()
-  return told['err_msg']
+  return summary['err_msg']
 
 
 def converting(target, source='MVTec_AD'):
@@ -68,8 +68,8 @@ def root(drawn, tmp_path_factory):
     shutil.copytree(root / 'disc/test' / defect, root / 'bins' / defect)
   before = small_runs.contents(root / 'disc')
   splitting = ('--config.check.split.enable=true',)
-  found = check(root / 'disc', root / 'checked', *converting(root / 'listed'), *splitting)
-  assert found['check_pass']
+  report = check(root / 'disc', root / 'checked', *converting(root / 'listed'), *splitting)
+  assert report['check_pass']
   assert small_runs.contents(root / 'disc') == before
   return root
 
@@ -114,13 +114,13 @@ def evaluated(model, directory, workdir, **options):
   ['disc', 'listed', *(pytest.param(data, marks=pytest.mark.slow) for data in ('bins', 'plain'))],
 )
 def test_a_check_leaves_what_the_contract_promises(root, tmp_path, data):
-  found = check(root / data, tmp_path, layout=LAYOUTS[data])
-  assert found['done_flag'] is True
-  assert found['check_pass'] is True
-  assert found['show_type'] == 'image'
-  assert found['dataset_type'] == 'SegDataset'
-  assert found['dataset_path'] == str(root / data)
-  attributes = found['attributes']
+  report = check(root / data, tmp_path, layout=LAYOUTS[data])
+  assert report['done_flag'] is True
+  assert report['check_pass'] is True
+  assert report['show_type'] == 'image'
+  assert report['dataset_type'] == 'SegDataset'
+  assert report['dataset_path'] == str(root / data)
+  attributes = report['attributes']
   # Of the listed good images, a fifth of all fifteen is tested on.
   good = {'disc': GOOD, 'listed': (TRAIN + GOOD) // 5}.get(data, 0)
   defects = {} if data == 'plain' else dict.fromkeys(DEFECTS, 2)
@@ -130,7 +130,7 @@ def test_a_check_leaves_what_the_contract_promises(root, tmp_path, data):
   assert attributes['num_classes'] == 1
   samples = attributes['train_sample_paths'] + attributes['val_sample_paths']
   assert len(set(samples)) == len(samples) == min(TRAIN, 10) + min(attributes['val_samples'], 10)
-  for name in (*samples, found['analysis']['histogram']):
+  for name in (*samples, report['analysis']['histogram']):
     assert min(image_io.image_size(tmp_path / name)) > 100
   assert 'Check dataset passed !' in (tmp_path / 'check_dataset.log').read_text()
 
@@ -159,12 +159,12 @@ ERRORS = {
 
 
 def test_a_check_tells_all_that_is_wrong(bad, tmp_path):
-  found = check(bad, tmp_path)
-  assert found['done_flag'] is True
-  assert found['check_pass'] is False
-  told = {(p['kind'], p['path']) for p in found['problems'] if p['severity'] == 'error'}
-  assert told == ERRORS
-  assert (tmp_path / found['analysis']['problems']).is_file()
+  report = check(bad, tmp_path)
+  assert report['done_flag'] is True
+  assert report['check_pass'] is False
+  errors = {(p['kind'], p['path']) for p in report['problems'] if p['severity'] == 'error'}
+  assert errors == ERRORS
+  assert (tmp_path / report['analysis']['problems']).is_file()
   assert 'Check dataset failed.' in (tmp_path / 'check_dataset.log').read_text()
 
 
@@ -181,9 +181,9 @@ def test_what_fails_the_check_is_not_learned_from(bad, tmp_path, capfd):
 def test_what_can_be_used_is_learned_from_when_asked(bad, tmp_path):
   more = ('--config.check.enforce=false', f'--workdir={tmp_path}')
   assert run(*flags('padim', bad), *more) == 0
-  told = result(tmp_path)
-  assert told['summary']['images'] == TRAIN
-  counts = told['metrics']['counts']
+  outcome = result(tmp_path)
+  assert outcome['summary']['images'] == TRAIN
+  counts = outcome['metrics']['counts']
   assert (counts['good'], counts['defective']) == (GOOD, 6)
   assert counts['without_mask'] == 1  # For it does not fit.
   assert 'Check dataset failed.' in (tmp_path / 'train.log').read_text()
@@ -256,12 +256,12 @@ WRONG = [
 
 def test_what_cannot_be_converted_or_split_is_one_message(root, tmp_path, monkeypatch, capfd):
   monkeypatch.chdir(tmp_path)
-  for words, said in WRONG:
+  for words, message in WRONG:
     own = ('--config.mode=check_dataset', *words, f'--workdir={tmp_path / "run"}')
     assert run(*flags('padim', root / 'disc'), *own) == 2, words
-    told = capfd.readouterr().err
-    assert said in told, (words, told)
-    assert 'Traceback' not in told, words
+    output = capfd.readouterr().err
+    assert message in output, (words, output)
+    assert 'Traceback' not in output, words
     assert not [*tmp_path.iterdir()], words
   words = ('--config.mode=check_dataset', '--config.check.split.enable=true')
   assert run(*flags('padim', root / 'disc'), *words, f'--workdir={tmp_path / "run"}') == 1
@@ -295,9 +295,9 @@ def test_folders_are_learned_from_and_judged_as_far_as_they_tell(learned):
 
 def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_path):
   workdir = learned('plain')
-  told = result(workdir)
-  assert told['done_flag'] is True
-  assert 'metrics' not in told
+  outcome = result(workdir)
+  assert outcome['done_flag'] is True
+  assert 'metrics' not in outcome
   assert not (workdir / 'curves').exists()
   limits = manifest(workdir)['thresholds']
   assert limits['num_normals'] == TRAIN
@@ -307,11 +307,11 @@ def test_good_images_alone_are_learned_from_and_judge_others(learned, root, tmp_
   )
   config = f'--config={small_runs.CONFIGS / "stfpm.py"}'
   assert run(config, '--config.mode=predict', *more, f'--workdir={tmp_path}') == 0
-  found = result(tmp_path, 'predict')['results']
-  assert len(found) == GOOD + 6
-  assert len({one['score'] for one in found}) == GOOD + 6
-  for one in found:
-    assert (one['label'] == 'NG') == (one['score'] > limits['image_threshold'])
+  predictions = result(tmp_path, 'predict')['results']
+  assert len(predictions) == GOOD + 6
+  assert len({prediction['score'] for prediction in predictions}) == GOOD + 6
+  for prediction in predictions:
+    assert (prediction['label'] == 'NG') == (prediction['score'] > limits['image_threshold'])
 
 
 def test_a_data_set_is_judged_alike_in_every_layout(trained, root, tmp_path):
@@ -326,14 +326,14 @@ def test_a_data_set_is_judged_alike_in_every_layout(trained, root, tmp_path):
 
 
 def test_evaluating_leaves_what_the_contract_promises(trained, root, tmp_path):
-  told = evaluated(trained('padim'), root / 'disc', tmp_path, draw_curves=True)
-  assert told['done_flag'] is True
-  metrics = told['metrics']
+  outcome = evaluated(trained('padim'), root / 'disc', tmp_path, draw_curves=True)
+  assert outcome['done_flag'] is True
+  metrics = outcome['metrics']
   assert {*METRICS, 'at_threshold'} <= metrics.keys()
   assert metrics['at_threshold'].keys() >= AT_THRESHOLD
   assert set(metrics['oracles']) == {'image_f1_max', 'pixel_f1_max'}
-  assert told['weights'].keys() >= {'name', 'source', 'sha256'}
-  assert told['per_category'] == {'disc': metrics}
+  assert outcome['weights'].keys() >= {'name', 'source', 'sha256'}
+  assert outcome['per_category'] == {'disc': metrics}
   (row,) = table(tmp_path / 'disc.csv')
   assert row['category'] == 'disc'
   for title, key in (
@@ -356,24 +356,24 @@ def test_a_model_of_another_product_is_noticed(trained, tmp_path):
   demo.write_dataset(tmp_path, **counts, **options)
   for category in options['categories']:
     workdir = tmp_path / f'run_{category}'
-    told = evaluated(trained('padim'), tmp_path / category, workdir)
+    outcome = evaluated(trained('padim'), tmp_path / category, workdir)
     report = json.loads((workdir / 'report.json').read_text())
-    assert report['warnings'] == told['warnings']
+    assert report['warnings'] == outcome['warnings']
     log = (workdir / 'evaluate.log').read_text()
     if category == 'disc':  # The model's own product.
-      assert told['warnings'] == []
+      assert outcome['warnings'] == []
       assert 'other images' not in log
     else:
-      (warning,) = told['warnings']
+      (warning,) = outcome['warnings']
       assert warning['code'] == 'other_images'
-      num_ng = told['metrics']['at_threshold']['counts']['good']['ng']
+      num_ng = outcome['metrics']['at_threshold']['counts']['good']['ng']
       assert warning['message'].startswith(f'{num_ng} of 12 good images are NG;')
       assert warning['message'] in log
 
 
 def test_the_log_begins_with_the_verdicts(trained, root, tmp_path):
-  told = evaluated(trained('padim'), root / 'disc', tmp_path)
-  assert told['warnings'] == []
+  outcome = evaluated(trained('padim'), root / 'disc', tmp_path)
+  assert outcome['warnings'] == []
   log = (tmp_path / 'evaluate.log').read_text()
   places = [log.index(text) for text in (
     '6 defective images: ', ' found (', ' to review (', ' missed (', '3 good images: ',
@@ -388,8 +388,8 @@ def test_a_test_set_of_one_kind_has_curves_but_no_such_numbers(trained, root, tm
   shutil.copytree(root / 'disc', data)
   for kind in ('good',) if missing == 'good' else DEFECTS:
     shutil.rmtree(data / 'test' / kind)
-  told = evaluated(trained('padim'), data, tmp_path, draw_curves=True)
-  metrics = told['metrics']
+  outcome = evaluated(trained('padim'), data, tmp_path, draw_curves=True)
+  metrics = outcome['metrics']
   assert all(metrics[key] is None for key in METRICS if key.startswith('image'))
   # Defective images have good pixels, too.
   known = [metrics[key] is not None for key in METRICS if not key.startswith('image')]

@@ -200,3 +200,29 @@ def test_a_front_end_names_the_setting_for_masks_as_its_own_option():
   setting = Setting('data.mask', 'inverted')
   assert runtime.format_setting('check', setting) == '--mask=inverted'
   assert runtime.format_setting('fit', setting) == '--override data.mask=inverted'
+
+
+def test_pictures_that_labeling_tools_write_are_neither_images_nor_masks(tmp_path):
+  for i in range(4):
+    picture(tmp_path / f'{i}.jpg', i)
+  picture(tmp_path / 'lens_overlay.jpg', 4)  # No image beside it has the name lens.
+  derived = ('0_pseudo.png', '1_cutout.png', '2_overlay.png', '3_viz.png')
+  exported = (
+    'task-3-annotation-7-by-1-tag-cut-0.png', '0.jpg___save.png', '0.jpg___fuse.png',
+    'brush/task-12-annotation-7-by-a@b.c-tag-deep cut-1.png',
+  )  # fmt: skip
+  for name in (*derived, *exported):
+    mask(tmp_path / name)
+  report = checks.check(tmp_path)
+  assert [r.path.name for r in report.splits.train] == [
+    *(f'{i}.jpg' for i in range(4)),
+    'lens_overlay.jpg',
+  ]
+  assert report.splits.test == ()
+  assert all(record.mask is None for record in report.splits.train)
+  counts = {group.reason: group.num_files for group in report.not_used}
+  assert counts == {
+    'mask of no image': 4,
+    'labels of Label Studio': 2,
+    'labels of SuperAnnotate': 2,
+  }

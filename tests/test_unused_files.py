@@ -4,10 +4,12 @@ import collections
 import json
 import os
 from pathlib import Path
+import re
 
 import numpy as np
 from PIL import Image
 
+from uadjax import data
 from uadjax.data import checks, layouts, prepare
 from uadjax.data.checks import label_files, report as reports, unused_files
 from uadjax.data.settings import DataSettings
@@ -37,10 +39,10 @@ def dataset(root: Path) -> Path:
 
 def reasons(root: Path) -> dict[str, str]:
   listing = layouts.scan(root)
-  found = unused_files.find(listing.directory, listing.splits, listing.layout.list_files)
-  paths = [file.path for file in found]
+  unused = unused_files.find(listing.directory, listing.splits, listing.layout.list_files)
+  paths = [file.path for file in unused]
   assert len(paths) == len(set(paths))
-  return {file.path: file.reason for file in found}
+  return {file.path: file.reason for file in unused}
 
 
 # File, what it contains (None for a link to nothing, a color for an image), and the reason.
@@ -68,7 +70,13 @@ UNUSED = [
   ('train/good/Thumbs.db', b'\0', 'hidden file, thumbnail or system'),
   ('.git/objects/ab/cd', b'\0', 'hidden file, thumbnail or system'),
   ('files.txt', b'train/good/0.png\ntrain/good/1.png\n', 'list of images'),
-  ('labels.csv', b'image,label\r\n0.png,good\r\n', 'list of images'),
+  ('labels.csv', b'image,label\r\n0.png,good\r\n', 'labels of a table'),
+  ('names.csv', b'image\r\n0.png\r\n', 'list of images'),
+  ('log.csv', b'time,label\r\n12:00,OK\r\n', 'neither an image nor a label file (.csv)'),
+  ('bolts.zip', b'PK', 'archive that is not unpacked (.zip)'),
+  ('shard-000.tar', b'x', 'archive that is not unpacked (.tar)'),
+  ('train.tfrecord-00000-of-00001', b'x', 'archive that is not unpacked (.tfrecord)'),
+  ('data/train-00000-of-00001.parquet', b'x', 'archive that is not unpacked (.parquet)'),
 ]  # fmt: skip
 
 
@@ -81,13 +89,13 @@ def test_each_file_is_used_or_counted_with_its_reason(tmp_path):
       picture(root / name)
     else:
       write(root / name, content)
-  found = reasons(root)
+  unused = reasons(root)
   for name, _, reason in UNUSED:
-    assert reason in found.get(name, ''), name
-  assert len(found) == len(UNUSED)
+    assert reason in unused.get(name, ''), name
+  assert len(unused) == len(UNUSED)
   report = checks.check(root)
   files = [path for path in root.rglob('*') if not path.is_dir()]
-  counts = collections.Counter(found.values())
+  counts = collections.Counter(unused.values())
   assert {group.reason: group.num_files for group in report.not_used} == dict(counts)
   assert sum(counts.values()) == len(files) - 6  # Five images and a mask are used.
   assert [group.num_files for group in report.not_used] == sorted(counts.values(), reverse=True)
@@ -154,7 +162,28 @@ TOOLS = [
   ('CreateML', 'createml.json', '[{"image": "0.png", "annotations": [{"label": "cut", '
                                 '"coordinates": {"x": 1}}]}]'),
   ('Datumaro', 'default.json', '{"dm_format_version": "1.0", "items": []}'),
+  ('Darwin', 'ann/0.json', '{"version": "2.0", "schema_ref": "https://x", "annotations": []}'),
+  ('Darwin', 'ann/1.json', '{"dataset": "x", "image": {"workview_url": ""}, "annotations": []}'),
+  ('FiftyOne', 'samples.json', '{"samples": [{"filepath": "data/0.png", "ground_truth": {"_cls": '
+                               '"Detections", "detections": [{"bounding_box": [0, 0, 1, 1]}]}}]}'),
+  ('FiftyOne', 'labels.json', '{"classes": ["cut"], "labels": {"0": [{"bounding_box": []}]}}'),
+  ('Labelbox', 'export.ndjson', '{"data_row": {"external_id": "0.png"}, "projects": {}}\n'),
+  ('SageMaker Ground Truth', 'output.manifest', '{"source-ref": "s3://b/0.png", "x": {}}\n'),
+  ('Vertex AI', 'data.jsonl', '{"imageGcsUri": "gs://b/0.png", "boundingBoxAnnotations": []}\n'),
+  ('Vertex AI', 'import.csv', 'training,gs://b/0.png,cut,0.1,0.1,,,0.2,0.2,,\n'),
+  ('Hugging Face', 'metadata.jsonl', '{"file_name": "0.png", "objects": {"bbox": []}}\n'),
+  ('Azure Machine Learning', 'train.jsonl', '{"image_url": "azureml://x/0.png", "label": []}\n'),
+  ('Azure Custom Vision', 'images.json', '[{"originalImageUri": "https://x", "tags": []}]'),
+  ('VoTT', 'x-export.json', '{"assets": {"a1": {"asset": {"name": "0.png"}, "regions": []}}}'),
+  ('SuperAnnotate', '0.png___objects.json', '{"metadata": {"name": "0.png"}, "instances": []}'),
+  ('an unknown tool', 'other.json', '[{"img": "0.png", "annotations": []}]'),
   ('a table of boxes', 'boxes.csv', 'filename,width,height,class,xmin,ymin,xmax,ymax\n'),
+  ('a table', 'metadata.csv', 'file_name,label\n0.png,cut\n'),
+  ('a table', '_classes.csv', 'filename, good, cut\n0.png, 0, 1\n'),
+  ('a table', 'train.csv', 'ImageId,ClassId,EncodedPixels\n0002cc93b.jpg,1,29102 12\n'),
+  ('WebDataset', '0.cls', '1'),
+  ('Cognex', '0.vrlf', '\0\0\0\0'),
+  ('HALCON', 'bolts.hdict', 'HDict'),
 ]  # fmt: skip
 
 
@@ -163,8 +192,8 @@ def test_label_files_are_recognized_in_any_encoding(tmp_path):
     for tool, name, text in TOOLS:
       write(tmp_path / Path(name).name, text.encode(encoding))
       file = Path(name).name, len(text)
-      found = label_files.find_tool(tmp_path, Path(name).suffix, [file, ('none', 0)])
-      assert found == tool, (encoding, name)
+      recognized = label_files.find_tools(tmp_path, Path(name).suffix, [file, ('none', 0)])
+      assert recognized == {file[0]: tool, 'none': tool}, (encoding, name)
 
 
 def test_label_files_are_a_warning_that_names_the_tool_and_the_way_out(tmp_path):
@@ -175,13 +204,13 @@ def test_label_files_are_a_warning_that_names_the_tool_and_the_way_out(tmp_path)
     write(empty, '[]' if name.endswith('.json') else '')
     report = checks.check(root)
     assert f'labels of {tool}' in [group.reason for group in report.not_used], name
-    told = [p for p in report.problems if p.kind == 'labels of another tool']
-    assert len(told) == 1, name
-    assert f'labels of {tool}' in told[0].message
-    assert 'not read' in told[0].message
-    converts = f'src_dataset_type={tool}' in told[0].message
+    warnings = [p for p in report.problems if p.kind == 'labels of another tool']
+    assert len(warnings) == 1, name
+    assert f'labels of {tool}' in warnings[0].message
+    assert 'not read' in warnings[0].message
+    converts = f'src_dataset_type={tool}' in warnings[0].message
     assert converts == (tool in label_files.CONVERTIBLE), name
-    assert converts or 'Export them' in told[0].message, name
+    assert converts or re.search('Export them|Move the images', warnings[0].message), name
 
 
 def test_label_files_beside_the_folder_of_images_are_a_warning(tmp_path):
@@ -221,3 +250,70 @@ def test_unused_files_are_in_the_text_the_log_and_the_json(tmp_path, caplog):
   ]
   assert prepare.checked_splits(DataSettings(str(root)), enforce=True, min_images=3).train
   assert text in caplog.text
+
+
+# Folder of images, a label file elsewhere, its content, and the tool that wrote it.
+BESIDE = [
+  ('images', 'annotations.xml', '<annotations><image id="9" name="2.png"><box/></image>', 'CVAT'),
+  ('train2017', 'annotations/instances_train2017.json',
+   '{"images": [{"file_name": "2.png"}], "annotations": []}', 'COCO'),
+  ('images/train', 'labels/train/2.txt', '0 0.5 0.5 0.1 0.1', 'YOLO'),
+  ('images/default', 'annotations/default.json',
+   '{"items": [{"id": "2", "annotations": [], "image": {"path": "2.png"}}]}', 'Datumaro'),
+  ('ds0/img', 'ds0/ann/2.png.json', '{"objects": [{"classTitle": "cut"}]}', 'Supervisely'),
+  ('train_images', 'train.csv', 'ImageId,EncodedPixels\n2.png,29102 12\n', 'a table'),
+  ('images', 'output.manifest', '{"source-ref": "s3://bucket/2.png"}\n', 'SageMaker Ground Truth'),
+  ('data', 'labels.json', '{"classes": ["cut"], "labels": {"part 2": [{"label": 0}]}}', 'FiftyOne'),
+]  # fmt: skip
+
+
+def test_label_files_that_are_about_images_elsewhere_are_a_warning(tmp_path):
+  for number, (images, name, text, tool) in enumerate(BESIDE):
+    for encoding in ('utf-8', 'utf-16'):
+      root = tmp_path / f'{number}{encoding}'
+      for i in range(3):
+        picture(root / images / (f'part {i}.png' if tool == 'FiftyOne' else f'{i}.png'), i)
+      write(
+        root / name, text.replace('2.png', '7.png').replace('part 2', 'part 7').encode(encoding)
+      )
+      kinds = [problem.kind for problem in checks.check(root / images).problems]
+      assert Path(name).name.startswith('2.') or 'labels of another tool' not in kinds, name
+      write(root / name, text.encode(encoding))
+      messages = [problem.message for problem in checks.check(root / images).problems]
+      assert any(f'labels of {tool}' in message for message in messages), (name, encoding)
+
+
+def test_labels_of_images_of_the_same_name_beside_them_are_no_warning(tmp_path):
+  for folder in ('bolts', 'nuts'):
+    for i in range(3):
+      picture(tmp_path / f'{folder}/{i}.png', i)
+  write(tmp_path / 'nuts/0.json', '{"shapes": []}')
+  kinds = [problem.kind for problem in checks.check(tmp_path / 'bolts').problems]
+  assert 'labels of another tool' not in kinds
+
+
+def test_labels_of_listed_images_without_masks_are_a_warning(tmp_path):
+  for i in range(4):
+    picture(tmp_path / f'images/{i}.png', i)
+    Image.fromarray(np.zeros((12, 12), np.uint8)).save(tmp_path / f'images/{i}_mask.png')
+  write(tmp_path / 'labels/3.txt', '0 0.5 0.5 0.1 0.1')
+  for has_masks in (False, True):
+    lines = [f'./images/{i}.png' + has_masks * f'\timages/{i}_mask.png' for i in range(4)]
+    write(tmp_path / 'train.txt', '\n'.join(lines))
+    messages = [p.message for p in checks.check(tmp_path).problems]
+    assert any('labels of YOLO' in message for message in messages) != has_masks
+
+
+def test_files_outside_of_all_categories_are_counted(tmp_path):
+  for name in ('bolts', 'nuts'):
+    dataset(tmp_path / name)
+    write(tmp_path / name / 'notes.md', '')
+  write(tmp_path / 'readme.md', '')
+  picture(tmp_path / 'raw/cam/0.png')
+  settings = DataSettings(str(tmp_path), 'all')
+  groups = data.unused_in_root(settings, data.expand(settings))
+  assert sorted(path for group in groups for path in group.examples) == [
+    'raw/cam/0.png',
+    'readme.md',
+  ]
+  assert data.unused_in_root(DataSettings(str(tmp_path), 'bolts'), ['bolts']) == ()

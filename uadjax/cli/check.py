@@ -10,7 +10,8 @@ import typer
 from uadjax import config as configs, data, errors
 from uadjax.cli import console, runtime
 from uadjax.cli.options import CheckOptions
-from uadjax.data.checks import report as reports
+from uadjax.data import checks
+from uadjax.data.checks import report as reports, unused_files
 from uadjax.data.settings import DataSettings
 from uadjax.errors import DataError
 from uadjax.system import files
@@ -34,6 +35,8 @@ def run(options: CheckOptions) -> None:
     folder = output / category if output and len(categories) > 1 else output
     category_settings = dataclasses.replace(settings, category=category)
     all_passed &= _check_category(category_settings, folder, options.as_json)
+  if not_used := data.unused_in_root(settings, categories):
+    _print_unused_in_root(options, not_used)
   if not all_passed:
     raise typer.Exit(errors.EXIT_FAILURE)
 
@@ -64,10 +67,7 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
   # Line breaks in names are escaped, those between messages are not.
   directory = Path(runtime.to_printable(str(report.directory)))
   problems = tuple(p._replace(message=runtime.to_printable(p.message)) for p in report.problems)
-  not_used = tuple(
-    group._replace(examples=tuple(map(runtime.to_printable, group.examples)))
-    for group in report.not_used
-  )
+  not_used = _printable(report.not_used)
   lines = str(report._replace(directory=directory, problems=problems, not_used=not_used))
   console.print_line(text.Text.assemble((sign, style), f' {lines}'))
   if defect_counts:
@@ -76,3 +76,19 @@ def _check_category(settings: DataSettings, folder: Path | None, as_json: bool) 
   if folder:
     console.print_line(f'Sample pictures and all problems: {runtime.to_printable(str(folder))}')
   return report.passed
+
+
+def _print_unused_in_root(options: CheckOptions, not_used: tuple[checks.NotUsed, ...]) -> None:
+  """Print which files lie in the folder of the categories, but in no category."""
+  if options.as_json:
+    groups = [group.to_dict() for group in not_used]
+    console.print_json({'dataset_path': str(options.dataset), 'not_used': groups})
+    return
+  path = runtime.to_printable(str(options.dataset))
+  text_of_groups = unused_files.describe(_printable(not_used))
+  console.print_line(f'{path}, outside of its categories. {text_of_groups}')
+
+
+def _printable(groups: tuple[checks.NotUsed, ...]) -> tuple[checks.NotUsed, ...]:
+  """Return groups of files whose names can be printed."""
+  return tuple(g._replace(examples=tuple(map(runtime.to_printable, g.examples))) for g in groups)

@@ -5,6 +5,7 @@ The functions here take the `data` section of a configuration. `image_io` decode
 `batches` builds batches.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 from uadjax.data import checks, layouts, records
@@ -62,6 +63,13 @@ def expand(config: DataSettings) -> list[str]:
 
     return demo.expand_category(config.category)
   return layouts.expand(config.root, config.category)
+
+
+def unused_in_root(config: DataSettings, categories: Sequence[str]) -> tuple[checks.NotUsed, ...]:
+  """Account for the files of the root that lie in no category, if 'all' are selected."""
+  if not config.root or config.category != 'all' or 'all' in categories:
+    return ()
+  return checks.unused_in_root(config.root, categories)
 
 
 def _with_root(config: DataSettings) -> DataSettings:

@@ -59,6 +59,7 @@ _POINTERS = {
   b'/annex/objects/': "a git-annex pointer; run 'git annex get'",
 }
 
+_STRIP_PIXELS = 1 << 20  # Part of an image that is converted at once.
 MAX_PIXELS = 178_956_970  # Equals Pillow's limit, which other code in the process may have lifted.
 
 # EXIF orientation, 1 to 8 -> whether to transpose first, then the steps through rows and columns.
@@ -310,9 +311,16 @@ def _suppress_warnings() -> Iterator[None]:
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
   if image.mode.startswith(('I', 'F')):
     return np.repeat(_to_8_bit_gray(image)[..., None], 3, axis=-1)
-  if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Pillow has no direct lossless conversion to RGB.
-    image = image.convert('LA' if image.mode == 'La' else 'RGBA')
-  return np.asarray(image.convert('RGB'))
+  # Pillow's images take four bytes per pixel, and each conversion copies them. In strips, the
+  # copies are small.
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
+  rows = max(1, _STRIP_PIXELS // image.width)
+  for top in range(0, image.height, rows):
+    strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+    if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Pillow cannot convert these to RGB losslessly.
+      strip = strip.convert('LA' if image.mode == 'La' else 'RGBA')
+    pixels[top : top + rows] = np.asarray(strip.convert('RGB'))
+  return pixels
 
 
 def _to_8_bit_gray(image: Image.Image) -> UInt8[np.ndarray, 'h w']:

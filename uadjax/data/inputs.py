@@ -11,7 +11,6 @@ import itertools
 import os
 from pathlib import Path
 import re
-import stat
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from jaxtyping import UInt8
@@ -20,7 +19,7 @@ import numpy as np
 from uadjax.data import image_io, image_statistics, transforms
 from uadjax.data.layouts import scanning, text_list
 from uadjax.errors import DataError
-from uadjax.system import http, logging as log
+from uadjax.system import files, http, logging as log
 
 Origin: TypeAlias = Path | str | bytes | np.ndarray  # A file, a URL, an encoded image, pixels.
 
@@ -354,21 +353,13 @@ def _printable(name: Path | str) -> str:
 
 
 def _open_regular(path: Path, name: str) -> BinaryIO:
-  """Open a regular file; refuse pipes, which can block forever, and devices, which may be endless.
+  """Open the file of an image, whose name appears in messages.
 
   Raises:
     DataError: the file cannot be opened or is not a regular file.
   """
-
-  def opener(_: str, flags: int) -> int:
-    # The path may have become a pipe since it was checked.
-    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
-
   try:
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-      raise DataError(f'Cannot read {name}: it is a pipe, a socket or a device, not a file.')
-    return open(name, 'rb', opener=opener)  # `name` appears in error messages; `opener` has `path`.
+    return files.open_regular(path, name=name)
   except IsADirectoryError:
     reason = f'no images in or below it; image files must end in {", ".join(scanning.SUFFIXES)}'
     raise DataError(f'Cannot read the folder {name}: {reason}.') from None

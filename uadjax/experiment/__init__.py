@@ -18,6 +18,7 @@ import jax
 
 from uadjax import config as configs, data
 from uadjax.data import checks, prepare, transforms
+from uadjax.data.checks import unused_files
 from uadjax.data.image_cache import ImageCache
 from uadjax.distributed import mesh as meshes, processes
 from uadjax.errors import DataError, Interrupted, UserError
@@ -232,6 +233,9 @@ def _run_over_categories(run_category: Run, config: Settings, workdir: Path) -> 
     config = configs.replace(config, {'data.category': categories[0]})
     return _with_metrics(config, workdir, run_category(config, workdir))
   log.LOG.info('%s: %s', config.data.category, ', '.join(categories))
+  if not_used := data.unused_in_root(config.data, categories):
+    text = unused_files.describe(not_used)
+    log.LOG.warning('%s, outside of its categories. %s', config.data.root, text)
   files.write_text(workdir / 'config.yaml', configs.to_yaml(workdirs.without_run_options(config)))
   results, failures = {}, {}
   for category in categories:

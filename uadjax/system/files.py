@@ -28,6 +28,7 @@ Stage: TypeAlias = Callable[[Path, bytes], None]
 
 # Names of temporary files and folders begin with it, so that no other file is taken for one.
 _TEMPORARY_PREFIX = '.uadjax-'
+_NOT_REGULAR = 'Not a regular file: it is a pipe, a socket or a device'
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Spreadsheets evaluate text with this beginning as a formula, which may run commands or send data
@@ -158,21 +159,30 @@ def is_in_place(file: IO[Any]) -> bool:
     return False
 
 
-def open_regular(path: Path, max_bytes: int | None = None) -> io.BufferedReader:
+def open_regular(
+  path: Path, max_bytes: int | None = None, name: str | None = None
+) -> io.BufferedReader:
   """Open a regular file to read it; unlike `open`, never wait for a FIFO or read a device.
+
+  Args:
+    path: the file.
+    max_bytes: largest size of the file.
+    name: attribute `name` of the open file, which messages contain; by default, the path.
 
   Raises:
     OSError: the file cannot be read, is none, or has more than `max_bytes`.
   """
-  no_wait = getattr(os, 'O_NONBLOCK', 0)  # Windows has no FIFOs among its files.
-  file = open(path, 'rb', opener=lambda name, flags: os.open(name, flags | no_wait))  # noqa: SIM115
+  if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+    raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
+  no_wait = getattr(os, 'O_NONBLOCK', 0)  # It may have become a FIFO since; Windows has none.
+  file = open(name or path, 'rb', opener=lambda _, flags: os.open(path, flags | no_wait))  # noqa: SIM115
   status = os.fstat(file.fileno())
   if stat.S_ISREG(status.st_mode) and (max_bytes is None or status.st_size <= max_bytes):
     return file
   file.close()
   if stat.S_ISREG(status.st_mode):
     raise OSError(errno.EFBIG, f'It has {status.st_size} bytes, more than {max_bytes}', str(path))
-  raise OSError(errno.EINVAL, 'Not a regular file', str(path))
+  raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
 
 
 def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> Any:

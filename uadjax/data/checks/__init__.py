@@ -5,7 +5,7 @@
 Letters: h w height and width of an image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import concurrent.futures
 import contextvars
 import functools
@@ -25,6 +25,7 @@ from uadjax.system.progress import no_progress, Progress
 MIN_IMAGES = 3
 
 ImageFunction = rules.ImageFunction
+NotUsed = unused_files.NotUsed
 
 
 class Report(NamedTuple):
@@ -46,7 +47,7 @@ class Report(NamedTuple):
   defective_fractions: Mapping[Path, float]
   mask_reading: str
   labels_by_mask: bool = False
-  not_used: tuple[unused_files.NotUsed, ...] = ()
+  not_used: tuple[NotUsed, ...] = ()
 
   @property
   def errors(self) -> list[Problem]:
@@ -64,8 +65,7 @@ class Report(NamedTuple):
 
   def describe_not_used(self) -> str:
     """Return the number of unused files per reason as text; '' if every file is used."""
-    groups = dataset_problems.join_messages([str(group) for group in self.not_used])
-    return f'Files that are not used:\n  {groups}' if self.not_used else ''
+    return unused_files.describe(self.not_used)
 
   def __str__(self) -> str:
     train, test = self.splits
@@ -139,6 +139,13 @@ def check(
   ordered = tuple(sorted(all_problems, key=lambda problem: problem.severity != ERROR))
   properties = (listing.directory, splits, ordered, fractions, mask_reading)
   return Report(*properties, listing.layout.labels_by_mask, unused_files.summarize(unused))
+
+
+def unused_in_root(root: str | Path, categories: Collection[str]) -> tuple[NotUsed, ...]:
+  """Account for the files below a folder of categories that lie in none of them."""
+  nothing = Splits((), ())
+  unused = unused_files.find(Path(root), nothing, (layouts.LIST_OF_CATEGORIES,), categories)
+  return unused_files.summarize(unused)
 
 
 def _inspect_files(

@@ -2,9 +2,11 @@
 
 import codecs
 import collections
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 import contextlib
+import itertools
 import mmap
+import os
 from pathlib import Path
 import re
 
@@ -12,36 +14,67 @@ from uadjax.data.layouts import scanning
 
 CONVERTIBLE = ('LabelMe', 'COCO', 'VOC')  # Tools whose labels `check.convert` converts.
 LIST = 'list of images that the layout does not read'
+TABLE = 'a table'
+MASK = 'mask that lies outside of the folder'
+_OF_IMAGES = (TABLE, 'Hugging Face', 'WebDataset')  # Their labels are about whole images.
 
-_MAX_OPENED_FILES = 3  # Files with one suffix in one folder that are searched for a pattern.
-_MAX_FILES_ABOVE = 20  # Files with one suffix in the folder above that are searched.
+_MAX_OPENED_FILES = 8  # More files with one suffix in a folder are taken for those of one tool.
+_MAX_FILES_ABOVE = 20  # Files with one suffix that are searched for names of images elsewhere.
+_MAX_FOLDERS_ABOVE = 50  # Folders beside the one of images that are searched.
+_NUM_LEVELS_ABOVE = 2  # As for the images in images/train/ and the labels in labels/train/.
+_MAX_FILES_BESIDE = 1000  # Files of such a folder that may be images.
+_MAX_MASKS_ABOVE = 1000
 _MIN_BYTES = 3  # Labels of an image without a defect may be empty, or '[]'.
 _MAX_BYTES = 1 << 28  # Larger files are not searched.
+_MAX_SEARCHED_BYTES = 1 << 25  # Beginning of a file that is searched for names of images.
 
+_IMAGE_SUFFIX = rb'\.(?:%s)' % '|'.join(suffix[1:] for suffix in scanning.SUFFIXES).encode()
 # A line, possibly after a header, whose first field is an image.
-_LIST_PATTERN = rb'(?i)\A([^\n]*\n)?["\']?[^\s,;"\']+\.(%s)(["\'\s,;]|\Z)' % (
-  '|'.join(suffix[1:] for suffix in scanning.SUFFIXES).encode()
+_LIST_PATTERN = rb'(?i)\A([^\n]*\n)?["\']?[^\s,;"\']+%s(["\'\s,;]|\Z)' % _IMAGE_SUFFIX
+# A header with a column of labels above a line that names an image.
+_TABLE_PATTERN = (
+  rb'(?i)\A[^\n]*\b(label|class|category|defect|anomaly|target|choice|encodedpixels|%s)s?'
+  rb'(\b|_?(id|name|type)\b)[^\n]*\n[^\n]*%s\b'
+  % ('|'.join(scanning.NORMAL_FOLDER_NAMES).encode(), _IMAGE_SUFFIX)
 )
+_JSON_LINES = '.json', '.jsonl', '.ndjson', '.manifest'
 # Tool, suffix of its label files, and a pattern in their content. The first that matches counts:
 # several tools use names such as "annotations".
 _SIGNATURES = (
   ('LabelMe', '.json', rb'"shapes"\s*:'),
   ('VIA', '.json', rb'"(_via_\w+|shape_attributes|file_attributes)"\s*:'),
-  ('Label Studio', '.json', rb'"(original_width|[a-z]+labels|to_name)"\s*:'),
-  ('Supervisely', '.json', rb'"(classTitle|geometryType|classId)"\s*:'),
+  ('Label Studio', '.json', rb'"(original_width|[a-z]+labels|to_name|file_upload)"\s*:'),
+  ('Supervisely', '.json', rb'"(classTitle|geometryType|classId|projectType)"\s*:'),
   ('Supervisely', '.json', rb'"size"\s*:\s*\{\s*"(height|width)"[^}]*\}\s*,\s*"objects"\s*:'),
   ('ISAT', '.json', rb'"description"\s*:\s*"ISAT|"iscrowd"[^}]*"note"\s*:'),
   ('EISeg', '.json', rb'"labelIdx"\s*:'),
   ('CreateML', '.json', rb'"annotations"\s*:\s*\[\s*\{[^]]*"coordinates"\s*:'),
   ('Datumaro', '.json', rb'"dm_format_version"\s*:|"items"\s*:\s*\[\s*\{[^]]*"annotations"\s*:'),
-  ('Darwin', '.json', rb'"bounding_box"\s*:'),
-  ('COCO', '.json', rb'"(annotations|(image|category)_id)"\s*:'),
+  *(('Labelbox', suffix, rb'"(data_row|Labeled Data)"\s*:') for suffix in _JSON_LINES),
+  *(('SageMaker Ground Truth', suffix, rb'"source-ref"\s*:') for suffix in _JSON_LINES),
+  *(('Vertex AI', suffix, rb'"imageGcsUri"\s*:') for suffix in _JSON_LINES),
+  ('Azure Machine Learning', '.jsonl', rb'"image_url"\s*:'),
+  ('Hugging Face', '.jsonl', rb'"file_name"\s*:'),
+  ('FiftyOne', '.json', rb'"(_cls|sample_fields)"\s*:'),
+  ('FiftyOne', '.json', rb'\A\s*\{\s*"classes"\s*:\s*(\[[^]]*\]|null)\s*,\s*"labels"\s*:\s*\{'),
+  ('Darwin', '.json', rb'"(schema_ref|workview_url|bounding_box)"\s*:'),
+  ('SuperAnnotate', '.json', rb'"(instances|attribute_groups)"\s*:\s*\['),
+  ('Azure Custom Vision', '.json', rb'"(tagName|originalImageUri)"\s*:'),
+  ('VoTT', '.json', rb'"assets?"\s*:\s*\{'),
+  ('COCO', '.json', rb'"images"\s*:\s*\[|"(image|category)_id"\s*:'),
+  ('an unknown tool', '.json', rb'"annotations?"\s*:'),
   ('VOC', '.xml', rb'<annotation[\s>]'),
   ('CVAT', '.xml', rb'<annotations[\s>]'),
+  ('VOC', '.txt', rb'\A#\s*label:color_rgb:parts:actions'),  # The labelmap.txt of CVAT.
   ('YOLO', '.txt', rb'\A\s*\d+([ \t]+-?\d*\.?\d+(e-?\d+)?){4,}[ \t]*\r?(\n|\Z)'),
   ('DOTA', '.txt', rb'(?m)(?:^|\A)(-?\d+(\.\d+)?[ \t]+){8}\S+[ \t]+\d\s*$'),
   ('VIA', '.csv', rb'region_shape_attributes'),
   ('a table of boxes', '.csv', rb'(?i)\A[^\n]*\bx_?min\b'),
+  ('Vertex AI', '.csv', rb'(?i)\A([^\n,]*,)?"?gs://'),
+  *((TABLE, suffix, _TABLE_PATTERN) for suffix in ('.csv', '.tsv')),
+  ('WebDataset', '.cls', rb'\A\s*-?\d+\s*\Z'),
+  *(('Cognex', suffix, b'') for suffix in ('.vrlf', '.vglf', '.vmf')),
+  ('HALCON', '.hdict', b''),
   *((LIST, suffix, _LIST_PATTERN) for suffix in ('.txt', '.csv', '.tsv', '.lst', '.list')),
 )  # fmt: skip
 _SUFFIXES = tuple(dict.fromkeys(suffix for _, suffix, _ in _SIGNATURES))
@@ -52,13 +85,15 @@ def way_out(tool: str) -> str:
   if tool in CONVERTIBLE:
     settings = f'check.convert.enable=true, check.convert.src_dataset_type={tool}'
     return f'To convert them, use mode check_dataset with {settings}.'
+  if tool in _OF_IMAGES:
+    return 'Move the images that they call defective to a folder that is named after the defect.'
   return 'Export them from that tool as COCO or VOC; mode check_dataset converts those.'
 
 
-def find_tool(directory: Path, suffix: str, files: Sequence[tuple[str, int]]) -> str:
-  """Return the tool that seems to have written the files of one suffix in a folder; '' if none.
+def find_tools(directory: Path, suffix: str, files: Sequence[tuple[str, int]]) -> dict[str, str]:
+  """Return the tool that seems to have written each file of a suffix in a folder; '' for none.
 
-  Few of them are opened: the smallest that is not empty, the largest, and one between.
+  Among many, few are opened: the smallest that is not empty, the largest, and one between.
 
   Args:
     directory: the folder.
@@ -66,42 +101,98 @@ def find_tool(directory: Path, suffix: str, files: Sequence[tuple[str, int]]) ->
     files: their names and sizes in bytes.
   """
   patterns = [(tool, pattern) for tool, s, pattern in _SIGNATURES if s == suffix]
-  sizes = sorted((size, name) for name, size in files if _MIN_BYTES <= size <= _MAX_BYTES)
+  sizes = sorted((size, name) for name, size in files if 0 < size <= _MAX_BYTES)
   if not patterns or not sizes:
-    return ''
-  step = max(1, (len(sizes) - 1) // (_MAX_OPENED_FILES - 1))
-  for _, name in [*sizes[::step][: _MAX_OPENED_FILES - 1], sizes[-1]]:
-    for tool, pattern in patterns:
-      if _contains(directory / name, pattern):
-        return tool
-  return ''
+    return {name: '' for name, _ in files}
+  is_each_opened = len(sizes) <= _MAX_OPENED_FILES
+  if not is_each_opened:
+    large = [pair for pair in sizes if pair[0] >= _MIN_BYTES] or sizes
+    sizes = [large[0], large[(len(large) - 1) // 2], large[-1]]
+  tools = {name: _tool_of(directory / name, patterns) for _, name in sizes}
+  tool = next(filter(None, tools.values()), '')
+  if is_each_opened:
+    return {name: tools.get(name) or tool * (size < _MIN_BYTES) for name, size in files}
+  return {name: tool for name, _ in files}
 
 
-def find_beside(directory: Path, stems: Collection[str]) -> Iterator[tuple[str, Path]]:
+def _tool_of(path: Path, patterns: Sequence[tuple[str, bytes]]) -> str:
+  """Return the tool of the first pattern that a file contains; '' if it contains none."""
+  return next((tool for tool, pattern in patterns if _contains(path, pattern)), '')
+
+
+def find_beside(directory: Path, stems: Set[str]) -> Iterator[tuple[str, Path]]:
   """Yield label files, with their tools, that lie beside a folder of images instead of in it.
 
-  They are those in a folder such as `labels` that have the name of an image, or that name the
-  folder of images or an image.
+  They have the name of an image or contain it, and lie in the folder above, in a folder beside that
+  of images, or in a parallel folder such as `labels/train` for `images/train`. `MASK` is the tool
+  of masks.
 
   Args:
     directory: the folder of images.
     stems: names of the images without suffix.
   """
-  parent = directory.resolve().parent
-  with contextlib.suppress(OSError):  # The folder above may be closed to the user.
-    folders = scanning.mask_folders_in(parent)
-    for folder in (parent, *(f for f in folders if not f.samefile(directory))):
-      paths_by_suffix: dict[str, list[Path]] = collections.defaultdict(list)
-      for path in scanning.files_in(folder, _SUFFIXES):
-        paths_by_suffix[path.suffix.lower()].append(path)
-      for suffix, paths in paths_by_suffix.items():
-        if folder == parent:
-          pattern = rb'["/]%s[/\\]' % re.escape(directory.resolve().name.encode())
-          paths = [path for path in paths[:_MAX_FILES_ABOVE] if _contains(path, pattern)]
-        else:
-          paths = [path for path in paths if path.name.partition('.')[0] in stems]
-        tool = find_tool(folder, suffix, [(path.name, path.stat().st_size) for path in paths])
-        yield from ((tool, path) for path in paths if tool)
+  with contextlib.suppress(OSError):  # The folders above may be closed to the user.
+    directory = directory.resolve()
+    for above in directory.parents[:_NUM_LEVELS_ABOVE]:
+      own, *subfolders = directory.relative_to(above).parts
+      yield from _find_about(above, directory.name, stems)
+      for folder in scanning.folders_in(above)[:_MAX_FOLDERS_ABOVE]:
+        is_mask_folder = scanning.is_mask_folder(folder.name)
+        # Labels in a folder that has images are about those.
+        if folder.name == own or (not is_mask_folder and _has_image(folder)):
+          continue
+        yield from _find_about(folder.joinpath(*subfolders), directory.name, stems)
+        if subfolders and is_mask_folder:
+          yield from _find_about(folder, directory.name, stems)
+        if is_mask_folder:
+          masks = scanning.find_files(folder)[:_MAX_MASKS_ABOVE]
+          yield from ((MASK, path) for path in masks if scanning.image_stem(path.name) in stems)
+
+
+def _has_image(folder: Path) -> bool:
+  """Return whether an image is among the first files below a folder."""
+  files = (name for _, _, names in os.walk(folder) for name in names)
+  return any(
+    name.lower().endswith(scanning.SUFFIXES) for name in itertools.islice(files, _MAX_FILES_BESIDE)
+  )
+
+
+def _find_about(folder: Path, image_folder: str, stems: Set[str]) -> Iterator[tuple[str, Path]]:
+  """Yield the label files in a folder, with their tools, that are about images elsewhere."""
+  own_stems = {path.stem for path in scanning.files_in(folder)}
+  paths_by_suffix: dict[str, list[Path]] = collections.defaultdict(list)
+  for path in scanning.files_in(folder, _SUFFIXES):
+    paths_by_suffix[path.suffix.lower()].append(path)
+  for suffix, paths in paths_by_suffix.items():
+    named = [path for path in paths if _image_stems(path) & (stems - own_stems)]
+    others = [path for path in paths if not _image_stems(path) & stems][:_MAX_FILES_ABOVE]
+    sizes = [(path.name, path.stat().st_size) for path in (*named, *others)]
+    tools = find_tools(folder, suffix, sizes)
+    yield from ((tools[path.name], path) for path in named if tools[path.name])
+    for path in others:
+      if tools[path.name] and _names_images(path, image_folder, stems):
+        yield tools[path.name], path
+
+
+def _image_stems(label_file: Path) -> set[str]:
+  """Return the names without suffix that the image of a label file may have."""
+  name = label_file.name
+  return {label_file.stem, Path(label_file.stem).stem, name.partition('.')[0]}
+
+
+def _names_images(path: Path, folder_name: str, stems: Set[str]) -> bool:
+  """Return whether the beginning of a file contains the name of a folder or of an image."""
+  folder = re.escape(folder_name.encode())
+  pattern = rb'["/]%s[/\\]|([^"\'/\\,;:<>=\r\n\t]+)%s\b|"([^"\r\n]{4,200})"\s*:'
+  with contextlib.suppress(OSError), path.open('rb') as file:
+    content = file.read(_MAX_SEARCHED_BYTES)
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+      content = content.replace(b'\0', b'')
+    for match in re.finditer(pattern % (folder, _IMAGE_SUFFIX), content, re.IGNORECASE):
+      name = match[1] or match[2]
+      if not name or name.decode(errors='replace').strip() in stems:
+        return True
+  return False
 
 
 def _contains(path: Path, pattern: bytes) -> bool:

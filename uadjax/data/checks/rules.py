@@ -88,8 +88,8 @@ def inspect_image(path: Path, on_image: ImageFunction | None = None) -> Inspecti
 def inspect_mask(path: Path, reading: str) -> Inspection:
   """Decode a mask, or those of a folder, whose defects are marked as `reading` says."""
   inspections = [_inspect_mask_file(file, reading) for file in image_io.mask_files(path)]
-  issues = tuple(itertools.chain.from_iterable(one_file.problems for one_file in inspections))
-  if any(one_file.size is None for one_file in inspections):
+  issues = tuple(itertools.chain.from_iterable(inspection.problems for inspection in inspections))
+  if any(inspection.size is None for inspection in inspections):
     # Without one of its files, the whole mask is unknown.
     broken = [error(UNREADABLE, path, p.message) for p in issues if p.kind == UNREADABLE]
     return Inspection(problems=(*broken, *(p for p in issues if p.kind != UNREADABLE)))
@@ -299,23 +299,34 @@ def _near_duplicates(dataset: Dataset) -> Iterator[Problem]:
 
 def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
   """Yield a warning for each tool whose label files lie below the dataset's folder unread."""
-  if dataset.listing.layout.labels_by_mask:
+  (directory, _, _, layout), splits = dataset.listing, dataset.splits
+  records = (*splits.train, *splits.test)
+  if layout.labels_by_mask and all(record.mask for record in records):
     return
-  directory, records = dataset.listing.directory, (*dataset.splits.train, *dataset.splits.test)
   labels = [(tool, directory / path) for path, _, tool in dataset.unused]
-  labels += label_files.find_beside(directory, {record.path.stem for record in records})
-  paths_by_tool: dict[str, list[Path]] = {}
+  if not layout.marker:  # Published datasets have lists of their own beside the folder.
+    labels += label_files.find_beside(directory, {record.path.stem for record in records})
+  effect = 'every image in a folder of good images counts as good'
+  if layout.labels_by_mask:
+    effect = 'every image without a mask counts as good'
+  paths_by_tool, masks = dict[str, list[Path]](), list[Path]()
   for tool, path in labels:
-    if tool not in ('', label_files.LIST):
+    if tool == label_files.MASK:
+      masks.append(path)
+    elif tool not in ('', label_files.LIST):
       paths_by_tool.setdefault(tool, []).append(path)
   for tool, paths in paths_by_tool.items():
     folder, suffix = paths[0].parent, paths[0].suffix
     count = sum(path.parent == folder for path in paths)
     message = (
       f'{folder} has {count} *{suffix} files such as {paths[0]}, which look like labels of {tool}. '
-      'They are not read: every image in a folder of good images counts as good.'
+      f'They are not read: {effect}.'
     )
     yield warning('labels of another tool', folder, f'{message} {label_files.way_out(tool)}')
+  if masks:
+    message = f'{len(masks)} masks such as {masks[0]} are not read, because they lie outside of'
+    hint = f'move {masks[0].parent} into it'
+    yield warning('masks outside of the folder', masks[0].parent, f'{message} {directory}; {hint}.')
 
 
 def _small_splits(dataset: Dataset) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ import re
 import stat
 from typing import NamedTuple
 
-from uadjax.data import image_io
+from uadjax.data import image_io, problems
 from uadjax.data.checks import label_files
 from uadjax.data.layouts import scanning
 from uadjax.data.records import Splits
@@ -31,6 +31,10 @@ _FOREIGN_SUFFIXES = frozenset((
   '.pfm', '.ply', '.ps', '.psd', '.raf', '.raw', '.rw2', '.sgi', '.svg', '.svgz', '.tga', '.wdp',
   '.wmf', '.xcf',
 ))  # fmt: skip
+_ARCHIVE = re.compile(
+  r'.+\.(7z|arrow|bz2|dltp|feather|gz|h5|hdf5|lmdb|mdb|parquet|pickle|pkl|rar|tar|tfrecords?|tgz|vsa|'
+  r'xz|zip|zst)(-\d+-of-\d+)?', re.IGNORECASE,
+)  # fmt: skip
 _OTHER, _SYSTEM = 'neither an image nor a label file', 'hidden file, thumbnail or system file'
 _MASK, _NOT_LISTED = 'mask of no image', 'image that is not listed'
 _NESTED = 'image in a folder that the layout does not read'
@@ -73,7 +77,12 @@ class NotUsed(NamedTuple):
     return {'reason': self.reason, 'count': self.num_files, 'examples': list(self.examples)}
 
 
-def find(directory: Path, splits: Splits, list_files: Sequence[str] = ()) -> list[UnusedFile]:
+def find(
+  directory: Path,
+  splits: Splits,
+  list_files: Sequence[str] = (),
+  skipped_folders: Collection[str] = (),
+) -> list[UnusedFile]:
   """Return the files below a folder that no record uses.
 
   A file counts as used under all its links. Folders are walked under one link only.
@@ -82,11 +91,12 @@ def find(directory: Path, splits: Splits, list_files: Sequence[str] = ()) -> lis
     directory: folder of the category.
     splits: images and masks that are used.
     list_files: patterns of other files that the layout reads, relative to the folder.
+    skipped_folders: names of folders in it that are not examined.
   """
   used = _used_files(directory, splits, list_files)
   used_paths, image_folders = set(used), {path.parent for path in used}
   unused: list[UnusedFile] = []
-  for folder, entries, reason in _walk(directory):
+  for folder, entries, reason in _walk(directory, skipped_folders):
     if reason:
       unused.append(UnusedFile(folder.as_posix(), reason))
     path = directory / folder
@@ -106,6 +116,12 @@ def summarize(unused: Collection[UnusedFile]) -> tuple[NotUsed, ...]:
   return tuple(sorted(groups, key=lambda group: (-group.num_files, group.reason)))
 
 
+def describe(groups: Sequence[NotUsed]) -> str:
+  """Return the number of unused files per reason as text; '' if every file is used."""
+  lines = problems.join_messages([str(group) for group in groups])
+  return f'Files that are not used:\n  {lines}' if groups else ''
+
+
 def _used_files(directory: Path, splits: Splits, list_files: Sequence[str]) -> list[Path]:
   records = (*splits.train, *splits.test)
   masks = dict.fromkeys(record.mask for record in records if record.mask)
@@ -114,7 +130,9 @@ def _used_files(directory: Path, splits: Splits, list_files: Sequence[str]) -> l
   return used + [path for pattern in list_files for path in directory.glob(pattern)]
 
 
-def _walk(directory: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], str]]:
+def _walk(
+  directory: Path, skipped_folders: Collection[str]
+) -> Iterator[tuple[Path, list[os.DirEntry[str]], str]]:
   """Yield each folder, relative to the directory, with its files, in natural order.
 
   Folders that are links come last, and only those whose target was not reached before. The third
@@ -139,7 +157,10 @@ def _walk(directory: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], str]]
     by_kind: dict[bool, list[os.DirEntry[str]]] = {True: [], False: []}
     for entry in entries:
       by_kind[scanning.is_folder(entry)].append(entry)
-    for entry in reversed(by_kind[True]):
+    subfolders = by_kind[True]
+    if folder == Path():
+      subfolders = [entry for entry in subfolders if entry.name not in skipped_folders]
+    for entry in reversed(subfolders):
       (links if entry.is_symlink() else pending).append(folder / entry.name)
     yield folder, by_kind[False], ''
     num_entries += len(entries)
@@ -176,8 +197,10 @@ def _classify(
       files_by_suffix[_suffix(entry.name)].append((entry.name, size))
   image_reason = _NOT_LISTED if is_image_folder else _NESTED
   for suffix, files in files_by_suffix.items():
-    tool = '' if suffix in scanning.SUFFIXES else label_files.find_tool(directory, suffix, files)
+    is_image = suffix in scanning.SUFFIXES
+    tools = {} if is_image else label_files.find_tools(directory, suffix, files)
     for name, size in files:
+      tool = scanning.exporting_tool(name) if is_image else tools[name]
       reason = _label_reason(tool) or _reason(directory / name, suffix, size)
       if not reason:
         reason = _MASK if is_mask_folder or scanning.is_mask_name(name) else image_reason
@@ -203,6 +226,8 @@ def _reason(path: Path, suffix: str, size: int) -> str:
     return "a DVC pointer; run 'dvc pull'"
   if suffix in _FOREIGN_SUFFIXES:
     return f'format that is not read ({suffix}); convert images to PNG'
+  if match := _ARCHIVE.fullmatch(path.name):
+    return f'archive that is not unpacked (.{match[1].lower()})'
   name = f'suffix {path.suffix!r}' if suffix else 'no suffix'
   if image_io.has_image_signature(path):
     return f'image with {name}, which is not read; rename it'

@@ -18,6 +18,7 @@ from uadjax.errors import DataError
 
 _BY_NAME = 'Images that are not at the path in their labels were found by name'
 _IN_MASK_FOLDER = 'Images in folders of masks were ignored'
+_MASK = 'Masks and other pictures of labels were ignored'
 _MASK_FOLDERS = 'ground_truth', 'mask', 'masks'
 _UPLOAD_PREFIX = re.compile('[0-9a-f]{8}-')  # Label Studio puts it before names of uploaded files.
 
@@ -103,7 +104,16 @@ class ImageIndex:
     unlabeled = [path for path in self.paths if path not in labeled]
     masks = {path for path in unlabeled if _is_in_mask_folder(path.relative_to(self.root), path)}
     self.remarks += [Remark(_IN_MASK_FOLDER, self.relative_to_root(path)) for path in sorted(masks)]
-    return [path for path in unlabeled if path not in masks]
+    pictures = {*unlabeled} - masks - self._images_without_masks()
+    self.remarks += [Remark(_MASK, self.relative_to_root(path)) for path in sorted(pictures)]
+    return [path for path in unlabeled if path not in masks | pictures]
+
+  def _images_without_masks(self) -> set[Path]:
+    """Return the images without the files that are named like the mask of one beside it."""
+    paths_by_folder: dict[Path, list[Path]] = collections.defaultdict(list)
+    for path in self.paths:
+      paths_by_folder[path.parent].append(path)
+    return {path for paths in paths_by_folder.values() for path in scanning.split_masks(paths)[0]}
 
   def _differing_in_suffix(self, name: str) -> list[Path]:
     """Return images whose names differ from this one in the suffix or in Label Studio's prefix."""

@@ -249,6 +249,7 @@ _LAYOUTS = {
   'folder': Layout(folder.read_splits, has_masks=False),
 }
 NAMES = ('auto', *_LAYOUTS)
+LIST_OF_CATEGORIES = visa.LIST  # Read from the folder that contains the categories.
 
 
 def _find_layout(directory: Path) -> str:

@@ -8,7 +8,7 @@ The datasets of a row do not differ in their layout:
 - `kolektor`: KolektorSDD, which is not split into training and test images.
 - `kolektor_2`: KolektorSDD2.
 - `dagm`: DAGM 2007.
-- `magnetic_tile`: the magnetic tile defects of Huang et al., which are not split, either.
+- `magnetic_tile`: the magnetic tile defects of Huang et al., which are not split either.
 
 VisA has a list of its images; see `visa`.
 """

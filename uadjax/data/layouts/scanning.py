@@ -5,7 +5,7 @@ image.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from uadjax.data import image_io, near_duplicates
+from uadjax.data import image_io, near_duplicates, problems
 from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
 from uadjax.errors import DataError
@@ -30,7 +30,7 @@ DEFECT_FOLDER_NAMES = (
 )
 MASK_FOLDER_NAMES = (
   *('mask', 'masks', 'ground_truth', 'groundtruth', 'gt', 'annotation', 'annotations'),
-  *('label', 'labels'),
+  *('label', 'labels', 'segmentationclass', 'segmentationclasspng', 'segmentationobject'),
 )
 # Files and folders that systems and archivers leave among images, in lower case.
 _SYSTEM_NAMES = frozenset(
@@ -38,6 +38,23 @@ _SYSTEM_NAMES = frozenset(
 )
 _MASK_ENDINGS = 'mask', 'gt', 'label', 'seg'  # Of the names of masks, such as 'x_mask.png'.
 _MASK_STEM = re.compile(rf'(.+)[_-](?:{"|".join(_MASK_ENDINGS)})s?[_-]?\d*', re.IGNORECASE)
+# Of pictures that show an image together with its mask, or a mask in color.
+_DERIVED_STEM = re.compile(r'(.+)_(?:cutout|overlay|pseudo|viz)', re.IGNORECASE)
+# Tool -> pattern of the names of the masks that it exports, which no image is named like.
+_EXPORTED_MASKS = {
+  'Label Studio': re.compile(r'task-\d+-annotation-\d+-by-.+-\d+\.png', re.IGNORECASE),
+  'SuperAnnotate': re.compile(r'.+___(?:save|fuse)\.png', re.IGNORECASE),
+}
+# Names of folders of masks that a defect may have, too.
+_AMBIGUOUS = re.compile('labels?|annotations?', re.IGNORECASE)
+# A mask has few values, or nearly all of its pixels are at one end of its range.
+_MAX_MASK_VALUES, _END_OF_RANGE, _MIN_MASK_FRACTION = 32, 0.1, 0.9
+_YEAR, _MONTH, _DAY = r'(?:19|20)\d\d', r'(?:0[1-9]|1[0-2])', r'(?:0[1-9]|[12]\d|3[01])'
+_DATE = re.compile(
+  rf'{_YEAR}[-_. ]?{_MONTH}[-_. ]?{_DAY}(?:[-_. T]?\d\d(?:[-_.:h ]?\d\d){{0,2}}[msZ]?)?'
+  rf'|{_YEAR}[-_. ]{_MONTH}|{_DAY}[-_. ]{_MONTH}[-_. ]{_YEAR}|{_MONTH}[-_. ]{_DAY}[-_. ]{_YEAR}'
+)
+_CONTENT = re.compile('images?|imgs?|jpegimages|photos?|pictures?|data|samples?', re.IGNORECASE)
 _LOSSLESS_SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff', '.pgm')
 _NUM_OPENED_PAIRS = 3  # Pairs of one folder that are opened.
 _MIN_MASK_DISTANCE = 8.0  # Root mean square difference of fingerprints, in gray values.
@@ -47,11 +64,11 @@ SplitsAndProblems = tuple[Splits, list[Problem]]
 
 
 def find_files(directory: Path, suffixes: Sequence[str] = SUFFIXES, depth: int = 0) -> list[Path]:
-  """Return the files with some suffixes in a folder and, recursively, in its subfolders.
+  """Return the files in a folder and, recursively, in its subfolders that have a suffix of a list.
 
   Args:
     directory: the folder.
-    suffixes: suffixes of the files.
+    suffixes: suffixes in lower case; any case matches.
     depth: number of folders that the search has entered to reach this one.
 
   Raises:
@@ -79,12 +96,12 @@ def require_depth(folder: Path, depth: int) -> None:
 
 
 def files_in(directory: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-  """Return the files in a folder with some suffixes, in natural order and without hidden ones."""
+  """Return the visible files in a folder that have a suffix of a list, in natural order."""
   return [p for p in _visible(directory) if p.suffix.lower() in suffixes and p.is_file()]
 
 
 def folders_in(directory: Path) -> list[Path]:
-  """Return the subfolders of a folder, in natural order and without hidden ones."""
+  """Return the visible subfolders of a folder, in natural order."""
   return [path for path in _visible(directory) if path.is_dir()]
 
 
@@ -122,8 +139,62 @@ def is_mask_folder(folder_name: str) -> bool:
 
 
 def is_mask_name(file_name: str) -> bool:
-  """Return whether a file of this name may be the mask of an image beside it."""
-  return bool(_MASK_STEM.fullmatch(Path(file_name).stem))
+  """Return whether a file of this name may show the mask of an image beside it."""
+  stem = Path(file_name).stem
+  return bool(_MASK_STEM.fullmatch(stem) or _DERIVED_STEM.fullmatch(stem))
+
+
+def image_stem(mask_name: str) -> str:
+  """Return the name without suffix that the image of a mask has."""
+  stem = Path(mask_name).stem
+  match = _MASK_STEM.fullmatch(stem)
+  return match[1] if match else stem
+
+
+def exporting_tool(file_name: str) -> str:
+  """Return the labeling tool that exports masks with names like this one; '' if none does."""
+  return next((t for t, pattern in _EXPORTED_MASKS.items() if pattern.fullmatch(file_name)), '')
+
+
+def is_no_kind(folder_name: str) -> bool:
+  """Return whether no defect is called so, as for a date or the word 'images'."""
+  return any(pattern.fullmatch(folder_name) for pattern in (_DATE, _CONTENT))
+
+
+def folders_without_kind(folders: Iterable[Path]) -> Iterator[Problem]:
+  """Yield an error if folders of images have names that no type of defect has."""
+  unnamed = [folder for folder in folders if is_no_kind(folder.name) and files_in(folder)]
+  if unnamed:
+    others = f' and {len(unnamed) - 1} more folders are' if len(unnamed) > 1 else ' is'
+    message = f'{unnamed[0]}{others} not named after a type of defect'
+    hint = 'move good images to a folder good/, and others to a folder named after their defect'
+    yield problems.error('unnamed type of defect', unnamed[0], f'{message}; {hint}.')
+
+
+def images_like_masks(mask_folders: Iterable[Path]) -> Iterator[Problem]:
+  """Yield an error for each folder of masks whose name may be a defect's and that has photographs.
+
+  Labels of bottles, for example, have defects, too.
+  """
+  for folder in mask_folders:
+    paths = find_files(folder)[:_NUM_OPENED_PAIRS] if _AMBIGUOUS.fullmatch(folder.name) else []
+    if paths and all(map(_is_photograph, paths)):
+      message = f'{folder} is named like a folder of masks, but its images are photographs'
+      hint = f'if they show a defect, rename it, for example to {folder.name}_defect'
+      yield problems.error('images in a folder of masks', folder, f'{message}; {hint}.')
+
+
+def _is_photograph(path: Path) -> bool:
+  """Return whether a file has many values, most of them neither near black nor near white."""
+  try:
+    values = image_io.read_raw_mask(path).values
+  except DataError:
+    return False
+  low, high = float(values.min()), float(values.max())
+  margin = _END_OF_RANGE * (high - low)
+  is_at_end = (values <= low + margin) | (values >= high - margin)
+  is_varied = len(np.unique(values)) > _MAX_MASK_VALUES
+  return is_varied and bool(is_at_end.mean() < _MIN_MASK_FRACTION)
 
 
 def mask_folders_in(directory: Path) -> list[Path]:
@@ -132,14 +203,14 @@ def mask_folders_in(directory: Path) -> list[Path]:
 
 
 def is_hidden(name: str) -> bool:
-  """Return whether a file or folder is hidden, or one that a system keeps for itself."""
+  """Return whether a file or folder is hidden or belongs to an operating system or archiver."""
   return name.startswith('.') or name.lower() in _SYSTEM_NAMES
 
 
 def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
   """Return records of the images in the subfolders of a folder, each named after a defect.
 
-  Subfolders of masks or of a validation set are not defects.
+  Subfolders of masks, of a validation set or without the name of a defect are left out.
 
   Args:
     folder: folder of the subfolders; the name of one of normal images counts as 'good'.
@@ -148,7 +219,7 @@ def test_records(folder: Path, mask_folder: Path | None) -> tuple[Record, ...]:
   """
   records = []
   for subfolder in folders_in(folder):
-    if is_mask_folder(subfolder.name) or is_validation(subfolder.name):
+    if any(test(subfolder.name) for test in (is_mask_folder, is_validation, is_no_kind)):
       continue
     defect = GOOD if is_normal(subfolder.name) else subfolder.name
     folders = mask_folders_in(subfolder)
@@ -192,8 +263,10 @@ def split_masks(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
   """Split the files of a folder into images, and masks beside them; return the mask per image.
 
   Masks of `x.jpg` are `x_mask.png`, `x_GT.png`, `x_label.bmp` and the like, whatever their suffix,
-  and `x.png`, unless it shows the same picture as `x.jpg`.
+  and `x.png`, unless it shows the same picture as `x.jpg`. Other pictures that labeling tools
+  write, such as `x_overlay.png`, are neither images nor masks.
   """
+  paths = [path for path in paths if not exporting_tool(path.name)]
   paths_by_stem: dict[str, list[Path]] = collections.defaultdict(list)
   for path in paths:
     paths_by_stem[path.stem.lower()].append(path)
@@ -203,6 +276,8 @@ def split_masks(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
     for image in paths_by_stem.get(match[1].lower(), ()) if match else ():
       masks.add(path)
       by_image.setdefault(image, path)
+    if (match := _DERIVED_STEM.fullmatch(path.stem)) and match[1].lower() in paths_by_stem:
+      masks.add(path)
   pairs = [
     (image, other)
     for image, other in itertools.chain.from_iterable(

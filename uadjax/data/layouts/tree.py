@@ -85,6 +85,11 @@ def read_splits(tree: Tree, directory: Path) -> scanning.SplitsAndProblems:
     issues.append(problems.error('empty split', test_folder, message))
   if '{good}' in tree.train:
     issues += _other_training_folders(directory, tree.train, test_folder)
+  if '{kind}' in tree.test:
+    folders = _find_folders(directory, tree.test.removesuffix(_NESTED))
+    kinds = [folder.path for folder in folders if folder.path.name == folder.kind]
+    issues += scanning.folders_without_kind(kinds)
+    issues += scanning.images_like_masks([f for f in kinds if scanning.is_mask_folder(f.name)])
   issues += _masks_without_image(directory, tree, test)
   return Splits((*train, *validation_records(directory, tree)), tuple(test)), issues
 
@@ -122,12 +127,12 @@ def _find_folders(directory: Path, pattern: str, kind: str = '') -> Iterator[_Fo
         yield _Folder(path, path_kind)
 
 
-def _add_subfolders(folder: _Folder) -> Iterator[_Folder]:
-  """Yield a folder and its subfolders, except those of masks or of defects."""
+def with_subfolders(folder: Path) -> Iterator[Path]:
+  """Yield a folder and, recursively, its subfolders, except those of masks or of defects."""
   yield folder
-  for path in scanning.folders_in(folder.path):
+  for path in scanning.folders_in(folder):
     if not (scanning.is_mask_folder(path.name) or scanning.is_defective(path.name)):
-      yield from _add_subfolders(_Folder(path, folder.kind, folder.subfolder / path.name))
+      yield from with_subfolders(path)
 
 
 def _find_image_folders(directory: Path, pattern: str) -> Iterator[_Folder]:
@@ -135,8 +140,9 @@ def _find_image_folders(directory: Path, pattern: str) -> Iterator[_Folder]:
     return
   folders = _find_folders(directory, pattern.removesuffix(_NESTED))
   for folder in folders:
-    if not scanning.is_mask_folder(folder.kind):
-      yield from _add_subfolders(folder) if pattern.endswith(_NESTED) else (folder,)
+    if not scanning.is_mask_folder(folder.kind) and not scanning.is_no_kind(folder.kind):
+      paths = with_subfolders(folder.path) if pattern.endswith(_NESTED) else (folder.path,)
+      yield from (_Folder(path, folder.kind, path.relative_to(folder.path)) for path in paths)
 
 
 def _mask_folders(folder: _Folder, tree: Tree) -> list[Path]:

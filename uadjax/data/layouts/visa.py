@@ -14,13 +14,14 @@ from uadjax.data.problems import Problem
 from uadjax.data.records import GOOD, Record, Splits
 
 MARKER = 'data/images/normal'
+LIST = 'split_csv/1cls.csv'  # Relative to the folder that contains the categories.
 _COLUMNS = frozenset(('object', 'split', 'label', 'image', 'mask'))
 _SPLITS = 'train', 'test'
 
 
 def list_path(directory: Path) -> Path:
   """Return the file that lists the images of a category."""
-  return directory.absolute().parent / 'split_csv' / '1cls.csv'
+  return directory.absolute().parent / LIST
 
 
 def read_splits(directory: Path) -> scanning.SplitsAndProblems:
