@@ -366,6 +366,10 @@ def test_a_data_set_is_checked(drawn, uadjax, tmp_path):
   one, two = objects(out)
   assert (one['check_pass'], two['check_pass']) == (True, False)
   assert [problem['path'] for problem in two['problems']] == [str(broken)]
+  (tmp_path / 'data' / 'notes.md').write_text('by hand')
+  assert 'notes.md' in uadjax(*words)[1]
+  *_, outside = objects(uadjax(*words, '--json')[1])
+  assert outside['not_used'][0]['examples'] == ['notes.md']
   assert uadjax('check', tmp_path / 'nothing')[0] == 1
 
 

@@ -355,7 +355,7 @@ def test_a_bad_file_in_a_folder_loses_no_other(tmp_path):
 def test_a_file_that_becomes_a_pipe_does_not_hang(tmp_path, monkeypatch):
   path = tmp_path / 'a.png'
   os.mkfifo(path)
-  monkeypatch.setattr(inputs.stat, 'S_ISREG', lambda mode: True)
+  monkeypatch.setattr('stat.S_ISREG', lambda mode: True)
   with pytest.raises(DataError, match=r'a\.png: '):
     inputs.read(inputs.Source(str(path), path))
 

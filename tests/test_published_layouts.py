@@ -95,6 +95,18 @@ TREES = {
     test/20000_GT.png         empty
     test/20001.png            defect test/20001_GT.png
   """),
+  'Roboflow': ('kolektor_2', """
+    train/a_jpg.rf.01.jpg       train   train/a_jpg.rf.01_mask.png
+    train/a_jpg.rf.01_mask.png  empty
+    train/b_jpg.rf.02.jpg       unused  train/b_jpg.rf.02_mask.png
+    valid/c_jpg.rf.03.jpg       held out valid/c_jpg.rf.03_mask.png
+    valid/c_jpg.rf.03_mask.png  empty
+    valid/d_jpg.rf.04.jpg       unused  valid/d_jpg.rf.04_mask.png
+    test/e_jpg.rf.05.jpg        good    test/e_jpg.rf.05_mask.png
+    test/e_jpg.rf.05_mask.png   empty
+    test/f_jpg.rf.06.jpg        defect  test/f_jpg.rf.06_mask.png
+    train/_classes.csv          -
+  """),
   'DAGM': ('dagm', """
     Train/0001.PNG            unused Train/Label/0001_label.PNG
     Train/0002.PNG            train

@@ -72,6 +72,17 @@ def test_one_bit_and_palettes():
   np.testing.assert_array_equal(image_io.decode(saved(palette, transparency=3)), few)
 
 
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr'])
+def test_large_images_that_are_converted_in_strips_keep_their_pixels(mode, monkeypatch):
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).convert(mode).save(file, 'TIFF')
+  whole = image_io.decode(file.getvalue())
+  for size in (1, 20, 62):
+    monkeypatch.setattr(image_io, '_STRIP_PIXELS', size)
+    np.testing.assert_array_equal(image_io.decode(file.getvalue()), whole)
+
+
 def test_alpha_is_dropped():
   alpha = np.concatenate([RGB, GRAY[..., None]], axis=-1)
   np.testing.assert_array_equal(image_io.decode(saved(Image.fromarray(alpha))), RGB)

@@ -263,6 +263,10 @@ BESIDE = [
   ('ds0/img', 'ds0/ann/2.png.json', '{"objects": [{"classTitle": "cut"}]}', 'Supervisely'),
   ('train_images', 'train.csv', 'ImageId,EncodedPixels\n2.png,29102 12\n', 'a table'),
   ('images', 'output.manifest', '{"source-ref": "s3://bucket/2.png"}\n', 'SageMaker Ground Truth'),
+  ('images', 'releases/latest/annotations/2.json', '{"schema_ref": "", "annotations": []}',
+   'Darwin'),
+  ('images', 'manifests/output/output.manifest', '{"source-ref": "s3://b/2.png"}',
+   'SageMaker Ground Truth'),
   ('data', 'labels.json', '{"classes": ["cut"], "labels": {"part 2": [{"label": 0}]}}', 'FiftyOne'),
 ]  # fmt: skip
 
@@ -317,3 +321,17 @@ def test_files_outside_of_all_categories_are_counted(tmp_path):
     'readme.md',
   ]
   assert data.unused_in_root(DataSettings(str(tmp_path), 'bolts'), ['bolts']) == ()
+
+
+def test_masks_beside_the_folder_of_images_are_a_warning(tmp_path):
+  for i in range(3):
+    picture(tmp_path / f'images/good/{i}.png', i)
+    picture(tmp_path / f'images/cut/a{i}.png', 9 + i)
+  for name in ('labels/cut/a0.png', 'labels/cut/a1_mask.png', 'other/a2.png'):
+    picture(tmp_path / name)
+  problems = [p for p in checks.check(tmp_path / 'images').problems if 'outside' in p.kind]
+  assert [problem.path for problem in problems] == [tmp_path / 'labels/cut']
+  assert problems[0].message.startswith('2 masks such as ')
+  (tmp_path / 'labels').rename(tmp_path / 'images/labels')
+  report = checks.check(tmp_path / 'images')
+  assert sum(record.mask is not None for record in report.splits.test) == 2

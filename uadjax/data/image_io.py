@@ -311,16 +311,23 @@ def _suppress_warnings() -> Iterator[None]:
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
   if image.mode.startswith(('I', 'F')):
     return np.repeat(_to_8_bit_gray(image)[..., None], 3, axis=-1)
+  if image.width * image.height <= _STRIP_PIXELS:
+    return _convert_to_rgb(image)
   # Pillow's images take four bytes per pixel, and each conversion copies them. In strips, the
   # copies are small.
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   rows = max(1, _STRIP_PIXELS // image.width)
   for top in range(0, image.height, rows):
     strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-    if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Pillow cannot convert these to RGB losslessly.
-      strip = strip.convert('LA' if image.mode == 'La' else 'RGBA')
-    pixels[top : top + rows] = np.asarray(strip.convert('RGB'))
+    pixels[top : top + rows] = _convert_to_rgb(strip)
   return pixels
+
+
+def _convert_to_rgb(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
+  if image.mode in ('P', 'PA', 'La', 'RGBa'):  # Pillow has no direct lossless conversion to RGB.
+    image = image.convert('LA' if image.mode == 'La' else 'RGBA')
+  # Conversion to the same mode would be a copy.
+  return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
 def _to_8_bit_gray(image: Image.Image) -> UInt8[np.ndarray, 'h w']:

@@ -123,9 +123,9 @@ def _tool_of(path: Path, patterns: Sequence[tuple[str, bytes]]) -> str:
 def find_beside(directory: Path, stems: Set[str]) -> Iterator[tuple[str, Path]]:
   """Yield label files, with their tools, that lie beside a folder of images instead of in it.
 
-  They have the name of an image or contain it, and lie in the folder above, in a folder beside that
-  of images, or in a parallel folder such as `labels/train` for `images/train`. `MASK` is the tool
-  of masks.
+  They have the name of an image or contain it, and lie in the folder above, below a folder beside
+  that of images, or in a parallel folder such as `labels/train` for `images/train`. `MASK` is the
+  tool of masks.
 
   Args:
     directory: the folder of images.
@@ -134,19 +134,27 @@ def find_beside(directory: Path, stems: Set[str]) -> Iterator[tuple[str, Path]]:
   with contextlib.suppress(OSError):  # The folders above may be closed to the user.
     directory = directory.resolve()
     for above in directory.parents[:_NUM_LEVELS_ABOVE]:
-      own, *subfolders = directory.relative_to(above).parts
+      folder_name, *subfolders = directory.relative_to(above).parts
       yield from _find_about(above, directory.name, stems)
       for folder in scanning.folders_in(above)[:_MAX_FOLDERS_ABOVE]:
         is_mask_folder = scanning.is_mask_folder(folder.name)
         # Labels in a folder that has images are about those.
-        if folder.name == own or (not is_mask_folder and _has_image(folder)):
+        if folder.name == folder_name or (not is_mask_folder and _has_image(folder)):
           continue
-        yield from _find_about(folder.joinpath(*subfolders), directory.name, stems)
-        if subfolders and is_mask_folder:
-          yield from _find_about(folder, directory.name, stems)
-        if is_mask_folder:
+        label_folders = [folder.joinpath(*subfolders)]
+        if not subfolders or is_mask_folder:
+          label_folders += itertools.islice(_walk(folder), _MAX_FOLDERS_ABOVE)
+        for label_folder in dict.fromkeys(label_folders):
+          yield from _find_about(label_folder, directory.name, stems)
+        is_category = any(scanning.normal_folders(folder)[1:])
+        if is_mask_folder and not is_category:
           masks = scanning.find_files(folder)[:_MAX_MASKS_ABOVE]
           yield from ((MASK, path) for path in masks if scanning.image_stem(path.name) in stems)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+  """Yield a folder and those below it."""
+  return (Path(path) for path, _, _ in os.walk(folder))
 
 
 def _has_image(folder: Path) -> bool:

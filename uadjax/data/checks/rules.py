@@ -301,7 +301,7 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
   """Yield a warning for each tool whose label files lie below the dataset's folder unread."""
   (directory, _, _, layout), splits = dataset.listing, dataset.splits
   records = (*splits.train, *splits.test)
-  if layout.labels_by_mask and all(record.mask for record in records):
+  if layout.labels_by_mask and records and all(record.mask for record in records):
     return
   labels = [(tool, directory / path) for path, _, tool in dataset.unused]
   if not layout.marker:  # Published datasets have lists of their own beside the folder.
@@ -317,13 +317,13 @@ def _foreign_labels(dataset: Dataset) -> Iterator[Problem]:
       paths_by_tool.setdefault(tool, []).append(path)
   for tool, paths in paths_by_tool.items():
     folder, suffix = paths[0].parent, paths[0].suffix
-    count = sum(path.parent == folder for path in paths)
+    count = sum(path.parent == folder and path.suffix == suffix for path in paths)
     message = (
       f'{folder} has {count} *{suffix} files such as {paths[0]}, which look like labels of {tool}. '
       f'They are not read: {effect}.'
     )
     yield warning('labels of another tool', folder, f'{message} {label_files.way_out(tool)}')
-  if masks:
+  if masks and not any(record.mask for record in records):
     message = f'{len(masks)} masks such as {masks[0]} are not read, because they lie outside of'
     hint = f'move {masks[0].parent} into it'
     yield warning('masks outside of the folder', masks[0].parent, f'{message} {directory}; {hint}.')

@@ -144,7 +144,10 @@ def require_no_categories(directory: Path) -> None:
     folder.name
     for folder in scanning.folders_in(directory)
     # Images directly in the folder may be those of a defect.
-    if _has_training_set(folder) or any(map(scanning.files_in, scanning.normal_folders(folder)[1:]))
+    if not scanning.is_mask_folder(folder.name)
+    and (
+      _has_training_set(folder) or any(map(scanning.files_in, scanning.normal_folders(folder)[1:]))
+    )
   ]
   if names:
     hint = 'Choose one with ', Setting('data.category'), f': {", ".join(map(repr, names))}.'

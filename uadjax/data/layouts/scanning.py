@@ -54,7 +54,11 @@ _DATE = re.compile(
   rf'{_YEAR}[-_. ]?{_MONTH}[-_. ]?{_DAY}(?:[-_. T]?\d\d(?:[-_.:h ]?\d\d){{0,2}}[msZ]?)?'
   rf'|{_YEAR}[-_. ]{_MONTH}|{_DAY}[-_. ]{_MONTH}[-_. ]{_YEAR}|{_MONTH}[-_. ]{_DAY}[-_. ]{_YEAR}'
 )
-_CONTENT = re.compile('images?|imgs?|jpegimages|photos?|pictures?|data|samples?', re.IGNORECASE)
+_CONTENT = re.compile(
+  '(?:(?:all|obj_train|test|train|val|valid)[-_ ]?)?'
+  '(?:data|images?|imgs?|jpegimages|photos?|pictures?|samples?)',
+  re.IGNORECASE,
+)
 _LOSSLESS_SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff', '.pgm')
 _NUM_OPENED_PAIRS = 3  # Pairs of one folder that are opened.
 _MIN_MASK_DISTANCE = 8.0  # Root mean square difference of fingerprints, in gray values.

@@ -3,7 +3,8 @@
 A pattern is a path below the category. Each of its parts matches a name in any case:
 
 - `*` matches any characters, and `{kind}` the name of a type of defect.
-- `{good}` matches a word for good images, `{validation}` a word for a validation set.
+- `{good}` matches a word for good images, `{validation}` a word for a validation set, and `{mask}`
+  an ending of the names of masks beside images.
 - `**` at the end adds the subfolders of a folder, except those of masks or of defects.
 """
 
@@ -107,6 +108,7 @@ def _regex(part: str) -> re.Pattern[str]:
     r'\*': '.*',
     r'\{kind\}': '(?P<kind>.+)',
     r'\{good\}': f'(?:{scanning.NORMAL_FOLDER_PATTERN})',
+    r'\{mask\}': '(?:gt|mask)',
     r'\{validation\}': f'(?:{scanning.VALIDATION_FOLDER_PATTERN})',
   }
   expression = re.escape(part)
