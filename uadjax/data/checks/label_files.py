@@ -20,10 +20,10 @@ _OF_IMAGES = (TABLE, 'Hugging Face', 'WebDataset')  # Their labels are about who
 
 _MAX_OPENED_FILES = 8  # More files with one suffix in a folder are taken for those of one tool.
 _MAX_FILES_ABOVE = 20  # Files with one suffix that are searched for names of images elsewhere.
-_MAX_FOLDERS_ABOVE = 50  # Folders beside the one of images that are searched.
+_MAX_FOLDERS_ABOVE = 50  # Folders beside the one of images that are considered.
+_MAX_FOLDERS_AROUND = 200  # Folders that are searched.
 _NUM_LEVELS_ABOVE = 2  # As for the images in images/train/ and the labels in labels/train/.
 _MAX_FILES_BESIDE = 1000  # Files of such a folder that may be images.
-_MAX_MASKS_ABOVE = 1000
 _MIN_BYTES = 3  # Labels of an image without a defect may be empty, or '[]'.
 _MAX_BYTES = 1 << 28  # Larger files are not searched.
 _MAX_SEARCHED_BYTES = 1 << 25  # Beginning of a file that is searched for names of images.
@@ -133,28 +133,29 @@ def find_beside(directory: Path, stems: Set[str]) -> Iterator[tuple[str, Path]]:
   """
   with contextlib.suppress(OSError):  # The folders above may be closed to the user.
     directory = directory.resolve()
-    for above in directory.parents[:_NUM_LEVELS_ABOVE]:
-      folder_name, *subfolders = directory.relative_to(above).parts
-      yield from _find_about(above, directory.name, stems)
-      for folder in scanning.folders_in(above)[:_MAX_FOLDERS_ABOVE]:
-        is_mask_folder = scanning.is_mask_folder(folder.name)
-        # Labels in a folder that has images are about those.
-        if folder.name == folder_name or (not is_mask_folder and _has_image(folder)):
-          continue
-        label_folders = [folder.joinpath(*subfolders)]
-        if not subfolders or is_mask_folder:
-          label_folders += itertools.islice(_walk(folder), _MAX_FOLDERS_ABOVE)
-        for label_folder in dict.fromkeys(label_folders):
-          yield from _find_about(label_folder, directory.name, stems)
-        is_category = any(scanning.normal_folders(folder)[1:])
-        if is_mask_folder and not is_category:
-          masks = scanning.find_files(folder)[:_MAX_MASKS_ABOVE]
-          yield from ((MASK, path) for path in masks if scanning.image_stem(path.name) in stems)
+    folders = dict.fromkeys(itertools.islice(_folders_around(directory), _MAX_FOLDERS_AROUND))
+    for folder in folders:
+      yield from _find_about(folder, directory.name, stems)
+      if any(map(scanning.is_mask_folder, folder.parts[len(directory.parts) - 2 :])):
+        masks = scanning.files_in(folder)
+        yield from ((MASK, path) for path in masks if scanning.image_stem(path.name) in stems)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-  """Yield a folder and those below it."""
-  return (Path(path) for path, _, _ in os.walk(folder))
+def _folders_around(directory: Path) -> Iterator[Path]:
+  """Yield the folders in which labels of the images in a folder may lie."""
+  for above in directory.parents[:_NUM_LEVELS_ABOVE]:
+    if above == above.parent:
+      return  # The root of the file system has no labels.
+    yield above
+    folder_name, *subfolders = directory.relative_to(above).parts
+    for folder in scanning.folders_in(above)[:_MAX_FOLDERS_ABOVE]:
+      is_mask_folder = scanning.is_mask_folder(folder.name)
+      # Labels in a folder that has images are about those.
+      if folder.name == folder_name or (not is_mask_folder and _has_image(folder)):
+        continue
+      yield folder.joinpath(*subfolders)
+      if not subfolders or is_mask_folder:
+        yield from (Path(path) for path, _, _ in os.walk(folder))
 
 
 def _has_image(folder: Path) -> bool:
