@@ -104,16 +104,17 @@ class ImageIndex:
     unlabeled = [path for path in self.paths if path not in labeled]
     masks = {path for path in unlabeled if _is_in_mask_folder(path.relative_to(self.root), path)}
     self.remarks += [Remark(_IN_MASK_FOLDER, self.relative_to_root(path)) for path in sorted(masks)]
-    pictures = {*unlabeled} - masks - self._images_without_masks()
+    pictures = self._pictures_of_labels().intersection(unlabeled) - masks
     self.remarks += [Remark(_MASK, self.relative_to_root(path)) for path in sorted(pictures)]
     return [path for path in unlabeled if path not in masks | pictures]
 
-  def _images_without_masks(self) -> set[Path]:
-    """Return the images without the files that are named like the mask of one beside it."""
+  def _pictures_of_labels(self) -> set[Path]:
+    """Return the files that are named like the mask of an image beside them."""
     paths_by_folder: dict[Path, list[Path]] = collections.defaultdict(list)
     for path in self.paths:
       paths_by_folder[path.parent].append(path)
-    return {path for paths in paths_by_folder.values() for path in scanning.split_masks(paths)[0]}
+    groups = paths_by_folder.values()
+    return {path for paths in groups for path in scanning.masks_by_name(paths)[0]}
 
   def _differing_in_suffix(self, name: str) -> list[Path]:
     """Return images whose names differ from this one in the suffix or in Label Studio's prefix."""

@@ -270,18 +270,8 @@ def split_masks(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
   and `x.png`, unless it shows the same picture as `x.jpg`. Other pictures that labeling tools
   write, such as `x_overlay.png`, are neither images nor masks.
   """
-  paths = [path for path in paths if not exporting_tool(path.name)]
-  paths_by_stem: dict[str, list[Path]] = collections.defaultdict(list)
-  for path in paths:
-    paths_by_stem[path.stem.lower()].append(path)
-  masks, by_image = set[Path](), dict[Path, Path]()
-  for path in paths:
-    match = _MASK_STEM.fullmatch(path.stem)
-    for image in paths_by_stem.get(match[1].lower(), ()) if match else ():
-      masks.add(path)
-      by_image.setdefault(image, path)
-    if (match := _DERIVED_STEM.fullmatch(path.stem)) and match[1].lower() in paths_by_stem:
-      masks.add(path)
+  masks, by_image = masks_by_name(paths)
+  paths_by_stem = _group_by_stem(path for path in paths if path not in masks)
   pairs = [
     (image, other)
     for image, other in itertools.chain.from_iterable(
@@ -293,6 +283,30 @@ def split_masks(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
     masks.update(other for _, other in pairs)
     by_image.update(pairs)
   return [path for path in paths if path not in masks], by_image
+
+
+def masks_by_name(paths: Sequence[Path]) -> tuple[set[Path], dict[Path, Path]]:
+  """Return the files of a folder whose names say that they are no images, and the mask per image.
+
+  They are masks, other pictures of labels, and masks that labeling tools export.
+  """
+  paths_by_stem = _group_by_stem(paths)
+  pictures, by_image = {path for path in paths if exporting_tool(path.name)}, dict[Path, Path]()
+  for path in paths:
+    match = _MASK_STEM.fullmatch(path.stem)
+    for image in paths_by_stem.get(match[1].lower(), ()) if match else ():
+      pictures.add(path)
+      by_image.setdefault(image, path)
+    if (match := _DERIVED_STEM.fullmatch(path.stem)) and match[1].lower() in paths_by_stem:
+      pictures.add(path)
+  return pictures, by_image
+
+
+def _group_by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
+  paths_by_stem: dict[str, list[Path]] = collections.defaultdict(list)
+  for path in paths:
+    paths_by_stem[path.stem.lower()].append(path)
+  return paths_by_stem
 
 
 def _is_lossy(path: Path) -> bool:
