@@ -1,4 +1,4 @@
-"""Laws of the check: whatever is wrong is told, by itself and together with all the rest."""
+"""Laws of the check: each problem is reported, alone and together with all others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +107,7 @@ def remove(root: Path, pattern: str) -> None:
     path.unlink()
 
 
-# Layout and what is done to it; what is told: severity, kind, path, words of the sentence.
+# Layout, a change to it, and the problem: severity, kind, path, words of its message.
 BAD = [
   ('mvtec', lambda d: (d / 'train/good/a.png').touch(),
    'error', 'unreadable file', 'train/good/a.png', r'is empty \(0 bytes\)'),
@@ -218,7 +218,7 @@ def test_what_is_right_passes(tmp_path, layout):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_each_problem_is_told(tmp_path, layout):
+def test_each_problem_is_reported(tmp_path, layout):
   for number, (where, spoil, severity, kind, path, pattern) in enumerate(BAD):
     if where != layout:
       continue
@@ -241,7 +241,7 @@ def test_each_problem_is_told(tmp_path, layout):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_all_problems_are_told_at_once_errors_first_and_always_alike(tmp_path, layout):
+def test_all_problems_are_reported_at_once_errors_first_and_always_alike(tmp_path, layout):
   LAYOUTS[layout](tmp_path)
   expected = set()
   for where, spoil, severity, kind, path, _ in BAD:
@@ -310,7 +310,7 @@ def test_what_only_an_unreadable_mask_could_tell_is_left_out(tmp_path):
   assert tmp_path / 'images/cut/1.png' not in {record.path for record in test}
 
 
-def test_a_folder_tells_that_an_image_is_good_whatever_its_mask(tmp_path):
+def test_a_folder_determines_that_an_image_is_good_whatever_its_mask(tmp_path):
   mvtec(tmp_path)
   mask(tmp_path / 'ground_truth/good/0_mask.png')
   (tmp_path / 'ground_truth/good/0_mask.png').write_bytes(b'?')

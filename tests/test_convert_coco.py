@@ -54,8 +54,8 @@ def test_coco(tmp_path):
   # A box of COCO ends where its last pixel does, and the parts of an instance are a union.
   got = mask(target, 'crack/train2017/a.png')
   np.testing.assert_array_equal(got, block(5, 9, 4, 10) | block(8, 12, 9, 12))
-  want = block(4, 10, 5, 8) & ~block(6, 8, 6, 7)
-  np.testing.assert_array_equal(mask(target, 'crack/train2017/sub/b.png'), want)
+  expected = block(4, 10, 5, 8) & ~block(6, 8, 6, 7)
+  np.testing.assert_array_equal(mask(target, 'crack/train2017/sub/b.png'), expected)
   np.testing.assert_array_equal(mask(target, 'crack/train2017/ü.png'), block(3, 8, 2, 6))
   assert mask(target, 'crack/train2017/c.png').any()
   assert summary.notes == (
@@ -173,8 +173,8 @@ def test_compressed_run_lengths_are_read(tmp_path):
   content['images'][0] |= {'height': 9, 'width': 11}
   write(tmp_path / 'in/set.json', content)
   convert(tmp_path / 'in', 'COCO', tmp_path / 'out')
-  want = block(2, 8, 3, 9, (9, 11)) & ~block(4, 6, 5, 7, (9, 11))
-  np.testing.assert_array_equal(mask(tmp_path / 'out', 'crack/a.png'), want)
+  expected = block(2, 8, 3, 9, (9, 11)) & ~block(4, 6, 5, 7, (9, 11))
+  np.testing.assert_array_equal(mask(tmp_path / 'out', 'crack/a.png'), expected)
 
 
 def test_images_of_another_size_than_labeled_are_named_with_their_file(tmp_path):

@@ -71,9 +71,9 @@ def test_labelme_shapes(tmp_path):
     shape('cut', [[2, 10], [5, 10], [5, 12], [2, 12]], 'oriented_rectangle'),
     shape('cut', [[30.0, 21.0], [32.0, 24.0]], 'mask', mask=encoded),  # Reaches out of the image.
   ]
-  want = block(3, 7, 2, 10) | block(3, 6, 20, 24) | block(10, 13, 2, 6)
-  want[21:24, 30:32] = [[1, 0], [0, 1], [1, 1]]
-  np.testing.assert_array_equal(only_mask(tmp_path, shapes), want)
+  expected = block(3, 7, 2, 10) | block(3, 6, 20, 24) | block(10, 13, 2, 6)
+  expected[21:24, 30:32] = [[1, 0], [0, 1], [1, 1]]
+  np.testing.assert_array_equal(only_mask(tmp_path, shapes), expected)
 
 
 def test_labelme_circle(tmp_path):
@@ -239,9 +239,9 @@ SKEWED = [[8.0, 4.0], [20.0, 6.0], [18.0, 16.0], [6.0, 14.0]]
 
 @pytest.mark.parametrize('kind', ['rotation', 'quadrilateral', 'rectangle', 'oriented_rectangle'])
 def test_shapes_of_four_points_are_polygons(tmp_path, kind):
-  want = only_mask(tmp_path / '1', [shape('cut', SKEWED)])
+  expected = only_mask(tmp_path / '1', [shape('cut', SKEWED)])
   got = only_mask(tmp_path / '2', [shape('cut', SKEWED, kind, direction=0.16)])
-  np.testing.assert_array_equal(got, want)
+  np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize(

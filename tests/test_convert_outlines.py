@@ -13,16 +13,16 @@ from uadjax.numerics import regions
 
 
 @pytest.mark.parametrize(
-  ('text', 'want'),
+  ('text', 'expected'),
   [
     ('m06300LO010O01400`0', block(2, 8, 3, 9, (9, 11)) & ~block(4, 6, 5, 7, (9, 11))),
     ('S3', np.zeros((9, 11), bool)),
     ('0S3', np.ones((9, 11), bool)),
   ],
 )
-def test_compressed_run_lengths_are_those_of_pycocotools(text, want):
+def test_compressed_run_lengths_are_those_of_pycocotools(text, expected):
   """As pycocotools 2.0.11 encoded these masks."""
-  np.testing.assert_array_equal(regions.decode_run_lengths(text, 9, 11), want)
+  np.testing.assert_array_equal(regions.decode_run_lengths(text, 9, 11), expected)
 
 
 def slow_ring(points: np.ndarray, h: int, w: int) -> np.ndarray:
@@ -61,11 +61,11 @@ coordinates = st.floats(-5, 20).map(lambda x: round(x, 1) + 0.03)
 def test_a_ring_holds_the_pixels_whose_centers_it_holds(points):
   outline = np.array(points)
   assume(not through_a_center(outline, 12, 15))
-  want = slow_ring(outline, 12, 15)
-  if not want.any():
-    want = painted(outlines.fill_polygon(outline, 12, 15), 12, 15)
+  expected = slow_ring(outline, 12, 15)
+  if not expected.any():
+    expected = painted(outlines.fill_polygon(outline, 12, 15), 12, 15)
   got = painted(outlines.fill_polygon_even_odd(outline, 12, 15), 12, 15)
-  np.testing.assert_array_equal(got, want)
+  np.testing.assert_array_equal(got, expected)
 
 
 wide = st.floats(-60, 120)
@@ -99,10 +99,10 @@ def test_shapes_on_a_part_of_the_image_equal_those_on_the_whole(points):
 @given(st.integers(-9, 9), st.integers(-9, 9))
 def test_of_a_placed_mask_the_part_in_the_image_remains(top, left):
   mask = np.random.default_rng(0).random((4, 5)) > 0.5
-  want = np.zeros((26, 27), bool)
-  want[9 + top : 13 + top, 9 + left : 14 + left] = mask
+  expected = np.zeros((26, 27), bool)
+  expected[9 + top : 13 + top, 9 + left : 14 + left] = mask
   patch = outlines.place(mask, top, left, 7, 8)
-  np.testing.assert_array_equal(painted(patch, 7, 8), want[9:16, 9:17])
+  np.testing.assert_array_equal(painted(patch, 7, 8), expected[9:16, 9:17])
 
 
 @pytest.mark.parametrize('text', ['o' * 3_000_000, 'P' * 3_000_000 + '0', '6o', 'P'])

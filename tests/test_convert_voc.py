@@ -101,8 +101,8 @@ def test_voc_boxes_are_filled_and_noted(tmp_path):
   assert summary.num_per_defect == {'Kratzer ß': 1, 'good': 2}
   assert [n for n in summary.notes if 'boxes were filled' in n and '(2)' in n]
   # VOC counts pixels from one, and the last one belongs to the box.
-  want = block(1, 6, 0, 5) | block(1, 3, 6, 8)
-  np.testing.assert_array_equal(mask(target, 'Kratzer ß/größe 1.png'), want)
+  expected = block(1, 6, 0, 5) | block(1, 3, 6, 8)
+  np.testing.assert_array_equal(mask(target, 'Kratzer ß/größe 1.png'), expected)
 
 
 def test_voc_problems(tmp_path):
@@ -135,7 +135,7 @@ def test_voc_problems(tmp_path):
     assert line in str(error.value), line
 
 
-def test_images_between_those_labeled_are_told_and_labels_without_image_refused(tmp_path):
+def test_unlabeled_images_are_noted_and_labels_without_an_image_refused(tmp_path):
   source = tmp_path / 'in'
   for name in 'ab':
     picture(source / f'{name}.png')

@@ -81,11 +81,13 @@ def test_a_folder_is_listed_as_a_data_set_is(tmp_path):
     image(tmp_path / name)
   image(tmp_path / 'z.png' / 'inside.jpg')  # A folder may be called so.
   (tmp_path / 'empty').mkdir()
-  found = list(inputs.expand(tmp_path))
-  assert [source.origin for source in found] == scanning.find_files(tmp_path)
-  assert [source.name for source in found] == [str(path) for path in scanning.find_files(tmp_path)]
-  assert len(found) == 8
-  for source in found:
+  sources = list(inputs.expand(tmp_path))
+  assert [source.origin for source in sources] == scanning.find_files(tmp_path)
+  assert [source.name for source in sources] == [
+    str(path) for path in scanning.find_files(tmp_path)
+  ]
+  assert len(sources) == 8
+  for source in sources:
     assert tmp_path / source.subfolder / Path(source.name).name == source.origin
 
 
@@ -128,8 +130,8 @@ def test_folders_are_listed_in_their_turn(tmp_path, monkeypatch):
   listed = []
   scan = os.scandir
   monkeypatch.setattr(os, 'scandir', lambda path: listed.append(path) or scan(path))
-  found = inputs.expand(tmp_path)
-  assert next(found).origin == tmp_path / 'a/1.png'
+  sources = inputs.expand(tmp_path)
+  assert next(sources).origin == tmp_path / 'a/1.png'
   assert listed == [tmp_path, tmp_path / 'a']
 
 
@@ -159,10 +161,10 @@ def test_lists_are_read_as_any_system_writes_them(tmp_path):
   for encoding in ('utf-8', 'utf-8-sig', 'utf-16'):
     for spell, before in itertools.product(SPELLINGS, SURROUNDINGS):
       lines = [*before, *map(SPELLINGS[spell], FILES), '', '   ', '\t']
-      found = listed(tmp_path / 'LIST.TXT', *lines, encoding=encoding)
-      paths = [Path(os.path.normpath(source.origin)) for source in found]
+      sources = listed(tmp_path / 'LIST.TXT', *lines, encoding=encoding)
+      paths = [Path(os.path.normpath(source.origin)) for source in sources]
       assert paths == expected, (encoding, spell, before)
-      assert [source.location for source in found] == [
+      assert [source.location for source in sources] == [
         f'{tmp_path / "LIST.TXT"} line {number}' for number in range(1, 4 + len(before))
       ][len(before) :]
   absolute = listed(tmp_path / 'elsewhere/list.txt', *map(str, expected), '../img/0.png')
@@ -347,9 +349,9 @@ def test_a_bad_file_in_a_folder_loses_no_other(tmp_path):
   assert good == ['1.png', '3.png', '9/1.png']
   assert list(bad) == ['2.png', '4.png', '5.png', '6.png', '7.png']
   reasons = 'truncated', 'empty', 'No such file', 'symbolic links', 'it is a pipe'
-  for (name, told), reason in zip(bad.items(), reasons, strict=True):
-    assert f'{tmp_path / name}: ' in told
-    assert reason in told
+  for (name, message), reason in zip(bad.items(), reasons, strict=True):
+    assert f'{tmp_path / name}: ' in message
+    assert reason in message
 
 
 def test_a_file_that_becomes_a_pipe_does_not_hang(tmp_path, monkeypatch):
@@ -360,7 +362,7 @@ def test_a_file_that_becomes_a_pipe_does_not_hang(tmp_path, monkeypatch):
     inputs.read(inputs.Source(str(path), path))
 
 
-def test_a_folder_that_cannot_be_listed_is_told_of(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
   for name in ('a/1.png', 'b/1.png', 'c/1.png'):
     image(tmp_path / name)
   scan = os.scandir
@@ -371,12 +373,12 @@ def test_a_folder_that_cannot_be_listed_is_told_of(tmp_path, monkeypatch):
     return scan(path)
 
   monkeypatch.setattr(os, 'scandir', guarded)
-  found = list(inputs.expand(tmp_path))
-  assert [source.origin for source in found] == [
+  sources = list(inputs.expand(tmp_path))
+  assert [source.origin for source in sources] == [
     tmp_path / 'a/1.png', tmp_path / 'b', tmp_path / 'c/1.png',
   ]  # fmt: skip
   with pytest.raises(DataError, match='b'):
-    inputs.read(found[1])
+    inputs.read(sources[1])
 
 
 def test_loops_of_links_are_walked_once(tmp_path):
@@ -387,8 +389,8 @@ def test_loops_of_links_are_walked_once(tmp_path):
     (here / f'to_{there.name}').symlink_to(there)
   (tmp_path / 'up').symlink_to(tmp_path)
   (tmp_path / 'itself').symlink_to('itself')
-  found = [source.origin.name for source in inputs.expand(tmp_path)]
-  assert sorted(found) == [f'{folder.name}.png' for folder in folders]
+  sources = [source.origin.name for source in inputs.expand(tmp_path)]
+  assert sorted(sources) == [f'{folder.name}.png' for folder in folders]
 
 
 HOSTILE = (
@@ -471,13 +473,13 @@ def test_what_poses_as_an_image_is_refused(tmp_path):
     bytes(999),
   ):
     path.write_bytes(content)
-    for what, told in (
+    for what, message in (
       (path, f'Cannot read {path}: {reason}.'),
       (content, f'bytes_0000: Cannot read the image: {reason}.'),
     ):
       with pytest.raises(DataError) as error:
         inputs.read(only(what))
-      assert str(error.value) == told, content[:20]
+      assert str(error.value) == message, content[:20]
 
 
 def test_truncated_images_are_refused(tmp_path):
@@ -487,13 +489,13 @@ def test_truncated_images_are_refused(tmp_path):
     for length in (0, 1, 20, len(content) // 2):
       path.write_bytes(content[:length])
       for what, name in ((path, 'a.png'), (content[:length], 'bytes_0000')):
-        told = ''
+        message = ''
         try:
           inputs.read(only(what))
         except DataError as error:
-          told = str(error)
-        if f'{name}: ' not in told:
-          accepted.append((kind, length, name, told))
+          message = str(error)
+        if f'{name}: ' not in message:
+          accepted.append((kind, length, name, message))
   assert not accepted
 
 
@@ -545,11 +547,11 @@ def test_other_schemes_are_no_paths():
 
 
 def test_many_threads_read_the_same(tmp_path):
-  found = list(inputs.expand([image(tmp_path / 'a.png'), PNG, RGB] * 20))
+  sources = list(inputs.expand([image(tmp_path / 'a.png'), PNG, RGB] * 20))
   seen = collections.deque()
   threads = [
     threading.Thread(target=lambda part=part: seen.extend(map(inputs.read, part)))
-    for part in (found[::2], found[1::2])
+    for part in (sources[::2], sources[1::2])
   ]
   for thread in threads:
     thread.start()

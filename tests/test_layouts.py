@@ -109,7 +109,7 @@ def paddlex(root: Path) -> Path:
 
 
 @pytest.mark.parametrize('layout', ['auto', 'seglist'])
-def test_in_a_seglist_the_mask_tells_what_is_good(tmp_path, layout):
+def test_in_a_seglist_the_mask_determines_what_is_good(tmp_path, layout):
   directory = paddlex(tmp_path)
   images, truth = directory / 'images', directory / 'annotations'
   train, test = layouts.load(tmp_path, 'line 1', layout)
@@ -227,7 +227,7 @@ BAD_LINES = [
 ]
 
 
-def test_what_is_wrong_with_a_line_is_told_with_its_number(tmp_path):
+def test_problems_of_a_line_are_reported_with_its_number(tmp_path):
   touch(tmp_path / 'root/a.png', tmp_path / 'root/b.png', tmp_path / 'a.png')
   file = tmp_path / 'root/train.txt'
   for line, kind, pattern in BAD_LINES:

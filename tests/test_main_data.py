@@ -81,7 +81,7 @@ LEARNER = {'listed': 'padim', 'bins': 'stfpm', 'plain': 'padim'}
 
 @pytest.fixture(scope='module')
 def learned(tmp_path_factory, root):
-  """The work directory of a run over a data set, fitted when a test first asks."""
+  """The work directory of a run over a dataset, fitted when a test first asks."""
   folder, made = tmp_path_factory.mktemp('runs'), {}
 
   def workdir(data):
@@ -137,7 +137,7 @@ def test_a_check_leaves_what_the_contract_promises(root, tmp_path, data):
 
 @pytest.fixture(scope='module')
 def bad(root, tmp_path_factory):
-  """A data set with something wrong in every folder."""
+  """A dataset with a problem in every folder."""
   data = tmp_path_factory.mktemp('bad') / 'disc'
   shutil.copytree(root / 'disc', data)
   (data / 'train/good/empty.png').touch()
@@ -158,7 +158,7 @@ ERRORS = {
 }
 
 
-def test_a_check_tells_all_that_is_wrong(bad, tmp_path):
+def test_a_check_reports_all_problems(bad, tmp_path):
   report = check(bad, tmp_path)
   assert report['done_flag'] is True
   assert report['check_pass'] is False
@@ -173,9 +173,9 @@ def test_what_fails_the_check_is_not_learned_from(bad, tmp_path, capfd):
   assert '--config.check.enforce=false' in message
   for _, path in ERRORS:
     assert str(bad / path) in message
-  said = capfd.readouterr().err
-  assert 'check.enforce' in said
-  assert 'Traceback' not in said
+  output = capfd.readouterr().err
+  assert 'check.enforce' in output
+  assert 'Traceback' not in output
 
 
 def test_what_can_be_used_is_learned_from_when_asked(bad, tmp_path):
@@ -195,8 +195,8 @@ def test_a_bad_test_set_is_one_message_to_a_finished_model(trained, bad, tmp_pat
     f'--config.evaluate.model_dir={trained("patchcore")}/model',
   )
   assert run(*flags('patchcore', bad), *more, f'--workdir={tmp_path}') == 1
-  said = capfd.readouterr().err
-  assert 'Traceback' not in said
+  output = capfd.readouterr().err
+  assert 'Traceback' not in output
   assert 'cut.jpg' in result(tmp_path, 'evaluate')['err_msg']
 
 
@@ -402,7 +402,7 @@ def test_a_test_set_of_one_kind_has_curves_but_no_such_numbers(trained, root, tm
   assert {path.suffix for path in drawn} == {'.png', '.svg'}
 
 
-def test_images_that_share_a_stem_are_all_shown_and_all_told(trained, root, tmp_path):
+def test_images_that_share_a_stem_are_all_shown_and_listed(trained, root, tmp_path):
   data = tmp_path / 'disc'
   shutil.copytree(root / 'disc', data)
   spots = data / 'test/spot'

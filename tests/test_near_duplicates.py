@@ -59,7 +59,7 @@ def test_parts_that_look_alike_are_not_grouped():
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 4, 9])
-def test_a_few_images_are_told_apart_too(count):
+def test_a_few_images_are_distinguished_too(count):
   np.testing.assert_array_equal(grouped(PARTS[:count]), np.arange(count))
   twice = [*PARTS[:count], *PARTS[:count]]
   np.testing.assert_array_equal(grouped(twice), np.tile(np.arange(count), 2))
@@ -131,7 +131,7 @@ def test_groups_are_those_of_the_obvious_way(n, kinds, seed, spread):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SETS)
-def test_real_parts_are_told_apart_and_their_copies_are_not(shared, name):
+def test_real_parts_are_distinguished_and_their_copies_are_not(shared, name):
   paths = scanning.files_in(shared / 'data' / name / 'train' / 'good')
   images = [image_io.decode(path) for path in paths]
   n = len(images)

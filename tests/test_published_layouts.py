@@ -303,7 +303,7 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize('name', AMBIGUOUS)
-def test_what_cannot_be_told_apart_is_refused(tmp_path, name):
+def test_ambiguous_layouts_are_refused(tmp_path, name):
   touch(*(tmp_path / path for path in AMBIGUOUS[name]))
   with pytest.raises(ConfigError) as raised:
     layouts.load(tmp_path)

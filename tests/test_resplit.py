@@ -1,4 +1,4 @@
-"""Laws of drawing the lists of a data set anew."""
+"""Laws of drawing the lists of a dataset anew."""
 
 from pathlib import Path
 

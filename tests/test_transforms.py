@@ -119,19 +119,19 @@ def test_exif_turns_image_mask_and_size():
 
 
 def test_damaged_files_are_named(tmp_path):
-  told = {}
+  messages = {}
   for kind in ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP'):
     content = saved(Image.fromarray(np.repeat(RGB, 9, axis=0)), kind)
     for length in (0, 7, len(content) // 2):
       path = tmp_path / f'part.{kind.lower()}'
       path.write_bytes(content[:length])
-      told[kind, length] = ''
+      messages[kind, length] = ''
       try:
         image_io.decode(path)
       except DataError as error:
-        told[kind, length] = str(error)
+        messages[kind, length] = str(error)
   expected = re.compile(r'Cannot read .*part\.\w+: .+\.$')
-  assert not {case: text for case, text in told.items() if not expected.search(text)}
+  assert not {case: text for case, text in messages.items() if not expected.search(text)}
 
 
 def test_empty_files_are_called_empty(tmp_path):
@@ -213,17 +213,17 @@ def test_ops_parse_and_print():
 
 
 def test_bad_ops_are_refused():
-  told = {}
+  messages = {}
   for text in (
     '', 'resize', 'resize()', 'resize(0)', 'resize(2, 0)', 'resize(-1)', 'resize(1.5)', 'blur(3)',
     'resize(8)|', 'resize(8);1', 'resize(8, 8, 8)', "__import__('os')", 'resize(8)|center_crop(9)',
   ):  # fmt: skip
-    told[text] = ''
+    messages[text] = ''
     try:
       transforms.parse(text)
     except ConfigError as error:
-      told[text] = str(error)
-  assert not {text: message for text, message in told.items() if repr(text) not in message}
+      messages[text] = str(error)
+  assert not {text: message for text, message in messages.items() if repr(text) not in message}
 
 
 def test_apply_is_the_identity_at_network_size():
